@@ -1,0 +1,23 @@
+// Monotonic time behind one interface, so that policies and tests never read the machine's clock.
+#pragma once
+
+#include <chrono>
+
+namespace terrace {
+
+using Duration = std::chrono::nanoseconds;
+using MonoTime = std::chrono::time_point<std::chrono::steady_clock, Duration>;
+
+// Thread-safe. Now() never goes backwards.
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual MonoTime Now() const = 0;
+};
+
+// The machine's steady clock. Lives for the whole process.
+const Clock& RealClock();
+
+inline double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace terrace

@@ -1,0 +1,28 @@
+#include "base/rng.h"
+
+namespace terrace {
+
+std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = uint64_t{0xD2511F53} * counter[0];
+    const uint64_t product1 = uint64_t{0xCD9E8D57} * counter[2];
+    counter = {static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(product1),
+               static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(product0)};
+    key[0] += 0x9E3779B9;  // the Weyl constants of the paper: golden ratio, sqrt(3) - 1
+    key[1] += 0xBB67AE85;
+  }
+  return counter;
+}
+
+uint64_t RandomBits(uint64_t seed, uint64_t counter, uint64_t stream) {
+  const auto out = Philox4x32({static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+                               static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)},
+                              {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return uint64_t{out[1]} << 32 | out[0];
+}
+
+double RandomUniform(uint64_t seed, uint64_t counter, uint64_t stream) {
+  return static_cast<double>(RandomBits(seed, counter, stream) >> 11) * 0x1p-53;
+}
+
+}  // namespace terrace
