@@ -1,0 +1,31 @@
+// Finds stop strings in streamed text, also where they span pieces. Holds back only text that could still be the
+// start of a stop string. Owned by one stream; one thread at a time.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace terrace {
+
+class StopMatcher {
+ public:
+  explicit StopMatcher(std::vector<std::string> stops);  // none of them empty
+
+  // Text that may be shown now. After a match (stopped()), everything from the stop string on is dropped and
+  // further calls give "". Of several matches the one that ends first wins,
+  // and of those the one that begins first: the same whichever way the text was cut into pieces.
+  std::string Push(std::string_view text);
+  // The text still held back, when the stream ends without a match.
+  std::string Finish();
+
+  bool stopped() const { return !matched_.empty(); }
+  const std::string& matched() const { return matched_; }  // the stop string, "" while not stopped
+
+ private:
+  std::vector<std::string> stops_;
+  std::string held_;
+  std::string matched_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,36 @@
+// What turns a conversation into tokens for one model: tokenizer, chat template and the two strings a template may
+// ask for. Workers read it from the model's files and hand it to routers (Worker.FetchText), so a router needs no
+// model files and agrees with its workers on every token. Immutable; shared by any number of threads.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/hash.h"
+#include "base/status.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace terrace {
+
+struct TextAssets {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::shared_ptr<const ChatTemplate> chat_template;  // null: the model answers completions only
+  std::string bos_text, eos_text;                     // the template's bos_token and eos_token
+
+  // FAILED_PRECONDITION, reason template_missing, without a template; errors of ChatTemplate::Render.
+  StatusOr<std::vector<TokenId>> EncodeChat(const std::vector<ChatMessage>& messages,
+                                            bool add_generation_prompt = true) const;
+  // A plain completion prompt: bos in front where the model wants one; control tokens are not recognised.
+  std::vector<TokenId> EncodePrompt(std::string_view prompt) const;
+};
+
+// Canonical bytes and their hash: replicas of one tier must have the same digest.
+std::string Serialize(const TextAssets& assets);
+StatusOr<TextAssets> ParseTextAssets(std::string_view serialized);
+Hash128 Digest(const TextAssets& assets);
+
+// From a Hugging Face style folder: tokenizer.json, tokenizer_config.json, generation_config.json.
+StatusOr<TextAssets> LoadTextAssets(const std::string& directory);
+
+}  // namespace terrace

@@ -1,0 +1,85 @@
+// Text <-> token ids. A Tokenizer is immutable after its factory returned: any thread may call it, and router
+// and worker that hold the same one (same digest) agree on every token.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+
+namespace terrace {
+
+using TokenId = int32_t;
+
+// Half-open byte range [begin, end) of a text.
+struct ByteRange {
+  size_t begin = 0, end = 0;
+};
+
+// Text of which only some parts may be read as control tokens: "<|user|>" inside a user's message is plain
+// text, the same bytes written by the chat template are token 2. A control token is recognised only where all
+// of its bytes lie in `control` (sorted, disjoint ranges; adjacent ranges count as one).
+struct MarkedText {
+  std::string text;
+  std::vector<ByteRange> control;
+};
+
+struct SpecialTokens {
+  TokenId bos = -1;               // -1: none
+  std::vector<TokenId> end;       // any of these ends an answer (eos, end of turn)
+  TokenId pad = -1;
+  bool add_bos = false;           // plain completion prompts start with bos
+};
+
+class Tokenizer {
+ public:
+  virtual ~Tokenizer() = default;
+
+  // Token ids of `text`; control tokens are never produced. Any bytes are accepted.
+  virtual std::vector<TokenId> Encode(std::string_view text) const = 0;
+  // The same, with control tokens recognised inside `text.control`.
+  virtual std::vector<TokenId> Encode(const MarkedText& text) const = 0;
+  // The bytes a token stands for; empty for control tokens unless `with_control`. `token` in [0, vocab_size).
+  virtual std::string_view TokenBytes(TokenId token, bool with_control = false) const = 0;
+  virtual bool IsControl(TokenId token) const = 0;
+  virtual size_t vocab_size() const = 0;
+  virtual const SpecialTokens& special() const = 0;
+  // All that is needed to make the same tokenizer elsewhere (ParseTokenizer), in a canonical form: two files that
+  // describe the same tokenizer serialize alike.
+  virtual std::string Serialize() const = 0;
+
+  // Bytes of all tokens, control tokens left out; not necessarily valid UTF-8 (see detokenizer.h).
+  std::string Decode(std::span<const TokenId> tokens) const;
+};
+
+// What a byte-level BPE tokenizer is made of, whichever file it was read from.
+struct BpeData {
+  std::vector<std::string> tokens;                          // by id, in the byte-level alphabet (GPT-2's)
+  std::vector<std::pair<std::string, std::string>> merges;  // by rank
+  struct AddedToken {
+    TokenId id = 0;
+    std::string content;  // raw UTF-8
+    bool is_control = true;
+  };
+  std::vector<AddedToken> added;
+  // Pre-tokenization: "gpt2", "smollm" (single digits, then gpt2), "llama-bpe", ...; see bpe_tokenizer.cc.
+  std::string pre = "gpt2";
+  SpecialTokens special;
+};
+
+// Checks every id, merge and special token. DATA_LOSS with reasons vocab_size, bad_merge, bad_special_id,
+// bad_added_token, unsupported_pre_tokenizer.
+StatusOr<std::unique_ptr<Tokenizer>> MakeBpeTokenizer(BpeData data);
+
+// The inverse of Tokenizer::Serialize, with the same checks as MakeBpeTokenizer.
+StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(std::string_view serialized);
+
+// Reads `directory`/tokenizer.json (and tokenizer_config.json, generation_config.json for the special tokens).
+// DATA_LOSS names file, key and reason; NOT_FOUND when tokenizer.json is absent.
+StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerJson(const std::string& directory);
+
+}  // namespace terrace

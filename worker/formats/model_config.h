@@ -1,0 +1,46 @@
+// The hyper-parameters of a model, validated: every field is within the limits below and consistent with the
+// others, so that code that holds a ModelConfig need not check again.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/json.h"
+#include "base/status.h"
+
+namespace terrace {
+
+enum class NameScheme : uint8_t { kHuggingFace, kGguf };  // how the file names its tensors
+// Which elements of a head RoPE rotates together: i with i + head_dim/2 (Hugging Face), or 2i with 2i + 1 (GGUF's
+// llama, whose converters permute the rows of Q and K).
+enum class RopePairing : uint8_t { kHalves, kNeighbours };
+
+struct ModelConfig {
+  std::string family;  // "llama"
+  std::string name;    // general.name, or the folder's name
+  NameScheme names = NameScheme::kHuggingFace;
+  RopePairing rope_pairing = RopePairing::kHalves;
+  uint32_t vocab_size = 0;
+  uint32_t context_length = 0;
+  uint32_t hidden_size = 0;
+  uint32_t layers = 0;
+  uint32_t heads = 0;
+  uint32_t kv_heads = 0;  // divides heads
+  uint32_t head_dim = 0;  // even
+  uint32_t ffn_size = 0;
+  float norm_epsilon = 1e-5f;
+  float rope_base = 10000.0f;
+  bool tied_embeddings = false;  // the output matrix is the embedding
+};
+
+// Limits of a ModelConfig; DATA_LOSS with reason bad_hparam (GGUF) or bad_config (config.json) beyond them.
+inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext = 1u << 24, kMaxHidden = 1u << 17,
+                          kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024;
+
+// Checks ranges and products; `reason` and `file` go into the error.
+Status ValidateModelConfig(const ModelConfig& config, const std::string& file, std::string_view reason);
+
+// From the text of config.json. `file` names it in errors.
+StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& file);
+
+}  // namespace terrace

@@ -1,0 +1,29 @@
+// Where weights come from. Immutable after opening; any thread may read. Owns the memory maps: every TensorView
+// it gave out dies with it.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "worker/tensor/tensor.h"
+
+namespace terrace {
+
+class WeightSource {
+ public:
+  struct Entry {
+    std::string name;  // as in the file
+    TensorView tensor;
+  };
+
+  virtual ~WeightSource() = default;
+  // NOT_FOUND, reason missing_tensor, names the file and the tensor.
+  virtual StatusOr<TensorView> Find(std::string_view name) const = 0;
+  // All tensors, in file order.
+  virtual const std::vector<Entry>& entries() const = 0;
+  virtual const std::string& path() const = 0;
+};
+
+}  // namespace terrace
