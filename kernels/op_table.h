@@ -1,0 +1,37 @@
+// A backend: one table of functions, chosen at start. ReferenceOps is the definition of every op; CpuOps is tested
+// against it. Functions are pure but for their outputs and may use the given ThreadPool; each output element is
+// accumulated by one lane in an order that depends on the shapes of its own row only (the same-bits contract,
+// docs/adr/0003-same-bits.md).
+#pragma once
+
+#include <string_view>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "kernels/activation/silu_mul.h"
+#include "kernels/attention/paged_attention.h"
+#include "kernels/embed/embed.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/rope/rope.h"
+
+namespace terrace {
+
+struct OpTable {
+  std::string_view name;  // "reference", "cpu avx512", "cpu avx2", "cpu generic"
+  void (*embed)(const EmbedArgs&);
+  void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
+  void (*gemm)(const GemmArgs&, ThreadPool&);
+  void (*rope)(const RopeArgs&);
+  void (*write_kv)(const WriteKvArgs&);
+  void (*paged_attention)(const PagedAttentionArgs&, ThreadPool&);
+  void (*silu_mul)(const SiluMulArgs&, ThreadPool&);
+};
+
+const OpTable& ReferenceOps();
+// The best this processor can run.
+const OpTable& CpuOps();
+// "auto", "cpu" or "reference"; INVALID_ARGUMENT otherwise.
+StatusOr<const OpTable*> FindOps(std::string_view name);
+
+}  // namespace terrace

@@ -1,0 +1,59 @@
+// Chooses the next token from a row of logits: a pure function of the logits, the parameters, the tokens so far and
+// (seed, index). Order: logit bias, repetition penalty, presence and frequency penalty, temperature, top-k, top-p,
+// min-p, then one uniform draw by inverse cumulative probability over the kept tokens in falling order of
+// probability (ties: lower id first). Greedy takes the largest adjusted logit (ties: lower id first).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "worker/sample/sampling_params.h"
+
+namespace terrace {
+
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0;  // nats, of the model's own distribution (softmax of the raw logits)
+};
+
+struct SampledToken {
+  int32_t token = 0;
+  float logprob = 0;
+  std::vector<TokenLogprob> top;  // most likely first; ties: lower id first
+};
+
+// Counts of the tokens of one sequence, kept up to date by its owner, for the penalties.
+class TokenCounts {
+ public:
+  void AddPrompt(std::span<const int32_t> tokens);
+  void AddGenerated(int32_t token);
+  // Every token of the prompt or the answer, with how often the answer has it.
+  struct Entry {
+    int32_t token = 0;
+    uint32_t generated = 0;
+  };
+  std::span<const Entry> entries() const { return entries_; }
+
+ private:
+  std::vector<Entry> entries_;  // sorted by token
+};
+
+// Scratch memory of one thread; the result does not depend on earlier calls.
+class Sampler {
+ public:
+  // `index` is the number of tokens of the answer before this one: the counter of the draw. `top` alternatives are
+  // reported (0 to 20). INTERNAL, reason numeric_error, when a logit is NaN or no logit is finite.
+  StatusOr<SampledToken> Sample(std::span<const float> logits, const SamplingParams& params, const TokenCounts& counts,
+                                uint64_t index, uint32_t top);
+
+  // The log-probability of a given token (prompt scores). Same errors.
+  StatusOr<SampledToken> Score(std::span<const float> logits, int32_t token, uint32_t top);
+
+ private:
+  std::vector<float> adjusted_;
+  std::vector<int32_t> order_;
+};
+
+}  // namespace terrace
