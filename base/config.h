@@ -1,0 +1,22 @@
+// YAML -> protobuf, strictly: keys are field names of the message, each at most once; unknown keys, wrong types and
+// out-of-range numbers are errors "file:line:column: ...", FAILED_PRECONDITION (exit code 78). No defaults are
+// filled in here. Limits: 1 MiB, depth 32, no anchors or aliases, one document.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "google/protobuf/message.h"
+
+namespace terrace {
+
+// Merges `yaml` into `message`; `file` names it in errors.
+Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message);
+Status LoadYamlFile(const std::string& file, google::protobuf::Message& message);
+
+// One "--set" override: "engine.threads=2" or "tiers[1].workers=[\"a:1\"]"; the value is YAML.
+Status ApplyOverride(std::string_view assignment, google::protobuf::Message& message);
+
+}  // namespace terrace
