@@ -4,8 +4,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <span>
-#include <string_view>
+#include <initializer_list>
+#include <string>
 
 #include "base/status.h"
 #include "kernels/dtype.h"
@@ -19,13 +19,13 @@ struct Shape {
   size_t rank = 0;
 
   Shape() = default;
-  Shape(std::initializer_list<uint64_t> list);
+  Shape(std::initializer_list<uint64_t> list);  // at most kMaxRank
   uint64_t operator[](size_t i) const { return dims[i]; }
   friend bool operator==(const Shape&, const Shape&) = default;
   std::string ToString() const;  // "[1024, 64]"
 };
 
-// Elements, or INVALID_ARGUMENT (reason bad_shape) when the product passes 2^63 - 1.
+// Elements (1 for rank 0), or INVALID_ARGUMENT (reason bad_shape) when the product passes 2^63 - 1.
 StatusOr<uint64_t> ElementCount(const Shape& shape);
 // Bytes of a tensor of `dtype`: the innermost dimension must be whole blocks (Q8_0: 32). Overflow-checked;
 // INVALID_ARGUMENT with reason bad_shape or bad_dtype.
