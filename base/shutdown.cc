@@ -1,0 +1,63 @@
+#include "base/shutdown.h"
+
+#include <csignal>
+#include <ctime>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+
+#include "base/status.h"
+
+namespace terrace {
+namespace {
+
+sigset_t StopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  return signals;
+}
+
+}  // namespace
+
+ShutdownSignal::ShutdownSignal() {
+  const sigset_t signals = StopSignals();
+  CHECK(pthread_sigmask(SIG_BLOCK, &signals, nullptr) == 0);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
+ShutdownSignal::~ShutdownSignal() {
+  while (WaitFor(0) != 0) {  // an impatient second Ctrl-C must not turn a clean end into a kill
+  }
+  const sigset_t signals = StopSignals();
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+}
+
+int ShutdownSignal::WaitFor(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline =
+      Clock::now() + std::chrono::nanoseconds(std::llround(std::clamp(seconds, 0.0, 1e8) * 1e9));
+  const sigset_t signals = StopSignals();
+  while (true) {
+    const auto left =
+        std::max(std::chrono::nanoseconds(0), std::chrono::nanoseconds(deadline - Clock::now()));
+    const timespec timeout = {.tv_sec = left.count() / 1'000'000'000,
+                              .tv_nsec = left.count() % 1'000'000'000};
+    const int signal = sigtimedwait(&signals, nullptr, &timeout);
+    if (signal > 0) return signal;
+    if (errno == EAGAIN) return 0;
+    CHECK(errno == EINTR, "sigtimedwait: errno ", errno);
+  }
+}
+
+int ShutdownSignal::Wait(double poll_seconds, const std::function<bool()>& poll) {
+  while (true) {
+    if (const int signal = WaitFor(poll_seconds); signal != 0) return signal;
+    if (poll && poll()) return 0;
+  }
+}
+
+}  // namespace terrace

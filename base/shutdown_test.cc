@@ -1,0 +1,54 @@
+#include "base/shutdown.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <thread>
+
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+TEST(ShutdownSignal, ReportsTheSignalThatCame) {
+  ShutdownSignal shutdown;
+  for (const int signal : {SIGINT, SIGTERM}) {
+    kill(getpid(), signal);
+    EXPECT_EQ(shutdown.Wait(), signal);
+  }
+  EXPECT_EQ(shutdown.WaitFor(0), 0);
+}
+
+TEST(ShutdownSignal, WakesAWaiterWhicheverThreadRaisesIt) {
+  ShutdownSignal shutdown;
+  std::jthread other([] { kill(getpid(), SIGTERM); });
+  EXPECT_EQ(shutdown.Wait(), SIGTERM);
+}
+
+TEST(ShutdownSignal, PollEndsTheWait) {
+  ShutdownSignal shutdown;
+  int calls = 0;
+  EXPECT_EQ(shutdown.Wait(0.001, [&] { return ++calls == 3; }), 0);
+  EXPECT_EQ(calls, 3);
+}
+
+TEST(ShutdownSignal, ASecondSignalDoesNotKillTheProcessAtItsEnd) {
+  {
+    ShutdownSignal shutdown;
+    kill(getpid(), SIGINT);
+    kill(getpid(), SIGTERM);
+    EXPECT_EQ(shutdown.Wait(), SIGINT);
+  }
+  sigset_t blocked;
+  pthread_sigmask(SIG_BLOCK, nullptr, &blocked);
+  EXPECT_FALSE(sigismember(&blocked, SIGINT));
+}
+
+TEST(ShutdownSignal, ABrokenPipeIsNotFatal) {
+  ShutdownSignal shutdown;
+  raise(SIGPIPE);
+}
+
+}  // namespace
+}  // namespace terrace
