@@ -1,6 +1,7 @@
-// Prometheus metrics. `kMetrics` is the one table of names, types, help texts and labels: dashboards, alerts and
-// docs/metrics.md are checked against it. A Registry belongs to one process's main and outlives its users; every
-// call is thread-safe. Label values must be bounded by the configuration (tiers, outcomes), never by clients.
+// Prometheus metrics. AllMetrics() is the one table of names, types, help texts and labels: dashboards,
+// alerts and docs/metrics.md are checked against it. A Registry belongs to one process's main and outlives
+// its users; every call is thread-safe. Label values must be bounded by the configuration (tiers, outcomes),
+// never by clients.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +31,9 @@ class MetricRegistry {
   MetricRegistry();
   ~MetricRegistry();
 
-  // `name` must be in the table with that type, and `labels` must be its label values in the table's order (else
-  // CHECK). The handle stays valid for the registry's life; asking again gives the same one. Handles are cheap to
-  // use: keep them, do not look them up on hot paths.
+  // `name` must be in the table with that type, and `labels` must be its label values in the table's order
+  // (else CHECK). The handle stays valid for the registry's life; asking again gives the same one. Handles
+  // are cheap to use: keep them, do not look them up on hot paths.
   class Counter {
    public:
     virtual ~Counter() = default;

@@ -1,0 +1,212 @@
+#include "base/metrics.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "base/status.h"
+#include "prometheus/counter.h"
+#include "prometheus/family.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+#include "prometheus/text_serializer.h"
+
+namespace terrace {
+namespace {
+
+using enum MetricType;
+
+// Every bound of a service objective (0.5, 2 and 10 s to the first token, 0.1 s between tokens) is a bucket.
+const std::vector<double> kRequestBuckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+                                             1,     2,      5,     10,   20,    40,   80,  160};
+const std::vector<double> kTokenBuckets = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01,
+                                           0.025,  0.05,    0.1,    0.25,  0.5,    1,     2.5};
+const std::vector<double> kStepTokenBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+
+const std::vector<MetricInfo> kMetrics = {
+    // Both processes.
+    {"terrace_build_info", kGauge, "Always 1; the labels tell what runs.", {"version", "component"}, {}},
+
+    // Router: requests.
+    {"terrace_requests_total",
+     kCounter,
+     "Finished requests. Outcomes: ok, client_error, cancelled, deadline, overloaded, unavailable, error.",
+     {"api", "model", "tier", "outcome"},
+     {}},
+    {"terrace_requests_in_flight", kGauge, "Requests admitted and not finished.", {}, {}},
+    {"terrace_request_duration_seconds",
+     kHistogram,
+     "From the request's arrival to the end of its answer.",
+     {"tier", "outcome"},
+     kRequestBuckets},
+    {"terrace_request_queue_seconds",
+     kHistogram,
+     "From the request's arrival to its start on a worker.",
+     {"tier"},
+     kRequestBuckets},
+    {"terrace_time_to_first_token_seconds",
+     kHistogram,
+     "From the request's arrival to the first token sent to the client.",
+     {"tier"},
+     kRequestBuckets},
+    {"terrace_inter_token_latency_seconds",
+     kHistogram,
+     "Between two tokens of an answer, as they leave the router.",
+     {"tier"},
+     kTokenBuckets},
+
+    // Router: tokens and money.
+    {"terrace_prompt_tokens_total", kCounter, "Prompt tokens of the tier's attempts.", {"tier"}, {}},
+    {"terrace_cached_tokens_total", kCounter, "Prompt tokens that a worker had in its cache.", {"tier"}, {}},
+    {"terrace_generation_tokens_total", kCounter, "Tokens that the tier generated.", {"tier"}, {}},
+    {"terrace_cost_usd_total", kCounter, "Price of the tier's attempts in US dollars.", {"tier"}, {}},
+
+    // Router: tiers and workers.
+    {"terrace_tier_attempts_total",
+     kCounter,
+     "Attempts at an answer on a tier. Results: accepted, escalated, failed.",
+     {"tier", "result"},
+     {}},
+    {"terrace_escalations_total",
+     kCounter,
+     "Answers that the gate did not accept, by the tier that gave them and the one asked next.",
+     {"from", "to"},
+     {}},
+    {"terrace_worker_state",
+     kGauge,
+     "1 for the state a replica is in, 0 for the others.",
+     {"tier", "replica", "state"},
+     {}},
+    {"terrace_pool_ready_workers", kGauge, "Replicas of the tier that can take a request.", {"tier"}, {}},
+
+    // Worker: engine.
+    {"terrace_engine_requests_running", kGauge, "Sequences in the batch.", {}, {}},
+    {"terrace_engine_requests_waiting", kGauge, "Sequences that wait for a place in the batch.", {}, {}},
+    {"terrace_engine_waiting_prompt_tokens", kGauge, "Prompt tokens not yet computed.", {}, {}},
+    {"terrace_engine_step_seconds",
+     kHistogram,
+     "Time of one engine step. Phases: prefill, decode, mixed.",
+     {"phase"},
+     kTokenBuckets},
+    {"terrace_engine_step_tokens",
+     kHistogram,
+     "Tokens computed in one engine step. Phases: prefill, decode, mixed.",
+     {"phase"},
+     kStepTokenBuckets},
+    {"terrace_engine_last_step_age_seconds",
+     kGauge,
+     "Time since the last finished step while there is work; 0 when idle.",
+     {},
+     {}},
+    {"terrace_engine_prompt_tokens_total", kCounter, "Prompt tokens computed.", {}, {}},
+    {"terrace_engine_generation_tokens_total", kCounter, "Tokens sampled.", {}, {}},
+    {"terrace_engine_sequences_total",
+     kCounter,
+     "Finished sequences. Outcomes: stop, length, cancelled, deadline, error, refused.",
+     {"outcome"},
+     {}},
+    {"terrace_numeric_errors_total", kCounter, "Sequences ended because a logit was not finite.", {}, {}},
+    {"terrace_model_load_seconds", kGauge, "Time it took to load the model and warm up.", {}, {}},
+
+    // Worker: KV cache.
+    {"terrace_kv_blocks", kGauge, "Blocks of the KV pool. States: free, held.", {"state"}, {}},
+    {"terrace_kv_cache_usage_ratio", kGauge, "Share of the KV pool's blocks that are held, 0 to 1.", {}, {}},
+    {"terrace_kv_cache_info",
+     kGauge,
+     "Always 1; the labels tell the shape of the KV pool.",
+     {"block_tokens", "blocks", "dtype"},
+     {}},
+};
+
+const MetricInfo& Find(std::string_view name, MetricType type, size_t labels) {
+  const auto info =
+      std::find_if(kMetrics.begin(), kMetrics.end(), [&](const MetricInfo& m) { return m.name == name; });
+  CHECK(info != kMetrics.end(), "no metric \"", name, "\" in the table of base/metrics.cc");
+  CHECK(info->type == type, name, " is asked for as another type than the table says");
+  CHECK(info->labels.size() == labels, name, " has ", info->labels.size(), " labels, asked with ", labels);
+  return *info;
+}
+
+class CounterHandle : public MetricRegistry::Counter {
+ public:
+  explicit CounterHandle(prometheus::Counter& counter) : counter_(counter) {}
+  void Add(double value) override { counter_.Increment(value); }
+
+ private:
+  prometheus::Counter& counter_;
+};
+
+class GaugeHandle : public MetricRegistry::Gauge {
+ public:
+  explicit GaugeHandle(prometheus::Gauge& gauge) : gauge_(gauge) {}
+  void Set(double value) override { gauge_.Set(value); }
+
+ private:
+  prometheus::Gauge& gauge_;
+};
+
+class HistogramHandle : public MetricRegistry::Histogram {
+ public:
+  explicit HistogramHandle(prometheus::Histogram& histogram) : histogram_(histogram) {}
+  void Observe(double value) override { histogram_.Observe(value); }
+
+ private:
+  prometheus::Histogram& histogram_;
+};
+
+}  // namespace
+
+struct MetricRegistry::Impl {
+  // One handle per time series: (name, label values).
+  template <typename Handle>
+  using Handles = std::map<std::pair<std::string, std::vector<std::string>>, std::unique_ptr<Handle>>;
+
+  // The handle of a time series, made on first use; `extra` goes to the constructor of prometheus' metric.
+  template <typename Handle, typename Builder, typename... Extra>
+  Handle& Get(const MetricInfo& info, std::span<const std::string> values, Builder build,
+              Handles<Handle>& handles, const Extra&... extra) {
+    std::lock_guard lock(mutex);
+    auto& handle = handles[{std::string(info.name), {values.begin(), values.end()}}];
+    if (!handle) {
+      std::map<std::string, std::string> labels;
+      for (size_t i = 0; i < values.size(); ++i) labels.emplace(info.labels[i], values[i]);
+      auto& family = build.Name(std::string(info.name)).Help(std::string(info.help)).Register(registry);
+      handle = std::make_unique<Handle>(family.Add(labels, extra...));
+    }
+    return *handle;
+  }
+
+  prometheus::Registry registry{prometheus::Registry::InsertBehavior::Merge};
+  std::mutex mutex;
+  Handles<CounterHandle> counters;      // GUARDED_BY(mutex)
+  Handles<GaugeHandle> gauges;          // GUARDED_BY(mutex)
+  Handles<HistogramHandle> histograms;  // GUARDED_BY(mutex)
+};
+
+std::span<const MetricInfo> AllMetrics() { return kMetrics; }
+
+MetricRegistry::MetricRegistry() : impl_(std::make_unique<Impl>()) {}
+MetricRegistry::~MetricRegistry() = default;
+
+MetricRegistry::Counter& MetricRegistry::GetCounter(std::string_view name,
+                                                    std::span<const std::string> labels) {
+  return impl_->Get(Find(name, kCounter, labels.size()), labels, prometheus::BuildCounter(), impl_->counters);
+}
+
+MetricRegistry::Gauge& MetricRegistry::GetGauge(std::string_view name, std::span<const std::string> labels) {
+  return impl_->Get(Find(name, kGauge, labels.size()), labels, prometheus::BuildGauge(), impl_->gauges);
+}
+
+MetricRegistry::Histogram& MetricRegistry::GetHistogram(std::string_view name,
+                                                        std::span<const std::string> labels) {
+  const MetricInfo& info = Find(name, kHistogram, labels.size());
+  return impl_->Get(info, labels, prometheus::BuildHistogram(), impl_->histograms, info.buckets);
+}
+
+std::string MetricRegistry::Render() const {
+  return prometheus::TextSerializer().Serialize(impl_->registry.Collect());
+}
+
+}  // namespace terrace
