@@ -1,6 +1,6 @@
-// YAML -> protobuf, strictly: keys are field names of the message, each at most once; unknown keys, wrong types and
-// out-of-range numbers are errors "file:line:column: ...", FAILED_PRECONDITION (exit code 78). No defaults are
-// filled in here. Limits: 1 MiB, depth 32, no anchors or aliases, one document.
+// YAML -> protobuf, strictly: keys are field names of the message, each at most once; unknown keys, wrong
+// types and out-of-range numbers are errors "file:line:column: ...", FAILED_PRECONDITION (exit code 78). No
+// defaults are filled in here. Limits: 1 MiB, depth 32, no anchors or aliases, one document.
 #pragma once
 
 #include <string>
@@ -12,7 +12,8 @@
 
 namespace terrace {
 
-// Merges `yaml` into `message`; `file` names it in errors.
+// Merges `yaml` into `message` (lists and maps are replaced); `file` names it in errors. On an error
+// `message` is as before.
 Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message);
 Status LoadYamlFile(const std::string& file, google::protobuf::Message& message);
 
