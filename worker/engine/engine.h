@@ -1,9 +1,8 @@
-// The serving core of one worker: owns the Scheduler, the Executor and the loop thread. Submit, Stats, Drain and Stop
-// may be called from any thread; everything else happens on the loop thread, one step at a time:
+// The serving core of one worker: owns the Scheduler, the Executor and the loop thread. Submit, Stats, Drain
+// and Stop may be called from any thread; everything else happens on the loop thread, one step at a time:
 // Scheduler::Schedule -> Executor::Run -> Scheduler::Commit.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,12 +17,10 @@
 
 namespace terrace {
 
-struct EngineStats {  // a consistent copy, made after each step
-  uint32_t running = 0, waiting = 0;
-  uint64_t waiting_prompt_tokens = 0;
-  uint32_t free_blocks = 0, total_blocks = 0;
-  uint64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, finished = 0, failed = 0, cancelled = 0;
-  MonoTime last_step;  // when the loop last made progress: liveness follows it
+// A consistent copy, made when a step begins and when it ends.
+struct EngineStats : SchedulerStats {
+  uint64_t steps = 0;
+  MonoTime last_step = {};  // when the loop last made progress: liveness follows it
   bool is_idle = true;
 };
 
@@ -37,23 +34,55 @@ class Engine {
  public:
   struct Options {
     SchedulerOptions scheduler;
-    size_t inbox = 256;
-    std::function<void(const StepObservation&)> on_step;
+    size_t inbox = 256;  // sequences waiting for a place in the batch; more are refused
+    std::function<void(const StepObservation&)> on_step = nullptr;
   };
 
   Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock = RealClock());
   ~Engine();  // Stop()
 
-  // Hands the sequence over. INVALID_ARGUMENT (reason invalid_value, or context_length_exceeded with both numbers)
-  // for one that can never run; RESOURCE_EXHAUSTED (overloaded) when the inbox is full; UNAVAILABLE (draining).
-  // On error the sink is not called.
+  // Hands the sequence over. INVALID_ARGUMENT (reason invalid_value, or context_length_exceeded with both
+  // numbers) for one that can never run; RESOURCE_EXHAUSTED (overloaded) when the inbox is full; UNAVAILABLE
+  // (draining). On error the sink is not called.
   Status Submit(SequenceSpec spec, std::shared_ptr<TokenSink> sink);
 
   EngineStats Stats() const;
-  // Refuses new sequences from now on. `done` is called once, from the loop thread, when none is left.
+  // Refuses new sequences from now on. `done` is called once, when none is left: from the loop thread, or
+  // from this call when the engine has stopped.
   void Drain(std::function<void()> done);
-  // Cancels what runs and joins the loop. Idempotent.
+  // Ends what runs or waits (kCancelled, with UNAVAILABLE) and joins the loop. Idempotent. Not from a sink.
   void Stop();
+
+  const SchedulerOptions& scheduler_options() const { return scheduler_.options(); }
+
+ private:
+  struct Submission {
+    SequenceSpec spec;
+    std::shared_ptr<TokenSink> sink;
+    MonoTime arrived;
+  };
+
+  void Loop(std::stop_token stop);
+  void TakeInbox(std::stop_token stop);
+  void Step();
+  void Publish(MonoTime now);
+  void FinishDrains();
+
+  const Options options_;
+  const Clock& clock_;  // outlives the engine
+  const std::unique_ptr<Executor> executor_;
+  Scheduler scheduler_;  // the loop thread's, but for its options
+  uint64_t steps_ = 0;   // the loop thread's
+
+  BoundedQueue<Submission> inbox_;
+  mutable std::mutex mutex_;
+  size_t waiting_ = 0;                         // GUARDED_BY(mutex_): in the inbox or waiting in the scheduler
+  bool is_draining_ = false;                   // GUARDED_BY(mutex_): nothing enters the inbox any more
+  bool has_stopped_ = false;                   // GUARDED_BY(mutex_): the loop has ended
+  std::vector<std::function<void()>> drains_;  // GUARDED_BY(mutex_)
+  EngineStats stats_;                          // GUARDED_BY(mutex_)
+  std::once_flag stop_once_;
+  std::jthread loop_;  // last: joins before what it uses dies
 };
 
 }  // namespace terrace

@@ -1,5 +1,5 @@
-// Runs one step of a plan on the model. Two implementations: ModelRunner (worker/engine/model_runner.h) and the fake of
-// the scheduler's tests.
+// Runs one step of a plan on the model. Two implementations: ModelRunner (worker/engine/model_runner.h) and
+// the fake of the scheduler's tests.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,13 @@ struct PlannedSequence {
   std::span<const int32_t> tokens;  // to compute, from first_position on
   uint32_t first_position = 0;
   std::span<const BlockId> blocks;
-  bool sample = false;              // the last token's logits choose the next token
-  bool score = false;               // report scores of the prompt tokens that follow the computed ones
-  std::span<const int32_t> score_targets;  // with `score`: the token after each computed one (may be one shorter)
+  bool sample = false;  // the last token's logits choose the next token
+  bool score = false;   // report scores of the prompt tokens that follow the computed ones
+  std::span<const int32_t>
+      score_targets;  // with `score`: the token after each computed one (may be one shorter)
   const SamplingParams* sampling = nullptr;
   const TokenCounts* counts = nullptr;
-  uint64_t sample_index = 0;        // tokens of the answer so far
+  uint64_t sample_index = 0;  // tokens of the answer so far
   uint32_t top_logprobs = 0;
 };
 

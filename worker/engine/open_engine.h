@@ -13,27 +13,29 @@
 namespace terrace {
 
 struct OpenEngineOptions {
-  std::string model;              // a folder or a .gguf file
-  uint32_t threads = 0;           // 0: all cores this process may use
+  std::string model;     // a folder or a .gguf file
+  uint32_t threads = 0;  // 0: all cores this process may use
   uint32_t max_sequences = 16;
   uint32_t max_step_tokens = 256;
   uint32_t inbox = 256;
   uint32_t block_tokens = 16;
-  uint64_t kv_pool_bytes = 0;     // 0: max_sequences full contexts, at most half of the free memory
-  std::string kernels = "auto";   // auto, cpu or reference
+  uint64_t kv_pool_bytes = 0;    // 0: max_sequences full contexts, at most half of the free memory
+  std::string kernels = "auto";  // auto, cpu or reference
   std::function<void(const StepObservation&)> on_step;
 };
 
 struct OpenedEngine {
   std::unique_ptr<ModelFiles> files;  // outlives the engine: weights stay mapped
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
-  uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0;
-  std::string device;        // "cpu avx512"
-  std::string weight_dtype;  // of the largest tensors
+  uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
+  std::string kv_arithmetic;  // how the KV pool got its size, for the log
+  std::string device;         // "cpu avx512"
+  std::string weight_dtype;   // of the largest tensors
   std::unique_ptr<Engine> engine;
 };
 
-// Errors of OpenModel; RESOURCE_EXHAUSTED when the KV pool cannot hold one full context, with needed and free bytes.
+// Errors of OpenModel; INVALID_ARGUMENT for an option out of range; RESOURCE_EXHAUSTED when the KV pool
+// cannot hold one full context, with needed and free bytes.
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options);
 
 }  // namespace terrace

@@ -19,7 +19,7 @@ struct SequenceSpec {
   std::string request_id;       // for logs
   std::vector<int32_t> prompt;  // at least 1 token
   SamplingParams sampling;
-  uint32_t max_tokens = 0;      // 0: as many as the context holds, or none when score_prompt
+  uint32_t max_tokens = 0;           // 0: as many as the context holds, or none when score_prompt
   std::vector<int32_t> stop_tokens;  // beside the model's end tokens
   bool ignore_eos = false;
   uint32_t top_logprobs = 0;  // 0 to 20
@@ -36,16 +36,18 @@ struct SequenceStats {
 
 struct SequenceResult {
   FinishReason reason = FinishReason::kStop;
-  Status error;  // of kError and kCancelled (CANCELLED or DEADLINE_EXCEEDED)
+  Status error;  // of kError, and of kCancelled: CANCELLED, DEADLINE_EXCEEDED, or UNAVAILABLE of a stopped
+                 // engine
   SequenceStats stats;
 };
 
-// Where the answer of one sequence goes. The engine's loop thread calls OnTokens and OnFinish, which must not block;
-// any thread may cancel. Exactly one OnFinish, last. Shared by the engine and the caller.
+// Where the answer of one sequence goes. The engine's loop thread calls OnTokens and OnFinish, which must not
+// block; any thread may cancel. Exactly one OnFinish, last. Shared by the engine and the caller.
 class TokenSink {
  public:
   virtual ~TokenSink() = default;
-  // Tokens [first_index, first_index + tokens.size()) of the answer: no gap, no repeat. The end token is sent too.
+  // Tokens [first_index, first_index + tokens.size()) of the answer: no gap, no repeat. The end token is sent
+  // too.
   virtual void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) = 0;
   // Scores of prompt tokens [first_index, ...), for score_prompt. The first token of a prompt has none.
   virtual void OnPromptScores(uint32_t first_index, std::span<const SampledToken> scores) = 0;

@@ -1,0 +1,288 @@
+#include "worker/engine/engine.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <future>
+#include <random>
+#include <thread>
+
+#include "base/fake_clock.h"
+#include "gtest/gtest.h"
+#include "worker/engine/collecting_sink.h"
+#include "worker/engine/fake_executor.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kVocab = 1000;
+
+// Holds the loop thread at the beginning of each step until the test lets it go on.
+class Gate {
+ public:
+  void Pass() {
+    std::unique_lock lock(mutex_);
+    ++arrived_;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return is_open_ || allowed_ > 0; });
+    if (!is_open_) --allowed_;
+  }
+  void LetOneStep() {
+    std::lock_guard lock(mutex_);
+    ++allowed_;
+    changed_.notify_all();
+  }
+  void Open() {
+    std::lock_guard lock(mutex_);
+    is_open_ = true;
+    changed_.notify_all();
+  }
+  void AwaitStep(int number) {  // until step `number` (from 1) has begun
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return arrived_ >= number; });
+  }
+  int steps() {
+    std::lock_guard lock(mutex_);
+    return arrived_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int arrived_ = 0, allowed_ = 0;  // GUARDED_BY(mutex_)
+  bool is_open_ = false;           // GUARDED_BY(mutex_)
+};
+
+Engine::Options SmallOptions() {
+  Engine::Options options;
+  options.scheduler = {.max_sequences = 4,
+                       .max_step_tokens = 16,
+                       .context_length = 256,
+                       .vocab_size = kVocab,
+                       .block_tokens = 16,
+                       .blocks = 64,
+                       .end_tokens = {}};
+  options.inbox = 64;
+  return options;
+}
+
+std::unique_ptr<Executor> GatedExecutor(Gate& gate) {
+  return std::make_unique<FakeExecutor>(
+      FakeExecutor::Options{.before_step = [&gate](const StepPlan&) { gate.Pass(); }});
+}
+
+SequenceSpec Spec(uint32_t prompt, uint32_t max_tokens, uint64_t seed = 1) {
+  SequenceSpec spec;
+  spec.prompt.assign(prompt, 1);
+  spec.max_tokens = max_tokens;
+  spec.sampling.seed = seed;
+  return spec;
+}
+
+std::vector<int32_t> WantedTokens(uint64_t seed, size_t count) {
+  std::vector<int32_t> tokens;
+  for (size_t i = 0; i < count; ++i) tokens.push_back(FakeExecutor::AnswerToken(seed, i, kVocab));
+  return tokens;
+}
+
+std::shared_ptr<CollectingSink> Submit(Engine& engine, SequenceSpec spec) {
+  auto sink = std::make_shared<CollectingSink>();
+  EXPECT_EQ(engine.Submit(std::move(spec), sink), Status());
+  return sink;
+}
+
+TEST(Engine, EverySequenceOfManyThreadsEndsOnceWithItsOwnTokens) {
+  const uint32_t seed = 20260;
+  SCOPED_TRACE(Concat("seed ", seed));
+  Engine engine(SmallOptions(), std::make_unique<FakeExecutor>(FakeExecutor::Options{}));
+  std::atomic<uint64_t> accepted = 0;
+  {
+    std::vector<std::jthread> clients;
+    for (uint32_t client = 0; client < 4; ++client) {
+      clients.emplace_back([&, client] {
+        std::mt19937 random(seed + client);
+        std::vector<std::pair<uint64_t, std::shared_ptr<CollectingSink>>> sinks;
+        for (int i = 0; i < 50; ++i) {
+          const uint64_t sequence_seed = random();
+          SequenceSpec spec = Spec(1 + random() % 100, 1 + random() % 20, sequence_seed);
+          if (random() % 5 == 0)
+            spec.deadline = RealClock().Now() + std::chrono::microseconds(random() % 3000);
+          auto sink = std::make_shared<CollectingSink>();
+          const Status submitted = engine.Submit(std::move(spec), sink);
+          if (submitted.ok()) {
+            ++accepted;
+            sinks.emplace_back(sequence_seed, sink);
+          } else {
+            EXPECT_EQ(Reason(submitted), "overloaded");
+          }
+          if (random() % 4 == 0 && !sinks.empty()) sinks[random() % sinks.size()].second->Cancel();
+        }
+        for (const auto& [sequence_seed, sink] : sinks) {
+          const auto answer = sink->Wait();
+          EXPECT_EQ(answer.ids(), WantedTokens(sequence_seed, answer.tokens.size()));
+          EXPECT_NE(answer.result.reason, FinishReason::kError);
+        }
+      });
+    }
+  }
+  engine.Stop();
+  const EngineStats stats = engine.Stats();
+  EXPECT_EQ(stats.finished + stats.cancelled, accepted);
+  EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+  EXPECT_TRUE(stats.is_idle);
+}
+
+TEST(Engine, ASequenceIsCancelledWithinOneStep) {
+  Gate gate;
+  Engine engine(SmallOptions(), GatedExecutor(gate));
+  const auto sink = Submit(engine, Spec(1, 100));
+  for (int step = 1; step < 3; ++step) {
+    gate.AwaitStep(step);
+    gate.LetOneStep();
+  }
+  gate.AwaitStep(3);
+  sink->Cancel();
+  gate.LetOneStep();
+  const auto answer = sink->Wait();
+  EXPECT_EQ(answer.result.reason, FinishReason::kCancelled);
+  EXPECT_EQ(answer.result.error.code(), StatusCode::kCancelled);
+  EXPECT_EQ(answer.tokens.size(), 3u);
+  EXPECT_EQ(gate.steps(), 3);
+}
+
+TEST(Engine, AFullInboxRefusesUntilDeadOrOverdueOnesHaveMadeRoom) {
+  Gate gate;
+  FakeClock clock;
+  Engine::Options options = SmallOptions();
+  options.scheduler.max_sequences = 1;
+  options.inbox = 3;
+  Engine engine(options, GatedExecutor(gate), clock);
+  const auto running = Submit(engine, Spec(1, 100));
+  gate.AwaitStep(1);
+
+  const auto closed = Submit(engine, Spec(1, 1)), other_closed = Submit(engine, Spec(1, 1));
+  SequenceSpec overdue_spec = Spec(1, 1);
+  overdue_spec.deadline = clock.Now() + std::chrono::seconds(1);
+  const auto overdue = Submit(engine, overdue_spec);
+  const Status refused = engine.Submit(Spec(1, 1), std::make_shared<CollectingSink>());
+  EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(refused), "overloaded");
+
+  closed->Cancel();
+  other_closed->Cancel();
+  gate.LetOneStep();
+  gate.AwaitStep(2);
+  EXPECT_EQ(closed->Wait().result.error.code(), StatusCode::kCancelled);
+  EXPECT_EQ(other_closed->Wait().result.error.code(), StatusCode::kCancelled);
+  EXPECT_EQ(engine.Stats().waiting, 1u);
+  const auto later = Submit(engine, Spec(1, 2, 9));
+
+  clock.Advance(std::chrono::seconds(1));
+  gate.LetOneStep();
+  gate.AwaitStep(3);
+  EXPECT_EQ(overdue->Wait().result.error.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_DOUBLE_EQ(overdue->Wait().result.stats.queue_seconds, 1);
+
+  gate.Open();
+  EXPECT_EQ(running->Wait().tokens.size(), 100u);
+  EXPECT_EQ(later->Wait().ids(), WantedTokens(9, 2));
+}
+
+TEST(Engine, DrainFinishesWhatItHasAndRefusesNew) {
+  Gate gate;
+  Engine engine(SmallOptions(), GatedExecutor(gate));
+  const auto first = Submit(engine, Spec(1, 5, 1)), second = Submit(engine, Spec(40, 5, 2));
+  std::promise<EngineStats> drained;
+  engine.Drain([&] { drained.set_value(engine.Stats()); });
+  const Status refused = engine.Submit(Spec(1, 1), std::make_shared<CollectingSink>());
+  EXPECT_EQ(refused.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(refused), "draining");
+  gate.Open();
+  const EngineStats stats = drained.get_future().get();
+  EXPECT_EQ(stats.finished, 2u);
+  EXPECT_TRUE(stats.is_idle);
+  EXPECT_EQ(first->Wait().ids(), WantedTokens(1, 5));
+  EXPECT_EQ(second->Wait().ids(), WantedTokens(2, 5));
+
+  std::promise<void> again, stopped;
+  engine.Drain([&] { again.set_value(); });
+  again.get_future().get();
+  engine.Stop();
+  engine.Drain([&] { stopped.set_value(); });
+  stopped.get_future().get();
+}
+
+TEST(Engine, StopEndsWhatRunsAndWhatWaits) {
+  Gate gate;
+  Engine::Options options = SmallOptions();
+  options.scheduler.max_sequences = 1;
+  options.scheduler.context_length = 1 << 20;  // longer than any run of this test
+  options.scheduler.blocks = 1 << 16;
+  Engine engine(options, GatedExecutor(gate));
+  const auto running = Submit(engine, Spec(1, 0));
+  gate.AwaitStep(1);
+  const auto waiting = Submit(engine, Spec(1, 1));
+  std::promise<void> drained;
+  engine.Drain([&] { drained.set_value(); });
+  {
+    std::jthread stopper([&] { engine.Stop(); });
+    gate.Open();
+  }
+  for (const auto& sink : {running, waiting}) {
+    EXPECT_EQ(sink->Wait().result.reason, FinishReason::kCancelled);
+    EXPECT_EQ(sink->Wait().result.error.code(), StatusCode::kUnavailable);
+  }
+  drained.get_future().get();
+  EXPECT_EQ(engine.Submit(Spec(1, 1), running).code(), StatusCode::kUnavailable);
+  EXPECT_EQ(engine.Stats().cancelled, 2u);
+  engine.Stop();
+}
+
+TEST(Engine, StatsTellAStepInProgressFromIdleness) {
+  Gate gate;
+  FakeClock clock;
+  Engine engine(SmallOptions(), GatedExecutor(gate), clock);
+  EXPECT_TRUE(engine.Stats().is_idle);
+  clock.Advance(std::chrono::seconds(5));
+  const auto sink = Submit(engine, Spec(1, 1));
+  gate.AwaitStep(1);
+  clock.Advance(std::chrono::seconds(60));
+  EngineStats stats = engine.Stats();
+  EXPECT_FALSE(stats.is_idle);
+  EXPECT_EQ(stats.running, 1u);
+  EXPECT_EQ(stats.steps, 0u);
+  EXPECT_EQ(clock.Now() - stats.last_step, std::chrono::seconds(60));
+  gate.Open();
+  sink->Wait();
+  engine.Stop();
+  stats = engine.Stats();
+  EXPECT_TRUE(stats.is_idle);
+  EXPECT_EQ(stats.steps, 1u);
+}
+
+TEST(Engine, ObservationsOfStepsAddUpToTheTokensComputed) {
+  StepObservation sum;  // written by the loop thread, read after it has ended
+  Engine::Options options = SmallOptions();
+  options.on_step = [&](const StepObservation& step) {
+    sum.prefill_tokens += step.prefill_tokens;
+    sum.decode_tokens += step.decode_tokens;
+  };
+  Engine engine(options, std::make_unique<FakeExecutor>(FakeExecutor::Options{}));
+  const auto first = Submit(engine, Spec(50, 10, 1)), second = Submit(engine, Spec(1, 3, 2));
+  first->Wait();
+  second->Wait();
+  engine.Stop();
+  EXPECT_EQ(sum.prefill_tokens, 51u);
+  EXPECT_EQ(sum.decode_tokens, 9u + 2u);  // the last token of a prompt gives the first of the answer
+}
+
+TEST(Engine, ARefusedSequenceNeverReachesItsSink) {
+  Engine engine(SmallOptions(), std::make_unique<FakeExecutor>(FakeExecutor::Options{}));
+  const auto sink = std::make_shared<CollectingSink>();
+  EXPECT_EQ(Reason(engine.Submit(Spec(256, 1), sink)), "context_length_exceeded");
+  engine.Stop();
+  EXPECT_EQ(sink.use_count(), 1);
+  EXPECT_EQ(engine.Stats().cancelled, 0u);
+}
+
+}  // namespace
+}  // namespace terrace

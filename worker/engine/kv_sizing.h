@@ -1,0 +1,30 @@
+// How many KV blocks a worker has. Pure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+#include "worker/kv/kv_pool.h"
+
+namespace terrace {
+
+struct KvSizingInput {
+  KvShape shape;  // its `blocks` are what is asked for
+  uint32_t context_length = 0;
+  uint32_t max_sequences = 0;
+  uint64_t pool_bytes = 0;  // 0: max_sequences full contexts, at most half of the free memory
+  uint64_t free_bytes = 0;
+};
+
+struct KvSizing {
+  uint32_t blocks = 0;
+  uint64_t bytes = 0;
+  std::string arithmetic;  // for the log: every number that went in
+};
+
+// RESOURCE_EXHAUSTED, reason kv_pool_too_small, with needed and free bytes when one full context does not fit
+// or more than the free memory was asked for.
+StatusOr<KvSizing> SizeKvPool(const KvSizingInput& input);
+
+}  // namespace terrace

@@ -1,0 +1,18 @@
+// What this process may use of the machine: the tighter of the machine's own figures and the limits of the
+// control groups it is in (v1 and v2). `root` stands in for "/" in tests.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+
+namespace terrace {
+
+// At least 1: cores in the affinity mask, at most the CPU quota rounded up.
+uint32_t UsableCores(const std::string& root = "");
+// Memory that can be allocated without swapping, page cache that can be dropped included. INTERNAL without
+// /proc/meminfo.
+StatusOr<uint64_t> FreeMemoryBytes(const std::string& root = "");
+
+}  // namespace terrace

@@ -1,0 +1,61 @@
+#include "worker/engine/model_runner.h"
+
+#include <utility>
+
+namespace terrace {
+namespace {
+
+// Logits are taken of the last tokens of a part: one to choose from, all to score.
+uint32_t WantedLogits(const PlannedSequence& planned) {
+  if (!planned.score_targets.empty()) return static_cast<uint32_t>(planned.tokens.size());
+  return planned.sample ? 1 : 0;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelFiles& files, const OpTable& ops,
+                                                           size_t threads, const KvShape& kv_shape) {
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(threads));
+  ASSIGN_OR_RETURN(runner->transformer_, Transformer::Load(files.config, *files.weights, ops, runner->pool_));
+  ASSIGN_OR_RETURN(runner->kv_, KvPool::Create(kv_shape));
+  return runner;
+}
+
+StepResult ModelRunner::Run(const StepPlan& plan) {
+  Batch batch;
+  for (const PlannedSequence& planned : plan.sequences) {
+    batch.sequences.push_back({.tokens = planned.tokens,
+                               .first_position = planned.first_position,
+                               .blocks = planned.blocks,
+                               .logits = WantedLogits(planned)});
+  }
+  std::span<const float> logits = transformer_->Forward(batch, *kv_);
+  StepResult result;
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    const size_t size = size_t{batch.sequences[i].logits} * transformer_->config().vocab_size;
+    result.outputs.push_back(Choose(plan.sequences[i], logits.first(size)));
+    logits = logits.subspan(size);
+  }
+  return result;
+}
+
+// `logits` is [WantedLogits(planned), vocab_size].
+SequenceOutput ModelRunner::Choose(const PlannedSequence& planned, std::span<const float> logits) {
+  const size_t vocab_size = transformer_->config().vocab_size;
+  SequenceOutput output;
+  for (size_t i = 0; i < planned.score_targets.size(); ++i) {
+    auto score = sampler_.Score(logits.subspan(i * vocab_size, vocab_size), planned.score_targets[i],
+                                planned.top_logprobs);
+    if (!score.ok()) return {.error = score.status(), .token = {}, .scores = {}};
+    output.scores.push_back(*std::move(score));
+  }
+  if (planned.sample) {
+    auto token = sampler_.Sample(logits.last(vocab_size), *planned.sampling, *planned.counts,
+                                 planned.sample_index, planned.top_logprobs);
+    if (!token.ok()) return {.error = token.status(), .token = {}, .scores = {}};
+    output.token = *std::move(token);
+  }
+  return output;
+}
+
+}  // namespace terrace

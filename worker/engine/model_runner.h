@@ -1,0 +1,38 @@
+// The Executor of a real model on this process's threads: plan -> Batch -> Transformer -> Sampler. Owned by
+// the Engine and used by its loop thread only; borrows the weights it was made from.
+#pragma once
+
+#include <memory>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "kernels/op_table.h"
+#include "worker/engine/executor.h"
+#include "worker/formats/model_files.h"
+#include "worker/kv/kv_pool.h"
+#include "worker/model/transformer.h"
+#include "worker/sample/sampler.h"
+
+namespace terrace {
+
+class ModelRunner : public Executor {
+ public:
+  // `files` outlives the runner. Errors of Transformer::Load and KvPool::Create.
+  static StatusOr<std::unique_ptr<ModelRunner>> Create(const ModelFiles& files, const OpTable& ops,
+                                                       size_t threads, const KvShape& kv_shape);
+
+  StepResult Run(const StepPlan& plan) override;
+
+  const Transformer& transformer() const { return *transformer_; }
+
+ private:
+  explicit ModelRunner(size_t threads) : pool_(threads) {}
+  SequenceOutput Choose(const PlannedSequence& planned, std::span<const float> logits);
+
+  ThreadPool pool_;
+  std::unique_ptr<KvPool> kv_;
+  std::unique_ptr<Transformer> transformer_;
+  Sampler sampler_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,94 @@
+#include "worker/engine/open_engine.h"
+
+#include <map>
+#include <utility>
+
+#include "worker/engine/kv_sizing.h"
+#include "worker/engine/machine.h"
+#include "worker/engine/model_runner.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096, kMaxBlockTokens = 1024;
+constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
+
+Status CheckRange(std::string_view name, uint64_t value, uint64_t low, uint64_t high) {
+  if (value >= low && value <= high) return {};
+  return WithReason(InvalidArgument(name, " is ", value, ", not in [", low, ", ", high, "]"),
+                    "invalid_value");
+}
+
+Status ValidateOptions(const OpenEngineOptions& options) {
+  RETURN_IF_ERROR(CheckRange("threads", options.threads, 0, kMaxThreads));
+  RETURN_IF_ERROR(CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences));
+  // A step has room for every decode.
+  RETURN_IF_ERROR(
+      CheckRange("max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
+  RETURN_IF_ERROR(CheckRange("inbox", options.inbox, 1, kMaxInbox));
+  return CheckRange("block_tokens", options.block_tokens, 1, kMaxBlockTokens);
+}
+
+// The dtype that most weight bytes have.
+std::string MainDType(const WeightSource& weights) {
+  std::map<DType, uint64_t> bytes;
+  for (const auto& entry : weights.entries()) bytes[entry.tensor.dtype] += entry.tensor.bytes;
+  DType main = DType::kF32;
+  uint64_t most = 0;
+  for (const auto& [dtype, size] : bytes) {
+    if (size > most) {
+      main = dtype;
+      most = size;
+    }
+  }
+  return std::string(Info(main).name);
+}
+
+}  // namespace
+
+StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
+  RETURN_IF_ERROR(ValidateOptions(options));
+  ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
+  OpenedEngine opened;
+  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));
+  opened.files = std::make_unique<ModelFiles>(std::move(files));
+  const ModelConfig& config = opened.files->config;
+
+  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeMemoryBytes());
+  KvShape shape{.layers = config.layers,
+                .kv_heads = config.kv_heads,
+                .head_dim = config.head_dim,
+                .block_tokens = options.block_tokens};
+  ASSIGN_OR_RETURN(const KvSizing sizing, SizeKvPool({.shape = shape,
+                                                      .context_length = config.context_length,
+                                                      .max_sequences = options.max_sequences,
+                                                      .pool_bytes = options.kv_pool_bytes,
+                                                      .free_bytes = free_bytes}));
+  shape.blocks = sizing.blocks;
+
+  opened.threads = options.threads > 0 ? options.threads : UsableCores();
+  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(*opened.files, *ops, opened.threads, shape));
+  opened.parameters = runner->transformer().parameters();
+  opened.weight_bytes = runner->transformer().weight_bytes();
+  opened.kv_bytes = sizing.bytes;
+  opened.kv_arithmetic = sizing.arithmetic;
+  opened.context_length = config.context_length;
+  opened.blocks = sizing.blocks;
+  opened.block_tokens = options.block_tokens;
+  opened.max_sequences = options.max_sequences;
+  opened.device = std::string(ops->name);
+  opened.weight_dtype = MainDType(*opened.files->weights);
+  Engine::Options engine_options{.scheduler = {.max_sequences = options.max_sequences,
+                                               .max_step_tokens = options.max_step_tokens,
+                                               .context_length = config.context_length,
+                                               .vocab_size = config.vocab_size,
+                                               .block_tokens = options.block_tokens,
+                                               .blocks = sizing.blocks,
+                                               .end_tokens = opened.files->text->tokenizer->special().end},
+                                 .inbox = options.inbox,
+                                 .on_step = options.on_step};
+  opened.engine = std::make_unique<Engine>(std::move(engine_options), std::move(runner));
+  return opened;
+}
+
+}  // namespace terrace
