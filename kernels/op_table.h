@@ -1,9 +1,10 @@
-// A backend: one table of functions, chosen at start. ReferenceOps is the definition of every op; CpuOps is tested
-// against it. Functions are pure but for their outputs and may use the given ThreadPool; each output element is
-// accumulated by one lane in an order that depends on the shapes of its own row only (the same-bits contract,
-// docs/adr/0003-same-bits.md).
+// A backend: one table of functions, chosen at start. ReferenceOps is the definition of every op; CpuOps is
+// tested against it. Functions are pure but for their outputs and may use the given ThreadPool; each output
+// element is accumulated by one lane in an order that depends on the shapes of its own row only (the
+// same-bits contract, docs/adr/0003-same-bits.md).
 #pragma once
 
+#include <span>
 #include <string_view>
 
 #include "base/parallel_for.h"
@@ -31,6 +32,8 @@ struct OpTable {
 const OpTable& ReferenceOps();
 // The best this processor can run.
 const OpTable& CpuOps();
+// All CPU tables this processor can run, best first; the last is "cpu generic".
+std::span<const OpTable> AllCpuOps();
 // "auto", "cpu" or "reference"; INVALID_ARGUMENT otherwise.
 StatusOr<const OpTable*> FindOps(std::string_view name);
 

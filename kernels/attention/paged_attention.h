@@ -1,0 +1,59 @@
+// Causal attention of a batch of query tokens to keys and values in blocks of a pool (Kwon et al., "Efficient
+// Memory Management for Large Language Model Serving with PagedAttention", 2023), with grouped heads: query
+// head h reads key-value head h / (heads / kv_heads).
+//   s[j] = scale * q . key[j],  out = sum_j softmax(s)[j] * value[j],  j over positions 0 to the token's own
+// Position j of a sequence lies in block block_table[j / block_tokens], row j % block_tokens.
+//
+// Same bits: positions are taken in chunks of kAttentionChunk that begin at its multiples, whatever the block
+// size, and chunks are merged in rising order with a running maximum (Milakov and Gimelshein, "Online
+// normalizer calculation for softmax", 2018). So the result of a token depends on its own position only, not
+// on how its prompt was cut.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace terrace {
+
+class ThreadPool;
+
+inline constexpr size_t kAttentionChunk = 64;  // positions; 64 x 128 f32 values are a third of an L1 cache
+
+// Where the keys and values of a batch's tokens live. The pools are one layer's:
+// [blocks, kv_heads, block_tokens, head_dim].
+struct PagedTokens {
+  const uint32_t* positions = nullptr;           // [tokens]
+  const int32_t* const* block_tables = nullptr;  // [tokens]: each token's sequence's
+  size_t tokens = 0;
+  size_t kv_heads = 0, head_dim = 0, block_tokens = 0;
+
+  // Offset in a pool of position `position` of head `kv_head` of token `token`'s sequence.
+  size_t RowOffset(size_t token, size_t kv_head, size_t position) const {
+    const auto block = static_cast<size_t>(block_tables[token][position / block_tokens]);
+    return ((block * kv_heads + kv_head) * block_tokens + position % block_tokens) * head_dim;
+  }
+};
+
+// Copies each token's keys and values to its place in the pools.
+struct WriteKvArgs {
+  PagedTokens batch;
+  const float* keys = nullptr;    // [tokens, kv_heads, head_dim]
+  const float* values = nullptr;  // [tokens, kv_heads, head_dim]
+  float* key_pool = nullptr;
+  float* value_pool = nullptr;
+};
+
+struct PagedAttentionArgs {
+  PagedTokens batch;
+  const float* q = nullptr;  // [tokens, heads, head_dim]
+  float* out = nullptr;      // [tokens, heads, head_dim]; not q
+  const float* key_pool = nullptr;
+  const float* value_pool = nullptr;
+  size_t heads = 0;
+  float scale = 0;
+};
+
+void WriteKvRef(const WriteKvArgs& args);
+void PagedAttentionRef(const PagedAttentionArgs& args, ThreadPool& pool);
+
+}  // namespace terrace

@@ -1,0 +1,29 @@
+// Whatever is shared with other files is included above the pragma: an inline function compiled below it
+// could be the copy that the linker keeps for all.
+#include <immintrin.h>
+
+#include "kernels/cpu_leaves.h"
+#include "kernels/scalar_convert.h"
+
+#pragma GCC target("avx2,fma,f16c")
+
+#include "kernels/simd/vec16_avx2.h"
+
+#include "kernels/activation/silu_mul_cpu.h"
+#include "kernels/attention/paged_attention_cpu.h"
+#include "kernels/embed/embed_cpu.h"
+#include "kernels/gemm/gemm_cpu.h"
+#include "kernels/norm/rms_norm_cpu.h"
+
+namespace terrace {
+
+const CpuLeaves kAvx2Leaves = {
+    .gemm_row_block = kRowBlock,
+    .embed = EmbedTokens,
+    .rms_norm = RmsNormTokens,
+    .gemm = GemmOutputs,
+    .paged_attention = PagedAttentionItems,
+    .silu_mul = SiluMulElements,
+};
+
+}  // namespace terrace

@@ -1,0 +1,23 @@
+#include "kernels/cpu_leaves.h"
+#include "kernels/scalar_convert.h"
+
+#include "kernels/simd/vec16_generic.h"
+
+#include "kernels/activation/silu_mul_cpu.h"
+#include "kernels/attention/paged_attention_cpu.h"
+#include "kernels/embed/embed_cpu.h"
+#include "kernels/gemm/gemm_cpu.h"
+#include "kernels/norm/rms_norm_cpu.h"
+
+namespace terrace {
+
+const CpuLeaves kGenericLeaves = {
+    .gemm_row_block = kRowBlock,
+    .embed = EmbedTokens,
+    .rms_norm = RmsNormTokens,
+    .gemm = GemmOutputs,
+    .paged_attention = PagedAttentionItems,
+    .silu_mul = SiluMulElements,
+};
+
+}  // namespace terrace

@@ -1,0 +1,26 @@
+// The inner loops of one instruction set. Each computes one half-open range of independent outputs; the
+// tables of cpu_ops.cc share the ranges out to threads.
+#pragma once
+
+#include "kernels/activation/silu_mul.h"
+#include "kernels/attention/paged_attention.h"
+#include "kernels/embed/embed.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/norm/rms_norm.h"
+
+namespace terrace {
+
+struct CpuLeaves {
+  size_t gemm_row_block;  // rows of a gemm tile are a multiple of it
+  void (*embed)(const EmbedArgs&);
+  void (*rms_norm)(const RmsNormArgs&, size_t begin, size_t end);
+  void (*gemm)(const GemmArgs&, size_t begin, size_t end, float* tile, size_t tile_rows, size_t stride);
+  void (*paged_attention)(const PagedAttentionArgs&, size_t begin, size_t end);
+  void (*silu_mul)(const SiluMulArgs&, size_t begin, size_t end);
+};
+
+extern const CpuLeaves kAvx512Leaves;  // needs avx512f, avx512bw, avx512dq, avx512vl, fma, f16c
+extern const CpuLeaves kAvx2Leaves;    // needs avx2, fma, f16c
+extern const CpuLeaves kGenericLeaves;
+
+}  // namespace terrace

@@ -1,0 +1,20 @@
+// Looks tokens up in the embedding matrix: out[t] = table[tokens[t]], as f32 (exactly).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/weight_matrix.h"
+
+namespace terrace {
+
+struct EmbedArgs {
+  const int32_t* tokens = nullptr;  // [count], each in [0, table.rows)
+  WeightMatrix table;               // [vocabulary, width]
+  float* out = nullptr;             // [count, width]
+  size_t count = 0;
+};
+
+void EmbedRef(const EmbedArgs& args);
+
+}  // namespace terrace

@@ -1,0 +1,17 @@
+// Included once per instruction set, after simd/vec16_*.h.
+#pragma once
+
+#include "kernels/embed/embed.h"
+#include "kernels/simd/unpack_row.h"
+
+namespace terrace {
+namespace {
+
+inline void EmbedTokens(const EmbedArgs& a) {
+  for (size_t i = 0; i < a.count; ++i) {
+    UnpackRow(a.table, static_cast<size_t>(a.tokens[i]), a.out + i * a.table.columns);
+  }
+}
+
+}  // namespace
+}  // namespace terrace

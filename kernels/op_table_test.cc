@@ -1,0 +1,65 @@
+#include "kernels/op_table.h"
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/op_testing.h"
+
+namespace terrace {
+namespace {
+
+TEST(OpTable, IsFoundByName) {
+  EXPECT_EQ(*FindOps("auto"), &CpuOps());
+  EXPECT_EQ(*FindOps("cpu"), &CpuOps());
+  EXPECT_EQ(*FindOps("reference"), &ReferenceOps());
+}
+
+TEST(OpTable, AnUnknownNameIsAnErrorThatSaysWhatThereIs) {
+  const auto ops = FindOps("gpu");
+  ASSERT_FALSE(ops.ok());
+  EXPECT_EQ(ops.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Reason(ops.status()), "invalid_value");
+  EXPECT_NE(Message(ops.status()).find("reference"), std::string::npos);
+}
+
+TEST(OpTable, EveryProcessorHasTheGenericTable) { EXPECT_EQ(AllCpuOps().back().name, "cpu generic"); }
+
+// A broken weight or activation must reach the sampler, which reports it, and not be rounded away on the way.
+TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const RandomWeights weights(DType::kF16, 3, 20, /*seed=*/1);
+  std::vector<float> x(20, 1), ones(20, 1), out(20);
+  x[18] = nan;
+  ops().gemm({.x = x.data(), .weights = weights.matrix, .out = out.data(), .tokens = 1}, pool_);
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(out[i]));
+  ops().rms_norm(
+      {.x = x.data(), .weight = ones.data(), .out = out.data(), .tokens = 1, .width = 20, .epsilon = 1e-5f},
+      pool_);
+  for (const float value : out) EXPECT_TRUE(std::isnan(value));
+  ops().silu_mul({.gate = x.data(), .up = ones.data(), .out = out.data(), .count = 20}, pool_);
+  EXPECT_TRUE(std::isnan(out[18]));
+
+  const uint32_t position = 2;
+  const int32_t block = 0;
+  const int32_t* table = &block;
+  std::vector<float> pool(3 * 20, 1);
+  pool[25] = nan;  // the key of position 1
+  PagedAttentionArgs attention{.batch = {.positions = &position,
+                                         .block_tables = &table,
+                                         .tokens = 1,
+                                         .kv_heads = 1,
+                                         .head_dim = 20,
+                                         .block_tokens = 3},
+                               .q = ones.data(),
+                               .out = out.data(),
+                               .key_pool = pool.data(),
+                               .value_pool = pool.data(),
+                               .heads = 1,
+                               .scale = 1};
+  ops().paged_attention(attention, pool_);
+  for (const float value : out) EXPECT_TRUE(std::isnan(value));
+}
+INSTANTIATE_EVERY_CPU(EveryCpu);
+
+}  // namespace
+}  // namespace terrace

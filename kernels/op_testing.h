@@ -1,0 +1,42 @@
+// What the tests of the ops share: random inputs and the list of backends.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/op_table.h"
+
+namespace terrace {
+
+// f32 rounds to nearest: each operation is off by at most this factor of its result.
+inline constexpr double kRounding = 0x1p-24;
+
+std::vector<float> RandomNormal(size_t count, uint64_t seed);
+
+// Weights of magnitude about 1, at an odd address, as a file may place them.
+struct RandomWeights {
+  RandomWeights(DType dtype, size_t rows, size_t columns, uint64_t seed);
+  std::vector<std::byte> bytes;
+  WeightMatrix matrix;  // borrows `bytes`
+};
+
+inline constexpr DType kEveryDType[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0};
+
+// Equal to the bit.
+testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b);
+
+// A suite that runs once for each CPU backend this processor has.
+class EveryCpu : public testing::TestWithParam<const OpTable*> {
+ protected:
+  const OpTable& ops() const { return *GetParam(); }
+  ThreadPool pool_{2};
+};
+std::vector<const OpTable*> CpuBackends();
+std::string BackendName(const testing::TestParamInfo<const OpTable*>& info);
+
+}  // namespace terrace
+
+#define INSTANTIATE_EVERY_CPU(suite) \
+  INSTANTIATE_TEST_SUITE_P(All, suite, testing::ValuesIn(CpuBackends()), BackendName)

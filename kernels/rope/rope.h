@@ -1,0 +1,28 @@
+// Rotary position embedding (Su et al., "RoFormer", 2021), in place: pair p of a head at position m is
+// rotated by the angle m * base^(-2p / head_dim).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace terrace {
+
+struct RopeArgs {
+  float* x = nullptr;          // [tokens, heads, head_dim]
+  const float* cos = nullptr;  // [tokens, head_dim / 2]
+  const float* sin = nullptr;  // [tokens, head_dim / 2]
+  size_t tokens = 0, heads = 0, head_dim = 0;
+  // Pair p is the elements p and p + head_dim / 2; or, with `neighbours`, 2p and 2p + 1.
+  bool neighbours = false;
+};
+
+// Fills cos and sin, [tokens, head_dim / 2], for one position per token. Angles are computed in double (a
+// position below 2^24 times an f32 angle step would be off by up to a radian) and only their cosine and sine
+// are rounded: a pure function of the position, whatever the batch.
+void RopeAngles(const uint32_t* positions, size_t tokens, double base, size_t head_dim, float* cos,
+                float* sin);
+
+void RopeRef(const RopeArgs& args);
+void RopeCpu(const RopeArgs& args);
+
+}  // namespace terrace
