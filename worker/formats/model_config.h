@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/json.h"
 #include "base/status.h"
@@ -11,8 +13,8 @@
 namespace terrace {
 
 enum class NameScheme : uint8_t { kHuggingFace, kGguf };  // how the file names its tensors
-// Which elements of a head RoPE rotates together: i with i + head_dim/2 (Hugging Face), or 2i with 2i + 1 (GGUF's
-// llama, whose converters permute the rows of Q and K).
+// Which elements of a head RoPE rotates together: i with i + head_dim/2 (Hugging Face), or 2i with 2i + 1
+// (GGUF's llama, whose converters permute the rows of Q and K).
 enum class RopePairing : uint8_t { kHalves, kNeighbours };
 
 struct ModelConfig {
@@ -30,17 +32,23 @@ struct ModelConfig {
   uint32_t ffn_size = 0;
   float norm_epsilon = 1e-5f;
   float rope_base = 10000.0f;
-  bool tied_embeddings = false;  // the output matrix is the embedding
+  bool tied_embeddings = false;       // the output matrix is the embedding
+  std::vector<std::string> warnings;  // what the file asks for and does not get: one line each, for the log
 };
 
 // Limits of a ModelConfig; DATA_LOSS with reason bad_hparam (GGUF) or bad_config (config.json) beyond them.
-inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext = 1u << 24, kMaxHidden = 1u << 17,
-                          kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024;
+inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext = 1u << 24,
+                          kMaxHidden = 1u << 17, kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024;
 
 // Checks ranges and products; `reason` and `file` go into the error.
 Status ValidateModelConfig(const ModelConfig& config, const std::string& file, std::string_view reason);
 
-// From the text of config.json. `file` names it in errors.
+// From the text of config.json, without the name. `file` names it in errors: DATA_LOSS with reasons
+// bad_config, unsupported_architecture and those of ParseJson.
 StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& file);
+
+// The text of generation_config.json: its sampling defaults are not used, but must be possible ones. Reason
+// bad_config.
+Status CheckGenerationConfig(std::string_view text, const std::string& file);
 
 }  // namespace terrace

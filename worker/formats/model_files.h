@@ -1,5 +1,5 @@
-// One model on disk, opened: a Hugging Face style folder (config.json, *.safetensors, tokenizer.json, ...) or a
-// single .gguf file. Everything is validated before this returns; nothing large is allocated before that.
+// One model on disk, opened: a Hugging Face style folder (config.json, *.safetensors, tokenizer.json, ...) or
+// a single .gguf file. Everything is validated before this returns; nothing large is allocated before that.
 #pragma once
 
 #include <memory>
@@ -17,12 +17,12 @@ struct ModelFiles {
   ModelConfig config;
   std::unique_ptr<WeightSource> weights;
   std::shared_ptr<const TextAssets> text;  // tokenizer's vocab_size() <= config.vocab_size
-  std::string format;                                 // "safetensors" or "gguf"
-  Hash128 digest;                                     // of the bytes of all weight files, in order
+  std::string format;                      // "safetensors" or "gguf"
+  Hash128 digest;                          // of the bytes of all weight files, in order
 };
 
-// DATA_LOSS (exit code 65) for malformed files, with reason, file, tensor or key, and byte offset in the message;
-// NOT_FOUND for absent ones.
+// DATA_LOSS (exit code 65) for malformed files, with reason, file, tensor or key, and byte offset in the
+// message; NOT_FOUND for absent ones.
 StatusOr<ModelFiles> OpenModel(const std::string& path);
 
 }  // namespace terrace

@@ -1,5 +1,5 @@
-// Where weights come from. Immutable after opening; any thread may read. Owns the memory maps: every TensorView
-// it gave out dies with it.
+// Where weights come from. Immutable after opening; any thread may read. Owns the memory maps: every
+// TensorView it gave out dies with it.
 #pragma once
 
 #include <string>

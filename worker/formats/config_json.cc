@@ -1,0 +1,157 @@
+#include <optional>
+
+#include "worker/formats/byte_reader.h"
+#include "worker/formats/model_config.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::string_view kReason = "bad_config";
+
+// One JSON object of a model's folder; numbers are read strictly: 64.0, "64" and -1 are not counts.
+class ConfigFile {
+ public:
+  static StatusOr<ConfigFile> Parse(std::string_view text, const std::string& file) {
+    auto json = ParseJson(text);
+    if (!json.ok()) return Annotate(AsDataLoss(json.status()), file);
+    if (!json->is_object()) return Malformed(kReason, file, ": is not a JSON object");
+    return ConfigFile(*std::move(json), file);
+  }
+
+  // A key with the value null is an absent one.
+  bool Has(std::string_view key) const { return json_.contains(key) && !at(key).is_null(); }
+  const Json& at(std::string_view key) const { return *json_.find(key); }
+
+  template <typename... Args>
+  Status Error(std::string_view key, const Args&... message) const {
+    return Malformed(kReason, file_, ": key \"", key, "\": ", message...);
+  }
+
+  StatusOr<uint32_t> Count(std::string_view key, std::optional<uint32_t> fallback = {}) const {
+    if (!Has(key)) return fallback ? StatusOr<uint32_t>(*fallback) : Missing(key);
+    if (!at(key).is_number_unsigned() || at(key).get<uint64_t>() > UINT32_MAX)
+      return Error(key, Shown(key), " is not a whole number from 0 to ", UINT32_MAX);
+    return at(key).get<uint32_t>();
+  }
+
+  StatusOr<float> Number(std::string_view key, float fallback) const {
+    if (!Has(key)) return fallback;
+    if (!at(key).is_number()) return Error(key, Shown(key), " is not a number");
+    return at(key).get<float>();
+  }
+
+  StatusOr<bool> Bool(std::string_view key, bool fallback) const {
+    if (!Has(key)) return fallback;
+    if (!at(key).is_boolean()) return Error(key, Shown(key), " is neither true nor false");
+    return at(key).get<bool>();
+  }
+
+  // The start of the value, in ASCII, for messages.
+  std::string Shown(std::string_view key) const {
+    return at(key).dump(-1, ' ', /*ensure_ascii=*/true).substr(0, 100);
+  }
+
+ private:
+  ConfigFile(Json json, std::string file) : json_(std::move(json)), file_(std::move(file)) {}
+  StatusOr<uint32_t> Missing(std::string_view key) const { return Error(key, "is missing"); }
+
+  Json json_;
+  std::string file_;
+};
+
+Status CheckArchitecture(const ConfigFile& config, const std::string& file) {
+  const auto fail = [&](std::string_view key, std::string_view found, std::string_view supported) {
+    return Malformed("unsupported_architecture", file, ": key \"", key, "\": ", found,
+                     " is not supported; supported is ", supported);
+  };
+  if (!config.Has("model_type")) return fail("model_type", "a model without one", "\"llama\"");
+  if (config.at("model_type") != "llama") return fail("model_type", config.Shown("model_type"), "\"llama\"");
+  if (config.Has("architectures") && config.at("architectures") != Json::array({"LlamaForCausalLM"}))
+    return fail("architectures", config.Shown("architectures"), "[\"LlamaForCausalLM\"]");
+  return Status();
+}
+
+// Settings that would change the results and are not implemented. Silence about them would be wrong answers.
+Status CheckUnsupported(const ConfigFile& config) {
+  if (config.Has("hidden_act") && config.at("hidden_act") != "silu")
+    return config.Error("hidden_act", config.Shown("hidden_act"), " is not supported; supported is \"silu\"");
+  for (const std::string_view key : {"attention_bias", "mlp_bias"}) {
+    ASSIGN_OR_RETURN(const bool is_set, config.Bool(key, false));
+    if (is_set) return config.Error(key, "true is not supported");
+  }
+  if (config.Has("quantization_config")) return config.Error("quantization_config", "is not supported");
+  ASSIGN_OR_RETURN(const float rotated, config.Number("partial_rotary_factor", 1));
+  if (rotated != 1)
+    return config.Error("partial_rotary_factor", rotated, " is not supported; supported is 1");
+  return Status();
+}
+
+// Plain RoPE's base. Newer files have it in rope_parameters, with the kind of scaling that older ones have in
+// rope_scaling; only the kind "default", which is none, is supported.
+StatusOr<float> RopeBase(const ConfigFile& config) {
+  ASSIGN_OR_RETURN(float base, config.Number("rope_theta", 10000));
+  for (const std::string_view key : {"rope_scaling", "rope_parameters"}) {
+    if (!config.Has(key)) continue;
+    const Json& rope = config.at(key);
+    const Json kind = !rope.is_object()            ? Json()
+                      : rope.contains("rope_type") ? rope["rope_type"]
+                                                   : rope.value("type", Json());
+    if (kind != "default")
+      return config.Error(key, config.Shown(key), " is not supported; supported is null");
+    if (!rope.contains("rope_theta")) continue;
+    if (!rope["rope_theta"].is_number())
+      return config.Error(key, config.Shown(key), ": rope_theta is not a number");
+    base = rope["rope_theta"].get<float>();
+  }
+  return base;
+}
+
+}  // namespace
+
+StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& file) {
+  ASSIGN_OR_RETURN(const ConfigFile json, ConfigFile::Parse(text, file));
+  RETURN_IF_ERROR(CheckArchitecture(json, file));
+  RETURN_IF_ERROR(CheckUnsupported(json));
+
+  ModelConfig config = {.family = "llama", .name = "", .warnings = {}};
+  ASSIGN_OR_RETURN(config.vocab_size, json.Count("vocab_size"));
+  ASSIGN_OR_RETURN(config.context_length, json.Count("max_position_embeddings"));
+  ASSIGN_OR_RETURN(config.hidden_size, json.Count("hidden_size"));
+  ASSIGN_OR_RETURN(config.layers, json.Count("num_hidden_layers"));
+  ASSIGN_OR_RETURN(config.heads, json.Count("num_attention_heads"));
+  ASSIGN_OR_RETURN(config.kv_heads, json.Count("num_key_value_heads", config.heads));
+  ASSIGN_OR_RETURN(config.ffn_size, json.Count("intermediate_size"));
+  if (!json.Has("head_dim") && config.heads != 0 && config.hidden_size % config.heads != 0)
+    return json.Error("num_attention_heads", config.heads, " does not divide hidden_size ",
+                      config.hidden_size, ", and there is no head_dim");
+  ASSIGN_OR_RETURN(config.head_dim,
+                   json.Count("head_dim", config.heads == 0 ? 0 : config.hidden_size / config.heads));
+  ASSIGN_OR_RETURN(config.norm_epsilon, json.Number("rms_norm_eps", 1e-6f));
+  ASSIGN_OR_RETURN(config.rope_base, RopeBase(json));
+  ASSIGN_OR_RETURN(config.tied_embeddings, json.Bool("tie_word_embeddings", false));
+  for (const std::string_view key : {"auto_map", "trust_remote_code"}) {
+    if (json.Has(key))
+      config.warnings.push_back(Concat(file, ": key \"", key, "\" is ignored: no code of a model is run"));
+  }
+  RETURN_IF_ERROR(ValidateModelConfig(config, file, kReason));
+  return config;
+}
+
+Status CheckGenerationConfig(std::string_view text, const std::string& file) {
+  ASSIGN_OR_RETURN(const ConfigFile json, ConfigFile::Parse(text, file));
+  const struct {
+    std::string_view key;
+    float low, high;
+  } ranges[] = {
+      {"temperature", 0, 100}, {"top_p", 0, 1}, {"min_p", 0, 1}, {"repetition_penalty", 1e-3f, 100}};
+  for (const auto& range : ranges) {
+    ASSIGN_OR_RETURN(const float value, json.Number(range.key, range.high));
+    if (!(value >= range.low && value <= range.high))
+      return json.Error(range.key, json.Shown(range.key), " is not in ", range.low, " to ", range.high);
+  }
+  for (const std::string_view key : {"top_k", "max_length", "max_new_tokens"})
+    RETURN_IF_ERROR(json.Count(key, 0).status());
+  return Status();
+}
+
+}  // namespace terrace

@@ -1,0 +1,16 @@
+// The hyper-parameters of a Llama-family model in a GGUF file.
+#pragma once
+
+#include <string>
+
+#include "worker/formats/gguf_file.h"
+#include "worker/formats/model_config.h"
+
+namespace terrace {
+
+// DATA_LOSS naming `file` and the key, with reasons bad_hparam, unsupported_architecture, missing_key,
+// type_mismatch, and bad_split for one part of a split model. The name is general.name, "" when there is
+// none.
+StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& file);
+
+}  // namespace terrace

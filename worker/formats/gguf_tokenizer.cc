@@ -1,0 +1,137 @@
+#include "worker/formats/gguf_tokenizer.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/json.h"
+#include "worker/formats/byte_reader.h"
+#include "worker/formats/model_config.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::string_view kModel = "tokenizer.ggml.model", kPre = "tokenizer.ggml.pre",
+                           kTokens = "tokenizer.ggml.tokens", kTypes = "tokenizer.ggml.token_type",
+                           kMerges = "tokenizer.ggml.merges", kBos = "tokenizer.ggml.bos_token_id",
+                           kEos = "tokenizer.ggml.eos_token_id", kEot = "tokenizer.ggml.eot_token_id",
+                           kEom = "tokenizer.ggml.eom_token_id", kPad = "tokenizer.ggml.padding_token_id",
+                           kAddBos = "tokenizer.ggml.add_bos_token", kTemplate = "tokenizer.chat_template";
+
+constexpr size_t kMaxTokenBytes = 65'535;
+constexpr int64_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;  // token_type
+
+// The strings of an array that has at most `limit` of them.
+StatusOr<std::vector<std::string_view>> Strings(const GgufMetadata& metadata, std::string_view key,
+                                                uint64_t limit, std::string_view reason) {
+  const auto found = metadata.values().find(key);
+  if (found != metadata.values().end() && found->second.count > limit)
+    return metadata.Error(reason, key, Concat(found->second.count, " entries, limit ", limit));
+  return metadata.Strings(key);
+}
+
+Status ReadTokens(const GgufMetadata& metadata, BpeData& data) {
+  ASSIGN_OR_RETURN(const auto tokens, Strings(metadata, kTokens, kMaxVocab, "vocab_size"));
+  ASSIGN_OR_RETURN(const auto types, metadata.Integers(kTypes));
+  if (types.size() != tokens.size())
+    return metadata.Error("vocab_size", kTypes,
+                          Concat(types.size(), " types for ", tokens.size(), " tokens"));
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i].size() > kMaxTokenBytes)
+      return metadata.Error("vocab_size", kTokens,
+                            Concat("token ", i, " has ", tokens[i].size(), " bytes, limit ", kMaxTokenBytes));
+    data.tokens.emplace_back(tokens[i]);
+    switch (types[i]) {
+      case kNormal:
+      case kUnknown:
+      case kUnused:
+        break;
+      case kControl:
+      case kUserDefined:
+        data.added.push_back({static_cast<TokenId>(i), std::string(tokens[i]), types[i] == kControl});
+        break;
+      default:
+        return metadata.Error("bad_token_type", kTypes,
+                              Concat("token ", i, " has type ", types[i], ", which byte-level BPE has not"));
+    }
+  }
+  return Status();
+}
+
+Status ReadMerges(const GgufMetadata& metadata, BpeData& data) {
+  ASSIGN_OR_RETURN(const auto merges, Strings(metadata, kMerges, 4 * kMaxVocab, "bad_merge"));
+  for (size_t i = 0; i < merges.size(); ++i) {
+    const size_t space = merges[i].find(' ');
+    if (space == std::string_view::npos || space == 0 || space + 1 == merges[i].size() ||
+        merges[i].find(' ', space + 1) != std::string_view::npos)
+      return metadata.Error("bad_merge", kMerges,
+                            Concat("merge ", i, " is not two tokens and a space between them"));
+    data.merges.emplace_back(merges[i].substr(0, space), merges[i].substr(space + 1));
+  }
+  return Status();
+}
+
+// -1 when the key is absent.
+StatusOr<TokenId> ReadId(const GgufMetadata& metadata, std::string_view key, size_t vocab_size) {
+  if (!metadata.Has(key)) return -1;
+  ASSIGN_OR_RETURN(const int64_t id, metadata.Integer(key));
+  if (id < 0 || static_cast<uint64_t>(id) >= vocab_size)
+    return metadata.Error("bad_special_id", key, Concat(id, " is not one of ", vocab_size, " tokens"));
+  return static_cast<TokenId>(id);
+}
+
+StatusOr<SpecialTokens> ReadSpecial(const GgufMetadata& metadata, size_t vocab_size) {
+  SpecialTokens special;
+  ASSIGN_OR_RETURN(special.bos, ReadId(metadata, kBos, vocab_size));
+  ASSIGN_OR_RETURN(special.pad, ReadId(metadata, kPad, vocab_size));
+  for (const std::string_view key : {kEos, kEot, kEom}) {
+    ASSIGN_OR_RETURN(const TokenId id, ReadId(metadata, key, vocab_size));
+    if (id >= 0 && std::find(special.end.begin(), special.end.end(), id) == special.end.end())
+      special.end.push_back(id);
+  }
+  if (metadata.Has(kAddBos)) {
+    ASSIGN_OR_RETURN(special.add_bos, metadata.Bool(kAddBos));
+  }
+  return special;
+}
+
+StatusOr<TextAssets> Load(const GgufMetadata& metadata) {
+  ASSIGN_OR_RETURN(const std::string_view model, metadata.String(kModel));
+  if (model != "gpt2")
+    return metadata.Error(
+        "unsupported_tokenizer", kModel,
+        Concat(ToJsonText(std::string(model.substr(0, 64))), " is not supported; supported is \"gpt2\""));
+  BpeData data;
+  ASSIGN_OR_RETURN(const std::string_view pre, metadata.String(kPre));
+  data.pre = pre;
+  RETURN_IF_ERROR(ReadTokens(metadata, data));
+  RETURN_IF_ERROR(ReadMerges(metadata, data));
+  ASSIGN_OR_RETURN(data.special, ReadSpecial(metadata, data.tokens.size()));
+
+  TextAssets assets;
+  const auto text_of = [&](TokenId id) {
+    return id < 0 ? std::string() : data.tokens[static_cast<size_t>(id)];
+  };
+  ASSIGN_OR_RETURN(const TokenId eos, ReadId(metadata, kEos, data.tokens.size()));
+  assets.bos_text = text_of(data.special.bos);
+  assets.eos_text = text_of(eos);
+  auto tokenizer = MakeBpeTokenizer(std::move(data));
+  if (!tokenizer.ok()) return Annotate(tokenizer.status(), "keys \"tokenizer.ggml.*\"");
+  assets.tokenizer = *std::move(tokenizer);
+  if (metadata.Has(kTemplate)) {
+    ASSIGN_OR_RETURN(const std::string_view source, metadata.String(kTemplate));
+    auto chat_template = ChatTemplate::Parse(source);
+    if (!chat_template.ok()) return Annotate(chat_template.status(), Concat("key \"", kTemplate, "\""));
+    assets.chat_template = *std::move(chat_template);
+  }
+  return assets;
+}
+
+}  // namespace
+
+StatusOr<TextAssets> LoadGgufText(const GgufMetadata& metadata, const std::string& file) {
+  auto assets = Load(metadata);
+  if (!assets.ok()) return Annotate(AsDataLoss(assets.status()), file);
+  return assets;
+}
+
+}  // namespace terrace

@@ -1,0 +1,36 @@
+// The WeightSource of both formats: tensors inside memory-mapped files. Immutable; any thread may read.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/mapped_file.h"
+#include "worker/formats/weight_source.h"
+
+namespace terrace {
+
+class MappedWeights final : public WeightSource {
+ public:
+  // `entries` borrow from `files`; names are unique. Data that is not aligned for its dtype is copied.
+  MappedWeights(std::string path, std::vector<std::unique_ptr<MappedFile>> files, std::vector<Entry> entries);
+
+  StatusOr<TensorView> Find(std::string_view name) const override;
+  const std::vector<Entry>& entries() const override { return entries_; }
+  const std::string& path() const override { return path_; }
+
+  // Of the bytes of all files, in order.
+  Hash128 Digest() const;
+
+ private:
+  const std::string path_;
+  const std::vector<std::unique_ptr<MappedFile>> files_;
+  std::vector<std::unique_ptr<std::byte[]>> copies_;
+  std::vector<Entry> entries_;
+  std::map<std::string_view, size_t> index_;  // name in entries_ -> position
+};
+
+}  // namespace terrace

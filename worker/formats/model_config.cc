@@ -1,0 +1,46 @@
+#include "worker/formats/model_config.h"
+
+#include "worker/formats/byte_reader.h"
+
+namespace terrace {
+
+Status ValidateModelConfig(const ModelConfig& config, const std::string& file, std::string_view reason) {
+  const struct {
+    std::string_view config_json, gguf;  // the key, as the file has it
+    uint32_t value, limit;
+  } fields[] = {
+      {"vocab_size", "llama.vocab_size", config.vocab_size, kMaxVocab},
+      {"max_position_embeddings", "llama.context_length", config.context_length, kMaxContext},
+      {"hidden_size", "llama.embedding_length", config.hidden_size, kMaxHidden},
+      {"num_hidden_layers", "llama.block_count", config.layers, kMaxLayers},
+      {"num_attention_heads", "llama.attention.head_count", config.heads, kMaxHeads},
+      {"num_key_value_heads", "llama.attention.head_count_kv", config.kv_heads, kMaxHeads},
+      {"head_dim", "llama.attention.key_length", config.head_dim, kMaxHeadDim},
+      {"intermediate_size", "llama.feed_forward_length", config.ffn_size, kMaxFfn},
+  };
+  const bool is_gguf = config.names == NameScheme::kGguf;
+  const auto fail = [&](std::string_view config_json, std::string_view gguf, const auto&... message) {
+    return Malformed(reason, file, ": key \"", is_gguf ? gguf : config_json, "\": ", message...);
+  };
+  for (const auto& field : fields) {
+    if (field.value < 1 || field.value > field.limit)
+      return fail(field.config_json, field.gguf, field.value, " is not in 1 to ", field.limit);
+  }
+  if (config.heads % config.kv_heads != 0)
+    return fail("num_key_value_heads", "llama.attention.head_count_kv", config.kv_heads,
+                " does not divide the ", config.heads, " attention heads");
+  if (config.head_dim % 2 != 0)
+    return fail("head_dim", "llama.attention.key_length", config.head_dim, " is odd, and RoPE rotates pairs");
+  if (config.heads * config.head_dim > kMaxHidden)
+    return fail("num_attention_heads", "llama.attention.head_count", config.heads, " heads of ",
+                config.head_dim, " are more than ", kMaxHidden, " wide");
+  // Both comparisons are false for a NaN.
+  if (!(config.norm_epsilon > 0 && config.norm_epsilon < 1))
+    return fail("rms_norm_eps", "llama.attention.layer_norm_rms_epsilon", config.norm_epsilon,
+                " is not between 0 and 1");
+  if (!(config.rope_base > 1 && config.rope_base <= 1e12f))
+    return fail("rope_theta", "llama.rope.freq_base", config.rope_base, " is not between 1 and 1e12");
+  return Status();
+}
+
+}  // namespace terrace

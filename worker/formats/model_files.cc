@@ -1,0 +1,129 @@
+#include "worker/formats/model_files.h"
+
+#include <filesystem>
+
+#include "worker/formats/byte_reader.h"
+#include "worker/formats/file_kind.h"
+#include "worker/formats/gguf_config.h"
+#include "worker/formats/gguf_file.h"
+#include "worker/formats/gguf_tokenizer.h"
+#include "worker/formats/safetensors_file.h"
+#include "worker/formats/tensor_names.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kMaxConfigBytes = 8 << 20;
+
+// A weight that is infinite or not a number, by its exponent; blocks of Q8_0 by that of their scale.
+bool IsFinite(const TensorView& tensor) {
+  const uint64_t block_bytes = Info(tensor.dtype).block_bytes;
+  const uint32_t exponent = tensor.dtype == DType::kF32    ? 0x7F80'0000
+                            : tensor.dtype == DType::kBF16 ? 0x7F80
+                                                           : 0x7C00;
+  for (uint64_t at = 0; at < tensor.bytes; at += block_bytes) {
+    const std::span<const std::byte> block(tensor.data + at, block_bytes);
+    const uint32_t bits =
+        tensor.dtype == DType::kF32 ? ByteReader::Load<uint32_t>(block) : ByteReader::Load<uint16_t>(block);
+    if ((bits & exponent) == exponent) return false;
+  }
+  return true;
+}
+
+// Everything the model needs is there in the right shape. Other tensors are tolerated, but for those that
+// would have to change the results. Norms are scanned for values that are not finite: they touch every
+// activation, and are small; larger tensors are not read here.
+Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
+  const auto fail = [&](std::string_view reason, std::string_view name, const auto&... message) {
+    return Malformed(reason, weights.path(), ": tensor \"", name, "\": ", message...);
+  };
+  for (const auto& entry : weights.entries()) {
+    if (entry.name.ends_with(".bias"))
+      return fail("unsupported_tensor", entry.name, "biases are not supported");
+    if (entry.name == "rope_freqs.weight")
+      return fail("unsupported_tensor", entry.name, "RoPE scaling is not supported");
+  }
+  for (const TensorRequirement& required : RequiredTensors(config)) {
+    const auto tensor = weights.Find(required.name);
+    if (!tensor.ok()) return fail("missing_tensor", required.name, "is missing");
+    if (tensor->shape != required.shape)
+      return fail("shape_mismatch", required.name, "shape ", tensor->shape.ToString(),
+                  ", the configuration wants ", required.shape.ToString());
+    if (IsNorm(required.kind) && !IsFinite(*tensor))
+      return fail("nonfinite", required.name, "has a value that is infinite or not a number");
+  }
+  return Status();
+}
+
+Status CheckVocabulary(const ModelConfig& config, const TextAssets& text, const std::string& file) {
+  if (text.tokenizer->vocab_size() <= config.vocab_size) return Status();
+  return Malformed("vocab_size", file, ": the tokenizer has ", text.tokenizer->vocab_size(),
+                   " tokens, the model's vocab_size is ", config.vocab_size);
+}
+
+// "nano" for "/models/nano/" as well as for ".", when that is where we are.
+std::string FolderName(const std::string& path) {
+  std::error_code error;
+  const auto whole = std::filesystem::absolute(path, error).lexically_normal();
+  return (whole.has_filename() ? whole : whole.parent_path()).filename().string();
+}
+
+StatusOr<std::string> ReadConfig(const std::string& path) {
+  auto text = ReadFile(path, kMaxConfigBytes);
+  if (text.status().code() == StatusCode::kResourceExhausted)
+    return Malformed("json_limit", Message(text.status()));
+  return text;
+}
+
+StatusOr<ModelFiles> OpenFolder(const std::string& path) {
+  const std::string config_path = path + "/config.json", generation_path = path + "/generation_config.json";
+  ModelFiles model;
+  model.format = "safetensors";
+  ASSIGN_OR_RETURN(const std::string config, ReadConfig(config_path));
+  ASSIGN_OR_RETURN(model.config, ParseConfigJson(config, config_path));
+  model.config.name = FolderName(path);
+  if (const auto generation = ReadConfig(generation_path); generation.ok()) {
+    RETURN_IF_ERROR(CheckGenerationConfig(*generation, generation_path));
+  } else if (generation.status().code() != StatusCode::kNotFound) {
+    return generation.status();
+  }
+
+  ASSIGN_OR_RETURN(auto weights, OpenSafetensors(path));
+  RETURN_IF_ERROR(CheckTensors(model.config, *weights));
+  auto text = LoadTextAssets(path);
+  if (!text.ok()) return AsDataLoss(text.status());
+  RETURN_IF_ERROR(CheckVocabulary(model.config, *text, path + "/tokenizer.json"));
+  model.text = std::make_shared<const TextAssets>(*std::move(text));
+  model.digest = weights->Digest();
+  model.weights = std::move(weights);
+  return model;
+}
+
+StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
+  ASSIGN_OR_RETURN(GgufFile gguf, OpenGguf(path));
+  ModelFiles model;
+  model.format = "gguf";
+  ASSIGN_OR_RETURN(model.config, ParseGgufConfig(gguf, path));
+  if (model.config.name.empty()) model.config.name = std::filesystem::path(path).stem().string();
+  RETURN_IF_ERROR(CheckTensors(model.config, *gguf.weights));
+  ASSIGN_OR_RETURN(TextAssets text, LoadGgufText(gguf.metadata, path));
+  RETURN_IF_ERROR(CheckVocabulary(model.config, text, path));
+  model.text = std::make_shared<const TextAssets>(std::move(text));
+  model.digest = gguf.weights->Digest();
+  model.weights = std::move(gguf.weights);
+  return model;
+}
+
+}  // namespace
+
+StatusOr<ModelFiles> OpenModel(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return OpenFolder(path);
+  ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path));
+  RETURN_IF_ERROR(Annotate(RefuseForeignFormat(file->bytes()), path));
+  if (!path.ends_with(".gguf") && !AsText(file->bytes()).starts_with("GGUF"))
+    return Malformed("unsupported_format", path, ": is neither a .gguf file nor a folder with config.json");
+  return OpenGgufModel(path);
+}
+
+}  // namespace terrace
