@@ -1,6 +1,6 @@
-// A small asynchronous HTTP/1.1 server (Boost.Beast): no thread per connection; one library for the public API and
-// for ops listeners. Owns its listener, connections and io threads. Start and Stop from the owner's thread; handlers
-// run on the io threads and must not block; an HttpResponder may be used from any thread.
+// A small asynchronous HTTP/1.1 server (Boost.Beast): no thread per connection; one library for the public
+// API and for ops listeners. Owns its listener, connections and io threads. Start and Stop from the owner's
+// thread; handlers run on the io threads and must not block; an HttpResponder may be used from any thread.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +17,18 @@
 namespace terrace {
 
 struct HttpRequest {
-  std::string method;                         // "POST"
-  std::string path;                           // without the query
+  std::string method;  // "POST"
+  std::string path;    // without the query
   std::string query;
   std::map<std::string, std::string> headers;  // names in lower case; the last of repeated ones
   std::string body;
-  std::string peer;                           // "127.0.0.1:51234"
+  std::string peer;  // "127.0.0.1:51234"
 };
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
-// The answer to one request. Exactly one of Send, or StartStream ... Finish/Abort. Calls after the end, or after
-// the peer has gone, do nothing. Dropping it without an answer sends a 500.
+// The answer to one request. Exactly one of Send, or StartStream ... Finish/Abort. Calls after the end, or
+// after the peer has gone, do nothing. Dropping it without an answer sends a 500.
 class HttpResponder {
  public:
   virtual ~HttpResponder() = default;
@@ -36,12 +36,13 @@ class HttpResponder {
                     const HttpHeaders& headers = {}) = 0;
   // A chunked response whose head goes out at once.
   virtual void StartStream(int status, std::string_view content_type, const HttpHeaders& headers = {}) = 0;
-  // False when the peer is gone or more than stream_buffer_bytes are unsent: the caller should cancel its work.
+  // False when the peer is gone or more than stream_buffer_bytes are unsent: the caller should cancel its
+  // work.
   virtual bool Write(std::string chunk) = 0;
   virtual void Finish() = 0;  // ends the stream properly
   virtual void Abort() = 0;   // closes the connection without ending the chunked body
-  // Calls `on_close` once when the peer goes away before the answer is complete (at once if it already has); never
-  // after the answer is complete. Replaces an earlier one.
+  // Calls `on_close` once when the peer goes away before the answer is complete (at once if it already has);
+  // never after the answer is complete. Replaces an earlier one.
   virtual void OnClose(std::function<void()> on_close) = 0;
 };
 
@@ -50,13 +51,13 @@ using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<Http
 struct HttpServerOptions {
   std::string address = "127.0.0.1:0";  // host:port; port 0: any free one
   size_t threads = 1;
-  size_t max_body_bytes = size_t{8} << 20;      // more: 413 before it is read
-  size_t max_header_bytes = size_t{60} << 10;   // more: 431
-  size_t max_connections = 4096;                // more: accepted ones wait in the backlog
+  size_t max_body_bytes = size_t{8} << 20;     // more: 413 before it is read
+  size_t max_header_bytes = size_t{60} << 10;  // more: 431
+  size_t max_connections = 4096;               // more: accepted ones wait in the backlog
   size_t stream_buffer_bytes = size_t{1} << 20;
-  double header_timeout_seconds = 10;           // then 408 / close
+  double header_timeout_seconds = 10;  // then 408 / close
   double body_timeout_seconds = 60;
-  double idle_timeout_seconds = 600;            // keep-alive connections
+  double idle_timeout_seconds = 600;  // keep-alive connections
   // Body of errors the server itself makes (400, 408, 413, 431, 500): given the HTTP status and a message.
   std::function<std::string(int status, std::string_view message)> error_body;
 };
@@ -65,14 +66,15 @@ class HttpServer {
  public:
   // UNAVAILABLE when the address cannot be bound ("127.0.0.1:8080: Address already in use").
   static StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options, HttpHandler handler);
-  virtual ~HttpServer() = default;  // Stop()
+  virtual ~HttpServer() = default;          // Stop()
   virtual std::string address() const = 0;  // with the real port
-  // Accepts nothing new, closes idle connections, waits up to `grace_seconds` for answers in progress, then closes.
+  // Accepts nothing new, closes idle connections, waits up to `grace_seconds` for answers in progress, then
+  // closes.
   virtual void Stop(double grace_seconds) = 0;
 };
 
-// One blocking GET with a deadline, for status commands and tests: the body of a 200, else an error with the code.
-// `url` is host:port/path, http only.
+// One blocking GET with a deadline, for status commands and tests: the body of a 200, else an error with the
+// code. `url` is host:port/path, http only.
 StatusOr<std::string> HttpGet(const std::string& url, double timeout_seconds);
 
 }  // namespace terrace
