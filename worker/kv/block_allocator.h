@@ -1,5 +1,5 @@
-// Hands out KV blocks and counts them: free() + held() == total() after every call. Owned by the Scheduler; one
-// thread. It knows ids only; the memory is KvPool's.
+// Hands out KV blocks and counts them: free() + held() == total() after every call. Owned by the Scheduler;
+// one thread. It knows ids only; the memory is KvPool's.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,8 @@ class BlockAllocator {
 };
 
 // Blocks that `tokens` positions need.
-constexpr size_t BlocksFor(size_t tokens, size_t block_tokens) { return (tokens + block_tokens - 1) / block_tokens; }
+constexpr size_t BlocksFor(size_t tokens, size_t block_tokens) {
+  return (tokens + block_tokens - 1) / block_tokens;
+}
 
 }  // namespace terrace

@@ -1,6 +1,6 @@
-// The memory of the KV cache of one rank: f32 keys and values, per layer [blocks, kv_heads, block_tokens, head_dim].
-// Owned by the ModelRunner and written by its thread only. Rows of blocks that were never written hold anything:
-// attention reads a position only after its step wrote it.
+// The memory of the KV cache of one rank: f32 keys and values, per layer [blocks, kv_heads, block_tokens,
+// head_dim]. Owned by the ModelRunner and written by its thread only. Rows of blocks that were never written
+// hold anything: attention reads a position only after its step wrote it.
 #pragma once
 
 #include <cstdint>

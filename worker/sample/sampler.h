@@ -1,7 +1,12 @@
-// Chooses the next token from a row of logits: a pure function of the logits, the parameters, the tokens so far and
-// (seed, index). Order: logit bias, repetition penalty, presence and frequency penalty, temperature, top-k, top-p,
-// min-p, then one uniform draw by inverse cumulative probability over the kept tokens in falling order of
-// probability (ties: lower id first). Greedy takes the largest adjusted logit (ties: lower id first).
+// Chooses the next token from a row of logits: a pure function of the logits, the parameters, the tokens so
+// far and (seed, index). Order: logit bias, repetition penalty, presence and frequency penalty, temperature,
+// top-k, top-p, min-p, then one uniform draw by inverse cumulative probability over the kept tokens in
+// falling order of probability (ties: lower id first). Greedy takes the largest adjusted logit (ties: lower
+// id first).
+//
+// top-k keeps the k most likely tokens. top-p keeps the shortest run of the most likely of those whose
+// probabilities, relative to all that top-k kept, sum to at least top_p. min-p keeps those at least min_p
+// times as likely as the most likely one. The most likely token is always kept.
 #pragma once
 
 #include <cstdint>
@@ -43,17 +48,23 @@ class TokenCounts {
 // Scratch memory of one thread; the result does not depend on earlier calls.
 class Sampler {
  public:
-  // `index` is the number of tokens of the answer before this one: the counter of the draw. `top` alternatives are
-  // reported (0 to 20). INTERNAL, reason numeric_error, when a logit is NaN or no logit is finite.
-  StatusOr<SampledToken> Sample(std::span<const float> logits, const SamplingParams& params, const TokenCounts& counts,
-                                uint64_t index, uint32_t top);
+  // `index` is the number of tokens of the answer before this one: the counter of the draw. `top`
+  // alternatives are reported (0 to 20). INTERNAL, reason numeric_error, when a logit is NaN or +infinity or
+  // no logit is finite; a token whose logit is -infinity is never chosen.
+  StatusOr<SampledToken> Sample(std::span<const float> logits, const SamplingParams& params,
+                                const TokenCounts& counts, uint64_t index, uint32_t top);
 
   // The log-probability of a given token (prompt scores). Same errors.
   StatusOr<SampledToken> Score(std::span<const float> logits, int32_t token, uint32_t top);
 
  private:
-  std::vector<float> adjusted_;
-  std::vector<int32_t> order_;
+  void Adjust(std::span<const float> logits, const SamplingParams& params, const TokenCounts& counts);
+  int32_t Draw(const SamplingParams& params, uint64_t index, float largest);
+  SampledToken Describe(std::span<const float> logits, int32_t token, uint32_t top);
+
+  std::vector<float> adjusted_;  // logits after bias and penalties
+  std::vector<double> weights_;  // their probabilities, relative to the most likely token
+  std::vector<int32_t> order_;   // token ids
 };
 
 }  // namespace terrace

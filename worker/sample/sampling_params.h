@@ -17,7 +17,7 @@ struct SamplingParams {
   float repetition_penalty = 1;  // over prompt and answer; 1: off (CTRL, Keskar et al. 2019)
   float presence_penalty = 0;    // over the answer, as OpenAI's API defines them
   float frequency_penalty = 0;
-  std::vector<std::pair<int32_t, float>> logit_bias;
+  std::vector<std::pair<int32_t, float>> logit_bias = {};
   uint64_t seed = 0;
 };
 
