@@ -1,3 +1,5 @@
+#include <cfloat>
+#include <cmath>
 #include <optional>
 
 #include "worker/formats/byte_reader.h"
@@ -36,8 +38,14 @@ class ConfigFile {
 
   StatusOr<float> Number(std::string_view key, float fallback) const {
     if (!Has(key)) return fallback;
-    if (!at(key).is_number()) return Error(key, Shown(key), " is not a number");
-    return at(key).get<float>();
+    return ToFloat(key, at(key));
+  }
+
+  // `value`, which stands at or below `key`, as a finite float.
+  StatusOr<float> ToFloat(std::string_view key, const Json& value) const {
+    if (!value.is_number()) return Error(key, Shown(key), " is not a number");
+    if (std::abs(value.get<double>()) > FLT_MAX) return Error(key, Shown(key), " is too large");
+    return value.get<float>();
   }
 
   StatusOr<bool> Bool(std::string_view key, bool fallback) const {
@@ -99,9 +107,7 @@ StatusOr<float> RopeBase(const ConfigFile& config) {
     if (kind != "default")
       return config.Error(key, config.Shown(key), " is not supported; supported is null");
     if (!rope.contains("rope_theta")) continue;
-    if (!rope["rope_theta"].is_number())
-      return config.Error(key, config.Shown(key), ": rope_theta is not a number");
-    base = rope["rope_theta"].get<float>();
+    ASSIGN_OR_RETURN(base, config.ToFloat(key, rope["rope_theta"]));
   }
   return base;
 }

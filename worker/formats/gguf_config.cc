@@ -1,5 +1,7 @@
 #include "worker/formats/gguf_config.h"
 
+#include <cfloat>
+#include <cmath>
 #include <optional>
 
 #include "base/json.h"
@@ -24,6 +26,7 @@ StatusOr<float> Number(const GgufMetadata& metadata, std::string_view key,
                        std::optional<float> fallback = {}) {
   if (fallback && !metadata.Has(key)) return *fallback;
   ASSIGN_OR_RETURN(const double value, metadata.Float(key));
+  if (std::abs(value) > FLT_MAX) return metadata.Error(kReason, key, "is too large");
   return static_cast<float>(value);
 }
 

@@ -174,6 +174,12 @@ void AddHyperParameters(Table& table) {
             [](GgufParts& g) {
               g.tensor(kQuery).dims = {64, 16};
             });
+  table.Add("gguf_quantized_norm", "bad_dtype", {"tensor \"output_norm.weight\""}, [](GgufParts& g) {
+    g.tensor("output_norm.weight").type = 8;
+    g.tensor("output_norm.weight").data = std::string(34, '\0');
+  });
+  table.AddKey("gguf_rope_base_infinite", "bad_hparam", "llama.rope.freq_base",
+               {GgufType::kFloat64, Packed(1e308)});
   table.Add("gguf_bias", "unsupported_tensor", {"tensor \"blk.0.attn_q.bias\""}, [](GgufParts& g) {
     g.tensors.push_back({"blk.0.attn_q.bias", {32}, 0, std::string(128, '\0'), {}});
   });

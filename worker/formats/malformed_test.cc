@@ -1,4 +1,5 @@
 #include <filesystem>
+#include <ostream>
 #include <set>
 
 #include "base/exit_code.h"
@@ -9,6 +10,10 @@
 #include "worker/formats/testing_files.h"
 
 namespace terrace {
+
+// How a failing test names its model.
+void PrintTo(const MalformedModel& model, std::ostream* out) { *out << model.name; }
+
 namespace {
 
 std::string Path(const std::string& name) { return testing::TempDir() + "malformed_" + name; }

@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t kMaxConfigBytes = 8 << 20;
 
-// A weight that is infinite or not a number, by its exponent; blocks of Q8_0 by that of their scale.
+// Whether no weight is infinite or not a number, by the exponents. Not for quantized tensors.
 bool IsFinite(const TensorView& tensor) {
   const uint64_t block_bytes = Info(tensor.dtype).block_bytes;
   const uint32_t exponent = tensor.dtype == DType::kF32    ? 0x7F80'0000
@@ -49,6 +49,8 @@ Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
     if (tensor->shape != required.shape)
       return fail("shape_mismatch", required.name, "shape ", tensor->shape.ToString(),
                   ", the configuration wants ", required.shape.ToString());
+    if (IsNorm(required.kind) && tensor->dtype == DType::kQ8_0)
+      return fail("bad_dtype", required.name, "a norm is not quantized");
     if (IsNorm(required.kind) && !IsFinite(*tensor))
       return fail("nonfinite", required.name, "has a value that is infinite or not a number");
   }
