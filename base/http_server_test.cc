@@ -98,7 +98,7 @@ class HttpServerTest : public testing::Test {
   void StartEcho(HttpServerOptions options = {}) {
     server_ = HttpServer::Start(std::move(options), [](HttpRequest request,
                                                        std::shared_ptr<HttpResponder> responder) {
-                responder->Send(200, request.path + "|" + request.body + ".", "text/plain");
+                responder->Send(200, request.path + "|" + request.body + "~", "text/plain");
               }).value();
   }
   Call NextCall() {
@@ -147,16 +147,16 @@ TEST_F(HttpServerTest, ReadsChunkedBodies) {
   Client client = Connect();
   client.Write("POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
   client.Write("2;x=y\r\nde\r\n0\r\nTrailer: t\r\n\r\n");
-  EXPECT_THAT(client.ReadUntil("."), EndsWith("\r\n\r\n/p|abcde."));
+  EXPECT_THAT(client.ReadUntil("~"), EndsWith("\r\n\r\n/p|abcde~"));
 }
 
 TEST_F(HttpServerTest, KeepsAConnectionUntilAskedToCloseIt) {
   StartEcho();
   Client client = Connect();
-  EXPECT_THAT(client.Get("/1", "."), EndsWith("/1|."));
-  EXPECT_THAT(client.Get("/2", "."), EndsWith("/2|."));
+  EXPECT_THAT(client.Get("/1", "~"), EndsWith("/1|~"));
+  EXPECT_THAT(client.Get("/2", "~"), EndsWith("/2|~"));
   client.Write("GET /3 HTTP/1.1\r\nConnection: close\r\n\r\n");
-  EXPECT_THAT(client.ReadToEnd(), AllOf(HasSubstr("\r\nConnection: close\r\n"), EndsWith("/3|.")));
+  EXPECT_THAT(client.ReadToEnd(), AllOf(HasSubstr("\r\nConnection: close\r\n"), EndsWith("/3|~")));
 }
 
 TEST_F(HttpServerTest, AnswersPipelinedRequestsInOrder) {
@@ -227,7 +227,7 @@ TEST_F(HttpServerTest, TellsAWaitingClientToContinue) {
   client.Write("POST /p HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
   EXPECT_EQ(client.ReadHead(), "HTTP/1.1 100 Continue\r\n\r\n");
   client.Write("abc");
-  EXPECT_THAT(client.ReadUntil("."), AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), EndsWith("/p|abc.")));
+  EXPECT_THAT(client.ReadUntil("~"), AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), EndsWith("/p|abc~")));
 }
 
 TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
@@ -288,7 +288,7 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
                 AllOf(StartsWith(Concat("HTTP/1.1 ", c.status, " ")), HasSubstr("\r\nConnection: close\r\n"),
                       HasSubstr(Concat("{", c.status, " ")), HasSubstr(c.message), EndsWith("}")));
   }
-  EXPECT_THAT(Connect().Get("/still-there", "."), HasSubstr("/still-there|"));
+  EXPECT_THAT(Connect().Get("/still-there", "~"), HasSubstr("/still-there|"));
 }
 
 TEST_F(HttpServerTest, AcceptsWhatIsJustWithinTheLimits) {
@@ -297,10 +297,10 @@ TEST_F(HttpServerTest, AcceptsWhatIsJustWithinTheLimits) {
   StartEcho(options);
   Client client = Connect();
   client.Write("POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n" + std::string(1000, 'x'));
-  EXPECT_THAT(client.ReadUntil("."), StartsWith("HTTP/1.1 200 "));
+  EXPECT_THAT(client.ReadUntil("~"), StartsWith("HTTP/1.1 200 "));
   client.Write("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n" + std::string(1000, 'x') +
                "\r\n0\r\n\r\n");
-  EXPECT_THAT(client.ReadUntil("."), StartsWith("HTTP/1.1 200 "));
+  EXPECT_THAT(client.ReadUntil("~"), StartsWith("HTTP/1.1 200 "));
 }
 
 TEST_F(HttpServerTest, SlowRequestsTimeOut) {
@@ -321,7 +321,7 @@ TEST_F(HttpServerTest, IdleConnectionsAreClosed) {
   StartEcho(options);
   Client client = Connect();
   client.Write(kRequest);
-  EXPECT_THAT(client.ReadToEnd(), EndsWith("/x|."));
+  EXPECT_THAT(client.ReadToEnd(), EndsWith("/x|~"));
 }
 
 TEST_F(HttpServerTest, TellsTheHandlerThatThePeerIsGone) {
@@ -463,7 +463,7 @@ TEST_F(HttpServerTest, ServesManyConnectionsFromManyThreads) {
       for (int round = 0; round < 5; ++round) {
         for (size_t c = 0; c < clients.size(); ++c) {
           const std::string path = Concat("/", t, "/", round, "/", c);
-          EXPECT_THAT(clients[c].Get(path, "|."), EndsWith(path + "|."));
+          EXPECT_THAT(clients[c].Get(path, "|~"), EndsWith(path + "|~"));
         }
       }
     });
@@ -495,12 +495,12 @@ TEST_F(HttpServerTest, ConnectionsPastTheLimitWait) {
   options.max_connections = 1;
   StartEcho(options);
   Client first = Connect();
-  EXPECT_THAT(first.Get("/1", "."), EndsWith("/1|."));
+  EXPECT_THAT(first.Get("/1", "~"), EndsWith("/1|~"));
   Client second = Connect();
   second.Write(kRequest);
-  EXPECT_THAT(first.Get("/2", "."), EndsWith("/2|."));
+  EXPECT_THAT(first.Get("/2", "~"), EndsWith("/2|~"));
   first.Close();
-  EXPECT_THAT(second.ReadUntil("."), EndsWith("/x|."));
+  EXPECT_THAT(second.ReadUntil("~"), EndsWith("/x|~"));
 }
 
 TEST_F(HttpServerTest, SaysWhyItCannotListen) {
