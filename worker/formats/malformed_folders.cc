@@ -266,8 +266,8 @@ void AddTokenizers(Table& table) {
             [](FolderParts& f) { f.generation_config["eos_token_id"] = 262; });
   table.Add("template_syntax", "bad_template", {"tokenizer_config.json"},
             [](FolderParts& f) { f.tokenizer_config["chat_template"] = "{% for m in messages %}{{ m"; });
-  table.Add("template_attribute_access", "bad_template", {"tokenizer_config.json"}, [](FolderParts& f) {
-    f.tokenizer_config["chat_template"] = "{{ ''.__class__.__mro__[1].__subclasses__() }}";
+  table.Add("template_import", "bad_template", {"tokenizer_config.json"}, [](FolderParts& f) {
+    f.tokenizer_config["chat_template"] = "{% import 'os' as os %}{{ os.system('id') }}";
   });
 }
 

@@ -214,10 +214,9 @@ void AddTokenizers(Table& table) {
   table.AddKey("gguf_eos_2_32", "bad_special_id", "tokenizer.ggml.eos_token_id", U32(~0u));
   table.Add("gguf_template_syntax", "bad_template", {"key \"tokenizer.chat_template\""},
             [](GgufParts& g) { g.Set("tokenizer.chat_template", Text("{% for m in messages %}{{ m")); });
-  table.Add("gguf_template_attribute_access", "bad_template", {"key \"tokenizer.chat_template\""},
-            [](GgufParts& g) {
-              g.Set("tokenizer.chat_template", Text("{{ ''.__class__.__mro__[1].__subclasses__() }}"));
-            });
+  table.Add("gguf_template_import", "bad_template", {"key \"tokenizer.chat_template\""}, [](GgufParts& g) {
+    g.Set("tokenizer.chat_template", Text("{% import 'os' as os %}{{ os.system('id') }}"));
+  });
 }
 
 void AddForeign(Table& table) {
