@@ -1,0 +1,108 @@
+#include "worker/model/model_testing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "base/json.h"
+#include "base/mapped_file.h"
+
+namespace terrace {
+namespace {
+
+std::vector<BlockId> AllBlocks(const KvPool& kv) {
+  std::vector<BlockId> blocks(kv.shape().blocks);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  return blocks;
+}
+
+}  // namespace
+
+std::string DemoFolder(const std::string& model) { return "models/" + model; }
+std::string DemoGguf(const std::string& model) { return "models/" + model + ".f16.gguf"; }
+
+TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
+                     size_t threads, uint32_t blocks)
+    : pool(std::make_unique<ThreadPool>(threads)) {
+  auto loaded = Transformer::Load(config, weights, ops, *pool);
+  CHECK(loaded.ok(), Message(loaded.status()));
+  transformer = *std::move(loaded);
+  auto created = KvPool::Create({.layers = config.layers,
+                                 .kv_heads = config.kv_heads,
+                                 .head_dim = config.head_dim,
+                                 .block_tokens = 16,
+                                 .blocks = blocks});
+  CHECK(created.ok(), Message(created.status()));
+  kv = *std::move(created);
+  PoisonKv();
+}
+
+void TestModel::PoisonKv() {
+  const KvShape& shape = kv->shape();
+  const size_t floats = shape.BlockBytes() / sizeof(float) / 2 / shape.layers * shape.blocks;
+  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+    std::fill_n(kv->keys(layer), floats, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(kv->values(layer), floats, std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
+ModelFiles OpenTestModel(const std::string& path) {
+  auto files = OpenModel(path);
+  CHECK(files.ok(), Message(files.status()));
+  return *std::move(files);
+}
+
+std::vector<float> SequenceLogits(TestModel& model, const std::vector<int32_t>& tokens) {
+  const auto blocks = AllBlocks(*model.kv);
+  const auto logits = model.transformer->Forward(
+      {.sequences = {{.tokens = tokens, .blocks = blocks, .logits = static_cast<uint32_t>(tokens.size())}}},
+      *model.kv);
+  return {logits.begin(), logits.end()};
+}
+
+std::vector<int32_t> GreedyTokens(TestModel& model, const std::vector<int32_t>& prompt, size_t count,
+                                  std::vector<float>& first_logits) {
+  const auto blocks = AllBlocks(*model.kv);
+  std::vector<int32_t> part = prompt, answer;
+  uint32_t position = 0;
+  while (answer.size() < count) {
+    const auto logits = model.transformer->Forward(
+        {.sequences = {{.tokens = part, .first_position = position, .blocks = blocks, .logits = 1}}},
+        *model.kv);
+    if (answer.empty()) first_logits.assign(logits.begin(), logits.end());
+    position += static_cast<uint32_t>(part.size());
+    part = {static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};
+    answer.push_back(part[0]);
+  }
+  return answer;
+}
+
+std::vector<double> Logprobs(std::span<const float> logits) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - largest);
+  std::vector<double> out;
+  for (const float logit : logits) out.push_back(logit - largest - std::log(sum));
+  return out;
+}
+
+std::vector<GoldenRow> GoldenRows(const std::string& model) {
+  const auto text = ReadFile("models/eval/golden.jsonl");
+  CHECK(text.ok(), Message(text.status()));
+  std::vector<GoldenRow> rows;
+  for (size_t begin = 0, end; begin < text->size(); begin = end + 1) {
+    end = std::min(text->find('\n', begin), text->size());
+    const auto json = ParseJson(std::string_view(*text).substr(begin, end - begin));
+    CHECK(json.ok(), Message(json.status()));
+    if ((*json)["model"] != model) continue;
+    rows.push_back(
+        {.prompt = (*json)["prompt_tokens"].get<std::vector<int32_t>>(),
+         .answer = (*json)["greedy_tokens"].get<std::vector<int32_t>>(),
+         .top_logprobs = (*json)["first_step_top5_logprobs"].get<std::vector<std::pair<int32_t, double>>>()});
+  }
+  CHECK(!rows.empty(), "no golden rows of ", model);
+  return rows;
+}
+
+}  // namespace terrace

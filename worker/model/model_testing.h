@@ -1,0 +1,50 @@
+// What the tests of the model share: opened models, sequences run step by step, the reference outputs.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "worker/formats/model_files.h"
+#include "worker/model/transformer.h"
+
+namespace terrace {
+
+inline constexpr const char* kDemoModels[] = {"terrace-demo-nano", "terrace-demo-small", "terrace-demo-base"};
+
+// Paths of the demo models' two forms, in a test's runfiles.
+std::string DemoFolder(const std::string& model);
+std::string DemoGguf(const std::string& model);
+
+// A model with threads and a KV pool of its own. CHECKs that loading succeeds.
+struct TestModel {
+  TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops, size_t threads,
+            uint32_t blocks = 64);
+  // Every value of the KV pool becomes NaN, so that reading one that was not written shows.
+  void PoisonKv();
+
+  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<Transformer> transformer;
+  std::unique_ptr<KvPool> kv;
+};
+
+ModelFiles OpenTestModel(const std::string& path);
+
+// Logits of all positions of one sequence, alone and in one call: [tokens, vocab_size].
+std::vector<float> SequenceLogits(TestModel& model, const std::vector<int32_t>& tokens);
+// The greedy answer: prefill in one call, then token by token. `first_logits` receives those of the first
+// token.
+std::vector<int32_t> GreedyTokens(TestModel& model, const std::vector<int32_t>& prompt, size_t count,
+                                  std::vector<float>& first_logits);
+// ln softmax of one row.
+std::vector<double> Logprobs(std::span<const float> logits);
+
+// A row of models/eval/golden.jsonl.
+struct GoldenRow {
+  std::vector<int32_t> prompt, answer;
+  std::vector<std::pair<int32_t, double>> top_logprobs;  // of the first token
+};
+std::vector<GoldenRow> GoldenRows(const std::string& model);
+
+}  // namespace terrace

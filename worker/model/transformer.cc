@@ -1,0 +1,273 @@
+#include "worker/model/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "kernels/scalar_convert.h"
+#include "worker/model/arch_spec.h"
+
+namespace terrace {
+namespace {
+
+struct Layer {
+  std::vector<float> attention_norm, ffn_norm;  // [hidden]
+  WeightMatrix query, key, value;               // [heads or kv_heads * head_dim, hidden]
+  WeightMatrix attention_output;                // [hidden, heads * head_dim]
+  WeightMatrix gate, up;                        // [ffn, hidden]
+  WeightMatrix down;                            // [hidden, ffn]
+};
+
+struct Weights {
+  WeightMatrix embedding, output;  // [vocabulary, hidden]
+  std::vector<float> final_norm;   // [hidden]
+  std::vector<Layer> layers;
+  uint64_t parameters = 0, bytes = 0;
+};
+
+// The sequences of a batch, laid side by side: one row per token.
+struct Rows {
+  std::vector<int32_t> tokens;
+  std::vector<uint32_t> positions;
+  std::vector<const int32_t*> block_tables;
+  std::vector<size_t> wanted;  // rows whose logits are wanted, rising
+};
+
+// Activations of one step: [rows, width] each. They grow to the largest step seen and stay.
+struct Scratch {
+  std::vector<float> hidden, normed, query, key, value, attended, gate, up, cos, sin, logits;
+};
+
+WeightMatrix MatrixOf(const TensorView& tensor) {
+  return {.dtype = tensor.dtype, .data = tensor.data, .rows = tensor.shape[0], .columns = tensor.shape[1]};
+}
+
+std::vector<float> VectorOf(const TensorView& tensor) {
+  const WeightMatrix row{.dtype = tensor.dtype, .data = tensor.data, .rows = 1, .columns = tensor.shape[0]};
+  std::vector<float> out(row.columns);
+  for (size_t i = 0; i < out.size(); ++i) out[i] = WeightAt(row, 0, i);
+  return out;
+}
+
+void Place(const TensorRequirement& required, const TensorView& tensor, Weights& weights) {
+  Layer& layer = weights.layers[required.layer];
+  switch (required.kind) {
+    case TensorKind::kEmbedding:
+      weights.embedding = MatrixOf(tensor);
+      return;
+    case TensorKind::kOutput:
+      weights.output = MatrixOf(tensor);
+      return;
+    case TensorKind::kFinalNorm:
+      weights.final_norm = VectorOf(tensor);
+      return;
+    case TensorKind::kAttentionNorm:
+      layer.attention_norm = VectorOf(tensor);
+      return;
+    case TensorKind::kQuery:
+      layer.query = MatrixOf(tensor);
+      return;
+    case TensorKind::kKey:
+      layer.key = MatrixOf(tensor);
+      return;
+    case TensorKind::kValue:
+      layer.value = MatrixOf(tensor);
+      return;
+    case TensorKind::kAttentionOutput:
+      layer.attention_output = MatrixOf(tensor);
+      return;
+    case TensorKind::kFfnNorm:
+      layer.ffn_norm = VectorOf(tensor);
+      return;
+    case TensorKind::kGate:
+      layer.gate = MatrixOf(tensor);
+      return;
+    case TensorKind::kUp:
+      layer.up = MatrixOf(tensor);
+      return;
+    case TensorKind::kDown:
+      layer.down = MatrixOf(tensor);
+      return;
+  }
+}
+
+StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& source) {
+  ASSIGN_OR_RETURN(const ArchSpec* spec, FindArchSpec(config.family));
+  Weights weights;
+  weights.layers.resize(config.layers);
+  for (const TensorRequirement& required : spec->required_tensors(config)) {
+    const StatusOr<TensorView> tensor = source.Find(required.name);
+    if (!tensor.ok()) {
+      return WithReason(DataLoss(source.path(), ": tensor \"", required.name, "\" is missing"),
+                        "missing_tensor");
+    }
+    if (tensor->shape != required.shape) {
+      return WithReason(
+          DataLoss(source.path(), ": tensor \"", required.name, "\": shape ", tensor->shape.ToString(),
+                   ", the configuration wants ", required.shape.ToString()),
+          "shape_mismatch");
+    }
+    Place(required, *tensor, weights);
+    ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor->shape));
+    weights.parameters += elements;
+    weights.bytes += tensor->bytes;
+  }
+  if (config.tied_embeddings) weights.output = weights.embedding;
+  return weights;
+}
+
+float* Fit(std::vector<float>& buffer, size_t size) {
+  if (buffer.size() < size) buffer.resize(size);
+  return buffer.data();
+}
+
+}  // namespace
+
+struct Transformer::Impl {
+  // Lays `batch` out in `rows`. What breaks its contract is a bug of the caller.
+  void Gather(const Batch& batch, const KvPool& kv);
+  void RunLayer(const Layer& layer, float* key_pool, float* value_pool, uint32_t block_tokens);
+  std::span<const float> Logits();
+
+  // out = x W^T (plus out, with `add`) and out = RmsNorm(x) * weight, for all rows.
+  void Multiply(const float* x, const WeightMatrix& matrix, float* out, bool add = false) const {
+    ops.gemm({.x = x, .weights = matrix, .out = out, .tokens = rows.tokens.size(), .add_to_out = add}, pool);
+  }
+  void Normalize(const float* x, const std::vector<float>& weight, float* out, size_t count) const {
+    ops.rms_norm({.x = x,
+                  .weight = weight.data(),
+                  .out = out,
+                  .tokens = count,
+                  .width = weight.size(),
+                  .epsilon = config.norm_epsilon},
+                 pool);
+  }
+  void Rotate(float* x, size_t heads) const {
+    ops.rope({.x = x,
+              .cos = scratch.cos.data(),
+              .sin = scratch.sin.data(),
+              .tokens = rows.tokens.size(),
+              .heads = heads,
+              .head_dim = config.head_dim,
+              .neighbours = config.rope_pairing == RopePairing::kNeighbours});
+  }
+
+  const ModelConfig config;
+  const OpTable& ops;
+  ThreadPool& pool;
+  const Weights weights;
+  Rows rows;
+  Scratch scratch;
+};
+
+void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
+  rows = {};
+  for (const BatchSequence& sequence : batch.sequences) {
+    const size_t count = sequence.tokens.size();
+    CHECK(sequence.logits <= count, sequence.logits, " logits of ", count, " tokens");
+    CHECK(sequence.blocks.size() >= BlocksFor(sequence.first_position + count, kv.shape().block_tokens),
+          sequence.blocks.size(), " KV blocks for ", sequence.first_position + count, " positions");
+    for (size_t i = 0; i < count; ++i) {
+      const int32_t token = sequence.tokens[i];
+      CHECK(token >= 0 && static_cast<uint32_t>(token) < config.vocab_size, "token ", token);
+      if (i + sequence.logits >= count) rows.wanted.push_back(rows.tokens.size());
+      rows.tokens.push_back(token);
+      rows.positions.push_back(sequence.first_position + static_cast<uint32_t>(i));
+      rows.block_tables.push_back(sequence.blocks.data());
+    }
+  }
+}
+
+// x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)
+void Transformer::Impl::RunLayer(const Layer& layer, float* key_pool, float* value_pool,
+                                 uint32_t block_tokens) {
+  const size_t tokens = rows.tokens.size();
+  float* x = scratch.hidden.data();
+  float* h = Fit(scratch.normed, tokens * config.hidden_size);
+  float* q = Fit(scratch.query, tokens * layer.query.rows);
+  float* k = Fit(scratch.key, tokens * layer.key.rows);
+  float* v = Fit(scratch.value, tokens * layer.value.rows);
+  float* attended = Fit(scratch.attended, tokens * layer.query.rows);
+  float* gate = Fit(scratch.gate, tokens * config.ffn_size);
+  float* up = Fit(scratch.up, tokens * config.ffn_size);
+  const PagedTokens batch{.positions = rows.positions.data(),
+                          .block_tables = rows.block_tables.data(),
+                          .tokens = tokens,
+                          .kv_heads = config.kv_heads,
+                          .head_dim = config.head_dim,
+                          .block_tokens = block_tokens};
+
+  Normalize(x, layer.attention_norm, h, tokens);
+  Multiply(h, layer.query, q);
+  Multiply(h, layer.key, k);
+  Multiply(h, layer.value, v);
+  Rotate(q, config.heads);
+  Rotate(k, config.kv_heads);
+  ops.write_kv({.batch = batch, .keys = k, .values = v, .key_pool = key_pool, .value_pool = value_pool});
+  ops.paged_attention({.batch = batch,
+                       .q = q,
+                       .out = attended,
+                       .key_pool = key_pool,
+                       .value_pool = value_pool,
+                       .heads = config.heads,
+                       .scale = 1 / std::sqrt(static_cast<float>(config.head_dim))},
+                      pool);
+  Multiply(attended, layer.attention_output, x, /*add=*/true);
+
+  Normalize(x, layer.ffn_norm, h, tokens);
+  Multiply(h, layer.gate, gate);
+  Multiply(h, layer.up, up);
+  ops.silu_mul({.gate = gate, .up = up, .out = gate, .count = tokens * config.ffn_size}, pool);
+  Multiply(gate, layer.down, x, /*add=*/true);
+}
+
+// Only the wanted rows pass the last norm and the output matrix.
+std::span<const float> Transformer::Impl::Logits() {
+  const size_t wanted = rows.wanted.size(), hidden = config.hidden_size;
+  float* x = scratch.hidden.data();
+  for (size_t i = 0; i < wanted; ++i) {  // rising, so a row never covers one that is still to move
+    std::copy_n(x + rows.wanted[i] * hidden, hidden, x + i * hidden);
+  }
+  float* h = Fit(scratch.normed, wanted * hidden);
+  Normalize(x, weights.final_norm, h, wanted);
+  float* logits = Fit(scratch.logits, wanted * config.vocab_size);
+  ops.gemm({.x = h, .weights = weights.output, .out = logits, .tokens = wanted}, pool);
+  return {logits, wanted * config.vocab_size};
+}
+
+StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& config,
+                                                         const WeightSource& weights, const OpTable& ops,
+                                                         ThreadPool& pool) {
+  ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, weights));
+  return std::unique_ptr<Transformer>(
+      new Transformer(std::unique_ptr<Impl>(new Impl{config, ops, pool, std::move(loaded), {}, {}})));
+}
+
+Transformer::Transformer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Transformer::~Transformer() = default;
+
+std::span<const float> Transformer::Forward(const Batch& batch, KvPool& kv) {
+  Impl& m = *impl_;
+  CHECK(kv.shape().layers == m.config.layers && kv.shape().kv_heads == m.config.kv_heads &&
+            kv.shape().head_dim == m.config.head_dim,
+        "the KV pool is another model's");
+  m.Gather(batch, kv);
+  const size_t tokens = m.rows.tokens.size(), pairs = m.config.head_dim / 2;
+  if (tokens == 0) return {};
+  m.ops.embed({.tokens = m.rows.tokens.data(),
+               .table = m.weights.embedding,
+               .out = Fit(m.scratch.hidden, tokens * m.config.hidden_size),
+               .count = tokens});
+  RopeAngles(m.rows.positions.data(), tokens, m.config.rope_base, m.config.head_dim,
+             Fit(m.scratch.cos, tokens * pairs), Fit(m.scratch.sin, tokens * pairs));
+  for (uint32_t i = 0; i < m.config.layers; ++i) {
+    m.RunLayer(m.weights.layers[i], kv.keys(i), kv.values(i), kv.shape().block_tokens);
+  }
+  return m.Logits();
+}
+
+const ModelConfig& Transformer::config() const { return impl_->config; }
+uint64_t Transformer::parameters() const { return impl_->weights.parameters; }
+uint64_t Transformer::weight_bytes() const { return impl_->weights.bytes; }
+
+}  // namespace terrace
