@@ -3,7 +3,7 @@
 #include <cstdio>
 
 #define XXH_STATIC_LINKING_ONLY  // XXH3_state_t is held by value
-#include "xxhash.h"
+#include <xxhash.h>
 
 namespace terrace {
 
