@@ -42,8 +42,8 @@ class ChatTemplate {
   std::unique_ptr<Program> program_;
 };
 
-// `chat_template` of `directory`/tokenizer_config.json (or the file chat_template.jinja there). NOT_FOUND when
-// the model has none.
+// `chat_template` of `directory`/tokenizer_config.json (or the file chat_template.jinja there). NOT_FOUND
+// when the model has none.
 StatusOr<std::unique_ptr<ChatTemplate>> LoadChatTemplate(const std::string& directory);
 
 }  // namespace terrace

@@ -1,5 +1,5 @@
-// Finds stop strings in streamed text, also where they span pieces. Holds back only text that could still be the
-// start of a stop string. Owned by one stream; one thread at a time.
+// Finds stop strings in streamed text, also where they span pieces. Holds back only text that could still be
+// the start of a stop string. Owned by one stream; one thread at a time.
 #pragma once
 
 #include <string>
@@ -23,7 +23,16 @@ class StopMatcher {
   const std::string& matched() const { return matched_; }  // the stop string, "" while not stopped
 
  private:
-  std::vector<std::string> stops_;
+  // One stop string and how much of it the text seen so far ends with (Knuth, Morris and Pratt: constant time
+  // per byte, amortised).
+  struct Stop {
+    std::string text;
+    std::vector<size_t> borders;  // [length]: longest proper prefix of text[0, length) that also ends it
+    size_t matched = 0;
+  };
+  static size_t Advance(const Stop& stop, size_t matched, char next);
+
+  std::vector<Stop> stops_;
   std::string held_;
   std::string matched_;
 };

@@ -1,6 +1,7 @@
-// What turns a conversation into tokens for one model: tokenizer, chat template and the two strings a template may
-// ask for. Workers read it from the model's files and hand it to routers (Worker.FetchText), so a router needs no
-// model files and agrees with its workers on every token. Immutable; shared by any number of threads.
+// What turns a conversation into tokens for one model: tokenizer, chat template and the two strings a
+// template may ask for. Workers read it from the model's files and hand it to routers (Worker.FetchText), so
+// a router needs no model files and agrees with its workers on every token. Immutable; shared by any number
+// of threads.
 #pragma once
 
 #include <memory>

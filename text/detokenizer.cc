@@ -1,0 +1,27 @@
+#include "text/detokenizer.h"
+
+#include "text/unicode.h"
+
+namespace terrace {
+
+std::string Detokenizer::Push(TokenId token) {
+  pending_.append(tokenizer_.TokenBytes(token));
+  std::string out;
+  std::string_view rest = pending_;
+  while (!rest.empty()) {
+    const Utf8Step step = DecodeUtf8(rest);
+    if (step.truncated) break;
+    out.append(step.valid ? rest.substr(0, step.length) : kReplacementCharacter);
+    rest.remove_prefix(step.length);
+  }
+  pending_ = std::string(rest);
+  return out;
+}
+
+std::string Detokenizer::Finish() {
+  const bool is_cut = !pending_.empty();
+  pending_.clear();
+  return is_cut ? std::string(kReplacementCharacter) : "";
+}
+
+}  // namespace terrace
