@@ -1,7 +1,6 @@
 #include "worker/engine/engine.h"
 
 #include <atomic>
-#include <condition_variable>
 #include <future>
 #include <random>
 #include <thread>
@@ -10,47 +9,12 @@
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/fake_executor.h"
+#include "worker/engine/step_gate.h"
 
 namespace terrace {
 namespace {
 
 constexpr uint32_t kVocab = 1000;
-
-// Holds the loop thread at the beginning of each step until the test lets it go on.
-class Gate {
- public:
-  void Pass() {
-    std::unique_lock lock(mutex_);
-    ++arrived_;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return is_open_ || allowed_ > 0; });
-    if (!is_open_) --allowed_;
-  }
-  void LetOneStep() {
-    std::lock_guard lock(mutex_);
-    ++allowed_;
-    changed_.notify_all();
-  }
-  void Open() {
-    std::lock_guard lock(mutex_);
-    is_open_ = true;
-    changed_.notify_all();
-  }
-  void AwaitStep(int number) {  // until step `number` (from 1) has begun
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return arrived_ >= number; });
-  }
-  int steps() {
-    std::lock_guard lock(mutex_);
-    return arrived_;
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int arrived_ = 0, allowed_ = 0;  // GUARDED_BY(mutex_)
-  bool is_open_ = false;           // GUARDED_BY(mutex_)
-};
 
 Engine::Options SmallOptions() {
   Engine::Options options;
@@ -65,7 +29,7 @@ Engine::Options SmallOptions() {
   return options;
 }
 
-std::unique_ptr<Executor> GatedExecutor(Gate& gate) {
+std::unique_ptr<Executor> GatedExecutor(StepGate& gate) {
   return std::make_unique<FakeExecutor>(
       FakeExecutor::Options{.before_step = [&gate](const StepPlan&) { gate.Pass(); }});
 }
@@ -132,7 +96,7 @@ TEST(Engine, EverySequenceOfManyThreadsEndsOnceWithItsOwnTokens) {
 }
 
 TEST(Engine, ASequenceIsCancelledWithinOneStep) {
-  Gate gate;
+  StepGate gate;
   Engine engine(SmallOptions(), GatedExecutor(gate));
   const auto sink = Submit(engine, Spec(1, 100));
   for (int step = 1; step < 3; ++step) {
@@ -150,7 +114,7 @@ TEST(Engine, ASequenceIsCancelledWithinOneStep) {
 }
 
 TEST(Engine, AFullInboxRefusesUntilDeadOrOverdueOnesHaveMadeRoom) {
-  Gate gate;
+  StepGate gate;
   FakeClock clock;
   Engine::Options options = SmallOptions();
   options.scheduler.max_sequences = 1;
@@ -188,7 +152,7 @@ TEST(Engine, AFullInboxRefusesUntilDeadOrOverdueOnesHaveMadeRoom) {
 }
 
 TEST(Engine, DrainFinishesWhatItHasAndRefusesNew) {
-  Gate gate;
+  StepGate gate;
   Engine engine(SmallOptions(), GatedExecutor(gate));
   const auto first = Submit(engine, Spec(1, 5, 1)), second = Submit(engine, Spec(40, 5, 2));
   std::promise<EngineStats> drained;
@@ -212,7 +176,7 @@ TEST(Engine, DrainFinishesWhatItHasAndRefusesNew) {
 }
 
 TEST(Engine, StopEndsWhatRunsAndWhatWaits) {
-  Gate gate;
+  StepGate gate;
   Engine::Options options = SmallOptions();
   options.scheduler.max_sequences = 1;
   options.scheduler.context_length = 1 << 20;  // longer than any run of this test
@@ -238,7 +202,7 @@ TEST(Engine, StopEndsWhatRunsAndWhatWaits) {
 }
 
 TEST(Engine, StatsTellAStepInProgressFromIdleness) {
-  Gate gate;
+  StepGate gate;
   FakeClock clock;
   Engine engine(SmallOptions(), GatedExecutor(gate), clock);
   EXPECT_TRUE(engine.Stats().is_idle);

@@ -4,6 +4,7 @@
 // repeated position is a CHECK.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <utility>
@@ -18,7 +19,8 @@ class FakeExecutor : public Executor {
   struct Options {
     uint32_t vocab_size = 1000;
     uint32_t block_tokens = 16;
-    std::function<void(const StepPlan&)> before_step = nullptr;             // may block
+    size_t checked_positions = 256;                              // how many before a part are read back
+    std::function<void(const StepPlan&)> before_step = nullptr;  // may block
     std::function<Status(const PlannedSequence&)> fail_sequence = nullptr;  // an error for that one
   };
 
@@ -39,7 +41,9 @@ class FakeExecutor : public Executor {
   SequenceOutput RunPart(const PlannedSequence& part) {
     std::vector<int32_t>& history = histories_[part.id];
     CHECK(part.first_position == history.size() && !part.tokens.empty());
-    for (size_t i = 0; i < history.size(); ++i) CHECK(Cell(part, i) == history[i], "position ", i);
+    const size_t first_checked = history.size() - std::min(history.size(), options_.checked_positions);
+    for (size_t i = first_checked; i < history.size(); ++i)
+      CHECK(Cell(part, i) == history[i], "position ", i);
     for (int32_t token : part.tokens) {
       Cell(part, history.size()) = token;
       history.push_back(token);

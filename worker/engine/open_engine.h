@@ -21,7 +21,7 @@ struct OpenEngineOptions {
   uint32_t block_tokens = 16;
   uint64_t kv_pool_bytes = 0;    // 0: max_sequences full contexts, at most half of the free memory
   std::string kernels = "auto";  // auto, cpu or reference
-  std::function<void(const StepObservation&)> on_step;
+  std::function<void(const StepObservation&)> on_step = nullptr;
 };
 
 struct OpenedEngine {

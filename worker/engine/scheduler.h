@@ -26,7 +26,7 @@ struct SchedulerOptions {
   uint32_t vocab_size = 0;
   uint32_t block_tokens = 16;
   uint32_t blocks = 0;
-  std::vector<int32_t> end_tokens;  // of the model
+  std::vector<int32_t> end_tokens = {};  // of the model
 };
 
 struct SchedulerStats {

@@ -1,0 +1,185 @@
+// The engine with the smallest demo model: golden answers and the same-bits promise through scheduler, KV
+// cache, model and sampler together.
+#include <fstream>
+#include <random>
+
+#include "gtest/gtest.h"
+#include "worker/engine/collecting_sink.h"
+#include "worker/engine/open_engine.h"
+
+namespace terrace {
+namespace {
+
+using Answer = CollectingSink::Answer;
+
+constexpr uint32_t kVocab = 1024;
+
+struct Setting {
+  uint32_t threads, max_sequences, max_step_tokens, block_tokens;
+};
+
+OpenedEngine Open(const Setting& setting, const std::string& model = "models/terrace-demo-nano") {
+  auto opened = OpenEngine({.model = model,
+                            .threads = setting.threads,
+                            .max_sequences = setting.max_sequences,
+                            .max_step_tokens = setting.max_step_tokens,
+                            .block_tokens = setting.block_tokens});
+  CHECK(opened.ok(), Message(opened.status()));
+  return *std::move(opened);
+}
+
+std::shared_ptr<CollectingSink> Submit(Engine& engine, SequenceSpec spec) {
+  auto sink = std::make_shared<CollectingSink>();
+  EXPECT_EQ(engine.Submit(std::move(spec), sink), Status());
+  return sink;
+}
+
+// A request of any kind: greedy or sampled with every parameter, scored or not.
+SequenceSpec RandomSpec(std::mt19937& random) {
+  const auto draw = [&](uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random);
+  };
+  SequenceSpec spec;
+  for (uint32_t i = draw(1, 120); i > 0; --i)
+    spec.prompt.push_back(static_cast<int32_t>(draw(0, kVocab - 1)));
+  spec.max_tokens = draw(1, 40);
+  spec.ignore_eos = draw(0, 1) == 1;
+  spec.top_logprobs = draw(0, 3);
+  spec.score_prompt = draw(0, 3) == 0;
+  SamplingParams& sampling = spec.sampling;
+  sampling.temperature = static_cast<float>(draw(0, 3)) * 0.5f;
+  sampling.seed = random();
+  if (draw(0, 1) == 1) sampling.top_k = static_cast<int32_t>(draw(1, 50));
+  if (draw(0, 1) == 1) sampling.top_p = 0.9f;
+  if (draw(0, 2) == 0) sampling.min_p = 0.05f;
+  if (draw(0, 2) == 0) sampling.repetition_penalty = 1.3f;
+  if (draw(0, 2) == 0) sampling.presence_penalty = 0.5f;
+  if (draw(0, 2) == 0) sampling.frequency_penalty = 0.5f;
+  if (draw(0, 2) == 0) sampling.logit_bias = {{7, 2.0f}, {9, -3.0f}};
+  return spec;
+}
+
+void AddBits(const std::vector<SampledToken>& tokens, Hasher& hasher) {
+  hasher.Add(tokens.size());
+  for (const SampledToken& token : tokens) {
+    hasher.Add(static_cast<uint64_t>(token.token)).Add(std::bit_cast<uint32_t>(token.logprob));
+    for (const TokenLogprob& top : token.top) {
+      hasher.Add(static_cast<uint64_t>(top.token)).Add(std::bit_cast<uint32_t>(top.logprob));
+    }
+  }
+}
+
+Hash128 Bits(const std::vector<Answer>& answers) {
+  Hasher hasher;
+  for (const Answer& answer : answers) {
+    EXPECT_EQ(answer.result.error, Status());
+    AddBits(answer.tokens, hasher);
+    AddBits(answer.prompt_scores, hasher);
+    hasher.Add(static_cast<uint64_t>(answer.result.reason));
+  }
+  return hasher.Finish();
+}
+
+TEST(SameBits, GreedyAnswersAreGoldenWhileSampledOnesComeAndGo) {
+  for (const char* model : {"models/terrace-demo-nano", "models/terrace-demo-nano.f16.gguf"}) {
+    OpenedEngine opened =
+        Open({.threads = 2, .max_sequences = 6, .max_step_tokens = 24, .block_tokens = 16}, model);
+    std::mt19937 random(11);
+    std::ifstream file("models/eval/golden.jsonl");
+    int rows = 0;
+    for (std::string line; std::getline(file, line);) {
+      const Json row = *ParseJson(line);
+      if (row["model"] != "terrace-demo-nano") continue;
+      ++rows;
+      SequenceSpec golden;
+      golden.prompt = row["prompt_tokens"].get<std::vector<int32_t>>();
+      golden.max_tokens = static_cast<uint32_t>(row["greedy_tokens"].size());
+      golden.sampling.temperature = 0;
+      const auto before = Submit(*opened.engine, RandomSpec(random)),
+                 cancelled = Submit(*opened.engine, RandomSpec(random));
+      const auto sink = Submit(*opened.engine, golden);
+      const auto after = Submit(*opened.engine, RandomSpec(random));
+      cancelled->Cancel();
+      EXPECT_EQ(sink->Wait().ids(), row["greedy_tokens"].get<std::vector<int32_t>>())
+          << model << " row " << rows;
+      if (rows % 3 == 0) before->Wait();
+    }
+    EXPECT_GT(rows, 20);
+    opened.engine->Stop();
+    const EngineStats stats = opened.engine->Stats();
+    EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+    EXPECT_EQ(stats.failed, 0u);
+  }
+}
+
+// One value: each request alone, and all of them in any order of arrival, batch size, chunk size, block size
+// and number of threads, beside others that are cancelled on the way.
+TEST(SameBits, TokensAndLogprobsDependOnTheRequestAlone) {
+  const uint32_t seed = 2026;
+  SCOPED_TRACE(Concat("seed ", seed));
+  std::mt19937 random(seed);
+  std::vector<SequenceSpec> specs;
+  for (int i = 0; i < 24; ++i) specs.push_back(RandomSpec(random));
+
+  std::vector<Answer> alone;
+  {
+    OpenedEngine opened =
+        Open({.threads = 1, .max_sequences = 1, .max_step_tokens = 512, .block_tokens = 16});
+    for (const SequenceSpec& spec : specs) alone.push_back(Submit(*opened.engine, spec)->Wait());
+  }
+  const Hash128 want = Bits(alone);
+
+  const Setting settings[] = {
+      {.threads = 1, .max_sequences = 24, .max_step_tokens = 24, .block_tokens = 16},
+      {.threads = 2, .max_sequences = 8, .max_step_tokens = 9, .block_tokens = 16},
+      {.threads = 3, .max_sequences = 16, .max_step_tokens = 256, .block_tokens = 16},
+      {.threads = 2, .max_sequences = 5, .max_step_tokens = 37, .block_tokens = 5},
+  };
+  for (const Setting& setting : settings) {
+    SCOPED_TRACE(Concat("threads ", setting.threads, ", max_sequences ", setting.max_sequences,
+                        ", max_step_tokens ", setting.max_step_tokens, ", block_tokens ",
+                        setting.block_tokens));
+    OpenedEngine opened = Open(setting);
+    std::vector<size_t> order(specs.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::ranges::shuffle(order, random);
+    std::vector<std::shared_ptr<CollectingSink>> sinks(specs.size());
+    for (const size_t i : order) {
+      sinks[i] = Submit(*opened.engine, specs[i]);
+      const auto passer_by = Submit(*opened.engine, RandomSpec(random));
+      if (i % 3 == 0) sinks[order[0]]->Wait();  // some of it happens while fewer are in the batch
+      passer_by->Cancel();
+    }
+    std::vector<Answer> crowd;
+    for (const auto& sink : sinks) crowd.push_back(sink->Wait());
+    EXPECT_EQ(Bits(crowd).Hex(), want.Hex());
+  }
+}
+
+TEST(OpenEngine, RefusesWhatItCannotRun) {
+  EXPECT_EQ(OpenEngine({.model = "models/nothing-here"}).status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(OpenEngine({.model = "models/terrace-demo-nano", .kernels = "abacus"}).status().code(),
+            StatusCode::kInvalidArgument);
+  EXPECT_EQ(OpenEngine({.model = "models/terrace-demo-nano", .max_sequences = 8, .max_step_tokens = 7})
+                .status()
+                .code(),
+            StatusCode::kInvalidArgument);
+  const auto small = OpenEngine({.model = "models/terrace-demo-nano", .kv_pool_bytes = 1000}).status();
+  EXPECT_EQ(small.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(small), "kv_pool_too_small");
+}
+
+TEST(OpenEngine, TellsWhatItOpened) {
+  const OpenedEngine opened =
+      Open({.threads = 1, .max_sequences = 2, .max_step_tokens = 16, .block_tokens = 16});
+  EXPECT_EQ(opened.parameters, 262592u);
+  EXPECT_EQ(opened.context_length, 512u);
+  EXPECT_EQ(opened.blocks, 2 * 512u / 16);
+  EXPECT_EQ(opened.kv_bytes,
+            uint64_t{2} * 3 * 2 * 32 * 4 * opened.blocks * 16);  // K and V, layers, heads, head_dim, f32
+  EXPECT_EQ(opened.weight_dtype, "F16");
+  EXPECT_EQ(opened.threads, 1u);
+}
+
+}  // namespace
+}  // namespace terrace

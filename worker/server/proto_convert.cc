@@ -1,0 +1,85 @@
+#include "worker/server/proto_convert.h"
+
+#include <algorithm>
+
+namespace terrace {
+namespace {
+
+StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in) {
+  SamplingParams out;  // holds the defaults
+  if (in.has_temperature()) out.temperature = in.temperature();
+  if (in.has_top_k()) out.top_k = in.top_k();
+  if (in.has_top_p()) out.top_p = in.top_p();
+  if (in.has_min_p()) out.min_p = in.min_p();
+  if (in.has_repetition_penalty()) out.repetition_penalty = in.repetition_penalty();
+  if (in.has_presence_penalty()) out.presence_penalty = in.presence_penalty();
+  if (in.has_frequency_penalty()) out.frequency_penalty = in.frequency_penalty();
+  for (const auto& [token, bias] : in.logit_bias()) out.logit_bias.emplace_back(token, bias);
+  std::ranges::sort(out.logit_bias);  // a map of protobuf has no order
+  if (out.temperature > 0 && !in.has_seed()) {
+    return WithReason(InvalidArgument("sampling.seed is absent; it must be set when temperature is above 0"),
+                      "invalid_value");
+  }
+  out.seed = in.seed();
+  return out;
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kError:
+      return v1::FINISH_REASON_ERROR;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+}  // namespace
+
+StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
+  SequenceSpec spec;
+  spec.request_id = request.request_id();
+  spec.prompt.assign(request.prompt_tokens().begin(), request.prompt_tokens().end());
+  spec.max_tokens = request.max_tokens();
+  spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
+  spec.ignore_eos = request.ignore_eos();
+  spec.top_logprobs = request.top_logprobs();
+  spec.score_prompt = request.score_prompt();
+  const bool only_scores = request.score_prompt() && request.max_tokens() == 0;  // nothing is drawn
+  if (!only_scores || request.has_sampling()) {
+    ASSIGN_OR_RETURN(spec.sampling, ToSamplingParams(request.sampling()));
+  }
+  return spec;
+}
+
+std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point deadline,
+                                       std::chrono::system_clock::time_point wall_now, MonoTime now) {
+  if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
+  return now + (deadline - wall_now);
+}
+
+void ToProto(const SampledToken& token, v1::GeneratedToken& out) {
+  out.set_token(token.token);
+  out.set_logprob(token.logprob);
+  for (const TokenLogprob& alternative : token.top) {
+    auto* top = out.add_top();
+    top->set_token(alternative.token);
+    top->set_logprob(alternative.logprob);
+  }
+}
+
+void ToProto(const SequenceResult& result, v1::ExecuteFinished& out) {
+  out.set_reason(ToProto(result.reason));
+  out.set_prompt_tokens(result.stats.prompt_tokens);
+  out.set_cached_tokens(result.stats.cached_tokens);
+  out.set_generated_tokens(result.stats.generated_tokens);
+  out.set_queue_seconds(result.stats.queue_seconds);
+  out.set_prefill_seconds(result.stats.prefill_seconds);
+  out.set_decode_seconds(result.stats.decode_seconds);
+}
+
+}  // namespace terrace

@@ -1,0 +1,24 @@
+// Between the messages of worker.proto and the values of worker/engine. Pure.
+#pragma once
+
+#include <chrono>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "proto/terrace/v1/worker.pb.h"
+#include "worker/engine/sequence.h"
+
+namespace terrace {
+
+// INVALID_ARGUMENT, reason invalid_value, when a seed is needed and absent; every other check is
+// Scheduler::Validate's.
+StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request);
+
+// A call's deadline on the monotonic clock; none when the call has none.
+std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point deadline,
+                                       std::chrono::system_clock::time_point wall_now, MonoTime now);
+
+void ToProto(const SampledToken& token, v1::GeneratedToken& out);
+void ToProto(const SequenceResult& result, v1::ExecuteFinished& out);
+
+}  // namespace terrace

@@ -1,0 +1,178 @@
+#include "worker/server/worker_server.h"
+
+#include <utility>
+
+#include "base/log.h"
+#include "base/version.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server_builder.h"
+#include "worker/engine/collecting_sink.h"
+
+namespace terrace {
+namespace {
+
+constexpr int kMaxMessageBytes = 16 << 20;
+constexpr std::chrono::seconds kStallLimit(10);
+constexpr std::chrono::seconds kCloseLimit(1);  // for clients to take the last words
+
+Status CannotListen(const std::string& address) {
+  return WithReason(
+      Unavailable("cannot listen on ", address, ": the port is in use, or it is no address of this machine"),
+      "address_unavailable");
+}
+
+v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& served_name) {
+  const ModelFiles& files = *opened.files;
+  v1::WorkerDescription description;
+  description.set_model(served_name);
+  description.set_model_digest(files.digest.Hex());
+  description.set_text_digest(Digest(*files.text).Hex());
+  description.set_version(kVersion);
+  description.set_family(files.config.family);
+  description.set_parameters(opened.parameters);
+  description.set_vocab_size(files.config.vocab_size);
+  description.set_context_length(opened.context_length);
+  description.set_block_tokens(opened.block_tokens);
+  description.set_blocks(opened.blocks);
+  description.set_max_sequences(opened.max_sequences);
+  description.set_device(opened.device);
+  description.set_weight_dtype(opened.weight_dtype);
+  return description;
+}
+
+}  // namespace
+
+bool IsAlive(const EngineStats& stats, MonoTime now) {
+  return stats.is_idle || now - stats.last_step <= kStallLimit;
+}
+
+StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
+  const MonoTime begin = RealClock().Now();
+  std::unique_ptr<WorkerServer> server(new WorkerServer);
+  RETURN_IF_ERROR(server->Open(options));
+  RETURN_IF_ERROR(server->Listen(options));
+  RETURN_IF_ERROR(server->WarmUp());
+  const double load_seconds = Seconds(RealClock().Now() - begin);
+  server->metrics_.OnLoaded(server->opened_.block_tokens, server->opened_.blocks, load_seconds);
+  server->service_->SetReady();
+  server->UpdateHealth();
+  server->LogReady(load_seconds);
+  return server;
+}
+
+WorkerServer::~WorkerServer() { Stop(); }
+
+Status WorkerServer::Open(const WorkerServerOptions& options) {
+  OpenEngineOptions engine = options.engine;
+  engine.on_step = [this](const StepObservation& step) { metrics_.OnStep(step); };
+  ASSIGN_OR_RETURN(opened_, OpenEngine(engine));
+  served_name_ = options.served_name.empty() ? opened_.files->config.name : options.served_name;
+  WorkerService::Options service{.description = Describe(opened_, served_name_),
+                                 .text_assets = Serialize(*opened_.files->text),
+                                 .on_draining = [this] { UpdateHealth(); }};
+  service_ = std::make_unique<WorkerService>(std::move(service), *opened_.engine, metrics_);
+  return {};
+}
+
+Status WorkerServer::Listen(const WorkerServerOptions& options) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(options.grpc, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service_.get());
+  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two workers must not share a port unnoticed
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+  grpc_ = builder.BuildAndStart();
+  if (grpc_ == nullptr || port == 0) return CannotListen(options.grpc);
+  UpdateHealth();  // not serving until warm
+  grpc_address_ = Concat(options.grpc.substr(0, options.grpc.rfind(':')), ":", port);
+
+  if (options.ops.empty()) return {};
+  HttpServerOptions http;
+  http.address = options.ops;
+  http.max_body_bytes = 0;
+  ASSIGN_OR_RETURN(ops_, HttpServer::Start(std::move(http), [this](HttpRequest request,
+                                                                   std::shared_ptr<HttpResponder> responder) {
+                     Answer(request, *responder);
+                   }));
+  return {};
+}
+
+// One token through the whole model, so that the first client does not pay for cold memory.
+Status WorkerServer::WarmUp() {
+  SequenceSpec spec;
+  spec.request_id = "warm-up";
+  spec.prompt = {0};
+  spec.max_tokens = 1;
+  spec.sampling.temperature = 0;
+  auto sink = std::make_shared<CollectingSink>();
+  RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), sink));
+  return Annotate(sink->Wait().result.error, "warm-up");
+}
+
+void WorkerServer::UpdateHealth() {
+  if (auto* health = grpc_ == nullptr ? nullptr : grpc_->GetHealthCheckService()) {
+    health->SetServingStatus(service_->state() == v1::WORKER_STATE_READY);
+  }
+}
+
+void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) {
+  if (request.method != "GET" && request.method != "HEAD") {
+    return responder.Send(405, R"({"error":"only GET and HEAD"})", "application/json",
+                          {{"allow", "GET, HEAD"}});
+  }
+  const EngineStats stats = Stats();
+  const MonoTime now = RealClock().Now();
+  if (request.path == "/metrics") {
+    responder.Send(200, metrics_.Render(stats, now), MetricRegistry::kContentType);
+  } else if (request.path == "/healthz") {
+    const bool is_alive = IsAlive(stats, now);
+    const Json body = {{"status", is_alive ? "alive" : "stalled"},
+                       {"last_step_seconds", stats.is_idle ? 0.0 : Seconds(now - stats.last_step)}};
+    responder.Send(is_alive ? 200 : 503, ToJsonText(body));
+  } else if (request.path == "/readyz") {
+    const bool is_ready = service_->state() == v1::WORKER_STATE_READY;
+    const Json body = {{"status", is_ready ? "ready" : "not ready"},
+                       {"state", v1::WorkerState_Name(service_->state())}};
+    responder.Send(is_ready ? 200 : 503, ToJsonText(body));
+  } else {
+    responder.Send(404, R"({"error":"no such path; there are /metrics, /healthz and /readyz"})");
+  }
+}
+
+void WorkerServer::LogReady(double load_seconds) const {
+  Log(LogLevel::kInfo, "ready",
+      {{"model", served_name_},
+       {"format", opened_.files->format},
+       {"parameters", opened_.parameters},
+       {"weight_dtype", opened_.weight_dtype},
+       {"weight_bytes", opened_.weight_bytes},
+       {"device", opened_.device},
+       {"threads", opened_.threads},
+       {"context_length", opened_.context_length},
+       {"kv_bytes", opened_.kv_bytes},
+       {"kv_pool", opened_.kv_arithmetic},
+       {"grpc", grpc_address_},
+       {"ops", ops_address()},
+       {"load_seconds", load_seconds},
+       {"version", kVersion}});
+}
+
+void WorkerServer::Drain(std::function<void()> done) { service_->Drain(std::move(done)); }
+
+void WorkerServer::Stop() {
+  if (service_ == nullptr || std::exchange(has_stopped_, true)) return;  // never opened, or stopped already
+  // Sequences first: their calls can only end when the engine has let go of them.
+  service_->Drain([] {});
+  opened_.engine->Stop();
+  service_->StopWatches();
+  if (grpc_ != nullptr) grpc_->Shutdown(std::chrono::system_clock::now() + kCloseLimit);
+  if (ops_ != nullptr) ops_->Stop(/*grace_seconds=*/1);
+}
+
+}  // namespace terrace

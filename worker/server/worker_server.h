@@ -1,0 +1,62 @@
+// A whole worker in one object: opens the model, listens, warms up, serves. terrace-worker's main holds one;
+// so do tests. Start, Drain and Stop from the owner's thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "base/http_server.h"
+#include "base/status.h"
+#include "grpcpp/server.h"
+#include "worker/engine/open_engine.h"
+#include "worker/server/worker_metrics.h"
+#include "worker/server/worker_service.h"
+
+namespace terrace {
+
+struct WorkerServerOptions {
+  OpenEngineOptions engine;  // `on_step` is the server's
+  std::string served_name;   // "": the model's own name
+  std::string grpc = "127.0.0.1:0";
+  std::string ops = "";  // "": no ops listener
+};
+
+// Liveness follows the engine's steps: false when there is work and no step was made for 10 s.
+bool IsAlive(const EngineStats& stats, MonoTime now);
+
+class WorkerServer {
+ public:
+  // Errors of OpenEngine; UNAVAILABLE for an address that cannot be bound.
+  static StatusOr<std::unique_ptr<WorkerServer>> Start(WorkerServerOptions options);
+  ~WorkerServer();  // Stop()
+
+  const std::string& grpc_address() const { return grpc_address_; }  // with the real port
+  std::string ops_address() const { return ops_ == nullptr ? "" : ops_->address(); }
+  EngineStats Stats() const { return opened_.engine->Stats(); }
+
+  // Refuses new sequences and turns health and readiness off; `done` as Engine::Drain.
+  void Drain(std::function<void()> done);
+  // Ends every sequence and call, and closes the listeners. Idempotent.
+  void Stop();
+
+ private:
+  WorkerServer() = default;
+  Status Open(const WorkerServerOptions& options);
+  Status Listen(const WorkerServerOptions& options);
+  Status WarmUp();
+  void UpdateHealth();
+  void Answer(const HttpRequest& request, HttpResponder& responder);
+  void LogReady(double load_seconds) const;
+
+  WorkerMetrics metrics_;
+  OpenedEngine opened_;
+  std::string served_name_, grpc_address_;
+  std::unique_ptr<WorkerService> service_;
+  std::unique_ptr<grpc::Server> grpc_;
+  std::unique_ptr<HttpServer> ops_;
+  bool has_stopped_ = false;
+};
+
+}  // namespace terrace

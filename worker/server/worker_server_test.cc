@@ -1,0 +1,198 @@
+// A whole worker with the smallest demo model, over loopback.
+#include "worker/server/worker_server.h"
+
+#include <fstream>
+#include <future>
+
+#include "base/grpc_status.h"
+#include "gmock/gmock.h"
+#include "grpcpp/create_channel.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "grpcpp/security/credentials.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kModel[] = "models/terrace-demo-nano";
+
+std::vector<Json> GoldenRows(const std::string& model, size_t count) {
+  std::ifstream file("models/eval/golden.jsonl");
+  std::vector<Json> rows;
+  for (std::string line; rows.size() < count && std::getline(file, line);) {
+    Json row = *ParseJson(line);
+    if (row["model"] == model) rows.push_back(std::move(row));
+  }
+  EXPECT_EQ(rows.size(), count);
+  return rows;
+}
+
+WorkerServerOptions Options() {
+  WorkerServerOptions options;
+  options.engine = {.model = kModel, .threads = 2, .max_sequences = 4, .max_step_tokens = 32};
+  options.ops = "127.0.0.1:0";
+  return options;
+}
+
+class WorkerServerTest : public ::testing::Test {
+ protected:
+  WorkerServerTest() {
+    auto started = WorkerServer::Start(Options());
+    CHECK(started.ok(), Message(started.status()));
+    server = *std::move(started);
+    channel = grpc::CreateChannel(server->grpc_address(), grpc::InsecureChannelCredentials());
+    stub = v1::Worker::NewStub(channel);
+  }
+
+  v1::WorkerDescription Describe() {
+    grpc::ClientContext context;
+    v1::WorkerDescription description;
+    EXPECT_TRUE(stub->Describe(&context, {}, &description).ok());
+    return description;
+  }
+
+  std::vector<v1::GeneratedToken> Generate(const v1::ExecuteRequest& request) {
+    grpc::ClientContext context;
+    auto reader = stub->Execute(&context, request);
+    std::vector<v1::GeneratedToken> tokens;
+    for (v1::ExecuteEvent event; reader->Read(&event);) {
+      tokens.insert(tokens.end(), event.tokens().tokens().begin(), event.tokens().tokens().end());
+    }
+    EXPECT_EQ(FromGrpcStatus(reader->Finish(), context), Status());
+    return tokens;
+  }
+
+  // grpc.health.v1.HealthCheckResponse.status: 1 is SERVING, 2 is NOT_SERVING. Its .proto is not at hand.
+  int Health() {
+    grpc::GenericStub generic(channel);
+    grpc::ClientContext context;
+    grpc::CompletionQueue queue;
+    const grpc::ByteBuffer empty(nullptr, 0);
+    auto call = generic.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", empty, &queue);
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    call->StartCall();
+    call->Finish(&response, &status, nullptr);
+    void* tag = nullptr;
+    bool ok = false;
+    queue.Next(&tag, &ok);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    std::vector<grpc::Slice> slices;
+    if (!response.Dump(&slices).ok() || slices.size() != 1 || slices[0].size() != 2) return -1;
+    return slices[0].begin()[1];  // field 1, varint
+  }
+
+  std::unique_ptr<WorkerServer> server;
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::Worker::Stub> stub;
+};
+
+v1::ExecuteRequest RequestFor(const Json& row) {
+  v1::ExecuteRequest request;
+  for (int32_t token : row["prompt_tokens"]) request.add_prompt_tokens(token);
+  request.set_max_tokens(static_cast<uint32_t>(row["greedy_tokens"].size()));
+  request.mutable_sampling()->set_temperature(0);
+  return request;
+}
+
+TEST_F(WorkerServerTest, DescribesItsModel) {
+  const v1::WorkerDescription description = Describe();
+  EXPECT_EQ(description.model(), "terrace-demo-nano");
+  EXPECT_EQ(description.family(), "llama");
+  EXPECT_EQ(description.parameters(), 262592u);
+  EXPECT_EQ(description.vocab_size(), 1024u);
+  EXPECT_EQ(description.context_length(), 512u);
+  EXPECT_EQ(description.block_tokens(), 16u);
+  EXPECT_EQ(description.blocks(), 4 * 512u / 16);
+  EXPECT_EQ(description.max_sequences(), 4u);
+  EXPECT_EQ(description.weight_dtype(), "F16");
+  EXPECT_THAT(description.device(), HasSubstr("cpu"));
+  EXPECT_EQ(description.model_digest().size(), 32u);
+  EXPECT_FALSE(description.instance().empty());
+}
+
+TEST_F(WorkerServerTest, ItsTextAssetsAreThoseOfItsDigest) {
+  const std::string digest = Describe().text_digest();
+  v1::FetchTextRequest request;
+  request.set_digest(digest);
+  grpc::ClientContext context;
+  auto reader = stub->FetchText(&context, request);
+  std::string serialized;
+  for (v1::TextChunk chunk; reader->Read(&chunk);) serialized += chunk.data();
+  EXPECT_TRUE(reader->Finish().ok());
+  const auto assets = ParseTextAssets(serialized);
+  ASSERT_TRUE(assets.ok()) << assets.status();
+  EXPECT_EQ(Digest(*assets).Hex(), digest);
+  const Json row = GoldenRows("terrace-demo-nano", 1)[0];
+  std::vector<ChatMessage> messages;
+  for (const Json& message : row["messages"]) messages.push_back({message["role"], message["content"]});
+  EXPECT_EQ(*assets->EncodeChat(messages), row["prompt_tokens"].get<std::vector<TokenId>>());
+}
+
+TEST_F(WorkerServerTest, GreedyAnswersAreTheGoldenOnes) {
+  for (const Json& row : GoldenRows("terrace-demo-nano", 10)) {
+    v1::ExecuteRequest request = RequestFor(row);
+    request.set_top_logprobs(5);
+    const auto tokens = Generate(request);
+    std::vector<int32_t> ids;
+    for (const auto& token : tokens) ids.push_back(token.token());
+    EXPECT_EQ(ids, row["greedy_tokens"].get<std::vector<int32_t>>());
+    const Json& top = row["first_step_top5_logprobs"];
+    ASSERT_EQ(tokens.at(0).top_size(), 5);
+    for (int i = 0; i < 5; ++i) {
+      EXPECT_EQ(tokens[0].top(i).token(), top[i][0].get<int32_t>());
+      EXPECT_NEAR(tokens[0].top(i).logprob(), top[i][1].get<double>(),
+                  2e-3);  // the reference is f32, summed otherwise
+    }
+  }
+}
+
+TEST_F(WorkerServerTest, TheOpsListenerAnswersForTheEngine) {
+  Generate(RequestFor(GoldenRows("terrace-demo-nano", 1)[0]));
+  const std::string ops = server->ops_address();
+  EXPECT_THAT(*HttpGet(ops + "/healthz", 30), HasSubstr("alive"));
+  EXPECT_THAT(*HttpGet(ops + "/readyz", 30), HasSubstr("ready"));
+  const std::string metrics = *HttpGet(ops + "/metrics", 30);
+  EXPECT_THAT(metrics, HasSubstr("terrace_engine_sequences_total{outcome=\"stop\"} 1\n"));
+  EXPECT_THAT(metrics, HasSubstr("terrace_kv_blocks{state=\"free\"} 128\n"));
+  EXPECT_THAT(metrics, HasSubstr("terrace_engine_step_seconds_bucket{phase=\"prefill\""));
+  EXPECT_FALSE(HttpGet(ops + "/nothing", 30).ok());
+}
+
+TEST_F(WorkerServerTest, DrainingTurnsHealthAndReadinessOff) {
+  EXPECT_EQ(Health(), 1);
+  std::promise<void> drained;
+  server->Drain([&] { drained.set_value(); });
+  drained.get_future().get();
+  EXPECT_EQ(Health(), 2);
+  EXPECT_FALSE(HttpGet(server->ops_address() + "/readyz", 30).ok());
+  EXPECT_TRUE(HttpGet(server->ops_address() + "/healthz", 30).ok());
+  server->Stop();
+  server->Stop();
+}
+
+TEST_F(WorkerServerTest, ATakenAddressIsAnError) {
+  WorkerServerOptions options = Options();
+  options.grpc = server->grpc_address();
+  EXPECT_EQ(WorkerServer::Start(options).status().code(), StatusCode::kUnavailable);
+  options = Options();
+  options.ops = server->ops_address();
+  EXPECT_EQ(WorkerServer::Start(options).status().code(), StatusCode::kUnavailable);
+}
+
+TEST(IsAlive, FollowsTheStepsWhileThereIsWork) {
+  const MonoTime now = MonoTime(std::chrono::hours(1));
+  EngineStats stats;
+  stats.last_step = now - std::chrono::seconds(10);
+  stats.is_idle = false;
+  EXPECT_TRUE(IsAlive(stats, now));
+  stats.last_step -= std::chrono::nanoseconds(1);
+  EXPECT_FALSE(IsAlive(stats, now));
+  stats.is_idle = true;
+  EXPECT_TRUE(IsAlive(stats, now));
+}
+
+}  // namespace
+}  // namespace terrace

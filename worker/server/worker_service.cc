@@ -1,0 +1,139 @@
+#include "worker/server/worker_service.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <random>
+#include <utility>
+
+#include "base/grpc_status.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{1} << 20;
+
+std::string DrawInstance() {
+  std::random_device device;
+  char text[17];
+  std::snprintf(text, sizeof(text), "%08x%08x", device(), device());
+  return text;
+}
+
+// Grows with every start on one machine.
+uint64_t DrawEpoch() {
+  return static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch() /
+                               std::chrono::nanoseconds(1));
+}
+
+// Sends `text`, which outlives the call, in chunks.
+class TextCall : public grpc::ServerWriteReactor<v1::TextChunk> {
+ public:
+  explicit TextCall(const std::string& text) : text_(text) { Continue(); }
+  void OnWriteDone(bool ok) override {
+    if (ok) return Continue();
+    Finish(grpc::Status::CANCELLED);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Continue() {
+    if (sent_ == text_.size()) return Finish(grpc::Status::OK);
+    chunk_.set_data(text_.substr(sent_, kChunkBytes));
+    sent_ += chunk_.data().size();
+    StartWrite(&chunk_);
+  }
+  const std::string& text_;
+  size_t sent_ = 0;
+  v1::TextChunk chunk_;
+};
+
+// A stream that only says why there is none.
+template <typename Response>
+class FailedCall : public grpc::ServerWriteReactor<Response> {
+ public:
+  FailedCall(grpc::CallbackServerContext& context, const Status& error) {
+    SetReasonTrailer(context, error);
+    this->Finish(ToGrpcStatus(error));
+  }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+WorkerService::WorkerService(Options options, Engine& engine, WorkerMetrics& metrics)
+    : options_(std::move(options)), engine_(engine), metrics_(metrics), epoch_(DrawEpoch()), watches_([this] {
+        return Snapshot();
+      }) {
+  options_.description.set_instance(DrawInstance());
+}
+
+void WorkerService::SetReady() {
+  v1::WorkerState starting = v1::WORKER_STATE_STARTING;
+  state_.compare_exchange_strong(starting, v1::WORKER_STATE_READY);
+  watches_.Notify();
+}
+
+void WorkerService::Drain(std::function<void()> done) {
+  state_ = v1::WORKER_STATE_DRAINING;
+  watches_.Notify();
+  if (!has_told_draining_.exchange(true) && options_.on_draining) options_.on_draining();
+  engine_.Drain(std::move(done));
+}
+
+v1::WorkerUpdate WorkerService::Snapshot() const {
+  const EngineStats stats = engine_.Stats();
+  v1::WorkerUpdate update;
+  update.set_epoch(epoch_);
+  update.set_state(state_);
+  v1::WorkerLoad& load = *update.mutable_load();
+  load.set_running_sequences(stats.running);
+  load.set_waiting_sequences(stats.waiting);
+  load.set_waiting_prompt_tokens(stats.waiting_prompt_tokens);
+  load.set_free_blocks(stats.free_blocks);
+  load.set_total_blocks(stats.total_blocks);
+  load.set_steps(stats.steps);
+  return update;
+}
+
+grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* context,
+                                                  const v1::DescribeRequest*,
+                                                  v1::WorkerDescription* response) {
+  *response = options_.description;
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+grpc::ServerWriteReactor<v1::TextChunk>* WorkerService::FetchText(grpc::CallbackServerContext* context,
+                                                                  const v1::FetchTextRequest* request) {
+  if (const std::string& held = options_.description.text_digest(); request->digest() != held) {
+    const Status error =
+        NotFound("text assets \"", request->digest(), "\" are not held here; these are: ", held);
+    return new FailedCall<v1::TextChunk>(*context, WithReason(error, "text_not_found"));
+  }
+  return new TextCall(options_.text_assets);
+}
+
+grpc::ServerWriteReactor<v1::ExecuteEvent>* WorkerService::Execute(grpc::CallbackServerContext* context,
+                                                                   const v1::ExecuteRequest* request) {
+  return ExecuteCall::Start(options_.execute, engine_, metrics_, *context, *request);
+}
+
+grpc::ServerWriteReactor<v1::WorkerUpdate>* WorkerService::Watch(grpc::CallbackServerContext*,
+                                                                 const v1::WatchRequest*) {
+  return watches_.Watch();
+}
+
+grpc::ServerUnaryReactor* WorkerService::Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
+                                               v1::DrainResponse* response) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const uint64_t finished_before = engine_.Stats().finished;
+  Drain([this, reactor, response, finished_before] {
+    response->set_finished_sequences(static_cast<uint32_t>(engine_.Stats().finished - finished_before));
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+}  // namespace terrace

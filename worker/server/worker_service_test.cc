@@ -1,0 +1,354 @@
+// The gRPC service over an engine without a model. What needs a real one is in worker_server_test.cc.
+#include "worker/server/worker_service.h"
+
+#include <cmath>
+#include <functional>
+#include <future>
+
+#include "base/grpc_status.h"
+#include "gmock/gmock.h"
+#include "grpcpp/server_builder.h"
+#include "gtest/gtest.h"
+#include "worker/engine/fake_executor.h"
+#include "worker/engine/step_gate.h"
+#include "worker/server/proto_convert.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kVocab = 1000;
+
+// A worker whose sequences run for as long as a test may take, with an in-process channel to it.
+struct FakeWorker {
+  explicit FakeWorker(FakeExecutor::Options fake = {}, ExecuteCall::Options execute = {}, size_t inbox = 64)
+      : engine({.scheduler = {.max_sequences = 4,
+                              .max_step_tokens = 16,
+                              .context_length = 1 << 20,
+                              .vocab_size = kVocab,
+                              .block_tokens = 16,
+                              .blocks = 1 << 18},
+                .inbox = inbox},
+               std::make_unique<FakeExecutor>(std::move(fake))),
+        service(
+            {.description = Description(), .text_assets = std::string(2'500'000, 't'), .execute = execute},
+            engine, metrics) {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(&service);
+    server = builder.BuildAndStart();
+    stub = v1::Worker::NewStub(server->InProcessChannel({}));
+  }
+
+  ~FakeWorker() {
+    engine.Stop();
+    service.StopWatches();
+    server->Shutdown(std::chrono::system_clock::now());
+  }
+
+  static v1::WorkerDescription Description() {
+    v1::WorkerDescription description;
+    description.set_model("fake");
+    description.set_text_digest("d1");
+    return description;
+  }
+
+  // Reads updates until one says `wanted`; false when the stream ends first.
+  bool AwaitUpdate(const std::function<bool(const v1::WorkerUpdate&)>& wanted) {
+    grpc::ClientContext context;
+    auto reader = stub->Watch(&context, {});
+    v1::WorkerUpdate update;
+    while (reader->Read(&update)) {
+      if (!wanted(update)) continue;
+      context.TryCancel();
+      return true;
+    }
+    return false;
+  }
+  bool AwaitIdle() {
+    return AwaitUpdate([](const v1::WorkerUpdate& update) {
+      const v1::WorkerLoad& load = update.load();
+      return load.steps() > 0 && load.running_sequences() == 0 && load.free_blocks() == load.total_blocks();
+    });
+  }
+
+  WorkerMetrics metrics;
+  Engine engine;
+  WorkerService service;
+  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<v1::Worker::Stub> stub;
+};
+
+v1::ExecuteRequest Request(uint32_t max_tokens) {
+  v1::ExecuteRequest request;
+  request.add_prompt_tokens(1);
+  request.set_max_tokens(max_tokens);
+  request.mutable_sampling()->set_seed(3);
+  return request;
+}
+
+// Reads a whole call.
+struct Answer {
+  std::vector<int32_t> tokens, scored;
+  v1::ExecuteFinished finished;
+  Status status;
+};
+
+Answer Finish(grpc::ClientContext& context, grpc::ClientReader<v1::ExecuteEvent>& reader) {
+  Answer answer;
+  v1::ExecuteEvent event;
+  while (reader.Read(&event)) {
+    if (event.has_tokens()) {
+      EXPECT_EQ(event.tokens().first_index(), answer.tokens.size());
+    }
+    for (const auto& token : event.tokens().tokens()) answer.tokens.push_back(token.token());
+    if (event.has_prompt_scores()) {
+      EXPECT_EQ(event.prompt_scores().first_index(), answer.scored.size() + 1);
+    }
+    for (const auto& score : event.prompt_scores().scores()) answer.scored.push_back(score.token());
+    if (event.has_finished()) answer.finished = event.finished();
+  }
+  answer.status = FromGrpcStatus(reader.Finish(), context);
+  return answer;
+}
+
+Answer Execute(FakeWorker& worker, const v1::ExecuteRequest& request) {
+  grpc::ClientContext context;
+  auto reader = worker.stub->Execute(&context, request);
+  return Finish(context, *reader);
+}
+
+TEST(WorkerService, AnAnswerHasItsTokensInOrderAndItsScoresFirst) {
+  FakeWorker worker;
+  v1::ExecuteRequest request = Request(200);
+  for (int i = 2; i < 100; ++i) request.add_prompt_tokens(i);
+  request.set_score_prompt(true);
+  const Answer answer = Execute(worker, request);
+  EXPECT_EQ(answer.status, Status());
+  std::vector<int32_t> tokens, scored;
+  for (int i = 0; i < 200; ++i) tokens.push_back(FakeExecutor::AnswerToken(3, i, kVocab));
+  for (int i = 2; i < 100; ++i) scored.push_back(i);
+  EXPECT_EQ(answer.tokens, tokens);
+  EXPECT_EQ(answer.scored, scored);
+  EXPECT_EQ(answer.finished.reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(answer.finished.prompt_tokens(), 99u);
+  EXPECT_EQ(answer.finished.generated_tokens(), 200u);
+}
+
+TEST(WorkerService, WrongRequestsAreRefusedWithCodeAndReason) {
+  FakeWorker worker;
+  const struct {
+    const char* name;
+    std::function<void(v1::ExecuteRequest&)> change;
+    std::string reason, names;
+  } cases[] = {
+      {"no prompt", [](auto& r) { r.clear_prompt_tokens(); }, "invalid_value", "prompt"},
+      {"token id", [](auto& r) { r.add_prompt_tokens(-1); }, "invalid_value", "prompt[1] is -1"},
+      {"stop token", [](auto& r) { r.add_stop_tokens(kVocab); }, "invalid_value", "stop_tokens[0]"},
+      {"too long", [](auto& r) { r.set_max_tokens(1 << 20); }, "context_length_exceeded", "1048577"},
+      {"top_logprobs", [](auto& r) { r.set_top_logprobs(21); }, "invalid_value", "top_logprobs is 21"},
+      {"no seed", [](auto& r) { r.mutable_sampling()->clear_seed(); }, "invalid_value", "seed"},
+      {"no sampling", [](auto& r) { r.clear_sampling(); }, "invalid_value", "seed"},
+      {"temperature", [](auto& r) { r.mutable_sampling()->set_temperature(2.5); }, "invalid_value",
+       "temperature"},
+      {"NaN", [](auto& r) { r.mutable_sampling()->set_temperature(NAN); }, "invalid_value", "temperature"},
+      {"top_k", [](auto& r) { r.mutable_sampling()->set_top_k(-1); }, "invalid_value", "top_k"},
+      {"top_p", [](auto& r) { r.mutable_sampling()->set_top_p(0); }, "invalid_value", "top_p"},
+      {"min_p", [](auto& r) { r.mutable_sampling()->set_min_p(1.5); }, "invalid_value", "min_p"},
+      {"repetition", [](auto& r) { r.mutable_sampling()->set_repetition_penalty(0); }, "invalid_value",
+       "repetition"},
+      {"presence", [](auto& r) { r.mutable_sampling()->set_presence_penalty(3); }, "invalid_value",
+       "presence"},
+      {"frequency", [](auto& r) { r.mutable_sampling()->set_frequency_penalty(-3); }, "invalid_value",
+       "frequency"},
+      {"bias", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[1] = 101; }, "invalid_value",
+       "logit_bias"},
+      {"bias of no token", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[-4] = 1; },
+       "invalid_value", "logit_bias"},
+  };
+  for (const auto& c : cases) {
+    v1::ExecuteRequest request = Request(4);
+    c.change(request);
+    const Status status = Execute(worker, request).status;
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << c.name;
+    EXPECT_EQ(Reason(status), c.reason) << c.name;
+    EXPECT_THAT(Message(status), ::testing::HasSubstr(c.names)) << c.name;
+  }
+  EXPECT_TRUE(worker.engine.Stats().is_idle);
+}
+
+TEST(WorkerService, CancellingACallFreesItsSequence) {
+  FakeWorker worker;
+  grpc::ClientContext context;
+  auto reader = worker.stub->Execute(&context, Request(0));
+  v1::ExecuteEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  context.TryCancel();
+  EXPECT_EQ(Finish(context, *reader).status.code(), StatusCode::kCancelled);
+  EXPECT_TRUE(worker.AwaitIdle());
+  EXPECT_EQ(worker.engine.Stats().cancelled, 1u);
+}
+
+TEST(WorkerService, ADeadlineEndsTheSequence) {
+  FakeWorker worker;
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  auto reader = worker.stub->Execute(&context, Request(0));
+  EXPECT_EQ(Finish(context, *reader).status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(worker.AwaitUpdate([](const v1::WorkerUpdate& update) {
+    return update.load().running_sequences() == 0 && update.load().waiting_sequences() == 0;
+  }));
+}
+
+TEST(WorkerService, ADeadlineOfACallBecomesOneOfTheMonotonicClock) {
+  const auto wall = std::chrono::system_clock::time_point(std::chrono::hours(1));
+  const MonoTime now = MonoTime(std::chrono::seconds(100));
+  EXPECT_EQ(ToMonoDeadline(wall + std::chrono::seconds(5), wall, now), now + std::chrono::seconds(5));
+  EXPECT_EQ(ToMonoDeadline(wall - std::chrono::seconds(5), wall, now), now - std::chrono::seconds(5));
+  EXPECT_EQ(ToMonoDeadline(std::chrono::system_clock::time_point::max(), wall, now), std::nullopt);
+}
+
+TEST(WorkerService, AClientThatDoesNotReadIsDroppedAtTheBound) {
+  FakeWorker worker({}, {.buffer_logprobs = 100});
+  grpc::ClientContext context;
+  auto reader = worker.stub->Execute(&context, Request(0));
+  EXPECT_TRUE(worker.AwaitIdle());
+  const Answer answer = Finish(context, *reader);
+  EXPECT_EQ(answer.status.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(answer.status), "slow_reader");
+}
+
+TEST(WorkerService, ANumericErrorEndsOneAnswerOnlyAndKeepsItsTokens) {
+  FakeWorker worker({.fail_sequence = [](const PlannedSequence& part) {
+    return part.sampling->seed == 13 && part.sample_index == 2
+               ? WithReason(Internal("logit 5 is NaN"), "numeric_error")
+               : Status();
+  }});
+  v1::ExecuteRequest request = Request(10);
+  request.mutable_sampling()->set_seed(13);
+  const Answer failed = Execute(worker, request);
+  EXPECT_EQ(failed.status.code(), StatusCode::kInternal);
+  EXPECT_EQ(Reason(failed.status), "numeric_error");
+  EXPECT_EQ(failed.tokens.size(), 2u);
+  EXPECT_EQ(Execute(worker, Request(10)).tokens.size(), 10u);
+  const std::string metrics = worker.metrics.Render(worker.engine.Stats(), RealClock().Now());
+  EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_numeric_errors_total 1\n"));
+  EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_engine_sequences_total{outcome=\"error\"} 1\n"));
+  EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_engine_sequences_total{outcome=\"length\"} 1\n"));
+  EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_engine_generation_tokens_total 12\n"));
+}
+
+TEST(WorkerService, AFullInboxIsOverloadNotAQueue) {
+  StepGate gate;
+  FakeWorker worker({.before_step = [&](const StepPlan&) { gate.Pass(); }}, {}, /*inbox=*/1);
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::ExecuteEvent>>> readers;
+  // The first one is in a step that does not end, so of the others one waits and one is refused, whichever
+  // came first.
+  for (int i = 0; i < 3; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(worker.stub->Execute(contexts.back().get(), Request(2)));
+    if (i == 0) gate.AwaitStep(1);
+  }
+  std::vector<std::future<Answer>> answers;
+  for (int i = 0; i < 3; ++i) {
+    answers.push_back(std::async(std::launch::async, [&, i] { return Finish(*contexts[i], *readers[i]); }));
+  }
+  ASSERT_TRUE(worker.AwaitUpdate([&](const v1::WorkerUpdate&) {
+    return worker.metrics.Render(worker.engine.Stats(), RealClock().Now())
+               .find("terrace_engine_sequences_total{outcome=\"refused\"} 1\n") != std::string::npos;
+  }));
+  gate.Open();
+  int refused = 0;
+  for (auto& future : answers) {
+    const Answer answer = future.get();
+    if (answer.status.ok()) continue;
+    ++refused;
+    EXPECT_EQ(answer.status.code(), StatusCode::kResourceExhausted);
+    EXPECT_EQ(Reason(answer.status), "overloaded");
+  }
+  EXPECT_EQ(refused, 1);
+}
+
+TEST(WorkerService, WatchNumbersItsUpdatesWithoutGapAndTellsEveryStateAtOnce) {
+  FakeWorker worker;
+  grpc::ClientContext context;
+  auto reader = worker.stub->Watch(&context, {});
+  v1::WorkerUpdate update;
+  ASSERT_TRUE(reader->Read(&update));
+  EXPECT_EQ(update.sequence(), 0u);
+  EXPECT_EQ(update.state(), v1::WORKER_STATE_STARTING);
+  const uint64_t epoch = update.epoch();
+  uint64_t next = 1;
+  const auto await_state = [&](v1::WorkerState state) {
+    do {
+      if (!reader->Read(&update)) return false;
+      EXPECT_EQ(update.sequence(), next++);
+      EXPECT_EQ(update.epoch(), epoch);
+    } while (update.state() != state);
+    return true;
+  };
+  worker.service.SetReady();
+  EXPECT_TRUE(await_state(v1::WORKER_STATE_READY));
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(await_state(v1::WORKER_STATE_READY));  // the periodic ones
+  worker.service.Drain([] {});
+  EXPECT_TRUE(await_state(v1::WORKER_STATE_DRAINING));
+  worker.service.SetReady();  // a drained worker stays drained
+  EXPECT_EQ(worker.service.state(), v1::WORKER_STATE_DRAINING);
+
+  grpc::ClientContext second_context;
+  auto second = worker.stub->Watch(&second_context, {});
+  ASSERT_TRUE(second->Read(&update));
+  EXPECT_EQ(update.sequence(), 0u);
+  EXPECT_EQ(update.epoch(), epoch);
+  worker.service.StopWatches();
+  while (second->Read(&update)) {
+  }
+  EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST(WorkerService, DrainAnswersWhenTheLastSequenceHasFinished) {
+  StepGate gate;
+  FakeWorker worker({.before_step = [&](const StepPlan&) { gate.Pass(); }});
+  grpc::ClientContext context;
+  auto running = worker.stub->Execute(&context, Request(3));
+  gate.AwaitStep(1);
+  auto drained = std::async(std::launch::async, [&] {
+    grpc::ClientContext drain_context;
+    v1::DrainResponse response;
+    EXPECT_TRUE(worker.stub->Drain(&drain_context, {}, &response).ok());
+    return response.finished_sequences();
+  });
+  ASSERT_TRUE(
+      worker.AwaitUpdate([](const auto& update) { return update.state() == v1::WORKER_STATE_DRAINING; }));
+  worker.service.Drain([] {});  // again: from its return on, everything is refused
+  const Status refused = Execute(worker, Request(1)).status;
+  EXPECT_EQ(refused.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(refused), "draining");
+  gate.Open();
+  EXPECT_EQ(drained.get(), 1u);
+  EXPECT_EQ(Finish(context, *running).tokens.size(), 3u);
+}
+
+TEST(WorkerService, TextIsSentInChunksToThoseWhoNameItsDigest) {
+  FakeWorker worker;
+  v1::FetchTextRequest request;
+  request.set_digest("d1");
+  grpc::ClientContext context;
+  auto reader = worker.stub->FetchText(&context, request);
+  std::string text;
+  for (v1::TextChunk chunk; reader->Read(&chunk); text += chunk.data())
+    EXPECT_LE(chunk.data().size(), 1u << 20);
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(text, std::string(2'500'000, 't'));
+
+  request.set_digest("other");
+  grpc::ClientContext other_context;
+  auto other = worker.stub->FetchText(&other_context, request);
+  v1::TextChunk chunk;
+  EXPECT_FALSE(other->Read(&chunk));
+  const Status status = FromGrpcStatus(other->Finish(), other_context);
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_EQ(Reason(status), "text_not_found");
+}
+
+}  // namespace
+}  // namespace terrace
