@@ -1,0 +1,117 @@
+#include "tools/cli/launch/cluster_plan.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <system_error>
+
+#include "base/config.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kFirstWorkerPort = 50061;
+constexpr int kFirstWorkerOpsPort = 9091;
+constexpr size_t kMaxTierName = 64;
+
+// The first tier that lists `address`; "" when none does.
+std::string TierOf(const v1::RouterConfig& router, const std::string& address) {
+  for (const v1::TierConfig& tier : router.tiers()) {
+    if (std::find(tier.workers().begin(), tier.workers().end(), address) != tier.workers().end())
+      return tier.name();
+  }
+  return "";
+}
+
+StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
+  ClusterPlan plan;
+  plan.router = std::move(*file.mutable_router());
+  v1::ListenConfig& listen = *plan.router.mutable_listen();
+  if (!listen.has_http()) listen.set_http("127.0.0.1:8080");
+  if (!listen.has_grpc()) listen.set_grpc("127.0.0.1:50051");
+  if (!listen.has_ops()) listen.set_ops("127.0.0.1:9090");
+  if (listen.ops().empty())
+    return FailedPrecondition("router.listen.ops must be on: readiness is asked there");
+
+  std::map<std::string, int> replicas;  // by tier
+  for (int i = 0; i < file.workers_size(); ++i) {
+    v1::WorkerConfig& worker = *file.mutable_workers(i);
+    if (worker.model().empty()) return FailedPrecondition("workers[", i, "].model is missing");
+    const fs::path model = worker.model();
+    worker.set_model((model.is_absolute() ? model : folder / model).lexically_normal().string());
+    if (!worker.has_grpc()) worker.set_grpc(Concat("127.0.0.1:", kFirstWorkerPort + i));
+    if (!worker.has_ops()) worker.set_ops(Concat("127.0.0.1:", kFirstWorkerOpsPort + i));
+    if (worker.ops().empty())
+      return FailedPrecondition("workers[", i, "].ops must be on: readiness is asked there");
+
+    const std::string tier = TierOf(plan.router, worker.grpc());
+    std::string name;
+    if (tier.empty()) {
+      name = Concat("worker-", worker.grpc().substr(worker.grpc().rfind(':') + 1));
+    } else {
+      const int replica = ++replicas[tier];
+      name = replica == 1 ? Concat("worker-", tier) : Concat("worker-", tier, "-", replica);
+    }
+    plan.workers.push_back({.name = std::move(name), .config = std::move(worker)});
+  }
+  if (plan.workers.empty()) return FailedPrecondition("workers: at least one is needed");
+  if (plan.router.tiers().empty()) return FailedPrecondition("router.tiers: at least one is needed");
+  return plan;
+}
+
+// A folder's or file's name as a tier name: [a-z0-9._-]{1,64}, without ".gguf".
+std::string TierNameFor(const fs::path& model) {
+  std::string name = model.extension() == ".gguf" ? model.stem().string() : model.filename().string();
+  for (char& c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    const bool is_allowed =
+        (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    if (!is_allowed) c = '-';
+  }
+  name.resize(std::min(name.size(), kMaxTierName));
+  return name.empty() ? "model" : name;
+}
+
+}  // namespace
+
+std::vector<PortUse> ClusterPlan::ports() const {
+  std::vector<PortUse> uses;
+  const auto add = [&uses](const std::string& address, std::string key) {
+    if (!address.empty()) uses.push_back({.address = address, .key = std::move(key)});
+  };
+  add(router.listen().http(), "router.listen.http");
+  add(router.listen().grpc(), "router.listen.grpc");
+  add(router.listen().ops(), "router.listen.ops");
+  for (size_t i = 0; i < workers.size(); ++i) {
+    add(workers[i].config.grpc(), Concat("workers[", i, "].grpc"));
+    add(workers[i].config.ops(), Concat("workers[", i, "].ops"));
+  }
+  return uses;
+}
+
+StatusOr<ClusterPlan> PlanFromFile(const std::string& file) {
+  v1::ClusterFile parsed;
+  RETURN_IF_ERROR(LoadYamlFile(file, parsed));
+  std::error_code error;
+  const fs::path path = fs::absolute(file, error);
+  if (error) return NotFound(file, ": ", error.message());
+  StatusOr<ClusterPlan> plan = Expand(std::move(parsed), path.parent_path());
+  if (!plan.ok()) return Annotate(plan.status(), file);
+  return plan;
+}
+
+StatusOr<ClusterPlan> PlanForModel(const std::string& model_path) {
+  std::error_code error;
+  const fs::path model = fs::canonical(model_path, error);
+  if (error) return NotFound(model_path, ": ", error.message());
+  v1::ClusterFile file;
+  file.add_workers()->set_model(model.string());
+  v1::TierConfig& tier = *file.mutable_router()->add_tiers();
+  tier.set_name(TierNameFor(model));
+  tier.add_workers(Concat("127.0.0.1:", kFirstWorkerPort));
+  return Expand(std::move(file), model.parent_path());
+}
+
+}  // namespace terrace

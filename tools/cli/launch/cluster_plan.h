@@ -1,0 +1,33 @@
+// What `terrace up` is going to start, worked out from a cluster file or a single model before anything runs:
+// pure but for reading the file.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "proto/terrace/v1/config.pb.h"
+#include "tools/cli/launch/ports.h"
+
+namespace terrace {
+
+struct WorkerPlan {
+  std::string name;  // "worker-nano": after its tier; replicas "worker-nano-2"; without a tier "worker-50061"
+  v1::WorkerConfig config;
+};
+
+// Every address is explicit: what the file leaves out has its default, worker i 127.0.0.1:50061+i and ops
+// 9091+i.
+struct ClusterPlan {
+  v1::RouterConfig router;
+  std::vector<WorkerPlan> workers;
+
+  std::vector<PortUse> ports() const;
+};
+
+// Model paths in the file are relative to its folder.
+StatusOr<ClusterPlan> PlanFromFile(const std::string& file);
+// One worker, and a tier named after the model's file or folder.
+StatusOr<ClusterPlan> PlanForModel(const std::string& model_path);
+
+}  // namespace terrace

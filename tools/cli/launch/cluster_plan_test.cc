@@ -1,0 +1,93 @@
+#include "tools/cli/launch/cluster_plan.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/exit_code.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+class ClusterPlanTest : public testing::Test {
+ protected:
+  std::string Write(const std::string& yaml) {
+    const fs::path file = fs::path(testing::TempDir()) / "cluster.yaml";
+    std::ofstream(file) << yaml;
+    return file;
+  }
+};
+
+TEST_F(ClusterPlanTest, ModelPathsAreRelativeToTheFile) {
+  const StatusOr<ClusterPlan> plan =
+      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:50061']}]}\n"
+                         "workers: [{model: ../x/y.gguf}, {model: /z}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const fs::path folder = fs::absolute(testing::TempDir());
+  EXPECT_EQ(plan->workers[0].config.model(), (folder / "../x/y.gguf").lexically_normal());
+  EXPECT_EQ(plan->workers[1].config.model(), "/z");
+}
+
+TEST_F(ClusterPlanTest, EveryAddressIsExplicitAndNamedByItsKey) {
+  const StatusOr<ClusterPlan> plan =
+      PlanFromFile(Write("router: {listen: {http: ''}, tiers: [{name: a}]}\n"
+                         "workers: [{model: m}, {model: m, grpc: '127.0.0.1:7'}, {model: m}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::vector<std::string> ports;
+  for (const PortUse& use : plan->ports()) ports.push_back(use.key + "=" + use.address);
+  EXPECT_THAT(ports, testing::ElementsAre(  // HTTP is turned off
+                         "router.listen.grpc=127.0.0.1:50051", "router.listen.ops=127.0.0.1:9090",
+                         "workers[0].grpc=127.0.0.1:50061", "workers[0].ops=127.0.0.1:9091",
+                         "workers[1].grpc=127.0.0.1:7", "workers[1].ops=127.0.0.1:9092",
+                         "workers[2].grpc=127.0.0.1:50063", "workers[2].ops=127.0.0.1:9093"));
+}
+
+TEST_F(ClusterPlanTest, WorkersAreNamedAfterTheirTiers) {
+  const StatusOr<ClusterPlan> plan =
+      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:50061', '127.0.0.1:50062']}]}\n"
+                         "workers: [{model: m}, {model: m}, {model: m}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::vector<std::string> names;
+  for (const WorkerPlan& worker : plan->workers) names.push_back(worker.name);
+  EXPECT_THAT(names, testing::ElementsAre("worker-a", "worker-a-2", "worker-50063"));
+}
+
+TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
+  const struct {
+    const char* yaml;
+    const char* names;
+  } cases[] = {
+      {"workers: [{model: m}]", "router.tiers"},
+      {"router: {tiers: [{name: a}]}", "workers"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{served_name: m}]", "workers[0].model"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, ops: ''}]", "workers[0].ops"},
+      {"router: {tiers: [{name: a}], listen: {ops: ''}}\nworkers: [{model: m}]", "router.listen.ops"},
+      {"router: {teirs: []}", "teirs"},
+  };
+  for (const auto& c : cases) {
+    const Status status = PlanFromFile(Write(c.yaml)).status();
+    EXPECT_EQ(ExitCodeFor(status), kExitConfig) << c.yaml;
+    EXPECT_THAT(Message(status),
+                testing::AllOf(testing::HasSubstr("cluster.yaml"), testing::HasSubstr(c.names)));
+  }
+  EXPECT_EQ(ExitCodeFor(PlanFromFile("/nowhere/cluster.yaml").status()), kExitNoInput);
+}
+
+TEST_F(ClusterPlanTest, ASingleModelBecomesOneTierOfItsName) {
+  const fs::path model = fs::path(testing::TempDir()) / "My Model.Q8.gguf";
+  std::ofstream(model) << "x";
+  const StatusOr<ClusterPlan> plan = PlanForModel(model);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->router.tiers_size(), 1);
+  EXPECT_EQ(plan->router.tiers(0).name(), "my-model.q8");
+  ASSERT_EQ(plan->workers.size(), 1u);
+  EXPECT_EQ(plan->router.tiers(0).workers(0), plan->workers[0].config.grpc());
+  EXPECT_EQ(plan->workers[0].config.model(), fs::canonical(model));
+  EXPECT_EQ(ExitCodeFor(PlanForModel("/nowhere/model").status()), kExitNoInput);
+}
+
+}  // namespace
+}  // namespace terrace

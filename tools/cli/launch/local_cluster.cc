@@ -1,0 +1,123 @@
+#include "tools/cli/launch/local_cluster.h"
+
+#include <filesystem>
+#include <system_error>
+
+#include "base/clock.h"
+#include "base/exit_code.h"
+#include "base/http_server.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kReadyPollSeconds = 0.05;
+constexpr double kReadyRequestSeconds = 1;
+constexpr char kRouterBinary[] = "terrace-router";
+constexpr char kWorkerBinary[] = "terrace-worker";
+
+// The status of a process that ended before it was ready: its exit code says what kind of error, its last
+// line which.
+Status EndedEarly(const ChildExit& exit) {
+  const std::string message =
+      Concat(exit.Describe(), exit.last_lines.empty() ? "" : Concat(": ", exit.last_lines.back()));
+  switch (exit.exit_code) {
+    case kExitData:
+      return DataLoss(message);
+    case kExitNoInput:
+      return NotFound(message);
+    case kExitUnavailable:
+      return Unavailable(message);
+    case kExitConfig:
+      return FailedPrecondition(message);
+    default:
+      return Internal(message);
+  }
+}
+
+}  // namespace
+
+LocalCluster::LocalCluster(const ClusterPlan& plan, LocalClusterOptions options, ShutdownSignal& shutdown)
+    : plan_(plan), options_(std::move(options)), shutdown_(shutdown), children_(options_.on_line) {}
+
+LocalCluster::~LocalCluster() = default;
+
+StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(const ClusterPlan& plan,
+                                                            LocalClusterOptions options,
+                                                            ShutdownSignal& shutdown) {
+  std::unique_ptr<LocalCluster> cluster(new LocalCluster(plan, std::move(options), shutdown));
+  RETURN_IF_ERROR(cluster->StartAll());
+  return cluster;
+}
+
+Status LocalCluster::StartAll() {
+  ASSIGN_OR_RETURN(configs_, ConfigFolder::Make());
+  const auto start = [&](const std::string& name, const char* binary, auto config) -> Status {
+    if (!config.log().has_format() && !options_.log_format.empty()) {
+      config.mutable_log()->set_format(options_.log_format);
+    }
+    ASSIGN_OR_RETURN(const std::string file, configs_->Write(name, config));
+    return children_.Start({.name = name, .argv = {fs::path(options_.bin_dir) / binary, "--config", file}});
+  };
+  for (const WorkerPlan& worker : plan_.workers)
+    RETURN_IF_ERROR(start(worker.name, kWorkerBinary, worker.config));
+  RETURN_IF_ERROR(start(kRouterName, kRouterBinary, plan_.router));
+  return AwaitReady();
+}
+
+// Workers before the router: it is ready once it has a tier to send requests to, a cluster when it has them
+// all.
+Status LocalCluster::AwaitReady() {
+  std::vector<std::pair<std::string, std::string>> waiting;  // name, ops address
+  for (const WorkerPlan& worker : plan_.workers) waiting.emplace_back(worker.name, worker.config.ops());
+  waiting.emplace_back(kRouterName, plan_.router.listen().ops());
+
+  const MonoTime start = RealClock().Now();
+  while (!waiting.empty()) {
+    if (const auto exits = children_.Poll(kReadyPollSeconds); !exits.empty())
+      return EndedEarly(exits.front());
+    if (shutdown_.WaitFor(0) != 0) return Cancelled("interrupted");
+    std::erase_if(waiting, [&](const auto& process) {
+      if (process.first == kRouterName && waiting.size() > 1) return false;
+      const bool is_ready = HttpGet(ClientAddress(process.second) + "/readyz", kReadyRequestSeconds).ok();
+      if (is_ready) options_.on_ready(process.first);
+      return is_ready;
+    });
+    if (!waiting.empty() && Seconds(RealClock().Now() - start) > options_.ready_timeout_seconds) {
+      return DeadlineExceeded(waiting.front().first, " is not ready after ", options_.ready_timeout_seconds,
+                              " s");
+    }
+  }
+  return Status();
+}
+
+std::vector<ChildExit> LocalCluster::Poll(double seconds) { return children_.Poll(seconds); }
+
+void LocalCluster::Stop() {
+  const auto is_urgent = [this] { return shutdown_.WaitFor(0) != 0; };
+  if (is_router_running()) children_.Stop({kRouterName}, options_.stop_grace_seconds, is_urgent);
+  children_.Stop(children_.running(), options_.stop_grace_seconds, is_urgent);
+}
+
+StatusOr<std::string> FindBinaries(const std::string& bin_dir, const std::string& argv0) {
+  std::vector<fs::path> places;
+  std::error_code error;
+  if (!bin_dir.empty()) {
+    places.push_back(bin_dir);
+  } else {
+    if (argv0.find('/') != std::string::npos) places.push_back(fs::path(argv0).parent_path());
+    const fs::path self = fs::read_symlink("/proc/self/exe", error);
+    if (!error) places.push_back(self.parent_path());
+  }
+  std::string looked_at;
+  for (const fs::path& place : places) {
+    if (fs::exists(place / kRouterBinary, error) && fs::exists(place / kWorkerBinary, error))
+      return place.string();
+    looked_at += Concat(looked_at.empty() ? "" : ", ", place.string());
+  }
+  return NotFound("no ", kRouterBinary, " and ", kWorkerBinary, " in ", looked_at,
+                  ": name their folder with --bin-dir");
+}
+
+}  // namespace terrace

@@ -1,0 +1,31 @@
+// The listening addresses of a cluster that is about to start: checked before any process is.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+
+namespace terrace {
+
+struct HostPort {
+  std::string host;  // without brackets
+  uint16_t port = 0;
+};
+// "127.0.0.1:8080", "[::1]:8080" or "localhost:8080".
+StatusOr<HostPort> ParseHostPort(const std::string& address);
+
+struct PortUse {
+  std::string address;
+  std::string key;  // of the configuration: "router.listen.http"
+};
+
+// OK when every address can be listened on now. FAILED_PRECONDITION for a malformed address, port 0, or one
+// used twice; UNAVAILABLE (exit code 69), naming port, key and what to do, for one that is taken.
+Status CheckPorts(const std::vector<PortUse>& uses);
+
+// Where a client on this machine reaches a server that listens on `address`: wildcard hosts become loopback.
+std::string ClientAddress(const std::string& address);
+
+}  // namespace terrace
