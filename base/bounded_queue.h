@@ -26,8 +26,8 @@ class BoundedQueue {
     return true;
   }
 
-  // Everything queued, in order of arrival. With `wait`, blocks until there is an item, Wake() was called, the
-  // queue is closed, or stop is requested.
+  // Everything queued, in order of arrival. With `wait`, blocks until there is an item, Wake() was called,
+  // the queue is closed, or stop is requested.
   std::vector<T> Drain(std::stop_token stop, bool wait) {
     std::unique_lock lock(mutex_);
     if (wait) ready_.wait(lock, stop, [this] { return !items_.empty() || closed_ || woken_; });

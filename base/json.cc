@@ -14,7 +14,8 @@ class LimitWatcher {
 
   bool Accept(int depth, Json::parse_event_t event, const Json& value) {
     if (!error_.ok()) return false;
-    if (static_cast<size_t>(depth) > limits_.depth) return Fail("json_limit", Concat("nested deeper than ", limits_.depth));
+    if (static_cast<size_t>(depth) > limits_.depth)
+      return Fail("json_limit", Concat("nested deeper than ", limits_.depth));
     switch (event) {
       case Json::parse_event_t::object_start:
         keys_.emplace_back();
@@ -24,11 +25,13 @@ class LimitWatcher {
         break;
       case Json::parse_event_t::key:
         if (!keys_.back().insert(value.get_ref<const std::string&>()).second) {
-          return Fail("duplicate_key", Concat("key \"", value.get_ref<const std::string&>(), "\" occurs twice"));
+          return Fail("duplicate_key",
+                      Concat("key \"", value.get_ref<const std::string&>(), "\" occurs twice"));
         }
         [[fallthrough]];
       case Json::parse_event_t::value:
-        if (++nodes_ > limits_.nodes) return Fail("json_limit", Concat("more than ", limits_.nodes, " values"));
+        if (++nodes_ > limits_.nodes)
+          return Fail("json_limit", Concat("more than ", limits_.nodes, " values"));
         break;
       default:
         break;
@@ -68,7 +71,8 @@ StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
       in_string = true;
     } else if (c == '[' || c == '{') {
       if (++depth > limits.depth) {
-        return WithReason(InvalidArgument("JSON: nested deeper than ", limits.depth, " at byte ", i), "json_limit");
+        return WithReason(InvalidArgument("JSON: nested deeper than ", limits.depth, " at byte ", i),
+                          "json_limit");
       }
     } else if ((c == ']' || c == '}') && depth > 0) {
       --depth;

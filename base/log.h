@@ -1,5 +1,6 @@
-// Structured logs: one JSON object a line on stderr, {"ts":"...Z","level":"info","event":"...","component":"router",...}.
-// Thread-safe. InitLog once in main, before the first Log; before it (in tests) only warnings and errors are printed.
+// Structured logs: one JSON object a line on stderr,
+// {"ts":"...Z","level":"info","event":"...","component":"router",...}. Thread-safe. InitLog once in main,
+// before the first Log; before it (in tests) only warnings and errors are printed.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ void InitLog(const LogOptions& options);
 
 using LogFields = std::initializer_list<std::pair<std::string_view, Json>>;
 
-// `event` is a stable snake_case id: Log(LogLevel::kInfo, "model_loaded", {{"model", name}, {"seconds", 1.5}}).
+// `event` is a stable snake_case id: Log(LogLevel::kInfo, "model_loaded", {{"model", name},
+// {"seconds", 1.5}}).
 void Log(LogLevel level, std::string_view event, LogFields fields = {});
 bool IsLogged(LogLevel level);
 

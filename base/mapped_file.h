@@ -1,6 +1,6 @@
-// A read-only memory map of a regular file. Owns the mapping; the bytes live as long as the object. Thread-safe
-// after Open. A file that another process truncates while it is mapped raises SIGBUS, so models are replaced by
-// renaming a new file into place, never by writing into one that is served.
+// A read-only memory map of a regular file. Owns the mapping; the bytes live as long as the object.
+// Thread-safe after Open. A file that another process truncates while it is mapped raises SIGBUS, so models
+// are replaced by renaming a new file into place, never by writing into one that is served.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// Counter-based random numbers: a pure function of (seed, counter), so that draw i of a request is the same on
-// any worker, in any batch, after any failover. Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy
-// as 1, 2, 3", SC 2011). Thread-safe: no state.
+// Counter-based random numbers: a pure function of (seed, counter), so that draw i of a request is the same
+// on any worker, in any batch, after any failover. Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As
+// Easy as 1, 2, 3", SC 2011). Thread-safe: no state.
 #pragma once
 
 #include <array>

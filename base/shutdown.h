@@ -1,5 +1,5 @@
-// SIGINT and SIGTERM as something a main can wait for. Made once, first thing in main, before any thread: it blocks
-// both signals for all threads. SIGPIPE is ignored.
+// SIGINT and SIGTERM as something a main can wait for. Made once, first thing in main, before any thread: it
+// blocks both signals for all threads. SIGPIPE is ignored.
 #pragma once
 
 #include <functional>
@@ -10,8 +10,8 @@ class ShutdownSignal {
  public:
   ShutdownSignal();
   ~ShutdownSignal();
-  // Blocks until the first signal, or until `poll`, called about every `poll_seconds`, returns true. Returns the
-  // signal number, or 0 for the poll.
+  // Blocks until the first signal, or until `poll`, called about every `poll_seconds`, returns true. Returns
+  // the signal number, or 0 for the poll.
   int Wait(double poll_seconds = 3600, const std::function<bool()>& poll = nullptr);
   // Waits up to `seconds`; the signal number or 0.
   int WaitFor(double seconds);

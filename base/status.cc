@@ -18,8 +18,8 @@ void Append(std::string& out, double value) {
 }
 
 void CheckFailed(const char* file, int line, const char* condition, std::string_view message) {
-  std::fprintf(stderr, "%s:%d: CHECK failed: %s %.*s\n", file, line, condition, static_cast<int>(message.size()),
-               message.data());
+  std::fprintf(stderr, "%s:%d: CHECK failed: %s %.*s\n", file, line, condition,
+               static_cast<int>(message.size()), message.data());
   std::abort();
 }
 
@@ -30,7 +30,8 @@ Status MakeStatus(StatusCode code, std::string_view message) {
 }  // namespace status_internal
 
 Status WithReason(Status status, std::string_view reason) {
-  if (!status.ok() && !reason.empty()) status.SetPayload(kReasonUrl, absl::Cord(absl::string_view(reason.data(), reason.size())));
+  if (!status.ok() && !reason.empty())
+    status.SetPayload(kReasonUrl, absl::Cord(absl::string_view(reason.data(), reason.size())));
   return status;
 }
 
@@ -41,7 +42,8 @@ std::string Reason(const Status& status) {
 
 Status Annotate(const Status& status, std::string_view prefix) {
   if (status.ok()) return status;
-  return WithReason(status_internal::MakeStatus(status.code(), Concat(prefix, ": ", Message(status))), Reason(status));
+  return WithReason(status_internal::MakeStatus(status.code(), Concat(prefix, ": ", Message(status))),
+                    Reason(status));
 }
 
 }  // namespace terrace

@@ -91,15 +91,17 @@ std::string Reason(const Status& status);
 // `status` with "`prefix`: " in front of the message; code and reason are kept; OK stays OK.
 Status Annotate(const Status& status, std::string_view prefix);
 // The message as a std::string (absl::Status::message() is not a std::string_view here).
-inline std::string Message(const Status& status) { return std::string(status.message().data(), status.message().size()); }
+inline std::string Message(const Status& status) {
+  return std::string(status.message().data(), status.message().size());
+}
 
 }  // namespace terrace
 
 #define TERRACE_CONCAT_INNER(a, b) a##b
 #define TERRACE_CONCAT(a, b) TERRACE_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expression)                                          \
-  do {                                                                       \
+#define RETURN_IF_ERROR(expression)                                           \
+  do {                                                                        \
     if (::absl::Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 
@@ -111,8 +113,9 @@ inline std::string Message(const Status& status) { return std::string(status.mes
   declaration = std::move(temporary).value()
 
 // CHECK(condition) or CHECK(condition, "text ", value): a broken invariant of ours; prints and aborts.
-#define CHECK(condition, ...)                                                                            \
-  do {                                                                                                   \
-    if (!(condition)) [[unlikely]]                                                                       \
-      ::terrace::status_internal::CheckFailed(__FILE__, __LINE__, #condition, ::terrace::Concat(__VA_ARGS__)); \
+#define CHECK(condition, ...)                                                  \
+  do {                                                                         \
+    if (!(condition)) [[unlikely]]                                             \
+      ::terrace::status_internal::CheckFailed(__FILE__, __LINE__, #condition,  \
+                                              ::terrace::Concat(__VA_ARGS__)); \
   } while (false)

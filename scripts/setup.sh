@@ -153,8 +153,9 @@ bazel_quietly() {
 }
 
 bazel_errors() {  # what of $LOG a person needs when it failed
-  grep -vE '^(\[[0-9,]+ / [0-9,]+\]|INFO:|Loading:|Analyzing:|Starting local Bazel|//|Executed |There were tests|Use --sandbox_debug)|^$' \
-    "$LOG" >&2 || true
+  local noise='^(\[[0-9,]+ / [0-9,]+\]|INFO:|Loading:|Analyzing:|Starting local Bazel|//|Executed |There were tests'
+  noise+='|Use --sandbox_debug|FAILED: Build did NOT|  /.*/test\.log$)|^$'
+  grep -vE "$noise" "$LOG" | sed 's/: error executing command .*//' >&2 || true
 }
 
 # bin/NAME -> Bazel's outputs, by a path that later builds in other configurations leave alone.
