@@ -44,6 +44,9 @@ std::string StopMatcher::Push(std::string_view text) {
   return shown;
 }
 
-std::string StopMatcher::Finish() { return std::exchange(held_, ""); }
+std::string StopMatcher::Finish() {
+  for (Stop& stop : stops_) stop.matched = 0;
+  return std::exchange(held_, "");
+}
 
 }  // namespace terrace

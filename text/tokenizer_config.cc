@@ -71,6 +71,7 @@ StatusOr<Config> ReadOptionalFile(const std::string& path, StatusOr<Config> (*re
   const auto json = ReadJsonFile(path);
   if (json.status().code() == StatusCode::kNotFound) return Config();
   RETURN_IF_ERROR(json.status());
+  if (!json->is_object()) return WithReason(DataLoss(path, ": not an object"), "type_mismatch");
   auto config = read(JsonReader(*json, ""));
   if (!config.ok()) return Annotate(config.status(), path);
   return config;
