@@ -19,16 +19,6 @@ Status CheckRange(std::string_view name, uint64_t value, uint64_t low, uint64_t 
                     "invalid_value");
 }
 
-Status ValidateOptions(const OpenEngineOptions& options) {
-  RETURN_IF_ERROR(CheckRange("threads", options.threads, 0, kMaxThreads));
-  RETURN_IF_ERROR(CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences));
-  // A step has room for every decode.
-  RETURN_IF_ERROR(
-      CheckRange("max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
-  RETURN_IF_ERROR(CheckRange("inbox", options.inbox, 1, kMaxInbox));
-  return CheckRange("block_tokens", options.block_tokens, 1, kMaxBlockTokens);
-}
-
 // The dtype that most weight bytes have.
 std::string MainDType(const WeightSource& weights) {
   std::map<DType, uint64_t> bytes;
@@ -46,8 +36,19 @@ std::string MainDType(const WeightSource& weights) {
 
 }  // namespace
 
+Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
+  RETURN_IF_ERROR(CheckRange("threads", options.threads, 0, kMaxThreads));
+  RETURN_IF_ERROR(CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences));
+  // A step has room for every decode.
+  RETURN_IF_ERROR(
+      CheckRange("max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
+  RETURN_IF_ERROR(CheckRange("inbox", options.inbox, 1, kMaxInbox));
+  RETURN_IF_ERROR(CheckRange("block_tokens", options.block_tokens, 1, kMaxBlockTokens));
+  return FindOps(options.kernels).status();
+}
+
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
-  RETURN_IF_ERROR(ValidateOptions(options));
+  RETURN_IF_ERROR(ValidateOpenEngineOptions(options));
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
   OpenedEngine opened;
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));

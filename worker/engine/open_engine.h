@@ -34,7 +34,10 @@ struct OpenedEngine {
   std::unique_ptr<Engine> engine;
 };
 
-// Errors of OpenModel; INVALID_ARGUMENT for an option out of range; RESOURCE_EXHAUSTED when the KV pool
+// INVALID_ARGUMENT, reason invalid_value, for a number out of range or unknown kernels.
+Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
+
+// Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the KV pool
 // cannot hold one full context, with needed and free bytes.
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options);
 

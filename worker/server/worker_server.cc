@@ -146,7 +146,7 @@ void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) 
 }
 
 void WorkerServer::LogReady(double load_seconds) const {
-  Log(LogLevel::kInfo, "ready",
+  Log(LogLevel::kInfo, "worker_ready",
       {{"model", served_name_},
        {"format", opened_.files->format},
        {"parameters", opened_.parameters},

@@ -1,0 +1,110 @@
+// terrace-worker: runs one model and serves it to routers, tokens in and tokens out.
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "base/config.h"
+#include "base/exit_code.h"
+#include "base/log.h"
+#include "base/shutdown.h"
+#include "base/version.h"
+#include "worker/server/options.h"
+#include "worker/server/worker_server.h"
+
+namespace terrace {
+namespace {
+
+constexpr Duration kDrainLimit = std::chrono::seconds(30);
+constexpr double kPollSeconds = 0.05;
+
+constexpr char kFooter[] =
+    "Every setting, its unit and its default: WorkerConfig in proto/terrace/v1/config.proto.\n"
+    "SIGTERM and SIGINT drain: running answers may finish for 30 s; a second signal ends at once.\n"
+    "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port or memory not to be "
+    "had,\n"
+    "78 wrong configuration.";
+
+struct Flags {
+  std::string config, model, served_name, grpc, ops;
+  uint32_t threads = 0;
+  std::vector<std::string> overrides;
+};
+
+StatusOr<WorkerOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
+  v1::WorkerConfig config;
+  if (!flags.config.empty()) RETURN_IF_ERROR(LoadYamlFile(flags.config, config));
+  for (const std::string& assignment : flags.overrides) RETURN_IF_ERROR(ApplyOverride(assignment, config));
+  if (app.count("--model") > 0) config.set_model(flags.model);
+  if (app.count("--served-name") > 0) config.set_served_name(flags.served_name);
+  if (app.count("--grpc") > 0) config.set_grpc(flags.grpc);
+  if (app.count("--ops") > 0) config.set_ops(flags.ops);
+  if (app.count("--threads") > 0) config.mutable_engine()->set_threads(flags.threads);
+  return MakeWorkerOptions(config);
+}
+
+// Running answers may finish; a second signal ends at once.
+void Drain(WorkerServer& server, ShutdownSignal& shutdown) {
+  const EngineStats stats = server.Stats();
+  Log(LogLevel::kInfo, "worker_draining", {{"running", stats.running}, {"waiting", stats.waiting}});
+  std::atomic<bool> is_drained = false;
+  server.Drain([&is_drained] { is_drained = true; });
+  const MonoTime limit = RealClock().Now() + kDrainLimit;
+  shutdown.Wait(kPollSeconds, [&] { return is_drained || RealClock().Now() >= limit; });
+  server.Stop();  // is_drained is written no more
+}
+
+Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
+  InitLog(options.log);
+  ASSIGN_OR_RETURN(const auto server, WorkerServer::Start(options.server));
+  shutdown.Wait();
+  Drain(*server, shutdown);
+  const EngineStats stats = server->Stats();
+  Log(LogLevel::kInfo, "worker_stopped",
+      {{"finished", stats.finished}, {"failed", stats.failed}, {"cancelled", stats.cancelled}});
+  return {};
+}
+
+int Fail(const Status& status) {
+  std::fprintf(stderr, "terrace-worker: %s\n", Message(status).c_str());
+  return ExitCodeFor(status);
+}
+
+int Main(int argc, char** argv) {
+  ShutdownSignal shutdown;
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its errors come back as ours, one line each
+  CLI::App app("Terrace worker: runs one model and serves it to routers, tokens in and tokens out.",
+               "terrace-worker");
+  Flags flags;
+  app.add_option("--config", flags.config, "YAML file (WorkerConfig); the flags below win over it");
+  app.add_option("--model", flags.model, "folder with config.json and *.safetensors, or a .gguf file");
+  app.add_option("--served-name", flags.served_name, "name that routers see (default: the model's own)");
+  app.add_option("--grpc", flags.grpc,
+                 "host:port of terrace.v1.Worker (default 127.0.0.1:50061); port 0: any free one");
+  app.add_option(
+      "--ops", flags.ops,
+      "host:port of /metrics /healthz /readyz (default 127.0.0.1:9091); \"\" for none; port 0: any free one");
+  app.add_option("--threads", flags.threads, "compute threads (default: all cores this process may use)");
+  app.add_option("--set", flags.overrides, "override one setting: --set engine.max_sequences=8 (repeatable)")
+      ->allow_extra_args(false);
+  app.set_version_flag("--version", std::string("terrace-worker ") + kVersion);
+  app.footer(kFooter);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {  // --help, --version
+    return app.exit(asked);
+  } catch (const CLI::ParseError& error) {
+    return Fail(InvalidArgument(error.what(), " (terrace-worker --help)"));
+  }
+  const auto options = LoadOptions(flags, app);
+  if (!options.ok()) return Fail(options.status());
+  const Status served = Serve(*options, shutdown);
+  return served.ok() ? kExitOk : Fail(served);
+}
+
+}  // namespace
+}  // namespace terrace
+
+int main(int argc, char** argv) { return terrace::Main(argc, argv); }

@@ -1,0 +1,79 @@
+#include "worker/server/options.h"
+
+#include "base/host_port.h"
+
+namespace terrace {
+namespace {
+
+template <typename... Text>
+Status Bad(std::string_view path, const Text&... text) {
+  return FailedPrecondition(path, ": ", text...);
+}
+
+Status CheckAddress(std::string_view path, const std::string& address) {
+  const auto parsed = ParseHostPort(address);
+  return parsed.ok() ? Status() : Bad(path, Message(parsed.status()));
+}
+
+Status SetListen(const v1::WorkerConfig& config, WorkerServerOptions& out) {
+  out.grpc = config.has_grpc() ? config.grpc() : "127.0.0.1:50061";
+  out.ops = config.has_ops() ? config.ops() : "127.0.0.1:9091";
+  RETURN_IF_ERROR(CheckAddress("grpc", out.grpc));
+  return out.ops.empty() ? Status() : CheckAddress("ops", out.ops);
+}
+
+Status SetCount(std::string_view path, bool is_set, uint32_t value, uint32_t& out) {
+  if (!is_set) return {};  // the default is OpenEngineOptions's, 0 of which means "all"
+  if (value == 0) return Bad(path, "must be at least 1");
+  out = value;
+  return {};
+}
+
+Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
+  const v1::EngineConfig& engine = config.engine();
+  RETURN_IF_ERROR(SetCount("engine.threads", engine.has_threads(), engine.threads(), out.threads));
+  RETURN_IF_ERROR(SetCount("engine.max_sequences", engine.has_max_sequences(), engine.max_sequences(),
+                           out.max_sequences));
+  RETURN_IF_ERROR(SetCount("engine.max_step_tokens", engine.has_max_step_tokens(), engine.max_step_tokens(),
+                           out.max_step_tokens));
+  RETURN_IF_ERROR(SetCount("engine.inbox", engine.has_inbox(), engine.inbox(), out.inbox));
+  if (engine.has_kernels()) out.kernels = engine.kernels();
+  RETURN_IF_ERROR(SetCount("kv.block_tokens", config.kv().has_block_tokens(), config.kv().block_tokens(),
+                           out.block_tokens));
+  if (config.kv().has_pool_bytes()) out.kv_pool_bytes = config.kv().pool_bytes();
+  if (const Status valid = ValidateOpenEngineOptions(out); !valid.ok())
+    return Bad("engine, kv", Message(valid));
+  return {};
+}
+
+Status SetLog(const v1::LogConfig& config, LogOptions& out) {
+  out.component = "worker";
+  if (config.has_level()) {
+    const auto level = ParseLogLevel(config.level());
+    if (!level.ok()) return Bad("log.level", Message(level.status()));
+    out.level = *level;
+  }
+  if (config.has_format()) {
+    if (config.format() != "json" && config.format() != "text") {
+      return Bad("log.format", "must be json or text, got \"", config.format(), "\"");
+    }
+    out.as_json = config.format() == "json";
+  }
+  return {};
+}
+
+}  // namespace
+
+StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
+  if (config.model().empty())
+    return InvalidArgument("no model: give --model PATH, or `model` in the file of --config");
+  WorkerOptions out;
+  out.server.engine.model = config.model();
+  out.server.served_name = config.served_name();
+  RETURN_IF_ERROR(SetListen(config, out.server));
+  RETURN_IF_ERROR(SetEngine(config, out.server.engine));
+  RETURN_IF_ERROR(SetLog(config.log(), out.log));
+  return out;
+}
+
+}  // namespace terrace

@@ -1,0 +1,81 @@
+#include "worker/server/options.h"
+
+#include "base/config.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+StatusOr<WorkerOptions> Make(std::string_view yaml) {
+  v1::WorkerConfig config;
+  RETURN_IF_ERROR(ParseYaml(yaml, "worker.yaml", config));
+  return MakeWorkerOptions(config);
+}
+
+TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
+  const auto options = Make("model: m");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const WorkerServerOptions& server = options->server;
+  EXPECT_EQ(server.grpc, "127.0.0.1:50061");
+  EXPECT_EQ(server.ops, "127.0.0.1:9091");
+  EXPECT_EQ(server.served_name, "");
+  EXPECT_EQ(server.engine.model, "m");
+  EXPECT_EQ(server.engine.threads, 0u);
+  EXPECT_EQ(server.engine.max_sequences, 16u);
+  EXPECT_EQ(server.engine.max_step_tokens, 256u);
+  EXPECT_EQ(server.engine.inbox, 256u);
+  EXPECT_EQ(server.engine.block_tokens, 16u);
+  EXPECT_EQ(server.engine.kv_pool_bytes, 0u);
+  EXPECT_EQ(server.engine.kernels, "auto");
+  EXPECT_EQ(options->log.level, LogLevel::kInfo);
+  EXPECT_TRUE(options->log.as_json);
+}
+
+TEST(MakeWorkerOptions, TakesEverySetting) {
+  const auto options = Make(
+      "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
+      "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference}\n"
+      "kv: {block_tokens: 8, pool_bytes: 1000}\nlog: {level: debug, format: text}\n");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const WorkerServerOptions& server = options->server;
+  EXPECT_EQ(server.grpc, "[::1]:0");
+  EXPECT_EQ(server.ops, "");
+  EXPECT_EQ(server.served_name, "s");
+  EXPECT_EQ(server.engine.threads, 3u);
+  EXPECT_EQ(server.engine.max_sequences, 4u);
+  EXPECT_EQ(server.engine.max_step_tokens, 5u);
+  EXPECT_EQ(server.engine.inbox, 6u);
+  EXPECT_EQ(server.engine.block_tokens, 8u);
+  EXPECT_EQ(server.engine.kv_pool_bytes, 1000u);
+  EXPECT_EQ(server.engine.kernels, "reference");
+  EXPECT_EQ(options->log.level, LogLevel::kDebug);
+  EXPECT_FALSE(options->log.as_json);
+}
+
+TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
+  const struct {
+    const char *yaml, *names;
+  } cases[] = {
+      {"{model: m, grpc: ''}", "grpc: "},
+      {"{model: m, grpc: nowhere}", "grpc: "},
+      {"{model: m, ops: '1.2.3.4:99999'}", "ops: "},
+      {"{model: m, engine: {threads: 0}}", "engine.threads: must be at least 1"},
+      {"{model: m, engine: {threads: 5000}}", "threads is 5000"},
+      {"{model: m, engine: {max_sequences: 8, max_step_tokens: 7}}", "max_step_tokens is 7"},
+      {"{model: m, engine: {inbox: 0}}", "engine.inbox: "},
+      {"{model: m, engine: {kernels: abacus}}", "abacus"},
+      {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},
+      {"{model: m, log: {level: loud}}", "log.level: "},
+      {"{model: m, log: {format: xml}}", "log.format: "},
+  };
+  for (const auto& c : cases) {
+    const Status status = Make(c.yaml).status();
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << c.yaml;
+    EXPECT_THAT(Message(status), ::testing::HasSubstr(c.names));
+  }
+  EXPECT_EQ(Make("grpc: 127.0.0.1:0").status().code(), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace terrace
