@@ -131,14 +131,14 @@ void ExpectOneHash(const std::string& path, size_t schedules, const OpTable& ops
   }
 }
 
-TEST(SameBits, NanoUnder120Schedules) { ExpectOneHash(DemoFolder("terrace-demo-nano"), 120, CpuOps()); }
+TEST(SameBits, NanoUnder150Schedules) { ExpectOneHash(DemoFolder("terrace-demo-nano"), 150, CpuOps()); }
 
-TEST(SameBits, SmallUnder60Schedules) { ExpectOneHash(DemoGguf("terrace-demo-small"), 60, CpuOps()); }
+TEST(SameBits, SmallUnder40Schedules) { ExpectOneHash(DemoGguf("terrace-demo-small"), 40, CpuOps()); }
 
-TEST(SameBits, BaseUnder30Schedules) { ExpectOneHash(DemoFolder("terrace-demo-base"), 30, CpuOps()); }
+TEST(SameBits, BaseUnder15Schedules) { ExpectOneHash(DemoFolder("terrace-demo-base"), 15, CpuOps()); }
 
-TEST(SameBits, EveryCpuBackendUnder10Schedules) {
-  for (const OpTable& ops : AllCpuOps()) ExpectOneHash(DemoGguf("terrace-demo-nano"), 10, ops);
+TEST(SameBits, EveryOtherCpuBackendUnder6Schedules) {
+  for (const OpTable& ops : AllCpuOps().subspan(1)) ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops);
 }
 
 TEST(SameBits, TheHashSeesOneChangedToken) {
