@@ -1,0 +1,64 @@
+// A dispatcher for the API tests: each Generate is answered by a script that the test sets.
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "router/dispatch/dispatcher.h"
+
+namespace terrace {
+
+class FakeDispatcher : public Dispatcher {
+ public:
+  using Script = std::function<void(const RequestPtr&, const std::shared_ptr<AnswerSink>&)>;
+
+  CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) override {
+    script(request, sink);
+    return on_cancel;
+  }
+  CancelCall Score(RequestPtr request, OnScore on_score) override {
+    last_score = std::move(request);
+    on_score(score);
+    return on_cancel;
+  }
+  StatusOr<std::vector<TokenId>> Tokenize(const Request&) override { return tokens; }
+  std::vector<ModelInfo> ListModels() const override { return models; }
+  void RecordRefused(ApiKind, const std::string& request_id, const Status&) override {
+    std::lock_guard lock(mutex);
+    refused.push_back(request_id);
+  }
+
+  // A script that answers `pieces` one by one and then finishes with `end`.
+  static Script Answers(std::vector<std::string> pieces, Status end = {}) {
+    return [=](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+      for (const std::string& text : pieces) {
+        sink->OnPiece(
+            {.text = text,
+             .tokens = {
+                 {.id = 7, .logprob = -0.5f, .bytes = text, .top = {{7, -0.5f, text}, {8, -1.5f, "x"}}}}});
+      }
+      if (!end.ok()) return sink->OnFinish(end);
+      sink->OnFinish(AnswerSummary{.end = AnswerEnd::kStop,
+                                   .usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 2},
+                                   .tier = "base",
+                                   .attempts = {{.tier = "nano", .replica = "n:1", .threshold = -0.2},
+                                                {.tier = "base", .replica = "b:1", .accepted = true}},
+                                   .price_usd = 0.25,
+                                   .time_to_first_token_seconds = 0.5});
+    };
+  }
+
+  Script script = Answers({"hello"});
+  CancelCall on_cancel = [] {};
+  StatusOr<ScoreAnswer> score = ScoreAnswer{};
+  RequestPtr last_score;
+  std::vector<TokenId> tokens;
+  std::vector<ModelInfo> models;
+  std::mutex mutex;
+  std::vector<std::string> refused;  // GUARDED_BY(mutex)
+};
+
+}  // namespace terrace

@@ -1,0 +1,125 @@
+#include "router/api/grpc_convert.h"
+
+namespace terrace {
+namespace {
+
+std::vector<ChatMessage> ChatFromProto(const v1::ChatMessages& chat) {
+  std::vector<ChatMessage> out;
+  for (const v1::ChatMessage& message : chat.messages()) out.push_back({message.role(), message.content()});
+  return out;
+}
+
+template <typename Message>
+RequestInput PromptOrChat(const Message& request) {
+  if (request.has_chat()) return ChatFromProto(request.chat());
+  return request.prompt();
+}
+
+template <typename Message>
+RequestInput AnyInput(const Message& request) {
+  if (!request.has_prompt_tokens()) return PromptOrChat(request);
+  const auto& ids = request.prompt_tokens().ids();
+  return std::vector<TokenId>(ids.begin(), ids.end());
+}
+
+void SamplingFromProto(const v1::SamplingParams& from, RequestFields& out) {
+  if (from.has_temperature()) out.temperature = from.temperature();
+  if (from.has_top_k()) out.top_k = from.top_k();
+  if (from.has_top_p()) out.top_p = from.top_p();
+  if (from.has_min_p()) out.min_p = from.min_p();
+  if (from.has_repetition_penalty()) out.repetition_penalty = from.repetition_penalty();
+  if (from.has_presence_penalty()) out.presence_penalty = from.presence_penalty();
+  if (from.has_frequency_penalty()) out.frequency_penalty = from.frequency_penalty();
+  if (from.has_seed()) out.seed = from.seed();
+  for (const auto& [token, bias] : from.logit_bias()) out.logit_bias.emplace_back(token, bias);
+}
+
+void TokenToProto(const AnswerToken& token, bool with_logprobs, v1::OutputToken& out) {
+  out.set_id(token.id);
+  if (!with_logprobs) return;
+  out.set_logprob(token.logprob);
+  for (const RankedToken& ranked : token.top) {
+    v1::TokenLogprob& top = *out.add_top();
+    top.set_token(ranked.id);
+    top.set_logprob(ranked.logprob);
+  }
+}
+
+void UsageToProto(const TokenUsage& usage, v1::Usage& out) {
+  out.set_prompt_tokens(usage.prompt_tokens);
+  out.set_cached_tokens(usage.cached_tokens);
+  out.set_completion_tokens(usage.completion_tokens);
+}
+
+}  // namespace
+
+RequestFields FieldsFromProto(const v1::GenerateRequest& request) {
+  RequestFields out{.api = ApiKind::kGenerate, .model = request.model(), .input = AnyInput(request)};
+  if (request.max_tokens() > 0) out.max_tokens = request.max_tokens();
+  SamplingFromProto(request.sampling(), out);
+  out.stop.assign(request.stop().begin(), request.stop().end());
+  out.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
+  out.ignore_eos = request.ignore_eos();
+  out.logprobs = request.logprobs();
+  out.top_logprobs = request.top_logprobs();
+  return out;
+}
+
+RequestFields FieldsFromProto(const v1::ScoreRequest& request) {
+  return {.api = ApiKind::kScore,
+          .model = request.model(),
+          .input = AnyInput(request),
+          .logprobs = true,
+          .top_logprobs = request.top_logprobs()};
+}
+
+RequestFields FieldsFromProto(const v1::TokenizeRequest& request) {
+  return {.model = request.model(), .input = PromptOrChat(request)};
+}
+
+void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out) {
+  out.set_text(piece.text);
+  for (const AnswerToken& token : piece.tokens) TokenToProto(token, with_logprobs, *out.add_tokens());
+}
+
+void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out) {
+  out.set_reason(summary.end == AnswerEnd::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH);
+  out.set_stop(summary.stop);
+  UsageToProto(summary.usage, *out.mutable_usage());
+  out.set_tier(summary.tier);
+  for (const AnswerAttempt& attempt : summary.attempts) {
+    v1::TierAttempt& next = *out.add_attempts();
+    next.set_tier(attempt.tier);
+    next.set_replica(attempt.replica);
+    UsageToProto(attempt.usage, *next.mutable_usage());
+    next.set_mean_logprob(attempt.mean_logprob);
+    if (attempt.threshold.has_value()) next.set_threshold(*attempt.threshold);
+    next.set_accepted(attempt.accepted);
+    next.set_price_usd(attempt.price_usd);
+  }
+  out.set_price_usd(summary.price_usd);
+  out.set_time_to_first_token_seconds(summary.time_to_first_token_seconds);
+  out.set_total_seconds(summary.total_seconds);
+}
+
+void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out) {
+  for (const AnswerToken& token : answer.tokens)
+    TokenToProto(token, /*with_logprobs=*/true, *out.add_tokens());
+  out.set_first_token(answer.first_token);
+  out.set_sum_logprob(answer.sum_logprob);
+  out.set_tier(answer.tier);
+  out.set_price_usd(answer.price_usd);
+}
+
+void ModelToProto(const ModelInfo& model, v1::Model& out) {
+  out.set_id(model.id);
+  out.set_is_policy(model.is_policy);
+  for (const std::string& tier : model.tiers) out.add_tiers(tier);
+  out.set_ready(model.is_ready);
+  out.set_context_length(model.context_length);
+  out.set_parameters(model.parameters);
+  out.set_usd_per_million_prompt_tokens(model.price.usd_per_million_prompt_tokens);
+  out.set_usd_per_million_completion_tokens(model.price.usd_per_million_completion_tokens);
+}
+
+}  // namespace terrace

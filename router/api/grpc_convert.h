@@ -1,0 +1,22 @@
+// terrace.v1.Inference messages <-> the router's own values. Pure.
+#pragma once
+
+#include "proto/terrace/v1/inference.pb.h"
+#include "router/dispatch/dispatcher.h"
+#include "router/request/answer.h"
+#include "router/request/request.h"
+
+namespace terrace {
+
+// Without request id and times, which the service sets.
+RequestFields FieldsFromProto(const v1::GenerateRequest& request);
+RequestFields FieldsFromProto(const v1::ScoreRequest& request);
+RequestFields FieldsFromProto(const v1::TokenizeRequest& request);
+
+// Log-probabilities are set only `with_logprobs`; token ids always.
+void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out);
+void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out);
+void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out);
+void ModelToProto(const ModelInfo& model, v1::Model& out);
+
+}  // namespace terrace

@@ -1,0 +1,178 @@
+// The gRPC API over loopback, with a fake dispatcher behind it.
+#include "router/api/grpc_service.h"
+
+#include <future>
+
+#include "base/grpc_status.h"
+#include "gmock/gmock.h"
+#include "grpcpp/grpcpp.h"
+#include "gtest/gtest.h"
+#include "proto/terrace/v1/inference.grpc.pb.h"
+#include "router/api/fake_dispatcher.h"
+
+namespace terrace {
+namespace {
+
+class GrpcServiceTest : public ::testing::Test {
+ protected:
+  GrpcServiceTest() : service_(MakeInferenceService(dispatcher_, {}, RealClock())) {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(service_.get());
+    server_ = builder.BuildAndStart();
+    stub_ = v1::Inference::NewStub(
+        grpc::CreateChannel(Concat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
+  }
+  ~GrpcServiceTest() override { server_->Shutdown(); }
+
+  // All responses of one Generate call, and its end.
+  Status Generate(const v1::GenerateRequest& request, std::vector<v1::GenerateResponse>& responses) {
+    grpc::ClientContext context;
+    const auto reader = stub_->Generate(&context, request);
+    for (v1::GenerateResponse response; reader->Read(&response);) responses.push_back(response);
+    const grpc::Status end = reader->Finish();
+    return FromGrpcStatus(end, context);
+  }
+
+  FakeDispatcher dispatcher_;
+  std::unique_ptr<grpc::Service> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Inference::Stub> stub_;
+};
+
+v1::GenerateRequest Prompt(const std::string& text) {
+  v1::GenerateRequest request;
+  request.set_model("auto");
+  request.set_prompt(text);
+  return request;
+}
+
+TEST_F(GrpcServiceTest, PiecesComeInOrderAndTheSummaryLast) {
+  std::vector<std::string> pieces;
+  for (int i = 0; i < 500; ++i) pieces.push_back(Concat("piece ", i, ";"));
+  dispatcher_.script = FakeDispatcher::Answers(pieces);
+  v1::GenerateRequest request = Prompt("x");
+  request.set_request_id("mine");
+  request.set_logprobs(true);
+  std::vector<v1::GenerateResponse> responses;
+  const Status end = Generate(request, responses);
+  ASSERT_TRUE(end.ok()) << end;
+  ASSERT_EQ(responses.size(), 501u);
+  for (size_t i = 0; i < pieces.size(); ++i) EXPECT_EQ(responses[i].text(), pieces[i]);
+  EXPECT_EQ(responses[0].request_id(), "mine");
+  EXPECT_EQ(responses[0].tokens(0).id(), 7);
+  EXPECT_EQ(responses[0].tokens(0).logprob(), -0.5f);
+  EXPECT_EQ(responses[0].tokens(0).top_size(), 2);
+  const v1::GenerateFinished& finished = responses.back().finished();
+  EXPECT_EQ(finished.reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(finished.usage().cached_tokens(), 4u);
+  EXPECT_EQ(finished.tier(), "base");
+  ASSERT_EQ(finished.attempts_size(), 2);
+  EXPECT_TRUE(finished.attempts(0).has_threshold());
+  EXPECT_FALSE(finished.attempts(1).has_threshold());
+}
+
+TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
+  RequestPtr seen;
+  dispatcher_.script = [&](const RequestPtr& request, const auto& sink) {
+    seen = request;
+    sink->OnFinish(AnswerSummary{});
+  };
+  v1::GenerateRequest request;
+  request.mutable_prompt_tokens()->add_ids(5);
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_sampling()->set_seed(3);
+  (*request.mutable_sampling()->mutable_logit_bias())[4] = 1;
+  request.add_stop("END");
+  request.add_stop_tokens(9);
+  request.set_ignore_eos(true);
+  std::vector<v1::GenerateResponse> responses;
+  ASSERT_TRUE(Generate(request, responses).ok());
+  ASSERT_NE(seen, nullptr);
+  EXPECT_EQ(std::get<std::vector<TokenId>>(seen->input()), std::vector<TokenId>{5});
+  EXPECT_EQ(seen->sampling().temperature, 0);
+  EXPECT_EQ(seen->sampling().seed, 3u);
+  EXPECT_EQ(seen->sampling().logit_bias.at(4), 1);
+  EXPECT_EQ(seen->sampling().top_p, 1) << "absent";
+  EXPECT_EQ(seen->stop().front(), "END");
+  EXPECT_EQ(seen->max_tokens(), 0u);
+  EXPECT_TRUE(seen->ignore_eos());
+  EXPECT_FALSE(seen->request_id().empty()) << "drawn";
+}
+
+TEST_F(GrpcServiceTest, ErrorsCarryTheirReason) {
+  v1::GenerateRequest bad = Prompt("x");
+  bad.mutable_sampling()->set_top_p(0);
+  std::vector<v1::GenerateResponse> responses;
+  const Status refused = Generate(bad, responses);
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Reason(refused), "invalid_value");
+  EXPECT_EQ(dispatcher_.refused.size(), 1u);
+
+  dispatcher_.script = FakeDispatcher::Answers({"half"}, WithReason(Unavailable("lost"), "worker_lost"));
+  const Status lost = Generate(Prompt("x"), responses);
+  EXPECT_EQ(lost.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(lost), "worker_lost");
+  ASSERT_EQ(responses.size(), 1u) << "what was there before the error has arrived";
+}
+
+TEST_F(GrpcServiceTest, AClientThatGoesAwayCancelsItsRequest) {
+  std::promise<std::shared_ptr<AnswerSink>> started;
+  std::promise<void> cancelled;
+  dispatcher_.script = [&](const RequestPtr&, const auto& sink) { started.set_value(sink); };
+  dispatcher_.on_cancel = [&] { cancelled.set_value(); };
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt("x"));
+  const auto sink = started.get_future().get();
+  context.TryCancel();
+  ASSERT_EQ(cancelled.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  EXPECT_TRUE(sink->is_closed());
+  sink->OnPiece({.text = "nobody reads this"});
+  sink->OnFinish(Cancelled("gone"));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GrpcServiceTest, ScoreGivesTheTokensAndTheirSum) {
+  dispatcher_.score =
+      ScoreAnswer{.first_token = 3, .tokens = {{.id = 4, .logprob = -1}}, .sum_logprob = -1, .tier = "base"};
+  v1::ScoreRequest request;
+  request.set_prompt("ab");
+  request.set_top_logprobs(2);
+  v1::ScoreResponse response;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->Score(&context, request, &response).ok());
+  }
+  EXPECT_EQ(response.first_token(), 3);
+  EXPECT_EQ(response.tokens(0).id(), 4);
+  EXPECT_EQ(response.sum_logprob(), -1);
+  EXPECT_EQ(dispatcher_.last_score->top_logprobs(), 2u);
+  dispatcher_.score = WithReason(Unavailable("none"), "no_capacity");
+  grpc::ClientContext context;
+  const grpc::Status end = stub_->Score(&context, request, &response);
+  EXPECT_EQ(Reason(FromGrpcStatus(end, context)), "no_capacity");
+}
+
+TEST_F(GrpcServiceTest, ModelsAndTokensAreListed) {
+  dispatcher_.models = {{.id = "auto", .is_policy = true, .tiers = {"nano", "base"}, .is_ready = true}};
+  dispatcher_.tokens = {1, 2, 3};
+  {
+    grpc::ClientContext context;
+    v1::ListModelsResponse models;
+    ASSERT_TRUE(stub_->ListModels(&context, {}, &models).ok());
+    EXPECT_EQ(models.models(0).tiers_size(), 2);
+    EXPECT_TRUE(models.models(0).ready());
+  }
+  grpc::ClientContext context;
+  v1::TokenizeRequest request;
+  request.set_prompt("abc");
+  v1::TokenizeResponse response;
+  ASSERT_TRUE(stub_->Tokenize(&context, request, &response).ok());
+  EXPECT_EQ(response.ids_size(), 3);
+}
+
+}  // namespace
+}  // namespace terrace

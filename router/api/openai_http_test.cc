@@ -1,0 +1,295 @@
+// The HTTP API over loopback, with a fake dispatcher behind it.
+#include "router/api/openai_http.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <future>
+
+#include "base/host_port.h"
+#include "base/json.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "router/api/fake_dispatcher.h"
+#include "router/api/openai_format.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// A blocking connection to the server.
+class Connection {
+ public:
+  explicit Connection(const std::string& server) : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(ParseHostPort(server)->port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  }
+  ~Connection() { close(socket_); }
+
+  void Send(const std::string& bytes) {
+    CHECK(send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
+  }
+  // Everything until the server closes.
+  std::string ReadAll() {
+    std::string out;
+    char buffer[4096];
+    for (ssize_t n; (n = recv(socket_, buffer, sizeof(buffer), 0)) > 0;) out.append(buffer, n);
+    return out;
+  }
+
+ private:
+  const int socket_;
+};
+
+struct Reply {
+  int status = 0;
+  std::map<std::string, std::string> headers;  // lower-case names
+  std::string body;                            // of chunks, joined
+  Json json() const { return Json::parse(body, nullptr, /*allow_exceptions=*/false); }
+};
+
+std::string JoinChunks(const std::string& chunked) {
+  std::string out;
+  for (size_t at = 0; at < chunked.size();) {
+    const size_t size = std::stoul(chunked.substr(at), nullptr, 16);
+    at = chunked.find("\r\n", at) + 2;
+    out += chunked.substr(at, size);
+    at += size + 2;
+    if (size == 0) break;
+  }
+  return out;
+}
+
+Reply ParseReply(const std::string& bytes) {
+  Reply out;
+  const size_t head_end = bytes.find("\r\n\r\n");
+  if (head_end == std::string::npos) return out;
+  out.status = std::stoi(bytes.substr(9, 3));
+  for (size_t at = bytes.find("\r\n") + 2; at < head_end;) {
+    const size_t end = bytes.find("\r\n", at), colon = bytes.find(": ", at);
+    std::string name = bytes.substr(at, colon - at);
+    for (char& c : name) c = static_cast<char>(std::tolower(c));
+    out.headers[name] = bytes.substr(colon + 2, end - colon - 2);
+    at = end + 2;
+  }
+  out.body = bytes.substr(head_end + 4);
+  if (out.headers["transfer-encoding"] == "chunked") out.body = JoinChunks(out.body);
+  return out;
+}
+
+// The data of each server-sent event.
+std::vector<std::string> Events(const std::string& body) {
+  std::vector<std::string> out;
+  for (size_t at = 0; at < body.size();) {
+    const size_t end = body.find("\n\n", at);
+    EXPECT_EQ(body.substr(at, 6), "data: ");
+    EXPECT_NE(end, std::string::npos);
+    if (end == std::string::npos) break;
+    out.push_back(body.substr(at + 6, end - at - 6));
+    at = end + 2;
+  }
+  return out;
+}
+
+class OpenAiHttpTest : public ::testing::Test {
+ protected:
+  OpenAiHttpTest() {
+    auto server = HttpServer::Start({.max_body_bytes = 4096, .error_body = HttpErrorBody},
+                                    MakeOpenAiHandler(dispatcher_, {.default_model = "auto"}, RealClock()));
+    CHECK(server.ok(), Message(server.status()));
+    server_ = *std::move(server);
+  }
+  ~OpenAiHttpTest() override { server_->Stop(1); }
+
+  Reply Call(const std::string& method, const std::string& path, const std::string& body = "",
+             const std::string& headers = "content-type: application/json\r\n") {
+    Connection connection(server_->address());
+    connection.Send(Concat(method, " ", path, " HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: ",
+                           body.size(), "\r\n", headers, "\r\n", body));
+    return ParseReply(connection.ReadAll());
+  }
+  Reply Chat(const std::string& more = "",
+             const std::string& headers = "content-type: application/json\r\n") {
+    return Call("POST", "/v1/chat/completions",
+                Concat(R"({"model":"auto","messages":[{"role":"user","content":"hi"}])", more, "}"), headers);
+  }
+
+  FakeDispatcher dispatcher_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
+  const Reply reply = Chat();
+  ASSERT_EQ(reply.status, 200) << reply.body;
+  EXPECT_FALSE(reply.headers.at("x-request-id").empty());
+  const Json json = reply.json();
+  EXPECT_EQ(json["object"], "chat.completion");
+  EXPECT_EQ(json["model"], "auto");
+  EXPECT_EQ(json["choices"][0]["message"]["content"], "hello");
+  EXPECT_EQ(json["choices"][0]["finish_reason"], "stop");
+  EXPECT_TRUE(json["choices"][0]["logprobs"].is_null());
+  EXPECT_EQ(json["usage"]["total_tokens"], 12);
+  EXPECT_EQ(json["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+  EXPECT_EQ(json["terrace"]["tier"], "base");
+  EXPECT_EQ(json["terrace"]["price_usd"], 0.25);
+  EXPECT_EQ(json["terrace"]["attempts"].size(), 2u);
+  EXPECT_EQ(json["terrace"]["attempts"][0]["threshold"], -0.2);
+  EXPECT_TRUE(json["terrace"]["attempts"][1]["threshold"].is_null());
+}
+
+TEST_F(OpenAiHttpTest, LogprobsNameEveryTokenAndItsRivals) {
+  const Json json = Chat(R"(,"logprobs":true,"top_logprobs":2)").json();
+  const Json& token = json["choices"][0]["logprobs"]["content"][0];
+  EXPECT_EQ(token["token"], "hello");
+  EXPECT_EQ(token["logprob"], -0.5);
+  EXPECT_EQ(token["bytes"], (Json{'h', 'e', 'l', 'l', 'o'}));
+  EXPECT_EQ(token["top_logprobs"].size(), 2u);
+}
+
+TEST_F(OpenAiHttpTest, AStreamIsRoleThenTextThenTheReasonThenDone) {
+  dispatcher_.script = FakeDispatcher::Answers({"he", "llo"});
+  const Reply reply = Chat(R"(,"stream":true)");
+  ASSERT_EQ(reply.status, 200);
+  EXPECT_THAT(reply.headers.at("content-type"), HasSubstr("text/event-stream"));
+  const auto events = Events(reply.body);
+  ASSERT_EQ(events.size(), 5u) << reply.body;
+  EXPECT_EQ(Json::parse(events[0])["choices"][0]["delta"]["role"], "assistant");
+  EXPECT_EQ(Json::parse(events[1])["choices"][0]["delta"]["content"], "he");
+  EXPECT_EQ(Json::parse(events[2])["choices"][0]["delta"]["content"], "llo");
+  const Json last = Json::parse(events[3]);
+  EXPECT_EQ(last["object"], "chat.completion.chunk");
+  EXPECT_EQ(last["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(last["terrace"]["tier"], "base");
+  EXPECT_FALSE(last.contains("usage"));
+  EXPECT_EQ(events[4], "[DONE]");
+  EXPECT_EQ(Json::parse(events[0])["id"], last["id"]);
+}
+
+TEST_F(OpenAiHttpTest, IncludeUsageAddsOneChunkWithoutChoices) {
+  const auto events = Events(Chat(R"(,"stream":true,"stream_options":{"include_usage":true})").body);
+  ASSERT_EQ(events.size(), 5u);
+  EXPECT_TRUE(Json::parse(events[1])["usage"].is_null());
+  const Json usage = Json::parse(events[3]);
+  EXPECT_TRUE(usage["choices"].empty());
+  EXPECT_EQ(usage["usage"]["completion_tokens"], 2);
+}
+
+TEST_F(OpenAiHttpTest, AFailureAfterTheFirstPieceIsAnEventAndNoDone) {
+  dispatcher_.script = FakeDispatcher::Answers({"he"}, WithReason(Unavailable("lost"), "worker_lost"));
+  const Reply reply = Chat(R"(,"stream":true)");
+  EXPECT_EQ(reply.status, 200);
+  const auto events = Events(reply.body);
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(Json::parse(events[2])["error"]["code"], "worker_lost");
+}
+
+TEST_F(OpenAiHttpTest, AFailureBeforeTheFirstPieceHasItsOwnStatus) {
+  const struct {
+    Status error;
+    int status;
+    const char* type;
+    const char* code;
+  } cases[] = {
+      {WithReason(InvalidArgument("long"), "context_length_exceeded"), 400, "invalid_request_error",
+       "context_length_exceeded"},
+      {WithReason(NotFound("model"), "model_not_found"), 404, "invalid_request_error", "model_not_found"},
+      {WithReason(ResourceExhausted("full"), "overloaded"), 503, "server_error", "overloaded"},
+      {WithReason(Unavailable("none"), "no_capacity"), 503, "server_error", "no_capacity"},
+      {WithReason(DeadlineExceeded("late"), "deadline_exceeded"), 504, "server_error", "deadline_exceeded"},
+      {Internal("bug"), 500, "server_error", "internal"},
+  };
+  for (const auto& c : cases) {
+    dispatcher_.script = FakeDispatcher::Answers({}, c.error);
+    for (const char* more : {"", R"(,"stream":true)"}) {
+      const Reply reply = Chat(more);
+      EXPECT_EQ(reply.status, c.status) << c.error;
+      const Json error = reply.json()["error"];
+      EXPECT_EQ(error.size(), 4u) << "message, type, param, code";
+      EXPECT_EQ(error["type"], c.type);
+      EXPECT_EQ(error["code"], c.code);
+      EXPECT_EQ(reply.headers.count("retry-after"), c.status == 503 ? 1u : 0u);
+      EXPECT_TRUE(reply.headers.contains("x-request-id"));
+    }
+  }
+}
+
+TEST_F(OpenAiHttpTest, ABadRequestNamesItsParameterAndIsRecorded) {
+  const Reply reply =
+      Chat(R"(,"temperature":9)", "content-type: application/json\r\nx-request-id: mine-1\r\n");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.json()["error"]["param"], "temperature");
+  EXPECT_EQ(reply.headers.at("x-request-id"), "mine-1");
+  EXPECT_THAT(dispatcher_.refused, ElementsAre("mine-1"));
+}
+
+TEST_F(OpenAiHttpTest, WrongPathsMethodsAndMediaTypesAreRefused) {
+  EXPECT_EQ(Call("GET", "/nothing").status, 404);
+  const Reply wrong_method = Call("GET", "/v1/chat/completions");
+  EXPECT_EQ(wrong_method.status, 405);
+  EXPECT_EQ(wrong_method.headers.at("allow"), "POST");
+  EXPECT_EQ(Call("POST", "/v1/models").headers.at("allow"), "GET");
+  EXPECT_EQ(Chat("", "content-type: text/plain\r\n").status, 415);
+  EXPECT_EQ(Chat("", "content-type: application/json; charset=latin1\r\n").status, 415);
+  EXPECT_EQ(Chat("", "content-type: application/json\r\ncontent-encoding: gzip\r\n").status, 415);
+  EXPECT_EQ(Chat("", "content-type: Application/JSON; charset=UTF-8\r\n").status, 200);
+  const Reply too_large = Chat(Concat(R"(,"user":")", std::string(5000, 'u'), "\""));
+  EXPECT_EQ(too_large.status, 413);
+  EXPECT_EQ(too_large.json()["error"]["code"], "body_too_large");
+}
+
+TEST_F(OpenAiHttpTest, TheTimeoutHeaderSetsTheDeadlineAndIsCapped) {
+  std::vector<double> timeouts;
+  dispatcher_.script = [&](const RequestPtr& request, const auto& sink) {
+    timeouts.push_back(Seconds(request->deadline() - request->arrival()));
+    sink->OnFinish(AnswerSummary{});
+  };
+  const std::string json = "content-type: application/json\r\n";
+  Chat("", json);
+  Chat("", json + "x-request-timeout-seconds: 2.5\r\n");
+  Chat("", json + "x-request-timeout-seconds: 9999999\r\n");
+  EXPECT_THAT(timeouts, ElementsAre(600, 2.5, 3600));
+  EXPECT_EQ(Chat("", json + "x-request-timeout-seconds: -1\r\n").status, 400);
+}
+
+TEST_F(OpenAiHttpTest, AClientThatGoesAwayCancelsItsRequest) {
+  std::promise<std::shared_ptr<AnswerSink>> started;
+  std::promise<void> cancelled;
+  dispatcher_.script = [&](const RequestPtr&, const auto& sink) { started.set_value(sink); };
+  dispatcher_.on_cancel = [&] { cancelled.set_value(); };
+  std::shared_ptr<AnswerSink> sink;
+  {
+    Connection connection(server_->address());
+    const std::string body = R"({"messages":[{"role":"user","content":"hi"}],"stream":true})";
+    connection.Send(
+        Concat("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n",
+               "content-length: ", body.size(), "\r\n\r\n", body));
+    sink = started.get_future().get();
+  }
+  EXPECT_EQ(cancelled.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  sink->OnFinish(Cancelled("gone"));
+}
+
+TEST_F(OpenAiHttpTest, ModelsAreListedAndShown) {
+  dispatcher_.models = {{.id = "auto", .is_policy = true, .tiers = {"nano", "base"}, .is_ready = true},
+                        {.id = "base", .context_length = 512}};
+  const Json list = Call("GET", "/v1/models").json();
+  EXPECT_EQ(list["object"], "list");
+  ASSERT_EQ(list["data"].size(), 2u);
+  EXPECT_EQ(list["data"][0]["terrace"]["tiers"], (Json{"nano", "base"}));
+  const Json one = Call("GET", "/v1/models/base").json();
+  EXPECT_EQ(one["id"], "base");
+  EXPECT_EQ(one["terrace"]["context_length"], 512);
+  const Reply absent = Call("GET", "/v1/models/absent");
+  EXPECT_EQ(absent.status, 404);
+  EXPECT_EQ(absent.json()["error"]["code"], "model_not_found");
+}
+
+}  // namespace
+}  // namespace terrace

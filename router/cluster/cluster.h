@@ -1,0 +1,88 @@
+// Keeps a connection to every worker of every tier and is the single writer of ClusterView snapshots. Owns
+// the cluster thread (its EventLoop) and a discovery thread. View may be called from any thread; construction
+// and destruction from the owner's.
+//
+// A replica's life: Describe -> FetchText once per text digest -> Watch. It takes requests while its watch
+// says READY, its last update is younger than watch_timeout and its model is the one its tier serves. When a
+// step fails it is tried again after a backoff that doubles, with jitter.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/hash.h"
+#include "router/cluster/cluster_view.h"
+#include "router/cluster/discovery.h"
+#include "router/cluster/event_loop.h"
+#include "router/cluster/grpc_worker.h"
+
+namespace terrace {
+
+struct ClusterOptions {
+  struct Tier {
+    std::string name;
+    std::unique_ptr<Discovery> discovery;
+  };
+  std::vector<Tier> tiers = {};
+  Duration connect_backoff = std::chrono::milliseconds(250);  // the first; at most 16 times it
+  Duration watch_timeout = std::chrono::seconds(3);
+  Duration call_timeout = std::chrono::seconds(10);  // of Describe; FetchText has 6 times it
+  Duration dns_refresh = std::chrono::seconds(10);
+  uint64_t seed = 0;  // of the jitter
+  // Called on the cluster thread after each change of the view. Must not block.
+  std::function<void(const ClusterView&)> on_change = {};
+};
+
+class Cluster : public ClusterSource {
+ public:
+  explicit Cluster(ClusterOptions options);
+  ~Cluster() override;  // cancels its own calls; Execute calls go on
+
+  std::shared_ptr<const ClusterView> View() const override;
+
+ private:
+  struct Replica;
+  struct Tier;
+  struct TextEntry {
+    std::shared_ptr<const TextAssets> text;  // null until fetched and checked
+    std::weak_ptr<Replica> fetching;         // who fetches it now
+    std::vector<std::weak_ptr<Replica>> waiting;
+  };
+  using ReplicaPtr = std::shared_ptr<Replica>;
+
+  void DiscoverForever(std::stop_token stop);
+  void Post(std::function<void()> function) { loop_->Post(std::move(function)); }
+
+  // All below: the cluster thread.
+  void SetAddresses(size_t tier, const std::vector<std::string>& addresses);
+  void Connect(const ReplicaPtr& replica);
+  void OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription> description);
+  void NeedText(const ReplicaPtr& replica);
+  void OnText(const ReplicaPtr& replica, const std::string& digest, StatusOr<std::string> bytes);
+  void StartWatch(const ReplicaPtr& replica);
+  void OnUpdate(const ReplicaPtr& replica);
+  void Fail(const ReplicaPtr& replica, const Status& error);
+  void CheckSilence();
+  void SetState(const ReplicaPtr& replica, ReplicaState state);
+  bool Fits(Tier& tier, const Replica& replica) const;
+  void Publish();
+
+  const ClusterOptions options_;
+  std::vector<std::unique_ptr<Tier>> tiers_;  // cluster thread
+  std::map<std::string, TextEntry> texts_;    // cluster thread; by digest
+  ReplicaId next_id_ = 0;                     // cluster thread
+  uint64_t jitter_draws_ = 0;                 // cluster thread
+  mutable std::mutex view_mutex_;
+  std::shared_ptr<const ClusterView> view_;  // GUARDED_BY(view_mutex_)
+  const std::shared_ptr<EventLoop> loop_;    // shared with callbacks that may outlive this object
+  std::jthread discovery_;                   // joins before anything it uses dies
+};
+
+}  // namespace terrace

@@ -1,0 +1,433 @@
+// The cluster against workers in this process that the test scripts: real gRPC over loopback.
+#include "router/cluster/cluster.h"
+
+#include <atomic>
+#include <deque>
+#include <optional>
+
+#include "base/grpc_status.h"
+#include "gmock/gmock.h"
+#include "grpcpp/grpcpp.h"
+#include "gtest/gtest.h"
+#include "proto/terrace/v1/worker.grpc.pb.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr auto kPatience = std::chrono::seconds(30);  // then a test fails; none waits this long
+
+TextAssets LetterText(const std::string& bos) {
+  BpeData data;
+  data.tokens = {"a", "b", "<end>"};
+  data.added = {{2, "<end>", true}};
+  data.special.end = {2};
+  auto tokenizer = MakeBpeTokenizer(std::move(data));
+  CHECK(tokenizer.ok(), Message(tokenizer.status()));
+  return {.tokenizer = *std::move(tokenizer), .chat_template = nullptr, .bos_text = bos, .eos_text = ""};
+}
+
+// A worker whose answers the test sets before or while it serves.
+class FakeWorker : public v1::Worker::Service {
+ public:
+  explicit FakeWorker(const TextAssets& text) : text_(Serialize(text)) {
+    description.set_model("letters");
+    description.set_model_digest("m1");
+    description.set_text_digest(Digest(text).Hex());
+    description.set_context_length(32);
+    description.set_vocab_size(3);
+  }
+  ~FakeWorker() override { Stop(); }
+
+  void Serve(const std::string& listen = "127.0.0.1:0") {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    CHECK(server_ != nullptr && port != 0);
+    address = Concat("127.0.0.1:", port);
+  }
+  void Stop() {
+    if (server_ == nullptr) return;
+    is_stopped_ = true;
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_->Wait();
+    server_ = nullptr;
+    is_stopped_ = false;
+  }
+
+  // Sends one more update on the current Watch stream; `skip` leaves out sequence numbers.
+  void Update(v1::WorkerState next, uint64_t skip = 0) {
+    std::lock_guard lock(mutex_);
+    state_ = next;
+    skip_ = skip;
+    ++wanted_updates_;
+    changed_.notify_all();
+  }
+
+  grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*,
+                        v1::WorkerDescription* out) override {
+    *out = description;
+    return grpc::Status::OK;
+  }
+
+  grpc::Status FetchText(grpc::ServerContext*, const v1::FetchTextRequest*,
+                         grpc::ServerWriter<v1::TextChunk>* writer) override {
+    ++text_fetches;
+    for (size_t begin = 0; begin < text_.size(); begin += 7) {
+      v1::TextChunk chunk;
+      chunk.set_data(text_.substr(begin, 7));
+      writer->Write(chunk);
+    }
+    return grpc::Status::OK;
+  }
+
+  grpc::Status Watch(grpc::ServerContext* context, const v1::WatchRequest*,
+                     grpc::ServerWriter<v1::WorkerUpdate>* writer) override {
+    ++watches;
+    v1::WorkerUpdate update;
+    update.set_epoch(5);
+    std::unique_lock lock(mutex_);
+    uint64_t sent = wanted_updates_;
+    for (uint64_t sequence = 0;; ++sequence) {
+      sequence += std::exchange(skip_, 0);
+      update.set_sequence(sequence);
+      update.set_state(state_);
+      update.mutable_load()->set_running_sequences(3);
+      lock.unlock();
+      writer->Write(update);
+      lock.lock();
+      while (sent == wanted_updates_ && !is_stopped_ && !context->IsCancelled()) {
+        changed_.wait_for(lock, std::chrono::milliseconds(5));
+      }
+      if (is_stopped_ || context->IsCancelled()) return grpc::Status::OK;
+      sent = wanted_updates_;
+    }
+  }
+
+  grpc::Status Execute(grpc::ServerContext* context, const v1::ExecuteRequest* request,
+                       grpc::ServerWriter<v1::ExecuteEvent>* writer) override {
+    return execute(*context, *request, *writer);
+  }
+
+  std::string address;
+  v1::WorkerDescription description;
+  std::atomic<int> text_fetches = 0, watches = 0;
+  std::function<grpc::Status(grpc::ServerContext&, const v1::ExecuteRequest&,
+                             grpc::ServerWriter<v1::ExecuteEvent>&)>
+      execute;
+
+ private:
+  const std::string text_;
+  std::unique_ptr<grpc::Server> server_;
+  std::atomic<bool> is_stopped_ = false;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  v1::WorkerState state_ = v1::WORKER_STATE_READY;
+  uint64_t skip_ = 0, wanted_updates_ = 0;
+};
+
+class FakeDiscovery : public Discovery {
+ public:
+  explicit FakeDiscovery(std::vector<std::string> addresses) : addresses_(std::move(addresses)) {}
+  StatusOr<std::vector<std::string>> Resolve() override {
+    std::lock_guard lock(mutex_);
+    return addresses_;
+  }
+  void Set(std::vector<std::string> addresses) {
+    std::lock_guard lock(mutex_);
+    addresses_ = std::move(addresses);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::string> addresses_;
+};
+
+class ClusterTest : public ::testing::Test {
+ protected:
+  ~ClusterTest() override { cluster_ = nullptr; }  // before the workers it talks to
+
+  void Start(std::vector<std::string> addresses, Duration watch_timeout = std::chrono::seconds(60)) {
+    auto discovery = std::make_unique<FakeDiscovery>(std::move(addresses));
+    discovery_ = discovery.get();
+    ClusterOptions options{.connect_backoff = std::chrono::milliseconds(5),
+                           .watch_timeout = watch_timeout,
+                           .dns_refresh = std::chrono::milliseconds(5),
+                           .seed = 11,
+                           .on_change = [this](const ClusterView& view) {
+                             std::lock_guard lock(mutex_);
+                             views_.push_back(view);
+                             changed_.notify_all();
+                           }};
+    options.tiers.push_back({"letters", std::move(discovery)});
+    cluster_ = std::make_unique<Cluster>(std::move(options));
+  }
+
+  // The next state of the tier of which `is_so` holds. Every state counts, however short it was.
+  TierView WaitFor(const std::function<bool(const TierView&)>& is_so) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      const bool happened = changed_.wait_for(lock, kPatience, [&] { return !views_.empty(); });
+      EXPECT_TRUE(happened);
+      if (!happened) return {};
+      const TierView tier = views_.front().tiers[0];
+      if (is_so(tier)) return tier;
+      views_.pop_front();
+    }
+  }
+  TierView WaitForReady(size_t replicas) {
+    return WaitFor([&](const TierView& tier) { return tier.ready_replicas() == replicas; });
+  }
+  TierView WaitForState(size_t replica, ReplicaState state) {
+    return WaitFor([&](const TierView& tier) {
+      return tier.replicas.size() > replica && tier.replicas[replica].state == state;
+    });
+  }
+
+  FakeWorker first_{LetterText("")}, second_{LetterText("")};
+  FakeDiscovery* discovery_ = nullptr;  // the cluster's
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<ClusterView> views_;  // not looked at yet; GUARDED_BY(mutex_)
+  std::unique_ptr<Cluster> cluster_;
+};
+
+TEST_F(ClusterTest, AReachedWorkerIsReadyWithItsModelAndText) {
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier = WaitForReady(1);
+  EXPECT_EQ(tier.model, "letters");
+  EXPECT_EQ(tier.context_length, 32u);
+  ASSERT_NE(tier.text, nullptr);
+  EXPECT_THAT(tier.text->EncodePrompt("ab"), ElementsAre(0, 1));
+  EXPECT_EQ(tier.replicas[0].load.running_sequences, 3u);
+  EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 1u);
+}
+
+TEST_F(ClusterTest, TextIsFetchedOncePerDigest) {
+  first_.Serve();
+  second_.Serve();
+  Start({first_.address, second_.address});
+  WaitForReady(2);
+  EXPECT_EQ(first_.text_fetches + second_.text_fetches, 1);
+}
+
+TEST_F(ClusterTest, TextOfAnotherDigestIsRefused) {
+  first_.description.set_text_digest(Digest(LetterText("other")).Hex());
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier =
+      WaitFor([](const TierView& t) { return !t.replicas.empty() && !t.replicas[0].last_error.empty(); });
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("digest"));
+  EXPECT_EQ(tier.ready_replicas(), 0u);
+}
+
+TEST_F(ClusterTest, AReplicaWithAnotherModelThanItsTierIsRefused) {
+  first_.Serve();
+  second_.description.set_model_digest("m2");
+  second_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  discovery_->Set({first_.address, second_.address});
+  const TierView tier = WaitForState(1, ReplicaState::kMismatch);
+  EXPECT_EQ(tier.ready_replicas(), 1u);
+  EXPECT_EQ(tier.model_digest, "m1");
+  EXPECT_THAT(tier.replicas[1].last_error, HasSubstr("m2"));
+}
+
+TEST_F(ClusterTest, ATierWithoutReadyReplicasTakesANewModel) {
+  first_.Serve();
+  second_.description.set_model_digest("m2");
+  second_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  discovery_->Set({second_.address});
+  const TierView tier =
+      WaitFor([](const TierView& t) { return t.ready_replicas() == 1 && t.model_digest == "m2"; });
+  EXPECT_EQ(tier.replicas.size(), 1u);
+}
+
+TEST_F(ClusterTest, AGapInTheUpdatesMeansANewSnapshot) {
+  first_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  first_.Update(v1::WORKER_STATE_READY, /*skip=*/1);
+  WaitFor([&](const TierView& tier) { return first_.watches >= 2 && tier.ready_replicas() == 1; });
+}
+
+TEST_F(ClusterTest, OnlyAReadyWorkerTakesRequests) {
+  first_.Update(v1::WORKER_STATE_STARTING);
+  first_.Serve();
+  Start({first_.address});
+  WaitForState(0, ReplicaState::kStarting);
+  first_.Update(v1::WORKER_STATE_READY);
+  WaitForState(0, ReplicaState::kReady);
+  first_.Update(v1::WORKER_STATE_DRAINING);
+  WaitForState(0, ReplicaState::kDraining);
+}
+
+TEST_F(ClusterTest, ASilentWorkerIsNotUsedUntilItSpeaksAgain) {
+  first_.Serve();
+  Start({first_.address}, /*watch_timeout=*/std::chrono::milliseconds(100));
+  WaitForState(0, ReplicaState::kSilent);
+  first_.Update(v1::WORKER_STATE_READY);
+  WaitForState(0, ReplicaState::kReady);
+}
+
+TEST_F(ClusterTest, ALostWorkerIsUsedAgainWhenItComesBack) {
+  first_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  first_.Stop();
+  const TierView lost = WaitForState(0, ReplicaState::kConnecting);
+  EXPECT_NE(lost.text, nullptr) << "prompts can still be checked";
+  first_.Serve(first_.address);
+  WaitForReady(1);
+}
+
+// Collects one call's events.
+class Collector : public ExecuteEvents {
+ public:
+  void OnTokens(std::vector<WorkerToken> more) override {
+    std::lock_guard lock(mutex_);
+    tokens_.insert(tokens_.end(), more.begin(), more.end());
+    changed_.notify_all();
+  }
+  void OnPromptScores(std::vector<WorkerToken>) override {}
+  void OnDone(StatusOr<ExecuteResult> result) override {
+    std::lock_guard lock(mutex_);
+    result_ = std::move(result);
+    changed_.notify_all();
+  }
+  void WaitForToken() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, kPatience, [&] { return !tokens_.empty(); }));
+  }
+  StatusOr<ExecuteResult> Result() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(changed_.wait_for(lock, kPatience, [&] { return result_.has_value(); }));
+    return result_.value_or(Internal("no end"));
+  }
+  size_t tokens() {
+    std::lock_guard lock(mutex_);
+    return tokens_.size();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<WorkerToken> tokens_;                // GUARDED_BY(mutex_)
+  std::optional<StatusOr<ExecuteResult>> result_;  // GUARDED_BY(mutex_)
+};
+
+v1::ExecuteEvent TokenEvent(uint32_t index, int32_t token) {
+  v1::ExecuteEvent event;
+  event.mutable_tokens()->set_first_index(index);
+  event.mutable_tokens()->add_tokens()->set_token(token);
+  return event;
+}
+
+v1::ExecuteEvent FinishedEvent(uint32_t tokens) {
+  v1::ExecuteEvent event;
+  event.mutable_finished()->set_reason(v1::FINISH_REASON_LENGTH);
+  event.mutable_finished()->set_prompt_tokens(2);
+  event.mutable_finished()->set_generated_tokens(tokens);
+  return event;
+}
+
+class ExecuteTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<CallHandle> Execute(double timeout_seconds = 60) {
+    worker_.Serve();
+    connection_ = WorkerConnection::Make(worker_.address);
+    ExecuteSpec spec{.request_id = "r", .prompt = std::make_shared<const std::vector<TokenId>>(2, 0)};
+    spec.sampling.seed = 9;
+    spec.deadline = RealClock().Now() +
+                    std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
+    return connection_->Execute(spec, events_);
+  }
+  // A call that runs until its client has gone.
+  void RunUntilCancelled() {
+    worker_.execute = [this](auto& context, auto&, auto& writer) {
+      for (uint32_t i = 0; !context.IsCancelled(); ++i) {
+        if (!writer.Write(TokenEvent(i, 0))) break;
+      }
+      saw_cancel_ = true;
+      return grpc::Status::CANCELLED;
+    };
+  }
+
+  FakeWorker worker_{LetterText("")};
+  std::shared_ptr<WorkerConnection> connection_;
+  std::shared_ptr<Collector> events_ = std::make_shared<Collector>();
+  std::atomic<bool> saw_cancel_ = false;
+};
+
+TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
+  worker_.execute = [](auto&, const auto& request, auto& writer) {
+    EXPECT_EQ(request.sampling().seed(), 9u);
+    EXPECT_EQ(request.prompt_tokens_size(), 2);
+    for (uint32_t i = 0; i < 5; ++i) writer.Write(TokenEvent(i, 1));
+    writer.Write(FinishedEvent(5));
+    return grpc::Status::OK;
+  };
+  const auto call = Execute();
+  const auto result = events_->Result();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(events_->tokens(), 5u);
+  EXPECT_EQ(result->end, AnswerEnd::kLength);
+  EXPECT_EQ(result->usage, (TokenUsage{2, 0, 5}));
+}
+
+TEST_F(ExecuteTest, LostRepeatedOrMissingEventsAreTheWorkersError) {
+  using Events = std::vector<v1::ExecuteEvent>;
+  for (const Events& events : {Events{TokenEvent(1, 0)}, Events{TokenEvent(0, 0), TokenEvent(0, 0)},
+                               Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)},
+                               Events{FinishedEvent(0), TokenEvent(0, 0)}}) {
+    events_ = std::make_shared<Collector>();
+    worker_.execute = [&](auto&, auto&, auto& writer) {
+      for (const auto& event : events) writer.Write(event);
+      return grpc::Status::OK;
+    };
+    const auto call = Execute();
+    EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
+    worker_.Stop();
+  }
+}
+
+TEST_F(ExecuteTest, CancelReachesTheWorker) {
+  RunUntilCancelled();
+  const auto call = Execute();
+  events_->WaitForToken();
+  call->Cancel();
+  EXPECT_EQ(events_->Result().status().code(), StatusCode::kCancelled);
+  worker_.Stop();  // waits for the call's end
+  EXPECT_TRUE(saw_cancel_);
+}
+
+TEST_F(ExecuteTest, TheDeadlineEndsTheCallOnBothSides) {
+  RunUntilCancelled();
+  const auto call = Execute(/*timeout_seconds=*/0.05);
+  EXPECT_EQ(events_->Result().status().code(), StatusCode::kDeadlineExceeded);
+  worker_.Stop();
+  EXPECT_TRUE(saw_cancel_ || events_->tokens() == 0);
+}
+
+TEST_F(ExecuteTest, TheWorkersErrorComesWithItsReason) {
+  worker_.execute = [](auto& context, auto&, auto&) {
+    const Status error = WithReason(ResourceExhausted("inbox full"), "overloaded");
+    SetReasonTrailer(context, error);
+    return ToGrpcStatus(error);
+  };
+  const auto call = Execute();
+  const auto result = events_->Result();
+  EXPECT_EQ(result.status().code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(result.status()), "overloaded");
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,143 @@
+// A cluster for tests: replicas that record the calls they get; the test plays the worker's part by hand. One
+// thread.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "router/cluster/cluster_view.h"
+
+namespace terrace {
+
+// Token i < 256 is byte i; kEnd is the end token, a control token like kEnd + 1.
+class ByteTokenizer : public Tokenizer {
+ public:
+  static constexpr TokenId kEnd = 256;
+
+  ByteTokenizer() { special_.end = {kEnd}; }
+  std::vector<TokenId> Encode(std::string_view text) const override {
+    std::vector<TokenId> out;
+    for (const char c : text) out.push_back(static_cast<unsigned char>(c));
+    return out;
+  }
+  std::vector<TokenId> Encode(const MarkedText& text) const override { return Encode(text.text); }
+  std::string_view TokenBytes(TokenId token, bool /*with_control*/) const override {
+    return token < kEnd ? std::string_view(&bytes_[static_cast<size_t>(token)], 1) : std::string_view();
+  }
+  bool IsControl(TokenId token) const override { return token >= kEnd; }
+  size_t vocab_size() const override { return 258; }
+  const SpecialTokens& special() const override { return special_; }
+  std::string Serialize() const override { return "bytes"; }
+
+ private:
+  const std::string bytes_ = [] {
+    std::string out;
+    for (int i = 0; i < 256; ++i) out.push_back(static_cast<char>(i));
+    return out;
+  }();
+  SpecialTokens special_;
+};
+
+// One Execute call as a replica got it.
+struct FakeCall {
+  ExecuteSpec spec = {};
+  std::shared_ptr<ExecuteEvents> events = {};
+  bool is_cancelled = false;
+  bool is_done = false;
+  uint32_t tokens = 0;
+
+  // Each byte of `text` as one token.
+  void SendText(std::string_view text, float logprob = -0.1f) {
+    for (const char c : text) SendToken(static_cast<unsigned char>(c), logprob);
+  }
+  void SendToken(TokenId token, float logprob = -0.1f) {
+    ++tokens;
+    events->OnTokens({{token, logprob, {}}});
+  }
+  void Finish(AnswerEnd end = AnswerEnd::kStop, uint32_t cached_tokens = 0) {
+    const auto prompt_tokens = static_cast<uint32_t>(spec.prompt->size());
+    Done(ExecuteResult{.end = end, .usage = {prompt_tokens, cached_tokens, tokens}});
+  }
+  // Tokens of `text`, the end token, the end.
+  void Answer(std::string_view text, float logprob = -0.1f) {
+    SendText(text, logprob);
+    SendToken(ByteTokenizer::kEnd, logprob);
+    Finish();
+  }
+  void Fail(Status status) { Done(std::move(status)); }
+
+ private:
+  void Done(StatusOr<ExecuteResult> result) {
+    is_done = true;
+    std::exchange(events, nullptr)->OnDone(std::move(result));
+  }
+};
+
+class FakeReplica : public ReplicaClient {
+ public:
+  std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
+                                      std::shared_ptr<ExecuteEvents> events) override {
+    auto call = std::make_shared<FakeCall>(FakeCall{.spec = spec, .events = std::move(events)});
+    calls.push_back(call);
+    return std::make_unique<Handle>(std::move(call));
+  }
+
+  std::vector<std::shared_ptr<FakeCall>> calls;
+
+ private:
+  class Handle : public CallHandle {
+   public:
+    explicit Handle(std::shared_ptr<FakeCall> call) : call_(std::move(call)) {}
+    void Cancel() override { call_->is_cancelled = true; }
+
+   private:
+    const std::shared_ptr<FakeCall> call_;
+  };
+};
+
+class FakeCluster : public ClusterSource {
+ public:
+  struct TierSpec {
+    std::string name = {};
+    size_t replicas = 1;
+    uint32_t context_length = 64;
+  };
+
+  explicit FakeCluster(std::span<const TierSpec> tiers) {
+    auto text = std::make_shared<TextAssets>();
+    text->tokenizer = std::make_shared<ByteTokenizer>();
+    auto chat_template = ChatTemplate::Parse("{% for m in messages %}{{ m['content'] }}|{% endfor %}");
+    if (chat_template.ok()) text->chat_template = *std::move(chat_template);
+    for (const TierSpec& spec : tiers) {
+      TierView& tier = view_.tiers.emplace_back();
+      tier.name = spec.name;
+      tier.text = text;
+      tier.text_digest = "bytes";
+      tier.vocab_size = 258;
+      tier.context_length = spec.context_length;
+      for (size_t i = 0; i < spec.replicas; ++i) {
+        replicas_.push_back(std::make_shared<FakeReplica>());
+        tier.replicas.push_back({.id = static_cast<ReplicaId>(replicas_.size() - 1),
+                                 .address = spec.name + "-" + std::to_string(i),
+                                 .state = ReplicaState::kReady,
+                                 .client = replicas_.back()});
+      }
+    }
+  }
+
+  std::shared_ptr<const ClusterView> View() const override { return std::make_shared<ClusterView>(view_); }
+
+  TierView& tier(size_t index) { return view_.tiers[index]; }
+  FakeReplica& replica(size_t tier, size_t index) { return *replicas_[view_.tiers[tier].replicas[index].id]; }
+  // The latest call of a replica.
+  FakeCall& call(size_t tier, size_t index = 0) { return *replica(tier, index).calls.back(); }
+
+ private:
+  ClusterView view_;
+  std::vector<std::shared_ptr<FakeReplica>> replicas_;  // by id
+};
+
+}  // namespace terrace

@@ -1,0 +1,324 @@
+#include "router/cluster/grpc_worker.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/grpc_status.h"
+#include "grpcpp/grpcpp.h"
+#include "proto/terrace/v1/worker.grpc.pb.h"
+
+namespace terrace {
+namespace {
+
+constexpr int kKeepaliveMillis = 10'000, kKeepaliveTimeoutMillis = 5'000;
+constexpr int kMaxMessageBytes = 16 << 20;
+constexpr size_t kMaxTextBytes = size_t{256} << 20;
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMillis);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMillis);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+  // The cluster decides when to try again; the channel must not stand in its way.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200);
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+// gRPC 1.51 joins its callback threads where the last channel with callback calls is dropped. A call may
+// outlive its connection, and then that place is a callback thread, which would wait for itself. One channel
+// that is never dropped keeps the threads until the process ends.
+void KeepCallbackThreads() {
+  struct Anchor {
+    std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(MakeChannel("127.0.0.1:1"));
+    grpc::ClientContext context;
+    v1::DescribeRequest request;
+    v1::WorkerDescription response;
+  };
+  static const Anchor* const anchor = [] {
+    auto* made = new Anchor();
+    made->context.set_deadline(std::chrono::system_clock::now());  // the call is over before it connects
+    made->stub->async()->Describe(&made->context, &made->request, &made->response,
+                                  [](const grpc::Status&) {});
+    return made;
+  }();
+  static_cast<void>(anchor);
+}
+
+// gRPC deadlines are wall-clock times.
+std::chrono::system_clock::time_point WallDeadline(Duration remaining) {
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(remaining, Duration(0)));
+}
+
+class ContextHandle : public CallHandle {
+ public:
+  explicit ContextHandle(std::shared_ptr<grpc::ClientContext> context) : context_(std::move(context)) {}
+  void Cancel() override { context_->TryCancel(); }
+
+ private:
+  const std::shared_ptr<grpc::ClientContext> context_;
+};
+
+// A server-streaming call that owns itself until OnDone. `on_message` judges each message: an error ends the
+// call, and is what `on_done` gets.
+template <typename Message>
+class StreamCall : public grpc::ClientReadReactor<Message> {
+ public:
+  using OnMessage = std::function<Status(Message&)>;
+  using OnEnd = std::function<void(Status)>;
+
+  StreamCall(std::shared_ptr<grpc::ClientContext> context, OnMessage on_message, OnEnd on_end)
+      : context_(std::move(context)), on_message_(std::move(on_message)), on_end_(std::move(on_end)) {}
+
+  void Start() {
+    this->StartRead(&message_);
+    this->StartCall();
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    error_ = on_message_(message_);
+    if (!error_.ok()) {
+      context_->TryCancel();
+      return;
+    }
+    this->StartRead(&message_);
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    on_end_(error_.ok() ? FromGrpcStatus(status, *context_) : error_);
+    delete this;
+  }
+
+ private:
+  const std::shared_ptr<grpc::ClientContext> context_;
+  const OnMessage on_message_;
+  const OnEnd on_end_;
+  Message message_;
+  Status error_;
+};
+
+Status ProtocolError(const std::string& what) {
+  return WithReason(Internal("the worker broke the protocol: ", what), "worker_protocol");
+}
+
+v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
+  v1::ExecuteRequest out;
+  out.set_request_id(spec.request_id);
+  out.mutable_prompt_tokens()->Add(spec.prompt->begin(), spec.prompt->end());
+  const Sampling& sampling = spec.sampling;
+  v1::SamplingParams& params = *out.mutable_sampling();
+  params.set_temperature(sampling.temperature);
+  params.set_top_k(sampling.top_k);
+  params.set_top_p(sampling.top_p);
+  params.set_min_p(sampling.min_p);
+  params.set_repetition_penalty(sampling.repetition_penalty);
+  params.set_presence_penalty(sampling.presence_penalty);
+  params.set_frequency_penalty(sampling.frequency_penalty);
+  for (const auto& [token, bias] : sampling.logit_bias) (*params.mutable_logit_bias())[token] = bias;
+  if (sampling.seed.has_value()) params.set_seed(*sampling.seed);
+  out.set_max_tokens(spec.max_tokens);
+  out.mutable_stop_tokens()->Add(spec.stop_tokens.begin(), spec.stop_tokens.end());
+  out.set_ignore_eos(spec.ignore_eos);
+  out.set_top_logprobs(spec.top_logprobs);
+  out.set_score_prompt(spec.score_prompt);
+  return out;
+}
+
+std::vector<WorkerToken> FromProto(const google::protobuf::RepeatedPtrField<v1::GeneratedToken>& tokens) {
+  std::vector<WorkerToken> out;
+  out.reserve(tokens.size());
+  for (const v1::GeneratedToken& token : tokens) {
+    WorkerToken& next = out.emplace_back(WorkerToken{token.token(), token.logprob(), {}});
+    for (const v1::TokenLogprob& top : token.top()) next.top.push_back({top.token(), top.logprob()});
+  }
+  return out;
+}
+
+// Checks the order of one call's events and passes them on.
+class ExecuteState {
+ public:
+  ExecuteState(const ExecuteSpec& spec, std::shared_ptr<ExecuteEvents> events)
+      : next_score_(1), scores_end_(spec.prompt->size()), events_(std::move(events)) {}
+
+  Status OnEvent(v1::ExecuteEvent& event) {
+    if (finished_) return ProtocolError("an event after the last one");
+    switch (event.event_case()) {
+      case v1::ExecuteEvent::kTokens:
+        if (event.tokens().first_index() != next_token_) return ProtocolError("tokens lost or repeated");
+        next_token_ += event.tokens().tokens_size();
+        events_->OnTokens(FromProto(event.tokens().tokens()));
+        return {};
+      case v1::ExecuteEvent::kPromptScores:
+        if (event.prompt_scores().first_index() != next_score_)
+          return ProtocolError("scores lost or repeated");
+        next_score_ += event.prompt_scores().scores_size();
+        if (next_score_ > scores_end_) return ProtocolError("more scores than prompt tokens");
+        events_->OnPromptScores(FromProto(event.prompt_scores().scores()));
+        return {};
+      case v1::ExecuteEvent::kFinished:
+        return OnFinished(event.finished());
+      case v1::ExecuteEvent::EVENT_NOT_SET:
+        break;  // of a newer worker
+    }
+    return {};
+  }
+
+  void OnEnd(const Status& status) {
+    if (!status.ok()) {
+      events_->OnDone(status);
+    } else if (!finished_) {
+      events_->OnDone(ProtocolError("the stream ended without its last event"));
+    } else {
+      events_->OnDone(result_);
+    }
+  }
+
+ private:
+  Status OnFinished(const v1::ExecuteFinished& finished) {
+    if (finished.reason() != v1::FINISH_REASON_STOP && finished.reason() != v1::FINISH_REASON_LENGTH) {
+      return ProtocolError(Concat("finish reason ", static_cast<int>(finished.reason())));
+    }
+    if (finished.generated_tokens() != next_token_) return ProtocolError("tokens lost before the end");
+    finished_ = true;
+    result_.end = finished.reason() == v1::FINISH_REASON_STOP ? AnswerEnd::kStop : AnswerEnd::kLength;
+    result_.usage = {finished.prompt_tokens(), finished.cached_tokens(), finished.generated_tokens()};
+    result_.queue_seconds = finished.queue_seconds();
+    result_.prefill_seconds = finished.prefill_seconds();
+    result_.decode_seconds = finished.decode_seconds();
+    return {};
+  }
+
+  uint64_t next_token_ = 0, next_score_, scores_end_;
+  bool finished_ = false;
+  ExecuteResult result_;
+  const std::shared_ptr<ExecuteEvents> events_;
+};
+
+// Checks epoch and sequence of one Watch stream.
+class WatchState {
+ public:
+  StatusOr<WatchUpdate> OnUpdate(const v1::WorkerUpdate& update) {
+    if (update.sequence() != next_sequence_ || (next_sequence_ > 0 && update.epoch() != epoch_)) {
+      return status_internal::MakeStatus(
+          StatusCode::kAborted, Concat("watch: update ", update.sequence(), " of epoch ", update.epoch(),
+                                       " after ", next_sequence_, " of epoch ", epoch_));
+    }
+    epoch_ = update.epoch();
+    ++next_sequence_;
+    const v1::WorkerLoad& load = update.load();
+    WatchUpdate out{.load = {load.running_sequences(), load.waiting_sequences(), load.free_blocks(),
+                             load.total_blocks()}};
+    if (update.state() == v1::WORKER_STATE_READY) out.state = ReplicaState::kReady;
+    if (update.state() == v1::WORKER_STATE_DRAINING) out.state = ReplicaState::kDraining;
+    return out;
+  }
+
+ private:
+  uint64_t epoch_ = 0, next_sequence_ = 0;
+};
+
+class GrpcWorkerConnection : public WorkerConnection {
+ public:
+  explicit GrpcWorkerConnection(const std::string& address)
+      : stub_(v1::Worker::NewStub(MakeChannel(address))) {}
+
+  std::unique_ptr<CallHandle> Describe(Duration timeout, Done<ReplicaDescription> on_done) override {
+    struct Call {
+      std::shared_ptr<grpc::ClientContext> context = std::make_shared<grpc::ClientContext>();
+      v1::DescribeRequest request;
+      v1::WorkerDescription response;
+    };
+    auto call = std::make_shared<Call>();
+    call->context->set_deadline(WallDeadline(timeout));
+    stub_->async()->Describe(call->context.get(), &call->request, &call->response,
+                             [call, on_done = std::move(on_done)](const grpc::Status& status) {
+                               if (!status.ok()) return on_done(FromGrpcStatus(status, *call->context));
+                               const v1::WorkerDescription& from = call->response;
+                               on_done(ReplicaDescription{.instance = from.instance(),
+                                                          .model = from.model(),
+                                                          .model_digest = from.model_digest(),
+                                                          .text_digest = from.text_digest(),
+                                                          .version = from.version(),
+                                                          .device = from.device(),
+                                                          .weight_dtype = from.weight_dtype(),
+                                                          .parameters = from.parameters(),
+                                                          .vocab_size = from.vocab_size(),
+                                                          .context_length = from.context_length()});
+                             });
+    return std::make_unique<ContextHandle>(call->context);
+  }
+
+  std::unique_ptr<CallHandle> FetchText(const std::string& digest, Duration timeout,
+                                        Done<std::string> on_done) override {
+    auto context = std::make_shared<grpc::ClientContext>();
+    context->set_deadline(WallDeadline(timeout));
+    auto bytes = std::make_shared<std::string>();
+    auto* call = new StreamCall<v1::TextChunk>(
+        context,
+        [bytes](v1::TextChunk& chunk) -> Status {
+          if (bytes->size() + chunk.data().size() > kMaxTextBytes)
+            return ProtocolError("text assets over 256 MiB");
+          bytes->append(chunk.data());
+          return {};
+        },
+        [bytes, on_done = std::move(on_done)](const Status& status) {
+          on_done(status.ok() ? StatusOr<std::string>(std::move(*bytes)) : status);
+        });
+    v1::FetchTextRequest request;
+    request.set_digest(digest);
+    stub_->async()->FetchText(context.get(), &request, call);  // Start() serializes the request
+    call->Start();
+    return std::make_unique<ContextHandle>(context);
+  }
+
+  std::unique_ptr<CallHandle> Watch(std::function<void(WatchUpdate)> on_update,
+                                    std::function<void(Status)> on_done) override {
+    auto context = std::make_shared<grpc::ClientContext>();
+    auto* call = new StreamCall<v1::WorkerUpdate>(
+        context,
+        [state = std::make_shared<WatchState>(),
+         on_update = std::move(on_update)](v1::WorkerUpdate& message) -> Status {
+          ASSIGN_OR_RETURN(const WatchUpdate update, state->OnUpdate(message));
+          on_update(update);
+          return {};
+        },
+        std::move(on_done));
+    const v1::WatchRequest request;
+    stub_->async()->Watch(context.get(), &request, call);
+    call->Start();
+    return std::make_unique<ContextHandle>(context);
+  }
+
+  std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
+                                      std::shared_ptr<ExecuteEvents> events) override {
+    auto context = std::make_shared<grpc::ClientContext>();
+    context->set_deadline(WallDeadline(spec.deadline - RealClock().Now()));
+    auto state = std::make_shared<ExecuteState>(spec, std::move(events));
+    auto* call = new StreamCall<v1::ExecuteEvent>(
+        context, [state](v1::ExecuteEvent& event) { return state->OnEvent(event); },
+        [state](const Status& status) { state->OnEnd(status); });
+    const v1::ExecuteRequest request = ToProto(spec);
+    stub_->async()->Execute(context.get(), &request, call);
+    call->Start();
+    return std::make_unique<ContextHandle>(context);
+  }
+
+ private:
+  const std::unique_ptr<v1::Worker::Stub> stub_;
+};
+
+}  // namespace
+
+std::shared_ptr<WorkerConnection> WorkerConnection::Make(const std::string& address) {
+  KeepCallbackThreads();
+  return std::make_shared<GrpcWorkerConnection>(address);
+}
+
+}  // namespace terrace

@@ -1,0 +1,40 @@
+// The gRPC client of one worker: its channel and its calls. Nothing blocks; callbacks come on gRPC's threads.
+// The only files of the router that know proto/terrace/v1/worker.proto are grpc_worker.cc and this folder's
+// tests.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/status.h"
+#include "router/cluster/cluster_view.h"
+#include "router/cluster/replica_client.h"
+
+namespace terrace {
+
+struct WatchUpdate {
+  ReplicaState state = ReplicaState::kStarting;  // kStarting, kReady or kDraining
+  ReplicaLoad load = {};
+};
+
+// Thread-safe. `on_done` callbacks come exactly once per call, also after Cancel and after this object is
+// gone.
+class WorkerConnection : public ReplicaClient {
+ public:
+  template <typename T>
+  using Done = std::function<void(StatusOr<T>)>;
+
+  // One connection, made on first use: keepalive after 10 s of silence, gRPC's own retries off.
+  static std::shared_ptr<WorkerConnection> Make(const std::string& address);
+
+  virtual std::unique_ptr<CallHandle> Describe(Duration timeout, Done<ReplicaDescription> on_done) = 0;
+  // The bytes of the text assets with that digest, unchecked; at most 256 MiB.
+  virtual std::unique_ptr<CallHandle> FetchText(const std::string& digest, Duration timeout,
+                                                Done<std::string> on_done) = 0;
+  // Updates until the stream ends. A gap in the sequence or a change of epoch ends it with ABORTED.
+  virtual std::unique_ptr<CallHandle> Watch(std::function<void(WatchUpdate)> on_update,
+                                            std::function<void(Status)> on_done) = 0;
+};
+
+}  // namespace terrace

@@ -1,0 +1,72 @@
+// One worker as the router calls it: tokens in, events out. Plain values; the gRPC behind it is in
+// grpc_worker.cc, the fake of tests in fake_cluster.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "router/request/answer.h"
+#include "router/request/request.h"
+
+namespace terrace {
+
+struct ExecuteSpec {
+  std::string request_id = {};
+  std::shared_ptr<const std::vector<TokenId>> prompt = {};
+  Sampling sampling = {};   // its seed is set
+  uint32_t max_tokens = 0;  // 0: as many as the context holds, unless score_prompt
+  std::vector<TokenId> stop_tokens = {};
+  bool ignore_eos = false;
+  uint32_t top_logprobs = 0;
+  bool score_prompt = false;
+  MonoTime deadline = {};
+};
+
+struct WorkerToken {
+  struct Alternative {
+    TokenId token = 0;
+    float logprob = 0;
+  };
+  TokenId token = 0;
+  float logprob = 0;
+  std::vector<Alternative> top = {};  // most likely first
+};
+
+struct ExecuteResult {
+  AnswerEnd end = AnswerEnd::kStop;
+  TokenUsage usage = {};
+  double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
+};
+
+// What a worker says about one call. Called by one thread at a time, OnDone exactly once and last; must not
+// block.
+class ExecuteEvents {
+ public:
+  virtual ~ExecuteEvents() = default;
+  virtual void OnTokens(std::vector<WorkerToken> tokens) = 0;        // no gap, no repeat
+  virtual void OnPromptScores(std::vector<WorkerToken> scores) = 0;  // of prompt tokens 1, 2, ...
+  // An error is the worker's, or UNAVAILABLE when it is lost, DEADLINE_EXCEEDED, or CANCELLED after Cancel.
+  virtual void OnDone(StatusOr<ExecuteResult> result) = 0;
+};
+
+// A running call. Dropping the handle does not end the call.
+class CallHandle {
+ public:
+  virtual ~CallHandle() = default;
+  virtual void Cancel() = 0;  // any thread, any number of times; OnDone still follows
+};
+
+// Thread-safe.
+class ReplicaClient {
+ public:
+  virtual ~ReplicaClient() = default;
+  // Never blocks. Events may arrive before this returns.
+  virtual std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
+                                              std::shared_ptr<ExecuteEvents> events) = 0;
+};
+
+}  // namespace terrace

@@ -1,0 +1,57 @@
+// The token log of one attempt, turned into text: whole characters, stop strings cut off, each token in the
+// piece in which its text ends. Owned by one attempt; one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+
+#include "router/cluster/replica_client.h"
+#include "router/request/answer.h"
+#include "router/request/request.h"
+#include "router/tier/gate.h"
+#include "text/detokenizer.h"
+#include "text/stop_matcher.h"
+#include "text/text_assets.h"
+
+namespace terrace {
+
+// `token` with its bytes.
+AnswerToken ToAnswerToken(const WorkerToken& token, const Tokenizer& tokenizer);
+// INTERNAL (worker_protocol) when an id of `token` is not in [0, vocab_size), the model's.
+Status CheckToken(const WorkerToken& token, uint32_t vocab_size);
+
+class AnswerText {
+ public:
+  AnswerText(std::shared_ptr<const TextAssets> text, RequestPtr request);
+
+  // What may be shown after `token`, which CheckToken accepted; perhaps nothing. The text of a stop token is
+  // not shown. After a stop string matched, nothing more is.
+  AnswerPiece Push(const WorkerToken& token);
+  // The rest, when the worker has finished.
+  AnswerPiece Finish();
+
+  bool is_stopped() const { return stops_.stopped(); }
+  const std::string& stop() const { return stops_.matched(); }
+  // Of all tokens pushed, shown or not.
+  AnswerSignals signals() const;
+
+ private:
+  struct Logged {
+    AnswerToken token = {};
+    size_t begin = 0, end = 0;  // its text is bytes [begin, end) of the answer
+  };
+  AnswerPiece Release(std::string text);
+
+  const std::shared_ptr<const TextAssets> text_;
+  const RequestPtr request_;
+  Detokenizer detokenizer_;
+  StopMatcher stops_;
+  std::deque<Logged> held_;          // tokens not shown yet
+  size_t produced_ = 0, shown_ = 0;  // bytes of text
+  uint32_t tokens_ = 0;
+  double sum_logprob_ = 0;
+};
+
+}  // namespace terrace

@@ -1,0 +1,60 @@
+// What Generation and Scoring share: picking replicas, cancelling calls, reading failures.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "router/dispatch/dispatcher.h"
+
+namespace terrace {
+
+// Of one dispatcher. Thread-safe; shared by its requests.
+struct DispatchState {
+  explicit DispatchState(const DispatcherParts& from) : parts(from) {}
+  const DispatcherParts parts;
+  std::atomic<uint64_t> picks = 0;  // the balancer's rotation
+  std::atomic<uint64_t> seeds = 0;  // drawn so far
+};
+
+// A ready replica of `tier` that is not in `tried`; UNAVAILABLE (no_capacity) when there is none.
+StatusOr<const ReplicaView*> PickReplica(DispatchState& state, const Request& request, const TierView& tier,
+                                         const std::set<ReplicaId>& tried);
+
+// Another replica may do what this one did not.
+bool IsRetryable(const Status& status);
+// A worker's failure as the client may see it: no addresses, one reason per cause (docs/errors.md).
+Status ClientError(const Status& worker_error);
+
+Status DeadlinePassed();
+Status ClientGone();
+
+// The call of one attempt: may be cancelled before its handle is known. Thread-safe.
+class CancelSlot {
+ public:
+  void Set(std::unique_ptr<CallHandle> handle);
+  void Cancel();
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<CallHandle> handle_;  // GUARDED_BY(mutex_)
+  bool is_cancelled_ = false;           // GUARDED_BY(mutex_)
+};
+
+// The current attempt's slot, and whether the client has cancelled. Thread-safe.
+class Cancellation {
+ public:
+  // A fresh slot; cancelled from the start when the client is gone already.
+  std::shared_ptr<CancelSlot> NextSlot();
+  void Cancel();
+  bool is_cancelled() const { return is_cancelled_; }
+
+ private:
+  std::atomic<bool> is_cancelled_ = false;
+  std::mutex mutex_;
+  std::shared_ptr<CancelSlot> slot_;  // GUARDED_BY(mutex_)
+};
+
+}  // namespace terrace

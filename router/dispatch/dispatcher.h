@@ -1,0 +1,68 @@
+// Runs validated requests on the cluster: what the APIs call. Two implementations: ClusterDispatcher
+// (MakeDispatcher) and the fake of the API tests. Thread-safe; never blocks.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "router/admission/admission.h"
+#include "router/balance/balancer.h"
+#include "router/cluster/cluster_view.h"
+#include "router/dispatch/recorder.h"
+#include "router/request/answer.h"
+#include "router/request/request.h"
+#include "router/tier/model_catalog.h"
+
+namespace terrace {
+
+struct ScoreAnswer {
+  TokenId first_token = 0;               // has no log-probability
+  std::vector<AnswerToken> tokens = {};  // the others
+  double sum_logprob = 0;
+  std::string tier = {};
+  double price_usd = 0;
+};
+
+struct ModelInfo {
+  std::string id = {};
+  bool is_policy = false;
+  std::vector<std::string> tiers = {};  // of a policy, in order
+  bool is_ready = false;                // a tier of it has a ready replica
+  uint32_t context_length = 0;          // of the last tier; 0 until it was seen
+  uint64_t parameters = 0;              // of the last tier
+  TierPrice price = {};                 // of the last tier
+};
+
+class Dispatcher {
+ public:
+  using CancelCall = std::function<void()>;  // any thread, any number of times, also after the end
+  using OnScore = std::function<void(StatusOr<ScoreAnswer>)>;
+  virtual ~Dispatcher() = default;
+
+  // The sink may be called before this returns. A closed sink or CancelCall ends the work on the worker.
+  virtual CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) = 0;
+  virtual CancelCall Score(RequestPtr request, OnScore on_score) = 0;
+  virtual StatusOr<std::vector<TokenId>> Tokenize(const Request& request) = 0;
+  virtual std::vector<ModelInfo> ListModels() const = 0;
+  // Counts and logs a request that an API refused before it became a Request.
+  virtual void RecordRefused(ApiKind api, const std::string& request_id, const Status& status) = 0;
+};
+
+// What a dispatcher works with; all of it outlives the dispatcher and the requests in flight.
+struct DispatcherParts {
+  const ClusterSource& cluster;
+  const ModelCatalog& catalog;
+  const Balancer& balancer;
+  Admission& admission;
+  Recorder& recorder;
+  const Clock& clock;
+  uint64_t seed = 0;  // of the seeds drawn for requests
+};
+
+std::unique_ptr<Dispatcher> MakeDispatcher(const DispatcherParts& parts);
+
+}  // namespace terrace

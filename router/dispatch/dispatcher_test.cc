@@ -1,0 +1,471 @@
+#include "router/dispatch/dispatcher.h"
+
+#include <optional>
+
+#include "base/fake_clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "router/cluster/fake_cluster.h"
+#include "router/request/param.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr double kThreshold = -0.5;  // of the cascade's first two steps
+constexpr float kConfident = -0.1f, kUnsure = -2.0f;
+
+class FakeSink : public AnswerSink {
+ public:
+  void OnPiece(AnswerPiece piece) override {
+    EXPECT_FALSE(end.has_value()) << "a piece after the end";
+    text += piece.text;
+    for (const AnswerToken& token : piece.tokens) tokens.push_back(token.id);
+  }
+  void OnFinish(StatusOr<AnswerSummary> summary) override {
+    EXPECT_FALSE(end.has_value()) << "finished twice";
+    end = std::move(summary);
+  }
+  bool is_closed() const override { return closed; }
+
+  std::string text;
+  std::vector<TokenId> tokens;
+  std::optional<StatusOr<AnswerSummary>> end;
+  bool closed = false;
+};
+
+// The first candidate: scenarios then know who is asked.
+class FirstBalancer : public Balancer {
+ public:
+  StatusOr<ReplicaId> Pick(const Request&, std::span<const Candidate> candidates, uint64_t) const override {
+    return candidates.front().id;
+  }
+};
+
+// Tiers nano, small and base with prices 1, 10 and 100 $ per million tokens; policy auto asks them in order.
+class DispatcherTest : public ::testing::Test {
+ protected:
+  static constexpr size_t kNano = 0, kSmall = 1, kBase = 2;
+
+  DispatcherTest()
+      : catalog_(*ModelCatalog::Make({{.name = "nano", .price = {1, 1}},
+                                      {.name = "small", .price = {10, 10}},
+                                      {.name = "base", .price = {100, 100}}},
+                                     {{.name = "auto", .steps = {{0, kThreshold}, {1, kThreshold}, {2, {}}}}},
+                                     "")),
+        recorder_(metrics_, std::vector<std::string>{"nano", "small", "base"}),
+        dispatcher_(
+            MakeDispatcher({cluster_, *catalog_, balancer_, admission_, recorder_, clock_, /*seed=*/7})) {}
+
+  RequestFields Fields(std::string model, RequestInput input = std::string("abcd")) {
+    RequestFields fields;
+    fields.request_id = "r";
+    fields.model = std::move(model);
+    fields.input = std::move(input);
+    fields.arrival = clock_.Now();
+    fields.deadline = clock_.Now() + std::chrono::seconds(60);
+    return fields;
+  }
+
+  Dispatcher::CancelCall Generate(RequestFields fields) {
+    auto request = Request::Make(std::move(fields));
+    CHECK(request.ok(), Message(request.status()));
+    return dispatcher_->Generate(*request, sink_);
+  }
+
+  // The end of the answer, which must have come.
+  const StatusOr<AnswerSummary>& End() {
+    CHECK(sink_->end.has_value(), "not finished");
+    EXPECT_EQ(admission_.in_flight(), 0u) << "the place was not given back";
+    return *sink_->end;
+  }
+
+  FakeCluster cluster_{
+      std::array<FakeCluster::TierSpec, 3>{{{"nano", 2, 64}, {"small", 1, 64}, {"base", 2, 64}}}};
+  FakeClock clock_;
+  MetricRegistry metrics_;
+  std::unique_ptr<ModelCatalog> catalog_;
+  FirstBalancer balancer_;
+  Admission admission_{4};
+  Recorder recorder_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  std::shared_ptr<FakeSink> sink_ = std::make_shared<FakeSink>();
+};
+
+TEST_F(DispatcherTest, ANamedTierStreamsAsItsWorkerSends) {
+  Generate(Fields("base"));
+  cluster_.call(kBase).SendText("he");
+  EXPECT_EQ(sink_->text, "he");
+  EXPECT_FALSE(sink_->end.has_value());
+  cluster_.call(kBase).Answer("llo");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "hello");
+  EXPECT_EQ(End()->tier, "base");
+  EXPECT_EQ(End()->end, AnswerEnd::kStop);
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 6})) << "the end token counts";
+  EXPECT_DOUBLE_EQ(End()->price_usd, (4 + 6) * 100 / 1e6);
+}
+
+TEST_F(DispatcherTest, AConfidentFirstTierAnswersAlone) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("yes", kConfident);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "yes");
+  EXPECT_EQ(End()->tier, "nano");
+  ASSERT_EQ(End()->attempts.size(), 1u);
+  EXPECT_TRUE(End()->attempts[0].accepted);
+  EXPECT_EQ(End()->attempts[0].threshold, kThreshold);
+  EXPECT_TRUE(cluster_.replica(kSmall, 0).calls.empty());
+}
+
+TEST_F(DispatcherTest, AHeldBackAnswerIsShownOnlyWhenItsGateAccepts) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano).SendText("no", kUnsure);
+  EXPECT_EQ(sink_->text, "");
+  cluster_.call(kNano).Answer("pe", kUnsure);
+  EXPECT_EQ(sink_->text, "") << "a rejected answer is never seen";
+  cluster_.call(kSmall).SendText("y", kConfident);
+  EXPECT_EQ(sink_->text, "") << "small is not the last tier either";
+  cluster_.call(kSmall).Answer("es", kConfident);
+  EXPECT_EQ(sink_->text, "yes");
+  EXPECT_EQ(End()->tier, "small");
+}
+
+TEST_F(DispatcherTest, EscalationSumsUsageAndPriceOfAllAttempts) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("a", kUnsure);    // 4 + 2 tokens
+  cluster_.call(kSmall).Answer("bc", kUnsure);  // 4 + 3
+  cluster_.call(kBase).Answer("def", kUnsure);  // 4 + 4; the last one is always accepted
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "def");
+  EXPECT_EQ(End()->usage, (TokenUsage{12, 0, 9}));
+  EXPECT_DOUBLE_EQ(End()->price_usd, (6 * 1 + 7 * 10 + 8 * 100) / 1e6);
+  ASSERT_EQ(End()->attempts.size(), 3u);
+  EXPECT_FALSE(End()->attempts[0].accepted);
+  EXPECT_FALSE(End()->attempts[1].accepted);
+  EXPECT_TRUE(End()->attempts[2].accepted);
+  EXPECT_FALSE(End()->attempts[2].threshold.has_value());
+  EXPECT_NEAR(End()->attempts[1].mean_logprob, kUnsure, 1e-6);
+  EXPECT_THAT(metrics_.Render(), HasSubstr("terrace_escalations_total{from=\"nano\",to=\"small\"} 1"));
+}
+
+TEST_F(DispatcherTest, TheLastTierOfACascadeStreamsLive) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("a", kUnsure);
+  cluster_.call(kSmall).Answer("b", kUnsure);
+  cluster_.call(kBase).SendText("c");
+  EXPECT_EQ(sink_->text, "c");
+  cluster_.call(kBase).Finish(AnswerEnd::kLength);
+  EXPECT_EQ(End()->end, AnswerEnd::kLength);
+}
+
+TEST_F(DispatcherTest, AllAttemptsHaveTheSameSeedAndRequestsWithoutOneGetDifferentOnes) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("a", kUnsure);
+  const auto seed = cluster_.call(kNano).spec.sampling.seed;
+  ASSERT_TRUE(seed.has_value());
+  EXPECT_EQ(cluster_.call(kSmall).spec.sampling.seed, seed);
+  Generate(Fields("nano"));
+  EXPECT_NE(cluster_.call(kNano).spec.sampling.seed, seed);
+  RequestFields fields = Fields("nano");
+  fields.seed = 42;
+  Generate(std::move(fields));
+  EXPECT_EQ(cluster_.call(kNano).spec.sampling.seed, 42u);
+}
+
+TEST_F(DispatcherTest, AWorkerLostBeforeAnythingWasShownIsReplacedOnceByOneNotTriedYet) {
+  Generate(Fields("base"));
+  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:50061: Socket closed"));
+  ASSERT_EQ(cluster_.replica(kBase, 1).calls.size(), 1u);
+  cluster_.call(kBase, 1).Answer("ok");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "ok");
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 3})) << "the failed attempt costs nothing";
+  ASSERT_EQ(End()->attempts.size(), 2u);
+  EXPECT_EQ(End()->attempts[0].replica, "base-0");
+  EXPECT_FALSE(End()->attempts[0].accepted);
+}
+
+TEST_F(DispatcherTest, TheSecondLossIsTheClientsError) {
+  Generate(Fields("base"));
+  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:50061: Socket closed"));
+  cluster_.call(kBase, 1).Fail(Unavailable("ipv4:10.0.0.2:50061: Socket closed"));
+  EXPECT_EQ(End().status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  EXPECT_THAT(Message(End().status()), ::testing::Not(HasSubstr("10.0.0"))) << "errors hold no addresses";
+}
+
+TEST_F(DispatcherTest, AWorkerLostAfterTokensWereShownEndsTheAnswer) {
+  Generate(Fields("base"));
+  cluster_.call(kBase, 0).SendText("hal");
+  cluster_.call(kBase, 0).Fail(Unavailable("gone"));
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  EXPECT_EQ(sink_->text, "hal");
+  EXPECT_TRUE(cluster_.replica(kBase, 1).calls.empty());
+}
+
+TEST_F(DispatcherTest, ATierThatFailsBeforeAnythingWasShownFallsToTheNext) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("ha");  // held back, so a client has seen nothing
+  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
+  cluster_.call(kNano, 1).Fail(Unavailable("gone"));
+  cluster_.call(kSmall).Answer("yes", kConfident);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "yes");
+  EXPECT_EQ(End()->tier, "small");
+}
+
+TEST_F(DispatcherTest, ATierWithoutAReadyReplicaIsSkippedUnlessItIsTheLast) {
+  cluster_.tier(kNano).replicas.clear();
+  cluster_.tier(kSmall).replicas[0].state = ReplicaState::kSilent;
+  Generate(Fields("auto"));
+  cluster_.call(kBase).Answer("yes");
+  EXPECT_TRUE(End().ok()) << End().status();
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("small"));
+  EXPECT_EQ(End().status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(End().status()), "no_capacity");
+}
+
+TEST_F(DispatcherTest, FailuresThatEveryReplicaWouldRepeatAreNotRetried) {
+  const struct {
+    Status worker;
+    const char* reason;
+  } cases[] = {
+      {WithReason(Internal("NaN"), "numeric_error"), "numeric_error"},
+      {WithReason(InvalidArgument("no"), "invalid_value"), "invalid_value"},
+      {DeadlineExceeded("late"), "deadline_exceeded"},
+  };
+  for (const auto& c : cases) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("base"));
+    cluster_.call(kBase, 0).Fail(c.worker);
+    EXPECT_EQ(Reason(End().status()), c.reason);
+    EXPECT_TRUE(cluster_.replica(kBase, 1).calls.empty());
+  }
+}
+
+TEST_F(DispatcherTest, AFullWorkerIsLikeALostOneAndThenOverloaded) {
+  Generate(Fields("base"));
+  const Status full = WithReason(ResourceExhausted("inbox full"), "overloaded");
+  cluster_.call(kBase, 0).Fail(full);
+  cluster_.call(kBase, 1).Fail(full);
+  EXPECT_EQ(End().status().code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(End().status()), "overloaded");
+}
+
+TEST_F(DispatcherTest, AStopStringAcrossTokensCancelsTheCallAndEndsAsStop) {
+  RequestFields fields = Fields("base");
+  fields.stop = {"END"};
+  Generate(std::move(fields));
+  cluster_.call(kBase).SendText("okE");
+  EXPECT_EQ(sink_->text, "ok") << "what may be the stop string is held back";
+  cluster_.call(kBase).SendText("NDmore");
+  EXPECT_TRUE(cluster_.call(kBase).is_cancelled);
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->end, AnswerEnd::kStop);
+  EXPECT_EQ(End()->stop, "END");
+  EXPECT_EQ(sink_->text, "ok");
+  EXPECT_THAT(sink_->tokens, ElementsAre('o', 'k'));
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 5})) << "tokens up to the match";
+}
+
+TEST_F(DispatcherTest, AStoppedAnswerOfAnEarlyTierStillPassesItsGate) {
+  RequestFields fields = Fields("auto");
+  fields.stop = {"!"};
+  Generate(std::move(fields));
+  cluster_.call(kNano).SendText("ab!", kConfident);
+  cluster_.call(kNano).Fail(Cancelled("by us"));
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "ab");
+  EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(DispatcherTest, AHeldBackStopPrefixIsShownWhenTheAnswerEndsWithoutTheStop) {
+  RequestFields fields = Fields("base");
+  fields.stop = {"END"};
+  Generate(std::move(fields));
+  cluster_.call(kBase).SendText("okEN");
+  cluster_.call(kBase).Finish(AnswerEnd::kLength);
+  EXPECT_EQ(sink_->text, "okEN");
+  EXPECT_THAT(sink_->tokens, ElementsAre('o', 'k', 'E', 'N'));
+}
+
+TEST_F(DispatcherTest, AClientThatCancelsStopsTheWorker) {
+  const auto cancel = Generate(Fields("base"));
+  cluster_.call(kBase).SendText("a");
+  cancel();
+  EXPECT_TRUE(cluster_.call(kBase).is_cancelled);
+  cluster_.call(kBase).SendText("b");
+  EXPECT_EQ(sink_->text, "a");
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  EXPECT_EQ(End().status().code(), StatusCode::kCancelled);
+  EXPECT_TRUE(cluster_.replica(kBase, 1).calls.empty());
+  cancel();  // after the end: nothing
+}
+
+TEST_F(DispatcherTest, AClosedSinkStopsTheWorkerAlsoWhileTheAnswerIsHeldBack) {
+  Generate(Fields("auto"));
+  sink_->closed = true;
+  cluster_.call(kNano).SendText("a");
+  EXPECT_TRUE(cluster_.call(kNano).is_cancelled);
+  cluster_.call(kNano).Fail(Cancelled("by us"));
+  EXPECT_EQ(End().status().code(), StatusCode::kCancelled);
+  EXPECT_TRUE(cluster_.replica(kSmall, 0).calls.empty());
+}
+
+TEST_F(DispatcherTest, NothingIsStartedPastTheDeadline) {
+  Generate(Fields("auto"));
+  EXPECT_EQ(cluster_.call(kNano).spec.deadline, clock_.Now() + std::chrono::seconds(60));
+  clock_.Advance(std::chrono::seconds(61));
+  cluster_.call(kNano).Answer("a", kUnsure);  // would escalate
+  EXPECT_EQ(End().status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(Reason(End().status()), "deadline_exceeded");
+  EXPECT_TRUE(cluster_.replica(kSmall, 0).calls.empty());
+}
+
+TEST_F(DispatcherTest, APromptThatDoesNotFitTheLastTierIsRefusedWithBothNumbersBeforeAnyCall) {
+  RequestFields fields = Fields("auto", std::string(60, 'x'));
+  fields.max_tokens = 5;
+  Generate(std::move(fields));
+  EXPECT_EQ(End().status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Reason(End().status()), "context_length_exceeded");
+  EXPECT_THAT(Message(End().status()), ::testing::AllOf(HasSubstr("64"), HasSubstr("60"), HasSubstr("65")));
+  EXPECT_TRUE(cluster_.replica(kNano, 0).calls.empty());
+}
+
+TEST_F(DispatcherTest, AnEarlierTierWhoseContextIsTooSmallIsSkipped) {
+  cluster_.tier(kNano).context_length = 8;
+  Generate(Fields("auto", std::string(20, 'x')));
+  EXPECT_TRUE(cluster_.replica(kNano, 0).calls.empty());
+  cluster_.call(kSmall).Answer("yes", kConfident);
+  EXPECT_EQ(End()->tier, "small");
+}
+
+TEST_F(DispatcherTest, TheContextIsFullAtExactlyPromptPlusMaxTokens) {
+  RequestFields fields = Fields("base", std::string(60, 'x'));
+  fields.max_tokens = 4;
+  Generate(std::move(fields));
+  EXPECT_EQ(cluster_.call(kBase).spec.max_tokens, 4u);
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("base", std::string(64, 'x')));  // leaves no token for the answer
+  ASSERT_TRUE(sink_->end.has_value());
+  EXPECT_EQ(Reason(sink_->end->status()), "context_length_exceeded");
+}
+
+TEST_F(DispatcherTest, TokenIdsOutsideTheVocabularyAreRefused) {
+  RequestFields fields = Fields("base");
+  fields.logit_bias = {{258, 1.0}};
+  for (RequestFields bad : {Fields("base", std::vector<TokenId>{1, 258}), fields}) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(std::move(bad));
+    EXPECT_EQ(Reason(End().status()), "invalid_value");
+  }
+}
+
+TEST_F(DispatcherTest, ChatGoesThroughTheTiersTemplate) {
+  Generate(Fields("base", std::vector<ChatMessage>{{"user", "hi"}}));
+  EXPECT_EQ(std::string(cluster_.call(kBase).spec.prompt->begin(), cluster_.call(kBase).spec.prompt->end()),
+            "hi|");
+}
+
+TEST_F(DispatcherTest, ATokenThatDoesNotExistIsAFailedAttempt) {
+  Generate(Fields("base"));
+  cluster_.call(kBase, 0).SendToken(9999);
+  EXPECT_TRUE(cluster_.call(kBase, 0).is_cancelled);
+  cluster_.call(kBase, 0).Fail(Cancelled("by us"));
+  cluster_.call(kBase, 1).Answer("ok");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
+TEST_F(DispatcherTest, UnknownModelsAndFullRoutersAreRefusedAtOnce) {
+  Generate(Fields("absent"));
+  EXPECT_EQ(Reason(End().status()), "model_not_found");
+  EXPECT_THAT(metrics_.Render(), HasSubstr("model=\"unknown\"")) << "client text is no label";
+  for (int i = 0; i < 4; ++i) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("base"));
+  }
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("base"));
+  ASSERT_TRUE(sink_->end.has_value());
+  EXPECT_EQ(Reason(sink_->end->status()), "overloaded");
+}
+
+TEST_F(DispatcherTest, TimesAreThoseOfTheFirstTokenShownAndOfTheEnd) {
+  Generate(Fields("auto"));
+  clock_.Advance(std::chrono::seconds(1));
+  cluster_.call(kNano).SendText("a", kConfident);
+  clock_.Advance(std::chrono::seconds(2));
+  cluster_.call(kNano).Finish();
+  EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 3) << "held back until accepted";
+  EXPECT_DOUBLE_EQ(End()->total_seconds, 3);
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("base"));
+  clock_.Advance(std::chrono::seconds(1));
+  cluster_.call(kBase).SendText("a");
+  clock_.Advance(std::chrono::seconds(2));
+  cluster_.call(kBase).Finish();
+  EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 1);
+  EXPECT_DOUBLE_EQ(End()->total_seconds, 3);
+}
+
+TEST_F(DispatcherTest, ScoresOfAllPromptTokensButTheFirst) {
+  std::optional<StatusOr<ScoreAnswer>> scored;
+  RequestFields fields = Fields("base", std::string("abc"));
+  fields.api = ApiKind::kScore;
+  dispatcher_->Score(*Request::Make(fields),
+                     [&](StatusOr<ScoreAnswer> answer) { scored = std::move(answer); });
+  FakeCall& call = cluster_.call(kBase);
+  EXPECT_TRUE(call.spec.score_prompt);
+  call.events->OnPromptScores({{'b', -1, {}}});
+  call.events->OnPromptScores({{'c', -2, {}}});
+  call.Finish();
+  ASSERT_TRUE(scored.has_value() && scored->ok());
+  EXPECT_EQ((*scored)->first_token, 'a');
+  EXPECT_EQ((*scored)->tokens.size(), 2u);
+  EXPECT_DOUBLE_EQ((*scored)->sum_logprob, -3);
+  EXPECT_DOUBLE_EQ((*scored)->price_usd, 3 * 100 / 1e6);
+}
+
+TEST_F(DispatcherTest, ScoresOfOtherTokensAreTheWorkersErrorAndAPolicyCannotScore) {
+  std::optional<StatusOr<ScoreAnswer>> scored;
+  const auto on_score = [&](StatusOr<ScoreAnswer> answer) { scored = std::move(answer); };
+  RequestFields fields = Fields("small", std::string("abc"));
+  fields.api = ApiKind::kScore;
+  dispatcher_->Score(*Request::Make(fields), on_score);
+  cluster_.call(kSmall).events->OnPromptScores({{'z', -1, {}}});
+  EXPECT_TRUE(cluster_.call(kSmall).is_cancelled);
+  cluster_.call(kSmall).Fail(Cancelled("by us"));
+  ASSERT_TRUE(scored.has_value());
+  EXPECT_EQ(Reason(scored->status()), "worker_protocol");
+  fields.model = "auto";
+  dispatcher_->Score(*Request::Make(fields), on_score);
+  EXPECT_EQ(Param(scored->status()), "model");
+}
+
+TEST_F(DispatcherTest, ModelsArePoliciesAndTiersWithWhatTheClusterKnows) {
+  cluster_.tier(kNano).replicas.clear();
+  const auto models = dispatcher_->ListModels();
+  ASSERT_EQ(models.size(), 4u);
+  EXPECT_EQ(models[0].id, "auto");
+  EXPECT_THAT(models[0].tiers, ElementsAre("nano", "small", "base"));
+  EXPECT_TRUE(models[0].is_ready);
+  EXPECT_EQ(models[1].id, "nano");
+  EXPECT_FALSE(models[1].is_ready);
+  EXPECT_EQ(models[3].context_length, 64u);
+  EXPECT_DOUBLE_EQ(models[3].price.usd_per_million_prompt_tokens, 100);
+}
+
+TEST_F(DispatcherTest, TokenizeUsesTheTiersTokenizer) {
+  EXPECT_THAT(*dispatcher_->Tokenize(**Request::Make(Fields("auto", std::string("ab")))),
+              ElementsAre('a', 'b'));
+  cluster_.tier(kNano).text = nullptr;
+  EXPECT_EQ(Reason(dispatcher_->Tokenize(**Request::Make(Fields("nano"))).status()), "no_capacity");
+}
+
+}  // namespace
+}  // namespace terrace

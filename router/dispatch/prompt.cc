@@ -1,0 +1,57 @@
+#include "router/dispatch/prompt.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "router/request/param.h"
+
+namespace terrace {
+namespace {
+
+Status CheckIds(const Request& request, const TierView& tier) {
+  const auto check = [&](std::string_view param, TokenId id) -> Status {
+    if (static_cast<uint32_t>(id) < tier.vocab_size) return {};
+    return ParamError("invalid_value", param, "no such token: ", id, ", the vocabulary has ",
+                      tier.vocab_size);
+  };
+  for (const auto& [token, bias] : request.sampling().logit_bias) RETURN_IF_ERROR(check("logit_bias", token));
+  for (const TokenId token : request.stop_tokens()) RETURN_IF_ERROR(check("stop_tokens", token));
+  if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input())) {
+    for (const TokenId token : *tokens) RETURN_IF_ERROR(check("prompt_tokens", token));
+  }
+  return {};
+}
+
+StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& text) {
+  if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input())) {
+    auto tokens = text.EncodeChat(*chat);
+    return tokens.ok() ? std::move(tokens) : WithParam(tokens.status(), "messages");
+  }
+  if (const auto* prompt = std::get_if<std::string>(&request.input())) return text.EncodePrompt(*prompt);
+  return std::get<std::vector<TokenId>>(request.input());
+}
+
+}  // namespace
+
+StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier) {
+  RETURN_IF_ERROR(CheckIds(request, tier));
+  ASSIGN_OR_RETURN(std::vector<TokenId> tokens, Encode(request, *tier.text));
+  if (tokens.empty()) return ParamError("invalid_value", "prompt", "gives no token");
+  return std::make_shared<const std::vector<TokenId>>(std::move(tokens));
+}
+
+Status CheckContext(const Request& request, size_t prompt_tokens, const TierView& tier) {
+  const bool is_score = request.api() == ApiKind::kScore;
+  const uint64_t answer = is_score ? 0 : std::max<uint64_t>(request.max_tokens(), 1);
+  if (prompt_tokens + answer <= tier.context_length) return {};
+  const char* param =
+      std::holds_alternative<std::vector<ChatMessage>>(request.input()) ? "messages" : "prompt";
+  const std::string asked = request.max_tokens() == 0
+                                ? ""
+                                : Concat(" and max_tokens is ", request.max_tokens(), ", together ",
+                                         prompt_tokens + request.max_tokens());
+  return ParamError("context_length_exceeded", param, "the model's context is ", tier.context_length,
+                    " tokens, the prompt has ", prompt_tokens, asked);
+}
+
+}  // namespace terrace

@@ -1,0 +1,114 @@
+#include "router/dispatch/recorder.h"
+
+#include <algorithm>
+
+#include "base/log.h"
+
+namespace terrace {
+namespace {
+
+using Labels = std::vector<std::string>;
+
+double Millis(double seconds) { return seconds * 1e3; }
+
+void LogRequest(const RequestRecord& record) {
+  const AnswerSummary& summary = record.summary;
+  const bool ok = record.status.ok();
+  Json attempts = Json::array();
+  for (const AnswerAttempt& attempt : summary.attempts)
+    attempts.push_back(attempt.tier + "@" + attempt.replica);
+  const std::string reason = Reason(record.status);
+  Log(LogLevel::kInfo, "request",
+      {{"request_id", record.request_id},
+       {"api", std::string(ApiName(record.api))},
+       {"model", record.model},
+       {"tier", summary.tier},
+       {"attempts", std::move(attempts)},
+       {"outcome", std::string(OutcomeOf(record.status))},
+       {"finish_reason", ok ? Json(AnswerEndName(summary.end)) : Json()},
+       {"code", ok ? Json() : Json(reason.empty() ? absl::StatusCodeToString(record.status.code()) : reason)},
+       {"prompt_tokens", summary.usage.prompt_tokens},
+       {"cached_tokens", summary.usage.cached_tokens},
+       {"completion_tokens", summary.usage.completion_tokens},
+       {"queue_ms", record.queue_seconds < 0 ? Json() : Json(Millis(record.queue_seconds))},
+       {"ttft_ms", record.has_first_token ? Json(Millis(summary.time_to_first_token_seconds)) : Json()},
+       {"duration_ms", Millis(summary.total_seconds)},
+       {"price_usd", summary.price_usd}});
+}
+
+}  // namespace
+
+std::string_view OutcomeOf(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kOk:
+      return "ok";
+    case StatusCode::kInvalidArgument:
+    case StatusCode::kNotFound:
+    case StatusCode::kFailedPrecondition:
+    case StatusCode::kUnimplemented:
+      return "client_error";
+    case StatusCode::kCancelled:
+      return "cancelled";
+    case StatusCode::kDeadlineExceeded:
+      return "deadline";
+    case StatusCode::kResourceExhausted:
+      return "overloaded";
+    case StatusCode::kUnavailable:
+      return "unavailable";
+    default:
+      return "error";
+  }
+}
+
+Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers) : metrics_(metrics) {
+  for (const std::string& name : tiers) {
+    const Labels labels = {name};
+    Tier& tier = tiers_.emplace_back();
+    tier.name = name;
+    tier.inter_token = &metrics.GetHistogram("terrace_inter_token_latency_seconds", labels);
+    tier.first_token = &metrics.GetHistogram("terrace_time_to_first_token_seconds", labels);
+    tier.queue = &metrics.GetHistogram("terrace_request_queue_seconds", labels);
+    tier.prompt_tokens = &metrics.GetCounter("terrace_prompt_tokens_total", labels);
+    tier.cached_tokens = &metrics.GetCounter("terrace_cached_tokens_total", labels);
+    tier.generation_tokens = &metrics.GetCounter("terrace_generation_tokens_total", labels);
+    tier.cost = &metrics.GetCounter("terrace_cost_usd_total", labels);
+    const char* results[] = {"accepted", "escalated", "failed"};
+    for (size_t i = 0; i < tier.attempts.size(); ++i) {
+      tier.attempts[i] = &metrics.GetCounter("terrace_tier_attempts_total", Labels{name, results[i]});
+    }
+  }
+}
+
+void Recorder::OnAttempt(size_t tier_index, AttemptResult result, const AnswerAttempt& attempt) {
+  const Tier& tier = tiers_[tier_index];
+  tier.attempts[static_cast<size_t>(result)]->Add();
+  tier.prompt_tokens->Add(attempt.usage.prompt_tokens);
+  tier.cached_tokens->Add(attempt.usage.cached_tokens);
+  tier.generation_tokens->Add(attempt.usage.completion_tokens);
+  tier.cost->Add(attempt.price_usd);
+}
+
+void Recorder::OnEscalation(size_t from, size_t to) {
+  metrics_.GetCounter("terrace_escalations_total", Labels{tiers_[from].name, tiers_[to].name}).Add();
+}
+
+void Recorder::OnRequest(const RequestRecord& record) {
+  const AnswerSummary& summary = record.summary;
+  const std::string outcome(OutcomeOf(record.status));
+  const std::string tier = summary.tier.empty() ? "none" : summary.tier;
+  metrics_
+      .GetCounter("terrace_requests_total",
+                  Labels{std::string(ApiName(record.api)), record.model, tier, outcome})
+      .Add();
+  metrics_.GetHistogram("terrace_request_duration_seconds", Labels{tier, outcome})
+      .Observe(summary.total_seconds);
+  const auto found =
+      std::find_if(tiers_.begin(), tiers_.end(), [&](const Tier& t) { return t.name == summary.tier; });
+  if (found != tiers_.end()) {
+    if (record.has_first_token) found->first_token->Observe(summary.time_to_first_token_seconds);
+    if (record.queue_seconds >= 0) found->queue->Observe(record.queue_seconds);
+  }
+  LogRequest(record);
+}
+
+}  // namespace terrace

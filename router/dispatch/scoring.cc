@@ -1,0 +1,133 @@
+#include "router/dispatch/scoring.h"
+
+#include <utility>
+
+#include "router/dispatch/answer_text.h"
+#include "router/request/param.h"
+
+namespace terrace {
+
+class Scoring::Events : public ExecuteEvents {
+ public:
+  explicit Events(std::shared_ptr<Scoring> owner) : owner_(std::move(owner)) {}
+  void OnTokens(std::vector<WorkerToken>) override {}  // none are asked for
+  void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnScores(scores); }
+  void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }
+
+ private:
+  const std::shared_ptr<Scoring> owner_;
+};
+
+Scoring::Scoring(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
+                 const CatalogEntry& entry, Dispatcher::OnScore on_score)
+    : state_(std::move(state)),
+      ticket_(std::move(ticket)),
+      request_(std::move(request)),
+      entry_(entry),
+      on_score_(std::move(on_score)) {
+  record_.api = request_->api();
+  record_.request_id = request_->request_id();
+  record_.model = entry_.id;
+}
+
+void Scoring::Start() {
+  if (entry_.is_policy) {
+    return Finish(
+        ParamError("invalid_value", "model", "scores come from one tier, ", entry_.id, " is a policy"));
+  }
+  Advance();
+}
+
+// As in Generation, nothing may be touched after a call has been started.
+void Scoring::Advance() {
+  if (cancellation_.is_cancelled()) return Finish(ClientGone());
+  if (Now() >= request_->deadline()) return Finish(DeadlinePassed());
+  const Status refused = TryStart();
+  if (!refused.ok()) Finish(failure_.ok() ? refused : failure_);
+}
+
+Status Scoring::TryStart() {
+  const auto view = state_->parts.cluster.View();
+  const TierView& tier = view->tiers[entry_.tiers.front()];
+  ASSIGN_OR_RETURN(const ReplicaView* replica, PickReplica(*state_, *request_, tier, tried_));
+  CHECK(tier.text != nullptr, "a ready replica without text");
+  text_ = tier.text;
+  vocab_size_ = tier.vocab_size;
+  ASSIGN_OR_RETURN(prompt_, EncodeInput(*request_, tier));
+  RETURN_IF_ERROR(CheckContext(*request_, prompt_->size(), tier));
+  if (prompt_->size() < 2)
+    return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
+  tried_.insert(replica->id);
+  record_.summary.tier = tier.name;
+  attempt_ = {.tier = tier.name, .replica = replica->address, .accepted = true};
+  answer_ = {.first_token = prompt_->front(), .tier = tier.name};
+  protocol_error_ = {};
+  slot_ = cancellation_.NextSlot();
+  const ExecuteSpec spec{.request_id = request_->request_id(),
+                         .prompt = prompt_,
+                         .sampling = {.temperature = 0},
+                         .top_logprobs = request_->top_logprobs(),
+                         .score_prompt = true,
+                         .deadline = request_->deadline()};
+  const auto slot = slot_;
+  const auto client = replica->client;
+  slot->Set(client->Execute(spec, std::make_shared<Events>(shared_from_this())));
+  return {};
+}
+
+void Scoring::OnScores(const std::vector<WorkerToken>& scores) {
+  for (const WorkerToken& score : scores) {
+    if (!protocol_error_.ok()) return;
+    protocol_error_ = CheckToken(score, vocab_size_);
+    const size_t index = answer_.tokens.size() + 1;
+    if (protocol_error_.ok() && (index >= prompt_->size() || score.token != (*prompt_)[index])) {
+      protocol_error_ = WithReason(Internal("the worker scored another token"), "worker_protocol");
+    }
+    if (!protocol_error_.ok()) return slot_->Cancel();
+    answer_.sum_logprob += score.logprob;
+    answer_.tokens.push_back(ToAnswerToken(score, *text_->tokenizer));
+  }
+}
+
+void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
+  if (cancellation_.is_cancelled()) return Finish(ClientGone());
+  if (!protocol_error_.ok()) return OnFailed(protocol_error_);
+  if (!result.ok()) return OnFailed(result.status());
+  if (answer_.tokens.size() + 1 != prompt_->size()) {
+    return OnFailed(WithReason(Internal("the worker scored too few tokens"), "worker_protocol"));
+  }
+  const size_t tier = entry_.tiers.front();
+  attempt_.usage = result->usage;
+  attempt_.mean_logprob = answer_.sum_logprob / static_cast<double>(answer_.tokens.size());
+  attempt_.price_usd = PriceUsd(state_->parts.catalog.tiers()[tier].price, attempt_.usage);
+  answer_.price_usd = attempt_.price_usd;
+  record_.summary.usage = attempt_.usage;
+  record_.summary.price_usd = attempt_.price_usd;
+  record_.summary.attempts.push_back(attempt_);
+  record_.queue_seconds = result->queue_seconds;
+  state_->parts.recorder.OnAttempt(tier, Recorder::AttemptResult::kAccepted, attempt_);
+  Finish({});
+}
+
+void Scoring::OnFailed(const Status& error) {
+  attempt_.accepted = false;
+  record_.summary.attempts.push_back(attempt_);
+  state_->parts.recorder.OnAttempt(entry_.tiers.front(), Recorder::AttemptResult::kFailed, attempt_);
+  failure_ = ClientError(error);
+  if (IsRetryable(error) && tried_.size() < 2) return Advance();
+  Finish(failure_);
+}
+
+void Scoring::Finish(const Status& status) {
+  record_.status = status;
+  record_.summary.total_seconds = Seconds(Now() - request_->arrival());
+  state_->parts.recorder.OnRequest(record_);
+  { const Admission::Ticket given_back = std::move(ticket_); }
+  if (status.ok()) {
+    on_score_(std::move(answer_));
+  } else {
+    on_score_(status);
+  }
+}
+
+}  // namespace terrace

@@ -1,0 +1,52 @@
+// One score request: the log-probabilities of given tokens under one tier. Kept alive by its worker call; no
+// thread of its own. Everything but Cancel is called by one thread at a time.
+#pragma once
+
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "router/dispatch/attempts.h"
+#include "router/dispatch/prompt.h"
+
+namespace terrace {
+
+class Scoring : public std::enable_shared_from_this<Scoring> {
+ public:
+  Scoring(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
+          const CatalogEntry& entry, Dispatcher::OnScore on_score);
+
+  void Start();                              // once
+  void Cancel() { cancellation_.Cancel(); }  // any thread
+
+ private:
+  class Events;
+  void Advance();
+  Status TryStart();
+  void OnScores(const std::vector<WorkerToken>& scores);
+  void OnAttemptDone(const StatusOr<ExecuteResult>& result);
+  void OnFailed(const Status& error);
+  void Finish(const Status& status);
+  MonoTime Now() const { return state_->parts.clock.Now(); }
+
+  const std::shared_ptr<DispatchState> state_;
+  Admission::Ticket ticket_;
+  const RequestPtr request_;
+  const CatalogEntry& entry_;  // the catalog outlives requests
+  const Dispatcher::OnScore on_score_;
+  Cancellation cancellation_;
+
+  std::set<ReplicaId> tried_;
+  Status failure_;
+  // Of the attempt in progress.
+  std::shared_ptr<const TextAssets> text_;
+  uint32_t vocab_size_ = 0;
+  PromptPtr prompt_;
+  std::shared_ptr<CancelSlot> slot_;
+  AnswerAttempt attempt_;
+  ScoreAnswer answer_;
+  Status protocol_error_;
+  RequestRecord record_;
+};
+
+}  // namespace terrace

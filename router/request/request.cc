@@ -1,0 +1,148 @@
+#include "router/request/request.h"
+
+#include <algorithm>
+
+#include "router/request/param.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::string_view kInvalid = "invalid_value";
+
+// A number within [low, high], or in (low, high] when `above`.
+Status CheckRange(std::string_view param, double value, double low, double high, bool above = false) {
+  const bool fits = above ? value > low && value <= high : value >= low && value <= high;  // false for NaN
+  if (fits) return {};
+  return ParamError(kInvalid, param, "must be in ", above ? "(" : "[", low, ", ", high, "], got ", value);
+}
+
+Status CheckCount(std::string_view param, size_t count, size_t limit) {
+  if (count <= limit) return {};
+  return ParamError(kInvalid, param, count, " entries, limit ", limit);
+}
+
+StatusOr<Sampling> MakeSampling(const RequestFields& fields) {
+  struct Real {
+    std::string_view param;
+    const std::optional<double>& value;
+    float& out;
+    double low, high;
+    bool above;
+  };
+  Sampling out;
+  const Real reals[] = {
+      {"temperature", fields.temperature, out.temperature, 0, 2, false},
+      {"top_p", fields.top_p, out.top_p, 0, 1, true},
+      {"min_p", fields.min_p, out.min_p, 0, 1, false},
+      {"repetition_penalty", fields.repetition_penalty, out.repetition_penalty, 0, 10, true},
+      {"presence_penalty", fields.presence_penalty, out.presence_penalty, -2, 2, false},
+      {"frequency_penalty", fields.frequency_penalty, out.frequency_penalty, -2, 2, false},
+  };
+  for (const Real& real : reals) {
+    if (!real.value.has_value()) continue;
+    RETURN_IF_ERROR(CheckRange(real.param, *real.value, real.low, real.high, real.above));
+    real.out = static_cast<float>(*real.value);
+    // A positive double may round to a float of zero.
+    RETURN_IF_ERROR(CheckRange(real.param, real.out, real.low, real.high, real.above));
+  }
+  if (fields.top_k.has_value()) {
+    if (*fields.top_k < 0 || *fields.top_k > INT32_MAX) {
+      return ParamError(kInvalid, "top_k", "must be in [0, ", INT32_MAX, "], got ", *fields.top_k);
+    }
+    out.top_k = static_cast<int32_t>(*fields.top_k);
+  }
+  RETURN_IF_ERROR(CheckCount("logit_bias", fields.logit_bias.size(), Request::kMaxLogitBias));
+  for (const auto& [token, bias] : fields.logit_bias) {
+    if (token < 0 || token > INT32_MAX)
+      return ParamError(kInvalid, "logit_bias", "token ", token, " does not exist");
+    RETURN_IF_ERROR(CheckRange("logit_bias", bias, -100, 100));
+    out.logit_bias[static_cast<TokenId>(token)] = static_cast<float>(bias);
+  }
+  out.seed = fields.seed;
+  return out;
+}
+
+Status CheckChat(const std::vector<ChatMessage>& messages) {
+  if (messages.empty()) return ParamError(kInvalid, "messages", "must not be empty");
+  RETURN_IF_ERROR(CheckCount("messages", messages.size(), Request::kMaxMessages));
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string& role = messages[i].role;
+    if (role != "system" && role != "user" && role != "assistant") {
+      return ParamError(kInvalid, Concat("messages[", i, "].role"), "must be system, user or assistant");
+    }
+  }
+  return {};
+}
+
+Status CheckInput(const RequestFields& fields) {
+  if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&fields.input)) return CheckChat(*chat);
+  if (const auto* prompt = std::get_if<std::string>(&fields.input)) {
+    return prompt->empty() ? ParamError(kInvalid, "prompt", "must not be empty") : Status();
+  }
+  const auto& tokens = std::get<std::vector<TokenId>>(fields.input);
+  if (tokens.empty()) return ParamError(kInvalid, "prompt_tokens", "must not be empty");
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0)
+      return ParamError(kInvalid, Concat("prompt_tokens[", i, "]"), "no such token: ", tokens[i]);
+  }
+  return {};
+}
+
+Status CheckNames(const RequestFields& fields) {
+  if (fields.model.size() > Request::kMaxModelBytes) {
+    return ParamError(kInvalid, "model", fields.model.size(), " bytes, limit ", Request::kMaxModelBytes);
+  }
+  const auto is_plain = [](char c) { return c > ' ' && c <= '~'; };
+  if (fields.request_id.empty() || fields.request_id.size() > Request::kMaxRequestIdBytes ||
+      !std::all_of(fields.request_id.begin(), fields.request_id.end(), is_plain)) {
+    return ParamError(kInvalid, "request_id", "must be 1 to ", Request::kMaxRequestIdBytes,
+                      " printable ASCII characters without blanks");
+  }
+  return {};
+}
+
+Status CheckStops(const RequestFields& fields) {
+  RETURN_IF_ERROR(CheckCount("stop", fields.stop.size(), Request::kMaxStops));
+  for (const std::string& stop : fields.stop) {
+    if (stop.empty() || stop.size() > Request::kMaxStopBytes) {
+      return ParamError(kInvalid, "stop", "each must be 1 to ", Request::kMaxStopBytes, " bytes, got ",
+                        stop.size());
+    }
+  }
+  RETURN_IF_ERROR(CheckCount("stop_tokens", fields.stop_tokens.size(), Request::kMaxStopTokens));
+  for (const TokenId token : fields.stop_tokens) {
+    if (token < 0) return ParamError(kInvalid, "stop_tokens", "no such token: ", token);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string_view ApiName(ApiKind api) {
+  switch (api) {
+    case ApiKind::kOpenAiChat:
+      return "openai_chat";
+    case ApiKind::kGenerate:
+      return "generate";
+    case ApiKind::kScore:
+      return "score";
+  }
+  return "";
+}
+
+StatusOr<RequestPtr> Request::Make(RequestFields fields) {
+  RETURN_IF_ERROR(CheckNames(fields));
+  RETURN_IF_ERROR(CheckInput(fields));
+  if (fields.max_tokens.has_value() && (*fields.max_tokens < 1 || *fields.max_tokens > kMaxMaxTokens)) {
+    return ParamError(kInvalid, "max_tokens", "must be in [1, ", kMaxMaxTokens, "], got ",
+                      *fields.max_tokens);
+  }
+  RETURN_IF_ERROR(CheckStops(fields));
+  RETURN_IF_ERROR(CheckRange("top_logprobs", static_cast<double>(fields.top_logprobs), 0, kMaxTopLogprobs));
+  if (fields.top_logprobs > 0 && !fields.logprobs)
+    return ParamError(kInvalid, "top_logprobs", "needs logprobs");
+  ASSIGN_OR_RETURN(Sampling sampling, MakeSampling(fields));
+  return RequestPtr(new Request(std::move(fields), std::move(sampling)));
+}
+
+}  // namespace terrace

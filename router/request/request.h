@@ -1,0 +1,97 @@
+// One client request, validated. A Request is made only by Request::Make from the RequestFields that an API
+// parsed, is immutable and shared by every part that works on it. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace terrace {
+
+enum class ApiKind : uint8_t { kOpenAiChat, kGenerate, kScore };
+std::string_view ApiName(ApiKind api);  // "openai_chat", "generate", "score": metrics and logs
+
+// Plain text to continue, a conversation to answer, or tokens to continue.
+using RequestInput = std::variant<std::string, std::vector<ChatMessage>, std::vector<TokenId>>;
+
+// How the next token is chosen; ranges in proto/terrace/v1/sampling.proto.
+struct Sampling {
+  float temperature = 1;  // 0 is greedy
+  int32_t top_k = 0;      // 0: off
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  std::map<TokenId, float> logit_bias = {};
+  std::optional<uint64_t> seed = {};  // absent: drawn by the dispatcher
+};
+
+// What a client wrote, in types wide enough to hold what is out of range. Absent: the default.
+struct RequestFields {
+  ApiKind api = ApiKind::kGenerate;
+  std::string request_id = {};
+  std::string model = {};  // "": the configured default
+  RequestInput input = {};
+  std::optional<int64_t> max_tokens = {};  // absent: as many as the context holds
+  std::optional<double> temperature = {}, top_p = {}, min_p = {}, repetition_penalty = {},
+                        presence_penalty = {}, frequency_penalty = {};
+  std::optional<int64_t> top_k = {};
+  std::optional<uint64_t> seed = {};
+  std::vector<std::pair<int64_t, double>> logit_bias = {};
+  std::vector<std::string> stop = {};
+  std::vector<int32_t> stop_tokens = {};
+  bool logprobs = false;
+  int64_t top_logprobs = 0;
+  bool ignore_eos = false;
+  bool is_streamed = true;
+  MonoTime arrival = {};
+  MonoTime deadline = {};
+};
+
+class Request {
+ public:
+  static constexpr size_t kMaxModelBytes = 256, kMaxRequestIdBytes = 128, kMaxMessages = 2048;
+  static constexpr size_t kMaxStops = 16, kMaxStopBytes = 256, kMaxStopTokens = 64, kMaxLogitBias = 1024;
+  static constexpr int64_t kMaxTopLogprobs = 20, kMaxMaxTokens = 1 << 30;
+
+  // INVALID_ARGUMENT with a reason (invalid_value, unless said in docs/errors.md) and the parameter.
+  static StatusOr<std::shared_ptr<const Request>> Make(RequestFields fields);
+
+  ApiKind api() const { return fields_.api; }
+  const std::string& request_id() const { return fields_.request_id; }
+  const std::string& model() const { return fields_.model; }
+  const RequestInput& input() const { return fields_.input; }
+  uint32_t max_tokens() const {
+    return static_cast<uint32_t>(fields_.max_tokens.value_or(0));
+  }  // 0: what fits
+  const Sampling& sampling() const { return sampling_; }
+  const std::vector<std::string>& stop() const { return fields_.stop; }
+  const std::vector<TokenId>& stop_tokens() const { return fields_.stop_tokens; }
+  bool logprobs() const { return fields_.logprobs; }
+  uint32_t top_logprobs() const { return static_cast<uint32_t>(fields_.top_logprobs); }
+  bool ignore_eos() const { return fields_.ignore_eos; }
+  bool is_streamed() const { return fields_.is_streamed; }
+  MonoTime arrival() const { return fields_.arrival; }
+  MonoTime deadline() const { return fields_.deadline; }
+
+ private:
+  Request(RequestFields fields, Sampling sampling)
+      : fields_(std::move(fields)), sampling_(std::move(sampling)) {}
+  const RequestFields fields_;
+  const Sampling sampling_;
+};
+
+using RequestPtr = std::shared_ptr<const Request>;
+
+}  // namespace terrace

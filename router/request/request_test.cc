@@ -1,0 +1,138 @@
+#include "router/request/request.h"
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "router/request/param.h"
+
+namespace terrace {
+namespace {
+
+RequestFields ValidFields() {
+  RequestFields fields;
+  fields.request_id = "r-1";
+  fields.model = "small";
+  fields.input = std::string("hello");
+  return fields;
+}
+
+TEST(Request, AbsentFieldsHaveTheirDefaults) {
+  const auto request = Request::Make(ValidFields());
+  ASSERT_TRUE(request.ok()) << request.status();
+  const Sampling& sampling = (*request)->sampling();
+  EXPECT_EQ(sampling.temperature, 1);
+  EXPECT_EQ(sampling.top_k, 0);
+  EXPECT_EQ(sampling.top_p, 1);
+  EXPECT_EQ(sampling.min_p, 0);
+  EXPECT_EQ(sampling.repetition_penalty, 1);
+  EXPECT_FALSE(sampling.seed.has_value());
+  EXPECT_EQ((*request)->max_tokens(), 0u);
+}
+
+TEST(Request, ValuesOnTheirBoundsAreTaken) {
+  RequestFields fields = ValidFields();
+  fields.temperature = 2;
+  fields.top_p = 1;
+  fields.min_p = 1;
+  fields.repetition_penalty = 10;
+  fields.presence_penalty = -2;
+  fields.frequency_penalty = 2;
+  fields.top_k = 0;
+  fields.max_tokens = 1;
+  fields.stop = std::vector<std::string>(16, std::string(256, 'x'));
+  fields.stop_tokens = std::vector<int32_t>(64, 7);
+  fields.logprobs = true;
+  fields.top_logprobs = 20;
+  fields.logit_bias = {{3, -100.0}, {4, 100.0}};
+  const auto request = Request::Make(fields);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ((*request)->sampling().logit_bias.at(4), 100.0f);
+}
+
+TEST(Request, ValuesOutOfRangeNameTheirParameter) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  using Change = std::function<void(RequestFields&)>;
+  const struct {
+    const char* param;
+    Change change;
+  } cases[] = {
+      {"model", [](auto& f) { f.model = std::string(10240, 'm'); }},
+      {"request_id", [](auto& f) { f.request_id = "two words"; }},
+      {"request_id", [](auto& f) { f.request_id = std::string(129, 'r'); }},
+      {"prompt", [](auto& f) { f.input = std::string(); }},
+      {"prompt_tokens", [](auto& f) { f.input = std::vector<TokenId>(); }},
+      {"prompt_tokens[1]",
+       [](auto& f) {
+         f.input = std::vector<TokenId>{1, -1};
+       }},
+      {"messages", [](auto& f) { f.input = std::vector<ChatMessage>(); }},
+      {"messages",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>(2049, {"user", "x"});
+       }},
+      {"messages[1].role",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"user", "x"}, {"robot", "y"}};
+       }},
+      {"max_tokens", [](auto& f) { f.max_tokens = 0; }},
+      {"max_tokens", [](auto& f) { f.max_tokens = -1; }},
+      {"max_tokens", [](auto& f) { f.max_tokens = INT64_MAX; }},
+      {"temperature", [](auto& f) { f.temperature = -0.1; }},
+      {"temperature", [](auto& f) { f.temperature = 2.1; }},
+      {"temperature", [=](auto& f) { f.temperature = kNan; }},
+      {"top_p", [](auto& f) { f.top_p = 0; }},
+      {"top_p", [](auto& f) { f.top_p = 1.01; }},
+      {"top_p", [](auto& f) { f.top_p = 1e-60; }},
+      {"top_k", [](auto& f) { f.top_k = -5; }},
+      {"min_p", [](auto& f) { f.min_p = -0.5; }},
+      {"repetition_penalty", [](auto& f) { f.repetition_penalty = 0; }},
+      {"presence_penalty", [](auto& f) { f.presence_penalty = 2.5; }},
+      {"frequency_penalty", [](auto& f) { f.frequency_penalty = -2.5; }},
+      {"stop", [](auto& f) { f.stop = {""}; }},
+      {"stop", [](auto& f) { f.stop = {std::string(257, 's')}; }},
+      {"stop", [](auto& f) { f.stop = std::vector<std::string>(17, "s"); }},
+      {"stop_tokens", [](auto& f) { f.stop_tokens = std::vector<int32_t>(65, 1); }},
+      {"stop_tokens", [](auto& f) { f.stop_tokens = {-3}; }},
+      {"top_logprobs", [](auto& f) { f.top_logprobs = 1; }},
+      {"top_logprobs", [](auto& f) { f.logprobs = true, f.top_logprobs = 21; }},
+      {"logit_bias",
+       [](auto& f) {
+         f.logit_bias = {{-1, 0.0}};
+       }},
+      {"logit_bias",
+       [](auto& f) {
+         f.logit_bias = {{1, 1e9}};
+       }},
+      {"logit_bias",
+       [=](auto& f) {
+         f.logit_bias = {{1, kNan}};
+       }},
+      {"logit_bias",
+       [](auto& f) {
+         f.logit_bias.assign(1025, {1, 0.0});
+       }},
+  };
+  for (const auto& c : cases) {
+    RequestFields fields = ValidFields();
+    c.change(fields);
+    const auto request = Request::Make(fields);
+    ASSERT_FALSE(request.ok()) << c.param;
+    EXPECT_EQ(request.status().code(), StatusCode::kInvalidArgument) << request.status();
+    EXPECT_EQ(Reason(request.status()), "invalid_value") << request.status();
+    EXPECT_EQ(Param(request.status()), c.param) << request.status();
+    EXPECT_LT(Message(request.status()).size(), 200u) << "a message echoes no long input";
+  }
+}
+
+TEST(Request, ReasonAndParameterAreIndependentLabels) {
+  const Status status = WithParam(WithReason(InvalidArgument("x"), "why"), "where");
+  EXPECT_EQ(Reason(status), "why");
+  EXPECT_EQ(Param(status), "where");
+  EXPECT_EQ(Param(WithParam(Status(), "where")), "");
+}
+
+}  // namespace
+}  // namespace terrace

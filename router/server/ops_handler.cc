@@ -1,0 +1,111 @@
+#include "router/server/ops_handler.h"
+
+#include <utility>
+#include <vector>
+
+#include "base/version.h"
+
+namespace terrace {
+namespace {
+
+using Labels = std::vector<std::string>;
+
+Json ReplicaJson(const ReplicaView& replica) {
+  return {{"address", replica.address},
+          {"state", ReplicaStateName(replica.state)},
+          {"model", replica.description.model},
+          {"model_digest", replica.description.model_digest},
+          {"device", replica.description.device},
+          {"running", replica.load.running_sequences},
+          {"waiting", replica.load.waiting_sequences},
+          {"free_blocks", replica.load.free_blocks},
+          {"total_blocks", replica.load.total_blocks},
+          {"last_error", replica.last_error}};
+}
+
+}  // namespace
+
+void OpsHandler::Handle(const HttpRequest& request, HttpResponder& responder) {
+  if (request.method != "GET") {
+    return responder.Send(405, "use GET\n", "text/plain", {{"allow", "GET"}});
+  }
+  if (request.path == "/healthz") return responder.Send(200, "ok\n", "text/plain");
+  if (request.path == "/metrics") return responder.Send(200, Metrics(), MetricRegistry::kContentType);
+  if (request.path == "/statusz") return responder.Send(200, ToJsonText(StatusPage()) + "\n");
+  if (request.path == "/readyz") {
+    const Json readiness = Readiness();
+    return responder.Send(readiness["ready"] == true ? 200 : 503, ToJsonText(readiness) + "\n");
+  }
+  responder.Send(404, "there are /metrics /healthz /readyz /statusz\n", "text/plain");
+}
+
+// Gauges are read from the latest view, so that they never disagree with one another.
+std::string OpsHandler::Metrics() {
+  MetricRegistry& metrics = parts_.metrics;
+  const auto view = parts_.cluster.View();
+  metrics.GetGauge("terrace_requests_in_flight").Set(static_cast<double>(parts_.admission.in_flight()));
+  std::lock_guard lock(mutex_);
+  for (auto& [replica, is_seen] : replicas_) is_seen = false;
+  for (const TierView& tier : view->tiers) {
+    metrics.GetGauge("terrace_pool_ready_workers", Labels{tier.name})
+        .Set(static_cast<double>(tier.ready_replicas()));
+    for (const ReplicaView& replica : tier.replicas) {
+      replicas_[{tier.name, replica.address}] = true;
+      for (const ReplicaState state : kReplicaStates) {
+        metrics.GetGauge("terrace_worker_state", Labels{tier.name, replica.address, ReplicaStateName(state)})
+            .Set(replica.state == state ? 1 : 0);
+      }
+    }
+  }
+  for (const auto& [replica, is_seen] : replicas_) {
+    if (is_seen) continue;  // else it has left the tier
+    for (const ReplicaState state : kReplicaStates) {
+      metrics.GetGauge("terrace_worker_state", Labels{replica.first, replica.second, ReplicaStateName(state)})
+          .Set(0);
+    }
+  }
+  return metrics.Render();
+}
+
+Json OpsHandler::Readiness() const {
+  const auto view = parts_.cluster.View();
+  Json not_ready = Json::array();
+  for (const TierView& tier : view->tiers) {
+    if (tier.ready_replicas() == 0) not_ready.push_back(tier.name);
+  }
+  const bool is_ready = !is_draining_ && not_ready.size() < view->tiers.size();
+  return {{"ready", is_ready}, {"draining", is_draining_.load()}, {"tiers_not_ready", std::move(not_ready)}};
+}
+
+Json OpsHandler::StatusPage() const {
+  const auto view = parts_.cluster.View();
+  Json tiers = Json::array();
+  for (size_t i = 0; i < view->tiers.size(); ++i) {
+    const TierView& tier = view->tiers[i];
+    const TierPrice& price = parts_.catalog.tiers()[i].price;
+    Json replicas = Json::array();
+    for (const ReplicaView& replica : tier.replicas) replicas.push_back(ReplicaJson(replica));
+    tiers.push_back({{"name", tier.name},
+                     {"model", tier.model},
+                     {"context_length", tier.context_length},
+                     {"parameters", tier.parameters},
+                     {"usd_per_million_prompt_tokens", price.usd_per_million_prompt_tokens},
+                     {"usd_per_million_completion_tokens", price.usd_per_million_completion_tokens},
+                     {"ready_replicas", tier.ready_replicas()},
+                     {"replicas", std::move(replicas)}});
+  }
+  Json models = Json::array();
+  for (const ModelInfo& model : parts_.dispatcher.ListModels()) {
+    models.push_back({{"id", model.id},
+                      {"is_policy", model.is_policy},
+                      {"tiers", model.tiers},
+                      {"ready", model.is_ready}});
+  }
+  return {{"version", kVersion},
+          {"uptime_seconds", Seconds(parts_.clock.Now() - started_)},
+          {"models", std::move(models)},
+          {"tiers", std::move(tiers)},
+          {"in_flight", parts_.admission.in_flight()}};
+}
+
+}  // namespace terrace

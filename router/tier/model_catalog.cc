@@ -1,0 +1,50 @@
+#include "router/tier/model_catalog.h"
+
+#include <utility>
+
+#include "router/request/param.h"
+
+namespace terrace {
+
+StatusOr<std::unique_ptr<ModelCatalog>> ModelCatalog::Make(std::vector<CatalogTier> tiers,
+                                                           std::vector<CatalogPolicy> policies,
+                                                           const std::string& default_model) {
+  std::unique_ptr<ModelCatalog> out(new ModelCatalog());
+  const auto add_name = [&](const std::string& name) -> Status {
+    // Entries are added right after their first name.
+    if (out->by_name_.emplace(name, out->entries_.size()).second) return {};
+    return FailedPrecondition("\"", name, "\" names two things");
+  };
+  for (CatalogPolicy& policy : policies) {
+    RETURN_IF_ERROR(add_name(policy.name));
+    CatalogEntry entry{.id = policy.name, .is_policy = true};
+    for (const CascadePolicyStep& step : policy.steps) {
+      CHECK(step.tier < tiers.size());
+      entry.tiers.push_back(step.tier);
+    }
+    entry.policy = MakeCascadePolicy(std::move(policy.steps));
+    out->entries_.push_back(std::move(entry));
+  }
+  for (size_t i = 0; i < tiers.size(); ++i) {
+    RETURN_IF_ERROR(add_name(tiers[i].name));
+    for (const std::string& alias : tiers[i].aliases) RETURN_IF_ERROR(add_name(alias));
+    out->entries_.push_back({.id = tiers[i].name, .tiers = {i}, .policy = MakeNamedPolicy(i)});
+  }
+  out->tiers_ = std::move(tiers);
+  if (!default_model.empty()) {
+    const auto found = out->by_name_.find(default_model);
+    if (found == out->by_name_.end()) return FailedPrecondition("no tier or policy \"", default_model, "\"");
+    out->default_entry_ = found->second;
+  }
+  return out;
+}
+
+StatusOr<const CatalogEntry*> ModelCatalog::Find(std::string_view model) const {
+  if (model.empty()) return &entries_[default_entry_];
+  const auto found = by_name_.find(model);
+  if (found != by_name_.end()) return &entries_[found->second];
+  return WithParam(WithReason(NotFound("model: no tier, policy or alias of that name"), "model_not_found"),
+                   "model");
+}
+
+}  // namespace terrace

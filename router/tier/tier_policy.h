@@ -1,0 +1,39 @@
+// Which tiers answer a request, in which order. A TierPolicy is const and pure. Thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/status.h"
+#include "router/cluster/cluster_view.h"
+#include "router/request/request.h"
+#include "router/tier/gate.h"
+
+namespace terrace {
+
+struct PlanStep {
+  size_t tier = 0;  // index into ClusterView::tiers
+  Gate gate = {};
+};
+
+class TierPolicy {
+ public:
+  virtual ~TierPolicy() = default;
+  // The steps in order; the last one's gate accepts everything. At least one: a tier without a ready replica
+  // may come back while the request is under way, so it is the dispatcher's to skip.
+  virtual std::vector<PlanStep> Plan(const Request& request, const ClusterView& view) const = 0;
+};
+
+// The tier that the client named.
+std::unique_ptr<TierPolicy> MakeNamedPolicy(size_t tier);
+
+// Every step that is not the last has a threshold (CHECK).
+struct CascadePolicyStep {
+  size_t tier = 0;
+  std::optional<double> min_mean_logprob = {};
+};
+std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<CascadePolicyStep> steps);
+
+}  // namespace terrace
