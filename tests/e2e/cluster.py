@@ -142,7 +142,7 @@ class Cluster:
             tiers = self.status()["tiers"]
         except (OSError, http.client.HTTPException):
             return False
-        return len(tiers) == 3 and all(r["state"] == "ready" for t in tiers for r in t["replicas"])
+        return all(t["replicas"] and all(r["state"] == "ready" for r in t["replicas"]) for t in tiers)
 
     def log_text(self):
         self.log.flush()

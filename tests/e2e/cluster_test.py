@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import unittest
 
-from cluster import BIN, MODELS, ROOT, TIERS, Cluster, children_of, events, free_ports, is_alive, wait_until
+from cluster import BIN, MODELS, TIERS, Cluster, children_of, events, free_ports, is_alive, wait_until
 
 QUESTION = {"role": "user", "content": "Intent of the following ticket: i do not want the grey printer any more, please pay me back."}
 LONG = {"messages": [QUESTION], "temperature": 0, "ignore_eos": True, "max_tokens": 400}
@@ -51,7 +51,8 @@ class OneCluster(unittest.TestCase):
     def test_a_chat_completion_says_text_usage_tier_and_price(self):
         status, headers, body = self.cluster.chat({"model": "nano", "messages": [QUESTION], "temperature": 0})
         self.assertEqual(status, 200, body)
-        self.assertEqual(body["choices"][0]["message"], {"role": "assistant", "content": "refund_request"})
+        self.assertEqual(body["choices"][0]["message"]["content"], "refund_request")
+        self.assertEqual(body["choices"][0]["message"]["role"], "assistant")
         self.assertEqual(body["choices"][0]["finish_reason"], "stop")
         self.assertEqual(body["usage"]["total_tokens"], body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"])
         self.assertEqual(body["terrace"]["tier"], "nano")
@@ -217,7 +218,7 @@ class Faults(unittest.TestCase):
 
     def test_malformed_models_are_typed_errors_with_exit_code_65(self):
         with tempfile.TemporaryDirectory() as directory:
-            made = run(ROOT / "bazel-bin" / "worker" / "formats" / "write_malformed", directory)
+            made = run(BIN / "write_malformed", directory)
             self.assertEqual(made.returncode, 0, made.stderr)
             models = sorted(pathlib.Path(directory).iterdir())
             self.assertGreaterEqual(len(models), 30)
