@@ -14,6 +14,7 @@ trap 'rm -f "$LOG"' EXIT
 cd "$ROOT"
 
 die() {
+  if [[ -t 1 ]]; then printf '\r\033[K'; fi
   printf '%s: %s\n' "$(basename "$0")" "$*" >&2
   exit 1
 }
