@@ -82,7 +82,7 @@ class FakeReplica : public ReplicaClient {
                                       std::shared_ptr<ExecuteEvents> events) override {
     auto call = std::make_shared<FakeCall>(FakeCall{.spec = spec, .events = std::move(events)});
     calls.push_back(call);
-    return std::make_unique<Handle>(std::move(call));
+    return std::make_unique<Handle>(call);
   }
 
   std::vector<std::shared_ptr<FakeCall>> calls;
@@ -90,11 +90,13 @@ class FakeReplica : public ReplicaClient {
  private:
   class Handle : public CallHandle {
    public:
-    explicit Handle(std::shared_ptr<FakeCall> call) : call_(std::move(call)) {}
-    void Cancel() override { call_->is_cancelled = true; }
+    explicit Handle(const std::shared_ptr<FakeCall>& call) : call_(call) {}
+    void Cancel() override {
+      if (const auto call = call_.lock()) call->is_cancelled = true;
+    }
 
    private:
-    const std::shared_ptr<FakeCall> call_;
+    const std::weak_ptr<FakeCall> call_;  // the call holds its caller, who holds this
   };
 };
 

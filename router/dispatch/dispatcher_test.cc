@@ -82,14 +82,15 @@ class DispatcherTest : public ::testing::Test {
     return *sink_->end;
   }
 
-  FakeCluster cluster_{
-      std::array<FakeCluster::TierSpec, 3>{{{"nano", 2, 64}, {"small", 1, 64}, {"base", 2, 64}}}};
   FakeClock clock_;
   MetricRegistry metrics_;
   std::unique_ptr<ModelCatalog> catalog_;
   FirstBalancer balancer_;
   Admission admission_{4};
   Recorder recorder_;
+  // Its calls hold the requests that a test leaves unfinished, so it goes before what they use.
+  FakeCluster cluster_{
+      std::array<FakeCluster::TierSpec, 3>{{{"nano", 2, 64}, {"small", 1, 64}, {"base", 2, 64}}}};
   std::unique_ptr<Dispatcher> dispatcher_;
   std::shared_ptr<FakeSink> sink_ = std::make_shared<FakeSink>();
 };
