@@ -54,7 +54,7 @@ StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
       const int replica = ++replicas[tier];
       name = replica == 1 ? Concat("worker-", tier) : Concat("worker-", tier, "-", replica);
     }
-    plan.workers.push_back({.name = std::move(name), .config = std::move(worker)});
+    plan.workers.push_back({.name = std::move(name), .tier = tier, .config = std::move(worker)});
   }
   if (plan.workers.empty()) return FailedPrecondition("workers: at least one is needed");
   if (plan.router.tiers().empty()) return FailedPrecondition("router.tiers: at least one is needed");

@@ -13,6 +13,7 @@ namespace terrace {
 
 struct WorkerPlan {
   std::string name;  // "worker-nano": after its tier; replicas "worker-nano-2"; without a tier "worker-50061"
+  std::string tier;  // "": none lists it
   v1::WorkerConfig config;
 };
 

@@ -1,11 +1,13 @@
 #include "tools/cli/launch/local_cluster.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
 #include "base/clock.h"
 #include "base/exit_code.h"
 #include "base/http_server.h"
+#include "base/json.h"
 
 namespace terrace {
 namespace {
@@ -34,6 +36,16 @@ Status EndedEarly(const ChildExit& exit) {
     default:
       return Internal(message);
   }
+}
+
+// Whether the router, by its answer to /readyz, has a worker for every tier that this cluster starts one for.
+bool HasEveryTier(const ClusterPlan& plan, const std::string& readiness) {
+  const StatusOr<Json> json = ParseJson(readiness);
+  if (!json.ok() || !json->contains("tiers_not_ready")) return false;
+  const Json& not_ready = (*json)["tiers_not_ready"];
+  return std::none_of(plan.workers.begin(), plan.workers.end(), [&](const WorkerPlan& worker) {
+    return std::find(not_ready.begin(), not_ready.end(), worker.tier) != not_ready.end();
+  });
 }
 
 }  // namespace
@@ -66,8 +78,7 @@ Status LocalCluster::StartAll() {
   return AwaitReady();
 }
 
-// Workers before the router: it is ready once it has a tier to send requests to, a cluster when it has them
-// all.
+// Workers before the router: its answer is about them.
 Status LocalCluster::AwaitReady() {
   std::vector<std::pair<std::string, std::string>> waiting;  // name, ops address
   for (const WorkerPlan& worker : plan_.workers) waiting.emplace_back(worker.name, worker.config.ops());
@@ -79,8 +90,10 @@ Status LocalCluster::AwaitReady() {
       return EndedEarly(exits.front());
     if (shutdown_.WaitFor(0) != 0) return Cancelled("interrupted");
     std::erase_if(waiting, [&](const auto& process) {
-      if (process.first == kRouterName && waiting.size() > 1) return false;
-      const bool is_ready = HttpGet(ClientAddress(process.second) + "/readyz", kReadyRequestSeconds).ok();
+      const bool is_router = process.first == kRouterName;
+      if (is_router && waiting.size() > 1) return false;
+      const auto answer = HttpGet(ClientAddress(process.second) + "/readyz", kReadyRequestSeconds);
+      const bool is_ready = answer.ok() && (!is_router || HasEveryTier(plan_, *answer));
       if (is_ready) options_.on_ready(process.first);
       return is_ready;
     });

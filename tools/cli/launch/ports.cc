@@ -5,9 +5,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <map>
+
+#include "base/host_port.h"
 
 namespace terrace {
 namespace {
@@ -35,28 +36,11 @@ Status TryListen(const HostPort& address) {
 
 }  // namespace
 
-StatusOr<HostPort> ParseHostPort(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  HostPort parsed;
-  if (colon != std::string::npos) {
-    parsed.host = address.substr(0, colon);
-    if (parsed.host.starts_with('[') && parsed.host.ends_with(']')) {
-      parsed.host = parsed.host.substr(1, parsed.host.size() - 2);
-    } else if (parsed.host.find(':') != std::string::npos) {
-      parsed.host.clear();
-    }
-    const char* const end = address.data() + address.size();
-    const auto [rest, error] = std::from_chars(address.data() + colon + 1, end, parsed.port);
-    if (error == std::errc() && rest == end && !parsed.host.empty()) return parsed;
-  }
-  return FailedPrecondition("\"", address, "\" is not host:port (as in 127.0.0.1:8080)");
-}
-
 Status CheckPorts(const std::vector<PortUse>& uses) {
   std::map<std::string, std::string> key_of;  // by address
   for (const PortUse& use : uses) {
     const StatusOr<HostPort> address = ParseHostPort(use.address);
-    if (!address.ok()) return Annotate(address.status(), use.key);
+    if (!address.ok()) return FailedPrecondition(use.key, ": ", Message(address.status()));
     if (address->port == 0) {
       return FailedPrecondition(use.key,
                                 ": port 0 has no meaning here, the other processes must know the port");

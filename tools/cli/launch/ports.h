@@ -9,13 +9,6 @@
 
 namespace terrace {
 
-struct HostPort {
-  std::string host;  // without brackets
-  uint16_t port = 0;
-};
-// "127.0.0.1:8080", "[::1]:8080" or "localhost:8080".
-StatusOr<HostPort> ParseHostPort(const std::string& address);
-
 struct PortUse {
   std::string address;
   std::string key;  // of the configuration: "router.listen.http"

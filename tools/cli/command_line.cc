@@ -1,0 +1,211 @@
+#include "tools/cli/command_line.h"
+
+#include <algorithm>
+
+#include "CLI/CLI.hpp"
+#include "base/version.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kMaxConcurrency = 1024;
+
+const char* const kAbout =
+    "Serves language models, each request from the cheapest one that can do the job.\n"
+    "Start with `terrace demo`, or serve your own model with `terrace up --model PATH`.";
+
+void AddUp(CLI::App& app, UpOptions& options) {
+  CLI::App* const up =
+      app.add_subcommand("up", "Start a local cluster: a router and its workers, until Ctrl-C.");
+  auto* const source = up->add_option_group("what to start")->require_option(1);
+  source->add_option("-f,--file", options.launch.file,
+                     "cluster file (YAML); model paths in it are relative to its folder");
+  source->add_option("--model", options.launch.model,
+                     "one model (folder or .gguf) as the only tier, named after it");
+  up->add_option("--bin-dir", options.launch.bin_dir,
+                 "folder of terrace-router and terrace-worker (default: beside this program)");
+  up->add_option("--ready-timeout", options.launch.ready_timeout_seconds,
+                 "seconds until everything must be ready")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  up->footer("Example: terrace up -f deploy/demo/cluster.yaml");
+}
+
+void AddDemo(CLI::App& app, DemoOptions& options) {
+  CLI::App* const demo = app.add_subcommand("demo", "Start the demo cluster and ask it six prompts.");
+  demo->add_option("-f,--file", options.file, "cluster file (default: deploy/demo/cluster.yaml)");
+  demo->add_option("--bin-dir", options.bin_dir,
+                   "folder of terrace-router and terrace-worker (default: beside this program)");
+  demo->add_flag("--once", options.once, "stop after the prompts instead of serving until Ctrl-C");
+  demo->footer("Example: terrace demo --once");
+}
+
+void AddRequestOptions(CLI::App& command, RequestOptions& options) {
+  command.add_option("--max-tokens", options.max_tokens, "longest answer; 0: as the context allows")
+      ->capture_default_str();
+  command.add_option("--temperature", options.temperature, "0 is greedy; up to 2")
+      ->check(CLI::Range(0.0, 2.0))
+      ->capture_default_str();
+  command.add_option("--top-k", options.top_k, "keep the k likeliest tokens; 0: off")
+      ->check(CLI::NonNegativeNumber);
+  command.add_option("--top-p", options.top_p, "keep the likeliest tokens of this total probability")
+      ->check(CLI::Range(0.0, 1.0));
+  command.add_option("--min-p", options.min_p, "keep tokens at least this likely relative to the likeliest")
+      ->check(CLI::Range(0.0, 1.0));
+  command.add_option("--seed", options.seed, "makes sampling repeatable (default: random)");
+  command.add_option("--stop", options.stop, "end before this text; may be repeated")
+      ->allow_extra_args(false);
+  command.add_flag("--ignore-eos", options.ignore_eos, "go on past the model's end token");
+}
+
+void AddTarget(CLI::App& command, ModelTarget& target) {
+  command.add_option("--router", target.router,
+                     Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"));
+  command.add_option("--model", target.model,
+                     "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
+                     "in this process");
+  command.add_option("--threads", target.threads, "of a model in this process (default: all cores)");
+}
+
+void AddChat(CLI::App& app, ChatOptions& options) {
+  CLI::App* const chat = app.add_subcommand("chat", "Talk to a served model; reads stdin line by line.");
+  chat->add_option("--router", options.router, "host:port")->capture_default_str();
+  chat->add_option("--model", options.model, "tier, policy or alias (default: the router's)");
+  chat->add_option("--system", options.system, "system message");
+  AddRequestOptions(*chat, options.request);
+  chat->footer("Example: terrace chat --model auto");
+}
+
+void AddGenerate(CLI::App& app, GenerateOptions& options) {
+  CLI::App* const generate =
+      app.add_subcommand("generate", "One answer, streamed, from a router or a model in this process.");
+  AddTarget(*generate, options.target);
+  auto* const input = generate->add_option_group("input")->require_option(1);
+  input->add_option("--prompt", options.prompt, "plain text to continue");
+  input->add_option("--messages", options.messages_file,
+                    "file with a JSON list of {\"role\", \"content\"}; - is stdin");
+  input->add_option("--prompt-tokens", options.prompt_tokens, "token ids: 0,2,16")->delimiter(',');
+  AddRequestOptions(*generate, options.request);
+  generate
+      ->add_option("--logprobs", options.logprobs,
+                   "log-probability of each token and of this many alternatives")
+      ->check(CLI::Range(0, 20));
+  generate->add_flag("--json", options.json,
+                     "one JSON object: tokens, text, usage, tier, attempts, price, timing");
+  generate->footer("Example: terrace generate --model models/terrace-demo-nano --prompt 'Once upon a time'");
+}
+
+void AddStatus(CLI::App& app, StatusOptions& options) {
+  CLI::App* const status = app.add_subcommand("status", "Tiers and replicas as the router sees them.");
+  status->add_option("--router-ops", options.router_ops, "ops address of the router, host:port")
+      ->capture_default_str();
+  using Refresh = StatusOptions::Refresh;
+  auto* const watch = status->add_flag_callback(
+      "--watch", [&options] { options.refresh = Refresh::kAlways; },
+      "refresh every second (the default on a terminal)");
+  status
+      ->add_flag_callback(
+          "--once", [&options] { options.refresh = Refresh::kNever; }, "show once and end")
+      ->excludes(watch);
+  status->add_flag("--json", options.json, "the router's own JSON");
+  status->footer("Example: terrace status --once");
+}
+
+void AddInspect(CLI::App& app, InspectOptions& options) {
+  CLI::App* const inspect =
+      app.add_subcommand("inspect", "What a model on disk is, and the memory it needs.");
+  inspect->add_option("model", options.model, "model folder or .gguf")->required();
+  inspect->add_flag("--tensors", options.all_tensors, "every tensor, not one line for all layers");
+  inspect->add_flag("--json", options.json, "one JSON object");
+  inspect->footer("Example: terrace inspect models/terrace-demo-base.f16.gguf");
+}
+
+void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
+  CLI::App* const evaluate =
+      app.add_subcommand("evaluate", "Accuracy, tokens, price and cost on task files.");
+  AddTarget(*evaluate, options.target);
+  evaluate->add_option("--compare", options.compare,
+                       "a second model of the same kind, shown beside the first");
+  evaluate->add_option("--tasks", options.tasks, "task files (default: the six test files of models/eval)");
+  evaluate->add_option("--limit", options.limit, "rows of each file; 0: all")->capture_default_str();
+  evaluate->add_option("--concurrency", options.concurrency, "requests at a time")
+      ->check(CLI::Range(1u, kMaxConcurrency))
+      ->capture_default_str();
+  evaluate->add_option("--max-tokens", options.max_tokens, "longest answer")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  evaluate->add_flag("--json", options.json, "one JSON object");
+  evaluate->footer(
+      "Examples: terrace evaluate --router 127.0.0.1:50051 --model auto --compare base\n"
+      "          terrace evaluate --model models/terrace-demo-nano");
+}
+
+// What CLI11 cannot say.
+Status Validate(const RequestOptions& request) {
+  for (const std::string& stop : request.stop) {
+    if (stop.empty()) return InvalidArgument("--stop: the text is empty");
+  }
+  return Status();
+}
+
+}  // namespace
+
+CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
+  UpOptions up;
+  DemoOptions demo;
+  ChatOptions chat;
+  GenerateOptions generate;
+  StatusOptions status;
+  InspectOptions inspect;
+  EvaluateOptions evaluate;
+  CLI::App app(kAbout, "terrace");
+  app.set_version_flag("--version", Concat("terrace ", kVersion));
+  app.require_subcommand(0, 1);
+  AddUp(app, up);
+  AddDemo(app, demo);
+  AddChat(app, chat);
+  AddGenerate(app, generate);
+  AddStatus(app, status);
+  AddInspect(app, inspect);
+  AddEvaluate(app, evaluate);
+  const CLI::App* const version = app.add_subcommand("version", "Print the version.");
+
+  const auto command = [&app] {
+    const std::vector<CLI::App*> parsed = app.get_subcommands();
+    return parsed.empty() ? std::string() : parsed[0]->get_name();
+  };
+  try {
+    std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 wants them
+    app.parse(std::move(reversed));
+  } catch (const CLI::CallForHelp&) {
+    const std::string name = command();
+    return {name, ShowText{name.empty() ? app.help() : app.get_subcommand(name)->help()}};
+  } catch (const CLI::CallForVersion& call) {
+    return {"", ShowText{Concat(call.what(), "\n")}};
+  } catch (const CLI::ParseError& error) {
+    std::string message = error.what();
+    std::replace(message.begin(), message.end(), '\n', ' ');
+    const std::string name = command();
+    return {name, InvalidArgument(message, " (terrace ", name.empty() ? "" : name + " ", "--help)")};
+  }
+
+  const std::string name = command();
+  if (name.empty()) return {"", ShowText{app.help()}};
+  if (version->parsed()) return {name, ShowText{Concat("terrace ", kVersion, "\n")}};
+  if (const Status valid = Validate(name == "chat" ? chat.request : generate.request); !valid.ok())
+    return {name, valid};
+  if (name == "evaluate" && evaluate.target.model.empty() && evaluate.target.router.empty()) {
+    return {name,
+            InvalidArgument(
+                "--model PATH, or --router ADDR with --model NAME, is needed (terrace evaluate --help)")};
+  }
+  if (name == "up") return {name, up};
+  if (name == "demo") return {name, demo};
+  if (name == "chat") return {name, chat};
+  if (name == "generate") return {name, generate};
+  if (name == "status") return {name, status};
+  if (name == "inspect") return {name, inspect};
+  return {name, evaluate};
+}
+
+}  // namespace terrace

@@ -1,0 +1,34 @@
+// The command line of `terrace`: flags to one Options struct. Pure.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/status.h"
+#include "tools/cli/chat.h"
+#include "tools/cli/demo.h"
+#include "tools/cli/evaluate.h"
+#include "tools/cli/generate.h"
+#include "tools/cli/inspect.h"
+#include "tools/cli/status.h"
+#include "tools/cli/up.h"
+
+namespace terrace {
+
+struct ShowText {  // --help, --version
+  std::string text;
+};
+
+struct CommandLine {
+  std::string command;  // "generate"; "" when the error came before it was known
+  StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
+                        InspectOptions,
+                        EvaluateOptions>>
+      options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
+};
+
+// `arguments` without the program's name.
+CommandLine ParseCommandLine(const std::vector<std::string>& arguments);
+
+}  // namespace terrace

@@ -1,0 +1,133 @@
+#include "tools/cli/command_line.h"
+
+#include "base/exit_code.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+template <typename Options>
+Options Parse(const std::vector<std::string>& arguments) {
+  const CommandLine line = ParseCommandLine(arguments);
+  EXPECT_TRUE(line.options.ok()) << line.options.status();
+  return std::get<Options>(*line.options);
+}
+
+TEST(CommandLine, GenerateReadsEveryFlag) {
+  const auto options = Parse<GenerateOptions>({"generate",
+                                               "--router",
+                                               "h:1",
+                                               "--model",
+                                               "auto",
+                                               "--prompt-tokens",
+                                               "0,2,16",
+                                               "--max-tokens",
+                                               "7",
+                                               "--temperature",
+                                               "0.5",
+                                               "--top-k",
+                                               "3",
+                                               "--top-p",
+                                               "0.9",
+                                               "--min-p",
+                                               "0.1",
+                                               "--seed",
+                                               "18446744073709551615",
+                                               "--stop",
+                                               "a",
+                                               "--stop",
+                                               "b",
+                                               "--ignore-eos",
+                                               "--logprobs",
+                                               "2",
+                                               "--json"});
+  EXPECT_EQ(options.target.router, "h:1");
+  EXPECT_FALSE(options.target.is_in_process());
+  EXPECT_EQ(options.target.served_name(), "auto");
+  EXPECT_THAT(options.prompt_tokens, ElementsAre(0, 2, 16));
+  EXPECT_EQ(options.request.max_tokens, 7u);
+  EXPECT_EQ(options.request.temperature, 0.5f);
+  EXPECT_EQ(options.request.top_k, 3);
+  EXPECT_EQ(options.request.top_p, 0.9f);
+  EXPECT_EQ(options.request.min_p, 0.1f);
+  EXPECT_EQ(options.request.seed, 18446744073709551615u);
+  EXPECT_THAT(options.request.stop, ElementsAre("a", "b"));
+  EXPECT_TRUE(options.request.ignore_eos);
+  EXPECT_EQ(options.logprobs, 2u);
+  EXPECT_TRUE(options.json);
+}
+
+TEST(CommandLine, AModelWithoutARouterIsAPath) {
+  const auto in_process = Parse<GenerateOptions>({"generate", "--model", "m", "--prompt", ""});
+  EXPECT_TRUE(in_process.target.is_in_process());
+  EXPECT_EQ(in_process.prompt, "");
+  const auto default_router = Parse<GenerateOptions>({"generate", "--prompt", "x"});
+  EXPECT_FALSE(default_router.target.is_in_process());
+  EXPECT_EQ(default_router.request.temperature, 0);
+  ModelTarget absent;
+  absent.model = "/nowhere/auto";
+  EXPECT_EQ(OpenTarget(absent).status().code(), StatusCode::kNotFound);
+}
+
+TEST(CommandLine, EveryCommandParses) {
+  EXPECT_EQ(Parse<UpOptions>({"up", "-f", "c.yaml"}).launch.file, "c.yaml");
+  EXPECT_EQ(Parse<UpOptions>({"up", "--model", "m"}).launch.model, "m");
+  EXPECT_TRUE(Parse<DemoOptions>({"demo", "--once"}).once);
+  EXPECT_EQ(Parse<ChatOptions>({"chat", "--system", "s"}).router, kDefaultRouter);
+  EXPECT_EQ(Parse<StatusOptions>({"status"}).refresh, StatusOptions::Refresh::kOnTerminal);
+  EXPECT_EQ(Parse<StatusOptions>({"status", "--once"}).refresh, StatusOptions::Refresh::kNever);
+  EXPECT_EQ(Parse<StatusOptions>({"status", "--watch"}).refresh, StatusOptions::Refresh::kAlways);
+  EXPECT_TRUE(Parse<InspectOptions>({"inspect", "m", "--tensors"}).all_tensors);
+  const auto evaluate =
+      Parse<EvaluateOptions>({"evaluate", "--model", "m", "--tasks", "a", "b", "--limit", "3"});
+  EXPECT_THAT(evaluate.tasks, ElementsAre("a", "b"));
+  EXPECT_EQ(evaluate.concurrency, 16u);
+}
+
+TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
+  const std::vector<std::vector<std::string>> cases = {
+      {"nonsense"},
+      {"--nonsense"},
+      {"up"},
+      {"up", "-f", "a", "--model", "b"},
+      {"generate", "--model", "m"},
+      {"generate", "--prompt", "a", "--messages", "b"},
+      {"generate", "--prompt", "a", "--temperature", "3"},
+      {"generate", "--prompt", "a", "--top-k", "-1"},
+      {"generate", "--prompt", "a", "--max-tokens", "-1"},
+      {"generate", "--prompt", "a", "--logprobs", "21"},
+      {"generate", "--prompt", "a", "--stop", ""},
+      {"generate", "--prompt-tokens", "1,x"},
+      {"generate", "--prompt", "a", "extra"},
+      {"status", "--once", "--watch"},
+      {"inspect"},
+      {"evaluate"},
+      {"evaluate", "--model", "m", "--concurrency", "0"},
+      {"demo", "chat"},
+  };
+  for (const auto& arguments : cases) {
+    const CommandLine line = ParseCommandLine(arguments);
+    SCOPED_TRACE(testing::PrintToString(arguments));
+    ASSERT_FALSE(line.options.ok());
+    EXPECT_EQ(ExitCodeFor(line.options.status()), kExitUsage);
+    EXPECT_EQ(Message(line.options.status()).find('\n'), std::string::npos) << line.options.status();
+    EXPECT_EQ(line.command, arguments[0].find("nonsense") == std::string::npos ? arguments[0] : "");
+  }
+}
+
+TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
+  for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate"}) {
+    EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
+        << command;
+    EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));
+  }
+  EXPECT_THAT(Parse<ShowText>({}).text, HasSubstr("terrace demo"));
+  EXPECT_EQ(Parse<ShowText>({"version"}).text, Parse<ShowText>({"--version"}).text);
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,164 @@
+#include "tools/cli/evaluation.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/exit_code.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr const char* kTestTasks[] = {"classify", "extract", "moderate", "compute", "rewrite", "lookup"};
+
+std::vector<TaskRow> TestRows() {
+  std::vector<TaskRow> rows;
+  for (const char* task : kTestTasks) {
+    StatusOr<std::vector<TaskRow>> more = LoadTaskFile(Concat("models/eval/", task, ".jsonl"));
+    CHECK(more.ok(), Message(more.status()));
+    rows.insert(rows.end(), more->begin(), more->end());
+  }
+  return rows;
+}
+
+// Gives each chat the answer it is told, at once, in two pieces, from the tiers "a" (refused) and "b".
+class FakeAnswerer : public Answerer {
+ public:
+  explicit FakeAnswerer(std::function<StatusOr<std::string>(const v1::ChatMessages&)> answer)
+      : answer_(std::move(answer)) {}
+
+  std::unique_ptr<AnswerCall> Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) override {
+    ++asked_;
+    const StatusOr<std::string> answer = answer_(request.chat());
+    if (!answer.ok()) {
+      on_piece(answer.status());
+      return std::make_unique<Call>();
+    }
+    v1::GenerateResponse first, last;
+    first.set_text(answer->substr(0, answer->size() / 2));
+    last.set_text(answer->substr(answer->size() / 2));
+    v1::GenerateFinished& finished = *last.mutable_finished();
+    finished.set_tier("b");
+    finished.set_price_usd(0.5);
+    for (const char* tier : {"a", "b"}) {
+      v1::TierAttempt& attempt = *finished.add_attempts();
+      attempt.set_tier(tier);
+      attempt.mutable_usage()->set_prompt_tokens(7);
+      attempt.mutable_usage()->set_completion_tokens(3);
+    }
+    on_piece(std::move(first));
+    on_piece(std::move(last));
+    return std::make_unique<Call>();
+  }
+
+  StatusOr<v1::ListModelsResponse> ListModels() override {
+    v1::ListModelsResponse models;
+    for (const auto& [id, parameters] : {std::pair("a", 100), std::pair("b", 1000)}) {
+      v1::Model& model = *models.add_models();
+      model.set_id(id);
+      model.set_parameters(parameters);
+    }
+    return models;
+  }
+
+  size_t asked() const { return asked_; }
+
+ private:
+  class Call : public AnswerCall {
+    void Cancel() override {}
+  };
+  const std::function<StatusOr<std::string>(const v1::ChatMessages&)> answer_;
+  size_t asked_ = 0;
+};
+
+TEST(Evaluation, ExpectedAnswersAreRightOnEveryTestFile) {
+  const std::vector<TaskRow> rows = TestRows();
+  std::map<std::string, std::string> expected;  // by chat
+  for (const TaskRow& row : rows) expected[row.chat.SerializeAsString()] = row.expected;
+  FakeAnswerer answerer([&](const v1::ChatMessages& chat) { return expected.at(chat.SerializeAsString()); });
+  ShutdownSignal shutdown;
+  const StatusOr<EvaluationResult> result = RunEvaluation(answerer, rows, {}, shutdown);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->tasks.size(), std::size(kTestTasks));
+  for (const auto& [task, score] : result->tasks) {
+    EXPECT_EQ(score.rows, 200u) << task;
+    EXPECT_EQ(score.accuracy(), 1.0) << task;
+  }
+}
+
+TEST(Evaluation, CountsEveryTierThatWasAsked) {
+  std::vector<TaskRow> rows = TestRows();
+  rows.resize(10);
+  FakeAnswerer answerer([](const v1::ChatMessages&) { return "never right"; });
+  ShutdownSignal shutdown;
+  const StatusOr<EvaluationResult> result =
+      RunEvaluation(answerer, rows, {.model = "m", .concurrency = 3}, shutdown);
+  ASSERT_TRUE(result.ok()) << result.status();
+  const Score all = result->All();
+  EXPECT_EQ(all.right, 0u);
+  EXPECT_EQ(all.prompt_tokens, 10u * 2 * 7);
+  EXPECT_EQ(all.completion_tokens, 10u * 2 * 3);
+  EXPECT_EQ(all.price_usd, 10 * 0.5);
+  EXPECT_EQ(all.cost, 10.0 * (100 + 1000) * (7 + 3));
+  EXPECT_THAT(result->answered_by, testing::ElementsAre(testing::Pair("b", 10u)));
+  EXPECT_THAT(FormatEvaluation(*result, &*result), HasSubstr("1.000 of "));
+}
+
+TEST(Evaluation, RowsWithoutACheckerAreNotAsked) {
+  const StatusOr<std::vector<TaskRow>> rows = LoadTaskFile("models/eval/calibration.jsonl");
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  FakeAnswerer answerer([](const v1::ChatMessages&) { return "x"; });
+  ShutdownSignal shutdown;
+  const StatusOr<EvaluationResult> result = RunEvaluation(answerer, *rows, {}, shutdown);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->unscored_rows, 152u);  // the stories
+  EXPECT_EQ(answerer.asked(), 360u);
+}
+
+TEST(Evaluation, AFailedRequestEndsItAndNamesTheRow) {
+  const std::vector<TaskRow> rows = TestRows();
+  FakeAnswerer answerer([](const v1::ChatMessages&) { return Unavailable("gone"); });
+  ShutdownSignal shutdown;
+  const Status status = RunEvaluation(answerer, rows, {.model = "m", .concurrency = 1}, shutdown).status();
+  EXPECT_EQ(status, Unavailable(rows[0].id, ": gone"));
+  EXPECT_EQ(answerer.asked(), 1u);
+}
+
+TEST(TaskFile, AMalformedRowIsNamedByFileAndLine) {
+  const std::string good =
+      R"({"id":"i","task":"t","difficulty":1,"messages":[{"role":"user","content":"c"}],"expected":"e","checker":"exact"})";
+  const struct {
+    const char* cut;
+    const char* paste;
+    const char* names;
+  } cases[] = {
+      {R"("id":"i",)", "", "\"id\""},
+      {R"("t")", "7", "\"task\""},
+      {"exact", "fuzzy", "fuzzy"},
+      {R"("difficulty":1)", R"("difficulty":"1")", "difficulty"},
+      {R"("role":"user")", R"("role":null)", "role"},
+      {R"([{"role":"user","content":"c"}])", "[]", "messages"},
+      {R"([{"role":"user","content":"c"}])", "{}", "messages"},
+      {R"("expected":"e")", R"("expected":"e)", "byte"},
+  };
+  const std::string path = std::filesystem::path(testing::TempDir()) / "tasks.jsonl";
+  for (const auto& c : cases) {
+    std::string bad = good;
+    bad.replace(bad.find(c.cut), std::string(c.cut).size(), c.paste);
+    std::ofstream(path) << good << "\n" << bad << "\n" << good << "\n";
+    const Status status = LoadTaskFile(path).status();
+    EXPECT_EQ(ExitCodeFor(status), kExitData) << bad;
+    EXPECT_THAT(Message(status), testing::AllOf(HasSubstr("tasks.jsonl:2: "), HasSubstr(c.names)));
+  }
+  std::ofstream(path) << good << "\n\n";
+  EXPECT_THAT(Message(LoadTaskFile(path).status()), HasSubstr("tasks.jsonl:2: "));
+  std::ofstream(path) << "";
+  EXPECT_EQ(ExitCodeFor(LoadTaskFile(path).status()), kExitData);
+  EXPECT_EQ(ExitCodeFor(LoadTaskFile("/nowhere.jsonl").status()), kExitNoInput);
+}
+
+}  // namespace
+}  // namespace terrace

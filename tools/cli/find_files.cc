@@ -1,0 +1,26 @@
+#include "tools/cli/find_files.h"
+
+#include <filesystem>
+#include <system_error>
+#include <vector>
+
+namespace terrace {
+
+namespace fs = std::filesystem;
+
+StatusOr<std::string> FindProjectFile(const std::string& relative, const std::string& argv0) {
+  std::error_code error;
+  std::vector<fs::path> starts = {fs::current_path(error)};
+  if (argv0.find('/') != std::string::npos) starts.push_back(fs::absolute(argv0, error).parent_path());
+  starts.push_back(fs::read_symlink("/proc/self/exe", error).parent_path());
+  for (const fs::path& start : starts) {
+    for (fs::path folder = start; !folder.empty(); folder = folder.parent_path()) {
+      if (fs::exists(folder / relative, error)) return fs::proximate(folder / relative, error).string();
+      if (folder == folder.root_path()) break;
+    }
+  }
+  return NotFound("no ", relative,
+                  " here or beside this program: run it in the project's folder or name the file");
+}
+
+}  // namespace terrace

@@ -1,0 +1,28 @@
+// `terrace generate`: one answer, from a router or from a model in this process.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "tools/cli/command_context.h"
+#include "tools/cli/model_target.h"
+#include "tools/cli/request_options.h"
+
+namespace terrace {
+
+struct GenerateOptions {
+  ModelTarget target;
+  std::optional<std::string> prompt;  // exactly one of these three
+  std::string messages_file;          // "-": stdin
+  std::vector<int32_t> prompt_tokens;
+  RequestOptions request;
+  std::optional<uint32_t> logprobs;  // of each token, with this many alternatives
+  bool json = false;
+};
+
+Status RunGenerate(const GenerateOptions& options, const CommandContext& context);
+
+}  // namespace terrace

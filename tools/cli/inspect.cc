@@ -1,0 +1,180 @@
+#include "tools/cli/inspect.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "tools/cli/format.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kBatch = 16;  // sequences of the second memory figure
+
+// The pre-tokenizer and the number of merges are in the tokenizer's canonical form only.
+Json TokenizerToJson(const Tokenizer& tokenizer) {
+  Json json = {{"vocab_size", tokenizer.vocab_size()}, {"special_tokens", Json::object()}};
+  const std::string serialized = tokenizer.Serialize();
+  const StatusOr<Json> parts =
+      ParseJson(serialized, {.bytes = serialized.size(), .depth = 64, .nodes = serialized.size()});
+  if (parts.ok() && parts->contains("merges")) json["merges"] = (*parts)["merges"].size() / 2;
+  if (parts.ok() && parts->contains("pre")) json["pre_tokenizer"] = (*parts)["pre"];
+  for (size_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    const auto token = static_cast<TokenId>(id);
+    if (!tokenizer.IsControl(token)) continue;
+    json["special_tokens"][std::string(tokenizer.TokenBytes(token, /*with_control=*/true))] = token;
+  }
+  json["bos"] = tokenizer.special().bos;
+  json["end"] = tokenizer.special().end;
+  json["add_bos"] = tokenizer.special().add_bos;
+  return json;
+}
+
+// Keys and values are held as f32 (worker/kv/kv_pool.h).
+uint64_t KvBytesPerToken(const ModelConfig& config) {
+  return uint64_t{2} * config.layers * config.kv_heads * config.head_dim * sizeof(float);
+}
+
+// "model.layers.3.mlp.up_proj.weight" -> "model.layers.*.mlp.up_proj.weight"
+std::string WithoutLayer(const std::string& name) {
+  for (size_t begin = name.find('.'); begin != std::string::npos; begin = name.find('.', begin + 1)) {
+    const size_t end = std::min(name.find('.', begin + 1), name.size());
+    const std::string part = name.substr(begin + 1, end - begin - 1);
+    const bool is_number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
+    if (is_number) return name.substr(0, begin + 1) + "*" + name.substr(end);
+  }
+  return name;
+}
+
+std::string ShapeText(const Json& shape) {
+  std::string out;
+  for (const Json& dim : shape) out += Concat(out.empty() ? "" : " x ", dim.get<uint64_t>());
+  return out;
+}
+
+std::string TensorTable(const Json& tensors, bool all) {
+  // Grouped by name (layers left out), dtype and shape, in order of first appearance.
+  std::vector<std::pair<std::vector<std::string>, std::pair<uint64_t, uint64_t>>>
+      groups;  // cells; count, bytes
+  for (const Json& tensor : tensors) {
+    const std::string name = tensor["name"].get<std::string>();
+    const std::vector<std::string> cells = {all ? name : WithoutLayer(name),
+                                            tensor["dtype"].get<std::string>(), ShapeText(tensor["shape"])};
+    auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const auto& entry) { return entry.first == cells; });
+    if (group == groups.end()) group = groups.insert(groups.end(), {cells, {0, 0}});
+    ++group->second.first;
+    group->second.second += tensor["bytes"].get<uint64_t>();
+  }
+  std::vector<std::vector<std::string>> rows = {{"tensor", "dtype", "shape", "count", "bytes"}};
+  for (auto& [cells, sums] : groups) {
+    rows.push_back({cells[0], cells[1], cells[2], std::to_string(sums.first), FormatCount(sums.second)});
+  }
+  return FormatTable(rows, 3);
+}
+
+std::string FormatInspection(const Json& json, bool all_tensors, const CommandContext& context) {
+  const Json &a = json["architecture"], &t = json["tokenizer"], &m = json["memory"];
+  const auto count = [](const Json& value) { return FormatCount(value.get<uint64_t>()); };
+  const auto bytes = [](const Json& value) { return FormatBytes(value.get<uint64_t>()); };
+  std::string dtypes, special;
+  for (const auto& [dtype, sums] : json["dtypes"].items()) {
+    dtypes += Concat(dtypes.empty() ? "" : ", ", dtype, ": ", sums["tensors"].get<uint64_t>(), " tensors, ",
+                     bytes(sums["bytes"]));
+  }
+  for (const auto& [text, id] : t["special_tokens"].items()) {
+    special += Concat(special.empty() ? "" : "  ", id.get<int64_t>(), " ", text);
+  }
+  const std::string memory_of_one = bytes(m["total_bytes_1_sequence"]),
+                    of_batch = bytes(m["total_bytes_16_sequences"]);
+  std::vector<std::vector<std::string>> rows = {
+      {"architecture",
+       Concat(a["family"].get<std::string>(), ", ", count(json["parameters"]), " parameters")},
+      {"layers", Concat(count(a["layers"]), " of width ", count(a["hidden_size"]), ", feed-forward ",
+                        count(a["ffn_size"]))},
+      {"attention", Concat(count(a["heads"]), " heads, ", count(a["kv_heads"]), " key/value heads of ",
+                           count(a["head_dim"]), ", RoPE base ", a["rope_base"].dump())},
+      {"context", Concat(count(a["context_length"]), " tokens")},
+      {"embeddings",
+       Concat(count(a["vocab_size"]), " rows", a["tied_embeddings"].get<bool>() ? ", output tied" : "")},
+      {"weights", Concat(json["format"].get<std::string>(), ", ", dtypes)},
+      {"tokenizer",
+       Concat(count(t["vocab_size"]), " tokens",
+              t.contains("merges") ? Concat(", ", count(t["merges"]), " merges") : "",
+              t.contains("pre_tokenizer") ? Concat(", pre-tokenizer ", t["pre_tokenizer"].get<std::string>())
+                                          : "")},
+      {"special", special},
+      {"chat template", json["chat_template"].get<bool>() ? "yes" : "no: plain prompts only"},
+      {"digest", json["digest"].get<std::string>()},
+      {"memory", Concat("weights ", bytes(m["weight_bytes"]), " + KV cache ", bytes(m["kv_bytes_per_token"]),
+                        " a token, ", bytes(m["kv_bytes_per_context"]), " a full context")},
+      {"",
+       Concat(memory_of_one, " for 1 sequence, ", of_batch, " for ", kBatch, " sequences of full context")},
+  };
+  return Concat(context.Bold(a["name"].get<std::string>()), "  ", json["path"].get<std::string>(), "\n",
+                FormatTable(rows, rows.front().size()), "\n", TensorTable(json["tensors"], all_tensors));
+}
+
+}  // namespace
+
+StatusOr<Json> InspectionToJson(const ModelFiles& files) {
+  const ModelConfig& config = files.config;
+  Json json = {{"path", files.weights->path()},
+               {"format", files.format},
+               {"digest", files.digest.Hex()},
+               {"chat_template", files.text->chat_template != nullptr},
+               {"architecture",
+                {{"family", config.family},
+                 {"name", config.name},
+                 {"vocab_size", config.vocab_size},
+                 {"context_length", config.context_length},
+                 {"hidden_size", config.hidden_size},
+                 {"layers", config.layers},
+                 {"heads", config.heads},
+                 {"kv_heads", config.kv_heads},
+                 {"head_dim", config.head_dim},
+                 {"ffn_size", config.ffn_size},
+                 {"norm_epsilon", config.norm_epsilon},
+                 {"rope_base", config.rope_base},
+                 {"tied_embeddings", config.tied_embeddings}}},
+               {"tensors", Json::array()},
+               {"dtypes", Json::object()},
+               {"tokenizer", TokenizerToJson(*files.text->tokenizer)}};
+  uint64_t parameters = 0, weight_bytes = 0;
+  for (const WeightSource::Entry& entry : files.weights->entries()) {
+    const TensorView& tensor = entry.tensor;
+    ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
+    parameters += elements;
+    weight_bytes += tensor.bytes;
+    const std::string dtype(Info(tensor.dtype).name);
+    json["tensors"].push_back(
+        {{"name", entry.name},
+         {"dtype", dtype},
+         {"shape",
+          std::vector<uint64_t>(tensor.shape.dims.begin(), tensor.shape.dims.begin() + tensor.shape.rank)},
+         {"bytes", tensor.bytes}});
+    Json& sums = json["dtypes"][dtype];
+    if (sums.is_null()) sums = {{"tensors", 0}, {"bytes", 0}};
+    sums["tensors"] = sums["tensors"].get<uint64_t>() + 1;
+    sums["bytes"] = sums["bytes"].get<uint64_t>() + tensor.bytes;
+  }
+  const uint64_t per_context = KvBytesPerToken(config) * config.context_length;
+  json["parameters"] = parameters;
+  json["memory"] = {{"weight_bytes", weight_bytes},
+                    {"kv_bytes_per_token", KvBytesPerToken(config)},
+                    {"kv_bytes_per_context", per_context},
+                    {"total_bytes_1_sequence", weight_bytes + per_context},
+                    {"total_bytes_16_sequences", weight_bytes + kBatch * per_context}};
+  return json;
+}
+
+Status RunInspect(const InspectOptions& options, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.model));
+  ASSIGN_OR_RETURN(const Json json, InspectionToJson(files));
+  context.out << (options.json ? ToJsonText(json) + "\n"
+                               : FormatInspection(json, options.all_tensors, context));
+  return Status();
+}
+
+}  // namespace terrace

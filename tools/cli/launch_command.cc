@@ -1,0 +1,70 @@
+#include "tools/cli/launch_command.h"
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "tools/cli/format.h"
+
+namespace terrace {
+namespace {
+constexpr double kWatchSeconds = 0.1;  // how late a Ctrl-C may be noticed
+}
+
+StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const ClusterPlan plan,
+                   options.file.empty() ? PlanForModel(options.model) : PlanFromFile(options.file));
+  LocalClusterOptions launch;
+  ASSIGN_OR_RETURN(launch.bin_dir, FindBinaries(options.bin_dir, context.argv0));
+  RETURN_IF_ERROR(CheckPorts(plan.ports()));
+
+  const size_t count = plan.workers.size();
+  context.out << "starting " << count << (count == 1 ? " worker" : " workers") << " and a router ("
+              << (options.file.empty() ? options.model : options.file) << ")\n"
+              << std::flush;
+  const MonoTime start = RealClock().Now();
+  launch.ready_timeout_seconds = options.ready_timeout_seconds;
+  launch.log_format = context.is_out_terminal ? "text" : "";
+  launch.on_ready = [&context, start](const std::string& name) {
+    context.out << context.Green(name) << " is ready (" << FormatSeconds(Seconds(RealClock().Now() - start))
+                << ")\n"
+                << std::flush;
+  };
+  if (options.show_output) {
+    launch.on_line = [&context](const std::string& name, const std::string& line) {
+      context.out << context.Dim("[" + name + "]") << " " << line << "\n" << std::flush;
+    };
+  }
+  return LocalCluster::Start(plan, std::move(launch), context.shutdown);
+}
+
+Status Watch(LocalCluster& cluster, double seconds, const CommandContext& context) {
+  Status status;
+  for (const ChildExit& exit : cluster.Poll(seconds)) {
+    if (exit.name == kRouterName) status = Internal(exit.Describe());
+    context.err << context.Red(exit.Describe()) << (exit.name == kRouterName ? "" : "; the others go on");
+    context.err << (exit.last_lines.empty() ? "\n" : "; its last lines:\n");
+    for (const std::string& line : exit.last_lines) context.err << "  | " << line << "\n";
+    context.err << std::flush;
+  }
+  return status;
+}
+
+Status WatchUntilSignal(LocalCluster& cluster, const CommandContext& context) {
+  while (context.shutdown.WaitFor(0) == 0) RETURN_IF_ERROR(Watch(cluster, kWatchSeconds, context));
+  return Status();
+}
+
+std::string DefaultModel(const v1::RouterConfig& router) {
+  if (!router.default_model().empty()) return router.default_model();
+  if (router.policies_size() > 0) return router.policies(0).name();
+  return router.tiers(0).name();
+}
+
+std::string CurlExample(const ClusterPlan& plan, const std::string& question) {
+  if (plan.router.listen().http().empty()) return "";
+  return Concat("curl -s http://", ClientAddress(plan.router.listen().http()),
+                "/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"model\": ",
+                ToJsonText(DefaultModel(plan.router)),
+                ", \"messages\": [{\"role\": \"user\", \"content\": ", ToJsonText(question), "}]}'");
+}
+
+}  // namespace terrace

@@ -1,0 +1,27 @@
+// A model run in this process, as an Answerer: the worker's engine under the text handling the router does.
+// Thread-safe; answers come from the engine's thread.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "tools/cli/answerer.h"
+#include "worker/engine/open_engine.h"
+
+namespace terrace {
+
+class LocalModel : public Answerer {
+ public:
+  static StatusOr<std::unique_ptr<LocalModel>> Open(const OpenEngineOptions& options);
+
+  std::unique_ptr<AnswerCall> Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) override;
+  StatusOr<v1::ListModelsResponse> ListModels() override;  // this one
+
+ private:
+  explicit LocalModel(OpenedEngine opened) : opened_(std::move(opened)) {}
+  StatusOr<SequenceSpec> MakeSpec(const v1::GenerateRequest& request) const;
+
+  const OpenedEngine opened_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,154 @@
+#include "tools/cli/local_model.h"
+
+#include <fstream>
+
+#include "base/exit_code.h"
+#include "base/json.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/cli/generate.h"
+#include "tools/cli/test_context.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kNano[] = "models/terrace-demo-nano";
+constexpr size_t kGoldenRows = 12;  // more would only repeat the engine's own tests
+
+std::vector<Json> GoldenRows(const std::string& model) {
+  std::ifstream file("models/eval/golden.jsonl");
+  std::vector<Json> rows;
+  for (std::string line; std::getline(file, line) && rows.size() < kGoldenRows;) {
+    Json row = Json::parse(line);
+    if (row["model"] == model) rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+v1::GenerateRequest RequestFor(const Json& row) {
+  v1::GenerateRequest request;
+  if (row["kind"] == "chat") {
+    for (const Json& message : row["messages"]) {
+      v1::ChatMessage& to = *request.mutable_chat()->add_messages();
+      to.set_role(message["role"]);
+      to.set_content(message["content"]);
+    }
+  } else {
+    request.set_prompt(row["text"].get<std::string>());
+  }
+  request.set_max_tokens(static_cast<uint32_t>(row["greedy_tokens"].size()));
+  request.mutable_sampling()->set_temperature(0);
+  return request;
+}
+
+class LocalModelTest : public testing::TestWithParam<const char*> {
+ protected:
+  static std::unique_ptr<LocalModel> Open(const std::string& path) {
+    OpenEngineOptions options;
+    options.model = path;
+    options.threads = 1;
+    StatusOr<std::unique_ptr<LocalModel>> model = LocalModel::Open(options);
+    CHECK(model.ok(), Message(model.status()));
+    return *std::move(model);
+  }
+};
+
+TEST_P(LocalModelTest, GreedyAnswersAreTheGoldenOnes) {
+  const std::unique_ptr<LocalModel> model = Open(GetParam());
+  ShutdownSignal shutdown;
+  const std::vector<Json> rows = GoldenRows("terrace-demo-nano");
+  ASSERT_EQ(rows.size(), kGoldenRows);
+  for (const Json& row : rows) {
+    std::string streamed;
+    AskOptions options;
+    options.on_piece = [&](const v1::GenerateResponse& piece) { streamed += piece.text(); };
+    const StatusOr<Answer> answer = Ask(*model, RequestFor(row), shutdown, options);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    std::vector<int32_t> tokens;
+    for (const v1::OutputToken& token : answer->tokens) tokens.push_back(token.id());
+    EXPECT_EQ(tokens, row["greedy_tokens"].get<std::vector<int32_t>>());
+    EXPECT_EQ(answer->text, row["text_out"].get<std::string>());
+    EXPECT_EQ(streamed, answer->text);
+    EXPECT_EQ(answer->finished.usage().prompt_tokens(), row["prompt_tokens"].size());
+    EXPECT_EQ(answer->finished.usage().completion_tokens(), tokens.size());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, LocalModelTest,
+                         testing::Values(kNano, "models/terrace-demo-nano.f16.gguf"));
+
+TEST_F(LocalModelTest, AStopTextEndsTheAnswerBeforeIt) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request = RequestFor(GoldenRows("terrace-demo-nano")[0]);
+  request.add_stop("_req");
+  const StatusOr<Answer> answer = Ask(*model, request, shutdown);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->text, "refund");
+  EXPECT_EQ(answer->finished.stop(), "_req");
+  EXPECT_EQ(answer->finished.reason(), v1::FINISH_REASON_STOP);
+}
+
+TEST_F(LocalModelTest, ASeedRepeatsItsAnswer) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request;
+  request.set_prompt("Once upon a time");
+  request.set_max_tokens(30);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_seed(11);
+  const std::string first = Ask(*model, request, shutdown).value().text;
+  EXPECT_EQ(Ask(*model, request, shutdown).value().text, first);
+  request.mutable_sampling()->set_seed(12);
+  EXPECT_NE(Ask(*model, request, shutdown).value().text, first);
+}
+
+TEST_F(LocalModelTest, RequestsThatCannotRunAreErrors) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest no_input, bad_token, too_long;
+  bad_token.mutable_prompt_tokens()->add_ids(1 << 30);
+  too_long.mutable_prompt_tokens()->mutable_ids()->Resize(5000, 16);
+  for (const v1::GenerateRequest& request : {no_input, bad_token, too_long}) {
+    EXPECT_EQ(ExitCodeFor(Ask(*model, request, shutdown).status()), kExitUsage)
+        << request.ShortDebugString().substr(0, 99);
+  }
+}
+
+TEST(Generate, PrintsOneJsonObject) {
+  TestContext test;
+  GenerateOptions options;
+  options.target.model = kNano;
+  options.target.threads = 1;
+  const Json row = GoldenRows("terrace-demo-nano")[0];
+  options.prompt_tokens = row["prompt_tokens"].get<std::vector<int32_t>>();
+  options.logprobs = 2;
+  options.json = true;
+  ASSERT_EQ(RunGenerate(options, test.context), Status());
+  const Json answer = Json::parse(test.out.str());
+  EXPECT_EQ(answer["text"], row["text_out"]);
+  EXPECT_EQ(answer["finish_reason"], "stop");
+  EXPECT_EQ(answer["tokens"].size(), row["greedy_tokens"].size());
+  for (size_t i = 0; i < answer["tokens"].size(); ++i)
+    EXPECT_EQ(answer["tokens"][i]["id"], row["greedy_tokens"][i]);
+  const Json& first = answer["tokens"][0];
+  EXPECT_NEAR(first["logprob"].get<double>(), row["first_step_top5_logprobs"][0][1].get<double>(), 1e-3);
+  EXPECT_EQ(first["top"].size(), 2u);
+  EXPECT_EQ(answer["usage"]["completion_tokens"], row["greedy_tokens"].size());
+  EXPECT_EQ(answer["tier"], "terrace-demo-nano");
+}
+
+TEST(Generate, AMalformedMessagesFileIsExitCode65) {
+  const std::string file = testing::TempDir() + "/messages.json";
+  std::ofstream(file) << R"([{"role": "user"}])";
+  TestContext test;
+  GenerateOptions options;
+  options.messages_file = file;
+  options.target.model = kNano;
+  const Status status = RunGenerate(options, test.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitData);
+  EXPECT_THAT(Message(status), testing::HasSubstr("message 0"));
+}
+
+}  // namespace
+}  // namespace terrace

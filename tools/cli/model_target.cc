@@ -1,0 +1,29 @@
+#include "tools/cli/model_target.h"
+
+#include <filesystem>
+#include <system_error>
+
+#include "tools/cli/local_model.h"
+#include "tools/cli/router_client.h"
+
+namespace terrace {
+
+StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target) {
+  if (!target.is_in_process()) {
+    return std::unique_ptr<Answerer>(
+        new RouterClient(target.router.empty() ? kDefaultRouter : target.router));
+  }
+  std::error_code error;
+  if (!std::filesystem::exists(target.model, error)) {
+    return NotFound("no model folder or file ", target.model,
+                    " (to ask a router for a served model add --router ", kDefaultRouter, ")");
+  }
+  OpenEngineOptions options;
+  options.model = target.model;
+  options.threads = target.threads;
+  options.max_sequences = target.max_sequences;
+  ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(options));
+  return std::unique_ptr<Answerer>(std::move(local));
+}
+
+}  // namespace terrace

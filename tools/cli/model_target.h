@@ -1,0 +1,28 @@
+// Which model a command asks: a served one through a router, or one opened in this process.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/status.h"
+#include "tools/cli/answerer.h"
+
+namespace terrace {
+
+struct ModelTarget {
+  std::string router;    // host:port; then `model` is a served name, "" the router's default
+  std::string model;     // without `router`: the path of a model; "" the default router's default model
+  uint32_t threads = 0;  // in process; 0: all cores
+  uint32_t max_sequences = 16;  // in process
+
+  bool is_in_process() const { return router.empty() && !model.empty(); }
+  // What a request to the opened Answerer says as its model.
+  std::string served_name() const { return is_in_process() ? "" : model; }
+};
+
+// Errors of OpenEngine; NOT_FOUND for a path that does not exist, with the hint that a served name needs
+// --router.
+StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target);
+
+}  // namespace terrace

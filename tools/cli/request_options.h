@@ -1,0 +1,36 @@
+// Flags that `generate` and `chat` share, and what they print about an answer.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "proto/terrace/v1/inference.pb.h"
+#include "tools/cli/answerer.h"
+
+namespace terrace {
+
+struct RequestOptions {
+  uint32_t max_tokens = 256;  // 0: as many as the context holds
+  float temperature = 0;      // greedy
+  std::optional<int32_t> top_k;
+  std::optional<float> top_p, min_p;
+  std::optional<uint64_t> seed;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+
+  void ApplyTo(v1::GenerateRequest& request) const;
+};
+
+// Tokens of the answer itself and of its prompt; `finished.usage()` has those of every tier that was asked.
+const v1::Usage& AnswerUsage(const v1::GenerateFinished& finished);
+// "tier small (asked nano, small), 40 + 8 tokens, first token 12 ms, 310 tokens/s, 0.153 µUSD"
+std::string DescribeFinished(const v1::GenerateFinished& finished);
+// Tokens of the answer per second of the whole request.
+double TokensPerSecond(const v1::GenerateFinished& finished);
+// Text, tokens, usage, finish_reason, tier, attempts, price and timing; log-probabilities when asked for.
+Json AnswerToJson(const Answer& answer, bool with_logprobs);
+
+}  // namespace terrace

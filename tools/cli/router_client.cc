@@ -1,0 +1,97 @@
+#include "tools/cli/router_client.h"
+
+#include <chrono>
+#include <utility>
+
+#include "base/grpc_status.h"
+#include "grpcpp/create_channel.h"
+#include "grpcpp/security/credentials.h"
+#include "grpcpp/support/channel_arguments.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::chrono::seconds kListTimeout(10);
+
+std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+// An UNAVAILABLE without a reason comes from gRPC itself: nobody answered at `address`.
+Status Explain(const Status& status, const std::string& address) {
+  if (status.code() != StatusCode::kUnavailable || !Reason(status).empty()) return status;
+  return Unavailable("no router answers at ", address, " (`terrace up` starts one): ", Message(status));
+}
+
+// One Generate stream; keeps itself alive until gRPC is done with it.
+class Stream : public grpc::ClientReadReactor<v1::GenerateResponse> {
+ public:
+  static std::shared_ptr<Stream> Open(v1::Inference::Stub& stub, const v1::GenerateRequest& request,
+                                      std::string address, OnAnswerPiece on_piece) {
+    const auto stream = std::make_shared<Stream>(request, std::move(address), std::move(on_piece));
+    stream->self_ = stream;
+    stub.async()->Generate(&stream->context_, &stream->request_, stream.get());
+    stream->StartRead(&stream->response_);
+    stream->StartCall();
+    return stream;
+  }
+  Stream(const v1::GenerateRequest& request, std::string address, OnAnswerPiece on_piece)
+      : request_(request), address_(std::move(address)), on_piece_(std::move(on_piece)) {}
+
+  void Cancel() { context_.TryCancel(); }
+
+  void OnReadDone(bool is_ok) override {
+    if (!is_ok) return;
+    is_finished_ = response_.has_finished();
+    on_piece_(std::move(response_));
+    response_.Clear();
+    StartRead(&response_);
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<Stream> self = std::move(self_);
+    if (is_finished_) return;
+    on_piece_(status.ok() ? Internal("the router ended the stream without its last message")
+                          : Explain(FromGrpcStatus(status, context_), address_));
+  }
+
+ private:
+  const v1::GenerateRequest request_;
+  const std::string address_;
+  const OnAnswerPiece on_piece_;
+  grpc::ClientContext context_;
+  v1::GenerateResponse response_;
+  bool is_finished_ = false;
+  std::shared_ptr<Stream> self_;  // until OnDone
+};
+
+class Call : public AnswerCall {
+ public:
+  explicit Call(std::shared_ptr<Stream> stream) : stream_(std::move(stream)) {}
+  void Cancel() override { stream_->Cancel(); }
+
+ private:
+  const std::shared_ptr<Stream> stream_;
+};
+
+}  // namespace
+
+RouterClient::RouterClient(std::string address)
+    : address_(std::move(address)), stub_(v1::Inference::NewStub(Connect(address_))) {}
+
+std::unique_ptr<AnswerCall> RouterClient::Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) {
+  return std::make_unique<Call>(Stream::Open(*stub_, request, address_, std::move(on_piece)));
+}
+
+StatusOr<v1::ListModelsResponse> RouterClient::ListModels() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kListTimeout);
+  v1::ListModelsResponse response;
+  const grpc::Status status = stub_->ListModels(&context, {}, &response);
+  if (!status.ok()) return Explain(FromGrpcStatus(status, context), address_);
+  return response;
+}
+
+}  // namespace terrace

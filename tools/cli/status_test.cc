@@ -1,0 +1,58 @@
+#include "tools/cli/status.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/cli/test_context.h"
+
+namespace terrace {
+namespace {
+
+using testing::HasSubstr;
+
+Json Replica(const char* address, const char* state, const char* last_error) {
+  return {{"address", address}, {"state", state},
+          {"model", "m"},       {"model_digest", "d"},
+          {"device", "cpu"},    {"running", 1},
+          {"waiting", 2},       {"free_blocks", 3},
+          {"total_blocks", 4},  {"last_error", last_error}};
+}
+
+TEST(FormatStatus, ShowsEveryReplicaAndItsError) {
+  const TestContext test;
+  const Json statusz = {{"version", "0.1.0"},
+                        {"uptime_seconds", 3700.5},
+                        {"in_flight", 5},
+                        {"models", Json::array()},
+                        {"tiers",
+                         {{{"name", "nano"},
+                           {"usd_per_million_prompt_tokens", 0.0026},
+                           {"usd_per_million_completion_tokens", 0.0026},
+                           {"replicas", {Replica("a:1", "ready", ""), Replica("b:2", "down", "refused")}}},
+                          {{"name", "empty"}, {"replicas", Json::array()}}}}};
+  const StatusOr<std::string> text = FormatStatus(statusz, test.context);
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_THAT(*text, HasSubstr("up 1 h 1 min, 5 requests in flight"));
+  EXPECT_THAT(*text, testing::ContainsRegex("nano +a:1 +ready +m +cpu +0.0026 +0.0026 +1 +2 +3/4"));
+  EXPECT_THAT(*text, testing::ContainsRegex("nano +b:2 +down"));
+  EXPECT_THAT(*text, HasSubstr("b:2: refused\n"));
+  EXPECT_THAT(*text, testing::ContainsRegex("empty +\\(none\\)"));
+}
+
+TEST(FormatStatus, RefusesWhatIsNoStatus) {
+  const TestContext test;
+  const Json cases[] = {
+      Json::object(), Json::array(), {{"uptime_seconds", "x"}}, {{"uptime_seconds", 1}, {"tiers", {1}}}};
+  for (const Json& json : cases) {
+    EXPECT_EQ(FormatStatus(json, test.context).status().code(), StatusCode::kDataLoss) << json;
+  }
+}
+
+TEST(RunStatus, SaysInOneLineThatNoRouterAnswers) {
+  TestContext test;
+  const Status status = RunStatus({.router_ops = "127.0.0.1:1"}, test.context);
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(Message(status), HasSubstr("127.0.0.1:1"));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,29 @@
+// Task files (models/eval/*.jsonl): one JSON object a line, a chat and the one answer that is right.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "proto/terrace/v1/inference.pb.h"
+#include "tools/cli/checkers.h"
+
+namespace terrace {
+
+struct TaskRow {
+  std::string id;
+  std::string task;
+  int64_t difficulty = 0;  // 1 easy to 5 hard
+  v1::ChatMessages chat;
+  std::string expected;
+  Checker checker = Checker::kExact;
+};
+
+// NOT_FOUND when the file cannot be read; DATA_LOSS "file:line: ..." for a row that is not as above.
+StatusOr<std::vector<TaskRow>> LoadTaskFile(const std::string& path);
+
+// A JSON list of {"role", "content"}, not empty. INVALID_ARGUMENT says which element is wrong.
+StatusOr<v1::ChatMessages> ParseMessages(std::string_view json);
+
+}  // namespace terrace
