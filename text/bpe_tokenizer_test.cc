@@ -75,10 +75,9 @@ TEST(BpeTokenizer, AMegabyteWithoutSpacesIsNoTrouble) {
     data.tokens.push_back(token + token);
   }
   const auto tokenizer = Make(std::move(data));
-  for (const auto& [unit, count] :
-       {std::pair("a", 1536), std::pair("aab", 1 << 20), std::pair("b", 3 << 19)}) {
+  for (const auto& [unit, count] : {std::pair("a", 1 << 10), std::pair("ab", 1 << 20)}) {
     std::string text;
-    while (text.size() < size_t{3} << 19) text += unit;
+    while (text.size() < size_t{1} << 20) text += unit;
     const std::vector<TokenId> tokens = tokenizer->Encode(text);
     EXPECT_EQ(tokens.size(), static_cast<size_t>(count));
     EXPECT_EQ(tokenizer->Decode(tokens), text);

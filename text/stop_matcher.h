@@ -12,9 +12,10 @@ class StopMatcher {
  public:
   explicit StopMatcher(std::vector<std::string> stops);  // none of them empty
 
-  // Text that may be shown now. After a match (stopped()), everything from the stop string on is dropped and
-  // further calls give "". Of several matches the one that ends first wins,
-  // and of those the one that begins first: the same whichever way the text was cut into pieces.
+  // Text that may be shown now, for work in proportion to `text` and the longest stop string. After a match
+  // (stopped()), everything from the stop string on is dropped and further calls give "". Of several matches
+  // the one that ends first wins, and of those the one that begins first: the same whichever way the text was
+  // cut into pieces.
   std::string Push(std::string_view text);
   // The text still held back, when the stream ends without a match.
   std::string Finish();

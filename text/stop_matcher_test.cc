@@ -80,12 +80,12 @@ TEST(StopMatcher, ShowsHeldTextOnceItCannotBeAStop) {
   EXPECT_FALSE(matcher.stopped());
 }
 
-// Comparing anew at every byte would need hours.
-TEST(StopMatcher, IsLinearInTextAndStop) {
-  StopMatcher matcher({std::string(size_t{1} << 20, 'a') + "b"});
+// Comparing anew at every byte would take 2^33 comparisons.
+TEST(StopMatcher, DoesNotCompareTextAgain) {
+  StopMatcher matcher({std::string(size_t{1} << 16, 'a') + "b"});
   std::string shown;
-  for (int i = 0; i < (1 << 15); ++i) shown += matcher.Push(std::string(64, 'a'));
-  EXPECT_EQ(shown.size(), size_t{1} << 20);
+  for (int i = 0; i < (1 << 11); ++i) shown += matcher.Push(std::string(64, 'a'));
+  EXPECT_EQ(shown.size(), size_t{1} << 16);
   EXPECT_EQ(matcher.Push("b"), "");
   EXPECT_TRUE(matcher.stopped());
 }
