@@ -1,6 +1,6 @@
 // Pre-tokenization: cutting text into the pieces inside which byte-pair merges may happen. Hand-written
 // matchers for the regular expressions that models ship, linear in the length of the text whatever the text
-// is. Pure, thread-safe. Bytes that are not UTF-8 count as punctuation, one piece's worth at a time.
+// is. Pure, thread-safe. Bytes that are not UTF-8 count as punctuation.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,7 @@ namespace terrace {
 //   gpt2       's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //   smollm     every \p{N} is a piece; what lies between them is cut as by gpt2
 //   llama-bpe  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*
-//              |\s*[\r\n]+|\s+(?!\S)|\s+       and a piece that is a token is that token, whatever the merges
-//              say
+//              |\s*[\r\n]+|\s+(?!\S)|\s+       and a piece that is a token stays whole
 //   dbrx       as llama-bpe, with merges only
 //   qwen2      as dbrx with \p{N} in place of \p{N}{1,3}
 struct PreTokenizer {

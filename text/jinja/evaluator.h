@@ -1,4 +1,4 @@
-// Runs a parsed template. Pure but for `strings`; any thread may render one program at the same time as
+// Runs a parsed template. Pure; any thread may render one program at the same time as
 // others.
 #pragma once
 

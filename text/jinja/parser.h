@@ -1,8 +1,7 @@
 // Template source to syntax tree, by recursive descent. Pure, thread-safe. The subset of Jinja:
 //   - tags: if, elif, else; for (unpacking, if, else; loop.index and its kin); set, also of an attribute of a
 //     namespace(...); generation, which does nothing
-//   - operators: or and not, chained comparisons, in, is, + - ~ * / // %, x if c else y, x.y, x[y],
-//   x[y:z:step]
+//   - operators: or and not, chained comparisons, in, is, + - ~ * / // %, x if c else y, x.y, x[y]
 //   - filters: trim length count upper lower capitalize replace default d first last join list items string
 //     safe tojson selectattr rejectattr
 //   - tests: defined undefined none string mapping sequence iterable number integer float boolean true false
