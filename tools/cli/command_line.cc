@@ -10,6 +10,9 @@ namespace {
 
 constexpr uint32_t kMaxConcurrency = 1024;
 
+// A check without CLI11's note about it in the help: the option's own text says it.
+CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
+
 const char* const kAbout =
     "Serves language models, each request from the cheapest one that can do the job.\n"
     "Start with `terrace demo`, or serve your own model with `terrace up --model PATH`.";
@@ -18,59 +21,80 @@ void AddUp(CLI::App& app, UpOptions& options) {
   CLI::App* const up =
       app.add_subcommand("up", "Start a local cluster: a router and its workers, until Ctrl-C.");
   auto* const source = up->add_option_group("what to start")->require_option(1);
-  source->add_option("-f,--file", options.launch.file,
-                     "cluster file (YAML); model paths in it are relative to its folder");
-  source->add_option("--model", options.launch.model,
-                     "one model (folder or .gguf) as the only tier, named after it");
+  source
+      ->add_option("-f,--file", options.launch.file,
+                   "cluster file (YAML); model paths in it are relative to its folder")
+      ->type_name("PATH");
+  source
+      ->add_option("--model", options.launch.model,
+                   "one model (folder or .gguf) as the only tier, named after it")
+      ->type_name("MODEL");
   up->add_option("--bin-dir", options.launch.bin_dir,
-                 "folder of terrace-router and terrace-worker (default: beside this program)");
+                 "folder of terrace-router and terrace-worker (default: beside this program)")
+      ->type_name("PATH");
   up->add_option("--ready-timeout", options.launch.ready_timeout_seconds,
                  "seconds until everything must be ready")
-      ->check(CLI::PositiveNumber)
+      ->type_name("SECONDS")
+      ->check(Quiet(CLI::PositiveNumber))
       ->capture_default_str();
   up->footer("Example: terrace up -f deploy/demo/cluster.yaml");
 }
 
 void AddDemo(CLI::App& app, DemoOptions& options) {
   CLI::App* const demo = app.add_subcommand("demo", "Start the demo cluster and ask it six prompts.");
-  demo->add_option("-f,--file", options.file, "cluster file (default: deploy/demo/cluster.yaml)");
+  demo->add_option("-f,--file", options.file, "cluster file (default: deploy/demo/cluster.yaml)")
+      ->type_name("PATH");
   demo->add_option("--bin-dir", options.bin_dir,
-                   "folder of terrace-router and terrace-worker (default: beside this program)");
+                   "folder of terrace-router and terrace-worker (default: beside this program)")
+      ->type_name("PATH");
   demo->add_flag("--once", options.once, "stop after the prompts instead of serving until Ctrl-C");
   demo->footer("Example: terrace demo --once");
 }
 
 void AddRequestOptions(CLI::App& command, RequestOptions& options) {
   command.add_option("--max-tokens", options.max_tokens, "longest answer; 0: as the context allows")
+      ->type_name("N")
       ->capture_default_str();
   command.add_option("--temperature", options.temperature, "0 is greedy; up to 2")
-      ->check(CLI::Range(0.0, 2.0))
+      ->type_name("X")
+      ->check(Quiet(CLI::Range(0.0, 2.0)))
       ->capture_default_str();
   command.add_option("--top-k", options.top_k, "keep the k likeliest tokens; 0: off")
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--top-p", options.top_p, "keep the likeliest tokens of this total probability")
-      ->check(CLI::Range(0.0, 1.0));
-  command.add_option("--min-p", options.min_p, "keep tokens at least this likely relative to the likeliest")
-      ->check(CLI::Range(0.0, 1.0));
-  command.add_option("--seed", options.seed, "makes sampling repeatable (default: random)");
+      ->type_name("N")
+      ->check(Quiet(CLI::NonNegativeNumber));
+  command.add_option("--top-p", options.top_p, "keep the likeliest tokens of this total probability; 1: off")
+      ->type_name("X")
+      ->check(Quiet(CLI::Range(0.0, 1.0)));
+  command
+      .add_option("--min-p", options.min_p,
+                  "keep tokens at least this likely relative to the likeliest; 0: off")
+      ->type_name("X")
+      ->check(Quiet(CLI::Range(0.0, 1.0)));
+  command.add_option("--seed", options.seed, "makes sampling repeatable (default: random)")->type_name("N");
   command.add_option("--stop", options.stop, "end before this text; may be repeated")
       ->allow_extra_args(false);
   command.add_flag("--ignore-eos", options.ignore_eos, "go on past the model's end token");
 }
 
 void AddTarget(CLI::App& command, ModelTarget& target) {
-  command.add_option("--router", target.router,
-                     Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"));
-  command.add_option("--model", target.model,
-                     "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
-                     "in this process");
-  command.add_option("--threads", target.threads, "of a model in this process (default: all cores)");
+  command
+      .add_option("--router", target.router,
+                  Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"))
+      ->type_name("ADDR");
+  command
+      .add_option("--model", target.model,
+                  "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
+                  "in this process")
+      ->type_name("MODEL");
+  command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
+      ->type_name("N");
 }
 
 void AddChat(CLI::App& app, ChatOptions& options) {
   CLI::App* const chat = app.add_subcommand("chat", "Talk to a served model; reads stdin line by line.");
-  chat->add_option("--router", options.router, "host:port")->capture_default_str();
-  chat->add_option("--model", options.model, "tier, policy or alias (default: the router's)");
+  chat->add_option("--router", options.router, "host:port")->type_name("ADDR")->capture_default_str();
+  chat->add_option("--model", options.model, "tier, policy or alias (default: the router's)")
+      ->type_name("MODEL");
   chat->add_option("--system", options.system, "system message");
   AddRequestOptions(*chat, options.request);
   chat->footer("Example: terrace chat --model auto");
@@ -82,14 +106,19 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
   AddTarget(*generate, options.target);
   auto* const input = generate->add_option_group("input")->require_option(1);
   input->add_option("--prompt", options.prompt, "plain text to continue");
-  input->add_option("--messages", options.messages_file,
-                    "file with a JSON list of {\"role\", \"content\"}; - is stdin");
-  input->add_option("--prompt-tokens", options.prompt_tokens, "token ids: 0,2,16")->delimiter(',');
+  input
+      ->add_option("--messages", options.messages_file,
+                   "file with a JSON list of {\"role\", \"content\"}; - is stdin")
+      ->type_name("FILE");
+  input->add_option("--prompt-tokens", options.prompt_tokens, "token ids: 0,2,16")
+      ->type_name("IDS")
+      ->delimiter(',');
   AddRequestOptions(*generate, options.request);
   generate
       ->add_option("--logprobs", options.logprobs,
-                   "log-probability of each token and of this many alternatives")
-      ->check(CLI::Range(0, 20));
+                   "log-probability of each token and of 0 to 20 alternatives")
+      ->type_name("N")
+      ->check(Quiet(CLI::Range(0, 20)));
   generate->add_flag("--json", options.json,
                      "one JSON object: tokens, text, usage, tier, attempts, price, timing");
   generate->footer("Example: terrace generate --model models/terrace-demo-nano --prompt 'Once upon a time'");
@@ -98,6 +127,7 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
 void AddStatus(CLI::App& app, StatusOptions& options) {
   CLI::App* const status = app.add_subcommand("status", "Tiers and replicas as the router sees them.");
   status->add_option("--router-ops", options.router_ops, "ops address of the router, host:port")
+      ->type_name("ADDR")
       ->capture_default_str();
   using Refresh = StatusOptions::Refresh;
   auto* const watch = status->add_flag_callback(
@@ -114,7 +144,7 @@ void AddStatus(CLI::App& app, StatusOptions& options) {
 void AddInspect(CLI::App& app, InspectOptions& options) {
   CLI::App* const inspect =
       app.add_subcommand("inspect", "What a model on disk is, and the memory it needs.");
-  inspect->add_option("model", options.model, "model folder or .gguf")->required();
+  inspect->add_option("model", options.model, "model folder or .gguf")->type_name("MODEL")->required();
   inspect->add_flag("--tensors", options.all_tensors, "every tensor, not one line for all layers");
   inspect->add_flag("--json", options.json, "one JSON object");
   inspect->footer("Example: terrace inspect models/terrace-demo-base.f16.gguf");
@@ -124,15 +154,21 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
   CLI::App* const evaluate =
       app.add_subcommand("evaluate", "Accuracy, tokens, price and cost on task files.");
   AddTarget(*evaluate, options.target);
-  evaluate->add_option("--compare", options.compare,
-                       "a second model of the same kind, shown beside the first");
-  evaluate->add_option("--tasks", options.tasks, "task files (default: the six test files of models/eval)");
-  evaluate->add_option("--limit", options.limit, "rows of each file; 0: all")->capture_default_str();
-  evaluate->add_option("--concurrency", options.concurrency, "requests at a time")
-      ->check(CLI::Range(1u, kMaxConcurrency))
+  evaluate
+      ->add_option("--compare", options.compare, "a second model of the same kind, shown beside the first")
+      ->type_name("MODEL");
+  evaluate->add_option("--tasks", options.tasks, "task files (default: the six test files of models/eval)")
+      ->type_name("FILE");
+  evaluate->add_option("--limit", options.limit, "rows of each file; 0: all")
+      ->type_name("N")
+      ->capture_default_str();
+  evaluate->add_option("--concurrency", options.concurrency, "requests at a time, 1 to 1024")
+      ->type_name("N")
+      ->check(Quiet(CLI::Range(1u, kMaxConcurrency)))
       ->capture_default_str();
   evaluate->add_option("--max-tokens", options.max_tokens, "longest answer")
-      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->check(Quiet(CLI::PositiveNumber))
       ->capture_default_str();
   evaluate->add_flag("--json", options.json, "one JSON object");
   evaluate->footer(
@@ -179,7 +215,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
     app.parse(std::move(reversed));
   } catch (const CLI::CallForHelp&) {
     const std::string name = command();
-    return {name, ShowText{name.empty() ? app.help() : app.get_subcommand(name)->help()}};
+    return {name, ShowText{name.empty() ? app.help() : app.get_subcommand(name)->help("terrace") + "\n"}};
   } catch (const CLI::CallForVersion& call) {
     return {"", ShowText{Concat(call.what(), "\n")}};
   } catch (const CLI::ParseError& error) {
@@ -194,11 +230,6 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (version->parsed()) return {name, ShowText{Concat("terrace ", kVersion, "\n")}};
   if (const Status valid = Validate(name == "chat" ? chat.request : generate.request); !valid.ok())
     return {name, valid};
-  if (name == "evaluate" && evaluate.target.model.empty() && evaluate.target.router.empty()) {
-    return {name,
-            InvalidArgument(
-                "--model PATH, or --router ADDR with --model NAME, is needed (terrace evaluate --help)")};
-  }
   if (name == "up") return {name, up};
   if (name == "demo") return {name, demo};
   if (name == "chat") return {name, chat};

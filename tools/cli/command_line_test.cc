@@ -105,7 +105,6 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"generate", "--prompt", "a", "extra"},
       {"status", "--once", "--watch"},
       {"inspect"},
-      {"evaluate"},
       {"evaluate", "--model", "m", "--concurrency", "0"},
       {"demo", "chat"},
   };

@@ -67,7 +67,8 @@ std::string DescribeFinished(const v1::GenerateFinished& finished) {
   return Concat("tier ", finished.tier(), finished.attempts_size() > 1 ? Concat(" (asked ", asked, ")") : "",
                 ", ", usage.prompt_tokens(), " + ", usage.completion_tokens(), " tokens, first token ",
                 FormatSeconds(finished.time_to_first_token_seconds()), ", ",
-                FormatFixed(TokensPerSecond(finished), 0), " tokens/s, ", FormatUsd(finished.price_usd()));
+                FormatFixed(TokensPerSecond(finished), 0), " tokens/s",
+                finished.price_usd() > 0 ? Concat(", ", FormatUsd(finished.price_usd())) : "");
 }
 
 Json AnswerToJson(const Answer& answer, bool with_logprobs) {

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
@@ -74,6 +75,18 @@ TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
                 testing::AllOf(testing::HasSubstr("cluster.yaml"), testing::HasSubstr(c.names)));
   }
   EXPECT_EQ(ExitCodeFor(PlanFromFile("/nowhere/cluster.yaml").status()), kExitNoInput);
+}
+
+TEST_F(ClusterPlanTest, TheDemoFileNamesModelsThatExistAndPortsThatDoNotClash) {
+  const StatusOr<ClusterPlan> plan = PlanFromFile("deploy/demo/cluster.yaml");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->workers.size(), 3u);
+  for (const WorkerPlan& worker : plan->workers) {
+    EXPECT_TRUE(fs::exists(worker.config.model())) << worker.config.model();
+    EXPECT_FALSE(worker.tier.empty()) << worker.name;
+  }
+  std::set<std::string> addresses;
+  for (const PortUse& use : plan->ports()) EXPECT_TRUE(addresses.insert(use.address).second) << use.address;
 }
 
 TEST_F(ClusterPlanTest, ASingleModelBecomesOneTierOfItsName) {
