@@ -139,7 +139,8 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
     if (json.Has(key))
       config.warnings.push_back(Concat(file, ": key \"", key, "\" is ignored: no code of a model is run"));
   }
-  RETURN_IF_ERROR(ValidateModelConfig(config, file, kReason));
+  RETURN_IF_ERROR(ValidateModelConfig(
+      config, [&](std::string_view key, std::string_view message) { return json.Error(key, message); }));
   return config;
 }
 

@@ -112,12 +112,24 @@ StatusOr<ModelConfig> Parse(const GgufFile& gguf) {
   return config;
 }
 
+// About the value of `key`, or of the key that it follows from when the file does not have it.
+Status ValueError(const GgufMetadata& metadata, std::string_view key, std::string_view message) {
+  if (metadata.Has(key)) return metadata.Error(kReason, key, message);
+  const std::string_view source =
+      key == "llama.vocab_size" ? "tokenizer.ggml.tokens" : "llama.attention.head_count";
+  return metadata.Error(kReason, source, Concat(key, " follows from it: ", message));
+}
+
 }  // namespace
 
 StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& file) {
   auto config = Parse(gguf);
   if (!config.ok()) return Annotate(config.status(), file);
-  RETURN_IF_ERROR(ValidateModelConfig(*config, file, kReason));
+  RETURN_IF_ERROR(Annotate(ValidateModelConfig(*config,
+                                               [&](std::string_view key, std::string_view message) {
+                                                 return ValueError(gguf.metadata, key, message);
+                                               }),
+                           file));
   return config;
 }
 

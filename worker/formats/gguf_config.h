@@ -8,9 +8,9 @@
 
 namespace terrace {
 
-// DATA_LOSS naming `file` and the key, with reasons bad_hparam, unsupported_architecture, missing_key,
-// type_mismatch, and bad_split for one part of a split model. The name is general.name, "" when there is
-// none.
+// DATA_LOSS naming `file`, the key and its byte offset, with reasons bad_hparam, unsupported_architecture,
+// missing_key, type_mismatch, and bad_split for one part of a split model. The name is general.name, "" when
+// there is none.
 StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& file);
 
 }  // namespace terrace

@@ -223,6 +223,7 @@ Status LocateData(TensorInfo& info, std::span<const std::byte> data, uint64_t da
     return Malformed("truncated", tensor.bytes, " bytes of data begin at byte ",
                      data_start + info.data_offset, ", the file ends at byte ", data_start + data.size());
   tensor.data = data.data() + info.data_offset;
+  info.entry.offset = data_start + info.data_offset;
   return Status();
 }
 
@@ -357,7 +358,7 @@ StatusOr<GgufContents> ParseGguf(std::span<const std::byte> file) {
     ASSIGN_OR_RETURN(const std::string_view name, ReadName(in, kMaxNameBytes, "bad_name"));
     if (!names.insert(name).second)
       return Malformed("bad_name", "tensor \"", name, "\" occurs twice, the second time at byte ", offset);
-    infos.push_back({.entry = {.name = std::string(name), .tensor = {}}});
+    infos.push_back({.entry = {.name = std::string(name), .tensor = {}, .file = {}}});
     RETURN_IF_ERROR(Annotate(ReadTensorInfo(in, infos.back()), Concat("tensor \"", name, "\"")));
   }
 
@@ -375,6 +376,7 @@ StatusOr<GgufFile> OpenGguf(const std::string& path) {
   ASSIGN_OR_RETURN(auto file, MappedFile::Open(path));
   auto contents = ParseGguf(file->bytes());
   if (!contents.ok()) return Annotate(contents.status(), path);
+  for (auto& entry : contents->entries) entry.file = file->path();
   std::vector<std::unique_ptr<MappedFile>> files;
   files.push_back(std::move(file));
   return GgufFile{

@@ -100,10 +100,12 @@ TEST(ParseGguf, GivesTensorsOutermostDimensionFirstInFileOrder) {
       const std::pair<DType, Shape> expected[] = {
           {DType::kF32, Shape({2, 3})}, {DType::kQ8_0, Shape({5, 1, 32})}, {DType::kBF16, Shape({1})}};
       for (size_t i = 0; i < 3; ++i) {
-        const auto& [name, tensor] = contents->entries[i];
+        const auto& [name, tensor, offset, file] = contents->entries[i];
+        EXPECT_EQ(file, "");
         EXPECT_EQ(name, parts.tensors[i].name);
         EXPECT_EQ(tensor.dtype, expected[i].first);
         EXPECT_EQ(tensor.shape, expected[i].second);
+        EXPECT_EQ(tensor.data, bytes.data() + offset);
         EXPECT_EQ(std::string(reinterpret_cast<const char*>(tensor.data), tensor.bytes),
                   parts.tensors[i].data);
       }

@@ -94,6 +94,22 @@ StatusOr<SpecialTokens> ReadSpecial(const GgufMetadata& metadata, size_t vocab_s
   return special;
 }
 
+std::string Quoted(std::string_view key) { return Concat("key \"", key, "\""); }
+
+// MakeBpeTokenizer, whose errors begin with the key's name; they get the place of its value.
+StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(const GgufMetadata& metadata, BpeData data) {
+  auto tokenizer = MakeBpeTokenizer(
+      std::move(data),
+      {.tokens = Quoted(kTokens), .merges = Quoted(kMerges), .added = Quoted(kTypes), .pre = Quoted(kPre)});
+  const Status& status = tokenizer.status();
+  for (const std::string_view key : {kPre, kTokens, kTypes, kMerges}) {
+    if (!status.ok() && Message(status).starts_with(Quoted(key)))
+      return Malformed(Reason(status), Message(status), " (value at byte ", metadata.values().at(key).offset,
+                       ")");
+  }
+  return tokenizer;
+}
+
 StatusOr<TextAssets> Load(const GgufMetadata& metadata) {
   ASSIGN_OR_RETURN(const std::string_view model, metadata.String(kModel));
   if (model != "gpt2")
@@ -114,13 +130,12 @@ StatusOr<TextAssets> Load(const GgufMetadata& metadata) {
   ASSIGN_OR_RETURN(const TokenId eos, ReadId(metadata, kEos, data.tokens.size()));
   assets.bos_text = text_of(data.special.bos);
   assets.eos_text = text_of(eos);
-  auto tokenizer = MakeBpeTokenizer(std::move(data));
-  if (!tokenizer.ok()) return Annotate(tokenizer.status(), "keys \"tokenizer.ggml.*\"");
-  assets.tokenizer = *std::move(tokenizer);
+  ASSIGN_OR_RETURN(assets.tokenizer, MakeTokenizer(metadata, std::move(data)));
   if (metadata.Has(kTemplate)) {
     ASSIGN_OR_RETURN(const std::string_view source, metadata.String(kTemplate));
     auto chat_template = ChatTemplate::Parse(source);
-    if (!chat_template.ok()) return Annotate(chat_template.status(), Concat("key \"", kTemplate, "\""));
+    if (!chat_template.ok())
+      return metadata.Error(Reason(chat_template.status()), kTemplate, Message(chat_template.status()));
     assets.chat_template = *std::move(chat_template);
   }
   return assets;

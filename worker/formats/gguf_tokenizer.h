@@ -9,8 +9,8 @@
 namespace terrace {
 
 // What LoadTextAssets gives for the same model's folder, from the tokenizer.* keys. DATA_LOSS naming `file`,
-// with the reasons of MakeBpeTokenizer and ChatTemplate::Parse, missing_key, type_mismatch, and
-// unsupported_tokenizer for a tokenizer.ggml.model other than gpt2.
+// the key and its byte offset, with the reasons of MakeBpeTokenizer and ChatTemplate::Parse, missing_key,
+// type_mismatch, and unsupported_tokenizer for a tokenizer.ggml.model other than gpt2.
 StatusOr<TextAssets> LoadGgufText(const GgufMetadata& metadata, const std::string& file);
 
 }  // namespace terrace

@@ -155,14 +155,17 @@ void AddHyperParameters(Table& table) {
   table.AddKey("gguf_heads_as_float", "type_mismatch", "llama.attention.head_count", F32(2));
   table.AddKey("gguf_heads_as_array", "type_mismatch", "llama.attention.head_count", Ints({2}));
   table.AddKey("gguf_heads_do_not_divide", "bad_hparam", "llama.attention.head_count", U32(5));
-  table.Add("gguf_kv_heads_do_not_divide", "bad_hparam", {"key \"llama.attention.head_count_kv\""},
-            [](GgufParts& g) { g.Set("llama.attention.head_count_kv", U32(3)); });
+  table.AddKey("gguf_kv_heads_do_not_divide", "bad_hparam", "llama.attention.head_count_kv", U32(3));
+  table.Add("gguf_odd_head_size", "bad_hparam", {"key \"llama.attention.head_count\"", "key_length"},
+            [](GgufParts& g) {
+              g.Remove("llama.rope.dimension_count");
+              g.Set("llama.attention.head_count", U32(32));
+              g.Set("llama.attention.head_count_kv", U32(32));
+            });
   table.AddKey("gguf_odd_rope_dimension", "bad_hparam", "llama.rope.dimension_count", U32(15));
   table.AddKey("gguf_context_0", "bad_hparam", "llama.context_length", U32(0));
-  table.Add("gguf_epsilon_nan", "bad_hparam", {"key \"llama.attention.layer_norm_rms_epsilon\""},
-            [](GgufParts& g) {
-              g.Set("llama.attention.layer_norm_rms_epsilon", F32(std::numeric_limits<float>::quiet_NaN()));
-            });
+  table.AddKey("gguf_epsilon_nan", "bad_hparam", "llama.attention.layer_norm_rms_epsilon",
+               F32(std::numeric_limits<float>::quiet_NaN()));
   table.Add("gguf_no_epsilon", "missing_key", {"key \"llama.attention.layer_norm_rms_epsilon\""},
             [](GgufParts& g) { g.Remove("llama.attention.layer_norm_rms_epsilon"); });
   table.AddKey("gguf_rope_scaling", "bad_hparam", "llama.rope.scaling.type", Text("yarn"));
@@ -193,30 +196,33 @@ void AddHyperParameters(Table& table) {
 
 void AddTokenizers(Table& table) {
   table.AddKey("gguf_tokenizer_unknown", "unsupported_tokenizer", "tokenizer.ggml.model", Text("llama"));
-  table.Add("gguf_pre_tokenizer_unknown", "unsupported_pre_tokenizer", {"key"},
-            [](GgufParts& g) { g.Set("tokenizer.ggml.pre", Text("no-such")); });
+  table.AddKey("gguf_pre_tokenizer_unknown", "unsupported_pre_tokenizer", "tokenizer.ggml.pre",
+               Text("no-such"));
   table.AddKey("gguf_tokens_as_integers", "type_mismatch", "tokenizer.ggml.tokens", Ints({1, 2, 3}));
   table.AddKey("gguf_token_types_missing", "vocab_size", "tokenizer.ggml.token_type", Ints({3, 3, 3, 3, 1}));
   table.AddKey("gguf_byte_token_type", "bad_token_type", "tokenizer.ggml.token_type",
                Ints(std::vector<int32_t>(262, 6)));
+  table.Add("gguf_tokens_empty", "bad_hparam", {"key \"tokenizer.ggml.tokens\"", "vocab_size"},
+            [](GgufParts& g) {
+              g.Remove("llama.vocab_size");
+              g.Set("tokenizer.ggml.tokens", Texts({}));
+            });
   table.Add("gguf_no_tokens", "missing_key", {"key \"tokenizer.ggml.tokens\""},
             [](GgufParts& g) { g.Remove("tokenizer.ggml.tokens"); });
-  table.Add("gguf_more_tokens_than_embeddings", "vocab_size", {"262", "261"}, [](GgufParts& g) {
-    g.Set("llama.vocab_size", U32(261));
-    g.tensor("token_embd.weight").dims = {32, 261};
-  });
-  table.Add("gguf_merge_of_absent_token", "bad_merge", {"key"}, [](GgufParts& g) {
-    g.Set("tokenizer.ggml.merges", Texts({"t h", "q zz"}));
-  });
+  table.Add("gguf_more_tokens_than_embeddings", "vocab_size", {"key \"tokenizer.ggml.tokens\"", "262", "261"},
+            [](GgufParts& g) {
+              g.Set("llama.vocab_size", U32(261));
+              g.tensor("token_embd.weight").dims = {32, 261};
+            });
+  table.AddKey("gguf_merge_of_absent_token", "bad_merge", "tokenizer.ggml.merges", Texts({"t h", "q zz"}));
   table.AddKey("gguf_merge_of_one_token", "bad_merge", "tokenizer.ggml.merges", Texts({"th"}));
   table.AddKey("gguf_bos_out_of_range", "bad_special_id", "tokenizer.ggml.bos_token_id", U32(262));
   table.AddKey("gguf_eos_negative", "bad_special_id", "tokenizer.ggml.eos_token_id", I32(-1));
   table.AddKey("gguf_eos_2_32", "bad_special_id", "tokenizer.ggml.eos_token_id", U32(~0u));
-  table.Add("gguf_template_syntax", "bad_template", {"key \"tokenizer.chat_template\""},
-            [](GgufParts& g) { g.Set("tokenizer.chat_template", Text("{% for m in messages %}{{ m")); });
-  table.Add("gguf_template_import", "bad_template", {"key \"tokenizer.chat_template\""}, [](GgufParts& g) {
-    g.Set("tokenizer.chat_template", Text("{% import 'os' as os %}{{ os.system('id') }}"));
-  });
+  table.AddKey("gguf_template_syntax", "bad_template", "tokenizer.chat_template",
+               Text("{% for m in messages %}{{ m"));
+  table.AddKey("gguf_template_import", "bad_template", "tokenizer.chat_template",
+               Text("{% import 'os' as os %}{{ os.system('id') }}"));
 }
 
 void AddForeign(Table& table) {

@@ -1,5 +1,6 @@
 #include <filesystem>
 #include <ostream>
+#include <regex>
 #include <set>
 
 #include "base/exit_code.h"
@@ -20,6 +21,14 @@ std::string Path(const std::string& name) { return testing::TempDir() + "malform
 
 class EveryMalformedModel : public testing::TestWithParam<MalformedModel> {};
 
+// Whether the cause lies at a byte that is there to be named: anywhere in a GGUF file, or at a tensor of a
+// safetensors file.
+bool HasAPlace(const std::string& reason, const std::string& message) {
+  if (reason == "missing_key" || reason == "missing_tensor") return false;
+  return message.find(".gguf: ") != std::string::npos ||
+         message.find(".safetensors: tensor \"") != std::string::npos;
+}
+
 TEST_P(EveryMalformedModel, IsRefusedWithItsReasonAndPlace) {
   const MalformedModel& malformed = GetParam();
   const std::string path = Path(malformed.name);
@@ -31,6 +40,9 @@ TEST_P(EveryMalformedModel, IsRefusedWithItsReasonAndPlace) {
   EXPECT_TRUE(Message(status).starts_with(path)) << status;
   for (const std::string& mention : malformed.mentions)
     EXPECT_NE(Message(status).find(mention), std::string::npos) << "no " << mention << " in " << status;
+  if (HasAPlace(malformed.reason, Message(status))) {
+    EXPECT_TRUE(std::regex_search(Message(status), std::regex("byte [0-9]"))) << status;
+  }
   EXPECT_LT(Message(status).size(), path.size() + 500);
   std::filesystem::remove_all(path);
 }

@@ -1,10 +1,10 @@
 #include "worker/formats/model_config.h"
 
-#include "worker/formats/byte_reader.h"
-
 namespace terrace {
 
-Status ValidateModelConfig(const ModelConfig& config, const std::string& file, std::string_view reason) {
+Status ValidateModelConfig(
+    const ModelConfig& config,
+    const std::function<Status(std::string_view key, std::string_view message)>& error) {
   const struct {
     std::string_view config_json, gguf;  // the key, as the file has it
     uint32_t value, limit;
@@ -20,7 +20,7 @@ Status ValidateModelConfig(const ModelConfig& config, const std::string& file, s
   };
   const bool is_gguf = config.names == NameScheme::kGguf;
   const auto fail = [&](std::string_view config_json, std::string_view gguf, const auto&... message) {
-    return Malformed(reason, file, ": key \"", is_gguf ? gguf : config_json, "\": ", message...);
+    return error(is_gguf ? gguf : config_json, Concat(message...));
   };
   for (const auto& field : fields) {
     if (field.value < 1 || field.value > field.limit)

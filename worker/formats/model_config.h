@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,8 +41,11 @@ struct ModelConfig {
 inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext = 1u << 24,
                           kMaxHidden = 1u << 17, kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024;
 
-// Checks ranges and products; `reason` and `file` go into the error.
-Status ValidateModelConfig(const ModelConfig& config, const std::string& file, std::string_view reason);
+// Checks ranges and products. What is wrong comes from `error`, which gets the key, as files of the config's
+// name scheme have it, and what is wrong with its value.
+Status ValidateModelConfig(
+    const ModelConfig& config,
+    const std::function<Status(std::string_view key, std::string_view message)>& error);
 
 // From the text of config.json, without the name. `file` names it in errors: DATA_LOSS with reasons
 // bad_config, unsupported_architecture and those of ParseJson.

@@ -1,6 +1,8 @@
 #include "worker/formats/model_files.h"
 
 #include <filesystem>
+#include <map>
+#include <optional>
 
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/file_kind.h"
@@ -15,8 +17,9 @@ namespace {
 
 constexpr size_t kMaxConfigBytes = 8 << 20;
 
-// Whether no weight is infinite or not a number, by the exponents. Not for quantized tensors.
-bool IsFinite(const TensorView& tensor) {
+// Where in its data the first weight is that is infinite or not a number, by the exponents. Not for quantized
+// tensors.
+std::optional<uint64_t> FirstNonFinite(const TensorView& tensor) {
   const uint64_t block_bytes = Info(tensor.dtype).block_bytes;
   const uint32_t exponent = tensor.dtype == DType::kF32    ? 0x7F80'0000
                             : tensor.dtype == DType::kBF16 ? 0x7F80
@@ -25,41 +28,49 @@ bool IsFinite(const TensorView& tensor) {
     const std::span<const std::byte> block(tensor.data + at, block_bytes);
     const uint32_t bits =
         tensor.dtype == DType::kF32 ? ByteReader::Load<uint32_t>(block) : ByteReader::Load<uint16_t>(block);
-    if ((bits & exponent) == exponent) return false;
+    if ((bits & exponent) == exponent) return at;
   }
-  return true;
+  return std::nullopt;
+}
+
+template <typename... Text>
+Status TensorError(std::string_view reason, const WeightSource::Entry& entry, const Text&... message) {
+  return Malformed(reason, entry.file, ": tensor \"", entry.name, "\": ", message..., " (data at byte ",
+                   entry.offset, ")");
 }
 
 // Everything the model needs is there in the right shape. Other tensors are tolerated, but for those that
 // would have to change the results. Norms are scanned for values that are not finite: they touch every
 // activation, and are small; larger tensors are not read here.
 Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
-  const auto fail = [&](std::string_view reason, std::string_view name, const auto&... message) {
-    return Malformed(reason, weights.path(), ": tensor \"", name, "\": ", message...);
-  };
+  std::map<std::string_view, const WeightSource::Entry*> entries;
   for (const auto& entry : weights.entries()) {
     if (entry.name.ends_with(".bias"))
-      return fail("unsupported_tensor", entry.name, "biases are not supported");
+      return TensorError("unsupported_tensor", entry, "biases are not supported");
     if (entry.name == "rope_freqs.weight")
-      return fail("unsupported_tensor", entry.name, "RoPE scaling is not supported");
+      return TensorError("unsupported_tensor", entry, "RoPE scaling is not supported");
+    entries.emplace(entry.name, &entry);
   }
   for (const TensorRequirement& required : RequiredTensors(config)) {
-    const auto tensor = weights.Find(required.name);
-    if (!tensor.ok()) return fail("missing_tensor", required.name, "is missing");
-    if (tensor->shape != required.shape)
-      return fail("shape_mismatch", required.name, "shape ", tensor->shape.ToString(),
-                  ", the configuration wants ", required.shape.ToString());
-    if (IsNorm(required.kind) && tensor->dtype == DType::kQ8_0)
-      return fail("bad_dtype", required.name, "a norm is not quantized");
-    if (IsNorm(required.kind) && !IsFinite(*tensor))
-      return fail("nonfinite", required.name, "has a value that is infinite or not a number");
+    const auto found = entries.find(required.name);
+    if (found == entries.end())
+      return Malformed("missing_tensor", weights.path(), ": tensor \"", required.name, "\": is missing");
+    const WeightSource::Entry& entry = *found->second;
+    if (entry.tensor.shape != required.shape)
+      return TensorError("shape_mismatch", entry, "shape ", entry.tensor.shape.ToString(),
+                         ", the configuration wants ", required.shape.ToString());
+    if (!IsNorm(required.kind)) continue;
+    if (entry.tensor.dtype == DType::kQ8_0) return TensorError("bad_dtype", entry, "a norm is not quantized");
+    if (const auto at = FirstNonFinite(entry.tensor))
+      return TensorError("nonfinite", entry, "the value at byte ", entry.offset + *at,
+                         " is infinite or not a number");
   }
   return Status();
 }
 
-Status CheckVocabulary(const ModelConfig& config, const TextAssets& text, const std::string& file) {
+Status CheckVocabulary(const ModelConfig& config, const TextAssets& text) {
   if (text.tokenizer->vocab_size() <= config.vocab_size) return Status();
-  return Malformed("vocab_size", file, ": the tokenizer has ", text.tokenizer->vocab_size(),
+  return Malformed("vocab_size", "the tokenizer has ", text.tokenizer->vocab_size(),
                    " tokens, the model's vocab_size is ", config.vocab_size);
 }
 
@@ -94,7 +105,7 @@ StatusOr<ModelFiles> OpenFolder(const std::string& path) {
   RETURN_IF_ERROR(CheckTensors(model.config, *weights));
   auto text = LoadTextAssets(path);
   if (!text.ok()) return AsDataLoss(text.status());
-  RETURN_IF_ERROR(CheckVocabulary(model.config, *text, path + "/tokenizer.json"));
+  RETURN_IF_ERROR(Annotate(CheckVocabulary(model.config, *text), path + "/tokenizer.json"));
   model.text = std::make_shared<const TextAssets>(*std::move(text));
   model.digest = weights->Digest();
   model.weights = std::move(weights);
@@ -109,7 +120,8 @@ StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
   if (model.config.name.empty()) model.config.name = std::filesystem::path(path).stem().string();
   RETURN_IF_ERROR(CheckTensors(model.config, *gguf.weights));
   ASSIGN_OR_RETURN(TextAssets text, LoadGgufText(gguf.metadata, path));
-  RETURN_IF_ERROR(CheckVocabulary(model.config, text, path));
+  if (const Status fits = CheckVocabulary(model.config, text); !fits.ok())
+    return Annotate(gguf.metadata.Error(Reason(fits), "tokenizer.ggml.tokens", Message(fits)), path);
   model.text = std::make_shared<const TextAssets>(std::move(text));
   model.digest = gguf.weights->Digest();
   model.weights = std::move(gguf.weights);

@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kMaxTensors = 65'536, kMaxShards = 4096, kMaxNameBytes = 512;
 constexpr uint64_t kLengthBytes = 8;  // what precedes the header
+constexpr std::string_view kInHeader = " (in the header, which begins at byte 8)";
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
 
 // The header as JSON; what is wrong with it, even a passed limit of the parser, is bad_header.
@@ -22,9 +23,7 @@ StatusOr<Json> ParseHeader(std::string_view text) {
   if (text.front() != '{')
     return Malformed("bad_header", "the header at byte ", kLengthBytes, " does not begin with {");
   auto header = ParseJson(text, {.bytes = kMaxHeaderBytes, .depth = 8, .nodes = kMaxTensors * 16});
-  if (!header.ok())
-    return Malformed("bad_header", Message(header.status()), " (in the header, which begins at byte ",
-                     kLengthBytes, ")");
+  if (!header.ok()) return Malformed("bad_header", Message(header.status()), kInHeader);
   return header;
 }
 
@@ -56,17 +55,8 @@ StatusOr<Shape> ParseShape(const Json& dims) {
   return shape;
 }
 
-// A tensor and where its data begins, from the start of the data.
-struct Located {
-  WeightSource::Entry entry;
-  uint64_t begin = 0;
-};
-
-StatusOr<Located> ParseTensor(const std::string& name, const Json& description,
-                              std::span<const std::byte> data, uint64_t data_start) {
-  if (!description.is_object() || description.size() != 3 || !description.contains("dtype") ||
-      !description.contains("shape") || !description.contains("data_offsets"))
-    return Malformed("bad_header", "is not described by exactly dtype, shape and data_offsets");
+// The tensor whose data is `data`.
+StatusOr<TensorView> ParseView(const Json& description, std::span<const std::byte> data) {
   const auto dtype = SupportedDType(description["dtype"]);
   if (!dtype)
     return Malformed("bad_dtype", "dtype ", ToJsonText(description["dtype"]).substr(0, 32),
@@ -74,42 +64,52 @@ StatusOr<Located> ParseTensor(const std::string& name, const Json& description,
   ASSIGN_OR_RETURN(const Shape shape, ParseShape(description["shape"]));
   const auto bytes = ByteCount(*dtype, shape);
   if (!bytes.ok()) return AsDataLoss(bytes.status());
+  if (data.size() != *bytes)
+    return Malformed("bad_shape", "shape ", shape.ToString(), " of ", Info(*dtype).name, " takes ", *bytes,
+                     " bytes, data_offsets span ", data.size());
+  return TensorView{.dtype = *dtype, .shape = shape, .data = data.data(), .bytes = *bytes};
+}
 
+StatusOr<WeightSource::Entry> ParseTensor(const std::string& name, const Json& description,
+                                          std::span<const std::byte> data, uint64_t data_start) {
+  if (!description.is_object() || description.size() != 3 || !description.contains("dtype") ||
+      !description.contains("shape") || !description.contains("data_offsets"))
+    return Malformed("bad_header", "is not described by exactly dtype, shape and data_offsets", kInHeader);
   const Json& offsets = description["data_offsets"];
   if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
       !offsets[1].is_number_unsigned())
-    return Malformed("bad_offset", "data_offsets are not two whole numbers");
+    return Malformed("bad_offset", "data_offsets are not two whole numbers", kInHeader);
   const uint64_t begin = offsets[0], end = offsets[1];
   if (begin > end || end > data.size())
     return Malformed("bad_offset", "data_offsets [", begin, ", ", end, "] do not lie in the ", data.size(),
                      " bytes of data that begin at byte ", data_start);
-  if (end - begin != *bytes)
-    return Malformed("bad_shape", "shape ", shape.ToString(), " of ", Info(*dtype).name, " takes ", *bytes,
-                     " bytes, data_offsets span ", end - begin, " from byte ", data_start + begin);
-  const TensorView view = {.dtype = *dtype, .shape = shape, .data = data.data() + begin, .bytes = *bytes};
-  return Located{.entry = {.name = name, .tensor = view}, .begin = begin};
+  const auto view = ParseView(description, data.subspan(begin, end - begin));
+  if (!view.ok())
+    return Malformed(Reason(view.status()), Message(view.status()), " (data at byte ", data_start + begin,
+                     ")");
+  return WeightSource::Entry{.name = name, .tensor = *view, .offset = data_start + begin, .file = {}};
 }
 
-// Sorts by offset; the tensors must cover `data` exactly.
-Status CheckCoverage(std::vector<Located>& tensors, uint64_t data_bytes, uint64_t data_start) {
-  std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
-  uint64_t end = 0;
-  for (const Located& tensor : tensors) {
-    if (tensor.begin != end)
-      return Malformed("bad_offset", "tensor \"", tensor.entry.name, "\": its data begins at byte ",
-                       data_start + tensor.begin, tensor.begin < end ? ", inside" : ", after a hole behind",
-                       " the tensor before it, which ends at byte ", data_start + end);
-    end += tensor.entry.tensor.bytes;
+// Sorts by offset; the tensors must cover the file from `data_start` to `file_bytes` exactly.
+Status CheckCoverage(std::vector<WeightSource::Entry>& tensors, uint64_t data_start, uint64_t file_bytes) {
+  std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
+  uint64_t end = data_start;
+  for (const WeightSource::Entry& entry : tensors) {
+    if (entry.offset != end)
+      return Malformed("bad_offset", "tensor \"", entry.name, "\": its data begins at byte ", entry.offset,
+                       entry.offset < end ? ", inside" : ", after a hole behind",
+                       " the tensor before it, which ends at byte ", end);
+    end += entry.tensor.bytes;
   }
-  if (end != data_bytes)
-    return Malformed("bad_offset", "the last tensor ends at byte ", data_start + end, ", the file at byte ",
-                     data_start + data_bytes);
+  if (end != file_bytes)
+    return Malformed("bad_offset", "the last tensor ends at byte ", end, ", the file at byte ", file_bytes);
   return Status();
 }
 
 StatusOr<std::vector<WeightSource::Entry>> ParseNamed(const MappedFile& file) {
   auto entries = ParseSafetensors(file.bytes());
   if (!entries.ok()) return Annotate(entries.status(), file.path());
+  for (auto& entry : *entries) entry.file = file.path();
   return entries;
 }
 
@@ -202,7 +202,7 @@ StatusOr<std::vector<WeightSource::Entry>> ParseSafetensors(std::span<const std:
     return Malformed("count_limit", header.size(), " tensors, limit ", kMaxTensors);
 
   const std::span<const std::byte> data = file.subspan(in.offset());
-  std::vector<Located> tensors;
+  std::vector<WeightSource::Entry> tensors;
   for (const auto& [name, description] : header.items()) {
     if (name == "__metadata__") {
       RETURN_IF_ERROR(CheckMetadata(description));
@@ -215,10 +215,8 @@ StatusOr<std::vector<WeightSource::Entry>> ParseSafetensors(std::span<const std:
     if (!tensor.ok()) return Annotate(tensor.status(), Concat("tensor \"", name, "\""));
     tensors.push_back(*std::move(tensor));
   }
-  RETURN_IF_ERROR(CheckCoverage(tensors, data.size(), in.offset()));
-  std::vector<WeightSource::Entry> entries;
-  for (Located& tensor : tensors) entries.push_back(std::move(tensor.entry));
-  return entries;
+  RETURN_IF_ERROR(CheckCoverage(tensors, in.offset(), file.size()));
+  return tensors;
 }
 
 StatusOr<std::unique_ptr<MappedWeights>> OpenSafetensors(const std::string& directory) {

@@ -48,6 +48,7 @@ TEST(ParseSafetensors, GivesTensorsInTheOrderOfTheirData) {
     EXPECT_EQ((*entries)[i].tensor.dtype, expected[i].dtype);
     EXPECT_EQ((*entries)[i].tensor.shape, expected[i].shape);
     EXPECT_EQ(BytesOf((*entries)[i].tensor), expected[i].data);
+    EXPECT_EQ((*entries)[i].tensor.data, bytes.data() + (*entries)[i].offset);
   }
 }
 
@@ -111,6 +112,8 @@ TEST(OpenSafetensors, ReadsShardsAsOneModel) {
   ASSERT_EQ((*weights)->entries().size(), 2u);
   EXPECT_EQ(BytesOf(*(*weights)->Find("a")), "aaaa");
   EXPECT_EQ(BytesOf(*(*weights)->Find("b")), "bbbb");
+  EXPECT_EQ((*weights)->entries()[0].file, Folder("shards") + "/first.safetensors");
+  EXPECT_EQ((*weights)->entries()[1].file, Folder("shards") + "/second.safetensors");
   const auto absent = (*weights)->Find("c").status();
   EXPECT_EQ(absent.code(), StatusCode::kNotFound);
   EXPECT_EQ(Reason(absent), "missing_tensor");

@@ -16,6 +16,8 @@ class WeightSource {
   struct Entry {
     std::string name;  // as in the file
     TensorView tensor;
+    uint64_t offset = 0;    // of its data in its file
+    std::string_view file;  // the path, borrowed from the source; "" for bytes in memory
   };
 
   virtual ~WeightSource() = default;
