@@ -37,14 +37,15 @@ std::string MainDType(const WeightSource& weights) {
 }  // namespace
 
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
-  RETURN_IF_ERROR(CheckRange("threads", options.threads, 0, kMaxThreads));
-  RETURN_IF_ERROR(CheckRange("max_sequences", options.max_sequences, 1, kMaxSequences));
+  if (options.threads != 0) RETURN_IF_ERROR(CheckRange("engine.threads", options.threads, 1, kMaxThreads));
+  RETURN_IF_ERROR(CheckRange("engine.max_sequences", options.max_sequences, 1, kMaxSequences));
   // A step has room for every decode.
   RETURN_IF_ERROR(
-      CheckRange("max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
-  RETURN_IF_ERROR(CheckRange("inbox", options.inbox, 1, kMaxInbox));
-  RETURN_IF_ERROR(CheckRange("block_tokens", options.block_tokens, 1, kMaxBlockTokens));
-  return FindOps(options.kernels).status();
+      CheckRange("engine.max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
+  RETURN_IF_ERROR(CheckRange("engine.inbox", options.inbox, 1, kMaxInbox));
+  RETURN_IF_ERROR(CheckRange("kv.block_tokens", options.block_tokens, 1, kMaxBlockTokens));
+  const Status found = FindOps(options.kernels).status();
+  return found.ok() ? found : WithReason(InvalidArgument("engine.", Message(found)), Reason(found));
 }
 
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {

@@ -34,7 +34,8 @@ struct OpenedEngine {
   std::unique_ptr<Engine> engine;
 };
 
-// INVALID_ARGUMENT, reason invalid_value, for a number out of range or unknown kernels.
+// INVALID_ARGUMENT, reason invalid_value, for a number out of range or unknown kernels; the message begins
+// with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
 
 // Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the KV pool

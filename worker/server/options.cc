@@ -41,9 +41,8 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   RETURN_IF_ERROR(SetCount("kv.block_tokens", config.kv().has_block_tokens(), config.kv().block_tokens(),
                            out.block_tokens));
   if (config.kv().has_pool_bytes()) out.kv_pool_bytes = config.kv().pool_bytes();
-  if (const Status valid = ValidateOpenEngineOptions(out); !valid.ok())
-    return Bad("engine, kv", Message(valid));
-  return {};
+  const Status valid = ValidateOpenEngineOptions(out);
+  return valid.ok() ? valid : FailedPrecondition(Message(valid));
 }
 
 Status SetLog(const v1::LogConfig& config, LogOptions& out) {
