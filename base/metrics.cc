@@ -66,7 +66,7 @@ const std::vector<MetricInfo> kMetrics = {
     // Router: tiers and workers.
     {"terrace_tier_attempts_total",
      kCounter,
-     "Attempts at an answer on a tier. Results: accepted, escalated, failed.",
+     "Attempts at an answer on a tier. Results: accepted, escalated, abandoned, failed.",
      {"tier", "result"},
      {}},
     {"terrace_escalations_total",

@@ -123,9 +123,7 @@ class OpenAiApi {
       return responder.Send(200, ToJsonText(ModelJson(model, options_.created_unix_seconds)),
                             "application/json", {{"x-request-id", id}});
     }
-    SendError(
-        WithParam(WithReason(NotFound("model: no tier or policy of that name"), "model_not_found"), "model"),
-        id, responder);
+    SendError(ModelNotFound(name), id, responder);
   }
 
   static int64_t UnixSeconds() {

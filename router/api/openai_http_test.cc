@@ -20,6 +20,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // A blocking connection to the server.
 class Connection {
@@ -289,6 +290,8 @@ TEST_F(OpenAiHttpTest, ModelsAreListedAndShown) {
   const Reply absent = Call("GET", "/v1/models/absent");
   EXPECT_EQ(absent.status, 404);
   EXPECT_EQ(absent.json()["error"]["code"], "model_not_found");
+  EXPECT_THAT(absent.body, HasSubstr("absent"));
+  EXPECT_THAT(Call("GET", "/v1/models/%3Cscript%3E").body, Not(HasSubstr("script")));
 }
 
 }  // namespace

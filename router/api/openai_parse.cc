@@ -15,9 +15,9 @@ constexpr std::string_view kInvalid = "invalid_value";
 constexpr std::string_view kUnsupported = "unsupported_parameter";
 
 // Fields of the OpenAI API that would change the answer and are not served; null means absent.
-constexpr const char* kUnsupportedFields[] = {"tools",   "functions",       "function_call",
-                                              "audio",   "prediction",      "web_search_options",
-                                              "best_of", "reasoning_effort"};
+constexpr const char* kUnsupportedFields[] = {"tools",   "functions",        "function_call",
+                                              "audio",   "prediction",       "web_search_options",
+                                              "best_of", "reasoning_effort", "verbosity"};
 
 // The members of one JSON object; absent and null are the same. `path` goes in front of parameter names.
 class Fields {
@@ -141,6 +141,13 @@ Status CheckUnsupported(const Fields& request) {
   if (const Json* modalities = request.Find("modalities");
       modalities != nullptr && *modalities != Json::array({"text"})) {
     return ParamError(kUnsupported, "modalities", "only [\"text\"] is supported");
+  }
+  if (const Json* store = request.Find("store"); store != nullptr && *store != false) {
+    return ParamError(kUnsupported, "store", "answers are not stored");
+  }
+  if (const Json* tier = request.Find("service_tier");
+      tier != nullptr && *tier != "auto" && *tier != "default") {
+    return ParamError(kUnsupported, "service_tier", "only auto and default are supported");
   }
   std::optional<int64_t> choices;
   RETURN_IF_ERROR(request.Read("n", choices));

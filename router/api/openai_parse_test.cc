@@ -22,7 +22,8 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
       "min_p":0.1,"repetition_penalty":1.1,"presence_penalty":-1,"frequency_penalty":1,"seed":18446744073709551615,
       "stop":["a","b"],"stream":true,"stream_options":{"include_usage":true},"logprobs":true,"top_logprobs":2,
       "logit_bias":{"7":-100,"8":1.5},"ignore_eos":true,"n":1,"user":"u","metadata":{"k":"v"},"unknown":{"x":[1]},
-      "tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"])"));
+      "tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"],
+      "store":false,"service_tier":"auto","verbosity":null)"));
   ASSERT_TRUE(chat.ok()) << chat.status();
   const RequestFields& fields = chat->fields;
   EXPECT_EQ(fields.model, "base");
@@ -38,7 +39,8 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
 
 TEST(OpenAiParse, AbsentAndNullFieldsAreTheSame) {
   const auto chat =
-      ParseOpenAiChat(Body(R"("max_tokens":null,"stop":null,"seed":null,"stream":null,"n":null)"));
+      ParseOpenAiChat(Body(R"("max_tokens":null,"stop":null,"seed":null,"stream":null,"n":null,"store":null,
+      "service_tier":null)"));
   ASSERT_TRUE(chat.ok()) << chat.status();
   EXPECT_FALSE(chat->fields.max_tokens.has_value());
   EXPECT_FALSE(chat->fields.seed.has_value());
@@ -102,6 +104,9 @@ TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
       {Body(R"("tool_choice":"auto")"), "unsupported_parameter", "tool_choice"},
       {Body(R"("response_format":{"type":"json_object"})"), "unsupported_parameter", "response_format"},
       {Body(R"("modalities":["audio"])"), "unsupported_parameter", "modalities"},
+      {Body(R"("verbosity":"low")"), "unsupported_parameter", "verbosity"},
+      {Body(R"("store":true)"), "unsupported_parameter", "store"},
+      {Body(R"("service_tier":"flex")"), "unsupported_parameter", "service_tier"},
       {Body(R"("temperature":"1")"), "invalid_value", "temperature"},
       {Body(R"("stop":[1])"), "invalid_value", "stop"},
       {Body(R"("stop":5)"), "invalid_value", "stop"},

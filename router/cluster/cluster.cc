@@ -83,13 +83,12 @@ void Cluster::DiscoverForever(std::stop_token stop) {
   std::condition_variable_any stopped;
   while (!stop.stop_requested()) {
     for (size_t i = 0; i < options_.tiers.size() && !stop.stop_requested(); ++i) {
-      auto addresses = options_.tiers[i].discovery->Resolve();
-      if (addresses.ok()) {
-        Post([this, i, found = *std::move(addresses)] { SetAddresses(i, found); });
-      } else {
+      Discovered found = options_.tiers[i].discovery->Resolve();
+      for (const Status& error : found.errors) {
         Log(LogLevel::kWarn, "discovery_failed",
-            {{"tier", options_.tiers[i].name}, {"error", Message(addresses.status())}});
+            {{"tier", options_.tiers[i].name}, {"error", Message(error)}});
       }
+      Post([this, i, addresses = std::move(found.addresses)] { SetAddresses(i, addresses); });
     }
     std::unique_lock lock(mutex);
     stopped.wait_for(lock, stop, options_.dns_refresh, [] { return false; });

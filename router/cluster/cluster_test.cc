@@ -133,9 +133,9 @@ class FakeWorker : public v1::Worker::Service {
 class FakeDiscovery : public Discovery {
  public:
   explicit FakeDiscovery(std::vector<std::string> addresses) : addresses_(std::move(addresses)) {}
-  StatusOr<std::vector<std::string>> Resolve() override {
+  Discovered Resolve() override {
     std::lock_guard lock(mutex_);
-    return addresses_;
+    return {.addresses = addresses_};
   }
   void Set(std::vector<std::string> addresses) {
     std::lock_guard lock(mutex_);

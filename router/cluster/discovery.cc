@@ -21,7 +21,41 @@ StatusOr<HostPort> ParseWorker(std::string_view text) {
   return out;
 }
 
-StatusOr<std::vector<std::string>> LookUp(const HostPort& name) {
+class ListedDiscovery : public Discovery {
+ public:
+  struct Name {
+    HostPort name = {};
+    std::vector<std::string> last = {};  // the latest addresses it had
+  };
+
+  ListedDiscovery(std::set<std::string> addresses, std::vector<Name> names, DnsLookup look_up)
+      : addresses_(std::move(addresses)), names_(std::move(names)), look_up_(std::move(look_up)) {}
+
+  Discovered Resolve() override {
+    std::set<std::string> all = addresses_;
+    std::vector<Status> errors;
+    for (Name& name : names_) {
+      auto found = look_up_(name.name);
+      if (found.ok() && found->empty()) found = Unavailable("DNS name ", name.name.host, ": no address");
+      if (found.ok()) {
+        name.last = *std::move(found);
+      } else {
+        errors.push_back(found.status());
+      }
+      all.insert(name.last.begin(), name.last.end());
+    }
+    return {.addresses = {all.begin(), all.end()}, .errors = std::move(errors)};
+  }
+
+ private:
+  const std::set<std::string> addresses_;
+  std::vector<Name> names_;
+  const DnsLookup look_up_;
+};
+
+}  // namespace
+
+StatusOr<std::vector<std::string>> SystemDnsLookup(const HostPort& name) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
@@ -40,41 +74,21 @@ StatusOr<std::vector<std::string>> LookUp(const HostPort& name) {
   return out;
 }
 
-class ListedDiscovery : public Discovery {
- public:
-  ListedDiscovery(std::set<std::string> addresses, std::vector<HostPort> names)
-      : addresses_(std::move(addresses)), names_(std::move(names)) {}
-
-  StatusOr<std::vector<std::string>> Resolve() override {
-    std::set<std::string> all = addresses_;
-    for (const HostPort& name : names_) {
-      ASSIGN_OR_RETURN(const std::vector<std::string> found, LookUp(name));
-      all.insert(found.begin(), found.end());
-    }
-    return std::vector<std::string>(all.begin(), all.end());
-  }
-
- private:
-  const std::set<std::string> addresses_;
-  const std::vector<HostPort> names_;
-};
-
-}  // namespace
-
-StatusOr<std::unique_ptr<Discovery>> MakeDiscovery(const std::vector<std::string>& workers) {
+StatusOr<std::unique_ptr<Discovery>> MakeDiscovery(const std::vector<std::string>& workers,
+                                                   DnsLookup look_up) {
   std::set<std::string> addresses;
-  std::vector<HostPort> names;
+  std::vector<ListedDiscovery::Name> names;
   for (const std::string& worker : workers) {
     const bool is_name = worker.starts_with(kDnsPrefix);
     ASSIGN_OR_RETURN(HostPort parts,
                      ParseWorker(is_name ? std::string_view(worker).substr(kDnsPrefix.size()) : worker));
     if (is_name) {
-      names.push_back(std::move(parts));
+      names.push_back({.name = std::move(parts)});
     } else {
       addresses.insert(parts.ToString());
     }
   }
-  return std::make_unique<ListedDiscovery>(std::move(addresses), std::move(names));
+  return std::make_unique<ListedDiscovery>(std::move(addresses), std::move(names), std::move(look_up));
 }
 
 }  // namespace terrace

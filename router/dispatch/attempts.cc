@@ -57,6 +57,28 @@ Status ClientError(const Status& worker_error) {
   return WithReason(Unavailable("the worker that ran this request was lost"), "worker_lost");
 }
 
+Recorder::AttemptResult ResultOf(const Status& error) {
+  using enum Recorder::AttemptResult;
+  return error.code() == StatusCode::kDeadlineExceeded ? kAbandoned : kFailed;
+}
+
+TokenUsage BrokenOffUsage(Recorder::AttemptResult result, size_t prompt_tokens, uint32_t completion_tokens) {
+  if (result == Recorder::AttemptResult::kFailed && completion_tokens == 0) return {};
+  return {.prompt_tokens = static_cast<uint32_t>(prompt_tokens), .completion_tokens = completion_tokens};
+}
+
+void RecordAttempt(DispatchState& state, size_t tier, Recorder::AttemptResult result, AnswerAttempt& attempt,
+                   AnswerSummary& summary) {
+  using enum Recorder::AttemptResult;
+  attempt.accepted = result == kAccepted;
+  attempt.price_usd =
+      result == kFailed ? 0 : PriceUsd(state.parts.catalog.tiers()[tier].price, attempt.usage);
+  summary.usage = attempt.usage;
+  summary.price_usd += attempt.price_usd;
+  summary.attempts.push_back(attempt);
+  state.parts.recorder.OnAttempt(tier, result, attempt);
+}
+
 Status DeadlinePassed() {
   return WithReason(DeadlineExceeded("the request's deadline passed"), "deadline_exceeded");
 }

@@ -82,6 +82,21 @@ class DispatcherTest : public ::testing::Test {
     return *sink_->end;
   }
 
+  // The value of one series; -1 when there is none.
+  double Metric(const std::string& series) const {
+    const std::string text = "\n" + metrics_.Render();
+    const size_t found = text.find("\n" + series + " ");
+    return found == std::string::npos ? -1 : std::stod(text.substr(found + series.size() + 2));
+  }
+  // All that was done on a tier so far.
+  void ExpectMetered(const std::string& tier, const TokenUsage& usage, double price_usd) const {
+    const std::string label = "{tier=\"" + tier + "\"}";
+    EXPECT_EQ(Metric("terrace_prompt_tokens_total" + label), usage.prompt_tokens);
+    EXPECT_EQ(Metric("terrace_cached_tokens_total" + label), usage.cached_tokens);
+    EXPECT_EQ(Metric("terrace_generation_tokens_total" + label), usage.completion_tokens);
+    EXPECT_NEAR(Metric("terrace_cost_usd_total" + label), price_usd, 1e-9);
+  }
+
   FakeClock clock_;
   MetricRegistry metrics_;
   std::unique_ptr<ModelCatalog> catalog_;
@@ -134,14 +149,14 @@ TEST_F(DispatcherTest, AHeldBackAnswerIsShownOnlyWhenItsGateAccepts) {
   EXPECT_EQ(End()->tier, "small");
 }
 
-TEST_F(DispatcherTest, EscalationSumsUsageAndPriceOfAllAttempts) {
+TEST_F(DispatcherTest, EscalationSumsThePriceOfAllAttemptsAndCountsTheTokensOfTheAnswer) {
   Generate(Fields("auto"));
   cluster_.call(kNano).Answer("a", kUnsure);    // 4 + 2 tokens
   cluster_.call(kSmall).Answer("bc", kUnsure);  // 4 + 3
   cluster_.call(kBase).Answer("def", kUnsure);  // 4 + 4; the last one is always accepted
   ASSERT_TRUE(End().ok()) << End().status();
   EXPECT_EQ(sink_->text, "def");
-  EXPECT_EQ(End()->usage, (TokenUsage{12, 0, 9}));
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 4}));
   EXPECT_DOUBLE_EQ(End()->price_usd, (6 * 1 + 7 * 10 + 8 * 100) / 1e6);
   ASSERT_EQ(End()->attempts.size(), 3u);
   EXPECT_FALSE(End()->attempts[0].accepted);
@@ -316,6 +331,76 @@ TEST_F(DispatcherTest, AClosedSinkStopsTheWorkerAlsoWhileTheAnswerIsHeldBack) {
   cluster_.call(kNano).Fail(Cancelled("by us"));
   EXPECT_EQ(End().status().code(), StatusCode::kCancelled);
   EXPECT_TRUE(cluster_.replica(kSmall, 0).calls.empty());
+}
+
+TEST_F(DispatcherTest, WhatTheClientAbandonedIsCountedAndPricedAsDone) {
+  const auto cancel = Generate(Fields("base"));
+  cluster_.call(kBase).SendText("ab");
+  cancel();
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  EXPECT_EQ(End().status().code(), StatusCode::kCancelled);
+  ExpectMetered("base", {4, 0, 2}, (4 + 2) * 100 / 1e6);
+  EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"abandoned\",tier=\"base\"}"), 1);
+
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("nano"));
+  cluster_.call(kNano).SendText("abc");
+  cluster_.call(kNano).Fail(DeadlineExceeded("late"));
+  EXPECT_EQ(Reason(End().status()), "deadline_exceeded");
+  ExpectMetered("nano", {4, 0, 3}, (4 + 3) * 1 / 1e6);
+  EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"abandoned\",tier=\"nano\"}"), 1);
+}
+
+TEST_F(DispatcherTest, AnAnswerAbandonedAsItEndedHasTheWorkersCount) {
+  const auto cancel = Generate(Fields("base"));
+  cluster_.call(kBase).SendText("a");
+  cancel();
+  cluster_.call(kBase).SendText("b");
+  cluster_.call(kBase).Finish(AnswerEnd::kLength, /*cached_tokens=*/3);
+  EXPECT_EQ(End().status().code(), StatusCode::kCancelled);
+  ExpectMetered("base", {4, 3, 2}, (4 + 2) * 100 / 1e6);
+}
+
+TEST_F(DispatcherTest, WhatAWorkerFailedAtIsCountedAndCostsNothing) {
+  Generate(Fields("base"));
+  cluster_.call(kBase, 0).SendText("ab");
+  cluster_.call(kBase, 0).Fail(Unavailable("gone"));
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  ExpectMetered("base", {4, 0, 2}, 0);
+  EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"failed\",tier=\"base\"}"), 1);
+
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("small"));
+  cluster_.call(kSmall).Fail(WithReason(ResourceExhausted("inbox full"), "overloaded"));
+  EXPECT_EQ(Reason(End().status()), "overloaded");
+  ExpectMetered("small", {}, 0);
+}
+
+TEST_F(DispatcherTest, AFailedAttemptIsCountedBesideTheOneThatAnswers) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("ha");
+  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
+  cluster_.call(kNano, 1).Answer("yes", kConfident);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 4}));
+  EXPECT_DOUBLE_EQ(End()->price_usd, (4 + 4) * 1 / 1e6);
+  ASSERT_EQ(End()->attempts.size(), 2u);
+  EXPECT_EQ(End()->attempts[0].usage, (TokenUsage{4, 0, 2}));
+  EXPECT_EQ(End()->attempts[0].price_usd, 0);
+  ExpectMetered("nano", {8, 0, 6}, (4 + 4) * 1 / 1e6);
+}
+
+TEST_F(DispatcherTest, AnAbandonedScoreIsPricedAndAFailedOneIsNot) {
+  RequestFields fields = Fields("base", std::string("abc"));
+  fields.api = ApiKind::kScore;
+  const auto score = [&] { return dispatcher_->Score(*Request::Make(fields), [](const auto&) {}); };
+  score()();
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  ExpectMetered("base", {3, 0, 0}, 3 * 100 / 1e6);
+  score();
+  cluster_.call(kBase).events->OnPromptScores({{'b', -1, {}}});
+  cluster_.call(kBase).Fail(WithReason(Internal("NaN"), "numeric_error"));
+  ExpectMetered("base", {6, 0, 0}, 3 * 100 / 1e6);
 }
 
 TEST_F(DispatcherTest, NothingIsStartedPastTheDeadline) {

@@ -140,6 +140,7 @@ void Generation::Show(AnswerPiece piece) {
 }
 
 void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
+  using enum Recorder::AttemptResult;
   const AnswerText& text = attempt_->text;
   if (record_.queue_seconds < 0) {
     record_.queue_seconds =
@@ -150,7 +151,10 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
                                          .cached_tokens = result.ok() ? result->usage.cached_tokens : 0,
                                          .completion_tokens = text.signals().tokens});
   }
-  if (cancellation_.is_cancelled()) return Finish(ClientGone());
+  if (cancellation_.is_cancelled()) {
+    Record(kAbandoned, result.ok() ? result->usage : UsageSoFar(kAbandoned));
+    return Finish(ClientGone());
+  }
   if (!attempt_->protocol_error.ok()) return OnFailed(attempt_->protocol_error);
   if (!result.ok()) return OnFailed(result.status());
   if (AnswerPiece rest = attempt_->text.Finish(); !rest.empty()) Show(std::move(rest));
@@ -158,19 +162,11 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
 }
 
 void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
-  const size_t tier = step().tier;
-  const AnswerSignals signals = attempt_->text.signals();
-  AnswerAttempt& report = attempt_->report;
-  report.usage = usage;
-  report.mean_logprob = signals.mean_logprob;
-  report.price_usd = PriceUsd(state_->parts.catalog.tiers()[tier].price, usage);
-  report.accepted = step().gate.Accepts(signals);
-  record_.summary.usage += usage;
-  record_.summary.price_usd += report.price_usd;
-  record_.summary.attempts.push_back(report);
   using enum Recorder::AttemptResult;
-  state_->parts.recorder.OnAttempt(tier, report.accepted ? kAccepted : kEscalated, report);
-  if (!report.accepted) {
+  const bool is_accepted = step().gate.Accepts(attempt_->text.signals());
+  Record(is_accepted ? kAccepted : kEscalated, usage);
+  if (!is_accepted) {
+    const size_t tier = step().tier;
     ToNextStep();
     state_->parts.recorder.OnEscalation(tier, step().tier);
     return Advance();
@@ -191,8 +187,7 @@ void Generation::OnFailed(const Status& error) {
        {"tier", attempt_->report.tier},
        {"replica", attempt_->report.replica},
        {"error", Message(error)}});
-  record_.summary.attempts.push_back(attempt_->report);
-  state_->parts.recorder.OnAttempt(step().tier, Recorder::AttemptResult::kFailed, attempt_->report);
+  Record(ResultOf(error), UsageSoFar(ResultOf(error)));
   failure_ = ClientError(error);
   if (is_shown_ || error.code() == StatusCode::kDeadlineExceeded) return Finish(failure_);
   const bool may_retry = IsRetryable(error) && tried_.size() < 2;  // one other replica of the tier
@@ -200,6 +195,16 @@ void Generation::OnFailed(const Status& error) {
   if (is_last_step()) return Finish(failure_);
   ToNextStep();
   Advance();
+}
+
+void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage) {
+  attempt_->report.usage = usage;
+  attempt_->report.mean_logprob = attempt_->text.signals().mean_logprob;
+  RecordAttempt(*state_, step().tier, result, attempt_->report, record_.summary);
+}
+
+TokenUsage Generation::UsageSoFar(Recorder::AttemptResult result) const {
+  return BrokenOffUsage(result, prompt_tokens_, attempt_->text.signals().tokens);
 }
 
 void Generation::ToNextStep() {

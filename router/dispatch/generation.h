@@ -52,6 +52,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
   void OnAnswered(AnswerEnd end, const TokenUsage& usage);
   void OnFailed(const Status& error);
+  void Record(Recorder::AttemptResult result, const TokenUsage& usage);
+  TokenUsage UsageSoFar(Recorder::AttemptResult result) const;
   void Show(AnswerPiece piece);
   void ToNextStep();
   void Finish(const Status& status);

@@ -1,6 +1,7 @@
 #include "router/dispatch/recorder.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/log.h"
 
@@ -9,7 +10,7 @@ namespace {
 
 using Labels = std::vector<std::string>;
 
-double Millis(double seconds) { return seconds * 1e3; }
+double Millis(double seconds) { return std::round(seconds * 1e6) / 1e3; }  // to the microsecond
 
 void LogRequest(const RequestRecord& record) {
   const AnswerSummary& summary = record.summary;
@@ -72,7 +73,7 @@ Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers) 
     tier.cached_tokens = &metrics.GetCounter("terrace_cached_tokens_total", labels);
     tier.generation_tokens = &metrics.GetCounter("terrace_generation_tokens_total", labels);
     tier.cost = &metrics.GetCounter("terrace_cost_usd_total", labels);
-    const char* results[] = {"accepted", "escalated", "failed"};
+    const char* results[] = {"accepted", "escalated", "abandoned", "failed"};
     for (size_t i = 0; i < tier.attempts.size(); ++i) {
       tier.attempts[i] = &metrics.GetCounter("terrace_tier_attempts_total", Labels{name, results[i]});
     }

@@ -30,7 +30,8 @@ struct RequestRecord {
 
 class Recorder {
  public:
-  enum class AttemptResult { kAccepted, kEscalated, kFailed };
+  // Abandoned: the client went away, or the time it gave is over. Failed: the worker did.
+  enum class AttemptResult { kAccepted, kEscalated, kAbandoned, kFailed };
 
   // `tiers` as configured; metrics have a series for each from the start.
   Recorder(MetricRegistry& metrics, std::span<const std::string> tiers);
@@ -50,7 +51,7 @@ class Recorder {
     MetricRegistry::Counter* cached_tokens;
     MetricRegistry::Counter* generation_tokens;
     MetricRegistry::Counter* cost;
-    std::array<MetricRegistry::Counter*, 3> attempts;  // by AttemptResult
+    std::array<MetricRegistry::Counter*, 4> attempts;  // by AttemptResult
   };
   MetricRegistry& metrics_;
   std::vector<Tier> tiers_;

@@ -59,7 +59,7 @@ Status Scoring::TryStart() {
     return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
   tried_.insert(replica->id);
   record_.summary.tier = tier.name;
-  attempt_ = {.tier = tier.name, .replica = replica->address, .accepted = true};
+  attempt_ = {.tier = tier.name, .replica = replica->address};
   answer_ = {.first_token = prompt_->front(), .tier = tier.name};
   protocol_error_ = {};
   slot_ = cancellation_.NextSlot();
@@ -90,32 +90,35 @@ void Scoring::OnScores(const std::vector<WorkerToken>& scores) {
 }
 
 void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
-  if (cancellation_.is_cancelled()) return Finish(ClientGone());
+  if (cancellation_.is_cancelled()) {
+    RecordBrokenOff(Recorder::AttemptResult::kAbandoned);
+    return Finish(ClientGone());
+  }
   if (!protocol_error_.ok()) return OnFailed(protocol_error_);
   if (!result.ok()) return OnFailed(result.status());
   if (answer_.tokens.size() + 1 != prompt_->size()) {
     return OnFailed(WithReason(Internal("the worker scored too few tokens"), "worker_protocol"));
   }
-  const size_t tier = entry_.tiers.front();
   attempt_.usage = result->usage;
   attempt_.mean_logprob = answer_.sum_logprob / static_cast<double>(answer_.tokens.size());
-  attempt_.price_usd = PriceUsd(state_->parts.catalog.tiers()[tier].price, attempt_.usage);
+  RecordAttempt(*state_, entry_.tiers.front(), Recorder::AttemptResult::kAccepted, attempt_, record_.summary);
   answer_.price_usd = attempt_.price_usd;
-  record_.summary.usage = attempt_.usage;
-  record_.summary.price_usd = attempt_.price_usd;
-  record_.summary.attempts.push_back(attempt_);
   record_.queue_seconds = result->queue_seconds;
-  state_->parts.recorder.OnAttempt(tier, Recorder::AttemptResult::kAccepted, attempt_);
   Finish({});
 }
 
 void Scoring::OnFailed(const Status& error) {
-  attempt_.accepted = false;
-  record_.summary.attempts.push_back(attempt_);
-  state_->parts.recorder.OnAttempt(entry_.tiers.front(), Recorder::AttemptResult::kFailed, attempt_);
+  RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
   if (IsRetryable(error) && tried_.size() < 2) return Advance();
   Finish(failure_);
+}
+
+// Scores are of the prompt, which is all that a score request makes a worker compute.
+void Scoring::RecordBrokenOff(Recorder::AttemptResult result) {
+  const bool is_counted = result == Recorder::AttemptResult::kAbandoned || !answer_.tokens.empty();
+  if (is_counted) attempt_.usage.prompt_tokens = static_cast<uint32_t>(prompt_->size());
+  RecordAttempt(*state_, entry_.tiers.front(), result, attempt_, record_.summary);
 }
 
 void Scoring::Finish(const Status& status) {

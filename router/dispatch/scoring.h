@@ -26,6 +26,7 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   void OnScores(const std::vector<WorkerToken>& scores);
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
   void OnFailed(const Status& error);
+  void RecordBrokenOff(Recorder::AttemptResult result);
   void Finish(const Status& status);
   MonoTime Now() const { return state_->parts.clock.Now(); }
 

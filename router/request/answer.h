@@ -22,17 +22,12 @@ struct TokenUsage {
   uint32_t cached_tokens = 0;  // of the prompt
   uint32_t completion_tokens = 0;
 
-  TokenUsage& operator+=(const TokenUsage& other) {
-    prompt_tokens += other.prompt_tokens;
-    cached_tokens += other.cached_tokens;
-    completion_tokens += other.completion_tokens;
-    return *this;
-  }
   friend bool operator==(const TokenUsage&, const TokenUsage&) = default;
 };
 
-// One worker that was asked. Of an attempt that failed only tier and replica are known, and nothing is
-// charged.
+// One worker that was asked. `usage` is what it did as far as the router knows: of an attempt that broke off,
+// the prompt and the tokens that came. What the client abandoned is priced as done; what a worker failed at
+// costs nothing.
 struct AnswerAttempt {
   std::string tier = {};
   std::string replica = {};  // its address
@@ -69,7 +64,7 @@ struct AnswerPiece {
 struct AnswerSummary {
   AnswerEnd end = AnswerEnd::kStop;
   std::string stop = {};                     // the stop string that matched, or ""
-  TokenUsage usage = {};                     // of all attempts together
+  TokenUsage usage = {};                     // of the last attempt: the one that answered
   std::string tier = {};                     // that gave the answer
   std::vector<AnswerAttempt> attempts = {};  // in order; the last one answered
   double price_usd = 0;                      // of all attempts together

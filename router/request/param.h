@@ -11,6 +11,8 @@ namespace terrace {
 
 // `status` with its parameter set; OK stays OK.
 Status WithParam(Status status, std::string_view param);
+// NOT_FOUND (model_not_found). `name` is the client's: the message has it only when it is plain and short.
+Status ModelNotFound(std::string_view name);
 // The parameter ("messages[3].content"), or "".
 std::string Param(const Status& status);
 

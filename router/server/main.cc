@@ -1,6 +1,7 @@
 // terrace-router: takes requests over HTTP and gRPC and answers them from the cheapest model tier that is
 // good enough.
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -66,13 +67,15 @@ int Fail(const Status& status) {
 
 int Main(int argc, char** argv) {
   ShutdownSignal shutdown;
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its errors come back as ours, one line each
   CLI::App app("Terrace router: answers requests from the cheapest model tier that is good enough.",
                "terrace-router");
   Flags flags;
   app.add_option("--config", flags.config, "YAML file (RouterConfig in proto/terrace/v1/config.proto)")
       ->required();
   app.add_option("--set", flags.overrides,
-                 "override one setting: --set admission.max_in_flight=64 (repeatable)");
+                 "override one setting: --set admission.max_in_flight=64 (repeatable)")
+      ->allow_extra_args(false);
   app.add_option("--http", flags.http,
                  "host:port of the OpenAI-compatible API, \"\" for none; port 0: any free one");
   app.add_option("--grpc", flags.grpc, "host:port of the gRPC API");
@@ -80,8 +83,10 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("terrace-router ") + kVersion);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::Success& asked) {  // --help, --version
+    return app.exit(asked);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return Fail(InvalidArgument(error.what(), " (see terrace-router --help)"));
   }
   const auto options = LoadOptions(flags, app);
   if (!options.ok()) return Fail(options.status());

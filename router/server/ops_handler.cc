@@ -26,8 +26,8 @@ Json ReplicaJson(const ReplicaView& replica) {
 }  // namespace
 
 void OpsHandler::Handle(const HttpRequest& request, HttpResponder& responder) {
-  if (request.method != "GET") {
-    return responder.Send(405, "use GET\n", "text/plain", {{"allow", "GET"}});
+  if (request.method != "GET" && request.method != "HEAD") {
+    return responder.Send(405, "use GET\n", "text/plain", {{"allow", "GET, HEAD"}});
   }
   if (request.path == "/healthz") return responder.Send(200, "ok\n", "text/plain");
   if (request.path == "/metrics") return responder.Send(200, Metrics(), MetricRegistry::kContentType);

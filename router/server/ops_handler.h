@@ -1,5 +1,5 @@
-// What operators ask the router on its ops listener: /metrics, /healthz, /readyz, /statusz. Runs on that
-// listener's threads. Thread-safe.
+// What operators ask the router on its ops listener: /metrics, /healthz, /readyz, /statusz, by GET
+// or HEAD. Runs on that listener's threads. Thread-safe.
 #pragma once
 
 #include <atomic>

@@ -137,7 +137,10 @@ class RealRouter : public Router {
     HttpServerOptions http{.address = options_.http,
                            .threads = kHttpThreads,
                            .max_body_bytes = options_.max_body_bytes,
-                           .error_body = HttpErrorBody};
+                           .error_body = HttpErrorBody,
+                           .error_headers = [this] {
+                             return HttpHeaders{{"x-request-id", unread_ids_.Next()}};
+                           }};
     auto server =
         HttpServer::Start(std::move(http), MakeOpenAiHandler(*dispatcher_, MakeApiOptions(), RealClock()));
     if (!server.ok()) return Annotate(server.status(), "listen.http");
@@ -196,6 +199,7 @@ class RealRouter : public Router {
   Cluster cluster_;
   const std::unique_ptr<Dispatcher> dispatcher_;
   OpsHandler ops_handler_;
+  RequestIds unread_ids_{RandomSeed()};  // of requests that HTTP itself refuses
   std::unique_ptr<grpc::Service> service_;
   // The listeners last: they go first.
   std::unique_ptr<HttpServer> ops_, http_;

@@ -1,6 +1,12 @@
 // The wired router over loopback, with workers that cannot be reached. A running cluster is tests/e2e's.
 #include "router/server/router.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/host_port.h"
 #include "base/http_server.h"
 #include "base/json.h"
 #include "gmock/gmock.h"
@@ -11,7 +17,30 @@
 namespace terrace {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+std::string Head(const std::string& method, const std::string& path, const std::string& headers = "") {
+  return Concat(method, " ", path, " HTTP/1.1\r\nhost: x\r\nconnection: close\r\n", headers, "\r\n");
+}
+
+// What the server says to `bytes` until it hangs up.
+std::string Exchange(const std::string& server, const std::string& bytes) {
+  const int connection = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(ParseHostPort(server)->port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  CHECK(connect(connection, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+  CHECK(send(connection, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
+  std::string out;
+  char buffer[4096];
+  for (ssize_t n; (n = recv(connection, buffer, sizeof(buffer), 0)) > 0;) out.append(buffer, n);
+  close(connection);
+  return out;
+}
 
 RouterOptions LoopbackOptions() {
   RouterOptions options;
@@ -38,6 +67,25 @@ TEST_F(RouterTest, WithoutAReadyTierItIsAliveButNotReady) {
   Start();
   EXPECT_TRUE(Ops("/healthz").ok());
   EXPECT_FALSE(Ops("/readyz").ok());
+}
+
+TEST_F(RouterTest, ProbesMayAskForTheHeadAlone) {
+  Start();
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("HEAD", "/healthz")),
+              AllOf(StartsWith("HTTP/1.1 200 "), EndsWith("\r\n\r\n")));
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("HEAD", "/readyz")),
+              AllOf(StartsWith("HTTP/1.1 503 "), EndsWith("\r\n\r\n")));
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("POST", "/healthz")),
+              AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("allow: GET, HEAD\r\n")));
+}
+
+TEST_F(RouterTest, RequestsThatHttpItselfRefusesHaveAnIdToo) {
+  Start();
+  EXPECT_THAT(Exchange(router_->http_address(), "nonsense\r\n\r\n"),
+              AllOf(StartsWith("HTTP/1.1 400 "), HasSubstr("\r\nx-request-id: ")));
+  EXPECT_THAT(
+      Exchange(router_->http_address(), Head("POST", "/v1/chat/completions", "content-length: 99999999\r\n")),
+      AllOf(StartsWith("HTTP/1.1 413 "), HasSubstr("\r\nx-request-id: ")));
 }
 
 TEST_F(RouterTest, TheStatusPageShowsTiersAndReplicas) {

@@ -43,8 +43,7 @@ StatusOr<const CatalogEntry*> ModelCatalog::Find(std::string_view model) const {
   if (model.empty()) return &entries_[default_entry_];
   const auto found = by_name_.find(model);
   if (found != by_name_.end()) return &entries_[found->second];
-  return WithParam(WithReason(NotFound("model: no tier, policy or alias of that name"), "model_not_found"),
-                   "model");
+  return ModelNotFound(model);
 }
 
 }  // namespace terrace

@@ -12,6 +12,7 @@ namespace terrace {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 RequestPtr AnyRequest() { return *Request::Make({.request_id = "r", .input = std::string("x")}); }
 
@@ -77,6 +78,20 @@ TEST(ModelCatalog, AnUnknownNameIsModelNotFound) {
   EXPECT_EQ(found.status().code(), StatusCode::kNotFound);
   EXPECT_EQ(Reason(found.status()), "model_not_found");
   EXPECT_EQ(Param(found.status()), "model");
+  EXPECT_THAT(Message(found.status()), HasSubstr("\"../x\""));
+}
+
+TEST(ModelCatalog, AnUnknownNameIsEchoedOnlyWhenItIsPlainAndShort) {
+  const auto catalog = DemoCatalog("");
+  const std::string longest(64, 'm');
+  EXPECT_THAT(Message((*catalog)->Find(longest).status()), HasSubstr(longest));
+  for (const std::string& name :
+       {longest + "m", std::string("a b"), std::string("a\n"), std::string("caf\xc3\xa9"), std::string("<x>"),
+        std::string("a\"b"), std::string("a\0b", 3)}) {
+    const Status error = (*catalog)->Find(name).status();
+    EXPECT_EQ(Reason(error), "model_not_found") << name;
+    EXPECT_EQ(Message(error).find(name.substr(0, 3)), std::string::npos) << Message(error);
+  }
 }
 
 TEST(ModelCatalog, ANameForTwoThingsOrAnUnknownDefaultIsRefused) {
