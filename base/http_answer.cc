@@ -150,7 +150,8 @@ bool HttpAnswer::is_hopeless() const {
 
 void HttpAnswer::SendError(int status, std::string_view message) {
   const std::string body = options_.error_body ? options_.error_body(status, message) : Concat(message, "\n");
-  Send(status, body, options_.error_body ? "application/json" : "text/plain; charset=utf-8", {});
+  Send(status, body, options_.error_body ? "application/json" : "text/plain; charset=utf-8",
+       options_.error_headers ? options_.error_headers() : HttpHeaders());
 }
 
 void HttpAnswer::Send(int status, std::string_view body, std::string_view content_type,

@@ -20,6 +20,7 @@ struct HttpAnswerOptions {
   bool is_head = false;     // HEAD: the head of the answer alone
   size_t buffer_bytes = 0;  // unsent bytes past which Write refuses
   std::function<std::string(int status, std::string_view message)> error_body;
+  std::function<HttpHeaders()> error_headers = {};
 };
 
 class HttpAnswer {

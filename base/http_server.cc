@@ -213,7 +213,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
                                  .is_http_1_1 = is_http_1_1,
                                  .is_head = is_head,
                                  .buffer_bytes = owner_.options().stream_buffer_bytes,
-                                 .error_body = owner_.options().error_body};
+                                 .error_body = owner_.options().error_body,
+                                 .error_headers = owner_.options().error_headers};
     return std::make_shared<HttpAnswer>(std::move(options), [weak = weak_from_this()] {
       if (const auto self = weak.lock()) self->Post(&Connection::Flush);
     });

@@ -60,6 +60,7 @@ struct HttpServerOptions {
   double idle_timeout_seconds = 600;  // keep-alive connections
   // Body of errors the server itself makes (400, 408, 413, 431, 500): given the HTTP status and a message.
   std::function<std::string(int status, std::string_view message)> error_body;
+  std::function<HttpHeaders()> error_headers = {};  // of the same replies, beside the usual ones
 };
 
 class HttpServer {

@@ -237,6 +237,7 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
   options.error_body = [](int status, std::string_view message) {
     return Concat("{", status, " ", message, "}");
   };
+  options.error_headers = [] { return HttpHeaders{{"x-request-id", "drawn"}}; };
   StartEcho(options);
   const std::string long_body(1001, 'x');
   std::string tiny_chunks;
@@ -286,7 +287,8 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
     client.Write(c.request);
     EXPECT_THAT(client.ReadToEnd(),
                 AllOf(StartsWith(Concat("HTTP/1.1 ", c.status, " ")), HasSubstr("\r\nConnection: close\r\n"),
-                      HasSubstr(Concat("{", c.status, " ")), HasSubstr(c.message), EndsWith("}")));
+                      HasSubstr("\r\nx-request-id: drawn\r\n"), HasSubstr(Concat("{", c.status, " ")),
+                      HasSubstr(c.message), EndsWith("}")));
   }
   EXPECT_THAT(Connect().Get("/still-there", "~"), HasSubstr("/still-there|"));
 }

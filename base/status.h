@@ -2,7 +2,8 @@
 // value and the limit; a bug of ours is a CHECK, which prints and aborts. Thread-safe: values only.
 //
 // A Status may carry a *reason*: a short stable string such as "bad_magic" or "context_length_exceeded" that
-// programs may match on. It is the `code` of an HTTP error body and the reason of a gRPC ErrorInfo.
+// programs may match on. It is the `code` of an HTTP error body and the trailer "terrace-reason" of a gRPC
+// call.
 #pragma once
 
 #include <concepts>

@@ -106,7 +106,7 @@ setup_promtool() {
   if [[ ! -x $PROMTOOL ]]; then
     progress "fetching"
     folder=$(mktemp -d)
-    (cd "$folder" && apt-get -q download prometheus && dpkg-deb -x prometheus_*.deb .) >"$LOG" 2>&1 ||
+    (cd "$folder" && { apt-get -q download prometheus || { apt_get update && apt-get -q download prometheus; }; } && dpkg-deb -x prometheus_*.deb .) >"$LOG" 2>&1 ||
       { tail -n 5 "$LOG" >&2; die "could not fetch the Debian package prometheus (promtool)"; }
     mkdir -p "$(dirname "$PROMTOOL")"
     mv "$folder/usr/bin/promtool" "$PROMTOOL"

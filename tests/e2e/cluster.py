@@ -112,7 +112,11 @@ class Cluster:
         self.log_path = pathlib.Path(self.directory.name, "up.log")
         self.log = open(self.log_path, "wb")
         self.process = subprocess.Popen(
-            [BIN / "terrace", "up", "-f", path], stdout=self.log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            [BIN / "terrace", "up", "-f", path],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self.directory.name},  # a killed one cannot clean up after itself
         )
 
     def __enter__(self):

@@ -110,6 +110,15 @@ class OneCluster(unittest.TestCase):
         forged = self.cluster.chat({"model": "nano", "messages": messages, "max_tokens": 1})[2]
         self.assertGreater(forged["usage"]["prompt_tokens"], plain["usage"]["prompt_tokens"] + 4)
 
+    def test_evaluate_finds_the_reference_accuracy_and_the_cost_of_the_cascade(self):
+        figures = json.loads((MODELS / "eval" / "figures.json").read_text())["test"]
+        cascade = next(row for row in figures["cascade"] if row["mean_logprob_above"] == -0.01)
+        router = ("--router", f"127.0.0.1:{self.cluster.grpc}", "--json")
+        for model, want in (("nano", figures["models"]["terrace-demo-nano"]["all"]), ("auto", cascade["accuracy"])):
+            result = run(BIN / "terrace", "evaluate", "--model", model, *router)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertAlmostEqual(json.loads(result.stdout)["all"]["accuracy"], want, delta=0.01)
+
     def test_a_seed_gives_the_same_sample_again(self):
         body = {"model": "small", "messages": [QUESTION], "temperature": 1.5, "seed": 7, "max_tokens": 40}
         first, second = (self.cluster.chat(body)[2]["choices"][0]["message"]["content"] for _ in range(2))

@@ -80,7 +80,7 @@ struct Totals {
 void ShowAnswer(const Question& question, const Answer& answer, const v1::Model& largest,
                 const CommandContext& context, Totals& totals) {
   const v1::GenerateFinished& finished = answer.finished;
-  const double largest_price = PriceFrom(largest, AnswerUsage(finished));
+  const double largest_price = PriceFrom(largest, finished.usage());
   const bool is_right = IsRight(question.checker, answer.text, question.expected);
   ++totals.questions;
   totals.as_expected += is_right ? 1 : 0;
@@ -154,7 +154,11 @@ Status AskAll(LocalCluster& cluster, const DemoOptions& options, const CommandCo
     ShowAnswer(question, *answer, tiers.back(), context, totals);
   }
   ShowTotals(totals, tiers, context);
-  if (!options.once) ShowNext(cluster.plan(), tiers.back().id(), context);
+  if (options.once) {
+    context.out << "\n" << context.Bold("next") << ": ./quickstart keeps the cluster up\n" << std::flush;
+  } else {
+    ShowNext(cluster.plan(), tiers.back().id(), context);
+  }
   return Status();
 }
 

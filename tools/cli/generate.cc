@@ -33,7 +33,7 @@ StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& options) {
                                                            options.prompt_tokens.end());
   }
   options.request.ApplyTo(request);
-  request.set_logprobs(options.logprobs.has_value());
+  request.set_logprobs(options.json || options.logprobs.has_value());
   request.set_top_logprobs(options.logprobs.value_or(0));
   return request;
 }
@@ -44,16 +44,20 @@ Status RunGenerate(const GenerateOptions& options, const CommandContext& context
   ASSIGN_OR_RETURN(const v1::GenerateRequest request, MakeRequest(options));
   ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(options.target));
   AskOptions ask;
+  bool is_line_open = true;  // the cursor is behind text; an answer without any still gets its line
   if (!options.json) {
-    ask.on_piece = [&](const v1::GenerateResponse& piece) { context.out << piece.text() << std::flush; };
+    ask.on_piece = [&](const v1::GenerateResponse& piece) {
+      context.out << piece.text() << std::flush;
+      if (!piece.text().empty()) is_line_open = !piece.text().ends_with('\n');
+    };
   }
   const StatusOr<Answer> answer = Ask(*answerer, request, context.shutdown, ask);
   if (options.json) {
     RETURN_IF_ERROR(answer.status());
-    context.out << AnswerToJson(*answer, options.logprobs.has_value()).dump() << "\n";
+    context.out << AnswerToJson(*answer).dump() << "\n";
     return Status();
   }
-  if (answer.ok() && !answer->text.ends_with('\n')) context.out << "\n";
+  if (is_line_open) context.out << "\n" << std::flush;
   RETURN_IF_ERROR(answer.status());
   if (options.logprobs.has_value()) {
     for (const v1::OutputToken& token : answer->tokens) {

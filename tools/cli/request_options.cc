@@ -24,11 +24,8 @@ Json UsageToJson(const v1::Usage& usage) {
           {"completion_tokens", usage.completion_tokens()}};
 }
 
-Json TokenToJson(const v1::OutputToken& token, bool with_logprobs) {
-  Json json = {{"id", token.id()}};
-  if (!with_logprobs) return json;
-  json["logprob"] = token.logprob();
-  json["top"] = Json::array();
+Json TokenToJson(const v1::OutputToken& token) {
+  Json json = {{"id", token.id()}, {"logprob", token.logprob()}};
   for (const v1::TokenLogprob& top : token.top()) {
     json["top"].push_back({{"id", top.token()}, {"logprob", top.logprob()}});
   }
@@ -49,13 +46,8 @@ void RequestOptions::ApplyTo(v1::GenerateRequest& request) const {
   request.set_ignore_eos(ignore_eos);
 }
 
-const v1::Usage& AnswerUsage(const v1::GenerateFinished& finished) {
-  return finished.attempts().empty() ? finished.usage() : finished.attempts().rbegin()->usage();
-}
-
 double TokensPerSecond(const v1::GenerateFinished& finished) {
-  return finished.total_seconds() > 0 ? AnswerUsage(finished).completion_tokens() / finished.total_seconds()
-                                      : 0;
+  return finished.total_seconds() > 0 ? finished.usage().completion_tokens() / finished.total_seconds() : 0;
 }
 
 std::string DescribeFinished(const v1::GenerateFinished& finished) {
@@ -63,7 +55,7 @@ std::string DescribeFinished(const v1::GenerateFinished& finished) {
   for (const v1::TierAttempt& attempt : finished.attempts()) {
     asked += Concat(asked.empty() ? "" : ", ", attempt.tier());
   }
-  const v1::Usage& usage = AnswerUsage(finished);
+  const v1::Usage& usage = finished.usage();
   return Concat("tier ", finished.tier(), finished.attempts_size() > 1 ? Concat(" (asked ", asked, ")") : "",
                 ", ", usage.prompt_tokens(), " + ", usage.completion_tokens(), " tokens, first token ",
                 FormatSeconds(finished.time_to_first_token_seconds()), ", ",
@@ -71,7 +63,7 @@ std::string DescribeFinished(const v1::GenerateFinished& finished) {
                 finished.price_usd() > 0 ? Concat(", ", FormatUsd(finished.price_usd())) : "");
 }
 
-Json AnswerToJson(const Answer& answer, bool with_logprobs) {
+Json AnswerToJson(const Answer& answer) {
   const v1::GenerateFinished& finished = answer.finished;
   Json json = {{"text", answer.text},
                {"tokens", Json::array()},
@@ -84,8 +76,7 @@ Json AnswerToJson(const Answer& answer, bool with_logprobs) {
                 {{"time_to_first_token_seconds", finished.time_to_first_token_seconds()},
                  {"total_seconds", finished.total_seconds()}}}};
   if (!finished.stop().empty()) json["stop"] = finished.stop();
-  for (const v1::OutputToken& token : answer.tokens)
-    json["tokens"].push_back(TokenToJson(token, with_logprobs));
+  for (const v1::OutputToken& token : answer.tokens) json["tokens"].push_back(TokenToJson(token));
   for (const v1::TierAttempt& attempt : finished.attempts()) {
     Json entry = {{"tier", attempt.tier()},
                   {"usage", UsageToJson(attempt.usage())},

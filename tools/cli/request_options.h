@@ -24,14 +24,12 @@ struct RequestOptions {
   void ApplyTo(v1::GenerateRequest& request) const;
 };
 
-// Tokens of the answer itself and of its prompt; `finished.usage()` has those of every tier that was asked.
-const v1::Usage& AnswerUsage(const v1::GenerateFinished& finished);
 // "tier small (asked nano, small), 40 + 8 tokens, first token 12 ms, 310 tokens/s, 0.153 µUSD"; without a
 // price, none
 std::string DescribeFinished(const v1::GenerateFinished& finished);
 // Tokens of the answer per second of the whole request.
 double TokensPerSecond(const v1::GenerateFinished& finished);
 // Text, tokens, usage, finish_reason, tier, attempts, price and timing; log-probabilities when asked for.
-Json AnswerToJson(const Answer& answer, bool with_logprobs);
+Json AnswerToJson(const Answer& answer);
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <utility>
+#include <vector>
 
 #include "base/grpc_status.h"
 #include "grpcpp/create_channel.h"
@@ -13,10 +14,15 @@ namespace {
 
 constexpr std::chrono::seconds kListTimeout(10);
 
+// Channels live as long as the process: gRPC 1.51 aborts ("assertion failed: prior > 0") when the last
+// channel with callback calls is dropped on one of its own threads, as the end of a stream may do. One or two
+// a process.
 std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+  static auto& kept = *new std::vector<std::shared_ptr<grpc::Channel>>();  // made by the main thread only
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  kept.push_back(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  return kept.back();
 }
 
 // An UNAVAILABLE without a reason comes from gRPC itself: nobody answered at `address`.

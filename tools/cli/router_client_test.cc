@@ -1,0 +1,74 @@
+#include "tools/cli/router_client.h"
+
+#include <future>
+#include <utility>
+
+#include "grpcpp/grpcpp.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+// Answers each request with its own prompt, in one piece and the end.
+class EchoService : public v1::Inference::Service {
+  grpc::Status Generate(grpc::ServerContext*, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    v1::GenerateResponse piece;
+    piece.set_text(request->prompt());
+    writer->Write(piece);
+    if (request->prompt() == "broken") return grpc::Status::OK;  // without its last message
+    piece.Clear();
+    piece.mutable_finished()->set_tier("echo");
+    writer->Write(piece);
+    return grpc::Status::OK;
+  }
+};
+
+class RouterClientTest : public ::testing::Test {
+ protected:
+  RouterClientTest() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+  }
+  std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
+
+  // The text of an answer, or the error that ended it. The client is gone as soon as the last piece is here.
+  StatusOr<std::string> AskOnce(const std::string& prompt) {
+    std::promise<StatusOr<std::string>> promise;
+    std::string text;
+    v1::GenerateRequest request;
+    request.set_prompt(prompt);
+    RouterClient client(address());
+    const auto call = client.Start(request, [&](AnswerPiece piece) {
+      if (!piece.ok()) return promise.set_value(piece.status());
+      text += piece->text();
+      if (piece->has_finished()) promise.set_value(text);
+    });
+    return promise.get_future().get();
+  }
+
+  EchoService service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// gRPC used to abort the process in some of these ends ("assertion failed: prior > 0").
+TEST_F(RouterClientTest, AClientMayGoWhileTheLastStreamIsStillEnding) {
+  for (int i = 0; i < 200; ++i) EXPECT_EQ(AskOnce("hello").value(), "hello");
+}
+
+TEST_F(RouterClientTest, AStreamWithoutItsLastMessageIsAnError) {
+  EXPECT_EQ(AskOnce("broken").status().code(), StatusCode::kInternal);
+}
+
+TEST_F(RouterClientTest, NobodyAtTheAddressIsSaidInOneLine) {
+  server_->Shutdown();
+  const Status status = AskOnce("hello").status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_NE(Message(status).find("no router answers at " + address()), std::string::npos) << status;
+}
+
+}  // namespace
+}  // namespace terrace
