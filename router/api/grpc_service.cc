@@ -1,9 +1,12 @@
 #include "router/api/grpc_service.h"
 
+#include <algorithm>
 #include <deque>
+#include <iterator>
 #include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/grpc_status.h"
 #include "grpcpp/grpcpp.h"
@@ -13,6 +16,7 @@
 namespace terrace {
 namespace {
 
+constexpr size_t kMessageTokens = 1024;    // at most, in one message
 constexpr size_t kMaxUnsentPieces = 4096;  // a client that is further behind is not reading
 
 // What ends a call early, known only after the call has begun. Thread-safe.
@@ -63,18 +67,22 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
 
   // AnswerSink.
   void OnPiece(AnswerPiece piece) override {
-    v1::GenerateResponse response;
-    response.set_request_id(request_id_);
-    PieceToProto(piece, with_logprobs_, response);
-    Enqueue(std::move(response));
+    std::vector<v1::GenerateResponse> responses;
+    do {  // a large piece (an answer that was held back) becomes several messages
+      AnswerPiece part{.text = std::exchange(piece.text, {})};
+      const auto end = piece.tokens.begin() + std::min(piece.tokens.size(), kMessageTokens);
+      std::move(piece.tokens.begin(), end, std::back_inserter(part.tokens));
+      piece.tokens.erase(piece.tokens.begin(), end);
+      PieceToProto(part, with_logprobs_, NewResponse(responses));
+    } while (!piece.empty());
+    Enqueue(std::move(responses));
   }
 
   void OnFinish(StatusOr<AnswerSummary> summary) override {
     if (summary.ok()) {
-      v1::GenerateResponse response;
-      response.set_request_id(request_id_);
-      SummaryToProto(*summary, *response.mutable_finished());
-      Enqueue(std::move(response));
+      std::vector<v1::GenerateResponse> responses;
+      SummaryToProto(*summary, *NewResponse(responses).mutable_finished());
+      Enqueue(std::move(responses));
     }
     {
       std::lock_guard lock(mutex_);
@@ -103,12 +111,20 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   }
 
  private:
-  void Enqueue(v1::GenerateResponse response) {
+  v1::GenerateResponse& NewResponse(std::vector<v1::GenerateResponse>& responses) const {
+    responses.emplace_back().set_request_id(request_id_);
+    return responses.back();
+  }
+
+  void Enqueue(std::vector<v1::GenerateResponse> responses) {
     {
       std::lock_guard lock(mutex_);
-      if (unsent_.size() >= kMaxUnsentPieces) is_closed_ = true;
+      if (!is_closed_ && unsent_.size() >= kMaxUnsentPieces) {
+        is_closed_ = true;
+        has_overflowed_ = true;
+      }
       if (is_closed_) return;
-      unsent_.push_back(std::move(response));
+      std::move(responses.begin(), responses.end(), std::back_inserter(unsent_));
     }
     WriteNext();
   }
@@ -126,7 +142,10 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
         unsent_.pop_front();
       } else if (end_.has_value()) {
         is_finished_ = true;
-        end = end_;
+        end = has_overflowed_ ? WithReason(ResourceExhausted("the client does not read: ", kMaxUnsentPieces,
+                                                             " messages wait"),
+                                           "slow_reader")
+                              : *end_;
       } else {
         return;
       }
@@ -146,6 +165,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   v1::GenerateResponse current_;             // being written
   bool is_writing_ = false;                  // GUARDED_BY(mutex_)
   bool is_finished_ = false;                 // GUARDED_BY(mutex_)
+  bool has_overflowed_ = false;              // GUARDED_BY(mutex_): what was dropped must not look like an end
   std::optional<Status> end_;                // GUARDED_BY(mutex_)
   std::shared_ptr<GenerateCall> self_;
 };

@@ -19,6 +19,26 @@ StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, 
   return std::make_shared<const TextAssets>(std::move(text));
 }
 
+// The newest update of one Watch stream: put by gRPC's thread, taken by the cluster's. One place, so a fast
+// worker cannot pile up updates here; of one stream, so what a closed one leaves behind stands in no other's
+// way.
+class UpdateSlot {
+ public:
+  // True when the last one has not been taken yet.
+  bool Put(const WatchUpdate& update) {
+    std::lock_guard lock(mutex_);
+    return std::exchange(update_, update).has_value();
+  }
+  std::optional<WatchUpdate> Take() {
+    std::lock_guard lock(mutex_);
+    return std::exchange(update_, std::nullopt);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::optional<WatchUpdate> update_;  // GUARDED_BY(mutex_)
+};
+
 }  // namespace
 
 struct Cluster::Replica {
@@ -36,11 +56,6 @@ struct Cluster::Replica {
   int failures = 0;                  // in a row
   uint64_t attempt = 0;              // counts connections; callbacks of an earlier one are ignored
   std::unique_ptr<CallHandle> call;  // the one Describe, FetchText or Watch in progress
-
-  // The newest update: written by gRPC's thread, taken by the cluster's. One slot, so a fast worker cannot
-  // pile up updates here.
-  std::mutex update_mutex;
-  std::optional<WatchUpdate> update;  // GUARDED_BY(update_mutex)
 };
 
 struct Cluster::Tier {
@@ -178,14 +193,14 @@ void Cluster::OnText(const ReplicaPtr& replica, const std::string& digest, Statu
 void Cluster::StartWatch(const ReplicaPtr& replica) {
   const uint64_t attempt = replica->attempt;
   replica->last_update = RealClock().Now();
+  const auto slot = std::make_shared<UpdateSlot>();
   replica->call = replica->connection->Watch(
-      [this, loop = loop_, replica, attempt](WatchUpdate update) {
-        {
-          std::lock_guard lock(replica->update_mutex);
-          if (std::exchange(replica->update, update).has_value()) return;  // one is on its way already
-        }
-        loop->Post([this, replica, attempt] {
-          if (replica->attempt == attempt && !replica->is_removed) OnUpdate(replica);
+      [this, loop = loop_, replica, attempt, slot](WatchUpdate update) {
+        if (slot->Put(update)) return;  // one is on its way already
+        loop->Post([this, replica, attempt, slot] {
+          const auto newest = slot->Take();
+          if (replica->attempt == attempt && !replica->is_removed && newest.has_value())
+            OnUpdate(replica, *newest);
         });
       },
       [this, loop = loop_, replica, attempt](const Status& status) {
@@ -196,15 +211,9 @@ void Cluster::StartWatch(const ReplicaPtr& replica) {
       });
 }
 
-void Cluster::OnUpdate(const ReplicaPtr& replica) {
-  std::optional<WatchUpdate> update;
-  {
-    std::lock_guard lock(replica->update_mutex);
-    update = std::exchange(replica->update, std::nullopt);
-  }
-  if (!update.has_value()) return;
+void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   replica->last_update = RealClock().Now();
-  replica->load = update->load;
+  replica->load = update.load;
   Tier& tier = *tiers_[replica->tier];
   if (!Fits(tier, *replica)) {
     SetState(replica, ReplicaState::kMismatch);  // first: Fail keeps it
@@ -214,11 +223,11 @@ void Cluster::OnUpdate(const ReplicaPtr& replica) {
   }
   replica->failures = 0;
   replica->last_error.clear();
-  if (update->state == ReplicaState::kReady) {
+  if (update.state == ReplicaState::kReady) {
     tier.served = replica->description;
     tier.text = texts_[replica->description.text_digest].text;
   }
-  SetState(replica, update->state);
+  SetState(replica, update.state);
   Publish();
 }
 
@@ -237,10 +246,6 @@ void Cluster::Fail(const ReplicaPtr& replica, const Status& error) {
   ++replica->attempt;  // late callbacks of this connection are ignored
   if (replica->call != nullptr) replica->call->Cancel();
   replica->call.reset();
-  {
-    std::lock_guard lock(replica->update_mutex);
-    replica->update.reset();
-  }
   const int doublings = std::min(replica->failures++, kMaxBackoffDoublings);
   const double jitter = 0.5 + RandomUniform(options_.seed, jitter_draws_++);  // [0.5, 1.5)
   const Duration delay(static_cast<Duration::rep>(

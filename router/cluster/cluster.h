@@ -67,7 +67,7 @@ class Cluster : public ClusterSource {
   void NeedText(const ReplicaPtr& replica);
   void OnText(const ReplicaPtr& replica, const std::string& digest, StatusOr<std::string> bytes);
   void StartWatch(const ReplicaPtr& replica);
-  void OnUpdate(const ReplicaPtr& replica);
+  void OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update);
   void Fail(const ReplicaPtr& replica, const Status& error);
   void CheckSilence();
   void SetState(const ReplicaPtr& replica, ReplicaState state);

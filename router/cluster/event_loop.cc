@@ -41,10 +41,11 @@ void EventLoop::Run() {
       changed_.wait_until(lock, first);
       continue;
     }
-    const auto function = std::move(due_.begin()->second);
+    auto function = std::move(due_.begin()->second);
     due_.erase(due_.begin());
     lock.unlock();
     function();
+    function = nullptr;  // what it held may end here: not under the lock
     lock.lock();
   }
 }

@@ -1,6 +1,7 @@
 #include "router/cluster/grpc_worker.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "base/grpc_status.h"
@@ -224,6 +225,23 @@ class WatchState {
   uint64_t epoch_ = 0, next_sequence_ = 0;
 };
 
+// The worker process that was described last: the one that later calls are meant for. Thread-safe.
+class DescribedInstance {
+ public:
+  void Set(const std::string& instance) {
+    std::lock_guard lock(mutex_);
+    instance_ = instance;
+  }
+  std::string Get() const {
+    std::lock_guard lock(mutex_);
+    return instance_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::string instance_;  // GUARDED_BY(mutex_)
+};
+
 class GrpcWorkerConnection : public WorkerConnection {
  public:
   explicit GrpcWorkerConnection(const std::string& address)
@@ -237,21 +255,23 @@ class GrpcWorkerConnection : public WorkerConnection {
     };
     auto call = std::make_shared<Call>();
     call->context->set_deadline(WallDeadline(timeout));
-    stub_->async()->Describe(call->context.get(), &call->request, &call->response,
-                             [call, on_done = std::move(on_done)](const grpc::Status& status) {
-                               if (!status.ok()) return on_done(FromGrpcStatus(status, *call->context));
-                               const v1::WorkerDescription& from = call->response;
-                               on_done(ReplicaDescription{.instance = from.instance(),
-                                                          .model = from.model(),
-                                                          .model_digest = from.model_digest(),
-                                                          .text_digest = from.text_digest(),
-                                                          .version = from.version(),
-                                                          .device = from.device(),
-                                                          .weight_dtype = from.weight_dtype(),
-                                                          .parameters = from.parameters(),
-                                                          .vocab_size = from.vocab_size(),
-                                                          .context_length = from.context_length()});
-                             });
+    stub_->async()->Describe(
+        call->context.get(), &call->request, &call->response,
+        [call, on_done = std::move(on_done), described = described_](const grpc::Status& status) {
+          if (!status.ok()) return on_done(FromGrpcStatus(status, *call->context));
+          const v1::WorkerDescription& from = call->response;
+          described->Set(from.instance());
+          on_done(ReplicaDescription{.instance = from.instance(),
+                                     .model = from.model(),
+                                     .model_digest = from.model_digest(),
+                                     .text_digest = from.text_digest(),
+                                     .version = from.version(),
+                                     .device = from.device(),
+                                     .weight_dtype = from.weight_dtype(),
+                                     .parameters = from.parameters(),
+                                     .vocab_size = from.vocab_size(),
+                                     .context_length = from.context_length()});
+        });
     return std::make_unique<ContextHandle>(call->context);
   }
 
@@ -290,7 +310,8 @@ class GrpcWorkerConnection : public WorkerConnection {
           return {};
         },
         std::move(on_done));
-    const v1::WatchRequest request;
+    v1::WatchRequest request;
+    request.set_instance(described_->Get());
     stub_->async()->Watch(context.get(), &request, call);
     call->Start();
     return std::make_unique<ContextHandle>(context);
@@ -304,7 +325,8 @@ class GrpcWorkerConnection : public WorkerConnection {
     auto* call = new StreamCall<v1::ExecuteEvent>(
         context, [state](v1::ExecuteEvent& event) { return state->OnEvent(event); },
         [state](const Status& status) { state->OnEnd(status); });
-    const v1::ExecuteRequest request = ToProto(spec);
+    v1::ExecuteRequest request = ToProto(spec);
+    request.set_instance(described_->Get());
     stub_->async()->Execute(context.get(), &request, call);
     call->Start();
     return std::make_unique<ContextHandle>(context);
@@ -312,6 +334,7 @@ class GrpcWorkerConnection : public WorkerConnection {
 
  private:
   const std::unique_ptr<v1::Worker::Stub> stub_;
+  const std::shared_ptr<DescribedInstance> described_ = std::make_shared<DescribedInstance>();
 };
 
 }  // namespace

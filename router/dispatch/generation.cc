@@ -1,5 +1,6 @@
 #include "router/dispatch/generation.h"
 
+#include <iterator>
 #include <utility>
 
 #include "base/log.h"
@@ -123,7 +124,8 @@ void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
 
 void Generation::Show(AnswerPiece piece) {
   if (!is_live()) {
-    attempt_->held.push_back(std::move(piece));
+    attempt_->held.text += piece.text;
+    std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(attempt_->held.tokens));
     return;
   }
   const MonoTime now = Now();
@@ -146,14 +148,15 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
     record_.queue_seconds =
         Seconds(attempt_->started - request_->arrival()) + (result.ok() ? result->queue_seconds : 0);
   }
+  if (sink_->is_closed()) cancellation_.Cancel();  // also one that overflowed with the last tokens
+  if (cancellation_.is_cancelled()) {
+    Record(kAbandoned, result.ok() ? result->usage : UsageSoFar(kAbandoned));
+    return Finish(ClientGone());
+  }
   if (text.is_stopped()) {  // we cancelled the call; the worker's own count may be a step ahead
     return OnAnswered(AnswerEnd::kStop, {.prompt_tokens = static_cast<uint32_t>(prompt_tokens_),
                                          .cached_tokens = result.ok() ? result->usage.cached_tokens : 0,
                                          .completion_tokens = text.signals().tokens});
-  }
-  if (cancellation_.is_cancelled()) {
-    Record(kAbandoned, result.ok() ? result->usage : UsageSoFar(kAbandoned));
-    return Finish(ClientGone());
   }
   if (!attempt_->protocol_error.ok()) return OnFailed(attempt_->protocol_error);
   if (!result.ok()) return OnFailed(result.status());
@@ -174,7 +177,7 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   if (!is_live()) {
     record_.has_first_token = true;
     record_.summary.time_to_first_token_seconds = Seconds(Now() - request_->arrival());
-    for (AnswerPiece& piece : attempt_->held) sink_->OnPiece(std::move(piece));
+    if (!attempt_->held.empty()) sink_->OnPiece(std::move(attempt_->held));
   }
   record_.summary.end = end;
   record_.summary.stop = attempt_->text.stop();

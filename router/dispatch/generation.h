@@ -38,7 +38,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     AnswerText text;
     uint32_t vocab_size = 0;
     std::shared_ptr<CancelSlot> slot = {};
-    std::vector<AnswerPiece> held = {};  // while the gate has not accepted
+    AnswerPiece held =
+        {};  // all of it, while the gate has not accepted: one piece, so that no sink's buffer is flooded
     MonoTime started = {};
     Status protocol_error = {};
   };

@@ -181,8 +181,8 @@ class RealRouter : public Router {
 
   // gRPC health says what /readyz says.
   void UpdateHealth(const ClusterView& view) {
-    const bool is_ready = IsReady(view) && !is_draining_;
     std::lock_guard lock(health_mutex_);
+    const bool is_ready = IsReady(view) && !is_draining_;
     if (health_ == nullptr) return;
     health_->SetServingStatus(is_ready);
     health_->SetServingStatus(kInferenceService, is_ready);

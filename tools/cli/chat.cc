@@ -76,7 +76,8 @@ Status RunChat(const ChatOptions& options, const CommandContext& context) {
     if (status.ok()) continue;
     if (!is_interactive) return status;
     chat.mutable_messages()->RemoveLast();  // the question that had no answer
-    context.err << context.Red(Message(status)) << "\n";
+    const bool is_full = Reason(status) == "context_length_exceeded";
+    context.err << context.Red(Message(status)) << (is_full ? " (/reset starts anew)" : "") << "\n";
   }
   if (is_interactive) context.out << "\n";
   return Status();

@@ -42,9 +42,9 @@ int Main(int argc, char** argv) {
                                   .use_color = is_out_terminal && (no_color == nullptr || *no_color == '\0'),
                                   .shutdown = shutdown};
   const CommandLine line = ParseCommandLine({argv + 1, argv + argc});
-  const Status status =
-      line.options.ok() ? std::visit(Dispatch{context}, *line.options) : line.options.status();
+  Status status = line.options.ok() ? std::visit(Dispatch{context}, *line.options) : line.options.status();
   context.out << std::flush;
+  if (status.ok() && !context.out) status = Unavailable("stdout: the output could not be written");
   if (status.ok()) return kExitOk;
   context.err << "terrace" << (line.command.empty() ? "" : " ") << line.command << ": " << Message(status)
               << "\n";

@@ -13,8 +13,8 @@
 namespace terrace {
 
 struct RequestOptions {
-  uint32_t max_tokens = 256;  // 0: as many as the context holds
-  float temperature = 0;      // greedy
+  uint32_t max_tokens = 0;  // 0: as many as the context holds
+  float temperature = 0;    // greedy
   std::optional<int32_t> top_k;
   std::optional<float> top_p, min_p;
   std::optional<uint64_t> seed;

@@ -1,10 +1,10 @@
 #include <filesystem>
 #include <ostream>
-#include <regex>
 #include <set>
 
 #include "base/exit_code.h"
 #include "base/rng.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/formats/malformed_models.h"
 #include "worker/formats/model_files.h"
@@ -41,7 +41,7 @@ TEST_P(EveryMalformedModel, IsRefusedWithItsReasonAndPlace) {
   for (const std::string& mention : malformed.mentions)
     EXPECT_NE(Message(status).find(mention), std::string::npos) << "no " << mention << " in " << status;
   if (HasAPlace(malformed.reason, Message(status))) {
-    EXPECT_TRUE(std::regex_search(Message(status), std::regex("byte [0-9]"))) << status;
+    EXPECT_THAT(Message(status), ::testing::ContainsRegex("byte [0-9]"));
   }
   EXPECT_LT(Message(status).size(), path.size() + 500);
   std::filesystem::remove_all(path);

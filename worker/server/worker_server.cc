@@ -89,6 +89,10 @@ Status WorkerServer::Listen(const WorkerServerOptions& options) {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
   grpc_ = builder.BuildAndStart();
   if (grpc_ == nullptr || port == 0) return CannotListen(options.grpc);
+  {
+    std::lock_guard lock(health_mutex_);
+    health_ = grpc_->GetHealthCheckService();
+  }
   UpdateHealth();  // not serving until warm
   grpc_address_ = Concat(options.grpc.substr(0, options.grpc.rfind(':')), ":", port);
 
@@ -116,9 +120,8 @@ Status WorkerServer::WarmUp() {
 }
 
 void WorkerServer::UpdateHealth() {
-  if (auto* health = grpc_ == nullptr ? nullptr : grpc_->GetHealthCheckService()) {
-    health->SetServingStatus(service_->state() == v1::WORKER_STATE_READY);
-  }
+  std::lock_guard lock(health_mutex_);
+  if (health_ != nullptr) health_->SetServingStatus(service_->state() == v1::WORKER_STATE_READY);
 }
 
 void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) {

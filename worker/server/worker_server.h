@@ -4,11 +4,13 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "base/clock.h"
 #include "base/http_server.h"
 #include "base/status.h"
+#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "worker/engine/open_engine.h"
 #include "worker/server/worker_metrics.h"
@@ -55,6 +57,8 @@ class WorkerServer {
   std::string served_name_, grpc_address_;
   std::unique_ptr<WorkerService> service_;
   std::unique_ptr<grpc::Server> grpc_;
+  std::mutex health_mutex_;  // a Drain call may come while the server is being made
+  grpc::HealthCheckServiceInterface* health_ = nullptr;  // of grpc_; GUARDED_BY(health_mutex_)
   std::unique_ptr<HttpServer> ops_;
   bool has_stopped_ = false;
 };

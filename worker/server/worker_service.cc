@@ -96,6 +96,16 @@ v1::WorkerUpdate WorkerService::Snapshot() const {
   return update;
 }
 
+bool WorkerService::IsMeant(const std::string& instance) const {
+  return instance.empty() || instance == options_.description.instance();
+}
+
+Status WorkerService::WrongInstance() const {
+  return WithReason(Unavailable("this worker was started after the one that was described: ",
+                                options_.description.instance()),
+                    "wrong_instance");
+}
+
 grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* context,
                                                   const v1::DescribeRequest*,
                                                   v1::WorkerDescription* response) {
@@ -117,11 +127,13 @@ grpc::ServerWriteReactor<v1::TextChunk>* WorkerService::FetchText(grpc::Callback
 
 grpc::ServerWriteReactor<v1::ExecuteEvent>* WorkerService::Execute(grpc::CallbackServerContext* context,
                                                                    const v1::ExecuteRequest* request) {
+  if (!IsMeant(request->instance())) return new FailedCall<v1::ExecuteEvent>(*context, WrongInstance());
   return ExecuteCall::Start(options_.execute, engine_, metrics_, *context, *request);
 }
 
-grpc::ServerWriteReactor<v1::WorkerUpdate>* WorkerService::Watch(grpc::CallbackServerContext*,
-                                                                 const v1::WatchRequest*) {
+grpc::ServerWriteReactor<v1::WorkerUpdate>* WorkerService::Watch(grpc::CallbackServerContext* context,
+                                                                 const v1::WatchRequest* request) {
+  if (!IsMeant(request->instance())) return new FailedCall<v1::WorkerUpdate>(*context, WrongInstance());
   return watches_.Watch();
 }
 

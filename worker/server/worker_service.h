@@ -46,6 +46,8 @@ class WorkerService : public v1::Worker::CallbackService {
 
  private:
   v1::WorkerUpdate Snapshot() const;
+  bool IsMeant(const std::string& instance) const;
+  Status WrongInstance() const;
 
   Options options_;
   Engine& engine_;

@@ -305,6 +305,23 @@ TEST(WorkerService, WatchNumbersItsUpdatesWithoutGapAndTellsEveryStateAtOnce) {
   EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
+TEST(WorkerService, ACallMeantForAnotherProcessAtThisAddressIsRefused) {
+  FakeWorker worker;
+  v1::ExecuteRequest request = Request(1);
+  request.set_instance("the one before");
+  const Status refused = Execute(worker, request).status;
+  EXPECT_EQ(refused.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(refused), "wrong_instance");
+  grpc::ClientContext describe_context, watch_context;
+  v1::WorkerDescription description;
+  ASSERT_TRUE(worker.stub->Describe(&describe_context, {}, &description).ok());
+  request.set_instance(description.instance());
+  EXPECT_TRUE(Execute(worker, request).status.ok());
+  v1::WatchRequest watch;
+  watch.set_instance("the one before");
+  EXPECT_EQ(worker.stub->Watch(&watch_context, watch)->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
 TEST(WorkerService, DrainAnswersWhenTheLastSequenceHasFinished) {
   StepGate gate;
   FakeWorker worker({.before_step = [&](const StepPlan&) { gate.Pass(); }});

@@ -108,7 +108,8 @@ Status LocalCluster::AwaitReady() {
 std::vector<ChildExit> LocalCluster::Poll(double seconds) { return children_.Poll(seconds); }
 
 void LocalCluster::Stop() {
-  const auto is_urgent = [this] { return shutdown_.WaitFor(0) != 0; };
+  bool has_signal = false;  // a second one ends everything that is left at once
+  const auto is_urgent = [&] { return has_signal = has_signal || shutdown_.WaitFor(0) != 0; };
   if (is_router_running()) children_.Stop({kRouterName}, options_.stop_grace_seconds, is_urgent);
   children_.Stop(children_.running(), options_.stop_grace_seconds, is_urgent);
 }
