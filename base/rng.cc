@@ -25,4 +25,9 @@ double RandomUniform(uint64_t seed, uint64_t counter, uint64_t stream) {
   return static_cast<double>(RandomBits(seed, counter, stream) >> 11) * 0x1p-53;
 }
 
+uint64_t ChoiceSeed(uint64_t seed, uint32_t choice) {
+  constexpr uint64_t kStream = 0x63686f696365;  // "choice": far from the streams that draw tokens
+  return choice == 0 ? seed : RandomBits(seed, choice, kStream);
+}
+
 }  // namespace terrace

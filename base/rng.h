@@ -17,4 +17,8 @@ uint64_t RandomBits(uint64_t seed, uint64_t counter, uint64_t stream = 0);
 // Uniform in [0, 1): 53 bits.
 double RandomUniform(uint64_t seed, uint64_t counter, uint64_t stream = 0);
 
+// The seed of answer `choice` among several to one request: `seed` itself for the first, so that asking for
+// more answers does not change it.
+uint64_t ChoiceSeed(uint64_t seed, uint32_t choice);
+
 }  // namespace terrace

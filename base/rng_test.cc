@@ -1,5 +1,7 @@
 #include "base/rng.h"
 
+#include <set>
+
 #include "gtest/gtest.h"
 
 namespace terrace {
@@ -22,6 +24,17 @@ TEST(RandomUniform, IsAFunctionOfSeedAndCounterAndStaysBelowOne) {
     sum += value;
   }
   EXPECT_NEAR(sum / 10000, 0.5, 5 * 0.2887 / 100);  // 5 standard errors of the mean of 10,000 uniforms
+}
+
+TEST(ChoiceSeed, KeepsTheFirstSeedAndGivesEveryOtherChoiceItsOwn) {
+  std::set<uint64_t> seen;
+  for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, uint64_t{42}, UINT64_MAX}) {
+    EXPECT_EQ(ChoiceSeed(seed, 0), seed);
+    for (uint32_t choice = 0; choice < 16; ++choice) {
+      EXPECT_TRUE(seen.insert(ChoiceSeed(seed, choice)).second) << seed << " " << choice;
+      EXPECT_EQ(ChoiceSeed(seed, choice), ChoiceSeed(seed, choice));
+    }
+  }
 }
 
 }  // namespace
