@@ -3,6 +3,7 @@
 
 #include "text/byte_alphabet.h"
 #include "text/json_fields.h"
+#include "text/split_patterns.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_config.h"
 
@@ -10,15 +11,6 @@ namespace terrace {
 namespace {
 
 constexpr int64_t kMaxTokenId = (int64_t{1} << 20) - 1;
-
-constexpr std::string_view kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
-    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr std::string_view kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
-    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 template <typename... Text>
 Status Unsupported(std::string_view reason, const Text&... text) {
