@@ -1,4 +1,5 @@
 #include <cfloat>
+#include <charconv>
 #include <cmath>
 #include <optional>
 
@@ -112,6 +113,15 @@ StatusOr<float> RopeBase(const ConfigFile& config) {
   return base;
 }
 
+// The double with the fewest digits that is `value` as a float: 1e-05, not 9.999999747378752e-06.
+double ShortestDecimal(float value) {
+  char digits[32];
+  const char* const end = std::to_chars(std::begin(digits), std::end(digits), value).ptr;
+  double decimal = 0;
+  std::from_chars(digits, end, decimal);
+  return decimal;
+}
+
 }  // namespace
 
 StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& file) {
@@ -142,6 +152,27 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   RETURN_IF_ERROR(ValidateModelConfig(
       config, [&](std::string_view key, std::string_view message) { return json.Error(key, message); }));
   return config;
+}
+
+std::string ConfigJsonText(const ModelConfig& config) {
+  const Json json = {{"architectures", {"LlamaForCausalLM"}},
+                     {"model_type", config.family},
+                     {"hidden_act", "silu"},
+                     {"attention_bias", false},
+                     {"mlp_bias", false},
+                     {"vocab_size", config.vocab_size},
+                     {"max_position_embeddings", config.context_length},
+                     {"hidden_size", config.hidden_size},
+                     {"num_hidden_layers", config.layers},
+                     {"num_attention_heads", config.heads},
+                     {"num_key_value_heads", config.kv_heads},
+                     {"head_dim", config.head_dim},
+                     {"intermediate_size", config.ffn_size},
+                     {"rms_norm_eps", ShortestDecimal(config.norm_epsilon)},
+                     {"rope_theta", ShortestDecimal(config.rope_base)},
+                     {"rope_scaling", nullptr},
+                     {"tie_word_embeddings", config.tied_embeddings}};
+  return json.dump(2) + "\n";
 }
 
 Status CheckGenerationConfig(std::string_view text, const std::string& file) {

@@ -133,4 +133,25 @@ StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& f
   return config;
 }
 
+std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config) {
+  std::vector<GgufKey> keys = {{"general.architecture", GgufString(config.family)}};
+  if (!config.name.empty()) keys.push_back({"general.name", GgufString(config.name)});
+  const std::vector<GgufKey> more = {
+      {"llama.vocab_size", GgufU32(config.vocab_size)},
+      {"llama.context_length", GgufU32(config.context_length)},
+      {"llama.embedding_length", GgufU32(config.hidden_size)},
+      {"llama.block_count", GgufU32(config.layers)},
+      {"llama.feed_forward_length", GgufU32(config.ffn_size)},
+      {"llama.rope.dimension_count", GgufU32(config.head_dim)},
+      {"llama.rope.freq_base", GgufF32(config.rope_base)},
+      {"llama.attention.head_count", GgufU32(config.heads)},
+      {"llama.attention.head_count_kv", GgufU32(config.kv_heads)},
+      {"llama.attention.key_length", GgufU32(config.head_dim)},
+      {"llama.attention.value_length", GgufU32(config.head_dim)},
+      {"llama.attention.layer_norm_rms_epsilon", GgufF32(config.norm_epsilon)},
+  };
+  keys.insert(keys.end(), more.begin(), more.end());
+  return keys;
+}
+
 }  // namespace terrace

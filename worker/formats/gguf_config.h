@@ -2,8 +2,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
-#include "worker/formats/gguf_file.h"
+#include "worker/formats/gguf_writer.h"
 #include "worker/formats/model_config.h"
 
 namespace terrace {
@@ -12,5 +13,9 @@ namespace terrace {
 // missing_key, type_mismatch, and bad_split for one part of a split model. The name is general.name, "" when
 // there is none.
 StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& file);
+
+// The inverse. Tied embeddings have no key: they are the absence of an output matrix. Without a name there is
+// no general.name.
+std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config);
 
 }  // namespace terrace

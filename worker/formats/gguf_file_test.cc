@@ -33,12 +33,12 @@ TEST(ParseGguf, ReadsEveryTypeOfValue) {
   scalar("i64", GgufType::kInt64, int64_t{-4});
   scalar("f32", GgufType::kFloat32, 0.5f);
   scalar("f64", GgufType::kFloat64, 0.25);
-  parts.Set("yes", Bool(1));
-  parts.Set("no", Bool(0));
-  parts.Set("text", Text("h\xc3\xa9"));
-  parts.Set("empty", Text(""));
-  parts.Set("texts", Texts({"a", "", "ccc"}));
-  parts.Set("ints", Ints({1, -1}));
+  parts.Set("yes", GgufBool(true));
+  parts.Set("no", GgufBool(false));
+  parts.Set("text", GgufString("h\xc3\xa9"));
+  parts.Set("empty", GgufString(""));
+  parts.Set("texts", GgufStrings({"a", "", "ccc"}));
+  parts.Set("ints", GgufInts({1, -1}));
   const auto bytes = Exactly(parts.Bytes());
   const auto contents = ParseGguf(bytes);
   ASSERT_TRUE(contents.ok()) << contents.status();
@@ -64,9 +64,9 @@ TEST(ParseGguf, ReadsEveryTypeOfValue) {
 
 TEST(ParseGguf, RefusesToReadAValueAsAnotherType) {
   GgufParts parts;
-  parts.Set("number", U32(7));
-  parts.Set("text", Text("7"));
-  parts.Set("float", F32(7));
+  parts.Set("number", GgufU32(7));
+  parts.Set("text", GgufString("7"));
+  parts.Set("float", GgufF32(7));
   parts.Set("floats", {GgufType::kArray, Packed(uint32_t{6}) + Packed(uint64_t{1}) + Packed(7.0f)});
   const auto bytes = Exactly(parts.Bytes());
   const auto contents = ParseGguf(bytes);
@@ -89,7 +89,7 @@ TEST(ParseGguf, GivesTensorsOutermostDimensionFirstInFileOrder) {
       GgufParts parts;
       parts.version = version;
       parts.alignment = alignment;
-      parts.Set("general.alignment", U32(alignment));
+      parts.Set("general.alignment", GgufU32(alignment));
       parts.tensors = {{"b", {3, 2}, 0, std::string(24, 'b'), {}},
                        {"a", {32, 1, 5}, 8, std::string(34 * 5, 'a'), {}},
                        {"c", {1}, 30, "cc", {}}};

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/json.h"
+#include "text/text_files.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/model_config.h"
 
@@ -147,6 +148,41 @@ StatusOr<TextAssets> LoadGgufText(const GgufMetadata& metadata, const std::strin
   auto assets = Load(metadata);
   if (!assets.ok()) return Annotate(AsDataLoss(assets.status()), file);
   return assets;
+}
+
+StatusOr<std::vector<GgufKey>> GgufTextKeys(const TextAssets& assets, size_t used_tokens) {
+  const BpeData data = DataOf(*assets.tokenizer);
+  std::vector<int32_t> types(data.tokens.size(), kNormal);
+  std::fill(types.begin() + static_cast<std::ptrdiff_t>(std::min(used_tokens, types.size())), types.end(),
+            kUnused);
+  for (const auto& token : data.added)
+    types[static_cast<size_t>(token.id)] = token.is_control ? kControl : kUserDefined;
+  std::vector<std::string> merges;
+  for (const auto& [left, right] : data.merges) merges.push_back(Concat(left, " ", right));
+
+  std::vector<TokenId> end = data.special.end;  // the one that the template calls eos_token first
+  std::ranges::stable_partition(
+      end, [&](TokenId id) { return data.tokens[static_cast<size_t>(id)] == assets.eos_text; });
+  constexpr std::string_view kEndKeys[] = {kEos, kEot, kEom};
+  if (end.size() > std::size(kEndKeys))
+    return InvalidArgument("the tokenizer has ", end.size(), " end tokens, GGUF has keys for ",
+                           std::size(kEndKeys));
+
+  std::vector<GgufKey> keys;
+  const auto add = [&keys](std::string_view name, GgufField value) {
+    keys.push_back({std::string(name), std::move(value)});
+  };
+  add(kModel, GgufString("gpt2"));
+  add(kPre, GgufString(data.pre));
+  add(kTokens, GgufStrings(data.tokens));
+  add(kTypes, GgufInts(types));
+  add(kMerges, GgufStrings(merges));
+  for (size_t i = 0; i < end.size(); ++i) add(kEndKeys[i], GgufU32(static_cast<uint32_t>(end[i])));
+  if (data.special.bos != -1) add(kBos, GgufU32(static_cast<uint32_t>(data.special.bos)));
+  if (data.special.pad != -1) add(kPad, GgufU32(static_cast<uint32_t>(data.special.pad)));
+  add(kAddBos, GgufBool(data.special.add_bos));
+  if (assets.chat_template != nullptr) add(kTemplate, GgufString(assets.chat_template->source()));
+  return keys;
 }
 
 }  // namespace terrace

@@ -29,8 +29,7 @@ class Table {
                        }});
   }
   // Another value for one key.
-  void AddKey(const std::string& name, const std::string& reason, const std::string& key,
-              GgufTestValue value) {
+  void AddKey(const std::string& name, const std::string& reason, const std::string& key, GgufField value) {
     models_.push_back(
         {name + ".gguf", reason, {"key \"" + key + "\"", "byte "}, [key, value](const std::string& path) {
            GgufParts parts = TinyGguf();
@@ -89,12 +88,13 @@ void AddKeys(Table& table) {
   table.AddKey("gguf_unknown_value_type", "type_mismatch", "x.value",
                {static_cast<GgufType>(13), Packed(uint64_t{0})});
   table.AddKey("gguf_string_length_2_63", "truncated", "x.text", {GgufType::kString, Packed(kHuge)});
-  table.AddKey("gguf_string_not_utf8", "bad_value", "general.name", Text("caf\xe9"));
-  table.AddKey("gguf_bool_of_2", "bad_value", "tokenizer.ggml.add_bos_token", Bool(2));
-  table.AddKey("gguf_alignment_of_wrong_type", "bad_alignment", "general.alignment", Text("32"));
-  table.AddKey("gguf_alignment_0", "bad_alignment", "general.alignment", U32(0));
-  table.AddKey("gguf_alignment_3", "bad_alignment", "general.alignment", U32(3));
-  table.AddKey("gguf_alignment_2_31", "bad_alignment", "general.alignment", U32(1u << 31));
+  table.AddKey("gguf_string_not_utf8", "bad_value", "general.name", GgufString("caf\xe9"));
+  table.AddKey("gguf_bool_of_2", "bad_value", "tokenizer.ggml.add_bos_token",
+               {GgufType::kBool, Packed(uint8_t{2})});
+  table.AddKey("gguf_alignment_of_wrong_type", "bad_alignment", "general.alignment", GgufString("32"));
+  table.AddKey("gguf_alignment_0", "bad_alignment", "general.alignment", GgufU32(0));
+  table.AddKey("gguf_alignment_3", "bad_alignment", "general.alignment", GgufU32(3));
+  table.AddKey("gguf_alignment_2_31", "bad_alignment", "general.alignment", GgufU32(1u << 31));
 }
 
 void AddTensors(Table& table) {
@@ -148,29 +148,29 @@ void AddTensors(Table& table) {
 
 void AddHyperParameters(Table& table) {
   table.AddKey("gguf_architecture_unknown", "unsupported_architecture", "general.architecture",
-               Text("qwen2"));
-  table.AddKey("gguf_2000_layers", "bad_hparam", "llama.block_count", U32(2000));
-  table.AddKey("gguf_negative_layers", "bad_hparam", "llama.block_count", I32(-1));
-  table.AddKey("gguf_0_heads", "bad_hparam", "llama.attention.head_count", U32(0));
-  table.AddKey("gguf_heads_as_float", "type_mismatch", "llama.attention.head_count", F32(2));
-  table.AddKey("gguf_heads_as_array", "type_mismatch", "llama.attention.head_count", Ints({2}));
-  table.AddKey("gguf_heads_do_not_divide", "bad_hparam", "llama.attention.head_count", U32(5));
-  table.AddKey("gguf_kv_heads_do_not_divide", "bad_hparam", "llama.attention.head_count_kv", U32(3));
+               GgufString("qwen2"));
+  table.AddKey("gguf_2000_layers", "bad_hparam", "llama.block_count", GgufU32(2000));
+  table.AddKey("gguf_negative_layers", "bad_hparam", "llama.block_count", GgufI32(-1));
+  table.AddKey("gguf_0_heads", "bad_hparam", "llama.attention.head_count", GgufU32(0));
+  table.AddKey("gguf_heads_as_float", "type_mismatch", "llama.attention.head_count", GgufF32(2));
+  table.AddKey("gguf_heads_as_array", "type_mismatch", "llama.attention.head_count", GgufInts({2}));
+  table.AddKey("gguf_heads_do_not_divide", "bad_hparam", "llama.attention.head_count", GgufU32(5));
+  table.AddKey("gguf_kv_heads_do_not_divide", "bad_hparam", "llama.attention.head_count_kv", GgufU32(3));
   table.Add("gguf_odd_head_size", "bad_hparam", {"key \"llama.attention.head_count\"", "key_length"},
             [](GgufParts& g) {
               g.Remove("llama.rope.dimension_count");
-              g.Set("llama.attention.head_count", U32(32));
-              g.Set("llama.attention.head_count_kv", U32(32));
+              g.Set("llama.attention.head_count", GgufU32(32));
+              g.Set("llama.attention.head_count_kv", GgufU32(32));
             });
-  table.AddKey("gguf_odd_rope_dimension", "bad_hparam", "llama.rope.dimension_count", U32(15));
-  table.AddKey("gguf_context_0", "bad_hparam", "llama.context_length", U32(0));
+  table.AddKey("gguf_odd_rope_dimension", "bad_hparam", "llama.rope.dimension_count", GgufU32(15));
+  table.AddKey("gguf_context_0", "bad_hparam", "llama.context_length", GgufU32(0));
   table.AddKey("gguf_epsilon_nan", "bad_hparam", "llama.attention.layer_norm_rms_epsilon",
-               F32(std::numeric_limits<float>::quiet_NaN()));
+               GgufF32(std::numeric_limits<float>::quiet_NaN()));
   table.Add("gguf_no_epsilon", "missing_key", {"key \"llama.attention.layer_norm_rms_epsilon\""},
             [](GgufParts& g) { g.Remove("llama.attention.layer_norm_rms_epsilon"); });
-  table.AddKey("gguf_rope_scaling", "bad_hparam", "llama.rope.scaling.type", Text("yarn"));
-  table.AddKey("gguf_experts", "bad_hparam", "llama.expert_count", U32(8));
-  table.AddKey("gguf_split", "bad_split", "split.count", U32(3));
+  table.AddKey("gguf_rope_scaling", "bad_hparam", "llama.rope.scaling.type", GgufString("yarn"));
+  table.AddKey("gguf_experts", "bad_hparam", "llama.expert_count", GgufU32(8));
+  table.AddKey("gguf_split", "bad_split", "split.count", GgufU32(3));
   table.Add("gguf_tensor_missing", "missing_tensor", {"tensor \"blk.0.ffn_gate.weight\""},
             [](GgufParts& g) { g.Remove(kGate); });
   table.Add("gguf_shape_mismatch", "shape_mismatch", {kQueryQuoted, "[16, 64]", "[32, 32]"},
@@ -195,34 +195,37 @@ void AddHyperParameters(Table& table) {
 }
 
 void AddTokenizers(Table& table) {
-  table.AddKey("gguf_tokenizer_unknown", "unsupported_tokenizer", "tokenizer.ggml.model", Text("llama"));
+  table.AddKey("gguf_tokenizer_unknown", "unsupported_tokenizer", "tokenizer.ggml.model",
+               GgufString("llama"));
   table.AddKey("gguf_pre_tokenizer_unknown", "unsupported_pre_tokenizer", "tokenizer.ggml.pre",
-               Text("no-such"));
-  table.AddKey("gguf_tokens_as_integers", "type_mismatch", "tokenizer.ggml.tokens", Ints({1, 2, 3}));
-  table.AddKey("gguf_token_types_missing", "vocab_size", "tokenizer.ggml.token_type", Ints({3, 3, 3, 3, 1}));
+               GgufString("no-such"));
+  table.AddKey("gguf_tokens_as_integers", "type_mismatch", "tokenizer.ggml.tokens", GgufInts({1, 2, 3}));
+  table.AddKey("gguf_token_types_missing", "vocab_size", "tokenizer.ggml.token_type",
+               GgufInts({3, 3, 3, 3, 1}));
   table.AddKey("gguf_byte_token_type", "bad_token_type", "tokenizer.ggml.token_type",
-               Ints(std::vector<int32_t>(262, 6)));
+               GgufInts(std::vector<int32_t>(262, 6)));
   table.Add("gguf_tokens_empty", "bad_hparam", {"key \"tokenizer.ggml.tokens\"", "vocab_size"},
             [](GgufParts& g) {
               g.Remove("llama.vocab_size");
-              g.Set("tokenizer.ggml.tokens", Texts({}));
+              g.Set("tokenizer.ggml.tokens", GgufStrings({}));
             });
   table.Add("gguf_no_tokens", "missing_key", {"key \"tokenizer.ggml.tokens\""},
             [](GgufParts& g) { g.Remove("tokenizer.ggml.tokens"); });
   table.Add("gguf_more_tokens_than_embeddings", "vocab_size", {"key \"tokenizer.ggml.tokens\"", "262", "261"},
             [](GgufParts& g) {
-              g.Set("llama.vocab_size", U32(261));
+              g.Set("llama.vocab_size", GgufU32(261));
               g.tensor("token_embd.weight").dims = {32, 261};
             });
-  table.AddKey("gguf_merge_of_absent_token", "bad_merge", "tokenizer.ggml.merges", Texts({"t h", "q zz"}));
-  table.AddKey("gguf_merge_of_one_token", "bad_merge", "tokenizer.ggml.merges", Texts({"th"}));
-  table.AddKey("gguf_bos_out_of_range", "bad_special_id", "tokenizer.ggml.bos_token_id", U32(262));
-  table.AddKey("gguf_eos_negative", "bad_special_id", "tokenizer.ggml.eos_token_id", I32(-1));
-  table.AddKey("gguf_eos_2_32", "bad_special_id", "tokenizer.ggml.eos_token_id", U32(~0u));
+  table.AddKey("gguf_merge_of_absent_token", "bad_merge", "tokenizer.ggml.merges",
+               GgufStrings({"t h", "q zz"}));
+  table.AddKey("gguf_merge_of_one_token", "bad_merge", "tokenizer.ggml.merges", GgufStrings({"th"}));
+  table.AddKey("gguf_bos_out_of_range", "bad_special_id", "tokenizer.ggml.bos_token_id", GgufU32(262));
+  table.AddKey("gguf_eos_negative", "bad_special_id", "tokenizer.ggml.eos_token_id", GgufI32(-1));
+  table.AddKey("gguf_eos_2_32", "bad_special_id", "tokenizer.ggml.eos_token_id", GgufU32(~0u));
   table.AddKey("gguf_template_syntax", "bad_template", "tokenizer.chat_template",
-               Text("{% for m in messages %}{{ m"));
+               GgufString("{% for m in messages %}{{ m"));
   table.AddKey("gguf_template_import", "bad_template", "tokenizer.chat_template",
-               Text("{% import 'os' as os %}{{ os.system('id') }}"));
+               GgufString("{% import 'os' as os %}{{ os.system('id') }}"));
 }
 
 void AddForeign(Table& table) {

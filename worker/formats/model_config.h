@@ -50,6 +50,8 @@ Status ValidateModelConfig(
 // From the text of config.json, without the name. `file` names it in errors: DATA_LOSS with reasons
 // bad_config, unsupported_architecture and those of ParseJson.
 StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& file);
+// The inverse: the text of a config.json.
+std::string ConfigJsonText(const ModelConfig& config);
 
 // The text of generation_config.json: its sampling defaults are not used, but must be possible ones. Reason
 // bad_config.

@@ -128,16 +128,33 @@ StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
   return model;
 }
 
+Status CheckIsGguf(const std::string& path) {
+  ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path));
+  RETURN_IF_ERROR(Annotate(RefuseForeignFormat(file->bytes()), path));
+  if (!path.ends_with(".gguf") && !AsText(file->bytes()).starts_with("GGUF"))
+    return Malformed("unsupported_format", path, ": is neither a .gguf file nor a folder with config.json");
+  return Status();
+}
+
 }  // namespace
 
 StatusOr<ModelFiles> OpenModel(const std::string& path) {
   std::error_code error;
   if (std::filesystem::is_directory(path, error)) return OpenFolder(path);
-  ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path));
-  RETURN_IF_ERROR(Annotate(RefuseForeignFormat(file->bytes()), path));
-  if (!path.ends_with(".gguf") && !AsText(file->bytes()).starts_with("GGUF"))
-    return Malformed("unsupported_format", path, ": is neither a .gguf file nor a folder with config.json");
+  RETURN_IF_ERROR(CheckIsGguf(path));
   return OpenGgufModel(path);
+}
+
+StatusOr<TextAssets> OpenText(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    auto text = LoadTextAssets(path);
+    if (!text.ok()) return AsDataLoss(text.status());
+    return text;
+  }
+  RETURN_IF_ERROR(CheckIsGguf(path));
+  ASSIGN_OR_RETURN(const GgufFile gguf, OpenGguf(path));
+  return LoadGgufText(gguf.metadata, path);
 }
 
 }  // namespace terrace

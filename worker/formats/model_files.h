@@ -25,4 +25,7 @@ struct ModelFiles {
 // message; NOT_FOUND for absent ones.
 StatusOr<ModelFiles> OpenModel(const std::string& path);
 
+// The tokenizer and chat template alone; a folder needs no weights for that. The same errors.
+StatusOr<TextAssets> OpenText(const std::string& path);
+
 }  // namespace terrace

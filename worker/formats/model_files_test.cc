@@ -178,9 +178,9 @@ TEST(LoadGgufText, TakesUserDefinedTokensAndAllEndTokens) {
   std::vector<int32_t> types(262, 1);
   types[0] = types[1] = types[2] = 3;
   types[3] = 4;  // "<|assistant|>"
-  parts.Set("tokenizer.ggml.token_type", Ints(types));
-  parts.Set("tokenizer.ggml.eot_token_id", U32(2));
-  parts.Set("tokenizer.ggml.eom_token_id", U32(1));
+  parts.Set("tokenizer.ggml.token_type", GgufInts(types));
+  parts.Set("tokenizer.ggml.eot_token_id", GgufU32(2));
+  parts.Set("tokenizer.ggml.eom_token_id", GgufU32(1));
   WriteFile(Path("types.gguf"), parts.Bytes());
   const auto text = Opened(Path("types.gguf")).text;
   EXPECT_TRUE(text->tokenizer->IsControl(2));

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "text/byte_alphabet.h"
+#include "worker/formats/safetensors_writer.h"
 #include "worker/formats/tensor_names.h"
 
 namespace terrace {
@@ -52,12 +53,6 @@ std::string Ones(const TensorRequirement& tensor) {
   return IsNorm(tensor.kind) ? Repeated(Packed(1.0f), count) : Repeated(Packed(uint16_t{0x3C00}), count);
 }
 
-std::string PackedString(std::string_view text) { return Packed(uint64_t{text.size()}) + std::string(text); }
-
-GgufTestValue ArrayOf(GgufType type, uint64_t count, const std::string& elements) {
-  return {GgufType::kArray, Packed(static_cast<uint32_t>(type)) + Packed(count) + elements};
-}
-
 Json TinyTokenizerJson() {
   Json added = Json::array(), vocab = Json::object(), merges = Json::array();
   const std::vector<std::string> tokens = TinyTokens();
@@ -79,26 +74,9 @@ Json TinyTokenizerJson() {
 
 }  // namespace
 
-GgufTestValue U32(uint32_t value) { return {GgufType::kUint32, Packed(value)}; }
-GgufTestValue I32(int32_t value) { return {GgufType::kInt32, Packed(value)}; }
-GgufTestValue F32(float value) { return {GgufType::kFloat32, Packed(value)}; }
-GgufTestValue Bool(uint8_t value) { return {GgufType::kBool, Packed(value)}; }
-GgufTestValue Text(std::string_view value) { return {GgufType::kString, PackedString(value)}; }
-
-GgufTestValue Texts(const std::vector<std::string>& values) {
-  std::string elements;
-  for (const std::string& value : values) elements += PackedString(value);
-  return ArrayOf(GgufType::kString, values.size(), elements);
-}
-
-GgufTestValue Ints(const std::vector<int32_t>& values) {
-  std::string elements;
-  for (const int32_t value : values) elements += Packed(value);
-  return ArrayOf(GgufType::kInt32, values.size(), elements);
-}
-
-void GgufParts::Set(std::string_view name, GgufTestValue value) {
-  const auto found = std::find_if(keys.begin(), keys.end(), [&](const Key& key) { return key.name == name; });
+void GgufParts::Set(std::string_view name, GgufField value) {
+  const auto found =
+      std::find_if(keys.begin(), keys.end(), [&](const GgufKey& key) { return key.name == name; });
   if (found != keys.end())
     found->value = std::move(value);
   else
@@ -120,14 +98,11 @@ GgufParts::Tensor& GgufParts::tensor(std::string_view name) {
 std::string GgufParts::Header() const {
   std::string out = magic + Packed(version) + Packed(tensor_count.value_or(tensors.size())) +
                     Packed(key_count.value_or(keys.size()));
-  for (const Key& key : keys)
-    out += PackedString(key.name) + Packed(static_cast<uint32_t>(key.value.type)) + key.value.bytes;
+  for (const GgufKey& key : keys) AppendGgufKey(out, key);
   uint64_t offset = 0;
   for (const Tensor& tensor : tensors) {
-    out += PackedString(tensor.name) + Packed(static_cast<uint32_t>(tensor.dims.size()));
-    for (const uint64_t dim : tensor.dims) out += Packed(dim);
-    out += Packed(tensor.type) + Packed(tensor.offset.value_or(offset));
-    offset = (offset + tensor.data.size() + alignment - 1) / alignment * alignment;
+    AppendGgufTensorInfo(out, {tensor.name, tensor.dims, tensor.type, tensor.offset.value_or(offset)});
+    offset = RoundUp(offset + tensor.data.size(), alignment);
   }
   return out;
 }
@@ -135,7 +110,7 @@ std::string GgufParts::Header() const {
 std::string GgufParts::Bytes() const {
   std::string out = Header();
   for (const Tensor& tensor : tensors) {
-    out.resize((out.size() + alignment - 1) / alignment * alignment);
+    out.resize(RoundUp(out.size(), alignment));
     out += tensor.data;
   }
   return out;
@@ -143,9 +118,7 @@ std::string GgufParts::Bytes() const {
 
 void SafetensorsParts::Add(const std::string& name, std::string_view dtype,
                            const std::vector<uint64_t>& shape, std::string_view bytes) {
-  header[name] = {{"dtype", std::string(dtype)},
-                  {"shape", shape},
-                  {"data_offsets", {data.size(), data.size() + bytes.size()}}};
+  header[name] = SafetensorsEntry(dtype, shape, data.size(), bytes.size());
   data += bytes;
 }
 
@@ -175,27 +148,27 @@ GgufParts TinyGguf() {
   std::vector<std::string> merges;
   for (const auto& [left, right] : kMerges) merges.push_back(left + " " + right);
   GgufParts parts;
-  parts.keys = {{"general.architecture", Text("llama")},
-                {"general.name", Text("tiny")},
-                {"llama.vocab_size", U32(config.vocab_size)},
-                {"llama.context_length", U32(config.context_length)},
-                {"llama.embedding_length", U32(config.hidden_size)},
-                {"llama.block_count", U32(config.layers)},
-                {"llama.feed_forward_length", U32(config.ffn_size)},
-                {"llama.rope.dimension_count", U32(config.head_dim)},
-                {"llama.rope.freq_base", F32(config.rope_base)},
-                {"llama.attention.head_count", U32(config.heads)},
-                {"llama.attention.head_count_kv", U32(config.kv_heads)},
-                {"llama.attention.layer_norm_rms_epsilon", F32(config.norm_epsilon)},
-                {"tokenizer.ggml.model", Text("gpt2")},
-                {"tokenizer.ggml.pre", Text("smollm")},
-                {"tokenizer.ggml.tokens", Texts(TinyTokens())},
-                {"tokenizer.ggml.token_type", Ints(types)},
-                {"tokenizer.ggml.merges", Texts(merges)},
-                {"tokenizer.ggml.bos_token_id", U32(0)},
-                {"tokenizer.ggml.eos_token_id", U32(1)},
-                {"tokenizer.ggml.add_bos_token", Bool(1)},
-                {"tokenizer.chat_template", Text(kTemplate)}};
+  parts.keys = {{"general.architecture", GgufString("llama")},
+                {"general.name", GgufString("tiny")},
+                {"llama.vocab_size", GgufU32(config.vocab_size)},
+                {"llama.context_length", GgufU32(config.context_length)},
+                {"llama.embedding_length", GgufU32(config.hidden_size)},
+                {"llama.block_count", GgufU32(config.layers)},
+                {"llama.feed_forward_length", GgufU32(config.ffn_size)},
+                {"llama.rope.dimension_count", GgufU32(config.head_dim)},
+                {"llama.rope.freq_base", GgufF32(config.rope_base)},
+                {"llama.attention.head_count", GgufU32(config.heads)},
+                {"llama.attention.head_count_kv", GgufU32(config.kv_heads)},
+                {"llama.attention.layer_norm_rms_epsilon", GgufF32(config.norm_epsilon)},
+                {"tokenizer.ggml.model", GgufString("gpt2")},
+                {"tokenizer.ggml.pre", GgufString("smollm")},
+                {"tokenizer.ggml.tokens", GgufStrings(TinyTokens())},
+                {"tokenizer.ggml.token_type", GgufInts(types)},
+                {"tokenizer.ggml.merges", GgufStrings(merges)},
+                {"tokenizer.ggml.bos_token_id", GgufU32(0)},
+                {"tokenizer.ggml.eos_token_id", GgufU32(1)},
+                {"tokenizer.ggml.add_bos_token", GgufBool(true)},
+                {"tokenizer.chat_template", GgufString(kTemplate)}};
   for (const TensorRequirement& required : RequiredTensors(config)) {
     GgufParts::Tensor tensor = {required.name, {}, IsNorm(required.kind) ? 0u : 1u, Ones(required), {}};
     for (size_t i = required.shape.rank; i-- > 0;) tensor.dims.push_back(required.shape[i]);

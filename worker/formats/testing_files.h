@@ -11,34 +11,11 @@
 #include <vector>
 
 #include "base/json.h"
-#include "worker/formats/gguf_file.h"
+#include "worker/formats/gguf_writer.h"
 
 namespace terrace {
 
-// The bytes of a number, little-endian.
-template <typename T>
-std::string Packed(T value) {
-  return std::string(reinterpret_cast<const char*>(&value), sizeof(value));
-}
-
-// A typed value as GGUF writes it.
-struct GgufTestValue {
-  GgufType type = GgufType::kUint32;
-  std::string bytes;
-};
-GgufTestValue U32(uint32_t value);
-GgufTestValue I32(int32_t value);
-GgufTestValue F32(float value);
-GgufTestValue Bool(uint8_t value);
-GgufTestValue Text(std::string_view value);
-GgufTestValue Texts(const std::vector<std::string>& values);
-GgufTestValue Ints(const std::vector<int32_t>& values);
-
 struct GgufParts {
-  struct Key {
-    std::string name;
-    GgufTestValue value;
-  };
   struct Tensor {
     std::string name;
     std::vector<uint64_t> dims;  // innermost first
@@ -51,11 +28,11 @@ struct GgufParts {
   uint32_t version = 3;
   std::optional<uint64_t> tensor_count, key_count;  // instead of the right ones
   uint64_t alignment = 32;                          // of the data; does not write the key
-  std::vector<Key> keys;
+  std::vector<GgufKey> keys;
   std::vector<Tensor> tensors;
 
-  void Set(std::string_view name, GgufTestValue value);  // replaces or appends
-  void Remove(std::string_view name);                    // a key or a tensor
+  void Set(std::string_view name, GgufField value);  // replaces or appends
+  void Remove(std::string_view name);                // a key or a tensor
   Tensor& tensor(std::string_view name);
   std::string Header() const;  // everything before the data's padding
   std::string Bytes() const;

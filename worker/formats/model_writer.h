@@ -1,0 +1,60 @@
+// Writes a model tensor by tensor: a .gguf file or a Hugging Face style folder. It appears at its path when
+// all of it is written, and a writer that is destroyed before that leaves nothing behind. One thread at a
+// time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/status.h"
+#include "text/text_assets.h"
+#include "worker/formats/model_config.h"
+#include "worker/formats/staged_path.h"
+#include "worker/tensor/tensor.h"
+
+namespace terrace {
+
+struct ModelToWrite {
+  ModelConfig config;  // its name scheme says what is written: kGguf a file, kHuggingFace a folder
+  TextAssets text;
+  size_t used_tokens = 0;  // later ones are marked as unused (GGUF)
+  struct Tensor {
+    std::string name;
+    DType dtype = DType::kF32;
+    Shape shape;
+  };
+  std::vector<Tensor> tensors = {};  // in the order of their data
+};
+
+class ModelWriter {
+ public:
+  // Writes everything but the tensors' data. INVALID_ARGUMENT when something is at `path`, for Q8_0 in a
+  // folder and for rows that are not whole blocks of their dtype; the errors of OutputFile.
+  static StatusOr<std::unique_ptr<ModelWriter>> Create(const std::string& path, const ModelToWrite& model);
+
+  // The next bytes of the data of the tensors, one after the other; never of two tensors in one call.
+  Status Append(std::span<const std::byte> bytes);
+
+  // After the data of all tensors: opens the model as a worker would, and renames it. Returns its digest.
+  StatusOr<Hash128> Finish();
+
+  uint64_t size() const { return file_.size(); }  // of the weight file, as far as it is written
+
+ private:
+  ModelWriter(StagedPath staged, OutputFile file, std::vector<uint64_t> sizes, uint64_t alignment)
+      : staged_(std::move(staged)), file_(std::move(file)), sizes_(std::move(sizes)), alignment_(alignment) {}
+
+  StagedPath staged_;
+  OutputFile file_;                    // the weight file
+  const std::vector<uint64_t> sizes_;  // of each tensor's data
+  const uint64_t alignment_;           // of each tensor's data in the file
+  size_t tensor_ = 0;                  // the one that is being written,
+  uint64_t done_ = 0;                  // and how much of it is
+};
+
+}  // namespace terrace
