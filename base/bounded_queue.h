@@ -4,9 +4,12 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <utility>
 #include <vector>
+
+#include "base/clock.h"
 
 namespace terrace {
 
@@ -26,11 +29,16 @@ class BoundedQueue {
     return true;
   }
 
-  // Everything queued, in order of arrival. With `wait`, blocks until there is an item, Wake() was called,
-  // the queue is closed, or stop is requested.
-  std::vector<T> Drain(std::stop_token stop, bool wait) {
+  // Everything queued, in order of arrival. Blocks for up to `wait` (without one: for ever) until there is an
+  // item, Wake() was called, the queue is closed, or stop is requested.
+  std::vector<T> Drain(std::stop_token stop, std::optional<Duration> wait) {
     std::unique_lock lock(mutex_);
-    if (wait) ready_.wait(lock, stop, [this] { return !items_.empty() || closed_ || woken_; });
+    const auto has_news = [this] { return !items_.empty() || closed_ || woken_; };
+    if (!wait.has_value()) {
+      ready_.wait(lock, std::move(stop), has_news);
+    } else if (*wait > Duration(0)) {
+      ready_.wait_for(lock, std::move(stop), *wait, has_news);
+    }
     woken_ = false;
     return std::exchange(items_, {});
   }

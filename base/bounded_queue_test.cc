@@ -26,17 +26,25 @@ TEST(BoundedQueue, DrainReturnsEveryItemOfEveryProducerInItsOrder) {
   }
   int next[4] = {};
   for (int received = 0; received < 4000;) {
-    for (const auto& [p, i] : queue.Drain({}, /*wait=*/true)) {
+    for (const auto& [p, i] : queue.Drain({}, std::nullopt)) {
       EXPECT_EQ(i, next[p]++);
       ++received;
     }
   }
 }
 
+TEST(BoundedQueue, AWaitEndsByItselfOrByWake) {
+  BoundedQueue<int> queue(4);
+  EXPECT_TRUE(queue.Drain({}, Duration(0)).empty());
+  EXPECT_TRUE(queue.Drain({}, std::chrono::microseconds(1)).empty());
+  queue.Wake();
+  EXPECT_TRUE(queue.Drain({}, std::nullopt).empty());
+}
+
 TEST(BoundedQueue, CloseWakesAWaitingConsumerAndRefusesItems) {
   BoundedQueue<int> queue(4);
   std::jthread closer([&] { queue.Close(); });
-  EXPECT_TRUE(queue.Drain({}, true).empty());
+  EXPECT_TRUE(queue.Drain({}, std::nullopt).empty());
   EXPECT_FALSE(queue.TryPush(1));
 }
 

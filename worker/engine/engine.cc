@@ -1,9 +1,17 @@
 #include "worker/engine/engine.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace terrace {
 namespace {
+
+// How often a loop whose sequences are all paused looks for closed sinks and deadlines by itself.
+constexpr auto kStalledPoll = std::chrono::milliseconds(20);
+// The weight of a new measurement of a cost.
+constexpr double kCostWeight = 0.1;
+// Prompt tokens a step needs to tell what one costs.
+constexpr uint32_t kTellingTokens = 16;
 
 Status Draining() { return WithReason(Unavailable("the worker is draining; no new sequences"), "draining"); }
 
@@ -11,7 +19,7 @@ StepObservation Observe(const StepPlan& plan, Duration took) {
   StepObservation observation{.seconds = Seconds(took),
                               .sequences = static_cast<uint32_t>(plan.sequences.size())};
   for (const PlannedSequence& part : plan.sequences) {
-    (part.sample_index > 0 ? observation.decode_tokens : observation.prefill_tokens) += part.tokens.size();
+    (part.is_decode ? observation.decode_tokens : observation.prefill_tokens) += part.tokens.size();
   }
   return observation;
 }
@@ -86,15 +94,18 @@ void Engine::Loop(std::stop_token stop) {
   FinishDrains();
 }
 
-// Sleeps only when nothing is left to do: a waiting sequence that nobody reads, or that is overdue, is
-// noticed by the next step, however many there are.
+// Sleeps only when nothing can be done: while something waits or runs, closed sinks and deadlines are noticed
+// by the next step.
 void Engine::TakeInbox(std::stop_token stop) {
   bool has_drains;
   {
     std::lock_guard lock(mutex_);
     has_drains = !drains_.empty();
   }
-  for (Submission& taken : inbox_.Drain(stop, /*wait=*/scheduler_.idle() && !has_drains)) {
+  std::optional<Duration> wait = Duration(0);
+  if (is_stalled_) wait = kStalledPoll;
+  if (scheduler_.idle() && !has_drains) wait.reset();
+  for (Submission& taken : inbox_.Drain(std::move(stop), wait)) {
     scheduler_.Add(std::move(taken.spec), std::move(taken.sink), taken.arrived);
   }
 }
@@ -103,14 +114,30 @@ void Engine::Step() {
   const MonoTime begin = clock_.Now();
   const StepPlan plan = scheduler_.Schedule(begin);
   Publish(begin);
+  is_stalled_ = plan.empty();
   if (plan.empty()) return;
   StepResult result = executor_->Run(plan);
   const MonoTime end = clock_.Now();
-  const StepObservation observation = Observe(plan, end - begin);
+  StepObservation observation = Observe(plan, end - begin);
+  LearnCosts(plan, observation, result.transfer_seconds);
   scheduler_.Commit(plan, std::move(result), end);
   ++steps_;
   Publish(end);
+  observation.latencies = scheduler_.TakeLatencies();
   if (options_.on_step) options_.on_step(observation);
+}
+
+void Engine::LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds) {
+  const auto learn = [](double& cost, double measured) { cost += kCostWeight * (measured - cost); };
+  if (observation.prefill_tokens >= kTellingTokens) {
+    learn(costs_.recompute_seconds_per_token, (observation.seconds - transfer_seconds) /
+                                                  (observation.prefill_tokens + observation.decode_tokens));
+  }
+  const auto moved = std::ranges::count_if(plan.transfers, [](const BlockTransfer& transfer) {
+    return transfer.kind != BlockTransfer::Kind::kCopyRows;
+  });
+  if (moved > 0) learn(costs_.swap_seconds_per_block, transfer_seconds / static_cast<double>(moved));
+  scheduler_.SetCosts(costs_);
 }
 
 void Engine::Publish(MonoTime now) {

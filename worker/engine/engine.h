@@ -1,6 +1,6 @@
-// The serving core of one worker: owns the Scheduler, the Executor and the loop thread. Submit, Stats, Drain
-// and Stop may be called from any thread; everything else happens on the loop thread, one step at a time:
-// Scheduler::Schedule -> Executor::Run -> Scheduler::Commit.
+// The serving core of one worker: owns the Scheduler, the Executor and the loop thread. Submit, Stats, Wake,
+// Drain and Stop may be called from any thread; everything else happens on the loop thread, one step at a
+// time: Scheduler::Schedule -> Executor::Run -> Scheduler::Commit.
 #pragma once
 
 #include <functional>
@@ -28,6 +28,7 @@ struct EngineStats : SchedulerStats {
 struct StepObservation {
   double seconds = 0;
   uint32_t prefill_tokens = 0, decode_tokens = 0, sequences = 0;
+  LatencySamples latencies = {};  // of sequences, since the last step
 };
 
 class Engine {
@@ -47,6 +48,8 @@ class Engine {
   Status Submit(SequenceSpec spec, std::shared_ptr<TokenSink> sink);
 
   EngineStats Stats() const;
+  // A full sink has room again, or one was closed: the loop looks at once if it sleeps.
+  void Wake() { inbox_.Wake(); }
   // Refuses new sequences from now on. `done` is called once, when none is left: from the loop thread, or
   // from this call when the engine has stopped.
   void Drain(std::function<void()> done);
@@ -65,14 +68,17 @@ class Engine {
   void Loop(std::stop_token stop);
   void TakeInbox(std::stop_token stop);
   void Step();
+  void LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds);
   void Publish(MonoTime now);
   void FinishDrains();
 
   const Options options_;
   const Clock& clock_;  // outlives the engine
   const std::unique_ptr<Executor> executor_;
-  Scheduler scheduler_;  // the loop thread's, but for its options
-  uint64_t steps_ = 0;   // the loop thread's
+  Scheduler scheduler_;      // the loop thread's, but for its options
+  uint64_t steps_ = 0;       // the loop thread's
+  bool is_stalled_ = false;  // the loop thread's: all that is left is paused
+  PreemptionCosts costs_;    // the loop thread's
 
   BoundedQueue<Submission> inbox_;
   mutable std::mutex mutex_;

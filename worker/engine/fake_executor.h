@@ -1,27 +1,50 @@
-// An Executor without a model, for tests: token i of an answer is AnswerToken(seed, i), whatever shares the
-// step. It also plays the KV cache: every computed token is written to its block, and the tokens before a
-// part are read back and compared with a copy of its own, so that a block given to two sequences, a gap or a
-// repeated position is a CHECK.
+// An Executor without a model, for tests and simulations of scheduling: token i of an answer is
+// AnswerToken(seed, i), whatever shares the step, and a step takes as long as a StepTimeModel says.
+//
+// It also plays the KV cache: every computed token is written to its block, transfers move them, and the
+// tokens before a part are read back and compared with the sequence's own, so that a block given to two
+// sequences, a wrong prefix, a lost copy or a gap is a CHECK. One thread.
 #pragma once
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <utility>
+#include <vector>
 
 #include "base/rng.h"
 #include "worker/engine/executor.h"
 
 namespace terrace {
 
+// How long a step takes: a line through what real steps take.
+struct StepTimeModel {
+  double seconds_per_step = 0;
+  double seconds_per_token = 0;     // computed
+  double seconds_per_position = 0;  // read by attention: decodes feel their context
+  double seconds_per_transfer = 0;
+
+  double StepSeconds(const StepPlan& plan) const {
+    double seconds = seconds_per_step + seconds_per_transfer * static_cast<double>(plan.transfers.size());
+    for (const PlannedSequence& part : plan.sequences) {
+      const auto tokens = static_cast<double>(part.tokens.size());
+      seconds +=
+          seconds_per_token * tokens + seconds_per_position * tokens * (part.first_position + tokens / 2);
+    }
+    return seconds;
+  }
+};
+
 class FakeExecutor : public Executor {
  public:
   struct Options {
     uint32_t vocab_size = 1000;
     uint32_t block_tokens = 16;
-    size_t checked_positions = 256;                              // how many before a part are read back
-    std::function<void(const StepPlan&)> before_step = nullptr;  // may block
+    // How many positions before a part are read back; 0: the KV cache is not played at all.
+    size_t checked_positions = 256;
+    std::function<void(const StepPlan&)> before_step = nullptr;             // may block
     std::function<Status(const PlannedSequence&)> fail_sequence = nullptr;  // an error for that one
+    StepTimeModel time = {};
+    std::function<void(double seconds)> on_step_time = nullptr;  // such as FakeClock::Advance
   };
 
   explicit FakeExecutor(Options options) : options_(std::move(options)) {}
@@ -33,21 +56,60 @@ class FakeExecutor : public Executor {
   StepResult Run(const StepPlan& plan) override {
     if (options_.before_step) options_.before_step(plan);
     StepResult result;
-    for (const PlannedSequence& part : plan.sequences) result.outputs.push_back(RunPart(part));
+    if (options_.checked_positions > 0) {
+      for (const BlockTransfer& transfer : plan.transfers) Move(transfer);
+      for (const PlannedSequence& part : plan.sequences) Write(part);
+      for (const PlannedSequence& part : plan.sequences) Check(part);
+    }
+    for (const PlannedSequence& part : plan.sequences) result.outputs.push_back(Answer(part));
+    if (options_.on_step_time) options_.on_step_time(options_.time.StepSeconds(plan));
+    result.transfer_seconds = options_.time.seconds_per_transfer * static_cast<double>(plan.transfers.size());
     return result;
   }
 
  private:
-  SequenceOutput RunPart(const PlannedSequence& part) {
-    std::vector<int32_t>& history = histories_[part.id];
-    CHECK(part.first_position == history.size() && !part.tokens.empty());
-    const size_t first_checked = history.size() - std::min(history.size(), options_.checked_positions);
-    for (size_t i = first_checked; i < history.size(); ++i)
-      CHECK(Cell(part, i) == history[i], "position ", i);
-    for (int32_t token : part.tokens) {
-      Cell(part, history.size()) = token;
-      history.push_back(token);
-    }
+  static constexpr int32_t kNothing = -1;
+  using Memory = std::vector<int32_t>;  // [blocks, block_tokens]
+
+  int32_t* Block(Memory& memory, BlockId block) {
+    CHECK(block >= 0);
+    const size_t end = (static_cast<size_t>(block) + 1) * options_.block_tokens;
+    if (memory.size() < end) memory.resize(end, kNothing);
+    return memory.data() + end - options_.block_tokens;
+  }
+
+  void Move(const BlockTransfer& transfer) {
+    Memory& from = transfer.kind == BlockTransfer::Kind::kFromHost ? host_ : device_;
+    Memory& to = transfer.kind == BlockTransfer::Kind::kToHost ? host_ : device_;
+    const bool is_part = transfer.kind == BlockTransfer::Kind::kCopyRows;
+    CHECK(!is_part ||
+          (transfer.rows > 0 && transfer.rows < options_.block_tokens && transfer.from != transfer.to));
+    Block(to, transfer.to), Block(from, transfer.from);  // neither moves any more
+    std::fill_n(Block(to, transfer.to), options_.block_tokens, kNothing);
+    std::copy_n(Block(from, transfer.from), is_part ? transfer.rows : options_.block_tokens,
+                Block(to, transfer.to));
+  }
+
+  int32_t& Cell(const PlannedSequence& part, size_t position) {
+    CHECK(position / options_.block_tokens < part.blocks.size());
+    return Block(device_, part.blocks[position / options_.block_tokens])[position % options_.block_tokens];
+  }
+
+  void Write(const PlannedSequence& part) {
+    CHECK(part.first_position == part.context.size() && !part.tokens.empty());
+    for (size_t i = 0; i < part.tokens.size(); ++i) Cell(part, part.first_position + i) = part.tokens[i];
+  }
+
+  // After every part has written: nobody overwrote what another reads.
+  void Check(const PlannedSequence& part) {
+    const size_t count = std::min(part.context.size(), options_.checked_positions);
+    for (size_t i = part.context.size() - count; i < part.context.size(); ++i)
+      CHECK(Cell(part, i) == part.context[i], "sequence ", part.id, ", position ", i);
+    for (size_t i = 0; i < part.tokens.size(); ++i)
+      CHECK(Cell(part, part.first_position + i) == part.tokens[i], "sequence ", part.id);
+  }
+
+  SequenceOutput Answer(const PlannedSequence& part) {
     SequenceOutput output;
     if (options_.fail_sequence) output.error = options_.fail_sequence(part);
     if (!output.error.ok()) return output;
@@ -60,15 +122,8 @@ class FakeExecutor : public Executor {
     return output;
   }
 
-  int32_t& Cell(const PlannedSequence& part, size_t position) {
-    const size_t block = position / options_.block_tokens;
-    CHECK(block < part.blocks.size());
-    return cells_[{part.blocks[block], position % options_.block_tokens}];
-  }
-
   const Options options_;
-  std::map<uint64_t, std::vector<int32_t>> histories_;  // by sequence id
-  std::map<std::pair<BlockId, size_t>, int32_t> cells_;
+  Memory device_, host_;
 };
 
 }  // namespace terrace

@@ -22,6 +22,7 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelFiles& fil
 }
 
 StepResult ModelRunner::Run(const StepPlan& plan) {
+  CHECK(plan.transfers.empty());
   Batch batch;
   for (const PlannedSequence& planned : plan.sequences) {
     batch.sequences.push_back({.tokens = planned.tokens,

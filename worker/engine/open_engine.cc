@@ -86,6 +86,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
                                                .vocab_size = config.vocab_size,
                                                .block_tokens = options.block_tokens,
                                                .blocks = sizing.blocks,
+                                               .prefix_cache = false,
                                                .end_tokens = opened.files->text->tokenizer->special().end},
                                  .inbox = options.inbox,
                                  .on_step = options.on_step};

@@ -8,6 +8,12 @@ namespace {
 
 constexpr size_t kMaxStopTokens = 64;
 constexpr uint32_t kMaxTopLogprobs = 20;
+constexpr int32_t kMaxPriority = 100;
+constexpr size_t kMaxSaltBytes = 256;
+// Positions whose logits one step computes for scores: [128, vocab_size] f32 are 64 MiB at 128k tokens.
+constexpr uint32_t kMaxScoredTokens = 128;
+// Waiting sequences that a step checks for closed sinks and deadlines.
+constexpr size_t kCheckedWaiting = 256;
 
 Status InvalidValue(const std::string& message) {
   return WithReason(InvalidArgument(message), "invalid_value");
@@ -61,21 +67,53 @@ struct Scheduler::Sequence {
   std::vector<int32_t> tokens;  // prompt, then answer
   uint32_t prompt_tokens = 0;
   uint32_t answer_limit = 0;
-  uint32_t computed = 0;  // positions [0, computed) are in the KV cache
-  BlockTable blocks;      // of the whole sequence at its longest, from admission on
   TokenCounts counts;
+  Hash128 root;
+  std::vector<Hash128> keys;  // of the whole blocks of `tokens`, as far as they were needed
+
+  uint32_t computed = 0;             // positions [0, computed) are in `blocks`, or in `host_blocks`
+  uint32_t scored = 0;               // positions whose scores were sent
+  BlockTable blocks;                 // while running
+  std::vector<BlockId> host_blocks;  // while swapped
+  bool is_running = false, is_paused = false, is_finished = false;
+
+  // While waiting.
+  size_t place = 0;  // in waiting_
+  QueueKey queue_key;
+  std::optional<Hash128> following;  // the promised block it waits for
+  uint32_t missing = 0;              // tokens that were not computed when it came here
+
   MonoTime arrived;
-  std::optional<MonoTime> admitted, decoding;
-  bool is_finished = false;
+  std::optional<MonoTime> admitted, decoding, last_token;
+  SequenceStats stats;
 
   uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
-  bool is_decoding() const { return computed >= prompt_tokens; }
+  uint32_t remaining() const { return static_cast<uint32_t>(tokens.size()) - computed; }
+  bool is_decoding() const { return generated() > 0 && remaining() == 1; }
+  // Positions that a cached prefix may cover: the logits of the last token, and those to be scored, have to
+  // be computed.
+  size_t prefix_limit() const {
+    const bool is_scoring = spec.score_prompt && scored < prompt_tokens;
+    return std::min<size_t>(tokens.size() - 1, is_scoring ? scored : tokens.size());
+  }
+  // The next tokens that may be computed together.
+  uint32_t chunk_limit() const {
+    if (!spec.score_prompt || computed >= prompt_tokens) return remaining();
+    return computed < scored ? scored - computed : std::min(remaining(), kMaxScoredTokens);
+  }
 };
 
-Scheduler::Scheduler(SchedulerOptions options) : options_(std::move(options)), allocator_(options_.blocks) {
+Scheduler::Scheduler(SchedulerOptions options)
+    : options_(std::move(options)),
+      aging_(options_.context_length / std::max(options_.max_prefill_wait_seconds, 1e-3)),
+      blocks_({.blocks = options_.blocks,
+               .block_tokens = options_.block_tokens,
+               .keeps_prefixes = options_.prefix_cache}) {
   CHECK(options_.max_sequences > 0 && options_.max_step_tokens >= options_.max_sequences, "max_sequences ",
         options_.max_sequences, ", max_step_tokens ", options_.max_step_tokens);
-  CHECK(options_.block_tokens > 0 && options_.blocks > 0);
+  CHECK(options_.blocks > 0);
+  for (uint32_t id = options_.host_blocks; id > 0; --id)
+    free_host_blocks_.push_back(static_cast<BlockId>(id - 1));
 }
 
 Scheduler::~Scheduler() = default;
@@ -91,6 +129,13 @@ Status Scheduler::Validate(const SequenceSpec& spec, const SchedulerOptions& opt
   if (spec.top_logprobs > kMaxTopLogprobs) {
     return InvalidValue(Concat("top_logprobs is ", spec.top_logprobs, ", limit ", kMaxTopLogprobs));
   }
+  if (spec.priority < -kMaxPriority || spec.priority > kMaxPriority) {
+    return InvalidValue(
+        Concat("priority is ", spec.priority, ", not in [", -kMaxPriority, ", ", kMaxPriority, "]"));
+  }
+  if (spec.cache_salt.size() > kMaxSaltBytes) {
+    return InvalidValue(Concat("cache_salt has ", spec.cache_salt.size(), " bytes, limit ", kMaxSaltBytes));
+  }
   return ValidateSamplingParams(spec.sampling, options.vocab_size);
 }
 
@@ -100,80 +145,345 @@ void Scheduler::Add(SequenceSpec spec, std::shared_ptr<TokenSink> sink, MonoTime
   sequence->answer_limit = AnswerLimit(spec, options_);
   sequence->tokens = std::exchange(spec.prompt, {});
   sequence->prompt_tokens = static_cast<uint32_t>(sequence->tokens.size());
+  sequence->stats.prompt_tokens = sequence->prompt_tokens;
   sequence->counts.AddPrompt(sequence->tokens);
+  if (options_.prefix_cache) {
+    BlockKeyScope scope = options_.scope;
+    scope.salt = spec.cache_salt;
+    sequence->root = RootBlockKey(scope);
+    ExtendBlockKeys(sequence->root, sequence->tokens, options_.block_tokens, sequence->keys);
+  }
   sequence->spec = std::move(spec);
   sequence->sink = std::move(sink);
   sequence->arrived = now;
-  waiting_.push_back(std::move(sequence));
+  Enqueue(std::move(sequence));
 }
 
 StepPlan Scheduler::Schedule(MonoTime now) {
-  DropDead(running_, now);
-  DropDead(waiting_, now);
-  Admit(now);
-
   StepPlan plan;
   planned_.clear();
+  DropDead(now);
+  const uint64_t preempted = totals_.recompute_preemptions + totals_.swap_preemptions;
+  MakeRoomForDecodes(plan);
+  // Who just gave its blocks up is not taken back in the same breath.
+  if (preempted == totals_.recompute_preemptions + totals_.swap_preemptions) Admit(plan, now);
+
   uint32_t budget = options_.max_step_tokens;
-  for (auto& sequence : running_) {
-    if (!sequence->is_decoding()) continue;
+  for (const SequencePtr& sequence : running_) {
+    if (sequence->is_paused || !sequence->is_decoding()) continue;
     Plan(*sequence, 1, plan);
     --budget;
   }
-  for (auto& sequence : running_) {
-    if (sequence->is_decoding() || budget == 0) continue;
-    const uint32_t chunk = std::min(budget, sequence->prompt_tokens - sequence->computed);
-    Plan(*sequence, chunk, plan);
-    budget -= chunk;
-  }
-  CheckBlocks();
+  PlanPrompts(budget, plan);
+  Check();
   return plan;
 }
 
-void Scheduler::DropDead(Sequences& sequences, MonoTime now) {
-  std::erase_if(sequences, [&](const std::unique_ptr<Sequence>& sequence) {
-    if (sequence->sink->is_closed()) {
-      Finish(*sequence, FinishReason::kCancelled,
-             WithReason(Cancelled("nobody reads the answer"), "cancelled"), now);
-    } else if (sequence->spec.deadline.has_value() && *sequence->spec.deadline <= now) {
-      Finish(*sequence, FinishReason::kCancelled,
-             WithReason(DeadlineExceeded("the deadline passed after ", sequence->computed, " of ",
-                                         sequence->prompt_tokens, " prompt tokens and ",
-                                         sequence->generated(), " tokens of the answer"),
-                        "deadline_exceeded"),
-             now);
-    }
-    return sequence->is_finished;
-  });
+// Tokens still to compute, less what its age makes up for: as everyone ages alike, the order of two
+// sequences never changes while they wait. Who waited max_prefill_wait longer than another comes first, even
+// with a whole context against one token.
+double Scheduler::Score(const Sequence& sequence) const {
+  return sequence.remaining() + aging_ * Seconds(sequence.arrived.time_since_epoch());
 }
 
-void Scheduler::Admit(MonoTime now) {
-  size_t admitted = 0;
-  for (auto& sequence : waiting_) {
-    const size_t blocks =
-        BlocksFor(PositionsFor(sequence->prompt_tokens, sequence->answer_limit), options_.block_tokens);
-    if (running_.size() >= options_.max_sequences || blocks > allocator_.free()) break;
-    CHECK(allocator_.Allocate(blocks, sequence->blocks).ok());
-    sequence->admitted = now;
-    running_.push_back(std::move(sequence));
-    ++admitted;
+Scheduler::QueueKey Scheduler::KeyOf(const Sequence& sequence) const {
+  return {-int64_t{sequence.spec.priority}, Score(sequence), sequence.id};
+}
+
+// Whether `a` keeps its blocks longer than `b`.
+bool Scheduler::Precedes(const Sequence& a, const Sequence& b) {
+  return std::tuple(-a.spec.priority, a.is_paused, a.id) < std::tuple(-b.spec.priority, b.is_paused, b.id);
+}
+
+void Scheduler::Enqueue(SequencePtr sequence) {
+  sequence->is_running = false;
+  sequence->place = waiting_.size();
+  sequence->missing = sequence->remaining();
+  sequence->queue_key = KeyOf(*sequence);
+  waiting_tokens_ += sequence->missing;
+  queue_.emplace(sequence->queue_key, sequence.get());
+  waiting_.push_back(std::move(sequence));
+}
+
+Scheduler::SequencePtr Scheduler::Dequeue(Sequence& sequence) {
+  if (sequence.following.has_value()) {
+    std::erase(promised_.at(*sequence.following).followers, &sequence);
+    sequence.following.reset();
+  } else {
+    queue_.erase({sequence.queue_key, &sequence});
   }
-  waiting_.erase(waiting_.begin(), waiting_.begin() + admitted);
+  waiting_tokens_ -= sequence.missing;
+  SequencePtr out = std::exchange(waiting_[sequence.place], nullptr);
+  if (out != waiting_.back()) {
+    waiting_[sequence.place] = std::move(waiting_.back());
+    if (waiting_[sequence.place]) waiting_[sequence.place]->place = sequence.place;
+  }
+  waiting_.pop_back();
+  return out;
+}
+
+bool Scheduler::EndIfDead(Sequence& sequence, MonoTime now) {
+  if (sequence.sink->is_closed()) {
+    Finish(sequence, FinishReason::kCancelled, WithReason(Cancelled("nobody reads the answer"), "cancelled"),
+           now);
+  } else if (sequence.spec.deadline.has_value() && *sequence.spec.deadline <= now) {
+    Finish(sequence, FinishReason::kCancelled,
+           WithReason(DeadlineExceeded("the deadline passed after ",
+                                       std::min(sequence.computed, sequence.prompt_tokens), " of ",
+                                       sequence.prompt_tokens, " prompt tokens and ", sequence.generated(),
+                                       " tokens of the answer"),
+                      "deadline_exceeded"),
+           now);
+  }
+  return sequence.is_finished;
+}
+
+void Scheduler::DropDead(MonoTime now) {
+  std::erase_if(running_, [&](const SequencePtr& sequence) {
+    if (EndIfDead(*sequence, now)) return true;
+    const bool was_paused = std::exchange(sequence->is_paused, sequence->sink->is_full());
+    if (sequence->is_paused && !was_paused) WithdrawPromises(*sequence);
+    return false;
+  });
+  for (size_t i = std::min(kCheckedWaiting, waiting_.size()); i > 0 && !waiting_.empty(); --i) {
+    next_checked_ = next_checked_ < waiting_.size() ? next_checked_ : 0;
+    if (Sequence& sequence = *waiting_[next_checked_]; EndIfDead(sequence, now)) {
+      Dequeue(sequence);
+    } else {
+      ++next_checked_;
+    }
+  }
+}
+
+// Every sequence that decodes gets the block its next token needs, in order of rank.
+void Scheduler::MakeRoomForDecodes(StepPlan& plan) {
+  std::vector<Sequence*> needy;
+  for (const SequencePtr& sequence : running_) {
+    const bool is_covered = sequence->computed < sequence->blocks.size() * options_.block_tokens;
+    if (!sequence->is_paused && sequence->is_decoding() && !is_covered) needy.push_back(sequence.get());
+  }
+  std::ranges::sort(needy, [](const Sequence* a, const Sequence* b) { return Precedes(*a, *b); });
+  for (Sequence* sequence : needy) {
+    while (sequence->is_running && blocks_.available() == 0) {
+      Preempt(*Victim(*sequence, /*for_admission=*/false), plan);
+    }
+    if (sequence->is_running) CHECK(blocks_.Allocate(1, sequence->blocks).ok());
+  }
+}
+
+// Who gives its blocks up first for `against`: the last in rank. A running sequence may be its own victim; to
+// let a waiting one in, only those give way that are of a lower priority or paused.
+Scheduler::Sequence* Scheduler::Victim(const Sequence& against, bool for_admission) const {
+  Sequence* victim = nullptr;
+  for (const SequencePtr& sequence : running_) {
+    const bool is_lower = sequence->spec.priority < against.spec.priority;
+    const bool may_go = !for_admission || is_lower ||
+                        (sequence->is_paused && sequence->spec.priority == against.spec.priority);
+    if (may_go && (victim == nullptr || Precedes(*victim, *sequence))) victim = sequence.get();
+  }
+  return victim;
+}
+
+void Scheduler::Preempt(Sequence& victim, StepPlan& plan) {
+  const size_t used = BlocksFor(victim.computed, options_.block_tokens);
+  // Blocks that others hold too stay where they are; the others are expected to be lost.
+  uint32_t lost = 0;
+  for (size_t i = 0; i < used; ++i)
+    lost += blocks_.holders(victim.blocks[i]) == 1 ? options_.block_tokens : 0;
+  const double swap = 2 * costs_.swap_seconds_per_block * static_cast<double>(used);
+  if (used > 0 && used <= free_host_blocks_.size() && swap < costs_.recompute_seconds_per_token * lost) {
+    for (size_t i = 0; i < used; ++i) {
+      victim.host_blocks.push_back(free_host_blocks_.back());
+      free_host_blocks_.pop_back();
+      plan.transfers.push_back(
+          {.kind = BlockTransfer::Kind::kToHost, .from = victim.blocks[i], .to = victim.host_blocks.back()});
+    }
+    ++totals_.swap_preemptions;
+  } else {
+    victim.computed = 0;
+    ++totals_.recompute_preemptions;
+  }
+  ++victim.stats.preemptions;
+  WithdrawPromises(victim);
+  blocks_.Release(victim.blocks);
+  const auto found =
+      std::ranges::find_if(running_, [&](const SequencePtr& sequence) { return sequence.get() == &victim; });
+  SequencePtr moved = std::move(*found);
+  running_.erase(found);
+  Enqueue(std::move(moved));
+}
+
+void Scheduler::Admit(StepPlan& plan, MonoTime now) {
+  for (auto next = queue_.begin(); next != queue_.end();) {
+    Sequence& sequence = *next->second;
+    ++next;  // nothing below takes another one out of the queue
+    if (EndIfDead(sequence, now)) {
+      Dequeue(sequence);
+    } else if (!sequence.sink->is_full() && !TryAdmit(sequence, plan, now) &&
+               !sequence.following.has_value()) {
+      return;  // nobody overtakes who waits for room
+    }
+  }
+}
+
+bool Scheduler::TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now) {
+  if (running_.size() >= options_.max_sequences && Victim(sequence, /*for_admission=*/true) == nullptr) {
+    return false;
+  }
+  const bool is_swapped = !sequence.host_blocks.empty();
+  const size_t limit = is_swapped ? sequence.computed : sequence.prefix_limit();
+  PrefixMatch match = blocks_.Match(sequence.root, sequence.keys, sequence.tokens, limit);
+  if (is_swapped) match.tail = -1;  // the host has it
+  const bool is_overdue = Seconds(now - sequence.arrived) > options_.max_prefill_wait_seconds;
+  if (!is_swapped && !is_overdue && Follow(sequence, match.blocks.size())) return false;
+
+  const size_t blocks = BlocksFor(sequence.tokens.size(), options_.block_tokens) - match.blocks.size();
+  for (const BlockId block : match.blocks) blocks_.Share(block);
+  bool has_room = false;
+  if (match.tail >= 0) {
+    blocks_.Share(match.tail);
+    has_room = FreeUp(sequence, blocks, plan);
+    if (!has_room) {  // without the tail's block there may be
+      blocks_.Release(match.tail);
+      match.tokens -= std::exchange(match.tail_rows, 0);
+      match.tail = -1;
+    }
+  }
+  if (!has_room && !FreeUp(sequence, blocks, plan)) {
+    blocks_.Release(match.blocks);
+    return false;
+  }
+
+  running_.push_back(Dequeue(sequence));
+  sequence.is_running = true;
+  sequence.is_paused = false;
+  if (!sequence.admitted.has_value()) {
+    sequence.admitted = now;
+    sequence.stats.cached_tokens = match.tokens;
+    totals_.prefix_query_tokens += sequence.prompt_tokens;
+    totals_.prefix_hit_tokens += match.tokens;
+    latencies_.queue.push_back(Seconds(now - sequence.arrived));
+  }
+  TakeBlocks(sequence, match, plan);
+  return true;
+}
+
+// Waits for the last of the blocks behind the first `whole_blocks` that another sequence computes already.
+bool Scheduler::Follow(Sequence& sequence, size_t whole_blocks) {
+  std::optional<Hash128> last;
+  const Sequence* leader = nullptr;
+  for (size_t i = whole_blocks;
+       i < sequence.keys.size() && i * options_.block_tokens < sequence.prefix_limit(); ++i) {
+    const auto promised = promised_.find(sequence.keys[i]);
+    if (promised == promised_.end() || (leader != nullptr && promised->second.by != leader)) break;
+    leader = promised->second.by;
+    last = sequence.keys[i];
+  }
+  if (leader == nullptr || leader->spec.priority < sequence.spec.priority) return false;
+  queue_.erase({sequence.queue_key, &sequence});
+  sequence.following = last;
+  promised_.at(*last).followers.push_back(&sequence);
+  return true;
+}
+
+// Preempts who has to give way until there are a place and `blocks` blocks for `sequence`, and one block more
+// for every running sequence, which would be preempted soon otherwise. Preempts nobody in vain.
+bool Scheduler::FreeUp(const Sequence& sequence, size_t blocks, StepPlan& plan) {
+  const auto has_room = [&](size_t running, size_t available) {
+    return running < options_.max_sequences && available >= blocks + running;
+  };
+  if (has_room(running_.size(), blocks_.available())) return true;
+  size_t running = running_.size(), available = blocks_.available();
+  for (const SequencePtr& other : running_) {
+    const bool is_lower = other->spec.priority < sequence.spec.priority;
+    if (!is_lower && !(other->is_paused && other->spec.priority == sequence.spec.priority)) continue;
+    --running;
+    for (const BlockId block : other->blocks) available += blocks_.holders(block) == 1 ? 1 : 0;
+  }
+  if (!has_room(running, available)) return false;
+  while (!has_room(running_.size(), blocks_.available())) {
+    Preempt(*Victim(sequence, /*for_admission=*/true), plan);
+  }
+  return true;
+}
+
+// Blocks for all tokens: those of `match`, which are shared already, then new ones.
+void Scheduler::TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPlan& plan) {
+  sequence.blocks = match.blocks;
+  const size_t needed = BlocksFor(sequence.tokens.size(), options_.block_tokens) - match.blocks.size();
+  CHECK(blocks_.Allocate(needed, sequence.blocks).ok());
+  if (!sequence.host_blocks.empty()) {
+    for (size_t i = match.blocks.size(); i < sequence.host_blocks.size(); ++i) {
+      plan.transfers.push_back({.kind = BlockTransfer::Kind::kFromHost,
+                                .from = sequence.host_blocks[i],
+                                .to = sequence.blocks[i]});
+    }
+    free_host_blocks_.insert(free_host_blocks_.end(), sequence.host_blocks.begin(),
+                             sequence.host_blocks.end());
+    sequence.host_blocks.clear();
+  } else {
+    sequence.computed = match.tokens;
+    if (match.tail >= 0) {
+      plan.transfers.push_back({.kind = BlockTransfer::Kind::kCopyRows,
+                                .from = match.tail,
+                                .to = sequence.blocks[match.blocks.size()],
+                                .rows = match.tail_rows});
+      blocks_.Release(match.tail);
+    }
+  }
+  if (options_.prefix_cache) {
+    for (size_t i = sequence.computed / options_.block_tokens; i < sequence.keys.size(); ++i)
+      promised_.try_emplace(sequence.keys[i], Promised{.by = &sequence, .followers = {}});
+  }
+}
+
+void Scheduler::WithdrawPromises(Sequence& sequence) {
+  for (size_t i = sequence.computed / options_.block_tokens; i < sequence.keys.size(); ++i)
+    Withdraw(sequence, sequence.keys[i]);
+}
+
+// The block is computed, or will not be: who waited for it looks for itself.
+void Scheduler::Withdraw(const Sequence& sequence, const Hash128& key) {
+  const auto promised = promised_.find(key);
+  if (promised == promised_.end() || promised->second.by != &sequence) return;
+  for (Sequence* follower : promised->second.followers) {
+    follower->following.reset();
+    queue_.emplace(follower->queue_key, follower);
+  }
+  promised_.erase(promised);
+}
+
+void Scheduler::PlanPrompts(uint32_t budget, StepPlan& plan) {
+  std::vector<std::pair<QueueKey, Sequence*>> prompts;
+  for (const SequencePtr& sequence : running_) {
+    if (!sequence->is_paused && !sequence->is_decoding())
+      prompts.emplace_back(KeyOf(*sequence), sequence.get());
+  }
+  std::ranges::sort(prompts);
+  for (const auto& [key, sequence] : prompts) {
+    if (budget == 0) return;
+    const uint32_t chunk = std::min(budget, sequence->chunk_limit());
+    Plan(*sequence, chunk, plan);
+    budget -= chunk;
+  }
 }
 
 void Scheduler::Plan(Sequence& sequence, uint32_t tokens, StepPlan& plan) {
   PlannedSequence part;
   part.id = sequence.id;
   const std::span<const int32_t> all(sequence.tokens);
+  part.context = all.first(sequence.computed);
   part.tokens = all.subspan(sequence.computed, tokens);
   part.first_position = sequence.computed;
   part.blocks = sequence.blocks;
+  part.is_decode = sequence.is_decoding();
   const uint32_t end = sequence.computed + tokens;
   part.sample = end == all.size() && sequence.generated() < sequence.answer_limit;
-  if (sequence.spec.score_prompt && !sequence.is_decoding()) {
+  if (sequence.spec.score_prompt && sequence.computed >= sequence.scored &&
+      sequence.computed < sequence.prompt_tokens) {
     part.score = true;
-    part.score_targets =
-        all.subspan(sequence.computed + 1, std::min<size_t>(tokens, all.size() - sequence.computed - 1));
+    const uint32_t after = std::min(end + 1, sequence.prompt_tokens);
+    part.score_targets = all.subspan(sequence.computed + 1, after - sequence.computed - 1);
   }
   part.sampling = &sequence.spec.sampling;
   part.counts = &sequence.counts;
@@ -190,33 +500,56 @@ void Scheduler::Commit(const StepPlan& plan, StepResult result, MonoTime now) {
     Apply(*planned_[i], plan.sequences[i], result.outputs[i], now);
   }
   planned_.clear();
-  std::erase_if(running_, [](const std::unique_ptr<Sequence>& sequence) { return sequence->is_finished; });
-  CheckBlocks();
+  std::erase_if(running_, [](const SequencePtr& sequence) { return sequence->is_finished; });
+  Check();
 }
 
 void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output,
                       MonoTime now) {
-  if (!output.error.ok()) return Finish(sequence, FinishReason::kError, output.error, now);
+  if (!output.error.ok()) {
+    // What led here is not used again, whoever computed it.
+    for (const BlockId block : sequence.blocks) blocks_.Forget(block);
+    return Finish(sequence, FinishReason::kError, output.error, now);
+  }
   CHECK(output.token.has_value() == planned.sample && output.scores.size() == planned.score_targets.size());
 
-  const bool was_prompt = !sequence.is_decoding();
+  const uint32_t first = sequence.computed;
   sequence.computed += static_cast<uint32_t>(planned.tokens.size());
-  if (was_prompt) {
-    totals_.prompt_tokens += planned.tokens.size();
-    if (sequence.is_decoding()) sequence.decoding = now;
-  }
-  if (!output.scores.empty()) sequence.sink->OnPromptScores(planned.first_position + 1, output.scores);
+  if (!planned.is_decode) totals_.prompt_tokens += planned.tokens.size();
+  if (!sequence.decoding.has_value() && sequence.computed >= sequence.prompt_tokens) sequence.decoding = now;
+  if (options_.prefix_cache) Publish(sequence, first);
+  if (planned.score) sequence.scored = std::min(sequence.computed, sequence.prompt_tokens);
+  if (!output.scores.empty()) sequence.sink->OnPromptScores(first + 1, output.scores);
   if (output.token.has_value()) {
     const int32_t token = output.token->token;
     const uint32_t index = sequence.generated();
+    const MonoTime before = sequence.last_token.value_or(sequence.arrived);
+    (sequence.last_token.has_value() ? latencies_.inter_token : latencies_.first_token)
+        .push_back(Seconds(now - before));
+    sequence.last_token = now;
     sequence.tokens.push_back(token);
     sequence.counts.AddGenerated(token);
     ++totals_.generated_tokens;
     sequence.sink->OnTokens(index, {&*output.token, 1});
     if (IsEnd(sequence, token)) return Finish(sequence, FinishReason::kStop, {}, now);
   }
-  if (sequence.is_decoding() && sequence.generated() >= sequence.answer_limit) {
+  if (sequence.computed >= sequence.prompt_tokens && sequence.generated() >= sequence.answer_limit) {
     Finish(sequence, FinishReason::kLength, {}, now);
+  }
+}
+
+// The rows computed from `first_position` on can be found from now on.
+void Scheduler::Publish(Sequence& sequence, uint32_t first_position) {
+  const uint32_t block_tokens = options_.block_tokens;
+  const std::span<const int32_t> computed = std::span(sequence.tokens).first(sequence.computed);
+  ExtendBlockKeys(sequence.root, computed, block_tokens, sequence.keys);
+  for (size_t i = first_position / block_tokens; i * block_tokens < computed.size(); ++i) {
+    const auto tokens = computed.subspan(i * block_tokens);
+    const bool is_whole = tokens.size() >= block_tokens;
+    sequence.blocks[i] = blocks_.Publish(sequence.blocks[i], i == 0 ? sequence.root : sequence.keys[i - 1],
+                                         tokens.first(std::min<size_t>(tokens.size(), block_tokens)),
+                                         is_whole ? std::optional(sequence.keys[i]) : std::nullopt);
+    if (is_whole) Withdraw(sequence, sequence.keys[i]);
   }
 }
 
@@ -228,7 +561,10 @@ bool Scheduler::IsEnd(const Sequence& sequence, int32_t token) const {
 }
 
 void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now) {
-  allocator_.Release(sequence.blocks);
+  WithdrawPromises(sequence);
+  blocks_.Release(sequence.blocks);
+  free_host_blocks_.insert(free_host_blocks_.end(), sequence.host_blocks.begin(), sequence.host_blocks.end());
+  sequence.host_blocks.clear();
   sequence.is_finished = true;
   switch (reason) {
     case FinishReason::kStop:
@@ -244,8 +580,7 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& er
   }
   // A phase that was not reached took no time; the one it ended in lasted until now.
   const MonoTime admitted = sequence.admitted.value_or(now), decoding = sequence.decoding.value_or(now);
-  SequenceResult result{.reason = reason, .error = error, .stats = {}};
-  result.stats.prompt_tokens = sequence.prompt_tokens;
+  SequenceResult result{.reason = reason, .error = error, .stats = sequence.stats};
   result.stats.generated_tokens = sequence.generated();
   result.stats.queue_seconds = Seconds(admitted - sequence.arrived);
   result.stats.prefill_seconds = Seconds(decoding - admitted);
@@ -255,29 +590,52 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& er
 
 void Scheduler::CancelAll(const Status& status, MonoTime now) {
   planned_.clear();
-  for (Sequences* sequences : {&running_, &waiting_}) {
-    for (auto& sequence : *sequences) Finish(*sequence, FinishReason::kCancelled, status, now);
-    sequences->clear();
+  for (const SequencePtr& sequence : running_) Finish(*sequence, FinishReason::kCancelled, status, now);
+  running_.clear();
+  while (!waiting_.empty()) {
+    Finish(*waiting_.back(), FinishReason::kCancelled, status, now);
+    Dequeue(*waiting_.back());
   }
-  CheckBlocks();
+  Check();
 }
 
 SchedulerStats Scheduler::Stats() const {
   SchedulerStats stats = totals_;
   stats.running = static_cast<uint32_t>(running_.size());
   stats.waiting = static_cast<uint32_t>(waiting_.size());
-  for (const auto& sequence : waiting_) stats.waiting_prompt_tokens += sequence->prompt_tokens;
-  stats.free_blocks = static_cast<uint32_t>(allocator_.free());
-  stats.held_blocks = static_cast<uint32_t>(allocator_.held());
-  stats.total_blocks = static_cast<uint32_t>(allocator_.total());
+  stats.paused = static_cast<uint32_t>(
+      std::ranges::count_if(running_, [](const SequencePtr& sequence) { return sequence->is_paused; }));
+  stats.waiting_prompt_tokens = waiting_tokens_;
+  stats.free_blocks = static_cast<uint32_t>(blocks_.free());
+  stats.held_blocks = static_cast<uint32_t>(blocks_.held());
+  stats.cached_blocks = static_cast<uint32_t>(blocks_.cached());
+  stats.total_blocks = static_cast<uint32_t>(blocks_.total());
+  stats.host_blocks = options_.host_blocks;
+  stats.swapped_blocks = options_.host_blocks - static_cast<uint32_t>(free_host_blocks_.size());
   return stats;
 }
 
-void Scheduler::CheckBlocks() const {
-  size_t held = 0;
-  for (const auto& sequence : running_) held += sequence->blocks.size();
-  CHECK(held == allocator_.held() && held + allocator_.free() == allocator_.total(), held, " blocks held, ",
-        allocator_.free(), " free, ", allocator_.total(), " in all");
+void Scheduler::Check() const {
+  CHECK(blocks_.free() + blocks_.held() + blocks_.cached() == blocks_.total());
+  if (!options_.audits) return;
+  std::vector<const BlockTable*> holders;
+  for (const SequencePtr& sequence : running_) holders.push_back(&sequence->blocks);
+  blocks_.Audit(holders);
+  size_t swapped = 0, following = 0;
+  for (const SequencePtr& sequence : waiting_) {
+    CHECK(sequence->blocks.empty() && waiting_[sequence->place] == sequence);
+    swapped += sequence->host_blocks.size();
+    following += sequence->following.has_value();
+  }
+  CHECK(swapped + free_host_blocks_.size() == options_.host_blocks);
+  CHECK(queue_.size() + following == waiting_.size());
+  size_t followers = 0;
+  for (const auto& [key, promised] : promised_) {
+    followers += promised.followers.size();
+    CHECK(promised.by->is_running && !promised.by->is_paused);
+  }
+  CHECK(followers == following);
+  if (running_.empty()) CHECK(blocks_.held() == 0 && promised_.empty());
 }
 
 }  // namespace terrace

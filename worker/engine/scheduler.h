@@ -1,21 +1,33 @@
-// Decides what each step computes. Owns the Sequences and the BlockAllocator; has no clock, thread or device
-// of its own: time is an argument. One thread (the engine's loop). After every call free + held == total
-// blocks.
+// Decides what each step computes. Owns the Sequences and the BlockManager; has no clock, thread or device of
+// its own: time is an argument. One thread (the engine's loop).
 //
-// Policy: sequences are admitted in order of arrival while a place (max_sequences) and all blocks their whole
-// answer may need are free, so an admitted sequence never runs out. A step decodes every running sequence
-// first and spends the rest of max_step_tokens on prompts, oldest first, in chunks.
+// Policy
+// - A step decodes every running sequence first (each costs one token of max_step_tokens, so prompts never
+//   hold decodes up) and spends the rest on prompts, in chunks.
+// - Prompts are taken by priority and, within one, the shortest remaining first, aged: a prompt loses ground
+//   to later ones only for max_prefill_wait, however long it is. The same order decides who is admitted.
+// - Blocks are taken as needed. A sequence starts from the longest beginning of its tokens that the prefix
+//   cache holds; one whose next block another running sequence is about to compute waits for that.
+// - When blocks run out, the sequence that is last by (priority, not paused, arrival) gives its blocks up and
+//   waits again: swapped to host memory or computed again later, whichever is expected to take less time. So
+//   the oldest sequence of the highest priority always goes on.
+// - A sequence whose sink is full pauses, alone; it is the first of its priority to give its place up.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "text/block_key.h"
 #include "worker/engine/executor.h"
 #include "worker/engine/sequence.h"
-#include "worker/kv/block_allocator.h"
+#include "worker/kv/block_manager.h"
 
 namespace terrace {
 
@@ -26,16 +38,39 @@ struct SchedulerOptions {
   uint32_t vocab_size = 0;
   uint32_t block_tokens = 16;
   uint32_t blocks = 0;
+  uint32_t host_blocks = 0;  // of the swap memory
+  bool prefix_cache = true;
+  double max_prefill_wait_seconds = 5;
+  BlockKeyScope scope = {};              // of the prefix cache; salts come with the sequences
   std::vector<int32_t> end_tokens = {};  // of the model
+  bool audits = false;                   // every block is counted again after every call: tests
+};
+
+// What a preemption is expected to cost; the Engine keeps it up to date.
+struct PreemptionCosts {
+  double recompute_seconds_per_token = 1e-3;
+  double swap_seconds_per_block = 1e-4;  // one way
 };
 
 struct SchedulerStats {
-  uint32_t running = 0, waiting = 0;
+  uint32_t running = 0, waiting = 0;  // paused sequences run
+  uint32_t paused = 0;
   uint64_t waiting_prompt_tokens = 0;
-  uint32_t free_blocks = 0, held_blocks = 0, total_blocks = 0;
-  // Since the start. Of tokens: computed of prompts, and sent to sinks. Of sequences: ended by a stop or
-  // their length, by an error, by cancellation (a closed sink, a deadline, CancelAll).
+  uint32_t free_blocks = 0, held_blocks = 0, cached_blocks = 0, total_blocks = 0;
+  uint32_t swapped_blocks = 0, host_blocks = 0;  // of the swap memory: in use, in all
+  // Since the start. Of tokens: computed of prompts (again, after a preemption), and sent to sinks. Of
+  // sequences: ended by a stop or their length, by an error, by cancellation (a closed sink, a deadline,
+  // CancelAll).
   uint64_t prompt_tokens = 0, generated_tokens = 0, finished = 0, failed = 0, cancelled = 0;
+  uint64_t recompute_preemptions = 0, swap_preemptions = 0;
+  uint64_t prefix_query_tokens = 0, prefix_hit_tokens = 0;  // of prompts when first admitted
+};
+
+// Waits of sequences that ended since they were last taken, in seconds.
+struct LatencySamples {
+  std::vector<double> queue;        // from arrival to admission
+  std::vector<double> first_token;  // from arrival
+  std::vector<double> inter_token;
 };
 
 class Scheduler {
@@ -48,13 +83,17 @@ class Scheduler {
 
   // Takes a validated sequence. `now` is when it arrived.
   void Add(SequenceSpec spec, std::shared_ptr<TokenSink> sink, MonoTime now);
-  // Drops closed and overdue sequences, admits waiting ones, plans one step. The plan borrows from this
-  // object until Commit.
+  // Drops closed and overdue sequences, makes room, admits waiting ones, plans one step. The plan borrows
+  // from this object until Commit. Empty when all that is left is paused. Of many waiting sequences only some
+  // are checked for closed sinks and deadlines each time; none is admitted unchecked.
   StepPlan Schedule(MonoTime now);
   // Applies the result of the plan last scheduled: sends tokens to sinks, ends what is finished.
   void Commit(const StepPlan& plan, StepResult result, MonoTime now);
   // Ends everything with `status`.
   void CancelAll(const Status& status, MonoTime now);
+
+  void SetCosts(const PreemptionCosts& costs) { costs_ = costs; }
+  LatencySamples TakeLatencies() { return std::exchange(latencies_, {}); }
 
   bool idle() const { return waiting_.empty() && running_.empty(); }
   SchedulerStats Stats() const;
@@ -62,22 +101,62 @@ class Scheduler {
 
  private:
   struct Sequence;
-  using Sequences = std::vector<std::unique_ptr<Sequence>>;  // in order of arrival
+  using SequencePtr = std::unique_ptr<Sequence>;
+  // What is taken first: the higher priority, then the lower score (see Score), then the older.
+  using QueueKey = std::tuple<int64_t, double, uint64_t>;
+  struct HashOfKey {
+    size_t operator()(const Hash128& key) const { return key.low; }
+  };
 
-  void DropDead(Sequences& sequences, MonoTime now);
-  void Admit(MonoTime now);
+  double Score(const Sequence& sequence) const;
+  QueueKey KeyOf(const Sequence& sequence) const;
+  static bool Precedes(const Sequence& a, const Sequence& b);
+
+  bool EndIfDead(Sequence& sequence, MonoTime now);
+  void DropDead(MonoTime now);
+  void MakeRoomForDecodes(StepPlan& plan);
+  Sequence* Victim(const Sequence& against, bool for_admission) const;
+  void Preempt(Sequence& victim, StepPlan& plan);
+  void Admit(StepPlan& plan, MonoTime now);
+  bool TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now);
+  bool Follow(Sequence& sequence, size_t whole_blocks);
+  bool FreeUp(const Sequence& sequence, size_t blocks, StepPlan& plan);
+  void TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPlan& plan);
+  void WithdrawPromises(Sequence& sequence);
+  void Withdraw(const Sequence& sequence, const Hash128& key);
   void Plan(Sequence& sequence, uint32_t tokens, StepPlan& plan);
+  void PlanPrompts(uint32_t budget, StepPlan& plan);
+
+  void Enqueue(SequencePtr sequence);
+  SequencePtr Dequeue(Sequence& sequence);
   void Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output, MonoTime now);
+  void Publish(Sequence& sequence, uint32_t first_position);
   void Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now);
   bool IsEnd(const Sequence& sequence, int32_t token) const;
-  void CheckBlocks() const;
+  void Check() const;
 
   const SchedulerOptions options_;
-  BlockAllocator allocator_;
-  Sequences waiting_, running_;
+  const double aging_;  // tokens of prompt that a second of waiting makes up for
+  BlockManager blocks_;
+  std::vector<BlockId> free_host_blocks_;
+  PreemptionCosts costs_;
+
+  std::vector<SequencePtr> running_;                // any order
+  std::vector<SequencePtr> waiting_;                // any order; a sequence knows its place
+  std::set<std::pair<QueueKey, Sequence*>> queue_;  // of those waiting that follow nobody
+  // Whole blocks that running sequences are about to compute, and who waits for them.
+  struct Promised {
+    Sequence* by = nullptr;
+    std::vector<Sequence*> followers;
+  };
+  std::unordered_map<Hash128, Promised, HashOfKey> promised_;
+  size_t next_checked_ = 0;  // in waiting_
+  uint64_t waiting_tokens_ = 0;
+
   std::vector<Sequence*> planned_;  // whose part sequences[i] of the last plan is; empty after its Commit
   uint64_t next_id_ = 0;
   SchedulerStats totals_;  // its totals only
+  LatencySamples latencies_;
 };
 
 }  // namespace terrace

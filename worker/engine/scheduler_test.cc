@@ -24,7 +24,8 @@ SchedulerOptions SmallOptions() {
           .vocab_size = kVocab,
           .block_tokens = 16,
           .blocks = 40,
-          .end_tokens = {kEnd}};
+          .end_tokens = {kEnd},
+          .audits = true};
 }
 
 // A sink whose end can be seen without waiting.
@@ -34,7 +35,8 @@ class WatchedSink : public CollectingSink {
     has_ended = true;
     CollectingSink::OnFinish(result);
   }
-  bool has_ended = false;
+  bool is_full() const override { return is_stuck; }
+  bool has_ended = false, is_stuck = false;
 };
 
 SequenceSpec Spec(uint32_t prompt, uint32_t max_tokens, uint64_t seed = 1) {
@@ -95,7 +97,7 @@ struct Harness {
 
   void CheckBlocks() const {
     const SchedulerStats stats = scheduler.Stats();
-    EXPECT_EQ(stats.free_blocks + stats.held_blocks, stats.total_blocks);
+    EXPECT_EQ(stats.free_blocks + stats.held_blocks + stats.cached_blocks, stats.total_blocks);
     EXPECT_EQ(stats.held_blocks > 0, stats.running > 0);
   }
 
@@ -135,6 +137,9 @@ TEST(Scheduler, ValidateRefusesWhatCanNeverRunAndNamesTheNumbers) {
        "limit 64"},
       {"top_logprobs", with(Spec(4, 1), [](auto& s) { s.top_logprobs = 21; }), "invalid_value",
        "21, limit 20"},
+      {"priority", with(Spec(4, 1), [](auto& s) { s.priority = 101; }), "invalid_value", "101, not in"},
+      {"salt", with(Spec(4, 1), [](auto& s) { s.cache_salt.assign(257, 'x'); }), "invalid_value",
+       "257 bytes, limit 256"},
       {"sampling", with(Spec(4, 1), [](auto& s) { s.sampling.top_p = 0; }), "invalid_value", "top_p"},
   };
   for (const auto& c : cases) {
@@ -177,12 +182,13 @@ TEST(Scheduler, DecodesNeverStarveBehindALongPrompt) {
   EXPECT_TRUE(prompt->has_ended);  // 200 tokens at 14 a step beside the decodes
 }
 
-TEST(Scheduler, PromptsAreComputedOldestFirstWithWhatIsLeftOfTheBudget) {
+TEST(Scheduler, TheShortestPromptGoesFirstAndOthersGetWhatIsLeftOfTheBudget) {
   Harness harness;
-  harness.Add(Spec(20, 1, 1));
+  harness.Add(Spec(40, 1, 1));
   harness.Add(Spec(20, 1, 2));
   ASSERT_TRUE(harness.Step());
   ASSERT_EQ(harness.plan.sequences.size(), 1u);
+  EXPECT_EQ(harness.plan.sequences[0].sampling->seed, 2u);
   EXPECT_EQ(harness.plan.sequences[0].tokens.size(), 16u);
   EXPECT_FALSE(harness.plan.sequences[0].sample);
   ASSERT_TRUE(harness.Step());
@@ -192,19 +198,311 @@ TEST(Scheduler, PromptsAreComputedOldestFirstWithWhatIsLeftOfTheBudget) {
   EXPECT_EQ(harness.plan.sequences[1].tokens.size(), 12u);
 }
 
-TEST(Scheduler, AdmissionIsInOrderOfArrivalEvenWhenALaterOneWouldFit) {
+// A stream of short prompts that would fill every step: the long one still gets its turn in time.
+TEST(Scheduler, ALongPromptIsOvertakenForTheBoundAtMost) {
+  for (const double bound : {0.02, 0.1}) {
+    SchedulerOptions options = SmallOptions();
+    options.max_sequences = 3;
+    options.max_prefill_wait_seconds = bound;
+    Harness harness(options);
+    const auto large = harness.Add(Spec(200, 1, 1000));
+    int steps = 0;
+    for (; !large->has_ended; ++steps) {
+      ASSERT_LT(steps, 1000);
+      harness.Add(Spec(16, 1, static_cast<uint64_t>(steps) + 1));  // a whole step's budget
+      harness.Step();
+    }
+    EXPECT_GT(steps, 13) << "it was never overtaken";
+    // After the bound nobody who came later than it precedes it; what came before is done first.
+    EXPECT_LE(steps, 2 * bound / 0.001 + 14 + 3);
+  }
+}
+
+TEST(Scheduler, AHigherPriorityGoesFirstAndTakesALowerOnesPlace) {
+  SchedulerOptions options = SmallOptions();
+  options.max_sequences = 2;
+  Harness harness(options);
+  const auto with_priority = [](SequenceSpec spec, int32_t priority) {
+    spec.priority = priority;
+    return spec;
+  };
+  const auto low = harness.Add(with_priority(Spec(10, 20, 1), -1)), usual = harness.Add(Spec(10, 20, 2));
+  harness.Step();
+  harness.Step();
+  const auto later = harness.Add(Spec(1, 20, 3)), high = harness.Add(with_priority(Spec(10, 5, 4), 5));
+  harness.Step();
+  EXPECT_EQ(harness.scheduler.Stats().recompute_preemptions, 1u);
+  for (int i = 0; i < 4; ++i) harness.Step();
+  EXPECT_TRUE(high->has_ended);
+  EXPECT_FALSE(later->has_ended);
+  harness.RunAll();
+  EXPECT_EQ(low->Wait().ids(), WantedTokens(1, 20));
+  EXPECT_EQ(low->Wait().result.stats.preemptions, 1u);
+  EXPECT_EQ(usual->Wait().result.stats.preemptions, 0u);
+  EXPECT_EQ(later->Wait().ids(), WantedTokens(3, 20));
+}
+
+TEST(Scheduler, NobodyOvertakesASequenceThatWaitsForBlocks) {
   SchedulerOptions options = SmallOptions();
   options.blocks = 16;
   Harness harness(options);
-  const auto large = harness.Add(Spec(100, 60, 1)), larger = harness.Add(Spec(100, 100, 2)),
-             small = harness.Add(Spec(1, 1, 3));
+  const auto running = harness.Add(Spec(150, 60, 1));
+  harness.Step();
+  const auto large = harness.Add(Spec(120, 4, 2)), larger = harness.Add(Spec(121, 4, 3));
   harness.Step();
   EXPECT_EQ(harness.scheduler.Stats().running, 1u);
   EXPECT_EQ(harness.scheduler.Stats().waiting, 2u);
-  EXPECT_EQ(harness.scheduler.Stats().waiting_prompt_tokens, 101u);
+  EXPECT_EQ(harness.scheduler.Stats().waiting_prompt_tokens, 241u);
   harness.RunAll();
-  for (const auto& sink : {large, larger, small})
+  for (const auto& sink : {running, large, larger}) {
     EXPECT_EQ(sink->Wait().result.reason, FinishReason::kLength);
+    EXPECT_EQ(sink->Wait().result.stats.preemptions, 0u);
+  }
+  EXPECT_LT(large->Wait().result.stats.queue_seconds, larger->Wait().result.stats.queue_seconds);
+}
+
+// The tokens of `spec` that came from the cache, run alone after what `harness` ran before.
+uint32_t CachedTokens(Harness& harness, SequenceSpec spec) {
+  const auto sink = harness.Add(std::move(spec));
+  harness.RunAll();
+  EXPECT_EQ(sink->Wait().result.reason, FinishReason::kLength);
+  return sink->Wait().result.stats.cached_tokens;
+}
+
+TEST(PrefixCache, APromptSeenBeforeIsComputedFromItsFirstNewToken) {
+  SchedulerOptions options = SmallOptions();
+  options.blocks = 100;  // nothing has to go
+  Harness harness(options);
+  EXPECT_EQ(CachedTokens(harness, Spec(100, 3, 1)), 0u);
+  EXPECT_EQ(CachedTokens(harness, Spec(100, 3, 1)), 99u);  // the last token's logits are wanted
+  EXPECT_EQ(CachedTokens(harness, Spec(96, 3, 1)), 95u);
+  for (const uint32_t common : {1u, 15u, 16u, 17u, 50u, 64u, 99u}) {
+    SequenceSpec spec = Spec(120, 1, 1);
+    for (size_t i = common; i < spec.prompt.size(); ++i) spec.prompt[i] = static_cast<int32_t>(500 + common);
+    EXPECT_EQ(CachedTokens(harness, spec), common) << common;
+  }
+  const SchedulerStats stats = harness.scheduler.Stats();
+  EXPECT_EQ(stats.held_blocks, 0u);
+  EXPECT_GT(stats.cached_blocks, 0u);
+  EXPECT_EQ(stats.prefix_query_tokens - stats.prefix_hit_tokens, stats.prompt_tokens);
+}
+
+TEST(PrefixCache, TheNextTurnOfAConversationFindsThePromptAndTheAnswer) {
+  Harness harness;
+  CachedTokens(harness, Spec(50, 30, 1));
+  SequenceSpec next = Spec(50, 3, 1);
+  for (const int32_t token : WantedTokens(1, 30)) next.prompt.push_back(token);
+  for (int32_t i = 0; i < 10; ++i) next.prompt.push_back(i);
+  EXPECT_EQ(CachedTokens(harness, next), 50u + 29u);  // the last token of an answer is never computed
+}
+
+TEST(PrefixCache, SaltsKeepTenantsApart) {
+  Harness harness;
+  SequenceSpec salted = Spec(100, 1, 1);
+  salted.cache_salt = "tenant";
+  CachedTokens(harness, Spec(100, 1, 1));
+  EXPECT_EQ(CachedTokens(harness, salted), 0u);
+  EXPECT_EQ(CachedTokens(harness, salted), 99u);
+}
+
+TEST(PrefixCache, ScoresNeedEveryPositionButServeLaterPrompts) {
+  Harness harness;
+  SequenceSpec score = Spec(100, 0, 1);
+  score.score_prompt = true;
+  CachedTokens(harness, Spec(100, 1, 1));
+  EXPECT_EQ(CachedTokens(harness, score), 0u);
+  EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 99u);
+}
+
+TEST(PrefixCache, TheLeastRecentlyUsedPrefixGoesFirst) {
+  SchedulerOptions options = SmallOptions();
+  options.blocks = 17;
+  Harness harness(options);
+  CachedTokens(harness, Spec(80, 1, 1));
+  CachedTokens(harness, Spec(80, 1, 2));
+  CachedTokens(harness, Spec(80, 1, 3));
+  EXPECT_EQ(CachedTokens(harness, Spec(80, 1, 1)), 79u);
+  CachedTokens(harness, Spec(80, 1, 4));  // needs the room of one
+  EXPECT_EQ(CachedTokens(harness, Spec(80, 1, 1)), 79u);
+  EXPECT_LT(CachedTokens(harness, Spec(80, 1, 2)), 79u);
+}
+
+TEST(PrefixCache, APrefixThatIsBeingComputedIsAwaitedNotComputedTwice) {
+  Harness harness;
+  std::vector<std::shared_ptr<WatchedSink>> sinks;
+  for (uint64_t choice = 0; choice < 4; ++choice) {
+    SequenceSpec spec = Spec(100, 20, 1);
+    spec.sampling.seed = 1 + choice;
+    sinks.push_back(harness.Add(spec));
+  }
+  harness.Step();
+  EXPECT_EQ(harness.scheduler.Stats().running, 1u);
+  harness.RunAll();
+  for (uint64_t choice = 0; choice < 4; ++choice)
+    EXPECT_EQ(sinks[choice]->Wait().ids(), WantedTokens(1 + choice, 20));
+  EXPECT_LE(harness.scheduler.Stats().prompt_tokens, 100u + 3 * 16);
+  EXPECT_GE(sinks[3]->Wait().result.stats.cached_tokens, 96u);
+}
+
+TEST(PrefixCache, WhoAwaitsAPrefixGoesOnAloneWhenItIsGivenUp) {
+  Harness harness;
+  const auto leader = harness.Add(Spec(100, 20, 1)), follower = harness.Add(Spec(100, 20, 1));
+  harness.Step();
+  EXPECT_EQ(harness.scheduler.Stats().running, 1u);
+  leader->Cancel();
+  harness.RunAll();
+  EXPECT_EQ(follower->Wait().ids(), WantedTokens(1, 20));
+  EXPECT_EQ(follower->Wait().result.stats.cached_tokens, 16u);
+}
+
+TEST(PrefixCache, EqualAnswersShareTheirBlocks) {
+  Harness harness;
+  for (int i = 0; i < 4; ++i) harness.Add(Spec(64, 100, 1));
+  uint32_t held = 0;
+  while (harness.Step()) held = std::max(held, harness.scheduler.Stats().held_blocks);
+  EXPECT_LE(held, 4u + 6u + 2 * 4u);  // prompt, answer, and for each one or two blocks it writes
+}
+
+TEST(PrefixCache, WhatLedToANumericErrorIsForgotten) {
+  const Status nan = WithReason(Internal("logit 3 is NaN"), "numeric_error");
+  bool fails = false;
+  Harness harness(SmallOptions(), {.fail_sequence = [&](const PlannedSequence& part) {
+                    return fails && part.sample ? nan : Status();
+                  }});
+  CachedTokens(harness, Spec(100, 1, 1));
+  fails = true;
+  const auto poisoned = harness.Add(Spec(100, 1, 1));
+  harness.RunAll();
+  EXPECT_EQ(Reason(poisoned->Wait().result.error), "numeric_error");
+  fails = false;
+  EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 0u);
+}
+
+TEST(PrefixCache, OffMeansNothingIsKept) {
+  SchedulerOptions options = SmallOptions();
+  options.prefix_cache = false;
+  Harness harness(options);
+  EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 0u);
+  EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 0u);
+  EXPECT_EQ(harness.scheduler.Stats().cached_blocks, 0u);
+}
+
+// The whole pool is needed, and a block of it could be copied from: the copy is done without.
+TEST(PrefixCache, ATailThatTakesTheLastBlockIsComputedInstead) {
+  SchedulerOptions options = SmallOptions();
+  options.blocks = 4;
+  Harness harness(options);
+  CachedTokens(harness, Spec(64, 1, 1));
+  SequenceSpec other = Spec(64, 1, 1);
+  other.prompt[40] = 999;
+  EXPECT_EQ(CachedTokens(harness, other), 32u);
+}
+
+// Two answers that do not fit together.
+SchedulerOptions TightOptions(uint32_t host_blocks) {
+  SchedulerOptions options = SmallOptions();
+  options.blocks = 16;
+  options.host_blocks = host_blocks;
+  return options;
+}
+
+TEST(Preemption, TheNewestGivesWayAndBothAnswersAreWhole) {
+  for (const uint32_t host_blocks : {0u, 3u, 100u}) {
+    Harness harness(TightOptions(host_blocks));
+    const auto older = harness.Add(Spec(60, 150, 1)), newer = harness.Add(Spec(60, 150, 2));
+    harness.RunAll();
+    EXPECT_EQ(older->Wait().ids(), WantedTokens(1, 150));
+    EXPECT_EQ(newer->Wait().ids(), WantedTokens(2, 150));
+    EXPECT_EQ(older->Wait().result.stats.preemptions, 0u);
+    EXPECT_EQ(newer->Wait().result.stats.preemptions, 1u);
+    const SchedulerStats stats = harness.scheduler.Stats();
+    EXPECT_EQ(stats.swap_preemptions, host_blocks == 100 ? 1u : 0u);
+    EXPECT_EQ(stats.recompute_preemptions, host_blocks == 100 ? 0u : 1u);
+    EXPECT_EQ(stats.swapped_blocks, 0u);
+  }
+}
+
+TEST(Preemption, TheCheaperWayIsTaken) {
+  for (const bool swaps : {true, false}) {
+    Harness harness(TightOptions(/*host_blocks=*/100));
+    harness.scheduler.SetCosts(
+        {.recompute_seconds_per_token = 1e-3, .swap_seconds_per_block = (swaps ? 0.4 : 0.6) * 16e-3});
+    harness.Add(Spec(64, 150, 1));
+    harness.Add(Spec(64, 150, 2));
+    harness.RunAll();
+    EXPECT_EQ(harness.scheduler.Stats().swap_preemptions, swaps ? 1u : 0u);
+    EXPECT_EQ(harness.scheduler.Stats().recompute_preemptions, swaps ? 0u : 1u);
+  }
+}
+
+TEST(Preemption, ASwappedSequenceThatIsCancelledGivesItsHostBlocksBack) {
+  Harness harness(TightOptions(/*host_blocks=*/16));
+  harness.Add(Spec(60, 150, 1));
+  const auto newer = harness.Add(Spec(60, 150, 2));
+  while (harness.scheduler.Stats().swapped_blocks == 0) ASSERT_TRUE(harness.Step());
+  newer->Cancel();
+  harness.Step();
+  EXPECT_EQ(harness.scheduler.Stats().swapped_blocks, 0u);
+  harness.RunAll();
+}
+
+TEST(Preemption, ScoresAreNotSentTwice) {
+  SchedulerOptions options = TightOptions(0);
+  options.prefix_cache = false;
+  Harness harness(options);
+  SequenceSpec first = Spec(60, 150, 1), scored = Spec(120, 20, 2), urgent = Spec(200, 2, 3);
+  scored.score_prompt = true;
+  urgent.priority = 1;
+  const auto sink = harness.Add(scored);
+  for (int i = 0; i < 3; ++i) harness.Step();
+  harness.Add(urgent);
+  harness.RunAll();
+  EXPECT_EQ(sink->Wait().result.stats.preemptions, 1u);
+  std::vector<int32_t> targets;
+  for (const auto& score : sink->Wait().prompt_scores) targets.push_back(score.token);
+  EXPECT_EQ(targets, std::vector<int32_t>(scored.prompt.begin() + 1, scored.prompt.end()));
+}
+
+TEST(FullSink, PausesItsSequenceAlone) {
+  Harness harness;
+  const auto stuck = harness.Add(Spec(10, 30, 1)), other = harness.Add(Spec(10, 30, 2));
+  harness.Step();
+  stuck->is_stuck = true;
+  while (!other->has_ended) ASSERT_TRUE(harness.Step());
+  EXPECT_FALSE(harness.Step());
+  EXPECT_EQ(harness.scheduler.Stats().paused, 1u);
+  EXPECT_FALSE(stuck->has_ended);
+  stuck->is_stuck = false;
+  harness.RunAll();
+  EXPECT_EQ(stuck->Wait().ids(), WantedTokens(1, 30));
+}
+
+TEST(FullSink, ItsPlaceGoesToWhoWaits) {
+  SchedulerOptions options = SmallOptions();
+  options.max_sequences = 1;
+  Harness harness(options);
+  const auto stuck = harness.Add(Spec(10, 30, 1));
+  harness.Step();
+  harness.Step();
+  stuck->is_stuck = true;
+  const auto other = harness.Add(Spec(10, 30, 2));
+  while (!other->has_ended) ASSERT_TRUE(harness.Step());
+  EXPECT_FALSE(harness.Step());
+  stuck->is_stuck = false;
+  harness.RunAll();
+  EXPECT_EQ(stuck->Wait().ids(), WantedTokens(1, 30));
+}
+
+TEST(Latencies, AreOfEachSequenceOnce) {
+  Harness harness;
+  harness.Add(Spec(20, 5, 1));
+  harness.Add(Spec(3, 2, 2));
+  harness.RunAll();
+  const LatencySamples samples = harness.scheduler.TakeLatencies();
+  EXPECT_EQ(samples.queue.size(), 2u);
+  EXPECT_EQ(samples.first_token.size(), 2u);
+  EXPECT_EQ(samples.inter_token.size(), 4u + 1u);
+  EXPECT_TRUE(harness.scheduler.TakeLatencies().queue.empty());
 }
 
 TEST(Scheduler, AnEndTokenIsSentAndEndsTheAnswer) {
@@ -312,7 +610,7 @@ TEST(Scheduler, TimesOfTheThreePhasesAddUp) {
 // (Harness), tokens come without gap (CollectingSink), every sink ends exactly once, and those left alone get
 // their whole answer.
 TEST(Scheduler, EverySequenceEndsOnceUnderRandomSchedules) {
-  for (uint32_t seed = 1; seed <= 40; ++seed) {
+  for (uint32_t seed = 1; seed <= 120; ++seed) {
     SCOPED_TRACE(Concat("seed ", seed));
     std::mt19937 random(seed);
     const auto draw = [&](uint32_t low, uint32_t high) {
@@ -323,6 +621,9 @@ TEST(Scheduler, EverySequenceEndsOnceUnderRandomSchedules) {
     options.max_step_tokens = options.max_sequences + draw(0, 30);
     options.block_tokens = draw(1, 20);
     options.blocks = (256 + options.block_tokens - 1) / options.block_tokens + draw(0, 20);
+    options.host_blocks = draw(0, 1) * draw(1, 40);
+    options.prefix_cache = draw(0, 4) > 0;
+    options.max_prefill_wait_seconds = 0.001 * draw(0, 100);
     Harness harness(options,
                     {.block_tokens = options.block_tokens, .fail_sequence = [](const PlannedSequence& part) {
                        return part.sampling->seed % 11 == 0 && part.sample_index == 4
@@ -340,6 +641,12 @@ TEST(Scheduler, EverySequenceEndsOnceUnderRandomSchedules) {
       if (draw(0, 3) == 0) {
         Live live{.seed = draw(1, 1000), .max_tokens = draw(1, 30), .sink = {}};
         SequenceSpec spec = Spec(draw(1, 150), live.max_tokens, live.seed);
+        // Prompts begin alike, or are alike, or not at all.
+        for (size_t i = 0, common = draw(0, 2) * draw(0, 100); i < std::min(common, spec.prompt.size()); ++i)
+          spec.prompt[i] = static_cast<int32_t>(i % kVocab);
+        spec.priority = static_cast<int32_t>(draw(0, 2));
+        spec.cache_salt = draw(0, 3) == 0 ? "other" : "";
+        spec.score_prompt = draw(0, 5) == 0;
         if (draw(0, 4) == 0) {
           spec.deadline = harness.clock.Now() + milliseconds(draw(0, 40));
           live.left_alone = false;
@@ -352,8 +659,15 @@ TEST(Scheduler, EverySequenceEndsOnceUnderRandomSchedules) {
         victim.left_alone = victim.left_alone && victim.sink->has_ended;
         victim.sink->Cancel();
       }
+      for (Live& live : all) {
+        if (draw(0, 19) == 0) live.sink->is_stuck = !live.sink->is_stuck;
+      }
+      if (draw(0, 9) == 0) {
+        harness.scheduler.SetCosts({.swap_seconds_per_block = draw(0, 1) * 1.0});
+      }
       harness.Step();
     }
+    for (Live& live : all) live.sink->is_stuck = false;
     if (seed % 2 == 0) {
       harness.scheduler.CancelAll(Unavailable("stopping"), harness.clock.Now());
       harness.CheckBlocks();
@@ -372,7 +686,8 @@ TEST(Scheduler, EverySequenceEndsOnceUnderRandomSchedules) {
     }
     const SchedulerStats stats = harness.scheduler.Stats();
     EXPECT_EQ(stats.finished + stats.failed + stats.cancelled, all.size());
-    EXPECT_EQ(stats.free_blocks, stats.total_blocks);
+    EXPECT_EQ(stats.free_blocks + stats.cached_blocks, stats.total_blocks);
+    EXPECT_EQ(stats.swapped_blocks, 0u);
   }
 }
 

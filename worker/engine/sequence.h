@@ -24,13 +24,17 @@ struct SequenceSpec {
   bool ignore_eos = false;
   uint32_t top_logprobs = 0;  // 0 to 20
   bool score_prompt = false;
+  int32_t priority = 0;    // [-100, 100], higher first
+  std::string cache_salt;  // prefixes are shared only with sequences of the same one
   std::optional<MonoTime> deadline;
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
 
 struct SequenceStats {
-  uint32_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0;
+  uint32_t prompt_tokens = 0, generated_tokens = 0;
+  uint32_t cached_tokens = 0;  // of the prompt, found in the prefix cache when the sequence first ran
+  uint32_t preemptions = 0;
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };
 
@@ -54,6 +58,9 @@ class TokenSink {
   virtual void OnFinish(const SequenceResult& result) = 0;
   // True when nobody reads any more: the engine drops the sequence before its next step.
   virtual bool is_closed() const = 0;
+  // True while nothing more should come: the engine leaves the sequence out of its steps. Who makes room
+  // again calls Engine::Wake.
+  virtual bool is_full() const { return false; }
 };
 
 }  // namespace terrace

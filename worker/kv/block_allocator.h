@@ -6,12 +6,9 @@
 #include <vector>
 
 #include "base/status.h"
+#include "worker/kv/block_table.h"
 
 namespace terrace {
-
-using BlockId = int32_t;
-// Block i of a sequence holds its positions [i * block_tokens, (i + 1) * block_tokens).
-using BlockTable = std::vector<BlockId>;
 
 class BlockAllocator {
  public:
@@ -31,10 +28,5 @@ class BlockAllocator {
   std::vector<bool> is_held_;  // by id
   size_t held_count_ = 0;
 };
-
-// Blocks that `tokens` positions need.
-constexpr size_t BlocksFor(size_t tokens, size_t block_tokens) {
-  return (tokens + block_tokens - 1) / block_tokens;
-}
 
 }  // namespace terrace
