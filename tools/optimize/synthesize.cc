@@ -1,0 +1,114 @@
+#include "tools/optimize/synthesize.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/parallel_for.h"
+#include "tools/optimize/random_weights.h"
+#include "tools/optimize/synthetic_text.h"
+#include "worker/formats/model_writer.h"
+#include "worker/formats/tensor_names.h"
+#include "worker/formats/weight_encoding.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint64_t kChunkBytes = 4 << 20;  // generated, then written
+
+// The row of a Hugging Face matrix that is row `row` of GGUF's: converters permute Q and K so that RoPE's
+// pairs i and i + head_dim/2 become neighbours.
+uint64_t RowBeforePermutation(uint64_t row, uint64_t head_dim) {
+  const uint64_t head = row / head_dim * head_dim, i = row % head_dim;
+  return head + i / 2 + (i % 2 == 0 ? 0 : head_dim / 2);
+}
+
+class Synthesis {
+ public:
+  Synthesis(const ModelToSynthesize& request, const ModelConfig& config, ModelWriter& writer,
+            uint64_t total_bytes)
+      : request_(request),
+        config_(config),
+        writer_(writer),
+        pool_(request.threads),
+        total_bytes_(total_bytes) {}
+
+  Status WriteNorm(uint64_t size) {
+    const std::vector<float> ones(size, 1.0f);
+    return Write(std::as_bytes(std::span(ones)));
+  }
+
+  Status WriteMatrix(const TensorRequirement& tensor) {
+    const uint64_t rows = tensor.shape[0], columns = tensor.shape[1];
+    const uint64_t row_bytes =
+        columns / Info(request_.dtype).block_elements * Info(request_.dtype).block_bytes;
+    const uint64_t chunk_rows = std::max<uint64_t>(1, kChunkBytes / row_bytes);
+    const bool is_permuted = config_.rope_pairing == RopePairing::kNeighbours &&
+                             (tensor.kind == TensorKind::kQuery || tensor.kind == TensorKind::kKey);
+    // Named as in a folder, whatever is written, so that both formats have the same values.
+    const RandomMatrix matrix(request_.seed, TensorName(NameScheme::kHuggingFace, tensor.kind, tensor.layer),
+                              columns);
+    for (uint64_t first = 0; first < rows; first += chunk_rows) {
+      const uint64_t count = std::min(chunk_rows, rows - first);
+      bytes_.resize(count * row_bytes);
+      pool_.ParallelFor(count, /*grain=*/1, [&](size_t begin, size_t end) {
+        std::vector<float> values(columns);
+        for (size_t i = begin; i < end; ++i) {
+          const uint64_t row = first + i;
+          matrix.FillRow(is_permuted ? RowBeforePermutation(row, config_.head_dim) : row, values);
+          EncodeWeights(request_.dtype, values, std::span(bytes_).subspan(i * row_bytes, row_bytes));
+        }
+      });
+      RETURN_IF_ERROR(Write(bytes_));
+    }
+    return Status();
+  }
+
+ private:
+  Status Write(std::span<const std::byte> bytes) {
+    RETURN_IF_ERROR(writer_.Append(bytes));
+    done_bytes_ += bytes.size();
+    return request_.on_progress(done_bytes_, total_bytes_);
+  }
+
+  const ModelToSynthesize& request_;
+  const ModelConfig& config_;
+  ModelWriter& writer_;
+  ThreadPool pool_;
+  std::vector<std::byte> bytes_;  // of one chunk
+  const uint64_t total_bytes_;
+  uint64_t done_bytes_ = 0;
+};
+
+}  // namespace
+
+StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
+  const bool is_gguf = request.format == ModelFormat::kGguf;
+  ModelToWrite model = {.config = request.config, .text = {}};
+  model.config.name.clear();  // a model is named after its path
+  model.config.warnings.clear();
+  model.config.names = is_gguf ? NameScheme::kGguf : NameScheme::kHuggingFace;
+  model.config.rope_pairing = is_gguf ? RopePairing::kNeighbours : RopePairing::kHalves;
+  model.used_tokens = request.text.tokenizer->vocab_size();
+  ASSIGN_OR_RETURN(model.text, PadVocabulary(request.text, model.config.vocab_size));
+
+  SynthesizedModel result;
+  const std::vector<TensorRequirement> tensors = RequiredTensors(model.config);
+  for (const TensorRequirement& tensor : tensors) {
+    const DType dtype = IsNorm(tensor.kind) ? DType::kF32 : request.dtype;
+    const auto bytes = ByteCount(dtype, tensor.shape);
+    if (!bytes.ok()) return Annotate(bytes.status(), Concat("tensor \"", tensor.name, "\""));
+    result.weight_bytes += *bytes;
+    result.parameters += *ElementCount(tensor.shape);
+    model.tensors.push_back({tensor.name, dtype, tensor.shape});
+  }
+
+  ASSIGN_OR_RETURN(const std::unique_ptr<ModelWriter> writer, ModelWriter::Create(request.path, model));
+  Synthesis synthesis(request, model.config, *writer, result.weight_bytes);
+  for (const TensorRequirement& tensor : tensors)
+    RETURN_IF_ERROR(IsNorm(tensor.kind) ? synthesis.WriteNorm(tensor.shape[0])
+                                        : synthesis.WriteMatrix(tensor));
+  ASSIGN_OR_RETURN(result.digest, writer->Finish());
+  return result;
+}
+
+}  // namespace terrace
