@@ -43,8 +43,7 @@ void PagedAttention(const PagedAttentionArgs& a, ThreadPool& pool) {
   if (a.batch.tokens == 0) return;
   const auto* positions = a.batch.positions;
   const size_t longest = size_t{*std::max_element(positions, positions + a.batch.tokens)} + 1;
-  const size_t work = 2 * longest * (a.heads / a.batch.kv_heads) * a.batch.head_dim;
-  Share(pool, a.batch.tokens * a.batch.kv_heads, work, 1,
+  Share(pool, a.batch.tokens * a.heads, 2 * longest * a.batch.head_dim, 1,
         [&](size_t begin, size_t end) { kLeaves.paged_attention(a, begin, end); });
 }
 

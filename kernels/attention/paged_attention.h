@@ -13,42 +13,41 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention/kv_layer.h"
+
 namespace terrace {
 
 class ThreadPool;
 
 inline constexpr size_t kAttentionChunk = 64;  // positions; 64 x 128 f32 values are a third of an L1 cache
 
-// Where the keys and values of a batch's tokens live. The pools are one layer's:
-// [blocks, kv_heads, block_tokens, head_dim].
+// Where the keys and values of a batch's tokens live.
 struct PagedTokens {
   const uint32_t* positions = nullptr;           // [tokens]
   const int32_t* const* block_tables = nullptr;  // [tokens]: each token's sequence's
   size_t tokens = 0;
   size_t kv_heads = 0, head_dim = 0, block_tokens = 0;
 
-  // Offset in a pool of position `position` of head `kv_head` of token `token`'s sequence.
-  size_t RowOffset(size_t token, size_t kv_head, size_t position) const {
+  // The row of position `position` of head `kv_head` of token `token`'s sequence.
+  size_t Row(size_t token, size_t kv_head, size_t position) const {
     const auto block = static_cast<size_t>(block_tables[token][position / block_tokens]);
-    return ((block * kv_heads + kv_head) * block_tokens + position % block_tokens) * head_dim;
+    return (block * kv_heads + kv_head) * block_tokens + position % block_tokens;
   }
 };
 
-// Copies each token's keys and values to its place in the pools.
+// Writes each token's keys and values to their rows, in the layer's dtype.
 struct WriteKvArgs {
   PagedTokens batch;
   const float* keys = nullptr;    // [tokens, kv_heads, head_dim]
   const float* values = nullptr;  // [tokens, kv_heads, head_dim]
-  float* key_pool = nullptr;
-  float* value_pool = nullptr;
+  KvLayer kv;
 };
 
 struct PagedAttentionArgs {
   PagedTokens batch;
   const float* q = nullptr;  // [tokens, heads, head_dim]
   float* out = nullptr;      // [tokens, heads, head_dim]; not q
-  const float* key_pool = nullptr;
-  const float* value_pool = nullptr;
+  KvLayer kv;                // read only
   size_t heads = 0;
   float scale = 0;
 };

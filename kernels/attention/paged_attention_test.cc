@@ -29,19 +29,38 @@ struct Sequence {
   std::vector<float> q, keys, values;
 };
 
-// Attention of all positions of `s`, its keys and values written to shuffled blocks of a pool of NaN.
-std::vector<float> Attend(const OpTable& ops, const Sequence& s, size_t block_tokens, size_t chunk,
-                          ThreadPool& pool) {
+// Memory of `rows` rows of keys and of values, every one of them NaN.
+struct KvMemory {
+  KvMemory(KvDType dtype, size_t rows, size_t head_dim)
+      : keys(rows * head_dim * KvElementBytes(dtype), std::byte{0xff}),
+        values(keys),
+        key_scales(HasScales(dtype) ? rows : 0, std::numeric_limits<float>::quiet_NaN()),
+        value_scales(key_scales),
+        layer{.dtype = dtype,
+              .keys = {.data = keys.data(), .scales = key_scales.data()},
+              .values = {.data = values.data(), .scales = value_scales.data()}} {}
+  std::vector<std::byte> keys, values;
+  std::vector<float> key_scales, value_scales;
+  KvLayer layer;  // borrows them
+};
+
+struct Options {
+  KvDType dtype = KvDType::kF32;
+  size_t block_tokens = 16;
+  size_t chunk = SIZE_MAX;  // positions of one call
+};
+
+// Attention of all positions of `s`, its keys and values written to shuffled blocks.
+std::vector<float> Attend(const OpTable& ops, const Sequence& s, const Options& options, ThreadPool& pool) {
+  const size_t block_tokens = options.block_tokens;
   const size_t blocks = (s.length + block_tokens - 1) / block_tokens, spare = 3;
   std::vector<int32_t> table(blocks + spare);
   std::iota(table.begin(), table.end(), 0);
   for (size_t i = table.size(); i > 1; --i) std::swap(table[i - 1], table[RandomBits(block_tokens, i) % i]);
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> key_pool(table.size() * s.h.kv_heads * block_tokens * s.h.head_dim, nan),
-      value_pool = key_pool;
+  const KvMemory kv(options.dtype, table.size() * s.h.kv_heads * block_tokens, s.h.head_dim);
   std::vector<float> out(s.q.size());
-  for (size_t first = 0; first < s.length; first += chunk) {
-    const size_t tokens = std::min(chunk, s.length - first);
+  for (size_t first = 0; first < s.length; first += std::min(options.chunk, s.length)) {
+    const size_t tokens = std::min(options.chunk, s.length - first);
     std::vector<uint32_t> positions(tokens);
     std::iota(positions.begin(), positions.end(), static_cast<uint32_t>(first));
     const std::vector<const int32_t*> tables(tokens, table.data());
@@ -52,16 +71,12 @@ std::vector<float> Attend(const OpTable& ops, const Sequence& s, size_t block_to
                             .head_dim = s.h.head_dim,
                             .block_tokens = block_tokens};
     const size_t kv_row = first * s.h.kv_heads * s.h.head_dim, row = first * s.h.heads * s.h.head_dim;
-    ops.write_kv({.batch = batch,
-                  .keys = s.keys.data() + kv_row,
-                  .values = s.values.data() + kv_row,
-                  .key_pool = key_pool.data(),
-                  .value_pool = value_pool.data()});
+    ops.write_kv(
+        {.batch = batch, .keys = s.keys.data() + kv_row, .values = s.values.data() + kv_row, .kv = kv.layer});
     ops.paged_attention({.batch = batch,
                          .q = s.q.data() + row,
                          .out = out.data() + row,
-                         .key_pool = key_pool.data(),
-                         .value_pool = value_pool.data(),
+                         .kv = kv.layer,
                          .heads = s.h.heads,
                          .scale = 1 / std::sqrt(static_cast<float>(s.h.head_dim))},
                         pool);
@@ -69,50 +84,142 @@ std::vector<float> Attend(const OpTable& ops, const Sequence& s, size_t block_to
   return out;
 }
 
-constexpr Heads kHeads[] = {{2, 2, 32}, {4, 2, 20}, {8, 1, 128}, {3, 3, 6}};
+// Groups of 1, 2, 5 and 17 queries to a key-value head: part of a query block, whole ones, more than one item
+// takes; rows of whole vectors, of a part of one, of an odd number of elements.
+constexpr Heads kHeads[] = {{2, 2, 32}, {4, 2, 20}, {8, 1, 128}, {3, 3, 6}, {5, 1, 7}, {17, 1, 21}};
 
 // A score is off by at most e = (head_dim / 16 + 8) roundings of scale * sum |q k|, which multiplies its
 // weight by up to exp(2 e) (against the largest, which may be off too); exp adds 2.5e-7 twice. A chunk's
 // values are added in 64 steps and each merge rounds twice. The output is an average of values, so all of
-// these are fractions of the largest |value|.
+// these are fractions of the largest |value|. Both sides read the same stored rows, whose norm the rounding
+// to a dtype moves by at most a twentieth: in int8 by sqrt(head_dim) / 2 steps of max |x| / 127.
 TEST_P(EveryCpu, PagedAttentionMatchesTheReference) {
-  for (const Heads& h : kHeads) {
-    for (const size_t length : {1, 2, 63, 64, 65, 200}) {
-      SCOPED_TRACE(testing::Message() << h.heads << " heads of " << h.head_dim << ", length " << length);
-      const Sequence s(h, length, /*seed=*/length * 10);
-      const auto want = Attend(ReferenceOps(), s, 16, length, pool_),
-                 got = Attend(ops(), s, 16, length, pool_);
-      double largest = 0, score = 0;
-      for (const float value : s.values) largest = std::max<double>(largest, std::abs(value));
-      const auto squares = [&](const std::vector<float>& x, size_t row) {
-        double sum = 0;
-        for (size_t d = 0; d < h.head_dim; ++d) sum += double{x[row + d]} * x[row + d];
-        return std::sqrt(sum);
-      };
-      double longest_q = 0, longest_key = 0;  // Cauchy and Schwarz: sum |q k| <= |q| |k|
-      for (size_t row = 0; row < s.q.size(); row += h.head_dim)
-        longest_q = std::max(longest_q, squares(s.q, row));
-      for (size_t row = 0; row < s.keys.size(); row += h.head_dim) {
-        longest_key = std::max(longest_key, squares(s.keys, row));
+  for (const KvDType dtype : kEveryKvDType) {
+    for (const Heads& h : kHeads) {
+      for (const size_t length : {1, 2, 63, 64, 65, 200}) {
+        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << h.heads << " heads of " << h.head_dim
+                                        << ", length " << length);
+        const Sequence s(h, length, /*seed=*/length * 10);
+        const Options options{.dtype = dtype, .block_tokens = length % 2 == 0 ? size_t{16} : 7};
+        const auto want = Attend(ReferenceOps(), s, options, pool_), got = Attend(ops(), s, options, pool_);
+        double largest = 0, score = 0;
+        for (const float value : s.values) largest = std::max<double>(largest, 1.05 * std::abs(value));
+        const auto squares = [&](const std::vector<float>& x, size_t row) {
+          double sum = 0;
+          for (size_t d = 0; d < h.head_dim; ++d) sum += double{x[row + d]} * x[row + d];
+          return std::sqrt(sum);
+        };
+        double longest_q = 0, longest_key = 0;  // Cauchy and Schwarz: sum |q k| <= |q| |k|
+        for (size_t row = 0; row < s.q.size(); row += h.head_dim)
+          longest_q = std::max(longest_q, squares(s.q, row));
+        for (size_t row = 0; row < s.keys.size(); row += h.head_dim) {
+          longest_key = std::max(longest_key, 1.05 * squares(s.keys, row));
+        }
+        score = longest_q * longest_key / std::sqrt(static_cast<double>(h.head_dim));
+        const double e = (static_cast<double>(h.head_dim) / 16 + 8) * kRounding * score;
+        const double steps = 64 + 3 * static_cast<double>(length) / 64 + 10;
+        const double bound = largest * (std::expm1(2 * e) + 5e-7 + steps * kRounding);
+        for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], bound) << i;
       }
-      score = longest_q * longest_key / std::sqrt(static_cast<double>(h.head_dim));
-      const double e = (static_cast<double>(h.head_dim) / 16 + 8) * kRounding * score;
-      const double steps = 64 + 3 * static_cast<double>(length) / 64 + 10;
-      const double bound = largest * (std::expm1(2 * e) + 5e-7 + steps * kRounding);
-      for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], bound) << i;
     }
   }
 }
 
 TEST_P(EveryCpu, PagedAttentionDoesNotDependOnBlocksChunksOrThreads) {
   ThreadPool one(1), three(3);
-  for (const Heads& h : kHeads) {
-    const Sequence s(h, 150, /*seed=*/5);
-    const auto want = Attend(ops(), s, 16, 150, one);
-    for (const size_t block_tokens : {1, 5, 16, 64, 200}) {
-      for (const size_t chunk : {1, 7, 64, 149}) {
-        SCOPED_TRACE(testing::Message() << "blocks of " << block_tokens << ", chunks of " << chunk);
-        EXPECT_TRUE(SameBits(Attend(ops(), s, block_tokens, chunk, chunk % 2 == 0 ? pool_ : three), want));
+  for (const KvDType dtype : kEveryKvDType) {
+    for (const Heads& h : kHeads) {
+      const Sequence s(h, 150, /*seed=*/5);
+      const auto want = Attend(ops(), s, {.dtype = dtype}, one);
+      for (const size_t block_tokens : {1, 5, 16, 64, 200}) {
+        for (const size_t chunk : {7, 64, 149}) {
+          SCOPED_TRACE(testing::Message()
+                       << KvDTypeName(dtype) << ", blocks of " << block_tokens << ", chunks of " << chunk);
+          const Options options{.dtype = dtype, .block_tokens = block_tokens, .chunk = chunk};
+          EXPECT_TRUE(SameBits(Attend(ops(), s, options, chunk % 2 == 0 ? pool_ : three), want));
+        }
+      }
+      EXPECT_TRUE(SameBits(Attend(ops(), s, {.dtype = dtype, .chunk = 1}, three), want));
+    }
+  }
+}
+
+// What a single position of `values` is read back as: its softmax is 1.
+std::vector<float> RoundTrip(const OpTable& ops, KvDType dtype, const std::vector<float>& values,
+                             ThreadPool& pool) {
+  Sequence s({1, 1, values.size()}, 1, /*seed=*/8);
+  s.values = values;
+  return Attend(ops, s, {.dtype = dtype}, pool);
+}
+
+TEST_P(EveryCpu, StoredRowsAreWithinTheErrorOfTheirDTypeAndTheSameForEveryBackend) {
+  for (const size_t head_dim : {1, 7, 16, 33, 64}) {
+    for (const float magnitude : {1e-30f, 1e-6f, 1e-3f, 1.0f, 1e3f}) {
+      SCOPED_TRACE(testing::Message() << head_dim << " elements of about " << magnitude);
+      std::vector<float> row = RandomNormal(head_dim, /*seed=*/head_dim);
+      for (float& x : row) x *= magnitude;
+      double largest = 0;
+      for (const float x : row) largest = std::max<double>(largest, std::abs(x));
+      for (const KvDType dtype : kEveryKvDType) {
+        const auto got = RoundTrip(ops(), dtype, row, pool_);
+        EXPECT_TRUE(SameBits(got, RoundTrip(ReferenceOps(), dtype, row, pool_))) << KvDTypeName(dtype);
+        for (size_t d = 0; d < head_dim; ++d) {
+          const double x = row[d], size = std::abs(x);
+          const double bound = dtype == KvDType::kF32    ? 0
+                               : dtype == KvDType::kF16  ? std::max(0x1p-11 * size, 0x1p-25)
+                               : dtype == KvDType::kBF16 ? 0x1p-8 * size
+                                                         // Half a step; scale and quotient are rounded too.
+                                                         : largest / 127 * (0.5 + 127 * 3 * kRounding);
+          ASSERT_NEAR(got[d], x, bound) << KvDTypeName(dtype) << ", element " << d;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryCpu, Int8RowsKeepTheirLargestElementAndRoundTiesToEven) {
+  const std::vector<float> steps = {127, -127, 0.5f, 1.5f, -0.5f, -2.5f, 3, 0};  // scale 1
+  EXPECT_EQ(RoundTrip(ops(), KvDType::kInt8, steps, pool_),
+            (std::vector<float>{127, -127, 0, 2, 0, -2, 3, 0}));
+  const float tiny = kSmallestInt8Row / 2;
+  for (const auto& row : {std::vector<float>(5, 0.0f), std::vector<float>(5, tiny)}) {
+    EXPECT_EQ(RoundTrip(ops(), KvDType::kInt8, row, pool_), std::vector<float>(5, 0.0f));
+  }
+  for (const float largest : {kSmallestInt8Row, 1e38f}) {
+    const float got = RoundTrip(ops(), KvDType::kInt8, {largest, 0, -largest}, pool_)[0];
+    EXPECT_NEAR(got / largest, 1, 2 * kRounding) << largest;
+  }
+}
+
+// A broken activation must reach the sampler, which reports it, whatever the cache makes of it; and it must
+// not reach the positions before it.
+TEST_P(EveryCpu, WhatADTypeCannotHoldIsNaNForItsOwnAndLaterPositionsOnly) {
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  const Heads h{4, 2, 20};
+  const size_t length = 70, bad = 66, kv_width = h.kv_heads * h.head_dim, width = h.heads * h.head_dim;
+  const Sequence good(h, length, /*seed=*/9);
+  for (const KvDType dtype : kEveryKvDType) {
+    std::vector<float> broken = {nan};
+    if (dtype != KvDType::kF32) broken.insert(broken.end(), {infinity, -infinity});
+    if (dtype == KvDType::kF16) broken.insert(broken.end(), {65520, -1e9f});
+    if (dtype == KvDType::kBF16) broken.push_back(std::numeric_limits<float>::max());
+    const auto want = Attend(ops(), good, {.dtype = dtype}, pool_);
+    for (const float x : broken) {
+      for (const bool is_key : {true, false}) {
+        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << x << (is_key ? " key" : " value"));
+        Sequence s = good;
+        (is_key ? s.keys : s.values)[bad * kv_width + 3] = x;  // of key-value head 0: query heads 0 and 1
+        const auto got = Attend(ops(), s, {.dtype = dtype}, pool_);
+        const auto before = static_cast<ptrdiff_t>(bad * width);
+        EXPECT_TRUE(SameBits({got.begin(), got.begin() + before}, {want.begin(), want.begin() + before}));
+        for (size_t i = bad * width; i < got.size(); ++i) {
+          const size_t head = i % width / h.head_dim, d = i % h.head_dim;
+          if (head >= 2) {
+            EXPECT_EQ(got[i], want[i]) << i;
+          } else if (is_key || d == 3 || dtype == KvDType::kInt8) {
+            EXPECT_TRUE(std::isnan(got[i])) << i;
+          }
+        }
       }
     }
   }
@@ -121,7 +228,7 @@ TEST_P(EveryCpu, PagedAttentionDoesNotDependOnBlocksChunksOrThreads) {
 TEST_P(EveryCpu, TheFirstPositionAttendsToItselfAlone) {
   const Heads h{4, 2, 32};
   const Sequence s(h, 1, /*seed=*/6);
-  const auto out = Attend(ops(), s, 16, 1, pool_);
+  const auto out = Attend(ops(), s, {}, pool_);
   for (size_t head = 0; head < 4; ++head) {
     for (size_t d = 0; d < 32; ++d) EXPECT_EQ(out[head * 32 + d], s.values[head / 2 * 32 + d]);
   }
@@ -132,7 +239,7 @@ TEST_P(EveryCpu, PagedAttentionTakesScoresOfAnySize) {
   Sequence s({2, 1, 32}, 130, /*seed=*/7);
   for (float& x : s.q) x *= 100;
   for (float& x : s.keys) x *= 100;
-  const auto want = Attend(ReferenceOps(), s, 16, 130, pool_), got = Attend(ops(), s, 16, 130, pool_);
+  const auto want = Attend(ReferenceOps(), s, {}, pool_), got = Attend(ops(), s, {}, pool_);
   // Scores are off by up to 10 roundings of 3e5, that is 0.2, so only near ties can differ: nearly all are
   // equal.
   size_t far = 0;

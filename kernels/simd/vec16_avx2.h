@@ -11,6 +11,8 @@ namespace {
 
 // 8 registers of sums, 4 of weights, 2 of activations, of 16.
 constexpr size_t kRowBlock = 2, kTokenBlock = 2;
+constexpr size_t kQueryBlock = 2,
+                 kDimBlock = 2;  // of attention: 8 registers of sums, 4 of the value, 1 weight
 
 struct Vec16 {
   __m256 low, high;  // lanes 0 to 7, 8 to 15
@@ -79,6 +81,21 @@ inline float Sum(Vec16 a) {
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
+inline __m256 SumEach8(const Vec16* a) {
+  __m256 pairs[4], quads[2];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 low = _mm256_add_ps(a[i].low, a[i].high), high = _mm256_add_ps(a[i + 4].low, a[i + 4].high);
+    pairs[i] =
+        _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m256 low = pairs[2 * i], high = pairs[2 * i + 1];
+    quads[i] = _mm256_add_ps(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xee));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(quads[0], quads[1], 0x88),
+                       _mm256_shuffle_ps(quads[0], quads[1], 0xdd));
+}
+inline Vec16 SumEach(const Vec16 (&a)[16]) { return {SumEach8(a), SumEach8(a + 8)}; }
 inline float Largest(Vec16 a) {
   const __m256 half = _mm256_max_ps(a.low, a.high);
   const __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

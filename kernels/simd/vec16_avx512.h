@@ -15,6 +15,8 @@ namespace {
 
 // Register blocking of the matrix product: 24 sums, 4 rows of weights, 1 of activations in 32 registers.
 constexpr size_t kRowBlock = 4, kTokenBlock = 6;
+// Of attention: 4 queries by 4 x 16 elements of a value, so 16 sums, 4 of the value, 1 weight.
+constexpr size_t kQueryBlock = 4, kDimBlock = 4;
 
 struct Vec16 {
   __m512 v;
@@ -70,6 +72,24 @@ inline float Sum(Vec16 a) {
   const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+// Lane i is Sum(a[i]), to the bit; each step halves the vectors, adding two halves of two vectors at once.
+inline Vec16 SumEach(const Vec16 (&a)[16]) {
+  __m512 pairs[4], quads[2];  // rows 4 q + i, 4 q + 2 i in quarter q
+  for (int i = 0; i < 4; ++i) {
+    const auto halves = [&](int row) {  // of rows i and i + 4: lane l + lane l + 8
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a[row].v, a[row + 4].v, 0x44),
+                           _mm512_shuffle_f32x4(a[row].v, a[row + 4].v, 0xee));
+    };
+    const __m512 low = halves(i), high = halves(i + 8);
+    pairs[i] = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 low = pairs[2 * i], high = pairs[2 * i + 1];
+    quads[i] = _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_ps(quads[0], quads[1], 0x88),
+                        _mm512_shuffle_ps(quads[0], quads[1], 0xdd))};
 }
 inline float Largest(Vec16 a) {
   const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

@@ -11,6 +11,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kRowBlock = 1, kTokenBlock = 2;
+constexpr size_t kQueryBlock = 2, kDimBlock = 1;
 
 struct Vec16 {
   float v[16];
@@ -85,6 +86,9 @@ inline float Sum(Vec16 a) {
     for (size_t i = 0; i < half; ++i) a.v[i] += a.v[i + half];
   }
   return a.v[0];
+}
+inline Vec16 SumEach(const Vec16 (&a)[16]) {
+  return EachLane([&](size_t i) { return Sum(a[i]); });
 }
 inline float Largest(Vec16 a) {
   for (size_t half = 8; half > 0; half /= 2) {

@@ -10,7 +10,7 @@
 namespace terrace {
 
 struct KvSizingInput {
-  KvShape shape;  // its `blocks` are what is asked for
+  KvShape shape;  // its `blocks` are what is asked for; its host_blocks come out of the free memory first
   uint32_t context_length = 0;
   uint32_t max_sequences = 0;
   uint64_t pool_bytes = 0;  // 0: max_sequences full contexts, at most half of the free memory

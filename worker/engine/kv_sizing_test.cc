@@ -20,7 +20,8 @@ TEST(SizeKvPool, HoldsEverySequenceAtItsLongestWhenMemoryAllows) {
   ASSERT_TRUE(sizing.ok()) << sizing.status();
   EXPECT_EQ(sizing->blocks, 28u);
   EXPECT_EQ(sizing->bytes, 28u * 1024);
-  EXPECT_THAT(sizing->arithmetic, ::testing::HasSubstr("4 sequences x 7 blocks of 16 tokens x 1024 bytes"));
+  EXPECT_THAT(sizing->arithmetic,
+              ::testing::HasSubstr("4 sequences x 7 blocks of 16 tokens x 1024 bytes in f32"));
 }
 
 TEST(SizeKvPool, TakesAtMostHalfOfTheFreeMemory) {
@@ -45,6 +46,35 @@ TEST(SizeKvPool, ObeysAGivenSizeWithinTheFreeMemory) {
   input.pool_bytes = 2 << 20;
   EXPECT_THAT(Message(SizeKvPool(input).status()),
               ::testing::HasSubstr("2097152 bytes needed, 1048576 free"));
+}
+
+TEST(SizeKvPool, SmallerDTypesMakeMoreBlocksOfTheSameBytes) {
+  KvSizingInput input = Input();
+  input.shape.head_dim = 64;
+  input.pool_bytes = 256 << 10;  // 16 blocks of f32
+  for (const auto& [dtype, blocks] : {std::pair(KvDType::kF32, 16), std::pair(KvDType::kF16, 32),
+                                      std::pair(KvDType::kBF16, 32), std::pair(KvDType::kInt8, 60)}) {
+    input.shape.dtype = dtype;
+    const auto sizing = SizeKvPool(input);
+    ASSERT_TRUE(sizing.ok()) << sizing.status();
+    EXPECT_EQ(sizing->blocks, static_cast<uint32_t>(blocks)) << KvDTypeName(dtype);
+    EXPECT_EQ(sizing->bytes, sizing->blocks * input.shape.BlockBytes());
+    EXPECT_THAT(sizing->arithmetic, ::testing::HasSubstr(Concat(" bytes in ", KvDTypeName(dtype), " = ")));
+  }
+}
+
+TEST(SizeKvPool, TheSwapMemoryComesOutOfTheFreeMemoryFirst) {
+  KvSizingInput input = Input();
+  input.free_bytes = 40 * 1024;
+  input.shape.host_blocks = 10;
+  const auto sizing = SizeKvPool(input);
+  ASSERT_TRUE(sizing.ok()) << sizing.status();
+  EXPECT_EQ(sizing->blocks, 15u);
+  EXPECT_THAT(sizing->arithmetic, ::testing::HasSubstr("free memory 40960, less 10240 for swapping"));
+  input.pool_bytes = 31 * 1024;
+  EXPECT_THAT(Message(SizeKvPool(input).status()), ::testing::HasSubstr("31744 bytes needed, 30720 free"));
+  input.shape.host_blocks = 50;
+  EXPECT_EQ(Reason(SizeKvPool(input).status()), "kv_pool_too_small");
 }
 
 }  // namespace

@@ -1,26 +1,105 @@
 #include "worker/kv/kv_pool.h"
 
+#include <cstring>
 #include <limits>
-#include <new>
 
 namespace terrace {
 
-StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
-  // Factors of up to 32 bits: multiplied one by one, each checked.
-  uint64_t bytes = 2 * sizeof(float);
-  for (const uint64_t factor :
-       {shape.layers, shape.kv_heads, shape.head_dim, shape.block_tokens, shape.blocks}) {
-    CHECK(factor > 0, "an empty KV pool");
-    if (bytes > std::numeric_limits<ptrdiff_t>::max() / factor) {
-      return ResourceExhausted("KV cache: ", shape.blocks, " blocks of ", shape.block_tokens,
+StatusOr<KvDType> ParseKvDType(std::string_view name) {
+  std::string known;
+  for (const KvDType dtype : kEveryKvDType) {
+    if (name == KvDTypeName(dtype)) return dtype;
+    known += Concat(known.empty() ? "" : ", ", KvDTypeName(dtype));
+  }
+  return WithReason(InvalidArgument("KV dtype \"", name, "\", not one of ", known), "invalid_value");
+}
+
+StatusOr<KvPool::Memory> KvPool::Allocate(const KvShape& shape, uint32_t blocks, std::string_view what) {
+  constexpr uint64_t kAlignment = 64;  // a cache line: no vector of a row straddles two
+  constexpr uint64_t kMost = std::numeric_limits<ptrdiff_t>::max() - kAlignment;
+  // Factors of up to 35 bits: multiplied one by one, each checked.
+  uint64_t bytes = 2;
+  for (const uint64_t factor : {uint64_t{shape.layers}, uint64_t{shape.kv_heads},
+                                uint64_t{shape.block_tokens}, shape.RowBytes(), uint64_t{blocks}}) {
+    if (factor > 0 && bytes > kMost / factor) {
+      return ResourceExhausted(what, ": ", blocks, " blocks of ", shape.block_tokens,
                                " positions pass what an address can reach");
     }
     bytes *= factor;
   }
-  std::unique_ptr<float[]> memory(
-      new (std::nothrow) float[bytes / sizeof(float)]);  // not cleared: pages come when used
-  if (memory == nullptr) return ResourceExhausted("KV cache: ", bytes, " bytes cannot be had");
-  return std::unique_ptr<KvPool>(new KvPool(shape, std::move(memory)));
+  // Not cleared: pages come when used.
+  const uint64_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  Memory memory(static_cast<std::byte*>(std::aligned_alloc(kAlignment, padded)));
+  if (memory == nullptr && bytes > 0) return ResourceExhausted(what, ": ", bytes, " bytes cannot be had");
+  return memory;
+}
+
+StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
+  CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.block_tokens > 0 &&
+            shape.blocks > 0,
+        "an empty KV pool");
+  ASSIGN_OR_RETURN(Memory memory, Allocate(shape, shape.blocks, "KV cache"));
+  ASSIGN_OR_RETURN(Memory host, Allocate(shape, shape.host_blocks, "KV swap memory"));
+  return std::unique_ptr<KvPool>(new KvPool(shape, std::move(memory), std::move(host)));
+}
+
+KvLayer KvPool::layer(uint32_t layer) {
+  const uint64_t rows = uint64_t{shape_.blocks} * shape_.kv_heads * shape_.block_tokens;
+  const uint64_t data_bytes = rows * shape_.head_dim * KvElementBytes(shape_.dtype);
+  const uint64_t scale_bytes = HasScales(shape_.dtype) ? rows * sizeof(float) : 0;
+  std::byte* data = memory_.get() + 2 * shape_.layers * scale_bytes;
+  const auto part = [&](uint64_t index) -> KvRows {
+    return {.data = data + index * data_bytes,
+            .scales = HasScales(shape_.dtype) ? reinterpret_cast<float*>(memory_.get() + index * scale_bytes)
+                                              : nullptr};
+  };
+  return {.dtype = shape_.dtype, .keys = part(2 * layer), .values = part(2 * layer + 1)};
+}
+
+template <typename Visit>
+void KvPool::EachPart(BlockId block, Visit visit) {
+  CHECK(block >= 0 && static_cast<uint32_t>(block) < shape_.blocks, "KV block ", block, " of ",
+        shape_.blocks);
+  const uint64_t rows = uint64_t{shape_.kv_heads} * shape_.block_tokens;
+  const uint64_t bytes = rows * shape_.head_dim * KvElementBytes(shape_.dtype);
+  const auto index = static_cast<uint64_t>(block);
+  for (uint32_t i = 0; i < shape_.layers; ++i) {
+    const KvLayer whole = layer(i);
+    for (const KvRows& part : {whole.keys, whole.values}) {
+      visit(part.data + index * bytes, bytes);
+      if (part.scales == nullptr) continue;
+      visit(reinterpret_cast<std::byte*>(part.scales + index * rows), rows * sizeof(float));
+    }
+  }
+}
+
+void KvPool::CopyRows(BlockId from, BlockId to, uint32_t rows) {
+  CHECK(from != to && rows <= shape_.block_tokens, rows, " rows of KV block ", from, " to ", to);
+  const ptrdiff_t blocks = ptrdiff_t{from} - to;
+  EachPart(to, [&](std::byte* part, uint64_t bytes) {
+    const uint64_t head_bytes = bytes / shape_.kv_heads, row_bytes = head_bytes / shape_.block_tokens;
+    for (uint32_t head = 0; head < shape_.kv_heads; ++head, part += head_bytes) {
+      std::memcpy(part, part + blocks * static_cast<ptrdiff_t>(bytes), rows * row_bytes);
+    }
+  });
+}
+
+void KvPool::CopyToHost(BlockId from, uint32_t host_block) {
+  CHECK(host_block < shape_.host_blocks, "swap block ", host_block, " of ", shape_.host_blocks);
+  std::byte* to = host_.get() + host_block * shape_.BlockBytes();
+  EachPart(from, [&](const std::byte* part, uint64_t bytes) {
+    std::memcpy(to, part, bytes);
+    to += bytes;
+  });
+}
+
+void KvPool::CopyFromHost(uint32_t host_block, BlockId to) {
+  CHECK(host_block < shape_.host_blocks, "swap block ", host_block, " of ", shape_.host_blocks);
+  const std::byte* from = host_.get() + host_block * shape_.BlockBytes();
+  EachPart(to, [&](std::byte* part, uint64_t bytes) {
+    std::memcpy(part, from, bytes);
+    from += bytes;
+  });
 }
 
 }  // namespace terrace

@@ -1,22 +1,35 @@
-// The memory of the KV cache of one rank: f32 keys and values, per layer [blocks, kv_heads, block_tokens,
-// head_dim]. Owned by the ModelRunner and written by its thread only. Rows of blocks that were never written
-// hold anything: attention reads a position only after its step wrote it.
+// The memory of the KV cache of one rank: keys and values of one dtype, per layer [blocks, kv_heads,
+// block_tokens, head_dim], and a swap memory of whole blocks beside it, for sequences that wait. Owned by the
+// ModelRunner and written by its thread only. Pages come when they are first written. Rows of blocks that
+// were never written hold anything: attention reads a position only after its step wrote it.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <string_view>
 
 #include "base/status.h"
+#include "kernels/attention/kv_layer.h"
+#include "worker/kv/block_allocator.h"
 
 namespace terrace {
+
+// INVALID_ARGUMENT, reason invalid_value, names the dtypes there are: f32, f16, bf16, int8.
+StatusOr<KvDType> ParseKvDType(std::string_view name);
 
 struct KvShape {
   uint32_t layers = 0, kv_heads = 0, head_dim = 0;
   uint32_t block_tokens = 16;
   uint32_t blocks = 0;
+  KvDType dtype = KvDType::kF32;
+  uint32_t host_blocks = 0;  // of the swap memory
 
+  uint64_t RowBytes() const {  // one position and head: its key or its value, with the scale of int8
+    return uint64_t{head_dim} * KvElementBytes(dtype) + (HasScales(dtype) ? sizeof(float) : 0);
+  }
   uint64_t BlockBytes() const {  // keys and values of all layers
-    return uint64_t{2} * layers * kv_heads * head_dim * block_tokens * sizeof(float);
+    return uint64_t{2} * layers * kv_heads * block_tokens * RowBytes();
   }
 };
 
@@ -26,16 +39,32 @@ class KvPool {
   static StatusOr<std::unique_ptr<KvPool>> Create(const KvShape& shape);
 
   const KvShape& shape() const { return shape_; }
-  float* keys(uint32_t layer) { return memory_.get() + LayerFloats() * 2 * layer; }
-  float* values(uint32_t layer) { return keys(layer) + LayerFloats(); }
+  // [blocks, kv_heads, block_tokens] rows of keys and as many of values.
+  KvLayer layer(uint32_t layer);
+
+  // Positions [0, rows) of a block: all layers and heads. `from` and `to` may not be the same.
+  void CopyRows(BlockId from, BlockId to, uint32_t rows);
+  // A whole block out of the pool into the swap memory, and back.
+  void CopyToHost(BlockId from, uint32_t host_block);
+  void CopyFromHost(uint32_t host_block, BlockId to);
 
  private:
-  KvPool(const KvShape& shape, std::unique_ptr<float[]> memory) : shape_(shape), memory_(std::move(memory)) {}
-  uint64_t LayerFloats() const {
-    return uint64_t{shape_.blocks} * shape_.kv_heads * shape_.block_tokens * shape_.head_dim;
-  }
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  using Memory = std::unique_ptr<std::byte, Free>;
+
+  KvPool(const KvShape& shape, Memory memory, Memory host)
+      : shape_(shape), memory_(std::move(memory)), host_(std::move(host)) {}
+  static StatusOr<Memory> Allocate(const KvShape& shape, uint32_t blocks, std::string_view what);
+  // Calls visit(first byte of the block, its bytes) for the keys, values and scales of each layer, in a fixed
+  // order.
+  template <typename Visit>
+  void EachPart(BlockId block, Visit visit);
+
   const KvShape shape_;
-  std::unique_ptr<float[]> memory_;
+  const Memory memory_;  // [layers, keys and values, rows] scales, then as many rows of data
+  const Memory host_;    // [host_blocks], the parts of each in EachPart's order
 };
 
 }  // namespace terrace

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstring>
 #include <numeric>
 
 #include "base/json.h"
@@ -23,7 +23,7 @@ std::string DemoFolder(const std::string& model) { return "models/" + model; }
 std::string DemoGguf(const std::string& model) { return "models/" + model + ".f16.gguf"; }
 
 TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
-                     size_t threads, uint32_t blocks)
+                     size_t threads, uint32_t blocks, KvDType kv_dtype)
     : pool(std::make_unique<ThreadPool>(threads)) {
   auto loaded = Transformer::Load(config, weights, ops, *pool);
   CHECK(loaded.ok(), Message(loaded.status()));
@@ -32,7 +32,8 @@ TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, con
                                  .kv_heads = config.kv_heads,
                                  .head_dim = config.head_dim,
                                  .block_tokens = 16,
-                                 .blocks = blocks});
+                                 .blocks = blocks,
+                                 .dtype = kv_dtype});
   CHECK(created.ok(), Message(created.status()));
   kv = *std::move(created);
   PoisonKv();
@@ -40,10 +41,14 @@ TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, con
 
 void TestModel::PoisonKv() {
   const KvShape& shape = kv->shape();
-  const size_t floats = shape.BlockBytes() / sizeof(float) / 2 / shape.layers * shape.blocks;
-  for (uint32_t layer = 0; layer < shape.layers; ++layer) {
-    std::fill_n(kv->keys(layer), floats, std::numeric_limits<float>::quiet_NaN());
-    std::fill_n(kv->values(layer), floats, std::numeric_limits<float>::quiet_NaN());
+  const size_t rows = size_t{shape.blocks} * shape.kv_heads * shape.block_tokens;
+  for (uint32_t i = 0; i < shape.layers; ++i) {
+    const KvLayer layer = kv->layer(i);
+    for (const KvRows& part : {layer.keys, layer.values}) {
+      // All bits set is a NaN of every float dtype; an int8 row is NaN by its scale.
+      std::memset(part.data, 0xff, rows * shape.head_dim * KvElementBytes(shape.dtype));
+      if (part.scales != nullptr) std::memset(part.scales, 0xff, rows * sizeof(float));
+    }
   }
 }
 

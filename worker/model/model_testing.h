@@ -20,7 +20,7 @@ std::string DemoGguf(const std::string& model);
 // A model with threads and a KV pool of its own. CHECKs that loading succeeds.
 struct TestModel {
   TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops, size_t threads,
-            uint32_t blocks = 64);
+            uint32_t blocks = 64, KvDType kv_dtype = KvDType::kF32);
   // Every value of the KV pool becomes NaN, so that reading one that was not written shows.
   void PoisonKv();
 

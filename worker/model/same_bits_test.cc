@@ -1,6 +1,6 @@
 // The same-bits contract (docs/adr/0003-same-bits.md): logits of a set of sequences, computed one by one,
 // hash to the same value as under any batching, chunking of prompts, placement of blocks and number of
-// threads.
+// threads, whatever the dtype of the KV cache.
 #include <algorithm>
 #include <numeric>
 
@@ -117,11 +117,12 @@ Hash128 HashOneByOne(TestModel& model, const std::vector<std::vector<int32_t>>& 
   return HashOf(logits);
 }
 
-void ExpectOneHash(const std::string& path, size_t schedules, const OpTable& ops) {
+void ExpectOneHash(const std::string& path, size_t schedules, const OpTable& ops,
+                   KvDType kv_dtype = KvDType::kF32) {
   const ModelFiles files = OpenTestModel(path);
   std::vector<TestModel> models;
   for (const size_t threads : {1, 2, 3})
-    models.emplace_back(files.config, *files.weights, ops, threads, kBlocks);
+    models.emplace_back(files.config, *files.weights, ops, threads, kBlocks, kv_dtype);
   const auto sequences = Sequences(files.config.vocab_size);
   const Hash128 want = HashOneByOne(models[0], sequences);
   for (uint64_t seed = 0; seed < schedules; ++seed) {
@@ -137,8 +138,19 @@ TEST(SameBits, SmallUnder40Schedules) { ExpectOneHash(DemoGguf("terrace-demo-sma
 
 TEST(SameBits, BaseUnder15Schedules) { ExpectOneHash(DemoFolder("terrace-demo-base"), 15, CpuOps()); }
 
+class SameBitsOfKv : public testing::TestWithParam<KvDType> {};
+
+TEST_P(SameBitsOfKv, NanoUnder30Schedules) {
+  ExpectOneHash(DemoFolder("terrace-demo-nano"), 30, CpuOps(), GetParam());
+}
+INSTANTIATE_TEST_SUITE_P(All, SameBitsOfKv, testing::Values(KvDType::kF16, KvDType::kBF16, KvDType::kInt8),
+                         [](const auto& param_info) { return std::string(KvDTypeName(param_info.param)); });
+
 TEST(SameBits, EveryOtherCpuBackendUnder6Schedules) {
-  for (const OpTable& ops : AllCpuOps().subspan(1)) ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops);
+  for (const OpTable& ops : AllCpuOps().subspan(1)) {
+    ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops);
+    ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops, KvDType::kInt8);
+  }
 }
 
 TEST(SameBits, TheHashSeesOneChangedToken) {

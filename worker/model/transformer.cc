@@ -126,7 +126,7 @@ float* Fit(std::vector<float>& buffer, size_t size) {
 struct Transformer::Impl {
   // Lays `batch` out in `rows`. What breaks its contract is a bug of the caller.
   void Gather(const Batch& batch, const KvPool& kv);
-  void RunLayer(const Layer& layer, float* key_pool, float* value_pool, uint32_t block_tokens);
+  void RunLayer(const Layer& layer, const KvLayer& kv, uint32_t block_tokens);
   std::span<const float> Logits();
 
   // out = x W^T (plus out, with `add`) and out = RmsNorm(x) * weight, for all rows.
@@ -179,8 +179,7 @@ void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
 }
 
 // x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)
-void Transformer::Impl::RunLayer(const Layer& layer, float* key_pool, float* value_pool,
-                                 uint32_t block_tokens) {
+void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t block_tokens) {
   const size_t tokens = rows.tokens.size();
   float* x = scratch.hidden.data();
   float* h = Fit(scratch.normed, tokens * config.hidden_size);
@@ -203,12 +202,11 @@ void Transformer::Impl::RunLayer(const Layer& layer, float* key_pool, float* val
   Multiply(h, layer.value, v);
   Rotate(q, config.heads);
   Rotate(k, config.kv_heads);
-  ops.write_kv({.batch = batch, .keys = k, .values = v, .key_pool = key_pool, .value_pool = value_pool});
+  ops.write_kv({.batch = batch, .keys = k, .values = v, .kv = kv});
   ops.paged_attention({.batch = batch,
                        .q = q,
                        .out = attended,
-                       .key_pool = key_pool,
-                       .value_pool = value_pool,
+                       .kv = kv,
                        .heads = config.heads,
                        .scale = 1 / std::sqrt(static_cast<float>(config.head_dim))},
                       pool);
@@ -261,7 +259,7 @@ std::span<const float> Transformer::Forward(const Batch& batch, KvPool& kv) {
   RopeAngles(m.rows.positions.data(), tokens, m.config.rope_base, m.config.head_dim,
              Fit(m.scratch.cos, tokens * pairs), Fit(m.scratch.sin, tokens * pairs));
   for (uint32_t i = 0; i < m.config.layers; ++i) {
-    m.RunLayer(m.weights.layers[i], kv.keys(i), kv.values(i), kv.shape().block_tokens);
+    m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape().block_tokens);
   }
   return m.Logits();
 }
