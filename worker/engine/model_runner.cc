@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "base/clock.h"
+
 namespace terrace {
 namespace {
 
@@ -22,7 +24,8 @@ StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelFiles& fil
 }
 
 StepResult ModelRunner::Run(const StepPlan& plan) {
-  CHECK(plan.transfers.empty());
+  StepResult result;
+  result.transfer_seconds = Transfer(plan.transfers);
   Batch batch;
   for (const PlannedSequence& planned : plan.sequences) {
     batch.sequences.push_back({.tokens = planned.tokens,
@@ -31,13 +34,31 @@ StepResult ModelRunner::Run(const StepPlan& plan) {
                                .logits = WantedLogits(planned)});
   }
   std::span<const float> logits = transformer_->Forward(batch, *kv_);
-  StepResult result;
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const size_t size = size_t{batch.sequences[i].logits} * transformer_->config().vocab_size;
     result.outputs.push_back(Choose(plan.sequences[i], logits.first(size)));
     logits = logits.subspan(size);
   }
   return result;
+}
+
+// In seconds: what it took.
+double ModelRunner::Transfer(const std::vector<BlockTransfer>& transfers) {
+  const MonoTime begin = RealClock().Now();
+  for (const BlockTransfer& transfer : transfers) {
+    switch (transfer.kind) {
+      case BlockTransfer::Kind::kCopyRows:
+        kv_->CopyRows(transfer.from, transfer.to, transfer.rows);
+        break;
+      case BlockTransfer::Kind::kToHost:
+        kv_->CopyToHost(transfer.from, static_cast<uint32_t>(transfer.to));
+        break;
+      case BlockTransfer::Kind::kFromHost:
+        kv_->CopyFromHost(static_cast<uint32_t>(transfer.from), transfer.to);
+        break;
+    }
+  }
+  return Seconds(RealClock().Now() - begin);
 }
 
 // `logits` is [WantedLogits(planned), vocab_size].

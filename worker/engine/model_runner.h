@@ -27,6 +27,7 @@ class ModelRunner : public Executor {
 
  private:
   explicit ModelRunner(size_t threads) : pool_(threads) {}
+  double Transfer(const std::vector<BlockTransfer>& transfers);
   SequenceOutput Choose(const PlannedSequence& planned, std::span<const float> logits);
 
   ThreadPool pool_;

@@ -1,5 +1,7 @@
 #include "worker/engine/open_engine.h"
 
+#include <algorithm>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -11,12 +13,19 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096, kMaxBlockTokens = 1024;
+constexpr double kMaxPrefillWait = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 
 Status CheckRange(std::string_view name, uint64_t value, uint64_t low, uint64_t high) {
   if (value >= low && value <= high) return {};
   return WithReason(InvalidArgument(name, " is ", value, ", not in [", low, ", ", high, "]"),
                     "invalid_value");
+}
+
+// What makes the bits of two KV blocks differ beside the model and the tokens.
+std::string KvLayoutName(const KvShape& shape, std::string_view backend) {
+  return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", shape.layers, "x", shape.kv_heads,
+                "x", shape.head_dim, " ", backend);
 }
 
 // The dtype that most weight bytes have.
@@ -44,6 +53,12 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
       CheckRange("engine.max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
   RETURN_IF_ERROR(CheckRange("engine.inbox", options.inbox, 1, kMaxInbox));
   RETURN_IF_ERROR(CheckRange("kv.block_tokens", options.block_tokens, 1, kMaxBlockTokens));
+  RETURN_IF_ERROR(Annotate(ParseKvDType(options.kv_dtype).status(), "kv.dtype"));
+  if (!(options.max_prefill_wait_seconds > 0 && options.max_prefill_wait_seconds <= kMaxPrefillWait)) {
+    return WithReason(InvalidArgument("engine.max_prefill_wait_seconds is ", options.max_prefill_wait_seconds,
+                                      ", not in (0, ", kMaxPrefillWait, "]"),
+                      "invalid_value");
+  }
   const Status found = FindOps(options.kernels).status();
   return found.ok() ? found : WithReason(InvalidArgument("engine.", Message(found)), Reason(found));
 }
@@ -57,16 +72,25 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   const ModelConfig& config = opened.files->config;
 
   ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeMemoryBytes());
+  ASSIGN_OR_RETURN(const KvDType kv_dtype, ParseKvDType(options.kv_dtype));
   KvShape shape{.layers = config.layers,
                 .kv_heads = config.kv_heads,
                 .head_dim = config.head_dim,
-                .block_tokens = options.block_tokens};
+                .block_tokens = options.block_tokens,
+                .dtype = kv_dtype};
+  if (options.host_swap_bytes > free_bytes) {
+    return WithReason(
+        ResourceExhausted("kv.host_swap_bytes is ", options.host_swap_bytes, ", free memory ", free_bytes),
+        "kv_pool_too_small");
+  }
   ASSIGN_OR_RETURN(const KvSizing sizing, SizeKvPool({.shape = shape,
                                                       .context_length = config.context_length,
                                                       .max_sequences = options.max_sequences,
                                                       .pool_bytes = options.kv_pool_bytes,
-                                                      .free_bytes = free_bytes}));
+                                                      .free_bytes = free_bytes - options.host_swap_bytes}));
   shape.blocks = sizing.blocks;
+  shape.host_blocks = static_cast<uint32_t>(
+      std::min<uint64_t>(options.host_swap_bytes / shape.BlockBytes(), std::numeric_limits<BlockId>::max()));
 
   opened.threads = options.threads > 0 ? options.threads : UsableCores();
   ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(*opened.files, *ops, opened.threads, shape));
@@ -76,20 +100,26 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.kv_arithmetic = sizing.arithmetic;
   opened.context_length = config.context_length;
   opened.blocks = sizing.blocks;
+  opened.host_blocks = shape.host_blocks;
+  opened.kv_dtype = options.kv_dtype;
   opened.block_tokens = options.block_tokens;
   opened.max_sequences = options.max_sequences;
   opened.device = std::string(ops->name);
   opened.weight_dtype = MainDType(*opened.files->weights);
-  Engine::Options engine_options{.scheduler = {.max_sequences = options.max_sequences,
-                                               .max_step_tokens = options.max_step_tokens,
-                                               .context_length = config.context_length,
-                                               .vocab_size = config.vocab_size,
-                                               .block_tokens = options.block_tokens,
-                                               .blocks = sizing.blocks,
-                                               .prefix_cache = false,
-                                               .end_tokens = opened.files->text->tokenizer->special().end},
-                                 .inbox = options.inbox,
-                                 .on_step = options.on_step};
+  Engine::Options engine_options{
+      .scheduler = {.max_sequences = options.max_sequences,
+                    .max_step_tokens = options.max_step_tokens,
+                    .context_length = config.context_length,
+                    .vocab_size = config.vocab_size,
+                    .block_tokens = options.block_tokens,
+                    .blocks = sizing.blocks,
+                    .host_blocks = shape.host_blocks,
+                    .prefix_cache = options.prefix_cache,
+                    .max_prefill_wait_seconds = options.max_prefill_wait_seconds,
+                    .scope = {.model = opened.files->digest.Hex(), .layout = KvLayoutName(shape, ops->name)},
+                    .end_tokens = opened.files->text->tokenizer->special().end},
+      .inbox = options.inbox,
+      .on_step = options.on_step};
   opened.engine = std::make_unique<Engine>(std::move(engine_options), std::move(runner));
   return opened;
 }

@@ -20,6 +20,10 @@ struct OpenEngineOptions {
   uint32_t inbox = 256;
   uint32_t block_tokens = 16;
   uint64_t kv_pool_bytes = 0;    // 0: max_sequences full contexts, at most half of the free memory
+  std::string kv_dtype = "f32";  // f32, f16, bf16 or int8
+  bool prefix_cache = true;
+  uint64_t host_swap_bytes = 0;  // for blocks of preempted sequences; 0: they are recomputed
+  double max_prefill_wait_seconds = 5;
   std::string kernels = "auto";  // auto, cpu or reference
   std::function<void(const StepObservation&)> on_step = nullptr;
 };
@@ -28,6 +32,8 @@ struct OpenedEngine {
   std::unique_ptr<ModelFiles> files;  // outlives the engine: weights stay mapped
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
+  uint32_t host_blocks = 0;  // of the swap memory
+  std::string kv_dtype;
   std::string kv_arithmetic;  // how the KV pool got its size, for the log
   std::string device;         // "cpu avx512"
   std::string weight_dtype;   // of the largest tensors
