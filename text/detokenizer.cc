@@ -5,7 +5,7 @@
 namespace terrace {
 
 std::string Detokenizer::Push(TokenId token) {
-  pending_.append(tokenizer_.TokenBytes(token));
+  pending_.append(tokenizer_.TokenBytes(token, with_control_));
   std::string out;
   std::string_view rest = pending_;
   while (!rest.empty()) {
@@ -22,6 +22,13 @@ std::string Detokenizer::Finish() {
   const bool is_cut = !pending_.empty();
   pending_.clear();
   return is_cut ? std::string(kReplacementCharacter) : "";
+}
+
+std::string PromptText(const Tokenizer& tokenizer, std::span<const TokenId> tokens) {
+  Detokenizer detokenizer(tokenizer, /*with_control=*/true);
+  std::string text;
+  for (const TokenId token : tokens) text += detokenizer.Push(token);
+  return text + detokenizer.Finish();
 }
 
 }  // namespace terrace

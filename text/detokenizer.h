@@ -1,6 +1,7 @@
 // Streaming detokenizer: token ids in, whole UTF-8 characters out. Owned by one stream; one thread at a time.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "text/tokenizer.h"
@@ -9,18 +10,23 @@ namespace terrace {
 
 class Detokenizer {
  public:
-  // `tokenizer` outlives this object.
-  explicit Detokenizer(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  // `tokenizer` outlives this object. Control tokens give "", or `with_control` their text.
+  explicit Detokenizer(const Tokenizer& tokenizer, bool with_control = false)
+      : tokenizer_(tokenizer), with_control_(with_control) {}
 
   // The text that `token` completes: never part of a character. Bytes that can no longer become a character
-  // come out as U+FFFD. Control tokens give "".
+  // come out as U+FFFD.
   std::string Push(TokenId token);
   // What is left at the end of the stream: "" or one U+FFFD for a character that was never completed.
   std::string Finish();
 
  private:
   const Tokenizer& tokenizer_;
+  const bool with_control_;
   std::string pending_;  // at most 3 bytes: the valid start of a character
 };
+
+// The text of a whole prompt, control tokens written out.
+std::string PromptText(const Tokenizer& tokenizer, std::span<const TokenId> tokens);
 
 }  // namespace terrace

@@ -46,6 +46,16 @@ TEST(Detokenizer, PushesAddUpToTheRepairedText) {
   }
 }
 
+TEST(PromptText, WritesControlTokensOutAndRepairsTheRest) {
+  const auto tokenizer = MakeTokenizer();
+  const auto end = static_cast<TokenId>(tokenizer->vocab_size() - 1);
+  std::vector<TokenId> tokens = tokenizer->Encode("a\xC3\xA4");
+  tokens.push_back(end);
+  EXPECT_EQ(PromptText(*tokenizer, tokens), "a\xC3\xA4<end>");
+  const std::vector<TokenId> cut = tokenizer->Encode("b\xC3");
+  EXPECT_EQ(PromptText(*tokenizer, cut), Repaired("b\xC3"));
+}
+
 TEST(Detokenizer, ShowsACharacterWithItsLastByte) {
   const auto tokenizer = MakeTokenizer();
   Detokenizer detokenizer(*tokenizer);
