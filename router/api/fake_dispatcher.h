@@ -41,13 +41,15 @@ class FakeDispatcher : public Dispatcher {
                  {.id = 7, .logprob = -0.5f, .bytes = text, .top = {{7, -0.5f, text}, {8, -1.5f, "x"}}}}});
       }
       if (!end.ok()) return sink->OnFinish(end);
-      sink->OnFinish(AnswerSummary{.end = AnswerEnd::kStop,
-                                   .usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 2},
-                                   .tier = "base",
-                                   .attempts = {{.tier = "nano", .replica = "n:1", .threshold = -0.2},
-                                                {.tier = "base", .replica = "b:1", .accepted = true}},
-                                   .price_usd = 0.25,
-                                   .time_to_first_token_seconds = 0.5});
+      const AnswerSummary summary{.end = AnswerEnd::kStop,
+                                  .usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 2},
+                                  .tier = "base",
+                                  .attempts = {{.tier = "nano", .replica = "n:1", .threshold = -0.2},
+                                               {.tier = "base", .replica = "b:1", .accepted = true}},
+                                  .price_usd = 0.25,
+                                  .time_to_first_token_seconds = 0.5};
+      sink->OnChoiceEnd(0, summary);
+      sink->OnFinish(summary);
     };
   }
 

@@ -61,7 +61,14 @@ RequestFields FieldsFromProto(const v1::GenerateRequest& request) {
   out.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   out.ignore_eos = request.ignore_eos();
   out.logprobs = request.logprobs();
-  out.top_logprobs = request.top_logprobs();
+  // Without `logprobs` the alternatives are of the prompt's tokens alone.
+  if (request.logprobs() || !request.prompt_logprobs()) out.top_logprobs = request.top_logprobs();
+  if (request.prompt_logprobs()) out.prompt_logprobs = request.top_logprobs();
+  if (request.n() > 0) out.choices = request.n();
+  if (request.best_of() > 0) out.best_of = request.best_of();
+  out.echo = request.echo();
+  out.priority = request.priority();
+  out.cache_salt = request.cache_salt();
   return out;
 }
 
@@ -78,8 +85,14 @@ RequestFields FieldsFromProto(const v1::TokenizeRequest& request) {
 }
 
 void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out) {
+  out.set_choice(piece.choice);
   out.set_text(piece.text);
   for (const AnswerToken& token : piece.tokens) TokenToProto(token, with_logprobs, *out.add_tokens());
+}
+
+void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateResponse& out) {
+  for (const AnswerToken& token : tokens)
+    TokenToProto(token, /*with_logprobs=*/true, *out.add_prompt_tokens());
 }
 
 void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out) {

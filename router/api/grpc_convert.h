@@ -1,6 +1,8 @@
 // terrace.v1.Inference messages <-> the router's own values. Pure.
 #pragma once
 
+#include <span>
+
 #include "proto/terrace/v1/inference.pb.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/request/answer.h"
@@ -15,6 +17,8 @@ RequestFields FieldsFromProto(const v1::TokenizeRequest& request);
 
 // Log-probabilities are set only `with_logprobs`; token ids always.
 void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out);
+// With log-probabilities.
+void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateResponse& out);
 void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out);
 void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out);
 void ModelToProto(const ModelInfo& model, v1::Model& out);

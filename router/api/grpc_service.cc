@@ -5,6 +5,7 @@
 #include <iterator>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -46,7 +47,7 @@ class LateCancel {
   bool is_cancelled_ = false;      // GUARDED_BY(mutex_)
 };
 
-// One Generate call: the sink of its answer and the writer of its stream. Shared by the generation and by
+// One Generate call: the sink of its answers and the writer of its stream. Shared by the dispatcher and by
 // gRPC, which holds it (self_) until OnDone; OnDone comes only after OnFinish.
 class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, public AnswerSink {
  public:
@@ -66,10 +67,20 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   }
 
   // AnswerSink.
+  void OnPromptTokens(std::vector<AnswerToken> tokens) override {
+    std::vector<v1::GenerateResponse> responses;
+    for (std::span<const AnswerToken> rest = tokens; !rest.empty();) {
+      const size_t count = std::min(rest.size(), kMessageTokens);
+      PromptTokensToProto(rest.first(count), NewResponse(responses));
+      rest = rest.subspan(count);
+    }
+    Enqueue(std::move(responses));
+  }
+
   void OnPiece(AnswerPiece piece) override {
     std::vector<v1::GenerateResponse> responses;
     do {  // a large piece (an answer that was held back) becomes several messages
-      AnswerPiece part{.text = std::exchange(piece.text, {})};
+      AnswerPiece part{.choice = piece.choice, .text = std::exchange(piece.text, {})};
       const auto end = piece.tokens.begin() + std::min(piece.tokens.size(), kMessageTokens);
       std::move(piece.tokens.begin(), end, std::back_inserter(part.tokens));
       piece.tokens.erase(piece.tokens.begin(), end);
@@ -78,15 +89,18 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
     Enqueue(std::move(responses));
   }
 
-  void OnFinish(StatusOr<AnswerSummary> summary) override {
-    if (summary.ok()) {
-      std::vector<v1::GenerateResponse> responses;
-      SummaryToProto(*summary, *NewResponse(responses).mutable_finished());
-      Enqueue(std::move(responses));
-    }
+  void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
+    std::vector<v1::GenerateResponse> responses;
+    v1::GenerateResponse& last = NewResponse(responses);
+    last.set_choice(choice);
+    SummaryToProto(summary, *last.mutable_finished());
+    Enqueue(std::move(responses));
+  }
+
+  void OnFinish(StatusOr<AnswerSummary> total) override {
     {
       std::lock_guard lock(mutex_);
-      end_ = summary.status();
+      end_ = total.status();
     }
     WriteNext();
   }

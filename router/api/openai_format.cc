@@ -17,7 +17,8 @@ Json UsageJson(const TokenUsage& usage) {
 Json TerraceJson(const AnswerSummary& summary) {
   Json attempts = Json::array();
   for (const AnswerAttempt& attempt : summary.attempts) {
-    attempts.push_back({{"tier", attempt.tier},
+    attempts.push_back({{"choice", attempt.choice},
+                        {"tier", attempt.tier},
                         {"replica", attempt.replica},
                         {"mean_logprob", attempt.mean_logprob},
                         {"threshold", attempt.threshold.has_value() ? Json(*attempt.threshold) : Json()},
@@ -51,13 +52,30 @@ Json LogprobsJson(const std::vector<AnswerToken>& tokens) {
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
+Json PromptLogprobsJson(const std::vector<AnswerToken>& tokens) {
+  const auto token_json = [](TokenId id, const std::string& bytes, float logprob) {
+    Json entry = TokenJson(bytes, logprob);
+    entry["token_id"] = id;
+    return entry;
+  };
+  Json out = {nullptr};
+  for (size_t i = 1; i < tokens.size(); ++i) {
+    Json entry = token_json(tokens[i].id, tokens[i].bytes, tokens[i].logprob);
+    Json& top = entry["top_logprobs"] = Json::array();
+    for (const RankedToken& ranked : tokens[i].top)
+      top.push_back(token_json(ranked.id, ranked.bytes, ranked.logprob));
+    out.push_back(std::move(entry));
+  }
+  return out;
+}
+
 Json HeadJson(const CompletionHead& head, const char* object) {
   return {{"id", head.id}, {"object", object}, {"created", head.created_unix_seconds}, {"model", head.model}};
 }
 
-Json Chunk(const CompletionHead& head, Json delta, Json logprobs, Json finish_reason) {
+Json Chunk(const CompletionHead& head, uint32_t choice, Json delta, Json logprobs, Json finish_reason) {
   Json out = HeadJson(head, "chat.completion.chunk");
-  out["choices"] = {{{"index", 0},
+  out["choices"] = {{{"index", choice},
                      {"delta", std::move(delta)},
                      {"logprobs", std::move(logprobs)},
                      {"finish_reason", std::move(finish_reason)}}};
@@ -96,35 +114,42 @@ std::string_view CodeOf(int status) {
 
 }  // namespace
 
-Json CompletionJson(const CompletionHead& head, const AnswerPiece& answer, const AnswerSummary& summary) {
+Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
+                    const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total) {
   Json out = HeadJson(head, "chat.completion");
-  out["choices"] = {{{"index", 0},
-                     {"message", {{"role", "assistant"}, {"content", answer.text}, {"refusal", nullptr}}},
-                     {"logprobs", head.logprobs ? LogprobsJson(answer.tokens) : Json()},
-                     {"finish_reason", AnswerEndName(summary.end)}}};
-  out["usage"] = UsageJson(summary.usage);
-  out["terrace"] = TerraceJson(summary);
+  out["choices"] = Json::array();
+  for (const auto& [answer, end] : choices) {
+    out["choices"].push_back(
+        {{"index", out["choices"].size()},
+         {"message", {{"role", "assistant"}, {"content", answer.text}, {"refusal", nullptr}}},
+         {"logprobs", head.logprobs ? LogprobsJson(answer.tokens) : Json()},
+         {"finish_reason", AnswerEndName(end)}});
+  }
+  if (!prompt_tokens.empty()) out["prompt_logprobs"] = PromptLogprobsJson(prompt_tokens);
+  out["usage"] = UsageJson(total.usage);
+  out["terrace"] = TerraceJson(total);
   return out;
 }
 
-Json FirstChunk(const CompletionHead& head) {
-  return Chunk(head, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr);
+Json FirstChunk(const CompletionHead& head, uint32_t choice) {
+  return Chunk(head, choice, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr);
 }
 
 Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece) {
-  return Chunk(head, {{"content", piece.text}}, head.logprobs ? LogprobsJson(piece.tokens) : Json(), nullptr);
+  return Chunk(head, piece.choice, {{"content", piece.text}},
+               head.logprobs ? LogprobsJson(piece.tokens) : Json(), nullptr);
 }
 
-Json LastChunk(const CompletionHead& head, const AnswerSummary& summary) {
-  Json out = Chunk(head, Json::object(), nullptr, AnswerEndName(summary.end));
+Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary) {
+  Json out = Chunk(head, choice, Json::object(), nullptr, AnswerEndName(summary.end));
   out["terrace"] = TerraceJson(summary);
   return out;
 }
 
-Json UsageChunk(const CompletionHead& head, const AnswerSummary& summary) {
+Json UsageChunk(const CompletionHead& head, const AnswerSummary& total) {
   Json out = HeadJson(head, "chat.completion.chunk");
   out["choices"] = Json::array();
-  out["usage"] = UsageJson(summary.usage);
+  out["usage"] = UsageJson(total.usage);
   return out;
 }
 

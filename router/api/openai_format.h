@@ -13,7 +13,7 @@
 
 namespace terrace {
 
-// What every object of one answer repeats.
+// What every object of one reply repeats.
 struct CompletionHead {
   std::string id;     // "chatcmpl-..."
   std::string model;  // as the client named it
@@ -22,13 +22,22 @@ struct CompletionHead {
   bool include_usage = false;  // of a stream: the other chunks say "usage": null
 };
 
-Json CompletionJson(const CompletionHead& head, const AnswerPiece& answer, const AnswerSummary& summary);
+struct WholeChoice {
+  AnswerPiece answer = {};
+  AnswerEnd end = AnswerEnd::kStop;
+};
 
-// The chunks of a stream: the first one has the role, the last one the reason and Terrace's own part.
-Json FirstChunk(const CompletionHead& head);
+// `prompt_tokens` become the body's "prompt_logprobs", when there are any: null for the first token, which
+// has none, then {"token_id", "token", "bytes", "logprob", "top_logprobs"}.
+Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
+                    const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total);
+
+// The chunks of a stream. The first one of each choice has the role, the last one the reason and Terrace's
+// own part; usage is that of all choices.
+Json FirstChunk(const CompletionHead& head, uint32_t choice);
 Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece);
-Json LastChunk(const CompletionHead& head, const AnswerSummary& summary);
-Json UsageChunk(const CompletionHead& head, const AnswerSummary& summary);
+Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary);
+Json UsageChunk(const CompletionHead& head, const AnswerSummary& total);
 
 Json ModelJson(const ModelInfo& model, int64_t created_unix_seconds);
 

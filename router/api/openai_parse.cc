@@ -149,10 +149,9 @@ Status CheckUnsupported(const Fields& request) {
       tier != nullptr && *tier != "auto" && *tier != "default") {
     return ParamError(kUnsupported, "service_tier", "only auto and default are supported");
   }
-  std::optional<int64_t> choices;
-  RETURN_IF_ERROR(request.Read("n", choices));
-  if (choices.value_or(1) < 1) return request.Error("n", "must be at least 1, got ", *choices);
-  if (choices.value_or(1) > 1) return ParamError(kUnsupported, "n", "only 1 is supported, got ", *choices);
+  if (const Json* echo = request.Find("echo"); echo != nullptr && *echo != false) {
+    return ParamError(kUnsupported, "echo", "a chat's answer never begins with its prompt");
+  }
   return {};
 }
 
@@ -229,6 +228,26 @@ Status ParseStreaming(const Fields& request, OpenAiChat& out) {
   return Fields(*options, "stream_options.").Read("include_usage", out.include_usage);
 }
 
+Status ParseLogprobs(const Fields& request, RequestFields& out) {
+  RETURN_IF_ERROR(request.Read("logprobs", out.logprobs));
+  std::optional<int64_t> top_logprobs;
+  RETURN_IF_ERROR(request.Read("top_logprobs", top_logprobs));
+  out.top_logprobs = top_logprobs.value_or(0);
+  RETURN_IF_ERROR(request.Read("prompt_logprobs", out.prompt_logprobs));
+  if (out.prompt_logprobs.has_value() && out.is_streamed) {
+    return ParamError(kUnsupported, "prompt_logprobs", "is not supported with stream");
+  }
+  return {};
+}
+
+// Extensions that vLLM has too.
+Status ParseScheduling(const Fields& request, RequestFields& out) {
+  std::optional<int64_t> priority;
+  RETURN_IF_ERROR(request.Read("priority", priority));
+  out.priority = priority.value_or(0);
+  return request.Read("cache_salt", out.cache_salt);
+}
+
 }  // namespace
 
 StatusOr<OpenAiChat> ParseOpenAiChat(std::string_view body) {
@@ -244,12 +263,11 @@ StatusOr<OpenAiChat> ParseOpenAiChat(std::string_view body) {
   RETURN_IF_ERROR(ParseMaxTokens(request, fields));
   RETURN_IF_ERROR(ParseSampling(request, fields));
   RETURN_IF_ERROR(ParseStop(request, fields));
-  RETURN_IF_ERROR(request.Read("logprobs", fields.logprobs));
-  std::optional<int64_t> top_logprobs;
-  RETURN_IF_ERROR(request.Read("top_logprobs", top_logprobs));
-  fields.top_logprobs = top_logprobs.value_or(0);
+  RETURN_IF_ERROR(request.Read("n", fields.choices));
   RETURN_IF_ERROR(request.Read("ignore_eos", fields.ignore_eos));
   RETURN_IF_ERROR(ParseStreaming(request, out));
+  RETURN_IF_ERROR(ParseLogprobs(request, fields));
+  RETURN_IF_ERROR(ParseScheduling(request, fields));
   return out;
 }
 

@@ -21,7 +21,7 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
       ParseOpenAiChat(Body(R"("model":"base","max_tokens":5.0,"temperature":0.5,"top_p":0.9,"top_k":4,
       "min_p":0.1,"repetition_penalty":1.1,"presence_penalty":-1,"frequency_penalty":1,"seed":18446744073709551615,
       "stop":["a","b"],"stream":true,"stream_options":{"include_usage":true},"logprobs":true,"top_logprobs":2,
-      "logit_bias":{"7":-100,"8":1.5},"ignore_eos":true,"n":1,"user":"u","metadata":{"k":"v"},"unknown":{"x":[1]},
+      "logit_bias":{"7":-100,"8":1.5},"ignore_eos":true,"n":3,"priority":-5,"cache_salt":"s","echo":false,"user":"u","metadata":{"k":"v"},"unknown":{"x":[1]},
       "tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"],
       "store":false,"service_tier":"auto","verbosity":null)"));
   ASSERT_TRUE(chat.ok()) << chat.status();
@@ -35,6 +35,11 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
   EXPECT_THAT(fields.logit_bias, ElementsAre(Pair(7, -100), Pair(8, 1.5)));
   EXPECT_TRUE(fields.logprobs && fields.ignore_eos && fields.is_streamed && chat->include_usage);
   EXPECT_EQ(fields.top_logprobs, 2);
+  EXPECT_EQ(fields.choices, 3);
+  EXPECT_EQ(fields.priority, -5);
+  EXPECT_EQ(fields.cache_salt, "s");
+  EXPECT_FALSE(fields.prompt_logprobs.has_value());
+  EXPECT_EQ(ParseOpenAiChat(Body(R"("prompt_logprobs":2)"))->fields.prompt_logprobs, 2);
 }
 
 TEST(OpenAiParse, AbsentAndNullFieldsAreTheSame) {
@@ -96,8 +101,13 @@ TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
       {Body(R"("max_tokens":5.5)"), "invalid_value", "max_tokens"},
       {Body(R"("max_tokens":1e30)"), "invalid_value", "max_tokens"},
       {Body(R"("max_tokens":9223372036854775808)"), "invalid_value", "max_tokens"},
-      {Body(R"("n":0)"), "invalid_value", "n"},
-      {Body(R"("n":2)"), "unsupported_parameter", "n"},
+      {Body(R"("n":1.5)"), "invalid_value", "n"},
+      {Body(R"("best_of":2)"), "unsupported_parameter", "best_of"},
+      {Body(R"("echo":true)"), "unsupported_parameter", "echo"},
+      {Body(R"("stream":true,"prompt_logprobs":0)"), "unsupported_parameter", "prompt_logprobs"},
+      {Body(R"("prompt_logprobs":true)"), "invalid_value", "prompt_logprobs"},
+      {Body(R"("priority":"high")"), "invalid_value", "priority"},
+      {Body(R"("cache_salt":5)"), "invalid_value", "cache_salt"},
       {Body(R"("tools":[{"type":"function"}])"), "unsupported_parameter", "tools"},
       {Body(R"("functions":[])"), "unsupported_parameter", "functions"},
       {Body(R"("audio":{})"), "unsupported_parameter", "audio"},

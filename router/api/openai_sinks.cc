@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <iterator>
+#include <set>
 #include <utility>
+#include <vector>
 
 namespace terrace {
 namespace {
@@ -14,26 +16,38 @@ class WholeAnswerSink : public AnswerSink {
   WholeAnswerSink(CompletionHead head, std::string request_id, std::shared_ptr<HttpResponder> responder)
       : head_(std::move(head)), request_id_(std::move(request_id)), responder_(std::move(responder)) {}
 
+  void OnPromptTokens(std::vector<AnswerToken> tokens) override { prompt_tokens_ = std::move(tokens); }
+
   void OnPiece(AnswerPiece piece) override {
-    answer_.text += piece.text;
+    AnswerPiece& answer = ChoiceAt(piece.choice).answer;
+    answer.text += piece.text;
     if (!head_.logprobs) return;
-    answer_.tokens.insert(answer_.tokens.end(), std::make_move_iterator(piece.tokens.begin()),
-                          std::make_move_iterator(piece.tokens.end()));
+    std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(answer.tokens));
   }
 
-  void OnFinish(StatusOr<AnswerSummary> summary) override {
-    if (!summary.ok()) return SendError(summary.status(), request_id_, *responder_);
-    responder_->Send(200, ToJsonText(CompletionJson(head_, answer_, *summary)), "application/json",
-                     {{kRequestIdHeader, request_id_}});
+  void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
+    ChoiceAt(choice).end = summary.end;
+  }
+
+  void OnFinish(StatusOr<AnswerSummary> total) override {
+    if (!total.ok()) return SendError(total.status(), request_id_, *responder_);
+    responder_->Send(200, ToJsonText(CompletionJson(head_, choices_, prompt_tokens_, *total)),
+                     "application/json", {{kRequestIdHeader, request_id_}});
   }
 
   bool is_closed() const override { return false; }  // the responder's OnClose cancels the call
 
  private:
+  WholeChoice& ChoiceAt(uint32_t choice) {
+    if (choice >= choices_.size()) choices_.resize(choice + 1);
+    return choices_[choice];
+  }
+
   const CompletionHead head_;
   const std::string request_id_;
   const std::shared_ptr<HttpResponder> responder_;
-  AnswerPiece answer_;
+  std::vector<AnswerToken> prompt_tokens_;
+  std::vector<WholeChoice> choices_;
 };
 
 class EventStreamSink : public AnswerSink {
@@ -41,17 +55,22 @@ class EventStreamSink : public AnswerSink {
   EventStreamSink(CompletionHead head, std::string request_id, std::shared_ptr<HttpResponder> responder)
       : head_(std::move(head)), request_id_(std::move(request_id)), responder_(std::move(responder)) {}
 
+  void OnPromptTokens(std::vector<AnswerToken>) override {}  // no chunk has a place for them
+
   void OnPiece(AnswerPiece piece) override {
-    Begin();
+    Begin(piece.choice);
     // A piece of end tokens only says nothing to this client.
     if (!piece.text.empty() || head_.logprobs) Write(SseEvent(PieceChunk(head_, piece)));
   }
 
-  void OnFinish(StatusOr<AnswerSummary> summary) override {
-    if (!summary.ok()) return Fail(summary.status());
-    Begin();
-    Write(SseEvent(LastChunk(head_, *summary)));
-    if (head_.include_usage) Write(SseEvent(UsageChunk(head_, *summary)));
+  void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
+    Begin(choice);
+    Write(SseEvent(LastChunk(head_, choice, summary)));
+  }
+
+  void OnFinish(StatusOr<AnswerSummary> total) override {
+    if (!total.ok()) return Fail(total.status());
+    if (head_.include_usage) Write(SseEvent(UsageChunk(head_, *total)));
     Write("data: [DONE]\n\n");
     responder_->Finish();
   }
@@ -59,15 +78,16 @@ class EventStreamSink : public AnswerSink {
   bool is_closed() const override { return is_closed_; }
 
  private:
-  void Begin() {
-    if (std::exchange(is_begun_, true)) return;
-    responder_->StartStream(200, "text/event-stream",
-                            {{kRequestIdHeader, request_id_}, {"cache-control", "no-cache"}});
-    Write(SseEvent(FirstChunk(head_)));
+  void Begin(uint32_t choice) {
+    if (begun_choices_.empty()) {
+      responder_->StartStream(200, "text/event-stream",
+                              {{kRequestIdHeader, request_id_}, {"cache-control", "no-cache"}});
+    }
+    if (begun_choices_.insert(choice).second) Write(SseEvent(FirstChunk(head_, choice)));
   }
 
   void Fail(const Status& error) {
-    if (!is_begun_) return SendError(error, request_id_, *responder_);
+    if (begun_choices_.empty()) return SendError(error, request_id_, *responder_);
     if (is_closed_) return responder_->Abort();  // nobody reads, or too slowly
     Write(SseEvent(ErrorJson(error)));
     responder_->Finish();
@@ -80,7 +100,7 @@ class EventStreamSink : public AnswerSink {
   const CompletionHead head_;
   const std::string request_id_;
   const std::shared_ptr<HttpResponder> responder_;
-  bool is_begun_ = false;
+  std::set<uint32_t> begun_choices_;
   std::atomic<bool> is_closed_ = false;
 };
 

@@ -129,6 +129,8 @@ v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
   out.set_ignore_eos(spec.ignore_eos);
   out.set_top_logprobs(spec.top_logprobs);
   out.set_score_prompt(spec.score_prompt);
+  out.set_priority(spec.priority);
+  out.set_cache_salt(spec.cache_salt);
   return out;
 }
 

@@ -23,6 +23,8 @@ struct ExecuteSpec {
   bool ignore_eos = false;
   uint32_t top_logprobs = 0;
   bool score_prompt = false;
+  int32_t priority = 0;
+  std::string cache_salt = {};
   MonoTime deadline = {};
 };
 

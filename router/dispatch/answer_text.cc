@@ -5,14 +5,14 @@
 
 namespace terrace {
 
-AnswerToken ToAnswerToken(const WorkerToken& token, const Tokenizer& tokenizer) {
+AnswerToken ToAnswerToken(const WorkerToken& token, const Tokenizer& tokenizer, uint32_t top) {
   AnswerToken out{.id = token.token,
                   .logprob = token.logprob,
                   .bytes = std::string(tokenizer.TokenBytes(token.token)),
                   .is_control = tokenizer.IsControl(token.token)};
-  for (const auto& top : token.top) {
-    out.top.push_back(
-        {top.token, top.logprob, std::string(tokenizer.TokenBytes(top.token, /*with_control=*/true))});
+  for (size_t i = 0; i < std::min<size_t>(token.top.size(), top); ++i) {
+    const auto& [id, logprob] = token.top[i];
+    out.top.push_back({id, logprob, std::string(tokenizer.TokenBytes(id, /*with_control=*/true))});
   }
   return out;
 }
@@ -36,7 +36,8 @@ AnswerPiece AnswerText::Push(const WorkerToken& token) {
   ++tokens_;
   sum_logprob_ += token.logprob;
   if (is_stopped()) return {};
-  Logged logged{.token = ToAnswerToken(token, *text_->tokenizer), .begin = produced_};
+  Logged logged{.token = ToAnswerToken(token, *text_->tokenizer, request_->top_logprobs()),
+                .begin = produced_};
   const auto& stop_tokens = request_->stop_tokens();
   const bool is_stop_token =
       std::find(stop_tokens.begin(), stop_tokens.end(), token.token) != stop_tokens.end();

@@ -17,8 +17,8 @@
 
 namespace terrace {
 
-// `token` with its bytes.
-AnswerToken ToAnswerToken(const WorkerToken& token, const Tokenizer& tokenizer);
+// `token` with its bytes, and at most `top` of its alternatives.
+AnswerToken ToAnswerToken(const WorkerToken& token, const Tokenizer& tokenizer, uint32_t top);
 // INTERNAL (worker_protocol) when an id of `token` is not in [0, vocab_size), the model's.
 Status CheckToken(const WorkerToken& token, uint32_t vocab_size);
 

@@ -1,4 +1,4 @@
-// What Generation and Scoring share: picking replicas, cancelling calls, reading failures.
+// What Answers and Scoring share: picking replicas, cancelling calls, reading failures.
 #pragma once
 
 #include <atomic>

@@ -2,8 +2,7 @@
 
 #include <utility>
 
-#include "router/dispatch/attempts.h"
-#include "router/dispatch/generation.h"
+#include "router/dispatch/answers.h"
 #include "router/dispatch/prompt.h"
 #include "router/dispatch/scoring.h"
 
@@ -25,10 +24,10 @@ class ClusterDispatcher : public Dispatcher {
       sink->OnFinish(admitted.status());
       return [] {};
     }
-    const auto generation = std::make_shared<Generation>(state_, std::move(admitted->ticket),
-                                                         std::move(request), *admitted->entry, sink);
-    generation->Start();
-    return CancelOf(generation);
+    const auto shared = std::make_shared<SharedRequest>(state_, std::move(request), *admitted->entry);
+    const auto answers = std::make_shared<Answers>(shared, std::move(admitted->ticket), std::move(sink));
+    answers->Start();
+    return CancelOf(answers);
   }
 
   CancelCall Score(RequestPtr request, OnScore on_score) override {

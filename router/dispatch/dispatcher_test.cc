@@ -1,5 +1,6 @@
 #include "router/dispatch/dispatcher.h"
 
+#include <map>
 #include <optional>
 
 #include "base/fake_clock.h"
@@ -19,10 +20,28 @@ constexpr float kConfident = -0.1f, kUnsure = -2.0f;
 
 class FakeSink : public AnswerSink {
  public:
+  struct Choice {
+    std::string text = {};
+    std::vector<TokenId> tokens = {};
+    std::optional<AnswerSummary> end = {};
+  };
+
+  void OnPromptTokens(std::vector<AnswerToken> tokens_of_prompt) override {
+    EXPECT_TRUE(prompt_tokens.empty()) << "twice";
+    EXPECT_TRUE(choices[0].text.empty() && choices[0].tokens.empty()) << "behind the answer";
+    prompt_tokens = std::move(tokens_of_prompt);
+  }
   void OnPiece(AnswerPiece piece) override {
     EXPECT_FALSE(end.has_value()) << "a piece after the end";
-    text += piece.text;
-    for (const AnswerToken& token : piece.tokens) tokens.push_back(token.id);
+    Choice& choice = choices[piece.choice];
+    EXPECT_FALSE(choice.end.has_value()) << "a piece after the end of its choice";
+    choice.text += piece.text;
+    for (const AnswerToken& token : piece.tokens) choice.tokens.push_back(token.id);
+  }
+  void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
+    EXPECT_FALSE(end.has_value()) << "a choice after the end";
+    EXPECT_FALSE(choices[choice].end.has_value()) << "ended twice";
+    choices[choice].end = summary;
   }
   void OnFinish(StatusOr<AnswerSummary> summary) override {
     EXPECT_FALSE(end.has_value()) << "finished twice";
@@ -30,8 +49,10 @@ class FakeSink : public AnswerSink {
   }
   bool is_closed() const override { return closed; }
 
-  std::string text;
-  std::vector<TokenId> tokens;
+  std::vector<AnswerToken> prompt_tokens;
+  std::map<uint32_t, Choice> choices;
+  std::string& text = choices[0].text;  // of a request's only answer
+  std::vector<TokenId>& tokens = choices[0].tokens;
   std::optional<StatusOr<AnswerSummary>> end;
   bool closed = false;
 };

@@ -1,101 +1,69 @@
 #include "router/dispatch/generation.h"
 
+#include <algorithm>
 #include <iterator>
 #include <utility>
 
 #include "base/log.h"
-#include "base/rng.h"
 
 namespace terrace {
-namespace {
-
-uint64_t SeedFor(const Request& request, DispatchState& state) {
-  if (request.sampling().seed.has_value()) return *request.sampling().seed;
-  return RandomBits(state.parts.seed, state.seeds++);
-}
-
-}  // namespace
 
 // Ties one attempt's call to the generation, and keeps the generation alive until the call is over.
 class Generation::Events : public ExecuteEvents {
  public:
   explicit Events(std::shared_ptr<Generation> owner) : owner_(std::move(owner)) {}
   void OnTokens(std::vector<WorkerToken> tokens) override { owner_->OnTokens(tokens); }
-  void OnPromptScores(std::vector<WorkerToken>) override {}  // not asked for
+  void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnPromptScores(scores); }
   void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }
 
  private:
   const std::shared_ptr<Generation> owner_;
 };
 
-Generation::Generation(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
-                       const CatalogEntry& entry, std::shared_ptr<AnswerSink> sink)
-    : state_(std::move(state)),
-      ticket_(std::move(ticket)),
-      request_(std::move(request)),
-      entry_(entry),
-      sink_(std::move(sink)),
-      seed_(SeedFor(*request_, *state_)) {
-  record_.api = request_->api();
-  record_.request_id = request_->request_id();
-  record_.model = entry_.id;
-}
-
-void Generation::Start() {
-  const auto view = state_->parts.cluster.View();
-  plan_ = entry_.policy->Plan(*request_, *view);
-  // What the last tier cannot hold is refused before any worker is asked: an earlier answer may not be
-  // accepted.
-  const TierView& last = view->tiers[plan_.back().tier];
-  if (last.text != nullptr) {
-    if (const auto prompt = PromptFor(last); !prompt.ok()) return Finish(prompt.status());
-  }
-  Advance();
-}
+Generation::Generation(std::shared_ptr<Answers> owner, std::shared_ptr<SharedRequest> shared, uint32_t draw)
+    : owner_(std::move(owner)), shared_(std::move(shared)), request_(shared_->request()), draw_(draw) {}
 
 // Starts the next attempt, or finishes. Nothing of this object may be touched after a call has been started:
 // its events may already be running.
 void Generation::Advance() {
   for (;;) {
-    if (cancellation_.is_cancelled() || sink_->is_closed()) return Finish(ClientGone());
+    if (owner_->is_closed()) owner_->Cancel();
+    if (cancellation_.is_cancelled()) return Finish(owner_->CancelReason());
     if (Now() >= request_->deadline()) return Finish(DeadlinePassed());
-    const auto view = state_->parts.cluster.View();
-    const Status refused = TryStart(view->tiers[step().tier]);
+    const Status refused = TryStart();
     if (refused.ok()) return;
     if (is_last_step()) return Finish(failure_.ok() ? refused : failure_);
     ToNextStep();
   }
 }
 
-Status Generation::TryStart(const TierView& tier) {
-  ASSIGN_OR_RETURN(const ReplicaView* replica, PickReplica(*state_, *request_, tier, tried_));
+Status Generation::TryStart() {
+  const auto view = shared_->state().parts.cluster.View();
+  const TierView& tier = view->tiers[step().tier];
+  ASSIGN_OR_RETURN(const ReplicaView* replica, shared_->Pick(*view, step().tier, tried_));
   CHECK(tier.text != nullptr, "a ready replica without text");
-  ASSIGN_OR_RETURN(PromptPtr prompt, PromptFor(tier));
+  ASSIGN_OR_RETURN(const PromptPtr prompt, shared_->PromptFor(tier));
   tried_.insert(replica->id);
-  prompt_tokens_ = prompt->size();
   record_.summary.tier = tier.name;
   attempt_.emplace(Attempt{
       .report = {.tier = tier.name, .replica = replica->address, .threshold = step().gate.threshold()},
       .text = AnswerText(tier.text, request_),
+      .prompt = prompt,
+      .echo = EchoText(*request_, *prompt, *tier.text->tokenizer),
+      .pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_),
       .vocab_size = tier.vocab_size,
       .slot = cancellation_.NextSlot(),
       .started = Now()});
+  if (scores_prompt())
+    attempt_->scores.emplace(prompt, tier.text, tier.vocab_size, *request_->prompt_logprobs());
   const auto slot = attempt_->slot;
   const auto client = replica->client;
-  slot->Set(client->Execute(MakeSpec(std::move(prompt)), std::make_shared<Events>(shared_from_this())));
+  slot->Set(client->Execute(MakeSpec(prompt, tier), std::make_shared<Events>(shared_from_this())));
   return {};
 }
 
-StatusOr<PromptPtr> Generation::PromptFor(const TierView& tier) {
-  PromptPtr& prompt = prompts_[tier.text_digest];
-  if (prompt == nullptr) {
-    ASSIGN_OR_RETURN(prompt, EncodeInput(*request_, tier));
-  }
-  RETURN_IF_ERROR(CheckContext(*request_, prompt->size(), tier));
-  return prompt;
-}
-
-ExecuteSpec Generation::MakeSpec(PromptPtr prompt) const {
+ExecuteSpec Generation::MakeSpec(PromptPtr prompt, const TierView& tier) const {
+  const auto prompt_tokens = static_cast<uint32_t>(prompt->size());
   ExecuteSpec spec{.request_id = request_->request_id(),
                    .prompt = std::move(prompt),
                    .sampling = request_->sampling(),
@@ -103,17 +71,34 @@ ExecuteSpec Generation::MakeSpec(PromptPtr prompt) const {
                    .stop_tokens = request_->stop_tokens(),
                    .ignore_eos = request_->ignore_eos(),
                    .top_logprobs = request_->top_logprobs(),
+                   .score_prompt = scores_prompt(),
+                   .priority = request_->priority(),
+                   .cache_salt = request_->cache_salt(),
                    .deadline = request_->deadline()};
-  spec.sampling.seed = seed_;
+  spec.sampling.seed = shared_->SeedOf(draw_);
+  if (request_->prompt_logprobs().has_value()) {
+    // Beside scores, 0 tokens would mean none. All answers get the same limit.
+    if (spec.max_tokens == 0) spec.max_tokens = tier.context_length - prompt_tokens;
+    if (spec.score_prompt) spec.top_logprobs = std::max(spec.top_logprobs, *request_->prompt_logprobs());
+  }
   return spec;
 }
 
+void Generation::OnPromptScores(const std::vector<WorkerToken>& scores) {
+  if (cancellation_.is_cancelled() || !attempt_->scores.has_value()) return;
+  if (!attempt_->protocol_error.ok()) return;
+  attempt_->protocol_error = attempt_->scores->Add(scores);
+  if (!attempt_->protocol_error.ok()) attempt_->slot->Cancel();
+}
+
 void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
-  if (sink_->is_closed()) cancellation_.Cancel();
+  if (owner_->is_closed()) owner_->Cancel();
   if (cancellation_.is_cancelled()) return;
   for (const WorkerToken& token : tokens) {
     if (attempt_->text.is_stopped() || !attempt_->protocol_error.ok()) return;
     attempt_->protocol_error = CheckToken(token, attempt_->vocab_size);
+    if (attempt_->protocol_error.ok() && attempt_->scores.has_value())
+      attempt_->protocol_error = attempt_->scores->CheckComplete();
     if (!attempt_->protocol_error.ok()) return attempt_->slot->Cancel();
     AnswerPiece piece = attempt_->text.Push(token);
     if (!piece.empty()) Show(std::move(piece));
@@ -134,11 +119,19 @@ void Generation::Show(AnswerPiece piece) {
     record_.summary.time_to_first_token_seconds = Seconds(now - request_->arrival());
   } else if (last_token_.has_value() && !piece.tokens.empty()) {
     const double each = Seconds(now - *last_token_) / static_cast<double>(piece.tokens.size());
-    for (size_t i = 0; i < piece.tokens.size(); ++i) state_->parts.recorder.OnInterToken(step().tier, each);
+    for (size_t i = 0; i < piece.tokens.size(); ++i) recorder().OnInterToken(step().tier, each);
   }
   last_token_ = now;
-  is_shown_ = true;
-  sink_->OnPiece(std::move(piece));
+  Send(std::move(piece));
+}
+
+// The first piece goes behind the prompt's scores and begins with its text.
+void Generation::Send(AnswerPiece piece) {
+  if (!std::exchange(is_shown_, true)) {
+    if (attempt_->scores.has_value()) owner_->OnPromptTokens(attempt_->scores->Take());
+    piece.text.insert(0, attempt_->echo);
+  }
+  if (!piece.empty()) owner_->OnPiece(draw_, std::move(piece));
 }
 
 void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
@@ -148,13 +141,10 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
     record_.queue_seconds =
         Seconds(attempt_->started - request_->arrival()) + (result.ok() ? result->queue_seconds : 0);
   }
-  if (sink_->is_closed()) cancellation_.Cancel();  // also one that overflowed with the last tokens
-  if (cancellation_.is_cancelled()) {
-    Record(kAbandoned, result.ok() ? result->usage : UsageSoFar(kAbandoned));
-    return Finish(ClientGone());
-  }
+  if (owner_->is_closed()) owner_->Cancel();  // also one that overflowed with the last tokens
+  if (cancellation_.is_cancelled()) return OnCancelled(result);
   if (text.is_stopped()) {  // we cancelled the call; the worker's own count may be a step ahead
-    return OnAnswered(AnswerEnd::kStop, {.prompt_tokens = static_cast<uint32_t>(prompt_tokens_),
+    return OnAnswered(AnswerEnd::kStop, {.prompt_tokens = static_cast<uint32_t>(attempt_->prompt->size()),
                                          .cached_tokens = result.ok() ? result->usage.cached_tokens : 0,
                                          .completion_tokens = text.signals().tokens});
   }
@@ -164,6 +154,15 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   OnAnswered(result->end, result->usage);
 }
 
+// By the client, or because another answer of the request failed.
+void Generation::OnCancelled(const StatusOr<ExecuteResult>& result) {
+  using enum Recorder::AttemptResult;
+  const Status reason = owner_->CancelReason();
+  const auto as = reason.code() == StatusCode::kCancelled ? kAbandoned : ResultOf(reason);
+  Record(as, result.ok() ? result->usage : UsageSoFar(as));
+  Finish(reason);
+}
+
 void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   using enum Recorder::AttemptResult;
   const bool is_accepted = step().gate.Accepts(attempt_->text.signals());
@@ -171,13 +170,15 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   if (!is_accepted) {
     const size_t tier = step().tier;
     ToNextStep();
-    state_->parts.recorder.OnEscalation(tier, step().tier);
+    recorder().OnEscalation(tier, step().tier);
     return Advance();
   }
   if (!is_live()) {
     record_.has_first_token = true;
     record_.summary.time_to_first_token_seconds = Seconds(Now() - request_->arrival());
-    if (!attempt_->held.empty()) sink_->OnPiece(std::move(attempt_->held));
+    Send(std::move(attempt_->held));
+  } else if (!is_shown_) {
+    Send({});  // an answer without text or tokens still has its prompt
   }
   record_.summary.end = end;
   record_.summary.stop = attempt_->text.stop();
@@ -201,13 +202,15 @@ void Generation::OnFailed(const Status& error) {
 }
 
 void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage) {
-  attempt_->report.usage = usage;
+  const TokenUsage without_prompt{.completion_tokens = usage.completion_tokens};
+  attempt_->report.usage = attempt_->pays_for_prompt ? usage : without_prompt;
   attempt_->report.mean_logprob = attempt_->text.signals().mean_logprob;
-  RecordAttempt(*state_, step().tier, result, attempt_->report, record_.summary);
+  RecordAttempt(shared_->state(), step().tier, result, attempt_->report, record_.summary);
+  record_.summary.usage = draw_ == 0 ? usage : without_prompt;
 }
 
 TokenUsage Generation::UsageSoFar(Recorder::AttemptResult result) const {
-  return BrokenOffUsage(result, prompt_tokens_, attempt_->text.signals().tokens);
+  return BrokenOffUsage(result, attempt_->prompt->size(), attempt_->text.signals().tokens);
 }
 
 void Generation::ToNextStep() {
@@ -219,13 +222,7 @@ void Generation::ToNextStep() {
 void Generation::Finish(const Status& status) {
   record_.status = status;
   record_.summary.total_seconds = Seconds(Now() - request_->arrival());
-  state_->parts.recorder.OnRequest(record_);
-  { const Admission::Ticket given_back = std::move(ticket_); }
-  if (status.ok()) {
-    sink_->OnFinish(record_.summary);
-  } else {
-    sink_->OnFinish(status);
-  }
+  owner_->OnEnd(draw_, record_);
 }
 
 }  // namespace terrace

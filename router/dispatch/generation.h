@@ -1,16 +1,14 @@
-// One request on its way through the tiers: a state machine driven by the events of one worker call at a
-// time. Kept alive by that call; no thread of its own. Everything but Cancel is called by one thread at a
-// time.
+// One answer on its way through the tiers: a state machine driven by the events of one worker call at a time.
+// Kept alive by that call; no thread of its own. Everything but Cancel is called by one thread at a time.
 //
 //   Advance -> (a replica) -> events ... OnAttemptDone -> accepted: Finish
 //      ^                                     |-> not confident: next step
 //      +-------------------------------------+-> failed, nothing shown: another replica once, else next step
 //
-// The last step's text goes to the sink as it comes; an earlier step's is held back until its gate accepts
-// it, so a client never sees an answer that is thrown away.
+// The last step's text goes out as it comes; an earlier step's is held back until its gate accepts it, so a
+// client never sees an answer that is thrown away.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -18,17 +16,18 @@
 #include <vector>
 
 #include "router/dispatch/answer_text.h"
+#include "router/dispatch/answers.h"
 #include "router/dispatch/attempts.h"
-#include "router/dispatch/prompt.h"
+#include "router/dispatch/prompt_scores.h"
+#include "router/dispatch/shared_request.h"
 
 namespace terrace {
 
 class Generation : public std::enable_shared_from_this<Generation> {
  public:
-  Generation(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
-             const CatalogEntry& entry, std::shared_ptr<AnswerSink> sink);
+  Generation(std::shared_ptr<Answers> owner, std::shared_ptr<SharedRequest> shared, uint32_t draw);
 
-  void Start();                              // once
+  void Start() { Advance(); }                // once
   void Cancel() { cancellation_.Cancel(); }  // any thread
 
  private:
@@ -36,6 +35,10 @@ class Generation : public std::enable_shared_from_this<Generation> {
   struct Attempt {  // the one in progress
     AnswerAttempt report = {};
     AnswerText text;
+    PromptPtr prompt = {};
+    std::string echo = {};
+    std::optional<PromptScores> scores = {};  // when they are asked for
+    bool pays_for_prompt = false;
     uint32_t vocab_size = 0;
     std::shared_ptr<CancelSlot> slot = {};
     AnswerPiece held =
@@ -45,41 +48,40 @@ class Generation : public std::enable_shared_from_this<Generation> {
   };
 
   void Advance();
-  Status TryStart(const TierView& tier);
-  StatusOr<PromptPtr> PromptFor(const TierView& tier);
-  ExecuteSpec MakeSpec(PromptPtr prompt) const;
+  Status TryStart();
+  ExecuteSpec MakeSpec(PromptPtr prompt, const TierView& tier) const;
 
+  void OnPromptScores(const std::vector<WorkerToken>& scores);
   void OnTokens(const std::vector<WorkerToken>& tokens);
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
+  void OnCancelled(const StatusOr<ExecuteResult>& result);
   void OnAnswered(AnswerEnd end, const TokenUsage& usage);
   void OnFailed(const Status& error);
   void Record(Recorder::AttemptResult result, const TokenUsage& usage);
   TokenUsage UsageSoFar(Recorder::AttemptResult result) const;
   void Show(AnswerPiece piece);
+  void Send(AnswerPiece piece);
   void ToNextStep();
   void Finish(const Status& status);
 
-  const PlanStep& step() const { return plan_[step_]; }
-  bool is_last_step() const { return step_ + 1 == plan_.size(); }
-  bool is_live() const { return !step().gate.threshold().has_value(); }
-  MonoTime Now() const { return state_->parts.clock.Now(); }
+  const PlanStep& step() const { return shared_->plan()[step_]; }
+  bool is_last_step() const { return step_ + 1 == shared_->plan().size(); }
+  bool is_live() const { return !step().gate.threshold().has_value() && !request_->is_ranked(); }
+  bool scores_prompt() const { return draw_ == 0 && request_->prompt_logprobs().has_value(); }
+  MonoTime Now() const { return shared_->Now(); }
+  Recorder& recorder() const { return shared_->state().parts.recorder; }
 
-  const std::shared_ptr<DispatchState> state_;
-  Admission::Ticket ticket_;
+  const std::shared_ptr<Answers> owner_;
+  const std::shared_ptr<SharedRequest> shared_;
   const RequestPtr request_;
-  const CatalogEntry& entry_;  // the catalog outlives requests
-  const std::shared_ptr<AnswerSink> sink_;
-  const uint64_t seed_;  // the same for every attempt
+  const uint32_t draw_;
   Cancellation cancellation_;
 
-  std::vector<PlanStep> plan_;
   size_t step_ = 0;
-  std::set<ReplicaId> tried_;                 // of this step
-  Status failure_;                            // the last one of this step
-  std::map<std::string, PromptPtr> prompts_;  // by text digest
+  std::set<ReplicaId> tried_;  // of this step
+  Status failure_;             // the last one of this step
   std::optional<Attempt> attempt_;
-  size_t prompt_tokens_ = 0;            // of the attempt
-  bool is_shown_ = false;               // the client has seen something
+  bool is_shown_ = false;               // something was sent: from now on this attempt is the answer
   std::optional<MonoTime> last_token_;  // when one was shown
   RequestRecord record_;                // what is known for the end
 };

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "router/request/param.h"
+#include "text/detokenizer.h"
 
 namespace terrace {
 namespace {
@@ -38,6 +39,12 @@ StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier) {
   ASSIGN_OR_RETURN(std::vector<TokenId> tokens, Encode(request, *tier.text));
   if (tokens.empty()) return ParamError("invalid_value", "prompt", "gives no token");
   return std::make_shared<const std::vector<TokenId>>(std::move(tokens));
+}
+
+std::string EchoText(const Request& request, const std::vector<TokenId>& prompt, const Tokenizer& tokenizer) {
+  if (!request.echo()) return "";
+  const auto* written = std::get_if<std::string>(&request.input());
+  return written != nullptr ? *written : PromptText(tokenizer, prompt);
 }
 
 Status CheckContext(const Request& request, size_t prompt_tokens, const TierView& tier) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/status.h"
@@ -15,6 +16,10 @@ using PromptPtr = std::shared_ptr<const std::vector<TokenId>>;
 // Template and tokenizer of the tier, whose `text` is known. INVALID_ARGUMENT for token ids that do not exist
 // there and for what the template refuses.
 StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier);
+
+// What an answer begins with when the request asks for an echo, else "": the prompt as it was written, or the
+// text of its tokens, control tokens written out.
+std::string EchoText(const Request& request, const std::vector<TokenId>& prompt, const Tokenizer& tokenizer);
 
 // INVALID_ARGUMENT (context_length_exceeded) when prompt and max_tokens do not fit in the tier's context
 // together.

@@ -28,6 +28,7 @@ void LogRequest(const RequestRecord& record) {
        {"outcome", std::string(OutcomeOf(record.status))},
        {"finish_reason", ok ? Json(AnswerEndName(summary.end)) : Json()},
        {"code", ok ? Json() : Json(reason.empty() ? absl::StatusCodeToString(record.status.code()) : reason)},
+       {"answers", record.answers},
        {"prompt_tokens", summary.usage.prompt_tokens},
        {"cached_tokens", summary.usage.cached_tokens},
        {"completion_tokens", summary.usage.completion_tokens},

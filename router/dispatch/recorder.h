@@ -24,6 +24,7 @@ struct RequestRecord {
   std::string model = "unknown";  // a configured name: client text never becomes a label
   Status status = {};
   AnswerSummary summary = {};
+  uint32_t answers = 0;  // asked for, those included that are drawn and not sent
   bool has_first_token = false;
   double queue_seconds = -1;  // negative: it never reached a worker
 };

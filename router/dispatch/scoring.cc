@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "router/dispatch/answer_text.h"
 #include "router/request/param.h"
 
 namespace terrace {
@@ -51,8 +50,6 @@ Status Scoring::TryStart() {
   const TierView& tier = view->tiers[entry_.tiers.front()];
   ASSIGN_OR_RETURN(const ReplicaView* replica, PickReplica(*state_, *request_, tier, tried_));
   CHECK(tier.text != nullptr, "a ready replica without text");
-  text_ = tier.text;
-  vocab_size_ = tier.vocab_size;
   ASSIGN_OR_RETURN(prompt_, EncodeInput(*request_, tier));
   RETURN_IF_ERROR(CheckContext(*request_, prompt_->size(), tier));
   if (prompt_->size() < 2)
@@ -60,15 +57,18 @@ Status Scoring::TryStart() {
   tried_.insert(replica->id);
   record_.summary.tier = tier.name;
   attempt_ = {.tier = tier.name, .replica = replica->address};
-  answer_ = {.first_token = prompt_->front(), .tier = tier.name};
+  scores_.emplace(prompt_, tier.text, tier.vocab_size, request_->top_logprobs());
   protocol_error_ = {};
   slot_ = cancellation_.NextSlot();
-  const ExecuteSpec spec{.request_id = request_->request_id(),
-                         .prompt = prompt_,
-                         .sampling = {.temperature = 0},
-                         .top_logprobs = request_->top_logprobs(),
-                         .score_prompt = true,
-                         .deadline = request_->deadline()};
+  ExecuteSpec spec;
+  spec.request_id = request_->request_id();
+  spec.prompt = prompt_;
+  spec.sampling.temperature = 0;
+  spec.top_logprobs = request_->top_logprobs();
+  spec.score_prompt = true;
+  spec.priority = request_->priority();
+  spec.cache_salt = request_->cache_salt();
+  spec.deadline = request_->deadline();
   const auto slot = slot_;
   const auto client = replica->client;
   slot->Set(client->Execute(spec, std::make_shared<Events>(shared_from_this())));
@@ -76,17 +76,9 @@ Status Scoring::TryStart() {
 }
 
 void Scoring::OnScores(const std::vector<WorkerToken>& scores) {
-  for (const WorkerToken& score : scores) {
-    if (!protocol_error_.ok()) return;
-    protocol_error_ = CheckToken(score, vocab_size_);
-    const size_t index = answer_.tokens.size() + 1;
-    if (protocol_error_.ok() && (index >= prompt_->size() || score.token != (*prompt_)[index])) {
-      protocol_error_ = WithReason(Internal("the worker scored another token"), "worker_protocol");
-    }
-    if (!protocol_error_.ok()) return slot_->Cancel();
-    answer_.sum_logprob += score.logprob;
-    answer_.tokens.push_back(ToAnswerToken(score, *text_->tokenizer));
-  }
+  if (!protocol_error_.ok()) return;
+  protocol_error_ = scores_->Add(scores);
+  if (!protocol_error_.ok()) slot_->Cancel();
 }
 
 void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
@@ -96,15 +88,21 @@ void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   }
   if (!protocol_error_.ok()) return OnFailed(protocol_error_);
   if (!result.ok()) return OnFailed(result.status());
-  if (answer_.tokens.size() + 1 != prompt_->size()) {
-    return OnFailed(WithReason(Internal("the worker scored too few tokens"), "worker_protocol"));
-  }
+  if (const Status missing = scores_->CheckComplete(); !missing.ok()) return OnFailed(missing);
+  TakeScores();
   attempt_.usage = result->usage;
   attempt_.mean_logprob = answer_.sum_logprob / static_cast<double>(answer_.tokens.size());
   RecordAttempt(*state_, entry_.tiers.front(), Recorder::AttemptResult::kAccepted, attempt_, record_.summary);
   answer_.price_usd = attempt_.price_usd;
   record_.queue_seconds = result->queue_seconds;
   Finish({});
+}
+
+void Scoring::TakeScores() {
+  answer_ = {.tokens = scores_->Take(), .tier = attempt_.tier};
+  answer_.first_token = answer_.tokens.front().id;
+  answer_.tokens.erase(answer_.tokens.begin());
+  for (const AnswerToken& token : answer_.tokens) answer_.sum_logprob += token.logprob;
 }
 
 void Scoring::OnFailed(const Status& error) {
@@ -116,7 +114,7 @@ void Scoring::OnFailed(const Status& error) {
 
 // Scores are of the prompt, which is all that a score request makes a worker compute.
 void Scoring::RecordBrokenOff(Recorder::AttemptResult result) {
-  const bool is_counted = result == Recorder::AttemptResult::kAbandoned || !answer_.tokens.empty();
+  const bool is_counted = result == Recorder::AttemptResult::kAbandoned || scores_->has_any();
   if (is_counted) attempt_.usage.prompt_tokens = static_cast<uint32_t>(prompt_->size());
   RecordAttempt(*state_, entry_.tiers.front(), result, attempt_, record_.summary);
 }

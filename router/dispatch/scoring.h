@@ -3,11 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "router/dispatch/attempts.h"
-#include "router/dispatch/prompt.h"
+#include "router/dispatch/prompt_scores.h"
 
 namespace terrace {
 
@@ -25,6 +26,7 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   Status TryStart();
   void OnScores(const std::vector<WorkerToken>& scores);
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
+  void TakeScores();
   void OnFailed(const Status& error);
   void RecordBrokenOff(Recorder::AttemptResult result);
   void Finish(const Status& status);
@@ -40,9 +42,8 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   std::set<ReplicaId> tried_;
   Status failure_;
   // Of the attempt in progress.
-  std::shared_ptr<const TextAssets> text_;
-  uint32_t vocab_size_ = 0;
   PromptPtr prompt_;
+  std::optional<PromptScores> scores_;
   std::shared_ptr<CancelSlot> slot_;
   AnswerAttempt attempt_;
   ScoreAnswer answer_;

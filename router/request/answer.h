@@ -29,6 +29,7 @@ struct TokenUsage {
 // the prompt and the tokens that came. What the client abandoned is priced as done; what a worker failed at
 // costs nothing.
 struct AnswerAttempt {
+  uint32_t choice = 0;  // the answer it was for
   std::string tier = {};
   std::string replica = {};  // its address
   TokenUsage usage = {};
@@ -52,33 +53,43 @@ struct AnswerToken {
   std::vector<RankedToken> top = {};  // most likely first
 };
 
-// Whole UTF-8 characters, and the tokens whose text ends in them. The pieces of an answer, joined, are its
-// text and its tokens. A token of which a stop string left no byte is counted in the usage but is in no
-// piece.
+// Whole UTF-8 characters, and the tokens whose text ends in them. The pieces of one choice, joined, are its
+// text (behind the prompt's, where an echo was asked for) and its tokens. A token of which a stop string left
+// no byte is counted in the usage but is in no piece.
 struct AnswerPiece {
+  uint32_t choice = 0;
   std::string text = {};
   std::vector<AnswerToken> tokens = {};
   bool empty() const { return text.empty() && tokens.empty(); }
 };
 
+// Of one choice, or of all that a request got. The prompt counts once, with choice 0, and so does what was
+// drawn and not sent: over the choices, usage, attempts and price add up to the request's.
 struct AnswerSummary {
   AnswerEnd end = AnswerEnd::kStop;
   std::string stop = {};                     // the stop string that matched, or ""
-  TokenUsage usage = {};                     // of the last attempt: the one that answered
+  TokenUsage usage = {};                     // of the attempts that answered
   std::string tier = {};                     // that gave the answer
-  std::vector<AnswerAttempt> attempts = {};  // in order; the last one answered
+  std::vector<AnswerAttempt> attempts = {};  // in order; the last one of a choice answered
   double price_usd = 0;                      // of all attempts together
   double time_to_first_token_seconds = 0;
   double total_seconds = 0;
 };
 
-// Where an answer goes. OnPiece and OnFinish are called by one thread at a time, OnFinish exactly once and
-// last; neither may block. is_closed may be asked by any thread.
+// Where the answers to a request go: pieces of all choices, mixed, each choice in order. Everything but
+// is_closed, which any thread may ask, is called by one thread at a time and must not block.
 class AnswerSink {
  public:
   virtual ~AnswerSink() = default;
+  // The prompt's tokens, the first with log-probability 0; once, before the first piece of choice 0, when
+  // they were asked for.
+  virtual void OnPromptTokens(std::vector<AnswerToken> tokens) = 0;
   virtual void OnPiece(AnswerPiece piece) = 0;
-  virtual void OnFinish(StatusOr<AnswerSummary> summary) = 0;
+  // Nothing more comes of this choice.
+  virtual void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) = 0;
+  // Exactly once and last: the sum over all choices (end, stop and tier are those of choice 0), or the error
+  // that ended what was not over.
+  virtual void OnFinish(StatusOr<AnswerSummary> total) = 0;
   // The client is gone: nobody reads further pieces.
   virtual bool is_closed() const = 0;
 };

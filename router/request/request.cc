@@ -16,6 +16,11 @@ Status CheckRange(std::string_view param, double value, double low, double high,
   return ParamError(kInvalid, param, "must be in ", above ? "(" : "[", low, ", ", high, "], got ", value);
 }
 
+Status CheckIntegerRange(std::string_view param, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return {};
+  return ParamError(kInvalid, param, "must be in [", low, ", ", high, "], got ", value);
+}
+
 Status CheckCount(std::string_view param, size_t count, size_t limit) {
   if (count <= limit) return {};
   return ParamError(kInvalid, param, count, " entries, limit ", limit);
@@ -46,9 +51,7 @@ StatusOr<Sampling> MakeSampling(const RequestFields& fields) {
     RETURN_IF_ERROR(CheckRange(real.param, real.out, real.low, real.high, real.above));
   }
   if (fields.top_k.has_value()) {
-    if (*fields.top_k < 0 || *fields.top_k > INT32_MAX) {
-      return ParamError(kInvalid, "top_k", "must be in [0, ", INT32_MAX, "], got ", *fields.top_k);
-    }
+    RETURN_IF_ERROR(CheckIntegerRange("top_k", *fields.top_k, 0, INT32_MAX));
     out.top_k = static_cast<int32_t>(*fields.top_k);
   }
   RETURN_IF_ERROR(CheckCount("logit_bias", fields.logit_bias.size(), Request::kMaxLogitBias));
@@ -116,6 +119,28 @@ Status CheckStops(const RequestFields& fields) {
   return {};
 }
 
+Status CheckChoices(const RequestFields& fields) {
+  const int64_t choices = fields.choices.value_or(1);
+  RETURN_IF_ERROR(CheckIntegerRange("n", choices, 1, Request::kMaxChoices));
+  return CheckIntegerRange("best_of", fields.best_of.value_or(choices), choices, Request::kMaxChoices);
+}
+
+Status CheckLogprobs(const RequestFields& fields) {
+  RETURN_IF_ERROR(CheckIntegerRange("top_logprobs", fields.top_logprobs, 0, Request::kMaxTopLogprobs));
+  if (fields.top_logprobs > 0 && !fields.logprobs)
+    return ParamError(kInvalid, "top_logprobs", "needs logprobs");
+  return CheckIntegerRange("prompt_logprobs", fields.prompt_logprobs.value_or(0), 0,
+                           Request::kMaxTopLogprobs);
+}
+
+Status CheckScheduling(const RequestFields& fields) {
+  RETURN_IF_ERROR(
+      CheckIntegerRange("priority", fields.priority, -Request::kMaxPriority, Request::kMaxPriority));
+  if (fields.cache_salt.size() <= Request::kMaxCacheSaltBytes) return {};
+  return ParamError(kInvalid, "cache_salt", fields.cache_salt.size(), " bytes, limit ",
+                    Request::kMaxCacheSaltBytes);
+}
+
 }  // namespace
 
 std::string_view ApiName(ApiKind api) {
@@ -133,14 +158,11 @@ std::string_view ApiName(ApiKind api) {
 StatusOr<RequestPtr> Request::Make(RequestFields fields) {
   RETURN_IF_ERROR(CheckNames(fields));
   RETURN_IF_ERROR(CheckInput(fields));
-  if (fields.max_tokens.has_value() && (*fields.max_tokens < 1 || *fields.max_tokens > kMaxMaxTokens)) {
-    return ParamError(kInvalid, "max_tokens", "must be in [1, ", kMaxMaxTokens, "], got ",
-                      *fields.max_tokens);
-  }
+  RETURN_IF_ERROR(CheckIntegerRange("max_tokens", fields.max_tokens.value_or(1), 1, kMaxMaxTokens));
   RETURN_IF_ERROR(CheckStops(fields));
-  RETURN_IF_ERROR(CheckRange("top_logprobs", static_cast<double>(fields.top_logprobs), 0, kMaxTopLogprobs));
-  if (fields.top_logprobs > 0 && !fields.logprobs)
-    return ParamError(kInvalid, "top_logprobs", "needs logprobs");
+  RETURN_IF_ERROR(CheckLogprobs(fields));
+  RETURN_IF_ERROR(CheckChoices(fields));
+  RETURN_IF_ERROR(CheckScheduling(fields));
   ASSIGN_OR_RETURN(Sampling sampling, MakeSampling(fields));
   return RequestPtr(new Request(std::move(fields), std::move(sampling)));
 }

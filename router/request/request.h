@@ -54,6 +54,12 @@ struct RequestFields {
   bool logprobs = false;
   int64_t top_logprobs = 0;
   bool ignore_eos = false;
+  std::optional<int64_t> choices = {};          // answers to send; absent: 1
+  std::optional<int64_t> best_of = {};          // answers to draw; absent: as many as are sent
+  bool echo = false;                            // answers begin with the prompt
+  std::optional<int64_t> prompt_logprobs = {};  // of the prompt's tokens, with this many alternatives
+  int64_t priority = 0;
+  std::string cache_salt = {};
   bool is_streamed = true;
   MonoTime arrival = {};
   MonoTime deadline = {};
@@ -63,7 +69,9 @@ class Request {
  public:
   static constexpr size_t kMaxModelBytes = 256, kMaxRequestIdBytes = 128, kMaxMessages = 2048;
   static constexpr size_t kMaxStops = 16, kMaxStopBytes = 256, kMaxStopTokens = 64, kMaxLogitBias = 1024;
+  static constexpr size_t kMaxCacheSaltBytes = 256;
   static constexpr int64_t kMaxTopLogprobs = 20, kMaxMaxTokens = 1 << 30;
+  static constexpr int64_t kMaxChoices = 16, kMaxPriority = 100;
 
   // INVALID_ARGUMENT with a reason (invalid_value, unless said in docs/errors.md) and the parameter.
   static StatusOr<std::shared_ptr<const Request>> Make(RequestFields fields);
@@ -81,6 +89,14 @@ class Request {
   bool logprobs() const { return fields_.logprobs; }
   uint32_t top_logprobs() const { return static_cast<uint32_t>(fields_.top_logprobs); }
   bool ignore_eos() const { return fields_.ignore_eos; }
+  uint32_t choices() const { return static_cast<uint32_t>(fields_.choices.value_or(1)); }  // to be sent
+  uint32_t draws() const { return static_cast<uint32_t>(fields_.best_of.value_or(choices())); }
+  // More are drawn than sent: the best are known only when all are over.
+  bool is_ranked() const { return draws() > choices(); }
+  bool echo() const { return fields_.echo; }
+  std::optional<uint32_t> prompt_logprobs() const { return fields_.prompt_logprobs; }
+  int32_t priority() const { return static_cast<int32_t>(fields_.priority); }
+  const std::string& cache_salt() const { return fields_.cache_salt; }
   bool is_streamed() const { return fields_.is_streamed; }
   MonoTime arrival() const { return fields_.arrival; }
   MonoTime deadline() const { return fields_.deadline; }

@@ -47,6 +47,11 @@ TEST(Request, ValuesOnTheirBoundsAreTaken) {
   fields.logprobs = true;
   fields.top_logprobs = 20;
   fields.logit_bias = {{3, -100.0}, {4, 100.0}};
+  fields.choices = 16;
+  fields.best_of = 16;
+  fields.prompt_logprobs = 20;
+  fields.priority = -100;
+  fields.cache_salt = std::string(256, 's');
   const auto request = Request::Make(fields);
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ((*request)->sampling().logit_bias.at(4), 100.0f);
@@ -110,6 +115,15 @@ TEST(Request, ValuesOutOfRangeNameTheirParameter) {
        [=](auto& f) {
          f.logit_bias = {{1, kNan}};
        }},
+      {"n", [](auto& f) { f.choices = 0; }},
+      {"n", [](auto& f) { f.choices = 17; }},
+      {"best_of", [](auto& f) { f.choices = 3, f.best_of = 2; }},
+      {"best_of", [](auto& f) { f.best_of = 17; }},
+      {"prompt_logprobs", [](auto& f) { f.prompt_logprobs = -1; }},
+      {"prompt_logprobs", [](auto& f) { f.prompt_logprobs = 21; }},
+      {"priority", [](auto& f) { f.priority = 101; }},
+      {"priority", [](auto& f) { f.priority = INT64_MIN; }},
+      {"cache_salt", [](auto& f) { f.cache_salt = std::string(257, 's'); }},
       {"logit_bias",
        [](auto& f) {
          f.logit_bias.assign(1025, {1, 0.0});
@@ -124,6 +138,28 @@ TEST(Request, ValuesOutOfRangeNameTheirParameter) {
     EXPECT_EQ(Reason(request.status()), "invalid_value") << request.status();
     EXPECT_EQ(Param(request.status()), c.param) << request.status();
     EXPECT_LT(Message(request.status()).size(), 200u) << "a message echoes no long input";
+  }
+}
+
+TEST(Request, AsManyAnswersAreDrawnAsSentUnlessTheBestOfMoreAreAskedFor) {
+  const struct {
+    std::optional<int64_t> choices, best_of;
+    uint32_t want_choices, want_draws;
+    bool want_ranked;
+  } cases[] = {{{}, {}, 1, 1, false},
+               {3, {}, 3, 3, false},
+               {3, 3, 3, 3, false},
+               {{}, 4, 1, 4, true},
+               {2, 5, 2, 5, true}};
+  for (const auto& c : cases) {
+    RequestFields fields = ValidFields();
+    fields.choices = c.choices;
+    fields.best_of = c.best_of;
+    const auto request = Request::Make(fields);
+    ASSERT_TRUE(request.ok()) << request.status();
+    EXPECT_EQ((*request)->choices(), c.want_choices);
+    EXPECT_EQ((*request)->draws(), c.want_draws);
+    EXPECT_EQ((*request)->is_ranked(), c.want_ranked);
   }
 }
 

@@ -1,0 +1,52 @@
+// All answers to one request, each a Generation: starts them, passes their pieces to the sink one at a time,
+// keeps those that must be ranked until all are over, and ends the request with the last. An answer that
+// fails ends the others. Kept alive by its generations; no thread of its own. Thread-safe.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "router/dispatch/shared_request.h"
+
+namespace terrace {
+
+class Generation;
+
+class Answers : public std::enable_shared_from_this<Answers> {
+ public:
+  Answers(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket, std::shared_ptr<AnswerSink> sink);
+
+  void Start();   // once
+  void Cancel();  // takes no lock that a sink is called under
+
+  // For the generations. `draw` counts the answers drawn from 0; draw 0 is the one that scores the prompt.
+  bool is_closed() const { return sink_->is_closed(); }
+  Status CancelReason() const;  // of a cancelled generation: the client is gone, or another answer's error
+  void OnPromptTokens(std::vector<AnswerToken> tokens);
+  void OnPiece(uint32_t draw, AnswerPiece piece);
+  void OnEnd(uint32_t draw, RequestRecord record);  // once each; `record` is of this draw alone
+
+ private:
+  struct Draw {
+    RequestRecord record = {};
+    AnswerPiece held = {};  // all of it, when answers are ranked
+  };
+
+  void CancelAllBut(uint32_t draw);
+  void SendBest();
+  void Finish();
+
+  const std::shared_ptr<SharedRequest> shared_;
+  const RequestPtr request_;
+  const std::shared_ptr<AnswerSink> sink_;
+  Admission::Ticket ticket_;                            // given back at the end
+  std::vector<std::weak_ptr<Generation>> generations_;  // by draw; not changed after Start
+  mutable std::mutex mutex_;                            // held while the sink is called
+  std::vector<Draw> draws_;                             // GUARDED_BY(mutex_)
+  std::vector<AnswerToken> prompt_tokens_;              // GUARDED_BY(mutex_): held like the answers
+  size_t running_ = 0;                                  // GUARDED_BY(mutex_)
+  Status failure_;                                      // GUARDED_BY(mutex_): the first one
+};
+
+}  // namespace terrace

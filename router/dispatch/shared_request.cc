@@ -1,0 +1,65 @@
+#include "router/dispatch/shared_request.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/rng.h"
+
+namespace terrace {
+namespace {
+
+uint64_t SeedFor(const Request& request, DispatchState& state) {
+  if (request.sampling().seed.has_value()) return *request.sampling().seed;
+  return RandomBits(state.parts.seed, state.seeds++);
+}
+
+}  // namespace
+
+SharedRequest::SharedRequest(std::shared_ptr<DispatchState> state, RequestPtr request,
+                             const CatalogEntry& entry)
+    : state_(std::move(state)),
+      request_(std::move(request)),
+      entry_(entry),
+      plan_(entry.policy->Plan(*request_, *state_->parts.cluster.View())),
+      seed_(SeedFor(*request_, *state_)) {}
+
+uint64_t SharedRequest::SeedOf(uint32_t draw) const { return ChoiceSeed(seed_, draw); }
+
+StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
+  std::lock_guard lock(mutex_);
+  PromptPtr& prompt = prompts_[tier.text_digest];
+  if (prompt == nullptr) {
+    ASSIGN_OR_RETURN(prompt, EncodeInput(*request_, tier));
+  }
+  RETURN_IF_ERROR(CheckContext(*request_, prompt->size(), tier));
+  return prompt;
+}
+
+Status SharedRequest::CheckLastTier() {
+  const auto view = state_->parts.cluster.View();
+  const TierView& last = view->tiers[plan_.back().tier];
+  return last.text == nullptr ? Status() : PromptFor(last).status();
+}
+
+StatusOr<const ReplicaView*> SharedRequest::Pick(const ClusterView& view, size_t tier,
+                                                 const std::set<ReplicaId>& tried) {
+  std::lock_guard lock(mutex_);
+  const std::vector<ReplicaView>& replicas = view.tiers[tier].replicas;
+  if (const auto shared = replicas_.find(tier);
+      shared != replicas_.end() && !tried.contains(shared->second)) {
+    const auto found = std::find_if(replicas.begin(), replicas.end(), [&](const ReplicaView& replica) {
+      return replica.id == shared->second && replica.state == ReplicaState::kReady;
+    });
+    if (found != replicas.end()) return &*found;
+  }
+  ASSIGN_OR_RETURN(const ReplicaView* picked, PickReplica(*state_, *request_, view.tiers[tier], tried));
+  replicas_[tier] = picked->id;
+  return picked;
+}
+
+bool SharedRequest::PaysForPrompt(size_t tier, uint32_t draw) {
+  std::lock_guard lock(mutex_);
+  return payers_.try_emplace(tier, draw).first->second == draw;
+}
+
+}  // namespace terrace

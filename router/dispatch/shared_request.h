@@ -1,0 +1,53 @@
+// What the answers to one request have in common: the plan, the prompt in each tier's tokens, and one replica
+// a tier, where they find each other's prompt in the cache. Thread-safe; shared by the generations of the
+// request.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "router/dispatch/attempts.h"
+#include "router/dispatch/prompt.h"
+
+namespace terrace {
+
+class SharedRequest {
+ public:
+  SharedRequest(std::shared_ptr<DispatchState> state, RequestPtr request, const CatalogEntry& entry);
+
+  DispatchState& state() const { return *state_; }
+  const RequestPtr& request() const { return request_; }
+  const std::string& model() const { return entry_.id; }
+  const std::vector<PlanStep>& plan() const { return plan_; }
+  uint64_t SeedOf(uint32_t draw) const;  // the same for every attempt at it
+  MonoTime Now() const { return state_->parts.clock.Now(); }
+
+  // Errors of EncodeInput and CheckContext.
+  StatusOr<PromptPtr> PromptFor(const TierView& tier);
+  // What the plan's last tier cannot hold: refused before any worker is asked, as no earlier answer may be
+  // accepted.
+  Status CheckLastTier();
+  // The replica that was picked last on the plan's `tier` (an index into the view), while it is ready and not
+  // in `tried`; else a fresh pick, with the errors of PickReplica. `view` outlives the result.
+  StatusOr<const ReplicaView*> Pick(const ClusterView& view, size_t tier, const std::set<ReplicaId>& tried);
+  // Whether `draw` is the one that asks `tier` first: the prompt is billed with it, the others share it.
+  bool PaysForPrompt(size_t tier, uint32_t draw);
+
+ private:
+  const std::shared_ptr<DispatchState> state_;
+  const RequestPtr request_;
+  const CatalogEntry& entry_;  // the catalog outlives requests
+  const std::vector<PlanStep> plan_;
+  const uint64_t seed_;
+
+  std::mutex mutex_;
+  std::map<std::string, PromptPtr> prompts_;  // GUARDED_BY(mutex_): by text digest
+  std::map<size_t, ReplicaId> replicas_;      // GUARDED_BY(mutex_): by tier
+  std::map<size_t, uint32_t> payers_;         // GUARDED_BY(mutex_): draw by tier
+};
+
+}  // namespace terrace
