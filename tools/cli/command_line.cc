@@ -1,6 +1,7 @@
 #include "tools/cli/command_line.h"
 
 #include <algorithm>
+#include <map>
 
 #include "CLI/CLI.hpp"
 #include "base/version.h"
@@ -176,6 +177,69 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
       "          terrace evaluate --model models/terrace-demo-nano");
 }
 
+void AddShapeChanges(CLI::App& command, ShapeChanges& changes) {
+  const struct {
+    const char *flag, *text;
+    std::optional<uint32_t>& value;
+  } sizes[] = {{"--layers", "number of layers", changes.layers},
+               {"--hidden", "width", changes.hidden},
+               {"--heads", "attention heads", changes.heads},
+               {"--kv-heads", "key and value heads; a divisor of the heads", changes.kv_heads},
+               {"--head-dim", "size of a head, even (default: width over heads, where one of them is given)",
+                changes.head_dim},
+               {"--ffn", "width of the feed-forward part", changes.ffn},
+               {"--vocab", "vocabulary; what the tokenizer lacks becomes unused tokens", changes.vocab},
+               {"--context", "longest sequence, in tokens", changes.context}};
+  for (const auto& size : sizes) command.add_option(size.flag, size.value, size.text)->type_name("N");
+  auto* const tied = command.add_flag_callback(
+      "--tied", [&changes] { changes.tied = true; }, "the output matrix is the embedding");
+  command
+      .add_flag_callback(
+          "--untied", [&changes] { changes.tied = false; }, "the output matrix is one of its own")
+      ->excludes(tied);
+}
+
+void AddSynthesize(CLI::App& app, SynthesizeOptions& options) {
+  CLI::App* const synthesize =
+      app.add_subcommand("synthesize", "Write a model of any shape with random weights, for measurements.");
+  synthesize->add_option("--out", options.out, "what to write: a .gguf file or a folder, not there yet")
+      ->type_name("PATH")
+      ->required();
+  auto* const source = synthesize->add_option_group("shape")->require_option(1);
+  source
+      ->add_option("--shape", options.shape,
+                   "135m, 0.5b, 1b or 8b: SmolLM2 135M, Qwen2.5 0.5B, Llama 3.2 1B, Llama 3.1 8B")
+      ->type_name("NAME")
+      ->check(
+          Quiet(CLI::IsMember(std::vector<std::string>(std::begin(kModelShapes), std::end(kModelShapes)))));
+  source->add_option("--config", options.config, "a config.json of the Llama family")->type_name("FILE");
+  AddShapeChanges(*synthesize, options.changes);
+  const std::map<std::string, DType> dtypes = {
+      {"f32", DType::kF32}, {"f16", DType::kF16}, {"bf16", DType::kBF16}, {"q8_0", DType::kQ8_0}};
+  synthesize
+      ->add_option_function<std::string>(
+          "--dtype", [&options, dtypes](const std::string& name) { options.dtype = dtypes.at(name); },
+          "of the matrices: f32, f16 (default), bf16, or q8_0 (GGUF only); norms are f32")
+      ->type_name("TYPE")
+      ->check(Quiet(CLI::IsMember(dtypes)));
+  synthesize->add_option("--seed", options.seed, "the same seed and shape give the same bytes")
+      ->type_name("N")
+      ->capture_default_str();
+  synthesize->add_option("--format", options.format, "gguf or safetensors (default: gguf for *.gguf)")
+      ->type_name("FORMAT")
+      ->check(Quiet(CLI::IsMember({"gguf", "safetensors"})));
+  synthesize
+      ->add_option("--tokenizer", options.tokenizer,
+                   "model whose tokenizer and chat template are taken (default: a token for each byte)")
+      ->type_name("MODEL");
+  synthesize->add_option("--threads", options.threads, "that make weights (default: all cores)")
+      ->type_name("N")
+      ->check(Quiet(CLI::Range(1u, kMaxConcurrency)));
+  synthesize->footer(
+      "Examples: terrace synthesize --out 1b.gguf --shape 1b --dtype q8_0\n"
+      "          terrace synthesize --out wide --shape 135m --hidden 2048 --heads 16 --kv-heads 4");
+}
+
 // What CLI11 cannot say.
 Status Validate(const RequestOptions& request) {
   for (const std::string& stop : request.stop) {
@@ -194,6 +258,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   StatusOptions status;
   InspectOptions inspect;
   EvaluateOptions evaluate;
+  SynthesizeOptions synthesize;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -204,6 +269,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddStatus(app, status);
   AddInspect(app, inspect);
   AddEvaluate(app, evaluate);
+  AddSynthesize(app, synthesize);
   const CLI::App* const version = app.add_subcommand("version", "Print the version.");
 
   const auto command = [&app] {
@@ -236,6 +302,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "generate") return {name, generate};
   if (name == "status") return {name, status};
   if (name == "inspect") return {name, inspect};
+  if (name == "synthesize") return {name, synthesize};
   return {name, evaluate};
 }
 

@@ -12,6 +12,7 @@
 #include "tools/cli/generate.h"
 #include "tools/cli/inspect.h"
 #include "tools/cli/status.h"
+#include "tools/cli/synthesize.h"
 #include "tools/cli/up.h"
 
 namespace terrace {
@@ -23,8 +24,7 @@ struct ShowText {  // --help, --version
 struct CommandLine {
   std::string command;  // "generate"; "" when the error came before it was known
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
-                        InspectOptions,
-                        EvaluateOptions>>
+                        InspectOptions, EvaluateOptions, SynthesizeOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

@@ -88,6 +88,32 @@ TEST(CommandLine, EveryCommandParses) {
   EXPECT_EQ(evaluate.concurrency, 16u);
 }
 
+TEST(CommandLine, SynthesizeReadsEveryFlag) {
+  const auto options = Parse<SynthesizeOptions>(
+      {"synthesize",  "--out",   "m",         "--config", "c",          "--layers",  "1",
+       "--hidden",    "2",       "--heads",   "3",        "--kv-heads", "4",         "--head-dim",
+       "5",           "--ffn",   "6",         "--vocab",  "7",          "--context", "8",
+       "--untied",    "--dtype", "q8_0",      "--seed",   "9",          "--format",  "gguf",
+       "--tokenizer", "t",       "--threads", "2"});
+  EXPECT_EQ(options.out, "m");
+  EXPECT_EQ(options.config, "c");
+  const ShapeChanges& changes = options.changes;
+  const auto sizes = {changes.layers,   changes.hidden, changes.heads, changes.kv_heads,
+                      changes.head_dim, changes.ffn,    changes.vocab, changes.context};
+  EXPECT_THAT(sizes, ElementsAre(1, 2, 3, 4, 5, 6, 7, 8));
+  EXPECT_EQ(changes.tied, false);
+  EXPECT_EQ(options.dtype, DType::kQ8_0);
+  EXPECT_EQ(options.seed, 9u);
+  EXPECT_EQ(options.format, "gguf");
+  EXPECT_EQ(options.tokenizer, "t");
+  EXPECT_EQ(options.threads, 2u);
+  const auto plain = Parse<SynthesizeOptions>({"synthesize", "--out", "m", "--shape", "8b"});
+  EXPECT_EQ(plain.shape, "8b");
+  EXPECT_EQ(plain.dtype, DType::kF16);
+  EXPECT_EQ(plain.changes.tied, std::nullopt);
+  EXPECT_EQ(plain.changes.vocab, std::nullopt);
+}
+
 TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
   const std::vector<std::vector<std::string>> cases = {
       {"nonsense"},
@@ -107,6 +133,15 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"inspect"},
       {"evaluate", "--model", "m", "--concurrency", "0"},
       {"demo", "chat"},
+      {"synthesize", "--shape", "135m"},
+      {"synthesize", "--out", "m"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--config", "c"},
+      {"synthesize", "--out", "m", "--shape", "70b"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--dtype", "q4_0"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--dtype", "3"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--format", "onnx"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--layers", "-1"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--tied", "--untied"},
   };
   for (const auto& arguments : cases) {
     const CommandLine line = ParseCommandLine(arguments);
@@ -119,7 +154,8 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
 }
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
-  for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate"}) {
+  for (const char* command :
+       {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize"}) {
     EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
         << command;
     EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));

@@ -28,6 +28,7 @@ struct Dispatch {
   Status operator()(const StatusOptions& options) const { return RunStatus(options, context); }
   Status operator()(const InspectOptions& options) const { return RunInspect(options, context); }
   Status operator()(const EvaluateOptions& options) const { return RunEvaluate(options, context); }
+  Status operator()(const SynthesizeOptions& options) const { return RunSynthesize(options, context); }
 };
 
 int Main(int argc, char** argv) {
