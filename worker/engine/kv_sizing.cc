@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "worker/kv/block_allocator.h"
+#include "worker/kv/block_table.h"
 
 namespace terrace {
 

@@ -11,7 +11,7 @@
 
 #include "base/status.h"
 #include "kernels/attention/kv_layer.h"
-#include "worker/kv/block_allocator.h"
+#include "worker/kv/block_table.h"
 
 namespace terrace {
 

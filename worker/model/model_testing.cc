@@ -24,16 +24,21 @@ std::string DemoGguf(const std::string& model) { return "models/" + model + ".f1
 
 TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
                      size_t threads, uint32_t blocks, KvDType kv_dtype)
+    : TestModel(config, weights, ops, threads,
+                KvShape{.layers = config.layers,
+                        .kv_heads = config.kv_heads,
+                        .head_dim = config.head_dim,
+                        .block_tokens = 16,
+                        .blocks = blocks,
+                        .dtype = kv_dtype}) {}
+
+TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
+                     size_t threads, const KvShape& kv_shape)
     : pool(std::make_unique<ThreadPool>(threads)) {
   auto loaded = Transformer::Load(config, weights, ops, *pool);
   CHECK(loaded.ok(), Message(loaded.status()));
   transformer = *std::move(loaded);
-  auto created = KvPool::Create({.layers = config.layers,
-                                 .kv_heads = config.kv_heads,
-                                 .head_dim = config.head_dim,
-                                 .block_tokens = 16,
-                                 .blocks = blocks,
-                                 .dtype = kv_dtype});
+  auto created = KvPool::Create(kv_shape);
   CHECK(created.ok(), Message(created.status()));
   kv = *std::move(created);
   PoisonKv();

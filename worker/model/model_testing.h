@@ -21,6 +21,8 @@ std::string DemoGguf(const std::string& model);
 struct TestModel {
   TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops, size_t threads,
             uint32_t blocks = 64, KvDType kv_dtype = KvDType::kF32);
+  TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops, size_t threads,
+            const KvShape& kv_shape);
   // Every value of the KV pool becomes NaN, so that reading one that was not written shows.
   void PoisonKv();
 

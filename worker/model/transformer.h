@@ -16,7 +16,7 @@
 #include "kernels/op_table.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/weight_source.h"
-#include "worker/kv/block_allocator.h"
+#include "worker/kv/block_table.h"
 #include "worker/kv/kv_pool.h"
 
 namespace terrace {

@@ -1,0 +1,274 @@
+// The same-bits contract (docs/adr/0003-same-bits.md) through the real scheduler: whatever the batch, the
+// chunks, the block size, the prefix cache, preemptions and the number of threads, the logits of a position
+// are those of its sequence run alone, and so is the answer.
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <random>
+
+#include "base/fake_clock.h"
+#include "base/hash.h"
+#include "gtest/gtest.h"
+#include "worker/engine/collecting_sink.h"
+#include "worker/engine/scheduler.h"
+#include "worker/model/model_testing.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kSequences = 16;
+
+// An Executor that takes the logits of every computed position and keeps their hashes.
+class LogitsExecutor : public Executor {
+ public:
+  // Hash of the logits by seed of the sequence and position.
+  using Hashes = std::map<std::pair<uint64_t, uint32_t>, Hash128>;
+
+  explicit LogitsExecutor(TestModel& model) : model_(model) {}
+
+  StepResult Run(const StepPlan& plan) override {
+    for (const BlockTransfer& transfer : plan.transfers) Move(transfer);
+    Batch batch;
+    for (const PlannedSequence& part : plan.sequences) {
+      batch.sequences.push_back({.tokens = part.tokens,
+                                 .first_position = part.first_position,
+                                 .blocks = part.blocks,
+                                 .logits = static_cast<uint32_t>(part.tokens.size())});
+    }
+    std::span<const float> logits = model_.transformer->Forward(batch, *model_.kv);
+    const size_t vocab = model_.transformer->config().vocab_size;
+    StepResult result;
+    for (const PlannedSequence& part : plan.sequences) {
+      for (uint32_t i = 0; i < part.tokens.size(); ++i)
+        Keep({part.sampling->seed, part.first_position + i}, logits.subspan(i * vocab, vocab));
+      logits = logits.subspan((part.tokens.size() - 1) * vocab);
+      SequenceOutput& output = result.outputs.emplace_back();
+      if (part.sample) {
+        output.token = *sampler_.Sample(logits.first(vocab), *part.sampling, *part.counts, part.sample_index,
+                                        /*top=*/0);
+      }
+      logits = logits.subspan(vocab);
+    }
+    return result;
+  }
+
+  const Hashes& hashes() const { return hashes_; }
+  bool has_one_value_each() const { return has_one_value_each_; }
+
+ private:
+  void Move(const BlockTransfer& transfer) {
+    switch (transfer.kind) {
+      case BlockTransfer::Kind::kCopyRows:
+        return model_.kv->CopyRows(transfer.from, transfer.to, transfer.rows);
+      case BlockTransfer::Kind::kToHost:
+        return model_.kv->CopyToHost(transfer.from, static_cast<uint32_t>(transfer.to));
+      case BlockTransfer::Kind::kFromHost:
+        return model_.kv->CopyFromHost(static_cast<uint32_t>(transfer.from), transfer.to);
+    }
+  }
+
+  // A position that is computed again after a preemption must have the logits it had.
+  void Keep(const std::pair<uint64_t, uint32_t>& place, std::span<const float> logits) {
+    const Hash128 hash = HashBytes({reinterpret_cast<const char*>(logits.data()), logits.size_bytes()});
+    has_one_value_each_ = has_one_value_each_ && hashes_.try_emplace(place, hash).first->second == hash;
+  }
+
+  TestModel& model_;
+  Sampler sampler_;
+  Hashes hashes_;
+  bool has_one_value_each_ = true;
+};
+
+// Sixteen requests: greedy and sampled, of lengths around the edges of blocks (16) and attention chunks (64);
+// some begin alike, some are the same.
+std::vector<SequenceSpec> Requests(uint32_t vocab_size) {
+  std::mt19937 random(1);
+  const auto draw = [&](uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random);
+  };
+  std::vector<SequenceSpec> specs(kSequences);
+  const uint32_t lengths[kSequences] = {1, 2, 15, 16, 17, 31, 33, 48, 63, 64, 65, 80, 100, 129, 129, 400};
+  for (size_t i = 0; i < kSequences; ++i) {
+    SequenceSpec& spec = specs[i];
+    while (spec.prompt.size() < lengths[i])
+      spec.prompt.push_back(static_cast<int32_t>(draw(0, vocab_size - 1)));
+    if (i >= 7 && i % 2 == 1) std::copy_n(specs[6].prompt.begin(), 33, spec.prompt.begin());
+    if (i == 14) spec.prompt = specs[13].prompt;
+    spec.max_tokens = draw(1, 60);
+    spec.ignore_eos = true;
+    spec.sampling.seed = i + 1;
+    spec.sampling.temperature = i % 3 == 0 ? 0.0f : 0.9f;
+    if (i % 4 == 1) spec.sampling.repetition_penalty = 1.2f;
+  }
+  return specs;
+}
+
+// What a schedule must not change: the logits that every token of every answer was chosen from.
+Hash128 HashOfAnswers(const std::vector<SequenceSpec>& specs, const LogitsExecutor::Hashes& hashes) {
+  Hasher hasher;
+  for (const SequenceSpec& spec : specs) {
+    for (uint32_t i = 0; i < spec.max_tokens; ++i) {
+      const Hash128& hash =
+          hashes.at({spec.sampling.seed, static_cast<uint32_t>(spec.prompt.size()) - 1 + i});
+      hasher.Add(hash.high).Add(hash.low);
+    }
+  }
+  return hasher.Finish();
+}
+
+struct Counts {
+  uint64_t prefix_hit_tokens = 0, recompute_preemptions = 0, swap_preemptions = 0;
+};
+
+// Runs all of `specs`, which come while others run, and checks every position against `alone`.
+Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vector<SequenceSpec>& specs,
+                    const LogitsExecutor::Hashes& alone, std::mt19937& random, Counts& counts) {
+  const auto draw = [&](uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random);
+  };
+  model.PoisonKv();
+  FakeClock clock;
+  Scheduler scheduler(options);
+  LogitsExecutor executor(model);
+  std::vector<SequenceSpec> arriving = specs;
+  std::ranges::shuffle(arriving, random);
+  for (SequenceSpec& spec : arriving) spec.priority = static_cast<int32_t>(draw(0, 2));
+  const uint32_t arrivals = draw(0, 3);  // in how many of four steps one comes
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (int steps = 0; !arriving.empty() || !scheduler.idle(); ++steps) {
+    CHECK(steps < 100000);
+    while (!arriving.empty() && (arrivals == 0 || scheduler.idle() || draw(0, 3) < arrivals)) {
+      CHECK(Scheduler::Validate(arriving.back(), options).ok());
+      sinks.push_back(std::make_shared<CollectingSink>());
+      scheduler.Add(arriving.back(), sinks.back(), clock.Now());
+      arriving.pop_back();
+      if (arrivals > 0) break;
+    }
+    scheduler.SetCosts({.swap_seconds_per_block = draw(0, 1) * 1.0});  // either way is cheaper now and then
+    clock.Advance(std::chrono::milliseconds(1));
+    const StepPlan plan = scheduler.Schedule(clock.Now());
+    CHECK(!plan.empty());
+    scheduler.Commit(plan, executor.Run(plan), clock.Now());
+  }
+  const SchedulerStats stats = scheduler.Stats();
+  EXPECT_EQ(stats.finished, specs.size());
+  counts.prefix_hit_tokens += stats.prefix_hit_tokens;
+  counts.recompute_preemptions += stats.recompute_preemptions;
+  counts.swap_preemptions += stats.swap_preemptions;
+  EXPECT_TRUE(executor.has_one_value_each());
+  for (const auto& [place, hash] : executor.hashes()) {
+    EXPECT_EQ(hash, alone.at(place)) << "sequence " << place.first << ", position " << place.second;
+    if (hash != alone.at(place)) break;
+  }
+  return HashOfAnswers(specs, executor.hashes());
+}
+
+size_t Schedules(size_t by_default) {
+  const char* asked = std::getenv("TERRACE_SCHEDULES");
+  return asked == nullptr ? by_default : static_cast<size_t>(std::atoi(asked));
+}
+
+void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, size_t schedules) {
+  const ModelFiles files = OpenTestModel(path);
+  const auto specs = Requests(files.config.vocab_size);
+  constexpr uint32_t kBlocks = 512;
+  std::map<std::pair<uint32_t, size_t>, std::unique_ptr<TestModel>> models;  // by block size and threads
+  const auto model_of = [&](uint32_t block_tokens, size_t threads) -> TestModel& {
+    auto& model = models[{block_tokens, threads}];
+    if (!model) {
+      const KvShape shape{.layers = files.config.layers,
+                          .kv_heads = files.config.kv_heads,
+                          .head_dim = files.config.head_dim,
+                          .block_tokens = block_tokens,
+                          .blocks = kBlocks,
+                          .dtype = dtype,
+                          .host_blocks = kBlocks};
+      model = std::make_unique<TestModel>(files.config, *files.weights, ops, threads, shape);
+    }
+    return *model;
+  };
+  SchedulerOptions options{.context_length = files.config.context_length,
+                           .vocab_size = files.config.vocab_size,
+                           .blocks = kBlocks,
+                           .audits = true};
+
+  // Each sequence alone, its prompt in one piece.
+  Counts counts;
+  options.max_sequences = 1;
+  options.max_step_tokens = 512;
+  options.prefix_cache = false;
+  std::mt19937 unused;
+  LogitsExecutor::Hashes alone;
+  for (const SequenceSpec& spec : specs) {
+    TestModel& model = model_of(16, 1);
+    FakeClock clock;
+    Scheduler scheduler(options);
+    LogitsExecutor executor(model);
+    model.PoisonKv();
+    scheduler.Add(spec, std::make_shared<CollectingSink>(), clock.Now());
+    while (!scheduler.idle()) {
+      const StepPlan plan = scheduler.Schedule(clock.Now());
+      scheduler.Commit(plan, executor.Run(plan), clock.Now());
+    }
+    alone.insert(executor.hashes().begin(), executor.hashes().end());
+  }
+  const Hash128 want = HashOfAnswers(specs, alone);
+
+  size_t largest_chunk = 0;
+  for (uint32_t seed = 1; seed <= schedules; ++seed) {
+    std::mt19937 random(seed);
+    const auto draw = [&](uint32_t low, uint32_t high) {
+      return std::uniform_int_distribution<uint32_t>(low, high)(random);
+    };
+    options.max_sequences = draw(1, 16);
+    options.max_step_tokens = std::max(options.max_sequences, uint32_t{1} << draw(0, 9));
+    options.block_tokens = std::vector<uint32_t>{1, 5, 16, 16, 16, 32}[draw(0, 5)];
+    const auto needed = static_cast<uint32_t>(BlocksFor(460, options.block_tokens));  // of the longest
+    options.blocks = draw(0, 1) == 0 ? kBlocks : std::min(kBlocks, needed + draw(0, needed / 4));
+    options.host_blocks = draw(0, 1) * kBlocks;
+    options.prefix_cache = draw(0, 2) > 0;
+    options.max_prefill_wait_seconds = 0.001 * draw(1, 50);
+    const uint32_t threads = draw(1, 2);
+    SCOPED_TRACE(testing::Message() << path << ", " << ops.name << ", KV " << KvDTypeName(dtype) << ", seed "
+                                    << seed << ", threads " << threads);
+    largest_chunk = std::max<size_t>(largest_chunk, options.max_step_tokens);
+    ASSERT_EQ(
+        RunSchedule(model_of(options.block_tokens, threads), options, specs, alone, random, counts).Hex(),
+        want.Hex());
+    ASSERT_FALSE(testing::Test::HasFailure());
+  }
+  std::cout << path << ", " << ops.name << ", KV " << KvDTypeName(dtype) << ": hash " << want.Hex() << " in "
+            << schedules << " of " << schedules << " schedules; " << counts.prefix_hit_tokens
+            << " tokens from the prefix cache, " << counts.recompute_preemptions
+            << " preemptions recomputed, " << counts.swap_preemptions << " swapped\n";
+  if (schedules < 30) return;  // else all of it has happened
+  EXPECT_GT(counts.prefix_hit_tokens, 0u);
+  EXPECT_GT(counts.recompute_preemptions, 0u);
+  EXPECT_GT(counts.swap_preemptions, 0u);
+  EXPECT_EQ(largest_chunk, 512u);
+}
+
+TEST(SameBits, NanoHasOneHashUnderAThousandSchedules) {
+  ExpectOneHash(DemoFolder("terrace-demo-nano"), CpuOps(), KvDType::kF32, Schedules(1000));
+}
+
+TEST(SameBits, EveryKvDTypeHasOneHash) {
+  for (const KvDType dtype : {KvDType::kF16, KvDType::kBF16, KvDType::kInt8})
+    ExpectOneHash(DemoFolder("terrace-demo-nano"), CpuOps(), dtype, Schedules(40));
+}
+
+TEST(SameBits, EveryOtherCpuBackendHasOneHash) {
+  for (const OpTable& ops : AllCpuOps().subspan(1))
+    ExpectOneHash(DemoGguf("terrace-demo-nano"), ops, KvDType::kF32, 6);
+}
+
+TEST(SameBits, SmallHasOneHash) {
+  ExpectOneHash(DemoGguf("terrace-demo-small"), CpuOps(), KvDType::kF32, 40);
+}
+
+TEST(SameBits, BaseHasOneHash) {
+  ExpectOneHash(DemoFolder("terrace-demo-base"), CpuOps(), KvDType::kF32, 12);
+}
+
+}  // namespace
+}  // namespace terrace
