@@ -53,6 +53,37 @@ class FakeDispatcher : public Dispatcher {
     };
   }
 
+  // A script of two answers whose pieces come mixed: "ab" and "xy", 10 tokens of prompt, 2 + 3 of answers;
+  // the prompt's tokens first, where they are asked for.
+  static Script TwoAnswers() {
+    return [](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+      if (request->prompt_logprobs().has_value()) {
+        sink->OnPromptTokens(
+            {{.id = 3, .bytes = "p"}, {.id = 4, .logprob = -0.5f, .bytes = "q", .top = {{9, -0.25f, "r"}}}});
+      }
+      AnswerSummary total{.usage = {.prompt_tokens = 10, .completion_tokens = 2},
+                          .tier = "base",
+                          .attempts = {{.choice = 0, .tier = "base", .accepted = true}},
+                          .price_usd = 0.5};
+      AnswerSummary second{.end = AnswerEnd::kLength,
+                           .usage = {.completion_tokens = 3},
+                           .tier = "nano",
+                           .attempts = {{.choice = 1, .tier = "nano", .accepted = true}},
+                           .price_usd = 0.25};
+      const auto send = [&](uint32_t choice, const char* text) {
+        sink->OnPiece({.choice = choice, .text = text, .tokens = {{.id = 7, .bytes = text}}});
+      };
+      send(1, "x"), send(0, "a"), send(1, "y");
+      sink->OnChoiceEnd(1, second);
+      send(0, "b");
+      sink->OnChoiceEnd(0, total);
+      total.usage.completion_tokens += second.usage.completion_tokens;
+      total.attempts.push_back(second.attempts.front());
+      total.price_usd += second.price_usd;
+      sink->OnFinish(total);
+    };
+  }
+
   Script script = Answers({"hello"});
   CancelCall on_cancel = [] {};
   StatusOr<ScoreAnswer> score = ScoreAnswer{};

@@ -2,6 +2,7 @@
 #include "router/api/grpc_service.h"
 
 #include <future>
+#include <map>
 
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
@@ -87,6 +88,13 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   request.add_stop("END");
   request.add_stop_tokens(9);
   request.set_ignore_eos(true);
+  request.set_n(2);
+  request.set_best_of(3);
+  request.set_echo(true);
+  request.set_prompt_logprobs(true);
+  request.set_top_logprobs(4);
+  request.set_priority(-7);
+  request.set_cache_salt("tenant");
   std::vector<v1::GenerateResponse> responses;
   ASSERT_TRUE(Generate(request, responses).ok());
   ASSERT_NE(seen, nullptr);
@@ -99,6 +107,58 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   EXPECT_EQ(seen->max_tokens(), 0u);
   EXPECT_TRUE(seen->ignore_eos());
   EXPECT_FALSE(seen->request_id().empty()) << "drawn";
+  EXPECT_EQ(seen->choices(), 2u);
+  EXPECT_EQ(seen->draws(), 3u);
+  EXPECT_TRUE(seen->echo());
+  EXPECT_EQ(seen->prompt_logprobs(), 4u);
+  EXPECT_EQ(seen->top_logprobs(), 0u) << "the answer's are not asked for";
+  EXPECT_EQ(seen->priority(), -7);
+  EXPECT_EQ(seen->cache_salt(), "tenant");
+}
+
+TEST_F(GrpcServiceTest, EachChoiceHasItsPiecesAndItsOwnEnd) {
+  dispatcher_.script = FakeDispatcher::TwoAnswers();
+  v1::GenerateRequest request = Prompt("x");
+  request.set_n(2);
+  request.set_prompt_logprobs(true);
+  std::vector<v1::GenerateResponse> responses;
+  ASSERT_TRUE(Generate(request, responses).ok());
+  ASSERT_FALSE(responses.empty());
+  ASSERT_EQ(responses[0].prompt_tokens_size(), 2) << "before every piece";
+  EXPECT_EQ(responses[0].prompt_tokens(1).logprob(), -0.5f) << "whether or not the answer's are asked for";
+  EXPECT_EQ(responses[0].prompt_tokens(1).top(0).token(), 9);
+  std::map<uint32_t, std::string> texts;
+  std::map<uint32_t, v1::GenerateFinished> ends;
+  for (const v1::GenerateResponse& response : responses) {
+    EXPECT_FALSE(ends.contains(response.choice())) << "nothing follows the end of a choice";
+    texts[response.choice()] += response.text();
+    if (response.has_finished()) ends[response.choice()] = response.finished();
+  }
+  EXPECT_EQ(texts, (std::map<uint32_t, std::string>{{0, "ab"}, {1, "xy"}}));
+  ASSERT_EQ(ends.size(), 2u);
+  EXPECT_EQ(ends[0].usage().prompt_tokens(), 10u);
+  EXPECT_EQ(ends[1].usage().prompt_tokens(), 0u);
+  EXPECT_EQ(ends[1].usage().completion_tokens(), 3u);
+  EXPECT_EQ(ends[1].reason(), v1::FINISH_REASON_LENGTH);
+}
+
+TEST_F(GrpcServiceTest, ALongPromptsTokensComeInSeveralMessages) {
+  dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+    std::vector<AnswerToken> tokens(2500);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i].id = static_cast<TokenId>(i);
+    sink->OnPromptTokens(std::move(tokens));
+    sink->OnChoiceEnd(0, {});
+    sink->OnFinish(AnswerSummary{});
+  };
+  std::vector<v1::GenerateResponse> responses;
+  ASSERT_TRUE(Generate(Prompt("x"), responses).ok());
+  std::vector<int32_t> ids;
+  for (const v1::GenerateResponse& response : responses) {
+    EXPECT_LE(response.prompt_tokens_size(), 1024);
+    for (const v1::OutputToken& token : response.prompt_tokens()) ids.push_back(token.id());
+  }
+  ASSERT_EQ(ids.size(), 2500u);
+  for (size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(ids[i], static_cast<int32_t>(i));
 }
 
 TEST_F(GrpcServiceTest, ErrorsCarryTheirReason) {

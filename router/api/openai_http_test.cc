@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <future>
+#include <map>
 
 #include "base/host_port.h"
 #include "base/json.h"
@@ -180,6 +181,55 @@ TEST_F(OpenAiHttpTest, IncludeUsageAddsOneChunkWithoutChoices) {
   const Json usage = Json::parse(events[3]);
   EXPECT_TRUE(usage["choices"].empty());
   EXPECT_EQ(usage["usage"]["completion_tokens"], 2);
+}
+
+TEST_F(OpenAiHttpTest, SeveralChoicesAreListedInOrderAndTheirUsageIsSummed) {
+  dispatcher_.script = FakeDispatcher::TwoAnswers();
+  const Json json = Chat(R"(,"n":2)").json();
+  ASSERT_EQ(json["choices"].size(), 2u) << json;
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(json["choices"][i]["index"], i);
+  EXPECT_EQ(json["choices"][0]["message"]["content"], "ab");
+  EXPECT_EQ(json["choices"][1]["message"]["content"], "xy");
+  EXPECT_EQ(json["choices"][1]["finish_reason"], "length");
+  EXPECT_EQ(json["usage"]["prompt_tokens"], 10);
+  EXPECT_EQ(json["usage"]["completion_tokens"], 5);
+  EXPECT_EQ(json["terrace"]["price_usd"], 0.75);
+  EXPECT_EQ(json["terrace"]["attempts"][1]["choice"], 1);
+  EXPECT_FALSE(json.contains("prompt_logprobs"));
+}
+
+TEST_F(OpenAiHttpTest, TheChunksOfEachChoiceHaveItsIndexARoleAndAReason) {
+  dispatcher_.script = FakeDispatcher::TwoAnswers();
+  const auto events = Events(Chat(R"(,"n":2,"stream":true,"stream_options":{"include_usage":true})").body);
+  ASSERT_GE(events.size(), 2u);
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(Json::parse(events[events.size() - 2])["usage"]["completion_tokens"], 5);
+  std::map<int, std::string> texts, reasons;
+  std::map<int, int> roles;
+  for (size_t i = 0; i + 2 < events.size(); ++i) {
+    const Json choice = Json::parse(events[i])["choices"][0];
+    const int index = choice["index"];
+    EXPECT_FALSE(reasons.contains(index)) << "nothing follows the reason";
+    roles[index] += choice["delta"].contains("role") ? 1 : 0;
+    EXPECT_EQ(roles[index], 1) << "the role comes first";
+    texts[index] += choice["delta"].value("content", "");
+    if (!choice["finish_reason"].is_null()) reasons[index] = choice["finish_reason"];
+  }
+  EXPECT_EQ(texts, (std::map<int, std::string>{{0, "ab"}, {1, "xy"}}));
+  EXPECT_EQ(reasons, (std::map<int, std::string>{{0, "stop"}, {1, "length"}}));
+}
+
+TEST_F(OpenAiHttpTest, PromptLogprobsAreNullAndThenOneObjectAToken) {
+  dispatcher_.script = FakeDispatcher::TwoAnswers();
+  const Json json = Chat(R"(,"n":2,"prompt_logprobs":1)").json();
+  const Json& scores = json["prompt_logprobs"];
+  ASSERT_EQ(scores.size(), 2u) << json;
+  EXPECT_TRUE(scores[0].is_null());
+  EXPECT_EQ(scores[1]["token_id"], 4);
+  EXPECT_EQ(scores[1]["token"], "q");
+  EXPECT_EQ(scores[1]["logprob"], -0.5);
+  EXPECT_EQ(scores[1]["top_logprobs"][0]["token_id"], 9);
+  EXPECT_EQ(scores[1]["top_logprobs"][0]["logprob"], -0.25);
 }
 
 TEST_F(OpenAiHttpTest, AFailureAfterTheFirstPieceIsAnEventAndNoDone) {

@@ -1,7 +1,8 @@
 // A cluster for tests: replicas that record the calls they get; the test plays the worker's part by hand. One
-// thread.
+// thread, but each call may have its own, and any may cancel.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -45,7 +46,7 @@ class ByteTokenizer : public Tokenizer {
 struct FakeCall {
   ExecuteSpec spec = {};
   std::shared_ptr<ExecuteEvents> events = {};
-  bool is_cancelled = false;
+  std::atomic<bool> is_cancelled = false;
   bool is_done = false;
   uint32_t tokens = 0;
 
@@ -80,7 +81,9 @@ class FakeReplica : public ReplicaClient {
  public:
   std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
                                       std::shared_ptr<ExecuteEvents> events) override {
-    auto call = std::make_shared<FakeCall>(FakeCall{.spec = spec, .events = std::move(events)});
+    auto call = std::make_shared<FakeCall>();
+    call->spec = spec;
+    call->events = std::move(events);
     calls.push_back(call);
     return std::make_unique<Handle>(call);
   }
