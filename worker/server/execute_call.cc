@@ -9,22 +9,12 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kEventLogprobs = 1 << 15;  // of one message: about 512 KiB
+constexpr size_t kEventsPerBuffer = 8;  // at least, when full: what is read makes room bit by bit
 
 size_t CountLogprobs(std::span<const SampledToken> tokens) {
   size_t count = 0;
   for (const SampledToken& token : tokens) count += 1 + token.top.size();
   return count;
-}
-
-size_t CountLogprobs(const google::protobuf::RepeatedPtrField<v1::GeneratedToken>& tokens) {
-  size_t count = 0;
-  for (const auto& token : tokens) count += 1 + static_cast<size_t>(token.top_size());
-  return count;
-}
-
-size_t CountLogprobs(const v1::ExecuteEvent& event) {
-  return CountLogprobs(event.tokens().tokens()) + CountLogprobs(event.prompt_scores().scores());
 }
 
 }  // namespace
@@ -33,7 +23,7 @@ grpc::ServerWriteReactor<v1::ExecuteEvent>* ExecuteCall::Start(const Options& op
                                                                WorkerMetrics& metrics,
                                                                grpc::CallbackServerContext& context,
                                                                const v1::ExecuteRequest& request) {
-  std::shared_ptr<ExecuteCall> call(new ExecuteCall(options, metrics, context, request.request_id()));
+  std::shared_ptr<ExecuteCall> call(new ExecuteCall(options, engine, metrics, context, request.request_id()));
   call->self_ = call;
   auto spec = ToSequenceSpec(request);
   if (!spec.ok()) {
@@ -77,19 +67,15 @@ void ExecuteCall::OnPromptScores(uint32_t first_index, std::span<const SampledTo
 v1::ExecuteEvent* ExecuteCall::Reserve(std::span<const SampledToken> tokens,
                                        v1::ExecuteEvent::EventCase kind) {
   if (is_closed_) return nullptr;
-  buffered_logprobs_ += CountLogprobs(tokens);
-  if (buffered_logprobs_ > options_.buffer_logprobs) {
-    overflow_ = WithReason(ResourceExhausted("the client does not read: ", buffered_logprobs_,
-                                             " log-probabilities wait, limit ", options_.buffer_logprobs),
-                           "slow_reader");
-    is_closed_ = true;
-    return nullptr;
-  }
-  const size_t waiting = buffer_.size() - (is_writing_ ? 1 : 0);
-  if (waiting > 0 && buffer_.back().event_case() == kind && CountLogprobs(buffer_.back()) < kEventLogprobs) {
-    return &buffer_.back();
-  }
-  return &buffer_.emplace_back();
+  const bool has_open_event = buffer_.size() > (is_writing_ ? 1u : 0u) &&
+                              buffer_.back().event.event_case() == kind &&
+                              buffer_.back().logprobs < options_.buffer_logprobs / kEventsPerBuffer;
+  Waiting& last = has_open_event ? buffer_.back() : buffer_.emplace_back();
+  const size_t logprobs = CountLogprobs(tokens);
+  last.logprobs += logprobs;
+  buffered_logprobs_ += logprobs;
+  if (buffered_logprobs_ > options_.buffer_logprobs) is_full_ = true;
+  return &last.event;
 }
 
 void ExecuteCall::OnFinish(const SequenceResult& result) {
@@ -102,16 +88,23 @@ void ExecuteCall::OnFinish(const SequenceResult& result) {
          {"finish_reason", v1::FinishReason_Name(finished.reason())},
          {"error", Message(result.error)},
          {"prompt_tokens", finished.prompt_tokens()},
+         {"cached_tokens", finished.cached_tokens()},
          {"output_tokens", finished.generated_tokens()},
+         {"preemptions", result.stats.preemptions},
          {"queue_ms", finished.queue_seconds() * 1e3},
          {"prefill_ms", finished.prefill_seconds() * 1e3},
          {"decode_ms", finished.decode_seconds() * 1e3}});
   }
   std::lock_guard lock(mutex_);
-  if (!overflow_.ok()) return End(overflow_);
   if (!result.error.ok()) return End(result.error);
-  ToProto(result, *buffer_.emplace_back().mutable_finished());
+  ToProto(result, *buffer_.emplace_back().event.mutable_finished());
   End({});
+}
+
+// Nobody reads any more.
+void ExecuteCall::Close() {
+  is_closed_ = true;
+  engine_.Wake();  // it may have nothing to do but what is paused
 }
 
 void ExecuteCall::End(Status status) {
@@ -127,8 +120,7 @@ void ExecuteCall::Continue() {
   if (is_writing_ || is_finished_) return;
   if (!buffer_.empty()) {
     is_writing_ = true;
-    buffered_logprobs_ -= CountLogprobs(buffer_.front());
-    StartWrite(&buffer_.front());
+    StartWrite(&buffer_.front().event);
   } else if (end_.has_value()) {
     is_finished_ = true;
     SetReasonTrailer(context_, *end_);
@@ -139,10 +131,14 @@ void ExecuteCall::Continue() {
 void ExecuteCall::OnWriteDone(bool ok) {
   std::lock_guard lock(mutex_);
   is_writing_ = false;
+  buffered_logprobs_ -= buffer_.front().logprobs;
   buffer_.pop_front();
   if (!ok) {
-    is_closed_ = true;
     buffer_.clear();
+    Close();
+  } else if (is_full_ && buffered_logprobs_ <= options_.buffer_logprobs / 2) {
+    is_full_ = false;
+    engine_.Wake();
   }
   Continue();
 }

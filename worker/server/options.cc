@@ -38,9 +38,13 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
                            out.max_step_tokens));
   RETURN_IF_ERROR(SetCount("engine.inbox", engine.has_inbox(), engine.inbox(), out.inbox));
   if (engine.has_kernels()) out.kernels = engine.kernels();
-  RETURN_IF_ERROR(SetCount("kv.block_tokens", config.kv().has_block_tokens(), config.kv().block_tokens(),
-                           out.block_tokens));
-  if (config.kv().has_pool_bytes()) out.kv_pool_bytes = config.kv().pool_bytes();
+  if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
+  const v1::KvConfig& kv = config.kv();
+  RETURN_IF_ERROR(SetCount("kv.block_tokens", kv.has_block_tokens(), kv.block_tokens(), out.block_tokens));
+  if (kv.has_pool_bytes()) out.kv_pool_bytes = kv.pool_bytes();
+  if (kv.has_dtype()) out.kv_dtype = kv.dtype();
+  if (kv.has_prefix_cache()) out.prefix_cache = kv.prefix_cache();
+  if (kv.has_host_swap_bytes()) out.host_swap_bytes = kv.host_swap_bytes();
   const Status valid = ValidateOpenEngineOptions(out);
   return valid.ok() ? valid : FailedPrecondition(Message(valid));
 }

@@ -49,6 +49,8 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   spec.ignore_eos = request.ignore_eos();
   spec.top_logprobs = request.top_logprobs();
   spec.score_prompt = request.score_prompt();
+  spec.priority = request.priority();
+  spec.cache_salt = request.cache_salt();
   const bool only_scores = request.score_prompt() && request.max_tokens() == 0;  // nothing is drawn
   if (!only_scores || request.has_sampling()) {
     ASSIGN_OR_RETURN(spec.sampling, ToSamplingParams(request.sampling()));

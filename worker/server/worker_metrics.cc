@@ -16,6 +16,21 @@ constexpr std::array kPhaseNames = {"prefill", "decode", "mixed"};
 constexpr std::array kOutcomeNames = {"stop", "length", "cancelled", "deadline", "error", "refused"};
 constexpr size_t kRefused = 5;
 
+// Counters that follow totals of the engine.
+struct FollowedTotal {
+  std::string_view name;
+  const char* label;  // null: none
+  uint64_t SchedulerStats::*total;
+};
+constexpr std::array kFollowedTotals = {
+    FollowedTotal{"terrace_engine_prompt_tokens_total", nullptr, &SchedulerStats::prompt_tokens},
+    FollowedTotal{"terrace_engine_generation_tokens_total", nullptr, &SchedulerStats::generated_tokens},
+    FollowedTotal{"terrace_engine_preemptions_total", "recompute", &SchedulerStats::recompute_preemptions},
+    FollowedTotal{"terrace_engine_preemptions_total", "swap", &SchedulerStats::swap_preemptions},
+    FollowedTotal{"terrace_prefix_cache_query_tokens_total", nullptr, &SchedulerStats::prefix_query_tokens},
+    FollowedTotal{"terrace_prefix_cache_hit_tokens_total", nullptr, &SchedulerStats::prefix_hit_tokens},
+};
+
 size_t Phase(const StepObservation& step) {
   if (step.decode_tokens == 0) return 0;
   return step.prefill_tokens == 0 ? 1 : 2;
@@ -38,8 +53,14 @@ size_t Outcome(const SequenceResult& result) {
 }  // namespace
 
 // Every series exists from the start: a rate over one that appears later misses its first events.
-WorkerMetrics::WorkerMetrics() : numeric_errors_(registry_.GetCounter("terrace_numeric_errors_total")) {
+WorkerMetrics::WorkerMetrics()
+    : step_sequences_(registry_.GetHistogram("terrace_engine_step_sequences")),
+      queue_seconds_(registry_.GetHistogram("terrace_engine_queue_seconds")),
+      first_token_seconds_(registry_.GetHistogram("terrace_engine_time_to_first_token_seconds")),
+      inter_token_seconds_(registry_.GetHistogram("terrace_engine_inter_token_latency_seconds")),
+      numeric_errors_(registry_.GetCounter("terrace_numeric_errors_total")) {
   static_assert(kPhaseNames.size() == kPhases && kOutcomeNames.size() == kOutcomes);
+  static_assert(kFollowedTotals.size() == kTotals);
   for (size_t i = 0; i < kPhases; ++i) {
     step_seconds_[i] = &registry_.GetHistogram("terrace_engine_step_seconds", Labels{kPhaseNames[i]});
     step_tokens_[i] = &registry_.GetHistogram("terrace_engine_step_tokens", Labels{kPhaseNames[i]});
@@ -54,6 +75,10 @@ void WorkerMetrics::OnStep(const StepObservation& step) {
   const size_t phase = Phase(step);
   step_seconds_[phase]->Observe(step.seconds);
   step_tokens_[phase]->Observe(step.prefill_tokens + step.decode_tokens);
+  step_sequences_.Observe(step.sequences);
+  for (const double seconds : step.latencies.queue) queue_seconds_.Observe(seconds);
+  for (const double seconds : step.latencies.first_token) first_token_seconds_.Observe(seconds);
+  for (const double seconds : step.latencies.inter_token) inter_token_seconds_.Observe(seconds);
 }
 
 void WorkerMetrics::OnFinished(const SequenceResult& result) {
@@ -63,9 +88,9 @@ void WorkerMetrics::OnFinished(const SequenceResult& result) {
 
 void WorkerMetrics::OnRefused() { sequences_[kRefused]->Add(); }
 
-void WorkerMetrics::OnLoaded(uint32_t block_tokens, uint32_t blocks, double load_seconds) {
+void WorkerMetrics::OnLoaded(const KvInfo& kv, double load_seconds) {
   registry_.GetGauge("terrace_model_load_seconds").Set(load_seconds);
-  const Labels shape{std::to_string(block_tokens), std::to_string(blocks), "f32"};
+  const Labels shape{std::to_string(kv.block_tokens), std::to_string(kv.blocks), kv.dtype};
   registry_.GetGauge("terrace_kv_cache_info", shape).Set(1);
 }
 
@@ -77,23 +102,26 @@ std::string WorkerMetrics::Render(const EngineStats& stats, MonoTime now) {
 void WorkerMetrics::SetFrom(const EngineStats& stats, MonoTime now) {
   registry_.GetGauge("terrace_engine_requests_running").Set(stats.running);
   registry_.GetGauge("terrace_engine_requests_waiting").Set(stats.waiting);
+  registry_.GetGauge("terrace_engine_requests_paused").Set(stats.paused);
   registry_.GetGauge("terrace_engine_waiting_prompt_tokens").Set(stats.waiting_prompt_tokens);
   registry_.GetGauge("terrace_engine_last_step_age_seconds")
       .Set(stats.is_idle ? 0 : Seconds(now - stats.last_step));
   registry_.GetGauge("terrace_kv_blocks", Labels{"free"}).Set(stats.free_blocks);
   registry_.GetGauge("terrace_kv_blocks", Labels{"held"}).Set(stats.held_blocks);
+  registry_.GetGauge("terrace_kv_blocks", Labels{"cached"}).Set(stats.cached_blocks);
+  registry_.GetGauge("terrace_kv_host_blocks", Labels{"free"}).Set(stats.host_blocks - stats.swapped_blocks);
+  registry_.GetGauge("terrace_kv_host_blocks", Labels{"held"}).Set(stats.swapped_blocks);
   registry_.GetGauge("terrace_kv_cache_usage_ratio")
       .Set(static_cast<double>(stats.held_blocks) / std::max(stats.total_blocks, 1u));
-  // Two scrapes at once may bring their snapshots out of order: totals only grow.
   std::lock_guard lock(mutex_);
-  const uint64_t prompt = std::max(prompt_tokens_, stats.prompt_tokens);
-  const uint64_t generated = std::max(generated_tokens_, stats.generated_tokens);
-  registry_.GetCounter("terrace_engine_prompt_tokens_total")
-      .Add(static_cast<double>(prompt - prompt_tokens_));
-  registry_.GetCounter("terrace_engine_generation_tokens_total")
-      .Add(static_cast<double>(generated - generated_tokens_));
-  prompt_tokens_ = prompt;
-  generated_tokens_ = generated;
+  for (size_t i = 0; i < kTotals; ++i) {
+    const FollowedTotal& followed = kFollowedTotals[i];
+    const Labels labels = followed.label == nullptr ? Labels{} : Labels{followed.label};
+    // Two scrapes at once may bring their snapshots out of order: totals only grow.
+    const uint64_t total = std::max(told_[i], stats.*followed.total);
+    registry_.GetCounter(followed.name, labels).Add(static_cast<double>(total - told_[i]));
+    told_[i] = total;
+  }
 }
 
 }  // namespace terrace

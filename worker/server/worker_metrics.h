@@ -12,27 +12,33 @@ namespace terrace {
 
 class WorkerMetrics {
  public:
+  struct KvInfo {
+    uint32_t block_tokens = 0, blocks = 0;
+    std::string dtype;
+  };
+
   WorkerMetrics();
 
   void OnStep(const StepObservation& step);
   void OnFinished(const SequenceResult& result);
   void OnRefused();
-  void OnLoaded(uint32_t block_tokens, uint32_t blocks, double load_seconds);
+  void OnLoaded(const KvInfo& kv, double load_seconds);
 
   // The text of /metrics, with gauges and totals from `stats`.
   std::string Render(const EngineStats& stats, MonoTime now);
 
  private:
-  static constexpr size_t kPhases = 3, kOutcomes = 6;
+  static constexpr size_t kPhases = 3, kOutcomes = 6, kTotals = 6;
 
   void SetFrom(const EngineStats& stats, MonoTime now);
 
   MetricRegistry registry_;
   std::array<MetricRegistry::Histogram*, kPhases> step_seconds_, step_tokens_;  // the registry's
+  MetricRegistry::Histogram &step_sequences_, &queue_seconds_, &first_token_seconds_, &inter_token_seconds_;
   std::array<MetricRegistry::Counter*, kOutcomes> sequences_;
   MetricRegistry::Counter& numeric_errors_;
   std::mutex mutex_;
-  uint64_t prompt_tokens_ = 0, generated_tokens_ = 0;  // GUARDED_BY(mutex_): totals told so far
+  std::array<uint64_t, kTotals> told_{};  // GUARDED_BY(mutex_): the engine's totals, as far as counted here
 };
 
 }  // namespace terrace

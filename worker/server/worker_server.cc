@@ -14,6 +14,7 @@ namespace terrace {
 namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
+constexpr int kKeepaliveMs = 60'000;  // a client that is gone without a word does not keep its paused sequence
 constexpr std::chrono::seconds kStallLimit(10);
 constexpr std::chrono::seconds kCloseLimit(1);  // for clients to take the last words
 
@@ -39,6 +40,7 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_max_sequences(opened.max_sequences);
   description.set_device(opened.device);
   description.set_weight_dtype(opened.weight_dtype);
+  description.set_kv_dtype(opened.kv_dtype);
   return description;
 }
 
@@ -55,7 +57,9 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
   RETURN_IF_ERROR(server->Listen(options));
   RETURN_IF_ERROR(server->WarmUp());
   const double load_seconds = Seconds(RealClock().Now() - begin);
-  server->metrics_.OnLoaded(server->opened_.block_tokens, server->opened_.blocks, load_seconds);
+  const OpenedEngine& opened = server->opened_;
+  server->metrics_.OnLoaded(
+      {.block_tokens = opened.block_tokens, .blocks = opened.blocks, .dtype = opened.kv_dtype}, load_seconds);
   server->service_->SetReady();
   server->UpdateHealth();
   server->LogReady(load_seconds);
@@ -86,6 +90,7 @@ Status WorkerServer::Listen(const WorkerServerOptions& options) {
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two workers must not share a port unnoticed
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
   grpc_ = builder.BuildAndStart();
   if (grpc_ == nullptr || port == 0) return CannotListen(options.grpc);
@@ -158,8 +163,11 @@ void WorkerServer::LogReady(double load_seconds) const {
        {"device", opened_.device},
        {"threads", opened_.threads},
        {"context_length", opened_.context_length},
+       {"kv_dtype", opened_.kv_dtype},
        {"kv_bytes", opened_.kv_bytes},
        {"kv_pool", opened_.kv_arithmetic},
+       {"kv_host_blocks", opened_.host_blocks},
+       {"prefix_cache", opened_.engine->scheduler_options().prefix_cache},
        {"grpc", grpc_address_},
        {"ops", ops_address()},
        {"load_seconds", load_seconds},

@@ -91,6 +91,7 @@ v1::WorkerUpdate WorkerService::Snapshot() const {
   load.set_waiting_sequences(stats.waiting);
   load.set_waiting_prompt_tokens(stats.waiting_prompt_tokens);
   load.set_free_blocks(stats.free_blocks);
+  load.set_cached_blocks(stats.cached_blocks);
   load.set_total_blocks(stats.total_blocks);
   load.set_steps(stats.steps);
   return update;
