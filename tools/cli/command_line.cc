@@ -5,6 +5,7 @@
 
 #include "CLI/CLI.hpp"
 #include "base/version.h"
+#include "tools/cli/bench_command_line.h"
 
 namespace terrace {
 namespace {
@@ -259,6 +260,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   InspectOptions inspect;
   EvaluateOptions evaluate;
   SynthesizeOptions synthesize;
+  BenchOptions bench;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -270,6 +272,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddInspect(app, inspect);
   AddEvaluate(app, evaluate);
   AddSynthesize(app, synthesize);
+  AddBench(app, bench);
   const CLI::App* const version = app.add_subcommand("version", "Print the version.");
 
   const auto command = [&app] {
@@ -303,6 +306,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "status") return {name, status};
   if (name == "inspect") return {name, inspect};
   if (name == "synthesize") return {name, synthesize};
+  if (name == "bench") return {name, bench};
   return {name, evaluate};
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "tools/cli/bench.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/demo.h"
 #include "tools/cli/evaluate.h"
@@ -24,7 +25,7 @@ struct ShowText {  // --help, --version
 struct CommandLine {
   std::string command;  // "generate"; "" when the error came before it was known
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
-                        InspectOptions, EvaluateOptions, SynthesizeOptions>>
+                        InspectOptions, EvaluateOptions, SynthesizeOptions, BenchOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

@@ -29,6 +29,7 @@ struct Dispatch {
   Status operator()(const InspectOptions& options) const { return RunInspect(options, context); }
   Status operator()(const EvaluateOptions& options) const { return RunEvaluate(options, context); }
   Status operator()(const SynthesizeOptions& options) const { return RunSynthesize(options, context); }
+  Status operator()(const BenchOptions& options) const { return RunBench(options, context); }
 };
 
 int Main(int argc, char** argv) {

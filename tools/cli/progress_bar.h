@@ -16,7 +16,7 @@ class ProgressBar {
       : context_(context), label_(std::move(label)) {}
   ~ProgressBar();  // clears the line
 
-  void Show(size_t done, size_t total);
+  void Show(size_t done, size_t total, const std::string& note = "");  // "3/10, `note`, 2.0 s left"
 
  private:
   const CommandContext& context_;

@@ -2,28 +2,14 @@
 
 #include <chrono>
 #include <utility>
-#include <vector>
 
 #include "base/grpc_status.h"
-#include "grpcpp/create_channel.h"
-#include "grpcpp/security/credentials.h"
-#include "grpcpp/support/channel_arguments.h"
+#include "tools/cli/kept_channel.h"
 
 namespace terrace {
 namespace {
 
 constexpr std::chrono::seconds kListTimeout(10);
-
-// Channels live as long as the process: gRPC 1.51 aborts ("assertion failed: prior > 0") when the last
-// channel with callback calls is dropped on one of its own threads, as the end of a stream may do. One or two
-// a process.
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
-  static auto& kept = *new std::vector<std::shared_ptr<grpc::Channel>>();  // made by the main thread only
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  kept.push_back(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
-  return kept.back();
-}
 
 // An UNAVAILABLE without a reason comes from gRPC itself: nobody answered at `address`.
 Status Explain(const Status& status, const std::string& address) {
@@ -85,7 +71,7 @@ class Call : public AnswerCall {
 }  // namespace
 
 RouterClient::RouterClient(std::string address)
-    : address_(std::move(address)), stub_(v1::Inference::NewStub(Connect(address_))) {}
+    : address_(std::move(address)), stub_(v1::Inference::NewStub(MakeKeptChannel(address_))) {}
 
 std::unique_ptr<AnswerCall> RouterClient::Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) {
   return std::make_unique<Call>(Stream::Open(*stub_, request, address_, std::move(on_piece)));

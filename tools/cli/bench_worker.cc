@@ -1,0 +1,134 @@
+#include <chrono>
+#include <utility>
+
+#include "proto/terrace/v1/worker.grpc.pb.h"
+#include "tools/cli/bench_stream.h"
+#include "tools/cli/bench_targets.h"
+#include "tools/cli/kept_channel.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::chrono::seconds kDescribeTimeout(10), kFetchTimeout(60);
+constexpr size_t kMaxTextBytes = size_t{256} << 20;
+
+class ExecuteStream : public BenchStream<v1::ExecuteEvent> {
+ public:
+  using BenchStream::BenchStream;
+
+ private:
+  bool OnResponse(const v1::ExecuteEvent& event) override {
+    if (event.has_finished()) {
+      finished_ = event.finished();
+      is_finished_ = true;
+    }
+    if (!event.has_tokens()) return true;
+    if (event.tokens().first_index() != tokens_) has_gap_ = true;
+    tokens_ += event.tokens().tokens_size();
+    return observer().OnTokens(event.tokens().tokens_size());
+  }
+
+  BenchEnd End(const Status& status) override {
+    BenchEnd end;
+    end.status = status;
+    if (!status.ok()) return end;
+    if (!is_finished_) {
+      end.status = Internal("the worker ended the stream without its last message");
+    } else if (has_gap_ || finished_.generated_tokens() != tokens_) {
+      end.status = WithReason(Internal("the answer has ", finished_.generated_tokens(), " tokens, ", tokens_,
+                                       " came, in order: ", !has_gap_),
+                              "tokens_lost");
+    }
+    end.prompt_tokens = finished_.prompt_tokens();
+    end.cached_tokens = finished_.cached_tokens();
+    end.queue_seconds = finished_.queue_seconds();
+    return end;
+  }
+
+  uint32_t tokens_ = 0;
+  bool has_gap_ = false, is_finished_ = false;
+  v1::ExecuteFinished finished_;
+};
+
+class WorkerTarget : public BenchTarget {
+ public:
+  explicit WorkerTarget(const std::string& address)
+      : address_(address), stub_(v1::Worker::NewStub(MakeKeptChannel(address))) {}
+
+  Status Describe() {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kDescribeTimeout);
+    v1::WorkerDescription worker;
+    const grpc::Status called = stub_->Describe(&context, {}, &worker);
+    const Status status = FromGrpcStatus(called, context);
+    if (!status.ok()) return Unavailable("no worker answers at ", address_, ": ", Message(status));
+    instance_ = worker.instance();
+    description_.kind = "worker";
+    description_.name = address_;
+    description_.model = worker.model();
+    description_.version = worker.version();
+    description_.device = worker.device();
+    description_.weight_dtype = worker.weight_dtype();
+    description_.kv_dtype = worker.kv_dtype();
+    description_.parameters = worker.parameters();
+    description_.context_length = worker.context_length();
+    description_.max_sequences = worker.max_sequences();
+    ASSIGN_OR_RETURN(const TextAssets text, FetchText(worker.text_digest()));
+    vocabulary_ = TextTokens(*text.tokenizer, worker.vocab_size());
+    return Status();
+  }
+
+  const TargetDescription& description() const override { return description_; }
+  const std::vector<TokenId>& vocabulary() const override { return vocabulary_; }
+
+  std::unique_ptr<BenchCall> Start(const BenchRequest& request,
+                                   std::shared_ptr<BenchObserver> observer) override {
+    v1::ExecuteRequest message;
+    message.set_request_id(request.id);
+    message.mutable_prompt_tokens()->Assign(request.prompt.begin(), request.prompt.end());
+    message.set_max_tokens(request.output_tokens);
+    message.set_ignore_eos(true);
+    message.mutable_sampling()->set_temperature(request.temperature);
+    message.mutable_sampling()->set_seed(request.sampling_seed);
+    message.set_priority(request.priority);
+    message.set_cache_salt(request.cache_salt);
+    message.set_instance(instance_);
+    const auto stream = std::make_shared<ExecuteStream>(request, std::move(observer));
+    stub_->async()->Execute(&stream->context(), &message, stream.get());  // serializes the request
+    return stream->Begin();
+  }
+
+ private:
+  StatusOr<TextAssets> FetchText(const std::string& digest) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kFetchTimeout);
+    v1::FetchTextRequest request;
+    request.set_digest(digest);
+    const auto reader = stub_->FetchText(&context, request);
+    std::string text;
+    for (v1::TextChunk chunk; reader->Read(&chunk) && text.size() <= kMaxTextBytes;) text += chunk.data();
+    if (text.size() > kMaxTextBytes) {
+      context.TryCancel();
+      return DataLoss(address_, ": text assets over ", kMaxTextBytes, " bytes");
+    }
+    const grpc::Status called = reader->Finish();
+    RETURN_IF_ERROR(FromGrpcStatus(called, context));
+    return ParseTextAssets(text);
+  }
+
+  const std::string address_;
+  const std::unique_ptr<v1::Worker::Stub> stub_;
+  std::string instance_;
+  TargetDescription description_;
+  std::vector<TokenId> vocabulary_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<BenchTarget>> OpenWorkerBenchTarget(const std::string& address) {
+  auto target = std::make_unique<WorkerTarget>(address);
+  RETURN_IF_ERROR(target->Describe());
+  return std::unique_ptr<BenchTarget>(std::move(target));
+}
+
+}  // namespace terrace
