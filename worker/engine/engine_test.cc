@@ -239,6 +239,71 @@ TEST(Engine, ObservationsOfStepsAddUpToTheTokensComputed) {
   EXPECT_EQ(sum.decode_tokens, 9u + 2u);  // the last token of a prompt gives the first of the answer
 }
 
+// A reader that is too slow until the test says otherwise.
+class SlowSink : public CollectingSink {
+ public:
+  bool is_full() const override { return is_stuck; }
+  std::atomic<bool> is_stuck = false;
+};
+
+TEST(Engine, AFullSinkPausesItsSequenceUntilItWakesTheEngine) {
+  StepGate gate;
+  Engine engine(SmallOptions(), GatedExecutor(gate));
+  const auto slow = std::make_shared<SlowSink>();
+  ASSERT_TRUE(engine.Submit(Spec(10, 40, 1), slow).ok());
+  gate.AwaitStep(1);
+  slow->is_stuck = true;
+  gate.Open();
+  EXPECT_EQ(Submit(engine, Spec(10, 40, 2))->Wait().ids(), WantedTokens(2, 40));
+  EXPECT_EQ(engine.Stats().paused, 1u);
+  slow->is_stuck = false;
+  engine.Wake();
+  EXPECT_EQ(slow->Wait().ids(), WantedTokens(1, 40));
+}
+
+TEST(Engine, APausedSequenceIsCancelledOrOverdueWithoutAStep) {
+  for (const bool is_overdue : {false, true}) {
+    FakeClock clock;
+    Engine engine(SmallOptions(), std::make_unique<FakeExecutor>(FakeExecutor::Options{}), clock);
+    const auto slow = std::make_shared<SlowSink>();
+    slow->is_stuck = true;
+    SequenceSpec spec = Spec(10, 40);
+    spec.deadline = clock.Now() + std::chrono::seconds(1);
+    ASSERT_TRUE(engine.Submit(spec, slow).ok());
+    if (is_overdue) {
+      clock.Advance(std::chrono::seconds(2));
+    } else {
+      slow->Cancel();
+    }
+    engine.Wake();
+    EXPECT_EQ(slow->Wait().result.error.code(),
+              is_overdue ? StatusCode::kDeadlineExceeded : StatusCode::kCancelled);
+  }
+}
+
+TEST(Engine, PreemptionCostsAreLearntFromSteps) {
+  FakeClock clock;
+  Engine::Options options = SmallOptions();
+  options.scheduler.blocks = 16;
+  options.scheduler.host_blocks = 64;
+  options.scheduler.audits = true;
+  // A step that takes this long a token makes swapping pay, however long a transfer takes.
+  FakeExecutor::Options slow{
+      .time = {.seconds_per_token = 1, .seconds_per_transfer = 0.001},
+      .on_step_time = [&clock](double seconds) {
+        clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
+      }};
+  Engine engine(std::move(options), std::make_unique<FakeExecutor>(std::move(slow)), clock);
+  SequenceSpec first = Spec(60, 150, 1), second = Spec(60, 150, 2);
+  second.prompt.assign(60, 2);
+  const auto older = Submit(engine, first), newer = Submit(engine, second);
+  EXPECT_EQ(older->Wait().ids(), WantedTokens(1, 150));
+  EXPECT_EQ(newer->Wait().ids(), WantedTokens(2, 150));
+  engine.Stop();
+  EXPECT_EQ(engine.Stats().swap_preemptions, 1u);
+  EXPECT_EQ(engine.Stats().recompute_preemptions, 0u);
+}
+
 TEST(Engine, ARefusedSequenceNeverReachesItsSink) {
   Engine engine(SmallOptions(), std::make_unique<FakeExecutor>(FakeExecutor::Options{}));
   const auto sink = std::make_shared<CollectingSink>();

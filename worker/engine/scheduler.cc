@@ -75,6 +75,8 @@ struct Scheduler::Sequence {
   uint32_t scored = 0;               // positions whose scores were sent
   BlockTable blocks;                 // while running
   std::vector<BlockId> host_blocks;  // while swapped
+  BlockId tail = -1;                 // whose first tail_rows rows were copied: positions from tail_first on
+  uint32_t tail_first = 0, tail_rows = 0;
   bool is_running = false, is_paused = false, is_finished = false;
 
   // While waiting.
@@ -99,8 +101,9 @@ struct Scheduler::Sequence {
   // The next tokens that may be computed together.
   uint32_t chunk_limit() const {
     if (!spec.score_prompt || computed >= prompt_tokens) return remaining();
-    return computed < scored ? scored - computed : std::min(remaining(), kMaxScoredTokens);
+    return computed < scored ? scored - computed : remaining();
   }
+  bool is_scoring() const { return spec.score_prompt && computed >= scored && computed < prompt_tokens; }
 };
 
 Scheduler::Scheduler(SchedulerOptions options)
@@ -165,8 +168,11 @@ StepPlan Scheduler::Schedule(MonoTime now) {
   DropDead(now);
   const uint64_t preempted = totals_.recompute_preemptions + totals_.swap_preemptions;
   MakeRoomForDecodes(plan);
-  // Who just gave its blocks up is not taken back in the same breath.
-  if (preempted == totals_.recompute_preemptions + totals_.swap_preemptions) Admit(plan, now);
+  // Who just gave its blocks up is not taken back in the same breath, unless nobody else can run.
+  const bool is_calm = preempted == totals_.recompute_preemptions + totals_.swap_preemptions;
+  if (is_calm || std::ranges::all_of(running_, [](const auto& sequence) { return sequence->is_paused; })) {
+    Admit(plan, now);
+  }
 
   uint32_t budget = options_.max_step_tokens;
   for (const SequencePtr& sequence : running_) {
@@ -271,14 +277,18 @@ void Scheduler::MakeRoomForDecodes(StepPlan& plan) {
   }
 }
 
+// Whether a running sequence makes room to let `waiting` in.
+bool Scheduler::GivesWay(const Sequence& running, const Sequence& waiting) {
+  if (running.is_paused && running.spec.priority == waiting.spec.priority) return true;
+  return running.spec.priority < waiting.spec.priority;
+}
+
 // Who gives its blocks up first for `against`: the last in rank. A running sequence may be its own victim; to
 // let a waiting one in, only those give way that are of a lower priority or paused.
 Scheduler::Sequence* Scheduler::Victim(const Sequence& against, bool for_admission) const {
   Sequence* victim = nullptr;
   for (const SequencePtr& sequence : running_) {
-    const bool is_lower = sequence->spec.priority < against.spec.priority;
-    const bool may_go = !for_admission || is_lower ||
-                        (sequence->is_paused && sequence->spec.priority == against.spec.priority);
+    const bool may_go = !for_admission || GivesWay(*sequence, against);
     if (may_go && (victim == nullptr || Precedes(*victim, *sequence))) victim = sequence.get();
   }
   return victim;
@@ -394,11 +404,18 @@ bool Scheduler::FreeUp(const Sequence& sequence, size_t blocks, StepPlan& plan) 
   };
   if (has_room(running_.size(), blocks_.available())) return true;
   size_t running = running_.size(), available = blocks_.available();
+  BlockTable given_up;
   for (const SequencePtr& other : running_) {
-    const bool is_lower = other->spec.priority < sequence.spec.priority;
-    if (!is_lower && !(other->is_paused && other->spec.priority == sequence.spec.priority)) continue;
+    if (!GivesWay(*other, sequence)) continue;
     --running;
-    for (const BlockId block : other->blocks) available += blocks_.holders(block) == 1 ? 1 : 0;
+    given_up.insert(given_up.end(), other->blocks.begin(), other->blocks.end());
+  }
+  std::ranges::sort(given_up);
+  for (auto first = given_up.begin(); first != given_up.end();) {
+    const auto last = std::upper_bound(first, given_up.end(), *first);
+    available +=
+        blocks_.holders(*first) == static_cast<size_t>(last - first) ? 1 : 0;  // nobody else holds it
+    first = last;
   }
   if (!has_room(running, available)) return false;
   while (!has_room(running_.size(), blocks_.available())) {
@@ -430,6 +447,9 @@ void Scheduler::TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPla
                                 .rows = match.tail_rows});
       blocks_.Release(match.tail);
     }
+    sequence.tail = match.tail;
+    sequence.tail_first = match.tokens - match.tail_rows;
+    sequence.tail_rows = match.tail_rows;
   }
   if (options_.prefix_cache) {
     for (size_t i = sequence.computed / options_.block_tokens; i < sequence.keys.size(); ++i)
@@ -460,9 +480,14 @@ void Scheduler::PlanPrompts(uint32_t budget, StepPlan& plan) {
       prompts.emplace_back(KeyOf(*sequence), sequence.get());
   }
   std::ranges::sort(prompts);
+  uint32_t scores = kMaxScoredTokens;
   for (const auto& [key, sequence] : prompts) {
-    if (budget == 0) return;
-    const uint32_t chunk = std::min(budget, sequence->chunk_limit());
+    uint32_t chunk = std::min(budget, sequence->chunk_limit());
+    if (sequence->is_scoring()) {
+      chunk = std::min(chunk, scores);
+      scores -= chunk;
+    }
+    if (chunk == 0) continue;
     Plan(*sequence, chunk, plan);
     budget -= chunk;
   }
@@ -479,8 +504,7 @@ void Scheduler::Plan(Sequence& sequence, uint32_t tokens, StepPlan& plan) {
   part.is_decode = sequence.is_decoding();
   const uint32_t end = sequence.computed + tokens;
   part.sample = end == all.size() && sequence.generated() < sequence.answer_limit;
-  if (sequence.spec.score_prompt && sequence.computed >= sequence.scored &&
-      sequence.computed < sequence.prompt_tokens) {
+  if (sequence.is_scoring()) {
     part.score = true;
     const uint32_t after = std::min(end + 1, sequence.prompt_tokens);
     part.score_targets = all.subspan(sequence.computed + 1, after - sequence.computed - 1);
@@ -507,8 +531,7 @@ void Scheduler::Commit(const StepPlan& plan, StepResult result, MonoTime now) {
 void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output,
                       MonoTime now) {
   if (!output.error.ok()) {
-    // What led here is not used again, whoever computed it.
-    for (const BlockId block : sequence.blocks) blocks_.Forget(block);
+    ForgetBlocks(sequence);
     return Finish(sequence, FinishReason::kError, output.error, now);
   }
   CHECK(output.token.has_value() == planned.sample && output.scores.size() == planned.score_targets.size());
@@ -535,6 +558,17 @@ void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const 
   }
   if (sequence.computed >= sequence.prompt_tokens && sequence.generated() >= sequence.answer_limit) {
     Finish(sequence, FinishReason::kLength, {}, now);
+  }
+}
+
+// What led to an error is not used again, whoever computed it.
+void Scheduler::ForgetBlocks(const Sequence& sequence) {
+  for (const BlockId block : sequence.blocks) blocks_.Forget(block);
+  if (sequence.tail < 0) return;
+  const size_t first = sequence.tail_first / options_.block_tokens;
+  const auto copied = std::span(sequence.tokens).subspan(sequence.tail_first, sequence.tail_rows);
+  if (blocks_.Holds(sequence.tail, first == 0 ? sequence.root : sequence.keys[first - 1], copied)) {
+    blocks_.Forget(sequence.tail);
   }
 }
 

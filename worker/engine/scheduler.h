@@ -84,7 +84,8 @@ class Scheduler {
   // Takes a validated sequence. `now` is when it arrived.
   void Add(SequenceSpec spec, std::shared_ptr<TokenSink> sink, MonoTime now);
   // Drops closed and overdue sequences, makes room, admits waiting ones, plans one step. The plan borrows
-  // from this object until Commit. Empty when all that is left is paused. Of many waiting sequences only some
+  // from this object until Commit. Empty when nothing can run: all
+  // that is left is paused. Of many waiting sequences only some
   // are checked for closed sinks and deadlines each time; none is admitted unchecked.
   StepPlan Schedule(MonoTime now);
   // Applies the result of the plan last scheduled: sends tokens to sinks, ends what is finished.
@@ -115,6 +116,7 @@ class Scheduler {
   bool EndIfDead(Sequence& sequence, MonoTime now);
   void DropDead(MonoTime now);
   void MakeRoomForDecodes(StepPlan& plan);
+  static bool GivesWay(const Sequence& running, const Sequence& waiting);
   Sequence* Victim(const Sequence& against, bool for_admission) const;
   void Preempt(Sequence& victim, StepPlan& plan);
   void Admit(StepPlan& plan, MonoTime now);
@@ -130,6 +132,7 @@ class Scheduler {
   void Enqueue(SequencePtr sequence);
   SequencePtr Dequeue(Sequence& sequence);
   void Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output, MonoTime now);
+  void ForgetBlocks(const Sequence& sequence);
   void Publish(Sequence& sequence, uint32_t first_position);
   void Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now);
   bool IsEnd(const Sequence& sequence, int32_t token) const;
