@@ -8,6 +8,7 @@
 #include "kernels/embed/embed_cpu.h"
 #include "kernels/gemm/gemm_cpu.h"
 #include "kernels/norm/rms_norm_cpu.h"
+#include "kernels/sample/softmax_weights_cpu.h"
 
 namespace terrace {
 
@@ -18,6 +19,7 @@ const CpuLeaves kGenericLeaves = {
     .gemm = GemmOutputs,
     .paged_attention = PagedAttentionItems,
     .silu_mul = SiluMulElements,
+    .softmax_weights = SoftmaxWeightsRow,
 };
 
 }  // namespace terrace

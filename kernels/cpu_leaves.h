@@ -7,6 +7,7 @@
 #include "kernels/embed/embed.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm/rms_norm.h"
+#include "kernels/sample/softmax_weights.h"
 
 namespace terrace {
 
@@ -17,6 +18,7 @@ struct CpuLeaves {
   void (*gemm)(const GemmArgs&, size_t begin, size_t end, float* tile, size_t tile_rows, size_t stride);
   void (*paged_attention)(const PagedAttentionArgs&, size_t begin, size_t end);
   void (*silu_mul)(const SiluMulArgs&, size_t begin, size_t end);
+  SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 
 extern const CpuLeaves kAvx512Leaves;  // needs avx512f, avx512bw, avx512dq, avx512vl, fma, f16c

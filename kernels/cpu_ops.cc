@@ -62,7 +62,8 @@ OpTable MakeTable(std::string_view name) {
           .rope = RopeCpu,
           .write_kv = WriteKvRef,
           .paged_attention = PagedAttention<kLeaves>,
-          .silu_mul = SiluMul<kLeaves>};
+          .silu_mul = SiluMul<kLeaves>,
+          .softmax_weights = kLeaves.softmax_weights};
 }
 
 bool HasAvx2() {

@@ -10,7 +10,8 @@ const OpTable& ReferenceOps() {
                                      .rope = RopeRef,
                                      .write_kv = WriteKvRef,
                                      .paged_attention = PagedAttentionRef,
-                                     .silu_mul = SiluMulRef};
+                                     .silu_mul = SiluMulRef,
+                                     .softmax_weights = SoftmaxWeightsRef};
   return kTable;
 }
 

@@ -15,6 +15,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm/rms_norm.h"
 #include "kernels/rope/rope.h"
+#include "kernels/sample/softmax_weights.h"
 
 namespace terrace {
 
@@ -27,6 +28,7 @@ struct OpTable {
   void (*write_kv)(const WriteKvArgs&);
   void (*paged_attention)(const PagedAttentionArgs&, ThreadPool&);
   void (*silu_mul)(const SiluMulArgs&, ThreadPool&);
+  SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 
 const OpTable& ReferenceOps();

@@ -1,7 +1,8 @@
 // Items [begin, end), an item being one query head of one token: item = (kv_head * tokens + token) * group +
 // query head of the group. Key-value heads are the outer index, so that a contiguous share of the items holds
-// short and long contexts alike; neighbours share their rows, which are read and converted once for up to
-// kQueryBlock of them. Included once per instruction set, after simd/vec16_*.h.
+// short and long contexts alike. Neighbours of one sequence go together: a chunk's rows are found once for up
+// to kMostQueries of them, and read and converted once for up to kQueryBlock. Each still adds up its own row
+// alone. Included once per instruction set, after simd/vec16_*.h.
 #pragma once
 
 #include "kernels/attention/paged_attention.h"
@@ -15,7 +16,7 @@ namespace {
 struct F32Rows {
   static constexpr size_t kBytes = 4;
   static constexpr bool kScaled = false;
-  static Vec16 Load16(const std::byte* from) { return Load(reinterpret_cast<const float*>(from)); }
+  static Vec16 Load16(const std::byte* from) { return LoadF32(from); }
 };
 struct F16Rows {
   static constexpr size_t kBytes = 2;
@@ -55,6 +56,7 @@ inline Vec16 LoadRow(const std::byte* row, size_t d, size_t left) {
 struct Query {
   const float* q;
   float* out;
+  size_t positions;  // it attends to [0, positions)
   float largest = -__builtin_inff();
   float sum = 0;
 };
@@ -88,37 +90,58 @@ inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, 
   }
 }
 
+// products[i][first + j] = the 16 partial sums of q_i . key_j for j < kKeyBlock; keys from `count` on, to be
+// dropped, repeat the last.
+template <typename Rows, size_t kQueries>
+[[gnu::always_inline]] inline void MultiplyKeys(const PagedAttentionArgs& a, const size_t* offsets,
+                                                size_t count, const Query* queries,
+                                                Vec16 (&products)[kQueries][16], size_t first) {
+  const size_t head_dim = a.batch.head_dim, whole = head_dim / 16 * 16;
+  const std::byte* rows[kKeyBlock];
+  Vec16 sums[kQueries][kKeyBlock];
+#pragma GCC unroll 8
+  for (size_t j = 0; j < kKeyBlock; ++j) {
+    rows[j] = a.kv.keys.data + offsets[j < count ? j : count - 1];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < kQueries; ++i) sums[i][j] = Zero();
+  }
+  const auto add = [&](size_t d, size_t left) {
+    Vec16 keys[kKeyBlock];
+#pragma GCC unroll 8
+    for (size_t j = 0; j < kKeyBlock; ++j) keys[j] = LoadRow<Rows>(rows[j], d, left);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < kQueries; ++i) {
+      const Vec16 q = LoadUpTo16(queries[i].q + d, left);
+#pragma GCC unroll 8
+      for (size_t j = 0; j < kKeyBlock; ++j) sums[i][j] = Fma(q, keys[j], sums[i][j]);
+    }
+  };
+  for (size_t d = 0; d < whole; d += 16) add(d, 16);
+  if (whole < head_dim) add(whole, head_dim - whole);
+#pragma GCC unroll 8
+  for (size_t i = 0; i < kQueries; ++i) {
+#pragma GCC unroll 8
+    for (size_t j = 0; j < kKeyBlock; ++j) products[i][first + j] = sums[i][j];
+  }
+}
+
 // weights[i][j] = scale * q_i . key_j; -infinity, which weighs nothing, past the end of the chunk.
 template <typename Rows, size_t kQueries>
 inline void Scores(const PagedAttentionArgs& a, const Chunk& chunk, const Query* queries,
                    float (&weights)[kQueries][kAttentionChunk]) {
-  const size_t head_dim = a.batch.head_dim, whole = head_dim / 16 * 16;
   for (size_t first = 0; first < chunk.count; first += 16) {
     Vec16 products[kQueries][16];
     const size_t count = chunk.count - first < 16 ? chunk.count - first : 16;
-    for (size_t j = 0; j < count; ++j) {
-      const std::byte* row = a.kv.keys.data + chunk.offsets[first + j];
-      Vec16 sums[kQueries];
-#pragma GCC unroll 8
-      for (size_t i = 0; i < kQueries; ++i) sums[i] = Zero();
-      for (size_t d = 0; d < whole; d += 16) {
-        const Vec16 key = Rows::Load16(row + d * Rows::kBytes);
-#pragma GCC unroll 8
-        for (size_t i = 0; i < kQueries; ++i) sums[i] = Fma(Load(queries[i].q + d), key, sums[i]);
-      }
-      if (whole < head_dim) {
-        const size_t left = head_dim - whole;
-        const Vec16 key = LoadRow<Rows>(row, whole, left);
-#pragma GCC unroll 8
+    for (size_t j = 0; j < 16; j += kKeyBlock) {
+      if (j < count) {
+        MultiplyKeys<Rows>(a, chunk.offsets + first + j, count - j, queries, products, j);
+      } else {
         for (size_t i = 0; i < kQueries; ++i) {
-          sums[i] = Fma(LoadPartial(queries[i].q + whole, left), key, sums[i]);
+          for (size_t k = j; k < j + kKeyBlock; ++k) products[i][k] = Zero();
         }
       }
-#pragma GCC unroll 8
-      for (size_t i = 0; i < kQueries; ++i) products[i][j] = sums[i];
     }
     for (size_t i = 0; i < kQueries; ++i) {
-      for (size_t j = count; j < 16; ++j) products[i][j] = Zero();
       Vec16 dots = SumEach(products[i]);
       if constexpr (Rows::kScaled) dots = Mul(dots, Load(chunk.key_scales + first));
       Store(weights[i] + first, Mul(dots, Splat(a.scale)));
@@ -214,25 +237,32 @@ inline void AttendQueries(const PagedAttentionArgs& a, const Chunk& chunk, Query
   }
 }
 
-// Query heads [head, head + count) of one token, all of one key-value head; count <= kMostQueries.
 constexpr size_t kMostQueries = 16;
 
+// Queries of one sequence and key-value head; `token` is one of theirs.
 template <typename Rows>
-inline void AttendHeads(const PagedAttentionArgs& a, size_t token, size_t head, size_t count) {
-  const size_t head_dim = a.batch.head_dim, kv_head = head / (a.heads / a.batch.kv_heads);
-  const size_t positions = size_t{a.batch.positions[token]} + 1;
-  Query queries[kMostQueries];
+inline void AttendSequence(const PagedAttentionArgs& a, size_t token, size_t kv_head, Query* queries,
+                           size_t count) {
+  const size_t head_dim = a.batch.head_dim;
+  size_t longest = 0;
   for (size_t i = 0; i < count; ++i) {
-    const size_t row = (token * a.heads + head + i) * head_dim;
-    queries[i] = {.q = a.q + row, .out = a.out + row};
+    if (queries[i].positions > longest) longest = queries[i].positions;
     for (size_t d = 0; d < head_dim; ++d) queries[i].out[d] = 0;
   }
   Chunk chunk;
-  for (size_t first = 0; first < positions; first += kAttentionChunk) {
-    const size_t rows = positions - first < kAttentionChunk ? positions - first : kAttentionChunk;
-    FindRows<Rows>(a, token, kv_head, first, rows, chunk);
-    for (size_t i = 0; i < count; i += kQueryBlock) {
-      AttendQueries<Rows>(a, chunk, queries + i, count - i < kQueryBlock ? count - i : kQueryBlock);
+  for (size_t first = 0; first < longest; first += kAttentionChunk) {
+    const auto rows_of = [&](const Query& query) -> size_t {  // of this chunk
+      if (query.positions <= first) return 0;
+      return query.positions - first < kAttentionChunk ? query.positions - first : kAttentionChunk;
+    };
+    FindRows<Rows>(a, token, kv_head, first,
+                   longest - first < kAttentionChunk ? longest - first : kAttentionChunk, chunk);
+    for (size_t i = 0, next; i < count; i = next) {
+      chunk.count = rows_of(queries[i]);
+      for (next = i + 1; next < count && next < i + kQueryBlock; ++next) {
+        if (rows_of(queries[next]) != chunk.count) break;
+      }
+      if (chunk.count > 0) AttendQueries<Rows>(a, chunk, queries + i, next - i);
     }
   }
   for (size_t i = 0; i < count; ++i) {
@@ -244,12 +274,18 @@ template <typename Rows>
 inline void AttendItems(const PagedAttentionArgs& a, size_t begin, size_t end) {
   const size_t group = a.heads / a.batch.kv_heads;
   while (begin < end) {
-    const size_t kv_head = begin / group / a.batch.tokens, token = begin / group % a.batch.tokens;
-    size_t count = group - begin % group;  // to the end of the group
-    if (count > end - begin) count = end - begin;
-    if (count > kMostQueries) count = kMostQueries;
-    AttendHeads<Rows>(a, token, kv_head * group + begin % group, count);
-    begin += count;
+    const size_t kv_head = begin / group / a.batch.tokens, first_token = begin / group % a.batch.tokens;
+    Query queries[kMostQueries];
+    size_t count = 0;
+    for (; count < kMostQueries && begin < end; ++count, ++begin) {
+      const size_t token = begin / group % a.batch.tokens;
+      if (begin / group / a.batch.tokens != kv_head) break;
+      if (a.batch.block_tables[token] != a.batch.block_tables[first_token]) break;
+      const size_t row = (token * a.heads + kv_head * group + begin % group) * a.batch.head_dim;
+      queries[count] = {
+          .q = a.q + row, .out = a.out + row, .positions = size_t{a.batch.positions[token]} + 1};
+    }
+    AttendSequence<Rows>(a, first_token, kv_head, queries, count);
   }
 }
 

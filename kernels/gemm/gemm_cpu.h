@@ -1,8 +1,9 @@
 // Outputs [begin, end). Included once per instruction set, after simd/vec16_*.h.
 //
-// A tile of weight rows is unpacked to f32 once and then meets every token, in blocks of kRowBlock rows by up
-// to kTokenBlock tokens whose sums stay in registers. One arithmetic for any number of tokens: blocks decide
-// only which independent sums are in flight together.
+// Blocks of rows by up to kTokenBlock tokens keep their sums in registers. For more tokens than that a tile
+// of weight rows is unpacked to f32 once and then meets every block of tokens; for fewer each weight is used
+// once, straight from where it lies. One arithmetic for any number of tokens: blocks decide only which
+// independent sums are in flight together, and unpacking is exact.
 #pragma once
 
 #include "kernels/gemm/gemm.h"
@@ -11,85 +12,112 @@
 namespace terrace {
 namespace {
 
-// Adds elements [k, k + valid) of kRowBlock rows times kTokens tokens to the partial sums.
-template <size_t kTokens>
-[[gnu::always_inline]] inline void AddProducts(const GemmArgs& a, const float* tile, size_t stride,
+// Rows of weights, `pitch` bytes apart, that can be read in whole vectors.
+struct WeightRows {
+  const std::byte* data;
+  size_t pitch;
+  size_t count;
+};
+
+// Adds elements [k, k + valid) of kRows rows times kTokens tokens to the partial sums, [kTokens, kRows].
+template <typename Weights, size_t kRows, size_t kTokens>
+[[gnu::always_inline]] inline void AddProducts(const GemmArgs& a, const std::byte* const (&rows)[kRows],
                                                const float* x, size_t k, size_t valid,
-                                               Vec16 (&sums)[kRowBlock][kTokens]) {
-  Vec16 weights[kRowBlock];
+                                               Vec16 (&sums)[kTokens * kRows]) {
+  Vec16 weights[kRows];
 #pragma GCC unroll 8
-  for (size_t row = 0; row < kRowBlock; ++row) weights[row] = Load(tile + row * stride + k);
+  for (size_t row = 0; row < kRows; ++row) weights[row] = Weights::Load16(rows[row], k);
 #pragma GCC unroll 8
   for (size_t token = 0; token < kTokens; ++token) {
     const float* from = x + token * a.inputs() + k;
     const Vec16 activations = valid == 16 ? Load(from) : LoadPartial(from, valid);
 #pragma GCC unroll 8
-    for (size_t row = 0; row < kRowBlock; ++row) {
-      sums[row][token] = Fma(weights[row], activations, sums[row][token]);
+    for (size_t row = 0; row < kRows; ++row) {
+      sums[token * kRows + row] = Fma(weights[row], activations, sums[token * kRows + row]);
     }
   }
 }
 
-// Outputs [output, output + rows) of tokens [token, token + kTokens); rows <= kRowBlock. Spare rows of the
-// tile are computed and dropped.
-template <size_t kTokens>
-void GemmBlock(const GemmArgs& a, const float* tile, size_t stride, size_t token, size_t output,
-               size_t rows) {
-  Vec16 sums[kRowBlock][kTokens];
+// Outputs [output, output + rows.count) of tokens [token, token + kTokens); rows.count <= kRows. What a block
+// has too many repeats the last row and is dropped.
+template <typename Weights, size_t kRows, size_t kTokens>
+void GemmBlock(const GemmArgs& a, const WeightRows& rows, size_t token, size_t output) {
+  Vec16 sums[kTokens * kRows];
+#pragma GCC unroll 32
+  for (size_t i = 0; i < kTokens * kRows; ++i) sums[i] = Zero();
+  const std::byte* from[kRows];
 #pragma GCC unroll 8
-  for (size_t row = 0; row < kRowBlock; ++row) {
-#pragma GCC unroll 8
-    for (size_t i = 0; i < kTokens; ++i) sums[row][i] = Zero();
+  for (size_t row = 0; row < kRows; ++row) {
+    from[row] = rows.data + (row < rows.count ? row : rows.count - 1) * rows.pitch;
   }
   const float* x = a.x + token * a.inputs();
   const size_t whole = a.inputs() / 16 * 16;
-  for (size_t k = 0; k < whole; k += 16) AddProducts<kTokens>(a, tile, stride, x, k, 16, sums);
-  if (whole < a.inputs()) AddProducts<kTokens>(a, tile, stride, x, whole, a.inputs() - whole, sums);
+  for (size_t k = 0; k < whole; k += 16) AddProducts<Weights, kRows, kTokens>(a, from, x, k, 16, sums);
+  if (whole < a.inputs()) {
+    AddProducts<Weights, kRows, kTokens>(a, from, x, whole, a.inputs() - whole, sums);
+  }
 #pragma GCC unroll 8
   for (size_t i = 0; i < kTokens; ++i) {
     float* out = a.out + (token + i) * a.outputs() + output;
 #pragma GCC unroll 8
-    for (size_t row = 0; row < kRowBlock; ++row) {
-      const float sum = Sum(sums[row][i]);
-      if (row < rows) out[row] = a.add_to_out ? out[row] + sum : sum;
+    for (size_t row = 0; row < kRows; ++row) {
+      const float sum = Sum(sums[i * kRows + row]);
+      if (row < rows.count) out[row] = a.add_to_out ? out[row] + sum : sum;
     }
   }
 }
 
-inline void GemmTokens(const GemmArgs& a, const float* tile, size_t stride, size_t token, size_t count,
-                       size_t output, size_t rows) {
+// All `rows` times tokens [token, token + kTokens).
+template <typename Weights, size_t kTokens>
+void GemmTokenBlock(const GemmArgs& a, const WeightRows& rows, size_t token, size_t output) {
+  // The fewer tokens, the more rows, so that enough sums are in flight.
+  constexpr size_t kRows = 2 * kTokens <= kTokenBlock ? 2 * kRowBlock : kRowBlock;
+  for (size_t row = 0; row < rows.count; row += kRows) {
+    GemmBlock<Weights, kRows, kTokens>(a,
+                                       {.data = rows.data + row * rows.pitch,
+                                        .pitch = rows.pitch,
+                                        .count = rows.count - row < kRows ? rows.count - row : kRows},
+                                       token, output + row);
+  }
+}
+
+template <typename Weights>
+void GemmTokens(const GemmArgs& a, const WeightRows& rows, size_t token, size_t count, size_t output) {
   static_assert(kTokenBlock <= 6);
   switch (count) {
     case 1:
-      return GemmBlock<1>(a, tile, stride, token, output, rows);
+      return GemmTokenBlock<Weights, 1>(a, rows, token, output);
     case 2:
-      return GemmBlock<2>(a, tile, stride, token, output, rows);
+      return GemmTokenBlock<Weights, 2>(a, rows, token, output);
     case 3:
-      return GemmBlock<3>(a, tile, stride, token, output, rows);
+      return GemmTokenBlock<Weights, 3>(a, rows, token, output);
     case 4:
-      return GemmBlock<4>(a, tile, stride, token, output, rows);
+      return GemmTokenBlock<Weights, 4>(a, rows, token, output);
     case 5:
-      return GemmBlock<5>(a, tile, stride, token, output, rows);
+      return GemmTokenBlock<Weights, 5>(a, rows, token, output);
     case 6:
-      return GemmBlock<6>(a, tile, stride, token, output, rows);
+      return GemmTokenBlock<Weights, 6>(a, rows, token, output);
   }
 }
 
 // `tile`: memory for tile_rows rows (a multiple of kRowBlock) of `stride` floats, inputs() rounded up to 16.
 inline void GemmOutputs(const GemmArgs& a, size_t begin, size_t end, float* tile, size_t tile_rows,
                         size_t stride) {
+  if (a.tokens <= kTokenBlock && stride == a.inputs()) {
+    const WeightRows rows{a.weights.Row(begin), a.weights.RowBytes(), end - begin};
+    return WithWeights(a.weights.dtype,
+                       [&](auto weights) { GemmTokens<decltype(weights)>(a, rows, 0, a.tokens, begin); });
+  }
   for (size_t first = begin; first < end; first += tile_rows) {
-    const size_t rows = end - first < tile_rows ? end - first : tile_rows;
-    for (size_t row = 0; row < rows; ++row) {
+    const size_t count = end - first < tile_rows ? end - first : tile_rows;
+    for (size_t row = 0; row < count; ++row) {
       UnpackRow(a.weights, first + row, tile + row * stride);
       for (size_t k = a.inputs(); k < stride; ++k) tile[row * stride + k] = 0;
     }
+    const WeightRows rows{reinterpret_cast<const std::byte*>(tile), stride * sizeof(float), count};
     for (size_t token = 0; token < a.tokens; token += kTokenBlock) {
-      const size_t count = a.tokens - token < kTokenBlock ? a.tokens - token : kTokenBlock;
-      for (size_t row = 0; row < rows; row += kRowBlock) {
-        const size_t kept = rows - row < kRowBlock ? rows - row : kRowBlock;
-        GemmTokens(a, tile + row * stride, stride, token, count, first + row, kept);
-      }
+      const size_t tokens = a.tokens - token < kTokenBlock ? a.tokens - token : kTokenBlock;
+      GemmTokens<F32Weights>(a, rows, token, tokens, first);
     }
   }
 }

@@ -11,8 +11,8 @@ namespace {
 
 // 8 registers of sums, 4 of weights, 2 of activations, of 16.
 constexpr size_t kRowBlock = 2, kTokenBlock = 2;
-constexpr size_t kQueryBlock = 2,
-                 kDimBlock = 2;  // of attention: 8 registers of sums, 4 of the value, 1 weight
+// Of attention: 2 queries by 2 keys, or by 2 x 16 elements of a value.
+constexpr size_t kQueryBlock = 2, kKeyBlock = 2, kDimBlock = 2;
 
 struct Vec16 {
   __m256 low, high;  // lanes 0 to 7, 8 to 15
@@ -59,8 +59,15 @@ inline Vec16 PowerOfTwo(Vec16 a) { return {PowerOfTwo(a.low), PowerOfTwo(a.high)
 inline __m128i Load16Bytes(const std::byte* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
 }
+inline Vec16 LoadF32(const std::byte* from) { return Load(reinterpret_cast<const float*>(from)); }
 inline Vec16 LoadF16(const std::byte* from) {
   return {_mm256_cvtph_ps(Load16Bytes(from)), _mm256_cvtph_ps(Load16Bytes(from + 16))};
+}
+inline Vec16 SplatF16(const std::byte* from) {
+  short bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  const __m256 each = _mm256_cvtph_ps(_mm_set1_epi16(bits));
+  return {each, each};
 }
 inline __m256 FloatsFromBF16(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

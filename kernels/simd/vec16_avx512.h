@@ -15,8 +15,8 @@ namespace {
 
 // Register blocking of the matrix product: 24 sums, 4 rows of weights, 1 of activations in 32 registers.
 constexpr size_t kRowBlock = 4, kTokenBlock = 6;
-// Of attention: 4 queries by 4 x 16 elements of a value, so 16 sums, 4 of the value, 1 weight.
-constexpr size_t kQueryBlock = 4, kDimBlock = 4;
+// Of attention: 4 queries by 4 keys, or by 4 x 16 elements of a value.
+constexpr size_t kQueryBlock = 4, kKeyBlock = 4, kDimBlock = 4;
 
 struct Vec16 {
   __m512 v;
@@ -54,8 +54,14 @@ inline Vec16 PowerOfTwo(Vec16 a) {
 }
 
 // Sixteen weights at any address, exactly.
+inline Vec16 LoadF32(const std::byte* from) { return {_mm512_loadu_ps(from)}; }
 inline Vec16 LoadF16(const std::byte* from) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+}
+inline Vec16 SplatF16(const std::byte* from) {
+  short bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return {_mm512_cvtph_ps(_mm256_set1_epi16(bits))};
 }
 inline Vec16 LoadBF16(const std::byte* from) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

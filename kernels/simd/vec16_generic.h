@@ -11,7 +11,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kRowBlock = 1, kTokenBlock = 2;
-constexpr size_t kQueryBlock = 2, kDimBlock = 1;
+constexpr size_t kQueryBlock = 2, kKeyBlock = 1, kDimBlock = 1;
 
 struct Vec16 {
   float v[16];
@@ -70,9 +70,13 @@ inline Vec16 PowerOfTwo(const Vec16& a) {
       [&](size_t i) { return std::bit_cast<float>((std::bit_cast<uint32_t>(a.v[i]) << 23) + (127u << 23)); });
 }
 
+inline Vec16 LoadF32(const std::byte* from) {
+  return EachLane([&](size_t i) { return LoadUnaligned<float>(from + 4 * i); });
+}
 inline Vec16 LoadF16(const std::byte* from) {
   return EachLane([&](size_t i) { return FloatFromF16(LoadUnaligned<uint16_t>(from + 2 * i)); });
 }
+inline Vec16 SplatF16(const std::byte* from) { return Splat(FloatFromF16(LoadUnaligned<uint16_t>(from))); }
 inline Vec16 LoadBF16(const std::byte* from) {
   return EachLane([&](size_t i) { return FloatFromBF16(LoadUnaligned<uint16_t>(from + 2 * i)); });
 }
