@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <variant>
 #include <vector>
@@ -34,7 +35,9 @@ struct BenchSettings {
   WorkloadSettings workload;
   float temperature = 0;
   int32_t priority = 0;
-  std::optional<double> deadline_seconds;  // of each request, from when it was meant to be sent
+  // Of all requests. A new one for each run keeps what a server cached in an earlier run with this seed out.
+  std::string cache_salt = {};
+  std::optional<double> deadline_seconds = {};  // of each request, from when it was meant to be sent
 };
 
 // INVALID_ARGUMENT, naming the flag, for settings that make no sense.

@@ -32,6 +32,7 @@ struct BenchRequest {
   float temperature = 0;
   uint64_t sampling_seed = 0;
   int32_t priority = 0;
+  std::string cache_salt;  // cached prefixes are shared only within one
   std::optional<MonoTime> deadline;
 };
 

@@ -162,6 +162,7 @@ class LoadRun {
     request.temperature = settings_.temperature;
     request.sampling_seed = planned.sampling_seed;
     request.priority = settings_.priority;
+    request.cache_salt = settings_.cache_salt;
     if (settings_.deadline_seconds.has_value())
       request.deadline = intended + FromSeconds(*settings_.deadline_seconds);
 

@@ -60,17 +60,11 @@ class PartRunner {
     LoadHooks hooks;
     hooks.is_interrupted = [this] { return IsInterrupted(); };
     hooks.on_progress = [&](const LoadProgress& progress) {
-      const std::string note =
-          Concat(FormatFixed(rate.Update(progress.seconds, progress.tokens), 0), " tok/s");
-      const auto& requests = settings_.requests;
-      if (part.is_warmup) {
-        bar.Show(progress.done, settings_.warmup_requests, note);
-      } else if (requests.has_value()) {
-        bar.Show(progress.done, *requests, note);
-      } else {
-        const double total = *settings_.duration_seconds;
-        bar.Show(static_cast<size_t>(progress.share * total), static_cast<size_t>(total), note);
-      }
+      const uint64_t requests = part.is_warmup ? settings_.warmup_requests : settings_.requests.value_or(0);
+      const std::string done =
+          requests > 0 ? Concat(progress.done, "/", requests) : Concat(progress.done, " requests");
+      const double tokens_per_second = rate.Update(progress.seconds, progress.tokens);
+      bar.ShowShare(progress.share, Concat(done, ", ", FormatFixed(tokens_per_second, 0), " tok/s"));
     };
     return RunLoad(target_, workload_, settings_, part, time_, hooks);
   }

@@ -10,6 +10,8 @@ namespace {
 
 using Row = std::vector<std::string>;
 
+constexpr double kSecondsToTrust = 1;
+
 // Three digits that count: "0.082 ms", "1.23 ms", "12.3 ms", "1.23 s".
 std::string Latency(double seconds) {
   const double value = seconds < 1 ? seconds * 1e3 : seconds;
@@ -148,6 +150,9 @@ std::string FormatBenchReport(const BenchSettings& settings, const TargetDescrip
   if (levels.empty()) return out;
   out += Concat("\n", ThroughputTable(levels), LatencyTable(levels), "\n", AnswerLengths(levels));
   for (const LevelResult& level : levels) out += Notes(level);
+  const auto is_short = [](const LevelResult& level) { return level.seconds < kSecondsToTrust; };
+  if (std::any_of(levels.begin(), levels.end(), is_short))
+    out += "levels of less than a second vary from run to run: more --requests, or a --duration\n";
   return out;
 }
 

@@ -1,5 +1,7 @@
 #include "tools/cli/progress_bar.h"
 
+#include <algorithm>
+
 #include "base/status.h"
 #include "tools/cli/format.h"
 
@@ -13,18 +15,22 @@ ProgressBar::~ProgressBar() {
   if (is_shown_) context_.err << "\r\x1b[K" << std::flush;
 }
 
-void ProgressBar::Show(size_t done, size_t total, const std::string& note) {
+void ProgressBar::Show(size_t done, size_t total) {
+  if (total == 0) return;
+  ShowShare(static_cast<double>(done) / static_cast<double>(total), Concat(done, "/", total));
+}
+
+void ProgressBar::ShowShare(double share, const std::string& text) {
   const MonoTime now = RealClock().Now();
-  if (!context_.is_err_terminal || total == 0) return;
-  if (is_shown_ && done < total && Seconds(now - last_shown_) < kSecondsBetween) return;
+  if (!context_.is_err_terminal) return;
+  if (is_shown_ && share < 1 && Seconds(now - last_shown_) < kSecondsBetween) return;
   last_shown_ = now;
   is_shown_ = true;
-  const size_t filled = kWidth * done / total;
-  const double elapsed = Seconds(now - start_);
-  const double left = done == 0 ? 0 : elapsed / static_cast<double>(done) * static_cast<double>(total - done);
+  const auto filled = static_cast<size_t>(static_cast<double>(kWidth) * std::clamp(share, 0.0, 1.0));
+  const double left = share > 0 ? Seconds(now - start_) * (1 / share - 1) : 0;
   context_.err << "\r\x1b[K" << label_ << " [" << std::string(filled, '=')
-               << std::string(kWidth - filled, ' ') << "] " << done << "/" << total << ", " << note
-               << (note.empty() ? "" : ", ") << FormatSeconds(left) << " left" << std::flush;
+               << std::string(kWidth - filled, ' ') << "] " << text << ", " << FormatSeconds(left) << " left"
+               << std::flush;
 }
 
 }  // namespace terrace

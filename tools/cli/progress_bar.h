@@ -16,7 +16,9 @@ class ProgressBar {
       : context_(context), label_(std::move(label)) {}
   ~ProgressBar();  // clears the line
 
-  void Show(size_t done, size_t total, const std::string& note = "");  // "3/10, `note`, 2.0 s left"
+  void Show(size_t done, size_t total);
+  // `share` of the work is done, 0 to 1; `text` says it in its own words.
+  void ShowShare(double share, const std::string& text);
 
  private:
   const CommandContext& context_;
