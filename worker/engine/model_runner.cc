@@ -1,5 +1,6 @@
 #include "worker/engine/model_runner.h"
 
+#include <atomic>
 #include <utility>
 
 #include "base/clock.h"
@@ -17,7 +18,7 @@ uint32_t WantedLogits(const PlannedSequence& planned) {
 
 StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(const ModelFiles& files, const OpTable& ops,
                                                            size_t threads, const KvShape& kv_shape) {
-  std::unique_ptr<ModelRunner> runner(new ModelRunner(threads));
+  std::unique_ptr<ModelRunner> runner(new ModelRunner(threads, ops));
   ASSIGN_OR_RETURN(runner->transformer_, Transformer::Load(files.config, *files.weights, ops, runner->pool_));
   ASSIGN_OR_RETURN(runner->kv_, KvPool::Create(kv_shape));
   return runner;
@@ -34,11 +35,17 @@ StepResult ModelRunner::Run(const StepPlan& plan) {
                                .logits = WantedLogits(planned)});
   }
   std::span<const float> logits = transformer_->Forward(batch, *kv_);
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    const size_t size = size_t{batch.sequences[i].logits} * transformer_->config().vocab_size;
-    result.outputs.push_back(Choose(plan.sequences[i], logits.first(size)));
-    logits = logits.subspan(size);
+  std::vector<std::span<const float>> rows;  // of each sequence
+  for (const BatchSequence& sequence : batch.sequences) {
+    rows.push_back(logits.first(size_t{sequence.logits} * transformer_->config().vocab_size));
+    logits = logits.subspan(rows.back().size());
   }
+  result.outputs.resize(plan.sequences.size());
+  std::atomic<size_t> shares = 0;  // at most one a thread
+  pool_.ParallelFor(rows.size(), 1, [&](size_t begin, size_t end) {
+    Sampler& sampler = samplers_[shares++];
+    for (size_t i = begin; i < end; ++i) result.outputs[i] = Choose(plan.sequences[i], rows[i], sampler);
+  });
   return result;
 }
 
@@ -62,18 +69,19 @@ double ModelRunner::Transfer(const std::vector<BlockTransfer>& transfers) {
 }
 
 // `logits` is [WantedLogits(planned), vocab_size].
-SequenceOutput ModelRunner::Choose(const PlannedSequence& planned, std::span<const float> logits) {
+SequenceOutput ModelRunner::Choose(const PlannedSequence& planned, std::span<const float> logits,
+                                   Sampler& sampler) const {
   const size_t vocab_size = transformer_->config().vocab_size;
   SequenceOutput output;
   for (size_t i = 0; i < planned.score_targets.size(); ++i) {
-    auto score = sampler_.Score(logits.subspan(i * vocab_size, vocab_size), planned.score_targets[i],
-                                planned.top_logprobs);
+    auto score = sampler.Score(logits.subspan(i * vocab_size, vocab_size), planned.score_targets[i],
+                               planned.top_logprobs);
     if (!score.ok()) return {.error = score.status(), .token = {}, .scores = {}};
     output.scores.push_back(*std::move(score));
   }
   if (planned.sample) {
-    auto token = sampler_.Sample(logits.last(vocab_size), *planned.sampling, *planned.counts,
-                                 planned.sample_index, planned.top_logprobs);
+    auto token = sampler.Sample(logits.last(vocab_size), *planned.sampling, *planned.counts,
+                                planned.sample_index, planned.top_logprobs);
     if (!token.ok()) return {.error = token.status(), .token = {}, .scores = {}};
     output.token = *std::move(token);
   }

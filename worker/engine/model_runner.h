@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
@@ -26,14 +27,15 @@ class ModelRunner : public Executor {
   const Transformer& transformer() const { return *transformer_; }
 
  private:
-  explicit ModelRunner(size_t threads) : pool_(threads) {}
+  ModelRunner(size_t threads, const OpTable& ops) : pool_(threads), samplers_(threads, Sampler(ops)) {}
   double Transfer(const std::vector<BlockTransfer>& transfers);
-  SequenceOutput Choose(const PlannedSequence& planned, std::span<const float> logits);
+  SequenceOutput Choose(const PlannedSequence& planned, std::span<const float> logits,
+                        Sampler& sampler) const;
 
   ThreadPool pool_;
   std::unique_ptr<KvPool> kv_;
   std::unique_ptr<Transformer> transformer_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // one for each thread of the pool
 };
 
 }  // namespace terrace

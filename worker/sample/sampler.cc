@@ -12,17 +12,15 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-Status CheckLogits(std::span<const float> logits) {
-  float largest = -kInfinity;
+// Which logit makes a row one that nothing can be chosen from.
+Status NumericError(std::span<const float> logits) {
   for (size_t token = 0; token < logits.size(); ++token) {
     if (!(logits[token] < kInfinity)) {
       return WithReason(Internal("the model gave token ", token, " the logit ", logits[token]),
                         "numeric_error");
     }
-    largest = std::max(largest, logits[token]);
   }
-  if (largest == -kInfinity) return WithReason(Internal("the model gave no finite logit"), "numeric_error");
-  return absl::OkStatus();
+  return WithReason(Internal("the model gave no finite logit"), "numeric_error");
 }
 
 // -infinity stays; what passes the largest f32 stops there.
@@ -31,29 +29,32 @@ float Saturated(double logit) {
   return logit == -kInfinity ? -kInfinity : static_cast<float>(std::clamp(logit, -kLargest, kLargest));
 }
 
-// ln(sum exp(logits)).
-double LogSumExp(std::span<const float> logits) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - largest);
-  return largest + std::log(sum);
-}
-
 // Token ids in falling order of value (ties: lower id first), sorted only as far as they are read: most draws
-// end within the first few. Borrows both arguments.
+// end within the first few. Until more are read only those of at least `least` are looked at. Borrows the
+// first two arguments.
 class FallingOrder {
  public:
-  FallingOrder(std::span<const float> values, std::vector<int32_t>& ids) : values_(values), ids_(ids) {
-    ids_.resize(values.size());
-    std::iota(ids_.begin(), ids_.end(), 0);
+  FallingOrder(std::span<const float> values, std::vector<int32_t>& ids, float least)
+      : values_(values), ids_(ids) {
+    ids_.clear();
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (values[i] >= least) ids_.push_back(static_cast<int32_t>(i));
+    }
   }
 
   int32_t operator[](size_t rank) {
+    if (rank >= ids_.size()) TakeAll();
     if (rank >= sorted_) SortBeyond(rank);
     return ids_[rank];
   }
 
  private:
+  void TakeAll() {
+    ids_.resize(values_.size());
+    std::iota(ids_.begin(), ids_.end(), 0);
+    sorted_ = 0;
+  }
+
   void SortBeyond(size_t rank) {
     const size_t end = std::min(ids_.size(), 4 * rank + 32);
     const auto first = ids_.begin() + static_cast<ptrdiff_t>(sorted_),
@@ -72,30 +73,48 @@ class FallingOrder {
   size_t sorted_ = 0;
 };
 
+// How far below the largest logit, in units of the temperature, most draws end: e^-10 is 1 in 22,000.
+constexpr float kLikelyRange = 10;
+
+int32_t FirstLargest(std::span<const float> values) {
+  return static_cast<int32_t>(std::max_element(values.begin(), values.end()) - values.begin());
+}
+
 }  // namespace
 
 StatusOr<SampledToken> Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
                                        const TokenCounts& counts, uint64_t index, uint32_t top) {
-  RETURN_IF_ERROR(CheckLogits(logits));
-  Adjust(logits, params, counts);
-  const auto largest = std::max_element(adjusted_.begin(), adjusted_.end());  // the first of equals
-  const int32_t token = params.temperature == 0 ? static_cast<int32_t>(largest - adjusted_.begin())
-                                                : Draw(params, index, *largest);
-  return Describe(logits, token, top);
+  ASSIGN_OR_RETURN(const double log_sum, LogSumExp(logits));
+  const std::span<const float> adjusted = Adjust(logits, params, counts);
+  const int32_t token = params.temperature == 0 ? FirstLargest(adjusted) : Draw(adjusted, params, index);
+  return Describe(logits, log_sum, token, top);
 }
 
 StatusOr<SampledToken> Sampler::Score(std::span<const float> logits, int32_t token, uint32_t top) {
   CHECK(token >= 0 && static_cast<size_t>(token) < logits.size(), "token ", token);
-  RETURN_IF_ERROR(CheckLogits(logits));
-  return Describe(logits, token, top);
+  ASSIGN_OR_RETURN(const double log_sum, LogSumExp(logits));
+  return Describe(logits, log_sum, token, top);
 }
 
-void Sampler::Adjust(std::span<const float> logits, const SamplingParams& params, const TokenCounts& counts) {
+// ln(sum exp(logits)).
+StatusOr<double> Sampler::LogSumExp(std::span<const float> logits) const {
+  const SoftmaxSums sums = ops_->softmax_weights({.logits = logits.data(), .count = logits.size()});
+  if (std::isnan(sums.sum)) return NumericError(logits);
+  return sums.largest + std::log(sums.sum);
+}
+
+// `logits` themselves when nothing changes them.
+std::span<const float> Sampler::Adjust(std::span<const float> logits, const SamplingParams& params,
+                                       const TokenCounts& counts) {
+  const bool has_penalties =
+      params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
+  if (params.logit_bias.empty() && !has_penalties) return logits;
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [token, bias] : params.logit_bias) {
     float& logit = adjusted_[static_cast<size_t>(token)];
     logit = Saturated(double{logit} + bias);
   }
+  if (!has_penalties) return adjusted_;
   for (const auto& [token, generated] : counts.entries()) {
     float& adjusted = adjusted_[static_cast<size_t>(token)];
     double logit = adjusted;
@@ -103,24 +122,22 @@ void Sampler::Adjust(std::span<const float> logits, const SamplingParams& params
     if (generated > 0) logit -= params.presence_penalty + double{params.frequency_penalty} * generated;
     adjusted = Saturated(logit);
   }
+  return adjusted_;
 }
 
-int32_t Sampler::Draw(const SamplingParams& params, uint64_t index, float largest) {
-  const size_t size = adjusted_.size();
+int32_t Sampler::Draw(std::span<const float> logits, const SamplingParams& params, uint64_t index) {
+  const size_t size = logits.size();
   weights_.resize(size);
-  for (size_t i = 0; i < size; ++i) {  // at most exp(0): no temperature overflows
-    weights_[i] = std::exp((double{adjusted_[i]} - largest) / params.temperature);
-  }
-  FallingOrder order(adjusted_, order_);
-  const auto weight = [&](size_t rank) { return weights_[static_cast<size_t>(order[rank])]; };
+  const SoftmaxSums sums = ops_->softmax_weights({.logits = logits.data(),
+                                                  .weights = weights_.data(),
+                                                  .count = size,
+                                                  .temperature = params.temperature});
+  FallingOrder order(logits, order_, sums.largest - kLikelyRange * params.temperature);
+  const auto weight = [&](size_t rank) { return double{weights_[static_cast<size_t>(order[rank])]}; };
 
   const size_t limit = params.top_k > 0 ? std::min<size_t>(static_cast<size_t>(params.top_k), size) : size;
-  double total = 0;
-  if (limit == size) {
-    total = std::accumulate(weights_.begin(), weights_.end(), 0.0);
-  } else {
-    for (size_t rank = 0; rank < limit; ++rank) total += weight(rank);
-  }
+  double total = limit == size ? sums.sum : 0;
+  for (size_t rank = 0; limit < size && rank < limit; ++rank) total += weight(rank);
   size_t kept = limit;
   double kept_weight = total;
   if (params.top_p < 1 || params.min_p > 0) {
@@ -139,14 +156,13 @@ int32_t Sampler::Draw(const SamplingParams& params, uint64_t index, float larges
   return order[rank];
 }
 
-SampledToken Sampler::Describe(std::span<const float> logits, int32_t token, uint32_t top) {
-  const double normalizer = LogSumExp(logits);
+SampledToken Sampler::Describe(std::span<const float> logits, double log_sum, int32_t token, uint32_t top) {
   const auto logprob = [&](int32_t id) {
-    return static_cast<float>(logits[static_cast<size_t>(id)] - normalizer);
+    return static_cast<float>(logits[static_cast<size_t>(id)] - log_sum);
   };
   SampledToken out{.token = token, .logprob = logprob(token), .top = {}};
   if (top == 0) return out;
-  FallingOrder order(logits, order_);
+  FallingOrder order(logits, order_, static_cast<float>(log_sum) - kLikelyRange);
   for (size_t rank = 0; rank < std::min<size_t>(top, logits.size()); ++rank) {
     out.top.push_back({.token = order[rank], .logprob = logprob(order[rank])});
   }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "kernels/op_table.h"
 #include "worker/sample/sampling_params.h"
 
 namespace terrace {
@@ -48,6 +49,8 @@ class TokenCounts {
 // Scratch memory of one thread; the result does not depend on earlier calls.
 class Sampler {
  public:
+  explicit Sampler(const OpTable& ops = CpuOps()) : ops_(&ops) {}
+
   // `index` is the number of tokens of the answer before this one: the counter of the draw. `top`
   // alternatives are reported (0 to 20). INTERNAL, reason numeric_error, when a logit is NaN or +infinity or
   // no logit is finite; a token whose logit is -infinity is never chosen.
@@ -58,12 +61,15 @@ class Sampler {
   StatusOr<SampledToken> Score(std::span<const float> logits, int32_t token, uint32_t top);
 
  private:
-  void Adjust(std::span<const float> logits, const SamplingParams& params, const TokenCounts& counts);
-  int32_t Draw(const SamplingParams& params, uint64_t index, float largest);
-  SampledToken Describe(std::span<const float> logits, int32_t token, uint32_t top);
+  StatusOr<double> LogSumExp(std::span<const float> logits) const;
+  std::span<const float> Adjust(std::span<const float> logits, const SamplingParams& params,
+                                const TokenCounts& counts);
+  int32_t Draw(std::span<const float> logits, const SamplingParams& params, uint64_t index);
+  SampledToken Describe(std::span<const float> logits, double log_sum, int32_t token, uint32_t top);
 
+  const OpTable* ops_;
   std::vector<float> adjusted_;  // logits after bias and penalties
-  std::vector<double> weights_;  // their probabilities, relative to the most likely token
+  std::vector<float> weights_;   // their probabilities, relative to the most likely token
   std::vector<int32_t> order_;   // token ids
 };
 
