@@ -166,11 +166,11 @@ StepPlan Scheduler::Schedule(MonoTime now) {
   StepPlan plan;
   planned_.clear();
   DropDead(now);
-  const uint64_t preempted = totals_.recompute_preemptions + totals_.swap_preemptions;
+  const uint64_t before = preemptions();
   MakeRoomForDecodes(plan);
   // Who just gave its blocks up is not taken back in the same breath, unless nobody else can run.
-  const bool is_calm = preempted == totals_.recompute_preemptions + totals_.swap_preemptions;
-  if (is_calm || std::ranges::all_of(running_, [](const auto& sequence) { return sequence->is_paused; })) {
+  if (preemptions() == before ||
+      std::ranges::all_of(running_, [](const auto& sequence) { return sequence->is_paused; })) {
     Admit(plan, now);
   }
 
@@ -324,7 +324,9 @@ void Scheduler::Preempt(Sequence& victim, StepPlan& plan) {
 }
 
 void Scheduler::Admit(StepPlan& plan, MonoTime now) {
-  for (auto next = queue_.begin(); next != queue_.end();) {
+  const uint64_t before = preemptions();
+  // One that had others preempted is the last of its step: they are in the queue now, maybe before `next`.
+  for (auto next = queue_.begin(); next != queue_.end() && preemptions() == before;) {
     Sequence& sequence = *next->second;
     ++next;  // nothing below takes another one out of the queue
     if (EndIfDead(sequence, now)) {

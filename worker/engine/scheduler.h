@@ -109,6 +109,7 @@ class Scheduler {
     size_t operator()(const Hash128& key) const { return key.low; }
   };
 
+  uint64_t preemptions() const { return totals_.recompute_preemptions + totals_.swap_preemptions; }
   double Score(const Sequence& sequence) const;
   QueueKey KeyOf(const Sequence& sequence) const;
   static bool Precedes(const Sequence& a, const Sequence& b);
