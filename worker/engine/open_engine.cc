@@ -106,20 +106,22 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.max_sequences = options.max_sequences;
   opened.device = std::string(ops->name);
   opened.weight_dtype = MainDType(*opened.files->weights);
-  Engine::Options engine_options{
-      .scheduler = {.max_sequences = options.max_sequences,
-                    .max_step_tokens = options.max_step_tokens,
-                    .context_length = config.context_length,
-                    .vocab_size = config.vocab_size,
-                    .block_tokens = options.block_tokens,
-                    .blocks = sizing.blocks,
-                    .host_blocks = shape.host_blocks,
-                    .prefix_cache = options.prefix_cache,
-                    .max_prefill_wait_seconds = options.max_prefill_wait_seconds,
-                    .scope = {.model = opened.files->digest.Hex(), .layout = KvLayoutName(shape, ops->name)},
-                    .end_tokens = opened.files->text->tokenizer->special().end},
-      .inbox = options.inbox,
-      .on_step = options.on_step};
+  Engine::Options engine_options;
+  SchedulerOptions& scheduler = engine_options.scheduler;
+  scheduler.max_sequences = options.max_sequences;
+  scheduler.max_step_tokens = options.max_step_tokens;
+  scheduler.context_length = config.context_length;
+  scheduler.vocab_size = config.vocab_size;
+  scheduler.block_tokens = options.block_tokens;
+  scheduler.blocks = sizing.blocks;
+  scheduler.host_blocks = shape.host_blocks;
+  scheduler.prefix_cache = options.prefix_cache;
+  scheduler.max_prefill_wait_seconds = options.max_prefill_wait_seconds;
+  scheduler.scope.model = opened.files->digest.Hex();
+  scheduler.scope.layout = KvLayoutName(shape, ops->name);
+  scheduler.end_tokens = opened.files->text->tokenizer->special().end;
+  engine_options.inbox = options.inbox;
+  engine_options.on_step = options.on_step;
   opened.engine = std::make_unique<Engine>(std::move(engine_options), std::move(runner));
   return opened;
 }
