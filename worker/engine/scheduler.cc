@@ -75,8 +75,7 @@ struct Scheduler::Sequence {
   uint32_t scored = 0;               // positions whose scores were sent
   BlockTable blocks;                 // while running
   std::vector<BlockId> host_blocks;  // while swapped
-  BlockId tail = -1;                 // whose first tail_rows rows were copied: positions from tail_first on
-  uint32_t tail_first = 0, tail_rows = 0;
+  uint32_t copied = 0;               // the end of the rows that were copied from another block; 0: none were
   bool is_running = false, is_paused = false, is_finished = false;
 
   // While waiting.
@@ -449,9 +448,7 @@ void Scheduler::TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPla
                                 .rows = match.tail_rows});
       blocks_.Release(match.tail);
     }
-    sequence.tail = match.tail;
-    sequence.tail_first = match.tokens - match.tail_rows;
-    sequence.tail_rows = match.tail_rows;
+    sequence.copied = match.tail >= 0 ? match.tokens : 0;
   }
   if (options_.prefix_cache) {
     for (size_t i = sequence.computed / options_.block_tokens; i < sequence.keys.size(); ++i)
@@ -563,15 +560,14 @@ void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const 
   }
 }
 
-// What led to an error is not used again, whoever computed it.
+// What led to an error is not used again, whoever computed it. Whatever holds the rows that were copied goes
+// first: it is found behind the sequence's own blocks.
 void Scheduler::ForgetBlocks(const Sequence& sequence) {
+  const uint32_t copied = sequence.copied;
+  const auto copy = [&] { return blocks_.Match(sequence.root, sequence.keys, sequence.tokens, copied); };
+  for (PrefixMatch match = copy(); match.tail >= 0 && match.tokens == copied; match = copy())
+    blocks_.Forget(match.tail);
   for (const BlockId block : sequence.blocks) blocks_.Forget(block);
-  if (sequence.tail < 0) return;
-  const size_t first = sequence.tail_first / options_.block_tokens;
-  const auto copied = std::span(sequence.tokens).subspan(sequence.tail_first, sequence.tail_rows);
-  if (blocks_.Holds(sequence.tail, first == 0 ? sequence.root : sequence.keys[first - 1], copied)) {
-    blocks_.Forget(sequence.tail);
-  }
 }
 
 // The rows computed from `first_position` on can be found from now on.

@@ -378,6 +378,23 @@ TEST(PrefixCache, WhatLedToANumericErrorIsForgotten) {
   EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 0u);
 }
 
+// A prompt shorter than a block: its rows were copied, and copied again.
+TEST(PrefixCache, EveryCopyOfRowsThatLedToANumericErrorIsForgotten) {
+  bool fails = false;
+  Harness harness(SmallOptions(), {.fail_sequence = [&](const PlannedSequence& part) {
+                    return fails && part.sample ? WithReason(Internal("NaN"), "numeric_error") : Status();
+                  }});
+  for (const uint32_t prompt : {10u, 40u}) {
+    CachedTokens(harness, Spec(prompt, 1, prompt));
+    EXPECT_EQ(CachedTokens(harness, Spec(prompt, 1, prompt)), prompt - 1);
+    fails = true;
+    harness.Add(Spec(prompt, 1, prompt));
+    harness.RunAll();
+    fails = false;
+    EXPECT_EQ(CachedTokens(harness, Spec(prompt, 1, prompt)), 0u);
+  }
+}
+
 TEST(PrefixCache, OffMeansNothingIsKept) {
   SchedulerOptions options = SmallOptions();
   options.prefix_cache = false;

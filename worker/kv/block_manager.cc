@@ -48,11 +48,6 @@ std::optional<BlockId> BlockManager::Find(const Hash128& key, std::span<const in
   return found->second;
 }
 
-bool BlockManager::Holds(BlockId block, const Hash128& parent, std::span<const int32_t> tokens) const {
-  return At(block).rows >= tokens.size() && At(block).parent == parent &&
-         std::ranges::equal(TokensOf(block).first(tokens.size()), tokens);
-}
-
 PrefixMatch BlockManager::Match(const Hash128& root, std::span<const Hash128> keys,
                                 std::span<const int32_t> tokens, size_t limit) const {
   PrefixMatch match;

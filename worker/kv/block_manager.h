@@ -48,9 +48,6 @@ class BlockManager {
   // The indexed block with this key and these tokens.
   std::optional<BlockId> Find(const Hash128& key, std::span<const int32_t> tokens) const;
 
-  // Whether an indexed block's first rows hold `tokens`, behind the block whose key is `parent`.
-  bool Holds(BlockId block, const Hash128& parent, std::span<const int32_t> tokens) const;
-
   // One more holder of an indexed block.
   void Share(BlockId block);
   // `count` blocks, appended to `table`; cached blocks give way. All or none: RESOURCE_EXHAUSTED with the
