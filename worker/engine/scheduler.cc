@@ -12,8 +12,8 @@ constexpr int32_t kMaxPriority = 100;
 constexpr size_t kMaxSaltBytes = 256;
 // Positions whose logits one step computes for scores: [128, vocab_size] f32 are 64 MiB at 128k tokens.
 constexpr uint32_t kMaxScoredTokens = 128;
-// Waiting sequences that a step checks for closed sinks and deadlines.
-constexpr size_t kCheckedWaiting = 256;
+// Waiting sequences that a step checks for closed sinks and deadlines, and that it tries to admit.
+constexpr size_t kCheckedWaiting = 256, kTriedWaiting = 256;
 
 Status InvalidValue(const std::string& message) {
   return WithReason(InvalidArgument(message), "invalid_value");
@@ -325,14 +325,18 @@ void Scheduler::Preempt(Sequence& victim, StepPlan& plan) {
 void Scheduler::Admit(StepPlan& plan, MonoTime now) {
   const uint64_t before = preemptions();
   // One that had others preempted is the last of its step: they are in the queue now, maybe before `next`.
-  for (auto next = queue_.begin(); next != queue_.end() && preemptions() == before;) {
+  size_t tried = 0;
+  for (auto next = queue_.begin();
+       next != queue_.end() && tried < kTriedWaiting && preemptions() == before;) {
     Sequence& sequence = *next->second;
     ++next;  // nothing below takes another one out of the queue
     if (EndIfDead(sequence, now)) {
       Dequeue(sequence);
-    } else if (!sequence.sink->is_full() && !TryAdmit(sequence, plan, now) &&
-               !sequence.following.has_value()) {
-      return;  // nobody overtakes who waits for room
+    } else if (!sequence.sink->is_full()) {
+      ++tried;
+      if (!TryAdmit(sequence, plan, now) && !sequence.following.has_value()) {
+        return;  // nobody overtakes who waits for room
+      }
     }
   }
 }
