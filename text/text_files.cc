@@ -7,10 +7,8 @@ namespace terrace {
 namespace {
 
 Json ByteLevel(bool with_regex) {
-  return {{"type", "ByteLevel"},
-          {"add_prefix_space", false},
-          {"trim_offsets", true},
-          {"use_regex", with_regex}};
+  return {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", with_regex}};
 }
 
 Json Sequence(Json first, Json second) {
