@@ -6,6 +6,7 @@
 #include <csignal>
 #include <thread>
 
+#include "base/drain.h"
 #include "gtest/gtest.h"
 
 namespace terrace {
@@ -48,6 +49,19 @@ TEST(ShutdownSignal, ASecondSignalDoesNotKillTheProcessAtItsEnd) {
 TEST(ShutdownSignal, ABrokenPipeIsNotFatal) {
   ShutdownSignal shutdown;
   raise(SIGPIPE);
+}
+
+TEST(AwaitDrained, EndsWhenAllIsDoneOrTheTimeIsUpOrASignalComes) {
+  ShutdownSignal shutdown;
+  int calls = 0;
+  AwaitDrained(shutdown, [&] { return ++calls == 3; });
+  EXPECT_EQ(calls, 3);
+  AwaitDrained(
+      shutdown, [] { return false; }, /*limit_seconds=*/0);
+  kill(getpid(), SIGINT);
+  AwaitDrained(
+      shutdown, [] { return false; }, /*limit_seconds=*/1e6);
+  EXPECT_EQ(shutdown.WaitFor(0), 0);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "base/config.h"
+#include "base/drain.h"
 #include "base/exit_code.h"
 #include "base/log.h"
 #include "base/shutdown.h"
@@ -16,9 +17,6 @@
 
 namespace terrace {
 namespace {
-
-constexpr double kDrainSeconds = 30;
-constexpr double kPollSeconds = 0.05;
 
 struct Flags {
   std::string config;
@@ -40,9 +38,7 @@ StatusOr<RouterOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
 void Drain(Router& router, ShutdownSignal& shutdown) {
   Log(LogLevel::kInfo, "router_draining", {{"in_flight", router.in_flight()}});
   router.BeginDrain();
-  for (double waited = 0; router.in_flight() > 0 && waited < kDrainSeconds; waited += kPollSeconds) {
-    if (shutdown.WaitFor(kPollSeconds) != 0) break;
-  }
+  AwaitDrained(shutdown, [&router] { return router.in_flight() == 0; });
 }
 
 Status Serve(const RouterOptions& options, ShutdownSignal& shutdown) {

@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "base/config.h"
+#include "base/drain.h"
 #include "base/exit_code.h"
 #include "base/log.h"
 #include "base/shutdown.h"
@@ -16,9 +17,6 @@
 
 namespace terrace {
 namespace {
-
-constexpr Duration kDrainLimit = std::chrono::seconds(30);
-constexpr double kPollSeconds = 0.05;
 
 constexpr char kFooter[] =
     "Every setting, its unit and its default: WorkerConfig in proto/terrace/v1/config.proto.\n"
@@ -51,8 +49,7 @@ void Drain(WorkerServer& server, ShutdownSignal& shutdown) {
   Log(LogLevel::kInfo, "worker_draining", {{"running", stats.running}, {"waiting", stats.waiting}});
   std::atomic<bool> is_drained = false;
   server.Drain([&is_drained] { is_drained = true; });
-  const MonoTime limit = RealClock().Now() + kDrainLimit;
-  shutdown.Wait(kPollSeconds, [&] { return is_drained || RealClock().Now() >= limit; });
+  AwaitDrained(shutdown, [&is_drained] { return is_drained.load(); });
   server.Stop();  // is_drained is written no more
 }
 

@@ -1,0 +1,18 @@
+#include "base/drain.h"
+
+#include "base/clock.h"
+
+namespace terrace {
+namespace {
+
+constexpr double kPollSeconds = 0.05;
+
+}  // namespace
+
+void AwaitDrained(ShutdownSignal& shutdown, const std::function<bool()>& is_drained, double limit_seconds) {
+  const MonoTime begin = RealClock().Now();
+  const auto is_over = [&] { return is_drained() || Seconds(RealClock().Now() - begin) >= limit_seconds; };
+  if (!is_over()) shutdown.Wait(kPollSeconds, is_over);
+}
+
+}  // namespace terrace
