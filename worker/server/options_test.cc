@@ -27,6 +27,10 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.engine.inbox, 256u);
   EXPECT_EQ(server.engine.block_tokens, 16u);
   EXPECT_EQ(server.engine.kv_pool_bytes, 0u);
+  EXPECT_EQ(server.engine.kv_dtype, "f32");
+  EXPECT_TRUE(server.engine.prefix_cache);
+  EXPECT_EQ(server.engine.host_swap_bytes, 0u);
+  EXPECT_EQ(server.engine.max_prefill_wait_seconds, 5);
   EXPECT_EQ(server.engine.kernels, "auto");
   EXPECT_EQ(options->log.level, LogLevel::kInfo);
   EXPECT_TRUE(options->log.as_json);
@@ -35,8 +39,10 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
 TEST(MakeWorkerOptions, TakesEverySetting) {
   const auto options = Make(
       "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
-      "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference}\n"
-      "kv: {block_tokens: 8, pool_bytes: 1000}\nlog: {level: debug, format: text}\n");
+      "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference,\n"
+      "         max_prefill_wait_seconds: 0.5}\n"
+      "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
+      "log: {level: debug, format: text}\n");
   ASSERT_TRUE(options.ok()) << options.status();
   const WorkerServerOptions& server = options->server;
   EXPECT_EQ(server.grpc, "[::1]:0");
@@ -48,6 +54,10 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.inbox, 6u);
   EXPECT_EQ(server.engine.block_tokens, 8u);
   EXPECT_EQ(server.engine.kv_pool_bytes, 1000u);
+  EXPECT_EQ(server.engine.kv_dtype, "bf16");
+  EXPECT_FALSE(server.engine.prefix_cache);
+  EXPECT_EQ(server.engine.host_swap_bytes, 2000u);
+  EXPECT_EQ(server.engine.max_prefill_wait_seconds, 0.5);
   EXPECT_EQ(server.engine.kernels, "reference");
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
   EXPECT_FALSE(options->log.as_json);
@@ -66,6 +76,9 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.max_step_tokens is 7, not in [8, 65536]"},
       {"{model: m, engine: {inbox: 0}}", "engine.inbox: "},
       {"{model: m, engine: {kernels: abacus}}", "engine.kernels: \"abacus\""},
+      {"{model: m, engine: {max_prefill_wait_seconds: 0}}",
+       "engine.max_prefill_wait_seconds is 0, not in (0"},
+      {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},
       {"{model: m, kv: {block_tokens: 5000}}", "kv.block_tokens is 5000, not in [1, 1024]"},
       {"{model: m, log: {level: loud}}", "log.level: "},

@@ -14,7 +14,8 @@ namespace terrace {
 namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
-constexpr int kKeepaliveMs = 60'000;  // a client that is gone without a word does not keep its paused sequence
+constexpr int kKeepaliveMs =
+    60'000;  // a client that is gone without a word does not keep its paused sequence
 constexpr std::chrono::seconds kStallLimit(10);
 constexpr std::chrono::seconds kCloseLimit(1);  // for clients to take the last words
 
@@ -117,6 +118,7 @@ Status WorkerServer::WarmUp() {
   SequenceSpec spec;
   spec.request_id = "warm-up";
   spec.prompt = {0};
+  spec.cache_salt = "warm-up";  // no client's prompt begins with what this leaves behind
   spec.max_tokens = 1;
   spec.sampling.temperature = 0;
   auto sink = std::make_shared<CollectingSink>();

@@ -108,6 +108,7 @@ TEST_F(WorkerServerTest, DescribesItsModel) {
   EXPECT_EQ(description.blocks(), 4 * 512u / 16);
   EXPECT_EQ(description.max_sequences(), 4u);
   EXPECT_EQ(description.weight_dtype(), "F16");
+  EXPECT_EQ(description.kv_dtype(), "f32");
   EXPECT_THAT(description.device(), HasSubstr("cpu"));
   EXPECT_EQ(description.model_digest().size(), 32u);
   EXPECT_FALSE(description.instance().empty());
@@ -156,9 +157,44 @@ TEST_F(WorkerServerTest, TheOpsListenerAnswersForTheEngine) {
   EXPECT_THAT(*HttpGet(ops + "/readyz", 30), HasSubstr("ready"));
   const std::string metrics = *HttpGet(ops + "/metrics", 30);
   EXPECT_THAT(metrics, HasSubstr("terrace_engine_sequences_total{outcome=\"stop\"} 1\n"));
-  EXPECT_THAT(metrics, HasSubstr("terrace_kv_blocks{state=\"free\"} 128\n"));
+  EXPECT_THAT(metrics, HasSubstr("terrace_kv_blocks{state=\"held\"} 0\n"));
+  EXPECT_THAT(metrics,
+              HasSubstr("terrace_kv_cache_info{block_tokens=\"16\",blocks=\"128\",dtype=\"f32\"} 1\n"));
   EXPECT_THAT(metrics, HasSubstr("terrace_engine_step_seconds_bucket{phase=\"prefill\""));
   EXPECT_FALSE(HttpGet(ops + "/nothing", 30).ok());
+}
+
+TEST_F(WorkerServerTest, ARepeatedPromptIsTakenFromThePrefixCacheUnlessItsSaltDiffers) {
+  const Json row = GoldenRows("terrace-demo-nano", 1)[0];
+  v1::ExecuteRequest request = RequestFor(row);
+  const auto cached_tokens = [&] {
+    grpc::ClientContext context;
+    auto reader = stub->Execute(&context, request);
+    std::vector<int32_t> ids;
+    uint32_t cached = 0;
+    for (v1::ExecuteEvent event; reader->Read(&event);) {
+      for (const auto& token : event.tokens().tokens()) ids.push_back(token.token());
+      if (event.has_finished()) cached = event.finished().cached_tokens();
+    }
+    EXPECT_EQ(FromGrpcStatus(reader->Finish(), context), Status());
+    EXPECT_EQ(ids, row["greedy_tokens"].get<std::vector<int32_t>>());
+    return cached;
+  };
+  EXPECT_EQ(cached_tokens(), 0u);
+  const uint32_t cached = cached_tokens();
+  EXPECT_GT(cached, 0u);
+  request.set_cache_salt("another tenant");
+  EXPECT_EQ(cached_tokens(), 0u);
+  const std::string metrics = *HttpGet(server->ops_address() + "/metrics", 30);
+  EXPECT_THAT(metrics, HasSubstr(Concat("terrace_prefix_cache_hit_tokens_total ", cached, "\n")));
+
+  grpc::ClientContext context;
+  v1::WorkerUpdate update;
+  const auto watch = stub->Watch(&context, {});
+  ASSERT_TRUE(watch->Read(&update));
+  EXPECT_GT(update.load().cached_blocks(), 0u);
+  EXPECT_EQ(update.load().free_blocks() + update.load().cached_blocks(), update.load().total_blocks());
+  context.TryCancel();
 }
 
 TEST_F(WorkerServerTest, DrainingTurnsHealthAndReadinessOff) {
@@ -180,6 +216,23 @@ TEST_F(WorkerServerTest, ATakenAddressIsAnError) {
   options = Options();
   options.ops = server->ops_address();
   EXPECT_EQ(WorkerServer::Start(options).status().code(), StatusCode::kUnavailable);
+}
+
+TEST(WorkerServer, SaysWhatItsKvCacheIsMadeOf) {
+  WorkerServerOptions options = Options();
+  options.engine.kv_dtype = "int8";
+  options.engine.host_swap_bytes = 1 << 20;
+  const auto server = WorkerServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto channel = grpc::CreateChannel((*server)->grpc_address(), grpc::InsecureChannelCredentials());
+  grpc::ClientContext context;
+  v1::WorkerDescription description;
+  ASSERT_TRUE(v1::Worker::NewStub(channel)->Describe(&context, {}, &description).ok());
+  EXPECT_EQ(description.kv_dtype(), "int8");
+  const std::string metrics = *HttpGet((*server)->ops_address() + "/metrics", 30);
+  EXPECT_THAT(metrics, HasSubstr("dtype=\"int8\"} 1\n"));
+  EXPECT_THAT(metrics, HasSubstr("terrace_kv_host_blocks{state=\"held\"} 0\n"));
+  EXPECT_GT((*server)->Stats().host_blocks, 0u);
 }
 
 TEST(IsAlive, FollowsTheStepsWhileThereIsWork) {

@@ -66,8 +66,12 @@ struct FakeWorker {
   bool AwaitIdle() {
     return AwaitUpdate([](const v1::WorkerUpdate& update) {
       const v1::WorkerLoad& load = update.load();
-      return load.steps() > 0 && load.running_sequences() == 0 && load.free_blocks() == load.total_blocks();
+      return load.steps() > 0 && load.running_sequences() == 0 &&
+             load.free_blocks() + load.cached_blocks() == load.total_blocks();
     });
+  }
+  bool AwaitPaused() {
+    return AwaitUpdate([this](const v1::WorkerUpdate&) { return engine.Stats().paused == 1; });
   }
 
   WorkerMetrics metrics;
@@ -83,6 +87,13 @@ v1::ExecuteRequest Request(uint32_t max_tokens) {
   request.set_max_tokens(max_tokens);
   request.mutable_sampling()->set_seed(3);
   return request;
+}
+
+// What Request is answered with.
+std::vector<int32_t> ExpectedAnswer(int max_tokens) {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < max_tokens; ++i) tokens.push_back(FakeExecutor::AnswerToken(3, i, kVocab));
+  return tokens;
 }
 
 // Reads a whole call.
@@ -123,10 +134,9 @@ TEST(WorkerService, AnAnswerHasItsTokensInOrderAndItsScoresFirst) {
   request.set_score_prompt(true);
   const Answer answer = Execute(worker, request);
   EXPECT_EQ(answer.status, Status());
-  std::vector<int32_t> tokens, scored;
-  for (int i = 0; i < 200; ++i) tokens.push_back(FakeExecutor::AnswerToken(3, i, kVocab));
+  std::vector<int32_t> scored;
   for (int i = 2; i < 100; ++i) scored.push_back(i);
-  EXPECT_EQ(answer.tokens, tokens);
+  EXPECT_EQ(answer.tokens, ExpectedAnswer(200));
   EXPECT_EQ(answer.scored, scored);
   EXPECT_EQ(answer.finished.reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(answer.finished.prompt_tokens(), 99u);
@@ -145,6 +155,8 @@ TEST(WorkerService, WrongRequestsAreRefusedWithCodeAndReason) {
       {"stop token", [](auto& r) { r.add_stop_tokens(kVocab); }, "invalid_value", "stop_tokens[0]"},
       {"too long", [](auto& r) { r.set_max_tokens(1 << 20); }, "context_length_exceeded", "1048577"},
       {"top_logprobs", [](auto& r) { r.set_top_logprobs(21); }, "invalid_value", "top_logprobs is 21"},
+      {"priority", [](auto& r) { r.set_priority(101); }, "invalid_value", "priority is 101"},
+      {"cache_salt", [](auto& r) { r.set_cache_salt(std::string(257, 's')); }, "invalid_value", "cache_salt"},
       {"no seed", [](auto& r) { r.mutable_sampling()->clear_seed(); }, "invalid_value", "seed"},
       {"no sampling", [](auto& r) { r.clear_sampling(); }, "invalid_value", "seed"},
       {"temperature", [](auto& r) { r.mutable_sampling()->set_temperature(2.5); }, "invalid_value",
@@ -206,14 +218,88 @@ TEST(WorkerService, ADeadlineOfACallBecomesOneOfTheMonotonicClock) {
   EXPECT_EQ(ToMonoDeadline(std::chrono::system_clock::time_point::max(), wall, now), std::nullopt);
 }
 
-TEST(WorkerService, AClientThatDoesNotReadIsDroppedAtTheBound) {
-  FakeWorker worker({}, {.buffer_logprobs = 100});
+TEST(WorkerService, ARequestBecomesASequenceWithItsPriorityAndSalt) {
+  v1::ExecuteRequest request = Request(5);
+  request.set_priority(-7);
+  request.set_cache_salt("tenant");
+  const auto spec = ToSequenceSpec(request);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->priority, -7);
+  EXPECT_EQ(spec->cache_salt, "tenant");
+  EXPECT_EQ(spec->max_tokens, 5u);
+}
+
+// A buffer of which a few tokens are too many.
+constexpr ExecuteCall::Options kSmallBuffer = {.buffer_logprobs = 100};
+
+TEST(WorkerService, AClientThatStopsReadingPausesItsOwnSequenceUntilItReadsAgain) {
+  FakeWorker worker({}, kSmallBuffer);
+  grpc::ClientContext context;
+  auto stalled = worker.stub->Execute(&context, Request(1000));
+  ASSERT_TRUE(worker.AwaitPaused());
+  // The bound, the token that passed it, and what the transport took.
+  const uint64_t generated = worker.engine.Stats().generated_tokens;
+  EXPECT_GE(generated, kSmallBuffer.buffer_logprobs);
+  EXPECT_LE(generated, 2 * kSmallBuffer.buffer_logprobs);
+  EXPECT_THAT(worker.metrics.Render(worker.engine.Stats(), RealClock().Now()),
+              ::testing::HasSubstr("terrace_engine_requests_paused 1\n"));
+
+  EXPECT_EQ(Execute(worker, Request(1000)).tokens, ExpectedAnswer(1000));
+  EXPECT_EQ(worker.engine.Stats().paused, 1u);
+  EXPECT_EQ(worker.engine.Stats().generated_tokens, generated + 1000);
+
+  const Answer answer = Finish(context, *stalled);
+  EXPECT_EQ(answer.status, Status());
+  EXPECT_EQ(answer.tokens, ExpectedAnswer(1000));
+}
+
+TEST(WorkerService, ScoresOfAnyLengthPassThroughASmallBuffer) {
+  FakeWorker worker({}, kSmallBuffer);
+  v1::ExecuteRequest request = Request(0);
+  request.set_score_prompt(true);
+  for (int i = 1; i < 5000; ++i) request.add_prompt_tokens(i % kVocab);
+  grpc::ClientContext context;
+  auto reader = worker.stub->Execute(&context, request);
+  ASSERT_TRUE(worker.AwaitPaused());
+  const Answer answer = Finish(context, *reader);
+  EXPECT_EQ(answer.status, Status());
+  EXPECT_EQ(answer.scored,
+            std::vector<int32_t>(request.prompt_tokens().begin() + 1, request.prompt_tokens().end()));
+}
+
+TEST(WorkerService, CancellingAPausedCallFreesItsSequence) {
+  FakeWorker worker({}, kSmallBuffer);
   grpc::ClientContext context;
   auto reader = worker.stub->Execute(&context, Request(0));
+  ASSERT_TRUE(worker.AwaitPaused());
+  context.TryCancel();
   EXPECT_TRUE(worker.AwaitIdle());
+  EXPECT_EQ(worker.engine.Stats().cancelled, 1u);
+  EXPECT_EQ(Finish(context, *reader).status.code(), StatusCode::kCancelled);
+}
+
+TEST(WorkerService, ADeadlineEndsAPausedSequence) {
+  FakeWorker worker({}, kSmallBuffer);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+  auto reader = worker.stub->Execute(&context, Request(0));
+  ASSERT_TRUE(worker.AwaitUpdate([&](const auto&) {
+    const EngineStats stats = worker.engine.Stats();
+    return stats.cancelled == 1 && stats.running == 0;
+  }));
+  EXPECT_LE(worker.engine.Stats().generated_tokens, 2 * kSmallBuffer.buffer_logprobs);
+  EXPECT_EQ(Finish(context, *reader).status.code(), StatusCode::kDeadlineExceeded);
+}
+
+TEST(WorkerService, StoppingTheEngineEndsAPausedCallWithWhatItHas) {
+  FakeWorker worker({}, kSmallBuffer);
+  grpc::ClientContext context;
+  auto reader = worker.stub->Execute(&context, Request(0));
+  ASSERT_TRUE(worker.AwaitPaused());
+  worker.engine.Stop();
   const Answer answer = Finish(context, *reader);
-  EXPECT_EQ(answer.status.code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(Reason(answer.status), "slow_reader");
+  EXPECT_EQ(answer.status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(answer.tokens, ExpectedAnswer(static_cast<int>(worker.engine.Stats().generated_tokens)));
 }
 
 TEST(WorkerService, ANumericErrorEndsOneAnswerOnlyAndKeepsItsTokens) {

@@ -1,0 +1,95 @@
+#include "worker/server/worker_metrics.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Everything of one worker is there before anything happened, but for what is known once it is loaded.
+TEST(WorkerMetrics, EverySeriesExistsFromTheStart) {
+  WorkerMetrics metrics;
+  metrics.OnLoaded({.block_tokens = 16, .blocks = 4, .dtype = "f16"}, /*load_seconds=*/1);
+  const std::string text = metrics.Render({}, {});
+  for (const MetricInfo& info : AllMetrics()) {
+    const bool is_workers = info.name.starts_with("terrace_engine_") ||
+                            info.name.starts_with("terrace_kv_") ||
+                            info.name.starts_with("terrace_prefix_cache_");
+    if (!is_workers) continue;
+    EXPECT_THAT(text, HasSubstr(Concat("\n# TYPE ", info.name, " "))) << info.name;
+  }
+  for (const char* series :
+       {"terrace_engine_preemptions_total{mode=\"recompute\"} 0\n",
+        "terrace_engine_preemptions_total{mode=\"swap\"} 0\n", "terrace_kv_blocks{state=\"free\"} 0\n",
+        "terrace_kv_blocks{state=\"held\"} 0\n", "terrace_kv_blocks{state=\"cached\"} 0\n",
+        "terrace_kv_host_blocks{state=\"free\"} 0\n", "terrace_kv_host_blocks{state=\"held\"} 0\n",
+        "terrace_engine_step_sequences_count 0\n", "terrace_engine_queue_seconds_count 0\n",
+        "terrace_engine_time_to_first_token_seconds_count 0\n",
+        "terrace_engine_inter_token_latency_seconds_count 0\n"}) {
+    EXPECT_THAT(text, HasSubstr(series));
+  }
+}
+
+TEST(WorkerMetrics, GaugesAndTotalsAreTheEngines) {
+  WorkerMetrics metrics;
+  EngineStats stats;
+  stats.running = 3, stats.paused = 1, stats.waiting = 2;
+  stats.free_blocks = 5, stats.held_blocks = 4, stats.cached_blocks = 7, stats.total_blocks = 16;
+  stats.host_blocks = 10, stats.swapped_blocks = 6;
+  stats.recompute_preemptions = 8, stats.swap_preemptions = 9;
+  stats.prefix_query_tokens = 100, stats.prefix_hit_tokens = 60;
+  metrics.Render(stats, {});
+  const std::string text = metrics.Render(stats, {});  // what was told is not told twice
+  for (const char* series :
+       {"terrace_engine_requests_running 3\n", "terrace_engine_requests_paused 1\n",
+        "terrace_engine_requests_waiting 2\n", "terrace_kv_blocks{state=\"free\"} 5\n",
+        "terrace_kv_blocks{state=\"held\"} 4\n", "terrace_kv_blocks{state=\"cached\"} 7\n",
+        "terrace_kv_cache_usage_ratio 0.25\n", "terrace_kv_host_blocks{state=\"free\"} 4\n",
+        "terrace_kv_host_blocks{state=\"held\"} 6\n",
+        "terrace_engine_preemptions_total{mode=\"recompute\"} 8\n",
+        "terrace_engine_preemptions_total{mode=\"swap\"} 9\n",
+        "terrace_prefix_cache_query_tokens_total 100\n", "terrace_prefix_cache_hit_tokens_total 60\n"}) {
+    EXPECT_THAT(text, HasSubstr(series));
+  }
+}
+
+TEST(WorkerMetrics, ATotalNeverFallsWhenSnapshotsComeOutOfOrder) {
+  WorkerMetrics metrics;
+  EngineStats early, late;
+  early.generated_tokens = 5, late.generated_tokens = 7;
+  metrics.Render(late, {});
+  EXPECT_THAT(metrics.Render(early, {}), HasSubstr("terrace_engine_generation_tokens_total 7\n"));
+}
+
+TEST(WorkerMetrics, AStepCountsItsSequencesAndTheWaitsThatEnded) {
+  WorkerMetrics metrics;
+  metrics.OnStep({.seconds = 0.02,
+                  .prefill_tokens = 30,
+                  .decode_tokens = 2,
+                  .sequences = 3,
+                  .latencies = {.queue = {0.1, 3}, .first_token = {0.5}, .inter_token = {0.1, 0.2, 0.3}}});
+  const std::string text = metrics.Render({}, {});
+  for (const char* series :
+       {"terrace_engine_step_tokens_sum{phase=\"mixed\"} 32\n", "terrace_engine_step_sequences_sum 3\n",
+        "terrace_engine_step_sequences_count 1\n", "terrace_engine_queue_seconds_count 2\n",
+        "terrace_engine_time_to_first_token_seconds_bucket{le=\"0.25\"} 0\n",
+        "terrace_engine_time_to_first_token_seconds_bucket{le=\"0.5\"} 1\n",
+        "terrace_engine_inter_token_latency_seconds_bucket{le=\"0.1\"} 1\n",
+        "terrace_engine_inter_token_latency_seconds_count 3\n"}) {
+    EXPECT_THAT(text, HasSubstr(series));
+  }
+}
+
+TEST(WorkerMetrics, TheBoundsOfServiceObjectivesAreBuckets) {
+  for (const MetricInfo& info : AllMetrics()) {
+    std::vector<double> bounds;
+    if (info.name == "terrace_engine_time_to_first_token_seconds") bounds = {0.5, 2, 10};
+    if (info.name == "terrace_engine_inter_token_latency_seconds") bounds = {0.1};
+    EXPECT_THAT(info.buckets, ::testing::IsSupersetOf(bounds)) << info.name;
+  }
+}
+
+}  // namespace
+}  // namespace terrace
