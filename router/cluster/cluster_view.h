@@ -32,6 +32,7 @@ const char* ReplicaStateName(ReplicaState state);
 struct ReplicaLoad {
   uint32_t running_sequences = 0, waiting_sequences = 0;
   uint32_t free_blocks = 0, total_blocks = 0;
+  uint32_t cached_blocks = 0;  // free when needed
 };
 
 struct ReplicaDescription {

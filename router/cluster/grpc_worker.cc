@@ -216,8 +216,11 @@ class WatchState {
     epoch_ = update.epoch();
     ++next_sequence_;
     const v1::WorkerLoad& load = update.load();
-    WatchUpdate out{.load = {load.running_sequences(), load.waiting_sequences(), load.free_blocks(),
-                             load.total_blocks()}};
+    WatchUpdate out{.load = {.running_sequences = load.running_sequences(),
+                             .waiting_sequences = load.waiting_sequences(),
+                             .free_blocks = load.free_blocks(),
+                             .total_blocks = load.total_blocks(),
+                             .cached_blocks = load.cached_blocks()}};
     if (update.state() == v1::WORKER_STATE_READY) out.state = ReplicaState::kReady;
     if (update.state() == v1::WORKER_STATE_DRAINING) out.state = ReplicaState::kDraining;
     return out;

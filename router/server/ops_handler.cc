@@ -19,6 +19,7 @@ Json ReplicaJson(const ReplicaView& replica) {
           {"running", replica.load.running_sequences},
           {"waiting", replica.load.waiting_sequences},
           {"free_blocks", replica.load.free_blocks},
+          {"cached_blocks", replica.load.cached_blocks},
           {"total_blocks", replica.load.total_blocks},
           {"last_error", replica.last_error}};
 }

@@ -55,7 +55,7 @@ StatusOr<std::string> FormatStatus(const Json& statusz, const CommandContext& co
                              Cell(statusz, "in_flight"), " requests in flight\n");
     std::vector<std::vector<std::string>> rows = {{"tier", "replica", "state", "model", "device",
                                                    "$/M prompt", "$/M answer", "running", "waiting",
-                                                   "KV free"}};
+                                                   "KV free", "KV cached"}};
     std::vector<std::string> errors;
     for (const Json& tier : statusz.at("tiers")) {
       for (const Json& replica : tier.at("replicas")) {
@@ -65,7 +65,8 @@ StatusOr<std::string> FormatStatus(const Json& statusz, const CommandContext& co
                         Cell(replica, "model"), Cell(replica, "device"),
                         Cell(tier, "usd_per_million_prompt_tokens"),
                         Cell(tier, "usd_per_million_completion_tokens"), Cell(replica, "running"),
-                        Cell(replica, "waiting"), Concat(free_blocks, "/", total_blocks)});
+                        Cell(replica, "waiting"), Concat(free_blocks, "/", total_blocks),
+                        Cell(replica, "cached_blocks")});
         const std::string error = Cell(replica, "last_error");
         if (error != "-" && !error.empty()) errors.push_back(Concat(Cell(replica, "address"), ": ", error));
       }

@@ -10,11 +10,10 @@ namespace {
 using testing::HasSubstr;
 
 Json Replica(const char* address, const char* state, const char* last_error) {
-  return {{"address", address}, {"state", state},
-          {"model", "m"},       {"model_digest", "d"},
-          {"device", "cpu"},    {"running", 1},
-          {"waiting", 2},       {"free_blocks", 3},
-          {"total_blocks", 4},  {"last_error", last_error}};
+  return {{"address", address},  {"state", state},          {"model", "m"},
+          {"model_digest", "d"}, {"device", "cpu"},         {"running", 1},
+          {"waiting", 2},        {"free_blocks", 3},        {"total_blocks", 40},
+          {"cached_blocks", 30}, {"last_error", last_error}};
 }
 
 TEST(FormatStatus, ShowsEveryReplicaAndItsError) {
@@ -32,7 +31,7 @@ TEST(FormatStatus, ShowsEveryReplicaAndItsError) {
   const StatusOr<std::string> text = FormatStatus(statusz, test.context);
   ASSERT_TRUE(text.ok()) << text.status();
   EXPECT_THAT(*text, HasSubstr("up 1 h 1 min, 5 requests in flight"));
-  EXPECT_THAT(*text, testing::ContainsRegex("nano +a:1 +ready +m +cpu +0.0026 +0.0026 +1 +2 +3/4"));
+  EXPECT_THAT(*text, testing::ContainsRegex("nano +a:1 +ready +m +cpu +0.0026 +0.0026 +1 +2 +3/40 +30"));
   EXPECT_THAT(*text, testing::ContainsRegex("nano +b:2 +down"));
   EXPECT_THAT(*text, HasSubstr("b:2: refused\n"));
   EXPECT_THAT(*text, testing::ContainsRegex("empty +\\(none\\)"));
