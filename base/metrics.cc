@@ -58,7 +58,11 @@ const std::vector<MetricInfo> kMetrics = {
      kTokenBuckets},
 
     // Router: tokens and money.
-    {"terrace_prompt_tokens_total", kCounter, "Prompt tokens of the tier's attempts.", {"tier"}, {}},
+    {"terrace_prompt_tokens_total",
+     kCounter,
+     "Prompt tokens of the tier's attempts; several answers to one request share one prompt.",
+     {"tier"},
+     {}},
     {"terrace_cached_tokens_total", kCounter, "Prompt tokens that a worker had in its cache.", {"tier"}, {}},
     {"terrace_generation_tokens_total", kCounter, "Tokens that the tier generated.", {"tier"}, {}},
     {"terrace_cost_usd_total", kCounter, "Price of the tier's attempts in US dollars.", {"tier"}, {}},
