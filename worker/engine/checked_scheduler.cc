@@ -1,0 +1,579 @@
+#include "worker/engine/checked_scheduler.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace terrace {
+namespace {
+
+// Positions whose scores one step computes at most.
+constexpr uint32_t kMaxScoredTokens = 128;
+// Partly equal blocks that a match looks at.
+constexpr size_t kMaxSiblings = 8;
+
+// No two steps are scheduled at one time.
+constexpr Duration kStepGap = std::chrono::microseconds(1);
+
+Duration ToDuration(double seconds) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
+class RecordingSink : public TokenSink {
+ public:
+  void OnTokens(uint32_t first_index, std::span<const SampledToken> sent) override {
+    CHECK(ends == 0 && first_index == tokens.size());
+    for (const SampledToken& token : sent) tokens.push_back(token.token);
+  }
+  void OnPromptScores(uint32_t first_index, std::span<const SampledToken> sent) override {
+    CHECK(ends == 0 && first_index == scores.size() + 1);
+    for (const SampledToken& token : sent) scores.push_back(token.token);
+  }
+  void OnFinish(const SequenceResult& value) override {
+    ++ends;
+    result = value;
+  }
+  bool is_closed() const override { return is_closed_now; }
+  bool is_full() const override { return is_full_now; }
+
+  std::vector<int32_t> tokens, scores;
+  SequenceResult result;
+  int ends = 0;
+  bool is_closed_now = false, is_full_now = false;
+};
+
+size_t CommonTokens(std::span<const int32_t> a, std::span<const int32_t> b) {
+  return static_cast<size_t>(std::ranges::mismatch(a, b).in1 - a.begin());
+}
+
+}  // namespace
+
+struct CheckedScheduler::Sequence {
+  // What the oracle says.
+  size_t id = 0;
+  SequenceSpec spec;
+  MonoTime arrived;
+  std::vector<int32_t> tokens;  // of the prompt, then of the whole answer
+  uint64_t answer_limit = 0;
+  bool stops = false;  // at an end token, not at its length
+  bool fails = false;
+  size_t answer() const { return tokens.size() - spec.prompt.size(); }
+  size_t known() const { return spec.prompt.size() + sink->tokens.size(); }  // to the scheduler
+
+  // What was seen.
+  std::shared_ptr<RecordingSink> sink = std::make_shared<RecordingSink>();
+  bool is_alone = true;  // nobody meddled
+  bool was_full = false;
+  bool is_checked = false;   // its end was
+  bool is_decoding = false;  // when the last step was done
+  size_t last_planned = 0;   // step, from 1
+  uint32_t computed = 0;     // when the last step was done
+  uint32_t scored = 0;       // positions
+  uint32_t recomputations = 0;
+  std::optional<size_t> first_planned;
+  std::vector<std::pair<size_t, uint32_t>> longest;  // most positions computed so far, by step
+  size_t dead_steps = 0;
+};
+
+struct CheckedScheduler::Before {
+  SchedulerStats stats;
+  std::optional<size_t> first_in_rank;
+};
+
+CheckedScheduler::CheckedScheduler(const Options& options)
+    : options_(options),
+      scheduler_([&] {
+        SchedulerOptions with_audits = options.scheduler;
+        with_audits.audits = true;
+        return with_audits;
+      }()),
+      executor_({.vocab_size = options.scheduler.vocab_size,
+                 .block_tokens = options.scheduler.block_tokens,
+                 .checked_positions = options.scheduler.context_length,
+                 .fail_sequence = [this](const PlannedSequence& part) { return Failure(part); },
+                 .time = options.time,
+                 .on_step_time = [this](double seconds) { clock_.Advance(ToDuration(seconds)); }}) {}
+
+CheckedScheduler::~CheckedScheduler() = default;
+
+Status CheckedScheduler::Failure(const PlannedSequence& part) const {
+  const uint64_t seed = part.sampling->seed;
+  if (options_.failing_seeds == 0 || seed % options_.failing_seeds != 0) return {};
+  const uint64_t at = seed / options_.failing_seeds % 4;  // 3: the first chunk
+  return at == 3 || (part.sample && part.sample_index == at)
+             ? WithReason(Internal("logit 3 is NaN"), "numeric_error")
+             : Status();
+}
+
+std::optional<size_t> CheckedScheduler::Add(SequenceSpec spec) {
+  const SchedulerOptions& options = scheduler_.options();
+  const uint64_t limit =
+      std::min<uint64_t>(options.context_length, uint64_t{options.blocks} * options.block_tokens + 1);
+  const uint64_t least = spec.max_tokens > 0 ? spec.max_tokens : spec.score_prompt ? 0 : 1;
+  const Status valid = Scheduler::Validate(spec, options);
+  const uint64_t positions = spec.prompt.size() + std::max<uint64_t>(least, 1) - 1;
+  const bool fits = !spec.prompt.empty() && spec.prompt.size() + least <= limit &&
+                    positions <= uint64_t{options.blocks} * options.block_tokens;
+  Expect(valid.ok() == fits, "a prompt of ", spec.prompt.size(), " with ", least, ": ", Message(valid));
+  if (!valid.ok()) return std::nullopt;
+
+  auto sequence = std::make_unique<Sequence>();
+  sequence->id = sequences_.size();
+  sequence->spec = spec;
+  sequence->arrived = clock_.Now();
+  sequence->tokens = spec.prompt;
+  sequence->answer_limit =
+      spec.max_tokens > 0 || spec.score_prompt ? spec.max_tokens : limit - spec.prompt.size();
+  const auto ends = [&](int32_t token) {
+    return std::ranges::count(spec.stop_tokens, token) > 0 ||
+           (!spec.ignore_eos && std::ranges::count(options.end_tokens, token) > 0);
+  };
+  for (uint64_t i = 0; i < sequence->answer_limit && !sequence->stops; ++i) {
+    sequence->tokens.push_back(FakeExecutor::AnswerToken(spec.sampling.seed, i, options.vocab_size));
+    sequence->stops = ends(sequence->tokens.back());
+  }
+  if (options_.failing_seeds > 0 && spec.sampling.seed % options_.failing_seeds == 0) {
+    const uint64_t at = spec.sampling.seed / options_.failing_seeds % 4;
+    sequence->fails = at == 3 || at < sequence->answer();
+    if (sequence->fails) sequence->tokens.resize(spec.prompt.size() + (at == 3 ? 0 : at));
+  }
+  sequence->is_alone = !spec.deadline.has_value();
+  live_.push_back(sequence->id);
+  scheduler_.Add(std::move(spec), sequence->sink, sequence->arrived);
+  sequences_.push_back(std::move(sequence));
+  return sequences_.size() - 1;
+}
+
+void CheckedScheduler::Close(size_t sequence) {
+  if (has_ended(sequence)) return;
+  sequences_[sequence]->sink->is_closed_now = true;
+  sequences_[sequence]->is_alone = false;
+}
+
+void CheckedScheduler::SetFull(size_t sequence, bool is_full) {
+  sequences_[sequence]->sink->is_full_now = is_full;
+  sequences_[sequence]->was_full |= is_full;
+}
+
+void CheckedScheduler::CancelAll() {
+  for (const size_t id : live_) sequences_[id]->is_alone = false;
+  scheduler_.CancelAll(WithReason(Unavailable("stopping"), "draining"), clock_.Now());
+  CheckEnds();
+  Expect(live_.empty() && scheduler_.idle(), "sequences outlive CancelAll");
+  Expect(stats().held_blocks == 0 && stats().swapped_blocks == 0, "blocks outlive CancelAll");
+}
+
+bool CheckedScheduler::has_ended(size_t sequence) const { return sequences_[sequence]->sink->ends > 0; }
+
+const SequenceResult& CheckedScheduler::ResultOf(size_t sequence) const {
+  CHECK(has_ended(sequence));
+  return sequences_[sequence]->sink->result;
+}
+
+std::vector<int32_t> CheckedScheduler::TokensOf(size_t sequence) const {
+  std::vector<int32_t> tokens = sequences_[sequence]->spec.prompt;
+  const auto& answer = sequences_[sequence]->sink->tokens;
+  tokens.insert(tokens.end(), answer.begin(), answer.end());
+  return tokens;
+}
+
+bool CheckedScheduler::IsDead(const Sequence& sequence) const {
+  return sequence.sink->is_closed_now ||
+         (sequence.spec.deadline.has_value() && *sequence.spec.deadline <= clock_.Now());
+}
+
+bool CheckedScheduler::RanksBefore(const Sequence& a, const Sequence& b) const {
+  return std::tuple(-a.spec.priority, a.sink->is_full_now, a.id) <
+         std::tuple(-b.spec.priority, b.sink->is_full_now, b.id);
+}
+
+// Of all that live, whether they run or wait.
+std::optional<size_t> CheckedScheduler::FirstInRank() const {
+  const Sequence* first = nullptr;
+  for (const size_t id : live_) {
+    const Sequence& sequence = *sequences_[id];
+    if (!IsDead(sequence) && (first == nullptr || RanksBefore(sequence, *first))) first = &sequence;
+  }
+  if (first == nullptr || first->sink->is_full_now) return std::nullopt;
+  return first->id;
+}
+
+bool CheckedScheduler::Step() {
+  clock_.Advance(kStepGap);
+  ++step_;
+  steps_.push_back(clock_.Now());
+  const Before before{.stats = stats(), .first_in_rank = FirstInRank()};
+  const StepPlan plan = scheduler_.Schedule(clock_.Now());
+  CheckEnds();
+  CheckPlan(plan, before);
+  if (plan.empty()) return false;
+  StepResult result = executor_.Run(plan);
+  NoteResults(plan);
+  std::vector<bool> failed;
+  for (const SequenceOutput& output : result.outputs) failed.push_back(!output.error.ok());
+  scheduler_.Commit(plan, std::move(result), clock_.Now());
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    if (failed[i]) continue;
+    const PlannedSequence& part = plan.sequences[i];
+    Sequence& sequence = *sequences_[part.id];
+    sequence.computed = part.first_position + static_cast<uint32_t>(part.tokens.size());
+    sequence.is_decoding = !sequence.sink->tokens.empty() && sequence.computed + 1 == sequence.known();
+    if (part.score) sequence.scored = sequence.computed;
+    if (!part.is_decode) prompt_tokens_ += part.tokens.size();
+    if (sequence.longest.empty() || sequence.longest.back().second < sequence.computed)
+      sequence.longest.emplace_back(step_, sequence.computed);
+  }
+  CheckEnds();
+  return true;
+}
+
+void CheckedScheduler::CheckPlan(const StepPlan& plan, const Before& before) {
+  std::set<uint64_t> ids;
+  for (const PlannedSequence& part : plan.sequences) {
+    Expect(ids.insert(part.id).second, "sequence ", part.id, " is planned twice");
+    Expect(part.id < sequences_.size() && !has_ended(part.id), "sequence ", part.id, " does not run");
+    if (!violations_.empty()) return;
+    CheckPart(part);
+  }
+  for (const size_t id : live_) {
+    Sequence& sequence = *sequences_[id];
+    sequence.dead_steps = IsDead(sequence) ? sequence.dead_steps + 1 : 0;
+    Expect(sequence.dead_steps < 3 + live_.size() / 64, "sequence ", id, " is dead but stays");
+    Expect(sequence.dead_steps == 0 || sequence.last_planned + 1 != step_, "sequence ", id,
+           " ran, is dead, and stays");
+  }
+  CheckPreemptions(plan, before);
+  CheckBudget(plan);
+  CheckBlocks(plan);
+  if (plan.empty()) CheckEmptyPlan();
+  for (const PlannedSequence& part : plan.sequences) sequences_[part.id]->last_planned = step_;
+}
+
+void CheckedScheduler::CheckPart(const PlannedSequence& part) {
+  Sequence& sequence = *sequences_[part.id];
+  const SequenceSpec& spec = sequence.spec;
+  const std::span<const int32_t> known =
+      std::span(sequence.tokens).first(std::min(sequence.known(), sequence.tokens.size()));
+  const size_t end = part.first_position + part.tokens.size();
+  Expect(!part.tokens.empty() && end <= known.size(), "sequence ", part.id, " computes up to ", end);
+  if (part.tokens.empty() || end > known.size()) return;
+  Expect(std::ranges::equal(part.context, known.first(part.first_position)) &&
+             std::ranges::equal(part.tokens, known.subspan(part.first_position, part.tokens.size())),
+         "sequence ", part.id, " computes other tokens than its own");
+  Expect(!IsDead(sequence), "sequence ", part.id, " is dead, but planned");
+  Expect(!sequence.sink->is_full_now, "sequence ", part.id, " is full, but planned");
+  Expect(part.sampling->seed == spec.sampling.seed && part.top_logprobs == spec.top_logprobs, "sequence ",
+         part.id, " has another's parameters");
+  Expect(part.blocks.size() >= BlocksFor(end, options_.scheduler.block_tokens), "sequence ", part.id,
+         " lacks blocks");
+  Expect(part.is_decode == (!sequence.sink->tokens.empty() && part.first_position + 1 == known.size()),
+         "sequence ", part.id, " decodes, or does not");
+  const bool is_done = end == known.size();
+  Expect(part.sample == (is_done && sequence.sink->tokens.size() < sequence.answer_limit), "sequence ",
+         part.id, " samples at ", end, ", or does not");
+  if (part.score) {
+    Expect(spec.score_prompt && part.first_position == sequence.scored && end <= spec.prompt.size(),
+           "sequence ", part.id, " scores from ", part.first_position);
+    const size_t targets = std::min(end + 1, spec.prompt.size()) - part.first_position - 1;
+    Expect(std::ranges::equal(part.score_targets, known.subspan(part.first_position + 1, targets)),
+           "sequence ", part.id, " scores others");
+  } else {
+    Expect(part.score_targets.empty() &&
+               (!spec.score_prompt || part.first_position >= spec.prompt.size() || end <= sequence.scored),
+           "sequence ", part.id, " does not score");
+  }
+  if (!sequence.first_planned.has_value()) {
+    sequence.first_planned = step_;
+    Expect(part.first_position == 0 || options_.scheduler.prefix_cache, "sequence ", part.id, " starts at ",
+           part.first_position);
+  } else if (part.first_position != sequence.computed) {
+    ++sequence.recomputations;
+  }
+}
+
+void CheckedScheduler::CheckPreemptions(const StepPlan& plan, const Before& before) {
+  const SchedulerStats after = stats();
+  const uint64_t preempted = after.recompute_preemptions + after.swap_preemptions -
+                             before.stats.recompute_preemptions - before.stats.swap_preemptions;
+  std::map<uint64_t, const PlannedSequence*> parts;
+  for (const PlannedSequence& part : plan.sequences) parts[part.id] = &part;
+  std::vector<const Sequence*> missing;
+  for (const size_t id : live_) {
+    const Sequence& sequence = *sequences_[id];
+    const bool decoded = sequence.last_planned + 1 == step_ && sequence.is_decoding;
+    if (decoded && !sequence.sink->is_full_now && !parts.contains(id)) missing.push_back(&sequence);
+  }
+  Expect(missing.size() <= preempted, missing.size(), " sequences do not decode, ", preempted,
+         " were preempted");
+  if (missing.size() == preempted) {  // so the others were not
+    for (const auto& [id, part] : parts) {
+      for (const Sequence* victim : missing) {
+        Expect(sequences_[id]->last_planned + 1 != step_ || RanksBefore(*sequences_[id], *victim),
+               "sequence ", victim->id, " gave way, ", id, " did not");
+      }
+    }
+  }
+  if (before.first_in_rank.has_value()) {
+    const Sequence& first = *sequences_[*before.first_in_rank];
+    if (first.last_planned + 1 == step_ && !has_ended(first.id)) {
+      const auto part = parts.find(first.id);
+      Expect(!first.is_decoding || part != parts.end(), "sequence ", first.id,
+             ", the first, does not decode");
+      Expect(part == parts.end() || part->second->first_position == first.computed, "sequence ", first.id,
+             ", the first, starts again");
+    }
+  }
+  std::set<BlockId> out;
+  for (const BlockTransfer& transfer : plan.transfers) {
+    if (transfer.kind == BlockTransfer::Kind::kToHost) out.insert(transfer.to);
+    const bool is_back = transfer.kind == BlockTransfer::Kind::kFromHost && out.contains(transfer.from);
+    Expect(!is_back, "host block ", transfer.from, " goes out and back in one step");
+  }
+}
+
+void CheckedScheduler::CheckBudget(const StepPlan& plan) {
+  const SchedulerOptions& options = options_.scheduler;
+  const SchedulerStats now = stats();
+  uint32_t tokens = 0, scored = 0;
+  for (const PlannedSequence& part : plan.sequences) {
+    tokens += static_cast<uint32_t>(part.tokens.size());
+    scored += part.score ? static_cast<uint32_t>(part.tokens.size()) : 0;
+  }
+  std::vector<const Sequence*> cut;
+  for (const PlannedSequence& part : plan.sequences) {
+    const Sequence& sequence = *sequences_[part.id];
+    const size_t end = part.first_position + part.tokens.size();
+    const bool is_limited =
+        part.score ? scored == kMaxScoredTokens : sequence.spec.score_prompt && end == sequence.scored;
+    if (end != sequence.known() && !is_limited) cut.push_back(&sequence);
+  }
+  const bool is_full = tokens == options.max_step_tokens;
+  Expect(tokens <= options.max_step_tokens, tokens, " tokens in a step");
+  Expect(scored <= kMaxScoredTokens, scored, " tokens scored in a step");
+  Expect(now.running <= options.max_sequences, now.running, " sequences run");
+  Expect(cut.size() <= 1, cut.size(), " prompts are planned in part");
+  Expect(cut.empty() || is_full, "a prompt is cut, but only ", tokens, " tokens used");
+  Expect(is_full || scored == kMaxScoredTokens || plan.sequences.size() == now.running - now.paused,
+         plan.sequences.size(), " of ", now.running - now.paused, " planned, but only ", tokens,
+         " tokens used");
+  for (const PlannedSequence& part : plan.sequences) {
+    if (!cut.empty() && !part.is_decode)
+      Expect(sequences_[part.id]->spec.priority >= cut[0]->spec.priority, "sequence ", part.id,
+             " goes before its better");
+  }
+}
+
+void CheckedScheduler::CheckBlocks(const StepPlan& plan) {
+  const SchedulerStats now = stats();
+  Expect(now.free_blocks + now.held_blocks + now.cached_blocks == now.total_blocks, "blocks do not add up");
+  Expect(options_.scheduler.prefix_cache || now.cached_blocks == 0, "blocks are cached");
+  if (now.free_blocks * 2 < now.total_blocks) is_roomy_ = false;
+  std::map<BlockId, int> readers;
+  for (const PlannedSequence& part : plan.sequences)
+    for (const BlockId block : part.blocks) ++readers[block];
+  for (const PlannedSequence& part : plan.sequences) {
+    const size_t size = options_.scheduler.block_tokens;
+    for (size_t i = part.first_position / size; i * size < part.first_position + part.tokens.size(); ++i)
+      Expect(readers[part.blocks[i]] == 1, "KV block ", part.blocks[i], " is written and shared");
+  }
+  if (plan.sequences.size() == now.running)
+    Expect(readers.size() == now.held_blocks, now.held_blocks, " blocks held, ", readers.size(), " in use");
+  Expect(now.running > 0 || now.held_blocks == 0, "blocks are held by nobody");
+}
+
+void CheckedScheduler::CheckEmptyPlan() {
+  for (const size_t id : live_) {
+    const Sequence& sequence = *sequences_[id];
+    if (sequence.sink->is_full_now || IsDead(sequence)) continue;
+    const bool is_held_up = std::ranges::any_of(live_, [&](size_t other) {
+      return sequences_[other]->sink->is_full_now &&
+             sequences_[other]->spec.priority > sequence.spec.priority;
+    });
+    Expect(is_held_up, "the plan is empty, but sequence ", id, " could go on");
+  }
+  Expect(scheduler_.Schedule(clock_.Now()).empty(), "the plan was empty, but a second one is not");
+}
+
+// What was computed how often, of prompts.
+void CheckedScheduler::NoteResults(const StepPlan& plan) {
+  const size_t size = options_.scheduler.block_tokens;
+  for (const PlannedSequence& part : plan.sequences) {
+    const Sequence& sequence = *sequences_[part.id];
+    if (part.is_decode || part.score || !options_.scheduler.prefix_cache) continue;
+    const size_t end = std::min(part.first_position + part.tokens.size(), sequence.spec.prompt.size() - 1);
+    for (size_t i = part.first_position / size; (i + 1) * size <= end; ++i) {
+      const auto tokens = std::span(sequence.spec.prompt).first((i + 1) * size);
+      const bool is_new =
+          computed_blocks_.emplace(sequence.spec.cache_salt, std::vector(tokens.begin(), tokens.end()))
+              .second;
+      repeated_blocks_ += !is_new;
+    }
+  }
+}
+
+void CheckedScheduler::CheckEnds() {
+  std::erase_if(live_, [&](size_t id) {
+    Sequence& sequence = *sequences_[id];
+    if (sequence.sink->ends == 0) return false;
+    CheckAnswer(sequence);
+    if (sequence.first_planned.has_value()) CheckCachedTokens(sequence);
+    return true;
+  });
+}
+
+void CheckedScheduler::CheckAnswer(const Sequence& sequence) {
+  const RecordingSink& sink = *sequence.sink;
+  const SequenceResult& result = sink.result;
+  const auto answer = std::span(sequence.tokens).subspan(sequence.spec.prompt.size());
+  Expect(sink.tokens.size() <= answer.size() &&
+             std::ranges::equal(sink.tokens, answer.first(std::min(answer.size(), sink.tokens.size()))),
+         "sequence ", sequence.id, " has another answer");
+  Expect(result.stats.generated_tokens == sink.tokens.size() &&
+             result.stats.prompt_tokens == sequence.spec.prompt.size(),
+         "sequence ", sequence.id, " counts wrongly");
+  Expect(result.stats.preemptions >= sequence.recomputations, "sequence ", sequence.id, " was preempted ",
+         result.stats.preemptions, " times, but started again ", sequence.recomputations);
+  if (result.reason == FinishReason::kCancelled) {
+    Expect(!sequence.is_alone, "sequence ", sequence.id, " ended though nobody cancelled it");
+    const bool is_overdue = sequence.spec.deadline.has_value() && *sequence.spec.deadline <= clock_.Now();
+    Expect(result.error.code() != StatusCode::kDeadlineExceeded || is_overdue, "sequence ", sequence.id,
+           " ended before its deadline");
+    Expect(!result.error.ok(), "a cancelled sequence says nothing");
+    return;
+  }
+  const FinishReason wanted = sequence.fails   ? FinishReason::kError
+                              : sequence.stops ? FinishReason::kStop
+                                               : FinishReason::kLength;
+  Expect(result.reason == wanted && sink.tokens.size() == answer.size(), "sequence ", sequence.id,
+         " ended after ", sink.tokens.size(), " of ", answer.size());
+  Expect((result.reason == FinishReason::kError) == !result.error.ok(), "sequence ", sequence.id,
+         " is in error");
+  if (sequence.spec.score_prompt && !sequence.fails) {
+    Expect(std::ranges::equal(sink.scores, std::span(sequence.spec.prompt).subspan(1)), "sequence ",
+           sequence.id, " has ", sink.scores.size(), " scores");
+  }
+}
+
+// The step in which a sequence that ran was admitted first.
+size_t CheckedScheduler::AdmittedIn(const Sequence& sequence) const {
+  const MonoTime admitted = sequence.arrived + ToDuration(sequence.sink->result.stats.queue_seconds);
+  const auto found = std::ranges::lower_bound(steps_, admitted - kStepGap / 2);
+  return static_cast<size_t>(found - steps_.begin()) + 1;
+}
+
+void CheckedScheduler::CheckCachedTokens(const Sequence& sequence) {
+  const uint32_t cached = sequence.sink->result.stats.cached_tokens;
+  const SequenceSpec& spec = sequence.spec;
+  const size_t limit = !options_.scheduler.prefix_cache || spec.score_prompt ? 0 : spec.prompt.size() - 1;
+  const size_t admitted = AdmittedIn(sequence);
+  const auto prompt = std::span(spec.prompt).first(limit);
+  std::vector<size_t> common;
+  for (const auto& other : sequences_) {
+    if (limit == 0 || other->spec.cache_salt != spec.cache_salt) continue;
+    size_t computed = 0;
+    for (const auto& [step, positions] : other->longest)
+      if (step < admitted) computed = positions;
+    common.push_back(std::min(computed, CommonTokens(prompt, other->tokens)));
+  }
+  const size_t most = common.empty() ? 0 : std::ranges::max(common);
+  Expect(cached <= most, "sequence ", sequence.id, " found ", cached, " tokens, only ", most,
+         " were computed");
+  if (!is_roomy_ || options_.failing_seeds > 0) return;
+  const size_t whole = most / options_.scheduler.block_tokens * options_.scheduler.block_tokens;
+  const uint64_t preempted = stats().recompute_preemptions + stats().swap_preemptions;  // leave copies
+  const size_t rivals =
+      static_cast<size_t>(std::ranges::count_if(common, [&](size_t n) { return n > whole; }));
+  Expect(cached >= (rivals + preempted <= kMaxSiblings ? most : whole), "sequence ", sequence.id, " found ",
+         cached, " tokens, but ", most, " were computed");
+}
+
+// Of two sequences of which both waited when one was admitted first: the higher priority; of equal ones, who
+// came earlier and is no longer, and who came more than max_prefill_wait earlier. A sequence that is full
+// waits, and one that may wait for another's prefix does.
+void CheckedScheduler::CheckAdmissionOrder() {
+  const SchedulerOptions& options = options_.scheduler;
+  std::map<std::pair<std::string, std::vector<int32_t>>, int> beginnings;
+  const auto beginning = [&](const Sequence& sequence) {
+    const auto& prompt = sequence.spec.prompt;
+    return std::pair(sequence.spec.cache_salt,
+                     std::vector(prompt.begin(), prompt.begin() + std::min<ptrdiff_t>(options.block_tokens,
+                                                                                      std::ssize(prompt))));
+  };
+  for (const auto& sequence : sequences_) ++beginnings[beginning(*sequence)];
+  struct Admission {
+    const Sequence* sequence;
+    size_t arrived, admitted;  // steps
+    bool may_wait;
+  };
+  std::vector<Admission> all;
+  for (const auto& sequence : sequences_) {
+    if (!sequence->first_planned.has_value()) continue;
+    const size_t arrived =
+        static_cast<size_t>(std::ranges::upper_bound(steps_, sequence->arrived) - steps_.begin()) + 1;
+    const size_t admitted = AdmittedIn(*sequence);
+    const bool shares = options.prefix_cache && beginnings[beginning(*sequence)] > 1;
+    all.push_back({sequence.get(), arrived, admitted, sequence->was_full || shares});
+  }
+  const double bound = options.max_prefill_wait_seconds;
+  for (const Admission& s : all) {
+    if (s.may_wait) continue;
+    for (const Admission& x : all) {
+      if (x.admitted < s.arrived || x.admitted >= s.admitted) continue;  // x went while s waited
+      const SequenceSpec &a = s.sequence->spec, &b = x.sequence->spec;
+      Expect(a.priority <= b.priority, "sequence ", x.sequence->id, " went before ", s.sequence->id,
+             " of a higher priority");
+      if (a.priority != b.priority) continue;
+      const bool is_better = s.sequence->id < x.sequence->id && a.prompt.size() <= b.prompt.size();
+      Expect(!is_better, "sequence ", x.sequence->id, " overtook the older, shorter ", s.sequence->id);
+      const double later = Seconds(x.sequence->arrived - s.sequence->arrived);
+      Expect(later <= std::max(bound, 1e-3), "sequence ", x.sequence->id, " overtook ", s.sequence->id,
+             ", which came ", later, " s earlier");
+    }
+  }
+}
+
+void CheckedScheduler::CheckTotals() {
+  const SchedulerStats now = stats();
+  uint64_t finished = 0, failed = 0, cancelled = 0, generated = 0, preempted = 0, computed = 0;
+  uint64_t first_tokens = 0;
+  bool all_finished = true;
+  for (const auto& sequence : sequences_) {
+    const SequenceResult& result = sequence->sink->result;
+    Expect(sequence->sink->ends == 1, "sequence ", sequence->id, " ended ", sequence->sink->ends, " times");
+    finished += result.reason == FinishReason::kStop || result.reason == FinishReason::kLength;
+    failed += result.reason == FinishReason::kError;
+    cancelled += result.reason == FinishReason::kCancelled;
+    generated += sequence->sink->tokens.size();
+    first_tokens += !sequence->sink->tokens.empty();
+    preempted += result.stats.preemptions;
+    computed += sequence->spec.prompt.size() - result.stats.cached_tokens;
+    all_finished &= result.reason == FinishReason::kStop || result.reason == FinishReason::kLength;
+  }
+  Expect(now.finished == finished && now.failed == failed && now.cancelled == cancelled,
+         "the ends are counted wrongly");
+  Expect(now.generated_tokens == generated, now.generated_tokens, " tokens counted, ", generated, " sent");
+  Expect(now.recompute_preemptions + now.swap_preemptions == preempted, "preemptions are counted wrongly");
+  Expect(now.prompt_tokens == prompt_tokens_, now.prompt_tokens, " prompt tokens counted, ", prompt_tokens_,
+         " computed");
+  if (all_finished) {
+    Expect(preempted > 0 || now.prompt_tokens == computed, now.prompt_tokens, " prompt tokens computed, ",
+           computed, " were not cached");
+    Expect(now.prefix_query_tokens - now.prefix_hit_tokens == computed, "prefix hits are counted wrongly");
+  }
+  Expect(now.running == 0 && now.waiting == 0 && now.waiting_prompt_tokens == 0, "sequences are left");
+  Expect(now.held_blocks == 0 && now.swapped_blocks == 0, "blocks are left");
+  const LatencySamples latencies = scheduler_.TakeLatencies();
+  Expect(latencies.first_token.size() == first_tokens &&
+             latencies.inter_token.size() == generated - first_tokens,
+         "latencies are counted wrongly");
+}
+
+void CheckedScheduler::Finish() {
+  for (const auto& sequence : sequences_) sequence->sink->is_full_now = false;
+  for (size_t left = 100'000; Step(); --left) CHECK(left > 0, "the work does not end");
+  Expect(scheduler_.idle() && live_.empty(), live_.size(), " sequences are left");
+  if (violations_.empty()) CheckTotals();
+  if (violations_.empty()) CheckAdmissionOrder();
+}
+
+}  // namespace terrace
