@@ -1,6 +1,8 @@
 #include "tools/cli/answerer.h"
 
+#include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "tools/cli/mailbox.h"
 
@@ -9,18 +11,22 @@ namespace {
 constexpr double kWaitSeconds = 0.05;  // how late a Ctrl-C may be noticed
 }
 
+uint32_t ChoicesOf(const v1::GenerateRequest& request) { return std::max(request.n(), 1u); }
+
 void Answer::Add(const v1::GenerateResponse& piece) {
   text += piece.text();
   tokens.insert(tokens.end(), piece.tokens().begin(), piece.tokens().end());
+  prompt_tokens.insert(prompt_tokens.end(), piece.prompt_tokens().begin(), piece.prompt_tokens().end());
   if (piece.has_finished()) finished = piece.finished();
 }
 
-StatusOr<Answer> Ask(Answerer& answerer, const v1::GenerateRequest& request, ShutdownSignal& shutdown,
-                     const AskOptions& options) {
+StatusOr<std::vector<Answer>> AskSeveral(Answerer& answerer, const v1::GenerateRequest& request,
+                                         ShutdownSignal& shutdown, const AskOptions& options) {
   const auto mailbox = std::make_shared<Mailbox<AnswerPiece>>();
   const std::unique_ptr<AnswerCall> call =
       answerer.Start(request, [mailbox](AnswerPiece piece) { mailbox->Push(std::move(piece)); });
-  Answer answer;
+  std::vector<Answer> answers(ChoicesOf(request));
+  size_t finished = 0;
   while (true) {
     const std::optional<AnswerPiece> piece = mailbox->Pop(kWaitSeconds);
     if (shutdown.WaitFor(0) != 0) {
@@ -30,10 +36,18 @@ StatusOr<Answer> Ask(Answerer& answerer, const v1::GenerateRequest& request, Shu
     if (options.on_wait) options.on_wait();
     if (!piece.has_value()) continue;
     RETURN_IF_ERROR(piece->status());
-    answer.Add(**piece);
+    const uint32_t choice = (*piece)->choice();
+    if (choice >= answers.size()) return Internal("answer ", choice, " of ", answers.size(), " came");
+    answers[choice].Add(**piece);
     if (options.on_piece) options.on_piece(**piece);
-    if ((*piece)->has_finished()) return answer;
+    if ((*piece)->has_finished() && ++finished == answers.size()) return answers;
   }
+}
+
+StatusOr<Answer> Ask(Answerer& answerer, const v1::GenerateRequest& request, ShutdownSignal& shutdown,
+                     const AskOptions& options) {
+  ASSIGN_OR_RETURN(std::vector<Answer> answers, AskSeveral(answerer, request, shutdown, options));
+  return std::move(answers.front());
 }
 
 }  // namespace terrace

@@ -13,12 +13,16 @@
 
 namespace terrace {
 
-// A piece of an answer. An error, or a piece with `finished`, is the last one.
+// How many answers a request gets.
+uint32_t ChoicesOf(const v1::GenerateRequest& request);
+
+// A piece of one of the answers. An error is the last one, and so is the last piece with `finished`: each
+// answer has one.
 using AnswerPiece = StatusOr<v1::GenerateResponse>;
 // Called in order, on a thread of the Answerer; must not block.
 using OnAnswerPiece = std::function<void(AnswerPiece piece)>;
 
-// One answer in progress. May be dropped at any time, which does not cancel; pieces may still come after
+// One request in progress. May be dropped at any time, which does not cancel; pieces may still come after
 // that.
 class AnswerCall {
  public:
@@ -37,6 +41,7 @@ class Answerer {
 struct Answer {
   std::string text;
   std::vector<v1::OutputToken> tokens;
+  std::vector<v1::OutputToken> prompt_tokens;  // of the first answer, when they were asked for
   v1::GenerateFinished finished;
 
   void Add(const v1::GenerateResponse& piece);
@@ -47,7 +52,11 @@ struct AskOptions {
   std::function<void()> on_wait;  // called at least about every 50 ms
 };
 
-// Asks and waits, on the caller's thread. CANCELLED when a signal came: the request is then cancelled.
+// Asks and waits, on the caller's thread; the answers by choice. CANCELLED when a signal came: the request is
+// then cancelled.
+StatusOr<std::vector<Answer>> AskSeveral(Answerer& answerer, const v1::GenerateRequest& request,
+                                         ShutdownSignal& shutdown, const AskOptions& options = {});
+// The first answer.
 StatusOr<Answer> Ask(Answerer& answerer, const v1::GenerateRequest& request, ShutdownSignal& shutdown,
                      const AskOptions& options = {});
 

@@ -10,7 +10,7 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxConcurrency = 1024;
+constexpr uint32_t kMaxConcurrency = 1024, kMaxAnswers = 16;
 
 // A check without CLI11's note about it in the help: the option's own text says it.
 CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
@@ -103,8 +103,8 @@ void AddChat(CLI::App& app, ChatOptions& options) {
 }
 
 void AddGenerate(CLI::App& app, GenerateOptions& options) {
-  CLI::App* const generate =
-      app.add_subcommand("generate", "One answer, streamed, from a router or a model in this process.");
+  CLI::App* const generate = app.add_subcommand(
+      "generate", "One answer, streamed, or several, from a router or a model in this process.");
   AddTarget(*generate, options.target);
   auto* const input = generate->add_option_group("input")->require_option(1);
   input->add_option("--prompt", options.prompt, "plain text to continue");
@@ -121,8 +121,22 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
                    "log-probability of each token and of 0 to 20 alternatives")
       ->type_name("N")
       ->check(Quiet(CLI::Range(0, 20)));
-  generate->add_flag("--json", options.json,
-                     "one JSON object: tokens, text, usage, tier, attempts, price, timing");
+  generate->add_flag("--prompt-logprobs", options.prompt_logprobs,
+                     "the same of the prompt's tokens (the first has none)");
+  generate->add_flag("--echo", options.echo, "begin each answer with the prompt");
+  generate
+      ->add_option("--n", options.answers,
+                   "answers to the same prompt, up to 16; several are shown when all are over")
+      ->type_name("N")
+      ->check(Quiet(CLI::Range(1u, kMaxAnswers)))
+      ->capture_default_str();
+  generate->add_option("--best-of", options.best_of, "draw this many answers, show the likeliest, best first")
+      ->type_name("N")
+      ->check(Quiet(CLI::Range(1u, kMaxAnswers)));
+  generate->add_flag(
+      "--json", options.json,
+      "one JSON object: tokens, text, usage, tier, attempts, price, timing; of several answers "
+      "{\"answers\": [...], usage, price}");
   generate->footer("Example: terrace generate --model models/terrace-demo-nano --prompt 'Once upon a time'");
 }
 
@@ -249,6 +263,13 @@ Status Validate(const RequestOptions& request) {
   return Status();
 }
 
+Status Validate(const GenerateOptions& options) {
+  if (options.best_of > 0 && options.best_of < options.answers) {
+    return InvalidArgument("--best-of: ", options.best_of, " is less than --n ", options.answers);
+  }
+  return Validate(options.request);
+}
+
 }  // namespace
 
 CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
@@ -297,7 +318,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   const std::string name = command();
   if (name.empty()) return {"", ShowText{app.help()}};
   if (version->parsed()) return {name, ShowText{Concat("terrace ", kVersion, "\n")}};
-  if (const Status valid = Validate(name == "chat" ? chat.request : generate.request); !valid.ok())
+  if (const Status valid = name == "chat" ? Validate(chat.request) : Validate(generate); !valid.ok())
     return {name, valid};
   if (name == "up") return {name, up};
   if (name == "demo") return {name, demo};

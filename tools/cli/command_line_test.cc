@@ -44,6 +44,12 @@ TEST(CommandLine, GenerateReadsEveryFlag) {
                                                "--ignore-eos",
                                                "--logprobs",
                                                "2",
+                                               "--prompt-logprobs",
+                                               "--echo",
+                                               "--n",
+                                               "3",
+                                               "--best-of",
+                                               "5",
                                                "--json"});
   EXPECT_EQ(options.target.router, "h:1");
   EXPECT_FALSE(options.target.is_in_process());
@@ -58,6 +64,9 @@ TEST(CommandLine, GenerateReadsEveryFlag) {
   EXPECT_THAT(options.request.stop, ElementsAre("a", "b"));
   EXPECT_TRUE(options.request.ignore_eos);
   EXPECT_EQ(options.logprobs, 2u);
+  EXPECT_TRUE(options.prompt_logprobs && options.echo);
+  EXPECT_EQ(options.answers, 3u);
+  EXPECT_EQ(options.best_of, 5u);
   EXPECT_TRUE(options.json);
 }
 
@@ -126,6 +135,9 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"generate", "--prompt", "a", "--top-k", "-1"},
       {"generate", "--prompt", "a", "--max-tokens", "-1"},
       {"generate", "--prompt", "a", "--logprobs", "21"},
+      {"generate", "--prompt", "a", "--n", "0"},
+      {"generate", "--prompt", "a", "--best-of", "17"},
+      {"generate", "--prompt", "a", "--n", "3", "--best-of", "2"},
       {"generate", "--prompt", "a", "--stop", ""},
       {"generate", "--prompt-tokens", "1,x"},
       {"generate", "--prompt", "a", "extra"},

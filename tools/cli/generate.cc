@@ -2,6 +2,7 @@
 
 #include <iostream>
 #include <iterator>
+#include <vector>
 
 #include "base/mapped_file.h"
 #include "tools/cli/task_file.h"
@@ -35,7 +36,33 @@ StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& options) {
   options.request.ApplyTo(request);
   request.set_logprobs(options.json || options.logprobs.has_value());
   request.set_top_logprobs(options.logprobs.value_or(0));
+  request.set_prompt_logprobs(options.prompt_logprobs);
+  request.set_echo(options.echo);
+  request.set_n(options.answers);
+  request.set_best_of(options.best_of);
   return request;
+}
+
+void ShowTokens(const std::vector<v1::OutputToken>& tokens, const char* label, std::ostream& out) {
+  for (const v1::OutputToken& token : tokens) {
+    out << label << token.id() << "\t" << token.logprob();
+    for (const v1::TokenLogprob& top : token.top()) out << "\t" << top.token() << ":" << top.logprob();
+    out << "\n";
+  }
+}
+
+// One answer is shown as it comes.
+StatusOr<std::vector<Answer>> Stream(Answerer& answerer, const v1::GenerateRequest& request,
+                                     const CommandContext& context) {
+  bool is_line_open = true;  // the cursor is behind text; an answer without any still gets its line
+  AskOptions ask;
+  ask.on_piece = [&](const v1::GenerateResponse& piece) {
+    context.out << piece.text() << std::flush;
+    if (!piece.text().empty()) is_line_open = !piece.text().ends_with('\n');
+  };
+  auto answers = AskSeveral(answerer, request, context.shutdown, ask);
+  if (is_line_open) context.out << "\n" << std::flush;
+  return answers;
 }
 
 }  // namespace
@@ -43,31 +70,24 @@ StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& options) {
 Status RunGenerate(const GenerateOptions& options, const CommandContext& context) {
   ASSIGN_OR_RETURN(const v1::GenerateRequest request, MakeRequest(options));
   ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(options.target));
-  AskOptions ask;
-  bool is_line_open = true;  // the cursor is behind text; an answer without any still gets its line
-  if (!options.json) {
-    ask.on_piece = [&](const v1::GenerateResponse& piece) {
-      context.out << piece.text() << std::flush;
-      if (!piece.text().empty()) is_line_open = !piece.text().ends_with('\n');
-    };
-  }
-  const StatusOr<Answer> answer = Ask(*answerer, request, context.shutdown, ask);
+  const bool is_streamed = !options.json && options.answers == 1;
+  ASSIGN_OR_RETURN(const std::vector<Answer> answers, is_streamed
+                                                          ? Stream(*answerer, request, context)
+                                                          : AskSeveral(*answerer, request, context.shutdown));
   if (options.json) {
-    RETURN_IF_ERROR(answer.status());
-    context.out << AnswerToJson(*answer).dump() << "\n";
+    context.out << AnswersToJson(answers).dump() << "\n";
     return Status();
   }
-  if (is_line_open) context.out << "\n" << std::flush;
-  RETURN_IF_ERROR(answer.status());
-  if (options.logprobs.has_value()) {
-    for (const v1::OutputToken& token : answer->tokens) {
-      context.out << token.id() << "\t" << token.logprob();
-      for (const v1::TokenLogprob& top : token.top())
-        context.out << "\t" << top.token() << ":" << top.logprob();
-      context.out << "\n";
+  if (options.prompt_logprobs) ShowTokens(answers.front().prompt_tokens, "prompt\t", context.out);
+  for (size_t i = 0; i < answers.size(); ++i) {
+    if (!is_streamed) {
+      const std::string& text = answers[i].text;
+      context.out << context.Bold(Concat("answer ", i + 1, " of ", answers.size())) << "\n"
+                  << text << (text.ends_with('\n') ? "" : "\n");
     }
+    if (options.logprobs.has_value()) ShowTokens(answers[i].tokens, "", context.out);
   }
-  if (context.is_err_terminal) context.err << context.Dim(DescribeFinished(answer->finished)) << "\n";
+  if (context.is_err_terminal) context.err << context.Dim(DescribeFinished(TotalOf(answers))) << "\n";
   return Status();
 }
 

@@ -1,4 +1,4 @@
-// `terrace generate`: one answer, from a router or from a model in this process.
+// `terrace generate`: one answer, or several, from a router or from a model in this process.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,10 @@ struct GenerateOptions {
   std::vector<int32_t> prompt_tokens;
   RequestOptions request;
   std::optional<uint32_t> logprobs;  // of each token, with this many alternatives
+  bool prompt_logprobs = false;      // of the prompt's tokens, with as many
+  bool echo = false;
+  uint32_t answers = 1;
+  uint32_t best_of = 0;  // 0: no more are drawn than shown
   bool json = false;
 };
 

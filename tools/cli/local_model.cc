@@ -1,16 +1,16 @@
 #include "tools/cli/local_model.h"
 
-#include <atomic>
 #include <random>
 #include <utility>
 #include <vector>
 
-#include "base/clock.h"
-#include "text/detokenizer.h"
-#include "text/stop_matcher.h"
+#include "base/rng.h"
+#include "tools/cli/local_answers.h"
 
 namespace terrace {
 namespace {
+
+constexpr uint32_t kMaxChoices = 16;  // as the router has it
 
 SamplingParams ToSamplingParams(const v1::SamplingParams& from) {
   SamplingParams params;
@@ -26,101 +26,13 @@ SamplingParams ToSamplingParams(const v1::SamplingParams& from) {
   return params;
 }
 
-v1::FinishReason ToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled:
-      return v1::FINISH_REASON_CANCELLED;
-    case FinishReason::kError:
-      return v1::FINISH_REASON_ERROR;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
-// Turns the tokens of one sequence into pieces. The engine's thread calls it; Close may come from any.
-class LocalAnswer : public TokenSink {
- public:
-  LocalAnswer(const Tokenizer& tokenizer, const v1::GenerateRequest& request, std::string name,
-              OnAnswerPiece on_piece)
-      : detokenizer_(tokenizer),
-        stops_({request.stop().begin(), request.stop().end()}),
-        name_(std::move(name)),
-        on_piece_(std::move(on_piece)) {}
-
-  void Close() { is_closed_ = true; }
-
-  void OnTokens(uint32_t, std::span<const SampledToken> tokens) override {
-    v1::GenerateResponse piece;
-    for (const SampledToken& token : tokens) {
-      if (stops_.stopped()) break;
-      if (token_count_ == 0) first_token_ = RealClock().Now();
-      ++token_count_;
-      sum_logprob_ += token.logprob;
-      v1::OutputToken& out = *piece.add_tokens();
-      out.set_id(token.token);
-      out.set_logprob(token.logprob);
-      for (const TokenLogprob& top : token.top) {
-        v1::TokenLogprob& alternative = *out.add_top();
-        alternative.set_token(top.token);
-        alternative.set_logprob(top.logprob);
-      }
-      piece.mutable_text()->append(stops_.Push(detokenizer_.Push(token.token)));
-    }
-    if (stops_.stopped()) Close();  // the engine drops the sequence
-    if (piece.tokens_size() > 0) on_piece_(std::move(piece));
-  }
-
-  void OnPromptScores(uint32_t, std::span<const SampledToken>) override {}
-
-  void OnFinish(const SequenceResult& result) override {
-    const bool is_cut = result.reason == FinishReason::kCancelled || result.reason == FinishReason::kError;
-    if (is_cut && !stops_.stopped()) {
-      on_piece_(result.error.ok() ? Cancelled("cancelled") : result.error);
-      return;
-    }
-    v1::GenerateResponse piece;
-    piece.set_text(stops_.Push(detokenizer_.Finish()) + stops_.Finish());
-    v1::GenerateFinished& finished = *piece.mutable_finished();
-    finished.set_reason(stops_.stopped() ? v1::FINISH_REASON_STOP : ToProto(result.reason));
-    finished.set_stop(stops_.matched());
-    finished.mutable_usage()->set_prompt_tokens(result.stats.prompt_tokens);
-    finished.mutable_usage()->set_cached_tokens(result.stats.cached_tokens);
-    finished.mutable_usage()->set_completion_tokens(token_count_);
-    finished.set_tier(name_);
-    if (token_count_ > 0) finished.set_time_to_first_token_seconds(Seconds(first_token_ - start_));
-    finished.set_total_seconds(Seconds(RealClock().Now() - start_));
-    v1::TierAttempt& attempt = *finished.add_attempts();
-    attempt.set_tier(name_);
-    *attempt.mutable_usage() = finished.usage();
-    attempt.set_mean_logprob(token_count_ == 0 ? 0 : sum_logprob_ / token_count_);
-    attempt.set_accepted(true);
-    on_piece_(std::move(piece));
-  }
-
-  bool is_closed() const override { return is_closed_; }
-
- private:
-  Detokenizer detokenizer_;
-  StopMatcher stops_;
-  const std::string name_;
-  const OnAnswerPiece on_piece_;
-  const MonoTime start_ = RealClock().Now();
-  MonoTime first_token_;
-  uint32_t token_count_ = 0;
-  double sum_logprob_ = 0;
-  std::atomic<bool> is_closed_ = false;
-};
-
 class LocalCall : public AnswerCall {
  public:
-  explicit LocalCall(std::shared_ptr<LocalAnswer> answer) : answer_(std::move(answer)) {}
-  void Cancel() override { answer_->Close(); }
+  explicit LocalCall(std::shared_ptr<LocalAnswers> answers) : answers_(std::move(answers)) {}
+  void Cancel() override { answers_->Close(); }
 
  private:
-  const std::shared_ptr<LocalAnswer> answer_;
+  const std::shared_ptr<LocalAnswers> answers_;
 };
 
 }  // namespace
@@ -157,16 +69,38 @@ StatusOr<SequenceSpec> LocalModel::MakeSpec(const v1::GenerateRequest& request) 
   spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   spec.ignore_eos = request.ignore_eos();
   spec.top_logprobs = request.top_logprobs();
+  if (request.prompt_logprobs() && spec.max_tokens == 0 && spec.prompt.size() < opened_.context_length) {
+    spec.max_tokens =
+        opened_.context_length - static_cast<uint32_t>(spec.prompt.size());  // 0 would mean none
+  }
+  if (request.n() > kMaxChoices || request.best_of() > kMaxChoices) {
+    return InvalidArgument("at most ", kMaxChoices, " answers");
+  }
+  if (request.best_of() > 0 && request.best_of() < ChoicesOf(request)) {
+    return InvalidArgument("best_of: ", request.best_of(), " is less than n: ", ChoicesOf(request));
+  }
   return spec;
 }
 
 std::unique_ptr<AnswerCall> LocalModel::Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) {
-  const auto answer = std::make_shared<LocalAnswer>(*opened_.files->text->tokenizer, request,
-                                                    opened_.files->config.name, on_piece);
-  StatusOr<SequenceSpec> spec = MakeSpec(request);
-  const Status status = spec.ok() ? opened_.engine->Submit(*std::move(spec), answer) : spec.status();
-  if (!status.ok()) on_piece(status);
-  return std::make_unique<LocalCall>(answer);
+  const auto answers = std::make_shared<LocalAnswers>(*opened_.files->text->tokenizer, request,
+                                                      opened_.files->config.name, std::move(on_piece));
+  const Status status = Submit(request, *answers);
+  if (!status.ok()) answers->Fail(status);
+  return std::make_unique<LocalCall>(answers);
+}
+
+// One sequence an answer; they differ in their seeds, and the first one scores the prompt.
+Status LocalModel::Submit(const v1::GenerateRequest& request, LocalAnswers& answers) const {
+  ASSIGN_OR_RETURN(const SequenceSpec first, MakeSpec(request));
+  for (uint32_t draw = 0; draw < answers.draws(); ++draw) {
+    SequenceSpec spec = first;
+    spec.sampling.seed = ChoiceSeed(first.sampling.seed, draw);
+    spec.score_prompt = draw == 0 && request.prompt_logprobs();
+    const auto sink = answers.MakeSink(draw, spec.prompt);
+    RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), sink));
+  }
+  return {};
 }
 
 StatusOr<v1::ListModelsResponse> LocalModel::ListModels() {

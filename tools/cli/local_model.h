@@ -10,6 +10,8 @@
 
 namespace terrace {
 
+class LocalAnswers;
+
 class LocalModel : public Answerer {
  public:
   static StatusOr<std::unique_ptr<LocalModel>> Open(const OpenEngineOptions& options);
@@ -20,6 +22,7 @@ class LocalModel : public Answerer {
  private:
   explicit LocalModel(OpenedEngine opened) : opened_(std::move(opened)) {}
   StatusOr<SequenceSpec> MakeSpec(const v1::GenerateRequest& request) const;
+  Status Submit(const v1::GenerateRequest& request, LocalAnswers& answers) const;
 
   const OpenedEngine opened_;
 };

@@ -1,6 +1,8 @@
 #include "tools/cli/local_model.h"
 
+#include <algorithm>
 #include <fstream>
+#include <functional>
 
 #include "base/exit_code.h"
 #include "base/json.h"
@@ -103,13 +105,111 @@ TEST_F(LocalModelTest, ASeedRepeatsItsAnswer) {
   EXPECT_NE(Ask(*model, request, shutdown).value().text, first);
 }
 
+v1::GenerateRequest StoryRequest() {
+  v1::GenerateRequest request;
+  request.set_prompt("Once upon a time");
+  request.set_max_tokens(20);
+  request.mutable_sampling()->set_temperature(1);
+  request.mutable_sampling()->set_seed(11);
+  return request;
+}
+
+double MeanLogprob(const Answer& answer) {
+  return answer.finished.attempts(answer.finished.attempts_size() - 1).mean_logprob();
+}
+
+TEST_F(LocalModelTest, SeveralAnswersDifferAndTheFirstIsTheOnlyAnswer) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request = StoryRequest();
+  const Answer alone = Ask(*model, request, shutdown).value();
+  request.set_n(3);
+  const std::vector<Answer> answers = AskSeveral(*model, request, shutdown).value();
+  ASSERT_EQ(answers.size(), 3u);
+  EXPECT_EQ(answers[0].text, alone.text);
+  EXPECT_NE(answers[1].text, alone.text);
+  EXPECT_NE(answers[2].text, answers[1].text);
+  const v1::Usage usage = TotalOf(answers).usage();
+  EXPECT_EQ(usage.prompt_tokens(), alone.finished.usage().prompt_tokens());
+  EXPECT_EQ(usage.completion_tokens(),
+            answers[0].tokens.size() + answers[1].tokens.size() + answers[2].tokens.size());
+  request.mutable_sampling()->set_temperature(0);
+  const std::vector<Answer> greedy = AskSeveral(*model, request, shutdown).value();
+  for (const Answer& answer : greedy) {
+    EXPECT_EQ(answer.text, Ask(*model, request, shutdown).value().text);
+  }
+}
+
+TEST_F(LocalModelTest, TheBestAreTheLikeliestOfThoseDrawn) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request = StoryRequest();
+  request.set_n(5);
+  std::vector<Answer> drawn = AskSeveral(*model, request, shutdown).value();
+  std::ranges::stable_sort(drawn, std::greater(), MeanLogprob);
+  request.set_n(2);
+  request.set_best_of(5);
+  request.set_prompt_logprobs(true);
+  const std::vector<Answer> best = AskSeveral(*model, request, shutdown).value();
+  ASSERT_EQ(best.size(), 2u);
+  for (size_t i = 0; i < best.size(); ++i) EXPECT_EQ(best[i].text, drawn[i].text) << i;
+  EXPECT_EQ(best[0].prompt_tokens.size(), best[0].finished.usage().prompt_tokens());
+  EXPECT_EQ(best[0].finished.attempts_size(), 4) << "its own, behind the three that are not shown";
+  EXPECT_EQ(TotalOf(best).usage().completion_tokens(), TotalOf(drawn).usage().completion_tokens());
+}
+
+TEST_F(LocalModelTest, AnEchoPutsThePromptBeforeEveryAnswer) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request = StoryRequest();
+  const std::string text = Ask(*model, request, shutdown).value().text;
+  request.set_echo(true);
+  EXPECT_EQ(Ask(*model, request, shutdown).value().text, "Once upon a time" + text);
+  request.mutable_chat()->add_messages()->set_role("user");
+  request.mutable_chat()->mutable_messages(0)->set_content("hello");
+  request.set_n(2);
+  const std::vector<Answer> both = AskSeveral(*model, request, shutdown).value();
+  for (const Answer& answer : both) {
+    EXPECT_THAT(answer.text, testing::StartsWith("<|")) << "control tokens as the template writes them";
+    EXPECT_THAT(answer.text, testing::HasSubstr("hello"));
+  }
+}
+
+TEST_F(LocalModelTest, ThePromptsScoresAreThoseOfAnAnswerThatSaysTheSame) {
+  const std::unique_ptr<LocalModel> model = Open(kNano);
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request = StoryRequest();
+  request.mutable_sampling()->set_temperature(0);
+  request.set_top_logprobs(2);
+  const Answer said = Ask(*model, request, shutdown).value();
+  // The prompt again, with what was answered behind it.
+  request.set_prompt(request.prompt() + said.text);
+  request.set_prompt_logprobs(true);
+  request.set_max_tokens(0);
+  const Answer scored = Ask(*model, request, shutdown).value();
+  ASSERT_EQ(scored.prompt_tokens.size(), scored.finished.usage().prompt_tokens());
+  EXPECT_GT(scored.tokens.size(), 1u) << "no limit is none, not no token";
+  EXPECT_EQ(scored.prompt_tokens[0].logprob(), 0);
+  const size_t behind = said.finished.usage().prompt_tokens();
+  ASSERT_GT(scored.prompt_tokens.size(), behind);
+  for (size_t i = behind; i < scored.prompt_tokens.size(); ++i) {
+    const v1::OutputToken& token = said.tokens[i - behind];
+    if (scored.prompt_tokens[i].id() != token.id()) break;  // text need not be cut as it was written
+    EXPECT_NEAR(scored.prompt_tokens[i].logprob(), token.logprob(), 1e-4);
+    EXPECT_EQ(scored.prompt_tokens[i].top_size(), 2);
+  }
+}
+
 TEST_F(LocalModelTest, RequestsThatCannotRunAreErrors) {
   const std::unique_ptr<LocalModel> model = Open(kNano);
   ShutdownSignal shutdown;
-  v1::GenerateRequest no_input, bad_token, too_long;
+  v1::GenerateRequest no_input, bad_token, too_long, too_many = StoryRequest(), too_few = StoryRequest();
+  too_many.set_n(17);
+  too_few.set_n(3);
+  too_few.set_best_of(2);
   bad_token.mutable_prompt_tokens()->add_ids(1 << 30);
   too_long.mutable_prompt_tokens()->mutable_ids()->Resize(5000, 16);
-  for (const v1::GenerateRequest& request : {no_input, bad_token, too_long}) {
+  for (const v1::GenerateRequest& request : {no_input, bad_token, too_long, too_many, too_few}) {
     EXPECT_EQ(ExitCodeFor(Ask(*model, request, shutdown).status()), kExitUsage)
         << request.ShortDebugString().substr(0, 99);
   }
@@ -136,6 +236,31 @@ TEST(Generate, PrintsOneJsonObject) {
   EXPECT_EQ(first["top"].size(), 2u);
   EXPECT_EQ(answer["usage"]["completion_tokens"], row["greedy_tokens"].size());
   EXPECT_EQ(answer["tier"], "terrace-demo-nano");
+}
+
+TEST(Generate, SeveralAnswersHaveAHeadingEachAndAreAListInJson) {
+  GenerateOptions options;
+  options.target.model = kNano;
+  options.target.threads = 1;
+  options.prompt = "Once upon a time";
+  options.request.max_tokens = 5;
+  options.answers = 2;
+  TestContext shown;
+  ASSERT_EQ(RunGenerate(options, shown.context), Status());
+  options.json = true;
+  options.prompt_logprobs = true;
+  TestContext test;
+  ASSERT_EQ(RunGenerate(options, test.context), Status());
+  const Json json = Json::parse(test.out.str());
+  ASSERT_EQ(json["answers"].size(), 2u);
+  const std::string text = json["answers"][0]["text"];
+  EXPECT_EQ(shown.out.str(), "answer 1 of 2\n" + text + "\nanswer 2 of 2\n" + text + "\n") << "greedy";
+  EXPECT_EQ(json["usage"]["completion_tokens"], 10);
+  const Json& prompt = json["answers"][0]["prompt_tokens"];
+  EXPECT_EQ(prompt.size(), json["usage"]["prompt_tokens"]);
+  EXPECT_TRUE(prompt[0]["logprob"].is_null());
+  EXPECT_LT(prompt[1]["logprob"], 0);
+  EXPECT_FALSE(json["answers"][1].contains("prompt_tokens"));
 }
 
 TEST(Generate, AMalformedMessagesFileIsExitCode65) {

@@ -1,5 +1,7 @@
 #include "tools/cli/request_options.h"
 
+#include <algorithm>
+
 #include "tools/cli/format.h"
 
 namespace terrace {
@@ -32,6 +34,14 @@ Json TokenToJson(const v1::OutputToken& token) {
   return json;
 }
 
+// The first token of a prompt has no log-probability.
+Json PromptToJson(const std::vector<v1::OutputToken>& tokens) {
+  Json json = Json::array();
+  for (const v1::OutputToken& token : tokens) json.push_back(TokenToJson(token));
+  json[0]["logprob"] = nullptr;
+  return json;
+}
+
 }  // namespace
 
 void RequestOptions::ApplyTo(v1::GenerateRequest& request) const {
@@ -51,16 +61,35 @@ double TokensPerSecond(const v1::GenerateFinished& finished) {
 }
 
 std::string DescribeFinished(const v1::GenerateFinished& finished) {
-  std::string asked;
+  std::vector<std::string> asked;  // in order, each once
   for (const v1::TierAttempt& attempt : finished.attempts()) {
-    asked += Concat(asked.empty() ? "" : ", ", attempt.tier());
+    if (std::find(asked.begin(), asked.end(), attempt.tier()) == asked.end()) asked.push_back(attempt.tier());
   }
+  std::string tiers;
+  for (const std::string& tier : asked) tiers += Concat(tiers.empty() ? "" : ", ", tier);
   const v1::Usage& usage = finished.usage();
-  return Concat("tier ", finished.tier(), finished.attempts_size() > 1 ? Concat(" (asked ", asked, ")") : "",
-                ", ", usage.prompt_tokens(), " + ", usage.completion_tokens(), " tokens, first token ",
+  return Concat("tier ", finished.tier(), asked.size() > 1 ? Concat(" (asked ", tiers, ")") : "", ", ",
+                usage.prompt_tokens(), " + ", usage.completion_tokens(), " tokens, first token ",
                 FormatSeconds(finished.time_to_first_token_seconds()), ", ",
                 FormatFixed(TokensPerSecond(finished), 0), " tokens/s",
                 finished.price_usd() > 0 ? Concat(", ", FormatUsd(finished.price_usd())) : "");
+}
+
+v1::GenerateFinished TotalOf(const std::vector<Answer>& answers) {
+  v1::GenerateFinished total = answers.front().finished;
+  for (size_t i = 1; i < answers.size(); ++i) {
+    const v1::GenerateFinished& finished = answers[i].finished;
+    v1::Usage& usage = *total.mutable_usage();
+    usage.set_prompt_tokens(usage.prompt_tokens() + finished.usage().prompt_tokens());
+    usage.set_cached_tokens(usage.cached_tokens() + finished.usage().cached_tokens());
+    usage.set_completion_tokens(usage.completion_tokens() + finished.usage().completion_tokens());
+    total.mutable_attempts()->MergeFrom(finished.attempts());
+    total.set_price_usd(total.price_usd() + finished.price_usd());
+    total.set_time_to_first_token_seconds(
+        std::min(total.time_to_first_token_seconds(), finished.time_to_first_token_seconds()));
+    total.set_total_seconds(std::max(total.total_seconds(), finished.total_seconds()));
+  }
+  return total;
 }
 
 Json AnswerToJson(const Answer& answer) {
@@ -87,6 +116,16 @@ Json AnswerToJson(const Answer& answer) {
     if (attempt.has_threshold()) entry["threshold"] = attempt.threshold();
     json["attempts"].push_back(std::move(entry));
   }
+  if (!answer.prompt_tokens.empty()) json["prompt_tokens"] = PromptToJson(answer.prompt_tokens);
+  return json;
+}
+
+Json AnswersToJson(const std::vector<Answer>& answers) {
+  if (answers.size() == 1) return AnswerToJson(answers.front());
+  const v1::GenerateFinished total = TotalOf(answers);
+  Json json = {
+      {"answers", Json::array()}, {"usage", UsageToJson(total.usage())}, {"price_usd", total.price_usd()}};
+  for (const Answer& answer : answers) json["answers"].push_back(AnswerToJson(answer));
   return json;
 }
 

@@ -29,7 +29,11 @@ struct RequestOptions {
 std::string DescribeFinished(const v1::GenerateFinished& finished);
 // Tokens of the answer per second of the whole request.
 double TokensPerSecond(const v1::GenerateFinished& finished);
+// The answers to one request as if they were one: usage, attempts and price summed, the longest time.
+v1::GenerateFinished TotalOf(const std::vector<Answer>& answers);
 // Text, tokens, usage, finish_reason, tier, attempts, price and timing; log-probabilities when asked for.
 Json AnswerToJson(const Answer& answer);
+// One answer as above; several as {"answers": [...]} beside the sums of usage and price.
+Json AnswersToJson(const std::vector<Answer>& answers);
 
 }  // namespace terrace

@@ -36,7 +36,7 @@ class Stream : public grpc::ClientReadReactor<v1::GenerateResponse> {
 
   void OnReadDone(bool is_ok) override {
     if (!is_ok) return;
-    is_finished_ = response_.has_finished();
+    if (response_.has_finished()) ++finished_;
     on_piece_(std::move(response_));
     response_.Clear();
     StartRead(&response_);
@@ -44,7 +44,7 @@ class Stream : public grpc::ClientReadReactor<v1::GenerateResponse> {
 
   void OnDone(const grpc::Status& status) override {
     const std::shared_ptr<Stream> self = std::move(self_);
-    if (is_finished_) return;
+    if (finished_ >= ChoicesOf(request_)) return;
     on_piece_(status.ok() ? Internal("the router ended the stream without its last message")
                           : Explain(FromGrpcStatus(status, context_), address_));
   }
@@ -55,7 +55,7 @@ class Stream : public grpc::ClientReadReactor<v1::GenerateResponse> {
   const OnAnswerPiece on_piece_;
   grpc::ClientContext context_;
   v1::GenerateResponse response_;
-  bool is_finished_ = false;
+  uint32_t finished_ = 0;  // answers
   std::shared_ptr<Stream> self_;  // until OnDone
 };
 

@@ -18,9 +18,13 @@ class EchoService : public v1::Inference::Service {
     piece.set_text(request->prompt());
     writer->Write(piece);
     if (request->prompt() == "broken") return grpc::Status::OK;  // without its last message
-    piece.Clear();
-    piece.mutable_finished()->set_tier("echo");
-    writer->Write(piece);
+    for (uint32_t choice = 0; choice < ChoicesOf(*request); ++choice) {
+      piece.Clear();
+      piece.set_choice(choice);
+      piece.mutable_finished()->set_tier("echo");
+      if (choice > 0 && request->prompt() == "half") break;  // without the others' last messages
+      writer->Write(piece);
+    }
     return grpc::Status::OK;
   }
 };
@@ -74,6 +78,21 @@ TEST_F(RouterClientDeathTest, AClientMayGoWhileTheLastStreamIsStillEnding) {
 
 TEST_F(RouterClientTest, AStreamWithoutItsLastMessageIsAnError) {
   EXPECT_EQ(AskOnce("broken").status().code(), StatusCode::kInternal);
+}
+
+TEST_F(RouterClientTest, SeveralAnswersAreOverWithTheLastOfThem) {
+  ShutdownSignal shutdown;
+  RouterClient client(address());
+  v1::GenerateRequest request;
+  request.set_n(3);
+  request.set_prompt("hello");
+  const auto answers = AskSeveral(client, request, shutdown);
+  ASSERT_TRUE(answers.ok()) << answers.status();
+  ASSERT_EQ(answers->size(), 3u);
+  EXPECT_EQ(answers->front().text, "hello");
+  EXPECT_EQ(answers->back().finished.tier(), "echo");
+  request.set_prompt("half");
+  EXPECT_EQ(AskSeveral(client, request, shutdown).status().code(), StatusCode::kInternal);
 }
 
 TEST_F(RouterClientTest, NobodyAtTheAddressIsSaidInOneLine) {
