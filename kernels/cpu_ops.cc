@@ -1,5 +1,6 @@
 // The CPU tables: the leaves of one instruction set, shared out to the threads of a pool.
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -32,9 +33,12 @@ void Gemm(const GemmArgs& a, ThreadPool& pool) {
   const size_t tile_rows =
       std::clamp<size_t>(kTileFloats / std::max<size_t>(1, stride) / block * block, block, 64);
   Share(pool, a.outputs(), a.inputs() * a.tokens, block, [&](size_t begin, size_t end) {
-    thread_local std::vector<float> tile;
-    if (tile.size() < tile_rows * stride) tile.resize(tile_rows * stride);
-    kLeaves.gemm(a, begin, end, tile.data(), tile_rows, stride);
+    constexpr size_t kLineFloats = 16;  // a vector that straddles two cache lines is loaded twice
+    thread_local std::vector<float> memory;
+    if (memory.size() < tile_rows * stride + kLineFloats) memory.resize(tile_rows * stride + kLineFloats);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    float* tile = memory.data() + (-address / sizeof(float)) % kLineFloats;
+    kLeaves.gemm(a, begin, end, tile, tile_rows, stride);
   });
 }
 

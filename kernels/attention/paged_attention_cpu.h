@@ -54,39 +54,44 @@ inline Vec16 LoadRow(const std::byte* row, size_t d, size_t left) {
 
 // One query and its softmax so far: sum_j exp(s[j] - largest), with the weighted values beside it in `out`.
 struct Query {
-  const float* q;
-  float* out;
-  size_t positions;  // it attends to [0, positions)
+  const float* q = nullptr;
+  float* out = nullptr;
+  size_t positions = 0;  // it attends to [0, positions)
   float largest = -__builtin_inff();
   float sum = 0;
 };
 
-// The rows of up to kAttentionChunk positions.
-struct Chunk {
+constexpr size_t kSpanChunks = 4, kSpan = kSpanChunks * kAttentionChunk;
+
+// The rows of up to kSpanChunks chunks. The last may be broken.
+struct Span {
   size_t count = 0;
-  size_t offsets[kAttentionChunk];  // in bytes, of keys and of values
-  alignas(64) float key_scales[kAttentionChunk], value_scales[kAttentionChunk];  // of scaled rows
+  size_t offsets[kSpan];                                     // in bytes, of keys and of values
+  alignas(64) float key_scales[kSpan], value_scales[kSpan];  // of scaled rows
+
+  size_t chunks() const { return (count + kAttentionChunk - 1) / kAttentionChunk; }
 };
 
 // Finds positions [first, first + count).
 template <typename Rows>
 inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, size_t first, size_t count,
-                     Chunk& chunk) {
+                     Span& span) {
   const size_t block_tokens = a.batch.block_tokens;
-  chunk.count = count;
+  span.count = count;
   for (size_t j = 0; j < count;) {
     const size_t in_block = block_tokens - (first + j) % block_tokens;
     const size_t end = j + in_block < count ? j + in_block : count;
     for (size_t row = a.batch.Row(token, kv_head, first + j); j < end; ++j, ++row) {
-      chunk.offsets[j] = row * a.batch.head_dim * Rows::kBytes;
+      span.offsets[j] = row * a.batch.head_dim * Rows::kBytes;
       if constexpr (Rows::kScaled) {
-        chunk.key_scales[j] = a.kv.keys.scales[row];
-        chunk.value_scales[j] = a.kv.values.scales[row];
+        span.key_scales[j] = a.kv.keys.scales[row];
+        span.value_scales[j] = a.kv.values.scales[row];
       }
     }
   }
   if constexpr (Rows::kScaled) {
-    for (size_t j = count; j < kAttentionChunk; ++j) chunk.key_scales[j] = chunk.value_scales[j] = 0;
+    for (size_t j = count; j < span.chunks() * kAttentionChunk; ++j)
+      span.key_scales[j] = span.value_scales[j] = 0;
   }
 }
 
@@ -125,16 +130,17 @@ template <typename Rows, size_t kQueries>
   }
 }
 
-// weights[i][j] = scale * q_i . key_j; -infinity, which weighs nothing, past the end of the chunk.
+// weights[i][j] = scale * q_i . key_j; -infinity, which weighs nothing, from the last row to the end of its
+// chunk.
 template <typename Rows, size_t kQueries>
-inline void Scores(const PagedAttentionArgs& a, const Chunk& chunk, const Query* queries,
-                   float (&weights)[kQueries][kAttentionChunk]) {
-  for (size_t first = 0; first < chunk.count; first += 16) {
+inline void Scores(const PagedAttentionArgs& a, const Span& span, const Query* queries,
+                   float (&weights)[kQueries][kSpan]) {
+  for (size_t first = 0; first < span.count; first += 16) {
     Vec16 products[kQueries][16];
-    const size_t count = chunk.count - first < 16 ? chunk.count - first : 16;
+    const size_t count = span.count - first < 16 ? span.count - first : 16;
     for (size_t j = 0; j < 16; j += kKeyBlock) {
       if (j < count) {
-        MultiplyKeys<Rows>(a, chunk.offsets + first + j, count - j, queries, products, j);
+        MultiplyKeys<Rows>(a, span.offsets + first + j, count - j, queries, products, j);
       } else {
         for (size_t i = 0; i < kQueries; ++i) {
           for (size_t k = j; k < j + kKeyBlock; ++k) products[i][k] = Zero();
@@ -143,59 +149,73 @@ inline void Scores(const PagedAttentionArgs& a, const Chunk& chunk, const Query*
     }
     for (size_t i = 0; i < kQueries; ++i) {
       Vec16 dots = SumEach(products[i]);
-      if constexpr (Rows::kScaled) dots = Mul(dots, Load(chunk.key_scales + first));
+      if constexpr (Rows::kScaled) dots = Mul(dots, Load(span.key_scales + first));
       Store(weights[i] + first, Mul(dots, Splat(a.scale)));
     }
   }
   for (size_t i = 0; i < kQueries; ++i) {
-    for (size_t j = chunk.count; j < kAttentionChunk; ++j) weights[i][j] = -__builtin_inff();
+    for (size_t j = span.count; j < span.chunks() * kAttentionChunk; ++j) weights[i][j] = -__builtin_inff();
   }
 }
 
-// Scores to weights, exp(s - largest). Returns what the earlier chunks' sums are still worth.
+// Scores to weights, exp(s - largest so far). keep[c] is what the sums before chunk c are still worth after
+// it.
 template <typename Rows>
-inline float Weigh(const Chunk& chunk, float (&weights)[kAttentionChunk], Query& query) {
-  Vec16 chunk_largest = Splat(query.largest);
-  for (size_t j = 0; j < kAttentionChunk; j += 16) chunk_largest = Max(chunk_largest, Load(weights + j));
-  const float largest = Largest(chunk_largest);
-  Vec16 sum = Zero();
-  for (size_t j = 0; j < kAttentionChunk; j += 16) {
-    Vec16 weight = Exp(Sub(Load(weights + j), Splat(largest)));
-    sum = Add(sum, weight);
-    if constexpr (Rows::kScaled) weight = Mul(weight, Load(chunk.value_scales + j));
-    Store(weights + j, weight);
+inline void Weigh(const Span& span, float (&weights)[kSpan], Query& query, float (&keep)[16]) {
+  static_assert(kSpanChunks <= 16);
+  alignas(64) float sums[kSpanChunks], falls[16] = {};
+  for (size_t c = 0; c < span.chunks(); ++c) {
+    float* chunk = weights + c * kAttentionChunk;
+    Vec16 chunk_largest = Splat(query.largest);
+    for (size_t j = 0; j < kAttentionChunk; j += 16) chunk_largest = Max(chunk_largest, Load(chunk + j));
+    const float largest = Largest(chunk_largest);
+    Vec16 sum = Zero();
+    for (size_t j = 0; j < kAttentionChunk; j += 16) {
+      Vec16 weight = Exp(Sub(Load(chunk + j), Splat(largest)));
+      sum = Add(sum, weight);
+      if constexpr (Rows::kScaled) weight = Mul(weight, Load(span.value_scales + c * kAttentionChunk + j));
+      Store(chunk + j, weight);
+    }
+    sums[c] = Sum(sum);
+    falls[c] = query.largest - largest;  // -infinity for the first chunk of all, which keeps nothing
+    query.largest = largest;
   }
-  const float keep = First(Exp(Splat(query.largest - largest)));  // 0 for the first chunk: exp(-infinity)
-  query.largest = largest;
-  query.sum = query.sum * keep + Sum(sum);
-  return keep;
+  Store(keep, Exp(Load(falls)));
+  for (size_t c = 0; c < span.chunks(); ++c) query.sum = query.sum * keep[c] + sums[c];
 }
 
-// out_i[d] = out_i[d] * keep[i] + sum_j weights[i][j] * value_j[d], j rising, for 16 * kDims elements from d
-// on; with kDims = 1 for those that are left.
+// For each chunk: out_i[d] = out_i[d] * keep[i][chunk] + sum_j weights[i][j] * value_j[d], j rising, for 16 *
+// kDims elements from d on; with kDims = 1 for those that are left.
 template <typename Rows, size_t kQueries, size_t kDims>
-inline void AddValues(const PagedAttentionArgs& a, const Chunk& chunk,
-                      const float (&weights)[kQueries][kAttentionChunk], const float (&keep)[kQueries],
-                      const Query* queries, size_t d) {
+inline void AddValues(const PagedAttentionArgs& a, const Span& span, const float (&weights)[kQueries][kSpan],
+                      const float (&keep)[kQueries][16], const Query* queries, size_t d) {
   const size_t left = kDims > 1 ? 16 : a.batch.head_dim - d;
   Vec16 sums[kQueries][kDims];
 #pragma GCC unroll 8
   for (size_t i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 8
-    for (size_t k = 0; k < kDims; ++k) {
-      sums[i][k] = Mul(LoadUpTo16(queries[i].out + d + 16 * k, left), Splat(keep[i]));
-    }
+    for (size_t k = 0; k < kDims; ++k) sums[i][k] = LoadUpTo16(queries[i].out + d + 16 * k, left);
   }
-  for (size_t j = 0; j < chunk.count; ++j) {
-    const std::byte* row = a.kv.values.data + chunk.offsets[j];
-    Vec16 values[kDims];
-#pragma GCC unroll 8
-    for (size_t k = 0; k < kDims; ++k) values[k] = LoadRow<Rows>(row, d + 16 * k, left);
+  for (size_t first = 0; first < span.count; first += kAttentionChunk) {
 #pragma GCC unroll 8
     for (size_t i = 0; i < kQueries; ++i) {
-      const Vec16 weight = Splat(weights[i][j]);
 #pragma GCC unroll 8
-      for (size_t k = 0; k < kDims; ++k) sums[i][k] = Fma(weight, values[k], sums[i][k]);
+      for (size_t k = 0; k < kDims; ++k) {
+        sums[i][k] = Mul(sums[i][k], Splat(keep[i][first / kAttentionChunk]));
+      }
+    }
+    const size_t end = first + kAttentionChunk < span.count ? first + kAttentionChunk : span.count;
+    for (size_t j = first; j < end; ++j) {
+      const std::byte* row = a.kv.values.data + span.offsets[j];
+      Vec16 values[kDims];
+#pragma GCC unroll 8
+      for (size_t k = 0; k < kDims; ++k) values[k] = LoadRow<Rows>(row, d + 16 * k, left);
+#pragma GCC unroll 8
+      for (size_t i = 0; i < kQueries; ++i) {
+        const Vec16 weight = Splat(weights[i][j]);
+#pragma GCC unroll 8
+        for (size_t k = 0; k < kDims; ++k) sums[i][k] = Fma(weight, values[k], sums[i][k]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -208,32 +228,31 @@ inline void AddValues(const PagedAttentionArgs& a, const Chunk& chunk,
   }
 }
 
-// Merges the chunk into kQueries queries.
+// Merges the span into kQueries queries.
 template <typename Rows, size_t kQueries>
-void AttendChunk(const PagedAttentionArgs& a, const Chunk& chunk, Query* queries) {
-  alignas(64) float weights[kQueries][kAttentionChunk];
-  Scores<Rows>(a, chunk, queries, weights);
-  float keep[kQueries];
-  for (size_t i = 0; i < kQueries; ++i) keep[i] = Weigh<Rows>(chunk, weights[i], queries[i]);
+void AttendSpan(const PagedAttentionArgs& a, const Span& span, Query* queries) {
+  alignas(64) float weights[kQueries][kSpan], keep[kQueries][16];
+  Scores<Rows>(a, span, queries, weights);
+  for (size_t i = 0; i < kQueries; ++i) Weigh<Rows>(span, weights[i], queries[i], keep[i]);
   size_t d = 0;
   for (; d + 16 * kDimBlock <= a.batch.head_dim; d += 16 * kDimBlock) {
-    AddValues<Rows, kQueries, kDimBlock>(a, chunk, weights, keep, queries, d);
+    AddValues<Rows, kQueries, kDimBlock>(a, span, weights, keep, queries, d);
   }
-  for (; d < a.batch.head_dim; d += 16) AddValues<Rows, kQueries, 1>(a, chunk, weights, keep, queries, d);
+  for (; d < a.batch.head_dim; d += 16) AddValues<Rows, kQueries, 1>(a, span, weights, keep, queries, d);
 }
 
 template <typename Rows>
-inline void AttendQueries(const PagedAttentionArgs& a, const Chunk& chunk, Query* queries, size_t count) {
+inline void AttendQueries(const PagedAttentionArgs& a, const Span& span, Query* queries, size_t count) {
   static_assert(kQueryBlock <= 4);
   switch (count) {
     case 1:
-      return AttendChunk<Rows, 1>(a, chunk, queries);
+      return AttendSpan<Rows, 1>(a, span, queries);
     case 2:
-      return AttendChunk<Rows, 2>(a, chunk, queries);
+      return AttendSpan<Rows, 2>(a, span, queries);
     case 3:
-      return AttendChunk<Rows, 3>(a, chunk, queries);
+      return AttendSpan<Rows, 3>(a, span, queries);
     case 4:
-      return AttendChunk<Rows, 4>(a, chunk, queries);
+      return AttendSpan<Rows, 4>(a, span, queries);
   }
 }
 
@@ -244,26 +263,31 @@ template <typename Rows>
 inline void AttendSequence(const PagedAttentionArgs& a, size_t token, size_t kv_head, Query* queries,
                            size_t count) {
   const size_t head_dim = a.batch.head_dim;
-  size_t longest = 0;
+  size_t longest = 0, shortest = ~size_t{0};
   for (size_t i = 0; i < count; ++i) {
     if (queries[i].positions > longest) longest = queries[i].positions;
+    if (queries[i].positions < shortest) shortest = queries[i].positions;
     for (size_t d = 0; d < head_dim; ++d) queries[i].out[d] = 0;
   }
-  Chunk chunk;
-  for (size_t first = 0; first < longest; first += kAttentionChunk) {
-    const auto rows_of = [&](const Query& query) -> size_t {  // of this chunk
+  // What all have: to the end if it is the same for all, else in whole chunks.
+  const size_t common = shortest == longest ? longest : shortest / kAttentionChunk * kAttentionChunk;
+  Span span;
+  for (size_t first = 0; first < longest;) {
+    const size_t limit = first < common ? common : longest, most = first < common ? kSpan : kAttentionChunk;
+    const size_t rows = limit - first < most ? limit - first : most;
+    FindRows<Rows>(a, token, kv_head, first, rows, span);
+    const auto rows_of = [&](const Query& query) -> size_t {
       if (query.positions <= first) return 0;
-      return query.positions - first < kAttentionChunk ? query.positions - first : kAttentionChunk;
+      return query.positions - first < rows ? query.positions - first : rows;
     };
-    FindRows<Rows>(a, token, kv_head, first,
-                   longest - first < kAttentionChunk ? longest - first : kAttentionChunk, chunk);
     for (size_t i = 0, next; i < count; i = next) {
-      chunk.count = rows_of(queries[i]);
+      span.count = rows_of(queries[i]);
       for (next = i + 1; next < count && next < i + kQueryBlock; ++next) {
-        if (rows_of(queries[next]) != chunk.count) break;
+        if (rows_of(queries[next]) != span.count) break;
       }
-      if (chunk.count > 0) AttendQueries<Rows>(a, chunk, queries + i, next - i);
+      if (span.count > 0) AttendQueries<Rows>(a, span, queries + i, next - i);
     }
+    first += rows;
   }
   for (size_t i = 0; i < count; ++i) {
     for (size_t d = 0; d < head_dim; ++d) queries[i].out[d] /= queries[i].sum;

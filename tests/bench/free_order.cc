@@ -1,0 +1,162 @@
+#include "tests/bench/free_order.h"
+
+#pragma GCC diagnostic ignored "-Wuninitialized"  // as in kernels/cpu_avx512.cc
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include "kernels/cpu_leaves.h"
+#include "kernels/scalar_convert.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+#include "kernels/simd/vec16_avx512.h"
+
+#include "kernels/attention/paged_attention_cpu.h"
+#include "kernels/gemm/gemm_cpu.h"
+
+namespace terrace {
+namespace {
+
+template <typename Weights, size_t kTokens>
+void SplitGemm(const GemmArgs& a) {
+  constexpr size_t kRows = 4, kSplit = kTokens == 1 ? 4 : 2;
+  const size_t inputs = a.inputs();
+  for (size_t output = 0; output < a.outputs(); output += kRows) {
+    const std::byte* rows[kRows];
+    for (size_t row = 0; row < kRows; ++row) {
+      rows[row] = a.weights.Row(output + row < a.outputs() ? output + row : a.outputs() - 1);
+    }
+    Vec16 sums[kTokens][kRows][kSplit];
+    for (auto& token : sums) {
+      for (auto& row : token) {
+        for (Vec16& sum : row) sum = Zero();
+      }
+    }
+    const auto add = [&](size_t k, size_t split) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (size_t row = 0; row < kRows; ++row) {
+        const Vec16 weights = Weights::Load16(rows[row], k);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < kTokens; ++i) {
+          sums[i][row][split] = Fma(weights, Load(a.x + i * inputs + k), sums[i][row][split]);
+        }
+      }
+    };
+    size_t k = 0;
+    for (; k + 16 * kSplit <= inputs; k += 16 * kSplit) {
+#pragma GCC unroll 8
+      for (size_t split = 0; split < kSplit; ++split) add(k + 16 * split, split);
+    }
+    for (; k < inputs; k += 16) add(k, 0);
+    for (size_t i = 0; i < kTokens; ++i) {
+      for (size_t row = 0; row < kRows && output + row < a.outputs(); ++row) {
+        Vec16 all = sums[i][row][0];
+        for (size_t split = 1; split < kSplit; ++split) all = Add(all, sums[i][row][split]);
+        float& out = a.out[i * a.outputs() + output + row];
+        const float sum = _mm512_reduce_add_ps(all.v);
+        out = a.add_to_out ? out + sum : sum;
+      }
+    }
+  }
+}
+
+template <size_t kQueries>
+void AttendAtOnce(const PagedAttentionArgs& a, size_t token, size_t kv_head, size_t first, size_t last,
+                  Query* queries, SoftmaxPart** parts) {
+  static thread_local float weights[kFreeOrderPositions / kSpan][kQueryBlock][kSpan];
+  static thread_local Span spans[kFreeOrderPositions / kSpan];
+  const auto of_span = [&](size_t i) -> float(&)[kQueries][kSpan] {
+    return reinterpret_cast<float(&)[kQueries][kSpan]>(weights[i]);
+  };
+  Vec16 largest[kQueries];
+  for (Vec16& each : largest) each = Splat(-3e38f);
+  for (size_t begin = first, s = 0; begin < last; begin += kSpan, ++s) {
+    FindRows<F32Rows>(a, token, kv_head, begin, last - begin < kSpan ? last - begin : kSpan, spans[s]);
+    auto& scores = of_span(s);
+    Scores<F32Rows>(a, spans[s], queries, scores);
+    const size_t end = spans[s].chunks() * kAttentionChunk;
+    for (size_t i = 0; i < kQueries; ++i) {
+      for (size_t j = queries[i].positions > begin ? queries[i].positions - begin : 0; j < end; ++j) {
+        scores[i][j] = -3e38f;
+      }
+      for (size_t j = 0; j < end; j += 16) largest[i] = Max(largest[i], Load(scores[i] + j));
+    }
+  }
+  float most[kQueries], keep[kQueries][16];
+  Vec16 sums[kQueries];
+  for (size_t i = 0; i < kQueries; ++i) {
+    most[i] = Largest(largest[i]);
+    sums[i] = Zero();
+    Store(keep[i], Splat(1));
+    for (size_t d = 0; d < a.batch.head_dim; ++d) queries[i].out[d] = 0;
+  }
+  for (size_t begin = first, s = 0; begin < last; begin += kSpan, ++s) {
+    auto& scores = of_span(s);
+    for (size_t i = 0; i < kQueries; ++i) {
+      for (size_t j = 0; j < spans[s].chunks() * kAttentionChunk; j += 16) {
+        const Vec16 weight = Exp(Sub(Load(scores[i] + j), Splat(most[i])));
+        Store(scores[i] + j, weight);
+        sums[i] = Add(sums[i], weight);
+      }
+    }
+    for (size_t d = 0; d < a.batch.head_dim; d += 16 * kDimBlock) {
+      AddValues<F32Rows, kQueries, kDimBlock>(a, spans[s], scores, keep, queries, d);
+    }
+  }
+  for (size_t i = 0; i < kQueries; ++i) *parts[i] = {.largest = most[i], .sum = Sum(sums[i])};
+}
+
+}  // namespace
+
+bool HasFreeOrderLeaves() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+const CpuLeaves& FreeOrderLeaves() { return kAvx512Leaves; }  // renamed, as BUILD.bazel says
+
+void FreeOrderGemm(const GemmArgs& a) {
+  WithWeights(a.weights.dtype, [&](auto weights) {
+    a.tokens == 1 ? SplitGemm<decltype(weights), 1>(a) : SplitGemm<decltype(weights), 2>(a);
+  });
+}
+
+void FreeOrderAttention(const PagedAttentionArgs& a, size_t first, size_t last, float* out,
+                        SoftmaxPart* parts) {
+  const size_t group = a.heads / a.batch.kv_heads, head_dim = a.batch.head_dim;
+  for (size_t kv_head = 0; kv_head < a.batch.kv_heads; ++kv_head) {
+    const size_t items = a.batch.tokens * group;
+    for (size_t item = 0; item < items;) {
+      Query queries[kQueryBlock];
+      SoftmaxPart* their_parts[kQueryBlock];
+      size_t count = 0, reach = 0, token = item / group;
+      const auto* table = a.batch.block_tables[token];
+      for (; count < kQueryBlock && item < items; ++count, ++item) {
+        token = item / group;
+        if (a.batch.block_tables[token] != table) break;
+        const size_t row = token * a.heads + kv_head * group + item % group;
+        const size_t positions = size_t{a.batch.positions[token]} + 1;
+        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .positions = positions};
+        their_parts[count] = parts + row;
+        if (positions > reach) reach = positions;
+      }
+      token = (item - 1) / group;
+      const size_t end = reach < last ? reach : last;
+      switch (count) {
+        case 1:
+          AttendAtOnce<1>(a, token, kv_head, first, end, queries, their_parts);
+          break;
+        case 2:
+          AttendAtOnce<2>(a, token, kv_head, first, end, queries, their_parts);
+          break;
+        case 3:
+          AttendAtOnce<3>(a, token, kv_head, first, end, queries, their_parts);
+          break;
+        default:
+          AttendAtOnce<4>(a, token, kv_head, first, end, queries, their_parts);
+      }
+    }
+  }
+}
+
+}  // namespace terrace
