@@ -293,6 +293,10 @@ TEST_F(AnswersTest, TheFirstAnswersCallScoresThePromptAndItsScoresComeFirst) {
   EXPECT_EQ(sink_->prompt_tokens[1].top.at(0).id, 'x');
   EXPECT_EQ(sink_->prompt_tokens[3].bytes, "d");
   EXPECT_EQ(sink_->text, "A");
+  Call(kBase, 0).Answer("B");
+  Call(kBase, 1).Answer("C");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "AB");
 }
 
 TEST_F(AnswersTest, PromptScoresAreThoseOfTheTierThatAnswered) {

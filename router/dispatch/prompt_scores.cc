@@ -15,7 +15,7 @@ PromptScores::PromptScores(PromptPtr prompt, std::shared_ptr<const TextAssets> t
 Status PromptScores::Add(const std::vector<WorkerToken>& scores) {
   for (const WorkerToken& score : scores) {
     RETURN_IF_ERROR(CheckToken(score, vocab_size_));
-    if (tokens_.size() >= prompt_->size() || score.token != (*prompt_)[tokens_.size()]) {
+    if (count_ >= prompt_->size() || score.token != (*prompt_)[count_]) {
       return WithReason(Internal("the worker scored another token"), "worker_protocol");
     }
     Append(score);
@@ -24,11 +24,12 @@ Status PromptScores::Add(const std::vector<WorkerToken>& scores) {
 }
 
 Status PromptScores::CheckComplete() const {
-  if (tokens_.size() == prompt_->size()) return {};
+  if (count_ == prompt_->size()) return {};
   return WithReason(Internal("the worker scored too few tokens"), "worker_protocol");
 }
 
 void PromptScores::Append(const WorkerToken& token) {
+  ++count_;
   const Tokenizer& tokenizer = *text_->tokenizer;
   tokens_.push_back(ToAnswerToken(token, tokenizer, top_));
   tokens_.back().bytes = tokenizer.TokenBytes(token.token, /*with_control=*/true);

@@ -19,7 +19,7 @@ class PromptScores {
 
   // The next ones. INTERNAL (worker_protocol) when they are not of the prompt's next tokens.
   Status Add(const std::vector<WorkerToken>& scores);
-  bool has_any() const { return tokens_.size() > 1; }
+  bool has_any() const { return count_ > 1; }
   Status CheckComplete() const;  // the same error, when some are missing
   // All tokens of the prompt, the first with log-probability 0. Control tokens have bytes too. Once.
   std::vector<AnswerToken> Take() { return std::move(tokens_); }
@@ -30,6 +30,7 @@ class PromptScores {
   const PromptPtr prompt_;
   const std::shared_ptr<const TextAssets> text_;
   const uint32_t vocab_size_, top_;
+  size_t count_ = 0;  // of the prompt's tokens so far, also when they are taken
   std::vector<AnswerToken> tokens_;
 };
 

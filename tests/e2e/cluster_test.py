@@ -92,6 +92,9 @@ class OneCluster(unittest.TestCase):
     def test_wrong_requests_get_openai_errors(self):
         cases = [
             (b"{", 400, "invalid_json"),
+            ({"messages": [QUESTION], "model": "nano", "n": 17}, 400, "invalid_value"),
+            ({"messages": [QUESTION], "model": "nano", "best_of": 2}, 400, "unsupported_parameter"),
+            ({"messages": [QUESTION], "model": "nano", "priority": 101}, 400, "invalid_value"),
             ({"messages": [QUESTION], "model": "gone"}, 404, "model_not_found"),
             ({"messages": [], "model": "nano"}, 400, "invalid_value"),
             ({"messages": [QUESTION], "model": "nano", "temperature": 3}, 400, "invalid_value"),
@@ -123,6 +126,60 @@ class OneCluster(unittest.TestCase):
         body = {"model": "small", "messages": [QUESTION], "temperature": 1.5, "seed": 7, "max_tokens": 40}
         first, second = (self.cluster.chat(body)[2]["choices"][0]["message"]["content"] for _ in range(2))
         self.assertEqual(first, second)
+
+    def test_three_greedy_answers_are_equal_and_count_their_prompt_once(self):
+        body = {"model": "auto", "messages": [QUESTION], "temperature": 0}
+        alone = self.cluster.chat(body)[2]
+        status, _, reply = self.cluster.chat({**body, "n": 3})
+        self.assertEqual(status, 200, reply)
+        self.assertEqual([c["index"] for c in reply["choices"]], [0, 1, 2])
+        self.assertEqual({c["message"]["content"] for c in reply["choices"]}, {alone["choices"][0]["message"]["content"]})
+        self.assertEqual(reply["usage"]["prompt_tokens"], alone["usage"]["prompt_tokens"])
+        self.assertEqual(reply["usage"]["completion_tokens"], 3 * alone["usage"]["completion_tokens"])
+        self.assertAlmostEqual(reply["terrace"]["price_usd"], sum(a["price_usd"] for a in reply["terrace"]["attempts"]))
+
+    def test_the_first_of_several_sampled_answers_is_the_only_answer_of_that_seed(self):
+        body = {"model": "small", "messages": [QUESTION], "temperature": 1.5, "seed": 7, "max_tokens": 40}
+        alone = self.cluster.chat(body)[2]["choices"][0]["message"]["content"]
+        whole = [c["message"]["content"] for c in self.cluster.chat({**body, "n": 3})[2]["choices"]]
+        self.assertEqual(whole[0], alone)
+        self.assertGreater(len(set(whole)), 1)
+        connection, response = self.cluster.chat_stream({**body, "n": 3})
+        payloads = list(events(response))
+        connection.close()
+        self.assertEqual(payloads[-1], "[DONE]")
+        texts, reasons = ["", "", ""], [0, 0, 0]
+        for choice in (json.loads(p)["choices"][0] for p in payloads[:-1]):
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+            reasons[choice["index"]] += choice["finish_reason"] is not None
+        self.assertEqual(texts, whole)
+        self.assertEqual(reasons, [1, 1, 1])
+
+    def test_generate_shows_the_likeliest_of_those_drawn(self):
+        command = (
+            BIN / "terrace", "generate", "--router", f"127.0.0.1:{self.cluster.grpc}", "--model", "nano",
+            "--prompt", "Once upon a time", "--temperature", "1", "--seed", "3", "--max-tokens", "12", "--json",
+        )
+        drawn = json.loads(run(*command, "--n", "4").stdout)["answers"]
+        result = run(*command, "--n", "2", "--best-of", "4", "--echo", "--prompt-logprobs")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        best = json.loads(result.stdout)["answers"]
+        ranked = sorted(drawn, key=lambda answer: -answer["attempts"][0]["mean_logprob"])
+        self.assertEqual([a["text"] for a in best], ["Once upon a time" + a["text"] for a in ranked[:2]])
+        self.assertEqual(len(best[0]["prompt_tokens"]), best[0]["usage"]["prompt_tokens"])
+
+    def test_prompt_logprobs_are_those_of_every_token_but_the_first(self):
+        body = {"model": "nano", "messages": [QUESTION], "temperature": 0, "prompt_logprobs": 2}
+        status, _, reply = self.cluster.chat(body)
+        self.assertEqual(status, 200, reply)
+        first, *rest = reply["prompt_logprobs"]
+        self.assertIsNone(first)
+        self.assertEqual(len(rest), reply["usage"]["prompt_tokens"] - 1)
+        for entry in rest:
+            self.assertLessEqual(entry["logprob"], 0)
+            self.assertEqual(len(entry["top_logprobs"]), 2)
+            self.assertGreaterEqual(entry["top_logprobs"][0]["logprob"], entry["logprob"])
+        self.assertEqual(reply["choices"][0]["message"]["content"], "refund_request")
 
     def test_health_and_readiness(self):
         for port in (self.cluster.ops, *self.cluster.worker_ops.values()):
