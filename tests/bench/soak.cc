@@ -25,7 +25,7 @@ namespace {
 constexpr uint32_t kClients = 8;
 constexpr size_t kMostViolations = 20;
 // Growth of memory that is allowed after the first third: what allocators keep. In ten minutes of the
-// smallest model, 16 bytes kept of each sequence would be more.
+// smallest model, 40 bytes kept of each sequence would be more.
 constexpr double kFlatBytes = 4 << 20;
 
 struct Flags {

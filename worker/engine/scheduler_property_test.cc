@@ -153,24 +153,24 @@ Sums RunWorkloads(const Profile& profile, uint32_t workloads) {
 }
 
 TEST(SchedulerProperties, HoldWhateverHappens) {
-  const Sums sums = RunWorkloads({}, 250);
-  EXPECT_GT(sums.sequences, 10'000u);
+  const Sums sums = RunWorkloads({}, 150);
+  EXPECT_GT(sums.sequences, 5000u);
   EXPECT_GT(sums.stats.failed, 100u);
-  EXPECT_GT(sums.stats.cancelled, 1000u);
-  EXPECT_GT(sums.stats.recompute_preemptions, 1000u);
-  EXPECT_GT(sums.stats.swap_preemptions, 500u);
+  EXPECT_GT(sums.stats.cancelled, 500u);
+  EXPECT_GT(sums.stats.recompute_preemptions, 500u);
+  EXPECT_GT(sums.stats.swap_preemptions, 200u);
   EXPECT_GT(sums.stats.prefix_hit_tokens, 10'000u);
 }
 
 // Nothing waits for a prefix or for its sink: the order of admission is exact.
 TEST(SchedulerProperties, AdmissionIsInOrderWhereNobodyWaitsForAnother) {
-  const Sums sums = RunWorkloads({.fills = false, .shares = false, .steps = 100}, 200);
+  const Sums sums = RunWorkloads({.fills = false, .shares = false, .steps = 100}, 80);
   EXPECT_GT(sums.stats.finished, 2000u);
 }
 
 // Room for everything, and nobody meddles: what is cached is exact.
 TEST(SchedulerProperties, WhatWasComputedIsFoundWhileThereIsRoom) {
-  const Sums sums = RunWorkloads({.meddles = false, .fails = false, .is_tight = false, .steps = 40}, 150);
+  const Sums sums = RunWorkloads({.meddles = false, .fails = false, .is_tight = false, .steps = 40}, 60);
   EXPECT_GT(sums.stats.prefix_hit_tokens, 10'000u);
 }
 
@@ -183,7 +183,7 @@ TEST(SchedulerProperties, NoBlockOfAPromptIsComputedTwice) {
                                   .is_tight = false,
                                   .is_patient = true,
                                   .steps = 40},
-                                 100);
+                                 50);
   EXPECT_GT(sums.stats.prefix_hit_tokens, 10'000u);
 }
 
