@@ -27,6 +27,7 @@ void RmsNorm(const RmsNormArgs& a, ThreadPool& pool) {
 
 template <const CpuLeaves& kLeaves>
 void Gemm(const GemmArgs& a, ThreadPool& pool) {
+  if (a.tokens == 0) return;
   // A quarter of a 1 MiB L2 cache: activations and outputs need the rest.
   constexpr size_t kTileFloats = 64 << 10;
   const size_t stride = (a.inputs() + 15) / 16 * 16, block = kLeaves.gemm_row_block;

@@ -241,19 +241,13 @@ void AttendSpan(const PagedAttentionArgs& a, const Span& span, Query* queries) {
   for (; d < a.batch.head_dim; d += 16) AddValues<Rows, kQueries, 1>(a, span, weights, keep, queries, d);
 }
 
-template <typename Rows>
+// `count` queries, 1 to kQueries.
+template <typename Rows, size_t kQueries = kQueryBlock>
 inline void AttendQueries(const PagedAttentionArgs& a, const Span& span, Query* queries, size_t count) {
-  static_assert(kQueryBlock <= 4);
-  switch (count) {
-    case 1:
-      return AttendSpan<Rows, 1>(a, span, queries);
-    case 2:
-      return AttendSpan<Rows, 2>(a, span, queries);
-    case 3:
-      return AttendSpan<Rows, 3>(a, span, queries);
-    case 4:
-      return AttendSpan<Rows, 4>(a, span, queries);
+  if constexpr (kQueries > 1) {
+    if (count < kQueries) return AttendQueries<Rows, kQueries - 1>(a, span, queries, count);
   }
+  AttendSpan<Rows, kQueries>(a, span, queries);
 }
 
 constexpr size_t kMostQueries = 16;

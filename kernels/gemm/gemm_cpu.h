@@ -81,23 +81,13 @@ void GemmTokenBlock(const GemmArgs& a, const WeightRows& rows, size_t token, siz
   }
 }
 
-template <typename Weights>
+// `count` tokens, 1 to kTokens.
+template <typename Weights, size_t kTokens = kTokenBlock>
 void GemmTokens(const GemmArgs& a, const WeightRows& rows, size_t token, size_t count, size_t output) {
-  static_assert(kTokenBlock <= 6);
-  switch (count) {
-    case 1:
-      return GemmTokenBlock<Weights, 1>(a, rows, token, output);
-    case 2:
-      return GemmTokenBlock<Weights, 2>(a, rows, token, output);
-    case 3:
-      return GemmTokenBlock<Weights, 3>(a, rows, token, output);
-    case 4:
-      return GemmTokenBlock<Weights, 4>(a, rows, token, output);
-    case 5:
-      return GemmTokenBlock<Weights, 5>(a, rows, token, output);
-    case 6:
-      return GemmTokenBlock<Weights, 6>(a, rows, token, output);
+  if constexpr (kTokens > 1) {
+    if (count < kTokens) return GemmTokens<Weights, kTokens - 1>(a, rows, token, count, output);
   }
+  GemmTokenBlock<Weights, kTokens>(a, rows, token, output);
 }
 
 // `tile`: memory for tile_rows rows (a multiple of kRowBlock) of `stride` floats, inputs() rounded up to 16.
