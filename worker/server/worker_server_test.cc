@@ -64,6 +64,18 @@ class WorkerServerTest : public ::testing::Test {
     return tokens;
   }
 
+  // The load once no sequence is left: an answer ends shortly before the engine says so.
+  v1::WorkerLoad AwaitIdle() {
+    grpc::ClientContext context;
+    const auto watch = stub->Watch(&context, {});
+    v1::WorkerUpdate update;
+    do {
+      CHECK(watch->Read(&update));
+    } while (update.load().running_sequences() > 0);
+    context.TryCancel();
+    return update.load();
+  }
+
   // grpc.health.v1.HealthCheckResponse.status: 1 is SERVING, 2 is NOT_SERVING. Its .proto is not at hand.
   int Health() {
     grpc::GenericStub generic(channel);
@@ -152,6 +164,7 @@ TEST_F(WorkerServerTest, GreedyAnswersAreTheGoldenOnes) {
 
 TEST_F(WorkerServerTest, TheOpsListenerAnswersForTheEngine) {
   Generate(RequestFor(GoldenRows("terrace-demo-nano", 1)[0]));
+  AwaitIdle();
   const std::string ops = server->ops_address();
   EXPECT_THAT(*HttpGet(ops + "/healthz", 30), HasSubstr("alive"));
   EXPECT_THAT(*HttpGet(ops + "/readyz", 30), HasSubstr("ready"));
@@ -188,13 +201,9 @@ TEST_F(WorkerServerTest, ARepeatedPromptIsTakenFromThePrefixCacheUnlessItsSaltDi
   const std::string metrics = *HttpGet(server->ops_address() + "/metrics", 30);
   EXPECT_THAT(metrics, HasSubstr(Concat("terrace_prefix_cache_hit_tokens_total ", cached, "\n")));
 
-  grpc::ClientContext context;
-  v1::WorkerUpdate update;
-  const auto watch = stub->Watch(&context, {});
-  ASSERT_TRUE(watch->Read(&update));
-  EXPECT_GT(update.load().cached_blocks(), 0u);
-  EXPECT_EQ(update.load().free_blocks() + update.load().cached_blocks(), update.load().total_blocks());
-  context.TryCancel();
+  const v1::WorkerLoad load = AwaitIdle();
+  EXPECT_GT(load.cached_blocks(), 0u);
+  EXPECT_EQ(load.free_blocks() + load.cached_blocks(), load.total_blocks());
 }
 
 TEST_F(WorkerServerTest, DrainingTurnsHealthAndReadinessOff) {

@@ -245,6 +245,7 @@ TEST(WorkerService, AClientThatStopsReadingPausesItsOwnSequenceUntilItReadsAgain
               ::testing::HasSubstr("terrace_engine_requests_paused 1\n"));
 
   EXPECT_EQ(Execute(worker, Request(1000)).tokens, ExpectedAnswer(1000));
+  ASSERT_TRUE(worker.AwaitUpdate([](const auto& update) { return update.load().running_sequences() == 1; }));
   EXPECT_EQ(worker.engine.Stats().paused, 1u);
   EXPECT_EQ(worker.engine.Stats().generated_tokens, generated + 1000);
 
@@ -315,6 +316,7 @@ TEST(WorkerService, ANumericErrorEndsOneAnswerOnlyAndKeepsItsTokens) {
   EXPECT_EQ(Reason(failed.status), "numeric_error");
   EXPECT_EQ(failed.tokens.size(), 2u);
   EXPECT_EQ(Execute(worker, Request(10)).tokens.size(), 10u);
+  ASSERT_TRUE(worker.AwaitIdle());
   const std::string metrics = worker.metrics.Render(worker.engine.Stats(), RealClock().Now());
   EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_numeric_errors_total 1\n"));
   EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_engine_sequences_total{outcome=\"error\"} 1\n"));
