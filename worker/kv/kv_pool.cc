@@ -14,8 +14,12 @@ StatusOr<KvDType> ParseKvDType(std::string_view name) {
   return WithReason(InvalidArgument("KV dtype \"", name, "\", not one of ", known), "invalid_value");
 }
 
-StatusOr<KvPool::Memory> KvPool::Allocate(const KvShape& shape, uint32_t blocks, std::string_view what) {
-  constexpr uint64_t kAlignment = 64;  // a cache line: no vector of a row straddles two
+namespace {
+
+constexpr uint64_t kAlignment = 64;  // a cache line: no vector of a row straddles two
+
+// Of `blocks` blocks. RESOURCE_EXHAUSTED when it passes what an address can reach.
+StatusOr<uint64_t> BytesOf(const KvShape& shape, uint32_t blocks, std::string_view what) {
   constexpr uint64_t kMost = std::numeric_limits<ptrdiff_t>::max() - kAlignment;
   // Factors of up to 35 bits: multiplied one by one, each checked.
   uint64_t bytes = 2;
@@ -27,6 +31,12 @@ StatusOr<KvPool::Memory> KvPool::Allocate(const KvShape& shape, uint32_t blocks,
     }
     bytes *= factor;
   }
+  return bytes;
+}
+
+}  // namespace
+
+StatusOr<KvPool::Memory> KvPool::Allocate(uint64_t bytes, std::string_view what) {
   // Not cleared: pages come when used.
   const uint64_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   Memory memory(static_cast<std::byte*>(std::aligned_alloc(kAlignment, padded)));
@@ -38,8 +48,11 @@ StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
   CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.block_tokens > 0 &&
             shape.blocks > 0,
         "an empty KV pool");
-  ASSIGN_OR_RETURN(Memory memory, Allocate(shape, shape.blocks, "KV cache"));
-  ASSIGN_OR_RETURN(Memory host, Allocate(shape, shape.host_blocks, "KV swap memory"));
+  constexpr std::string_view kPool = "KV cache", kHost = "KV swap memory";
+  ASSIGN_OR_RETURN(const uint64_t bytes, BytesOf(shape, shape.blocks, kPool));
+  ASSIGN_OR_RETURN(const uint64_t host_bytes, BytesOf(shape, shape.host_blocks, kHost));
+  ASSIGN_OR_RETURN(Memory memory, Allocate(bytes, kPool));
+  ASSIGN_OR_RETURN(Memory host, Allocate(host_bytes, kHost));
   return std::unique_ptr<KvPool>(new KvPool(shape, std::move(memory), std::move(host)));
 }
 

@@ -56,7 +56,7 @@ class KvPool {
 
   KvPool(const KvShape& shape, Memory memory, Memory host)
       : shape_(shape), memory_(std::move(memory)), host_(std::move(host)) {}
-  static StatusOr<Memory> Allocate(const KvShape& shape, uint32_t blocks, std::string_view what);
+  static StatusOr<Memory> Allocate(uint64_t bytes, std::string_view what);
   // Calls visit(first byte of the block, its bytes) for the keys, values and scales of each layer, in a fixed
   // order.
   template <typename Visit>
