@@ -346,6 +346,8 @@ class ExecuteTest : public ::testing::Test {
     connection_ = WorkerConnection::Make(worker_.address);
     ExecuteSpec spec{.request_id = "r", .prompt = std::make_shared<const std::vector<TokenId>>(2, 0)};
     spec.sampling.seed = 9;
+    spec.priority = -3;
+    spec.cache_salt = "tenant";
     spec.deadline = RealClock().Now() +
                     std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
     return connection_->Execute(spec, events_);
@@ -370,6 +372,8 @@ class ExecuteTest : public ::testing::Test {
 TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
   worker_.execute = [](auto&, const auto& request, auto& writer) {
     EXPECT_EQ(request.sampling().seed(), 9u);
+    EXPECT_EQ(request.priority(), -3);
+    EXPECT_EQ(request.cache_salt(), "tenant");
     EXPECT_EQ(request.prompt_tokens_size(), 2);
     for (uint32_t i = 0; i < 5; ++i) writer.Write(TokenEvent(i, 1));
     writer.Write(FinishedEvent(5));

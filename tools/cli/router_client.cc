@@ -55,7 +55,7 @@ class Stream : public grpc::ClientReadReactor<v1::GenerateResponse> {
   const OnAnswerPiece on_piece_;
   grpc::ClientContext context_;
   v1::GenerateResponse response_;
-  uint32_t finished_ = 0;  // answers
+  uint32_t finished_ = 0;         // answers
   std::shared_ptr<Stream> self_;  // until OnDone
 };
 
