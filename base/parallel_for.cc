@@ -5,6 +5,23 @@
 #include "base/status.h"
 
 namespace terrace {
+namespace {
+
+// About 50 us: longer than the gaps between the kernels of a step.
+constexpr int kSpins = 1500;
+
+template <typename Condition>
+bool SpinUntil(const Condition& condition) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (condition()) return true;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  return condition();
+}
+
+}  // namespace
 
 ThreadPool::ThreadPool(size_t threads) {
   CHECK(threads >= 1);
@@ -24,31 +41,39 @@ void ThreadPool::ParallelFor(size_t count, size_t grain, const std::function<voi
     if (count > 0) body(0, count);
     return;
   }
-  {
+  body_ = &body;
+  count_ = count;
+  part_size_ = part_size;
+  pending_ = workers_.size();
+  ++generation_;
+  if (sleepers_ > 0) {
     std::lock_guard lock(mutex_);
-    body_ = &body;
-    count_ = count;
-    part_size_ = part_size;
-    pending_ = workers_.size();
-    ++generation_;
+    start_.notify_all();
   }
-  start_.notify_all();
   RunPart(0);
+  const auto is_done = [this] { return pending_ == 0; };
+  if (SpinUntil(is_done)) return;
   std::unique_lock lock(mutex_);
-  done_.wait(lock, [this] { return pending_ == 0; });
+  caller_sleeps_ = true;
+  done_.wait(lock, is_done);
+  caller_sleeps_ = false;
 }
 
 void ThreadPool::Work(std::stop_token stop, size_t part) {
-  size_t seen = 0;
-  for (;;) {
-    {
+  for (size_t seen = 0;; ++seen) {
+    const auto has_work = [&] { return generation_ != seen; };
+    if (!SpinUntil(has_work)) {
       std::unique_lock lock(mutex_);
-      if (!start_.wait(lock, stop, [&] { return generation_ != seen; })) return;
-      seen = generation_;
+      ++sleepers_;
+      const bool is_awake = start_.wait(lock, stop, has_work);
+      --sleepers_;
+      if (!is_awake) return;
     }
     RunPart(part);
-    std::lock_guard lock(mutex_);
-    if (--pending_ == 0) done_.notify_one();
+    if (--pending_ == 0 && caller_sleeps_) {
+      std::lock_guard lock(mutex_);
+      done_.notify_one();
+    }
   }
 }
 

@@ -1,7 +1,11 @@
 #include "base/parallel_for.h"
 
 #include <atomic>
+#include <cstdint>
+#include <vector>
 
+#include "base/rng.h"
+#include "base/status.h"
 #include "gtest/gtest.h"
 
 namespace terrace {
@@ -19,6 +23,35 @@ TEST(ParallelFor, VisitsEachIndexOnceInGrainsForAnyThreadCount) {
         });
         for (size_t i = 0; i < count; ++i) EXPECT_EQ(visits[i], 1) << threads << " " << count << " " << grain;
       }
+    }
+  }
+}
+
+// Who is done first spins for a while and then sleeps: both ends of both waits are taken here.
+TEST(ParallelFor, LosesNoCallHoweverLongEitherSideKeepsTheOtherWaiting) {
+  const uint64_t seed = 7;
+  SCOPED_TRACE(Concat("seed ", seed));
+  uint64_t draw = 0;
+  const auto below = [&](size_t bound) { return RandomBits(seed, draw++) % bound; };
+  for (size_t threads : {2, 3}) {
+    ThreadPool pool(threads);
+    std::atomic<size_t> work = 0;
+    const auto busy = [&work](size_t turns) {
+      for (size_t i = 0; i < turns; ++i) ++work;
+    };
+    for (size_t call = 0; call < 2000; ++call) {
+      std::vector<size_t> turns(threads);
+      for (size_t& part : turns) part = below(4) == 0 ? below(40000) : below(20);
+      std::vector<size_t> visits(threads);
+      pool.ParallelFor(threads, 1, [&](size_t begin, size_t end) {
+        for (size_t part = begin; part < end; ++part) {
+          busy(turns[part]);
+          ++visits[part];
+        }
+      });
+      ASSERT_EQ(visits, std::vector<size_t>(threads, 1))
+          << "call " << call << " of " << threads << " threads";
+      if (below(4) == 0) busy(below(40000));
     }
   }
 }

@@ -1,8 +1,8 @@
 // Outputs [begin, end). Included once per instruction set, after simd/vec16_*.h.
 //
-// Blocks of rows by up to kTokenBlock tokens keep their sums in registers. For more tokens than that a tile
-// of weight rows is unpacked to f32 once and then meets every block of tokens; for fewer each weight is used
-// once, straight from where it lies. One arithmetic for any number of tokens: blocks decide only which
+// Blocks of rows by up to kTokenBlock tokens keep their sums in registers. For few tokens weights are used
+// straight from where they lie, once for each block; for more a tile of weight rows is unpacked to f32 first
+// and then meets every block of tokens. One arithmetic for any number of tokens: blocks decide only which
 // independent sums are in flight together, and unpacking is exact.
 #pragma once
 
@@ -90,25 +90,36 @@ void GemmTokens(const GemmArgs& a, const WeightRows& rows, size_t token, size_t 
   GemmTokenBlock<Weights, kTokens>(a, rows, token, output);
 }
 
+// All `rows` times all tokens, in blocks as even as can be: a block of one token has few sums in flight.
+template <typename Weights>
+void GemmRows(const GemmArgs& a, const WeightRows& rows, size_t output) {
+  const size_t blocks = (a.tokens + kTokenBlock - 1) / kTokenBlock;
+  for (size_t block = 0, token = 0; block < blocks; ++block) {
+    const size_t end = a.tokens * (block + 1) / blocks;
+    GemmTokens<Weights>(a, rows, token, end - token, output);
+    token = end;
+  }
+}
+
+// Unpacking a weight pays when more blocks of tokens than this read it.
+constexpr size_t kDirectBlocks = 4;
+
 // `tile`: memory for tile_rows rows (a multiple of kRowBlock) of `stride` floats, inputs() rounded up to 16.
 inline void GemmOutputs(const GemmArgs& a, size_t begin, size_t end, float* tile, size_t tile_rows,
                         size_t stride) {
-  if (a.tokens <= kTokenBlock && stride == a.inputs()) {
-    const WeightRows rows{a.weights.Row(begin), a.weights.RowBytes(), end - begin};
-    return WithWeights(a.weights.dtype,
-                       [&](auto weights) { GemmTokens<decltype(weights)>(a, rows, 0, a.tokens, begin); });
-  }
+  const bool is_direct = a.tokens <= kDirectBlocks * kTokenBlock && stride == a.inputs();
   for (size_t first = begin; first < end; first += tile_rows) {
     const size_t count = end - first < tile_rows ? end - first : tile_rows;
+    if (is_direct) {
+      const WeightRows rows{a.weights.Row(first), a.weights.RowBytes(), count};
+      WithWeights(a.weights.dtype, [&](auto weights) { GemmRows<decltype(weights)>(a, rows, first); });
+      continue;
+    }
     for (size_t row = 0; row < count; ++row) {
       UnpackRow(a.weights, first + row, tile + row * stride);
       for (size_t k = a.inputs(); k < stride; ++k) tile[row * stride + k] = 0;
     }
-    const WeightRows rows{reinterpret_cast<const std::byte*>(tile), stride * sizeof(float), count};
-    for (size_t token = 0; token < a.tokens; token += kTokenBlock) {
-      const size_t tokens = a.tokens - token < kTokenBlock ? a.tokens - token : kTokenBlock;
-      GemmTokens<F32Weights>(a, rows, token, tokens, first);
-    }
+    GemmRows<F32Weights>(a, {reinterpret_cast<const std::byte*>(tile), stride * sizeof(float), count}, first);
   }
 }
 

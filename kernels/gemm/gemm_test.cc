@@ -31,7 +31,7 @@ TEST_P(EveryCpu, GemmMatchesTheReferenceWithinTheRoundingBound) {
       if (inputs % Info(dtype).block_elements != 0) continue;
       const size_t outputs = 1 + inputs % 11 + 8;  // whole and broken blocks of rows
       const RandomWeights weights(dtype, outputs, inputs, /*seed=*/inputs);
-      for (const size_t tokens : {1, 2, 3, 4, 5, 6, 7, 13}) {
+      for (const size_t tokens : {1, 2, 3, 4, 5, 6, 7, 13, 24, 25}) {
         SCOPED_TRACE(testing::Message() << Info(dtype).name << " inputs " << inputs << " tokens " << tokens);
         const auto x = RandomNormal(tokens * inputs, /*seed=*/tokens);
         const auto want = Gemm(ReferenceOps(), x, weights.matrix, pool_);
