@@ -196,6 +196,22 @@ TEST_F(LoadRunTest, AnInterruptionCancelsWhatIsUnderWayAndKeepsWhatWasMeasured) 
   EXPECT_EQ(result.failed, 0u);
 }
 
+TEST_F(LoadRunTest, AnAnswerThatWasWholeBeforeItsCancellationCameIsOkOnlyIfAllOfItCounted) {
+  RequestRecord planned;
+  planned.wanted_tokens = 2;
+  for (const bool is_all_here : {true, false}) {
+    const auto box = std::make_shared<RecordBox>(time_);
+    RequestRecorder recorder(planned, std::nullopt, box);
+    EXPECT_TRUE(recorder.OnTokens(is_all_here ? 2 : 1));
+    recorder.SetCancelled();
+    EXPECT_TRUE(is_all_here || !recorder.OnTokens(1));
+    recorder.OnEnd({});
+    const std::vector<RequestRecord> records = box->TakeAll();
+    ASSERT_EQ(records.size(), 1u);
+    EXPECT_EQ(records[0].outcome, is_all_here ? Outcome::kOk : Outcome::kCancelled);
+  }
+}
+
 TEST_F(LoadRunTest, RequestsCarryWhatTheSettingsSay) {
   BenchSettings settings = SettingsOf(OpenLoop{.rate = 5, .arrivals = ArrivalKind::kConstant}, 3);
   settings.temperature = 0.5;

@@ -18,7 +18,10 @@ std::vector<RequestRecord> RecordBox::TakeAll() {
 }
 
 bool RequestRecorder::OnTokens(uint32_t count) {
-  if (is_cancelled_) return false;
+  if (is_cancelled_) {
+    has_refused_ = true;
+    return false;
+  }
   const MonoTime now = box_->time().Now();
   for (uint32_t i = 0; i < count; ++i) {
     if (record_.tokens == 0) {
@@ -37,7 +40,7 @@ bool RequestRecorder::OnTokens(uint32_t count) {
 void RequestRecorder::OnEnd(const BenchEnd& end) {
   record_.ended = box_->time().Now();
   record_.end = end;
-  if (end.status.ok()) {
+  if (end.status.ok() && !has_refused_) {
     record_.outcome = Outcome::kOk;
   } else {
     record_.outcome = is_cancelled_ ? Outcome::kCancelled : Outcome::kFailed;

@@ -56,7 +56,7 @@ class RequestRecorder : public BenchObserver {
   bool OnTokens(uint32_t count) override;
   void OnEnd(const BenchEnd& end) override;
 
-  // From now on an error is what we asked for. Any thread.
+  // From now on tokens are refused, and an error is what we asked for. Any thread.
   void SetCancelled() { is_cancelled_ = true; }
 
  private:
@@ -64,6 +64,7 @@ class RequestRecorder : public BenchObserver {
   const std::optional<uint32_t> cancel_after_;
   const std::shared_ptr<RecordBox> box_;
   MonoTime last_token_;
+  bool has_refused_ = false;  // tokens, so that an answer the target completed is not whole
   std::atomic<bool> is_cancelled_ = false;
 };
 
