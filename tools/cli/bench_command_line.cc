@@ -4,6 +4,8 @@
 #include <memory>
 #include <vector>
 
+#include "tools/cli/option_values.h"
+
 namespace terrace {
 namespace {
 
@@ -63,9 +65,11 @@ void AddLoad(CLI::App& bench, LoadFlags& load, BenchSettings& settings) {
   static const std::map<std::string, ArrivalKind> kKinds = {{"poisson", ArrivalKind::kPoisson},
                                                             {"constant", ArrivalKind::kConstant}};
   bench
-      .add_option("--arrivals", load.open.arrivals, "of an open loop: poisson or constant (default: poisson)")
+      .add_option_function<std::string>(
+          "--arrivals", [&load](const std::string& kind) { load.open.arrivals = kKinds.at(kind); },
+          "of an open loop: poisson or constant (default: poisson)")
       ->type_name("KIND")
-      ->transform(CLI::CheckedTransformer(kKinds).description(""))
+      ->check(CLI::IsMember(kKinds).description(""))
       ->needs(rate);
   bench
       .add_option("--max-in-flight", load.open.max_in_flight,
@@ -126,7 +130,7 @@ void AddWorkload(CLI::App& bench, BenchSettings& settings) {
       ->type_name("X")
       ->capture_default_str();
   bench.add_option("--priority", settings.priority, "-100 to 100, higher first")
-      ->type_name("N")
+      ->type_name(kSignedNumber)
       ->capture_default_str();
   bench
       .add_option("--cancel-fraction", workload.cancel_fraction, "of the requests, each after a random token")

@@ -77,7 +77,7 @@ class RouterTarget : public BenchTarget {
     v1::ListModelsResponse response;
     const grpc::Status called = stub_->ListModels(&context, {}, &response);
     const Status status = FromGrpcStatus(called, context);
-    if (!status.ok()) return Unavailable("no router answers at ", description_.name, ": ", Message(status));
+    if (!status.ok()) return NoneAnswers("router", description_.name, status);
     for (const v1::Model& model : response.models()) {
       if (model.id() != description_.model) continue;
       description_.context_length = model.context_length();

@@ -107,7 +107,8 @@ std::string Notes(const LevelResult& level) {
     out += Concat(name, ": ", failure.count, " failed, ", reason, ": ", Shorten(failure.example, 160), "\n");
   if (level.dropped > 0) {
     out += Concat(name, ": ", level.dropped, " of ", level.planned,
-                  " requests were not sent: --max-in-flight were under way\n");
+                  " requests were not sent, for --max-in-flight ",
+                  std::get<OpenLoop>(level.shape).max_in_flight, " were under way\n");
   }
   if (level.short_answers > 0) {
     const ShortAnswer& first = level.short_answer_examples.front();

@@ -244,6 +244,17 @@ TEST_P(BenchTargetsTest, NobodyThereIsUnavailableInOneLine) {
   EXPECT_THAT(Message(status), testing::Not(testing::HasSubstr("\n")));
 }
 
+TEST_P(BenchTargetsTest, AnotherKindOfServerIsSaidToBeThat) {
+  server_->Shutdown();
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+  builder.RegisterService(is_worker() ? static_cast<grpc::Service*>(&router_) : &worker_);
+  server_ = builder.BuildAndStart();
+  const Status status = Open().status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Message(status), Concat("what answers at ", address(), " is not a ", GetParam()));
+}
+
 TEST_F(BenchTargetsTest, AWorkersVocabularyIsItsTextTokensWithinTheModel) {
   const auto target = OpenWorkerBenchTarget(address());
   ASSERT_TRUE(target.ok()) << target.status();

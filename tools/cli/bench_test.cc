@@ -114,6 +114,10 @@ TEST(BenchCommandLine, SenselessFlagsAreOneLineUsageErrors) {
       {"--model", "m", "--rate", "1", "--arrivals", "bursty"},
       {"--model", "m", "--max-in-flight", "3"},
       {"--model", "m", "--requests", "0"},
+      {"--model", "m", "--requests", ""},
+      {"--model", "m", "--warmup", "-1"},
+      {"--model", "m", "--seed", "-1"},
+      {"--model", "m", "--json", ""},
       {"--model", "m", "--duration", "soon"},
       {"--model", "m", "--prompt-tokens", "many"},
       {"--model", "m", "--output-tokens", "uniform:9-3"},
@@ -130,6 +134,11 @@ TEST(BenchCommandLine, SenselessFlagsAreOneLineUsageErrors) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
     EXPECT_THAT(Message(status), Not(HasSubstr("\n")));
   }
+}
+
+TEST(BenchCommandLine, AnUnknownKindOfArrivalsIsToldTheKinds) {
+  EXPECT_THAT(Message(Parse({"--model", "m", "--rate", "1", "--arrivals", "bursty"}).status()),
+              HasSubstr("bursty not in {constant,poisson}"));
 }
 
 TEST(Bench, AModelInThisProcessIsMeasuredAtEveryLevel) {
@@ -186,9 +195,10 @@ TEST(BenchTable, SaysWhatAReaderMustKnow) {
   BenchSettings settings;
   settings.levels = {level.shape};
   const std::string text = FormatBenchReport(settings, {.kind = "worker", .name = "h:1"}, {level});
-  for (const char* wanted : {"worker h:1", "constant arrivals", "1 failed, overloaded: inbox full",
-                             "5 of 10 requests were not sent", "request 3: 5 of 32 tokens",
-                             "2 requests were drawn longer", "50.0 ms late", "2 did not end", "10.0"}) {
+  for (const char* wanted :
+       {"worker h:1", "constant arrivals", "1 failed, overloaded: inbox full",
+        "5 of 10 requests were not sent, for --max-in-flight 1024 were", "request 3: 5 of 32 tokens",
+        "2 requests were drawn longer", "50.0 ms late", "2 did not end", "10.0"}) {
     EXPECT_THAT(text, HasSubstr(wanted));
   }
 }

@@ -61,7 +61,7 @@ class WorkerTarget : public BenchTarget {
     v1::WorkerDescription worker;
     const grpc::Status called = stub_->Describe(&context, {}, &worker);
     const Status status = FromGrpcStatus(called, context);
-    if (!status.ok()) return Unavailable("no worker answers at ", address_, ": ", Message(status));
+    if (!status.ok()) return NoneAnswers("worker", address_, status);
     instance_ = worker.instance();
     description_.kind = "worker";
     description_.name = address_;

@@ -6,6 +6,7 @@
 #include "CLI/CLI.hpp"
 #include "base/version.h"
 #include "tools/cli/bench_command_line.h"
+#include "tools/cli/option_values.h"
 
 namespace terrace {
 namespace {
@@ -295,6 +296,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddSynthesize(app, synthesize);
   AddBench(app, bench);
   const CLI::App* const version = app.add_subcommand("version", "Print the version.");
+  CheckOptionValues(app);
 
   const auto command = [&app] {
     const std::vector<CLI::App*> parsed = app.get_subcommands();

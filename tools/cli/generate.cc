@@ -2,6 +2,7 @@
 
 #include <iostream>
 #include <iterator>
+#include <span>
 #include <vector>
 
 #include "base/mapped_file.h"
@@ -43,12 +44,19 @@ StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& options) {
   return request;
 }
 
-void ShowTokens(const std::vector<v1::OutputToken>& tokens, const char* label, std::ostream& out) {
+void ShowTokens(std::span<const v1::OutputToken> tokens, const char* label, std::ostream& out) {
   for (const v1::OutputToken& token : tokens) {
     out << label << token.id() << "\t" << token.logprob();
     for (const v1::TokenLogprob& top : token.top()) out << "\t" << top.token() << ":" << top.logprob();
     out << "\n";
   }
+}
+
+// The first token of a prompt has no log-probability.
+void ShowPrompt(std::span<const v1::OutputToken> tokens, std::ostream& out) {
+  if (tokens.empty()) return;
+  out << "prompt\t" << tokens.front().id() << "\t-\n";
+  ShowTokens(tokens.subspan(1), "prompt\t", out);
 }
 
 // One answer is shown as it comes.
@@ -78,7 +86,7 @@ Status RunGenerate(const GenerateOptions& options, const CommandContext& context
     context.out << AnswersToJson(answers).dump() << "\n";
     return Status();
   }
-  if (options.prompt_logprobs) ShowTokens(answers.front().prompt_tokens, "prompt\t", context.out);
+  if (options.prompt_logprobs) ShowPrompt(answers.front().prompt_tokens, context.out);
   for (size_t i = 0; i < answers.size(); ++i) {
     if (!is_streamed) {
       const std::string& text = answers[i].text;

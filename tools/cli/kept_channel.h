@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "base/status.h"
 #include "grpcpp/channel.h"
 
 namespace terrace {
@@ -12,5 +13,8 @@ namespace terrace {
 // when the last channel with callback calls is dropped on one of its own threads, as the end of a stream may
 // do. One or two a process; called by the main thread only.
 std::shared_ptr<grpc::Channel> MakeKeptChannel(const std::string& address);
+
+// A call to a `kind` ("router", "worker") at `address` ended with `status`: why there is none.
+Status NoneAnswers(const char* kind, const std::string& address, const Status& status);
 
 }  // namespace terrace

@@ -263,6 +263,18 @@ TEST(Generate, SeveralAnswersHaveAHeadingEachAndAreAListInJson) {
   EXPECT_FALSE(json["answers"][1].contains("prompt_tokens"));
 }
 
+TEST(Generate, TheFirstTokenOfAPromptIsShownWithoutALogProbability) {
+  GenerateOptions options;
+  options.target.model = kNano;
+  options.target.threads = 1;
+  options.prompt = "Once upon";
+  options.request.max_tokens = 1;
+  options.prompt_logprobs = true;
+  TestContext test;
+  ASSERT_EQ(RunGenerate(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), testing::ContainsRegex("\nprompt\t[0-9]+\t-\nprompt\t[0-9]+\t-[0-9.]+\n"));
+}
+
 TEST(Generate, AMalformedMessagesFileIsExitCode65) {
   const std::string file = testing::TempDir() + "/messages.json";
   std::ofstream(file) << R"([{"role": "user"}])";

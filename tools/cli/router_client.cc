@@ -11,10 +11,11 @@ namespace {
 
 constexpr std::chrono::seconds kListTimeout(10);
 
-// An UNAVAILABLE without a reason comes from gRPC itself: nobody answered at `address`.
+// These codes without a reason come from gRPC itself: no router answered at `address`.
 Status Explain(const Status& status, const std::string& address) {
-  if (status.code() != StatusCode::kUnavailable || !Reason(status).empty()) return status;
-  return Unavailable("no router answers at ", address, " (`terrace up` starts one): ", Message(status));
+  const bool is_of_grpc =
+      status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kUnimplemented;
+  return is_of_grpc && Reason(status).empty() ? NoneAnswers("router", address, status) : status;
 }
 
 // One Generate stream; keeps itself alive until gRPC is done with it.

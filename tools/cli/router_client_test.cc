@@ -6,6 +6,7 @@
 
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "proto/terrace/v1/worker.grpc.pb.h"
 
 namespace terrace {
 namespace {
@@ -100,6 +101,19 @@ TEST_F(RouterClientTest, NobodyAtTheAddressIsSaidInOneLine) {
   const Status status = AskOnce("hello").status();
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_NE(Message(status).find("no router answers at " + address()), std::string::npos) << status;
+}
+
+TEST_F(RouterClientTest, AServerThatIsNoRouterIsSaidToBeThat) {
+  server_->Shutdown();
+  v1::Worker::Service worker;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+  builder.RegisterService(&worker);
+  server_ = builder.BuildAndStart();
+  const Status status = AskOnce("hello").status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Message(status), "what answers at " + address() + " is not a router");
+  server_->Shutdown();
 }
 
 }  // namespace

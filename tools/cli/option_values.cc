@@ -1,0 +1,48 @@
+#include "tools/cli/option_values.h"
+
+#include <charconv>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::string_view kText = "TEXT";  // CLI11's own name
+
+template <typename T>
+bool IsNumber(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+bool HasLeadingZero(std::string_view text) { return text.size() > 1 && text.front() == '0'; }
+
+// "" where `text` is a value of the type, else what is wrong.
+std::string ValueError(std::string_view type, const std::string& text) {
+  if (text.empty()) return "the value is empty";
+  type = type.substr(0, type.find(','));
+  if (type == kWholeNumber && (!IsNumber<uint64_t>(text) || HasLeadingZero(text)))
+    return Concat("\"", text, "\" is not a whole number from 0 to ", UINT64_MAX);
+  if (type == kSignedNumber && !IsNumber<int64_t>(text))
+    return Concat("\"", text, "\" is not a whole number");
+  if (type == kRealNumber && !IsNumber<double>(text)) return Concat("\"", text, "\" is not a number");
+  return "";
+}
+
+}  // namespace
+
+void CheckOptionValues(CLI::App& app) {
+  for (CLI::Option* const option : app.get_options()) {
+    const std::string type = option->get_type_name();
+    if (option->get_expected_max() == 0 || type == kText) continue;  // a flag, or any text
+    option->check([type](const std::string& text) { return ValueError(type, text); }, /*description=*/"");
+  }
+  for (CLI::App* const command : app.get_subcommands([](CLI::App*) { return true; }))
+    CheckOptionValues(*command);
+}
+
+}  // namespace terrace
