@@ -74,6 +74,7 @@ struct Scheduler::Sequence {
   uint32_t computed = 0;             // positions [0, computed) are in `blocks`, or in `host_blocks`
   uint32_t scored = 0;               // positions whose scores were sent
   BlockTable blocks;                 // while running
+  uint32_t published = 0;            // whole ones of `blocks` that the prefix cache was told of
   std::vector<BlockId> host_blocks;  // while swapped
   uint32_t copied = 0;               // the end of the rows that were copied from another block; 0: none were
   bool is_running = false, is_paused = false, is_finished = false;
@@ -165,6 +166,7 @@ StepPlan Scheduler::Schedule(MonoTime now) {
   StepPlan plan;
   planned_.clear();
   DropDead(now);
+  EndOverdueFollowing(now);
   const uint64_t before = preemptions();
   MakeRoomForDecodes(plan);
   // Who just gave its blocks up is not taken back in the same breath, unless nobody else can run.
@@ -213,10 +215,9 @@ void Scheduler::Enqueue(SequencePtr sequence) {
 Scheduler::SequencePtr Scheduler::Dequeue(Sequence& sequence) {
   if (sequence.following.has_value()) {
     std::erase(promised_.at(*sequence.following).followers, &sequence);
-    sequence.following.reset();
-  } else {
-    queue_.erase({sequence.queue_key, &sequence});
+    EndFollowing(sequence);
   }
+  queue_.erase({sequence.queue_key, &sequence});
   waiting_tokens_ -= sequence.missing;
   SequencePtr out = std::exchange(waiting_[sequence.place], nullptr);
   if (out != waiting_.back()) {
@@ -349,8 +350,7 @@ bool Scheduler::TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now) {
   const size_t limit = is_swapped ? sequence.computed : sequence.prefix_limit();
   PrefixMatch match = blocks_.Match(sequence.root, sequence.keys, sequence.tokens, limit);
   if (is_swapped) match.tail = -1;  // the host has it
-  const bool is_overdue = Seconds(now - sequence.arrived) > options_.max_prefill_wait_seconds;
-  if (!is_swapped && !is_overdue && Follow(sequence, match.blocks.size())) return false;
+  if (!is_swapped && !IsOverdue(sequence, now) && Follow(sequence, match.blocks.size())) return false;
 
   const size_t blocks = BlocksFor(sequence.tokens.size(), options_.block_tokens) - match.blocks.size();
   for (const BlockId block : match.blocks) blocks_.Share(block);
@@ -375,7 +375,7 @@ bool Scheduler::TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now) {
   if (!sequence.admitted.has_value()) {
     sequence.admitted = now;
     sequence.stats.cached_tokens = match.tokens;
-    totals_.prefix_query_tokens += sequence.prompt_tokens;
+    if (options_.prefix_cache) totals_.prefix_query_tokens += sequence.prompt_tokens;
     totals_.prefix_hit_tokens += match.tokens;
     latencies_.queue.push_back(Seconds(now - sequence.arrived));
   }
@@ -398,7 +398,27 @@ bool Scheduler::Follow(Sequence& sequence, size_t whole_blocks) {
   queue_.erase({sequence.queue_key, &sequence});
   sequence.following = last;
   promised_.at(*last).followers.push_back(&sequence);
+  following_.emplace(sequence.arrived, &sequence);
   return true;
+}
+
+// It is in the queue again; its leader's promise is the caller's.
+void Scheduler::EndFollowing(Sequence& sequence) {
+  sequence.following.reset();
+  following_.erase({sequence.arrived, &sequence});
+  queue_.emplace(sequence.queue_key, &sequence);
+}
+
+bool Scheduler::IsOverdue(const Sequence& sequence, MonoTime now) const {
+  return Seconds(now - sequence.arrived) > options_.max_prefill_wait_seconds;
+}
+
+void Scheduler::EndOverdueFollowing(MonoTime now) {
+  while (!following_.empty() && IsOverdue(*following_.begin()->second, now)) {
+    Sequence& sequence = *following_.begin()->second;
+    std::erase(promised_.at(*sequence.following).followers, &sequence);
+    EndFollowing(sequence);
+  }
 }
 
 // Preempts who has to give way until there are a place and `blocks` blocks for `sequence`, and one block more
@@ -432,6 +452,7 @@ bool Scheduler::FreeUp(const Sequence& sequence, size_t blocks, StepPlan& plan) 
 // Blocks for all tokens: those of `match`, which are shared already, then new ones.
 void Scheduler::TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPlan& plan) {
   sequence.blocks = match.blocks;
+  sequence.published = static_cast<uint32_t>(match.blocks.size());
   const size_t needed = BlocksFor(sequence.tokens.size(), options_.block_tokens) - match.blocks.size();
   CHECK(blocks_.Allocate(needed, sequence.blocks).ok());
   if (!sequence.host_blocks.empty()) {
@@ -469,10 +490,7 @@ void Scheduler::WithdrawPromises(Sequence& sequence) {
 void Scheduler::Withdraw(const Sequence& sequence, const Hash128& key) {
   const auto promised = promised_.find(key);
   if (promised == promised_.end() || promised->second.by != &sequence) return;
-  for (Sequence* follower : promised->second.followers) {
-    follower->following.reset();
-    queue_.emplace(follower->queue_key, follower);
-  }
+  for (Sequence* follower : promised->second.followers) EndFollowing(*follower);
   promised_.erase(promised);
 }
 
@@ -543,7 +561,7 @@ void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const 
   sequence.computed += static_cast<uint32_t>(planned.tokens.size());
   if (!planned.is_decode) totals_.prompt_tokens += planned.tokens.size();
   if (!sequence.decoding.has_value() && sequence.computed >= sequence.prompt_tokens) sequence.decoding = now;
-  if (options_.prefix_cache) Publish(sequence, first);
+  if (options_.prefix_cache) Publish(sequence);
   if (planned.score) sequence.scored = std::min(sequence.computed, sequence.prompt_tokens);
   if (!output.scores.empty()) sequence.sink->OnPromptScores(first + 1, output.scores);
   if (output.token.has_value()) {
@@ -564,28 +582,30 @@ void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const 
   }
 }
 
-// What led to an error is not used again, whoever computed it. Whatever holds the rows that were copied goes
-// first: it is found behind the sequence's own blocks.
+// What led to an error is not used again, whoever computed it, nor what a preemption left of it. Whatever
+// holds the rows that were copied goes first: it is found behind the sequence's own blocks.
 void Scheduler::ForgetBlocks(const Sequence& sequence) {
   const uint32_t copied = sequence.copied;
   const auto copy = [&] { return blocks_.Match(sequence.root, sequence.keys, sequence.tokens, copied); };
   for (PrefixMatch match = copy(); match.tail >= 0 && match.tokens == copied; match = copy())
     blocks_.Forget(match.tail);
-  for (const BlockId block : sequence.blocks) blocks_.Forget(block);
+  blocks_.ForgetAlike(sequence.root, sequence.keys, sequence.tokens);
 }
 
-// The rows computed from `first_position` on can be found from now on.
-void Scheduler::Publish(Sequence& sequence, uint32_t first_position) {
+// All computed rows can be found from now on, also those that came back from the host.
+void Scheduler::Publish(Sequence& sequence) {
   const uint32_t block_tokens = options_.block_tokens;
   const std::span<const int32_t> computed = std::span(sequence.tokens).first(sequence.computed);
   ExtendBlockKeys(sequence.root, computed, block_tokens, sequence.keys);
-  for (size_t i = first_position / block_tokens; i * block_tokens < computed.size(); ++i) {
+  for (size_t i = sequence.published; i * block_tokens < computed.size(); ++i) {
     const auto tokens = computed.subspan(i * block_tokens);
     const bool is_whole = tokens.size() >= block_tokens;
     sequence.blocks[i] = blocks_.Publish(sequence.blocks[i], i == 0 ? sequence.root : sequence.keys[i - 1],
                                          tokens.first(std::min<size_t>(tokens.size(), block_tokens)),
                                          is_whole ? std::optional(sequence.keys[i]) : std::nullopt);
-    if (is_whole) Withdraw(sequence, sequence.keys[i]);
+    if (!is_whole) break;
+    sequence.published = static_cast<uint32_t>(i) + 1;
+    Withdraw(sequence, sequence.keys[i]);
   }
 }
 
@@ -670,7 +690,7 @@ void Scheduler::Check() const {
     followers += promised.followers.size();
     CHECK(promised.by->is_running && !promised.by->is_paused);
   }
-  CHECK(followers == following);
+  CHECK(followers == following && following_.size() == following);
   if (running_.empty()) CHECK(blocks_.held() == 0 && promised_.empty());
 }
 

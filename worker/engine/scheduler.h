@@ -7,7 +7,8 @@
 // - Prompts are taken by priority and, within one, the shortest remaining first, aged: a prompt loses ground
 //   to later ones only for max_prefill_wait, however long it is. The same order decides who is admitted.
 // - Blocks are taken as needed. A sequence starts from the longest beginning of its tokens that the prefix
-//   cache holds; one whose next block another running sequence is about to compute waits for that.
+//   cache holds; one whose next block another running sequence is about to compute waits for that, until it
+//   has waited for max_prefill_wait in all.
 // - When blocks run out, the sequence that is last by (priority, not paused, arrival) gives its blocks up and
 //   waits again: swapped to host memory or computed again later, whichever is expected to take less time. So
 //   the oldest sequence of the highest priority always goes on.
@@ -63,7 +64,8 @@ struct SchedulerStats {
   // CancelAll).
   uint64_t prompt_tokens = 0, generated_tokens = 0, finished = 0, failed = 0, cancelled = 0;
   uint64_t recompute_preemptions = 0, swap_preemptions = 0;
-  uint64_t prefix_query_tokens = 0, prefix_hit_tokens = 0;  // of prompts when first admitted
+  // Of prompts when first admitted; none without a prefix cache.
+  uint64_t prefix_query_tokens = 0, prefix_hit_tokens = 0;
 };
 
 // Waits of sequences that ended since they were last taken, in seconds.
@@ -123,6 +125,9 @@ class Scheduler {
   void Admit(StepPlan& plan, MonoTime now);
   bool TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now);
   bool Follow(Sequence& sequence, size_t whole_blocks);
+  void EndFollowing(Sequence& sequence);
+  bool IsOverdue(const Sequence& sequence, MonoTime now) const;
+  void EndOverdueFollowing(MonoTime now);
   bool FreeUp(const Sequence& sequence, size_t blocks, StepPlan& plan);
   void TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPlan& plan);
   void WithdrawPromises(Sequence& sequence);
@@ -134,7 +139,7 @@ class Scheduler {
   SequencePtr Dequeue(Sequence& sequence);
   void Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output, MonoTime now);
   void ForgetBlocks(const Sequence& sequence);
-  void Publish(Sequence& sequence, uint32_t first_position);
+  void Publish(Sequence& sequence);
   void Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now);
   bool IsEnd(const Sequence& sequence, int32_t token) const;
   void Check() const;
@@ -154,7 +159,8 @@ class Scheduler {
     std::vector<Sequence*> followers;
   };
   std::unordered_map<Hash128, Promised, HashOfKey> promised_;
-  size_t next_checked_ = 0;  // in waiting_
+  std::set<std::pair<MonoTime, Sequence*>> following_;  // by arrival
+  size_t next_checked_ = 0;                             // in waiting_
   uint64_t waiting_tokens_ = 0;
 
   std::vector<Sequence*> planned_;  // whose part sequences[i] of the last plan is; empty after its Commit

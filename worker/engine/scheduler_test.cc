@@ -261,6 +261,14 @@ TEST(Scheduler, NobodyOvertakesASequenceThatWaitsForBlocks) {
   EXPECT_LT(large->Wait().result.stats.queue_seconds, larger->Wait().result.stats.queue_seconds);
 }
 
+// Two answers that do not fit together.
+SchedulerOptions TightOptions(uint32_t host_blocks) {
+  SchedulerOptions options = SmallOptions();
+  options.blocks = 16;
+  options.host_blocks = host_blocks;
+  return options;
+}
+
 // The tokens of `spec` that came from the cache, run alone after what `harness` ran before.
 uint32_t CachedTokens(Harness& harness, SequenceSpec spec) {
   const auto sink = harness.Add(std::move(spec));
@@ -355,6 +363,20 @@ TEST(PrefixCache, WhoAwaitsAPrefixGoesOnAloneWhenItIsGivenUp) {
   EXPECT_EQ(follower->Wait().result.stats.cached_tokens, 16u);
 }
 
+TEST(PrefixCache, NobodyAwaitsAPrefixForLongerThanTheBound) {
+  SchedulerOptions options = SmallOptions();
+  options.max_prefill_wait_seconds = 0.010;
+  Harness harness(options);
+  const auto leader = harness.Add(Spec(200, 5, 1)), follower = harness.Add(Spec(200, 5, 1));
+  for (int step = 1; step <= 10; ++step) ASSERT_TRUE(harness.Step());  // of 13 that the prompt takes
+  EXPECT_EQ(harness.scheduler.Stats().running, 1u);
+  ASSERT_TRUE(harness.Step());
+  EXPECT_EQ(harness.scheduler.Stats().running, 2u);
+  harness.RunAll();
+  EXPECT_EQ(follower->Wait().result.stats.cached_tokens, 160u);
+  EXPECT_EQ(follower->Wait().ids(), leader->Wait().ids());
+}
+
 TEST(PrefixCache, EqualAnswersShareTheirBlocks) {
   Harness harness;
   for (int i = 0; i < 4; ++i) harness.Add(Spec(64, 100, 1));
@@ -395,6 +417,46 @@ TEST(PrefixCache, EveryCopyOfRowsThatLedToANumericErrorIsForgotten) {
   }
 }
 
+// Out and back again, it left a copy behind.
+TEST(PrefixCache, WhatASwapLeftOfRowsThatLedToANumericErrorIsForgotten) {
+  for (const uint32_t prompt : {10u, 40u}) {
+    SchedulerOptions options = SmallOptions();
+    options.max_sequences = 1;
+    options.host_blocks = 10;
+    bool fails = false;
+    Harness harness(options, {.fail_sequence = [&](const PlannedSequence& part) {
+                      return fails && part.sampling->seed == 1 ? WithReason(Internal("NaN"), "numeric_error")
+                                                               : Status();
+                    }});
+    const auto poisoned = harness.Add(Spec(prompt, 9, 1));
+    while (harness.scheduler.Stats().generated_tokens < 2) ASSERT_TRUE(harness.Step());
+    SequenceSpec urgent = Spec(5, 1, 2);
+    urgent.priority = 1;
+    harness.Add(urgent);
+    ASSERT_TRUE(harness.Step());
+    ASSERT_EQ(harness.scheduler.Stats().swap_preemptions, 1u);
+    fails = true;
+    harness.RunAll();
+    ASSERT_EQ(Reason(poisoned->Wait().result.error), "numeric_error");
+    fails = false;
+    SequenceSpec again = Spec(prompt, 1, 1), next = again;
+    next.prompt.push_back(WantedTokens(1, 1)[0]);
+    EXPECT_EQ(CachedTokens(harness, again), 0u);
+    EXPECT_EQ(CachedTokens(harness, next), prompt);  // what `again` computed, and no more
+  }
+}
+
+TEST(PrefixCache, HoldsASequenceThatCameBackFromTheHost) {
+  Harness harness(TightOptions(/*host_blocks=*/100));
+  harness.Add(Spec(60, 150, 1));
+  const auto swapped = harness.Add(Spec(60, 150, 2));
+  harness.RunAll();
+  ASSERT_EQ(harness.scheduler.Stats().swap_preemptions, 1u);
+  SequenceSpec next = Spec(60, 1, 2);
+  for (const int32_t token : swapped->Wait().ids()) next.prompt.push_back(token);
+  EXPECT_EQ(CachedTokens(harness, next), 60u + 149u);
+}
+
 TEST(PrefixCache, OffMeansNothingIsKept) {
   SchedulerOptions options = SmallOptions();
   options.prefix_cache = false;
@@ -402,6 +464,7 @@ TEST(PrefixCache, OffMeansNothingIsKept) {
   EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 0u);
   EXPECT_EQ(CachedTokens(harness, Spec(100, 1, 1)), 0u);
   EXPECT_EQ(harness.scheduler.Stats().cached_blocks, 0u);
+  EXPECT_EQ(harness.scheduler.Stats().prefix_query_tokens, 0u);
 }
 
 // The whole pool is needed, and a block of it could be copied from: the copy is done without.
@@ -413,14 +476,6 @@ TEST(PrefixCache, ATailThatTakesTheLastBlockIsComputedInstead) {
   SequenceSpec other = Spec(64, 1, 1);
   other.prompt[40] = 999;
   EXPECT_EQ(CachedTokens(harness, other), 32u);
-}
-
-// Two answers that do not fit together.
-SchedulerOptions TightOptions(uint32_t host_blocks) {
-  SchedulerOptions options = SmallOptions();
-  options.blocks = 16;
-  options.host_blocks = host_blocks;
-  return options;
 }
 
 TEST(Preemption, TheNewestGivesWayAndBothAnswersAreWhole) {

@@ -153,6 +153,19 @@ BlockId BlockManager::Publish(BlockId id, const Hash128& parent, std::span<const
   return id;
 }
 
+void BlockManager::ForgetAlike(const Hash128& root, std::span<const Hash128> keys,
+                               std::span<const int32_t> tokens) {
+  for (size_t i = 0; i <= keys.size() && !tokens.empty(); ++i) {
+    const auto newest = tails_.find({i == 0 ? root : keys[i - 1], tokens[0]});
+    for (BlockId id = newest == tails_.end() ? kNone : newest->second; id != kNone;) {
+      const BlockId next = At(id).next_sibling;
+      if (CommonRows(TokensOf(id), tokens) == At(id).rows) Forget(id);
+      id = next;
+    }
+    tokens = tokens.subspan(std::min<size_t>(block_tokens_, tokens.size()));
+  }
+}
+
 void BlockManager::Forget(BlockId id) {
   Block& block = At(id);
   if (block.rows == 0) return;

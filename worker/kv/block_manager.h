@@ -63,7 +63,10 @@ class BlockManager {
   // the same whole block already, that one is shared and `block` is released.
   BlockId Publish(BlockId block, const Hash128& parent, std::span<const int32_t> tokens,
                   const std::optional<Hash128>& key);
-  // Nobody finds the block any more: what it holds is wrong.
+  // Nobody finds the blocks any more that hold nothing but rows of `tokens`, whoever computed them: what they
+  // hold is wrong. `keys`: those of the whole blocks of `tokens`, after `root`.
+  void ForgetAlike(const Hash128& root, std::span<const Hash128> keys, std::span<const int32_t> tokens);
+  // Nor this one.
   void Forget(BlockId block);
 
   uint32_t holders(BlockId block) const { return At(block).holders; }

@@ -94,6 +94,28 @@ TEST(BlockManager, TwoBlocksWithTheSameRowsBecomeOne) {
   EXPECT_EQ(manager.free(), 3u);
 }
 
+TEST(BlockManager, WhatHoldsOnlyRowsOfWrongTokensIsForgottenWhoeverHoldsIt) {
+  BlockManager manager({.blocks = 12, .block_tokens = 4});
+  const std::vector<int32_t> wrong = {1, 2, 3, 4, 5, 6, 7};
+  BlockTable tables[4];
+  const std::vector<int32_t> contents[] = {wrong, {1, 2, 3}, {1, 2, 3, 4, 5, 9}, {1, 9}};
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_TRUE(manager.Allocate(BlocksFor(contents[i].size(), 4), tables[i]).ok());
+    PublishAll(manager, contents[i], 4, tables[i]);
+  }
+  manager.Release(tables[1]);
+  manager.ForgetAlike(kRoot, KeysOf(wrong, 4), wrong);
+  EXPECT_EQ(manager.Match(kRoot, KeysOf(wrong, 4), wrong, 7).tail_rows, 1u);  // of {1, 9}
+  EXPECT_EQ(manager.cached(), 0u);
+  BlockTable again;  // what followed another's whole block is still known
+  ASSERT_TRUE(manager.Allocate(1, again).ok());
+  PublishAll(manager, std::span(wrong).first(4), 4, again);
+  const PrefixMatch match = manager.Match(kRoot, KeysOf(contents[2], 4), contents[2], 6);
+  EXPECT_EQ(match.blocks, again);
+  EXPECT_EQ(match.tail, tables[2][1]);
+  manager.Audit(std::vector<const BlockTable*>{&tables[0], &tables[2], &tables[3], &again});
+}
+
 TEST(BlockManagerDeathTest, ABlockIsNotGivenBackTwice) {
   BlockManager manager({.blocks = 4});
   BlockTable table, copy;
@@ -158,7 +180,10 @@ TEST(BlockManager, RandomOperationsAgreeWithAPlainModel) {
       } else if (!holders.empty()) {
         const size_t i = draw(0, static_cast<uint32_t>(holders.size() - 1));
         if (draw(0, 9) == 0) {
-          for (const BlockId block : holders[i].blocks) manager.Forget(block);
+          const auto& tokens = holders[i].tokens;
+          const auto keys = KeysOf(tokens, block_tokens);
+          manager.ForgetAlike(kRoot, keys, tokens);
+          ASSERT_TRUE(manager.Match(kRoot, keys, tokens, tokens.size()).blocks.empty());
         }
         manager.Release(holders[i].blocks);
         holders.erase(holders.begin() + static_cast<ptrdiff_t>(i));
