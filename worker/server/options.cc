@@ -41,6 +41,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
   const v1::KvConfig& kv = config.kv();
   RETURN_IF_ERROR(SetCount("kv.block_tokens", kv.has_block_tokens(), kv.block_tokens(), out.block_tokens));
+  if (kv.has_pool_bytes() && kv.pool_bytes() == 0) return Bad("kv.pool_bytes", "must be at least 1");
   if (kv.has_pool_bytes()) out.kv_pool_bytes = kv.pool_bytes();
   if (kv.has_dtype()) out.kv_dtype = kv.dtype();
   if (kv.has_prefix_cache()) out.prefix_cache = kv.prefix_cache();

@@ -80,6 +80,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.max_prefill_wait_seconds is 0, not in (0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},
+      {"{model: m, kv: {pool_bytes: 0}}", "kv.pool_bytes: must be at least 1"},
       {"{model: m, kv: {block_tokens: 5000}}", "kv.block_tokens is 5000, not in [1, 1024]"},
       {"{model: m, log: {level: loud}}", "log.level: "},
       {"{model: m, log: {format: xml}}", "log.format: "},
