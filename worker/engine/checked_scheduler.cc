@@ -489,7 +489,7 @@ void CheckedScheduler::CheckCachedTokens(const Sequence& sequence) {
 
 // Of two sequences of which both waited when one was admitted first: the higher priority; of equal ones, who
 // came earlier and is no longer, and who came more than max_prefill_wait earlier. A sequence that is full
-// waits, and one that may wait for another's prefix does.
+// waits, and one that may wait for another's prefix does, for max_prefill_wait at most.
 void CheckedScheduler::CheckAdmissionOrder() {
   const SchedulerOptions& options = options_.scheduler;
   std::map<std::pair<std::string, std::vector<int32_t>>, int> beginnings;
@@ -500,10 +500,11 @@ void CheckedScheduler::CheckAdmissionOrder() {
                                                                                       std::ssize(prompt))));
   };
   for (const auto& sequence : sequences_) ++beginnings[beginning(*sequence)];
+  const double bound = options.max_prefill_wait_seconds;
   struct Admission {
     const Sequence* sequence;
     size_t arrived, admitted;  // steps
-    bool may_wait;
+    MonoTime may_wait_until;
   };
   std::vector<Admission> all;
   for (const auto& sequence : sequences_) {
@@ -512,12 +513,14 @@ void CheckedScheduler::CheckAdmissionOrder() {
         static_cast<size_t>(std::ranges::upper_bound(steps_, sequence->arrived) - steps_.begin()) + 1;
     const size_t admitted = AdmittedIn(*sequence);
     const bool shares = options.prefix_cache && beginnings[beginning(*sequence)] > 1;
-    all.push_back({sequence.get(), arrived, admitted, sequence->was_full || shares});
+    const MonoTime may_wait_until = sequence->was_full ? MonoTime::max()
+                                    : shares           ? sequence->arrived + ToDuration(bound)
+                                                       : sequence->arrived;
+    all.push_back({sequence.get(), arrived, admitted, may_wait_until});
   }
-  const double bound = options.max_prefill_wait_seconds;
   for (const Admission& s : all) {
-    if (s.may_wait) continue;
     for (const Admission& x : all) {
+      if (steps_[x.admitted - 1] <= s.may_wait_until) continue;
       if (x.admitted < s.arrived || x.admitted >= s.admitted) continue;  // x went while s waited
       const SequenceSpec &a = s.sequence->spec, &b = x.sequence->spec;
       Expect(a.priority <= b.priority, "sequence ", x.sequence->id, " went before ", s.sequence->id,
