@@ -23,7 +23,8 @@ const CpuLeaves kAvx2Leaves = {
     .embed = EmbedTokens,
     .rms_norm = RmsNormTokens,
     .gemm = GemmOutputs,
-    .paged_attention = PagedAttentionItems,
+    .attend_span = AttendSpan,
+    .merge_spans = MergeSpans,
     .silu_mul = SiluMulElements,
     .softmax_weights = SoftmaxWeightsRow,
 };

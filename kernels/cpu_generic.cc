@@ -17,7 +17,8 @@ const CpuLeaves kGenericLeaves = {
     .embed = EmbedTokens,
     .rms_norm = RmsNormTokens,
     .gemm = GemmOutputs,
-    .paged_attention = PagedAttentionItems,
+    .attend_span = AttendSpan,
+    .merge_spans = MergeSpans,
     .silu_mul = SiluMulElements,
     .softmax_weights = SoftmaxWeightsRow,
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu_leaves.h"
@@ -10,14 +11,26 @@
 namespace terrace {
 namespace {
 
-// Multiply-adds that are worth waking another thread for: about 10 us of one core.
-constexpr size_t kPartWork = 512 << 10;
+// Multiply-adds that are worth another thread: a few microseconds of one core.
+constexpr size_t kPartWork = 128 << 10;
 
-// body(begin, end) over [0, count), each item costing `work` multiply-adds, in shares of whole `multiple`s.
+// body(begin, end) over [0, count), each item costing `work` multiply-adds, in even shares of whole
+// `multiple`s.
 void Share(ThreadPool& pool, size_t count, size_t work, size_t multiple,
            const std::function<void(size_t, size_t)>& body) {
-  const size_t items = std::max<size_t>(1, kPartWork / std::max<size_t>(1, work));
-  pool.ParallelFor(count, (items + multiple - 1) / multiple * multiple, body);
+  if (count == 0) return;
+  const size_t parts = std::clamp<size_t>(count * work / kPartWork, 1, pool.threads());
+  const size_t share = (count + parts - 1) / parts;
+  pool.ParallelFor(count, (share + multiple - 1) / multiple * multiple, body);
+}
+
+// Memory of the calling thread, whole cache lines, good until its next call.
+float* Scratch(size_t floats) {
+  constexpr size_t kLineFloats = 16;  // a vector that straddles two cache lines is loaded twice
+  thread_local std::vector<float> memory;
+  if (memory.size() < floats + kLineFloats) memory.resize(floats + kLineFloats);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (-address / sizeof(float)) % kLineFloats;
 }
 
 template <const CpuLeaves& kLeaves>
@@ -27,29 +40,75 @@ void RmsNorm(const RmsNormArgs& a, ThreadPool& pool) {
 
 template <const CpuLeaves& kLeaves>
 void Gemm(const GemmArgs& a, ThreadPool& pool) {
-  if (a.tokens == 0) return;
   // A quarter of a 1 MiB L2 cache: activations and outputs need the rest.
   constexpr size_t kTileFloats = 64 << 10;
   const size_t stride = (a.inputs() + 15) / 16 * 16, block = kLeaves.gemm_row_block;
   const size_t tile_rows =
       std::clamp<size_t>(kTileFloats / std::max<size_t>(1, stride) / block * block, block, 64);
   Share(pool, a.outputs(), a.inputs() * a.tokens, block, [&](size_t begin, size_t end) {
-    constexpr size_t kLineFloats = 16;  // a vector that straddles two cache lines is loaded twice
-    thread_local std::vector<float> memory;
-    if (memory.size() < tile_rows * stride + kLineFloats) memory.resize(tile_rows * stride + kLineFloats);
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    float* tile = memory.data() + (-address / sizeof(float)) % kLineFloats;
-    kLeaves.gemm(a, begin, end, tile, tile_rows, stride);
+    kLeaves.gemm(a, begin, end, Scratch(tile_rows * stride), tile_rows, stride);
+  });
+}
+
+// Each run by one thread, span after span.
+template <const CpuLeaves& kLeaves>
+void AttendByRuns(const PagedAttentionArgs& a, std::span<const AttentionRun> runs, size_t units,
+                  size_t unit_work, ThreadPool& pool) {
+  const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
+  Share(pool, units, unit_work, 1, [&](size_t begin, size_t end) {
+    float* partials = Scratch(AttentionRun::kMostQueries * pitch);
+    AttentionTotals totals;
+    auto run = std::ranges::lower_bound(runs, begin, {}, &AttentionRun::unit);
+    for (; run != runs.end() && run->unit < end; ++run) {
+      for (size_t span = 0; span < run->spans; ++span) {
+        kLeaves.attend_span(a, *run, span, partials);
+        kLeaves.merge_spans(a, *run, span, span + 1, partials, totals);
+      }
+    }
+  });
+}
+
+// The spans of a run by any threads; they are merged when all are there.
+template <const CpuLeaves& kLeaves>
+void AttendBySpans(const PagedAttentionArgs& a, std::span<const AttentionRun> runs, size_t units,
+                   size_t unit_work, ThreadPool& pool) {
+  const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
+  float* partials = Scratch(units * pitch);
+  const auto of_span = [&](const AttentionRun& run, size_t span) {
+    return partials + (run.unit + span * run.count) * pitch;
+  };
+  Share(pool, units, unit_work, 1, [&](size_t begin, size_t end) {
+    auto run = std::ranges::upper_bound(runs, begin, {}, &AttentionRun::unit) - 1;
+    for (; run != runs.end() && run->unit < end; ++run) {
+      for (size_t span = 0; span < run->spans; ++span) {
+        const size_t unit = run->unit + span * run->count;
+        if (unit >= begin && unit < end) kLeaves.attend_span(a, *run, span, of_span(*run, span));
+      }
+    }
+  });
+  const size_t merge_work = 2 * a.batch.head_dim * (units / runs.size() + 1);
+  Share(pool, runs.size(), merge_work, 1, [&](size_t begin, size_t end) {
+    for (const AttentionRun& run : runs.subspan(begin, end - begin)) {
+      AttentionTotals totals;
+      kLeaves.merge_spans(a, run, 0, run.spans, of_span(run, 0), totals);
+    }
   });
 }
 
 template <const CpuLeaves& kLeaves>
 void PagedAttention(const PagedAttentionArgs& a, ThreadPool& pool) {
-  if (a.batch.tokens == 0) return;
-  const auto* positions = a.batch.positions;
-  const size_t longest = size_t{*std::max_element(positions, positions + a.batch.tokens)} + 1;
-  Share(pool, a.batch.tokens * a.heads, 2 * longest * a.batch.head_dim, 1,
-        [&](size_t begin, size_t end) { kLeaves.paged_attention(a, begin, end); });
+  const std::span<const AttentionRun> runs = AttentionRuns(a);
+  if (runs.empty()) return;
+  const size_t units = runs.back().unit + runs.back().units();
+  const size_t largest = std::ranges::max(runs, {}, &AttentionRun::units).units();
+  const size_t furthest = *std::max_element(a.batch.positions, a.batch.positions + a.batch.tokens);
+  const size_t unit_work = 2 * std::min(kAttentionSpan, furthest + 1) * a.batch.head_dim;
+  // A run that is much of the whole leaves the other threads idle at its end.
+  constexpr size_t kRunsPerThread = 8, kMostPartials = 4 << 20;  // floats
+  const bool is_uneven = pool.threads() > 1 && largest * kRunsPerThread * pool.threads() > units;
+  const bool fits = units * AttentionPartial{a.batch.head_dim}.pitch() <= kMostPartials;
+  const auto attend = is_uneven && fits ? AttendBySpans<kLeaves> : AttendByRuns<kLeaves>;
+  attend(a, runs, units, unit_work, pool);
 }
 
 template <const CpuLeaves& kLeaves>

@@ -40,6 +40,20 @@ TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
   EXPECT_TRUE(std::isnan(out[18]));
   // Attention: paged_attention_test.cc, for every dtype of the KV cache.
 }
+TEST_P(EveryCpu, NoTokensAreNoWork) {
+  const RandomWeights weights(DType::kF16, 3, 20, /*seed=*/1);
+  std::vector<float> x(20, 1), out(20, 2);
+  ops().gemm({.x = x.data(), .weights = weights.matrix, .out = out.data(), .tokens = 0}, pool_);
+  ops().rms_norm(
+      {.x = x.data(), .weight = x.data(), .out = out.data(), .tokens = 0, .width = 20, .epsilon = 1e-5f},
+      pool_);
+  ops().silu_mul({.gate = x.data(), .up = x.data(), .out = out.data(), .count = 0}, pool_);
+  PagedAttentionArgs attention;
+  attention.batch.kv_heads = attention.heads = 2;
+  attention.out = out.data();
+  ops().paged_attention(attention, pool_);
+  EXPECT_EQ(out, std::vector<float>(20, 2));
+}
 INSTANTIATE_EVERY_CPU(EveryCpu);
 
 }  // namespace

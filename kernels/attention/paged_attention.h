@@ -4,10 +4,10 @@
 //   s[j] = scale * q . key[j],  out = sum_j softmax(s)[j] * value[j],  j over positions 0 to the token's own
 // Position j of a sequence lies in block block_table[j / block_tokens], row j % block_tokens.
 //
-// Same bits: positions are taken in chunks of kAttentionChunk that begin at its multiples, whatever the block
-// size, and chunks are merged in rising order with a running maximum (Milakov and Gimelshein, "Online
-// normalizer calculation for softmax", 2018). So the result of a token depends on its own position only, not
-// on how its prompt was cut.
+// Same bits: positions are taken in spans of kAttentionSpan that begin at its multiples, whatever the block
+// size. A span's softmax is relative to its own largest score, and spans are merged in rising order with a
+// running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). So the result
+// of a token depends on its own position only, not on how its prompt was cut nor on who computes which span.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ namespace terrace {
 
 class ThreadPool;
 
-inline constexpr size_t kAttentionChunk = 64;  // positions; 64 x 128 f32 values are a third of an L1 cache
+inline constexpr size_t kAttentionSpan = 256;  // positions
 
 // Where the keys and values of a batch's tokens live.
 struct PagedTokens {

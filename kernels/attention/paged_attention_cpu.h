@@ -1,11 +1,9 @@
-// Items [begin, end), an item being one query head of one token: item = (kv_head * tokens + token) * group +
-// query head of the group. Key-value heads are the outer index, so that a contiguous share of the items holds
-// short and long contexts alike. Neighbours of one sequence go together: a chunk's rows are found once for up
-// to kMostQueries of them, and read and converted once for up to kQueryBlock. Each still adds up its own row
-// alone. Included once per instruction set, after simd/vec16_*.h.
+// A run of queries (attention_runs.h) over one span of positions. The span's rows are found once for all of
+// them, and read and converted once for up to kQueryBlock. Each query still adds up its own row alone: which
+// others are with it does not change a bit. Included once per instruction set, after simd/vec16_*.h.
 #pragma once
 
-#include "kernels/attention/paged_attention.h"
+#include "kernels/attention/attention_runs.h"
 #include "kernels/simd/exp.h"
 
 namespace terrace {
@@ -52,25 +50,21 @@ inline Vec16 LoadRow(const std::byte* row, size_t d, size_t left) {
   }
 }
 
-// One query and its softmax so far: sum_j exp(s[j] - largest), with the weighted values beside it in `out`.
 struct Query {
-  const float* q = nullptr;
-  float* out = nullptr;
-  size_t positions = 0;  // it attends to [0, positions)
-  float largest = -__builtin_inff();
-  float sum = 0;
+  const float* q;
+  float* out;    // of this span
+  size_t count;  // it attends to the first so many rows
 };
 
-constexpr size_t kSpanChunks = 4, kSpan = kSpanChunks * kAttentionChunk;
-
-// The rows of up to kSpanChunks chunks. The last may be broken.
+// The rows of a span.
 struct Span {
   size_t count = 0;
-  size_t offsets[kSpan];                                     // in bytes, of keys and of values
-  alignas(64) float key_scales[kSpan], value_scales[kSpan];  // of scaled rows
-
-  size_t chunks() const { return (count + kAttentionChunk - 1) / kAttentionChunk; }
+  size_t offsets[kAttentionSpan];  // in bytes, of keys and of values
+  // Of scaled rows; 0 from the last to a whole vector.
+  alignas(64) float key_scales[kAttentionSpan], value_scales[kAttentionSpan];
 };
+
+inline size_t WholeVectors(size_t count) { return (count + 15) / 16 * 16; }
 
 // Finds positions [first, first + count).
 template <typename Rows>
@@ -90,8 +84,7 @@ inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, 
     }
   }
   if constexpr (Rows::kScaled) {
-    for (size_t j = count; j < span.chunks() * kAttentionChunk; ++j)
-      span.key_scales[j] = span.value_scales[j] = 0;
+    for (size_t j = count; j < WholeVectors(count); ++j) span.key_scales[j] = span.value_scales[j] = 0;
   }
 }
 
@@ -130,17 +123,15 @@ template <typename Rows, size_t kQueries>
   }
 }
 
-// weights[i][j] = scale * q_i . key_j; -infinity, which weighs nothing, from the last row to the end of its
-// chunk.
+// scores[i][j] = scale * q_i . key_j for j < count; what follows, to a whole vector, is anything.
 template <typename Rows, size_t kQueries>
-inline void Scores(const PagedAttentionArgs& a, const Span& span, const Query* queries,
-                   float (&weights)[kQueries][kSpan]) {
-  for (size_t first = 0; first < span.count; first += 16) {
+inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t count, const Query* queries,
+                   float (&scores)[kQueries][kAttentionSpan]) {
+  for (size_t first = 0; first < count; first += 16) {
     Vec16 products[kQueries][16];
-    const size_t count = span.count - first < 16 ? span.count - first : 16;
     for (size_t j = 0; j < 16; j += kKeyBlock) {
-      if (j < count) {
-        MultiplyKeys<Rows>(a, span.offsets + first + j, count - j, queries, products, j);
+      if (first + j < count) {
+        MultiplyKeys<Rows>(a, span.offsets + first + j, count - first - j, queries, products, j);
       } else {
         for (size_t i = 0; i < kQueries; ++i) {
           for (size_t k = j; k < j + kKeyBlock; ++k) products[i][k] = Zero();
@@ -150,173 +141,197 @@ inline void Scores(const PagedAttentionArgs& a, const Span& span, const Query* q
     for (size_t i = 0; i < kQueries; ++i) {
       Vec16 dots = SumEach(products[i]);
       if constexpr (Rows::kScaled) dots = Mul(dots, Load(span.key_scales + first));
-      Store(weights[i] + first, Mul(dots, Splat(a.scale)));
+      Store(scores[i] + first, Mul(dots, Splat(a.scale)));
     }
-  }
-  for (size_t i = 0; i < kQueries; ++i) {
-    for (size_t j = span.count; j < span.chunks() * kAttentionChunk; ++j) weights[i][j] = -__builtin_inff();
   }
 }
 
-// Scores to weights, exp(s - largest so far). keep[c] is what the sums before chunk c are still worth after
-// it.
+// Makes the first `count` scores weights, exp(s - largest), in place; gives the largest and the weights' sum.
 template <typename Rows>
-inline void Weigh(const Span& span, float (&weights)[kSpan], Query& query, float (&keep)[16]) {
-  static_assert(kSpanChunks <= 16);
-  alignas(64) float sums[kSpanChunks], falls[16] = {};
-  for (size_t c = 0; c < span.chunks(); ++c) {
-    float* chunk = weights + c * kAttentionChunk;
-    Vec16 chunk_largest = Splat(query.largest);
-    for (size_t j = 0; j < kAttentionChunk; j += 16) chunk_largest = Max(chunk_largest, Load(chunk + j));
-    const float largest = Largest(chunk_largest);
-    Vec16 sum = Zero();
-    for (size_t j = 0; j < kAttentionChunk; j += 16) {
-      Vec16 weight = Exp(Sub(Load(chunk + j), Splat(largest)));
-      sum = Add(sum, weight);
-      if constexpr (Rows::kScaled) weight = Mul(weight, Load(span.value_scales + c * kAttentionChunk + j));
-      Store(chunk + j, weight);
-    }
-    sums[c] = Sum(sum);
-    falls[c] = query.largest - largest;  // -infinity for the first chunk of all, which keeps nothing
-    query.largest = largest;
+inline void Weigh(const Span& span, size_t count, float (&weights)[kAttentionSpan], float& largest,
+                  float& sum) {
+  const size_t end = WholeVectors(count);
+  for (size_t j = count; j < end; ++j) weights[j] = -__builtin_inff();  // which weighs nothing
+  Vec16 most = Splat(-__builtin_inff());
+  for (size_t j = 0; j < end; j += 16) most = Max(most, Load(weights + j));
+  largest = Largest(most);
+  Vec16 sums = Zero();
+  for (size_t j = 0; j < end; j += 16) {
+    Vec16 weight = Exp(Sub(Load(weights + j), Splat(largest)));
+    sums = Add(sums, weight);
+    if constexpr (Rows::kScaled) weight = Mul(weight, Load(span.value_scales + j));
+    Store(weights + j, weight);
   }
-  Store(keep, Exp(Load(falls)));
-  for (size_t c = 0; c < span.chunks(); ++c) query.sum = query.sum * keep[c] + sums[c];
+  sum = Sum(sums);
 }
 
-// For each chunk: out_i[d] = out_i[d] * keep[i][chunk] + sum_j weights[i][j] * value_j[d], j rising, for 16 *
-// kDims elements from d on; with kDims = 1 for those that are left.
+// out_i[d] += sum_j weights[i][j] * value_j[d] for rows j of [begin, end), rising, for 16 * kDims elements
+// from d on; with kDims = 1 for those that are left.
 template <typename Rows, size_t kQueries, size_t kDims>
-inline void AddValues(const PagedAttentionArgs& a, const Span& span, const float (&weights)[kQueries][kSpan],
-                      const float (&keep)[kQueries][16], const Query* queries, size_t d) {
+inline void AddValuesAt(const PagedAttentionArgs& a, const Span& span, size_t begin, size_t end,
+                        const float (*weights)[kAttentionSpan], const Query* queries, size_t d) {
   const size_t left = kDims > 1 ? 16 : a.batch.head_dim - d;
   Vec16 sums[kQueries][kDims];
 #pragma GCC unroll 8
   for (size_t i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 8
-    for (size_t k = 0; k < kDims; ++k) sums[i][k] = LoadUpTo16(queries[i].out + d + 16 * k, left);
+    for (size_t k = 0; k < kDims; ++k) sums[i][k] = Load(queries[i].out + d + 16 * k);
   }
-  for (size_t first = 0; first < span.count; first += kAttentionChunk) {
+  for (size_t j = begin; j < end; ++j) {
+    const std::byte* row = a.kv.values.data + span.offsets[j];
+    Vec16 values[kDims];
+#pragma GCC unroll 8
+    for (size_t k = 0; k < kDims; ++k) values[k] = LoadRow<Rows>(row, d + 16 * k, left);
 #pragma GCC unroll 8
     for (size_t i = 0; i < kQueries; ++i) {
+      const Vec16 weight = Splat(weights[i][j]);
 #pragma GCC unroll 8
-      for (size_t k = 0; k < kDims; ++k) {
-        sums[i][k] = Mul(sums[i][k], Splat(keep[i][first / kAttentionChunk]));
-      }
-    }
-    const size_t end = first + kAttentionChunk < span.count ? first + kAttentionChunk : span.count;
-    for (size_t j = first; j < end; ++j) {
-      const std::byte* row = a.kv.values.data + span.offsets[j];
-      Vec16 values[kDims];
-#pragma GCC unroll 8
-      for (size_t k = 0; k < kDims; ++k) values[k] = LoadRow<Rows>(row, d + 16 * k, left);
-#pragma GCC unroll 8
-      for (size_t i = 0; i < kQueries; ++i) {
-        const Vec16 weight = Splat(weights[i][j]);
-#pragma GCC unroll 8
-        for (size_t k = 0; k < kDims; ++k) sums[i][k] = Fma(weight, values[k], sums[i][k]);
-      }
+      for (size_t k = 0; k < kDims; ++k) sums[i][k] = Fma(weight, values[k], sums[i][k]);
     }
   }
 #pragma GCC unroll 8
   for (size_t i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 8
-    for (size_t k = 0; k < kDims; ++k) {
-      float* out = queries[i].out + d + 16 * k;
-      left >= 16 ? Store(out, sums[i][k]) : StorePartial(out, left, sums[i][k]);
-    }
+    for (size_t k = 0; k < kDims; ++k) Store(queries[i].out + d + 16 * k, sums[i][k]);
   }
 }
 
-// Merges the span into kQueries queries.
 template <typename Rows, size_t kQueries>
-void AttendSpan(const PagedAttentionArgs& a, const Span& span, Query* queries) {
-  alignas(64) float weights[kQueries][kSpan], keep[kQueries][16];
-  Scores<Rows>(a, span, queries, weights);
-  for (size_t i = 0; i < kQueries; ++i) Weigh<Rows>(span, weights[i], queries[i], keep[i]);
+inline void AddValues(const PagedAttentionArgs& a, const Span& span, size_t begin, size_t end,
+                      const float (*weights)[kAttentionSpan], const Query* queries) {
   size_t d = 0;
   for (; d + 16 * kDimBlock <= a.batch.head_dim; d += 16 * kDimBlock) {
-    AddValues<Rows, kQueries, kDimBlock>(a, span, weights, keep, queries, d);
+    AddValuesAt<Rows, kQueries, kDimBlock>(a, span, begin, end, weights, queries, d);
   }
-  for (; d < a.batch.head_dim; d += 16) AddValues<Rows, kQueries, 1>(a, span, weights, keep, queries, d);
+  for (; d < a.batch.head_dim; d += 16) {
+    AddValuesAt<Rows, kQueries, 1>(a, span, begin, end, weights, queries, d);
+  }
+}
+
+// Fills the partials of kQueries queries.
+template <typename Rows, size_t kQueries>
+void AttendBlock(const PagedAttentionArgs& a, const Span& span, const Query* queries) {
+  size_t least = queries[0].count, most = least;
+  for (size_t i = 1; i < kQueries; ++i) {
+    if (queries[i].count < least) least = queries[i].count;
+    if (queries[i].count > most) most = queries[i].count;
+  }
+  alignas(64) float weights[kQueries][kAttentionSpan];
+  Scores<Rows>(a, span, most, queries, weights);
+  const AttentionPartial partial{a.batch.head_dim};
+  for (size_t i = 0; i < kQueries; ++i) {
+    float* out = queries[i].out;
+    Weigh<Rows>(span, queries[i].count, weights[i], out[partial.largest()], out[partial.sum()]);
+    for (size_t d = 0; d < partial.largest(); d += 16) Store(out + d, Zero());
+  }
+  AddValues<Rows, kQueries>(a, span, 0, least, weights, queries);
+  for (size_t i = 0; i < kQueries; ++i) {
+    if (queries[i].count > least) {
+      AddValues<Rows, 1>(a, span, least, queries[i].count, weights + i, queries + i);
+    }
+  }
 }
 
 // `count` queries, 1 to kQueries.
 template <typename Rows, size_t kQueries = kQueryBlock>
-inline void AttendQueries(const PagedAttentionArgs& a, const Span& span, Query* queries, size_t count) {
+inline void AttendQueries(const PagedAttentionArgs& a, const Span& span, const Query* queries, size_t count) {
   if constexpr (kQueries > 1) {
     if (count < kQueries) return AttendQueries<Rows, kQueries - 1>(a, span, queries, count);
   }
-  AttendSpan<Rows, kQueries>(a, span, queries);
+  AttendBlock<Rows, kQueries>(a, span, queries);
 }
 
-constexpr size_t kMostQueries = 16;
+struct QueryPlace {
+  size_t row;        // of q and of out: its first element
+  size_t positions;  // it attends to [0, positions)
+};
 
-// Queries of one sequence and key-value head; `token` is one of theirs.
-template <typename Rows>
-inline void AttendSequence(const PagedAttentionArgs& a, size_t token, size_t kv_head, Query* queries,
-                           size_t count) {
-  const size_t head_dim = a.batch.head_dim;
-  size_t longest = 0, shortest = ~size_t{0};
-  for (size_t i = 0; i < count; ++i) {
-    if (queries[i].positions > longest) longest = queries[i].positions;
-    if (queries[i].positions < shortest) shortest = queries[i].positions;
-    for (size_t d = 0; d < head_dim; ++d) queries[i].out[d] = 0;
-  }
-  // What all have: to the end if it is the same for all, else in whole chunks.
-  const size_t common = shortest == longest ? longest : shortest / kAttentionChunk * kAttentionChunk;
-  Span span;
-  for (size_t first = 0; first < longest;) {
-    const size_t limit = first < common ? common : longest, most = first < common ? kSpan : kAttentionChunk;
-    const size_t rows = limit - first < most ? limit - first : most;
-    FindRows<Rows>(a, token, kv_head, first, rows, span);
-    const auto rows_of = [&](const Query& query) -> size_t {
-      if (query.positions <= first) return 0;
-      return query.positions - first < rows ? query.positions - first : rows;
-    };
-    for (size_t i = 0, next; i < count; i = next) {
-      span.count = rows_of(queries[i]);
-      for (next = i + 1; next < count && next < i + kQueryBlock; ++next) {
-        if (rows_of(queries[next]) != span.count) break;
-      }
-      if (span.count > 0) AttendQueries<Rows>(a, span, queries + i, next - i);
-    }
-    first += rows;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    for (size_t d = 0; d < head_dim; ++d) queries[i].out[d] /= queries[i].sum;
-  }
-}
-
-template <typename Rows>
-inline void AttendItems(const PagedAttentionArgs& a, size_t begin, size_t end) {
+inline void FindQueries(const PagedAttentionArgs& a, const AttentionRun& run,
+                        QueryPlace (&places)[AttentionRun::kMostQueries]) {
   const size_t group = a.heads / a.batch.kv_heads;
-  while (begin < end) {
-    const size_t kv_head = begin / group / a.batch.tokens, first_token = begin / group % a.batch.tokens;
-    Query queries[kMostQueries];
-    size_t count = 0;
-    for (; count < kMostQueries && begin < end; ++count, ++begin) {
-      const size_t token = begin / group % a.batch.tokens;
-      if (begin / group / a.batch.tokens != kv_head) break;
-      if (a.batch.block_tables[token] != a.batch.block_tables[first_token]) break;
-      const size_t row = (token * a.heads + kv_head * group + begin % group) * a.batch.head_dim;
-      queries[count] = {
-          .q = a.q + row, .out = a.out + row, .positions = size_t{a.batch.positions[token]} + 1};
-    }
-    AttendSequence<Rows>(a, first_token, kv_head, queries, count);
+  size_t token = run.first / group, head = run.first % group;
+  for (size_t i = 0; i < run.count; ++i) {
+    places[i] = {.row = (token * a.heads + run.kv_head * group + head) * a.batch.head_dim,
+                 .positions = size_t{a.batch.positions[token]} + 1};
+    if (++head == group) head = 0, ++token;
   }
 }
 
-inline void PagedAttentionItems(const PagedAttentionArgs& a, size_t begin, size_t end) {
+template <typename Rows>
+inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size_t span_index,
+                      float* partials) {
+  const size_t begin = span_index * kAttentionSpan, pitch = AttentionPartial{a.batch.head_dim}.pitch();
+  QueryPlace places[AttentionRun::kMostQueries];
+  FindQueries(a, run, places);
+  Query queries[AttentionRun::kMostQueries];
+  size_t count = 0, most = 0;
+  for (size_t i = 0; i < run.count; ++i) {
+    if (places[i].positions <= begin) continue;
+    const size_t left = places[i].positions - begin, rows = left < kAttentionSpan ? left : kAttentionSpan;
+    if (rows > most) most = rows;
+    queries[count++] = {.q = a.q + places[i].row, .out = partials + i * pitch, .count = rows};
+  }
+  Span span;
+  FindRows<Rows>(a, run.first / (a.heads / a.batch.kv_heads), run.kv_head, begin, most, span);
+  for (size_t i = 0; i < count; i += kQueryBlock) {
+    AttendQueries<Rows>(a, span, queries + i, count - i < kQueryBlock ? count - i : kQueryBlock);
+  }
+}
+
+// Fills the partials of the queries that reach the span.
+inline void AttendSpan(const PagedAttentionArgs& a, const AttentionRun& run, size_t span, float* partials) {
   switch (a.kv.dtype) {
     case KvDType::kF32:
-      return AttendItems<F32Rows>(a, begin, end);
+      return AttendRun<F32Rows>(a, run, span, partials);
     case KvDType::kF16:
-      return AttendItems<F16Rows>(a, begin, end);
+      return AttendRun<F16Rows>(a, run, span, partials);
     case KvDType::kBF16:
-      return AttendItems<BF16Rows>(a, begin, end);
+      return AttendRun<BF16Rows>(a, run, span, partials);
     case KvDType::kInt8:
-      return AttendItems<Int8Rows>(a, begin, end);
+      return AttendRun<Int8Rows>(a, run, span, partials);
+  }
+}
+
+// Merges the partials of spans [begin, end), the run's next, into `totals` and a.out; with the last span that
+// a query reaches, a.out is its result.
+inline void MergeSpans(const PagedAttentionArgs& a, const AttentionRun& run, size_t begin, size_t end,
+                       const float* partials, AttentionTotals& totals) {
+  static_assert(AttentionRun::kMostQueries == 16);
+  const AttentionPartial partial{a.batch.head_dim};
+  QueryPlace places[16];
+  FindQueries(a, run, places);
+  alignas(64) float largest[16] = {}, sums[16] = {}, keep[16], add[16];
+  for (size_t span = begin; span < end; ++span, partials += run.count * partial.pitch()) {
+    const auto reaches = [&](size_t i) { return places[i].positions > span * kAttentionSpan; };
+    for (size_t i = 0; i < run.count; ++i) {
+      if (!reaches(i)) continue;
+      largest[i] = partials[i * partial.pitch() + partial.largest()];
+      sums[i] = partials[i * partial.pitch() + partial.sum()];
+    }
+    if (span == 0) {
+      Store(totals.largest, Load(largest));
+      Store(totals.sum, Load(sums));
+    } else {
+      const Vec16 before = Load(totals.largest), now = Load(largest), both = Max(before, now);
+      const Vec16 old_weight = Exp(Sub(before, both)), new_weight = Exp(Sub(now, both));
+      Store(keep, old_weight);
+      Store(add, new_weight);
+      Store(totals.largest, both);
+      Store(totals.sum, Fma(Load(sums), new_weight, Mul(Load(totals.sum), old_weight)));
+    }
+    for (size_t i = 0; i < run.count; ++i) {
+      if (!reaches(i)) continue;
+      const bool is_last = places[i].positions <= (span + 1) * kAttentionSpan;
+      const float* from = partials + i * partial.pitch();
+      float* out = a.out + places[i].row;
+      for (size_t d = 0; d < a.batch.head_dim; d += 16) {
+        const size_t left = a.batch.head_dim - d;
+        Vec16 sum = Load(from + d);
+        if (span > 0) sum = Fma(sum, Splat(add[i]), Mul(LoadUpTo16(out + d, left), Splat(keep[i])));
+        if (is_last) sum = Div(sum, Splat(totals.sum[i]));
+        left >= 16 ? Store(out + d, sum) : StorePartial(out + d, left, sum);
+      }
+    }
   }
 }
 

@@ -88,16 +88,16 @@ std::vector<float> Attend(const OpTable& ops, const Sequence& s, const Options& 
 // takes; rows of whole vectors, of a part of one, of an odd number of elements.
 constexpr Heads kHeads[] = {{2, 2, 32}, {4, 2, 20}, {8, 1, 128}, {3, 3, 6}, {5, 1, 7}, {17, 1, 21}};
 
-// Around the edges of a chunk and, where it costs little, past those of a span of chunks.
+// Around the edges of vectors and, where it costs little, of two spans.
 std::vector<size_t> Lengths(const Heads& h) {
-  return h.head_dim <= 20 ? std::vector<size_t>{1, 64, 330} : std::vector<size_t>{2, 63, 65, 130};
+  return h.head_dim <= 20 ? std::vector<size_t>{1, 256, 300} : std::vector<size_t>{2, 65, 257};
 }
 
 // A score is off by at most e = (head_dim / 16 + 8) roundings of scale * sum |q k|, which multiplies its
-// weight by up to exp(2 e) (against the largest, which may be off too); exp adds 2.5e-7 twice. A chunk's
-// values are added in 64 steps and each merge rounds twice. The output is an average of values, so all of
-// these are fractions of the largest |value|. Both sides read the same stored rows, whose norm the rounding
-// to a dtype moves by at most a twentieth: in int8 by sqrt(head_dim) / 2 steps of max |x| / 127.
+// weight by up to exp(2 e) (against the largest, which may be off too); exp adds 2.5e-7 twice. A span's
+// values are added in kAttentionSpan steps and each merge rounds thrice. The output is an average of values,
+// so all of these are fractions of the largest |value|. Both sides read the same stored rows, whose norm the
+// rounding to a dtype moves by at most a twentieth: in int8 by sqrt(head_dim) / 2 steps of max |x| / 127.
 TEST_P(EveryCpu, PagedAttentionMatchesTheReference) {
   for (const KvDType dtype : kEveryKvDType) {
     for (const Heads& h : kHeads) {
@@ -122,7 +122,7 @@ TEST_P(EveryCpu, PagedAttentionMatchesTheReference) {
         }
         score = longest_q * longest_key / std::sqrt(static_cast<double>(h.head_dim));
         const double e = (static_cast<double>(h.head_dim) / 16 + 8) * kRounding * score;
-        const double steps = 64 + 3 * static_cast<double>(length) / 64 + 10;
+        const double steps = kAttentionSpan + 3 * static_cast<double>(length) / kAttentionSpan + 10;
         const double bound = largest * (std::expm1(2 * e) + 5e-7 + steps * kRounding);
         for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], bound) << i;
       }
@@ -146,6 +146,76 @@ TEST_P(EveryCpu, PagedAttentionDoesNotDependOnBlocksChunksOrThreads) {
       }
       EXPECT_TRUE(SameBits(Attend(ops(), s, {.dtype = dtype, .block_tokens = 1, .chunk = 1}, three), want));
     }
+  }
+}
+
+// Decodes of many sequences in one call, some of which read far more than others: threads then share out the
+// spans of one, or whole sequences.
+TEST_P(EveryCpu, ATokensAttentionDoesNotDependOnTheOthersInTheBatch) {
+  const Heads h{6, 2, 20};
+  const size_t width = h.heads * h.head_dim, kv_width = h.kv_heads * h.head_dim, block_tokens = 16;
+  const std::vector<size_t> lengths = {1, 900, 256, 40, 257, 3, 512, 700};
+  size_t blocks = 0;
+  std::vector<std::vector<int32_t>> tables;
+  for (const size_t length : lengths) {
+    tables.emplace_back((length + block_tokens - 1) / block_tokens);
+    for (int32_t& block : tables.back()) block = static_cast<int32_t>(blocks++);
+  }
+  const std::vector<float> q = RandomNormal(lengths.size() * width, /*seed=*/20);
+  for (const KvDType dtype : kEveryKvDType) {
+    const KvMemory kv(dtype, blocks * h.kv_heads * block_tokens, h.head_dim);
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      const auto keys = RandomNormal(lengths[i] * kv_width, /*seed=*/30 + i);
+      const auto values = RandomNormal(lengths[i] * kv_width, /*seed=*/50 + i);
+      std::vector<uint32_t> positions(lengths[i]);
+      std::iota(positions.begin(), positions.end(), 0);
+      const std::vector<const int32_t*> of_each(lengths[i], tables[i].data());
+      ops().write_kv({.batch = {.positions = positions.data(),
+                                .block_tables = of_each.data(),
+                                .tokens = lengths[i],
+                                .kv_heads = h.kv_heads,
+                                .head_dim = h.head_dim,
+                                .block_tokens = block_tokens},
+                      .keys = keys.data(),
+                      .values = values.data(),
+                      .kv = kv.layer});
+    }
+    // The last position of each of these sequences.
+    const auto decode = [&](const std::vector<size_t>& sequences, ThreadPool& pool) {
+      std::vector<uint32_t> positions;
+      std::vector<const int32_t*> of_each;
+      std::vector<float> queries;
+      for (const size_t i : sequences) {
+        positions.push_back(static_cast<uint32_t>(lengths[i] - 1));
+        of_each.push_back(tables[i].data());
+        queries.insert(queries.end(), &q[i * width], &q[i * width] + width);
+      }
+      std::vector<float> out(queries.size());
+      ops().paged_attention({.batch = {.positions = positions.data(),
+                                       .block_tables = of_each.data(),
+                                       .tokens = sequences.size(),
+                                       .kv_heads = h.kv_heads,
+                                       .head_dim = h.head_dim,
+                                       .block_tokens = block_tokens},
+                             .q = queries.data(),
+                             .out = out.data(),
+                             .kv = kv.layer,
+                             .heads = h.heads,
+                             .scale = 0.2f},
+                            pool);
+      return out;
+    };
+    ThreadPool one(1), seven(7);
+    std::vector<float> alone;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      const auto out = decode({i}, one);
+      EXPECT_TRUE(SameBits(decode({i}, seven), out)) << KvDTypeName(dtype) << ", " << lengths[i];
+      alone.insert(alone.end(), out.begin(), out.end());
+    }
+    const std::vector<size_t> all = {0, 1, 2, 3, 4, 5, 6, 7};
+    EXPECT_TRUE(SameBits(decode(all, one), alone)) << KvDTypeName(dtype);
+    EXPECT_TRUE(SameBits(decode(all, pool_), alone)) << KvDTypeName(dtype);
+    EXPECT_TRUE(SameBits(decode(all, seven), alone)) << KvDTypeName(dtype);
   }
 }
 

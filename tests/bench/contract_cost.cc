@@ -120,6 +120,24 @@ void AttendAtOnce(const PagedAttentionArgs& a) {
   Merge(a, outs, parts);
 }
 
+// One of two threads' part of a decode, as cpu_ops.cc shares it out: half of the spans, and merging them all.
+void AttendHalf(const CpuLeaves& leaves, const PagedAttentionArgs& a) {
+  const std::span<const AttentionRun> runs = AttentionRuns(a);
+  const size_t units = runs.back().unit + runs.back().units(), pitch = AttentionPartial{kHeadDim}.pitch();
+  static std::vector<float> memory;
+  memory.resize(units * pitch);
+  for (const AttentionRun& run : runs) {
+    for (size_t span = 0; span < run.spans; ++span) {
+      const size_t unit = run.unit + span * run.count;
+      if (unit < (units + 1) / 2) leaves.attend_span(a, run, span, memory.data() + unit * pitch);
+    }
+  }
+  for (const AttentionRun& run : runs) {
+    AttentionTotals totals;
+    leaves.merge_spans(a, run, 0, run.spans, memory.data() + run.unit * pitch, totals);
+  }
+}
+
 // A set of kernels to run a model with.
 struct Kernels {
   const OpTable& ops;
@@ -298,13 +316,12 @@ void Main(int rounds) {
     comparison.Run(Concat("attention, decode at ", positions, ", part of one of two threads"), {},
                    [&](const Kernels& kernels) {
                      const PagedAttentionArgs args = attention.Args();
-                     if (!kernels.is_special) {  // five of the nine heads
-                       const CpuLeaves& leaves =
-                           &kernels.ops == &CpuOps() ? kAvx512Leaves : FreeOrderLeaves();
-                       return leaves.paged_attention(args, 0, (kHeads + 1) / 2);
+                     if (!kernels.is_special) {
+                       AttendHalf(&kernels.ops == &CpuOps() ? kAvx512Leaves : FreeOrderLeaves(), args);
+                     } else {
+                       FreeOrderAttention(args, 0, positions / 2, outs[0].data(), parts[0].data());
+                       Merge(args, outs, parts);
                      }
-                     FreeOrderAttention(args, 0, positions / 2, outs[0].data(), parts[0].data());
-                     Merge(args, outs, parts);
                    });
   }
 }

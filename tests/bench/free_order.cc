@@ -60,50 +60,54 @@ void SplitGemm(const GemmArgs& a) {
   }
 }
 
+constexpr size_t kMostSpans = kFreeOrderPositions / kAttentionSpan;
+
+struct FreeOrderQuery {
+  size_t positions;
+  SoftmaxPart* part;
+};
+
 template <size_t kQueries>
 void AttendAtOnce(const PagedAttentionArgs& a, size_t token, size_t kv_head, size_t first, size_t last,
-                  Query* queries, SoftmaxPart** parts) {
-  static thread_local float weights[kFreeOrderPositions / kSpan][kQueryBlock][kSpan];
-  static thread_local Span spans[kFreeOrderPositions / kSpan];
-  const auto of_span = [&](size_t i) -> float(&)[kQueries][kSpan] {
-    return reinterpret_cast<float(&)[kQueries][kSpan]>(weights[i]);
+                  const Query* queries, const FreeOrderQuery* more) {
+  static thread_local float weights[kMostSpans][kQueryBlock][kAttentionSpan];
+  static thread_local Span spans[kMostSpans];
+  const auto of_span = [&](size_t i) -> float(&)[kQueries][kAttentionSpan] {
+    return reinterpret_cast<float(&)[kQueries][kAttentionSpan]>(weights[i]);
   };
   Vec16 largest[kQueries];
   for (Vec16& each : largest) each = Splat(-3e38f);
-  for (size_t begin = first, s = 0; begin < last; begin += kSpan, ++s) {
-    FindRows<F32Rows>(a, token, kv_head, begin, last - begin < kSpan ? last - begin : kSpan, spans[s]);
+  for (size_t begin = first, s = 0; begin < last; begin += kAttentionSpan, ++s) {
+    const size_t count = last - begin < kAttentionSpan ? last - begin : kAttentionSpan;
+    FindRows<F32Rows>(a, token, kv_head, begin, count, spans[s]);
     auto& scores = of_span(s);
-    Scores<F32Rows>(a, spans[s], queries, scores);
-    const size_t end = spans[s].chunks() * kAttentionChunk;
+    Scores<F32Rows>(a, spans[s], count, queries, scores);
+    const size_t end = WholeVectors(count);
     for (size_t i = 0; i < kQueries; ++i) {
-      for (size_t j = queries[i].positions > begin ? queries[i].positions - begin : 0; j < end; ++j) {
-        scores[i][j] = -3e38f;
-      }
+      const size_t reached = more[i].positions > begin ? more[i].positions - begin : 0;
+      for (size_t j = reached < count ? reached : count; j < end; ++j) scores[i][j] = -3e38f;
       for (size_t j = 0; j < end; j += 16) largest[i] = Max(largest[i], Load(scores[i] + j));
     }
   }
-  float most[kQueries], keep[kQueries][16];
+  float most[kQueries];
   Vec16 sums[kQueries];
   for (size_t i = 0; i < kQueries; ++i) {
     most[i] = Largest(largest[i]);
     sums[i] = Zero();
-    Store(keep[i], Splat(1));
     for (size_t d = 0; d < a.batch.head_dim; ++d) queries[i].out[d] = 0;
   }
-  for (size_t begin = first, s = 0; begin < last; begin += kSpan, ++s) {
+  for (size_t begin = first, s = 0; begin < last; begin += kAttentionSpan, ++s) {
     auto& scores = of_span(s);
     for (size_t i = 0; i < kQueries; ++i) {
-      for (size_t j = 0; j < spans[s].chunks() * kAttentionChunk; j += 16) {
+      for (size_t j = 0; j < WholeVectors(spans[s].count); j += 16) {
         const Vec16 weight = Exp(Sub(Load(scores[i] + j), Splat(most[i])));
         Store(scores[i] + j, weight);
         sums[i] = Add(sums[i], weight);
       }
     }
-    for (size_t d = 0; d < a.batch.head_dim; d += 16 * kDimBlock) {
-      AddValues<F32Rows, kQueries, kDimBlock>(a, spans[s], scores, keep, queries, d);
-    }
+    AddValues<F32Rows, kQueries>(a, spans[s], 0, spans[s].count, scores, queries);
   }
-  for (size_t i = 0; i < kQueries; ++i) *parts[i] = {.largest = most[i], .sum = Sum(sums[i])};
+  for (size_t i = 0; i < kQueries; ++i) *more[i].part = {.largest = most[i], .sum = Sum(sums[i])};
 }
 
 }  // namespace
@@ -128,7 +132,7 @@ void FreeOrderAttention(const PagedAttentionArgs& a, size_t first, size_t last, 
     const size_t items = a.batch.tokens * group;
     for (size_t item = 0; item < items;) {
       Query queries[kQueryBlock];
-      SoftmaxPart* their_parts[kQueryBlock];
+      FreeOrderQuery more[kQueryBlock];
       size_t count = 0, reach = 0, token = item / group;
       const auto* table = a.batch.block_tables[token];
       for (; count < kQueryBlock && item < items; ++count, ++item) {
@@ -136,24 +140,24 @@ void FreeOrderAttention(const PagedAttentionArgs& a, size_t first, size_t last, 
         if (a.batch.block_tables[token] != table) break;
         const size_t row = token * a.heads + kv_head * group + item % group;
         const size_t positions = size_t{a.batch.positions[token]} + 1;
-        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .positions = positions};
-        their_parts[count] = parts + row;
+        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .count = positions};
+        more[count] = {.positions = positions, .part = parts + row};
         if (positions > reach) reach = positions;
       }
       token = (item - 1) / group;
       const size_t end = reach < last ? reach : last;
       switch (count) {
         case 1:
-          AttendAtOnce<1>(a, token, kv_head, first, end, queries, their_parts);
+          AttendAtOnce<1>(a, token, kv_head, first, end, queries, more);
           break;
         case 2:
-          AttendAtOnce<2>(a, token, kv_head, first, end, queries, their_parts);
+          AttendAtOnce<2>(a, token, kv_head, first, end, queries, more);
           break;
         case 3:
-          AttendAtOnce<3>(a, token, kv_head, first, end, queries, their_parts);
+          AttendAtOnce<3>(a, token, kv_head, first, end, queries, more);
           break;
         default:
-          AttendAtOnce<4>(a, token, kv_head, first, end, queries, their_parts);
+          AttendAtOnce<4>(a, token, kv_head, first, end, queries, more);
       }
     }
   }

@@ -1,0 +1,32 @@
+#include "kernels/attention/attention_runs.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace terrace {
+
+std::span<const AttentionRun> AttentionRuns(const PagedAttentionArgs& a) {
+  const size_t group = a.heads / a.batch.kv_heads, queries = a.batch.tokens * group;
+  thread_local std::vector<AttentionRun> runs;
+  runs.clear();
+  size_t unit = 0;
+  for (size_t kv_head = 0; kv_head < a.batch.kv_heads; ++kv_head) {
+    for (size_t first = 0, end; first < queries; first = end) {
+      const auto* table = a.batch.block_tables[first / group];
+      size_t furthest = 0;
+      for (end = first; end < queries && end < first + AttentionRun::kMostQueries; ++end) {
+        if (a.batch.block_tables[end / group] != table) break;
+        furthest = std::max<size_t>(furthest, a.batch.positions[end / group]);
+      }
+      runs.push_back({.kv_head = kv_head,
+                      .first = first,
+                      .count = end - first,
+                      .spans = furthest / kAttentionSpan + 1,
+                      .unit = unit});
+      unit += runs.back().units();
+    }
+  }
+  return runs;
+}
+
+}  // namespace terrace
