@@ -62,14 +62,15 @@ void ShowPrompt(std::span<const v1::OutputToken> tokens, std::ostream& out) {
 // One answer is shown as it comes.
 StatusOr<std::vector<Answer>> Stream(Answerer& answerer, const v1::GenerateRequest& request,
                                      const CommandContext& context) {
-  bool is_line_open = true;  // the cursor is behind text; an answer without any still gets its line
+  bool is_line_open = false;  // the cursor is behind text
   AskOptions ask;
   ask.on_piece = [&](const v1::GenerateResponse& piece) {
     context.out << piece.text() << std::flush;
     if (!piece.text().empty()) is_line_open = !piece.text().ends_with('\n');
   };
   auto answers = AskSeveral(answerer, request, context.shutdown, ask);
-  if (is_line_open) context.out << "\n" << std::flush;
+  // An answer without any text still gets its line, an error before any does not.
+  if (is_line_open || (answers.ok() && answers->front().text.empty())) context.out << "\n" << std::flush;
   return answers;
 }
 

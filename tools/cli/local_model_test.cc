@@ -275,6 +275,21 @@ TEST(Generate, TheFirstTokenOfAPromptIsShownWithoutALogProbability) {
   EXPECT_THAT(test.out.str(), testing::ContainsRegex("\nprompt\t[0-9]+\t-\nprompt\t[0-9]+\t-[0-9.]+\n"));
 }
 
+TEST(Generate, AnAnswerWithoutTextIsALineAndAnErrorIsNone) {
+  GenerateOptions options;
+  options.target.model = kNano;
+  options.target.threads = 1;
+  options.prompt = "Once upon";
+  options.request.stop = {" "};
+  TestContext empty;
+  ASSERT_EQ(RunGenerate(options, empty.context), Status());
+  EXPECT_EQ(empty.out.str(), "\n");
+  options.request.max_tokens = 1'000'000;
+  TestContext refused;
+  EXPECT_EQ(Reason(RunGenerate(options, refused.context)), "context_length_exceeded");
+  EXPECT_EQ(refused.out.str(), "");
+}
+
 TEST(Generate, AMalformedMessagesFileIsExitCode65) {
   const std::string file = testing::TempDir() + "/messages.json";
   std::ofstream(file) << R"([{"role": "user"}])";

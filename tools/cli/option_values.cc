@@ -19,14 +19,18 @@ bool IsNumber(std::string_view text) {
   return error == std::errc() && end == text.data() + text.size();
 }
 
-bool HasLeadingZero(std::string_view text) { return text.size() > 1 && text.front() == '0'; }
+std::string WholeNumberError(const std::string& text) {
+  if (text.find_first_not_of("0123456789") != std::string::npos)
+    return Concat("\"", text, "\" is not a whole number, 0 or more");
+  if (text.size() > 1 && text.front() == '0') return Concat("\"", text, "\" begins with 0");
+  return IsNumber<uint64_t>(text) ? "" : Concat(text, " is more than ", UINT64_MAX);
+}
 
 // "" where `text` is a value of the type, else what is wrong.
 std::string ValueError(std::string_view type, const std::string& text) {
   if (text.empty()) return "the value is empty";
   type = type.substr(0, type.find(','));
-  if (type == kWholeNumber && (!IsNumber<uint64_t>(text) || HasLeadingZero(text)))
-    return Concat("\"", text, "\" is not a whole number from 0 to ", UINT64_MAX);
+  if (type == kWholeNumber) return WholeNumberError(text);
   if (type == kSignedNumber && !IsNumber<int64_t>(text))
     return Concat("\"", text, "\" is not a whole number");
   if (type == kRealNumber && !IsNumber<double>(text)) return Concat("\"", text, "\" is not a number");
