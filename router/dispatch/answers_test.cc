@@ -188,6 +188,15 @@ TEST_F(AnswersTest, EachAnswerClimbsTheTiersOnItsOwnAndEachTierBillsThePromptOnc
   EXPECT_DOUBLE_EQ(End()->price_usd, ((4 + 6) * 1 + (4 + 4) * 10) / 1e6);
 }
 
+TEST_F(AnswersTest, ATierIsNotAskedForTokensThatItHasNotThoughItSharesTheTokenizer) {
+  cluster_.tier(kNano).vocab_size = 200;
+  Generate(Fields("auto", std::vector<TokenId>{1, 250}));
+  EXPECT_EQ(Calls(kNano), 0u);
+  ASSERT_EQ(Calls(kSmall), 1u);
+  Call(kSmall, 0).Answer("a", kConfident);
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
 TEST_F(AnswersTest, TheBestAreSentInOrderWhenAllAreOver) {
   Generate(Several("base", 2, /*best_of=*/4));
   const char* texts[] = {"a", "b", "c", "d"};

@@ -9,7 +9,18 @@
 namespace terrace {
 namespace {
 
-Status CheckIds(const Request& request, const TierView& tier) {
+StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& text) {
+  if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input())) {
+    auto tokens = text.EncodeChat(*chat);
+    return tokens.ok() ? std::move(tokens) : WithParam(tokens.status(), "messages");
+  }
+  if (const auto* prompt = std::get_if<std::string>(&request.input())) return text.EncodePrompt(*prompt);
+  return std::get<std::vector<TokenId>>(request.input());
+}
+
+}  // namespace
+
+Status CheckTokenIds(const Request& request, const TierView& tier) {
   const auto check = [&](std::string_view param, TokenId id) -> Status {
     if (static_cast<uint32_t>(id) < tier.vocab_size) return {};
     return ParamError("invalid_value", param, "no such token: ", id, ", the vocabulary has ",
@@ -23,19 +34,8 @@ Status CheckIds(const Request& request, const TierView& tier) {
   return {};
 }
 
-StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& text) {
-  if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input())) {
-    auto tokens = text.EncodeChat(*chat);
-    return tokens.ok() ? std::move(tokens) : WithParam(tokens.status(), "messages");
-  }
-  if (const auto* prompt = std::get_if<std::string>(&request.input())) return text.EncodePrompt(*prompt);
-  return std::get<std::vector<TokenId>>(request.input());
-}
-
-}  // namespace
-
 StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier) {
-  RETURN_IF_ERROR(CheckIds(request, tier));
+  RETURN_IF_ERROR(CheckTokenIds(request, tier));
   ASSIGN_OR_RETURN(std::vector<TokenId> tokens, Encode(request, *tier.text));
   if (tokens.empty()) return ParamError("invalid_value", "prompt", "gives no token");
   return std::make_shared<const std::vector<TokenId>>(std::move(tokens));

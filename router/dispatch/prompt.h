@@ -13,8 +13,11 @@ namespace terrace {
 
 using PromptPtr = std::shared_ptr<const std::vector<TokenId>>;
 
-// Template and tokenizer of the tier, whose `text` is known. INVALID_ARGUMENT for token ids that do not exist
-// there and for what the template refuses.
+// INVALID_ARGUMENT when the request names a token id that the tier's model does not have.
+Status CheckTokenIds(const Request& request, const TierView& tier);
+
+// Template and tokenizer of the tier, whose `text` is known. INVALID_ARGUMENT as CheckTokenIds, and for what
+// the template refuses.
 StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier);
 
 // What an answer begins with when the request asks for an echo, else "": the prompt as it was written, or the

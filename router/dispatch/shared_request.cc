@@ -30,6 +30,8 @@ StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
   PromptPtr& prompt = prompts_[tier.text_digest];
   if (prompt == nullptr) {
     ASSIGN_OR_RETURN(prompt, EncodeInput(*request_, tier));
+  } else {  // models of one tokenizer may have vocabularies of several sizes
+    RETURN_IF_ERROR(CheckTokenIds(*request_, tier));
   }
   RETURN_IF_ERROR(CheckContext(*request_, prompt->size(), tier));
   return prompt;
