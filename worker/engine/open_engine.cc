@@ -78,6 +78,11 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
                 .head_dim = config.head_dim,
                 .block_tokens = options.block_tokens,
                 .dtype = kv_dtype};
+  if (options.host_swap_bytes > 0 && options.host_swap_bytes < shape.BlockBytes()) {
+    return WithReason(InvalidArgument("kv.host_swap_bytes is ", options.host_swap_bytes,
+                                      ", less than a block's ", shape.BlockBytes(), "; 0 is for none"),
+                      "invalid_value");
+  }
   if (options.host_swap_bytes > free_bytes) {
     return WithReason(
         ResourceExhausted("kv.host_swap_bytes is ", options.host_swap_bytes, ", free memory ", free_bytes),

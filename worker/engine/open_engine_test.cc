@@ -1,11 +1,15 @@
 // The engine with the smallest demo model: golden answers and the same-bits promise through scheduler, KV
 // cache, model and sampler together.
+#include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <random>
 
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/open_engine.h"
+#include "worker/formats/testing_files.h"
 
 namespace terrace {
 namespace {
@@ -156,6 +160,78 @@ TEST(SameBits, TokensAndLogprobsDependOnTheRequestAlone) {
   }
 }
 
+// A copy of the smallest demo model whose embedding of `token` is NaN; the output matrix is apart and whole.
+std::string WritePoisonedModel(size_t token) {
+  const std::string from = "models/terrace-demo-nano/", to = testing::TempDir() + "poisoned";
+  std::filesystem::remove_all(to);
+  std::filesystem::create_directories(to);
+  const auto read = [](const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json"}) {
+    WriteFile(Concat(to, "/", name), read(from + name));
+  }
+  Json config = *ParseJson(read(from + "config.json"));
+  config["tie_word_embeddings"] = false;
+  WriteFile(to + "/config.json", config.dump());
+
+  const std::string bytes = read(from + "model.safetensors");
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
+  SafetensorsParts weights;
+  weights.header = *ParseJson(bytes.substr(8, header_bytes));
+  weights.data = bytes.substr(8 + header_bytes);
+  const Json embedding = weights.header["model.embed_tokens.weight"];
+  const auto shape = embedding["shape"].get<std::vector<uint64_t>>();
+  const size_t begin = embedding["data_offsets"][0], row = shape[1] * sizeof(uint16_t);
+  EXPECT_EQ(embedding["dtype"], "F16");
+  weights.Add("lm_head.weight", "F16", shape, weights.data.substr(begin, shape[0] * row));
+  std::memset(&weights.data[begin + token * row], 0xff, row);
+  WriteFile(to + "/model.safetensors", weights.Bytes());
+  return to;
+}
+
+TEST(OpenEngine, ANumericErrorIsThatOfItsRequestAlone) {
+  const int32_t poison = 900;
+  const std::string model = WritePoisonedModel(poison);
+  std::mt19937 random(5);
+  std::vector<int32_t> beginning(64);
+  for (int32_t& token : beginning) token = static_cast<int32_t>(random() % poison);
+  SequenceSpec good;
+  good.prompt = beginning;
+  good.max_tokens = 24;
+  good.sampling.temperature = 0;
+  good.ignore_eos = true;
+  SequenceSpec bad = good;
+  bad.prompt.push_back(poison);
+  bad.prompt.insert(bad.prompt.end(), beginning.begin(), beginning.end());
+
+  const Setting setting{.threads = 2, .max_sequences = 4, .max_step_tokens = 24, .block_tokens = 16};
+  const Hash128 want = Bits({Submit(*Open(setting, model).engine, good)->Wait()});
+  EXPECT_EQ(Bits({Submit(*Open(setting).engine, good)->Wait()}), want);
+
+  OpenedEngine opened = Open(setting, model);
+  const Answer poisoned = Submit(*opened.engine, bad)->Wait();
+  EXPECT_EQ(Reason(poisoned.result.error), "numeric_error");
+  EXPECT_TRUE(poisoned.tokens.empty());
+  const Answer after = Submit(*opened.engine, good)->Wait();
+  EXPECT_EQ(after.result.stats.cached_tokens, 0u);  // of all that the failed one computed
+  EXPECT_EQ(Bits({after}), want);
+
+  std::vector<std::shared_ptr<CollectingSink>> goods, bads;
+  for (int i = 0; i < 6; ++i) {
+    goods.push_back(Submit(*opened.engine, good));
+    bads.push_back(Submit(*opened.engine, bad));
+  }
+  for (const auto& sink : bads) EXPECT_EQ(Reason(sink->Wait().result.error), "numeric_error");
+  for (const auto& sink : goods) EXPECT_EQ(Bits({sink->Wait()}), want);
+  opened.engine->Stop();
+  const EngineStats stats = opened.engine->Stats();
+  EXPECT_EQ(stats.failed, 7u);
+  EXPECT_EQ(stats.free_blocks + stats.cached_blocks, stats.total_blocks);
+}
+
 TEST(OpenEngine, RefusesWhatItCannotRun) {
   EXPECT_EQ(OpenEngine({.model = "models/nothing-here"}).status().code(), StatusCode::kNotFound);
   EXPECT_EQ(OpenEngine({.model = "models/terrace-demo-nano", .kernels = "abacus"}).status().code(),
@@ -167,6 +243,9 @@ TEST(OpenEngine, RefusesWhatItCannotRun) {
   const auto small = OpenEngine({.model = "models/terrace-demo-nano", .kv_pool_bytes = 1000}).status();
   EXPECT_EQ(small.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(Reason(small), "kv_pool_too_small");
+  const auto swap = OpenEngine({.model = "models/terrace-demo-nano", .host_swap_bytes = 1000}).status();
+  EXPECT_EQ(swap.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(Message(swap).find("kv.host_swap_bytes is 1000"), std::string::npos) << Message(swap);
 }
 
 TEST(OpenEngine, TellsWhatItOpened) {
