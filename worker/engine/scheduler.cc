@@ -149,7 +149,7 @@ void Scheduler::Add(SequenceSpec spec, std::shared_ptr<TokenSink> sink, MonoTime
   sequence->tokens = std::exchange(spec.prompt, {});
   sequence->prompt_tokens = static_cast<uint32_t>(sequence->tokens.size());
   sequence->stats.prompt_tokens = sequence->prompt_tokens;
-  sequence->counts.AddPrompt(sequence->tokens);
+  if (spec.sampling.repetition_penalty != 1) sequence->counts.AddPrompt(sequence->tokens);  // the only reader
   if (options_.prefix_cache) {
     BlockKeyScope scope = options_.scope;
     scope.salt = spec.cache_salt;

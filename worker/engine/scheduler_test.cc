@@ -628,6 +628,24 @@ TEST(Scheduler, ScoresOfAPromptComeChunkByChunkOnceEach) {
   }
 }
 
+// Sorting a long prompt would hold every decode up, and only one penalty looks at it.
+TEST(Scheduler, ThePromptIsCountedForTheRepetitionPenaltyOnly) {
+  for (const bool repeats : {false, true}) {
+    size_t entries = 0;
+    Harness harness(SmallOptions(), {.before_step = [&](const StepPlan& plan) {
+                      entries = plan.sequences[0].counts->entries().size();
+                    }});
+    SequenceSpec spec = Spec(16, 2);
+    spec.sampling.presence_penalty = 1;
+    if (repeats) spec.sampling.repetition_penalty = 1.5f;
+    harness.Add(std::move(spec));
+    harness.Step();
+    EXPECT_EQ(entries, repeats ? 16u : 0u);
+    harness.Step();
+    EXPECT_EQ(entries, repeats ? 17u : 1u);
+  }
+}
+
 TEST(Scheduler, ADeadlineIsHonouredBetweenPrefillChunks) {
   Harness harness;
   SequenceSpec spec = Spec(200, 5);

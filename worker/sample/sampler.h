@@ -33,7 +33,7 @@ struct SampledToken {
 // Counts of the tokens of one sequence, kept up to date by its owner, for the penalties.
 class TokenCounts {
  public:
-  void AddPrompt(std::span<const int32_t> tokens);
+  void AddPrompt(std::span<const int32_t> tokens);  // no penalty but that of repetition needs them
   void AddGenerated(int32_t token);
   // Every token of the prompt or the answer, with how often the answer has it.
   struct Entry {
