@@ -26,7 +26,7 @@ T ValueOrThrow(const std::string& flag, StatusOr<T> value) {
 
 void AddTarget(CLI::App& bench, BenchOptions& options) {
   auto* const router =
-      bench.add_option("--router", options.router, "measure the router at host:port")->type_name("ADDR");
+      bench.add_option("--router", options.router, "measure the router at host:port")->type_name(kAddress);
   auto* const model =
       bench
           .add_option("--model", options.model,
@@ -34,7 +34,7 @@ void AddTarget(CLI::App& bench, BenchOptions& options) {
                       "model folder or .gguf to run in this process")
           ->type_name("MODEL");
   auto* const worker = bench.add_option("--worker", options.worker, "measure the worker at host:port")
-                           ->type_name("ADDR")
+                           ->type_name(kAddress)
                            ->excludes(router)
                            ->excludes(model);
   bench.add_option("--threads", options.threads, "of a model in this process (default: all cores)")

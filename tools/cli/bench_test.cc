@@ -106,6 +106,8 @@ TEST(BenchCommandLine, SenselessFlagsAreOneLineUsageErrors) {
       {"--router", "h:1", "--worker", "h:1"},
       {"--worker", "h:1", "--threads", "2"},
       {"--router", "h:1", "--max-sequences", "2"},
+      {"--router", "h"},
+      {"--worker", "h:99999"},
       {"--model", "m", "--concurrency", "0"},
       {"--model", "m", "--concurrency", "1,x"},
       {"--model", "m", "--concurrency", "1", "--rate", "1"},

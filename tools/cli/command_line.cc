@@ -83,7 +83,7 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
   command
       .add_option("--router", target.router,
                   Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"))
-      ->type_name("ADDR");
+      ->type_name(kAddress);
   command
       .add_option("--model", target.model,
                   "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
@@ -95,7 +95,7 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
 
 void AddChat(CLI::App& app, ChatOptions& options) {
   CLI::App* const chat = app.add_subcommand("chat", "Talk to a served model; reads stdin line by line.");
-  chat->add_option("--router", options.router, "host:port")->type_name("ADDR")->capture_default_str();
+  chat->add_option("--router", options.router, "host:port")->type_name(kAddress)->capture_default_str();
   chat->add_option("--model", options.model, "tier, policy or alias (default: the router's)")
       ->type_name("MODEL");
   chat->add_option("--system", options.system, "system message");
@@ -144,7 +144,7 @@ void AddGenerate(CLI::App& app, GenerateOptions& options) {
 void AddStatus(CLI::App& app, StatusOptions& options) {
   CLI::App* const status = app.add_subcommand("status", "Tiers and replicas as the router sees them.");
   status->add_option("--router-ops", options.router_ops, "ops address of the router, host:port")
-      ->type_name("ADDR")
+      ->type_name(kAddress)
       ->capture_default_str();
   using Refresh = StatusOptions::Refresh;
   auto* const watch = status->add_flag_callback(

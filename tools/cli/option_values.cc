@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/host_port.h"
 #include "base/status.h"
 
 namespace terrace {
@@ -30,6 +31,10 @@ std::string WholeNumberError(const std::string& text) {
 std::string ValueError(std::string_view type, const std::string& text) {
   if (text.empty()) return "the value is empty";
   type = type.substr(0, type.find(','));
+  if (type == kAddress) {
+    const auto address = ParseHostPort(text);
+    return address.ok() ? "" : Message(address.status());
+  }
   if (type == kWholeNumber) return WholeNumberError(text);
   if (type == kSignedNumber && !IsNumber<int64_t>(text))
     return Concat("\"", text, "\" is not a whole number");

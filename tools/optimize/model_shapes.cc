@@ -1,61 +1,39 @@
 #include "tools/optimize/model_shapes.h"
 
+#include <iterator>
+
 namespace terrace {
 namespace {
 
-ModelConfig Shape135m() {
-  ModelConfig config;
-  config.vocab_size = 49152;
-  config.context_length = 8192;
-  config.hidden_size = 576;
-  config.layers = 30;
-  config.heads = 9;
-  config.kv_heads = 3;
-  config.head_dim = 64;
-  config.ffn_size = 1536;
-  config.rope_base = 100'000;
-  config.tied_embeddings = true;
-  return config;
-}
+struct Sizes {
+  uint32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab, context;
+  float norm_epsilon, rope_base;
+  bool tied;
+};
 
-ModelConfig Shape05b() {
-  ModelConfig config;
-  config.vocab_size = 151'936;
-  config.context_length = 32'768;
-  config.hidden_size = 896;
-  config.layers = 24;
-  config.heads = 14;
-  config.kv_heads = 2;
-  config.head_dim = 64;
-  config.ffn_size = 4864;
-  config.norm_epsilon = 1e-6f;
-  config.rope_base = 1'000'000;
-  config.tied_embeddings = true;
-  return config;
-}
+// In the order of kModelShapes.
+constexpr Sizes kSizes[] = {
+    {30, 576, 9, 3, 64, 1536, 49'152, 8192, 1e-5f, 100'000, true},
+    {24, 896, 14, 2, 64, 4864, 151'936, 32'768, 1e-6f, 1'000'000, true},
+    {16, 2048, 32, 8, 64, 8192, 128'256, 131'072, 1e-5f, 500'000, true},
+    {32, 4096, 32, 8, 128, 14'336, 128'256, 131'072, 1e-5f, 500'000, false},
+};
+static_assert(std::size(kSizes) == std::size(kModelShapes));
 
-ModelConfig Shape1b() {
+ModelConfig WithSizes(const Sizes& sizes) {
   ModelConfig config;
-  config.vocab_size = 128'256;
-  config.context_length = 131'072;
-  config.hidden_size = 2048;
-  config.layers = 16;
-  config.heads = 32;
-  config.kv_heads = 8;
-  config.head_dim = 64;
-  config.ffn_size = 8192;
-  config.rope_base = 500'000;
-  config.tied_embeddings = true;
-  return config;
-}
-
-ModelConfig Shape8b() {
-  ModelConfig config = Shape1b();
-  config.hidden_size = 4096;
-  config.layers = 32;
-  config.head_dim = 128;
-  config.ffn_size = 14'336;
-  config.tied_embeddings = false;
+  config.family = "llama";
+  config.layers = sizes.layers;
+  config.hidden_size = sizes.hidden;
+  config.heads = sizes.heads;
+  config.kv_heads = sizes.kv_heads;
+  config.head_dim = sizes.head_dim;
+  config.ffn_size = sizes.ffn;
+  config.vocab_size = sizes.vocab;
+  config.context_length = sizes.context;
+  config.norm_epsilon = sizes.norm_epsilon;
+  config.rope_base = sizes.rope_base;
+  config.tied_embeddings = sizes.tied;
   return config;
 }
 
@@ -76,15 +54,9 @@ std::string_view FlagOf(std::string_view key) {
 }  // namespace
 
 StatusOr<ModelConfig> FindModelShape(std::string_view name) {
-  constexpr ModelConfig (*kMakers[])() = {Shape135m, Shape05b, Shape1b, Shape8b};
-  static_assert(std::size(kMakers) == std::size(kModelShapes));
   std::string known;
   for (size_t i = 0; i < std::size(kModelShapes); ++i) {
-    if (kModelShapes[i] == name) {
-      ModelConfig config = kMakers[i]();
-      config.family = "llama";
-      return config;
-    }
+    if (kModelShapes[i] == name) return WithSizes(kSizes[i]);
     known += Concat(i == 0 ? "" : ", ", kModelShapes[i]);
   }
   return InvalidArgument("--shape: \"", name, "\" is not one of ", known);
