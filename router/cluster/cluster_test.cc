@@ -292,6 +292,7 @@ TEST_F(ClusterTest, ALostWorkerIsUsedAgainWhenItComesBack) {
 // Collects one call's events.
 class Collector : public ExecuteEvents {
  public:
+  void OnStarted(uint32_t cached_tokens) override { cached_ = cached_tokens; }
   void OnTokens(std::vector<WorkerToken> more) override {
     std::lock_guard lock(mutex_);
     tokens_.insert(tokens_.end(), more.begin(), more.end());
@@ -316,10 +317,12 @@ class Collector : public ExecuteEvents {
     std::lock_guard lock(mutex_);
     return tokens_.size();
   }
+  uint32_t cached() const { return cached_; }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::atomic<uint32_t> cached_ = 0;
   std::vector<WorkerToken> tokens_;                // GUARDED_BY(mutex_)
   std::optional<StatusOr<ExecuteResult>> result_;  // GUARDED_BY(mutex_)
 };
@@ -328,6 +331,12 @@ v1::ExecuteEvent TokenEvent(uint32_t index, int32_t token) {
   v1::ExecuteEvent event;
   event.mutable_tokens()->set_first_index(index);
   event.mutable_tokens()->add_tokens()->set_token(token);
+  return event;
+}
+
+v1::ExecuteEvent StartedEvent(uint32_t cached_tokens) {
+  v1::ExecuteEvent event;
+  event.mutable_started()->set_cached_tokens(cached_tokens);
   return event;
 }
 
@@ -375,6 +384,7 @@ TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
     EXPECT_EQ(request.priority(), -3);
     EXPECT_EQ(request.cache_salt(), "tenant");
     EXPECT_EQ(request.prompt_tokens_size(), 2);
+    writer.Write(StartedEvent(1));
     for (uint32_t i = 0; i < 5; ++i) writer.Write(TokenEvent(i, 1));
     writer.Write(FinishedEvent(5));
     return grpc::Status::OK;
@@ -382,6 +392,7 @@ TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
   const auto call = Execute();
   const auto result = events_->Result();
   ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(events_->cached(), 1u);
   EXPECT_EQ(events_->tokens(), 5u);
   EXPECT_EQ(result->end, AnswerEnd::kLength);
   EXPECT_EQ(result->usage, (TokenUsage{2, 0, 5}));
@@ -391,7 +402,8 @@ TEST_F(ExecuteTest, LostRepeatedOrMissingEventsAreTheWorkersError) {
   using Events = std::vector<v1::ExecuteEvent>;
   for (const Events& events : {Events{TokenEvent(1, 0)}, Events{TokenEvent(0, 0), TokenEvent(0, 0)},
                                Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)},
-                               Events{FinishedEvent(0), TokenEvent(0, 0)}}) {
+                               Events{FinishedEvent(0), TokenEvent(0, 0)}, Events{StartedEvent(3)},
+                               Events{StartedEvent(0), StartedEvent(0)}}) {
     events_ = std::make_shared<Collector>();
     worker_.execute = [&](auto&, auto&, auto& writer) {
       for (const auto& event : events) writer.Write(event);

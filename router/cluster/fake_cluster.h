@@ -50,6 +50,7 @@ struct FakeCall {
   bool is_done = false;
   uint32_t tokens = 0;
 
+  void Start(uint32_t cached_tokens) { events->OnStarted(cached_tokens); }
   // Each byte of `text` as one token.
   void SendText(std::string_view text, float logprob = -0.1f) {
     for (const char c : text) SendToken(static_cast<unsigned char>(c), logprob);

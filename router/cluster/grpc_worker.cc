@@ -167,6 +167,12 @@ class ExecuteState {
         return {};
       case v1::ExecuteEvent::kFinished:
         return OnFinished(event.finished());
+      case v1::ExecuteEvent::kStarted:
+        if (std::exchange(is_started_, true)) return ProtocolError("started twice");
+        if (event.started().cached_tokens() > scores_end_)
+          return ProtocolError("more cached tokens than prompt tokens");
+        events_->OnStarted(event.started().cached_tokens());
+        return {};
       case v1::ExecuteEvent::EVENT_NOT_SET:
         break;  // of a newer worker
     }
@@ -199,7 +205,7 @@ class ExecuteState {
   }
 
   uint64_t next_token_ = 0, next_score_, scores_end_;
-  bool finished_ = false;
+  bool is_started_ = false, finished_ = false;
   ExecuteResult result_;
   const std::shared_ptr<ExecuteEvents> events_;
 };

@@ -49,6 +49,8 @@ struct ExecuteResult {
 class ExecuteEvents {
  public:
   virtual ~ExecuteEvents() = default;
+  // At most once, first: so much of the prompt was in the worker's cache.
+  virtual void OnStarted(uint32_t cached_tokens) = 0;
   virtual void OnTokens(std::vector<WorkerToken> tokens) = 0;        // no gap, no repeat
   virtual void OnPromptScores(std::vector<WorkerToken> scores) = 0;  // of prompt tokens 1, 2, ...
   // An error is the worker's, or UNAVAILABLE when it is lost, DEADLINE_EXCEEDED, or CANCELLED after Cancel.

@@ -62,9 +62,9 @@ Recorder::AttemptResult ResultOf(const Status& error) {
   return error.code() == StatusCode::kDeadlineExceeded ? kAbandoned : kFailed;
 }
 
-TokenUsage BrokenOffUsage(Recorder::AttemptResult result, size_t prompt_tokens, uint32_t completion_tokens) {
-  if (result == Recorder::AttemptResult::kFailed && completion_tokens == 0) return {};
-  return {.prompt_tokens = static_cast<uint32_t>(prompt_tokens), .completion_tokens = completion_tokens};
+TokenUsage BrokenOffUsage(Recorder::AttemptResult result, const TokenUsage& so_far) {
+  if (result == Recorder::AttemptResult::kFailed && so_far.completion_tokens == 0) return {};
+  return so_far;
 }
 
 void RecordAttempt(DispatchState& state, size_t tier, Recorder::AttemptResult result, AnswerAttempt& attempt,

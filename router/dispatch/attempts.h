@@ -30,9 +30,9 @@ Status ClientError(const Status& worker_error);
 
 // Whose end an attempt's `error` is: a deadline is the client's, anything else the worker's.
 Recorder::AttemptResult ResultOf(const Status& error);
-// What is known to be done of an attempt that broke off after `completion_tokens` had come. A failed one of
-// which no token came counts nothing: its worker may never have begun.
-TokenUsage BrokenOffUsage(Recorder::AttemptResult result, size_t prompt_tokens, uint32_t completion_tokens);
+// What an attempt that broke off counts, of which `so_far` is known. A failed one of which no token came
+// counts nothing: its worker may never have begun.
+TokenUsage BrokenOffUsage(Recorder::AttemptResult result, const TokenUsage& so_far);
 // The end of `attempt`, whose usage is set: prices it, adds it to the request's summary, counts it. What the
 // client abandoned is priced as done; what a worker failed at costs nothing.
 void RecordAttempt(DispatchState& state, size_t tier, Recorder::AttemptResult result, AnswerAttempt& attempt,

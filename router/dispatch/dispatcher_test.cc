@@ -175,6 +175,7 @@ TEST_F(DispatcherTest, AStopStringAcrossTokensCancelsTheCallAndEndsAsStop) {
   RequestFields fields = Fields("base");
   fields.stop = {"END"};
   Generate(std::move(fields));
+  cluster_.call(kBase).Start(/*cached_tokens=*/3);
   cluster_.call(kBase).SendText("okE");
   EXPECT_EQ(sink_->text, "ok") << "what may be the stop string is held back";
   cluster_.call(kBase).SendText("NDmore");
@@ -185,7 +186,7 @@ TEST_F(DispatcherTest, AStopStringAcrossTokensCancelsTheCallAndEndsAsStop) {
   EXPECT_EQ(End()->stop, "END");
   EXPECT_EQ(sink_->text, "ok");
   EXPECT_THAT(sink_->tokens, ElementsAre('o', 'k'));
-  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 5})) << "tokens up to the match";
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 3, 5})) << "tokens up to the match";
 }
 
 TEST_F(DispatcherTest, AStoppedAnswerOfAnEarlyTierStillPassesItsGate) {

@@ -12,6 +12,7 @@ namespace terrace {
 class Generation::Events : public ExecuteEvents {
  public:
   explicit Events(std::shared_ptr<Generation> owner) : owner_(std::move(owner)) {}
+  void OnStarted(uint32_t cached_tokens) override { owner_->attempt_->cached_tokens = cached_tokens; }
   void OnTokens(std::vector<WorkerToken> tokens) override { owner_->OnTokens(tokens); }
   void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnPromptScores(scores); }
   void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }
@@ -145,7 +146,7 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   if (cancellation_.is_cancelled()) return OnCancelled(result);
   if (text.is_stopped()) {  // we cancelled the call; the worker's own count may be a step ahead
     return OnAnswered(AnswerEnd::kStop, {.prompt_tokens = static_cast<uint32_t>(attempt_->prompt->size()),
-                                         .cached_tokens = result.ok() ? result->usage.cached_tokens : 0,
+                                         .cached_tokens = attempt_->cached_tokens,
                                          .completion_tokens = text.signals().tokens});
   }
   if (!attempt_->protocol_error.ok()) return OnFailed(attempt_->protocol_error);
@@ -210,7 +211,9 @@ void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage)
 }
 
 TokenUsage Generation::UsageSoFar(Recorder::AttemptResult result) const {
-  return BrokenOffUsage(result, attempt_->prompt->size(), attempt_->text.signals().tokens);
+  return BrokenOffUsage(result, {.prompt_tokens = static_cast<uint32_t>(attempt_->prompt->size()),
+                                 .cached_tokens = attempt_->cached_tokens,
+                                 .completion_tokens = attempt_->text.signals().tokens});
 }
 
 void Generation::ToNextStep() {

@@ -39,7 +39,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     std::string echo = {};
     std::optional<PromptScores> scores = {};  // when they are asked for
     bool pays_for_prompt = false;
-    uint32_t vocab_size = 0;
+    uint32_t vocab_size = 0, cached_tokens = 0;
     std::shared_ptr<CancelSlot> slot = {};
     AnswerPiece held =
         {};  // all of it, while the gate has not accepted: one piece, so that no sink's buffer is flooded

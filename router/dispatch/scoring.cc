@@ -9,6 +9,7 @@ namespace terrace {
 class Scoring::Events : public ExecuteEvents {
  public:
   explicit Events(std::shared_ptr<Scoring> owner) : owner_(std::move(owner)) {}
+  void OnStarted(uint32_t) override {}                 // the result says it too
   void OnTokens(std::vector<WorkerToken>) override {}  // none are asked for
   void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnScores(scores); }
   void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }

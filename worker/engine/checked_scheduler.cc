@@ -21,8 +21,12 @@ Duration ToDuration(double seconds) {
 
 class RecordingSink : public TokenSink {
  public:
+  void OnStarted(uint32_t cached_tokens) override {
+    CHECK(ends == 0 && !cached.has_value());
+    cached = cached_tokens;
+  }
   void OnTokens(uint32_t first_index, std::span<const SampledToken> sent) override {
-    CHECK(ends == 0 && first_index == tokens.size());
+    CHECK(ends == 0 && cached.has_value() && first_index == tokens.size());
     for (const SampledToken& token : sent) tokens.push_back(token.token);
   }
   void OnPromptScores(uint32_t first_index, std::span<const SampledToken> sent) override {
@@ -32,10 +36,12 @@ class RecordingSink : public TokenSink {
   void OnFinish(const SequenceResult& value) override {
     ++ends;
     result = value;
+    CHECK(cached.value_or(0) == result.stats.cached_tokens);
   }
   bool is_closed() const override { return is_closed_now; }
   bool is_full() const override { return is_full_now; }
 
+  std::optional<uint32_t> cached;
   std::vector<int32_t> tokens, scores;
   SequenceResult result;
   int ends = 0;

@@ -375,6 +375,7 @@ bool Scheduler::TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now) {
   if (!sequence.admitted.has_value()) {
     sequence.admitted = now;
     sequence.stats.cached_tokens = match.tokens;
+    sequence.sink->OnStarted(match.tokens);
     if (options_.prefix_cache) totals_.prefix_query_tokens += sequence.prompt_tokens;
     totals_.prefix_hit_tokens += match.tokens;
     latencies_.queue.push_back(Seconds(now - sequence.arrived));

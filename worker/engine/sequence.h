@@ -45,11 +45,13 @@ struct SequenceResult {
   SequenceStats stats;
 };
 
-// Where the answer of one sequence goes. The engine's loop thread calls OnTokens and OnFinish, which must not
+// Where the answer of one sequence goes. The engine's loop thread calls it, and the calls must not
 // block; any thread may cancel. Exactly one OnFinish, last. Shared by the engine and the caller.
 class TokenSink {
  public:
   virtual ~TokenSink() = default;
+  // Before all else, once: the sequence runs, and so much of its prompt was found in the prefix cache.
+  virtual void OnStarted([[maybe_unused]] uint32_t cached_tokens) {}
   // Tokens [first_index, first_index + tokens.size()) of the answer: no gap, no repeat. The end token is sent
   // too.
   virtual void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) = 0;

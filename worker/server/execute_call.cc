@@ -42,6 +42,13 @@ void ExecuteCall::Refuse(const Status& error) {
   End(error);
 }
 
+void ExecuteCall::OnStarted(uint32_t cached_tokens) {
+  std::lock_guard lock(mutex_);
+  if (is_closed_) return;
+  buffer_.emplace_back().event.mutable_started()->set_cached_tokens(cached_tokens);
+  Continue();
+}
+
 void ExecuteCall::OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) {
   std::lock_guard lock(mutex_);
   v1::ExecuteEvent* event = Reserve(tokens, v1::ExecuteEvent::kTokens);

@@ -33,6 +33,7 @@ class ExecuteCall : public grpc::ServerWriteReactor<v1::ExecuteEvent>, public To
                                                            grpc::CallbackServerContext& context,
                                                            const v1::ExecuteRequest& request);
 
+  void OnStarted(uint32_t cached_tokens) override;
   void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) override;
   void OnPromptScores(uint32_t first_index, std::span<const SampledToken> scores) override;
   void OnFinish(const SequenceResult& result) override;

@@ -185,12 +185,16 @@ TEST_F(WorkerServerTest, ARepeatedPromptIsTakenFromThePrefixCacheUnlessItsSaltDi
     auto reader = stub->Execute(&context, request);
     std::vector<int32_t> ids;
     uint32_t cached = 0;
+    std::optional<uint32_t> cached_at_start;
     for (v1::ExecuteEvent event; reader->Read(&event);) {
+      EXPECT_EQ(event.has_started(), !cached_at_start.has_value()) << "once, first";
+      if (event.has_started()) cached_at_start = event.started().cached_tokens();
       for (const auto& token : event.tokens().tokens()) ids.push_back(token.token());
       if (event.has_finished()) cached = event.finished().cached_tokens();
     }
     EXPECT_EQ(FromGrpcStatus(reader->Finish(), context), Status());
     EXPECT_EQ(ids, row["greedy_tokens"].get<std::vector<int32_t>>());
+    EXPECT_EQ(cached_at_start, cached);
     return cached;
   };
   EXPECT_EQ(cached_tokens(), 0u);
