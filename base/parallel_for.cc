@@ -7,26 +7,31 @@
 namespace terrace {
 namespace {
 
-// About 50 us: longer than the gaps between the kernels of a step.
-constexpr int kSpins = 1500;
+// About 10 us, then about 40 more in which a thread without a processor may have this one: longer than the
+// gaps between the kernels of a step.
+constexpr int kPauses = 300, kYields = 100;
 
 template <typename Condition>
 bool SpinUntil(const Condition& condition) {
-  for (int i = 0; i < kSpins; ++i) {
+  for (int i = 0; i < kPauses; ++i) {
     if (condition()) return true;
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
+  }
+  for (int i = 0; i < kYields; ++i) {
+    if (condition()) return true;
+    std::this_thread::yield();
   }
   return condition();
 }
 
 }  // namespace
 
-ThreadPool::ThreadPool(size_t threads) {
+ThreadPool::ThreadPool(size_t threads) : shares_(std::make_unique<Share[]>(threads)) {
   CHECK(threads >= 1);
-  for (size_t part = 1; part < threads; ++part) {
-    workers_.emplace_back([this, part](std::stop_token stop) { Work(stop, part); });
+  for (size_t thread = 1; thread < threads; ++thread) {
+    workers_.emplace_back([this, thread](std::stop_token stop) { Work(stop, thread); });
   }
 }
 
@@ -35,23 +40,21 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::ParallelFor(size_t count, size_t grain, const std::function<void(size_t, size_t)>& body) {
-  const size_t grains = (count + grain - 1) / grain;
-  const size_t part_size = (grains + threads() - 1) / threads() * grain;
-  if (workers_.empty() || part_size >= count) {
+  if (workers_.empty() || count <= grain) {
     if (count > 0) body(0, count);
     return;
   }
   body_ = &body;
   count_ = count;
-  part_size_ = part_size;
-  pending_ = workers_.size();
-  ++generation_;
+  grain_ = grain;
+  done_slices_ = 0;
+  const uint64_t generation = ++generation_;
   if (sleepers_ > 0) {
     std::lock_guard lock(mutex_);
     start_.notify_all();
   }
-  RunPart(0);
-  const auto is_done = [this] { return pending_ == 0; };
+  RunSlices(0, generation);
+  const auto is_done = [this] { return done_slices_ == threads() * kSlices; };
   if (SpinUntil(is_done)) return;
   std::unique_lock lock(mutex_);
   caller_sleeps_ = true;
@@ -59,8 +62,8 @@ void ThreadPool::ParallelFor(size_t count, size_t grain, const std::function<voi
   caller_sleeps_ = false;
 }
 
-void ThreadPool::Work(std::stop_token stop, size_t part) {
-  for (size_t seen = 0;; ++seen) {
+void ThreadPool::Work(std::stop_token stop, size_t thread) {
+  for (uint64_t seen = 0;;) {
     const auto has_work = [&] { return generation_ != seen; };
     if (!SpinUntil(has_work)) {
       std::unique_lock lock(mutex_);
@@ -69,17 +72,40 @@ void ThreadPool::Work(std::stop_token stop, size_t part) {
       --sleepers_;
       if (!is_awake) return;
     }
-    RunPart(part);
-    if (--pending_ == 0 && caller_sleeps_) {
+    seen = generation_;
+    RunSlices(thread, seen);
+    if (done_slices_ == threads() * kSlices && caller_sleeps_) {
       std::lock_guard lock(mutex_);
       done_.notify_one();
     }
   }
 }
 
-void ThreadPool::RunPart(size_t part) {
-  const size_t begin = part * part_size_;
-  if (begin < count_) (*body_)(begin, std::min(count_, begin + part_size_));
+// Those of `thread`, then those of the others that nobody has taken.
+void ThreadPool::RunSlices(size_t thread, uint64_t generation) {
+  size_t ran = 0;
+  for (size_t i = 0; i < threads(); ++i) {
+    const size_t owner = (thread + i) % threads();
+    for (size_t slice = 0; TakeSlice(owner, generation, slice); ++ran) {
+      const size_t grains = (count_ + grain_ - 1) / grain_, slices = threads() * kSlices;
+      const size_t index = owner * kSlices + slice;
+      const size_t begin = grains * index / slices * grain_;
+      const size_t end = std::min(count_, grains * (index + 1) / slices * grain_);
+      if (begin < end) (*body_)(begin, end);
+    }
+  }
+  if (ran > 0) done_slices_ += ran;
+}
+
+bool ThreadPool::TakeSlice(size_t owner, uint64_t generation, size_t& slice) {
+  std::atomic<uint64_t>& taken = shares_[owner].taken;
+  const uint64_t none = generation * kGenerationStep;
+  uint64_t now = taken;
+  do {
+    if (now >= none + kSlices) return false;
+    slice = now > none ? now - none : 0;
+  } while (!taken.compare_exchange_weak(now, none + slice + 1));
+  return true;
 }
 
 }  // namespace terrace

@@ -1,15 +1,18 @@
-// A small fork-join pool for compute kernels. One owner thread calls ParallelFor; the pool's threads and the
-// caller share the work by static partition, so which index runs where never changes the result of a kernel
-// that writes disjoint outputs.
+// A small fork-join pool for compute kernels. One owner thread calls ParallelFor; which thread computes which
+// indices never changes the result of a kernel that writes disjoint outputs.
 //
 // Kernels follow each other within microseconds, and waking a sleeping thread takes tens of them: who waits
-// spins for a moment before it sleeps. An idle pool uses no processor.
+// spins for a moment before it sleeps. An idle pool uses no processor. On a machine with other work a thread
+// may lose its processor for milliseconds: each thread has its share, for its caches' sake, but in slices,
+// and who is done takes slices of the others. So nobody waits for a thread that has not begun.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <stop_token>
 #include <thread>
@@ -23,20 +26,30 @@ class ThreadPool {
   explicit ThreadPool(size_t threads);
   ~ThreadPool();
 
-  // Calls body(begin, end) on disjoint half-open ranges that cover [0, count), at most one per thread, each a
-  // multiple of `grain` long but the last. Returns when all are done. Not reentrant; one caller at a time.
+  // Calls body(begin, end) on disjoint half-open ranges that cover [0, count), each a multiple of `grain`
+  // long but the last. Returns when all are done. Not reentrant; one caller at a time.
   void ParallelFor(size_t count, size_t grain, const std::function<void(size_t begin, size_t end)>& body);
 
   size_t threads() const { return workers_.size() + 1; }
 
  private:
-  void Work(std::stop_token stop, size_t part);
-  void RunPart(size_t part);
+  static constexpr size_t kSlices = 4;  // of a thread's share
+  static constexpr uint64_t kGenerationStep = 8;
+  struct alignas(64) Share {
+    // kGenerationStep * generation + slices taken in it. Every slice of a generation is taken before it ends,
+    // so a thread that comes late finds none.
+    std::atomic<uint64_t> taken = 0;
+  };
 
-  std::atomic<size_t> generation_ = 0;  // +1 per ParallelFor: publishes the three below to the workers
-  std::atomic<size_t> pending_ = 0;     // workers still busy in this generation
+  void Work(std::stop_token stop, size_t thread);
+  void RunSlices(size_t thread, uint64_t generation);
+  bool TakeSlice(size_t owner, uint64_t generation, size_t& slice);
+
+  std::unique_ptr<Share[]> shares_;       // of each thread
+  std::atomic<uint64_t> generation_ = 0;  // +1 per ParallelFor: publishes the next three to the workers
   const std::function<void(size_t, size_t)>* body_ = nullptr;
-  size_t count_ = 0, part_size_ = 0;
+  size_t count_ = 0, grain_ = 0;
+  std::atomic<size_t> done_slices_ = 0;  // of this generation
 
   // Who sleeps says so before it looks once more, and who has news looks at that after: one of them sees.
   std::atomic<size_t> sleepers_ = 0;  // workers

@@ -14,14 +14,12 @@ namespace {
 // Multiply-adds that are worth another thread: a few microseconds of one core.
 constexpr size_t kPartWork = 128 << 10;
 
-// body(begin, end) over [0, count), each item costing `work` multiply-adds, in even shares of whole
-// `multiple`s.
+// body(begin, end) over [0, count), each item costing `work` multiply-adds, in ranges of whole `multiple`s.
 void Share(ThreadPool& pool, size_t count, size_t work, size_t multiple,
            const std::function<void(size_t, size_t)>& body) {
-  if (count == 0) return;
-  const size_t parts = std::clamp<size_t>(count * work / kPartWork, 1, pool.threads());
-  const size_t share = (count + parts - 1) / parts;
-  pool.ParallelFor(count, (share + multiple - 1) / multiple * multiple, body);
+  const size_t parts = std::max<size_t>(1, count * work / kPartWork);
+  const size_t part = parts < pool.threads() ? (count + parts - 1) / parts : 1;
+  pool.ParallelFor(count, (std::max<size_t>(part, 1) + multiple - 1) / multiple * multiple, body);
 }
 
 // Memory of the calling thread, whole cache lines, good until its next call.

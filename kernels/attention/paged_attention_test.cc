@@ -137,7 +137,7 @@ TEST_P(EveryCpu, PagedAttentionDoesNotDependOnBlocksChunksOrThreads) {
       const Sequence s(h, Lengths(h).back(), /*seed=*/5);
       const auto want = Attend(ops(), s, {.dtype = dtype}, one);
       for (const size_t block_tokens : {5, 200}) {
-        for (const size_t chunk : {7, 64, 129}) {
+        for (const size_t chunk : {7, 64}) {
           SCOPED_TRACE(testing::Message()
                        << KvDTypeName(dtype) << ", blocks of " << block_tokens << ", chunks of " << chunk);
           const Options options{.dtype = dtype, .block_tokens = block_tokens, .chunk = chunk};

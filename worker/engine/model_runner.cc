@@ -1,6 +1,6 @@
 #include "worker/engine/model_runner.h"
 
-#include <atomic>
+#include <algorithm>
 #include <utility>
 
 #include "base/clock.h"
@@ -41,10 +41,13 @@ StepResult ModelRunner::Run(const StepPlan& plan) {
     logits = logits.subspan(rows.back().size());
   }
   result.outputs.resize(plan.sequences.size());
-  std::atomic<size_t> shares = 0;  // at most one a thread
-  pool_.ParallelFor(rows.size(), 1, [&](size_t begin, size_t end) {
-    Sampler& sampler = samplers_[shares++];
-    for (size_t i = begin; i < end; ++i) result.outputs[i] = Choose(plan.sequences[i], rows[i], sampler);
+  const size_t samplers = std::min(samplers_.size(), rows.size());
+  pool_.ParallelFor(samplers, 1, [&](size_t begin, size_t end) {
+    for (size_t sampler = begin; sampler < end; ++sampler) {
+      for (size_t i = sampler; i < rows.size(); i += samplers) {
+        result.outputs[i] = Choose(plan.sequences[i], rows[i], samplers_[sampler]);
+      }
+    }
   });
   return result;
 }

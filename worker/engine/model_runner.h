@@ -35,7 +35,7 @@ class ModelRunner : public Executor {
   ThreadPool pool_;
   std::unique_ptr<KvPool> kv_;
   std::unique_ptr<Transformer> transformer_;
-  std::vector<Sampler> samplers_;  // one for each thread of the pool
+  std::vector<Sampler> samplers_;  // as many as can be at work at once
 };
 
 }  // namespace terrace
