@@ -66,9 +66,9 @@ std::string DescribeSettings(const BenchSettings& settings) {
 }
 
 std::string ThroughputTable(const std::vector<LevelResult>& levels) {
-  std::vector<Row> rows = {{IsOpen(levels.front()) ? "requests/s" : "concurrency", "ok", "failed",
-                            "cancelled", "dropped", "seconds", "requests/s", "prompt tok/s", "output tok/s",
-                            "ratio", "cached"}};
+  std::vector<Row> rows = {{IsOpen(levels.front()) ? "asked/s" : "concurrency", "ok", "failed", "cancelled",
+                            "dropped", "seconds", "requests/s", "prompt tok/s", "output tok/s", "ratio",
+                            "cached"}};
   for (const LevelResult& level : levels) {
     rows.push_back(
         {LevelName(level), FormatCount(level.ok), FormatCount(level.failed), FormatCount(level.cancelled),
@@ -81,7 +81,7 @@ std::string ThroughputTable(const std::vector<LevelResult>& levels) {
 }
 
 std::string LatencyTable(const std::vector<LevelResult>& levels) {
-  std::vector<Row> rows = {{IsOpen(levels.front()) ? "requests/s" : "concurrency", "latency", "mean"}};
+  std::vector<Row> rows = {{IsOpen(levels.front()) ? "asked/s" : "concurrency", "latency", "mean"}};
   for (const double percent : kReportedPercentiles) rows[0].push_back(Concat("p", percent));
   rows[0].push_back("max");
   for (const LevelResult& level : levels) {

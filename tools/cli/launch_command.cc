@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "tools/cli/format.h"
+#include "worker/engine/machine.h"
 
 namespace terrace {
 namespace {
@@ -10,8 +11,9 @@ constexpr double kWatchSeconds = 0.1;  // how late a Ctrl-C may be noticed
 }
 
 StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, const CommandContext& context) {
-  ASSIGN_OR_RETURN(const ClusterPlan plan,
+  ASSIGN_OR_RETURN(ClusterPlan plan,
                    options.file.empty() ? PlanForModel(options.model) : PlanFromFile(options.file));
+  ShareCores(plan, UsableCores());
   LocalClusterOptions launch;
   ASSIGN_OR_RETURN(launch.bin_dir, FindBinaries(options.bin_dir, context.argv0));
   RETURN_IF_ERROR(CheckPorts(plan.ports()));
@@ -64,7 +66,8 @@ std::string CurlExample(const ClusterPlan& plan, const std::string& question) {
   return Concat("curl -s http://", ClientAddress(plan.router.listen().http()),
                 "/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"model\": ",
                 ToJsonText(DefaultModel(plan.router)),
-                ", \"messages\": [{\"role\": \"user\", \"content\": ", ToJsonText(question), "}]}'");
+                ", \"messages\": [{\"role\": \"user\", \"content\": ", ToJsonText(question),
+                "}], \"temperature\": 0}'");
 }
 
 }  // namespace terrace

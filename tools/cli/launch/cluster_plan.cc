@@ -114,4 +114,17 @@ StatusOr<ClusterPlan> PlanForModel(const std::string& model_path) {
   return Expand(std::move(file), model.parent_path());
 }
 
+void ShareCores(ClusterPlan& plan, uint32_t cores) {
+  uint32_t taken = 0, sharing = 0;
+  for (const WorkerPlan& worker : plan.workers) {
+    const v1::EngineConfig& engine = worker.config.engine();
+    engine.has_threads() ? taken += engine.threads() : ++sharing;
+  }
+  for (WorkerPlan& worker : plan.workers) {
+    if (worker.config.engine().has_threads()) continue;
+    const uint32_t left = cores > taken ? cores - taken : 0;
+    worker.config.mutable_engine()->set_threads(std::max(1u, left / sharing));
+  }
+}
+
 }  // namespace terrace

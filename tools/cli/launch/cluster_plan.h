@@ -2,6 +2,7 @@
 // pure but for reading the file.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -30,5 +31,9 @@ struct ClusterPlan {
 StatusOr<ClusterPlan> PlanFromFile(const std::string& file);
 // One worker, and a tier named after the model's file or folder.
 StatusOr<ClusterPlan> PlanForModel(const std::string& model_path);
+
+// Gives workers whose threads are not set equal shares of the `cores` that the others leave, one thread at
+// least: left alone, each would take all of them.
+void ShareCores(ClusterPlan& plan, uint32_t cores);
 
 }  // namespace terrace

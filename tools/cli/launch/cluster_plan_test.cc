@@ -56,6 +56,24 @@ TEST_F(ClusterPlanTest, WorkersAreNamedAfterTheirTiers) {
   EXPECT_THAT(names, testing::ElementsAre("worker-a", "worker-a-2", "worker-50063"));
 }
 
+TEST_F(ClusterPlanTest, WorkersWithoutThreadsShareTheCores) {
+  const auto threads = [&](const std::string& workers, uint32_t cores) {
+    StatusOr<ClusterPlan> plan =
+        PlanFromFile(Write(Concat("router: {tiers: [{name: a}]}\nworkers: [", workers, "]\n")));
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    ShareCores(*plan, cores);
+    std::vector<uint32_t> out;
+    for (const WorkerPlan& worker : plan->workers) out.push_back(worker.config.engine().threads());
+    return out;
+  };
+  using testing::ElementsAre;
+  EXPECT_THAT(threads("{model: m}", 8), ElementsAre(8));
+  EXPECT_THAT(threads("{model: m}, {model: m}", 8), ElementsAre(4, 4));
+  EXPECT_THAT(threads("{model: m}, {model: m}, {model: m}", 2), ElementsAre(1, 1, 1));
+  EXPECT_THAT(threads("{model: m}, {model: m, engine: {threads: 3}}, {model: m}", 8), ElementsAre(2, 3, 2));
+  EXPECT_THAT(threads("{model: m}, {model: m, engine: {threads: 99}}", 8), ElementsAre(1, 99));
+}
+
 TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
   const struct {
     const char* yaml;
