@@ -1,9 +1,9 @@
 // Outputs [begin, end). Included once per instruction set, after simd/vec16_*.h.
 //
-// Blocks of rows by up to kTokenBlock tokens keep their sums in registers. For few tokens weights are used
-// straight from where they lie, once for each block; for more a tile of weight rows is unpacked to f32 first
-// and then meets every block of tokens. One arithmetic for any number of tokens: blocks decide only which
-// independent sums are in flight together, and unpacking is exact.
+// Blocks of rows by up to kTokenBlock tokens keep their sums in registers. Weights are used straight from
+// where they lie, once for each block; or, where converting them so often costs more, a tile of weight rows
+// is unpacked to f32 first and then meets every block of tokens. One arithmetic for any number of tokens:
+// blocks decide only which independent sums are in flight together, and unpacking is exact.
 #pragma once
 
 #include "kernels/gemm/gemm.h"
@@ -101,13 +101,22 @@ void GemmRows(const GemmArgs& a, const WeightRows& rows, size_t output) {
   }
 }
 
-// Unpacking a weight pays when more blocks of tokens than this read it.
-constexpr size_t kDirectBlocks = 4;
+// Unpacking a weight pays when more blocks of tokens than this read it (measured on whole passes).
+template <typename Weights>
+constexpr size_t kDirectBlocks = kDirect16BitBlocks;
+template <>
+constexpr size_t kDirectBlocks<F32Weights> = SIZE_MAX;
+template <>
+constexpr size_t kDirectBlocks<Q8Weights> = 4;
 
 // `tile`: memory for tile_rows rows (a multiple of kRowBlock) of `stride` floats, inputs() rounded up to 16.
 inline void GemmOutputs(const GemmArgs& a, size_t begin, size_t end, float* tile, size_t tile_rows,
                         size_t stride) {
-  const bool is_direct = a.tokens <= kDirectBlocks * kTokenBlock && stride == a.inputs();
+  bool is_direct = false;
+  WithWeights(a.weights.dtype, [&](auto weights) {
+    const size_t blocks = (a.tokens + kTokenBlock - 1) / kTokenBlock;
+    is_direct = blocks <= kDirectBlocks<decltype(weights)> && stride == a.inputs();
+  });
   for (size_t first = begin; first < end; first += tile_rows) {
     const size_t count = end - first < tile_rows ? end - first : tile_rows;
     if (is_direct) {

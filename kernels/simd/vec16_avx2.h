@@ -11,6 +11,7 @@ namespace {
 
 // 8 registers of sums, 4 of weights, 2 of activations, of 16.
 constexpr size_t kRowBlock = 2, kTokenBlock = 2;
+constexpr size_t kDirect16BitBlocks = 4;
 // Of attention: 2 queries by 2 keys, or by 2 x 16 elements of a value.
 constexpr size_t kQueryBlock = 2, kKeyBlock = 2, kDimBlock = 2;
 

@@ -10,7 +10,7 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kRowBlock = 1, kTokenBlock = 2;
+constexpr size_t kRowBlock = 1, kTokenBlock = 2, kDirect16BitBlocks = 4;
 constexpr size_t kQueryBlock = 2, kKeyBlock = 1, kDimBlock = 1;
 
 struct Vec16 {
