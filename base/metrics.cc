@@ -153,7 +153,7 @@ const std::vector<MetricInfo> kMetrics = {
      "Always 1; the labels tell the shape of the KV pool.",
      {"block_tokens", "blocks", "dtype"},
      {}},
-    {"terrace_prefix_cache_query_tokens_total", kCounter, "Prompt tokens of admitted sequences.", {}, {}},
+    {"terrace_prefix_cache_query_tokens_total", kCounter, "Prompt tokens looked up in the prefix cache.", {}, {}},
     {"terrace_prefix_cache_hit_tokens_total",
      kCounter,
      "Prompt tokens of admitted sequences that the prefix cache had.",

@@ -77,7 +77,7 @@ class Bench {
                 static_cast<unsigned long long>(stats.finished),
                 static_cast<unsigned long long>(stats.recompute_preemptions + stats.swap_preemptions),
                 100.0 * static_cast<double>(stats.prefix_hit_tokens) /
-                    static_cast<double>(stats.prefix_query_tokens));
+                    static_cast<double>(std::max<uint64_t>(1, stats.prefix_query_tokens)));
     Timings::PrintHeader();
     both_.Print("Schedule + Commit");
     schedule_.Print("  Schedule");
