@@ -40,7 +40,7 @@ Status RunUp(const UpOptions& options, const CommandContext& context) {
   LocalCluster& cluster = **launched;
   context.out << Summary(cluster.plan(), context) << std::flush;
   const Status status = WatchUntilSignal(cluster, context);
-  context.out << "stopping\n" << std::flush;
+  context.out << "stopping: answers under way may end; Ctrl-C again ends them\n" << std::flush;
   cluster.Stop();
   return status;
 }

@@ -79,9 +79,9 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
                 .block_tokens = options.block_tokens,
                 .dtype = kv_dtype};
   if (options.host_swap_bytes > 0 && options.host_swap_bytes < shape.BlockBytes()) {
-    return WithReason(InvalidArgument("kv.host_swap_bytes is ", options.host_swap_bytes,
-                                      ", less than a block's ", shape.BlockBytes(), "; 0 is for none"),
-                      "invalid_value");
+    return WithReason(ResourceExhausted("kv.host_swap_bytes is ", options.host_swap_bytes, ", a block takes ",
+                                        shape.BlockBytes(), "; 0 is for none"),
+                      "kv_pool_too_small");
   }
   if (options.host_swap_bytes > free_bytes) {
     return WithReason(

@@ -244,7 +244,8 @@ TEST(OpenEngine, RefusesWhatItCannotRun) {
   EXPECT_EQ(small.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(Reason(small), "kv_pool_too_small");
   const auto swap = OpenEngine({.model = "models/terrace-demo-nano", .host_swap_bytes = 1000}).status();
-  EXPECT_EQ(swap.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(swap.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(swap), "kv_pool_too_small");
   EXPECT_NE(Message(swap).find("kv.host_swap_bytes is 1000"), std::string::npos) << Message(swap);
 }
 
