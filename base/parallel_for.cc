@@ -87,10 +87,11 @@ void ThreadPool::RunSlices(size_t thread, uint64_t generation) {
   for (size_t i = 0; i < threads(); ++i) {
     const size_t owner = (thread + i) % threads();
     for (size_t slice = 0; TakeSlice(owner, generation, slice); ++ran) {
-      const size_t grains = (count_ + grain_ - 1) / grain_, slices = threads() * kSlices;
-      const size_t index = owner * kSlices + slice;
-      const size_t begin = grains * index / slices * grain_;
-      const size_t end = std::min(count_, grains * (index + 1) / slices * grain_);
+      const size_t grains = (count_ + grain_ - 1) / grain_, owners = std::min(threads(), grains);
+      if (owner >= owners) continue;
+      const size_t first = grains * owner / owners, count = grains * (owner + 1) / owners - first;
+      const size_t begin = (first + count * slice / kSlices) * grain_;
+      const size_t end = std::min(count_, (first + count * (slice + 1) / kSlices) * grain_);
       if (begin < end) (*body_)(begin, end);
     }
   }
