@@ -37,6 +37,7 @@ ThreadPool::ThreadPool(size_t threads) : shares_(std::make_unique<Share[]>(threa
 
 ThreadPool::~ThreadPool() {
   for (auto& worker : workers_) worker.request_stop();
+  for (auto& worker : workers_) worker.join();  // while `workers_` is whole: threads() counts them
 }
 
 void ThreadPool::ParallelFor(size_t count, size_t grain, const std::function<void(size_t, size_t)>& body) {
@@ -50,7 +51,7 @@ void ThreadPool::ParallelFor(size_t count, size_t grain, const std::function<voi
   done_slices_ = 0;
   const uint64_t generation = ++generation_;
   if (sleepers_ > 0) {
-    std::lock_guard lock(mutex_);
+    { std::lock_guard lock(mutex_); }  // who is about to sleep does, and hears
     start_.notify_all();
   }
   RunSlices(0, generation);

@@ -46,7 +46,7 @@ class ThreadPool {
   bool TakeSlice(size_t owner, uint64_t generation, size_t& slice);
 
   std::unique_ptr<Share[]> shares_;       // of each thread
-  std::atomic<uint64_t> generation_ = 0;  // +1 per ParallelFor: publishes the next three to the workers
+  std::atomic<uint64_t> generation_ = 0;  // +1 per call that is shared out: publishes the next three
   const std::function<void(size_t, size_t)>* body_ = nullptr;
   size_t count_ = 0, grain_ = 0;
   std::atomic<size_t> done_slices_ = 0;  // of this generation

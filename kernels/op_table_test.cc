@@ -40,6 +40,7 @@ TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
   EXPECT_TRUE(std::isnan(out[18]));
   // Attention: paged_attention_test.cc, for every dtype of the KV cache.
 }
+
 TEST_P(EveryCpu, NoTokensAreNoWork) {
   const RandomWeights weights(DType::kF16, 3, 20, /*seed=*/1);
   std::vector<float> x(20, 1), out(20, 2);

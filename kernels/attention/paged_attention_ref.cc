@@ -91,7 +91,7 @@ void WriteKvRef(const WriteKvArgs& a) {
   }
 }
 
-// The softmax in two passes over all positions, in double: the definition knows no chunks.
+// The softmax in two passes over all positions, in double: the definition knows no spans.
 void PagedAttentionRef(const PagedAttentionArgs& a, ThreadPool&) {
   const size_t head_dim = a.batch.head_dim, group = a.heads / a.batch.kv_heads;
   std::vector<double> weights, row(head_dim), out(head_dim);

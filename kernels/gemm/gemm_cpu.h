@@ -105,7 +105,7 @@ void GemmRows(const GemmArgs& a, const WeightRows& rows, size_t output) {
 template <typename Weights>
 constexpr size_t kDirectBlocks = kDirect16BitBlocks;
 template <>
-constexpr size_t kDirectBlocks<F32Weights> = SIZE_MAX;
+constexpr size_t kDirectBlocks<F32Weights> = ~size_t{0};
 template <>
 constexpr size_t kDirectBlocks<Q8Weights> = 4;
 

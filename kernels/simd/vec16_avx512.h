@@ -9,14 +9,13 @@
 #include <immintrin.h>
 
 #include <cstddef>
-#include <cstdint>
 
 namespace terrace {
 namespace {
 
 // Register blocking of the matrix product: 24 sums, 4 rows of weights, 1 of activations in 32 registers.
 constexpr size_t kRowBlock = 4, kTokenBlock = 6;
-constexpr size_t kDirect16BitBlocks = SIZE_MAX;
+constexpr size_t kDirect16BitBlocks = ~size_t{0};  // of tokens: 16-bit weights are never unpacked
 // Of attention: 4 queries by 4 keys, or by 4 x 16 elements of a value.
 constexpr size_t kQueryBlock = 4, kKeyBlock = 4, kDimBlock = 4;
 

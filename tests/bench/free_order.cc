@@ -140,7 +140,7 @@ void FreeOrderAttention(const PagedAttentionArgs& a, size_t first, size_t last, 
         if (a.batch.block_tables[token] != table) break;
         const size_t row = token * a.heads + kv_head * group + item % group;
         const size_t positions = size_t{a.batch.positions[token]} + 1;
-        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .count = positions};
+        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .count = 0};
         more[count] = {.positions = positions, .part = parts + row};
         if (positions > reach) reach = positions;
       }

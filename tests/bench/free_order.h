@@ -25,7 +25,8 @@ struct SoftmaxPart {
 };
 // Attends to positions [first, last) of every token that reaches them, all at once: one largest score, no
 // running rescaling, and tokens of different lengths share a block, masked. Writes `out`, [tokens, heads,
-// head_dim], and `parts`, [tokens, heads]; at most kFreeOrderPositions positions. f32 only.
+// head_dim], and `parts`, [tokens, heads]; at most kFreeOrderPositions positions. f32 and a
+// head_dim of whole vectors only.
 inline constexpr size_t kFreeOrderPositions = 8192;
 void FreeOrderAttention(const PagedAttentionArgs& args, size_t first, size_t last, float* out,
                         SoftmaxPart* parts);
