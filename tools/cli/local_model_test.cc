@@ -238,11 +238,16 @@ TEST(Generate, PrintsOneJsonObject) {
   EXPECT_EQ(answer["tier"], "terrace-demo-nano");
 }
 
-TEST(Generate, SeveralAnswersHaveAHeadingEachAndAreAListInJson) {
+GenerateOptions Continue(const std::string& prompt) {
   GenerateOptions options;
   options.target.model = kNano;
   options.target.threads = 1;
-  options.prompt = "Once upon a time";
+  options.prompt = prompt;
+  return options;
+}
+
+TEST(Generate, SeveralAnswersHaveAHeadingEachAndAreAListInJson) {
+  GenerateOptions options = Continue("Once upon a time");
   options.request.max_tokens = 5;
   options.answers = 2;
   TestContext shown;
@@ -264,10 +269,7 @@ TEST(Generate, SeveralAnswersHaveAHeadingEachAndAreAListInJson) {
 }
 
 TEST(Generate, TheFirstTokenOfAPromptIsShownWithoutALogProbability) {
-  GenerateOptions options;
-  options.target.model = kNano;
-  options.target.threads = 1;
-  options.prompt = "Once upon";
+  GenerateOptions options = Continue("Once upon");
   options.request.max_tokens = 1;
   options.prompt_logprobs = true;
   TestContext test;
@@ -276,10 +278,7 @@ TEST(Generate, TheFirstTokenOfAPromptIsShownWithoutALogProbability) {
 }
 
 TEST(Generate, AnAnswerWithoutTextIsALineAndAnErrorIsNone) {
-  GenerateOptions options;
-  options.target.model = kNano;
-  options.target.threads = 1;
-  options.prompt = "Once upon";
+  GenerateOptions options = Continue("Once upon");
   options.request.stop = {" "};
   TestContext empty;
   ASSERT_EQ(RunGenerate(options, empty.context), Status());
