@@ -3,6 +3,8 @@
 #include <immintrin.h>
 
 #include "kernels/cpu_leaves.h"
+#include "kernels/gemm/weight_strips.h"
+#include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
 
 #pragma GCC target("avx2,fma,f16c")
@@ -12,6 +14,7 @@
 #include "kernels/activation/silu_mul_cpu.h"
 #include "kernels/attention/paged_attention_cpu.h"
 #include "kernels/embed/embed_cpu.h"
+#include "kernels/gemm/encode_activations_cpu.h"
 #include "kernels/gemm/gemm_cpu.h"
 #include "kernels/norm/rms_norm_cpu.h"
 #include "kernels/sample/softmax_weights_cpu.h"
@@ -19,10 +22,12 @@
 namespace terrace {
 
 const CpuLeaves kAvx2Leaves = {
-    .gemm_row_block = kRowBlock,
+    .gemm_strips = kGemmStrips,
+    .has_dots = kHasDots,
     .embed = EmbedTokens,
     .rms_norm = RmsNormTokens,
-    .gemm = GemmOutputs,
+    .encode_activations = EncodeTokens,
+    .gemm = GemmStrips,
     .attend_span = AttendSpan,
     .merge_spans = MergeSpans,
     .silu_mul = SiluMulElements,

@@ -8,6 +8,8 @@
 #include <immintrin.h>
 
 #include "kernels/cpu_leaves.h"
+#include "kernels/gemm/weight_strips.h"
+#include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -17,6 +19,7 @@
 #include "kernels/activation/silu_mul_cpu.h"
 #include "kernels/attention/paged_attention_cpu.h"
 #include "kernels/embed/embed_cpu.h"
+#include "kernels/gemm/encode_activations_cpu.h"
 #include "kernels/gemm/gemm_cpu.h"
 #include "kernels/norm/rms_norm_cpu.h"
 #include "kernels/sample/softmax_weights_cpu.h"
@@ -24,10 +27,12 @@
 namespace terrace {
 
 const CpuLeaves kAvx512Leaves = {
-    .gemm_row_block = kRowBlock,
+    .gemm_strips = kGemmStrips,
+    .has_dots = kHasDots,
     .embed = EmbedTokens,
     .rms_norm = RmsNormTokens,
-    .gemm = GemmOutputs,
+    .encode_activations = EncodeTokens,
+    .gemm = GemmStrips,
     .attend_span = AttendSpan,
     .merge_spans = MergeSpans,
     .silu_mul = SiluMulElements,

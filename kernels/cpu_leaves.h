@@ -5,6 +5,7 @@
 #include "kernels/activation/silu_mul.h"
 #include "kernels/attention/attention_runs.h"
 #include "kernels/embed/embed.h"
+#include "kernels/gemm/activation_groups.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm/rms_norm.h"
 #include "kernels/sample/softmax_weights.h"
@@ -12,10 +13,12 @@
 namespace terrace {
 
 struct CpuLeaves {
-  size_t gemm_row_block;  // rows of a gemm tile are a multiple of it
+  size_t gemm_strips;  // that are multiplied together
+  bool has_dots;       // see ActivationsOf
   void (*embed)(const EmbedArgs&);
   void (*rms_norm)(const RmsNormArgs&, size_t begin, size_t end);
-  void (*gemm)(const GemmArgs&, size_t begin, size_t end, float* tile, size_t tile_rows, size_t stride);
+  void (*encode_activations)(const GemmArgs&, size_t begin, size_t end, const ActivationGroups&);
+  void (*gemm)(const GemmArgs&, const ActivationGroups&, size_t begin, size_t end);
   // `partials` as AttentionPartial says: the first writes those of one span, the second merges those of spans
   // [begin, end), after those before.
   void (*attend_span)(const PagedAttentionArgs&, const AttentionRun&, size_t span, float* partials);
@@ -25,8 +28,9 @@ struct CpuLeaves {
   SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 
-extern const CpuLeaves kAvx512Leaves;  // needs avx512f, avx512bw, avx512dq, avx512vl, fma, f16c
-extern const CpuLeaves kAvx2Leaves;    // needs avx2, fma, f16c
+extern const CpuLeaves kAvx512DotLeaves;  // as kAvx512Leaves, avx512vnni and avx512bf16
+extern const CpuLeaves kAvx512Leaves;     // needs avx512f, avx512bw, avx512dq, avx512vl, fma, f16c
+extern const CpuLeaves kAvx2Leaves;       // needs avx2, fma, f16c
 extern const CpuLeaves kGenericLeaves;
 
 }  // namespace terrace

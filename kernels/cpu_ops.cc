@@ -1,11 +1,13 @@
 // The CPU tables: the leaves of one instruction set, shared out to the threads of a pool.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <vector>
 
 #include "kernels/cpu_leaves.h"
+#include "kernels/gemm/weight_strips.h"
 #include "kernels/op_table.h"
 
 namespace terrace {
@@ -36,15 +38,55 @@ void RmsNorm(const RmsNormArgs& a, ThreadPool& pool) {
   Share(pool, a.tokens, a.width, 1, [&](size_t begin, size_t end) { kLeaves.rms_norm(a, begin, end); });
 }
 
+// Memory for the encodings that the parts want, laid out in `memory` of EncodedFloats().
+size_t EncodedFloats(const GemmArgs& a) {
+  size_t bytes = 0;
+  for (const ActivationFormat format : kEveryActivationFormat) bytes += GroupBytes(format);
+  return bytes / sizeof(float) * GroupsOf(a.inputs()) * a.tokens;
+}
+
+ActivationGroups LayOut(const GemmArgs& a, bool has_dots, float* memory) {
+  ActivationGroups out{.tokens = a.tokens};
+  auto* at = reinterpret_cast<std::byte*>(memory);
+  for (const GemmPart& part : a.parts) {
+    const ActivationFormat format = ActivationsOf(part.weights.dtype, has_dots);
+    std::byte*& place = out.of[static_cast<size_t>(format)];
+    if (place != nullptr) continue;
+    place = at;
+    at += GroupBytes(format) * GroupsOf(a.inputs()) * a.tokens;
+  }
+  return out;
+}
+
 template <const CpuLeaves& kLeaves>
 void Gemm(const GemmArgs& a, ThreadPool& pool) {
-  // A quarter of a 1 MiB L2 cache: activations and outputs need the rest.
-  constexpr size_t kTileFloats = 64 << 10;
-  const size_t stride = (a.inputs() + 15) / 16 * 16, block = kLeaves.gemm_row_block;
-  const size_t tile_rows =
-      std::clamp<size_t>(kTileFloats / std::max<size_t>(1, stride) / block * block, block, 64);
-  Share(pool, a.outputs(), a.inputs() * a.tokens, block, [&](size_t begin, size_t end) {
-    kLeaves.gemm(a, begin, end, Scratch(tile_rows * stride), tile_rows, stride);
+  if (a.tokens == 0) return;
+  size_t strips = 0;
+  for (const GemmPart& part : a.parts) {
+    CHECK(part.weights.packed && part.weights.columns == a.inputs());
+    strips += StripsOf(part.weights.rows);
+  }
+  if (a.gated) strips /= 2;
+  const size_t strip_work = kStripRows * a.inputs() * a.tokens * (a.gated ? 2 : 1);
+  const size_t grain = a.tokens > 1 ? kLeaves.gemm_strips : 1;
+  // Encoding a few tokens takes a thread less than waiting for another that does.
+  constexpr size_t kEncodeAlone = 16 << 10;
+  if (a.tokens * a.inputs() > kEncodeAlone && pool.threads() > 1) {
+    const ActivationGroups in = LayOut(a, kLeaves.has_dots, Scratch(EncodedFloats(a)));
+    Share(pool, a.tokens, a.inputs() * 4, 1,
+          [&](size_t begin, size_t end) { kLeaves.encode_activations(a, begin, end, in); });
+    Share(pool, strips, strip_work, grain,
+          [&](size_t begin, size_t end) { kLeaves.gemm(a, in, begin, end); });
+    return;
+  }
+  static std::atomic<uint64_t> calls = 0;
+  const uint64_t call = ++calls;
+  Share(pool, strips, strip_work, grain, [&, call](size_t begin, size_t end) {
+    thread_local uint64_t encoded = 0;  // the call whose activations this thread holds
+    const ActivationGroups in = LayOut(a, kLeaves.has_dots, Scratch(EncodedFloats(a)));
+    if (encoded != call) kLeaves.encode_activations(a, 0, a.tokens, in);
+    encoded = call;
+    kLeaves.gemm(a, in, begin, end);
   });
 }
 
@@ -120,6 +162,8 @@ OpTable MakeTable(std::string_view name) {
   return {.name = name,
           .embed = kLeaves.embed,
           .rms_norm = RmsNorm<kLeaves>,
+          .packed_bytes = PackedBytes,
+          .pack = PackStrips,
           .gemm = Gemm<kLeaves>,
           .rope = RopeCpu,
           .write_kv = WriteKvRef,
@@ -137,8 +181,13 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool HasAvx512Dot() {
+  return HasAvx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
 std::vector<OpTable> MakeTables() {
   std::vector<OpTable> tables;
+  if (HasAvx512Dot()) tables.push_back(MakeTable<kAvx512DotLeaves>("cpu avx512-dot"));
   if (HasAvx512()) tables.push_back(MakeTable<kAvx512Leaves>("cpu avx512"));
   if (HasAvx2()) tables.push_back(MakeTable<kAvx2Leaves>("cpu avx2"));
   tables.push_back(MakeTable<kGenericLeaves>("cpu generic"));

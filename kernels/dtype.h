@@ -1,32 +1,59 @@
-// Element types of weights, and their block arithmetic.
+// Element types of weights, and their block arithmetic. A later format is one entry here, one decoder in
+// kernels/quant/weight_codes.h, and one struct of strips (kernels/gemm/weight_strips.h, gemm_cpu.h).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <string_view>
 
 namespace terrace {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kQ8_0 };
+// Blocks of the types with an underscore are those of GGML's files; INT4 and INT8 are those of Terrace's own
+// tools.
+enum class DType : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8_0,      // f16 scale, 32 x int8
+  kQ4_0,      // f16 scale, 32 x 4 bits, biased by 8
+  kQ5_0,      // f16 scale, 32 x 5 bits, biased by 16
+  kQ4_K,      // f16 scale and minimum, 8 x (6 bits scale, 6 bits minimum), 256 x 4 bits
+  kQ6_K,      // 256 x 6 bits, biased by 32, 16 x int8 scale, f16 scale
+  kInt4G32,   // f16 scale, u8 zero point, u8 unused, 32 x 4 bits: scale * (code - zero point)
+  kInt4G128,  // the same, 128 x 4 bits
+  kInt8,      // int8; one f32 scale for each row lies apart
+};
 
 struct DTypeInfo {
+  DType dtype;
   std::string_view name;
   size_t block_elements;  // elements per block along the innermost dimension
   size_t block_bytes;
+  int gguf_type;  // ggml's number; -1 where GGUF has no such type
 };
 
-constexpr DTypeInfo Info(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return {"F32", 1, 4};
-    case DType::kF16:
-      return {"F16", 1, 2};
-    case DType::kBF16:
-      return {"BF16", 1, 2};
-    case DType::kQ8_0:
-      return {"Q8_0", 32, 34};  // GGML: one f16 scale, then 32 int8
+inline constexpr DTypeInfo kDTypes[] = {
+    {DType::kF32, "F32", 1, 4, 0},
+    {DType::kF16, "F16", 1, 2, 1},
+    {DType::kBF16, "BF16", 1, 2, 30},
+    {DType::kQ8_0, "Q8_0", 32, 34, 8},
+    {DType::kQ4_0, "Q4_0", 32, 18, 2},
+    {DType::kQ5_0, "Q5_0", 32, 22, 6},
+    {DType::kQ4_K, "Q4_K", 256, 144, 12},
+    {DType::kQ6_K, "Q6_K", 256, 210, 14},
+    {DType::kInt4G32, "INT4_G32", 32, 20, -1},
+    {DType::kInt4G128, "INT4_G128", 128, 68, -1},
+    {DType::kInt8, "INT8", 1, 1, -1},
+};
+
+constexpr const DTypeInfo& Info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
+
+static_assert([] {
+  for (size_t i = 0; i < std::size(kDTypes); ++i) {
+    if (static_cast<size_t>(kDTypes[i].dtype) != i) return false;
   }
-  return {"?", 1, 0};
-}
+  return true;
+}());
 
 }  // namespace terrace

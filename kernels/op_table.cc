@@ -1,11 +1,27 @@
 #include "kernels/op_table.h"
 
 namespace terrace {
+namespace {
+
+// The reference reads rows where they lie.
+size_t NoBytes(const WeightMatrix&, ComputeType) { return 0; }
+GemmWeights AsItLies(const WeightMatrix& matrix, ComputeType, std::byte*, ThreadPool&) {
+  return {.dtype = matrix.dtype,
+          .packed = false,
+          .data = matrix.data,
+          .rows = matrix.rows,
+          .columns = matrix.columns,
+          .row_scales = matrix.row_scales};
+}
+
+}  // namespace
 
 const OpTable& ReferenceOps() {
   static constexpr OpTable kTable = {.name = "reference",
                                      .embed = EmbedRef,
                                      .rms_norm = RmsNormRef,
+                                     .packed_bytes = NoBytes,
+                                     .pack = AsItLies,
                                      .gemm = GemmRef,
                                      .rope = RopeRef,
                                      .write_kv = WriteKvRef,
@@ -13,6 +29,12 @@ const OpTable& ReferenceOps() {
                                      .silu_mul = SiluMulRef,
                                      .softmax_weights = SoftmaxWeightsRef};
   return kTable;
+}
+
+StatusOr<ComputeType> ParseComputeType(std::string_view name) {
+  if (name == "auto") return ComputeType::kAuto;
+  if (name == "f32") return ComputeType::kF32;
+  return WithReason(InvalidArgument("compute: \"", name, "\", not one of auto, f32"), "invalid_value");
 }
 
 StatusOr<const OpTable*> FindOps(std::string_view name) {

@@ -23,6 +23,10 @@ struct OpTable {
   std::string_view name;  // "reference", "cpu avx512", "cpu avx2", "cpu generic"
   void (*embed)(const EmbedArgs&);
   void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
+  // How gemm wants a matrix: packed into `memory` of packed_bytes(), aligned to 64 bytes, which the result
+  // borrows; or, where packed_bytes() is 0, as it lies.
+  size_t (*packed_bytes)(const WeightMatrix&, ComputeType);
+  GemmWeights (*pack)(const WeightMatrix&, ComputeType, std::byte* memory, ThreadPool&);
   void (*gemm)(const GemmArgs&, ThreadPool&);
   void (*rope)(const RopeArgs&);
   void (*write_kv)(const WriteKvArgs&);

@@ -22,6 +22,12 @@ TEST(OpTable, AnUnknownNameIsAnErrorThatSaysWhatThereIs) {
   EXPECT_NE(Message(ops.status()).find("reference"), std::string::npos);
 }
 
+TEST(OpTable, ComputeTypesAreFoundByName) {
+  EXPECT_EQ(*ParseComputeType("auto"), ComputeType::kAuto);
+  EXPECT_EQ(*ParseComputeType("f32"), ComputeType::kF32);
+  EXPECT_EQ(Reason(ParseComputeType("f64").status()), "invalid_value");
+}
+
 TEST(OpTable, EveryProcessorHasTheGenericTable) { EXPECT_EQ(AllCpuOps().back().name, "cpu generic"); }
 
 // A broken weight or activation must reach the sampler, which reports it, and not be rounded away on the way.
@@ -30,7 +36,9 @@ TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
   const RandomWeights weights(DType::kF16, 3, 20, /*seed=*/1);
   std::vector<float> x(20, 1), ones(20, 1), out(20);
   x[18] = nan;
-  ops().gemm({.x = x.data(), .weights = weights.matrix, .out = out.data(), .tokens = 1}, pool_);
+  const PackedWeights packed(ops(), weights.matrix, pool_);
+  const GemmPart part{.weights = packed.weights, .out = out.data()};
+  ops().gemm({.x = x.data(), .tokens = 1, .parts = {&part, 1}}, pool_);
   for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(out[i]));
   ops().rms_norm(
       {.x = x.data(), .weight = ones.data(), .out = out.data(), .tokens = 1, .width = 20, .epsilon = 1e-5f},
@@ -44,7 +52,9 @@ TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
 TEST_P(EveryCpu, NoTokensAreNoWork) {
   const RandomWeights weights(DType::kF16, 3, 20, /*seed=*/1);
   std::vector<float> x(20, 1), out(20, 2);
-  ops().gemm({.x = x.data(), .weights = weights.matrix, .out = out.data(), .tokens = 0}, pool_);
+  const PackedWeights packed(ops(), weights.matrix, pool_);
+  const GemmPart part{.weights = packed.weights, .out = out.data()};
+  ops().gemm({.x = x.data(), .tokens = 0, .parts = {&part, 1}}, pool_);
   ops().rms_norm(
       {.x = x.data(), .weight = x.data(), .out = out.data(), .tokens = 0, .width = 20, .epsilon = 1e-5f},
       pool_);

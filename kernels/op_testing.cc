@@ -5,9 +5,11 @@
 #include <cctype>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numbers>
 
 #include "base/rng.h"
+#include "kernels/scalar_convert.h"
 
 namespace terrace {
 
@@ -20,38 +22,87 @@ std::vector<float> RandomNormal(size_t count, uint64_t seed) {
   return out;
 }
 
+namespace {
+
+// A 16-bit pattern of either sign: F16 of [2^low, 2^(low + 4)).
+uint16_t RandomF16(int low, uint64_t bits) {
+  const auto exponent = static_cast<uint64_t>(15 + low) + (bits >> 16 & 3);
+  return static_cast<uint16_t>((bits & 0x83ff) | exponent << 10);
+}
+
+}  // namespace
+
 RandomWeights::RandomWeights(DType dtype, size_t rows, size_t columns, uint64_t seed)
-    : matrix{.dtype = dtype, .rows = rows, .columns = columns} {
+    : row_scales(dtype == DType::kInt8 ? rows : 0),
+      matrix{.dtype = dtype, .rows = rows, .columns = columns, .row_scales = row_scales.data()} {
   bytes.resize(rows * matrix.RowBytes() + 1);
   matrix.data = bytes.data() + 1;
-  // A 16-bit pattern of either sign: F16 of [1/4, 4), or the upper half of such an F32.
-  const auto f16 = [&](uint64_t i) {
-    const uint64_t bits = RandomBits(seed, i, 2);
-    return static_cast<uint16_t>((bits & 0x83ff) | (13 + (bits >> 16 & 3)) << 10);
-  };
+  uint64_t counter = 0;
+  const auto random = [&] { return RandomBits(seed, counter++, 2); };
   std::byte* to = bytes.data() + 1;
   const auto put = [&](auto value) {
     std::memcpy(to, &value, sizeof(value));
     to += sizeof(value);
   };
+  const auto put_bytes = [&](size_t count) {
+    for (size_t i = 0; i < count; ++i) put(static_cast<uint8_t>(random()));
+  };
+  const auto put_f16 = [&](int low) { put(RandomF16(low, random())); };
+  for (float& scale : row_scales) scale = FloatFromF16(RandomF16(-8, random()));
   const std::vector<float> normal = RandomNormal(rows * columns, seed);
-  for (size_t i = 0; i < normal.size(); ++i) {
+  for (size_t i = 0; i < normal.size(); i += Info(dtype).block_elements) {
     switch (dtype) {
       case DType::kF32:
         put(normal[i]);
         break;
       case DType::kF16:
-        put(f16(i));
+        put_f16(-2);
         break;
       case DType::kBF16:
         put(static_cast<uint16_t>(std::bit_cast<uint32_t>(normal[i]) >> 16));
         break;
       case DType::kQ8_0:
-        if (i % 32 == 0) put(static_cast<uint16_t>(f16(i) - (6 << 10)));  // scales of about 2^-6
-        put(static_cast<int8_t>(RandomBits(seed, i, 3)));
+        put_f16(-8);
+        put_bytes(32);
+        break;
+      case DType::kQ4_0:
+        put_f16(-4);
+        put_bytes(16);
+        break;
+      case DType::kQ5_0:
+        put_f16(-5);
+        put_bytes(20);
+        break;
+      case DType::kQ4_K:
+        put_f16(-10);
+        put_f16(-8);
+        put_bytes(140);
+        break;
+      case DType::kQ6_K:
+        put_bytes(208);
+        put_f16(-12);
+        break;
+      case DType::kInt4G32:
+      case DType::kInt4G128:
+        put_f16(-4);
+        put(static_cast<uint8_t>(random() % 16));
+        put(uint8_t{0});
+        put_bytes(Info(dtype).block_elements / 2);
+        break;
+      case DType::kInt8:
+        put_bytes(1);
         break;
     }
   }
+}
+
+PackedWeights::PackedWeights(const OpTable& ops, const WeightMatrix& matrix, ThreadPool& pool,
+                             ComputeType compute)
+    : memory(ops.packed_bytes(matrix, compute) + 64) {
+  void* place = memory.data();
+  size_t space = memory.size();
+  CHECK(std::align(64, space - 64, place, space) != nullptr);
+  weights = ops.pack(matrix, compute, static_cast<std::byte*>(place), pool);
 }
 
 testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {

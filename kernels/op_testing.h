@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -19,10 +20,22 @@ std::vector<float> RandomNormal(size_t count, uint64_t seed);
 struct RandomWeights {
   RandomWeights(DType dtype, size_t rows, size_t columns, uint64_t seed);
   std::vector<std::byte> bytes;
-  WeightMatrix matrix;  // borrows `bytes`
+  std::vector<float> row_scales;
+  WeightMatrix matrix;  // borrows both
 };
 
-inline constexpr DType kEveryDType[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0};
+// A matrix as a backend's gemm takes it.
+struct PackedWeights {
+  PackedWeights(const OpTable& ops, const WeightMatrix& matrix, ThreadPool& pool,
+                ComputeType compute = ComputeType::kAuto);
+  std::vector<std::byte> memory;
+  GemmWeights weights;  // borrows `memory`, or what `matrix` does
+};
+
+inline constexpr DType kEveryDType[] = {DType::kF32,     DType::kF16,      DType::kBF16, DType::kQ8_0,
+                                        DType::kQ4_0,    DType::kQ5_0,     DType::kQ4_K, DType::kQ6_K,
+                                        DType::kInt4G32, DType::kInt4G128, DType::kInt8};
+static_assert(std::size(kEveryDType) == std::size(kDTypes));
 
 // Equal to the bit.
 testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b);

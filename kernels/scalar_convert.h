@@ -1,13 +1,11 @@
-// Scalar conversions of elements. To f32 all are exact: every F16, BF16 and Q8_0 value is an f32 value (a
-// Q8_0 value is an 11-bit scale times an 8-bit integer). From f32 they round to nearest, ties to even; what
+// Scalar conversions of elements. To f32 they are exact. From f32 they round to nearest, ties to even; what
 // passes the largest finite value becomes an infinity, NaN stays NaN.
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
-
-#include "kernels/weight_matrix.h"
 
 namespace terrace {
 
@@ -47,25 +45,6 @@ T LoadUnaligned(const std::byte* from) {
   T value;
   std::memcpy(&value, from, sizeof(value));
   return value;
-}
-
-// Element [row, column].
-inline float WeightAt(const WeightMatrix& matrix, size_t row, size_t column) {
-  const std::byte* data = matrix.Row(row);
-  switch (matrix.dtype) {
-    case DType::kF32:
-      return LoadUnaligned<float>(data + column * 4);
-    case DType::kF16:
-      return FloatFromF16(LoadUnaligned<uint16_t>(data + column * 2));
-    case DType::kBF16:
-      return FloatFromBF16(LoadUnaligned<uint16_t>(data + column * 2));
-    case DType::kQ8_0: {
-      const std::byte* block = data + column / 32 * 34;
-      return FloatFromF16(LoadUnaligned<uint16_t>(block)) *
-             static_cast<float>(LoadUnaligned<int8_t>(block + 2 + column % 32));
-    }
-  }
-  return 0;
 }
 
 }  // namespace terrace

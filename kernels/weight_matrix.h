@@ -12,7 +12,8 @@ struct WeightMatrix {
   DType dtype = DType::kF32;
   const std::byte* data = nullptr;  // [rows, columns], rows contiguous
   size_t rows = 0;
-  size_t columns = 0;  // whole blocks of the dtype
+  size_t columns = 0;                 // whole blocks of the dtype
+  const float* row_scales = nullptr;  // [rows], of kInt8 only
 
   size_t RowBytes() const { return columns / Info(dtype).block_elements * Info(dtype).block_bytes; }
   const std::byte* Row(size_t row) const { return data + row * RowBytes(); }

@@ -233,6 +233,7 @@ StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(BpeData data, const MergeSour
   }
   ASSIGN_OR_RETURN(BpeMerger merger, MakeMerger(data, merges, keys, index));
   data.merges = {};
+  data.pre = pre->name;  // not an alias
   std::ranges::sort(data.added, {}, &BpeData::AddedToken::id);
   auto& end = data.special.end;
   std::ranges::sort(end);

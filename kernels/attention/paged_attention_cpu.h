@@ -5,6 +5,7 @@
 
 #include "kernels/attention/attention_runs.h"
 #include "kernels/simd/exp.h"
+#include "kernels/simd/inlining.h"
 
 namespace terrace {
 namespace {
@@ -91,34 +92,33 @@ inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, 
 // products[i][first + j] = the 16 partial sums of q_i . key_j for j < kKeyBlock; keys from `count` on, to be
 // dropped, repeat the last.
 template <typename Rows, size_t kQueries>
-[[gnu::always_inline]] inline void MultiplyKeys(const PagedAttentionArgs& a, const size_t* offsets,
-                                                size_t count, const Query* queries,
-                                                Vec16 (&products)[kQueries][16], size_t first) {
+TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_t* offsets, size_t count,
+                                        const Query* queries, Vec16 (&products)[kQueries][16], size_t first) {
   const size_t head_dim = a.batch.head_dim, whole = head_dim / 16 * 16;
   const std::byte* rows[kKeyBlock];
   Vec16 sums[kQueries][kKeyBlock];
-#pragma GCC unroll 8
+  TERRACE_UNROLL(8)
   for (size_t j = 0; j < kKeyBlock; ++j) {
     rows[j] = a.kv.keys.data + offsets[j < count ? j : count - 1];
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) sums[i][j] = Zero();
   }
   const auto add = [&](size_t d, size_t left) {
     Vec16 keys[kKeyBlock];
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t j = 0; j < kKeyBlock; ++j) keys[j] = LoadRow<Rows>(rows[j], d, left);
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) {
       const Vec16 q = LoadUpTo16(queries[i].q + d, left);
-#pragma GCC unroll 8
+      TERRACE_UNROLL(8)
       for (size_t j = 0; j < kKeyBlock; ++j) sums[i][j] = Fma(q, keys[j], sums[i][j]);
     }
   };
   for (size_t d = 0; d < whole; d += 16) add(d, 16);
   if (whole < head_dim) add(whole, head_dim - whole);
-#pragma GCC unroll 8
+  TERRACE_UNROLL(8)
   for (size_t i = 0; i < kQueries; ++i) {
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t j = 0; j < kKeyBlock; ++j) products[i][first + j] = sums[i][j];
   }
 }
@@ -172,26 +172,26 @@ inline void AddValuesAt(const PagedAttentionArgs& a, const Span& span, size_t be
                         const float (*weights)[kAttentionSpan], const Query* queries, size_t d) {
   const size_t left = kDims > 1 ? 16 : a.batch.head_dim - d;
   Vec16 sums[kQueries][kDims];
-#pragma GCC unroll 8
+  TERRACE_UNROLL(8)
   for (size_t i = 0; i < kQueries; ++i) {
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t k = 0; k < kDims; ++k) sums[i][k] = Load(queries[i].out + d + 16 * k);
   }
   for (size_t j = begin; j < end; ++j) {
     const std::byte* row = a.kv.values.data + span.offsets[j];
     Vec16 values[kDims];
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t k = 0; k < kDims; ++k) values[k] = LoadRow<Rows>(row, d + 16 * k, left);
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) {
       const Vec16 weight = Splat(weights[i][j]);
-#pragma GCC unroll 8
+      TERRACE_UNROLL(8)
       for (size_t k = 0; k < kDims; ++k) sums[i][k] = Fma(weight, values[k], sums[i][k]);
     }
   }
-#pragma GCC unroll 8
+  TERRACE_UNROLL(8)
   for (size_t i = 0; i < kQueries; ++i) {
-#pragma GCC unroll 8
+    TERRACE_UNROLL(8)
     for (size_t k = 0; k < kDims; ++k) Store(queries[i].out + d + 16 * k, sums[i][k]);
   }
 }

@@ -1,5 +1,5 @@
 #include "kernels/embed/embed.h"
-#include "kernels/scalar_convert.h"
+#include "kernels/quant/weight_values.h"
 
 namespace terrace {
 

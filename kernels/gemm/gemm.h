@@ -1,28 +1,39 @@
-// A batch of activations times a matrix of weights:
+// Batches of activations times matrices of weights:
 //   out[t][n] = sum_k x[t][k] * weights[n][k]            (+ out[t][n] before, with `add_to_out`)
+// for up to kMostParts matrices with the same inputs at once, with what usually surrounds them.
 //
-// Same bits: every output is accumulated on its own, in an order that depends on `inputs` alone. The CPU
-// kernels keep 16 partial sums, sum j over the elements k = j mod 16 in rising order of k, and add them as a
-// fixed tree.
+// Same bits: every output is accumulated on its own, in an order that depends on `inputs` alone
+// (docs/adr/0003-same-bits.md). What the CPU kernels round, and in which order they add, is said in
+// kernels/gemm/activation_groups.h.
 #pragma once
 
 #include <cstddef>
+#include <span>
 
-#include "kernels/weight_matrix.h"
+#include "kernels/gemm/gemm_weights.h"
 
 namespace terrace {
 
 class ThreadPool;
 
-struct GemmArgs {
-  const float* x = nullptr;  // [tokens, inputs]
-  WeightMatrix weights;      // [outputs, inputs]
-  float* out = nullptr;      // [tokens, outputs]; not x
-  size_t tokens = 0;
+struct GemmPart {
+  GemmWeights weights;   // [outputs, inputs]
+  float* out = nullptr;  // [tokens, outputs]; not x
   bool add_to_out = false;
+};
 
-  size_t inputs() const { return weights.columns; }
-  size_t outputs() const { return weights.rows; }
+struct GemmArgs {
+  static constexpr size_t kMostParts = 3;
+
+  const float* x = nullptr;     // [tokens, inputs]
+  const float* norm = nullptr;  // [inputs]: RmsNorm(x) * norm goes in instead of x
+  float norm_epsilon = 0;
+  size_t tokens = 0;
+  std::span<const GemmPart> parts;  // 1 to kMostParts, of equal inputs
+  // Two parts of equal outputs: parts[0].out = SiLU(parts[0]) * parts[1]; parts[1].out is not used.
+  bool gated = false;
+
+  size_t inputs() const { return parts[0].weights.columns; }
 };
 
 void GemmRef(const GemmArgs& args, ThreadPool& pool);

@@ -1,134 +1,500 @@
-// Outputs [begin, end). Included once per instruction set, after simd/vec16_*.h.
+// Strips of outputs [begin, end), counted over all parts. Included once per instruction set, after
+// simd/vec16_*.h.
 //
-// Blocks of rows by up to kTokenBlock tokens keep their sums in registers. Weights are used straight from
-// where they lie, once for each block; or, where converting them so often costs more, a tile of weight rows
-// is unpacked to f32 first and then meets every block of tokens. One arithmetic for any number of tokens:
-// blocks decide only which independent sums are in flight together, and unpacking is exact.
+// A block of kStrips strips by kTokens tokens keeps its sums in registers while it walks a group of 128
+// inputs; between groups they rest in a small array, so that a chunk of weights, read once from memory, meets
+// every token while it is in the cache. One arithmetic for any number of tokens (gemm/activation_groups.h):
+// blocks decide only which independent sums are in flight together.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/activation/silu_mul_cpu.h"
 #include "kernels/gemm/gemm.h"
-#include "kernels/simd/unpack_row.h"
+#include "kernels/gemm/weight_strips.h"
+#include "kernels/simd/inlining.h"
 
 namespace terrace {
 namespace {
 
-// Rows of weights, `pitch` bytes apart, that can be read in whole vectors.
-struct WeightRows {
-  const std::byte* data;
-  size_t pitch;
-  size_t count;
+// The formats of strips. Codes(block, step) are the unsigned codes of elements [4 step, 4 step + 4) of 32;
+// `line` counts the scales of a chunk. kShared is how many elements share a scale; kBiasShift the bias as a
+// power of two, -1 without one; kBits those of a code; Minimum(chunk, line) what each code's value lacks, of
+// formats with kHasMinimum.
+struct Codes8 {
+  static constexpr int kBits = 8;
+  static Bytes64 Codes(const std::byte* block, size_t step) { return LoadBytes(block + 64 * step); }
+};
+struct Codes4 {
+  static constexpr int kBits = 4;
+  static Bytes64 Codes(const std::byte* block, size_t step) {
+    const Bytes64 nibbles = LoadBytes(block + 64 * (step / 2));
+    return step % 2 == 0 ? LowNibbles(nibbles) : HighNibbles(nibbles);
+  }
+};
+struct ScalesF16 {
+  static Vec16 Scale(const std::byte* chunk, size_t line) { return LoadF16(chunk + 32 * line); }
 };
 
-// Adds elements [k, k + valid) of kRows rows times kTokens tokens to the partial sums, [kTokens, kRows].
-template <typename Weights, size_t kRows, size_t kTokens>
-[[gnu::always_inline]] inline void AddProducts(const GemmArgs& a, const std::byte* const (&rows)[kRows],
-                                               const float* x, size_t k, size_t valid,
-                                               Vec16 (&sums)[kTokens * kRows]) {
-  Vec16 weights[kRows];
-#pragma GCC unroll 8
-  for (size_t row = 0; row < kRows; ++row) weights[row] = Weights::Load16(rows[row], k);
-#pragma GCC unroll 8
+struct Q8Strip : Codes8, ScalesF16 {
+  static constexpr DType kDType = DType::kQ8_0;
+  static constexpr size_t kShared = 32;
+  static constexpr int kBiasShift = 7;
+  static constexpr bool kHasMinimum = false;
+};
+struct Q4Strip : Codes4, ScalesF16 {
+  static constexpr DType kDType = DType::kQ4_0;
+  static constexpr size_t kShared = 32;
+  static constexpr int kBiasShift = 3;
+  static constexpr bool kHasMinimum = false;
+};
+struct Q5Strip : ScalesF16 {
+  static constexpr int kBits = 5;
+  static constexpr DType kDType = DType::kQ5_0;
+  static constexpr size_t kShared = 32;
+  static constexpr int kBiasShift = 4;
+  static constexpr bool kHasMinimum = false;
+  static Bytes64 Codes(const std::byte* block, size_t step) {
+    return AddBits<0x10>(Codes4::Codes(block, step), LoadBytes(block + 256), 4 - static_cast<int>(step));
+  }
+};
+struct Q4KStrip : Codes4 {
+  static constexpr DType kDType = DType::kQ4_K;
+  static constexpr size_t kShared = 32;
+  static constexpr int kBiasShift = -1;
+  static constexpr bool kHasMinimum = true;
+  static Vec16 Scale(const std::byte* chunk, size_t line) {
+    return Mul(LoadF16(chunk), LoadU8(chunk + 64 + 16 * line));
+  }
+  static Vec16 Minimum(const std::byte* chunk, size_t line) {
+    return Mul(LoadF16(chunk + 32), LoadU8(chunk + 192 + 16 * line));
+  }
+};
+struct Q6KStrip {
+  static constexpr int kBits = 6;
+  static constexpr DType kDType = DType::kQ6_K;
+  static constexpr size_t kShared = 16;
+  static constexpr int kBiasShift = 5;
+  static constexpr bool kHasMinimum = false;
+  static Vec16 Scale(const std::byte* chunk, size_t line) {
+    return Mul(LoadF16(chunk), LoadI8(chunk + 32 + 16 * line));
+  }
+  static Bytes64 Codes(const std::byte* block, size_t step) {
+    return AddBits<0x30>(Codes4::Codes(block, step), LoadBytes(block + 256 + 64 * (step / 4)),
+                         4 - 2 * static_cast<int>(step % 4));
+  }
+};
+struct Int4G32Strip : Codes4, ScalesF16 {
+  static constexpr DType kDType = DType::kInt4G32;
+  static constexpr size_t kShared = 32;
+  static constexpr int kBiasShift = -1;
+  static constexpr bool kHasMinimum = true;
+  static Vec16 Minimum(const std::byte* chunk, size_t line) {
+    return Mul(Scale(chunk, line), LoadU8(chunk + 128 + 16 * line));
+  }
+};
+struct Int4G128Strip : Codes4, ScalesF16 {
+  static constexpr DType kDType = DType::kInt4G128;
+  static constexpr size_t kShared = kGroup;
+  static constexpr int kBiasShift = -1;
+  static constexpr bool kHasMinimum = true;
+  static Vec16 Minimum(const std::byte* chunk, size_t) { return Mul(Scale(chunk, 0), LoadU8(chunk + 32)); }
+};
+struct Int8Strip : Codes8 {
+  static constexpr DType kDType = DType::kInt8;
+  static constexpr size_t kShared = kGroup;
+  static constexpr int kBiasShift = 7;
+  static constexpr bool kHasMinimum = false;
+  static Vec16 Scale(const std::byte* chunk, size_t) { return LoadF32(chunk); }
+};
+struct BF16Strip {
+  static constexpr DType kDType = DType::kBF16;
+};
+struct F32Strip {
+  static constexpr DType kDType = DType::kF32;
+};
+
+// Calls use(strip) with the struct of `dtype`.
+template <typename Use>
+inline void WithStrip(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::kF32:
+      return use(F32Strip());
+    case DType::kF16:
+      return;  // never in strips
+    case DType::kBF16:
+      return use(BF16Strip());
+    case DType::kQ8_0:
+      return use(Q8Strip());
+    case DType::kQ4_0:
+      return use(Q4Strip());
+    case DType::kQ5_0:
+      return use(Q5Strip());
+    case DType::kQ4_K:
+      return use(Q4KStrip());
+    case DType::kQ6_K:
+      return use(Q6KStrip());
+    case DType::kInt4G32:
+      return use(Int4G32Strip());
+    case DType::kInt4G128:
+      return use(Int4G128Strip());
+    case DType::kInt8:
+      return use(Int8Strip());
+  }
+}
+
+// -(sum of a token's activations) over the elements that share scale `line` of the group.
+template <typename Strip, typename Group>
+inline const int32_t* MinusSum(const Group& x, size_t line) {
+  if constexpr (Strip::kShared == 16) return x.minus_sums16 + line;
+  if constexpr (Strip::kShared == 32) return x.minus_sums32 + line;
+  return &x.minus_sum;
+}
+
+// What a block asks memory for while it computes: nothing, or the bytes at a distance from those it reads.
+struct NothingAhead {
+  void Touch(const std::byte*) const {}
+};
+struct BytesAhead {
+  size_t distance;
+  void Touch(const std::byte* from) const { Prefetch(from + distance); }
+};
+
+// Where the sums of a block rest between groups: in registers, or in memory, from where they are fetched when
+// a group is done, so that they take no registers while it is multiplied.
+template <size_t kSums>
+struct SumsInRegisters {
+  Vec16 sums[kSums];
+  Vec16 Get(size_t i) const { return sums[i]; }
+  void Set(size_t i, Vec16 sum) { sums[i] = sum; }
+};
+struct SumsInMemory {
+  float* memory;
+  Vec16 Get(size_t i) const { return Load(memory + 16 * i); }
+  void Set(size_t i, Vec16 sum) { Store(memory + 16 * i, sum); }
+};
+
+// Adds one group of inputs, `blocks` blocks of 32, to the sums [kTokens][kStrips]. `chunks` are where the
+// strips' chunks begin and `group` is the group's number in them.
+template <typename Strip, size_t kStrips, size_t kTokens, typename Group, typename Ahead, typename Sums>
+TERRACE_INLINE inline void AddInt8Group(const std::byte* const (&chunks)[kStrips], size_t group,
+                                        size_t blocks, const Group* x, Ahead ahead, Sums& sums) {
+  constexpr StripFormat kFormat = FormatOf(Strip::kDType);
+  constexpr size_t kSums = kTokens * kStrips;
+  constexpr size_t kSharedSteps = (Strip::kShared < kStripBlock ? Strip::kShared : kStripBlock) / 4;
+  constexpr size_t kLines = kStripBlock / 4 / kSharedSteps;  // of a block; a line is a scale
+  using LineDots = Dots<Strip::kBits, kSums == 1>;
+  const size_t first_line = group * (Strip::kShared == kGroup ? 1 : kGroup / kStripBlock * kLines);
+  const size_t codes = kFormat.scale_bytes + group * (kGroup / kStripBlock) * kFormat.block_bytes;
+  Vec16 group_sums[kSums];
+  LineDots dots[kSums];
+  TERRACE_UNROLL(32)
+  for (size_t i = 0; i < kSums; ++i) group_sums[i] = Zero();
+  const auto bias = [&](size_t token, size_t line) TERRACE_INLINE {
+    if constexpr (Strip::kBiasShift < 0) {
+      return ZeroSums();
+    } else {
+      return ShiftedSplat<Strip::kBiasShift>(MinusSum<Strip>(x[token], line));
+    }
+  };
+  const auto begin_line = [&](size_t line) TERRACE_INLINE {
+    TERRACE_UNROLL(32)
+    for (size_t i = 0; i < kSums; ++i) dots[i].Begin(bias(i / kStrips, line));
+  };
+  const auto end_line = [&](size_t line) TERRACE_INLINE {
+    TERRACE_UNROLL(8)
+    for (size_t strip = 0; strip < kStrips; ++strip) {
+      const Vec16 scale = Strip::Scale(chunks[strip], first_line + line);
+      TERRACE_UNROLL(8)
+      for (size_t token = 0; token < kTokens; ++token) {
+        Vec16& sum = group_sums[token * kStrips + strip];
+        sum = Fma(ToFloats(dots[token * kStrips + strip].End(bias(token, line))), scale, sum);
+      }
+    }
+    if constexpr (Strip::kHasMinimum) {
+      TERRACE_UNROLL(8)
+      for (size_t strip = 0; strip < kStrips; ++strip) {
+        const Vec16 minimum = Strip::Minimum(chunks[strip], first_line + line);
+        TERRACE_UNROLL(8)
+        for (size_t token = 0; token < kTokens; ++token) {
+          Vec16& sum = group_sums[token * kStrips + strip];
+          sum = Fma(minimum, SplatToFloats(MinusSum<Strip>(x[token], line)), sum);
+        }
+      }
+    }
+  };
+  if constexpr (Strip::kShared == kGroup) begin_line(0);
+  for (size_t block = 0; block < blocks; ++block) {
+    TERRACE_UNROLL(2)
+    for (size_t line = 0; line < kLines; ++line) {
+      if constexpr (Strip::kShared != kGroup) begin_line(block * kLines + line);
+      TERRACE_UNROLL(8)
+      for (size_t step = line * kSharedSteps; step < (line + 1) * kSharedSteps; ++step) {
+        Bytes64 weights[kStrips];
+        TERRACE_UNROLL(8)
+        for (size_t strip = 0; strip < kStrips; ++strip) {
+          if (64 * step < kFormat.block_bytes) {
+            ahead.Touch(chunks[strip] + codes + block * kFormat.block_bytes + 64 * step);
+          }
+          weights[strip] = Strip::Codes(chunks[strip] + codes + block * kFormat.block_bytes, step);
+          KeepInRegister(weights[strip]);
+        }
+        TERRACE_UNROLL(8)
+        for (size_t token = 0; token < kTokens; ++token) {
+          const auto values = LineDots::Splat(x[token].values + block * kStripBlock + 4 * step);
+          TERRACE_UNROLL(8)
+          for (size_t strip = 0; strip < kStrips; ++strip) {
+            dots[token * kStrips + strip].Add(step, weights[strip], values);
+          }
+        }
+      }
+      if constexpr (Strip::kShared != kGroup) end_line(block * kLines + line);
+    }
+  }
+  if constexpr (Strip::kShared == kGroup) end_line(0);
+  TERRACE_UNROLL(8)
   for (size_t token = 0; token < kTokens; ++token) {
-    const float* from = x + token * a.inputs() + k;
-    const Vec16 activations = valid == 16 ? Load(from) : LoadPartial(from, valid);
-#pragma GCC unroll 8
-    for (size_t row = 0; row < kRows; ++row) {
-      sums[token * kRows + row] = Fma(weights[row], activations, sums[token * kRows + row]);
+    const Vec16 scale = Splat(x[token].scale);
+    TERRACE_UNROLL(8)
+    for (size_t strip = 0; strip < kStrips; ++strip) {
+      const size_t i = token * kStrips + strip;
+      sums.Set(i, Fma(group_sums[i], scale, sums.Get(i)));
     }
   }
 }
 
-// Outputs [output, output + rows.count) of tokens [token, token + kTokens); rows.count <= kRows. What a block
-// has too many repeats the last row and is dropped.
-template <typename Weights, size_t kRows, size_t kTokens>
-void GemmBlock(const GemmArgs& a, const WeightRows& rows, size_t token, size_t output) {
-  Vec16 sums[kTokens * kRows];
-#pragma GCC unroll 32
-  for (size_t i = 0; i < kTokens * kRows; ++i) sums[i] = Zero();
-  const std::byte* from[kRows];
-#pragma GCC unroll 8
-  for (size_t row = 0; row < kRows; ++row) {
-    from[row] = rows.data + (row < rows.count ? row : rows.count - 1) * rows.pitch;
+// How the vectors of a group of floats meet activations.
+struct MultiplyPairs {
+  template <typename Group>
+  static BF16Pair Splat(const Group& x, size_t i) {
+    return SplatPair(x.values + 2 * i);
   }
-  const float* x = a.x + token * a.inputs();
-  const size_t whole = a.inputs() / 16 * 16;
-  for (size_t k = 0; k < whole; k += 16) AddProducts<Weights, kRows, kTokens>(a, from, x, k, 16, sums);
-  if (whole < a.inputs()) {
-    AddProducts<Weights, kRows, kTokens>(a, from, x, whole, a.inputs() - whole, sums);
+  static Vec16 Add(Vec16 sum, Bytes64 weights, BF16Pair x) { return DotBF16(sum, weights, x); }
+};
+struct MultiplyElements {
+  static Bytes64 Splat(const F32Group& x, size_t i) { return SplatFour(x.values + i); }
+  static Vec16 Add(Vec16 sum, Bytes64 weights, Bytes64 x) { return Fma(AsFloats(weights), AsFloats(x), sum); }
+};
+
+// The same for strips of floats: vectors of even and odd number have a sum each.
+template <typename Multiply, size_t kStrips, size_t kTokens, typename Group, typename Ahead, typename Sums>
+TERRACE_INLINE inline void AddFloatGroup(const std::byte* const (&chunks)[kStrips], size_t vectors,
+                                         const Group* x, Ahead ahead, Sums& sums) {
+  constexpr size_t kSums = kTokens * kStrips;
+  Vec16 halves[2][kSums];
+  TERRACE_UNROLL(32)
+  for (size_t i = 0; i < kSums; ++i) halves[0][i] = halves[1][i] = Zero();
+  for (size_t vector = 0; vector < vectors; vector += 4) {
+    TERRACE_UNROLL(4)
+    for (size_t i = 0; i < 4; ++i) {
+      Bytes64 weights[kStrips];
+      TERRACE_UNROLL(8)
+      for (size_t strip = 0; strip < kStrips; ++strip) {
+        ahead.Touch(chunks[strip] + 64 * (vector + i));
+        weights[strip] = LoadBytes(chunks[strip] + 64 * (vector + i));
+        KeepInRegister(weights[strip]);
+      }
+      TERRACE_UNROLL(8)
+      for (size_t token = 0; token < kTokens; ++token) {
+        const auto activations = Multiply::Splat(x[token], vector + i);
+        TERRACE_UNROLL(8)
+        for (size_t strip = 0; strip < kStrips; ++strip) {
+          Vec16& sum = halves[i % 2][token * kStrips + strip];
+          sum = Multiply::Add(sum, weights[strip], activations);
+        }
+      }
+    }
   }
-#pragma GCC unroll 8
-  for (size_t i = 0; i < kTokens; ++i) {
-    float* out = a.out + (token + i) * a.outputs() + output;
-#pragma GCC unroll 8
-    for (size_t row = 0; row < kRows; ++row) {
-      const float sum = Sum(sums[i * kRows + row]);
-      if (row < rows.count) out[row] = a.add_to_out ? out[row] + sum : sum;
+  TERRACE_UNROLL(32)
+  for (size_t i = 0; i < kSums; ++i) sums.Set(i, Add(sums.Get(i), Add(halves[0][i], halves[1][i])));
+}
+
+template <typename Strip, size_t kStrips, size_t kTokens, typename Sums, typename Ahead = NothingAhead>
+TERRACE_INLINE inline void AddGroup(const std::byte* const (&chunks)[kStrips], size_t group, size_t blocks,
+                                    const ActivationGroups& in, size_t in_group, size_t token, Sums& sums,
+                                    Ahead ahead = {}) {
+  constexpr ActivationFormat kActivations = ActivationsOf(Strip::kDType, kHasDots);
+  constexpr size_t kBlockBytes = FormatOf(Strip::kDType).block_bytes;
+  if constexpr (kActivations == ActivationFormat::kInt8) {
+    AddInt8Group<Strip, kStrips, kTokens>(chunks, group, blocks,
+                                          in.At<Int8Group>(kActivations, in_group, token), ahead, sums);
+  } else if constexpr (kActivations == ActivationFormat::kInt8Wide) {
+    AddInt8Group<Strip, kStrips, kTokens>(chunks, group, blocks,
+                                          in.At<Int8WideGroup>(kActivations, in_group, token), ahead, sums);
+  } else if constexpr (kActivations == ActivationFormat::kBF16) {
+    AddFloatGroup<MultiplyPairs, kStrips, kTokens>(
+        chunks, blocks * kBlockBytes / 64, in.At<BF16Group>(kActivations, in_group, token), ahead, sums);
+  } else if constexpr (kActivations == ActivationFormat::kBF16Wide) {
+    AddFloatGroup<MultiplyPairs, kStrips, kTokens>(
+        chunks, blocks * kBlockBytes / 64, in.At<F32Group>(kActivations, in_group, token), ahead, sums);
+  } else {
+    AddFloatGroup<MultiplyElements, kStrips, kTokens>(
+        chunks, blocks * kBlockBytes / 64, in.At<F32Group>(kActivations, in_group, token), ahead, sums);
+  }
+}
+
+// How many blocks of 32 inputs a group has.
+inline size_t BlocksOf(size_t inputs, size_t group) {
+  const size_t left = inputs - group * kGroup;
+  return left < kGroup ? (left + kStripBlock - 1) / kStripBlock : kGroup / kStripBlock;
+}
+
+// Sums of one strip for one token: memory is read as one stream and the sums never leave their registers.
+template <typename Strip>
+Vec16 MultiplyOne(const GemmWeights& weights, const ActivationGroups& in, size_t strip) {
+  constexpr StripFormat kFormat = FormatOf(Strip::kDType);
+  constexpr size_t kGroups = kFormat.chunk / kGroup;  // of a chunk
+  const std::byte* chunk[1] = {weights.data + strip * StripBytes(Strip::kDType, weights.columns)};
+  constexpr size_t kAhead = 1024;  // the processor's own prefetching stops at the end of each 4 KiB
+  SumsInRegisters<1> sum = {{Zero()}};
+  const size_t whole = weights.columns / kGroup, groups = GroupsOf(weights.columns);
+  for (size_t group = 0; group < whole; ++group) {
+    AddGroup<Strip, 1, 1>(chunk, group % kGroups, kGroup / kStripBlock, in, group, 0, sum,
+                          BytesAhead{kAhead});
+    if ((group + 1) % kGroups == 0) chunk[0] += kFormat.ChunkBytes();
+  }
+  if (whole < groups) AddGroup<Strip, 1, 1>(chunk, 0, BlocksOf(weights.columns, whole), in, whole, 0, sum);
+  return sum.Get(0);
+}
+
+// One block of tokens, whose sums are [kTokens][kStrips][16] in memory.
+template <typename Strip, size_t kStrips, size_t kTokens, typename Ahead = NothingAhead>
+TERRACE_INLINE inline void AddToSums(const std::byte* const (&chunks)[kStrips], size_t group, size_t blocks,
+                                     const ActivationGroups& in, size_t in_group, size_t token, float* memory,
+                                     Ahead ahead = {}) {
+  SumsInMemory sums{memory};
+  AddGroup<Strip, kStrips, kTokens>(chunks, group, blocks, in, in_group, token, sums, ahead);
+}
+
+// Sums [tokens][kStrips][16] of strips [strip, strip + kStrips) for tokens [token, token + tokens).
+template <typename Strip, size_t kStrips>
+void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t token,
+                    size_t tokens, float* sums) {
+  constexpr StripFormat kFormat = FormatOf(Strip::kDType);
+  constexpr size_t kGroups = kFormat.chunk / kGroup;
+  const std::byte* chunks[kStrips];
+  const size_t strip_bytes = StripBytes(Strip::kDType, weights.columns);
+  for (size_t i = 0; i < kStrips; ++i) chunks[i] = weights.data + (strip + i) * strip_bytes;
+  for (size_t i = 0; i < tokens * kStrips; ++i) Store(sums + 16 * i, Zero());
+  const size_t groups = GroupsOf(weights.columns);
+  constexpr size_t kGroupBytes = kFormat.ChunkBytes() / kGroups, kGroupLines = kGroupBytes / 64;
+  constexpr bool kIsInt8 = kFormat.activations == ActivationFormat::kInt8;
+  constexpr size_t kBlockTokens = kIsInt8 ? kGemmIntTokens : kGemmFloatTokens;
+  constexpr size_t kPassTokens = kIsInt8 ? kBlockTokens : 2 * kBlockTokens;
+  const bool is_one_pass = tokens <= kPassTokens;
+  for (size_t group = 0; group < groups; ++group) {
+    const size_t blocks = BlocksOf(weights.columns, group), in_chunk = group % kGroups;
+    // Without prefetching the memory system would rest while a group meets several blocks of tokens.
+    const size_t next = kGroupBytes + (group + 1 == groups ? (kStrips - 1) * strip_bytes : 0);
+    size_t line = 0;
+    const auto add = [&]<size_t kTokens>(std::integral_constant<size_t, kTokens>, size_t i) TERRACE_INLINE {
+      float* to = sums + i * kStrips * 16;
+      if constexpr (kStrips == kGemmStrips) {
+        if (is_one_pass) {
+          AddToSums<Strip, kStrips, kTokens>(chunks, in_chunk, blocks, in, group, token + i, to,
+                                             BytesAhead{next});
+          return;
+        }
+        for (const size_t end = kGroupLines * (i + kTokens) / tokens; line < end; ++line) {
+          for (const std::byte* chunk : chunks) Prefetch(chunk + in_chunk * kGroupBytes + next + 64 * line);
+        }
+      }
+      AddToSums<Strip, kStrips, kTokens>(chunks, in_chunk, blocks, in, group, token + i, to);
+    };
+    size_t i = 0;
+    for (; i + kBlockTokens <= tokens; i += kBlockTokens) {
+      add(std::integral_constant<size_t, kBlockTokens>(), i);
+    }
+    static_assert(kBlockTokens <= 4);
+    if constexpr (kBlockTokens == 4) {
+      if (i + 3 == tokens) add(std::integral_constant<size_t, 3>(), i), i += 3;
+    }
+    if constexpr (kBlockTokens >= 3) {
+      if (i + 2 == tokens) add(std::integral_constant<size_t, 2>(), i), i += 2;
+    }
+    if (i < tokens) add(std::integral_constant<size_t, 1>(), i);
+    if (in_chunk + 1 == kGroups) {
+      for (size_t s = 0; s < kStrips; ++s) chunks[s] += kFormat.ChunkBytes();
     }
   }
 }
 
-// All `rows` times tokens [token, token + kTokens).
-template <typename Weights, size_t kTokens>
-void GemmTokenBlock(const GemmArgs& a, const WeightRows& rows, size_t token, size_t output) {
-  // The fewer tokens, the more rows, so that enough sums are in flight.
-  constexpr size_t kRows = 2 * kTokens <= kTokenBlock ? 2 * kRowBlock : kRowBlock;
-  for (size_t row = 0; row < rows.count; row += kRows) {
-    GemmBlock<Weights, kRows, kTokens>(a,
-                                       {.data = rows.data + row * rows.pitch,
-                                        .pitch = rows.pitch,
-                                        .count = rows.count - row < kRows ? rows.count - row : kRows},
-                                       token, output + row);
+// `strips` is 1 to kMost.
+template <typename Strip, size_t kMost>
+void MultiplyUpTo(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t strips,
+                  size_t token, size_t tokens, float* sums) {
+  if constexpr (kMost > 1) {
+    if (strips < kMost)
+      return MultiplyUpTo<Strip, kMost - 1>(weights, in, strip, strips, token, tokens, sums);
   }
+  MultiplyStrips<Strip, kMost>(weights, in, strip, token, tokens, sums);
 }
 
-// `count` tokens, 1 to kTokens.
-template <typename Weights, size_t kTokens = kTokenBlock>
-void GemmTokens(const GemmArgs& a, const WeightRows& rows, size_t token, size_t count, size_t output) {
-  if constexpr (kTokens > 1) {
-    if (count < kTokens) return GemmTokens<Weights, kTokens - 1>(a, rows, token, count, output);
-  }
-  GemmTokenBlock<Weights, kTokens>(a, rows, token, output);
-}
-
-// All `rows` times all tokens, in blocks as even as can be: a block of one token has few sums in flight.
-template <typename Weights>
-void GemmRows(const GemmArgs& a, const WeightRows& rows, size_t output) {
-  const size_t blocks = (a.tokens + kTokenBlock - 1) / kTokenBlock;
-  for (size_t block = 0, token = 0; block < blocks; ++block) {
-    const size_t end = a.tokens * (block + 1) / blocks;
-    GemmTokens<Weights>(a, rows, token, end - token, output);
-    token = end;
-  }
-}
-
-// Unpacking a weight pays when more blocks of tokens than this read it (measured on whole passes).
-template <typename Weights>
-constexpr size_t kDirectBlocks = kDirect16BitBlocks;
-template <>
-constexpr size_t kDirectBlocks<F32Weights> = ~size_t{0};
-template <>
-constexpr size_t kDirectBlocks<Q8Weights> = 4;
-
-// `tile`: memory for tile_rows rows (a multiple of kRowBlock) of `stride` floats, inputs() rounded up to 16.
-inline void GemmOutputs(const GemmArgs& a, size_t begin, size_t end, float* tile, size_t tile_rows,
-                        size_t stride) {
-  bool is_direct = false;
-  WithWeights(a.weights.dtype, [&](auto weights) {
-    const size_t blocks = (a.tokens + kTokenBlock - 1) / kTokenBlock;
-    is_direct = blocks <= kDirectBlocks<decltype(weights)> && stride == a.inputs();
+inline void MultiplyTile(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t strips,
+                         size_t token, size_t tokens, float* sums) {
+  WithStrip(weights.dtype, [&](auto format) {
+    if (in.tokens > 1) {
+      MultiplyUpTo<decltype(format), kGemmStrips>(weights, in, strip, strips, token, tokens, sums);
+      return;
+    }
+    for (size_t i = 0; i < strips; ++i) {
+      Store(sums + 16 * i, MultiplyOne<decltype(format)>(weights, in, strip + i));
+    }
   });
-  for (size_t first = begin; first < end; first += tile_rows) {
-    const size_t count = end - first < tile_rows ? end - first : tile_rows;
-    if (is_direct) {
-      const WeightRows rows{a.weights.Row(first), a.weights.RowBytes(), count};
-      WithWeights(a.weights.dtype, [&](auto weights) { GemmRows<decltype(weights)>(a, rows, first); });
-      continue;
+}
+
+// Puts sums [tokens][strips][16] of `part` where they belong; with `up`, SiLU(sums) * up.
+inline void Finish(const GemmPart& part, size_t strip, size_t strips, size_t token, size_t tokens,
+                   const float* sums, const float* up) {
+  const size_t outputs = part.weights.rows;
+  for (size_t i = 0; i < tokens; ++i) {
+    for (size_t s = 0; s < strips; ++s, sums += 16) {
+      const size_t output = (strip + s) * kStripRows;
+      const size_t left = outputs - output < 16 ? outputs - output : 16;
+      float* out = part.out + (token + i) * outputs + output;
+      Vec16 sum = Load(sums);
+      if (up != nullptr) {
+        sum = SiluMul(sum, Load(up));
+        up += 16;
+      }
+      if (part.add_to_out) sum = Add(left == 16 ? Load(out) : LoadPartial(out, left), sum);
+      left == 16 ? Store(out, sum) : StorePartial(out, left, sum);
     }
-    for (size_t row = 0; row < count; ++row) {
-      UnpackRow(a.weights, first + row, tile + row * stride);
-      for (size_t k = a.inputs(); k < stride; ++k) tile[row * stride + k] = 0;
+  }
+}
+
+// Tokens whose activations stay in the second cache while all strips pass them.
+inline size_t TileTokens(const GemmArgs& a, size_t most) {
+  constexpr size_t kCacheBytes = 320 << 10, kStep = 12;  // whole blocks of tokens, of any size
+  size_t group_bytes = 1;
+  for (const GemmPart& part : a.parts) {
+    const size_t bytes = GroupBytes(ActivationsOf(part.weights.dtype, kHasDots));
+    if (bytes > group_bytes) group_bytes = bytes;
+  }
+  const size_t tokens = kCacheBytes / (group_bytes * GroupsOf(a.inputs())) / kStep * kStep;
+  return tokens < kStep ? kStep : tokens > most ? most : tokens;
+}
+
+inline void GemmStrips(const GemmArgs& a, const ActivationGroups& in, size_t begin, size_t end) {
+  // Sums of a tile, those of the other part of a gated pair, and the chunks of weights and activations that
+  // meet in them share the first cache.
+  constexpr size_t kTileTokens = 48;
+  alignas(64) float sums[2][kTileTokens * kGemmStrips * 16];
+  const size_t tile = TileTokens(a, kTileTokens);
+  for (size_t token = 0; token < a.tokens; token += tile) {
+    const size_t tokens = a.tokens - token < tile ? a.tokens - token : tile;
+    size_t first = 0;  // strip of the part
+    for (const GemmPart& part : a.parts.first(a.gated ? 1 : a.parts.size())) {
+      const size_t count = StripsOf(part.weights.rows);
+      const size_t from = begin > first ? begin - first : 0, to = end - first < count ? end - first : count;
+      for (size_t strip = from; strip < to && first < end; strip += kGemmStrips) {
+        const size_t strips = to - strip < kGemmStrips ? to - strip : kGemmStrips;
+        MultiplyTile(part.weights, in, strip, strips, token, tokens, sums[0]);
+        if (a.gated) MultiplyTile(a.parts[1].weights, in, strip, strips, token, tokens, sums[1]);
+        Finish(part, strip, strips, token, tokens, sums[0], a.gated ? sums[1] : nullptr);
+      }
+      first += count;
     }
-    GemmRows<F32Weights>(a, {reinterpret_cast<const std::byte*>(tile), stride * sizeof(float), count}, first);
   }
 }
 

@@ -1,19 +1,25 @@
 #include "kernels/gemm/gemm.h"
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
+#include "kernels/gemm/activation_groups.h"
+#include "kernels/gemm/weight_strips.h"
 #include "kernels/op_testing.h"
-#include "kernels/scalar_convert.h"
+#include "kernels/quant/weight_codes.h"
+#include "kernels/quant/weight_values.h"
 
 namespace terrace {
 namespace {
 
-std::vector<float> Gemm(const OpTable& ops, const std::vector<float>& x, const WeightMatrix& weights,
-                        ThreadPool& pool) {
-  const size_t tokens = x.size() / weights.columns;
-  std::vector<float> out(tokens * weights.rows);
-  ops.gemm({.x = x.data(), .weights = weights, .out = out.data(), .tokens = tokens}, pool);
+std::vector<float> Gemm(const OpTable& ops, const std::vector<float>& x, const WeightMatrix& matrix,
+                        ThreadPool& pool, ComputeType compute = ComputeType::kAuto) {
+  const PackedWeights weights(ops, matrix, pool, compute);
+  const size_t tokens = x.size() / matrix.columns;
+  std::vector<float> out(tokens * matrix.rows, -7);
+  const GemmPart part{.weights = weights.weights, .out = out.data()};
+  ops.gemm({.x = x.data(), .tokens = tokens, .parts = {&part, 1}}, pool);
   return out;
 }
 
@@ -22,79 +28,299 @@ std::vector<float> Rows(const std::vector<float>& matrix, size_t width, size_t f
   return {begin, begin + static_cast<ptrdiff_t>(count * width)};
 }
 
-// A sum of n terms in f32 is off by at most (additions on the longest path + 1 for the product) roundings of
-// the sum of the terms' magnitudes: ceil(K / 16) in a lane, 4 in the tree. The reference's own rounding is
-// one more, and 1 is to spare for the higher orders.
-TEST_P(EveryCpu, GemmMatchesTheReferenceWithinTheRoundingBound) {
+// activation_groups.h once more, plainly: what is rounded and in which order it is added.
+class Definition {
+ public:
+  Definition(const WeightMatrix& matrix, bool is_f32) : matrix_(matrix), is_f32_(is_f32) {}
+
+  float Output(const float* x, size_t output) const {
+    float sum = 0;
+    for (size_t first = 0; first < matrix_.columns; first += kGroup) {
+      const size_t count = std::min(kGroup, matrix_.columns - first);
+      if (is_f32_ || matrix_.dtype == DType::kF32) {
+        sum += Floats(x + first, output, first, count);
+      } else if (matrix_.dtype == DType::kF16 || matrix_.dtype == DType::kBF16) {
+        sum += Pairs(x + first, output, first, count);
+      } else {
+        AddInt8(x + first, output, first, count, sum);
+      }
+    }
+    return sum;
+  }
+
+ private:
+  float Floats(const float* x, size_t output, size_t first, size_t count) const {
+    float halves[2] = {};
+    for (size_t k = 0; k < count; ++k) {
+      halves[k % 2] = std::fma(WeightAt(matrix_, output, first + k), x[k], halves[k % 2]);
+    }
+    return halves[0] + halves[1];
+  }
+
+  float Pairs(const float* x, size_t output, size_t first, size_t count) const {
+    const auto round = [](float value) { return FloatFromBF16(BF16FromFloat(value)); };
+    float halves[2] = {};
+    for (size_t pair = 0; pair < (count + 1) / 2; ++pair) {
+      float& half = halves[pair % 2];
+      for (const size_t k : {2 * pair + 1, 2 * pair}) {
+        if (k < count) half = std::fma(round(WeightAt(matrix_, output, first + k)), round(x[k]), half);
+      }
+    }
+    return halves[0] + halves[1];
+  }
+
+  void AddInt8(const float* x, size_t output, size_t first, size_t count, float& sum) const {
+    float most = 0;
+    for (size_t k = 0; k < count; ++k) most = std::max(most, std::abs(x[k]));
+    if (most < kSmallestGroup) return;
+    const float inverse = 127 / most;
+    std::vector<int> n(count);
+    for (size_t k = 0; k < count; ++k) n[k] = static_cast<int>(std::nearbyint(x[k] * inverse));
+    float group_sum = 0;
+    WithBlocks(matrix_.dtype, [&](auto blocks) {
+      using Blocks = decltype(blocks);
+      for (size_t k = 0; k < count;) {
+        const size_t in_row = first + k, in_block = in_row % Blocks::kElements;
+        const std::byte* block =
+            matrix_.Row(output) + in_row / Blocks::kElements * Info(matrix_.dtype).block_bytes;
+        int dot = 0, plain = 0;
+        for (const size_t end = k + Blocks::kShared; k < end; ++k) {
+          uint8_t codes[kCodes];
+          Blocks::Codes(block, (first + k) % Blocks::kElements / kCodes, codes);
+          dot += (codes[(first + k) % kCodes] - Blocks::kBias) * n[k];
+          plain += n[k];
+        }
+        const size_t shared = in_block / Blocks::kShared;
+        group_sum = std::fma(static_cast<float>(dot), Blocks::Scale(block, shared), group_sum);
+        const float minimum = Blocks::Minimum(block, shared);
+        if (minimum != 0) group_sum = std::fma(minimum, -static_cast<float>(plain), group_sum);
+      }
+    });
+    if (matrix_.dtype == DType::kInt8) {
+      int dot = 0;
+      for (size_t k = 0; k < count; ++k) dot += LoadUnaligned<int8_t>(matrix_.Row(output) + first + k) * n[k];
+      group_sum = static_cast<float>(dot) * matrix_.row_scales[output];
+    }
+    sum = std::fma(group_sum, most / 127, sum);
+  }
+
+  const WeightMatrix& matrix_;
+  const bool is_f32_;
+};
+
+bool HasFusedMultiplyAdd(const OpTable& ops) { return ops.name != "cpu generic"; }
+
+// What activations lose when they are rounded for the weights, at most, and what weights lose: as a bound on
+// an output's error. The sums of f32 numbers add a rounding of 2^-24 of what they hold for each of their
+// terms: two a step of two elements, and a few a group.
+double RoundingBound(const WeightMatrix& matrix, bool is_f32, const float* x, size_t output) {
+  double bound = 0, magnitude = 0;
+  for (size_t first = 0; first < matrix.columns; first += kGroup) {
+    const size_t count = std::min(kGroup, matrix.columns - first);
+    double most = 0;
+    for (size_t k = 0; k < count; ++k) most = std::max(most, std::abs(double{x[first + k]}));
+    for (size_t k = 0; k < count; ++k) {
+      const double weight = std::abs(double{WeightAt(matrix, output, first + k)});
+      const double value = std::abs(double{x[first + k]});
+      magnitude += weight * value;
+      if (is_f32 || matrix.dtype == DType::kF32) continue;
+      const bool is_float = Info(matrix.dtype).block_elements == 1 && matrix.dtype != DType::kInt8;
+      bound += is_float ? weight * value * (2 * 0x1p-8 + 0x1p-16) : weight * most / 127 * 0.5001;
+      if (!is_float) magnitude += weight * most / 127;
+    }
+  }
+  // Formats with a minimum add code * scale and the minimum apart, each up to 15 times the value's own size.
+  return bound + (static_cast<double>(std::min(matrix.columns, kGroup)) +
+                  static_cast<double>(matrix.columns) / kGroup + 8) *
+                     16 * kRounding * magnitude;
+}
+
+class GemmOfEveryFormat : public EveryCpu {
+ protected:
+  // Calls check(matrix, is_f32, compute) with matrices of every format and of many shapes.
+  void ForEveryFormat(const std::function<void(const WeightMatrix&, ComputeType)>& check) {
+    for (const DType dtype : kEveryDType) {
+      for (const size_t inputs : {1, 3, 31, 32, 33, 96, 128, 160, 256, 288, 512, 768}) {
+        if (inputs % Info(dtype).block_elements != 0) continue;
+        const size_t outputs = 1 + inputs % 7 * 13;  // whole and broken strips
+        const RandomWeights weights(dtype, outputs, inputs, /*seed=*/inputs);
+        for (const ComputeType compute : {ComputeType::kAuto, ComputeType::kF32}) {
+          SCOPED_TRACE(testing::Message() << Info(dtype).name << " inputs " << inputs << " compute "
+                                          << static_cast<int>(compute));
+          check(weights.matrix, compute);
+          if (testing::Test::HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+};
+
+TEST_P(GemmOfEveryFormat, IsItsDefinitionToTheBit) {
+  if (!HasFusedMultiplyAdd(ops())) GTEST_SKIP() << "two roundings where the definition has one";
+  ForEveryFormat([&](const WeightMatrix& matrix, ComputeType compute) {
+    const Definition definition(matrix, compute == ComputeType::kF32);
+    const size_t tokens = 2 + matrix.columns % 3;
+    const auto x = RandomNormal(tokens * matrix.columns, /*seed=*/matrix.columns);
+    const auto got = Gemm(ops(), x, matrix, pool_, compute);
+    for (size_t i = 0; i < got.size(); ++i) {
+      const float want = definition.Output(&x[i / matrix.rows * matrix.columns], i % matrix.rows);
+      ASSERT_EQ(std::bit_cast<uint32_t>(got[i]), std::bit_cast<uint32_t>(want))
+          << "output " << i << ": " << got[i] << " against " << want;
+    }
+  });
+}
+
+TEST_P(GemmOfEveryFormat, MatchesTheReferenceWithinTheRoundingBound) {
+  ForEveryFormat([&](const WeightMatrix& matrix, ComputeType compute) {
+    const size_t tokens = 5;
+    const auto x = RandomNormal(tokens * matrix.columns, /*seed=*/matrix.columns);
+    const auto want = Gemm(ReferenceOps(), x, matrix, pool_);
+    const auto got = Gemm(ops(), x, matrix, pool_, compute);
+    for (size_t i = 0; i < got.size(); ++i) {
+      const float* row = &x[i / matrix.rows * matrix.columns];
+      ASSERT_NEAR(got[i], want[i], RoundingBound(matrix, compute == ComputeType::kF32, row, i % matrix.rows))
+          << i;
+    }
+  });
+}
+
+TEST_P(GemmOfEveryFormat, ATokenDoesNotDependOnTheBatch) {
   for (const DType dtype : kEveryDType) {
-    for (const size_t inputs : {1, 15, 16, 17, 32, 100, 256, 1024, 4096}) {
-      if (inputs % Info(dtype).block_elements != 0) continue;
-      const size_t outputs = 1 + inputs % 11 + 8;  // whole and broken blocks of rows
-      const RandomWeights weights(dtype, outputs, inputs, /*seed=*/inputs);
-      for (const size_t tokens : {1, 2, 3, 4, 5, 6, 7, 13, 24, 25}) {
-        SCOPED_TRACE(testing::Message() << Info(dtype).name << " inputs " << inputs << " tokens " << tokens);
-        const auto x = RandomNormal(tokens * inputs, /*seed=*/tokens);
-        const auto want = Gemm(ReferenceOps(), x, weights.matrix, pool_);
+    SCOPED_TRACE(Info(dtype).name);
+    const size_t inputs = 512, outputs = 75, tokens = 101;  // more tokens than a tile holds
+    const RandomWeights weights(dtype, outputs, inputs, /*seed=*/7);
+    const auto x = RandomNormal(tokens * inputs, /*seed=*/8);
+    const auto all = Gemm(ops(), x, weights.matrix, pool_);
+    for (size_t first = 0; first < tokens; first += 1 + first / 2) {
+      for (size_t count = 1; first + count <= tokens; count += 1 + count / 2) {
+        EXPECT_TRUE(SameBits(Gemm(ops(), Rows(x, inputs, first, count), weights.matrix, pool_),
+                             Rows(all, outputs, first, count)));
+      }
+    }
+  }
+}
+
+TEST_P(GemmOfEveryFormat, ExtremeCodesDoNotOverflow) {
+  for (const DType dtype : kEveryDType) {
+    if (FormatOf(dtype).activations != ActivationFormat::kInt8) continue;
+    for (const int bits : {0x00, 0x7f, 0x80, 0xff}) {
+      SCOPED_TRACE(testing::Message() << Info(dtype).name << " bytes " << bits);
+      RandomWeights weights(dtype, 16, 256, /*seed=*/3);
+      const size_t block = Info(dtype).block_bytes;
+      const bool is_q6 = dtype == DType::kQ6_K;  // its scales come last
+      const size_t head = dtype == DType::kInt8                                   ? 0
+                          : dtype == DType::kQ4_K                                 ? 16
+                          : dtype == DType::kInt4G32 || dtype == DType::kInt4G128 ? 4
+                                                                                  : 2;
+      for (size_t i = 1; i < weights.bytes.size(); ++i) {
+        const size_t at = (i - 1) % block;
+        if (is_q6 ? at < 192 : at >= head) weights.bytes[i] = static_cast<std::byte>(bits);
+      }
+      for (const float sign : {1.0f, -1.0f}) {
+        const std::vector<float> x(2 * 256, sign);
         const auto got = Gemm(ops(), x, weights.matrix, pool_);
         for (size_t i = 0; i < got.size(); ++i) {
-          double magnitude = 0;
-          for (size_t k = 0; k < inputs; ++k) {
-            magnitude +=
-                std::abs(double{x[i / outputs * inputs + k]} * WeightAt(weights.matrix, i % outputs, k));
-          }
-          const double bound = (std::ceil(static_cast<double>(inputs) / 16) + 7) * kRounding * magnitude;
-          ASSERT_NEAR(got[i], want[i], bound) << i;
+          double want = 0;
+          for (size_t k = 0; k < 256; ++k) want += sign * WeightAt(weights.matrix, i % 16, k);
+          EXPECT_NEAR(got[i], want, RoundingBound(weights.matrix, false, x.data(), i % 16));
         }
       }
     }
   }
 }
 
-TEST_P(EveryCpu, GemmOfATokenDoesNotDependOnTheBatch) {
+TEST_P(EveryCpu, GemmDoesNotDependOnTheNumberOfThreads) {
+  for (const size_t tokens : {1, 4, 33}) {
+    const size_t inputs = 1024, outputs = 1030;  // enough products to be worth every thread
+    const RandomWeights weights(DType::kQ8_0, outputs, inputs, /*seed=*/9);
+    const auto x = RandomNormal(tokens * inputs, /*seed=*/10);
+    ThreadPool one(1), three(3);
+    const auto want = Gemm(ops(), x, weights.matrix, one);
+    EXPECT_TRUE(SameBits(Gemm(ops(), x, weights.matrix, pool_), want));
+    EXPECT_TRUE(SameBits(Gemm(ops(), x, weights.matrix, three), want));
+  }
+}
+
+TEST_P(EveryCpu, GemmAddsToOutAfterTheSum) {
+  const RandomWeights random(DType::kBF16, 9, 33, /*seed=*/11);
+  const PackedWeights weights(ops(), random.matrix, pool_);
+  const auto x = RandomNormal(4 * 33, /*seed=*/12);
+  auto out = RandomNormal(4 * 9, /*seed=*/13), want = out;
+  const auto sums = Gemm(ops(), x, random.matrix, pool_);
+  for (size_t i = 0; i < want.size(); ++i) want[i] += sums[i];
+  const GemmPart part{.weights = weights.weights, .out = out.data(), .add_to_out = true};
+  ops().gemm({.x = x.data(), .tokens = 4, .parts = {&part, 1}}, pool_);
+  EXPECT_TRUE(SameBits(out, want));
+}
+
+// Three matrices of different formats and heights, and a norm in front of them, at once or one by one.
+TEST_P(EveryCpu, PartsAndNormGiveTheBitsOfSeparateCalls) {
+  const size_t inputs = 288;
+  for (const size_t tokens : {1, 7}) {
+    const RandomWeights q(DType::kQ8_0, 70, inputs, 1), k(DType::kBF16, 5, inputs, 2),
+        v(DType::kF32, 16, inputs, 3);
+    const PackedWeights pq(ops(), q.matrix, pool_), pk(ops(), k.matrix, pool_), pv(ops(), v.matrix, pool_);
+    const auto x = RandomNormal(tokens * inputs, 4), norm = RandomNormal(inputs, 5);
+    std::vector<float> normed(x.size());
+    ops().rms_norm({.x = x.data(),
+                    .weight = norm.data(),
+                    .out = normed.data(),
+                    .tokens = tokens,
+                    .width = inputs,
+                    .epsilon = 1e-5f},
+                   pool_);
+    std::vector<float> out_q(tokens * 70), out_k(tokens * 5), out_v(tokens * 16);
+    const GemmPart parts[] = {
+        {pq.weights, out_q.data()}, {pk.weights, out_k.data()}, {pv.weights, out_v.data()}};
+    ops().gemm({.x = x.data(), .norm = norm.data(), .norm_epsilon = 1e-5f, .tokens = tokens, .parts = parts},
+               pool_);
+    EXPECT_TRUE(SameBits(out_q, Gemm(ops(), normed, q.matrix, pool_)));
+    EXPECT_TRUE(SameBits(out_k, Gemm(ops(), normed, k.matrix, pool_)));
+    EXPECT_TRUE(SameBits(out_v, Gemm(ops(), normed, v.matrix, pool_)));
+  }
+}
+
+TEST_P(EveryCpu, AGatedPairGivesTheBitsOfItsProductsAndTheActivation) {
+  const size_t inputs = 256, outputs = 83;
+  for (const size_t tokens : {1, 6}) {
+    const RandomWeights gate(DType::kQ4_K, outputs, inputs, 1), up(DType::kQ6_K, outputs, inputs, 2);
+    const PackedWeights packed_gate(ops(), gate.matrix, pool_), packed_up(ops(), up.matrix, pool_);
+    const auto x = RandomNormal(tokens * inputs, 3);
+    std::vector<float> got(tokens * outputs), want(got.size());
+    const GemmPart parts[] = {{packed_gate.weights, got.data()}, {packed_up.weights, nullptr}};
+    ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts, .gated = true}, pool_);
+    const auto g = Gemm(ops(), x, gate.matrix, pool_), u = Gemm(ops(), x, up.matrix, pool_);
+    ops().silu_mul({.gate = g.data(), .up = u.data(), .out = want.data(), .count = want.size()}, pool_);
+    EXPECT_TRUE(SameBits(got, want));
+  }
+}
+
+TEST_P(EveryCpu, ATokensNaNStaysInItsOwnRow) {
   for (const DType dtype : kEveryDType) {
-    const size_t inputs = 96, outputs = 37, tokens = 29;
-    const RandomWeights weights(dtype, outputs, inputs, /*seed=*/7);
-    const auto x = RandomNormal(tokens * inputs, /*seed=*/8);
-    const auto all = Gemm(ops(), x, weights.matrix, pool_);
-    for (size_t first = 0; first < tokens; ++first) {
-      const size_t count = 1 + first % (tokens - first);  // batches of many sizes
-      EXPECT_TRUE(SameBits(Gemm(ops(), Rows(x, inputs, first, count), weights.matrix, pool_),
-                           Rows(all, outputs, first, count)));
+    SCOPED_TRACE(Info(dtype).name);
+    const size_t inputs = 256;
+    const RandomWeights weights(dtype, 5, inputs, /*seed=*/14);
+    auto x = RandomNormal(3 * inputs, /*seed=*/15);
+    const auto want = Gemm(ops(), x, weights.matrix, pool_);
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), INFINITY}) {
+      x[inputs + 130] = bad;
+      const auto got = Gemm(ops(), x, weights.matrix, pool_);
+      EXPECT_TRUE(SameBits(Rows(got, 5, 0, 1), Rows(want, 5, 0, 1)));
+      EXPECT_TRUE(SameBits(Rows(got, 5, 2, 1), Rows(want, 5, 2, 1)));
+      for (const float value : Rows(got, 5, 1, 1)) EXPECT_FALSE(std::isfinite(value));
     }
   }
 }
 
-TEST_P(EveryCpu, GemmDoesNotDependOnTheNumberOfThreads) {
-  const size_t inputs = 256, outputs = 515, tokens = 33;  // 4.4 million products: worth every thread
-  const RandomWeights weights(DType::kF16, outputs, inputs, /*seed=*/9);
-  const auto x = RandomNormal(tokens * inputs, /*seed=*/10);
-  ThreadPool one(1), three(3);
-  const auto want = Gemm(ops(), x, weights.matrix, one);
-  EXPECT_TRUE(SameBits(Gemm(ops(), x, weights.matrix, pool_), want));
-  EXPECT_TRUE(SameBits(Gemm(ops(), x, weights.matrix, three), want));
-}
-
-TEST_P(EveryCpu, GemmAddsToOutAfterTheSum) {
-  const RandomWeights weights(DType::kBF16, 9, 33, /*seed=*/11);
-  const auto x = RandomNormal(4 * 33, /*seed=*/12);
-  auto out = RandomNormal(4 * 9, /*seed=*/13), want = out;
-  const auto sums = Gemm(ops(), x, weights.matrix, pool_);
-  for (size_t i = 0; i < want.size(); ++i) want[i] += sums[i];
-  ops().gemm({.x = x.data(), .weights = weights.matrix, .out = out.data(), .tokens = 4, .add_to_out = true},
-             pool_);
-  EXPECT_TRUE(SameBits(out, want));
-}
-
-TEST_P(EveryCpu, ATokensNaNStaysInItsOwnRow) {
-  const size_t inputs = 17;  // rows meet inside a vector
-  const RandomWeights weights(DType::kF32, 5, inputs, /*seed=*/14);
-  auto x = RandomNormal(3 * inputs, /*seed=*/15);
-  const auto want = Gemm(ops(), x, weights.matrix, pool_);
-  for (size_t k = 0; k < inputs; ++k) x[inputs + k] = std::numeric_limits<float>::quiet_NaN();
-  const auto got = Gemm(ops(), x, weights.matrix, pool_);
-  EXPECT_TRUE(SameBits(Rows(got, 5, 0, 1), Rows(want, 5, 0, 1)));
-  EXPECT_TRUE(SameBits(Rows(got, 5, 2, 1), Rows(want, 5, 2, 1)));
-  for (const float value : Rows(got, 5, 1, 1)) EXPECT_TRUE(std::isnan(value));
+TEST_P(EveryCpu, ActivationsOfTinyMagnitudeGiveZerosNotNaN) {
+  for (const DType dtype : kEveryDType) {
+    const RandomWeights weights(dtype, 16, 256, /*seed=*/17);
+    for (const float tiny : {0.0f, 1e-44f, 1e-38f}) {
+      for (const float value : Gemm(ops(), std::vector<float>(256, tiny), weights.matrix, pool_)) {
+        EXPECT_LE(std::abs(value), 1e-30f);
+      }
+    }
+  }
 }
 
 TEST_P(EveryCpu, GemmOfNoTokensWritesNothing) {
@@ -102,6 +328,7 @@ TEST_P(EveryCpu, GemmOfNoTokensWritesNothing) {
   EXPECT_TRUE(Gemm(ops(), {}, weights.matrix, pool_).empty());
 }
 INSTANTIATE_EVERY_CPU(EveryCpu);
+INSTANTIATE_EVERY_CPU(GemmOfEveryFormat);
 
 }  // namespace
 }  // namespace terrace

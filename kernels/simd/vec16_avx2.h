@@ -5,15 +5,15 @@
 #include <immintrin.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace terrace {
 namespace {
 
-// 8 registers of sums, 4 of weights, 2 of activations, of 16.
-constexpr size_t kRowBlock = 2, kTokenBlock = 2;
-constexpr size_t kDirect16BitBlocks = 4;
-// Of attention: 2 queries by 2 keys, or by 2 x 16 elements of a value.
-constexpr size_t kQueryBlock = 2, kKeyBlock = 2, kDimBlock = 2;
+// Of the matrix product: 8 registers of sums, 2 of weights, 2 of activations, of 16.
+constexpr size_t kGemmStrips = 1, kGemmIntTokens = 4, kGemmFloatTokens = 2;
+// Of attention: 4 queries by a key, or by 16 elements of a value; converting to f32 costs more than loading.
+constexpr size_t kQueryBlock = 4, kKeyBlock = 1, kDimBlock = 1;
 
 struct Vec16 {
   __m256 low, high;  // lanes 0 to 7, 8 to 15
@@ -80,6 +80,155 @@ inline Vec16 LoadI8(const std::byte* from) {
   const __m128i bytes = Load16Bytes(from);
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
+inline Vec16 LoadU8(const std::byte* from) {
+  const __m128i bytes = Load16Bytes(from);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
+struct Sums16 {
+  __m256i low, high;
+};
+struct Bytes64 {
+  __m256i low, high;
+};
+inline Sums16 ZeroSums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Sums16 AddSums(Sums16 a, Sums16 b) {
+  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+template <int kShift>
+inline Sums16 ShiftedSplat(const int32_t* from) {
+  const __m256i each = _mm256_slli_epi32(_mm256_set1_epi32(*from), kShift);
+  return {each, each};
+}
+inline Vec16 ToFloats(Sums16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+inline Vec16 SplatToFloats(const int32_t* from) { return Splat(static_cast<float>(*from)); }
+inline __m256i Load32Bytes(const void* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+inline void Store32Bytes(void* to, __m256i a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), a); }
+inline void StoreSums(int32_t* to, Sums16 a) {
+  Store32Bytes(to, a.low);
+  Store32Bytes(to + 8, a.high);
+}
+inline Bytes64 LoadBytes(const std::byte* from) { return {Load32Bytes(from), Load32Bytes(from + 32)}; }
+inline Bytes64 SplatFour(const void* from) {
+  int four;
+  __builtin_memcpy(&four, from, sizeof(four));
+  return {_mm256_set1_epi32(four), _mm256_set1_epi32(four)};
+}
+inline Vec16 AsFloats(Bytes64 a) { return {_mm256_castsi256_ps(a.low), _mm256_castsi256_ps(a.high)}; }
+inline void KeepInRegister(Bytes64& a) { asm("" : "+x"(a.low), "+x"(a.high)); }
+inline void Prefetch(const std::byte* from) { __builtin_prefetch(from); }
+inline Bytes64 LowNibbles(Bytes64 a) {
+  const __m256i mask = _mm256_set1_epi8(0x0f);
+  return {_mm256_and_si256(a.low, mask), _mm256_and_si256(a.high, mask)};
+}
+inline Bytes64 HighNibbles(Bytes64 a) {
+  return LowNibbles({_mm256_srli_epi16(a.low, 4), _mm256_srli_epi16(a.high, 4)});
+}
+template <char kMask>
+inline Bytes64 AddBits(Bytes64 codes, Bytes64 bits, int shift) {
+  const auto add = [shift](__m256i to, __m256i x) {
+    const __m256i moved = shift >= 0 ? _mm256_slli_epi16(x, shift) : _mm256_srli_epi16(x, -shift);
+    return _mm256_or_si256(to, _mm256_and_si256(moved, _mm256_set1_epi8(kMask)));
+  };
+  return {add(codes.low, bits.low), add(codes.high, bits.high)};
+}
+inline __m256i OddBytes(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
+inline __m256i EvenBytes(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)); }
+inline __m256i SumPairs(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+inline Sums16 SumFours(Bytes64 a) {
+  const __m256i ones = _mm256_set1_epi8(1);
+  return {SumPairs(_mm256_maddubs_epi16(ones, a.low)), SumPairs(_mm256_maddubs_epi16(ones, a.high))};
+}
+
+constexpr bool kHasDots = false;
+// Adds now: GCC would keep the products of a whole block, in memory, and add them up at its end.
+inline void AddNow(__m256i& sum, __m256i x) {
+  sum = _mm256_add_epi32(sum, x);
+  asm("" : "+x"(sum));
+}
+inline void AddWordsNow(__m256i& sum, __m256i x) {
+  sum = _mm256_add_epi16(sum, x);
+  asm("" : "+x"(sum));
+}
+template <int kBits, bool kAlone>
+class Dots {
+ public:
+  using Values = __m256i;
+  static Values Splat(const int8_t* values) { return SplatFour(values).low; }
+  void Begin(Sums16) { sums_ = ZeroSums(); }
+  void Add(size_t step, Bytes64 codes, Values values) {
+    constexpr size_t kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+    if (step % kRun == 0) pairs_ = ZeroSums();
+    AddWordsNow(pairs_.low, _mm256_maddubs_epi16(codes.low, values));
+    AddWordsNow(pairs_.high, _mm256_maddubs_epi16(codes.high, values));
+    if (step % kRun + 1 == kRun) sums_ = AddSums(sums_, {SumPairs(pairs_.low), SumPairs(pairs_.high)});
+  }
+  Sums16 End(Sums16 bias) const { return AddSums(sums_, bias); }
+
+ private:
+  Sums16 pairs_, sums_;
+};
+template <bool kAlone>
+class Dots<8, kAlone> {
+ public:
+  struct Values {
+    __m256i even, odd;
+  };
+  static Values Splat(const int16_t* values) { return {SplatFour(values).low, SplatFour(values + 2).low}; }
+  void Begin(Sums16) { sums_ = ZeroSums(); }
+  void Add(size_t, Bytes64 codes, Values values) {
+    AddNow(sums_.low, _mm256_madd_epi16(EvenBytes(codes.low), values.even));
+    AddNow(sums_.high, _mm256_madd_epi16(EvenBytes(codes.high), values.even));
+    AddNow(sums_.low, _mm256_madd_epi16(OddBytes(codes.low), values.odd));
+    AddNow(sums_.high, _mm256_madd_epi16(OddBytes(codes.high), values.odd));
+  }
+  Sums16 End(Sums16 bias) const { return AddSums(sums_, bias); }
+
+ private:
+  Sums16 sums_;
+};
+
+inline __m256 OddBF16(__m256i pairs) {
+  return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+}
+inline __m256 EvenBF16(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+struct BF16Pair {
+  __m256 even, odd;
+};
+inline BF16Pair SplatPair(const float* pair) { return {_mm256_set1_ps(pair[0]), _mm256_set1_ps(pair[1])}; }
+inline __m256 DotBF16(__m256 sum, __m256i weights, BF16Pair x) {
+  return _mm256_fmadd_ps(EvenBF16(weights), x.even, _mm256_fmadd_ps(OddBF16(weights), x.odd, sum));
+}
+inline Vec16 DotBF16(Vec16 sums, Bytes64 weights, BF16Pair x) {
+  return {DotBF16(sums.low, weights.low, x), DotBF16(sums.high, weights.high, x)};
+}
+
+inline Vec16 Abs(Vec16 a) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  return {_mm256_and_ps(a.low, mask), _mm256_and_ps(a.high, mask)};
+}
+inline __m256i BF16Bits(__m256 a) {  // in the lower halves of the lanes
+  const __m256i bits = _mm256_castps_si256(a);
+  const __m256i is_odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, is_odd), _mm256_set1_epi32(0x7fff));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+}
+inline void StoreBF16(uint16_t* to, Vec16 a) {
+  const __m256i packed = _mm256_packus_epi32(BF16Bits(a.low), BF16Bits(a.high));
+  Store32Bytes(to, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+inline void StoreI8(int8_t* to, Vec16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(
+      _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
 inline float First(Vec16 a) { return _mm256_cvtss_f32(a.low); }

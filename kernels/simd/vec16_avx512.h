@@ -9,13 +9,14 @@
 #include <immintrin.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace terrace {
 namespace {
 
-// Register blocking of the matrix product: 24 sums, 4 rows of weights, 1 of activations in 32 registers.
-constexpr size_t kRowBlock = 4, kTokenBlock = 6;
-constexpr size_t kDirect16BitBlocks = ~size_t{0};  // of tokens: 16-bit weights are never unpacked
+// Register blocking of the matrix product: 12 sums in flight and 12 at rest, 4 of weights, 1 of activations
+// in 32 registers.
+constexpr size_t kGemmStrips = 4, kGemmIntTokens = 3, kGemmFloatTokens = 3;
 // Of attention: 4 queries by 4 keys, or by 4 x 16 elements of a value.
 constexpr size_t kQueryBlock = 4, kKeyBlock = 4, kDimBlock = 4;
 
@@ -70,6 +71,158 @@ inline Vec16 LoadBF16(const std::byte* from) {
 }
 inline Vec16 LoadI8(const std::byte* from) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
+}
+
+inline Vec16 LoadU8(const std::byte* from) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
+}
+
+// Sixteen int32 sums, and what goes into them: 64 bytes, four for each sum.
+struct Sums16 {
+  __m512i v;
+};
+struct Bytes64 {
+  __m512i v;
+};
+inline Sums16 ZeroSums() { return {_mm512_setzero_si512()}; }
+// *from * 2^kShift in every lane.
+template <int kShift>
+inline Sums16 ShiftedSplat(const int32_t* from) {
+  return {_mm512_slli_epi32(_mm512_set1_epi32(*from), kShift)};
+}
+inline Vec16 ToFloats(Sums16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline Vec16 SplatToFloats(const int32_t* from) { return {_mm512_cvtepi32_ps(_mm512_set1_epi32(*from))}; }
+inline void StoreSums(int32_t* to, Sums16 a) { _mm512_storeu_si512(to, a.v); }
+inline Bytes64 LoadBytes(const std::byte* from) { return {_mm512_loadu_si512(from)}; }
+// The same four bytes for every sum.
+inline Bytes64 SplatFour(const void* from) {
+  int four;
+  __builtin_memcpy(&four, from, sizeof(four));
+  return {_mm512_set1_epi32(four)};
+}
+inline Vec16 AsFloats(Bytes64 a) { return {_mm512_castsi512_ps(a.v)}; }
+// Keeps the compiler from loading `a` once more for each use.
+inline void KeepInRegister(Bytes64& a) { asm("" : "+v"(a.v)); }
+inline void Prefetch(const std::byte* from) { __builtin_prefetch(from); }
+inline Bytes64 LowNibbles(Bytes64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
+inline Bytes64 HighNibbles(Bytes64 a) { return LowNibbles({_mm512_srli_epi16(a.v, 4)}); }
+// codes | (bits shifted left by `shift`, which may be negative, and cut to kMask) in each byte.
+template <char kMask>
+inline Bytes64 AddBits(Bytes64 codes, Bytes64 bits, int shift) {
+  const __m512i moved = shift >= 0 ? _mm512_slli_epi16(bits.v, static_cast<unsigned>(shift))
+                                   : _mm512_srli_epi16(bits.v, static_cast<unsigned>(-shift));
+  return {_mm512_or_si512(codes.v, _mm512_and_si512(moved, _mm512_set1_epi8(kMask)))};
+}
+inline __m512i OddBytes(__m512i bytes) { return _mm512_srli_epi16(bytes, 8); }
+inline __m512i EvenBytes(__m512i bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi16(0xff)); }
+// The sums of the four signed bytes of each lane.
+inline Sums16 SumFours(Bytes64 a) {
+  const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), a.v);
+  return {_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))};
+}
+
+// Sixteen int32 sums of products, exactly: Add(step, codes, values) adds to each its four unsigned codes of
+// kBits bits times its four int8 values. Steps count from 0 in each block of eight. The bias is what the sums
+// begin with; it is given twice, and where it is added is this class's affair. kAlone: there is no other such
+// object whose instructions could run between two of this one's.
+#ifdef TERRACE_AVX512_DOT
+constexpr bool kHasDots = true;
+template <int kBits, bool kAlone>
+class Dots {
+ public:
+  using Values = Bytes64;
+  static Values Splat(const int8_t* values) { return SplatFour(values); }
+  void Begin(Sums16 bias) {
+    sums_[0] = bias.v;
+    if constexpr (kAlone) sums_[1] = _mm512_setzero_si512();
+  }
+  void Add(size_t step, Bytes64 codes, Values values) {
+    __m512i& sum = sums_[kAlone ? step % 2 : 0];
+    sum = _mm512_dpbusd_epi32(sum, codes.v, values.v);
+  }
+  Sums16 End(Sums16) const { return {kAlone ? _mm512_add_epi32(sums_[0], sums_[1]) : sums_[0]}; }
+
+ private:
+  __m512i sums_[kAlone ? 2 : 1];
+};
+#else
+constexpr bool kHasDots = false;
+// vpmaddubsw adds two products in 16 bits. Codes of 4, 5 and 6 bits leave room for eight, four and two of
+// these (8 * 2 * 15 * 127 = 30480, 31496 and 32004), so that most additions are of twice as many numbers.
+template <int kBits, bool kAlone>
+class Dots {
+ public:
+  using Values = Bytes64;
+  static Values Splat(const int8_t* values) { return SplatFour(values); }
+  void Begin(Sums16) { sums_ = _mm512_setzero_si512(); }
+  void Add(size_t step, Bytes64 codes, Values values) {
+    constexpr size_t kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+    const __m512i pairs = _mm512_maddubs_epi16(codes.v, values.v);
+    pairs_ = step % kRun == 0 ? pairs : _mm512_add_epi16(pairs_, pairs);
+    if (step % kRun + 1 == kRun) {
+      sums_ = _mm512_add_epi32(sums_, _mm512_madd_epi16(pairs_, _mm512_set1_epi16(1)));
+    }
+  }
+  Sums16 End(Sums16 bias) const { return {_mm512_add_epi32(sums_, bias.v)}; }
+
+ private:
+  __m512i pairs_, sums_;
+};
+template <bool kAlone>
+class Dots<8, kAlone> {
+ public:
+  struct Values {
+    Bytes64 even, odd;
+  };
+  static Values Splat(const int16_t* values) { return {SplatFour(values), SplatFour(values + 2)}; }
+  void Begin(Sums16) { sums_ = _mm512_setzero_si512(); }
+  void Add(size_t, Bytes64 codes, Values values) {
+    sums_ = _mm512_add_epi32(sums_, _mm512_madd_epi16(EvenBytes(codes.v), values.even.v));
+    sums_ = _mm512_add_epi32(sums_, _mm512_madd_epi16(OddBytes(codes.v), values.odd.v));
+  }
+  Sums16 End(Sums16 bias) const { return {_mm512_add_epi32(sums_, bias.v)}; }
+
+ private:
+  __m512i sums_;
+};
+#endif
+
+#ifndef TERRACE_AVX512_DOT
+inline __m512 OddBF16(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+inline __m512 EvenBF16(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+#endif
+// Each sum + its two bf16 weights times the two of a pair: the odd (upper) ones first, each fused.
+#ifdef TERRACE_AVX512_DOT
+using BF16Pair = Bytes64;
+inline BF16Pair SplatPair(const uint16_t* pair) { return SplatFour(pair); }
+inline Vec16 DotBF16(Vec16 sums, Bytes64 weights, BF16Pair x) {
+  return {_mm512_dpbf16_ps(sums.v, reinterpret_cast<__m512bh>(weights.v), reinterpret_cast<__m512bh>(x.v))};
+}
+#else
+struct BF16Pair {
+  __m512 even, odd;
+};
+inline BF16Pair SplatPair(const float* pair) { return {_mm512_set1_ps(pair[0]), _mm512_set1_ps(pair[1])}; }
+inline Vec16 DotBF16(Vec16 sums, Bytes64 weights, BF16Pair x) {
+  const __m512 odd = _mm512_fmadd_ps(OddBF16(weights.v), x.odd, sums.v);
+  return {_mm512_fmadd_ps(EvenBF16(weights.v), x.even, odd)};
+}
+#endif
+
+inline Vec16 Abs(Vec16 a) { return {_mm512_abs_ps(a.v)}; }
+// To bf16 and to int8 (|a| <= 127), to nearest, ties to even.
+inline void StoreBF16(uint16_t* to, Vec16 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, is_odd), _mm512_set1_epi32(0x7fff));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i out = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), quiet);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(out, 16)));
+}
+inline void StoreI8(int8_t* to, Vec16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
 inline float First(Vec16 a) { return _mm512_cvtss_f32(a.v); }

@@ -10,7 +10,7 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kRowBlock = 1, kTokenBlock = 2, kDirect16BitBlocks = 4;
+constexpr size_t kGemmStrips = 1, kGemmIntTokens = 1, kGemmFloatTokens = 1;
 constexpr size_t kQueryBlock = 2, kKeyBlock = 1, kDimBlock = 1;
 
 struct Vec16 {
@@ -82,6 +82,110 @@ inline Vec16 LoadBF16(const std::byte* from) {
 }
 inline Vec16 LoadI8(const std::byte* from) {
   return EachLane([&](size_t i) { return static_cast<float>(LoadUnaligned<int8_t>(from + i)); });
+}
+
+inline Vec16 LoadU8(const std::byte* from) {
+  return EachLane([&](size_t i) { return static_cast<float>(std::to_integer<uint8_t>(from[i])); });
+}
+
+struct Sums16 {
+  int32_t v[16];
+};
+struct Bytes64 {
+  uint8_t v[64];
+};
+template <typename Function>
+inline Sums16 EachSum(Function function) {
+  Sums16 out;
+  for (size_t i = 0; i < 16; ++i) out.v[i] = function(i);
+  return out;
+}
+template <typename Function>
+inline Bytes64 EachByte(Function function) {
+  Bytes64 out;
+  for (size_t i = 0; i < 64; ++i) out.v[i] = static_cast<uint8_t>(function(i));
+  return out;
+}
+inline Sums16 ZeroSums() {
+  return EachSum([](size_t) { return 0; });
+}
+template <int kShift>
+inline Sums16 ShiftedSplat(const int32_t* from) {
+  return EachSum([&](size_t) { return *from * (1 << kShift); });
+}
+inline Vec16 ToFloats(const Sums16& a) {
+  return EachLane([&](size_t i) { return static_cast<float>(a.v[i]); });
+}
+inline Vec16 SplatToFloats(const int32_t* from) { return Splat(static_cast<float>(*from)); }
+inline void StoreSums(int32_t* to, const Sums16& a) {
+  for (size_t i = 0; i < 16; ++i) to[i] = a.v[i];
+}
+inline Bytes64 LoadBytes(const std::byte* from) { return LoadUnaligned<Bytes64>(from); }
+inline Bytes64 SplatFour(const void* from) {
+  const auto* bytes = static_cast<const uint8_t*>(from);
+  return EachByte([&](size_t i) { return bytes[i % 4]; });
+}
+inline Vec16 AsFloats(const Bytes64& a) { return std::bit_cast<Vec16>(a); }
+inline void KeepInRegister(Bytes64&) {}
+inline void Prefetch(const std::byte* from) { __builtin_prefetch(from); }
+inline Bytes64 LowNibbles(const Bytes64& a) {
+  return EachByte([&](size_t i) { return a.v[i] & 0x0f; });
+}
+inline Bytes64 HighNibbles(const Bytes64& a) {
+  return EachByte([&](size_t i) { return a.v[i] >> 4; });
+}
+template <char kMask>
+inline Bytes64 AddBits(const Bytes64& codes, const Bytes64& bits, int shift) {
+  return EachByte([&](size_t i) {  // eight bits above the byte make room for shifts either way
+    return codes.v[i] | ((bits.v[i] << 8 >> (8 - shift)) & kMask);
+  });
+}
+inline Sums16 SumFours(const Bytes64& a) {
+  return EachSum([&](size_t i) {
+    int32_t sum = 0;
+    for (size_t j = 4 * i; j < 4 * i + 4; ++j) sum += static_cast<int8_t>(a.v[j]);
+    return sum;
+  });
+}
+
+constexpr bool kHasDots = true;
+template <int kBits, bool kAlone>
+class Dots {
+ public:
+  using Values = Bytes64;
+  static Values Splat(const int8_t* values) { return SplatFour(values); }
+  void Begin(const Sums16& bias) { sums_ = bias; }
+  void Add(size_t, const Bytes64& codes, const Values& values) {
+    for (size_t i = 0; i < 64; ++i) sums_.v[i / 4] += codes.v[i] * static_cast<int8_t>(values.v[i]);
+  }
+  Sums16 End(const Sums16&) const { return sums_; }
+
+ private:
+  Sums16 sums_;
+};
+
+using BF16Pair = Bytes64;
+inline BF16Pair SplatPair(const uint16_t* pair) { return SplatFour(pair); }
+inline Vec16 DotBF16(const Vec16& sums, const Bytes64& a, const Bytes64& b) {
+  const auto at = [](const Bytes64& x, size_t byte) {
+    return std::bit_cast<float>(uint32_t{x.v[byte + 1]} << 24 | uint32_t{x.v[byte]} << 16);
+  };
+  return EachLane([&](size_t i) {
+    const float odd = at(a, 4 * i + 2) * at(b, 4 * i + 2) + sums.v[i];
+    return at(a, 4 * i) * at(b, 4 * i) + odd;
+  });
+}
+
+inline Vec16 Abs(const Vec16& a) {
+  return EachLane([&](size_t i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; });
+}
+inline void StoreBF16(uint16_t* to, const Vec16& a) {
+  for (size_t i = 0; i < 16; ++i) to[i] = BF16FromFloat(a.v[i]);
+}
+inline void StoreI8(int8_t* to, const Vec16& a) {
+  for (size_t i = 0; i < 16; ++i) {  // adding it leaves the nearest integer in the lowest mantissa bits
+    to[i] = static_cast<int8_t>(std::bit_cast<uint32_t>(a.v[i] + 0x1.8p23f));
+  }
 }
 
 inline float First(const Vec16& a) { return a.v[0]; }

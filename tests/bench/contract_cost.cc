@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <initializer_list>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "kernels/op_table.h"
 #include "tests/bench/free_order.h"
 #include "tests/bench/timings.h"
+#include "worker/formats/weight_encoding.h"
 
 namespace terrace {
 namespace {
@@ -32,19 +34,18 @@ std::vector<float> RandomFloats(size_t count, uint64_t seed) {
 
 struct Matrix {
   Matrix(DType dtype, size_t rows, size_t columns, uint64_t seed) {
-    view = {.dtype = dtype, .rows = rows, .columns = columns};
-    bytes.resize(rows * view.RowBytes());
-    const size_t words = bytes.size() / 2, block = dtype == DType::kQ8_0 ? 17 : 1;
-    auto* to = reinterpret_cast<uint16_t*>(bytes.data());
-    for (size_t i = 0; i < words; ++i) {
-      const auto bits = static_cast<uint16_t>(RandomBits(seed, i));
-      // An f16 of about 1/32, for a weight or a scale.
-      to[i] = i % block == 0 ? static_cast<uint16_t>((bits & 0x83ff) | (block == 1 ? 10 : 4) << 10) : bits;
-    }
-    view.data = bytes.data();
+    const std::vector<float> values = RandomFloats(rows * columns, seed);
+    WeightMatrix matrix{.dtype = dtype, .rows = rows, .columns = columns};
+    std::vector<std::byte> bytes(rows * matrix.RowBytes());
+    EncodeWeights(dtype, values, bytes);
+    matrix.data = bytes.data();
+    memory.resize(CpuOps().packed_bytes(matrix, ComputeType::kAuto) + 64);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    ThreadPool one(1);
+    view = CpuOps().pack(matrix, ComputeType::kAuto, memory.data() + -address % 64, one);
   }
-  std::vector<std::byte> bytes;
-  WeightMatrix view;  // borrows `bytes`
+  std::vector<std::byte> memory;
+  GemmWeights view;  // borrows `memory`
 };
 
 // Sequences of `tokens` new positions each after `past` older ones.
@@ -141,11 +142,8 @@ void AttendHalf(const CpuLeaves& leaves, const PagedAttentionArgs& a) {
 // A set of kernels to run a model with.
 struct Kernels {
   const OpTable& ops;
-  bool is_special;  // where FreeOrderGemm and FreeOrderAttention apply, they are taken
+  bool is_special;  // FreeOrderAttention is taken
 
-  void Gemm(const GemmArgs& args, ThreadPool& pool) const {
-    is_special&& args.tokens <= 2 ? FreeOrderGemm(args) : ops.gemm(args, pool);
-  }
   void Attend(const PagedAttentionArgs& args, ThreadPool& pool) const {
     is_special ? AttendAtOnce(args) : ops.paged_attention(args, pool);
   }
@@ -165,7 +163,7 @@ class Comparison {
   explicit Comparison(int rounds) : rounds_(rounds) {
     sets_.push_back({"shipped", {CpuOps(), false}});
     sets_.push_back({"same sources, -ffast-math", {FreeOrderCpuOps(), false}});
-    if (HasFreeOrderLeaves()) sets_.push_back({"split sums", {FreeOrderCpuOps(), true}});
+    if (HasFreeOrderLeaves()) sets_.push_back({"attention at once", {FreeOrderCpuOps(), true}});
     std::printf(
         "| work | contract | free order | ratio | middle half of the ratios | fastest rival |\n"
         "| --- | --- | --- | --- | --- | --- |\n");
@@ -234,50 +232,38 @@ struct Model {
   void Forward(const Kernels& k, Attention& attention, size_t logits, ThreadPool& pool) {
     const size_t tokens = attention.tokens;
     hidden.assign(tokens * kHidden, 0.5f);
-    normed.resize(tokens * kHidden);
     wide.resize(tokens * std::max(kFfn, kHidden + 2 * kKvHeads * kHeadDim));
-    up.resize(tokens * kFfn);
     out.resize(logits * kVocabulary);
-    const auto multiply = [&](const std::vector<float>& x, const Matrix& matrix, std::vector<float>& to,
-                              bool add, size_t rows) {
-      k.Gemm({.x = x.data(), .weights = matrix.view, .out = to.data(), .tokens = rows, .add_to_out = add},
-             pool);
-    };
-    const auto norm = [&] {
-      k.ops.rms_norm({.x = hidden.data(),
-                      .weight = ones.data(),
-                      .out = normed.data(),
-                      .tokens = tokens,
-                      .width = kHidden,
-                      .epsilon = 1e-5f},
-                     pool);
+    const auto multiply = [&](const std::vector<float>& x, bool norm, std::initializer_list<GemmPart> parts,
+                              size_t rows, bool gated = false) {
+      k.ops.gemm({.x = x.data(),
+                  .norm = norm ? ones.data() : nullptr,
+                  .norm_epsilon = 1e-5f,
+                  .tokens = rows,
+                  .parts = {parts.begin(), parts.size()},
+                  .gated = gated},
+                 pool);
     };
     for (const Layer& layer : layers) {
-      norm();
-      multiply(normed, layer.qkv, wide, false, tokens);
+      multiply(hidden, true, {{layer.qkv.view, wide.data()}}, tokens);
       k.Attend(attention.Args(), pool);
-      multiply(attention.out, layer.output, hidden, true, tokens);
-      norm();
-      multiply(normed, layer.gate, wide, false, tokens);
-      multiply(normed, layer.up, up, false, tokens);
-      k.ops.silu_mul({.gate = wide.data(), .up = up.data(), .out = wide.data(), .count = tokens * kFfn},
-                     pool);
-      multiply(wide, layer.down, hidden, true, tokens);
+      multiply(attention.out, false, {{layer.output.view, hidden.data(), true}}, tokens);
+      multiply(hidden, true, {{layer.gate.view, wide.data()}, {layer.up.view, nullptr}}, tokens, true);
+      multiply(wide, false, {{layer.down.view, hidden.data(), true}}, tokens);
     }
-    norm();
-    multiply(normed, embedding, out, false, logits);
+    multiply(hidden, true, {{embedding.view, out.data()}}, logits);
   }
   std::vector<Layer> layers;
   Matrix embedding{DType::kF16, kVocabulary, kHidden, 1000};
   std::vector<float> ones = std::vector<float>(kHidden, 1.0f);
-  std::vector<float> hidden, normed, wide, up, out;
+  std::vector<float> hidden, wide, out;
 };
 
 void Main(int rounds) {
   ThreadPool one(1);
   Comparison comparison(rounds);
   for (const auto& [outputs, inputs] : {std::pair(kFfn, kHidden), std::pair(kHidden, kFfn)}) {
-    for (const DType dtype : {DType::kF16, DType::kQ8_0}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {
       const Matrix weights(dtype, outputs, inputs, /*seed=*/5);
       for (const size_t tokens : {1, 4, 16, 256}) {
         const auto x = RandomFloats(tokens * inputs, /*seed=*/6);
@@ -285,8 +271,8 @@ void Main(int rounds) {
         comparison.Run(
             Concat("gemm ", outputs, " x ", inputs, " ", Info(dtype).name, ", ", tokens, " tokens"), out,
             [&](const Kernels& kernels) {
-              kernels.Gemm({.x = x.data(), .weights = weights.view, .out = out.data(), .tokens = tokens},
-                           one);
+              const GemmPart part{.weights = weights.view, .out = out.data()};
+              kernels.ops.gemm({.x = x.data(), .tokens = tokens, .parts = {&part, 1}}, one);
             });
       }
     }

@@ -12,53 +12,9 @@
 #include "kernels/simd/vec16_avx512.h"
 
 #include "kernels/attention/paged_attention_cpu.h"
-#include "kernels/gemm/gemm_cpu.h"
 
 namespace terrace {
 namespace {
-
-template <typename Weights, size_t kTokens>
-void SplitGemm(const GemmArgs& a) {
-  constexpr size_t kRows = 4, kSplit = kTokens == 1 ? 4 : 2;
-  const size_t inputs = a.inputs();
-  for (size_t output = 0; output < a.outputs(); output += kRows) {
-    const std::byte* rows[kRows];
-    for (size_t row = 0; row < kRows; ++row) {
-      rows[row] = a.weights.Row(output + row < a.outputs() ? output + row : a.outputs() - 1);
-    }
-    Vec16 sums[kTokens][kRows][kSplit];
-    for (auto& token : sums) {
-      for (auto& row : token) {
-        for (Vec16& sum : row) sum = Zero();
-      }
-    }
-    const auto add = [&](size_t k, size_t split) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (size_t row = 0; row < kRows; ++row) {
-        const Vec16 weights = Weights::Load16(rows[row], k);
-#pragma GCC unroll 8
-        for (size_t i = 0; i < kTokens; ++i) {
-          sums[i][row][split] = Fma(weights, Load(a.x + i * inputs + k), sums[i][row][split]);
-        }
-      }
-    };
-    size_t k = 0;
-    for (; k + 16 * kSplit <= inputs; k += 16 * kSplit) {
-#pragma GCC unroll 8
-      for (size_t split = 0; split < kSplit; ++split) add(k + 16 * split, split);
-    }
-    for (; k < inputs; k += 16) add(k, 0);
-    for (size_t i = 0; i < kTokens; ++i) {
-      for (size_t row = 0; row < kRows && output + row < a.outputs(); ++row) {
-        Vec16 all = sums[i][row][0];
-        for (size_t split = 1; split < kSplit; ++split) all = Add(all, sums[i][row][split]);
-        float& out = a.out[i * a.outputs() + output + row];
-        const float sum = _mm512_reduce_add_ps(all.v);
-        out = a.add_to_out ? out + sum : sum;
-      }
-    }
-  }
-}
 
 constexpr size_t kMostSpans = kFreeOrderPositions / kAttentionSpan;
 
@@ -118,12 +74,6 @@ bool HasFreeOrderLeaves() {
 }
 
 const CpuLeaves& FreeOrderLeaves() { return kAvx512Leaves; }  // renamed, as BUILD.bazel says
-
-void FreeOrderGemm(const GemmArgs& a) {
-  WithWeights(a.weights.dtype, [&](auto weights) {
-    a.tokens == 1 ? SplitGemm<decltype(weights), 1>(a) : SplitGemm<decltype(weights), 2>(a);
-  });
-}
 
 void FreeOrderAttention(const PagedAttentionArgs& a, size_t first, size_t last, float* out,
                         SoftmaxPart* parts) {

@@ -15,10 +15,6 @@ const OpTable& FreeOrderCpuOps();
 bool HasFreeOrderLeaves();
 // The shipped leaves, compiled with -ffast-math.
 const CpuLeaves& FreeOrderLeaves();
-// A row's K is split over several accumulators, so that one token has enough sums in flight. At most 2
-// tokens, whole vectors.
-void FreeOrderGemm(const GemmArgs& args);
-
 // Part of a softmax: sum_j exp(s[j] - largest), beside weighted values that are still to be divided by it.
 struct SoftmaxPart {
   float largest, sum;

@@ -102,7 +102,7 @@ class Cluster:
                     "model": str(MODELS / f"terrace-demo-{tier}"),
                     "grpc": f"127.0.0.1:{self.worker_grpc[tier]}",
                     "ops": f"127.0.0.1:{self.worker_ops[tier]}",
-                    "engine": {"threads": 1, "kernels": (kernels or {}).get(tier, "auto")},
+                    "engine": {"threads": 1, "compute": "f32", "kernels": (kernels or {}).get(tier, "auto")},
                 }
                 for tier in TIERS
             ],

@@ -231,11 +231,19 @@ void AddSynthesize(CLI::App& app, SynthesizeOptions& options) {
   source->add_option("--config", options.config, "a config.json of the Llama family")->type_name("FILE");
   AddShapeChanges(*synthesize, options.changes);
   const std::map<std::string, DType> dtypes = {
-      {"f32", DType::kF32}, {"f16", DType::kF16}, {"bf16", DType::kBF16}, {"q8_0", DType::kQ8_0}};
+      {"f32", DType::kF32},   {"f16", DType::kF16},   {"bf16", DType::kBF16},
+      {"q8_0", DType::kQ8_0}, {"q4_0", DType::kQ4_0}, {"q5_0", DType::kQ5_0},
+      {"q4_k", DType::kQ4_K}, {"q6_k", DType::kQ6_K}, {"q4_k_m", DType::kQ4_K}};
   synthesize
       ->add_option_function<std::string>(
-          "--dtype", [&options, dtypes](const std::string& name) { options.dtype = dtypes.at(name); },
-          "of the matrices: f32, f16 (default), bf16, or q8_0 (GGUF only); norms are f32")
+          "--dtype",
+          [&options, dtypes](const std::string& name) {
+            options.dtype = dtypes.at(name);
+            options.more_bits = name.ends_with("_m");
+          },
+          "of the matrices: f32, f16 (default), bf16, or for GGUF q8_0, q4_0, q5_0, q4_k, q6_k, q4_k_m "
+          "(llama.cpp's "
+          "mixture of q4_k and q6_k); norms are f32")
       ->type_name("TYPE")
       ->check(Quiet(CLI::IsMember(dtypes)));
   synthesize->add_option("--seed", options.seed, "the same seed and shape give the same bytes")

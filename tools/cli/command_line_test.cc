@@ -157,7 +157,7 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"synthesize", "--out", "m", "--shape", "135m", "--layers", ""},
       {"synthesize", "--out", "m", "--shape", "135m", "--config", "c"},
       {"synthesize", "--out", "m", "--shape", "70b"},
-      {"synthesize", "--out", "m", "--shape", "135m", "--dtype", "q4_0"},
+      {"synthesize", "--out", "m", "--shape", "135m", "--dtype", "q3_k"},
       {"synthesize", "--out", "m", "--shape", "135m", "--dtype", "3"},
       {"synthesize", "--out", "m", "--shape", "135m", "--format", "onnx"},
       {"synthesize", "--out", "m", "--shape", "135m", "--layers", "-1"},

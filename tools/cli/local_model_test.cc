@@ -49,6 +49,7 @@ class LocalModelTest : public testing::TestWithParam<const char*> {
     OpenEngineOptions options;
     options.model = path;
     options.threads = 1;
+    options.compute = "f32";  // as the golden rows were made
     StatusOr<std::unique_ptr<LocalModel>> model = LocalModel::Open(options);
     CHECK(model.ok(), Message(model.status()));
     return *std::move(model);

@@ -34,6 +34,7 @@ Status RunSynthesize(const SynthesizeOptions& options, const CommandContext& con
   request.path = options.out;
   request.format = FormatOf(options);
   request.dtype = options.dtype;
+  request.more_bits = options.more_bits;
   request.seed = options.seed;
   request.threads = options.threads > 0 ? options.threads : UsableCores();
   ASSIGN_OR_RETURN(const ModelConfig shape, ReadShape(options, context));

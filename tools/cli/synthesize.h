@@ -17,6 +17,7 @@ struct SynthesizeOptions {
   std::string config;  // a config.json
   ShapeChanges changes;
   DType dtype = DType::kF16;
+  bool more_bits = false;  // see ModelToSynthesize
   uint64_t seed = 0;
   std::string format;     // "gguf" or "safetensors"; empty: by the path
   std::string tokenizer;  // the model whose tokenizer is taken; empty: one token a byte

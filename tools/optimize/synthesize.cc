@@ -39,8 +39,8 @@ class Synthesis {
 
   Status WriteMatrix(const TensorRequirement& tensor) {
     const uint64_t rows = tensor.shape[0], columns = tensor.shape[1];
-    const uint64_t row_bytes =
-        columns / Info(request_.dtype).block_elements * Info(request_.dtype).block_bytes;
+    const DType dtype = SynthesizedDType(request_, tensor);
+    const uint64_t row_bytes = columns / Info(dtype).block_elements * Info(dtype).block_bytes;
     const uint64_t chunk_rows = std::max<uint64_t>(1, kChunkBytes / row_bytes);
     const bool is_permuted = config_.rope_pairing == RopePairing::kNeighbours &&
                              (tensor.kind == TensorKind::kQuery || tensor.kind == TensorKind::kKey);
@@ -55,7 +55,7 @@ class Synthesis {
         for (size_t i = begin; i < end; ++i) {
           const uint64_t row = first + i;
           matrix.FillRow(is_permuted ? RowBeforePermutation(row, config_.head_dim) : row, values);
-          EncodeWeights(request_.dtype, values, std::span(bytes_).subspan(i * row_bytes, row_bytes));
+          EncodeWeights(dtype, values, std::span(bytes_).subspan(i * row_bytes, row_bytes));
         }
       });
       RETURN_IF_ERROR(Write(bytes_));
@@ -79,7 +79,26 @@ class Synthesis {
   uint64_t done_bytes_ = 0;
 };
 
+// Whether llama.cpp's "_M" mixtures give more bits to a layer: the first and last eighth, and every third.
+bool HasMoreBits(uint32_t layer, uint32_t layers) {
+  return layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
+}
+
 }  // namespace
+
+DType SynthesizedDType(const ModelToSynthesize& request, const TensorRequirement& tensor) {
+  const bool is_output = tensor.kind == TensorKind::kOutput ||
+                         (tensor.kind == TensorKind::kEmbedding && request.config.tied_embeddings);
+  const bool is_sensitive = tensor.kind == TensorKind::kValue || tensor.kind == TensorKind::kDown;
+  DType dtype = request.dtype;
+  if (request.more_bits &&
+      (is_output || (is_sensitive && HasMoreBits(tensor.layer, request.config.layers)))) {
+    dtype = DType::kQ6_K;
+  }
+  if (tensor.shape[1] % Info(dtype).block_elements == 0) return dtype;
+  if (dtype == DType::kQ4_K) return DType::kQ5_0;
+  return dtype == DType::kQ6_K ? DType::kQ8_0 : dtype;
+}
 
 StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
   const bool is_gguf = request.format == ModelFormat::kGguf;
@@ -94,7 +113,7 @@ StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
   SynthesizedModel result;
   const std::vector<TensorRequirement> tensors = RequiredTensors(model.config);
   for (const TensorRequirement& tensor : tensors) {
-    const DType dtype = IsNorm(tensor.kind) ? DType::kF32 : request.dtype;
+    const DType dtype = IsNorm(tensor.kind) ? DType::kF32 : SynthesizedDType(request, tensor);
     const auto bytes = ByteCount(dtype, tensor.shape);
     if (!bytes.ok()) return Annotate(bytes.status(), Concat("tensor \"", tensor.name, "\""));
     result.weight_bytes += *bytes;

@@ -3,13 +3,13 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "kernels/op_table.h"
 #include "worker/engine/executor.h"
-#include "worker/formats/model_files.h"
 #include "worker/kv/kv_pool.h"
 #include "worker/model/transformer.h"
 #include "worker/sample/sampler.h"
@@ -18,21 +18,27 @@ namespace terrace {
 
 class ModelRunner : public Executor {
  public:
-  // `files` outlives the runner. Errors of Transformer::Load and KvPool::Create.
-  static StatusOr<std::unique_ptr<ModelRunner>> Create(const ModelFiles& files, const OpTable& ops,
-                                                       size_t threads, const KvShape& kv_shape);
+  // `transformer` was loaded with `pool`, and what it borrows outlives the runner. Errors of KvPool::Create.
+  static StatusOr<std::unique_ptr<ModelRunner>> Create(std::unique_ptr<ThreadPool> pool,
+                                                       std::unique_ptr<Transformer> transformer,
+                                                       const OpTable& ops, const KvShape& kv_shape);
 
   StepResult Run(const StepPlan& plan) override;
 
   const Transformer& transformer() const { return *transformer_; }
 
  private:
-  ModelRunner(size_t threads, const OpTable& ops) : pool_(threads), samplers_(threads, Sampler(ops)) {}
+  ModelRunner(std::unique_ptr<ThreadPool> pool, std::unique_ptr<Transformer> transformer,
+              std::unique_ptr<KvPool> kv, const OpTable& ops)
+      : pool_(std::move(pool)),
+        kv_(std::move(kv)),
+        transformer_(std::move(transformer)),
+        samplers_(pool_->threads(), Sampler(ops)) {}
   double Transfer(const std::vector<BlockTransfer>& transfers);
   SequenceOutput Choose(const PlannedSequence& planned, std::span<const float> logits,
                         Sampler& sampler) const;
 
-  ThreadPool pool_;
+  std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<KvPool> kv_;
   std::unique_ptr<Transformer> transformer_;
   std::vector<Sampler> samplers_;  // as many as can be at work at once

@@ -23,9 +23,9 @@ Status CheckRange(std::string_view name, uint64_t value, uint64_t low, uint64_t 
 }
 
 // What makes the bits of two KV blocks differ beside the model and the tokens.
-std::string KvLayoutName(const KvShape& shape, std::string_view backend) {
+std::string KvLayoutName(const KvShape& shape, std::string_view backend, std::string_view compute) {
   return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", shape.layers, "x", shape.kv_heads,
-                "x", shape.head_dim, " ", backend);
+                "x", shape.head_dim, " ", backend, " ", compute);
 }
 
 // The dtype that most weight bytes have.
@@ -59,19 +59,29 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
                                       ", not in (0, ", kMaxPrefillWait, "]"),
                       "invalid_value");
   }
-  const Status found = FindOps(options.kernels).status();
-  return found.ok() ? found : WithReason(InvalidArgument("engine.", Message(found)), Reason(found));
+  for (const Status& found :
+       {FindOps(options.kernels).status(), ParseComputeType(options.compute).status()}) {
+    if (!found.ok()) return WithReason(InvalidArgument("engine.", Message(found)), Reason(found));
+  }
+  return {};
 }
 
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   RETURN_IF_ERROR(ValidateOpenEngineOptions(options));
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
+  ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
   OpenedEngine opened;
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));
   opened.files = std::make_unique<ModelFiles>(std::move(files));
   const ModelConfig& config = opened.files->config;
 
-  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeMemoryBytes());
+  opened.threads = options.threads > 0 ? options.threads : UsableCores();
+  auto pool = std::make_unique<ThreadPool>(opened.threads);
+  // Before the KV pool is sized: weights take memory.
+  ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
+  ASSIGN_OR_RETURN(auto transformer,
+                   Transformer::Load(config, *opened.files->weights, *ops, *pool, compute, free_bytes));
+  ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
   ASSIGN_OR_RETURN(const KvDType kv_dtype, ParseKvDType(options.kv_dtype));
   KvShape shape{.layers = config.layers,
                 .kv_heads = config.kv_heads,
@@ -97,8 +107,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   shape.host_blocks = static_cast<uint32_t>(
       std::min<uint64_t>(options.host_swap_bytes / shape.BlockBytes(), std::numeric_limits<BlockId>::max()));
 
-  opened.threads = options.threads > 0 ? options.threads : UsableCores();
-  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(*opened.files, *ops, opened.threads, shape));
+  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(std::move(pool), std::move(transformer), *ops, shape));
   opened.parameters = runner->transformer().parameters();
   opened.weight_bytes = runner->transformer().weight_bytes();
   opened.kv_bytes = sizing.bytes;
@@ -123,7 +132,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   scheduler.prefix_cache = options.prefix_cache;
   scheduler.max_prefill_wait_seconds = options.max_prefill_wait_seconds;
   scheduler.scope.model = opened.files->digest.Hex();
-  scheduler.scope.layout = KvLayoutName(shape, ops->name);
+  scheduler.scope.layout = KvLayoutName(shape, ops->name, options.compute);
   scheduler.end_tokens = opened.files->text->tokenizer->special().end;
   engine_options.inbox = options.inbox;
   engine_options.on_step = options.on_step;

@@ -25,6 +25,7 @@ struct OpenEngineOptions {
   uint64_t host_swap_bytes = 0;  // for blocks of preempted sequences; 0: they are recomputed
   double max_prefill_wait_seconds = 5;
   std::string kernels = "auto";  // auto, cpu or reference
+  std::string compute = "auto";  // auto or f32: see ComputeType
   std::function<void(const StepObservation&)> on_step = nullptr;
 };
 
@@ -40,12 +41,12 @@ struct OpenedEngine {
   std::unique_ptr<Engine> engine;
 };
 
-// INVALID_ARGUMENT, reason invalid_value, for a number out of range or unknown kernels; the message begins
+// INVALID_ARGUMENT, reason invalid_value, for a number out of range or an unknown name; the message begins
 // with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
 
-// Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the KV pool
-// cannot hold one full context, with needed and free bytes.
+// Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the weights
+// find no memory or the KV pool cannot hold one full context, with needed and free bytes.
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options);
 
 }  // namespace terrace

@@ -20,6 +20,7 @@ constexpr uint32_t kVocab = 1024;
 
 struct Setting {
   uint32_t threads, max_sequences, max_step_tokens, block_tokens;
+  std::string compute = "auto";
 };
 
 OpenedEngine Open(const Setting& setting, const std::string& model = "models/terrace-demo-nano") {
@@ -27,7 +28,8 @@ OpenedEngine Open(const Setting& setting, const std::string& model = "models/ter
                             .threads = setting.threads,
                             .max_sequences = setting.max_sequences,
                             .max_step_tokens = setting.max_step_tokens,
-                            .block_tokens = setting.block_tokens});
+                            .block_tokens = setting.block_tokens,
+                            .compute = setting.compute});
   CHECK(opened.ok(), Message(opened.status()));
   return *std::move(opened);
 }
@@ -87,7 +89,8 @@ Hash128 Bits(const std::vector<Answer>& answers) {
 TEST(SameBits, GreedyAnswersAreGoldenWhileSampledOnesComeAndGo) {
   for (const char* model : {"models/terrace-demo-nano", "models/terrace-demo-nano.f16.gguf"}) {
     OpenedEngine opened =
-        Open({.threads = 2, .max_sequences = 6, .max_step_tokens = 24, .block_tokens = 16}, model);
+        Open({.threads = 2, .max_sequences = 6, .max_step_tokens = 24, .block_tokens = 16, .compute = "f32"},
+             model);
     std::mt19937 random(11);
     std::ifstream file("models/eval/golden.jsonl");
     int rows = 0;

@@ -58,18 +58,19 @@ std::string_view TensorTypeName(uint32_t type) {
 }
 
 std::optional<DType> SupportedDType(uint32_t type) {
-  switch (type) {
-    case 0:
-      return DType::kF32;
-    case 1:
-      return DType::kF16;
-    case 8:
-      return DType::kQ8_0;
-    case 30:
-      return DType::kBF16;
-    default:
-      return std::nullopt;
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.gguf_type >= 0 && static_cast<uint32_t>(info.gguf_type) == type) return info.dtype;
   }
+  return std::nullopt;
+}
+
+// "F32, F16, ..."
+std::string SupportedNames() {
+  std::string out;
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.gguf_type >= 0) out += Concat(out.empty() ? "" : ", ", info.name);
+  }
+  return out;
 }
 
 // A length-prefixed string that must be plain and within `limit`: a key or a tensor's name.
@@ -198,7 +199,7 @@ Status ReadTensorInfo(ByteReader& in, TensorInfo& info) {
     return Malformed("bad_dtype", "unknown type number ", type, " at byte ", offset);
   if (!dtype)
     return Malformed("bad_dtype", "type ", TensorTypeName(type), " at byte ", offset,
-                     " is not supported; supported are F32, F16, BF16 and Q8_0");
+                     " is not supported; supported are ", SupportedNames());
   tensor.dtype = *dtype;
   const auto bytes = ByteCount(*dtype, tensor.shape);
   if (!bytes.ok())

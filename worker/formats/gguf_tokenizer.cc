@@ -173,7 +173,7 @@ StatusOr<std::vector<GgufKey>> GgufTextKeys(const TextAssets& assets, size_t use
     keys.push_back({std::string(name), std::move(value)});
   };
   add(kModel, GgufString("gpt2"));
-  add(kPre, GgufString(data.pre));
+  add(kPre, GgufString(data.pre == "gpt2" ? "gpt-2" : data.pre));  // llama.cpp knows this name only
   add(kTokens, GgufStrings(data.tokens));
   add(kTypes, GgufInts(types));
   add(kMerges, GgufStrings(merges));

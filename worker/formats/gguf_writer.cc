@@ -30,18 +30,8 @@ GgufField GgufInts(const std::vector<int32_t>& values) {
 }
 
 uint32_t GgufTensorType(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return 0;
-    case DType::kF16:
-      return 1;
-    case DType::kQ8_0:
-      return 8;
-    case DType::kBF16:
-      return 30;
-  }
-  CHECK(false, "dtype ", static_cast<int>(dtype));
-  return 0;
+  CHECK(Info(dtype).gguf_type >= 0, Info(dtype).name);
+  return static_cast<uint32_t>(Info(dtype).gguf_type);
 }
 
 void AppendGgufKey(std::string& out, const GgufKey& key) {

@@ -133,8 +133,8 @@ void AddTensors(Table& table) {
             [](GgufParts& g) { g.tensors.push_back(g.tensor(kQuery)); });
   table.Add("gguf_tensor_name_too_long", "bad_name", {"65 bytes", "byte "},
             [](GgufParts& g) { g.tensor(kQuery).name = std::string(65, 'x'); });
-  table.Add("gguf_dtype_q4_k", "bad_dtype", {kQueryQuoted, "Q4_K", "byte "},
-            [](GgufParts& g) { g.tensor(kQuery).type = 12; });
+  table.Add("gguf_dtype_q3_k", "bad_dtype", {kQueryQuoted, "Q3_K", "byte "},
+            [](GgufParts& g) { g.tensor(kQuery).type = 11; });
   table.Add("gguf_dtype_removed", "bad_dtype", {kQueryQuoted, "type number 4", "byte "},
             [](GgufParts& g) { g.tensor(kQuery).type = 4; });
   table.Add("gguf_dtype_unknown", "bad_dtype", {kQueryQuoted, "type number 4000000000", "byte "},

@@ -60,7 +60,8 @@ Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
       return TensorError("shape_mismatch", entry, "shape ", entry.tensor.shape.ToString(),
                          ", the configuration wants ", required.shape.ToString());
     if (!IsNorm(required.kind)) continue;
-    if (entry.tensor.dtype == DType::kQ8_0) return TensorError("bad_dtype", entry, "a norm is not quantized");
+    if (Info(entry.tensor.dtype).block_elements > 1)
+      return TensorError("bad_dtype", entry, "a norm is not quantized");
     if (const auto at = FirstNonFinite(entry.tensor))
       return TensorError("nonfinite", entry, "the value at byte ", entry.offset + *at,
                          " is infinite or not a number");

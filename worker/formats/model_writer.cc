@@ -39,9 +39,10 @@ StatusOr<std::string> SafetensorsHeadOf(const ModelToWrite& model, const std::ve
   uint64_t offset = 0;
   for (size_t i = 0; i < sizes.size(); ++i) {
     const ModelToWrite::Tensor& tensor = model.tensors[i];
-    if (tensor.dtype == DType::kQ8_0)
-      return InvalidArgument("tensor \"", tensor.name, "\": safetensors has no Q8_0; GGUF has");
-    header[tensor.name] = SafetensorsEntry(Info(tensor.dtype).name, Dims(tensor.shape), offset, sizes[i]);
+    const DTypeInfo& dtype = Info(tensor.dtype);
+    if (dtype.block_elements > 1)
+      return InvalidArgument("tensor \"", tensor.name, "\": safetensors has no ", dtype.name, "; GGUF has");
+    header[tensor.name] = SafetensorsEntry(dtype.name, Dims(tensor.shape), offset, sizes[i]);
     offset += sizes[i];
   }
   return SafetensorsHead(header);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/scalar_convert.h"
+#include "kernels/quant/weight_values.h"
 
 namespace terrace {
 namespace {
@@ -63,6 +63,46 @@ TEST(EncodeWeights, Q8KeepsWhatIsExact) {
   for (int i = 0; i < 32; ++i) values[i] = static_cast<float>(i - 16) * 0.25f;
   values[31] = 127 * 0.25f;  // the scale is then 0.25
   EXPECT_EQ(ThereAndBack(DType::kQ8_0, values), values);
+}
+
+// Largest distance of a block's values from its levels, in steps of the largest distance between levels; a
+// format with b bits spans a block's range with 2^b levels or, with scales of 6 or 8 bits, a few fewer.
+TEST(EncodeWeights, QuantizedBlocksAreOffByAboutHalfAStep) {
+  const struct {
+    DType dtype;
+    size_t shared;
+    float levels;  // that span the range from the least to the largest value, both widened to 0
+    bool centred;  // levels reach as far below 0 as above
+  } cases[] = {{DType::kQ4_0, 32, 15, true},     {DType::kQ5_0, 32, 31, true},
+               {DType::kQ4_K, 32, 15, false},    {DType::kQ6_K, 16, 63, true},
+               {DType::kInt4G32, 32, 15, false}, {DType::kInt4G128, 128, 15, false}};
+  const auto values = RandomNormal(8192, /*seed=*/3);
+  for (const auto& c : cases) {
+    SCOPED_TRACE(Info(c.dtype).name);
+    const auto back = ThereAndBack(c.dtype, values);
+    for (size_t block = 0; block < values.size(); block += c.shared) {
+      float least = 0, most = 0;
+      for (size_t i = block; i < block + c.shared; ++i) {
+        least = std::min(least, values[i]);
+        most = std::max(most, values[i]);
+      }
+      // Centred formats have one level less on the side that the peak is not on. K formats round scales and
+      // minima of 32 to 1/63 of the largest (Q6_K: 1/127), of a range up to a few times this one.
+      const float range = c.centred ? 2 * std::max(most, -least) : most - least;
+      const float step = range / c.levels;
+      const float scales = c.dtype == DType::kQ4_K ? 8.0f / 63 : c.dtype == DType::kQ6_K ? 2.0f / 127 : 0;
+      for (size_t i = block; i < block + c.shared; ++i) {
+        ASSERT_LE(std::abs(back[i] - values[i]), step * 1.1f + scales * range) << i;
+      }
+    }
+  }
+}
+
+TEST(EncodeWeights, ZerosStayZeros) {
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.dtype == DType::kInt8) continue;  // has no encoder
+    for (const float value : ThereAndBack(info.dtype, std::vector<float>(256))) EXPECT_EQ(value, 0.0f);
+  }
 }
 
 }  // namespace

@@ -8,15 +8,16 @@
 namespace terrace {
 namespace {
 
-// Both sides keep F16 weights exactly and compute in f32; they differ in the order of their sums and in the
-// RoPE angles, which the reference rounds to f32 (up to 3e-5 rad at position 500). Measured over all
-// rows: 2.3e-5 at most. 2e-3 leaves room for other processors and is a tenth of the smallest margin between
-// the two best tokens of any golden step (0.0215), so that equal tokens follow.
+// With ComputeType::kF32 both sides keep F16 weights exactly and compute in f32; they differ in the order of
+// their sums and in the RoPE angles, which the reference rounds to f32 (up to 3e-5 rad at position 500).
+// Measured over all rows: 2.3e-5 at most. 2e-3 leaves room for other processors and is a tenth of the
+// smallest margin between the two best tokens of any golden step (0.0215), so that equal tokens follow.
 constexpr double kLogprobTolerance = 2e-3;
 
 void ExpectGolden(const std::string& path, const std::string& model, const OpTable& ops, size_t most_rows) {
   const ModelFiles files = OpenTestModel(path);
-  TestModel test_model(files.config, *files.weights, ops, /*threads=*/2);
+  TestModel test_model(files.config, *files.weights, ops, /*threads=*/2, /*blocks=*/64, KvDType::kF32,
+                       ComputeType::kF32);
   double worst = 0;
   size_t rows = 0;
   for (const GoldenRow& row : GoldenRows(model)) {
@@ -47,17 +48,18 @@ TEST_P(Golden, SomeRowsWithEveryBackend) {
   for (const OpTable& ops : AllCpuOps()) ExpectGolden(DemoFolder(GetParam()), GetParam(), ops, 3);
 }
 
-// How far a KV cache of `dtype` moves the answers of `model`, over every position of the golden rows.
+// How far a way to run `model` moves its answers, over every position of the golden rows.
 struct Distance {
   double worst_logprob = 0;         // change of the token that is best with f32
   double worst_changed_margin = 0;  // with f32, between two best tokens that differ
   size_t positions = 0, same_best = 0;
 };
 
-Distance DistanceFromF32(const std::string& model, KvDType dtype) {
+Distance DistanceFromF32(const std::string& model, KvDType kv_dtype, ComputeType compute) {
   const ModelFiles files = OpenTestModel(DemoFolder(model));
-  TestModel f32(files.config, *files.weights, CpuOps(), /*threads=*/2);
-  TestModel other(files.config, *files.weights, CpuOps(), /*threads=*/2, /*blocks=*/64, dtype);
+  TestModel f32(files.config, *files.weights, CpuOps(), /*threads=*/2, /*blocks=*/64, KvDType::kF32,
+                ComputeType::kF32);
+  TestModel other(files.config, *files.weights, CpuOps(), /*threads=*/2, /*blocks=*/64, kv_dtype, compute);
   Distance distance;
   for (const GoldenRow& row : GoldenRows(model)) {
     std::vector<int32_t> tokens = row.prompt;
@@ -94,12 +96,27 @@ TEST_P(GoldenOfKv, ASmallerKvDTypeMovesAnswersInProportionToItsRounding) {
   for (const auto& [dtype, error] : {std::pair(KvDType::kF16, 0x1p-11), std::pair(KvDType::kBF16, 0x1p-8),
                                      std::pair(KvDType::kInt8, 0x1p-7)}) {
     SCOPED_TRACE(KvDTypeName(dtype));
-    const Distance distance = DistanceFromF32(GetParam(), dtype);
+    const Distance distance = DistanceFromF32(GetParam(), dtype, ComputeType::kF32);
     EXPECT_GT(distance.worst_logprob, 0);
     EXPECT_LT(distance.worst_logprob, 40 * error);
     EXPECT_LT(distance.worst_changed_margin, 2 * 40 * error);
     EXPECT_GT(static_cast<double>(distance.same_best), 0.99 * static_cast<double>(distance.positions));
   }
+}
+
+// Each product of a layer sees activations and weights that are off by up to 2^-9 of themselves, as it sees
+// keys and values off by 2^-9 with a bf16 KV cache (half a step), but in seven products a layer instead of
+// two.
+class GoldenOfCompute : public testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenOfCompute, BF16ProductsMoveAnswersInProportionToTheirRounding) {
+  const Distance distance = DistanceFromF32(GetParam(), KvDType::kF32, ComputeType::kAuto);
+  std::printf("worst logprob %f, worst changed margin %f, same best %zu of %zu\n", distance.worst_logprob,
+              distance.worst_changed_margin, distance.same_best, distance.positions);
+  EXPECT_GT(distance.worst_logprob, 0);
+  EXPECT_LT(distance.worst_logprob, 40 * 0x1p-8);
+  EXPECT_LT(distance.worst_changed_margin, 2 * 40 * 0x1p-8);
+  EXPECT_GT(static_cast<double>(distance.same_best), 0.99 * static_cast<double>(distance.positions));
 }
 
 std::string ModelName(const testing::TestParamInfo<const char*>& param_info) {
@@ -108,6 +125,7 @@ std::string ModelName(const testing::TestParamInfo<const char*>& param_info) {
   return name;
 }
 INSTANTIATE_TEST_SUITE_P(All, Golden, testing::ValuesIn(kDemoModels), ModelName);
+INSTANTIATE_TEST_SUITE_P(All, GoldenOfCompute, testing::ValuesIn(kDemoModels), ModelName);
 INSTANTIATE_TEST_SUITE_P(All, GoldenOfKv, testing::Values(kDemoModels[0], kDemoModels[1]), ModelName);
 
 }  // namespace

@@ -7,6 +7,9 @@
 
 #include "base/json.h"
 #include "base/mapped_file.h"
+#include "base/rng.h"
+#include "worker/formats/tensor_names.h"
+#include "worker/formats/weight_encoding.h"
 
 namespace terrace {
 namespace {
@@ -23,19 +26,20 @@ std::string DemoFolder(const std::string& model) { return "models/" + model; }
 std::string DemoGguf(const std::string& model) { return "models/" + model + ".f16.gguf"; }
 
 TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
-                     size_t threads, uint32_t blocks, KvDType kv_dtype)
+                     size_t threads, uint32_t blocks, KvDType kv_dtype, ComputeType compute)
     : TestModel(config, weights, ops, threads,
                 KvShape{.layers = config.layers,
                         .kv_heads = config.kv_heads,
                         .head_dim = config.head_dim,
                         .block_tokens = 16,
                         .blocks = blocks,
-                        .dtype = kv_dtype}) {}
+                        .dtype = kv_dtype},
+                compute) {}
 
 TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
-                     size_t threads, const KvShape& kv_shape)
+                     size_t threads, const KvShape& kv_shape, ComputeType compute)
     : pool(std::make_unique<ThreadPool>(threads)) {
-  auto loaded = Transformer::Load(config, weights, ops, *pool);
+  auto loaded = Transformer::Load(config, weights, ops, *pool, compute);
   CHECK(loaded.ok(), Message(loaded.status()));
   transformer = *std::move(loaded);
   auto created = KvPool::Create(kv_shape);
@@ -55,6 +59,47 @@ void TestModel::PoisonKv() {
       if (part.scales != nullptr) std::memset(part.scales, 0xff, rows * sizeof(float));
     }
   }
+}
+
+RandomModel::RandomModel(DType dtype, uint64_t seed) {
+  config.family = "llama";
+  config.vocab_size = 300;
+  config.context_length = 512;
+  config.hidden_size = 256;  // a whole block of every format
+  config.layers = 2;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 64;
+  config.ffn_size = 512;
+  config.tied_embeddings = true;
+  for (const TensorRequirement& required : RequiredTensors(config)) {
+    const bool is_norm = IsNorm(required.kind);
+    const size_t rows = is_norm ? 1 : required.shape[0], columns = required.shape[is_norm ? 0 : 1];
+    std::vector<float> values(rows * columns, 1);
+    for (size_t i = 0; i < values.size() && !is_norm; ++i) {  // of variance 1 / columns
+      values[i] = static_cast<float>((2 * RandomUniform(seed + storage_.size(), i) - 1) *
+                                     std::sqrt(3.0 / static_cast<double>(columns)));
+    }
+    const DType of_tensor = is_norm ? DType::kF32 : dtype;
+    std::vector<std::byte> bytes(values.size() / Info(of_tensor).block_elements *
+                                 Info(of_tensor).block_bytes);
+    EncodeWeights(of_tensor, values, bytes);
+    storage_.push_back(std::move(bytes));
+    entries_.push_back({.name = required.name,
+                        .tensor = {.dtype = of_tensor,
+                                   .shape = required.shape,
+                                   .data = storage_.back().data(),
+                                   .bytes = storage_.back().size()},
+                        .offset = 0,
+                        .file = ""});
+  }
+}
+
+StatusOr<TensorView> RandomModel::Find(std::string_view name) const {
+  for (const Entry& entry : entries_) {
+    if (entry.name == name) return entry.tensor;
+  }
+  return NotFound(name);
 }
 
 ModelFiles OpenTestModel(const std::string& path) {

@@ -20,15 +20,31 @@ std::string DemoGguf(const std::string& model);
 // A model with threads and a KV pool of its own. CHECKs that loading succeeds.
 struct TestModel {
   TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops, size_t threads,
-            uint32_t blocks = 64, KvDType kv_dtype = KvDType::kF32);
+            uint32_t blocks = 64, KvDType kv_dtype = KvDType::kF32, ComputeType compute = ComputeType::kAuto);
   TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops, size_t threads,
-            const KvShape& kv_shape);
+            const KvShape& kv_shape, ComputeType compute = ComputeType::kAuto);
   // Every value of the KV pool becomes NaN, so that reading one that was not written shows.
   void PoisonKv();
 
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Transformer> transformer;
   std::unique_ptr<KvPool> kv;
+};
+
+// A model of two layers in memory, with random matrices of one format.
+class RandomModel : public WeightSource {
+ public:
+  RandomModel(DType dtype, uint64_t seed);
+  StatusOr<TensorView> Find(std::string_view name) const override;
+  const std::vector<Entry>& entries() const override { return entries_; }
+  const std::string& path() const override { return path_; }
+
+  ModelConfig config;
+
+ private:
+  std::vector<std::vector<std::byte>> storage_;
+  std::vector<Entry> entries_;  // borrow storage_
+  const std::string path_ = "random";
 };
 
 ModelFiles OpenTestModel(const std::string& path);

@@ -117,19 +117,25 @@ Hash128 HashOneByOne(TestModel& model, const std::vector<std::vector<int32_t>>& 
   return HashOf(logits);
 }
 
-void ExpectOneHash(const std::string& path, size_t schedules, const OpTable& ops,
-                   KvDType kv_dtype = KvDType::kF32) {
-  const ModelFiles files = OpenTestModel(path);
+void ExpectOneHash(const ModelConfig& config, const WeightSource& weights, const std::string& name,
+                   size_t schedules, const OpTable& ops, KvDType kv_dtype,
+                   ComputeType compute = ComputeType::kAuto) {
   std::vector<TestModel> models;
   for (const size_t threads : {1, 2, 3})
-    models.emplace_back(files.config, *files.weights, ops, threads, kBlocks, kv_dtype);
-  const auto sequences = Sequences(files.config.vocab_size);
+    models.emplace_back(config, weights, ops, threads, kBlocks, kv_dtype, compute);
+  const auto sequences = Sequences(config.vocab_size);
   const Hash128 want = HashOneByOne(models[0], sequences);
   for (uint64_t seed = 0; seed < schedules; ++seed) {
-    SCOPED_TRACE(testing::Message() << path << " with " << ops.name << ", seed " << seed);
+    SCOPED_TRACE(testing::Message() << name << " with " << ops.name << ", seed " << seed);
     Dice dice(seed);
     ASSERT_EQ(HashOf(RunSchedule(models[seed % models.size()], sequences, dice)).Hex(), want.Hex());
   }
+}
+
+void ExpectOneHash(const std::string& path, size_t schedules, const OpTable& ops,
+                   KvDType kv_dtype = KvDType::kF32) {
+  const ModelFiles files = OpenTestModel(path);
+  ExpectOneHash(files.config, *files.weights, path, schedules, ops, kv_dtype);
 }
 
 TEST(SameBits, NanoUnder150Schedules) { ExpectOneHash(DemoFolder("terrace-demo-nano"), 150, CpuOps()); }
@@ -152,6 +158,26 @@ TEST(SameBits, EveryOtherCpuBackendUnder6Schedules) {
     ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops, KvDType::kInt8);
   }
 }
+
+class SameBitsOfWeights : public testing::TestWithParam<DTypeInfo> {};
+
+TEST_P(SameBitsOfWeights, UnderSchedulesOfEveryBackend) {
+  const RandomModel model(GetParam().dtype, /*seed=*/1);
+  size_t schedules = 10;
+  for (const OpTable& ops : AllCpuOps()) {
+    ExpectOneHash(model.config, model, std::string(GetParam().name), schedules, ops, KvDType::kF16);
+    schedules = 3;
+  }
+  ExpectOneHash(model.config, model, std::string(GetParam().name), 3, CpuOps(), KvDType::kF16,
+                ComputeType::kF32);
+}
+std::vector<DTypeInfo> DTypesOfFiles() {
+  std::vector<DTypeInfo> out(std::begin(kDTypes), std::end(kDTypes));
+  std::erase_if(out, [](const DTypeInfo& info) { return info.dtype == DType::kInt8; });  // no encoder
+  return out;
+}
+INSTANTIATE_TEST_SUITE_P(All, SameBitsOfWeights, testing::ValuesIn(DTypesOfFiles()),
+                         [](const auto& param_info) { return std::string(param_info.param.name); });
 
 TEST(SameBits, TheHashSeesOneChangedToken) {
   const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));

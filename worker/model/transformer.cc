@@ -4,25 +4,28 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/scalar_convert.h"
+#include "kernels/quant/weight_values.h"
 #include "worker/model/arch_spec.h"
+#include "worker/tensor/huge_buffer.h"
 
 namespace terrace {
 namespace {
 
 struct Layer {
   std::vector<float> attention_norm, ffn_norm;  // [hidden]
-  WeightMatrix query, key, value;               // [heads or kv_heads * head_dim, hidden]
-  WeightMatrix attention_output;                // [hidden, heads * head_dim]
-  WeightMatrix gate, up;                        // [ffn, hidden]
-  WeightMatrix down;                            // [hidden, ffn]
+  GemmWeights query, key, value;                // [heads or kv_heads * head_dim, hidden]
+  GemmWeights attention_output;                 // [hidden, heads * head_dim]
+  GemmWeights gate, up;                         // [ffn, hidden]
+  GemmWeights down;                             // [hidden, ffn]
 };
 
 struct Weights {
-  WeightMatrix embedding, output;  // [vocabulary, hidden]
-  std::vector<float> final_norm;   // [hidden]
+  WeightMatrix embedding;         // [vocabulary, hidden], as the file holds it
+  GemmWeights output;             // the same shape
+  std::vector<float> final_norm;  // [hidden]
   std::vector<Layer> layers;
   uint64_t parameters = 0, bytes = 0;
+  HugeBuffer packed;  // what the matrices borrow
 };
 
 // The sequences of a batch, laid side by side: one row per token.
@@ -35,7 +38,7 @@ struct Rows {
 
 // Activations of one step: [rows, width] each. They grow to the largest step seen and stay.
 struct Scratch {
-  std::vector<float> hidden, normed, query, key, value, attended, gate, up, cos, sin, logits;
+  std::vector<float> hidden, query, key, value, attended, gate, cos, sin, logits;
 };
 
 WeightMatrix MatrixOf(const TensorView& tensor) {
@@ -49,51 +52,73 @@ std::vector<float> VectorOf(const TensorView& tensor) {
   return out;
 }
 
-void Place(const TensorRequirement& required, const TensorView& tensor, Weights& weights) {
-  Layer& layer = weights.layers[required.layer];
+// Where a tensor goes: a vector, a matrix, or (null both) the embedding.
+struct Place {
+  std::vector<float>* vector = nullptr;
+  GemmWeights* matrix = nullptr;
+};
+
+Place PlaceOf(const TensorRequirement& required, Weights& weights) {
+  const auto layer = [&]() -> Layer& { return weights.layers[required.layer]; };
   switch (required.kind) {
     case TensorKind::kEmbedding:
-      weights.embedding = MatrixOf(tensor);
-      return;
+      return {};
     case TensorKind::kOutput:
-      weights.output = MatrixOf(tensor);
-      return;
+      return {.matrix = &weights.output};
     case TensorKind::kFinalNorm:
-      weights.final_norm = VectorOf(tensor);
-      return;
+      return {.vector = &weights.final_norm};
     case TensorKind::kAttentionNorm:
-      layer.attention_norm = VectorOf(tensor);
-      return;
+      return {.vector = &layer().attention_norm};
     case TensorKind::kQuery:
-      layer.query = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().query};
     case TensorKind::kKey:
-      layer.key = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().key};
     case TensorKind::kValue:
-      layer.value = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().value};
     case TensorKind::kAttentionOutput:
-      layer.attention_output = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().attention_output};
     case TensorKind::kFfnNorm:
-      layer.ffn_norm = VectorOf(tensor);
-      return;
+      return {.vector = &layer().ffn_norm};
     case TensorKind::kGate:
-      layer.gate = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().gate};
     case TensorKind::kUp:
-      layer.up = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().up};
     case TensorKind::kDown:
-      layer.down = MatrixOf(tensor);
-      return;
+      return {.matrix = &layer().down};
   }
+  return {};
 }
 
-StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& source) {
+// A matrix of the file that gemm will multiply by.
+struct ToPack {
+  WeightMatrix matrix;
+  GemmWeights* out;
+};
+
+// Into one buffer, in the order given: the order in which a step reads them.
+Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free_bytes, const OpTable& ops,
+            ThreadPool& pool, HugeBuffer& memory) {
+  size_t bytes = 0;
+  for (const ToPack& each : matrices) bytes += ops.packed_bytes(each.matrix, compute);
+  if (bytes > free_bytes) {  // the system would promise it, and end the process later
+    return WithReason(
+        ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", free_bytes),
+        "weights_too_large");
+  }
+  ASSIGN_OR_RETURN(memory, HugeBuffer::Allocate(bytes, "model weights"));
+  std::byte* at = memory.data();
+  for (const ToPack& each : matrices) {
+    *each.out = ops.pack(each.matrix, compute, at, pool);
+    at += ops.packed_bytes(each.matrix, compute);
+  }
+  return absl::OkStatus();
+}
+
+StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& source, ComputeType compute,
+                              uint64_t free_bytes, const OpTable& ops, ThreadPool& pool) {
   ASSIGN_OR_RETURN(const ArchSpec* spec, FindArchSpec(config.family));
   Weights weights;
+  std::vector<ToPack> matrices;
   weights.layers.resize(config.layers);
   for (const TensorRequirement& required : spec->required_tensors(config)) {
     const StatusOr<TensorView> tensor = source.Find(required.name);
@@ -107,12 +132,20 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& sou
                    ", the configuration wants ", required.shape.ToString()),
           "shape_mismatch");
     }
-    Place(required, *tensor, weights);
+    const Place place = PlaceOf(required, weights);
+    if (place.vector != nullptr) {
+      *place.vector = VectorOf(*tensor);
+    } else if (place.matrix != nullptr) {
+      matrices.push_back({MatrixOf(*tensor), place.matrix});
+    } else {
+      weights.embedding = MatrixOf(*tensor);
+    }
     ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor->shape));
     weights.parameters += elements;
     weights.bytes += tensor->bytes;
   }
-  if (config.tied_embeddings) weights.output = weights.embedding;
+  if (config.tied_embeddings) matrices.push_back({weights.embedding, &weights.output});
+  RETURN_IF_ERROR(Pack(matrices, compute, free_bytes, ops, pool, weights.packed));
   return weights;
 }
 
@@ -129,18 +162,16 @@ struct Transformer::Impl {
   void RunLayer(const Layer& layer, const KvLayer& kv, uint32_t block_tokens);
   std::span<const float> Logits();
 
-  // out = x W^T (plus out, with `add`) and out = RmsNorm(x) * weight, for all rows.
-  void Multiply(const float* x, const WeightMatrix& matrix, float* out, bool add = false) const {
-    ops.gemm({.x = x, .weights = matrix, .out = out, .tokens = rows.tokens.size(), .add_to_out = add}, pool);
-  }
-  void Normalize(const float* x, const std::vector<float>& weight, float* out, size_t count) const {
-    ops.rms_norm({.x = x,
-                  .weight = weight.data(),
-                  .out = out,
-                  .tokens = count,
-                  .width = weight.size(),
-                  .epsilon = config.norm_epsilon},
-                 pool);
+  // The parts' products of x or, with `norm`, of RmsNorm(x) * norm; for all rows.
+  void Multiply(const float* x, const std::vector<float>* norm, std::initializer_list<GemmPart> parts,
+                size_t tokens, bool gated = false) const {
+    ops.gemm({.x = x,
+              .norm = norm == nullptr ? nullptr : norm->data(),
+              .norm_epsilon = config.norm_epsilon,
+              .tokens = tokens,
+              .parts = {parts.begin(), parts.size()},
+              .gated = gated},
+             pool);
   }
   void Rotate(float* x, size_t heads) const {
     ops.rope({.x = x,
@@ -182,13 +213,11 @@ void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
 void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t block_tokens) {
   const size_t tokens = rows.tokens.size();
   float* x = scratch.hidden.data();
-  float* h = Fit(scratch.normed, tokens * config.hidden_size);
   float* q = Fit(scratch.query, tokens * layer.query.rows);
   float* k = Fit(scratch.key, tokens * layer.key.rows);
   float* v = Fit(scratch.value, tokens * layer.value.rows);
   float* attended = Fit(scratch.attended, tokens * layer.query.rows);
   float* gate = Fit(scratch.gate, tokens * config.ffn_size);
-  float* up = Fit(scratch.up, tokens * config.ffn_size);
   const PagedTokens batch{.positions = rows.positions.data(),
                           .block_tables = rows.block_tables.data(),
                           .tokens = tokens,
@@ -196,10 +225,7 @@ void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t
                           .head_dim = config.head_dim,
                           .block_tokens = block_tokens};
 
-  Normalize(x, layer.attention_norm, h, tokens);
-  Multiply(h, layer.query, q);
-  Multiply(h, layer.key, k);
-  Multiply(h, layer.value, v);
+  Multiply(x, &layer.attention_norm, {{layer.query, q}, {layer.key, k}, {layer.value, v}}, tokens);
   Rotate(q, config.heads);
   Rotate(k, config.kv_heads);
   ops.write_kv({.batch = batch, .keys = k, .values = v, .kv = kv});
@@ -210,13 +236,10 @@ void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t
                        .heads = config.heads,
                        .scale = 1 / std::sqrt(static_cast<float>(config.head_dim))},
                       pool);
-  Multiply(attended, layer.attention_output, x, /*add=*/true);
+  Multiply(attended, nullptr, {{layer.attention_output, x, /*add_to_out=*/true}}, tokens);
 
-  Normalize(x, layer.ffn_norm, h, tokens);
-  Multiply(h, layer.gate, gate);
-  Multiply(h, layer.up, up);
-  ops.silu_mul({.gate = gate, .up = up, .out = gate, .count = tokens * config.ffn_size}, pool);
-  Multiply(gate, layer.down, x, /*add=*/true);
+  Multiply(x, &layer.ffn_norm, {{layer.gate, gate}, {layer.up, nullptr}}, tokens, /*gated=*/true);
+  Multiply(gate, nullptr, {{layer.down, x, /*add_to_out=*/true}}, tokens);
 }
 
 // Only the wanted rows pass the last norm and the output matrix.
@@ -226,17 +249,16 @@ std::span<const float> Transformer::Impl::Logits() {
   for (size_t i = 0; i < wanted; ++i) {  // rising, so a row never covers one that is still to move
     std::copy_n(x + rows.wanted[i] * hidden, hidden, x + i * hidden);
   }
-  float* h = Fit(scratch.normed, wanted * hidden);
-  Normalize(x, weights.final_norm, h, wanted);
   float* logits = Fit(scratch.logits, wanted * config.vocab_size);
-  ops.gemm({.x = h, .weights = weights.output, .out = logits, .tokens = wanted}, pool);
+  Multiply(x, &weights.final_norm, {{weights.output, logits}}, wanted);
   return {logits, wanted * config.vocab_size};
 }
 
 StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& config,
                                                          const WeightSource& weights, const OpTable& ops,
-                                                         ThreadPool& pool) {
-  ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, weights));
+                                                         ThreadPool& pool, ComputeType compute,
+                                                         uint64_t free_bytes) {
+  ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, weights, compute, free_bytes, ops, pool));
   return std::unique_ptr<Transformer>(
       new Transformer(std::unique_ptr<Impl>(new Impl{config, ops, pool, std::move(loaded), {}, {}})));
 }

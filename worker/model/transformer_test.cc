@@ -7,7 +7,7 @@
 
 #include "base/rng.h"
 #include "gtest/gtest.h"
-#include "kernels/scalar_convert.h"
+#include "kernels/quant/weight_values.h"
 #include "worker/model/arch_spec.h"
 #include "worker/model/model_testing.h"
 
@@ -90,8 +90,8 @@ double LargestDifference(const std::vector<float>& a, const std::vector<float>& 
 }
 
 std::vector<float> LogitsOf(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
-                            const std::vector<int32_t>& tokens) {
-  TestModel model(config, weights, ops, /*threads=*/1);
+                            const std::vector<int32_t>& tokens, ComputeType compute = ComputeType::kF32) {
+  TestModel model(config, weights, ops, /*threads=*/1, /*blocks=*/64, KvDType::kF32, compute);
   return SequenceLogits(model, tokens);
 }
 
@@ -125,7 +125,32 @@ TEST(Transformer, BothFormatsGiveTheSameLogits) {
   }
 }
 
-// Q8_0 rounds a weight by up to 1/254 of its block's largest, about 0.4 % of a typical row's spread.
+// Every backend with fused multiply-adds follows one definition (kernels/gemm/activation_groups.h); only exp
+// and attention may differ, by the roundings of kLogitTolerance, which roundings of activations at the middle
+// between two int8 or bf16 then blow up: a difference of 2e-6 moves one activation in some thousand by a
+// step.
+TEST(Transformer, BackendsAgreeOnModelsOfEveryFormat) {
+  for (const DTypeInfo& info : kDTypes) {
+    if (info.dtype == DType::kInt8) continue;  // no file has it
+    SCOPED_TRACE(info.name);
+    const RandomModel random(info.dtype, /*seed=*/1);
+    const auto tokens = RandomTokens(40, random.config.vocab_size, /*seed=*/2);
+    const auto want = LogitsOf(random.config, random, ReferenceOps(), tokens);
+    double spread = 0;
+    for (const float logit : want) spread += double{logit} * logit;
+    spread = std::sqrt(spread / static_cast<double>(want.size()));
+    for (const OpTable& ops : AllCpuOps()) {
+      EXPECT_LT(LargestDifference(LogitsOf(random.config, random, ops, tokens), want),
+                kLogitTolerance * (1 + spread));
+      // bf16 and int8 of 128 round activations by 2^-9 of themselves and 1/254 of the largest.
+      EXPECT_LT(LargestDifference(LogitsOf(random.config, random, ops, tokens, ComputeType::kAuto), want),
+                0.1 * (1 + spread));
+    }
+  }
+}
+
+// Q8_0 rounds a weight by up to 1/254 of its block's largest, about 0.4 % of a typical row's spread, and
+// activations as much for it.
 TEST(Transformer, Q8_0WeightsGiveNearlyTheLogitsOfF16) {
   for (const char* name : kDemoModels) {
     SCOPED_TRACE(name);
@@ -139,7 +164,7 @@ TEST(Transformer, Q8_0WeightsGiveNearlyTheLogitsOfF16) {
       std::vector<int32_t> tokens = row.prompt;
       tokens.insert(tokens.end(), row.answer.begin(), row.answer.end());
       const auto exact = LogitsOf(files.config, *files.weights, CpuOps(), tokens);
-      const auto rounded = LogitsOf(files.config, quantized, CpuOps(), tokens);
+      const auto rounded = LogitsOf(files.config, quantized, CpuOps(), tokens, ComputeType::kAuto);
       const size_t vocab_size = files.config.vocab_size;
       for (size_t i = 0; i < tokens.size(); ++i, ++positions) {
         const auto p = Logprobs(std::span(exact).subspan(i * vocab_size, vocab_size));
@@ -189,6 +214,16 @@ TEST(Transformer, CountsTiedWeightsOnce) {
     EXPECT_EQ(model.transformer->parameters(), c.parameters);
     EXPECT_EQ(model.transformer->weight_bytes(), 2 * c.parameters);  // all F16
   }
+}
+
+TEST(Transformer, WeightsThatDoNotFitAreAnErrorWithBothSizes) {
+  const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
+  ThreadPool pool(1);
+  const Status status =
+      Transformer::Load(files.config, *files.weights, CpuOps(), pool, ComputeType::kF32, 1000).status();
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(status), "weights_too_large");
+  EXPECT_NE(Message(status).find("1000"), std::string::npos);
 }
 
 TEST(Transformer, AMissingOrMisshapenTensorIsADataLoss) {

@@ -32,6 +32,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.engine.host_swap_bytes, 0u);
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 5);
   EXPECT_EQ(server.engine.kernels, "auto");
+  EXPECT_EQ(server.engine.compute, "auto");
   EXPECT_EQ(options->log.level, LogLevel::kInfo);
   EXPECT_TRUE(options->log.as_json);
 }
@@ -39,7 +40,8 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
 TEST(MakeWorkerOptions, TakesEverySetting) {
   const auto options = Make(
       "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
-      "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference,\n"
+      "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
+      "f32,\n"
       "         max_prefill_wait_seconds: 0.5}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n");
@@ -59,6 +61,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.host_swap_bytes, 2000u);
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 0.5);
   EXPECT_EQ(server.engine.kernels, "reference");
+  EXPECT_EQ(server.engine.compute, "f32");
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
   EXPECT_FALSE(options->log.as_json);
 }
@@ -76,6 +79,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.max_step_tokens is 7, not in [8, 65536]"},
       {"{model: m, engine: {inbox: 0}}", "engine.inbox: "},
       {"{model: m, engine: {kernels: abacus}}", "engine.kernels: \"abacus\""},
+      {"{model: m, engine: {compute: f64}}", "engine.compute: \"f64\""},
       {"{model: m, engine: {max_prefill_wait_seconds: 0}}",
        "engine.max_prefill_wait_seconds is 0, not in (0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},

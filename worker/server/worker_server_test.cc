@@ -32,6 +32,7 @@ std::vector<Json> GoldenRows(const std::string& model, size_t count) {
 WorkerServerOptions Options() {
   WorkerServerOptions options;
   options.engine = {.model = kModel, .threads = 2, .max_sequences = 4, .max_step_tokens = 32};
+  options.engine.compute = "f32";  // as the golden rows were made
   options.ops = "127.0.0.1:0";
   return options;
 }

@@ -1,0 +1,107 @@
+// The layout of weights in memory. A *strip* is 16 rows, interleaved so that one load of 64 bytes holds the
+// next elements of all of them, and each of the 16 lanes of a vector works for one output:
+//
+//   F32     1 element of each row       [k][16 rows]
+//   BF16    2 elements                  [k / 2][16 rows][2]
+//   8 bits  4 elements                  [k / 4][16 rows][4]
+//   4 bits  8 elements                  low nibbles: the first 4 of each row, high nibbles: the next 4
+//
+// A strip is a run of *chunks* of 128 or 256 elements of K: the scales of its blocks, then the codes, block
+// of 32 after block of 32. A matrix is its strips, one after the other, so that a thread which multiplies one
+// token reads memory in one stream. Columns are padded to 32 and rows to 16, with zeros.
+//
+// Codes are unsigned: the dot-product instructions take unsigned bytes times signed ones. Of quantized
+// formats a value is scale * (code - bias), or scale * code - minimum; see StripFormat.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/gemm/activation_groups.h"
+#include "kernels/gemm/gemm_weights.h"
+
+namespace terrace {
+
+class ThreadPool;
+
+inline constexpr size_t kStripRows = 16;
+inline constexpr size_t kStripBlock = 32;  // elements of K
+
+// One entry for each dtype that strips hold.
+struct StripFormat {
+  ActivationFormat activations;
+  size_t chunk;        // elements of K
+  size_t scale_bytes;  // at the start of a chunk; a multiple of 64
+  size_t block_bytes;  // the codes of 32 elements of 16 rows; a multiple of 64
+
+  constexpr size_t ChunkBytes() const { return scale_bytes + chunk / kStripBlock * block_bytes; }
+};
+
+// Where the scales of a chunk lie; each line is 16 values, one for each row.
+//   Q8_0, Q4_0, Q5_0  4 x f16
+//   Q4_K              f16 scale, f16 minimum, 8 x u8 scales, 8 x u8 minima
+//   Q6_K              f16 scale, 16 x i8 scales (of blocks of 16), 32 bytes unused
+//   INT4 of 32        4 x f16, 4 x u8 zero points
+//   INT4 of 128       f16, u8 zero point, 16 bytes unused
+//   INT8              f32
+// Codes beyond four bits have their high bits after the nibbles of the block: Q5_0 64 bytes, bit s of each
+// for the elements 4 s to 4 s + 3; Q6_K 2 x 64 bytes, bits 2 s and 2 s + 1 likewise, four s each.
+constexpr StripFormat FormatOf(DType dtype) {
+  constexpr size_t kLineF16 = 32, kLineU8 = 16, kLineF32 = 64;
+  switch (dtype) {
+    case DType::kF32:
+      return {ActivationFormat::kF32, kGroup, 0, 2048};
+    case DType::kF16:  // becomes BF16
+    case DType::kBF16:
+      return {ActivationFormat::kBF16, kGroup, 0, 1024};
+    case DType::kQ8_0:
+      return {ActivationFormat::kInt8, kGroup, 4 * kLineF16, 512};
+    case DType::kQ4_0:
+      return {ActivationFormat::kInt8, kGroup, 4 * kLineF16, 256};
+    case DType::kQ5_0:
+      return {ActivationFormat::kInt8, kGroup, 4 * kLineF16, 256 + 64};
+    case DType::kQ4_K:
+      return {ActivationFormat::kInt8, 2 * kGroup, 2 * kLineF16 + 16 * kLineU8, 256};
+    case DType::kQ6_K:
+      return {ActivationFormat::kInt8, 2 * kGroup, kLineF16 + 16 * kLineU8 + 32, 256 + 128};
+    case DType::kInt4G32:
+      return {ActivationFormat::kInt8, kGroup, 4 * kLineF16 + 4 * kLineU8, 256};
+    case DType::kInt4G128:
+      return {ActivationFormat::kInt8, kGroup, kLineF16 + kLineU8 + 16, 256};
+    case DType::kInt8:
+      return {ActivationFormat::kInt8, kGroup, kLineF32, 512};
+  }
+  return {};
+}
+
+// The dtype that strips of a matrix of `dtype` have.
+constexpr DType StripDType(DType dtype, ComputeType compute) {
+  if (compute == ComputeType::kF32) return DType::kF32;
+  return dtype == DType::kF16 ? DType::kBF16 : dtype;
+}
+
+// What a matrix of strips is multiplied by. `has_dots`: the processor adds up products of two bf16, and of
+// four unsigned bytes and signed ones, without losing bits.
+constexpr ActivationFormat ActivationsOf(DType dtype, bool has_dots) {
+  const ActivationFormat format = FormatOf(dtype).activations;
+  if (has_dots) return format;
+  if (format == ActivationFormat::kBF16) return ActivationFormat::kBF16Wide;
+  const bool has_bytes = dtype == DType::kQ8_0 || dtype == DType::kInt8;
+  return has_bytes ? ActivationFormat::kInt8Wide : format;
+}
+
+constexpr size_t StripsOf(size_t rows) { return (rows + kStripRows - 1) / kStripRows; }
+
+constexpr size_t StripBytes(DType dtype, size_t columns) {
+  const StripFormat format = FormatOf(dtype);
+  const size_t whole = columns / format.chunk, rest = columns % format.chunk;
+  const size_t blocks = (rest + kStripBlock - 1) / kStripBlock;
+  return whole * format.ChunkBytes() + (rest > 0 ? format.scale_bytes + blocks * format.block_bytes : 0);
+}
+
+// Bytes of all strips of a matrix; a multiple of 64.
+size_t PackedBytes(const WeightMatrix& matrix, ComputeType compute);
+
+// Fills `memory`, aligned to 64 bytes, and returns the strips in it.
+GemmWeights PackStrips(const WeightMatrix& matrix, ComputeType compute, std::byte* memory, ThreadPool& pool);
+
+}  // namespace terrace

@@ -1,0 +1,29 @@
+// What this machine can do at best, measured: the limits that kernels are compared with. Each takes about a
+// tenth of a second; total work over wall time, of `threads` threads at once.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+
+namespace terrace {
+
+struct MachineLimits {
+  double read_bytes = 0;       // per second, of memory larger than any cache
+  double f32 = 0;              // multiplications and additions per second, 16 lanes at once or 8
+  double int8 = 0;             // the same of bytes: vpdpbusd, else vpmaddubsw, vpmaddwd and vpaddd
+  std::optional<double> bf16;  // of vdpbf16ps, where the processor has it
+};
+
+class LimitsMeter {
+ public:
+  explicit LimitsMeter(size_t threads);
+  ~LimitsMeter();
+
+  MachineLimits Measure();
+
+ private:
+  const size_t threads_;
+  std::byte* const memory_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,36 @@
+// A large block of memory on huge pages where the system gives them: streaming through it then costs few
+// address translations. Owns the memory. Pages come, as zeros, when they are first touched.
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+#include <utility>
+
+#include "base/status.h"
+
+namespace terrace {
+
+class HugeBuffer {
+ public:
+  static constexpr size_t kAlignment = size_t{2} << 20;
+
+  HugeBuffer() = default;
+  // RESOURCE_EXHAUSTED names `what` and the size.
+  static StatusOr<HugeBuffer> Allocate(size_t bytes, std::string_view what);
+  ~HugeBuffer();
+  HugeBuffer(HugeBuffer&& other) noexcept { *this = std::move(other); }
+  HugeBuffer& operator=(HugeBuffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  std::byte* data() const { return data_; }  // aligned to kAlignment
+  size_t size() const { return size_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace terrace
