@@ -419,26 +419,17 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
   }
 }
 
-// `strips` is 1 to kMost.
-template <typename Strip, size_t kMost>
-void MultiplyUpTo(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t strips,
-                  size_t token, size_t tokens, float* sums) {
-  if constexpr (kMost > 1) {
-    if (strips < kMost)
-      return MultiplyUpTo<Strip, kMost - 1>(weights, in, strip, strips, token, tokens, sums);
-  }
-  MultiplyStrips<Strip, kMost>(weights, in, strip, token, tokens, sums);
-}
-
+// `strips` is kGemmStrips or 1.
 inline void MultiplyTile(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t strips,
                          size_t token, size_t tokens, float* sums) {
   WithStrip(weights.dtype, [&](auto format) {
-    if (in.tokens > 1) {
-      MultiplyUpTo<decltype(format), kGemmStrips>(weights, in, strip, strips, token, tokens, sums);
-      return;
-    }
-    for (size_t i = 0; i < strips; ++i) {
-      Store(sums + 16 * i, MultiplyOne<decltype(format)>(weights, in, strip + i));
+    using Strip = decltype(format);
+    if (in.tokens == 1) {
+      for (size_t i = 0; i < strips; ++i) Store(sums + 16 * i, MultiplyOne<Strip>(weights, in, strip + i));
+    } else if (strips == kGemmStrips) {
+      MultiplyStrips<Strip, kGemmStrips>(weights, in, strip, token, tokens, sums);
+    } else {
+      MultiplyStrips<Strip, 1>(weights, in, strip, token, tokens, sums);
     }
   });
 }
@@ -487,8 +478,8 @@ inline void GemmStrips(const GemmArgs& a, const ActivationGroups& in, size_t beg
     for (const GemmPart& part : a.parts.first(a.gated ? 1 : a.parts.size())) {
       const size_t count = StripsOf(part.weights.rows);
       const size_t from = begin > first ? begin - first : 0, to = end - first < count ? end - first : count;
-      for (size_t strip = from; strip < to && first < end; strip += kGemmStrips) {
-        const size_t strips = to - strip < kGemmStrips ? to - strip : kGemmStrips;
+      for (size_t strip = from, strips; strip < to && first < end; strip += strips) {
+        strips = to - strip < kGemmStrips ? 1 : kGemmStrips;  // the few that are left one by one
         MultiplyTile(part.weights, in, strip, strips, token, tokens, sums[0]);
         if (a.gated) MultiplyTile(a.parts[1].weights, in, strip, strips, token, tokens, sums[1]);
         Finish(part, strip, strips, token, tokens, sums[0], a.gated ? sums[1] : nullptr);
