@@ -63,14 +63,14 @@ void TestModel::PoisonKv() {
 
 RandomModel::RandomModel(DType dtype, uint64_t seed) {
   config.family = "llama";
-  config.vocab_size = 300;
+  config.vocab_size = 100;  // broken strips
   config.context_length = 512;
   config.hidden_size = 256;  // a whole block of every format
   config.layers = 2;
   config.heads = 4;
   config.kv_heads = 2;
   config.head_dim = 64;
-  config.ffn_size = 512;
+  config.ffn_size = 256;
   config.tied_embeddings = true;
   for (const TensorRequirement& required : RequiredTensors(config)) {
     const bool is_norm = IsNorm(required.kind);
