@@ -111,8 +111,6 @@ class GoldenOfCompute : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoldenOfCompute, BF16ProductsMoveAnswersInProportionToTheirRounding) {
   const Distance distance = DistanceFromF32(GetParam(), KvDType::kF32, ComputeType::kAuto);
-  std::printf("worst logprob %f, worst changed margin %f, same best %zu of %zu\n", distance.worst_logprob,
-              distance.worst_changed_margin, distance.same_best, distance.positions);
   EXPECT_GT(distance.worst_logprob, 0);
   EXPECT_LT(distance.worst_logprob, 40 * 0x1p-8);
   EXPECT_LT(distance.worst_changed_margin, 2 * 40 * 0x1p-8);
