@@ -16,27 +16,10 @@
 
 #include "kernels/simd/vec16_avx512.h"
 
-#include "kernels/activation/silu_mul_cpu.h"
-#include "kernels/attention/paged_attention_cpu.h"
-#include "kernels/embed/embed_cpu.h"
-#include "kernels/gemm/encode_activations_cpu.h"
-#include "kernels/gemm/gemm_cpu.h"
-#include "kernels/norm/rms_norm_cpu.h"
-#include "kernels/sample/softmax_weights_cpu.h"
+#include "kernels/cpu_leaves_here.h"
 
 namespace terrace {
 
-const CpuLeaves kAvx512Leaves = {
-    .gemm_strips = kGemmStrips,
-    .has_dots = kHasDots,
-    .embed = EmbedTokens,
-    .rms_norm = RmsNormTokens,
-    .encode_activations = EncodeTokens,
-    .gemm = GemmStrips,
-    .attend_span = AttendSpan,
-    .merge_spans = MergeSpans,
-    .silu_mul = SiluMulElements,
-    .softmax_weights = SoftmaxWeightsRow,
-};
+const CpuLeaves kAvx512Leaves = kLeavesHere;
 
 }  // namespace terrace

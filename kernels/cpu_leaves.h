@@ -2,29 +2,27 @@
 // of cpu_ops.cc share them out to threads.
 #pragma once
 
-#include "kernels/activation/silu_mul.h"
 #include "kernels/attention/attention_runs.h"
 #include "kernels/embed/embed.h"
 #include "kernels/gemm/activation_groups.h"
 #include "kernels/gemm/gemm.h"
-#include "kernels/norm/rms_norm.h"
+#include "kernels/rope/rope_kv.h"
 #include "kernels/sample/softmax_weights.h"
 
 namespace terrace {
 
 struct CpuLeaves {
   size_t gemm_strips;  // that are multiplied together
-  bool has_dots;       // see ActivationsOf
-  void (*embed)(const EmbedArgs&);
-  void (*rms_norm)(const RmsNormArgs&, size_t begin, size_t end);
+  bool has_bf16_dots;  // see ActivationsOf
+  void (*embed)(const EmbedArgs&, size_t begin, size_t end);
   void (*encode_activations)(const GemmArgs&, size_t begin, size_t end, const ActivationGroups&);
   void (*gemm)(const GemmArgs&, const ActivationGroups&, size_t begin, size_t end);
+  void (*rope_kv)(const RopeKvArgs&, size_t begin, size_t end);
   // `partials` as AttentionPartial says: the first writes those of one span, the second merges those of spans
   // [begin, end), after those before.
   void (*attend_span)(const PagedAttentionArgs&, const AttentionRun&, size_t span, float* partials);
   void (*merge_spans)(const PagedAttentionArgs&, const AttentionRun&, size_t begin, size_t end,
                       const float* partials, AttentionTotals&);
-  void (*silu_mul)(const SiluMulArgs&, size_t begin, size_t end);
   SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 

@@ -33,9 +33,19 @@ float* Scratch(size_t floats) {
   return memory.data() + (-address / sizeof(float)) % kLineFloats;
 }
 
+constexpr size_t kElementWork = 4;  // of moving an element
+
 template <const CpuLeaves& kLeaves>
-void RmsNorm(const RmsNormArgs& a, ThreadPool& pool) {
-  Share(pool, a.tokens, a.width, 1, [&](size_t begin, size_t end) { kLeaves.rms_norm(a, begin, end); });
+void Embed(const EmbedArgs& a, ThreadPool& pool) {
+  Share(pool, a.count, kElementWork * a.table.columns, 1,
+        [&](size_t begin, size_t end) { kLeaves.embed(a, begin, end); });
+}
+
+template <const CpuLeaves& kLeaves>
+void RopeKv(const RopeKvArgs& a, ThreadPool& pool) {
+  const size_t rows = a.heads + 2 * a.batch.kv_heads;
+  Share(pool, a.batch.tokens, kElementWork * rows * a.batch.head_dim, 1,
+        [&](size_t begin, size_t end) { kLeaves.rope_kv(a, begin, end); });
 }
 
 // Memory for the encodings that the parts want, laid out in `memory` of EncodedFloats().
@@ -45,11 +55,11 @@ size_t EncodedFloats(const GemmArgs& a) {
   return bytes / sizeof(float) * GroupsOf(a.inputs()) * a.tokens;
 }
 
-ActivationGroups LayOut(const GemmArgs& a, bool has_dots, float* memory) {
+ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots, float* memory) {
   ActivationGroups out{.tokens = a.tokens};
   auto* at = reinterpret_cast<std::byte*>(memory);
   for (const GemmPart& part : a.parts) {
-    const ActivationFormat format = ActivationsOf(part.weights.dtype, has_dots);
+    const ActivationFormat format = ActivationsOf(part.weights.dtype, has_bf16_dots);
     std::byte*& place = out.of[static_cast<size_t>(format)];
     if (place != nullptr) continue;
     place = at;
@@ -72,8 +82,8 @@ void Gemm(const GemmArgs& a, ThreadPool& pool) {
   // Encoding a few tokens takes a thread less than waiting for another that does.
   constexpr size_t kEncodeAlone = 16 << 10;
   if (a.tokens * a.inputs() > kEncodeAlone && pool.threads() > 1) {
-    const ActivationGroups in = LayOut(a, kLeaves.has_dots, Scratch(EncodedFloats(a)));
-    Share(pool, a.tokens, a.inputs() * 4, 1,
+    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots, Scratch(EncodedFloats(a)));
+    Share(pool, a.tokens, kElementWork * a.inputs(), 1,
           [&](size_t begin, size_t end) { kLeaves.encode_activations(a, begin, end, in); });
     Share(pool, strips, strip_work, grain,
           [&](size_t begin, size_t end) { kLeaves.gemm(a, in, begin, end); });
@@ -83,7 +93,7 @@ void Gemm(const GemmArgs& a, ThreadPool& pool) {
   const uint64_t call = ++calls;
   Share(pool, strips, strip_work, grain, [&, call](size_t begin, size_t end) {
     thread_local uint64_t encoded = 0;  // the call whose activations this thread holds
-    const ActivationGroups in = LayOut(a, kLeaves.has_dots, Scratch(EncodedFloats(a)));
+    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots, Scratch(EncodedFloats(a)));
     if (encoded != call) kLeaves.encode_activations(a, 0, a.tokens, in);
     encoded = call;
     kLeaves.gemm(a, in, begin, end);
@@ -152,23 +162,14 @@ void PagedAttention(const PagedAttentionArgs& a, ThreadPool& pool) {
 }
 
 template <const CpuLeaves& kLeaves>
-void SiluMul(const SiluMulArgs& a, ThreadPool& pool) {
-  constexpr size_t kWork = 16;  // one exp and one division
-  Share(pool, a.count, kWork, 16, [&](size_t begin, size_t end) { kLeaves.silu_mul(a, begin, end); });
-}
-
-template <const CpuLeaves& kLeaves>
 OpTable MakeTable(std::string_view name) {
   return {.name = name,
-          .embed = kLeaves.embed,
-          .rms_norm = RmsNorm<kLeaves>,
+          .embed = Embed<kLeaves>,
           .packed_bytes = PackedBytes,
           .pack = PackStrips,
           .gemm = Gemm<kLeaves>,
-          .rope = RopeCpu,
-          .write_kv = WriteKvRef,
+          .rope_kv = RopeKv<kLeaves>,
           .paged_attention = PagedAttention<kLeaves>,
-          .silu_mul = SiluMul<kLeaves>,
           .softmax_weights = kLeaves.softmax_weights};
 }
 

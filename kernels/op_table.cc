@@ -19,14 +19,11 @@ GemmWeights AsItLies(const WeightMatrix& matrix, ComputeType, std::byte*, Thread
 const OpTable& ReferenceOps() {
   static constexpr OpTable kTable = {.name = "reference",
                                      .embed = EmbedRef,
-                                     .rms_norm = RmsNormRef,
                                      .packed_bytes = NoBytes,
                                      .pack = AsItLies,
                                      .gemm = GemmRef,
-                                     .rope = RopeRef,
-                                     .write_kv = WriteKvRef,
+                                     .rope_kv = RopeKvRef,
                                      .paged_attention = PagedAttentionRef,
-                                     .silu_mul = SiluMulRef,
                                      .softmax_weights = SoftmaxWeightsRef};
   return kTable;
 }

@@ -9,29 +9,24 @@
 
 #include "base/parallel_for.h"
 #include "base/status.h"
-#include "kernels/activation/silu_mul.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/embed/embed.h"
 #include "kernels/gemm/gemm.h"
-#include "kernels/norm/rms_norm.h"
-#include "kernels/rope/rope.h"
+#include "kernels/rope/rope_kv.h"
 #include "kernels/sample/softmax_weights.h"
 
 namespace terrace {
 
 struct OpTable {
-  std::string_view name;  // "reference", "cpu avx512", "cpu avx2", "cpu generic"
-  void (*embed)(const EmbedArgs&);
-  void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
+  std::string_view name;  // "reference", "cpu avx512-dot", "cpu avx512", "cpu avx2", "cpu generic"
+  void (*embed)(const EmbedArgs&, ThreadPool&);
   // How gemm wants a matrix: packed into `memory` of packed_bytes(), aligned to 64 bytes, which the result
   // borrows; or, where packed_bytes() is 0, as it lies.
   size_t (*packed_bytes)(const WeightMatrix&, ComputeType);
   GemmWeights (*pack)(const WeightMatrix&, ComputeType, std::byte* memory, ThreadPool&);
   void (*gemm)(const GemmArgs&, ThreadPool&);
-  void (*rope)(const RopeArgs&);
-  void (*write_kv)(const WriteKvArgs&);
+  void (*rope_kv)(const RopeKvArgs&, ThreadPool&);
   void (*paged_attention)(const PagedAttentionArgs&, ThreadPool&);
-  void (*silu_mul)(const SiluMulArgs&, ThreadPool&);
   SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 

@@ -34,19 +34,13 @@ TEST(OpTable, EveryProcessorHasTheGenericTable) { EXPECT_EQ(AllCpuOps().back().n
 TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const RandomWeights weights(DType::kF16, 3, 20, /*seed=*/1);
-  std::vector<float> x(20, 1), ones(20, 1), out(20);
+  std::vector<float> x(20, 1), out(20);
   x[18] = nan;
   const PackedWeights packed(ops(), weights.matrix, pool_);
   const GemmPart part{.weights = packed.weights, .out = out.data()};
   ops().gemm({.x = x.data(), .tokens = 1, .parts = {&part, 1}}, pool_);
   for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(out[i]));
-  ops().rms_norm(
-      {.x = x.data(), .weight = ones.data(), .out = out.data(), .tokens = 1, .width = 20, .epsilon = 1e-5f},
-      pool_);
-  for (const float value : out) EXPECT_TRUE(std::isnan(value));
-  ops().silu_mul({.gate = x.data(), .up = ones.data(), .out = out.data(), .count = 20}, pool_);
-  EXPECT_TRUE(std::isnan(out[18]));
-  // Attention: paged_attention_test.cc, for every dtype of the KV cache.
+  // The norm and the gate: gemm_fused_test.cc. Attention: paged_attention_test.cc, for every KV dtype.
 }
 
 TEST_P(EveryCpu, NoTokensAreNoWork) {
@@ -55,10 +49,10 @@ TEST_P(EveryCpu, NoTokensAreNoWork) {
   const PackedWeights packed(ops(), weights.matrix, pool_);
   const GemmPart part{.weights = packed.weights, .out = out.data()};
   ops().gemm({.x = x.data(), .tokens = 0, .parts = {&part, 1}}, pool_);
-  ops().rms_norm(
-      {.x = x.data(), .weight = x.data(), .out = out.data(), .tokens = 0, .width = 20, .epsilon = 1e-5f},
-      pool_);
-  ops().silu_mul({.gate = x.data(), .up = x.data(), .out = out.data(), .count = 0}, pool_);
+  ops().embed({.table = weights.matrix, .out = out.data()}, pool_);
+  RopeKvArgs rope;
+  rope.q = rope.k = out.data();
+  ops().rope_kv(rope, pool_);
   PagedAttentionArgs attention;
   attention.batch.kv_heads = attention.heads = 2;
   attention.out = out.data();

@@ -105,6 +105,16 @@ PackedWeights::PackedWeights(const OpTable& ops, const WeightMatrix& matrix, Thr
   weights = ops.pack(matrix, compute, static_cast<std::byte*>(place), pool);
 }
 
+std::vector<float> Gemm(const OpTable& ops, const std::vector<float>& x, const WeightMatrix& matrix,
+                        ThreadPool& pool, ComputeType compute) {
+  const PackedWeights weights(ops, matrix, pool, compute);
+  const size_t tokens = x.size() / matrix.columns;
+  std::vector<float> out(tokens * matrix.rows, -7);
+  const GemmPart part{.weights = weights.weights, .out = out.data()};
+  ops.gemm({.x = x.data(), .tokens = tokens, .parts = {&part, 1}}, pool);
+  return out;
+}
+
 testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   if (a.size() != b.size()) return testing::AssertionFailure() << a.size() << " against " << b.size();
   for (size_t i = 0; i < a.size(); ++i) {

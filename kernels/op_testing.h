@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,25 @@ struct PackedWeights {
                 ComputeType compute = ComputeType::kAuto);
   std::vector<std::byte> memory;
   GemmWeights weights;  // borrows `memory`, or what `matrix` does
+};
+
+// x times one matrix.
+std::vector<float> Gemm(const OpTable& ops, const std::vector<float>& x, const WeightMatrix& matrix,
+                        ThreadPool& pool, ComputeType compute = ComputeType::kAuto);
+
+// Memory of `rows` rows of keys and of values, every one of them NaN.
+struct KvMemory {
+  KvMemory(KvDType dtype, size_t rows, size_t head_dim)
+      : keys(rows * head_dim * KvElementBytes(dtype), std::byte{0xff}),
+        values(keys),
+        key_scales(HasScales(dtype) ? rows : 0, std::numeric_limits<float>::quiet_NaN()),
+        value_scales(key_scales),
+        layer{.dtype = dtype,
+              .keys = {.data = keys.data(), .scales = key_scales.data()},
+              .values = {.data = values.data(), .scales = value_scales.data()}} {}
+  std::vector<std::byte> keys, values;
+  std::vector<float> key_scales, value_scales;
+  KvLayer layer;  // borrows them
 };
 
 inline constexpr DType kEveryDType[] = {DType::kF32,     DType::kF16,      DType::kBF16, DType::kQ8_0,

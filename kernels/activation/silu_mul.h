@@ -7,15 +7,11 @@
 
 namespace terrace {
 
-class ThreadPool;
-
 struct SiluMulArgs {
   const float* gate = nullptr;  // [count]
   const float* up = nullptr;    // [count]
   float* out = nullptr;         // [count]; may be gate or up
   size_t count = 0;
 };
-
-void SiluMulRef(const SiluMulArgs& args, ThreadPool& pool);
 
 }  // namespace terrace

@@ -1,7 +1,7 @@
 // The keys and values of one layer, as the kernels see them. A row is the head_dim elements of one position
 // and one key-value head; rows lie in blocks, [blocks, kv_heads, block_tokens] of them.
 //
-// What is written is rounded once, to nearest, ties to even, by the one write_kv that every backend shares:
+// What is written is rounded once, to nearest, ties to even, the same on every backend:
 //   f32   as it is
 //   f16   |x| up to 65504;  error at most 2^-11 |x| (2^-25 below 2^-14)
 //   bf16  error at most 2^-8 |x|

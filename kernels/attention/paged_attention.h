@@ -35,7 +35,7 @@ struct PagedTokens {
   }
 };
 
-// Writes each token's keys and values to their rows, in the layer's dtype.
+// Each token's keys and values, to their rows in the layer's dtype.
 struct WriteKvArgs {
   PagedTokens batch;
   const float* keys = nullptr;    // [tokens, kv_heads, head_dim]
@@ -52,7 +52,8 @@ struct PagedAttentionArgs {
   float scale = 0;
 };
 
-void WriteKvRef(const WriteKvArgs& args);
+// What kv_layer.h says, element by element.
+void WriteKv(const WriteKvArgs& args);
 void PagedAttentionRef(const PagedAttentionArgs& args, ThreadPool& pool);
 
 }  // namespace terrace

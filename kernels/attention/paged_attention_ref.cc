@@ -79,7 +79,7 @@ void ReadRow(KvDType dtype, const KvRows& rows, size_t row, std::vector<double>&
 
 }  // namespace
 
-void WriteKvRef(const WriteKvArgs& a) {
+void WriteKv(const WriteKvArgs& a) {
   const size_t head_dim = a.batch.head_dim;
   for (size_t token = 0; token < a.batch.tokens; ++token) {
     for (size_t head = 0; head < a.batch.kv_heads; ++head) {

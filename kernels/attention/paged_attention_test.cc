@@ -29,21 +29,6 @@ struct Sequence {
   std::vector<float> q, keys, values;
 };
 
-// Memory of `rows` rows of keys and of values, every one of them NaN.
-struct KvMemory {
-  KvMemory(KvDType dtype, size_t rows, size_t head_dim)
-      : keys(rows * head_dim * KvElementBytes(dtype), std::byte{0xff}),
-        values(keys),
-        key_scales(HasScales(dtype) ? rows : 0, std::numeric_limits<float>::quiet_NaN()),
-        value_scales(key_scales),
-        layer{.dtype = dtype,
-              .keys = {.data = keys.data(), .scales = key_scales.data()},
-              .values = {.data = values.data(), .scales = value_scales.data()}} {}
-  std::vector<std::byte> keys, values;
-  std::vector<float> key_scales, value_scales;
-  KvLayer layer;  // borrows them
-};
-
 struct Options {
   KvDType dtype = KvDType::kF32;
   size_t block_tokens = 16;
@@ -71,7 +56,7 @@ std::vector<float> Attend(const OpTable& ops, const Sequence& s, const Options& 
                             .head_dim = s.h.head_dim,
                             .block_tokens = block_tokens};
     const size_t kv_row = first * s.h.kv_heads * s.h.head_dim, row = first * s.h.heads * s.h.head_dim;
-    ops.write_kv(
+    WriteKv(
         {.batch = batch, .keys = s.keys.data() + kv_row, .values = s.values.data() + kv_row, .kv = kv.layer});
     ops.paged_attention({.batch = batch,
                          .q = s.q.data() + row,
@@ -170,15 +155,15 @@ TEST_P(EveryCpu, ATokensAttentionDoesNotDependOnTheOthersInTheBatch) {
       std::vector<uint32_t> positions(lengths[i]);
       std::iota(positions.begin(), positions.end(), 0);
       const std::vector<const int32_t*> of_each(lengths[i], tables[i].data());
-      ops().write_kv({.batch = {.positions = positions.data(),
-                                .block_tables = of_each.data(),
-                                .tokens = lengths[i],
-                                .kv_heads = h.kv_heads,
-                                .head_dim = h.head_dim,
-                                .block_tokens = block_tokens},
-                      .keys = keys.data(),
-                      .values = values.data(),
-                      .kv = kv.layer});
+      WriteKv({.batch = {.positions = positions.data(),
+                         .block_tables = of_each.data(),
+                         .tokens = lengths[i],
+                         .kv_heads = h.kv_heads,
+                         .head_dim = h.head_dim,
+                         .block_tokens = block_tokens},
+               .keys = keys.data(),
+               .values = values.data(),
+               .kv = kv.layer});
     }
     // The last position of each of these sequences.
     const auto decode = [&](const std::vector<size_t>& sequences, ThreadPool& pool) {

@@ -8,6 +8,8 @@
 
 namespace terrace {
 
+class ThreadPool;
+
 struct EmbedArgs {
   const int32_t* tokens = nullptr;  // [count], each in [0, table.rows)
   WeightMatrix table;               // [vocabulary, width]
@@ -15,6 +17,6 @@ struct EmbedArgs {
   size_t count = 0;
 };
 
-void EmbedRef(const EmbedArgs& args);
+void EmbedRef(const EmbedArgs& args, ThreadPool& pool);
 
 }  // namespace terrace

@@ -1,4 +1,4 @@
-// Included once per instruction set, after simd/vec16_*.h.
+// Tokens [begin, end). Included once per instruction set, after simd/vec16_*.h.
 #pragma once
 
 #include "kernels/embed/embed.h"
@@ -7,8 +7,8 @@
 namespace terrace {
 namespace {
 
-inline void EmbedTokens(const EmbedArgs& a) {
-  for (size_t i = 0; i < a.count; ++i) {
+inline void EmbedTokens(const EmbedArgs& a, size_t begin, size_t end) {
+  for (size_t i = begin; i < end; ++i) {
     UnpackRow(a.table, static_cast<size_t>(a.tokens[i]), a.out + i * a.table.columns);
   }
 }

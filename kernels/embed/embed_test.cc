@@ -11,10 +11,15 @@ TEST_P(EveryCpu, EmbedsExactlyAsTheReference) {
       if (width % Info(dtype).block_elements != 0) continue;
       SCOPED_TRACE(testing::Message() << Info(dtype).name << " width " << width);
       const RandomWeights table(dtype, 7, width, /*seed=*/width);
-      const int32_t tokens[] = {6, 0, 3, 3};
-      std::vector<float> want(4 * width), got(4 * width);
-      EmbedRef({.tokens = tokens, .table = table.matrix, .out = want.data(), .count = 4});
-      ops().embed({.tokens = tokens, .table = table.matrix, .out = got.data(), .count = 4});
+      std::vector<int32_t> tokens(1000);  // enough for more than one thread
+      for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * i % 7);
+      std::vector<float> want(tokens.size() * width), got(want.size());
+      const auto embed = [&](const OpTable& with, float* out) {
+        with.embed({.tokens = tokens.data(), .table = table.matrix, .out = out, .count = tokens.size()},
+                   pool_);
+      };
+      embed(ReferenceOps(), want.data());
+      embed(ops(), got.data());
       EXPECT_TRUE(SameBits(got, want));
     }
   }

@@ -4,21 +4,18 @@
 //
 //   F32 weights     f32, as they are
 //   BF16 weights    bf16, to nearest, ties to even
-//   quantized       int8 with one scale for the group: scale = max |x| / 127, n = x * (127 / max |x|)
-//   rounded,
-//                   ties to even, so n is in [-127, 127]; error at most scale / 2. A group whose max |x| is
-//                   below kSmallestGroup is all zeros. One that holds an infinity or a NaN has the scale NaN
-//                   and so has every output of its token
+//   quantized       int8 with one scale for the group: scale = max |x| / 127, n = x * (127 / max |x|) to
+//                   nearest, ties to even, so n is in [-127, 127]; error at most scale / 2. A group whose
+//                   max |x| is below kSmallestGroup is all zeros. One that holds an infinity or a NaN has the
+//                   scale NaN and so has every output of its token
 //
 // The sum of an output, group after group in rising order of K:
 //   f32, bf16       even and odd elements (pairs of elements for bf16, the odd one of a pair first) in two
-//   sums
-//                   of one fused multiply-add each; the two are added, then added to the output's sum
+//                   sums of one fused multiply-add each; the two are added, then added to the output's sum
 //   quantized       in blocks that share a weight scale: the sum of code * n is exact in int32; the block
-//   adds
-//                   float(sum) * weight_scale to the group's sum (then, for formats with a minimum or a zero
-//                   point, minimum * -float(sum of n)), fused; the group's sum times the group's scale is
-//                   added to the output's sum, fused
+//                   adds float(sum) * weight_scale to the group's sum (then, for formats with a minimum or a
+//                   zero point, minimum * -float(sum of n)), fused; the group's sum times the group's scale
+//                   is added to the output's sum, fused
 //
 // In memory: [groups][tokens] records, so that tokens lie at a fixed distance from each other.
 #pragma once
@@ -34,12 +31,10 @@ inline constexpr size_t kGroup = 128;  // inputs
 // Below it 127 / max |x| would be infinite or a scale subnormal.
 inline constexpr float kSmallestGroup = 0x1p-110f;
 
-// The wide formats hold the same numbers, for processors without the dot products: bf16 in f32, int8 in 16
-// bits.
-enum class ActivationFormat : uint8_t { kF32, kBF16, kBF16Wide, kInt8, kInt8Wide };
+// The wide format holds bf16 in f32, for processors without bf16 dot products.
+enum class ActivationFormat : uint8_t { kF32, kBF16, kBF16Wide, kInt8 };
 inline constexpr ActivationFormat kEveryActivationFormat[] = {
-    ActivationFormat::kF32, ActivationFormat::kBF16, ActivationFormat::kBF16Wide, ActivationFormat::kInt8,
-    ActivationFormat::kInt8Wide};
+    ActivationFormat::kF32, ActivationFormat::kBF16, ActivationFormat::kBF16Wide, ActivationFormat::kInt8};
 
 struct alignas(64) F32Group {
   float values[kGroup];
@@ -49,18 +44,13 @@ struct alignas(64) BF16Group {
   uint16_t values[kGroup];
 };
 
-// int8_t: in order. int16_t: each four in the order 0, 2, 1, 3, since the even and the odd bytes of a vector
-// of codes become words apart.
-template <typename T>
-struct alignas(64) IntGroup {
-  T values[kGroup];
+struct alignas(64) Int8Group {
+  int8_t values[kGroup];
   int32_t minus_sums16[kGroup / 16];  // -(sum of values) of each 16, 32 and all 128
   int32_t minus_sums32[kGroup / 32];
   int32_t minus_sum;
   float scale;
 };
-using Int8Group = IntGroup<int8_t>;
-using Int8WideGroup = IntGroup<int16_t>;
 
 constexpr size_t GroupBytes(ActivationFormat format) {
   switch (format) {
@@ -71,8 +61,6 @@ constexpr size_t GroupBytes(ActivationFormat format) {
       return sizeof(BF16Group);
     case ActivationFormat::kInt8:
       return sizeof(Int8Group);
-    case ActivationFormat::kInt8Wide:
-      return sizeof(Int8WideGroup);
   }
   return 0;
 }

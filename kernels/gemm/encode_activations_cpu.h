@@ -26,18 +26,7 @@ inline void Encode(const Vec16 (&x)[kGroupVectors], BF16Group& out) {
   for (size_t i = 0; i < kGroupVectors; ++i) StoreBF16(out.values + 16 * i, x[i]);
 }
 
-inline void PutValues(const int8_t (&values)[kGroup], Int8Group& out) {
-  __builtin_memcpy(out.values, values, sizeof(values));
-}
-
-inline void PutValues(const int8_t (&values)[kGroup], Int8WideGroup& out) {
-  for (size_t i = 0; i < kGroup; i += 4) {
-    for (size_t j = 0; j < 4; ++j) out.values[i + j] = values[i + (2 * j) % 4 + j / 2];
-  }
-}
-
-template <typename T>
-inline void Encode(const Vec16 (&x)[kGroupVectors], IntGroup<T>& out) {
+inline void Encode(const Vec16 (&x)[kGroupVectors], Int8Group& out) {
   Vec16 most = Zero(), zeros = Zero();
   for (size_t i = 0; i < kGroupVectors; ++i) {
     most = Max(most, Abs(x[i]));
@@ -47,14 +36,13 @@ inline void Encode(const Vec16 (&x)[kGroupVectors], IntGroup<T>& out) {
   const bool is_finite = Sum(zeros) == 0, is_zero = !is_finite || largest < kSmallestGroup;
   out.scale = is_finite ? (is_zero ? 0 : largest / 127) : __builtin_nanf("");
   const Vec16 inverse = Splat(127 / largest);
-  alignas(64) int8_t values[kGroup];
   for (size_t i = 0; i < kGroupVectors; ++i) {
-    StoreI8(values + 16 * i, is_zero ? Zero() : Mul(x[i], inverse));
+    StoreI8(out.values + 16 * i, is_zero ? Zero() : Mul(x[i], inverse));
   }
-  PutValues(values, out);
   alignas(64) int32_t fours[kGroup / 4];
   for (size_t half = 0; half < 2; ++half) {
-    StoreSums(fours + 16 * half, SumFours(LoadBytes(reinterpret_cast<const std::byte*>(values + 64 * half))));
+    StoreSums(fours + 16 * half,
+              SumFours(LoadBytes(reinterpret_cast<const std::byte*>(out.values + 64 * half))));
   }
   int32_t all = 0;
   for (size_t i = 0; i < kGroup / 16; ++i) {
@@ -99,7 +87,6 @@ inline void EncodeTokens(const GemmArgs& a, size_t begin, size_t end, const Acti
       if (out.Has(kBF16)) Encode(values, *out.At<BF16Group>(kBF16, group, token));
       if (out.Has(kBF16Wide)) EncodeBF16Wide(values, *out.At<F32Group>(kBF16Wide, group, token));
       if (out.Has(kInt8)) Encode(values, *out.At<Int8Group>(kInt8, group, token));
-      if (out.Has(kInt8Wide)) Encode(values, *out.At<Int8WideGroup>(kInt8Wide, group, token));
     }
   }
 }

@@ -25,12 +25,15 @@ struct GemmPart {
 struct GemmArgs {
   static constexpr size_t kMostParts = 3;
 
-  const float* x = nullptr;     // [tokens, inputs]
-  const float* norm = nullptr;  // [inputs]: RmsNorm(x) * norm goes in instead of x
+  const float* x = nullptr;  // [tokens, inputs]
+  // [inputs]: x[t][i] / sqrt(mean_i(x[t][i]^2) + norm_epsilon) * norm[i] goes in instead of x (Zhang and
+  // Sennrich, "Root Mean Square Layer Normalization", 2019).
+  const float* norm = nullptr;
   float norm_epsilon = 0;
   size_t tokens = 0;
   std::span<const GemmPart> parts;  // 1 to kMostParts, of equal inputs
-  // Two parts of equal outputs: parts[0].out = SiLU(parts[0]) * parts[1]; parts[1].out is not used.
+  // Two parts of equal outputs: parts[0].out = SiLU(parts[0]) * parts[1], SiLU(x) = x / (1 + exp(-x)); the
+  // other's out is not used (Shazeer, "GLU Variants Improve Transformer", 2020).
   bool gated = false;
 
   size_t inputs() const { return parts[0].weights.columns; }

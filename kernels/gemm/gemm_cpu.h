@@ -144,8 +144,8 @@ inline void WithStrip(DType dtype, Use use) {
 }
 
 // -(sum of a token's activations) over the elements that share scale `line` of the group.
-template <typename Strip, typename Group>
-inline const int32_t* MinusSum(const Group& x, size_t line) {
+template <typename Strip>
+inline const int32_t* MinusSum(const Int8Group& x, size_t line) {
   if constexpr (Strip::kShared == 16) return x.minus_sums16 + line;
   if constexpr (Strip::kShared == 32) return x.minus_sums32 + line;
   return &x.minus_sum;
@@ -176,9 +176,9 @@ struct SumsInMemory {
 
 // Adds one group of inputs, `blocks` blocks of 32, to the sums [kTokens][kStrips]. `chunks` are where the
 // strips' chunks begin and `group` is the group's number in them.
-template <typename Strip, size_t kStrips, size_t kTokens, typename Group, typename Ahead, typename Sums>
+template <typename Strip, size_t kStrips, size_t kTokens, typename Ahead, typename Sums>
 TERRACE_INLINE inline void AddInt8Group(const std::byte* const (&chunks)[kStrips], size_t group,
-                                        size_t blocks, const Group* x, Ahead ahead, Sums& sums) {
+                                        size_t blocks, const Int8Group* x, Ahead ahead, Sums& sums) {
   constexpr StripFormat kFormat = FormatOf(Strip::kDType);
   constexpr size_t kSums = kTokens * kStrips;
   constexpr size_t kSharedSteps = (Strip::kShared < kStripBlock ? Strip::kShared : kStripBlock) / 4;
@@ -230,13 +230,14 @@ TERRACE_INLINE inline void AddInt8Group(const std::byte* const (&chunks)[kStrips
       if constexpr (Strip::kShared != kGroup) begin_line(block * kLines + line);
       TERRACE_UNROLL(8)
       for (size_t step = line * kSharedSteps; step < (line + 1) * kSharedSteps; ++step) {
-        Bytes64 weights[kStrips];
+        typename LineDots::Codes weights[kStrips];
         TERRACE_UNROLL(8)
         for (size_t strip = 0; strip < kStrips; ++strip) {
           if (64 * step < kFormat.block_bytes) {
             ahead.Touch(chunks[strip] + codes + block * kFormat.block_bytes + 64 * step);
           }
-          weights[strip] = Strip::Codes(chunks[strip] + codes + block * kFormat.block_bytes, step);
+          weights[strip] =
+              LineDots::Prepare(Strip::Codes(chunks[strip] + codes + block * kFormat.block_bytes, step));
           KeepInRegister(weights[strip]);
         }
         TERRACE_UNROLL(8)
@@ -313,14 +314,11 @@ template <typename Strip, size_t kStrips, size_t kTokens, typename Sums, typenam
 TERRACE_INLINE inline void AddGroup(const std::byte* const (&chunks)[kStrips], size_t group, size_t blocks,
                                     const ActivationGroups& in, size_t in_group, size_t token, Sums& sums,
                                     Ahead ahead = {}) {
-  constexpr ActivationFormat kActivations = ActivationsOf(Strip::kDType, kHasDots);
+  constexpr ActivationFormat kActivations = ActivationsOf(Strip::kDType, kHasBF16Dots);
   constexpr size_t kBlockBytes = FormatOf(Strip::kDType).block_bytes;
   if constexpr (kActivations == ActivationFormat::kInt8) {
     AddInt8Group<Strip, kStrips, kTokens>(chunks, group, blocks,
                                           in.At<Int8Group>(kActivations, in_group, token), ahead, sums);
-  } else if constexpr (kActivations == ActivationFormat::kInt8Wide) {
-    AddInt8Group<Strip, kStrips, kTokens>(chunks, group, blocks,
-                                          in.At<Int8WideGroup>(kActivations, in_group, token), ahead, sums);
   } else if constexpr (kActivations == ActivationFormat::kBF16) {
     AddFloatGroup<MultiplyPairs, kStrips, kTokens>(
         chunks, blocks * kBlockBytes / 64, in.At<BF16Group>(kActivations, in_group, token), ahead, sums);
@@ -459,7 +457,7 @@ inline size_t TileTokens(const GemmArgs& a, size_t most) {
   constexpr size_t kCacheBytes = 320 << 10, kStep = 12;  // whole blocks of tokens, of any size
   size_t group_bytes = 1;
   for (const GemmPart& part : a.parts) {
-    const size_t bytes = GroupBytes(ActivationsOf(part.weights.dtype, kHasDots));
+    const size_t bytes = GroupBytes(ActivationsOf(part.weights.dtype, kHasBF16Dots));
     if (bytes > group_bytes) group_bytes = bytes;
   }
   const size_t tokens = kCacheBytes / (group_bytes * GroupsOf(a.inputs())) / kStep * kStep;

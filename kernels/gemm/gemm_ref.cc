@@ -1,13 +1,22 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/activation/silu_mul.h"
 #include "kernels/gemm/gemm.h"
-#include "kernels/norm/rms_norm.h"
 #include "kernels/quant/weight_values.h"
 
 namespace terrace {
 namespace {
+
+// x[t][i] / sqrt(mean_i(x[t][i]^2) + epsilon) * norm[i]
+void Normalize(const GemmArgs& a, std::vector<float>& x) {
+  const size_t width = a.inputs();
+  for (size_t first = 0; first < x.size(); first += width) {
+    double squares = 0;
+    for (size_t i = 0; i < width; ++i) squares += double{x[first + i]} * x[first + i];
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(width) + a.norm_epsilon);
+    for (size_t i = 0; i < width; ++i) x[first + i] = static_cast<float>(x[first + i] * scale * a.norm[i]);
+  }
+}
 
 double Product(const std::vector<float>& weights, const float* x) {
   double sum = 0;
@@ -17,21 +26,10 @@ double Product(const std::vector<float>& weights, const float* x) {
 
 }  // namespace
 
-void GemmRef(const GemmArgs& a, ThreadPool& pool) {
+void GemmRef(const GemmArgs& a, ThreadPool&) {
   const size_t inputs = a.inputs();
-  std::vector<float> normed;
-  const float* x = a.x;
-  if (a.norm != nullptr) {
-    normed.resize(a.tokens * inputs);
-    RmsNormRef({.x = a.x,
-                .weight = a.norm,
-                .out = normed.data(),
-                .tokens = a.tokens,
-                .width = inputs,
-                .epsilon = a.norm_epsilon},
-               pool);
-    x = normed.data();
-  }
+  std::vector<float> x(a.x, a.x + a.tokens * inputs);
+  if (a.norm != nullptr) Normalize(a, x);
   std::vector<float> row(inputs), up(inputs);
   for (const GemmPart& part : a.parts.first(a.gated ? 1 : a.parts.size())) {
     const size_t outputs = part.weights.rows;
@@ -40,8 +38,8 @@ void GemmRef(const GemmArgs& a, ThreadPool& pool) {
       if (a.gated) DecodeRow(a.parts[1].weights.AsRows(), output, up.data());
       for (size_t token = 0; token < a.tokens; ++token) {
         float& out = part.out[token * outputs + output];
-        double sum = Product(row, x + token * inputs);
-        if (a.gated) sum = sum / (1 + std::exp(-sum)) * Product(up, x + token * inputs);
+        double sum = Product(row, &x[token * inputs]);
+        if (a.gated) sum = sum / (1 + std::exp(-sum)) * Product(up, &x[token * inputs]);
         out = static_cast<float>(part.add_to_out ? out + sum : sum);
       }
     }

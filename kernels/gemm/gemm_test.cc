@@ -13,16 +13,6 @@
 namespace terrace {
 namespace {
 
-std::vector<float> Gemm(const OpTable& ops, const std::vector<float>& x, const WeightMatrix& matrix,
-                        ThreadPool& pool, ComputeType compute = ComputeType::kAuto) {
-  const PackedWeights weights(ops, matrix, pool, compute);
-  const size_t tokens = x.size() / matrix.columns;
-  std::vector<float> out(tokens * matrix.rows, -7);
-  const GemmPart part{.weights = weights.weights, .out = out.data()};
-  ops.gemm({.x = x.data(), .tokens = tokens, .parts = {&part, 1}}, pool);
-  return out;
-}
-
 std::vector<float> Rows(const std::vector<float>& matrix, size_t width, size_t first, size_t count) {
   const auto begin = matrix.begin() + static_cast<ptrdiff_t>(first * width);
   return {begin, begin + static_cast<ptrdiff_t>(count * width)};
@@ -251,48 +241,6 @@ TEST_P(EveryCpu, GemmAddsToOutAfterTheSum) {
   const GemmPart part{.weights = weights.weights, .out = out.data(), .add_to_out = true};
   ops().gemm({.x = x.data(), .tokens = 4, .parts = {&part, 1}}, pool_);
   EXPECT_TRUE(SameBits(out, want));
-}
-
-// Three matrices of different formats and heights, and a norm in front of them, at once or one by one.
-TEST_P(EveryCpu, PartsAndNormGiveTheBitsOfSeparateCalls) {
-  const size_t inputs = 288;
-  for (const size_t tokens : {1, 7}) {
-    const RandomWeights q(DType::kQ8_0, 70, inputs, 1), k(DType::kBF16, 5, inputs, 2),
-        v(DType::kF32, 16, inputs, 3);
-    const PackedWeights pq(ops(), q.matrix, pool_), pk(ops(), k.matrix, pool_), pv(ops(), v.matrix, pool_);
-    const auto x = RandomNormal(tokens * inputs, 4), norm = RandomNormal(inputs, 5);
-    std::vector<float> normed(x.size());
-    ops().rms_norm({.x = x.data(),
-                    .weight = norm.data(),
-                    .out = normed.data(),
-                    .tokens = tokens,
-                    .width = inputs,
-                    .epsilon = 1e-5f},
-                   pool_);
-    std::vector<float> out_q(tokens * 70), out_k(tokens * 5), out_v(tokens * 16);
-    const GemmPart parts[] = {
-        {pq.weights, out_q.data()}, {pk.weights, out_k.data()}, {pv.weights, out_v.data()}};
-    ops().gemm({.x = x.data(), .norm = norm.data(), .norm_epsilon = 1e-5f, .tokens = tokens, .parts = parts},
-               pool_);
-    EXPECT_TRUE(SameBits(out_q, Gemm(ops(), normed, q.matrix, pool_)));
-    EXPECT_TRUE(SameBits(out_k, Gemm(ops(), normed, k.matrix, pool_)));
-    EXPECT_TRUE(SameBits(out_v, Gemm(ops(), normed, v.matrix, pool_)));
-  }
-}
-
-TEST_P(EveryCpu, AGatedPairGivesTheBitsOfItsProductsAndTheActivation) {
-  const size_t inputs = 256, outputs = 83;
-  for (const size_t tokens : {1, 6}) {
-    const RandomWeights gate(DType::kQ4_K, outputs, inputs, 1), up(DType::kQ6_K, outputs, inputs, 2);
-    const PackedWeights packed_gate(ops(), gate.matrix, pool_), packed_up(ops(), up.matrix, pool_);
-    const auto x = RandomNormal(tokens * inputs, 3);
-    std::vector<float> got(tokens * outputs), want(got.size());
-    const GemmPart parts[] = {{packed_gate.weights, got.data()}, {packed_up.weights, nullptr}};
-    ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts, .gated = true}, pool_);
-    const auto g = Gemm(ops(), x, gate.matrix, pool_), u = Gemm(ops(), x, up.matrix, pool_);
-    ops().silu_mul({.gate = g.data(), .up = u.data(), .out = want.data(), .count = want.size()}, pool_);
-    EXPECT_TRUE(SameBits(got, want));
-  }
 }
 
 TEST_P(EveryCpu, ATokensNaNStaysInItsOwnRow) {

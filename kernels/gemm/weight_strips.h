@@ -79,14 +79,11 @@ constexpr DType StripDType(DType dtype, ComputeType compute) {
   return dtype == DType::kF16 ? DType::kBF16 : dtype;
 }
 
-// What a matrix of strips is multiplied by. `has_dots`: the processor adds up products of two bf16, and of
-// four unsigned bytes and signed ones, without losing bits.
-constexpr ActivationFormat ActivationsOf(DType dtype, bool has_dots) {
+// What a matrix of strips is multiplied by. `has_bf16_dots`: the processor adds up products of two bf16.
+constexpr ActivationFormat ActivationsOf(DType dtype, bool has_bf16_dots) {
   const ActivationFormat format = FormatOf(dtype).activations;
-  if (has_dots) return format;
-  if (format == ActivationFormat::kBF16) return ActivationFormat::kBF16Wide;
-  const bool has_bytes = dtype == DType::kQ8_0 || dtype == DType::kInt8;
-  return has_bytes ? ActivationFormat::kInt8Wide : format;
+  const bool is_wide = format == ActivationFormat::kBF16 && !has_bf16_dots;
+  return is_wide ? ActivationFormat::kBF16Wide : format;
 }
 
 constexpr size_t StripsOf(size_t rows) { return (rows + kStripRows - 1) / kStripRows; }

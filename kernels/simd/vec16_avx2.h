@@ -137,15 +137,13 @@ inline Bytes64 AddBits(Bytes64 codes, Bytes64 bits, int shift) {
   };
   return {add(codes.low, bits.low), add(codes.high, bits.high)};
 }
-inline __m256i OddBytes(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
-inline __m256i EvenBytes(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi16(0xff)); }
 inline __m256i SumPairs(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 inline Sums16 SumFours(Bytes64 a) {
   const __m256i ones = _mm256_set1_epi8(1);
   return {SumPairs(_mm256_maddubs_epi16(ones, a.low)), SumPairs(_mm256_maddubs_epi16(ones, a.high))};
 }
 
-constexpr bool kHasDots = false;
+constexpr bool kHasBF16Dots = false;
 // Adds now: GCC would keep the products of a whole block, in memory, and add them up at its end.
 inline void AddNow(__m256i& sum, __m256i x) {
   sum = _mm256_add_epi32(sum, x);
@@ -158,10 +156,12 @@ inline void AddWordsNow(__m256i& sum, __m256i x) {
 template <int kBits, bool kAlone>
 class Dots {
  public:
+  using Codes = Bytes64;
   using Values = __m256i;
+  static Codes Prepare(Bytes64 codes) { return codes; }
   static Values Splat(const int8_t* values) { return SplatFour(values).low; }
   void Begin(Sums16) { sums_ = ZeroSums(); }
-  void Add(size_t step, Bytes64 codes, Values values) {
+  void Add(size_t step, Codes codes, Values values) {
     constexpr size_t kRun = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
     if (step % kRun == 0) pairs_ = ZeroSums();
     AddWordsNow(pairs_.low, _mm256_maddubs_epi16(codes.low, values));
@@ -176,22 +176,31 @@ class Dots {
 template <bool kAlone>
 class Dots<8, kAlone> {
  public:
-  struct Values {
-    __m256i even, odd;
+  struct Codes {
+    Bytes64 value, size;
   };
-  static Values Splat(const int16_t* values) { return {SplatFour(values).low, SplatFour(values + 2).low}; }
-  void Begin(Sums16) { sums_ = ZeroSums(); }
-  void Add(size_t, Bytes64 codes, Values values) {
-    AddNow(sums_.low, _mm256_madd_epi16(EvenBytes(codes.low), values.even));
-    AddNow(sums_.high, _mm256_madd_epi16(EvenBytes(codes.high), values.even));
-    AddNow(sums_.low, _mm256_madd_epi16(OddBytes(codes.low), values.odd));
-    AddNow(sums_.high, _mm256_madd_epi16(OddBytes(codes.high), values.odd));
+  using Values = __m256i;
+  static Codes Prepare(Bytes64 codes) {
+    const __m256i bias = _mm256_set1_epi8(-128);
+    const Bytes64 value = {_mm256_xor_si256(codes.low, bias), _mm256_xor_si256(codes.high, bias)};
+    return {value, {_mm256_abs_epi8(value.low), _mm256_abs_epi8(value.high)}};
   }
-  Sums16 End(Sums16 bias) const { return AddSums(sums_, bias); }
+  static Values Splat(const int8_t* values) { return SplatFour(values).low; }
+  void Begin(Sums16) { sums_ = ZeroSums(); }
+  void Add(size_t, const Codes& codes, Values values) {
+    AddNow(sums_.low, Multiply(codes.size.low, codes.value.low, values));
+    AddNow(sums_.high, Multiply(codes.size.high, codes.value.high, values));
+  }
+  Sums16 End(Sums16) const { return sums_; }
 
  private:
+  static __m256i Multiply(__m256i size, __m256i value, __m256i x) {
+    return SumPairs(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, value)));
+  }
   Sums16 sums_;
 };
+inline void KeepInRegister(Dots<8, false>::Codes& a) { KeepInRegister(a.value), KeepInRegister(a.size); }
+inline void KeepInRegister(Dots<8, true>::Codes& a) { KeepInRegister(a.value), KeepInRegister(a.size); }
 
 inline __m256 OddBF16(__m256i pairs) {
   return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
@@ -219,6 +228,11 @@ inline __m256i BF16Bits(__m256 a) {  // in the lower halves of the lanes
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
   return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+}
+inline void StoreF16(uint16_t* to, Vec16 a) {
+  auto* halves = reinterpret_cast<__m128i*>(to);
+  _mm_storeu_si128(halves, _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
 }
 inline void StoreBF16(uint16_t* to, Vec16 a) {
   const __m256i packed = _mm256_packus_epi32(BF16Bits(a.low), BF16Bits(a.high));

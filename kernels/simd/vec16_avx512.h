@@ -126,11 +126,13 @@ inline Sums16 SumFours(Bytes64 a) {
 // begin with; it is given twice, and where it is added is this class's affair. kAlone: there is no other such
 // object whose instructions could run between two of this one's.
 #ifdef TERRACE_AVX512_DOT
-constexpr bool kHasDots = true;
+constexpr bool kHasBF16Dots = true;
 template <int kBits, bool kAlone>
 class Dots {
  public:
+  using Codes = Bytes64;
   using Values = Bytes64;
+  static Codes Prepare(Bytes64 codes) { return codes; }
   static Values Splat(const int8_t* values) { return SplatFour(values); }
   void Begin(Sums16 bias) {
     sums_[0] = bias.v;
@@ -146,13 +148,15 @@ class Dots {
   __m512i sums_[kAlone ? 2 : 1];
 };
 #else
-constexpr bool kHasDots = false;
+constexpr bool kHasBF16Dots = false;
 // vpmaddubsw adds two products in 16 bits. Codes of 4, 5 and 6 bits leave room for eight, four and two of
 // these (8 * 2 * 15 * 127 = 30480, 31496 and 32004), so that most additions are of twice as many numbers.
 template <int kBits, bool kAlone>
 class Dots {
  public:
+  using Codes = Bytes64;
   using Values = Bytes64;
+  static Codes Prepare(Bytes64 codes) { return codes; }
   static Values Splat(const int8_t* values) { return SplatFour(values); }
   void Begin(Sums16) { sums_ = _mm512_setzero_si512(); }
   void Add(size_t step, Bytes64 codes, Values values) {
@@ -168,23 +172,34 @@ class Dots {
  private:
   __m512i pairs_, sums_;
 };
+// Eight bits leave room for one, if one factor is made positive by moving its sign to the other: 2 * 128 *
+// 127 = 32512. The bias is then taken off the codes, not off the sums.
 template <bool kAlone>
 class Dots<8, kAlone> {
  public:
-  struct Values {
-    Bytes64 even, odd;
+  struct Codes {
+    Bytes64 size;
+    __mmask64 is_negative;
   };
-  static Values Splat(const int16_t* values) { return {SplatFour(values), SplatFour(values + 2)}; }
-  void Begin(Sums16) { sums_ = _mm512_setzero_si512(); }
-  void Add(size_t, Bytes64 codes, Values values) {
-    sums_ = _mm512_add_epi32(sums_, _mm512_madd_epi16(EvenBytes(codes.v), values.even.v));
-    sums_ = _mm512_add_epi32(sums_, _mm512_madd_epi16(OddBytes(codes.v), values.odd.v));
+  using Values = Bytes64;
+  static Codes Prepare(Bytes64 codes) {
+    const __m512i value = _mm512_xor_si512(codes.v, _mm512_set1_epi8(-128));
+    return {{_mm512_abs_epi8(value)}, _mm512_movepi8_mask(value)};
   }
-  Sums16 End(Sums16 bias) const { return {_mm512_add_epi32(sums_, bias.v)}; }
+  static Values Splat(const int8_t* values) { return SplatFour(values); }
+  void Begin(Sums16) { sums_ = _mm512_setzero_si512(); }
+  void Add(size_t, const Codes& codes, Values values) {
+    const __m512i x = _mm512_mask_sub_epi8(values.v, codes.is_negative, _mm512_setzero_si512(), values.v);
+    const __m512i pairs = _mm512_maddubs_epi16(codes.size.v, x);
+    sums_ = _mm512_add_epi32(sums_, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+  Sums16 End(Sums16) const { return {sums_}; }
 
  private:
   __m512i sums_;
 };
+inline void KeepInRegister(Dots<8, false>::Codes& a) { KeepInRegister(a.size); }
+inline void KeepInRegister(Dots<8, true>::Codes& a) { KeepInRegister(a.size); }
 #endif
 
 #ifndef TERRACE_AVX512_DOT
@@ -212,7 +227,10 @@ inline Vec16 DotBF16(Vec16 sums, Bytes64 weights, BF16Pair x) {
 #endif
 
 inline Vec16 Abs(Vec16 a) { return {_mm512_abs_ps(a.v)}; }
-// To bf16 and to int8 (|a| <= 127), to nearest, ties to even.
+// To f16, bf16 and int8 (|a| <= 127), to nearest, ties to even; too large for f16 is an infinity.
+inline void StoreF16(uint16_t* to, Vec16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline void StoreBF16(uint16_t* to, Vec16 a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i is_odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -148,11 +148,13 @@ inline Sums16 SumFours(const Bytes64& a) {
   });
 }
 
-constexpr bool kHasDots = true;
+constexpr bool kHasBF16Dots = true;
 template <int kBits, bool kAlone>
 class Dots {
  public:
+  using Codes = Bytes64;
   using Values = Bytes64;
+  static const Codes& Prepare(const Bytes64& codes) { return codes; }
   static Values Splat(const int8_t* values) { return SplatFour(values); }
   void Begin(const Sums16& bias) { sums_ = bias; }
   void Add(size_t, const Bytes64& codes, const Values& values) {
@@ -178,6 +180,9 @@ inline Vec16 DotBF16(const Vec16& sums, const Bytes64& a, const Bytes64& b) {
 
 inline Vec16 Abs(const Vec16& a) {
   return EachLane([&](size_t i) { return a.v[i] < 0 ? -a.v[i] : a.v[i]; });
+}
+inline void StoreF16(uint16_t* to, const Vec16& a) {
+  for (size_t i = 0; i < 16; ++i) to[i] = F16FromFloat(a.v[i]);
 }
 inline void StoreBF16(uint16_t* to, const Vec16& a) {
   for (size_t i = 0; i < 16; ++i) to[i] = BF16FromFloat(a.v[i]);

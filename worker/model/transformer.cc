@@ -173,15 +173,6 @@ struct Transformer::Impl {
               .gated = gated},
              pool);
   }
-  void Rotate(float* x, size_t heads) const {
-    ops.rope({.x = x,
-              .cos = scratch.cos.data(),
-              .sin = scratch.sin.data(),
-              .tokens = rows.tokens.size(),
-              .heads = heads,
-              .head_dim = config.head_dim,
-              .neighbours = config.rope_pairing == RopePairing::kNeighbours});
-  }
 
   const ModelConfig config;
   const OpTable& ops;
@@ -226,9 +217,16 @@ void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t
                           .block_tokens = block_tokens};
 
   Multiply(x, &layer.attention_norm, {{layer.query, q}, {layer.key, k}, {layer.value, v}}, tokens);
-  Rotate(q, config.heads);
-  Rotate(k, config.kv_heads);
-  ops.write_kv({.batch = batch, .keys = k, .values = v, .kv = kv});
+  ops.rope_kv({.batch = batch,
+               .q = q,
+               .k = k,
+               .v = v,
+               .cos = scratch.cos.data(),
+               .sin = scratch.sin.data(),
+               .heads = config.heads,
+               .neighbours = config.rope_pairing == RopePairing::kNeighbours,
+               .kv = kv},
+              pool);
   ops.paged_attention({.batch = batch,
                        .q = q,
                        .out = attended,
@@ -277,9 +275,14 @@ std::span<const float> Transformer::Forward(const Batch& batch, KvPool& kv) {
   m.ops.embed({.tokens = m.rows.tokens.data(),
                .table = m.weights.embedding,
                .out = Fit(m.scratch.hidden, tokens * m.config.hidden_size),
-               .count = tokens});
-  RopeAngles(m.rows.positions.data(), tokens, m.config.rope_base, m.config.head_dim,
-             Fit(m.scratch.cos, tokens * pairs), Fit(m.scratch.sin, tokens * pairs));
+               .count = tokens},
+              m.pool);
+  float *cos = Fit(m.scratch.cos, tokens * pairs), *sin = Fit(m.scratch.sin, tokens * pairs);
+  constexpr size_t kTogether = 16;  // tokens whose angles are worth another thread
+  m.pool.ParallelFor(tokens, kTogether, [&](size_t begin, size_t end) {
+    RopeAngles(m.rows.positions.data() + begin, end - begin, m.config.rope_base, m.config.head_dim,
+               cos + begin * pairs, sin + begin * pairs);
+  });
   for (uint32_t i = 0; i < m.config.layers; ++i) {
     m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape().block_tokens);
   }

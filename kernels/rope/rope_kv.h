@@ -1,19 +1,28 @@
-// Rotary position embedding (Su et al., "RoFormer", 2021), in place: pair p of a head at position m is
-// rotated by the angle m * base^(-2p / head_dim).
+// What lies between a layer's projections and its attention: queries and keys are rotated to their position,
+// keys and values go to their rows of the KV cache.
+//
+// Rotary position embedding (Su et al., "RoFormer", 2021): pair p of a head at position m is rotated by the
+// angle m * base^(-2p / head_dim).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention/paged_attention.h"
+
 namespace terrace {
 
-struct RopeArgs {
-  float* x = nullptr;          // [tokens, heads, head_dim]
+struct RopeKvArgs {
+  PagedTokens batch;
+  float* q = nullptr;          // [tokens, heads, head_dim], rotated in place
+  float* k = nullptr;          // [tokens, kv_heads, head_dim], rotated in place
+  const float* v = nullptr;    // [tokens, kv_heads, head_dim]
   const float* cos = nullptr;  // [tokens, head_dim / 2]
   const float* sin = nullptr;  // [tokens, head_dim / 2]
-  size_t tokens = 0, heads = 0, head_dim = 0;
+  size_t heads = 0;
   // Pair p is the elements p and p + head_dim / 2; or, with `neighbours`, 2p and 2p + 1.
   bool neighbours = false;
+  KvLayer kv;
 };
 
 // Fills cos and sin, [tokens, head_dim / 2], for one position per token. Angles are computed in double (a
@@ -22,7 +31,6 @@ struct RopeArgs {
 void RopeAngles(const uint32_t* positions, size_t tokens, double base, size_t head_dim, float* cos,
                 float* sin);
 
-void RopeRef(const RopeArgs& args);
-void RopeCpu(const RopeArgs& args);
+void RopeKvRef(const RopeKvArgs& args, ThreadPool& pool);
 
 }  // namespace terrace

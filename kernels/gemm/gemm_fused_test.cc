@@ -1,0 +1,126 @@
+// What gemm does around its products: the norm before, the gate after, several matrices at once.
+#include <cmath>
+
+#include "kernels/op_testing.h"
+
+namespace terrace {
+namespace {
+
+// A matrix of f32 values.
+struct Floats {
+  Floats(size_t rows, size_t columns, std::vector<float> elements)
+      : values(std::move(elements)),
+        matrix{.dtype = DType::kF32,
+               .data = reinterpret_cast<const std::byte*>(values.data()),
+               .rows = rows,
+               .columns = columns} {}
+  std::vector<float> values;
+  WeightMatrix matrix;
+};
+
+// RmsNorm(x) * weight alone: through the identity, which adds nothing but zeros.
+std::vector<float> RmsNorm(const OpTable& ops, const std::vector<float>& x, const std::vector<float>& weight,
+                           ThreadPool& pool) {
+  const size_t width = weight.size();
+  Floats identity(width, width, std::vector<float>(width * width));
+  for (size_t i = 0; i < width; ++i) identity.values[i * width + i] = 1;
+  const PackedWeights packed(ops, identity.matrix, pool);
+  std::vector<float> out(x.size());
+  const GemmPart part{.weights = packed.weights, .out = out.data()};
+  ops.gemm({.x = x.data(),
+            .norm = weight.data(),
+            .norm_epsilon = 1e-5f,
+            .tokens = x.size() / width,
+            .parts = {&part, 1}},
+           pool);
+  return out;
+}
+
+// SiLU(gate) * up alone: one token whose only input is 1.
+std::vector<float> SiluMul(const OpTable& ops, const std::vector<float>& gate, const std::vector<float>& up,
+                           ThreadPool& pool) {
+  const Floats gates(gate.size(), 1, gate), ups(up.size(), 1, up);
+  const PackedWeights packed_gates(ops, gates.matrix, pool), packed_ups(ops, ups.matrix, pool);
+  const float one = 1;
+  std::vector<float> out(gate.size());
+  const GemmPart parts[] = {{packed_gates.weights, out.data()}, {packed_ups.weights, nullptr}};
+  ops.gemm({.x = &one, .tokens = 1, .parts = parts, .gated = true}, pool);
+  return out;
+}
+
+// The squares are positive, so their sum is off by at most width / 16 + 5 roundings (one per addition to a
+// lane, four in the tree, one of the last partial vector), the root by half of that; 8 more for the mean, the
+// root, the reciprocal, the two products and the reference's own.
+TEST_P(EveryCpu, RmsNormMatchesTheReference) {
+  for (const size_t width : {1, 15, 16, 17, 64, 100, 1003}) {
+    SCOPED_TRACE(testing::Message() << "width " << width);
+    const auto x = RandomNormal(5 * width, /*seed=*/width), weight = RandomNormal(width, /*seed=*/width + 1);
+    const auto want = RmsNorm(ReferenceOps(), x, weight, pool_), got = RmsNorm(ops(), x, weight, pool_);
+    const double bound = (static_cast<double>(width) / 32 + 11) * kRounding;
+    for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(got[i], want[i], bound * std::abs(want[i])) << i;
+  }
+}
+
+TEST_P(EveryCpu, RmsNormOfZeroIsZero) {
+  const std::vector<float> x(20, 0), weight(20, 2);
+  EXPECT_EQ(RmsNorm(ops(), x, weight, pool_), x);
+}
+
+// exp is off by at most 2.5e-7 (simd/exp.h), and 1 + exp, the division, the product and the reference round
+// once each: 2.5e-7 + 4 * 2^-24 < 5e-7. Below a gate of -88 exp stands still, at 2e38.
+TEST_P(EveryCpu, SiluMulMatchesTheReference) {
+  std::vector<float> gate = RandomNormal(4099, /*seed=*/1);
+  for (float x = -120; x <= 120; x += 0.0625f) gate.push_back(x);
+  const std::vector<float> up = RandomNormal(gate.size(), /*seed=*/2);
+  const auto want = SiluMul(ReferenceOps(), gate, up, pool_), got = SiluMul(ops(), gate, up, pool_);
+  for (size_t i = 0; i < want.size(); ++i) {
+    EXPECT_NEAR(got[i], want[i], 5e-7 * std::abs(want[i]) + 1e-36 * std::abs(up[i])) << "gate " << gate[i];
+  }
+}
+
+// Three matrices of different formats and heights, and a norm in front of them, at once or one by one; with
+// enough tokens that threads share the norm, too.
+TEST_P(EveryCpu, PartsAndNormGiveTheBitsOfSeparateCalls) {
+  const size_t inputs = 288;
+  const RandomWeights q(DType::kQ8_0, 70, inputs, 1), k(DType::kBF16, 5, inputs, 2),
+      v(DType::kF32, 16, inputs, 3);
+  const PackedWeights pq(ops(), q.matrix, pool_), pk(ops(), k.matrix, pool_), pv(ops(), v.matrix, pool_);
+  for (const size_t tokens : {1, 7, 100}) {
+    const auto x = RandomNormal(tokens * inputs, 4), norm = RandomNormal(inputs, 5);
+    const auto normed = RmsNorm(ops(), x, norm, pool_);
+    std::vector<float> out_q(tokens * 70), out_k(tokens * 5), out_v(tokens * 16);
+    const GemmPart parts[] = {
+        {pq.weights, out_q.data()}, {pk.weights, out_k.data()}, {pv.weights, out_v.data()}};
+    ops().gemm({.x = x.data(), .norm = norm.data(), .norm_epsilon = 1e-5f, .tokens = tokens, .parts = parts},
+               pool_);
+    EXPECT_TRUE(SameBits(out_q, Gemm(ops(), normed, q.matrix, pool_)));
+    EXPECT_TRUE(SameBits(out_k, Gemm(ops(), normed, k.matrix, pool_)));
+    EXPECT_TRUE(SameBits(out_v, Gemm(ops(), normed, v.matrix, pool_)));
+  }
+}
+
+TEST_P(EveryCpu, AGatedPairGivesTheBitsOfItsProductsAndTheActivation) {
+  const size_t inputs = 256, outputs = 83;
+  const RandomWeights gate(DType::kQ4_K, outputs, inputs, 1), up(DType::kQ6_K, outputs, inputs, 2);
+  const PackedWeights packed_gate(ops(), gate.matrix, pool_), packed_up(ops(), up.matrix, pool_);
+  for (const size_t tokens : {1, 6}) {
+    const auto x = RandomNormal(tokens * inputs, 3);
+    std::vector<float> got(tokens * outputs);
+    const GemmPart parts[] = {{packed_gate.weights, got.data()}, {packed_up.weights, nullptr}};
+    ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts, .gated = true}, pool_);
+    const auto g = Gemm(ops(), x, gate.matrix, pool_), u = Gemm(ops(), x, up.matrix, pool_);
+    EXPECT_TRUE(SameBits(got, SiluMul(ops(), g, u, pool_)));
+  }
+}
+
+TEST_P(EveryCpu, NaNGoesThroughTheNormAndTheGate) {
+  std::vector<float> x(20, 1), ones(20, 1);
+  x[18] = std::numeric_limits<float>::quiet_NaN();
+  for (const float value : RmsNorm(ops(), x, ones, pool_)) EXPECT_TRUE(std::isnan(value));
+  EXPECT_TRUE(std::isnan(SiluMul(ops(), x, ones, pool_)[18]));
+  EXPECT_TRUE(std::isnan(SiluMul(ops(), ones, x, pool_)[18]));
+}
+INSTANTIATE_EVERY_CPU(EveryCpu);
+
+}  // namespace
+}  // namespace terrace
