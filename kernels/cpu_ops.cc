@@ -1,177 +1,9 @@
-// The CPU tables: the leaves of one instruction set, shared out to the threads of a pool.
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <functional>
-#include <span>
 #include <vector>
 
-#include "kernels/cpu_leaves.h"
-#include "kernels/gemm/weight_strips.h"
-#include "kernels/op_table.h"
+#include "kernels/cpu_table.h"
 
 namespace terrace {
 namespace {
-
-// Multiply-adds that are worth another thread: a few microseconds of one core.
-constexpr size_t kPartWork = 128 << 10;
-
-// body(begin, end) over [0, count), each item costing `work` multiply-adds, in ranges of whole `multiple`s.
-void Share(ThreadPool& pool, size_t count, size_t work, size_t multiple,
-           const std::function<void(size_t, size_t)>& body) {
-  const size_t parts = std::max<size_t>(1, count * work / kPartWork);
-  const size_t part = parts < pool.threads() ? (count + parts - 1) / parts : 1;
-  pool.ParallelFor(count, (std::max<size_t>(part, 1) + multiple - 1) / multiple * multiple, body);
-}
-
-// Memory of the calling thread, whole cache lines, good until its next call.
-float* Scratch(size_t floats) {
-  constexpr size_t kLineFloats = 16;  // a vector that straddles two cache lines is loaded twice
-  thread_local std::vector<float> memory;
-  if (memory.size() < floats + kLineFloats) memory.resize(floats + kLineFloats);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (-address / sizeof(float)) % kLineFloats;
-}
-
-constexpr size_t kElementWork = 4;  // of moving an element
-
-template <const CpuLeaves& kLeaves>
-void Embed(const EmbedArgs& a, ThreadPool& pool) {
-  Share(pool, a.count, kElementWork * a.table.columns, 1,
-        [&](size_t begin, size_t end) { kLeaves.embed(a, begin, end); });
-}
-
-template <const CpuLeaves& kLeaves>
-void RopeKv(const RopeKvArgs& a, ThreadPool& pool) {
-  const size_t rows = a.heads + 2 * a.batch.kv_heads;
-  Share(pool, a.batch.tokens, kElementWork * rows * a.batch.head_dim, 1,
-        [&](size_t begin, size_t end) { kLeaves.rope_kv(a, begin, end); });
-}
-
-// Memory for the encodings that the parts want, laid out in `memory` of EncodedFloats().
-size_t EncodedFloats(const GemmArgs& a) {
-  size_t bytes = 0;
-  for (const ActivationFormat format : kEveryActivationFormat) bytes += GroupBytes(format);
-  return bytes / sizeof(float) * GroupsOf(a.inputs()) * a.tokens;
-}
-
-ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots, float* memory) {
-  ActivationGroups out{.tokens = a.tokens};
-  auto* at = reinterpret_cast<std::byte*>(memory);
-  for (const GemmPart& part : a.parts) {
-    const ActivationFormat format = ActivationsOf(part.weights.dtype, has_bf16_dots);
-    std::byte*& place = out.of[static_cast<size_t>(format)];
-    if (place != nullptr) continue;
-    place = at;
-    at += GroupBytes(format) * GroupsOf(a.inputs()) * a.tokens;
-  }
-  return out;
-}
-
-template <const CpuLeaves& kLeaves>
-void Gemm(const GemmArgs& a, ThreadPool& pool) {
-  if (a.tokens == 0) return;
-  size_t strips = 0;
-  for (const GemmPart& part : a.parts) {
-    CHECK(part.weights.packed && part.weights.columns == a.inputs());
-    strips += StripsOf(part.weights.rows);
-  }
-  if (a.gated) strips /= 2;
-  const size_t strip_work = kStripRows * a.inputs() * a.tokens * (a.gated ? 2 : 1);
-  const size_t grain = a.tokens > 1 ? kLeaves.gemm_strips : 1;
-  // Encoding a few tokens takes a thread less than waiting for another that does.
-  constexpr size_t kEncodeAlone = 16 << 10;
-  if (a.tokens * a.inputs() > kEncodeAlone && pool.threads() > 1) {
-    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots, Scratch(EncodedFloats(a)));
-    Share(pool, a.tokens, kElementWork * a.inputs(), 1,
-          [&](size_t begin, size_t end) { kLeaves.encode_activations(a, begin, end, in); });
-    Share(pool, strips, strip_work, grain,
-          [&](size_t begin, size_t end) { kLeaves.gemm(a, in, begin, end); });
-    return;
-  }
-  static std::atomic<uint64_t> calls = 0;
-  const uint64_t call = ++calls;
-  Share(pool, strips, strip_work, grain, [&, call](size_t begin, size_t end) {
-    thread_local uint64_t encoded = 0;  // the call whose activations this thread holds
-    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots, Scratch(EncodedFloats(a)));
-    if (encoded != call) kLeaves.encode_activations(a, 0, a.tokens, in);
-    encoded = call;
-    kLeaves.gemm(a, in, begin, end);
-  });
-}
-
-// Each run by one thread, span after span.
-template <const CpuLeaves& kLeaves>
-void AttendByRuns(const PagedAttentionArgs& a, std::span<const AttentionRun> runs, size_t units,
-                  size_t unit_work, ThreadPool& pool) {
-  const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
-  Share(pool, units, unit_work, 1, [&](size_t begin, size_t end) {
-    float* partials = Scratch(AttentionRun::kMostQueries * pitch);
-    AttentionTotals totals;
-    auto run = std::ranges::lower_bound(runs, begin, {}, &AttentionRun::unit);
-    for (; run != runs.end() && run->unit < end; ++run) {
-      for (size_t span = 0; span < run->spans; ++span) {
-        kLeaves.attend_span(a, *run, span, partials);
-        kLeaves.merge_spans(a, *run, span, span + 1, partials, totals);
-      }
-    }
-  });
-}
-
-// The spans of a run by any threads; they are merged when all are there.
-template <const CpuLeaves& kLeaves>
-void AttendBySpans(const PagedAttentionArgs& a, std::span<const AttentionRun> runs, size_t units,
-                   size_t unit_work, ThreadPool& pool) {
-  const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
-  float* partials = Scratch(units * pitch);
-  const auto of_span = [&](const AttentionRun& run, size_t span) {
-    return partials + (run.unit + span * run.count) * pitch;
-  };
-  Share(pool, units, unit_work, 1, [&](size_t begin, size_t end) {
-    auto run = std::ranges::upper_bound(runs, begin, {}, &AttentionRun::unit) - 1;
-    for (; run != runs.end() && run->unit < end; ++run) {
-      for (size_t span = 0; span < run->spans; ++span) {
-        const size_t unit = run->unit + span * run->count;
-        if (unit >= begin && unit < end) kLeaves.attend_span(a, *run, span, of_span(*run, span));
-      }
-    }
-  });
-  const size_t merge_work = 2 * a.batch.head_dim * (units / runs.size() + 1);
-  Share(pool, runs.size(), merge_work, 1, [&](size_t begin, size_t end) {
-    for (const AttentionRun& run : runs.subspan(begin, end - begin)) {
-      AttentionTotals totals;
-      kLeaves.merge_spans(a, run, 0, run.spans, of_span(run, 0), totals);
-    }
-  });
-}
-
-template <const CpuLeaves& kLeaves>
-void PagedAttention(const PagedAttentionArgs& a, ThreadPool& pool) {
-  const std::span<const AttentionRun> runs = AttentionRuns(a);
-  if (runs.empty()) return;
-  const size_t units = runs.back().unit + runs.back().units();
-  const size_t largest = std::ranges::max(runs, {}, &AttentionRun::units).units();
-  const size_t furthest = *std::max_element(a.batch.positions, a.batch.positions + a.batch.tokens);
-  const size_t unit_work = 2 * std::min(kAttentionSpan, furthest + 1) * a.batch.head_dim;
-  // A run that is much of the whole leaves the other threads idle at its end.
-  constexpr size_t kRunsPerThread = 8, kMostPartials = 4 << 20;  // floats
-  const bool is_uneven = pool.threads() > 1 && largest * kRunsPerThread * pool.threads() > units;
-  const bool fits = units * AttentionPartial{a.batch.head_dim}.pitch() <= kMostPartials;
-  const auto attend = is_uneven && fits ? AttendBySpans<kLeaves> : AttendByRuns<kLeaves>;
-  attend(a, runs, units, unit_work, pool);
-}
-
-template <const CpuLeaves& kLeaves>
-OpTable MakeTable(std::string_view name) {
-  return {.name = name,
-          .embed = Embed<kLeaves>,
-          .packed_bytes = PackedBytes,
-          .pack = PackStrips,
-          .gemm = Gemm<kLeaves>,
-          .rope_kv = RopeKv<kLeaves>,
-          .paged_attention = PagedAttention<kLeaves>,
-          .softmax_weights = kLeaves.softmax_weights};
-}
 
 bool HasAvx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -188,10 +20,10 @@ bool HasAvx512Dot() {
 
 std::vector<OpTable> MakeTables() {
   std::vector<OpTable> tables;
-  if (HasAvx512Dot()) tables.push_back(MakeTable<kAvx512DotLeaves>("cpu avx512-dot"));
-  if (HasAvx512()) tables.push_back(MakeTable<kAvx512Leaves>("cpu avx512"));
-  if (HasAvx2()) tables.push_back(MakeTable<kAvx2Leaves>("cpu avx2"));
-  tables.push_back(MakeTable<kGenericLeaves>("cpu generic"));
+  if (HasAvx512Dot()) tables.push_back(MakeCpuTable<kAvx512DotLeaves>("cpu avx512-dot"));
+  if (HasAvx512()) tables.push_back(MakeCpuTable<kAvx512Leaves>("cpu avx512"));
+  if (HasAvx2()) tables.push_back(MakeCpuTable<kAvx2Leaves>("cpu avx2"));
+  tables.push_back(MakeCpuTable<kGenericLeaves>("cpu generic"));
   return tables;
 }
 

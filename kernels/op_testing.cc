@@ -9,6 +9,7 @@
 #include <numbers>
 
 #include "base/rng.h"
+#include "kernels/emulated/emulated_ops.h"
 #include "kernels/scalar_convert.h"
 
 namespace terrace {
@@ -128,6 +129,7 @@ testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector
 std::vector<const OpTable*> CpuBackends() {
   std::vector<const OpTable*> out;
   for (const OpTable& table : AllCpuOps()) out.push_back(&table);
+  for (const OpTable& table : EmulatedOps()) out.push_back(&table);
   return out;
 }
 

@@ -60,7 +60,7 @@ static_assert(std::size(kEveryDType) == std::size(kDTypes));
 // Equal to the bit.
 testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b);
 
-// A suite that runs once for each CPU backend this processor has.
+// A suite that runs once for each CPU backend this processor has, and for the AVX-512 ones emulated.
 class EveryCpu : public testing::TestWithParam<const OpTable*> {
  protected:
   const OpTable& ops() const { return *GetParam(); }

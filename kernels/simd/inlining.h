@@ -1,8 +1,9 @@
 // How inner loops are unrolled and inlined: wholly, so that sums stay in registers. Not under sanitizers,
-// whose checks in the expanded code would take GCC ten minutes a file; they check the same loops, rolled.
+// whose checks in the expanded code would take GCC ten minutes a file, nor where instructions are emulated;
+// these check the same loops, rolled.
 #pragma once
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(TERRACE_EMULATED_AVX512)
 #define TERRACE_UNROLL(count)
 #define TERRACE_INLINE
 #else

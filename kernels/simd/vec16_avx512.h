@@ -11,6 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifdef TERRACE_EMULATED_AVX512
+#include "kernels/emulated/avx512.h"
+#endif
+
 namespace terrace {
 namespace {
 
@@ -102,7 +106,11 @@ inline Bytes64 SplatFour(const void* from) {
 }
 inline Vec16 AsFloats(Bytes64 a) { return {_mm512_castsi512_ps(a.v)}; }
 // Keeps the compiler from loading `a` once more for each use.
+#ifdef TERRACE_EMULATED_AVX512
+inline void KeepInRegister(Bytes64&) {}
+#else
 inline void KeepInRegister(Bytes64& a) { asm("" : "+v"(a.v)); }
+#endif
 inline void Prefetch(const std::byte* from) { __builtin_prefetch(from); }
 inline Bytes64 LowNibbles(Bytes64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(0x0f))}; }
 inline Bytes64 HighNibbles(Bytes64 a) { return LowNibbles({_mm512_srli_epi16(a.v, 4)}); }
@@ -113,18 +121,16 @@ inline Bytes64 AddBits(Bytes64 codes, Bytes64 bits, int shift) {
                                    : _mm512_srli_epi16(bits.v, static_cast<unsigned>(-shift));
   return {_mm512_or_si512(codes.v, _mm512_and_si512(moved, _mm512_set1_epi8(kMask)))};
 }
-inline __m512i OddBytes(__m512i bytes) { return _mm512_srli_epi16(bytes, 8); }
-inline __m512i EvenBytes(__m512i bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi16(0xff)); }
 // The sums of the four signed bytes of each lane.
 inline Sums16 SumFours(Bytes64 a) {
   const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), a.v);
   return {_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))};
 }
 
-// Sixteen int32 sums of products, exactly: Add(step, codes, values) adds to each its four unsigned codes of
-// kBits bits times its four int8 values. Steps count from 0 in each block of eight. The bias is what the sums
-// begin with; it is given twice, and where it is added is this class's affair. kAlone: there is no other such
-// object whose instructions could run between two of this one's.
+// Sixteen int32 sums of products, exactly: Add(step, Prepare(codes), values) adds to each its four unsigned
+// codes of kBits bits times its four int8 values. Steps count from 0 in each block of eight. The bias is what
+// the sums begin with; it is given twice, and where it is added is this class's affair. kAlone: there is no
+// other such object whose instructions could run between two of this one's.
 #ifdef TERRACE_AVX512_DOT
 constexpr bool kHasBF16Dots = true;
 template <int kBits, bool kAlone>
