@@ -1,5 +1,8 @@
 #include "base/parallel_for.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 
 #include "base/status.h"
@@ -26,12 +29,31 @@ bool SpinUntil(const Condition& condition) {
   return condition();
 }
 
+std::vector<size_t> UsableProcessors() {
+  cpu_set_t mask;
+  std::vector<size_t> out;
+  if (sched_getaffinity(0, sizeof(mask), &mask) != 0) return out;
+  for (size_t i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &mask)) out.push_back(i);
+  }
+  return out;
+}
+
+void Pin(std::jthread& thread, size_t processor) {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  CPU_SET(processor, &mask);
+  pthread_setaffinity_np(thread.native_handle(), sizeof(mask), &mask);
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(size_t threads) : shares_(std::make_unique<Share[]>(threads)) {
+ThreadPool::ThreadPool(size_t threads, bool pin) : shares_(std::make_unique<Share[]>(threads)) {
   CHECK(threads >= 1);
+  const std::vector<size_t> processors = pin ? UsableProcessors() : std::vector<size_t>();
   for (size_t thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread](std::stop_token stop) { Work(stop, thread); });
+    if (!processors.empty()) Pin(workers_.back(), processors[thread % processors.size()]);
   }
 }
 

@@ -22,8 +22,10 @@ namespace terrace {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller too; 1 makes no thread at all. At least 1.
-  explicit ThreadPool(size_t threads);
+  // `threads` counts the caller too; 1 makes no thread at all. At least 1. With `pin` thread i stays on the
+  // i-th processor that the caller may use, of all but the first, which is left to the caller; where the
+  // system refuses, it goes where the system puts it.
+  explicit ThreadPool(size_t threads, bool pin = false);
   ~ThreadPool();
 
   // Calls body(begin, end) on disjoint half-open ranges that cover [0, count), each a multiple of `grain`

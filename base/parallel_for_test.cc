@@ -1,7 +1,10 @@
 #include "base/parallel_for.h"
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 #include "base/rng.h"
@@ -54,6 +57,33 @@ TEST(ParallelFor, LosesNoCallHoweverLongEitherSideKeepsTheOtherWaiting) {
       if (below(4) == 0) busy(below(40000));
     }
   }
+}
+
+// The other threads of a pool, while the caller is busy in a slice of its own.
+TEST(ThreadPool, PinsItsThreadsToProcessorsOfTheirOwn) {
+  cpu_set_t all;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(all), &all), 0);
+  const auto processors = static_cast<size_t>(CPU_COUNT(&all));
+  if (processors < 2) GTEST_SKIP() << "needs two processors";
+  ThreadPool pool(2, /*pin=*/true);
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<bool> is_seen = false;
+  cpu_set_t seen;
+  pool.ParallelFor(2, 1, [&](size_t, size_t) {
+    if (std::this_thread::get_id() == caller) {
+      while (!is_seen) std::this_thread::yield();
+    } else if (!is_seen) {
+      EXPECT_EQ(sched_getaffinity(0, sizeof(seen), &seen), 0);
+      is_seen = true;
+    }
+  });
+  EXPECT_EQ(CPU_COUNT(&seen), 1);
+  cpu_set_t both;
+  CPU_AND(&both, &seen, &all);
+  EXPECT_TRUE(CPU_EQUAL(&both, &seen));
+  cpu_set_t after;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(after), &after), 0);
+  EXPECT_TRUE(CPU_EQUAL(&after, &all));  // the caller's is as it was
 }
 
 }  // namespace

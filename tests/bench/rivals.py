@@ -364,7 +364,8 @@ def table(results, names):
 def caption(facts, terrace):
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     share = f", Terrace's runs had {min(terrace.shares):.2f} of their processors or more" if terrace.shares else ""
-    load_average = f"load average at the start {facts['load_average']:.1f}, nice {facts['nice']}{share}"
+    busy = f", beside {facts['busy']} busy processes" if facts["busy"] else ""
+    load_average = f"load average at the start {facts['load_average']:.1f}, nice {facts['nice']}{busy}{share}"
     return f"""{facts['date']}, {facts['machine']}; {load_average}.
 {versions}; Terrace's kernels: {terrace.kernels}.
 Medians of {facts['rounds']} rounds (least to most), tok/s unless said. Ratio: beside the better rival of the same round, median
@@ -385,6 +386,18 @@ def set_priority(nice):
         sys.exit("rivals.py: a negative --nice needs root")
 
 
+@contextlib.contextmanager
+def busy_processes(count):
+    """Others that want a core each, at the same priority, as long as the block runs."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def run(args):
     for model in args.models:
         if not model.exists():
@@ -392,23 +405,23 @@ def run(args):
     terrace = Terrace(args.terrace_engine.absolute(), args.terrace.absolute())
     engines = [terrace, *rivals_in(args.work)]
     facts = {"date": datetime.date.today().isoformat(), "machine": machine(), "load_average": os.getloadavg()[0],
-             "nice": args.nice, "rounds": args.rounds, "versions": {engine.name: engine.version() for engine in engines}}
+             "nice": args.nice, "busy": args.busy, "rounds": args.rounds, "versions": {engine.name: engine.version() for engine in engines}}
     if args.nice:
         set_priority(args.nice)
     results = Results()
     groups = [[kind for kind in group if kind in args.what] for group in GROUPS]
     jobs = [[Job(model.absolute(), threads, kinds, args.context) for kinds in groups if kinds]
             for model in args.models for threads in args.threads]
-    for of_model in jobs:
-        for i in range(args.rounds):
-            turn = i % len(engines)
-            for job, engine in itertools.product(of_model, engines[turn:] + engines[:turn]):
-                start = time.monotonic()
+    for of_model, i in itertools.product(jobs, range(args.rounds)):
+        turn = i % len(engines)
+        for job, engine in itertools.product(of_model, engines[turn:] + engines[:turn]):
+            start = time.monotonic()
+            with busy_processes(args.busy):
                 results.measure(engine, job)
-                print(f"{job.model.stem}, threads {job.threads}, round {i + 1} of {args.rounds}, {'+'.join(job.kinds)}: "
-                      f"{engine.name} {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-            if args.json:  # after each round: an interrupted run keeps what it measured
-                args.json.write_text(json.dumps({**facts, **results.as_json()}, indent=1) + "\n")
+            print(f"{job.model.stem}, threads {job.threads}, round {i + 1} of {args.rounds}, {'+'.join(job.kinds)}: "
+                  f"{engine.name} {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        if args.json:  # after each round: an interrupted run keeps what it measured
+            args.json.write_text(json.dumps({**facts, **results.as_json()}, indent=1) + "\n")
     notes = [f"- {text}" + (f" ({count} times)" if count > 1 else "") for text, count in results.notes.items()]
     print("\n\n".join([table(results, [engine.name for engine in engines]), caption(facts, terrace), "\n".join(notes)]).rstrip())
 
@@ -503,6 +516,8 @@ def main():
                          "prompt in each round, a large model for minutes; default: %(default)s")
     command.add_argument("--nice", type=int, default=0, help="of all engines; -10 (as root) beside other work: there the rivals' "
                          "threads spin for each other and their figures collapse")
+    command.add_argument("--busy", type=int, default=0, help="other processes beside each run that want a core each, to see what "
+                         "a busy machine does; default: %(default)s")
     command.add_argument("--json", type=path, help="file for every figure of every round")
     command.add_argument("--terrace-engine", type=path, default=ROOT / ".bazel/bin/tests/bench/engine", help="Bazel's, if absent")
     command.add_argument("--terrace", type=path, default=ROOT / "bin/terrace", help="for the server; default: bin/terrace")

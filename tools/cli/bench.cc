@@ -23,6 +23,8 @@ StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& optio
   engine.model = options.model;
   engine.threads = options.threads;
   engine.max_sequences = options.max_sequences;
+  engine.compute = options.compute;
+  engine.kv_dtype = options.kv_dtype;
   return OpenLocalBenchTarget(engine);
 }
 

@@ -13,7 +13,8 @@ namespace terrace {
 struct BenchOptions {
   std::string router, worker;  // host:port; at most one of them
   std::string model;  // with `router`: a served name; alone: the path of a model to run in this process
-  uint32_t threads = 0, max_sequences = 16;  // of a model in this process; 0 threads: all cores
+  uint32_t threads = 0, max_sequences = 16;        // of a model in this process; 0 threads: all cores
+  std::string compute = "auto", kv_dtype = "f32";  // the same: see OpenEngineOptions
   BenchSettings settings;
   std::string json;  // a file, "-" for stdout; "": none
 };

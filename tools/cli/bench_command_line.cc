@@ -41,6 +41,9 @@ void AddTarget(CLI::App& bench, BenchOptions& options) {
       ->type_name("N")
       ->excludes(router)
       ->excludes(worker);
+  for (CLI::Option* const option : AddEngineOptions(bench, options.compute, options.kv_dtype)) {
+    option->excludes(router)->excludes(worker);
+  }
   bench.add_option("--max-sequences", options.max_sequences, "batched at once by a model in this process")
       ->type_name("N")
       ->excludes(router)

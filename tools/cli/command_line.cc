@@ -91,6 +91,7 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
       ->type_name("MODEL");
   command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
       ->type_name("N");
+  AddEngineOptions(command, target.compute, target.kv_dtype);
 }
 
 void AddChat(CLI::App& app, ChatOptions& options) {

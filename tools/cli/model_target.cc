@@ -22,6 +22,8 @@ StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target) {
   options.model = target.model;
   options.threads = target.threads;
   options.max_sequences = target.max_sequences;
+  options.compute = target.compute;
+  options.kv_dtype = target.kv_dtype;
   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(options));
   return std::unique_ptr<Answerer>(std::move(local));
 }

@@ -44,6 +44,19 @@ std::string ValueError(std::string_view type, const std::string& text) {
 
 }  // namespace
 
+std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& compute, std::string& kv_dtype) {
+  return {
+      command
+          .add_option("--compute", compute,
+                      "of a model in this process: auto (16-bit weights by bf16, quantized ones by int8), "
+                      "f32 (exact and slower)")
+          ->capture_default_str(),
+      command
+          .add_option("--kv-dtype", kv_dtype,
+                      "of a model in this process: keys and values in f32, f16, bf16, int8")
+          ->capture_default_str()};
+}
+
 void CheckOptionValues(CLI::App& app) {
   for (CLI::Option* const option : app.get_options()) {
     const std::string type = option->get_type_name();

@@ -1,5 +1,9 @@
-// Checks of the command line that CLI11 lacks: it reads "" as 0, "010" as 8, and "-1" as 2^64 - 1.
+// What commands have in common. Checks of the command line that CLI11 lacks: it reads "" as 0, "010" as 8,
+// and "-1" as 2^64 - 1.
 #pragma once
+
+#include <array>
+#include <string>
 
 #include "CLI/CLI.hpp"
 
@@ -8,6 +12,9 @@ namespace terrace {
 // The type names of options that take numbers; those that take lists of them begin alike, "N,N,...".
 inline constexpr char kWholeNumber[] = "N", kSignedNumber[] = "[-]N", kRealNumber[] = "X";
 inline constexpr char kAddress[] = "ADDR";  // host:port
+
+// --compute and --kv-dtype of a model in this process.
+std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& compute, std::string& kv_dtype);
 
 // Has every option of the commands of `app` check its value, by its type name: numbers are decimal, whole and
 // not negative where the name says so, addresses have a port, and only a text may be empty. After all options

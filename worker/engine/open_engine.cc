@@ -76,7 +76,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   const ModelConfig& config = opened.files->config;
 
   opened.threads = options.threads > 0 ? options.threads : UsableCores();
-  auto pool = std::make_unique<ThreadPool>(opened.threads);
+  auto pool = std::make_unique<ThreadPool>(opened.threads, options.pin_threads);
   // Before the KV pool is sized: weights take memory.
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
   ASSIGN_OR_RETURN(auto transformer,

@@ -26,6 +26,7 @@ struct OpenEngineOptions {
   double max_prefill_wait_seconds = 5;
   std::string kernels = "auto";  // auto, cpu or reference
   std::string compute = "auto";  // auto or f32: see ComputeType
+  bool pin_threads = false;      // see ThreadPool
   std::function<void(const StepObservation&)> on_step = nullptr;
 };
 

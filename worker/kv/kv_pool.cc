@@ -16,11 +16,9 @@ StatusOr<KvDType> ParseKvDType(std::string_view name) {
 
 namespace {
 
-constexpr uint64_t kAlignment = 64;  // a cache line: no vector of a row straddles two
-
 // Of `blocks` blocks. RESOURCE_EXHAUSTED when it passes what an address can reach.
 StatusOr<uint64_t> BytesOf(const KvShape& shape, uint32_t blocks, std::string_view what) {
-  constexpr uint64_t kMost = std::numeric_limits<ptrdiff_t>::max() - kAlignment;
+  constexpr uint64_t kMost = std::numeric_limits<ptrdiff_t>::max() - 2 * HugeBuffer::kAlignment;
   // Factors of up to 35 bits: multiplied one by one, each checked.
   uint64_t bytes = 2;
   for (const uint64_t factor : {uint64_t{shape.layers}, uint64_t{shape.kv_heads},
@@ -36,14 +34,6 @@ StatusOr<uint64_t> BytesOf(const KvShape& shape, uint32_t blocks, std::string_vi
 
 }  // namespace
 
-StatusOr<KvPool::Memory> KvPool::Allocate(uint64_t bytes, std::string_view what) {
-  // Not cleared: pages come when used.
-  const uint64_t padded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  Memory memory(static_cast<std::byte*>(std::aligned_alloc(kAlignment, padded)));
-  if (memory == nullptr && bytes > 0) return ResourceExhausted(what, ": ", bytes, " bytes cannot be had");
-  return memory;
-}
-
 StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
   CHECK(shape.layers > 0 && shape.kv_heads > 0 && shape.head_dim > 0 && shape.block_tokens > 0 &&
             shape.blocks > 0,
@@ -51,8 +41,8 @@ StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
   constexpr std::string_view kPool = "KV cache", kHost = "KV swap memory";
   ASSIGN_OR_RETURN(const uint64_t bytes, BytesOf(shape, shape.blocks, kPool));
   ASSIGN_OR_RETURN(const uint64_t host_bytes, BytesOf(shape, shape.host_blocks, kHost));
-  ASSIGN_OR_RETURN(Memory memory, Allocate(bytes, kPool));
-  ASSIGN_OR_RETURN(Memory host, Allocate(host_bytes, kHost));
+  ASSIGN_OR_RETURN(HugeBuffer memory, HugeBuffer::Allocate(bytes, kPool));
+  ASSIGN_OR_RETURN(HugeBuffer host, HugeBuffer::Allocate(host_bytes, kHost));
   return std::unique_ptr<KvPool>(new KvPool(shape, std::move(memory), std::move(host)));
 }
 
@@ -60,10 +50,10 @@ KvLayer KvPool::layer(uint32_t layer) {
   const uint64_t rows = uint64_t{shape_.blocks} * shape_.kv_heads * shape_.block_tokens;
   const uint64_t data_bytes = rows * shape_.head_dim * KvElementBytes(shape_.dtype);
   const uint64_t scale_bytes = HasScales(shape_.dtype) ? rows * sizeof(float) : 0;
-  std::byte* data = memory_.get() + 2 * shape_.layers * scale_bytes;
+  std::byte* data = memory_.data() + 2 * shape_.layers * scale_bytes;
   const auto part = [&](uint64_t index) -> KvRows {
     return {.data = data + index * data_bytes,
-            .scales = HasScales(shape_.dtype) ? reinterpret_cast<float*>(memory_.get() + index * scale_bytes)
+            .scales = HasScales(shape_.dtype) ? reinterpret_cast<float*>(memory_.data() + index * scale_bytes)
                                               : nullptr};
   };
   return {.dtype = shape_.dtype, .keys = part(2 * layer), .values = part(2 * layer + 1)};
@@ -99,7 +89,7 @@ void KvPool::CopyRows(BlockId from, BlockId to, uint32_t rows) {
 
 void KvPool::CopyToHost(BlockId from, uint32_t host_block) {
   CHECK(host_block < shape_.host_blocks, "swap block ", host_block, " of ", shape_.host_blocks);
-  std::byte* to = host_.get() + host_block * shape_.BlockBytes();
+  std::byte* to = host_.data() + host_block * shape_.BlockBytes();
   EachPart(from, [&](const std::byte* part, uint64_t bytes) {
     std::memcpy(to, part, bytes);
     to += bytes;
@@ -108,7 +98,7 @@ void KvPool::CopyToHost(BlockId from, uint32_t host_block) {
 
 void KvPool::CopyFromHost(uint32_t host_block, BlockId to) {
   CHECK(host_block < shape_.host_blocks, "swap block ", host_block, " of ", shape_.host_blocks);
-  const std::byte* from = host_.get() + host_block * shape_.BlockBytes();
+  const std::byte* from = host_.data() + host_block * shape_.BlockBytes();
   EachPart(to, [&](std::byte* part, uint64_t bytes) {
     std::memcpy(part, from, bytes);
     from += bytes;

@@ -5,13 +5,13 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <string_view>
 
 #include "base/status.h"
 #include "kernels/attention/kv_layer.h"
 #include "worker/kv/block_table.h"
+#include "worker/tensor/huge_buffer.h"
 
 namespace terrace {
 
@@ -49,22 +49,16 @@ class KvPool {
   void CopyFromHost(uint32_t host_block, BlockId to);
 
  private:
-  struct Free {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-  using Memory = std::unique_ptr<std::byte, Free>;
-
-  KvPool(const KvShape& shape, Memory memory, Memory host)
+  KvPool(const KvShape& shape, HugeBuffer memory, HugeBuffer host)
       : shape_(shape), memory_(std::move(memory)), host_(std::move(host)) {}
-  static StatusOr<Memory> Allocate(uint64_t bytes, std::string_view what);
   // Calls visit(first byte of the block, its bytes) for the keys, values and scales of each layer, in a fixed
   // order.
   template <typename Visit>
   void EachPart(BlockId block, Visit visit);
 
   const KvShape shape_;
-  const Memory memory_;  // [layers, keys and values, rows] scales, then as many rows of data
-  const Memory host_;    // [host_blocks], the parts of each in EachPart's order
+  const HugeBuffer memory_;  // [layers, keys and values, rows] scales, then as many rows of data
+  const HugeBuffer host_;    // [host_blocks], the parts of each in EachPart's order
 };
 
 }  // namespace terrace

@@ -39,6 +39,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   RETURN_IF_ERROR(SetCount("engine.inbox", engine.has_inbox(), engine.inbox(), out.inbox));
   if (engine.has_kernels()) out.kernels = engine.kernels();
   if (engine.has_compute()) out.compute = engine.compute();
+  if (engine.has_pin_threads()) out.pin_threads = engine.pin_threads();
   if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
   const v1::KvConfig& kv = config.kv();
   RETURN_IF_ERROR(SetCount("kv.block_tokens", kv.has_block_tokens(), kv.block_tokens(), out.block_tokens));

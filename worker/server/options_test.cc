@@ -33,6 +33,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 5);
   EXPECT_EQ(server.engine.kernels, "auto");
   EXPECT_EQ(server.engine.compute, "auto");
+  EXPECT_FALSE(server.engine.pin_threads);
   EXPECT_EQ(options->log.level, LogLevel::kInfo);
   EXPECT_TRUE(options->log.as_json);
 }
@@ -41,7 +42,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   const auto options = Make(
       "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
       "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
-      "f32,\n"
+      "f32, pin_threads: true,\n"
       "         max_prefill_wait_seconds: 0.5}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n");
@@ -62,6 +63,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 0.5);
   EXPECT_EQ(server.engine.kernels, "reference");
   EXPECT_EQ(server.engine.compute, "f32");
+  EXPECT_TRUE(server.engine.pin_threads);
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
   EXPECT_FALSE(options->log.as_json);
 }

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 
+#include "worker/tensor/memory_nodes.h"
+
 namespace terrace {
 
 StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what) {
@@ -27,6 +29,8 @@ StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what) {
   out.data_ = first + before;
   out.size_ = size;
   madvise(out.data_, size, MADV_HUGEPAGE);  // a wish: without huge pages it works with small ones
+  static const std::vector<int> nodes = MemoryNodes();
+  if (nodes.size() > 1) InterleaveOverNodes(out.data_, size, nodes).IgnoreError();  // a wish, too
   return out;
 }
 

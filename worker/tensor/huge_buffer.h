@@ -1,5 +1,6 @@
 // A large block of memory on huge pages where the system gives them: streaming through it then costs few
-// address translations. Owns the memory. Pages come, as zeros, when they are first touched.
+// address translations. Spread over the NUMA nodes that this process runs on. Owns the memory. Pages come, as
+// zeros, when they are first touched.
 #pragma once
 
 #include <cstddef>
