@@ -4,6 +4,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <fstream>
+#include <set>
 
 #include "base/status.h"
 
@@ -29,14 +31,26 @@ bool SpinUntil(const Condition& condition) {
   return condition();
 }
 
+// The first processor of the core that `processor` is a hardware thread of; itself where the system does not
+// say.
+size_t CoreOf(size_t processor) {
+  std::ifstream file(Concat("/sys/devices/system/cpu/cpu", processor, "/topology/thread_siblings_list"));
+  size_t first = processor;
+  file >> first;
+  return file ? first : processor;
+}
+
+// Those that this thread may use: one of each core, then their siblings.
 std::vector<size_t> UsableProcessors() {
   cpu_set_t mask;
-  std::vector<size_t> out;
-  if (sched_getaffinity(0, sizeof(mask), &mask) != 0) return out;
+  std::vector<size_t> firsts, siblings;
+  if (sched_getaffinity(0, sizeof(mask), &mask) != 0) return firsts;
+  std::set<size_t> cores;
   for (size_t i = 0; i < CPU_SETSIZE; ++i) {
-    if (CPU_ISSET(i, &mask)) out.push_back(i);
+    if (CPU_ISSET(i, &mask)) (cores.insert(CoreOf(i)).second ? firsts : siblings).push_back(i);
   }
-  return out;
+  firsts.insert(firsts.end(), siblings.begin(), siblings.end());
+  return firsts;
 }
 
 void Pin(std::jthread& thread, size_t processor) {
@@ -53,7 +67,7 @@ ThreadPool::ThreadPool(size_t threads, bool pin) : shares_(std::make_unique<Shar
   const std::vector<size_t> processors = pin ? UsableProcessors() : std::vector<size_t>();
   for (size_t thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread](std::stop_token stop) { Work(stop, thread); });
-    if (!processors.empty()) Pin(workers_.back(), processors[thread % processors.size()]);
+    if (thread < processors.size()) Pin(workers_.back(), processors[thread]);
   }
 }
 

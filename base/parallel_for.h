@@ -22,9 +22,9 @@ namespace terrace {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller too; 1 makes no thread at all. At least 1. With `pin` thread i stays on the
-  // i-th processor that the caller may use, of all but the first, which is left to the caller; where the
-  // system refuses, it goes where the system puts it.
+  // `threads` counts the caller too; 1 makes no thread at all. At least 1. With `pin` each made
+  // thread stays on a processor of its own, of those the caller may use: one of each core first, then their
+  // siblings. The first is left to the caller; threads beyond the last stay free.
   explicit ThreadPool(size_t threads, bool pin = false);
   ~ThreadPool();
 

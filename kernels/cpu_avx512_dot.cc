@@ -13,7 +13,8 @@
 #include "kernels/scalar_convert.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,avx512vnni,avx512bf16")
-#define TERRACE_AVX512_DOT  // vpdpbusd and vdpbf16ps
+#define TERRACE_AVX512_VNNI  // vpdpbusd
+#define TERRACE_AVX512_BF16  // vdpbf16ps
 
 #include "kernels/simd/vec16_avx512.h"
 

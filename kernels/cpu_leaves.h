@@ -1,5 +1,5 @@
 // The inner loops of one instruction set. Each computes one share of independent outputs; the tables
-// of cpu_ops.cc share them out to threads.
+// of cpu_table.h share them out to threads.
 #pragma once
 
 #include "kernels/attention/attention_runs.h"
@@ -26,9 +26,10 @@ struct CpuLeaves {
   SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 
-extern const CpuLeaves kAvx512DotLeaves;  // as kAvx512Leaves, avx512vnni and avx512bf16
-extern const CpuLeaves kAvx512Leaves;     // needs avx512f, avx512bw, avx512dq, avx512vl, fma, f16c
-extern const CpuLeaves kAvx2Leaves;       // needs avx2, fma, f16c
+extern const CpuLeaves kAvx512DotLeaves;   // as kAvx512VnniLeaves, and avx512bf16
+extern const CpuLeaves kAvx512VnniLeaves;  // as kAvx512Leaves, and avx512vnni
+extern const CpuLeaves kAvx512Leaves;      // needs avx512f, avx512bw, avx512dq, avx512vl, fma, f16c
+extern const CpuLeaves kAvx2Leaves;        // needs avx2, fma, f16c
 extern const CpuLeaves kGenericLeaves;
 
 }  // namespace terrace

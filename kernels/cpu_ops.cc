@@ -14,13 +14,13 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool HasAvx512Dot() {
-  return HasAvx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-}
+bool HasAvx512Vnni() { return HasAvx512() && __builtin_cpu_supports("avx512vnni"); }
+bool HasAvx512Dot() { return HasAvx512Vnni() && __builtin_cpu_supports("avx512bf16"); }
 
 std::vector<OpTable> MakeTables() {
   std::vector<OpTable> tables;
   if (HasAvx512Dot()) tables.push_back(MakeCpuTable<kAvx512DotLeaves>("cpu avx512-dot"));
+  if (HasAvx512Vnni()) tables.push_back(MakeCpuTable<kAvx512VnniLeaves>("cpu avx512-vnni"));
   if (HasAvx512()) tables.push_back(MakeCpuTable<kAvx512Leaves>("cpu avx512"));
   if (HasAvx2()) tables.push_back(MakeCpuTable<kAvx2Leaves>("cpu avx2"));
   tables.push_back(MakeCpuTable<kGenericLeaves>("cpu generic"));

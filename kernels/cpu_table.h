@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <iterator>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -26,13 +28,17 @@ void Share(ThreadPool& pool, size_t count, size_t work, size_t multiple,
   pool.ParallelFor(count, (std::max<size_t>(part, 1) + multiple - 1) / multiple * multiple, body);
 }
 
-// Memory of the calling thread, whole cache lines, good until its next call.
-float* Scratch(size_t floats) {
-  constexpr size_t kLineFloats = 16;  // a vector that straddles two cache lines is loaded twice
-  thread_local std::vector<float> memory;
-  if (memory.size() < floats + kLineFloats) memory.resize(floats + kLineFloats);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (-address / sizeof(float)) % kLineFloats;
+// Memory of the calling thread, whole cache lines of anything, good until its next call.
+inline std::byte* Scratch(size_t bytes) {
+  constexpr size_t kLine = 64;  // a vector that straddles two cache lines is loaded twice
+  thread_local std::unique_ptr<std::byte[]> memory;
+  thread_local size_t size = 0;
+  if (size < bytes + kLine) {
+    memory.reset();
+    memory = std::make_unique_for_overwrite<std::byte[]>(bytes + kLine);
+    size = bytes + kLine;
+  }
+  return memory.get() + -reinterpret_cast<uintptr_t>(memory.get()) % kLine;
 }
 
 constexpr size_t kElementWork = 4;  // of moving an element
@@ -50,22 +56,20 @@ void RopeKv(const RopeKvArgs& a, ThreadPool& pool) {
         [&](size_t begin, size_t end) { kLeaves.rope_kv(a, begin, end); });
 }
 
-// Memory for the encodings that the parts want, laid out in `memory` of EncodedFloats().
-size_t EncodedFloats(const GemmArgs& a) {
-  size_t bytes = 0;
-  for (const ActivationFormat format : kEveryActivationFormat) bytes += GroupBytes(format);
-  return bytes / sizeof(float) * GroupsOf(a.inputs()) * a.tokens;
-}
-
-ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots, float* memory) {
-  ActivationGroups out{.tokens = a.tokens};
-  auto* at = reinterpret_cast<std::byte*>(memory);
+// The encodings that the parts want, in memory of the calling thread.
+inline ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots) {
+  const size_t records = GroupsOf(a.inputs()) * a.tokens;
+  size_t ends[std::size(kEveryActivationFormat)] = {}, bytes = 0;  // 0: not wanted
   for (const GemmPart& part : a.parts) {
     const ActivationFormat format = ActivationsOf(part.weights.dtype, has_bf16_dots);
-    std::byte*& place = out.of[static_cast<size_t>(format)];
-    if (place != nullptr) continue;
-    place = at;
-    at += GroupBytes(format) * GroupsOf(a.inputs()) * a.tokens;
+    size_t& end = ends[static_cast<size_t>(format)];
+    if (end == 0) end = bytes += GroupBytes(format) * records;
+  }
+  std::byte* const memory = Scratch(bytes);
+  ActivationGroups out{.tokens = a.tokens};
+  for (const ActivationFormat format : kEveryActivationFormat) {
+    const auto i = static_cast<size_t>(format);
+    if (ends[i] > 0) out.of[i] = memory + ends[i] - GroupBytes(format) * records;
   }
   return out;
 }
@@ -73,6 +77,8 @@ ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots, float* memory) {
 template <const CpuLeaves& kLeaves>
 void Gemm(const GemmArgs& a, ThreadPool& pool) {
   if (a.tokens == 0) return;
+  CHECK(a.parts.size() <= GemmArgs::kMostParts);
+  CHECK(!a.gated || (a.parts.size() == 2 && a.parts[0].weights.rows == a.parts[1].weights.rows));
   size_t strips = 0;
   for (const GemmPart& part : a.parts) {
     CHECK(part.weights.packed && part.weights.columns == a.inputs());
@@ -84,7 +90,7 @@ void Gemm(const GemmArgs& a, ThreadPool& pool) {
   // Encoding a few tokens takes a thread less than waiting for another that does.
   constexpr size_t kEncodeAlone = 16 << 10;
   if (a.tokens * a.inputs() > kEncodeAlone && pool.threads() > 1) {
-    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots, Scratch(EncodedFloats(a)));
+    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots);
     Share(pool, a.tokens, kElementWork * a.inputs(), 1,
           [&](size_t begin, size_t end) { kLeaves.encode_activations(a, begin, end, in); });
     Share(pool, strips, strip_work, grain,
@@ -95,7 +101,7 @@ void Gemm(const GemmArgs& a, ThreadPool& pool) {
   const uint64_t call = ++calls;
   Share(pool, strips, strip_work, grain, [&, call](size_t begin, size_t end) {
     thread_local uint64_t encoded = 0;  // the call whose activations this thread holds
-    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots, Scratch(EncodedFloats(a)));
+    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots);
     if (encoded != call) kLeaves.encode_activations(a, 0, a.tokens, in);
     encoded = call;
     kLeaves.gemm(a, in, begin, end);
@@ -108,7 +114,7 @@ void AttendByRuns(const PagedAttentionArgs& a, std::span<const AttentionRun> run
                   size_t unit_work, ThreadPool& pool) {
   const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
   Share(pool, units, unit_work, 1, [&](size_t begin, size_t end) {
-    float* partials = Scratch(AttentionRun::kMostQueries * pitch);
+    auto* partials = reinterpret_cast<float*>(Scratch(AttentionRun::kMostQueries * pitch * sizeof(float)));
     AttentionTotals totals;
     auto run = std::ranges::lower_bound(runs, begin, {}, &AttentionRun::unit);
     for (; run != runs.end() && run->unit < end; ++run) {
@@ -125,7 +131,7 @@ template <const CpuLeaves& kLeaves>
 void AttendBySpans(const PagedAttentionArgs& a, std::span<const AttentionRun> runs, size_t units,
                    size_t unit_work, ThreadPool& pool) {
   const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
-  float* partials = Scratch(units * pitch);
+  auto* partials = reinterpret_cast<float*>(Scratch(units * pitch * sizeof(float)));
   const auto of_span = [&](const AttentionRun& run, size_t span) {
     return partials + (run.unit + span * run.count) * pitch;
   };

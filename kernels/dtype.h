@@ -1,5 +1,6 @@
-// Element types of weights, and their block arithmetic. A later format is one entry here, one decoder in
-// kernels/quant/weight_codes.h, and one struct of strips (kernels/gemm/weight_strips.h, gemm_cpu.h).
+// Element types of weights, and their block arithmetic. A later format is an entry here, a decoder in
+// quant/weight_codes.h, its strips (FormatOf and PutScales of gemm/weight_strips.*), the struct that reads
+// them (gemm/gemm_cpu.h), and an encoder for tests (worker/formats/weight_encoding.cc).
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,8 @@
 
 namespace terrace {
 
-// Blocks of the types with an underscore are those of GGML's files; INT4 and INT8 are those of Terrace's own
-// tools.
+// Blocks of F32 to Q6_K are those of GGML's files. INT4 and INT8 are for Terrace's own tools: so far there
+// are kernels for them, and no file that holds them.
 enum class DType : uint8_t {
   kF32,
   kF16,

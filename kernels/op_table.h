@@ -18,7 +18,8 @@
 namespace terrace {
 
 struct OpTable {
-  std::string_view name;  // "reference", "cpu avx512-dot", "cpu avx512", "cpu avx2", "cpu generic"
+  std::string_view
+      name;  // "reference", "cpu avx512-dot", "cpu avx512-vnni", "cpu avx512", "cpu avx2", "cpu generic"
   void (*embed)(const EmbedArgs&, ThreadPool&);
   // How gemm wants a matrix: packed into `memory` of packed_bytes(), aligned to 64 bytes, which the result
   // borrows; or, where packed_bytes() is 0, as it lies.

@@ -1,6 +1,6 @@
 // The gate of a SwiGLU feed-forward layer (Shazeer, "GLU Variants Improve Transformer", 2020):
 //   out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
-// Plain pointers: the same struct goes to the host's and to the device's kernels.
+// Of the CUDA backend; on CPUs it is part of gemm.
 #pragma once
 
 #include <cstddef>

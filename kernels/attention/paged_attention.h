@@ -8,6 +8,7 @@
 // size. A span's softmax is relative to its own largest score, and spans are merged in rising order with a
 // running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). So the result
 // of a token depends on its own position only, not on how its prompt was cut nor on who computes which span.
+// A query whose scores overflow f32 gets NaN, or what its other spans say.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +27,13 @@ struct PagedTokens {
   const uint32_t* positions = nullptr;           // [tokens]
   const int32_t* const* block_tables = nullptr;  // [tokens]: each token's sequence's
   size_t tokens = 0;
-  size_t kv_heads = 0, head_dim = 0, block_tokens = 0;
+  size_t kv_heads = 0, head_dim = 0;
+  size_t blocks = 0, block_tokens = 0;  // of the pool
 
   // The row of position `position` of head `kv_head` of token `token`'s sequence.
   size_t Row(size_t token, size_t kv_head, size_t position) const {
     const auto block = static_cast<size_t>(block_tables[token][position / block_tokens]);
-    return (block * kv_heads + kv_head) * block_tokens + position % block_tokens;
+    return (kv_head * blocks + block) * block_tokens + position % block_tokens;
   }
 };
 

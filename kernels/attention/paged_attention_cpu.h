@@ -60,6 +60,7 @@ struct Query {
 // The rows of a span.
 struct Span {
   size_t count = 0;
+  size_t ahead = 0;                // rows from asking to using; 0 once they are in the cache
   size_t offsets[kAttentionSpan];  // in bytes, of keys and of values
   // Of scaled rows; 0 from the last to a whole vector.
   alignas(64) float key_scales[kAttentionSpan], value_scales[kAttentionSpan];
@@ -67,17 +68,42 @@ struct Span {
 
 inline size_t WholeVectors(size_t count) { return (count + 15) / 16 * 16; }
 
+// Rows lie in blocks anywhere in memory, which the processor cannot guess: they are asked for about 2 KiB
+// before they are used.
+template <typename Rows>
+inline size_t RowsAhead(size_t head_dim) {
+  const size_t rows = 2048 / (head_dim * Rows::kBytes);
+  return rows < 4 ? 4 : rows > 32 ? 32 : rows;
+}
+
+template <typename Rows>
+inline void PrefetchRow(const KvRows& rows, const Span& span, size_t j, size_t head_dim) {
+  const std::byte* row = rows.data + span.offsets[j];
+  for (size_t byte = 0; byte < head_dim * Rows::kBytes; byte += 64) Prefetch(row + byte);
+}
+
+// Before key j: a later one or, behind the last, a value.
+template <typename Rows>
+inline void PrefetchBehindKey(const PagedAttentionArgs& a, const Span& span, size_t j) {
+  if (span.ahead == 0) return;
+  const size_t next = j + span.ahead;
+  if (next < span.count) return PrefetchRow<Rows>(a.kv.keys, span, next, a.batch.head_dim);
+  if (next < 2 * span.count) PrefetchRow<Rows>(a.kv.values, span, next - span.count, a.batch.head_dim);
+}
+
 // Finds positions [first, first + count).
 template <typename Rows>
 inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, size_t first, size_t count,
                      Span& span) {
   const size_t block_tokens = a.batch.block_tokens;
   span.count = count;
+  span.ahead = RowsAhead<Rows>(a.batch.head_dim);
   for (size_t j = 0; j < count;) {
     const size_t in_block = block_tokens - (first + j) % block_tokens;
     const size_t end = j + in_block < count ? j + in_block : count;
     for (size_t row = a.batch.Row(token, kv_head, first + j); j < end; ++j, ++row) {
       span.offsets[j] = row * a.batch.head_dim * Rows::kBytes;
+      if (j < span.ahead) PrefetchRow<Rows>(a.kv.keys, span, j, a.batch.head_dim);
       if constexpr (Rows::kScaled) {
         span.key_scales[j] = a.kv.keys.scales[row];
         span.value_scales[j] = a.kv.values.scales[row];
@@ -131,6 +157,7 @@ inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t count, 
     Vec16 products[kQueries][16];
     for (size_t j = 0; j < 16; j += kKeyBlock) {
       if (first + j < count) {
+        for (size_t k = j; k < j + kKeyBlock; ++k) PrefetchBehindKey<Rows>(a, span, first + k);
         MultiplyKeys<Rows>(a, span.offsets + first + j, count - first - j, queries, products, j);
       } else {
         for (size_t i = 0; i < kQueries; ++i) {
@@ -196,15 +223,23 @@ inline void AddValuesAt(const PagedAttentionArgs& a, const Span& span, size_t be
   }
 }
 
+// A few rows at a time, which stay in the first cache while the next ones come.
 template <typename Rows, size_t kQueries>
 inline void AddValues(const PagedAttentionArgs& a, const Span& span, size_t begin, size_t end,
                       const float (*weights)[kAttentionSpan], const Query* queries) {
-  size_t d = 0;
-  for (; d + 16 * kDimBlock <= a.batch.head_dim; d += 16 * kDimBlock) {
-    AddValuesAt<Rows, kQueries, kDimBlock>(a, span, begin, end, weights, queries, d);
-  }
-  for (; d < a.batch.head_dim; d += 16) {
-    AddValuesAt<Rows, kQueries, 1>(a, span, begin, end, weights, queries, d);
+  const size_t rows = span.ahead;
+  for (size_t first = begin, last; first < end; first = last) {
+    last = rows == 0 || end - first < 2 * rows ? end : first + rows;
+    for (size_t j = last; j < last + rows && j < end; ++j) {
+      PrefetchRow<Rows>(a.kv.values, span, j, a.batch.head_dim);
+    }
+    size_t d = 0;
+    for (; d + 16 * kDimBlock <= a.batch.head_dim; d += 16 * kDimBlock) {
+      AddValuesAt<Rows, kQueries, kDimBlock>(a, span, first, last, weights, queries, d);
+    }
+    for (; d < a.batch.head_dim; d += 16) {
+      AddValuesAt<Rows, kQueries, 1>(a, span, first, last, weights, queries, d);
+    }
   }
 }
 
@@ -275,6 +310,7 @@ inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size
   FindRows<Rows>(a, run.first / (a.heads / a.batch.kv_heads), run.kv_head, begin, most, span);
   for (size_t i = 0; i < count; i += kQueryBlock) {
     AttendQueries<Rows>(a, span, queries + i, count - i < kQueryBlock ? count - i : kQueryBlock);
+    span.ahead = 0;
   }
 }
 

@@ -54,10 +54,24 @@ std::vector<float> Attend(const OpTable& ops, const Sequence& s, const Options& 
                             .tokens = tokens,
                             .kv_heads = s.h.kv_heads,
                             .head_dim = s.h.head_dim,
+                            .blocks = table.size(),
                             .block_tokens = block_tokens};
     const size_t kv_row = first * s.h.kv_heads * s.h.head_dim, row = first * s.h.heads * s.h.head_dim;
-    WriteKv(
-        {.batch = batch, .keys = s.keys.data() + kv_row, .values = s.values.data() + kv_row, .kv = kv.layer});
+    const auto part = [&](const std::vector<float>& x, size_t at, size_t heads) {
+      const auto begin = x.begin() + static_cast<ptrdiff_t>(at);
+      return std::vector<float>(begin, begin + static_cast<ptrdiff_t>(tokens * heads * s.h.head_dim));
+    };
+    std::vector<float> q = part(s.q, row, s.h.heads), k = part(s.keys, kv_row, s.h.kv_heads);
+    const std::vector<float> cos(tokens * s.h.head_dim, 1), sin(cos.size(), 0);  // as at position 0
+    ops.rope_kv({.batch = batch,
+                 .q = q.data(),
+                 .k = k.data(),
+                 .v = s.values.data() + kv_row,
+                 .cos = cos.data(),
+                 .sin = sin.data(),
+                 .heads = s.h.heads,
+                 .kv = kv.layer},
+                pool);
     ops.paged_attention({.batch = batch,
                          .q = s.q.data() + row,
                          .out = out.data() + row,
@@ -160,6 +174,7 @@ TEST_P(EveryCpu, ATokensAttentionDoesNotDependOnTheOthersInTheBatch) {
                          .tokens = lengths[i],
                          .kv_heads = h.kv_heads,
                          .head_dim = h.head_dim,
+                         .blocks = blocks,
                          .block_tokens = block_tokens},
                .keys = keys.data(),
                .values = values.data(),
@@ -181,6 +196,7 @@ TEST_P(EveryCpu, ATokensAttentionDoesNotDependOnTheOthersInTheBatch) {
                                        .tokens = sequences.size(),
                                        .kv_heads = h.kv_heads,
                                        .head_dim = h.head_dim,
+                                       .blocks = blocks,
                                        .block_tokens = block_tokens},
                              .q = queries.data(),
                              .out = out.data(),

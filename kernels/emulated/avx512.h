@@ -1,8 +1,6 @@
 // The AVX-512 instructions that simd/vec16_avx512.h uses, in plain code after the operations that Intel's
 // Software Developer's Manual gives for them: so that the AVX-512 kernels are tested on processors without
 // them (op_testing.h). Internal linkage, as everything here.
-//
-// vdpbf16ps flushes what is subnormal, which is not emulated: no result of a test is that small.
 #pragma once
 
 #include <immintrin.h>
@@ -181,13 +179,16 @@ inline __m512i DpbusdEpi32(__m512i sums, __m512i a, __m512i b) {
     return z.v[i] + static_cast<uint32_t>(sum);
   });
 }
+// vdpbf16ps takes and gives zeros for subnormal numbers.
+inline float Flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? x * 0 : x; }
 inline __m512 DpbF16Ps(__m512 sums, __m512bh a, __m512bh b) {
   const Elements<float> z(sums);
   const Elements<uint32_t> x(a), y(b);
-  const auto odd = [](uint32_t pair) { return __builtin_bit_cast(float, pair & 0xffff0000); };
-  const auto even = [](uint32_t pair) { return __builtin_bit_cast(float, pair << 16); };
+  const auto odd = [](uint32_t pair) { return Flushed(__builtin_bit_cast(float, pair & 0xffff0000)); };
+  const auto even = [](uint32_t pair) { return Flushed(__builtin_bit_cast(float, pair << 16)); };
   return Each<float>([&](size_t i) {
-    return __builtin_fmaf(even(x.v[i]), even(y.v[i]), __builtin_fmaf(odd(x.v[i]), odd(y.v[i]), z.v[i]));
+    const float sum = Flushed(__builtin_fmaf(odd(x.v[i]), odd(y.v[i]), Flushed(z.v[i])));
+    return Flushed(__builtin_fmaf(even(x.v[i]), even(y.v[i]), sum));
   });
 }
 

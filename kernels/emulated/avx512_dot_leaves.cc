@@ -11,7 +11,8 @@
 
 #pragma GCC target("avx2,fma,f16c")
 #define TERRACE_EMULATED_AVX512
-#define TERRACE_AVX512_DOT
+#define TERRACE_AVX512_VNNI
+#define TERRACE_AVX512_BF16
 
 #include "kernels/simd/vec16_avx512.h"
 

@@ -1,6 +1,7 @@
 // Activations as the CPU kernels of gemm take them: a token's inputs in groups of 128, each encoded for the
 // format of the weights. Encoding is part of the product's definition: it depends on the token's own inputs
-// only, and it is the same to the bit on every instruction set with fused multiply-adds.
+// only, and it is the same to the bit on every instruction set with fused multiply-adds; so are the sums, but
+// that vdpbf16ps takes subnormal numbers (below 2^-126) for zeros.
 //
 //   F32 weights     f32, as they are
 //   BF16 weights    bf16, to nearest, ties to even

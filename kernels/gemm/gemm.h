@@ -27,7 +27,7 @@ struct GemmArgs {
 
   const float* x = nullptr;  // [tokens, inputs]
   // [inputs]: x[t][i] / sqrt(mean_i(x[t][i]^2) + norm_epsilon) * norm[i] goes in instead of x (Zhang and
-  // Sennrich, "Root Mean Square Layer Normalization", 2019).
+  // Sennrich, "Root Mean Square Layer Normalization", 2019). Where the squares overflow f32 the row is NaN.
   const float* norm = nullptr;
   float norm_epsilon = 0;
   size_t tokens = 0;

@@ -67,7 +67,8 @@ TEST_P(EveryCpu, RmsNormOfZeroIsZero) {
 }
 
 // exp is off by at most 2.5e-7 (simd/exp.h), and 1 + exp, the division, the product and the reference round
-// once each: 2.5e-7 + 4 * 2^-24 < 5e-7. Below a gate of -88 exp stands still, at 2e38.
+// once each: 2.5e-7 + 4 * 2^-24 < 5e-7. Below a gate of -88 the result is 0, and the true one less than
+// 1e-36.
 TEST_P(EveryCpu, SiluMulMatchesTheReference) {
   std::vector<float> gate = RandomNormal(4099, /*seed=*/1);
   for (float x = -120; x <= 120; x += 0.0625f) gate.push_back(x);
@@ -113,12 +114,44 @@ TEST_P(EveryCpu, AGatedPairGivesTheBitsOfItsProductsAndTheActivation) {
   }
 }
 
+// Of one of many tokens, among which threads share the norm.
+TEST_P(EveryCpu, RmsNormOfATokenDoesNotDependOnTheBatchOrThreads) {
+  const size_t width = 300, tokens = 150;
+  const auto x = RandomNormal(tokens * width, /*seed=*/1), weight = RandomNormal(width, /*seed=*/2);
+  const auto all = RmsNorm(ops(), x, weight, pool_);
+  ThreadPool one(1);
+  for (const size_t token : {size_t{0}, size_t{77}, tokens - 1}) {
+    const auto first = static_cast<ptrdiff_t>(token * width),
+               last = static_cast<ptrdiff_t>((token + 1) * width);
+    EXPECT_TRUE(SameBits(RmsNorm(ops(), {x.begin() + first, x.begin() + last}, weight, one),
+                         {all.begin() + first, all.begin() + last}));
+  }
+}
+
+// Zeros would look healthy.
+TEST_P(EveryCpu, ANormWhoseSquaresOverflowIsNaN) {
+  const std::vector<float> x(16, 2e19f), ones(16, 1);
+  for (const float value : RmsNorm(ops(), x, ones, pool_)) EXPECT_TRUE(std::isnan(value));
+}
+
+TEST_P(EveryCpu, TheGateOfLargeNumbersIsZeroOrItself) {
+  const std::vector<float> gate = {-89, -1e4f, -1e30f, -3e38f, 89, 1e30f}, up(6, 1000);
+  const auto got = SiluMul(ops(), gate, up, pool_);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(got[i], 0) << gate[i];
+  for (size_t i = 4; i < 6; ++i) EXPECT_EQ(got[i], gate[i] * 1000) << gate[i];
+}
+
 TEST_P(EveryCpu, NaNGoesThroughTheNormAndTheGate) {
   std::vector<float> x(20, 1), ones(20, 1);
   x[18] = std::numeric_limits<float>::quiet_NaN();
   for (const float value : RmsNorm(ops(), x, ones, pool_)) EXPECT_TRUE(std::isnan(value));
   EXPECT_TRUE(std::isnan(SiluMul(ops(), x, ones, pool_)[18]));
   EXPECT_TRUE(std::isnan(SiluMul(ops(), ones, x, pool_)[18]));
+  for (const float bad : {-INFINITY, INFINITY}) {
+    EXPECT_FALSE(std::isfinite(SiluMul(ops(), {bad}, {1}, pool_)[0]));
+    x[18] = bad;
+    EXPECT_TRUE(std::isnan(RmsNorm(ops(), x, ones, pool_)[18]));
+  }
 }
 INSTANTIATE_EVERY_CPU(EveryCpu);
 

@@ -32,6 +32,7 @@ struct Places {
             .tokens = positions.size(),
             .kv_heads = kv_heads,
             .head_dim = head_dim,
+            .blocks = positions.size(),
             .block_tokens = block_tokens};
   }
   std::vector<int32_t> blocks;
@@ -125,12 +126,17 @@ TEST_P(EveryCpu, KeysAndValuesAreWrittenToTheBitAsDefined) {
       auto q = RandomNormal(tokens * heads * head_dim, /*seed=*/1);
       auto k = RandomNormal(tokens * kv_heads * head_dim, /*seed=*/2);
       auto v = RandomNormal(k.size(), /*seed=*/3);
-      const float extremes[] = {INFINITY, -INFINITY, NAN, 1e30f, 65519, 65520, 3e-8f, 1e-41f, -0.0f};
+      const float extremes[] = {INFINITY, -INFINITY, NAN,   1e30f,  65519, 65520,
+                                3e-8f,    1e-41f,    -0.0f, 127.0f, 2.5f,  kSmallestInt8Row};
       for (size_t i = 0; i < std::size(extremes); ++i) {
         k[i * kv_heads * head_dim] = extremes[i];
         v[(i + 1) * kv_heads * head_dim - 1] = extremes[i];
       }
+      const float ties[] = {127, 0.5f, -1.5f, 2.5f};  // of int8 steps of 1
+      for (size_t i = 0; i < head_dim; ++i) v[30 * kv_heads * head_dim + i] = ties[i % 4];
       std::fill_n(v.begin() + static_cast<ptrdiff_t>(20 * kv_heads * head_dim), head_dim, 0.0f);
+      std::fill_n(v.begin() + static_cast<ptrdiff_t>(21 * kv_heads * head_dim), head_dim,
+                  kSmallestInt8Row / 2);
       const Angles angles(positions, head_dim);
       const Places places(tokens);
       const PagedTokens batch = places.Batch(positions, kv_heads, head_dim, block_tokens);

@@ -64,12 +64,6 @@ inline Vec16 LoadF32(const std::byte* from) { return Load(reinterpret_cast<const
 inline Vec16 LoadF16(const std::byte* from) {
   return {_mm256_cvtph_ps(Load16Bytes(from)), _mm256_cvtph_ps(Load16Bytes(from + 16))};
 }
-inline Vec16 SplatF16(const std::byte* from) {
-  short bits;
-  __builtin_memcpy(&bits, from, sizeof(bits));
-  const __m256 each = _mm256_cvtph_ps(_mm_set1_epi16(bits));
-  return {each, each};
-}
 inline __m256 FloatsFromBF16(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }

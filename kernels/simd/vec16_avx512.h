@@ -64,11 +64,6 @@ inline Vec16 LoadF32(const std::byte* from) { return {_mm512_loadu_ps(from)}; }
 inline Vec16 LoadF16(const std::byte* from) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
 }
-inline Vec16 SplatF16(const std::byte* from) {
-  short bits;
-  __builtin_memcpy(&bits, from, sizeof(bits));
-  return {_mm512_cvtph_ps(_mm256_set1_epi16(bits))};
-}
 inline Vec16 LoadBF16(const std::byte* from) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -131,8 +126,7 @@ inline Sums16 SumFours(Bytes64 a) {
 // codes of kBits bits times its four int8 values. Steps count from 0 in each block of eight. The bias is what
 // the sums begin with; it is given twice, and where it is added is this class's affair. kAlone: there is no
 // other such object whose instructions could run between two of this one's.
-#ifdef TERRACE_AVX512_DOT
-constexpr bool kHasBF16Dots = true;
+#ifdef TERRACE_AVX512_VNNI
 template <int kBits, bool kAlone>
 class Dots {
  public:
@@ -154,7 +148,6 @@ class Dots {
   __m512i sums_[kAlone ? 2 : 1];
 };
 #else
-constexpr bool kHasBF16Dots = false;
 // vpmaddubsw adds two products in 16 bits. Codes of 4, 5 and 6 bits leave room for eight, four and two of
 // these (8 * 2 * 15 * 127 = 30480, 31496 and 32004), so that most additions are of twice as many numbers.
 template <int kBits, bool kAlone>
@@ -208,14 +201,16 @@ inline void KeepInRegister(Dots<8, false>::Codes& a) { KeepInRegister(a.size); }
 inline void KeepInRegister(Dots<8, true>::Codes& a) { KeepInRegister(a.size); }
 #endif
 
-#ifndef TERRACE_AVX512_DOT
+#ifndef TERRACE_AVX512_BF16
+constexpr bool kHasBF16Dots = false;
 inline __m512 OddBF16(__m512i pairs) {
   return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
 }
 inline __m512 EvenBF16(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 #endif
 // Each sum + its two bf16 weights times the two of a pair: the odd (upper) ones first, each fused.
-#ifdef TERRACE_AVX512_DOT
+#ifdef TERRACE_AVX512_BF16
+constexpr bool kHasBF16Dots = true;
 using BF16Pair = Bytes64;
 inline BF16Pair SplatPair(const uint16_t* pair) { return SplatFour(pair); }
 inline Vec16 DotBF16(Vec16 sums, Bytes64 weights, BF16Pair x) {

@@ -76,7 +76,6 @@ inline Vec16 LoadF32(const std::byte* from) {
 inline Vec16 LoadF16(const std::byte* from) {
   return EachLane([&](size_t i) { return FloatFromF16(LoadUnaligned<uint16_t>(from + 2 * i)); });
 }
-inline Vec16 SplatF16(const std::byte* from) { return Splat(FloatFromF16(LoadUnaligned<uint16_t>(from))); }
 inline Vec16 LoadBF16(const std::byte* from) {
   return EachLane([&](size_t i) { return FloatFromBF16(LoadUnaligned<uint16_t>(from + 2 * i)); });
 }

@@ -78,6 +78,7 @@ struct Attention {
                       .tokens = tokens,
                       .kv_heads = kKvHeads,
                       .head_dim = kHeadDim,
+                      .blocks = table.size(),
                       .block_tokens = kBlockTokens},
             .q = q.data(),
             .out = out.data(),
@@ -121,7 +122,8 @@ void AttendAtOnce(const PagedAttentionArgs& a) {
   Merge(a, outs, parts);
 }
 
-// One of two threads' part of a decode, as cpu_ops.cc shares it out: half of the spans, and merging them all.
+// One of two threads' part of a decode, as cpu_table.h shares it out: half of the spans, and merging them
+// all.
 void AttendHalf(const CpuLeaves& leaves, const PagedAttentionArgs& a) {
   const std::span<const AttentionRun> runs = AttentionRuns(a);
   const size_t units = runs.back().unit + runs.back().units(), pitch = AttentionPartial{kHeadDim}.pitch();

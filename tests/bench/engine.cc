@@ -1,13 +1,12 @@
 // Passes of a whole model against the limits of the machine: prefill, decode, batched decode, decode behind a
-// long context. Limits are measured before each round, in the same process; every figure is printed as a
+// long context. Limits are measured before each figure, in the same process; every figure is printed as a
 // rate, as a fraction of its limit, with the spread of the rounds.
 //
 //   decode    bytes of the matrices and of the KV cache that a step reads, against read bandwidth
-//   prefill   2 operations for each weight of the layers and token, against the rate of the dot product that
-//   the
-//             weights use
-//   batch     tokens per second against the smaller of batch x the decode limit and (quantized) half the int8
-//             rate
+//   prefill   2 operations for each weight of the layers and token, against the rate of the dot product
+//             that the weights use
+//   batch     tokens per second against the smaller of batch x the decode limit and (quantized) half the
+//             int8 rate
 //   context   the time that attention adds to a step, as KV bytes per second against read bandwidth
 #include <sys/resource.h>
 
@@ -23,6 +22,7 @@
 #include "base/clock.h"
 #include "base/exit_code.h"
 #include "base/json.h"
+#include "tests/bench/fill_kv.h"
 #include "tests/bench/machine_limits.h"
 #include "worker/formats/model_files.h"
 #include "worker/formats/tensor_names.h"
@@ -35,7 +35,6 @@ struct Flags {
   std::string model, kv = "f16", json;
   size_t threads = 1, rounds = 7, decode_tokens = 64;
   std::vector<uint32_t> prefill = {128, 512}, batch = {4, 8, 16, 32}, context = {};
-  bool decode = true;
 };
 
 double CpuSeconds() {
@@ -105,6 +104,7 @@ class Bench {
                                           .block_tokens = 16,
                                           .blocks = tokens / 16 + 2,
                                           .dtype = dtype}));
+    FillKv(*kv_);
     blocks_.resize(kv_->shape().blocks);
     std::iota(blocks_.begin(), blocks_.end(), 0);
     std::mt19937 random(1);
@@ -120,14 +120,12 @@ class Bench {
   void Round() {
     const double cpu = CpuSeconds();
     const MonoTime begin = RealClock().Now();
-    limits_ = meter_.Measure();
     for (const uint32_t tokens : flags_.prefill) Prefill(tokens);
-    if (flags_.decode) Decode(1);
+    Decode(1);
     for (const uint32_t batch : flags_.batch) Decode(batch);
     for (const uint32_t context : flags_.context) Context(context);
     const double busy = (CpuSeconds() - cpu) / Seconds(RealClock().Now() - begin);
     busy_.push_back(busy / static_cast<double>(flags_.threads));
-    all_limits_.push_back(limits_);
   }
 
   Json Report() const {
@@ -201,7 +199,13 @@ class Bench {
     model_->Forward(step, *kv_);
   }
 
+  void MeasureLimits() {
+    limits_ = meter_.Measure();
+    all_limits_.push_back(limits_);
+  }
+
   void Prefill(uint32_t tokens) {
+    MeasureLimits();
     const MonoTime begin = RealClock().Now();
     Step(1, 0, tokens, 0, true);
     const double rate = tokens / Seconds(RealClock().Now() - begin);
@@ -216,6 +220,7 @@ class Bench {
   }
 
   void Decode(uint32_t batch) {
+    MeasureLimits();
     const auto steps = static_cast<uint32_t>(flags_.decode_tokens);
     const uint32_t stride = RoundUp(kPrompt + steps + 1) / 16;
     Step(batch, 0, kPrompt - 1, stride, false);
@@ -230,8 +235,8 @@ class Bench {
     Add(Concat("batch ", batch), batch / seconds, std::min(batch * alone, compute / weights));
   }
 
-  // The KV of a long context is zeros: how fast they are read does not depend on it.
   void Context(uint32_t context) {
+    MeasureLimits();
     const double near = StepSeconds(1, kPrompt, 0), far = StepSeconds(1, context, 0);
     const double bytes = KvBytesPerPosition() * (context + 0.5 * static_cast<double>(flags_.decode_tokens));
     Add(Concat("context ", context), 1 / far, limits_.read_bytes / (cost_.bytes + bytes));

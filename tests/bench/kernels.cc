@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "kernels/gemm/weight_strips.h"
 #include "kernels/op_table.h"
+#include "tests/bench/fill_kv.h"
 #include "tests/bench/machine_limits.h"
 #include "worker/formats/weight_encoding.h"
 #include "worker/kv/kv_pool.h"
@@ -154,6 +155,7 @@ class Bench {
                                   .blocks = static_cast<uint32_t>(context / kBlockTokens),
                                   .dtype = *ParseKvDType(dtype)});
       CHECK(pool.ok(), Message(pool.status()));
+      FillKv(**pool);
       std::vector<int32_t> table(context / kBlockTokens);
       std::iota(table.begin(), table.end(), 0);
       const std::vector<float> q = RandomFloats(kHeads * kHeadDim);
@@ -172,6 +174,7 @@ class Bench {
                                             .tokens = 1,
                                             .kv_heads = kKvHeads,
                                             .head_dim = kHeadDim,
+                                            .blocks = context / kBlockTokens,
                                             .block_tokens = kBlockTokens},
                                   .q = q.data(),
                                   .out = out.data(),

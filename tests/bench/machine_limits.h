@@ -14,10 +14,13 @@ struct MachineLimits {
   std::optional<double> bf16;  // of vdpbf16ps, where the processor has it
 };
 
+// Holds 1 GiB of memory to read. Of one thread at a time; Measure() runs `threads` of its own.
 class LimitsMeter {
  public:
   explicit LimitsMeter(size_t threads);
   ~LimitsMeter();
+  LimitsMeter(const LimitsMeter&) = delete;
+  LimitsMeter& operator=(const LimitsMeter&) = delete;
 
   MachineLimits Measure();
 

@@ -39,7 +39,7 @@ CMAKE = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "
          "-DLLAMA_USE_PREBUILT_UI=OFF")  # the last one would download a web page for the server
 
 # Lengths in tokens. Batches decode behind a prompt of 16, as those of tests/bench/engine.cc.
-PREFILL, BATCH, DECODE, BATCH_PROMPT = (128, 512), (4, 8, 16, 32), 64, 16
+PREFILL, BATCH, BATCH_PROMPT = (128, 512), (4, 8, 16, 32), 16
 CONCURRENCY, REQUESTS, PROMPT, OUTPUT = 8, 32, 128, 64
 SPEED, DELAY = f"server, {CONCURRENCY} at a time", "server, first token p50, ms"
 WHAT = ("decode", "prefill", "batch", "context", "server")
@@ -60,11 +60,13 @@ class Job:
     threads: int
     kinds: list  # of WHAT
     context: list  # positions
+    tokens: int  # that a decode makes
 
     def figures(self):
         """The names of what has to come out."""
         names = {"decode": ["decode"], "prefill": [f"prefill {n}" for n in PREFILL], "batch": [f"batch {n}" for n in BATCH],
-                 "context": [f"context {n}" for n in self.context], "server": [SPEED, DELAY]}
+                 "context": [f"{what} {n}" for n in self.context for what in ("context", "attention")],
+                 "server": [SPEED, DELAY]}
         return [name for kind in self.kinds for name in names[kind]]
 
 
@@ -121,14 +123,14 @@ class Rival:
         if "server" in job.kinds:
             return self.serve(common)
         if "batch" in job.kinds:
-            return self.batch(common)
+            return self.batch(common, job.tokens)
         if "context" not in job.kinds:
-            prompts, tokens = PREFILL if "prefill" in job.kinds else [0], DECODE if "decode" in job.kinds else 0
+            prompts, tokens = PREFILL if "prefill" in job.kinds else [0], job.tokens if "decode" in job.kinds else 0
             return self.bench(common, "-p", comma(prompts), "-n", tokens)
         if self.is_ik:  # -gp and -d: so many tokens behind others
-            behind = [word for n in job.context for word in ("-gp", f"{n},{DECODE}")]
+            behind = [word for n in job.context for word in ("-gp", f"{n},{job.tokens}")]
             return self.bench(common, "-fa", 1, "-p", 0, "-n", 0, *behind)
-        return self.bench(common, "-fa", 1, "-p", 0, "-n", DECODE, "-d", comma(job.context))
+        return self.bench(common, "-fa", 1, "-p", 0, "-n", job.tokens, "-d", comma(job.context))
 
     def bench(self, common, *tests):
         repack = ("-rtr", 1) if self.is_ik else ()
@@ -140,10 +142,10 @@ class Rival:
             values[name] = test["avg_ts"]
         return Found(values)
 
-    def batch(self, common):
+    def batch(self, common, tokens):
         """From the table, which llama.cpp writes to stdout and ik_llama.cpp to stderr:
         | PP | TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | T s | S t/s |"""
-        sizes = ("-c", 4096, "-npp", BATCH_PROMPT, "-ntg", DECODE, "-npl", comma(BATCH))
+        sizes = ("-c", 4096, "-npp", BATCH_PROMPT, "-ntg", tokens, "-npl", comma(BATCH))
         output = run_tool([self.tool("llama-batched-bench"), *common, *sizes, *(("-rtr",) if self.is_ik else ())])
         rows = [line.strip("| ").split("|") for line in "\n".join(output).splitlines() if re.match(r"\|\s*\d", line)]
         return Found({f"batch {int(row[2])}": float(row[7]) for row in rows})
@@ -172,7 +174,7 @@ class Terrace:
             return self.serve(job)
         prefill = PREFILL if "prefill" in job.kinds else [16]  # these two cannot be left out, only be short
         batch = BATCH if "batch" in job.kinds else [2]
-        command = [self.engine, "--model", job.model, "--threads", job.threads, "--rounds", 1, "--decode-tokens", DECODE,
+        command = [self.engine, "--model", job.model, "--threads", job.threads, "--rounds", 1, "--decode-tokens", job.tokens,
                    "--kv", "f16", "--prefill", comma(prefill), "--batch", comma(batch)]
         command += ["--context", comma(job.context)] if "context" in job.kinds else []
         with tempfile.NamedTemporaryFile(prefix="rivals-") as file:
@@ -292,6 +294,11 @@ def load(port, path, body_of):
 # ---- Rounds and the report.
 
 
+def is_own(figure):
+    """Figures that only Terrace's engine tells: the time that attention adds to a decode, as the tokens it would allow."""
+    return figure.startswith("attention")
+
+
 class Results:
     """Every figure of every round. A row is (model, threads, figure)."""
 
@@ -303,7 +310,8 @@ class Results:
         kinds = "+".join(job.kinds)
         try:
             found = engine.measure(job)
-            found.notes += [f"{name}: not in the output" for name in job.figures() if name not in found.values]
+            missing = [name for name in job.figures() if name not in found.values and not is_own(name)]
+            found.notes += [f"{name}: not in the output" for name in missing]
         except (Failed, OSError, subprocess.TimeoutExpired, http.client.HTTPException) as error:
             found = Found({}, notes=[f"{kinds}: {error}"])
         except (LookupError, ValueError) as error:
@@ -369,8 +377,8 @@ def caption(facts, terrace):
     return f"""{facts['date']}, {facts['machine']}; {load_average}.
 {versions}; Terrace's kernels: {terrace.kernels}.
 Medians of {facts['rounds']} rounds (least to most), tok/s unless said. Ratio: beside the better rival of the same round, median
-and least; above 1 Terrace is ahead, in ms too. KV in f16, ik_llama.cpp with -rtr, else the rivals' defaults; context: {DECODE}
-tokens behind so many, the rivals with -fa 1. Server: {REQUESTS} requests, {PROMPT} tokens in, {OUTPUT} out, the client on the same
+and least; above 1 Terrace is ahead, in ms too. KV in f16, ik_llama.cpp with -rtr, else the rivals' defaults; decodes of {facts['decode_tokens']}
+tokens, context: behind so many, the rivals with -fa 1. Server: {REQUESTS} requests, {PROMPT} tokens in, {OUTPUT} out, the client on the same
 cores; the rivals with -np {CONCURRENCY} -c 4096 -cram 0; first token: the first event of the stream."""
 
 
@@ -405,12 +413,12 @@ def run(args):
     terrace = Terrace(args.terrace_engine.absolute(), args.terrace.absolute())
     engines = [terrace, *rivals_in(args.work)]
     facts = {"date": datetime.date.today().isoformat(), "machine": machine(), "load_average": os.getloadavg()[0],
-             "nice": args.nice, "busy": args.busy, "rounds": args.rounds, "versions": {engine.name: engine.version() for engine in engines}}
+             "nice": args.nice, "busy": args.busy, "decode_tokens": args.decode_tokens, "rounds": args.rounds, "versions": {engine.name: engine.version() for engine in engines}}
     if args.nice:
         set_priority(args.nice)
     results = Results()
     groups = [[kind for kind in group if kind in args.what] for group in GROUPS]
-    jobs = [[Job(model.absolute(), threads, kinds, args.context) for kinds in groups if kinds]
+    jobs = [[Job(model.absolute(), threads, kinds, args.context, args.decode_tokens) for kinds in groups if kinds]
             for model in args.models for threads in args.threads]
     for of_model, i in itertools.product(jobs, range(args.rounds)):
         turn = i % len(engines)
@@ -514,6 +522,7 @@ def main():
     command.add_argument("--what", type=words, default=comma(WHAT), help="default: %(default)s")
     command.add_argument("--context", type=counts, default="4096,16384", help="for --what context; the rivals compute such a "
                          "prompt in each round, a large model for minutes; default: %(default)s")
+    command.add_argument("--decode-tokens", type=int, default=64, help="of a decode, alone or in a batch; default: %(default)s")
     command.add_argument("--nice", type=int, default=0, help="of all engines; -10 (as root) beside other work: there the rivals' "
                          "threads spin for each other and their figures collapse")
     command.add_argument("--busy", type=int, default=0, help="other processes beside each run that want a core each, to see what "

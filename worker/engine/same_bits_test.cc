@@ -79,8 +79,8 @@ class LogitsExecutor : public Executor {
   bool has_one_value_each_ = true;
 };
 
-// Sixteen requests: greedy and sampled, of lengths around the edges of blocks (16) and attention chunks (64);
-// some begin alike, some are the same.
+// Sixteen requests: greedy and sampled, of lengths around the edges of blocks (16), one of two attention
+// spans; some begin alike, some are the same.
 std::vector<SequenceSpec> Requests(uint32_t vocab_size) {
   std::mt19937 random(1);
   const auto draw = [&](uint32_t low, uint32_t high) {

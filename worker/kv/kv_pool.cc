@@ -63,27 +63,26 @@ template <typename Visit>
 void KvPool::EachPart(BlockId block, Visit visit) {
   CHECK(block >= 0 && static_cast<uint32_t>(block) < shape_.blocks, "KV block ", block, " of ",
         shape_.blocks);
-  const uint64_t rows = uint64_t{shape_.kv_heads} * shape_.block_tokens;
-  const uint64_t bytes = rows * shape_.head_dim * KvElementBytes(shape_.dtype);
-  const auto index = static_cast<uint64_t>(block);
+  const uint64_t rows = shape_.block_tokens, bytes = rows * shape_.head_dim * KvElementBytes(shape_.dtype);
   for (uint32_t i = 0; i < shape_.layers; ++i) {
     const KvLayer whole = layer(i);
     for (const KvRows& part : {whole.keys, whole.values}) {
-      visit(part.data + index * bytes, bytes);
-      if (part.scales == nullptr) continue;
-      visit(reinterpret_cast<std::byte*>(part.scales + index * rows), rows * sizeof(float));
+      for (uint64_t head = 0; head < shape_.kv_heads; ++head) {
+        const uint64_t index = head * shape_.blocks + static_cast<uint64_t>(block);
+        visit(part.data + index * bytes, bytes);
+        if (part.scales == nullptr) continue;
+        visit(reinterpret_cast<std::byte*>(part.scales + index * rows), rows * sizeof(float));
+      }
     }
   }
 }
 
 void KvPool::CopyRows(BlockId from, BlockId to, uint32_t rows) {
-  CHECK(from != to && rows <= shape_.block_tokens, rows, " rows of KV block ", from, " to ", to);
+  CHECK(from != to && from >= 0 && static_cast<uint32_t>(from) < shape_.blocks && rows <= shape_.block_tokens,
+        rows, " rows of KV block ", from, " to ", to);
   const ptrdiff_t blocks = ptrdiff_t{from} - to;
   EachPart(to, [&](std::byte* part, uint64_t bytes) {
-    const uint64_t head_bytes = bytes / shape_.kv_heads, row_bytes = head_bytes / shape_.block_tokens;
-    for (uint32_t head = 0; head < shape_.kv_heads; ++head, part += head_bytes) {
-      std::memcpy(part, part + blocks * static_cast<ptrdiff_t>(bytes), rows * row_bytes);
-    }
+    std::memcpy(part, part + blocks * static_cast<ptrdiff_t>(bytes), bytes / shape_.block_tokens * rows);
   });
 }
 

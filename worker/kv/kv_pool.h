@@ -1,7 +1,8 @@
-// The memory of the KV cache of one rank: keys and values of one dtype, per layer [blocks, kv_heads,
+// The memory of the KV cache of one rank: keys and values of one dtype, per layer [kv_heads, blocks,
 // block_tokens, head_dim], and a swap memory of whole blocks beside it, for sequences that wait. Owned by the
-// ModelRunner and written by its thread only. Pages come when they are first written. Rows of blocks that
-// were never written hold anything: attention reads a position only after its step wrote it.
+// ModelRunner and written by its thread only. Pages, of 2 MiB where the system has them, come when they are
+// first written. Rows of blocks that were never written hold anything: attention reads a position only after
+// its step wrote it.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,7 @@ class KvPool {
   static StatusOr<std::unique_ptr<KvPool>> Create(const KvShape& shape);
 
   const KvShape& shape() const { return shape_; }
-  // [blocks, kv_heads, block_tokens] rows of keys and as many of values.
+  // [kv_heads, blocks, block_tokens] rows of keys and as many of values.
   KvLayer layer(uint32_t layer);
 
   // Positions [0, rows) of a block: all layers and heads. `from` and `to` may not be the same.

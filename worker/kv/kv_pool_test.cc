@@ -35,10 +35,13 @@ struct Row {
 std::vector<Row> AllRows(KvPool& pool) {
   const KvShape& shape = pool.shape();
   std::vector<Row> rows;
-  for (uint32_t i = 0; i < shape.layers; ++i) {
-    const KvLayer layer = pool.layer(i);
+  for (uint32_t l = 0; l < shape.layers; ++l) {
+    const KvLayer layer = pool.layer(l);
     for (const KvRows& part : {layer.keys, layer.values}) {
-      for (size_t row = 0; row < size_t{shape.blocks} * shape.kv_heads * shape.block_tokens; ++row) {
+      for (size_t i = 0; i < size_t{shape.blocks} * shape.kv_heads * shape.block_tokens; ++i) {
+        const size_t position = i % shape.block_tokens, head = i / shape.block_tokens % shape.kv_heads;
+        const size_t block = i / shape.block_tokens / shape.kv_heads;
+        const size_t row = (head * shape.blocks + block) * shape.block_tokens + position;
         rows.push_back({part.data + row * shape.head_dim * KvElementBytes(shape.dtype),
                         part.scales == nullptr ? nullptr : part.scales + row});
       }

@@ -159,7 +159,7 @@ float* Fit(std::vector<float>& buffer, size_t size) {
 struct Transformer::Impl {
   // Lays `batch` out in `rows`. What breaks its contract is a bug of the caller.
   void Gather(const Batch& batch, const KvPool& kv);
-  void RunLayer(const Layer& layer, const KvLayer& kv, uint32_t block_tokens);
+  void RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape);
   std::span<const float> Logits();
 
   // The parts' products of x or, with `norm`, of RmsNorm(x) * norm; for all rows.
@@ -201,7 +201,7 @@ void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
 }
 
 // x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)
-void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t block_tokens) {
+void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape) {
   const size_t tokens = rows.tokens.size();
   float* x = scratch.hidden.data();
   float* q = Fit(scratch.query, tokens * layer.query.rows);
@@ -214,7 +214,8 @@ void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, uint32_t
                           .tokens = tokens,
                           .kv_heads = config.kv_heads,
                           .head_dim = config.head_dim,
-                          .block_tokens = block_tokens};
+                          .blocks = shape.blocks,
+                          .block_tokens = shape.block_tokens};
 
   Multiply(x, &layer.attention_norm, {{layer.query, q}, {layer.key, k}, {layer.value, v}}, tokens);
   ops.rope_kv({.batch = batch,
@@ -284,7 +285,7 @@ std::span<const float> Transformer::Forward(const Batch& batch, KvPool& kv) {
                cos + begin * pairs, sin + begin * pairs);
   });
   for (uint32_t i = 0; i < m.config.layers; ++i) {
-    m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape().block_tokens);
+    m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape());
   }
   return m.Logits();
 }
