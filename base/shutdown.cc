@@ -53,6 +53,12 @@ int ShutdownSignal::WaitFor(double seconds) {
   }
 }
 
+bool ShutdownSignal::IsPending() const {
+  sigset_t pending;
+  return sigpending(&pending) == 0 &&
+         (sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1);
+}
+
 int ShutdownSignal::Wait(double poll_seconds, const std::function<bool()>& poll) {
   while (true) {
     if (const int signal = WaitFor(poll_seconds); signal != 0) return signal;

@@ -15,6 +15,8 @@ class ShutdownSignal {
   int Wait(double poll_seconds = 3600, const std::function<bool()>& poll = nullptr);
   // Waits up to `seconds`; the signal number or 0.
   int WaitFor(double seconds);
+  // A signal is there that no call has returned yet. Any thread.
+  bool IsPending() const;
 };
 
 }  // namespace terrace

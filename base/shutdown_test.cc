@@ -21,6 +21,15 @@ TEST(ShutdownSignal, ReportsTheSignalThatCame) {
   EXPECT_EQ(shutdown.WaitFor(0), 0);
 }
 
+TEST(ShutdownSignal, IsPendingUntilACallReturnsIt) {
+  ShutdownSignal shutdown;
+  EXPECT_FALSE(shutdown.IsPending());
+  kill(getpid(), SIGTERM);
+  EXPECT_TRUE(shutdown.IsPending());
+  EXPECT_EQ(shutdown.WaitFor(0), SIGTERM);
+  EXPECT_FALSE(shutdown.IsPending());
+}
+
 TEST(ShutdownSignal, WakesAWaiterWhicheverThreadRaisesIt) {
   ShutdownSignal shutdown;
   std::jthread other([] { kill(getpid(), SIGTERM); });

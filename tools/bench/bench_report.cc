@@ -20,6 +20,7 @@ Json ToJson(const TargetDescription& target) {
           {"version", text(target.version)},
           {"device", text(target.device)},
           {"weight_dtype", text(target.weight_dtype)},
+          {"compute", text(target.compute)},
           {"kv_dtype", text(target.kv_dtype)},
           {"parameters", number(target.parameters)},
           {"context_length", number(target.context_length)},

@@ -18,7 +18,7 @@ namespace terrace {
 struct TargetDescription {
   std::string kind = {};  // "router", "worker" or "model"
   std::string name = {};  // its address or path
-  std::string model = {}, version = {}, device = {}, weight_dtype = {}, kv_dtype = {};
+  std::string model = {}, version = {}, device = {}, weight_dtype = {}, compute = {}, kv_dtype = {};
   uint64_t parameters = 0;
   uint32_t context_length = 0;
   uint32_t max_sequences = 0;  // batched at once

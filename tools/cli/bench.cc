@@ -16,7 +16,8 @@ namespace {
 
 constexpr double kRateWindowSeconds = 1;
 
-StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& options) {
+StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& options,
+                                                       const ShutdownSignal& shutdown) {
   if (!options.router.empty()) return OpenRouterBenchTarget(options.router, options.model);
   if (!options.worker.empty()) return OpenWorkerBenchTarget(options.worker);
   OpenEngineOptions engine;
@@ -25,6 +26,7 @@ StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& optio
   engine.max_sequences = options.max_sequences;
   engine.compute = options.compute;
   engine.kv_dtype = options.kv_dtype;
+  engine.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
   return OpenLocalBenchTarget(engine);
 }
 
@@ -120,7 +122,7 @@ Status RunBench(const BenchOptions& options, const CommandContext& context) {
   BenchSettings settings = options.settings;
   std::random_device entropy;
   settings.cache_salt = Concat("bench-", entropy(), "-", entropy());
-  ASSIGN_OR_RETURN(const std::unique_ptr<BenchTarget> target, OpenBenchTarget(options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<BenchTarget> target, OpenBenchTarget(options, context.shutdown));
   ASSIGN_OR_RETURN(const Workload workload, Workload::Make(settings.workload, target->vocabulary(),
                                                            target->description().context_length));
   PartRunner runner(*target, workload, settings, context);

@@ -57,6 +57,7 @@ class LocalTarget : public BenchTarget {
     description_.version = kVersion;
     description_.device = opened_.device;
     description_.weight_dtype = opened_.weight_dtype;
+    description_.compute = opened_.compute;
     description_.kv_dtype = opened_.kv_dtype;
     description_.parameters = opened_.parameters;
     description_.context_length = opened_.context_length;

@@ -38,6 +38,7 @@ std::string DescribeTarget(const TargetDescription& target) {
   add(target.model);
   if (target.parameters > 0) add(FormatCount(target.parameters), " parameters");
   add(target.weight_dtype, " weights");
+  if (!target.compute.empty()) add(Concat("compute ", target.compute));
   add(target.kv_dtype, " KV cache");
   add(target.device);
   if (target.threads > 0) add(FormatCount(target.threads), target.threads == 1 ? " thread" : " threads");

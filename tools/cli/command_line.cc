@@ -80,18 +80,23 @@ void AddRequestOptions(CLI::App& command, RequestOptions& options) {
 }
 
 void AddTarget(CLI::App& command, ModelTarget& target) {
-  command
-      .add_option("--router", target.router,
-                  Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"))
-      ->type_name(kAddress);
-  command
-      .add_option("--model", target.model,
-                  "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
-                  "in this process")
-      ->type_name("MODEL");
-  command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
-      ->type_name("N");
-  AddEngineOptions(command, target.compute, target.kv_dtype);
+  auto* const router =
+      command
+          .add_option("--router", target.router,
+                      Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"))
+          ->type_name(kAddress);
+  auto* const model =
+      command
+          .add_option(
+              "--model", target.model,
+              "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
+              "in this process")
+          ->type_name("MODEL");
+  auto* const threads =
+      command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
+          ->type_name("N");
+  const auto [compute, kv_dtype] = AddEngineOptions(command, target.compute, target.kv_dtype);
+  for (CLI::Option* const option : {threads, compute, kv_dtype}) option->excludes(router)->needs(model);
 }
 
 void AddChat(CLI::App& app, ChatOptions& options) {

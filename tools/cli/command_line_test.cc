@@ -79,7 +79,8 @@ TEST(CommandLine, AModelWithoutARouterIsAPath) {
   EXPECT_EQ(default_router.request.temperature, 0);
   ModelTarget absent;
   absent.model = "/nowhere/auto";
-  EXPECT_EQ(OpenTarget(absent).status().code(), StatusCode::kNotFound);
+  ShutdownSignal shutdown;
+  EXPECT_EQ(OpenTarget(absent, shutdown).status().code(), StatusCode::kNotFound);
 }
 
 TEST(CommandLine, EveryCommandParses) {
@@ -132,6 +133,10 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"generate", "--model", "m"},
       {"generate", "--prompt", "a", "--messages", "b"},
       {"generate", "--prompt", "a", "--temperature", "3"},
+      {"generate", "--prompt", "a", "--compute", "f32"},  // of which model?
+      {"generate", "--prompt", "a", "--model", "m", "--compute", "bf16"},
+      {"generate", "--prompt", "a", "--model", "m", "--kv-dtype", "fp8"},
+      {"evaluate", "--router", "h:1", "--model", "m", "--kv-dtype", "f16"},
       {"generate", "--prompt", "a", "--top-k", "-1"},
       {"generate", "--prompt", "a", "--max-tokens", "-1"},
       {"generate", "--prompt", "a", "--logprobs", "21"},

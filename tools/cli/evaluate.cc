@@ -31,7 +31,7 @@ StatusOr<std::vector<TaskRow>> LoadRows(const EvaluateOptions& options, const st
 StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<TaskRow>& rows,
                                           const EvaluateOptions& options, const CommandContext& context) {
   target.max_sequences = options.concurrency;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(target));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(target, context.shutdown));
   ProgressBar bar(context, target.model.empty() ? "evaluate" : target.model);
   EvaluationOptions run;
   run.model = target.served_name();

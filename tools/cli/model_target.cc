@@ -8,7 +8,7 @@
 
 namespace terrace {
 
-StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target) {
+StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown) {
   if (!target.is_in_process()) {
     return std::unique_ptr<Answerer>(
         new RouterClient(target.router.empty() ? kDefaultRouter : target.router));
@@ -24,6 +24,7 @@ StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target) {
   options.max_sequences = target.max_sequences;
   options.compute = target.compute;
   options.kv_dtype = target.kv_dtype;
+  options.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(options));
   return std::unique_ptr<Answerer>(std::move(local));
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "base/shutdown.h"
 #include "base/status.h"
 #include "tools/cli/answerer.h"
 
@@ -23,7 +24,7 @@ struct ModelTarget {
 };
 
 // Errors of OpenEngine; NOT_FOUND for a path that does not exist, with the hint that a served name needs
-// --router.
-StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target);
+// --router; CANCELLED when `shutdown` comes while the model loads.
+StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown);
 
 }  // namespace terrace

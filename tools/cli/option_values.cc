@@ -49,11 +49,15 @@ std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& com
       command
           .add_option("--compute", compute,
                       "of a model in this process: auto (16-bit weights by bf16, quantized ones by int8), "
-                      "f32 (exact and slower)")
+                      "f32 (exact, slower, up to seven times the memory)")
+          ->type_name("TYPE")
+          ->check(CLI::IsMember({"auto", "f32"}).description(""))
           ->capture_default_str(),
       command
           .add_option("--kv-dtype", kv_dtype,
                       "of a model in this process: keys and values in f32, f16, bf16, int8")
+          ->type_name("TYPE")
+          ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}).description(""))
           ->capture_default_str()};
 }
 

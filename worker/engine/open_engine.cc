@@ -79,8 +79,12 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   auto pool = std::make_unique<ThreadPool>(opened.threads, options.pin_threads);
   // Before the KV pool is sized: weights take memory.
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
-  ASSIGN_OR_RETURN(auto transformer,
-                   Transformer::Load(config, *opened.files->weights, *ops, *pool, compute, free_bytes));
+  auto transformer = Transformer::Load(config, *opened.files->weights, *ops, *pool, compute, free_bytes,
+                                       options.is_cancelled);
+  if (transformer.status().code() == StatusCode::kResourceExhausted) {
+    return Annotate(transformer.status(), options.model);  // the other errors name it
+  }
+  RETURN_IF_ERROR(transformer.status());
   ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
   ASSIGN_OR_RETURN(const KvDType kv_dtype, ParseKvDType(options.kv_dtype));
   KvShape shape{.layers = config.layers,
@@ -107,7 +111,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   shape.host_blocks = static_cast<uint32_t>(
       std::min<uint64_t>(options.host_swap_bytes / shape.BlockBytes(), std::numeric_limits<BlockId>::max()));
 
-  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(std::move(pool), std::move(transformer), *ops, shape));
+  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(std::move(pool), *std::move(transformer), *ops, shape));
   opened.parameters = runner->transformer().parameters();
   opened.weight_bytes = runner->transformer().weight_bytes();
   opened.kv_bytes = sizing.bytes;
@@ -116,6 +120,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.blocks = sizing.blocks;
   opened.host_blocks = shape.host_blocks;
   opened.kv_dtype = options.kv_dtype;
+  opened.compute = options.compute;
   opened.block_tokens = options.block_tokens;
   opened.max_sequences = options.max_sequences;
   opened.device = std::string(ops->name);

@@ -28,6 +28,7 @@ struct OpenEngineOptions {
   std::string compute = "auto";  // auto or f32: see ComputeType
   bool pin_threads = false;      // see ThreadPool
   std::function<void(const StepObservation&)> on_step = nullptr;
+  std::function<bool()> is_cancelled = nullptr;  // asked while weights are loaded
 };
 
 struct OpenedEngine {
@@ -36,6 +37,7 @@ struct OpenedEngine {
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t host_blocks = 0;  // of the swap memory
   std::string kv_dtype;
+  std::string compute;
   std::string kv_arithmetic;  // how the KV pool got its size, for the log
   std::string device;         // "cpu avx512"
   std::string weight_dtype;   // of the largest tensors
@@ -46,8 +48,8 @@ struct OpenedEngine {
 // with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
 
-// Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the weights
-// find no memory or the KV pool cannot hold one full context, with needed and free bytes.
+// Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the weights find no memory or
+// the KV pool cannot hold one full context, with needed and free bytes; CANCELLED.
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options);
 
 }  // namespace terrace

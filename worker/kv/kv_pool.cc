@@ -41,8 +41,11 @@ StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
   constexpr std::string_view kPool = "KV cache", kHost = "KV swap memory";
   ASSIGN_OR_RETURN(const uint64_t bytes, BytesOf(shape, shape.blocks, kPool));
   ASSIGN_OR_RETURN(const uint64_t host_bytes, BytesOf(shape, shape.host_blocks, kHost));
-  ASSIGN_OR_RETURN(HugeBuffer memory, HugeBuffer::Allocate(bytes, kPool));
-  ASSIGN_OR_RETURN(HugeBuffer host, HugeBuffer::Allocate(host_bytes, kHost));
+  // A first token touches each layer and head: hundreds of places. Huge pages would make long contexts 5%
+  // faster, and short ones take that many times 2 MiB.
+  constexpr auto kPages = HugeBuffer::Pages::kSmall;
+  ASSIGN_OR_RETURN(HugeBuffer memory, HugeBuffer::Allocate(bytes, kPool, kPages));
+  ASSIGN_OR_RETURN(HugeBuffer host, HugeBuffer::Allocate(host_bytes, kHost, kPages));
   return std::unique_ptr<KvPool>(new KvPool(shape, std::move(memory), std::move(host)));
 }
 

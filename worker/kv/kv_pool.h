@@ -1,8 +1,7 @@
 // The memory of the KV cache of one rank: keys and values of one dtype, per layer [kv_heads, blocks,
 // block_tokens, head_dim], and a swap memory of whole blocks beside it, for sequences that wait. Owned by the
-// ModelRunner and written by its thread only. Pages, of 2 MiB where the system has them, come when they are
-// first written. Rows of blocks that were never written hold anything: attention reads a position only after
-// its step wrote it.
+// ModelRunner and written by its thread only. Pages come when they are first written. Rows of blocks that
+// were never written hold anything: attention reads a position only after its step wrote it.
 #pragma once
 
 #include <cstdint>

@@ -97,17 +97,19 @@ struct ToPack {
 
 // Into one buffer, in the order given: the order in which a step reads them.
 Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free_bytes, const OpTable& ops,
-            ThreadPool& pool, HugeBuffer& memory) {
+            ThreadPool& pool, const std::function<bool()>& is_cancelled, HugeBuffer& memory) {
   size_t bytes = 0;
   for (const ToPack& each : matrices) bytes += ops.packed_bytes(each.matrix, compute);
   if (bytes > free_bytes) {  // the system would promise it, and end the process later
     return WithReason(
-        ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", free_bytes),
+        ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", free_bytes,
+                          compute == ComputeType::kF32 ? "; with compute auto they take less" : ""),
         "weights_too_large");
   }
   ASSIGN_OR_RETURN(memory, HugeBuffer::Allocate(bytes, "model weights"));
   std::byte* at = memory.data();
   for (const ToPack& each : matrices) {
+    if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
     *each.out = ops.pack(each.matrix, compute, at, pool);
     at += ops.packed_bytes(each.matrix, compute);
   }
@@ -115,7 +117,8 @@ Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free
 }
 
 StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& source, ComputeType compute,
-                              uint64_t free_bytes, const OpTable& ops, ThreadPool& pool) {
+                              uint64_t free_bytes, const OpTable& ops, ThreadPool& pool,
+                              const std::function<bool()>& is_cancelled) {
   ASSIGN_OR_RETURN(const ArchSpec* spec, FindArchSpec(config.family));
   Weights weights;
   std::vector<ToPack> matrices;
@@ -145,7 +148,7 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& sou
     weights.bytes += tensor->bytes;
   }
   if (config.tied_embeddings) matrices.push_back({weights.embedding, &weights.output});
-  RETURN_IF_ERROR(Pack(matrices, compute, free_bytes, ops, pool, weights.packed));
+  RETURN_IF_ERROR(Pack(matrices, compute, free_bytes, ops, pool, is_cancelled, weights.packed));
   return weights;
 }
 
@@ -256,8 +259,10 @@ std::span<const float> Transformer::Impl::Logits() {
 StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& config,
                                                          const WeightSource& weights, const OpTable& ops,
                                                          ThreadPool& pool, ComputeType compute,
-                                                         uint64_t free_bytes) {
-  ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, weights, compute, free_bytes, ops, pool));
+                                                         uint64_t free_bytes,
+                                                         const std::function<bool()>& is_cancelled) {
+  ASSIGN_OR_RETURN(Weights loaded,
+                   LoadWeights(config, weights, compute, free_bytes, ops, pool, is_cancelled));
   return std::unique_ptr<Transformer>(
       new Transformer(std::unique_ptr<Impl>(new Impl{config, ops, pool, std::move(loaded), {}, {}})));
 }

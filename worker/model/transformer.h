@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -39,12 +40,13 @@ struct Batch {
 class Transformer {
  public:
   // Borrows `weights` and `ops` for its lifetime; `pool` is the compute pool of its thread. DATA_LOSS when a
-  // tensor is missing or misshapen; RESOURCE_EXHAUSTED, reason weights_too_large, when the
-  // packed weights take more than `free_bytes`.
+  // tensor is missing or misshapen; RESOURCE_EXHAUSTED, reason weights_too_large, when the packed weights
+  // take more than `free_bytes`; CANCELLED when `is_cancelled`, asked before each matrix, says so.
   static StatusOr<std::unique_ptr<Transformer>> Load(const ModelConfig& config, const WeightSource& weights,
                                                      const OpTable& ops, ThreadPool& pool,
                                                      ComputeType compute = ComputeType::kAuto,
-                                                     uint64_t free_bytes = UINT64_MAX);
+                                                     uint64_t free_bytes = UINT64_MAX,
+                                                     const std::function<bool()>& is_cancelled = nullptr);
   ~Transformer();
 
   // Runs the batch, writes its keys and values into `kv`, and returns the wanted logits [rows, vocab_size]:

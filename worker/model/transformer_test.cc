@@ -216,6 +216,17 @@ TEST(Transformer, CountsTiedWeightsOnce) {
   }
 }
 
+TEST(Transformer, LoadingEndsWhenItIsCancelled) {
+  const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
+  ThreadPool pool(1);
+  int asked = 0;
+  const Status status = Transformer::Load(files.config, *files.weights, CpuOps(), pool, ComputeType::kAuto,
+                                          UINT64_MAX, [&asked] { return ++asked == 3; })
+                            .status();
+  EXPECT_EQ(status.code(), StatusCode::kCancelled);
+  EXPECT_EQ(asked, 3);
+}
+
 TEST(Transformer, WeightsThatDoNotFitAreAnErrorWithBothSizes) {
   const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
   ThreadPool pool(1);

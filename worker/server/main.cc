@@ -55,7 +55,15 @@ void Drain(WorkerServer& server, ShutdownSignal& shutdown) {
 
 Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
   InitLog(options.log);
-  ASSIGN_OR_RETURN(const auto server, WorkerServer::Start(options.server));
+  WorkerServerOptions server_options = options.server;
+  server_options.engine.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
+  const auto started = WorkerServer::Start(server_options);
+  if (started.status().code() == StatusCode::kCancelled) {
+    Log(LogLevel::kInfo, "worker_stopped", {{"reason", "asked to while it loaded the model"}});
+    return {};
+  }
+  RETURN_IF_ERROR(started.status());
+  const auto& server = *started;
   shutdown.Wait();
   Drain(*server, shutdown);
   const EngineStats stats = server->Stats();

@@ -164,6 +164,7 @@ void WorkerServer::LogReady(double load_seconds) const {
        {"weight_bytes", opened_.weight_bytes},
        {"device", opened_.device},
        {"threads", opened_.threads},
+       {"compute", opened_.compute},
        {"context_length", opened_.context_length},
        {"kv_dtype", opened_.kv_dtype},
        {"kv_bytes", opened_.kv_bytes},

@@ -11,7 +11,7 @@
 
 namespace terrace {
 
-StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what) {
+StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what, Pages pages) {
   HugeBuffer out;
   if (bytes == 0) return out;
   const auto failed = [&](int error) {
@@ -28,7 +28,7 @@ StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what) {
   if (before < kAlignment) munmap(first + before + size, kAlignment - before);
   out.data_ = first + before;
   out.size_ = size;
-  madvise(out.data_, size, MADV_HUGEPAGE);  // a wish: without huge pages it works with small ones
+  if (pages == Pages::kHuge) madvise(out.data_, size, MADV_HUGEPAGE);  // a wish
   static const std::vector<int> nodes = MemoryNodes();
   if (nodes.size() > 1) InterleaveOverNodes(out.data_, size, nodes).IgnoreError();  // a wish, too
   return out;

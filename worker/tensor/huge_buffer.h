@@ -1,6 +1,6 @@
-// A large block of memory on huge pages where the system gives them: streaming through it then costs few
-// address translations. Spread over the NUMA nodes that this process runs on. Owns the memory. Pages come, as
-// zeros, when they are first touched.
+// A large block of memory, on huge pages if wanted and where the system gives them: streaming through it then
+// costs few address translations. Spread over the NUMA nodes that this process runs on. Owns the memory.
+// Pages come, as zeros, when they are first touched.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,10 @@ class HugeBuffer {
   static constexpr size_t kAlignment = size_t{2} << 20;
 
   HugeBuffer() = default;
+  // kSmall: of memory that is touched here and there, where each touch would cost 2 MiB.
+  enum class Pages { kHuge, kSmall };
   // RESOURCE_EXHAUSTED names `what` and the size.
-  static StatusOr<HugeBuffer> Allocate(size_t bytes, std::string_view what);
+  static StatusOr<HugeBuffer> Allocate(size_t bytes, std::string_view what, Pages pages = Pages::kHuge);
   ~HugeBuffer();
   HugeBuffer(HugeBuffer&& other) noexcept { *this = std::move(other); }
   HugeBuffer& operator=(HugeBuffer&& other) noexcept {
