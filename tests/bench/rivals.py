@@ -372,7 +372,7 @@ def table(results, names):
 def caption(facts, terrace):
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     share = f", Terrace's runs had {min(terrace.shares):.2f} of their processors or more" if terrace.shares else ""
-    busy = f", beside {facts['busy']} busy processes" if facts["busy"] else ""
+    busy = f", {facts['busy']} busy processes beside" if facts["busy"] else ""
     load_average = f"load average at the start {facts['load_average']:.1f}, nice {facts['nice']}{busy}{share}"
     return f"""{facts['date']}, {facts['machine']}; {load_average}.
 {versions}; Terrace's kernels: {terrace.kernels}.
