@@ -2,6 +2,7 @@
 // hash to the same value as under any batching, chunking of prompts, placement of blocks and number of
 // threads, whatever the dtype of the KV cache.
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 
 #include "base/hash.h"
@@ -124,6 +125,8 @@ void ExpectOneHash(const ModelConfig& config, const WeightSource& weights, const
     models.emplace_back(config, weights, ops, threads, kBlocks, kv_dtype, compute);
   const auto sequences = Sequences(config.vocab_size);
   const Hash128 want = HashOneByOne(models[0], sequences);
+  // A sanitizer sees in a few what it sees in many.
+  if (std::getenv("TERRACE_SCHEDULES") != nullptr) schedules = std::min<size_t>(schedules, 3);
   for (uint64_t seed = 0; seed < schedules; ++seed) {
     SCOPED_TRACE(testing::Message() << name << " with " << ops.name << ", seed " << seed);
     Dice dice(seed);
