@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -24,7 +25,7 @@ class Guarded {
     CHECK(mprotect(memory_ + whole_, page, PROT_NONE) == 0);
   }
   explicit Guarded(const std::vector<T>& values) : Guarded(values.size()) {
-    std::memcpy(data(), values.data(), values.size() * sizeof(T));
+    std::copy(values.begin(), values.end(), data());
   }
   Guarded(const Guarded&) = delete;
   Guarded& operator=(const Guarded&) = delete;
