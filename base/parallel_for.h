@@ -22,9 +22,9 @@ namespace terrace {
 
 class ThreadPool {
  public:
-  // `threads` counts the caller too; 1 makes no thread at all. At least 1. With `pin` each made
-  // thread stays on a processor of its own, of those the caller may use: one of each core first, then their
-  // siblings. The first is left to the caller; threads beyond the last stay free.
+  // `threads` counts the caller too; 1 makes no thread at all. At least 1. With `pin` each made thread stays
+  // on a processor of its own, of those the caller may use: one of each core first, then their siblings. The
+  // first is left to the caller, who is not pinned; threads beyond the last stay free.
   explicit ThreadPool(size_t threads, bool pin = false);
   ~ThreadPool();
 

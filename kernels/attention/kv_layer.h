@@ -1,6 +1,6 @@
 // The keys and values of one layer, as the kernels see them. A row is the head_dim elements of one position
-// and one key-value head; rows lie [kv_heads, blocks, block_tokens], so that the
-// blocks of a sequence that are neighbours are one stream of memory to each head.
+// and one key-value head; rows lie [kv_heads, blocks, block_tokens], so that blocks of a sequence that are
+// neighbours are one stream of memory to each head.
 //
 // What is written is rounded once, to nearest, ties to even, the same on every backend:
 //   f32   as it is

@@ -14,7 +14,8 @@ namespace terrace {
 //   kAuto  what is fastest on the format: 16-bit weights take activations rounded to bf16 (F16 weights are
 //          rounded to bf16 too), quantized weights take activations rounded to int8, F32 weights f32
 //   kF32   weights become f32 (exactly, but that kInt8 rounds code times scale) and activations stay f32:
-//   four times the memory of Q8_0, and slow
+//   four
+//          times the memory of Q8_0, seven of Q4_0, and slow
 enum class ComputeType : uint8_t { kAuto, kF32 };
 
 // "auto" or "f32"; INVALID_ARGUMENT otherwise.

@@ -20,7 +20,7 @@
 #include "tests/bench/machine_limits.h"
 #include "worker/formats/weight_encoding.h"
 #include "worker/kv/kv_pool.h"
-#include "worker/tensor/huge_buffer.h"
+#include "worker/tensor/large_buffer.h"
 
 namespace terrace {
 namespace {
@@ -111,7 +111,7 @@ class Bench {
     matrix.row_scales = scales.data();
     const size_t bytes = ops_.packed_bytes(matrix, ComputeType::kAuto);
     const size_t copies = kTogether / bytes + 1;
-    auto memory = HugeBuffer::Allocate(copies * bytes, "weights");
+    auto memory = LargeBuffer::Allocate(copies * bytes, "weights");
     CHECK(memory.ok(), Message(memory.status()));
     std::vector<GemmWeights> weights;
     for (size_t i = 0; i < copies; ++i) {

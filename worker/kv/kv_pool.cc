@@ -18,7 +18,7 @@ namespace {
 
 // Of `blocks` blocks. RESOURCE_EXHAUSTED when it passes what an address can reach.
 StatusOr<uint64_t> BytesOf(const KvShape& shape, uint32_t blocks, std::string_view what) {
-  constexpr uint64_t kMost = std::numeric_limits<ptrdiff_t>::max() - 2 * HugeBuffer::kAlignment;
+  constexpr uint64_t kMost = std::numeric_limits<ptrdiff_t>::max() - 2 * LargeBuffer::kAlignment;
   // Factors of up to 35 bits: multiplied one by one, each checked.
   uint64_t bytes = 2;
   for (const uint64_t factor : {uint64_t{shape.layers}, uint64_t{shape.kv_heads},
@@ -43,9 +43,9 @@ StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
   ASSIGN_OR_RETURN(const uint64_t host_bytes, BytesOf(shape, shape.host_blocks, kHost));
   // A first token touches each layer and head: hundreds of places. Huge pages would make long contexts 5%
   // faster, and short ones take that many times 2 MiB.
-  constexpr auto kPages = HugeBuffer::Pages::kSmall;
-  ASSIGN_OR_RETURN(HugeBuffer memory, HugeBuffer::Allocate(bytes, kPool, kPages));
-  ASSIGN_OR_RETURN(HugeBuffer host, HugeBuffer::Allocate(host_bytes, kHost, kPages));
+  constexpr auto kPages = LargeBuffer::Pages::kSmall;
+  ASSIGN_OR_RETURN(LargeBuffer memory, LargeBuffer::Allocate(bytes, kPool, kPages));
+  ASSIGN_OR_RETURN(LargeBuffer host, LargeBuffer::Allocate(host_bytes, kHost, kPages));
   return std::unique_ptr<KvPool>(new KvPool(shape, std::move(memory), std::move(host)));
 }
 

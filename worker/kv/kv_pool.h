@@ -11,7 +11,7 @@
 #include "base/status.h"
 #include "kernels/attention/kv_layer.h"
 #include "worker/kv/block_table.h"
-#include "worker/tensor/huge_buffer.h"
+#include "worker/tensor/large_buffer.h"
 
 namespace terrace {
 
@@ -49,7 +49,7 @@ class KvPool {
   void CopyFromHost(uint32_t host_block, BlockId to);
 
  private:
-  KvPool(const KvShape& shape, HugeBuffer memory, HugeBuffer host)
+  KvPool(const KvShape& shape, LargeBuffer memory, LargeBuffer host)
       : shape_(shape), memory_(std::move(memory)), host_(std::move(host)) {}
   // Calls visit(first byte of the block, its bytes) for the keys, values and scales of each layer, in a fixed
   // order.
@@ -57,8 +57,8 @@ class KvPool {
   void EachPart(BlockId block, Visit visit);
 
   const KvShape shape_;
-  const HugeBuffer memory_;  // [layers, keys and values, rows] scales, then as many rows of data
-  const HugeBuffer host_;    // [host_blocks], the parts of each in EachPart's order
+  const LargeBuffer memory_;  // [layers, keys and values, rows] scales, then as many rows of data
+  const LargeBuffer host_;    // [host_blocks], the parts of each in EachPart's order
 };
 
 }  // namespace terrace

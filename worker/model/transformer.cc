@@ -6,7 +6,7 @@
 
 #include "kernels/quant/weight_values.h"
 #include "worker/model/arch_spec.h"
-#include "worker/tensor/huge_buffer.h"
+#include "worker/tensor/large_buffer.h"
 
 namespace terrace {
 namespace {
@@ -25,7 +25,7 @@ struct Weights {
   std::vector<float> final_norm;  // [hidden]
   std::vector<Layer> layers;
   uint64_t parameters = 0, bytes = 0;
-  HugeBuffer packed;  // what the matrices borrow
+  LargeBuffer packed;  // what the matrices borrow
 };
 
 // The sequences of a batch, laid side by side: one row per token.
@@ -97,7 +97,7 @@ struct ToPack {
 
 // Into one buffer, in the order given: the order in which a step reads them.
 Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free_bytes, const OpTable& ops,
-            ThreadPool& pool, const std::function<bool()>& is_cancelled, HugeBuffer& memory) {
+            ThreadPool& pool, const std::function<bool()>& is_cancelled, LargeBuffer& memory) {
   size_t bytes = 0;
   for (const ToPack& each : matrices) bytes += ops.packed_bytes(each.matrix, compute);
   if (bytes > free_bytes) {  // the system would promise it, and end the process later
@@ -106,7 +106,7 @@ Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free
                           compute == ComputeType::kF32 ? "; with compute auto they take less" : ""),
         "weights_too_large");
   }
-  ASSIGN_OR_RETURN(memory, HugeBuffer::Allocate(bytes, "model weights"));
+  ASSIGN_OR_RETURN(memory, LargeBuffer::Allocate(bytes, "model weights"));
   std::byte* at = memory.data();
   for (const ToPack& each : matrices) {
     if (is_cancelled && is_cancelled()) return Cancelled("interrupted");

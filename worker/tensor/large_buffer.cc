@@ -1,4 +1,4 @@
-#include "worker/tensor/huge_buffer.h"
+#include "worker/tensor/large_buffer.h"
 
 #include <sys/mman.h>
 
@@ -11,8 +11,8 @@
 
 namespace terrace {
 
-StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what, Pages pages) {
-  HugeBuffer out;
+StatusOr<LargeBuffer> LargeBuffer::Allocate(size_t bytes, std::string_view what, Pages pages) {
+  LargeBuffer out;
   if (bytes == 0) return out;
   const auto failed = [&](int error) {
     return ResourceExhausted(what, ": ", bytes, " bytes cannot be had: ", std::strerror(error));
@@ -34,7 +34,7 @@ StatusOr<HugeBuffer> HugeBuffer::Allocate(size_t bytes, std::string_view what, P
   return out;
 }
 
-HugeBuffer::~HugeBuffer() {
+LargeBuffer::~LargeBuffer() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 

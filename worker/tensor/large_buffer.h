@@ -11,18 +11,18 @@
 
 namespace terrace {
 
-class HugeBuffer {
+class LargeBuffer {
  public:
   static constexpr size_t kAlignment = size_t{2} << 20;
 
-  HugeBuffer() = default;
+  LargeBuffer() = default;
   // kSmall: of memory that is touched here and there, where each touch would cost 2 MiB.
   enum class Pages { kHuge, kSmall };
   // RESOURCE_EXHAUSTED names `what` and the size.
-  static StatusOr<HugeBuffer> Allocate(size_t bytes, std::string_view what, Pages pages = Pages::kHuge);
-  ~HugeBuffer();
-  HugeBuffer(HugeBuffer&& other) noexcept { *this = std::move(other); }
-  HugeBuffer& operator=(HugeBuffer&& other) noexcept {
+  static StatusOr<LargeBuffer> Allocate(size_t bytes, std::string_view what, Pages pages = Pages::kHuge);
+  ~LargeBuffer();
+  LargeBuffer(LargeBuffer&& other) noexcept { *this = std::move(other); }
+  LargeBuffer& operator=(LargeBuffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
