@@ -295,7 +295,7 @@ def load(port, path, body_of):
 
 
 def is_own(figure):
-    """Figures that only Terrace's engine tells: the time that attention adds to a decode, as the tokens it would allow."""
+    """Figures that only Terrace's engine tells: the time that attention adds to a decode, as a rate."""
     return figure.startswith("attention")
 
 
@@ -377,9 +377,9 @@ def caption(facts, terrace):
     return f"""{facts['date']}, {facts['machine']}; {load_average}.
 {versions}; Terrace's kernels: {terrace.kernels}.
 Medians of {facts['rounds']} rounds (least to most), tok/s unless said. Ratio: beside the better rival of the same round, median
-and least; above 1 Terrace is ahead, in ms too. KV in f16, ik_llama.cpp with -rtr, else the rivals' defaults; decodes of {facts['decode_tokens']}
-tokens, context: behind so many, the rivals with -fa 1. Server: {REQUESTS} requests, {PROMPT} tokens in, {OUTPUT} out, the client on the same
-cores; the rivals with -np {CONCURRENCY} -c 4096 -cram 0; first token: the first event of the stream."""
+and least; above 1 Terrace is ahead, in ms too. KV in f16, ik_llama.cpp with -rtr, else the rivals' defaults; decodes of
+{facts['decode_tokens']} tokens, context: behind so many, the rivals with -fa 1. Server: {REQUESTS} requests, {PROMPT} tokens in, {OUTPUT} out, the
+client on the same cores; the rivals with -np {CONCURRENCY} -c 4096 -cram 0; first token: the first event of the stream."""
 
 
 def set_priority(nice):
@@ -413,7 +413,8 @@ def run(args):
     terrace = Terrace(args.terrace_engine.absolute(), args.terrace.absolute())
     engines = [terrace, *rivals_in(args.work)]
     facts = {"date": datetime.date.today().isoformat(), "machine": machine(), "load_average": os.getloadavg()[0],
-             "nice": args.nice, "busy": args.busy, "decode_tokens": args.decode_tokens, "rounds": args.rounds, "versions": {engine.name: engine.version() for engine in engines}}
+             "nice": args.nice, "busy": args.busy, "decode_tokens": args.decode_tokens, "rounds": args.rounds,
+             "versions": {engine.name: engine.version() for engine in engines}}
     if args.nice:
         set_priority(args.nice)
     results = Results()
