@@ -41,8 +41,8 @@ StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvShape& shape) {
   constexpr std::string_view kPool = "KV cache", kHost = "KV swap memory";
   ASSIGN_OR_RETURN(const uint64_t bytes, BytesOf(shape, shape.blocks, kPool));
   ASSIGN_OR_RETURN(const uint64_t host_bytes, BytesOf(shape, shape.host_blocks, kHost));
-  // A first token touches each layer and head: hundreds of places. Huge pages would make long contexts 5%
-  // faster, and short ones take that many times 2 MiB.
+  // A first token touches each layer and head: hundreds of places. Huge pages make attention to a long
+  // context up to a sixth faster (docs/performance.md), and a short one take that many times 2 MiB.
   constexpr auto kPages = LargeBuffer::Pages::kSmall;
   ASSIGN_OR_RETURN(LargeBuffer memory, LargeBuffer::Allocate(bytes, kPool, kPages));
   ASSIGN_OR_RETURN(LargeBuffer host, LargeBuffer::Allocate(host_bytes, kHost, kPages));
