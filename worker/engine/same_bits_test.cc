@@ -163,9 +163,10 @@ Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vecto
   return HashOfAnswers(specs, executor.hashes());
 }
 
-size_t Schedules(size_t by_default) {
-  const char* asked = std::getenv("TERRACE_SCHEDULES");
-  return asked == nullptr ? by_default : static_cast<size_t>(std::atoi(asked));
+// At most as many as the environment says: a sanitizer sees in a few what it sees in many.
+size_t Schedules(size_t wanted) {
+  const char* most = std::getenv("TERRACE_SCHEDULES");
+  return most == nullptr ? wanted : std::min(wanted, static_cast<size_t>(std::atoi(most)));
 }
 
 void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, size_t schedules) {
@@ -263,11 +264,11 @@ TEST(SameBits, EveryOtherCpuBackendHasOneHash) {
 }
 
 TEST(SameBits, SmallHasOneHash) {
-  ExpectOneHash(DemoGguf("terrace-demo-small"), CpuOps(), KvDType::kF32, 40);
+  ExpectOneHash(DemoGguf("terrace-demo-small"), CpuOps(), KvDType::kF32, Schedules(40));
 }
 
 TEST(SameBits, BaseHasOneHash) {
-  ExpectOneHash(DemoFolder("terrace-demo-base"), CpuOps(), KvDType::kF32, 12);
+  ExpectOneHash(DemoFolder("terrace-demo-base"), CpuOps(), KvDType::kF32, Schedules(12));
 }
 
 }  // namespace
