@@ -452,9 +452,10 @@ inline void Finish(const GemmPart& part, size_t strip, size_t strips, size_t tok
   }
 }
 
-// Tokens whose activations stay in the second cache while all strips pass them.
+// Tokens whose activations stay in a thread's share of the third cache while all strips pass them: from
+// memory comes one pass over the weights for each tile.
 inline size_t TileTokens(const GemmArgs& a, size_t most) {
-  constexpr size_t kCacheBytes = 320 << 10, kStep = 12;  // whole blocks of tokens, of any size
+  constexpr size_t kCacheBytes = 2 << 20, kStep = 12;  // whole blocks of tokens, of any size
   size_t group_bytes = 1;
   for (const GemmPart& part : a.parts) {
     const size_t bytes = GroupBytes(ActivationsOf(part.weights.dtype, kHasBF16Dots));
