@@ -72,6 +72,10 @@ Status Cancelled(const Args&... args) {
   return status_internal::MakeStatus(StatusCode::kCancelled, Concat(args...));
 }
 template <typename... Args>
+Status Aborted(const Args&... args) {
+  return status_internal::MakeStatus(StatusCode::kAborted, Concat(args...));
+}
+template <typename... Args>
 Status Unimplemented(const Args&... args) {
   return status_internal::MakeStatus(StatusCode::kUnimplemented, Concat(args...));
 }

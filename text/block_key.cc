@@ -10,7 +10,6 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kMaxBlockTokens = 1024;
 static_assert(std::endian::native == std::endian::little, "keys are hashes of little-endian bytes");
 
 }  // namespace
@@ -21,7 +20,7 @@ Hash128 RootBlockKey(const BlockKeyScope& scope) {
 
 Hash128 BlockKey(const Hash128& parent, std::span<const int32_t> tokens) {
   CHECK(!tokens.empty() && tokens.size() <= kMaxBlockTokens, tokens.size(), " tokens in a block");
-  std::array<char, 2 * sizeof(uint64_t) + kMaxBlockTokens * sizeof(int32_t)> bytes;
+  std::array<char, 2 * sizeof(uint64_t) + size_t{kMaxBlockTokens} * sizeof(int32_t)> bytes;
   std::memcpy(bytes.data(), &parent.high, sizeof(uint64_t));
   std::memcpy(bytes.data() + sizeof(uint64_t), &parent.low, sizeof(uint64_t));
   std::memcpy(bytes.data() + 2 * sizeof(uint64_t), tokens.data(), tokens.size_bytes());

@@ -22,10 +22,17 @@ struct BlockKeyScope {
   std::string layout = {};  // dtype and shape of the KV cache
   std::string salt = {};    // of the tenant: blocks are shared only within one
   std::string adapter = {};
+  friend bool operator==(const BlockKeyScope&, const BlockKeyScope&) = default;
 };
 
+inline constexpr uint32_t kMaxBlockTokens = 1024;
+
+// What routers know of a key: blocks of one worker that share it are mistaken for each other, and a request
+// goes to a worker that has less in its cache.
+inline uint64_t ShortKey(const Hash128& key) { return key.low; }
+
 Hash128 RootBlockKey(const BlockKeyScope& scope);
-// `tokens`: all of the block's, 1 to 1,024.
+// `tokens`: all of the block's, 1 to kMaxBlockTokens.
 Hash128 BlockKey(const Hash128& parent, std::span<const int32_t> tokens);
 // Appends to `keys` (those of the first blocks of `tokens`) the keys of the whole blocks that follow.
 void ExtendBlockKeys(const Hash128& root, std::span<const int32_t> tokens, uint32_t block_tokens,

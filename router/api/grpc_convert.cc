@@ -109,6 +109,7 @@ void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out) {
     if (attempt.threshold.has_value()) next.set_threshold(*attempt.threshold);
     next.set_accepted(attempt.accepted);
     next.set_price_usd(attempt.price_usd);
+    next.set_predicted_cached_tokens(attempt.predicted_cached_tokens);
   }
   out.set_price_usd(summary.price_usd);
   out.set_time_to_first_token_seconds(summary.time_to_first_token_seconds);

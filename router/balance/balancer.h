@@ -2,30 +2,46 @@
 // Thread-safe.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string_view>
 
 #include "base/status.h"
-#include "router/cluster/cluster_view.h"
-#include "router/request/request.h"
 
 namespace terrace {
 
-struct Candidate {  // a ready replica that this request has not tried
-  ReplicaId id = 0;
-  uint32_t running_sequences = 0, waiting_sequences = 0;
+struct Candidate {             // a ready replica that the request has not tried
+  uint32_t sequences = 0;      // that run or wait there
+  uint32_t cached_tokens = 0;  // of the request's prompt that it is believed to have in its cache
+  uint64_t queued_tokens = 0;  // of other prompts, to be computed before this one
+};
+
+struct Arrival {  // what is to be placed
+  uint32_t prompt_tokens = 0;
+  uint64_t rotation = 0;  // counts the picks of this router: who is first among equals
 };
 
 class Balancer {
  public:
   virtual ~Balancer() = default;
-  // `rotation` counts the picks of this router. UNAVAILABLE (no_capacity) without candidates.
-  virtual StatusOr<ReplicaId> Pick(const Request& request, std::span<const Candidate> candidates,
-                                   uint64_t rotation) const = 0;
+  // An index into `candidates`, which has at least one.
+  virtual size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const = 0;
 };
 
-// Each in turn.
-std::unique_ptr<Balancer> MakeRoundRobinBalancer();
+enum class BalancePolicy : uint8_t {
+  kPrefix,       // the least work: what is queued, what of the prompt is not cached, what runs beside it
+  kLeastLoaded,  // the fewest sequences
+  kPowerOfTwo,   // the fewer sequences of two drawn at random
+  kRoundRobin,   // each in turn
+};
+inline constexpr BalancePolicy kBalancePolicies[] = {BalancePolicy::kPrefix, BalancePolicy::kLeastLoaded,
+                                                     BalancePolicy::kPowerOfTwo, BalancePolicy::kRoundRobin};
+std::string_view BalancePolicyName(BalancePolicy policy);  // prefix, least_loaded, power_of_two, round_robin
+std::optional<BalancePolicy> ParseBalancePolicy(std::string_view name);
+
+std::unique_ptr<Balancer> MakeBalancer(BalancePolicy policy);
 
 }  // namespace terrace

@@ -11,6 +11,8 @@ namespace terrace {
 namespace {
 
 constexpr int kMaxBackoffDoublings = 4;
+constexpr auto kPublishDelay = std::chrono::milliseconds(10);
+constexpr size_t kMostUpdates = 256;  // of one Watch that are not looked at yet: a minute of them
 
 StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, const std::string& digest) {
   ASSIGN_OR_RETURN(TextAssets text, ParseTextAssets(bytes));
@@ -19,24 +21,28 @@ StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, 
   return std::make_shared<const TextAssets>(std::move(text));
 }
 
-// The newest update of one Watch stream: put by gRPC's thread, taken by the cluster's. One place, so a fast
-// worker cannot pile up updates here; of one stream, so what a closed one leaves behind stands in no other's
-// way.
+// What came on one Watch stream and was not looked at yet: put by gRPC's thread, taken by the cluster's. Of
+// the load only the newest counts; deltas of prefixes all do, and a worker sends four a second. Of one
+// stream, so what a closed one leaves behind stands in no other's way.
 class UpdateSlot {
  public:
-  // True when the last one has not been taken yet.
-  bool Put(const WatchUpdate& update) {
+  // True when earlier ones have not been taken yet. Too many are all dropped but for the last: its digest
+  // will not be that of what is known.
+  bool Put(WatchUpdate update) {
     std::lock_guard lock(mutex_);
-    return std::exchange(update_, update).has_value();
+    const bool is_first = updates_.empty();
+    if (update.prefixes.is_snapshot || updates_.size() >= kMostUpdates) updates_.clear();
+    updates_.push_back(std::move(update));
+    return !is_first;
   }
-  std::optional<WatchUpdate> Take() {
+  std::vector<WatchUpdate> Take() {
     std::lock_guard lock(mutex_);
-    return std::exchange(update_, std::nullopt);
+    return std::exchange(updates_, {});
   }
 
  private:
   std::mutex mutex_;
-  std::optional<WatchUpdate> update_;  // GUARDED_BY(mutex_)
+  std::vector<WatchUpdate> updates_;  // GUARDED_BY(mutex_)
 };
 
 }  // namespace
@@ -53,8 +59,12 @@ struct Cluster::Replica {
   ReplicaLoad load;
   std::string last_error;
   MonoTime last_update;
-  int failures = 0;                  // in a row
-  uint64_t attempt = 0;              // counts connections; callbacks of an earlier one are ignored
+  int failures = 0;      // in a row
+  uint64_t attempt = 0;  // counts connections; callbacks of an earlier one are ignored
+  PrefixIndex::Slot prefix_slot = 0;
+  bool is_synchronised = false;            // this Watch has brought something sound
+  std::optional<MonoTime> resynchronised;  // the last time
+  const std::shared_ptr<ReplicaInFlight> in_flight = std::make_shared<ReplicaInFlight>();
   std::unique_ptr<CallHandle> call;  // the one Describe, FetchText or Watch in progress
 };
 
@@ -63,6 +73,7 @@ struct Cluster::Tier {
   std::vector<ReplicaPtr> replicas = {};
   ReplicaDescription served = {};  // what the ready replicas share
   std::shared_ptr<const TextAssets> text = {};
+  std::shared_ptr<PrefixIndex> prefixes = std::make_shared<PrefixIndex>();
 };
 
 Cluster::Cluster(ClusterOptions options)
@@ -73,7 +84,7 @@ Cluster::Cluster(ClusterOptions options)
     for (const auto& tier : options_.tiers) view->tiers.push_back({.name = tier.name});
     view_ = std::move(view);
   }
-  Post([this] { CheckSilence(); });
+  Post([this] { CheckSilence(RealClock().Now()); });
   discovery_ = std::jthread([this](std::stop_token stop) { DiscoverForever(stop); });
 }
 
@@ -112,25 +123,34 @@ void Cluster::DiscoverForever(std::stop_token stop) {
 
 void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& addresses) {
   Tier& tier = *tiers_[tier_index];
-  const size_t removed = std::erase_if(tier.replicas, [&](const ReplicaPtr& replica) {
+  std::vector<PrefixIndex::Slot> removed;
+  std::erase_if(tier.replicas, [&](const ReplicaPtr& replica) {
     if (std::find(addresses.begin(), addresses.end(), replica->address) != addresses.end()) return false;
     replica->is_removed = true;
     if (replica->call != nullptr) replica->call->Cancel();
+    removed.push_back(replica->prefix_slot);
     return true;
   });
   std::vector<ReplicaPtr> added;
   for (const std::string& address : addresses) {
     const auto is_known = [&](const ReplicaPtr& replica) { return replica->address == address; };
     if (std::any_of(tier.replicas.begin(), tier.replicas.end(), is_known)) continue;
+    if (tier.replicas.size() + removed.size() >= PrefixIndex::kMaxSlots) {
+      Log(LogLevel::kError, "too_many_replicas",
+          {{"tier", tier.name}, {"limit", PrefixIndex::kMaxSlots}, {"unused", address}});
+      break;
+    }
     auto replica = std::make_shared<Replica>();
     replica->id = next_id_++;
     replica->tier = tier_index;
     replica->address = address;
     replica->connection = WorkerConnection::Make(address);
+    replica->prefix_slot = tier.prefixes->Add();
     tier.replicas.push_back(replica);
     added.push_back(replica);
   }
-  if (removed > 0 || !added.empty()) Publish();
+  if (!removed.empty() || !added.empty()) Publish();
+  tier.prefixes->Remove(removed);
   for (const ReplicaPtr& replica : added) Connect(replica);
 }
 
@@ -193,26 +213,43 @@ void Cluster::OnText(const ReplicaPtr& replica, const std::string& digest, Statu
 void Cluster::StartWatch(const ReplicaPtr& replica) {
   const uint64_t attempt = replica->attempt;
   replica->last_update = RealClock().Now();
+  replica->is_synchronised = false;
   const auto slot = std::make_shared<UpdateSlot>();
   replica->call = replica->connection->Watch(
       [this, loop = loop_, replica, attempt, slot](WatchUpdate update) {
-        if (slot->Put(update)) return;  // one is on its way already
+        if (slot->Put(std::move(update))) return;  // a look is on its way already
         loop->Post([this, replica, attempt, slot] {
-          const auto newest = slot->Take();
-          if (replica->attempt == attempt && !replica->is_removed && newest.has_value())
-            OnUpdate(replica, *newest);
+          for (const WatchUpdate& each : slot->Take()) {
+            if (replica->attempt == attempt && !replica->is_removed) OnUpdate(replica, each);
+          }
         });
       },
       [this, loop = loop_, replica, attempt](const Status& status) {
         loop->Post([this, replica, attempt, status] {
           if (replica->attempt != attempt || replica->is_removed) return;
+          if (status.code() == StatusCode::kAborted) return Resynchronise(replica, status);
           Fail(replica, status.ok() ? Unavailable("the worker ended its watch stream") : status);
         });
       });
 }
 
+// At once, but not for ever: a Watch that brings nothing sound is a failure like others.
+void Cluster::Resynchronise(const ReplicaPtr& replica, const Status& error) {
+  const MonoTime now = RealClock().Now();
+  const auto last = std::exchange(replica->resynchronised, now);
+  const bool is_soon =
+      last.has_value() && now - *last < options_.connect_backoff * (1 << kMaxBackoffDoublings);
+  if (!replica->is_synchronised || is_soon) return Fail(replica, error);
+  Log(LogLevel::kWarn, "replica_resynchronised",
+      {{"tier", tiers_[replica->tier]->name}, {"replica", replica->address}, {"error", Message(error)}});
+  ++replica->attempt;
+  replica->call->Cancel();
+  tiers_[replica->tier]->prefixes->Clear(replica->prefix_slot);
+  StartWatch(replica);
+}
+
 void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
-  replica->last_update = RealClock().Now();
+  replica->last_update = update.arrived;
   replica->load = update.load;
   Tier& tier = *tiers_[replica->tier];
   if (!Fits(tier, *replica)) {
@@ -221,12 +258,19 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
                                             replica->description.model_digest, "), the tier serves ",
                                             tier.served.model, " (", tier.served.model_digest, ")"));
   }
+  // What is left of an earlier Watch does not count.
+  if (!replica->is_synchronised && !update.prefixes.is_snapshot) tier.prefixes->Clear(replica->prefix_slot);
+  if (!tier.prefixes->Apply(replica->prefix_slot, update.prefixes)) {
+    return Resynchronise(replica, Aborted("watch: the prefixes' digest is not ", update.prefixes.digest));
+  }
+  replica->is_synchronised = true;
   replica->failures = 0;
   replica->last_error.clear();
   if (update.state == ReplicaState::kReady) {
     tier.served = replica->description;
     tier.text = texts_[replica->description.text_digest].text;
   }
+  if (update.state == replica->state) return PublishSoon();
   SetState(replica, update.state);
   Publish();
 }
@@ -244,6 +288,7 @@ bool Cluster::Fits(Tier& tier, const Replica& replica) const {
 
 void Cluster::Fail(const ReplicaPtr& replica, const Status& error) {
   ++replica->attempt;  // late callbacks of this connection are ignored
+  replica->is_synchronised = false;
   if (replica->call != nullptr) replica->call->Cancel();
   replica->call.reset();
   const int doublings = std::min(replica->failures++, kMaxBackoffDoublings);
@@ -259,7 +304,21 @@ void Cluster::Fail(const ReplicaPtr& replica, const Status& error) {
   replica->load = {};
   if (replica->state != ReplicaState::kMismatch) SetState(replica, ReplicaState::kConnecting);
   Publish();
+  ForgetPrefixesSoon(replica);
   loop_->After(delay, [this, replica] { Connect(replica); });
+}
+
+// Of all that are lost at once in one pass.
+void Cluster::ForgetPrefixesSoon(const ReplicaPtr& replica) {
+  lost_.push_back(replica);
+  if (lost_.size() > 1) return;
+  loop_->After(kPublishDelay, [this] {
+    std::map<size_t, std::vector<PrefixIndex::Slot>> slots;  // by tier
+    for (const ReplicaPtr& lost : std::exchange(lost_, {})) {
+      if (!lost->is_removed && !lost->is_synchronised) slots[lost->tier].push_back(lost->prefix_slot);
+    }
+    for (const auto& [tier, of_tier] : slots) tiers_[tier]->prefixes->Clear(of_tier);
+  });
 }
 
 void Cluster::SetState(const ReplicaPtr& replica, ReplicaState state) {
@@ -272,24 +331,34 @@ void Cluster::SetState(const ReplicaPtr& replica, ReplicaState state) {
   replica->state = state;
 }
 
-void Cluster::CheckSilence() {
+// `due`: when it was to run. What arrived in time counts, also where this thread was too busy to look at it.
+void Cluster::CheckSilence(MonoTime due) {
   bool changed = false;
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
       const bool is_watched = replica->state == ReplicaState::kReady ||
                               replica->state == ReplicaState::kDraining ||
                               replica->state == ReplicaState::kStarting;
-      if (!is_watched || RealClock().Now() - replica->last_update < options_.watch_timeout) continue;
+      if (!is_watched || due - replica->last_update < options_.watch_timeout) continue;
       replica->last_error = Concat("no update for ", Seconds(options_.watch_timeout), " s");
       SetState(replica, ReplicaState::kSilent);
       changed = true;
     }
   }
   if (changed) Publish();
-  loop_->After(options_.watch_timeout / 8, [this] { CheckSilence(); });
+  const Duration period = options_.watch_timeout / 8;
+  loop_->After(period, [this, next = RealClock().Now() + period] { CheckSilence(next); });
+}
+
+void Cluster::PublishSoon() {
+  if (std::exchange(is_publish_due_, true)) return;
+  loop_->After(kPublishDelay, [this] {
+    if (is_publish_due_) Publish();
+  });
 }
 
 void Cluster::Publish() {
+  is_publish_due_ = false;
   auto view = std::make_shared<ClusterView>();
   for (const auto& tier : tiers_) {
     TierView& out = view->tiers.emplace_back();
@@ -301,6 +370,7 @@ void Cluster::Publish() {
     out.parameters = tier->served.parameters;
     out.vocab_size = tier->served.vocab_size;
     out.context_length = tier->served.context_length;
+    out.prefixes = tier->prefixes;
     for (const ReplicaPtr& replica : tier->replicas) {
       out.replicas.push_back({.id = replica->id,
                               .address = replica->address,
@@ -308,11 +378,14 @@ void Cluster::Publish() {
                               .description = replica->description,
                               .load = replica->load,
                               .last_error = replica->last_error,
-                              .client = replica->connection});
+                              .client = replica->connection,
+                              .prefix_slot = replica->prefix_slot,
+                              .in_flight = replica->in_flight});
       if (replica->state == ReplicaState::kReady) {
         out.context_length = std::min(out.context_length, replica->description.context_length);
       }
     }
+    out.FindReady();
   }
   {
     std::lock_guard lock(view_mutex_);

@@ -4,7 +4,9 @@
 //
 // A replica's life: Describe -> FetchText once per text digest -> Watch. It takes requests while its watch
 // says READY, its last update is younger than watch_timeout and its model is the one its tier serves. When a
-// step fails it is tried again after a backoff that doubles, with jitter.
+// step fails it is tried again after a backoff that doubles, with jitter. A Watch with a gap, or whose
+// prefixes do not have the digest they should, is begun anew at once: the replica keeps its place, but
+// nothing is known of its prefixes until the new snapshot.
 #pragma once
 
 #include <condition_variable>
@@ -68,17 +70,22 @@ class Cluster : public ClusterSource {
   void OnText(const ReplicaPtr& replica, const std::string& digest, StatusOr<std::string> bytes);
   void StartWatch(const ReplicaPtr& replica);
   void OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update);
+  void Resynchronise(const ReplicaPtr& replica, const Status& error);
   void Fail(const ReplicaPtr& replica, const Status& error);
-  void CheckSilence();
+  void CheckSilence(MonoTime due);
+  void ForgetPrefixesSoon(const ReplicaPtr& replica);
   void SetState(const ReplicaPtr& replica, ReplicaState state);
   bool Fits(Tier& tier, const Replica& replica) const;
   void Publish();
+  void PublishSoon();  // what may wait a moment: with many replicas there is an update at any time
 
   const ClusterOptions options_;
   std::vector<std::unique_ptr<Tier>> tiers_;  // cluster thread
   std::map<std::string, TextEntry> texts_;    // cluster thread; by digest
   ReplicaId next_id_ = 0;                     // cluster thread
   uint64_t jitter_draws_ = 0;                 // cluster thread
+  bool is_publish_due_ = false;               // cluster thread
+  std::vector<ReplicaPtr> lost_;              // cluster thread: their prefixes are to be forgotten
   mutable std::mutex view_mutex_;
   std::shared_ptr<const ClusterView> view_;  // GUARDED_BY(view_mutex_)
   const std::shared_ptr<EventLoop> loop_;    // shared with callbacks that may outlive this object

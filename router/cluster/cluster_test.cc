@@ -3,6 +3,8 @@
 
 #include <atomic>
 #include <deque>
+#include <functional>
+#include <numeric>
 #include <optional>
 
 #include "base/grpc_status.h"
@@ -68,8 +70,19 @@ class FakeWorker : public v1::Worker::Service {
     changed_.notify_all();
   }
 
+  // Its cache has one block more; `is_wrong`: the next digest is not that of its blocks.
+  void Cache(uint64_t key, bool is_wrong = false) {
+    std::lock_guard lock(mutex_);
+    held_.push_back(key);
+    added_.push_back(key);
+    digest_error_ = is_wrong ? 1 : 0;
+    ++wanted_updates_;
+    changed_.notify_all();
+  }
+
   grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*,
                         v1::WorkerDescription* out) override {
+    ++describes;
     *out = description;
     return grpc::Status::OK;
   }
@@ -91,12 +104,20 @@ class FakeWorker : public v1::Worker::Service {
     v1::WorkerUpdate update;
     update.set_epoch(5);
     std::unique_lock lock(mutex_);
+    bool is_first = true;
     uint64_t sent = wanted_updates_;
     for (uint64_t sequence = 0;; ++sequence) {
       sequence += std::exchange(skip_, 0);
       update.set_sequence(sequence);
       update.set_state(state_);
       update.mutable_load()->set_running_sequences(3);
+      v1::PrefixDelta& prefixes = *update.mutable_prefixes();
+      prefixes.set_is_snapshot(std::exchange(is_first, false));
+      *prefixes.mutable_added() = {added_.begin(), added_.end()};
+      if (prefixes.is_snapshot()) *prefixes.mutable_added() = {held_.begin(), held_.end()};
+      added_.clear();
+      prefixes.set_digest(std::accumulate(held_.begin(), held_.end(), digest_error_, std::bit_xor()));
+      digest_error_ = 0;
       lock.unlock();
       writer->Write(update);
       lock.lock();
@@ -115,7 +136,7 @@ class FakeWorker : public v1::Worker::Service {
 
   std::string address;
   v1::WorkerDescription description;
-  std::atomic<int> text_fetches = 0, watches = 0;
+  std::atomic<int> text_fetches = 0, watches = 0, describes = 0;
   std::function<grpc::Status(grpc::ServerContext&, const v1::ExecuteRequest&,
                              grpc::ServerWriter<v1::ExecuteEvent>&)>
       execute;
@@ -128,6 +149,8 @@ class FakeWorker : public v1::Worker::Service {
   std::condition_variable changed_;
   v1::WorkerState state_ = v1::WORKER_STATE_READY;
   uint64_t skip_ = 0, wanted_updates_ = 0;
+  std::vector<uint64_t> held_, added_;
+  uint64_t digest_error_ = 0;
 };
 
 class FakeDiscovery : public Discovery {
@@ -151,10 +174,11 @@ class ClusterTest : public ::testing::Test {
  protected:
   ~ClusterTest() override { cluster_ = nullptr; }  // before the workers it talks to
 
-  void Start(std::vector<std::string> addresses, Duration watch_timeout = std::chrono::seconds(60)) {
+  void Start(std::vector<std::string> addresses, Duration watch_timeout = std::chrono::seconds(60),
+             Duration connect_backoff = std::chrono::milliseconds(5)) {
     auto discovery = std::make_unique<FakeDiscovery>(std::move(addresses));
     discovery_ = discovery.get();
-    ClusterOptions options{.connect_backoff = std::chrono::milliseconds(5),
+    ClusterOptions options{.connect_backoff = connect_backoff,
                            .watch_timeout = watch_timeout,
                            .dns_refresh = std::chrono::milliseconds(5),
                            .seed = 11,
@@ -181,6 +205,15 @@ class ClusterTest : public ::testing::Test {
   }
   TierView WaitForReady(size_t replicas) {
     return WaitFor([&](const TierView& tier) { return tier.ready_replicas() == replicas; });
+  }
+  // How many of the keys 7, 8 the first replica has.
+  static uint32_t Match(const TierView& tier) {
+    std::vector<uint32_t> matched;
+    tier.prefixes->Match(std::vector<uint64_t>{7, 8}, matched);
+    return matched.at(tier.replicas.at(0).prefix_slot);
+  }
+  void WaitForMatch(uint32_t keys) {
+    WaitFor([&](const TierView& tier) { return !tier.replicas.empty() && Match(tier) == keys; });
   }
   TierView WaitForState(size_t replica, ReplicaState state) {
     return WaitFor([&](const TierView& tier) {
@@ -256,7 +289,51 @@ TEST_F(ClusterTest, AGapInTheUpdatesMeansANewSnapshot) {
   Start({first_.address});
   WaitForReady(1);
   first_.Update(v1::WORKER_STATE_READY, /*skip=*/1);
-  WaitFor([&](const TierView& tier) { return first_.watches >= 2 && tier.ready_replicas() == 1; });
+  WaitFor([&](const TierView& tier) {
+    EXPECT_EQ(tier.ready_replicas(), 1u) << "it keeps its place";
+    return first_.watches >= 2;
+  });
+  EXPECT_EQ(first_.describes, 1);
+}
+
+TEST_F(ClusterTest, TheIndexFollowsTheWorkersPrefixes) {
+  first_.Cache(7);
+  first_.Serve();
+  Start({first_.address});
+  WaitForMatch(1);
+  first_.Cache(8);
+  WaitForMatch(2);
+  WaitForReady(1);
+  first_.Stop();
+  WaitForState(0, ReplicaState::kConnecting);
+  discovery_->Set({first_.address, second_.address});  // so that there are further views
+  WaitForMatch(0);                                     // nothing is known of a lost worker
+}
+
+TEST_F(ClusterTest, AWrongDigestMeansANewSnapshotAndTheReplicaKeepsItsPlace) {
+  first_.Serve();
+  Start({first_.address});
+  first_.Cache(7);
+  WaitForMatch(1);
+  first_.Cache(8, /*is_wrong=*/true);
+  WaitFor([&](const TierView& tier) {
+    EXPECT_EQ(tier.ready_replicas(), 1u);
+    return first_.watches == 2 && Match(tier) == 2;
+  });
+  EXPECT_EQ(first_.describes, 1);
+}
+
+TEST_F(ClusterTest, AWorkerWhoseDigestsStayWrongIsAFailure) {
+  first_.Serve();
+  Start({first_.address}, /*watch_timeout=*/std::chrono::hours(1),
+        /*connect_backoff=*/std::chrono::minutes(5));
+  WaitForReady(1);
+  first_.Cache(7, /*is_wrong=*/true);
+  WaitFor([&](const TierView& tier) { return first_.watches == 2 && Match(tier) == 1; });
+  first_.Cache(8, /*is_wrong=*/true);  // at once again
+  const TierView tier = WaitForState(0, ReplicaState::kConnecting);
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("digest"));
+  EXPECT_EQ(first_.watches, 2);
 }
 
 TEST_F(ClusterTest, OnlyAReadyWorkerTakesRequests) {

@@ -1,6 +1,7 @@
 #include "router/cluster/cluster_view.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace terrace {
 
@@ -22,10 +23,24 @@ const char* ReplicaStateName(ReplicaState state) {
   return "";
 }
 
-size_t TierView::ready_replicas() const {
-  return static_cast<size_t>(std::count_if(replicas.begin(), replicas.end(), [](const auto& replica) {
-    return replica.state == ReplicaState::kReady;
-  }));
+void TierView::FindReady() {
+  ready.clear();
+  kv_namings.clear();
+  for (uint32_t i = 0; i < replicas.size(); ++i) {
+    const ReplicaView& replica = replicas[i];
+    if (replica.state != ReplicaState::kReady) continue;
+    ready.push_back({.id = replica.id,
+                     .index = i,
+                     .prefix_slot = replica.prefix_slot,
+                     .sequences = replica.load.running_sequences + replica.load.waiting_sequences,
+                     .waiting_prompt_tokens = replica.load.waiting_prompt_tokens,
+                     .in_flight = replica.in_flight.get()});
+    const ReplicaDescription& has = replica.description;
+    if (has.kv_layout.empty() || has.block_tokens == 0 || has.block_tokens > kMaxBlockTokens) continue;
+    KvNaming naming{.scope = {.model = model_digest, .layout = has.kv_layout},
+                    .block_tokens = has.block_tokens};
+    if (std::ranges::find(kv_namings, naming) == kv_namings.end()) kv_namings.push_back(std::move(naming));
+  }
 }
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 // is the only one who makes them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -9,7 +10,9 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "router/cluster/prefix_index.h"
 #include "router/cluster/replica_client.h"
+#include "text/block_key.h"
 #include "text/text_assets.h"
 
 namespace terrace {
@@ -31,8 +34,16 @@ const char* ReplicaStateName(ReplicaState state);
 
 struct ReplicaLoad {
   uint32_t running_sequences = 0, waiting_sequences = 0;
+  uint64_t waiting_prompt_tokens = 0;
   uint32_t free_blocks = 0, total_blocks = 0;
   uint32_t cached_blocks = 0;  // free when needed
+};
+
+// What this router has under way on one replica; its Watch tells of it up to a quarter of a second later.
+// Thread-safe.
+struct ReplicaInFlight {
+  std::atomic<uint32_t> requests = 0;
+  std::atomic<uint64_t> prompt_tokens = 0;  // to be computed before their first tokens
 };
 
 struct ReplicaDescription {
@@ -40,6 +51,8 @@ struct ReplicaDescription {
               weight_dtype = {};
   uint64_t parameters = 0;
   uint32_t vocab_size = 0, context_length = 0;
+  uint32_t block_tokens = 0;
+  std::string kv_layout = {};  // of its block keys; "" when it keeps no prefixes
 };
 
 struct ReplicaView {
@@ -50,6 +63,25 @@ struct ReplicaView {
   ReplicaLoad load = {};
   std::string last_error = {};
   std::shared_ptr<ReplicaClient> client = {};
+  PrefixIndex::Slot prefix_slot = 0;
+  std::shared_ptr<ReplicaInFlight> in_flight = {};
+};
+
+// A ready replica, with what a choice among thousands looks at and nothing else.
+struct ReadyReplica {
+  ReplicaId id = 0;
+  uint32_t index = 0;  // in TierView::replicas
+  PrefixIndex::Slot prefix_slot = 0;
+  uint32_t sequences = 0;  // running and waiting
+  uint64_t waiting_prompt_tokens = 0;
+  const ReplicaInFlight* in_flight = nullptr;  // the replica's
+};
+
+// How some of a tier's replicas name KV blocks: mostly all of them in one way.
+struct KvNaming {
+  BlockKeyScope scope = {};  // but for the salt
+  uint32_t block_tokens = 0;
+  friend bool operator==(const KvNaming&, const KvNaming&) = default;
 };
 
 struct TierView {
@@ -61,8 +93,13 @@ struct TierView {
   uint64_t parameters = 0;
   uint32_t vocab_size = 0;
   uint32_t context_length = 0;  // the least among the ready replicas
+  std::vector<ReadyReplica> ready = {};
+  std::vector<KvNaming> kv_namings = {};  // of the ready replicas, each once
+  std::shared_ptr<const PrefixIndex> prefixes = {};
 
-  size_t ready_replicas() const;
+  size_t ready_replicas() const { return ready.size(); }
+  // Fills `ready` and `kv_namings` from `replicas` and `model_digest`.
+  void FindReady();
 };
 
 struct ClusterView {

@@ -124,26 +124,51 @@ class FakeCluster : public ClusterSource {
       tier.text_digest = "bytes";
       tier.vocab_size = 258;
       tier.context_length = spec.context_length;
+      tier.model_digest = "bytes model";
+      tier.prefixes = prefixes_.emplace_back(std::make_shared<PrefixIndex>());
       for (size_t i = 0; i < spec.replicas; ++i) {
         replicas_.push_back(std::make_shared<FakeReplica>());
         tier.replicas.push_back({.id = static_cast<ReplicaId>(replicas_.size() - 1),
                                  .address = spec.name + "-" + std::to_string(i),
                                  .state = ReplicaState::kReady,
-                                 .client = replicas_.back()});
+                                 .description = {.block_tokens = 16, .kv_layout = "bytes layout"},
+                                 .client = replicas_.back(),
+                                 .prefix_slot = prefixes_.back()->Add(),
+                                 .in_flight = std::make_shared<ReplicaInFlight>()});
       }
     }
   }
 
-  std::shared_ptr<const ClusterView> View() const override { return std::make_shared<ClusterView>(view_); }
+  std::shared_ptr<const ClusterView> View() const override {
+    auto view = std::make_shared<ClusterView>(view_);
+    for (TierView& tier : view->tiers) tier.FindReady();
+    return view;
+  }
 
   TierView& tier(size_t index) { return view_.tiers[index]; }
   FakeReplica& replica(size_t tier, size_t index) { return *replicas_[view_.tiers[tier].replicas[index].id]; }
+  // A replica has the whole blocks of `tokens` in its cache.
+  void Cache(size_t tier, size_t index, std::span<const TokenId> tokens, const std::string& salt = "") {
+    const TierView& in = view_.tiers[tier];
+    const ReplicaView& replica = in.replicas[index];
+    const BlockKeyScope scope = {
+        .model = in.model_digest, .layout = replica.description.kv_layout, .salt = salt};
+    std::vector<Hash128> keys;
+    ExtendBlockKeys(RootBlockKey(scope), tokens, replica.description.block_tokens, keys);
+    PrefixDelta delta{.is_snapshot = true};
+    for (const Hash128& key : keys) {
+      delta.added.push_back(ShortKey(key));
+      delta.digest ^= ShortKey(key);
+    }
+    CHECK(prefixes_[tier]->Apply(replica.prefix_slot, delta));
+  }
   // The latest call of a replica.
   FakeCall& call(size_t tier, size_t index = 0) { return *replica(tier, index).calls.back(); }
 
  private:
   ClusterView view_;
   std::vector<std::shared_ptr<FakeReplica>> replicas_;  // by id
+  std::vector<std::shared_ptr<PrefixIndex>> prefixes_;  // by tier
 };
 
 }  // namespace terrace

@@ -12,7 +12,7 @@ namespace terrace {
 namespace {
 
 constexpr int kKeepaliveMillis = 10'000, kKeepaliveTimeoutMillis = 5'000;
-constexpr int kMaxMessageBytes = 16 << 20;
+constexpr int kMaxMessageBytes = 64 << 20;  // the keys of 8 million KV blocks
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
@@ -215,18 +215,24 @@ class WatchState {
  public:
   StatusOr<WatchUpdate> OnUpdate(const v1::WorkerUpdate& update) {
     if (update.sequence() != next_sequence_ || (next_sequence_ > 0 && update.epoch() != epoch_)) {
-      return status_internal::MakeStatus(
-          StatusCode::kAborted, Concat("watch: update ", update.sequence(), " of epoch ", update.epoch(),
-                                       " after ", next_sequence_, " of epoch ", epoch_));
+      return Aborted("watch: update ", update.sequence(), " of epoch ", update.epoch(), " after ",
+                     next_sequence_, " of epoch ", epoch_);
     }
     epoch_ = update.epoch();
     ++next_sequence_;
     const v1::WorkerLoad& load = update.load();
     WatchUpdate out{.load = {.running_sequences = load.running_sequences(),
                              .waiting_sequences = load.waiting_sequences(),
+                             .waiting_prompt_tokens = load.waiting_prompt_tokens(),
                              .free_blocks = load.free_blocks(),
                              .total_blocks = load.total_blocks(),
                              .cached_blocks = load.cached_blocks()}};
+    const v1::PrefixDelta& prefixes = update.prefixes();
+    out.arrived = RealClock().Now();
+    out.prefixes = {.is_snapshot = prefixes.is_snapshot(),
+                    .added = {prefixes.added().begin(), prefixes.added().end()},
+                    .removed = {prefixes.removed().begin(), prefixes.removed().end()},
+                    .digest = prefixes.digest()};
     if (update.state() == v1::WORKER_STATE_READY) out.state = ReplicaState::kReady;
     if (update.state() == v1::WORKER_STATE_DRAINING) out.state = ReplicaState::kDraining;
     return out;
@@ -281,7 +287,9 @@ class GrpcWorkerConnection : public WorkerConnection {
                                      .weight_dtype = from.weight_dtype(),
                                      .parameters = from.parameters(),
                                      .vocab_size = from.vocab_size(),
-                                     .context_length = from.context_length()});
+                                     .context_length = from.context_length(),
+                                     .block_tokens = from.block_tokens(),
+                                     .kv_layout = from.kv_layout()});
         });
     return std::make_unique<ContextHandle>(call->context);
   }
@@ -316,8 +324,8 @@ class GrpcWorkerConnection : public WorkerConnection {
         context,
         [state = std::make_shared<WatchState>(),
          on_update = std::move(on_update)](v1::WorkerUpdate& message) -> Status {
-          ASSIGN_OR_RETURN(const WatchUpdate update, state->OnUpdate(message));
-          on_update(update);
+          ASSIGN_OR_RETURN(WatchUpdate update, state->OnUpdate(message));
+          on_update(std::move(update));
           return {};
         },
         std::move(on_done));

@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "router/cluster/cluster_view.h"
+#include "router/cluster/prefix_index.h"
 #include "router/cluster/replica_client.h"
 
 namespace terrace {
@@ -16,6 +17,8 @@ namespace terrace {
 struct WatchUpdate {
   ReplicaState state = ReplicaState::kStarting;  // kStarting, kReady or kDraining
   ReplicaLoad load = {};
+  PrefixDelta prefixes = {};
+  MonoTime arrived = {};
 };
 
 // Thread-safe. `on_done` callbacks come exactly once per call, also after Cancel and after this object is

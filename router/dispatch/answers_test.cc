@@ -91,7 +91,7 @@ TEST_F(AnswersTest, ThePromptCountsOnceAndTheTokensOfAllAnswers) {
 }
 
 TEST_F(AnswersTest, AllAnswersGoToTheReplicaThatTheBalancerPickedOnce) {
-  const auto each_in_turn = MakeRoundRobinBalancer();
+  const auto each_in_turn = MakeBalancer(BalancePolicy::kRoundRobin);
   dispatcher_ = MakeDispatcher({cluster_, *catalog_, *each_in_turn, admission_, recorder_, clock_, 7});
   Generate(Several("base", 4));
   EXPECT_EQ(Calls(kBase, 0), 4u);

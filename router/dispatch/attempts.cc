@@ -1,25 +1,85 @@
 #include "router/dispatch/attempts.h"
 
+#include <algorithm>
 #include <vector>
+
+#include "text/block_key.h"
 
 namespace terrace {
 
-StatusOr<const ReplicaView*> PickReplica(DispatchState& state, const Request& request, const TierView& tier,
-                                         const std::set<ReplicaId>& tried) {
+namespace {
+
+// How many of the prompt's first tokens each replica has, by prefix slot, as far as the tier's index knows.
+std::vector<uint32_t> CachedTokens(const TierView& tier, const std::string& salt,
+                                   std::span<const TokenId> prompt) {
+  std::vector<uint32_t> cached, matched;
+  std::vector<Hash128> keys;
+  std::vector<uint64_t> short_keys;
+  if (tier.prefixes == nullptr || prompt.empty()) return cached;
+  for (const KvNaming& naming : tier.kv_namings) {
+    BlockKeyScope scope = naming.scope;
+    scope.salt = salt;
+    keys.clear();
+    // The last token is always computed: its logits are wanted.
+    ExtendBlockKeys(RootBlockKey(scope), prompt.first(prompt.size() - 1), naming.block_tokens, keys);
+    short_keys.resize(keys.size());
+    std::ranges::transform(keys, short_keys.begin(), ShortKey);
+    tier.prefixes->Match(short_keys, matched);
+    cached.resize(std::max(cached.size(), matched.size()));
+    // A key names its scope: who names blocks otherwise has none of these.
+    for (size_t slot = 0; slot < matched.size(); ++slot) {
+      cached[slot] = std::max(cached[slot], matched[slot] * naming.block_tokens);
+    }
+  }
+  return cached;
+}
+
+}  // namespace
+
+Status NoCapacity(const TierView& tier) {
+  return WithReason(Unavailable("no worker of tier ", tier.name, " is ready"), "no_capacity");
+}
+
+StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request, const ClusterView& view,
+                                    size_t tier_index, std::span<const TokenId> prompt,
+                                    const std::set<ReplicaId>& tried) {
+  const TierView& tier = view.tiers[tier_index];
+  const std::vector<uint32_t> cached = CachedTokens(tier, request.cache_salt(), prompt);
   std::vector<Candidate> candidates;
-  for (const ReplicaView& replica : tier.replicas) {
-    if (replica.state != ReplicaState::kReady || tried.contains(replica.id)) continue;
-    candidates.push_back({replica.id, replica.load.running_sequences, replica.load.waiting_sequences});
+  std::vector<uint32_t> places;  // of the candidates, in tier.replicas
+  candidates.reserve(tier.ready.size());
+  places.reserve(tier.ready.size());
+  for (const ReadyReplica& replica : tier.ready) {
+    if (!tried.empty() && tried.contains(replica.id)) continue;
+    // Our own requests may not have reached the replica's report yet, or be in it already.
+    candidates.push_back(
+        {.sequences = std::max<uint32_t>(replica.sequences, replica.in_flight->requests),
+         .cached_tokens = replica.prefix_slot < cached.size() ? cached[replica.prefix_slot] : 0,
+         .queued_tokens =
+             std::max<uint64_t>(replica.waiting_prompt_tokens, replica.in_flight->prompt_tokens)});
+    places.push_back(replica.index);
   }
-  if (candidates.empty()) {
-    return WithReason(Unavailable("no worker of tier ", tier.name, " is ready"), "no_capacity");
-  }
-  ASSIGN_OR_RETURN(const ReplicaId id, state.parts.balancer.Pick(request, candidates, state.picks++));
-  for (const ReplicaView& replica : tier.replicas) {
-    if (replica.id == id) return &replica;
-  }
-  CHECK(false, "the balancer picked no candidate");
-  return nullptr;
+  if (candidates.empty()) return NoCapacity(tier);
+  const Arrival arrival{.prompt_tokens = static_cast<uint32_t>(prompt.size()),
+                        .rotation = state.picks[tier_index]++};
+  const size_t picked = state.parts.balancer.Pick(arrival, candidates);
+  return PickedReplica{&tier.replicas[places[picked]], candidates[picked].cached_tokens};
+}
+
+InFlightLease::InFlightLease(std::shared_ptr<ReplicaInFlight> replica, uint32_t prompt_tokens)
+    : replica_(std::move(replica)), prompt_tokens_(prompt_tokens) {
+  replica_->requests += 1;
+  replica_->prompt_tokens += prompt_tokens_;
+}
+
+void InFlightLease::EndPrompt() {
+  if (replica_ != nullptr) replica_->prompt_tokens -= std::exchange(prompt_tokens_, 0);
+}
+
+void InFlightLease::End() {
+  EndPrompt();
+  if (replica_ != nullptr) replica_->requests -= 1;
+  replica_.reset();
 }
 
 bool IsRetryable(const Status& status) {

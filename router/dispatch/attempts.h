@@ -5,7 +5,9 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "router/dispatch/dispatcher.h"
 
@@ -13,15 +15,45 @@ namespace terrace {
 
 // Of one dispatcher. Thread-safe; shared by its requests.
 struct DispatchState {
-  explicit DispatchState(const DispatcherParts& from) : parts(from) {}
+  explicit DispatchState(const DispatcherParts& from) : parts(from), picks(from.catalog.tiers().size()) {}
   const DispatcherParts parts;
-  std::atomic<uint64_t> picks = 0;  // the balancer's rotation
-  std::atomic<uint64_t> seeds = 0;  // drawn so far
+  std::vector<std::atomic<uint64_t>> picks;  // by tier: the balancer's rotation
+  std::atomic<uint64_t> seeds = 0;           // drawn so far
 };
 
-// A ready replica of `tier` that is not in `tried`; UNAVAILABLE (no_capacity) when there is none.
-StatusOr<const ReplicaView*> PickReplica(DispatchState& state, const Request& request, const TierView& tier,
-                                         const std::set<ReplicaId>& tried);
+// A replica, and how much of the prompt it is believed to have in its cache.
+struct PickedReplica {
+  const ReplicaView* replica = nullptr;
+  uint32_t cached_tokens = 0;
+};
+// A ready replica of the view's `tier` that is not in `tried`; UNAVAILABLE (no_capacity) when there is none.
+// `view` outlives the result.
+StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request, const ClusterView& view,
+                                    size_t tier, std::span<const TokenId> prompt,
+                                    const std::set<ReplicaId>& tried);
+Status NoCapacity(const TierView& tier);
+
+// An attempt's part of its replica's ReplicaInFlight. One thread at a time.
+class InFlightLease {
+ public:
+  InFlightLease() = default;
+  InFlightLease(std::shared_ptr<ReplicaInFlight> replica, uint32_t prompt_tokens);
+  InFlightLease(InFlightLease&& other) noexcept
+      : replica_(std::move(other.replica_)), prompt_tokens_(std::exchange(other.prompt_tokens_, 0)) {}
+  InFlightLease& operator=(InFlightLease&& other) noexcept {
+    std::swap(replica_, other.replica_);
+    std::swap(prompt_tokens_, other.prompt_tokens_);
+    return *this;
+  }
+  ~InFlightLease() { End(); }
+
+  void EndPrompt();  // it is computed. Idempotent
+  void End();        // the attempt is over. Idempotent
+
+ private:
+  std::shared_ptr<ReplicaInFlight> replica_;
+  uint32_t prompt_tokens_ = 0;
+};
 
 // Another replica may do what this one did not.
 bool IsRetryable(const Status& status);

@@ -446,6 +446,79 @@ TEST_F(DispatcherTest, ModelsArePoliciesAndTiersWithWhatTheClusterKnows) {
   EXPECT_DOUBLE_EQ(models[3].price.usd_per_million_prompt_tokens, 100);
 }
 
+class PrefixTest : public DispatcherTest {
+ protected:
+  PrefixTest() {
+    dispatcher_ = MakeDispatcher({cluster_, *catalog_, *by_prefix_, admission_, recorder_, clock_, 7});
+  }
+
+  // An answer of base's `replica` to `prompt`, of which the worker says it had `cached` tokens.
+  const AnswerAttempt& Ask(const std::string& prompt, size_t replica, uint32_t cached,
+                           const std::string& salt = "") {
+    sink_ = std::make_shared<FakeSink>();
+    RequestFields fields = Fields("base", prompt);
+    fields.cache_salt = salt;
+    const size_t before = cluster_.replica(kBase, replica).calls.size();
+    Generate(std::move(fields));
+    EXPECT_EQ(cluster_.replica(kBase, replica).calls.size(), before + 1) << "asked another";
+    cluster_.call(kBase, replica).SendText("x");
+    cluster_.call(kBase, replica).Finish(AnswerEnd::kLength, cached);
+    return End()->attempts.back();
+  }
+  static std::vector<TokenId> Tokens(const std::string& text) { return ByteTokenizer().Encode(text); }
+
+  const std::unique_ptr<Balancer> by_prefix_ = MakeBalancer(BalancePolicy::kPrefix);
+};
+
+TEST_F(PrefixTest, APromptGoesWhereItsBeginningIsCached) {
+  const std::string beginning(32, 'b');
+  cluster_.Cache(kBase, 1, Tokens(beginning));
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(Ask(beginning + std::to_string(i), 1, 32).predicted_cached_tokens, 32u)
+        << "whoever's turn it is";
+  }
+  EXPECT_EQ(Metric("terrace_prefix_predicted_tokens_total{tier=\"base\"}"), 4 * 32);
+  EXPECT_EQ(Metric("terrace_prefix_error_tokens_total{direction=\"over\",tier=\"base\"}"), 0);
+  EXPECT_EQ(Metric("terrace_prefix_error_tokens_total{direction=\"under\",tier=\"base\"}"), 0);
+  Ask(beginning + "4", 1, 16);  // a block was evicted meanwhile
+  Ask(beginning + "5", 1, 33);  // and here rows of the next one fit too
+  EXPECT_EQ(Metric("terrace_prefix_error_tokens_total{direction=\"over\",tier=\"base\"}"), 16);
+  EXPECT_EQ(Metric("terrace_prefix_error_tokens_total{direction=\"under\",tier=\"base\"}"), 1);
+}
+
+TEST_F(PrefixTest, ATokenIsLeftToBeComputed) {
+  const std::string prompt(32, 'b');
+  cluster_.Cache(kBase, 0, Tokens(prompt));
+  EXPECT_EQ(Ask(prompt, 0, 31).predicted_cached_tokens, 16u) << "not the block with the last token";
+}
+
+TEST_F(PrefixTest, SaltsKeepPrefixesApart) {
+  const std::string prompt(40, 'b');
+  cluster_.Cache(kBase, 1, Tokens(prompt), "tenant");
+  EXPECT_EQ(Ask(prompt, 1, 32, "tenant").predicted_cached_tokens, 32u);
+  EXPECT_EQ(Ask(prompt, 1, 0, "another").predicted_cached_tokens, 0u) << "its turn";
+  EXPECT_EQ(Ask(prompt, 0, 0).predicted_cached_tokens, 0u) << "the other's";
+}
+
+TEST_F(PrefixTest, OwnRequestsCountBeforeTheWorkerReportsThem) {
+  const auto& in_flight = *cluster_.tier(kBase).replicas[0].in_flight;
+  Generate(Fields("base", std::string(40, 'c')));
+  EXPECT_EQ(in_flight.requests, 1u);
+  EXPECT_EQ(in_flight.prompt_tokens, 40u);
+  cluster_.Cache(kBase, 0, Tokens(std::string(48, 'd')));
+  sink_ = std::make_shared<FakeSink>();  // of another client
+  Generate(Fields("base", std::string(48, 'd') + "e"));
+  EXPECT_EQ(cluster_.replica(kBase, 1).calls.size(), 1u)
+      << "49 tokens are less than 1, 40 that wait and a sequence";
+  cluster_.call(kBase, 1).Finish();
+  cluster_.call(kBase, 0).SendText("x");
+  EXPECT_EQ(in_flight.prompt_tokens, 0u) << "the prompt is computed";
+  EXPECT_EQ(in_flight.requests, 1u);
+  cluster_.call(kBase, 0).Finish();
+  EXPECT_EQ(in_flight.requests, 0u);
+  EXPECT_EQ(cluster_.tier(kBase).replicas[1].in_flight->requests, 0u);
+}
+
 TEST_F(DispatcherTest, TokenizeUsesTheTiersTokenizer) {
   EXPECT_THAT(*dispatcher_->Tokenize(**Request::Make(Fields("auto", std::string("ab")))),
               ElementsAre('a', 'b'));

@@ -41,20 +41,28 @@ void Generation::Advance() {
 Status Generation::TryStart() {
   const auto view = shared_->state().parts.cluster.View();
   const TierView& tier = view->tiers[step().tier];
-  ASSIGN_OR_RETURN(const ReplicaView* replica, shared_->Pick(*view, step().tier, tried_));
-  CHECK(tier.text != nullptr, "a ready replica without text");
+  if (tier.text == nullptr) return NoCapacity(tier);
   ASSIGN_OR_RETURN(const PromptPtr prompt, shared_->PromptFor(tier));
+  ASSIGN_OR_RETURN(const PickedReplica picked, shared_->Pick(*view, step().tier, *prompt, tried_));
+  const ReplicaView* replica = picked.replica;
   tried_.insert(replica->id);
+  const bool pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_);
+  const auto prompt_tokens = static_cast<uint32_t>(prompt->size());
+  const uint32_t cached_tokens = std::min(picked.cached_tokens, prompt_tokens);
   record_.summary.tier = tier.name;
-  attempt_.emplace(Attempt{
-      .report = {.tier = tier.name, .replica = replica->address, .threshold = step().gate.threshold()},
-      .text = AnswerText(tier.text, request_),
-      .prompt = prompt,
-      .echo = EchoText(*request_, *prompt, *tier.text->tokenizer),
-      .pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_),
-      .vocab_size = tier.vocab_size,
-      .slot = cancellation_.NextSlot(),
-      .started = Now()});
+  attempt_.emplace(
+      Attempt{.report = {.tier = tier.name,
+                         .replica = replica->address,
+                         .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
+                         .threshold = step().gate.threshold()},
+              .text = AnswerText(tier.text, request_),
+              .prompt = prompt,
+              .echo = EchoText(*request_, *prompt, *tier.text->tokenizer),
+              .pays_for_prompt = pays_for_prompt,
+              .vocab_size = tier.vocab_size,
+              .slot = cancellation_.NextSlot(),
+              .lease = InFlightLease(replica->in_flight, pays_for_prompt ? prompt_tokens - cached_tokens : 0),
+              .started = Now()});
   if (scores_prompt())
     attempt_->scores.emplace(prompt, tier.text, tier.vocab_size, *request_->prompt_logprobs());
   const auto slot = attempt_->slot;
@@ -93,6 +101,7 @@ void Generation::OnPromptScores(const std::vector<WorkerToken>& scores) {
 }
 
 void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
+  attempt_->lease.EndPrompt();
   if (owner_->is_closed()) owner_->Cancel();
   if (cancellation_.is_cancelled()) return;
   for (const WorkerToken& token : tokens) {
@@ -138,6 +147,7 @@ void Generation::Send(AnswerPiece piece) {
 void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   using enum Recorder::AttemptResult;
   const AnswerText& text = attempt_->text;
+  attempt_->lease.End();
   if (record_.queue_seconds < 0) {
     record_.queue_seconds =
         Seconds(attempt_->started - request_->arrival()) + (result.ok() ? result->queue_seconds : 0);

@@ -41,6 +41,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     bool pays_for_prompt = false;
     uint32_t vocab_size = 0, cached_tokens = 0;
     std::shared_ptr<CancelSlot> slot = {};
+    InFlightLease lease = {};
     AnswerPiece held =
         {};  // all of it, while the gate has not accepted: one piece, so that no sink's buffer is flooded
     MonoTime started = {};

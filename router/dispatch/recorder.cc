@@ -72,6 +72,9 @@ Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers) 
     tier.queue = &metrics.GetHistogram("terrace_request_queue_seconds", labels);
     tier.prompt_tokens = &metrics.GetCounter("terrace_prompt_tokens_total", labels);
     tier.cached_tokens = &metrics.GetCounter("terrace_cached_tokens_total", labels);
+    tier.predicted_tokens = &metrics.GetCounter("terrace_prefix_predicted_tokens_total", labels);
+    tier.missed_tokens = &metrics.GetCounter("terrace_prefix_error_tokens_total", Labels{name, "over"});
+    tier.surplus_tokens = &metrics.GetCounter("terrace_prefix_error_tokens_total", Labels{name, "under"});
     tier.generation_tokens = &metrics.GetCounter("terrace_generation_tokens_total", labels);
     tier.cost = &metrics.GetCounter("terrace_cost_usd_total", labels);
     const char* results[] = {"accepted", "escalated", "abandoned", "failed"};
@@ -87,6 +90,12 @@ void Recorder::OnAttempt(size_t tier_index, AttemptResult result, const AnswerAt
   tier.prompt_tokens->Add(attempt.usage.prompt_tokens);
   tier.cached_tokens->Add(attempt.usage.cached_tokens);
   tier.generation_tokens->Add(attempt.usage.completion_tokens);
+  if (result == AttemptResult::kAccepted || result == AttemptResult::kEscalated) {
+    const uint32_t predicted = attempt.predicted_cached_tokens, really = attempt.usage.cached_tokens;
+    tier.predicted_tokens->Add(predicted);
+    (really < predicted ? tier.missed_tokens : tier.surplus_tokens)
+        ->Add(really < predicted ? predicted - really : really - predicted);
+  }
   tier.cost->Add(attempt.price_usd);
 }
 

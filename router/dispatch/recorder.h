@@ -50,6 +50,7 @@ class Recorder {
     MetricRegistry::Histogram* queue;
     MetricRegistry::Counter* prompt_tokens;
     MetricRegistry::Counter* cached_tokens;
+    MetricRegistry::Counter *predicted_tokens, *missed_tokens, *surplus_tokens;  // that were to be cached
     MetricRegistry::Counter* generation_tokens;
     MetricRegistry::Counter* cost;
     std::array<MetricRegistry::Counter*, 4> attempts;  // by AttemptResult

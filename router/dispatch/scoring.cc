@@ -49,12 +49,16 @@ void Scoring::Advance() {
 Status Scoring::TryStart() {
   const auto view = state_->parts.cluster.View();
   const TierView& tier = view->tiers[entry_.tiers.front()];
-  ASSIGN_OR_RETURN(const ReplicaView* replica, PickReplica(*state_, *request_, tier, tried_));
-  CHECK(tier.text != nullptr, "a ready replica without text");
+  if (tier.text == nullptr) return NoCapacity(tier);
   ASSIGN_OR_RETURN(prompt_, EncodeInput(*request_, tier));
   RETURN_IF_ERROR(CheckContext(*request_, prompt_->size(), tier));
   if (prompt_->size() < 2)
     return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
+  // A prompt that is scored is computed whole, whatever is cached.
+  ASSIGN_OR_RETURN(const PickedReplica picked,
+                   PickReplica(*state_, *request_, *view, entry_.tiers.front(), {}, tried_));
+  const ReplicaView* replica = picked.replica;
+  lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
   record_.summary.tier = tier.name;
   attempt_ = {.tier = tier.name, .replica = replica->address};
@@ -83,6 +87,7 @@ void Scoring::OnScores(const std::vector<WorkerToken>& scores) {
 }
 
 void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
+  lease_.End();
   if (cancellation_.is_cancelled()) {
     RecordBrokenOff(Recorder::AttemptResult::kAbandoned);
     return Finish(ClientGone());

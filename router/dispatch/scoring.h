@@ -45,6 +45,7 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   PromptPtr prompt_;
   std::optional<PromptScores> scores_;
   std::shared_ptr<CancelSlot> slot_;
+  InFlightLease lease_;
   AnswerAttempt attempt_;
   ScoreAnswer answer_;
   Status protocol_error_;

@@ -43,19 +43,19 @@ Status SharedRequest::CheckLastTier() {
   return last.text == nullptr ? Status() : PromptFor(last).status();
 }
 
-StatusOr<const ReplicaView*> SharedRequest::Pick(const ClusterView& view, size_t tier,
-                                                 const std::set<ReplicaId>& tried) {
+StatusOr<PickedReplica> SharedRequest::Pick(const ClusterView& view, size_t tier,
+                                            std::span<const TokenId> prompt,
+                                            const std::set<ReplicaId>& tried) {
   std::lock_guard lock(mutex_);
-  const std::vector<ReplicaView>& replicas = view.tiers[tier].replicas;
-  if (const auto shared = replicas_.find(tier);
-      shared != replicas_.end() && !tried.contains(shared->second)) {
-    const auto found = std::find_if(replicas.begin(), replicas.end(), [&](const ReplicaView& replica) {
-      return replica.id == shared->second && replica.state == ReplicaState::kReady;
-    });
-    if (found != replicas.end()) return &*found;
+  const TierView& in = view.tiers[tier];
+  if (const auto last = picked_.find(tier); last != picked_.end() && !tried.contains(last->second.id)) {
+    const auto found = std::ranges::find(in.ready, last->second.id, &ReadyReplica::id);
+    if (found != in.ready.end()) return PickedReplica{&in.replicas[found->index], last->second.cached_tokens};
   }
-  ASSIGN_OR_RETURN(const ReplicaView* picked, PickReplica(*state_, *request_, view.tiers[tier], tried));
-  replicas_[tier] = picked->id;
+  // A prompt whose scores are wanted is computed whole.
+  const auto reusable = request_->prompt_logprobs().has_value() ? std::span<const TokenId>() : prompt;
+  ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(*state_, *request_, view, tier, reusable, tried));
+  picked_[tier] = {picked.replica->id, picked.cached_tokens};
   return picked;
 }
 

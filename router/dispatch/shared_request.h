@@ -32,8 +32,9 @@ class SharedRequest {
   // accepted.
   Status CheckLastTier();
   // The replica that was picked last on the plan's `tier` (an index into the view), while it is ready and not
-  // in `tried`; else a fresh pick, with the errors of PickReplica. `view` outlives the result.
-  StatusOr<const ReplicaView*> Pick(const ClusterView& view, size_t tier, const std::set<ReplicaId>& tried);
+  // in `tried`; else a fresh pick for `prompt`, with the errors of PickReplica. `view` outlives the result.
+  StatusOr<PickedReplica> Pick(const ClusterView& view, size_t tier, std::span<const TokenId> prompt,
+                               const std::set<ReplicaId>& tried);
   // Whether `draw` is the one that asks `tier` first: the prompt is billed with it, the others share it.
   bool PaysForPrompt(size_t tier, uint32_t draw);
 
@@ -46,8 +47,12 @@ class SharedRequest {
 
   std::mutex mutex_;
   std::map<std::string, PromptPtr> prompts_;  // GUARDED_BY(mutex_): by text digest
-  std::map<size_t, ReplicaId> replicas_;      // GUARDED_BY(mutex_): by tier
-  std::map<size_t, uint32_t> payers_;         // GUARDED_BY(mutex_): draw by tier
+  struct Picked {
+    ReplicaId id = 0;
+    uint32_t cached_tokens = 0;
+  };
+  std::map<size_t, Picked> picked_;    // GUARDED_BY(mutex_): by tier
+  std::map<size_t, uint32_t> payers_;  // GUARDED_BY(mutex_): draw by tier
 };
 
 }  // namespace terrace

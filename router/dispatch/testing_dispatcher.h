@@ -63,9 +63,7 @@ class FakeSink : public AnswerSink {
 // The first candidate: scenarios then know who is asked.
 class FirstBalancer : public Balancer {
  public:
-  StatusOr<ReplicaId> Pick(const Request&, std::span<const Candidate> candidates, uint64_t) const override {
-    return candidates.front().id;
-  }
+  size_t Pick(const Arrival&, std::span<const Candidate>) const override { return 0; }
 };
 
 // Tiers nano, small and base with prices 1, 10 and 100 $ per million tokens; policy auto asks them in order.

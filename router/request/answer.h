@@ -31,7 +31,8 @@ struct TokenUsage {
 struct AnswerAttempt {
   uint32_t choice = 0;  // the answer it was for
   std::string tier = {};
-  std::string replica = {};  // its address
+  std::string replica = {};              // its address
+  uint32_t predicted_cached_tokens = 0;  // what the router believed of usage.cached_tokens
   TokenUsage usage = {};
   double mean_logprob = 0;               // of its tokens, end token included
   std::optional<double> threshold = {};  // of the gate; absent on the last tier

@@ -56,6 +56,10 @@ std::string OpsHandler::Metrics() {
         metrics.GetGauge("terrace_worker_state", Labels{tier.name, replica.address, ReplicaStateName(state)})
             .Set(replica.state == state ? 1 : 0);
       }
+      metrics.GetGauge("terrace_prefix_index_keys", Labels{tier.name, replica.address})
+          .Set(replica.state == ReplicaState::kReady
+                   ? static_cast<double>(tier.prefixes->keys_of(replica.prefix_slot))
+                   : 0);
     }
   }
   for (const auto& [replica, is_seen] : replicas_) {
@@ -64,6 +68,7 @@ std::string OpsHandler::Metrics() {
       metrics.GetGauge("terrace_worker_state", Labels{replica.first, replica.second, ReplicaStateName(state)})
           .Set(0);
     }
+    metrics.GetGauge("terrace_prefix_index_keys", Labels{replica.first, replica.second}).Set(0);
   }
   return metrics.Render();
 }

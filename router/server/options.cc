@@ -143,6 +143,14 @@ Status SetLimits(const v1::RouterConfig& config, RouterOptions& out) {
                              admission.default_timeout_seconds(), 0.001, 86400, out.default_timeout_seconds));
   RETURN_IF_ERROR(SetSeconds("admission.max_timeout_seconds", admission.has_max_timeout_seconds(),
                              admission.max_timeout_seconds(), 0.001, 86400, out.max_timeout_seconds));
+  if (config.balance().has_policy()) {
+    const auto policy = ParseBalancePolicy(config.balance().policy());
+    if (!policy.has_value()) {
+      return Bad("balance.policy", "must be prefix, least_loaded, power_of_two or round_robin, got \"",
+                 config.balance().policy(), "\"");
+    }
+    out.balance = *policy;
+  }
   const v1::ClusterConfig& cluster = config.cluster();
   RETURN_IF_ERROR(SetSeconds("cluster.connect_backoff_seconds", cluster.has_connect_backoff_seconds(),
                              cluster.connect_backoff_seconds(), 0.01, 60, out.connect_backoff_seconds));

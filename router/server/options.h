@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "proto/terrace/v1/config.pb.h"
+#include "router/balance/balancer.h"
 #include "router/tier/model_catalog.h"
 
 namespace terrace {
@@ -17,6 +18,7 @@ struct RouterOptions {
   std::vector<std::vector<std::string>> workers;  // by tier
   std::vector<CatalogPolicy> policies;
   std::string default_model;
+  BalancePolicy balance = BalancePolicy::kPrefix;
   uint32_t max_in_flight = 1024;
   uint32_t max_body_bytes = 8 << 20;
   double default_timeout_seconds = 600, max_timeout_seconds = 3600;

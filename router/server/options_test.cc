@@ -43,6 +43,7 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   EXPECT_EQ(options->max_in_flight, 1024u);
   EXPECT_EQ(options->default_timeout_seconds, 600);
   EXPECT_EQ(options->watch_timeout_seconds, 3);
+  EXPECT_EQ(options->balance, BalancePolicy::kPrefix);
   ASSERT_EQ(options->tiers.size(), 2u);
   EXPECT_EQ(options->tiers[0].price.usd_per_million_prompt_tokens, 0.02);
   EXPECT_THAT(options->workers[1], ElementsAre("127.0.0.1:50062", "dns:///workers:50061"));
@@ -80,6 +81,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"admission.max_in_flight=0", "admission.max_in_flight:"},
       {"admission.default_timeout_seconds=0", "admission.default_timeout_seconds:"},
       {"cluster.watch_timeout_seconds=0.1", "cluster.watch_timeout_seconds:"},
+      {"balance.policy=random", "balance.policy:"},
       {"log.level=loud", "log.level:"},
       {"log.format=xml", "log.format:"},
   };

@@ -69,7 +69,7 @@ class RealRouter : public Router {
   RealRouter(const RouterOptions& options, MetricRegistry& metrics, std::unique_ptr<ModelCatalog> catalog)
       : options_(options),
         catalog_(std::move(catalog)),
-        balancer_(MakeRoundRobinBalancer()),
+        balancer_(MakeBalancer(options.balance)),
         admission_(options.max_in_flight),
         recorder_(metrics, TierNames(options)),
         cluster_(MakeClusterOptions(options, [this](const ClusterView& view) { UpdateHealth(view); })),

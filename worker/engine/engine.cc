@@ -24,13 +24,18 @@ StepObservation Observe(const StepPlan& plan, Duration took) {
   return observation;
 }
 
+SchedulerOptions WithPrefixChanges(SchedulerOptions options) {
+  options.records_prefix_changes = true;
+  return options;
+}
+
 }  // namespace
 
 Engine::Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock)
     : options_(std::move(options)),
       clock_(clock),
       executor_(std::move(executor)),
-      scheduler_(options_.scheduler),
+      scheduler_(WithPrefixChanges(options_.scheduler)),
       inbox_(options_.inbox) {
   Publish(clock_.Now());
   loop_ = std::jthread([this](std::stop_token stop) { Loop(std::move(stop)); });
@@ -141,6 +146,7 @@ void Engine::LearnCosts(const StepPlan& plan, const StepObservation& observation
 }
 
 void Engine::Publish(MonoTime now) {
+  prefixes_.Append(scheduler_.TakePrefixChanges());
   EngineStats stats{scheduler_.Stats()};
   stats.steps = steps_;
   stats.last_step = now;

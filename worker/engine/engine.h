@@ -14,6 +14,7 @@
 #include "worker/engine/executor.h"
 #include "worker/engine/scheduler.h"
 #include "worker/engine/sequence.h"
+#include "worker/kv/prefix_journal.h"
 
 namespace terrace {
 
@@ -56,6 +57,9 @@ class Engine {
   // Ends what runs or waits (kCancelled, with UNAVAILABLE) and joins the loop. Idempotent. Not from a sink.
   void Stop();
 
+  // What the prefix cache holds.
+  const PrefixJournal& prefixes() const { return prefixes_; }
+
   const SchedulerOptions& scheduler_options() const { return scheduler_.options(); }
 
  private:
@@ -79,6 +83,7 @@ class Engine {
   uint64_t steps_ = 0;       // the loop thread's
   bool is_stalled_ = false;  // the loop thread's: all that is left is paused
   PreemptionCosts costs_;    // the loop thread's
+  PrefixJournal prefixes_;
 
   BoundedQueue<Submission> inbox_;
   mutable std::mutex mutex_;

@@ -111,7 +111,8 @@ Scheduler::Scheduler(SchedulerOptions options)
       aging_(options_.context_length / std::max(options_.max_prefill_wait_seconds, 1e-3)),
       blocks_({.blocks = options_.blocks,
                .block_tokens = options_.block_tokens,
-               .keeps_prefixes = options_.prefix_cache}) {
+               .keeps_prefixes = options_.prefix_cache,
+               .records_changes = options_.records_prefix_changes}) {
   CHECK(options_.max_sequences > 0 && options_.max_step_tokens >= options_.max_sequences, "max_sequences ",
         options_.max_sequences, ", max_step_tokens ", options_.max_step_tokens);
   CHECK(options_.blocks > 0);

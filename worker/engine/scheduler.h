@@ -41,6 +41,7 @@ struct SchedulerOptions {
   uint32_t blocks = 0;
   uint32_t host_blocks = 0;  // of the swap memory
   bool prefix_cache = true;
+  bool records_prefix_changes = false;  // for TakePrefixChanges, which somebody then has to call
   double max_prefill_wait_seconds = 5;
   BlockKeyScope scope = {};              // of the prefix cache; salts come with the sequences
   std::vector<int32_t> end_tokens = {};  // of the model
@@ -96,6 +97,7 @@ class Scheduler {
   void CancelAll(const Status& status, MonoTime now);
 
   void SetCosts(const PreemptionCosts& costs) { costs_ = costs; }
+  std::vector<PrefixChange> TakePrefixChanges() { return blocks_.TakeChanges(); }
   LatencySamples TakeLatencies() { return std::exchange(latencies_, {}); }
 
   bool idle() const { return waiting_.empty() && running_.empty(); }

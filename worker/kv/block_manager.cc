@@ -19,6 +19,7 @@ size_t CommonRows(std::span<const int32_t> a, std::span<const int32_t> b) {
 BlockManager::BlockManager(const Options& options)
     : block_tokens_(options.block_tokens),
       keeps_prefixes_(options.keeps_prefixes),
+      records_changes_(options.records_changes),
       blocks_(options.blocks),
       tokens_(size_t{options.blocks} * options.block_tokens) {
   CHECK(options.blocks <= static_cast<uint32_t>(std::numeric_limits<BlockId>::max()), options.blocks,
@@ -149,8 +150,13 @@ BlockId BlockManager::Publish(BlockId id, const Hash128& parent, std::span<const
       whole_.try_emplace(*key, id).second) {  // else two contents have one key: the first stays
     block.key = *key;
     block.has_key = true;
+    Record(*key, /*is_added=*/true);
   }
   return id;
+}
+
+void BlockManager::Record(const Hash128& key, bool is_added) {
+  if (records_changes_) changes_.push_back({ShortKey(key), is_added});
 }
 
 void BlockManager::ForgetAlike(const Hash128& root, std::span<const Hash128> keys,
@@ -171,7 +177,10 @@ void BlockManager::Forget(BlockId id) {
   if (block.rows == 0) return;
   const bool was_cached = block.holders == 0;
   if (was_cached) LeaveOrder(id);
-  if (block.has_key) whole_.erase(block.key);
+  if (block.has_key) {
+    whole_.erase(block.key);
+    Record(block.key, /*is_added=*/false);
+  }
   if (block.next_sibling != kNone) At(block.next_sibling).previous_sibling = block.previous_sibling;
   if (block.previous_sibling != kNone) {
     At(block.previous_sibling).next_sibling = block.next_sibling;

@@ -15,10 +15,12 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/hash.h"
 #include "base/status.h"
+#include "text/block_key.h"
 #include "worker/kv/block_table.h"
 
 namespace terrace {
@@ -31,12 +33,19 @@ struct PrefixMatch {
   uint32_t tail_rows = 0;
 };
 
+// From now on a whole block can be found, or no longer.
+struct PrefixChange {
+  uint64_t key = 0;  // ShortKey
+  bool is_added = false;
+};
+
 class BlockManager {
  public:
   struct Options {
     uint32_t blocks = 0;
     uint32_t block_tokens = 16;
-    bool keeps_prefixes = true;  // false: nothing is indexed
+    bool keeps_prefixes = true;    // false: nothing is indexed
+    bool records_changes = false;  // for TakeChanges, which somebody then has to call
   };
 
   explicit BlockManager(const Options& options);
@@ -68,6 +77,9 @@ class BlockManager {
   void ForgetAlike(const Hash128& root, std::span<const Hash128> keys, std::span<const int32_t> tokens);
   // Nor this one.
   void Forget(BlockId block);
+
+  // What has changed since the last call, in order.
+  std::vector<PrefixChange> TakeChanges() { return std::exchange(changes_, {}); }
 
   uint32_t holders(BlockId block) const { return At(block).holders; }
   size_t free() const { return free_.size(); }
@@ -109,8 +121,10 @@ class BlockManager {
   void LeaveOrder(BlockId block);
   void Evict();
 
+  void Record(const Hash128& key, bool is_added);
+
   const uint32_t block_tokens_;
-  const bool keeps_prefixes_;
+  const bool keeps_prefixes_, records_changes_;
   std::vector<Block> blocks_;    // by id
   std::vector<int32_t> tokens_;  // [blocks, block_tokens]: what the indexed rows hold
   std::vector<BlockId> free_;    // last in, first out: a warm block is reused first
@@ -118,6 +132,7 @@ class BlockManager {
   BlockId oldest_ = -1, newest_ = -1;  // cached blocks by use
   std::unordered_map<Hash128, BlockId, KeyHash> whole_;
   std::unordered_map<TailKey, BlockId, KeyHash> tails_;  // the newest of each
+  std::vector<PrefixChange> changes_;
 };
 
 }  // namespace terrace

@@ -21,7 +21,7 @@ class WatchHub::Call : public grpc::ServerWriteReactor<v1::WorkerUpdate> {
     if (is_ending_) return;
     is_stale_ = is_writing_;
     if (is_writing_) return;
-    update_ = hub_.snapshot_();
+    update_ = hub_.snapshot_(position_);
     update_.set_sequence(next_sequence_++);
     is_writing_ = true;
     StartWrite(&update_);
@@ -59,11 +59,12 @@ class WatchHub::Call : public grpc::ServerWriteReactor<v1::WorkerUpdate> {
   WatchHub& hub_;
   v1::WorkerUpdate update_;  // being written
   uint64_t next_sequence_ = 0;
+  std::optional<uint64_t> position_;
   bool is_writing_ = false, is_stale_ = false, is_ending_ = false, is_finished_ = false;
   grpc::Status end_;
 };
 
-WatchHub::WatchHub(std::function<v1::WorkerUpdate()> snapshot) : snapshot_(std::move(snapshot)) {
+WatchHub::WatchHub(Snapshot snapshot) : snapshot_(std::move(snapshot)) {
   std::lock_guard lock(mutex_);
   ArmLocked();
 }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "grpcpp/alarm.h"
@@ -17,8 +18,10 @@ namespace terrace {
 
 class WatchHub {
  public:
-  // `snapshot` gives the update of this moment, without its number. It must not block or call back.
-  explicit WatchHub(std::function<v1::WorkerUpdate()> snapshot);
+  // Gives the update of this moment, without its number: its prefixes since `position` in the journal, which
+  // it moves on. It must not block or call back.
+  using Snapshot = std::function<v1::WorkerUpdate(std::optional<uint64_t>& position)>;
+  explicit WatchHub(Snapshot snapshot);
   ~WatchHub();  // Stop(), and no call may be left (the gRPC server has shut down)
 
   grpc::ServerWriteReactor<v1::WorkerUpdate>* Watch();
@@ -33,7 +36,7 @@ class WatchHub {
   void NotifyLocked();
   void Tick();
 
-  const std::function<v1::WorkerUpdate()> snapshot_;
+  const Snapshot snapshot_;
   std::mutex mutex_;
   // All GUARDED_BY(mutex_):
   std::set<Call*> calls_;  // each owned by gRPC until its OnDone

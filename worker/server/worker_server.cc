@@ -42,6 +42,8 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_device(opened.device);
   description.set_weight_dtype(opened.weight_dtype);
   description.set_kv_dtype(opened.kv_dtype);
+  const SchedulerOptions& scheduler = opened.engine->scheduler_options();
+  if (scheduler.prefix_cache) description.set_kv_layout(scheduler.scope.layout);
   return description;
 }
 

@@ -127,6 +127,38 @@ TEST_F(WorkerServerTest, DescribesItsModel) {
   EXPECT_FALSE(description.instance().empty());
 }
 
+TEST_F(WorkerServerTest, ItsDescriptionIsAllThatBlockKeysNeed) {
+  const v1::WorkerDescription description = Describe();
+  v1::ExecuteRequest request;
+  for (int32_t token = 40; token < 80; ++token) request.add_prompt_tokens(token);
+  request.set_max_tokens(1);
+  request.mutable_sampling()->set_temperature(0);
+  request.set_cache_salt("tenant");
+  grpc::ClientContext context, watch_context;
+  v1::ExecuteEvent event;
+  auto reader = stub->Execute(&context, request);
+  while (reader->Read(&event)) {
+  }
+  ASSERT_TRUE(reader->Finish().ok());
+
+  std::vector<Hash128> keys;
+  const std::vector<int32_t> prompt(request.prompt_tokens().begin(), request.prompt_tokens().end());
+  ExtendBlockKeys(
+      RootBlockKey(
+          {.model = description.model_digest(), .layout = description.kv_layout(), .salt = "tenant"}),
+      prompt, description.block_tokens(), keys);
+  std::set<uint64_t> wanted;
+  for (const Hash128& key : keys) wanted.insert(ShortKey(key));
+  EXPECT_EQ(wanted.size(), 2u);
+  watch_context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));  // then it fails
+  auto watch = stub->Watch(&watch_context, {});
+  v1::WorkerUpdate update;
+  while (!wanted.empty() && watch->Read(&update)) {
+    for (const uint64_t key : update.prefixes().added()) wanted.erase(key);
+  }
+  EXPECT_TRUE(wanted.empty());
+}
+
 TEST_F(WorkerServerTest, ItsTextAssetsAreThoseOfItsDigest) {
   const std::string digest = Describe().text_digest();
   v1::FetchTextRequest request;

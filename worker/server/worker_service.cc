@@ -62,9 +62,11 @@ class FailedCall : public grpc::ServerWriteReactor<Response> {
 }  // namespace
 
 WorkerService::WorkerService(Options options, Engine& engine, WorkerMetrics& metrics)
-    : options_(std::move(options)), engine_(engine), metrics_(metrics), epoch_(DrawEpoch()), watches_([this] {
-        return Snapshot();
-      }) {
+    : options_(std::move(options)),
+      engine_(engine),
+      metrics_(metrics),
+      epoch_(DrawEpoch()),
+      watches_([this](auto& position) { return Snapshot(position); }) {
   options_.description.set_instance(DrawInstance());
 }
 
@@ -81,7 +83,7 @@ void WorkerService::Drain(std::function<void()> done) {
   engine_.Drain(std::move(done));
 }
 
-v1::WorkerUpdate WorkerService::Snapshot() const {
+v1::WorkerUpdate WorkerService::Snapshot(std::optional<uint64_t>& position) const {
   const EngineStats stats = engine_.Stats();
   v1::WorkerUpdate update;
   update.set_epoch(epoch_);
@@ -94,6 +96,13 @@ v1::WorkerUpdate WorkerService::Snapshot() const {
   load.set_cached_blocks(stats.cached_blocks);
   load.set_total_blocks(stats.total_blocks);
   load.set_steps(stats.steps);
+  const PrefixJournal::Delta delta = engine_.prefixes().Since(position);
+  position = delta.position;
+  v1::PrefixDelta& prefixes = *update.mutable_prefixes();
+  prefixes.set_is_snapshot(delta.is_snapshot);
+  prefixes.mutable_added()->Add(delta.added.begin(), delta.added.end());
+  prefixes.mutable_removed()->Add(delta.removed.begin(), delta.removed.end());
+  prefixes.set_digest(delta.digest);
   return update;
 }
 

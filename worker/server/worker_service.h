@@ -45,7 +45,7 @@ class WorkerService : public v1::Worker::CallbackService {
                                   v1::DrainResponse* response) override;
 
  private:
-  v1::WorkerUpdate Snapshot() const;
+  v1::WorkerUpdate Snapshot(std::optional<uint64_t>& position) const;
   bool IsMeant(const std::string& instance) const;
   Status WrongInstance() const;
 

@@ -4,11 +4,14 @@
 #include <cmath>
 #include <functional>
 #include <future>
+#include <numeric>
+#include <set>
 
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
+#include "text/block_key.h"
 #include "worker/engine/fake_executor.h"
 #include "worker/engine/step_gate.h"
 #include "worker/server/proto_convert.h"
@@ -391,6 +394,37 @@ TEST(WorkerService, WatchNumbersItsUpdatesWithoutGapAndTellsEveryStateAtOnce) {
   while (second->Read(&update)) {
   }
   EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST(WorkerService, WatchFollowsThePrefixCacheBlockByBlock) {
+  FakeWorker worker;
+  grpc::ClientContext context;
+  auto reader = worker.stub->Watch(&context, {});
+  std::set<uint64_t> held;
+  const auto follow = [&] {
+    v1::WorkerUpdate update;
+    if (!reader->Read(&update)) return false;
+    const v1::PrefixDelta& delta = update.prefixes();
+    EXPECT_EQ(delta.is_snapshot(), update.sequence() == 0);
+    for (const uint64_t key : delta.removed()) EXPECT_EQ(held.erase(key), 1u);
+    for (const uint64_t key : delta.added()) EXPECT_TRUE(held.insert(key).second);
+    const uint64_t digest = std::accumulate(held.begin(), held.end(), uint64_t{0}, std::bit_xor());
+    EXPECT_EQ(digest, delta.digest());
+    return true;
+  };
+  ASSERT_TRUE(follow());
+  EXPECT_TRUE(held.empty());
+
+  std::vector<int32_t> prompt(40);  // two whole blocks of 16
+  std::iota(prompt.begin(), prompt.end(), 5);
+  v1::ExecuteRequest request = Request(1);
+  request.mutable_prompt_tokens()->Assign(prompt.begin(), prompt.end());
+  request.set_cache_salt("tenant");
+  ASSERT_TRUE(Execute(worker, request).status.ok());
+  std::vector<Hash128> keys;
+  ExtendBlockKeys(RootBlockKey({.salt = "tenant"}), prompt, 16, keys);
+  while (held.size() < keys.size()) ASSERT_TRUE(follow());
+  EXPECT_EQ(held, (std::set<uint64_t>{ShortKey(keys[0]), ShortKey(keys[1])}));
 }
 
 TEST(WorkerService, ACallMeantForAnotherProcessAtThisAddressIsRefused) {

@@ -1,0 +1,122 @@
+#include "router/balance/balancer.h"
+
+#include <algorithm>
+
+#include "base/rng.h"
+
+namespace terrace {
+namespace {
+
+// What a sequence costs those beside it, in tokens of prompt: it takes its share of every step.
+constexpr uint64_t kTokensPerSequence = 32;
+// No replica gets more than this times the mean number of sequences, however well its cache fits: a hot
+// prefix spills over to others, which then have it too. (Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing
+// with Bounded Loads.) A few are no load at all.
+constexpr double kLoadBound = 1.25;
+constexpr uint64_t kFewSequences = 4;
+
+// The index of the least cost(candidate) among the `allowed` ones, of equals the first from `rotation` on.
+// At least one has to be allowed.
+template <typename Allowed, typename Cost>
+size_t Cheapest(std::span<const Candidate> candidates, uint64_t rotation, Allowed allowed, Cost cost) {
+  size_t best = candidates.size();
+  uint64_t least = 0;
+  size_t i = rotation % candidates.size();
+  for (size_t left = candidates.size(); left > 0; --left, i = i + 1 == candidates.size() ? 0 : i + 1) {
+    if (!allowed(candidates[i])) continue;
+    const uint64_t here = cost(candidates[i]);
+    if (best < candidates.size() && here >= least) continue;
+    best = i;
+    least = here;
+  }
+  CHECK(best < candidates.size(), "no candidate is allowed");
+  return best;
+}
+
+class RoundRobin : public Balancer {
+ public:
+  size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
+    return arrival.rotation % candidates.size();
+  }
+};
+
+class LeastLoaded : public Balancer {
+ public:
+  size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
+    return Cheapest(
+        candidates, arrival.rotation, [](const Candidate&) { return true; },
+        [](const Candidate& candidate) { return candidate.sequences; });
+  }
+};
+
+// Mitzenmacher: The Power of Two Choices in Randomized Load Balancing.
+class PowerOfTwo : public Balancer {
+ public:
+  size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
+    const uint64_t count = candidates.size();
+    const uint64_t first = RandomBits(kSeed, arrival.rotation, 0) % count;
+    if (count == 1) return first;
+    const uint64_t second = (first + 1 + RandomBits(kSeed, arrival.rotation, 1) % (count - 1)) % count;
+    return candidates[second].sequences < candidates[first].sequences ? second : first;
+  }
+
+ private:
+  static constexpr uint64_t kSeed = 2;
+};
+
+class PrefixAware : public Balancer {
+ public:
+  size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
+    uint64_t sequences = 1;  // with this one
+    for (const Candidate& candidate : candidates) sequences += candidate.sequences;
+    const double mean = static_cast<double>(sequences) / static_cast<double>(candidates.size());
+    const uint64_t most = std::max(kFewSequences, static_cast<uint64_t>(kLoadBound * mean) + 1);
+    return Cheapest(
+        candidates, arrival.rotation,
+        // Who has the fewest has at most the mean, less this one: somebody is always allowed.
+        [most](const Candidate& candidate) { return candidate.sequences < most; },
+        [&arrival](const Candidate& candidate) {
+          return candidate.queued_tokens + kTokensPerSequence * candidate.sequences + arrival.prompt_tokens -
+                 std::min(candidate.cached_tokens, arrival.prompt_tokens);
+        });
+  }
+};
+
+}  // namespace
+
+std::string_view BalancePolicyName(BalancePolicy policy) {
+  switch (policy) {
+    case BalancePolicy::kPrefix:
+      return "prefix";
+    case BalancePolicy::kLeastLoaded:
+      return "least_loaded";
+    case BalancePolicy::kPowerOfTwo:
+      return "power_of_two";
+    case BalancePolicy::kRoundRobin:
+      return "round_robin";
+  }
+  return "";
+}
+
+std::optional<BalancePolicy> ParseBalancePolicy(std::string_view name) {
+  for (const BalancePolicy policy : kBalancePolicies) {
+    if (name == BalancePolicyName(policy)) return policy;
+  }
+  return std::nullopt;
+}
+
+std::unique_ptr<Balancer> MakeBalancer(BalancePolicy policy) {
+  switch (policy) {
+    case BalancePolicy::kPrefix:
+      return std::make_unique<PrefixAware>();
+    case BalancePolicy::kLeastLoaded:
+      return std::make_unique<LeastLoaded>();
+    case BalancePolicy::kPowerOfTwo:
+      return std::make_unique<PowerOfTwo>();
+    case BalancePolicy::kRoundRobin:
+      return std::make_unique<RoundRobin>();
+  }
+  return nullptr;
+}
+
+}  // namespace terrace

@@ -1,0 +1,101 @@
+#include "router/balance/balancer.h"
+
+#include <map>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using enum BalancePolicy;
+using ::testing::Each;
+
+size_t Pick(BalancePolicy policy, const std::vector<Candidate>& candidates, uint64_t rotation = 0,
+            uint32_t prompt_tokens = 1000) {
+  return MakeBalancer(policy)->Pick({.prompt_tokens = prompt_tokens, .rotation = rotation}, candidates);
+}
+
+class EveryPolicy : public ::testing::TestWithParam<BalancePolicy> {};
+INSTANTIATE_TEST_SUITE_P(All, EveryPolicy, ::testing::ValuesIn(kBalancePolicies), [](const auto& param_info) {
+  return std::string(BalancePolicyName(param_info.param));
+});
+
+TEST_P(EveryPolicy, EqualsGetEqualShares) {
+  std::map<size_t, int> picks;
+  const std::vector<Candidate> candidates(3, {.sequences = 5, .cached_tokens = 16, .queued_tokens = 9});
+  constexpr int kRounds = 3000;
+  for (uint64_t rotation = 0; rotation < kRounds; ++rotation) ++picks[Pick(GetParam(), candidates, rotation)];
+  for (size_t i = 0; i < candidates.size(); ++i) EXPECT_NEAR(picks[i], kRounds / 3, 150) << i;  // of sigma 26
+}
+
+TEST_P(EveryPolicy, TheSameArgumentsGiveTheSamePickAndOneCandidateIsIt) {
+  const std::vector<Candidate> candidates = {{.sequences = 2}, {.sequences = 1}, {.sequences = 3}};
+  for (uint64_t rotation = 0; rotation < 20; ++rotation) {
+    EXPECT_EQ(Pick(GetParam(), candidates, rotation), Pick(GetParam(), candidates, rotation));
+    EXPECT_EQ(Pick(GetParam(), {{.sequences = 1000}}, rotation), 0u);
+  }
+}
+
+TEST_P(EveryPolicy, ItsNameIsRead) {
+  EXPECT_EQ(ParseBalancePolicy(BalancePolicyName(GetParam())), GetParam());
+  EXPECT_EQ(ParseBalancePolicy("random"), std::nullopt);
+}
+
+TEST(RoundRobin, TakesEachInTurn) {
+  const std::vector<Candidate> candidates = {{.sequences = 9}, {}, {.cached_tokens = 999}};
+  for (uint64_t rotation = 0; rotation < 9; ++rotation) {
+    EXPECT_EQ(Pick(kRoundRobin, candidates, rotation), rotation % 3);
+  }
+}
+
+TEST(LeastLoaded, TakesTheFewestSequences) {
+  const std::vector<Candidate> candidates = {{.sequences = 4}, {.sequences = 2}, {.sequences = 3}};
+  for (uint64_t rotation = 0; rotation < 9; ++rotation)
+    EXPECT_EQ(Pick(kLeastLoaded, candidates, rotation), 1u);
+}
+
+TEST(PowerOfTwo, TheWorstIsNeverPickedAndTheBestNotAlways) {
+  const std::vector<Candidate> candidates = {{.sequences = 4}, {.sequences = 2}, {.sequences = 3}};
+  std::map<size_t, int> picks;
+  for (uint64_t rotation = 0; rotation < 3000; ++rotation) ++picks[Pick(kPowerOfTwo, candidates, rotation)];
+  EXPECT_EQ(picks[0], 0);
+  EXPECT_NEAR(picks[1], 2000, 150);  // is among two of three
+  EXPECT_NEAR(picks[2], 1000, 150);
+}
+
+TEST(Prefix, TheCachedPromptIsWorthAsMuchAsTheQueueItSaves) {
+  const Candidate cold = {.cached_tokens = 0, .queued_tokens = 0};
+  const auto pick = [&](const Candidate& warm) { return Pick(kPrefix, {cold, warm}); };
+  EXPECT_EQ(pick({.cached_tokens = 512}), 1u);
+  EXPECT_EQ(pick({.cached_tokens = 512, .queued_tokens = 511}), 1u);
+  EXPECT_EQ(pick({.cached_tokens = 512, .queued_tokens = 513}), 0u);
+  EXPECT_EQ(pick({.sequences = 3, .cached_tokens = 512}), 1u) << "a few sequences beside it do not matter";
+  EXPECT_EQ(pick({.sequences = 3, .cached_tokens = 16}), 0u) << "for one block they do";
+}
+
+TEST(Prefix, MoreThanThePromptIsNotCached) {
+  EXPECT_EQ(Pick(kPrefix, {{.cached_tokens = 5000, .queued_tokens = 1}, {.cached_tokens = 100}}, 0, 100), 1u);
+}
+
+// However hot a prefix, and whoever has it: no replica gets more than its share and a quarter.
+TEST(Prefix, AHotPrefixSpillsOver) {
+  std::vector<Candidate> candidates(8);
+  candidates[3].cached_tokens = 1000;  // and nobody else ever learns it
+  for (uint64_t rotation = 0; rotation < 400; ++rotation) {
+    ++candidates[Pick(kPrefix, candidates, rotation)].sequences;
+    for (const Candidate& candidate : candidates) {
+      ASSERT_LE(candidate.sequences, std::max(4.0, 1.25 * (static_cast<double>(rotation) + 1) / 8 + 1));
+    }
+  }
+  EXPECT_GT(candidates[3].sequences, 50u) << "it has more than the others";
+  std::vector<uint32_t> others;
+  for (const Candidate& candidate : candidates) {
+    if (candidate.cached_tokens == 0) others.push_back(candidate.sequences);
+  }
+  EXPECT_THAT(others, Each(::testing::AllOf(::testing::Ge(45u), ::testing::Le(50u))));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,145 @@
+#include "router/cluster/prefix_index.h"
+
+#include <map>
+#include <numeric>
+#include <random>
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::ElementsAre;
+
+std::vector<uint32_t> Matched(const PrefixIndex& index, const std::vector<uint64_t>& keys) {
+  std::vector<uint32_t> matched = {99};
+  index.Match(keys, matched);
+  return matched;
+}
+
+PrefixDelta Snapshot(const std::vector<uint64_t>& keys) {
+  PrefixDelta delta{.is_snapshot = true, .added = keys};
+  for (const uint64_t key : keys) delta.digest ^= key;
+  return delta;
+}
+
+TEST(PrefixIndex, AReplicaMatchesUpToTheFirstBlockItLacks) {
+  PrefixIndex index;
+  const auto a = index.Add(), b = index.Add(), c = index.Add(), d = index.Add();
+  EXPECT_TRUE(index.Apply(a, Snapshot({1, 2, 3})));
+  EXPECT_TRUE(index.Apply(b, Snapshot({1, 2})));
+  EXPECT_TRUE(index.Apply(c, Snapshot({2, 3})));  // lost its first block: the others are of no use
+  EXPECT_THAT(Matched(index, {1, 2, 3, 4}), ElementsAre(3, 2, 0, 0));
+  EXPECT_THAT(Matched(index, {2, 3}), ElementsAre(2, 1, 2, 0));
+  EXPECT_THAT(Matched(index, {9, 1}), ElementsAre(0, 0, 0, 0));
+  EXPECT_THAT(Matched(index, {}), ElementsAre(0, 0, 0, 0));
+  EXPECT_EQ(index.keys_of(a), 3u);
+  EXPECT_EQ(index.keys_of(d), 0u);
+}
+
+TEST(PrefixIndex, AWrongDigestLeavesNothingKnownOfTheReplicaAndTheOthersAsTheyAre) {
+  PrefixIndex index;
+  const auto a = index.Add(), b = index.Add();
+  EXPECT_TRUE(index.Apply(a, Snapshot({1, 2})));
+  EXPECT_TRUE(index.Apply(b, Snapshot({1, 2})));
+  EXPECT_FALSE(index.Apply(a, {.added = {3}, .digest = 1 ^ 2 ^ 4}));
+  EXPECT_THAT(Matched(index, {1, 2, 3}), ElementsAre(0, 2));
+  EXPECT_EQ(index.keys_of(a), 0u);
+  EXPECT_TRUE(index.Apply(a, Snapshot({1}))) << "and a snapshot starts it again";
+  EXPECT_THAT(Matched(index, {1, 2, 3}), ElementsAre(1, 2));
+}
+
+TEST(PrefixIndex, ARemovedReplicasSlotIsUsedAgainAndEmpty) {
+  PrefixIndex index;
+  const auto a = index.Add(), b = index.Add();
+  EXPECT_TRUE(index.Apply(a, Snapshot({1})));
+  index.Remove({&a, 1});
+  EXPECT_THAT(Matched(index, {1}), ElementsAre(0, 0));
+  EXPECT_EQ(index.Add(), a);
+  EXPECT_THAT(Matched(index, {1}), ElementsAre(0, 0));
+  EXPECT_NE(b, a);
+}
+
+TEST(PrefixIndex, AKeysHoldersGrowAndShrinkFromOneToManyAndBack) {
+  for (const size_t replicas : {2, 8, 9, 12, 70, 300}) {
+    PrefixIndex index;
+    for (size_t i = 0; i < replicas; ++i) EXPECT_TRUE(index.Apply(index.Add(), Snapshot({5})));
+    EXPECT_EQ(Matched(index, {5}), std::vector<uint32_t>(replicas, 1));
+    for (size_t i = 0; i < replicas; ++i) {
+      const auto left = static_cast<PrefixIndex::Slot>((7 * i + 3) % replicas);  // some order
+      if (index.keys_of(left) == 0) continue;
+      index.Clear(left);
+      std::vector<uint32_t> want(replicas);
+      for (PrefixIndex::Slot slot = 0; slot < replicas; ++slot) {
+        want[slot] = static_cast<uint32_t>(index.keys_of(slot));
+      }
+      EXPECT_EQ(Matched(index, {5}), want);
+    }
+    std::vector<PrefixIndex::Slot> all(replicas);
+    std::iota(all.begin(), all.end(), 0);
+    index.Clear(all);
+    EXPECT_EQ(Matched(index, {5}), std::vector<uint32_t>(replicas, 0));
+  }
+}
+
+// Any history of snapshots, deltas, losses and replicas that come and go agrees with sets; up to 200
+// replicas, so that a key has one holder, a few, and many.
+TEST(PrefixIndex, AgreesWithSetsUnderRandomHistories) {
+  for (uint32_t seed = 1; seed <= 6; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937_64 random(seed);
+    std::vector<uint64_t> chain(12);  // a prompt's keys
+    for (uint64_t& key : chain) key = random();
+    PrefixIndex index;
+    std::map<PrefixIndex::Slot, std::set<uint64_t>> truth;
+    const size_t most = seed % 2 == 0 ? 200 : 5;
+    for (int step = 0; step < 1500; ++step) {
+      const auto any = [&] {
+        return std::next(truth.begin(), static_cast<ptrdiff_t>(random() % truth.size()));
+      };
+      const uint64_t what = random() % 40;
+      if (truth.empty() || (what < 8 && truth.size() < most)) {
+        EXPECT_TRUE(truth.try_emplace(index.Add()).second);
+      } else if (what == 8) {
+        const auto gone = any();
+        index.Remove({&gone->first, 1});
+        truth.erase(gone);
+      } else if (what == 9) {
+        const auto lost = any();
+        index.Clear(lost->first);
+        lost->second.clear();
+      } else {
+        auto& [slot, held] = *any();
+        PrefixDelta delta{.is_snapshot = what < 14};
+        std::set<uint64_t> now = delta.is_snapshot ? std::set<uint64_t>() : held;
+        for (const uint64_t key : chain) {
+          if (random() % 3 != 0) continue;
+          if (now.erase(key) > 0) {
+            delta.removed.push_back(key);
+          } else {
+            now.insert(key);
+            delta.added.push_back(key);
+          }
+        }
+        for (const uint64_t key : now) delta.digest ^= key;
+        const bool is_wrong = what == 39;
+        if (is_wrong) delta.digest ^= 1;
+        EXPECT_EQ(index.Apply(slot, delta), !is_wrong);
+        held = is_wrong ? std::set<uint64_t>() : now;
+      }
+      std::vector<uint32_t> matched;
+      index.Match(chain, matched);
+      for (const auto& [slot, held] : truth) {
+        uint32_t want = 0;
+        while (want < chain.size() && held.contains(chain[want])) ++want;
+        ASSERT_EQ(matched[slot], want) << "step " << step << ", slot " << slot;
+        ASSERT_EQ(index.keys_of(slot), held.size());
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace terrace
