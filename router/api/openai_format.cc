@@ -1,8 +1,10 @@
 #include "router/api/openai_format.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "router/request/param.h"
+#include "text/unicode.h"
 
 namespace terrace {
 namespace {
@@ -24,6 +26,8 @@ Json TerraceJson(const AnswerSummary& summary) {
                         {"threshold", attempt.threshold.has_value() ? Json(*attempt.threshold) : Json()},
                         {"accepted", attempt.accepted},
                         {"prompt_tokens", attempt.usage.prompt_tokens},
+                        {"cached_tokens", attempt.usage.cached_tokens},
+                        {"predicted_cached_tokens", attempt.predicted_cached_tokens},
                         {"completion_tokens", attempt.usage.completion_tokens},
                         {"price_usd", attempt.price_usd}});
   }
@@ -52,6 +56,48 @@ Json LogprobsJson(const std::vector<AnswerToken>& tokens) {
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
+// As a key or in a list: what is no UTF-8 by itself as OpenAI writes it, so that different bytes stay
+// different.
+std::string TokenText(const std::string& bytes) {
+  if (IsValidUtf8(bytes)) return bytes;
+  std::string out = "bytes:";
+  for (const char c : bytes) {
+    constexpr char kDigits[] = "0123456789abcdef";
+    out += {'\\', 'x', kDigits[static_cast<unsigned char>(c) >> 4], kDigits[c & 15]};
+  }
+  return out;
+}
+
+size_t Characters(const std::string& bytes) {
+  return static_cast<size_t>(std::ranges::count_if(bytes, [](char c) { return (c & 0xc0) != 0x80; }));
+}
+
+// The lists of a completion; the first token of a prompt has no log-probability.
+Json CompletionLogprobsJson(const CompletionHead& head, const std::vector<AnswerToken>& prompt,
+                            const std::vector<AnswerToken>& answer, size_t& offset) {
+  Json tokens = Json::array(), logprobs = Json::array(), tops = Json::array(), offsets = Json::array();
+  const auto add = [&](const AnswerToken& token, bool is_first_of_prompt) {
+    tokens.push_back(TokenText(token.bytes));
+    logprobs.push_back(is_first_of_prompt ? Json() : Json(token.logprob));
+    Json top = is_first_of_prompt ? Json() : Json::object();
+    for (const RankedToken& ranked : token.top) top.emplace(TokenText(ranked.bytes), ranked.logprob);
+    if (!is_first_of_prompt) top.emplace(TokenText(token.bytes), token.logprob);  // also if it was unlikely
+    tops.push_back(std::move(top));
+    offsets.push_back(offset);
+    offset += Characters(token.bytes);
+  };
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    if (!prompt[i].is_control || head.echoes_control) add(prompt[i], i == 0);
+  }
+  for (const AnswerToken& token : answer) {
+    if (!token.is_control) add(token, false);  // end tokens are no part of the text
+  }
+  return {{"tokens", std::move(tokens)},
+          {"token_logprobs", std::move(logprobs)},
+          {"top_logprobs", head.top_logprobs > 0 ? std::move(tops) : Json()},
+          {"text_offset", std::move(offsets)}};
+}
+
 Json PromptLogprobsJson(const std::vector<AnswerToken>& tokens) {
   const auto token_json = [](TokenId id, const std::string& bytes, float logprob) {
     Json entry = TokenJson(bytes, logprob);
@@ -73,10 +119,15 @@ Json HeadJson(const CompletionHead& head, const char* object) {
   return {{"id", head.id}, {"object", object}, {"created", head.created_unix_seconds}, {"model", head.model}};
 }
 
-Json Chunk(const CompletionHead& head, uint32_t choice, Json delta, Json logprobs, Json finish_reason) {
-  Json out = HeadJson(head, "chat.completion.chunk");
+const char* ChunkName(const CompletionHead& head) {
+  return head.is_chat ? "chat.completion.chunk" : "text_completion";
+}
+
+// `content` is the delta of a chat, or the text of a completion.
+Json Chunk(const CompletionHead& head, uint32_t choice, Json content, Json logprobs, Json finish_reason) {
+  Json out = HeadJson(head, ChunkName(head));
   out["choices"] = {{{"index", choice},
-                     {"delta", std::move(delta)},
+                     {head.is_chat ? "delta" : "text", std::move(content)},
                      {"logprobs", std::move(logprobs)},
                      {"finish_reason", std::move(finish_reason)}}};
   if (head.include_usage) out["usage"] = nullptr;
@@ -116,16 +167,23 @@ std::string_view CodeOf(int status) {
 
 Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
                     const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total) {
-  Json out = HeadJson(head, "chat.completion");
-  out["choices"] = Json::array();
+  Json out = HeadJson(head, head.is_chat ? "chat.completion" : "text_completion");
+  Json list = Json::array();
   for (const auto& [answer, end] : choices) {
-    out["choices"].push_back(
-        {{"index", out["choices"].size()},
-         {"message", {{"role", "assistant"}, {"content", answer.text}, {"refusal", nullptr}}},
-         {"logprobs", head.logprobs ? LogprobsJson(answer.tokens) : Json()},
-         {"finish_reason", AnswerEndName(end)}});
+    Json choice = {{"index", list.size()}, {"logprobs", nullptr}, {"finish_reason", AnswerEndName(end)}};
+    if (head.is_chat) {
+      choice["message"] = {{"role", "assistant"}, {"content", answer.text}, {"refusal", nullptr}};
+      if (head.logprobs) choice["logprobs"] = LogprobsJson(answer.tokens);
+    } else {
+      size_t offset = 0;
+      choice["text"] = answer.text;
+      if (head.logprobs)
+        choice["logprobs"] = CompletionLogprobsJson(head, prompt_tokens, answer.tokens, offset);
+    }
+    list.push_back(std::move(choice));
   }
-  if (!prompt_tokens.empty()) out["prompt_logprobs"] = PromptLogprobsJson(prompt_tokens);
+  out["choices"] = std::move(list);
+  if (head.is_chat && !prompt_tokens.empty()) out["prompt_logprobs"] = PromptLogprobsJson(prompt_tokens);
   out["usage"] = UsageJson(total.usage);
   out["terrace"] = TerraceJson(total);
   return out;
@@ -135,19 +193,24 @@ Json FirstChunk(const CompletionHead& head, uint32_t choice) {
   return Chunk(head, choice, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr);
 }
 
-Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece) {
-  return Chunk(head, piece.choice, {{"content", piece.text}},
-               head.logprobs ? LogprobsJson(piece.tokens) : Json(), nullptr);
+Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece, size_t& offset) {
+  if (head.is_chat) {
+    return Chunk(head, piece.choice, {{"content", piece.text}},
+                 head.logprobs ? LogprobsJson(piece.tokens) : Json(), nullptr);
+  }
+  return Chunk(head, piece.choice, piece.text,
+               head.logprobs ? CompletionLogprobsJson(head, {}, piece.tokens, offset) : Json(), nullptr);
 }
 
 Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary) {
-  Json out = Chunk(head, choice, Json::object(), nullptr, AnswerEndName(summary.end));
+  Json out =
+      Chunk(head, choice, head.is_chat ? Json::object() : Json(""), nullptr, AnswerEndName(summary.end));
   out["terrace"] = TerraceJson(summary);
   return out;
 }
 
 Json UsageChunk(const CompletionHead& head, const AnswerSummary& total) {
-  Json out = HeadJson(head, "chat.completion.chunk");
+  Json out = HeadJson(head, ChunkName(head));
   out["choices"] = Json::array();
   out["usage"] = UsageJson(total.usage);
   return out;

@@ -15,11 +15,14 @@ namespace terrace {
 
 // What every object of one reply repeats.
 struct CompletionHead {
-  std::string id;     // "chatcmpl-..."
-  std::string model;  // as the client named it
+  bool is_chat = true;  // else a completion
+  std::string id;       // "chatcmpl-...", "cmpl-..."
+  std::string model;    // as the client named it
   int64_t created_unix_seconds = 0;
   bool logprobs = false;
-  bool include_usage = false;  // of a stream: the other chunks say "usage": null
+  uint32_t top_logprobs = 0;
+  bool echoes_control = false;  // a prompt of token ids: its control tokens are part of the echoed text
+  bool include_usage = false;   // of a stream: the other chunks say "usage": null
 };
 
 struct WholeChoice {
@@ -27,15 +30,16 @@ struct WholeChoice {
   AnswerEnd end = AnswerEnd::kStop;
 };
 
-// `prompt_tokens` become the body's "prompt_logprobs", when there are any: null for the first token, which
-// has none, then {"token_id", "token", "bytes", "logprob", "top_logprobs"}.
+// `prompt_tokens`, when there are any: of a chat they become the body's "prompt_logprobs", null for the first
+// token, which has none, then {"token_id", "token", "bytes", "logprob", "top_logprobs"}; of a completion,
+// whose text begins with the prompt, they come first in each choice's "logprobs".
 Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
                     const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total);
 
-// The chunks of a stream. The first one of each choice has the role, the last one the reason and Terrace's
-// own part; usage is that of all choices.
+// The chunks of a stream. The first one of each choice of a chat has the role, the last one the reason and
+// Terrace's own part; usage is that of all choices. `offset` counts the characters of a choice's tokens.
 Json FirstChunk(const CompletionHead& head, uint32_t choice);
-Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece);
+Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece, size_t& offset);
 Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary);
 Json UsageChunk(const CompletionHead& head, const AnswerSummary& total);
 

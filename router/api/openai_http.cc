@@ -12,6 +12,7 @@ namespace terrace {
 namespace {
 
 constexpr std::string_view kChatPath = "/v1/chat/completions";
+constexpr std::string_view kCompletionPath = "/v1/completions";
 constexpr std::string_view kModelsPath = "/v1/models";
 constexpr std::string_view kModelPrefix = "/v1/models/";
 
@@ -41,7 +42,10 @@ class OpenAiApi {
   void Handle(const HttpRequest& http, const std::shared_ptr<HttpResponder>& responder) {
     const std::string id = RequestId(http);
     if (http.path == kChatPath) {
-      if (CheckMethod(http, "POST", id, *responder)) Chat(http, id, responder);
+      if (CheckMethod(http, "POST", id, *responder)) Complete(ApiKind::kOpenAiChat, http, id, responder);
+    } else if (http.path == kCompletionPath) {
+      if (CheckMethod(http, "POST", id, *responder))
+        Complete(ApiKind::kOpenAiCompletion, http, id, responder);
     } else if (http.path == kModelsPath) {
       if (CheckMethod(http, "GET", id, *responder)) ListModels(id, *responder);
     } else if (http.path.starts_with(kModelPrefix)) {
@@ -74,23 +78,28 @@ class OpenAiApi {
     return false;
   }
 
-  void Chat(const HttpRequest& http, const std::string& id, const std::shared_ptr<HttpResponder>& responder) {
+  void Complete(ApiKind api, const HttpRequest& http, const std::string& id,
+                const std::shared_ptr<HttpResponder>& responder) {
     const std::string encoding = LowerCase(HeaderOf(http, "content-encoding"));
     if (!IsJson(HeaderOf(http, "content-type")) || !(encoding.empty() || encoding == "identity")) {
       return SendHttpError(415, "the body must be application/json in UTF-8, not compressed", id, *responder);
     }
-    auto chat = ParseOpenAiChat(http.body);
-    auto request = chat.ok() ? MakeRequest(http, id, std::move(chat->fields)) : chat.status();
+    const bool is_chat = api == ApiKind::kOpenAiChat;
+    auto parsed = is_chat ? ParseOpenAiChat(http.body) : ParseOpenAiCompletion(http.body);
+    auto request = parsed.ok() ? MakeRequest(http, id, std::move(parsed->fields)) : parsed.status();
     if (!request.ok()) {
-      dispatcher_.RecordRefused(ApiKind::kOpenAiChat, id, request.status());
+      dispatcher_.RecordRefused(api, id, request.status());
       return SendError(request.status(), id, *responder);
     }
     const CompletionHead head{
-        .id = "chatcmpl-" + id,
+        .is_chat = is_chat,
+        .id = (is_chat ? "chatcmpl-" : "cmpl-") + id,
         .model = (*request)->model().empty() ? options_.default_model : (*request)->model(),
         .created_unix_seconds = UnixSeconds(),
         .logprobs = (*request)->logprobs(),
-        .include_usage = chat->include_usage};
+        .top_logprobs = (*request)->top_logprobs(),
+        .echoes_control = std::holds_alternative<std::vector<TokenId>>((*request)->input()),
+        .include_usage = parsed->include_usage};
     const auto sink = (*request)->is_streamed() ? MakeEventStreamSink(head, id, responder)
                                                 : MakeWholeAnswerSink(head, id, responder);
     responder->OnClose(dispatcher_.Generate(*std::move(request), sink));

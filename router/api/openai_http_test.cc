@@ -123,9 +123,115 @@ class OpenAiHttpTest : public ::testing::Test {
                 Concat(R"({"model":"auto","messages":[{"role":"user","content":"hi"}])", more, "}"), headers);
   }
 
+  Reply Complete(const std::string& more = "") {
+    return Call("POST", "/v1/completions", Concat(R"({"model":"auto","prompt":"hi")", more, "}"));
+  }
+
   FakeDispatcher dispatcher_;
   std::unique_ptr<HttpServer> server_;
 };
+
+TEST_F(OpenAiHttpTest, ACompletionIsTextWithUsageAndWhatItCost) {
+  const Reply reply = Complete();
+  ASSERT_EQ(reply.status, 200) << reply.body;
+  const Json json = reply.json();
+  EXPECT_EQ(json["object"], "text_completion");
+  EXPECT_EQ(json["id"].get<std::string>().substr(0, 5), "cmpl-");
+  EXPECT_EQ(json["choices"].size(), 1u);
+  EXPECT_EQ(json["choices"][0]["text"], "hello");
+  EXPECT_EQ(json["choices"][0]["index"], 0);
+  EXPECT_EQ(json["choices"][0]["finish_reason"], "stop");
+  EXPECT_TRUE(json["choices"][0]["logprobs"].is_null());
+  EXPECT_EQ(json["usage"]["total_tokens"], 12);
+  EXPECT_EQ(json["terrace"]["tier"], "base");
+}
+
+TEST_F(OpenAiHttpTest, ACompletionsLogprobsAreListsWithTheCharactersBefore) {
+  dispatcher_.script = FakeDispatcher::Answers({"h\xc3\xa9", "llo"});
+  const Json lists = Complete(R"(,"logprobs":2)").json()["choices"][0]["logprobs"];
+  EXPECT_EQ(lists["tokens"], Json({"h\xc3\xa9", "llo"}));
+  EXPECT_EQ(lists["token_logprobs"], Json({-0.5, -0.5}));
+  EXPECT_EQ(lists["text_offset"], Json({0, 2})) << "characters, not bytes";
+  EXPECT_EQ(lists["top_logprobs"][1], Json({{"llo", -0.5}, {"x", -1.5}}));
+  EXPECT_TRUE(Complete(R"(,"logprobs":0)").json()["choices"][0]["logprobs"]["top_logprobs"].is_null());
+}
+
+TEST_F(OpenAiHttpTest, AnEchoBeginsEveryChoicesLogprobsWithThePrompts) {
+  dispatcher_.script = FakeDispatcher::TwoAnswers();
+  const Json json = Complete(R"(,"echo":true,"logprobs":1)").json();
+  for (const char* answer : {"ab", "xy"}) {
+    const Json& lists = json["choices"][answer[0] == 'a' ? 0 : 1]["logprobs"];
+    EXPECT_EQ(lists["tokens"], Json({"p", "q", std::string(1, answer[0]), std::string(1, answer[1])}));
+    EXPECT_EQ(lists["text_offset"], Json({0, 1, 2, 3}));
+    EXPECT_TRUE(lists["token_logprobs"][0].is_null());
+    EXPECT_EQ(lists["token_logprobs"][1], -0.5);
+    EXPECT_TRUE(lists["top_logprobs"][0].is_null());
+    EXPECT_EQ(lists["top_logprobs"][1], Json({{"r", -0.25}, {"q", -0.5}}));
+  }
+  EXPECT_FALSE(json.contains("prompt_logprobs"));
+}
+
+TEST_F(OpenAiHttpTest, TokensThatAreNoTextByThemselvesStayDifferentKeys) {
+  dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+    sink->OnPiece(
+        {.text = "\xe4\xb8\xad",
+         .tokens = {{.id = 1,
+                     .logprob = -3,
+                     .bytes = "\xe4",
+                     .top = {{2, -0.5f, "\xe5"}, {3, -1, "a"}, {4, -2, "a"}}},
+                    {.id = 5, .logprob = -0.25f, .bytes = "\xb8\xad", .top = {{5, -0.25f, "\xb8\xad"}}}}});
+    sink->OnChoiceEnd(0, {});
+    sink->OnFinish(AnswerSummary{});
+  };
+  const Json lists = Complete(R"(,"logprobs":3)").json()["choices"][0]["logprobs"];
+  EXPECT_EQ(lists["tokens"], Json({R"(bytes:\xe4)", R"(bytes:\xb8\xad)"}));
+  EXPECT_EQ(lists["top_logprobs"][0], Json({{R"(bytes:\xe5)", -0.5}, {"a", -1}, {R"(bytes:\xe4)", -3}}))
+      << "the likelier of two alike, and the one that was drawn";
+  EXPECT_EQ(lists["text_offset"], Json({0, 1}));
+}
+
+TEST_F(OpenAiHttpTest, AnEchoOfTokensHasItsControlTokens) {
+  dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+    sink->OnPromptTokens(
+        {{.id = 1, .bytes = "<s>", .is_control = true}, {.id = 2, .logprob = -1, .bytes = "p"}});
+    sink->OnPiece({.text = "a", .tokens = {{.id = 3, .logprob = -0.5f, .bytes = "a"}}});
+    sink->OnChoiceEnd(0, {});
+    sink->OnFinish(AnswerSummary{});
+  };
+  const auto lists = [&](const std::string& prompt) {
+    return Call("POST", "/v1/completions", Concat(R"({"prompt":)", prompt, R"(,"echo":true,"logprobs":0})"))
+        .json()["choices"][0]["logprobs"];
+  };
+  EXPECT_EQ(lists("[1,2]")["tokens"], Json({"<s>", "p", "a"}));
+  EXPECT_EQ(lists("[1,2]")["token_logprobs"], Json({nullptr, -1, -0.5}));
+  EXPECT_EQ(lists("[1,2]")["text_offset"], Json({0, 3, 4}));
+  EXPECT_EQ(lists("\"p\"")["tokens"], Json({"p", "a"})) << "the text has no <s>";
+}
+
+TEST_F(OpenAiHttpTest, ACompletionStreamsItsText) {
+  dispatcher_.script = FakeDispatcher::Answers({"he", "llo"});
+  const Reply reply = Complete(R"(,"stream":true,"logprobs":0,"stream_options":{"include_usage":true})");
+  const auto events = Events(reply.body);
+  ASSERT_EQ(events.size(), 5u) << reply.body;
+  const auto chunk = [&](size_t i) { return Json::parse(events[i]); };
+  EXPECT_EQ(chunk(0)["object"], "text_completion");
+  EXPECT_EQ(chunk(0)["choices"][0]["text"], "he");
+  EXPECT_EQ(chunk(1)["choices"][0]["text"], "llo");
+  EXPECT_EQ(chunk(1)["choices"][0]["logprobs"]["text_offset"], Json({2}));
+  EXPECT_TRUE(chunk(1)["choices"][0]["finish_reason"].is_null());
+  EXPECT_EQ(chunk(2)["choices"][0]["text"], "");
+  EXPECT_EQ(chunk(2)["choices"][0]["finish_reason"], "stop");
+  EXPECT_TRUE(chunk(3)["choices"].empty());
+  EXPECT_EQ(chunk(3)["usage"]["completion_tokens"], 2);
+  EXPECT_EQ(events[4], "[DONE]");
+}
+
+TEST_F(OpenAiHttpTest, AWrongCompletionNamesItsField) {
+  const Reply reply = Complete(R"(,"suffix":"x")");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.json()["error"]["param"], "suffix");
+  EXPECT_EQ(Call("GET", "/v1/completions").status, 405);
+}
 
 TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
   const Reply reply = Chat();

@@ -15,9 +15,10 @@ constexpr std::string_view kInvalid = "invalid_value";
 constexpr std::string_view kUnsupported = "unsupported_parameter";
 
 // Fields of the OpenAI API that would change the answer and are not served; null means absent.
-constexpr const char* kUnsupportedFields[] = {"tools",   "functions",        "function_call",
-                                              "audio",   "prediction",       "web_search_options",
-                                              "best_of", "reasoning_effort", "verbosity"};
+constexpr const char* kUnsupportedInChats[] = {"tools",   "functions",        "function_call",
+                                               "audio",   "prediction",       "web_search_options",
+                                               "best_of", "reasoning_effort", "verbosity"};
+constexpr int64_t kCompletionTokens = 16;  // of a completion without max_tokens: OpenAI's default
 
 // The members of one JSON object; absent and null are the same. `path` goes in front of parameter names.
 class Fields {
@@ -127,14 +128,17 @@ StatusOr<std::vector<ChatMessage>> ParseMessages(const Fields& request) {
   return out;
 }
 
-Status CheckUnsupported(const Fields& request) {
-  for (const char* name : kUnsupportedFields) {
+Status CheckResponseFormat(const Fields& request) {
+  const Json* format = request.Find("response_format");
+  if (format == nullptr || (format->is_object() && format->value("type", Json()) == "text")) return {};
+  return ParamError(kUnsupported, "response_format", "only {\"type\": \"text\"} is supported");
+}
+
+Status CheckChat(const Fields& request) {
+  for (const char* name : kUnsupportedInChats) {
     if (request.Find(name) != nullptr) return ParamError(kUnsupported, name, "is not supported");
   }
-  if (const Json* format = request.Find("response_format");
-      format != nullptr && (!format->is_object() || format->value("type", Json()) != "text")) {
-    return ParamError(kUnsupported, "response_format", "only {\"type\": \"text\"} is supported");
-  }
+  RETURN_IF_ERROR(CheckResponseFormat(request));
   if (const Json* choice = request.Find("tool_choice"); choice != nullptr && *choice != "none") {
     return ParamError(kUnsupported, "tool_choice", "tools are not supported");
   }
@@ -218,7 +222,7 @@ Status ParseSampling(const Fields& request, RequestFields& out) {
   return ParseLogitBias(request, out);
 }
 
-Status ParseStreaming(const Fields& request, OpenAiChat& out) {
+Status ParseStreaming(const Fields& request, OpenAiRequest& out) {
   out.fields.is_streamed = false;
   RETURN_IF_ERROR(request.Read("stream", out.fields.is_streamed));
   const Json* options = request.Find("stream_options");
@@ -240,6 +244,66 @@ Status ParseLogprobs(const Fields& request, RequestFields& out) {
   return {};
 }
 
+// The classic form: a number of alternatives, of the prompt's tokens too where the answer begins with it.
+Status ParseCompletionLogprobs(const Fields& request, RequestFields& out) {
+  std::optional<int64_t> top;
+  RETURN_IF_ERROR(request.Read("logprobs", top));
+  if (!top.has_value()) return {};
+  if (*top < 0 || *top > Request::kMaxTopLogprobs) {
+    return request.Error("logprobs", "must be in [0, ", Request::kMaxTopLogprobs, "], got ", *top);
+  }
+  out.logprobs = true;
+  out.top_logprobs = *top;
+  if (!out.echo) return {};
+  if (out.is_streamed) {
+    return ParamError(kUnsupported, "logprobs", "with echo and stream together is not supported");
+  }
+  if (out.choices.value_or(1) > 1) {  // each choice would repeat them
+    return ParamError(kUnsupported, "logprobs", "with echo and n above 1 together is not supported");
+  }
+  out.prompt_logprobs = *top;
+  return {};
+}
+
+Status CheckCompletion(const Fields& request) {
+  if (const Json* suffix = request.Find("suffix"); suffix != nullptr && *suffix != "") {
+    return ParamError(kUnsupported, "suffix", "is not supported");
+  }
+  for (const char* name : {"messages", "tools", "functions"}) {
+    if (request.Find(name) != nullptr) return ParamError(kUnsupported, name, "is a field of chats");
+  }
+  for (const char* name : {"top_logprobs", "prompt_logprobs"}) {
+    if (request.Find(name) != nullptr) {
+      return ParamError(kUnsupported, name,
+                        "is a field of chats; of a completion logprobs is a number, and with "
+                        "echo of the prompt's tokens too");
+    }
+  }
+  return CheckResponseFormat(request);
+}
+
+// Text, or token ids; either may be the only one of a list.
+StatusOr<RequestInput> ParsePrompt(const Fields& request) {
+  const Json* prompt = request.Find("prompt");
+  if (prompt == nullptr) return request.Error("prompt", "is missing");
+  if (prompt->is_array() && !prompt->empty() && !prompt->front().is_number()) {
+    if (prompt->size() > 1) {
+      return ParamError(kUnsupported, "prompt", prompt->size(), " prompts; one request has one prompt");
+    }
+    prompt = &prompt->front();
+  }
+  if (prompt->is_string()) return prompt->get<std::string>();
+  if (!prompt->is_array()) return request.Error("prompt", "must be a string or a list of token ids");
+  std::vector<TokenId> tokens;
+  tokens.reserve(prompt->size());
+  for (const Json& entry : *prompt) {
+    const bool is_id = entry.is_number_unsigned() && entry.get<uint64_t>() <= INT32_MAX;
+    if (!is_id) return request.Error("prompt", "must be a string or a list of token ids");
+    tokens.push_back(entry.get<TokenId>());
+  }
+  return tokens;
+}
+
 // Extensions that vLLM has too.
 Status ParseScheduling(const Fields& request, RequestFields& out) {
   std::optional<int64_t> priority;
@@ -248,26 +312,49 @@ Status ParseScheduling(const Fields& request, RequestFields& out) {
   return request.Read("cache_salt", out.cache_salt);
 }
 
-}  // namespace
-
-StatusOr<OpenAiChat> ParseOpenAiChat(std::string_view body) {
-  ASSIGN_OR_RETURN(const Json json, ParseJson(body));
-  if (!json.is_object()) return WithReason(InvalidArgument("the body must be a JSON object"), "invalid_json");
-  const Fields request(json);
-  OpenAiChat out;
+// What chats and completions have alike.
+Status ParseCommon(const Fields& request, OpenAiRequest& out) {
   RequestFields& fields = out.fields;
-  fields.api = ApiKind::kOpenAiChat;
-  RETURN_IF_ERROR(CheckUnsupported(request));
   RETURN_IF_ERROR(request.Read("model", fields.model));
-  ASSIGN_OR_RETURN(fields.input, ParseMessages(request));
   RETURN_IF_ERROR(ParseMaxTokens(request, fields));
   RETURN_IF_ERROR(ParseSampling(request, fields));
   RETURN_IF_ERROR(ParseStop(request, fields));
   RETURN_IF_ERROR(request.Read("n", fields.choices));
   RETURN_IF_ERROR(request.Read("ignore_eos", fields.ignore_eos));
   RETURN_IF_ERROR(ParseStreaming(request, out));
-  RETURN_IF_ERROR(ParseLogprobs(request, fields));
-  RETURN_IF_ERROR(ParseScheduling(request, fields));
+  return ParseScheduling(request, fields);
+}
+
+StatusOr<Json> ParseObject(std::string_view body) {
+  ASSIGN_OR_RETURN(Json json, ParseJson(body));
+  if (!json.is_object()) return WithReason(InvalidArgument("the body must be a JSON object"), "invalid_json");
+  return json;
+}
+
+}  // namespace
+
+StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseObject(body));
+  const Fields request(json);
+  OpenAiRequest out{.fields = {.api = ApiKind::kOpenAiChat}};
+  RETURN_IF_ERROR(CheckChat(request));
+  ASSIGN_OR_RETURN(out.fields.input, ParseMessages(request));
+  RETURN_IF_ERROR(ParseCommon(request, out));
+  RETURN_IF_ERROR(ParseLogprobs(request, out.fields));
+  return out;
+}
+
+StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseObject(body));
+  const Fields request(json);
+  OpenAiRequest out{.fields = {.api = ApiKind::kOpenAiCompletion}};
+  RETURN_IF_ERROR(CheckCompletion(request));
+  ASSIGN_OR_RETURN(out.fields.input, ParsePrompt(request));
+  RETURN_IF_ERROR(ParseCommon(request, out));
+  RETURN_IF_ERROR(request.Read("best_of", out.fields.best_of));
+  RETURN_IF_ERROR(request.Read("echo", out.fields.echo));
+  RETURN_IF_ERROR(ParseCompletionLogprobs(request, out.fields));
+  if (!out.fields.max_tokens.has_value()) out.fields.max_tokens = kCompletionTokens;
   return out;
 }
 

@@ -1,6 +1,6 @@
-// OpenAI's chat completion request: JSON text -> RequestFields. Ranges are checked later, in Request::Make;
-// here it is types and what Terrace does not do: a field that is known but unsupported is an error, an
-// unknown one is ignored. Pure.
+// OpenAI's requests for chat completions and completions: JSON text -> RequestFields. Ranges are checked
+// later, in Request::Make; here it is types and what Terrace does not do: a field that is known but
+// unsupported is an error, an unknown one is ignored. Pure.
 #pragma once
 
 #include <string_view>
@@ -10,13 +10,14 @@
 
 namespace terrace {
 
-struct OpenAiChat {
+struct OpenAiRequest {
   RequestFields fields;  // without request id and times
   bool include_usage = false;
 };
 
 // INVALID_ARGUMENT with reason and parameter.
-StatusOr<OpenAiChat> ParseOpenAiChat(std::string_view body);
+StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body);
+StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body);
 
 // A number of seconds above 0, from the header x-request-timeout-seconds.
 StatusOr<double> ParseTimeoutHeader(std::string_view value);

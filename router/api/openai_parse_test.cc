@@ -71,6 +71,72 @@ TEST(OpenAiParse, BothNamesOfMaxTokensMustAgree) {
   EXPECT_FALSE(ParseOpenAiChat(Body(R"("max_tokens":6,"max_completion_tokens":7)")).ok());
 }
 
+TEST(OpenAiParse, ACompletionHasAPromptOfTextOrTokens) {
+  const auto prompt_of = [](const std::string& prompt) {
+    const auto parsed = ParseOpenAiCompletion(Concat(R"({"prompt":)", prompt, "}"));
+    EXPECT_TRUE(parsed.ok()) << parsed.status();
+    return parsed.ok() ? parsed->fields.input : RequestInput();
+  };
+  using ::testing::VariantWith;
+  EXPECT_THAT(prompt_of(R"("ab")"), VariantWith<std::string>("ab"));
+  EXPECT_THAT(prompt_of(R"(["ab"])"), VariantWith<std::string>("ab"));
+  EXPECT_THAT(prompt_of(R"([1,2,3])"), VariantWith<std::vector<TokenId>>(ElementsAre(1, 2, 3)));
+  EXPECT_THAT(prompt_of(R"([[1,2]])"), VariantWith<std::vector<TokenId>>(ElementsAre(1, 2)));
+}
+
+TEST(OpenAiParse, ACompletionsOwnFields) {
+  const auto parsed = ParseOpenAiCompletion(
+      R"({"prompt":"a","model":"m","best_of":3,"n":1,"echo":true,"logprobs":4,"suffix":null,"stop":"x"})");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const RequestFields& fields = parsed->fields;
+  EXPECT_EQ(fields.api, ApiKind::kOpenAiCompletion);
+  EXPECT_EQ(fields.model, "m");
+  EXPECT_EQ(fields.best_of, 3);
+  EXPECT_EQ(fields.choices, 1);
+  EXPECT_TRUE(fields.echo && fields.logprobs);
+  EXPECT_EQ(fields.top_logprobs, 4);
+  EXPECT_EQ(fields.prompt_logprobs, 4) << "the echo has them too";
+  EXPECT_EQ(fields.max_tokens, 16) << "as OpenAI's";
+  const auto plain = ParseOpenAiCompletion(R"({"prompt":"a","logprobs":0,"max_tokens":5,"stream":true})");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_TRUE(plain->fields.logprobs) << "of the chosen tokens";
+  EXPECT_FALSE(plain->fields.prompt_logprobs.has_value());
+  EXPECT_EQ(plain->fields.max_tokens, 5);
+}
+
+TEST(OpenAiParse, WhatACompletionCannotHave) {
+  const struct {
+    const char* body;
+    const char* reason;
+    const char* param;
+  } cases[] = {
+      {R"({})", "invalid_value", "prompt"},
+      {R"({"prompt":5})", "invalid_value", "prompt"},
+      {R"({"prompt":[1,"a"]})", "invalid_value", "prompt"},
+      {R"({"prompt":[1.5]})", "invalid_value", "prompt"},
+      {R"({"prompt":[-1]})", "invalid_value", "prompt"},
+      {R"({"prompt":[4294967296]})", "invalid_value", "prompt"},
+      {R"({"prompt":[{}]})", "invalid_value", "prompt"},
+      {R"({"prompt":["a","b"]})", "unsupported_parameter", "prompt"},
+      {R"({"prompt":"a","suffix":"b"})", "unsupported_parameter", "suffix"},
+      {R"({"prompt":"a","messages":[]})", "unsupported_parameter", "messages"},
+      {R"({"prompt":"a","logprobs":true})", "invalid_value", "logprobs"},
+      {R"({"prompt":"a","logprobs":21})", "invalid_value", "logprobs"},
+      {R"({"prompt":"a","logprobs":-1})", "invalid_value", "logprobs"},
+      {R"({"prompt":"a","top_logprobs":1})", "unsupported_parameter", "top_logprobs"},
+      {R"({"prompt":"a","echo":true,"logprobs":1,"stream":true})", "unsupported_parameter", "logprobs"},
+      {R"({"prompt":"a","echo":true,"logprobs":1,"n":2})", "unsupported_parameter", "logprobs"},
+      {R"({"prompt":"a","response_format":{"type":"json_object"}})", "unsupported_parameter",
+       "response_format"},
+  };
+  for (const auto& c : cases) {
+    const auto parsed = ParseOpenAiCompletion(c.body);
+    ASSERT_FALSE(parsed.ok()) << c.body;
+    EXPECT_EQ(Reason(parsed.status()), c.reason) << c.body << " " << parsed.status();
+    EXPECT_EQ(Param(parsed.status()), c.param) << c.body;
+  }
+}
+
 TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
   const struct {
     std::string body;

@@ -2,7 +2,7 @@
 
 #include <atomic>
 #include <iterator>
-#include <set>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -58,9 +58,9 @@ class EventStreamSink : public AnswerSink {
   void OnPromptTokens(std::vector<AnswerToken>) override {}  // no chunk has a place for them
 
   void OnPiece(AnswerPiece piece) override {
-    Begin(piece.choice);
+    size_t& offset = Begin(piece.choice);
     // A piece of end tokens only says nothing to this client.
-    if (!piece.text.empty() || head_.logprobs) Write(SseEvent(PieceChunk(head_, piece)));
+    if (!piece.text.empty() || head_.logprobs) Write(SseEvent(PieceChunk(head_, piece, offset)));
   }
 
   void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
@@ -78,16 +78,18 @@ class EventStreamSink : public AnswerSink {
   bool is_closed() const override { return is_closed_; }
 
  private:
-  void Begin(uint32_t choice) {
-    if (begun_choices_.empty()) {
+  size_t& Begin(uint32_t choice) {
+    if (offsets_.empty()) {
       responder_->StartStream(200, "text/event-stream",
                               {{kRequestIdHeader, request_id_}, {"cache-control", "no-cache"}});
     }
-    if (begun_choices_.insert(choice).second) Write(SseEvent(FirstChunk(head_, choice)));
+    const auto [offset, is_new] = offsets_.try_emplace(choice, 0);
+    if (is_new && head_.is_chat) Write(SseEvent(FirstChunk(head_, choice)));
+    return offset->second;
   }
 
   void Fail(const Status& error) {
-    if (begun_choices_.empty()) return SendError(error, request_id_, *responder_);
+    if (offsets_.empty()) return SendError(error, request_id_, *responder_);
     if (is_closed_) return responder_->Abort();  // nobody reads, or too slowly
     Write(SseEvent(ErrorJson(error)));
     responder_->Finish();
@@ -100,7 +102,7 @@ class EventStreamSink : public AnswerSink {
   const CompletionHead head_;
   const std::string request_id_;
   const std::shared_ptr<HttpResponder> responder_;
-  std::set<uint32_t> begun_choices_;
+  std::map<uint32_t, size_t> offsets_;  // of the choices that have begun: see PieceChunk
   std::atomic<bool> is_closed_ = false;
 };
 

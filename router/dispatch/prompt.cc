@@ -29,7 +29,7 @@ Status CheckTokenIds(const Request& request, const TierView& tier) {
   for (const auto& [token, bias] : request.sampling().logit_bias) RETURN_IF_ERROR(check("logit_bias", token));
   for (const TokenId token : request.stop_tokens()) RETURN_IF_ERROR(check("stop_tokens", token));
   if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input())) {
-    for (const TokenId token : *tokens) RETURN_IF_ERROR(check("prompt_tokens", token));
+    for (const TokenId token : *tokens) RETURN_IF_ERROR(check(TokensParam(request.api()), token));
   }
   return {};
 }

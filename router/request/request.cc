@@ -83,10 +83,10 @@ Status CheckInput(const RequestFields& fields) {
     return prompt->empty() ? ParamError(kInvalid, "prompt", "must not be empty") : Status();
   }
   const auto& tokens = std::get<std::vector<TokenId>>(fields.input);
-  if (tokens.empty()) return ParamError(kInvalid, "prompt_tokens", "must not be empty");
+  const char* param = TokensParam(fields.api);
+  if (tokens.empty()) return ParamError(kInvalid, param, "must not be empty");
   for (size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0)
-      return ParamError(kInvalid, Concat("prompt_tokens[", i, "]"), "no such token: ", tokens[i]);
+    if (tokens[i] < 0) return ParamError(kInvalid, Concat(param, "[", i, "]"), "no such token: ", tokens[i]);
   }
   return {};
 }
@@ -145,6 +145,8 @@ Status CheckScheduling(const RequestFields& fields) {
 
 std::string_view ApiName(ApiKind api) {
   switch (api) {
+    case ApiKind::kOpenAiCompletion:
+      return "openai_completion";
     case ApiKind::kOpenAiChat:
       return "openai_chat";
     case ApiKind::kGenerate:

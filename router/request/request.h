@@ -18,8 +18,13 @@
 
 namespace terrace {
 
-enum class ApiKind : uint8_t { kOpenAiChat, kGenerate, kScore };
-std::string_view ApiName(ApiKind api);  // "openai_chat", "generate", "score": metrics and logs
+enum class ApiKind : uint8_t { kOpenAiChat, kOpenAiCompletion, kGenerate, kScore };
+// "openai_chat", "openai_completion", "generate", "score": metrics and logs.
+std::string_view ApiName(ApiKind api);
+// The field that holds a prompt of token ids.
+inline const char* TokensParam(ApiKind api) {
+  return api == ApiKind::kOpenAiCompletion ? "prompt" : "prompt_tokens";
+}
 
 // Plain text to continue, a conversation to answer, or tokens to continue.
 using RequestInput = std::variant<std::string, std::vector<ChatMessage>, std::vector<TokenId>>;
