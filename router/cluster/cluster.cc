@@ -24,7 +24,7 @@ StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, 
 // What came on one Watch stream and was not looked at yet: put by gRPC's thread, taken by the cluster's. Of
 // the load only the newest counts; deltas of prefixes all do, and a worker sends four a second. Of one
 // stream, so what a closed one leaves behind stands in no other's way.
-class UpdateSlot {
+class PendingUpdates {
  public:
   // True when earlier ones have not been taken yet. Too many are all dropped but for the last: its digest
   // will not be that of what is known.
@@ -214,12 +214,12 @@ void Cluster::StartWatch(const ReplicaPtr& replica) {
   const uint64_t attempt = replica->attempt;
   replica->last_update = RealClock().Now();
   replica->is_synchronised = false;
-  const auto slot = std::make_shared<UpdateSlot>();
+  const auto pending = std::make_shared<PendingUpdates>();
   replica->call = replica->connection->Watch(
-      [this, loop = loop_, replica, attempt, slot](WatchUpdate update) {
-        if (slot->Put(std::move(update))) return;  // a look is on its way already
-        loop->Post([this, replica, attempt, slot] {
-          for (const WatchUpdate& each : slot->Take()) {
+      [this, loop = loop_, replica, attempt, pending](WatchUpdate update) {
+        if (pending->Put(std::move(update))) return;  // a look is on its way already
+        loop->Post([this, replica, attempt, pending] {
+          for (const WatchUpdate& each : pending->Take()) {
             if (replica->attempt == attempt && !replica->is_removed) OnUpdate(replica, each);
           }
         });

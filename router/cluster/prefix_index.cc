@@ -55,18 +55,39 @@ bool PrefixIndex::Apply(Slot slot, const PrefixDelta& delta) {
 }
 
 void PrefixIndex::Clear(std::span<const Slot> slots) {
-  const auto holds_any = [&](Slot slot) { return replicas_[slot].keys > 0; };
+  std::vector<uint64_t> lost;  // a bit for each slot
+  for (const Slot slot : slots) {
+    if (slot / 64 >= lost.size()) lost.resize(slot / 64 + 1);
+    lost[slot / 64] |= Bit(slot);
+  }
+  std::vector<Slot> gone;  // of one key's holders
+  const auto erase_lost = [&](auto& entry) {
+    gone.clear();
+    const auto add = [&](Slot slot) {
+      if (slot / 64 < lost.size() && (lost[slot / 64] & Bit(slot)) != 0) gone.push_back(slot);
+    };
+    if (entry.second < kMany) {
+      add(entry.second);
+    } else if (const Holders& holders = many_[entry.second - kMany]; holders.bits == nullptr) {
+      for (const uint16_t slot : std::span(holders.few).first(holders.count)) add(slot);
+    } else {
+      for (size_t word = 0; word < lost.size() && word < holders.words; ++word) {
+        for (uint64_t bits = holders.bits[word] & lost[word]; bits != 0; bits &= bits - 1) {
+          gone.push_back(static_cast<Slot>(64 * word + static_cast<size_t>(std::countr_zero(bits))));
+        }
+      }
+    }
+    bool is_last = false;
+    for (const Slot slot : gone) {
+      --replicas_[slot].keys;
+      is_last = EraseFrom(entry.second, slot);
+    }
+    return is_last;
+  };
   for (Shard& shard : shards_) {
     std::lock_guard lock(mutex_);
-    if (std::ranges::none_of(slots, holds_any)) break;
-    absl::erase_if(shard, [&](auto& entry) {
-      for (const Slot slot : slots) {
-        if (!Holds(entry.second, slot)) continue;
-        --replicas_[slot].keys;
-        if (EraseFrom(entry.second, slot)) return true;
-      }
-      return false;
-    });
+    if (std::ranges::none_of(slots, [&](Slot slot) { return replicas_[slot].keys > 0; })) break;
+    absl::erase_if(shard, erase_lost);
   }
   std::lock_guard lock(mutex_);
   for (const Slot slot : slots) {

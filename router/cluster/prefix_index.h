@@ -1,9 +1,9 @@
 // Which replicas of one tier hold which KV blocks, by the ShortKey of the blocks' keys (text/block_key.h), as
 // the workers' Watch streams tell it. One thread changes it (the cluster's); Match may be called from any,
-// and waits for a change of a few hundred keys at most.
+// and waits for a change of a few keys, or a pass over one of the shards, at most.
 //
-// Memory is the point: a cluster caches millions of blocks. An entry has 12 bytes (and one of the hash table,
-// at a load of 7/16 to 7/8): half a key's holders or, of a block that one replica holds, the replica.
+// Memory is the point: a cluster caches millions of blocks. A key takes 12 bytes (and one of the hash table,
+// at a load of 7/16 to 7/8): its own eight, and the replica that holds it or, of several, where their set is.
 #pragma once
 
 #include <array>
@@ -33,7 +33,7 @@ class PrefixIndex {
   PrefixIndex() : shards_(kShards) {}
 
   Slot Add();  // holding nothing
-  // Several replicas at once cost what one does: a pass over the whole index.
+  // Several replicas at once cost little more than one: a pass over the whole index.
   void Remove(std::span<const Slot> slots);
   // False when the digest disagrees: nothing is known of the replica then, as after Clear.
   bool Apply(Slot slot, const PrefixDelta& delta);

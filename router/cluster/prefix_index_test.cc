@@ -103,9 +103,12 @@ TEST(PrefixIndex, AgreesWithSetsUnderRandomHistories) {
       if (truth.empty() || (what < 8 && truth.size() < most)) {
         EXPECT_TRUE(truth.try_emplace(index.Add()).second);
       } else if (what == 8) {
-        const auto gone = any();
-        index.Remove({&gone->first, 1});
-        truth.erase(gone);
+        std::vector<PrefixIndex::Slot> gone;  // several at once
+        for (size_t count = 1 + random() % 4; count > 0 && !truth.empty(); --count) {
+          gone.push_back(any()->first);
+          truth.erase(gone.back());
+        }
+        index.Remove(gone);
       } else if (what == 9) {
         const auto lost = any();
         index.Clear(lost->first);
