@@ -152,6 +152,10 @@ class Cluster:
         self.log.flush()
         return self.log_path.read_text(errors="replace")
 
+    def log_lines(self):
+        """The whole lines of the log: a line that is being written may be read in part."""
+        return self.log_text().split("\n")[:-1]
+
     def get(self, port, path):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
         connection.request("GET", path)

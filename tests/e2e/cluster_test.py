@@ -213,7 +213,7 @@ class OneCluster(unittest.TestCase):
     def test_one_log_line_a_request(self):
         request_id = self.cluster.chat({"model": "nano", "messages": [QUESTION]})[1]["x-request-id"]
         line = wait_until(
-            lambda: [l for l in self.cluster.log_text().splitlines() if request_id in l and '"request"' in l],
+            lambda: [l for l in self.cluster.log_lines() if request_id in l and '"request"' in l],
             "access log line",
         )
         self.assertEqual(len(line), 1)
