@@ -220,7 +220,8 @@ TEST(ApplyOverride, SaysWhatIsWrong) {
   } cases[] = {
       {"default_model", "expected name=value"},
       {"=5",
-       ": unknown key, known: listen, tiers, policies, default_model, admission, log, cluster, balance"},
+       ": unknown key, known: listen, tiers, policies, default_model, admission, log, cluster, balance, "
+       "auth"},
       {"lisen.http=a", "lisen: unknown key, did you mean \"listen\"?"},
       {"listen.htp=a", "listen.htp: unknown key, did you mean \"http\"?"},
       {"listen.http.x=a", "listen.http: has no fields to step into"},

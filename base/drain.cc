@@ -1,5 +1,7 @@
 #include "base/drain.h"
 
+#include <csignal>
+
 #include "base/clock.h"
 
 namespace terrace {
@@ -12,7 +14,8 @@ constexpr double kPollSeconds = 0.05;
 void AwaitDrained(ShutdownSignal& shutdown, const std::function<bool()>& is_drained, double limit_seconds) {
   const MonoTime begin = RealClock().Now();
   const auto is_over = [&] { return is_drained() || Seconds(RealClock().Now() - begin) >= limit_seconds; };
-  if (!is_over()) shutdown.Wait(kPollSeconds, is_over);
+  while (!is_over() && shutdown.Wait(kPollSeconds, is_over) == SIGHUP) {  // a reload comes too late
+  }
 }
 
 }  // namespace terrace

@@ -1,6 +1,9 @@
 #include "base/grpc_status.h"
 
+#include <cmath>
 #include <string>
+
+#include "base/retry_after.h"
 
 namespace terrace {
 
@@ -12,6 +15,9 @@ grpc::Status ToGrpcStatus(const Status& status) {
 void SetReasonTrailer(grpc::ServerContextBase& context, const Status& status) {
   if (const std::string reason = Reason(status); !reason.empty()) {
     context.AddTrailingMetadata(kReasonTrailer, reason);
+  }
+  if (const auto seconds = RetryAfter(status); seconds.has_value()) {
+    context.AddTrailingMetadata(kRetryAfterTrailer, std::to_string(std::lround(std::ceil(*seconds))));
   }
 }
 

@@ -1,5 +1,7 @@
 #include "base/host_port.h"
 
+#include <arpa/inet.h>
+
 #include <charconv>
 
 namespace terrace {
@@ -7,6 +9,14 @@ namespace terrace {
 std::string HostPort::ToString() const {
   const bool is_ipv6 = host.find(':') != std::string::npos;
   return is_ipv6 ? Concat("[", host, "]:", port) : Concat(host, ":", port);
+}
+
+bool HostPort::is_loopback() const {
+  in_addr v4 = {};
+  in6_addr v6 = {};
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
+  return host == "localhost";
 }
 
 StatusOr<HostPort> ParseHostPort(std::string_view text) {

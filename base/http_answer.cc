@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <ctime>
+#include <iterator>
 #include <utility>
 
 #include "base/log.h"
@@ -92,9 +93,12 @@ class Responder : public HttpResponder {
     answer_->StartStream(status, content_type, headers);
   }
   bool Write(std::string chunk) override { return answer_->Write(chunk); }
+  bool is_full() const override { return answer_->is_full(); }
+  void OnRoom(std::function<void()> on_room) override { answer_->OnRoom(std::move(on_room)); }
   void Finish() override { answer_->Finish(); }
   void Abort() override { answer_->Abort(); }
   void OnClose(std::function<void()> on_close) override { answer_->OnClose(std::move(on_close)); }
+  bool is_too_slow() const override { return answer_->is_too_slow(); }
 
  private:
   const std::shared_ptr<HttpAnswer> answer_;
@@ -113,18 +117,25 @@ HttpAnswer::Taken HttpAnswer::Take() {
 }
 
 void HttpAnswer::Sent(size_t bytes) {
-  std::lock_guard lock(mutex_);
-  taken_ -= bytes;
+  std::function<void()> on_room;
+  {
+    std::lock_guard lock(mutex_);
+    taken_ -= bytes;
+    if (!is_full_ || pending_.size() + taken_ > options_.buffer_bytes / 2) return;
+    is_full_ = false;
+    on_room = callbacks_.on_room;
+  }
+  if (on_room) on_room();
 }
 
 void HttpAnswer::Close() {
-  std::function<void()> on_close;
+  Callbacks callbacks;
   {
     std::lock_guard lock(mutex_);
     closed_ = true;
-    on_close.swap(on_close_);
+    std::swap(callbacks, callbacks_);
   }
-  if (on_close) on_close();
+  if (callbacks.on_close) callbacks.on_close();
 }
 
 void HttpAnswer::Continue() {
@@ -143,20 +154,15 @@ bool HttpAnswer::keep_alive() const {
   return keep_alive_;
 }
 
-bool HttpAnswer::is_hopeless() const {
-  std::lock_guard lock(mutex_);
-  return aborted_ && overflowed_;
-}
-
-void HttpAnswer::SendError(int status, std::string_view message) {
+void HttpAnswer::SendError(int status, std::string_view message, HttpHeaders headers) {
+  if (options_.error_headers) std::ranges::copy(options_.error_headers(), std::back_inserter(headers));
   const std::string body = options_.error_body ? options_.error_body(status, message) : Concat(message, "\n");
-  Send(status, body, options_.error_body ? "application/json" : "text/plain; charset=utf-8",
-       options_.error_headers ? options_.error_headers() : HttpHeaders());
+  Send(status, body, options_.error_body ? "application/json" : "text/plain; charset=utf-8", headers);
 }
 
 void HttpAnswer::Send(int status, std::string_view body, std::string_view content_type,
                       const HttpHeaders& headers) {
-  std::function<void()> dropped;
+  Callbacks dropped;
   std::lock_guard lock(mutex_);
   if (phase_ != Phase::kNew || closed_) return;
   pending_ += Head(status, content_type, headers,
@@ -178,8 +184,6 @@ void HttpAnswer::StartStream(int status, std::string_view content_type, const Ht
 bool HttpAnswer::Write(std::string_view chunk) {
   std::lock_guard lock(mutex_);
   if (phase_ != Phase::kStreaming || closed_) return false;
-  overflowed_ = overflowed_ || pending_.size() + taken_ > options_.buffer_bytes;
-  if (overflowed_) return false;
   if (chunk.empty() || options_.is_head) return true;  // an empty chunk would end the stream
   if (options_.is_http_1_1) {
     char size[16];
@@ -187,29 +191,35 @@ bool HttpAnswer::Write(std::string_view chunk) {
   }
   pending_ += chunk;
   if (options_.is_http_1_1) pending_ += "\r\n";
+  if (pending_.size() + taken_ > options_.buffer_bytes) is_full_ = true;
   Wake();
   return true;
 }
 
 void HttpAnswer::Finish() {
-  std::function<void()> dropped;
+  Callbacks dropped;
   std::lock_guard lock(mutex_);
   if (phase_ != Phase::kStreaming || closed_) return;
   if (options_.is_http_1_1 && !options_.is_head) pending_ += "0\r\n\r\n";
-  End(/*aborted=*/overflowed_, dropped);
+  End(/*aborted=*/false, dropped);
 }
 
 void HttpAnswer::Abort() {
-  std::function<void()> dropped;
+  Callbacks dropped;
   std::lock_guard lock(mutex_);
   if (phase_ != Phase::kDone && !closed_) End(/*aborted=*/true, dropped);
+}
+
+void HttpAnswer::OnRoom(std::function<void()> on_room) {
+  std::lock_guard lock(mutex_);
+  if (phase_ != Phase::kDone && !closed_) callbacks_.on_room.swap(on_room);
 }
 
 void HttpAnswer::OnClose(std::function<void()> on_close) {
   {
     std::lock_guard lock(mutex_);
     if (phase_ == Phase::kDone) return;
-    if (!closed_) return on_close_.swap(on_close);
+    if (!closed_) return callbacks_.on_close.swap(on_close);
   }
   on_close();
 }
@@ -237,12 +247,12 @@ std::string HttpAnswer::Head(int status, std::string_view content_type, const Ht
   return head + "\r\n";
 }
 
-// The callback leaves through `dropped`, to be destroyed without the lock: it may hold the last responder.
-void HttpAnswer::End(bool aborted, std::function<void()>& dropped) {
+// The callbacks leave through `dropped`, to be destroyed without the lock: they may hold the last responder.
+void HttpAnswer::End(bool aborted, Callbacks& dropped) {
   phase_ = Phase::kDone;
   aborted_ = aborted;
   if (aborted) keep_alive_ = false;
-  dropped.swap(on_close_);
+  std::swap(dropped, callbacks_);
   Wake();
 }
 

@@ -3,6 +3,7 @@
 // before it dies.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -18,7 +19,7 @@ struct HttpAnswerOptions {
   bool keep_alive = false;
   bool is_http_1_1 = true;  // else a stream ends with the connection
   bool is_head = false;     // HEAD: the head of the answer alone
-  size_t buffer_bytes = 0;  // unsent bytes past which Write refuses
+  size_t buffer_bytes = 0;  // unsent bytes past which it is full
   std::function<std::string(int status, std::string_view message)> error_body;
   std::function<HttpHeaders()> error_headers = {};
 };
@@ -35,13 +36,13 @@ class HttpAnswer {
     bool is_aborted = false;  // after `bytes`, close the connection
   };
   Taken Take();
-  void Sent(size_t bytes);  // of what was taken
-  void Close();             // the peer went away or the server stops
-  void Continue();          // "100 Continue", before anything else
-  void EndKeepAlive();      // for an answer whose head is not made yet
+  void Sent(size_t bytes);                    // of what was taken
+  void Close();                               // the peer went away or the server stops
+  void SetTooSlow() { is_too_slow_ = true; }  // and is hung up on therefore
+  void Continue();                            // "100 Continue", before anything else
+  void EndKeepAlive();                        // for an answer whose head is not made yet
   bool keep_alive() const;
-  bool is_hopeless() const;  // aborted because the peer does not read: close at once
-  void SendError(int status, std::string_view message);
+  void SendError(int status, std::string_view message, HttpHeaders headers = {});
 
   // The responder's side: see HttpResponder.
   void Send(int status, std::string_view body, std::string_view content_type, const HttpHeaders& headers);
@@ -49,29 +50,35 @@ class HttpAnswer {
   bool Write(std::string_view chunk);
   void Finish();
   void Abort();
+  bool is_full() const { return is_full_; }
+  void OnRoom(std::function<void()> on_room);
   void OnClose(std::function<void()> on_close);
+  bool is_too_slow() const { return is_too_slow_; }
   void Drop();  // the responder is gone: ends what was not ended
 
  private:
   enum class Phase { kNew, kStreaming, kDone };
+  struct Callbacks {
+    std::function<void()> on_close, on_room;
+  };
   std::string Head(int status, std::string_view content_type, const HttpHeaders& headers,
                    std::string_view framing) const;
-  void End(bool aborted, std::function<void()>& dropped);
+  void End(bool aborted, Callbacks& dropped);
   void Wake();
 
   const HttpAnswerOptions options_;
   const std::function<void()> wake_;
+  std::atomic<bool> is_full_ = false, is_too_slow_ = false;
   mutable std::mutex mutex_;
   // GUARDED_BY(mutex_), all below.
   Phase phase_ = Phase::kNew;
   bool keep_alive_;
   bool closed_ = false;
   bool aborted_ = false;
-  bool overflowed_ = false;  // a chunk was refused: the stream can only be aborted
-  bool woken_ = false;       // since the last Take
-  std::string pending_;      // not taken yet
-  size_t taken_ = 0;         // taken, not sent yet
-  std::function<void()> on_close_;
+  bool woken_ = false;   // since the last Take
+  std::string pending_;  // not taken yet
+  size_t taken_ = 0;     // taken, not sent yet
+  Callbacks callbacks_;
 };
 
 std::shared_ptr<HttpResponder> MakeResponder(std::shared_ptr<HttpAnswer> answer);

@@ -20,7 +20,10 @@
 
 #include "base/host_port.h"
 #include "base/http_answer.h"
+#include "base/http_head.h"
 #include "base/log.h"
+#include "base/socket_stream.h"
+#include "base/tls.h"
 
 namespace terrace {
 namespace {
@@ -30,7 +33,7 @@ namespace http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-constexpr size_t kReadBytes = 8 << 10;
+constexpr size_t kReadBytes = 16 << 10;          // one buffer a thread: a connection has none while it waits
 constexpr size_t kMaxPipelinedBytes = 64 << 10;  // read ahead while an answer is made; then the peer waits
 constexpr double kLingerSeconds = 1;
 constexpr double kAcceptRetrySeconds = 0.1;  // after an error such as "too many open files"
@@ -46,7 +49,8 @@ std::string ToText(const tcp::endpoint& endpoint) {
 
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
-HttpRequest ToRequest(http::request<http::string_body> message, std::string peer) {
+// Without the body.
+HttpRequest ToRequest(const http::request<http::string_body>& message, const std::string& peer) {
   HttpRequest request;
   const std::string_view target = View(message.target());
   const size_t question = target.find('?');
@@ -57,10 +61,10 @@ HttpRequest ToRequest(http::request<http::string_body> message, std::string peer
     std::string name(View(field.name_string()));
     std::transform(name.begin(), name.end(), name.begin(),
                    [](char c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; });
-    request.headers[std::move(name)] = View(field.value());
+    const auto [header, is_new] = request.headers.try_emplace(std::move(name), View(field.value()));
+    if (!is_new) header->second.append(", ").append(View(field.value()));
   }
-  request.body = std::move(message.body());
-  request.peer = std::move(peer);
+  request.peer = peer;
   return request;
 }
 
@@ -75,13 +79,17 @@ class ConnectionOwner {
   virtual void Forget(const std::shared_ptr<Connection>& connection) = 0;
 };
 
-// One client. Everything runs on the strand of its socket. One read is always outstanding, so that a peer
+// One client. Everything runs on the strand of its socket. It always waits for what comes, so that a peer
 // that goes away is noticed while an answer is made; what it reads is fed to the parser, or kept until the
 // answer is out.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(ConnectionOwner& owner, tcp::socket socket, std::string peer)
-      : owner_(owner), socket_(std::move(socket)), timer_(socket_.get_executor()), peer_(std::move(peer)) {}
+      : owner_(owner),
+        stream_(std::move(socket),
+                owner.options().tls == nullptr ? nullptr : owner.options().tls->Current()->server_context),
+        timer_(stream_.socket().get_executor()),
+        peer_(std::move(peer)) {}
 
   // The three calls from other threads.
   void Start() { Post(&Connection::Begin); }
@@ -89,27 +97,41 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Abandon() { Post(&Connection::Close); }
 
  private:
-  enum class State { kIdle, kHeader, kBody, kAnswering, kLingering, kClosed };
+  enum class State { kHandshake, kIdle, kHeader, kBody, kAnswering, kLingering, kClosed };
   using Parser = http::request_parser<http::string_body>;
 
   void Post(void (Connection::*step)()) {
-    asio::post(socket_.get_executor(), [self = shared_from_this(), step] { ((*self).*step)(); });
+    asio::post(stream_.socket().get_executor(), [self = shared_from_this(), step] { ((*self).*step)(); });
   }
 
   void Begin() {
     error_code ignored;
-    socket_.set_option(tcp::no_delay(true), ignored);
-    AwaitRequest(owner_.options().header_timeout_seconds);
+    stream_.socket().set_option(tcp::no_delay(true), ignored);
+    SetTimer(owner_.options().header_timeout_seconds);  // for the handshake and the first byte behind it
+    if (stream_.is_tls()) return Handshake();
+    AwaitRequest();
   }
 
-  void AwaitRequest(double timeout_seconds) {
+  void Handshake() {
+    if (state_ != State::kHandshake) return;
+    const SocketStream::Step step = stream_.Handshake();
+    if (step.is_over) return Reject("tls_handshake");
+    if (step.bytes > 0) return AwaitRequest();
+    stream_.socket().async_wait(step.wait, [self = shared_from_this()](error_code) { self->Handshake(); });
+  }
+
+  // The timer is set.
+  void AwaitRequest() {
     state_ = State::kIdle;
     answer_.reset();
     parser_.emplace();
     parser_->header_limit(static_cast<uint32_t>(owner_.options().max_header_bytes));
     parser_->body_limit(owner_.options().max_body_bytes);
-    chunked_bytes_ = 0;
-    SetTimer(timeout_seconds);
+    const HttpServerOptions& options = owner_.options();
+    head_.emplace(HttpHeadCheck::Limits{.max_bytes = options.max_header_bytes,
+                                        .max_target_bytes = options.max_target_bytes,
+                                        .max_fields = options.max_headers});
+    body_bytes_ = 0;
     Parse();
     Read();
   }
@@ -118,86 +140,123 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const bool has_room = state_ != State::kAnswering || input_.size() < kMaxPipelinedBytes;
     if (reading_ || !has_room || state_ == State::kClosed) return;
     reading_ = true;
-    socket_.async_read_some(asio::buffer(read_buffer_),
-                            [self = shared_from_this()](error_code error, size_t bytes) {
-                              self->reading_ = false;
-                              self->OnRead(error, bytes);
-                            });
+    if (stream_.has_unread()) return Post(&Connection::OnReadable);
+    stream_.socket().async_wait(read_wait_, [self = shared_from_this()](error_code) { self->OnReadable(); });
   }
 
-  void OnRead(error_code error, size_t bytes) {
-    if (error) return Close();
-    if (state_ != State::kLingering) input_.append(read_buffer_.data(), bytes);
+  void OnReadable() {
+    reading_ = false;
+    if (state_ == State::kClosed) return;
+    static thread_local std::array<char, kReadBytes> buffer;
+    const SocketStream::Step step = stream_.Read(buffer);
+    if (step.is_over) return Close();
+    read_wait_ = step.wait;
+    if (step.bytes == 0) return Read();
+    if (state_ != State::kLingering) input_.append(buffer.data(), step.bytes);
     Parse();
     Read();
   }
 
   void Parse() {
-    while (!input_.empty() &&
-           (state_ == State::kIdle || state_ == State::kHeader || state_ == State::kBody)) {
-      if (state_ == State::kIdle) {
-        state_ = State::kHeader;
-        SetTimer(owner_.options().header_timeout_seconds);
-      }
+    if (state_ == State::kIdle && !input_.empty()) {
+      state_ = State::kHeader;
+      SetTimer(owner_.options().header_timeout_seconds);
+    }
+    if (state_ == State::kHeader) {
+      if (const auto refusal = head_->Check(input_)) return Fail(*refusal);
+      if (!head_->is_complete()) return;  // the parser sees whole heads only
+    }
+    while (!input_.empty() && (state_ == State::kHeader || state_ == State::kBody)) {
       error_code error;
       const size_t used = parser_->put(asio::buffer(input_), error);
       input_.erase(0, used);
       if (error == http::error::need_more) error = {};
       if (error) return Fail(error);
-      if (state_ == State::kBody && parser_->chunked()) chunked_bytes_ += used;
-      // Chunks of a few bytes must not cost many times what they carry.
-      if (chunked_bytes_ > 2 * owner_.options().max_body_bytes + kMaxPipelinedBytes)
-        return Fail(413, "the body is too large");
+      if (state_ == State::kBody) body_bytes_ += used;
+      if (IsFramingTooLarge())
+        return Fail({413, "chunk_overhead", "the framing of the chunks is too large for what they carry"});
       if (state_ == State::kHeader && parser_->is_header_done() && !OnHeader()) return;
       if (parser_->is_done()) return Dispatch();
       if (used > 0) continue;
-      // The parser waits for the end of a line: of a header, which it limits itself, or of a chunk's.
+      // The parser waits for the end of a chunk's line.
       if (input_.size() > owner_.options().max_header_bytes) Fail(http::error::header_limit);
       return;
     }
+  }
+
+  // Chunks of a few bytes must not cost many times what they carry.
+  bool IsFramingTooLarge() const {
+    if (state_ != State::kBody || !parser_->chunked()) return false;
+    return body_bytes_ > kMaxPipelinedBytes + 3 * parser_->get().body().size();
   }
 
   // False when the request has been refused.
   bool OnHeader() {
     const auto& message = parser_->get();
     answer_ = MakeAnswer(message.version() == 11, message.keep_alive(), message.method() == http::verb::head);
-    const bool is_encoded = message.count(http::field::transfer_encoding) > 0;
-    if (is_encoded && !(message.count(http::field::transfer_encoding) == 1 &&
-                        boost::beast::iequals(message[http::field::transfer_encoding], "chunked"))) {
-      Fail(400, "the only transfer encoding is chunked");
+    if (const auto refusal = CheckHeader(message)) {
+      Fail(*refusal);
       return false;
+    }
+    request_ = ToRequest(message, peer_);  // now: what is behind the body must not look like a header
+    state_ = State::kBody;
+    body_begin_ = std::chrono::steady_clock::now();
+    SetTimer(owner_.options().body_grace_seconds);
+    const bool is_asked = message.count(http::field::expect) > 0;
+    if (is_asked && !parser_->is_done() && input_.empty()) answer_->Continue();
+    return true;
+  }
+
+  static std::optional<HttpRefusal> CheckHeader(const http::request<http::string_body>& message) {
+    if (message.method() == http::verb::connect || message.method() == http::verb::trace) {
+      return HttpRefusal{405, "method", Concat("there is no ", View(message.method_string()), " here")};
+    }
+    const size_t encodings = message.count(http::field::transfer_encoding);
+    const auto encoding = message[http::field::transfer_encoding];
+    if (encodings > 1 || (encodings == 1 && !boost::beast::iequals(encoding, "chunked"))) {
+      return HttpRefusal{400, "transfer_encoding", "the only transfer encoding is chunked"};
     }
     const auto expect = message[http::field::expect];
     if (!expect.empty() && !boost::beast::iequals(expect, "100-continue")) {
-      Fail(417, "the only expectation is 100-continue");
-      return false;
+      return HttpRefusal{417, "expectation", "the only expectation is 100-continue"};
     }
-    state_ = State::kBody;
-    SetTimer(owner_.options().body_timeout_seconds);
-    if (!expect.empty() && !parser_->is_done() && input_.empty()) answer_->Continue();
-    return true;
+    return std::nullopt;
   }
 
   void Fail(error_code error) {
     if (error == http::error::header_limit) {
-      return Fail(431, Concat("the header is larger than ", owner_.options().max_header_bytes, " bytes"));
+      return Fail({431, "header_too_large",
+                   Concat("the header is larger than ", owner_.options().max_header_bytes, " bytes")});
     }
     if (error == http::error::body_limit) {
-      return Fail(413, Concat("the body is larger than ", owner_.options().max_body_bytes, " bytes"));
+      return Fail({413, "body_too_large",
+                   Concat("the body is larger than ", owner_.options().max_body_bytes, " bytes")});
     }
-    Fail(400, Concat("malformed HTTP: ", error.message()));
+    Fail({400, "malformed", Concat("malformed HTTP: ", error.message())});
   }
 
   // Answers a request that will not be handled, and hangs up: what follows on the wire cannot be trusted.
-  void Fail(int status, std::string_view message) {
+  void Fail(const HttpRefusal& refusal) {
+    Count(refusal.reason);
     if (!answer_) answer_ = MakeAnswer(true, false, false);
     answer_->EndKeepAlive();
     BeginAnswer();
-    answer_->SendError(status, message);
+    answer_->SendError(refusal.status, refusal.message,
+                       refusal.status == 405 ? HttpHeaders{{"allow", "GET, HEAD, POST"}} : HttpHeaders());
+  }
+
+  void Reject(std::string_view reason) {
+    Count(reason);
+    Close();
+  }
+
+  void Count(std::string_view reason) const {
+    if (owner_.options().on_rejected) owner_.options().on_rejected(reason);
   }
 
   void Dispatch() {
-    HttpRequest request = ToRequest(parser_->release(), peer_);
+    HttpRequest request = std::move(request_);
+    request.body = std::move(parser_->get().body());
     BeginAnswer();
     owner_.Handle(std::move(request), MakeResponder(answer_));
   }
@@ -206,6 +265,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     state_ = State::kAnswering;
     StopTimer();
     parser_.reset();
+    head_.reset();
+    request_ = {};
+    if (input_.empty()) input_ = {};  // with its memory
   }
 
   std::shared_ptr<HttpAnswer> MakeAnswer(bool is_http_1_1, bool keep_alive, bool is_head) {
@@ -221,9 +283,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   void Flush() {
-    if (answer_ && answer_->is_hopeless()) return Close();
     if (writing_ || !answer_) return;
     HttpAnswer::Taken taken = answer_->Take();
+    if (taken.bytes.empty() && !taken.is_last) return;
     ends_ = taken.is_last;
     aborts_ = taken.is_aborted;
     output_ = std::move(taken.bytes);
@@ -232,41 +294,42 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   void WriteOn() {
-    if (written_ == output_.size()) {
-      output_.clear();
-      if (aborts_) return Close();
-      if (ends_) return EndAnswer();
-      if (state_ == State::kAnswering) StopTimer();
-      return;
+    while (written_ < output_.size()) {
+      const SocketStream::Step step = stream_.Write(std::string_view(output_).substr(written_));
+      if (step.is_over) return Close();
+      if (step.bytes == 0) return AwaitWritable(step.wait);
+      written_ += step.bytes;
+      answer_->Sent(step.bytes);
     }
-    writing_ = true;
-    if (state_ == State::kAnswering) SetTimer(owner_.options().body_timeout_seconds);
-    socket_.async_write_some(asio::buffer(output_.data() + written_, output_.size() - written_),
-                             [self = shared_from_this()](error_code error, size_t bytes) {
-                               self->writing_ = false;
-                               self->OnWritten(error, bytes);
-                             });
+    output_ = {};
+    if (aborts_) return Close();
+    if (ends_) return EndAnswer();
+    if (state_ == State::kAnswering) StopTimer();
+    Flush();  // what was added meanwhile
   }
 
-  void OnWritten(error_code error, size_t bytes) {
-    if (error || state_ == State::kClosed) return Close();
-    answer_->Sent(bytes);
-    written_ += bytes;
-    if (written_ < output_.size() || ends_) return WriteOn();
-    Flush();
+  void AwaitWritable(tcp::socket::wait_type wait) {
+    writing_ = true;
+    if (state_ == State::kAnswering) SetTimer(owner_.options().slow_reader_seconds);
+    stream_.socket().async_wait(wait, [self = shared_from_this()](error_code) {
+      self->writing_ = false;
+      if (self->state_ != State::kClosed) self->WriteOn();
+    });
   }
 
   void EndAnswer() {
     ends_ = false;
-    if (answer_->keep_alive()) return AwaitRequest(owner_.options().idle_timeout_seconds);
+    if (answer_->keep_alive()) {
+      SetTimer(owner_.options().idle_timeout_seconds);
+      return AwaitRequest();
+    }
     // A close with unread input resets the connection, which can take the answer away from the peer before it
     // has read it: say that nothing more comes, then swallow what the peer still sends, for a moment.
     answer_.reset();
     input_.clear();
     state_ = State::kLingering;
     SetTimer(kLingerSeconds);
-    error_code ignored;
-    socket_.shutdown(tcp::socket::shutdown_send, ignored);
+    stream_.EndSending();
     Read();
   }
 
@@ -286,34 +349,55 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void StopTimer() { timer_.expires_at(std::chrono::steady_clock::time_point::max()); }
 
   void OnTimer() {
-    if (state_ == State::kHeader || state_ == State::kBody)
-      return Fail(408, "the request did not arrive in time");
-    Close();  // idle for too long, or a peer that does not read
+    switch (state_) {
+      case State::kHandshake:
+        return Reject("tls_handshake");
+      case State::kHeader:
+        return Fail({408, "slow_header", "the header did not arrive in time"});
+      case State::kBody:
+        return OnBodyTimer();
+      case State::kAnswering:
+        answer_->SetTooSlow();
+        return Reject("slow_reader");
+      default:
+        return Close();  // idle for too long
+    }
+  }
+
+  // The timer is not set anew with each piece of the body: what came since is looked at when it is over.
+  void OnBodyTimer() {
+    const HttpServerOptions& options = owner_.options();
+    const double allowed = std::max(options.body_grace_seconds,
+                                    static_cast<double>(body_bytes_) / options.min_body_bytes_per_second);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - body_begin_;
+    if (passed.count() < allowed) return SetTimer(allowed - passed.count());
+    Fail({408, "slow_body", "the body did not arrive in time"});
   }
 
   void Close() {
     if (std::exchange(state_, State::kClosed) == State::kClosed) return;
-    error_code ignored;
     StopTimer();
-    socket_.shutdown(tcp::socket::shutdown_both, ignored);
-    socket_.close(ignored);
+    stream_.Close();
     if (answer_) answer_->Close();
     answer_.reset();
     owner_.Forget(shared_from_this());
   }
 
   ConnectionOwner& owner_;
-  tcp::socket socket_;
+  SocketStream stream_;
   asio::steady_timer timer_;  // the one deadline of the current state
   const std::string peer_;
-  State state_ = State::kIdle;
+  State state_ = State::kHandshake;
+  std::optional<HttpHeadCheck> head_;  // these two until the answer begins
   std::optional<Parser> parser_;
+  HttpRequest request_;                 // without its body
   std::shared_ptr<HttpAnswer> answer_;  // from the end of a request's header to the end of its answer
-  std::array<char, kReadBytes> read_buffer_;
-  std::string input_;         // read, not parsed
-  size_t chunked_bytes_ = 0;  // of the body so far, with its framing
-  std::string output_;        // being sent
-  size_t written_ = 0;        // of output_
+  tcp::socket::wait_type read_wait_ = tcp::socket::wait_read;
+  std::string input_;      // read, not parsed
+  size_t body_bytes_ = 0;  // so far, with its framing
+  std::chrono::steady_clock::time_point body_begin_;
+  std::string output_;  // being sent
+  size_t written_ = 0;  // of output_
   bool reading_ = false, writing_ = false;
   bool ends_ = false, aborts_ = false;  // what to do after output_
 };
@@ -378,8 +462,14 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
   void Forget(const std::shared_ptr<Connection>& connection) override {
     std::lock_guard lock(mutex_);
     connections_.erase(connection);
+    TellConnections();
     changed_.notify_all();
     if (std::exchange(full_, false)) asio::post(acceptor_.get_executor(), [this] { Accept(); });
+  }
+
+  // With the lock.
+  void TellConnections() const {
+    if (options_.on_connections) options_.on_connections(connections_.size());
   }
 
   error_code ListenOn(const tcp::endpoint& endpoint) {
@@ -406,12 +496,15 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
   void OnAccept(error_code error, tcp::socket socket) {
     if (error == asio::error::operation_aborted) return;
     if (error && error != asio::error::connection_aborted) {
-      Log(LogLevel::kWarn, "http_accept_failed", {{"address", address_}, {"error", error.message()}});
+      if (!std::exchange(is_accept_failing_, true)) {
+        Log(LogLevel::kWarn, "http_accept_failed", {{"address", address_}, {"error", error.message()}});
+      }
       accept_timer_.expires_after(ToDuration(kAcceptRetrySeconds));
       return accept_timer_.async_wait([this](error_code cancelled) {
         if (!cancelled) Accept();
       });
     }
+    is_accept_failing_ = false;
     error_code unknown;
     const tcp::endpoint peer = error ? tcp::endpoint() : socket.remote_endpoint(unknown);
     if (!error && !unknown) {
@@ -419,6 +512,7 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
       std::lock_guard lock(mutex_);
       if (stopping_) return;
       connections_.insert(connection);
+      TellConnections();
       connection->Start();
     }
     Accept();
@@ -443,6 +537,7 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
   asio::executor_work_guard<asio::io_context::executor_type> work_;
   tcp::acceptor acceptor_;
   asio::steady_timer accept_timer_;
+  bool is_accept_failing_ = false;  // the acceptor's strand
   std::mutex mutex_;
   std::condition_variable changed_;
   std::set<std::shared_ptr<Connection>> connections_;  // GUARDED_BY(mutex_)

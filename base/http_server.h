@@ -3,6 +3,7 @@
 // thread; handlers run on the io threads and must not block; an HttpResponder may be used from any thread.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -16,11 +17,13 @@
 
 namespace terrace {
 
+class TlsSource;
+
 struct HttpRequest {
   std::string method;  // "POST"
   std::string path;    // without the query
   std::string query;
-  std::map<std::string, std::string> headers;  // names in lower case; the last of repeated ones
+  std::map<std::string, std::string> headers;  // names in lower case; repeated ones joined by ", "
   std::string body;
   std::string peer;  // "127.0.0.1:51234"
 };
@@ -36,31 +39,54 @@ class HttpResponder {
                     const HttpHeaders& headers = {}) = 0;
   // A chunked response whose head goes out at once.
   virtual void StartStream(int status, std::string_view content_type, const HttpHeaders& headers = {}) = 0;
-  // False when the peer is gone or more than stream_buffer_bytes are unsent: the caller should cancel its
-  // work.
+  // False when the peer is gone: the caller should cancel its work.
   virtual bool Write(std::string chunk) = 0;
+  // More than stream_buffer_bytes are unsent: the caller should write no more until OnRoom's callback.
+  virtual bool is_full() const = 0;
+  // Calls `on_room`, on an io thread, each time an answer that was full has half its room again. Replaces an
+  // earlier one.
+  virtual void OnRoom(std::function<void()> on_room) = 0;
   virtual void Finish() = 0;  // ends the stream properly
   virtual void Abort() = 0;   // closes the connection without ending the chunked body
   // Calls `on_close` once when the peer goes away before the answer is complete (at once if it already has);
   // never after the answer is complete. Replaces an earlier one.
   virtual void OnClose(std::function<void()> on_close) = 0;
+  // The peer is gone because it was hung up on: it took nothing for slow_reader_seconds.
+  virtual bool is_too_slow() const = 0;
 };
 
 using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
 
+// Why a request was not handled, or its connection closed.
+inline constexpr std::array<std::string_view, 13> kHttpRejections = {
+    "malformed",        "transfer_encoding", "expectation",    "method",         "uri_too_long",
+    "header_too_large", "too_many_headers",  "body_too_large", "chunk_overhead", "slow_header",
+    "slow_body",        "slow_reader",       "tls_handshake"};
+
 struct HttpServerOptions {
   std::string address = "127.0.0.1:0";  // host:port; port 0: any free one
   size_t threads = 1;
-  size_t max_body_bytes = size_t{8} << 20;     // more: 413 before it is read
-  size_t max_header_bytes = size_t{60} << 10;  // more: 431
-  size_t max_connections = 4096;               // more: accepted ones wait in the backlog
-  size_t stream_buffer_bytes = size_t{1} << 20;
-  double header_timeout_seconds = 10;  // then 408 / close
-  double body_timeout_seconds = 60;
+  std::shared_ptr<TlsSource> tls = {};      // absent: plain text. New connections use what it has at the time
+  size_t max_body_bytes = size_t{8} << 20;  // more: 413 before it is read
+  size_t max_header_bytes = size_t{60} << 10;  // of the first line and all headers; more: 431
+  size_t max_headers = 100;                    // more: 431
+  size_t max_target_bytes = size_t{8} << 10;   // of the URI; more: 414
+  size_t max_connections = 16384;              // more wait to be accepted
+  size_t stream_buffer_bytes = size_t{256} << 10;
+  // From a request's first byte to its body, and from a connection's begin to its first request: 408, or
+  // close.
+  double header_timeout_seconds = 10;
+  double min_body_bytes_per_second = 1024;  // of a body that takes longer than the grace: 408
+  double body_grace_seconds = 10;
   double idle_timeout_seconds = 600;  // keep-alive connections
-  // Body of errors the server itself makes (400, 408, 413, 431, 500): given the HTTP status and a message.
+  double slow_reader_seconds = 60;    // a peer that takes nothing of an answer for as long is hung up on
+  // Body of errors the server itself makes (400, 405, 408, 413, 414, 417, 431, 500): given the HTTP status
+  // and a message.
   std::function<std::string(int status, std::string_view message)> error_body;
   std::function<HttpHeaders()> error_headers = {};  // of the same replies, beside the usual ones
+  // Both on the io threads; must not block.
+  std::function<void(std::string_view reason)> on_rejected = {};  // with one of kHttpRejections
+  std::function<void(size_t open)> on_connections = {};  // their number has changed; one call at a time
 };
 
 class HttpServer {

@@ -1,17 +1,25 @@
 #include "base/http_server.h"
 
+#include <malloc.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <openssl/ssl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <csignal>
+#include <filesystem>
 #include <future>
 #include <mutex>
 #include <queue>
+#include <set>
 #include <thread>
 
 #include "base/host_port.h"
+#include "base/testing_tls.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -39,15 +47,44 @@ class Client {
     freeaddrinfo(found);
   }
   ~Client() { Close(); }
-  Client(Client&& other) : socket_(std::exchange(other.socket_, -1)), is_connected_(other.is_connected_) {}
+  Client(Client&& other)
+      : socket_(std::exchange(other.socket_, -1)),
+        is_connected_(other.is_connected_),
+        ssl_(std::move(other.ssl_)) {}
 
   bool is_connected() const { return is_connected_; }
+  // From now on all is TLS; false when the handshake failed. `alpn` as on the wire.
+  bool StartTls(const TlsFiles& files, const std::string& alpn = "") {
+    const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()),
+                                                                    &SSL_CTX_free);
+    CHECK(SSL_CTX_load_verify_locations(context.get(), files.ca.c_str(), nullptr) == 1);
+    SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
+    if (!files.certificate.empty()) {
+      CHECK(SSL_CTX_use_certificate_chain_file(context.get(), files.certificate.c_str()) == 1);
+      CHECK(SSL_CTX_use_PrivateKey_file(context.get(), files.key.c_str(), SSL_FILETYPE_PEM) == 1);
+    }
+    ssl_.reset(SSL_new(context.get()));
+    const auto* const protocols = reinterpret_cast<const unsigned char*>(alpn.data());
+    if (!alpn.empty())
+      CHECK(SSL_set_alpn_protos(ssl_.get(), protocols, static_cast<unsigned>(alpn.size())) == 0);
+    SSL_set_fd(ssl_.get(), socket_);
+    return SSL_connect(ssl_.get()) == 1;
+  }
+  std::string alpn() const {
+    const unsigned char* name = nullptr;
+    unsigned size = 0;
+    SSL_get0_alpn_selected(ssl_.get(), &name, &size);
+    return {reinterpret_cast<const char*>(name), size};
+  }
   void Close() {
+    ssl_.reset();
     if (socket_ >= 0) close(std::exchange(socket_, -1));
   }
   void Write(std::string_view text) {
     while (!text.empty()) {
-      const ssize_t sent = send(socket_, text.data(), text.size(), MSG_NOSIGNAL);
+      const ssize_t sent = ssl_ == nullptr
+                               ? send(socket_, text.data(), text.size(), MSG_NOSIGNAL)
+                               : SSL_write(ssl_.get(), text.data(), static_cast<int>(text.size()));
       if (sent <= 0) return;  // the server hung up: what it said comes out of the next read
       text.remove_prefix(static_cast<size_t>(sent));
     }
@@ -56,8 +93,10 @@ class Client {
   std::string ReadUntil(std::string_view end) {
     while (buffer_.find(end) == std::string::npos) {
       char bytes[4096];
-      const ssize_t received = recv(socket_, bytes, sizeof bytes, 0);
-      EXPECT_TRUE(received >= 0 || errno == ECONNRESET) << "nothing came; so far: " << buffer_;
+      const ssize_t received =
+          ssl_ == nullptr ? recv(socket_, bytes, sizeof bytes, 0) : SSL_read(ssl_.get(), bytes, sizeof bytes);
+      EXPECT_TRUE(received >= 0 || errno == ECONNRESET || ssl_ != nullptr)
+          << "nothing came; so far: " << buffer_;
       if (received <= 0) return std::exchange(buffer_, {});
       buffer_.append(bytes, static_cast<size_t>(received));
     }
@@ -76,6 +115,7 @@ class Client {
  private:
   int socket_;
   bool is_connected_;
+  std::unique_ptr<SSL, decltype(&SSL_free)> ssl_{nullptr, &SSL_free};
   std::string buffer_;
 };
 
@@ -128,7 +168,7 @@ TEST_F(HttpServerTest, HandsOverARequestAndSendsTheAnswer) {
   EXPECT_EQ(call.request.method, "POST");
   EXPECT_EQ(call.request.path, "/v1/chat");
   EXPECT_EQ(call.request.query, "a=1&b=2");
-  EXPECT_EQ(call.request.headers["x-id"], "last");
+  EXPECT_EQ(call.request.headers["x-id"], "first, last");
   EXPECT_EQ(call.request.headers.count("X-Id"), 0u);
   EXPECT_EQ(call.request.body, "hello");
   EXPECT_THAT(call.request.peer, StartsWith("127.0.0.1:"));
@@ -233,7 +273,13 @@ TEST_F(HttpServerTest, TellsAWaitingClientToContinue) {
 TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
   HttpServerOptions options;
   options.max_header_bytes = 1000;
+  options.max_headers = 3;
+  options.max_target_bytes = 500;
   options.max_body_bytes = 1000;
+  std::atomic<size_t> counted = 0;
+  options.on_rejected = [&](std::string_view reason) {
+    counted += std::ranges::count(kHttpRejections, reason);
+  };
   options.error_body = [](int status, std::string_view message) {
     return Concat("{", status, " ", message, "}");
   };
@@ -251,7 +297,8 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
       {"long header", "GET / HTTP/1.1\r\nX: " + std::string(2000, 'x') + "\r\n\r\n", 431,
        "larger than 1000 bytes"},
       {"endless header", "GET / HTTP/1.1\r\nX: " + std::string(2000, 'x'), 431, "larger than 1000 bytes"},
-      {"long target", "GET /" + std::string(2000, 'x') + " HTTP/1.1\r\n\r\n", 431, "larger than 1000 bytes"},
+      {"long target", "GET /" + std::string(2000, 'x') + " HTTP/1.1\r\n\r\n", 414, "longer than 500 bytes"},
+      {"many headers", "GET / HTTP/1.1\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\n\r\n", 431, "more than 3 headers"},
       {"declared body", "POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n", 413, "larger than 1000 bytes"},
       {"declared body, sent", "POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n" + long_body, 413,
        "larger than 1000 bytes"},
@@ -260,7 +307,7 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
       {"chunked body", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n" + long_body, 413,
        "larger than 1000 bytes"},
       {"tiny chunks", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + tiny_chunks, 413,
-       "too large"},
+       "too large for what they carry"},
       {"endless chunk header",
        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;" + std::string(3000, 'e'), 431, "larger"},
       {"bad chunk", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "malformed"},
@@ -271,7 +318,18 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
        "malformed"},
       {"two lengths", "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400,
        "malformed"},
+      {"lengths in one line", "POST / HTTP/1.1\r\nContent-Length: 3, 4\r\n\r\nabcd", 400, "malformed"},
       {"signed length", "POST / HTTP/1.1\r\nContent-Length: +3\r\n\r\nabc", 400, "malformed"},
+      {"negative length", "POST / HTTP/1.1\r\nContent-Length: -3\r\n\r\nabc", 400, "malformed"},
+      {"hexadecimal length", "POST / HTTP/1.1\r\nContent-Length: 0x3\r\n\r\nabc", 400, "malformed"},
+      {"huge length", "POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\nabc", 400, "malformed"},
+      {"two encodings",
+       "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400,
+       "malformed"},
+      {"folded header", "GET / HTTP/1.1\r\nX: a\r\n b\r\n\r\n", 400, "malformed"},
+      {"hidden length", "POST / HTTP/1.1\r\nContent-Length : 3\r\n\r\nabc", 400, "malformed"},
+      {"CONNECT", "CONNECT example.org:443 HTTP/1.1\r\n\r\n", 405, "no CONNECT"},
+      {"TRACE", "TRACE / HTTP/1.1\r\n\r\n", 405, "no TRACE"},
       {"other encoding", "POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", 400, "only transfer encoding"},
       {"encoding around chunks", "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400,
        "only transfer encoding"},
@@ -291,6 +349,23 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
                       HasSubstr(c.message), EndsWith("}")));
   }
   EXPECT_THAT(Connect().Get("/still-there", "~"), HasSubstr("/still-there|"));
+  EXPECT_EQ(counted, std::size(cases));
+}
+
+TEST_F(HttpServerTest, AMethodThatIsNotServedIsToldWhichAre) {
+  StartEcho();
+  Client client = Connect();
+  client.Write("TRACE / HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(client.ReadToEnd(), HasSubstr("\r\nallow: GET, HEAD, POST\r\n"));
+}
+
+TEST_F(HttpServerTest, WhatIsBehindABodyIsNoHeader) {
+  Start();
+  Client client = Connect();
+  client.Write("POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: mine\r\n\r\n");
+  Call call = NextCall();
+  EXPECT_EQ(call.request.headers.count("authorization"), 0u);
+  call.responder->Send(200, "{}");
 }
 
 TEST_F(HttpServerTest, AcceptsWhatIsJustWithinTheLimits) {
@@ -307,7 +382,13 @@ TEST_F(HttpServerTest, AcceptsWhatIsJustWithinTheLimits) {
 
 TEST_F(HttpServerTest, SlowRequestsTimeOut) {
   HttpServerOptions options;
-  options.header_timeout_seconds = options.body_timeout_seconds = options.idle_timeout_seconds = 0.05;
+  options.header_timeout_seconds = options.body_grace_seconds = options.idle_timeout_seconds = 0.05;
+  std::mutex mutex;
+  std::multiset<std::string> rejected;
+  options.on_rejected = [&](std::string_view reason) {
+    std::lock_guard lock(mutex);
+    rejected.emplace(reason);
+  };
   StartEcho(options);
   Client silent = Connect(), header = Connect(), body = Connect(), idle = Connect();
   header.Write("GET / HT");
@@ -315,6 +396,74 @@ TEST_F(HttpServerTest, SlowRequestsTimeOut) {
   EXPECT_THAT(header.ReadToEnd(), StartsWith("HTTP/1.1 408 "));
   EXPECT_THAT(body.ReadToEnd(), StartsWith("HTTP/1.1 408 "));
   EXPECT_EQ(silent.ReadToEnd(), "");
+  std::lock_guard lock(mutex);
+  EXPECT_THAT(rejected, testing::UnorderedElementsAre("slow_header", "slow_body"));
+}
+
+TEST_F(HttpServerTest, ABodyThatComesFastEnoughMayTakeLong) {
+  HttpServerOptions options;
+  options.body_grace_seconds = 0.01;
+  options.min_body_bytes_per_second = 1;  // 1000 bytes: 1000 seconds
+  StartEcho(options);
+  Client client = Connect();
+  client.Write("POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n" + std::string(1000, 'x'));
+  // While this one is timed out, the other would be, if its grace were all it has.
+  Client slow = Connect();
+  slow.Write("POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n");
+  EXPECT_THAT(slow.ReadToEnd(), StartsWith("HTTP/1.1 408 "));
+  client.Write("x");
+  EXPECT_THAT(client.ReadUntil("~"), StartsWith("HTTP/1.1 200 "));
+}
+
+TEST_F(HttpServerTest, WithoutDescriptorsItPausesAndGoesOn) {
+  StartEcho();
+  Client client = Connect();
+  EXPECT_THAT(client.Get("/1", "~"), EndsWith("/1|~"));
+  const int spare = socket(AF_INET, SOCK_STREAM, 0);  // of a client that connects when there are no more
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = static_cast<rlim_t>(spare) + 1;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  std::vector<int> taken;  // what is free below the limit
+  for (int next; (next = dup(spare)) >= 0;) taken.push_back(next);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(ParseHostPort(server_->address())->port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_EQ(connect(spare, reinterpret_cast<sockaddr*>(&address), sizeof address), 0)
+      << "the backlog takes it";
+  EXPECT_THAT(client.Get("/2", "~"), EndsWith("/2|~")) << "those who are there go on";
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  for (const int each : taken) close(each);
+  EXPECT_THAT(Connect().Get("/3", "~"), EndsWith("/3|~"));
+  close(spare);
+}
+
+TEST_F(HttpServerTest, TellsHowManyConnectionsAreOpen) {
+  HttpServerOptions options;
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t open = 0;
+  options.on_connections = [&](size_t count) {
+    std::lock_guard lock(mutex);
+    open = count;
+    changed.notify_all();
+  };
+  StartEcho(options);
+  const auto await = [&](size_t wanted) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return open == wanted; });
+  };
+  Client first = Connect();
+  await(1);
+  {
+    Client second = Connect();
+    await(2);
+  }
+  await(1);
+  server_.reset();
+  EXPECT_EQ(open, 0u);
 }
 
 TEST_F(HttpServerTest, IdleConnectionsAreClosed) {
@@ -394,20 +543,67 @@ TEST_F(HttpServerTest, AnAbortedStreamHasNoEnd) {
   EXPECT_THAT(client.ReadToEnd(), EndsWith("\r\n\r\na\r\nlast words\r\n"));
 }
 
-TEST_F(HttpServerTest, RefusesToBufferForAPeerThatDoesNotRead) {
+TEST_F(HttpServerTest, AnAnswerIsFullWhileItsPeerDoesNotReadAndSaysWhenThereIsRoom) {
   HttpServerOptions options;
   options.stream_buffer_bytes = 10'000;
   Start(options);
-  Client client = Connect();
+  for (const bool reads_all_at_once : {true, false}) {
+    Client client = Connect();
+    client.Write(kRequest);
+    const auto responder = NextCall().responder;
+    std::promise<void> has_room;
+    std::atomic<bool> had_room = false;
+    responder->OnRoom([&] {
+      EXPECT_FALSE(responder->is_full());
+      if (!had_room.exchange(true)) has_room.set_value();
+    });
+    responder->StartStream(200, "text/plain");
+    size_t chunks = 0;
+    for (; !responder->is_full(); ++chunks) {  // ends when the sockets' buffers are full
+      EXPECT_TRUE(responder->Write(std::string(1000, 'x')));
+    }
+    EXPECT_GE(chunks, 10u);
+    EXPECT_TRUE(responder->Write(std::string(1000, 'y'))) << "what is under way still has a place";
+    if (reads_all_at_once) {
+      client.ReadUntil("y");
+    } else {
+      for (size_t i = 1; i < chunks && !had_room; ++i) client.ReadUntil("x\r\n");
+    }
+    has_room.get_future().get();
+    responder->Finish();
+    EXPECT_THAT(client.ReadUntil("\r\n0\r\n\r\n"), EndsWith("y\r\n0\r\n\r\n")) << "nothing is lost";
+  }
+}
+
+TEST_F(HttpServerTest, APeerThatReadsNothingIsHungUpOn) {
+  HttpServerOptions options;
+  options.stream_buffer_bytes = 10'000;
+  options.slow_reader_seconds = 0.05;
+  std::promise<std::string> rejected;
+  options.on_rejected = [&](std::string_view reason) { rejected.set_value(std::string(reason)); };
+  Start(options);
+  Client client = Connect(), idle = Connect();
   client.Write(kRequest);
   const auto responder = NextCall().responder;
   responder->StartStream(200, "text/plain");
-  size_t accepted = 0;
-  while (responder->Write(std::string(1000, 'x'))) ++accepted;  // ends when the sockets' buffers are full
-  EXPECT_GE(accepted, 10u);
-  EXPECT_FALSE(responder->Write("x")) << "a stream with a hole in it does not go on";
-  responder->Finish();
+  std::promise<bool> closed;
+  responder->OnClose([&] { closed.set_value(responder->is_too_slow()); });
+  auto was_too_slow = closed.get_future();
+  while (was_too_slow.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    if (!responder->is_full())
+      responder->Write(std::string(1000, 'x'));  // until the sockets' buffers are full
+  }
+  EXPECT_TRUE(was_too_slow.get());
+  EXPECT_EQ(rejected.get_future().get(), "slow_reader");
+  EXPECT_FALSE(responder->Write("x"));
   EXPECT_THAT(client.ReadToEnd(), Not(EndsWith("\r\n0\r\n\r\n")));
+  idle.Write(kRequest);
+  const auto unhurried = NextCall().responder;
+  std::promise<void> gone;
+  unhurried->OnClose([&] { gone.set_value(); });
+  idle.Close();
+  gone.get_future().get();
+  EXPECT_FALSE(unhurried->is_too_slow()) << "an answer that takes long to make is not slowly read";
 }
 
 TEST_F(HttpServerTest, ARequestThatIsNotAnsweredGetsAnError) {
@@ -492,6 +688,31 @@ TEST_F(HttpServerTest, StreamsFromManyThreadsAtOnce) {
   for (Client& client : clients) EXPECT_THAT(client.ReadUntil("\r\n0\r\n\r\n"), EndsWith(want + "0\r\n\r\n"));
 }
 
+TEST_F(HttpServerTest, AnOpenStreamHoldsLittleMemory) {
+  constexpr size_t kStreams = 1000,
+                   kBytesEach = 6 << 10;  // the client's share, a descriptor and a string, included
+  rlimit limit = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  limit.rlim_cur = limit.rlim_max;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  Start();
+  std::vector<Client> clients;
+  std::vector<std::shared_ptr<HttpResponder>> responders;
+  size_t before = 0;
+  for (size_t i = 0; i < kStreams + 100; ++i) {
+    if (i == 100) before = mallinfo2().uordblks;  // what the first ones made is shared
+    clients.push_back(Connect());
+    clients.back().Write("POST /v1 HTTP/1.1\r\nContent-Length: 2000\r\n\r\n" + std::string(2000, 'x'));
+    responders.push_back(NextCall().responder);
+    responders.back()->StartStream(200, "text/event-stream");
+    responders.back()->Write("data: x\n\n");
+    clients.back().ReadUntil("data: x\n\n\r\n");
+  }
+  EXPECT_LT((mallinfo2().uordblks - before) / kStreams, kBytesEach);
+  for (const auto& responder : responders) responder->Finish();
+  for (Client& client : clients) client.ReadUntil("0\r\n\r\n");
+}
+
 TEST_F(HttpServerTest, ConnectionsPastTheLimitWait) {
   HttpServerOptions options;
   options.max_connections = 1;
@@ -555,6 +776,114 @@ TEST_F(HttpServerTest, HttpGetFetchesOrSaysWhatIsWrong) {
   EXPECT_EQ(Message(HttpGet(address + "/ok", 60).status()), address + "/ok: Connection refused");
 }
 
+// A server with a certificate of `ours`.
+class HttpsServerTest : public HttpServerTest {
+ protected:
+  HttpsServerTest() { std::signal(SIGPIPE, SIG_IGN); }  // OpenSSL's own sockets, on the client's side
+  static std::string Folder() {
+    const std::string folder =
+        testing::TempDir() + "/" + testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::create_directories(folder);
+    return folder;
+  }
+  HttpServerOptions Options(const TlsFiles& files) {
+    tls_ = TlsSource::Open(files, {.use = "listen", .metrics = nullptr, .period_seconds = 1e6}).value();
+    HttpServerOptions options;
+    options.tls = tls_;
+    return options;
+  }
+
+  const std::string folder_ = Folder();
+  TestAuthority ours_{folder_, "ours"}, theirs_{folder_, "theirs"};
+  const TlsFiles client_ = {.ca = ours_.ca_path()};
+  std::shared_ptr<TlsSource> tls_;
+};
+
+TEST_F(HttpsServerTest, AnswersOverTls) {
+  StartEcho(Options(ours_.Issue("server")));
+  Client client = Connect();
+  ASSERT_TRUE(client.StartTls(client_));
+  EXPECT_THAT(client.Get("/1", "~"), EndsWith("/1|~"));
+  const std::string body(300'000, 'x');  // many records each way
+  client.Write(Concat("POST /2 HTTP/1.1\r\nContent-Length: ", body.size(), "\r\n\r\n", body));
+  EXPECT_THAT(client.ReadUntil("~"), EndsWith("/2|" + body + "~"));
+  client.Write("GET /3 HTTP/1.1\r\n\r\nGET /4 HTTP/1.1\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(client.ReadUntil("~"), EndsWith("/3|~"));
+  EXPECT_THAT(client.ReadToEnd(), EndsWith("/4|~"));
+}
+
+TEST_F(HttpsServerTest, StreamsAndNoticesThatThePeerIsGone) {
+  Start(Options(ours_.Issue("server")));
+  Client client = Connect();
+  ASSERT_TRUE(client.StartTls(client_));
+  client.Write(kRequest);
+  const auto responder = NextCall().responder;
+  responder->StartStream(200, "text/plain");
+  client.ReadHead();
+  responder->Write("x");
+  EXPECT_EQ(client.ReadUntil("x\r\n"), "1\r\nx\r\n");
+  std::promise<void> gone;
+  responder->OnClose([&] { gone.set_value(); });
+  client.Close();
+  gone.get_future().get();
+}
+
+TEST_F(HttpsServerTest, PlainTextIsHungUpOn) {
+  StartEcho(Options(ours_.Issue("server")));
+  Client plain = Connect();
+  plain.Write(kRequest);
+  EXPECT_THAT(plain.ReadToEnd(), Not(HasSubstr("HTTP")));
+  Client client = Connect();
+  ASSERT_TRUE(client.StartTls(client_));
+  EXPECT_THAT(client.Get("/1", "~"), EndsWith("/1|~"));
+}
+
+TEST_F(HttpsServerTest, SpeaksNothingButHttp11) {
+  StartEcho(Options(ours_.Issue("server")));
+  Client http11 = Connect(), http2 = Connect();
+  ASSERT_TRUE(http11.StartTls(client_, "\x02h2\x08http/1.1"));
+  EXPECT_EQ(http11.alpn(), "http/1.1");
+  EXPECT_FALSE(http2.StartTls(client_, "\x02h2"));
+}
+
+TEST_F(HttpsServerTest, WithAuthoritiesAClientNeedsACertificateOfThem) {
+  TlsFiles server = ours_.Issue("server");
+  server.ca = ours_.ca_path();
+  StartEcho(Options(server));
+  const auto get = [this](TlsFiles files) {
+    files.ca = ours_.ca_path();
+    Client client = Connect();
+    client.StartTls(files);  // TLS 1.3: the server judges afterwards
+    return client.Get("/1", "~");
+  };
+  EXPECT_THAT(get(ours_.Issue("friend")), EndsWith("/1|~"));
+  EXPECT_EQ(get({}), "");
+  EXPECT_EQ(get(theirs_.Issue("stranger")), "");
+}
+
+TEST_F(HttpsServerTest, NewConnectionsUseTheNewCertificateAndOldOnesGoOn) {
+  StartEcho(Options(ours_.Issue("server")));
+  Client old = Connect();
+  ASSERT_TRUE(old.StartTls(client_));
+  theirs_.Issue("server");
+  tls_->Refresh();
+  EXPECT_THAT(old.Get("/old", "~"), EndsWith("/old|~"));
+  EXPECT_FALSE(Connect().StartTls(client_));
+  Client fresh = Connect();
+  ASSERT_TRUE(fresh.StartTls({.ca = theirs_.ca_path()}));
+  EXPECT_THAT(fresh.Get("/new", "~"), EndsWith("/new|~"));
+}
+
+TEST_F(HttpsServerTest, ASlowHandshakeTimesOut) {
+  HttpServerOptions options = Options(ours_.Issue("server"));
+  options.header_timeout_seconds = 0.05;
+  StartEcho(options);
+  EXPECT_EQ(Connect().ReadToEnd(), "");
+  Client half = Connect();
+  half.Write(std::string("\x16\x03\x01\x02", 4));  // the first bytes of a ClientHello
+  EXPECT_EQ(half.ReadToEnd(), "");
+}
+
 TEST(HostPort, ParsesWhatPeopleWrite) {
   for (const char* text : {"127.0.0.1:8080", "localhost:0", "[::1]:65535", "a.b-c:1"}) {
     EXPECT_EQ(ParseHostPort(text).value().ToString(), text);
@@ -562,6 +891,16 @@ TEST(HostPort, ParsesWhatPeopleWrite) {
   for (const char* text :
        {"", ":", "a", "a:", ":1", "a:65536", "a:-1", "a:1x", "::1:80", "[]:1", "[a:1", "a/b:1", "[a]:1"}) {
     EXPECT_EQ(ParseHostPort(text).status().code(), StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(HostPort, KnowsWhatOnlyThisMachineCanReach) {
+  for (const char* text : {"127.0.0.1:1", "127.1.2.3:1", "localhost:1", "[::1]:1"}) {
+    EXPECT_TRUE(ParseHostPort(text)->is_loopback()) << text;
+  }
+  for (const char* text : {"0.0.0.0:1", "[::]:1", "10.0.0.1:1", "128.0.0.1:1", "[fe80::1]:1", "example.org:1",
+                           "127.example.org:1"}) {
+    EXPECT_FALSE(ParseHostPort(text)->is_loopback()) << text;
   }
 }
 

@@ -4,10 +4,21 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/cord.h"
+
 namespace terrace {
 namespace {
 
-// Watches the parser's events and remembers the first limit that was passed.
+constexpr char kPathUrl[] = "terrace.dev/json-path";
+constexpr size_t kMaxPathBytes = 256;
+constexpr size_t kMaxEchoedKeyBytes = 64;
+
+Status Refused(std::string_view reason, const std::string& message) {
+  return WithReason(InvalidArgument("JSON: ", message), reason);
+}
+
+// Watches the parser's events, knows where in the document it is and remembers the first limit that was
+// passed.
 class LimitWatcher {
  public:
   explicit LimitWatcher(const JsonLimits& limits) : limits_(limits) {}
@@ -18,48 +29,96 @@ class LimitWatcher {
       return Fail("json_limit", Concat("nested deeper than ", limits_.depth));
     switch (event) {
       case Json::parse_event_t::object_start:
-        keys_.emplace_back();
-        break;
+      case Json::parse_event_t::array_start:
+        open_.push_back({.is_object = event == Json::parse_event_t::object_start});
+        return true;
       case Json::parse_event_t::object_end:
-        keys_.pop_back();
-        break;
+      case Json::parse_event_t::array_end:
+        open_.pop_back();
+        EndValue();
+        return true;
       case Json::parse_event_t::key:
-        if (!keys_.back().insert(value.get_ref<const std::string&>()).second) {
-          return Fail("duplicate_key",
-                      Concat("key \"", value.get_ref<const std::string&>(), "\" occurs twice"));
-        }
-        [[fallthrough]];
+        return AcceptKey(value.get_ref<const std::string&>()) && CountNode();
       case Json::parse_event_t::value:
-        if (++nodes_ > limits_.nodes)
-          return Fail("json_limit", Concat("more than ", limits_.nodes, " values"));
-        break;
-      default:
-        break;
+        EndValue();
+        return CountNode();
     }
     return true;
   }
 
   const Status& error() const { return error_; }
 
+  // `error` is of the member or element that is being read.
+  Status WithJsonPath(Status error) const {
+    error.SetPayload(kPathUrl, absl::Cord(Path()));
+    return error;
+  }
+
  private:
+  struct Container {
+    bool is_object = false;
+    std::string key = {};             // the last one of an object
+    std::set<std::string> keys = {};  // of an object, so far
+    size_t index = 0;                 // of the next element of an array
+  };
+
+  std::string Path() const {
+    std::string path;
+    for (const Container& container : open_) {
+      if (container.is_object) {
+        path += (path.empty() ? "" : ".") + container.key;
+      } else {
+        path += Concat("[", container.index, "]");
+      }
+      if (path.size() > kMaxPathBytes) return "";
+    }
+    return path;
+  }
+
+  bool AcceptKey(const std::string& key) {
+    if (key.size() > limits_.key_bytes)
+      return Fail("json_limit", Concat("a key of ", key.size(), " bytes, limit ", limits_.key_bytes));
+    open_.back().key = key;
+    if (open_.back().keys.insert(key).second) return true;
+    const bool is_short = key.size() <= kMaxEchoedKeyBytes;
+    Fail("duplicate_key", is_short ? Concat("key \"", key, "\" occurs twice") : "a key occurs twice");
+    error_ = WithJsonPath(error_);
+    return false;
+  }
+
+  bool CountNode() {
+    return ++nodes_ <= limits_.nodes || Fail("json_limit", Concat("more than ", limits_.nodes, " values"));
+  }
+
+  void EndValue() {
+    if (!open_.empty()) ++open_.back().index;
+  }
+
   bool Fail(std::string_view reason, const std::string& message) {
-    error_ = WithReason(InvalidArgument("JSON: ", message), reason);
+    error_ = Refused(reason, message);
     return false;
   }
 
   const JsonLimits limits_;
-  std::vector<std::set<std::string>> keys_;  // of each open object
+  std::vector<Container> open_;
   size_t nodes_ = 0;
   Status error_;
 };
 
-}  // namespace
-
-StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
-  if (text.size() > limits.bytes) {
-    return WithReason(InvalidArgument("JSON: ", text.size(), " bytes, limit ", limits.bytes), "json_limit");
+// The library tells kinds of syntax errors apart by their text alone, which ends with a part of the input.
+std::string_view ReasonOf(const Json::parse_error& error) {
+  const std::string_view text = error.what(), what = text.substr(0, text.find("; last read"));
+  for (const char* unicode : {"ill-formed UTF-8", "surrogate", "U+0000"}) {
+    if (what.find(unicode) != std::string_view::npos) return "invalid_unicode";
   }
-  // A depth bomb is refused before the parser builds anything; strings are skipped, escapes and all.
+  return "invalid_json";
+}
+
+// What the parser must not see: deep nesting, which is refused before anything is built, and a byte order
+// mark or NUL outside strings, which it would take for nothing and for the end. Strings are skipped, escapes
+// and all.
+Status CheckOutsideStrings(std::string_view text, const JsonLimits& limits) {
+  if (text.starts_with("\xEF\xBB\xBF")) return Refused("invalid_json", "it begins with a byte order mark");
   size_t depth = 0;
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -69,15 +128,25 @@ StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
       if (c == '"') in_string = false;
     } else if (c == '"') {
       in_string = true;
+    } else if (c == '\0') {
+      return Refused("invalid_json", Concat("syntax error at byte ", i + 1));
     } else if (c == '[' || c == '{') {
-      if (++depth > limits.depth) {
-        return WithReason(InvalidArgument("JSON: nested deeper than ", limits.depth, " at byte ", i),
-                          "json_limit");
-      }
+      if (++depth > limits.depth)
+        return Refused("json_limit", Concat("nested deeper than ", limits.depth, " at byte ", i));
     } else if ((c == ']' || c == '}') && depth > 0) {
       --depth;
     }
   }
+  return {};
+}
+
+}  // namespace
+
+StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
+  if (text.size() > limits.bytes) {
+    return Refused("json_limit", Concat(text.size(), " bytes, limit ", limits.bytes));
+  }
+  RETURN_IF_ERROR(CheckOutsideStrings(text, limits));
   LimitWatcher watcher(limits);
   try {
     Json value = Json::parse(text, [&](int event_depth, Json::parse_event_t event, Json& parsed) {
@@ -87,10 +156,16 @@ StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
     return value;
   } catch (const Json::parse_error& error) {
     if (!watcher.error().ok()) return watcher.error();
-    return WithReason(InvalidArgument("JSON: syntax error at byte ", error.byte), "invalid_json");
-  } catch (const Json::exception& error) {  // a number out of range
-    return WithReason(InvalidArgument("JSON: ", error.what()), "invalid_json");
+    return Refused(ReasonOf(error), Concat("syntax error at byte ", error.byte));
+  } catch (const Json::exception&) {
+    if (!watcher.error().ok()) return watcher.error();
+    return watcher.WithJsonPath(Refused("invalid_value", "a number is too large"));
   }
+}
+
+std::string JsonPath(const Status& error) {
+  const auto path = error.GetPayload(kPathUrl);
+  return path.has_value() ? std::string(*path) : std::string();
 }
 
 std::string ToJsonText(const Json& value) {

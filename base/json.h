@@ -1,6 +1,8 @@
 // JSON from the outside world, parsed strictly and within limits. Thread-safe: values only.
 #pragma once
 
+#include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "base/status.h"
@@ -14,11 +16,18 @@ struct JsonLimits {
   size_t bytes = size_t{8} << 20;
   size_t depth = 64;
   size_t nodes = 1'000'000;  // values and keys together
+  size_t key_bytes = SIZE_MAX;
 };
 
-// Errors are INVALID_ARGUMENT with a reason: invalid_json (with the byte offset), json_limit (size, depth or
-// nodes past `limits`) or duplicate_key. Callers who read files turn the code into DATA_LOSS.
+// Errors are INVALID_ARGUMENT with a reason: invalid_json (with the byte offset), invalid_unicode (what is no
+// UTF-8, half a surrogate pair or a bare NUL inside a string), json_limit (size, depth, nodes or a key past
+// `limits`), duplicate_key or invalid_value (a number that no double can hold). Callers who read files turn
+// the code into DATA_LOSS.
 StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits = {});
+
+// Where a duplicate_key or invalid_value of ParseJson is: "messages[1].role". "" for other errors, and for a
+// path of more than 256 bytes.
+std::string JsonPath(const Status& error);
 
 // Compact text of `value`; invalid UTF-8 in strings becomes U+FFFD, never an exception.
 std::string ToJsonText(const Json& value);

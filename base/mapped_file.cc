@@ -5,10 +5,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 namespace terrace {
+namespace {
+constexpr size_t kPieceBytes = 4096;
+}
 
 StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO must not block us
@@ -30,10 +34,30 @@ MappedFile::~MappedFile() {
 }
 
 StatusOr<std::string> ReadFile(const std::string& path, size_t limit) {
-  ASSIGN_OR_RETURN(const auto file, MappedFile::Open(path));
-  const auto bytes = file->bytes();
-  if (bytes.size() > limit) return ResourceExhausted(path, ": ", bytes.size(), " bytes, limit ", limit);
-  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO must not block us
+  if (fd < 0) return NotFound(path, ": ", std::strerror(errno));
+  struct stat info = {};
+  const bool is_regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
+  const size_t expected = is_regular ? static_cast<size_t>(info.st_size) : 0;
+  std::string bytes;
+  ssize_t got = is_regular ? 1 : 0;
+  // Not mapped: somebody may be writing it, and what was cut off a mapped file kills who reads on.
+  while (got > 0 && bytes.size() <= limit) {
+    const size_t size = bytes.size();
+    const size_t missing = std::min(expected, limit + 1) - std::min(expected, size);
+    bytes.resize(size + std::max(kPieceBytes, missing));
+    got = ::read(fd, bytes.data() + size, bytes.size() - size);
+    bytes.resize(size + static_cast<size_t>(std::max<ssize_t>(got, 0)));
+    if (got < 0 && errno == EINTR) got = 1;
+  }
+  const int read_error = errno;
+  ::close(fd);
+  if (!is_regular) return NotFound(path, ": not a regular file");
+  if (got < 0) return NotFound(path, ": ", std::strerror(read_error));
+  if (bytes.size() > limit) {
+    return ResourceExhausted(path, ": ", std::max(bytes.size(), expected), " bytes, limit ", limit);
+  }
+  return bytes;
 }
 
 }  // namespace terrace

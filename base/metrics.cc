@@ -28,14 +28,37 @@ const std::vector<double> kCountBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512
 const std::vector<MetricInfo> kMetrics = {
     // Both processes.
     {"terrace_build_info", kGauge, "Always 1; the labels tell what runs.", {"version", "component"}, {}},
+    {"terrace_cert_expiry_timestamp_seconds",
+     kGauge,
+     "Unix time at which the first certificate in use ends. Uses: listen, workers (a router's connections to "
+     "them).",
+     {"use"},
+     {}},
+    {"terrace_tls_reload_failures_total",
+     kCounter,
+     "Times that changed certificate files could not be used and the old ones stayed in use.",
+     {"use"},
+     {}},
 
     // Router: requests.
     {"terrace_requests_total",
      kCounter,
-     "Finished requests. Outcomes: ok, client_error, cancelled, deadline, overloaded, unavailable, error.",
+     "Finished requests. Outcomes: ok, client_error, cancelled, deadline, limited, overloaded, unavailable, "
+     "error.",
      {"api", "model", "tier", "outcome"},
      {}},
-    {"terrace_requests_in_flight", kGauge, "Requests admitted and not finished.", {}, {}},
+    {"terrace_requests_in_flight", kGauge, "Requests that run or wait.", {}, {}},
+    {"terrace_requests_queued",
+     kGauge,
+     "Requests that wait for a place at the tier's workers.",
+     {"tier"},
+     {}},
+    {"terrace_router_rejections_total",
+     kCounter,
+     "Requests that were refused. Reasons: rate_limit_exceeded (a tenant's limit), overloaded, no_capacity, "
+     "draining.",
+     {"reason"},
+     {}},
     {"terrace_request_duration_seconds",
      kHistogram,
      "From the request's arrival to the end of its answer.",
@@ -56,6 +79,46 @@ const std::vector<MetricInfo> kMetrics = {
      "Between two tokens of an answer, as they leave the router.",
      {"tier"},
      kTokenBuckets},
+    {"terrace_slow_readers_total",
+     kCounter,
+     "Streams cut off because their client read nothing for too long.",
+     {"api"},
+     {}},
+
+    // Router: connections.
+    {"terrace_http_connections", kGauge, "Open connections of the HTTP listener.", {}, {}},
+    {"terrace_http_rejections_total",
+     kCounter,
+     "Requests that the HTTP listener itself refused, and connections that it closed. Reasons: malformed, "
+     "transfer_encoding, expectation, method, uri_too_long, header_too_large, too_many_headers, "
+     "body_too_large, "
+     "chunk_overhead, slow_header, slow_body, slow_reader, tls_handshake.",
+     {"reason"},
+     {}},
+
+    // Router: tenants, the first 50 and "other".
+    {"terrace_tenant_requests_total",
+     kCounter,
+     "Finished requests of the tenant; outcomes as of terrace_requests_total.",
+     {"tenant", "outcome"},
+     {}},
+    {"terrace_tenant_tokens_total",
+     kCounter,
+     "Tokens of the tenant's answered requests. Directions: prompt, completion.",
+     {"tenant", "direction"},
+     {}},
+
+    // Router: configuration.
+    {"terrace_config_reload_success",
+     kGauge,
+     "1 while what the configuration's files say is what runs, 0 after a reload that was refused.",
+     {},
+     {}},
+    {"terrace_config_reloads_total",
+     kCounter,
+     "Reloads of the configuration. Results: ok, refused.",
+     {"result"},
+     {}},
 
     // Router: tokens and money.
     {"terrace_prompt_tokens_total",
@@ -88,6 +151,18 @@ const std::vector<MetricInfo> kMetrics = {
      "Answers that the gate did not accept, by the tier that gave them and the one asked next.",
      {"from", "to"},
      {}},
+    {"terrace_router_retries_total",
+     kCounter,
+     "Attempts at an answer after another one on the same tier failed. Reasons: unavailable, unknown, "
+     "internal, "
+     "protocol, overloaded.",
+     {"tier", "reason"},
+     {}},
+    {"terrace_router_retries_refused_total",
+     kCounter,
+     "Attempts that were not made because there had been too many retries lately.",
+     {"tier"},
+     {}},
     {"terrace_worker_state",
      kGauge,
      "1 for the state a replica is in, 0 for the others.",
@@ -97,6 +172,28 @@ const std::vector<MetricInfo> kMetrics = {
      kGauge,
      "KV blocks that the router knows to be in a replica's prefix cache.",
      {"tier", "replica"},
+     {}},
+    {"terrace_prefix_resyncs_total",
+     kCounter,
+     "Times that a replica's prefixes were asked for anew because an update was lost or its digest was "
+     "wrong.",
+     {"tier"},
+     {}},
+    {"terrace_worker_ejections_total",
+     kCounter,
+     "Times that a replica got no requests for a while because its calls kept failing. Causes, of the last "
+     "failure: unavailable, unknown, internal, protocol.",
+     {"tier", "cause"},
+     {}},
+    {"terrace_discovery_errors_total",
+     kCounter,
+     "Failed look-ups of the tier's workers: names of DNS, and files.",
+     {"tier"},
+     {}},
+    {"terrace_discovery_success_timestamp_seconds",
+     kGauge,
+     "When all of the tier's names and files could be looked up, the last time; Unix time.",
+     {"tier"},
      {}},
     {"terrace_pool_ready_workers", kGauge, "Replicas of the tier that can take a request.", {"tier"}, {}},
 

@@ -13,18 +13,19 @@
 namespace terrace {
 namespace {
 
-sigset_t StopSignals() {
+sigset_t Signals(ShutdownSignal::Hangup hangup) {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
+  if (hangup == ShutdownSignal::Hangup::kIsWaitedFor) sigaddset(&signals, SIGHUP);
   return signals;
 }
 
 }  // namespace
 
-ShutdownSignal::ShutdownSignal() {
-  const sigset_t signals = StopSignals();
+ShutdownSignal::ShutdownSignal(Hangup hangup) : hangup_(hangup) {
+  const sigset_t signals = Signals(hangup_);
   CHECK(pthread_sigmask(SIG_BLOCK, &signals, nullptr) == 0);
   std::signal(SIGPIPE, SIG_IGN);
 }
@@ -32,7 +33,7 @@ ShutdownSignal::ShutdownSignal() {
 ShutdownSignal::~ShutdownSignal() {
   while (WaitFor(0) != 0) {  // an impatient second Ctrl-C must not turn a clean end into a kill
   }
-  const sigset_t signals = StopSignals();
+  const sigset_t signals = Signals(hangup_);
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
 }
 
@@ -40,7 +41,7 @@ int ShutdownSignal::WaitFor(double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto deadline =
       Clock::now() + std::chrono::nanoseconds(std::llround(std::clamp(seconds, 0.0, 1e8) * 1e9));
-  const sigset_t signals = StopSignals();
+  const sigset_t signals = Signals(hangup_);
   while (true) {
     const auto left =
         std::max(std::chrono::nanoseconds(0), std::chrono::nanoseconds(deadline - Clock::now()));

@@ -1,5 +1,5 @@
-// SIGINT and SIGTERM as something a main can wait for. Made once, first thing in main, before any thread: it
-// blocks both signals for all threads. SIGPIPE is ignored.
+// SIGINT and SIGTERM, and SIGHUP where it is asked for, as something a main can wait for. Made once, first
+// thing in main, before any thread: it blocks the signals for all threads. SIGPIPE is ignored.
 #pragma once
 
 #include <functional>
@@ -8,15 +8,19 @@ namespace terrace {
 
 class ShutdownSignal {
  public:
-  ShutdownSignal();
+  enum class Hangup { kEnds, kIsWaitedFor };  // what SIGHUP does; by default it ends the process
+  explicit ShutdownSignal(Hangup hangup = Hangup::kEnds);
   ~ShutdownSignal();
   // Blocks until the first signal, or until `poll`, called about every `poll_seconds`, returns true. Returns
   // the signal number, or 0 for the poll.
   int Wait(double poll_seconds = 3600, const std::function<bool()>& poll = nullptr);
   // Waits up to `seconds`; the signal number or 0.
   int WaitFor(double seconds);
-  // A signal is there that no call has returned yet. Any thread.
+  // A signal to stop is there that no call has returned yet. Any thread.
   bool IsPending() const;
+
+ private:
+  const Hangup hangup_;
 };
 
 }  // namespace terrace

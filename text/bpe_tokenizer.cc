@@ -2,8 +2,10 @@
 // pre-tokenizer, and the bytes of each piece are joined by the merges.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <functional>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -12,6 +14,7 @@
 #include "text/bpe_merger.h"
 #include "text/byte_alphabet.h"
 #include "text/json_fields.h"
+#include "text/piece_cache.h"
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
@@ -194,20 +197,30 @@ class BpeTokenizer : public Tokenizer {
 
   void EncodeOrdinary(std::string_view text, std::vector<TokenId>& out) const {
     std::vector<TokenId> symbols;
+    PieceCache& known = PieceCache::OfThisThread();
     ForEachPiece(pre_, text, [&](std::string_view piece) {
       if (const auto whole = whole_pieces_.find(piece); whole != whole_pieces_.end()) {
         out.push_back(whole->second);
         return;
       }
+      if (known.Append(cache_owner_, piece, out)) return;
       symbols.clear();
       for (const char c : piece) {
         const TokenId id = byte_tokens_[static_cast<uint8_t>(c)];
         if (id >= 0) symbols.push_back(id);
       }
+      const size_t before = out.size();
       merger_.Apply(symbols, out);
+      known.Put(cache_owner_, piece, std::span(out).subspan(before));
     });
   }
 
+  static uint64_t NextCacheOwner() {
+    static std::atomic<uint64_t> last = 0;
+    return ++last;
+  }
+
+  const uint64_t cache_owner_ = NextCacheOwner();
   const BpeData data_;  // canonical: added tokens by id, end tokens sorted; without merges (merger_ has them)
   const BpeMerger merger_;
   const PreTokenizer pre_;

@@ -54,6 +54,21 @@ TEST(BpeTokenizer, MergesAsTheDefinitionSays) {
   }
 }
 
+TEST(BpeTokenizer, WhatAnotherTokenizerMadeOfAPieceIsNothingToThisOne) {
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    SCOPED_TRACE(seed);
+    const BpeData one = RandomData(seed, 40), other = RandomData(seed + 1000, 40);
+    const auto first = Make(one), second = Make(other);
+    std::mt19937_64 random(seed);
+    std::string text;
+    for (int i = 0; i < 200; ++i) text += std::string_view("aab bcc é")[random() % 10];
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_EQ(first->Encode(text), NaiveEncode(one, text)) << text;
+      ASSERT_EQ(second->Encode(text), NaiveEncode(other, text)) << text;
+    }
+  }
+}
+
 TEST(BpeTokenizer, GivesAnyBytesBack) {
   for (uint64_t seed = 0; seed < 1000; ++seed) {
     SCOPED_TRACE(seed);

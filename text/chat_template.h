@@ -9,18 +9,22 @@
 
 #include "base/status.h"
 #include "text/tokenizer.h"
+#include "text/tool_calls.h"
 
 namespace terrace {
 
 struct ChatMessage {
-  std::string role;  // validated by the caller: system, user, assistant, tool
-  std::string content;
+  std::string role = {};  // validated by the caller: system, user, assistant, tool
+  std::string content = {};
+  std::vector<ToolCall> tool_calls = {};  // an assistant's; beside them "" means none to a template
+  std::string tool_call_id = {};          // of a tool's message: the call that it answers
 };
 
 struct ChatTemplateInput {
   std::vector<ChatMessage> messages;
   bool add_generation_prompt = true;
-  std::string bos_token, eos_token;
+  std::string bos_token = {}, eos_token = {};
+  std::vector<Tool> tools = {};  // their JSON is not deeper than 64
 };
 
 class ChatTemplate {
@@ -35,6 +39,8 @@ class ChatTemplate {
   StatusOr<MarkedText> Render(const ChatTemplateInput& input) const;
 
   const std::string& source() const;
+  // How an answer to tools is written. kNone: the template has no tools, or a format that is not known.
+  ToolCallFormat tool_call_format() const;
 
  private:
   struct Program;

@@ -57,6 +57,80 @@ TEST(ChatTemplate, RendersAsJinjaDoes) {
   }
 }
 
+std::vector<ChatMessage> MessagesWithCalls(const Json& list) {
+  std::vector<ChatMessage> messages;
+  for (const Json& from : list) {
+    ChatMessage& message = messages.emplace_back(ChatMessage{from["role"], from["content"]});
+    message.tool_call_id = from.value("tool_call_id", "");
+    for (const Json& call : from.value("tool_calls", Json::array()))
+      message.tool_calls.push_back({call["id"], call["name"], call["arguments"]});
+  }
+  return messages;
+}
+
+std::vector<Tool> Tools(const Json& list) {
+  std::vector<Tool> tools;
+  for (const Json& tool : list) tools.push_back({tool["name"], tool["description"], tool["parameters"]});
+  return tools;
+}
+
+// Vectors made with Jinja too, of templates in the manner of three families of models.
+TEST(ChatTemplate, RendersToolsAndTheirCallsAsJinjaDoes) {
+  const Json data = ReadTestJson("text/testdata/tool_templates.json");
+  const auto check = [&](const std::string& source, const Json& messages, bool with_tools, bool is_prompt,
+                         const Json& want) {
+    const auto chat_template = ChatTemplate::Parse(source);
+    ASSERT_TRUE(chat_template.ok()) << chat_template.status();
+    const auto text = (*chat_template)
+                          ->Render({.messages = MessagesWithCalls(messages),
+                                    .add_generation_prompt = is_prompt,
+                                    .bos_token = "<s>",
+                                    .eos_token = "</s>",
+                                    .tools = Tools(with_tools ? data["tools"] : Json::array())});
+    EXPECT_EQ(text.ok() ? Json(text->text) : Json(), want) << text.status();
+  };
+  for (const Json& c : data["cases"]) {
+    SCOPED_TRACE(c["template"].get<std::string>() + ": " + c["conversation"].get<std::string>());
+    check(data["templates"][c["template"].get<std::string>()],
+          data["conversations"][c["conversation"].get<std::string>()], c["with_tools"], true, c["want"]);
+  }
+  for (const Json& c : data["snippets"])
+    check(c["template"], data["conversations"]["one question"], true, false, c["want"]);
+}
+
+TEST(ChatTemplate, NothingOfToolsAndCallsIsControl) {
+  const Json data = ReadTestJson("text/testdata/tool_templates.json");
+  for (const auto& [name, source] : data["templates"].items()) {
+    const auto chat_template = *ChatTemplate::Parse(source.get<std::string>());
+    const std::string mark = "\xEE\x80\x80", quoted = "{\"" + mark + "\": \"" + mark + "\"}";
+    const std::string id = mark + "123456" + mark + mark;  // nine characters
+    const auto text = chat_template->Render(
+        {.messages = {{"user", mark}, {"assistant", "", {{id, mark, quoted}}}, {"tool", mark, {}, id}},
+         .tools = {{mark, mark, quoted}}});
+    ASSERT_TRUE(text.ok()) << name << text.status();
+    size_t trusted = 0;
+    for (const ByteRange& range : text->control) {
+      const std::string part = text->text.substr(range.begin, range.end - range.begin);
+      trusted += part.find('\xEE') == std::string::npos ? 0 : 1;
+    }
+    EXPECT_EQ(trusted, 0u) << name;
+    EXPECT_NE(text->text.find(mark), std::string::npos);
+  }
+}
+
+TEST(ChatTemplate, TheFormatOfCallsIsKnownOnlyWhereTheTemplateReadsTools) {
+  const Json templates = ReadTestJson("text/testdata/tool_templates.json")["templates"];
+  const auto format = [&](const char* name) {
+    return (*ChatTemplate::Parse(templates[name].get<std::string>()))->tool_call_format();
+  };
+  EXPECT_EQ(format("tags"), ToolCallFormat::kHermes);
+  EXPECT_EQ(format("bare JSON"), ToolCallFormat::kLlama);
+  EXPECT_EQ(format("brackets"), ToolCallFormat::kMistral);
+  EXPECT_EQ((*ChatTemplate::Parse("{{ '<tool_call>' }}"))->tool_call_format(), ToolCallFormat::kNone);
+  EXPECT_EQ((*ChatTemplate::Parse("{{ tools }}"))->tool_call_format(), ToolCallFormat::kNone);
+  EXPECT_EQ((*ChatTemplate::Parse("{{ tools }}<tool_call>"))->tool_call_format(), ToolCallFormat::kHermes);
+}
+
 TEST(ChatTemplate, ControlIsExactlyWhatIsNotFromMessages) {
   // Letters that no template has: what is made of them comes from a message, the rest does not.
   const auto is_private = [](char c) { return c == '\xEE' || c == '\x80' || c == '\x81'; };

@@ -11,7 +11,8 @@ constexpr std::string_view kFormat = "terrace-text-1";
 }  // namespace
 
 StatusOr<std::vector<TokenId>> TextAssets::EncodeChat(const std::vector<ChatMessage>& messages,
-                                                      bool add_generation_prompt) const {
+                                                      bool add_generation_prompt,
+                                                      const std::vector<Tool>& tools) const {
   if (chat_template == nullptr) {
     return WithReason(FailedPrecondition("the model has no chat template"), "template_missing");
   }
@@ -19,7 +20,8 @@ StatusOr<std::vector<TokenId>> TextAssets::EncodeChat(const std::vector<ChatMess
                    chat_template->Render({.messages = messages,
                                           .add_generation_prompt = add_generation_prompt,
                                           .bos_token = bos_text,
-                                          .eos_token = eos_text}));
+                                          .eos_token = eos_text,
+                                          .tools = tools}));
   return tokenizer->Encode(prompt);
 }
 

@@ -21,7 +21,12 @@ struct TextAssets {
 
   // FAILED_PRECONDITION, reason template_missing, without a template; errors of ChatTemplate::Render.
   StatusOr<std::vector<TokenId>> EncodeChat(const std::vector<ChatMessage>& messages,
-                                            bool add_generation_prompt = true) const;
+                                            bool add_generation_prompt = true,
+                                            const std::vector<Tool>& tools = {}) const;
+  // How this model writes calls of tools; kNone: it takes no tools.
+  ToolCallFormat tool_call_format() const {
+    return chat_template == nullptr ? ToolCallFormat::kNone : chat_template->tool_call_format();
+  }
   // A plain completion prompt: bos in front where the model wants one; control tokens are not recognised.
   std::vector<TokenId> EncodePrompt(std::string_view prompt) const;
 };

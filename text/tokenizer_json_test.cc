@@ -230,7 +230,7 @@ TEST(TokenizerJson, FilesThatAreNotJsonAreRefused) {
                {"{\"model\":", "invalid_json"},
                {std::string(100'000, '['), "json_limit"},
                {R"({"model":{"vocab":{"a":0,"a":1}}})", "duplicate_key"},
-               {"{\"model\":\"\xFF\"}", "invalid_json"}};
+               {"{\"model\":\"\xFF\"}", "invalid_unicode"}};
   for (const auto& c : cases) {
     const ModelFolder folder;
     folder.Write("tokenizer.json", c.text);

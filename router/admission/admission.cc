@@ -1,14 +1,298 @@
 #include "router/admission/admission.h"
 
-namespace terrace {
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
 
-StatusOr<Admission::Ticket> Admission::Admit() {
-  if (is_closed_) return WithReason(Unavailable("the router is shutting down"), "draining");
-  if (in_flight_.fetch_add(1) >= max_in_flight_) {
-    Release();
-    return WithReason(ResourceExhausted("too many requests in flight, limit ", max_in_flight_), "overloaded");
+#include "base/retry_after.h"
+
+namespace terrace {
+namespace {
+
+constexpr double kBytesPerToken = 4;     // of text, as a guess before it is tokenized
+constexpr double kSmoothing = 1.0 / 16;  // weight of the newest observation
+constexpr double kSafety = 0.8;          // of the limit, as far as waits are predicted
+constexpr double kMaxRetrySeconds = 60;
+
+size_t PromptTokensOf(const Request& request) {
+  if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input())) return tokens->size();
+  return 1 + static_cast<size_t>(static_cast<double>(TextBytes(request)) / kBytesPerToken);
+}
+
+uint64_t ExpectedTokens(const Request& request, double typical_answer) {
+  const double limit = request.max_tokens() == 0 ? typical_answer : request.max_tokens();
+  const double answer = request.api() == ApiKind::kScore ? 0 : std::min(limit, typical_answer);
+  return PromptTokensOf(request) + static_cast<uint64_t>(answer) * request.draws();
+}
+
+Status Overloaded(double retry_seconds, std::string_view why) {
+  return WithRetryAfter(WithReason(ResourceExhausted("the cluster is overloaded: ", why), "overloaded"),
+                        std::clamp(std::ceil(retry_seconds), 1.0, kMaxRetrySeconds));
+}
+
+Status Draining() { return WithReason(Unavailable("the router is shutting down"), "draining"); }
+
+Status TooMany() { return Overloaded(1, "too many requests wait"); }
+
+Status TooLate() { return Overloaded(1, "the first token would come too late"); }
+
+Status DeadlinePassed() {
+  return WithReason(DeadlineExceeded("the request's deadline passed while it waited"), "deadline_exceeded");
+}
+
+void Smooth(double value, double& average) { average += kSmoothing * (value - average); }
+
+// The admission whose callbacks this thread is making: one that a callback's own end makes ready is made by
+// the same loop, not from within.
+thread_local const Admission* calling = nullptr;
+
+}  // namespace
+
+Status Admission::Peek(const Request& request, size_t pool) const {
+  std::lock_guard lock(mutex_);
+  RETURN_IF_ERROR(CheckEnter(request, pools_[pool], clock_.Now()));
+  return ledger_.Peek(*request.tenant());
+}
+
+Admission::WaitId Admission::Enter(const Request& request, size_t pool_index, OnAdmitted on_admitted) {
+  uint64_t id = 0;
+  Status refused;
+  std::optional<Ticket> ticket;
+  {
+    std::lock_guard lock(mutex_);
+    Pool& pool = pools_[pool_index];
+    const MonoTime now = clock_.Now();
+    const uint64_t tokens = ExpectedTokens(request, pool.answer_tokens);
+    refused = CheckEnter(request, pool, now);
+    auto lease = refused.ok() ? ledger_.Enter(request.tenant(), tokens) : refused;
+    refused = lease.status();
+    if (refused.ok()) {
+      id = ++next_id_;
+      ++in_flight_;
+      Waiter waiter{.pool = pool_index,
+                    .tenant = request.tenant(),
+                    .sequences = request.draws(),
+                    .tokens = tokens,
+                    .deadline = request.deadline(),
+                    .lease = *std::move(lease)};
+      const bool passes = Passes(pool);
+      if (!passes && pool.queue.size() == 0) pool.rate.Restart();
+      pool.queue.Push({.id = id,
+                       .tenant = waiter.tenant->name,
+                       .weight = waiter.tenant->weight,
+                       .priority = request.priority(),
+                       .tokens = tokens,
+                       .latest = std::min(request.arrival() + options_.max_first_token, request.deadline())});
+      if (passes) {
+        pool.queue.Pop();  // this one: it is charged like those that wait
+        ticket = Admit(id, waiter, now);
+      } else {
+        waiter.on_admitted = std::move(on_admitted);
+        waiters_.emplace(id, std::move(waiter));
+        if (waiters_.size() > options_.max_queued) {
+          const auto other = pool.queue.MakeRoom(request.tenant()->name, request.tenant()->weight);
+          GiveUp(other.has_value() ? other->id : id, TooMany());
+        }
+      }
+    }
   }
-  return Ticket(this);
+  if (ticket.has_value()) {
+    on_admitted(*std::move(ticket));
+  } else if (!refused.ok()) {
+    on_admitted(refused);
+  }
+  CallReady();
+  return id;
+}
+
+StatusOr<TenantLedger::Lease> Admission::EnterAside(const Request& request) {
+  std::lock_guard lock(mutex_);
+  if (is_closed_) return Draining();
+  return ledger_.Enter(request.tenant(), 0);
+}
+
+// Whether it makes sense for the request to pass or to wait.
+Status Admission::CheckEnter(const Request& request, const Pool& pool, MonoTime now) const {
+  if (is_closed_) return Draining();
+  if (Passes(pool)) return {};
+  const Tenant& tenant = *request.tenant();
+  if (waiters_.size() >= options_.max_queued && !pool.queue.CanMakeRoom(tenant.name, tenant.weight)) {
+    return TooMany();
+  }
+  const std::optional<double> rate = pool.rate.TokensPerSecond(now);
+  if (!rate.has_value() || pool.queue.size() == 0) return {};
+  const double wait = pool.queue.TokensAhead(tenant.name, tenant.weight, request.priority()) / *rate;
+  const double limit = Seconds(std::min<Duration>(options_.max_first_token, request.deadline() - now));
+  const double late = wait + pool.first_token_seconds - kSafety * limit;
+  return late <= 0 ? Status() : Overloaded(late, "the first token would come too late");
+}
+
+Admission::Ticket Admission::Admit(uint64_t id, Waiter& waiter, MonoTime now) {
+  pools_[waiter.pool].taken += waiter.sequences;
+  held_[id] = {.first_pool = waiter.pool,
+               .tenant = waiter.tenant,
+               .sequences = waiter.sequences,
+               .tokens = waiter.tokens,
+               .admitted = now,
+               .places = {{waiter.pool, waiter.sequences}}};
+  return Ticket(this, id, std::move(waiter.lease));
+}
+
+void Admission::Pump(Pool& pool, MonoTime now) {
+  while (HasRoom(pool)) {
+    const auto next = pool.queue.Pop();
+    if (!next.has_value()) return;
+    const auto first_token =
+        std::chrono::duration_cast<Duration>(std::chrono::duration<double>(pool.first_token_seconds));
+    if (now + first_token > next->latest) {
+      pool.queue.Charge(next->tenant, next->weight, -static_cast<double>(next->tokens));
+      GiveUp(next->id,
+             next->latest < now && waiters_.at(next->id).deadline < now ? DeadlinePassed() : TooLate());
+      continue;
+    }
+    auto found = waiters_.extract(next->id);
+    Waiter& waiter = found.mapped();
+    ready_.push_back([ticket = std::make_shared<Ticket>(Admit(next->id, waiter, now)),
+                      on_admitted = std::move(waiter.on_admitted)] { on_admitted(std::move(*ticket)); });
+  }
+}
+
+void Admission::PumpAll(MonoTime now) {
+  for (Pool& pool : pools_) Pump(pool, now);
+}
+
+// Of one that is in no queue any more.
+void Admission::GiveUp(uint64_t id, Status status) {
+  auto found = waiters_.extract(id);
+  auto lease = std::make_shared<TenantLedger::Lease>(std::move(found.mapped().lease));
+  lease->Charge(0);
+  ready_.push_back([this, on_admitted = std::move(found.mapped().on_admitted), lease, status] {
+    { const TenantLedger::Lease given_back = std::move(*lease); }
+    on_admitted(status);
+    --in_flight_;
+  });
+}
+
+void Admission::Cancel(WaitId id) {
+  {
+    std::lock_guard lock(mutex_);
+    const auto found = waiters_.find(id);
+    if (found == waiters_.end()) return;
+    pools_[found->second.pool].queue.Erase(id);
+    GiveUp(id, WithReason(Cancelled("the client is gone"), "client_closed"));
+  }
+  CallReady();
+}
+
+void Admission::SetPlaces(std::span<const uint32_t> places) {
+  {
+    std::lock_guard lock(mutex_);
+    const MonoTime now = clock_.Now();
+    for (size_t i = 0; i < pools_.size(); ++i) pools_[i].places = places[i];
+    PumpAll(now);
+  }
+  CallReady();
+}
+
+void Admission::Expire() {
+  {
+    std::lock_guard lock(mutex_);
+    const MonoTime now = clock_.Now();
+    for (Pool& pool : pools_) {
+      for (const FairQueue::Entry& entry : pool.queue.Expire(now)) {
+        GiveUp(entry.id, waiters_.at(entry.id).deadline < now ? DeadlinePassed() : TooLate());
+      }
+    }
+  }
+  CallReady();
+}
+
+void Admission::Close() {
+  std::lock_guard lock(mutex_);
+  is_closed_ = true;
+}
+
+size_t Admission::queued(size_t pool) const {
+  std::lock_guard lock(mutex_);
+  return pools_[pool].queue.size();
+}
+
+void Admission::Release(uint64_t id) {
+  {
+    std::lock_guard lock(mutex_);
+    const MonoTime now = clock_.Now();
+    const auto held = held_.extract(id);
+    for (const auto& [pool, places] : held.mapped().places) TakeBack(pools_[pool], places);
+    Pool& first = pools_[held.mapped().first_pool];
+    if (first.queue.size() > 0) first.rate.OnDone(held.mapped().tokens, first.places, now);
+    PumpAll(now);
+  }
+  CallReady();
+  --in_flight_;  // last: without requests in flight this object may be gone
+}
+
+void Admission::Move(uint64_t id, size_t from, size_t to) {
+  {
+    std::lock_guard lock(mutex_);
+    Held& held = held_.at(id);
+    TakeBack(pools_[from], 1);
+    --held.places[from];
+    ++held.places[to];
+    ++pools_[to].taken;
+    Pump(pools_[from], clock_.Now());
+  }
+  CallReady();
+}
+
+void Admission::Leave(uint64_t id, size_t pool) {
+  {
+    std::lock_guard lock(mutex_);
+    TakeBack(pools_[pool], 1);
+    --held_.at(id).places[pool];
+    Pump(pools_[pool], clock_.Now());
+  }
+  CallReady();
+}
+
+void Admission::TakeBack(Pool& pool, uint32_t places) {
+  CHECK(pool.taken >= places, "places given back twice");
+  pool.taken -= places;
+}
+
+void Admission::OnFirstToken(uint64_t id) {
+  std::lock_guard lock(mutex_);
+  Held& held = held_.at(id);
+  if (std::exchange(held.has_first_token, true)) return;
+  Smooth(Seconds(clock_.Now() - held.admitted), pools_[held.first_pool].first_token_seconds);
+}
+
+void Admission::Charge(uint64_t id, uint64_t prompt_tokens, uint64_t completion_tokens) {
+  std::lock_guard lock(mutex_);
+  const Held& held = held_.at(id);
+  Pool& pool = pools_[held.first_pool];
+  if (completion_tokens > 0) {
+    Smooth(static_cast<double>(completion_tokens) / held.sequences, pool.answer_tokens);
+  }
+  pool.queue.Charge(
+      held.tenant->name, held.tenant->weight,
+      static_cast<double>(prompt_tokens + completion_tokens) - static_cast<double>(held.tokens));
+}
+
+void Admission::CallReady() {
+  if (calling == this) return;
+  const Admission* const outer = std::exchange(calling, this);
+  for (;;) {
+    std::function<void()> next;
+    {
+      std::lock_guard lock(mutex_);
+      if (ready_.empty()) break;
+      next = std::move(ready_.front());
+      ready_.pop_front();
+    }
+    next();
+  }
+  calling = outer;
 }
 
 }  // namespace terrace

@@ -2,23 +2,47 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/rng.h"
+#include "router/request/tenant.h"
+#include "router/request/trace_context.h"
 
 namespace terrace {
 
 struct ApiOptions {
   double default_timeout_seconds = 600;  // of requests that set no deadline
   double max_timeout_seconds = 3600;     // longer ones are capped
-  std::string default_model;             // shown for requests that name none
+  std::string default_model = {};        // shown for requests that name none
   int64_t created_unix_seconds = 0;      // of the models, as lists show it
   uint64_t seed = 0;                     // of the request ids drawn here
+  // Of gRPC streams; the HTTP server has its own.
+  size_t stream_buffer_bytes = size_t{256} << 10;  // unread by the client: above it the model pauses
+  double slow_reader_seconds = 60;                 // a client that reads nothing for as long is cut off
+  std::shared_ptr<const Authenticator> authenticator = {};  // null: nobody is asked for a key
+  std::function<bool()> is_ready = {};                      // for /readyz; null: always
 };
+
+// The options as they are now; asked at every request. Thread-safe.
+using ApiOptionsSource = std::function<std::shared_ptr<const ApiOptions>()>;
+inline ApiOptionsSource FixedApiOptions(ApiOptions options) {
+  return [shared = std::make_shared<const ApiOptions>(std::move(options))] { return shared; };
+}
+
+// UNAUTHENTICATED as of Authenticator.
+inline StatusOr<TenantPtr> AuthenticateCaller(const ApiOptions& options, std::string_view authorization) {
+  return options.authenticator == nullptr ? DefaultTenant()
+                                          : options.authenticator->Authenticate(authorization);
+}
 
 // The latest moment for a request that asked for `timeout_seconds` (negative: none asked for).
 inline MonoTime DeadlineOf(const ApiOptions& options, MonoTime now, double timeout_seconds) {
@@ -34,6 +58,15 @@ class RequestIds {
   std::string Next() {
     const uint64_t count = next_++;
     return "req-" + Hash128{RandomBits(seed_, count, 0), RandomBits(seed_, count, 1)}.Hex();
+  }
+  // Of a request whose caller said `traceparent`.
+  TraceContext NextTrace(std::string_view traceparent) {
+    const uint64_t count = next_++;
+    std::array<uint8_t, 24> random;
+    for (size_t i = 0; i < random.size(); ++i) {
+      random[i] = static_cast<uint8_t>(RandomBits(seed_, count, 2 + i / 8) >> (8 * (i % 8)));
+    }
+    return ContinueTrace(traceparent, random);
   }
 
  private:

@@ -24,9 +24,20 @@ class FakeDispatcher : public Dispatcher {
     on_score(score);
     return on_cancel;
   }
-  StatusOr<std::vector<TokenId>> Tokenize(const Request&) override { return tokens; }
-  std::vector<ModelInfo> ListModels() const override { return models; }
-  void RecordRefused(ApiKind, const std::string& request_id, const Status&) override {
+  StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) override {
+    last_tokenized = request.input();
+    if (!tokenize_error.ok()) return tokenize_error;
+    return TokenizedInput{.tokens = tokens,
+                          .token_bytes = with_bytes ? token_bytes : std::vector<std::string>(),
+                          .context_length = 512};
+  }
+  StatusOr<std::string> Detokenize(const Request& request) override {
+    last_tokenized = request.input();
+    if (!tokenize_error.ok()) return tokenize_error;
+    return detokenized;
+  }
+  std::vector<ModelInfo> ListModels(const Tenant&) const override { return models; }
+  void RecordRefused(ApiKind, const std::string& request_id, const TenantPtr&, const Status&) override {
     std::lock_guard lock(mutex);
     refused.push_back(request_id);
   }
@@ -84,11 +95,27 @@ class FakeDispatcher : public Dispatcher {
     };
   }
 
+  // A script of an answer with text, then two calls.
+  static Script Calls() {
+    return [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+      sink->OnPiece({.text = "look", .tokens = {{.id = 7, .bytes = "look"}}});
+      sink->OnPiece({.tool_calls = {{.id = "call_1", .name = "add", .arguments = R"({"b": 1, "a": 2})"}}});
+      sink->OnPiece({.tool_calls = {{.id = "call_2", .name = "now", .arguments = "{}"}}});
+      const AnswerSummary summary{.end = AnswerEnd::kToolCalls};
+      sink->OnChoiceEnd(0, summary);
+      sink->OnFinish(summary);
+    };
+  }
+
   Script script = Answers({"hello"});
   CancelCall on_cancel = [] {};
   StatusOr<ScoreAnswer> score = ScoreAnswer{};
   RequestPtr last_score;
   std::vector<TokenId> tokens;
+  std::vector<std::string> token_bytes;
+  std::string detokenized;
+  Status tokenize_error;
+  RequestInput last_tokenized;
   std::vector<ModelInfo> models;
   std::mutex mutex;
   std::vector<std::string> refused;  // GUARDED_BY(mutex)

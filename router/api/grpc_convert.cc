@@ -5,8 +5,33 @@ namespace {
 
 std::vector<ChatMessage> ChatFromProto(const v1::ChatMessages& chat) {
   std::vector<ChatMessage> out;
-  for (const v1::ChatMessage& message : chat.messages()) out.push_back({message.role(), message.content()});
+  for (const v1::ChatMessage& message : chat.messages()) {
+    ChatMessage& next = out.emplace_back(ChatMessage{
+        .role = message.role(), .content = message.content(), .tool_call_id = message.tool_call_id()});
+    for (const v1::ToolCall& call : message.tool_calls())
+      next.tool_calls.push_back({.id = call.id(), .name = call.name(), .arguments = call.arguments()});
+  }
   return out;
+}
+
+template <typename Tools>
+std::vector<Tool> ToolsFromProto(const Tools& tools) {
+  std::vector<Tool> out;
+  for (const v1::Tool& tool : tools)
+    out.push_back({.name = tool.name(), .description = tool.description(), .parameters = tool.parameters()});
+  return out;
+}
+
+v1::FinishReason ReasonToProto(AnswerEnd end) {
+  switch (end) {
+    case AnswerEnd::kStop:
+      return v1::FINISH_REASON_STOP;
+    case AnswerEnd::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case AnswerEnd::kToolCalls:
+      return v1::FINISH_REASON_TOOL_CALLS;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
 }
 
 template <typename Message>
@@ -67,6 +92,8 @@ RequestFields FieldsFromProto(const v1::GenerateRequest& request) {
   if (request.n() > 0) out.choices = request.n();
   if (request.best_of() > 0) out.best_of = request.best_of();
   out.echo = request.echo();
+  out.tools = ToolsFromProto(request.tools());
+  out.parallel_tool_calls = !request.single_tool_call();
   out.priority = request.priority();
   out.cache_salt = request.cache_salt();
   return out;
@@ -81,13 +108,29 @@ RequestFields FieldsFromProto(const v1::ScoreRequest& request) {
 }
 
 RequestFields FieldsFromProto(const v1::TokenizeRequest& request) {
-  return {.model = request.model(), .input = PromptOrChat(request)};
+  return {.api = ApiKind::kTokenize,
+          .model = request.model(),
+          .input = PromptOrChat(request),
+          .tools = ToolsFromProto(request.tools()),
+          .add_generation_prompt = !request.without_generation_prompt()};
+}
+
+RequestFields FieldsFromProto(const v1::DetokenizeRequest& request) {
+  return {.api = ApiKind::kTokenize,
+          .model = request.model(),
+          .input = std::vector<TokenId>(request.tokens().begin(), request.tokens().end())};
 }
 
 void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out) {
   out.set_choice(piece.choice);
   out.set_text(piece.text);
   for (const AnswerToken& token : piece.tokens) TokenToProto(token, with_logprobs, *out.add_tokens());
+  for (const ToolCall& call : piece.tool_calls) {
+    v1::ToolCall& next = *out.add_tool_calls();
+    next.set_id(call.id);
+    next.set_name(call.name);
+    next.set_arguments(call.arguments);
+  }
 }
 
 void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateResponse& out) {
@@ -96,7 +139,7 @@ void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateRespon
 }
 
 void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out) {
-  out.set_reason(summary.end == AnswerEnd::kStop ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH);
+  out.set_reason(ReasonToProto(summary.end));
   out.set_stop(summary.stop);
   UsageToProto(summary.usage, *out.mutable_usage());
   out.set_tier(summary.tier);
@@ -123,6 +166,12 @@ void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out) {
   out.set_sum_logprob(answer.sum_logprob);
   out.set_tier(answer.tier);
   out.set_price_usd(answer.price_usd);
+}
+
+void TokenizedToProto(const TokenizedInput& input, v1::TokenizeResponse& out) {
+  out.mutable_ids()->Add(input.tokens.begin(), input.tokens.end());
+  out.set_context_length(input.context_length);
+  for (const std::string& bytes : input.token_bytes) out.add_token_bytes(bytes);
 }
 
 void ModelToProto(const ModelInfo& model, v1::Model& out) {

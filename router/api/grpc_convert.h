@@ -14,6 +14,7 @@ namespace terrace {
 RequestFields FieldsFromProto(const v1::GenerateRequest& request);
 RequestFields FieldsFromProto(const v1::ScoreRequest& request);
 RequestFields FieldsFromProto(const v1::TokenizeRequest& request);
+RequestFields FieldsFromProto(const v1::DetokenizeRequest& request);
 
 // Log-probabilities are set only `with_logprobs`; token ids always.
 void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out);
@@ -21,6 +22,7 @@ void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResp
 void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateResponse& out);
 void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out);
 void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out);
+void TokenizedToProto(const TokenizedInput& input, v1::TokenizeResponse& out);
 void ModelToProto(const ModelInfo& model, v1::Model& out);
 
 }  // namespace terrace

@@ -10,51 +10,32 @@
 #include <vector>
 
 #include "base/grpc_status.h"
+#include "grpcpp/alarm.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/terrace/v1/inference.grpc.pb.h"
 #include "router/api/grpc_convert.h"
+#include "router/dispatch/late_cancel.h"
 
 namespace terrace {
 namespace {
 
-constexpr size_t kMessageTokens = 1024;    // at most, in one message
-constexpr size_t kMaxUnsentPieces = 4096;  // a client that is further behind is not reading
+constexpr size_t kMessageTokens = 1024;  // at most, in one message
 
-// What ends a call early, known only after the call has begun. Thread-safe.
-class LateCancel {
+// One Generate call: the sink of its answers and the writer of its stream. It is full while more than
+// stream_buffer_bytes wait to be written; when nothing could be written for slow_reader_seconds then, or
+// behind the end, it is cut off. Shared by the dispatcher and by gRPC, which holds it (self_) until OnDone;
+// OnDone comes only after OnFinish.
+class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+                     public AnswerSink,
+                     public std::enable_shared_from_this<GenerateCall> {
  public:
-  void Set(Dispatcher::CancelCall cancel) {
-    {
-      std::lock_guard lock(mutex_);
-      cancel_ = cancel;
-      if (!is_cancelled_) return;
-    }
-    cancel();
-  }
-  void Cancel() {
-    Dispatcher::CancelCall cancel;
-    {
-      std::lock_guard lock(mutex_);
-      is_cancelled_ = true;
-      cancel = cancel_;
-    }
-    if (cancel) cancel();
-  }
+  GenerateCall(grpc::CallbackServerContext& context, const ApiOptions& options)
+      : context_(context),
+        buffer_bytes_(options.stream_buffer_bytes),
+        slow_reader_seconds_(options.slow_reader_seconds) {}
 
- private:
-  std::mutex mutex_;
-  Dispatcher::CancelCall cancel_;  // GUARDED_BY(mutex_)
-  bool is_cancelled_ = false;      // GUARDED_BY(mutex_)
-};
-
-// One Generate call: the sink of its answers and the writer of its stream. Shared by the dispatcher and by
-// gRPC, which holds it (self_) until OnDone; OnDone comes only after OnFinish.
-class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, public AnswerSink {
- public:
-  explicit GenerateCall(grpc::CallbackServerContext& context) : context_(context) {}
-
-  static std::shared_ptr<GenerateCall> Make(grpc::CallbackServerContext& context) {
-    auto call = std::make_shared<GenerateCall>(context);
+  static std::shared_ptr<GenerateCall> Make(grpc::CallbackServerContext& context, const ApiOptions& options) {
+    auto call = std::make_shared<GenerateCall>(context, options);
     call->self_ = call;
     return call;
   }
@@ -80,7 +61,9 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   void OnPiece(AnswerPiece piece) override {
     std::vector<v1::GenerateResponse> responses;
     do {  // a large piece (an answer that was held back) becomes several messages
-      AnswerPiece part{.choice = piece.choice, .text = std::exchange(piece.text, {})};
+      AnswerPiece part{.choice = piece.choice,
+                       .text = std::exchange(piece.text, {}),
+                       .tool_calls = std::exchange(piece.tool_calls, {})};
       const auto end = piece.tokens.begin() + std::min(piece.tokens.size(), kMessageTokens);
       std::move(piece.tokens.begin(), end, std::back_inserter(part.tokens));
       piece.tokens.erase(piece.tokens.begin(), end);
@@ -101,26 +84,41 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
     {
       std::lock_guard lock(mutex_);
       end_ = total.status();
+      if (is_writing_ && slow_timer_ == nullptr) SetSlowTimer();
     }
     WriteNext();
   }
 
   bool is_closed() const override { return is_closed_; }
+  bool is_too_slow() const override { return is_too_slow_; }
+  bool is_full() const override { return is_full_; }
+  void OnRoom(std::function<void()> on_room) override { on_room_ = std::move(on_room); }
 
   // gRPC's reactions.
   void OnWriteDone(bool ok) override {
     if (!ok) is_closed_ = true;
+    bool has_room = false;
     {
       std::lock_guard lock(mutex_);
       is_writing_ = false;
+      ++written_;
+      unsent_bytes_ -= current_.ByteSizeLong();
+      has_room = is_full_ && unsent_bytes_ <= buffer_bytes_ / 2;
+      if (has_room) is_full_ = false;
     }
+    const auto keep = shared_from_this();
     WriteNext();
+    if (has_room && on_room_) on_room_();
   }
   void OnCancel() override {
     is_closed_ = true;
     cancel_.Cancel();
   }
   void OnDone() override {
+    {
+      std::lock_guard lock(mutex_);
+      slow_timer_.reset();
+    }
     const auto last = std::move(self_);  // may delete this
   }
 
@@ -133,14 +131,50 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   void Enqueue(std::vector<v1::GenerateResponse> responses) {
     {
       std::lock_guard lock(mutex_);
-      if (!is_closed_ && unsent_.size() >= kMaxUnsentPieces) {
-        is_closed_ = true;
-        has_overflowed_ = true;
-      }
       if (is_closed_) return;
-      std::move(responses.begin(), responses.end(), std::back_inserter(unsent_));
+      for (v1::GenerateResponse& each : responses) {
+        unsent_bytes_ += each.ByteSizeLong();
+        unsent_.push_back(std::move(each));
+      }
+      if (unsent_bytes_ > buffer_bytes_ && !is_full_.exchange(true) && slow_timer_ == nullptr) SetSlowTimer();
     }
     WriteNext();
+  }
+
+  // With the lock.
+  void SetSlowTimer() {
+    const auto wait = std::chrono::duration_cast<std::chrono::system_clock::duration>(
+        std::chrono::duration<double>(slow_reader_seconds_));
+    slow_timer_ = std::make_unique<grpc::Alarm>();
+    slow_timer_->Set(std::chrono::system_clock::now() + wait,
+                     [self = shared_from_this(), written = written_](bool is_due) {
+                       if (is_due) self->OnSlowTimer(written);
+                     });
+  }
+
+  void OnSlowTimer(uint64_t written_then) {
+    {
+      std::lock_guard lock(mutex_);
+      slow_timer_.reset();
+      if ((!is_full_ && !end_.has_value()) || is_finished_) return;
+      if (written_ != written_then) return SetSlowTimer();
+      is_cutting_off_ = true;  // until then the context lives: the call is not finished
+    }
+    is_too_slow_ = is_closed_ = true;
+    context_.TryCancel();
+    cancel_.Cancel();
+    {
+      std::lock_guard lock(mutex_);
+      is_cutting_off_ = false;
+    }
+    WriteNext();
+  }
+
+  // With the lock.
+  void DropUnsent() {
+    unsent_.clear();
+    unsent_bytes_ = 0;
+    is_full_ = false;
   }
 
   // Starts the next write, or ends the call when all is said. At most one write is under way.
@@ -148,18 +182,15 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
     std::optional<Status> end;
     {
       std::lock_guard lock(mutex_);
-      if (is_writing_ || is_finished_) return;
-      if (is_closed_) unsent_.clear();
+      if (is_writing_ || is_finished_ || is_cutting_off_) return;
+      if (is_closed_) DropUnsent();
       if (!unsent_.empty()) {
         is_writing_ = true;
         current_ = std::move(unsent_.front());
         unsent_.pop_front();
       } else if (end_.has_value()) {
         is_finished_ = true;
-        end = has_overflowed_ ? WithReason(ResourceExhausted("the client does not read: ", kMaxUnsentPieces,
-                                                             " messages wait"),
-                                           "slow_reader")
-                              : *end_;
+        end = *end_;
       } else {
         return;
       }
@@ -173,13 +204,20 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   std::string request_id_;
   bool with_logprobs_ = false;
   LateCancel cancel_;
-  std::atomic<bool> is_closed_ = false;
+  const size_t buffer_bytes_;
+  const double slow_reader_seconds_;
+  std::function<void()> on_room_;  // set before the first piece
+  std::atomic<bool> is_closed_ = false, is_too_slow_ = false;
+  std::atomic<bool> is_full_ = false;  // changed with the lock
   std::mutex mutex_;
   std::deque<v1::GenerateResponse> unsent_;  // GUARDED_BY(mutex_)
+  size_t unsent_bytes_ = 0;                  // GUARDED_BY(mutex_): with current_ while it is written
+  uint64_t written_ = 0;                     // GUARDED_BY(mutex_): messages
+  std::unique_ptr<grpc::Alarm> slow_timer_;  // GUARDED_BY(mutex_)
+  bool is_cutting_off_ = false;              // GUARDED_BY(mutex_)
   v1::GenerateResponse current_;             // being written
   bool is_writing_ = false;                  // GUARDED_BY(mutex_)
   bool is_finished_ = false;                 // GUARDED_BY(mutex_)
-  bool has_overflowed_ = false;              // GUARDED_BY(mutex_): what was dropped must not look like an end
   std::optional<Status> end_;                // GUARDED_BY(mutex_)
   std::shared_ptr<GenerateCall> self_;
 };
@@ -214,12 +252,12 @@ class ScoreCall : public grpc::ServerUnaryReactor {
 
 class InferenceService : public v1::Inference::CallbackService {
  public:
-  InferenceService(Dispatcher& dispatcher, const ApiOptions& options, const Clock& clock)
-      : dispatcher_(dispatcher), options_(options), clock_(clock), ids_(options.seed + 1) {}
+  InferenceService(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock)
+      : dispatcher_(dispatcher), options_(std::move(options)), clock_(clock), ids_(options_()->seed + 1) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* message) override {
-    const auto call = GenerateCall::Make(*context);
+    const auto call = GenerateCall::Make(*context, *options_());
     const std::string id = message->request_id().empty() ? ids_.Next() : message->request_id();
     const auto request = MakeRequest(*context, id, FieldsFromProto(*message));
     if (request.ok()) {
@@ -244,35 +282,72 @@ class InferenceService : public v1::Inference::CallbackService {
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest*,
                                        v1::ListModelsResponse* response) override {
-    for (const ModelInfo& model : dispatcher_.ListModels()) ModelToProto(model, *response->add_models());
+    const auto tenant = TenantOf(*context);
+    if (tenant.ok()) {
+      for (const ModelInfo& model : dispatcher_.ListModels(**tenant)) {
+        ModelToProto(model, *response->add_models());
+      }
+    }
     auto* call = context->DefaultReactor();
-    call->Finish(grpc::Status::OK);
+    SetReasonTrailer(*context, tenant.status());
+    call->Finish(ToGrpcStatus(tenant.status()));
     return call;
   }
 
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* message,
                                      v1::TokenizeResponse* response) override {
-    RequestFields fields = FieldsFromProto(*message);
-    fields.request_id = ids_.Next();
-    const auto request = Request::Make(std::move(fields));
-    const auto tokens = request.ok() ? dispatcher_.Tokenize(**request) : request.status();
-    if (tokens.ok()) response->mutable_ids()->Add(tokens->begin(), tokens->end());
-    auto* call = context->DefaultReactor();
-    SetReasonTrailer(*context, tokens.status());
-    call->Finish(ToGrpcStatus(tokens.status()));
-    return call;
+    const auto request = MakeRequest(*context, ids_.Next(), FieldsFromProto(*message));
+    const auto input =
+        request.ok() ? dispatcher_.Tokenize(**request, message->with_bytes()) : request.status();
+    if (input.ok()) TokenizedToProto(*input, *response);
+    return End(*context, input.status());
+  }
+
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* message,
+                                       v1::DetokenizeResponse* response) override {
+    const auto request = MakeRequest(*context, ids_.Next(), FieldsFromProto(*message));
+    const auto text = request.ok() ? dispatcher_.Detokenize(**request) : request.status();
+    if (text.ok()) response->set_text(*text);
+    return End(*context, text.status());
   }
 
  private:
   StatusOr<RequestPtr> MakeRequest(const grpc::CallbackServerContext& context, const std::string& id,
                                    RequestFields fields) {
     const ApiKind api = fields.api;
+    auto tenant = TenantOf(context);
+    if (!tenant.ok()) {
+      dispatcher_.RecordRefused(api, ids_.Next(), nullptr, tenant.status());  // the id given may be anything
+      return tenant.status();
+    }
+    fields.tenant = *tenant;
     fields.request_id = id;
+    fields.trace = ids_.NextTrace(MetadataOf(context, "traceparent"));
     fields.arrival = clock_.Now();
-    fields.deadline = DeadlineOf(options_, fields.arrival, TimeoutOf(context));
+    fields.deadline = DeadlineOf(*options_(), fields.arrival, TimeoutOf(context));
     auto request = Request::Make(std::move(fields));
-    if (!request.ok()) dispatcher_.RecordRefused(api, id, request.status());
+    if (!request.ok())
+      dispatcher_.RecordRefused(api, id.substr(0, Request::kMaxRequestIdBytes), *tenant, request.status());
     return request;
+  }
+
+  StatusOr<TenantPtr> TenantOf(const grpc::CallbackServerContext& context) const {
+    return AuthenticateCaller(*options_(), MetadataOf(context, "authorization"));
+  }
+
+  // "" when it is absent or was given twice.
+  static std::string_view MetadataOf(const grpc::CallbackServerContext& context, const char* name) {
+    const auto [first, end] = context.client_metadata().equal_range(name);
+    if (first == end || std::next(first) != end) return {};
+    return {first->second.data(), first->second.size()};
+  }
+
+  static grpc::ServerUnaryReactor* End(grpc::CallbackServerContext& context, const Status& status) {
+    auto* call = context.DefaultReactor();
+    SetReasonTrailer(context, status);
+    call->Finish(ToGrpcStatus(status));
+    return call;
   }
 
   // Seconds the client gave the call; negative when it set no deadline.
@@ -284,16 +359,16 @@ class InferenceService : public v1::Inference::CallbackService {
   }
 
   Dispatcher& dispatcher_;
-  const ApiOptions options_;
+  const ApiOptionsSource options_;
   const Clock& clock_;
   RequestIds ids_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeInferenceService(Dispatcher& dispatcher, const ApiOptions& options,
+std::unique_ptr<grpc::Service> MakeInferenceService(Dispatcher& dispatcher, ApiOptionsSource options,
                                                     const Clock& clock) {
-  return std::make_unique<InferenceService>(dispatcher, options, clock);
+  return std::make_unique<InferenceService>(dispatcher, std::move(options), clock);
 }
 
 }  // namespace terrace

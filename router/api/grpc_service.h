@@ -10,7 +10,7 @@
 
 namespace terrace {
 
-std::unique_ptr<grpc::Service> MakeInferenceService(Dispatcher& dispatcher, const ApiOptions& options,
+std::unique_ptr<grpc::Service> MakeInferenceService(Dispatcher& dispatcher, ApiOptionsSource options,
                                                     const Clock& clock);
 
 }  // namespace terrace

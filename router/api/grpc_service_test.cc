@@ -16,7 +16,10 @@ namespace {
 
 class GrpcServiceTest : public ::testing::Test {
  protected:
-  GrpcServiceTest() : service_(MakeInferenceService(dispatcher_, {}, RealClock())) {
+  explicit GrpcServiceTest(const ApiOptions& options = {})
+      : options_(options),
+        service_(MakeInferenceService(
+            dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock())) {
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -26,6 +29,8 @@ class GrpcServiceTest : public ::testing::Test {
         grpc::CreateChannel(Concat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
   }
   ~GrpcServiceTest() override { server_->Shutdown(); }
+
+  ApiOptions options_;  // read at every call
 
   // All responses of one Generate call, and its end.
   Status Generate(const v1::GenerateRequest& request, std::vector<v1::GenerateResponse>& responses) {
@@ -116,6 +121,43 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   EXPECT_EQ(seen->cache_salt(), "tenant");
 }
 
+TEST_F(GrpcServiceTest, ToolsGoInAndCallsComeOut) {
+  RequestPtr seen;
+  dispatcher_.script = [&](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    seen = request;
+    FakeDispatcher::Calls()(request, sink);
+  };
+  v1::GenerateRequest request;
+  v1::ChatMessage& asked = *request.mutable_chat()->add_messages();
+  asked.set_role("assistant");
+  v1::ToolCall& call = *asked.add_tool_calls();
+  call.set_id("call_0");
+  call.set_name("now");
+  call.set_arguments("{}");
+  v1::ChatMessage& result = *request.mutable_chat()->add_messages();
+  result.set_role("tool");
+  result.set_content("12:00");
+  result.set_tool_call_id("call_0");
+  v1::Tool& tool = *request.add_tools();
+  tool.set_name("add");
+  tool.set_description("sum");
+  tool.set_parameters(R"({"type": "object"})");
+  request.set_single_tool_call(true);
+  std::vector<v1::GenerateResponse> responses;
+  ASSERT_TRUE(Generate(request, responses).ok());
+  ASSERT_NE(seen, nullptr);
+  const auto& messages = std::get<std::vector<ChatMessage>>(seen->input());
+  EXPECT_EQ(messages[0].tool_calls[0].name, "now");
+  EXPECT_EQ(messages[1].tool_call_id, "call_0");
+  EXPECT_EQ(seen->tools()[0].parameters, R"({"type": "object"})");
+  EXPECT_EQ(seen->max_tool_calls(), 1u);
+  ASSERT_EQ(responses.size(), 4u);
+  EXPECT_EQ(responses[1].tool_calls(0).id(), "call_1");
+  EXPECT_EQ(responses[1].tool_calls(0).arguments(), R"({"b": 1, "a": 2})");
+  EXPECT_EQ(responses[2].tool_calls(0).name(), "now");
+  EXPECT_EQ(responses[3].finished().reason(), v1::FINISH_REASON_TOOL_CALLS);
+}
+
 TEST_F(GrpcServiceTest, EachChoiceHasItsPiecesAndItsOwnEnd) {
   dispatcher_.script = FakeDispatcher::TwoAnswers();
   v1::GenerateRequest request = Prompt("x");
@@ -195,6 +237,80 @@ TEST_F(GrpcServiceTest, AClientThatGoesAwayCancelsItsRequest) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+// A little is buffered for clients.
+class SmallBufferTest : public GrpcServiceTest {
+ protected:
+  static constexpr size_t kBufferBytes = 10'000;
+  explicit SmallBufferTest(double slow_reader_seconds = 600)
+      : GrpcServiceTest({.stream_buffer_bytes = kBufferBytes, .slow_reader_seconds = slow_reader_seconds}) {}
+
+  // Sends pieces until the client is that far behind; how many.
+  static int Fill(AnswerSink& sink) {
+    int pieces = 0;
+    for (; !sink.is_full(); ++pieces) sink.OnPiece({.text = std::string(1000, 'x')});
+    return pieces;
+  }
+  // More than connections hold by themselves.
+  static void SendMuch(AnswerSink& sink) {
+    for (int i = 0; i < 16; ++i) sink.OnPiece({.text = std::string(size_t{1} << 20, 'x')});
+  }
+};
+
+TEST_F(SmallBufferTest, AStreamIsFullWhileItsClientDoesNotReadAndSaysWhenThereIsRoom) {
+  std::promise<std::shared_ptr<AnswerSink>> started;
+  std::promise<void> room;
+  dispatcher_.script = [&](const RequestPtr&, const auto& sink) {
+    sink->OnRoom([&, is_first = std::make_shared<std::atomic<bool>>(true)] {
+      if (is_first->exchange(false)) room.set_value();
+    });
+    started.set_value(sink);
+  };
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, Prompt("x"));
+  const auto sink = started.get_future().get();
+  const int pieces = Fill(*sink) + 1;
+  EXPECT_GT(pieces, 9);
+  sink->OnPiece({.text = "what is under way still has a place"});
+  v1::GenerateResponse response;
+  int read = 0;
+  for (; sink->is_full(); ++read) ASSERT_TRUE(reader->Read(&response));
+  room.get_future().get();
+  sink->OnFinish(AnswerSummary{});
+  while (reader->Read(&response)) ++read;
+  EXPECT_EQ(read, pieces) << "nothing is lost";
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_FALSE(sink->is_too_slow());
+}
+
+class ImpatientTest : public SmallBufferTest {
+ protected:
+  ImpatientTest() : SmallBufferTest(/*slow_reader_seconds=*/0.05) {}
+};
+
+TEST_F(ImpatientTest, AClientThatReadsNothingIsCutOff) {
+  for (const bool has_end : {false, true}) {
+    std::promise<std::shared_ptr<AnswerSink>> started;
+    std::promise<void> cancelled;
+    dispatcher_.script = [&](const RequestPtr&, const auto& sink) { started.set_value(sink); };
+    dispatcher_.on_cancel = [&, is_first = std::make_shared<std::atomic<bool>>(true)] {
+      if (is_first->exchange(false)) cancelled.set_value();
+    };
+    grpc::ClientContext context;
+    const auto reader = stub_->Generate(&context, Prompt("x"));
+    const auto sink = started.get_future().get();
+    SendMuch(*sink);
+    if (has_end) sink->OnFinish(AnswerSummary{});
+    cancelled.get_future().get();
+    EXPECT_TRUE(sink->is_closed());
+    EXPECT_TRUE(sink->is_too_slow());
+    if (!has_end) sink->OnFinish(Cancelled("too slow"));
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    EXPECT_FALSE(reader->Finish().ok()) << "what was dropped does not look like an end";
+  }
+}
+
 TEST_F(GrpcServiceTest, ScoreGivesTheTokensAndTheirSum) {
   dispatcher_.score =
       ScoreAnswer{.first_token = 3, .tokens = {{.id = 4, .logprob = -1}}, .sum_logprob = -1, .tier = "base"};
@@ -232,6 +348,80 @@ TEST_F(GrpcServiceTest, ModelsAndTokensAreListed) {
   v1::TokenizeResponse response;
   ASSERT_TRUE(stub_->Tokenize(&context, request, &response).ok());
   EXPECT_EQ(response.ids_size(), 3);
+  EXPECT_EQ(response.context_length(), 512u);
+  EXPECT_EQ(response.token_bytes_size(), 0);
+}
+
+TEST_F(GrpcServiceTest, TokensComeWithTheirBytesAndBecomeTextAgain) {
+  dispatcher_.tokens = {1};
+  dispatcher_.token_bytes = {"\xff"};
+  dispatcher_.detokenized = "ab";
+  {
+    grpc::ClientContext context;
+    v1::TokenizeRequest request;
+    request.set_prompt("abc");
+    request.set_with_bytes(true);
+    v1::TokenizeResponse response;
+    ASSERT_TRUE(stub_->Tokenize(&context, request, &response).ok());
+    EXPECT_EQ(response.token_bytes(0), "\xff");
+  }
+  v1::DetokenizeRequest request;
+  v1::DetokenizeResponse response;
+  {
+    grpc::ClientContext context;
+    const grpc::Status refused = stub_->Detokenize(&context, request, &response);
+    EXPECT_EQ(Reason(FromGrpcStatus(refused, context)), "invalid_value") << "no tokens";
+  }
+  request.add_tokens(1);
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->Detokenize(&context, request, &response).ok());
+  EXPECT_EQ(response.text(), "ab");
+}
+
+class OneKey : public Authenticator {
+ public:
+  StatusOr<TenantPtr> Authenticate(std::string_view authorization) const override {
+    if (authorization == "Bearer secret") return std::make_shared<const Tenant>(Tenant{.name = "acme"});
+    return WithReason(Status(StatusCode::kUnauthenticated, "a key is needed"), "invalid_api_key");
+  }
+};
+
+TEST_F(GrpcServiceTest, WithoutAKeyEveryMethodIsClosed) {
+  options_.authenticator = std::make_shared<OneKey>();
+  std::vector<v1::GenerateResponse> responses;
+  const Status generated = Generate(Prompt("x"), responses);
+  EXPECT_EQ(generated.code(), StatusCode::kUnauthenticated);
+  EXPECT_EQ(Reason(generated), "invalid_api_key");
+  EXPECT_TRUE(responses.empty());
+  v1::ScoreResponse score;
+  v1::TokenizeRequest text;
+  text.set_prompt("x");
+  v1::TokenizeResponse tokens;
+  v1::ScoreRequest scored;
+  scored.set_prompt("x");
+  v1::ListModelsResponse models;
+  grpc::ClientContext first, second, third;
+  EXPECT_EQ(stub_->Score(&first, scored, &score).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(stub_->Tokenize(&second, text, &tokens).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(stub_->ListModels(&third, {}, &models).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(GrpcServiceTest, AKeyInTheMetadataMakesTheRequestItsTenants) {
+  options_.authenticator = std::make_shared<OneKey>();
+  std::string tenant, trace;
+  dispatcher_.script = [&](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    tenant = request->tenant()->name;
+    trace = request->trace().TraceIdHex();
+    sink->OnFinish(AnswerSummary{});
+  };
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer secret");
+  context.AddMetadata("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+  const auto reader = stub_->Generate(&context, Prompt("x"));
+  for (v1::GenerateResponse response; reader->Read(&response);) continue;
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(tenant, "acme");
+  EXPECT_EQ(trace, "0af7651916cd43dd8448eb211c80319c");
 }
 
 }  // namespace

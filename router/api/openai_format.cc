@@ -56,18 +56,6 @@ Json LogprobsJson(const std::vector<AnswerToken>& tokens) {
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-// As a key or in a list: what is no UTF-8 by itself as OpenAI writes it, so that different bytes stay
-// different.
-std::string TokenText(const std::string& bytes) {
-  if (IsValidUtf8(bytes)) return bytes;
-  std::string out = "bytes:";
-  for (const char c : bytes) {
-    constexpr char kDigits[] = "0123456789abcdef";
-    out += {'\\', 'x', kDigits[static_cast<unsigned char>(c) >> 4], kDigits[c & 15]};
-  }
-  return out;
-}
-
 size_t Characters(const std::string& bytes) {
   return static_cast<size_t>(std::ranges::count_if(bytes, [](char c) { return (c & 0xc0) != 0x80; }));
 }
@@ -134,10 +122,35 @@ Json Chunk(const CompletionHead& head, uint32_t choice, Json content, Json logpr
   return out;
 }
 
-Json ErrorBody(std::string_view message, bool is_clients, const std::string& param, std::string_view code) {
+std::string_view ErrorType(int status) {
+  switch (status) {
+    case 403:
+      return "permission_error";
+    case 408:
+      return "timeout_error";
+    case 429:
+      return "rate_limit_exceeded";
+    default:
+      return status < 500 ? "invalid_request_error" : "server_error";
+  }
+}
+
+// Beside calls there may be no text, which is null then.
+Json MessageJson(const AnswerPiece& answer) {
+  Json content = answer.text.empty() && !answer.tool_calls.empty() ? Json() : Json(answer.text);
+  Json message = {{"role", "assistant"}, {"content", std::move(content)}, {"refusal", nullptr}};
+  for (const ToolCall& call : answer.tool_calls) {
+    message["tool_calls"].push_back({{"id", call.id},
+                                     {"type", "function"},
+                                     {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  }
+  return message;
+}
+
+Json ErrorBody(std::string_view message, int status, const std::string& param, std::string_view code) {
   return {{"error",
            {{"message", message},
-            {"type", is_clients ? "invalid_request_error" : "server_error"},
+            {"type", ErrorType(status)},
             {"param", param.empty() ? Json() : Json(param)},
             {"code", code}}}};
 }
@@ -154,8 +167,12 @@ std::string_view CodeOf(int status) {
       return "slow_client";
     case 413:
       return "body_too_large";
+    case 414:
+      return "uri_too_long";
     case 415:
       return "unsupported_media_type";
+    case 417:
+      return "expectation_failed";
     case 431:
       return "headers_too_large";
     default:
@@ -172,7 +189,7 @@ Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& 
   for (const auto& [answer, end] : choices) {
     Json choice = {{"index", list.size()}, {"logprobs", nullptr}, {"finish_reason", AnswerEndName(end)}};
     if (head.is_chat) {
-      choice["message"] = {{"role", "assistant"}, {"content", answer.text}, {"refusal", nullptr}};
+      choice["message"] = MessageJson(answer);
       if (head.logprobs) choice["logprobs"] = LogprobsJson(answer.tokens);
     } else {
       size_t offset = 0;
@@ -200,6 +217,19 @@ Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece, size_t& of
   }
   return Chunk(head, piece.choice, piece.text,
                head.logprobs ? CompletionLogprobsJson(head, {}, piece.tokens, offset) : Json(), nullptr);
+}
+
+Json CallChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index) {
+  const Json delta = {{"index", index},
+                      {"id", call.id},
+                      {"type", "function"},
+                      {"function", {{"name", call.name}, {"arguments", ""}}}};
+  return Chunk(head, choice, {{"tool_calls", Json::array({delta})}}, nullptr, nullptr);
+}
+
+Json ArgumentsChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index) {
+  const Json delta = {{"index", index}, {"function", {{"arguments", call.arguments}}}};
+  return Chunk(head, choice, {{"tool_calls", Json::array({delta})}}, nullptr, nullptr);
 }
 
 Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary) {
@@ -234,7 +264,7 @@ Json ModelJson(const ModelInfo& model, int64_t created_unix_seconds) {
 Json ErrorJson(const Status& error) {
   const std::string reason = Reason(error);
   const int status = HttpStatusOf(error);
-  return ErrorBody(Message(error), status < 500, Param(error), reason.empty() ? CodeOf(status) : reason);
+  return ErrorBody(Message(error), status, Param(error), reason.empty() ? CodeOf(status) : reason);
 }
 
 int HttpStatusOf(const Status& error) {
@@ -243,6 +273,10 @@ int HttpStatusOf(const Status& error) {
     case StatusCode::kFailedPrecondition:
     case StatusCode::kOutOfRange:
       return 400;
+    case StatusCode::kUnauthenticated:
+      return 401;
+    case StatusCode::kPermissionDenied:
+      return 403;
     case StatusCode::kNotFound:
       return 404;
     case StatusCode::kCancelled:
@@ -250,6 +284,7 @@ int HttpStatusOf(const Status& error) {
     case StatusCode::kUnimplemented:
       return 501;
     case StatusCode::kResourceExhausted:
+      return Reason(error) == "rate_limit_exceeded" ? 429 : 503;
     case StatusCode::kUnavailable:
       return 503;
     case StatusCode::kDeadlineExceeded:
@@ -260,7 +295,17 @@ int HttpStatusOf(const Status& error) {
 }
 
 std::string HttpErrorBody(int status, std::string_view message) {
-  return ToJsonText(ErrorBody(message, status < 500, "", CodeOf(status)));
+  return ToJsonText(ErrorBody(message, status, "", CodeOf(status)));
+}
+
+std::string TokenText(const std::string& bytes) {
+  if (IsValidUtf8(bytes)) return bytes;
+  std::string out = "bytes:";
+  for (const char c : bytes) {
+    constexpr char kDigits[] = "0123456789abcdef";
+    out += {'\\', 'x', kDigits[static_cast<unsigned char>(c) >> 4], kDigits[c & 15]};
+  }
+  return out;
 }
 
 std::string SseEvent(const Json& data) { return Concat("data: ", ToJsonText(data), "\n\n"); }

@@ -37,9 +37,12 @@ Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& 
                     const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total);
 
 // The chunks of a stream. The first one of each choice of a chat has the role, the last one the reason and
-// Terrace's own part; usage is that of all choices. `offset` counts the characters of a choice's tokens.
+// Terrace's own part; usage is that of all choices. `offset` counts the characters of a choice's tokens. A
+// call is two chunks, its `index` counted in its choice: id, type and name, then the arguments.
 Json FirstChunk(const CompletionHead& head, uint32_t choice);
 Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece, size_t& offset);
+Json CallChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index);
+Json ArgumentsChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index);
 Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary);
 Json UsageChunk(const CompletionHead& head, const AnswerSummary& total);
 
@@ -47,11 +50,15 @@ Json ModelJson(const ModelInfo& model, int64_t created_unix_seconds);
 
 // {"error":{"message","type","param","code"}}.
 Json ErrorJson(const Status& error);
-// 400, 404, 499, 500, 501, 503 or 504.
+// 400, 401, 403, 404, 429, 499, 500, 501, 503 or 504.
 int HttpStatusOf(const Status& error);
 // The body of an error that the HTTP server itself found: 400, 408, 413, 431, 500, or a route's 404, 405,
 // 415.
 std::string HttpErrorBody(int status, std::string_view message);
+
+// A token's text as a key or in a list: what is no UTF-8 by itself as OpenAI writes it, "bytes:\xe4", so that
+// different bytes stay different.
+std::string TokenText(const std::string& bytes);
 
 // One server-sent event.
 std::string SseEvent(const Json& data);

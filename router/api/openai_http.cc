@@ -1,11 +1,13 @@
 #include "router/api/openai_http.h"
 
 #include <algorithm>
+#include <charconv>
 #include <utility>
 
 #include "router/api/openai_format.h"
 #include "router/api/openai_parse.h"
 #include "router/api/openai_sinks.h"
+#include "router/api/openai_tokenize.h"
 #include "router/request/param.h"
 
 namespace terrace {
@@ -13,6 +15,8 @@ namespace {
 
 constexpr std::string_view kChatPath = "/v1/chat/completions";
 constexpr std::string_view kCompletionPath = "/v1/completions";
+constexpr std::string_view kTokenizePath = "/tokenize";
+constexpr std::string_view kDetokenizePath = "/detokenize";
 constexpr std::string_view kModelsPath = "/v1/models";
 constexpr std::string_view kModelPrefix = "/v1/models/";
 
@@ -27,6 +31,21 @@ std::string LowerCase(std::string_view text) {
   return out;
 }
 
+// %41 is A; what is no escape stays as it is.
+std::string DecodeUrl(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    unsigned char byte = 0;
+    const std::string_view digits = text.substr(std::min(i + 1, text.size()), 2);
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), byte, 16);
+    const bool is_escape =
+        text[i] == '%' && digits.size() == 2 && error == std::errc() && end == digits.end();
+    out.push_back(is_escape ? static_cast<char>(byte) : text[i]);
+    if (is_escape) i += 2;
+  }
+  return out;
+}
+
 // "application/json", with at most charset=utf-8 behind it.
 bool IsJson(std::string_view content_type) {
   std::string type = LowerCase(content_type);
@@ -36,27 +55,56 @@ bool IsJson(std::string_view content_type) {
 
 class OpenAiApi {
  public:
-  OpenAiApi(Dispatcher& dispatcher, const ApiOptions& options, const Clock& clock)
-      : dispatcher_(dispatcher), options_(options), clock_(clock), ids_(options.seed) {}
+  OpenAiApi(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock)
+      : dispatcher_(dispatcher), options_(std::move(options)), clock_(clock), ids_(options_()->seed) {}
 
   void Handle(const HttpRequest& http, const std::shared_ptr<HttpResponder>& responder) {
-    const std::string id = RequestId(http);
+    Call call{.options = options_(), .http = http, .id = RequestId(http), .responder = responder};
+    if (http.path == "/healthz" || http.path == "/readyz") return Probe(call);
+    auto tenant = AuthenticateCaller(*call.options, HeaderOf(http, "authorization"));
+    if (!tenant.ok()) return RefuseCaller(tenant.status(), call);
+    call.tenant = *std::move(tenant);
     if (http.path == kChatPath) {
-      if (CheckMethod(http, "POST", id, *responder)) Complete(ApiKind::kOpenAiChat, http, id, responder);
+      if (CheckMethod(call, "POST")) Complete(ApiKind::kOpenAiChat, call);
     } else if (http.path == kCompletionPath) {
-      if (CheckMethod(http, "POST", id, *responder))
-        Complete(ApiKind::kOpenAiCompletion, http, id, responder);
+      if (CheckMethod(call, "POST")) Complete(ApiKind::kOpenAiCompletion, call);
+    } else if (http.path == kTokenizePath) {
+      if (CheckMethod(call, "POST")) Tokenize(call);
+    } else if (http.path == kDetokenizePath) {
+      if (CheckMethod(call, "POST")) Detokenize(call);
     } else if (http.path == kModelsPath) {
-      if (CheckMethod(http, "GET", id, *responder)) ListModels(id, *responder);
+      if (CheckMethod(call, "GET")) ListModels(call);
     } else if (http.path.starts_with(kModelPrefix)) {
-      if (CheckMethod(http, "GET", id, *responder))
-        ShowModel(http.path.substr(kModelPrefix.size()), id, *responder);
+      if (CheckMethod(call, "GET")) ShowModel(call, std::string_view(http.path).substr(kModelPrefix.size()));
     } else {
-      SendHttpError(404, "no such URL", id, *responder);
+      SendHttpError(404, "no such URL", call);
     }
   }
 
  private:
+  struct Call {
+    std::shared_ptr<const ApiOptions> options;
+    const HttpRequest& http;
+    std::string id;
+    const std::shared_ptr<HttpResponder>& responder;
+    TenantPtr tenant = {};  // null before the caller is known
+  };
+
+  // What load balancers ask: no key, and no more than yes or no.
+  static void Probe(const Call& call) {
+    if (!CheckMethod(call, "GET")) return;
+    const bool is_ready = call.http.path == "/healthz" || !call.options->is_ready || call.options->is_ready();
+    call.responder->Send(is_ready ? 200 : 503, is_ready ? "ok\n" : "not ready\n", "text/plain",
+                         {{"x-request-id", call.id}});
+  }
+
+  // Every route has its key asked for, also those that do not exist.
+  void RefuseCaller(const Status& error, const Call& call) {
+    if (call.http.path == kChatPath) return Refuse(ApiKind::kOpenAiChat, error, call);
+    if (call.http.path == kCompletionPath) return Refuse(ApiKind::kOpenAiCompletion, error, call);
+    SendError(error, call.id, *call.responder);
+  }
+
   // The client's own id when it is one that logs can take.
   std::string RequestId(const HttpRequest& http) {
     const std::string_view given = HeaderOf(http, "x-request-id");
@@ -65,74 +113,106 @@ class OpenAiApi {
     return fits && is_plain ? std::string(given) : ids_.Next();
   }
 
-  static void SendHttpError(int status, std::string_view message, const std::string& id,
-                            HttpResponder& responder, HttpHeaders headers = {}) {
-    headers.emplace_back("x-request-id", id);
-    responder.Send(status, HttpErrorBody(status, message), "application/json", headers);
+  static void SendHttpError(int status, std::string_view message, const Call& call,
+                            HttpHeaders headers = {}) {
+    headers.emplace_back("x-request-id", call.id);
+    call.responder->Send(status, HttpErrorBody(status, message), "application/json", headers);
   }
 
-  static bool CheckMethod(const HttpRequest& http, const char* allowed, const std::string& id,
-                          HttpResponder& responder) {
-    if (http.method == allowed) return true;
-    SendHttpError(405, Concat("use ", allowed), id, responder, {{"allow", allowed}});
+  static bool CheckMethod(const Call& call, const char* allowed) {
+    if (call.http.method == allowed) return true;
+    SendHttpError(405, Concat("use ", allowed), call, {{"allow", allowed}});
     return false;
   }
 
-  void Complete(ApiKind api, const HttpRequest& http, const std::string& id,
-                const std::shared_ptr<HttpResponder>& responder) {
-    const std::string encoding = LowerCase(HeaderOf(http, "content-encoding"));
-    if (!IsJson(HeaderOf(http, "content-type")) || !(encoding.empty() || encoding == "identity")) {
-      return SendHttpError(415, "the body must be application/json in UTF-8, not compressed", id, *responder);
-    }
+  static bool CheckMediaType(const Call& call) {
+    const std::string encoding = LowerCase(HeaderOf(call.http, "content-encoding"));
+    const bool is_plain = encoding.empty() || encoding == "identity";
+    if (IsJson(HeaderOf(call.http, "content-type")) && is_plain) return true;
+    SendHttpError(415, "the body must be application/json in UTF-8, not compressed", call);
+    return false;
+  }
+
+  void Complete(ApiKind api, const Call& call) {
+    if (!CheckMediaType(call)) return;
+    const std::string& id = call.id;
     const bool is_chat = api == ApiKind::kOpenAiChat;
-    auto parsed = is_chat ? ParseOpenAiChat(http.body) : ParseOpenAiCompletion(http.body);
-    auto request = parsed.ok() ? MakeRequest(http, id, std::move(parsed->fields)) : parsed.status();
-    if (!request.ok()) {
-      dispatcher_.RecordRefused(api, id, request.status());
-      return SendError(request.status(), id, *responder);
-    }
+    auto parsed = is_chat ? ParseOpenAiChat(call.http.body) : ParseOpenAiCompletion(call.http.body);
+    auto request = parsed.ok() ? MakeRequest(call, std::move(parsed->fields)) : parsed.status();
+    if (!request.ok()) return Refuse(api, request.status(), call);
     const CompletionHead head{
         .is_chat = is_chat,
         .id = (is_chat ? "chatcmpl-" : "cmpl-") + id,
-        .model = (*request)->model().empty() ? options_.default_model : (*request)->model(),
+        .model = (*request)->model().empty() ? call.options->default_model : (*request)->model(),
         .created_unix_seconds = UnixSeconds(),
         .logprobs = (*request)->logprobs(),
         .top_logprobs = (*request)->top_logprobs(),
         .echoes_control = std::holds_alternative<std::vector<TokenId>>((*request)->input()),
         .include_usage = parsed->include_usage};
-    const auto sink = (*request)->is_streamed() ? MakeEventStreamSink(head, id, responder)
-                                                : MakeWholeAnswerSink(head, id, responder);
-    responder->OnClose(dispatcher_.Generate(*std::move(request), sink));
+    const auto sink = (*request)->is_streamed() ? MakeEventStreamSink(head, id, call.responder)
+                                                : MakeWholeAnswerSink(head, id, call.responder);
+    call.responder->OnClose(dispatcher_.Generate(*std::move(request), sink));
   }
 
-  StatusOr<RequestPtr> MakeRequest(const HttpRequest& http, const std::string& id,
-                                   RequestFields fields) const {
+  void Tokenize(const Call& call) {
+    if (!CheckMediaType(call)) return;
+    auto parsed = ParseTokenize(call.http.body);
+    const auto request = parsed.ok() ? MakeRequest(call, std::move(parsed->fields)) : parsed.status();
+    if (!request.ok()) return Refuse(ApiKind::kTokenize, request.status(), call);
+    const auto input = dispatcher_.Tokenize(**request, parsed->return_token_strs);
+    if (!input.ok()) return SendError(input.status(), call.id, *call.responder);
+    SendJson(TokenizeJson(*input, parsed->return_token_strs), call);
+  }
+
+  void Detokenize(const Call& call) {
+    if (!CheckMediaType(call)) return;
+    auto parsed = ParseDetokenize(call.http.body);
+    const auto request = parsed.ok() ? MakeRequest(call, *std::move(parsed)) : parsed.status();
+    if (!request.ok()) return Refuse(ApiKind::kTokenize, request.status(), call);
+    const auto text = dispatcher_.Detokenize(**request);
+    if (!text.ok()) return SendError(text.status(), call.id, *call.responder);
+    SendJson({{"prompt", *text}}, call);
+  }
+
+  // What never became a request.
+  void Refuse(ApiKind api, const Status& error, const Call& call) {
+    dispatcher_.RecordRefused(api, call.id, call.tenant, error);
+    SendError(error, call.id, *call.responder);
+  }
+
+  static void SendJson(const Json& body, const Call& call) {
+    call.responder->Send(200, ToJsonText(body), "application/json", {{"x-request-id", call.id}});
+  }
+
+  StatusOr<RequestPtr> MakeRequest(const Call& call, RequestFields fields) {
     double timeout_seconds = -1;
-    if (const auto header = HeaderOf(http, "x-request-timeout-seconds"); !header.empty()) {
+    if (const auto header = HeaderOf(call.http, "x-request-timeout-seconds"); !header.empty()) {
       ASSIGN_OR_RETURN(timeout_seconds, ParseTimeoutHeader(header));
     }
-    fields.request_id = id;
+    fields.request_id = call.id;
+    fields.tenant = call.tenant;
+    fields.trace = ids_.NextTrace(HeaderOf(call.http, "traceparent"));
     fields.arrival = clock_.Now();
-    fields.deadline = DeadlineOf(options_, fields.arrival, timeout_seconds);
+    fields.deadline = DeadlineOf(*call.options, fields.arrival, timeout_seconds);
     return Request::Make(std::move(fields));
   }
 
-  void ListModels(const std::string& id, HttpResponder& responder) const {
+  void ListModels(const Call& call) const {
     Json data = Json::array();
-    for (const ModelInfo& model : dispatcher_.ListModels()) {
-      data.push_back(ModelJson(model, options_.created_unix_seconds));
+    for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
+      data.push_back(ModelJson(model, call.options->created_unix_seconds));
     }
-    responder.Send(200, ToJsonText({{"object", "list"}, {"data", std::move(data)}}), "application/json",
-                   {{"x-request-id", id}});
+    SendJson({{"object", "list"}, {"data", std::move(data)}}, call);
   }
 
-  void ShowModel(std::string_view name, const std::string& id, HttpResponder& responder) const {
-    for (const ModelInfo& model : dispatcher_.ListModels()) {
+  // `escaped` as it is in the URL: a name's slashes may be written either way.
+  void ShowModel(const Call& call, std::string_view escaped) const {
+    const std::string name = DecodeUrl(escaped);
+    for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
       if (model.id != name) continue;
-      return responder.Send(200, ToJsonText(ModelJson(model, options_.created_unix_seconds)),
-                            "application/json", {{"x-request-id", id}});
+      return SendJson(ModelJson(model, call.options->created_unix_seconds), call);
     }
-    SendError(ModelNotFound(name), id, responder);
+    SendError(ModelNotFound(name), call.id, *call.responder);
   }
 
   static int64_t UnixSeconds() {
@@ -142,15 +222,15 @@ class OpenAiApi {
   }
 
   Dispatcher& dispatcher_;
-  const ApiOptions options_;
+  const ApiOptionsSource options_;
   const Clock& clock_;
   RequestIds ids_;
 };
 
 }  // namespace
 
-HttpHandler MakeOpenAiHandler(Dispatcher& dispatcher, const ApiOptions& options, const Clock& clock) {
-  const auto api = std::make_shared<OpenAiApi>(dispatcher, options, clock);
+HttpHandler MakeOpenAiHandler(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock) {
+  const auto api = std::make_shared<OpenAiApi>(dispatcher, std::move(options), clock);
   return [api](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
     api->Handle(request, responder);
   };

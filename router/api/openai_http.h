@@ -1,5 +1,7 @@
-// The OpenAI-compatible HTTP API: POST /v1/chat/completions, GET /v1/models, GET /v1/models/{id}. The handler
-// runs on the HTTP server's threads and does not block; the dispatcher outlives the server.
+// The OpenAI-compatible HTTP API: POST /v1/chat/completions and /v1/completions, GET /v1/models and
+// /v1/models/{id}; and vLLM's POST /tokenize, /detokenize; all with a key where keys are asked for. GET
+// /healthz and /readyz need none. The handler runs on the HTTP server's threads and does not block; the
+// dispatcher outlives the server.
 #pragma once
 
 #include "base/http_server.h"
@@ -8,6 +10,6 @@
 
 namespace terrace {
 
-HttpHandler MakeOpenAiHandler(Dispatcher& dispatcher, const ApiOptions& options, const Clock& clock);
+HttpHandler MakeOpenAiHandler(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock);
 
 }  // namespace terrace

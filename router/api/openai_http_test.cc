@@ -11,6 +11,7 @@
 
 #include "base/host_port.h"
 #include "base/json.h"
+#include "base/retry_after.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "router/api/fake_dispatcher.h"
@@ -103,12 +104,16 @@ std::vector<std::string> Events(const std::string& body) {
 class OpenAiHttpTest : public ::testing::Test {
  protected:
   OpenAiHttpTest() {
-    auto server = HttpServer::Start({.max_body_bytes = 4096, .error_body = HttpErrorBody},
-                                    MakeOpenAiHandler(dispatcher_, {.default_model = "auto"}, RealClock()));
+    auto server = HttpServer::Start(
+        {.max_body_bytes = 4096, .error_body = HttpErrorBody},
+        MakeOpenAiHandler(
+            dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock()));
     CHECK(server.ok(), Message(server.status()));
     server_ = *std::move(server);
   }
   ~OpenAiHttpTest() override { server_->Stop(1); }
+
+  ApiOptions options_{.default_model = "auto"};  // read at every request
 
   Reply Call(const std::string& method, const std::string& path, const std::string& body = "",
              const std::string& headers = "content-type: application/json\r\n") {
@@ -289,6 +294,100 @@ TEST_F(OpenAiHttpTest, IncludeUsageAddsOneChunkWithoutChoices) {
   EXPECT_EQ(usage["usage"]["completion_tokens"], 2);
 }
 
+TEST_F(OpenAiHttpTest, CallsStandBesideTheTextOrInsteadOfIt) {
+  dispatcher_.script = FakeDispatcher::Calls();
+  const Json choice = Chat().json()["choices"][0];
+  EXPECT_EQ(choice["finish_reason"], "tool_calls");
+  EXPECT_EQ(choice["message"]["content"], "look");
+  const Json& calls = choice["message"]["tool_calls"];
+  ASSERT_EQ(calls.size(), 2u);
+  EXPECT_EQ(calls[0]["id"], "call_1");
+  EXPECT_EQ(calls[0]["type"], "function");
+  EXPECT_EQ(calls[0]["function"]["name"], "add");
+  EXPECT_EQ(calls[0]["function"]["arguments"], R"({"b": 1, "a": 2})") << "text, as the model wrote it";
+  dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+    sink->OnPiece({.tool_calls = {{.id = "call_1", .name = "now", .arguments = "{}"}}});
+    sink->OnChoiceEnd(0, {});
+    sink->OnFinish(AnswerSummary{});
+  };
+  EXPECT_TRUE(Chat().json()["choices"][0]["message"]["content"].is_null());
+  dispatcher_.script = FakeDispatcher::Answers({"hello"});
+  EXPECT_FALSE(Chat().json()["choices"][0]["message"].contains("tool_calls"));
+}
+
+TEST_F(OpenAiHttpTest, AStreamedCallIsItsNameAndThenItsArguments) {
+  dispatcher_.script = FakeDispatcher::Calls();
+  std::vector<std::string> events = Events(Chat(R"(,"stream":true)").body);
+  ASSERT_EQ(events.size(), 8u);
+  const auto delta = [&](size_t i) { return Json::parse(events[i])["choices"][0]["delta"]; };
+  EXPECT_EQ(delta(1)["content"], "look");
+  EXPECT_EQ(delta(2)["tool_calls"],
+            Json::parse(
+                R"([{"index":0,"id":"call_1","type":"function","function":{"name":"add","arguments":""}}])"));
+  EXPECT_EQ(delta(3)["tool_calls"],
+            Json::parse(R"([{"index":0,"function":{"arguments":"{\"b\": 1, \"a\": 2}"}}])"));
+  EXPECT_EQ(delta(4)["tool_calls"][0]["index"], 1);
+  EXPECT_EQ(delta(4)["tool_calls"][0]["id"], "call_2");
+  EXPECT_EQ(delta(5)["tool_calls"][0]["index"], 1);
+  EXPECT_EQ(Json::parse(events[6])["choices"][0]["finish_reason"], "tool_calls");
+}
+
+TEST_F(OpenAiHttpTest, TokenizeCountsTokens) {
+  dispatcher_.tokens = {1, 2, 3};
+  dispatcher_.token_bytes = {"<s>", "a", "\xe4"};
+  const Reply plain = Call("POST", "/tokenize", R"({"model":"base","prompt":"ab"})");
+  EXPECT_EQ(plain.json(),
+            Json::parse(R"({"count":3,"max_model_len":512,"tokens":[1,2,3],"token_strs":null})"));
+  EXPECT_TRUE(plain.headers.contains("x-request-id"));
+  EXPECT_EQ(std::get<std::string>(dispatcher_.last_tokenized), "ab");
+  const Reply chat = Call(
+      "POST", "/tokenize",
+      R"({"messages":[{"role":"user","content":"hi"}],"add_generation_prompt":false,"return_token_strs":true})");
+  EXPECT_EQ(chat.json()["token_strs"], Json({"<s>", "a", R"(bytes:\xe4)"}));
+  EXPECT_EQ(std::get<std::vector<ChatMessage>>(dispatcher_.last_tokenized)[0].content, "hi");
+}
+
+TEST_F(OpenAiHttpTest, DetokenizeGivesTheirText) {
+  dispatcher_.detokenized = "ab";
+  const Reply reply = Call("POST", "/detokenize", R"({"model":"base","tokens":[1,2]})");
+  EXPECT_EQ(reply.json(), Json::parse(R"({"prompt":"ab"})"));
+  EXPECT_EQ(std::get<std::vector<TokenId>>(dispatcher_.last_tokenized), (std::vector<TokenId>{1, 2}));
+}
+
+TEST_F(OpenAiHttpTest, TokenRoutesRefuseAsTheOthersDo) {
+  const struct {
+    const char *path, *body;
+    int status;
+    const char *code, *param;
+  } cases[] = {
+      {"/tokenize", "{", 400, "invalid_json", nullptr},
+      {"/tokenize", "{}", 400, "invalid_value", "prompt"},
+      {"/tokenize", R"({"prompt":"a","messages":[]})", 400, "invalid_value", "prompt"},
+      {"/tokenize", R"({"prompt":""})", 400, "invalid_value", "prompt"},
+      {"/tokenize", R"({"prompt":5})", 400, "invalid_value", "prompt"},
+      {"/tokenize", R"({"messages":[]})", 400, "invalid_value", "messages"},
+      {"/tokenize", R"({"prompt":"a","add_special_tokens":false})", 400, "unsupported_parameter",
+       "add_special_tokens"},
+      {"/tokenize", R"({"prompt":"a","chat_template":"x"})", 400, "unsupported_parameter", "chat_template"},
+      {"/detokenize", "{}", 400, "invalid_value", "tokens"},
+      {"/detokenize", R"({"tokens":[]})", 400, "invalid_value", "tokens"},
+      {"/detokenize", R"({"tokens":["a"]})", 400, "invalid_value", "tokens"},
+      {"/detokenize", R"({"tokens":[-1]})", 400, "invalid_value", "tokens"},
+  };
+  for (const auto& c : cases) {
+    const Reply reply = Call("POST", c.path, c.body);
+    EXPECT_EQ(reply.status, c.status) << c.body;
+    EXPECT_EQ(reply.json()["error"]["code"], c.code) << c.body;
+    EXPECT_EQ(reply.json()["error"]["param"], c.param == nullptr ? Json() : Json(c.param)) << c.body;
+  }
+  EXPECT_EQ(dispatcher_.refused.size(), std::size(cases));
+  dispatcher_.tokenize_error = WithReason(NotFound("no such model"), "model_not_found");
+  EXPECT_EQ(Call("POST", "/tokenize", R"({"model":"x","prompt":"a"})").status, 404);
+  EXPECT_EQ(Call("POST", "/detokenize", R"({"model":"x","tokens":[1]})").status, 404);
+  EXPECT_EQ(Call("GET", "/tokenize").headers.at("allow"), "POST");
+  EXPECT_EQ(Call("POST", "/detokenize", "{}", "content-type: text/plain\r\n").status, 415);
+}
+
 TEST_F(OpenAiHttpTest, SeveralChoicesAreListedInOrderAndTheirUsageIsSummed) {
   dispatcher_.script = FakeDispatcher::TwoAnswers();
   const Json json = Chat(R"(,"n":2)").json();
@@ -443,11 +542,105 @@ TEST_F(OpenAiHttpTest, ModelsAreListedAndShown) {
   const Json one = Call("GET", "/v1/models/base").json();
   EXPECT_EQ(one["id"], "base");
   EXPECT_EQ(one["terrace"]["context_length"], 512);
+  dispatcher_.models.push_back({.id = "org/name 1"});
+  for (const char* path :
+       {"/v1/models/org/name%201", "/v1/models/org%2Fname%201", "/v1/models/org%2fname%201"})
+    EXPECT_EQ(Call("GET", path).json()["id"], "org/name 1") << path;
+  for (const char* path : {"/v1/models/base%", "/v1/models/base%2", "/v1/models/base%zz", "/v1/models/"})
+    EXPECT_EQ(Call("GET", path).status, 404) << path;
   const Reply absent = Call("GET", "/v1/models/absent");
   EXPECT_EQ(absent.status, 404);
   EXPECT_EQ(absent.json()["error"]["code"], "model_not_found");
   EXPECT_THAT(absent.body, HasSubstr("absent"));
   EXPECT_THAT(Call("GET", "/v1/models/%3Cscript%3E").body, Not(HasSubstr("script")));
+}
+
+// One key, of the tenant "acme", which may use the model "small" alone.
+class OneKey : public Authenticator {
+ public:
+  StatusOr<TenantPtr> Authenticate(std::string_view authorization) const override {
+    if (authorization == "Bearer secret") return acme_;
+    return WithReason(Status(StatusCode::kUnauthenticated, "a key is needed"), "invalid_api_key");
+  }
+
+ private:
+  const TenantPtr acme_ = std::make_shared<Tenant>(
+      Tenant{.name = "acme", .models = {"small"}, .max_priority = 0, .cache_key = "of acme"});
+};
+
+TEST_F(OpenAiHttpTest, WithoutAKeyEveryRouteIsClosed) {
+  options_.authenticator = std::make_shared<OneKey>();
+  const std::pair<const char*, const char*> routes[] = {
+      {"POST", "/v1/chat/completions"}, {"POST", "/v1/completions"}, {"GET", "/v1/models"},
+      {"GET", "/v1/models/auto"},       {"GET", "/metrics"},         {"DELETE", "/v1/anything"}};
+  for (const auto& [method, path] : routes) {
+    for (const char* header : {"", "authorization: Bearer wrong\r\n", "authorization: secret\r\n"}) {
+      const Reply reply = Call(method, path, "", header);
+      ASSERT_EQ(reply.status, 401) << path;
+      EXPECT_EQ(reply.headers.at("www-authenticate"), "Bearer");
+      EXPECT_EQ(reply.json()["error"]["code"], "invalid_api_key");
+      EXPECT_EQ(reply.json()["error"]["type"], "invalid_request_error");
+      EXPECT_EQ(reply.body.find("wrong"), std::string::npos);
+    }
+  }
+  EXPECT_EQ(dispatcher_.refused.size(), 6u) << "the two routes that ask a model";
+}
+
+TEST_F(OpenAiHttpTest, AKeyMakesTheRequestItsTenants) {
+  options_.authenticator = std::make_shared<OneKey>();
+  RequestPtr seen;
+  dispatcher_.script = [&seen](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    seen = request;
+    sink->OnFinish(Status(StatusCode::kPermissionDenied, "no"));
+  };
+  const std::string headers = "content-type: application/json\r\nauthorization: Bearer secret\r\n";
+  const Reply reply = Chat(R"(,"cache_salt":"mine")", headers);
+  EXPECT_EQ(reply.status, 403);
+  EXPECT_EQ(reply.json()["error"]["type"], "permission_error");
+  ASSERT_NE(seen, nullptr);
+  EXPECT_EQ(seen->tenant()->name, "acme");
+  EXPECT_EQ(seen->cache_salt(), seen->tenant()->CacheSalt("mine"));
+  EXPECT_EQ(Chat(R"(,"priority":1)", headers).status, 400) << "above the tenant's";
+}
+
+TEST_F(OpenAiHttpTest, ALimitIs429OfATenantAnd503OfTheClusterWithTheTimeToWait) {
+  dispatcher_.script = FakeDispatcher::Answers(
+      {}, WithRetryAfter(WithReason(ResourceExhausted("slower"), "rate_limit_exceeded"), 2.1));
+  Reply reply = Chat();
+  EXPECT_EQ(reply.status, 429);
+  EXPECT_EQ(reply.headers.at("retry-after"), "3");
+  EXPECT_EQ(reply.json()["error"]["type"], "rate_limit_exceeded");
+  dispatcher_.script =
+      FakeDispatcher::Answers({}, WithRetryAfter(WithReason(ResourceExhausted("full"), "overloaded"), 7));
+  reply = Chat();
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_EQ(reply.headers.at("retry-after"), "7");
+}
+
+TEST_F(OpenAiHttpTest, ProbesNeedNoKey) {
+  options_.authenticator = std::make_shared<OneKey>();
+  EXPECT_EQ(Call("GET", "/healthz").status, 200);
+  EXPECT_EQ(Call("GET", "/readyz").status, 200);
+  EXPECT_EQ(Call("POST", "/readyz").status, 405);
+  options_.is_ready = [] { return false; };
+  EXPECT_EQ(Call("GET", "/healthz").status, 200);
+  EXPECT_EQ(Call("GET", "/readyz").status, 503);
+}
+
+TEST_F(OpenAiHttpTest, ATraceGoesOnUnderASpanOfTheRouters) {
+  std::vector<TraceContext> seen;
+  dispatcher_.script = [&seen](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    seen.push_back(request->trace());
+    sink->OnFinish(AnswerSummary{});
+  };
+  const std::string json = "content-type: application/json\r\n";
+  Chat("", json + "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n");
+  Chat("", json);
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen[0].TraceIdHex(), "0af7651916cd43dd8448eb211c80319c");
+  EXPECT_NE(seen[0].SpanIdHex(), "b7ad6b7169203331");
+  EXPECT_EQ(seen[0].flags, 1);
+  EXPECT_NE(seen[1].TraceIdHex(), seen[0].TraceIdHex());
 }
 
 }  // namespace

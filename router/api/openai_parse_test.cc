@@ -20,9 +20,10 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
   const auto chat =
       ParseOpenAiChat(Body(R"("model":"base","max_tokens":5.0,"temperature":0.5,"top_p":0.9,"top_k":4,
       "min_p":0.1,"repetition_penalty":1.1,"presence_penalty":-1,"frequency_penalty":1,"seed":18446744073709551615,
-      "stop":["a","b"],"stream":true,"stream_options":{"include_usage":true},"logprobs":true,"top_logprobs":2,
+      "stop":["a","b"],"stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false},"logprobs":true,"top_logprobs":2,
       "logit_bias":{"7":-100,"8":1.5},"ignore_eos":true,"n":3,"priority":-5,"cache_salt":"s","echo":false,"user":"u","metadata":{"k":"v"},"unknown":{"x":[1]},
-      "tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"],
+      "safety_identifier":"s","prompt_cache_key":"k","prompt_cache_retention":"in_memory","stop_token_ids":[5.0],
+      "add_generation_prompt":false,"use_beam_search":false,"parallel_tool_calls":true,"tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"],
       "store":false,"service_tier":"auto","verbosity":null)"));
   ASSERT_TRUE(chat.ok()) << chat.status();
   const RequestFields& fields = chat->fields;
@@ -36,6 +37,8 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
   EXPECT_TRUE(fields.logprobs && fields.ignore_eos && fields.is_streamed && chat->include_usage);
   EXPECT_EQ(fields.top_logprobs, 2);
   EXPECT_EQ(fields.choices, 3);
+  EXPECT_THAT(fields.stop_tokens, ElementsAre(5));
+  EXPECT_FALSE(fields.add_generation_prompt);
   EXPECT_EQ(fields.priority, -5);
   EXPECT_EQ(fields.cache_salt, "s");
   EXPECT_FALSE(fields.prompt_logprobs.has_value());
@@ -80,7 +83,7 @@ TEST(OpenAiParse, ACompletionHasAPromptOfTextOrTokens) {
   using ::testing::VariantWith;
   EXPECT_THAT(prompt_of(R"("ab")"), VariantWith<std::string>("ab"));
   EXPECT_THAT(prompt_of(R"(["ab"])"), VariantWith<std::string>("ab"));
-  EXPECT_THAT(prompt_of(R"([1,2,3])"), VariantWith<std::vector<TokenId>>(ElementsAre(1, 2, 3)));
+  EXPECT_THAT(prompt_of(R"([1,2.0,3])"), VariantWith<std::vector<TokenId>>(ElementsAre(1, 2, 3)));
   EXPECT_THAT(prompt_of(R"([[1,2]])"), VariantWith<std::vector<TokenId>>(ElementsAre(1, 2)));
 }
 
@@ -102,6 +105,50 @@ TEST(OpenAiParse, ACompletionsOwnFields) {
   EXPECT_TRUE(plain->fields.logprobs) << "of the chosen tokens";
   EXPECT_FALSE(plain->fields.prompt_logprobs.has_value());
   EXPECT_EQ(plain->fields.max_tokens, 5);
+}
+
+TEST(OpenAiParse, APromptIsScoredWithoutAnAnswer) {
+  const auto scored = ParseOpenAiCompletion(R"({"prompt":"a","max_tokens":0,"echo":true,"logprobs":2})");
+  ASSERT_TRUE(scored.ok()) << scored.status();
+  EXPECT_EQ(scored->fields.max_tokens, 0);
+  EXPECT_EQ(scored->fields.prompt_logprobs, 2);
+  const auto echoed = ParseOpenAiCompletion(R"({"prompt":"a","max_tokens":0,"echo":true})");
+  ASSERT_TRUE(echoed.ok()) << echoed.status();
+  EXPECT_FALSE(echoed->fields.logprobs);
+  EXPECT_EQ(echoed->fields.prompt_logprobs, 0) << "it is computed all the same";
+}
+
+TEST(OpenAiParse, ToolsAndTheirCallsAreRead) {
+  const auto chat = ParseOpenAiChat(R"({"messages":[{"role":"user","content":"hi"},
+      {"role":"assistant","content":null,"refusal":null,"tool_calls":[
+        {"id":"call_1","type":"function","function":{"name":"add","arguments":"{\"b\": 1, \"a\": 2}"}},
+        {"id":"call_2","type":"function","function":{"name":"now","arguments":""}}]},
+      {"role":"tool","tool_call_id":"call_1","content":"3"}],
+      "tools":[{"type":"function","function":{"name":"add","description":"sum","strict":false,
+        "parameters":{"type":"object","properties":{"b":{"minimum":1e2},"a":{"const":12345678901234567890}}}}},
+        {"type":"function","function":{"name":"now","parameters":null}}],
+      "tool_choice":"auto","parallel_tool_calls":false})");
+  ASSERT_TRUE(chat.ok()) << chat.status();
+  const auto& messages = std::get<std::vector<ChatMessage>>(chat->fields.input);
+  ASSERT_EQ(messages.size(), 3u);
+  EXPECT_EQ(messages[1].content, "");
+  ASSERT_EQ(messages[1].tool_calls.size(), 2u);
+  EXPECT_EQ(messages[1].tool_calls[0].arguments, R"({"b": 1, "a": 2})");
+  EXPECT_EQ(messages[1].tool_calls[1].arguments, "{}");
+  EXPECT_EQ(messages[2].tool_call_id, "call_1");
+  const std::vector<Tool>& tools = chat->fields.tools;
+  ASSERT_EQ(tools.size(), 2u);
+  EXPECT_EQ(tools[0].description, "sum");
+  EXPECT_EQ(tools[0].parameters,
+            R"({"type":"object","properties":{"b":{"minimum":100.0},"a":{"const":12345678901234567890}}})")
+      << "in the order of the client";
+  EXPECT_EQ(tools[1].parameters, "");
+  EXPECT_TRUE(chat->fields.may_call_tools);
+  EXPECT_FALSE(chat->fields.parallel_tool_calls);
+  const auto none =
+      ParseOpenAiChat(Body(R"("tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"none")"));
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_FALSE(none->fields.may_call_tools);
 }
 
 TEST(OpenAiParse, WhatACompletionCannotHave) {
@@ -126,6 +173,11 @@ TEST(OpenAiParse, WhatACompletionCannotHave) {
       {R"({"prompt":"a","top_logprobs":1})", "unsupported_parameter", "top_logprobs"},
       {R"({"prompt":"a","echo":true,"logprobs":1,"stream":true})", "unsupported_parameter", "logprobs"},
       {R"({"prompt":"a","echo":true,"logprobs":1,"n":2})", "unsupported_parameter", "logprobs"},
+      {R"({"prompt":"a","max_tokens":0})", "invalid_value", "max_tokens"},
+      {R"({"prompt":"a","max_tokens":0,"echo":true,"stream":true})", "unsupported_parameter", "max_tokens"},
+      {R"({"prompt":"a","max_tokens":0,"echo":true,"n":2})", "unsupported_parameter", "max_tokens"},
+      {R"({"prompt":"a","tools":[]})", "unsupported_parameter", "tools"},
+      {R"({"prompt":"a","service_tier":"flex"})", "unsupported_parameter", "service_tier"},
       {R"({"prompt":"a","response_format":{"type":"json_object"}})", "unsupported_parameter",
        "response_format"},
   };
@@ -146,7 +198,13 @@ TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
       {"", "invalid_json", ""},
       {"{", "invalid_json", ""},
       {"[]", "invalid_json", ""},
-      {R"({"messages":[],"messages":[]})", "duplicate_key", ""},
+      {R"({"messages":[],"messages":[]})", "duplicate_key", "messages"},
+      {R"({"messages":[{"role":"user","content":"x","role":"user"}]})", "duplicate_key", "messages[0].role"},
+      {Body(R"("temperature":1e400)"), "invalid_value", "temperature"},
+      {Body(R"("temperature":NaN)"), "invalid_json", ""},
+      {Body(R"("user":"\ud800")"), "invalid_unicode", ""},
+      {Body("\"user\":\"\xff\""), "invalid_unicode", ""},
+      {Body(Concat("\"", std::string(1025, 'k'), "\":1")), "json_limit", ""},
       {std::string(100, '['), "json_limit", ""},
       {"{}", "invalid_value", "messages"},
       {R"({"messages":"hi"})", "invalid_value", "messages"},
@@ -160,8 +218,14 @@ TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
        "unsupported_content", "messages[0].content[0]"},
       {R"({"messages":[{"role":"user","content":[{"type":"text"}]}]})", "invalid_value",
        "messages[0].content[0].text"},
-      {R"({"messages":[{"role":"assistant","content":"x","tool_calls":[]}]})", "unsupported_parameter",
-       "messages[0].tool_calls"},
+      {R"({"messages":[{"role":"assistant","content":"x","function_call":{}}]})", "unsupported_parameter",
+       "messages[0].function_call"},
+      {R"({"messages":[{"role":"assistant","tool_calls":[]}]})", "invalid_value", "messages[0].content"},
+      {R"({"messages":[{"role":"assistant","tool_calls":{}}]})", "invalid_value", "messages[0].tool_calls"},
+      {R"({"messages":[{"role":"assistant","tool_calls":[{"id":"i","type":"custom"}]}]})",
+       "unsupported_parameter", "messages[0].tool_calls[0].type"},
+      {R"({"messages":[{"role":"assistant","tool_calls":[{"id":"i","function":{"arguments":{}}}]}]})",
+       "invalid_value", "messages[0].tool_calls[0].function.arguments"},
       {Body(R"("model":5)"), "invalid_value", "model"},
       {Body(R"("max_tokens":"5")"), "invalid_value", "max_tokens"},
       {Body(R"("max_tokens":5.5)"), "invalid_value", "max_tokens"},
@@ -174,10 +238,37 @@ TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
       {Body(R"("prompt_logprobs":true)"), "invalid_value", "prompt_logprobs"},
       {Body(R"("priority":"high")"), "invalid_value", "priority"},
       {Body(R"("cache_salt":5)"), "invalid_value", "cache_salt"},
-      {Body(R"("tools":[{"type":"function"}])"), "unsupported_parameter", "tools"},
+      {Body(R"("tools":[])"), "invalid_value", "tools"},
+      {Body(R"("tools":{})"), "invalid_value", "tools"},
+      {Body(R"("tools":[5])"), "invalid_value", "tools[0]"},
+      {Body(R"("tools":[{"function":{"name":"f"}}])"), "invalid_value", "tools[0].type"},
+      {Body(R"("tools":[{"type":"custom","custom":{}}])"), "unsupported_parameter", "tools[0].type"},
+      {Body(R"("tools":[{"type":"function"}])"), "invalid_value", "tools[0].function"},
+      {Body(R"("tools":[{"type":"function","function":{"name":5}}])"), "invalid_value",
+       "tools[0].function.name"},
+      {Body(R"("tools":[{"type":"function","function":{"name":"f","strict":true}}])"),
+       "unsupported_parameter", "tools[0].function.strict"},
+      {Body(R"("tool_choice":"required")"), "unsupported_parameter", "tool_choice"},
+      {Body(R"("tool_choice":{"type":"function","function":{"name":"f"}})"), "unsupported_parameter",
+       "tool_choice"},
+      {Body(R"("tool_choice":"sometimes")"), "invalid_value", "tool_choice"},
+      {Body(R"("tool_choice":5)"), "invalid_value", "tool_choice"},
+      {Body(R"("parallel_tool_calls":"no")"), "invalid_value", "parallel_tool_calls"},
+      {Body(R"("metadata":{"k":1})"), "invalid_value", "metadata"},
+      {Body(R"("user":5)"), "invalid_value", "user"},
+      {Body(R"("prompt_cache_retention":"24h")"), "unsupported_parameter", "prompt_cache_retention"},
+      {Body(R"("prediction":{})"), "unsupported_parameter", "prediction"},
+      {Body(R"("web_search_options":{})"), "unsupported_parameter", "web_search_options"},
+      {Body(R"("reasoning_effort":"low")"), "unsupported_parameter", "reasoning_effort"},
+      {Body(R"("chat_template":"{{ x }}")"), "unsupported_parameter", "chat_template"},
+      {Body(R"("guided_json":{})"), "unsupported_parameter", "guided_json"},
+      {Body(R"("prompt_embeds":"AAAA")"), "unsupported_parameter", "prompt_embeds"},
+      {Body(R"("stop_token_ids":[-1])"), "invalid_value", "stop_token_ids"},
+      {Body(R"("stream":true,"stream_options":{"include_obfuscation":true})"), "unsupported_parameter",
+       "stream_options.include_obfuscation"},
       {Body(R"("functions":[])"), "unsupported_parameter", "functions"},
       {Body(R"("audio":{})"), "unsupported_parameter", "audio"},
-      {Body(R"("tool_choice":"auto")"), "unsupported_parameter", "tool_choice"},
+      {Body(R"("tool_choice":"auto")"), "invalid_value", "tool_choice"},
       {Body(R"("response_format":{"type":"json_object"})"), "unsupported_parameter", "response_format"},
       {Body(R"("modalities":["audio"])"), "unsupported_parameter", "modalities"},
       {Body(R"("verbosity":"low")"), "unsupported_parameter", "verbosity"},

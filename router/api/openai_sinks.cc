@@ -1,10 +1,12 @@
 #include "router/api/openai_sinks.h"
 
 #include <atomic>
-#include <iterator>
+#include <cmath>
 #include <map>
 #include <utility>
 #include <vector>
+
+#include "base/retry_after.h"
 
 namespace terrace {
 namespace {
@@ -19,10 +21,9 @@ class WholeAnswerSink : public AnswerSink {
   void OnPromptTokens(std::vector<AnswerToken> tokens) override { prompt_tokens_ = std::move(tokens); }
 
   void OnPiece(AnswerPiece piece) override {
+    if (!head_.logprobs) piece.tokens.clear();
     AnswerPiece& answer = ChoiceAt(piece.choice).answer;
-    answer.text += piece.text;
-    if (!head_.logprobs) return;
-    std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(answer.tokens));
+    answer.Append(std::move(piece));
   }
 
   void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
@@ -58,9 +59,14 @@ class EventStreamSink : public AnswerSink {
   void OnPromptTokens(std::vector<AnswerToken>) override {}  // no chunk has a place for them
 
   void OnPiece(AnswerPiece piece) override {
-    size_t& offset = Begin(piece.choice);
+    Choice& choice = Begin(piece.choice);
     // A piece of end tokens only says nothing to this client.
-    if (!piece.text.empty() || head_.logprobs) Write(SseEvent(PieceChunk(head_, piece, offset)));
+    if (!piece.text.empty() || (head_.logprobs && !piece.tokens.empty()))
+      Write(SseEvent(PieceChunk(head_, piece, choice.offset)));
+    for (const ToolCall& call : piece.tool_calls) {
+      Write(SseEvent(CallChunk(head_, piece.choice, call, choice.calls)));
+      Write(SseEvent(ArgumentsChunk(head_, piece.choice, call, choice.calls++)));
+    }
   }
 
   void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
@@ -76,21 +82,29 @@ class EventStreamSink : public AnswerSink {
   }
 
   bool is_closed() const override { return is_closed_; }
+  bool is_too_slow() const override { return responder_->is_too_slow(); }
+  bool is_full() const override { return responder_->is_full(); }
+  void OnRoom(std::function<void()> on_room) override { responder_->OnRoom(std::move(on_room)); }
 
  private:
-  size_t& Begin(uint32_t choice) {
-    if (offsets_.empty()) {
+  struct Choice {
+    size_t offset = 0;  // see PieceChunk
+    size_t calls = 0;
+  };
+
+  Choice& Begin(uint32_t choice) {
+    if (begun_.empty()) {
       responder_->StartStream(200, "text/event-stream",
                               {{kRequestIdHeader, request_id_}, {"cache-control", "no-cache"}});
     }
-    const auto [offset, is_new] = offsets_.try_emplace(choice, 0);
+    const auto [entry, is_new] = begun_.try_emplace(choice);
     if (is_new && head_.is_chat) Write(SseEvent(FirstChunk(head_, choice)));
-    return offset->second;
+    return entry->second;
   }
 
   void Fail(const Status& error) {
-    if (offsets_.empty()) return SendError(error, request_id_, *responder_);
-    if (is_closed_) return responder_->Abort();  // nobody reads, or too slowly
+    if (begun_.empty()) return SendError(error, request_id_, *responder_);
+    if (is_closed_) return responder_->Abort();  // nobody reads
     Write(SseEvent(ErrorJson(error)));
     responder_->Finish();
   }
@@ -102,7 +116,7 @@ class EventStreamSink : public AnswerSink {
   const CompletionHead head_;
   const std::string request_id_;
   const std::shared_ptr<HttpResponder> responder_;
-  std::map<uint32_t, size_t> offsets_;  // of the choices that have begun: see PieceChunk
+  std::map<uint32_t, Choice> begun_;
   std::atomic<bool> is_closed_ = false;
 };
 
@@ -121,7 +135,11 @@ std::shared_ptr<AnswerSink> MakeEventStreamSink(CompletionHead head, std::string
 void SendError(const Status& error, const std::string& request_id, HttpResponder& responder) {
   const int status = HttpStatusOf(error);
   HttpHeaders headers = {{kRequestIdHeader, request_id}};
-  if (status == 503) headers.emplace_back("retry-after", "1");
+  const auto retry_after = RetryAfter(error);
+  if (status == 503 || retry_after.has_value()) {
+    headers.emplace_back("retry-after", std::to_string(std::lround(std::ceil(retry_after.value_or(1)))));
+  }
+  if (status == 401) headers.emplace_back("www-authenticate", "Bearer");
   responder.Send(status, ToJsonText(ErrorJson(error)), "application/json", headers);
 }
 

@@ -1,6 +1,7 @@
 #include "router/cluster/cluster.h"
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <utility>
 
@@ -45,6 +46,43 @@ class PendingUpdates {
   std::vector<WatchUpdate> updates_;  // GUARDED_BY(mutex_)
 };
 
+std::vector<std::string> TierNames(const ClusterOptions& options) {
+  std::vector<std::string> out;
+  for (const auto& tier : options.tiers) out.push_back(tier.name);
+  return out;
+}
+
+// Those that were not there the last time, and the end of all.
+void LogErrors(const std::string& tier, const std::vector<Status>& before, const std::vector<Status>& now) {
+  for (const Status& error : now) {
+    if (std::ranges::find(before, error) != before.end()) continue;
+    Log(LogLevel::kWarn, "discovery_failed", {{"tier", tier}, {"error", Message(error)}});
+  }
+  if (now.empty() && !before.empty()) Log(LogLevel::kInfo, "discovery_recovered", {{"tier", tier}});
+}
+
+// Tells of the calls that failed by a replica's fault, and of the first that succeeds afterwards: most calls
+// cost a look at a flag. Thread-safe.
+class CallReports : public CallObserver {
+ public:
+  // `report` gets the fault, "" for a success; must not block.
+  explicit CallReports(std::function<void(std::string_view)> report) : report_(std::move(report)) {}
+
+  void OnCallEnd(const Status& status) override {
+    if (const std::string_view fault = FaultOf(status); !fault.empty()) {
+      waits_for_success_ = true;
+      report_(fault);
+    } else if (status.ok() && waits_for_success_ && waits_for_success_.exchange(false)) {
+      report_("");
+    }
+  }
+  void WaitForSuccess() { waits_for_success_ = true; }
+
+ private:
+  const std::function<void(std::string_view)> report_;
+  std::atomic<bool> waits_for_success_ = false;
+};
+
 }  // namespace
 
 struct Cluster::Replica {
@@ -52,15 +90,18 @@ struct Cluster::Replica {
   size_t tier = 0;
   std::string address;
   std::shared_ptr<WorkerConnection> connection;
+  std::shared_ptr<CallReports> reports;
   bool is_removed = false;
 
+  // As its Watch has it: an ejected one is ready here.
   ReplicaState state = ReplicaState::kConnecting;
   ReplicaDescription description;
   ReplicaLoad load;
   std::string last_error;
   MonoTime last_update;
-  int failures = 0;      // in a row
-  uint64_t attempt = 0;  // counts connections; callbacks of an earlier one are ignored
+  MonoTime in_use_since;  // when it took requests for the first time, or again
+  int failures = 0;       // in a row
+  uint64_t attempt = 0;   // counts connections; callbacks of an earlier one are ignored
   PrefixIndex::Slot prefix_slot = 0;
   bool is_synchronised = false;            // this Watch has brought something sound
   std::optional<MonoTime> resynchronised;  // the last time
@@ -72,13 +113,28 @@ struct Cluster::Tier {
   std::string name = {};
   std::vector<ReplicaPtr> replicas = {};
   ReplicaDescription served = {};  // what the ready replicas share
+  MonoTime last_ready = {};        // some replica was
   std::shared_ptr<const TextAssets> text = {};
   std::shared_ptr<PrefixIndex> prefixes = std::make_shared<PrefixIndex>();
+  Ejections ejections;
+
+  bool IsInUse(const Replica& replica) const {
+    return replica.state == ReplicaState::kReady && !ejections.IsEjected(replica.id);
+  }
+  size_t in_use() const {
+    return static_cast<size_t>(
+        std::ranges::count_if(replicas, [this](const ReplicaPtr& replica) { return IsInUse(*replica); }));
+  }
 };
 
-Cluster::Cluster(ClusterOptions options)
-    : options_(std::move(options)), loop_(std::make_shared<EventLoop>()) {
-  for (const auto& tier : options_.tiers) tiers_.push_back(std::make_unique<Tier>(Tier{.name = tier.name}));
+Cluster::Cluster(ClusterOptions options, MetricRegistry& metrics)
+    : options_(std::move(options)),
+      metrics_(metrics, TierNames(options_)),
+      loop_(std::make_shared<EventLoop>()) {
+  for (const auto& tier : options_.tiers) {
+    tiers_.push_back(
+        std::make_unique<Tier>(Tier{.name = tier.name, .ejections = Ejections(options_.ejection)}));
+  }
   {  // A view exists from the start: all tiers, no replica yet.
     auto view = std::make_shared<ClusterView>();
     for (const auto& tier : options_.tiers) view->tiers.push_back({.name = tier.name});
@@ -107,17 +163,19 @@ std::shared_ptr<const ClusterView> Cluster::View() const {
 void Cluster::DiscoverForever(std::stop_token stop) {
   std::mutex mutex;
   std::condition_variable_any stopped;
+  std::vector<Discovered> latest(options_.tiers.size());
   while (!stop.stop_requested()) {
     for (size_t i = 0; i < options_.tiers.size() && !stop.stop_requested(); ++i) {
       Discovered found = options_.tiers[i].discovery->Resolve();
-      for (const Status& error : found.errors) {
-        Log(LogLevel::kWarn, "discovery_failed",
-            {{"tier", options_.tiers[i].name}, {"error", Message(error)}});
+      metrics_.OnDiscovery(i, found.failures, found.errors.empty());
+      LogErrors(options_.tiers[i].name, latest[i].errors, found.errors);
+      if (found.addresses != latest[i].addresses) {
+        Post([this, i, addresses = found.addresses] { SetAddresses(i, addresses); });
       }
-      Post([this, i, addresses = std::move(found.addresses)] { SetAddresses(i, addresses); });
+      latest[i] = std::move(found);
     }
     std::unique_lock lock(mutex);
-    stopped.wait_for(lock, stop, options_.dns_refresh, [] { return false; });
+    stopped.wait_for(lock, stop, options_.discovery_period, [] { return false; });
   }
 }
 
@@ -128,6 +186,7 @@ void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& ad
     if (std::find(addresses.begin(), addresses.end(), replica->address) != addresses.end()) return false;
     replica->is_removed = true;
     if (replica->call != nullptr) replica->call->Cancel();
+    tier.ejections.Forget(replica->id);
     removed.push_back(replica->prefix_slot);
     return true;
   });
@@ -140,18 +199,27 @@ void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& ad
           {{"tier", tier.name}, {"limit", PrefixIndex::kMaxSlots}, {"unused", address}});
       break;
     }
-    auto replica = std::make_shared<Replica>();
-    replica->id = next_id_++;
-    replica->tier = tier_index;
-    replica->address = address;
-    replica->connection = WorkerConnection::Make(address);
-    replica->prefix_slot = tier.prefixes->Add();
-    tier.replicas.push_back(replica);
-    added.push_back(replica);
+    added.push_back(tier.replicas.emplace_back(MakeReplica(tier_index, address)));
   }
   if (!removed.empty() || !added.empty()) Publish();
   tier.prefixes->Remove(removed);
   for (const ReplicaPtr& replica : added) Connect(replica);
+}
+
+Cluster::ReplicaPtr Cluster::MakeReplica(size_t tier, const std::string& address) {
+  auto replica = std::make_shared<Replica>();
+  replica->id = next_id_++;
+  replica->tier = tier;
+  replica->address = address;
+  replica->connection = WorkerConnection::Make(address, options_.channels);
+  replica->reports = std::make_shared<CallReports>(
+      [this, loop = loop_, weak = std::weak_ptr<Replica>(replica)](std::string_view fault) {
+        loop->Post([this, weak, fault] {
+          if (const ReplicaPtr found = weak.lock(); found != nullptr) OnCallEnd(found, fault);
+        });
+      });
+  replica->prefix_slot = tiers_[tier]->prefixes->Add();
+  return replica;
 }
 
 // The callbacks below hold the loop, not this object: Post drops them once the loop has stopped, and the loop
@@ -170,6 +238,10 @@ void Cluster::Connect(const ReplicaPtr& replica) {
 
 void Cluster::OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription> description) {
   if (!description.ok()) return Fail(replica, description.status());
+  // Another process at that address has not failed yet.
+  if (description->instance != replica->description.instance) {
+    tiers_[replica->tier]->ejections.Forget(replica->id);
+  }
   replica->description = *std::move(description);
   NeedText(replica);
 }
@@ -240,6 +312,7 @@ void Cluster::Resynchronise(const ReplicaPtr& replica, const Status& error) {
   const bool is_soon =
       last.has_value() && now - *last < options_.connect_backoff * (1 << kMaxBackoffDoublings);
   if (!replica->is_synchronised || is_soon) return Fail(replica, error);
+  metrics_.OnResync(replica->tier);
   Log(LogLevel::kWarn, "replica_resynchronised",
       {{"tier", tiers_[replica->tier]->name}, {"replica", replica->address}, {"error", Message(error)}});
   ++replica->attempt;
@@ -252,12 +325,7 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   replica->last_update = update.arrived;
   replica->load = update.load;
   Tier& tier = *tiers_[replica->tier];
-  if (!Fits(tier, *replica)) {
-    SetState(replica, ReplicaState::kMismatch);  // first: Fail keeps it
-    return Fail(replica, FailedPrecondition("serves model ", replica->description.model, " (",
-                                            replica->description.model_digest, "), the tier serves ",
-                                            tier.served.model, " (", tier.served.model_digest, ")"));
-  }
+  if (const Status fits = CheckFits(tier, *replica); !fits.ok()) return Fail(replica, fits);
   // What is left of an earlier Watch does not count.
   if (!replica->is_synchronised && !update.prefixes.is_snapshot) tier.prefixes->Clear(replica->prefix_slot);
   if (!tier.prefixes->Apply(replica->prefix_slot, update.prefixes)) {
@@ -265,9 +333,10 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   }
   replica->is_synchronised = true;
   replica->failures = 0;
-  replica->last_error.clear();
+  if (!tier.ejections.IsEjected(replica->id)) replica->last_error.clear();
   if (update.state == ReplicaState::kReady) {
     tier.served = replica->description;
+    tier.last_ready = update.arrived;
     tier.text = texts_[replica->description.text_digest].text;
   }
   if (update.state == replica->state) return PublishSoon();
@@ -275,19 +344,32 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   Publish();
 }
 
-// While any replica of the tier is ready, the others must serve the same; a tier with none takes what comes
-// first.
-bool Cluster::Fits(Tier& tier, const Replica& replica) const {
-  for (const ReplicaPtr& other : tier.replicas) {
-    if (other->id == replica.id || other->state != ReplicaState::kReady) continue;
-    return other->description.model_digest == replica.description.model_digest &&
-           other->description.text_digest == replica.description.text_digest;
-  }
-  return true;
+// While any replica of the tier is ready, the others must serve the same. A tier with none takes another
+// version of its model at once, but a model of another name only after model_kept: the address may have
+// become another tier's.
+Status Cluster::CheckFits(const Tier& tier, const Replica& replica) const {
+  const ReplicaDescription& has = replica.description;
+  const auto is_other = [&](const ReplicaPtr& other) {
+    return other->id != replica.id && other->state == ReplicaState::kReady;
+  };
+  const bool is_same =
+      has.model_digest == tier.served.model_digest && has.text_digest == tier.served.text_digest;
+  const bool is_served = !tier.served.model_digest.empty();
+  const bool fits = std::ranges::any_of(tier.replicas, is_other)
+                        ? is_same
+                        : !is_served || has.model == tier.served.model ||
+                              replica.last_update - tier.last_ready >= options_.model_kept;
+  if (fits) return {};
+  return WithReason(
+      FailedPrecondition("serves model ", has.model, " (", has.model_digest, "), the tier serves ",
+                         tier.served.model, " (", tier.served.model_digest, ")"),
+      kMismatchReason);
 }
 
 void Cluster::Fail(const ReplicaPtr& replica, const Status& error) {
   ++replica->attempt;  // late callbacks of this connection are ignored
+  tiers_[replica->tier]->ejections.OnConnectionLost(replica->id, RealClock().Now());
+  replica->reports->WaitForSuccess();  // it may be on trial
   replica->is_synchronised = false;
   if (replica->call != nullptr) replica->call->Cancel();
   replica->call.reset();
@@ -302,7 +384,8 @@ void Cluster::Fail(const ReplicaPtr& replica, const Status& error) {
   }
   replica->last_error = message;
   replica->load = {};
-  if (replica->state != ReplicaState::kMismatch) SetState(replica, ReplicaState::kConnecting);
+  const bool is_mismatch = Reason(error) == kMismatchReason;
+  SetState(replica, is_mismatch ? ReplicaState::kMismatch : ReplicaState::kConnecting);
   Publish();
   ForgetPrefixesSoon(replica);
   loop_->After(delay, [this, replica] { Connect(replica); });
@@ -329,6 +412,44 @@ void Cluster::SetState(const ReplicaPtr& replica, ReplicaState state) {
        {"from", ReplicaStateName(replica->state)},
        {"to", ReplicaStateName(state)}});
   replica->state = state;
+  if (state == ReplicaState::kReady) replica->in_use_since = RealClock().Now();
+}
+
+// `fault`: as FaultOf has it, "" when the call succeeded. What a replica fails at that is lost, silent or
+// draining does not matter: it takes no requests anyway.
+void Cluster::OnCallEnd(const ReplicaPtr& replica, std::string_view fault) {
+  if (replica->is_removed || replica->state != ReplicaState::kReady) return;
+  Tier& tier = *tiers_[replica->tier];
+  if (fault.empty()) return tier.ejections.OnSuccess(replica->id);
+  const auto ejected = tier.ejections.OnFailure(replica->id, RealClock().Now(),
+                                                {.replicas = tier.replicas.size(), .in_use = tier.in_use()});
+  if (!ejected.has_value()) return;
+  metrics_.OnEjection(replica->tier, fault);
+  replica->last_error =
+      Concat("ejected for ", Seconds(*ejected), " s: its calls failed, the last one as ", fault);
+  Log(LogLevel::kWarn, "replica_ejected",
+      {{"tier", tier.name}, {"replica", replica->address}, {"cause", fault}, {"seconds", Seconds(*ejected)}});
+  loop_->After(*ejected, [this, &tier] {
+    LetIn(tier, tier.ejections.EndDue(RealClock().Now()));
+    Publish();
+  });
+  Publish();
+}
+
+// The ejections of `replicas` are over.
+void Cluster::LetIn(Tier& tier, const std::vector<ReplicaId>& replicas) {
+  for (const ReplicaPtr& replica : tier.replicas) {
+    if (std::ranges::find(replicas, replica->id) == replicas.end()) continue;
+    Log(LogLevel::kInfo, "replica_let_in", {{"tier", tier.name}, {"replica", replica->address}});
+    replica->in_use_since = RealClock().Now();
+    replica->reports->WaitForSuccess();
+  }
+}
+
+// A replica that may fail is better than none.
+void Cluster::LetInWhenNobodyIsLeft(Tier& tier) {
+  if (tier.ejections.ejected() == 0 || tier.in_use() > 0) return;
+  LetIn(tier, tier.ejections.EndAll(RealClock().Now()));
 }
 
 // `due`: when it was to run. What arrived in time counts, also where this thread was too busy to look at it.
@@ -360,7 +481,9 @@ void Cluster::PublishSoon() {
 void Cluster::Publish() {
   is_publish_due_ = false;
   auto view = std::make_shared<ClusterView>();
+  const MonoTime now = RealClock().Now();
   for (const auto& tier : tiers_) {
+    LetInWhenNobodyIsLeft(*tier);
     TierView& out = view->tiers.emplace_back();
     out.name = tier->name;
     out.text = tier->text;
@@ -372,15 +495,19 @@ void Cluster::Publish() {
     out.context_length = tier->served.context_length;
     out.prefixes = tier->prefixes;
     for (const ReplicaPtr& replica : tier->replicas) {
+      const bool is_ejected =
+          replica->state == ReplicaState::kReady && tier->ejections.IsEjected(replica->id);
       out.replicas.push_back({.id = replica->id,
                               .address = replica->address,
-                              .state = replica->state,
+                              .state = is_ejected ? ReplicaState::kEjected : replica->state,
                               .description = replica->description,
                               .load = replica->load,
                               .last_error = replica->last_error,
                               .client = replica->connection,
                               .prefix_slot = replica->prefix_slot,
-                              .in_flight = replica->in_flight});
+                              .in_flight = replica->in_flight,
+                              .observer = replica->reports,
+                              .weight = SlowStartWeight(now - replica->in_use_since, options_.slow_start)});
       if (replica->state == ReplicaState::kReady) {
         out.context_length = std::min(out.context_length, replica->description.context_length);
       }

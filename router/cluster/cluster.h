@@ -7,6 +7,10 @@
 // step fails it is tried again after a backoff that doubles, with jitter. A Watch with a gap, or whose
 // prefixes do not have the digest they should, is begun anew at once: the replica keeps its place, but
 // nothing is known of its prefixes until the new snapshot.
+//
+// A replica whose calls keep failing takes no requests for a while (ejection.h); when nobody else of its tier
+// does, it does. One that begins to take requests, for the first time or again, starts slowly: its weight
+// grows with every view. Weights are relative, so a tier that begins as a whole is as fast as ever.
 #pragma once
 
 #include <condition_variable>
@@ -16,12 +20,16 @@
 #include <mutex>
 #include <stop_token>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "base/hash.h"
+#include "base/metrics.h"
+#include "router/cluster/cluster_metrics.h"
 #include "router/cluster/cluster_view.h"
 #include "router/cluster/discovery.h"
+#include "router/cluster/ejection.h"
 #include "router/cluster/event_loop.h"
 #include "router/cluster/grpc_worker.h"
 
@@ -35,8 +43,13 @@ struct ClusterOptions {
   std::vector<Tier> tiers = {};
   Duration connect_backoff = std::chrono::milliseconds(250);  // the first; at most 16 times it
   Duration watch_timeout = std::chrono::seconds(3);
-  Duration call_timeout = std::chrono::seconds(10);  // of Describe; FetchText has 6 times it
-  Duration dns_refresh = std::chrono::seconds(10);
+  Duration call_timeout = std::chrono::seconds(10);     // of Describe; FetchText has 6 times it
+  Duration discovery_period = std::chrono::seconds(1);  // between two calls of each Discovery
+  EjectionOptions ejection = {};
+  Duration slow_start = std::chrono::seconds(30);
+  // A tier without a ready replica takes another version of its model, and only after so long another model.
+  Duration model_kept = std::chrono::minutes(10);
+  WorkerChannelOptions channels = {};
   uint64_t seed = 0;  // of the jitter
   // Called on the cluster thread after each change of the view. Must not block.
   std::function<void(const ClusterView&)> on_change = {};
@@ -44,8 +57,8 @@ struct ClusterOptions {
 
 class Cluster : public ClusterSource {
  public:
-  explicit Cluster(ClusterOptions options);
-  ~Cluster() override;  // cancels its own calls; Execute calls go on
+  Cluster(ClusterOptions options, MetricRegistry& metrics);  // `metrics` outlives it
+  ~Cluster() override;                                       // cancels its own calls; Execute calls go on
 
   std::shared_ptr<const ClusterView> View() const override;
 
@@ -63,6 +76,7 @@ class Cluster : public ClusterSource {
   void Post(std::function<void()> function) { loop_->Post(std::move(function)); }
 
   // All below: the cluster thread.
+  ReplicaPtr MakeReplica(size_t tier, const std::string& address);
   void SetAddresses(size_t tier, const std::vector<std::string>& addresses);
   void Connect(const ReplicaPtr& replica);
   void OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription> description);
@@ -73,13 +87,17 @@ class Cluster : public ClusterSource {
   void Resynchronise(const ReplicaPtr& replica, const Status& error);
   void Fail(const ReplicaPtr& replica, const Status& error);
   void CheckSilence(MonoTime due);
+  void OnCallEnd(const ReplicaPtr& replica, std::string_view fault);
+  void LetIn(Tier& tier, const std::vector<ReplicaId>& replicas);
+  void LetInWhenNobodyIsLeft(Tier& tier);
   void ForgetPrefixesSoon(const ReplicaPtr& replica);
   void SetState(const ReplicaPtr& replica, ReplicaState state);
-  bool Fits(Tier& tier, const Replica& replica) const;
+  Status CheckFits(const Tier& tier, const Replica& replica) const;
   void Publish();
   void PublishSoon();  // what may wait a moment: with many replicas there is an update at any time
 
   const ClusterOptions options_;
+  ClusterMetrics metrics_;                    // thread-safe
   std::vector<std::unique_ptr<Tier>> tiers_;  // cluster thread
   std::map<std::string, TextEntry> texts_;    // cluster thread; by digest
   ReplicaId next_id_ = 0;                     // cluster thread

@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 #include <optional>
+#include <thread>
 
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
@@ -35,6 +36,8 @@ TextAssets LetterText(const std::string& bos) {
 class FakeWorker : public v1::Worker::Service {
  public:
   explicit FakeWorker(const TextAssets& text) : text_(Serialize(text)) {
+    description.set_protocol(v1::WORKER_PROTOCOL_CURRENT);
+    description.set_instance("first");
     description.set_model("letters");
     description.set_model_digest("m1");
     description.set_text_digest(Digest(text).Hex());
@@ -180,7 +183,10 @@ class ClusterTest : public ::testing::Test {
     discovery_ = discovery.get();
     ClusterOptions options{.connect_backoff = connect_backoff,
                            .watch_timeout = watch_timeout,
-                           .dns_refresh = std::chrono::milliseconds(5),
+                           .discovery_period = std::chrono::milliseconds(5),
+                           .ejection = ejection_,
+                           .slow_start = slow_start_,
+                           .model_kept = model_kept_,
                            .seed = 11,
                            .on_change = [this](const ClusterView& view) {
                              std::lock_guard lock(mutex_);
@@ -188,7 +194,12 @@ class ClusterTest : public ::testing::Test {
                              changed_.notify_all();
                            }};
     options.tiers.push_back({"letters", std::move(discovery)});
-    cluster_ = std::make_unique<Cluster>(std::move(options));
+    cluster_ = std::make_unique<Cluster>(std::move(options), metrics_);
+  }
+  double Metric(const std::string& series) const {
+    const std::string text = "\n" + metrics_.Render();
+    const size_t found = text.find("\n" + series + " ");
+    return found == std::string::npos ? -1 : std::stod(text.substr(found + series.size() + 2));
   }
 
   // The next state of the tier of which `is_so` holds. Every state counts, however short it was.
@@ -222,6 +233,9 @@ class ClusterTest : public ::testing::Test {
   }
 
   FakeWorker first_{LetterText("")}, second_{LetterText("")};
+  EjectionOptions ejection_ = {.first_time = std::chrono::hours(1), .longest = std::chrono::hours(1)};
+  Duration slow_start_ = std::chrono::hours(1), model_kept_ = std::chrono::hours(1);
+  MetricRegistry metrics_;
   FakeDiscovery* discovery_ = nullptr;  // the cluster's
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -294,6 +308,7 @@ TEST_F(ClusterTest, AGapInTheUpdatesMeansANewSnapshot) {
     return first_.watches >= 2;
   });
   EXPECT_EQ(first_.describes, 1);
+  EXPECT_EQ(Metric("terrace_prefix_resyncs_total{tier=\"letters\"}"), 1);
 }
 
 TEST_F(ClusterTest, TheIndexFollowsTheWorkersPrefixes) {
@@ -366,6 +381,159 @@ TEST_F(ClusterTest, ALostWorkerIsUsedAgainWhenItComesBack) {
   WaitForReady(1);
 }
 
+TEST_F(ClusterTest, AWorkerOfAnotherProtocolIsRefused) {
+  first_.description.set_protocol(2);
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier = WaitForState(0, ReplicaState::kMismatch);
+  EXPECT_EQ(tier.ready_replicas(), 0u);
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("protocol 2"));
+  EXPECT_EQ(first_.watches, 0);
+}
+
+// The address of a worker that is gone may be given to any other.
+class ReusedAddressTest : public ClusterTest {
+ protected:
+  ReusedAddressTest() {
+    other_.description.set_instance("other");
+    other_.description.set_model("digits");
+    other_.description.set_model_digest("m2");
+  }
+  // first_ is gone, and at its address answers another.
+  void Reuse() {
+    first_.Stop();
+    WaitForState(0, ReplicaState::kConnecting);
+    other_.Serve(first_.address);
+  }
+  FakeWorker other_{LetterText("other")};
+};
+
+TEST_F(ReusedAddressTest, AnotherModelBesideTheTiersOwnIsNotUsed) {
+  first_.Serve();
+  second_.Serve();
+  Start({first_.address, second_.address});
+  WaitForReady(2);
+  Reuse();
+  const TierView tier = WaitForState(0, ReplicaState::kMismatch);
+  EXPECT_EQ(tier.ready_replicas(), 1u);
+  EXPECT_EQ(tier.model, "letters");
+}
+
+TEST_F(ReusedAddressTest, AnotherModelInPlaceOfTheOnlyReplicaIsNotUsed) {
+  first_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  Reuse();
+  const TierView tier = WaitForState(0, ReplicaState::kMismatch);
+  EXPECT_EQ(tier.ready_replicas(), 0u);
+  EXPECT_EQ(tier.model, "letters");
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("digits"));
+}
+
+TEST_F(ReusedAddressTest, ATierLeftAloneForLongTakesAnotherModel) {
+  model_kept_ = Duration(0);
+  first_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  Reuse();
+  EXPECT_EQ(WaitForReady(1).model, "digits");
+}
+
+class EjectionTest : public ClusterTest {
+ protected:
+  void StartTwo() {
+    first_.Serve();
+    second_.Serve();
+    Start({first_.address, second_.address});
+    replicas_ = WaitForReady(2).replicas;
+  }
+  void Fail(size_t replica, int times = 3) {
+    for (int i = 0; i < times; ++i) replicas_[replica].observer->OnCallEnd(Unavailable("gone"));
+  }
+  std::vector<ReplicaView> replicas_;
+};
+
+TEST_F(EjectionTest, AReplicaWhoseCallsFailGetsNoRequestsForAWhile) {
+  ejection_.first_time = ejection_.longest = std::chrono::milliseconds(1);
+  StartTwo();
+  Fail(0);
+  const TierView tier = WaitForState(0, ReplicaState::kEjected);
+  EXPECT_EQ(tier.ready_replicas(), 1u);
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("ejected"));
+  EXPECT_EQ(Metric("terrace_worker_ejections_total{cause=\"unavailable\",tier=\"letters\"}"), 1);
+  WaitForReady(2);
+  Fail(0, 1);  // on trial
+  WaitForState(0, ReplicaState::kEjected);
+  WaitForReady(2);
+  replicas_[0].observer->OnCallEnd({});
+  Fail(0, 2);
+  replicas_[0].observer->OnCallEnd({});
+  Fail(1);  // so that there are further views
+  EXPECT_EQ(WaitForState(1, ReplicaState::kEjected).ready_replicas(), 1u);
+}
+
+TEST_F(EjectionTest, TheLastOneThatTakesRequestsIsNeverEjected) {
+  StartTwo();
+  Fail(0);
+  WaitForState(0, ReplicaState::kEjected);
+  Fail(1, 9);
+  discovery_->Set({first_.address, second_.address, "127.0.0.1:1"});
+  const TierView later = WaitFor([](const TierView& tier) { return tier.replicas.size() == 3; });
+  EXPECT_EQ(later.replicas[0].state, ReplicaState::kEjected);
+  EXPECT_EQ(later.replicas[1].state, ReplicaState::kReady);
+  EXPECT_EQ(Metric("terrace_worker_ejections_total{cause=\"unavailable\",tier=\"letters\"}"), 1);
+}
+
+TEST_F(EjectionTest, TheEjectedAreUsedWhenNobodyElseIsLeft) {
+  StartTwo();
+  Fail(0);
+  WaitForState(0, ReplicaState::kEjected);
+  second_.Stop();
+  EXPECT_EQ(WaitForState(1, ReplicaState::kConnecting).replicas[0].state, ReplicaState::kReady);
+}
+
+TEST_F(EjectionTest, AfterALostConnectionItIsOnTrial) {
+  StartTwo();
+  Fail(0);
+  WaitForState(0, ReplicaState::kEjected);
+  first_.Stop();
+  WaitForState(0, ReplicaState::kConnecting);
+  first_.Serve(first_.address);
+  WaitForReady(2);
+  Fail(0, 1);
+  WaitForState(0, ReplicaState::kEjected);
+}
+
+TEST_F(EjectionTest, ANewProcessIsNotPunishedForTheOldOne) {
+  StartTwo();
+  Fail(0);
+  WaitForState(0, ReplicaState::kEjected);
+  first_.Stop();
+  WaitForState(0, ReplicaState::kConnecting);
+  first_.description.set_instance("restarted");
+  first_.Serve(first_.address);
+  WaitForReady(2);
+  Fail(0, 2);
+  Fail(1);  // so that there are further views
+  EXPECT_EQ(WaitForState(1, ReplicaState::kEjected).ready_replicas(), 1u);
+}
+
+TEST(SlowStartWeight, GrowsFromATenthToOne) {
+  using std::chrono::seconds;
+  EXPECT_FLOAT_EQ(SlowStartWeight(seconds(0), seconds(30)), 0.1f);
+  EXPECT_FLOAT_EQ(SlowStartWeight(seconds(15), seconds(30)), 0.55f);
+  EXPECT_EQ(SlowStartWeight(seconds(30), seconds(30)), 1);
+  EXPECT_EQ(SlowStartWeight(seconds(0), seconds(0)), 1) << "at once";
+}
+
+TEST_F(ClusterTest, WhoBeginsToTakeRequestsStartsSlowly) {
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier = WaitForReady(1);
+  EXPECT_NEAR(tier.replicas[0].weight, 0.1, 0.01);
+  EXPECT_EQ(tier.weights, std::vector{tier.replicas[0].weight});
+}
+
 // Collects one call's events.
 class Collector : public ExecuteEvents {
  public:
@@ -395,6 +563,9 @@ class Collector : public ExecuteEvents {
     return tokens_.size();
   }
   uint32_t cached() const { return cached_; }
+  bool is_full() const override { return full; }
+
+  std::atomic<bool> full = false;
 
  private:
   std::mutex mutex_;
@@ -499,6 +670,60 @@ TEST_F(ExecuteTest, CancelReachesTheWorker) {
   call->Cancel();
   EXPECT_EQ(events_->Result().status().code(), StatusCode::kCancelled);
   worker_.Stop();  // waits for the call's end
+  EXPECT_TRUE(saw_cancel_);
+}
+
+TEST_F(ExecuteTest, WhileItsEventsAreFullACallReadsNothing) {
+  constexpr uint32_t kTokens = 50;
+  worker_.execute = [](auto&, auto&, auto& writer) {
+    for (uint32_t i = 0; i < kTokens; ++i) writer.Write(TokenEvent(i, 0));
+    writer.Write(FinishedEvent(kTokens));
+    return grpc::Status::OK;
+  };
+  events_->full = true;
+  const auto call = Execute();
+  events_->WaitForToken();
+  call->Resume();  // there is still no room
+  EXPECT_EQ(events_->tokens(), 1u) << "what was read when it was full";
+  events_->full = false;
+  call->Resume();
+  const auto result = events_->Result();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(events_->tokens(), kTokens);
+  call->Resume();  // the call is over
+}
+
+TEST_F(ExecuteTest, EventsThatAreFullNowAndThenGetAllTokens) {
+  constexpr uint32_t kTokens = 2000;
+  worker_.execute = [](auto&, auto&, auto& writer) {
+    for (uint32_t i = 0; i < kTokens; ++i) writer.Write(TokenEvent(i, 0));
+    writer.Write(FinishedEvent(kTokens));
+    return grpc::Status::OK;
+  };
+  const auto call = Execute();
+  std::atomic<bool> is_over = false;
+  std::jthread reader([&] {  // full and free again, at any moment of the call
+    while (!is_over) {
+      events_->full = true;
+      std::this_thread::yield();
+      events_->full = false;
+      call->Resume();
+    }
+  });
+  const auto result = events_->Result();
+  is_over = true;
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(events_->tokens(), kTokens);
+}
+
+TEST_F(ExecuteTest, APausedCallCanBeCancelled) {
+  RunUntilCancelled();
+  events_->full = true;
+  const auto call = Execute();
+  events_->WaitForToken();
+  call->Cancel();
+  EXPECT_EQ(events_->Result().status().code(), StatusCode::kCancelled);
+  worker_.Stop();
   EXPECT_TRUE(saw_cancel_);
 }
 

@@ -19,12 +19,22 @@ const char* ReplicaStateName(ReplicaState state) {
       return "silent";
     case ReplicaState::kMismatch:
       return "mismatch";
+    case ReplicaState::kEjected:
+      return "ejected";
   }
   return "";
 }
 
+float SlowStartWeight(Duration in_use, Duration whole_after) {
+  constexpr double kFirst = 0.1;
+  if (in_use >= whole_after) return 1;
+  const double part = std::max(0.0, Seconds(in_use) / Seconds(whole_after));
+  return static_cast<float>(kFirst + (1 - kFirst) * part);
+}
+
 void TierView::FindReady() {
   ready.clear();
+  weights.clear();
   kv_namings.clear();
   for (uint32_t i = 0; i < replicas.size(); ++i) {
     const ReplicaView& replica = replicas[i];
@@ -35,12 +45,14 @@ void TierView::FindReady() {
                      .sequences = replica.load.running_sequences + replica.load.waiting_sequences,
                      .waiting_prompt_tokens = replica.load.waiting_prompt_tokens,
                      .in_flight = replica.in_flight.get()});
+    weights.push_back(replica.weight);
     const ReplicaDescription& has = replica.description;
     if (has.kv_layout.empty() || has.block_tokens == 0 || has.block_tokens > kMaxBlockTokens) continue;
     KvNaming naming{.scope = {.model = model_digest, .layout = has.kv_layout},
                     .block_tokens = has.block_tokens};
     if (std::ranges::find(kv_namings, naming) == kv_namings.end()) kv_namings.push_back(std::move(naming));
   }
+  if (std::ranges::all_of(weights, [](float weight) { return weight == 1; })) weights.clear();
 }
 
 }  // namespace terrace

@@ -25,11 +25,12 @@ enum class ReplicaState : uint8_t {
   kReady,       // the only state that takes requests
   kDraining,    // finishes what it has
   kSilent,      // connected, but no update for watch_timeout
-  kMismatch,    // another model or tokenizer than the rest of its tier
+  kMismatch,    // another model or tokenizer than the rest of its tier, or another protocol
+  kEjected,     // ready, but its calls kept failing: no requests for a while
 };
-inline constexpr ReplicaState kReplicaStates[] = {ReplicaState::kConnecting, ReplicaState::kStarting,
-                                                  ReplicaState::kReady,      ReplicaState::kDraining,
-                                                  ReplicaState::kSilent,     ReplicaState::kMismatch};
+inline constexpr ReplicaState kReplicaStates[] = {
+    ReplicaState::kConnecting, ReplicaState::kStarting, ReplicaState::kReady,  ReplicaState::kDraining,
+    ReplicaState::kSilent,     ReplicaState::kMismatch, ReplicaState::kEjected};
 const char* ReplicaStateName(ReplicaState state);
 
 struct ReplicaLoad {
@@ -46,12 +47,21 @@ struct ReplicaInFlight {
   std::atomic<uint64_t> prompt_tokens = 0;  // to be computed before their first tokens
 };
 
+// Who learns how the calls of one replica end. Thread-safe; never blocks.
+class CallObserver {
+ public:
+  virtual ~CallObserver() = default;
+  // Of an Execute call that its caller did not cancel: OK, or what was wrong with it.
+  virtual void OnCallEnd(const Status& status) = 0;
+};
+
 struct ReplicaDescription {
   std::string instance = {}, model = {}, model_digest = {}, text_digest = {}, version = {}, device = {},
               weight_dtype = {};
   uint64_t parameters = 0;
   uint32_t vocab_size = 0, context_length = 0;
   uint32_t block_tokens = 0;
+  uint32_t max_sequences = 0;  // that it batches at once
   std::string kv_layout = {};  // of its block keys; "" when it keeps no prefixes
 };
 
@@ -65,7 +75,13 @@ struct ReplicaView {
   std::shared_ptr<ReplicaClient> client = {};
   PrefixIndex::Slot prefix_slot = 0;
   std::shared_ptr<ReplicaInFlight> in_flight = {};
+  std::shared_ptr<CallObserver> observer = {};  // told of every call
+  float weight = 1;                             // SlowStartWeight
 };
+
+// The share of requests, of a whole one, that a replica gets which has taken requests for so long: from a
+// tenth to 1 in `whole_after`.
+float SlowStartWeight(Duration in_use, Duration whole_after);
 
 // A ready replica, with what a choice among thousands looks at and nothing else.
 struct ReadyReplica {
@@ -94,11 +110,12 @@ struct TierView {
   uint32_t vocab_size = 0;
   uint32_t context_length = 0;  // the least among the ready replicas
   std::vector<ReadyReplica> ready = {};
+  std::vector<float> weights = {};        // of `ready`; empty when all are 1, as mostly
   std::vector<KvNaming> kv_namings = {};  // of the ready replicas, each once
   std::shared_ptr<const PrefixIndex> prefixes = {};
 
   size_t ready_replicas() const { return ready.size(); }
-  // Fills `ready` and `kv_namings` from `replicas` and `model_digest`.
+  // Fills `ready`, `weights` and `kv_namings` from `replicas` and `model_digest`.
   void FindReady();
 };
 

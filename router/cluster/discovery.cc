@@ -3,55 +3,178 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <map>
+#include <optional>
 #include <set>
 #include <string_view>
 #include <utility>
 
-#include "base/host_port.h"
+#include "router/cluster/address_file.h"
 
 namespace terrace {
 namespace {
 
-constexpr std::string_view kDnsPrefix = "dns:///";
+constexpr std::string_view kDnsPrefix = "dns:///", kSrvPrefix = "srv:///", kFilePrefix = "file://";
+constexpr auto kNameKept = std::chrono::minutes(10);  // that does not exist any more
 
-// As people write it, with a port that can be connected to.
-StatusOr<HostPort> ParseWorker(std::string_view text) {
-  ASSIGN_OR_RETURN(HostPort out, ParseHostPort(text));
-  if (out.port == 0) return InvalidArgument("\"", text, "\": a worker's port is not 0");
-  return out;
-}
+using Addresses = std::vector<std::string>;
 
-class ListedDiscovery : public Discovery {
+// What a name was found to be, the last time that it was. MakeDiscovery has the rule.
+template <typename Value>
+class LastGood {
  public:
-  struct Name {
-    HostPort name = {};
-    std::vector<std::string> last = {};  // the latest addresses it had
-  };
-
-  ListedDiscovery(std::set<std::string> addresses, std::vector<Name> names, DnsLookup look_up)
-      : addresses_(std::move(addresses)), names_(std::move(names)), look_up_(std::move(look_up)) {}
-
-  Discovered Resolve() override {
-    std::set<std::string> all = addresses_;
-    std::vector<Status> errors;
-    for (Name& name : names_) {
-      auto found = look_up_(name.name);
-      if (found.ok() && found->empty()) found = Unavailable("DNS name ", name.name.host, ": no address");
-      if (found.ok()) {
-        name.last = *std::move(found);
-      } else {
-        errors.push_back(found.status());
-      }
-      all.insert(name.last.begin(), name.last.end());
+  // `kind` and `name` are for the error. Its status is the latest answer's.
+  Status Take(StatusOr<std::vector<Value>> found, MonoTime now, std::string_view kind,
+              const std::string& name) {
+    if (found.ok()) absent_since_.reset();
+    if (found.ok() && found->empty()) found = Unavailable(kind, " ", name, ": no address");
+    if (found.ok()) values_ = *found;
+    if (found.status().code() == StatusCode::kNotFound) {
+      if (!absent_since_.has_value()) absent_since_ = now;
+      if (now - *absent_since_ >= kNameKept) values_.clear();
     }
-    return {.addresses = {all.begin(), all.end()}, .errors = std::move(errors)};
+    return found.status();
+  }
+  const std::vector<Value>& values() const { return values_; }
+
+ private:
+  std::vector<Value> values_;
+  std::optional<MonoTime> absent_since_;  // there is no such name
+};
+
+// One entry of the list. What Refresh cannot find is in the errors; `addresses` are the last ones then.
+class Source {
+ public:
+  virtual ~Source() = default;
+  virtual std::vector<Status> Refresh(MonoTime now) = 0;
+  virtual Addresses addresses() const = 0;
+};
+
+class DnsName : public Source {
+ public:
+  DnsName(HostPort name, DnsLookup look_up) : name_(std::move(name)), look_up_(std::move(look_up)) {}
+  std::vector<Status> Refresh(MonoTime now) override {
+    const Status error = found_.Take(look_up_(name_), now, "DNS name", name_.host);
+    return error.ok() ? std::vector<Status>() : std::vector{error};
+  }
+  Addresses addresses() const override { return found_.values(); }
+
+ private:
+  const HostPort name_;
+  const DnsLookup look_up_;
+  LastGood<std::string> found_;
+};
+
+class SrvName : public Source {
+ public:
+  SrvName(std::string name, const DiscoveryOptions& options)
+      : name_(std::move(name)), look_up_(options.look_up_srv), look_up_target_(options.look_up) {}
+
+  std::vector<Status> Refresh(MonoTime now) override {
+    std::vector<Status> errors;
+    if (const Status error = found_.Take(look_up_(name_), now, "SRV records of", name_); !error.ok())
+      errors.push_back(error);
+    std::map<std::string, std::unique_ptr<DnsName>> targets;  // those it has now
+    for (const HostPort& target : found_.values()) {
+      std::unique_ptr<DnsName>& entry = targets[target.ToString()];
+      if (entry != nullptr) continue;  // twice in the answer
+      entry = std::exchange(targets_[target.ToString()], nullptr);
+      if (entry == nullptr) entry = std::make_unique<DnsName>(target, look_up_target_);
+      std::ranges::move(entry->Refresh(now), std::back_inserter(errors));
+    }
+    targets_ = std::move(targets);
+    return errors;
+  }
+  Addresses addresses() const override {
+    Addresses out;
+    for (const auto& [name, target] : targets_)
+      std::ranges::copy(target->addresses(), std::back_inserter(out));
+    return out;
   }
 
  private:
-  const std::set<std::string> addresses_;
-  std::vector<Name> names_;
-  const DnsLookup look_up_;
+  const std::string name_;
+  const SrvLookup look_up_;
+  const DnsLookup look_up_target_;
+  LastGood<HostPort> found_;
+  std::map<std::string, std::unique_ptr<DnsName>> targets_;  // by host:port
 };
+
+class FileSource : public Source {
+ public:
+  explicit FileSource(std::string path) : file_(std::move(path)) {}
+  std::vector<Status> Refresh(MonoTime) override {
+    const Status error = file_.Refresh();
+    return error.ok() ? std::vector<Status>() : std::vector{error};
+  }
+  Addresses addresses() const override { return file_.addresses(); }
+
+ private:
+  AddressFile file_;
+};
+
+class ListedDiscovery : public Discovery {
+ public:
+  using Sources = std::vector<std::unique_ptr<Source>>;
+
+  ListedDiscovery(std::set<std::string> addresses, Sources names, Sources files,
+                  const DiscoveryOptions& options)
+      : addresses_(std::move(addresses)),
+        names_(std::move(names)),
+        files_(std::move(files)),
+        dns_refresh_(options.dns_refresh),
+        clock_(options.clock) {}
+
+  Discovered Resolve() override {
+    const MonoTime now = clock_.Now();
+    Discovered out;
+    if (!names_due_.has_value() || now >= *names_due_) {
+      name_errors_ = RefreshAll(names_, now);
+      out.failures += name_errors_.size();
+      names_due_ = now + dns_refresh_;
+    }
+    out.errors = RefreshAll(files_, now);
+    out.failures += out.errors.size();
+    std::ranges::copy(name_errors_, std::back_inserter(out.errors));
+    std::set<std::string> all = addresses_;
+    for (const Sources* sources : {&names_, &files_}) {
+      for (const auto& source : *sources)
+        std::ranges::move(source->addresses(), std::inserter(all, all.end()));
+    }
+    out.addresses = {all.begin(), all.end()};
+    return out;
+  }
+
+ private:
+  static std::vector<Status> RefreshAll(const Sources& sources, MonoTime now) {
+    std::vector<Status> errors;
+    for (const auto& source : sources) std::ranges::move(source->Refresh(now), std::back_inserter(errors));
+    return errors;
+  }
+
+  const std::set<std::string> addresses_;
+  const Sources names_, files_;
+  const Duration dns_refresh_;
+  const Clock& clock_;
+  std::optional<MonoTime> names_due_;
+  std::vector<Status> name_errors_;  // of the last time
+};
+
+StatusOr<std::string> ParseSrvName(std::string_view name) {
+  const auto is_allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+  };
+  if (!name.empty() && name.size() < NI_MAXHOST && std::ranges::all_of(name, is_allowed))
+    return std::string(name);
+  return InvalidArgument("\"", kSrvPrefix, name, "\": expected srv:///_service._proto.name");
+}
+
+StatusOr<std::string> ParsePath(std::string_view path) {
+  if (path.size() > 1 && path.front() == '/') return std::string(path);
+  return InvalidArgument("\"", kFilePrefix, path, "\": expected file:///path, which is absolute");
+}
 
 }  // namespace
 
@@ -59,12 +182,12 @@ StatusOr<std::vector<std::string>> SystemDnsLookup(const HostPort& name) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
-  if (const int error = getaddrinfo(name.host.c_str(), std::to_string(name.port).c_str(), &hints, &found);
-      error != 0) {
-    return Unavailable("DNS name ", name.host, ": ", gai_strerror(error));
-  }
+  const int error = getaddrinfo(name.host.c_str(), std::to_string(name.port).c_str(), &hints, &found);
+  if (error == EAI_NONAME) return NotFound("DNS name ", name.host, ": ", gai_strerror(error));
+  if (error == EAI_NODATA) return Addresses();
+  if (error != 0) return Unavailable("DNS name ", name.host, ": ", gai_strerror(error));
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
-  std::vector<std::string> out;
+  Addresses out;
   for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
     char host[NI_MAXHOST];
     if (getnameinfo(entry->ai_addr, entry->ai_addrlen, host, sizeof(host), nullptr, 0, NI_NUMERICHOST) == 0) {
@@ -75,20 +198,28 @@ StatusOr<std::vector<std::string>> SystemDnsLookup(const HostPort& name) {
 }
 
 StatusOr<std::unique_ptr<Discovery>> MakeDiscovery(const std::vector<std::string>& workers,
-                                                   DnsLookup look_up) {
+                                                   const DiscoveryOptions& options) {
   std::set<std::string> addresses;
-  std::vector<ListedDiscovery::Name> names;
+  ListedDiscovery::Sources names, files;
   for (const std::string& worker : workers) {
-    const bool is_name = worker.starts_with(kDnsPrefix);
-    ASSIGN_OR_RETURN(HostPort parts,
-                     ParseWorker(is_name ? std::string_view(worker).substr(kDnsPrefix.size()) : worker));
-    if (is_name) {
-      names.push_back({.name = std::move(parts)});
+    const auto rest_after = [&](std::string_view prefix) {
+      return std::string_view(worker).substr(prefix.size());
+    };
+    if (worker.starts_with(kDnsPrefix)) {
+      ASSIGN_OR_RETURN(HostPort name, ParseWorkerAddress(rest_after(kDnsPrefix)));
+      names.push_back(std::make_unique<DnsName>(std::move(name), options.look_up));
+    } else if (worker.starts_with(kSrvPrefix)) {
+      ASSIGN_OR_RETURN(std::string name, ParseSrvName(rest_after(kSrvPrefix)));
+      names.push_back(std::make_unique<SrvName>(std::move(name), options));
+    } else if (worker.starts_with(kFilePrefix)) {
+      ASSIGN_OR_RETURN(std::string path, ParsePath(rest_after(kFilePrefix)));
+      files.push_back(std::make_unique<FileSource>(std::move(path)));
     } else {
-      addresses.insert(parts.ToString());
+      ASSIGN_OR_RETURN(const HostPort address, ParseWorkerAddress(worker));
+      addresses.insert(address.ToString());
     }
   }
-  return std::make_unique<ListedDiscovery>(std::move(addresses), std::move(names), std::move(look_up));
+  return std::make_unique<ListedDiscovery>(std::move(addresses), std::move(names), std::move(files), options);
 }
 
 }  // namespace terrace

@@ -1,7 +1,9 @@
 #include "router/cluster/discovery.h"
 
+#include <fstream>
 #include <map>
 
+#include "base/fake_clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -10,6 +12,7 @@ namespace {
 
 using ::testing::Contains;
 using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 
 TEST(Discovery, ListedAddressesComeSortedAndOnce) {
   const auto discovery = MakeDiscovery({"b:2", "a:1", "b:2", "[::1]:3"});
@@ -25,36 +28,164 @@ TEST(Discovery, ADnsNameGivesItsAddressesWithThePort) {
   EXPECT_THAT(found.addresses, Contains("127.0.0.1:50061"));
 }
 
-TEST(Discovery, ANameThatCannotBeResolvedKeepsItsLastAddressesAndTouchesNoOther) {
+// DNS as a test writes it, and a list of workers that asks it every 10 s.
+class NamesTest : public ::testing::Test {
+ protected:
   using Addresses = std::vector<std::string>;
-  std::map<std::string, StatusOr<Addresses>> dns = {{"a", Unavailable("no such host a")},
-                                                    {"b", Addresses{"10.0.0.2:1"}}};
-  const auto discovery = MakeDiscovery({"10.0.0.1:1", "dns:///a:1", "dns:///b:1"},
-                                       [&dns](const HostPort& name) { return dns.at(name.host); });
-  ASSERT_TRUE(discovery.ok()) << discovery.status();
-  const auto resolve = [&] { return (*discovery)->Resolve(); };
-  const Discovered first = resolve();
+
+  void Make(const std::vector<std::string>& workers) {
+    auto made = MakeDiscovery(
+        workers, {.look_up =
+                      [this](const HostPort& name) {
+                        ++look_ups_;
+                        const auto found = dns_.find(name.host);
+                        return found == dns_.end() ? StatusOr<Addresses>(NotFound("no such name ", name.host))
+                                                   : WithPort(found->second, name.port);
+                      },
+                  .look_up_srv = [this](const std::string& name) { return srv_.at(name); },
+                  .clock = clock_});
+    ASSERT_TRUE(made.ok()) << made.status();
+    discovery_ = *std::move(made);
+  }
+  static StatusOr<Addresses> WithPort(StatusOr<Addresses> hosts, uint16_t port) {
+    if (hosts.ok()) {
+      for (std::string& host : *hosts) host = HostPort{host, port}.ToString();
+    }
+    return hosts;
+  }
+  // What is found when the names are looked up again.
+  Discovered Resolve() {
+    clock_.Advance(std::chrono::seconds(10));
+    return discovery_->Resolve();
+  }
+
+  FakeClock clock_;
+  int look_ups_ = 0;
+  std::map<std::string, StatusOr<Addresses>> dns_;
+  std::map<std::string, StatusOr<std::vector<HostPort>>> srv_;
+  std::unique_ptr<Discovery> discovery_;
+};
+
+TEST_F(NamesTest, ANameThatCannotBeResolvedKeepsItsLastAddressesAndTouchesNoOther) {
+  dns_ = {{"a", Unavailable("timeout")}, {"b", Addresses{"10.0.0.2"}}};
+  Make({"10.0.0.1:1", "dns:///a:1", "dns:///b:1"});
+  const Discovered first = Resolve();
   EXPECT_THAT(first.addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1"));
   ASSERT_EQ(first.errors.size(), 1u);
-  EXPECT_EQ(Message(first.errors[0]), "no such host a");
+  EXPECT_EQ(Message(first.errors[0]), "timeout");
 
-  dns.at("a") = Addresses{"10.0.0.3:1", "10.0.0.4:1"};
-  EXPECT_THAT(resolve().addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"));
+  dns_.at("a") = Addresses{"10.0.0.3", "10.0.0.4"};
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"));
 
-  dns.at("a") = Addresses{};
-  dns.at("b") = Unavailable("timeout");
-  const Discovered kept = resolve();
+  dns_.at("a") = Addresses{};
+  dns_.at("b") = Unavailable("timeout");
+  const Discovered kept = Resolve();
   EXPECT_THAT(kept.addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"));
   EXPECT_EQ(kept.errors.size(), 2u);
+  EXPECT_EQ(kept.failures, 2u);
 
-  dns.at("a") = Addresses{"10.0.0.4:1"};
-  EXPECT_THAT(resolve().addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.4:1"))
+  dns_.at("a") = Addresses{"10.0.0.4"};
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.4:1"))
       << "an answer replaces";
+}
+
+TEST_F(NamesTest, NamesAreLookedUpWhenTheyAreDue) {
+  dns_ = {{"a", Unavailable("timeout")}};
+  Make({"dns:///a:1"});
+  EXPECT_EQ(Resolve().failures, 1u);
+  for (int second = 1; second < 10; ++second) {
+    clock_.Advance(std::chrono::seconds(1));
+    const Discovered between = discovery_->Resolve();
+    EXPECT_EQ(between.failures, 0u);
+    EXPECT_EQ(between.errors.size(), 1u) << "it still cannot be trusted";
+  }
+  EXPECT_EQ(look_ups_, 1);
+  clock_.Advance(std::chrono::seconds(1));
+  EXPECT_EQ(discovery_->Resolve().failures, 1u);
+  EXPECT_EQ(look_ups_, 2);
+}
+
+TEST_F(NamesTest, AnOutageOfDnsKeepsTheAddressesForHours) {
+  dns_ = {{"a", Addresses{"10.0.0.1"}}};
+  Make({"dns:///a:1"});
+  Resolve();
+  for (const StatusOr<Addresses>& answer :
+       {StatusOr<Addresses>(Unavailable("SERVFAIL")), StatusOr<Addresses>(Addresses{})}) {
+    dns_.at("a") = answer;
+    for (int i = 0; i < 1000; ++i) ASSERT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:1"));
+  }
+}
+
+TEST_F(NamesTest, ANameThatDoesNotExistLosesItsAddressesAfterTenMinutes) {
+  dns_ = {{"a", Addresses{"10.0.0.1"}}};
+  Make({"dns:///a:1", "dns:///b:1"});
+  Resolve();
+  const auto miss = [&](int times) {
+    dns_.erase("a");
+    for (int i = 0; i < times; ++i) ASSERT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:1")) << i;
+  };
+  miss(60);  // the first of them begins the 10 minutes
+  dns_.insert({"a", Addresses{}});
+  Resolve();  // it exists
+  miss(59);
+  dns_.insert({"a", Unavailable("timeout")});
+  Resolve();  // who knows
+  dns_.erase("a");
+  EXPECT_THAT(Resolve().addresses, IsEmpty());
+  dns_.insert({"a", Addresses{"10.0.0.2"}});
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.2:1"));
+}
+
+TEST_F(NamesTest, AnSrvNameGivesEveryAddressOfItsTargetsWithTheirPorts) {
+  srv_ = {{"_grpc._tcp.w", std::vector<HostPort>{{"pod-0", 7}, {"pod-1", 8}, {"pod-0", 7}}}};
+  dns_ = {{"pod-0", Addresses{"10.0.0.1"}}, {"pod-1", Addresses{"10.0.0.2", "::1"}}};
+  Make({"srv:///_grpc._tcp.w", "10.0.0.9:1"});
+  const Discovered found = Resolve();
+  EXPECT_THAT(found.errors, IsEmpty());
+  EXPECT_THAT(found.addresses, ElementsAre("10.0.0.1:7", "10.0.0.2:8", "10.0.0.9:1", "[::1]:8"));
+
+  srv_.at("_grpc._tcp.w") = std::vector<HostPort>{{"pod-1", 9}};
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.2:9", "10.0.0.9:1", "[::1]:9"));
+}
+
+TEST_F(NamesTest, WhatOfAnSrvNameCannotBeLookedUpIsKept) {
+  srv_ = {{"_grpc._tcp.w", std::vector<HostPort>{{"pod-0", 7}, {"pod-1", 8}}}};
+  dns_ = {{"pod-0", Addresses{"10.0.0.1"}}, {"pod-1", Addresses{"10.0.0.2"}}};
+  Make({"srv:///_grpc._tcp.w"});
+  Resolve();
+  dns_.at("pod-0") = Unavailable("timeout");
+  dns_.at("pod-1") = Addresses{"10.0.0.3"};
+  const Discovered half = Resolve();
+  EXPECT_THAT(half.addresses, ElementsAre("10.0.0.1:7", "10.0.0.3:8"));
+  EXPECT_EQ(half.failures, 1u);
+
+  for (const auto& answer : {StatusOr<std::vector<HostPort>>(Unavailable("SERVFAIL")),
+                             StatusOr<std::vector<HostPort>>(std::vector<HostPort>{}),
+                             StatusOr<std::vector<HostPort>>(NotFound("gone"))}) {
+    srv_.at("_grpc._tcp.w") = answer;
+    const Discovered kept = Resolve();
+    EXPECT_THAT(kept.addresses, ElementsAre("10.0.0.1:7", "10.0.0.3:8"));
+    EXPECT_EQ(kept.failures, 2u) << "and pod-0";
+  }
+}
+
+TEST_F(NamesTest, AFileIsReadAgainAtOnce) {
+  const std::string path = ::testing::TempDir() + "discovery_test.workers";
+  std::ofstream(path) << "b:2\na:1\n";
+  Make({"file://" + path});
+  EXPECT_THAT(discovery_->Resolve().addresses, ElementsAre("a:1", "b:2"));
+  std::ofstream(path) << "c:3\n";
+  EXPECT_THAT(discovery_->Resolve().addresses, ElementsAre("c:3"));
+  std::ofstream(path) << "half a li";
+  const Discovered kept = discovery_->Resolve();
+  EXPECT_THAT(kept.addresses, ElementsAre("c:3"));
+  EXPECT_EQ(kept.failures, 1u);
 }
 
 TEST(Discovery, MalformedAddressesAreRefused) {
   for (const char* bad :
-       {"", "host", "host:", ":1", "host:0", "host:65536", "host:1x", "http://host:1", "a b:1"}) {
+       {"", "host", "host:", ":1", "host:0", "host:65536", "host:1x", "http://host:1", "a b:1", "dns:///host",
+        "srv:///", "srv:///a b", "srv:///a:1", "srv://a/b", "file:///", "file://workers", "file:workers"}) {
     EXPECT_EQ(MakeDiscovery({bad}).status().code(), StatusCode::kInvalidArgument) << bad;
   }
 }

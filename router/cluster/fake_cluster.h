@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <utility>
@@ -13,10 +14,10 @@
 
 namespace terrace {
 
-// Token i < 256 is byte i; kEnd is the end token, a control token like kEnd + 1.
+// Token i < 256 is byte i; kEnd is the end token, a control token like kCall, the mark of a call.
 class ByteTokenizer : public Tokenizer {
  public:
-  static constexpr TokenId kEnd = 256;
+  static constexpr TokenId kEnd = 256, kCall = 257;
 
   ByteTokenizer() { special_.end = {kEnd}; }
   std::vector<TokenId> Encode(std::string_view text) const override {
@@ -25,7 +26,8 @@ class ByteTokenizer : public Tokenizer {
     return out;
   }
   std::vector<TokenId> Encode(const MarkedText& text) const override { return Encode(text.text); }
-  std::string_view TokenBytes(TokenId token, bool /*with_control*/) const override {
+  std::string_view TokenBytes(TokenId token, bool with_control) const override {
+    if (token == kCall && with_control) return "<tool_call>";
     return token < kEnd ? std::string_view(&bytes_[static_cast<size_t>(token)], 1) : std::string_view();
   }
   bool IsControl(TokenId token) const override { return token >= kEnd; }
@@ -42,11 +44,22 @@ class ByteTokenizer : public Tokenizer {
   SpecialTokens special_;
 };
 
+// Text assets of bytes. The template writes the names of the tools and each message's content.
+inline std::shared_ptr<const TextAssets> ByteTextWithTools() {
+  auto text = std::make_shared<TextAssets>();
+  text->tokenizer = std::make_shared<ByteTokenizer>();
+  text->chat_template = *ChatTemplate::Parse(
+      "{# <tool_call> #}{% for t in tools or [] %}{{ t.function.name }}|{% endfor %}"
+      "{% for m in messages %}{{ m.content }}|{% endfor %}{{ '>' if add_generation_prompt }}");
+  return text;
+}
+
 // One Execute call as a replica got it.
 struct FakeCall {
   ExecuteSpec spec = {};
   std::shared_ptr<ExecuteEvents> events = {};
   std::atomic<bool> is_cancelled = false;
+  std::atomic<uint32_t> resumed = 0;  // times
   bool is_done = false;
   uint32_t tokens = 0;
 
@@ -78,6 +91,23 @@ struct FakeCall {
   }
 };
 
+// Keeps how a replica's calls ended.
+class FakeObserver : public CallObserver {
+ public:
+  void OnCallEnd(const Status& status) override {
+    std::lock_guard lock(mutex_);
+    ends_.push_back(status.code());
+  }
+  std::vector<StatusCode> ends() const {
+    std::lock_guard lock(mutex_);
+    return ends_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<StatusCode> ends_;  // GUARDED_BY(mutex_)
+};
+
 class FakeReplica : public ReplicaClient {
  public:
   std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
@@ -90,6 +120,7 @@ class FakeReplica : public ReplicaClient {
   }
 
   std::vector<std::shared_ptr<FakeCall>> calls;
+  const std::shared_ptr<FakeObserver> observer = std::make_shared<FakeObserver>();
 
  private:
   class Handle : public CallHandle {
@@ -97,6 +128,9 @@ class FakeReplica : public ReplicaClient {
     explicit Handle(const std::shared_ptr<FakeCall>& call) : call_(call) {}
     void Cancel() override {
       if (const auto call = call_.lock()) call->is_cancelled = true;
+    }
+    void Resume() override {
+      if (const auto call = call_.lock()) ++call->resumed;
     }
 
    private:
@@ -134,7 +168,8 @@ class FakeCluster : public ClusterSource {
                                  .description = {.block_tokens = 16, .kv_layout = "bytes layout"},
                                  .client = replicas_.back(),
                                  .prefix_slot = prefixes_.back()->Add(),
-                                 .in_flight = std::make_shared<ReplicaInFlight>()});
+                                 .in_flight = std::make_shared<ReplicaInFlight>(),
+                                 .observer = replicas_.back()->observer});
       }
     }
   }

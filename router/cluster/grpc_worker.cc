@@ -1,9 +1,11 @@
 #include "router/cluster/grpc_worker.h"
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <utility>
 
+#include "base/grpc_keepalive.h"
 #include "base/grpc_status.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
@@ -11,16 +13,12 @@
 namespace terrace {
 namespace {
 
-constexpr int kKeepaliveMillis = 10'000, kKeepaliveTimeoutMillis = 5'000;
 constexpr int kMaxMessageBytes = 64 << 20;  // the keys of 8 million KV blocks
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const WorkerChannelOptions& options) {
   grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMillis);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMillis);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  SetKeepalive(arguments);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
   // The cluster decides when to try again; the channel must not stand in its way.
@@ -28,7 +26,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200);
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
+  const auto credentials =
+      options.credentials == nullptr ? grpc::InsecureChannelCredentials() : options.credentials;
+  return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
 // gRPC 1.51 joins its callback threads where the last channel with callback calls is dropped. A call may
@@ -36,7 +37,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
 // that is never dropped keeps the threads until the process ends.
 void KeepCallbackThreads() {
   struct Anchor {
-    std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(MakeChannel("127.0.0.1:1"));
+    std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(MakeChannel("127.0.0.1:1", {}));
     grpc::ClientContext context;
     v1::DescribeRequest request;
     v1::WorkerDescription response;
@@ -57,6 +58,25 @@ std::chrono::system_clock::time_point WallDeadline(Duration remaining) {
          std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(remaining, Duration(0)));
 }
 
+// A reader that may be full, and whose call then waits. Shared by the call and its handle.
+struct ReadPause {
+  std::function<bool()> is_full;
+  std::function<void()> read_on;         // of the call, which lives while is_waiting is set
+  std::atomic<bool> is_waiting = false;  // who clears it calls read_on, once
+  std::atomic<bool> is_cancelled = false;
+
+  // With a hold on the call: gives the right to read on away, unless that is to be done at once.
+  void Wait() {
+    is_waiting = true;
+    // What made room may have come before, and found nobody waiting.
+    if (is_cancelled || !is_full()) Resume();
+  }
+  void Resume() {
+    if (is_full() && !is_cancelled) return;
+    if (is_waiting.exchange(false)) read_on();
+  }
+};
+
 class ContextHandle : public CallHandle {
  public:
   explicit ContextHandle(std::shared_ptr<grpc::ClientContext> context) : context_(std::move(context)) {}
@@ -66,16 +86,43 @@ class ContextHandle : public CallHandle {
   const std::shared_ptr<grpc::ClientContext> context_;
 };
 
+// Of a call that may pause.
+class PausableHandle : public CallHandle {
+ public:
+  PausableHandle(std::shared_ptr<grpc::ClientContext> context, std::shared_ptr<ReadPause> pause)
+      : context_(std::move(context)), pause_(std::move(pause)) {}
+  void Cancel() override {
+    context_->TryCancel();
+    pause_->is_cancelled = true;
+    pause_->Resume();  // its end is told by the next read
+  }
+  void Resume() override { pause_->Resume(); }
+
+ private:
+  const std::shared_ptr<grpc::ClientContext> context_;
+  const std::shared_ptr<ReadPause> pause_;
+};
+
 // A server-streaming call that owns itself until OnDone. `on_message` judges each message: an error ends the
-// call, and is what `on_done` gets.
+// call, and is what `on_done` gets. With a `pause` it reads on only while that is not full.
 template <typename Message>
 class StreamCall : public grpc::ClientReadReactor<Message> {
  public:
   using OnMessage = std::function<Status(Message&)>;
   using OnEnd = std::function<void(Status)>;
 
-  StreamCall(std::shared_ptr<grpc::ClientContext> context, OnMessage on_message, OnEnd on_end)
-      : context_(std::move(context)), on_message_(std::move(on_message)), on_end_(std::move(on_end)) {}
+  StreamCall(std::shared_ptr<grpc::ClientContext> context, OnMessage on_message, OnEnd on_end,
+             std::shared_ptr<ReadPause> pause = nullptr)
+      : context_(std::move(context)),
+        on_message_(std::move(on_message)),
+        on_end_(std::move(on_end)),
+        pause_(std::move(pause)) {
+    if (pause_ == nullptr) return;
+    pause_->read_on = [this] {
+      this->StartRead(&message_);
+      this->RemoveHold();
+    };
+  }
 
   void Start() {
     this->StartRead(&message_);
@@ -89,7 +136,10 @@ class StreamCall : public grpc::ClientReadReactor<Message> {
       context_->TryCancel();
       return;
     }
-    this->StartRead(&message_);
+    if (pause_ == nullptr || !pause_->is_full()) return this->StartRead(&message_);
+    this->AddHold();            // gRPC does not end a call that may start a read outside of its reactions
+    const auto pause = pause_;  // this may be gone before Wait returns
+    pause->Wait();
   }
 
   void OnDone(const grpc::Status& status) override {
@@ -101,12 +151,21 @@ class StreamCall : public grpc::ClientReadReactor<Message> {
   const std::shared_ptr<grpc::ClientContext> context_;
   const OnMessage on_message_;
   const OnEnd on_end_;
+  const std::shared_ptr<ReadPause> pause_;  // may be null
   Message message_;
   Status error_;
 };
 
 Status ProtocolError(const std::string& what) {
   return WithReason(Internal("the worker broke the protocol: ", what), "worker_protocol");
+}
+
+Status CheckProtocol(const v1::WorkerDescription& description) {
+  if (description.protocol() == v1::WORKER_PROTOCOL_CURRENT) return {};
+  return WithReason(
+      FailedPrecondition("the worker (", description.version(), ") speaks protocol ", description.protocol(),
+                         ", this router ", static_cast<int>(v1::WORKER_PROTOCOL_CURRENT)),
+      kMismatchReason);
 }
 
 v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
@@ -261,8 +320,8 @@ class DescribedInstance {
 
 class GrpcWorkerConnection : public WorkerConnection {
  public:
-  explicit GrpcWorkerConnection(const std::string& address)
-      : stub_(v1::Worker::NewStub(MakeChannel(address))) {}
+  GrpcWorkerConnection(const std::string& address, const WorkerChannelOptions& options)
+      : stub_(v1::Worker::NewStub(MakeChannel(address, options))) {}
 
   std::unique_ptr<CallHandle> Describe(Duration timeout, Done<ReplicaDescription> on_done) override {
     struct Call {
@@ -277,6 +336,7 @@ class GrpcWorkerConnection : public WorkerConnection {
         [call, on_done = std::move(on_done), described = described_](const grpc::Status& status) {
           if (!status.ok()) return on_done(FromGrpcStatus(status, *call->context));
           const v1::WorkerDescription& from = call->response;
+          if (const Status spoken = CheckProtocol(from); !spoken.ok()) return on_done(spoken);
           described->Set(from.instance());
           on_done(ReplicaDescription{.instance = from.instance(),
                                      .model = from.model(),
@@ -289,6 +349,7 @@ class GrpcWorkerConnection : public WorkerConnection {
                                      .vocab_size = from.vocab_size(),
                                      .context_length = from.context_length(),
                                      .block_tokens = from.block_tokens(),
+                                     .max_sequences = from.max_sequences(),
                                      .kv_layout = from.kv_layout()});
         });
     return std::make_unique<ContextHandle>(call->context);
@@ -340,15 +401,21 @@ class GrpcWorkerConnection : public WorkerConnection {
                                       std::shared_ptr<ExecuteEvents> events) override {
     auto context = std::make_shared<grpc::ClientContext>();
     context->set_deadline(WallDeadline(spec.deadline - RealClock().Now()));
+    if (!spec.traceparent.empty()) context->AddMetadata("traceparent", spec.traceparent);
+    auto pause = std::make_shared<ReadPause>();
+    pause->is_full = [events = std::weak_ptr(events)] {
+      const auto reader = events.lock();
+      return reader != nullptr && reader->is_full();
+    };
     auto state = std::make_shared<ExecuteState>(spec, std::move(events));
     auto* call = new StreamCall<v1::ExecuteEvent>(
         context, [state](v1::ExecuteEvent& event) { return state->OnEvent(event); },
-        [state](const Status& status) { state->OnEnd(status); });
+        [state](const Status& status) { state->OnEnd(status); }, pause);
     v1::ExecuteRequest request = ToProto(spec);
     request.set_instance(described_->Get());
     stub_->async()->Execute(context.get(), &request, call);
     call->Start();
-    return std::make_unique<ContextHandle>(context);
+    return std::make_unique<PausableHandle>(context, std::move(pause));
   }
 
  private:
@@ -358,9 +425,10 @@ class GrpcWorkerConnection : public WorkerConnection {
 
 }  // namespace
 
-std::shared_ptr<WorkerConnection> WorkerConnection::Make(const std::string& address) {
+std::shared_ptr<WorkerConnection> WorkerConnection::Make(const std::string& address,
+                                                         const WorkerChannelOptions& options) {
   KeepCallbackThreads();
-  return std::make_shared<GrpcWorkerConnection>(address);
+  return std::make_shared<GrpcWorkerConnection>(address, options);
 }
 
 }  // namespace terrace

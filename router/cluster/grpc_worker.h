@@ -8,17 +8,26 @@
 #include <string>
 
 #include "base/status.h"
+#include "grpcpp/security/credentials.h"
 #include "router/cluster/cluster_view.h"
 #include "router/cluster/prefix_index.h"
 #include "router/cluster/replica_client.h"
 
 namespace terrace {
 
+// Of errors that say: this worker cannot serve here, however healthy it is.
+inline constexpr char kMismatchReason[] = "mismatch";
+
 struct WatchUpdate {
   ReplicaState state = ReplicaState::kStarting;  // kStarting, kReady or kDraining
   ReplicaLoad load = {};
   PrefixDelta prefixes = {};
   MonoTime arrived = {};
+};
+
+struct WorkerChannelOptions {
+  std::shared_ptr<grpc::ChannelCredentials> credentials = {};  // null: plain text
+  std::string server_name = {};  // that a worker's certificate is for; "": the host of its address
 };
 
 // Thread-safe. `on_done` callbacks come exactly once per call, also after Cancel and after this object is
@@ -28,9 +37,11 @@ class WorkerConnection : public ReplicaClient {
   template <typename T>
   using Done = std::function<void(StatusOr<T>)>;
 
-  // One connection, made on first use: keepalive after 10 s of silence, gRPC's own retries off.
-  static std::shared_ptr<WorkerConnection> Make(const std::string& address);
+  // One connection, made on first use: keepalive as in base/grpc_keepalive.h, gRPC's own retries off.
+  static std::shared_ptr<WorkerConnection> Make(const std::string& address,
+                                                const WorkerChannelOptions& options = {});
 
+  // FAILED_PRECONDITION, kMismatchReason: the worker speaks another version of the protocol.
   virtual std::unique_ptr<CallHandle> Describe(Duration timeout, Done<ReplicaDescription> on_done) = 0;
   // The bytes of the text assets with that digest, unchecked; at most 256 MiB.
   virtual std::unique_ptr<CallHandle> FetchText(const std::string& digest, Duration timeout,

@@ -25,6 +25,7 @@ struct ExecuteSpec {
   bool score_prompt = false;
   int32_t priority = 0;
   std::string cache_salt = {};
+  std::string traceparent = {};  // W3C; "": none
   MonoTime deadline = {};
 };
 
@@ -55,6 +56,9 @@ class ExecuteEvents {
   virtual void OnPromptScores(std::vector<WorkerToken> scores) = 0;  // of prompt tokens 1, 2, ...
   // An error is the worker's, or UNAVAILABLE when it is lost, DEADLINE_EXCEEDED, or CANCELLED after Cancel.
   virtual void OnDone(StatusOr<ExecuteResult> result) = 0;
+  // No more should come for now: the call reads nothing further, and so its worker pauses, until Resume. Any
+  // thread.
+  virtual bool is_full() const { return false; }
 };
 
 // A running call. Dropping the handle does not end the call.
@@ -62,6 +66,9 @@ class CallHandle {
  public:
   virtual ~CallHandle() = default;
   virtual void Cancel() = 0;  // any thread, any number of times; OnDone still follows
+  // Events that were full are so no more. Any thread, any number of times, without a lock that events take.
+  // Until then the end of a call may not be told either, be it the worker's or the deadline's.
+  virtual void Resume() {}
 };
 
 // Thread-safe.

@@ -3,7 +3,20 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/hash.h"
+
 namespace terrace {
+namespace {
+
+// Of call `index` of an answer; never another request's, as no two arrive at one moment under one id.
+// Mistral's templates take nine letters and digits only.
+std::string CallId(const Request& request, uint32_t draw, size_t index, ToolCallFormat format) {
+  const int64_t arrival = request.arrival().time_since_epoch().count();
+  const std::string hex = HashBytes(Concat(request.request_id(), " ", arrival, " ", draw, " ", index)).Hex();
+  return format == ToolCallFormat::kMistral ? hex.substr(0, 9) : "call_" + hex.substr(0, 24);
+}
+
+}  // namespace
 
 AnswerToken ToAnswerToken(const WorkerToken& token, const Tokenizer& tokenizer, uint32_t top) {
   AnswerToken out{.id = token.token,
@@ -26,11 +39,23 @@ Status CheckToken(const WorkerToken& token, uint32_t vocab_size) {
                    : WithReason(Internal("the worker sent a token that does not exist"), "worker_protocol");
 }
 
-AnswerText::AnswerText(std::shared_ptr<const TextAssets> text, RequestPtr request)
+AnswerText::AnswerText(std::shared_ptr<const TextAssets> text, RequestPtr request, uint32_t draw)
     : text_(std::move(text)),
       request_(std::move(request)),
       detokenizer_(*text_->tokenizer),
-      stops_(request_->stop()) {}
+      stops_(request_->stop()),
+      draw_(draw) {
+  const ToolCallFormat format = text_->tool_call_format();
+  if (!request_->tools().empty() && format != ToolCallFormat::kNone)
+    calls_.emplace(format, request_->tools(), request_->max_tool_calls());
+}
+
+// A control token by which the model says that calls begin or end; its text is not shown otherwise.
+bool AnswerText::IsCallMark(const WorkerToken& token) const {
+  const Tokenizer& tokenizer = *text_->tokenizer;
+  return calls_.has_value() && tokenizer.IsControl(token.token) &&
+         IsToolCallMark(text_->tool_call_format(), tokenizer.TokenBytes(token.token, /*with_control=*/true));
+}
 
 AnswerPiece AnswerText::Push(const WorkerToken& token) {
   ++tokens_;
@@ -42,11 +67,18 @@ AnswerPiece AnswerText::Push(const WorkerToken& token) {
   const bool is_stop_token =
       std::find(stop_tokens.begin(), stop_tokens.end(), token.token) != stop_tokens.end();
   if (is_stop_token) logged.token.is_control = true;
-  const std::string text = is_stop_token ? std::string() : detokenizer_.Push(token.token);
+  std::string text;
+  if (!is_stop_token && IsCallMark(token)) {
+    text = detokenizer_.Finish();
+    text += text_->tokenizer->TokenBytes(token.token, /*with_control=*/true);
+  } else if (!is_stop_token) {
+    text = detokenizer_.Push(token.token);
+  }
   produced_ += text.size();
   logged.end = produced_;
   held_.push_back(std::move(logged));
-  return Release(stops_.Push(text));
+  AnswerPiece piece = Release(stops_.Push(text));
+  return TakeCalls(std::move(piece), /*is_last=*/stops_.stopped());
 }
 
 AnswerPiece AnswerText::Finish() {
@@ -55,7 +87,7 @@ AnswerPiece AnswerText::Finish() {
   produced_ += rest.size();
   std::string text = stops_.Push(rest);
   if (!is_stopped()) text += stops_.Finish();
-  return Release(std::move(text));
+  return TakeCalls(Release(std::move(text)), /*is_last=*/true);
 }
 
 AnswerSignals AnswerText::signals() const {
@@ -65,11 +97,24 @@ AnswerSignals AnswerText::signals() const {
 AnswerPiece AnswerText::Release(std::string text) {
   shown_ += text.size();
   AnswerPiece piece{.text = std::move(text)};
-  while (!held_.empty() && (is_stopped() ? held_.front().begin < shown_ : held_.front().end <= shown_)) {
+  while (!held_.empty() && (stops_.stopped() ? held_.front().begin < shown_ : held_.front().end <= shown_)) {
     piece.tokens.push_back(std::move(held_.front().token));
     held_.pop_front();
   }
-  if (is_stopped()) held_.clear();
+  if (stops_.stopped()) held_.clear();
+  return piece;
+}
+
+AnswerPiece AnswerText::TakeCalls(AnswerPiece piece, bool is_last) {
+  if (!calls_.has_value()) return piece;
+  const size_t before = calls_->calls();
+  ToolCallParser::Piece parsed = calls_->Push(piece.text);
+  if (is_last) parsed.content += calls_->Finish().content;
+  piece.text = std::move(parsed.content);
+  piece.tool_calls = std::move(parsed.calls);
+  for (size_t i = 0; i < piece.tool_calls.size(); ++i) {
+    piece.tool_calls[i].id = CallId(*request_, draw_, before + i, text_->tool_call_format());
+  }
   return piece;
 }
 

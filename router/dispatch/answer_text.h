@@ -1,10 +1,12 @@
 // The token log of one attempt, turned into text: whole characters, stop strings cut off, each token in the
-// piece in which its text ends. Owned by one attempt; one thread at a time.
+// piece in which its text ends, calls of the request's tools taken out. Owned by one attempt; one thread at a
+// time.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "router/cluster/replica_client.h"
@@ -14,6 +16,7 @@
 #include "text/detokenizer.h"
 #include "text/stop_matcher.h"
 #include "text/text_assets.h"
+#include "text/tool_calls.h"
 
 namespace terrace {
 
@@ -24,15 +27,17 @@ Status CheckToken(const WorkerToken& token, uint32_t vocab_size);
 
 class AnswerText {
  public:
-  AnswerText(std::shared_ptr<const TextAssets> text, RequestPtr request);
+  // `draw` tells the ids of this answer's calls from another's.
+  AnswerText(std::shared_ptr<const TextAssets> text, RequestPtr request, uint32_t draw = 0);
 
   // What may be shown after `token`, which CheckToken accepted; perhaps nothing. The text of a stop token is
-  // not shown. After a stop string matched, nothing more is.
+  // not shown. After a stop string matched, or the last call that is wanted, nothing more is.
   AnswerPiece Push(const WorkerToken& token);
   // The rest, when the worker has finished.
   AnswerPiece Finish();
 
-  bool is_stopped() const { return stops_.stopped(); }
+  bool is_stopped() const { return stops_.stopped() || (calls_.has_value() && calls_->is_full()); }
+  bool has_tool_calls() const { return calls_.has_value() && calls_->calls() > 0; }
   const std::string& stop() const { return stops_.matched(); }
   // Of all tokens pushed, shown or not.
   AnswerSignals signals() const;
@@ -42,14 +47,18 @@ class AnswerText {
     AnswerToken token = {};
     size_t begin = 0, end = 0;  // its text is bytes [begin, end) of the answer
   };
+  bool IsCallMark(const WorkerToken& token) const;
   AnswerPiece Release(std::string text);
+  AnswerPiece TakeCalls(AnswerPiece piece, bool is_last);
 
   const std::shared_ptr<const TextAssets> text_;
   const RequestPtr request_;
   Detokenizer detokenizer_;
   StopMatcher stops_;
-  std::deque<Logged> held_;          // tokens not shown yet
-  size_t produced_ = 0, shown_ = 0;  // bytes of text
+  const uint32_t draw_;
+  std::optional<ToolCallParser> calls_;  // when the request has tools
+  std::deque<Logged> held_;              // tokens not shown yet
+  size_t produced_ = 0, shown_ = 0;      // bytes of text
   uint32_t tokens_ = 0;
   double sum_logprob_ = 0;
 };

@@ -1,6 +1,7 @@
 #include "router/dispatch/answer_text.h"
 
 #include <random>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -107,6 +108,72 @@ TEST(AnswerText, TextIsTheSentTextUpToTheFirstStopStringWhateverTheBytes) {
     EXPECT_EQ(joined.text, sent.substr(0, cut)) << sent;
     EXPECT_EQ(std::string(joined.tokens.begin(), joined.tokens.end()), joined.text) << sent;
   }
+}
+
+RequestPtr RequestWithTools(std::vector<std::string> stop = {}, bool parallel = true) {
+  return *Request::Make({.request_id = "r",
+                         .input = std::vector<ChatMessage>{{"user", "x"}},
+                         .stop = std::move(stop),
+                         .tools = {{.name = "now"}},
+                         .parallel_tool_calls = parallel});
+}
+
+// All pieces of an answer of these bytes; token 257 stands for \x01.
+AnswerPiece PushAll(AnswerText& text, const std::string& bytes) {
+  AnswerPiece all;
+  for (const char c : bytes) {
+    all.Append(text.Push(c == '\x01' ? WorkerToken{ByteTokenizer::kCall, -1, {}} : Byte(c)));
+    if (text.is_stopped()) return all;
+  }
+  all.Append(text.Finish());
+  return all;
+}
+
+TEST(AnswerText, CallsOfTheRequestsToolsAreTakenOut) {
+  for (const std::string mark : {"<tool_call>", "\x01"}) {
+    const std::string call = mark + R"({"name": "now"}</tool_call>)";
+    AnswerText text(ByteTextWithTools(), RequestWithTools());
+    const AnswerPiece all = PushAll(text, "a " + call + "\n" + call);
+    EXPECT_EQ(all.text, "a");
+    ASSERT_EQ(all.tool_calls.size(), 2u) << "also where a control token marks them";
+    EXPECT_EQ(all.tool_calls[0].name, "now");
+    EXPECT_TRUE(text.has_tool_calls());
+    EXPECT_EQ(all.tokens.size(), text.signals().tokens) << "no token is lost with the text";
+  }
+}
+
+TEST(AnswerText, IdsOfCallsAreDifferentAndTheSameForEveryAttempt) {
+  const std::string bytes = R"(<tool_call>{"name":"now"}</tool_call><tool_call>{"name":"now"}</tool_call>)";
+  std::vector<std::string> ids;
+  for (const uint32_t draw : {0, 0, 1}) {
+    AnswerText text(ByteTextWithTools(), RequestWithTools(), draw);
+    for (const ToolCall& call : PushAll(text, bytes).tool_calls) ids.push_back(call.id);
+  }
+  ASSERT_EQ(ids.size(), 6u);
+  EXPECT_EQ(ids[0], ids[2]);
+  EXPECT_EQ(ids[1], ids[3]);
+  EXPECT_EQ(std::set<std::string>(ids.begin(), ids.end()).size(), 4u);
+  for (const std::string& id : ids) EXPECT_TRUE(id.starts_with("call_") && id.size() == 29) << id;
+}
+
+TEST(AnswerText, TextThatIsHeldBackForACallComesWithTheEnd) {
+  AnswerText text(ByteTextWithTools(), RequestWithTools());
+  EXPECT_EQ(PushAll(text, "a\x01{\"name\"").text, "a<tool_call>{\"name\"");
+  EXPECT_FALSE(text.has_tool_calls());
+  AnswerText stopped(ByteTextWithTools(), RequestWithTools({"END"}));
+  EXPECT_EQ(PushAll(stopped, "a <tooEND").text, "a <too") << "also at a stop string";
+  AnswerText without(ByteTextWithTools(), RequestWith({}));
+  EXPECT_EQ(PushAll(without, "a\x01{} <").text, "a{} <") << "no tools, no calls";
+}
+
+TEST(AnswerText, OneCallEndsAnAnswerThatMayHaveNoMore) {
+  AnswerText text(ByteTextWithTools(), RequestWithTools({}, /*parallel=*/false));
+  const AnswerPiece all = PushAll(text, "a\x01{\"name\":\"now\"}</tool_call>b\x01{\"name\":\"now\"}");
+  EXPECT_EQ(all.text, "a");
+  EXPECT_EQ(all.tool_calls.size(), 1u);
+  EXPECT_TRUE(text.is_stopped());
+  EXPECT_EQ(text.stop(), "");
+  EXPECT_EQ(text.signals().tokens, 16u) << "none after it";
 }
 
 TEST(AnswerText, ATokenOutsideTheVocabularyIsTheWorkersError) {

@@ -1,7 +1,6 @@
 #include "router/dispatch/answers.h"
 
 #include <algorithm>
-#include <iterator>
 #include <numeric>
 #include <utility>
 
@@ -50,12 +49,14 @@ Answers::Answers(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket
       running_(draws_.size()) {}
 
 void Answers::Start() {
-  if (failure_ = shared_->CheckLastTier(); !failure_.ok()) return Finish();
   std::vector<std::shared_ptr<Generation>> all;  // what is not started yet is held here alone
   for (uint32_t draw = 0; draw < request_->draws(); ++draw) {
     all.push_back(std::make_shared<Generation>(shared_from_this(), shared_, draw));
   }
   generations_.assign(all.begin(), all.end());
+  sink_->OnRoom([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->Resume();
+  });
   for (const auto& generation : all) generation->Start();
 }
 
@@ -68,9 +69,16 @@ void Answers::CancelAllBut(uint32_t draw) {
   }
 }
 
+void Answers::Resume() {
+  for (const auto& each : generations_) {
+    if (const auto running = each.lock()) running->Resume();
+  }
+}
+
 Status Answers::CancelReason() const {
   std::lock_guard lock(mutex_);
-  return failure_.ok() ? ClientGone() : failure_;
+  if (!failure_.ok()) return failure_;
+  return sink_->is_too_slow() ? ClientTooSlow() : ClientGone();
 }
 
 void Answers::OnPromptTokens(std::vector<AnswerToken> tokens) {
@@ -85,16 +93,15 @@ void Answers::OnPromptTokens(std::vector<AnswerToken> tokens) {
 void Answers::OnPiece(uint32_t draw, AnswerPiece piece) {
   std::lock_guard lock(mutex_);
   if (request_->is_ranked()) {
-    AnswerPiece& held = draws_[draw].held;
-    held.text += piece.text;
-    std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(held.tokens));
+    draws_[draw].held.Append(std::move(piece));
   } else if (failure_.ok()) {
     piece.choice = draw;
     sink_->OnPiece(std::move(piece));
   }
 }
 
-void Answers::OnEnd(uint32_t draw, RequestRecord record) {
+void Answers::OnEnd(uint32_t draw, size_t tier, RequestRecord record) {
+  ticket_.Leave(tier);
   bool is_first_failure = false, is_last = false;
   {
     std::lock_guard lock(mutex_);
@@ -118,10 +125,13 @@ void Answers::Finish() {
   total.api = request_->api();
   total.request_id = request_->request_id();
   total.model = shared_->model();
+  total.tenant = request_->tenant();
+  total.trace = request_->trace();
   total.status = failure_;
   total.answers = request_->draws();
   total.summary.total_seconds = Seconds(shared_->Now() - request_->arrival());
   shared_->state().parts.recorder.OnRequest(total);
+  ticket_.Charge(total.summary.usage.prompt_tokens, total.summary.usage.completion_tokens);
   { const Admission::Ticket given_back = std::move(ticket_); }
   if (failure_.ok()) {
     sink_->OnFinish(std::move(total.summary));

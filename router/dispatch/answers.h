@@ -1,6 +1,7 @@
 // All answers to one request, each a Generation: starts them, passes their pieces to the sink one at a time,
 // keeps those that must be ranked until all are over, and ends the request with the last. An answer that
-// fails ends the others. Kept alive by its generations; no thread of its own. Thread-safe.
+// fails ends the others. While the sink is full no answer's call reads on. Kept alive by its generations; no
+// thread of its own. Thread-safe.
 #pragma once
 
 #include <memory>
@@ -22,10 +23,14 @@ class Answers : public std::enable_shared_from_this<Answers> {
 
   // For the generations. `draw` counts the answers drawn from 0; draw 0 is the one that scores the prompt.
   bool is_closed() const { return sink_->is_closed(); }
+  bool is_full() const { return sink_->is_full(); }  // then all of them pause
   Status CancelReason() const;  // of a cancelled generation: the client is gone, or another answer's error
   void OnPromptTokens(std::vector<AnswerToken> tokens);
   void OnPiece(uint32_t draw, AnswerPiece piece);
-  void OnEnd(uint32_t draw, RequestRecord record);  // once each; `record` is of this draw alone
+  void OnFirstToken() { ticket_.OnFirstToken(); }  // of the first tier asked
+  void OnNextTier(size_t from, size_t to) { ticket_.Move(from, to); }
+  // Once each; `tier` was the last one asked, `record` is of this draw alone.
+  void OnEnd(uint32_t draw, size_t tier, RequestRecord record);
 
  private:
   struct Draw {
@@ -34,6 +39,7 @@ class Answers : public std::enable_shared_from_this<Answers> {
   };
 
   void CancelAllBut(uint32_t draw);
+  void Resume();
   void SendBest();
   void Finish();
 

@@ -72,6 +72,42 @@ TEST_F(AnswersTest, AnswersStreamMixedAndEndOneByOne) {
   EXPECT_EQ(End()->end, AnswerEnd::kStop) << "of the first choice";
 }
 
+TEST_F(AnswersTest, AFullSinkStopsTheCallsOfAllAnswersUntilThereIsRoom) {
+  Generate(Several("base", 3));
+  Call(kBase, 0).SendText("a");
+  sink_->full = true;
+  std::vector<uint32_t> resumed;
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(Call(kBase, i).events->is_full());
+    resumed.push_back(Call(kBase, i).resumed);
+  }
+  Call(kBase, 1).Answer("under way");
+  EXPECT_EQ(Choice(1).text, "under way");
+  sink_->full = false;
+  sink_->room();
+  for (const size_t i : {0, 2}) {
+    EXPECT_FALSE(Call(kBase, i).events->is_full());
+    EXPECT_EQ(Call(kBase, i).resumed, resumed[i] + 1);
+  }
+  for (const size_t i : {0, 2}) Call(kBase, i).Answer("b");
+  EXPECT_TRUE(End().ok());
+  sink_->room();  // when all is over, nobody is there
+}
+
+TEST_F(AnswersTest, AClientThatReadTooSlowlyIsTheReasonOfTheEnd) {
+  const auto cancel = Generate(Several("base", 2));
+  Call(kBase, 0).SendText("a");
+  sink_->closed = sink_->too_slow = true;
+  cancel();
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(Call(kBase, i).is_cancelled);
+    Call(kBase, i).Fail(Cancelled("by the router"));
+  }
+  EXPECT_EQ(Reason(End().status()), "slow_reader");
+  EXPECT_EQ(Metric("terrace_slow_readers_total{api=\"generate\"}"), 1);
+  EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"abandoned\",tier=\"base\"}"), 2);
+}
+
 TEST_F(AnswersTest, ThePromptCountsOnceAndTheTokensOfAllAnswers) {
   Generate(Several("base", 3));
   Call(kBase, 2).Answer("c");

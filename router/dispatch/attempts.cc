@@ -3,35 +3,71 @@
 #include <algorithm>
 #include <vector>
 
+#include "router/balance/slow_start.h"
+#include "router/cluster/ejection.h"
 #include "text/block_key.h"
 
 namespace terrace {
 
 namespace {
 
-// How many of the prompt's first tokens each replica has, by prefix slot, as far as the tier's index knows.
-std::vector<uint32_t> CachedTokens(const TierView& tier, const std::string& salt,
-                                   std::span<const TokenId> prompt) {
-  std::vector<uint32_t> cached, matched;
+// A prompt's whole blocks in order, by the names that some of a tier's replicas have for them.
+struct NamedBlocks {
+  std::vector<uint64_t> keys = {};  // short ones
+  uint32_t block_tokens = 0;
+};
+
+std::vector<NamedBlocks> NameBlocks(const TierView& tier, const std::string& salt,
+                                    std::span<const TokenId> prompt) {
+  std::vector<NamedBlocks> out;
   std::vector<Hash128> keys;
-  std::vector<uint64_t> short_keys;
-  if (tier.prefixes == nullptr || prompt.empty()) return cached;
+  if (tier.prefixes == nullptr || prompt.empty()) return out;
   for (const KvNaming& naming : tier.kv_namings) {
     BlockKeyScope scope = naming.scope;
     scope.salt = salt;
     keys.clear();
     // The last token is always computed: its logits are wanted.
     ExtendBlockKeys(RootBlockKey(scope), prompt.first(prompt.size() - 1), naming.block_tokens, keys);
-    short_keys.resize(keys.size());
-    std::ranges::transform(keys, short_keys.begin(), ShortKey);
-    tier.prefixes->Match(short_keys, matched);
+    NamedBlocks& blocks = out.emplace_back();
+    blocks.block_tokens = naming.block_tokens;
+    blocks.keys.resize(keys.size());
+    std::ranges::transform(keys, blocks.keys.begin(), ShortKey);
+  }
+  return out;
+}
+
+// How many of the prompt's first tokens each replica has, by prefix slot, as far as the tier's index knows.
+std::vector<uint32_t> CachedTokens(const TierView& tier, std::span<const NamedBlocks> names) {
+  std::vector<uint32_t> cached, matched;
+  for (const NamedBlocks& blocks : names) {
+    tier.prefixes->Match(blocks.keys, matched);
     cached.resize(std::max(cached.size(), matched.size()));
     // A key names its scope: who names blocks otherwise has none of these.
     for (size_t slot = 0; slot < matched.size(); ++slot) {
-      cached[slot] = std::max(cached[slot], matched[slot] * naming.block_tokens);
+      cached[slot] = std::max(cached[slot], matched[slot] * blocks.block_tokens);
     }
   }
   return cached;
+}
+
+// What the replica that was sent such a beginning last will have computed of it, if not yet.
+struct UnderWay {
+  ReplicaId replica = 0;
+  uint32_t tokens = 0;
+};
+UnderWay FindUnderWay(RecentPrefixes& recent, std::span<const NamedBlocks> names, MonoTime now) {
+  if (names.empty()) return {};
+  const NamedBlocks& blocks = names.front();  // mostly the only ones
+  const auto found = recent.Find(blocks.keys, now);
+  if (!found.has_value()) return {};
+  return {found->replica, found->blocks * blocks.block_tokens};
+}
+
+// One of kRetryReasons.
+std::string_view RetryReason(const Status& failure) {
+  if (failure.code() == StatusCode::kResourceExhausted) return "overloaded";
+  const std::string_view fault = FaultOf(failure);
+  return fault.empty() ? "unavailable" : fault;  // it drains, or was replaced
 }
 
 }  // namespace
@@ -44,32 +80,54 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
                                     size_t tier_index, std::span<const TokenId> prompt,
                                     const std::set<ReplicaId>& tried) {
   const TierView& tier = view.tiers[tier_index];
-  const std::vector<uint32_t> cached = CachedTokens(tier, request.cache_salt(), prompt);
+  const MonoTime now = state.parts.clock.Now();
+  const std::vector<NamedBlocks> names = NameBlocks(tier, request.cache_salt(), prompt);
+  const std::vector<uint32_t> cached = CachedTokens(tier, names);
+  const UnderWay under_way = FindUnderWay(state.recent[tier_index], names, now);
   std::vector<Candidate> candidates;
   std::vector<uint32_t> places;  // of the candidates, in tier.replicas
+  std::vector<float> weights;    // of the candidates, when they differ
   candidates.reserve(tier.ready.size());
   places.reserve(tier.ready.size());
   for (const ReadyReplica& replica : tier.ready) {
     if (!tried.empty() && tried.contains(replica.id)) continue;
+    if (!tier.weights.empty()) weights.push_back(tier.weights[&replica - tier.ready.data()]);
+    const uint32_t known = replica.prefix_slot < cached.size() ? cached[replica.prefix_slot] : 0;
+    const bool computes_it = replica.id == under_way.replica && known < under_way.tokens;
     // Our own requests may not have reached the replica's report yet, or be in it already.
-    candidates.push_back(
-        {.sequences = std::max<uint32_t>(replica.sequences, replica.in_flight->requests),
-         .cached_tokens = replica.prefix_slot < cached.size() ? cached[replica.prefix_slot] : 0,
-         .queued_tokens =
-             std::max<uint64_t>(replica.waiting_prompt_tokens, replica.in_flight->prompt_tokens)});
+    const uint64_t queued =
+        std::max<uint64_t>(replica.waiting_prompt_tokens, replica.in_flight->prompt_tokens);
+    // What is queued of this very beginning is no work that this request adds, or has to do again.
+    const uint64_t shared = computes_it ? under_way.tokens - known : 0;
+    candidates.push_back({.sequences = std::max<uint32_t>(replica.sequences, replica.in_flight->requests),
+                          .cached_tokens = computes_it ? under_way.tokens : known,
+                          .queued_tokens = queued - std::min(queued, shared)});
     places.push_back(replica.index);
   }
   if (candidates.empty()) return NoCapacity(tier);
   const Arrival arrival{.prompt_tokens = static_cast<uint32_t>(prompt.size()),
                         .rotation = state.picks[tier_index]++};
-  const size_t picked = state.parts.balancer.Pick(arrival, candidates);
-  return PickedReplica{&tier.replicas[places[picked]], candidates[picked].cached_tokens};
+  const size_t picked = weights.empty() ? state.parts.balancer.Pick(arrival, candidates)
+                                        : PickBySlowStart(state.parts.balancer, arrival, candidates, weights);
+  const ReplicaView& replica = tier.replicas[places[picked]];
+  if (!names.empty()) state.recent[tier_index].Add(names.front().keys, replica.id, now);
+  return PickedReplica{&replica, candidates[picked].cached_tokens};
 }
 
 InFlightLease::InFlightLease(std::shared_ptr<ReplicaInFlight> replica, uint32_t prompt_tokens)
     : replica_(std::move(replica)), prompt_tokens_(prompt_tokens) {
   replica_->requests += 1;
   replica_->prompt_tokens += prompt_tokens_;
+}
+
+Status CountAttempt(DispatchState& state, size_t tier, bool is_first, const Status& failure) {
+  if (is_first) {
+    state.budgets[tier].OnRequest();
+    return {};
+  }
+  const bool is_allowed = state.budgets[tier].TakeRetry();
+  state.parts.recorder.OnRetry(tier, RetryReason(failure), is_allowed);
+  return is_allowed ? Status() : ResourceExhausted("too many retries lately");
 }
 
 void InFlightLease::EndPrompt() {
@@ -144,6 +202,7 @@ Status DeadlinePassed() {
 }
 
 Status ClientGone() { return WithReason(Cancelled("the client is gone"), "client_closed"); }
+Status ClientTooSlow() { return WithReason(Cancelled("the client did not read its answer"), "slow_reader"); }
 
 void CancelSlot::Set(std::unique_ptr<CallHandle> handle) {
   bool cancel = false;
@@ -154,6 +213,7 @@ void CancelSlot::Set(std::unique_ptr<CallHandle> handle) {
     cancel = is_cancelled_;
   }
   if (cancel) shared->Cancel();
+  shared->Resume();
 }
 
 void CancelSlot::Cancel() {
@@ -166,6 +226,15 @@ void CancelSlot::Cancel() {
   if (handle != nullptr) handle->Cancel();
 }
 
+void CancelSlot::Resume() {
+  std::shared_ptr<CallHandle> handle;
+  {
+    std::lock_guard lock(mutex_);
+    handle = handle_;
+  }
+  if (handle != nullptr) handle->Resume();
+}
+
 std::shared_ptr<CancelSlot> Cancellation::NextSlot() {
   auto slot = std::make_shared<CancelSlot>();
   {
@@ -174,6 +243,15 @@ std::shared_ptr<CancelSlot> Cancellation::NextSlot() {
   }
   if (is_cancelled_) slot->Cancel();
   return slot;
+}
+
+void Cancellation::Resume() {
+  std::shared_ptr<CancelSlot> slot;
+  {
+    std::lock_guard lock(mutex_);
+    slot = slot_;
+  }
+  if (slot != nullptr) slot->Resume();
 }
 
 void Cancellation::Cancel() {

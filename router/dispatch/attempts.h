@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -9,15 +10,21 @@
 #include <utility>
 #include <vector>
 
+#include "router/balance/recent_prefixes.h"
 #include "router/dispatch/dispatcher.h"
 
 namespace terrace {
 
 // Of one dispatcher. Thread-safe; shared by its requests.
 struct DispatchState {
-  explicit DispatchState(const DispatcherParts& from) : parts(from), picks(from.catalog.tiers().size()) {}
+  explicit DispatchState(const DispatcherParts& from) : parts(from), picks(from.catalog.tiers().size()) {
+    while (budgets.size() < picks.size()) budgets.emplace_back(from.retries.ratio, from.clock);
+    while (recent.size() < picks.size()) recent.emplace_back();
+  }
   const DispatcherParts parts;
   std::vector<std::atomic<uint64_t>> picks;  // by tier: the balancer's rotation
+  std::deque<RecentPrefixes> recent;         // by tier
+  std::deque<RetryBudget> budgets;           // by tier
   std::atomic<uint64_t> seeds = 0;           // drawn so far
 };
 
@@ -32,6 +39,9 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
                                     size_t tier, std::span<const TokenId> prompt,
                                     const std::set<ReplicaId>& tried);
 Status NoCapacity(const TierView& tier);
+// Before an attempt at `tier`: the first of an answer counts as a request; another, after `failure` of the
+// one before, is counted as a retry, or refused with RESOURCE_EXHAUSTED when there have been too many.
+Status CountAttempt(DispatchState& state, size_t tier, bool is_first, const Status& failure);
 
 // An attempt's part of its replica's ReplicaInFlight. One thread at a time.
 class InFlightLease {
@@ -72,12 +82,14 @@ void RecordAttempt(DispatchState& state, size_t tier, Recorder::AttemptResult re
 
 Status DeadlinePassed();
 Status ClientGone();
+Status ClientTooSlow();
 
-// The call of one attempt: may be cancelled before its handle is known. Thread-safe.
+// The call of one attempt: may be cancelled, or resumed, before its handle is known. Thread-safe.
 class CancelSlot {
  public:
   void Set(std::unique_ptr<CallHandle> handle);
   void Cancel();
+  void Resume();
 
  private:
   std::mutex mutex_;
@@ -91,6 +103,7 @@ class Cancellation {
   // A fresh slot; cancelled from the start when the client is gone already.
   std::shared_ptr<CancelSlot> NextSlot();
   void Cancel();
+  void Resume();  // the current attempt's call
   bool is_cancelled() const { return is_cancelled_; }
 
  private:

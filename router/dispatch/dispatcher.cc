@@ -1,63 +1,143 @@
 #include "router/dispatch/dispatcher.h"
 
+#include <mutex>
 #include <utility>
 
 #include "router/dispatch/answers.h"
 #include "router/dispatch/prompt.h"
 #include "router/dispatch/scoring.h"
+#include "router/request/param.h"
+#include "text/detokenizer.h"
 
 namespace terrace {
 namespace {
 
-struct Admitted {
-  const CatalogEntry* entry;
-  Admission::Ticket ticket;
+// A request on its way through the admission: reaches the work once it has begun. Thread-safe.
+template <typename Work>
+class Arriving {
+ public:
+  // The work goes on until it is over or cancelled; nothing happens between its start and this.
+  void OnStarted(const std::shared_ptr<Work>& work) {
+    {
+      std::lock_guard lock(mutex_);
+      work_ = work;
+      if (!is_cancelled_) return;
+    }
+    work->Cancel();
+  }
+  // False: cancelled before it began.
+  bool MayStart() const {
+    std::lock_guard lock(mutex_);
+    return !is_cancelled_;
+  }
+  void Cancel() {
+    std::shared_ptr<Work> work;
+    {
+      std::lock_guard lock(mutex_);
+      is_cancelled_ = true;
+      work = work_.lock();
+    }
+    if (work != nullptr) work->Cancel();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::weak_ptr<Work> work_;   // GUARDED_BY(mutex_); kept alive by its calls
+  bool is_cancelled_ = false;  // GUARDED_BY(mutex_)
 };
+
+constexpr size_t kMaxTokenizedBytes = size_t{1} << 20;
+constexpr size_t kMaxDetokenizedTokens = size_t{1} << 17, kMaxDetokenizedBytes = size_t{8} << 20;
+
+Status CheckTextSize(const Request& request) {
+  const bool is_chat = std::holds_alternative<std::vector<ChatMessage>>(request.input());
+  const size_t bytes = TextBytes(request);
+  if (bytes <= kMaxTokenizedBytes) return {};
+  return ParamError("invalid_value", is_chat ? "messages" : "prompt", bytes, " bytes, limit ",
+                    kMaxTokenizedBytes);
+}
+
+Status CheckTokensSize(const std::vector<TokenId>& tokens, const Tokenizer& tokenizer) {
+  if (tokens.size() > kMaxDetokenizedTokens)
+    return ParamError("invalid_value", "tokens", tokens.size(), " entries, limit ", kMaxDetokenizedTokens);
+  size_t bytes = 0;
+  for (const TokenId token : tokens) bytes += tokenizer.TokenBytes(token, /*with_control=*/true).size();
+  if (bytes <= kMaxDetokenizedBytes) return {};
+  return ParamError("invalid_value", "tokens", bytes, " bytes of text, limit ", kMaxDetokenizedBytes);
+}
 
 class ClusterDispatcher : public Dispatcher {
  public:
   explicit ClusterDispatcher(const DispatcherParts& parts) : state_(std::make_shared<DispatchState>(parts)) {}
 
   CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) override {
-    auto admitted = Admit(*request);
-    if (!admitted.ok()) {
-      sink->OnFinish(admitted.status());
-      return [] {};
+    const auto entry = Find(*request);
+    if (!entry.ok()) return Refuse(*request, "", entry.status(), *sink);
+    const auto shared = std::make_shared<SharedRequest>(state_, request, **entry);
+    const size_t first_tier = shared->plan().front().tier;
+    // What is refused anyway costs no tokenizing.
+    if (const Status full = state_->parts.admission.Peek(*request, first_tier); !full.ok()) {
+      return Refuse(*request, (*entry)->id, full, *sink);
     }
-    const auto shared = std::make_shared<SharedRequest>(state_, std::move(request), *admitted->entry);
-    const auto answers = std::make_shared<Answers>(shared, std::move(admitted->ticket), std::move(sink));
-    answers->Start();
-    return CancelOf(answers);
+    if (const Status bad = shared->CheckLastTier(); !bad.ok()) {
+      return Refuse(*request, (*entry)->id, bad, *sink);
+    }
+    const auto start = [shared, sink](Admission::Ticket ticket) {
+      return std::make_shared<Answers>(shared, std::move(ticket), sink);
+    };
+    const auto refuse = [this, request, sink, id = (*entry)->id](const Status& status) {
+      Refuse(*request, id, status, *sink);
+    };
+    return Admit<Answers>(*request, first_tier, start, refuse);
   }
 
   CancelCall Score(RequestPtr request, OnScore on_score) override {
-    auto admitted = Admit(*request);
-    if (!admitted.ok()) {
-      on_score(admitted.status());
+    const auto found = Find(*request);
+    const auto refuse = [this, request, on_score,
+                         id = found.ok() ? (*found)->id : std::string()](const Status& status) {
+      RecordRefusal(*request, id, status);
+      on_score(status);
+    };
+    if (!found.ok()) {
+      refuse(found.status());
       return [] {};
     }
-    const auto scoring = std::make_shared<Scoring>(state_, std::move(admitted->ticket), std::move(request),
-                                                   *admitted->entry, std::move(on_score));
-    scoring->Start();
-    return CancelOf(scoring);
+    const CatalogEntry& entry = **found;
+    const auto start = [state = state_, request, &entry, on_score](Admission::Ticket ticket) {
+      return std::make_shared<Scoring>(state, std::move(ticket), request, entry, on_score);
+    };
+    return Admit<Scoring>(*request, entry.tiers.front(), start, refuse);
   }
 
-  StatusOr<std::vector<TokenId>> Tokenize(const Request& request) override {
-    ASSIGN_OR_RETURN(const CatalogEntry* entry, state_->parts.catalog.Find(request.model()));
-    const auto view = state_->parts.cluster.View();
-    const TierView& tier = view->tiers[entry->tiers.front()];
-    if (tier.text == nullptr) {
-      return WithReason(Unavailable("no worker of tier ", tier.name, " has been reached yet"), "no_capacity");
-    }
-    ASSIGN_OR_RETURN(const PromptPtr tokens, EncodeInput(request, tier));
-    return *tokens;
+  StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) override {
+    const auto tokenize = [&](const TierView& tier) -> StatusOr<TokenizedInput> {
+      RETURN_IF_ERROR(CheckTextSize(request));
+      ASSIGN_OR_RETURN(const PromptPtr prompt, EncodeInput(request, tier));
+      TokenizedInput out{.tokens = *prompt, .context_length = tier.context_length};
+      for (const TokenId token : with_bytes ? out.tokens : std::vector<TokenId>())
+        out.token_bytes.emplace_back(tier.text->tokenizer->TokenBytes(token, /*with_control=*/true));
+      return out;
+    };
+    return OnFirstTier<TokenizedInput>(request, tokenize);
   }
 
-  std::vector<ModelInfo> ListModels() const override {
+  StatusOr<std::string> Detokenize(const Request& request) override {
+    const auto detokenize = [&](const TierView& tier) -> StatusOr<std::string> {
+      RETURN_IF_ERROR(CheckTokenIds(request, tier));
+      const auto& tokens = std::get<std::vector<TokenId>>(request.input());
+      const Tokenizer& tokenizer = *tier.text->tokenizer;
+      RETURN_IF_ERROR(CheckTokensSize(tokens, tokenizer));
+      return PromptText(tokenizer, tokens);
+    };
+    return OnFirstTier<std::string>(request, detokenize);
+  }
+
+  std::vector<ModelInfo> ListModels(const Tenant& tenant) const override {
     const auto view = state_->parts.cluster.View();
     const ModelCatalog& catalog = state_->parts.catalog;
     std::vector<ModelInfo> out;
     for (const CatalogEntry& entry : catalog.entries()) {
+      if (!tenant.MayUse(entry.id)) continue;
       const size_t last = entry.tiers.back();
       ModelInfo& info = out.emplace_back(ModelInfo{.id = entry.id,
                                                    .is_policy = entry.is_policy,
@@ -72,28 +152,80 @@ class ClusterDispatcher : public Dispatcher {
     return out;
   }
 
-  void RecordRefused(ApiKind api, const std::string& request_id, const Status& status) override {
-    state_->parts.recorder.OnRequest({.api = api, .request_id = request_id, .status = status});
+  void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
+                     const Status& status) override {
+    state_->parts.recorder.OnRequest(
+        {.api = api, .request_id = request_id, .tenant = tenant, .status = status});
   }
 
  private:
-  StatusOr<Admitted> Admit(const Request& request) {
-    auto entry = state_->parts.catalog.Find(request.model());
-    auto ticket = entry.ok() ? state_->parts.admission.Admit() : entry.status();
-    if (ticket.ok()) return Admitted{*entry, *std::move(ticket)};
-    RequestRecord record{.api = request.api(), .request_id = request.request_id(), .status = ticket.status()};
-    if (entry.ok()) record.model = (*entry)->id;
-    record.summary.total_seconds = Seconds(state_->parts.clock.Now() - request.arrival());
-    state_->parts.recorder.OnRequest(record);
-    return ticket.status();
+  StatusOr<const CatalogEntry*> Find(const Request& request) const {
+    ASSIGN_OR_RETURN(const CatalogEntry* entry, state_->parts.catalog.Find(request.model()));
+    if (!request.tenant()->MayUse(entry->id)) return ModelNotAllowed(entry->id);
+    return entry;
   }
 
-  // The running call keeps the work alive; this only reaches it while it is.
-  template <typename Work>
-  static CancelCall CancelOf(const std::shared_ptr<Work>& work) {
-    return [weak = std::weak_ptr<Work>(work)] {
-      if (const auto running = weak.lock()) running->Cancel();
+  // `run` on the first tier of the request's model, counted and logged: nothing that a worker does.
+  template <typename Result, typename Run>
+  StatusOr<Result> OnFirstTier(const Request& request, const Run& run) {
+    RequestRecord record{.api = request.api(),
+                         .request_id = request.request_id(),
+                         .tenant = request.tenant(),
+                         .trace = request.trace()};
+    const auto entry = Find(request);
+    if (entry.ok()) record.model = (*entry)->id;
+    const auto lease = entry.ok() ? state_->parts.admission.EnterAside(request) : entry.status();
+    const auto result = [&]() -> StatusOr<Result> {
+      RETURN_IF_ERROR(lease.status());
+      const auto view = state_->parts.cluster.View();
+      const TierView& tier = view->tiers[(*entry)->tiers.front()];
+      if (tier.text == nullptr) return NoCapacity(tier);
+      return run(tier);
+    }();
+    record.status = result.status();
+    record.summary.total_seconds = Seconds(state_->parts.clock.Now() - request.arrival());
+    state_->parts.recorder.OnRequest(record);
+    return result;
+  }
+
+  // `start` makes the work from its ticket.
+  template <typename Work, typename Make, typename Refusal>
+  CancelCall Admit(const Request& request, size_t tier, Make start, Refusal refuse) {
+    Admission& admission = state_->parts.admission;
+    const auto arriving = std::make_shared<Arriving<Work>>();
+    const auto id =
+        admission.Enter(request, tier, [arriving, start, refuse](StatusOr<Admission::Ticket> ticket) {
+          if (ticket.ok() && !arriving->MayStart()) {
+            ticket->Charge(0, 0);
+            ticket = ClientGone();
+          }
+          if (!ticket.ok()) return refuse(ticket.status());
+          const std::shared_ptr<Work> work = start(*std::move(ticket));
+          work->Start();
+          arriving->OnStarted(work);
+        });
+    return [&admission, arriving, id] {
+      arriving->Cancel();
+      admission.Cancel(id);
     };
+  }
+
+  CancelCall Refuse(const Request& request, const std::string& model, const Status& status,
+                    AnswerSink& sink) {
+    RecordRefusal(request, model, status);
+    sink.OnFinish(status);
+    return [] {};
+  }
+
+  void RecordRefusal(const Request& request, const std::string& model, const Status& status) {
+    RequestRecord record{.api = request.api(),
+                         .request_id = request.request_id(),
+                         .tenant = request.tenant(),
+                         .trace = request.trace(),
+                         .status = status};
+    if (!model.empty()) record.model = model;
+    record.summary.total_seconds = Seconds(state_->parts.clock.Now() - request.arrival());
+    state_->parts.recorder.OnRequest(record);
   }
 
   const std::shared_ptr<DispatchState> state_;

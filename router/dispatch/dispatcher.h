@@ -13,6 +13,7 @@
 #include "router/balance/balancer.h"
 #include "router/cluster/cluster_view.h"
 #include "router/dispatch/recorder.h"
+#include "router/dispatch/retry_budget.h"
 #include "router/request/answer.h"
 #include "router/request/request.h"
 #include "router/tier/model_catalog.h"
@@ -25,6 +26,12 @@ struct ScoreAnswer {
   double sum_logprob = 0;
   std::string tier = {};
   double price_usd = 0;
+};
+
+struct TokenizedInput {
+  std::vector<TokenId> tokens = {};
+  std::vector<std::string> token_bytes = {};  // of each token, control tokens written out; when asked for
+  uint32_t context_length = 0;                // of the tier whose tokens they are
 };
 
 struct ModelInfo {
@@ -46,10 +53,15 @@ class Dispatcher {
   // The sink may be called before this returns. A closed sink or CancelCall ends the work on the worker.
   virtual CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) = 0;
   virtual CancelCall Score(RequestPtr request, OnScore on_score) = 0;
-  virtual StatusOr<std::vector<TokenId>> Tokenize(const Request& request) = 0;
-  virtual std::vector<ModelInfo> ListModels() const = 0;
-  // Counts and logs a request that an API refused before it became a Request.
-  virtual void RecordRefused(ApiKind api, const std::string& request_id, const Status& status) = 0;
+  // The input, of at most 1 MiB of text, as the model's (a policy's first tier's) tokens, and the text of at
+  // most 131,072 tokens and 8 MiB, control tokens written out.
+  virtual StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) = 0;
+  virtual StatusOr<std::string> Detokenize(const Request& request) = 0;
+  virtual std::vector<ModelInfo> ListModels(const Tenant& tenant) const = 0;  // that it may use
+  // Counts and logs a request that an API refused before it became a Request. `tenant`: null when nobody
+  // knows whose it was.
+  virtual void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
+                             const Status& status) = 0;
 };
 
 // What a dispatcher works with; all of it outlives the dispatcher and the requests in flight.
@@ -61,6 +73,7 @@ struct DispatcherParts {
   Recorder& recorder;
   const Clock& clock;
   uint64_t seed = 0;  // of the seeds drawn for requests
+  RetryOptions retries = {};
 };
 
 std::unique_ptr<Dispatcher> MakeDispatcher(const DispatcherParts& parts);

@@ -358,6 +358,116 @@ TEST_F(DispatcherTest, ChatGoesThroughTheTiersTemplate) {
             "hi|");
 }
 
+RequestFields WithTool(RequestFields fields) {
+  fields.tools = {{.name = "now"}};
+  return fields;
+}
+const std::vector<ChatMessage> kHello = {{"user", "hi"}};
+
+TEST_F(DispatcherTest, ToolsGoThroughTheTiersTemplateAndTheirCallsAreTheEnd) {
+  cluster_.tier(kBase).text = ByteTextWithTools();
+  Generate(WithTool(Fields("base", kHello)));
+  const auto& prompt = *cluster_.call(kBase).spec.prompt;
+  EXPECT_EQ(std::string(prompt.begin(), prompt.end()), "now|hi|>");
+  cluster_.call(kBase).Answer("<tool_call>{\"name\":\"now\"}</tool_call>");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->end, AnswerEnd::kToolCalls);
+  EXPECT_EQ(sink_->text, "");
+  ASSERT_EQ(sink_->choices[0].tool_calls.size(), 1u);
+  EXPECT_EQ(sink_->choices[0].tool_calls[0].arguments, "{}");
+}
+
+TEST_F(DispatcherTest, AnAnswerToToolsWithoutACallEndsAsAnyOther) {
+  cluster_.tier(kBase).text = ByteTextWithTools();
+  Generate(WithTool(Fields("base", kHello)));
+  cluster_.call(kBase).Answer("<tool_call>{\"name\":\"rm\"}</tool_call>");
+  EXPECT_EQ(End()->end, AnswerEnd::kStop);
+  EXPECT_EQ(sink_->text, "<tool_call>{\"name\":\"rm\"}</tool_call>");
+}
+
+TEST_F(DispatcherTest, TheCallThatEndsAnAnswerStopsTheWorker) {
+  cluster_.tier(kBase).text = ByteTextWithTools();
+  RequestFields fields = WithTool(Fields("base", kHello));
+  fields.parallel_tool_calls = false;
+  Generate(fields);
+  FakeCall& call = cluster_.call(kBase);
+  call.SendText("<tool_call>{\"name\":\"now\"}");
+  EXPECT_TRUE(call.is_cancelled);
+  call.SendText("more");
+  call.Fail(Cancelled("by us"));
+  EXPECT_EQ(End()->end, AnswerEnd::kToolCalls);
+  EXPECT_EQ(sink_->choices[0].tool_calls.size(), 1u);
+}
+
+TEST_F(DispatcherTest, CallsThatAreHeldBackComeWhenTheGateAccepts) {
+  for (const size_t tier : {kNano, kSmall, kBase}) cluster_.tier(tier).text = ByteTextWithTools();
+  Generate(WithTool(Fields("auto", kHello)));
+  cluster_.call(kNano).Answer("a<tool_call>{\"name\":\"now\"}", kUnsure);
+  EXPECT_TRUE(sink_->choices[0].tool_calls.empty()) << "of an answer that is thrown away";
+  cluster_.call(kSmall).Answer("b<tool_call>{\"name\":\"now\"}", kConfident);
+  EXPECT_EQ(End()->end, AnswerEnd::kToolCalls);
+  EXPECT_EQ(sink_->text, "b");
+  EXPECT_EQ(sink_->choices[0].tool_calls.size(), 1u);
+}
+
+TEST_F(DispatcherTest, ATemplateWithoutToolsRefusesThem) {
+  const auto refusal = [&](RequestFields fields) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(std::move(fields));
+    EXPECT_EQ(Reason(End().status()), "unsupported_parameter");
+    return Param(End().status());
+  };
+  EXPECT_EQ(refusal(WithTool(Fields("base", kHello))), "tools");
+  const ChatMessage call = {"assistant", "", {{"i", "now", "{}"}}}, result = {"tool", "x", {}, "i"};
+  EXPECT_EQ(refusal(Fields("base", std::vector<ChatMessage>{call, result})), "messages");
+  EXPECT_EQ(refusal(Fields("base", std::vector<ChatMessage>{result})), "messages");
+  EXPECT_EQ(Param(dispatcher_->Tokenize(**Request::Make(WithTool(Fields("base", kHello))), false).status()),
+            "tools");
+}
+
+TEST_F(DispatcherTest, AChatsPromptMayEndWithTheChat) {
+  cluster_.tier(kBase).text = ByteTextWithTools();
+  RequestFields fields = Fields("base", kHello);
+  fields.add_generation_prompt = false;
+  EXPECT_EQ(dispatcher_->Tokenize(**Request::Make(fields), false)->tokens.back(), '|');
+}
+
+TEST_F(DispatcherTest, APromptIsScoredWithoutAnAnswer) {
+  RequestFields fields = Fields("base", std::string(64, 'p'));  // as long as the context
+  fields.max_tokens = 0;
+  fields.prompt_logprobs = 1;
+  fields.echo = true;
+  Generate(fields);
+  FakeCall& call = cluster_.call(kBase);
+  EXPECT_TRUE(call.spec.score_prompt);
+  EXPECT_EQ(call.spec.max_tokens, 0u) << "none, beside scores";
+  call.events->OnPromptScores(std::vector<WorkerToken>(63, {'p', -1, {}}));
+  call.Finish(AnswerEnd::kLength);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->end, AnswerEnd::kLength);
+  EXPECT_EQ(sink_->text, std::string(64, 'p'));
+  EXPECT_EQ(sink_->prompt_tokens.size(), 64u);
+  EXPECT_EQ(End()->usage, (TokenUsage{64, 0, 0}));
+}
+
+TEST_F(DispatcherTest, ScoresAloneThatAreMissingAreTheWorkersFaultAndAPolicyHasNone) {
+  RequestFields fields = Fields("small");
+  fields.max_tokens = 0;
+  fields.prompt_logprobs = 0;
+  Generate(fields);
+  cluster_.call(kSmall).Finish(AnswerEnd::kLength);
+  EXPECT_EQ(Reason(End().status()), "worker_protocol");
+  const auto refusal = [&](const char* model, const char* prompt) {
+    sink_ = std::make_shared<FakeSink>();
+    fields.model = model;
+    fields.input = std::string(prompt);
+    Generate(fields);
+    return Param(End().status());
+  };
+  EXPECT_EQ(refusal("auto", "ab"), "model");
+  EXPECT_EQ(refusal("small", "a"), "prompt") << "the first token has no score";
+}
+
 TEST_F(DispatcherTest, ATokenThatDoesNotExistIsAFailedAttempt) {
   Generate(Fields("base"));
   cluster_.call(kBase, 0).SendToken(9999);
@@ -371,14 +481,17 @@ TEST_F(DispatcherTest, UnknownModelsAndFullRoutersAreRefusedAtOnce) {
   Generate(Fields("absent"));
   EXPECT_EQ(Reason(End().status()), "model_not_found");
   EXPECT_THAT(metrics_.Render(), HasSubstr("model=\"unknown\"")) << "client text is no label";
-  for (int i = 0; i < 4; ++i) {
+  std::vector<Dispatcher::CancelCall> cancels;
+  for (int i = 0; i < 4 + 2; ++i) {  // 4 run, 2 wait
     sink_ = std::make_shared<FakeSink>();
-    Generate(Fields("base"));
+    cancels.push_back(Generate(Fields("base")));
   }
   sink_ = std::make_shared<FakeSink>();
   Generate(Fields("base"));
   ASSERT_TRUE(sink_->end.has_value());
   EXPECT_EQ(Reason(sink_->end->status()), "overloaded");
+  cancels[4]();
+  cancels[5]();
 }
 
 TEST_F(DispatcherTest, TimesAreThoseOfTheFirstTokenShownAndOfTheEnd) {
@@ -435,7 +548,7 @@ TEST_F(DispatcherTest, ScoresOfOtherTokensAreTheWorkersErrorAndAPolicyCannotScor
 
 TEST_F(DispatcherTest, ModelsArePoliciesAndTiersWithWhatTheClusterKnows) {
   cluster_.tier(kNano).replicas.clear();
-  const auto models = dispatcher_->ListModels();
+  const auto models = dispatcher_->ListModels(*DefaultTenant());
   ASSERT_EQ(models.size(), 4u);
   EXPECT_EQ(models[0].id, "auto");
   EXPECT_THAT(models[0].tiers, ElementsAre("nano", "small", "base"));
@@ -444,6 +557,110 @@ TEST_F(DispatcherTest, ModelsArePoliciesAndTiersWithWhatTheClusterKnows) {
   EXPECT_FALSE(models[1].is_ready);
   EXPECT_EQ(models[3].context_length, 64u);
   EXPECT_DOUBLE_EQ(models[3].price.usd_per_million_prompt_tokens, 100);
+}
+
+// Five replicas of nano and of base.
+class RetryTest : public DispatcherTest {
+ protected:
+  RetryTest() { Use({}); }
+  void Use(const RetryOptions& retries) {
+    dispatcher_ = MakeDispatcher({wide_, *catalog_, balancer_, admission_, recorder_, clock_, 7, retries});
+  }
+  // A request that fails at the first replica it asks, and what came of it.
+  const StatusOr<AnswerSummary>& FailOnce(const std::string& model, size_t tier) {
+    sink_ = std::make_shared<FakeSink>();
+    const size_t retried = wide_.replica(tier, 1).calls.size();
+    Generate(Fields(model));
+    wide_.call(tier, 0).Fail(Unavailable("gone"));
+    if (wide_.replica(tier, 1).calls.size() > retried) wide_.call(tier, 1).Answer("ok", kConfident);
+    return End();
+  }
+  double Retries(const std::string& tier, const std::string& reason) const {
+    return Metric("terrace_router_retries_total{reason=\"" + reason + "\",tier=\"" + tier + "\"}");
+  }
+
+  FakeCluster wide_{
+      std::array<FakeCluster::TierSpec, 3>{{{"nano", 5, 64}, {"small", 1, 64}, {"base", 5, 64}}}};
+};
+
+TEST_F(RetryTest, SoManyReplicasOfATierAreTriedAndNoneTwice) {
+  for (const uint32_t attempts : {1u, 3u, 4u}) {
+    Use({.max_attempts = attempts});
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("base"));
+    for (uint32_t i = 0; i < attempts; ++i) {
+      EXPECT_FALSE(sink_->end.has_value());
+      wide_.call(kBase, i).Fail(Unavailable("gone"));
+    }
+    EXPECT_EQ(Reason(End().status()), "worker_lost");
+    EXPECT_TRUE(wide_.replica(kBase, attempts).calls.empty());
+  }
+  EXPECT_EQ(Retries("base", "unavailable"), 0 + 2 + 3);
+}
+
+TEST_F(RetryTest, ScoresAreTriedAsOften) {
+  std::optional<StatusOr<ScoreAnswer>> scored;
+  RequestFields fields = Fields("base", std::string("abc"));
+  fields.api = ApiKind::kScore;
+  dispatcher_->Score(*Request::Make(fields),
+                     [&](StatusOr<ScoreAnswer> answer) { scored = std::move(answer); });
+  for (size_t i = 0; i < 3; ++i)
+    wide_.call(kBase, i).Fail(WithReason(ResourceExhausted("full"), "overloaded"));
+  ASSERT_TRUE(scored.has_value());
+  EXPECT_EQ(Reason(scored->status()), "overloaded");
+  EXPECT_TRUE(wide_.replica(kBase, 3).calls.empty());
+  EXPECT_EQ(Retries("base", "overloaded"), 2);
+}
+
+TEST_F(RetryTest, WithoutBudgetAFailureIsTheEndAtItsTier) {
+  for (uint64_t i = 0; i < RetryBudget::kFloor; ++i) EXPECT_TRUE(FailOnce("base", kBase).ok()) << i;
+  EXPECT_EQ(Reason(FailOnce("base", kBase).status()), "worker_lost");
+  EXPECT_EQ(Retries("base", "unavailable"), RetryBudget::kFloor);
+  EXPECT_EQ(Metric("terrace_router_retries_refused_total{tier=\"base\"}"), 1);
+  EXPECT_TRUE(FailOnce("nano", kNano).ok()) << "each tier has its own";
+  clock_.Advance(std::chrono::seconds(RetryBudget::kWindowSeconds));
+  EXPECT_TRUE(FailOnce("base", kBase).ok());
+}
+
+TEST_F(RetryTest, WithoutBudgetTheNextTierAnswers) {
+  for (uint64_t i = 0; i < RetryBudget::kFloor; ++i) EXPECT_TRUE(FailOnce("nano", kNano).ok()) << i;
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("auto"));
+  wide_.call(kNano, 0).Fail(Unavailable("gone"));
+  wide_.call(kSmall).Answer("yes", kConfident);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "small");
+}
+
+TEST_F(RetryTest, TheClusterLearnsHowEveryCallEnds) {
+  const auto ends = [&](size_t replica) { return wide_.replica(kBase, replica).observer->ends(); };
+  EXPECT_TRUE(FailOnce("base", kBase).ok());
+  EXPECT_THAT(ends(0), ElementsAre(StatusCode::kUnavailable));
+  EXPECT_THAT(ends(1), ElementsAre(StatusCode::kOk));
+
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("base"));
+  wide_.call(kBase, 0).SendToken(9999);  // there is no such token
+  wide_.call(kBase, 0).Fail(Cancelled("by us"));
+  EXPECT_THAT(ends(0), ElementsAre(StatusCode::kUnavailable, StatusCode::kInternal));
+  wide_.call(kBase, 1).Fail(WithReason(InvalidArgument("no"), "invalid_value"));
+  EXPECT_THAT(ends(1), ElementsAre(StatusCode::kOk, StatusCode::kInvalidArgument));
+
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("base"))();
+  wide_.call(kBase, 0).Fail(Cancelled("by us"));
+  EXPECT_EQ(ends(0).size(), 2u) << "what the client cancels says nothing";
+}
+
+TEST_F(RetryTest, AReplicaThatStartsSlowlyIsPickedLessOften) {
+  wide_.tier(kBase).replicas[0].weight = 0.1f;  // FirstBalancer picks it whenever it may
+  for (int i = 0; i < 400; ++i) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("base"));
+    const size_t picked = wide_.replica(kBase, 1).calls.empty() || wide_.call(kBase, 1).is_done ? 0 : 1;
+    wide_.call(kBase, picked).Answer("ok");
+  }
+  EXPECT_NEAR(static_cast<double>(wide_.replica(kBase, 0).calls.size()), 40, 20);
 }
 
 class PrefixTest : public DispatcherTest {
@@ -492,6 +709,20 @@ TEST_F(PrefixTest, ATokenIsLeftToBeComputed) {
   EXPECT_EQ(Ask(prompt, 0, 31).predicted_cached_tokens, 16u) << "not the block with the last token";
 }
 
+TEST_F(PrefixTest, RequestsWithOneBeginningThatArriveTogetherAreKeptTogether) {
+  cluster_.tier(kBase).context_length = 4096;
+  const std::string beginning(1024, 'b');
+  for (int i = 0; i < 3; ++i) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("base", beginning + std::to_string(i)));
+  }
+  EXPECT_EQ(cluster_.replica(kBase, 0).calls.size(), 3u);
+  EXPECT_TRUE(cluster_.replica(kBase, 1).calls.empty());
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("base", std::string(1024, 'c')));
+  EXPECT_EQ(cluster_.replica(kBase, 1).calls.size(), 1u);
+}
+
 TEST_F(PrefixTest, SaltsKeepPrefixesApart) {
   const std::string prompt(40, 'b');
   cluster_.Cache(kBase, 1, Tokens(prompt), "tenant");
@@ -520,10 +751,120 @@ TEST_F(PrefixTest, OwnRequestsCountBeforeTheWorkerReportsThem) {
 }
 
 TEST_F(DispatcherTest, TokenizeUsesTheTiersTokenizer) {
-  EXPECT_THAT(*dispatcher_->Tokenize(**Request::Make(Fields("auto", std::string("ab")))),
-              ElementsAre('a', 'b'));
+  const auto tokenized = dispatcher_->Tokenize(**Request::Make(Fields("auto", std::string("ab"))), true);
+  ASSERT_TRUE(tokenized.ok()) << tokenized.status();
+  EXPECT_THAT(tokenized->tokens, ElementsAre('a', 'b'));
+  EXPECT_THAT(tokenized->token_bytes, ElementsAre("a", "b"));
+  EXPECT_EQ(tokenized->context_length, 64u);
+  EXPECT_TRUE(dispatcher_->Tokenize(**Request::Make(Fields("auto")), false)->token_bytes.empty());
   cluster_.tier(kNano).text = nullptr;
-  EXPECT_EQ(Reason(dispatcher_->Tokenize(**Request::Make(Fields("nano"))).status()), "no_capacity");
+  EXPECT_EQ(Reason(dispatcher_->Tokenize(**Request::Make(Fields("nano")), false).status()), "no_capacity");
+}
+
+TEST_F(DispatcherTest, TokensBecomeTextAgain) {
+  const auto detokenize = [&](std::vector<TokenId> tokens) {
+    RequestFields fields = Fields("base", std::move(tokens));
+    fields.api = ApiKind::kTokenize;
+    return dispatcher_->Detokenize(**Request::Make(std::move(fields)));
+  };
+  EXPECT_EQ(*detokenize({'h', 0xc3, 0xa9}), "h\xc3\xa9");
+  EXPECT_EQ(*detokenize({'h', 0xc3}), "h\xEF\xBF\xBD") << "half a character";
+  EXPECT_EQ(Param(detokenize({'h', 9999}).status()), "tokens") << "there is no such token";
+  EXPECT_EQ(Metric("terrace_requests_total{api=\"tokenize\",model=\"base\",outcome=\"ok\",tier=\"none\"}"),
+            2);
+}
+
+TEST_F(DispatcherTest, WhatIsTokenizedIsBounded) {
+  const size_t limit = size_t{1} << 20;
+  const auto error = [&](RequestInput input) {
+    RequestFields fields = Fields("base", std::move(input));
+    fields.api = ApiKind::kTokenize;
+    const auto request = *Request::Make(std::move(fields));
+    const bool is_tokens = std::holds_alternative<std::vector<TokenId>>(request->input());
+    return Param(is_tokens ? dispatcher_->Detokenize(*request).status()
+                           : dispatcher_->Tokenize(*request, false).status());
+  };
+  EXPECT_EQ(error(std::string(limit, 'x')), "");
+  EXPECT_EQ(error(std::string(limit + 1, 'x')), "prompt");
+  EXPECT_EQ(error(std::vector<ChatMessage>(2, {"user", std::string(limit / 2 + 1, 'x')})), "messages");
+  EXPECT_EQ(error(std::vector<TokenId>(1 << 17, 'x')), "");
+  EXPECT_EQ(error(std::vector<TokenId>((1 << 17) + 1, 'x')), "tokens");
+}
+
+TEST_F(DispatcherTest, ARequestWaitsForAPlaceAtItsTierAndIsThenLikeAnyOther) {
+  admission_.SetPlaces(std::vector<uint32_t>{1, 1, 1});
+  Generate(Fields("base"));
+  const auto second = std::make_shared<FakeSink>();
+  dispatcher_->Generate(*Request::Make(Fields("base")), second);
+  EXPECT_EQ(cluster_.replica(kBase, 0).calls.size(), 1u);
+  EXPECT_EQ(admission_.queued(kBase), 1u);
+  cluster_.call(kBase).Answer("first");
+  EXPECT_EQ(cluster_.replica(kBase, 0).calls.size(), 2u);
+  cluster_.call(kBase).Answer("second");
+  EXPECT_EQ(second->text, "second");
+  EXPECT_TRUE(End().ok());
+}
+
+TEST_F(DispatcherTest, AnEscalatedAnswerLeavesItsPlaceToTheNext) {
+  admission_.SetPlaces(std::vector<uint32_t>{1, 1, 1});
+  Generate(Fields("auto"));
+  const auto second = std::make_shared<FakeSink>();
+  dispatcher_->Generate(*Request::Make(Fields("nano")), second);
+  EXPECT_EQ(admission_.queued(kNano), 1u);
+  cluster_.call(kNano).Answer("hm", kUnsure);
+  EXPECT_EQ(admission_.queued(kNano), 0u);
+  cluster_.call(kNano).Answer("second");
+  EXPECT_EQ(second->text, "second");
+  cluster_.call(kSmall).Answer("yes", kConfident);
+  EXPECT_EQ(End()->tier, "small");
+}
+
+TEST_F(DispatcherTest, AClientThatLeavesWhileItWaitsIsGoneWithoutAnyCall) {
+  admission_.SetPlaces(std::vector<uint32_t>{1, 1, 1});
+  Generate(Fields("base"));
+  const auto second = std::make_shared<FakeSink>();
+  const auto cancel = dispatcher_->Generate(*Request::Make(Fields("base")), second);
+  cancel();
+  cancel();
+  ASSERT_TRUE(second->end.has_value());
+  EXPECT_EQ(second->end->status().code(), StatusCode::kCancelled);
+  cluster_.call(kBase).Answer("x");
+  EXPECT_TRUE(End().ok());
+  EXPECT_EQ(cluster_.replica(kBase, 0).calls.size(), 1u);
+}
+
+TEST_F(DispatcherTest, ATenantUsesTheModelsItMay) {
+  RequestFields fields = Fields("base");
+  fields.tenant = std::make_shared<Tenant>(Tenant{.name = "acme", .models = {"nano"}});
+  Generate(fields);
+  EXPECT_EQ(End().status().code(), StatusCode::kPermissionDenied);
+  EXPECT_EQ(Reason(End().status()), "model_not_allowed");
+  const auto models = dispatcher_->ListModels(*fields.tenant);
+  ASSERT_EQ(models.size(), 1u);
+  EXPECT_EQ(models[0].id, "nano");
+  EXPECT_EQ(Metric("terrace_tenant_requests_total{outcome=\"client_error\",tenant=\"acme\"}"), 1);
+}
+
+TEST_F(DispatcherTest, ATenantPaysForTheTokensOfItsAnswers) {
+  RequestFields fields = Fields("nano");
+  fields.tenant = std::make_shared<Tenant>(Tenant{.name = "acme", .tokens_per_minute = 8});
+  Generate(fields);
+  cluster_.call(kNano).Answer("12345678");  // 4 + 9 tokens
+  ASSERT_TRUE(End().ok());
+  EXPECT_EQ(Metric("terrace_tenant_tokens_total{direction=\"prompt\",tenant=\"acme\"}"), 4);
+  EXPECT_EQ(Metric("terrace_tenant_tokens_total{direction=\"completion\",tenant=\"acme\"}"), 9);
+  sink_ = std::make_shared<FakeSink>();
+  Generate(fields);
+  EXPECT_EQ(Reason(End().status()), "rate_limit_exceeded");
+  EXPECT_EQ(Metric("terrace_router_rejections_total{reason=\"rate_limit_exceeded\"}"), 1);
+}
+
+TEST_F(DispatcherTest, WorkersAreToldTheTrace) {
+  RequestFields fields = Fields("nano");
+  fields.trace = *ParseTraceParent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+  Generate(fields);
+  EXPECT_EQ(cluster_.call(kNano).spec.traceparent, fields.trace.Header());
+  cluster_.call(kNano).Answer("x");
 }
 
 }  // namespace

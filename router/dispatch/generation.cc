@@ -1,7 +1,6 @@
 #include "router/dispatch/generation.h"
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 #include "base/log.h"
@@ -16,6 +15,7 @@ class Generation::Events : public ExecuteEvents {
   void OnTokens(std::vector<WorkerToken> tokens) override { owner_->OnTokens(tokens); }
   void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnPromptScores(scores); }
   void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }
+  bool is_full() const override { return owner_->owner_->is_full(); }
 
  private:
   const std::shared_ptr<Generation> owner_;
@@ -44,6 +44,7 @@ Status Generation::TryStart() {
   if (tier.text == nullptr) return NoCapacity(tier);
   ASSIGN_OR_RETURN(const PromptPtr prompt, shared_->PromptFor(tier));
   ASSIGN_OR_RETURN(const PickedReplica picked, shared_->Pick(*view, step().tier, *prompt, tried_));
+  RETURN_IF_ERROR(CountAttempt(shared_->state(), step().tier, tried_.empty(), worker_error_));
   const ReplicaView* replica = picked.replica;
   tried_.insert(replica->id);
   const bool pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_);
@@ -55,12 +56,13 @@ Status Generation::TryStart() {
                          .replica = replica->address,
                          .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
                          .threshold = step().gate.threshold()},
-              .text = AnswerText(tier.text, request_),
+              .text = AnswerText(tier.text, request_, draw_),
               .prompt = prompt,
               .echo = EchoText(*request_, *prompt, *tier.text->tokenizer),
               .pays_for_prompt = pays_for_prompt,
               .vocab_size = tier.vocab_size,
               .slot = cancellation_.NextSlot(),
+              .observer = replica->observer,
               .lease = InFlightLease(replica->in_flight, pays_for_prompt ? prompt_tokens - cached_tokens : 0),
               .started = Now()});
   if (scores_prompt())
@@ -83,11 +85,13 @@ ExecuteSpec Generation::MakeSpec(PromptPtr prompt, const TierView& tier) const {
                    .score_prompt = scores_prompt(),
                    .priority = request_->priority(),
                    .cache_salt = request_->cache_salt(),
+                   .traceparent = request_->trace().Header(),
                    .deadline = request_->deadline()};
   spec.sampling.seed = shared_->SeedOf(draw_);
   if (request_->prompt_logprobs().has_value()) {
     // Beside scores, 0 tokens would mean none. All answers get the same limit.
-    if (spec.max_tokens == 0) spec.max_tokens = tier.context_length - prompt_tokens;
+    if (spec.max_tokens == 0 && !request_->is_prompt_only())
+      spec.max_tokens = tier.context_length - prompt_tokens;
     if (spec.score_prompt) spec.top_logprobs = std::max(spec.top_logprobs, *request_->prompt_logprobs());
   }
   return spec;
@@ -102,6 +106,7 @@ void Generation::OnPromptScores(const std::vector<WorkerToken>& scores) {
 
 void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
   attempt_->lease.EndPrompt();
+  if (step_ == 0 && attempt_->text.signals().tokens == 0) owner_->OnFirstToken();
   if (owner_->is_closed()) owner_->Cancel();
   if (cancellation_.is_cancelled()) return;
   for (const WorkerToken& token : tokens) {
@@ -119,8 +124,7 @@ void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
 
 void Generation::Show(AnswerPiece piece) {
   if (!is_live()) {
-    attempt_->held.text += piece.text;
-    std::move(piece.tokens.begin(), piece.tokens.end(), std::back_inserter(attempt_->held.tokens));
+    attempt_->held.Append(std::move(piece));
     return;
   }
   const MonoTime now = Now();
@@ -161,6 +165,8 @@ void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   }
   if (!attempt_->protocol_error.ok()) return OnFailed(attempt_->protocol_error);
   if (!result.ok()) return OnFailed(result.status());
+  const Status missing = attempt_->scores.has_value() ? attempt_->scores->CheckComplete() : Status();
+  if (!missing.ok()) return OnFailed(missing);
   if (AnswerPiece rest = attempt_->text.Finish(); !rest.empty()) Show(std::move(rest));
   OnAnswered(result->end, result->usage);
 }
@@ -176,6 +182,7 @@ void Generation::OnCancelled(const StatusOr<ExecuteResult>& result) {
 
 void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   using enum Recorder::AttemptResult;
+  attempt_->observer->OnCallEnd({});
   const bool is_accepted = step().gate.Accepts(attempt_->text.signals());
   Record(is_accepted ? kAccepted : kEscalated, usage);
   if (!is_accepted) {
@@ -191,7 +198,8 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   } else if (!is_shown_) {
     Send({});  // an answer without text or tokens still has its prompt
   }
-  record_.summary.end = end;
+  const bool has_calls = end == AnswerEnd::kStop && attempt_->text.has_tool_calls();
+  record_.summary.end = has_calls ? AnswerEnd::kToolCalls : end;
   record_.summary.stop = attempt_->text.stop();
   Finish({});
 }
@@ -202,10 +210,12 @@ void Generation::OnFailed(const Status& error) {
        {"tier", attempt_->report.tier},
        {"replica", attempt_->report.replica},
        {"error", Message(error)}});
+  attempt_->observer->OnCallEnd(error);
   Record(ResultOf(error), UsageSoFar(ResultOf(error)));
   failure_ = ClientError(error);
+  worker_error_ = error;
   if (is_shown_ || error.code() == StatusCode::kDeadlineExceeded) return Finish(failure_);
-  const bool may_retry = IsRetryable(error) && tried_.size() < 2;  // one other replica of the tier
+  const bool may_retry = IsRetryable(error) && tried_.size() < shared_->state().parts.retries.max_attempts;
   if (may_retry) return Advance();
   if (is_last_step()) return Finish(failure_);
   ToNextStep();
@@ -227,6 +237,7 @@ TokenUsage Generation::UsageSoFar(Recorder::AttemptResult result) const {
 }
 
 void Generation::ToNextStep() {
+  owner_->OnNextTier(shared_->plan()[step_].tier, shared_->plan()[step_ + 1].tier);
   ++step_;
   tried_.clear();
   failure_ = {};
@@ -235,7 +246,7 @@ void Generation::ToNextStep() {
 void Generation::Finish(const Status& status) {
   record_.status = status;
   record_.summary.total_seconds = Seconds(Now() - request_->arrival());
-  owner_->OnEnd(draw_, record_);
+  owner_->OnEnd(draw_, step().tier, record_);
 }
 
 }  // namespace terrace

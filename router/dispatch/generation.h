@@ -3,7 +3,9 @@
 //
 //   Advance -> (a replica) -> events ... OnAttemptDone -> accepted: Finish
 //      ^                                     |-> not confident: next step
-//      +-------------------------------------+-> failed, nothing shown: another replica once, else next step
+//      +-------------------------------------+-> failed, nothing shown: another replica, else next step
+//
+// An answer is tried at RetryOptions::max_attempts replicas of a tier, while the tier's RetryBudget lasts.
 //
 // The last step's text goes out as it comes; an earlier step's is held back until its gate accepts it, so a
 // client never sees an answer that is thrown away.
@@ -29,6 +31,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   void Start() { Advance(); }                // once
   void Cancel() { cancellation_.Cancel(); }  // any thread
+  void Resume() { cancellation_.Resume(); }  // any thread: there is room for more again
 
  private:
   class Events;
@@ -41,6 +44,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
     bool pays_for_prompt = false;
     uint32_t vocab_size = 0, cached_tokens = 0;
     std::shared_ptr<CancelSlot> slot = {};
+    std::shared_ptr<CallObserver> observer = {};
     InFlightLease lease = {};
     AnswerPiece held =
         {};  // all of it, while the gate has not accepted: one piece, so that no sink's buffer is flooded
@@ -80,7 +84,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   size_t step_ = 0;
   std::set<ReplicaId> tried_;  // of this step
-  Status failure_;             // the last one of this step
+  Status failure_;             // the last one of this step, as the client may see it
+  Status worker_error_;        // and as the worker gave it
   std::optional<Attempt> attempt_;
   bool is_shown_ = false;               // something was sent: from now on this attempt is the answer
   std::optional<MonoTime> last_token_;  // when one was shown

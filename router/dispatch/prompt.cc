@@ -9,9 +9,21 @@
 namespace terrace {
 namespace {
 
+Status CheckToolSupport(const Request& request, const std::vector<ChatMessage>& chat,
+                        const TextAssets& text) {
+  if (text.chat_template == nullptr || text.tool_call_format() != ToolCallFormat::kNone) return {};
+  const auto has_tools = [](const ChatMessage& message) {
+    return message.role == "tool" || !message.tool_calls.empty();
+  };
+  if (request.tools().empty() && std::ranges::none_of(chat, has_tools)) return {};
+  return ParamError("unsupported_parameter", request.tools().empty() ? "messages" : "tools",
+                    "the model's chat template has no tools, or calls them in an unknown way");
+}
+
 StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& text) {
   if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input())) {
-    auto tokens = text.EncodeChat(*chat);
+    RETURN_IF_ERROR(CheckToolSupport(request, *chat, text));
+    auto tokens = text.EncodeChat(*chat, request.add_generation_prompt(), request.tools());
     return tokens.ok() ? std::move(tokens) : WithParam(tokens.status(), "messages");
   }
   if (const auto* prompt = std::get_if<std::string>(&request.input())) return text.EncodePrompt(*prompt);
@@ -48,7 +60,7 @@ std::string EchoText(const Request& request, const std::vector<TokenId>& prompt,
 }
 
 Status CheckContext(const Request& request, size_t prompt_tokens, const TierView& tier) {
-  const bool is_score = request.api() == ApiKind::kScore;
+  const bool is_score = request.api() == ApiKind::kScore || request.is_prompt_only();
   const uint64_t answer = is_score ? 0 : std::max<uint64_t>(request.max_tokens(), 1);
   if (prompt_tokens + answer <= tier.context_length) return {};
   const char* param =

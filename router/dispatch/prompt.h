@@ -16,8 +16,8 @@ using PromptPtr = std::shared_ptr<const std::vector<TokenId>>;
 // INVALID_ARGUMENT when the request names a token id that the tier's model does not have.
 Status CheckTokenIds(const Request& request, const TierView& tier);
 
-// Template and tokenizer of the tier, whose `text` is known. INVALID_ARGUMENT as CheckTokenIds, and for what
-// the template refuses.
+// Template and tokenizer of the tier, whose `text` is known. INVALID_ARGUMENT as CheckTokenIds, for tools
+// that the template does not know and for what it refuses.
 StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier);
 
 // What an answer begins with when the request asks for an echo, else "": the prompt as it was written, or the

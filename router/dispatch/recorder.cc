@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/log.h"
 
@@ -10,7 +11,15 @@ namespace {
 
 using Labels = std::vector<std::string>;
 
+// Reasons of refusals that say something about the cluster or a tenant's limits.
+constexpr const char* kRejections[] = {"rate_limit_exceeded", "overloaded", "no_capacity", "draining"};
+
 double Millis(double seconds) { return std::round(seconds * 1e6) / 1e3; }  // to the microsecond
+
+MetricRegistry::Counter& RetryCounter(MetricRegistry& metrics, const std::string& tier,
+                                      std::string_view reason) {
+  return metrics.GetCounter("terrace_router_retries_total", Labels{tier, std::string(reason)});
+}
 
 void LogRequest(const RequestRecord& record) {
   const AnswerSummary& summary = record.summary;
@@ -21,6 +30,9 @@ void LogRequest(const RequestRecord& record) {
   const std::string reason = Reason(record.status);
   Log(LogLevel::kInfo, "request",
       {{"request_id", record.request_id},
+       {"trace_id", record.trace.has_value() ? Json(record.trace->TraceIdHex()) : Json()},
+       {"span_id", record.trace.has_value() ? Json(record.trace->SpanIdHex()) : Json()},
+       {"tenant", record.tenant == nullptr ? Json() : Json(record.tenant->name)},
        {"api", std::string(ApiName(record.api))},
        {"model", record.model},
        {"tier", summary.tier},
@@ -48,13 +60,15 @@ std::string_view OutcomeOf(const Status& status) {
     case StatusCode::kNotFound:
     case StatusCode::kFailedPrecondition:
     case StatusCode::kUnimplemented:
+    case StatusCode::kUnauthenticated:
+    case StatusCode::kPermissionDenied:
       return "client_error";
     case StatusCode::kCancelled:
       return "cancelled";
     case StatusCode::kDeadlineExceeded:
       return "deadline";
     case StatusCode::kResourceExhausted:
-      return "overloaded";
+      return Reason(status) == "rate_limit_exceeded" ? "limited" : "overloaded";
     case StatusCode::kUnavailable:
       return "unavailable";
     default:
@@ -62,7 +76,11 @@ std::string_view OutcomeOf(const Status& status) {
   }
 }
 
-Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers) : metrics_(metrics) {
+Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers,
+                   std::shared_ptr<TenantLabels> tenants)
+    : metrics_(metrics), tenants_(std::move(tenants)) {
+  for (const char* reason : kRejections)
+    metrics.GetCounter("terrace_router_rejections_total", Labels{reason});
   for (const std::string& name : tiers) {
     const Labels labels = {name};
     Tier& tier = tiers_.emplace_back();
@@ -77,6 +95,8 @@ Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers) 
     tier.surplus_tokens = &metrics.GetCounter("terrace_prefix_error_tokens_total", Labels{name, "under"});
     tier.generation_tokens = &metrics.GetCounter("terrace_generation_tokens_total", labels);
     tier.cost = &metrics.GetCounter("terrace_cost_usd_total", labels);
+    for (const std::string_view reason : kRetryReasons) RetryCounter(metrics, name, reason);
+    metrics.GetCounter("terrace_router_retries_refused_total", labels);
     const char* results[] = {"accepted", "escalated", "abandoned", "failed"};
     for (size_t i = 0; i < tier.attempts.size(); ++i) {
       tier.attempts[i] = &metrics.GetCounter("terrace_tier_attempts_total", Labels{name, results[i]});
@@ -103,6 +123,11 @@ void Recorder::OnEscalation(size_t from, size_t to) {
   metrics_.GetCounter("terrace_escalations_total", Labels{tiers_[from].name, tiers_[to].name}).Add();
 }
 
+void Recorder::OnRetry(size_t tier, std::string_view reason, bool is_allowed) {
+  if (is_allowed) return RetryCounter(metrics_, tiers_[tier].name, reason).Add();
+  metrics_.GetCounter("terrace_router_retries_refused_total", Labels{tiers_[tier].name}).Add();
+}
+
 void Recorder::OnRequest(const RequestRecord& record) {
   const AnswerSummary& summary = record.summary;
   const std::string outcome(OutcomeOf(record.status));
@@ -111,6 +136,9 @@ void Recorder::OnRequest(const RequestRecord& record) {
       .GetCounter("terrace_requests_total",
                   Labels{std::string(ApiName(record.api)), record.model, tier, outcome})
       .Add();
+  if (Reason(record.status) == "slow_reader") {
+    metrics_.GetCounter("terrace_slow_readers_total", Labels{std::string(ApiName(record.api))}).Add();
+  }
   metrics_.GetHistogram("terrace_request_duration_seconds", Labels{tier, outcome})
       .Observe(summary.total_seconds);
   const auto found =
@@ -119,7 +147,26 @@ void Recorder::OnRequest(const RequestRecord& record) {
     if (record.has_first_token) found->first_token->Observe(summary.time_to_first_token_seconds);
     if (record.queue_seconds >= 0) found->queue->Observe(record.queue_seconds);
   }
+  if (!record.status.ok()) OnError(Reason(record.status));
+  OnTenant(record);
   LogRequest(record);
+}
+
+void Recorder::OnError(const std::string& reason) {
+  const auto found = std::ranges::find(kRejections, reason);
+  if (found != std::end(kRejections)) {
+    metrics_.GetCounter("terrace_router_rejections_total", Labels{*found}).Add();
+  }
+}
+
+void Recorder::OnTenant(const RequestRecord& record) {
+  const std::string tenant = tenants_->LabelOf(record.tenant);
+  const TokenUsage& usage = record.summary.usage;
+  metrics_.GetCounter("terrace_tenant_requests_total", Labels{tenant, std::string(OutcomeOf(record.status))})
+      .Add();
+  metrics_.GetCounter("terrace_tenant_tokens_total", Labels{tenant, "prompt"}).Add(usage.prompt_tokens);
+  metrics_.GetCounter("terrace_tenant_tokens_total", Labels{tenant, "completion"})
+      .Add(usage.completion_tokens);
 }
 
 }  // namespace terrace

@@ -3,8 +3,13 @@
 #pragma once
 
 #include <array>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/metrics.h"
@@ -14,13 +19,19 @@
 
 namespace terrace {
 
-// ok, client_error, cancelled, deadline, overloaded, unavailable or error: the outcome label.
+// ok, client_error, cancelled, deadline, limited, overloaded, unavailable or error: the outcome label.
 std::string_view OutcomeOf(const Status& status);
+
+// Why an attempt failed that another replica may do.
+inline constexpr std::string_view kRetryReasons[] = {"unavailable", "unknown", "internal", "protocol",
+                                                     "overloaded"};
 
 // One request at its end. `summary` holds what is known, also when `status` is an error.
 struct RequestRecord {
   ApiKind api = ApiKind::kGenerate;
   std::string request_id = {};
+  TenantPtr tenant = nullptr;  // null: nobody knows whose it is
+  std::optional<TraceContext> trace = {};
   std::string model = "unknown";  // a configured name: client text never becomes a label
   Status status = {};
   AnswerSummary summary = {};
@@ -29,17 +40,38 @@ struct RequestRecord {
   double queue_seconds = -1;  // negative: it never reached a worker
 };
 
+// The tenants that metrics tell apart: the first fifty; the others are "other". Thread-safe.
+class TenantLabels {
+ public:
+  std::string LabelOf(const TenantPtr& tenant) {
+    if (tenant == nullptr) return "none";
+    std::lock_guard lock(mutex_);
+    if (shown_.size() < kMost) shown_.insert(tenant->name);
+    return shown_.contains(tenant->name) ? tenant->name : "other";
+  }
+
+ private:
+  static constexpr size_t kMost = 50;
+  std::mutex mutex_;
+  std::set<std::string> shown_;  // GUARDED_BY(mutex_)
+};
+
 class Recorder {
  public:
   // Abandoned: the client went away, or the time it gave is over. Failed: the worker did.
   enum class AttemptResult { kAccepted, kEscalated, kAbandoned, kFailed };
 
   // `tiers` as configured; metrics have a series for each from the start.
-  Recorder(MetricRegistry& metrics, std::span<const std::string> tiers);
+  // `tenants` may be shared with other recorders of the registry.
+  Recorder(MetricRegistry& metrics, std::span<const std::string> tiers,
+           std::shared_ptr<TenantLabels> tenants = std::make_shared<TenantLabels>());
 
   void OnInterToken(size_t tier, double seconds) { tiers_[tier].inter_token->Observe(seconds); }
   void OnAttempt(size_t tier, AttemptResult result, const AnswerAttempt& attempt);
   void OnEscalation(size_t from, size_t to);
+  // An attempt on another replica of the tier; `reason` is one of kRetryReasons. Not allowed: there is none,
+  // as there were too many lately.
+  void OnRetry(size_t tier, std::string_view reason, bool is_allowed);
   void OnRequest(const RequestRecord& record);
 
  private:
@@ -55,8 +87,12 @@ class Recorder {
     MetricRegistry::Counter* cost;
     std::array<MetricRegistry::Counter*, 4> attempts;  // by AttemptResult
   };
+  void OnError(const std::string& reason);
+  void OnTenant(const RequestRecord& record);
+
   MetricRegistry& metrics_;
   std::vector<Tier> tiers_;
+  const std::shared_ptr<TenantLabels> tenants_;
 };
 
 }  // namespace terrace

@@ -28,6 +28,8 @@ Scoring::Scoring(std::shared_ptr<DispatchState> state, Admission::Ticket ticket,
   record_.api = request_->api();
   record_.request_id = request_->request_id();
   record_.model = entry_.id;
+  record_.tenant = request_->tenant();
+  record_.trace = request_->trace();
 }
 
 void Scoring::Start() {
@@ -57,7 +59,9 @@ Status Scoring::TryStart() {
   // A prompt that is scored is computed whole, whatever is cached.
   ASSIGN_OR_RETURN(const PickedReplica picked,
                    PickReplica(*state_, *request_, *view, entry_.tiers.front(), {}, tried_));
+  RETURN_IF_ERROR(CountAttempt(*state_, entry_.tiers.front(), tried_.empty(), worker_error_));
   const ReplicaView* replica = picked.replica;
+  observer_ = replica->observer;
   lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
   record_.summary.tier = tier.name;
@@ -73,6 +77,7 @@ Status Scoring::TryStart() {
   spec.score_prompt = true;
   spec.priority = request_->priority();
   spec.cache_salt = request_->cache_salt();
+  spec.traceparent = request_->trace().Header();
   spec.deadline = request_->deadline();
   const auto slot = slot_;
   const auto client = replica->client;
@@ -95,6 +100,7 @@ void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   if (!protocol_error_.ok()) return OnFailed(protocol_error_);
   if (!result.ok()) return OnFailed(result.status());
   if (const Status missing = scores_->CheckComplete(); !missing.ok()) return OnFailed(missing);
+  observer_->OnCallEnd({});
   TakeScores();
   attempt_.usage = result->usage;
   attempt_.mean_logprob = answer_.sum_logprob / static_cast<double>(answer_.tokens.size());
@@ -112,9 +118,11 @@ void Scoring::TakeScores() {
 }
 
 void Scoring::OnFailed(const Status& error) {
+  observer_->OnCallEnd(error);
   RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
-  if (IsRetryable(error) && tried_.size() < 2) return Advance();
+  worker_error_ = error;
+  if (IsRetryable(error) && tried_.size() < state_->parts.retries.max_attempts) return Advance();
   Finish(failure_);
 }
 
@@ -129,6 +137,7 @@ void Scoring::Finish(const Status& status) {
   record_.status = status;
   record_.summary.total_seconds = Seconds(Now() - request_->arrival());
   state_->parts.recorder.OnRequest(record_);
+  ticket_.Charge(record_.summary.usage.prompt_tokens, 0);
   { const Admission::Ticket given_back = std::move(ticket_); }
   if (status.ok()) {
     on_score_(std::move(answer_));

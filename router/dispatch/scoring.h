@@ -40,11 +40,12 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   Cancellation cancellation_;
 
   std::set<ReplicaId> tried_;
-  Status failure_;
+  Status failure_, worker_error_;  // the last one, as the client may see it and as the worker gave it
   // Of the attempt in progress.
   PromptPtr prompt_;
   std::optional<PromptScores> scores_;
   std::shared_ptr<CancelSlot> slot_;
+  std::shared_ptr<CallObserver> observer_;
   InFlightLease lease_;
   AnswerAttempt attempt_;
   ScoreAnswer answer_;

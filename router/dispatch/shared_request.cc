@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/rng.h"
+#include "router/request/param.h"
 
 namespace terrace {
 namespace {
@@ -34,10 +35,14 @@ StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
     RETURN_IF_ERROR(CheckTokenIds(*request_, tier));
   }
   RETURN_IF_ERROR(CheckContext(*request_, prompt->size(), tier));
+  if (request_->is_prompt_only() && prompt->size() < 2)
+    return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
   return prompt;
 }
 
 Status SharedRequest::CheckLastTier() {
+  if (request_->is_prompt_only() && plan_.size() > 1)
+    return ParamError("invalid_value", "model", "scores come from one tier, ", entry_.id, " is a policy");
   const auto view = state_->parts.cluster.View();
   const TierView& last = view->tiers[plan_.back().tier];
   return last.text == nullptr ? Status() : PromptFor(last).status();

@@ -29,7 +29,7 @@ class SharedRequest {
   // Errors of EncodeInput and CheckContext.
   StatusOr<PromptPtr> PromptFor(const TierView& tier);
   // What the plan's last tier cannot hold: refused before any worker is asked, as no earlier answer may be
-  // accepted.
+  // accepted. So are the scores of a prompt alone from a plan of several tiers.
   Status CheckLastTier();
   // The replica that was picked last on the plan's `tier` (an index into the view), while it is ready and not
   // in `tried`; else a fresh pick for `prompt`, with the errors of PickReplica. `view` outlives the result.

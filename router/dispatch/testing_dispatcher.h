@@ -26,6 +26,7 @@ class FakeSink : public AnswerSink {
   struct Choice {
     std::string text = {};
     std::vector<TokenId> tokens = {};
+    std::vector<ToolCall> tool_calls = {};
     std::optional<AnswerSummary> end = {};
   };
 
@@ -40,6 +41,7 @@ class FakeSink : public AnswerSink {
     EXPECT_FALSE(choice.end.has_value()) << "a piece after the end of its choice";
     choice.text += piece.text;
     for (const AnswerToken& token : piece.tokens) choice.tokens.push_back(token.id);
+    for (const ToolCall& call : piece.tool_calls) choice.tool_calls.push_back(call);
   }
   void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
     EXPECT_FALSE(end.has_value()) << "a choice after the end";
@@ -51,13 +53,17 @@ class FakeSink : public AnswerSink {
     end = std::move(summary);
   }
   bool is_closed() const override { return closed; }
+  bool is_too_slow() const override { return too_slow; }
+  bool is_full() const override { return full; }
+  void OnRoom(std::function<void()> on_room) override { room = std::move(on_room); }
 
   std::vector<AnswerToken> prompt_tokens;
   std::map<uint32_t, Choice> choices;
   std::string& text = choices[0].text;  // of a request's only answer
   std::vector<TokenId>& tokens = choices[0].tokens;
   std::optional<StatusOr<AnswerSummary>> end;
-  bool closed = false;
+  bool closed = false, too_slow = false, full = false;
+  std::function<void()> room;  // as OnRoom was given it
 };
 
 // The first candidate: scenarios then know who is asked.
@@ -123,7 +129,8 @@ class DispatcherTest : public ::testing::Test {
   MetricRegistry metrics_;
   std::unique_ptr<ModelCatalog> catalog_;
   FirstBalancer balancer_;
-  Admission admission_{4};
+  TenantLedger ledger_{clock_};
+  Admission admission_{{.max_in_flight = 4, .max_queued = 2}, 3, ledger_, clock_};
   Recorder recorder_;
   // Its calls hold the requests that a test leaves unfinished, so it goes before what they use.
   FakeCluster cluster_{

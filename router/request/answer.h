@@ -2,20 +2,28 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
 #include "text/tokenizer.h"
+#include "text/tool_calls.h"
 
 namespace terrace {
 
 enum class AnswerEnd : uint8_t {
-  kStop,    // an end token, a stop token or a stop string
-  kLength,  // max_tokens or the context length
+  kStop,       // an end token, a stop token or a stop string
+  kLength,     // max_tokens or the context length
+  kToolCalls,  // as kStop, with at least one call of a tool
 };
-inline const char* AnswerEndName(AnswerEnd end) { return end == AnswerEnd::kStop ? "stop" : "length"; }
+inline const char* AnswerEndName(AnswerEnd end) {
+  if (end == AnswerEnd::kToolCalls) return "tool_calls";
+  return end == AnswerEnd::kStop ? "stop" : "length";
+}
 
 struct TokenUsage {
   uint32_t prompt_tokens = 0;
@@ -56,12 +64,21 @@ struct AnswerToken {
 
 // Whole UTF-8 characters, and the tokens whose text ends in them. The pieces of one choice, joined, are its
 // text (behind the prompt's, where an echo was asked for) and its tokens. A token of which a stop string left
-// no byte is counted in the usage but is in no piece.
+// no byte is counted in the usage but is in no piece. Of a request with tools, what may be the beginning of a
+// call is held back: text comes later than its tokens then, or as a call.
 struct AnswerPiece {
   uint32_t choice = 0;
   std::string text = {};
   std::vector<AnswerToken> tokens = {};
-  bool empty() const { return text.empty() && tokens.empty(); }
+  std::vector<ToolCall> tool_calls = {};  // whole ones, behind the text
+
+  bool empty() const { return text.empty() && tokens.empty() && tool_calls.empty(); }
+  // `next` of the same choice follows.
+  void Append(AnswerPiece next) {
+    text += next.text;
+    std::move(next.tokens.begin(), next.tokens.end(), std::back_inserter(tokens));
+    std::move(next.tool_calls.begin(), next.tool_calls.end(), std::back_inserter(tool_calls));
+  }
 };
 
 // Of one choice, or of all that a request got. The prompt counts once, with choice 0, and so does what was
@@ -77,8 +94,8 @@ struct AnswerSummary {
   double total_seconds = 0;
 };
 
-// Where the answers to a request go: pieces of all choices, mixed, each choice in order. Everything but
-// is_closed, which any thread may ask, is called by one thread at a time and must not block.
+// Where the answers to a request go: pieces of all choices, mixed, each choice in order. The On... functions
+// are called by one thread at a time and must not block; any thread may ask the rest.
 class AnswerSink {
  public:
   virtual ~AnswerSink() = default;
@@ -93,6 +110,14 @@ class AnswerSink {
   virtual void OnFinish(StatusOr<AnswerSummary> total) = 0;
   // The client is gone: nobody reads further pieces.
   virtual bool is_closed() const = 0;
+  // It was hung up on, because it read too slowly.
+  virtual bool is_too_slow() const { return false; }
+  // More waits for the client than should: no more should be made until OnRoom's callback. What is under way
+  // may still be sent. Any thread may ask.
+  virtual bool is_full() const { return false; }
+  // Before anything else, once: `on_room` is called each time a sink that was full has room again, by any
+  // thread, without a lock.
+  virtual void OnRoom(std::function<void()> /*on_room*/) {}
 };
 
 }  // namespace terrace

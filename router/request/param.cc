@@ -32,6 +32,11 @@ Status ModelNotFound(std::string_view name) {
   return WithParam(WithReason(error, "model_not_found"), "model");
 }
 
+Status ModelNotAllowed(std::string_view name) {
+  const Status error(StatusCode::kPermissionDenied, Concat("model: this key may not use \"", name, "\""));
+  return WithParam(WithReason(error, "model_not_allowed"), "model");
+}
+
 std::string Param(const Status& status) {
   const auto payload = status.GetPayload(kParamUrl);
   return payload.has_value() ? std::string(*payload) : std::string();

@@ -13,6 +13,8 @@ namespace terrace {
 Status WithParam(Status status, std::string_view param);
 // NOT_FOUND (model_not_found). `name` is the client's: the message has it only when it is plain and short.
 Status ModelNotFound(std::string_view name);
+// PERMISSION_DENIED (model_not_allowed); `name` is the configuration's.
+Status ModelNotAllowed(std::string_view name);
 // The parameter ("messages[3].content"), or "".
 std::string Param(const Status& status);
 

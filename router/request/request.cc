@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "router/request/param.h"
+#include "router/request/tools.h"
 
 namespace terrace {
 namespace {
@@ -70,9 +71,11 @@ Status CheckChat(const std::vector<ChatMessage>& messages) {
   RETURN_IF_ERROR(CheckCount("messages", messages.size(), Request::kMaxMessages));
   for (size_t i = 0; i < messages.size(); ++i) {
     const std::string& role = messages[i].role;
-    if (role != "system" && role != "user" && role != "assistant") {
-      return ParamError(kInvalid, Concat("messages[", i, "].role"), "must be system, user or assistant");
+    const std::string path = Concat("messages[", i, "]");
+    if (role != "system" && role != "user" && role != "assistant" && role != "tool") {
+      return ParamError(kInvalid, path + ".role", "must be system, user, assistant or tool");
     }
+    RETURN_IF_ERROR(CheckToolCalls(messages[i], path));
   }
   return {};
 }
@@ -133,9 +136,17 @@ Status CheckLogprobs(const RequestFields& fields) {
                            Request::kMaxTopLogprobs);
 }
 
+// 0 is for a prompt whose scores are wanted, once.
+Status CheckMaxTokens(const RequestFields& fields) {
+  const bool is_scored = fields.prompt_logprobs.has_value() && fields.choices.value_or(1) == 1 &&
+                         fields.best_of.value_or(1) == 1;
+  return CheckIntegerRange("max_tokens", fields.max_tokens.value_or(1), is_scored ? 0 : 1,
+                           Request::kMaxMaxTokens);
+}
+
 Status CheckScheduling(const RequestFields& fields) {
-  RETURN_IF_ERROR(
-      CheckIntegerRange("priority", fields.priority, -Request::kMaxPriority, Request::kMaxPriority));
+  const int64_t highest = std::min(Request::kMaxPriority, fields.tenant->max_priority);
+  RETURN_IF_ERROR(CheckIntegerRange("priority", fields.priority, -Request::kMaxPriority, highest));
   if (fields.cache_salt.size() <= Request::kMaxCacheSaltBytes) return {};
   return ParamError(kInvalid, "cache_salt", fields.cache_salt.size(), " bytes, limit ",
                     Request::kMaxCacheSaltBytes);
@@ -153,19 +164,39 @@ std::string_view ApiName(ApiKind api) {
       return "generate";
     case ApiKind::kScore:
       return "score";
+    case ApiKind::kTokenize:
+      return "tokenize";
   }
   return "";
+}
+
+size_t TextBytes(const Request& request) {
+  if (const auto* prompt = std::get_if<std::string>(&request.input())) return prompt->size();
+  const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input());
+  size_t bytes = 0;
+  if (chat != nullptr) {
+    for (const ChatMessage& message : *chat) {
+      bytes += message.content.size();
+      for (const ToolCall& call : message.tool_calls) bytes += call.arguments.size();
+    }
+  }
+  return bytes;
 }
 
 StatusOr<RequestPtr> Request::Make(RequestFields fields) {
   RETURN_IF_ERROR(CheckNames(fields));
   RETURN_IF_ERROR(CheckInput(fields));
-  RETURN_IF_ERROR(CheckIntegerRange("max_tokens", fields.max_tokens.value_or(1), 1, kMaxMaxTokens));
+  RETURN_IF_ERROR(CheckMaxTokens(fields));
+  RETURN_IF_ERROR(CheckTools(fields.tools));
+  if (!fields.may_call_tools) fields.tools.clear();
+  if (!fields.tools.empty() && !std::holds_alternative<std::vector<ChatMessage>>(fields.input))
+    return ParamError(kInvalid, "tools", "needs a chat");
   RETURN_IF_ERROR(CheckStops(fields));
   RETURN_IF_ERROR(CheckLogprobs(fields));
   RETURN_IF_ERROR(CheckChoices(fields));
   RETURN_IF_ERROR(CheckScheduling(fields));
   ASSIGN_OR_RETURN(Sampling sampling, MakeSampling(fields));
+  fields.cache_salt = fields.tenant->CacheSalt(fields.cache_salt);
   return RequestPtr(new Request(std::move(fields), std::move(sampling)));
 }
 

@@ -13,16 +13,19 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "router/request/tenant.h"
+#include "router/request/trace_context.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace terrace {
 
-enum class ApiKind : uint8_t { kOpenAiChat, kOpenAiCompletion, kGenerate, kScore };
-// "openai_chat", "openai_completion", "generate", "score": metrics and logs.
+enum class ApiKind : uint8_t { kOpenAiChat, kOpenAiCompletion, kGenerate, kScore, kTokenize };
+// "openai_chat", "openai_completion", "generate", "score", "tokenize" (and back): metrics and logs.
 std::string_view ApiName(ApiKind api);
 // The field that holds a prompt of token ids.
 inline const char* TokensParam(ApiKind api) {
+  if (api == ApiKind::kTokenize) return "tokens";
   return api == ApiKind::kOpenAiCompletion ? "prompt" : "prompt_tokens";
 }
 
@@ -48,7 +51,7 @@ struct RequestFields {
   std::string request_id = {};
   std::string model = {};  // "": the configured default
   RequestInput input = {};
-  std::optional<int64_t> max_tokens = {};  // absent: as many as the context holds
+  std::optional<int64_t> max_tokens = {};  // absent: as many as the context holds; 0: see is_prompt_only
   std::optional<double> temperature = {}, top_p = {}, min_p = {}, repetition_penalty = {},
                         presence_penalty = {}, frequency_penalty = {};
   std::optional<int64_t> top_k = {};
@@ -63,8 +66,14 @@ struct RequestFields {
   std::optional<int64_t> best_of = {};          // answers to draw; absent: as many as are sent
   bool echo = false;                            // answers begin with the prompt
   std::optional<int64_t> prompt_logprobs = {};  // of the prompt's tokens, with this many alternatives
+  std::vector<Tool> tools = {};
+  bool may_call_tools = true;         // else the tools are checked and forgotten
+  bool parallel_tool_calls = true;    // else one call ends an answer
+  bool add_generation_prompt = true;  // a chat's prompt ends with the beginning of an answer
   int64_t priority = 0;
-  std::string cache_salt = {};
+  std::string cache_salt = {};  // the caller's
+  TenantPtr tenant = DefaultTenant();
+  TraceContext trace = {};
   bool is_streamed = true;
   MonoTime arrival = {};
   MonoTime deadline = {};
@@ -87,7 +96,9 @@ class Request {
   const RequestInput& input() const { return fields_.input; }
   uint32_t max_tokens() const {
     return static_cast<uint32_t>(fields_.max_tokens.value_or(0));
-  }  // 0: what fits
+  }  // 0: what fits, unless is_prompt_only
+  // No token is drawn: the prompt's log-probabilities are wanted, and perhaps its echo.
+  bool is_prompt_only() const { return fields_.max_tokens == 0; }
   const Sampling& sampling() const { return sampling_; }
   const std::vector<std::string>& stop() const { return fields_.stop; }
   const std::vector<TokenId>& stop_tokens() const { return fields_.stop_tokens; }
@@ -100,8 +111,13 @@ class Request {
   bool is_ranked() const { return draws() > choices(); }
   bool echo() const { return fields_.echo; }
   std::optional<uint32_t> prompt_logprobs() const { return fields_.prompt_logprobs; }
+  const std::vector<Tool>& tools() const { return fields_.tools; }
+  size_t max_tool_calls() const { return fields_.parallel_tool_calls ? SIZE_MAX : 1; }
+  bool add_generation_prompt() const { return fields_.add_generation_prompt; }
   int32_t priority() const { return static_cast<int32_t>(fields_.priority); }
-  const std::string& cache_salt() const { return fields_.cache_salt; }
+  const std::string& cache_salt() const { return fields_.cache_salt; }  // the tenant's
+  const TenantPtr& tenant() const { return fields_.tenant; }
+  const TraceContext& trace() const { return fields_.trace; }
   bool is_streamed() const { return fields_.is_streamed; }
   MonoTime arrival() const { return fields_.arrival; }
   MonoTime deadline() const { return fields_.deadline; }
@@ -114,5 +130,8 @@ class Request {
 };
 
 using RequestPtr = std::shared_ptr<const Request>;
+
+// Of a prompt or a conversation; 0 of token ids.
+size_t TextBytes(const Request& request);
 
 }  // namespace terrace

@@ -141,6 +141,105 @@ TEST(Request, ValuesOutOfRangeNameTheirParameter) {
   }
 }
 
+RequestFields ChatFields(std::vector<ChatMessage> messages = {{"user", "x"}}) {
+  RequestFields fields = ValidFields();
+  fields.input = std::move(messages);
+  return fields;
+}
+
+TEST(Request, ToolsOnTheirBoundsAreTaken) {
+  RequestFields fields =
+      ChatFields({{"assistant", "", {{"call_1", "add", "{}"}}}, {"tool", "", {}, "call_1"}});
+  for (int i = 0; i < 128; ++i) fields.tools.push_back({.name = Concat("tool-", i, "_")});
+  fields.tools[0] = {.name = std::string(64, 'n'), .parameters = R"({"type": "object"})"};
+  fields.tools[1].description = std::string(200'000, 'd');
+  const auto request = Request::Make(fields);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ((*request)->tools().size(), 128u);
+  EXPECT_EQ((*request)->max_tool_calls(), SIZE_MAX);
+  fields.parallel_tool_calls = false;
+  EXPECT_EQ((*Request::Make(fields))->max_tool_calls(), 1u);
+  fields.may_call_tools = false;
+  EXPECT_TRUE((*Request::Make(fields))->tools().empty());
+}
+
+TEST(Request, ToolsOutOfTheirBoundsNameTheirParameter) {
+  std::string deep = "{}";
+  for (int i = 0; i < 40; ++i) deep = "{\"a\":" + deep + "}";
+  std::string wide = "{\"a\":[0";
+  for (int i = 0; i < 5000; ++i) wide += ",0";
+  wide += "]}";
+  using Change = std::function<void(RequestFields&)>;
+  const struct {
+    const char* param;
+    Change change;
+  } cases[] = {
+      {"tools", [](auto& f) { f.tools.resize(129); }},
+      {"tools", [](auto& f) { f.tools = {{.name = "a", .description = std::string(300'000, 'd')}}; }},
+      {"tools", [](auto& f) { f.input = std::string("text"), f.tools = {{.name = "a"}}; }},
+      {"tools[0].function.name", [](auto& f) { f.tools = {{}}; }},
+      {"tools[0].function.name", [](auto& f) { f.tools = {{.name = "two words"}}; }},
+      {"tools[0].function.name", [](auto& f) { f.tools = {{.name = std::string(65, 'n')}}; }},
+      {"tools[1].function.name",
+       [](auto& f) {
+         f.tools = {{.name = "a"}, {.name = "a"}};
+         f.may_call_tools = false;
+       }},
+      {"tools[0].function.parameters", [](auto& f) { f.tools = {{.name = "a", .parameters = "[]"}}; }},
+      {"tools[0].function.parameters", [](auto& f) { f.tools = {{.name = "a", .parameters = "{"}}; }},
+      {"tools[0].function.parameters", [&](auto& f) { f.tools = {{.name = "a", .parameters = deep}}; }},
+      {"tools[0].function.parameters", [&](auto& f) { f.tools = {{.name = "a", .parameters = wide}}; }},
+      {"messages[0].tool_call_id",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"tool", "x"}};
+       }},
+      {"messages[0].tool_call_id",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"user", "x", {}, "id"}};
+       }},
+      {"messages[0].tool_call_id",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"tool", "x", {}, std::string(257, 'i')}};
+       }},
+      {"messages[0].tool_calls",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"user", "x", {{"i", "a", "{}"}}}};
+       }},
+      {"messages[0].tool_calls[0].id",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"assistant", "", {{"", "a", "{}"}}}};
+       }},
+      {"messages[0].tool_calls[0].function.name",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"assistant", "", {{"i", "", "{}"}}}};
+       }},
+      {"messages[0].tool_calls[0].function.arguments",
+       [](auto& f) {
+         f.input = std::vector<ChatMessage>{{"assistant", "", {{"i", "a", "5"}}}};
+       }},
+  };
+  for (const auto& c : cases) {
+    RequestFields fields = ChatFields();
+    c.change(fields);
+    const auto request = Request::Make(fields);
+    ASSERT_FALSE(request.ok()) << c.param;
+    EXPECT_EQ(Reason(request.status()), "invalid_value") << request.status();
+    EXPECT_EQ(Param(request.status()), c.param) << request.status();
+  }
+}
+
+TEST(Request, NoTokenIsDrawnOnlyWhereOnePromptIsScored) {
+  RequestFields fields = ValidFields();
+  fields.max_tokens = 0;
+  fields.prompt_logprobs = 0;
+  const auto request = Request::Make(fields);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_TRUE((*request)->is_prompt_only());
+  fields.choices = 2;
+  EXPECT_EQ(Param(Request::Make(fields).status()), "max_tokens");
+  EXPECT_FALSE((*Request::Make(ValidFields()))->is_prompt_only());
+}
+
 TEST(Request, AsManyAnswersAreDrawnAsSentUnlessTheBestOfMoreAreAskedFor) {
   const struct {
     std::optional<int64_t> choices, best_of;

@@ -1,7 +1,11 @@
 // terrace-router: takes requests over HTTP and gRPC and answers them from the cheapest model tier that is
 // good enough.
+#include <sys/resource.h>
+
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -9,6 +13,7 @@
 #include "base/config.h"
 #include "base/drain.h"
 #include "base/exit_code.h"
+#include "base/file_stamp.h"
 #include "base/log.h"
 #include "base/shutdown.h"
 #include "base/version.h"
@@ -22,7 +27,11 @@ struct Flags {
   std::string config;
   std::vector<std::string> overrides;
   std::string http, grpc, ops;
+  bool validate = false;
 };
+
+constexpr double kLookSeconds = 1;  // between looks at the files
+constexpr int kLooksToRetry = 5;
 
 StatusOr<RouterOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   v1::RouterConfig config;
@@ -34,23 +43,105 @@ StatusOr<RouterOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   return MakeRouterOptions(config);
 }
 
+// The files that a configuration is made of. Main thread.
+class ConfigFiles {
+ public:
+  // To be called before they are read: what changes while they are is a change.
+  void Watch(const std::string& file) {
+    if (!file.empty()) stamps_[file] = StampOf(file);
+  }
+  // Since this or Watch was called last.
+  bool HaveChanged() {
+    bool changed = false;
+    for (auto& [file, stamp] : stamps_) {
+      const FileStamp now = StampOf(file);
+      changed = changed || now != stamp;
+      stamp = now;
+    }
+    return changed;
+  }
+
+ private:
+  std::map<std::string, FileStamp> stamps_;
+};
+
+// Keeps a running router at what its files say.
+class Reloader {
+ public:
+  Reloader(const Flags& flags, const CLI::App& app, MetricRegistry& metrics)
+      : flags_(flags), app_(app), metrics_(metrics) {
+    metrics_.GetGauge("terrace_config_reload_success").Set(1);
+  }
+
+  StatusOr<RouterOptions> Load() {
+    files_.Watch(flags_.config);
+    ASSIGN_OR_RETURN(RouterOptions options, LoadOptions(flags_, app_));
+    for (const std::string& file : options.files()) files_.Watch(file);
+    return options;
+  }
+
+  // Until a signal to stop.
+  void Run(Router& router, ShutdownSignal& shutdown) {
+    for (;;) {
+      const int signal = shutdown.Wait(kLookSeconds, [this] {
+        is_retry_ = !files_.HaveChanged();
+        return !is_retry_ || IsRetryDue();
+      });
+      if (signal != 0 && signal != SIGHUP) return;
+      is_retry_ = is_retry_ && signal == 0;
+      Reload(router, shutdown);
+    }
+  }
+
+ private:
+  // What was refused may have been half written, or not to be read for a moment.
+  bool IsRetryDue() { return !refusal_.empty() && ++looks_since_refusal_ >= kLooksToRetry; }
+
+  void Reload(Router& router, ShutdownSignal& shutdown) {
+    const auto options = Load();
+    const Status status =
+        options.ok() ? router.Reload(*options, [&] { return shutdown.IsPending(); }) : options.status();
+    looks_since_refusal_ = 0;
+    metrics_.GetGauge("terrace_config_reload_success").Set(status.ok() ? 1 : 0);
+    if (!status.ok() && is_retry_ && Message(status) == refusal_) return;  // that was told
+    refusal_ = Message(status);
+    metrics_
+        .GetCounter("terrace_config_reloads_total", std::vector<std::string>{status.ok() ? "ok" : "refused"})
+        .Add();
+    if (status.ok()) {
+      Log(LogLevel::kInfo, "config_reloaded", {{"file", flags_.config}});
+    } else {
+      Log(LogLevel::kError, "config_refused", {{"error", refusal_}, {"file", flags_.config}});
+    }
+  }
+
+  const Flags& flags_;
+  const CLI::App& app_;
+  MetricRegistry& metrics_;
+  ConfigFiles files_;
+  std::string refusal_;  // of the last reload; "" when it was none
+  int looks_since_refusal_ = 0;
+  bool is_retry_ = false;  // nothing has changed and nobody has asked
+};
+
 // Requests in flight may finish; a second signal ends at once.
 void Drain(Router& router, ShutdownSignal& shutdown) {
   Log(LogLevel::kInfo, "router_draining", {{"in_flight", router.in_flight()}});
   router.BeginDrain();
   AwaitDrained(shutdown, [&router] { return router.in_flight() == 0; });
 }
-
-Status Serve(const RouterOptions& options, ShutdownSignal& shutdown) {
-  InitLog(options.log);
+Status Serve(const Flags& flags, const CLI::App& app, ShutdownSignal& shutdown) {
   MetricRegistry metrics;
+  Reloader reloader(flags, app, metrics);
+  ASSIGN_OR_RETURN(const RouterOptions options, reloader.Load());
+  InitLog(options.log);
   ASSIGN_OR_RETURN(const auto router, Router::Start(options, metrics));
   Log(LogLevel::kInfo, "router_ready",
       {{"version", kVersion},
        {"http", router->http_address()},
        {"grpc", router->grpc_address()},
        {"ops", router->ops_address()}});
-  shutdown.Wait();
+  reloader.Run(*router, shutdown);
   Drain(*router, shutdown);
   Log(LogLevel::kInfo, "router_stopped", {{"cut_off", router->in_flight()}});
   return {};
@@ -61,8 +152,17 @@ int Fail(const Status& status) {
   return ExitCodeFor(status);
 }
 
+// A connection is a descriptor, and the usual limit is 1024: it may be as high as the system lets it.
+void RaiseDescriptorLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int Main(int argc, char** argv) {
-  ShutdownSignal shutdown;
+  RaiseDescriptorLimit();
+  ShutdownSignal shutdown(ShutdownSignal::Hangup::kIsWaitedFor);
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its errors come back as ours, one line each
   CLI::App app("Terrace router: answers requests from the cheapest model tier that is good enough.",
                "terrace-router");
@@ -76,6 +176,7 @@ int Main(int argc, char** argv) {
                  "host:port of the OpenAI-compatible API, \"\" for none; port 0: any free one");
   app.add_option("--grpc", flags.grpc, "host:port of the gRPC API");
   app.add_option("--ops", flags.ops, "host:port of /metrics /healthz /readyz /statusz");
+  app.add_flag("--validate", flags.validate, "say whether the configuration can be used, and end");
   app.set_version_flag("--version", std::string("terrace-router ") + kVersion);
   try {
     app.parse(argc, argv);
@@ -84,9 +185,14 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return Fail(InvalidArgument(error.what(), " (see terrace-router --help)"));
   }
-  const auto options = LoadOptions(flags, app);
-  if (!options.ok()) return Fail(options.status());
-  const Status served = Serve(*options, shutdown);
+  if (flags.validate) {
+    const auto options = LoadOptions(flags, app);
+    const Status usable = options.ok() ? CheckFiles(*options) : options.status();
+    if (!usable.ok()) return Fail(usable);
+    std::printf("%s: can be used\n", flags.config.c_str());
+    return kExitOk;
+  }
+  const Status served = Serve(flags, app, shutdown);
   return served.ok() ? kExitOk : Fail(served);
 }
 

@@ -78,5 +78,20 @@ TEST(RouterMain, ATakenGrpcPortIsOneLine) {
   close(taken);
 }
 
+TEST(RouterMain, ValidateSaysWhatAStartWouldSay) {
+  const std::string file = ConfigFile();
+  Ended run = RunRouter("--validate --config " + file);
+  EXPECT_EQ(run.exit_code, kExitOk);
+  EXPECT_EQ(run.output, file + ": can be used\n");
+  run = RunRouter("--validate --set tiers[0].workers=[] --config " + file);
+  EXPECT_EQ(run.exit_code, kExitConfig);
+  ExpectOneLine(run);
+  EXPECT_THAT(run.output, HasSubstr("tiers[0].workers"));
+  run = RunRouter("--validate --set auth.keys_file=/absent --set auth.cluster_secret_file=/absent --config " +
+                  file);
+  EXPECT_EQ(run.exit_code, kExitConfig);
+  EXPECT_THAT(run.output, HasSubstr("/absent"));
+}
+
 }  // namespace
 }  // namespace terrace

@@ -42,12 +42,21 @@ void OpsHandler::Handle(const HttpRequest& request, HttpResponder& responder) {
 
 // Gauges are read from the latest view, so that they never disagree with one another.
 std::string OpsHandler::Metrics() {
-  MetricRegistry& metrics = parts_.metrics;
-  const auto view = parts_.cluster.View();
-  metrics.GetGauge("terrace_requests_in_flight").Set(static_cast<double>(parts_.admission.in_flight()));
+  MetricRegistry& metrics = metrics_;
+  const auto core = cores_.Current();
+  const auto view = core->View();
+  metrics.GetGauge("terrace_requests_in_flight").Set(static_cast<double>(cores_.in_flight()));
   std::lock_guard lock(mutex_);
   for (auto& [replica, is_seen] : replicas_) is_seen = false;
-  for (const TierView& tier : view->tiers) {
+  for (const std::string& tier : tiers_) {  // a reload may have removed some
+    metrics.GetGauge("terrace_pool_ready_workers", Labels{tier}).Set(0);
+    metrics.GetGauge("terrace_requests_queued", Labels{tier}).Set(0);
+  }
+  for (size_t i = 0; i < view->tiers.size(); ++i) {
+    const TierView& tier = view->tiers[i];
+    tiers_.insert(tier.name);
+    metrics.GetGauge("terrace_requests_queued", Labels{tier.name})
+        .Set(static_cast<double>(core->admission().queued(i)));
     metrics.GetGauge("terrace_pool_ready_workers", Labels{tier.name})
         .Set(static_cast<double>(tier.ready_replicas()));
     for (const ReplicaView& replica : tier.replicas) {
@@ -74,7 +83,7 @@ std::string OpsHandler::Metrics() {
 }
 
 Json OpsHandler::Readiness() const {
-  const auto view = parts_.cluster.View();
+  const auto view = cores_.Current()->View();
   Json not_ready = Json::array();
   for (const TierView& tier : view->tiers) {
     if (tier.ready_replicas() == 0) not_ready.push_back(tier.name);
@@ -84,11 +93,12 @@ Json OpsHandler::Readiness() const {
 }
 
 Json OpsHandler::StatusPage() const {
-  const auto view = parts_.cluster.View();
+  const auto core = cores_.Current();
+  const auto view = core->View();
   Json tiers = Json::array();
   for (size_t i = 0; i < view->tiers.size(); ++i) {
     const TierView& tier = view->tiers[i];
-    const TierPrice& price = parts_.catalog.tiers()[i].price;
+    const TierPrice& price = core->catalog().tiers()[i].price;
     Json replicas = Json::array();
     for (const ReplicaView& replica : tier.replicas) replicas.push_back(ReplicaJson(replica));
     tiers.push_back({{"name", tier.name},
@@ -98,20 +108,21 @@ Json OpsHandler::StatusPage() const {
                      {"usd_per_million_prompt_tokens", price.usd_per_million_prompt_tokens},
                      {"usd_per_million_completion_tokens", price.usd_per_million_completion_tokens},
                      {"ready_replicas", tier.ready_replicas()},
+                     {"queued", core->admission().queued(i)},
                      {"replicas", std::move(replicas)}});
   }
   Json models = Json::array();
-  for (const ModelInfo& model : parts_.dispatcher.ListModels()) {
+  for (const ModelInfo& model : core->dispatcher().ListModels(*DefaultTenant())) {
     models.push_back({{"id", model.id},
                       {"is_policy", model.is_policy},
                       {"tiers", model.tiers},
                       {"ready", model.is_ready}});
   }
   return {{"version", kVersion},
-          {"uptime_seconds", Seconds(parts_.clock.Now() - started_)},
+          {"uptime_seconds", Seconds(clock_.Now() - started_)},
           {"models", std::move(models)},
           {"tiers", std::move(tiers)},
-          {"in_flight", parts_.admission.in_flight()}};
+          {"in_flight", cores_.in_flight()}};
 }
 
 }  // namespace terrace

@@ -6,30 +6,22 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "base/clock.h"
 #include "base/http_server.h"
 #include "base/json.h"
 #include "base/metrics.h"
-#include "router/cluster/cluster_view.h"
-#include "router/dispatch/dispatcher.h"
+#include "router/server/cores.h"
 
 namespace terrace {
 
-// All of it outlives the handler.
-struct OpsParts {
-  MetricRegistry& metrics;
-  const ClusterSource& cluster;
-  const ModelCatalog& catalog;
-  const Dispatcher& dispatcher;
-  const Admission& admission;
-  const Clock& clock;
-};
-
 class OpsHandler {
  public:
-  explicit OpsHandler(const OpsParts& parts) : parts_(parts), started_(parts.clock.Now()) {}
+  // All of it outlives the handler.
+  OpsHandler(MetricRegistry& metrics, const Cores& cores, const Clock& clock)
+      : metrics_(metrics), cores_(cores), clock_(clock), started_(clock.Now()) {}
 
   void Handle(const HttpRequest& request, HttpResponder& responder);
   void SetDraining() { is_draining_ = true; }  // not ready from now on
@@ -39,10 +31,13 @@ class OpsHandler {
   Json Readiness() const;  // {"ready":...,"tiers_not_ready":[...]}
   Json StatusPage() const;
 
-  const OpsParts parts_;
+  MetricRegistry& metrics_;
+  const Cores& cores_;
+  const Clock& clock_;
   const MonoTime started_;
   std::atomic<bool> is_draining_ = false;
   std::mutex mutex_;
+  std::set<std::string> tiers_;  // that were ever seen; GUARDED_BY(mutex_)
   std::map<std::pair<std::string, std::string>, bool>
       replicas_;  // tier, address -> seen now; GUARDED_BY(mutex_)
 };

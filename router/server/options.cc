@@ -1,6 +1,7 @@
 #include "router/server/options.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <set>
@@ -8,6 +9,7 @@
 
 #include "base/host_port.h"
 #include "router/cluster/discovery.h"
+#include "router/server/checks.h"
 
 namespace terrace {
 namespace {
@@ -16,16 +18,7 @@ constexpr size_t kMaxNameBytes = 64;
 
 template <typename... Text>
 Status Bad(std::string_view path, const Text&... text) {
-  return FailedPrecondition(path, ": ", text...);
-}
-
-Status CheckName(const std::string& path, const std::string& name) {
-  const auto is_allowed = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-  };
-  if (!name.empty() && name.size() <= kMaxNameBytes && std::all_of(name.begin(), name.end(), is_allowed))
-    return {};
-  return Bad(path, "must be 1 to ", kMaxNameBytes, " of a-z 0-9 . _ -, got \"", name, "\"");
+  return BadSetting(path, text...);
 }
 
 Status CheckPrice(const std::string& path, double price) {
@@ -63,11 +56,54 @@ Status SetListen(const v1::ListenConfig& config, RouterOptions& out) {
   return CheckAddress("listen.ops", out.ops, /*may_be_off=*/true);
 }
 
+Status CheckTogether(const std::string& path, const std::string& certificate, const std::string& key) {
+  if (certificate.empty() == key.empty()) return {};
+  return Bad(path + (key.empty() ? ".key_file" : ".certificate_file"), "is needed beside the other");
+}
+
+Status SetTls(const v1::RouterConfig& config, RouterOptions& out) {
+  if (config.listen().has_tls()) {
+    const v1::TlsConfig& tls = config.listen().tls();
+    if (tls.certificate_file().empty()) return Bad("listen.tls.certificate_file", "is needed");
+    RETURN_IF_ERROR(CheckTogether("listen.tls", tls.certificate_file(), tls.key_file()));
+    out.tls = {.certificate = tls.certificate_file(), .key = tls.key_file(), .ca = tls.client_ca_file()};
+  }
+  if (config.cluster().has_tls()) {
+    const v1::ClientTlsConfig& tls = config.cluster().tls();
+    RETURN_IF_ERROR(CheckTogether("cluster.tls", tls.certificate_file(), tls.key_file()));
+    out.worker_tls = {.certificate = tls.certificate_file(), .key = tls.key_file(), .ca = tls.ca_file()};
+    out.worker_server_name = tls.server_name();
+  }
+  return {};
+}
+
+// An address that other machines reach needs more than nothing between them and the models.
+Status CheckReach(const v1::RouterConfig& config, const RouterOptions& out) {
+  const v1::ListenConfig& listen = config.listen();
+  if (listen.insecure()) return {};
+  const auto is_open = [](const std::string& address) {
+    return !address.empty() && !ParseHostPort(address)->is_loopback();
+  };
+  constexpr char kOpen[] = " can be reached by other machines: needs ";
+  const bool asks_who = !config.auth().keys_file().empty() || !listen.tls().client_ca_file().empty();
+  for (const auto& [path, address] :
+       {std::pair("listen.http", out.http), std::pair("listen.grpc", out.grpc)}) {
+    if (!is_open(address)) continue;
+    if (!out.tls.has_value()) return Bad(path, address, kOpen, "listen.tls, or listen.insecure: true");
+    if (!asks_who) {
+      return Bad(path, address, kOpen,
+                 "auth.keys_file or listen.tls.client_ca_file, or listen.insecure: true");
+    }
+  }
+  if (!is_open(out.ops)) return {};
+  return Bad("listen.ops", out.ops, kOpen, "listen.insecure: true, as it asks nobody for a key");
+}
+
 Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {
   if (config.tiers().empty()) return Bad("tiers", "at least one is needed");
   std::set<std::string> names;
   const auto add_name = [&](const std::string& path, const std::string& name) -> Status {
-    RETURN_IF_ERROR(CheckName(path, name));
+    RETURN_IF_ERROR(CheckSettingName(path, name));
     return names.insert(name).second ? Status() : Bad(path, "\"", name, "\" is taken");
   };
   for (int i = 0; i < config.tiers_size(); ++i) {
@@ -143,6 +179,10 @@ Status SetLimits(const v1::RouterConfig& config, RouterOptions& out) {
                              admission.default_timeout_seconds(), 0.001, 86400, out.default_timeout_seconds));
   RETURN_IF_ERROR(SetSeconds("admission.max_timeout_seconds", admission.has_max_timeout_seconds(),
                              admission.max_timeout_seconds(), 0.001, 86400, out.max_timeout_seconds));
+  RETURN_IF_ERROR(
+      SetCount("admission.max_queued", admission.has_max_queued(), admission.max_queued(), out.max_queued));
+  RETURN_IF_ERROR(SetSeconds("admission.max_first_token_seconds", admission.has_max_first_token_seconds(),
+                             admission.max_first_token_seconds(), 0.001, 86400, out.max_first_token_seconds));
   if (config.balance().has_policy()) {
     const auto policy = ParseBalancePolicy(config.balance().policy());
     if (!policy.has_value()) {
@@ -158,6 +198,74 @@ Status SetLimits(const v1::RouterConfig& config, RouterOptions& out) {
                              cluster.watch_timeout_seconds(), 1, 300, out.watch_timeout_seconds));
   return SetSeconds("cluster.dns_refresh_seconds", cluster.has_dns_refresh_seconds(),
                     cluster.dns_refresh_seconds(), 0.1, 3600, out.dns_refresh_seconds);
+}
+
+Status SetAuth(const v1::AuthConfig& config, RouterOptions& out) {
+  out.keys_file = config.keys_file();
+  out.cluster_secret_file = config.cluster_secret_file();
+  if (out.keys_file.empty() && !out.cluster_secret_file.empty()) {
+    return Bad("auth.keys_file", "is needed beside cluster_secret_file");
+  }
+  if (!out.keys_file.empty() && out.cluster_secret_file.empty()) {
+    return Bad("auth.cluster_secret_file", "is needed beside keys_file");
+  }
+  return {};
+}
+
+Status SetHttpLimits(const v1::RouterConfig& config, HttpLimits& out) {
+  const v1::HttpLimitsConfig& limits = config.listen().http_limits();
+  const std::string path = "listen.http_limits.";
+  RETURN_IF_ERROR(SetCount(path + "max_connections", limits.has_max_connections(), limits.max_connections(),
+                           out.max_connections));
+  RETURN_IF_ERROR(SetCount(path + "max_header_bytes", limits.has_max_header_bytes(),
+                           limits.max_header_bytes(), out.max_header_bytes));
+  RETURN_IF_ERROR(
+      SetCount(path + "max_headers", limits.has_max_headers(), limits.max_headers(), out.max_headers));
+  RETURN_IF_ERROR(SetSeconds(path + "header_timeout_seconds", limits.has_header_timeout_seconds(),
+                             limits.header_timeout_seconds(), 0.001, 3600, out.header_timeout_seconds));
+  RETURN_IF_ERROR(SetCount(path + "min_body_bytes_per_second", limits.has_min_body_bytes_per_second(),
+                           limits.min_body_bytes_per_second(), out.min_body_bytes_per_second));
+  RETURN_IF_ERROR(SetSeconds(path + "idle_timeout_seconds", limits.has_idle_timeout_seconds(),
+                             limits.idle_timeout_seconds(), 0.001, 86400, out.idle_timeout_seconds));
+  RETURN_IF_ERROR(SetCount(path + "stream_buffer_bytes", limits.has_stream_buffer_bytes(),
+                           limits.stream_buffer_bytes(), out.stream_buffer_bytes));
+  return SetSeconds(path + "slow_reader_seconds", limits.has_slow_reader_seconds(),
+                    limits.slow_reader_seconds(), 0.001, 86400, out.slow_reader_seconds);
+}
+
+Status SetDuration(const std::string& path, bool is_set, double value, double low, double high,
+                   Duration& out) {
+  double seconds = Seconds(out);
+  RETURN_IF_ERROR(SetSeconds(path, is_set, value, low, high, seconds));
+  out = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+  return {};
+}
+
+Status SetEjection(const v1::EjectionConfig& config, EjectionOptions& out) {
+  const std::string path = "cluster.ejection.";
+  if (config.has_consecutive_failures()) out.consecutive_failures = config.consecutive_failures();
+  RETURN_IF_ERROR(
+      SetDuration(path + "seconds", config.has_seconds(), config.seconds(), 0.1, 3600, out.first_time));
+  if (!config.has_max_seconds()) out.longest = std::max(out.longest, out.first_time);
+  RETURN_IF_ERROR(SetDuration(path + "max_seconds", config.has_max_seconds(), config.max_seconds(),
+                              Seconds(out.first_time), 86400, out.longest));
+  if (!config.has_max_share()) return {};
+  out.max_share = config.max_share();
+  if (out.max_share > 0 && out.max_share <= 1) return {};
+  return Bad(path + "max_share", "must be above 0 and at most 1, got ", out.max_share);
+}
+
+Status SetHealth(const v1::ClusterConfig& config, RouterOptions& out) {
+  RETURN_IF_ERROR(SetEjection(config.ejection(), out.ejection));
+  RETURN_IF_ERROR(SetSeconds("cluster.slow_start_seconds", config.has_slow_start_seconds(),
+                             config.slow_start_seconds(), 0, 3600, out.slow_start_seconds));
+  if (config.has_retry_ratio()) {
+    out.retries.ratio = config.retry_ratio();
+    if (!(out.retries.ratio >= 0 && out.retries.ratio <= 1))
+      return Bad("cluster.retry_ratio", "must be in [0, 1], got ", out.retries.ratio);
+  }
+  return SetCount("cluster.max_attempts", config.has_max_attempts(), config.max_attempts(),
+                  out.retries.max_attempts);
 }
 
 Status SetLog(const v1::LogConfig& config, RouterOptions& out) {
@@ -178,12 +286,26 @@ Status SetLog(const v1::LogConfig& config, RouterOptions& out) {
 
 }  // namespace
 
+Status CheckSettingName(const std::string& path, const std::string& name) {
+  const auto is_allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+  };
+  if (!name.empty() && name.size() <= kMaxNameBytes && std::all_of(name.begin(), name.end(), is_allowed))
+    return {};
+  return Bad(path, "must be 1 to ", kMaxNameBytes, " of a-z 0-9 . _ -, got \"", name, "\"");
+}
+
 StatusOr<RouterOptions> MakeRouterOptions(const v1::RouterConfig& config) {
   RouterOptions out;
   RETURN_IF_ERROR(SetListen(config.listen(), out));
+  RETURN_IF_ERROR(SetTls(config, out));
+  RETURN_IF_ERROR(CheckReach(config, out));
   RETURN_IF_ERROR(SetTiers(config, out));
   RETURN_IF_ERROR(SetPolicies(config, out));
   RETURN_IF_ERROR(SetLimits(config, out));
+  RETURN_IF_ERROR(SetAuth(config.auth(), out));
+  RETURN_IF_ERROR(SetHttpLimits(config, out.http_limits));
+  RETURN_IF_ERROR(SetHealth(config.cluster(), out));
   RETURN_IF_ERROR(SetLog(config.log(), out));
   return out;
 }

@@ -1,29 +1,56 @@
 // The router's configuration, checked and with its defaults filled in: the only reader of RouterConfig. Pure.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
 #include "base/status.h"
+#include "base/tls.h"
 #include "proto/terrace/v1/config.pb.h"
 #include "router/balance/balancer.h"
+#include "router/cluster/ejection.h"
+#include "router/dispatch/retry_budget.h"
 #include "router/tier/model_catalog.h"
 
 namespace terrace {
 
+// Of the HTTP listener: see HttpLimitsConfig.
+struct HttpLimits {
+  uint32_t max_connections = 16384, max_header_bytes = 61440, max_headers = 100;
+  double header_timeout_seconds = 10, idle_timeout_seconds = 600;
+  uint32_t min_body_bytes_per_second = 1024;
+  uint32_t stream_buffer_bytes = 262144;  // of gRPC streams too, as the next
+  double slow_reader_seconds = 60;
+
+  friend bool operator==(const HttpLimits&, const HttpLimits&) = default;
+};
+
 struct RouterOptions {
   std::string http = "127.0.0.1:8080", grpc = "127.0.0.1:50051", ops = "127.0.0.1:9090";  // "": off
+  std::optional<TlsFiles> tls;         // of http and grpc; absent: plain text
+  std::optional<TlsFiles> worker_tls;  // of the connections to workers; absent: plain text
+  std::string worker_server_name;      // that their certificates are for; "": the host of each address
   std::vector<CatalogTier> tiers;
   std::vector<std::vector<std::string>> workers;  // by tier
   std::vector<CatalogPolicy> policies;
   std::string default_model;
   BalancePolicy balance = BalancePolicy::kPrefix;
-  uint32_t max_in_flight = 1024;
+  HttpLimits http_limits;
+  uint32_t max_in_flight = 16384, max_queued = 4096;
+  double max_first_token_seconds = 30;
   uint32_t max_body_bytes = 8 << 20;
   double default_timeout_seconds = 600, max_timeout_seconds = 3600;
   double connect_backoff_seconds = 0.25, watch_timeout_seconds = 3, dns_refresh_seconds = 10;
+  EjectionOptions ejection;
+  double slow_start_seconds = 30;
+  RetryOptions retries;
+  std::string keys_file, cluster_secret_file;  // both or neither
   LogOptions log;
+
+  // That are read besides the configuration.
+  std::vector<std::string> files() const { return {keys_file, cluster_secret_file}; }
 };
 
 // FAILED_PRECONDITION "tiers[1].name: ..." for the first value that cannot be used.

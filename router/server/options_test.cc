@@ -7,7 +7,9 @@
 namespace terrace {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
 using ::testing::StartsWith;
 
 constexpr char kDemo[] = R"(
@@ -40,10 +42,17 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   EXPECT_EQ(options->http, "127.0.0.1:8080");
   EXPECT_EQ(options->grpc, "127.0.0.1:50051");
   EXPECT_EQ(options->ops, "127.0.0.1:9090");
-  EXPECT_EQ(options->max_in_flight, 1024u);
+  EXPECT_EQ(options->max_in_flight, 16384u);
   EXPECT_EQ(options->default_timeout_seconds, 600);
   EXPECT_EQ(options->watch_timeout_seconds, 3);
   EXPECT_EQ(options->balance, BalancePolicy::kPrefix);
+  EXPECT_EQ(options->ejection.consecutive_failures, 3u);
+  EXPECT_EQ(options->ejection.first_time, std::chrono::seconds(10));
+  EXPECT_EQ(options->ejection.longest, std::chrono::seconds(120));
+  EXPECT_EQ(options->ejection.max_share, 0.5);
+  EXPECT_EQ(options->slow_start_seconds, 30);
+  EXPECT_EQ(options->retries.ratio, 0.1);
+  EXPECT_EQ(options->retries.max_attempts, 3u);
   ASSERT_EQ(options->tiers.size(), 2u);
   EXPECT_EQ(options->tiers[0].price.usd_per_million_prompt_tokens, 0.02);
   EXPECT_THAT(options->workers[1], ElementsAre("127.0.0.1:50062", "dns:///workers:50061"));
@@ -54,6 +63,94 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
 
 TEST(RouterOptions, AnEmptyAddressTurnsAListenerOff) {
   EXPECT_EQ(Parse(kDemo, "listen.http=\"\"")->http, "");
+}
+
+TEST(RouterOptions, TlsIsOnWhereItIsConfigured) {
+  const auto plain = Parse(kDemo);
+  EXPECT_FALSE(plain->tls.has_value() || plain->worker_tls.has_value());
+  const auto options =
+      Parse(std::string(kDemo) +
+            "listen: {tls: {certificate_file: c.pem, key_file: k.pem, client_ca_file: a.pem}}\n"
+            "cluster: {tls: {server_name: worker.internal}}\n");
+  ASSERT_TRUE(options.ok()) << options.status();
+  ASSERT_TRUE(options->tls.has_value() && options->worker_tls.has_value());
+  EXPECT_EQ(options->tls->certificate, "c.pem");
+  EXPECT_EQ(options->tls->key, "k.pem");
+  EXPECT_EQ(options->tls->ca, "a.pem");
+  EXPECT_EQ(options->worker_tls->ca, "") << "the system's";
+  EXPECT_EQ(options->worker_server_name, "worker.internal");
+}
+
+TEST(RouterOptions, EveryHttpLimitIsTaken) {
+  const auto defaults = Parse(kDemo);
+  EXPECT_EQ(defaults->http_limits.max_connections, 16384u);
+  EXPECT_EQ(defaults->http_limits.stream_buffer_bytes, 262144u);
+  EXPECT_EQ(defaults->http_limits.slow_reader_seconds, 60);
+  const auto options =
+      Parse(std::string(kDemo) +
+            "listen: {http_limits: {max_connections: 1, max_header_bytes: 2, max_headers: 3, "
+            "header_timeout_seconds: 4, min_body_bytes_per_second: 5, idle_timeout_seconds: 6, "
+            "stream_buffer_bytes: 7, slow_reader_seconds: 8}}\n");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const HttpLimits& limits = options->http_limits;
+  EXPECT_EQ(limits.max_connections, 1u);
+  EXPECT_EQ(limits.max_header_bytes, 2u);
+  EXPECT_EQ(limits.max_headers, 3u);
+  EXPECT_EQ(limits.header_timeout_seconds, 4);
+  EXPECT_EQ(limits.min_body_bytes_per_second, 5u);
+  EXPECT_EQ(limits.idle_timeout_seconds, 6);
+  EXPECT_EQ(limits.stream_buffer_bytes, 7u);
+  EXPECT_EQ(limits.slow_reader_seconds, 8);
+}
+
+TEST(RouterOptions, WhatOtherMachinesReachNeedsTlsAndKeysOrToBeCalledInsecure) {
+  const std::string tls = "tls: {certificate_file: c, key_file: k}",
+                    keys = "auth: {keys_file: f, cluster_secret_file: s}\n";
+  const std::string mutual = "tls: {certificate_file: c, key_file: k, client_ca_file: a}";
+  const struct {
+    std::string listen, rest;
+    const char* error;  // begins and ends like this; null: none
+    const char* remedy;
+  } cases[] = {
+      {"http: '127.0.0.2:1', grpc: 'localhost:1', ops: '[::1]:1'", "", nullptr, nullptr},
+      {"http: '0.0.0.0:1'", "", "listen.http: 0.0.0.0:1", "needs listen.tls, or listen.insecure: true"},
+      {"http: '0.0.0.0:1'", keys, "listen.http: ", "needs listen.tls, or listen.insecure: true"},
+      {"http: '0.0.0.0:1', " + tls, "",
+       "listen.http: ", "needs auth.keys_file or listen.tls.client_ca_file, or listen.insecure: true"},
+      {"http: '0.0.0.0:1', " + tls, keys, nullptr, nullptr},
+      {"http: '0.0.0.0:1', " + mutual, "", nullptr, nullptr},
+      {"http: '', grpc: '[::]:1'", "", "listen.grpc: [::]:1", "needs listen.tls, or listen.insecure: true"},
+      {"grpc: 'router.internal:1', " + tls, keys, nullptr, nullptr},
+      {"ops: '10.0.0.1:1', " + mutual, keys,
+       "listen.ops: ", "needs listen.insecure: true, as it asks nobody for a key"},
+      {"http: '0.0.0.0:1', grpc: '0.0.0.0:2', ops: '0.0.0.0:3', insecure: true", "", nullptr, nullptr},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.listen + "; " + c.rest);
+    const auto options = Parse(std::string(kDemo) + "listen: {" + c.listen + "}\n" + c.rest);
+    EXPECT_EQ(options.ok(), c.error == nullptr) << options.status();
+    if (c.error == nullptr || options.ok()) continue;
+    EXPECT_EQ(options.status().code(), StatusCode::kFailedPrecondition);
+    EXPECT_THAT(Message(options.status()), AllOf(StartsWith(c.error), EndsWith(c.remedy)));
+  }
+}
+
+TEST(RouterOptions, HealthIsSetAsWritten) {
+  const auto options = Parse(kDemo,
+                             "cluster={ejection: {consecutive_failures: 0, seconds: 0.5, max_seconds: 2, "
+                             "max_share: 1}, slow_start_seconds: 0, retry_ratio: 0, max_attempts: 1}");
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->ejection.consecutive_failures, 0u);
+  EXPECT_EQ(options->ejection.first_time, std::chrono::milliseconds(500));
+  EXPECT_EQ(options->ejection.longest, std::chrono::seconds(2));
+  EXPECT_EQ(options->ejection.max_share, 1);
+  EXPECT_EQ(options->slow_start_seconds, 0);
+  EXPECT_EQ(options->retries.ratio, 0);
+  EXPECT_EQ(options->retries.max_attempts, 1u);
+}
+
+TEST(RouterOptions, AnEjectionLongerThanTheDefaultLimitRaisesIt) {
+  EXPECT_EQ(Parse(kDemo, "cluster.ejection.seconds=300")->ejection.longest, std::chrono::seconds(300));
 }
 
 TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
@@ -78,10 +175,27 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
        "policies[0].cascade.steps[0].min_mean_logprob:"},
       {"default_model=absent", "default_model:"},
       {"listen.http=nonsense", "listen.http:"},
+      {"listen.http_limits.max_connections=0", "listen.http_limits.max_connections:"},
+      {"listen.http_limits.min_body_bytes_per_second=0", "listen.http_limits.min_body_bytes_per_second:"},
+      {"listen.http_limits.slow_reader_seconds=0", "listen.http_limits.slow_reader_seconds:"},
+      {"listen.tls={}", "listen.tls.certificate_file:"},
+      {"listen.tls.certificate_file=a.pem", "listen.tls.key_file:"},
+      {"cluster.tls.key_file=a.pem", "cluster.tls.certificate_file:"},
       {"admission.max_in_flight=0", "admission.max_in_flight:"},
       {"admission.default_timeout_seconds=0", "admission.default_timeout_seconds:"},
       {"cluster.watch_timeout_seconds=0.1", "cluster.watch_timeout_seconds:"},
+      {"cluster.ejection.seconds=0", "cluster.ejection.seconds:"},
+      {"cluster.ejection.max_seconds=9", "cluster.ejection.max_seconds:"},
+      {"cluster.ejection.max_share=0", "cluster.ejection.max_share:"},
+      {"cluster.ejection.max_share=1.1", "cluster.ejection.max_share:"},
+      {"cluster.slow_start_seconds=-1", "cluster.slow_start_seconds:"},
+      {"cluster.retry_ratio=1.5", "cluster.retry_ratio:"},
+      {"cluster.max_attempts=0", "cluster.max_attempts:"},
       {"balance.policy=random", "balance.policy:"},
+      {"admission.max_queued=0", "admission.max_queued:"},
+      {"admission.max_first_token_seconds=0", "admission.max_first_token_seconds:"},
+      {"auth.keys_file=keys.yaml", "auth.cluster_secret_file:"},
+      {"auth.cluster_secret_file=secret", "auth.keys_file:"},
       {"log.level=loud", "log.level:"},
       {"log.format=xml", "log.format:"},
   };

@@ -3,11 +3,17 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <functional>
 #include <mutex>
+#include <optional>
 #include <random>
+#include <stop_token>
 #include <thread>
 #include <utility>
 
+#include "base/grpc_keepalive.h"
+#include "base/grpc_tls.h"
 #include "base/host_port.h"
 #include "base/http_server.h"
 #include "base/log.h"
@@ -18,64 +24,105 @@
 #include "router/api/grpc_service.h"
 #include "router/api/openai_format.h"
 #include "router/api/openai_http.h"
-#include "router/cluster/cluster.h"
+#include "router/server/checks.h"
+#include "router/server/cores.h"
 #include "router/server/ops_handler.h"
 
 namespace terrace {
 namespace {
 
 constexpr size_t kHttpThreads = 2;
-constexpr double kFlushSeconds = 1;  // for the last bytes of answers when a listener stops
+constexpr size_t kMaxLongWaiting = 1024;
+constexpr double kFlushSeconds = 1;           // for the last bytes of answers when a listener stops
+constexpr int kClientTimeoutMillis = 20'000;  // to answer a ping
+constexpr auto kHousekeeping = std::chrono::milliseconds(100);
+constexpr auto kReloadPatience = std::chrono::seconds(10);
 constexpr char kInferenceService[] = "terrace.v1.Inference";
+
+// All processors but the one that passes answers on.
+size_t TextThreads() { return std::clamp<size_t>(std::thread::hardware_concurrency(), 2, 9) - 1; }
 
 uint64_t RandomSeed() {
   std::random_device device;
   return (uint64_t{device()} << 32) | device();
 }
 
-Duration FromSeconds(double seconds) {
-  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+Status CheckUnchanged(std::string_view path, const std::string& before, const std::string& after) {
+  if (before == after) return {};
+  return BadSetting(path, "cannot change from \"", before, "\" while the router runs: restart it");
 }
 
-ClusterOptions MakeClusterOptions(const RouterOptions& options,
-                                  std::function<void(const ClusterView&)> on_change) {
-  ClusterOptions out{.connect_backoff = FromSeconds(options.connect_backoff_seconds),
-                     .watch_timeout = FromSeconds(options.watch_timeout_seconds),
-                     .dns_refresh = FromSeconds(options.dns_refresh_seconds),
-                     .seed = RandomSeed(),
-                     .on_change = std::move(on_change)};
-  for (size_t i = 0; i < options.tiers.size(); ++i) {
-    auto discovery = MakeDiscovery(options.workers[i]);
-    CHECK(discovery.ok(), "options check workers: ", Message(discovery.status()));
-    out.tiers.push_back({options.tiers[i].name, *std::move(discovery)});
+template <typename T>
+Status CheckSame(std::string_view path, const T& before, const T& after) {
+  if (before == after) return {};
+  return BadSetting(path, "cannot change while the router runs: restart it");
+}
+
+// What was read of the files of both uses; null: plain text.
+struct RouterTls {
+  std::shared_ptr<TlsSource> listen, workers;
+};
+
+StatusOr<std::shared_ptr<TlsSource>> OpenTls(const std::optional<TlsFiles>& files, const char* path,
+                                             const char* use, MetricRegistry& metrics) {
+  if (!files.has_value()) return nullptr;
+  auto source = TlsSource::Open(*files, {.use = use, .metrics = &metrics});
+  if (!source.ok()) return Annotate(source.status(), path);
+  return source;
+}
+
+Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) {
+  RETURN_IF_ERROR(CheckUnchanged("listen.http", before.http, after.http));
+  RETURN_IF_ERROR(CheckUnchanged("listen.grpc", before.grpc, after.grpc));
+  RETURN_IF_ERROR(CheckUnchanged("listen.ops", before.ops, after.ops));
+  RETURN_IF_ERROR(CheckSame("listen.tls", before.tls, after.tls));
+  RETURN_IF_ERROR(CheckSame("listen.http_limits", before.http_limits, after.http_limits));
+  RETURN_IF_ERROR(CheckSame("cluster.tls", before.worker_tls, after.worker_tls));
+  RETURN_IF_ERROR(CheckSame("admission.max_body_bytes", before.max_body_bytes, after.max_body_bytes));
+  RETURN_IF_ERROR(CheckSame("log.level", before.log.level, after.log.level));
+  return CheckSame("log.format", before.log.as_json, after.log.as_json);
+}
+
+// Whether every tier of `before` that is ready there, and is still there, is ready in `after`.
+bool IsAsReadyAs(const ClusterView& before, const ClusterView& after) {
+  return std::ranges::all_of(before.tiers, [&](const TierView& tier) {
+    const auto found = std::ranges::find(after.tiers, tier.name, &TierView::name);
+    return tier.ready_replicas() == 0 || found == after.tiers.end() || found->ready_replicas() > 0;
+  });
+}
+
+// What wakes a thread before its time. Thread-safe.
+class Waker {
+ public:
+  void Wake() {
+    {
+      std::lock_guard lock(mutex_);
+      is_woken_ = true;
+    }
+    changed_.notify_all();
   }
-  return out;
-}
+  void WaitFor(const std::stop_token& stop, Duration duration) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, stop, duration, [this] { return is_woken_; });
+    is_woken_ = false;
+  }
 
-// One tier that can answer is enough.
-bool IsReady(const ClusterView& view) {
-  return std::any_of(view.tiers.begin(), view.tiers.end(),
-                     [](const auto& tier) { return tier.ready_replicas() > 0; });
-}
-
-std::vector<std::string> TierNames(const RouterOptions& options) {
-  std::vector<std::string> out;
-  for (const CatalogTier& tier : options.tiers) out.push_back(tier.name);
-  return out;
-}
+ private:
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  bool is_woken_ = false;  // GUARDED_BY(mutex_)
+};
 
 class RealRouter : public Router {
  public:
-  RealRouter(const RouterOptions& options, MetricRegistry& metrics, std::unique_ptr<ModelCatalog> catalog)
+  RealRouter(const RouterOptions& options, RouterTls tls, MetricRegistry& metrics)
       : options_(options),
-        catalog_(std::move(catalog)),
-        balancer_(MakeBalancer(options.balance)),
-        admission_(options.max_in_flight),
-        recorder_(metrics, TierNames(options)),
-        cluster_(MakeClusterOptions(options, [this](const ClusterView& view) { UpdateHealth(view); })),
-        dispatcher_(MakeDispatcher(
-            {cluster_, *catalog_, *balancer_, admission_, recorder_, RealClock(), RandomSeed()})),
-        ops_handler_({metrics, cluster_, *catalog_, *dispatcher_, admission_, RealClock()}) {
+        tls_(std::move(tls)),
+        metrics_(metrics),
+        started_unix_seconds_(std::chrono::duration_cast<std::chrono::seconds>(
+                                  std::chrono::system_clock::now().time_since_epoch())
+                                  .count()),
+        ops_handler_(metrics, cores_, RealClock()) {
     metrics.GetGauge("terrace_build_info", std::vector<std::string>{kVersion, "router"}).Set(1);
   }
 
@@ -90,13 +137,30 @@ class RealRouter : public Router {
     if (ops_ != nullptr) ops_->Stop(0);
     // Closed connections have cancelled their requests; each ends with its worker call, which refers to the
     // parts here.
-    while (admission_.in_flight() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (in_flight() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    housekeeper_ = {};  // stops and joins
   }
 
-  Status Listen() {
+  Status Start() {
+    ASSIGN_OR_RETURN(auto core, MakeCore(options_));
+    Use(std::move(core));
+    housekeeper_ = std::jthread([this](const std::stop_token& stop) { KeepHouse(stop); });
     RETURN_IF_ERROR(ListenOps());
     RETURN_IF_ERROR(ListenHttp());
     return ListenGrpc();
+  }
+
+  Status Reload(const RouterOptions& options, const std::function<bool()>& is_interrupted) override {
+    RETURN_IF_ERROR(CheckReloadable(options_, options));
+    ASSIGN_OR_RETURN(auto core, MakeCore(options));
+    const auto before = cores_.Current()->View();
+    const MonoTime limit = RealClock().Now() + kReloadPatience;
+    while (!IsAsReadyAs(*before, *core->View()) && RealClock().Now() < limit && !is_interrupted()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    core->Housekeep();  // it knows what its workers take before it takes over
+    Use(std::move(core));
+    return {};
   }
 
   std::string http_address() const override { return http_ == nullptr ? "" : http_->address(); }
@@ -106,19 +170,49 @@ class RealRouter : public Router {
   void BeginDrain() override {
     is_draining_ = true;
     ops_handler_.SetDraining();
-    admission_.Close();
-    UpdateHealth(*cluster_.View());
+    for (const auto& core : cores_.All()) core->admission().Close();
+    UpdateHealth();
   }
-  size_t in_flight() const override { return admission_.in_flight(); }
+  size_t in_flight() const override { return text_pool_.size() + cores_.in_flight(); }
 
  private:
-  ApiOptions MakeApiOptions() const {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return {.default_timeout_seconds = options_.default_timeout_seconds,
-            .max_timeout_seconds = options_.max_timeout_seconds,
-            .default_model = (*catalog_->Find(""))->id,
-            .created_unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count(),
-            .seed = RandomSeed()};
+  StatusOr<std::shared_ptr<Core>> MakeCore(const RouterOptions& options) {
+    const auto current = cores_.Current();
+    return Core::Make(options, metrics_,
+                      {ledger_, labels_, tls_.workers, [waker = waker_] { waker->Wake(); }}, current.get());
+  }
+
+  // New requests go to `core` from now on.
+  void Use(std::shared_ptr<Core> core) {
+    auto api = core->MakeApiOptions([this] { return IsReadyNow(); }, started_unix_seconds_, api_seed_);
+    if (is_draining_) core->admission().Close();
+    cores_.Replace(std::move(core));
+    std::lock_guard lock(api_mutex_);
+    api_options_ = std::move(api);
+  }
+
+  ApiOptionsSource MakeApiOptionsSource() {
+    return [this] {
+      std::lock_guard lock(api_mutex_);
+      return api_options_;
+    };
+  }
+
+  bool IsReadyNow() const {
+    const auto core = cores_.Current();  // null when none could be made
+    return core != nullptr && !is_draining_ && IsReady(*core->View());
+  }
+
+  void KeepHouse(const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      waker_->WaitFor(stop, kHousekeeping);
+      for (const auto& core : cores_.All()) core->Housekeep();
+      UpdateHealth();
+      // A cluster's end may wait for a name server.
+      if (auto idle = cores_.TakeIdle(); !idle.empty()) {
+        undertaker_ = std::jthread([idle = std::move(idle)]() mutable { idle.clear(); });
+      }
+    }
   }
 
   Status ListenOps() {
@@ -132,17 +226,38 @@ class RealRouter : public Router {
     return {};
   }
 
+  MetricRegistry::Counter& RejectionsOf(std::string_view reason) {
+    return metrics_.GetCounter("terrace_http_rejections_total",
+                               std::vector<std::string>{std::string(reason)});
+  }
+
   Status ListenHttp() {
     if (options_.http.empty()) return {};
+    const HttpLimits& limits = options_.http_limits;
     HttpServerOptions http{.address = options_.http,
                            .threads = kHttpThreads,
+                           .tls = tls_.listen,
                            .max_body_bytes = options_.max_body_bytes,
+                           .max_header_bytes = limits.max_header_bytes,
+                           .max_headers = limits.max_headers,
+                           .max_connections = limits.max_connections,
+                           .stream_buffer_bytes = limits.stream_buffer_bytes,
+                           .header_timeout_seconds = limits.header_timeout_seconds,
+                           .min_body_bytes_per_second = static_cast<double>(limits.min_body_bytes_per_second),
+                           .idle_timeout_seconds = limits.idle_timeout_seconds,
+                           .slow_reader_seconds = limits.slow_reader_seconds,
                            .error_body = HttpErrorBody,
-                           .error_headers = [this] {
-                             return HttpHeaders{{"x-request-id", unread_ids_.Next()}};
-                           }};
-    auto server =
-        HttpServer::Start(std::move(http), MakeOpenAiHandler(*dispatcher_, MakeApiOptions(), RealClock()));
+                           .error_headers =
+                               [this] {
+                                 return HttpHeaders{{"x-request-id", unread_ids_.Next()}};
+                               },
+                           .on_rejected = [this](std::string_view reason) { RejectionsOf(reason).Add(); },
+                           .on_connections = [&open = metrics_.GetGauge("terrace_http_connections")](
+                                                 size_t count) { open.Set(static_cast<double>(count)); }};
+    for (const std::string_view reason : kHttpRejections) RejectionsOf(reason);
+    metrics_.GetGauge("terrace_http_connections").Set(0);
+    auto server = HttpServer::Start(std::move(http),
+                                    MakeOpenAiHandler(dispatcher_, MakeApiOptionsSource(), RealClock()));
     if (!server.ok()) return Annotate(server.status(), "listen.http");
     http_ = *std::move(server);
     return {};
@@ -153,14 +268,13 @@ class RealRouter : public Router {
     ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options_.grpc));
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-    service_ = MakeInferenceService(*dispatcher_, MakeApiOptions(), RealClock());
+    service_ = MakeInferenceService(dispatcher_, MakeApiOptionsSource(), RealClock());
     grpc::ServerBuilder builder;
     int port = 0;
-    builder.AddListeningPort(options_.grpc, grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(options_.grpc, MakeServerCredentials(tls_.listen.get()), &port);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
                                0);  // a taken port is an error, not a second listener
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    SetKeepalive(builder, kClientTimeoutMillis);
     builder.SetMaxReceiveMessageSize(
         static_cast<int>(std::min<uint32_t>(options_.max_body_bytes, INT32_MAX)));
     builder.RegisterService(service_.get());
@@ -175,30 +289,40 @@ class RealRouter : public Router {
       std::lock_guard lock(health_mutex_);
       health_ = grpc_->GetHealthCheckService();
     }
-    UpdateHealth(*cluster_.View());
+    UpdateHealth();
     return {};
   }
 
   // gRPC health says what /readyz says.
-  void UpdateHealth(const ClusterView& view) {
+  void UpdateHealth() {
+    const bool is_ready = IsReadyNow();
     std::lock_guard lock(health_mutex_);
-    const bool is_ready = IsReady(view) && !is_draining_;
-    if (health_ == nullptr) return;
+    if (health_ == nullptr || told_ready_ == is_ready) return;
+    told_ready_ = is_ready;
     health_->SetServingStatus(is_ready);
     health_->SetServingStatus(kInferenceService, is_ready);
   }
 
-  const RouterOptions options_;
+  const RouterOptions options_;  // as at the start: of the listeners
+  const RouterTls tls_;
+  MetricRegistry& metrics_;
+  const int64_t started_unix_seconds_;
+  const uint64_t api_seed_ = RandomSeed();
+  const std::shared_ptr<Waker> waker_ = std::make_shared<Waker>();  // clusters may outlive this router's life
   std::atomic<bool> is_draining_ = false;
   std::mutex health_mutex_;
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // of grpc_; GUARDED_BY(health_mutex_)
-  const std::unique_ptr<ModelCatalog> catalog_;
-  const std::unique_ptr<Balancer> balancer_;
-  Admission admission_;
-  Recorder recorder_;
-  Cluster cluster_;
-  const std::unique_ptr<Dispatcher> dispatcher_;
+  std::optional<bool> told_ready_;                       // GUARDED_BY(health_mutex_)
+  TenantLedger ledger_{RealClock()};
+  const std::shared_ptr<TenantLabels> labels_ = std::make_shared<TenantLabels>();
+  Cores cores_;
+  TextPool text_pool_{TextThreads(), kMaxLongWaiting};
+  CurrentDispatcher dispatcher_{cores_, text_pool_};
   OpsHandler ops_handler_;
+  std::mutex api_mutex_;
+  std::shared_ptr<const ApiOptions> api_options_;  // GUARDED_BY(api_mutex_)
+  std::jthread undertaker_;                        // the housekeeper's
+  std::jthread housekeeper_;
   RequestIds unread_ids_{RandomSeed()};  // of requests that HTTP itself refuses
   std::unique_ptr<grpc::Service> service_;
   // The listeners last: they go first.
@@ -209,10 +333,22 @@ class RealRouter : public Router {
 
 }  // namespace
 
+Status CheckFiles(const RouterOptions& options) {
+  ASSIGN_OR_RETURN(const auto catalog,
+                   ModelCatalog::Make(options.tiers, options.policies, options.default_model));
+  for (const auto& files : {options.tls, options.worker_tls}) {
+    if (files.has_value()) RETURN_IF_ERROR(LoadTls(*files).status());
+  }
+  if (options.keys_file.empty()) return {};
+  return Tenants::Load(options.keys_file, options.cluster_secret_file, *catalog).status();
+}
+
 StatusOr<std::unique_ptr<Router>> Router::Start(const RouterOptions& options, MetricRegistry& metrics) {
-  ASSIGN_OR_RETURN(auto catalog, ModelCatalog::Make(options.tiers, options.policies, options.default_model));
-  auto router = std::make_unique<RealRouter>(options, metrics, std::move(catalog));
-  RETURN_IF_ERROR(router->Listen());
+  RouterTls tls;
+  ASSIGN_OR_RETURN(tls.listen, OpenTls(options.tls, "listen.tls", "listen", metrics));
+  ASSIGN_OR_RETURN(tls.workers, OpenTls(options.worker_tls, "cluster.tls", "workers", metrics));
+  auto router = std::make_unique<RealRouter>(options, std::move(tls), metrics);
+  RETURN_IF_ERROR(router->Start());
   return router;
 }
 

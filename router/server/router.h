@@ -1,5 +1,5 @@
-// The whole router: cluster, dispatcher and the three listeners, wired. Owned by main (and by tests); Start,
-// Stop and destruction from the owner's thread.
+// The whole router: what a configuration makes (Core), the listeners, and the thread that keeps house. Owned
+// by main (and by tests); Start, Reload, Stop and destruction from the owner's thread.
 #pragma once
 
 #include <functional>
@@ -12,11 +12,21 @@
 
 namespace terrace {
 
+// What Start and Reload would say of the files that `options` name.
+Status CheckFiles(const RouterOptions& options);
+
 class Router {
  public:
-  // UNAVAILABLE when an address cannot be bound. `metrics` outlives the router.
+  // UNAVAILABLE when an address cannot be bound, FAILED_PRECONDITION when a file that `options` names cannot
+  // be used. `metrics` outlives the router.
   static StatusOr<std::unique_ptr<Router>> Start(const RouterOptions& options, MetricRegistry& metrics);
   virtual ~Router() = default;  // ends requests in flight
+
+  // Works with `options` from now on, and with what is in the files they name; requests in flight go on as
+  // they began. All or nothing: after an error everything is as it was. FAILED_PRECONDITION as of Start, and
+  // for settings that need a restart: listen and log. With other workers than before it waits until the tiers
+  // that are ready now are ready again, for at most ten seconds, or until `is_interrupted`.
+  virtual Status Reload(const RouterOptions& options, const std::function<bool()>& is_interrupted) = 0;
 
   // The real addresses; "" for a listener that is off.
   virtual std::string http_address() const = 0;

@@ -6,9 +6,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <fstream>
+#include <functional>
+
+#include "base/crypto.h"
+#include "base/grpc_tls.h"
 #include "base/host_port.h"
 #include "base/http_server.h"
 #include "base/json.h"
+#include "base/testing_tls.h"
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
@@ -20,6 +26,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 std::string Head(const std::string& method, const std::string& path, const std::string& headers = "") {
@@ -86,6 +93,23 @@ TEST_F(RouterTest, RequestsThatHttpItselfRefusesHaveAnIdToo) {
   EXPECT_THAT(
       Exchange(router_->http_address(), Head("POST", "/v1/chat/completions", "content-length: 99999999\r\n")),
       AllOf(StartsWith("HTTP/1.1 413 "), HasSubstr("\r\nx-request-id: ")));
+  EXPECT_THAT(*Ops("/metrics"),
+              AllOf(HasSubstr("terrace_http_rejections_total{reason=\"malformed\"} 1"),
+                    HasSubstr("terrace_http_rejections_total{reason=\"body_too_large\"} 1")));
+}
+
+TEST_F(RouterTest, EveryRefusalOfHttpItselfHasACodeOfItsOwn) {
+  Start();
+  const std::string long_path = "/" + std::string(9000, 'x');
+  const struct {
+    std::string request;
+    const char* code;
+  } cases[] = {{Head("TRACE", "/"), "method_not_allowed"},
+               {Head("GET", long_path), "uri_too_long"},
+               {Head("POST", "/", "expect: magic\r\n"), "expectation_failed"}};
+  for (const auto& c : cases) {
+    EXPECT_THAT(Exchange(router_->http_address(), c.request), HasSubstr(Concat("\"code\":\"", c.code, "\"")));
+  }
 }
 
 TEST_F(RouterTest, TheStatusPageShowsTiersAndReplicas) {
@@ -106,6 +130,8 @@ TEST_F(RouterTest, MetricsHaveASeriesForEveryTierFromTheStart) {
   EXPECT_THAT(*text, HasSubstr("terrace_pool_ready_workers{tier=\"nano\"} 0"));
   EXPECT_THAT(*text, HasSubstr("terrace_tier_attempts_total{result=\"failed\",tier=\"nano\"} 0"));
   EXPECT_THAT(*text, HasSubstr("component=\"router\""));
+  EXPECT_THAT(*text, HasSubstr("terrace_http_connections 0"));
+  EXPECT_THAT(*text, HasSubstr("terrace_http_rejections_total{reason=\"slow_header\"} 0"));
 }
 
 TEST_F(RouterTest, BothApisServeTheModels) {
@@ -119,6 +145,33 @@ TEST_F(RouterTest, BothApisServeTheModels) {
   v1::ListModelsResponse response;
   ASSERT_TRUE(stub->ListModels(&context, {}, &response).ok());
   EXPECT_EQ(response.models(0).id(), "nano");
+}
+
+TEST_F(RouterTest, WithCertificatesBothApisSpeakTlsAlone) {
+  const TestAuthority authority(::testing::TempDir(), "router");
+  RouterOptions options = LoopbackOptions();
+  options.tls = authority.Issue("router-server");
+  auto router = Router::Start(options, metrics_);
+  ASSERT_TRUE(router.ok()) << router.status();
+  router_ = *std::move(router);
+  EXPECT_FALSE(HttpGet(router_->http_address() + "/v1/models", 10).ok());
+  const auto believed = TlsSource::Open({.ca = authority.ca_path()}, {}).value();
+  for (const TlsSource* tls : {believed.get(), static_cast<TlsSource*>(nullptr)}) {
+    const auto stub =
+        v1::Inference::NewStub(grpc::CreateChannel(router_->grpc_address(), MakeChannelCredentials(tls)));
+    grpc::ClientContext context;
+    v1::ListModelsResponse response;
+    EXPECT_EQ(stub->ListModels(&context, {}, &response).ok(), tls != nullptr);
+  }
+  EXPECT_THAT(*Ops("/metrics"), HasSubstr("terrace_cert_expiry_timestamp_seconds{use=\"listen\"} "));
+}
+
+TEST_F(RouterTest, CertificatesThatCannotBeUsedAreAnErrorAtTheStart) {
+  RouterOptions options = LoopbackOptions();
+  options.worker_tls = {.ca = "/absent.pem"};
+  const Status status = Router::Start(options, metrics_).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(status), StartsWith("cluster.tls: /absent.pem cannot be read"));
 }
 
 TEST_F(RouterTest, APortInUseIsOneErrorThatNamesIt) {
@@ -147,6 +200,114 @@ TEST_F(RouterTest, ADrainingRouterRefusesNewRequests) {
   const auto reader = stub->Generate(&context, request);
   EXPECT_FALSE(reader->Read(&response));
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+// Files of two tenants, whose keys are "key of a" and "key of b".
+void UseKeys(RouterOptions& options) {
+  options.keys_file = ::testing::TempDir() + "/keys.yaml";
+  options.cluster_secret_file = ::testing::TempDir() + "/secret";
+  std::ofstream(options.cluster_secret_file) << std::string(32, 's');
+  std::ofstream(options.keys_file) << "tenants: [{name: a, key_sha256: ["
+                                   << ToHex(AsBytes(Sha256("key of a")))
+                                   << "]}, {name: b, models: [small], key_sha256: ["
+                                   << ToHex(AsBytes(Sha256("key of b"))) << "]}]";
+}
+
+class ReloadTest : public RouterTest {
+ protected:
+  ReloadTest() {
+    options_.tiers.push_back({.name = "small", .price = {3, 4}});
+    options_.workers.push_back({"127.0.0.1:1"});
+  }
+  void Start() {
+    auto router = Router::Start(options_, metrics_);
+    ASSERT_TRUE(router.ok()) << router.status();
+    router_ = *std::move(router);
+  }
+  Status Reload(const RouterOptions& options) {
+    return router_->Reload(options, [] { return false; });
+  }
+  std::string Models(const std::string& headers = "") {
+    return Exchange(router_->http_address(), Head("GET", "/v1/models", headers));
+  }
+
+  RouterOptions options_ = LoopbackOptions();
+};
+
+TEST_F(ReloadTest, NewRequestsSeeTheNewModels) {
+  Start();
+  EXPECT_THAT(Models(), HasSubstr("\"small\""));
+  options_.tiers.pop_back();
+  options_.workers.pop_back();
+  options_.tiers[0].name = "tiny";
+  ASSERT_TRUE(Reload(options_).ok());
+  EXPECT_THAT(Models(), AllOf(HasSubstr("\"tiny\""), Not(HasSubstr("\"small\""))));
+}
+
+TEST_F(ReloadTest, KeysComeAndGoWithTheirFile) {
+  Start();
+  EXPECT_THAT(Models(), StartsWith("HTTP/1.1 200 "));
+  UseKeys(options_);
+  ASSERT_TRUE(Reload(options_).ok());
+  EXPECT_THAT(Models(), StartsWith("HTTP/1.1 401 "));
+  EXPECT_THAT(Models("authorization: Bearer key of a\r\n"), HasSubstr("\"nano\""));
+  EXPECT_THAT(Models("authorization: Bearer key of b\r\n"),
+              AllOf(HasSubstr("\"small\""), Not(HasSubstr("\"nano\""))));
+  EXPECT_THAT(Exchange(router_->http_address(), Head("GET", "/healthz")), StartsWith("HTTP/1.1 200 "));
+  std::ofstream(options_.keys_file) << "tenants: [{name: a}]";
+  ASSERT_TRUE(Reload(options_).ok());
+  EXPECT_THAT(Models("authorization: Bearer key of a\r\n"), StartsWith("HTTP/1.1 401 "));
+}
+
+TEST_F(ReloadTest, AStartWithAFileThatCannotBeUsedIsAnError) {
+  UseKeys(options_);
+  options_.keys_file += ".absent";
+  const auto router = Router::Start(options_, metrics_);
+  EXPECT_EQ(router.status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(router.status()), HasSubstr(".absent"));
+  EXPECT_EQ(CheckFiles(options_), router.status());
+}
+
+TEST_F(ReloadTest, AnErrorLeavesEverythingAsItWas) {
+  UseKeys(options_);
+  Start();
+  RouterOptions wrong = options_;
+  wrong.tiers.pop_back();
+  wrong.workers.pop_back();  // tenant b may use what is not there
+  EXPECT_THAT(Message(Reload(wrong)), HasSubstr("tenants[1].models[0]"));
+  wrong = options_;
+  wrong.keys_file += ".absent";
+  EXPECT_EQ(Reload(wrong).code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Models("authorization: Bearer key of b\r\n"), HasSubstr("\"small\""));
+}
+
+TEST_F(ReloadTest, WhatNeedsARestartSaysSo) {
+  Start();
+  const std::pair<const char*, std::function<void(RouterOptions&)>> changes[] = {
+      {"listen.http", [](auto& o) { o.http = "127.0.0.1:1"; }},
+      {"listen.grpc", [](auto& o) { o.grpc = ""; }},
+      {"listen.ops", [](auto& o) { o.ops = ""; }},
+      {"admission.max_body_bytes", [](auto& o) { o.max_body_bytes = 1; }},
+      {"log", [](auto& o) { o.log.level = LogLevel::kDebug; }},
+  };
+  for (const auto& [path, change] : changes) {
+    RouterOptions options = options_;
+    change(options);
+    const Status refused = Reload(options);
+    EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition) << path;
+    EXPECT_THAT(Message(refused), AllOf(StartsWith(path), HasSubstr("restart")));
+  }
+}
+
+TEST_F(ReloadTest, ADrainingRouterGoesOnDraining) {
+  Start();
+  router_->BeginDrain();
+  ASSERT_TRUE(Reload(options_).ok());
+  EXPECT_THAT(
+      Exchange(router_->http_address(),
+               Head("POST", "/v1/completions", "content-type: application/json\r\ncontent-length: 15\r\n") +
+                   "{\"prompt\": \"x\"}"),
+      HasSubstr("draining"));
 }
 
 }  // namespace

@@ -141,7 +141,8 @@ class Bench {
   MetricRegistry metrics_;
   const std::unique_ptr<ModelCatalog> catalog_ = *ModelCatalog::Make({{.name = "tier"}}, {}, "");
   const std::unique_ptr<Balancer> balancer_ = MakeBalancer(BalancePolicy::kPrefix);
-  Admission admission_{1};
+  TenantLedger ledger_{RealClock()};
+  Admission admission_{{}, 1, ledger_, RealClock()};
   Recorder recorder_{metrics_, std::vector<std::string>{"tier"}};
   DispatchState state_{{cluster_, *catalog_, *balancer_, admission_, recorder_, RealClock()}};
   const RequestPtr request_ = *Request::Make({.request_id = "r", .input = std::string("x")});

@@ -85,35 +85,45 @@ StatusOr<Value> ToJson(const Value& subject, Arguments arguments, Budget& budget
   return MakeText(std::move(text));
 }
 
-// The items whose attribute passes (or fails) a test; without one, whose attribute is true.
-StatusOr<Value> SelectByAttribute(const Value& subject, Arguments arguments, bool wanted, Budget& budget) {
+// The items that pass (or fail) a test, or whose attribute does; without a test, what is true passes.
+struct Selection {
+  const Value* attribute;  // null: the item itself
+  const Value &test, &argument;
+  bool wanted;
+};
+StatusOr<Value> Select(const Value& subject, const Selection& selection, Budget& budget) {
   ASSIGN_OR_RETURN(const Value::List list, ToItems(subject, budget));
-  ASSIGN_OR_RETURN(const Value::Text name, ToText(arguments[0]));
   const TemplateBuiltin* test = nullptr;
-  if (!arguments[1].Is<UndefinedValue>()) {
-    ASSIGN_OR_RETURN(const Value::Text test_name, ToText(arguments[1]));
+  if (!selection.test.Is<UndefinedValue>()) {
+    ASSIGN_OR_RETURN(const Value::Text test_name, ToText(selection.test));
     test = FindTest(test_name->bytes());
     if (test == nullptr) return TemplateError("there is no test '", test_name->bytes(), "'");
   }
   ValueList operands;
-  if (test != nullptr && !test->parameters.empty()) operands.push_back(arguments[2]);
+  if (test != nullptr && !test->parameters.empty()) operands.push_back(selection.argument);
   ValueList selected;
   for (const Value& item : list->items) {
     RETURN_IF_ERROR(budget.Spend(1));
-    ASSIGN_OR_RETURN(Value attribute, Attribute(item, name->bytes(), budget));
-    if (test != nullptr) {
-      ASSIGN_OR_RETURN(attribute, test->Call(attribute, operands, {}, budget));
+    Value tested = item;
+    if (selection.attribute != nullptr) {
+      ASSIGN_OR_RETURN(const Value::Text name, ToText(*selection.attribute));
+      ASSIGN_OR_RETURN(tested, Attribute(item, name->bytes(), budget));
     }
-    if (IsTrue(attribute) == wanted) selected.push_back(item);
+    if (test != nullptr) {
+      ASSIGN_OR_RETURN(tested, test->Call(tested, operands, {}, budget));
+    }
+    if (IsTrue(tested) == selection.wanted) selected.push_back(item);
   }
   return MakeList(std::move(selected));
 }
 
-StatusOr<Value> SelectAttribute(const Value& subject, Arguments arguments, Budget& budget) {
-  return SelectByAttribute(subject, arguments, /*wanted=*/true, budget);
+template <bool wanted>
+StatusOr<Value> SelectItems(const Value& subject, Arguments arguments, Budget& budget) {
+  return Select(subject, {nullptr, arguments[0], arguments[1], wanted}, budget);
 }
-StatusOr<Value> RejectAttribute(const Value& subject, Arguments arguments, Budget& budget) {
-  return SelectByAttribute(subject, arguments, /*wanted=*/false, budget);
+template <bool wanted>
+StatusOr<Value> SelectByAttribute(const Value& subject, Arguments arguments, Budget& budget) {
+  return Select(subject, {&arguments[0], arguments[1], arguments[2], wanted}, budget);
 }
 
 template <typename... Kinds>
@@ -169,8 +179,10 @@ const TemplateBuiltin* FindFilter(std::string_view name) {
       {"string", &String},
       {"safe", &Safe},
       {"tojson", &ToJson, {"indent"}},
-      {"selectattr", &SelectAttribute, {"attribute", "test", "argument"}, 1},
-      {"rejectattr", &RejectAttribute, {"attribute", "test", "argument"}, 1},
+      {"select", &SelectItems<true>, {"test", "argument"}},
+      {"reject", &SelectItems<false>, {"test", "argument"}},
+      {"selectattr", &SelectByAttribute<true>, {"attribute", "test", "argument"}, 1},
+      {"rejectattr", &SelectByAttribute<false>, {"attribute", "test", "argument"}, 1},
   };
   return Find(kFilters, name);
 }

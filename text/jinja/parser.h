@@ -3,7 +3,7 @@
 //     namespace(...); generation, which does nothing
 //   - operators: or and not, chained comparisons, in, is, + - ~ * / // %, x if c else y, x.y, x[y]
 //   - filters: trim length count upper lower capitalize replace default d first last join list items string
-//     safe tojson selectattr rejectattr
+//     safe tojson select reject selectattr rejectattr
 //   - tests: defined undefined none string mapping sequence iterable number integer float boolean true false
 //     odd even in eq equalto ne
 //   - methods: of text strip lstrip rstrip startswith endswith upper lower capitalize title split replace; of

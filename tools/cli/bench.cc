@@ -18,8 +18,11 @@ constexpr double kRateWindowSeconds = 1;
 
 StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& options,
                                                        const ShutdownSignal& shutdown) {
-  if (!options.router.empty()) return OpenRouterBenchTarget(options.router, options.model);
-  if (!options.worker.empty()) return OpenWorkerBenchTarget(options.worker);
+  ASSIGN_OR_RETURN(const ChannelSecurity security, OpenSecurity(options.access));
+  if (!options.router.empty()) return OpenRouterBenchTarget(options.router, options.model, security);
+  if (!options.worker.empty()) return OpenWorkerBenchTarget(options.worker, security);
+  if (!options.access.tls.ca.empty())
+    return InvalidArgument("--tls-ca: a model in this process is not connected to");
   OpenEngineOptions engine;
   engine.model = options.model;
   engine.threads = options.threads;

@@ -7,11 +7,13 @@
 #include "base/status.h"
 #include "tools/bench/bench_settings.h"
 #include "tools/cli/command_context.h"
+#include "tools/cli/kept_channel.h"
 
 namespace terrace {
 
 struct BenchOptions {
   std::string router, worker;  // host:port; at most one of them
+  ServerAccess access;         // of either
   std::string model;  // with `router`: a served name; alone: the path of a model to run in this process
   uint32_t threads = 0, max_sequences = 16;        // of a model in this process; 0 threads: all cores
   std::string compute = "auto", kv_dtype = "f32";  // the same: see OpenEngineOptions

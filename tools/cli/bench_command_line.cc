@@ -37,6 +37,7 @@ void AddTarget(CLI::App& bench, BenchOptions& options) {
                            ->type_name(kAddress)
                            ->excludes(router)
                            ->excludes(model);
+  AddAccessOptions(bench, options.access);
   bench.add_option("--threads", options.threads, "of a model in this process (default: all cores)")
       ->type_name("N")
       ->excludes(router)

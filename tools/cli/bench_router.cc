@@ -7,6 +7,7 @@
 #include "tools/cli/bench_stream.h"
 #include "tools/cli/bench_targets.h"
 #include "tools/cli/kept_channel.h"
+#include "tools/cli/router_client.h"
 
 namespace terrace {
 namespace {
@@ -64,8 +65,9 @@ std::string SampleText() {
 
 class RouterTarget : public BenchTarget {
  public:
-  RouterTarget(const std::string& address, const std::string& model)
-      : stub_(v1::Inference::NewStub(MakeKeptChannel(address))) {
+  RouterTarget(const std::string& address, const std::string& model, const ChannelSecurity& security)
+      : authorization_(security.authorization),
+        stub_(v1::Inference::NewStub(MakeKeptChannel(address, security))) {
     description_.kind = "router";
     description_.name = address;
     description_.model = model;
@@ -74,6 +76,7 @@ class RouterTarget : public BenchTarget {
   Status Describe() {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+    AddAuthorization(authorization_, context);
     v1::ListModelsResponse response;
     const grpc::Status called = stub_->ListModels(&context, {}, &response);
     const Status status = FromGrpcStatus(called, context);
@@ -106,6 +109,7 @@ class RouterTarget : public BenchTarget {
     message.set_priority(request.priority);
     message.set_cache_salt(request.cache_salt);
     const auto stream = std::make_shared<GenerateStream>(request, std::move(observer));
+    AddAuthorization(authorization_, stream->context());
     stub_->async()->Generate(&stream->context(), &message, stream.get());  // serializes the request
     return stream->Begin();
   }
@@ -115,6 +119,7 @@ class RouterTarget : public BenchTarget {
   Status Tokenize(const std::string& text, OnId on_id) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+    AddAuthorization(authorization_, context);
     v1::TokenizeRequest request;
     request.set_model(description_.model);
     request.set_prompt(text);
@@ -124,6 +129,7 @@ class RouterTarget : public BenchTarget {
     return FromGrpcStatus(called, context);
   }
 
+  const std::string authorization_;
   const std::unique_ptr<v1::Inference::Stub> stub_;
   TargetDescription description_;
   std::vector<TokenId> vocabulary_;
@@ -132,8 +138,9 @@ class RouterTarget : public BenchTarget {
 }  // namespace
 
 StatusOr<std::unique_ptr<BenchTarget>> OpenRouterBenchTarget(const std::string& address,
-                                                             const std::string& model) {
-  auto target = std::make_unique<RouterTarget>(address, model);
+                                                             const std::string& model,
+                                                             const ChannelSecurity& security) {
+  auto target = std::make_unique<RouterTarget>(address, model, security);
   RETURN_IF_ERROR(target->Describe());
   return std::unique_ptr<BenchTarget>(std::move(target));
 }

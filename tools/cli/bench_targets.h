@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "text/text_assets.h"
 #include "tools/bench/bench_target.h"
+#include "tools/cli/kept_channel.h"
 #include "worker/engine/open_engine.h"
 
 namespace terrace {
@@ -15,10 +16,12 @@ namespace terrace {
 // A router's Inference service. `model`: a served name, "" the router's default. UNAVAILABLE when nobody
 // answers.
 StatusOr<std::unique_ptr<BenchTarget>> OpenRouterBenchTarget(const std::string& address,
-                                                             const std::string& model);
+                                                             const std::string& model,
+                                                             const ChannelSecurity& security = {});
 
 // One worker, without a router in front.
-StatusOr<std::unique_ptr<BenchTarget>> OpenWorkerBenchTarget(const std::string& address);
+StatusOr<std::unique_ptr<BenchTarget>> OpenWorkerBenchTarget(const std::string& address,
+                                                             const ChannelSecurity& security = {});
 
 // An engine in this process.
 StatusOr<std::unique_ptr<BenchTarget>> OpenLocalBenchTarget(const OpenEngineOptions& options);

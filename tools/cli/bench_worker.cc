@@ -52,8 +52,8 @@ class ExecuteStream : public BenchStream<v1::ExecuteEvent> {
 
 class WorkerTarget : public BenchTarget {
  public:
-  explicit WorkerTarget(const std::string& address)
-      : address_(address), stub_(v1::Worker::NewStub(MakeKeptChannel(address))) {}
+  WorkerTarget(const std::string& address, const ChannelSecurity& security)
+      : address_(address), stub_(v1::Worker::NewStub(MakeKeptChannel(address, security))) {}
 
   Status Describe() {
     grpc::ClientContext context;
@@ -125,8 +125,9 @@ class WorkerTarget : public BenchTarget {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<BenchTarget>> OpenWorkerBenchTarget(const std::string& address) {
-  auto target = std::make_unique<WorkerTarget>(address);
+StatusOr<std::unique_ptr<BenchTarget>> OpenWorkerBenchTarget(const std::string& address,
+                                                             const ChannelSecurity& security) {
+  auto target = std::make_unique<WorkerTarget>(address, security);
   RETURN_IF_ERROR(target->Describe());
   return std::unique_ptr<BenchTarget>(std::move(target));
 }

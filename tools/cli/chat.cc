@@ -51,7 +51,8 @@ Status Reply(Answerer& answerer, const ChatOptions& options, const CommandContex
 
 Status RunChat(const ChatOptions& options, const CommandContext& context) {
   const bool is_interactive = context.is_out_terminal && isatty(STDIN_FILENO) != 0;
-  RouterClient router(options.router);
+  ASSIGN_OR_RETURN(const ChannelSecurity security, OpenSecurity(options.access));
+  RouterClient router(options.router, security);
   RETURN_IF_ERROR(router.ListModels().status());  // an absent router is told before the first question
   if (is_interactive) {
     context.out << context.Dim("/reset starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer") << "\n";

@@ -12,6 +12,7 @@ namespace terrace {
 
 struct ChatOptions {
   std::string router = kDefaultRouter;
+  ServerAccess access;
   std::string model;   // "": the router's default
   std::string system;  // "": none
   RequestOptions request;

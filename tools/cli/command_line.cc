@@ -85,6 +85,7 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
           .add_option("--router", target.router,
                       Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"))
           ->type_name(kAddress);
+  AddAccessOptions(command, target.access);
   auto* const model =
       command
           .add_option(
@@ -102,6 +103,7 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
 void AddChat(CLI::App& app, ChatOptions& options) {
   CLI::App* const chat = app.add_subcommand("chat", "Talk to a served model; reads stdin line by line.");
   chat->add_option("--router", options.router, "host:port")->type_name(kAddress)->capture_default_str();
+  AddAccessOptions(*chat, options.access);
   chat->add_option("--model", options.model, "tier, policy or alias (default: the router's)")
       ->type_name("MODEL");
   chat->add_option("--system", options.system, "system message");
@@ -162,6 +164,29 @@ void AddStatus(CLI::App& app, StatusOptions& options) {
       ->excludes(watch);
   status->add_flag("--json", options.json, "the router's own JSON");
   status->footer("Example: terrace status --once");
+}
+
+void AddKey(CLI::App& app, KeyOptions& options) {
+  CLI::App* const key = app.add_subcommand(
+      "key", "Make an API key for a tenant, and the key_sha256 that the router's keys file has of it.");
+  auto* const of =
+      key->add_option("--of", options.file, "only the key_sha256 of the key in a file")->type_name("FILE");
+  key->add_option("--out", options.out, "a new file for the key, which is then not shown")
+      ->type_name("FILE")
+      ->excludes(of);
+  key->footer("Example: terrace key");
+}
+
+void AddValidate(CLI::App& app, ValidateOptions& options) {
+  CLI::App* const validate = app.add_subcommand(
+      "validate", "Whether a router, a worker or a cluster would start with a configuration.");
+  validate->add_option("file", options.file, "YAML file")->type_name("FILE")->required();
+  validate
+      ->add_option("--kind", options.kind, "router, worker or cluster (default: what the file looks like)")
+      ->check(Quiet(CLI::IsMember({"router", "worker", "cluster"})));
+  validate->add_option("--bin-dir", options.bin_dir, "folder of the binaries (default: this one's)")
+      ->type_name("FOLDER");
+  validate->footer("Example: terrace validate deploy/demo/cluster.yaml");
 }
 
 void AddInspect(CLI::App& app, InspectOptions& options) {
@@ -297,6 +322,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   EvaluateOptions evaluate;
   SynthesizeOptions synthesize;
   BenchOptions bench;
+  KeyOptions key;
+  ValidateOptions validate;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -309,6 +336,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddEvaluate(app, evaluate);
   AddSynthesize(app, synthesize);
   AddBench(app, bench);
+  AddKey(app, key);
+  AddValidate(app, validate);
   const CLI::App* const version = app.add_subcommand("version", "Print the version.");
   CheckOptionValues(app);
 
@@ -337,6 +366,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (const Status valid = name == "chat" ? Validate(chat.request) : Validate(generate); !valid.ok())
     return {name, valid};
   if (name == "up") return {name, up};
+  if (name == "key") return {name, key};
+  if (name == "validate") return {name, validate};
   if (name == "demo") return {name, demo};
   if (name == "chat") return {name, chat};
   if (name == "generate") return {name, generate};

@@ -12,9 +12,11 @@
 #include "tools/cli/evaluate.h"
 #include "tools/cli/generate.h"
 #include "tools/cli/inspect.h"
+#include "tools/cli/key.h"
 #include "tools/cli/status.h"
 #include "tools/cli/synthesize.h"
 #include "tools/cli/up.h"
+#include "tools/cli/validate.h"
 
 namespace terrace {
 
@@ -25,7 +27,8 @@ struct ShowText {  // --help, --version
 struct CommandLine {
   std::string command;  // "generate"; "" when the error came before it was known
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
-                        InspectOptions, EvaluateOptions, SynthesizeOptions, BenchOptions>>
+                        InspectOptions, EvaluateOptions, SynthesizeOptions, BenchOptions, KeyOptions,
+                        ValidateOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

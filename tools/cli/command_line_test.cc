@@ -81,6 +81,24 @@ TEST(CommandLine, AModelWithoutARouterIsAPath) {
   absent.model = "/nowhere/auto";
   ShutdownSignal shutdown;
   EXPECT_EQ(OpenTarget(absent, shutdown).status().code(), StatusCode::kNotFound);
+  absent.access.tls.ca = "a";
+  EXPECT_EQ(OpenTarget(absent, shutdown).status().code(), StatusCode::kInvalidArgument)
+      << "nothing to secure";
+}
+
+TEST(CommandLine, CommandsThatConnectTakeTlsFiles) {
+  const auto chat = Parse<ChatOptions>(
+      {"chat", "--tls-ca", "a", "--tls-cert", "c", "--tls-key", "k", "--tls-name", "router.internal"});
+  EXPECT_EQ(chat.access.tls.ca, "a");
+  EXPECT_EQ(chat.access.tls.certificate, "c");
+  EXPECT_EQ(chat.access.tls.key, "k");
+  EXPECT_EQ(chat.access.server_name, "router.internal");
+  EXPECT_EQ(Parse<GenerateOptions>({"generate", "--prompt", "x", "--tls-ca", "a"}).target.access.tls.ca, "a");
+  EXPECT_EQ(Parse<EvaluateOptions>({"evaluate", "--tls-ca", "a"}).target.access.tls.ca, "a");
+  EXPECT_EQ(Parse<BenchOptions>({"bench", "--worker", "w:1", "--tls-ca", "a"}).access.tls.ca, "a");
+  EXPECT_FALSE(ParseCommandLine({"chat", "--tls-name", "x"}).options.ok()) << "without authorities";
+  EXPECT_FALSE(ParseCommandLine({"chat", "--tls-ca", "a", "--tls-cert", "c"}).options.ok())
+      << "without its key";
 }
 
 TEST(CommandLine, EveryCommandParses) {

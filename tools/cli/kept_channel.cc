@@ -6,14 +6,37 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
+#include "tools/cli/key.h"
 
 namespace terrace {
 
-std::shared_ptr<grpc::Channel> MakeKeptChannel(const std::string& address) {
+StatusOr<ChannelSecurity> OpenSecurity(const ServerAccess& flags) {
+  ChannelSecurity out{.server_name = flags.server_name};
+  if (!flags.api_key_file.empty()) {
+    ASSIGN_OR_RETURN(const std::string key, ReadApiKey(flags.api_key_file));
+    out.authorization = "Bearer " + key;
+  }
+  if (flags.tls.ca.empty()) return out;
+  ASSIGN_OR_RETURN(const auto tls, LoadTls(flags.tls));
+  const grpc::SslCredentialsOptions options{.pem_root_certs = tls->ca_pem,
+                                            .pem_private_key = tls->identity_pem,
+                                            .pem_cert_chain = tls->identity_pem};
+  out.credentials = grpc::SslCredentials(options);
+  return out;
+}
+
+void AddAuthorization(const std::string& authorization, grpc::ClientContext& context) {
+  if (!authorization.empty()) context.AddMetadata("authorization", authorization);
+}
+
+std::shared_ptr<grpc::Channel> MakeKeptChannel(const std::string& address, const ChannelSecurity& security) {
   static auto& kept = *new std::vector<std::shared_ptr<grpc::Channel>>();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  kept.push_back(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  if (!security.server_name.empty()) arguments.SetSslTargetNameOverride(security.server_name);
+  const auto credentials =
+      security.credentials == nullptr ? grpc::InsecureChannelCredentials() : security.credentials;
+  kept.push_back(grpc::CreateCustomChannel(address, credentials, arguments));
   return kept.back();
 }
 

@@ -29,6 +29,8 @@ struct Dispatch {
   Status operator()(const InspectOptions& options) const { return RunInspect(options, context); }
   Status operator()(const EvaluateOptions& options) const { return RunEvaluate(options, context); }
   Status operator()(const SynthesizeOptions& options) const { return RunSynthesize(options, context); }
+  Status operator()(const KeyOptions& options) const { return RunKey(options, context); }
+  Status operator()(const ValidateOptions& options) const { return RunValidate(options, context); }
   Status operator()(const BenchOptions& options) const { return RunBench(options, context); }
 };
 

@@ -10,9 +10,12 @@ namespace terrace {
 
 StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown) {
   if (!target.is_in_process()) {
+    ASSIGN_OR_RETURN(const ChannelSecurity security, OpenSecurity(target.access));
     return std::unique_ptr<Answerer>(
-        new RouterClient(target.router.empty() ? kDefaultRouter : target.router));
+        new RouterClient(target.router.empty() ? kDefaultRouter : target.router, security));
   }
+  if (!target.access.tls.ca.empty())
+    return InvalidArgument("--tls-ca: a model in this process is not connected to");
   std::error_code error;
   if (!std::filesystem::exists(target.model, error)) {
     return NotFound("no model folder or file ", target.model,

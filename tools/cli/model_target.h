@@ -8,6 +8,7 @@
 #include "base/shutdown.h"
 #include "base/status.h"
 #include "tools/cli/answerer.h"
+#include "tools/cli/kept_channel.h"
 
 namespace terrace {
 
@@ -17,13 +18,15 @@ struct ModelTarget {
   uint32_t threads = 0;  // in process; 0: all cores
   uint32_t max_sequences = 16;                     // in process
   std::string compute = "auto", kv_dtype = "f32";  // in process: see OpenEngineOptions
+  ServerAccess access;                             // of a router
 
   bool is_in_process() const { return router.empty() && !model.empty(); }
   // What a request to the opened Answerer says as its model.
   std::string served_name() const { return is_in_process() ? "" : model; }
 };
 
-// Errors of OpenEngine; NOT_FOUND for a path that does not exist, with the hint that a served name needs
+// Errors of OpenEngine and OpenSecurity; NOT_FOUND for a path that does not exist, with the hint that a
+// served name needs
 // --router; CANCELLED when `shutdown` comes while the model loads.
 StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown);
 

@@ -61,6 +61,27 @@ std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& com
           ->capture_default_str()};
 }
 
+void AddAccessOptions(CLI::App& command, ServerAccess& flags) {
+  command.add_option("--api-key-file", flags.api_key_file, "file with the API key that a router asks for")
+      ->type_name("FILE");
+  auto* const ca = command
+                       .add_option("--tls-ca", flags.tls.ca,
+                                   "connect with TLS; the file has the authorities that are believed (PEM)")
+                       ->type_name("FILE");
+  auto* const certificate =
+      command.add_option("--tls-cert", flags.tls.certificate, "certificate to show to the server (PEM)")
+          ->type_name("FILE")
+          ->needs(ca);
+  auto* const key = command.add_option("--tls-key", flags.tls.key, "its key (PEM)")->type_name("FILE");
+  key->needs(certificate);
+  certificate->needs(key);
+  command
+      .add_option("--tls-name", flags.server_name,
+                  "name the server's certificate is for (default: the host of its address)")
+      ->type_name("HOST")
+      ->needs(ca);
+}
+
 void CheckOptionValues(CLI::App& app) {
   for (CLI::Option* const option : app.get_options()) {
     const std::string type = option->get_type_name();

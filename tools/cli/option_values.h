@@ -6,6 +6,7 @@
 #include <string>
 
 #include "CLI/CLI.hpp"
+#include "tools/cli/kept_channel.h"
 
 namespace terrace {
 
@@ -15,6 +16,9 @@ inline constexpr char kAddress[] = "ADDR";  // host:port
 
 // --compute and --kv-dtype of a model in this process.
 std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& compute, std::string& kv_dtype);
+
+// --api-key-file, --tls-ca and what belongs to it, of a command that connects to a server.
+void AddAccessOptions(CLI::App& command, ServerAccess& flags);
 
 // Has every option of the commands of `app` check its value, by its type name: numbers are decimal, whole and
 // not negative where the name says so, addresses have a port, and only a text may be empty. After all options

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "base/grpc_status.h"
-#include "tools/cli/kept_channel.h"
 
 namespace terrace {
 namespace {
@@ -22,8 +21,10 @@ Status Explain(const Status& status, const std::string& address) {
 class Stream : public grpc::ClientReadReactor<v1::GenerateResponse> {
  public:
   static std::shared_ptr<Stream> Open(v1::Inference::Stub& stub, const v1::GenerateRequest& request,
-                                      std::string address, OnAnswerPiece on_piece) {
+                                      std::string address, const std::string& authorization,
+                                      OnAnswerPiece on_piece) {
     const auto stream = std::make_shared<Stream>(request, std::move(address), std::move(on_piece));
+    AddAuthorization(authorization, stream->context_);
     stream->self_ = stream;
     stub.async()->Generate(&stream->context_, &stream->request_, stream.get());
     stream->StartRead(&stream->response_);
@@ -71,16 +72,19 @@ class Call : public AnswerCall {
 
 }  // namespace
 
-RouterClient::RouterClient(std::string address)
-    : address_(std::move(address)), stub_(v1::Inference::NewStub(MakeKeptChannel(address_))) {}
+RouterClient::RouterClient(std::string address, const ChannelSecurity& security)
+    : address_(std::move(address)),
+      authorization_(security.authorization),
+      stub_(v1::Inference::NewStub(MakeKeptChannel(address_, security))) {}
 
 std::unique_ptr<AnswerCall> RouterClient::Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) {
-  return std::make_unique<Call>(Stream::Open(*stub_, request, address_, std::move(on_piece)));
+  return std::make_unique<Call>(Stream::Open(*stub_, request, address_, authorization_, std::move(on_piece)));
 }
 
 StatusOr<v1::ListModelsResponse> RouterClient::ListModels() {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kListTimeout);
+  AddAuthorization(authorization_, context);
   v1::ListModelsResponse response;
   const grpc::Status status = stub_->ListModels(&context, {}, &response);
   if (!status.ok()) return Explain(FromGrpcStatus(status, context), address_);

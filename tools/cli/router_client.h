@@ -6,6 +6,7 @@
 
 #include "proto/terrace/v1/inference.grpc.pb.h"
 #include "tools/cli/answerer.h"
+#include "tools/cli/kept_channel.h"
 
 namespace terrace {
 
@@ -13,12 +14,14 @@ inline constexpr char kDefaultRouter[] = "127.0.0.1:50051";
 
 class RouterClient : public Answerer {
  public:
-  explicit RouterClient(std::string address);  // host:port; connects with the first request
+  // host:port; connects with the first request.
+  explicit RouterClient(std::string address, const ChannelSecurity& security = {});
   std::unique_ptr<AnswerCall> Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) override;
   StatusOr<v1::ListModelsResponse> ListModels() override;
 
  private:
   const std::string address_;
+  const std::string authorization_;  // "Bearer <key>"; "": none
   const std::unique_ptr<v1::Inference::Stub> stub_;
 };
 

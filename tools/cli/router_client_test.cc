@@ -4,6 +4,8 @@
 #include <future>
 #include <utility>
 
+#include "base/grpc_tls.h"
+#include "base/testing_tls.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
@@ -94,6 +96,27 @@ TEST_F(RouterClientTest, SeveralAnswersAreOverWithTheLastOfThem) {
   EXPECT_EQ(answers->back().finished.tier(), "echo");
   request.set_prompt("half");
   EXPECT_EQ(AskSeveral(client, request, shutdown).status().code(), StatusCode::kInternal);
+}
+
+TEST_F(RouterClientTest, ARouterWithTlsIsAskedWithItsAuthority) {
+  const TestAuthority authority(::testing::TempDir(), "cli");
+  TlsFiles server = authority.Issue("cli-server", /*days=*/1, "router.internal");
+  server.ca = authority.ca_path();
+  const auto source = TlsSource::Open(server, {}).value();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", MakeServerCredentials(source.get()), &port);
+  builder.RegisterService(&service_);
+  const auto secure_server = builder.BuildAndStart();
+  ServerAccess flags{.tls = authority.Issue("cli-client"), .server_name = "router.internal"};
+  flags.tls.ca = authority.ca_path();
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request;
+  request.set_prompt("hello");
+  RouterClient client(Concat("127.0.0.1:", port), OpenSecurity(flags).value());
+  EXPECT_TRUE(AskSeveral(client, request, shutdown).ok());
+  EXPECT_EQ(Message(OpenSecurity({.tls = {.ca = "/absent.pem"}}).status()),
+            "/absent.pem cannot be read: No such file or directory");
 }
 
 TEST_F(RouterClientTest, NobodyAtTheAddressIsSaidInOneLine) {

@@ -1,5 +1,6 @@
 #include "worker/server/execute_call.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/grpc_status.h"
@@ -9,6 +10,7 @@
 namespace terrace {
 namespace {
 
+constexpr size_t kMaxTraceParentBytes = 64;
 constexpr size_t kEventsPerBuffer = 8;  // at least, when full: what is read makes room bit by bit
 
 size_t CountLogprobs(std::span<const SampledToken> tokens) {
@@ -24,6 +26,10 @@ grpc::ServerWriteReactor<v1::ExecuteEvent>* ExecuteCall::Start(const Options& op
                                                                grpc::CallbackServerContext& context,
                                                                const v1::ExecuteRequest& request) {
   std::shared_ptr<ExecuteCall> call(new ExecuteCall(options, engine, metrics, context, request.request_id()));
+  const auto trace = context.client_metadata().find("traceparent");
+  if (trace != context.client_metadata().end()) {
+    call->traceparent_.assign(trace->second.data(), std::min(trace->second.size(), kMaxTraceParentBytes));
+  }
   call->self_ = call;
   auto spec = ToSequenceSpec(request);
   if (!spec.ok()) {
@@ -92,6 +98,7 @@ void ExecuteCall::OnFinish(const SequenceResult& result) {
     ToProto(result, finished);
     Log(LogLevel::kDebug, "sequence_finished",
         {{"request_id", request_id_},
+         {"traceparent", traceparent_},
          {"finish_reason", v1::FinishReason_Name(finished.reason())},
          {"error", Message(result.error)},
          {"prompt_tokens", finished.prompt_tokens()},

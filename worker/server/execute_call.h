@@ -69,6 +69,7 @@ class ExecuteCall : public grpc::ServerWriteReactor<v1::ExecuteEvent>, public To
   WorkerMetrics& metrics_;
   grpc::CallbackServerContext& context_;  // gRPC's, until OnDone
   const std::string request_id_;
+  std::string traceparent_;            // as the router sent it
   std::shared_ptr<ExecuteCall> self_;  // until OnDone
 
   std::atomic<bool> is_closed_ = false, is_full_ = false;

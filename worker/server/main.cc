@@ -28,6 +28,7 @@ constexpr char kFooter[] =
 struct Flags {
   std::string config, model, served_name, grpc, ops;
   uint32_t threads = 0;
+  bool validate = false;
   std::vector<std::string> overrides;
 };
 
@@ -94,6 +95,8 @@ int Main(int argc, char** argv) {
   app.add_option("--threads", flags.threads, "compute threads (default: all cores this process may use)");
   app.add_option("--set", flags.overrides, "override one setting: --set engine.max_sequences=8 (repeatable)")
       ->allow_extra_args(false);
+  app.add_flag("--validate", flags.validate,
+               "say whether the configuration can be used, and end; the model is not read");
   app.set_version_flag("--version", std::string("terrace-worker ") + kVersion);
   app.footer(kFooter);
   try {
@@ -105,6 +108,10 @@ int Main(int argc, char** argv) {
   }
   const auto options = LoadOptions(flags, app);
   if (!options.ok()) return Fail(options.status());
+  if (flags.validate) {
+    std::printf("%s: can be used\n", flags.config.empty() ? "the flags" : flags.config.c_str());
+    return kExitOk;
+  }
   const Status served = Serve(*options, shutdown);
   return served.ok() ? kExitOk : Fail(served);
 }

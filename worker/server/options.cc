@@ -22,6 +22,26 @@ Status SetListen(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   return out.ops.empty() ? Status() : CheckAddress("ops", out.ops);
 }
 
+Status SetTls(const v1::WorkerConfig& config, WorkerServerOptions& out) {
+  if (!config.has_tls()) return {};
+  const v1::TlsConfig& tls = config.tls();
+  if (tls.certificate_file().empty()) return Bad("tls.certificate_file", "is needed");
+  if (tls.key_file().empty()) return Bad("tls.key_file", "is needed");
+  out.tls = {.certificate = tls.certificate_file(), .key = tls.key_file(), .ca = tls.client_ca_file()};
+  return {};
+}
+
+// An address that other machines reach: whoever is there may use the model, or look at it.
+Status CheckReach(const v1::WorkerConfig& config, const WorkerServerOptions& out) {
+  constexpr char kOpen[] = " can be reached by other machines: needs ";
+  if (config.insecure()) return {};
+  if (!out.tls.has_value() && !ParseHostPort(out.grpc)->is_loopback()) {
+    return Bad("grpc", out.grpc, kOpen, "tls, or insecure: true");
+  }
+  if (out.ops.empty() || ParseHostPort(out.ops)->is_loopback()) return {};
+  return Bad("ops", out.ops, kOpen, "insecure: true, as it asks nobody for a key");
+}
+
 Status SetCount(std::string_view path, bool is_set, uint32_t value, uint32_t& out) {
   if (!is_set) return {};  // the default is OpenEngineOptions's, 0 of which means "all"
   if (value == 0) return Bad(path, "must be at least 1");
@@ -77,6 +97,8 @@ StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
   out.server.engine.model = config.model();
   out.server.served_name = config.served_name();
   RETURN_IF_ERROR(SetListen(config, out.server));
+  RETURN_IF_ERROR(SetTls(config, out.server));
+  RETURN_IF_ERROR(CheckReach(config, out.server));
   RETURN_IF_ERROR(SetEngine(config, out.server.engine));
   RETURN_IF_ERROR(SetLog(config.log(), out.log));
   return out;

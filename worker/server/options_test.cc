@@ -68,13 +68,39 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_FALSE(options->log.as_json);
 }
 
+TEST(MakeWorkerOptions, TlsIsOnWhenItIsConfigured) {
+  EXPECT_FALSE(Make("model: m")->server.tls.has_value());
+  const auto options =
+      Make("{model: m, tls: {certificate_file: c.pem, key_file: k.pem, client_ca_file: a.pem}}");
+  ASSERT_TRUE(options.ok()) << options.status();
+  ASSERT_TRUE(options->server.tls.has_value());
+  EXPECT_EQ(options->server.tls->certificate, "c.pem");
+  EXPECT_EQ(options->server.tls->key, "k.pem");
+  EXPECT_EQ(options->server.tls->ca, "a.pem");
+}
+
+TEST(MakeWorkerOptions, WhatOtherMachinesReachNeedsTlsOrToBeCalledInsecure) {
+  for (const char* yaml : {"{model: m, grpc: 'localhost:1', ops: '127.0.0.2:1'}",
+                           "{model: m, grpc: '0.0.0.0:1', tls: {certificate_file: c, key_file: k}}",
+                           "{model: m, grpc: '0.0.0.0:1', ops: '0.0.0.0:2', insecure: true}"}) {
+    EXPECT_TRUE(Make(yaml).ok()) << yaml;
+  }
+  EXPECT_EQ(Message(Make("{model: m, grpc: '[::]:1'}").status()),
+            "grpc: [::]:1 can be reached by other machines: needs tls, or insecure: true");
+  EXPECT_EQ(
+      Message(Make("{model: m, ops: '10.0.0.1:1', tls: {certificate_file: c, key_file: k}}").status()),
+      "ops: 10.0.0.1:1 can be reached by other machines: needs insecure: true, as it asks nobody for a key");
+}
+
 TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
   const struct {
     const char *yaml, *names;
   } cases[] = {
       {"{model: m, grpc: ''}", "grpc: "},
       {"{model: m, grpc: nowhere}", "grpc: "},
-      {"{model: m, ops: '1.2.3.4:99999'}", "ops: "},
+      {"{model: m, ops: '127.0.0.1:99999'}", "ops: "},
+      {"{model: m, tls: {}}", "tls.certificate_file: is needed"},
+      {"{model: m, tls: {certificate_file: c.pem}}", "tls.key_file: is needed"},
       {"{model: m, engine: {threads: 0}}", "engine.threads: must be at least 1"},
       {"{model: m, engine: {threads: 5000}}", "engine.threads is 5000, not in [1, 1024]"},
       {"{model: m, engine: {max_sequences: 8, max_step_tokens: 7}}",

@@ -24,6 +24,8 @@ class WorkerMetrics {
   void OnRefused();
   void OnLoaded(const KvInfo& kv, double load_seconds);
 
+  // For parts of the process that count on their own.
+  MetricRegistry& registry() { return registry_; }
   // The text of /metrics, with gauges and totals from `stats`.
   std::string Render(const EngineStats& stats, MonoTime now);
 

@@ -2,11 +2,12 @@
 
 #include <utility>
 
+#include "base/grpc_keepalive.h"
+#include "base/grpc_tls.h"
 #include "base/log.h"
 #include "base/version.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
-#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "worker/engine/collecting_sink.h"
 
@@ -14,8 +15,6 @@ namespace terrace {
 namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
-constexpr int kKeepaliveMs =
-    60'000;  // a client that is gone without a word does not keep its paused sequence
 constexpr std::chrono::seconds kStallLimit(10);
 constexpr std::chrono::seconds kCloseLimit(1);  // for clients to take the last words
 
@@ -32,6 +31,7 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_model_digest(files.digest.Hex());
   description.set_text_digest(Digest(*files.text).Hex());
   description.set_version(kVersion);
+  description.set_protocol(v1::WORKER_PROTOCOL_CURRENT);
   description.set_family(files.config.family);
   description.set_parameters(opened.parameters);
   description.set_vocab_size(files.config.vocab_size);
@@ -56,6 +56,7 @@ bool IsAlive(const EngineStats& stats, MonoTime now) {
 StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
   const MonoTime begin = RealClock().Now();
   std::unique_ptr<WorkerServer> server(new WorkerServer);
+  RETURN_IF_ERROR(server->OpenTls(options));
   RETURN_IF_ERROR(server->Open(options));
   RETURN_IF_ERROR(server->Listen(options));
   RETURN_IF_ERROR(server->WarmUp());
@@ -70,6 +71,14 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
 }
 
 WorkerServer::~WorkerServer() { Stop(); }
+
+Status WorkerServer::OpenTls(const WorkerServerOptions& options) {
+  if (!options.tls.has_value()) return {};
+  auto source = TlsSource::Open(*options.tls, {.use = "listen", .metrics = &metrics_.registry()});
+  if (!source.ok()) return Annotate(source.status(), "tls");
+  tls_ = *std::move(source);
+  return {};
+}
 
 Status WorkerServer::Open(const WorkerServerOptions& options) {
   OpenEngineOptions engine = options.engine;
@@ -88,13 +97,11 @@ Status WorkerServer::Listen(const WorkerServerOptions& options) {
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(options.grpc, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.grpc, MakeServerCredentials(tls_.get()), &port);
   builder.RegisterService(service_.get());
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two workers must not share a port unnoticed
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+  SetKeepalive(builder);  // a client that is gone without a word does not keep its paused sequence
   grpc_ = builder.BuildAndStart();
   if (grpc_ == nullptr || port == 0) return CannotListen(options.grpc);
   {

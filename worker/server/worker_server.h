@@ -5,11 +5,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "base/clock.h"
 #include "base/http_server.h"
 #include "base/status.h"
+#include "base/tls.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "worker/engine/open_engine.h"
@@ -22,7 +24,8 @@ struct WorkerServerOptions {
   OpenEngineOptions engine;  // `on_step` is the server's
   std::string served_name;   // "": the model's own name
   std::string grpc = "127.0.0.1:0";
-  std::string ops = "";  // "": no ops listener
+  std::string ops = "";              // "": no ops listener
+  std::optional<TlsFiles> tls = {};  // of grpc; absent: plain text
 };
 
 // Liveness follows the engine's steps: false when there is work and no step was made for 10 s.
@@ -30,7 +33,8 @@ bool IsAlive(const EngineStats& stats, MonoTime now);
 
 class WorkerServer {
  public:
-  // Errors of OpenEngine; UNAVAILABLE for an address that cannot be bound.
+  // Errors of OpenEngine; UNAVAILABLE for an address that cannot be bound, FAILED_PRECONDITION for
+  // certificates that cannot be used.
   static StatusOr<std::unique_ptr<WorkerServer>> Start(WorkerServerOptions options);
   ~WorkerServer();  // Stop()
 
@@ -45,6 +49,7 @@ class WorkerServer {
 
  private:
   WorkerServer() = default;
+  Status OpenTls(const WorkerServerOptions& options);
   Status Open(const WorkerServerOptions& options);
   Status Listen(const WorkerServerOptions& options);
   Status WarmUp();
@@ -53,6 +58,7 @@ class WorkerServer {
   void LogReady(double load_seconds) const;
 
   WorkerMetrics metrics_;
+  std::shared_ptr<TlsSource> tls_;  // null: plain text
   OpenedEngine opened_;
   std::string served_name_, grpc_address_;
   std::unique_ptr<WorkerService> service_;

@@ -5,6 +5,8 @@
 #include <future>
 
 #include "base/grpc_status.h"
+#include "base/grpc_tls.h"
+#include "base/testing_tls.h"
 #include "gmock/gmock.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
@@ -112,6 +114,7 @@ v1::ExecuteRequest RequestFor(const Json& row) {
 
 TEST_F(WorkerServerTest, DescribesItsModel) {
   const v1::WorkerDescription description = Describe();
+  EXPECT_EQ(description.protocol(), v1::WORKER_PROTOCOL_CURRENT);
   EXPECT_EQ(description.model(), "terrace-demo-nano");
   EXPECT_EQ(description.family(), "llama");
   EXPECT_EQ(description.parameters(), 262592u);
@@ -279,6 +282,36 @@ TEST(WorkerServer, SaysWhatItsKvCacheIsMadeOf) {
   EXPECT_THAT(metrics, HasSubstr("dtype=\"int8\"} 1\n"));
   EXPECT_THAT(metrics, HasSubstr("terrace_kv_host_blocks{state=\"held\"} 0\n"));
   EXPECT_GT((*server)->Stats().host_blocks, 0u);
+}
+
+TEST(WorkerServer, WithCertificatesItSpeaksTlsAndAsksForTheClients) {
+  const TestAuthority authority(::testing::TempDir(), "worker");
+  WorkerServerOptions options = Options();
+  options.tls = authority.Issue("worker-server");
+  options.tls->ca = authority.ca_path();
+  const auto server = WorkerServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto describe = [&](const TlsFiles& files) {
+    const auto tls = TlsSource::Open(files, {}).value();
+    const auto channel = grpc::CreateChannel((*server)->grpc_address(), MakeChannelCredentials(tls.get()));
+    grpc::ClientContext context;
+    v1::WorkerDescription description;
+    return v1::Worker::NewStub(channel)->Describe(&context, {}, &description).ok();
+  };
+  TlsFiles router = authority.Issue("router-client");
+  router.ca = authority.ca_path();
+  EXPECT_TRUE(describe(router));
+  EXPECT_FALSE(describe({.ca = authority.ca_path()})) << "shows no certificate";
+  EXPECT_THAT(*HttpGet((*server)->ops_address() + "/metrics", 30),
+              HasSubstr("terrace_cert_expiry_timestamp_seconds{use=\"listen\"} "));
+}
+
+TEST(WorkerServer, CertificatesThatCannotBeUsedAreAnErrorAtTheStart) {
+  WorkerServerOptions options = Options();
+  options.tls = {.certificate = "/absent.pem", .key = "/absent.pem"};
+  const Status status = WorkerServer::Start(options).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(status), HasSubstr("tls: /absent.pem cannot be read"));
 }
 
 TEST(IsAlive, FollowsTheStepsWhileThereIsWork) {

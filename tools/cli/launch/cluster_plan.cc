@@ -25,9 +25,42 @@ std::string TierOf(const v1::RouterConfig& router, const std::string& address) {
   return "";
 }
 
+void Resolve(const fs::path& folder, std::string& file) {
+  if (!file.empty() && !fs::path(file).is_absolute()) file = (folder / file).lexically_normal().string();
+}
+
+template <typename Tls>
+void ResolveTls(const fs::path& folder, Tls& tls) {
+  Resolve(folder, *tls.mutable_certificate_file());
+  Resolve(folder, *tls.mutable_key_file());
+}
+
+void ResolveFiles(const fs::path& folder, v1::WorkerConfig& worker) {
+  Resolve(folder, *worker.mutable_model());
+  if (!worker.has_tls()) return;
+  ResolveTls(folder, *worker.mutable_tls());
+  Resolve(folder, *worker.mutable_tls()->mutable_client_ca_file());
+}
+
+void ResolveFiles(const fs::path& folder, v1::RouterConfig& router) {
+  if (router.listen().has_tls()) {
+    ResolveTls(folder, *router.mutable_listen()->mutable_tls());
+    Resolve(folder, *router.mutable_listen()->mutable_tls()->mutable_client_ca_file());
+  }
+  if (router.cluster().has_tls()) {
+    ResolveTls(folder, *router.mutable_cluster()->mutable_tls());
+    Resolve(folder, *router.mutable_cluster()->mutable_tls()->mutable_ca_file());
+  }
+  if (router.has_auth()) {
+    Resolve(folder, *router.mutable_auth()->mutable_keys_file());
+    Resolve(folder, *router.mutable_auth()->mutable_cluster_secret_file());
+  }
+}
+
 StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
   ClusterPlan plan;
   plan.router = std::move(*file.mutable_router());
+  ResolveFiles(folder, plan.router);
   v1::ListenConfig& listen = *plan.router.mutable_listen();
   if (!listen.has_http()) listen.set_http("127.0.0.1:8080");
   if (!listen.has_grpc()) listen.set_grpc("127.0.0.1:50051");
@@ -39,8 +72,7 @@ StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
   for (int i = 0; i < file.workers_size(); ++i) {
     v1::WorkerConfig& worker = *file.mutable_workers(i);
     if (worker.model().empty()) return FailedPrecondition("workers[", i, "].model is missing");
-    const fs::path model = worker.model();
-    worker.set_model((model.is_absolute() ? model : folder / model).lexically_normal().string());
+    ResolveFiles(folder, worker);
     if (!worker.has_grpc()) worker.set_grpc(Concat("127.0.0.1:", kFirstWorkerPort + i));
     if (!worker.has_ops()) worker.set_ops(Concat("127.0.0.1:", kFirstWorkerOpsPort + i));
     if (worker.ops().empty())

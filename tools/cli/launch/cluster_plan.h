@@ -27,7 +27,7 @@ struct ClusterPlan {
   std::vector<PortUse> ports() const;
 };
 
-// Model paths in the file are relative to its folder.
+// Paths in the file are relative to its folder.
 StatusOr<ClusterPlan> PlanFromFile(const std::string& file);
 // One worker, and a tier named after the model's file or folder.
 StatusOr<ClusterPlan> PlanForModel(const std::string& model_path);

@@ -1,0 +1,29 @@
+// Whether a file has been written or replaced since one looked. Values only.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <string>
+
+namespace terrace {
+
+struct FileStamp {
+  uint64_t device = 0, inode = 0, bytes = 0;
+  int64_t changed_seconds = 0, changed_nanoseconds = 0;
+
+  friend bool operator==(const FileStamp&, const FileStamp&) = default;
+};
+
+// All zero when there is no such file.
+inline FileStamp StampOf(const std::string& file) {
+  struct stat found = {};
+  if (stat(file.c_str(), &found) != 0) return {};
+  return {.device = found.st_dev,
+          .inode = found.st_ino,
+          .bytes = static_cast<uint64_t>(found.st_size),
+          .changed_seconds = found.st_mtim.tv_sec,
+          .changed_nanoseconds = found.st_mtim.tv_nsec};
+}
+
+}  // namespace terrace

@@ -1,0 +1,95 @@
+// gRPC's handshake over loopback, with credentials of a TlsSource on both sides.
+#include "base/grpc_tls.h"
+
+#include <filesystem>
+#include <thread>
+
+#include "base/testing_tls.h"
+#include "grpcpp/generic/async_generic_service.h"
+#include "grpcpp/grpcpp.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+class GrpcTlsTest : public ::testing::Test {
+ protected:
+  static std::string Folder() {
+    const std::string folder =
+        ::testing::TempDir() + "/" + ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::create_directories(folder);
+    return folder;
+  }
+  std::shared_ptr<TlsSource> Open(const TlsFiles& files) {
+    auto source = TlsSource::Open(files, {.use = "listen", .metrics = nullptr, .period_seconds = 1e6});
+    CHECK(source.ok(), Message(source.status()));
+    sources_.push_back(*source);
+    return *source;
+  }
+  void Serve(const TlsSource* tls) {
+    grpc::ServerBuilder builder;
+    builder.RegisterCallbackGenericService(&service_);
+    builder.AddListeningPort("127.0.0.1:0", MakeServerCredentials(tls), &port_);
+    server_ = builder.BuildAndStart();
+    CHECK(server_ != nullptr && port_ != 0);
+  }
+  // One attempt at a connection.
+  bool Connects(const TlsSource* tls, const std::string& server_name = "") const {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    if (!server_name.empty()) arguments.SetSslTargetNameOverride(server_name);
+    const auto channel =
+        grpc::CreateCustomChannel(Concat("127.0.0.1:", port_), MakeChannelCredentials(tls), arguments);
+    for (;;) {
+      const grpc_connectivity_state state = channel->GetState(/*try_to_connect=*/true);
+      if (state == GRPC_CHANNEL_READY) return true;
+      if (state == GRPC_CHANNEL_TRANSIENT_FAILURE) return false;
+      channel->WaitForStateChange(state, std::chrono::system_clock::now() + std::chrono::seconds(30));
+    }
+  }
+
+  const std::string folder_ = Folder();
+  TestAuthority ours_{folder_, "ours"}, theirs_{folder_, "theirs"};
+  std::vector<std::shared_ptr<TlsSource>> sources_;
+  grpc::CallbackGenericService service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST_F(GrpcTlsTest, AClientBelievesItsAuthoritiesAndTheNameItAskedFor) {
+  Serve(Open(ours_.Issue("server", 30, "worker.internal")).get());
+  const auto ours = Open({.ca = ours_.ca_path()}), theirs = Open({.ca = theirs_.ca_path()});
+  EXPECT_TRUE(Connects(ours.get()));
+  EXPECT_TRUE(Connects(ours.get(), "worker.internal"));
+  EXPECT_FALSE(Connects(ours.get(), "router.internal"));
+  EXPECT_FALSE(Connects(theirs.get()));
+  EXPECT_FALSE(Connects(Open({}).get())) << "the system does not know our authority";
+  EXPECT_FALSE(Connects(nullptr)) << "plain text";
+}
+
+TEST_F(GrpcTlsTest, WithAuthoritiesAServerWantsACertificateOfThem) {
+  TlsFiles server = ours_.Issue("server");
+  server.ca = ours_.ca_path();
+  Serve(Open(server).get());
+  TlsFiles friends = ours_.Issue("friend"), stranger = theirs_.Issue("stranger");
+  friends.ca = stranger.ca = ours_.ca_path();
+  EXPECT_TRUE(Connects(Open(friends).get()));
+  EXPECT_FALSE(Connects(Open(stranger).get()));
+  EXPECT_FALSE(Connects(Open({.ca = ours_.ca_path()}).get()));
+}
+
+TEST_F(GrpcTlsTest, NewConnectionsUseTheNewCertificates) {
+  const TlsFiles files = ours_.Issue("server");
+  const auto server = Open(files);
+  Serve(server.get());
+  const auto ours = Open({.ca = ours_.ca_path()}), theirs = Open({.ca = theirs_.ca_path()});
+  ASSERT_TRUE(Connects(ours.get()));
+  ASSERT_FALSE(Connects(theirs.get()));
+  EXPECT_EQ(theirs_.Issue("server").certificate, files.certificate) << "in their place";
+  server->Refresh();
+  while (!Connects(theirs.get())) std::this_thread::yield();
+  EXPECT_FALSE(Connects(ours.get()));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,37 @@
+// What ends a call early, known only after the call has begun. Thread-safe.
+#pragma once
+
+#include <mutex>
+#include <utility>
+
+#include "router/dispatch/dispatcher.h"
+
+namespace terrace {
+
+class LateCancel {
+ public:
+  void Set(Dispatcher::CancelCall cancel) {
+    {
+      std::lock_guard lock(mutex_);
+      cancel_ = cancel;
+      if (!is_cancelled_) return;
+    }
+    cancel();
+  }
+  void Cancel() {
+    Dispatcher::CancelCall cancel;
+    {
+      std::lock_guard lock(mutex_);
+      is_cancelled_ = true;
+      cancel = cancel_;
+    }
+    if (cancel) cancel();
+  }
+
+ private:
+  std::mutex mutex_;
+  Dispatcher::CancelCall cancel_;  // GUARDED_BY(mutex_)
+  bool is_cancelled_ = false;      // GUARDED_BY(mutex_)
+};
+
+}  // namespace terrace

@@ -1,0 +1,123 @@
+#include "router/server/core.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "base/grpc_tls.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kUnknownSequences = 16;  // of a replica that does not say how many it batches
+
+uint64_t RandomSeed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
+}
+
+Duration FromSeconds(double seconds) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
+std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, MetricRegistry& metrics,
+                                     const TlsSource* tls, std::function<void()> on_change) {
+  const Duration dns_refresh = FromSeconds(options.dns_refresh_seconds);
+  ClusterOptions out{
+      .connect_backoff = FromSeconds(options.connect_backoff_seconds),
+      .watch_timeout = FromSeconds(options.watch_timeout_seconds),
+      .discovery_period = std::min<Duration>(std::chrono::seconds(1), dns_refresh),
+      .ejection = options.ejection,
+      .slow_start = FromSeconds(options.slow_start_seconds),
+      .channels = {tls == nullptr ? nullptr : MakeChannelCredentials(tls), options.worker_server_name},
+      .seed = RandomSeed(),
+      .on_change = [on_change = std::move(on_change)](const ClusterView&) { on_change(); }};
+  for (size_t i = 0; i < options.tiers.size(); ++i) {
+    auto discovery = MakeDiscovery(options.workers[i], {.dns_refresh = dns_refresh});
+    CHECK(discovery.ok(), "options check workers: ", Message(discovery.status()));
+    out.tiers.push_back({options.tiers[i].name, *std::move(discovery)});
+  }
+  return std::make_shared<Cluster>(std::move(out), metrics);
+}
+
+// Whether both would make the same cluster.
+bool HaveSameCluster(const RouterOptions& a, const RouterOptions& b) {
+  const auto is_same_name = [](const CatalogTier& x, const CatalogTier& y) { return x.name == y.name; };
+  return std::ranges::equal(a.tiers, b.tiers, is_same_name) && a.workers == b.workers &&
+         a.connect_backoff_seconds == b.connect_backoff_seconds &&
+         a.watch_timeout_seconds == b.watch_timeout_seconds &&
+         a.dns_refresh_seconds == b.dns_refresh_seconds && a.ejection == b.ejection &&
+         a.slow_start_seconds == b.slow_start_seconds && a.worker_server_name == b.worker_server_name;
+}
+
+// A worker whose batch is full has a quarter as many waiting, so that no step of it runs half empty.
+uint32_t PlacesOf(const TierView& tier) {
+  uint32_t places = 0;
+  for (const ReadyReplica& ready : tier.ready) {
+    const uint32_t said = tier.replicas[ready.index].description.max_sequences;
+    const uint32_t sequences = said == 0 ? kUnknownSequences : said;
+    places += sequences + (sequences + 3) / 4;
+  }
+  return places;
+}
+
+}  // namespace
+
+StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricRegistry& metrics,
+                                           Lasting lasting, const Core* previous) {
+  const std::shared_ptr<Core> core(new Core(options, metrics, std::move(lasting.labels)));
+  ASSIGN_OR_RETURN(core->catalog_,
+                   ModelCatalog::Make(options.tiers, options.policies, options.default_model));
+  if (!options.keys_file.empty()) {
+    ASSIGN_OR_RETURN(core->tenants_,
+                     Tenants::Load(options.keys_file, options.cluster_secret_file, *core->catalog_));
+  }
+  core->balancer_ = MakeBalancer(options.balance);
+  core->admission_ = std::make_unique<Admission>(
+      AdmissionOptions{.max_in_flight = options.max_in_flight,
+                       .max_queued = options.max_queued,
+                       .max_first_token = FromSeconds(options.max_first_token_seconds)},
+      options.tiers.size(), lasting.ledger, RealClock());
+  core->cluster_ =
+      previous != nullptr && HaveSameCluster(previous->options_, options)
+          ? previous->cluster_
+          : MakeCluster(options, metrics, lasting.worker_tls.get(), std::move(lasting.on_change));
+  core->dispatcher_ = MakeDispatcher({*core->cluster_, *core->catalog_, *core->balancer_, *core->admission_,
+                                      core->recorder_, RealClock(), RandomSeed(), options.retries});
+  core->Housekeep();
+  return core;
+}
+
+std::vector<std::string> Core::TierNames(const RouterOptions& options) {
+  std::vector<std::string> out;
+  for (const CatalogTier& tier : options.tiers) out.push_back(tier.name);
+  return out;
+}
+
+std::shared_ptr<const ApiOptions> Core::MakeApiOptions(std::function<bool()> is_ready,
+                                                       int64_t started_unix_seconds, uint64_t seed) const {
+  return std::make_shared<const ApiOptions>(
+      ApiOptions{.default_timeout_seconds = options_.default_timeout_seconds,
+                 .max_timeout_seconds = options_.max_timeout_seconds,
+                 .default_model = (*catalog_->Find(""))->id,
+                 .created_unix_seconds = started_unix_seconds,
+                 .seed = seed,
+                 .stream_buffer_bytes = options_.http_limits.stream_buffer_bytes,
+                 .slow_reader_seconds = options_.http_limits.slow_reader_seconds,
+                 .authenticator = tenants_,
+                 .is_ready = std::move(is_ready)});
+}
+
+void Core::Housekeep() {
+  const auto view = cluster_->View();
+  std::vector<uint32_t> places;
+  for (const TierView& tier : view->tiers) places.push_back(PlacesOf(tier));
+  admission_->SetPlaces(places);
+  admission_->Expire();
+}
+
+bool IsReady(const ClusterView& view) {
+  return std::ranges::any_of(view.tiers, [](const TierView& tier) { return tier.ready_replicas() > 0; });
+}
+
+}  // namespace terrace

@@ -1,0 +1,69 @@
+// Everything that one configuration makes: models, tenants, admission, balancer, cluster, dispatcher. A
+// reload makes a new one beside the old one, which answers the requests it has and is then destroyed. The
+// cluster, with its connections and prefix index, is handed on when the settings that it is made of are the
+// same. What requests reach through a Core is thread-safe.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "base/metrics.h"
+#include "base/status.h"
+#include "base/tls.h"
+#include "router/admission/admission.h"
+#include "router/api/api_options.h"
+#include "router/balance/balancer.h"
+#include "router/cluster/cluster.h"
+#include "router/dispatch/dispatcher.h"
+#include "router/server/options.h"
+#include "router/server/tenants.h"
+#include "router/tier/model_catalog.h"
+
+namespace terrace {
+
+class Core {
+ public:
+  // What outlives the configurations.
+  struct Lasting {
+    TenantLedger& ledger;
+    std::shared_ptr<TenantLabels> labels;
+    std::shared_ptr<TlsSource> worker_tls;  // null: plain text
+    std::function<void()> on_change;  // on the cluster's thread after each change of its view; must not block
+  };
+  // `previous` may be null; `metrics` and the ledger outlive the core. FAILED_PRECONDITION as of
+  // MakeRouterOptions and Tenants::Load.
+  static StatusOr<std::shared_ptr<Core>> Make(const RouterOptions& options, MetricRegistry& metrics,
+                                              Lasting lasting, const Core* previous);
+
+  const RouterOptions& options() const { return options_; }
+  const ModelCatalog& catalog() const { return *catalog_; }
+  std::shared_ptr<const ClusterView> View() const { return cluster_->View(); }
+  Dispatcher& dispatcher() { return *dispatcher_; }
+  Admission& admission() { return *admission_; }
+  const Admission& admission() const { return *admission_; }
+
+  std::shared_ptr<const ApiOptions> MakeApiOptions(std::function<bool()> is_ready,
+                                                   int64_t started_unix_seconds, uint64_t seed) const;
+
+  // Tells the admission how much the workers take now, and lets go of what waits in vain.
+  void Housekeep();
+
+ private:
+  Core(const RouterOptions& options, MetricRegistry& metrics, std::shared_ptr<TenantLabels> labels)
+      : options_(options), recorder_(metrics, TierNames(options), std::move(labels)) {}
+  static std::vector<std::string> TierNames(const RouterOptions& options);
+
+  const RouterOptions options_;
+  std::unique_ptr<ModelCatalog> catalog_;
+  std::shared_ptr<const Tenants> tenants_;  // null: nobody is asked for a key
+  std::unique_ptr<Balancer> balancer_;
+  std::unique_ptr<Admission> admission_;
+  Recorder recorder_;
+  std::shared_ptr<Cluster> cluster_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+};
+
+// One tier that can answer is enough.
+bool IsReady(const ClusterView& view);
+
+}  // namespace terrace

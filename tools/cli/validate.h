@@ -1,0 +1,21 @@
+// `terrace validate`: whether the binaries would start with a configuration. They are asked themselves, so
+// the verdict is theirs.
+#pragma once
+
+#include <string>
+
+#include "base/status.h"
+#include "tools/cli/command_context.h"
+
+namespace terrace {
+
+struct ValidateOptions {
+  std::string file;
+  std::string kind;     // router, worker or cluster; "": what the file looks like
+  std::string bin_dir;  // "": beside this program
+};
+
+// FAILED_PRECONDITION when a process would not start; why is on `out`, one line each.
+Status RunValidate(const ValidateOptions& options, const CommandContext& context);
+
+}  // namespace terrace
