@@ -94,25 +94,22 @@ setup_packages() {  # kinds of packages...
   step_end "installed: ${#missing[@]} of ${#wanted[@]}"
 }
 
-# PROMTOOL: Debian's, installed or unpacked from its package.
-setup_promtool() {
-  local folder
-  step promtool
-  if PROMTOOL=$(command -v promtool); then
+# A program whose package would start a daemon: Debian's, installed or unpacked from its package; on PATH afterwards.
+setup_program() {  # its path in the package, package
+  local program=${1##*/} path=$1 package=$2 folder
+  step "$program"
+  if [[ :$PATH: != *:$CACHE_HOME/tools:* ]]; then export PATH=$PATH:/usr/sbin:$CACHE_HOME/tools; fi
+  if command -v "$program" >/dev/null; then
     step_end present
     return
   fi
-  PROMTOOL=$CACHE_HOME/tools/promtool
-  if [[ ! -x $PROMTOOL ]]; then
-    progress "fetching"
-    folder=$(mktemp -d)
-    (cd "$folder" && { apt-get -q download prometheus || { apt_get update && apt-get -q download prometheus; }; } && dpkg-deb -x prometheus_*.deb .) >"$LOG" 2>&1 ||
-      { tail -n 5 "$LOG" >&2; die "could not fetch the Debian package prometheus (promtool)"; }
-    mkdir -p "$(dirname "$PROMTOOL")"
-    mv "$folder/usr/bin/promtool" "$PROMTOOL"
-    rm -rf "$folder"
-  fi
-  export PATH=$PATH:$CACHE_HOME/tools
+  progress "fetching"
+  folder=$(mktemp -d)
+  (cd "$folder" && { apt-get -q download "$package" || { apt_get update && apt-get -q download "$package"; }; } && dpkg-deb -x "$package"_*.deb .) >"$LOG" 2>&1 ||
+    { tail -n 5 "$LOG" >&2; die "could not fetch the Debian package $package ($program)"; }
+  mkdir -p "$CACHE_HOME/tools"
+  mv "$folder/$path" "$CACHE_HOME/tools/$program"
+  rm -rf "$folder"
   step_end "unpacked"
 }
 

@@ -107,6 +107,7 @@ class Cluster:
                 for tier in TIERS
             ],
         }
+        self.adjust(config, pathlib.Path(self.directory.name))
         path = pathlib.Path(self.directory.name, "cluster.yaml")
         path.write_text(json.dumps(config))  # JSON is YAML
         self.log_path = pathlib.Path(self.directory.name, "up.log")
@@ -118,6 +119,9 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "TMPDIR": self.directory.name},  # a killed one cannot clean up after itself
         )
+
+    def adjust(self, config, directory):
+        """For subclasses: changes the cluster file before it is written into `directory`."""
 
     def __enter__(self):
         try:
@@ -176,11 +180,13 @@ class Cluster:
 
     def chat(self, body, headers=None):
         """Status, headers and parsed JSON of one non-streaming completion."""
+        return self.post("/v1/chat/completions", body, headers)
+
+    def post(self, path, body, headers=None):
+        """Status, headers and parsed JSON of the reply."""
         connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=PATIENCE_SECONDS)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(
-            "POST", "/v1/chat/completions", data, {"Content-Type": "application/json", **(headers or {})}
-        )
+        connection.request("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
         text = response.read()
         connection.close()

@@ -13,6 +13,7 @@ import unittest
 from cluster import BIN, MODELS, TIERS, Cluster, children_of, events, free_ports, is_alive, wait_until
 
 QUESTION = {"role": "user", "content": "Intent of the following ticket: i do not want the grey printer any more, please pay me back."}
+TOOL = {"type": "function", "function": {"name": "now"}}
 LONG = {"messages": [QUESTION], "temperature": 0, "ignore_eos": True, "max_tokens": 400}
 
 
@@ -99,7 +100,7 @@ class OneCluster(unittest.TestCase):
             ({"messages": [], "model": "nano"}, 400, "invalid_value"),
             ({"messages": [QUESTION], "model": "nano", "temperature": 3}, 400, "invalid_value"),
             ({"messages": [QUESTION], "model": "nano", "max_tokens": 100000}, 400, "context_length_exceeded"),
-            ({"messages": [QUESTION], "model": "nano", "tools": [{"type": "function"}]}, 400, "unsupported_parameter"),
+            ({"messages": [QUESTION], "model": "nano", "tools": [TOOL]}, 400, "unsupported_parameter"),
         ]
         for body, want_status, want_code in cases:
             status, headers, reply = self.cluster.chat(body)
@@ -167,6 +168,30 @@ class OneCluster(unittest.TestCase):
         ranked = sorted(drawn, key=lambda answer: -answer["attempts"][0]["mean_logprob"])
         self.assertEqual([a["text"] for a in best], ["Once upon a time" + a["text"] for a in ranked[:2]])
         self.assertEqual(len(best[0]["prompt_tokens"]), best[0]["usage"]["prompt_tokens"])
+
+    def test_tokens_are_counted_and_become_text_again(self):
+        text = "Where is my parcel? \u00e9\u4e2d"
+        status, _, reply = self.cluster.post("/tokenize", {"model": "base", "prompt": text, "return_token_strs": True})
+        self.assertEqual(status, 200, reply)
+        self.assertEqual(reply["count"], len(reply["tokens"]))
+        self.assertEqual(len(reply["token_strs"]), reply["count"])
+        self.assertGreater(reply["max_model_len"], reply["count"])
+        back = self.cluster.post("/detokenize", {"model": "base", "tokens": reply["tokens"]})[2]
+        self.assertTrue(back["prompt"].endswith(text), back)
+        chat = {"model": "base", "messages": [QUESTION]}
+        counted = self.cluster.post("/tokenize", chat)[2]["count"]
+        self.assertEqual(counted, self.cluster.chat({**chat, "max_tokens": 1})[2]["usage"]["prompt_tokens"])
+
+    def test_a_prompt_is_scored_without_an_answer(self):
+        body = {"model": "nano", "prompt": "the parcel is late", "echo": True, "logprobs": 1}
+        status, _, alone = self.cluster.post("/v1/completions", {**body, "max_tokens": 0})
+        self.assertEqual(status, 200, alone)
+        self.assertEqual(alone["choices"][0]["text"], body["prompt"])
+        self.assertEqual(alone["usage"]["completion_tokens"], 0)
+        scores = alone["choices"][0]["logprobs"]["token_logprobs"]
+        self.assertIsNotNone(scores[0])  # the model's prompts begin with a token that is no text
+        answered = self.cluster.post("/v1/completions", {**body, "max_tokens": 1})[2]["choices"][0]["logprobs"]
+        self.assertEqual(answered["token_logprobs"][: len(scores)], scores)
 
     def test_prompt_logprobs_are_those_of_every_token_but_the_first(self):
         body = {"model": "nano", "messages": [QUESTION], "temperature": 0, "prompt_logprobs": 2}
@@ -248,6 +273,23 @@ class Faults(unittest.TestCase):
             status, _, body = cluster.chat({"model": "base", "messages": [QUESTION]})
             self.assertEqual((status, body["error"]["code"]), (503, "no_capacity"))
             wait_until(lambda: "base" in cluster.log_text() and "signal 9" in cluster.log_text(), "the death is reported")
+
+    def test_a_stopped_worker_gets_no_requests_until_it_goes_on(self):
+        with Cluster() as cluster:
+            def is_base(state):
+                return cluster.status()["tiers"][TIERS.index("base")]["replicas"][0]["state"] == state
+
+            ask = {"model": "base", "messages": [QUESTION], "max_tokens": 4}
+            worker = cluster.worker_pid("base")
+            os.kill(worker, signal.SIGSTOP)  # its socket still accepts connections
+            try:
+                wait_until(lambda: is_base("silent"), "the worker is found silent")
+                status, _, body = cluster.chat(ask)
+                self.assertEqual((status, body["error"]["code"]), (503, "no_capacity"))
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            wait_until(lambda: is_base("ready"), "the worker is back")
+            self.assertEqual(cluster.chat(ask)[0], 200)
 
     def test_ctrl_c_leaves_no_process_behind(self):
         with Cluster() as cluster:
