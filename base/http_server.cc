@@ -34,6 +34,7 @@ using asio::ip::tcp;
 using boost::system::error_code;
 
 constexpr size_t kReadBytes = 16 << 10;          // one buffer a thread: a connection has none while it waits
+constexpr double kBodyPauseSeconds = 30;         // at most, between two pieces of a body
 constexpr size_t kMaxPipelinedBytes = 64 << 10;  // read ahead while an answer is made; then the peer waits
 constexpr double kLingerSeconds = 1;
 constexpr double kAcceptRetrySeconds = 0.1;  // after an error such as "too many open files"
@@ -131,7 +132,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     head_.emplace(HttpHeadCheck::Limits{.max_bytes = options.max_header_bytes,
                                         .max_target_bytes = options.max_target_bytes,
                                         .max_fields = options.max_headers});
-    body_bytes_ = 0;
+    body_bytes_ = body_bytes_seen_ = 0;
     Parse();
     Read();
   }
@@ -370,7 +371,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const double allowed = std::max(options.body_grace_seconds,
                                     static_cast<double>(body_bytes_) / options.min_body_bytes_per_second);
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - body_begin_;
-    if (passed.count() < allowed) return SetTimer(allowed - passed.count());
+    // What came fast may not be followed by nothing for ever.
+    const bool is_moving = std::exchange(body_bytes_seen_, body_bytes_) != body_bytes_;
+    const bool has_paused = passed.count() >= kBodyPauseSeconds && !is_moving;
+    if (passed.count() < allowed && !has_paused) {
+      return SetTimer(std::min(allowed - passed.count(), kBodyPauseSeconds));
+    }
     Fail({408, "slow_body", "the body did not arrive in time"});
   }
 
@@ -393,8 +399,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   HttpRequest request_;                 // without its body
   std::shared_ptr<HttpAnswer> answer_;  // from the end of a request's header to the end of its answer
   tcp::socket::wait_type read_wait_ = tcp::socket::wait_read;
-  std::string input_;      // read, not parsed
-  size_t body_bytes_ = 0;  // so far, with its framing
+  std::string input_;           // read, not parsed
+  size_t body_bytes_ = 0;       // so far, with its framing
+  size_t body_bytes_seen_ = 0;  // when the timer was set last
   std::chrono::steady_clock::time_point body_begin_;
   std::string output_;  // being sent
   size_t written_ = 0;  // of output_

@@ -415,31 +415,6 @@ TEST_F(HttpServerTest, ABodyThatComesFastEnoughMayTakeLong) {
   EXPECT_THAT(client.ReadUntil("~"), StartsWith("HTTP/1.1 200 "));
 }
 
-TEST_F(HttpServerTest, WithoutDescriptorsItPausesAndGoesOn) {
-  StartEcho();
-  Client client = Connect();
-  EXPECT_THAT(client.Get("/1", "~"), EndsWith("/1|~"));
-  const int spare = socket(AF_INET, SOCK_STREAM, 0);  // of a client that connects when there are no more
-  rlimit before = {};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  rlimit few = before;
-  few.rlim_cur = static_cast<rlim_t>(spare) + 1;
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
-  std::vector<int> taken;  // what is free below the limit
-  for (int next; (next = dup(spare)) >= 0;) taken.push_back(next);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(ParseHostPort(server_->address())->port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(connect(spare, reinterpret_cast<sockaddr*>(&address), sizeof address), 0)
-      << "the backlog takes it";
-  EXPECT_THAT(client.Get("/2", "~"), EndsWith("/2|~")) << "those who are there go on";
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
-  for (const int each : taken) close(each);
-  EXPECT_THAT(Connect().Get("/3", "~"), EndsWith("/3|~"));
-  close(spare);
-}
-
 TEST_F(HttpServerTest, TellsHowManyConnectionsAreOpen) {
   HttpServerOptions options;
   std::mutex mutex;

@@ -31,7 +31,7 @@ class LimitWatcher {
       case Json::parse_event_t::object_start:
       case Json::parse_event_t::array_start:
         open_.push_back({.is_object = event == Json::parse_event_t::object_start});
-        return true;
+        return CountNode();
       case Json::parse_event_t::object_end:
       case Json::parse_event_t::array_end:
         open_.pop_back();

@@ -84,7 +84,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     {
       std::lock_guard lock(mutex_);
       end_ = total.status();
-      if (is_writing_ && slow_timer_ == nullptr) SetSlowTimer();
+      if ((is_writing_ || !unsent_.empty()) && slow_timer_ == nullptr) SetSlowTimer();
     }
     WriteNext();
   }

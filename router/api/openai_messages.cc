@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "router/request/param.h"
+#include "router/request/tools.h"
 
 namespace terrace {
 namespace {
@@ -107,6 +108,35 @@ Status ParseToolChoice(const Fields& request, RequestFields& out) {
   return out.tools.empty() ? request.Error("tool_choice", "needs tools") : Status();
 }
 
+// Values and keys, up to `limit` and a little more.
+size_t CountNodes(const Json& json, size_t limit) {
+  size_t nodes = 1;
+  if (!json.is_structured()) return nodes;
+  for (auto item = json.begin(); item != json.end() && nodes <= limit; ++item) {
+    nodes += json.is_object() + CountNodes(*item, limit);
+  }
+  return nodes;
+}
+
+// What keeps its order looks a key up among all before it: no more of them than any tool may have.
+Status CheckToolsSize(const Fields& request, const Json& tools) {
+  if (tools.size() > kMaxTools) return request.Error("tools", tools.size(), " entries, limit ", kMaxTools);
+  for (const Json& tool : tools) {
+    if (CountNodes(tool, kMaxToolJsonNodes) <= kMaxToolJsonNodes) continue;
+    return request.Error("tools", "one has more than ", kMaxToolJsonNodes, " values");
+  }
+  return {};
+}
+
+// The body's tools with their members in the order they were sent; nothing else of it is kept.
+nlohmann::ordered_json ParseOrderedTools(std::string_view body) {
+  using Ordered = nlohmann::ordered_json;
+  const auto keep = [](int depth, Ordered::parse_event_t event, const Ordered& key) {
+    return event != Ordered::parse_event_t::key || depth != 1 || key == "tools";
+  };
+  return Ordered::parse(body, keep);  // ParseBody has read it without error
+}
+
 }  // namespace
 
 StatusOr<std::vector<ChatMessage>> ParseMessages(const Fields& request) {
@@ -129,7 +159,8 @@ Status ParseTools(const Fields& request, std::string_view body, RequestFields& o
   RETURN_IF_ERROR(request.Read("parallel_tool_calls", out.parallel_tool_calls));
   if (const Json* tools = request.Find("tools"); tools != nullptr) {
     if (!tools->is_array() || tools->empty()) return request.Error("tools", "must be a list of functions");
-    const auto ordered = nlohmann::ordered_json::parse(body);  // ParseBody has read it without error
+    RETURN_IF_ERROR(CheckToolsSize(request, *tools));
+    const auto ordered = ParseOrderedTools(body);
     for (size_t i = 0; i < tools->size(); ++i) {
       ASSIGN_OR_RETURN(Tool tool, ParseTool((*tools)[i], Concat("tools[", i, "]"), ordered["tools"][i]));
       out.tools.push_back(std::move(tool));

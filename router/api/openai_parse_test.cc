@@ -303,5 +303,21 @@ TEST(OpenAiParse, TheTimeoutIsANumberAboveZero) {
     EXPECT_FALSE(ParseTimeoutHeader(bad).ok()) << bad;
 }
 
+// What keeps the order of members is slow with very many: it gets no more than tools may have.
+TEST(OpenAiParse, ManyMembersBesideAndInToolsCostNothing) {
+  std::string many;
+  for (int i = 0; i < 200'000; ++i) many += Concat(i == 0 ? "" : ",", "\"k", i, "\":1");
+  const std::string begin =
+      R"({"model":"m","messages":[{"role":"user","content":"x"}],"tools":[{"type":"function",)";
+  const auto beside = ParseOpenAiChat(
+      Concat(begin, R"("function":{"name":"f","parameters":{"b":1,"a":2}}}],"unknown":{)", many, "}}"));
+  ASSERT_TRUE(beside.ok()) << beside.status();
+  EXPECT_EQ(beside->fields.tools.at(0).parameters, R"({"b":1,"a":2})") << "in the order they were sent";
+  const auto inside =
+      ParseOpenAiChat(Concat(begin, R"("function":{"name":"f","parameters":{)", many, "}}}]}"));
+  EXPECT_EQ(Reason(inside.status()), "invalid_value");
+  EXPECT_EQ(Param(inside.status()), "tools");
+}
+
 }  // namespace
 }  // namespace terrace

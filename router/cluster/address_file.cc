@@ -39,7 +39,7 @@ StatusOr<std::vector<std::string>> ParseLines(std::string_view text) {
   std::vector<std::string> out;
   for (size_t number = 1; !text.empty(); ++number) {
     const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = Trim(text.substr(0, std::min(text.find('#'), end)));
+    const std::string_view line = Trim(text.substr(0, std::min(text.substr(0, end).find('#'), end)));
     text.remove_prefix(std::min(end + 1, text.size()));
     if (line.empty()) continue;
     const auto address = ParseWorkerAddress(line);

@@ -83,6 +83,13 @@ class SrvName : public Source {
       if (entry == nullptr) entry = std::make_unique<DnsName>(target, look_up_target_);
       std::ranges::move(entry->Refresh(now), std::back_inserter(errors));
     }
+    // Those that went away stay for as long as one that came has not been found: names may change before the
+    // addresses behind them are there.
+    const bool is_one_missing =
+        std::ranges::any_of(targets, [](const auto& target) { return target.second->addresses().empty(); });
+    for (auto& [name, gone] : targets_) {
+      if (is_one_missing && gone != nullptr) targets[name] = std::move(gone);
+    }
     targets_ = std::move(targets);
     return errors;
   }

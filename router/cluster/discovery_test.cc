@@ -169,6 +169,20 @@ TEST_F(NamesTest, WhatOfAnSrvNameCannotBeLookedUpIsKept) {
   }
 }
 
+TEST_F(NamesTest, TargetsThatWentAwayStayUntilThoseThatCameAreFound) {
+  srv_ = {{"_grpc._tcp.w", std::vector<HostPort>{{"old-0", 7}, {"old-1", 7}}}};
+  dns_ = {{"old-0", Addresses{"10.0.0.1"}},
+          {"old-1", Addresses{"10.0.0.2"}},
+          {"new-0", Addresses{"10.0.1.1"}},
+          {"new-1", Unavailable("timeout")}};
+  Make({"srv:///_grpc._tcp.w"});
+  Resolve();
+  srv_.at("_grpc._tcp.w") = std::vector<HostPort>{{"new-0", 7}, {"new-1", 7}};
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:7", "10.0.0.2:7", "10.0.1.1:7"));
+  dns_.at("new-1") = Addresses{"10.0.1.2"};
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.1.1:7", "10.0.1.2:7"));
+}
+
 TEST_F(NamesTest, AFileIsReadAgainAtOnce) {
   const std::string path = ::testing::TempDir() + "discovery_test.workers";
   std::ofstream(path) << "b:2\na:1\n";

@@ -18,6 +18,10 @@ class LateCancel {
     }
     cancel();
   }
+  bool is_cancelled() const {
+    std::lock_guard lock(mutex_);
+    return is_cancelled_;
+  }
   void Cancel() {
     Dispatcher::CancelCall cancel;
     {
@@ -29,7 +33,7 @@ class LateCancel {
   }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   Dispatcher::CancelCall cancel_;  // GUARDED_BY(mutex_)
   bool is_cancelled_ = false;      // GUARDED_BY(mutex_)
 };

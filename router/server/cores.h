@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "router/dispatch/attempts.h"
 #include "router/dispatch/late_cancel.h"
 #include "router/server/core.h"
 #include "router/server/text_pool.h"
@@ -91,8 +92,12 @@ class CurrentDispatcher : public Dispatcher {
     const auto core = cores_.Current();
     if (TextBytes(*request) < kLongBytes) return Guard(core, start(core->dispatcher(), request));
     const auto cancel = std::make_shared<LateCancel>();
-    const bool is_taken = pool_.Post(
-        [core, request, start, cancel] { cancel->Set(Guard(core, start(core->dispatcher(), request))); });
+    const bool is_taken = pool_.Post([core, request, start, refuse, cancel] {
+      if (!cancel->is_cancelled()) return cancel->Set(Guard(core, start(core->dispatcher(), request)));
+      core->dispatcher().RecordRefused(request->api(), request->request_id(), request->tenant(),
+                                       ClientGone());
+      refuse(ClientGone());
+    });
     if (!is_taken) {
       const Status full =
           WithReason(ResourceExhausted("too many long requests wait to be read"), "overloaded");

@@ -32,7 +32,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kHttpThreads = 2;
-constexpr size_t kMaxLongWaiting = 1024;
+constexpr size_t kMaxLongWaiting = 128;
 constexpr double kFlushSeconds = 1;           // for the last bytes of answers when a listener stops
 constexpr int kClientTimeoutMillis = 20'000;  // to answer a ping
 constexpr auto kHousekeeping = std::chrono::milliseconds(100);
@@ -173,7 +173,10 @@ class RealRouter : public Router {
     for (const auto& core : cores_.All()) core->admission().Close();
     UpdateHealth();
   }
-  size_t in_flight() const override { return text_pool_.size() + cores_.in_flight(); }
+  size_t in_flight() const override {
+    const size_t pooled = text_pool_.size();  // first: they go from the pool to the cores
+    return pooled + cores_.in_flight();
+  }
 
  private:
   StatusOr<std::shared_ptr<Core>> MakeCore(const RouterOptions& options) {
