@@ -1,9 +1,9 @@
 #include "router/dispatch/dispatcher.h"
 
-#include <mutex>
 #include <utility>
 
 #include "router/dispatch/answers.h"
+#include "router/dispatch/late_cancel.h"
 #include "router/dispatch/prompt.h"
 #include "router/dispatch/scoring.h"
 #include "router/request/param.h"
@@ -11,40 +11,6 @@
 
 namespace terrace {
 namespace {
-
-// A request on its way through the admission: reaches the work once it has begun. Thread-safe.
-template <typename Work>
-class Arriving {
- public:
-  // The work goes on until it is over or cancelled; nothing happens between its start and this.
-  void OnStarted(const std::shared_ptr<Work>& work) {
-    {
-      std::lock_guard lock(mutex_);
-      work_ = work;
-      if (!is_cancelled_) return;
-    }
-    work->Cancel();
-  }
-  // False: cancelled before it began.
-  bool MayStart() const {
-    std::lock_guard lock(mutex_);
-    return !is_cancelled_;
-  }
-  void Cancel() {
-    std::shared_ptr<Work> work;
-    {
-      std::lock_guard lock(mutex_);
-      is_cancelled_ = true;
-      work = work_.lock();
-    }
-    if (work != nullptr) work->Cancel();
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::weak_ptr<Work> work_;   // GUARDED_BY(mutex_); kept alive by its calls
-  bool is_cancelled_ = false;  // GUARDED_BY(mutex_)
-};
 
 constexpr size_t kMaxTokenizedBytes = size_t{1} << 20;
 constexpr size_t kMaxDetokenizedTokens = size_t{1} << 17, kMaxDetokenizedBytes = size_t{8} << 20;
@@ -192,20 +158,22 @@ class ClusterDispatcher : public Dispatcher {
   template <typename Work, typename Make, typename Refusal>
   CancelCall Admit(const Request& request, size_t tier, Make start, Refusal refuse) {
     Admission& admission = state_->parts.admission;
-    const auto arriving = std::make_shared<Arriving<Work>>();
+    const auto cancel = std::make_shared<LateCancel>();
     const auto id =
-        admission.Enter(request, tier, [arriving, start, refuse](StatusOr<Admission::Ticket> ticket) {
-          if (ticket.ok() && !arriving->MayStart()) {
+        admission.Enter(request, tier, [cancel, start, refuse](StatusOr<Admission::Ticket> ticket) {
+          if (ticket.ok() && cancel->is_cancelled()) {
             ticket->Charge(0, 0);
             ticket = ClientGone();
           }
           if (!ticket.ok()) return refuse(ticket.status());
           const std::shared_ptr<Work> work = start(*std::move(ticket));
           work->Start();
-          arriving->OnStarted(work);
+          cancel->Set([running = std::weak_ptr(work)] {  // its calls keep it alive
+            if (const auto alive = running.lock()) alive->Cancel();
+          });
         });
-    return [&admission, arriving, id] {
-      arriving->Cancel();
+    return [&admission, cancel, id] {
+      cancel->Cancel();
       admission.Cancel(id);
     };
   }

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <span>
 
+#include "base/crypto.h"
+
 namespace terrace {
 namespace {
 
@@ -24,13 +26,7 @@ bool ParseHex(std::string_view hex, std::span<uint8_t> out) {
 }
 
 std::string Hex(std::span<const uint8_t> bytes) {
-  constexpr char kDigits[] = "0123456789abcdef";
-  std::string out;
-  for (const uint8_t byte : bytes) {
-    out += kDigits[byte >> 4];
-    out += kDigits[byte & 15];
-  }
-  return out;
+  return ToHex({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
 bool IsZero(std::span<const uint8_t> bytes) {

@@ -130,6 +130,7 @@ void Drain(Router& router, ShutdownSignal& shutdown) {
   router.BeginDrain();
   AwaitDrained(shutdown, [&router] { return router.in_flight() == 0; });
 }
+
 Status Serve(const Flags& flags, const CLI::App& app, ShutdownSignal& shutdown) {
   MetricRegistry metrics;
   Reloader reloader(flags, app, metrics);
