@@ -36,7 +36,7 @@ TEST(ParseYaml, FillsEveryKindOfField) {
   v1::RouterConfig config;
   ASSERT_EQ(ParseYaml(R"(
 # The demo.
-listen: {http: "", grpc: 127.0.0.1:50051}
+listen: {http: "", grpc: 127.0.0.1:8081}
 tiers:
   - name: nano
     workers: ["a:1", b:2]
@@ -56,7 +56,7 @@ policies:
             absl::OkStatus());
   EXPECT_TRUE(config.listen().has_http());
   EXPECT_EQ(config.listen().http(), "");
-  EXPECT_EQ(config.listen().grpc(), "127.0.0.1:50051");
+  EXPECT_EQ(config.listen().grpc(), "127.0.0.1:8081");
   EXPECT_FALSE(config.listen().has_ops());
   ASSERT_EQ(config.tiers_size(), 2);
   EXPECT_THAT(config.tiers(0).workers(), testing::ElementsAre("a:1", "b:2"));

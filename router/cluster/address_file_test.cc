@@ -35,9 +35,9 @@ class AddressFileTest : public ::testing::Test {
 };
 
 TEST_F(AddressFileTest, EveryLineIsAWorkerButForComments) {
-  Write("# the workers\n\n10.0.0.1:50061\n  b:2 # the second\r\n[::1]:3");
+  Write("# the workers\n\n10.0.0.1:8101\n  b:2 # the second\r\n[::1]:3");
   ASSERT_TRUE(file_.Refresh().ok()) << file_.Refresh();
-  EXPECT_THAT(file_.addresses(), ElementsAre("10.0.0.1:50061", "b:2", "[::1]:3"));
+  EXPECT_THAT(file_.addresses(), ElementsAre("10.0.0.1:8101", "b:2", "[::1]:3"));
 }
 
 TEST_F(AddressFileTest, AChangeIsSeen) {

@@ -21,11 +21,11 @@ TEST(Discovery, ListedAddressesComeSortedAndOnce) {
 }
 
 TEST(Discovery, ADnsNameGivesItsAddressesWithThePort) {
-  const auto discovery = MakeDiscovery({"dns:///localhost:50061"});
+  const auto discovery = MakeDiscovery({"dns:///localhost:8101"});
   ASSERT_TRUE(discovery.ok()) << discovery.status();
   const auto found = (*discovery)->Resolve();
   EXPECT_TRUE(found.errors.empty());
-  EXPECT_THAT(found.addresses, Contains("127.0.0.1:50061"));
+  EXPECT_THAT(found.addresses, Contains("127.0.0.1:8101"));
 }
 
 // DNS as a test writes it, and a list of workers that asks it every 10 s.

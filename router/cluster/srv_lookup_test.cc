@@ -64,14 +64,14 @@ std::vector<std::string> Parsed(const Bytes& message) {
 
 TEST(SrvAnswer, HasEveryHostWithItsPort) {
   const Bytes suffix = {0xc0, 23};  // "w" of the question
-  EXPECT_THAT(Parsed(Answer({Record(kSrv, SrvData(50061, Name("pod-0.workers"))),
+  EXPECT_THAT(Parsed(Answer({Record(kSrv, SrvData(8101, Name("pod-0.workers"))),
                              Record(kSrv, SrvData(7, Bytes{1, 'x'} + suffix))})),
-              ElementsAre("pod-0.workers:50061", "x.w:7"));
+              ElementsAre("pod-0.workers:8101", "x.w:7"));
 }
 
 TEST(SrvAnswer, WhatIsNoPlaceOfTheServiceIsLeftOut) {
   EXPECT_THAT(Parsed(Answer({})), IsEmpty());
-  EXPECT_THAT(Parsed(Answer({Record(kSrv, SrvData(50061, Name("")))})), IsEmpty())
+  EXPECT_THAT(Parsed(Answer({Record(kSrv, SrvData(8101, Name("")))})), IsEmpty())
       << "the service is not there";
   EXPECT_THAT(Parsed(Answer({Record(kSrv, SrvData(0, Name("a")))})), IsEmpty());
   EXPECT_THAT(Parsed(Answer({Record(kCname, Name("b")), Record(kSrv, SrvData(1, Name("a")))})),

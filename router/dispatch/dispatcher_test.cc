@@ -92,7 +92,7 @@ TEST_F(DispatcherTest, AllAttemptsHaveTheSameSeedAndRequestsWithoutOneGetDiffere
 
 TEST_F(DispatcherTest, AWorkerLostBeforeAnythingWasShownIsReplacedOnceByOneNotTriedYet) {
   Generate(Fields("base"));
-  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:50061: Socket closed"));
+  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:8101: Socket closed"));
   ASSERT_EQ(cluster_.replica(kBase, 1).calls.size(), 1u);
   cluster_.call(kBase, 1).Answer("ok");
   ASSERT_TRUE(End().ok()) << End().status();
@@ -105,8 +105,8 @@ TEST_F(DispatcherTest, AWorkerLostBeforeAnythingWasShownIsReplacedOnceByOneNotTr
 
 TEST_F(DispatcherTest, TheSecondLossIsTheClientsError) {
   Generate(Fields("base"));
-  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:50061: Socket closed"));
-  cluster_.call(kBase, 1).Fail(Unavailable("ipv4:10.0.0.2:50061: Socket closed"));
+  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:8101: Socket closed"));
+  cluster_.call(kBase, 1).Fail(Unavailable("ipv4:10.0.0.2:8101: Socket closed"));
   EXPECT_EQ(End().status().code(), StatusCode::kUnavailable);
   EXPECT_EQ(Reason(End().status()), "worker_lost");
   EXPECT_THAT(Message(End().status()), ::testing::Not(HasSubstr("10.0.0"))) << "errors hold no addresses";

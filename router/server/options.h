@@ -28,7 +28,7 @@ struct HttpLimits {
 };
 
 struct RouterOptions {
-  std::string http = "127.0.0.1:8080", grpc = "127.0.0.1:50051", ops = "127.0.0.1:9090";  // "": off
+  std::string http = "127.0.0.1:8080", grpc = "127.0.0.1:8081", ops = "127.0.0.1:9090";  // "": off
   std::optional<TlsFiles> tls;         // of http and grpc; absent: plain text
   std::optional<TlsFiles> worker_tls;  // of the connections to workers; absent: plain text
   std::string worker_server_name;      // that their certificates are for; "": the host of each address

@@ -15,12 +15,12 @@ using ::testing::StartsWith;
 constexpr char kDemo[] = R"(
 tiers:
   - name: nano
-    workers: ["127.0.0.1:50061"]
+    workers: ["127.0.0.1:8101"]
     usd_per_million_prompt_tokens: 0.02
     usd_per_million_completion_tokens: 0.05
     aliases: [gpt-tiny]
   - name: base
-    workers: ["127.0.0.1:50062", "dns:///workers:50061"]
+    workers: ["127.0.0.1:8102", "dns:///workers:8101"]
 policies:
   - name: auto
     cascade:
@@ -40,7 +40,7 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   const auto options = Parse(kDemo);
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->http, "127.0.0.1:8080");
-  EXPECT_EQ(options->grpc, "127.0.0.1:50051");
+  EXPECT_EQ(options->grpc, "127.0.0.1:8081");
   EXPECT_EQ(options->ops, "127.0.0.1:9090");
   EXPECT_EQ(options->max_in_flight, 16384u);
   EXPECT_EQ(options->default_timeout_seconds, 600);
@@ -55,7 +55,7 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   EXPECT_EQ(options->retries.max_attempts, 3u);
   ASSERT_EQ(options->tiers.size(), 2u);
   EXPECT_EQ(options->tiers[0].price.usd_per_million_prompt_tokens, 0.02);
-  EXPECT_THAT(options->workers[1], ElementsAre("127.0.0.1:50062", "dns:///workers:50061"));
+  EXPECT_THAT(options->workers[1], ElementsAre("127.0.0.1:8102", "dns:///workers:8101"));
   ASSERT_EQ(options->policies.size(), 1u);
   EXPECT_EQ(options->policies[0].steps[0].min_mean_logprob, -0.1);
   EXPECT_TRUE(options->log.as_json);

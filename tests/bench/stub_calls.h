@@ -181,7 +181,7 @@ class StubGenerate : public StubCall<v1::GenerateResponse> {
     finished.set_tier("stub");
     v1::TierAttempt& attempt = *finished.add_attempts();
     attempt.set_tier("stub");
-    attempt.set_replica("127.0.0.1:50061");
+    attempt.set_replica("127.0.0.1:8101");
     attempt.mutable_usage()->set_completion_tokens(tokens());
     attempt.set_mean_logprob(-0.5);
     attempt.set_accepted(true);

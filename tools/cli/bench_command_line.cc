@@ -188,7 +188,7 @@ void AddBench(CLI::App& app, BenchOptions& options) {
       "on\n"
       "another machine. docs/how-to/benchmark.md says what each figure means.\n"
       "Examples: terrace bench --model models/terrace-demo-base --concurrency 1,4,8,16\n"
-      "          terrace bench --router 127.0.0.1:50051 --model auto --rate 20 --duration 1m --json "
+      "          terrace bench --router 127.0.0.1:8081 --model auto --rate 20 --duration 1m --json "
       "out.json");
 }
 

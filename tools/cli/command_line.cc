@@ -220,7 +220,7 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
       ->capture_default_str();
   evaluate->add_flag("--json", options.json, "one JSON object");
   evaluate->footer(
-      "Examples: terrace evaluate --router 127.0.0.1:50051 --model auto --compare base\n"
+      "Examples: terrace evaluate --router 127.0.0.1:8081 --model auto --compare base\n"
       "          terrace evaluate --model models/terrace-demo-nano");
 }
 

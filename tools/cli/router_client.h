@@ -10,7 +10,7 @@
 
 namespace terrace {
 
-inline constexpr char kDefaultRouter[] = "127.0.0.1:50051";
+inline constexpr char kDefaultRouter[] = "127.0.0.1:8081";
 
 class RouterClient : public Answerer {
  public:

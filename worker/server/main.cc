@@ -88,7 +88,7 @@ int Main(int argc, char** argv) {
   app.add_option("--model", flags.model, "folder with config.json and *.safetensors, or a .gguf file");
   app.add_option("--served-name", flags.served_name, "name that routers see (default: the model's own)");
   app.add_option("--grpc", flags.grpc,
-                 "host:port of terrace.v1.Worker (default 127.0.0.1:50061); port 0: any free one");
+                 "host:port of terrace.v1.Worker (default 127.0.0.1:8101); port 0: any free one");
   app.add_option(
       "--ops", flags.ops,
       "host:port of /metrics /healthz /readyz (default 127.0.0.1:9091); \"\" for none; port 0: any free one");

@@ -16,7 +16,7 @@ Status CheckAddress(std::string_view path, const std::string& address) {
 }
 
 Status SetListen(const v1::WorkerConfig& config, WorkerServerOptions& out) {
-  out.grpc = config.has_grpc() ? config.grpc() : "127.0.0.1:50061";
+  out.grpc = config.has_grpc() ? config.grpc() : "127.0.0.1:8101";
   out.ops = config.has_ops() ? config.ops() : "127.0.0.1:9091";
   RETURN_IF_ERROR(CheckAddress("grpc", out.grpc));
   return out.ops.empty() ? Status() : CheckAddress("ops", out.ops);

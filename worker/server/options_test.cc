@@ -17,7 +17,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   const auto options = Make("model: m");
   ASSERT_TRUE(options.ok()) << options.status();
   const WorkerServerOptions& server = options->server;
-  EXPECT_EQ(server.grpc, "127.0.0.1:50061");
+  EXPECT_EQ(server.grpc, "127.0.0.1:8101");
   EXPECT_EQ(server.ops, "127.0.0.1:9091");
   EXPECT_EQ(server.served_name, "");
   EXPECT_EQ(server.engine.model, "m");

@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kFirstWorkerPort = 50061;
+constexpr int kFirstWorkerPort = 8101;
 constexpr int kFirstWorkerOpsPort = 9091;
 constexpr size_t kMaxTierName = 64;
 
@@ -63,7 +63,7 @@ StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
   ResolveFiles(folder, plan.router);
   v1::ListenConfig& listen = *plan.router.mutable_listen();
   if (!listen.has_http()) listen.set_http("127.0.0.1:8080");
-  if (!listen.has_grpc()) listen.set_grpc("127.0.0.1:50051");
+  if (!listen.has_grpc()) listen.set_grpc("127.0.0.1:8081");
   if (!listen.has_ops()) listen.set_ops("127.0.0.1:9090");
   if (listen.ops().empty())
     return FailedPrecondition("router.listen.ops must be on: readiness is asked there");

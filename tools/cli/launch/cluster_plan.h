@@ -13,12 +13,12 @@
 namespace terrace {
 
 struct WorkerPlan {
-  std::string name;  // "worker-nano": after its tier; replicas "worker-nano-2"; without a tier "worker-50061"
+  std::string name;  // "worker-nano": after its tier; replicas "worker-nano-2"; without a tier "worker-8101"
   std::string tier;  // "": none lists it
   v1::WorkerConfig config;
 };
 
-// Every address is explicit: what the file leaves out has its default, worker i 127.0.0.1:50061+i and ops
+// Every address is explicit: what the file leaves out has its default, worker i 127.0.0.1:8101+i and ops
 // 9091+i.
 struct ClusterPlan {
   v1::RouterConfig router;

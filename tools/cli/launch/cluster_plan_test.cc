@@ -24,7 +24,7 @@ class ClusterPlanTest : public testing::Test {
 
 TEST_F(ClusterPlanTest, ModelPathsAreRelativeToTheFile) {
   const StatusOr<ClusterPlan> plan =
-      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:50061']}]}\n"
+      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:8101']}]}\n"
                          "workers: [{model: ../x/y.gguf}, {model: /z}]\n"));
   ASSERT_TRUE(plan.ok()) << plan.status();
   const fs::path folder = fs::absolute(testing::TempDir());
@@ -40,20 +40,20 @@ TEST_F(ClusterPlanTest, EveryAddressIsExplicitAndNamedByItsKey) {
   std::vector<std::string> ports;
   for (const PortUse& use : plan->ports()) ports.push_back(use.key + "=" + use.address);
   EXPECT_THAT(ports, testing::ElementsAre(  // HTTP is turned off
-                         "router.listen.grpc=127.0.0.1:50051", "router.listen.ops=127.0.0.1:9090",
-                         "workers[0].grpc=127.0.0.1:50061", "workers[0].ops=127.0.0.1:9091",
+                         "router.listen.grpc=127.0.0.1:8081", "router.listen.ops=127.0.0.1:9090",
+                         "workers[0].grpc=127.0.0.1:8101", "workers[0].ops=127.0.0.1:9091",
                          "workers[1].grpc=127.0.0.1:7", "workers[1].ops=127.0.0.1:9092",
-                         "workers[2].grpc=127.0.0.1:50063", "workers[2].ops=127.0.0.1:9093"));
+                         "workers[2].grpc=127.0.0.1:8103", "workers[2].ops=127.0.0.1:9093"));
 }
 
 TEST_F(ClusterPlanTest, WorkersAreNamedAfterTheirTiers) {
   const StatusOr<ClusterPlan> plan =
-      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:50061', '127.0.0.1:50062']}]}\n"
+      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:8101', '127.0.0.1:8102']}]}\n"
                          "workers: [{model: m}, {model: m}, {model: m}]\n"));
   ASSERT_TRUE(plan.ok()) << plan.status();
   std::vector<std::string> names;
   for (const WorkerPlan& worker : plan->workers) names.push_back(worker.name);
-  EXPECT_THAT(names, testing::ElementsAre("worker-a", "worker-a-2", "worker-50063"));
+  EXPECT_THAT(names, testing::ElementsAre("worker-a", "worker-a-2", "worker-8103"));
 }
 
 TEST_F(ClusterPlanTest, WorkersWithoutThreadsShareTheCores) {
