@@ -455,18 +455,26 @@ void Cluster::LetInWhenNobodyIsLeft(Tier& tier) {
 // `due`: when it was to run. What arrived in time counts, also where this thread was too busy to look at it.
 void Cluster::CheckSilence(MonoTime due) {
   bool changed = false;
+  std::vector<ReplicaPtr> silent;
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
       const bool is_watched = replica->state == ReplicaState::kReady ||
                               replica->state == ReplicaState::kDraining ||
                               replica->state == ReplicaState::kStarting;
-      if (!is_watched || due - replica->last_update < options_.watch_timeout) continue;
-      replica->last_error = Concat("no update for ", Seconds(options_.watch_timeout), " s");
-      SetState(replica, ReplicaState::kSilent);
-      changed = true;
+      if (is_watched && due - replica->last_update >= options_.watch_timeout) {
+        replica->last_error = Concat("no update for ", Seconds(options_.watch_timeout), " s");
+        SetState(replica, ReplicaState::kSilent);
+        changed = true;
+      }
+      if (replica->state == ReplicaState::kSilent) silent.push_back(replica);
     }
   }
   if (changed) Publish();
+  // Their answers go on elsewhere, now that nobody picks them any more. Each time again: a call may have been
+  // on its way.
+  for (const ReplicaPtr& replica : silent) {
+    replica->connection->EndCalls(WithReason(Unavailable(replica->last_error), kSilentReason));
+  }
   const Duration period = options_.watch_timeout / 8;
   loop_->After(period, [this, next = RealClock().Now() + period] { CheckSilence(next); });
 }

@@ -8,6 +8,8 @@
 // prefixes do not have the digest they should, is begun anew at once: the replica keeps its place, but
 // nothing is known of its prefixes until the new snapshot.
 //
+// One that is silent loses the calls under way there too: they end with UNAVAILABLE, kSilentReason.
+//
 // A replica whose calls keep failing takes no requests for a while (ejection.h); when nobody else of its tier
 // does, it does. One that begins to take requests, for the first time or again, starts slowly: its weight
 // grows with every view. Weights are relative, so a tier that begins as a whole is as fast as ever.

@@ -382,12 +382,13 @@ TEST_F(ClusterTest, ALostWorkerIsUsedAgainWhenItComesBack) {
 }
 
 TEST_F(ClusterTest, AWorkerOfAnotherProtocolIsRefused) {
-  first_.description.set_protocol(2);
+  const int newer = v1::WORKER_PROTOCOL_CURRENT + 1;
+  first_.description.set_protocol(static_cast<uint32_t>(newer));
   first_.Serve();
   Start({first_.address});
   const TierView tier = WaitForState(0, ReplicaState::kMismatch);
   EXPECT_EQ(tier.ready_replicas(), 0u);
-  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("protocol 2"));
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr(Concat("protocol ", newer)));
   EXPECT_EQ(first_.watches, 0);
 }
 
@@ -562,6 +563,10 @@ class Collector : public ExecuteEvents {
     std::lock_guard lock(mutex_);
     return tokens_.size();
   }
+  WorkerToken last_token() {
+    std::lock_guard lock(mutex_);
+    return tokens_.back();
+  }
   uint32_t cached() const { return cached_; }
   bool is_full() const override { return full; }
 
@@ -601,13 +606,12 @@ class ExecuteTest : public ::testing::Test {
   std::unique_ptr<CallHandle> Execute(double timeout_seconds = 60) {
     worker_.Serve();
     connection_ = WorkerConnection::Make(worker_.address);
-    ExecuteSpec spec{.request_id = "r", .prompt = std::make_shared<const std::vector<TokenId>>(2, 0)};
-    spec.sampling.seed = 9;
-    spec.priority = -3;
-    spec.cache_salt = "tenant";
-    spec.deadline = RealClock().Now() +
-                    std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
-    return connection_->Execute(spec, events_);
+    spec_.sampling.seed = 9;
+    spec_.priority = -3;
+    spec_.cache_salt = "tenant";
+    spec_.deadline = RealClock().Now() +
+                     std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout_seconds));
+    return connection_->Execute(spec_, events_);
   }
   // A call that runs until its client has gone.
   void RunUntilCancelled() {
@@ -620,6 +624,7 @@ class ExecuteTest : public ::testing::Test {
     };
   }
 
+  ExecuteSpec spec_{.request_id = "r", .prompt = std::make_shared<const std::vector<TokenId>>(2, 0)};
   FakeWorker worker_{LetterText("")};
   std::shared_ptr<WorkerConnection> connection_;
   std::shared_ptr<Collector> events_ = std::make_shared<Collector>();
@@ -661,6 +666,108 @@ TEST_F(ExecuteTest, LostRepeatedOrMissingEventsAreTheWorkersError) {
     EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
     worker_.Stop();
   }
+}
+
+TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
+  spec_.instance = "first";
+  spec_.resume = {1, 0};
+  spec_.draft = {1, 1};
+  spec_.signals = true;
+  worker_.execute = [](auto&, const auto& request, auto& writer) {
+    EXPECT_EQ(request.instance(), "first");
+    EXPECT_THAT(request.resume_tokens(), ElementsAre(1, 0));
+    EXPECT_THAT(request.draft_tokens(), ElementsAre(1, 1));
+    EXPECT_TRUE(request.signals());
+    writer.Write(StartedEvent(2));
+    v1::ExecuteEvent event = TokenEvent(2, 1);
+    event.mutable_tokens()->mutable_tokens(0)->set_margin(0.5f);
+    event.mutable_tokens()->mutable_tokens(0)->set_entropy(0.25f);
+    writer.Write(event);
+    event = FinishedEvent(3);
+    event.mutable_finished()->set_cached_tokens(2);
+    writer.Write(event);
+    return grpc::Status::OK;
+  };
+  const auto call = Execute();
+  const auto result = events_->Result();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(events_->cached(), 2u);
+  EXPECT_EQ(events_->tokens(), 1u);
+  EXPECT_EQ(events_->last_token().margin, 0.5f);
+  EXPECT_EQ(events_->last_token().entropy, 0.25f);
+  EXPECT_EQ(result->usage, (TokenUsage{2, 2, 3}));
+}
+
+TEST_F(ExecuteTest, AWorkerThatBeginsAResumedAnswerAnewIsWrong) {
+  spec_.resume = {1, 0};
+  for (const v1::ExecuteEvent& event :
+       {TokenEvent(0, 1), TokenEvent(3, 1), FinishedEvent(0), StartedEvent(3)}) {
+    events_ = std::make_shared<Collector>();
+    worker_.execute = [&](auto&, auto&, auto& writer) {
+      writer.Write(event);
+      return grpc::Status::OK;
+    };
+    const auto call = Execute();
+    EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
+    worker_.Stop();
+  }
+}
+
+TEST_F(ExecuteTest, CallsThatAreGivenUpEndWithTheReasonAlsoWhereTheyArePaused) {
+  for (const bool full : {false, true}) {
+    events_ = std::make_shared<Collector>();
+    events_->full = full;
+    saw_cancel_ = false;
+    RunUntilCancelled();
+    const auto call = Execute();
+    events_->WaitForToken();
+    for (int i = 0; i < 2; ++i) connection_->EndCalls(WithReason(Unavailable("no update"), kSilentReason));
+    const Status end = events_->Result().status();
+    EXPECT_EQ(end.code(), StatusCode::kUnavailable);
+    EXPECT_EQ(Reason(end), kSilentReason);
+    connection_->EndCalls(Unavailable("none is left"));
+    worker_.Stop();
+    EXPECT_TRUE(saw_cancel_);
+  }
+}
+
+TEST_F(ExecuteTest, AConnectionThatIsLostIsNotOneThatNeverWas) {
+  std::atomic<bool> is_running = false;
+  worker_.execute = [&](auto& context, auto&, auto&) {  // it says nothing
+    is_running = true;
+    while (!context.IsCancelled()) std::this_thread::yield();
+    return grpc::Status::CANCELLED;
+  };
+  const auto call = Execute();
+  while (!is_running) std::this_thread::yield();
+  worker_.Stop();  // cuts it off
+  EXPECT_NE(Reason(events_->Result().status()), kUnreachedReason);
+
+  events_ = std::make_shared<Collector>();
+  const auto refused = connection_->Execute(spec_, events_);
+  const Status end = events_->Result().status();
+  EXPECT_EQ(end.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(end), kUnreachedReason);
+}
+
+TEST_F(ClusterTest, TheCallsOfASilentWorkerEndWhenNobodyPicksItAnyMore) {
+  first_.execute = [](auto& context, auto&, auto& writer) {
+    for (uint32_t i = 0; !context.IsCancelled(); ++i) {
+      if (!writer.Write(TokenEvent(i, 0))) break;
+    }
+    return grpc::Status::CANCELLED;
+  };
+  first_.Serve();
+  Start({first_.address}, /*watch_timeout=*/std::chrono::milliseconds(100));
+  const TierView tier = WaitForReady(1);
+  const auto events = std::make_shared<Collector>();
+  const ExecuteSpec spec{.request_id = "r",
+                         .instance = tier.replicas[0].description.instance,
+                         .prompt = std::make_shared<const std::vector<TokenId>>(2, 0),
+                         .deadline = RealClock().Now() + kPatience};
+  const auto call = tier.replicas[0].client->Execute(spec, events);
+  EXPECT_EQ(Reason(events->Result().status()), kSilentReason);
+  EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 0u);
 }
 
 TEST_F(ExecuteTest, CancelReachesTheWorker) {

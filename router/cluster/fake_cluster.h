@@ -61,20 +61,22 @@ struct FakeCall {
   std::atomic<bool> is_cancelled = false;
   std::atomic<uint32_t> resumed = 0;  // times
   bool is_done = false;
-  uint32_t tokens = 0;
+  uint32_t tokens = 0;  // sent
 
   void Start(uint32_t cached_tokens) { events->OnStarted(cached_tokens); }
   // Each byte of `text` as one token.
   void SendText(std::string_view text, float logprob = -0.1f) {
     for (const char c : text) SendToken(static_cast<unsigned char>(c), logprob);
   }
-  void SendToken(TokenId token, float logprob = -0.1f) {
+  void SendToken(TokenId token, float logprob = -0.1f) { Send({.token = token, .logprob = logprob}); }
+  void Send(const WorkerToken& token) {
     ++tokens;
-    events->OnTokens({{token, logprob, {}}});
+    events->OnTokens({token});
   }
   void Finish(AnswerEnd end = AnswerEnd::kStop, uint32_t cached_tokens = 0) {
     const auto prompt_tokens = static_cast<uint32_t>(spec.prompt->size());
-    Done(ExecuteResult{.end = end, .usage = {prompt_tokens, cached_tokens, tokens}});
+    const auto answer_tokens = static_cast<uint32_t>(spec.resume.size()) + tokens;
+    Done(ExecuteResult{.end = end, .usage = {prompt_tokens, cached_tokens, answer_tokens}});
   }
   // Tokens of `text`, the end token, the end.
   void Answer(std::string_view text, float logprob = -0.1f) {

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "base/grpc_keepalive.h"
 #include "base/grpc_status.h"
@@ -103,6 +105,42 @@ class PausableHandle : public CallHandle {
   const std::shared_ptr<ReadPause> pause_;
 };
 
+// The Execute calls of one connection that are under way. Thread-safe.
+class RunningCalls {
+ public:
+  uint64_t Add(std::shared_ptr<CallHandle> handle) {
+    std::lock_guard lock(mutex_);
+    calls_[++last_id_].handle = std::move(handle);
+    return last_id_;
+  }
+  // The call is over. Why EndAll had ended it, or OK.
+  Status Remove(uint64_t id) {
+    std::lock_guard lock(mutex_);
+    return calls_.extract(id).mapped().why;
+  }
+  void EndAll(const Status& why) {
+    std::vector<std::shared_ptr<CallHandle>> ended;
+    {
+      std::lock_guard lock(mutex_);
+      for (auto& [id, call] : calls_) {
+        if (!call.why.ok()) continue;
+        call.why = why;
+        ended.push_back(call.handle);
+      }
+    }
+    for (const auto& handle : ended) handle->Cancel();
+  }
+
+ private:
+  struct Call {
+    std::shared_ptr<CallHandle> handle = {};
+    Status why = {};
+  };
+  std::mutex mutex_;
+  std::map<uint64_t, Call> calls_;  // GUARDED_BY(mutex_)
+  uint64_t last_id_ = 0;            // GUARDED_BY(mutex_)
+};
+
 // A server-streaming call that owns itself until OnDone. `on_message` judges each message: an error ends the
 // call, and is what `on_done` gets. With a `pause` it reads on only while that is not full.
 template <typename Message>
@@ -171,7 +209,10 @@ Status CheckProtocol(const v1::WorkerDescription& description) {
 v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
   v1::ExecuteRequest out;
   out.set_request_id(spec.request_id);
+  out.set_instance(spec.instance);
   out.mutable_prompt_tokens()->Add(spec.prompt->begin(), spec.prompt->end());
+  out.mutable_resume_tokens()->Add(spec.resume.begin(), spec.resume.end());
+  out.mutable_draft_tokens()->Add(spec.draft.begin(), spec.draft.end());
   const Sampling& sampling = spec.sampling;
   v1::SamplingParams& params = *out.mutable_sampling();
   params.set_temperature(sampling.temperature);
@@ -188,6 +229,7 @@ v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
   out.set_ignore_eos(spec.ignore_eos);
   out.set_top_logprobs(spec.top_logprobs);
   out.set_score_prompt(spec.score_prompt);
+  out.set_signals(spec.signals);
   out.set_priority(spec.priority);
   out.set_cache_salt(spec.cache_salt);
   return out;
@@ -197,17 +239,32 @@ std::vector<WorkerToken> FromProto(const google::protobuf::RepeatedPtrField<v1::
   std::vector<WorkerToken> out;
   out.reserve(tokens.size());
   for (const v1::GeneratedToken& token : tokens) {
-    WorkerToken& next = out.emplace_back(WorkerToken{token.token(), token.logprob(), {}});
+    WorkerToken& next = out.emplace_back(WorkerToken{.token = token.token(),
+                                                     .logprob = token.logprob(),
+                                                     .margin = token.margin(),
+                                                     .entropy = token.entropy()});
     for (const v1::TokenLogprob& top : token.top()) next.top.push_back({top.token(), top.logprob()});
   }
   return out;
+}
+
+// `error` of the call of `context`, which tells whether there was a connection: then gRPC has its address for
+// the call's peer, before that what the channel was made with.
+Status MarkUnreached(const Status& error, const grpc::ClientContext& context) {
+  if (error.code() != StatusCode::kUnavailable || !Reason(error).empty()) return error;
+  const std::string peer = context.peer();
+  const bool is_address = peer.starts_with("ipv4:") || peer.starts_with("ipv6:");
+  return is_address ? error : WithReason(error, kUnreachedReason);
 }
 
 // Checks the order of one call's events and passes them on.
 class ExecuteState {
  public:
   ExecuteState(const ExecuteSpec& spec, std::shared_ptr<ExecuteEvents> events)
-      : next_score_(1), scores_end_(spec.prompt->size()), events_(std::move(events)) {}
+      : next_token_(spec.resume.size()),
+        next_score_(1),
+        prompt_tokens_(spec.prompt->size()),
+        events_(std::move(events)) {}
 
   Status OnEvent(v1::ExecuteEvent& event) {
     if (finished_) return ProtocolError("an event after the last one");
@@ -221,14 +278,14 @@ class ExecuteState {
         if (event.prompt_scores().first_index() != next_score_)
           return ProtocolError("scores lost or repeated");
         next_score_ += event.prompt_scores().scores_size();
-        if (next_score_ > scores_end_) return ProtocolError("more scores than prompt tokens");
+        if (next_score_ > prompt_tokens_) return ProtocolError("more scores than prompt tokens");
         events_->OnPromptScores(FromProto(event.prompt_scores().scores()));
         return {};
       case v1::ExecuteEvent::kFinished:
         return OnFinished(event.finished());
       case v1::ExecuteEvent::kStarted:
         if (std::exchange(is_started_, true)) return ProtocolError("started twice");
-        if (event.started().cached_tokens() > scores_end_)
+        if (event.started().cached_tokens() > prompt_tokens_)
           return ProtocolError("more cached tokens than prompt tokens");
         events_->OnStarted(event.started().cached_tokens());
         return {};
@@ -263,7 +320,8 @@ class ExecuteState {
     return {};
   }
 
-  uint64_t next_token_ = 0, next_score_, scores_end_;
+  uint64_t next_token_, next_score_;
+  const uint64_t prompt_tokens_;
   bool is_started_ = false, finished_ = false;
   ExecuteResult result_;
   const std::shared_ptr<ExecuteEvents> events_;
@@ -301,7 +359,7 @@ class WatchState {
   uint64_t epoch_ = 0, next_sequence_ = 0;
 };
 
-// The worker process that was described last: the one that later calls are meant for. Thread-safe.
+// The worker process that was described last: the one whose updates are meant. Thread-safe.
 class DescribedInstance {
  public:
   void Set(const std::string& instance) {
@@ -408,19 +466,26 @@ class GrpcWorkerConnection : public WorkerConnection {
       return reader != nullptr && reader->is_full();
     };
     auto state = std::make_shared<ExecuteState>(spec, std::move(events));
+    const uint64_t id = running_->Add(std::make_shared<PausableHandle>(context, pause));
     auto* call = new StreamCall<v1::ExecuteEvent>(
         context, [state](v1::ExecuteEvent& event) { return state->OnEvent(event); },
-        [state](const Status& status) { state->OnEnd(status); }, pause);
-    v1::ExecuteRequest request = ToProto(spec);
-    request.set_instance(described_->Get());
+        [state, id, context, running = running_](const Status& status) {
+          const Status why = running->Remove(id);
+          state->OnEnd(status.ok() || why.ok() ? MarkUnreached(status, *context) : why);
+        },
+        pause);
+    const v1::ExecuteRequest request = ToProto(spec);
     stub_->async()->Execute(context.get(), &request, call);
     call->Start();
     return std::make_unique<PausableHandle>(context, std::move(pause));
   }
 
+  void EndCalls(const Status& why) override { running_->EndAll(why); }
+
  private:
   const std::unique_ptr<v1::Worker::Stub> stub_;
   const std::shared_ptr<DescribedInstance> described_ = std::make_shared<DescribedInstance>();
+  const std::shared_ptr<RunningCalls> running_ = std::make_shared<RunningCalls>();
 };
 
 }  // namespace

@@ -49,6 +49,8 @@ class WorkerConnection : public ReplicaClient {
   // Updates until the stream ends. A gap in the sequence or a change of epoch ends it with ABORTED.
   virtual std::unique_ptr<CallHandle> Watch(std::function<void(WatchUpdate)> on_update,
                                             std::function<void(Status)> on_done) = 0;
+  // Ends the Execute calls under way, each with the error `why`, whether the worker hears of it or not.
+  virtual void EndCalls(const Status& why) = 0;
 };
 
 }  // namespace terrace

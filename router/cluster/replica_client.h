@@ -14,15 +14,23 @@
 
 namespace terrace {
 
+// Of the UNAVAILABLE of a call that never had a connection to its worker, and of one that was given up
+// because the worker said nothing for too long. A connection that was lost has no reason.
+inline constexpr char kUnreachedReason[] = "unreached", kSilentReason[] = "silent";
+
 struct ExecuteSpec {
   std::string request_id = {};
+  std::string instance = {};  // the process that is meant (ReplicaDescription::instance); "": any
   std::shared_ptr<const std::vector<TokenId>> prompt = {};
+  // Of the answer: what there is of it already, from an earlier call; and what may follow.
+  std::vector<TokenId> resume = {}, draft = {};
   Sampling sampling = {};   // its seed is set
-  uint32_t max_tokens = 0;  // 0: as many as the context holds, unless score_prompt
+  uint32_t max_tokens = 0;  // of the answer, `resume` too; 0: what the context holds, unless score_prompt
   std::vector<TokenId> stop_tokens = {};
   bool ignore_eos = false;
   uint32_t top_logprobs = 0;
   bool score_prompt = false;
+  bool signals = false;  // tokens have margin and entropy
   int32_t priority = 0;
   std::string cache_salt = {};
   std::string traceparent = {};  // W3C; "": none
@@ -37,11 +45,12 @@ struct WorkerToken {
   TokenId token = 0;
   float logprob = 0;
   std::vector<Alternative> top = {};  // most likely first
+  float margin = 0, entropy = 0;      // nats; with `signals`
 };
 
 struct ExecuteResult {
   AnswerEnd end = AnswerEnd::kStop;
-  TokenUsage usage = {};
+  TokenUsage usage = {};  // of the whole answer, with what was resumed
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };
 
@@ -52,9 +61,10 @@ class ExecuteEvents {
   virtual ~ExecuteEvents() = default;
   // At most once, first: so much of the prompt was in the worker's cache.
   virtual void OnStarted(uint32_t cached_tokens) = 0;
-  virtual void OnTokens(std::vector<WorkerToken> tokens) = 0;        // no gap, no repeat
+  virtual void OnTokens(std::vector<WorkerToken> tokens) = 0;        // behind `resume`: no gap, no repeat
   virtual void OnPromptScores(std::vector<WorkerToken> scores) = 0;  // of prompt tokens 1, 2, ...
-  // An error is the worker's, or UNAVAILABLE when it is lost, DEADLINE_EXCEEDED, or CANCELLED after Cancel.
+  // An error is the worker's, or UNAVAILABLE when it is lost (see above), DEADLINE_EXCEEDED, or CANCELLED
+  // after Cancel.
   virtual void OnDone(StatusOr<ExecuteResult> result) = 0;
   // No more should come for now: the call reads nothing further, and so its worker pauses, until Resume. Any
   // thread.

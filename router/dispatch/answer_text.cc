@@ -58,8 +58,7 @@ bool AnswerText::IsCallMark(const WorkerToken& token) const {
 }
 
 AnswerPiece AnswerText::Push(const WorkerToken& token) {
-  ++tokens_;
-  sum_logprob_ += token.logprob;
+  meter_.Add(token.logprob, token.margin, token.entropy);
   if (is_stopped()) return {};
   Logged logged{.token = ToAnswerToken(token, *text_->tokenizer, request_->top_logprobs()),
                 .begin = produced_};
@@ -88,10 +87,6 @@ AnswerPiece AnswerText::Finish() {
   std::string text = stops_.Push(rest);
   if (!is_stopped()) text += stops_.Finish();
   return TakeCalls(Release(std::move(text)), /*is_last=*/true);
-}
-
-AnswerSignals AnswerText::signals() const {
-  return {.tokens = tokens_, .mean_logprob = tokens_ == 0 ? 0 : sum_logprob_ / tokens_};
 }
 
 AnswerPiece AnswerText::Release(std::string text) {

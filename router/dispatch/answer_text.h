@@ -1,5 +1,5 @@
-// The token log of one attempt, turned into text: whole characters, stop strings cut off, each token in the
-// piece in which its text ends, calls of the request's tools taken out. Owned by one attempt; one thread at a
+// The tokens of one answer, turned into text: whole characters, stop strings cut off, each token in the piece
+// in which its text ends, calls of the request's tools taken out. Owned by one TierAnswer; one thread at a
 // time.
 #pragma once
 
@@ -12,7 +12,7 @@
 #include "router/cluster/replica_client.h"
 #include "router/request/answer.h"
 #include "router/request/request.h"
-#include "router/tier/gate.h"
+#include "router/tier/answer_signals.h"
 #include "text/detokenizer.h"
 #include "text/stop_matcher.h"
 #include "text/text_assets.h"
@@ -40,7 +40,7 @@ class AnswerText {
   bool has_tool_calls() const { return calls_.has_value() && calls_->calls() > 0; }
   const std::string& stop() const { return stops_.matched(); }
   // Of all tokens pushed, shown or not.
-  AnswerSignals signals() const;
+  AnswerSignals signals() const { return meter_.signals(); }
 
  private:
   struct Logged {
@@ -59,8 +59,7 @@ class AnswerText {
   std::optional<ToolCallParser> calls_;  // when the request has tools
   std::deque<Logged> held_;              // tokens not shown yet
   size_t produced_ = 0, shown_ = 0;      // bytes of text
-  uint32_t tokens_ = 0;
-  double sum_logprob_ = 0;
+  SignalMeter meter_;
 };
 
 }  // namespace terrace

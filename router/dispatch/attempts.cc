@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/log.h"
 #include "router/balance/slow_start.h"
 #include "router/cluster/ejection.h"
 #include "text/block_key.h"
@@ -76,6 +77,12 @@ Status NoCapacity(const TierView& tier) {
   return WithReason(Unavailable("no worker of tier ", tier.name, " is ready"), "no_capacity");
 }
 
+Status ModelReplaced() {
+  return WithReason(
+      Unavailable("the worker that ran this request was lost, and its tier serves another model now"),
+      "worker_lost");
+}
+
 StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request, const ClusterView& view,
                                     size_t tier_index, std::span<const TokenId> prompt,
                                     const std::set<ReplicaId>& tried) {
@@ -112,6 +119,39 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
   const ReplicaView& replica = tier.replicas[places[picked]];
   if (!names.empty()) state.recent[tier_index].Add(names.front().keys, replica.id, now);
   return PickedReplica{&replica, candidates[picked].cached_tokens};
+}
+
+std::string_view ResumeReason(const Status& failure) {
+  const std::string reason = Reason(failure);
+  if (reason == kSilentReason) return "silent";
+  if (reason == "draining" || reason == "wrong_instance") return "draining";
+  return RetryReason(failure);
+}
+
+Status CheckQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt) {
+  if (state.quarantine.is_empty()) return {};  // nearly always: then nothing is hashed
+  const std::string& name = state.parts.catalog.tiers()[tier].name;
+  if (!state.quarantine.Has(RequestFingerprint(name, prompt))) return {};
+  state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kRefused);
+  return PoisonRequest();
+}
+
+void PutInQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt,
+                     const std::string& request_id) {
+  const std::string& name = state.parts.catalog.tiers()[tier].name;
+  state.quarantine.Add(RequestFingerprint(name, prompt));
+  state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kQuarantined);
+  Log(LogLevel::kError, "request_quarantined", {{"request_id", request_id}, {"tier", name}});
+}
+
+bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error) {
+  // What a worker says itself, as that it drains, has a reason, and so has that it was not there or is
+  // silent.
+  if (error.code() != StatusCode::kUnavailable || !Reason(error).empty()) return false;
+  const auto view = state.parts.cluster.View();
+  const auto& replicas = view->tiers[tier].replicas;
+  const auto found = std::ranges::find(replicas, replica, &ReplicaView::id);
+  return found != replicas.end() && found->state != ReplicaState::kDraining;  // else it was to go
 }
 
 InFlightLease::InFlightLease(std::shared_ptr<ReplicaInFlight> replica, uint32_t prompt_tokens)
@@ -189,8 +229,9 @@ void RecordAttempt(DispatchState& state, size_t tier, Recorder::AttemptResult re
                    AnswerSummary& summary) {
   using enum Recorder::AttemptResult;
   attempt.accepted = result == kAccepted;
-  attempt.price_usd =
-      result == kFailed ? 0 : PriceUsd(state.parts.catalog.tiers()[tier].price, attempt.usage);
+  TokenUsage billed = attempt.usage;
+  billed.completion_tokens += attempt.resumed_tokens;
+  attempt.price_usd = result == kFailed ? 0 : PriceUsd(state.parts.catalog.tiers()[tier].price, billed);
   summary.usage = attempt.usage;
   summary.price_usd += attempt.price_usd;
   summary.attempts.push_back(attempt);

@@ -1,4 +1,4 @@
-// What Answers and Scoring share: picking replicas, cancelling calls, reading failures.
+// What Generation and Scoring share: picking replicas, cancelling calls, reading failures.
 #pragma once
 
 #include <atomic>
@@ -7,17 +7,22 @@
 #include <mutex>
 #include <set>
 #include <span>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "router/balance/recent_prefixes.h"
 #include "router/dispatch/dispatcher.h"
+#include "router/dispatch/poison.h"
+#include "router/dispatch/waiting_room.h"
 
 namespace terrace {
 
 // Of one dispatcher. Thread-safe; shared by its requests.
 struct DispatchState {
-  explicit DispatchState(const DispatcherParts& from) : parts(from), picks(from.catalog.tiers().size()) {
+  explicit DispatchState(const DispatcherParts& from)
+      : parts(from), picks(from.catalog.tiers().size()), quarantine(from.clock) {
     while (budgets.size() < picks.size()) budgets.emplace_back(from.retries.ratio, from.clock);
     while (recent.size() < picks.size()) recent.emplace_back();
   }
@@ -26,6 +31,8 @@ struct DispatchState {
   std::deque<RecentPrefixes> recent;         // by tier
   std::deque<RetryBudget> budgets;           // by tier
   std::atomic<uint64_t> seeds = 0;           // drawn so far
+  WaitingRoom waiting;
+  Quarantine quarantine;
 };
 
 // A replica, and how much of the prompt it is believed to have in its cache.
@@ -39,9 +46,19 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
                                     size_t tier, std::span<const TokenId> prompt,
                                     const std::set<ReplicaId>& tried);
 Status NoCapacity(const TierView& tier);
+Status ModelReplaced();  // UNAVAILABLE (worker_lost): an answer cannot go on with another model
 // Before an attempt at `tier`: the first of an answer counts as a request; another, after `failure` of the
 // one before, is counted as a retry, or refused with RESOURCE_EXHAUSTED when there have been too many.
 Status CountAttempt(DispatchState& state, size_t tier, bool is_first, const Status& failure);
+// Why an answer that had begun needs another attempt: one of kResumeReasons.
+std::string_view ResumeReason(const Status& failure);
+
+// INTERNAL, kPoisonReason, for a prompt that is quarantined at `tier`.
+Status CheckQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt);
+void PutInQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt,
+                     const std::string& request_id);
+// Whether a call that ended with `error` lost its worker, by no will of the worker's or its operator's.
+bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error);
 
 // An attempt's part of its replica's ReplicaInFlight. One thread at a time.
 class InFlightLease {
@@ -76,7 +93,7 @@ Recorder::AttemptResult ResultOf(const Status& error);
 // counts nothing: its worker may never have begun.
 TokenUsage BrokenOffUsage(Recorder::AttemptResult result, const TokenUsage& so_far);
 // The end of `attempt`, whose usage is set: prices it, adds it to the request's summary, counts it. What the
-// client abandoned is priced as done; what a worker failed at costs nothing.
+// client abandoned is priced as done, with what it went on behind; what a worker failed at costs nothing.
 void RecordAttempt(DispatchState& state, size_t tier, Recorder::AttemptResult result, AnswerAttempt& attempt,
                    AnswerSummary& summary);
 

@@ -118,6 +118,8 @@ class ClusterDispatcher : public Dispatcher {
     return out;
   }
 
+  void Housekeep() override { state_->waiting.WakeAll(); }
+
   void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
                      const Status& status) override {
     state_->parts.recorder.OnRequest(

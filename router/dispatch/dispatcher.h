@@ -58,6 +58,9 @@ class Dispatcher {
   virtual StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) = 0;
   virtual StatusOr<std::string> Detokenize(const Request& request) = 0;
   virtual std::vector<ModelInfo> ListModels(const Tenant& tenant) const = 0;  // that it may use
+  // Looks for replicas for answers that wait for one, and ends those that waited for too long; to be called a
+  // few times a second and when the cluster has changed.
+  virtual void Housekeep() {}
   // Counts and logs a request that an API refused before it became a Request. `tenant`: null when nobody
   // knows whose it was.
   virtual void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,

@@ -103,29 +103,23 @@ TEST_F(DispatcherTest, AWorkerLostBeforeAnythingWasShownIsReplacedOnceByOneNotTr
   EXPECT_FALSE(End()->attempts[0].accepted);
 }
 
-TEST_F(DispatcherTest, TheSecondLossIsTheClientsError) {
+TEST_F(DispatcherTest, WhenNoReplicaIsLeftTheLastFailureIsTheClientsError) {
   Generate(Fields("base"));
-  cluster_.call(kBase, 0).Fail(Unavailable("ipv4:10.0.0.1:8101: Socket closed"));
-  cluster_.call(kBase, 1).Fail(Unavailable("ipv4:10.0.0.2:8101: Socket closed"));
+  for (const size_t replica : {0, 1}) {
+    const Status refused = Unavailable("ipv4:10.0.0.", replica, ":8101: Connection refused");
+    cluster_.call(kBase, replica).Fail(WithReason(refused, kUnreachedReason));
+  }
   EXPECT_EQ(End().status().code(), StatusCode::kUnavailable);
   EXPECT_EQ(Reason(End().status()), "worker_lost");
   EXPECT_THAT(Message(End().status()), ::testing::Not(HasSubstr("10.0.0"))) << "errors hold no addresses";
 }
 
-TEST_F(DispatcherTest, AWorkerLostAfterTokensWereShownEndsTheAnswer) {
-  Generate(Fields("base"));
-  cluster_.call(kBase, 0).SendText("hal");
-  cluster_.call(kBase, 0).Fail(Unavailable("gone"));
-  EXPECT_EQ(Reason(End().status()), "worker_lost");
-  EXPECT_EQ(sink_->text, "hal");
-  EXPECT_TRUE(cluster_.replica(kBase, 1).calls.empty());
-}
-
 TEST_F(DispatcherTest, ATierThatFailsBeforeAnythingWasShownFallsToTheNext) {
   Generate(Fields("auto"));
+  const Status stopping = WithReason(Unavailable("the worker is stopping"), "draining");
   cluster_.call(kNano, 0).SendText("ha");  // held back, so a client has seen nothing
-  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
-  cluster_.call(kNano, 1).Fail(Unavailable("gone"));
+  cluster_.call(kNano, 0).Fail(stopping);
+  cluster_.call(kNano, 1).Fail(stopping);
   cluster_.call(kSmall).Answer("yes", kConfident);
   ASSERT_TRUE(End().ok()) << End().status();
   EXPECT_EQ(sink_->text, "yes");
@@ -264,8 +258,8 @@ TEST_F(DispatcherTest, AnAnswerAbandonedAsItEndedHasTheWorkersCount) {
 TEST_F(DispatcherTest, WhatAWorkerFailedAtIsCountedAndCostsNothing) {
   Generate(Fields("base"));
   cluster_.call(kBase, 0).SendText("ab");
-  cluster_.call(kBase, 0).Fail(Unavailable("gone"));
-  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  cluster_.call(kBase, 0).Fail(WithReason(Internal("NaN"), "numeric_error"));
+  EXPECT_EQ(Reason(End().status()), "numeric_error");
   ExpectMetered("base", {4, 0, 2}, 0);
   EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"failed\",tier=\"base\"}"), 1);
 
@@ -282,12 +276,15 @@ TEST_F(DispatcherTest, AFailedAttemptIsCountedBesideTheOneThatAnswers) {
   cluster_.call(kNano, 0).Fail(Unavailable("gone"));
   cluster_.call(kNano, 1).Answer("yes", kConfident);
   ASSERT_TRUE(End().ok()) << End().status();
-  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 4}));
-  EXPECT_DOUBLE_EQ(End()->price_usd, (4 + 4) * 1 / 1e6);
+  EXPECT_EQ(sink_->text, "hayes");
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 6}));
+  EXPECT_DOUBLE_EQ(End()->price_usd, (4 + 6) * 1 / 1e6) << "as if nothing had happened";
   ASSERT_EQ(End()->attempts.size(), 2u);
   EXPECT_EQ(End()->attempts[0].usage, (TokenUsage{4, 0, 2}));
   EXPECT_EQ(End()->attempts[0].price_usd, 0);
-  ExpectMetered("nano", {8, 0, 6}, (4 + 4) * 1 / 1e6);
+  EXPECT_EQ(End()->attempts[1].usage, (TokenUsage{4, 0, 4})) << "what it did";
+  EXPECT_EQ(End()->attempts[1].resumed_tokens, 2u);
+  ExpectMetered("nano", {8, 0, 6}, (4 + 6) * 1 / 1e6);
 }
 
 TEST_F(DispatcherTest, AnAbandonedScoreIsPricedAndAFailedOneIsNot) {
@@ -590,7 +587,7 @@ TEST_F(RetryTest, SoManyReplicasOfATierAreTriedAndNoneTwice) {
     Generate(Fields("base"));
     for (uint32_t i = 0; i < attempts; ++i) {
       EXPECT_FALSE(sink_->end.has_value());
-      wide_.call(kBase, i).Fail(Unavailable("gone"));
+      wide_.call(kBase, i).Fail(WithReason(Unavailable("refused"), kUnreachedReason));
     }
     EXPECT_EQ(Reason(End().status()), "worker_lost");
     EXPECT_TRUE(wide_.replica(kBase, attempts).calls.empty());

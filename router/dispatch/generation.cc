@@ -7,25 +7,39 @@
 
 namespace terrace {
 
-// Ties one attempt's call to the generation, and keeps the generation alive until the call is over.
+// Ties one attempt's call to the generation, and keeps the generation alive until the call is over. From then
+// on the generation may be with another call: nothing that still comes counts.
 class Generation::Events : public ExecuteEvents {
  public:
   explicit Events(std::shared_ptr<Generation> owner) : owner_(std::move(owner)) {}
-  void OnStarted(uint32_t cached_tokens) override { owner_->attempt_->cached_tokens = cached_tokens; }
-  void OnTokens(std::vector<WorkerToken> tokens) override { owner_->OnTokens(tokens); }
-  void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnPromptScores(scores); }
-  void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }
+  void OnStarted(uint32_t cached_tokens) override {
+    if (!is_over_) owner_->OnStarted(cached_tokens);
+  }
+  void OnTokens(std::vector<WorkerToken> tokens) override {
+    if (!is_over_) owner_->OnTokens(tokens);
+  }
+  void OnPromptScores(std::vector<WorkerToken> scores) override {
+    if (!is_over_) owner_->OnPromptScores(scores);
+  }
+  void OnDone(StatusOr<ExecuteResult> result) override {
+    if (!std::exchange(is_over_, true)) owner_->OnAttemptDone(result);
+  }
   bool is_full() const override { return owner_->owner_->is_full(); }
 
  private:
   const std::shared_ptr<Generation> owner_;
+  bool is_over_ = false;
 };
 
 Generation::Generation(std::shared_ptr<Answers> owner, std::shared_ptr<SharedRequest> shared, uint32_t draw)
-    : owner_(std::move(owner)), shared_(std::move(shared)), request_(shared_->request()), draw_(draw) {}
+    : owner_(std::move(owner)),
+      shared_(std::move(shared)),
+      request_(shared_->request()),
+      draw_(draw),
+      failover_(shared_->state().parts.retries) {}
 
-// Starts the next attempt, or finishes. Nothing of this object may be touched after a call has been started:
-// its events may already be running.
+// Starts the next attempt, waits for a replica, or finishes. Nothing of this object may be touched after a
+// call has been started or the wait has begun: another thread may already be here.
 void Generation::Advance() {
   for (;;) {
     if (owner_->is_closed()) owner_->Cancel();
@@ -33,104 +47,166 @@ void Generation::Advance() {
     if (Now() >= request_->deadline()) return Finish(DeadlinePassed());
     const Status refused = TryStart();
     if (refused.ok()) return;
-    if (is_last_step()) return Finish(failure_.ok() ? refused : failure_);
+    const std::string reason = Reason(refused);
+    if (must_go_on() && reason == "no_capacity") return Wait();
+    if (must_go_on() || reason == kPoisonReason) return Finish(refused);
+    if (is_last_step()) return Finish(failover_.error().ok() ? refused : ClientError(failover_.error()));
     ToNextStep();
   }
 }
 
 Status Generation::TryStart() {
-  const auto view = shared_->state().parts.cluster.View();
+  DispatchState& state = shared_->state();
+  const auto view = state.parts.cluster.View();
   const TierView& tier = view->tiers[step().tier];
   if (tier.text == nullptr) return NoCapacity(tier);
-  ASSIGN_OR_RETURN(const PromptPtr prompt, shared_->PromptFor(tier));
-  ASSIGN_OR_RETURN(const PickedReplica picked, shared_->Pick(*view, step().tier, *prompt, tried_));
-  RETURN_IF_ERROR(CountAttempt(shared_->state(), step().tier, tried_.empty(), worker_error_));
-  const ReplicaView* replica = picked.replica;
-  tried_.insert(replica->id);
-  const bool pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_);
-  const auto prompt_tokens = static_cast<uint32_t>(prompt->size());
-  const uint32_t cached_tokens = std::min(picked.cached_tokens, prompt_tokens);
-  record_.summary.tier = tier.name;
-  attempt_.emplace(
-      Attempt{.report = {.tier = tier.name,
-                         .replica = replica->address,
-                         .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
-                         .threshold = step().gate.threshold()},
-              .text = AnswerText(tier.text, request_, draw_),
-              .prompt = prompt,
-              .echo = EchoText(*request_, *prompt, *tier.text->tokenizer),
-              .pays_for_prompt = pays_for_prompt,
-              .vocab_size = tier.vocab_size,
-              .slot = cancellation_.NextSlot(),
-              .observer = replica->observer,
-              .lease = InFlightLease(replica->in_flight, pays_for_prompt ? prompt_tokens - cached_tokens : 0),
-              .started = Now()});
-  if (scores_prompt())
-    attempt_->scores.emplace(prompt, tier.text, tier.vocab_size, *request_->prompt_logprobs());
-  const auto slot = attempt_->slot;
-  const auto client = replica->client;
-  slot->Set(client->Execute(MakeSpec(prompt, tier), std::make_shared<Events>(shared_from_this())));
+  if (answer_.has_value() && !answer_->IsOf(tier)) {
+    if (is_shown_) return ModelReplaced();
+    answer_.reset();  // the other model begins anew
+    is_interrupted_ = false;
+  }
+  if (!answer_.has_value()) RETURN_IF_ERROR(Begin(tier));
+  const std::vector<TokenId>& prompt = *answer_->prompt();
+  RETURN_IF_ERROR(CheckQuarantine(state, step().tier, prompt));
+  ASSIGN_OR_RETURN(const PickedReplica picked,
+                   shared_->Pick(*view, step().tier, prompt, failover_.TriedAt(Now())));
+  RETURN_IF_ERROR(CountAttempt());
+  Call(*picked.replica, tier, picked.cached_tokens);
   return {};
 }
 
-ExecuteSpec Generation::MakeSpec(PromptPtr prompt, const TierView& tier) const {
-  const auto prompt_tokens = static_cast<uint32_t>(prompt->size());
+Status Generation::Begin(const TierView& tier) {
+  ASSIGN_OR_RETURN(PromptPtr prompt, shared_->PromptFor(tier));
+  answer_.emplace(tier, std::move(prompt), request_, draw_);
+  if (step().verifies) answer_->Propose(EncodeDraft(draft_, tier));
+  return {};
+}
+
+// What has begun needs no leave: the tier's workers would have to do it once more.
+Status Generation::CountAttempt() {
+  const size_t tier = step().tier;
+  if (!answer_->has_begun()) {
+    return terrace::CountAttempt(shared_->state(), tier, failover_.attempts() == 0, failover_.error());
+  }
+  recorder().OnResume(tier, ResumeReason(failover_.error()));
+  return {};
+}
+
+void Generation::Call(const ReplicaView& replica, const TierView& tier, uint32_t cached_tokens) {
+  const bool pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_);
+  const auto prompt_tokens = static_cast<uint32_t>(answer_->prompt()->size());
+  cached_tokens = pays_for_prompt ? std::min(cached_tokens, prompt_tokens) : prompt_tokens;
+  const auto resumed_tokens = static_cast<uint32_t>(answer_->log().size());
+  record_.summary.tier = tier.name;
+  const ExecuteSpec spec = MakeSpec(replica, tier);
+  attempt_.emplace(
+      Attempt{.report = {.tier = tier.name,
+                         .replica = replica.address,
+                         .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
+                         .resumed_tokens = resumed_tokens,
+                         .draft_tokens = static_cast<uint32_t>(spec.draft.size()),
+                         .threshold = step().gate.threshold()},
+              .replica = replica.id,
+              .pays_for_prompt = pays_for_prompt,
+              .slot = cancellation_.NextSlot(),
+              .observer = replica.observer,
+              .lease = InFlightLease(replica.in_flight, prompt_tokens - cached_tokens + resumed_tokens),
+              .started = Now()});
+  failover_.OnAttempt();
+  const auto slot = attempt_->slot;
+  const auto client = replica.client;
+  slot->Set(client->Execute(spec, std::make_shared<Events>(shared_from_this())));
+}
+
+ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tier) {
+  const auto prompt_tokens = static_cast<uint32_t>(answer_->prompt()->size());
   ExecuteSpec spec{.request_id = request_->request_id(),
-                   .prompt = std::move(prompt),
+                   .instance = replica.description.instance,
+                   .prompt = answer_->prompt(),
+                   .resume = answer_->log(),
+                   .draft = answer_->RestOfDraft(),
                    .sampling = request_->sampling(),
                    .max_tokens = request_->max_tokens(),
                    .stop_tokens = request_->stop_tokens(),
                    .ignore_eos = request_->ignore_eos(),
                    .top_logprobs = request_->top_logprobs(),
-                   .score_prompt = scores_prompt(),
+                   .score_prompt = answer_->needs_scores(),
+                   .signals = step().gate.needs_signals(),
                    .priority = request_->priority(),
                    .cache_salt = request_->cache_salt(),
                    .traceparent = request_->trace().Header(),
                    .deadline = request_->deadline()};
   spec.sampling.seed = shared_->SeedOf(draw_);
-  if (request_->prompt_logprobs().has_value()) {
-    // Beside scores, 0 tokens would mean none. All answers get the same limit.
-    if (spec.max_tokens == 0 && !request_->is_prompt_only())
-      spec.max_tokens = tier.context_length - prompt_tokens;
-    if (spec.score_prompt) spec.top_logprobs = std::max(spec.top_logprobs, *request_->prompt_logprobs());
+  if (spec.score_prompt) spec.top_logprobs = std::max(spec.top_logprobs, *request_->prompt_logprobs());
+  const uint32_t said = replica.description.context_length;
+  const uint32_t context = said == 0 ? tier.context_length : said;
+  const uint32_t room = context - std::min(context, prompt_tokens);
+  if (answer_->has_begun()) {  // it ends where its first replica would have ended it, if there is room here
+    if (spec.max_tokens == 0) spec.max_tokens = std::min(answer_->limit(), room);
+    return spec;
   }
+  // Beside scores, 0 tokens would mean none. All answers get the same limit.
+  if (request_->prompt_logprobs().has_value() && spec.max_tokens == 0 && !request_->is_prompt_only())
+    spec.max_tokens = tier.context_length - prompt_tokens;
+  answer_->SetLimit(spec.max_tokens == 0 ? room : spec.max_tokens);
   return spec;
 }
 
+// For a replica to go on at: the housekeeper calls Advance again.
+void Generation::Wait() {
+  if (!failover_.MayWait(Now())) return Finish(ClientError(failover_.error()));
+  shared_->state().waiting.Add([self = shared_from_this()] { self->Advance(); });
+}
+
+void Generation::OnStarted(uint32_t cached_tokens) {
+  attempt_->has_started = true;
+  attempt_->cached_tokens = cached_tokens;
+}
+
 void Generation::OnPromptScores(const std::vector<WorkerToken>& scores) {
-  if (cancellation_.is_cancelled() || !attempt_->scores.has_value()) return;
+  attempt_->has_started = true;
+  if (cancellation_.is_cancelled() || !answer_->needs_scores()) return;
   if (!attempt_->protocol_error.ok()) return;
-  attempt_->protocol_error = attempt_->scores->Add(scores);
+  attempt_->protocol_error = answer_->AddScores(scores);
   if (!attempt_->protocol_error.ok()) attempt_->slot->Cancel();
 }
 
 void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
+  attempt_->has_started = true;
   attempt_->lease.EndPrompt();
-  if (step_ == 0 && attempt_->text.signals().tokens == 0) owner_->OnFirstToken();
+  if (step_ == 0 && !answer_->has_begun()) owner_->OnFirstToken();
   if (owner_->is_closed()) owner_->Cancel();
   if (cancellation_.is_cancelled()) return;
+  const MonoTime now = Now();
   for (const WorkerToken& token : tokens) {
-    if (attempt_->text.is_stopped() || !attempt_->protocol_error.ok()) return;
-    attempt_->protocol_error = CheckToken(token, attempt_->vocab_size);
-    if (attempt_->protocol_error.ok() && attempt_->scores.has_value())
-      attempt_->protocol_error = attempt_->scores->CheckComplete();
-    if (!attempt_->protocol_error.ok()) return attempt_->slot->Cancel();
-    AnswerPiece piece = attempt_->text.Push(token);
-    if (!piece.empty()) Show(std::move(piece));
-    // The worker need not compute what nobody will see.
-    if (attempt_->text.is_stopped()) attempt_->slot->Cancel();
+    if (answer_->is_over() || !attempt_->protocol_error.ok()) return;
+    OnToken(token, now);
   }
 }
 
-void Generation::Show(AnswerPiece piece) {
-  if (!is_live()) {
-    attempt_->held.Append(std::move(piece));
-    return;
+void Generation::OnToken(const WorkerToken& token, MonoTime now) {
+  StatusOr<AnswerPiece> piece = answer_->Push(token, now);
+  if (!piece.ok()) {
+    attempt_->protocol_error = piece.status();
+    return attempt_->slot->Cancel();
   }
-  const MonoTime now = Now();
+  failover_.OnToken();
+  losses_.OnToken();
+  if (std::exchange(is_interrupted_, false)) recorder().OnResumed(step().tier, Seconds(now - last_received_));
+  last_received_ = now;
+  if (!piece->empty()) Show(*std::move(piece), now);
+  if (!step().gate.is_open() && answer_->verdict() == Verdict::kUndecided &&
+      answer_->JudgeEarly(step().gate, now) == Verdict::kAccepted) {
+    if (AnswerPiece held = answer_->TakeHeld(); !held.empty()) Show(std::move(held), now);
+  }
+  // The worker need not compute what nobody will see.
+  if (answer_->is_over()) attempt_->slot->Cancel();
+}
+
+void Generation::Show(AnswerPiece piece, MonoTime now) {
+  if (!is_live()) return answer_->Hold(std::move(piece));
   if (!is_shown_) {
-    record_.has_first_token = true;
-    record_.summary.time_to_first_token_seconds = Seconds(now - request_->arrival());
+    OnFirstShown(now);
   } else if (last_token_.has_value() && !piece.tokens.empty()) {
     const double each = Seconds(now - *last_token_) / static_cast<double>(piece.tokens.size());
     for (size_t i = 0; i < piece.tokens.size(); ++i) recorder().OnInterToken(step().tier, each);
@@ -139,36 +215,38 @@ void Generation::Show(AnswerPiece piece) {
   Send(std::move(piece));
 }
 
+void Generation::OnFirstShown(MonoTime now) {
+  record_.has_first_token = true;
+  record_.summary.time_to_first_token_seconds = Seconds(now - request_->arrival());
+}
+
 // The first piece goes behind the prompt's scores and begins with its text.
 void Generation::Send(AnswerPiece piece) {
   if (!std::exchange(is_shown_, true)) {
-    if (attempt_->scores.has_value()) owner_->OnPromptTokens(attempt_->scores->Take());
-    piece.text.insert(0, attempt_->echo);
+    if (answer_->has_scores()) owner_->OnPromptTokens(answer_->TakePromptTokens());
+    piece.text.insert(0, answer_->echo());
   }
   if (!piece.empty()) owner_->OnPiece(draw_, std::move(piece));
 }
 
 void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
-  using enum Recorder::AttemptResult;
-  const AnswerText& text = attempt_->text;
   attempt_->lease.End();
+  if (result.ok()) attempt_->cached_tokens = result->usage.cached_tokens;
   if (record_.queue_seconds < 0) {
     record_.queue_seconds =
         Seconds(attempt_->started - request_->arrival()) + (result.ok() ? result->queue_seconds : 0);
   }
   if (owner_->is_closed()) owner_->Cancel();  // also one that overflowed with the last tokens
   if (cancellation_.is_cancelled()) return OnCancelled(result);
-  if (text.is_stopped()) {  // we cancelled the call; the worker's own count may be a step ahead
-    return OnAnswered(AnswerEnd::kStop, {.prompt_tokens = static_cast<uint32_t>(attempt_->prompt->size()),
-                                         .cached_tokens = attempt_->cached_tokens,
-                                         .completion_tokens = text.signals().tokens});
+  if (answer_->is_over()) {  // we cancelled the call; the worker's own count may be a step ahead
+    attempt_->observer->OnCallEnd({});
+    return OnAnswered(AnswerEnd::kStop, UsageSoFar());
   }
   if (!attempt_->protocol_error.ok()) return OnFailed(attempt_->protocol_error);
   if (!result.ok()) return OnFailed(result.status());
-  const Status missing = attempt_->scores.has_value() ? attempt_->scores->CheckComplete() : Status();
-  if (!missing.ok()) return OnFailed(missing);
-  if (AnswerPiece rest = attempt_->text.Finish(); !rest.empty()) Show(std::move(rest));
-  OnAnswered(result->end, result->usage);
+  if (const Status missing = answer_->CheckScores(); !missing.ok()) return OnFailed(missing);
+  attempt_->observer->OnCallEnd({});
+  OnAnswered(result->end, Usage(result->usage.completion_tokens));
 }
 
 // By the client, or because another answer of the request failed.
@@ -176,14 +254,15 @@ void Generation::OnCancelled(const StatusOr<ExecuteResult>& result) {
   using enum Recorder::AttemptResult;
   const Status reason = owner_->CancelReason();
   const auto as = reason.code() == StatusCode::kCancelled ? kAbandoned : ResultOf(reason);
-  Record(as, result.ok() ? result->usage : UsageSoFar(as));
+  Record(as, result.ok() ? Usage(result->usage.completion_tokens) : UsageSoFar());
   Finish(reason);
 }
 
 void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   using enum Recorder::AttemptResult;
-  attempt_->observer->OnCallEnd({});
-  const bool is_accepted = step().gate.Accepts(attempt_->text.signals());
+  const MonoTime now = Now();
+  if (AnswerPiece rest = answer_->Finish(); !rest.empty()) Show(std::move(rest), now);
+  const bool is_accepted = answer_->IsAcceptedBy(step().gate);
   Record(is_accepted ? kAccepted : kEscalated, usage);
   if (!is_accepted) {
     const size_t tier = step().tier;
@@ -192,15 +271,14 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
     return Advance();
   }
   if (!is_live()) {
-    record_.has_first_token = true;
-    record_.summary.time_to_first_token_seconds = Seconds(Now() - request_->arrival());
-    Send(std::move(attempt_->held));
+    OnFirstShown(now);
+    Send(answer_->TakeHeld());
   } else if (!is_shown_) {
     Send({});  // an answer without text or tokens still has its prompt
   }
-  const bool has_calls = end == AnswerEnd::kStop && attempt_->text.has_tool_calls();
+  const bool has_calls = end == AnswerEnd::kStop && answer_->text().has_tool_calls();
   record_.summary.end = has_calls ? AnswerEnd::kToolCalls : end;
-  record_.summary.stop = attempt_->text.stop();
+  record_.summary.stop = answer_->text().stop();
   Finish({});
 }
 
@@ -209,38 +287,64 @@ void Generation::OnFailed(const Status& error) {
       {{"request_id", request_->request_id()},
        {"tier", attempt_->report.tier},
        {"replica", attempt_->report.replica},
+       {"tokens", answer_->log().size()},
        {"error", Message(error)}});
   attempt_->observer->OnCallEnd(error);
-  Record(ResultOf(error), UsageSoFar(ResultOf(error)));
-  failure_ = ClientError(error);
-  worker_error_ = error;
-  if (is_shown_ || error.code() == StatusCode::kDeadlineExceeded) return Finish(failure_);
-  const bool may_retry = IsRetryable(error) && tried_.size() < shared_->state().parts.retries.max_attempts;
-  if (may_retry) return Advance();
-  if (is_last_step()) return Finish(failure_);
+  // All of it has come but the word of its end.
+  if (const auto end = answer_->EndOfLog(); end.has_value()) return OnAnswered(*end, UsageSoFar());
+  Record(ResultOf(error), UsageSoFar());
+  if (error.code() == StatusCode::kDeadlineExceeded) return Finish(ClientError(error));
+  DispatchState& state = shared_->state();
+  if (IsWorkerDeath(state, step().tier, attempt_->replica, error) && losses_.OnLoss()) {
+    PutInQuarantine(state, step().tier, *answer_->prompt(), request_->request_id());
+    return Finish(PoisonRequest());
+  }
+  is_interrupted_ = answer_->has_begun();
+  failover_.OnFailure(attempt_->replica, error, attempt_->has_started || !is_interrupted_, Now());
+  if (is_interrupted_) {
+    answer_->Interrupt(attempt_->cached_tokens);
+  } else {
+    answer_.reset();
+  }
+  if (failover_.may_retry()) return Advance();
+  if (is_shown_ || is_last_step()) return Finish(ClientError(error));
   ToNextStep();
   Advance();
 }
 
+// `usage` is of the whole answer; an attempt has what it gave itself.
 void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage) {
-  const TokenUsage without_prompt{.completion_tokens = usage.completion_tokens};
-  attempt_->report.usage = attempt_->pays_for_prompt ? usage : without_prompt;
-  attempt_->report.mean_logprob = attempt_->text.signals().mean_logprob;
-  RecordAttempt(shared_->state(), step().tier, result, attempt_->report, record_.summary);
-  record_.summary.usage = draw_ == 0 ? usage : without_prompt;
+  const auto without_prompt = [](const TokenUsage& of) {
+    return TokenUsage{.completion_tokens = of.completion_tokens};
+  };
+  AnswerAttempt& report = attempt_->report;
+  TokenUsage own = usage;
+  own.cached_tokens = attempt_->cached_tokens;
+  own.completion_tokens -= report.resumed_tokens;
+  own = BrokenOffUsage(result, own);
+  report.usage = attempt_->pays_for_prompt ? own : without_prompt(own);
+  if (report.draft_tokens > 0)
+    report.accepted_draft_tokens = answer_->accepted_draft_tokens() - report.resumed_tokens;
+  report.mean_logprob = answer_->text().signals().mean_logprob;
+  RecordAttempt(shared_->state(), step().tier, result, report, record_.summary);
+  const TokenUsage whole = BrokenOffUsage(result, usage);
+  record_.summary.usage = draw_ == 0 ? whole : without_prompt(whole);
 }
 
-TokenUsage Generation::UsageSoFar(Recorder::AttemptResult result) const {
-  return BrokenOffUsage(result, {.prompt_tokens = static_cast<uint32_t>(attempt_->prompt->size()),
-                                 .cached_tokens = attempt_->cached_tokens,
-                                 .completion_tokens = attempt_->text.signals().tokens});
+// Of the answer as one attempt would have given it.
+TokenUsage Generation::Usage(uint32_t completion_tokens) const {
+  return {.prompt_tokens = static_cast<uint32_t>(answer_->prompt()->size()),
+          .cached_tokens = answer_->CachedTokens(attempt_->cached_tokens),
+          .completion_tokens = completion_tokens};
 }
 
 void Generation::ToNextStep() {
   owner_->OnNextTier(shared_->plan()[step_].tier, shared_->plan()[step_ + 1].tier);
+  if (answer_.has_value() && answer_->has_begun()) draft_ = answer_->ToDraft();
+  answer_.reset();
   ++step_;
-  tried_.clear();
-  failure_ = {};
+  failover_ = Failover(shared_->state().parts.retries);
+  is_interrupted_ = false;
 }
 
 void Generation::Finish(const Status& status) {

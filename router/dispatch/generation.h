@@ -1,11 +1,15 @@
 // One answer on its way through the tiers: a state machine driven by the events of one worker call at a time.
-// Kept alive by that call; no thread of its own. Everything but Cancel is called by one thread at a time.
+// Kept alive by that call, or by the WaitingRoom; no thread of its own. Everything but Cancel and Resume is
+// called by one thread at a time.
 //
 //   Advance -> (a replica) -> events ... OnAttemptDone -> accepted: Finish
-//      ^                                     |-> not confident: next step
-//      +-------------------------------------+-> failed, nothing shown: another replica, else next step
+//     ^  ^                                    |-> not confident: next step, with the answer as its draft
+//     |  +------------------------------------+-> failed: another replica, behind the tokens that came
+//     +-- WaitingRoom <-- none to go on at                else next step, unless something was shown
 //
-// An answer is tried at RetryOptions::max_attempts replicas of a tier, while the tier's RetryBudget lasts.
+// A client sees one stream: what came is never lost, repeated or changed by another attempt, as a replica of
+// the same model goes on with the same tokens that the first would have given. Failover bounds the attempts;
+// those before an answer's first token take from the tier's RetryBudget too.
 //
 // The last step's text goes out as it comes; an earlier step's is held back until its gate accepts it, so a
 // client never sees an answer that is thrown away.
@@ -13,15 +17,15 @@
 
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "router/dispatch/answer_text.h"
 #include "router/dispatch/answers.h"
 #include "router/dispatch/attempts.h"
-#include "router/dispatch/prompt_scores.h"
+#include "router/dispatch/draft.h"
+#include "router/dispatch/failover.h"
 #include "router/dispatch/shared_request.h"
+#include "router/dispatch/tier_answer.h"
 
 namespace terrace {
 
@@ -35,44 +39,54 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
  private:
   class Events;
-  struct Attempt {  // the one in progress
+  struct Attempt {  // the call in progress
     AnswerAttempt report = {};
-    AnswerText text;
-    PromptPtr prompt = {};
-    std::string echo = {};
-    std::optional<PromptScores> scores = {};  // when they are asked for
+    ReplicaId replica = 0;
     bool pays_for_prompt = false;
-    uint32_t vocab_size = 0, cached_tokens = 0;
+    bool has_started = false;  // the worker has begun with it
+    uint32_t cached_tokens = 0;
     std::shared_ptr<CancelSlot> slot = {};
     std::shared_ptr<CallObserver> observer = {};
     InFlightLease lease = {};
-    AnswerPiece held =
-        {};  // all of it, while the gate has not accepted: one piece, so that no sink's buffer is flooded
     MonoTime started = {};
     Status protocol_error = {};
   };
 
   void Advance();
   Status TryStart();
-  ExecuteSpec MakeSpec(PromptPtr prompt, const TierView& tier) const;
+  Status Begin(const TierView& tier);
+  Status CountAttempt();
+  void Call(const ReplicaView& replica, const TierView& tier, uint32_t cached_tokens);
+  ExecuteSpec MakeSpec(const ReplicaView& replica, const TierView& tier);
+  void Wait();
 
+  void OnStarted(uint32_t cached_tokens);
   void OnPromptScores(const std::vector<WorkerToken>& scores);
   void OnTokens(const std::vector<WorkerToken>& tokens);
+  void OnToken(const WorkerToken& token, MonoTime now);
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
   void OnCancelled(const StatusOr<ExecuteResult>& result);
   void OnAnswered(AnswerEnd end, const TokenUsage& usage);
   void OnFailed(const Status& error);
   void Record(Recorder::AttemptResult result, const TokenUsage& usage);
-  TokenUsage UsageSoFar(Recorder::AttemptResult result) const;
-  void Show(AnswerPiece piece);
+  TokenUsage Usage(uint32_t completion_tokens) const;
+  TokenUsage UsageSoFar() const { return Usage(static_cast<uint32_t>(answer_->log().size())); }
+  void Show(AnswerPiece piece, MonoTime now);
+  void OnFirstShown(MonoTime now);
   void Send(AnswerPiece piece);
   void ToNextStep();
   void Finish(const Status& status);
 
   const PlanStep& step() const { return shared_->plan()[step_]; }
   bool is_last_step() const { return step_ + 1 == shared_->plan().size(); }
-  bool is_live() const { return !step().gate.threshold().has_value() && !request_->is_ranked(); }
-  bool scores_prompt() const { return draw_ == 0 && request_->prompt_logprobs().has_value(); }
+  // The text goes out as it comes.
+  bool is_live() const {
+    return !request_->is_ranked() && (step().gate.is_open() || answer_->verdict() == Verdict::kAccepted);
+  }
+  // The answer has begun, and no other can take its place.
+  bool must_go_on() const {
+    return answer_.has_value() && answer_->has_begun() && (is_shown_ || is_last_step());
+  }
   MonoTime Now() const { return shared_->Now(); }
   Recorder& recorder() const { return shared_->state().parts.recorder; }
 
@@ -83,11 +97,14 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Cancellation cancellation_;
 
   size_t step_ = 0;
-  std::set<ReplicaId> tried_;  // of this step
-  Status failure_;             // the last one of this step, as the client may see it
-  Status worker_error_;        // and as the worker gave it
-  std::optional<Attempt> attempt_;
-  bool is_shown_ = false;               // something was sent: from now on this attempt is the answer
+  Failover failover_;                 // at this step
+  std::optional<TierAnswer> answer_;  // of this step, from its first attempt on
+  std::optional<Attempt> attempt_;    // at it
+  Draft draft_;                       // what the steps before answered last
+  WorkerLosses losses_;
+  bool is_shown_ = false;               // something was sent: from now on this step's answer is the answer
+  bool is_interrupted_ = false;         // an attempt broke off, and no token has come since
+  MonoTime last_received_ = {};         // when a token came
   std::optional<MonoTime> last_token_;  // when one was shown
   RequestRecord record_;                // what is known for the end
 };

@@ -21,6 +21,18 @@ MetricRegistry::Counter& RetryCounter(MetricRegistry& metrics, const std::string
   return metrics.GetCounter("terrace_router_retries_total", Labels{tier, std::string(reason)});
 }
 
+MetricRegistry::Counter& ResumeCounter(MetricRegistry& metrics, const std::string& tier,
+                                       std::string_view reason) {
+  return metrics.GetCounter("terrace_router_resumes_total", Labels{tier, std::string(reason)});
+}
+
+MetricRegistry::Counter& PoisonCounter(MetricRegistry& metrics, const std::string& tier,
+                                       Recorder::PoisonEvent event) {
+  const bool is_refused = event == Recorder::PoisonEvent::kRefused;
+  return metrics.GetCounter("terrace_poison_requests_total",
+                            Labels{tier, is_refused ? "refused" : "quarantined"});
+}
+
 void LogRequest(const RequestRecord& record) {
   const AnswerSummary& summary = record.summary;
   const bool ok = record.status.ok();
@@ -88,14 +100,22 @@ Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers,
     tier.inter_token = &metrics.GetHistogram("terrace_inter_token_latency_seconds", labels);
     tier.first_token = &metrics.GetHistogram("terrace_time_to_first_token_seconds", labels);
     tier.queue = &metrics.GetHistogram("terrace_request_queue_seconds", labels);
+    tier.resume_gap = &metrics.GetHistogram("terrace_router_resume_gap_seconds", labels);
     tier.prompt_tokens = &metrics.GetCounter("terrace_prompt_tokens_total", labels);
     tier.cached_tokens = &metrics.GetCounter("terrace_cached_tokens_total", labels);
     tier.predicted_tokens = &metrics.GetCounter("terrace_prefix_predicted_tokens_total", labels);
     tier.missed_tokens = &metrics.GetCounter("terrace_prefix_error_tokens_total", Labels{name, "over"});
     tier.surplus_tokens = &metrics.GetCounter("terrace_prefix_error_tokens_total", Labels{name, "under"});
     tier.generation_tokens = &metrics.GetCounter("terrace_generation_tokens_total", labels);
+    tier.accepted_draft_tokens =
+        &metrics.GetCounter("terrace_tier_draft_tokens_total", Labels{name, "accepted"});
+    tier.rejected_draft_tokens =
+        &metrics.GetCounter("terrace_tier_draft_tokens_total", Labels{name, "rejected"});
     tier.cost = &metrics.GetCounter("terrace_cost_usd_total", labels);
     for (const std::string_view reason : kRetryReasons) RetryCounter(metrics, name, reason);
+    for (const std::string_view reason : kResumeReasons) ResumeCounter(metrics, name, reason);
+    for (const PoisonEvent event : {PoisonEvent::kQuarantined, PoisonEvent::kRefused})
+      PoisonCounter(metrics, name, event);
     metrics.GetCounter("terrace_router_retries_refused_total", labels);
     const char* results[] = {"accepted", "escalated", "abandoned", "failed"};
     for (size_t i = 0; i < tier.attempts.size(); ++i) {
@@ -115,6 +135,8 @@ void Recorder::OnAttempt(size_t tier_index, AttemptResult result, const AnswerAt
     tier.predicted_tokens->Add(predicted);
     (really < predicted ? tier.missed_tokens : tier.surplus_tokens)
         ->Add(really < predicted ? predicted - really : really - predicted);
+    tier.accepted_draft_tokens->Add(attempt.accepted_draft_tokens);
+    tier.rejected_draft_tokens->Add(attempt.draft_tokens - attempt.accepted_draft_tokens);
   }
   tier.cost->Add(attempt.price_usd);
 }
@@ -126,6 +148,14 @@ void Recorder::OnEscalation(size_t from, size_t to) {
 void Recorder::OnRetry(size_t tier, std::string_view reason, bool is_allowed) {
   if (is_allowed) return RetryCounter(metrics_, tiers_[tier].name, reason).Add();
   metrics_.GetCounter("terrace_router_retries_refused_total", Labels{tiers_[tier].name}).Add();
+}
+
+void Recorder::OnResume(size_t tier, std::string_view reason) {
+  ResumeCounter(metrics_, tiers_[tier].name, reason).Add();
+}
+
+void Recorder::OnPoison(size_t tier, PoisonEvent event) {
+  PoisonCounter(metrics_, tiers_[tier].name, event).Add();
 }
 
 void Recorder::OnRequest(const RequestRecord& record) {

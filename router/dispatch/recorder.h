@@ -25,6 +25,9 @@ std::string_view OutcomeOf(const Status& status);
 // Why an attempt failed that another replica may do.
 inline constexpr std::string_view kRetryReasons[] = {"unavailable", "unknown", "internal", "protocol",
                                                      "overloaded"};
+// The same, of an answer that had begun.
+inline constexpr std::string_view kResumeReasons[] = {"unavailable", "silent",   "draining",  "unknown",
+                                                      "internal",    "protocol", "overloaded"};
 
 // One request at its end. `summary` holds what is known, also when `status` is an error.
 struct RequestRecord {
@@ -60,6 +63,8 @@ class Recorder {
  public:
   // Abandoned: the client went away, or the time it gave is over. Failed: the worker did.
   enum class AttemptResult { kAccepted, kEscalated, kAbandoned, kFailed };
+  // Quarantined: two workers were lost. Refused: because of that, later.
+  enum class PoisonEvent { kQuarantined, kRefused };
 
   // `tiers` as configured; metrics have a series for each from the start.
   // `tenants` may be shared with other recorders of the registry.
@@ -72,6 +77,11 @@ class Recorder {
   // An attempt on another replica of the tier; `reason` is one of kRetryReasons. Not allowed: there is none,
   // as there were too many lately.
   void OnRetry(size_t tier, std::string_view reason, bool is_allowed);
+  // An attempt that goes on with an answer; `reason` is one of kResumeReasons. And so long after the token
+  // before it, its first one has come.
+  void OnResume(size_t tier, std::string_view reason);
+  void OnResumed(size_t tier, double gap_seconds) { tiers_[tier].resume_gap->Observe(gap_seconds); }
+  void OnPoison(size_t tier, PoisonEvent event);
   void OnRequest(const RequestRecord& record);
 
  private:
@@ -80,10 +90,12 @@ class Recorder {
     MetricRegistry::Histogram* inter_token;  // all live as long as the registry
     MetricRegistry::Histogram* first_token;
     MetricRegistry::Histogram* queue;
+    MetricRegistry::Histogram* resume_gap;
     MetricRegistry::Counter* prompt_tokens;
     MetricRegistry::Counter* cached_tokens;
     MetricRegistry::Counter *predicted_tokens, *missed_tokens, *surplus_tokens;  // that were to be cached
     MetricRegistry::Counter* generation_tokens;
+    MetricRegistry::Counter *accepted_draft_tokens, *rejected_draft_tokens;
     MetricRegistry::Counter* cost;
     std::array<MetricRegistry::Counter*, 4> attempts;  // by AttemptResult
   };

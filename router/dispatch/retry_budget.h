@@ -1,9 +1,10 @@
 // How many retries a tier may have: so many for each request of the last ten seconds, so that a tier that
 // fails as a whole is not asked several times over, and ten in any case, so that a tier with few requests has
-// them too. Thread-safe.
+// them too. Answers that had begun go on without one: what was done for them would be lost. Thread-safe.
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 
@@ -12,8 +13,10 @@
 namespace terrace {
 
 struct RetryOptions {
-  uint32_t max_attempts = 3;  // of one answer at one tier, each at another replica
+  uint32_t max_attempts = 3;  // of one answer at one tier, in a row that bring no token
   double ratio = 0.1;         // retries to requests
+  // Of an answer that has begun, and for which there is no replica.
+  Duration resume_patience = std::chrono::seconds(10);
 };
 
 class RetryBudget {

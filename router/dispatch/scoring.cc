@@ -11,11 +11,16 @@ class Scoring::Events : public ExecuteEvents {
   explicit Events(std::shared_ptr<Scoring> owner) : owner_(std::move(owner)) {}
   void OnStarted(uint32_t) override {}                 // the result says it too
   void OnTokens(std::vector<WorkerToken>) override {}  // none are asked for
-  void OnPromptScores(std::vector<WorkerToken> scores) override { owner_->OnScores(scores); }
-  void OnDone(StatusOr<ExecuteResult> result) override { owner_->OnAttemptDone(result); }
+  void OnPromptScores(std::vector<WorkerToken> scores) override {
+    if (!is_over_) owner_->OnScores(scores);
+  }
+  void OnDone(StatusOr<ExecuteResult> result) override {
+    if (!std::exchange(is_over_, true)) owner_->OnAttemptDone(result);
+  }
 
  private:
   const std::shared_ptr<Scoring> owner_;
+  bool is_over_ = false;  // nothing that still comes counts, as in Generation
 };
 
 Scoring::Scoring(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
@@ -45,7 +50,9 @@ void Scoring::Advance() {
   if (cancellation_.is_cancelled()) return Finish(ClientGone());
   if (Now() >= request_->deadline()) return Finish(DeadlinePassed());
   const Status refused = TryStart();
-  if (!refused.ok()) Finish(failure_.ok() ? refused : failure_);
+  if (refused.ok()) return;
+  const bool is_last_word = failure_.ok() || Reason(refused) == kPoisonReason;
+  Finish(is_last_word ? refused : failure_);
 }
 
 Status Scoring::TryStart() {
@@ -56,6 +63,7 @@ Status Scoring::TryStart() {
   RETURN_IF_ERROR(CheckContext(*request_, prompt_->size(), tier));
   if (prompt_->size() < 2)
     return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
+  RETURN_IF_ERROR(CheckQuarantine(*state_, entry_.tiers.front(), *prompt_));
   // A prompt that is scored is computed whole, whatever is cached.
   ASSIGN_OR_RETURN(const PickedReplica picked,
                    PickReplica(*state_, *request_, *view, entry_.tiers.front(), {}, tried_));
@@ -64,6 +72,7 @@ Status Scoring::TryStart() {
   observer_ = replica->observer;
   lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
+  replica_ = replica->id;
   record_.summary.tier = tier.name;
   attempt_ = {.tier = tier.name, .replica = replica->address};
   scores_.emplace(prompt_, tier.text, tier.vocab_size, request_->top_logprobs());
@@ -71,6 +80,7 @@ Status Scoring::TryStart() {
   slot_ = cancellation_.NextSlot();
   ExecuteSpec spec;
   spec.request_id = request_->request_id();
+  spec.instance = replica->description.instance;
   spec.prompt = prompt_;
   spec.sampling.temperature = 0;
   spec.top_logprobs = request_->top_logprobs();
@@ -122,6 +132,11 @@ void Scoring::OnFailed(const Status& error) {
   RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
   worker_error_ = error;
+  const size_t tier = entry_.tiers.front();
+  if (IsWorkerDeath(*state_, tier, replica_, error) && losses_.OnLoss()) {
+    PutInQuarantine(*state_, tier, *prompt_, request_->request_id());
+    return Finish(PoisonRequest());
+  }
   if (IsRetryable(error) && tried_.size() < state_->parts.retries.max_attempts) return Advance();
   Finish(failure_);
 }

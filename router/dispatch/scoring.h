@@ -41,7 +41,9 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
 
   std::set<ReplicaId> tried_;
   Status failure_, worker_error_;  // the last one, as the client may see it and as the worker gave it
+  WorkerLosses losses_;
   // Of the attempt in progress.
+  ReplicaId replica_ = 0;
   PromptPtr prompt_;
   std::optional<PromptScores> scores_;
   std::shared_ptr<CancelSlot> slot_;

@@ -26,6 +26,7 @@ class FakeSink : public AnswerSink {
   struct Choice {
     std::string text = {};
     std::vector<TokenId> tokens = {};
+    std::vector<std::string> details = {};  // of each token: id, log-probability, alternatives
     std::vector<ToolCall> tool_calls = {};
     std::optional<AnswerSummary> end = {};
   };
@@ -40,7 +41,11 @@ class FakeSink : public AnswerSink {
     Choice& choice = choices[piece.choice];
     EXPECT_FALSE(choice.end.has_value()) << "a piece after the end of its choice";
     choice.text += piece.text;
-    for (const AnswerToken& token : piece.tokens) choice.tokens.push_back(token.id);
+    for (const AnswerToken& token : piece.tokens) {
+      choice.tokens.push_back(token.id);
+      std::string& details = choice.details.emplace_back(Concat(token.id, " ", token.logprob));
+      for (const RankedToken& top : token.top) details += Concat(" ", top.id, ":", top.logprob);
+    }
     for (const ToolCall& call : piece.tool_calls) choice.tool_calls.push_back(call);
   }
   void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
@@ -78,11 +83,12 @@ class DispatcherTest : public ::testing::Test {
   static constexpr size_t kNano = 0, kSmall = 1, kBase = 2;
 
   DispatcherTest()
-      : catalog_(*ModelCatalog::Make({{.name = "nano", .price = {1, 1}},
-                                      {.name = "small", .price = {10, 10}},
-                                      {.name = "base", .price = {100, 100}}},
-                                     {{.name = "auto", .steps = {{0, kThreshold}, {1, kThreshold}, {2, {}}}}},
-                                     "")),
+      : catalog_(*ModelCatalog::Make(
+            {{.name = "nano", .price = {1, 1}},
+             {.name = "small", .price = {10, 10}},
+             {.name = "base", .price = {100, 100}}},
+            {{.name = "auto", .steps = {{0, Gate(kThreshold)}, {1, Gate(kThreshold), true}, {2, {}, true}}}},
+            "")),
         recorder_(metrics_, std::vector<std::string>{"nano", "small", "base"}),
         dispatcher_(
             MakeDispatcher({cluster_, *catalog_, balancer_, admission_, recorder_, clock_, /*seed=*/7})) {}

@@ -35,14 +35,17 @@ struct TokenUsage {
 
 // One worker that was asked. `usage` is what it did as far as the router knows: of an attempt that broke off,
 // the prompt and the tokens that came. What the client abandoned is priced as done; what a worker failed at
-// costs nothing.
+// costs nothing, but the tokens that the next one went on behind are priced with what it gave.
 struct AnswerAttempt {
   uint32_t choice = 0;  // the answer it was for
   std::string tier = {};
   std::string replica = {};              // its address
   uint32_t predicted_cached_tokens = 0;  // what the router believed of usage.cached_tokens
   TokenUsage usage = {};
-  double mean_logprob = 0;               // of its tokens, end token included
+  uint32_t resumed_tokens = 0;           // of the answer: from the attempts before, and not in `usage`
+  uint32_t draft_tokens = 0;             // of the tier before, that this one was to verify
+  uint32_t accepted_draft_tokens = 0;    // of those, that its answer has too
+  double mean_logprob = 0;               // of the answer's tokens so far, end token included
   std::optional<double> threshold = {};  // of the gate; absent on the last tier
   bool accepted = false;
   double price_usd = 0;

@@ -40,6 +40,14 @@ Status SetSeconds(const std::string& path, bool is_set, double value, double low
   return {};
 }
 
+Status SetDuration(const std::string& path, bool is_set, double value, double low, double high,
+                   Duration& out) {
+  double seconds = Seconds(out);
+  RETURN_IF_ERROR(SetSeconds(path, is_set, value, low, high, seconds));
+  out = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+  return {};
+}
+
 Status SetCount(const std::string& path, bool is_set, uint32_t value, uint32_t& out) {
   if (!is_set) return {};
   if (value == 0) return Bad(path, "must be at least 1");
@@ -133,36 +141,89 @@ Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {
   return {};
 }
 
-StatusOr<std::vector<CascadePolicyStep>> MakeSteps(const std::string& path, const v1::CascadeConfig& cascade,
-                                                   const std::map<std::string, size_t>& tiers) {
-  if (cascade.steps().empty()) return Bad(path, "at least one is needed");
-  std::vector<CascadePolicyStep> out;
-  for (int i = 0; i < cascade.steps_size(); ++i) {
-    const v1::CascadeStep& step = cascade.steps(i);
-    const std::string here = Concat(path, "[", i, "]");
-    const auto tier = tiers.find(step.tier());
-    if (tier == tiers.end()) return Bad(here + ".tier", "there is no tier \"", step.tier(), "\"");
-    CascadePolicyStep& next = out.emplace_back(CascadePolicyStep{.tier = tier->second});
-    const bool is_last = i + 1 == cascade.steps_size();
-    if (is_last == step.has_min_mean_logprob()) {
-      return Bad(here + ".min_mean_logprob", is_last ? "the last step accepts every answer" : "is needed");
-    }
-    if (is_last) continue;
-    next.min_mean_logprob = step.min_mean_logprob();
-    if (!(step.min_mean_logprob() <= 0)) {  // also NaN
-      return Bad(here + ".min_mean_logprob", "must be at most 0, got ", step.min_mean_logprob());
-    }
+using TierNumbers = std::map<std::string, size_t>;
+
+StatusOr<size_t> FindTier(const std::string& path, const std::string& name, const TierNumbers& tiers) {
+  const auto tier = tiers.find(name);
+  if (tier == tiers.end()) return Bad(path, "there is no tier \"", name, "\"");
+  return tier->second;
+}
+
+Status CheckLogprob(const std::string& path, double value) {
+  return value <= 0 ? Status() : Bad(path, "must be at most 0, got ", value);  // also NaN
+}
+
+StatusOr<HoldBudget> MakeHold(const std::string& path, const v1::HoldConfig& config) {
+  if (!config.has_tokens() && !config.has_seconds()) return Bad(path, "needs tokens or seconds");
+  if (!config.has_accept_above() && !config.has_reject_below())
+    return Bad(path, "needs accept_above or reject_below");
+  HoldBudget out;
+  if (config.has_tokens()) {
+    RETURN_IF_ERROR(SetCount(path + ".tokens", true, config.tokens(), out.tokens.emplace()));
+  }
+  if (config.has_seconds()) {
+    RETURN_IF_ERROR(SetDuration(path + ".seconds", true, config.seconds(), 0.001, 3600, out.time.emplace()));
+  }
+  if (config.has_accept_above()) {
+    out.accept_above = config.accept_above();
+    RETURN_IF_ERROR(CheckLogprob(path + ".accept_above", config.accept_above()));
+  }
+  if (config.has_reject_below()) {
+    out.reject_below = config.reject_below();
+    RETURN_IF_ERROR(CheckLogprob(path + ".reject_below", config.reject_below()));
+  }
+  if (config.has_accept_above() && config.has_reject_below() &&
+      config.reject_below() > config.accept_above()) {
+    return Bad(path + ".reject_below", "must be at most accept_above, got ", config.reject_below());
   }
   return out;
 }
 
+StatusOr<Gate> MakeGate(const std::string& path, const v1::CascadeStep& step, bool is_last) {
+  if (is_last == step.has_min_mean_logprob()) {
+    return Bad(path + ".min_mean_logprob", is_last ? "the last step accepts every answer" : "is needed");
+  }
+  if (is_last && step.has_hold()) return Bad(path + ".hold", "the last step's answer is not held back");
+  if (is_last) return Gate();
+  RETURN_IF_ERROR(CheckLogprob(path + ".min_mean_logprob", step.min_mean_logprob()));
+  if (!step.has_hold()) return Gate(step.min_mean_logprob());
+  ASSIGN_OR_RETURN(const HoldBudget hold, MakeHold(path + ".hold", step.hold()));
+  return Gate(step.min_mean_logprob(), hold);
+}
+
+StatusOr<std::vector<PlanStep>> MakeCascade(const std::string& path, const v1::CascadeConfig& cascade,
+                                            const TierNumbers& tiers) {
+  if (cascade.steps().empty()) return Bad(path + ".steps", "at least one is needed");
+  const bool verifies = !cascade.has_verify() || cascade.verify();
+  std::vector<PlanStep> out;
+  for (int i = 0; i < cascade.steps_size(); ++i) {
+    const std::string here = Concat(path, ".steps[", i, "]");
+    ASSIGN_OR_RETURN(const size_t tier, FindTier(here + ".tier", cascade.steps(i).tier(), tiers));
+    ASSIGN_OR_RETURN(const Gate gate, MakeGate(here, cascade.steps(i), i + 1 == cascade.steps_size()));
+    out.push_back({.tier = tier, .gate = gate, .verifies = verifies && i > 0});
+  }
+  return out;
+}
+
+StatusOr<std::vector<PlanStep>> MakeVerify(const std::string& path, const v1::VerifyConfig& verify,
+                                           const TierNumbers& tiers) {
+  ASSIGN_OR_RETURN(const size_t draft, FindTier(path + ".draft", verify.draft(), tiers));
+  ASSIGN_OR_RETURN(const size_t tier, FindTier(path + ".tier", verify.tier(), tiers));
+  if (draft == tier) return Bad(path + ".draft", "must be another tier than the one that answers");
+  return std::vector<PlanStep>{{.tier = draft, .gate = Gate::Closed()}, {.tier = tier, .verifies = true}};
+}
+
 Status SetPolicies(const v1::RouterConfig& config, RouterOptions& out) {
-  std::map<std::string, size_t> tiers;
+  TierNumbers tiers;
   for (size_t i = 0; i < out.tiers.size(); ++i) tiers[out.tiers[i].name] = i;
   for (int i = 0; i < config.policies_size(); ++i) {
-    const std::string path = Concat("policies[", i, "].cascade.steps");
-    ASSIGN_OR_RETURN(auto steps, MakeSteps(path, config.policies(i).cascade(), tiers));
-    out.policies.push_back({config.policies(i).name(), std::move(steps)});
+    const v1::PolicyConfig& policy = config.policies(i);
+    const std::string path = Concat("policies[", i, "]");
+    if (policy.has_cascade() && policy.has_verify()) return Bad(path, "has both cascade and verify");
+    auto steps = policy.has_verify() ? MakeVerify(path + ".verify", policy.verify(), tiers)
+                                     : MakeCascade(path + ".cascade", policy.cascade(), tiers);
+    RETURN_IF_ERROR(steps.status());
+    out.policies.push_back({policy.name(), *std::move(steps)});
   }
   out.default_model = config.default_model();
   const auto catalog = ModelCatalog::Make(out.tiers, out.policies, out.default_model);
@@ -233,14 +294,6 @@ Status SetHttpLimits(const v1::RouterConfig& config, HttpLimits& out) {
                     limits.slow_reader_seconds(), 0.001, 86400, out.slow_reader_seconds);
 }
 
-Status SetDuration(const std::string& path, bool is_set, double value, double low, double high,
-                   Duration& out) {
-  double seconds = Seconds(out);
-  RETURN_IF_ERROR(SetSeconds(path, is_set, value, low, high, seconds));
-  out = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
-  return {};
-}
-
 Status SetEjection(const v1::EjectionConfig& config, EjectionOptions& out) {
   const std::string path = "cluster.ejection.";
   if (config.has_consecutive_failures()) out.consecutive_failures = config.consecutive_failures();
@@ -264,8 +317,10 @@ Status SetHealth(const v1::ClusterConfig& config, RouterOptions& out) {
     if (!(out.retries.ratio >= 0 && out.retries.ratio <= 1))
       return Bad("cluster.retry_ratio", "must be in [0, 1], got ", out.retries.ratio);
   }
-  return SetCount("cluster.max_attempts", config.has_max_attempts(), config.max_attempts(),
-                  out.retries.max_attempts);
+  RETURN_IF_ERROR(SetCount("cluster.max_attempts", config.has_max_attempts(), config.max_attempts(),
+                           out.retries.max_attempts));
+  return SetDuration("cluster.resume_patience_seconds", config.has_resume_patience_seconds(),
+                     config.resume_patience_seconds(), 0, 3600, out.retries.resume_patience);
 }
 
 Status SetLog(const v1::LogConfig& config, RouterOptions& out) {

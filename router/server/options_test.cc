@@ -53,11 +53,16 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   EXPECT_EQ(options->slow_start_seconds, 30);
   EXPECT_EQ(options->retries.ratio, 0.1);
   EXPECT_EQ(options->retries.max_attempts, 3u);
+  EXPECT_EQ(options->retries.resume_patience, std::chrono::seconds(10));
   ASSERT_EQ(options->tiers.size(), 2u);
   EXPECT_EQ(options->tiers[0].price.usd_per_million_prompt_tokens, 0.02);
   EXPECT_THAT(options->workers[1], ElementsAre("127.0.0.1:8102", "dns:///workers:8101"));
   ASSERT_EQ(options->policies.size(), 1u);
-  EXPECT_EQ(options->policies[0].steps[0].min_mean_logprob, -0.1);
+  ASSERT_EQ(options->policies[0].steps.size(), 2u);
+  EXPECT_EQ(options->policies[0].steps[0].gate.threshold(), -0.1);
+  EXPECT_FALSE(options->policies[0].steps[0].verifies) << "there is nothing before it";
+  EXPECT_TRUE(options->policies[0].steps[1].gate.is_open());
+  EXPECT_TRUE(options->policies[0].steps[1].verifies);
   EXPECT_TRUE(options->log.as_json);
 }
 
@@ -138,7 +143,8 @@ TEST(RouterOptions, WhatOtherMachinesReachNeedsTlsAndKeysOrToBeCalledInsecure) {
 TEST(RouterOptions, HealthIsSetAsWritten) {
   const auto options = Parse(kDemo,
                              "cluster={ejection: {consecutive_failures: 0, seconds: 0.5, max_seconds: 2, "
-                             "max_share: 1}, slow_start_seconds: 0, retry_ratio: 0, max_attempts: 1}");
+                             "max_share: 1}, slow_start_seconds: 0, retry_ratio: 0, max_attempts: 1, "
+                             "resume_patience_seconds: 0.5}");
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->ejection.consecutive_failures, 0u);
   EXPECT_EQ(options->ejection.first_time, std::chrono::milliseconds(500));
@@ -147,6 +153,34 @@ TEST(RouterOptions, HealthIsSetAsWritten) {
   EXPECT_EQ(options->slow_start_seconds, 0);
   EXPECT_EQ(options->retries.ratio, 0);
   EXPECT_EQ(options->retries.max_attempts, 1u);
+  EXPECT_EQ(options->retries.resume_patience, std::chrono::milliseconds(500));
+}
+
+TEST(RouterOptions, ACascadesStepsMayVerifyAndMayBeJudgedEarly) {
+  const auto options =
+      Parse(kDemo,
+            "policies[0].cascade={verify: false, steps: [{tier: nano, min_mean_logprob: -0.1, "
+            "hold: {tokens: 8, seconds: 0.25, accept_above: -0.05, reject_below: -1}}, {tier: base}]}");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const auto& steps = options->policies[0].steps;
+  EXPECT_FALSE(steps[1].verifies);
+  const AnswerSignals sure = {8, -0.01}, unsure = {8, -2};
+  EXPECT_EQ(steps[0].gate.JudgeEarly(sure, Duration(0)), Verdict::kAccepted);
+  EXPECT_EQ(steps[0].gate.JudgeEarly(unsure, Duration(0)), Verdict::kRejected);
+  EXPECT_EQ(steps[0].gate.JudgeEarly({7, -2}, Duration(0)), Verdict::kUndecided);
+  EXPECT_EQ(steps[0].gate.JudgeEarly({7, -2}, std::chrono::milliseconds(250)), Verdict::kRejected);
+}
+
+TEST(RouterOptions, AVerifyPolicyDraftsOnOneTierAndAnswersOnAnother) {
+  const auto options = Parse(kDemo, "policies=[{name: auto, verify: {draft: nano, tier: base}}]");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const auto& steps = options->policies[0].steps;
+  ASSERT_EQ(steps.size(), 2u);
+  EXPECT_EQ(steps[0].tier, 0u);
+  EXPECT_FALSE(steps[0].gate.Accepts({9, 0})) << "its answer is never given";
+  EXPECT_EQ(steps[1].tier, 1u);
+  EXPECT_TRUE(steps[1].gate.is_open());
+  EXPECT_TRUE(steps[1].verifies);
 }
 
 TEST(RouterOptions, AnEjectionLongerThanTheDefaultLimitRaisesIt) {
@@ -173,6 +207,22 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"policies[0].cascade.steps[1].min_mean_logprob=-1", "policies[0].cascade.steps[1].min_mean_logprob:"},
       {"policies[0].cascade.steps=[{tier: nano},{tier: base}]",
        "policies[0].cascade.steps[0].min_mean_logprob:"},
+      {"policies[0].cascade.steps[0].hold={accept_above: -1}", "policies[0].cascade.steps[0].hold:"},
+      {"policies[0].cascade.steps[0].hold={tokens: 1}", "policies[0].cascade.steps[0].hold:"},
+      {"policies[0].cascade.steps[0].hold={tokens: 0, reject_below: -1}",
+       "policies[0].cascade.steps[0].hold.tokens:"},
+      {"policies[0].cascade.steps[0].hold={seconds: 0, reject_below: -1}",
+       "policies[0].cascade.steps[0].hold.seconds:"},
+      {"policies[0].cascade.steps[0].hold={tokens: 1, accept_above: 1}",
+       "policies[0].cascade.steps[0].hold.accept_above:"},
+      {"policies[0].cascade.steps[0].hold={tokens: 1, accept_above: -2, reject_below: -1}",
+       "policies[0].cascade.steps[0].hold.reject_below:"},
+      {"policies[0].cascade.steps[1].hold={tokens: 1, accept_above: -1}",
+       "policies[0].cascade.steps[1].hold:"},
+      {"policies[0].verify={draft: nano, tier: base}", "policies[0]:"},
+      {"policies=[{name: p, verify: {draft: nano, tier: absent}}]", "policies[0].verify.tier:"},
+      {"policies=[{name: p, verify: {draft: absent, tier: base}}]", "policies[0].verify.draft:"},
+      {"policies=[{name: p, verify: {draft: base, tier: base}}]", "policies[0].verify.draft:"},
       {"default_model=absent", "default_model:"},
       {"listen.http=nonsense", "listen.http:"},
       {"listen.http_limits.max_connections=0", "listen.http_limits.max_connections:"},
@@ -191,6 +241,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"cluster.slow_start_seconds=-1", "cluster.slow_start_seconds:"},
       {"cluster.retry_ratio=1.5", "cluster.retry_ratio:"},
       {"cluster.max_attempts=0", "cluster.max_attempts:"},
+      {"cluster.resume_patience_seconds=-1", "cluster.resume_patience_seconds:"},
       {"balance.policy=random", "balance.policy:"},
       {"admission.max_queued=0", "admission.max_queued:"},
       {"admission.max_first_token_seconds=0", "admission.max_first_token_seconds:"},

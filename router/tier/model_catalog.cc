@@ -18,7 +18,7 @@ StatusOr<std::unique_ptr<ModelCatalog>> ModelCatalog::Make(std::vector<CatalogTi
   for (CatalogPolicy& policy : policies) {
     RETURN_IF_ERROR(add_name(policy.name));
     CatalogEntry entry{.id = policy.name, .is_policy = true};
-    for (const CascadePolicyStep& step : policy.steps) {
+    for (const PlanStep& step : policy.steps) {
       CHECK(step.tier < tiers.size());
       entry.tiers.push_back(step.tier);
     }

@@ -21,7 +21,7 @@ struct CatalogTier {
 
 struct CatalogPolicy {
   std::string name = {};
-  std::vector<CascadePolicyStep> steps = {};
+  std::vector<PlanStep> steps = {};  // as MakeCascadePolicy takes them
 };
 
 struct CatalogEntry {

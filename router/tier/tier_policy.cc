@@ -20,15 +20,13 @@ std::unique_ptr<TierPolicy> MakeNamedPolicy(size_t tier) {
   return std::make_unique<FixedPlanPolicy>(std::vector<PlanStep>{{.tier = tier}});
 }
 
-std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<CascadePolicyStep> steps) {
+std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<PlanStep> steps) {
   CHECK(!steps.empty());
-  std::vector<PlanStep> plan;
   for (size_t i = 0; i < steps.size(); ++i) {
     const bool is_last = i + 1 == steps.size();
-    CHECK(steps[i].min_mean_logprob.has_value() != is_last, "step ", i);
-    plan.push_back({steps[i].tier, is_last ? Gate() : Gate(*steps[i].min_mean_logprob)});
+    CHECK(steps[i].gate.is_open() == is_last, "step ", i);
   }
-  return std::make_unique<FixedPlanPolicy>(std::move(plan));
+  return std::make_unique<FixedPlanPolicy>(std::move(steps));
 }
 
 }  // namespace terrace

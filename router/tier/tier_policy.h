@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "base/status.h"
@@ -16,12 +15,14 @@ namespace terrace {
 struct PlanStep {
   size_t tier = 0;  // index into ClusterView::tiers
   Gate gate = {};
+  // The answer of the step before is verified as a draft: this step's own comes sooner, and is no other.
+  bool verifies = false;
 };
 
 class TierPolicy {
  public:
   virtual ~TierPolicy() = default;
-  // The steps in order; the last one's gate accepts everything. At least one: a tier without a ready replica
+  // The steps in order; the last one's gate is open. At least one: a tier without a ready replica
   // may come back while the request is under way, so it is the dispatcher's to skip.
   virtual std::vector<PlanStep> Plan(const Request& request, const ClusterView& view) const = 0;
 };
@@ -29,11 +30,7 @@ class TierPolicy {
 // The tier that the client named.
 std::unique_ptr<TierPolicy> MakeNamedPolicy(size_t tier);
 
-// Every step that is not the last has a threshold (CHECK).
-struct CascadePolicyStep {
-  size_t tier = 0;
-  std::optional<double> min_mean_logprob = {};
-};
-std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<CascadePolicyStep> steps);
+// These steps for every request. The last one's gate is open, the others' are not (CHECK).
+std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<PlanStep> steps);
 
 }  // namespace terrace

@@ -1,3 +1,4 @@
+#include <chrono>
 #include <cmath>
 
 #include "gmock/gmock.h"
@@ -33,6 +34,98 @@ TEST(Gate, WithoutAThresholdAcceptsEverything) {
   EXPECT_TRUE(Gate().Accepts({3, -100}));
 }
 
+TEST(Gate, AClosedOneAcceptsNothingAndIsNotOpen) {
+  const Gate closed = Gate::Closed();
+  EXPECT_FALSE(closed.is_open());
+  EXPECT_FALSE(closed.threshold().has_value());
+  EXPECT_FALSE(closed.Accepts({10, 0}));
+  EXPECT_TRUE(Gate().is_open());
+  EXPECT_FALSE(Gate(-0.5).is_open());
+}
+
+TEST(Gate, AnAnswerIsJudgedEarlyFromWhicheverBudgetIsUsedUpFirst) {
+  using std::chrono::milliseconds;
+  const HoldBudget both = {.tokens = 4, .time = milliseconds(100), .accept_above = -0.2, .reject_below = -1};
+  const HoldBudget accepts = {.tokens = 4, .accept_above = -0.2}, rejects = {.tokens = 4, .reject_below = -1};
+  const struct {
+    const char* name;
+    HoldBudget hold;
+    uint32_t tokens;
+    double mean_logprob;
+    int held_millis;
+    Verdict want;
+  } cases[] = {
+      {"neither is used up", both, 3, -0.1, 99, Verdict::kUndecided},
+      {"so many tokens", both, 4, -0.1, 0, Verdict::kAccepted},
+      {"so long", both, 1, -0.1, 100, Verdict::kAccepted},
+      {"nothing was said yet", both, 0, 0, 100, Verdict::kUndecided},
+      {"on the upper bound", both, 4, -0.2, 0, Verdict::kUndecided},
+      {"between the bounds", both, 9, -0.5, 900, Verdict::kUndecided},
+      {"on the lower bound", both, 4, -1, 0, Verdict::kUndecided},
+      {"below it", both, 4, -1.1, 0, Verdict::kRejected},
+      {"not a number", both, 4, std::nan(""), 0, Verdict::kUndecided},
+      {"only accepts", accepts, 4, -9, 0, Verdict::kUndecided},
+      {"only rejects", rejects, 4, -0.1, 0, Verdict::kUndecided},
+      {"no budget", {}, 1000, -0.1, 9000, Verdict::kUndecided},
+  };
+  for (const auto& c : cases) {
+    EXPECT_EQ(Gate(-0.5, c.hold).JudgeEarly({c.tokens, c.mean_logprob}, milliseconds(c.held_millis)), c.want)
+        << c.name;
+  }
+}
+
+TEST(Gate, AScorersProbabilityIsMeasuredAgainstTheThreshold) {
+  GateScorer scorer{.bias = 1};
+  scorer.weights[0] = 2;  // of the mean log-probability
+  const AnswerSignals even = {10, -0.5};
+  EXPECT_DOUBLE_EQ(scorer.Probability(even), 0.5);
+  EXPECT_NEAR(scorer.Probability({10, 0}), 1 / (1 + std::exp(-1.0)), 1e-15);
+  EXPECT_EQ(scorer.Probability({10, -1e9}), 0) << "far out, without a NaN";
+  EXPECT_FALSE(Gate(scorer, 0.5).Accepts(even)) << "strictly above";
+  EXPECT_TRUE(Gate(scorer, 0.49).Accepts(even));
+  EXPECT_FALSE(Gate(scorer, 0.49).Accepts({10, std::nan("")}));
+  EXPECT_FALSE(Gate(scorer, 0.49).Accepts({0, 0})) << "no tokens";
+  const HoldBudget hold = {.tokens = 1, .accept_above = 0.6, .reject_below = 0.4};
+  EXPECT_EQ(Gate(scorer, 0.5, hold).JudgeEarly({10, 0}, Duration(0)), Verdict::kAccepted);
+  EXPECT_EQ(Gate(scorer, 0.5, hold).JudgeEarly(even, Duration(0)), Verdict::kUndecided);
+  EXPECT_EQ(Gate(scorer, 0.5, hold).JudgeEarly({10, -9}, Duration(0)), Verdict::kRejected);
+}
+
+TEST(Gate, WorkersAreAskedForSignalsOnlyWhenAScorerLooksAtThem) {
+  EXPECT_FALSE(Gate().needs_signals());
+  EXPECT_FALSE(Gate(-0.5).needs_signals());
+  for (size_t i = 0; i < GateScorer::kSignals; ++i) {
+    GateScorer scorer;
+    scorer.weights[i] = -1;
+    EXPECT_EQ(Gate(scorer, 0.5).needs_signals(), i >= GateScorer::kOfLogprobs) << i;
+  }
+}
+
+TEST(GateScorer, AMarginThatIsInfiniteMattersOnlyToWhoWeighsIt) {
+  AnswerSignals signals = {1, -0.1};
+  signals.mean_margin = HUGE_VAL;
+  EXPECT_EQ(GateScorer().Probability(signals), 0.5);
+}
+
+TEST(SignalMeter, MeansLeastOnesAndThoseOfTheFirstToken) {
+  SignalMeter meter;
+  EXPECT_EQ(meter.signals().tokens, 0u);
+  EXPECT_EQ(meter.signals().mean_logprob, 0);
+  meter.Add(/*logprob=*/-2, /*margin=*/0.5, /*entropy=*/1);
+  meter.Add(-4, 0.25, 2);
+  meter.Add(-3, 3, 6);
+  const AnswerSignals signals = meter.signals();
+  EXPECT_EQ(signals.tokens, 3u);
+  EXPECT_DOUBLE_EQ(signals.mean_logprob, -3);
+  EXPECT_EQ(signals.min_logprob, -4);
+  EXPECT_DOUBLE_EQ(signals.mean_margin, 1.25);
+  EXPECT_EQ(signals.min_margin, 0.25);
+  EXPECT_DOUBLE_EQ(signals.mean_entropy, 3);
+  EXPECT_EQ(signals.first_logprob, -2);
+  EXPECT_EQ(signals.first_margin, 0.5);
+  EXPECT_EQ(signals.first_entropy, 1);
+}
+
 TEST(Price, IsLinearInPromptAndCompletionTokensAndCountsCachedOnesAsPrompt) {
   const TierPrice price{2, 6};
   EXPECT_DOUBLE_EQ(PriceUsd(price, {1'000'000, 0, 0}), 2);
@@ -42,19 +135,20 @@ TEST(Price, IsLinearInPromptAndCompletionTokensAndCountsCachedOnesAsPrompt) {
 }
 
 TEST(CascadePolicy, KeepsTheOrderAndOnlyTheLastGateIsOpen) {
-  const auto policy = MakeCascadePolicy({{1, -0.2}, {0, -0.3}, {2, {}}});
+  const auto policy = MakeCascadePolicy({{1, Gate(-0.2)}, {0, Gate(-0.3), true}, {2, {}, true}});
   const auto plan = policy->Plan(*AnyRequest(), {});
   ASSERT_EQ(plan.size(), 3u);
   EXPECT_EQ(plan[0].tier, 1u);
   EXPECT_EQ(plan[0].gate.threshold(), -0.2);
   EXPECT_EQ(plan[1].gate.threshold(), -0.3);
+  EXPECT_TRUE(plan[1].verifies);
   EXPECT_EQ(plan[2].tier, 2u);
-  EXPECT_FALSE(plan[2].gate.threshold().has_value());
+  EXPECT_TRUE(plan[2].gate.is_open());
 }
 
 StatusOr<std::unique_ptr<ModelCatalog>> DemoCatalog(const std::string& default_model) {
   return ModelCatalog::Make({{.name = "nano", .aliases = {"gpt-tiny"}}, {.name = "base"}},
-                            {{.name = "auto", .steps = {{0, -0.1}, {1, {}}}}}, default_model);
+                            {{.name = "auto", .steps = {{0, Gate(-0.1)}, {.tier = 1}}}}, default_model);
 }
 
 TEST(ModelCatalog, FindsTiersPoliciesAndAliases) {
@@ -98,7 +192,7 @@ TEST(ModelCatalog, ANameForTwoThingsOrAnUnknownDefaultIsRefused) {
   EXPECT_EQ(DemoCatalog("absent").status().code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(ModelCatalog::Make({{.name = "a"}, {.name = "a"}}, {}, "").status().code(),
             StatusCode::kFailedPrecondition);
-  EXPECT_EQ(ModelCatalog::Make({{.name = "a", .aliases = {"p"}}}, {{.name = "p", .steps = {{0, {}}}}}, "")
+  EXPECT_EQ(ModelCatalog::Make({{.name = "a", .aliases = {"p"}}}, {{.name = "p", .steps = {{.tier = 0}}}}, "")
                 .status()
                 .code(),
             StatusCode::kFailedPrecondition);

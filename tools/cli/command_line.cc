@@ -6,6 +6,7 @@
 #include "CLI/CLI.hpp"
 #include "base/version.h"
 #include "tools/cli/bench_command_line.h"
+#include "tools/cli/calibrate_command_line.h"
 #include "tools/cli/option_values.h"
 
 namespace terrace {
@@ -320,6 +321,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   StatusOptions status;
   InspectOptions inspect;
   EvaluateOptions evaluate;
+  CalibrateOptions calibrate;
+  TrainRouterOptions train_router;
   SynthesizeOptions synthesize;
   BenchOptions bench;
   KeyOptions key;
@@ -334,6 +337,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddStatus(app, status);
   AddInspect(app, inspect);
   AddEvaluate(app, evaluate);
+  AddCalibrate(app, calibrate);
+  AddTrainRouter(app, train_router);
   AddSynthesize(app, synthesize);
   AddBench(app, bench);
   AddKey(app, key);
@@ -373,6 +378,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "generate") return {name, generate};
   if (name == "status") return {name, status};
   if (name == "inspect") return {name, inspect};
+  if (name == "calibrate") return {name, calibrate};
+  if (name == "train-router") return {name, train_router};
   if (name == "synthesize") return {name, synthesize};
   if (name == "bench") return {name, bench};
   return {name, evaluate};

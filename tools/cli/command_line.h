@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "tools/cli/bench.h"
+#include "tools/cli/calibrate.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/demo.h"
 #include "tools/cli/evaluate.h"
@@ -15,6 +16,7 @@
 #include "tools/cli/key.h"
 #include "tools/cli/status.h"
 #include "tools/cli/synthesize.h"
+#include "tools/cli/train_router.h"
 #include "tools/cli/up.h"
 #include "tools/cli/validate.h"
 
@@ -27,8 +29,8 @@ struct ShowText {  // --help, --version
 struct CommandLine {
   std::string command;  // "generate"; "" when the error came before it was known
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
-                        InspectOptions, EvaluateOptions, SynthesizeOptions, BenchOptions, KeyOptions,
-                        ValidateOptions>>
+                        InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions,
+                        SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

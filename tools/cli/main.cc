@@ -28,6 +28,8 @@ struct Dispatch {
   Status operator()(const StatusOptions& options) const { return RunStatus(options, context); }
   Status operator()(const InspectOptions& options) const { return RunInspect(options, context); }
   Status operator()(const EvaluateOptions& options) const { return RunEvaluate(options, context); }
+  Status operator()(const CalibrateOptions& options) const { return RunCalibrate(options, context); }
+  Status operator()(const TrainRouterOptions& options) const { return RunTrainRouter(options, context); }
   Status operator()(const SynthesizeOptions& options) const { return RunSynthesize(options, context); }
   Status operator()(const KeyOptions& options) const { return RunKey(options, context); }
   Status operator()(const ValidateOptions& options) const { return RunValidate(options, context); }

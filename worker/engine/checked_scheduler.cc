@@ -7,8 +7,8 @@
 namespace terrace {
 namespace {
 
-// Positions whose scores one step computes at most.
-constexpr uint32_t kMaxScoredTokens = 128;
+// Positions whose logits one step computes at most for scores and drafts.
+constexpr uint32_t kMaxExtraLogits = 128;
 // Partly equal blocks that a match looks at.
 constexpr size_t kMaxSiblings = 8;
 
@@ -21,12 +21,14 @@ Duration ToDuration(double seconds) {
 
 class RecordingSink : public TokenSink {
  public:
+  explicit RecordingSink(size_t resumed) : resumed_(resumed) {}
+
   void OnStarted(uint32_t cached_tokens) override {
     CHECK(ends == 0 && !cached.has_value());
     cached = cached_tokens;
   }
   void OnTokens(uint32_t first_index, std::span<const SampledToken> sent) override {
-    CHECK(ends == 0 && cached.has_value() && first_index == tokens.size());
+    CHECK(ends == 0 && cached.has_value() && first_index == resumed_ + tokens.size());
     for (const SampledToken& token : sent) tokens.push_back(token.token);
   }
   void OnPromptScores(uint32_t first_index, std::span<const SampledToken> sent) override {
@@ -46,6 +48,9 @@ class RecordingSink : public TokenSink {
   SequenceResult result;
   int ends = 0;
   bool is_closed_now = false, is_full_now = false;
+
+ private:
+  const size_t resumed_;
 };
 
 size_t CommonTokens(std::span<const int32_t> a, std::span<const int32_t> b) {
@@ -55,19 +60,30 @@ size_t CommonTokens(std::span<const int32_t> a, std::span<const int32_t> b) {
 }  // namespace
 
 struct CheckedScheduler::Sequence {
+  explicit Sequence(const SequenceSpec& its_spec)
+      : spec(its_spec), sink(std::make_shared<RecordingSink>(spec.resume.size())) {}
+
   // What the oracle says.
   size_t id = 0;
-  SequenceSpec spec;
+  SequenceSpec spec;  // its draft is cut
   MonoTime arrived;
   std::vector<int32_t> tokens;  // of the prompt, then of the whole answer
   uint64_t answer_limit = 0;
   bool stops = false;  // at an end token, not at its length
   bool fails = false;
   size_t answer() const { return tokens.size() - spec.prompt.size(); }
-  size_t known() const { return spec.prompt.size() + sink->tokens.size(); }  // to the scheduler
+  size_t given() const { return spec.prompt.size() + spec.resume.size(); }
+  size_t known() const { return given() + sink->tokens.size(); }              // to the scheduler
+  size_t accepted() const { return CommonTokens(spec.draft, sink->tokens); }  // of the draft, so far
+  // Tokens that may be proposed: of a draft that was right so far; nothing follows an answer's last token.
+  size_t proposable() const {
+    const size_t sent = sink->tokens.size();
+    if (accepted() < sent) return 0;
+    return std::min(spec.draft.size() - sent, answer_limit - spec.resume.size() - sent - 1);
+  }
 
   // What was seen.
-  std::shared_ptr<RecordingSink> sink = std::make_shared<RecordingSink>();
+  std::shared_ptr<RecordingSink> sink;
   bool is_alone = true;  // nobody meddled
   bool was_full = false;
   bool is_checked = false;   // its end was
@@ -115,33 +131,41 @@ std::optional<size_t> CheckedScheduler::Add(SequenceSpec spec) {
   const SchedulerOptions& options = scheduler_.options();
   const uint64_t limit =
       std::min<uint64_t>(options.context_length, uint64_t{options.blocks} * options.block_tokens + 1);
-  const uint64_t least = spec.max_tokens > 0 ? spec.max_tokens : spec.score_prompt ? 0 : 1;
-  const Status valid = Scheduler::Validate(spec, options);
-  const uint64_t positions = spec.prompt.size() + std::max<uint64_t>(least, 1) - 1;
-  const bool fits = !spec.prompt.empty() && spec.prompt.size() + least <= limit &&
-                    positions <= uint64_t{options.blocks} * options.block_tokens;
-  Expect(valid.ok() == fits, "a prompt of ", spec.prompt.size(), " with ", least, ": ", Message(valid));
-  if (!valid.ok()) return std::nullopt;
-
-  auto sequence = std::make_unique<Sequence>();
-  sequence->id = sequences_.size();
-  sequence->spec = spec;
-  sequence->arrived = clock_.Now();
-  sequence->tokens = spec.prompt;
-  sequence->answer_limit =
-      spec.max_tokens > 0 || spec.score_prompt ? spec.max_tokens : limit - spec.prompt.size();
+  const uint64_t least = spec.max_tokens > 0 ? spec.max_tokens
+                         : spec.score_prompt ? 0
+                                             : spec.resume.size() + 1;
+  const uint64_t most = spec.max_tokens > 0 || spec.score_prompt
+                            ? spec.max_tokens
+                            : limit - std::min(limit, spec.prompt.size());
   const auto ends = [&](int32_t token) {
     return std::ranges::count(spec.stop_tokens, token) > 0 ||
            (!spec.ignore_eos && std::ranges::count(options.end_tokens, token) > 0);
   };
-  for (uint64_t i = 0; i < sequence->answer_limit && !sequence->stops; ++i) {
+  const Status valid = Scheduler::Validate(spec, options);
+  const uint64_t positions = spec.prompt.size() + std::max<uint64_t>(least, 1) - 1;
+  const bool fits = !spec.prompt.empty() && spec.prompt.size() + least <= limit &&
+                    positions <= uint64_t{options.blocks} * options.block_tokens;
+  const bool goes_on =
+      spec.resume.empty() || (spec.resume.size() < most && std::ranges::none_of(spec.resume, ends));
+  Expect(valid.ok() == (fits && goes_on), "a prompt of ", spec.prompt.size(), " with ", least, ", ",
+         spec.resume.size(), " resumed: ", Message(valid));
+  if (!valid.ok()) return std::nullopt;
+
+  auto sequence = std::make_unique<Sequence>(spec);
+  sequence->id = sequences_.size();
+  sequence->arrived = clock_.Now();
+  sequence->tokens = spec.prompt;
+  sequence->tokens.insert(sequence->tokens.end(), spec.resume.begin(), spec.resume.end());
+  sequence->answer_limit = most;
+  sequence->spec.draft.resize(std::min<size_t>(spec.draft.size(), most - spec.resume.size()));
+  for (uint64_t i = spec.resume.size(); i < most && !sequence->stops; ++i) {
     sequence->tokens.push_back(FakeExecutor::AnswerToken(spec.sampling.seed, i, options.vocab_size));
     sequence->stops = ends(sequence->tokens.back());
   }
   if (options_.failing_seeds > 0 && spec.sampling.seed % options_.failing_seeds == 0) {
     const uint64_t at = spec.sampling.seed / options_.failing_seeds % 4;
-    sequence->fails = at == 3 || at < sequence->answer();
-    if (sequence->fails) sequence->tokens.resize(spec.prompt.size() + (at == 3 ? 0 : at));
+    sequence->fails = at == 3 || (at >= spec.resume.size() && at < sequence->answer());
+    if (sequence->fails) sequence->tokens.resize(at == 3 ? sequence->given() : spec.prompt.size() + at);
   }
   sequence->is_alone = !spec.deadline.has_value();
   live_.push_back(sequence->id);
@@ -177,10 +201,9 @@ const SequenceResult& CheckedScheduler::ResultOf(size_t sequence) const {
 }
 
 std::vector<int32_t> CheckedScheduler::TokensOf(size_t sequence) const {
-  std::vector<int32_t> tokens = sequences_[sequence]->spec.prompt;
-  const auto& answer = sequences_[sequence]->sink->tokens;
-  tokens.insert(tokens.end(), answer.begin(), answer.end());
-  return tokens;
+  const Sequence& its = *sequences_[sequence];
+  const auto known = std::span(its.tokens).first(std::min(its.known(), its.tokens.size()));
+  return {known.begin(), known.end()};
 }
 
 bool CheckedScheduler::IsDead(const Sequence& sequence) const {
@@ -215,17 +238,17 @@ bool CheckedScheduler::Step() {
   if (plan.empty()) return false;
   StepResult result = executor_.Run(plan);
   NoteResults(plan);
-  std::vector<bool> failed;
-  for (const SequenceOutput& output : result.outputs) failed.push_back(!output.error.ok());
   scheduler_.Commit(plan, std::move(result), clock_.Now());
-  for (size_t i = 0; i < plan.sequences.size(); ++i) {
-    if (failed[i]) continue;
-    const PlannedSequence& part = plan.sequences[i];
+  for (const PlannedSequence& part : plan.sequences) {
     Sequence& sequence = *sequences_[part.id];
-    sequence.computed = part.first_position + static_cast<uint32_t>(part.tokens.size());
-    sequence.is_decoding = !sequence.sink->tokens.empty() && sequence.computed + 1 == sequence.known();
+    if (sequence.sink->ends > 0 && sequence.sink->result.reason == FinishReason::kError) continue;
+    // Of what was proposed only what was accepted was computed.
+    sequence.computed =
+        static_cast<uint32_t>(part.sample ? sequence.known() - 1 : part.first_position + part.tokens.size());
+    sequence.is_decoding =
+        sequence.known() > sequence.spec.prompt.size() && sequence.computed + 1 == sequence.known();
     if (part.score) sequence.scored = sequence.computed;
-    if (!part.is_decode) prompt_tokens_ += part.tokens.size();
+    if (!part.is_decode) prompt_tokens_ += part.tokens.size() - part.proposed;
     if (sequence.longest.empty() || sequence.longest.back().second < sequence.computed)
       sequence.longest.emplace_back(step_, sequence.computed);
   }
@@ -260,23 +283,35 @@ void CheckedScheduler::CheckPart(const PlannedSequence& part) {
   const SequenceSpec& spec = sequence.spec;
   const std::span<const int32_t> known =
       std::span(sequence.tokens).first(std::min(sequence.known(), sequence.tokens.size()));
-  const size_t end = part.first_position + part.tokens.size();
-  Expect(!part.tokens.empty() && end <= known.size(), "sequence ", part.id, " computes up to ", end);
-  if (part.tokens.empty() || end > known.size()) return;
+  const size_t known_tokens = part.tokens.size() - part.proposed;  // of the part
+  const size_t end = part.first_position + known_tokens;
+  Expect(part.tokens.size() > part.proposed && end <= known.size(), "sequence ", part.id, " computes up to ",
+         end);
+  if (part.tokens.size() <= part.proposed || end > known.size()) return;
   Expect(std::ranges::equal(part.context, known.first(part.first_position)) &&
-             std::ranges::equal(part.tokens, known.subspan(part.first_position, part.tokens.size())),
+             std::ranges::equal(part.tokens.first(known_tokens),
+                                known.subspan(part.first_position, known_tokens)),
          "sequence ", part.id, " computes other tokens than its own");
+  const bool is_done = end == known.size();
+  const size_t sent = sequence.sink->tokens.size();
+  const bool may_propose = is_done && !part.score && part.proposed <= sequence.proposable();
+  Expect(part.proposed == 0 || may_propose, "sequence ", part.id, " proposes ", part.proposed);
+  if (part.proposed > 0 && may_propose) {
+    Expect(std::ranges::equal(part.tokens.last(part.proposed),
+                              std::span(spec.draft).subspan(sent, part.proposed)),
+           "sequence ", part.id, " proposes other tokens than its draft's");
+  }
   Expect(!IsDead(sequence), "sequence ", part.id, " is dead, but planned");
   Expect(!sequence.sink->is_full_now, "sequence ", part.id, " is full, but planned");
   Expect(part.sampling->seed == spec.sampling.seed && part.top_logprobs == spec.top_logprobs, "sequence ",
          part.id, " has another's parameters");
-  Expect(part.blocks.size() >= BlocksFor(end, options_.scheduler.block_tokens), "sequence ", part.id,
-         " lacks blocks");
-  Expect(part.is_decode == (!sequence.sink->tokens.empty() && part.first_position + 1 == known.size()),
-         "sequence ", part.id, " decodes, or does not");
-  const bool is_done = end == known.size();
-  Expect(part.sample == (is_done && sequence.sink->tokens.size() < sequence.answer_limit), "sequence ",
-         part.id, " samples at ", end, ", or does not");
+  Expect(part.blocks.size() >= BlocksFor(end + part.proposed, options_.scheduler.block_tokens), "sequence ",
+         part.id, " lacks blocks");
+  const size_t answered = known.size() - spec.prompt.size();
+  Expect(part.is_decode == (answered > 0 && part.first_position + 1 == known.size()), "sequence ", part.id,
+         " decodes, or does not");
+  Expect(part.sample == (is_done && answered < sequence.answer_limit), "sequence ", part.id, " samples at ",
+         end, ", or does not");
   if (part.score) {
     Expect(spec.score_prompt && part.first_position == sequence.scored && end <= spec.prompt.size(),
            "sequence ", part.id, " scores from ", part.first_position);
@@ -340,30 +375,36 @@ void CheckedScheduler::CheckPreemptions(const StepPlan& plan, const Before& befo
 void CheckedScheduler::CheckBudget(const StepPlan& plan) {
   const SchedulerOptions& options = options_.scheduler;
   const SchedulerStats now = stats();
-  uint32_t tokens = 0, scored = 0;
+  uint32_t tokens = 0, extra_logits = 0;
   for (const PlannedSequence& part : plan.sequences) {
     tokens += static_cast<uint32_t>(part.tokens.size());
-    scored += part.score ? static_cast<uint32_t>(part.tokens.size()) : 0;
+    extra_logits += part.score ? static_cast<uint32_t>(part.tokens.size()) : part.proposed;
   }
+  const bool is_full = tokens == options.max_step_tokens, has_all_logits = extra_logits == kMaxExtraLogits;
   std::vector<const Sequence*> cut;
   for (const PlannedSequence& part : plan.sequences) {
     const Sequence& sequence = *sequences_[part.id];
-    const size_t end = part.first_position + part.tokens.size();
-    const bool is_limited =
-        part.score ? scored == kMaxScoredTokens : sequence.spec.score_prompt && end == sequence.scored;
+    const size_t computed = part.first_position + part.tokens.size(), end = computed - part.proposed;
+    const bool is_limited = part.score ? has_all_logits || end == sequence.spec.prompt.size()
+                                       : sequence.spec.score_prompt && end == sequence.scored;
     if (end != sequence.known() && !is_limited) cut.push_back(&sequence);
+    if (!part.sample || part.score) continue;
+    // One block is left for every running sequence.
+    const bool lacks_blocks = computed == part.blocks.size() * options.block_tokens &&
+                              now.free_blocks + now.cached_blocks <= now.running;
+    Expect(part.proposed == sequence.proposable() || is_full || has_all_logits || lacks_blocks, "sequence ",
+           part.id, " proposes ", part.proposed, " of ", sequence.proposable());
   }
-  const bool is_full = tokens == options.max_step_tokens;
   Expect(tokens <= options.max_step_tokens, tokens, " tokens in a step");
-  Expect(scored <= kMaxScoredTokens, scored, " tokens scored in a step");
+  Expect(extra_logits <= kMaxExtraLogits, extra_logits, " tokens scored and proposed in a step");
   Expect(now.running <= options.max_sequences, now.running, " sequences run");
   Expect(cut.size() <= 1, cut.size(), " prompts are planned in part");
   Expect(cut.empty() || is_full, "a prompt is cut, but only ", tokens, " tokens used");
-  Expect(is_full || scored == kMaxScoredTokens || plan.sequences.size() == now.running - now.paused,
+  Expect(is_full || has_all_logits || plan.sequences.size() == now.running - now.paused,
          plan.sequences.size(), " of ", now.running - now.paused, " planned, but only ", tokens,
          " tokens used");
   for (const PlannedSequence& part : plan.sequences) {
-    if (!cut.empty() && !part.is_decode)
+    if (!cut.empty() && (!part.is_decode || part.proposed > 0))
       Expect(sequences_[part.id]->spec.priority >= cut[0]->spec.priority, "sequence ", part.id,
              " goes before its better");
   }
@@ -430,12 +471,13 @@ void CheckedScheduler::CheckEnds() {
 void CheckedScheduler::CheckAnswer(const Sequence& sequence) {
   const RecordingSink& sink = *sequence.sink;
   const SequenceResult& result = sink.result;
-  const auto answer = std::span(sequence.tokens).subspan(sequence.spec.prompt.size());
+  const auto answer = std::span(sequence.tokens).subspan(sequence.given());
   Expect(sink.tokens.size() <= answer.size() &&
              std::ranges::equal(sink.tokens, answer.first(std::min(answer.size(), sink.tokens.size()))),
          "sequence ", sequence.id, " has another answer");
-  Expect(result.stats.generated_tokens == sink.tokens.size() &&
-             result.stats.prompt_tokens == sequence.spec.prompt.size(),
+  Expect(result.stats.generated_tokens == sequence.spec.resume.size() + sink.tokens.size() &&
+             result.stats.prompt_tokens == sequence.spec.prompt.size() &&
+             result.stats.accepted_draft_tokens == sequence.accepted(),
          "sequence ", sequence.id, " counts wrongly");
   Expect(result.stats.preemptions >= sequence.recomputations, "sequence ", sequence.id, " was preempted ",
          result.stats.preemptions, " times, but started again ", sequence.recomputations);
@@ -470,7 +512,8 @@ size_t CheckedScheduler::AdmittedIn(const Sequence& sequence) const {
 void CheckedScheduler::CheckCachedTokens(const Sequence& sequence) {
   const uint32_t cached = sequence.sink->result.stats.cached_tokens;
   const SequenceSpec& spec = sequence.spec;
-  const size_t limit = !options_.scheduler.prefix_cache || spec.score_prompt ? 0 : spec.prompt.size() - 1;
+  const bool may_find = options_.scheduler.prefix_cache && !spec.score_prompt;
+  const size_t limit = may_find ? std::min(spec.prompt.size(), sequence.given() - 1) : 0;
   const size_t admitted = AdmittedIn(sequence);
   const auto prompt = std::span(spec.prompt).first(limit);
   std::vector<size_t> common;
@@ -500,10 +543,9 @@ void CheckedScheduler::CheckAdmissionOrder() {
   const SchedulerOptions& options = options_.scheduler;
   std::map<std::pair<std::string, std::vector<int32_t>>, int> beginnings;
   const auto beginning = [&](const Sequence& sequence) {
-    const auto& prompt = sequence.spec.prompt;
-    return std::pair(sequence.spec.cache_salt,
-                     std::vector(prompt.begin(), prompt.begin() + std::min<ptrdiff_t>(options.block_tokens,
-                                                                                      std::ssize(prompt))));
+    const auto given = std::span(sequence.tokens).first(sequence.given());
+    const auto block = given.first(std::min<size_t>(options.block_tokens, given.size()));
+    return std::pair(sequence.spec.cache_salt, std::vector(block.begin(), block.end()));
   };
   for (const auto& sequence : sequences_) ++beginnings[beginning(*sequence)];
   const double bound = options.max_prefill_wait_seconds;
@@ -528,11 +570,12 @@ void CheckedScheduler::CheckAdmissionOrder() {
     for (const Admission& x : all) {
       if (steps_[x.admitted - 1] <= s.may_wait_until) continue;
       if (x.admitted < s.arrived || x.admitted >= s.admitted) continue;  // x went while s waited
-      const SequenceSpec &a = s.sequence->spec, &b = x.sequence->spec;
+      const Sequence &first = *s.sequence, &second = *x.sequence;
+      const SequenceSpec &a = first.spec, &b = second.spec;
       Expect(a.priority <= b.priority, "sequence ", x.sequence->id, " went before ", s.sequence->id,
              " of a higher priority");
       if (a.priority != b.priority) continue;
-      const bool is_better = s.sequence->id < x.sequence->id && a.prompt.size() <= b.prompt.size();
+      const bool is_better = first.id < second.id && first.given() <= second.given();
       Expect(!is_better, "sequence ", x.sequence->id, " overtook the older, shorter ", s.sequence->id);
       const double later = Seconds(x.sequence->arrived - s.sequence->arrived);
       Expect(later <= std::max(bound, 1e-3), "sequence ", x.sequence->id, " overtook ", s.sequence->id,
@@ -544,8 +587,8 @@ void CheckedScheduler::CheckAdmissionOrder() {
 void CheckedScheduler::CheckTotals() {
   const SchedulerStats now = stats();
   uint64_t finished = 0, failed = 0, cancelled = 0, generated = 0, preempted = 0, computed = 0;
-  uint64_t first_tokens = 0;
-  bool all_finished = true;
+  uint64_t first_tokens = 0, accepted = 0, rejected = 0;
+  bool all_finished = true, none_resumed = true;
   for (const auto& sequence : sequences_) {
     const SequenceResult& result = sequence->sink->result;
     Expect(sequence->sink->ends == 1, "sequence ", sequence->id, " ended ", sequence->sink->ends, " times");
@@ -554,6 +597,12 @@ void CheckedScheduler::CheckTotals() {
     cancelled += result.reason == FinishReason::kCancelled;
     generated += sequence->sink->tokens.size();
     first_tokens += !sequence->sink->tokens.empty();
+    const size_t agreed = sequence->accepted();
+    const bool has_ended_otherwise =
+        sequence->sink->tokens.size() > agreed || result.reason == FinishReason::kStop;
+    accepted += agreed;
+    rejected += has_ended_otherwise ? sequence->spec.draft.size() - agreed : 0;
+    none_resumed &= sequence->spec.resume.empty();
     preempted += result.stats.preemptions;
     computed += sequence->spec.prompt.size() - result.stats.cached_tokens;
     all_finished &= result.reason == FinishReason::kStop || result.reason == FinishReason::kLength;
@@ -561,12 +610,14 @@ void CheckedScheduler::CheckTotals() {
   Expect(now.finished == finished && now.failed == failed && now.cancelled == cancelled,
          "the ends are counted wrongly");
   Expect(now.generated_tokens == generated, now.generated_tokens, " tokens counted, ", generated, " sent");
+  Expect(now.accepted_draft_tokens == accepted && now.rejected_draft_tokens == rejected,
+         "drafts are counted wrongly");
   Expect(now.recompute_preemptions + now.swap_preemptions == preempted, "preemptions are counted wrongly");
   Expect(now.prompt_tokens == prompt_tokens_, now.prompt_tokens, " prompt tokens counted, ", prompt_tokens_,
          " computed");
   if (all_finished) {
-    Expect(preempted > 0 || now.prompt_tokens == computed, now.prompt_tokens, " prompt tokens computed, ",
-           computed, " were not cached");
+    Expect(preempted > 0 || !none_resumed || now.prompt_tokens == computed, now.prompt_tokens,
+           " prompt tokens computed, ", computed, " were not cached");
     Expect(
         now.prefix_query_tokens - now.prefix_hit_tokens == (options_.scheduler.prefix_cache ? computed : 0),
         "prefix hits are counted wrongly");

@@ -5,14 +5,17 @@
 // Checked of every step
 // - Blocks add up, the host's too; no block is written by one part and read or written by another; the held
 //   blocks are those of the planned sequences, when all that run are planned.
-// - A part computes the oracle's tokens, where the sequence stands or, after a preemption, earlier.
+// - A part computes the oracle's tokens, where the sequence stands or, after a preemption, earlier; what is
+//   proposed behind them is of the draft, as far as it was right so far.
 // - No closed, overdue or full sequence is planned.
 // - Every sequence that decoded and is not full decodes again, unless it was preempted; then every sequence
 //   that goes on ranks before it. The first in rank is never preempted.
-// - The budget holds, and is used up unless every sequence is planned to its end (or score limit).
+// - The budget holds, and is used up unless every sequence is planned to its end (or score limit), with as
+//   much of its draft as there are blocks for.
 // - A plan is empty only if every sequence left is full, or lower in priority than one that is.
 // Checked of every end
-// - It comes once; the tokens are the oracle's, all of them unless somebody meddled.
+// - It comes once; the tokens are the oracle's, whatever was resumed or drafted, all of them unless somebody
+//   meddled.
 // - cached_tokens: no more than was computed of this beginning under this salt before; when nothing was
 //   evicted, no less.
 // Checked at the end of all, besides totals and returned memory: the order of admission (see

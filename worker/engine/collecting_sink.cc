@@ -16,8 +16,8 @@ CollectingSink::Answer CollectingSink::Wait() {
 
 void CollectingSink::OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) {
   std::lock_guard lock(mutex_);
-  CHECK(!has_ended_ && first_index == answer_.tokens.size(), "token ", first_index, " after ",
-        answer_.tokens.size());
+  CHECK(!has_ended_ && first_index == resumed_ + answer_.tokens.size(), "token ", first_index, " after ",
+        resumed_ + answer_.tokens.size());
   answer_.tokens.insert(answer_.tokens.end(), tokens.begin(), tokens.end());
 }
 

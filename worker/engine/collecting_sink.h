@@ -15,11 +15,14 @@ namespace terrace {
 class CollectingSink : public TokenSink {
  public:
   struct Answer {
-    std::vector<SampledToken> tokens;
+    std::vector<SampledToken> tokens;         // behind what was resumed
     std::vector<SampledToken> prompt_scores;  // of prompt tokens 1, 2, ...
     SequenceResult result;
     std::vector<int32_t> ids() const;
   };
+
+  // Of a sequence that resumes `resumed` tokens.
+  explicit CollectingSink(size_t resumed = 0) : resumed_(resumed) {}
 
   // Blocks until the sequence has ended. Needs an engine that was given this sink and that runs or is
   // stopped.
@@ -33,6 +36,7 @@ class CollectingSink : public TokenSink {
   bool is_closed() const override { return is_closed_; }
 
  private:
+  const size_t resumed_;
   std::atomic<bool> is_closed_ = false;
   std::mutex mutex_;
   std::condition_variable ended_;

@@ -13,7 +13,15 @@ constexpr double kCostWeight = 0.1;
 // Prompt tokens a step needs to tell what one costs.
 constexpr uint32_t kTellingTokens = 16;
 
+Duration ToDuration(double seconds) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
 Status Draining() { return WithReason(Unavailable("the worker is draining; no new sequences"), "draining"); }
+
+Status HandedOver() {
+  return WithReason(Unavailable("the worker is draining; another one can go on with the answer"), "draining");
+}
 
 StepObservation Observe(const StepPlan& plan, Duration took) {
   StepObservation observation{.seconds = Seconds(took),
@@ -66,6 +74,7 @@ void Engine::Drain(std::function<void()> done) {
   {
     std::lock_guard lock(mutex_);
     is_draining_ = true;
+    if (!hand_over_at_.has_value()) hand_over_at_ = clock_.Now() + ToDuration(options_.drain_seconds);
     if (!has_stopped_) drains_.push_back(std::exchange(done, nullptr));
   }
   if (done) return done();
@@ -86,11 +95,12 @@ void Engine::Stop() {
 void Engine::Loop(std::stop_token stop) {
   while (!stop.stop_requested()) {
     TakeInbox(stop);
+    HandOverIfDue();
     Step();
     FinishDrains();
   }
   TakeInbox(stop);  // Stop lets nothing in after it asked.
-  scheduler_.CancelAll(WithReason(Unavailable("the worker is stopping"), "draining"), clock_.Now());
+  scheduler_.CancelAll(HandedOver(), clock_.Now());
   Publish(clock_.Now());
   {
     std::lock_guard lock(mutex_);
@@ -113,6 +123,16 @@ void Engine::TakeInbox(std::stop_token stop) {
   for (Submission& taken : inbox_.Drain(std::move(stop), wait)) {
     scheduler_.Add(std::move(taken.spec), std::move(taken.sink), taken.arrived);
   }
+}
+
+// Every time round: what was in the inbox before comes later.
+void Engine::HandOverIfDue() {
+  const MonoTime now = clock_.Now();
+  {
+    std::lock_guard lock(mutex_);
+    if (!hand_over_at_.has_value() || now < *hand_over_at_) return;
+  }
+  scheduler_.CancelAll(HandedOver(), now);
 }
 
 void Engine::Step() {

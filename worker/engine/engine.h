@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "base/bounded_queue.h"
@@ -36,7 +37,8 @@ class Engine {
  public:
   struct Options {
     SchedulerOptions scheduler;
-    size_t inbox = 256;  // sequences waiting for a place in the batch; more are refused
+    size_t inbox = 256;        // sequences waiting for a place in the batch; more are refused
+    double drain_seconds = 1;  // for which sequences may go on once the engine drains
     std::function<void(const StepObservation&)> on_step = nullptr;
   };
 
@@ -51,10 +53,12 @@ class Engine {
   EngineStats Stats() const;
   // A full sink has room again, or one was closed: the loop looks at once if it sleeps.
   void Wake() { inbox_.Wake(); }
-  // Refuses new sequences from now on. `done` is called once, when none is left: from the loop thread, or
-  // from this call when the engine has stopped.
+  // Refuses new sequences from now on. Those it has may end by themselves for drain_seconds, from the first
+  // call on; what is left then is handed over: it ends between two steps (kCancelled, with UNAVAILABLE,
+  // reason draining), all its tokens sent, for its caller to resume elsewhere. `done` is called once, when no
+  // sequence is left: from the loop thread, or from this call when the engine has stopped.
   void Drain(std::function<void()> done);
-  // Ends what runs or waits (kCancelled, with UNAVAILABLE) and joins the loop. Idempotent. Not from a sink.
+  // Hands over at once, after the step in progress, and joins the loop. Idempotent. Not from a sink.
   void Stop();
 
   // What the prefix cache holds.
@@ -71,6 +75,7 @@ class Engine {
 
   void Loop(std::stop_token stop);
   void TakeInbox(std::stop_token stop);
+  void HandOverIfDue();
   void Step();
   void LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds);
   void Publish(MonoTime now);
@@ -89,6 +94,7 @@ class Engine {
   mutable std::mutex mutex_;
   size_t waiting_ = 0;                         // GUARDED_BY(mutex_): in the inbox or waiting in the scheduler
   bool is_draining_ = false;                   // GUARDED_BY(mutex_): nothing enters the inbox any more
+  std::optional<MonoTime> hand_over_at_;       // GUARDED_BY(mutex_)
   bool has_stopped_ = false;                   // GUARDED_BY(mutex_): the loop has ended
   std::vector<std::function<void()>> drains_;  // GUARDED_BY(mutex_)
   EngineStats stats_;                          // GUARDED_BY(mutex_)

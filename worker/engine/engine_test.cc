@@ -153,7 +153,8 @@ TEST(Engine, AFullInboxRefusesUntilDeadOrOverdueOnesHaveMadeRoom) {
 
 TEST(Engine, DrainFinishesWhatItHasAndRefusesNew) {
   StepGate gate;
-  Engine engine(SmallOptions(), GatedExecutor(gate));
+  FakeClock clock;  // stands still: nobody is handed over
+  Engine engine(SmallOptions(), GatedExecutor(gate), clock);
   const auto first = Submit(engine, Spec(1, 5, 1)), second = Submit(engine, Spec(40, 5, 2));
   std::promise<EngineStats> drained;
   engine.Drain([&] { drained.set_value(engine.Stats()); });
@@ -173,6 +174,74 @@ TEST(Engine, DrainFinishesWhatItHasAndRefusesNew) {
   engine.Stop();
   engine.Drain([&] { stopped.set_value(); });
   stopped.get_future().get();
+}
+
+// A reader that is too slow until the test says otherwise.
+class SlowSink : public CollectingSink {
+ public:
+  bool is_full() const override { return is_stuck; }
+  std::atomic<bool> is_stuck = false;
+};
+
+TEST(Engine, WhatADrainDoesNotFinishInTimeIsHandedOverWithAllItsTokens) {
+  StepGate gate;
+  FakeClock clock;
+  Engine::Options options = SmallOptions();
+  options.scheduler.max_sequences = 1;
+  options.drain_seconds = 2;
+  Engine engine(options, GatedExecutor(gate), clock);
+  const auto running = Submit(engine, Spec(1, 200, 1)), waiting = Submit(engine, Spec(1, 200, 2));
+  gate.AwaitStep(1);
+  std::promise<void> drained;
+  engine.Drain([&] { drained.set_value(); });
+  const auto let_steps = [&](int first, int last) {
+    for (int step = first; step <= last; ++step) {
+      gate.LetOneStep();
+      gate.AwaitStep(step + 1);
+    }
+  };
+  let_steps(1, 3);
+  clock.Advance(std::chrono::seconds(1));
+  engine.Drain([] {});  // again: the first one counts
+  let_steps(4, 5);
+  clock.Advance(std::chrono::seconds(1));  // during step 6
+  gate.LetOneStep();
+  drained.get_future().get();
+  EXPECT_EQ(gate.steps(), 6);
+  const auto answer = running->Wait();
+  EXPECT_EQ(answer.ids(), WantedTokens(1, 6));
+  EXPECT_TRUE(waiting->Wait().tokens.empty());
+  for (const auto& sink : {running, waiting}) {
+    EXPECT_EQ(sink->Wait().result.reason, FinishReason::kCancelled);
+    EXPECT_EQ(sink->Wait().result.error.code(), StatusCode::kUnavailable);
+    EXPECT_EQ(Reason(sink->Wait().result.error), "draining");
+  }
+
+  // Another engine goes on.
+  gate.Open();
+  Engine peer(SmallOptions(), std::make_unique<FakeExecutor>(FakeExecutor::Options{}));
+  SequenceSpec rest = Spec(1, 200, 1);
+  rest.resume = answer.ids();
+  const auto sink = std::make_shared<CollectingSink>(rest.resume.size());
+  ASSERT_EQ(peer.Submit(rest, sink), Status());
+  std::vector<int32_t> whole = answer.ids();
+  for (const int32_t token : sink->Wait().ids()) whole.push_back(token);
+  EXPECT_EQ(whole, WantedTokens(1, 200));
+}
+
+TEST(Engine, AHandOverDoesNotWaitForWhoIsPaused) {
+  FakeClock clock;
+  Engine::Options options = SmallOptions();
+  options.drain_seconds = 0;
+  Engine engine(options, std::make_unique<FakeExecutor>(FakeExecutor::Options{}), clock);
+  const auto slow = std::make_shared<SlowSink>();
+  slow->is_stuck = true;
+  ASSERT_TRUE(engine.Submit(Spec(10, 40), slow).ok());
+  std::promise<void> drained;
+  engine.Drain([&] { drained.set_value(); });
+  drained.get_future().get();
+  EXPECT_EQ(Reason(slow->Wait().result.error), "draining");
+  EXPECT_EQ(engine.Stats().held_blocks, 0u);
 }
 
 TEST(Engine, StopEndsWhatRunsAndWhatWaits) {
@@ -238,13 +307,6 @@ TEST(Engine, ObservationsOfStepsAddUpToTheTokensComputed) {
   EXPECT_EQ(sum.prefill_tokens, 51u);
   EXPECT_EQ(sum.decode_tokens, 9u + 2u);  // the last token of a prompt gives the first of the answer
 }
-
-// A reader that is too slow until the test says otherwise.
-class SlowSink : public CollectingSink {
- public:
-  bool is_full() const override { return is_stuck; }
-  std::atomic<bool> is_stuck = false;
-};
 
 TEST(Engine, AFullSinkPausesItsSequenceUntilItWakesTheEngine) {
   StepGate gate;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -17,18 +17,21 @@ namespace terrace {
 struct PlannedSequence {
   uint64_t id = 0;
   std::span<const int32_t> context;  // tokens [0, first_position): their keys and values are in `blocks`
-  std::span<const int32_t> tokens;   // to compute, from first_position on
+  std::span<const int32_t> tokens;   // to compute, from first_position on; the last `proposed` are guesses
   uint32_t first_position = 0;
   std::span<const BlockId> blocks;
-  bool is_decode = false;  // `tokens` is the last token of the answer so far
-  bool sample = false;     // the last token's logits choose the next token
-  bool score = false;      // report scores of the prompt tokens that follow the computed ones
+  bool is_decode = false;  // `tokens` begins with the last token of the answer so far
+  bool sample = false;     // the logits behind the last known token choose the next one
+  // With `sample`: so many tokens behind the last known one are proposed, for ChooseTokens to accept or not.
+  uint32_t proposed = 0;
+  bool score = false;  // report scores of the prompt tokens that follow the computed ones
   std::span<const int32_t>
       score_targets;  // with `score`: the token after each computed one (may be one shorter)
   const SamplingParams* sampling = nullptr;
   const TokenCounts* counts = nullptr;
   uint64_t sample_index = 0;  // tokens of the answer so far
   uint32_t top_logprobs = 0;
+  bool signals = false;
 };
 
 // A block's contents moved before anything is computed. Host blocks are those of the swap memory.
@@ -51,15 +54,26 @@ struct StepPlan {
 };
 
 struct SequenceOutput {
-  Status error;  // of this sequence only (numeric_error)
-  std::optional<SampledToken> token;
-  std::vector<SampledToken> scores;
+  Status error;  // of this sequence only (numeric_error); what was chosen before it holds
+  // With `sample`: the proposed tokens that were accepted, then the one that the model chose itself.
+  std::vector<SampledToken> tokens = {};
+  std::vector<SampledToken> scores = {};
 };
 
 struct StepResult {
   std::vector<SequenceOutput> outputs;  // as plan.sequences
   double transfer_seconds = 0;          // of the time the step took
 };
+
+// Chooses a token from the logits behind the last known token of a part (row 0), or behind one of the
+// proposed (row i: the i-th of them). `counts` has all tokens up to there, `index` is that of the token in
+// the answer.
+using ChooseToken =
+    std::function<StatusOr<SampledToken>(uint32_t row, const TokenCounts& counts, uint64_t index)>;
+
+// The tokens and the error of a part that samples. Goes from row to row while what is chosen is what was
+// proposed: so the result is that of choosing one token a step, whatever was proposed. Pure but for `choose`.
+SequenceOutput ChooseTokens(const PlannedSequence& part, const ChooseToken& choose);
 
 class Executor {
  public:

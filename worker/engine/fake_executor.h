@@ -1,5 +1,6 @@
 // An Executor without a model, for tests and simulations of scheduling: token i of an answer is
-// AnswerToken(seed, i), whatever shares the step, and a step takes as long as a StepTimeModel says.
+// AnswerToken(seed, i), whatever shares the step, with kMargin and kEntropy where signals are asked for, and
+// a step takes as long as a StepTimeModel says.
 //
 // It also plays the KV cache: every computed token is written to its block, transfers move them, and the
 // tokens before a part are read back and compared with the sequence's own, so that a block given to two
@@ -41,11 +42,15 @@ class FakeExecutor : public Executor {
     uint32_t block_tokens = 16;
     // How many positions before a part are read back; 0: the KV cache is not played at all.
     size_t checked_positions = 256;
-    std::function<void(const StepPlan&)> before_step = nullptr;             // may block
-    std::function<Status(const PlannedSequence&)> fail_sequence = nullptr;  // an error for that one
+    std::function<void(const StepPlan&)> before_step = nullptr;  // may block
+    // An error for that one. Asked for every token that is chosen, with its index as sample_index, and once
+    // for a part that samples none.
+    std::function<Status(const PlannedSequence&)> fail_sequence = nullptr;
     StepTimeModel time = {};
     std::function<void(double seconds)> on_step_time = nullptr;  // such as FakeClock::Advance
   };
+
+  static constexpr float kMargin = 1.5f, kEntropy = 0.25f;
 
   explicit FakeExecutor(Options options) : options_(std::move(options)) {}
 
@@ -109,17 +114,33 @@ class FakeExecutor : public Executor {
       CHECK(Cell(part, part.first_position + i) == part.tokens[i], "sequence ", part.id);
   }
 
-  SequenceOutput Answer(const PlannedSequence& part) {
+  Status Failure(const PlannedSequence& part) const {
+    return options_.fail_sequence ? options_.fail_sequence(part) : Status();
+  }
+
+  SequenceOutput Answer(const PlannedSequence& part) const {
     SequenceOutput output;
-    if (options_.fail_sequence) output.error = options_.fail_sequence(part);
-    if (!output.error.ok()) return output;
-    for (int32_t target : part.score_targets)
-      output.scores.push_back({.token = target, .logprob = -1, .top = {}});
     if (part.sample) {
-      const int32_t token = AnswerToken(part.sampling->seed, part.sample_index, options_.vocab_size);
-      output.token = SampledToken{.token = token, .logprob = -1, .top = {}};
+      output = ChooseTokens(
+          part, [&](uint32_t, const TokenCounts&, uint64_t index) { return Choose(part, index); });
+    } else {
+      output.error = Failure(part);
     }
+    if (!output.error.ok()) return output;
+    for (const int32_t target : part.score_targets)
+      output.scores.push_back({.token = target, .logprob = -1, .top = {}});
     return output;
+  }
+
+  StatusOr<SampledToken> Choose(PlannedSequence part, uint64_t index) const {
+    part.sample_index = index;
+    if (const Status failure = Failure(part); !failure.ok()) return failure;
+    const int32_t token = AnswerToken(part.sampling->seed, index, options_.vocab_size);
+    return SampledToken{.token = token,
+                        .logprob = -1,
+                        .top = {},
+                        .margin = part.signals ? kMargin : 0,
+                        .entropy = part.signals ? kEntropy : 0};
   }
 
   const Options options_;

@@ -8,10 +8,11 @@
 namespace terrace {
 namespace {
 
-// Logits are taken of the last tokens of a part: one to choose from, all to score.
+// Logits are taken of the last tokens of a part: of the last known and the proposed ones to choose from, of
+// all to score.
 uint32_t WantedLogits(const PlannedSequence& planned) {
   if (!planned.score_targets.empty()) return static_cast<uint32_t>(planned.tokens.size());
-  return planned.sample ? 1 : 0;
+  return planned.sample ? 1 + planned.proposed : 0;
 }
 
 }  // namespace
@@ -75,19 +76,22 @@ double ModelRunner::Transfer(const std::vector<BlockTransfer>& transfers) {
 SequenceOutput ModelRunner::Choose(const PlannedSequence& planned, std::span<const float> logits,
                                    Sampler& sampler) const {
   const size_t vocab_size = transformer_->config().vocab_size;
-  SequenceOutput output;
+  const TokenReport report{.top = planned.top_logprobs, .signals = planned.signals};
+  std::vector<SampledToken> scores;
   for (size_t i = 0; i < planned.score_targets.size(); ++i) {
-    auto score = sampler.Score(logits.subspan(i * vocab_size, vocab_size), planned.score_targets[i],
-                               planned.top_logprobs);
-    if (!score.ok()) return {.error = score.status(), .token = {}, .scores = {}};
-    output.scores.push_back(*std::move(score));
+    auto score = sampler.Score(logits.subspan(i * vocab_size, vocab_size), planned.score_targets[i], report);
+    if (!score.ok()) return {.error = score.status()};
+    scores.push_back(*std::move(score));
   }
+  SequenceOutput output;
   if (planned.sample) {
-    auto token = sampler.Sample(logits.last(vocab_size), *planned.sampling, *planned.counts,
-                                planned.sample_index, planned.top_logprobs);
-    if (!token.ok()) return {.error = token.status(), .token = {}, .scores = {}};
-    output.token = *std::move(token);
+    const std::span<const float> rows = logits.last((1 + planned.proposed) * vocab_size);
+    output = ChooseTokens(planned, [&](uint32_t row, const TokenCounts& counts, uint64_t index) {
+      return sampler.Sample(rows.subspan(row * vocab_size, vocab_size), *planned.sampling, counts, index,
+                            report);
+    });
   }
+  output.scores = std::move(scores);
   return output;
 }
 

@@ -13,7 +13,7 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
-constexpr double kMaxPrefillWait = 3600;
+constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 
 Status CheckRange(std::string_view name, uint64_t value, uint64_t low, uint64_t high) {
@@ -58,6 +58,11 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
     return WithReason(InvalidArgument("engine.max_prefill_wait_seconds is ", options.max_prefill_wait_seconds,
                                       ", not in (0, ", kMaxPrefillWait, "]"),
                       "invalid_value");
+  }
+  if (!(options.drain_seconds >= 0 && options.drain_seconds <= kMaxDrain)) {
+    return WithReason(
+        InvalidArgument("drain_seconds is ", options.drain_seconds, ", not in [0, ", kMaxDrain, "]"),
+        "invalid_value");
   }
   for (const Status& found :
        {FindOps(options.kernels).status(), ParseComputeType(options.compute).status()}) {
@@ -140,6 +145,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   scheduler.scope.layout = KvLayoutName(shape, ops->name, options.compute);
   scheduler.end_tokens = opened.files->text->tokenizer->special().end;
   engine_options.inbox = options.inbox;
+  engine_options.drain_seconds = options.drain_seconds;
   engine_options.on_step = options.on_step;
   opened.engine = std::make_unique<Engine>(std::move(engine_options), std::move(runner));
   return opened;

@@ -24,6 +24,7 @@ struct OpenEngineOptions {
   bool prefix_cache = true;
   uint64_t host_swap_bytes = 0;  // for blocks of preempted sequences; 0: they are recomputed
   double max_prefill_wait_seconds = 5;
+  double drain_seconds = 1;      // see Engine::Drain
   std::string kernels = "auto";  // auto, cpu or reference
   std::string compute = "auto";  // auto or f32: see ComputeType
   bool pin_threads = false;      // see ThreadPool

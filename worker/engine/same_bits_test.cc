@@ -1,6 +1,7 @@
 // The same-bits contract (docs/adr/0003-same-bits.md) through the real scheduler: whatever the batch, the
 // chunks, the block size, the prefix cache, preemptions and the number of threads, the logits of a position
-// are those of its sequence run alone, and so is the answer.
+// are those of its sequence run alone, and so is the answer; also where it is resumed, and whatever is
+// drafted.
 #include <algorithm>
 #include <cstdlib>
 #include <map>
@@ -18,7 +19,8 @@ namespace {
 
 constexpr size_t kSequences = 16;
 
-// An Executor that takes the logits of every computed position and keeps their hashes.
+// An Executor that takes the logits of every computed position and keeps their hashes, but for those of
+// drafted tokens that were not accepted.
 class LogitsExecutor : public Executor {
  public:
   // Hash of the logits by seed of the sequence and position.
@@ -39,15 +41,21 @@ class LogitsExecutor : public Executor {
     const size_t vocab = model_.transformer->config().vocab_size;
     StepResult result;
     for (const PlannedSequence& part : plan.sequences) {
-      for (uint32_t i = 0; i < part.tokens.size(); ++i)
-        Keep({part.sampling->seed, part.first_position + i}, logits.subspan(i * vocab, vocab));
-      logits = logits.subspan((part.tokens.size() - 1) * vocab);
+      const std::span<const float> rows = logits.first(part.tokens.size() * vocab);
+      logits = logits.subspan(rows.size());
+      size_t real = part.tokens.size() - part.proposed;
       SequenceOutput& output = result.outputs.emplace_back();
       if (part.sample) {
-        output.token = *sampler_.Sample(logits.first(vocab), *part.sampling, *part.counts, part.sample_index,
-                                        /*top=*/0);
+        const std::span<const float> choices = rows.subspan((real - 1) * vocab);
+        output = ChooseTokens(part, [&](uint32_t row, const TokenCounts& counts, uint64_t index) {
+          return sampler_.Sample(choices.subspan(row * vocab, vocab), *part.sampling, counts, index,
+                                 {.top = part.top_logprobs, .signals = part.signals});
+        });
+        CHECK(output.error.ok());
+        real += output.tokens.size() - 1;
       }
-      logits = logits.subspan(vocab);
+      for (uint32_t i = 0; i < real; ++i)
+        Keep({part.sampling->seed, part.first_position + i}, rows.subspan(i * vocab, vocab));
     }
     return result;
   }
@@ -99,6 +107,9 @@ std::vector<SequenceSpec> Requests(uint32_t vocab_size) {
     spec.sampling.seed = i + 1;
     spec.sampling.temperature = i % 3 == 0 ? 0.0f : 0.9f;
     if (i % 4 == 1) spec.sampling.repetition_penalty = 1.2f;
+    if (i % 4 == 2) spec.sampling.frequency_penalty = 0.5f;
+    spec.top_logprobs = i % 5 == 0 ? 2 : 0;
+    spec.signals = i % 2 == 0;
   }
   return specs;
 }
@@ -116,13 +127,81 @@ Hash128 HashOfAnswers(const std::vector<SequenceSpec>& specs, const LogitsExecut
   return hasher.Finish();
 }
 
-struct Counts {
-  uint64_t prefix_hit_tokens = 0, recompute_preemptions = 0, swap_preemptions = 0;
+// Each sequence on its own, its prompt in one piece.
+struct Alone {
+  LogitsExecutor::Hashes hashes;
+  std::map<uint64_t, std::vector<SampledToken>> answers;  // by seed
 };
 
-// Runs all of `specs`, which come while others run, and checks every position against `alone`.
+Alone RunAlone(TestModel& model, SchedulerOptions options, const std::vector<SequenceSpec>& specs) {
+  options.max_sequences = 1;
+  options.max_step_tokens = 512;
+  options.block_tokens = model.kv->shape().block_tokens;
+  options.prefix_cache = false;
+  Alone alone;
+  for (const SequenceSpec& spec : specs) {
+    FakeClock clock;
+    Scheduler scheduler(options);
+    LogitsExecutor executor(model);
+    model.PoisonKv();
+    const auto sink = std::make_shared<CollectingSink>();
+    scheduler.Add(spec, sink, clock.Now());
+    while (!scheduler.idle()) {
+      const StepPlan plan = scheduler.Schedule(clock.Now());
+      scheduler.Commit(plan, executor.Run(plan), clock.Now());
+    }
+    alone.hashes.insert(executor.hashes().begin(), executor.hashes().end());
+    alone.answers[spec.sampling.seed] = sink->Wait().tokens;
+  }
+  return alone;
+}
+
+// `spec`, cut off behind `resumed` tokens of its answer. Half of the time there is a draft: right up to some
+// token, then anything.
+SequenceSpec CutOff(SequenceSpec spec, std::span<const SampledToken> answer, uint32_t resumed,
+                    uint32_t vocab_size, std::mt19937& random) {
+  const auto draw = [&](uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random);
+  };
+  for (const SampledToken& token : answer.first(resumed)) spec.resume.push_back(token.token);
+  const auto rest = answer.subspan(resumed);
+  if (draw(0, 1) == 0) return spec;
+  for (const SampledToken& token : rest.first(draw(0, static_cast<uint32_t>(rest.size()))))
+    spec.draft.push_back(token.token);
+  for (uint32_t guesses = draw(0, 1) * draw(0, 40); guesses > 0; --guesses)
+    spec.draft.push_back(static_cast<int32_t>(draw(0, vocab_size - 1)));
+  return spec;
+}
+
+void ExpectSameTokens(std::span<const SampledToken> got, std::span<const SampledToken> want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    ASSERT_EQ(got[i].token, want[i].token) << "token " << i;
+    ASSERT_EQ(got[i].logprob, want[i].logprob) << "token " << i;
+    ASSERT_EQ(got[i].margin, want[i].margin) << "token " << i;
+    ASSERT_EQ(got[i].entropy, want[i].entropy) << "token " << i;
+    ASSERT_EQ(got[i].top.size(), want[i].top.size()) << "token " << i;
+    for (size_t rank = 0; rank < got[i].top.size(); ++rank) {
+      ASSERT_EQ(got[i].top[rank].token, want[i].top[rank].token) << "token " << i;
+      ASSERT_EQ(got[i].top[rank].logprob, want[i].top[rank].logprob) << "token " << i;
+    }
+  }
+}
+
+struct Counts {
+  uint64_t prefix_hit_tokens = 0, recompute_preemptions = 0, swap_preemptions = 0;
+  uint64_t accepted_draft_tokens = 0, rejected_draft_tokens = 0;
+};
+
+struct Running {
+  SequenceSpec spec;
+  std::shared_ptr<CollectingSink> sink;
+};
+
+// Runs all of `specs`, which come while others run, and checks every position and token against `alone`. In
+// every other schedule they were cut off before.
 Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vector<SequenceSpec>& specs,
-                    const LogitsExecutor::Hashes& alone, std::mt19937& random, Counts& counts) {
+                    const Alone& alone, std::mt19937& random, Counts& counts) {
   const auto draw = [&](uint32_t low, uint32_t high) {
     return std::uniform_int_distribution<uint32_t>(low, high)(random);
   };
@@ -132,15 +211,21 @@ Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vecto
   LogitsExecutor executor(model);
   std::vector<SequenceSpec> arriving = specs;
   std::ranges::shuffle(arriving, random);
-  for (SequenceSpec& spec : arriving) spec.priority = static_cast<int32_t>(draw(0, 2));
+  const bool are_cut_off = draw(0, 1) == 1;
+  for (SequenceSpec& spec : arriving) {
+    spec.priority = static_cast<int32_t>(draw(0, 2));
+    if (!are_cut_off) continue;
+    const uint32_t resumed = draw(0, spec.max_tokens - 1);
+    spec = CutOff(spec, alone.answers.at(spec.sampling.seed), resumed, options.vocab_size, random);
+  }
   const uint32_t arrivals = draw(0, 3);  // in how many of four steps one comes
-  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  std::vector<Running> all;
   for (int steps = 0; !arriving.empty() || !scheduler.idle(); ++steps) {
     CHECK(steps < 100000);
     while (!arriving.empty() && (arrivals == 0 || scheduler.idle() || draw(0, 3) < arrivals)) {
       CHECK(Scheduler::Validate(arriving.back(), options).ok());
-      sinks.push_back(std::make_shared<CollectingSink>());
-      scheduler.Add(arriving.back(), sinks.back(), clock.Now());
+      all.push_back({arriving.back(), std::make_shared<CollectingSink>(arriving.back().resume.size())});
+      scheduler.Add(arriving.back(), all.back().sink, clock.Now());
       arriving.pop_back();
       if (arrivals > 0) break;
     }
@@ -155,12 +240,20 @@ Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vecto
   counts.prefix_hit_tokens += stats.prefix_hit_tokens;
   counts.recompute_preemptions += stats.recompute_preemptions;
   counts.swap_preemptions += stats.swap_preemptions;
+  counts.accepted_draft_tokens += stats.accepted_draft_tokens;
+  counts.rejected_draft_tokens += stats.rejected_draft_tokens;
   EXPECT_TRUE(executor.has_one_value_each());
   for (const auto& [place, hash] : executor.hashes()) {
-    EXPECT_EQ(hash, alone.at(place)) << "sequence " << place.first << ", position " << place.second;
-    if (hash != alone.at(place)) break;
+    EXPECT_EQ(hash, alone.hashes.at(place)) << "sequence " << place.first << ", position " << place.second;
+    if (hash != alone.hashes.at(place)) break;
   }
-  return HashOfAnswers(specs, executor.hashes());
+  for (const Running& each : all) {
+    const auto answer = std::span(alone.answers.at(each.spec.sampling.seed));
+    ExpectSameTokens(each.sink->Wait().tokens, answer.subspan(each.spec.resume.size()));
+  }
+  LogitsExecutor::Hashes hashes = executor.hashes();
+  if (are_cut_off) hashes.insert(alone.hashes.begin(), alone.hashes.end());  // what was before the cut
+  return HashOfAnswers(specs, hashes);
 }
 
 // At most as many as the environment says: a sanitizer sees in a few what it sees in many.
@@ -169,52 +262,42 @@ size_t Schedules(size_t wanted) {
   return most == nullptr ? wanted : std::min(wanted, static_cast<size_t>(std::atoi(most)));
 }
 
+constexpr uint32_t kBlocks = 512;
+
+KvShape ShapeOf(const ModelConfig& config, uint32_t block_tokens, KvDType dtype) {
+  return {.layers = config.layers,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .block_tokens = block_tokens,
+          .blocks = kBlocks,
+          .dtype = dtype,
+          .host_blocks = kBlocks};
+}
+
+SchedulerOptions OptionsOf(const ModelConfig& config) {
+  return {.context_length = config.context_length,
+          .vocab_size = config.vocab_size,
+          .blocks = kBlocks,
+          .audits = true};
+}
+
 void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, size_t schedules) {
   const ModelFiles files = OpenTestModel(path);
   const auto specs = Requests(files.config.vocab_size);
-  constexpr uint32_t kBlocks = 512;
   std::map<std::pair<uint32_t, size_t>, std::unique_ptr<TestModel>> models;  // by block size and threads
   const auto model_of = [&](uint32_t block_tokens, size_t threads) -> TestModel& {
     auto& model = models[{block_tokens, threads}];
     if (!model) {
-      const KvShape shape{.layers = files.config.layers,
-                          .kv_heads = files.config.kv_heads,
-                          .head_dim = files.config.head_dim,
-                          .block_tokens = block_tokens,
-                          .blocks = kBlocks,
-                          .dtype = dtype,
-                          .host_blocks = kBlocks};
-      model = std::make_unique<TestModel>(files.config, *files.weights, ops, threads, shape);
+      model = std::make_unique<TestModel>(files.config, *files.weights, ops, threads,
+                                          ShapeOf(files.config, block_tokens, dtype));
     }
     return *model;
   };
-  SchedulerOptions options{.context_length = files.config.context_length,
-                           .vocab_size = files.config.vocab_size,
-                           .blocks = kBlocks,
-                           .audits = true};
+  SchedulerOptions options = OptionsOf(files.config);
+  const Alone alone = RunAlone(model_of(16, 1), options, specs);
+  const Hash128 want = HashOfAnswers(specs, alone.hashes);
 
-  // Each sequence alone, its prompt in one piece.
   Counts counts;
-  options.max_sequences = 1;
-  options.max_step_tokens = 512;
-  options.prefix_cache = false;
-  std::mt19937 unused;
-  LogitsExecutor::Hashes alone;
-  for (const SequenceSpec& spec : specs) {
-    TestModel& model = model_of(16, 1);
-    FakeClock clock;
-    Scheduler scheduler(options);
-    LogitsExecutor executor(model);
-    model.PoisonKv();
-    scheduler.Add(spec, std::make_shared<CollectingSink>(), clock.Now());
-    while (!scheduler.idle()) {
-      const StepPlan plan = scheduler.Schedule(clock.Now());
-      scheduler.Commit(plan, executor.Run(plan), clock.Now());
-    }
-    alone.insert(executor.hashes().begin(), executor.hashes().end());
-  }
-  const Hash128 want = HashOfAnswers(specs, alone);
-
   size_t largest_chunk = 0;
   for (uint32_t seed = 1; seed <= schedules; ++seed) {
     std::mt19937 random(seed);
@@ -241,12 +324,61 @@ void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, s
   std::cout << path << ", " << ops.name << ", KV " << KvDTypeName(dtype) << ": hash " << want.Hex() << " in "
             << schedules << " of " << schedules << " schedules; " << counts.prefix_hit_tokens
             << " tokens from the prefix cache, " << counts.recompute_preemptions
-            << " preemptions recomputed, " << counts.swap_preemptions << " swapped\n";
+            << " preemptions recomputed, " << counts.swap_preemptions << " swapped, "
+            << counts.accepted_draft_tokens << " tokens of drafts accepted, " << counts.rejected_draft_tokens
+            << " rejected\n";
   if (schedules < 30) return;  // else all of it has happened
   EXPECT_GT(counts.prefix_hit_tokens, 0u);
   EXPECT_GT(counts.recompute_preemptions, 0u);
   EXPECT_GT(counts.swap_preemptions, 0u);
+  EXPECT_GT(counts.accepted_draft_tokens, 0u);
+  EXPECT_GT(counts.rejected_draft_tokens, 0u);
   EXPECT_EQ(largest_chunk, 512u);
+}
+
+// Every answer, cut off behind every token of it; all of one answer's rests run beside each other.
+void ExpectEveryRestToBeTheSame(const std::string& path, const OpTable& ops, KvDType dtype) {
+  const ModelFiles files = OpenTestModel(path);
+  const auto specs = Requests(files.config.vocab_size);
+  TestModel model(files.config, *files.weights, ops, /*threads=*/1, ShapeOf(files.config, 16, dtype));
+  SchedulerOptions options = OptionsOf(files.config);
+  const Alone alone = RunAlone(model, options, specs);
+  const uint32_t seed = 7;
+  std::mt19937 random(seed);
+  for (const SequenceSpec& spec : specs) {
+    SCOPED_TRACE(testing::Message() << path << ", " << ops.name << ", KV " << KvDTypeName(dtype) << ", seed "
+                                    << seed << ", request " << spec.sampling.seed);
+    const auto answer = std::span(alone.answers.at(spec.sampling.seed));
+    options.prefix_cache = spec.sampling.seed % 2 == 0;
+    options.max_step_tokens = 16u << random() % 6;
+    model.PoisonKv();
+    FakeClock clock;
+    Scheduler scheduler(options);
+    LogitsExecutor executor(model);
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    const auto cuts = static_cast<uint32_t>(Schedules(spec.max_tokens));
+    for (uint32_t cut = 0; cut < cuts; ++cut) {
+      const SequenceSpec rest = CutOff(spec, answer, cut, options.vocab_size, random);
+      ASSERT_EQ(Scheduler::Validate(rest, options), Status());
+      sinks.push_back(std::make_shared<CollectingSink>(cut));
+      scheduler.Add(rest, sinks.back(), clock.Now());
+    }
+    while (!scheduler.idle()) {
+      clock.Advance(std::chrono::milliseconds(1));
+      const StepPlan plan = scheduler.Schedule(clock.Now());
+      scheduler.Commit(plan, executor.Run(plan), clock.Now());
+    }
+    EXPECT_TRUE(executor.has_one_value_each());
+    for (uint32_t cut = 0; cut < cuts; ++cut)
+      ExpectSameTokens(sinks[cut]->Wait().tokens, answer.subspan(cut));
+    ASSERT_FALSE(testing::Test::HasFailure());
+  }
+}
+
+TEST(SameBits, AnAnswerGoesOnTheSameWhereverItWasCutOff) {
+  for (const KvDType dtype : {KvDType::kF32, KvDType::kInt8})
+    ExpectEveryRestToBeTheSame(DemoFolder("terrace-demo-nano"), CpuOps(), dtype);
+  ExpectEveryRestToBeTheSame(DemoGguf("terrace-demo-small"), CpuOps(), KvDType::kF32);
 }
 
 TEST(SameBits, NanoHasOneHashUnderAThousandSchedules) {

@@ -10,8 +10,9 @@ constexpr size_t kMaxStopTokens = 64;
 constexpr uint32_t kMaxTopLogprobs = 20;
 constexpr int32_t kMaxPriority = 100;
 constexpr size_t kMaxSaltBytes = 256;
-// Positions whose logits one step computes for scores: [128, vocab_size] f32 are 64 MiB at 128k tokens.
-constexpr uint32_t kMaxScoredTokens = 128;
+// Positions whose logits one step computes for scores and drafts, beside the last of every part:
+// [128, vocab_size] f32 are 64 MiB at 128k tokens.
+constexpr uint32_t kMaxExtraLogits = 128;
 // Waiting sequences that a step checks for closed sinks and deadlines, and that it tries to admit.
 constexpr size_t kCheckedWaiting = 256, kTriedWaiting = 256;
 
@@ -50,7 +51,7 @@ Status CheckLength(const SequenceSpec& spec, const SchedulerOptions& options) {
   const uint64_t limit = LengthLimit(options);
   const uint64_t prompt = spec.prompt.size();
   const bool is_open = spec.max_tokens == 0 && !spec.score_prompt;  // runs to the limit: any room will do
-  const uint64_t answer = is_open ? 1 : spec.max_tokens;
+  const uint64_t answer = is_open ? spec.resume.size() + 1 : spec.max_tokens;
   if (prompt + answer <= limit && PositionsFor(prompt, answer) <= CachePositions(options)) return {};
   return WithReason(
       InvalidArgument("a prompt of ", prompt, " tokens with an answer of ", is_open ? "at least " : "",
@@ -58,14 +59,38 @@ Status CheckLength(const SequenceSpec& spec, const SchedulerOptions& options) {
       "context_length_exceeded");
 }
 
+bool EndsAnswer(const SequenceSpec& spec, const SchedulerOptions& options, int32_t token) {
+  const auto has = [token](const std::vector<int32_t>& tokens) {
+    return std::ranges::find(tokens, token) != tokens.end();
+  };
+  return has(spec.stop_tokens) || (!spec.ignore_eos && has(options.end_tokens));
+}
+
+// What is resumed has not ended yet.
+Status CheckResume(const SequenceSpec& spec, const SchedulerOptions& options) {
+  if (spec.resume.empty()) return {};
+  RETURN_IF_ERROR(CheckTokens(spec.resume, options.vocab_size, "resume"));
+  for (size_t i = 0; i < spec.resume.size(); ++i) {
+    if (EndsAnswer(spec, options, spec.resume[i])) {
+      return InvalidValue(Concat("resume[", i, "] is ", spec.resume[i], ", which ends the answer"));
+    }
+  }
+  const uint32_t limit = AnswerLimit(spec, options);
+  if (spec.resume.size() < limit) return {};
+  return InvalidValue(Concat("resume has ", spec.resume.size(), " tokens and the answer at most ", limit,
+                             ": none is left to generate"));
+}
+
 }  // namespace
 
 struct Scheduler::Sequence {
   uint64_t id = 0;
-  SequenceSpec spec;  // its prompt has moved into `tokens`
+  SequenceSpec spec;  // its prompt and what is resumed have moved into `tokens`, its draft into `draft`
   std::shared_ptr<TokenSink> sink;
   std::vector<int32_t> tokens;  // prompt, then answer
   uint32_t prompt_tokens = 0;
+  uint32_t given_tokens = 0;   // of the spec: prompt, and what is resumed
+  std::vector<int32_t> draft;  // behind `tokens`, not verified yet; within answer_limit
   uint32_t answer_limit = 0;
   TokenCounts counts;
   Hash128 root;
@@ -77,6 +102,7 @@ struct Scheduler::Sequence {
   uint32_t published = 0;            // whole ones of `blocks` that the prefix cache was told of
   std::vector<BlockId> host_blocks;  // while swapped
   uint32_t copied = 0;               // the end of the rows that were copied from another block; 0: none were
+  std::vector<int32_t> proposal;     // the planned tokens, where some of the draft go with them
   bool is_running = false, is_paused = false, is_finished = false;
 
   // While waiting.
@@ -101,7 +127,7 @@ struct Scheduler::Sequence {
   // The next tokens that may be computed together.
   uint32_t chunk_limit() const {
     if (!spec.score_prompt || computed >= prompt_tokens) return remaining();
-    return computed < scored ? scored - computed : remaining();
+    return (computed < scored ? scored : prompt_tokens) - computed;
   }
   bool is_scoring() const { return spec.score_prompt && computed >= scored && computed < prompt_tokens; }
 };
@@ -130,6 +156,8 @@ Status Scheduler::Validate(const SequenceSpec& spec, const SchedulerOptions& opt
     return InvalidValue(Concat(spec.stop_tokens.size(), " stop tokens, limit ", kMaxStopTokens));
   }
   RETURN_IF_ERROR(CheckTokens(spec.stop_tokens, options.vocab_size, "stop_tokens"));
+  RETURN_IF_ERROR(CheckResume(spec, options));
+  RETURN_IF_ERROR(CheckTokens(spec.draft, options.vocab_size, "draft"));
   if (spec.top_logprobs > kMaxTopLogprobs) {
     return InvalidValue(Concat("top_logprobs is ", spec.top_logprobs, ", limit ", kMaxTopLogprobs));
   }
@@ -151,6 +179,14 @@ void Scheduler::Add(SequenceSpec spec, std::shared_ptr<TokenSink> sink, MonoTime
   sequence->prompt_tokens = static_cast<uint32_t>(sequence->tokens.size());
   sequence->stats.prompt_tokens = sequence->prompt_tokens;
   if (spec.sampling.repetition_penalty != 1) sequence->counts.AddPrompt(sequence->tokens);  // the only reader
+  for (const int32_t token : std::exchange(spec.resume, {})) {
+    sequence->tokens.push_back(token);
+    sequence->counts.AddGenerated(token);
+  }
+  sequence->given_tokens = static_cast<uint32_t>(sequence->tokens.size());
+  sequence->draft = std::exchange(spec.draft, {});
+  sequence->draft.resize(
+      std::min<size_t>(sequence->draft.size(), sequence->answer_limit - sequence->generated()));
   if (options_.prefix_cache) {
     BlockKeyScope scope = options_.scope;
     scope.salt = spec.cache_salt;
@@ -179,10 +215,10 @@ StepPlan Scheduler::Schedule(MonoTime now) {
   uint32_t budget = options_.max_step_tokens;
   for (const SequencePtr& sequence : running_) {
     if (sequence->is_paused || !sequence->is_decoding()) continue;
-    Plan(*sequence, 1, plan);
     --budget;
+    if (sequence->draft.empty()) Plan(*sequence, 1, /*proposed=*/0, plan);
   }
-  PlanPrompts(budget, plan);
+  PlanPromptsAndDrafts(budget, plan);
   Check();
   return plan;
 }
@@ -374,11 +410,12 @@ bool Scheduler::TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now) {
   sequence.is_running = true;
   sequence.is_paused = false;
   if (!sequence.admitted.has_value()) {
+    const uint32_t cached = std::min(match.tokens, sequence.prompt_tokens);
     sequence.admitted = now;
-    sequence.stats.cached_tokens = match.tokens;
-    sequence.sink->OnStarted(match.tokens);
+    sequence.stats.cached_tokens = cached;
+    sequence.sink->OnStarted(cached);
     if (options_.prefix_cache) totals_.prefix_query_tokens += sequence.prompt_tokens;
-    totals_.prefix_hit_tokens += match.tokens;
+    totals_.prefix_hit_tokens += cached;
     latencies_.queue.push_back(Seconds(now - sequence.arrived));
   }
   TakeBlocks(sequence, match, plan);
@@ -496,36 +533,67 @@ void Scheduler::Withdraw(const Sequence& sequence, const Hash128& key) {
   promised_.erase(promised);
 }
 
-void Scheduler::PlanPrompts(uint32_t budget, StepPlan& plan) {
-  std::vector<std::pair<QueueKey, Sequence*>> prompts;
+// Chunks of prompts, and so much of drafts as goes behind a last chunk or the one token of a decode, which
+// the budget has paid for already.
+void Scheduler::PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan) {
+  std::vector<std::pair<QueueKey, Sequence*>> order;
   for (const SequencePtr& sequence : running_) {
-    if (!sequence->is_paused && !sequence->is_decoding())
-      prompts.emplace_back(KeyOf(*sequence), sequence.get());
+    const bool has_more = !sequence->is_decoding() || !sequence->draft.empty();
+    if (!sequence->is_paused && has_more) order.emplace_back(KeyOf(*sequence), sequence.get());
   }
-  std::ranges::sort(prompts);
-  uint32_t scores = kMaxScoredTokens;
-  for (const auto& [key, sequence] : prompts) {
-    uint32_t chunk = std::min(budget, sequence->chunk_limit());
-    if (sequence->is_scoring()) {
-      chunk = std::min(chunk, scores);
-      scores -= chunk;
+  std::ranges::sort(order);
+  uint32_t logits = kMaxExtraLogits;
+  for (const auto& [key, sequence] : order) {
+    uint32_t chunk = 1;
+    if (!sequence->is_decoding()) {
+      chunk = std::min(budget, sequence->chunk_limit());
+      if (sequence->is_scoring()) {
+        chunk = std::min(chunk, logits);
+        logits -= chunk;
+      }
+      budget -= chunk;
     }
     if (chunk == 0) continue;
-    Plan(*sequence, chunk, plan);
-    budget -= chunk;
+    const uint32_t proposed = Propose(*sequence, chunk, std::min(budget, logits));
+    budget -= proposed;
+    logits -= proposed;
+    Plan(*sequence, chunk, proposed, plan);
   }
 }
 
-void Scheduler::Plan(Sequence& sequence, uint32_t tokens, StepPlan& plan) {
+// How many tokens of the draft go with a part of `chunk` known tokens, at most `most`; takes the blocks that
+// they need, but leaves one for every running sequence. The last token of an answer is never computed.
+uint32_t Scheduler::Propose(Sequence& sequence, uint32_t chunk, uint32_t most) {
+  if (sequence.draft.empty() || chunk < sequence.remaining() || sequence.is_scoring()) return 0;
+  const size_t known = sequence.tokens.size();
+  const size_t available = blocks_.available(), spare = available - std::min(available, running_.size());
+  const size_t room = (sequence.blocks.size() + spare) * options_.block_tokens - known;
+  const size_t left = sequence.answer_limit - sequence.generated();
+  const size_t proposed = std::min({size_t{most}, sequence.draft.size(), left - 1, room});
+  const size_t blocks = BlocksFor(known + proposed, options_.block_tokens);
+  if (blocks > sequence.blocks.size()) {
+    CHECK(blocks_.Allocate(blocks - sequence.blocks.size(), sequence.blocks).ok());
+  }
+  return static_cast<uint32_t>(proposed);
+}
+
+void Scheduler::Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, StepPlan& plan) {
   PlannedSequence part;
   part.id = sequence.id;
   const std::span<const int32_t> all(sequence.tokens);
   part.context = all.first(sequence.computed);
-  part.tokens = all.subspan(sequence.computed, tokens);
+  part.tokens = all.subspan(sequence.computed, chunk);
+  if (proposed > 0) {
+    sequence.proposal.assign(part.tokens.begin(), part.tokens.end());
+    sequence.proposal.insert(sequence.proposal.end(), sequence.draft.begin(),
+                             sequence.draft.begin() + static_cast<ptrdiff_t>(proposed));
+    part.tokens = sequence.proposal;
+    part.proposed = proposed;
+  }
   part.first_position = sequence.computed;
   part.blocks = sequence.blocks;
   part.is_decode = sequence.is_decoding();
-  const uint32_t end = sequence.computed + tokens;
+  const uint32_t end = sequence.computed + chunk;
   part.sample = end == all.size() && sequence.generated() < sequence.answer_limit;
   if (sequence.is_scoring()) {
     part.score = true;
@@ -536,6 +604,7 @@ void Scheduler::Plan(Sequence& sequence, uint32_t tokens, StepPlan& plan) {
   part.counts = &sequence.counts;
   part.sample_index = sequence.generated();
   part.top_logprobs = sequence.spec.top_logprobs;
+  part.signals = sequence.spec.signals;
   plan.sequences.push_back(part);
   planned_.push_back(&sequence);
 }
@@ -553,40 +622,85 @@ void Scheduler::Commit(const StepPlan& plan, StepResult result, MonoTime now) {
 
 void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output,
                       MonoTime now) {
-  if (!output.error.ok()) {
+  CHECK(!output.error.ok() ||
+        (output.tokens.empty() != planned.sample && output.scores.size() == planned.score_targets.size()));
+  CHECK(output.tokens.size() <= planned.proposed + 1);
+  const uint32_t first = sequence.computed;
+  const std::span<const SampledToken> tokens = Extend(sequence, output.tokens);
+  const bool has_ended = !tokens.empty() && EndsAnswer(sequence.spec, options_, tokens.back().token);
+  if (!output.error.ok() && !has_ended) {  // else nobody would have computed what failed
     ForgetBlocks(sequence);
+    Send(sequence, tokens, now);
     return Finish(sequence, FinishReason::kError, output.error, now);
   }
-  CHECK(output.token.has_value() == planned.sample && output.scores.size() == planned.score_targets.size());
 
-  const uint32_t first = sequence.computed;
-  sequence.computed += static_cast<uint32_t>(planned.tokens.size());
-  if (!planned.is_decode) totals_.prompt_tokens += planned.tokens.size();
-  if (!sequence.decoding.has_value() && sequence.computed >= sequence.prompt_tokens) sequence.decoding = now;
+  // Behind the last known token that was computed: what was proposed and not accepted is as good as nothing.
+  sequence.computed =
+      static_cast<uint32_t>(planned.sample ? sequence.tokens.size() - 1 : first + planned.tokens.size());
+  if (!planned.is_decode) totals_.prompt_tokens += planned.tokens.size() - planned.proposed;
+  if (!sequence.decoding.has_value() && sequence.computed >= sequence.given_tokens) sequence.decoding = now;
   if (options_.prefix_cache) Publish(sequence);
+  if (planned.proposed > 0) TrimBlocks(sequence);
   if (planned.score) sequence.scored = std::min(sequence.computed, sequence.prompt_tokens);
   if (!output.scores.empty()) sequence.sink->OnPromptScores(first + 1, output.scores);
-  if (output.token.has_value()) {
-    const int32_t token = output.token->token;
-    const uint32_t index = sequence.generated();
-    const MonoTime before = sequence.last_token.value_or(sequence.arrived);
-    (sequence.last_token.has_value() ? latencies_.inter_token : latencies_.first_token)
-        .push_back(Seconds(now - before));
-    sequence.last_token = now;
-    sequence.tokens.push_back(token);
-    sequence.counts.AddGenerated(token);
-    ++totals_.generated_tokens;
-    sequence.sink->OnTokens(index, {&*output.token, 1});
-    if (IsEnd(sequence, token)) return Finish(sequence, FinishReason::kStop, {}, now);
-  }
+  Send(sequence, tokens, now);
+  if (has_ended) return Finish(sequence, FinishReason::kStop, {}, now);
   if (sequence.computed >= sequence.prompt_tokens && sequence.generated() >= sequence.answer_limit) {
     Finish(sequence, FinishReason::kLength, {}, now);
   }
 }
 
+// Takes chosen tokens into the answer, up to its end: those are returned. The draft loses what it has in
+// common with them, and the rest as well when they go on otherwise.
+std::span<const SampledToken> Scheduler::Extend(Sequence& sequence, std::span<const SampledToken> chosen) {
+  std::vector<int32_t>& draft = sequence.draft;
+  size_t taken = 0, accepted = 0;
+  bool has_ended = false;
+  while (taken < chosen.size() && !has_ended) {
+    const int32_t token = chosen[taken].token;
+    if (accepted == taken && accepted < draft.size() && draft[accepted] == token) ++accepted;
+    sequence.tokens.push_back(token);
+    sequence.counts.AddGenerated(token);
+    has_ended = EndsAnswer(sequence.spec, options_, token);
+    ++taken;
+  }
+  const bool is_over = has_ended || accepted < taken;
+  const size_t done = is_over ? draft.size() : accepted;
+  draft.erase(draft.begin(), draft.begin() + static_cast<ptrdiff_t>(done));
+  sequence.stats.accepted_draft_tokens += static_cast<uint32_t>(accepted);
+  totals_.accepted_draft_tokens += accepted;
+  totals_.rejected_draft_tokens += done - accepted;
+  return chosen.first(taken);
+}
+
+// The blocks go that hold only what was proposed and not accepted.
+void Scheduler::TrimBlocks(Sequence& sequence) {
+  const size_t used = BlocksFor(sequence.computed, options_.block_tokens);
+  while (sequence.blocks.size() > used) {
+    blocks_.Release(sequence.blocks.back());
+    sequence.blocks.pop_back();
+  }
+}
+
+// The last tokens of the answer go out.
+void Scheduler::Send(Sequence& sequence, std::span<const SampledToken> tokens, MonoTime now) {
+  if (tokens.empty()) return;
+  const auto count = static_cast<uint32_t>(tokens.size());
+  const bool is_first = !sequence.last_token.has_value();
+  if (is_first) latencies_.first_token.push_back(Seconds(now - sequence.arrived));
+  const double share = is_first ? 0 : Seconds(now - *sequence.last_token) / count;
+  latencies_.inter_token.insert(latencies_.inter_token.end(), is_first ? count - 1 : count, share);
+  sequence.last_token = now;
+  totals_.generated_tokens += count;
+  sequence.sink->OnTokens(sequence.generated() - count, tokens);
+}
+
 // What led to an error is not used again, whoever computed it, nor what a preemption left of it. Whatever
 // holds the rows that were copied goes first: it is found behind the sequence's own blocks.
-void Scheduler::ForgetBlocks(const Sequence& sequence) {
+void Scheduler::ForgetBlocks(Sequence& sequence) {
+  if (options_.prefix_cache) {
+    ExtendBlockKeys(sequence.root, sequence.tokens, options_.block_tokens, sequence.keys);
+  }
   const uint32_t copied = sequence.copied;
   const auto copy = [&] { return blocks_.Match(sequence.root, sequence.keys, sequence.tokens, copied); };
   for (PrefixMatch match = copy(); match.tail >= 0 && match.tokens == copied; match = copy())
@@ -609,13 +723,6 @@ void Scheduler::Publish(Sequence& sequence) {
     sequence.published = static_cast<uint32_t>(i) + 1;
     Withdraw(sequence, sequence.keys[i]);
   }
-}
-
-bool Scheduler::IsEnd(const Sequence& sequence, int32_t token) const {
-  const auto has = [token](const std::vector<int32_t>& tokens) {
-    return std::ranges::find(tokens, token) != tokens.end();
-  };
-  return has(sequence.spec.stop_tokens) || (!sequence.spec.ignore_eos && has(options_.end_tokens));
 }
 
 void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now) {
@@ -677,7 +784,10 @@ void Scheduler::Check() const {
   CHECK(blocks_.free() + blocks_.held() + blocks_.cached() == blocks_.total());
   if (!options_.audits) return;
   std::vector<const BlockTable*> holders;
-  for (const SequencePtr& sequence : running_) holders.push_back(&sequence->blocks);
+  for (const SequencePtr& sequence : running_) {
+    holders.push_back(&sequence->blocks);
+    CHECK(sequence->generated() + sequence->draft.size() <= sequence->answer_limit);
+  }
   blocks_.Audit(holders);
   size_t swapped = 0, following = 0;
   for (const SequencePtr& sequence : waiting_) {

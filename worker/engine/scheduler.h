@@ -3,7 +3,12 @@
 //
 // Policy
 // - A step decodes every running sequence first (each costs one token of max_step_tokens, so prompts never
-//   hold decodes up) and spends the rest on prompts, in chunks.
+//   hold decodes up) and spends the rest on prompts, in chunks, and on drafts.
+// - A resumed answer is computed like a prompt, and goes on where it was.
+// - Tokens of a draft go with the part that reaches the last known token: as many as the step has room and
+//   the pool has blocks for, as nobody is preempted for them. What is accepted is part of the answer from
+//   then on; at the first disagreement the rest is dropped, and blocks that hold nothing else are given back.
+//   The prefix cache never sees what was not accepted.
 // - Prompts are taken by priority and, within one, the shortest remaining first, aged: a prompt loses ground
 //   to later ones only for max_prefill_wait, however long it is. The same order decides who is admitted.
 // - Blocks are taken as needed. A sequence starts from the longest beginning of its tokens that the prefix
@@ -18,6 +23,7 @@
 #include <cstdint>
 #include <memory>
 #include <set>
+#include <span>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -60,10 +66,12 @@ struct SchedulerStats {
   uint64_t waiting_prompt_tokens = 0;
   uint32_t free_blocks = 0, held_blocks = 0, cached_blocks = 0, total_blocks = 0;
   uint32_t swapped_blocks = 0, host_blocks = 0;  // of the swap memory: in use, in all
-  // Since the start. Of tokens: computed of prompts (again, after a preemption), and sent to sinks. Of
-  // sequences: ended by a stop or their length, by an error, by cancellation (a closed sink, a deadline,
-  // CancelAll).
+  // Since the start. Of tokens: computed of prompts and resumed answers (again, after a preemption), and sent
+  // to sinks. Of sequences: ended by a stop or their length, by an error, by cancellation (a closed sink, a
+  // deadline, CancelAll).
   uint64_t prompt_tokens = 0, generated_tokens = 0, finished = 0, failed = 0, cancelled = 0;
+  // Of drafts: tokens that the answer has too, and those from the first that it does not have on.
+  uint64_t accepted_draft_tokens = 0, rejected_draft_tokens = 0;
   uint64_t recompute_preemptions = 0, swap_preemptions = 0;
   // Of prompts when first admitted; none without a prefix cache.
   uint64_t prefix_query_tokens = 0, prefix_hit_tokens = 0;
@@ -72,7 +80,9 @@ struct SchedulerStats {
 // Waits of sequences that ended since they were last taken, in seconds.
 struct LatencySamples {
   std::vector<double> queue;        // from arrival to admission
-  std::vector<double> first_token;  // from arrival
+  std::vector<double> first_token;  // from arrival, of the first token that is sent
+  // Of tokens that come in one step each has an equal share of the time since the one before them; those that
+  // come with the first token have none. So the samples of an answer add up to the time it took.
   std::vector<double> inter_token;
 };
 
@@ -134,16 +144,19 @@ class Scheduler {
   void TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPlan& plan);
   void WithdrawPromises(Sequence& sequence);
   void Withdraw(const Sequence& sequence, const Hash128& key);
-  void Plan(Sequence& sequence, uint32_t tokens, StepPlan& plan);
-  void PlanPrompts(uint32_t budget, StepPlan& plan);
+  void PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan);
+  uint32_t Propose(Sequence& sequence, uint32_t chunk, uint32_t most);
+  void Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, StepPlan& plan);
 
   void Enqueue(SequencePtr sequence);
   SequencePtr Dequeue(Sequence& sequence);
   void Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output, MonoTime now);
-  void ForgetBlocks(const Sequence& sequence);
+  std::span<const SampledToken> Extend(Sequence& sequence, std::span<const SampledToken> chosen);
+  void TrimBlocks(Sequence& sequence);
+  void Send(Sequence& sequence, std::span<const SampledToken> tokens, MonoTime now);
+  void ForgetBlocks(Sequence& sequence);
   void Publish(Sequence& sequence);
   void Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now);
-  bool IsEnd(const Sequence& sequence, int32_t token) const;
   void Check() const;
 
   const SchedulerOptions options_;

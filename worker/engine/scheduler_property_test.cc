@@ -23,6 +23,7 @@ struct Profile {
   bool fails = true;    // numeric errors
   bool shares = true;   // prompts begin alike
   bool prioritizes = true;
+  bool goes_on = true;      // answers that are resumed, and drafts
   bool is_tight = true;     // few blocks
   bool is_patient = false;  // max_prefill_wait never ends
   uint32_t steps = 150;
@@ -98,6 +99,30 @@ class Workload {
     return prompt;
   }
 
+  // Another run of the answer was cut anywhere; now and then too late.
+  std::vector<int32_t> DrawResume(const SequenceSpec& spec) {
+    if (!profile_.goes_on || Draw(0, 3) > 0) return {};
+    const uint32_t most = Draw(0, 9) > 0 && spec.max_tokens > 0 ? spec.max_tokens - 1 : 60u;
+    return Answer(spec.sampling.seed, 0, Draw(0, most));
+  }
+
+  // Right up to some token, then a guess like any other.
+  std::vector<int32_t> DrawDraft(const SequenceSpec& spec) {
+    if (!profile_.goes_on || Draw(0, 2) > 0) return {};
+    std::vector<int32_t> draft =
+        Answer(spec.sampling.seed, static_cast<uint32_t>(spec.resume.size()), Draw(0, 80));
+    const std::vector<int32_t> guess = DrawTokens(Draw(0, 1) * Draw(0, 200));
+    draft.insert(draft.end(), guess.begin(), guess.end());
+    return draft;
+  }
+
+  static std::vector<int32_t> Answer(uint64_t seed, uint32_t first, uint32_t count) {
+    std::vector<int32_t> tokens;
+    for (uint32_t i = first; i < first + count; ++i)
+      tokens.push_back(FakeExecutor::AnswerToken(seed, i, kVocab));
+    return tokens;
+  }
+
   void Arrive() {
     SequenceSpec spec;
     spec.prompt = DrawPrompt();
@@ -112,6 +137,8 @@ class Workload {
     const uint64_t seed = Draw(0, 1000);
     for (uint32_t choice = 0, choices = Draw(0, 7) == 0 ? 4 : 1; choice < choices; ++choice) {
       spec.sampling.seed = Draw(0, 1) == 0 ? seed : ChoiceSeed(seed, choice);
+      spec.resume = DrawResume(spec);
+      spec.draft = DrawDraft(spec);
       checked_.Add(spec);
     }
   }
@@ -147,6 +174,8 @@ Sums RunWorkloads(const Profile& profile, uint32_t workloads) {
     sums.stats.recompute_preemptions += stats.recompute_preemptions;
     sums.stats.swap_preemptions += stats.swap_preemptions;
     sums.stats.prefix_hit_tokens += stats.prefix_hit_tokens;
+    sums.stats.accepted_draft_tokens += stats.accepted_draft_tokens;
+    sums.stats.rejected_draft_tokens += stats.rejected_draft_tokens;
   }
   std::signal(SIGABRT, SIG_DFL);
   return sums;
@@ -160,6 +189,14 @@ TEST(SchedulerProperties, HoldWhateverHappens) {
   EXPECT_GT(sums.stats.recompute_preemptions, 500u);
   EXPECT_GT(sums.stats.swap_preemptions, 200u);
   EXPECT_GT(sums.stats.prefix_hit_tokens, 10'000u);
+  EXPECT_GT(sums.stats.accepted_draft_tokens, 1'000u);
+  EXPECT_GT(sums.stats.rejected_draft_tokens, 1'000u);
+}
+
+TEST(SchedulerProperties, HoldForAnswersFromTheirFirstTokenOn) {
+  const Sums sums = RunWorkloads({.goes_on = false}, 50);
+  EXPECT_GT(sums.stats.finished, 300u);
+  EXPECT_EQ(sums.stats.accepted_draft_tokens + sums.stats.rejected_draft_tokens, 0u);
 }
 
 // Nothing waits for a prefix or for its sink: the order of admission is exact.

@@ -83,24 +83,40 @@ int32_t FirstLargest(std::span<const float> values) {
 }  // namespace
 
 StatusOr<SampledToken> Sampler::Sample(std::span<const float> logits, const SamplingParams& params,
-                                       const TokenCounts& counts, uint64_t index, uint32_t top) {
-  ASSIGN_OR_RETURN(const double log_sum, LogSumExp(logits));
+                                       const TokenCounts& counts, uint64_t index, const TokenReport& report) {
+  ASSIGN_OR_RETURN(const RowSummary row, Summarize(logits, report.signals));
   const std::span<const float> adjusted = Adjust(logits, params, counts);
   const int32_t token = params.temperature == 0 ? FirstLargest(adjusted) : Draw(adjusted, params, index);
-  return Describe(logits, log_sum, token, top);
+  return Describe(logits, row, token, report.top);
 }
 
-StatusOr<SampledToken> Sampler::Score(std::span<const float> logits, int32_t token, uint32_t top) {
+StatusOr<SampledToken> Sampler::Score(std::span<const float> logits, int32_t token,
+                                      const TokenReport& report) {
   CHECK(token >= 0 && static_cast<size_t>(token) < logits.size(), "token ", token);
-  ASSIGN_OR_RETURN(const double log_sum, LogSumExp(logits));
-  return Describe(logits, log_sum, token, top);
+  ASSIGN_OR_RETURN(const RowSummary row, Summarize(logits, report.signals));
+  return Describe(logits, row, token, report.top);
 }
 
-// ln(sum exp(logits)).
-StatusOr<double> Sampler::LogSumExp(std::span<const float> logits) const {
-  const SoftmaxSums sums = ops_->softmax_weights({.logits = logits.data(), .count = logits.size()});
+// With w_i = exp(logit_i - largest) and W their sum, the entropy is ln W - sum_i w_i (logit_i - largest) / W:
+// one more look at the row, in order, in double. A logit of -infinity weighs nothing.
+StatusOr<Sampler::RowSummary> Sampler::Summarize(std::span<const float> logits, bool signals) {
+  if (signals) weights_.resize(logits.size());
+  const SoftmaxSums sums = ops_->softmax_weights(
+      {.logits = logits.data(), .weights = signals ? weights_.data() : nullptr, .count = logits.size()});
   if (std::isnan(sums.sum)) return NumericError(logits);
-  return sums.largest + std::log(sums.sum);
+  RowSummary row{.log_sum = sums.largest + std::log(sums.sum)};
+  if (!signals) return row;
+  float first = -kInfinity, second = -kInfinity;
+  double weighted = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float logit = logits[i];
+    second = std::max(second, std::min(first, logit));
+    first = std::max(first, logit);
+    if (weights_[i] > 0) weighted += double{weights_[i]} * (double{logit} - sums.largest);
+  }
+  row.margin = first - second;
+  row.entropy = static_cast<float>(std::log(sums.sum) - weighted / sums.sum);
+  return row;
 }
 
 // `logits` themselves when nothing changes them.
@@ -156,13 +172,15 @@ int32_t Sampler::Draw(std::span<const float> logits, const SamplingParams& param
   return order[rank];
 }
 
-SampledToken Sampler::Describe(std::span<const float> logits, double log_sum, int32_t token, uint32_t top) {
+SampledToken Sampler::Describe(std::span<const float> logits, const RowSummary& row, int32_t token,
+                               uint32_t top) {
   const auto logprob = [&](int32_t id) {
-    return static_cast<float>(logits[static_cast<size_t>(id)] - log_sum);
+    return static_cast<float>(logits[static_cast<size_t>(id)] - row.log_sum);
   };
-  SampledToken out{.token = token, .logprob = logprob(token), .top = {}};
+  SampledToken out{
+      .token = token, .logprob = logprob(token), .top = {}, .margin = row.margin, .entropy = row.entropy};
   if (top == 0) return out;
-  FallingOrder order(logits, order_, static_cast<float>(log_sum) - kLikelyRange);
+  FallingOrder order(logits, order_, static_cast<float>(row.log_sum) - kLikelyRange);
   for (size_t rank = 0; rank < std::min<size_t>(top, logits.size()); ++rank) {
     out.top.push_back({.token = order[rank], .logprob = logprob(order[rank])});
   }

@@ -28,6 +28,15 @@ struct SampledToken {
   int32_t token = 0;
   float logprob = 0;
   std::vector<TokenLogprob> top;  // most likely first; ties: lower id first
+  // How sure the model was, in nats, of its own distribution as well; 0 unless they were asked for.
+  float margin = 0;  // log-probability of the most likely token less that of the second; infinite without one
+  float entropy = 0;
+};
+
+// What is told of a token beside its log-probability.
+struct TokenReport {
+  uint32_t top = 0;      // so many alternatives, 0 to 20
+  bool signals = false;  // margin and entropy
 };
 
 // Counts of the tokens of one sequence, kept up to date by its owner, for the penalties.
@@ -51,21 +60,27 @@ class Sampler {
  public:
   explicit Sampler(const OpTable& ops = CpuOps()) : ops_(&ops) {}
 
-  // `index` is the number of tokens of the answer before this one: the counter of the draw. `top`
-  // alternatives are reported (0 to 20). INTERNAL, reason numeric_error, when a logit is NaN or +infinity or
-  // no logit is finite; a token whose logit is -infinity is never chosen.
+  // `index` is the number of tokens of the answer before this one: the counter of the draw. INTERNAL, reason
+  // numeric_error, when a logit is NaN or +infinity or no logit is finite; a token whose logit is -infinity
+  // is never chosen. What is reported does not change what is chosen.
   StatusOr<SampledToken> Sample(std::span<const float> logits, const SamplingParams& params,
-                                const TokenCounts& counts, uint64_t index, uint32_t top);
+                                const TokenCounts& counts, uint64_t index, const TokenReport& report);
 
   // The log-probability of a given token (prompt scores). Same errors.
-  StatusOr<SampledToken> Score(std::span<const float> logits, int32_t token, uint32_t top);
+  StatusOr<SampledToken> Score(std::span<const float> logits, int32_t token, const TokenReport& report);
 
  private:
-  StatusOr<double> LogSumExp(std::span<const float> logits) const;
+  // Of a row as the model gave it.
+  struct RowSummary {
+    double log_sum = 0;  // ln(sum exp(logits))
+    float margin = 0, entropy = 0;
+  };
+
+  StatusOr<RowSummary> Summarize(std::span<const float> logits, bool signals);
   std::span<const float> Adjust(std::span<const float> logits, const SamplingParams& params,
                                 const TokenCounts& counts);
   int32_t Draw(std::span<const float> logits, const SamplingParams& params, uint64_t index);
-  SampledToken Describe(std::span<const float> logits, double log_sum, int32_t token, uint32_t top);
+  SampledToken Describe(std::span<const float> logits, const RowSummary& row, int32_t token, uint32_t top);
 
   const OpTable* ops_;
   std::vector<float> adjusted_;  // logits after bias and penalties

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -23,7 +24,7 @@ std::vector<float> RandomLogits(size_t count, uint64_t seed, double spread = 6) 
 int32_t SampleToken(const std::vector<float>& logits, const SamplingParams& params, uint64_t index = 0,
                     const TokenCounts& counts = {}) {
   Sampler sampler;
-  const auto sampled = sampler.Sample(logits, params, counts, index, 0);
+  const auto sampled = sampler.Sample(logits, params, counts, index, {});
   EXPECT_TRUE(sampled.ok()) << sampled.status();
   return sampled.ok() ? sampled->token : -1;
 }
@@ -74,7 +75,7 @@ void ExpectDraws(const std::vector<float>& logits, SamplingParams params,
   std::vector<int> got(logits.size(), 0);
   Sampler sampler;
   for (int i = 0; i < draws; ++i) {
-    ++got[static_cast<size_t>(sampler.Sample(logits, params, counts, static_cast<uint64_t>(i), 0)->token)];
+    ++got[static_cast<size_t>(sampler.Sample(logits, params, counts, static_cast<uint64_t>(i), {})->token)];
   }
   double chi_square = 0, freedom = -1;
   for (size_t i = 0; i < want.size(); ++i) {
@@ -133,7 +134,8 @@ TEST(Sampler, TheDrawIsAFunctionOfSeedAndIndexAlone) {
   const SamplingParams params{.seed = 31};
   std::vector<int32_t> forward, backward;
   Sampler sampler;
-  for (uint64_t i = 0; i < 50; ++i) forward.push_back(sampler.Sample(logits, params, {}, i, 3)->token);
+  for (uint64_t i = 0; i < 50; ++i)
+    forward.push_back(sampler.Sample(logits, params, {}, i, {.top = 3})->token);
   for (uint64_t i = 50; i > 0; --i) backward.insert(backward.begin(), SampleToken(logits, params, i - 1));
   EXPECT_EQ(forward, backward);
   size_t same = 0;
@@ -219,7 +221,7 @@ TEST(Sampler, LogprobsAreOfTheRawLogitsAndSumToOne) {
   const auto logits = RandomLogits(20, /*seed=*/80);
   Sampler sampler;
   const SamplingParams params{.temperature = 0.5f, .top_k = 2, .logit_bias = {{4, 50.f}}, .seed = 81};
-  const auto sampled = sampler.Sample(logits, params, {}, 0, 20);
+  const auto sampled = sampler.Sample(logits, params, {}, 0, {.top = 20});
   ASSERT_TRUE(sampled.ok());
   ASSERT_EQ(sampled->top.size(), 20u);
   double sum = 0;
@@ -238,7 +240,7 @@ TEST(Sampler, LogprobsAreOfTheRawLogitsAndSumToOne) {
 
 TEST(Sampler, TopAlternativesOfEqualLogitsComeInOrderOfId) {
   Sampler sampler;
-  const auto scored = sampler.Score(std::vector<float>{1, 3, 3, 1, 3}, 0, 4);
+  const auto scored = sampler.Score(std::vector<float>{1, 3, 3, 1, 3}, 0, {.top = 4});
   ASSERT_TRUE(scored.ok());
   std::vector<int32_t> tokens;
   for (const TokenLogprob& each : scored->top) tokens.push_back(each.token);
@@ -247,11 +249,92 @@ TEST(Sampler, TopAlternativesOfEqualLogitsComeInOrderOfId) {
 
 TEST(Sampler, ScoreIsTheLogSoftmax) {
   Sampler sampler;
-  const auto scored = sampler.Score(std::vector<float>{0, 0, 0, 0}, 2, 0);
+  const auto scored = sampler.Score(std::vector<float>{0, 0, 0, 0}, 2, {});
   ASSERT_TRUE(scored.ok());
   EXPECT_EQ(scored->token, 2);
   EXPECT_FLOAT_EQ(scored->logprob, -std::log(4.0f));
   EXPECT_TRUE(scored->top.empty());
+}
+
+// With X the range of the logits and u = 2^-24, a weight has a relative error of (6 + 2 X) u and their sum
+// one of (75 + 2 X) u (kernels/sample/softmax_weights_test.cc). Every part of the entropy is a sum of terms
+// of one sign that is at most H, or ln W, which is at most H too; the last u is the result's own rounding.
+TEST(Sampler, SignalsAreThoseOfTheDefinition) {
+  for (const OpTable& ops : AllCpuOps()) {
+    for (const size_t count : {2, 15, 16, 1000, 40'000}) {
+      for (const double spread : {0.01, 6.0, 60.0}) {
+        SCOPED_TRACE(testing::Message() << ops.name << ", " << count << " logits over " << spread);
+        const auto logits = RandomLogits(count, /*seed=*/count, spread);
+        std::vector<double> falling(logits.begin(), logits.end());
+        std::sort(falling.begin(), falling.end(), std::greater());
+        double sum = 0, entropy = 0;
+        for (const double logit : falling) sum += std::exp(logit - falling[0]);
+        for (const double logit : falling) {
+          const double logprob = logit - falling[0] - std::log(sum);
+          entropy -= std::exp(logprob) * logprob;
+        }
+        Sampler sampler(ops);
+        const auto scored = sampler.Score(logits, 0, {.signals = true});
+        ASSERT_TRUE(scored.ok());
+        EXPECT_EQ(scored->margin, static_cast<float>(falling[0] - falling[1]));
+        EXPECT_NEAR(scored->entropy, entropy, (82 + 4 * spread) * 0x1p-24 * (1 + entropy));
+      }
+    }
+  }
+}
+
+TEST(Sampler, SignalsOfOneTokenOfAllAndOfTheFirstTwo) {
+  const struct {
+    const char* name;
+    std::vector<float> logits;
+    float margin;
+    double entropy;
+  } cases[] = {
+      {"one token", {2}, kInfinity, 0},
+      {"one that is possible", {-kInfinity, 3, -kInfinity}, kInfinity, 0},
+      {"one that is certain", {1000, -1000, 0}, 1000, 0},
+      {"all alike", std::vector<float>(1000, 5.f), 0, std::log(1000.0)},
+      {"two alike", {-kInfinity, 4, 4, -1e30f}, 0, std::log(2.0)},
+      {"the second after the first", {1, 2.5f, 2}, 0.5f, 0.9528},
+      {"the second before the first", {2, 1, 2.5f}, 0.5f, 0.9528},
+  };
+  for (const auto& c : cases) {
+    Sampler sampler;
+    const auto scored = sampler.Score(c.logits, 0, {.signals = true});
+    ASSERT_TRUE(scored.ok()) << c.name;
+    EXPECT_EQ(scored->margin, c.margin) << c.name;
+    EXPECT_NEAR(scored->entropy, c.entropy, 1e-4) << c.name;
+    EXPECT_GE(scored->entropy, 0) << c.name;
+  }
+}
+
+TEST(Sampler, SignalsAreOfTheRawLogitsAndChangeNothingElse) {
+  const auto logits = RandomLogits(500, /*seed=*/90);
+  TokenCounts counts;
+  for (int32_t token = 0; token < 50; ++token) counts.AddGenerated(token);
+  const SamplingParams all[] = {
+      {.temperature = 0},
+      {.seed = 91},
+      {.temperature = 0.6f, .top_k = 20, .repetition_penalty = 1.4f, .logit_bias = {{7, 9.f}}, .seed = 92}};
+  Sampler sampler;
+  const SampledToken want = *sampler.Score(logits, 0, {.signals = true});
+  for (const SamplingParams& params : all) {
+    for (uint64_t i = 0; i < 20; ++i) {
+      const SampledToken without = *sampler.Sample(logits, params, counts, i, {.top = 2});
+      const SampledToken with = *sampler.Sample(logits, params, counts, i, {.top = 2, .signals = true});
+      EXPECT_EQ(with.token, without.token);
+      EXPECT_EQ(with.logprob, without.logprob);
+      ASSERT_EQ(with.top.size(), 2u);
+      for (size_t rank = 0; rank < 2; ++rank) {
+        EXPECT_EQ(with.top[rank].token, without.top[rank].token);
+        EXPECT_EQ(with.top[rank].logprob, without.top[rank].logprob);
+      }
+      EXPECT_EQ(with.margin, want.margin);
+      EXPECT_EQ(with.entropy, want.entropy);
+      EXPECT_EQ(without.margin, 0);
+      EXPECT_EQ(without.entropy, 0);
+    }
+  }
 }
 
 TEST(Sampler, BrokenLogitsAreAnErrorAndNoToken) {
@@ -260,12 +343,13 @@ TEST(Sampler, BrokenLogitsAreAnErrorAndNoToken) {
   for (const auto& logits : broken) {
     Sampler sampler;
     for (const float temperature : {0.0f, 1.0f}) {
-      const auto sampled = sampler.Sample(logits, {.temperature = temperature}, {}, 0, 0);
+      const auto sampled =
+          sampler.Sample(logits, {.temperature = temperature}, {}, 0, {.signals = temperature > 0});
       ASSERT_FALSE(sampled.ok());
       EXPECT_EQ(sampled.status().code(), StatusCode::kInternal);
       EXPECT_EQ(Reason(sampled.status()), "numeric_error");
     }
-    EXPECT_EQ(Reason(sampler.Score(logits, 0, 0).status()), "numeric_error");
+    EXPECT_EQ(Reason(sampler.Score(logits, 0, {}).status()), "numeric_error");
   }
 }
 

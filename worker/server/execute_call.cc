@@ -104,6 +104,7 @@ void ExecuteCall::OnFinish(const SequenceResult& result) {
          {"prompt_tokens", finished.prompt_tokens()},
          {"cached_tokens", finished.cached_tokens()},
          {"output_tokens", finished.generated_tokens()},
+         {"accepted_draft_tokens", finished.accepted_draft_tokens()},
          {"preemptions", result.stats.preemptions},
          {"queue_ms", finished.queue_seconds() * 1e3},
          {"prefill_ms", finished.prefill_seconds() * 1e3},

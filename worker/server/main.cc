@@ -20,7 +20,9 @@ namespace {
 
 constexpr char kFooter[] =
     "Every setting, its unit and its default: WorkerConfig in proto/terrace/v1/config.proto.\n"
-    "SIGTERM and SIGINT drain: running answers may finish for 30 s; a second signal ends at once.\n"
+    "SIGTERM and SIGINT drain: running answers may finish for drain_seconds, then other workers go on with "
+    "them;\n"
+    "a second signal ends at once.\n"
     "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port or memory not to be "
     "had,\n"
     "78 wrong configuration.";
@@ -44,14 +46,15 @@ StatusOr<WorkerOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   return MakeWorkerOptions(config);
 }
 
-// Running answers may finish; a second signal ends at once.
-void Drain(WorkerServer& server, ShutdownSignal& shutdown) {
+// Running answers may finish for a while; a second signal ends it at once.
+void Drain(WorkerServer& server, double drain_seconds, ShutdownSignal& shutdown) {
   const EngineStats stats = server.Stats();
   Log(LogLevel::kInfo, "worker_draining", {{"running", stats.running}, {"waiting", stats.waiting}});
   std::atomic<bool> is_drained = false;
   server.Drain([&is_drained] { is_drained = true; });
-  AwaitDrained(shutdown, [&is_drained] { return is_drained.load(); });
-  server.Stop();  // is_drained is written no more
+  AwaitDrained(
+      shutdown, [&is_drained] { return is_drained.load(); }, drain_seconds);
+  server.Stop();  // hands over what is left; is_drained is written no more
 }
 
 Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
@@ -66,7 +69,7 @@ Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
   RETURN_IF_ERROR(started.status());
   const auto& server = *started;
   shutdown.Wait();
-  Drain(*server, shutdown);
+  Drain(*server, options.server.engine.drain_seconds, shutdown);
   const EngineStats stats = server->Stats();
   Log(LogLevel::kInfo, "worker_stopped",
       {{"finished", stats.finished}, {"failed", stats.failed}, {"cancelled", stats.cancelled}});

@@ -61,6 +61,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   if (engine.has_compute()) out.compute = engine.compute();
   if (engine.has_pin_threads()) out.pin_threads = engine.pin_threads();
   if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
+  if (config.has_drain_seconds()) out.drain_seconds = config.drain_seconds();
   const v1::KvConfig& kv = config.kv();
   RETURN_IF_ERROR(SetCount("kv.block_tokens", kv.has_block_tokens(), kv.block_tokens(), out.block_tokens));
   if (kv.has_pool_bytes() && kv.pool_bytes() == 0) return Bad("kv.pool_bytes", "must be at least 1");

@@ -31,6 +31,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_TRUE(server.engine.prefix_cache);
   EXPECT_EQ(server.engine.host_swap_bytes, 0u);
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 5);
+  EXPECT_EQ(server.engine.drain_seconds, 1);
   EXPECT_EQ(server.engine.kernels, "auto");
   EXPECT_EQ(server.engine.compute, "auto");
   EXPECT_FALSE(server.engine.pin_threads);
@@ -45,7 +46,8 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "f32, pin_threads: true,\n"
       "         max_prefill_wait_seconds: 0.5}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
-      "log: {level: debug, format: text}\n");
+      "log: {level: debug, format: text}\n"
+      "drain_seconds: 2.5\n");
   ASSERT_TRUE(options.ok()) << options.status();
   const WorkerServerOptions& server = options->server;
   EXPECT_EQ(server.grpc, "[::1]:0");
@@ -61,6 +63,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_FALSE(server.engine.prefix_cache);
   EXPECT_EQ(server.engine.host_swap_bytes, 2000u);
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 0.5);
+  EXPECT_EQ(server.engine.drain_seconds, 2.5);
   EXPECT_EQ(server.engine.kernels, "reference");
   EXPECT_EQ(server.engine.compute, "f32");
   EXPECT_TRUE(server.engine.pin_threads);
@@ -110,6 +113,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, engine: {compute: f64}}", "engine.compute: \"f64\""},
       {"{model: m, engine: {max_prefill_wait_seconds: 0}}",
        "engine.max_prefill_wait_seconds is 0, not in (0"},
+      {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},
       {"{model: m, kv: {pool_bytes: 0}}", "kv.pool_bytes: must be at least 1"},

@@ -44,10 +44,13 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   SequenceSpec spec;
   spec.request_id = request.request_id();
   spec.prompt.assign(request.prompt_tokens().begin(), request.prompt_tokens().end());
+  spec.resume.assign(request.resume_tokens().begin(), request.resume_tokens().end());
+  spec.draft.assign(request.draft_tokens().begin(), request.draft_tokens().end());
   spec.max_tokens = request.max_tokens();
   spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   spec.ignore_eos = request.ignore_eos();
   spec.top_logprobs = request.top_logprobs();
+  spec.signals = request.signals();
   spec.score_prompt = request.score_prompt();
   spec.priority = request.priority();
   spec.cache_salt = request.cache_salt();
@@ -67,6 +70,8 @@ std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point dea
 void ToProto(const SampledToken& token, v1::GeneratedToken& out) {
   out.set_token(token.token);
   out.set_logprob(token.logprob);
+  out.set_margin(token.margin);
+  out.set_entropy(token.entropy);
   for (const TokenLogprob& alternative : token.top) {
     auto* top = out.add_top();
     top->set_token(alternative.token);
@@ -82,6 +87,7 @@ void ToProto(const SequenceResult& result, v1::ExecuteFinished& out) {
   out.set_queue_seconds(result.stats.queue_seconds);
   out.set_prefill_seconds(result.stats.prefill_seconds);
   out.set_decode_seconds(result.stats.decode_seconds);
+  out.set_accepted_draft_tokens(result.stats.accepted_draft_tokens);
 }
 
 }  // namespace terrace

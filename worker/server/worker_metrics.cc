@@ -13,8 +13,9 @@ using Labels = std::vector<std::string>;
 
 // Label values, by the indices that Phase and Outcome give.
 constexpr std::array kPhaseNames = {"prefill", "decode", "mixed"};
-constexpr std::array kOutcomeNames = {"stop", "length", "cancelled", "deadline", "error", "refused"};
-constexpr size_t kRefused = 5;
+constexpr std::array kOutcomeNames = {"stop",  "length",      "cancelled", "deadline",
+                                      "error", "handed_over", "refused"};
+constexpr size_t kRefused = 6;
 
 // Counters that follow totals of the engine.
 struct FollowedTotal {
@@ -25,6 +26,8 @@ struct FollowedTotal {
 constexpr std::array kFollowedTotals = {
     FollowedTotal{"terrace_engine_prompt_tokens_total", nullptr, &SchedulerStats::prompt_tokens},
     FollowedTotal{"terrace_engine_generation_tokens_total", nullptr, &SchedulerStats::generated_tokens},
+    FollowedTotal{"terrace_engine_draft_tokens_total", "accepted", &SchedulerStats::accepted_draft_tokens},
+    FollowedTotal{"terrace_engine_draft_tokens_total", "rejected", &SchedulerStats::rejected_draft_tokens},
     FollowedTotal{"terrace_engine_preemptions_total", "recompute", &SchedulerStats::recompute_preemptions},
     FollowedTotal{"terrace_engine_preemptions_total", "swap", &SchedulerStats::swap_preemptions},
     FollowedTotal{"terrace_prefix_cache_query_tokens_total", nullptr, &SchedulerStats::prefix_query_tokens},
@@ -43,6 +46,7 @@ size_t Outcome(const SequenceResult& result) {
     case FinishReason::kLength:
       return 1;
     case FinishReason::kCancelled:
+      if (result.error.code() == StatusCode::kUnavailable) return 5;
       return result.error.code() == StatusCode::kDeadlineExceeded ? 3 : 2;
     case FinishReason::kError:
       break;

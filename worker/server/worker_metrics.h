@@ -30,7 +30,7 @@ class WorkerMetrics {
   std::string Render(const EngineStats& stats, MonoTime now);
 
  private:
-  static constexpr size_t kPhases = 3, kOutcomes = 6, kTotals = 6;
+  static constexpr size_t kPhases = 3, kOutcomes = 7, kTotals = 8;
 
   void SetFrom(const EngineStats& stats, MonoTime now);
 

@@ -22,6 +22,9 @@ TEST(WorkerMetrics, EverySeriesExistsFromTheStart) {
   }
   for (const char* series :
        {"terrace_engine_preemptions_total{mode=\"recompute\"} 0\n",
+        "terrace_engine_draft_tokens_total{result=\"accepted\"} 0\n",
+        "terrace_engine_draft_tokens_total{result=\"rejected\"} 0\n",
+        "terrace_engine_sequences_total{outcome=\"handed_over\"} 0\n",
         "terrace_engine_preemptions_total{mode=\"swap\"} 0\n", "terrace_kv_blocks{state=\"free\"} 0\n",
         "terrace_kv_blocks{state=\"held\"} 0\n", "terrace_kv_blocks{state=\"cached\"} 0\n",
         "terrace_kv_host_blocks{state=\"free\"} 0\n", "terrace_kv_host_blocks{state=\"held\"} 0\n",
@@ -39,6 +42,7 @@ TEST(WorkerMetrics, GaugesAndTotalsAreTheEngines) {
   stats.free_blocks = 5, stats.held_blocks = 4, stats.cached_blocks = 7, stats.total_blocks = 16;
   stats.host_blocks = 10, stats.swapped_blocks = 6;
   stats.recompute_preemptions = 8, stats.swap_preemptions = 9;
+  stats.accepted_draft_tokens = 11, stats.rejected_draft_tokens = 12;
   stats.prefix_query_tokens = 100, stats.prefix_hit_tokens = 60;
   metrics.Render(stats, {});
   const std::string text = metrics.Render(stats, {});  // what was told is not told twice
@@ -48,6 +52,8 @@ TEST(WorkerMetrics, GaugesAndTotalsAreTheEngines) {
         "terrace_kv_blocks{state=\"held\"} 4\n", "terrace_kv_blocks{state=\"cached\"} 7\n",
         "terrace_kv_cache_usage_ratio 0.25\n", "terrace_kv_host_blocks{state=\"free\"} 4\n",
         "terrace_kv_host_blocks{state=\"held\"} 6\n",
+        "terrace_engine_draft_tokens_total{result=\"accepted\"} 11\n",
+        "terrace_engine_draft_tokens_total{result=\"rejected\"} 12\n",
         "terrace_engine_preemptions_total{mode=\"recompute\"} 8\n",
         "terrace_engine_preemptions_total{mode=\"swap\"} 9\n",
         "terrace_prefix_cache_query_tokens_total 100\n", "terrace_prefix_cache_hit_tokens_total 60\n"}) {
@@ -61,6 +67,25 @@ TEST(WorkerMetrics, ATotalNeverFallsWhenSnapshotsComeOutOfOrder) {
   early.generated_tokens = 5, late.generated_tokens = 7;
   metrics.Render(late, {});
   EXPECT_THAT(metrics.Render(early, {}), HasSubstr("terrace_engine_generation_tokens_total 7\n"));
+}
+
+TEST(WorkerMetrics, EveryEndOfASequenceHasItsOutcome) {
+  const struct {
+    FinishReason reason;
+    Status error;
+    const char* outcome;
+  } cases[] = {{FinishReason::kStop, {}, "stop"},
+               {FinishReason::kLength, {}, "length"},
+               {FinishReason::kCancelled, Cancelled("nobody reads"), "cancelled"},
+               {FinishReason::kCancelled, DeadlineExceeded("late"), "deadline"},
+               {FinishReason::kCancelled, Unavailable("draining"), "handed_over"},
+               {FinishReason::kError, Internal("NaN"), "error"}};
+  for (const auto& c : cases) {
+    WorkerMetrics metrics;
+    metrics.OnFinished({.reason = c.reason, .error = c.error, .stats = {}});
+    EXPECT_THAT(metrics.Render({}, {}),
+                HasSubstr(Concat("terrace_engine_sequences_total{outcome=\"", c.outcome, "\"} 1\n")));
+  }
 }
 
 TEST(WorkerMetrics, AStepCountsItsSequencesAndTheWaitsThatEnded) {

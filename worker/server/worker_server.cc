@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr std::chrono::seconds kStallLimit(10);
-constexpr std::chrono::seconds kCloseLimit(1);  // for clients to take the last words
+constexpr std::chrono::milliseconds kCloseLimit(500);  // for clients to take the last words
 
 Status CannotListen(const std::string& address) {
   return WithReason(

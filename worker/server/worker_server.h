@@ -42,9 +42,9 @@ class WorkerServer {
   std::string ops_address() const { return ops_ == nullptr ? "" : ops_->address(); }
   EngineStats Stats() const { return opened_.engine->Stats(); }
 
-  // Refuses new sequences and turns health and readiness off; `done` as Engine::Drain.
+  // Turns health and readiness off; the rest as Engine::Drain.
   void Drain(std::function<void()> done);
-  // Ends every sequence and call, and closes the listeners. Idempotent.
+  // Hands every sequence over, ends every call and closes the listeners. Idempotent.
   void Stop();
 
  private:

@@ -1,6 +1,7 @@
 // A whole worker with the smallest demo model, over loopback.
 #include "worker/server/worker_server.h"
 
+#include <cmath>
 #include <fstream>
 #include <future>
 
@@ -195,6 +196,37 @@ TEST_F(WorkerServerTest, GreedyAnswersAreTheGoldenOnes) {
       EXPECT_NEAR(tokens[0].top(i).logprob(), top[i][1].get<double>(),
                   2e-3);  // the reference is f32, summed otherwise
     }
+  }
+}
+
+TEST_F(WorkerServerTest, GoldenAnswersGoOnWhereverTheyWereCutOffWhateverIsDrafted) {
+  for (const Json& row : GoldenRows("terrace-demo-nano", 4)) {
+    const auto golden = row["greedy_tokens"].get<std::vector<int32_t>>();
+    for (size_t cut = 0; cut < golden.size(); cut += 1 + golden.size() / 5) {
+      for (const size_t right : {size_t{0}, size_t{1}, (golden.size() - cut) / 2, golden.size() - cut}) {
+        v1::ExecuteRequest request = RequestFor(row);
+        request.mutable_resume_tokens()->Assign(golden.begin(), golden.begin() + static_cast<ptrdiff_t>(cut));
+        request.mutable_draft_tokens()->Assign(golden.begin() + static_cast<ptrdiff_t>(cut),
+                                               golden.begin() + static_cast<ptrdiff_t>(cut + right));
+        if (right % 2 == 0) request.add_draft_tokens(900);
+        std::vector<int32_t> ids;
+        for (const auto& token : Generate(request)) ids.push_back(token.token());
+        EXPECT_EQ(ids, std::vector<int32_t>(golden.begin() + static_cast<ptrdiff_t>(cut), golden.end()))
+            << "cut off behind " << cut << ", right up to " << right;
+      }
+    }
+  }
+}
+
+TEST_F(WorkerServerTest, SignalsAreSentWithEachTokenWhenTheyAreAskedFor) {
+  v1::ExecuteRequest request = RequestFor(GoldenRows("terrace-demo-nano", 1)[0]);
+  request.set_top_logprobs(2);
+  for (const auto& token : Generate(request)) EXPECT_EQ(token.margin() + token.entropy(), 0);
+  request.set_signals(true);
+  for (const auto& token : Generate(request)) {
+    EXPECT_NEAR(token.margin(), token.top(0).logprob() - token.top(1).logprob(), 1e-4);
+    EXPECT_GT(token.entropy(), 0);
+    EXPECT_LT(token.entropy(), std::log(1024.0));
   }
 }
 

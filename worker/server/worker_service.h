@@ -28,7 +28,7 @@ class WorkerService : public v1::Worker::CallbackService {
   v1::WorkerState state() const { return state_; }
   // STARTING -> READY.
   void SetReady();
-  // Any state -> DRAINING; `done` as Engine::Drain.
+  // Any state -> DRAINING; the rest as Engine::Drain.
   void Drain(std::function<void()> done);
   // Ends the Watch calls; the engine's Stop ends all others.
   void StopWatches() { watches_.Stop(); }

@@ -23,14 +23,16 @@ constexpr uint32_t kVocab = 1000;
 
 // A worker whose sequences run for as long as a test may take, with an in-process channel to it.
 struct FakeWorker {
-  explicit FakeWorker(FakeExecutor::Options fake = {}, ExecuteCall::Options execute = {}, size_t inbox = 64)
+  explicit FakeWorker(FakeExecutor::Options fake = {}, ExecuteCall::Options execute = {}, size_t inbox = 64,
+                      double drain_seconds = 600)
       : engine({.scheduler = {.max_sequences = 4,
                               .max_step_tokens = 16,
                               .context_length = 1 << 20,
                               .vocab_size = kVocab,
                               .block_tokens = 16,
                               .blocks = 1 << 18},
-                .inbox = inbox},
+                .inbox = inbox,
+                .drain_seconds = drain_seconds},
                std::make_unique<FakeExecutor>(std::move(fake))),
         service(
             {.description = Description(), .text_assets = std::string(2'500'000, 't'), .execute = execute},
@@ -101,19 +103,24 @@ std::vector<int32_t> ExpectedAnswer(int max_tokens) {
 
 // Reads a whole call.
 struct Answer {
-  std::vector<int32_t> tokens, scored;
+  std::vector<int32_t> tokens, scored;  // tokens: behind what was resumed
+  std::vector<v1::GeneratedToken> generated;
   v1::ExecuteFinished finished;
   Status status;
 };
 
-Answer Finish(grpc::ClientContext& context, grpc::ClientReader<v1::ExecuteEvent>& reader) {
+Answer Finish(grpc::ClientContext& context, grpc::ClientReader<v1::ExecuteEvent>& reader,
+              size_t resumed = 0) {
   Answer answer;
   v1::ExecuteEvent event;
   while (reader.Read(&event)) {
     if (event.has_tokens()) {
-      EXPECT_EQ(event.tokens().first_index(), answer.tokens.size());
+      EXPECT_EQ(event.tokens().first_index(), resumed + answer.tokens.size());
     }
-    for (const auto& token : event.tokens().tokens()) answer.tokens.push_back(token.token());
+    for (const auto& token : event.tokens().tokens()) {
+      answer.tokens.push_back(token.token());
+      answer.generated.push_back(token);
+    }
     if (event.has_prompt_scores()) {
       EXPECT_EQ(event.prompt_scores().first_index(), answer.scored.size() + 1);
     }
@@ -127,7 +134,13 @@ Answer Finish(grpc::ClientContext& context, grpc::ClientReader<v1::ExecuteEvent>
 Answer Execute(FakeWorker& worker, const v1::ExecuteRequest& request) {
   grpc::ClientContext context;
   auto reader = worker.stub->Execute(&context, request);
-  return Finish(context, *reader);
+  return Finish(context, *reader, static_cast<size_t>(request.resume_tokens_size()));
+}
+
+// `request`, of which `tokens` have come.
+v1::ExecuteRequest Resumed(v1::ExecuteRequest request, const std::vector<int32_t>& tokens) {
+  request.mutable_resume_tokens()->Assign(tokens.begin(), tokens.end());
+  return request;
 }
 
 TEST(WorkerService, AnAnswerHasItsTokensInOrderAndItsScoresFirst) {
@@ -156,6 +169,19 @@ TEST(WorkerService, WrongRequestsAreRefusedWithCodeAndReason) {
       {"no prompt", [](auto& r) { r.clear_prompt_tokens(); }, "invalid_value", "prompt"},
       {"token id", [](auto& r) { r.add_prompt_tokens(-1); }, "invalid_value", "prompt[1] is -1"},
       {"stop token", [](auto& r) { r.add_stop_tokens(kVocab); }, "invalid_value", "stop_tokens[0]"},
+      {"resumed token", [](auto& r) { r.add_resume_tokens(-1); }, "invalid_value", "resume[0] is -1"},
+      {"resumed whole",
+       [](auto& r) {
+         r = Resumed(r, {1, 2, 3, 4});
+       },
+       "invalid_value", "resume has 4 tokens and the answer at most 4"},
+      {"resumed past its end",
+       [](auto& r) {
+         r = Resumed(r, {1, 2});
+         r.add_stop_tokens(2);
+       },
+       "invalid_value", "resume[1] is 2, which ends the answer"},
+      {"drafted token", [](auto& r) { r.add_draft_tokens(kVocab); }, "invalid_value", "draft[0] is 1000"},
       {"too long", [](auto& r) { r.set_max_tokens(1 << 20); }, "context_length_exceeded", "1048577"},
       {"top_logprobs", [](auto& r) { r.set_top_logprobs(21); }, "invalid_value", "top_logprobs is 21"},
       {"priority", [](auto& r) { r.set_priority(101); }, "invalid_value", "priority is 101"},
@@ -221,15 +247,45 @@ TEST(WorkerService, ADeadlineOfACallBecomesOneOfTheMonotonicClock) {
   EXPECT_EQ(ToMonoDeadline(std::chrono::system_clock::time_point::max(), wall, now), std::nullopt);
 }
 
-TEST(WorkerService, ARequestBecomesASequenceWithItsPriorityAndSalt) {
+TEST(WorkerService, ARequestBecomesASequenceWithAllThatItAsksFor) {
   v1::ExecuteRequest request = Request(5);
   request.set_priority(-7);
   request.set_cache_salt("tenant");
+  request.add_resume_tokens(8);
+  request.add_draft_tokens(9);
+  request.add_draft_tokens(10);
+  request.set_signals(true);
   const auto spec = ToSequenceSpec(request);
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->priority, -7);
   EXPECT_EQ(spec->cache_salt, "tenant");
   EXPECT_EQ(spec->max_tokens, 5u);
+  EXPECT_EQ(spec->resume, std::vector<int32_t>{8});
+  EXPECT_EQ(spec->draft, (std::vector<int32_t>{9, 10}));
+  EXPECT_TRUE(spec->signals);
+}
+
+TEST(WorkerService, AnAnswerGoesOnBehindWhatIsResumedAndTakesOfADraftWhatIsRight) {
+  FakeWorker worker;
+  const std::vector<int32_t> whole = ExpectedAnswer(200);
+  v1::ExecuteRequest request = Resumed(Request(200), {whole.begin(), whole.begin() + 50});
+  for (size_t i = 50; i < 80; ++i) request.add_draft_tokens(whole[i]);
+  for (int i = 0; i < 300; ++i) request.add_draft_tokens((whole[80] + 1) % static_cast<int>(kVocab));
+  request.set_signals(true);
+  const Answer answer = Execute(worker, request);
+  EXPECT_EQ(answer.status, Status());
+  EXPECT_EQ(answer.tokens, std::vector<int32_t>(whole.begin() + 50, whole.end()));
+  EXPECT_EQ(answer.finished.generated_tokens(), 200u);
+  EXPECT_EQ(answer.finished.prompt_tokens(), 1u);
+  EXPECT_EQ(answer.finished.accepted_draft_tokens(), 30u);
+  for (const v1::GeneratedToken& token : answer.generated) {
+    EXPECT_EQ(token.margin(), FakeExecutor::kMargin);
+    EXPECT_EQ(token.entropy(), FakeExecutor::kEntropy);
+  }
+  ASSERT_TRUE(worker.AwaitIdle());
+  const std::string metrics = worker.metrics.Render(worker.engine.Stats(), RealClock().Now());
+  EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_engine_draft_tokens_total{result=\"accepted\"} 30\n"));
+  EXPECT_THAT(metrics, ::testing::HasSubstr("terrace_engine_draft_tokens_total{result=\"rejected\"} 120\n"));
 }
 
 // A buffer of which a few tokens are too many.
@@ -465,6 +521,36 @@ TEST(WorkerService, DrainAnswersWhenTheLastSequenceHasFinished) {
   gate.Open();
   EXPECT_EQ(drained.get(), 1u);
   EXPECT_EQ(Finish(context, *running).tokens.size(), 3u);
+}
+
+TEST(WorkerService, ADrainHandsOverWhatStillRunsAndAnotherWorkerGoesOn) {
+  StepGate gate;
+  FakeWorker worker({.before_step = [&](const StepPlan&) { gate.Pass(); }}, {}, /*inbox=*/64,
+                    /*drain_seconds=*/0);
+  grpc::ClientContext context;
+  auto running = worker.stub->Execute(&context, Request(200));
+  for (int step = 1; step <= 5; ++step) {
+    gate.AwaitStep(step);
+    gate.LetOneStep();
+  }
+  gate.AwaitStep(6);
+  std::promise<void> drained;
+  worker.service.Drain([&] { drained.set_value(); });
+  gate.Open();
+  const Answer begun = Finish(context, *running);
+  EXPECT_EQ(begun.status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(begun.status), "draining");
+  EXPECT_EQ(begun.tokens, ExpectedAnswer(6)) << "of every step that was made";
+  drained.get_future().get();
+  EXPECT_THAT(worker.metrics.Render(worker.engine.Stats(), RealClock().Now()),
+              ::testing::HasSubstr("terrace_engine_sequences_total{outcome=\"handed_over\"} 1\n"));
+
+  FakeWorker peer;
+  const Answer rest = Execute(peer, Resumed(Request(200), begun.tokens));
+  EXPECT_EQ(rest.status, Status());
+  std::vector<int32_t> whole = begun.tokens;
+  whole.insert(whole.end(), rest.tokens.begin(), rest.tokens.end());
+  EXPECT_EQ(whole, ExpectedAnswer(200));
 }
 
 TEST(WorkerService, TextIsSentInChunksToThoseWhoNameItsDigest) {

@@ -1,0 +1,288 @@
+// What one tier hands to the next, and when: drafts, early verdicts, signals.
+#include "router/dispatch/draft.h"
+#include "router/dispatch/testing_dispatcher.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+constexpr TokenId kEnd = ByteTokenizer::kEnd;
+
+// As ByteTokenizer, but token kShift + i is byte i, and there is no end token.
+class ShiftedTokenizer : public Tokenizer {
+ public:
+  static constexpr TokenId kShift = 1000;
+
+  std::vector<TokenId> Encode(std::string_view text) const override {
+    std::vector<TokenId> out;
+    for (const char c : text) out.push_back(kShift + static_cast<unsigned char>(c));
+    return out;
+  }
+  std::vector<TokenId> Encode(const MarkedText& text) const override { return Encode(text.text); }
+  std::string_view TokenBytes(TokenId token, bool with_control) const override {
+    return token < kShift ? std::string_view() : bytes_.TokenBytes(token - kShift, with_control);
+  }
+  bool IsControl(TokenId token) const override { return token < kShift; }
+  size_t vocab_size() const override { return kShift + 256; }
+  const SpecialTokens& special() const override { return special_; }
+  std::string Serialize() const override { return "shifted bytes"; }
+
+ private:
+  const ByteTokenizer bytes_;
+  const SpecialTokens special_ = {};
+};
+
+class EscalationTest : public DispatcherTest {
+ protected:
+  // Policy "auto" has these steps from now on.
+  void Use(std::vector<PlanStep> steps) {
+    dispatcher_ = nullptr;
+    catalog_ = *ModelCatalog::Make({{.name = "nano", .price = {1, 1}},
+                                    {.name = "small", .price = {10, 10}},
+                                    {.name = "base", .price = {100, 100}}},
+                                   {{.name = "auto", .steps = std::move(steps)}}, "");
+    dispatcher_ = MakeDispatcher({cluster_, *catalog_, balancer_, admission_, recorder_, clock_, 7});
+  }
+  void UseShifted(size_t tier) {
+    auto text = std::make_shared<TextAssets>();
+    text->tokenizer = std::make_shared<ShiftedTokenizer>();
+    cluster_.tier(tier).text = text;
+    cluster_.tier(tier).text_digest = "shifted bytes";
+    cluster_.tier(tier).vocab_size = ShiftedTokenizer::kShift + 256;
+  }
+  double DraftTokens(const std::string& tier, const std::string& result) const {
+    return Metric("terrace_tier_draft_tokens_total{result=\"" + result + "\",tier=\"" + tier + "\"}");
+  }
+};
+
+TEST_F(EscalationTest, TheNextTierVerifiesTheAnswerThatWasNotAccepted) {
+  Generate(Fields("auto"));
+  EXPECT_THAT(cluster_.call(kNano).spec.draft, IsEmpty());
+  cluster_.call(kNano).Answer("no", kUnsure);
+  EXPECT_THAT(cluster_.call(kSmall).spec.draft, ElementsAre('n', 'o', kEnd));
+  EXPECT_THAT(cluster_.call(kSmall).spec.resume, IsEmpty());
+  cluster_.call(kSmall).Answer("na", kUnsure);
+  EXPECT_THAT(cluster_.call(kBase).spec.draft, ElementsAre('n', 'a', kEnd));
+  cluster_.call(kBase).Answer("na");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "na");
+  ASSERT_EQ(End()->attempts.size(), 3u);
+  EXPECT_EQ(End()->attempts[0].draft_tokens, 0u);
+  EXPECT_EQ(End()->attempts[1].draft_tokens, 3u);
+  EXPECT_EQ(End()->attempts[1].accepted_draft_tokens, 1u);
+  EXPECT_EQ(End()->attempts[2].accepted_draft_tokens, 3u);
+  EXPECT_EQ(DraftTokens("small", "accepted"), 1);
+  EXPECT_EQ(DraftTokens("small", "rejected"), 2);
+  EXPECT_EQ(DraftTokens("base", "accepted"), 3);
+  EXPECT_EQ(DraftTokens("base", "rejected"), 0);
+}
+
+TEST_F(EscalationTest, ACascadeMayDoWithout) {
+  Use({{0, Gate(kThreshold)}, {2}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("no", kUnsure);
+  EXPECT_THAT(cluster_.call(kBase).spec.draft, IsEmpty());
+  cluster_.call(kBase).Answer("yes");
+  EXPECT_TRUE(End().ok());
+}
+
+TEST_F(EscalationTest, ATierWithAnotherTokenizerGetsTheTextInItsOwnTokens) {
+  UseShifted(kBase);
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("no", kUnsure);
+  cluster_.call(kSmall).Answer("so", kUnsure);
+  EXPECT_THAT(cluster_.call(kBase).spec.draft,
+              ElementsAre(ShiftedTokenizer::kShift + 's', ShiftedTokenizer::kShift + 'o'));
+  cluster_.call(kBase).SendToken(ShiftedTokenizer::kShift + 's');
+  cluster_.call(kBase).Finish(AnswerEnd::kLength);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "s");
+  EXPECT_EQ(End()->attempts[2].accepted_draft_tokens, 1u);
+}
+
+TEST_F(EscalationTest, ADraftEndsBeforeATokenThatTheNextModelHasNot) {
+  TierView tier = cluster_.tier(kSmall);
+  const Draft draft = {{'n', 'o', kEnd, 'x'}, tier.text, tier.text_digest};
+  EXPECT_THAT(EncodeDraft(draft, tier), ElementsAre('n', 'o', kEnd, 'x'));
+  tier.vocab_size = 256;
+  EXPECT_THAT(EncodeDraft(draft, tier), ElementsAre('n', 'o'));
+  EXPECT_THAT(EncodeDraft({}, tier), IsEmpty());
+}
+
+TEST_F(EscalationTest, WhatATierSaidBeforeItWasLostIsADraftToo) {
+  const Status stopping = WithReason(Unavailable("stopping"), "draining");
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("ab");
+  cluster_.tier(kNano).replicas[1].state = ReplicaState::kSilent;
+  cluster_.call(kNano, 0).Fail(stopping);
+  EXPECT_THAT(cluster_.call(kSmall).spec.draft, ElementsAre('a', 'b'));
+  cluster_.call(kSmall).Fail(stopping);  // it says nothing
+  EXPECT_THAT(cluster_.call(kBase).spec.draft, ElementsAre('a', 'b'));
+  cluster_.call(kBase).Answer("abc");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
+TEST_F(EscalationTest, AVerifyPolicysAnswerIsTheSecondTiersAlone) {
+  Use({{0, Gate::Closed()}, {2, {}, true}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("yes", 0);
+  EXPECT_EQ(sink_->text, "") << "however sure the first one is";
+  EXPECT_THAT(cluster_.call(kBase).spec.draft, ElementsAre('y', 'e', 's', kEnd));
+  cluster_.call(kBase).SendText("yes");
+  EXPECT_EQ(sink_->text, "yes");
+  cluster_.call(kBase).Answer("!", kUnsure);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "base");
+  EXPECT_DOUBLE_EQ(End()->price_usd, ((4 + 4) * 1 + (4 + 5) * 100) / 1e6) << "both are paid";
+  EXPECT_EQ(DraftTokens("base", "accepted"), 3);
+}
+
+TEST_F(EscalationTest, AnAnswerThatGoesOnElsewhereHasTheRestOfItsDraft) {
+  const struct {
+    const char* said;
+    std::vector<TokenId> draft;
+    uint32_t accepted;
+  } cases[] = {{"", {'a', 'b', 'c', kEnd}, 4}, {"ab", {'c', kEnd}, 2}, {"ax", {}, 0}};
+  Use({{0, Gate::Closed()}, {2, {}, true}});
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.said);
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("auto"));
+    cluster_.call(kNano).Answer("abc");
+    cluster_.call(kBase, 0).SendText(c.said);
+    cluster_.call(kBase, 0).Fail(WithReason(Unavailable("stopping"), "draining"));
+    FakeCall& second = cluster_.call(kBase, 1);
+    EXPECT_EQ(second.spec.resume, ByteTokenizer().Encode(std::string_view(c.said)));
+    EXPECT_EQ(second.spec.draft, c.draft);
+    second.Answer(std::string_view("abc").substr(std::string_view(c.said).size()));
+    ASSERT_TRUE(End().ok()) << End().status();
+    EXPECT_EQ(End()->attempts.back().draft_tokens, c.draft.size());
+    EXPECT_EQ(End()->attempts.back().accepted_draft_tokens, c.accepted);
+  }
+}
+
+constexpr double kAcceptAbove = -0.5, kRejectBelow = -1.5;
+Gate Holding(const HoldBudget& budget) {
+  HoldBudget hold = budget;
+  hold.accept_above = kAcceptAbove;
+  hold.reject_below = kRejectBelow;
+  return Gate(-0.2, hold);
+}
+
+TEST_F(EscalationTest, ASureAnswerGoesOutFromItsHoldBudgetOnAndIsTheAnswerWhateverFollows) {
+  Use({{0, Holding({.tokens = 3})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  FakeCall& call = cluster_.call(kNano);
+  clock_.Advance(std::chrono::seconds(1));
+  call.SendText("ab", kConfident);
+  EXPECT_EQ(sink_->text, "");
+  call.SendText("c", kConfident);
+  EXPECT_EQ(sink_->text, "abc");
+  call.SendText("d", -99);
+  EXPECT_EQ(sink_->text, "abcd");
+  EXPECT_FALSE(call.is_cancelled);
+  clock_.Advance(std::chrono::seconds(1));
+  call.Finish();
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "nano");
+  EXPECT_TRUE(End()->attempts[0].accepted);
+  EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 1);
+}
+
+TEST_F(EscalationTest, AnUnsureAnswerIsEndedFromItsHoldBudgetOnAndIsADraft) {
+  Use({{0, Holding({.tokens = 3})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  FakeCall& call = cluster_.call(kNano);
+  call.SendText("ab", kUnsure);
+  EXPECT_FALSE(call.is_cancelled);
+  call.SendText("cd", kUnsure);
+  EXPECT_TRUE(call.is_cancelled);
+  call.Fail(Cancelled("by us"));
+  EXPECT_THAT(cluster_.call(kBase).spec.draft, ElementsAre('a', 'b', 'c'));
+  cluster_.call(kBase).Answer("abe");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "abe");
+  EXPECT_EQ(End()->attempts[0].usage, (TokenUsage{4, 0, 3})) << "up to the verdict";
+  EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"escalated\",tier=\"nano\"}"), 1);
+}
+
+TEST_F(EscalationTest, BetweenTheBoundsAnAnswerIsJudgedAtItsEnd) {
+  Use({{0, Holding({.tokens = 1})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("hm", -1);
+  EXPECT_EQ(sink_->text, "");
+  cluster_.call(kBase).Answer("yes");
+  EXPECT_EQ(End()->tier, "base");
+}
+
+TEST_F(EscalationTest, AHoldBudgetMayBeOfTime) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  clock_.Advance(std::chrono::seconds(5));  // before the first token it does not run
+  FakeCall& call = cluster_.call(kNano);
+  call.SendText("a", kConfident);
+  clock_.Advance(std::chrono::seconds(2) - Duration(1));
+  call.SendText("b", kConfident);
+  EXPECT_EQ(sink_->text, "");
+  clock_.Advance(Duration(1));
+  call.SendText("c", kConfident);
+  EXPECT_EQ(sink_->text, "abc");
+  call.Answer("d", kConfident);
+  EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(EscalationTest, AnAnswerThatWentOutEarlyIsNoOtherTiersThoughItsWorkerIsLost) {
+  Use({{0, Holding({.tokens = 1})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("ab", kConfident);
+  EXPECT_EQ(sink_->text, "ab");
+  cluster_.tier(kNano).replicas[1].state = ReplicaState::kSilent;
+  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
+  EXPECT_TRUE(cluster_.replica(kBase, 0).calls.empty());
+  cluster_.tier(kNano).replicas[1].state = ReplicaState::kReady;
+  dispatcher_->Housekeep();
+  cluster_.call(kNano, 1).Answer("c", kUnsure);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "abc");
+  EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(EscalationTest, AVerdictHoldsAtTheReplicaThatGoesOn) {
+  Use({{0, Holding({.tokens = 4})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("ab", kConfident);
+  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
+  cluster_.call(kNano, 1).SendText("c", kConfident);
+  EXPECT_EQ(sink_->text, "");
+  cluster_.call(kNano, 1).SendText("d", kConfident);
+  EXPECT_EQ(sink_->text, "abcd") << "its budget counts all tokens";
+  cluster_.call(kNano, 1).Answer("");
+  EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(EscalationTest, SignalsAreAskedForWhereAGateLooksAtThemAndDecideThere) {
+  GateScorer scorer;
+  scorer.weights[GateScorer::kOfLogprobs + 1] = 1;  // of the least margin
+  scorer.bias = -2;
+  for (const float margin : {3.0f, 1.0f}) {
+    Use({{0, Gate(scorer, /*min_probability=*/0.5)}, {2, {}, true}});
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("auto"));
+    FakeCall& call = cluster_.call(kNano);
+    EXPECT_TRUE(call.spec.signals);
+    call.Send({.token = 'a', .logprob = -9, .margin = 5, .entropy = 0.5f});
+    call.Send({.token = kEnd, .logprob = -9, .margin = margin});
+    call.Finish();
+    if (margin < 2) {
+      EXPECT_FALSE(cluster_.call(kBase).spec.signals);
+      cluster_.call(kBase).Answer("b");
+    }
+    EXPECT_EQ(End()->tier, margin < 2 ? "base" : "nano");
+    EXPECT_EQ(End()->attempts[0].threshold, 0.5);
+  }
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,37 @@
+#include "router/dispatch/failover.h"
+
+#include "router/dispatch/attempts.h"
+
+namespace terrace {
+
+void Failover::OnToken() {
+  has_token_ = true;
+  fruitless_ = 0;
+  failed_.clear();
+  waiting_since_.reset();
+}
+
+void Failover::OnFailure(ReplicaId replica, const Status& error, bool counts, MonoTime now) {
+  error_ = error;
+  failed_[replica] = now;
+  if (!counts) return;
+  waiting_since_.reset();
+  if (!has_token_) ++fruitless_;
+}
+
+bool Failover::may_retry() const { return IsRetryable(error_) && fruitless_ < options_.max_attempts; }
+
+std::set<ReplicaId> Failover::TriedAt(MonoTime now) const {
+  std::set<ReplicaId> tried;
+  for (const auto& [replica, when] : failed_) {
+    if (now - when < kRest) tried.insert(replica);
+  }
+  return tried;
+}
+
+bool Failover::MayWait(MonoTime now) {
+  if (!waiting_since_.has_value()) waiting_since_ = now;
+  return now - *waiting_since_ < options_.resume_patience;
+}
+
+}  // namespace terrace

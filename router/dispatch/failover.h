@@ -1,0 +1,53 @@
+// What an answer has met with at the tier it is at, and whether it may be tried again there. Knows no calls
+// and no clock: times are arguments. One thread at a time.
+//
+// So many attempts in a row may bring no token. An answer that has begun may wait for a replica to go on at;
+// an attempt that no worker began with does not count against it then, as it costs nobody anything: the wait
+// alone bounds those.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "router/cluster/cluster_view.h"
+#include "router/dispatch/retry_budget.h"
+
+namespace terrace {
+
+class Failover {
+ public:
+  // A replica that failed is not asked again for so long, unless a token came meanwhile.
+  static constexpr Duration kRest = std::chrono::seconds(1);
+
+  explicit Failover(const RetryOptions& options) : options_(options) {}
+
+  void OnAttempt() {
+    ++attempts_;
+    has_token_ = false;
+  }
+  void OnToken();  // of the attempt in progress: the count begins anew
+  void OnFailure(ReplicaId replica, const Status& error, bool counts, MonoTime now);
+
+  uint32_t attempts() const { return attempts_; }
+  const Status& error() const { return error_; }  // the last one, as the worker gave it; OK: none yet
+  bool may_retry() const;
+  std::set<ReplicaId> TriedAt(MonoTime now) const;  // not to be asked
+  // Whether an answer that has begun, and has nobody to ask, may wait longer than `now`.
+  bool MayWait(MonoTime now);
+
+ private:
+  RetryOptions options_;
+  uint32_t attempts_ = 0;
+  uint32_t fruitless_ = 0;  // attempts in a row that brought no token, of those that count
+  bool has_token_ = false;  // the attempt in progress
+  std::map<ReplicaId, MonoTime> failed_;
+  std::optional<MonoTime> waiting_since_;
+  Status error_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,124 @@
+#include "router/tier/calibration_policy.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/rng.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using testing::HasSubstr;
+
+RequestPtr Ask(RequestInput input) { return *Request::Make({.request_id = "r", .input = std::move(input)}); }
+
+AnswerSignals DrawSignals(uint64_t seed) {
+  uint64_t draw = 0;
+  SignalMeter meter;
+  for (uint64_t token = 0; token < 1 + seed % 9; ++token) {
+    const double margin = 5 * RandomUniform(seed, draw++), entropy = RandomUniform(seed, draw++);
+    meter.Add(-RandomUniform(seed, draw++), margin, entropy);
+  }
+  return meter.signals();
+}
+
+TEST(GateScorer, IsTheScorerForEveryAnswerToThePrompt) {
+  FeatureScorer scorer{.bias = -0.2};
+  for (const Feature& feature : AllFeatures()) {
+    if (feature.source == FeatureSource::kDerived || feature.source == FeatureSource::kAgreement) continue;
+    const double place = static_cast<double>(scorer.features.size()) + 1;
+    scorer.features.push_back(
+        {.feature = &feature, .weight = 1 / place - 0.2, .mean = place / 4, .scale = 1 + place});
+  }
+  PromptTraits traits;
+  traits.Add("What is {x} if y = 37?\n");
+  const auto gate = GateScorerOf(scorer, traits);
+  ASSERT_TRUE(gate.ok()) << gate.status();
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    const FeatureInputs inputs = {.answer = DrawSignals(seed), .prompt = traits};
+    EXPECT_NEAR(gate->Probability(inputs.answer), scorer.Probability(inputs), 1e-12) << "seed " << seed;
+  }
+}
+
+TEST(GateScorer, RefusesFeaturesThatGatesDoNotTake) {
+  for (const Feature& feature : AllFeatures()) {
+    const auto gate = GateScorerOf({.features = {{.feature = &feature}}}, {});
+    const bool is_taken =
+        feature.source != FeatureSource::kDerived && feature.source != FeatureSource::kAgreement;
+    EXPECT_EQ(gate.ok(), is_taken) << feature.name;
+    if (is_taken) continue;
+    EXPECT_THAT(Message(gate.status()), HasSubstr(std::string(feature.name)));
+  }
+}
+
+TEST(TraitsOf, AChatIsWhatItsMessagesSay) {
+  const PromptTraits chat =
+      TraitsOf(std::vector<ChatMessage>{{.role = "system", .content = "a1?"}, {.content = "\n{"}});
+  EXPECT_EQ(chat, TraitsOf(std::string("a1?\n{")));
+  EXPECT_EQ(TraitsOf(std::vector<TokenId>{1, 2}), PromptTraits());
+}
+
+// Probability rises with the digits of a prompt.
+CalibratedGate GateOnDigits(double threshold) {
+  return {.scorer = {.features = {{.feature = *FindFeature("digit_share"), .weight = 8}}, .bias = -4},
+          .threshold = threshold};
+}
+
+Calibration Example(CalibrationKind kind) {
+  return {.kind = kind,
+          .policy = "auto",
+          .steps = {{.tier = "nano", .gate = GateOnDigits(0.9)},
+                    {.tier = "small", .gate = GateOnDigits(0.4)},
+                    {.tier = "base"}}};
+}
+
+const std::vector<std::string> kTiers = {"base", "small", "nano"};  // as the router has them, in its order
+
+TEST(CalibratedPolicy, ACascadeAsksTheTiersInOrderWithTheirGates) {
+  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers, /*verifies=*/true);
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  for (const char* prompt : {"words", "1234567890"}) {
+    const auto plan = (*policy)->Plan(*Ask(std::string(prompt)), {});
+    ASSERT_EQ(plan.size(), 3u);
+    EXPECT_EQ(plan[0].tier, 2u);
+    EXPECT_EQ(plan[1].tier, 1u);
+    EXPECT_EQ(plan[2].tier, 0u);
+    EXPECT_FALSE(plan[0].verifies);
+    EXPECT_TRUE(plan[1].verifies && plan[2].verifies);
+    EXPECT_EQ(plan[0].gate.threshold(), 0.9);
+    EXPECT_TRUE(plan[2].gate.is_open());
+    EXPECT_EQ(plan[0].gate.Accepts({.tokens = 1}), prompt[0] == '1');
+  }
+}
+
+TEST(CalibratedPolicy, AClassifierChoosesTheFirstTierThatIsSure) {
+  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, false);
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  const struct {
+    const char* prompt;
+    size_t tier;
+  } cases[] = {{"1234", 2}, {"12ab", 1}, {"abcd", 0}};  // probabilities 0.98, 0.5, 0.02
+  for (const auto& c : cases) {
+    const auto plan = (*policy)->Plan(*Ask(std::string(c.prompt)), {});
+    ASSERT_EQ(plan.size(), 1u);
+    EXPECT_EQ(plan[0].tier, c.tier) << c.prompt;
+    EXPECT_TRUE(plan[0].gate.is_open());
+  }
+}
+
+TEST(CalibratedPolicy, RefusesTiersAndFeaturesThatTheRouterDoesNotHave) {
+  Calibration calibration = Example(CalibrationKind::kClassifier);
+  calibration.steps[1].gate->scorer.features[0].feature = *FindFeature("first_margin");
+  EXPECT_EQ(MakeCalibratedPolicy(calibration, kTiers, false).status().code(), StatusCode::kUnimplemented);
+  calibration.kind = CalibrationKind::kCascade;
+  EXPECT_TRUE(MakeCalibratedPolicy(calibration, kTiers, false).ok());
+  const Status status = MakeCalibratedPolicy(calibration, {kTiers.data(), 2}, false).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(status), HasSubstr("nano"));
+}
+
+}  // namespace
+}  // namespace terrace

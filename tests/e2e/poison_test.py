@@ -1,0 +1,72 @@
+#!/usr/bin/python3
+"""End to end: a request that kills whatever worker runs it takes two with it, not more. Then it is refused, by its fingerprint,
+with a 500 that says so, and nobody else is.
+
+The workers are of a build with failpoints (base/failpoint.h), in which a prompt with one certain token kills:
+
+    bazel build --config=failpoints //worker/server:terrace-worker    # as ./run_tests does, which keeps a copy of it as
+                                                                      # bin/terrace-worker-failpoints
+TERRACE_FAILPOINT_WORKER names another one.
+"""
+
+import json
+import os
+import pathlib
+import unittest
+
+from cluster import BIN, wait_until
+from fleet import Fleet
+from processes import http_call
+
+WORKER = pathlib.Path(os.environ.get("TERRACE_FAILPOINT_WORKER") or BIN / "terrace-worker-failpoints")
+POISON = 1021  # a token that is in no other prompt here
+WORKERS = 4
+
+
+def has_failpoints(program):
+    """The variable that arms them is named in a binary only when one of them is in it."""
+    return program.exists() and b"TERRACE_FAILPOINTS" in program.read_bytes()
+
+
+class Poison(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        if not has_failpoints(WORKER):
+            raise AssertionError(f"{WORKER} is no worker with failpoints, which this test needs; ./run_tests makes one:\n{__doc__}")
+
+    def ask(self, fleet, last_token, **fields):
+        """Status and text of the answer to a prompt of tokens."""
+        body = {"model": "base", "prompt": [0, 2, 16, last_token], "max_tokens": 4, "temperature": 0, **fields}
+        status, _, text = http_call(fleet.http, "POST", "/v1/completions", body)
+        return status, text.decode()
+
+    def expect_quarantined(self, answer):
+        status, text = answer
+        self.assertEqual(status, 500, text)
+        error = json.loads(text)["error"]
+        self.assertIn("quarantine", f"{error['code']} {error['message']}".lower())
+
+    def test_a_request_that_killed_two_workers_is_refused_and_no_third_dies(self):
+        with Fleet(WORKERS, program=WORKER, failpoints=f"worker.prompt_has_token:{POISON}=kill") as fleet:
+            def dead():
+                return [member for member in fleet.members if not member.is_alive()]
+
+            self.assertEqual(self.ask(fleet, last_token=300)[0], 200)
+            self.expect_quarantined(self.ask(fleet, POISON))
+            wait_until(lambda: len(dead()) == 2, "two workers are dead")
+            for more in ({}, {"stream": True}, {}):
+                self.expect_quarantined(self.ask(fleet, POISON, **more))
+            self.assertEqual(self.ask(fleet, last_token=300)[0], 200, "others are served")
+            self.assertEqual(len(dead()), 2)
+
+            for member in dead():
+                self.assertEqual(member.wait(), -9)
+                member.start()
+            fleet.await_ready()
+            self.expect_quarantined(self.ask(fleet, POISON))
+            self.assertEqual(self.ask(fleet, last_token=301)[0], 200)
+            self.assertEqual(dead(), [])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

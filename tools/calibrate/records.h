@@ -1,0 +1,46 @@
+// Labelled records: what each tier answered to a set of prompts, as numbers, and whether it was right. The
+// file is JSON lines: a head that names the tiers, then a line a prompt. Values; pure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "router/tier/calibration.h"
+#include "router/tier/calibration_features.h"
+
+namespace terrace {
+
+struct RecordedTier {
+  std::string name = {}, model_digest = {}, text_digest = {};
+  uint64_t parameters = 0;
+};
+
+struct RecordedAnswer {
+  bool is_right = false;
+  uint32_t prompt_tokens = 0;
+  AnswerSignals signals = {};  // with margins and entropies
+  double draft_agreement = 0;  // as in FeatureInputs, with the tier before
+};
+
+struct Record {
+  std::string id = {}, task = {};
+  PromptTraits prompt = {};
+  std::vector<RecordedAnswer> answers = {};  // [tiers]
+};
+
+struct Records {
+  std::vector<RecordedTier> tiers = {};  // cheapest first, two or more
+  std::vector<Record> rows = {};
+
+  // What an answer costs, whatever the hardware: parameters x (prompt + generated tokens).
+  double Cost(const Record& record, size_t tier) const;
+};
+
+std::string RecordsText(const Records& records);
+// DATA_LOSS "line N: ..." for what is not as RecordsText writes it.
+StatusOr<Records> ParseRecords(std::string_view text);
+
+}  // namespace terrace

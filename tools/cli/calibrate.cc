@@ -1,0 +1,166 @@
+#include "tools/cli/calibrate.h"
+
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include "base/hash.h"
+#include "base/mapped_file.h"
+#include "base/version.h"
+#include "tools/cli/calibrate_table.h"
+#include "tools/cli/find_files.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kValidation[] = "models/eval/validation.jsonl";
+
+StatusOr<std::vector<TaskRow>> LoadRows(const CalibrateOptions& options, const std::string& argv0) {
+  std::vector<std::string> files = options.tasks;
+  if (files.empty()) {
+    ASSIGN_OR_RETURN(std::string file, FindProjectFile(kValidation, argv0));
+    files.push_back(std::move(file));
+  }
+  std::vector<TaskRow> rows;
+  for (const std::string& file : files) {
+    ASSIGN_OR_RETURN(std::vector<TaskRow> more, LoadTaskFile(file));
+    if (options.limit > 0 && more.size() > options.limit) more.resize(options.limit);
+    std::move(more.begin(), more.end(), std::back_inserter(rows));
+  }
+  return rows;
+}
+
+// Beside the file first, so that whoever reads it meanwhile sees the old one whole.
+Status WriteFile(const std::string& path, const std::string& text) {
+  const std::string beside = path + ".new";
+  std::ofstream stream(beside, std::ios::binary | std::ios::trunc);
+  stream << text;
+  stream.close();
+  if (!stream) return Unavailable(beside, ": cannot be written");
+  std::error_code error;
+  std::filesystem::rename(beside, path, error);
+  return error ? Unavailable(path, ": ", error.message()) : Status();
+}
+
+StatusOr<Records> ParseRecordsFile(const std::string& text, const std::string& path) {
+  StatusOr<Records> records = ParseRecords(text);
+  if (!records.ok()) return Annotate(records.status(), path.empty() ? "records" : path);
+  return records;
+}
+
+std::string Today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc = {};
+  gmtime_r(&now, &utc);
+  std::array<char, 16> text = {};
+  return std::string(text.data(), std::strftime(text.data(), text.size(), "%Y-%m-%d", &utc));
+}
+
+Status Report(const Calibration& calibration, const std::string& path, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  ASSIGN_OR_RETURN(const Records records, ParseRecordsFile(text, path));
+  const StatusOr<Tally> tally = ApplyCalibration(calibration, records);
+  if (!tally.ok()) return Annotate(tally.status(), path);
+  context.out << "\n" << FormatReport(*tally, records);
+  return {};
+}
+
+struct Group {
+  const char* name;
+  std::vector<FeatureSource> sources;
+};
+
+const std::vector<Group>& Groups() {
+  static const auto* const groups = new std::vector<Group>{
+      {"signals", {FeatureSource::kFirstToken, FeatureSource::kAnswer}},
+      {"prompt", {FeatureSource::kPrompt}},
+      {"first_token", {FeatureSource::kFirstToken}},
+      {"derived", {FeatureSource::kDerived}},
+      {"agreement", {FeatureSource::kAgreement}},
+  };
+  return *groups;
+}
+
+// The features of a group, or the one of that name.
+StatusOr<std::vector<const Feature*>> FeaturesNamed(const std::string& name) {
+  const auto group =
+      std::find_if(Groups().begin(), Groups().end(), [&](const Group& each) { return each.name == name; });
+  if (group == Groups().end()) {
+    ASSIGN_OR_RETURN(const Feature* const feature, FindFeature(name));
+    return std::vector<const Feature*>{feature};
+  }
+  std::vector<const Feature*> features;
+  for (const Feature& feature : AllFeatures()) {
+    const auto& sources = group->sources;
+    if (std::find(sources.begin(), sources.end(), feature.source) != sources.end())
+      features.push_back(&feature);
+  }
+  return features;
+}
+
+}  // namespace
+
+StatusOr<std::vector<const Feature*>> ChooseFeatures(const std::vector<std::string>& names,
+                                                     CalibrationKind kind) {
+  if (names.empty()) {
+    const bool is_cascade = kind == CalibrationKind::kCascade;
+    return ChooseFeatures(
+        is_cascade ? std::vector<std::string>{"signals", "prompt"} : std::vector<std::string>{"prompt"},
+        kind);
+  }
+  std::vector<const Feature*> chosen;
+  for (const std::string& name : names) {
+    ASSIGN_OR_RETURN(const std::vector<const Feature*> features, FeaturesNamed(name));
+    for (const Feature* feature : features) {
+      if (std::find(chosen.begin(), chosen.end(), feature) != chosen.end())
+        return InvalidArgument("--features: ", feature->name, " is there twice");
+      chosen.push_back(feature);
+    }
+  }
+  return chosen;
+}
+
+Status RunCalibrator(const std::string& records_text, CalibrationKind kind, const CalibrationFlags& flags,
+                     const CommandContext& context) {
+  CalibratorOptions options = {.kind = kind,
+                               .policy = flags.policy,
+                               .limit = flags.limit,
+                               .target = flags.target,
+                               .fit_share = flags.fit_share,
+                               .seed = flags.seed,
+                               .data_digest = HashBytes(records_text).Hex(),
+                               .date = Today(),
+                               .version = kVersion};
+  ASSIGN_OR_RETURN(options.features, ChooseFeatures(flags.features, kind));
+  ASSIGN_OR_RETURN(const Records records, ParseRecordsFile(records_text, ""));
+  ASSIGN_OR_RETURN(const CalibratorResult result, Calibrate(records, options));
+  context.out << FormatScorers(result) << "\n" << FormatCandidates(result);
+  if (!flags.report.empty()) RETURN_IF_ERROR(Report(result.calibration, flags.report, context));
+  if (flags.out.empty()) return {};
+  RETURN_IF_ERROR(WriteFile(flags.out, CalibrationText(result.calibration)));
+  context.out << "\nwrote " << flags.out << "\n";
+  return {};
+}
+
+Status RunCalibrate(const CalibrateOptions& options, const CommandContext& context) {
+  if (!options.records.empty()) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(options.records));
+    return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);
+  }
+  ASSIGN_OR_RETURN(const std::vector<TaskRow> rows, LoadRows(options, context.argv0));
+  ASSIGN_OR_RETURN(const Records records, AskTiers(rows, options.ask, context));
+  const std::string text = RecordsText(records);
+  if (!options.save_records.empty()) RETURN_IF_ERROR(WriteFile(options.save_records, text));
+  if (options.records_only) {
+    context.out << records.rows.size() << " records in " << options.save_records << "\n";
+    return {};
+  }
+  return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);
+}
+
+}  // namespace terrace

@@ -1,0 +1,138 @@
+#include "tools/cli/calibrate_command_line.h"
+
+#include <map>
+#include <string>
+
+#include "base/status.h"
+#include "tools/cli/option_values.h"
+#include "tools/cli/router_client.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kMaxConcurrency = 1024;
+constexpr size_t kMaxStarts = 64;
+
+void AddCalibration(CLI::App& command, CalibrationFlags& flags) {
+  command.add_option("--policy", flags.policy, "name of the policy that the file is for")
+      ->type_name("NAME")
+      ->capture_default_str();
+  command
+      .add_option("--epsilon", flags.limit.epsilon,
+                  "share of requests that may be wrong where the last tier would be right")
+      ->type_name(kRealNumber)
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->capture_default_str();
+  command.add_option("--delta", flags.limit.delta, "how likely it may be that more are")
+      ->type_name(kRealNumber)
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->capture_default_str();
+  command
+      .add_option("--starts", flags.limit.starts, "places where testing begins, each with delta over this")
+      ->type_name(kWholeNumber)
+      ->check(CLI::Range(size_t{1}, kMaxStarts).description(""))
+      ->capture_default_str();
+  command
+      .add_option(
+          "--features", flags.features,
+          "what scorers look at, by name or group: signals, prompt, first_token, and derived, agreement, "
+          "which the router does not take (default: signals,prompt; of train-router: prompt)")
+      ->type_name("NAME,NAME,...")
+      ->delimiter(',');
+  static const std::map<std::string, ScoreTarget> kTargets = {{"right", ScoreTarget::kRight},
+                                                              {"no_worse", ScoreTarget::kNoWorse}};
+  command
+      .add_option_function<std::string>(
+          "--target", [&flags](const std::string& name) { flags.target = kTargets.at(name); },
+          "what scorers predict: that the answer is right, or no_worse: right, or the last tier's is wrong "
+          "too "
+          "(default: right)")
+      ->type_name("TARGET")
+      ->check(CLI::IsMember(kTargets).description(""));
+  command
+      .add_option("--fit-share", flags.fit_share, "of the rows, for the scorers; the rest tests thresholds")
+      ->type_name(kRealNumber)
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->capture_default_str();
+  command.add_option("--seed", flags.seed, "of the split of the rows")
+      ->type_name(kWholeNumber)
+      ->capture_default_str();
+  command.add_option("--report", flags.report, "records to report on, which nothing is chosen by")
+      ->type_name("FILE");
+  command.add_option("--out", flags.out, "calibration file to write (default: only the tables are shown)")
+      ->type_name("FILE");
+}
+
+void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options) {
+  ModelTarget& target = options.ask.target;
+  auto* const router =
+      command
+          .add_option("--router", target.router,
+                      Concat("router of the served tiers, host:port (default: ", kDefaultRouter, ")"))
+          ->type_name(kAddress);
+  auto* const router_ops =
+      command.add_option("--router-ops", options.ask.router_ops, "its ops address, host:port")
+          ->type_name(kAddress)
+          ->capture_default_str();
+  AddAccessOptions(command, target.access);
+  auto* const threads =
+      command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
+          ->type_name(kWholeNumber);
+  const auto [compute, kv_dtype] = AddEngineOptions(command, target.compute, target.kv_dtype);
+  auto* const tasks =
+      command.add_option("--tasks", options.tasks, "task files (default: models/eval/validation.jsonl)")
+          ->type_name("FILE");
+  auto* const limit = command.add_option("--limit", options.limit, "rows of each file; 0: all")
+                          ->type_name(kWholeNumber)
+                          ->capture_default_str();
+  auto* const concurrency =
+      command.add_option("--concurrency", options.ask.concurrency, "requests at a time, 1 to 1024")
+          ->type_name(kWholeNumber)
+          ->check(CLI::Range(1u, kMaxConcurrency).description(""))
+          ->capture_default_str();
+  auto* const max_tokens = command.add_option("--max-tokens", options.ask.max_tokens, "longest answer")
+                               ->type_name(kWholeNumber)
+                               ->check(CLI::PositiveNumber.description(""))
+                               ->capture_default_str();
+  auto* const save =
+      command.add_option("--save-records", options.save_records, "file for what was asked, to be used again")
+          ->type_name("FILE");
+  command.add_flag("--records-only", options.records_only, "save the records, and end")->needs(save);
+  for (CLI::Option* const option :
+       {router, router_ops, threads, compute, kv_dtype, tasks, limit, concurrency, max_tokens, save})
+    option->needs(tiers);
+}
+
+}  // namespace
+
+void AddCalibrate(CLI::App& app, CalibrateOptions& options) {
+  CLI::App* const calibrate = app.add_subcommand(
+      "calibrate", "Find when a cascade may keep a smaller tier's answer, with a bound on the loss.");
+  auto* const source = calibrate->add_option_group("records")->require_option(1);
+  source->add_option("--records", options.records, "labelled records of an earlier --save-records")
+      ->type_name("FILE");
+  auto* const tiers = source
+                          ->add_option("--tiers", options.ask.tiers,
+                                       "tiers to ask, cheapest first: served ones, or NAME=MODEL for a model "
+                                       "folder or .gguf that is run in this process")
+                          ->type_name("NAME,NAME,...")
+                          ->delimiter(',');
+  AddAsking(*calibrate, tiers, options);
+  AddCalibration(*calibrate, options.calibration);
+  calibrate->footer(
+      "docs/how-to/calibrate.md says what the bound means.\n"
+      "Examples: terrace calibrate --tiers nano,small,base --save-records r.jsonl --out auto.json\n"
+      "          terrace calibrate --records r.jsonl --report test.jsonl");
+}
+
+void AddTrainRouter(CLI::App& app, TrainRouterOptions& options) {
+  CLI::App* const train =
+      app.add_subcommand("train-router", "Learn from labelled records which tier is enough for a prompt.");
+  train->add_option("--records", options.records, "labelled records of terrace calibrate --save-records")
+      ->type_name("FILE")
+      ->required();
+  AddCalibration(*train, options.calibration);
+  train->footer("Example: terrace train-router --records r.jsonl --out by-prompt.json");
+}
+
+}  // namespace terrace

@@ -1,0 +1,224 @@
+#include "tools/cli/calibrate_records.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "base/http_server.h"
+#include "text/text_assets.h"
+#include "tools/cli/mailbox.h"
+#include "tools/cli/progress_bar.h"
+#include "tools/cli/router_client.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+constexpr double kWaitSeconds = 0.05;  // how late a Ctrl-C may be noticed
+constexpr double kStatusSeconds = 5;
+constexpr uint32_t kAlternatives = 20;  // the most that a request may ask for
+
+struct RowPiece {
+  size_t row = 0;  // index
+  AnswerPiece piece;
+};
+
+v1::GenerateRequest RequestFor(const TaskRow& row, const std::string& model, uint32_t max_tokens) {
+  v1::GenerateRequest request;
+  request.set_model(model);
+  *request.mutable_chat() = row.chat;
+  request.set_max_tokens(max_tokens);
+  request.mutable_sampling()->set_temperature(0);
+  request.set_logprobs(true);
+  request.set_top_logprobs(kAlternatives);
+  return request;
+}
+
+using OnAnswer = std::function<Status(size_t row, const Answer& answer)>;
+
+// Several at a time; `on_answer` is called once a request, in any order, and its error ends it too.
+Status AskAll(Answerer& answerer, const std::vector<v1::GenerateRequest>& requests, uint32_t concurrency,
+              ShutdownSignal& shutdown, const OnAnswer& on_answer) {
+  const auto mailbox = std::make_shared<Mailbox<RowPiece>>();
+  std::map<size_t, std::unique_ptr<AnswerCall>> calls;  // in flight, by row
+  std::map<size_t, Answer> answers;                     // of those
+  const auto give_up = [&](const Status& status) {
+    for (const auto& [row, call] : calls) call->Cancel();
+    return status;
+  };
+  size_t started = 0, done = 0;
+  while (done < requests.size()) {
+    while (started < requests.size() && calls.size() < concurrency) {
+      const size_t row = started++;
+      calls[row] = answerer.Start(requests[row], [mailbox, row](AnswerPiece piece) {
+        mailbox->Push({.row = row, .piece = std::move(piece)});
+      });
+    }
+    const std::optional<RowPiece> event = mailbox->Pop(kWaitSeconds);
+    if (shutdown.WaitFor(0) != 0) return give_up(Cancelled("interrupted"));
+    if (!event.has_value()) continue;
+    if (!event->piece.ok()) return give_up(event->piece.status());
+    Answer& answer = answers[event->row];
+    answer.Add(*event->piece);
+    if (!event->piece->has_finished()) continue;
+    if (const Status status = on_answer(event->row, answer); !status.ok()) return give_up(status);
+    answers.erase(event->row);
+    calls.erase(event->row);
+    ++done;
+  }
+  return {};
+}
+
+// A tier, opened.
+struct OpenedTier {
+  RecordedTier described = {};
+  std::string model = {};  // as requests name it
+  std::unique_ptr<Answerer> answerer = {};
+};
+
+StatusOr<uint64_t> ParametersOf(Answerer& answerer, const std::string& model) {
+  ASSIGN_OR_RETURN(const v1::ListModelsResponse models, answerer.ListModels());
+  for (const v1::Model& each : models.models()) {
+    if (model.empty() || each.id() == model) return each.parameters();
+  }
+  return NotFound("no tier ", model, " is served");
+}
+
+StatusOr<OpenedTier> OpenTier(const std::string& text, const AskTiersOptions& options,
+                              const CommandContext& context) {
+  OpenedTier tier;
+  ModelTarget target = options.target;
+  target.max_sequences = options.concurrency;
+  const size_t equals = text.find('=');
+  if (equals != std::string::npos) {
+    target.router.clear();
+    target.model = text.substr(equals + 1);
+    ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(target.model));
+    tier.described.name = text.substr(0, equals);
+    tier.described.model_digest = files.digest.Hex();
+    tier.described.text_digest = Digest(*files.text).Hex();
+  } else {
+    if (target.router.empty()) target.router = kDefaultRouter;
+    target.model = text;
+    ASSIGN_OR_RETURN(const std::string body, HttpGet(options.router_ops + "/statusz", kStatusSeconds));
+    ASSIGN_OR_RETURN(const Json statusz, ParseJson(body));
+    ASSIGN_OR_RETURN(tier.described, DescribeServedTier(statusz, text));
+  }
+  tier.model = target.served_name();
+  ASSIGN_OR_RETURN(tier.answerer, OpenTarget(target, context.shutdown));
+  ASSIGN_OR_RETURN(tier.described.parameters, ParametersOf(*tier.answerer, tier.model));
+  return tier;
+}
+
+// At least: each of the alternatives that were not sent is at most as likely as the last that was.
+double EntropyOf(const v1::OutputToken& token) {
+  double entropy = 0, rest = 1;
+  for (const v1::TokenLogprob& each : token.top()) {
+    const double probability = std::exp(double{each.logprob()});
+    if (probability > 0) entropy -= probability * each.logprob();
+    rest -= probability;
+  }
+  return rest > 0 ? entropy - rest * token.top(token.top_size() - 1).logprob() : entropy;
+}
+
+PromptTraits TraitsOf(const v1::ChatMessages& chat) {
+  PromptTraits traits;
+  for (const v1::ChatMessage& message : chat.messages()) traits.Add(message.content());
+  return traits;
+}
+
+std::vector<int32_t> IdsOf(const Answer& answer) {
+  std::vector<int32_t> ids;
+  for (const v1::OutputToken& token : answer.tokens) ids.push_back(token.id());
+  return ids;
+}
+
+// Adds the tier's answers to `records`. `drafts`: the tokens of the tier before, empty where they are none of
+// this tier's; becomes its own.
+Status AskTier(const OpenedTier& tier, const std::vector<TaskRow>& rows, const AskTiersOptions& options,
+               const CommandContext& context, Records& records, std::vector<std::vector<int32_t>>& drafts) {
+  std::vector<v1::GenerateRequest> requests;
+  for (const TaskRow& row : rows) requests.push_back(RequestFor(row, tier.model, options.max_tokens));
+  ProgressBar bar(context, tier.described.name);
+  size_t done = 0;
+  const auto on_answer = [&](size_t row, const Answer& answer) -> Status {
+    const StatusOr<AnswerSignals> signals = SignalsOf(answer);
+    if (!signals.ok()) return Annotate(signals.status(), rows[row].id);
+    std::vector<int32_t> ids = IdsOf(answer);
+    records.rows[row].answers.push_back(
+        {.is_right = IsRight(rows[row].checker, answer.text, rows[row].expected),
+         .prompt_tokens = answer.finished.usage().prompt_tokens(),
+         .signals = *signals,
+         .draft_agreement = AgreementWith(drafts[row], ids)});
+    drafts[row] = std::move(ids);
+    bar.Show(++done, rows.size());
+    return {};
+  };
+  return AskAll(*tier.answerer, requests, options.concurrency, context.shutdown, on_answer);
+}
+
+}  // namespace
+
+StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptions& options,
+                           const CommandContext& context) {
+  std::vector<TaskRow> scored;
+  std::copy_if(rows.begin(), rows.end(), std::back_inserter(scored),
+               [](const TaskRow& row) { return row.checker != Checker::kNone; });
+  Records records;
+  for (const TaskRow& row : scored)
+    records.rows.push_back({.id = row.id, .task = row.task, .prompt = TraitsOf(row.chat)});
+  std::vector<std::vector<int32_t>> drafts(scored.size());
+  for (const std::string& text : options.tiers) {
+    StatusOr<OpenedTier> tier = OpenTier(text, options, context);
+    if (!tier.ok()) return Annotate(tier.status(), text);
+    const bool speaks_alike =
+        !records.tiers.empty() && records.tiers.back().text_digest == tier->described.text_digest;
+    if (!speaks_alike) drafts.assign(scored.size(), {});
+    const Status asked = AskTier(*tier, scored, options, context, records, drafts);
+    if (!asked.ok()) return Annotate(asked, text);
+    records.tiers.push_back(std::move(tier->described));
+  }
+  return records;
+}
+
+StatusOr<AnswerSignals> SignalsOf(const Answer& answer) {
+  SignalMeter meter;
+  for (const v1::OutputToken& token : answer.tokens) {
+    if (token.top_size() < 2)
+      return FailedPrecondition("a token has ", token.top_size(), " alternatives, 2 are needed");
+    meter.Add(token.logprob(), double{token.top(0).logprob()} - token.top(1).logprob(), EntropyOf(token));
+  }
+  if (answer.tokens.empty()) return FailedPrecondition("the answer has no tokens");
+  return meter.signals();
+}
+
+double AgreementWith(const std::vector<int32_t>& draft, const std::vector<int32_t>& answer) {
+  if (draft.empty()) return 0;
+  const auto differs = std::mismatch(draft.begin(), draft.end(), answer.begin(), answer.end()).first;
+  return static_cast<double>(differs - draft.begin()) / static_cast<double>(draft.size());
+}
+
+StatusOr<RecordedTier> DescribeServedTier(const Json& statusz, const std::string& name) {
+  try {
+    for (const Json& tier : statusz.at("tiers")) {
+      if (tier.at("name") != name) continue;
+      for (const Json& replica : tier.at("replicas")) {
+        if (replica.at("state") != "ready") continue;
+        return RecordedTier{.name = name,
+                            .model_digest = replica.at("model_digest").get<std::string>(),
+                            .text_digest = replica.at("text_digest").get<std::string>()};
+      }
+      return FailedPrecondition("no replica of tier ", name, " is ready");
+    }
+    return NotFound("the router has no tier ", name, " (a model on disk is named NAME=MODEL)");
+  } catch (const Json::exception& error) {
+    return DataLoss("unexpected /statusz: ", error.what());
+  }
+}
+
+}  // namespace terrace

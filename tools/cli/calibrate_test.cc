@@ -1,0 +1,283 @@
+#include "tools/cli/calibrate.h"
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/exit_code.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/mapped_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "text/text_assets.h"
+#include "tools/calibrate/testing_records.h"
+#include "tools/cli/command_line.h"
+#include "tools/cli/test_context.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr char kNano[] = "models/terrace-demo-nano";
+
+std::string PathOf(const std::string& name) { return std::filesystem::path(testing::TempDir()) / name; }
+
+std::string WriteRecords(const std::string& name, size_t rows, uint64_t seed) {
+  std::ofstream(PathOf(name)) << RecordsText(DrawRecords(rows, seed));
+  return PathOf(name);
+}
+
+Answer AnswerWith(const std::vector<std::vector<double>>& probabilities) {  // of each token's alternatives
+  Answer answer;
+  for (const auto& alternatives : probabilities) {
+    v1::OutputToken token;
+    token.set_logprob(static_cast<float>(std::log(alternatives[0])));
+    for (const double each : alternatives) token.add_top()->set_logprob(static_cast<float>(std::log(each)));
+    answer.tokens.push_back(token);
+  }
+  return answer;
+}
+
+TEST(SignalsOf, AreThoseOfTheAlternatives) {
+  const auto signals = SignalsOf(AnswerWith({{0.5, 0.25, 0.25}, {0.75, 0.25}}));
+  ASSERT_TRUE(signals.ok()) << signals.status();
+  EXPECT_EQ(signals->tokens, 2u);
+  EXPECT_NEAR(signals->mean_logprob, (std::log(0.5) + std::log(0.75)) / 2, 1e-6);
+  EXPECT_NEAR(signals->min_margin, std::log(2), 1e-6);
+  EXPECT_NEAR(signals->mean_margin, (std::log(2) + std::log(3)) / 2, 1e-6);
+  EXPECT_NEAR(signals->first_entropy, 1.5 * std::log(2), 1e-6);
+  // What is not sent is at least as surprising as the last that was.
+  const double least = -0.5 * std::log(0.5) - 0.5 * std::log(0.125);
+  const double all = -0.5 * std::log(0.5) - 0.125 * std::log(0.125) - 0.375 * std::log(0.125 / 2);
+  const auto cut = SignalsOf(AnswerWith({{0.5, 0.125}}));
+  ASSERT_TRUE(cut.ok()) << cut.status();
+  EXPECT_NEAR(cut->first_entropy, least, 1e-6);
+  EXPECT_LE(cut->first_entropy, all);
+  EXPECT_EQ(SignalsOf(AnswerWith({{0.5, 0.25}, {0.5}})).status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(SignalsOf(Answer()).status().code(), StatusCode::kFailedPrecondition);
+}
+
+TEST(AgreementWith, IsTheShareOfTheDraftThatIsTheBeginningOfTheAnswer) {
+  for (const size_t draft_size : {1u, 4u, 9u}) {
+    for (size_t common = 0; common <= draft_size; ++common) {
+      for (const size_t more : {0u, 3u}) {
+        std::vector<int32_t> draft(draft_size, 7), answer(common, 7);
+        answer.resize(common + more, 8);
+        EXPECT_EQ(AgreementWith(draft, answer),
+                  static_cast<double>(common) / static_cast<double>(draft_size));
+      }
+    }
+  }
+  EXPECT_EQ(AgreementWith({}, {1, 2}), 0) << "no draft";
+}
+
+TEST(DescribeServedTier, IsWhatItsReadyReplicasServe) {
+  const auto replica = [](const char* state, const char* digest) {
+    return Json{{"state", state}, {"model_digest", digest}, {"text_digest", Concat("text of ", digest)}};
+  };
+  const Json tiers[] = {
+      {{"name", "nano"}, {"replicas", Json::array({replica("silent", "old"), replica("ready", "new")})}},
+      {{"name", "base"}, {"replicas", Json::array({replica("connecting", "")})}}};
+  const Json statusz = {{"tiers", Json::array({tiers[0], tiers[1]})}};
+  const auto nano = DescribeServedTier(statusz, "nano");
+  ASSERT_TRUE(nano.ok()) << nano.status();
+  EXPECT_EQ(nano->model_digest, "new");
+  EXPECT_EQ(nano->text_digest, "text of new");
+  EXPECT_EQ(DescribeServedTier(statusz, "base").status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(DescribeServedTier(statusz, "small").status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(DescribeServedTier(Json::object(), "nano").status().code(), StatusCode::kDataLoss);
+}
+
+TEST(ChooseFeatures, GroupsHaveEveryFeatureOnceAndTheDefaultsAreWhatTheRouterTakes) {
+  const auto all = ChooseFeatures({"signals", "prompt", "derived", "agreement"}, CalibrationKind::kCascade);
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(all->size(), AllFeatures().size());
+  EXPECT_EQ(std::set<const Feature*>(all->begin(), all->end()).size(), all->size());
+  for (const CalibrationKind kind : {CalibrationKind::kCascade, CalibrationKind::kClassifier}) {
+    const auto chosen = ChooseFeatures({}, kind);
+    ASSERT_TRUE(chosen.ok() && !chosen->empty());
+    for (const Feature* feature : *chosen) {
+      EXPECT_NE(feature->source, FeatureSource::kDerived) << feature->name;
+      EXPECT_NE(feature->source, FeatureSource::kAgreement) << feature->name;
+      EXPECT_TRUE(kind == CalibrationKind::kCascade || feature->source == FeatureSource::kPrompt)
+          << feature->name;
+    }
+  }
+  EXPECT_THAT(ChooseFeatures({"min_margin"}, CalibrationKind::kCascade).value(),
+              ElementsAre(*FindFeature("min_margin")));
+  const std::vector<std::vector<std::string>> wrongs = {
+      {"luck"}, {"signals", "min_margin"}, {"prompt", "prompt"}};
+  for (const auto& wrong : wrongs) {
+    EXPECT_EQ(ChooseFeatures(wrong, CalibrationKind::kCascade).status().code(), StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(Calibrate, FromRecordsWritesAFileThatTheRouterReads) {
+  CalibrateOptions options;
+  options.records = WriteRecords("tune.jsonl", 600, /*seed=*/1);
+  options.calibration.features = {"mean_logprob", "min_margin"};
+  options.calibration.report = WriteRecords("test.jsonl", 200, /*seed=*/2);
+  options.calibration.out = PathOf("auto.json");
+  TestContext test;
+  const Status status = RunCalibrate(options, test.context);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_THAT(test.out.str(), AllOf(HasSubstr("chosen"), HasSubstr("report on 200 rows"), HasSubstr("oracle"),
+                                    HasSubstr("base only"), HasSubstr("wrote " + options.calibration.out)));
+  const auto calibration = ParseCalibration(ReadFile(options.calibration.out).value());
+  ASSERT_TRUE(calibration.ok()) << calibration.status();
+  EXPECT_EQ(calibration->kind, CalibrationKind::kCascade);
+  EXPECT_EQ(calibration->policy, "auto");
+  EXPECT_EQ(calibration->evidence.data_digest, HashBytes(ReadFile(options.records).value()).Hex());
+}
+
+TEST(TrainRouter, WritesAClassifier) {
+  TrainRouterOptions options;
+  options.records = WriteRecords("tune.jsonl", 600, /*seed=*/3);
+  options.calibration.out = PathOf("by-prompt.json");
+  TestContext test;
+  const Status status = RunTrainRouter(options, test.context);
+  ASSERT_TRUE(status.ok()) << status;
+  const auto calibration = ParseCalibration(ReadFile(options.calibration.out).value());
+  ASSERT_TRUE(calibration.ok()) << calibration.status();
+  EXPECT_EQ(calibration->kind, CalibrationKind::kClassifier);
+}
+
+TEST(Calibrate, FilesThatAreNoRecordsAreNamedByLine) {
+  CalibrateOptions options;
+  options.records = PathOf("broken.jsonl");
+  std::ofstream(options.records) << "{}\n";
+  TestContext test;
+  Status status = RunCalibrate(options, test.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitData);
+  EXPECT_THAT(Message(status), HasSubstr("line 1"));
+  options.records = "/nowhere.jsonl";
+  EXPECT_EQ(ExitCodeFor(RunCalibrate(options, test.context)), kExitNoInput);
+}
+
+TEST(AskTiers, AModelAgreesWithItselfAsADraft) {
+  auto rows = LoadTaskFile("models/eval/validation.jsonl");
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  rows->resize(6);
+  rows->back().checker = Checker::kNone;
+  AskTiersOptions options;
+  options.tiers = {Concat("one=", kNano), Concat("other=", kNano)};
+  options.target.threads = 1;
+  options.target.compute = "f32";
+  options.concurrency = 3;
+  TestContext test;
+  const auto records = AskTiers(*rows, options, test.context);
+  ASSERT_TRUE(records.ok()) << records.status();
+  const auto files = OpenModel(kNano);
+  ASSERT_TRUE(files.ok()) << files.status();
+  ASSERT_EQ(records->tiers.size(), 2u);
+  EXPECT_EQ(records->tiers[1].name, "other");
+  for (const RecordedTier& tier : records->tiers) {
+    EXPECT_EQ(tier.model_digest, files->digest.Hex());
+    EXPECT_EQ(tier.text_digest, Digest(*files->text).Hex());
+    EXPECT_GT(tier.parameters, 0u);
+  }
+  EXPECT_EQ(records->rows.size(), 5u) << "the row without a checker is left out";
+  for (const Record& record : records->rows) {
+    ASSERT_EQ(record.answers.size(), 2u);
+    const AnswerSignals& signals = record.answers[0].signals;
+    EXPECT_GT(signals.tokens, 0u);
+    EXPECT_LE(signals.min_logprob, signals.mean_logprob);
+    EXPECT_LE(signals.mean_logprob, 0);
+    EXPECT_GE(signals.min_margin, 0) << "greedy";
+    EXPECT_GE(signals.mean_entropy, 0);
+    EXPECT_EQ(signals.mean_logprob, record.answers[1].signals.mean_logprob) << "the same bits";
+    EXPECT_EQ(record.answers[0].is_right, record.answers[1].is_right);
+    EXPECT_EQ(record.answers[0].draft_agreement, 0);
+    EXPECT_EQ(record.answers[1].draft_agreement, 1);
+    EXPECT_GT(record.prompt.bytes, 0u);
+  }
+}
+
+TEST(CommandLine, CalibrateAndTrainRouterReadTheirFlags) {
+  const CommandLine line = ParseCommandLine({"calibrate",
+                                             "--tiers",
+                                             "nano,small=models/s,base",
+                                             "--router",
+                                             "h:1",
+                                             "--tasks",
+                                             "a",
+                                             "b",
+                                             "--save-records",
+                                             "r",
+                                             "--epsilon",
+                                             "0.02",
+                                             "--delta",
+                                             "0.2",
+                                             "--starts",
+                                             "3",
+                                             "--policy",
+                                             "p",
+                                             "--features",
+                                             "prompt,min_margin",
+                                             "--target",
+                                             "no_worse",
+                                             "--fit-share",
+                                             "0.25",
+                                             "--seed",
+                                             "7",
+                                             "--report",
+                                             "t",
+                                             "--out",
+                                             "o"});
+  ASSERT_TRUE(line.options.ok()) << line.options.status();
+  const auto& options = std::get<CalibrateOptions>(*line.options);
+  EXPECT_THAT(options.ask.tiers, ElementsAre("nano", "small=models/s", "base"));
+  EXPECT_EQ(options.ask.target.router, "h:1");
+  EXPECT_THAT(options.tasks, ElementsAre("a", "b"));
+  EXPECT_EQ(options.save_records, "r");
+  EXPECT_EQ(options.calibration.limit.epsilon, 0.02);
+  EXPECT_EQ(options.calibration.limit.delta, 0.2);
+  EXPECT_EQ(options.calibration.limit.starts, 3u);
+  EXPECT_EQ(options.calibration.policy, "p");
+  EXPECT_THAT(options.calibration.features, ElementsAre("prompt", "min_margin"));
+  EXPECT_EQ(options.calibration.target, ScoreTarget::kNoWorse);
+  EXPECT_EQ(options.calibration.fit_share, 0.25);
+  EXPECT_EQ(options.calibration.seed, 7u);
+  EXPECT_EQ(options.calibration.report, "t");
+  EXPECT_EQ(options.calibration.out, "o");
+  const CommandLine train = ParseCommandLine({"train-router", "--records", "r"});
+  ASSERT_TRUE(train.options.ok()) << train.options.status();
+  EXPECT_EQ(std::get<TrainRouterOptions>(*train.options).records, "r");
+}
+
+TEST(CommandLine, CalibrateRefusesFlagsThatMakeNoSense) {
+  const std::vector<std::vector<std::string>> cases = {
+      {"calibrate"},
+      {"calibrate", "--records", "r", "--tiers", "a,b"},
+      {"calibrate", "--records", "r", "--tasks", "t"},  // nobody is asked
+      {"calibrate", "--records", "r", "--epsilon", "1.5"},
+      {"calibrate", "--records", "r", "--delta", "x"},
+      {"calibrate", "--records", "r", "--starts", "0"},
+      {"calibrate", "--records", "r", "--target", "luck"},
+      {"train-router"},
+      {"train-router", "--tiers", "a,b"},
+  };
+  for (const auto& arguments : cases) {
+    const CommandLine line = ParseCommandLine(arguments);
+    ASSERT_FALSE(line.options.ok()) << testing::PrintToString(arguments);
+    EXPECT_EQ(ExitCodeFor(line.options.status()), kExitUsage);
+    EXPECT_EQ(line.command, arguments[0]);
+  }
+  for (const char* command : {"calibrate", "train-router"}) {
+    const CommandLine help = ParseCommandLine({command, "--help"});
+    ASSERT_TRUE(help.options.ok()) << help.options.status();
+    EXPECT_THAT(std::get<ShowText>(*help.options).text, HasSubstr(Concat(": terrace ", command)));
+  }
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,12 @@
+#include "tools/cli/train_router.h"
+
+#include "base/mapped_file.h"
+
+namespace terrace {
+
+Status RunTrainRouter(const TrainRouterOptions& options, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(options.records));
+  return RunCalibrator(text, CalibrationKind::kClassifier, options.calibration, context);
+}
+
+}  // namespace terrace
