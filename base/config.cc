@@ -33,6 +33,7 @@ constexpr size_t kMaxTypos = 2;
 struct Source {
   const std::string& name;
   bool has_lines;
+  ConfigValues values = ConfigValues::kShown;
 
   template <typename... Args>
   Status Error(const YAML::Mark& mark, const Args&... args) const {
@@ -150,10 +151,11 @@ std::optional<double> PlainNumber(const YAML::Node& node) {
   return error == std::errc() ? value : std::numeric_limits<double>::infinity();
 }
 
-std::string Describe(const YAML::Node& node) {
+std::string Describe(const YAML::Node& node, ConfigValues values) {
   if (node.IsSequence()) return "a list";
   if (node.IsMap()) return "a mapping";
   if (node.IsNull()) return "nothing";
+  if (values == ConfigValues::kSecret) return "a value";
   const std::string text = node.Scalar().substr(0, 64);
   if (!IsPlain(node)) return Concat("the string \"", text, "\"");
   if (text == "true" || text == "false" || PlainNumber(node)) return text;
@@ -204,7 +206,8 @@ class Filler {
   Status Expected(std::string_view what, const YAML::Node& node, const YAML::Mark& at,
                   const std::string& path) {
     const YAML::Mark mark = node.IsNull() ? at : node.Mark();
-    return source_.Error(mark, path, path.empty() ? "" : ": ", "expected ", what, ", found ", Describe(node));
+    return source_.Error(mark, path, path.empty() ? "" : ": ", "expected ", what, ", found ",
+                         Describe(node, source_.values));
   }
 
   Status CheckKey(const YAML::Node& key, const std::string& path, std::set<std::string>& seen) {
@@ -274,7 +277,8 @@ class Filler {
       return Expected(node.IsNull() ? "a string (\"\" for an empty one)" : "a string", node, at, path);
     const std::string text = node.Scalar();
     if (IsPlain(node) && (text == "true" || text == "false" || PlainNumber(node))) {
-      return Expected(Concat("a string (write \"", text, "\")"), node, at, path);
+      const bool is_secret = source_.values == ConfigValues::kSecret;
+      return Expected(is_secret ? "a string" : Concat("a string (write \"", text, "\")"), node, at, path);
     }
     return text;
   }
@@ -371,8 +375,9 @@ Status FillPath(std::string_view path, const YAML::Node& value, const Source& so
 
 }  // namespace
 
-Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message) {
-  const Source source = {.name = file, .has_lines = true};
+Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message,
+                 ConfigValues values) {
+  const Source source = {.name = file, .has_lines = true, .values = values};
   ASSIGN_OR_RETURN(const YAML::Node root, ParseTree(yaml, source));
   if (root.IsNull()) return absl::OkStatus();  // nothing but comments
   const std::unique_ptr<google::protobuf::Message> filled(message.New());
@@ -382,9 +387,9 @@ Status ParseYaml(std::string_view yaml, const std::string& file, google::protobu
   return absl::OkStatus();
 }
 
-Status LoadYamlFile(const std::string& file, google::protobuf::Message& message) {
+Status LoadYamlFile(const std::string& file, google::protobuf::Message& message, ConfigValues values) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
-  return ParseYaml(text, file, message);
+  return ParseYaml(text, file, message, values);
 }
 
 Status ApplyOverride(std::string_view assignment, google::protobuf::Message& message) {

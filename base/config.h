@@ -12,10 +12,17 @@
 
 namespace terrace {
 
+enum class ConfigValues : bool {
+  kShown,   // in errors
+  kSecret,  // in none: a value at the wrong place may be a key
+};
+
 // Merges `yaml` into `message` (lists and maps are replaced); `file` names it in errors. On an error
 // `message` is as before.
-Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message);
-Status LoadYamlFile(const std::string& file, google::protobuf::Message& message);
+Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message,
+                 ConfigValues values = ConfigValues::kShown);
+Status LoadYamlFile(const std::string& file, google::protobuf::Message& message,
+                    ConfigValues values = ConfigValues::kShown);
 
 // One "--set" override: "engine.threads=2" or "tiers[1].workers=[\"a:1\"]"; the value is YAML.
 Status ApplyOverride(std::string_view assignment, google::protobuf::Message& message);

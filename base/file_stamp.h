@@ -15,15 +15,18 @@ struct FileStamp {
   friend bool operator==(const FileStamp&, const FileStamp&) = default;
 };
 
-// All zero when there is no such file.
-inline FileStamp StampOf(const std::string& file) {
-  struct stat found = {};
-  if (stat(file.c_str(), &found) != 0) return {};
+inline FileStamp StampOf(const struct stat& found) {
   return {.device = found.st_dev,
           .inode = found.st_ino,
           .bytes = static_cast<uint64_t>(found.st_size),
           .changed_seconds = found.st_mtim.tv_sec,
           .changed_nanoseconds = found.st_mtim.tv_nsec};
+}
+
+// All zero when there is no such file.
+inline FileStamp StampOf(const std::string& file) {
+  struct stat found = {};
+  return stat(file.c_str(), &found) == 0 ? StampOf(found) : FileStamp();
 }
 
 }  // namespace terrace

@@ -144,6 +144,11 @@ void HttpAnswer::Continue() {
   Wake();
 }
 
+void HttpAnswer::KeepAlive() {
+  std::lock_guard lock(mutex_);
+  keep_alive_ = true;
+}
+
 void HttpAnswer::EndKeepAlive() {
   std::lock_guard lock(mutex_);
   keep_alive_ = false;

@@ -40,7 +40,9 @@ class HttpAnswer {
   void Close();                               // the peer went away or the server stops
   void SetTooSlow() { is_too_slow_ = true; }  // and is hung up on therefore
   void Continue();                            // "100 Continue", before anything else
-  void EndKeepAlive();                        // for an answer whose head is not made yet
+  // Both for an answer whose head is not made yet.
+  void KeepAlive();
+  void EndKeepAlive();
   bool keep_alive() const;
   void SendError(int status, std::string_view message, HttpHeaders headers = {});
 

@@ -7,7 +7,6 @@
 #include <boost/asio/strand.hpp>
 #include <boost/beast/core/string.hpp>
 #include <boost/beast/http/parser.hpp>
-#include <boost/beast/http/string_body.hpp>
 
 #include <algorithm>
 #include <array>
@@ -16,10 +15,14 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <thread>
+#include <tuple>
 
+#include "base/byte_budget.h"
 #include "base/host_port.h"
 #include "base/http_answer.h"
+#include "base/http_body.h"
 #include "base/http_head.h"
 #include "base/log.h"
 #include "base/socket_stream.h"
@@ -33,9 +36,13 @@ namespace http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-constexpr size_t kReadBytes = 16 << 10;          // one buffer a thread: a connection has none while it waits
-constexpr double kBodyPauseSeconds = 30;         // at most, between two pieces of a body
-constexpr size_t kMaxPipelinedBytes = 64 << 10;  // read ahead while an answer is made; then the peer waits
+constexpr size_t kReadBytes = 16 << 10;     // one buffer a thread: a connection has none while it waits
+constexpr size_t kMaxAheadBytes = 4 << 10;  // read while an answer is made, to see the peer go; more waits
+// The memory that a body is going to need, up to this, is taken with its head; more when it comes. So it is
+// new requests that are refused when there is no more, and heads alone do not take it all.
+constexpr size_t kFirstBodyBytes = 64 << 10;
+constexpr size_t kFreeFramingBytes = 64 << 10;  // of a chunked body, whatever it carries
+constexpr double kBodyPauseSeconds = 30;        // at most, between two pieces of a body
 constexpr double kLingerSeconds = 1;
 constexpr double kAcceptRetrySeconds = 0.1;  // after an error such as "too many open files"
 
@@ -50,8 +57,11 @@ std::string ToText(const tcp::endpoint& endpoint) {
 
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
+using Parser = http::request_parser<HttpBodyReading>;
+using ParsedRequest = Parser::value_type;
+
 // Without the body.
-HttpRequest ToRequest(const http::request<http::string_body>& message, const std::string& peer) {
+HttpRequest ToRequest(const ParsedRequest& message, const std::string& peer) {
   HttpRequest request;
   const std::string_view target = View(message.target());
   const size_t question = target.find('?');
@@ -69,6 +79,68 @@ HttpRequest ToRequest(const http::request<http::string_body>& message, const std
   return request;
 }
 
+// As `text = {}` does not.
+void FreeMemory(std::string& text) { std::string().swap(text); }
+
+// What a refusal says besides its message.
+HttpHeaders HeadersOf(const HttpRefusal& refusal) {
+  if (refusal.status == 405) return HttpHeaders{{"allow", "GET, HEAD, POST"}};
+  if (refusal.status == 503) return HttpHeaders{{"retry-after", "1"}};
+  return {};
+}
+
+// What was read and not parsed yet. What was taken from its front is moved out of the way once it is the
+// larger part, so that a byte moves once, on average, however small the pieces are.
+class InputBuffer {
+ public:
+  std::string_view bytes() const { return std::string_view(text_).substr(taken_); }
+  size_t size() const { return text_.size() - taken_; }
+  void Append(std::string_view more) { text_.append(more); }
+  void Take(size_t count) {
+    taken_ += count;
+    if (taken_ < text_.size() - taken_) return;
+    text_.erase(0, taken_);
+    taken_ = 0;
+  }
+  void Clear() {
+    FreeMemory(text_);
+    taken_ = 0;
+  }
+  // Memory that is mostly unused.
+  void FreeUnused() {
+    if (4 * size() > text_.capacity()) return;
+    text_.erase(0, taken_);
+    taken_ = 0;
+    text_.shrink_to_fit();
+  }
+
+ private:
+  std::string text_;
+  size_t taken_ = 0;
+};
+
+// A request while it is read: from its first byte until its answer begins.
+struct IncomingRequest {
+  explicit IncomingRequest(const HttpServerOptions& options)
+      : head(HttpHeadCheck::Limits{.max_bytes = options.max_header_bytes,
+                                   .max_target_bytes = options.max_target_bytes,
+                                   .max_fields = options.max_headers}) {
+    parser.header_limit(static_cast<uint32_t>(options.max_header_bytes));
+    parser.body_limit(options.max_body_bytes);
+  }
+
+  HttpHeadCheck head;
+  Parser parser;
+  // From the end of the head on.
+  HttpRequest request;  // without its body
+  HttpHandler handler;
+  std::shared_ptr<HttpResponder> responder;
+  bool keeps_alive = false;    // the connection, as its head has it
+  size_t body_bytes = 0;       // so far, with its framing
+  size_t body_bytes_seen = 0;  // when the timer was set last
+  std::chrono::steady_clock::time_point body_begin;
+};
+
 class Connection;
 
 // What a connection needs of its server, which outlives it.
@@ -76,13 +148,17 @@ class ConnectionOwner {
  public:
   virtual ~ConnectionOwner() = default;
   virtual const HttpServerOptions& options() const = 0;
-  virtual void Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) = 0;
+  virtual ByteLease NewBodyLease() const = 0;
+  // As of HttpHeadHandler.
+  virtual HttpHandler OnHead(const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder) = 0;
+  virtual void Handle(const HttpHandler& handler, HttpRequest request,
+                      std::shared_ptr<HttpResponder> responder) = 0;
   virtual void Forget(const std::shared_ptr<Connection>& connection) = 0;
 };
 
 // One client. Everything runs on the strand of its socket. It always waits for what comes, so that a peer
 // that goes away is noticed while an answer is made; what it reads is fed to the parser, or kept until the
-// answer is out.
+// answer is out. While one is made, which may take minutes, nothing of its request is left here.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(ConnectionOwner& owner, tcp::socket socket, std::string peer)
@@ -99,7 +175,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   enum class State { kHandshake, kIdle, kHeader, kBody, kAnswering, kLingering, kClosed };
-  using Parser = http::request_parser<http::string_body>;
 
   void Post(void (Connection::*step)()) {
     asio::post(stream_.socket().get_executor(), [self = shared_from_this(), step] { ((*self).*step)(); });
@@ -125,59 +200,56 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void AwaitRequest() {
     state_ = State::kIdle;
     answer_.reset();
-    parser_.emplace();
-    parser_->header_limit(static_cast<uint32_t>(owner_.options().max_header_bytes));
-    parser_->body_limit(owner_.options().max_body_bytes);
-    const HttpServerOptions& options = owner_.options();
-    head_.emplace(HttpHeadCheck::Limits{.max_bytes = options.max_header_bytes,
-                                        .max_target_bytes = options.max_target_bytes,
-                                        .max_fields = options.max_headers});
-    body_bytes_ = body_bytes_seen_ = 0;
     Parse();
     Read();
   }
 
+  // Bytes that may be read now.
+  size_t Room() const {
+    if (state_ == State::kClosed) return 0;
+    if (state_ != State::kAnswering) return kReadBytes;
+    return ignores_input_ ? 0 : kMaxAheadBytes - std::min(input_.size(), kMaxAheadBytes);
+  }
+
   void Read() {
-    const bool has_room = state_ != State::kAnswering || input_.size() < kMaxPipelinedBytes;
-    if (reading_ || !has_room || state_ == State::kClosed) return;
-    reading_ = true;
+    if (is_reading_ || Room() == 0) return;
+    is_reading_ = true;
     if (stream_.has_unread()) return Post(&Connection::OnReadable);
     stream_.socket().async_wait(read_wait_, [self = shared_from_this()](error_code) { self->OnReadable(); });
   }
 
   void OnReadable() {
-    reading_ = false;
-    if (state_ == State::kClosed) return;
+    is_reading_ = false;
+    const size_t room = Room();
+    if (room == 0) return;
     static thread_local std::array<char, kReadBytes> buffer;
-    const SocketStream::Step step = stream_.Read(buffer);
+    const SocketStream::Step step = stream_.Read(std::span<char>(buffer).first(room));
     if (step.is_over) return Close();
     read_wait_ = step.wait;
     if (step.bytes == 0) return Read();
-    if (state_ != State::kLingering) input_.append(buffer.data(), step.bytes);
+    if (!ignores_input_) input_.Append({buffer.data(), step.bytes});
     Parse();
     Read();
   }
 
   void Parse() {
-    if (state_ == State::kIdle && !input_.empty()) {
-      state_ = State::kHeader;
-      SetTimer(owner_.options().header_timeout_seconds);
-    }
+    if (state_ == State::kIdle && input_.size() > 0) BeginRequest();
     if (state_ == State::kHeader) {
-      if (const auto refusal = head_->Check(input_)) return Fail(*refusal);
-      if (!head_->is_complete()) return;  // the parser sees whole heads only
+      if (const auto refusal = incoming_->head.Check(input_.bytes())) return Fail(*refusal);
+      if (!incoming_->head.is_complete()) return;  // the parser sees whole heads only
     }
-    while (!input_.empty() && (state_ == State::kHeader || state_ == State::kBody)) {
+    while (input_.size() > 0 && (state_ == State::kHeader || state_ == State::kBody)) {
+      Parser& parser = incoming_->parser;
       error_code error;
-      const size_t used = parser_->put(asio::buffer(input_), error);
-      input_.erase(0, used);
+      const size_t used = parser.put(asio::const_buffer(input_.bytes().data(), input_.size()), error);
+      input_.Take(used);
       if (error == http::error::need_more) error = {};
       if (error) return Fail(error);
-      if (state_ == State::kBody) body_bytes_ += used;
+      if (state_ == State::kBody) incoming_->body_bytes += used;
       if (IsFramingTooLarge())
         return Fail({413, "chunk_overhead", "the framing of the chunks is too large for what they carry"});
-      if (state_ == State::kHeader && parser_->is_header_done() && !OnHeader()) return;
-      if (parser_->is_done()) return Dispatch();
+      if (state_ == State::kHeader && parser.is_header_done() && !OnHeader()) return;
+      if (parser.is_done()) return Dispatch();
       if (used > 0) continue;
       // The parser waits for the end of a chunk's line.
       if (input_.size() > owner_.options().max_header_bytes) Fail(http::error::header_limit);
@@ -185,30 +257,62 @@ class Connection : public std::enable_shared_from_this<Connection> {
     }
   }
 
-  // Chunks of a few bytes must not cost many times what they carry.
-  bool IsFramingTooLarge() const {
-    if (state_ != State::kBody || !parser_->chunked()) return false;
-    return body_bytes_ > kMaxPipelinedBytes + 3 * parser_->get().body().size();
+  void BeginRequest() {
+    state_ = State::kHeader;
+    incoming_ = std::make_unique<IncomingRequest>(owner_.options());
+    SetTimer(owner_.options().header_timeout_seconds);
   }
 
-  // False when the request has been refused.
+  // Chunks of a few bytes must not cost many times what they carry.
+  bool IsFramingTooLarge() const {
+    if (state_ != State::kBody || !incoming_->parser.chunked()) return false;
+    return incoming_->body_bytes > kFreeFramingBytes + 3 * incoming_->parser.get().body().size();
+  }
+
+  // False when the request has been answered, or refused.
   bool OnHeader() {
-    const auto& message = parser_->get();
-    answer_ = MakeAnswer(message.version() == 11, message.keep_alive(), message.method() == http::verb::head);
+    const Parser& parser = incoming_->parser;
+    const ParsedRequest& message = parser.get();
+    incoming_->keeps_alive = message.keep_alive();
+    // An answer that does not wait for the body ends the connection.
+    answer_ = MakeAnswer(message.version() == 11, message.keep_alive() && parser.is_done(),
+                         message.method() == http::verb::head);
     if (const auto refusal = CheckHeader(message)) {
       Fail(*refusal);
       return false;
     }
-    request_ = ToRequest(message, peer_);  // now: what is behind the body must not look like a header
-    state_ = State::kBody;
-    body_begin_ = std::chrono::steady_clock::now();
-    SetTimer(owner_.options().body_grace_seconds);
+    // Now: what is behind the body must not look like a header.
+    incoming_->request = ToRequest(message, peer_);
+    incoming_->responder = MakeResponder(answer_);
+    incoming_->handler = owner_.OnHead(incoming_->request, incoming_->responder);
+    if (!incoming_->handler) {
+      ignores_input_ = !parser.is_done();
+      BeginAnswer();
+      return false;
+    }
+    if (!BeginBody()) {
+      Fail(HttpBodyReading::kNoMemory);
+      return false;
+    }
     const bool is_asked = message.count(http::field::expect) > 0;
-    if (is_asked && !parser_->is_done() && input_.empty()) answer_->Continue();
+    if (is_asked && !parser.is_done() && input_.size() == 0) answer_->Continue();
     return true;
   }
 
-  static std::optional<HttpRefusal> CheckHeader(const http::request<http::string_body>& message) {
+  // False when there is no memory for it.
+  bool BeginBody() {
+    state_ = State::kBody;
+    incoming_->body_begin = std::chrono::steady_clock::now();
+    SetTimer(owner_.options().body_grace_seconds);
+    const auto announced = incoming_->parser.content_length();  // of a chunked one: none
+    const size_t max_bytes =
+        announced.has_value() ? static_cast<size_t>(*announced) : owner_.options().max_body_bytes;
+    HttpBody& body = incoming_->parser.get().body();
+    body = HttpBody(owner_.NewBodyLease(), max_bytes);
+    return !announced.has_value() || body.Reserve(std::min(max_bytes, kFirstBodyBytes));
+  }
+
+  static std::optional<HttpRefusal> CheckHeader(const ParsedRequest& message) {
     if (message.method() == http::verb::connect || message.method() == http::verb::trace) {
       return HttpRefusal{405, "method", Concat("there is no ", View(message.method_string()), " here")};
     }
@@ -233,6 +337,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
       return Fail({413, "body_too_large",
                    Concat("the body is larger than ", owner_.options().max_body_bytes, " bytes")});
     }
+    if (error == HttpBodyReading::kNoMemory) {
+      return Fail({503, "overloaded",
+                   Concat("the bodies of all requests would take more than ",
+                          owner_.options().max_buffered_body_bytes, " bytes: try again")});
+    }
     Fail({400, "malformed", Concat("malformed HTTP: ", error.message())});
   }
 
@@ -241,9 +350,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     Count(refusal.reason);
     if (!answer_) answer_ = MakeAnswer(true, false, false);
     answer_->EndKeepAlive();
+    answer_->SendError(refusal.status, refusal.message, HeadersOf(refusal));
+    ignores_input_ = true;
     BeginAnswer();
-    answer_->SendError(refusal.status, refusal.message,
-                       refusal.status == 405 ? HttpHeaders{{"allow", "GET, HEAD, POST"}} : HttpHeaders());
   }
 
   void Reject(std::string_view reason) {
@@ -256,19 +365,21 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   void Dispatch() {
-    HttpRequest request = std::move(request_);
-    request.body = std::move(parser_->get().body());
+    const HttpHandler handler = std::move(incoming_->handler);
+    HttpRequest request = std::move(incoming_->request);
+    std::shared_ptr<HttpResponder> responder = std::move(incoming_->responder);
+    std::tie(request.body, request.body_lease) = incoming_->parser.get().body().Take();
+    if (incoming_->keeps_alive) answer_->KeepAlive();
     BeginAnswer();
-    owner_.Handle(std::move(request), MakeResponder(answer_));
+    owner_.Handle(handler, std::move(request), std::move(responder));
   }
 
   void BeginAnswer() {
     state_ = State::kAnswering;
     StopTimer();
-    parser_.reset();
-    head_.reset();
-    request_ = {};
-    if (input_.empty()) input_ = {};  // with its memory
+    incoming_.reset();
+    if (ignores_input_) input_.Clear();
+    input_.FreeUnused();
   }
 
   std::shared_ptr<HttpAnswer> MakeAnswer(bool is_http_1_1, bool keep_alive, bool is_head) {
@@ -283,8 +394,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
     });
   }
 
+  // Sends what there is now. What is added from then on wakes once more: no loop here, so that no answer
+  // keeps the thread.
   void Flush() {
-    if (writing_ || !answer_) return;
+    if (is_writing_ || !answer_) return;
     HttpAnswer::Taken taken = answer_->Take();
     if (taken.bytes.empty() && !taken.is_last) return;
     ends_ = taken.is_last;
@@ -302,19 +415,20 @@ class Connection : public std::enable_shared_from_this<Connection> {
       written_ += step.bytes;
       answer_->Sent(step.bytes);
     }
-    output_ = {};
+    FreeMemory(output_);  // a stream may wait long for its next piece
     if (aborts_) return Close();
     if (ends_) return EndAnswer();
     if (state_ == State::kAnswering) StopTimer();
-    Flush();  // what was added meanwhile
   }
 
   void AwaitWritable(tcp::socket::wait_type wait) {
-    writing_ = true;
+    is_writing_ = true;
     if (state_ == State::kAnswering) SetTimer(owner_.options().slow_reader_seconds);
     stream_.socket().async_wait(wait, [self = shared_from_this()](error_code) {
-      self->writing_ = false;
-      if (self->state_ != State::kClosed) self->WriteOn();
+      self->is_writing_ = false;
+      if (self->state_ == State::kClosed) return;
+      self->WriteOn();
+      self->Flush();  // what woke meanwhile found it writing
     });
   }
 
@@ -327,7 +441,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
     // A close with unread input resets the connection, which can take the answer away from the peer before it
     // has read it: say that nothing more comes, then swallow what the peer still sends, for a moment.
     answer_.reset();
-    input_.clear();
+    ignores_input_ = true;
+    input_.Clear();
     state_ = State::kLingering;
     SetTimer(kLingerSeconds);
     stream_.EndSending();
@@ -368,11 +483,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // The timer is not set anew with each piece of the body: what came since is looked at when it is over.
   void OnBodyTimer() {
     const HttpServerOptions& options = owner_.options();
-    const double allowed = std::max(options.body_grace_seconds,
-                                    static_cast<double>(body_bytes_) / options.min_body_bytes_per_second);
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - body_begin_;
+    IncomingRequest& incoming = *incoming_;
+    const double allowed = std::max(options.body_grace_seconds, static_cast<double>(incoming.body_bytes) /
+                                                                    options.min_body_bytes_per_second);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - incoming.body_begin;
     // What came fast may not be followed by nothing for ever.
-    const bool is_moving = std::exchange(body_bytes_seen_, body_bytes_) != body_bytes_;
+    const bool is_moving =
+        std::exchange(incoming.body_bytes_seen, incoming.body_bytes) != incoming.body_bytes;
     const bool has_paused = passed.count() >= kBodyPauseSeconds && !is_moving;
     if (passed.count() < allowed && !has_paused) {
       return SetTimer(std::min(allowed - passed.count(), kBodyPauseSeconds));
@@ -386,6 +503,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
     stream_.Close();
     if (answer_) answer_->Close();
     answer_.reset();
+    incoming_.reset();  // after the answer's end, as it has a responder
     owner_.Forget(shared_from_this());
   }
 
@@ -394,26 +512,23 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::steady_timer timer_;  // the one deadline of the current state
   const std::string peer_;
   State state_ = State::kHandshake;
-  std::optional<HttpHeadCheck> head_;  // these two until the answer begins
-  std::optional<Parser> parser_;
-  HttpRequest request_;                 // without its body
-  std::shared_ptr<HttpAnswer> answer_;  // from the end of a request's header to the end of its answer
+  std::unique_ptr<IncomingRequest> incoming_;  // of kHeader and kBody
+  std::shared_ptr<HttpAnswer> answer_;         // from the end of a request's header to the end of its answer
   tcp::socket::wait_type read_wait_ = tcp::socket::wait_read;
-  std::string input_;           // read, not parsed
-  size_t body_bytes_ = 0;       // so far, with its framing
-  size_t body_bytes_seen_ = 0;  // when the timer was set last
-  std::chrono::steady_clock::time_point body_begin_;
+  InputBuffer input_;
   std::string output_;  // being sent
   size_t written_ = 0;  // of output_
-  bool reading_ = false, writing_ = false;
+  bool is_reading_ = false, is_writing_ = false;
+  bool ignores_input_ = false;          // the connection ends with this answer, which does not wait for it
   bool ends_ = false, aborts_ = false;  // what to do after output_
 };
 
 class BeastServer final : public HttpServer, public ConnectionOwner {
  public:
-  BeastServer(HttpServerOptions options, HttpHandler handler)
+  BeastServer(HttpServerOptions options, HttpHeadHandler head_handler)
       : options_(std::move(options)),
-        handler_(std::move(handler)),
+        head_handler_(std::move(head_handler)),
+        body_budget_(std::make_shared<ByteBudget>(options_.max_buffered_body_bytes)),
         io_(static_cast<int>(std::max<size_t>(options_.threads, 1))),
         work_(io_.get_executor()),
         acceptor_(asio::make_strand(io_)),
@@ -460,9 +575,24 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
  private:
   const HttpServerOptions& options() const override { return options_; }
 
-  void Handle(HttpRequest request, std::shared_ptr<HttpResponder> responder) override try {
-    handler_(std::move(request), std::move(responder));
-  } catch (const std::exception& error) {  // the dropped responder answers 500
+  ByteLease NewBodyLease() const override { return ByteLease(body_budget_); }
+
+  // After an exception of either the dropped responder answers 500.
+  HttpHandler OnHead(const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder) override try {
+    return head_handler_(head, responder);
+  } catch (const std::exception& error) {
+    LogException(error);
+    return nullptr;
+  }
+
+  void Handle(const HttpHandler& handler, HttpRequest request,
+              std::shared_ptr<HttpResponder> responder) override try {
+    handler(std::move(request), std::move(responder));
+  } catch (const std::exception& error) {
+    LogException(error);
+  }
+
+  static void LogException(const std::exception& error) {
     Log(LogLevel::kError, "http_handler_exception", {{"what", error.what()}});
   }
 
@@ -538,7 +668,8 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
   }
 
   const HttpServerOptions options_;
-  const HttpHandler handler_;
+  const HttpHeadHandler head_handler_;
+  const std::shared_ptr<ByteBudget> body_budget_;
   std::string address_;
   asio::io_context io_;
   asio::executor_work_guard<asio::io_context::executor_type> work_;
@@ -555,10 +686,17 @@ class BeastServer final : public HttpServer, public ConnectionOwner {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options, HttpHandler handler) {
-  auto server = std::make_unique<BeastServer>(std::move(options), std::move(handler));
+StatusOr<std::unique_ptr<HttpServer>> HttpServer::StartByHead(HttpServerOptions options,
+                                                              HttpHeadHandler head_handler) {
+  auto server = std::make_unique<BeastServer>(std::move(options), std::move(head_handler));
   RETURN_IF_ERROR(server->Listen());
   return server;
+}
+
+StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options, HttpHandler handler) {
+  return StartByHead(std::move(options),
+                     [handler = std::move(handler)](
+                         const HttpRequest&, const std::shared_ptr<HttpResponder>&) { return handler; });
 }
 
 }  // namespace terrace

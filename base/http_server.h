@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/byte_budget.h"
 #include "base/status.h"
 
 namespace terrace {
@@ -25,7 +26,8 @@ struct HttpRequest {
   std::string query;
   std::map<std::string, std::string> headers;  // names in lower case; repeated ones joined by ", "
   std::string body;
-  std::string peer;  // "127.0.0.1:51234"
+  std::string peer;           // "127.0.0.1:51234"
+  ByteLease body_lease = {};  // of max_buffered_body_bytes; goes with the request, so keep the body there
 };
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
@@ -57,17 +59,25 @@ class HttpResponder {
 
 using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
 
+// Sees the head of a request (`head` has no body yet) before any of its body is read. Returns what handles it
+// when its body is there, with the same responder; or null when it has answered: a body is not read then, and
+// the connection ends where it begins.
+using HttpHeadHandler =
+    std::function<HttpHandler(const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder)>;
+
 // Why a request was not handled, or its connection closed.
-inline constexpr std::array<std::string_view, 13> kHttpRejections = {
+inline constexpr std::array<std::string_view, 14> kHttpRejections = {
     "malformed",        "transfer_encoding", "expectation",    "method",         "uri_too_long",
-    "header_too_large", "too_many_headers",  "body_too_large", "chunk_overhead", "slow_header",
-    "slow_body",        "slow_reader",       "tls_handshake"};
+    "header_too_large", "too_many_headers",  "body_too_large", "chunk_overhead", "overloaded",
+    "slow_header",      "slow_body",         "slow_reader",    "tls_handshake"};
 
 struct HttpServerOptions {
   std::string address = "127.0.0.1:0";  // host:port; port 0: any free one
   size_t threads = 1;
   std::shared_ptr<TlsSource> tls = {};      // absent: plain text. New connections use what it has at the time
   size_t max_body_bytes = size_t{8} << 20;  // more: 413 before it is read
+  // Of all bodies that are read or handled, together: a request that needs more is answered 503.
+  size_t max_buffered_body_bytes = size_t{1} << 30;
   size_t max_header_bytes = size_t{60} << 10;  // of the first line and all headers; more: 431
   size_t max_headers = 100;                    // more: 431
   size_t max_target_bytes = size_t{8} << 10;   // of the URI; more: 414
@@ -80,8 +90,8 @@ struct HttpServerOptions {
   double body_grace_seconds = 10;
   double idle_timeout_seconds = 600;  // keep-alive connections
   double slow_reader_seconds = 60;    // a peer that takes nothing of an answer for as long is hung up on
-  // Body of errors the server itself makes (400, 405, 408, 413, 414, 417, 431, 500): given the HTTP status
-  // and a message.
+  // Body of errors the server itself makes (400, 405, 408, 413, 414, 417, 431, 500, 503): given the HTTP
+  // status and a message.
   std::function<std::string(int status, std::string_view message)> error_body;
   std::function<HttpHeaders()> error_headers = {};  // of the same replies, beside the usual ones
   // Both on the io threads; must not block.
@@ -93,6 +103,8 @@ class HttpServer {
  public:
   // UNAVAILABLE when the address cannot be bound ("127.0.0.1:8080: Address already in use").
   static StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options, HttpHandler handler);
+  static StatusOr<std::unique_ptr<HttpServer>> StartByHead(HttpServerOptions options,
+                                                           HttpHeadHandler head_handler);
   virtual ~HttpServer() = default;          // Stop()
   virtual std::string address() const = 0;  // with the real port
   // Accepts nothing new, closes idle connections, waits up to `grace_seconds` for answers in progress, then

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <future>
 #include <mutex>
+#include <optional>
 #include <queue>
 #include <set>
 #include <thread>
@@ -127,13 +128,25 @@ class HttpServerTest : public testing::Test {
     std::shared_ptr<HttpResponder> responder;
   };
 
+  HttpHandler ToTheTest() {
+    return [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+      std::lock_guard lock(mutex_);
+      calls_.push({std::move(request), std::move(responder)});
+      arrived_.notify_all();
+    };
+  }
   void Start(HttpServerOptions options = {}) {
-    server_ = HttpServer::Start(std::move(options), [this](HttpRequest request,
-                                                           std::shared_ptr<HttpResponder> responder) {
-                std::lock_guard lock(mutex_);
-                calls_.push({std::move(request), std::move(responder)});
-                arrived_.notify_all();
-              }).value();
+    server_ = HttpServer::Start(std::move(options), ToTheTest()).value();
+  }
+  // Only requests with a header x-key come to the test.
+  void StartWithKeys() {
+    const auto by_head = [this](const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder) {
+      EXPECT_EQ(head.body, "");
+      if (head.headers.contains("x-key")) return ToTheTest();
+      responder->Send(401, "no key");
+      return HttpHandler();
+    };
+    server_ = HttpServer::StartByHead({}, by_head).value();
   }
   void StartEcho(HttpServerOptions options = {}) {
     server_ = HttpServer::Start(std::move(options), [](HttpRequest request,
@@ -212,6 +225,16 @@ TEST_F(HttpServerTest, AnswersPipelinedRequestsInOrder) {
     call.responder->Finish();
     EXPECT_EQ(client.ReadHead(), "0\r\n\r\n");
   }
+}
+
+TEST_F(HttpServerTest, AnswersThousandsOfPipelinedRequests) {
+  StartEcho();
+  Client client = Connect();
+  constexpr int kRequests = 3000;
+  std::string requests;
+  for (int i = 0; i < kRequests; ++i) requests += Concat("GET /", i, " HTTP/1.1\r\n\r\n");
+  std::jthread writer([&] { client.Write(requests); });  // while the answers are read: nothing holds them all
+  for (int i = 0; i < kRequests; ++i) ASSERT_THAT(client.ReadUntil("~"), EndsWith(Concat("/", i, "|~")));
 }
 
 TEST_F(HttpServerTest, StreamsChunksAsTheyAreWritten) {
@@ -366,6 +389,119 @@ TEST_F(HttpServerTest, WhatIsBehindABodyIsNoHeader) {
   Call call = NextCall();
   EXPECT_EQ(call.request.headers.count("authorization"), 0u);
   call.responder->Send(200, "{}");
+}
+
+TEST_F(HttpServerTest, WhatTheHeadIsRefusedForHasNoBodyRead) {
+  StartWithKeys();
+  for (const char* framing : {"Content-Length: 1000000\r\n", "Transfer-Encoding: chunked\r\n",
+                              "Content-Length: 5\r\nExpect: 100-continue\r\n"}) {
+    Client client = Connect();
+    client.Write(Concat("POST /x HTTP/1.1\r\n", framing, "\r\n"));  // and nothing of the body
+    EXPECT_THAT(client.ReadToEnd(), AllOf(StartsWith("HTTP/1.1 401 "), HasSubstr("\r\nConnection: close\r\n"),
+                                          EndsWith("\r\n\r\nno key")));
+  }
+}
+
+TEST_F(HttpServerTest, ABodyThatIsNotReadIsNoRequestEither) {
+  StartWithKeys();
+  Client client = Connect();
+  const std::string inner = "GET /inner HTTP/1.1\r\nX-Key: 1\r\n\r\n";
+  client.Write(Concat("POST /outer HTTP/1.1\r\nContent-Length: ", inner.size(), "\r\n\r\n", inner));
+  EXPECT_THAT(client.ReadToEnd(), AllOf(StartsWith("HTTP/1.1 401 "), EndsWith("\r\n\r\nno key")));
+  server_.reset();
+  EXPECT_TRUE(calls_.empty());
+}
+
+TEST_F(HttpServerTest, WithoutABodyARefusedRequestMayBeFollowedByAnother) {
+  StartWithKeys();
+  Client client = Connect();
+  client.Write(std::string(kRequest) + "POST /y HTTP/1.1\r\nX-Key: 1\r\nContent-Length: 3\r\n\r\nabc");
+  EXPECT_THAT(client.ReadUntil("no key"), Not(HasSubstr("Connection:")));
+  Call call = NextCall();
+  EXPECT_EQ(call.request.path, "/y");
+  EXPECT_EQ(call.request.body, "abc");
+  call.responder->Send(200, "{}");
+  EXPECT_THAT(client.ReadUntil("{}"), Not(HasSubstr("Connection:")));
+}
+
+TEST_F(HttpServerTest, AHeadThatIsNeitherHandledNorAnsweredGetsAnError) {
+  const auto by_head = [](const HttpRequest& head, const std::shared_ptr<HttpResponder>&) {
+    if (head.path == "/throw") throw std::runtime_error("a fault in the handler");
+    return HttpHandler();
+  };
+  server_ = HttpServer::StartByHead({}, by_head).value();
+  Client client = Connect();
+  EXPECT_THAT(client.Get("/drop", "not answered\n"), StartsWith("HTTP/1.1 500 Internal Server Error\r\n"));
+  EXPECT_THAT(client.Get("/throw", "not answered\n"), StartsWith("HTTP/1.1 500 Internal Server Error\r\n"));
+}
+
+std::string Post(size_t bytes) {
+  return Concat("POST /p HTTP/1.1\r\nContent-Length: ", bytes, "\r\n\r\n", std::string(bytes, 'x'));
+}
+
+TEST_F(HttpServerTest, BodiesThatAreHandledShareTheMemoryOfAll) {
+  HttpServerOptions options;
+  options.max_buffered_body_bytes = 100'000;
+  std::atomic<int> overloaded = 0;
+  options.on_rejected = [&](std::string_view reason) { overloaded += reason == "overloaded" ? 1 : 0; };
+  Start(options);
+  Client first = Connect();
+  first.Write(Post(90'000));
+  std::optional<Call> held = NextCall();
+  const std::string refused[] = {
+      "POST /p HTTP/1.1\r\nContent-Length: 20000\r\n\r\n",  // before its body
+      Concat("POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4e20\r\n", std::string(20'000, 'x'))};
+  for (const std::string& request : refused) {
+    Client client = Connect();
+    client.Write(request);
+    EXPECT_THAT(client.ReadToEnd(),
+                AllOf(StartsWith("HTTP/1.1 503 "), HasSubstr("\r\nretry-after: 1\r\n"),
+                      HasSubstr("\r\nConnection: close\r\n"), HasSubstr("more than 100000 bytes")));
+  }
+  EXPECT_EQ(overloaded, 2);
+  Client second = Connect();
+  second.Write(Post(5000));
+  EXPECT_EQ(NextCall().request.body.size(), 5000u) << "what fits is taken";
+  held.reset();
+  second.ReadUntil("not answered\n");
+  second.Write(Post(90'000));
+  EXPECT_EQ(NextCall().request.body.size(), 90'000u) << "the memory is back";
+}
+
+TEST_F(HttpServerTest, ANewBodyDoesNotTakeTheMemoryOfOneThatIsComing) {
+  HttpServerOptions options;
+  options.max_buffered_body_bytes = 100'000;
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t open = 0;
+  options.on_connections = [&](size_t count) {
+    std::lock_guard lock(mutex);
+    open = count;
+    changed.notify_all();
+  };
+  StartEcho(options);
+  const std::string head = "POST /p HTTP/1.1\r\nContent-Length: 60000\r\nExpect: 100-continue\r\n\r\n";
+  const std::string body(60'000, 'x');
+  for (const bool is_finished : {true, false}) {
+    Client coming = Connect();
+    coming.Write(head);
+    EXPECT_EQ(coming.ReadHead(), "HTTP/1.1 100 Continue\r\n\r\n");
+    Client refused = Connect();
+    refused.Write(head);
+    EXPECT_THAT(refused.ReadToEnd(), StartsWith("HTTP/1.1 503 "));
+    coming.Write(is_finished ? body : body.substr(1));
+    if (is_finished) {
+      EXPECT_THAT(coming.ReadUntil("~"), EndsWith(body + "~"));
+    }
+    coming.Close();
+    refused.Close();
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return open == 0; });
+  }
+  Client after = Connect();
+  after.Write(Post(60'000));
+  EXPECT_THAT(after.ReadUntil("~"), StartsWith("HTTP/1.1 200 ")) << "the memory is back";
+  server_.reset();  // it refers to what is here
 }
 
 TEST_F(HttpServerTest, AcceptsWhatIsJustWithinTheLimits) {
@@ -550,6 +686,30 @@ TEST_F(HttpServerTest, AnAnswerIsFullWhileItsPeerDoesNotReadAndSaysWhenThereIsRo
   }
 }
 
+TEST_F(HttpServerTest, AnAnswerThatIsRefilledWheneverItHasRoomArrivesWhole) {
+  HttpServerOptions options;
+  options.stream_buffer_bytes = 1000;
+  Start(options);
+  Client client = Connect();
+  client.Write(kRequest);
+  const auto responder = NextCall().responder;
+  responder->StartStream(200, "text/plain");
+  client.ReadHead();
+  std::mutex mutex;
+  size_t left = 20'000;
+  const auto fill = [&] {
+    std::lock_guard lock(mutex);
+    while (left > 0 && !responder->is_full()) {
+      responder->Write("x");
+      if (--left == 0) responder->Finish();
+    }
+  };
+  responder->OnRoom(fill);
+  fill();
+  const std::string stream = client.ReadUntil("\r\n0\r\n\r\n");
+  EXPECT_EQ(std::ranges::count(stream, 'x'), 20'000);
+}
+
 TEST_F(HttpServerTest, APeerThatReadsNothingIsHungUpOn) {
   HttpServerOptions options;
   options.stream_buffer_bytes = 10'000;
@@ -665,7 +825,7 @@ TEST_F(HttpServerTest, StreamsFromManyThreadsAtOnce) {
 
 TEST_F(HttpServerTest, AnOpenStreamHoldsLittleMemory) {
   constexpr size_t kStreams = 1000,
-                   kBytesEach = 6 << 10;  // the client's share, a descriptor and a string, included
+                   kBytesEach = 4 << 10;  // the client's share, a descriptor and a string, included
   rlimit limit = {};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
   limit.rlim_cur = limit.rlim_max;
@@ -677,7 +837,7 @@ TEST_F(HttpServerTest, AnOpenStreamHoldsLittleMemory) {
   for (size_t i = 0; i < kStreams + 100; ++i) {
     if (i == 100) before = mallinfo2().uordblks;  // what the first ones made is shared
     clients.push_back(Connect());
-    clients.back().Write("POST /v1 HTTP/1.1\r\nContent-Length: 2000\r\n\r\n" + std::string(2000, 'x'));
+    clients.back().Write(Post(20'000));
     responders.push_back(NextCall().responder);
     responders.back()->StartStream(200, "text/event-stream");
     responders.back()->Write("data: x\n\n");

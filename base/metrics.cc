@@ -23,6 +23,8 @@ const std::vector<double> kRequestBuckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 
                                              1,     2,      5,     10,   20,    40,   80,  160};
 const std::vector<double> kTokenBuckets = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01,
                                            0.025,  0.05,    0.1,    0.25,  0.5,    1,     2.5};
+const std::vector<double> kSizeBuckets = {1,    4,    16,   64,   128,   256,   512,
+                                          1024, 2048, 4096, 8192, 16384, 32768, 131072};
 const std::vector<double> kCountBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
 
 const std::vector<MetricInfo> kMetrics = {
@@ -53,6 +55,13 @@ const std::vector<MetricInfo> kMetrics = {
      "Requests that wait for a place at the tier's workers.",
      {"tier"},
      {}},
+    {"terrace_texts_waiting", kGauge, "Requests whose long texts wait to be tokenized, or are.", {}, {}},
+    {"terrace_pool_saturation_ratio",
+     kGauge,
+     "Places at the tier's workers that this router's requests take, of all; above 1 after workers went "
+     "away.",
+     {"tier"},
+     {}},
     {"terrace_router_rejections_total",
      kCounter,
      "Requests that were refused. Reasons: rate_limit_exceeded (a tenant's limit), overloaded, no_capacity, "
@@ -79,6 +88,8 @@ const std::vector<MetricInfo> kMetrics = {
      "Between two tokens of an answer, as they leave the router.",
      {"tier"},
      kTokenBuckets},
+    {"terrace_request_prompt_tokens", kHistogram, "Of a request's prompt.", {"tier"}, kSizeBuckets},
+    {"terrace_request_generation_tokens", kHistogram, "Of all answers to a request.", {"tier"}, kSizeBuckets},
     {"terrace_slow_readers_total",
      kCounter,
      "Streams cut off because their client read nothing for too long.",
@@ -92,7 +103,7 @@ const std::vector<MetricInfo> kMetrics = {
      "Requests that the HTTP listener itself refused, and connections that it closed. Reasons: malformed, "
      "transfer_encoding, expectation, method, uri_too_long, header_too_large, too_many_headers, "
      "body_too_large, "
-     "chunk_overhead, slow_header, slow_body, slow_reader, tls_handshake.",
+     "chunk_overhead, overloaded, slow_header, slow_body, slow_reader, tls_handshake.",
      {"reason"},
      {}},
 

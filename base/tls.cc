@@ -6,7 +6,6 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -147,19 +146,8 @@ Status SetAuthorities(const TlsFiles& files, TlsMaterial& out) {
   return {};
 }
 
-// What changes when a file is written or replaced.
-std::string SignatureOf(const TlsFiles& files) {
-  std::string out;
-  for (const std::string* path : {&files.certificate, &files.key, &files.ca}) {
-    struct stat info = {};
-    if (path->empty() || stat(path->c_str(), &info) != 0) {
-      out += "-;";
-      continue;
-    }
-    out += Concat(info.st_dev, ",", info.st_ino, ",", info.st_size, ",", info.st_mtim.tv_sec, ".",
-                  info.st_mtim.tv_nsec, ";");
-  }
-  return out;
+std::vector<FileStamp> StampsOf(const TlsFiles& files) {
+  return {StampOf(files.certificate), StampOf(files.key), StampOf(files.ca)};
 }
 
 double UnixNow() {
@@ -194,7 +182,7 @@ std::string AnonymousFile::path() const { return Concat("/proc/self/fd/", descri
 
 StatusOr<std::shared_ptr<TlsSource>> TlsSource::Open(TlsFiles files, Options options) {
   std::shared_ptr<TlsSource> source(new TlsSource(std::move(files), std::move(options)));
-  RETURN_IF_ERROR(source->Load(SignatureOf(source->files_)));
+  RETURN_IF_ERROR(source->Load(StampsOf(source->files_)));
   if (MetricRegistry* const metrics = source->options_.metrics; metrics != nullptr) {
     metrics->GetCounter("terrace_tls_reload_failures_total", std::vector<std::string>{source->options_.use});
   }
@@ -210,9 +198,9 @@ std::shared_ptr<const TlsMaterial> TlsSource::Current() const {
 
 void TlsSource::Refresh() {
   std::lock_guard one_at_a_time(refresh_mutex_);
-  const std::string signature = SignatureOf(files_);
-  if (signature == signature_) return;
-  const Status loaded = Load(signature);
+  const std::vector<FileStamp> stamps = StampsOf(files_);
+  if (stamps == stamps_) return;
+  const Status loaded = Load(stamps);
   if (loaded.ok()) {
     Log(LogLevel::kInfo, "tls_reloaded",
         {{"use", options_.use}, {"expiry_unix_seconds", Current()->expiry_unix_seconds}});
@@ -224,9 +212,9 @@ void TlsSource::Refresh() {
       .Add();
 }
 
-// The signature is kept also of what cannot be used: it is not read again until it changes.
-Status TlsSource::Load(const std::string& signature) {
-  signature_ = signature;
+// The stamps are kept also of what cannot be used: it is not read again until it changes.
+Status TlsSource::Load(const std::vector<FileStamp>& stamps) {
+  stamps_ = stamps;
   ASSIGN_OR_RETURN(auto loaded, LoadTls(files_));
   RETURN_IF_ERROR(identity_file_.Replace(loaded->identity_pem));
   RETURN_IF_ERROR(ca_file_.Replace(loaded->ca_pem));

@@ -8,8 +8,10 @@
 #include <stop_token>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/clock.h"
+#include "base/file_stamp.h"
 #include "base/metrics.h"
 #include "base/status.h"
 
@@ -78,7 +80,7 @@ class TlsSource {
 
  private:
   TlsSource(TlsFiles files, Options options) : files_(std::move(files)), options_(std::move(options)) {}
-  Status Load(const std::string& signature);
+  Status Load(const std::vector<FileStamp>& stamps);
   void Watch(std::stop_token stop);
 
   const TlsFiles files_;
@@ -87,7 +89,7 @@ class TlsSource {
   mutable std::mutex mutex_;
   std::shared_ptr<const TlsMaterial> current_;  // GUARDED_BY(mutex_)
   std::mutex refresh_mutex_;                    // one look at a time
-  std::string signature_;                       // GUARDED_BY(refresh_mutex_): of the files when last read
+  std::vector<FileStamp> stamps_;               // GUARDED_BY(refresh_mutex_): of the files when last read
   std::jthread watcher_;                        // last: it joins before what it uses dies
 };
 

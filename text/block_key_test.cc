@@ -64,6 +64,20 @@ TEST(BlockKey, EveryPartOfTheScopeSeparates) {
   EXPECT_EQ(roots.size(), 8u);
 }
 
+TEST(BlockKey, ARootIsTheHashOfItsParts) {
+  for (const size_t size : {0, 1, 20, 60, 61, 200, 3000}) {  // the hash has a way for each of several sizes
+    for (const uint64_t secret : {0, 7}) {
+      const BlockKeyScope scope = {.secret = secret,
+                                   .model = std::string(size, 'm'),
+                                   .layout = "layout",
+                                   .salt = std::string(size / 2, 's')};
+      const Hash128 want =
+          Hasher(secret).Add(scope.model).Add(scope.layout).Add(scope.salt).Add(scope.adapter).Finish();
+      EXPECT_EQ(RootBlockKey(scope), want) << size;
+    }
+  }
+}
+
 // Stored blocks outlive a process and meet other builds: the values are part of the format.
 TEST(BlockKey, ValuesAreFixed) {
   const auto keys =

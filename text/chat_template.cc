@@ -100,6 +100,7 @@ StatusOr<Value> MessageEntry(const ChatMessage& message) {
   }
   if (!message.tool_call_id.empty())
     entry.emplace_back(MakeText("tool_call_id"), Untrusted(message.tool_call_id));
+  if (!message.name.empty()) entry.emplace_back(MakeText("name"), Untrusted(message.name));
   return MakeDict(std::move(entry));
 }
 

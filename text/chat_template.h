@@ -18,6 +18,7 @@ struct ChatMessage {
   std::string content = {};
   std::vector<ToolCall> tool_calls = {};  // an assistant's; beside them "" means none to a template
   std::string tool_call_id = {};          // of a tool's message: the call that it answers
+  std::string name = {};                  // of who speaks; "": none. Few templates show it
 };
 
 struct ChatTemplateInput {

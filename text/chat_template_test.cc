@@ -62,6 +62,7 @@ std::vector<ChatMessage> MessagesWithCalls(const Json& list) {
   for (const Json& from : list) {
     ChatMessage& message = messages.emplace_back(ChatMessage{from["role"], from["content"]});
     message.tool_call_id = from.value("tool_call_id", "");
+    message.name = from.value("name", "");
     for (const Json& call : from.value("tool_calls", Json::array()))
       message.tool_calls.push_back({call["id"], call["name"], call["arguments"]});
   }
@@ -96,6 +97,17 @@ TEST(ChatTemplate, RendersToolsAndTheirCallsAsJinjaDoes) {
   }
   for (const Json& c : data["snippets"])
     check(c["template"], data["conversations"]["one question"], true, false, c["want"]);
+}
+
+TEST(ChatTemplate, AMessageMaySayWhoSpeaks) {
+  const auto chat_template = ChatTemplate::Parse(
+      "{% for m in messages %}{{ m.name | default('nobody') }}: {{ m.content }}\n{% endfor %}");
+  ASSERT_TRUE(chat_template.ok()) << chat_template.status();
+  ChatMessage named{"user", "hi"};
+  named.name = "Ann";
+  const auto text = (*chat_template)->Render({.messages = {named, {"user", "ho"}}});
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_EQ(text->text, "Ann: hi\nnobody: ho\n");
 }
 
 TEST(ChatTemplate, NothingOfToolsAndCallsIsControl) {

@@ -22,7 +22,7 @@ size_t PromptTokensOf(const Request& request) {
 
 uint64_t ExpectedTokens(const Request& request, double typical_answer) {
   const double limit = request.max_tokens() == 0 ? typical_answer : request.max_tokens();
-  const double answer = request.api() == ApiKind::kScore ? 0 : std::min(limit, typical_answer);
+  const double answer = request.is_prompt_only() ? 0 : std::min(limit, typical_answer);
   return PromptTokensOf(request) + static_cast<uint64_t>(answer) * request.draws();
 }
 
@@ -78,6 +78,11 @@ Admission::WaitId Admission::Enter(const Request& request, size_t pool_index, On
                     .lease = *std::move(lease)};
       const bool passes = Passes(pool);
       if (!passes && pool.queue.size() == 0) pool.rate.Restart();
+      if (!passes && pool.queue.size() >= options_.max_queued) {
+        const auto other = pool.queue.MakeRoom(waiter.tenant->name, waiter.tenant->weight);
+        CHECK(other.has_value(), "CheckEnter has found one");
+        GiveUp(other->id, TooMany());
+      }
       pool.queue.Push({.id = id,
                        .tenant = waiter.tenant->name,
                        .weight = waiter.tenant->weight,
@@ -90,10 +95,6 @@ Admission::WaitId Admission::Enter(const Request& request, size_t pool_index, On
       } else {
         waiter.on_admitted = std::move(on_admitted);
         waiters_.emplace(id, std::move(waiter));
-        if (waiters_.size() > options_.max_queued) {
-          const auto other = pool.queue.MakeRoom(request.tenant()->name, request.tenant()->weight);
-          GiveUp(other.has_value() ? other->id : id, TooMany());
-        }
       }
     }
   }
@@ -117,9 +118,8 @@ Status Admission::CheckEnter(const Request& request, const Pool& pool, MonoTime 
   if (is_closed_) return Draining();
   if (Passes(pool)) return {};
   const Tenant& tenant = *request.tenant();
-  if (waiters_.size() >= options_.max_queued && !pool.queue.CanMakeRoom(tenant.name, tenant.weight)) {
-    return TooMany();
-  }
+  const bool is_full = pool.queue.size() >= options_.max_queued;
+  if (is_full && !pool.queue.CanMakeRoom(tenant.name, tenant.weight)) return TooMany();
   const std::optional<double> rate = pool.rate.TokensPerSecond(now);
   if (!rate.has_value() || pool.queue.size() == 0) return {};
   const double wait = pool.queue.TokensAhead(tenant.name, tenant.weight, request.priority()) / *rate;
@@ -158,8 +158,10 @@ void Admission::Pump(Pool& pool, MonoTime now) {
   }
 }
 
+// A different pool first each time: while max_in_flight binds, all of them are short of room.
 void Admission::PumpAll(MonoTime now) {
-  for (Pool& pool : pools_) Pump(pool, now);
+  const size_t first = next_pool_++;
+  for (size_t i = 0; i < pools_.size(); ++i) Pump(pools_[(first + i) % pools_.size()], now);
 }
 
 // Of one that is in no queue any more.
@@ -216,6 +218,12 @@ void Admission::Close() {
 size_t Admission::queued(size_t pool) const {
   std::lock_guard lock(mutex_);
   return pools_[pool].queue.size();
+}
+
+double Admission::saturation(size_t pool) const {
+  std::lock_guard lock(mutex_);
+  const Pool& of = pools_[pool];
+  return of.places == 0 ? 0 : static_cast<double>(of.taken) / of.places;
 }
 
 void Admission::Release(uint64_t id) {

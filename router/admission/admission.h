@@ -31,7 +31,7 @@ namespace terrace {
 
 struct AdmissionOptions {
   size_t max_in_flight = 16384;  // requests admitted; more wait
-  size_t max_queued = 4096;      // that wait, of all pools; then the tenant with the most of them gives way
+  size_t max_queued = 4096;      // that wait for one pool; then the tenant with the most of them gives way
   Duration max_first_token = std::chrono::seconds(30);
 };
 
@@ -107,6 +107,7 @@ class Admission {
 
   size_t in_flight() const { return in_flight_; }  // admitted and waiting
   size_t queued(size_t pool) const;
+  double saturation(size_t pool) const;  // places taken, of all; 0 when none is known
 
  private:
   struct Pool {
@@ -164,6 +165,7 @@ class Admission {
   std::map<uint64_t, Held> held_;            // GUARDED_BY(mutex_)
   std::deque<std::function<void()>> ready_;  // GUARDED_BY(mutex_): callbacks to be made
   uint64_t next_id_ = 0;                     // GUARDED_BY(mutex_)
+  size_t next_pool_ = 0;                     // GUARDED_BY(mutex_): that PumpAll begins with
   bool is_closed_ = false;                   // GUARDED_BY(mutex_)
 };
 

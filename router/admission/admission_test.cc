@@ -183,6 +183,55 @@ TEST_F(AdmissionTest, InAFullQueueTheTenantWithTheMostGivesWay) {
   EXPECT_EQ(Reason(Enter(MakeRequest(quiet))->error), "overloaded") << "it would have as many";
 }
 
+// The one that makes another give way counts itself once.
+TEST_F(AdmissionTest, WhoGivesWayIsOutOfTheQueueAndNobodyElse) {
+  Make({.max_queued = 4}, {1});
+  const Tenant most{.name = "most"}, fewer{.name = "fewer"};
+  auto running = Enter(MakeRequest(most));
+  std::vector<OutcomePtr> waiting;
+  for (int i = 0; i < 3; ++i) waiting.push_back(Enter(MakeRequest(most)));
+  for (int i = 0; i < 2; ++i) waiting.push_back(Enter(MakeRequest(fewer)));
+  EXPECT_EQ(admission_->queued(0), 4u);
+  EXPECT_EQ(Reason(waiting[2]->error), "overloaded");
+  waiting.erase(waiting.begin() + 2);
+  for (size_t i = 0; i < waiting.size(); ++i) {
+    End(running);
+    const auto next = std::ranges::find_if(waiting, [](const auto& one) { return one->ticket.has_value(); });
+    ASSERT_NE(next, waiting.end());
+    running = *next;
+  }
+  End(running);
+  EXPECT_EQ(admission_->in_flight(), 0u);
+}
+
+TEST_F(AdmissionTest, AFloodOfOneTierKeepsNobodyFromWaitingForAnother) {
+  Make({.max_queued = 2}, {1, 1});
+  std::vector<OutcomePtr> all;
+  for (size_t pool = 0; pool < 2; ++pool) {
+    for (int i = 0; i < 3; ++i) all.push_back(Enter(MakeRequest(), pool));
+  }
+  for (const OutcomePtr& one : all) EXPECT_TRUE(one->error.ok());
+  EXPECT_EQ(Reason(Enter(MakeRequest(), 1)->error), "overloaded");
+}
+
+TEST_F(AdmissionTest, TiersTakeTurnsWhenTheRouterItselfIsFull) {
+  Make({.max_in_flight = 1}, {10, 10});
+  auto running = Enter(MakeRequest(), 0);
+  std::vector<OutcomePtr> waiting;
+  for (size_t i = 0; i < 8; ++i) waiting.push_back(Enter(MakeRequest(), i % 2));
+  size_t served[2] = {};
+  for (int i = 0; i < 4; ++i) {
+    End(running);
+    for (size_t k = 0; k < waiting.size(); ++k) {
+      if (!waiting[k]->ticket.has_value()) continue;
+      running = waiting[k];
+      ++served[k % 2];
+    }
+  }
+  EXPECT_EQ(served[0], 2u);
+  EXPECT_EQ(served[1], 2u);
+}
+
 // Whoever passes while nobody waits is charged as much as whoever waits: a busy past is no debt.
 TEST_F(AdmissionTest, AnswersLongerThanExpectedWhileNobodyWaitsStarveNobodyLater) {
   Make({}, {1});

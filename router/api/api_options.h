@@ -13,7 +13,9 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/retry_after.h"
 #include "base/rng.h"
+#include "base/status.h"
 #include "router/request/tenant.h"
 #include "router/request/trace_context.h"
 
@@ -30,6 +32,11 @@ struct ApiOptions {
   double slow_reader_seconds = 60;                 // a client that reads nothing for as long is cut off
   std::shared_ptr<const Authenticator> authenticator = {};  // null: nobody is asked for a key
   std::function<bool()> is_ready = {};                      // for /readyz; null: always
+  // Runs a tenant's task on a thread that may take its time; false when too many wait. Null: there is none.
+  std::function<bool(const std::string& tenant, std::function<void()>)> run_aside = {};
+
+  // Whoever is asked for a key is not told the addresses of workers.
+  bool shows_replicas() const { return authenticator == nullptr; }
 };
 
 // The options as they are now; asked at every request. Thread-safe.
@@ -42,6 +49,14 @@ inline ApiOptionsSource FixedApiOptions(ApiOptions options) {
 inline StatusOr<TenantPtr> AuthenticateCaller(const ApiOptions& options, std::string_view authorization) {
   return options.authenticator == nullptr ? DefaultTenant()
                                           : options.authenticator->Authenticate(authorization);
+}
+
+// When run_aside says no.
+inline Status TooManyTexts() {
+  return WithRetryAfter(
+      WithReason(ResourceExhausted("the cluster is overloaded: too many long texts wait to be read"),
+                 "overloaded"),
+      1);
 }
 
 // The latest moment for a request that asked for `timeout_seconds` (negative: none asked for).

@@ -24,17 +24,18 @@ class FakeDispatcher : public Dispatcher {
     on_score(score);
     return on_cancel;
   }
-  StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) override {
-    last_tokenized = request.input();
-    if (!tokenize_error.ok()) return tokenize_error;
-    return TokenizedInput{.tokens = tokens,
-                          .token_bytes = with_bytes ? token_bytes : std::vector<std::string>(),
-                          .context_length = 512};
+  CancelCall Tokenize(RequestPtr request, bool with_bytes, OnTokenized on_tokenized) override {
+    last_tokenized = request->input();
+    const TokenizedInput input{.tokens = tokens,
+                               .token_bytes = with_bytes ? token_bytes : std::vector<std::string>(),
+                               .context_length = 512};
+    on_tokenized(tokenize_error.ok() ? StatusOr<TokenizedInput>(input) : tokenize_error);
+    return on_cancel;
   }
-  StatusOr<std::string> Detokenize(const Request& request) override {
-    last_tokenized = request.input();
-    if (!tokenize_error.ok()) return tokenize_error;
-    return detokenized;
+  CancelCall Detokenize(RequestPtr request, OnText on_text) override {
+    last_tokenized = request->input();
+    on_text(tokenize_error.ok() ? StatusOr<std::string>(detokenized) : tokenize_error);
+    return on_cancel;
   }
   std::vector<ModelInfo> ListModels(const Tenant&) const override { return models; }
   void RecordRefused(ApiKind, const std::string& request_id, const TenantPtr&, const Status&) override {

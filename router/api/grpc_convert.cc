@@ -6,8 +6,10 @@ namespace {
 std::vector<ChatMessage> ChatFromProto(const v1::ChatMessages& chat) {
   std::vector<ChatMessage> out;
   for (const v1::ChatMessage& message : chat.messages()) {
-    ChatMessage& next = out.emplace_back(ChatMessage{
-        .role = message.role(), .content = message.content(), .tool_call_id = message.tool_call_id()});
+    ChatMessage& next = out.emplace_back(ChatMessage{.role = message.role(),
+                                                     .content = message.content(),
+                                                     .tool_call_id = message.tool_call_id(),
+                                                     .name = message.name()});
     for (const v1::ToolCall& call : message.tool_calls())
       next.tool_calls.push_back({.id = call.id(), .name = call.name(), .arguments = call.arguments()});
   }
@@ -138,7 +140,7 @@ void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateRespon
     TokenToProto(token, /*with_logprobs=*/true, *out.add_prompt_tokens());
 }
 
-void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out) {
+void SummaryToProto(const AnswerSummary& summary, bool shows_replicas, v1::GenerateFinished& out) {
   out.set_reason(ReasonToProto(summary.end));
   out.set_stop(summary.stop);
   UsageToProto(summary.usage, *out.mutable_usage());
@@ -146,13 +148,16 @@ void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out) {
   for (const AnswerAttempt& attempt : summary.attempts) {
     v1::TierAttempt& next = *out.add_attempts();
     next.set_tier(attempt.tier);
-    next.set_replica(attempt.replica);
+    if (shows_replicas) next.set_replica(attempt.replica);
     UsageToProto(attempt.usage, *next.mutable_usage());
     next.set_mean_logprob(attempt.mean_logprob);
     if (attempt.threshold.has_value()) next.set_threshold(*attempt.threshold);
     next.set_accepted(attempt.accepted);
     next.set_price_usd(attempt.price_usd);
     next.set_predicted_cached_tokens(attempt.predicted_cached_tokens);
+    next.set_resumed_tokens(attempt.resumed_tokens);
+    next.set_draft_tokens(attempt.draft_tokens);
+    next.set_accepted_draft_tokens(attempt.accepted_draft_tokens);
   }
   out.set_price_usd(summary.price_usd);
   out.set_time_to_first_token_seconds(summary.time_to_first_token_seconds);

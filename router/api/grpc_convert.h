@@ -20,7 +20,8 @@ RequestFields FieldsFromProto(const v1::DetokenizeRequest& request);
 void PieceToProto(const AnswerPiece& piece, bool with_logprobs, v1::GenerateResponse& out);
 // With log-probabilities.
 void PromptTokensToProto(std::span<const AnswerToken> tokens, v1::GenerateResponse& out);
-void SummaryToProto(const AnswerSummary& summary, v1::GenerateFinished& out);
+// The workers' addresses only with `shows_replicas`.
+void SummaryToProto(const AnswerSummary& summary, bool shows_replicas, v1::GenerateFinished& out);
 void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out);
 void TokenizedToProto(const TokenizedInput& input, v1::TokenizeResponse& out);
 void ModelToProto(const ModelInfo& model, v1::Model& out);

@@ -32,7 +32,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   GenerateCall(grpc::CallbackServerContext& context, const ApiOptions& options)
       : context_(context),
         buffer_bytes_(options.stream_buffer_bytes),
-        slow_reader_seconds_(options.slow_reader_seconds) {}
+        slow_reader_seconds_(options.slow_reader_seconds),
+        shows_replicas_(options.shows_replicas()) {}
 
   static std::shared_ptr<GenerateCall> Make(grpc::CallbackServerContext& context, const ApiOptions& options) {
     auto call = std::make_shared<GenerateCall>(context, options);
@@ -76,7 +77,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
     std::vector<v1::GenerateResponse> responses;
     v1::GenerateResponse& last = NewResponse(responses);
     last.set_choice(choice);
-    SummaryToProto(summary, *last.mutable_finished());
+    SummaryToProto(summary, shows_replicas_, *last.mutable_finished());
     Enqueue(std::move(responses));
   }
 
@@ -206,6 +207,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   LateCancel cancel_;
   const size_t buffer_bytes_;
   const double slow_reader_seconds_;
+  const bool shows_replicas_;
   std::function<void()> on_room_;  // set before the first piece
   std::atomic<bool> is_closed_ = false, is_too_slow_ = false;
   std::atomic<bool> is_full_ = false;  // changed with the lock
@@ -283,33 +285,48 @@ class InferenceService : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest*,
                                        v1::ListModelsResponse* response) override {
     const auto tenant = TenantOf(*context);
+    if (!tenant.ok()) dispatcher_.RecordRefused(ApiKind::kOther, ids_.Next(), nullptr, tenant.status());
     if (tenant.ok()) {
       for (const ModelInfo& model : dispatcher_.ListModels(**tenant)) {
         ModelToProto(model, *response->add_models());
       }
     }
     auto* call = context->DefaultReactor();
-    SetReasonTrailer(*context, tenant.status());
-    call->Finish(ToGrpcStatus(tenant.status()));
+    End(*context, *call, tenant.status());
     return call;
   }
 
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* message,
                                      v1::TokenizeResponse* response) override {
     const auto request = MakeRequest(*context, ids_.Next(), FieldsFromProto(*message));
-    const auto input =
-        request.ok() ? dispatcher_.Tokenize(**request, message->with_bytes()) : request.status();
-    if (input.ok()) TokenizedToProto(*input, *response);
-    return End(*context, input.status());
+    auto* call = context->DefaultReactor();
+    const auto answer = [context, call, response](const StatusOr<TokenizedInput>& input) {
+      if (input.ok()) TokenizedToProto(*input, *response);
+      End(*context, *call, input.status());
+    };
+    if (request.ok()) {
+      dispatcher_.Tokenize(*request, message->with_bytes(), answer);
+    } else {
+      answer(request.status());
+    }
+    return call;
   }
 
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
                                        const v1::DetokenizeRequest* message,
                                        v1::DetokenizeResponse* response) override {
     const auto request = MakeRequest(*context, ids_.Next(), FieldsFromProto(*message));
-    const auto text = request.ok() ? dispatcher_.Detokenize(**request) : request.status();
-    if (text.ok()) response->set_text(*text);
-    return End(*context, text.status());
+    auto* call = context->DefaultReactor();
+    const auto answer = [context, call, response](const StatusOr<std::string>& text) {
+      if (text.ok()) response->set_text(*text);
+      End(*context, *call, text.status());
+    };
+    if (request.ok()) {
+      dispatcher_.Detokenize(*request, answer);
+    } else {
+      answer(request.status());
+    }
+    return call;
   }
 
  private:
@@ -343,11 +360,11 @@ class InferenceService : public v1::Inference::CallbackService {
     return {first->second.data(), first->second.size()};
   }
 
-  static grpc::ServerUnaryReactor* End(grpc::CallbackServerContext& context, const Status& status) {
-    auto* call = context.DefaultReactor();
+  // Afterwards both may be gone.
+  static void End(grpc::CallbackServerContext& context, grpc::ServerUnaryReactor& call,
+                  const Status& status) {
     SetReasonTrailer(context, status);
-    call->Finish(ToGrpcStatus(status));
-    return call;
+    call.Finish(ToGrpcStatus(status));
   }
 
   // Seconds the client gave the call; negative when it set no deadline.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -47,12 +48,14 @@ class Fields {
   // A list of token ids; `what` the member must be, for the message.
   StatusOr<std::vector<TokenId>> Tokens(const char* name, const Json& value, std::string_view what) const;
 
-  // UNSUPPORTED for the first of `names` that is there and not false.
+  // UNSUPPORTED for the first of `names` that is there, and neither false nor what is neutral for it.
   template <size_t count>
-  Status RefuseSet(const char* const (&names)[count]) const {
+  Status RefuseSet(const char* const (&names)[count], const std::map<std::string, Json>& neutral) const {
     for (const char* name : names) {
       const Json* value = Find(name);
-      if (value != nullptr && *value != false) return Unsupported(name, "is not supported");
+      if (value == nullptr || *value == false) continue;
+      const auto found = neutral.find(name);
+      if (found == neutral.end() || *value != found->second) return Unsupported(name, "is not supported");
     }
     return {};
   }

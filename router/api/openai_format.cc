@@ -16,12 +16,11 @@ Json UsageJson(const TokenUsage& usage) {
           {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
 }
 
-Json TerraceJson(const AnswerSummary& summary) {
+Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
   Json attempts = Json::array();
   for (const AnswerAttempt& attempt : summary.attempts) {
     attempts.push_back({{"choice", attempt.choice},
                         {"tier", attempt.tier},
-                        {"replica", attempt.replica},
                         {"mean_logprob", attempt.mean_logprob},
                         {"threshold", attempt.threshold.has_value() ? Json(*attempt.threshold) : Json()},
                         {"accepted", attempt.accepted},
@@ -29,7 +28,11 @@ Json TerraceJson(const AnswerSummary& summary) {
                         {"cached_tokens", attempt.usage.cached_tokens},
                         {"predicted_cached_tokens", attempt.predicted_cached_tokens},
                         {"completion_tokens", attempt.usage.completion_tokens},
+                        {"resumed_tokens", attempt.resumed_tokens},
+                        {"draft_tokens", attempt.draft_tokens},
+                        {"accepted_draft_tokens", attempt.accepted_draft_tokens},
                         {"price_usd", attempt.price_usd}});
+    if (head.shows_replicas) attempts.back()["replica"] = attempt.replica;
   }
   return {{"tier", summary.tier},
           {"attempts", std::move(attempts)},
@@ -155,31 +158,6 @@ Json ErrorBody(std::string_view message, int status, const std::string& param, s
             {"code", code}}}};
 }
 
-std::string_view CodeOf(int status) {
-  switch (status) {
-    case 400:
-      return "bad_request";
-    case 404:
-      return "unknown_url";
-    case 405:
-      return "method_not_allowed";
-    case 408:
-      return "slow_client";
-    case 413:
-      return "body_too_large";
-    case 414:
-      return "uri_too_long";
-    case 415:
-      return "unsupported_media_type";
-    case 417:
-      return "expectation_failed";
-    case 431:
-      return "headers_too_large";
-    default:
-      return "internal";
-  }
-}
-
 }  // namespace
 
 Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
@@ -202,7 +180,7 @@ Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& 
   out["choices"] = std::move(list);
   if (head.is_chat && !prompt_tokens.empty()) out["prompt_logprobs"] = PromptLogprobsJson(prompt_tokens);
   out["usage"] = UsageJson(total.usage);
-  out["terrace"] = TerraceJson(total);
+  out["terrace"] = TerraceJson(head, total);
   return out;
 }
 
@@ -235,7 +213,7 @@ Json ArgumentsChunk(const CompletionHead& head, uint32_t choice, const ToolCall&
 Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary) {
   Json out =
       Chunk(head, choice, head.is_chat ? Json::object() : Json(""), nullptr, AnswerEndName(summary.end));
-  out["terrace"] = TerraceJson(summary);
+  out["terrace"] = TerraceJson(head, summary);
   return out;
 }
 
@@ -264,7 +242,7 @@ Json ModelJson(const ModelInfo& model, int64_t created_unix_seconds) {
 Json ErrorJson(const Status& error) {
   const std::string reason = Reason(error);
   const int status = HttpStatusOf(error);
-  return ErrorBody(Message(error), status, Param(error), reason.empty() ? CodeOf(status) : reason);
+  return ErrorBody(Message(error), status, Param(error), reason.empty() ? HttpErrorCode(status) : reason);
 }
 
 int HttpStatusOf(const Status& error) {
@@ -294,8 +272,35 @@ int HttpStatusOf(const Status& error) {
   }
 }
 
+std::string_view HttpErrorCode(int status) {
+  switch (status) {
+    case 400:
+      return "bad_request";
+    case 404:
+      return "unknown_url";
+    case 405:
+      return "method_not_allowed";
+    case 408:
+      return "slow_client";
+    case 413:
+      return "body_too_large";
+    case 414:
+      return "uri_too_long";
+    case 415:
+      return "unsupported_media_type";
+    case 417:
+      return "expectation_failed";
+    case 431:
+      return "headers_too_large";
+    case 503:
+      return "overloaded";
+    default:
+      return "internal";
+  }
+}
+
 std::string HttpErrorBody(int status, std::string_view message) {
-  return ToJsonText(ErrorBody(message, status, "", CodeOf(status)));
+  return ToJsonText(ErrorBody(message, status, "", HttpErrorCode(status)));
 }
 
 std::string TokenText(const std::string& bytes) {

@@ -23,6 +23,7 @@ struct CompletionHead {
   uint32_t top_logprobs = 0;
   bool echoes_control = false;  // a prompt of token ids: its control tokens are part of the echoed text
   bool include_usage = false;   // of a stream: the other chunks say "usage": null
+  bool shows_replicas = true;   // the addresses of the workers that were asked
 };
 
 struct WholeChoice {
@@ -48,12 +49,14 @@ Json UsageChunk(const CompletionHead& head, const AnswerSummary& total);
 
 Json ModelJson(const ModelInfo& model, int64_t created_unix_seconds);
 
+// `code` of an error that only HTTP has words for.
+std::string_view HttpErrorCode(int status);
 // {"error":{"message","type","param","code"}}.
 Json ErrorJson(const Status& error);
 // 400, 401, 403, 404, 429, 499, 500, 501, 503 or 504.
 int HttpStatusOf(const Status& error);
-// The body of an error that the HTTP server itself found: 400, 408, 413, 431, 500, or a route's 404, 405,
-// 415.
+// The body of an error that the HTTP server itself found: 400, 408, 413, 431, 500, 503, or a route's 404,
+// 405, 415.
 std::string HttpErrorBody(int status, std::string_view message);
 
 // A token's text as a key or in a list: what is no UTF-8 by itself as OpenAI writes it, "bytes:\xe4", so that

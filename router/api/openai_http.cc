@@ -19,6 +19,7 @@ constexpr std::string_view kTokenizePath = "/tokenize";
 constexpr std::string_view kDetokenizePath = "/detokenize";
 constexpr std::string_view kModelsPath = "/v1/models";
 constexpr std::string_view kModelPrefix = "/v1/models/";
+constexpr size_t kLongBodyBytes = 16 << 10;  // parsing such a one takes a tenth of a millisecond and more
 
 std::string_view HeaderOf(const HttpRequest& request, const char* name) {
   const auto found = request.headers.find(name);
@@ -53,17 +54,53 @@ bool IsJson(std::string_view content_type) {
   return type == "application/json" || type == "application/json;charset=utf-8";
 }
 
-class OpenAiApi {
+class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
  public:
   OpenAiApi(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock)
       : dispatcher_(dispatcher), options_(std::move(options)), clock_(clock), ids_(options_()->seed) {}
 
-  void Handle(const HttpRequest& http, const std::shared_ptr<HttpResponder>& responder) {
-    Call call{.options = options_(), .http = http, .id = RequestId(http), .responder = responder};
-    if (http.path == "/healthz" || http.path == "/readyz") return Probe(call);
-    auto tenant = AuthenticateCaller(*call.options, HeaderOf(http, "authorization"));
-    if (!tenant.ok()) return RefuseCaller(tenant.status(), call);
-    call.tenant = *std::move(tenant);
+  // Probes and callers without a key are answered before any body is read.
+  HttpHandler OnHead(const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder) {
+    const Call call{.options = options_(), .http = head, .id = RequestId(head), .responder = responder};
+    if (head.path == "/healthz" || head.path == "/readyz") {
+      Probe(call);
+      return nullptr;
+    }
+    const auto tenant = AuthenticateCaller(*call.options, HeaderOf(head, "authorization"));
+    if (!tenant.ok()) {
+      RefuseCaller(tenant.status(), call);
+      return nullptr;
+    }
+    return [self = shared_from_this(), options = call.options, id = call.id, caller = *tenant](
+               HttpRequest whole, std::shared_ptr<HttpResponder> same_responder) {
+      if (whole.body.size() < kLongBodyBytes || !options->run_aside) {
+        return self->Handle(
+            {.options = options, .http = whole, .id = id, .responder = same_responder, .tenant = caller});
+      }
+      const auto kept = std::make_shared<const HttpRequest>(std::move(whole));
+      const bool is_taken =
+          options->run_aside(caller->name, [self, options, id, caller, kept, same_responder] {
+            self->Handle(
+                {.options = options, .http = *kept, .id = id, .responder = same_responder, .tenant = caller});
+          });
+      if (is_taken) return;
+      self->Refuse(
+          ApiOf(kept->path), TooManyTexts(),
+          {.options = options, .http = *kept, .id = id, .responder = same_responder, .tenant = caller});
+    };
+  }
+
+ private:
+  struct Call {
+    std::shared_ptr<const ApiOptions> options;
+    const HttpRequest& http;  // its head only, before the caller is known
+    std::string id;
+    const std::shared_ptr<HttpResponder>& responder;
+    TenantPtr tenant = {};  // null before the caller is known
+  };
+
+  void Handle(const Call& call) {
+    const HttpRequest& http = call.http;
     if (http.path == kChatPath) {
       if (CheckMethod(call, "POST")) Complete(ApiKind::kOpenAiChat, call);
     } else if (http.path == kCompletionPath) {
@@ -81,28 +118,21 @@ class OpenAiApi {
     }
   }
 
- private:
-  struct Call {
-    std::shared_ptr<const ApiOptions> options;
-    const HttpRequest& http;
-    std::string id;
-    const std::shared_ptr<HttpResponder>& responder;
-    TenantPtr tenant = {};  // null before the caller is known
-  };
-
   // What load balancers ask: no key, and no more than yes or no.
-  static void Probe(const Call& call) {
-    if (!CheckMethod(call, "GET")) return;
+  void Probe(const Call& call) {
+    if (call.http.method != "HEAD" && !CheckMethod(call, "GET")) return;
     const bool is_ready = call.http.path == "/healthz" || !call.options->is_ready || call.options->is_ready();
     call.responder->Send(is_ready ? 200 : 503, is_ready ? "ok\n" : "not ready\n", "text/plain",
                          {{"x-request-id", call.id}});
   }
 
   // Every route has its key asked for, also those that do not exist.
-  void RefuseCaller(const Status& error, const Call& call) {
-    if (call.http.path == kChatPath) return Refuse(ApiKind::kOpenAiChat, error, call);
-    if (call.http.path == kCompletionPath) return Refuse(ApiKind::kOpenAiCompletion, error, call);
-    SendError(error, call.id, *call.responder);
+  void RefuseCaller(const Status& error, const Call& call) { Refuse(ApiOf(call.http.path), error, call); }
+
+  static ApiKind ApiOf(std::string_view path) {
+    if (path == kChatPath) return ApiKind::kOpenAiChat;
+    if (path == kCompletionPath) return ApiKind::kOpenAiCompletion;
+    return path == kTokenizePath || path == kDetokenizePath ? ApiKind::kTokenize : ApiKind::kOther;
   }
 
   // The client's own id when it is one that logs can take.
@@ -113,19 +143,22 @@ class OpenAiApi {
     return fits && is_plain ? std::string(given) : ids_.Next();
   }
 
-  static void SendHttpError(int status, std::string_view message, const Call& call,
-                            HttpHeaders headers = {}) {
+  // What HTTP itself has words for.
+  void SendHttpError(int status, std::string_view message, const Call& call, HttpHeaders headers = {}) {
+    const Status error = status == 404 ? NotFound(message) : InvalidArgument(message);
+    dispatcher_.RecordRefused(ApiOf(call.http.path), call.id, call.tenant,
+                              WithReason(error, HttpErrorCode(status)));
     headers.emplace_back("x-request-id", call.id);
     call.responder->Send(status, HttpErrorBody(status, message), "application/json", headers);
   }
 
-  static bool CheckMethod(const Call& call, const char* allowed) {
+  bool CheckMethod(const Call& call, const char* allowed) {
     if (call.http.method == allowed) return true;
     SendHttpError(405, Concat("use ", allowed), call, {{"allow", allowed}});
     return false;
   }
 
-  static bool CheckMediaType(const Call& call) {
+  bool CheckMediaType(const Call& call) {
     const std::string encoding = LowerCase(HeaderOf(call.http, "content-encoding"));
     const bool is_plain = encoding.empty() || encoding == "identity";
     if (IsJson(HeaderOf(call.http, "content-type")) && is_plain) return true;
@@ -148,7 +181,8 @@ class OpenAiApi {
         .logprobs = (*request)->logprobs(),
         .top_logprobs = (*request)->top_logprobs(),
         .echoes_control = std::holds_alternative<std::vector<TokenId>>((*request)->input()),
-        .include_usage = parsed->include_usage};
+        .include_usage = parsed->include_usage,
+        .shows_replicas = call.options->shows_replicas()};
     const auto sink = (*request)->is_streamed() ? MakeEventStreamSink(head, id, call.responder)
                                                 : MakeWholeAnswerSink(head, id, call.responder);
     call.responder->OnClose(dispatcher_.Generate(*std::move(request), sink));
@@ -159,9 +193,13 @@ class OpenAiApi {
     auto parsed = ParseTokenize(call.http.body);
     const auto request = parsed.ok() ? MakeRequest(call, std::move(parsed->fields)) : parsed.status();
     if (!request.ok()) return Refuse(ApiKind::kTokenize, request.status(), call);
-    const auto input = dispatcher_.Tokenize(**request, parsed->return_token_strs);
-    if (!input.ok()) return SendError(input.status(), call.id, *call.responder);
-    SendJson(TokenizeJson(*input, parsed->return_token_strs), call);
+    const bool with_strings = parsed->return_token_strs;
+    const auto answer = [id = call.id, responder = call.responder,
+                         with_strings](const StatusOr<TokenizedInput>& input) {
+      if (!input.ok()) return SendError(input.status(), id, *responder);
+      SendJson(TokenizeJson(*input, with_strings), id, *responder);
+    };
+    call.responder->OnClose(dispatcher_.Tokenize(*request, with_strings, answer));
   }
 
   void Detokenize(const Call& call) {
@@ -169,9 +207,11 @@ class OpenAiApi {
     auto parsed = ParseDetokenize(call.http.body);
     const auto request = parsed.ok() ? MakeRequest(call, *std::move(parsed)) : parsed.status();
     if (!request.ok()) return Refuse(ApiKind::kTokenize, request.status(), call);
-    const auto text = dispatcher_.Detokenize(**request);
-    if (!text.ok()) return SendError(text.status(), call.id, *call.responder);
-    SendJson({{"prompt", *text}}, call);
+    const auto answer = [id = call.id, responder = call.responder](const StatusOr<std::string>& text) {
+      if (!text.ok()) return SendError(text.status(), id, *responder);
+      SendJson({{"prompt", *text}}, id, *responder);
+    };
+    call.responder->OnClose(dispatcher_.Detokenize(*request, answer));
   }
 
   // What never became a request.
@@ -180,8 +220,8 @@ class OpenAiApi {
     SendError(error, call.id, *call.responder);
   }
 
-  static void SendJson(const Json& body, const Call& call) {
-    call.responder->Send(200, ToJsonText(body), "application/json", {{"x-request-id", call.id}});
+  static void SendJson(const Json& body, const std::string& request_id, HttpResponder& responder) {
+    responder.Send(200, ToJsonText(body), "application/json", {{"x-request-id", request_id}});
   }
 
   StatusOr<RequestPtr> MakeRequest(const Call& call, RequestFields fields) {
@@ -202,7 +242,7 @@ class OpenAiApi {
     for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
       data.push_back(ModelJson(model, call.options->created_unix_seconds));
     }
-    SendJson({{"object", "list"}, {"data", std::move(data)}}, call);
+    SendJson({{"object", "list"}, {"data", std::move(data)}}, call.id, *call.responder);
   }
 
   // `escaped` as it is in the URL: a name's slashes may be written either way.
@@ -210,7 +250,7 @@ class OpenAiApi {
     const std::string name = DecodeUrl(escaped);
     for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
       if (model.id != name) continue;
-      return SendJson(ModelJson(model, call.options->created_unix_seconds), call);
+      return SendJson(ModelJson(model, call.options->created_unix_seconds), call.id, *call.responder);
     }
     SendError(ModelNotFound(name), call.id, *call.responder);
   }
@@ -229,10 +269,10 @@ class OpenAiApi {
 
 }  // namespace
 
-HttpHandler MakeOpenAiHandler(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock) {
+HttpHeadHandler MakeOpenAiHandler(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock) {
   const auto api = std::make_shared<OpenAiApi>(dispatcher, std::move(options), clock);
-  return [api](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-    api->Handle(request, responder);
+  return [api](const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder) {
+    return api->OnHead(head, responder);
   };
 }
 

@@ -1,7 +1,7 @@
 // The OpenAI-compatible HTTP API: POST /v1/chat/completions and /v1/completions, GET /v1/models and
-// /v1/models/{id}; and vLLM's POST /tokenize, /detokenize; all with a key where keys are asked for. GET
-// /healthz and /readyz need none. The handler runs on the HTTP server's threads and does not block; the
-// dispatcher outlives the server.
+// /v1/models/{id}; and vLLM's POST /tokenize, /detokenize; all with a key where keys are asked for, by the
+// head of the request: without one no body is read. GET /healthz and /readyz need none. The handler runs on
+// the HTTP server's threads and does not block; the dispatcher outlives the server.
 #pragma once
 
 #include "base/http_server.h"
@@ -10,6 +10,6 @@
 
 namespace terrace {
 
-HttpHandler MakeOpenAiHandler(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock);
+HttpHeadHandler MakeOpenAiHandler(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock);
 
 }  // namespace terrace

@@ -8,6 +8,7 @@
 
 #include <future>
 #include <map>
+#include <thread>
 
 #include "base/host_port.h"
 #include "base/json.h"
@@ -104,8 +105,8 @@ std::vector<std::string> Events(const std::string& body) {
 class OpenAiHttpTest : public ::testing::Test {
  protected:
   OpenAiHttpTest() {
-    auto server = HttpServer::Start(
-        {.max_body_bytes = 4096, .error_body = HttpErrorBody},
+    auto server = HttpServer::StartByHead(
+        {.max_body_bytes = 32 << 10, .error_body = HttpErrorBody},
         MakeOpenAiHandler(
             dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock()));
     CHECK(server.ok(), Message(server.status()));
@@ -236,6 +237,37 @@ TEST_F(OpenAiHttpTest, AWrongCompletionNamesItsField) {
   EXPECT_EQ(reply.status, 400);
   EXPECT_EQ(reply.json()["error"]["param"], "suffix");
   EXPECT_EQ(Call("GET", "/v1/completions").status, 405);
+}
+
+TEST_F(OpenAiHttpTest, WhatIsNotServedMayBeThereWithTheValueThatChangesNothing) {
+  EXPECT_EQ(Complete(R"(,"min_tokens":0,"length_penalty":1.0,"skip_special_tokens":true)").status, 200);
+  for (const char* field :
+       {R"(,"min_tokens":1)", R"(,"length_penalty":0.5)", R"(,"skip_special_tokens":true,"bad_words":["a"])",
+        R"(,"return_tokens_as_token_ids":true)"}) {
+    EXPECT_EQ(Complete(field).json()["error"]["code"], "unsupported_parameter") << field;
+  }
+}
+
+TEST_F(OpenAiHttpTest, LongBodiesAreReadOnOtherThreads) {
+  std::string tenant;
+  std::thread aside;
+  options_.run_aside = [&](const std::string& name, std::function<void()> task) {
+    tenant = name;
+    aside = std::thread(std::move(task));
+    return true;
+  };
+  const std::string messages =
+      R"({"messages":[{"role":"user","content":")" + std::string(20'000, 'x') + "\"}]}";
+  EXPECT_EQ(Call("POST", "/v1/chat/completions", messages).status, 200);
+  EXPECT_EQ(tenant, DefaultTenant()->name);
+  aside.join();
+  EXPECT_EQ(Chat().status, 200) << "a short one";
+  EXPECT_FALSE(aside.joinable());
+  options_.run_aside = [](const std::string&, const std::function<void()>&) { return false; };
+  const Reply full = Call("POST", "/v1/chat/completions", messages);
+  EXPECT_EQ(full.status, 503);
+  EXPECT_EQ(full.json()["error"]["code"], "overloaded");
+  EXPECT_EQ(full.headers.at("retry-after"), "1");
 }
 
 TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
@@ -495,7 +527,7 @@ TEST_F(OpenAiHttpTest, WrongPathsMethodsAndMediaTypesAreRefused) {
   EXPECT_EQ(Chat("", "content-type: application/json; charset=latin1\r\n").status, 415);
   EXPECT_EQ(Chat("", "content-type: application/json\r\ncontent-encoding: gzip\r\n").status, 415);
   EXPECT_EQ(Chat("", "content-type: Application/JSON; charset=UTF-8\r\n").status, 200);
-  const Reply too_large = Chat(Concat(R"(,"user":")", std::string(5000, 'u'), "\""));
+  const Reply too_large = Chat(Concat(R"(,"user":")", std::string(50'000, 'u'), "\""));
   EXPECT_EQ(too_large.status, 413);
   EXPECT_EQ(too_large.json()["error"]["code"], "body_too_large");
 }
@@ -568,6 +600,14 @@ class OneKey : public Authenticator {
       Tenant{.name = "acme", .models = {"small"}, .max_priority = 0, .cache_key = "of acme"});
 };
 
+TEST_F(OpenAiHttpTest, WorkersAddressesAreForThoseWhoNeedNoKey) {
+  EXPECT_EQ(Chat().json()["terrace"]["attempts"][0]["replica"], "n:1");
+  options_.authenticator = std::make_shared<OneKey>();
+  const Reply reply = Chat("", "content-type: application/json\r\nauthorization: Bearer secret\r\n");
+  ASSERT_EQ(reply.status, 200) << reply.body;
+  EXPECT_FALSE(reply.json()["terrace"]["attempts"][0].contains("replica"));
+}
+
 TEST_F(OpenAiHttpTest, WithoutAKeyEveryRouteIsClosed) {
   options_.authenticator = std::make_shared<OneKey>();
   const std::pair<const char*, const char*> routes[] = {
@@ -583,7 +623,22 @@ TEST_F(OpenAiHttpTest, WithoutAKeyEveryRouteIsClosed) {
       EXPECT_EQ(reply.body.find("wrong"), std::string::npos);
     }
   }
-  EXPECT_EQ(dispatcher_.refused.size(), 6u) << "the two routes that ask a model";
+  EXPECT_EQ(dispatcher_.refused.size(), 18u) << "each is logged";
+}
+
+TEST_F(OpenAiHttpTest, WithoutAKeyNoBodyIsWaitedFor) {
+  options_.authenticator = std::make_shared<OneKey>();
+  const auto call = [this](const std::string& method, const std::string& path) {
+    Connection connection(server_->address());
+    connection.Send(Concat(method, " ", path, " HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"));
+    return ParseReply(connection.ReadAll());
+  };
+  const Reply refused = call("POST", "/v1/chat/completions");
+  EXPECT_EQ(refused.status, 401);
+  EXPECT_EQ(refused.json()["error"]["code"], "invalid_api_key");
+  EXPECT_THAT(dispatcher_.refused, ElementsAre(refused.headers.at("x-request-id")));
+  EXPECT_EQ(call("GET", "/readyz").status, 200);
+  EXPECT_EQ(call("POST", "/readyz").status, 405);
 }
 
 TEST_F(OpenAiHttpTest, AKeyMakesTheRequestItsTenants) {
@@ -615,6 +670,7 @@ TEST_F(OpenAiHttpTest, ALimitIs429OfATenantAnd503OfTheClusterWithTheTimeToWait) 
   reply = Chat();
   EXPECT_EQ(reply.status, 503);
   EXPECT_EQ(reply.headers.at("retry-after"), "7");
+  EXPECT_EQ(Json::parse(HttpErrorBody(503, "no memory"))["error"]["code"], "overloaded") << "HTTP's own";
 }
 
 TEST_F(OpenAiHttpTest, ProbesNeedNoKey) {

@@ -73,6 +73,7 @@ StatusOr<ChatMessage> ParseMessage(const Fields& message) {
   if (out.role == "developer") out.role = "system";  // OpenAI's newer name for it
   ASSIGN_OR_RETURN(out.tool_calls, ParseToolCalls(message));
   RETURN_IF_ERROR(message.Read("tool_call_id", out.tool_call_id));
+  RETURN_IF_ERROR(message.Read("name", out.name));
   if (!out.tool_calls.empty() && message.Find("content") == nullptr) return out;
   ASSIGN_OR_RETURN(out.content, ParseContent(message));
   return out;

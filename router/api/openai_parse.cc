@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -12,7 +13,7 @@ namespace terrace {
 namespace {
 
 // Fields of the OpenAI API, or of servers like this one, that would change the answer and are not served;
-// null and false are as good as absent.
+// null and false are as good as absent, and so is what kNeutral says.
 constexpr const char* kUnsupportedInBoth[] = {"prompt_embeds",
                                               "min_tokens",
                                               "bad_words",
@@ -29,7 +30,17 @@ constexpr const char* kUnsupportedInBoth[] = {"prompt_embeds",
                                               "structured_outputs",
                                               "grammar",
                                               "json_schema",
-                                              "return_token_ids"};
+                                              "return_token_ids",
+                                              "return_tokens_as_token_ids",
+                                              "skip_special_tokens",
+                                              "spaces_between_special_tokens",
+                                              "kv_transfer_params",
+                                              "mm_processor_kwargs",
+                                              "lora_request"};
+const std::map<std::string, Json> kNeutral = {{"min_tokens", 0},
+                                              {"length_penalty", 1},
+                                              {"skip_special_tokens", true},
+                                              {"spaces_between_special_tokens", true}};
 constexpr const char* kUnsupportedInChats[] = {"functions",
                                                "function_call",
                                                "audio",
@@ -68,7 +79,7 @@ Status CheckLabels(const Fields& request) {
 }
 
 Status CheckCommon(const Fields& request) {
-  RETURN_IF_ERROR(request.RefuseSet(kUnsupportedInBoth));
+  RETURN_IF_ERROR(request.RefuseSet(kUnsupportedInBoth, kNeutral));
   RETURN_IF_ERROR(CheckResponseFormat(request));
   if (const Json* tier = request.Find("service_tier");
       tier != nullptr && *tier != "auto" && *tier != "default") {
@@ -78,7 +89,7 @@ Status CheckCommon(const Fields& request) {
 }
 
 Status CheckChat(const Fields& request) {
-  RETURN_IF_ERROR(request.RefuseSet(kUnsupportedInChats));
+  RETURN_IF_ERROR(request.RefuseSet(kUnsupportedInChats, kNeutral));
   if (const Json* modalities = request.Find("modalities");
       modalities != nullptr && *modalities != Json::array({"text"})) {
     return request.Unsupported("modalities", "only [\"text\"] is supported");

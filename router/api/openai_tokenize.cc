@@ -29,7 +29,7 @@ StatusOr<TokenizeFields> ParseTokenize(std::string_view body) {
   const bool is_chat = request.Find("messages") != nullptr;
   if (is_chat == (request.Find("prompt") != nullptr))
     return request.Error("prompt", "there must be either this or messages");
-  RETURN_IF_ERROR(request.RefuseSet(kUnsupportedFields));
+  RETURN_IF_ERROR(request.RefuseSet(kUnsupportedFields, {}));
   RETURN_IF_ERROR(CheckSpecialTokens(request, is_chat));
   RETURN_IF_ERROR(request.Read("model", out.fields.model));
   RETURN_IF_ERROR(request.Read("return_token_strs", out.return_token_strs));

@@ -15,20 +15,25 @@ constexpr uint64_t kTokensPerSequence = 32;
 constexpr double kLoadBound = 1.25;
 constexpr uint64_t kFewSequences = 4;
 
-// The index of the least cost(candidate) among the `allowed` ones, of equals the first from `rotation` on.
-// At least one has to be allowed.
-template <typename Allowed, typename Cost>
-size_t Cheapest(std::span<const Candidate> candidates, uint64_t rotation, Allowed allowed, Cost cost) {
+constexpr uint64_t kNotAllowed = ~uint64_t{0};  // a cost above all others
+
+// The index of the least cost(candidate), of equals the first from `rotation` on. At least one has to be
+// allowed.
+template <typename Cost>
+size_t Cheapest(std::span<const Candidate> candidates, uint64_t rotation, Cost cost) {
   size_t best = candidates.size();
-  uint64_t least = 0;
-  size_t i = rotation % candidates.size();
-  for (size_t left = candidates.size(); left > 0; --left, i = i + 1 == candidates.size() ? 0 : i + 1) {
-    if (!allowed(candidates[i])) continue;
-    const uint64_t here = cost(candidates[i]);
-    if (best < candidates.size() && here >= least) continue;
-    best = i;
-    least = here;
-  }
+  uint64_t least = kNotAllowed;
+  const auto look_at = [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      const uint64_t here = cost(candidates[i]);
+      if (here >= least) continue;
+      best = i;
+      least = here;
+    }
+  };
+  const size_t first = rotation % candidates.size();
+  look_at(first, candidates.size());
+  look_at(0, first);
   CHECK(best < candidates.size(), "no candidate is allowed");
   return best;
 }
@@ -43,9 +48,8 @@ class RoundRobin : public Balancer {
 class LeastLoaded : public Balancer {
  public:
   size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
-    return Cheapest(
-        candidates, arrival.rotation, [](const Candidate&) { return true; },
-        [](const Candidate& candidate) { return candidate.sequences; });
+    return Cheapest(candidates, arrival.rotation,
+                    [](const Candidate& candidate) { return uint64_t{candidate.sequences}; });
   }
 };
 
@@ -64,6 +68,16 @@ class PowerOfTwo : public Balancer {
   static constexpr uint64_t kSeed = 2;
 };
 
+class Random : public Balancer {
+ public:
+  size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
+    return RandomBits(kSeed, arrival.rotation, 0) % candidates.size();
+  }
+
+ private:
+  static constexpr uint64_t kSeed = 3;
+};
+
 class PrefixAware : public Balancer {
  public:
   size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
@@ -71,14 +85,16 @@ class PrefixAware : public Balancer {
     for (const Candidate& candidate : candidates) sequences += candidate.sequences;
     const double mean = static_cast<double>(sequences) / static_cast<double>(candidates.size());
     const uint64_t most = std::max(kFewSequences, static_cast<uint64_t>(kLoadBound * mean) + 1);
-    return Cheapest(
-        candidates, arrival.rotation,
-        // Who has the fewest has at most the mean, less this one: somebody is always allowed.
-        [most](const Candidate& candidate) { return candidate.sequences < most; },
-        [&arrival](const Candidate& candidate) {
-          return candidate.queued_tokens + kTokensPerSequence * candidate.sequences + arrival.prompt_tokens -
-                 std::min(candidate.cached_tokens, arrival.prompt_tokens);
-        });
+    return Cheapest(candidates, arrival.rotation,
+                    [most, prompt_tokens = arrival.prompt_tokens](const Candidate& candidate) {
+                      const uint64_t cost = candidate.queued_tokens +
+                                            kTokensPerSequence * candidate.sequences + prompt_tokens -
+                                            std::min(candidate.cached_tokens, prompt_tokens);
+                      // Who has the fewest has at most the mean, less this one: somebody is always allowed.
+                      // Not a branch, which would be guessed wrongly for every third of a thousand.
+                      const uint64_t is_full = candidate.sequences >= most;
+                      return cost | (is_full * kNotAllowed);
+                    });
   }
 };
 
@@ -94,6 +110,8 @@ std::string_view BalancePolicyName(BalancePolicy policy) {
       return "power_of_two";
     case BalancePolicy::kRoundRobin:
       return "round_robin";
+    case BalancePolicy::kRandom:
+      return "random";
   }
   return "";
 }
@@ -115,6 +133,8 @@ std::unique_ptr<Balancer> MakeBalancer(BalancePolicy policy) {
       return std::make_unique<PowerOfTwo>();
     case BalancePolicy::kRoundRobin:
       return std::make_unique<RoundRobin>();
+    case BalancePolicy::kRandom:
+      return std::make_unique<Random>();
   }
   return nullptr;
 }

@@ -36,10 +36,13 @@ enum class BalancePolicy : uint8_t {
   kLeastLoaded,  // the fewest sequences
   kPowerOfTwo,   // the fewer sequences of two drawn at random
   kRoundRobin,   // each in turn
+  kRandom,       // any: what the others are compared with
 };
 inline constexpr BalancePolicy kBalancePolicies[] = {BalancePolicy::kPrefix, BalancePolicy::kLeastLoaded,
-                                                     BalancePolicy::kPowerOfTwo, BalancePolicy::kRoundRobin};
-std::string_view BalancePolicyName(BalancePolicy policy);  // prefix, least_loaded, power_of_two, round_robin
+                                                     BalancePolicy::kPowerOfTwo, BalancePolicy::kRoundRobin,
+                                                     BalancePolicy::kRandom};
+std::string_view BalancePolicyName(
+    BalancePolicy policy);  // prefix, least_loaded, power_of_two, round_robin, random
 std::optional<BalancePolicy> ParseBalancePolicy(std::string_view name);
 
 std::unique_ptr<Balancer> MakeBalancer(BalancePolicy policy);

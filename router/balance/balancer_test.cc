@@ -1,6 +1,10 @@
 #include "router/balance/balancer.h"
 
+#include <algorithm>
+#include <cmath>
 #include <map>
+#include <optional>
+#include <random>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -40,7 +44,7 @@ TEST_P(EveryPolicy, TheSameArgumentsGiveTheSamePickAndOneCandidateIsIt) {
 
 TEST_P(EveryPolicy, ItsNameIsRead) {
   EXPECT_EQ(ParseBalancePolicy(BalancePolicyName(GetParam())), GetParam());
-  EXPECT_EQ(ParseBalancePolicy("random"), std::nullopt);
+  EXPECT_EQ(ParseBalancePolicy("best"), std::nullopt);
 }
 
 TEST(RoundRobin, TakesEachInTurn) {
@@ -77,6 +81,35 @@ TEST(Prefix, TheCachedPromptIsWorthAsMuchAsTheQueueItSaves) {
 
 TEST(Prefix, MoreThanThePromptIsNotCached) {
   EXPECT_EQ(Pick(kPrefix, {{.cached_tokens = 5000, .queued_tokens = 1}, {.cached_tokens = 100}}, 0, 100), 1u);
+}
+
+// The least cost among those that are not full, of equals the first in turn.
+TEST(Prefix, AgreesWithItsDefinition) {
+  std::mt19937 random(1);
+  for (uint64_t round = 0; round < 2000; ++round) {
+    std::vector<Candidate> candidates(1 + random() % 40);
+    const uint32_t most_sequences = 1 + random() % 12;
+    double sequences = 1;
+    for (Candidate& candidate : candidates) {
+      candidate = {.sequences = static_cast<uint32_t>(random() % most_sequences),
+                   .cached_tokens = static_cast<uint32_t>(random() % 4 * 400),
+                   .queued_tokens = random() % 3 * 32};
+      sequences += candidate.sequences;
+    }
+    const double mean = sequences / static_cast<double>(candidates.size());
+    const double bound = std::max(4.0, std::floor(1.25 * mean) + 1);
+    const auto cost = [](const Candidate& candidate) {
+      return candidate.queued_tokens + 32 * candidate.sequences + 1000 -
+             std::min<uint64_t>(1000, candidate.cached_tokens);
+    };
+    std::optional<size_t> want;
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      const size_t here = (round + i) % candidates.size();
+      if (candidates[here].sequences >= bound) continue;
+      if (!want.has_value() || cost(candidates[here]) < cost(candidates[*want])) want = here;
+    }
+    ASSERT_EQ(Pick(kPrefix, candidates, round), want) << "round " << round;
+  }
 }
 
 // However hot a prefix, and whoever has it: no replica gets more than its share and a quarter.

@@ -80,12 +80,8 @@ StatusOr<std::optional<std::string>> AddressFile::ReadIfChanged() {
   if (fstat(file.get(), &now) != 0) return SystemError("cannot be looked at");
   if (!S_ISREG(now.st_mode)) return InvalidArgument("is not a file");
   if (now.st_size > kMaxBytes) return InvalidArgument("has ", now.st_size, " bytes, limit ", kMaxBytes);
-  const Version version{.device = now.st_dev,
-                        .inode = now.st_ino,
-                        .bytes = now.st_size,
-                        .seconds = now.st_mtim.tv_sec,
-                        .nanoseconds = now.st_mtim.tv_nsec};
-  if (seen_ == version) return std::optional<std::string>();
+  const FileStamp stamp = StampOf(now);
+  if (seen_ == stamp) return std::optional<std::string>();
   std::string text(static_cast<size_t>(now.st_size), '\0');
   size_t size = 0;
   while (size < text.size()) {
@@ -95,7 +91,7 @@ StatusOr<std::optional<std::string>> AddressFile::ReadIfChanged() {
     size += static_cast<size_t>(more);
   }
   text.resize(size);
-  seen_ = version;
+  seen_ = stamp;
   return std::optional(std::move(text));
 }
 

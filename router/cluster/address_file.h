@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/file_stamp.h"
 #include "base/host_port.h"
 #include "base/status.h"
 
@@ -26,15 +27,10 @@ class AddressFile {
   const std::vector<std::string>& addresses() const { return addresses_; }
 
  private:
-  struct Version {  // what tells two contents apart
-    uint64_t device = 0, inode = 0;
-    int64_t bytes = 0, seconds = 0, nanoseconds = 0;  // size, time of change
-    friend bool operator==(const Version&, const Version&) = default;
-  };
   StatusOr<std::optional<std::string>> ReadIfChanged();
 
   const std::string path_;
-  std::optional<Version> seen_;
+  std::optional<FileStamp> seen_;
   Status error_;  // of what was seen
   std::vector<std::string> addresses_;
 };

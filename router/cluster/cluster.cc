@@ -96,6 +96,7 @@ struct Cluster::Replica {
   // As its Watch has it: an ejected one is ready here.
   ReplicaState state = ReplicaState::kConnecting;
   ReplicaDescription description;
+  std::shared_ptr<const TextAssets> text;  // of `description`
   ReplicaLoad load;
   std::string last_error;
   MonoTime last_update;
@@ -247,9 +248,13 @@ void Cluster::OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription
 }
 
 void Cluster::NeedText(const ReplicaPtr& replica) {
+  std::erase_if(texts_, [](const auto& entry) {
+    return entry.second.text.expired() && entry.second.fetching.expired() && entry.second.waiting.empty();
+  });
   const std::string digest = replica->description.text_digest;
   TextEntry& entry = texts_[digest];
-  if (entry.text != nullptr) return StartWatch(replica);
+  replica->text = entry.text.lock();
+  if (replica->text != nullptr) return StartWatch(replica);
   if (const auto other = entry.fetching.lock(); other != nullptr && other != replica && !other->is_removed) {
     entry.waiting.push_back(replica);
     return;
@@ -267,18 +272,15 @@ void Cluster::NeedText(const ReplicaPtr& replica) {
 void Cluster::OnText(const ReplicaPtr& replica, const std::string& digest, StatusOr<std::string> bytes) {
   TextEntry& entry = texts_[digest];
   entry.fetching.reset();
-  Status error = bytes.status();
-  if (bytes.ok()) {
-    auto text = CheckText(*bytes, digest);
-    error = text.status();
-    if (text.ok()) entry.text = *std::move(text);
-  }
+  const auto text = bytes.ok() ? CheckText(*bytes, digest) : bytes.status();
+  if (text.ok()) replica->text = *text;
+  entry.text = replica->text;
   // Those who waited go on, or try themselves, one after the other.
   for (const auto& waiting : std::exchange(entry.waiting, {})) {
     if (const ReplicaPtr other = waiting.lock(); other != nullptr && !other->is_removed) NeedText(other);
   }
   if (replica->is_removed) return;
-  if (!error.ok()) return Fail(replica, error);
+  if (!text.ok()) return Fail(replica, text.status());
   StartWatch(replica);
 }
 
@@ -337,18 +339,25 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   if (update.state == ReplicaState::kReady) {
     tier.served = replica->description;
     tier.last_ready = update.arrived;
-    tier.text = texts_[replica->description.text_digest].text;
+    tier.text = replica->text;
   }
   if (update.state == replica->state) return PublishSoon();
   SetState(replica, update.state);
   Publish();
 }
 
-// While any replica of the tier is ready, the others must serve the same. A tier with none takes another
+// A process that is found at two addresses is one replica, the first that was ready. While any replica of
+// the tier is ready, the others must serve the same. A tier with none takes another
 // version of its model at once, but a model of another name only after model_kept: the address may have
 // become another tier's.
 Status Cluster::CheckFits(const Tier& tier, const Replica& replica) const {
   const ReplicaDescription& has = replica.description;
+  for (const ReplicaPtr& other : tier.replicas) {
+    const bool is_in_use = other->state == ReplicaState::kReady || other->state == ReplicaState::kDraining;
+    if (other->id == replica.id || !is_in_use || has.instance.empty()) continue;
+    if (other->description.instance == has.instance)
+      return WithReason(FailedPrecondition("is the process at ", other->address, " too"), kMismatchReason);
+  }
   const auto is_other = [&](const ReplicaPtr& other) {
     return other->id != replica.id && other->state == ReplicaState::kReady;
   };
@@ -418,9 +427,10 @@ void Cluster::SetState(const ReplicaPtr& replica, ReplicaState state) {
 // `fault`: as FaultOf has it, "" when the call succeeded. What a replica fails at that is lost, silent or
 // draining does not matter: it takes no requests anyway.
 void Cluster::OnCallEnd(const ReplicaPtr& replica, std::string_view fault) {
-  if (replica->is_removed || replica->state != ReplicaState::kReady) return;
+  if (replica->is_removed) return;
   Tier& tier = *tiers_[replica->tier];
   if (fault.empty()) return tier.ejections.OnSuccess(replica->id);
+  if (replica->state != ReplicaState::kReady) return;
   const auto ejected = tier.ejections.OnFailure(replica->id, RealClock().Now(),
                                                 {.replicas = tier.replicas.size(), .in_use = tier.in_use()});
   if (!ejected.has_value()) return;
@@ -456,12 +466,13 @@ void Cluster::LetInWhenNobodyIsLeft(Tier& tier) {
 void Cluster::CheckSilence(MonoTime due) {
   bool changed = false;
   std::vector<ReplicaPtr> silent;
+  const Duration period = options_.watch_timeout / 8;  // it may be so long until the next look
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
       const bool is_watched = replica->state == ReplicaState::kReady ||
                               replica->state == ReplicaState::kDraining ||
                               replica->state == ReplicaState::kStarting;
-      if (is_watched && due - replica->last_update >= options_.watch_timeout) {
+      if (is_watched && due - replica->last_update >= options_.watch_timeout - period) {
         replica->last_error = Concat("no update for ", Seconds(options_.watch_timeout), " s");
         SetState(replica, ReplicaState::kSilent);
         changed = true;
@@ -475,7 +486,6 @@ void Cluster::CheckSilence(MonoTime due) {
   for (const ReplicaPtr& replica : silent) {
     replica->connection->EndCalls(WithReason(Unavailable(replica->last_error), kSilentReason));
   }
-  const Duration period = options_.watch_timeout / 8;
   loop_->After(period, [this, next = RealClock().Now() + period] { CheckSilence(next); });
 }
 

@@ -68,8 +68,8 @@ class Cluster : public ClusterSource {
   struct Replica;
   struct Tier;
   struct TextEntry {
-    std::shared_ptr<const TextAssets> text;  // null until fetched and checked
-    std::weak_ptr<Replica> fetching;         // who fetches it now
+    std::weak_ptr<const TextAssets> text;  // the replicas', once fetched and checked
+    std::weak_ptr<Replica> fetching;       // who fetches it now
     std::vector<std::weak_ptr<Replica>> waiting;
   };
   using ReplicaPtr = std::shared_ptr<Replica>;

@@ -32,12 +32,14 @@ TextAssets LetterText(const std::string& bos) {
   return {.tokenizer = *std::move(tokenizer), .chat_template = nullptr, .bos_text = bos, .eos_text = ""};
 }
 
+std::atomic<int> instances = 0;
+
 // A worker whose answers the test sets before or while it serves.
 class FakeWorker : public v1::Worker::Service {
  public:
   explicit FakeWorker(const TextAssets& text) : text_(Serialize(text)) {
     description.set_protocol(v1::WORKER_PROTOCOL_CURRENT);
-    description.set_instance("first");
+    description.set_instance(Concat("worker-", ++instances));
     description.set_model("letters");
     description.set_model_digest("m1");
     description.set_text_digest(Digest(text).Hex());
@@ -390,6 +392,18 @@ TEST_F(ClusterTest, AWorkerOfAnotherProtocolIsRefused) {
   EXPECT_EQ(tier.ready_replicas(), 0u);
   EXPECT_THAT(tier.replicas[0].last_error, HasSubstr(Concat("protocol ", newer)));
   EXPECT_EQ(first_.watches, 0);
+}
+
+TEST_F(ClusterTest, AProcessAtTwoAddressesIsOneReplica) {
+  second_.description.set_instance(first_.description.instance());
+  first_.Serve();
+  second_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  discovery_->Set({first_.address, second_.address});
+  const TierView tier = WaitForState(1, ReplicaState::kMismatch);
+  EXPECT_EQ(tier.ready_replicas(), 1u);
+  EXPECT_THAT(tier.replicas[1].last_error, HasSubstr(first_.address));
 }
 
 // The address of a worker that is gone may be given to any other.
@@ -836,6 +850,15 @@ TEST_F(ExecuteTest, APausedCallCanBeCancelled) {
 
 TEST_F(ExecuteTest, TheDeadlineEndsTheCallOnBothSides) {
   RunUntilCancelled();
+  const auto call = Execute(/*timeout_seconds=*/0.05);
+  EXPECT_EQ(events_->Result().status().code(), StatusCode::kDeadlineExceeded);
+  worker_.Stop();
+  EXPECT_TRUE(saw_cancel_ || events_->tokens() == 0);
+}
+
+TEST_F(ExecuteTest, APausedCallHearsOfItsDeadline) {
+  RunUntilCancelled();
+  events_->full = true;
   const auto call = Execute(/*timeout_seconds=*/0.05);
   EXPECT_EQ(events_->Result().status().code(), StatusCode::kDeadlineExceeded);
   worker_.Stop();

@@ -9,6 +9,7 @@
 
 #include "base/grpc_keepalive.h"
 #include "base/grpc_status.h"
+#include "grpcpp/alarm.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
 
@@ -60,23 +61,52 @@ std::chrono::system_clock::time_point WallDeadline(Duration remaining) {
          std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(remaining, Duration(0)));
 }
 
-// A reader that may be full, and whose call then waits. Shared by the call and its handle.
-struct ReadPause {
-  std::function<bool()> is_full;
-  std::function<void()> read_on;         // of the call, which lives while is_waiting is set
-  std::atomic<bool> is_waiting = false;  // who clears it calls read_on, once
-  std::atomic<bool> is_cancelled = false;
+// A reader that may be full, and whose call then waits, until its deadline at most: gRPC tells its end to who
+// reads. Shared by the call and its handle.
+class ReadPause : public std::enable_shared_from_this<ReadPause> {
+ public:
+  ReadPause(std::function<bool()> is_full, std::chrono::system_clock::time_point deadline)
+      : is_full_(std::move(is_full)), deadline_(deadline) {}
+
+  // `read_on` is called only while the call lives: between Wait and its end.
+  void SetReadOn(std::function<void()> read_on) { read_on_ = std::move(read_on); }
+  bool is_full() const { return !is_over_ && is_full_(); }
 
   // With a hold on the call: gives the right to read on away, unless that is to be done at once.
   void Wait() {
-    is_waiting = true;
-    // What made room may have come before, and found nobody waiting.
-    if (is_cancelled || !is_full()) Resume();
+    {
+      std::lock_guard lock(mutex_);
+      alarm_ = std::make_unique<grpc::Alarm>();
+      alarm_->Set(deadline_, [self = shared_from_this()](bool is_due) {
+        if (is_due) self->End();
+      });
+    }
+    is_waiting_ = true;
+    Resume();  // what made room may have come before, and found nobody waiting
   }
   void Resume() {
-    if (is_full() && !is_cancelled) return;
-    if (is_waiting.exchange(false)) read_on();
+    if (is_full() || !is_waiting_.exchange(false)) return;
+    std::unique_ptr<grpc::Alarm> done;  // goes without the lock
+    {
+      std::lock_guard lock(mutex_);
+      done = std::move(alarm_);
+    }
+    read_on_();
   }
+  // Reads on whatever is full.
+  void End() {
+    is_over_ = true;
+    Resume();
+  }
+
+ private:
+  const std::function<bool()> is_full_;
+  const std::chrono::system_clock::time_point deadline_;
+  std::function<void()> read_on_;         // set before the first Wait
+  std::atomic<bool> is_waiting_ = false;  // who clears it calls read_on_, once
+  std::atomic<bool> is_over_ = false;
+  std::mutex mutex_;
+  std::unique_ptr<grpc::Alarm> alarm_;  // GUARDED_BY(mutex_): while it waits
 };
 
 class ContextHandle : public CallHandle {
@@ -95,8 +125,7 @@ class PausableHandle : public CallHandle {
       : context_(std::move(context)), pause_(std::move(pause)) {}
   void Cancel() override {
     context_->TryCancel();
-    pause_->is_cancelled = true;
-    pause_->Resume();  // its end is told by the next read
+    pause_->End();  // the call's end is told by the next read
   }
   void Resume() override { pause_->Resume(); }
 
@@ -156,10 +185,10 @@ class StreamCall : public grpc::ClientReadReactor<Message> {
         on_end_(std::move(on_end)),
         pause_(std::move(pause)) {
     if (pause_ == nullptr) return;
-    pause_->read_on = [this] {
+    pause_->SetReadOn([this] {
       this->StartRead(&message_);
       this->RemoveHold();
-    };
+    });
   }
 
   void Start() {
@@ -460,11 +489,11 @@ class GrpcWorkerConnection : public WorkerConnection {
     auto context = std::make_shared<grpc::ClientContext>();
     context->set_deadline(WallDeadline(spec.deadline - RealClock().Now()));
     if (!spec.traceparent.empty()) context->AddMetadata("traceparent", spec.traceparent);
-    auto pause = std::make_shared<ReadPause>();
-    pause->is_full = [events = std::weak_ptr(events)] {
+    const auto is_full = [events = std::weak_ptr(events)] {
       const auto reader = events.lock();
       return reader != nullptr && reader->is_full();
     };
+    auto pause = std::make_shared<ReadPause>(is_full, context->deadline());
     auto state = std::make_shared<ExecuteState>(spec, std::move(events));
     const uint64_t id = running_->Add(std::make_shared<PausableHandle>(context, pause));
     auto* call = new StreamCall<v1::ExecuteEvent>(

@@ -1,20 +1,19 @@
 // Which replicas of one tier hold which KV blocks, by the ShortKey of the blocks' keys (text/block_key.h), as
-// the workers' Watch streams tell it. One thread changes it (the cluster's); Match may be called from any,
-// and waits for a change of a few keys, or a pass over one of the shards, at most.
+// the workers' Watch streams tell it. One thread changes it (the cluster's); Match and keys_of may be called
+// from any, and wait for a change of a few keys, or of a few cache lines of a pass, at most.
 //
-// Memory is the point: a cluster caches millions of blocks. A key takes 12 bytes (and one of the hash table,
-// at a load of 7/16 to 7/8): its own eight, and the replica that holds it or, of several, where their set is.
+// Memory is the point, and misses of the cache: a cluster caches millions of blocks, and a prompt looks up a
+// hundred of them, which lie anywhere. A key takes 12 bytes, five to a cache line (64% to 80% full): its own
+// eight, and who holds it: a replica, or a set of several. Each set is stored once: the blocks of a beginning
+// that many hold have the same holders, so a chain of them costs a look-up each and little more.
 #pragma once
 
-#include <array>
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
-#include <shared_mutex>
 #include <span>
 #include <vector>
-
-#include "absl/container/flat_hash_map.h"
 
 namespace terrace {
 
@@ -30,7 +29,8 @@ class PrefixIndex {
   using Slot = uint32_t;  // a replica's place here; small, and used again when it is gone
   static constexpr Slot kMaxSlots = 1 << 15;
 
-  PrefixIndex() : shards_(kShards) {}
+  PrefixIndex();
+  ~PrefixIndex();
 
   Slot Add();  // holding nothing
   // Several replicas at once cost little more than one: a pass over the whole index.
@@ -40,52 +40,50 @@ class PrefixIndex {
   void Clear(std::span<const Slot> slots);
   void Clear(Slot slot) { Clear({&slot, 1}); }
 
-  // matched[slot] = how many of `keys`, from the first one on, the replica holds. `matched` gets as many
-  // elements as there are slots.
-  void Match(std::span<const uint64_t> keys, std::vector<uint32_t>& matched) const;
+  // matched[slot] = `unit` times how many of `keys`, from the first one on, the replica holds. `matched` gets
+  // as many elements as there are slots.
+  void Match(std::span<const uint64_t> keys, std::vector<uint32_t>& matched, uint32_t unit = 1) const;
 
   size_t keys_of(Slot slot) const;  // how many the replica holds
 
  private:
-  static constexpr size_t kShards = 256;  // of the table: what Clear holds the lock for is one of them
-  // Of a key: the only holder's slot, or kMany + the index of its Holders.
-  using Value = uint32_t;
-  static constexpr Value kMany = Value{1} << 31;
+  class KeyTable;    // from keys to who holds them
+  class HolderSets;  // of several slots
 
-  // Two or more slots.
-  struct Holders {
-    static constexpr uint32_t kFew = 8;
-    std::array<uint16_t, kFew> few = {};         // the first `count`, any order
-    uint32_t count = 0, words = 0;               // of `bits`
-    std::unique_ptr<uint64_t[]> bits = nullptr;  // once there were more than kFew: a bit for each slot
+  // Whoever waits spins, as to be woken takes ten times as long as what it waits for. Phase-fair: a reader
+  // waits for one change at most and a change for the readers that came before it, however many more come
+  // (Brandenburg and Anderson: Spin-Based Reader-Writer Synchronization for Multiprocessor Real-Time
+  // Systems). One thread writes.
+  class Mutex {
+   public:
+    void lock();  // the names that std::lock_guard and std::shared_lock look for
+    void unlock();
+    void lock_shared();
+    void unlock_shared();
+
+   private:
+    static constexpr uint32_t kPhase = 1, kWriting = 2, kWriter = kPhase | kWriting, kReader = 4;
+    std::atomic<uint32_t> entered_ = 0;  // kReader for each reader so far; who writes, and in which phase
+    std::atomic<uint32_t> left_ = 0;     // kReader for each reader that is done
+    uint32_t phase_ = 0;                 // of the last change: 0 and kPhase in turn. The writer's
   };
-  struct Key {  // of 4-byte alignment, so that an entry takes 12 bytes
-    explicit Key(uint64_t key) : low(static_cast<uint32_t>(key)), high(static_cast<uint32_t>(key >> 32)) {}
-    uint32_t low, high;
-    friend bool operator==(const Key&, const Key&) = default;
-  };
-  struct KeyHash {
-    size_t operator()(const Key& key) const { return uint64_t{key.high} << 32 | key.low; }
-  };
-  using Shard = absl::flat_hash_map<Key, Value, KeyHash>;
+
   struct Replica {
     bool is_used = false;
     uint64_t digest = 0;
     size_t keys = 0;
   };
 
-  static size_t ShardOf(uint64_t key) { return key >> 56; }
-  void Insert(Slot slot, uint64_t key);
-  void Erase(Slot slot, uint64_t key);
-  bool EraseFrom(Value& value, Slot slot);  // true when nobody is left; counts nothing
-  void AddTo(Value& value, Slot slot);
-  bool Holds(Value value, Slot slot) const;
+  static constexpr size_t kTables = 256;  // one grows at a time
+  static size_t TableOf(uint64_t key) { return key >> 56; }
+  void MakeRoom(std::span<const uint64_t> keys);
+  void Set(Slot slot, uint64_t key, bool is_held);
 
-  mutable std::shared_mutex mutex_;
-  std::vector<Shard> shards_;          // GUARDED_BY(mutex_), and so is all below
-  std::deque<Holders> many_;           // by index
-  std::vector<uint32_t> unused_many_;  // indices
-  std::vector<Replica> replicas_;      // by slot
+  mutable Mutex mutex_;
+  // GUARDED_BY(mutex_), all of them; but the one thread that changes them reads them without it.
+  std::vector<KeyTable> tables_;
+  std::unique_ptr<HolderSets> sets_;
+  std::vector<Replica> replicas_;  // by slot
 };
 
 }  // namespace terrace

@@ -18,37 +18,49 @@ struct NamedBlocks {
   uint32_t block_tokens = 0;
 };
 
-std::vector<NamedBlocks> NameBlocks(const TierView& tier, const std::string& salt,
-                                    std::span<const TokenId> prompt) {
-  std::vector<NamedBlocks> out;
-  std::vector<Hash128> keys;
-  if (tier.prefixes == nullptr || prompt.empty()) return out;
-  for (const KvNaming& naming : tier.kv_namings) {
+// What a pick works on. A thread keeps it from one to the next: it is a few numbers for each block of the
+// longest prompt and for each replica of the largest tier.
+struct PickMemory {
+  std::vector<Hash128> keys = {};
+  std::vector<NamedBlocks> names = {};
+  std::vector<uint32_t> cached = {}, matched = {};
+  std::vector<Candidate> candidates = {};
+};
+
+std::span<const NamedBlocks> NameBlocks(const TierView& tier, const std::string& salt,
+                                        std::span<const TokenId> prompt, PickMemory& memory) {
+  if (tier.prefixes == nullptr || prompt.empty()) return {};
+  memory.names.resize(tier.kv_namings.size());
+  for (size_t i = 0; i < memory.names.size(); ++i) {
+    const KvNaming& naming = tier.kv_namings[i];
     BlockKeyScope scope = naming.scope;
     scope.salt = salt;
-    keys.clear();
+    memory.keys.clear();
     // The last token is always computed: its logits are wanted.
-    ExtendBlockKeys(RootBlockKey(scope), prompt.first(prompt.size() - 1), naming.block_tokens, keys);
-    NamedBlocks& blocks = out.emplace_back();
+    ExtendBlockKeys(RootBlockKey(scope), prompt.first(prompt.size() - 1), naming.block_tokens, memory.keys);
+    NamedBlocks& blocks = memory.names[i];
     blocks.block_tokens = naming.block_tokens;
-    blocks.keys.resize(keys.size());
-    std::ranges::transform(keys, blocks.keys.begin(), ShortKey);
+    blocks.keys.resize(memory.keys.size());
+    std::ranges::transform(memory.keys, blocks.keys.begin(), ShortKey);
   }
-  return out;
+  return memory.names;
 }
 
 // How many of the prompt's first tokens each replica has, by prefix slot, as far as the tier's index knows.
-std::vector<uint32_t> CachedTokens(const TierView& tier, std::span<const NamedBlocks> names) {
-  std::vector<uint32_t> cached, matched;
-  for (const NamedBlocks& blocks : names) {
-    tier.prefixes->Match(blocks.keys, matched);
-    cached.resize(std::max(cached.size(), matched.size()));
+std::span<const uint32_t> CachedTokens(const TierView& tier, std::span<const NamedBlocks> names,
+                                       PickMemory& memory) {
+  memory.cached.clear();
+  if (names.empty()) return memory.cached;
+  tier.prefixes->Match(names.front().keys, memory.cached, names.front().block_tokens);
+  for (const NamedBlocks& blocks : names.subspan(1)) {
+    tier.prefixes->Match(blocks.keys, memory.matched, blocks.block_tokens);
+    memory.cached.resize(std::max(memory.cached.size(), memory.matched.size()));
     // A key names its scope: who names blocks otherwise has none of these.
-    for (size_t slot = 0; slot < matched.size(); ++slot) {
-      cached[slot] = std::max(cached[slot], matched[slot] * blocks.block_tokens);
+    for (size_t slot = 0; slot < memory.matched.size(); ++slot) {
+      memory.cached[slot] = std::max(memory.cached[slot], memory.matched[slot]);
     }
   }
-  return cached;
+  return memory.cached;
 }
 
 // What the replica that was sent such a beginning last will have computed of it, if not yet.
@@ -62,6 +74,44 @@ UnderWay FindUnderWay(RecentPrefixes& recent, std::span<const NamedBlocks> names
   const auto found = recent.Find(blocks.keys, now);
   if (!found.has_value()) return {};
   return {found->replica, found->blocks * blocks.block_tokens};
+}
+
+// `candidates` becomes one for each of `ready`.
+void ListCandidates(std::span<const ReadyReplica> ready, std::span<const uint32_t> cached, UnderWay under_way,
+                    std::vector<Candidate>& candidates) {
+  candidates.resize(ready.size());
+  const std::span<Candidate> out = candidates;
+  for (size_t i = 0; i < ready.size(); ++i) {
+    const ReadyReplica& replica = ready[i];
+    const uint32_t known = replica.prefix_slot < cached.size() ? cached[replica.prefix_slot] : 0;
+    // Our own requests may not have reached the replica's report yet, or be in it already.
+    const ReplicaInFlight& ours = *replica.in_flight;
+    const uint32_t sequences = std::max(replica.sequences, ours.requests.load(std::memory_order_relaxed));
+    const uint64_t queued =
+        std::max(replica.waiting_prompt_tokens, ours.prompt_tokens.load(std::memory_order_relaxed));
+    out[i] = {.sequences = sequences, .cached_tokens = known, .queued_tokens = queued};
+    if (replica.id != under_way.replica || known >= under_way.tokens) continue;
+    // It computes this very beginning: what of it is queued is no work that this request adds, or has to do
+    // again.
+    out[i].cached_tokens = under_way.tokens;
+    out[i].queued_tokens = queued - std::min<uint64_t>(queued, under_way.tokens - known);
+  }
+}
+
+// The places in `ready` of those that are not in `tried`.
+std::vector<size_t> UntriedPlaces(std::span<const ReadyReplica> ready, const std::set<ReplicaId>& tried) {
+  std::vector<size_t> out;
+  for (size_t i = 0; i < ready.size(); ++i) {
+    if (!tried.contains(ready[i].id)) out.push_back(i);
+  }
+  return out;
+}
+
+// Leaves values[places[i]], in this order. `places` rise.
+template <typename T>
+void KeepPlaces(std::span<const size_t> places, std::vector<T>& values) {
+  for (size_t i = 0; i < places.size(); ++i) values[i] = values[places[i]];
+  values.resize(places.size());
 }
 
 // One of kRetryReasons.
@@ -88,35 +138,26 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
                                     const std::set<ReplicaId>& tried) {
   const TierView& tier = view.tiers[tier_index];
   const MonoTime now = state.parts.clock.Now();
-  const std::vector<NamedBlocks> names = NameBlocks(tier, request.cache_salt(), prompt);
-  const std::vector<uint32_t> cached = CachedTokens(tier, names);
+  thread_local PickMemory memory;
+  const std::span<const NamedBlocks> names = NameBlocks(tier, request.cache_salt(), prompt, memory);
+  const std::span<const uint32_t> cached = CachedTokens(tier, names, memory);
   const UnderWay under_way = FindUnderWay(state.recent[tier_index], names, now);
-  std::vector<Candidate> candidates;
-  std::vector<uint32_t> places;  // of the candidates, in tier.replicas
-  std::vector<float> weights;    // of the candidates, when they differ
-  candidates.reserve(tier.ready.size());
-  places.reserve(tier.ready.size());
-  for (const ReadyReplica& replica : tier.ready) {
-    if (!tried.empty() && tried.contains(replica.id)) continue;
-    if (!tier.weights.empty()) weights.push_back(tier.weights[&replica - tier.ready.data()]);
-    const uint32_t known = replica.prefix_slot < cached.size() ? cached[replica.prefix_slot] : 0;
-    const bool computes_it = replica.id == under_way.replica && known < under_way.tokens;
-    // Our own requests may not have reached the replica's report yet, or be in it already.
-    const uint64_t queued =
-        std::max<uint64_t>(replica.waiting_prompt_tokens, replica.in_flight->prompt_tokens);
-    // What is queued of this very beginning is no work that this request adds, or has to do again.
-    const uint64_t shared = computes_it ? under_way.tokens - known : 0;
-    candidates.push_back({.sequences = std::max<uint32_t>(replica.sequences, replica.in_flight->requests),
-                          .cached_tokens = computes_it ? under_way.tokens : known,
-                          .queued_tokens = queued - std::min(queued, shared)});
-    places.push_back(replica.index);
+  std::vector<Candidate>& candidates = memory.candidates;
+  ListCandidates(tier.ready, cached, under_way, candidates);
+  std::vector<float> weights = tier.weights;  // of the candidates, when they differ
+  std::vector<size_t> places;                 // of the candidates, in tier.ready, once some were tried
+  if (!tried.empty()) {
+    places = UntriedPlaces(tier.ready, tried);
+    KeepPlaces(places, candidates);
+    if (!weights.empty()) KeepPlaces(places, weights);
   }
   if (candidates.empty()) return NoCapacity(tier);
   const Arrival arrival{.prompt_tokens = static_cast<uint32_t>(prompt.size()),
                         .rotation = state.picks[tier_index]++};
   const size_t picked = weights.empty() ? state.parts.balancer.Pick(arrival, candidates)
                                         : PickBySlowStart(state.parts.balancer, arrival, candidates, weights);
-  const ReplicaView& replica = tier.replicas[places[picked]];
+  const ReadyReplica& ready = tier.ready[tried.empty() ? picked : places[picked]];
+  const ReplicaView& replica = tier.replicas[ready.index];
   if (!names.empty()) state.recent[tier_index].Add(names.front().keys, replica.id, now);
   return PickedReplica{&replica, candidates[picked].cached_tokens};
 }

@@ -37,65 +37,42 @@ class ClusterDispatcher : public Dispatcher {
   explicit ClusterDispatcher(const DispatcherParts& parts) : state_(std::make_shared<DispatchState>(parts)) {}
 
   CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) override {
-    const auto entry = Find(*request);
-    if (!entry.ok()) return Refuse(*request, "", entry.status(), *sink);
-    const auto shared = std::make_shared<SharedRequest>(state_, request, **entry);
-    const size_t first_tier = shared->plan().front().tier;
-    // What is refused anyway costs no tokenizing.
-    if (const Status full = state_->parts.admission.Peek(*request, first_tier); !full.ok()) {
-      return Refuse(*request, (*entry)->id, full, *sink);
-    }
-    if (const Status bad = shared->CheckLastTier(); !bad.ok()) {
-      return Refuse(*request, (*entry)->id, bad, *sink);
-    }
-    const auto start = [shared, sink](Admission::Ticket ticket) {
-      return std::make_shared<Answers>(shared, std::move(ticket), sink);
+    const auto make = [sink](std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket) {
+      return std::make_shared<Answers>(std::move(shared), std::move(ticket), sink);
     };
-    const auto refuse = [this, request, sink, id = (*entry)->id](const Status& status) {
-      Refuse(*request, id, status, *sink);
-    };
-    return Admit<Answers>(*request, first_tier, start, refuse);
+    return Begin<Answers>(request, make, [sink](const Status& status) { sink->OnFinish(status); });
   }
 
   CancelCall Score(RequestPtr request, OnScore on_score) override {
-    const auto found = Find(*request);
-    const auto refuse = [this, request, on_score,
-                         id = found.ok() ? (*found)->id : std::string()](const Status& status) {
-      RecordRefusal(*request, id, status);
-      on_score(status);
+    const auto make = [on_score](std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket) {
+      return std::make_shared<Scoring>(std::move(shared), std::move(ticket), on_score);
     };
-    if (!found.ok()) {
-      refuse(found.status());
-      return [] {};
-    }
-    const CatalogEntry& entry = **found;
-    const auto start = [state = state_, request, &entry, on_score](Admission::Ticket ticket) {
-      return std::make_shared<Scoring>(state, std::move(ticket), request, entry, on_score);
-    };
-    return Admit<Scoring>(*request, entry.tiers.front(), start, refuse);
+    return Begin<Scoring>(request, make, [on_score](const Status& status) { on_score(status); });
   }
 
-  StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) override {
+  CancelCall Tokenize(RequestPtr request, bool with_bytes, OnTokenized on_tokenized) override {
     const auto tokenize = [&](const TierView& tier) -> StatusOr<TokenizedInput> {
-      RETURN_IF_ERROR(CheckTextSize(request));
-      ASSIGN_OR_RETURN(const PromptPtr prompt, EncodeInput(request, tier));
+      RETURN_IF_ERROR(CheckTextSize(*request));
+      ASSIGN_OR_RETURN(const PromptPtr prompt, EncodeInput(*request, tier));
       TokenizedInput out{.tokens = *prompt, .context_length = tier.context_length};
       for (const TokenId token : with_bytes ? out.tokens : std::vector<TokenId>())
         out.token_bytes.emplace_back(tier.text->tokenizer->TokenBytes(token, /*with_control=*/true));
       return out;
     };
-    return OnFirstTier<TokenizedInput>(request, tokenize);
+    on_tokenized(OnFirstTier<TokenizedInput>(*request, tokenize));
+    return [] {};
   }
 
-  StatusOr<std::string> Detokenize(const Request& request) override {
+  CancelCall Detokenize(RequestPtr request, OnText on_text) override {
     const auto detokenize = [&](const TierView& tier) -> StatusOr<std::string> {
-      RETURN_IF_ERROR(CheckTokenIds(request, tier));
-      const auto& tokens = std::get<std::vector<TokenId>>(request.input());
+      RETURN_IF_ERROR(CheckTokenIds(*request, tier));
+      const auto& tokens = std::get<std::vector<TokenId>>(request->input());
       const Tokenizer& tokenizer = *tier.text->tokenizer;
       RETURN_IF_ERROR(CheckTokensSize(tokens, tokenizer));
       return PromptText(tokenizer, tokens);
     };
-    return OnFirstTier<std::string>(request, detokenize);
+    on_text(OnFirstTier<std::string>(*request, detokenize));
+    return [] {};
   }
 
   std::vector<ModelInfo> ListModels(const Tenant& tenant) const override {
@@ -156,6 +133,29 @@ class ClusterDispatcher : public Dispatcher {
     return result;
   }
 
+  // The request's way to its work, which `make` makes when it is admitted; `refuse` is told why it never is.
+  template <typename Work, typename Make, typename Refuse>
+  CancelCall Begin(const RequestPtr& request, Make make, Refuse refuse) {
+    const auto entry = Find(*request);
+    const auto on_refused = [this, request, refuse,
+                             model = entry.ok() ? (*entry)->id : std::string()](const Status& status) {
+      RecordRefusal(*request, model, status);
+      refuse(status);
+    };
+    Status refused = entry.status();
+    if (refused.ok()) {
+      const auto shared = std::make_shared<SharedRequest>(state_, request, **entry);
+      const size_t tier = shared->plan().front().tier;
+      // What is refused anyway costs no tokenizing.
+      refused = state_->parts.admission.Peek(*request, tier);
+      if (refused.ok()) refused = shared->CheckLastTier();
+      const auto start = [shared, make](Admission::Ticket ticket) { return make(shared, std::move(ticket)); };
+      if (refused.ok()) return Admit<Work>(*request, tier, start, on_refused);
+    }
+    on_refused(refused);
+    return [] {};
+  }
+
   // `start` makes the work from its ticket.
   template <typename Work, typename Make, typename Refusal>
   CancelCall Admit(const Request& request, size_t tier, Make start, Refusal refuse) {
@@ -178,13 +178,6 @@ class ClusterDispatcher : public Dispatcher {
       cancel->Cancel();
       admission.Cancel(id);
     };
-  }
-
-  CancelCall Refuse(const Request& request, const std::string& model, const Status& status,
-                    AnswerSink& sink) {
-    RecordRefusal(request, model, status);
-    sink.OnFinish(status);
-    return [] {};
   }
 
   void RecordRefusal(const Request& request, const std::string& model, const Status& status) {

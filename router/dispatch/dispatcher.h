@@ -48,15 +48,18 @@ class Dispatcher {
  public:
   using CancelCall = std::function<void()>;  // any thread, any number of times, also after the end
   using OnScore = std::function<void(StatusOr<ScoreAnswer>)>;
+  using OnTokenized = std::function<void(StatusOr<TokenizedInput>)>;
+  using OnText = std::function<void(StatusOr<std::string>)>;
   virtual ~Dispatcher() = default;
 
-  // The sink may be called before this returns. A closed sink or CancelCall ends the work on the worker.
+  // The sink, and all callbacks here, may be called before this returns. A closed sink or CancelCall ends the
+  // work on the worker.
   virtual CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) = 0;
   virtual CancelCall Score(RequestPtr request, OnScore on_score) = 0;
   // The input, of at most 1 MiB of text, as the model's (a policy's first tier's) tokens, and the text of at
   // most 131,072 tokens and 8 MiB, control tokens written out.
-  virtual StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) = 0;
-  virtual StatusOr<std::string> Detokenize(const Request& request) = 0;
+  virtual CancelCall Tokenize(RequestPtr request, bool with_bytes, OnTokenized on_tokenized) = 0;
+  virtual CancelCall Detokenize(RequestPtr request, OnText on_text) = 0;
   virtual std::vector<ModelInfo> ListModels(const Tenant& tenant) const = 0;  // that it may use
   // Looks for replicas for answers that wait for one, and ends those that waited for too long; to be called a
   // few times a second and when the cluster has changed.

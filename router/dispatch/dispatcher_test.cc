@@ -418,15 +418,14 @@ TEST_F(DispatcherTest, ATemplateWithoutToolsRefusesThem) {
   const ChatMessage call = {"assistant", "", {{"i", "now", "{}"}}}, result = {"tool", "x", {}, "i"};
   EXPECT_EQ(refusal(Fields("base", std::vector<ChatMessage>{call, result})), "messages");
   EXPECT_EQ(refusal(Fields("base", std::vector<ChatMessage>{result})), "messages");
-  EXPECT_EQ(Param(dispatcher_->Tokenize(**Request::Make(WithTool(Fields("base", kHello))), false).status()),
-            "tools");
+  EXPECT_EQ(Param(Tokenize(WithTool(Fields("base", kHello))).status()), "tools");
 }
 
 TEST_F(DispatcherTest, AChatsPromptMayEndWithTheChat) {
   cluster_.tier(kBase).text = ByteTextWithTools();
   RequestFields fields = Fields("base", kHello);
   fields.add_generation_prompt = false;
-  EXPECT_EQ(dispatcher_->Tokenize(**Request::Make(fields), false)->tokens.back(), '|');
+  EXPECT_EQ(Tokenize(fields)->tokens.back(), '|');
 }
 
 TEST_F(DispatcherTest, APromptIsScoredWithoutAnAnswer) {
@@ -748,21 +747,19 @@ TEST_F(PrefixTest, OwnRequestsCountBeforeTheWorkerReportsThem) {
 }
 
 TEST_F(DispatcherTest, TokenizeUsesTheTiersTokenizer) {
-  const auto tokenized = dispatcher_->Tokenize(**Request::Make(Fields("auto", std::string("ab"))), true);
+  const auto tokenized = Tokenize(Fields("auto", std::string("ab")), true);
   ASSERT_TRUE(tokenized.ok()) << tokenized.status();
   EXPECT_THAT(tokenized->tokens, ElementsAre('a', 'b'));
   EXPECT_THAT(tokenized->token_bytes, ElementsAre("a", "b"));
   EXPECT_EQ(tokenized->context_length, 64u);
-  EXPECT_TRUE(dispatcher_->Tokenize(**Request::Make(Fields("auto")), false)->token_bytes.empty());
+  EXPECT_TRUE(Tokenize(Fields("auto"))->token_bytes.empty());
   cluster_.tier(kNano).text = nullptr;
-  EXPECT_EQ(Reason(dispatcher_->Tokenize(**Request::Make(Fields("nano")), false).status()), "no_capacity");
+  EXPECT_EQ(Reason(Tokenize(Fields("nano")).status()), "no_capacity");
 }
 
 TEST_F(DispatcherTest, TokensBecomeTextAgain) {
   const auto detokenize = [&](std::vector<TokenId> tokens) {
-    RequestFields fields = Fields("base", std::move(tokens));
-    fields.api = ApiKind::kTokenize;
-    return dispatcher_->Detokenize(**Request::Make(std::move(fields)));
+    return Detokenize(Fields("base", std::move(tokens)));
   };
   EXPECT_EQ(*detokenize({'h', 0xc3, 0xa9}), "h\xc3\xa9");
   EXPECT_EQ(*detokenize({'h', 0xc3}), "h\xEF\xBF\xBD") << "half a character";
@@ -774,12 +771,10 @@ TEST_F(DispatcherTest, TokensBecomeTextAgain) {
 TEST_F(DispatcherTest, WhatIsTokenizedIsBounded) {
   const size_t limit = size_t{1} << 20;
   const auto error = [&](RequestInput input) {
+    const bool is_tokens = std::holds_alternative<std::vector<TokenId>>(input);
     RequestFields fields = Fields("base", std::move(input));
     fields.api = ApiKind::kTokenize;
-    const auto request = *Request::Make(std::move(fields));
-    const bool is_tokens = std::holds_alternative<std::vector<TokenId>>(request->input());
-    return Param(is_tokens ? dispatcher_->Detokenize(*request).status()
-                           : dispatcher_->Tokenize(*request, false).status());
+    return Param(is_tokens ? Detokenize(fields).status() : Tokenize(fields).status());
   };
   EXPECT_EQ(error(std::string(limit, 'x')), "");
   EXPECT_EQ(error(std::string(limit + 1, 'x')), "prompt");

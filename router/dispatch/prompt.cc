@@ -60,8 +60,7 @@ std::string EchoText(const Request& request, const std::vector<TokenId>& prompt,
 }
 
 Status CheckContext(const Request& request, size_t prompt_tokens, const TierView& tier) {
-  const bool is_score = request.api() == ApiKind::kScore || request.is_prompt_only();
-  const uint64_t answer = is_score ? 0 : std::max<uint64_t>(request.max_tokens(), 1);
+  const uint64_t answer = request.is_prompt_only() ? 0 : std::max<uint64_t>(request.max_tokens(), 1);
   if (prompt_tokens + answer <= tier.context_length) return {};
   const char* param =
       std::holds_alternative<std::vector<ChatMessage>>(request.input()) ? "messages" : "prompt";

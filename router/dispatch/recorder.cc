@@ -101,6 +101,8 @@ Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers,
     tier.first_token = &metrics.GetHistogram("terrace_time_to_first_token_seconds", labels);
     tier.queue = &metrics.GetHistogram("terrace_request_queue_seconds", labels);
     tier.resume_gap = &metrics.GetHistogram("terrace_router_resume_gap_seconds", labels);
+    tier.prompt_size = &metrics.GetHistogram("terrace_request_prompt_tokens", labels);
+    tier.answer_size = &metrics.GetHistogram("terrace_request_generation_tokens", labels);
     tier.prompt_tokens = &metrics.GetCounter("terrace_prompt_tokens_total", labels);
     tier.cached_tokens = &metrics.GetCounter("terrace_cached_tokens_total", labels);
     tier.predicted_tokens = &metrics.GetCounter("terrace_prefix_predicted_tokens_total", labels);
@@ -176,6 +178,8 @@ void Recorder::OnRequest(const RequestRecord& record) {
   if (found != tiers_.end()) {
     if (record.has_first_token) found->first_token->Observe(summary.time_to_first_token_seconds);
     if (record.queue_seconds >= 0) found->queue->Observe(record.queue_seconds);
+    found->prompt_size->Observe(summary.usage.prompt_tokens);
+    found->answer_size->Observe(summary.usage.completion_tokens);
   }
   if (!record.status.ok()) OnError(Reason(record.status));
   OnTenant(record);

@@ -91,6 +91,7 @@ class Recorder {
     MetricRegistry::Histogram* first_token;
     MetricRegistry::Histogram* queue;
     MetricRegistry::Histogram* resume_gap;
+    MetricRegistry::Histogram *prompt_size, *answer_size;  // of requests, tokens
     MetricRegistry::Counter* prompt_tokens;
     MetricRegistry::Counter* cached_tokens;
     MetricRegistry::Counter *predicted_tokens, *missed_tokens, *surplus_tokens;  // that were to be cached

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "router/request/param.h"
-
 namespace terrace {
 
 class Scoring::Events : public ExecuteEvents {
@@ -23,26 +21,17 @@ class Scoring::Events : public ExecuteEvents {
   bool is_over_ = false;  // nothing that still comes counts, as in Generation
 };
 
-Scoring::Scoring(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
-                 const CatalogEntry& entry, Dispatcher::OnScore on_score)
-    : state_(std::move(state)),
+Scoring::Scoring(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket,
+                 Dispatcher::OnScore on_score)
+    : shared_(std::move(shared)),
+      request_(shared_->request()),
       ticket_(std::move(ticket)),
-      request_(std::move(request)),
-      entry_(entry),
       on_score_(std::move(on_score)) {
   record_.api = request_->api();
   record_.request_id = request_->request_id();
-  record_.model = entry_.id;
+  record_.model = shared_->model();
   record_.tenant = request_->tenant();
   record_.trace = request_->trace();
-}
-
-void Scoring::Start() {
-  if (entry_.is_policy) {
-    return Finish(
-        ParamError("invalid_value", "model", "scores come from one tier, ", entry_.id, " is a policy"));
-  }
-  Advance();
 }
 
 // As in Generation, nothing may be touched after a call has been started.
@@ -56,26 +45,22 @@ void Scoring::Advance() {
 }
 
 Status Scoring::TryStart() {
-  const auto view = state_->parts.cluster.View();
-  const TierView& tier = view->tiers[entry_.tiers.front()];
-  if (tier.text == nullptr) return NoCapacity(tier);
-  ASSIGN_OR_RETURN(prompt_, EncodeInput(*request_, tier));
-  RETURN_IF_ERROR(CheckContext(*request_, prompt_->size(), tier));
-  if (prompt_->size() < 2)
-    return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
-  RETURN_IF_ERROR(CheckQuarantine(*state_, entry_.tiers.front(), *prompt_));
+  const auto view = state().parts.cluster.View();
+  const TierView& in = view->tiers[tier()];
+  if (in.text == nullptr) return NoCapacity(in);
+  ASSIGN_OR_RETURN(prompt_, shared_->PromptFor(in));
+  RETURN_IF_ERROR(CheckQuarantine(state(), tier(), *prompt_));
   // A prompt that is scored is computed whole, whatever is cached.
-  ASSIGN_OR_RETURN(const PickedReplica picked,
-                   PickReplica(*state_, *request_, *view, entry_.tiers.front(), {}, tried_));
-  RETURN_IF_ERROR(CountAttempt(*state_, entry_.tiers.front(), tried_.empty(), worker_error_));
+  ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(state(), *request_, *view, tier(), {}, tried_));
+  RETURN_IF_ERROR(CountAttempt(state(), tier(), tried_.empty(), worker_error_));
   const ReplicaView* replica = picked.replica;
   observer_ = replica->observer;
   lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
   replica_ = replica->id;
-  record_.summary.tier = tier.name;
-  attempt_ = {.tier = tier.name, .replica = replica->address};
-  scores_.emplace(prompt_, tier.text, tier.vocab_size, request_->top_logprobs());
+  record_.summary.tier = in.name;
+  attempt_ = {.tier = in.name, .replica = replica->address};
+  scores_.emplace(prompt_, in.text, in.vocab_size, request_->top_logprobs());
   protocol_error_ = {};
   slot_ = cancellation_.NextSlot();
   ExecuteSpec spec;
@@ -114,7 +99,7 @@ void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   TakeScores();
   attempt_.usage = result->usage;
   attempt_.mean_logprob = answer_.sum_logprob / static_cast<double>(answer_.tokens.size());
-  RecordAttempt(*state_, entry_.tiers.front(), Recorder::AttemptResult::kAccepted, attempt_, record_.summary);
+  RecordAttempt(state(), tier(), Recorder::AttemptResult::kAccepted, attempt_, record_.summary);
   answer_.price_usd = attempt_.price_usd;
   record_.queue_seconds = result->queue_seconds;
   Finish({});
@@ -132,12 +117,11 @@ void Scoring::OnFailed(const Status& error) {
   RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
   worker_error_ = error;
-  const size_t tier = entry_.tiers.front();
-  if (IsWorkerDeath(*state_, tier, replica_, error) && losses_.OnLoss()) {
-    PutInQuarantine(*state_, tier, *prompt_, request_->request_id());
+  if (IsWorkerDeath(state(), tier(), replica_, error) && losses_.OnLoss()) {
+    PutInQuarantine(state(), tier(), *prompt_, request_->request_id());
     return Finish(PoisonRequest());
   }
-  if (IsRetryable(error) && tried_.size() < state_->parts.retries.max_attempts) return Advance();
+  if (IsRetryable(error) && tried_.size() < state().parts.retries.max_attempts) return Advance();
   Finish(failure_);
 }
 
@@ -145,13 +129,13 @@ void Scoring::OnFailed(const Status& error) {
 void Scoring::RecordBrokenOff(Recorder::AttemptResult result) {
   const bool is_counted = result == Recorder::AttemptResult::kAbandoned || scores_->has_any();
   if (is_counted) attempt_.usage.prompt_tokens = static_cast<uint32_t>(prompt_->size());
-  RecordAttempt(*state_, entry_.tiers.front(), result, attempt_, record_.summary);
+  RecordAttempt(state(), tier(), result, attempt_, record_.summary);
 }
 
 void Scoring::Finish(const Status& status) {
   record_.status = status;
   record_.summary.total_seconds = Seconds(Now() - request_->arrival());
-  state_->parts.recorder.OnRequest(record_);
+  state().parts.recorder.OnRequest(record_);
   ticket_.Charge(record_.summary.usage.prompt_tokens, 0);
   { const Admission::Ticket given_back = std::move(ticket_); }
   if (status.ok()) {

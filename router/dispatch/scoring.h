@@ -9,15 +9,16 @@
 
 #include "router/dispatch/attempts.h"
 #include "router/dispatch/prompt_scores.h"
+#include "router/dispatch/shared_request.h"
 
 namespace terrace {
 
 class Scoring : public std::enable_shared_from_this<Scoring> {
  public:
-  Scoring(std::shared_ptr<DispatchState> state, Admission::Ticket ticket, RequestPtr request,
-          const CatalogEntry& entry, Dispatcher::OnScore on_score);
+  // Of a request that SharedRequest::CheckLastTier accepts: its plan is one tier.
+  Scoring(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket, Dispatcher::OnScore on_score);
 
-  void Start();                              // once
+  void Start() { Advance(); }                // once
   void Cancel() { cancellation_.Cancel(); }  // any thread
 
  private:
@@ -30,12 +31,13 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   void OnFailed(const Status& error);
   void RecordBrokenOff(Recorder::AttemptResult result);
   void Finish(const Status& status);
-  MonoTime Now() const { return state_->parts.clock.Now(); }
+  size_t tier() const { return shared_->plan().front().tier; }
+  DispatchState& state() const { return shared_->state(); }
+  MonoTime Now() const { return shared_->Now(); }
 
-  const std::shared_ptr<DispatchState> state_;
-  Admission::Ticket ticket_;
+  const std::shared_ptr<SharedRequest> shared_;
   const RequestPtr request_;
-  const CatalogEntry& entry_;  // the catalog outlives requests
+  Admission::Ticket ticket_;
   const Dispatcher::OnScore on_score_;
   Cancellation cancellation_;
 

@@ -109,6 +109,20 @@ class DispatcherTest : public ::testing::Test {
     return dispatcher_->Generate(*request, sink_);
   }
 
+  StatusOr<TokenizedInput> Tokenize(RequestFields fields, bool with_bytes = false) {
+    StatusOr<TokenizedInput> out;
+    dispatcher_->Tokenize(*Request::Make(std::move(fields)), with_bytes,
+                          [&out](StatusOr<TokenizedInput> input) { out = std::move(input); });
+    return out;
+  }
+  StatusOr<std::string> Detokenize(RequestFields fields) {
+    fields.api = ApiKind::kTokenize;
+    StatusOr<std::string> out;
+    dispatcher_->Detokenize(*Request::Make(std::move(fields)),
+                            [&out](StatusOr<std::string> text) { out = std::move(text); });
+    return out;
+  }
+
   // The end of the answer, which must have come.
   const StatusOr<AnswerSummary>& End() {
     CHECK(sink_->end.has_value(), "not finished");

@@ -69,11 +69,23 @@ StatusOr<Sampling> MakeSampling(const RequestFields& fields) {
 Status CheckChat(const std::vector<ChatMessage>& messages) {
   if (messages.empty()) return ParamError(kInvalid, "messages", "must not be empty");
   RETURN_IF_ERROR(CheckCount("messages", messages.size(), Request::kMaxMessages));
+  size_t arguments_bytes = 0;
+  for (const ChatMessage& message : messages) {
+    for (const ToolCall& call : message.tool_calls) arguments_bytes += call.arguments.size();
+  }
+  if (arguments_bytes > kMaxArgumentsBytes) {
+    return ParamError(kInvalid, "messages", "the arguments of tool calls have ", arguments_bytes,
+                      " bytes together, limit ", kMaxArgumentsBytes);
+  }
   for (size_t i = 0; i < messages.size(); ++i) {
     const std::string& role = messages[i].role;
     const std::string path = Concat("messages[", i, "]");
     if (role != "system" && role != "user" && role != "assistant" && role != "tool") {
       return ParamError(kInvalid, path + ".role", "must be system, user, assistant or tool");
+    }
+    if (messages[i].name.size() > Request::kMaxNameBytes) {
+      return ParamError(kInvalid, path + ".name", messages[i].name.size(), " bytes, limit ",
+                        Request::kMaxNameBytes);
     }
     RETURN_IF_ERROR(CheckToolCalls(messages[i], path));
   }
@@ -166,6 +178,8 @@ std::string_view ApiName(ApiKind api) {
       return "score";
     case ApiKind::kTokenize:
       return "tokenize";
+    case ApiKind::kOther:  // models, what does not exist
+      return "other";
   }
   return "";
 }
@@ -173,13 +187,14 @@ std::string_view ApiName(ApiKind api) {
 size_t TextBytes(const Request& request) {
   if (const auto* prompt = std::get_if<std::string>(&request.input())) return prompt->size();
   const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input());
+  if (chat == nullptr) return 0;
   size_t bytes = 0;
-  if (chat != nullptr) {
-    for (const ChatMessage& message : *chat) {
-      bytes += message.content.size();
-      for (const ToolCall& call : message.tool_calls) bytes += call.arguments.size();
-    }
+  for (const ChatMessage& message : *chat) {
+    bytes += message.content.size();
+    for (const ToolCall& call : message.tool_calls) bytes += call.name.size() + call.arguments.size();
   }
+  for (const Tool& tool : request.tools())
+    bytes += tool.name.size() + tool.description.size() + tool.parameters.size();
   return bytes;
 }
 

@@ -20,8 +20,8 @@
 
 namespace terrace {
 
-enum class ApiKind : uint8_t { kOpenAiChat, kOpenAiCompletion, kGenerate, kScore, kTokenize };
-// "openai_chat", "openai_completion", "generate", "score", "tokenize" (and back): metrics and logs.
+enum class ApiKind : uint8_t { kOpenAiChat, kOpenAiCompletion, kGenerate, kScore, kTokenize, kOther };
+// "openai_chat", "openai_completion", "generate", "score", "tokenize" (and back), "other": metrics and logs.
 std::string_view ApiName(ApiKind api);
 // The field that holds a prompt of token ids.
 inline const char* TokensParam(ApiKind api) {
@@ -83,7 +83,7 @@ class Request {
  public:
   static constexpr size_t kMaxModelBytes = 256, kMaxRequestIdBytes = 128, kMaxMessages = 2048;
   static constexpr size_t kMaxStops = 16, kMaxStopBytes = 256, kMaxStopTokens = 64, kMaxLogitBias = 1024;
-  static constexpr size_t kMaxCacheSaltBytes = 256;
+  static constexpr size_t kMaxCacheSaltBytes = 256, kMaxNameBytes = 64;
   static constexpr int64_t kMaxTopLogprobs = 20, kMaxMaxTokens = 1 << 30;
   static constexpr int64_t kMaxChoices = 16, kMaxPriority = 100;
 
@@ -98,7 +98,7 @@ class Request {
     return static_cast<uint32_t>(fields_.max_tokens.value_or(0));
   }  // 0: what fits, unless is_prompt_only
   // No token is drawn: the prompt's log-probabilities are wanted, and perhaps its echo.
-  bool is_prompt_only() const { return fields_.max_tokens == 0; }
+  bool is_prompt_only() const { return fields_.api == ApiKind::kScore || fields_.max_tokens == 0; }
   const Sampling& sampling() const { return sampling_; }
   const std::vector<std::string>& stop() const { return fields_.stop; }
   const std::vector<TokenId>& stop_tokens() const { return fields_.stop_tokens; }
@@ -131,7 +131,7 @@ class Request {
 
 using RequestPtr = std::shared_ptr<const Request>;
 
-// Of a prompt or a conversation; 0 of token ids.
+// Of a prompt, or a conversation with its tools: what has to be tokenized. 0 of token ids.
 size_t TextBytes(const Request& request);
 
 }  // namespace terrace

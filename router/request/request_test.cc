@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "router/request/param.h"
+#include "router/request/tools.h"
 
 namespace terrace {
 namespace {
@@ -204,6 +205,11 @@ TEST(Request, ToolsOutOfTheirBoundsNameTheirParameter) {
       {"messages[0].tool_calls",
        [](auto& f) {
          f.input = std::vector<ChatMessage>{{"user", "x", {{"i", "a", "{}"}}}};
+       }},
+      {"messages",
+       [](auto& f) {
+         const std::string half = "{\"a\":\"" + std::string(kMaxArgumentsBytes / 2, 'a') + "\"}";
+         f.input = std::vector<ChatMessage>(2, {"assistant", "", {{"i", "a", half}}});
        }},
       {"messages[0].tool_calls[0].id",
        [](auto& f) {

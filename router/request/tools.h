@@ -14,6 +14,7 @@ inline constexpr size_t kMaxToolNameBytes = 64;              // of letters, digi
 inline constexpr size_t kMaxToolsBytes = size_t{256} << 10;  // all tools together
 inline constexpr size_t kMaxToolJsonDepth = 32, kMaxToolJsonNodes = 5000;
 inline constexpr size_t kMaxToolCallIdBytes = 256;
+inline constexpr size_t kMaxArgumentsBytes = size_t{1} << 20;  // of all calls of a conversation together
 
 // INVALID_ARGUMENT with reason and the parameter as OpenAI names it: "tools[3].function.name".
 Status CheckTools(const std::vector<Tool>& tools);

@@ -11,11 +11,6 @@ namespace {
 
 constexpr uint32_t kUnknownSequences = 16;  // of a replica that does not say how many it batches
 
-uint64_t RandomSeed() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-
 Duration FromSeconds(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
@@ -95,6 +90,7 @@ std::vector<std::string> Core::TierNames(const RouterOptions& options) {
 }
 
 std::shared_ptr<const ApiOptions> Core::MakeApiOptions(std::function<bool()> is_ready,
+                                                       decltype(ApiOptions::run_aside) run_aside,
                                                        int64_t started_unix_seconds, uint64_t seed) const {
   return std::make_shared<const ApiOptions>(
       ApiOptions{.default_timeout_seconds = options_.default_timeout_seconds,
@@ -105,7 +101,8 @@ std::shared_ptr<const ApiOptions> Core::MakeApiOptions(std::function<bool()> is_
                  .stream_buffer_bytes = options_.http_limits.stream_buffer_bytes,
                  .slow_reader_seconds = options_.http_limits.slow_reader_seconds,
                  .authenticator = tenants_,
-                 .is_ready = std::move(is_ready)});
+                 .is_ready = std::move(is_ready),
+                 .run_aside = std::move(run_aside)});
 }
 
 void Core::Housekeep() {
@@ -114,6 +111,12 @@ void Core::Housekeep() {
   for (const TierView& tier : view->tiers) places.push_back(PlacesOf(tier));
   admission_->SetPlaces(places);
   admission_->Expire();
+  dispatcher_->Housekeep();
+}
+
+uint64_t RandomSeed() {
+  std::random_device device;
+  return (uint64_t{device()} << 32) | device();
 }
 
 bool IsReady(const ClusterView& view) {

@@ -43,6 +43,7 @@ class Core {
   const Admission& admission() const { return *admission_; }
 
   std::shared_ptr<const ApiOptions> MakeApiOptions(std::function<bool()> is_ready,
+                                                   decltype(ApiOptions::run_aside) run_aside,
                                                    int64_t started_unix_seconds, uint64_t seed) const;
 
   // Tells the admission how much the workers take now, and lets go of what waits in vain.
@@ -62,6 +63,8 @@ class Core {
   std::shared_ptr<Cluster> cluster_;
   std::unique_ptr<Dispatcher> dispatcher_;
 };
+
+uint64_t RandomSeed();  // from the system
 
 // One tier that can answer is enough.
 bool IsReady(const ClusterView& view);

@@ -55,7 +55,7 @@ class Cores {
   std::vector<CorePtr> old_;  // GUARDED_BY(mutex_)
 };
 
-// Gives each request to the core that is current when it comes; long ones by way of `pool`.
+// Gives each request to the core that is current when it comes; those with much text by way of `pool`.
 class CurrentDispatcher : public Dispatcher {
  public:
   CurrentDispatcher(const Cores& cores, TextPool& pool) : cores_(cores), pool_(pool) {}
@@ -70,11 +70,17 @@ class CurrentDispatcher : public Dispatcher {
         request, [on_score](Dispatcher& to, const RequestPtr& what) { return to.Score(what, on_score); },
         [on_score](const Status& status) { on_score(status); });
   }
-  StatusOr<TokenizedInput> Tokenize(const Request& request, bool with_bytes) override {
-    return cores_.Current()->dispatcher().Tokenize(request, with_bytes);
+  CancelCall Tokenize(RequestPtr request, bool with_bytes, OnTokenized on_tokenized) override {
+    const auto start = [with_bytes, on_tokenized](Dispatcher& to, const RequestPtr& what) {
+      return to.Tokenize(what, with_bytes, on_tokenized);
+    };
+    return Run(request, start, [on_tokenized](const Status& status) { on_tokenized(status); });
   }
-  StatusOr<std::string> Detokenize(const Request& request) override {
-    return cores_.Current()->dispatcher().Detokenize(request);
+  CancelCall Detokenize(RequestPtr request, OnText on_text) override {
+    const auto start = [on_text](Dispatcher& to, const RequestPtr& what) {
+      return to.Detokenize(what, on_text);
+    };
+    return Run(request, start, [on_text](const Status& status) { on_text(status); });
   }
   std::vector<ModelInfo> ListModels(const Tenant& tenant) const override {
     return cores_.Current()->dispatcher().ListModels(tenant);
@@ -86,21 +92,30 @@ class CurrentDispatcher : public Dispatcher {
 
  private:
   static constexpr size_t kLongBytes = 16 << 10;  // of text: shorter ones cost less than handing them over
+  static constexpr size_t kLongTokens = kLongBytes / 4;
+  static constexpr size_t kMessageBytes = 64;  // that a message costs like, whatever is in it
+
+  static bool IsLong(const Request& request) {
+    if (const auto* tokens = std::get_if<std::vector<TokenId>>(&request.input()))
+      return request.api() == ApiKind::kTokenize && tokens->size() >= kLongTokens;  // whose text is wanted
+    const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input());
+    const size_t messages = chat == nullptr ? 1 : chat->size();
+    return TextBytes(request) + messages * kMessageBytes >= kLongBytes;
+  }
 
   template <typename Start, typename Refuse>
   CancelCall Run(const RequestPtr& request, Start start, Refuse refuse) {
     const auto core = cores_.Current();
-    if (TextBytes(*request) < kLongBytes) return Guard(core, start(core->dispatcher(), request));
+    if (!IsLong(*request) || TextPool::IsOnThread()) return Guard(core, start(core->dispatcher(), request));
     const auto cancel = std::make_shared<LateCancel>();
-    const bool is_taken = pool_.Post([core, request, start, refuse, cancel] {
+    const bool is_taken = pool_.Post(request->tenant()->name, [core, request, start, refuse, cancel] {
       if (!cancel->is_cancelled()) return cancel->Set(Guard(core, start(core->dispatcher(), request)));
       core->dispatcher().RecordRefused(request->api(), request->request_id(), request->tenant(),
                                        ClientGone());
       refuse(ClientGone());
     });
     if (!is_taken) {
-      const Status full =
-          WithReason(ResourceExhausted("too many long requests wait to be read"), "overloaded");
+      const Status full = TooManyTexts();
       RecordRefused(request->api(), request->request_id(), request->tenant(), full);
       refuse(full);
     }

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/host_port.h"
 #include "base/version.h"
 
 namespace terrace {
@@ -15,6 +16,7 @@ Json ReplicaJson(const ReplicaView& replica) {
           {"state", ReplicaStateName(replica.state)},
           {"model", replica.description.model},
           {"model_digest", replica.description.model_digest},
+          {"text_digest", replica.description.text_digest},
           {"device", replica.description.device},
           {"running", replica.load.running_sequences},
           {"waiting", replica.load.waiting_sequences},
@@ -27,6 +29,7 @@ Json ReplicaJson(const ReplicaView& replica) {
 }  // namespace
 
 void OpsHandler::Handle(const HttpRequest& request, HttpResponder& responder) {
+  if (request.path == "/drain") return Drain(request, responder);
   if (request.method != "GET" && request.method != "HEAD") {
     return responder.Send(405, "use GET\n", "text/plain", {{"allow", "GET, HEAD"}});
   }
@@ -37,7 +40,18 @@ void OpsHandler::Handle(const HttpRequest& request, HttpResponder& responder) {
     const Json readiness = Readiness();
     return responder.Send(readiness["ready"] == true ? 200 : 503, ToJsonText(readiness) + "\n");
   }
-  responder.Send(404, "there are /metrics /healthz /readyz /statusz\n", "text/plain");
+  responder.Send(404, "there are /metrics /healthz /readyz /statusz, and POST /drain\n", "text/plain");
+}
+
+// Nobody is asked for a key here, so who can reach the listener from elsewhere can only look.
+void OpsHandler::Drain(const HttpRequest& request, HttpResponder& responder) {
+  if (request.method != "POST") return responder.Send(405, "use POST\n", "text/plain", {{"allow", "POST"}});
+  const auto peer = ParseHostPort(request.peer);
+  if (!peer.ok() || !peer->is_loopback()) {
+    return responder.Send(403, "only for processes of the router's own machine\n", "text/plain");
+  }
+  drain_();
+  responder.Send(200, ToJsonText({{"draining", true}, {"in_flight", cores_.in_flight()}}) + "\n");
 }
 
 // Gauges are read from the latest view, so that they never disagree with one another.
@@ -51,12 +65,14 @@ std::string OpsHandler::Metrics() {
   for (const std::string& tier : tiers_) {  // a reload may have removed some
     metrics.GetGauge("terrace_pool_ready_workers", Labels{tier}).Set(0);
     metrics.GetGauge("terrace_requests_queued", Labels{tier}).Set(0);
+    metrics.GetGauge("terrace_pool_saturation_ratio", Labels{tier}).Set(0);
   }
   for (size_t i = 0; i < view->tiers.size(); ++i) {
     const TierView& tier = view->tiers[i];
     tiers_.insert(tier.name);
     metrics.GetGauge("terrace_requests_queued", Labels{tier.name})
         .Set(static_cast<double>(core->admission().queued(i)));
+    metrics.GetGauge("terrace_pool_saturation_ratio", Labels{tier.name}).Set(core->admission().saturation(i));
     metrics.GetGauge("terrace_pool_ready_workers", Labels{tier.name})
         .Set(static_cast<double>(tier.ready_replicas()));
     for (const ReplicaView& replica : tier.replicas) {

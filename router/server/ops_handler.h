@@ -1,5 +1,5 @@
 // What operators ask the router on its ops listener: /metrics, /healthz, /readyz, /statusz, by GET
-// or HEAD. Runs on that listener's threads. Thread-safe.
+// or HEAD; and POST /drain, of this machine's processes alone. Runs on that listener's threads. Thread-safe.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/http_server.h"
@@ -20,13 +21,14 @@ namespace terrace {
 class OpsHandler {
  public:
   // All of it outlives the handler.
-  OpsHandler(MetricRegistry& metrics, const Cores& cores, const Clock& clock)
-      : metrics_(metrics), cores_(cores), clock_(clock), started_(clock.Now()) {}
+  OpsHandler(MetricRegistry& metrics, const Cores& cores, const Clock& clock, std::function<void()> drain)
+      : metrics_(metrics), cores_(cores), clock_(clock), started_(clock.Now()), drain_(std::move(drain)) {}
 
   void Handle(const HttpRequest& request, HttpResponder& responder);
   void SetDraining() { is_draining_ = true; }  // not ready from now on
 
  private:
+  void Drain(const HttpRequest& request, HttpResponder& responder);
   std::string Metrics();
   Json Readiness() const;  // {"ready":...,"tiers_not_ready":[...]}
   Json StatusPage() const;
@@ -35,6 +37,7 @@ class OpsHandler {
   const Cores& cores_;
   const Clock& clock_;
   const MonoTime started_;
+  const std::function<void()> drain_;
   std::atomic<bool> is_draining_ = false;
   std::mutex mutex_;
   std::set<std::string> tiers_;  // that were ever seen; GUARDED_BY(mutex_)

@@ -15,6 +15,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kMaxNameBytes = 64;
+constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
 
 template <typename... Text>
 Status Bad(std::string_view path, const Text&... text) {
@@ -103,8 +104,8 @@ Status CheckReach(const v1::RouterConfig& config, const RouterOptions& out) {
                  "auth.keys_file or listen.tls.client_ca_file, or listen.insecure: true");
     }
   }
-  if (!is_open(out.ops)) return {};
-  return Bad("listen.ops", out.ops, kOpen, "listen.insecure: true, as it asks nobody for a key");
+  if (!is_open(out.ops) || listen.ops_insecure()) return {};
+  return Bad("listen.ops", out.ops, kOpen, "listen.ops_insecure: true, as it asks nobody for a key");
 }
 
 Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {
@@ -247,7 +248,8 @@ Status SetLimits(const v1::RouterConfig& config, RouterOptions& out) {
   if (config.balance().has_policy()) {
     const auto policy = ParseBalancePolicy(config.balance().policy());
     if (!policy.has_value()) {
-      return Bad("balance.policy", "must be prefix, least_loaded, power_of_two or round_robin, got \"",
+      return Bad("balance.policy",
+                 "must be prefix, least_loaded, power_of_two, round_robin or random, got \"",
                  config.balance().policy(), "\"");
     }
     out.balance = *policy;
@@ -273,7 +275,8 @@ Status SetAuth(const v1::AuthConfig& config, RouterOptions& out) {
   return {};
 }
 
-Status SetHttpLimits(const v1::RouterConfig& config, HttpLimits& out) {
+// After max_body_bytes, which the memory of all bodies cannot be below.
+Status SetHttpLimits(const v1::RouterConfig& config, uint32_t max_body_bytes, HttpLimits& out) {
   const v1::HttpLimitsConfig& limits = config.listen().http_limits();
   const std::string path = "listen.http_limits.";
   RETURN_IF_ERROR(SetCount(path + "max_connections", limits.has_max_connections(), limits.max_connections(),
@@ -290,8 +293,26 @@ Status SetHttpLimits(const v1::RouterConfig& config, HttpLimits& out) {
                              limits.idle_timeout_seconds(), 0.001, 86400, out.idle_timeout_seconds));
   RETURN_IF_ERROR(SetCount(path + "stream_buffer_bytes", limits.has_stream_buffer_bytes(),
                            limits.stream_buffer_bytes(), out.stream_buffer_bytes));
-  return SetSeconds(path + "slow_reader_seconds", limits.has_slow_reader_seconds(),
-                    limits.slow_reader_seconds(), 0.001, 86400, out.slow_reader_seconds);
+  RETURN_IF_ERROR(SetSeconds(path + "slow_reader_seconds", limits.has_slow_reader_seconds(),
+                             limits.slow_reader_seconds(), 0.001, 86400, out.slow_reader_seconds));
+  out.max_buffered_body_bytes = limits.has_max_buffered_body_bytes()
+                                    ? limits.max_buffered_body_bytes()
+                                    : std::max(out.max_buffered_body_bytes, max_body_bytes);
+  if (out.max_buffered_body_bytes >= max_body_bytes) return {};
+  return Bad(path + "max_buffered_body_bytes", "must be at least admission.max_body_bytes, ", max_body_bytes,
+             ", got ", out.max_buffered_body_bytes);
+}
+
+Status SetGrpcLimits(const v1::RouterConfig& config, GrpcLimits& out) {
+  const v1::GrpcLimitsConfig& limits = config.listen().grpc_limits();
+  const std::string path = "listen.grpc_limits.";
+  RETURN_IF_ERROR(
+      SetCount(path + "max_streams", limits.has_max_streams(), limits.max_streams(), out.max_streams));
+  RETURN_IF_ERROR(SetCount(path + "max_memory_bytes", limits.has_max_memory_bytes(),
+                           limits.max_memory_bytes(), out.max_memory_bytes));
+  if (out.max_memory_bytes >= kMinGrpcMemoryBytes) return {};
+  return Bad(path + "max_memory_bytes", "must be at least ", kMinGrpcMemoryBytes, ", got ",
+             out.max_memory_bytes);
 }
 
 Status SetEjection(const v1::EjectionConfig& config, EjectionOptions& out) {
@@ -359,7 +380,8 @@ StatusOr<RouterOptions> MakeRouterOptions(const v1::RouterConfig& config) {
   RETURN_IF_ERROR(SetPolicies(config, out));
   RETURN_IF_ERROR(SetLimits(config, out));
   RETURN_IF_ERROR(SetAuth(config.auth(), out));
-  RETURN_IF_ERROR(SetHttpLimits(config, out.http_limits));
+  RETURN_IF_ERROR(SetHttpLimits(config, out.max_body_bytes, out.http_limits));
+  RETURN_IF_ERROR(SetGrpcLimits(config, out.grpc_limits));
   RETURN_IF_ERROR(SetHealth(config.cluster(), out));
   RETURN_IF_ERROR(SetLog(config.log(), out));
   return out;

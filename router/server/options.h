@@ -23,8 +23,16 @@ struct HttpLimits {
   uint32_t min_body_bytes_per_second = 1024;
   uint32_t stream_buffer_bytes = 262144;  // of gRPC streams too, as the next
   double slow_reader_seconds = 60;
+  uint32_t max_buffered_body_bytes = 1 << 30;
 
   friend bool operator==(const HttpLimits&, const HttpLimits&) = default;
+};
+
+// Of the gRPC listener: see GrpcLimitsConfig.
+struct GrpcLimits {
+  uint32_t max_streams = 1024, max_memory_bytes = 1 << 30;
+
+  friend bool operator==(const GrpcLimits&, const GrpcLimits&) = default;
 };
 
 struct RouterOptions {
@@ -38,6 +46,7 @@ struct RouterOptions {
   std::string default_model;
   BalancePolicy balance = BalancePolicy::kPrefix;
   HttpLimits http_limits;
+  GrpcLimits grpc_limits;
   uint32_t max_in_flight = 16384, max_queued = 4096;
   double max_first_token_seconds = 30;
   uint32_t max_body_bytes = 8 << 20;

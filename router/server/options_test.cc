@@ -91,11 +91,12 @@ TEST(RouterOptions, EveryHttpLimitIsTaken) {
   EXPECT_EQ(defaults->http_limits.max_connections, 16384u);
   EXPECT_EQ(defaults->http_limits.stream_buffer_bytes, 262144u);
   EXPECT_EQ(defaults->http_limits.slow_reader_seconds, 60);
+  EXPECT_EQ(defaults->http_limits.max_buffered_body_bytes, 1u << 30);
   const auto options =
       Parse(std::string(kDemo) +
             "listen: {http_limits: {max_connections: 1, max_header_bytes: 2, max_headers: 3, "
             "header_timeout_seconds: 4, min_body_bytes_per_second: 5, idle_timeout_seconds: 6, "
-            "stream_buffer_bytes: 7, slow_reader_seconds: 8}}\n");
+            "stream_buffer_bytes: 7, slow_reader_seconds: 8, max_buffered_body_bytes: 8388608}}\n");
   ASSERT_TRUE(options.ok()) << options.status();
   const HttpLimits& limits = options->http_limits;
   EXPECT_EQ(limits.max_connections, 1u);
@@ -106,6 +107,13 @@ TEST(RouterOptions, EveryHttpLimitIsTaken) {
   EXPECT_EQ(limits.idle_timeout_seconds, 6);
   EXPECT_EQ(limits.stream_buffer_bytes, 7u);
   EXPECT_EQ(limits.slow_reader_seconds, 8);
+  EXPECT_EQ(limits.max_buffered_body_bytes, 8388608u);
+}
+
+TEST(RouterOptions, ABodyOfTheLargestSizeFitsIntoTheMemoryOfAll) {
+  const auto options = Parse(kDemo, "admission.max_body_bytes=2000000000");
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->http_limits.max_buffered_body_bytes, 2000000000u) << "the default is raised";
 }
 
 TEST(RouterOptions, WhatOtherMachinesReachNeedsTlsAndKeysOrToBeCalledInsecure) {
@@ -127,7 +135,10 @@ TEST(RouterOptions, WhatOtherMachinesReachNeedsTlsAndKeysOrToBeCalledInsecure) {
       {"http: '', grpc: '[::]:1'", "", "listen.grpc: [::]:1", "needs listen.tls, or listen.insecure: true"},
       {"grpc: 'router.internal:1', " + tls, keys, nullptr, nullptr},
       {"ops: '10.0.0.1:1', " + mutual, keys,
-       "listen.ops: ", "needs listen.insecure: true, as it asks nobody for a key"},
+       "listen.ops: ", "needs listen.ops_insecure: true, as it asks nobody for a key"},
+      {"ops: '0.0.0.0:3', ops_insecure: true", "", nullptr, nullptr},
+      {"http: '0.0.0.0:1', ops: '0.0.0.0:3', ops_insecure: true", "", "listen.http: 0.0.0.0:1",
+       "needs listen.tls, or listen.insecure: true"},
       {"http: '0.0.0.0:1', grpc: '0.0.0.0:2', ops: '0.0.0.0:3', insecure: true", "", nullptr, nullptr},
   };
   for (const auto& c : cases) {
@@ -226,8 +237,11 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"default_model=absent", "default_model:"},
       {"listen.http=nonsense", "listen.http:"},
       {"listen.http_limits.max_connections=0", "listen.http_limits.max_connections:"},
+      {"listen.grpc_limits.max_streams=0", "listen.grpc_limits.max_streams:"},
+      {"listen.grpc_limits.max_memory_bytes=1000", "listen.grpc_limits.max_memory_bytes:"},
       {"listen.http_limits.min_body_bytes_per_second=0", "listen.http_limits.min_body_bytes_per_second:"},
       {"listen.http_limits.slow_reader_seconds=0", "listen.http_limits.slow_reader_seconds:"},
+      {"listen.http_limits.max_buffered_body_bytes=8388607", "listen.http_limits.max_buffered_body_bytes:"},
       {"listen.tls={}", "listen.tls.certificate_file:"},
       {"listen.tls.certificate_file=a.pem", "listen.tls.key_file:"},
       {"cluster.tls.key_file=a.pem", "cluster.tls.certificate_file:"},
@@ -242,7 +256,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"cluster.retry_ratio=1.5", "cluster.retry_ratio:"},
       {"cluster.max_attempts=0", "cluster.max_attempts:"},
       {"cluster.resume_patience_seconds=-1", "cluster.resume_patience_seconds:"},
-      {"balance.policy=random", "balance.policy:"},
+      {"balance.policy=best", "balance.policy:"},
       {"admission.max_queued=0", "admission.max_queued:"},
       {"admission.max_first_token_seconds=0", "admission.max_first_token_seconds:"},
       {"auth.keys_file=keys.yaml", "auth.cluster_secret_file:"},

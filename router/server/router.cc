@@ -7,7 +7,6 @@
 #include <functional>
 #include <mutex>
 #include <optional>
-#include <random>
 #include <stop_token>
 #include <thread>
 #include <utility>
@@ -21,6 +20,7 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
 #include "router/api/grpc_service.h"
 #include "router/api/openai_format.h"
 #include "router/api/openai_http.h"
@@ -32,7 +32,6 @@ namespace terrace {
 namespace {
 
 constexpr size_t kHttpThreads = 2;
-constexpr size_t kMaxLongWaiting = 128;
 constexpr double kFlushSeconds = 1;           // for the last bytes of answers when a listener stops
 constexpr int kClientTimeoutMillis = 20'000;  // to answer a ping
 constexpr auto kHousekeeping = std::chrono::milliseconds(100);
@@ -41,11 +40,6 @@ constexpr char kInferenceService[] = "terrace.v1.Inference";
 
 // All processors but the one that passes answers on.
 size_t TextThreads() { return std::clamp<size_t>(std::thread::hardware_concurrency(), 2, 9) - 1; }
-
-uint64_t RandomSeed() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
 
 Status CheckUnchanged(std::string_view path, const std::string& before, const std::string& after) {
   if (before == after) return {};
@@ -77,6 +71,7 @@ Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) 
   RETURN_IF_ERROR(CheckUnchanged("listen.ops", before.ops, after.ops));
   RETURN_IF_ERROR(CheckSame("listen.tls", before.tls, after.tls));
   RETURN_IF_ERROR(CheckSame("listen.http_limits", before.http_limits, after.http_limits));
+  RETURN_IF_ERROR(CheckSame("listen.grpc_limits", before.grpc_limits, after.grpc_limits));
   RETURN_IF_ERROR(CheckSame("cluster.tls", before.worker_tls, after.worker_tls));
   RETURN_IF_ERROR(CheckSame("admission.max_body_bytes", before.max_body_bytes, after.max_body_bytes));
   RETURN_IF_ERROR(CheckSame("log.level", before.log.level, after.log.level));
@@ -122,7 +117,7 @@ class RealRouter : public Router {
         started_unix_seconds_(std::chrono::duration_cast<std::chrono::seconds>(
                                   std::chrono::system_clock::now().time_since_epoch())
                                   .count()),
-        ops_handler_(metrics, cores_, RealClock()) {
+        ops_handler_(metrics, cores_, RealClock(), [this] { BeginDrain(); }) {
     metrics.GetGauge("terrace_build_info", std::vector<std::string>{kVersion, "router"}).Set(1);
   }
 
@@ -187,7 +182,11 @@ class RealRouter : public Router {
 
   // New requests go to `core` from now on.
   void Use(std::shared_ptr<Core> core) {
-    auto api = core->MakeApiOptions([this] { return IsReadyNow(); }, started_unix_seconds_, api_seed_);
+    const auto run_aside = [this](const std::string& tenant, std::function<void()> task) {
+      return text_pool_.Post(tenant, std::move(task));
+    };
+    auto api =
+        core->MakeApiOptions([this] { return IsReadyNow(); }, run_aside, started_unix_seconds_, api_seed_);
     if (is_draining_) core->admission().Close();
     cores_.Replace(std::move(core));
     std::lock_guard lock(api_mutex_);
@@ -211,19 +210,30 @@ class RealRouter : public Router {
       waker_->WaitFor(stop, kHousekeeping);
       for (const auto& core : cores_.All()) core->Housekeep();
       UpdateHealth();
-      // A cluster's end may wait for a name server.
-      if (auto idle = cores_.TakeIdle(); !idle.empty()) {
-        undertaker_ = std::jthread([idle = std::move(idle)]() mutable { idle.clear(); });
-      }
+      metrics_.GetGauge("terrace_texts_waiting").Set(static_cast<double>(text_pool_.size()));
+      BuryIdleCores();
     }
+  }
+
+  // On a thread of its own: a cluster's end may wait for a name server.
+  void BuryIdleCores() {
+    if (is_burying_) return;
+    auto idle = cores_.TakeIdle();
+    if (idle.empty()) return;
+    is_burying_ = true;
+    undertaker_ = std::jthread([this, idle = std::move(idle)]() mutable {
+      idle.clear();
+      is_burying_ = false;
+    });
   }
 
   Status ListenOps() {
     if (options_.ops.empty()) return {};
-    auto server = HttpServer::Start({.address = options_.ops, .error_body = HttpErrorBody},
-                                    [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
-                                      ops_handler_.Handle(request, *responder);
-                                    });
+    auto server =
+        HttpServer::Start({.address = options_.ops, .max_body_bytes = 0, .error_body = HttpErrorBody},
+                          [this](HttpRequest request, std::shared_ptr<HttpResponder> responder) {
+                            ops_handler_.Handle(request, *responder);
+                          });
     if (!server.ok()) return Annotate(server.status(), "listen.ops");
     ops_ = *std::move(server);
     return {};
@@ -241,6 +251,7 @@ class RealRouter : public Router {
                            .threads = kHttpThreads,
                            .tls = tls_.listen,
                            .max_body_bytes = options_.max_body_bytes,
+                           .max_buffered_body_bytes = limits.max_buffered_body_bytes,
                            .max_header_bytes = limits.max_header_bytes,
                            .max_headers = limits.max_headers,
                            .max_connections = limits.max_connections,
@@ -259,8 +270,8 @@ class RealRouter : public Router {
                                                  size_t count) { open.Set(static_cast<double>(count)); }};
     for (const std::string_view reason : kHttpRejections) RejectionsOf(reason);
     metrics_.GetGauge("terrace_http_connections").Set(0);
-    auto server = HttpServer::Start(std::move(http),
-                                    MakeOpenAiHandler(dispatcher_, MakeApiOptionsSource(), RealClock()));
+    auto server = HttpServer::StartByHead(
+        std::move(http), MakeOpenAiHandler(dispatcher_, MakeApiOptionsSource(), RealClock()));
     if (!server.ok()) return Annotate(server.status(), "listen.http");
     http_ = *std::move(server);
     return {};
@@ -280,6 +291,14 @@ class RealRouter : public Router {
     SetKeepalive(builder, kClientTimeoutMillis);
     builder.SetMaxReceiveMessageSize(
         static_cast<int>(std::min<uint32_t>(options_.max_body_bytes, INT32_MAX)));
+    builder.AddChannelArgument(
+        GRPC_ARG_MAX_CONCURRENT_STREAMS,
+        static_cast<int>(std::min<uint32_t>(options_.grpc_limits.max_streams, INT32_MAX)));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS,
+                               static_cast<int>(1000 * options_.http_limits.idle_timeout_seconds));
+    grpc::ResourceQuota quota("router");
+    quota.Resize(options_.grpc_limits.max_memory_bytes);
+    builder.SetResourceQuota(quota);
     builder.RegisterService(service_.get());
     grpc_ = builder.BuildAndStart();
     if (grpc_ == nullptr || port == 0) {
@@ -319,12 +338,13 @@ class RealRouter : public Router {
   TenantLedger ledger_{RealClock()};
   const std::shared_ptr<TenantLabels> labels_ = std::make_shared<TenantLabels>();
   Cores cores_;
-  TextPool text_pool_{TextThreads(), kMaxLongWaiting};
+  TextPool text_pool_{TextThreads(), options_.max_queued};
   CurrentDispatcher dispatcher_{cores_, text_pool_};
   OpsHandler ops_handler_;
   std::mutex api_mutex_;
   std::shared_ptr<const ApiOptions> api_options_;  // GUARDED_BY(api_mutex_)
-  std::jthread undertaker_;                        // the housekeeper's
+  std::atomic<bool> is_burying_ = false;
+  std::jthread undertaker_;  // the housekeeper's
   std::jthread housekeeper_;
   RequestIds unread_ids_{RandomSeed()};  // of requests that HTTP itself refuses
   std::unique_ptr<grpc::Service> service_;

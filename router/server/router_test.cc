@@ -86,6 +86,14 @@ TEST_F(RouterTest, ProbesMayAskForTheHeadAlone) {
               AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("allow: GET, HEAD\r\n")));
 }
 
+TEST_F(RouterTest, DrainRefusesWhatIsNewAndIsNotReady) {
+  Start();
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("GET", "/drain")), StartsWith("HTTP/1.1 405 "));
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("POST", "/drain", "content-length: 0\r\n")),
+              AllOf(StartsWith("HTTP/1.1 200 "), HasSubstr("\"draining\":true")));
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("GET", "/readyz")), HasSubstr("\"draining\":true"));
+}
+
 TEST_F(RouterTest, RequestsThatHttpItselfRefusesHaveAnIdToo) {
   Start();
   EXPECT_THAT(Exchange(router_->http_address(), "nonsense\r\n\r\n"),

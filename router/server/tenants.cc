@@ -101,7 +101,7 @@ StatusOr<std::shared_ptr<const Tenants>> Tenants::Load(const std::string& keys_f
                                                        const std::string& secret_file,
                                                        const ModelCatalog& catalog) {
   v1::TenantsFile file;
-  if (const Status loaded = LoadYamlFile(keys_file, file); !loaded.ok()) {
+  if (const Status loaded = LoadYamlFile(keys_file, file, ConfigValues::kSecret); !loaded.ok()) {
     return FailedPrecondition(Message(loaded));
   }
   ASSIGN_OR_RETURN(const std::string secret, ReadSecret(secret_file));

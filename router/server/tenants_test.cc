@@ -133,5 +133,19 @@ TEST_F(TenantsTest, FilesAreNamedAndTheirSecretsAreNot) {
               StartsWith(keys + ": tenants[0].name"));
 }
 
+TEST_F(TenantsTest, AKeyAtTheWrongPlaceOfTheFileIsNotRepeated) {
+  const std::string keys = ::testing::TempDir() + "/keys.yaml", secret = ::testing::TempDir() + "/secret";
+  std::ofstream(secret) << kSecret << "\n";
+  for (const char* yaml :
+       {"tenants: [{name: a, key_sha256: sk-terrace-1234}]", "tenants: [sk-terrace-1234]",
+        "tenants: sk-terrace-1234", "sk-terrace-1234", "tenants: [{name: a, key_sha256: [123412341234]}]",
+        "tenants: [{name: a, weight: sk-terrace-1234}]"}) {
+    std::ofstream(keys) << yaml;
+    const Status error = Tenants::Load(keys, secret, *catalog_).status();
+    EXPECT_EQ(error.code(), StatusCode::kFailedPrecondition) << yaml;
+    EXPECT_THAT(Message(error), Not(HasSubstr("1234"))) << yaml;
+  }
+}
+
 }  // namespace
 }  // namespace terrace

@@ -119,7 +119,7 @@ class Bench {
       const PlannedSequence& part = plan.sequences[i];
       if (!part.sample) continue;
       const auto token = static_cast<int32_t>(RandomBits(part.sampling->seed, part.sample_index) % kVocab);
-      result.outputs[i].token = SampledToken{.token = token, .logprob = -1, .top = {}};
+      result.outputs[i].tokens.push_back({.token = token, .logprob = -1, .top = {}});
     }
     return result;
   }

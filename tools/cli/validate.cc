@@ -1,5 +1,7 @@
 #include "tools/cli/validate.h"
 
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "base/config.h"
@@ -18,12 +20,18 @@ struct Check {
   std::string name, binary, file;
 };
 
-// The kind of message whose keys the file has; a router's when nothing fits, for its error.
+// By the file's top-level keys, whatever is wrong behind them; a router's when they tell nothing.
 std::string KindOf(const std::string& file) {
   v1::ClusterFile cluster;
   v1::WorkerConfig worker;
   if (LoadYamlFile(file, cluster).ok()) return "cluster";
-  return LoadYamlFile(file, worker).ok() ? "worker" : "router";
+  if (LoadYamlFile(file, worker).ok()) return "worker";
+  std::ifstream lines(file);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with("router:") || line.starts_with("workers:")) return "cluster";
+    if (line.starts_with("model:")) return "worker";
+  }
+  return "router";
 }
 
 // A cluster file is what `terrace up` makes of it: one file a process, kept in `folder`.

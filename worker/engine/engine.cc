@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/failpoint.h"
+
 namespace terrace {
 namespace {
 
@@ -121,6 +123,7 @@ void Engine::TakeInbox(std::stop_token stop) {
   if (is_stalled_) wait = kStalledPoll;
   if (scheduler_.idle() && !has_drains) wait.reset();
   for (Submission& taken : inbox_.Drain(std::move(stop), wait)) {
+    TERRACE_FAILPOINT("worker.prompt_has_token", taken.spec.prompt);
     scheduler_.Add(std::move(taken.spec), std::move(taken.sink), taken.arrived);
   }
 }
@@ -146,6 +149,7 @@ void Engine::Step() {
   StepObservation observation = Observe(plan, end - begin);
   LearnCosts(plan, observation, result.transfer_seconds);
   scheduler_.Commit(plan, std::move(result), end);
+  TERRACE_FAILPOINT("worker.after_step");
   ++steps_;
   Publish(end);
   observation.latencies = scheduler_.TakeLatencies();

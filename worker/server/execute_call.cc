@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/grpc_status.h"
 #include "base/log.h"
 #include "worker/server/proto_convert.h"
@@ -34,6 +35,10 @@ grpc::ServerWriteReactor<v1::ExecuteEvent>* ExecuteCall::Start(const Options& op
   auto spec = ToSequenceSpec(request);
   if (!spec.ok()) {
     call->Refuse(spec.status());
+    return call.get();
+  }
+  if (const Status failed = TERRACE_FAILPOINT_STATUS("worker.execute"); !failed.ok()) {
+    call->Refuse(failed);
     return call.get();
   }
   spec->deadline = ToMonoDeadline(context.deadline(), std::chrono::system_clock::now(), RealClock().Now());
