@@ -120,6 +120,12 @@ const std::vector<MetricInfo> kMetrics = {
      {}},
 
     // Router: configuration.
+    {"terrace_policy_calibration_stale",
+     kGauge,
+     "1 while a tier of the policy serves another model than its calibration was measured on: the last tier "
+     "answers alone.",
+     {"policy"},
+     {}},
     {"terrace_config_reload_success",
      kGauge,
      "1 while what the configuration's files say is what runs, 0 after a reload that was refused.",

@@ -775,10 +775,11 @@ TEST_F(ClusterTest, TheCallsOfASilentWorkerEndWhenNobodyPicksItAnyMore) {
   Start({first_.address}, /*watch_timeout=*/std::chrono::milliseconds(100));
   const TierView tier = WaitForReady(1);
   const auto events = std::make_shared<Collector>();
-  const ExecuteSpec spec{.request_id = "r",
-                         .instance = tier.replicas[0].description.instance,
-                         .prompt = std::make_shared<const std::vector<TokenId>>(2, 0),
-                         .deadline = RealClock().Now() + kPatience};
+  ExecuteSpec spec;
+  spec.request_id = "r";
+  spec.instance = tier.replicas[0].description.instance;
+  spec.prompt = std::make_shared<const std::vector<TokenId>>(2, 0);
+  spec.deadline = RealClock().Now() + kPatience;
   const auto call = tier.replicas[0].client->Execute(spec, events);
   EXPECT_EQ(Reason(events->Result().status()), kSilentReason);
   EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 0u);

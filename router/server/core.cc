@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/grpc_tls.h"
+#include "base/log.h"
 
 namespace terrace {
 namespace {
@@ -112,6 +113,23 @@ void Core::Housekeep() {
   admission_->SetPlaces(places);
   admission_->Expire();
   dispatcher_->Housekeep();
+  CheckPolicies(*view);
+}
+
+void Core::CheckPolicies(const ClusterView& view) {
+  for (const CatalogEntry& entry : catalog_->entries()) {
+    if (!entry.is_policy) continue;
+    const Status now = entry.policy->Check(view);
+    const bool is_stale = Reason(now) == "stale_calibration";
+    metrics_.GetGauge("terrace_policy_calibration_stale", std::vector<std::string>{entry.id})
+        .Set(is_stale ? 1 : 0);
+    std::lock_guard lock(stale_mutex_);
+    if (is_stale && stale_.insert(entry.id).second) {
+      Log(LogLevel::kError, "calibration_stale", {{"policy", entry.id}, {"error", Message(now)}});
+    }
+    if (!is_stale && stale_.erase(entry.id) > 0)
+      Log(LogLevel::kInfo, "calibration_fits", {{"policy", entry.id}});
+  }
 }
 
 uint64_t RandomSeed() {

@@ -6,6 +6,9 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <set>
+#include <string>
 
 #include "base/metrics.h"
 #include "base/status.h"
@@ -51,10 +54,12 @@ class Core {
 
  private:
   Core(const RouterOptions& options, MetricRegistry& metrics, std::shared_ptr<TenantLabels> labels)
-      : options_(options), recorder_(metrics, TierNames(options), std::move(labels)) {}
+      : options_(options), metrics_(metrics), recorder_(metrics, TierNames(options), std::move(labels)) {}
   static std::vector<std::string> TierNames(const RouterOptions& options);
+  void CheckPolicies(const ClusterView& view);
 
   const RouterOptions options_;
+  MetricRegistry& metrics_;
   std::unique_ptr<ModelCatalog> catalog_;
   std::shared_ptr<const Tenants> tenants_;  // null: nobody is asked for a key
   std::unique_ptr<Balancer> balancer_;
@@ -62,6 +67,8 @@ class Core {
   Recorder recorder_;
   std::shared_ptr<Cluster> cluster_;
   std::unique_ptr<Dispatcher> dispatcher_;
+  std::mutex stale_mutex_;
+  std::set<std::string> stale_;  // policies; GUARDED_BY(stale_mutex_)
 };
 
 uint64_t RandomSeed();  // from the system

@@ -8,13 +8,16 @@
 #include <utility>
 
 #include "base/host_port.h"
+#include "base/mapped_file.h"
 #include "router/cluster/discovery.h"
 #include "router/server/checks.h"
+#include "router/tier/calibration.h"
 
 namespace terrace {
 namespace {
 
 constexpr size_t kMaxNameBytes = 64;
+constexpr size_t kMaxCalibrationBytes = 1 << 20;
 constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
 
 template <typename... Text>
@@ -214,17 +217,35 @@ StatusOr<std::vector<PlanStep>> MakeVerify(const std::string& path, const v1::Ve
   return std::vector<PlanStep>{{.tier = draft, .gate = Gate::Closed()}, {.tier = tier, .verifies = true}};
 }
 
+StatusOr<Calibration> ReadCalibration(const std::string& file) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(file, kMaxCalibrationBytes));
+  auto calibration = ParseCalibration(text);
+  if (!calibration.ok()) return Annotate(calibration.status(), file);
+  return calibration;
+}
+
 Status SetPolicies(const v1::RouterConfig& config, RouterOptions& out) {
   TierNumbers tiers;
   for (size_t i = 0; i < out.tiers.size(); ++i) tiers[out.tiers[i].name] = i;
   for (int i = 0; i < config.policies_size(); ++i) {
     const v1::PolicyConfig& policy = config.policies(i);
     const std::string path = Concat("policies[", i, "]");
-    if (policy.has_cascade() && policy.has_verify()) return Bad(path, "has both cascade and verify");
+    const int kinds = policy.has_cascade() + policy.has_verify() + !policy.calibration().empty();
+    if (kinds > 1) return Bad(path, "needs one of cascade, verify and calibration, has ", kinds);
+    if (!policy.calibration().empty()) {
+      auto calibration = ReadCalibration(policy.calibration());
+      if (!calibration.ok()) return Bad(path + ".calibration", Message(calibration.status()));
+      out.policies.push_back({.name = policy.name(),
+                              .calibration = *std::move(calibration),
+                              .calibration_file = policy.calibration()});
+      const auto catalog = ModelCatalog::Make(out.tiers, {out.policies.back()}, "");
+      if (!catalog.ok()) return Bad(path + ".calibration", Message(catalog.status()));
+      continue;
+    }
     auto steps = policy.has_verify() ? MakeVerify(path + ".verify", policy.verify(), tiers)
                                      : MakeCascade(path + ".cascade", policy.cascade(), tiers);
     RETURN_IF_ERROR(steps.status());
-    out.policies.push_back({policy.name(), *std::move(steps)});
+    out.policies.push_back({.name = policy.name(), .steps = *std::move(steps)});
   }
   out.default_model = config.default_model();
   const auto catalog = ModelCatalog::Make(out.tiers, out.policies, out.default_model);

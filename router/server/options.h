@@ -1,4 +1,5 @@
-// The router's configuration, checked and with its defaults filled in: the only reader of RouterConfig. Pure.
+// The router's configuration, checked and with its defaults filled in: the only reader of RouterConfig, and
+// of the calibration files that it names.
 #pragma once
 
 #include <optional>
@@ -59,7 +60,11 @@ struct RouterOptions {
   LogOptions log;
 
   // That are read besides the configuration.
-  std::vector<std::string> files() const { return {keys_file, cluster_secret_file}; }
+  std::vector<std::string> files() const {
+    std::vector<std::string> all = {keys_file, cluster_secret_file};
+    for (const CatalogPolicy& policy : policies) all.push_back(policy.calibration_file);
+    return all;
+  }
 };
 
 // FAILED_PRECONDITION "tiers[1].name: ..." for the first value that cannot be used.

@@ -18,17 +18,54 @@ constexpr std::string_view kGateFeatures[GateScorer::kSignals] = {
 
 struct Step {
   size_t tier = 0;
-  std::optional<CalibratedGate> gate = {};  // of all but the last
+  std::string model_digest = {}, text_digest = {};  // of the model that was measured
+  std::optional<CalibratedGate> gate = {};          // of all but the last
 };
 
-class CalibratedCascade : public TierPolicy {
+// While a tier serves another model than was measured, the last one answers alone.
+class CalibratedPolicy : public TierPolicy {
  public:
-  CalibratedCascade(std::vector<Step> steps, bool verifies) : steps_(std::move(steps)), verifies_(verifies) {}
+  CalibratedPolicy(Calibration calibration, std::vector<Step> steps)
+      : calibration_(std::move(calibration)), steps_(std::move(steps)) {}
 
-  std::vector<PlanStep> Plan(const Request& request, const ClusterView&) const override {
-    const PromptTraits traits = TraitsOf(request.input());
+  std::vector<PlanStep> Plan(const Request& request, const ClusterView& view) const final {
+    if (std::ranges::any_of(steps_, [&](const Step& step) { return IsAnother(step, view.tiers[step.tier]); }))
+      return {{.tier = steps_.back().tier}};
+    return PlanFor(TraitsOf(request.input()));
+  }
+
+  Status Check(const ClusterView& view) const final {
+    std::vector<ServedTier> served;
+    for (const TierView& tier : view.tiers)
+      served.push_back({tier.name, tier.model_digest, tier.text_digest});
+    return CheckCalibration(calibration_, served);
+  }
+
+ protected:
+  const std::vector<Step>& steps() const { return steps_; }
+
+ private:
+  virtual std::vector<PlanStep> PlanFor(const PromptTraits& traits) const = 0;
+
+  // Of a tier that was never ready nothing is known yet.
+  static bool IsAnother(const Step& step, const TierView& tier) {
+    return !tier.model_digest.empty() &&
+           (tier.model_digest != step.model_digest || tier.text_digest != step.text_digest);
+  }
+
+  const Calibration calibration_;
+  const std::vector<Step> steps_;
+};
+
+class CalibratedCascade : public CalibratedPolicy {
+ public:
+  CalibratedCascade(Calibration calibration, std::vector<Step> steps, bool verifies)
+      : CalibratedPolicy(std::move(calibration), std::move(steps)), verifies_(verifies) {}
+
+ private:
+  std::vector<PlanStep> PlanFor(const PromptTraits& traits) const override {
     std::vector<PlanStep> plan;
-    for (const Step& step : steps_) {
+    for (const Step& step : steps()) {
       PlanStep next{.tier = step.tier, .verifies = verifies_ && !plan.empty()};
       if (step.gate.has_value())
         next.gate = Gate(GateScorerOf(step.gate->scorer, traits).value(), step.gate->threshold);
@@ -37,25 +74,21 @@ class CalibratedCascade : public TierPolicy {
     return plan;
   }
 
- private:
-  const std::vector<Step> steps_;
   const bool verifies_;
 };
 
-class CalibratedClassifier : public TierPolicy {
+class CalibratedClassifier : public CalibratedPolicy {
  public:
-  explicit CalibratedClassifier(std::vector<Step> steps) : steps_(std::move(steps)) {}
-
-  std::vector<PlanStep> Plan(const Request& request, const ClusterView&) const override {
-    const FeatureInputs inputs = {.prompt = TraitsOf(request.input())};
-    const auto chosen = std::find_if(steps_.begin(), steps_.end(), [&](const Step& step) {
-      return !step.gate.has_value() || step.gate->Accepts(inputs);
-    });
-    return std::vector<PlanStep>{{.tier = chosen->tier}};
-  }
+  using CalibratedPolicy::CalibratedPolicy;
 
  private:
-  const std::vector<Step> steps_;  // the last one has no gate
+  std::vector<PlanStep> PlanFor(const PromptTraits& traits) const override {
+    const FeatureInputs inputs = {.prompt = traits};
+    const auto chosen = std::ranges::find_if(steps(), [&](const Step& step) {
+      return !step.gate.has_value() || step.gate->Accepts(inputs);  // the last one has none
+    });
+    return {{.tier = chosen->tier}};
+  }
 };
 
 // Whether the router can do what the gate asks for.
@@ -107,12 +140,15 @@ StatusOr<std::unique_ptr<TierPolicy>> MakeCalibratedPolicy(const Calibration& ca
     if (tier == tiers.end())
       return FailedPrecondition("the calibration's tier ", step.tier, " is not served");
     if (step.gate.has_value()) RETURN_IF_ERROR(CheckGate(step.gate->scorer, calibration.kind));
-    steps.push_back({.tier = static_cast<size_t>(tier - tiers.begin()), .gate = step.gate});
+    steps.push_back({.tier = static_cast<size_t>(tier - tiers.begin()),
+                     .model_digest = step.model_digest,
+                     .text_digest = step.text_digest,
+                     .gate = step.gate});
   }
   CHECK(!steps.empty() && !steps.back().gate.has_value());
   if (calibration.kind == CalibrationKind::kClassifier)
-    return std::unique_ptr<TierPolicy>(new CalibratedClassifier(std::move(steps)));
-  return std::unique_ptr<TierPolicy>(new CalibratedCascade(std::move(steps), verifies));
+    return std::unique_ptr<TierPolicy>(new CalibratedClassifier(calibration, std::move(steps)));
+  return std::unique_ptr<TierPolicy>(new CalibratedCascade(calibration, std::move(steps), verifies));
 }
 
 }  // namespace terrace

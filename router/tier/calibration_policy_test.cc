@@ -67,21 +67,48 @@ CalibratedGate GateOnDigits(double threshold) {
           .threshold = threshold};
 }
 
+constexpr char kMeasured[] = "as measured";
+
 Calibration Example(CalibrationKind kind) {
   return {.kind = kind,
           .policy = "auto",
-          .steps = {{.tier = "nano", .gate = GateOnDigits(0.9)},
-                    {.tier = "small", .gate = GateOnDigits(0.4)},
-                    {.tier = "base"}}};
+          .steps = {{.tier = "nano", .model_digest = kMeasured, .gate = GateOnDigits(0.9)},
+                    {.tier = "small", .model_digest = kMeasured, .gate = GateOnDigits(0.4)},
+                    {.tier = "base", .model_digest = kMeasured}}};
 }
 
 const std::vector<std::string> kTiers = {"base", "small", "nano"};  // as the router has them, in its order
+
+// "": no tier has been ready yet.
+ClusterView Serving(const std::string& digest_of_small) {
+  ClusterView view;
+  for (const std::string& name : kTiers) {
+    TierView& tier = view.tiers.emplace_back();
+    tier.name = name;
+    if (!digest_of_small.empty()) tier.model_digest = name == "small" ? digest_of_small : kMeasured;
+  }
+  return view;
+}
+
+TEST(CalibratedPolicy, WhileATierServesAnotherModelTheLastOneAnswersAlone) {
+  for (const auto kind : {CalibrationKind::kCascade, CalibrationKind::kClassifier}) {
+    const auto policy = MakeCalibratedPolicy(Example(kind), kTiers, true);
+    ASSERT_TRUE(policy.ok()) << policy.status();
+    const auto plan = (*policy)->Plan(*Ask(std::string("1234567890")), Serving("another"));
+    ASSERT_EQ(plan.size(), 1u);
+    EXPECT_EQ(plan[0].tier, 0u);
+    EXPECT_TRUE(plan[0].gate.is_open());
+    EXPECT_EQ(Reason((*policy)->Check(Serving("another"))), "stale_calibration");
+    EXPECT_TRUE((*policy)->Check(Serving(kMeasured)).ok());
+    EXPECT_TRUE((*policy)->Check(Serving("")).ok());
+  }
+}
 
 TEST(CalibratedPolicy, ACascadeAsksTheTiersInOrderWithTheirGates) {
   const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers, /*verifies=*/true);
   ASSERT_TRUE(policy.ok()) << policy.status();
   for (const char* prompt : {"words", "1234567890"}) {
-    const auto plan = (*policy)->Plan(*Ask(std::string(prompt)), {});
+    const auto plan = (*policy)->Plan(*Ask(std::string(prompt)), Serving(""));
     ASSERT_EQ(plan.size(), 3u);
     EXPECT_EQ(plan[0].tier, 2u);
     EXPECT_EQ(plan[1].tier, 1u);
@@ -102,7 +129,7 @@ TEST(CalibratedPolicy, AClassifierChoosesTheFirstTierThatIsSure) {
     size_t tier;
   } cases[] = {{"1234", 2}, {"12ab", 1}, {"abcd", 0}};  // probabilities 0.98, 0.5, 0.02
   for (const auto& c : cases) {
-    const auto plan = (*policy)->Plan(*Ask(std::string(c.prompt)), {});
+    const auto plan = (*policy)->Plan(*Ask(std::string(c.prompt)), Serving("as measured"));
     ASSERT_EQ(plan.size(), 1u);
     EXPECT_EQ(plan[0].tier, c.tier) << c.prompt;
     EXPECT_TRUE(plan[0].gate.is_open());

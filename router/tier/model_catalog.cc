@@ -1,8 +1,10 @@
 #include "router/tier/model_catalog.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "router/request/param.h"
+#include "router/tier/calibration_policy.h"
 
 namespace terrace {
 
@@ -15,6 +17,8 @@ StatusOr<std::unique_ptr<ModelCatalog>> ModelCatalog::Make(std::vector<CatalogTi
     if (out->by_name_.emplace(name, out->entries_.size()).second) return {};
     return FailedPrecondition("\"", name, "\" names two things");
   };
+  std::vector<std::string> names;
+  for (const CatalogTier& tier : tiers) names.push_back(tier.name);
   for (CatalogPolicy& policy : policies) {
     RETURN_IF_ERROR(add_name(policy.name));
     CatalogEntry entry{.id = policy.name, .is_policy = true};
@@ -22,7 +26,13 @@ StatusOr<std::unique_ptr<ModelCatalog>> ModelCatalog::Make(std::vector<CatalogTi
       CHECK(step.tier < tiers.size());
       entry.tiers.push_back(step.tier);
     }
-    entry.policy = MakeCascadePolicy(std::move(policy.steps));
+    if (policy.calibration.has_value()) {
+      ASSIGN_OR_RETURN(entry.policy, MakeCalibratedPolicy(*policy.calibration, names, /*verifies=*/true));
+      for (const CalibratedStep& step : policy.calibration->steps)
+        entry.tiers.push_back(static_cast<size_t>(std::ranges::find(names, step.tier) - names.begin()));
+    } else {
+      entry.policy = MakeCascadePolicy(std::move(policy.steps));
+    }
     out->entries_.push_back(std::move(entry));
   }
   for (size_t i = 0; i < tiers.size(); ++i) {

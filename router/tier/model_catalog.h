@@ -3,11 +3,13 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/status.h"
+#include "router/tier/calibration.h"
 #include "router/tier/price.h"
 #include "router/tier/tier_policy.h"
 
@@ -21,7 +23,9 @@ struct CatalogTier {
 
 struct CatalogPolicy {
   std::string name = {};
-  std::vector<PlanStep> steps = {};  // as MakeCascadePolicy takes them
+  std::vector<PlanStep> steps = {};             // as MakeCascadePolicy takes them
+  std::optional<Calibration> calibration = {};  // instead
+  std::string calibration_file = {};
 };
 
 struct CatalogEntry {
@@ -34,7 +38,8 @@ struct CatalogEntry {
 class ModelCatalog {
  public:
   // `default_model`: the entry or alias for requests that name none; "": the first policy, else the first
-  // tier. FAILED_PRECONDITION when a name is given twice or the default does not exist.
+  // tier. FAILED_PRECONDITION when a name is given twice or the default does not exist, and as of
+  // MakeCalibratedPolicy.
   static StatusOr<std::unique_ptr<ModelCatalog>> Make(std::vector<CatalogTier> tiers,
                                                       std::vector<CatalogPolicy> policies,
                                                       const std::string& default_model);

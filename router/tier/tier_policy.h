@@ -25,6 +25,8 @@ class TierPolicy {
   // The steps in order; the last one's gate is open. At least one: a tier without a ready replica
   // may come back while the request is under way, so it is the dispatcher's to skip.
   virtual std::vector<PlanStep> Plan(const Request& request, const ClusterView& view) const = 0;
+  // Why its plans are not what it was made for, if so: FAILED_PRECONDITION, reason stale_calibration.
+  virtual Status Check(const ClusterView&) const { return {}; }
 };
 
 // The tier that the client named.

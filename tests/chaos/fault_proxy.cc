@@ -9,6 +9,7 @@
 #include <future>
 #include <map>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -54,8 +55,8 @@ class FaultProxy::Server {
 
   // Runs `work` on the thread and waits for it.
   template <typename Work>
-  auto Do(Work work) {
-    const auto task = std::make_shared<std::packaged_task<decltype(work())()>>(std::move(work));
+  std::invoke_result_t<Work> Do(Work work) {
+    const auto task = std::make_shared<std::packaged_task<std::invoke_result_t<Work>()>>(std::move(work));
     auto result = task->get_future();
     asio::post(io_, [task] { (*task)(); });
     return result.get();

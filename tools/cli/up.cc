@@ -21,6 +21,9 @@ std::string Summary(const ClusterPlan& plan, const CommandContext& context) {
     for (const v1::CascadeStep& step : policy.cascade().steps()) {
       steps += Concat(steps.empty() ? "" : " -> ", step.tier());
     }
+    if (policy.has_verify())
+      steps = Concat(policy.verify().draft(), ", verified by ", policy.verify().tier());
+    if (!policy.calibration().empty()) steps = policy.calibration();
     out += Concat("policy ", policy.name(), ": ", steps, "\n");
   }
   if (!listen.http().empty()) out += Concat("OpenAI API  http://", ClientAddress(listen.http()), "/v1\n");

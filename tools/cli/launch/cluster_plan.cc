@@ -51,6 +51,7 @@ void ResolveFiles(const fs::path& folder, v1::RouterConfig& router) {
     ResolveTls(folder, *router.mutable_cluster()->mutable_tls());
     Resolve(folder, *router.mutable_cluster()->mutable_tls()->mutable_ca_file());
   }
+  for (v1::PolicyConfig& policy : *router.mutable_policies()) Resolve(folder, *policy.mutable_calibration());
   if (router.has_auth()) {
     Resolve(folder, *router.mutable_auth()->mutable_keys_file());
     Resolve(folder, *router.mutable_auth()->mutable_cluster_secret_file());
