@@ -3,13 +3,13 @@
 // is left.
 //
 //   TERRACE_FAILPOINT("worker.after_step");
-//   TERRACE_FAILPOINT("worker.prompt_has_token", spec.prompt);  // a fault may be of one of these values
+//   TERRACE_FAILPOINT("worker.computes_token", tokens);  // a fault may be of one of these values
 //   RETURN_IF_ERROR(TERRACE_FAILPOINT_STATUS("worker.execute"));
 //
 // An environment variable arms them; it is read when the first place is reached, and a wrong one ends the
 // process (78):
 //
-//   TERRACE_FAILPOINTS='worker.after_step=kill@64;worker.prompt_has_token:1021=kill'
+//   TERRACE_FAILPOINTS='worker.after_step=kill@64;worker.computes_token:1021=kill'
 #pragma once
 
 #include <cstdint>

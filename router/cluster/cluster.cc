@@ -92,6 +92,7 @@ struct Cluster::Replica {
   std::shared_ptr<WorkerConnection> connection;
   std::shared_ptr<CallReports> reports;
   bool is_removed = false;
+  bool is_leaving = false;  // as ReplicaView has it
 
   // As its Watch has it: an ejected one is ready here.
   ReplicaState state = ReplicaState::kConnecting;
@@ -421,6 +422,8 @@ void Cluster::SetState(const ReplicaPtr& replica, ReplicaState state) {
        {"from", ReplicaStateName(replica->state)},
        {"to", ReplicaStateName(state)}});
   replica->state = state;
+  if (state == ReplicaState::kDraining) replica->is_leaving = true;
+  if (state == ReplicaState::kReady) replica->is_leaving = false;
   if (state == ReplicaState::kReady) replica->in_use_since = RealClock().Now();
 }
 
@@ -525,6 +528,7 @@ void Cluster::Publish() {
                               .prefix_slot = replica->prefix_slot,
                               .in_flight = replica->in_flight,
                               .observer = replica->reports,
+                              .is_leaving = replica->is_leaving,
                               .weight = SlowStartWeight(now - replica->in_use_since, options_.slow_start)});
       if (replica->state == ReplicaState::kReady) {
         out.context_length = std::min(out.context_length, replica->description.context_length);

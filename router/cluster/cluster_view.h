@@ -76,6 +76,7 @@ struct ReplicaView {
   PrefixIndex::Slot prefix_slot = 0;
   std::shared_ptr<ReplicaInFlight> in_flight = {};
   std::shared_ptr<CallObserver> observer = {};  // told of every call
+  bool is_leaving = false;                      // it drains, or did and has not been ready since
   float weight = 1;                             // SlowStartWeight
 };
 

@@ -169,20 +169,21 @@ std::string_view ResumeReason(const Status& failure) {
   return RetryReason(failure);
 }
 
-Status CheckQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt) {
+Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request,
+                       std::span<const TokenId> prompt) {
   if (state.quarantine.is_empty()) return {};  // nearly always: then nothing is hashed
   const std::string& name = state.parts.catalog.tiers()[tier].name;
-  if (!state.quarantine.Has(RequestFingerprint(name, prompt))) return {};
+  if (!state.quarantine.Has(RequestFingerprint(name, request.tenant()->name, prompt))) return {};
   state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kRefused);
   return PoisonRequest();
 }
 
-void PutInQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt,
-                     const std::string& request_id) {
+void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
+                     std::span<const TokenId> prompt) {
   const std::string& name = state.parts.catalog.tiers()[tier].name;
-  state.quarantine.Add(RequestFingerprint(name, prompt));
+  state.quarantine.Add(RequestFingerprint(name, request.tenant()->name, prompt));
   state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kQuarantined);
-  Log(LogLevel::kError, "request_quarantined", {{"request_id", request_id}, {"tier", name}});
+  Log(LogLevel::kError, "request_quarantined", {{"request_id", request.request_id()}, {"tier", name}});
 }
 
 bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error) {
@@ -192,7 +193,7 @@ bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, c
   const auto view = state.parts.cluster.View();
   const auto& replicas = view->tiers[tier].replicas;
   const auto found = std::ranges::find(replicas, replica, &ReplicaView::id);
-  return found != replicas.end() && found->state != ReplicaState::kDraining;  // else it was to go
+  return found != replicas.end() && !found->is_leaving;  // else it was to go
 }
 
 InFlightLease::InFlightLease(std::shared_ptr<ReplicaInFlight> replica, uint32_t prompt_tokens)

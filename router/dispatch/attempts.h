@@ -53,10 +53,11 @@ Status CountAttempt(DispatchState& state, size_t tier, bool is_first, const Stat
 // Why an answer that had begun needs another attempt: one of kResumeReasons.
 std::string_view ResumeReason(const Status& failure);
 
-// INTERNAL, kPoisonReason, for a prompt that is quarantined at `tier`.
-Status CheckQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt);
-void PutInQuarantine(DispatchState& state, size_t tier, std::span<const TokenId> prompt,
-                     const std::string& request_id);
+// INTERNAL, kPoisonReason, for a prompt of the request's tenant that is quarantined at `tier`.
+Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request,
+                       std::span<const TokenId> prompt);
+void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
+                     std::span<const TokenId> prompt);
 // Whether a call that ended with `error` lost its worker, by no will of the worker's or its operator's.
 bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error);
 

@@ -9,17 +9,26 @@ void Failover::OnToken() {
   fruitless_ = 0;
   failed_.clear();
   waiting_since_.reset();
+  is_out_of_patience_ = false;
 }
 
 void Failover::OnFailure(ReplicaId replica, const Status& error, bool counts, MonoTime now) {
   error_ = error;
   failed_[replica] = now;
-  if (!counts) return;
+  if (!counts) {
+    if (!waiting_since_.has_value()) waiting_since_ = now;
+    is_out_of_patience_ = now - *waiting_since_ >= options_.resume_patience;
+    return;
+  }
   waiting_since_.reset();
+  is_out_of_patience_ = false;
   if (!has_token_) ++fruitless_;
 }
 
-bool Failover::may_retry() const { return IsRetryable(error_) && fruitless_ < options_.max_attempts; }
+bool Failover::may_retry() const {
+  return IsRetryable(error_) && fruitless_ < options_.max_attempts && attempts_ < kMostAttempts &&
+         !is_out_of_patience_;
+}
 
 std::set<ReplicaId> Failover::TriedAt(MonoTime now) const {
   std::set<ReplicaId> tried;

@@ -2,8 +2,8 @@
 // and no clock: times are arguments. One thread at a time.
 //
 // So many attempts in a row may bring no token. An answer that has begun may wait for a replica to go on at;
-// an attempt that no worker began with does not count against it then, as it costs nobody anything: the wait
-// alone bounds those.
+// an attempt that no worker began with does not count against it then, as it costs nobody anything: those
+// have as long as the wait may be.
 #pragma once
 
 #include <chrono>
@@ -23,6 +23,9 @@ class Failover {
  public:
   // A replica that failed is not asked again for so long, unless a token came meanwhile.
   static constexpr Duration kRest = std::chrono::seconds(1);
+
+  // In all, however much each of them brings.
+  static constexpr uint32_t kMostAttempts = 64;
 
   explicit Failover(const RetryOptions& options) : options_(options) {}
 
@@ -47,6 +50,7 @@ class Failover {
   bool has_token_ = false;  // the attempt in progress
   std::map<ReplicaId, MonoTime> failed_;
   std::optional<MonoTime> waiting_since_;
+  bool is_out_of_patience_ = false;  // of attempts that do not count
   Status error_;
 };
 

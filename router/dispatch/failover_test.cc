@@ -62,6 +62,28 @@ TEST(Failover, AReplicaThatFailedRestsUntilATokenComesFromAnother) {
   EXPECT_THAT(failover.TriedAt(At(seconds(10))), IsEmpty());
 }
 
+TEST(Failover, AttemptsThatNobodyBeginsWithHaveAsLongAsAWait) {
+  Failover failover({.resume_patience = seconds(10)});
+  failover.OnFailure(0, kLost, /*counts=*/false, At(seconds(100)));
+  failover.OnFailure(1, kLost, /*counts=*/false, At(seconds(110) - Duration(1)));
+  EXPECT_TRUE(failover.may_retry());
+  failover.OnFailure(0, kLost, /*counts=*/false, At(seconds(110)));
+  EXPECT_FALSE(failover.may_retry());
+  failover.OnToken();
+  EXPECT_TRUE(failover.may_retry());
+}
+
+TEST(Failover, AttemptsAreBoundedHoweverMuchEachBrings) {
+  Failover failover({.max_attempts = 3});
+  for (uint32_t i = 0; i < Failover::kMostAttempts; ++i) {
+    EXPECT_EQ(failover.attempts(), i);
+    failover.OnAttempt();
+    failover.OnToken();
+    failover.OnFailure(0, kLost, /*counts=*/true, At(seconds(i)));
+    EXPECT_EQ(failover.may_retry(), i + 1 < Failover::kMostAttempts);
+  }
+}
+
 TEST(Failover, PatienceBeginsWithTheWaitAndAnewWithTheNextOne) {
   Failover failover({.resume_patience = seconds(10)});
   EXPECT_TRUE(failover.MayWait(At(seconds(100))));

@@ -67,7 +67,8 @@ Status Generation::TryStart() {
   }
   if (!answer_.has_value()) RETURN_IF_ERROR(Begin(tier));
   const std::vector<TokenId>& prompt = *answer_->prompt();
-  RETURN_IF_ERROR(CheckQuarantine(state, step().tier, prompt));
+  // What has come so far was not what takes workers down.
+  if (!answer_->has_begun()) RETURN_IF_ERROR(CheckQuarantine(state, step().tier, *request_, prompt));
   ASSIGN_OR_RETURN(const PickedReplica picked,
                    shared_->Pick(*view, step().tier, prompt, failover_.TriedAt(Now())));
   RETURN_IF_ERROR(CountAttempt());
@@ -191,7 +192,8 @@ void Generation::OnToken(const WorkerToken& token, MonoTime now) {
     return attempt_->slot->Cancel();
   }
   failover_.OnToken();
-  losses_.OnToken();
+  if (answer_->log().size() > attempt_->report.resumed_tokens + attempt_->report.draft_tokens)
+    losses_.OnToken();
   if (std::exchange(is_interrupted_, false)) recorder().OnResumed(step().tier, Seconds(now - last_received_));
   last_received_ = now;
   if (!piece->empty()) Show(*std::move(piece), now);
@@ -295,9 +297,13 @@ void Generation::OnFailed(const Status& error) {
   Record(ResultOf(error), UsageSoFar());
   if (error.code() == StatusCode::kDeadlineExceeded) return Finish(ClientError(error));
   DispatchState& state = shared_->state();
-  if (IsWorkerDeath(state, step().tier, attempt_->replica, error) && losses_.OnLoss()) {
-    PutInQuarantine(state, step().tier, *answer_->prompt(), request_->request_id());
-    return Finish(PoisonRequest());
+  if (IsWorkerDeath(state, step().tier, attempt_->replica, error)) {
+    const auto blame = losses_.OnLoss(attempt_->has_started);
+    if (blame == WorkerLosses::Blame::kUnclear) return Finish(ClientError(error));
+    if (blame == WorkerLosses::Blame::kRequest) {
+      PutInQuarantine(state, step().tier, *request_, *answer_->prompt());
+      return Finish(PoisonRequest());
+    }
   }
   is_interrupted_ = answer_->has_begun();
   failover_.OnFailure(attempt_->replica, error, attempt_->has_started || !is_interrupted_, Now());

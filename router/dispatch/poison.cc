@@ -9,9 +9,9 @@ Status PoisonRequest() {
                     kPoisonReason);
 }
 
-Hash128 RequestFingerprint(std::string_view tier, std::span<const TokenId> prompt) {
+Hash128 RequestFingerprint(std::string_view tier, std::string_view tenant, std::span<const TokenId> prompt) {
   const std::string_view tokens(reinterpret_cast<const char*>(prompt.data()), prompt.size_bytes());
-  return Hasher().Add(tier).Add(tokens).Finish();
+  return Hasher().Add(tier).Add(tenant).Add(tokens).Finish();
 }
 
 void Quarantine::Add(const Hash128& request) {

@@ -1,6 +1,6 @@
 // Requests that take workers down. An answer whose worker is lost goes on at another one, so a request that
 // kills whatever it runs on would go through the whole fleet. The second worker that is lost at one place of
-// an answer is the last one: the request ends, and is refused for a while when it comes again.
+// an answer is the last one: the request ends, and is refused for a while when its tenant sends it again.
 #pragma once
 
 #include <chrono>
@@ -28,22 +28,31 @@ class WorkerLosses {
   // before.
   static constexpr uint32_t kMostUnsent = 16;
 
-  void OnToken() { ++tokens_since_; }
-  // True: this one was the request's doing.
-  bool OnLoss() {
+  enum class Blame : uint8_t {
+    kNone,
+    kUnclear,  // the second one, but neither had begun with the request: others may have been the cause
+    kRequest,
+  };
+
+  void OnToken() { ++tokens_since_; }  // that was not drafted: of those a worker computes many at once
+  // `had_begun`: the worker, with the request.
+  Blame OnLoss(bool had_begun) {
     const bool is_again = has_lost_ && tokens_since_ <= kMostUnsent;
+    had_begun_ = had_begun || (is_again && had_begun_);
     has_lost_ = true;
     tokens_since_ = 0;
-    return is_again;
+    if (!is_again) return Blame::kNone;
+    return had_begun_ ? Blame::kRequest : Blame::kUnclear;
   }
 
  private:
   bool has_lost_ = false;
+  bool had_begun_ = false;  // one of those at this place
   uint32_t tokens_since_ = 0;
 };
 
-// A prompt at a tier.
-Hash128 RequestFingerprint(std::string_view tier, std::span<const TokenId> prompt);
+// A tenant's prompt at a tier.
+Hash128 RequestFingerprint(std::string_view tier, std::string_view tenant, std::span<const TokenId> prompt);
 
 // Fingerprints of requests that are refused, each for kTime and the latest kMost of them. Thread-safe.
 class Quarantine {

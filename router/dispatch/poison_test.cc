@@ -13,17 +13,19 @@ TEST(WorkerLosses, TheSecondOneAtOnePlaceIsTheRequestsDoing) {
   for (const auto& c : cases) {
     WorkerLosses losses;
     for (int i = 0; i < 5; ++i) losses.OnToken();
-    EXPECT_FALSE(losses.OnLoss());
+    EXPECT_EQ(losses.OnLoss(true), WorkerLosses::Blame::kNone);
     for (uint32_t i = 0; i < c.tokens_between; ++i) losses.OnToken();
-    EXPECT_EQ(losses.OnLoss(), c.is_second) << c.tokens_between;
-    EXPECT_TRUE(losses.OnLoss()) << "the next one is at that place";
+    EXPECT_EQ(losses.OnLoss(true) == WorkerLosses::Blame::kRequest, c.is_second) << c.tokens_between;
+    EXPECT_EQ(losses.OnLoss(true), WorkerLosses::Blame::kRequest) << "the next one is at that place";
   }
 }
 
 TEST(Quarantine, EntriesExpireAndTheOldestGiveWay) {
   FakeClock clock;
   Quarantine quarantine(clock);
-  const auto name = [](int32_t token) { return RequestFingerprint("base", std::vector<TokenId>{token}); };
+  const auto name = [](int32_t token) {
+    return RequestFingerprint("base", "acme", std::vector<TokenId>{token});
+  };
   EXPECT_TRUE(quarantine.is_empty());
   quarantine.Add(name(0));
   clock.Advance(Quarantine::kTime - Duration(1));
@@ -45,9 +47,10 @@ TEST(Quarantine, EntriesExpireAndTheOldestGiveWay) {
 
 TEST(Quarantine, FingerprintsAreOfTheTierAndAllTokens) {
   const std::vector<TokenId> prompt = {1, 2}, longer = {1, 2, 3};
-  EXPECT_EQ(RequestFingerprint("base", prompt), RequestFingerprint("base", prompt));
-  EXPECT_NE(RequestFingerprint("base", prompt), RequestFingerprint("nano", prompt));
-  EXPECT_NE(RequestFingerprint("base", prompt), RequestFingerprint("base", longer));
+  EXPECT_EQ(RequestFingerprint("base", "acme", prompt), RequestFingerprint("base", "acme", prompt));
+  EXPECT_NE(RequestFingerprint("base", "acme", prompt), RequestFingerprint("nano", "acme", prompt));
+  EXPECT_NE(RequestFingerprint("base", "acme", prompt), RequestFingerprint("base", "acme", longer));
+  EXPECT_NE(RequestFingerprint("base", "acme", prompt), RequestFingerprint("base", "other", prompt));
 }
 
 // Four replicas of nano and of base.
@@ -77,11 +80,17 @@ class PoisonTest : public DispatcherTest {
 
 const Status kGone = Unavailable("ipv4:10.0.0.1:8101: Socket closed");
 
+// The worker of a call that it had begun with.
+void Lose(FakeCall& call) {
+  call.Start(0);
+  call.Fail(kGone);
+}
+
 TEST_F(PoisonTest, ARequestThatTookTwoWorkersDownIsTriedOnNoThirdOneAndRefusedWhenItComesAgain) {
   Ask("base");
-  wide_.call(kBase, 0).Fail(kGone);
+  Lose(wide_.call(kBase, 0));
   EXPECT_FALSE(sink_->end.has_value());
-  wide_.call(kBase, 1).Fail(kGone);
+  Lose(wide_.call(kBase, 1));
   EXPECT_EQ(End().status().code(), StatusCode::kInternal);
   EXPECT_EQ(Reason(End().status()), kPoisonReason);
   EXPECT_THAT(Message(End().status()), ::testing::HasSubstr("quarantine"));
@@ -106,9 +115,9 @@ TEST_F(PoisonTest, ARequestThatTookTwoWorkersDownIsTriedOnNoThirdOneAndRefusedWh
 TEST_F(PoisonTest, SoIsAnAnswerInTheMiddleThatGetsNoFurther) {
   Ask("base");
   wide_.call(kBase, 0).SendText("some text");
-  wide_.call(kBase, 0).Fail(kGone);
+  Lose(wide_.call(kBase, 0));
   wide_.call(kBase, 1).SendText("s");  // what the first one had not sent any more
-  wide_.call(kBase, 1).Fail(kGone);
+  Lose(wide_.call(kBase, 1));
   EXPECT_EQ(Reason(End().status()), kPoisonReason);
   EXPECT_EQ(sink_->text, "some texts");
   EXPECT_EQ(Calls(kBase), 2u);
@@ -117,11 +126,11 @@ TEST_F(PoisonTest, SoIsAnAnswerInTheMiddleThatGetsNoFurther) {
 TEST_F(PoisonTest, AnAnswerThatGetsFurtherIsNotWhatTookItsWorkersDown) {
   Ask("base");
   const std::string piece(WorkerLosses::kMostUnsent + 1, 'x');
-  wide_.call(kBase, 0).Fail(kGone);
+  Lose(wide_.call(kBase, 0));
   wide_.call(kBase, 1).SendText(piece);
-  wide_.call(kBase, 1).Fail(kGone);
+  Lose(wide_.call(kBase, 1));
   wide_.call(kBase, 0).SendText(piece);
-  wide_.call(kBase, 0).Fail(kGone);
+  Lose(wide_.call(kBase, 0));
   wide_.call(kBase, 1).Answer("end");
   ASSERT_TRUE(End().ok()) << End().status();
   EXPECT_EQ(sink_->text, piece + piece + "end");
@@ -138,24 +147,38 @@ TEST_F(PoisonTest, OnlyWorkersThatDieCount) {
   for (const Status& other : others) {
     clock_.Advance(std::chrono::seconds(RetryBudget::kWindowSeconds));
     Ask("base");
-    wide_.call(kBase, 0).Fail(kGone);
+    Lose(wide_.call(kBase, 0));
     wide_.call(kBase, 1).Fail(other);
     wide_.call(kBase, 2).Answer("ok");
     EXPECT_TRUE(End().ok()) << other << ": " << End().status();
   }
   clock_.Advance(std::chrono::seconds(RetryBudget::kWindowSeconds));
   Ask("base");
-  wide_.call(kBase, 0).Fail(kGone);
-  wide_.tier(kBase).replicas[1].state = ReplicaState::kDraining;
-  wide_.call(kBase, 1).Fail(kGone);  // it was to go anyway
+  Lose(wide_.call(kBase, 0));
+  wide_.tier(kBase).replicas[1].is_leaving = true;
+  Lose(wide_.call(kBase, 1));  // it was to go anyway
   wide_.call(kBase, 2).Answer("ok");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
+// Others may have run there, or a network may be gone: it ends, as no third worker must be lost, and may come
+// again.
+TEST_F(PoisonTest, ARequestThatNoLostWorkerHadBegunWithIsNotQuarantined) {
+  Ask("base");
+  wide_.call(kBase, 0).Fail(kGone);
+  wide_.call(kBase, 1).Fail(kGone);
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  EXPECT_EQ(Calls(kBase), 2u);
+  clock_.Advance(std::chrono::seconds(RetryBudget::kWindowSeconds));
+  Ask("base");
+  wide_.call(kBase, 0).Answer("ok");
   EXPECT_TRUE(End().ok()) << End().status();
 }
 
 TEST_F(PoisonTest, ThreeWorkersAreLostByNoRequestAlsoOverSeveralTiers) {
   Ask("auto");
-  wide_.call(kNano, 0).Fail(kGone);
-  wide_.call(kNano, 1).Fail(kGone);
+  Lose(wide_.call(kNano, 0));
+  Lose(wide_.call(kNano, 1));
   EXPECT_EQ(Reason(End().status()), kPoisonReason);
   EXPECT_EQ(Calls(kSmall), 0u);
   Ask("auto");
@@ -163,9 +186,9 @@ TEST_F(PoisonTest, ThreeWorkersAreLostByNoRequestAlsoOverSeveralTiers) {
   EXPECT_EQ(Calls(kNano), 2u);
 
   Ask("auto", "abce");
-  wide_.call(kNano, 0).Fail(kGone);
+  Lose(wide_.call(kNano, 0));
   wide_.call(kNano, 1).Answer("hm", kUnsure);
-  wide_.call(kSmall, 0).Fail(kGone);
+  Lose(wide_.call(kSmall, 0));
   EXPECT_EQ(Reason(End().status()), kPoisonReason) << "it got three tokens further";
 }
 
@@ -174,10 +197,9 @@ TEST_F(PoisonTest, OneThatOthersFoundOutIsNotTriedFurtherEither) {
   const auto first = sink_;
   Ask("base");
   const auto first_calls = wide_.replica(kBase, 0).calls;  // of both
-  first_calls[0]->Fail(kGone);
-  wide_.call(kBase, 1).Fail(kGone);
+  Lose(*first_calls[0]);
+  Lose(wide_.call(kBase, 1));
   EXPECT_EQ(Reason(first->end->status()), kPoisonReason);
-  first_calls[1]->SendText("a");
   first_calls[1]->Fail(WithReason(Unavailable("stopping"), "draining"));
   EXPECT_EQ(Reason(End().status()), kPoisonReason);
 }
@@ -189,8 +211,8 @@ TEST_F(PoisonTest, ScoresToo) {
     std::optional<StatusOr<ScoreAnswer>> scored;
     dispatcher_->Score(*Request::Make(fields),
                        [&](StatusOr<ScoreAnswer> answer) { scored = std::move(answer); });
-    if (i == 0) wide_.call(kBase, 0).Fail(kGone);
-    if (i == 0) wide_.call(kBase, 1).Fail(kGone);
+    if (i == 0) Lose(wide_.call(kBase, 0));
+    if (i == 0) Lose(wide_.call(kBase, 1));
     ASSERT_TRUE(scored.has_value());
     EXPECT_EQ(Reason(scored->status()), kPoisonReason);
     EXPECT_EQ(Calls(kBase), 2u);

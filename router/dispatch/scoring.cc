@@ -7,7 +7,9 @@ namespace terrace {
 class Scoring::Events : public ExecuteEvents {
  public:
   explicit Events(std::shared_ptr<Scoring> owner) : owner_(std::move(owner)) {}
-  void OnStarted(uint32_t) override {}                 // the result says it too
+  void OnStarted(uint32_t) override {  // how much is cached the result says too
+    if (!is_over_) owner_->has_started_ = true;
+  }
   void OnTokens(std::vector<WorkerToken>) override {}  // none are asked for
   void OnPromptScores(std::vector<WorkerToken> scores) override {
     if (!is_over_) owner_->OnScores(scores);
@@ -49,7 +51,7 @@ Status Scoring::TryStart() {
   const TierView& in = view->tiers[tier()];
   if (in.text == nullptr) return NoCapacity(in);
   ASSIGN_OR_RETURN(prompt_, shared_->PromptFor(in));
-  RETURN_IF_ERROR(CheckQuarantine(state(), tier(), *prompt_));
+  RETURN_IF_ERROR(CheckQuarantine(state(), tier(), *request_, *prompt_));
   // A prompt that is scored is computed whole, whatever is cached.
   ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(state(), *request_, *view, tier(), {}, tried_));
   RETURN_IF_ERROR(CountAttempt(state(), tier(), tried_.empty(), worker_error_));
@@ -58,6 +60,7 @@ Status Scoring::TryStart() {
   lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
   replica_ = replica->id;
+  has_started_ = false;
   record_.summary.tier = in.name;
   attempt_ = {.tier = in.name, .replica = replica->address};
   scores_.emplace(prompt_, in.text, in.vocab_size, request_->top_logprobs());
@@ -117,9 +120,13 @@ void Scoring::OnFailed(const Status& error) {
   RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
   worker_error_ = error;
-  if (IsWorkerDeath(state(), tier(), replica_, error) && losses_.OnLoss()) {
-    PutInQuarantine(state(), tier(), *prompt_, request_->request_id());
-    return Finish(PoisonRequest());
+  if (IsWorkerDeath(state(), tier(), replica_, error)) {
+    const auto blame = losses_.OnLoss(has_started_);
+    if (blame == WorkerLosses::Blame::kUnclear) return Finish(failure_);
+    if (blame == WorkerLosses::Blame::kRequest) {
+      PutInQuarantine(state(), tier(), *request_, *prompt_);
+      return Finish(PoisonRequest());
+    }
   }
   if (IsRetryable(error) && tried_.size() < state().parts.retries.max_attempts) return Advance();
   Finish(failure_);

@@ -44,6 +44,7 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   std::set<ReplicaId> tried_;
   Status failure_, worker_error_;  // the last one, as the client may see it and as the worker gave it
   WorkerLosses losses_;
+  bool has_started_ = false;  // the worker, with the attempt in progress
   // Of the attempt in progress.
   ReplicaId replica_ = 0;
   PromptPtr prompt_;

@@ -116,6 +116,14 @@ void Core::Housekeep() {
   CheckPolicies(*view);
 }
 
+Core::~Core() {
+  if (catalog_ == nullptr) return;
+  for (const CatalogEntry& entry : catalog_->entries()) {  // the current core sets those that it has again
+    if (entry.is_policy)
+      metrics_.GetGauge("terrace_policy_calibration_stale", std::vector<std::string>{entry.id}).Set(0);
+  }
+}
+
 void Core::CheckPolicies(const ClusterView& view) {
   for (const CatalogEntry& entry : catalog_->entries()) {
     if (!entry.is_policy) continue;

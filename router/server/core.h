@@ -38,6 +38,7 @@ class Core {
   static StatusOr<std::shared_ptr<Core>> Make(const RouterOptions& options, MetricRegistry& metrics,
                                               Lasting lasting, const Core* previous);
 
+  ~Core();
   const RouterOptions& options() const { return options_; }
   const ModelCatalog& catalog() const { return *catalog_; }
   std::shared_ptr<const ClusterView> View() const { return cluster_->View(); }

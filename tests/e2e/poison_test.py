@@ -47,7 +47,7 @@ class Poison(unittest.TestCase):
         self.assertIn("quarantine", f"{error['code']} {error['message']}".lower())
 
     def test_a_request_that_killed_two_workers_is_refused_and_no_third_dies(self):
-        with Fleet(WORKERS, program=WORKER, failpoints=f"worker.prompt_has_token:{POISON}=kill") as fleet:
+        with Fleet(WORKERS, program=WORKER, failpoints=f"worker.computes_token:{POISON}=kill") as fleet:
             def dead():
                 return [member for member in fleet.members if not member.is_alive()]
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "base/failpoint.h"
 
@@ -17,6 +18,14 @@ constexpr uint32_t kTellingTokens = 16;
 
 Duration ToDuration(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
+}
+
+// For tests that make a worker fail at a certain one.
+[[maybe_unused]] std::vector<int32_t> TokensOf(const StepPlan& plan) {
+  std::vector<int32_t> tokens;
+  for (const PlannedSequence& part : plan.sequences)
+    tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+  return tokens;
 }
 
 Status Draining() { return WithReason(Unavailable("the worker is draining; no new sequences"), "draining"); }
@@ -123,7 +132,6 @@ void Engine::TakeInbox(std::stop_token stop) {
   if (is_stalled_) wait = kStalledPoll;
   if (scheduler_.idle() && !has_drains) wait.reset();
   for (Submission& taken : inbox_.Drain(std::move(stop), wait)) {
-    TERRACE_FAILPOINT("worker.prompt_has_token", taken.spec.prompt);
     scheduler_.Add(std::move(taken.spec), std::move(taken.sink), taken.arrived);
   }
 }
@@ -144,6 +152,7 @@ void Engine::Step() {
   Publish(begin);
   is_stalled_ = plan.empty();
   if (plan.empty()) return;
+  TERRACE_FAILPOINT("worker.computes_token", TokensOf(plan));
   StepResult result = executor_->Run(plan);
   const MonoTime end = clock_.Now();
   StepObservation observation = Observe(plan, end - begin);

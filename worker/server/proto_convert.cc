@@ -5,6 +5,8 @@
 namespace terrace {
 namespace {
 
+constexpr int kMostDraftTokens = 1 << 17;  // more are not looked at: no context holds them
+
 StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in) {
   SamplingParams out;  // holds the defaults
   if (in.has_temperature()) out.temperature = in.temperature();
@@ -45,7 +47,8 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   spec.request_id = request.request_id();
   spec.prompt.assign(request.prompt_tokens().begin(), request.prompt_tokens().end());
   spec.resume.assign(request.resume_tokens().begin(), request.resume_tokens().end());
-  spec.draft.assign(request.draft_tokens().begin(), request.draft_tokens().end());
+  const auto drafted = std::min(request.draft_tokens_size(), kMostDraftTokens);
+  spec.draft.assign(request.draft_tokens().begin(), request.draft_tokens().begin() + drafted);
   spec.max_tokens = request.max_tokens();
   spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   spec.ignore_eos = request.ignore_eos();
