@@ -21,7 +21,7 @@ struct LocalClusterOptions {
   std::string bin_dir;     // holds terrace-router and terrace-worker
   std::string log_format;  // of processes whose configuration names none; "": their default
   double ready_timeout_seconds = 120;
-  double stop_grace_seconds = 35;  // a worker lets answers end for 30 s
+  double stop_grace_seconds = 35;  // the router, which stops first, lets answers end for 30 s
   ChildProcesses::OnLine on_line = [](const std::string&, const std::string&) {};
   std::function<void(const std::string& name)> on_ready = [](const std::string&) {};  // once for each process
 };
