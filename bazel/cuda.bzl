@@ -1,4 +1,7 @@
-"""cuda_library: compiles .cu files with nvcc. Targets are tagged manual; --config=cuda selects them."""
+"""cuda_library: compiles .cu files with nvcc. Targets are tagged manual; --config=cuda selects them.
+
+Beside each object lies what ptxas says of its kernels (.ptxas): kernels/resource_table.py makes a table of it.
+"""
 
 load("@local_cuda//:cuda.bzl", "CUDA_FOUND", "CUDA_HOME")
 load("@rules_cc//cc:defs.bzl", "CcInfo", "cc_library")
@@ -11,7 +14,11 @@ def _nvcc_impl(ctx):
     for src in ctx.files.srcs:
         out = ctx.actions.declare_file("_nvcc/%s/%s.pic.o" % (ctx.label.name, src.basename))
         args = ctx.actions.args()
+        resources = ctx.actions.declare_file("_nvcc/%s/%s.ptxas" % (ctx.label.name, src.basename))
+        args.add(resources)
+        args.add(CUDA_HOME + "/bin/nvcc")
         args.add_all(["-c", "-x", "cu", "-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-Xcompiler=-fPIC,-Wall", "-ccbin", "/usr/bin/g++"])
+        args.add_all(["--compress-mode=size", "-Xptxas=-v"])
         args.add_all(["-gencode=arch=compute_%s,code=sm_%s" % (arch, arch) for arch in ctx.attr.archs])
         args.add("-gencode=arch=compute_90,code=compute_90")  # PTX for anything newer
         args.add_all(["-I.", "-I" + ctx.bin_dir.path])
@@ -21,11 +28,11 @@ def _nvcc_impl(ctx):
             args.add_all(context.defines, before_each = "-D")
         args.add_all(ctx.attr.copts)
         args.add_all(["-o", out, src])
-        ctx.actions.run(
-            executable = CUDA_HOME + "/bin/nvcc",
+        ctx.actions.run_shell(
+            command = 'log=$1; shift; "$@" 2>"$log" || { cat "$log" >&2; exit 1; }',
             arguments = [args],
             inputs = depset(ctx.files.srcs + ctx.files.hdrs, transitive = [context.headers for context in contexts]),
-            outputs = [out],
+            outputs = [out, resources],
             env = {"PATH": "/usr/bin:/bin:" + CUDA_HOME + "/bin"},
             mnemonic = "NvccCompile",
         )

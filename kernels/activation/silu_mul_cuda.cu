@@ -1,23 +1,18 @@
 #include "kernels/activation/silu_mul_cuda.h"
-#include "kernels/launch_geometry.h"
+
+#include "kernels/activation/silu_mul_device.h"
 
 namespace terrace {
-namespace {
 
-__global__ void SiluMulKernel(SiluMulArgs a) {
-  const size_t stride = size_t{gridDim.x} * blockDim.x;
-  for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.count; i += stride) {
-    a.out[i] = a.gate[i] / (1 + expf(-a.gate[i])) * a.up[i];
-  }
-}
-
-}  // namespace
-
-cudaError_t SiluMulCuda(const SiluMulArgs& args, cudaStream_t stream) {
-  const LaunchGeometry geometry = ElementwiseGeometry(args.count);
-  if (geometry.blocks == 0) return cudaSuccess;
-  SiluMulKernel<<<geometry.blocks, geometry.threads, 0, stream>>>(args);
-  return cudaGetLastError();
+cudaError_t SiluMulCuda(const GpuSiluMulArgs& args, CudaLaunch how) {
+  if (args.width == 0 || args.width % kSiluTile != 0) return cudaErrorInvalidValue;
+  if (uint64_t{args.tokens} * (args.width / kSiluTile) >= 1u << 31) return cudaErrorInvalidValue;
+  if (args.out == nullptr && args.out_e4m3 == nullptr) return cudaErrorInvalidValue;
+  if (args.out_e4m3 != nullptr && args.scales == nullptr) return cudaErrorInvalidValue;
+  if (args.tokens == 0) return cudaSuccess;
+  return LaunchSiluMul(args, [&](uint32_t blocks, uint32_t threads, auto* kernel, const auto&... arguments) {
+    return LaunchCuda(how, kernel, dim3(blocks), threads, 0, arguments...);
+  });
 }
 
 }  // namespace terrace

@@ -1,13 +1,13 @@
-// SiLU times up on a CUDA device. `args` holds device pointers.
+// silu_mul_gpu.h on a CUDA device.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
-#include "kernels/activation/silu_mul.h"
+#include "kernels/activation/silu_mul_gpu.h"
+#include "kernels/launch_cuda.h"
 
 namespace terrace {
 
-// Queues the kernel on `stream`; the error is the launch's. An empty `args` launches nothing.
-cudaError_t SiluMulCuda(const SiluMulArgs& args, cudaStream_t stream);
+// Queues the kernel; nothing for no tokens. cudaErrorInvalidValue for a width that is no multiple of 8, for
+// 2^34 values or more, and for no output. in and the outputs are aligned to 16 bytes.
+cudaError_t SiluMulCuda(const GpuSiluMulArgs& args, CudaLaunch how);
 
 }  // namespace terrace

@@ -1,0 +1,578 @@
+// Device code of DecodeAttentionCuda (decode_attention_cuda.h).
+//
+// Grid (parts, kv_heads, tokens). A block takes all the query heads of one kv head over some spans of one
+// token's positions; its warps take tiles of kTile positions in turn. Keys and values go from global memory
+// straight into the fragments of mma.m16n8k16: what order the elements of a head are summed in, and which row
+// of a product is which element, is ours to choose, so each lane loads 16 bytes of a row and they are its
+// fragments as they lie.
+//   scores: S[heads, positions] = q K^T. Lane (g, t) loads keys g and g + 8 of a tile: columns g of two mmas.
+//   output: O^T[elements, heads] += V^T P^T. P^T is the layout in which S leaves its mma; lane (g, t) loads
+//           values 2t, 2t+1, 2t+8, 2t+9 and pairs them up by BytePermute.
+//
+// The order of all sums is a function of the token's position alone. A tile belongs to a warp by its place in
+// its span; the warps of a span are merged in their order; kGroupSpans spans in rising order make a group,
+// and groups in rising order the result. Blocks of whole groups or of single spans do the same sums: a
+// block's `unit`, which depends on the batch, says only which of the results between pass through memory.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/simt/simt.h"
+
+namespace terrace::decode_attention {
+
+inline constexpr uint32_t kTile = 16;     // positions of a warp at a time; never across blocks of the pool
+inline constexpr uint32_t kHeadTile = 8;  // heads of a P^T
+inline constexpr uint32_t kLog2GroupSpans = 2, kGroupSpans = 1u << kLog2GroupSpans;  // see above
+
+// More heads want more accumulators, so fewer warps.
+template <uint32_t kHeadTiles>
+inline constexpr uint32_t kWarpsOf = kHeadTiles == 1 ? 8 : 4;
+template <uint32_t kHeadTiles>
+inline constexpr uint32_t kBlocksPerSm = kHeadTiles == 1 ? 2 : 3;
+
+// The rows of each KvDType: fragments of what was loaded, and the 16-bit format they, q and the weights have.
+struct BF16Rows {
+  static constexpr uint32_t kBytes = 2;
+  static constexpr bool kScaled = false;
+  TERRACE_DEVICE static uint32_t Query(uint32_t pair) { return pair; }
+  TERRACE_DEVICE static uint32_t Pack(float low, float high) { return simt::PackBF16(low, high); }
+  TERRACE_DEVICE static float SumOfPair(uint32_t pair) { return simt::BF16Low(pair) + simt::BF16High(pair); }
+  TERRACE_DEVICE static void Mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    simt::MmaBF16(c, a, b);
+  }
+  // Elements 4 * step to 4 * step + 3 of a lane's part of a key.
+  template <uint32_t kWords>
+  TERRACE_DEVICE static void Key(const uint32_t (&part)[kWords], uint32_t step, uint32_t (&b)[2]) {
+    b[0] = part[2 * step];
+    b[1] = part[2 * step + 1];
+  }
+  // Elements 2i (rows g) and 2i + 1 (rows g + 8) of a lane's parts of four values.
+  template <uint32_t kWords>
+  TERRACE_DEVICE static void Values(const uint32_t (&parts)[4][kWords], uint32_t i, uint32_t (&a)[4]) {
+    a[0] = simt::BytePermute(parts[0][i], parts[1][i], 0x5410);
+    a[1] = simt::BytePermute(parts[0][i], parts[1][i], 0x7632);
+    a[2] = simt::BytePermute(parts[2][i], parts[3][i], 0x5410);
+    a[3] = simt::BytePermute(parts[2][i], parts[3][i], 0x7632);
+  }
+};
+
+// q, which is bf16, is saturated at what f16 holds; below 2^-14 it is rounded to multiples of 2^-24.
+struct F16Rows : BF16Rows {
+  TERRACE_DEVICE static float Saturate(float x) { return x > 65504 ? 65504.f : x < -65504 ? -65504.f : x; }
+  TERRACE_DEVICE static uint32_t Query(uint32_t pair) {
+    return simt::PackF16(Saturate(simt::BF16Low(pair)), Saturate(simt::BF16High(pair)));
+  }
+  TERRACE_DEVICE static uint32_t Pack(float low, float high) { return simt::PackF16(low, high); }
+  TERRACE_DEVICE static float SumOfPair(uint32_t pair) { return simt::F16Low(pair) + simt::F16High(pair); }
+  TERRACE_DEVICE static void Mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    simt::MmaF16(c, a, b);
+  }
+};
+
+// Codes become bf16, which is exact; scales multiply scores and weights.
+struct Int8Rows : BF16Rows {
+  static constexpr uint32_t kBytes = 1;
+  static constexpr bool kScaled = true;
+  // The two codes that the selector puts below 0x43. 0x4300 + c is 128 + c for c < 128, and 0x4300 and 0x4380
+  // are 128 and 256: a code of two's complement is its low seven bits less 128 times the eighth.
+  TERRACE_DEVICE static uint32_t Codes(uint32_t codes, uint32_t selector) {
+    const uint32_t pair = simt::BytePermute(codes, 0x43434343, selector);
+    return simt::SubBF16x2(pair & 0xff7fff7f, pair & 0xff80ff80);
+  }
+  template <uint32_t kWords>
+  TERRACE_DEVICE static void Key(const uint32_t (&part)[kWords], uint32_t step, uint32_t (&b)[2]) {
+    b[0] = Codes(part[step], 0x4140);
+    b[1] = Codes(part[step], 0x4342);
+  }
+  template <uint32_t kWords>
+  TERRACE_DEVICE static void Values(const uint32_t (&parts)[4][kWords], uint32_t i, uint32_t (&a)[4]) {
+    const uint32_t selector = i % 2 == 0 ? 0x5140 : 0x7362;
+    const uint32_t low = simt::BytePermute(parts[0][i / 2], parts[1][i / 2], selector);
+    const uint32_t high = simt::BytePermute(parts[2][i / 2], parts[3][i / 2], selector);
+    a[0] = Codes(low, 0x4140);
+    a[1] = Codes(low, 0x4342);
+    a[2] = Codes(high, 0x4140);
+    a[3] = Codes(high, 0x4342);
+  }
+};
+
+TERRACE_DEVICE uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+TERRACE_DEVICE float MinusInfinity() { return simt::FloatOfBits(0xff800000); }
+
+template <uint32_t kWords>
+TERRACE_DEVICE void LoadWords(const std::byte* from, uint32_t (&words)[kWords]) {
+  if constexpr (kWords == 4) {
+    const uint4 v = simt::LoadStream(reinterpret_cast<const uint4*>(from));
+    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+  } else if constexpr (kWords == 2) {
+    const uint2 v = simt::LoadStream(reinterpret_cast<const uint2*>(from));
+    words[0] = v.x, words[1] = v.y;
+  } else {
+    static_assert(kWords == 1);
+    words[0] = *reinterpret_cast<const uint32_t*>(from);
+  }
+}
+
+// Softmax-weighted values of some positions, of one head: four elements of their sum, relative to 2^largest.
+struct Part {
+  float largest, sum;
+  float4 o;
+};
+TERRACE_DEVICE Part NoPositions() { return {MinusInfinity(), 0, {0, 0, 0, 0}}; }
+
+// Written out: the compiler may not choose which products it fuses, which could differ from place to place.
+TERRACE_DEVICE void Scale(float by, float4& x) { x = {x.x * by, x.y * by, x.z * by, x.w * by}; }
+TERRACE_DEVICE void AddScaled(float by, const float4& x, float4& to) {
+  to = {fmaf(x.x, by, to.x), fmaf(x.y, by, to.y), fmaf(x.z, by, to.z), fmaf(x.w, by, to.w)};
+}
+TERRACE_DEVICE void Fold(const Part& part, Part& into) {
+  const float largest = fmaxf(into.largest, part.largest);
+  const float keep = simt::Exp2(into.largest - largest), add = simt::Exp2(part.largest - largest);
+  into.largest = largest;
+  into.sum = fmaf(part.sum, add, into.sum * keep);
+  Scale(keep, into.o);
+  AddScaled(add, part.o, into.o);
+}
+
+// Where the parts are that blocks exchange: [token, kv_head, unit, group head], of the head's elements and,
+// behind all of these, of {largest, sum}.
+template <uint32_t kHeadDim>
+struct PartialPlace {
+  float4* o;
+  float2* totals;
+  uint32_t heads;  // of a kv head
+
+  TERRACE_DEVICE PartialPlace(const GpuAttentionArgs& a, uint32_t index, uint32_t kv_head,
+                              uint32_t group_heads)
+      : heads(group_heads) {
+    const uint64_t row = (uint64_t{index} * a.batch.kv_heads + kv_head) * a.most_spans * heads;
+    o = reinterpret_cast<float4*>(a.partials) + row * (kHeadDim / 4);
+    totals =
+        reinterpret_cast<float2*>(a.partials + uint64_t{a.count} * a.heads * a.most_spans * kHeadDim) + row;
+  }
+  TERRACE_DEVICE Part Load(uint32_t unit, uint32_t item) const {
+    const float2 total = totals[unit * heads + item / (kHeadDim / 4)];
+    return {total.x, total.y, o[unit * heads * (kHeadDim / 4) + item]};
+  }
+  TERRACE_DEVICE void Store(uint32_t unit, uint32_t item, const Part& part) const {
+    o[unit * heads * (kHeadDim / 4) + item] = part.o;
+    if (item % (kHeadDim / 4) == 0) totals[unit * heads + item / (kHeadDim / 4)] = {part.largest, part.sum};
+  }
+};
+
+// What a warp has in registers.
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles>
+struct Warp {
+  static constexpr uint32_t kRowBytes = kHeadDim * Rows::kBytes;
+  // A key is shared out among four lanes, a value among eight: loads of up to 16 bytes, of neighbouring
+  // lanes.
+  static constexpr uint32_t kMost = 16 / Rows::kBytes;
+  static constexpr uint32_t kKeyPart = kHeadDim / 4 < kMost ? kHeadDim / 4 : kMost;  // elements
+  static constexpr uint32_t kValuePart = kHeadDim / 8 < kMost ? kHeadDim / 8 : kMost;
+  static constexpr uint32_t kKeyLoads = kHeadDim / (4 * kKeyPart), kValueLoads = kHeadDim / (8 * kValuePart);
+  static constexpr uint32_t kQuads = kHeadDim / 16;  // fragments of q, of 32 lanes each
+
+  uint32_t keys[2][kKeyLoads][kKeyPart * Rows::kBytes / 4];
+  uint32_t values[kValueLoads][4][kValuePart * Rows::kBytes / 4];
+  uint2 key_scales[2], value_scales[2];  // of positions 2t, 2t+1 and 2t+8, 2t+9; as bits
+  float o[kHeadTiles][kHeadDim / 16][4];
+  float largest[kHeadTiles], sum[kHeadTiles];  // of head g of a tile; of this lane's positions
+
+  // The first of the eight elements of q that lane t has in fragments 2 * pair and 2 * pair + 1.
+  TERRACE_DEVICE static uint32_t QueryElement(uint32_t pair, uint32_t t) {
+    constexpr uint32_t kPairs = kKeyPart / 8;
+    return pair / kPairs * 4 * kKeyPart + t * kKeyPart + pair % kPairs * 8;
+  }
+
+  // `row` is the tile's first; rows behind the token's own, `last`, hold anything: its own stands for them,
+  // and weighs nothing there.
+  TERRACE_DEVICE void LoadKeys(const KvRows& rows, uint64_t row, uint32_t last) {
+    const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+    const std::byte* from = rows.data + row * kRowBytes + t * kKeyPart * Rows::kBytes;
+    TERRACE_UNROLL
+    for (uint32_t j = 0; j < 2; ++j) {
+      const std::byte* key = from + Least(8 * j + g, last) * kRowBytes;
+      TERRACE_UNROLL
+      for (uint32_t c = 0; c < kKeyLoads; ++c) LoadWords(key + c * 4 * kKeyPart * Rows::kBytes, keys[j][c]);
+    }
+    if constexpr (Rows::kScaled) LoadScales(rows.scales + row, key_scales);
+  }
+  TERRACE_DEVICE void LoadValues(const KvRows& rows, uint64_t row, uint32_t last) {
+    const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+    const std::byte* from = rows.data + row * kRowBytes + g * kValuePart * Rows::kBytes;
+    TERRACE_UNROLL
+    for (uint32_t k = 0; k < 4; ++k) {
+      const std::byte* value = from + Least(k / 2 * 8 + 2 * t + k % 2, last) * kRowBytes;
+      TERRACE_UNROLL
+      for (uint32_t u = 0; u < kValueLoads; ++u)
+        LoadWords(value + u * 8 * kValuePart * Rows::kBytes, values[u][k]);
+    }
+    if constexpr (Rows::kScaled) LoadScales(rows.scales + row, value_scales);
+  }
+  TERRACE_DEVICE static void LoadScales(const float* scales, uint2 (&to)[2]) {
+    const uint32_t t = simt::Lane() % 4;
+    to[0] = simt::LoadStream(reinterpret_cast<const uint2*>(scales + 2 * t));
+    to[1] = simt::LoadStream(reinterpret_cast<const uint2*>(scales + 8 + 2 * t));
+  }
+
+  TERRACE_DEVICE void Begin() {
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < kHeadTiles; ++h) {
+      largest[h] = MinusInfinity();
+      sum[h] = 0;
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < kHeadDim / 16; ++i) {
+        TERRACE_UNROLL
+        for (uint32_t e = 0; e < 4; ++e) o[h][i][e] = 0;
+      }
+    }
+  }
+
+  // scores[h][2j + e] = q . key of head g of tile h at position 8j + 2t + e.
+  TERRACE_DEVICE void Score(const uint4* quads, float (&scores)[kHeadTiles][4]) const {
+    float c[2][4] = {};
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kQuads; ++i) {
+      constexpr uint32_t kSteps = kKeyPart / 4;
+      const uint4 quad = quads[i * simt::kWarp + simt::Lane()];
+      const uint32_t a[4] = {quad.x, quad.y, quad.z, quad.w};
+      TERRACE_UNROLL
+      for (uint32_t j = 0; j < 2; ++j) {
+        uint32_t b[2];
+        Rows::Key(keys[j][i / kSteps], i % kSteps, b);
+        Rows::Mma(c[j], a, b);
+      }
+    }
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < kHeadTiles; ++h) {
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) {
+        scores[h][i] = c[i / 2][2 * h + i % 2];
+        if constexpr (Rows::kScaled) scores[h][i] *= ScaleOf(key_scales, i);
+      }
+    }
+  }
+
+  // Weighs the tile's positions by exp2(scale * scores) and adds their values; those behind `last` weigh
+  // nothing.
+  TERRACE_DEVICE void Add(const float (&scores)[kHeadTiles][4], float scale, uint32_t last) {
+    const uint32_t t = simt::Lane() % 4;
+    uint32_t b[kHeadTiles][2];
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < kHeadTiles; ++h) {
+      float weights[4];
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) {
+        weights[i] = scores[h][i] * scale;
+        if (i / 2 * 8 + 2 * t + i % 2 > last) weights[i] = MinusInfinity();
+      }
+      // Of the quad of lanes that share head g. NaN is nobody's largest; it comes through the sum.
+      float most = fmaxf(fmaxf(weights[0], weights[1]), fmaxf(weights[2], weights[3]));
+      most = fmaxf(most, simt::ShuffleXor(most, 1));
+      most = fmaxf(most, simt::ShuffleXor(most, 2));
+      most = fmaxf(most, largest[h]);
+      const float keep = simt::Exp2(largest[h] - most);
+      largest[h] = most;
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) weights[i] = simt::Exp2(weights[i] - most);
+      sum[h] *= keep;
+      if constexpr (Rows::kScaled) {
+        sum[h] += (weights[0] + weights[1]) + (weights[2] + weights[3]);
+        TERRACE_UNROLL
+        for (uint32_t i = 0; i < 4; ++i) {
+          // The scale of a row behind the last may be NaN.
+          weights[i] = i / 2 * 8 + 2 * t + i % 2 > last ? 0 : weights[i] * ScaleOf(value_scales, i);
+        }
+      }
+      b[h][0] = Rows::Pack(weights[0], weights[1]);
+      b[h][1] = Rows::Pack(weights[2], weights[3]);
+      // The weights as they are multiplied: whatever their rounding, the result is an average of values.
+      if constexpr (!Rows::kScaled) sum[h] += Rows::SumOfPair(b[h][0]) + Rows::SumOfPair(b[h][1]);
+      // Columns 2t and 2t + 1 are those heads; head g is with lanes 4g to 4g + 3.
+      const float keep_even = simt::Shuffle(keep, 8 * t), keep_odd = simt::Shuffle(keep, 8 * t + 4);
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < kHeadDim / 16; ++i) {
+        TERRACE_UNROLL
+        for (uint32_t e = 0; e < 4; ++e) o[h][i][e] *= e % 2 == 0 ? keep_even : keep_odd;
+      }
+    }
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kHeadDim / 16; ++i) {
+      uint32_t a[4];
+      Rows::Values(values[i / (kValuePart / 2)], i % (kValuePart / 2), a);
+      TERRACE_UNROLL
+      for (uint32_t h = 0; h < kHeadTiles; ++h) Rows::Mma(o[h][i], a, b[h]);
+    }
+  }
+  TERRACE_DEVICE static float ScaleOf(const uint2 (&scales)[2], uint32_t i) {
+    return simt::FloatOfBits(i % 2 == 0 ? scales[i / 2].x : scales[i / 2].y);
+  }
+};
+
+// Dynamic shared memory of a block.
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles>
+struct Shared {
+  using Warp = decode_attention::Warp<Rows, kHeadDim, kHeadTiles>;
+  static constexpr uint32_t kWarps = kWarpsOf<kHeadTiles>, kHeads = kHeadTile * kHeadTiles;
+  static constexpr uint32_t kItems = kHeads * kHeadDim / 4;
+  static constexpr uint32_t kPitch = kHeadDim / 4 + 1;  // float4; heads 2t of a store in other banks
+
+  uint4 quads[Warp::kQuads * simt::kWarp];
+  float4 o[kWarps][kHeads][kPitch];
+  float2 totals[kWarps][kHeads];  // largest, sum
+  Part unit[kItems];              // of the spans before this one of the block's unit; each of one thread
+  uint32_t is_last;               // of the token's blocks
+
+  // Fragments of q's rows [heads, kHeadDim], by all threads.
+  TERRACE_DEVICE void SetQuery(const uint16_t* q, uint32_t heads) {
+    static_assert(kWarps * simt::kWarp >= kHeadDim);
+    if (const uint32_t i = threadIdx.x; i < kHeadDim) {
+      const uint32_t pair = i / simt::kWarp, lane = i % simt::kWarp, g = lane / 4;
+      const uint32_t element = Warp::QueryElement(pair, lane % 4);
+      const auto load = [&](uint32_t head) {
+        if (head >= heads) return uint4{0, 0, 0, 0};
+        const uint4 v = *reinterpret_cast<const uint4*>(q + head * kHeadDim + element);
+        return uint4{Rows::Query(v.x), Rows::Query(v.y), Rows::Query(v.z), Rows::Query(v.w)};
+      };
+      const uint4 v = load(g), w = load(g + kHeadTile);
+      quads[2 * pair * simt::kWarp + lane] = {v.x, w.x, v.y, w.y};
+      quads[(2 * pair + 1) * simt::kWarp + lane] = {v.z, w.z, v.w, w.w};
+    }
+  }
+
+  // What the calling warp has.
+  TERRACE_DEVICE void Put(const Warp& warp, uint32_t heads) {
+    const uint32_t w = simt::WarpIndex(), g = simt::Lane() / 4, t = simt::Lane() % 4;
+    constexpr uint32_t kMmas = Warp::kValuePart / 2;  // of one load
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < kHeadTiles; ++h) {
+      float sum = warp.sum[h];
+      sum += simt::ShuffleXor(sum, 1);
+      sum += simt::ShuffleXor(sum, 2);
+      if (t == 0) totals[w][h * kHeadTile + g] = {warp.largest[h], sum};
+      TERRACE_UNROLL
+      for (uint32_t e = 0; e < 2; ++e) {
+        const uint32_t head = h * kHeadTile + 2 * t + e;
+        if (head >= heads) continue;
+        TERRACE_UNROLL
+        for (uint32_t i = 0; i < kHeadDim / 16; i += 2) {
+          const uint32_t element = i / kMmas * 8 * Warp::kValuePart + g * Warp::kValuePart + i % kMmas * 2;
+          const auto& x = warp.o[h][i];
+          const auto& y = warp.o[h][i + 1];
+          o[w][head][element / 4] = {x[e], x[2 + e], y[e], y[2 + e]};
+        }
+      }
+    }
+  }
+
+  // Of all warps.
+  TERRACE_DEVICE Part Merge(uint32_t item) const {
+    const uint32_t head = item / (kHeadDim / 4), d = item % (kHeadDim / 4);
+    Part part = NoPositions();
+    TERRACE_UNROLL
+    for (uint32_t w = 0; w < kWarps; ++w) part.largest = fmaxf(part.largest, totals[w][head].x);
+    TERRACE_UNROLL
+    for (uint32_t w = 0; w < kWarps; ++w) {
+      const float weight = simt::Exp2(totals[w][head].x - part.largest);
+      part.sum = fmaf(totals[w][head].y, weight, part.sum);
+      AddScaled(weight, o[w][head][d], part.o);
+    }
+    return part;
+  }
+};
+
+// `out` is of the heads of a token and kv head.
+TERRACE_DEVICE void StoreResult(uint16_t* out, uint32_t item, const Part& part) {
+  const float by = simt::Reciprocal(part.sum);
+  reinterpret_cast<uint2*>(out)[item] = {simt::PackBF16(part.o.x * by, part.o.y * by),
+                                         simt::PackBF16(part.o.z * by, part.o.w * by)};
+}
+
+// The result of a token whose `units` units of `unit` spans have been stored.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE Part MergeUnits(const PartialPlace<kHeadDim>& place, uint32_t item, uint32_t units,
+                               uint32_t unit) {
+  constexpr uint32_t kAhead = 8;
+  static_assert(kAhead % kGroupSpans == 0);
+  Part total = NoPositions();
+  for (uint32_t first = 0; first < units; first += kAhead) {
+    Part parts[kAhead];
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kAhead; ++i) parts[i] = place.Load(Least(first + i, units - 1), item);
+    Part group = NoPositions();
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kAhead; ++i) {
+      if (first + i >= units) break;
+      if (unit == kGroupSpans) {
+        Fold(parts[i], total);
+        continue;
+      }
+      Fold(parts[i], group);
+      if (i % kGroupSpans == kGroupSpans - 1 || first + i == units - 1) {
+        Fold(group, total);
+        group = NoPositions();
+      }
+    }
+  }
+  return total;
+}
+
+// A block's spans: part p of gridDim.x takes units p, p + gridDim.x, ... of `unit` spans each, 1 or
+// kGroupSpans.
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles>
+TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPerSm<kHeadTiles>)
+    DecodeAttentionKernel(GpuAttentionArgs a, uint32_t log2_unit, uint32_t heads) {
+  using BlockShared = Shared<Rows, kHeadDim, kHeadTiles>;
+  constexpr uint32_t kWarps = kWarpsOf<kHeadTiles>, kThreads = kWarps * simt::kWarp;
+  constexpr uint32_t kStep = kWarps * kTile, kTiles = kGpuAttentionSpan / kStep;  // of a warp, in a span
+  static_assert(kTiles >= 2 && kTiles * kStep == kGpuAttentionSpan);
+  auto& shared = *reinterpret_cast<BlockShared*>(simt::DynamicShared());
+  simt::LetNextStart();
+  simt::WaitForPrevious();
+
+  const uint32_t index = blockIdx.z, kv_head = blockIdx.y, token = a.first + index;
+  // Volatile: asked for with the position, instead of when that has said that the block has something to do.
+  const uint32_t sequence = *static_cast<const volatile uint32_t*>(a.batch.sequences + token);
+  const uint32_t position = a.batch.positions[token];
+  const uint32_t spans = position / kGpuAttentionSpan + 1, unit = 1u << log2_unit;
+  const uint32_t units = (spans + unit - 1) >> log2_unit;
+  uint32_t span = blockIdx.x << log2_unit;
+  if (span >= spans) return;
+
+  const uint32_t log2_block = a.batch.log2_block_tokens;
+  const int32_t* table = a.batch.block_tables + uint64_t{sequence} * a.batch.table_pitch;
+  const uint64_t head_blocks = uint64_t{kv_head} * a.batch.blocks;
+  // For a tile that is not there, a block that is.
+  const auto find_block = [&](uint32_t first) { return table[Least(first, position) >> log2_block]; };
+  const auto row_of = [&](int32_t block, uint32_t first) {
+    return ((head_blocks + static_cast<uint32_t>(block)) << log2_block) + (first & ((1u << log2_block) - 1));
+  };
+
+  Warp<Rows, kHeadDim, kHeadTiles> warp;
+  uint32_t first = span * kGpuAttentionSpan + simt::WarpIndex() * kTile;
+  int32_t block = find_block(first), block_ahead = find_block(first + kStep);
+  if (first <= position) warp.LoadKeys(a.kv.keys, row_of(block, first), position - first);
+  const uint32_t items = heads * kHeadDim / 4;
+  shared.SetQuery(a.q + uint64_t{token} * a.q_pitch + kv_head * heads * kHeadDim, heads);
+  simt::SyncThreads();
+
+  // Found again where they are used: few, and not worth registers in between.
+  const auto place = [&] { return PartialPlace<kHeadDim>(a, blockIdx.z, blockIdx.y, heads); };
+  const auto out = [&] {
+    return a.out + (uint64_t{a.first + blockIdx.z} * a.heads + blockIdx.y * heads) * kHeadDim;
+  };
+  const float scale = a.scale * 1.4426950408889634f;  // log2 e
+  while (true) {
+    const bool begins_unit = (span & (unit - 1)) == 0;
+    const bool ends_unit = ((span + 1) & (unit - 1)) == 0 || span + 1 == spans;
+    const uint32_t next = span + 1 + (ends_unit ? (gridDim.x - 1) * unit : 0);
+    const uint32_t skipped = (next - span - 1) * kGpuAttentionSpan;
+    warp.Begin();
+    TERRACE_UNROLL
+    for (uint32_t n = 0; n < kTiles; ++n) {
+      if (first > position) break;
+      const uint32_t last = position - first;
+      // Values are asked for before the keys on their way are waited for, the next keys before these values.
+      warp.LoadValues(a.kv.values, row_of(block, first), last);
+      simt::SyncWarp();  // so that the compiler does not keep q in registers, which all of these loads need
+      float scores[kHeadTiles][4];
+      warp.Score(shared.quads, scores);
+      const uint32_t after = first + 2 * kStep + (n + 2 >= kTiles ? skipped : 0);
+      first += kStep + (n + 1 == kTiles ? skipped : 0);
+      if (first <= position) warp.LoadKeys(a.kv.keys, row_of(block_ahead, first), position - first);
+      block = block_ahead;
+      block_ahead = find_block(after);
+      warp.Add(scores, scale, last);
+    }
+    shared.Put(warp, heads);
+    simt::SyncThreads();
+    for (uint32_t item = threadIdx.x; item < items; item += kThreads) {
+      const Part of_span = shared.Merge(item);
+      Part of_unit = begins_unit ? NoPositions() : shared.unit[item];
+      Fold(of_span, of_unit);
+      if (!ends_unit) {
+        shared.unit[item] = of_unit;
+      } else if (units > 1) {
+        place().Store(span >> log2_unit, item, unit == 1 ? of_span : of_unit);
+      } else {
+        Part total = NoPositions();
+        Fold(of_unit, total);
+        StoreResult(out(), item, total);
+      }
+    }
+    if (next >= spans) break;
+    simt::SyncThreads();  // before shared.o is written again
+    span = next;
+  }
+  if (units == 1) return;
+
+  // The last of the token's blocks has the results of all of them.
+  simt::SyncThreads();
+  if (threadIdx.x == 0) {
+    uint32_t* const arrived = a.arrived + index * a.batch.kv_heads + kv_head;
+    simt::ThreadFence();  // of what all threads wrote before the barrier
+    shared.is_last = simt::AtomicAdd(arrived, 1u) == Least(gridDim.x, units) - 1;
+    simt::ThreadFence();
+    if (shared.is_last) *arrived = 0;
+  }
+  simt::SyncThreads();
+  if (!shared.is_last) return;
+  for (uint32_t item = threadIdx.x; item < items; item += kThreads) {
+    StoreResult(out(), item, MergeUnits(place(), item, units, unit));
+  }
+}
+
+// How the decode is laid out for its batch: blocks of whole groups once these alone fill a GPU many times
+// over, and no more blocks than that, which may find nothing to do where most_spans is a generous bound.
+struct DecodeGeometry {
+  uint32_t log2_unit, parts;
+};
+inline constexpr uint32_t kManyBlocks = 4096;  // of a GPU that runs 264 at once
+constexpr DecodeGeometry GeometryOf(const GpuAttentionArgs& a) {
+  const uint64_t pairs = uint64_t{a.count} * a.batch.kv_heads;  // of token and kv head
+  const uint32_t groups = (a.most_spans + kGroupSpans - 1) / kGroupSpans;
+  const bool is_of_groups = pairs * groups >= kManyBlocks / 2;
+  const uint32_t units = is_of_groups ? groups : a.most_spans;
+  const auto parts = static_cast<uint32_t>((kManyBlocks + pairs - 1) / pairs);
+  return {.log2_unit = is_of_groups ? kLog2GroupSpans : 0, .parts = parts < units ? parts : units};
+}
+
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, typename Launch>
+auto LaunchKernel(const GpuAttentionArgs& a, const Launch& launch) {
+  const auto [log2_unit, parts] = GeometryOf(a);
+  return launch(DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles>, parts, kWarpsOf<kHeadTiles> * simt::kWarp,
+                sizeof(Shared<Rows, kHeadDim, kHeadTiles>), log2_unit, a.heads / a.batch.kv_heads);
+}
+template <typename Rows, uint32_t kHeadDim, typename Launch>
+auto LaunchHeadTiles(const GpuAttentionArgs& a, const Launch& launch) {
+  return a.heads / a.batch.kv_heads <= kHeadTile ? LaunchKernel<Rows, kHeadDim, 1>(a, launch)
+                                                 : LaunchKernel<Rows, kHeadDim, 2>(a, launch);
+}
+template <typename Rows, typename Launch>
+auto LaunchHeadDim(const GpuAttentionArgs& a, const Launch& launch) {
+  switch (a.batch.head_dim) {
+    case 32:
+      return LaunchHeadTiles<Rows, 32>(a, launch);
+    case 64:
+      return LaunchHeadTiles<Rows, 64>(a, launch);
+    default:
+      return LaunchHeadTiles<Rows, 128>(a, launch);
+  }
+}
+// launch(kernel, parts, threads, shared bytes, unit) for a grid (parts, kv_heads, count), and what it
+// returns.
+template <typename Launch>
+auto LaunchDecodeAttention(const GpuAttentionArgs& a, const Launch& launch) {
+  switch (a.kv.dtype) {
+    case KvDType::kF16:
+      return LaunchHeadDim<F16Rows>(a, launch);
+    case KvDType::kInt8:
+      return LaunchHeadDim<Int8Rows>(a, launch);
+    default:
+      return LaunchHeadDim<BF16Rows>(a, launch);
+  }
+}
+
+}  // namespace terrace::decode_attention

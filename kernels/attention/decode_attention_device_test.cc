@@ -1,0 +1,188 @@
+#include "kernels/attention/decode_attention_device.h"
+
+#include <algorithm>
+
+#include "gtest/gtest.h"
+#include "kernels/attention/decode_attention_testing.h"
+
+namespace terrace {
+namespace {
+
+using decode_attention::DecodeGeometry;
+
+struct Options {
+  uint64_t seed = 0;
+  uint32_t first = 0, count = UINT32_MAX;    // tokens
+  uint32_t spare_spans = 0;                  // of most_spans
+  const DecodeGeometry* geometry = nullptr;  // other than that of the batch
+};
+
+// The kernel's output; what it does not write is NaN.
+std::vector<uint16_t> Attend(DecodeBatch& batch, const Options& options = {}) {
+  GpuAttentionArgs args = batch.Args();
+  args.first = options.first;
+  args.count = std::min(options.count, args.count);
+  args.most_spans += options.spare_spans;
+  std::vector<uint16_t> out(batch.tokens() * batch.width(), 0xffff);
+  std::vector<float> partials(
+      GpuAttentionPartialFloats(args.count, args.heads, args.batch.head_dim, args.most_spans), std::nanf(""));
+  std::vector<uint32_t> arrived(args.count * args.batch.kv_heads, 0);
+  args.out = out.data();
+  args.partials = partials.data();
+  args.arrived = arrived.data();
+  decode_attention::LaunchDecodeAttention(args, [&](auto kernel, uint32_t parts, uint32_t threads,
+                                                    size_t shared_bytes, uint32_t log2_unit, uint32_t heads) {
+    if (options.geometry != nullptr) {
+      parts = options.geometry->parts;
+      log2_unit = options.geometry->log2_unit;
+    }
+    simt::RunSeeded(options.seed, {parts, args.batch.kv_heads, args.count}, threads, shared_bytes, kernel,
+                    args, log2_unit, heads);
+    return 0;
+  });
+  EXPECT_EQ(arrived, std::vector<uint32_t>(arrived.size(), 0));
+  return out;
+}
+
+void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
+  const auto expected = batch.Reference();
+  for (size_t i = 0; i < out.size(); ++i) {
+    ASSERT_NEAR(FloatFromBF16(out[i]), expected.out[i], expected.tolerance[i])
+        << "position " << batch.positions[i / batch.width()] << ", element " << i % batch.width();
+  }
+}
+
+// Around the edges of tiles, of blocks of the pool and of spans.
+TEST(DecodeAttention, MatchesTheReference) {
+  uint64_t seed = 0;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+      for (const uint32_t group : {1u, 2u, 4u, 7u, 8u, 16u}) {
+        DecodeBatch batch({.dtype = dtype,
+                           .heads = 2 * group,
+                           .kv_heads = 2,
+                           .head_dim = head_dim,
+                           .log2_block_tokens = static_cast<uint32_t>(4 + seed % 3),
+                           .positions = {0, 15, 16, 31, 129},
+                           .seed = seed});
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", seed " << seed);
+        ExpectReference(batch, Attend(batch, {.seed = seed}));
+        ++seed;
+      }
+    }
+  }
+}
+
+TEST(DecodeAttention, MatchesTheReferenceOfSeveralSpans) {
+  uint64_t seed = 100;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+      for (const uint32_t group : {3u, 9u}) {
+        DecodeBatch batch({.dtype = dtype,
+                           .heads = group,
+                           .head_dim = head_dim,
+                           .log2_block_tokens = static_cast<uint32_t>(4 + seed % 2),
+                           .positions = {255, 700, 3, 256},
+                           .seed = seed});
+        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim);
+        ExpectReference(batch, Attend(batch, {.seed = seed++, .spare_spans = 2}));
+      }
+    }
+  }
+}
+
+// Scores of up to 100, and larger with every tile: what was added before must be scaled down again and again.
+TEST(DecodeAttention, TakesScoresThatGrow) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    DecodeBatch batch(
+        {.dtype = dtype, .head_dim = 32, .positions = {100, 600}, .magnitude = 2, .growth = 0.03f});
+    ExpectReference(batch, Attend(batch));
+  }
+}
+
+// In the batch or alone, whatever blocks hold it, however spans are shared out among blocks, whichever thread
+// is first.
+TEST(DecodeAttention, ATokensBitsDependOnItsPositionOnly) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+    for (const uint32_t group : {2u, 9u}) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads");
+      DecodeBatch batch({.dtype = dtype,
+                         .heads = group,
+                         .head_dim = 32,
+                         .positions = {40, 2570, 700},  // 1 span, 11 in 3 groups, 3
+                         .growth = 0.001f});
+      const auto expected = Attend(batch, {.seed = 1});
+      ExpectReference(batch, expected);
+      for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
+                                            {.log2_unit = 0, .parts = 4},
+                                            {.log2_unit = 2, .parts = 1},
+                                            {.log2_unit = 2, .parts = 2},
+                                            {.log2_unit = 2, .parts = 5}}) {
+        EXPECT_EQ(Attend(batch, {.seed = 2, .spare_spans = 9, .geometry = &geometry}), expected)
+            << "units of " << (1 << geometry.log2_unit) << ", " << geometry.parts << " parts";
+      }
+      for (uint32_t t = 0; t < batch.tokens(); ++t) {
+        const auto alone = Attend(batch, {.seed = 3, .first = t, .count = 1});
+        for (size_t i = 0; i < alone.size(); ++i) {
+          ASSERT_EQ(alone[i], i / batch.width() == t ? expected[i] : 0xffff) << t;
+        }
+      }
+      batch.ReverseBlocks();
+      EXPECT_EQ(Attend(batch), expected);
+    }
+  }
+}
+
+// A broken activation must reach the sampler, which reports it; those behind the token's position are
+// another's.
+TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    const DecodeBatch batch(
+        {.dtype = dtype, .heads = 4, .kv_heads = 2, .head_dim = 32, .positions = {300, 20}});
+    DecodeBatch good = batch;
+    const auto expected = Attend(good);
+    for (const bool is_key : {true, false}) {
+      for (const uint32_t bad : {0u, 257u, 300u, 301u}) {
+        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << (is_key ? " key " : " value ") << bad);
+        DecodeBatch broken = batch;
+        const uint64_t row = KvRow(broken.Args().batch, 0, /*kv_head=*/1, bad);
+        auto& data = is_key ? broken.keys : broken.values;
+        if (dtype == KvDType::kInt8) {
+          (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
+        } else {
+          data[2 * (row * 32 + 3)] = data[2 * (row * 32 + 3) + 1] = std::byte{0xff};
+        }
+        const auto out = Attend(broken);
+        for (size_t i = 0; i < out.size(); ++i) {
+          if (i >= batch.width() || i / 64 == 0 || bad > 300) {
+            ASSERT_EQ(out[i], expected[i]) << i;
+          } else if (is_key || i % 32 == 3 || dtype == KvDType::kInt8) {
+            ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(DecodeAttention, BlocksAreOfGroupsOnceTheseFillAGpu) {
+  const struct {
+    uint32_t count, kv_heads, most_spans, log2_unit, parts;
+  } cases[] = {
+      {1, 8, 1, 0, 1},   {1, 8, 4, 0, 4},    {1, 8, 512, 0, 512}, {1, 8, 4096, 2, 512},  {64, 8, 4, 0, 4},
+      {64, 8, 32, 2, 8}, {64, 8, 512, 2, 8}, {512, 8, 32, 2, 1},  {60000, 128, 1, 2, 1},
+  };
+  for (const auto& c : cases) {
+    GpuAttentionArgs args;
+    args.batch.kv_heads = c.kv_heads;
+    args.count = c.count;
+    args.most_spans = c.most_spans;
+    const DecodeGeometry got = decode_attention::GeometryOf(args);
+    EXPECT_EQ(got.log2_unit, c.log2_unit) << c.count << " x " << c.most_spans;
+    EXPECT_EQ(got.parts, c.parts) << c.count << " x " << c.most_spans;
+  }
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,48 @@
+// paged_attention.h on a GPU.
+//
+// Two kernels. Decode: each token by itself, its positions in spans of kGpuAttentionSpan that begin at its
+// multiples, spans merged in rising order by the block that ends last; so a token's result depends on its own
+// position only, whatever else is in the batch. Prefill: tiles of queries of one sequence share what they
+// read (Dao, "FlashAttention-2", 2023); a token's bits are not decode's, but depend on its own position only,
+// too.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/gpu_batch.h"
+
+namespace terrace {
+
+inline constexpr uint32_t kGpuAttentionSpan = 256;  // positions
+inline constexpr uint32_t kGpuQueryTile = 128;      // queries of one head of a prefill tile
+
+// A run of consecutive tokens of one sequence, at consecutive positions.
+struct GpuQueryRun {
+  uint32_t first = 0, count = 0;  // tokens of the batch, at most kGpuQueryTile
+};
+
+struct GpuAttentionArgs {
+  GpuBatch batch;
+  const uint16_t* q = nullptr;  // [tokens, ..., head_dim] bf16, token t at q + t * q_pitch
+  uint32_t q_pitch = 0;         // elements
+  uint16_t* out = nullptr;      // [tokens, heads, head_dim] bf16
+  KvLayer kv;                   // bf16, f16 or int8
+  uint32_t heads = 0;           // a multiple of kv_heads
+  float scale = 0;
+  // Decode: tokens [first, first + count) of the batch.
+  uint32_t first = 0, count = 0;
+  uint32_t most_spans = 0;      // of any of them: ceil((position + 1) / kGpuAttentionSpan), bounded above
+  float* partials = nullptr;    // GpuAttentionPartialFloats()
+  uint32_t* arrived = nullptr;  // [count, kv_heads], zeros; left as zeros
+  // Prefill: runs that cover the tokens that are not decoded.
+  const GpuQueryRun* runs = nullptr;
+  uint32_t run_count = 0;
+};
+
+// Of `partials`, for a decode of `count` tokens.
+constexpr uint64_t GpuAttentionPartialFloats(uint32_t count, uint32_t heads, uint32_t head_dim,
+                                             uint32_t most_spans) {
+  return uint64_t{count} * heads * most_spans * (head_dim + 2);
+}
+
+}  // namespace terrace

@@ -1,0 +1,435 @@
+// Prefill of paged_attention_gpu.h: FlashAttention-2 (Dao, 2023) on mma.m16n8k16.
+//
+// A block of 4 warps takes a run of queries and one head, a warp 32 of the queries: with 16, ldmatrix would
+// have to read keys and values from shared memory faster than it can. A tile is kKeys positions; while one is
+// multiplied the next is copied. Two blocks share a multiprocessor at head_dim 128: one is in its softmax
+// while the other multiplies.
+//
+// Bits: tiles begin at multiples of kKeys, and what a query may not see adds exact zeros to it. So a token's
+// result depends on its own position only: not on how its prompt was cut into runs, nor on the rest of the
+// batch.
+//
+// Pools of f16 and int8 are rounded to bf16 in shared memory, by the threads that copied them.
+#pragma once
+
+#include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/simt/simt.h"
+
+namespace terrace {
+namespace prefill {
+
+inline constexpr uint32_t kThreads = 128;
+inline constexpr uint32_t kKeys = 64;         // positions of a tile
+inline constexpr uint32_t kWarpQueries = 32;  // two tiles of mma
+inline constexpr uint32_t kTableTokens = 16;  // the smallest block
+inline constexpr float kSlack = 8;            // log2 of how far weights may pass 1, see MoveReferences
+inline constexpr float kLog2E = 1.44269504f;
+static_assert(kThreads / simt::kWarp * kWarpQueries == kGpuQueryTile);
+
+// Where chunk `chunk` (16 bytes) of row `row` of a tile lies: eight rows' chunks of one number, which
+// ldmatrix reads at once, lie in different banks, and so do a row's chunks. Chunks 2k and 2k + 1 lie where 0
+// and 1 do, xor 32 k.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE constexpr uint32_t TileByte(uint32_t row, uint32_t chunk) {
+  return row * 2 * kHeadDim + 16 * (chunk ^ (kHeadDim >= 64 ? row % 8 : row / 2 % 4));
+}
+
+template <KvDType kDType, uint32_t kHeadDim>
+struct Layout {
+  static_assert(kDType == KvDType::kBF16 || kDType == KvDType::kF16 || kDType == KvDType::kInt8);
+  static_assert(kHeadDim == 32 || kHeadDim == 64 || kHeadDim == 128);
+  static constexpr bool kIsInt8 = kDType == KvDType::kInt8;
+
+  // Bytes of shared memory: queries, at last outputs; two stages of keys and values; of int8 the codes
+  // [2, kKeys, kHeadDim], ordered by the thread that copies, and scales [2, kKeys]; how far values are whole.
+  static constexpr uint32_t kRowBytes = 2 * kHeadDim, kTileBytes = kKeys * kRowBytes;
+  static constexpr uint32_t kStages = kGpuQueryTile * kRowBytes;
+  static constexpr uint32_t kCodes = kStages + 4 * kTileBytes, kScales = kCodes + kTileBytes;
+  static constexpr uint32_t kBroken = kIsInt8 ? kScales + 2 * kKeys * 4 : kCodes;
+  static constexpr uint32_t kBytes = kBroken + 16;
+
+  // Blocks of a multiprocessor that registers allow.
+  static constexpr uint32_t kResident = kHeadDim == 128 ? 2 : 3;
+
+  // A thread copies kCopies chunks of a tile: of rows CopyRow() + i * kCopyRows, always the same column.
+  static constexpr uint32_t kPoolRowBytes = kIsInt8 ? kHeadDim : 2 * kHeadDim;
+  static constexpr uint32_t kColumns = kPoolRowBytes / 16;
+  static constexpr uint32_t kCopies = kKeys * kColumns / kThreads, kCopyRows = kThreads / kColumns;
+  static_assert(kCopyRows % 8 == 0);  // they are swizzled alike
+
+  // Of int8 rows of 8 chunks, eight threads take halves of two rows: the bf16 of those lie in different
+  // banks.
+  static constexpr bool kHalves = kIsInt8 && kColumns == 8;
+  TERRACE_DEVICE static constexpr uint32_t CopyRow(uint32_t thread) {
+    return kHalves ? thread / 4 % 2 + thread / 16 * 2 : thread / kColumns;
+  }
+  TERRACE_DEVICE static constexpr uint32_t CopyColumn(uint32_t thread) {
+    return kHalves ? thread % 4 + thread / 8 % 2 * 4 : thread % kColumns;
+  }
+};
+
+// A sequence's rows of one key-value head. Small, as registers are short: 32 bits number the rows of a layer
+// and their chunks.
+struct Source {
+  const GpuAttentionArgs& args;
+  uint32_t head_block;  // blocks of the heads before
+  uint32_t table;       // entries of the sequences before
+  uint32_t last;        // position that counts
+
+  // What lane i has to know of the table before the tile at `begin` is copied: the block of row 16 (i % 4).
+  TERRACE_DEVICE uint32_t Block(uint32_t begin) const {
+    const uint32_t position = begin + simt::Lane() % (kKeys / kTableTokens) * kTableTokens;
+    const uint32_t entry = (position < last ? position : last) >> args.batch.log2_block_tokens;
+    return head_block + static_cast<uint32_t>(simt::LoadReadOnly(args.batch.block_tables + (table + entry)));
+  }
+  TERRACE_DEVICE uint32_t Row(uint32_t block, uint32_t position) const {
+    const uint32_t log2 = args.batch.log2_block_tokens;
+    return (block << log2) + (position & ((1u << log2) - 1));
+  }
+};
+
+// Begins to copy the tile at `begin`, `block` is Block(begin). Rows after the last become zeros: their
+// weights are 0, but 0 times what lies there may be NaN.
+template <KvDType kDType, uint32_t kHeadDim>
+TERRACE_DEVICE void CopyTile(const Source& from, uint32_t block, uint32_t begin, std::byte* shared,
+                             std::byte* stage) {
+  using L = Layout<kDType, kHeadDim>;
+  const uint32_t row = L::CopyRow(threadIdx.x), column = L::CopyColumn(threadIdx.x);
+  std::byte* to =
+      L::kIsInt8 ? shared + L::kCodes + 16 * threadIdx.x : stage + TileByte<kHeadDim>(row, column);
+  constexpr uint32_t kStep = L::kIsInt8 ? 16 * kThreads : L::kCopyRows * L::kRowBytes;
+  constexpr uint32_t kValues = L::kIsInt8 ? L::kTileBytes / 2 : L::kTileBytes;
+  const KvLayer& kv = from.args.kv;
+  uint32_t mine = 0;
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < L::kCopies; ++i) {
+    const uint32_t above = i * L::kCopyRows;
+    if (above % kTableTokens == 0) {
+      mine = simt::Shuffle(
+          block, L::kCopyRows <= kTableTokens ? above / kTableTokens : (above + row) / kTableTokens);
+    }
+    const uint32_t position = begin + above + row;
+    const bool counts = position <= from.last;
+    const uint32_t chunk = from.Row(mine, position) * L::kColumns + column;
+    simt::CpAsync16(to + i * kStep, kv.keys.data + uint64_t{chunk} * 16, counts);
+    simt::CpAsync16(to + i * kStep + kValues, kv.values.data + uint64_t{chunk} * 16, counts);
+  }
+  if constexpr (L::kIsInt8) {  // a thread of the first warp: 4 scales of keys or of values
+    if (threadIdx.x >= simt::kWarp) return;
+    const uint32_t four = threadIdx.x % (kKeys / 4), position = begin + 4 * four;
+    const uint32_t at = from.Row(simt::Shuffle(block, 4 * four / kTableTokens), position);
+    const float* scales = threadIdx.x < kKeys / 4 ? kv.keys.scales : kv.values.scales;
+    simt::CpAsync16(shared + L::kScales + 16 * threadIdx.x, scales + at, position <= from.last);
+  }
+}
+
+TERRACE_DEVICE uint32_t BF16OfF16(uint32_t pair) {
+  return simt::PackBF16(simt::F16Low(pair), simt::F16High(pair));
+}
+// Two bytes of four codes, each code + 128.
+TERRACE_DEVICE uint32_t BF16OfCodes(uint32_t codes, uint32_t byte, float scale) {
+  constexpr uint32_t kTwo23 = 0x4b000000;  // 2^23 as f32
+  const float low = simt::FloatOfBits(simt::BytePermute(codes, kTwo23, 0x7440 + byte)) - (0x1p23f + 128);
+  const float high = simt::FloatOfBits(simt::BytePermute(codes, kTwo23, 0x7441 + byte)) - (0x1p23f + 128);
+  return simt::PackBF16(low * scale, high * scale);
+}
+
+// Makes bf16 of what the calling thread has copied.
+template <KvDType kDType, uint32_t kHeadDim>
+TERRACE_DEVICE void ConvertTile(uint32_t begin, uint32_t last, std::byte* shared, std::byte* stage) {
+  using L = Layout<kDType, kHeadDim>;
+  const uint32_t column = L::CopyColumn(threadIdx.x);
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < 2 * L::kCopies; ++i) {  // keys, values
+    const uint32_t row = L::CopyRow(threadIdx.x) + i % L::kCopies * L::kCopyRows;
+    std::byte* tile = stage + i / L::kCopies * L::kTileBytes;
+    if constexpr (L::kIsInt8) {
+      const uint4 codes =
+          *reinterpret_cast<const uint4*>(shared + L::kCodes + 16 * (i * kThreads + threadIdx.x));
+      const auto* scales = reinterpret_cast<const float*>(shared + L::kScales) + i / L::kCopies * kKeys;
+      const float scale = begin + row <= last ? scales[row] : 0;
+      const uint32_t x = codes.x ^ 0x80808080, y = codes.y ^ 0x80808080, z = codes.z ^ 0x80808080,
+                     w = codes.w ^ 0x80808080;
+      *reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, 2 * column)) =
+          uint4{BF16OfCodes(x, 0, scale), BF16OfCodes(x, 2, scale), BF16OfCodes(y, 0, scale),
+                BF16OfCodes(y, 2, scale)};
+      *reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, 2 * column + 1)) =
+          uint4{BF16OfCodes(z, 0, scale), BF16OfCodes(z, 2, scale), BF16OfCodes(w, 0, scale),
+                BF16OfCodes(w, 2, scale)};
+    } else {
+      auto* chunk = reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, column));
+      const uint4 f16 = *chunk;
+      *chunk = uint4{BF16OfF16(f16.x), BF16OfF16(f16.y), BF16OfF16(f16.z), BF16OfF16(f16.w)};
+    }
+  }
+}
+
+// Of a tile that holds positions some queries may not see: what is not finite becomes 0, as 0 times it would
+// not be, and the first such position is noted: *broken is what ~position it has at most, 0 for none.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE void MendValues(std::byte* values, uint32_t begin, uint32_t* broken) {
+  constexpr uint32_t kChunks = kHeadDim / 8;
+  constexpr uint32_t kExponents = 0x7f807f80, kOne = 0x00800080, kCarries = 0x80008000;
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < kKeys * kChunks / kThreads; ++i) {
+    const uint32_t row = (i * kThreads + threadIdx.x) / kChunks, chunk = threadIdx.x % kChunks;
+    auto* at = reinterpret_cast<uint4*>(values + TileByte<kHeadDim>(row, chunk));
+    const uint4 v = *at;
+    const uint32_t carries = ((v.x & kExponents) + kOne) | ((v.y & kExponents) + kOne) |
+                             ((v.z & kExponents) + kOne) | ((v.w & kExponents) + kOne);
+    if ((carries & kCarries) != 0) {
+      *at = uint4{0, 0, 0, 0};
+      simt::AtomicMax(broken, ~(begin + row));
+    }
+  }
+}
+
+// What a warp knows of its queries. Of tile `m` a lane has rows 16 m + g and 16 m + g + 8, with g = lane / 4.
+template <uint32_t kHeadDim>
+struct WarpState {
+  float out[2][kHeadDim / 8][4];  // of tile m, columns 8 n: an accumulator
+  float reference[2][2];          // of row 16 m + g + 8 h: log2 of what its weights are relative to
+  float sum[2][2];                // of the lane's weights
+};
+
+// scores[m][n] += queries * keys, the warp's 32 by the tile's 64.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE void Scores(float (&scores)[2][kKeys / 8][4], const std::byte* queries,
+                           const std::byte* keys) {
+  constexpr uint32_t kRowBytes = 2 * kHeadDim;
+  const uint32_t lane = simt::Lane();
+  const uint32_t query = TileByte<kHeadDim>(lane % 16, lane / 16);
+  const uint32_t key = TileByte<kHeadDim>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  TERRACE_UNROLL
+  for (uint32_t k = 0; k < kHeadDim / 16; ++k) {
+    uint32_t a[2][4];
+    TERRACE_UNROLL
+    for (uint32_t m = 0; m < 2; ++m) simt::LdMatrix4(a[m], queries + (query ^ (32 * k)) + m * 16 * kRowBytes);
+    TERRACE_UNROLL
+    for (uint32_t n = 0; n < kKeys / 16; ++n) {
+      uint32_t b[4];
+      simt::LdMatrix4(b, keys + (key ^ (32 * k)) + n * 16 * kRowBytes);
+      const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+      TERRACE_UNROLL
+      for (uint32_t m = 0; m < 2; ++m) {
+        simt::MmaBF16(scores[m][2 * n], a[m], b0);
+        simt::MmaBF16(scores[m][2 * n + 1], a[m], b1);
+      }
+    }
+  }
+}
+
+// -infinity where the key is behind the query; `seen` keys of the tile are not behind the warp's first query.
+TERRACE_DEVICE void Mask(float (&scores)[2][kKeys / 8][4], int32_t seen) {
+  const auto lane = static_cast<int32_t>(simt::Lane());
+  TERRACE_UNROLL
+  for (uint32_t m = 0; m < 2; ++m) {
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 4; ++i) {
+      const int32_t left = seen + static_cast<int32_t>(16 * m + i / 2 * 8) + lane / 4 - lane % 4 * 2;
+      TERRACE_UNROLL
+      for (uint32_t n = 0; n < kKeys / 8; ++n) {
+        if (static_cast<int32_t>(8 * n + i % 2) >= left) scores[m][n][i] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Weights are 2^(score * scale - reference). The reference is moved, and all that is relative to it with it,
+// only when a weight would pass 2^kSlack: after the first tile that is rare, and bf16 and f32 do not mind. A
+// row's reference depends on its own scores only.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE void MoveReferences(WarpState<kHeadDim>& state, const float (&scores)[2][kKeys / 8][4],
+                                   float scale) {
+  float largest[2][2];
+  bool is_far = false;
+  TERRACE_UNROLL
+  for (uint32_t m = 0; m < 2; ++m) {
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < 2; ++h) {
+      float most = fmaxf(scores[m][0][2 * h], scores[m][0][2 * h + 1]);  // NaNs are passed over
+      TERRACE_UNROLL
+      for (uint32_t n = 1; n < kKeys / 8; ++n) {
+        most = fmaxf(most, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
+      }
+      largest[m][h] = most * scale;
+      is_far = is_far || largest[m][h] > state.reference[m][h] + kSlack;
+    }
+  }
+  if (simt::Ballot(is_far) == 0) return;
+  TERRACE_UNROLL
+  for (uint32_t m = 0; m < 2; ++m) {
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < 2; ++h) {
+      float most = fmaxf(largest[m][h], simt::ShuffleXor(largest[m][h], 1));
+      most = fmaxf(most, simt::ShuffleXor(most, 2));
+      float& reference = state.reference[m][h];
+      const bool moves = most > reference + kSlack;
+      const float factor = moves ? simt::Exp2(reference - most) : 1;
+      reference = moves ? most : reference;
+      state.sum[m][h] *= factor;
+      TERRACE_UNROLL
+      for (uint32_t n = 0; n < kHeadDim / 8; ++n) {
+        state.out[m][n][2 * h] *= factor;
+        state.out[m][n][2 * h + 1] *= factor;
+      }
+    }
+  }
+}
+
+// out += weights * values, weights of the scores. Step by step: 16 keys' weights are made while the tensor
+// cores multiply those before.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE void AddValues(WarpState<kHeadDim>& state, const float (&scores)[2][kKeys / 8][4], float scale,
+                              const std::byte* values) {
+  constexpr uint32_t kRowBytes = 2 * kHeadDim;
+  const uint32_t lane = simt::Lane();
+  const uint32_t value = TileByte<kHeadDim>(lane % 16, lane / 16);
+  TERRACE_UNROLL
+  for (uint32_t k = 0; k < kKeys / 16; ++k) {
+    uint32_t a[2][4];
+    TERRACE_UNROLL
+    for (uint32_t m = 0; m < 2; ++m) {
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) {
+        const float(&pair)[4] = scores[m][2 * k + i / 2];
+        const float low = simt::Exp2(pair[i % 2 * 2] * scale - state.reference[m][i % 2]);
+        const float high = simt::Exp2(pair[i % 2 * 2 + 1] * scale - state.reference[m][i % 2]);
+        state.sum[m][i % 2] += low + high;
+        a[m][i] = simt::PackBF16(low, high);
+      }
+    }
+    TERRACE_UNROLL
+    for (uint32_t n = 0; n < kHeadDim / 16; ++n) {
+      uint32_t b[4];
+      simt::LdMatrix4Trans(b, values + (value ^ (32 * n)) + k * 16 * kRowBytes);
+      const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+      TERRACE_UNROLL
+      for (uint32_t m = 0; m < 2; ++m) {
+        simt::MmaBF16(state.out[m][2 * n], a[m], b0);
+        simt::MmaBF16(state.out[m][2 * n + 1], a[m], b1);
+      }
+    }
+  }
+}
+
+// The warp's rows, of which the first `count` exist, to out + row * pitch (elements), by way of `rows`: the
+// warp's own. NaN from row `broken` on.
+template <uint32_t kHeadDim>
+TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uint32_t count, uint32_t broken,
+                          uint16_t* out, uint32_t pitch) {
+  const uint32_t lane = simt::Lane();
+  TERRACE_UNROLL
+  for (uint32_t m = 0; m < 2; ++m) {
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < 2; ++h) {
+      float sum = state.sum[m][h];
+      sum += simt::ShuffleXor(sum, 1);
+      sum += simt::ShuffleXor(sum, 2);
+      const uint32_t row = 16 * m + 8 * h + lane / 4;
+      const float inverse = row < broken ? simt::Reciprocal(sum) : NAN;
+      TERRACE_UNROLL
+      for (uint32_t n = 0; n < kHeadDim / 8; ++n) {
+        *reinterpret_cast<uint32_t*>(rows + TileByte<kHeadDim>(row, n) + lane % 4 * 4) =
+            simt::PackBF16(state.out[m][n][2 * h] * inverse, state.out[m][n][2 * h + 1] * inverse);
+      }
+    }
+  }
+  simt::SyncWarp();
+  constexpr uint32_t kChunks = kHeadDim / 8;
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < kChunks; ++i) {
+    const uint32_t row = (i * simt::kWarp + lane) / kChunks, chunk = lane % kChunks;
+    if (row < count) {
+      *reinterpret_cast<uint4*>(out + uint64_t{row} * pitch + chunk * 8) =
+          *reinterpret_cast<const uint4*>(rows + TileByte<kHeadDim>(row, chunk));
+    }
+  }
+}
+
+}  // namespace prefill
+
+// Grid (heads, runs): query heads of one key-value head are neighbours in time; their tiles are in the L2
+// cache.
+template <KvDType kDType, uint32_t kHeadDim>
+TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, kHeadDim>::kResident))
+    PrefillAttentionKernel(GpuAttentionArgs args) {
+  using namespace prefill;
+  using L = Layout<kDType, kHeadDim>;
+  simt::LetNextStart();
+  simt::WaitForPrevious();
+  const GpuQueryRun run = args.runs[blockIdx.y];
+  const uint32_t head = blockIdx.x, kv_head = head / (args.heads / args.batch.kv_heads);
+  const uint32_t first = args.batch.positions[run.first], last = first + run.count - 1;
+  const Source source = {args, kv_head * args.batch.blocks,
+                         args.batch.sequences[run.first] * args.batch.table_pitch, last};
+  std::byte* const shared = simt::DynamicShared();
+  auto* const broken = reinterpret_cast<uint32_t*>(shared + L::kBroken);
+  if (threadIdx.x == 0) *broken = 0;
+
+  {  // Queries that do not exist are zeros.
+    constexpr uint32_t kChunks = kHeadDim / 8;
+    const uint32_t row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    const uint16_t* q = args.q + uint64_t{run.first} * args.q_pitch + head * kHeadDim + chunk * 8;
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kChunks; ++i) {
+      const uint32_t at = row + i * (kThreads / kChunks);
+      simt::CpAsync16(shared + TileByte<kHeadDim>(at, chunk), q + uint64_t{at} * args.q_pitch,
+                      at < run.count);
+    }
+  }
+  CopyTile<kDType, kHeadDim>(source, source.Block(0), 0, shared, shared + L::kStages);
+  simt::CpAsyncCommit();
+  uint32_t block = source.Block(kKeys);
+
+  const uint32_t warp_row = simt::WarpIndex() * kWarpQueries;
+  const uint32_t warp_first = first + warp_row;
+  std::byte* const queries = shared + warp_row * L::kRowBytes;
+  const float scale = args.scale * kLog2E;
+  WarpState<kHeadDim> state;
+  TERRACE_UNROLL
+  for (uint32_t m = 0; m < 2; ++m) {
+    TERRACE_UNROLL
+    for (uint32_t n = 0; n < kHeadDim / 8; ++n) {
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) state.out[m][n][i] = 0;
+    }
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < 2; ++h) {
+      state.reference[m][h] = -INFINITY;
+      state.sum[m][h] = 0;
+    }
+  }
+
+  for (uint32_t begin = 0; begin <= last; begin += kKeys) {
+    std::byte* const stage = shared + L::kStages + begin / kKeys % 2 * (2 * L::kTileBytes);
+    simt::CpAsyncWait<0>();
+    if constexpr (L::kIsInt8) simt::SyncThreads();  // scales are others' copies
+    if constexpr (kDType != KvDType::kBF16) ConvertTile<kDType, kHeadDim>(begin, last, shared, stage);
+    simt::SyncThreads();  // the tile is here, and no one reads the one before it any more
+    if (last - begin >= kKeys) {
+      std::byte* const next = shared + L::kStages + (begin / kKeys + 1) % 2 * (2 * L::kTileBytes);
+      CopyTile<kDType, kHeadDim>(source, block, begin + kKeys, shared, next);
+      simt::CpAsyncCommit();
+      block = source.Block(begin + 2 * kKeys);
+    }
+    if (begin + kKeys - 1 > first) {
+      MendValues<kHeadDim>(stage + L::kTileBytes, begin, broken);
+      simt::SyncThreads();
+    }
+    if (warp_first > last || begin >= warp_first + kWarpQueries) continue;
+    float scores[2][kKeys / 8][4] = {};
+    Scores<kHeadDim>(scores, queries, stage);
+    const auto seen = static_cast<int32_t>(warp_first + 1 - begin);
+    if (seen < static_cast<int32_t>(kKeys)) Mask(scores, seen);
+    MoveReferences<kHeadDim>(state, scores, scale);
+    AddValues<kHeadDim>(state, scores, scale, stage + L::kTileBytes);
+  }
+  if (warp_first > last) return;
+  const uint64_t row = (uint64_t{run.first} + warp_row) * args.heads + head;
+  const uint32_t whole = ~*broken;  // positions before it are
+  Store<kHeadDim>(state, queries, last + 1 - warp_first, whole > warp_first ? whole - warp_first : 0,
+                  args.out + row * kHeadDim, args.heads * kHeadDim);
+}
+
+}  // namespace terrace

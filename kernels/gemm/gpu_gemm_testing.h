@@ -1,0 +1,94 @@
+// What the tests of the GPU's gemm kernels expect of an output: the values of the packed matrix times x in
+// double precision, and how far from that a kernel may be.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/gemm/gpu_gemm.h"
+#include "kernels/gemm/gpu_matrix_testing.h"
+
+namespace terrace {
+
+inline std::vector<uint16_t> RandomBF16(size_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> out(count);
+  for (uint16_t& bits : out) bits = BF16FromFloat(normal(random));
+  return out;
+}
+
+struct GemmSum {
+  double value = 0, bound = 0;
+};
+
+// A tensor core adds 16 products to a sum with an error of at most 2^-22 of all their magnitudes (it may cut
+// off what is below the last bits of the largest), and a sum of so many columns is columns / 16 of these and,
+// for the groups and the warps, some of f32. Of tiled formats what is added up are codes with their offset,
+// and zeros.
+inline GemmSum GemmSumOf(const GpuMatrix& matrix, uint32_t row, const uint16_t* x) {
+  GemmSum sum;
+  double magnitude = 0;
+  for (uint32_t i = 0; i < matrix.columns; ++i) {
+    const GpuElement element = GpuElementAt(matrix, row, i);
+    const double factor = double{FloatFromBF16(x[i])} * element.scale;
+    const double offset = matrix.format == GpuFormat::kW4 ? 16 : 0;
+    sum.value += factor * (double{element.code} - element.zero);
+    magnitude += std::abs(factor) * (std::abs(element.code) + std::abs(element.zero) + 2 * offset);
+  }
+  sum.bound = (matrix.columns / 16.0 + 32) * 0x1p-22 * magnitude + 1e-30;
+  return sum;
+}
+
+// `matrix` lies in memory of the host. `x` and `out` (of args.kind's type) are rows of one token; `before` is
+// what was added to. Every `stride`th row is looked at.
+inline void ExpectGemmRow(const GpuMatrix& matrix, const uint16_t* x, GpuGemmOut kind, const void* out,
+                          float before, uint32_t stride = 1) {
+  const bool is_gated = kind == GpuGemmOut::kGated;
+  const uint32_t outputs = is_gated ? matrix.rows / 2 : matrix.rows;
+  for (uint32_t i = 0; i < outputs; i += stride) {
+    const GemmSum sum = GemmSumOf(matrix, is_gated ? i / 8 * 16 + i % 8 : i, x);
+    double value = sum.value, bound = sum.bound, got = 0;
+    if (is_gated) {  // |silu'| is at most 1.1
+      const GemmSum up = GemmSumOf(matrix, i / 8 * 16 + 8 + i % 8, x);
+      const double silu = sum.value / (1 + std::exp(-sum.value));
+      value = silu * up.value;
+      bound = 1.1 * sum.bound * (std::abs(up.value) + up.bound) + std::abs(silu) * up.bound +
+              0x1p-20 * std::abs(value);
+    }
+    if (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32) {
+      value += kind == GpuGemmOut::kAddF32 ? before : 0;
+      bound += 0x1p-23 * (std::abs(value) + std::abs(before));
+      got = static_cast<const float*>(out)[i];
+    } else {
+      bound += 0x1.01p-8 * (std::abs(value) + bound);
+      got = FloatFromBF16(static_cast<const uint16_t*>(out)[i]);
+    }
+    ASSERT_NEAR(got, value, bound) << "output " << i;
+  }
+}
+
+// A random matrix in the form a file's dtype takes, or as E4M3 with kF32.
+struct TestGpuMatrix {
+  TestGpuMatrix(DType dtype, uint32_t rows, uint32_t columns, uint64_t seed, bool gated = false)
+      : gate(dtype, gated ? rows / 2 : rows, columns, seed),
+        up(dtype, gated ? rows / 2 : 0, columns, seed + 1) {
+    const WeightMatrix both[] = {gate.matrix, up.matrix};
+    const GpuMatrixParts parts{.parts = {both, gated ? 2u : 1u}, .gated = gated};
+    ThreadPool pool(2);
+    GpuMatrix format = GpuMatrixOf(parts, pool);
+    if (dtype == DType::kF32) format.format = GpuFormat::kE4M3;
+    packed.emplace(parts, format);
+  }
+  const GpuMatrix& matrix() const { return packed->matrix; }
+
+  FileWeights gate, up;
+  std::optional<PackedGpuMatrix> packed;
+};
+
+// One for each kind of GpuMatrix that kernels tell apart.
+inline constexpr DType kGpuMatrixDTypes[] = {DType::kBF16,     DType::kF32,  DType::kQ4_0, DType::kQ4_K,
+                                             DType::kInt4G128, DType::kQ8_0, DType::kQ6_K, DType::kInt8};
+
+}  // namespace terrace

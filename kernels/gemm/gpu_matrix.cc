@@ -1,0 +1,287 @@
+#include "kernels/gemm/gpu_matrix.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "kernels/quant/weight_codes.h"
+#include "kernels/quant/weight_values.h"
+
+namespace terrace {
+namespace {
+
+constexpr float kLargestF16 = 65504, kLargestE4M3 = 448;
+constexpr uint32_t kInt8Group = 128;
+
+bool IsFloat(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
+
+// Of a dtype that has codes.
+GpuFormat FormatOf(DType dtype) {
+  const bool is_narrow =
+      dtype == DType::kQ4_0 || dtype == DType::kQ4_K || dtype == DType::kInt4G32 || dtype == DType::kInt4G128;
+  return is_narrow ? GpuFormat::kW4 : GpuFormat::kW8;
+}
+uint32_t GroupOf(DType dtype) {
+  uint32_t group = kInt8Group;
+  WithBlocks(dtype, [&](auto blocks) { group = decltype(blocks)::kShared; });
+  return group;
+}
+
+// value = scale * (code - zero); where all codes are worth nothing beside the minimum (scale 0, or so small
+// that zero is beyond f16, when 15 codes are less than 2^-12 of it), they are 0: scale * (0 - 1) is -minimum.
+struct GroupScale {
+  float scale, zero;
+  bool without_codes;
+};
+GroupScale GroupScaleOf(float scale, float minimum, int bias) {
+  if (minimum == 0) return {scale, static_cast<float>(bias), false};
+  const float zero = minimum / FloatFromF16(F16FromFloat(scale));
+  if (!(std::abs(zero) <= kLargestF16)) return {minimum, 1, true};
+  return {scale, zero, false};
+}
+
+bool FitsF16(float scale) {
+  const float rounded = FloatFromF16(F16FromFloat(scale));
+  return std::isfinite(rounded) && std::abs(rounded - scale) <= 0x1p-11f * std::abs(scale);
+}
+
+template <typename Use>
+void ForGroupsOfRow(const WeightMatrix& matrix, size_t row, Use use) {
+  if (matrix.dtype == DType::kInt8) {
+    for (size_t i = 0; i < matrix.columns; i += kInt8Group)
+      use(i, GroupScale{matrix.row_scales[row], 128, false});
+  }
+  WithBlocks(matrix.dtype, [&](auto blocks) {
+    using Blocks = decltype(blocks);
+    const std::byte* block = matrix.Row(row);
+    for (size_t i = 0; i < matrix.columns; i += Blocks::kElements, block += Info(matrix.dtype).block_bytes) {
+      for (size_t shared = 0; shared < Blocks::kElements / Blocks::kShared; ++shared) {
+        use(i + shared * Blocks::kShared,
+            GroupScaleOf(Blocks::Scale(block, shared), Blocks::Minimum(block, shared), Blocks::kBias));
+      }
+    }
+  });
+}
+
+bool ScalesFit(const WeightMatrix& matrix, ThreadPool& pool) {
+  std::atomic<bool> fit = true;
+  pool.ParallelFor(matrix.rows, 16, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end && fit; ++row) {
+      ForGroupsOfRow(matrix, row, [&](size_t, const GroupScale& group) {
+        if (!FitsF16(group.scale)) fit = false;
+      });
+    }
+  });
+  return fit;
+}
+
+// A row of codes and, for each group of the GPU's matrix, {scale, zero}.
+struct CodeRow {
+  std::vector<uint8_t> codes;
+  std::vector<uint32_t> scales;
+};
+
+void ReadCodes(const WeightMatrix& matrix, size_t row, uint32_t group, CodeRow& out) {
+  const std::byte* data = matrix.Row(row);
+  if (matrix.dtype == DType::kInt8) {
+    for (size_t i = 0; i < matrix.columns; ++i) out.codes[i] = ByteAt(data + i) ^ 0x80;
+  }
+  WithBlocks(matrix.dtype, [&](auto blocks) {
+    using Blocks = decltype(blocks);
+    for (size_t i = 0; i < matrix.columns; i += kCodes) {
+      uint8_t codes[kCodes];
+      Blocks::Codes(data + i / Blocks::kElements * Info(matrix.dtype).block_bytes,
+                    i % Blocks::kElements / kCodes, codes);
+      std::copy_n(codes, kCodes, &out.codes[i]);
+    }
+  });
+  const uint32_t shared = GroupOf(matrix.dtype);
+  ForGroupsOfRow(matrix, row, [&](size_t first, const GroupScale& from) {
+    const size_t end = std::min<size_t>(first + shared, matrix.columns);
+    const uint32_t pair = F16FromFloat(from.scale) | uint32_t{F16FromFloat(from.zero)} << 16;
+    for (size_t i = first; i < end; i += group) out.scales[i / group] = pair;
+    if (from.without_codes) std::fill(&out.codes[first], out.codes.data() + end, uint8_t{0});
+  });
+}
+
+struct PartRow {
+  const WeightMatrix* part;
+  size_t row;
+};
+PartRow RowOf(const GpuMatrixParts& parts, size_t row) {
+  if (parts.gated) return {&parts.parts[row / 8 % 2], row / 16 * 8 + row % 8};
+  const WeightMatrix* part = parts.parts.data();
+  while (row >= part->rows) row -= part++->rows;
+  return {part, row};
+}
+
+// One tile of kW4 or kW8. `rows` borrows kTileRows rows; what is past the matrix is zeros.
+void PackTile(const GpuMatrix& matrix, const std::vector<CodeRow>& rows, std::byte* codes,
+              std::byte* scales) {
+  const bool is_narrow = matrix.format == GpuFormat::kW4;
+  const uint32_t piece_columns = is_narrow ? kW4PieceColumns : kW8PieceColumns;
+  for (uint32_t piece = 0; piece < matrix.columns / piece_columns; ++piece) {
+    uint32_t words[32][4] = {};
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      const uint8_t* from = &rows[row].codes[piece * piece_columns];
+      for (uint32_t column = 0; column < piece_columns; ++column) {
+        const CodePlace place = is_narrow ? W4Place(row, column) : W8Place(row, column, matrix.group);
+        uint32_t& word = words[place.lane][place.word];
+        word |= uint32_t{from[column]} << place.bit;
+        if (place.bit > 28) word |= uint32_t{from[column]} >> (32 - place.bit);  // goes round
+      }
+    }
+    std::memcpy(codes + piece * size_t{kPieceBytes}, words, kPieceBytes);
+  }
+  const uint32_t groups = GroupsOf(matrix), together = GroupsOfPiece(matrix.format, matrix.group);
+  for (uint32_t group = 0; group < groups; ++group) {
+    for (uint32_t row = 0; row < kTileRows; ++row) {
+      const size_t place = ((group / together * 8 + row % 8) * together + group % together) * 2 + row / 8;
+      std::memcpy(scales + 4 * place, &rows[row].scales[group], 4);
+    }
+  }
+}
+
+void PackTiles(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
+               ThreadPool& pool) {
+  const uint32_t groups = GroupsOf(matrix);
+  const size_t tile_codes = GpuCodeBytes(matrix) / TilesOf(matrix);
+  const size_t tile_scales = size_t{groups} * kTileRows * 4;
+  pool.ParallelFor(TilesOf(matrix), 1, [&](size_t begin, size_t end) {
+    std::vector<CodeRow> rows(kTileRows,
+                              {std::vector<uint8_t>(matrix.columns), std::vector<uint32_t>(groups)});
+    for (size_t tile = begin; tile < end; ++tile) {
+      for (size_t i = 0; i < kTileRows; ++i) {
+        const size_t row = tile * kTileRows + i;
+        if (row < matrix.rows) {
+          const PartRow from = RowOf(parts, row);
+          ReadCodes(*from.part, from.row, matrix.group, rows[i]);
+        } else {
+          std::ranges::fill(rows[i].codes, uint8_t{0});
+          std::ranges::fill(rows[i].scales, 0u);
+        }
+      }
+      PackTile(matrix, rows, codes + tile * tile_codes, scales + tile * tile_scales);
+    }
+  });
+}
+
+void PackRows(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
+              ThreadPool& pool) {
+  const size_t columns = matrix.columns;
+  pool.ParallelFor(matrix.rows, 16, [&](size_t begin, size_t end) {
+    std::vector<float> values(columns);
+    std::vector<uint16_t> rounded(columns);
+    for (size_t row = begin; row < end; ++row) {
+      const PartRow from = RowOf(parts, row);
+      if (matrix.format == GpuFormat::kBF16 && from.part->dtype == DType::kBF16) {
+        std::memcpy(codes + 2 * columns * row, from.part->Row(from.row), 2 * columns);
+        continue;
+      }
+      DecodeRow(*from.part, from.row, values.data());
+      if (matrix.format == GpuFormat::kBF16) {
+        std::ranges::transform(values, rounded.begin(), BF16FromFloat);
+        std::memcpy(codes + 2 * columns * row, rounded.data(), 2 * columns);
+      } else {
+        const float scale = QuantizeE4M3(values, reinterpret_cast<uint8_t*>(codes + columns * row));
+        std::memcpy(scales + 4 * row, &scale, 4);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+size_t GpuCodeBytes(const GpuMatrix& matrix) {
+  const size_t columns = matrix.columns;
+  switch (matrix.format) {
+    case GpuFormat::kBF16:
+      return matrix.rows * columns * 2;
+    case GpuFormat::kE4M3:
+      return matrix.rows * columns;
+    case GpuFormat::kW4:
+      return TilesOf(matrix) * (columns / kW4PieceColumns) * kPieceBytes;
+    case GpuFormat::kW8:
+      return TilesOf(matrix) * (columns / kW8PieceColumns) * kPieceBytes;
+  }
+  return 0;
+}
+
+size_t GpuScaleBytes(const GpuMatrix& matrix) {
+  switch (matrix.format) {
+    case GpuFormat::kBF16:
+      return 0;
+    case GpuFormat::kE4M3:
+      return size_t{matrix.rows} * 4;
+    case GpuFormat::kW4:
+    case GpuFormat::kW8:
+      return size_t{TilesOf(matrix)} * kTileRows * GroupsOf(matrix) * 4;
+  }
+  return 0;
+}
+
+GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool) {
+  GpuMatrix matrix{.columns = static_cast<uint32_t>(parts.parts[0].columns)};
+  GpuFormat narrowest = GpuFormat::kW4;
+  uint32_t group = kInt8Group;
+  bool has_codes = matrix.columns % kW4PieceColumns == 0;
+  for (const WeightMatrix& part : parts.parts) {
+    CHECK(part.columns == matrix.columns);
+    matrix.rows += static_cast<uint32_t>(part.rows);
+    has_codes = has_codes && !IsFloat(part.dtype);
+    if (FormatOf(part.dtype) == GpuFormat::kW8) narrowest = GpuFormat::kW8;
+    group = std::min(group, GroupOf(part.dtype));
+  }
+  CHECK(!parts.gated || (parts.parts.size() == 2 && parts.parts[0].rows == parts.parts[1].rows &&
+                         parts.parts[0].rows % 8 == 0));
+  if (!has_codes ||
+      !std::ranges::all_of(parts.parts, [&](const auto& part) { return ScalesFit(part, pool); })) {
+    return matrix;
+  }
+  matrix.format = narrowest;
+  matrix.group = group;
+  return matrix;
+}
+
+void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
+                   ThreadPool& pool) {
+  if (matrix.format == GpuFormat::kBF16 || matrix.format == GpuFormat::kE4M3) {
+    PackRows(parts, matrix, codes, scales, pool);
+  } else {
+    PackTiles(parts, matrix, codes, scales, pool);
+  }
+}
+
+float FloatFromE4M3(uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                  : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  if ((code & 0x7f) == 0x7f) magnitude = std::nanf("");
+  return (code & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+uint8_t E4M3FromFloat(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffff;
+  const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80);
+  if (magnitude > 0x7f800000) return sign | 0x7f;
+  if (magnitude >= std::bit_cast<uint32_t>(kLargestE4M3)) return sign | 0x7e;
+  if (magnitude < 0x3c800000) {  // 2^-6: a multiple of 2^-9, which is the step of f32 from 2^14 on
+    const float shifted = std::bit_cast<float>(magnitude) + 0x1p14f;
+    return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0x1p14f));
+  }
+  const uint32_t is_odd = magnitude >> 20 & 1;
+  return sign | static_cast<uint8_t>((magnitude - (120u << 23) + 0x7ffff + is_odd) >> 20);
+}
+
+float QuantizeE4M3(std::span<const float> row, uint8_t* codes) {
+  float largest = 0;
+  for (const float value : row) largest = std::max(largest, std::abs(value));
+  const float scale = largest / kLargestE4M3;
+  for (size_t i = 0; i < row.size(); ++i) codes[i] = E4M3FromFloat(scale == 0 ? 0.0f : row[i] / scale);
+  return scale;
+}
+
+}  // namespace terrace

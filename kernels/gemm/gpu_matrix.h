@@ -1,0 +1,107 @@
+// A matrix of weights as the GPU's gemm kernels read it, and how it is made from what a file holds.
+//
+//   kBF16   [rows, columns] bf16, row-major: what cuBLASLt reads too
+//   kE4M3   [rows, columns] FP8 E4M3 (OCP, "8-bit Floating Point Specification", 2023), row-major; one f32
+//           scale a row: value = scale * code
+//   kW4     4-bit codes in tiles; {scale, zero} f16 for each row and group of columns:
+//           value = scale * (code - zero)
+//   kW8     8-bit codes, otherwise as kW4
+// Tiles are of kTileRows rows; the last is padded with zeros.
+//
+// What a file holds becomes
+//   F32, F16, BF16  kBF16, rounded to nearest even
+//   Q4_0, INT4      kW4, exact
+//   Q4_K            kW4 of groups of 32: scale and minimum / scale are rounded to f16, so a value is off by
+//                   at most 2^-11 (|scale * code| + |minimum|) + 2^-25 |scale|
+//   Q8_0, Q5_0      kW8 of groups of 32, exact
+//   Q6_K            kW8 of groups of 16: the scale, an f16 times a small integer, is rounded to f16, so a
+//                   value is off by at most 2^-11 of itself
+//   INT8            kW8 of groups of 128; the scale of a row is rounded likewise
+// and several matrices that are stacked become the narrowest of these that holds all, with the smallest of
+// their groups. Where a scale is beyond f16 (too large, or so small that it would lose more than 2^-11), or
+// the columns are no whole pieces of tiles, it is kBF16.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/weight_matrix.h"
+
+namespace terrace {
+
+class ThreadPool;
+
+enum class GpuFormat : uint8_t { kBF16, kE4M3, kW4, kW8 };
+
+inline constexpr uint32_t kTileRows = 16;
+
+struct GpuMatrix {  // device pointers
+  GpuFormat format = GpuFormat::kBF16;
+  uint32_t rows = 0, columns = 0;
+  uint32_t group = 0;  // columns that share a scale: kW4 32, 64 or 128; kW8 16, 32, 64 or 128
+  const void* codes = nullptr;
+  const void* scales = nullptr;  // kE4M3: [rows] f32; kW4, kW8: in tiles
+};
+
+// Tiles: a warp reads a piece of kTileRows rows with 16 bytes a lane, which are codes of its own fragments of
+// mma.m16n8k16 (kernels/simt/simt.h). Codes are [tile][piece][32 lanes][16 bytes]. Lane 4 g + t has rows g
+// and g + 8, and of each block of 32 columns 8 t to 8 t + 7: four for the first step of the mma, four for the
+// second; with groups of 16 columns, 4 t to 4 t + 3 of each block of 16, which is a step.
+inline constexpr uint32_t kW4PieceColumns = 64, kW8PieceColumns = 32, kPieceBytes = 512;
+
+struct CodePlace {
+  uint32_t lane, word, bit;  // of the piece, of the lane's uint4, of the word
+};
+
+// Element [row, column] of a piece of 4-bit codes. A word is a step; a fragment's pair p has its elements in
+// bits 4 p + 3 and 4 p + 19 (mod 32): rotated by 4 p they are the upper bits of a bf16's mantissa.
+constexpr CodePlace W4Place(uint32_t row, uint32_t column) {
+  const uint32_t pair = column / 2 % 2 * 2 + row / 8;
+  return {row % 8 * 4 + column % 32 / 8, column / 4 % 2 + column / 32 * 2,
+          (4 * pair + column % 2 * 16 + 3) % 32};
+}
+// Of 8-bit codes. Two words are a step, of rows g and g + 8 each: bytes 0 and 2, 1 and 3.
+constexpr CodePlace W8Place(uint32_t row, uint32_t column, uint32_t group) {
+  const bool is_fine = group == 16;
+  const uint32_t t = is_fine ? column % 16 / 4 : column / 8, step = is_fine ? column / 16 : column / 4 % 2;
+  return {row % 8 * 4 + t, step * 2 + column / 2 % 2, row / 8 * 8 + column % 2 * 16};
+}
+
+// {scale, zero} pairs, scale in the lower half: [tile][groups / n][8][n groups][rows g and g + 8]; n groups
+// are a piece, or 1 where a piece is no more than a group.
+constexpr uint32_t GroupsOfPiece(GpuFormat format, uint32_t group) {
+  const uint32_t columns = format == GpuFormat::kW4 ? kW4PieceColumns : kW8PieceColumns;
+  return columns > group ? columns / group : 1;
+}
+
+constexpr uint32_t TilesOf(const GpuMatrix& matrix) { return (matrix.rows + kTileRows - 1) / kTileRows; }
+constexpr uint32_t GroupsOf(const GpuMatrix& matrix) {
+  return (matrix.columns + matrix.group - 1) / matrix.group;
+}
+
+size_t GpuCodeBytes(const GpuMatrix& matrix);
+size_t GpuScaleBytes(const GpuMatrix& matrix);
+
+// Matrices of equal columns stacked into one; `gated`: two of equal rows, a multiple of 8, of which 8 rows of
+// the first and 8 of the second take turns.
+struct GpuMatrixParts {
+  std::span<const WeightMatrix> parts;
+  bool gated = false;
+};
+
+// What they become, with null pointers. The caller may make it kBF16 or kE4M3.
+GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool);
+
+// Fills GpuCodeBytes and GpuScaleBytes of memory of the host.
+void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
+                   ThreadPool& pool);
+
+// Exact; 0x7f and 0xff are NaN, there are no infinities.
+float FloatFromE4M3(uint8_t code);
+// To nearest, ties to even; what passes 448, the largest, becomes 448.
+uint8_t E4M3FromFloat(float value);
+// Codes of a row at which its largest magnitude is 448; returns its scale.
+float QuantizeE4M3(std::span<const float> row, uint8_t* codes);
+
+}  // namespace terrace

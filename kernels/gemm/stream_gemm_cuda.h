@@ -1,0 +1,27 @@
+// gemm of few tokens on a GPU: see kernels/gemm/stream_gemm_device.h.
+#pragma once
+
+#include <span>
+
+#include "kernels/gemm/gpu_gemm.h"
+#include "kernels/launch_cuda.h"
+
+namespace terrace {
+
+struct StreamGemmShape {
+  uint32_t warps = 8;      // of a block: 4, 8 or 16. The order of sums depends on it
+  uint32_t row_tiles = 1;  // of a block: 1 or 2. 2 reads x half as often; bits do not depend on it
+};
+
+// All there are, for tuning.
+std::span<const StreamGemmShape> StreamGemmShapes();
+
+// `warps` does not depend on tokens.
+StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens);
+
+// Any tokens, best up to 32: beyond, blocks of 32 tokens read the weights each, the later ones from L2. rows
+// are a multiple of 16, columns of 64. Two row tiles become one where rows are no multiple of 32, and where
+// sums of so many tokens leave no registers for them. With cudaErrorInvalidValue nothing was launched.
+cudaError_t StreamGemmCuda(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how);
+
+}  // namespace terrace

@@ -1,0 +1,208 @@
+#include "kernels/gemm/stream_gemm_device.h"
+
+#include <bit>
+
+#include "gtest/gtest.h"
+#include "kernels/gemm/gpu_gemm_testing.h"
+
+namespace terrace {
+namespace {
+
+struct Shape {
+  uint32_t warps = 8, row_tiles = 1, token_tiles = 1;
+};
+
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
+void Launch(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {
+  const simt::Dim3 grid{(args.tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles),
+                        args.weights.rows / (16 * kRowTiles), 1};
+  simt::RunSeeded(seed, grid, 32 * shape.warps, shape.warps * kStreamRingBytes<Pieces>,
+                  StreamGemmKernel<Pieces, kTokenTiles, kRowTiles>, args,
+                  static_cast<uint32_t>(std::countr_zero(shape.warps)));
+}
+template <typename Pieces, uint32_t kTokenTiles>
+void LaunchTokens(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {
+  if constexpr (kStreamHasTwoRowTiles<Pieces, kTokenTiles>) {
+    if (shape.row_tiles == 2) return Launch<Pieces, kTokenTiles, 2>(args, shape, seed);
+  }
+  Launch<Pieces, kTokenTiles, 1>(args, shape, seed);
+}
+template <typename Pieces>
+void LaunchPieces(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {
+  if (shape.token_tiles == 1) return LaunchTokens<Pieces, 1>(args, shape, seed);
+  if (shape.token_tiles == 2) return LaunchTokens<Pieces, 2>(args, shape, seed);
+  LaunchTokens<Pieces, 4>(args, shape, seed);
+}
+void StreamGemm(const GpuGemmArgs& args, const Shape& shape, uint64_t seed = 0) {
+  const GpuMatrix& weights = args.weights;
+  if (weights.format == GpuFormat::kBF16) return LaunchPieces<BF16Pieces>(args, shape, seed);
+  if (weights.format == GpuFormat::kE4M3) return LaunchPieces<E4M3Pieces>(args, shape, seed);
+  if (weights.format == GpuFormat::kW4) {
+    return weights.group == 32 ? LaunchPieces<W4Pieces<2>>(args, shape, seed)
+                               : LaunchPieces<W4Pieces<1>>(args, shape, seed);
+  }
+  weights.group == 16 ? LaunchPieces<W8Pieces<2>>(args, shape, seed)
+                      : LaunchPieces<W8Pieces<1>>(args, shape, seed);
+}
+
+std::vector<float> StreamGemmF32(const GpuMatrix& matrix, const std::vector<uint16_t>& x, const Shape& shape,
+                                 uint64_t seed = 0) {
+  const auto tokens = static_cast<uint32_t>(x.size() / matrix.columns);
+  std::vector<float> out(tokens * matrix.rows, std::nanf(""));
+  StreamGemm(
+      {.x = x.data(), .tokens = tokens, .weights = matrix, .out = out.data(), .kind = GpuGemmOut::kF32},
+      shape, seed);
+  return out;
+}
+
+TEST(StreamGemm, EveryFormatIsWithinItsBound) {
+  for (const DType dtype : kGpuMatrixDTypes) {
+    const struct {
+      uint32_t rows, columns, tokens;
+      Shape shape;
+    } cases[] = {{16, 256, 1, {4, 1, 1}},  {48, 512, 3, {8, 1, 1}},    {32, 768, 8, {4, 2, 1}},
+                 {64, 1280, 9, {8, 2, 2}}, {16, 2304, 16, {16, 1, 2}}, {32, 512, 21, {4, 2, 4}},
+                 {16, 768, 37, {8, 1, 4}}};
+    for (const auto& c : cases) {
+      SCOPED_TRACE(testing::Message() << Info(dtype).name << " [" << c.rows << ", " << c.columns << "] "
+                                      << c.tokens << " tokens, " << c.shape.warps << " warps");
+      const TestGpuMatrix weights(dtype, c.rows, c.columns, /*seed=*/c.rows + c.tokens);
+      const std::vector<uint16_t> x = RandomBF16(c.tokens * c.columns, /*seed=*/c.tokens);
+      const std::vector<float> out = StreamGemmF32(weights.matrix(), x, c.shape, /*seed=*/c.tokens);
+      for (uint32_t token = 0; token < c.tokens; ++token) {
+        ExpectGemmRow(weights.matrix(), &x[token * c.columns], GpuGemmOut::kF32, &out[token * c.rows], 0);
+      }
+    }
+  }
+}
+
+TEST(StreamGemm, NarrowMatricesLeaveWarpsIdle) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kQ4_0, DType::kQ8_0, DType::kInt8}) {
+    for (const uint32_t columns : {64u, 128u, 192u, 384u}) {
+      SCOPED_TRACE(testing::Message() << Info(dtype).name << " " << columns);
+      const TestGpuMatrix weights(dtype, 32, columns, /*seed=*/columns);
+      const std::vector<uint16_t> x = RandomBF16(2 * columns, /*seed=*/1);
+      for (const uint32_t warps : {4u, 16u}) {
+        const std::vector<float> out = StreamGemmF32(weights.matrix(), x, {warps, 1, 1});
+        for (uint32_t token = 0; token < 2; ++token) {
+          ExpectGemmRow(weights.matrix(), &x[token * columns], GpuGemmOut::kF32, &out[token * 32], 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(StreamGemm, EveryKindOfOutput) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kQ4_K}) {
+    for (const GpuGemmOut kind :
+         {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+      for (const Shape& shape : {Shape{4, 1, 1}, Shape{8, 2, 2}, Shape{4, 1, 4}}) {
+        SCOPED_TRACE(testing::Message() << Info(dtype).name << " kind " << static_cast<int>(kind) << " "
+                                        << shape.token_tiles << " token tiles");
+        constexpr uint32_t kRows = 64, kColumns = 512, kTokens = 11;
+        const bool is_gated = kind == GpuGemmOut::kGated;
+        const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/3, is_gated);
+        const std::vector<uint16_t> x = RandomBF16(kTokens * kColumns, /*seed=*/4);
+        const bool is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32;
+        const size_t row_bytes = (is_gated ? kRows / 2 : kRows) * (is_f32 ? 4 : 2);
+        std::vector<std::byte> out((kTokens + 1) * row_bytes, std::byte{0xff});
+        constexpr float kBefore = 2.5f;
+        if (kind == GpuGemmOut::kAddF32) {
+          for (size_t i = 0; i < kTokens * kRows; ++i) std::memcpy(&out[4 * i], &kBefore, 4);
+        }
+        StreamGemm(
+            {.x = x.data(), .tokens = kTokens, .weights = weights.matrix(), .out = out.data(), .kind = kind},
+            shape);
+        for (uint32_t token = 0; token < kTokens; ++token) {
+          ExpectGemmRow(weights.matrix(), &x[token * kColumns], kind, &out[token * row_bytes], kBefore);
+        }
+        for (size_t i = kTokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
+      }
+    }
+  }
+}
+
+// Alone, or anywhere in a batch, whatever the tiles.
+TEST(StreamGemm, ATokenHasTheSameBitsInAnyBatch) {
+  constexpr uint32_t kRows = 32, kColumns = 768;
+  for (const DType dtype : kGpuMatrixDTypes) {
+    const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/5);
+    const std::vector<uint16_t> token = RandomBF16(kColumns, /*seed=*/6);
+    for (const uint32_t warps : {4u, 8u}) {
+      const std::vector<float> alone = StreamGemmF32(weights.matrix(), token, {warps, 1, 1});
+      for (const uint32_t token_tiles : {1u, 2u, 4u}) {
+        for (const uint32_t row_tiles : {1u, 2u}) {
+          const uint32_t tokens = 8 * token_tiles + 5;
+          std::vector<uint16_t> x = RandomBF16(tokens * kColumns, /*seed=*/7);
+          const uint32_t places[] = {0, 3, 8 * token_tiles - 1, tokens - 1};
+          for (const uint32_t place : places) std::ranges::copy(token, &x[place * kColumns]);
+          const std::vector<float> out =
+              StreamGemmF32(weights.matrix(), x, {warps, row_tiles, token_tiles}, /*seed=*/token_tiles);
+          for (const uint32_t place : places) {
+            for (uint32_t i = 0; i < kRows; ++i) {
+              ASSERT_EQ(out[place * kRows + i], alone[i])
+                  << Info(dtype).name << " " << warps << " warps, " << token_tiles << " and " << row_tiles
+                  << " tiles, token " << place << " output " << i;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// The residual stream's product leaves the next one's x and squares; the next one divides by their root mean.
+TEST(StreamGemm, ANormGoesAlongWithTheResidualStream) {
+  constexpr uint32_t kHidden = 192, kColumns = 128, kRows = 32;
+  constexpr float kEpsilon = 1e-3f;
+  for (const uint32_t tokens : {1u, 3u, 8u}) {
+    for (const Shape& shape : {Shape{4, 1, 1}, Shape{8, 2, 1}, Shape{16, 1, 1}}) {
+      SCOPED_TRACE(testing::Message() << tokens << " tokens, " << shape.warps << " warps");
+      const TestGpuMatrix first(DType::kBF16, kHidden, kColumns, 1), second(DType::kQ8_0, kRows, kHidden, 2);
+      const std::vector<uint16_t> x = RandomBF16(tokens * kColumns, 3),
+                                  random = RandomBF16(tokens * kHidden, 4);
+      std::vector<float> hidden, norm(kHidden), squares(tokens * kHidden / kTileRows, std::nanf(""));
+      for (const uint16_t bits : random) hidden.push_back(FloatFromBF16(bits));
+      for (uint32_t i = 0; i < kHidden; ++i) norm[i] = 0.5f + static_cast<float>(i % 7) / 8;
+      std::vector<uint16_t> next_x(tokens * kHidden, 0x7fc0);
+      const std::vector<float> before = hidden;
+      StreamGemm({.x = x.data(),
+                  .tokens = tokens,
+                  .weights = first.matrix(),
+                  .out = hidden.data(),
+                  .kind = GpuGemmOut::kAddF32,
+                  .next_norm = norm.data(),
+                  .next_x = next_x.data(),
+                  .next_squares = squares.data()},
+                 shape, 5);
+      std::vector<float> out(tokens * kRows, std::nanf(""));
+      StreamGemm({.x = next_x.data(),
+                  .tokens = tokens,
+                  .weights = second.matrix(),
+                  .out = out.data(),
+                  .kind = GpuGemmOut::kF32,
+                  .x_squares = squares.data(),
+                  .epsilon = kEpsilon},
+                 shape, 6);
+      const std::vector<float> undivided = StreamGemmF32(second.matrix(), next_x, shape);
+      for (uint32_t t = 0; t < tokens; ++t) {
+        ExpectGemmRow(first.matrix(), &x[t * kColumns], GpuGemmOut::kAddF32, &hidden[t * kHidden],
+                      before[t * kHidden], kHidden);
+        double sum = 0;
+        for (uint32_t i = 0; i < kHidden; ++i) {
+          const float h = hidden[t * kHidden + i];
+          EXPECT_EQ(next_x[t * kHidden + i], BF16FromFloat(h * norm[i]));
+          sum += double{h} * h;
+        }
+        const double factor = 1 / std::sqrt(sum / kHidden + double{kEpsilon});
+        for (uint32_t i = 0; i < kRows; ++i) {  // some ten roundings of terms of one sign
+          const double want = undivided[t * kRows + i] * factor;
+          EXPECT_NEAR(out[t * kRows + i], want, std::abs(want) * 0x1p-19);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace terrace

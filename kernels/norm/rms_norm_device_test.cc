@@ -1,0 +1,107 @@
+#include "kernels/norm/rms_norm_device.h"
+
+#include <limits>
+#include <random>
+
+#include "kernels/norm/rms_norm_testing.h"
+
+namespace terrace {
+namespace {
+
+constexpr float kEpsilon = 1e-5f;
+
+std::vector<float> RandomNormal(size_t count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> out(count);
+  for (float& each : out) each = normal(random);
+  return out;
+}
+
+struct Outputs {
+  std::vector<uint16_t> bf16;
+  std::vector<uint8_t> e4m3;
+  std::vector<float> scales;
+  bool operator==(const Outputs&) const = default;
+};
+
+enum Kinds { kBF16Only, kE4M3Only, kBoth };
+
+// Rows `rows` of x; all of it, in order, without any.
+Outputs Norm(const std::vector<float>& x, const std::vector<float>& weight, const std::vector<uint32_t>& rows,
+             Kinds kinds, uint64_t seed) {
+  const size_t width = weight.size(), count = rows.empty() ? x.size() / width : rows.size();
+  Outputs out = {std::vector<uint16_t>(kinds == kE4M3Only ? 0 : count * width, 0xffff),
+                 std::vector<uint8_t>(kinds == kBF16Only ? 0 : count * width, 0xff),
+                 std::vector<float>(kinds == kBF16Only ? 0 : count, std::numeric_limits<float>::quiet_NaN())};
+  const GpuRmsNormArgs args = {.x = x.data(),
+                               .weight = weight.data(),
+                               .rows = rows.empty() ? nullptr : rows.data(),
+                               .count = static_cast<uint32_t>(count),
+                               .width = static_cast<uint32_t>(width),
+                               .epsilon = kEpsilon,
+                               .out = kinds == kE4M3Only ? nullptr : out.bf16.data(),
+                               .out_e4m3 = kinds == kBF16Only ? nullptr : out.e4m3.data(),
+                               .scales = out.scales.data()};
+  LaunchRmsNorm(args, [&](void (*kernel)(GpuRmsNormArgs), uint32_t threads) {
+    simt::RunSeeded(seed, {args.count}, threads, 0, kernel, args);
+  });
+  return out;
+}
+
+constexpr size_t kWidths[] = {8, 136, 1000, 2048, 2056, 4096, 5000, 8192, 8200, 20000};
+
+TEST(RmsNormDevice, MatchesTheReference) {
+  for (const size_t width : kWidths) {
+    const std::vector<float> x = RandomNormal(3 * width, /*seed=*/width),
+                             weight = RandomNormal(width, /*seed=*/1);
+    SCOPED_TRACE(testing::Message() << "width " << width);
+    const Outputs both = Norm(x, weight, {}, kBoth, /*seed=*/0);
+    for (size_t row = 0; row < 3; ++row) {
+      const std::vector<double> want = RmsNormRef(&x[row * width], weight, kEpsilon);
+      ExpectRmsNormRow(want, &both.bf16[row * width]);
+      ExpectE4M3Row(want, &both.e4m3[row * width], both.scales[row], kRmsNormError);
+    }
+    EXPECT_EQ(Norm(x, weight, {}, kBF16Only, /*seed=*/1).bf16, both.bf16);
+    EXPECT_EQ(Norm(x, weight, {}, kE4M3Only, /*seed=*/2).e4m3, both.e4m3);
+  }
+}
+
+TEST(RmsNormDevice, ARowIsTheSameWhereverItComes) {
+  for (const size_t width : {64, 4096}) {
+    const std::vector<float> x = RandomNormal(4 * width, /*seed=*/5),
+                             weight = RandomNormal(width, /*seed=*/6);
+    const Outputs all = Norm(x, weight, {}, kBoth, 0);
+    const Outputs picked = Norm(x, weight, {3, 1, 1}, kBoth, 7);
+    for (size_t i = 0; i < 3; ++i) {
+      const size_t row = i == 0 ? 3 : 1;
+      EXPECT_EQ(picked.scales[i], all.scales[row]);
+      for (size_t k = 0; k < width; ++k) {
+        ASSERT_EQ(picked.bf16[i * width + k], all.bf16[row * width + k]);
+        ASSERT_EQ(picked.e4m3[i * width + k], all.e4m3[row * width + k]);
+      }
+    }
+  }
+}
+
+TEST(RmsNormDevice, ZerosStayZerosAndWhatIsNotFiniteShows) {
+  const size_t width = 256;
+  std::vector<float> x(4 * width);
+  for (size_t i = width; i < x.size(); ++i) x[i] = 1;
+  x[width + 17] = NAN;
+  x[2 * width + 255] = INFINITY;
+  const Outputs out = Norm(x, std::vector<float>(width, 2), {}, kBoth, 0);
+  for (size_t k = 0; k < width; ++k) {
+    EXPECT_EQ(out.bf16[k], 0);
+    EXPECT_EQ(out.e4m3[k], 0);
+  }
+  EXPECT_EQ(out.scales[0], 0);
+  EXPECT_TRUE(std::isnan(out.scales[1]));
+  EXPECT_TRUE(std::isnan(out.scales[2]));
+  EXPECT_NEAR(out.scales[3], 2.0 / 448, 1e-7);
+  EXPECT_TRUE(std::isnan(FloatFromBF16(out.bf16[width])));
+  EXPECT_TRUE(std::isnan(FloatFromBF16(out.bf16[2 * width + 255])));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""What each CUDA kernel takes of a multiprocessor, from the .ptxas files of a build.
+
+usage: resource_table.py [--check] FILE...
+
+Prints a Markdown table: registers, static shared memory, bytes of stack and of spills, of sm_90a and sm_80. With --check
+it fails when a kernel spills more than ALLOWED says.
+"""
+import re
+import subprocess
+import sys
+
+# Bytes spilled, outside of any inner loop: (part of the kernel's name, most bytes stored and loaded).
+ALLOWED = [
+    ("SampleChooseKernel<true>", 96),
+    ("DecodeAttentionKernel", 16),
+    ("PrefillAttentionKernel", 32),
+    ("StreamGemmKernel", 24),  # sm_80 only
+]
+
+
+def kernels(path):
+    """Yields (mangled name, architecture, {what: number})."""
+    name = arch = None
+    numbers = {}
+    for line in open(path, encoding="utf-8"):
+        if found := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            name, arch = found.groups()
+            numbers = {}
+        elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            numbers["stack"] = int(found[1])
+            numbers["spills"] = int(found[2]) + int(found[3])
+        elif (found := re.search(r"Used (\d+) registers", line)) and name:
+            shared = re.search(r"(\d+) bytes smem", line)
+            numbers["registers"] = int(found[1])
+            numbers["shared"] = int(shared[1]) if shared else 0
+            yield name, arch, numbers
+            name = None
+
+
+def demangled(names):
+    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    short = []
+    for line in text.splitlines():
+        line = re.sub(r"terrace::|decode_attention::|\(anonymous namespace\)::", "", line)
+        line = re.sub(r"^void ", "", line)
+        line = re.sub(r"\((unsigned int|bool|int)\)", "", line)
+        line = re.sub(r"(\d)u\b", r"\1", line)
+        short.append(line[: line.rindex("(")] if "(" in line else line)
+    return short
+
+
+def main():
+    arguments = sys.argv[1:]
+    check = "--check" in arguments
+    files = [a for a in arguments if a != "--check"]
+    if not files or any(f.startswith("-") for f in files):
+        sys.exit(__doc__)
+    found = [k for path in files for k in kernels(path)]
+    if not found:
+        sys.exit("resource_table: no kernel in these files")
+    table = {}
+    for name, (_, arch, numbers) in zip(demangled([k[0] for k in found]), found):
+        table.setdefault(name, {})[arch] = numbers
+    print("| kernel | registers sm_90a / sm_80 | shared bytes | stack | spills sm_90a / sm_80 |")
+    print("|---|---|---|---|---|")
+    bad = []
+    for name, by_arch in sorted(table.items()):
+        hopper, ampere = by_arch.get("sm_90a", {}), by_arch.get("sm_80", {})
+        both = lambda what: f"{hopper.get(what, '-')} / {ampere.get(what, '-')}"
+        print(f"| `{name}` | {both('registers')} | {hopper.get('shared', '-')} | {hopper.get('stack', '-')} | {both('spills')} |")
+        most = max(hopper.get("spills", 0), ampere.get("spills", 0))
+        if most > max((m for part, m in ALLOWED if part in name), default=0):
+            bad.append(f"{name} spills {most} bytes")
+    if check and bad:
+        sys.exit("resource_table: " + "; ".join(bad))
+
+
+if __name__ == "__main__":
+    main()

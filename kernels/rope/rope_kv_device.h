@@ -1,0 +1,211 @@
+// A group of lanes rotates or copies one head of one token: a lane has two pieces of 8 elements (16 bytes),
+// from the first and from the second half of the head. With halves they are 8 pairs; with neighbours each
+// holds 4.
+//
+// Every operation is written with its roundings: real = fma(first, cos, -(second * sin)) and
+// imaginary = fma(second, cos, first * sin), in f32 from bf16, are the values that are rounded once more to
+// what is stored, as kv_layer.h says, to the bit of WriteKv.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/rope/rope_kv_gpu.h"
+#include "kernels/simt/simt.h"
+
+namespace terrace {
+
+inline constexpr uint32_t kRopeThreads = 384;  // at most; the heads of a token of an 8B model: (32 + 16) * 8
+inline constexpr uint32_t kRopeMostHeadDim = 256;
+
+struct RopePiece {
+  float x[8];
+};
+
+TERRACE_DEVICE RopePiece UnpackBF16(const uint4& w) {
+  return {{simt::BF16Low(w.x), simt::BF16High(w.x), simt::BF16Low(w.y), simt::BF16High(w.y),  //
+           simt::BF16Low(w.z), simt::BF16High(w.z), simt::BF16Low(w.w), simt::BF16High(w.w)}};
+}
+TERRACE_DEVICE uint4 PackPieceBF16(const RopePiece& p) {
+  return {simt::PackBF16(p.x[0], p.x[1]), simt::PackBF16(p.x[2], p.x[3]), simt::PackBF16(p.x[4], p.x[5]),
+          simt::PackBF16(p.x[6], p.x[7])};
+}
+
+TERRACE_DEVICE void RotatePair(float& first, float& second, float cos, float sin) {
+  const float real = fmaf(first, cos, -(second * sin)), imaginary = fmaf(second, cos, first * sin);
+  first = real;
+  second = imaginary;
+}
+
+template <bool kNeighbours>
+TERRACE_DEVICE void RotatePieces(RopePiece& low, RopePiece& high, const float4 (&c)[2],
+                                 const float4 (&s)[2]) {
+  const float cos[8] = {c[0].x, c[0].y, c[0].z, c[0].w, c[1].x, c[1].y, c[1].z, c[1].w};
+  const float sin[8] = {s[0].x, s[0].y, s[0].z, s[0].w, s[1].x, s[1].y, s[1].z, s[1].w};
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < 8; ++i) {
+    if constexpr (kNeighbours) {
+      RopePiece& piece = i < 4 ? low : high;
+      RotatePair(piece.x[2 * (i % 4)], piece.x[2 * (i % 4) + 1], cos[i], sin[i]);
+    } else {
+      RotatePair(low.x[i], high.x[i], cos[i], sin[i]);
+    }
+  }
+}
+
+// Each 16-bit half whose exponent has all its bits, `exponent`, as `nan`.
+TERRACE_DEVICE uint32_t NaNUnlessFinite(uint32_t w, uint32_t exponent, uint32_t nan) {
+  if ((w & exponent) == exponent) w = (w & 0xffff0000) | nan;
+  if ((w & exponent << 16) == exponent << 16) w = (w & 0xffff) | nan << 16;
+  return w;
+}
+
+template <KvDType kDType>
+TERRACE_DEVICE uint4 PackRow16(const RopePiece& p) {
+  const auto pack = [&p](uint32_t i) {
+    return kDType == KvDType::kBF16 ? NaNUnlessFinite(simt::PackBF16(p.x[i], p.x[i + 1]), 0x7f80, 0x7fc0)
+                                    : NaNUnlessFinite(simt::PackF16(p.x[i], p.x[i + 1]), 0x7c00, 0x7e00);
+  };
+  return {pack(0), pack(2), pack(4), pack(6)};
+}
+
+// The codes of a row: v / scale to the nearest integer.
+class Int8Row {
+ public:
+  TERRACE_DEVICE explicit Int8Row(float scale)
+      : widen_(scale < 1 ? 0x1p64f : 1), scale_(scale * widen_), reciprocal_(scale > 0 ? 1 / scale_ : 0) {}
+
+  TERRACE_DEVICE uint2 Codes(const RopePiece& p) const {
+    if (!(reciprocal_ > 0)) return {0, 0};  // of a scale of 0 or NaN
+    return {Four(p.x[0], p.x[1], p.x[2], p.x[3]), Four(p.x[4], p.x[5], p.x[6], p.x[7])};
+  }
+
+ private:
+  // v / scale rounded as a division rounds it (Markstein, "Computation of elementary functions on the IBM
+  // RISC System/6000 processor", 1990: the first step is within an ulp, the second is exact), without its
+  // special cases: |v| <= 127 scale, and times 2^64 no remainder that matters is subnormal. Adding 1.5 * 2^23
+  // rounds to an integer, ties to even, that is then the lowest byte.
+  TERRACE_DEVICE uint32_t Code(float v) const {
+    v *= widen_;
+    float quotient = v * reciprocal_;
+    quotient = fmaf(fmaf(-quotient, scale_, v), reciprocal_, quotient);
+    quotient = fmaf(fmaf(-quotient, scale_, v), reciprocal_, quotient);
+    return simt::BitsOfFloat(quotient + 0x1.8p23f);
+  }
+  TERRACE_DEVICE uint32_t Four(float v0, float v1, float v2, float v3) const {
+    return simt::BytePermute(simt::BytePermute(Code(v0), Code(v1), 0x0040),
+                             simt::BytePermute(Code(v2), Code(v3), 0x0040), 0x5410);
+  }
+
+  float widen_, scale_, reciprocal_;
+};
+
+// Of an int8 row. As integers, magnitudes of floats rise as they do, infinities and NaN above them. Every
+// lane of the warp calls it.
+TERRACE_DEVICE float Int8Scale(const RopePiece& low, const RopePiece& high, uint32_t group) {
+  uint32_t largest = 0;
+  const auto take = [&largest](uint32_t bits) {
+    bits &= 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  };
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < 8; ++i) {
+    take(simt::BitsOfFloat(low.x[i]));
+    take(simt::BitsOfFloat(high.x[i]));
+  }
+  for (uint32_t mask = group / 2; mask > 0; mask /= 2) take(simt::ShuffleXor(largest, mask));
+  if (largest >= 0x7f800000) return simt::FloatOfBits(0x7fc00000);  // NaN
+  const float value = simt::FloatOfBits(largest);
+  return value < kSmallestInt8Row ? 0 : value / 127;
+}
+
+// Grid: [tokens, parts of its heads]; groups of 2^log2_group lanes, at least head_dim / 16.
+template <KvDType kDType, bool kNeighbours>
+TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a, uint32_t log2_group) {
+  simt::LetNextStart();
+  const uint32_t token = blockIdx.x, slot = blockIdx.y * blockDim.x + threadIdx.x;
+  const uint32_t head = slot >> log2_group, lane = slot & ((1u << log2_group) - 1);
+  const uint32_t kv_heads = a.batch.kv_heads, heads = a.heads + 2 * kv_heads;
+  const uint32_t half = a.batch.head_dim / 2, pairs = half;
+  const bool is_mine = head < heads && lane < half / 8, is_stored = is_mine && head >= a.heads;
+  const bool is_rotated = is_mine && head < a.heads + kv_heads;
+  uint16_t* const elements =
+      a.qkv + (uint64_t{token} * heads + (is_mine ? head : 0)) * (2 * half) + (is_mine ? 8 * lane : 0);
+  auto* const low_piece = reinterpret_cast<uint4*>(elements);
+  auto* const high_piece = reinterpret_cast<uint4*>(elements + half);
+  simt::WaitForPrevious();
+
+  // All that is loaded is asked for before the first of it is used.
+  const uint32_t position = a.batch.positions[token], sequence = a.batch.sequences[token];
+  uint4 low_bits = {}, high_bits = {};
+  if (is_mine) {
+    low_bits = *low_piece;
+    high_bits = *high_piece;
+  }
+  float4 cos[2] = {}, sin[2] = {};
+  if (is_rotated) {  // of the pairs of the two pieces: with neighbours, 4 in each
+    const uint32_t first = kNeighbours ? 4 * lane : 8 * lane,
+                   second = kNeighbours ? pairs / 2 + 4 * lane : first + 4;
+    const uint64_t row_of_tables = uint64_t{position} * pairs;
+    const auto quad = [](const float* from) {
+      return simt::LoadReadOnly(reinterpret_cast<const float4*>(from));
+    };
+    cos[0] = quad(a.cos + row_of_tables + first);
+    cos[1] = quad(a.cos + row_of_tables + second);
+    sin[0] = quad(a.sin + row_of_tables + first);
+    sin[1] = quad(a.sin + row_of_tables + second);
+  }
+  uint64_t row = 0;
+  if (is_stored) row = KvRow(a.batch, sequence, head - a.heads - (is_rotated ? 0 : kv_heads), position);
+
+  RopePiece low = UnpackBF16(low_bits), high = UnpackBF16(high_bits);
+  if (is_rotated) RotatePieces<kNeighbours>(low, high, cos, sin);
+  float scale = 0;
+  if constexpr (kDType == KvDType::kInt8) scale = Int8Scale(low, high, 1u << log2_group);
+  if (!is_mine) return;
+  if (!is_stored) {
+    *low_piece = PackPieceBF16(low);
+    *high_piece = PackPieceBF16(high);
+    return;
+  }
+  constexpr uint32_t kBytes = kDType == KvDType::kInt8 ? 1 : 2;
+  std::byte* const to =
+      (is_rotated ? a.kv.keys.data : a.kv.values.data) + (row * (2 * half) + 8 * lane) * kBytes;
+  if constexpr (kDType == KvDType::kInt8) {
+    const Int8Row coder(scale);
+    *reinterpret_cast<uint2*>(to) = coder.Codes(low);
+    *reinterpret_cast<uint2*>(to + half) = coder.Codes(high);
+    if (lane == 0) (is_rotated ? a.kv.keys.scales : a.kv.values.scales)[row] = scale;
+  } else {
+    *reinterpret_cast<uint4*>(to) = PackRow16<kDType>(low);
+    *reinterpret_cast<uint4*>(to + kBytes * half) = PackRow16<kDType>(high);
+  }
+}
+
+// Of the host: calls launch(kernel, blocks of a token, threads of a block, log2_group) for `args`, whose
+// KvDType is not f32.
+template <KvDType kDType, typename Launch>
+auto LaunchRopeKvAs(const GpuRopeKvArgs& args, const Launch& launch) {
+  uint32_t log2_group = 0;
+  while ((16u << log2_group) < args.batch.head_dim) ++log2_group;
+  const uint32_t lanes = (args.heads + 2 * args.batch.kv_heads) << log2_group;
+  const uint32_t blocks = (lanes + kRopeThreads - 1) / kRopeThreads;
+  const uint32_t threads = ((lanes + blocks - 1) / blocks + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
+  return args.neighbours ? launch(RopeKvKernel<kDType, true>, blocks, threads, log2_group)
+                         : launch(RopeKvKernel<kDType, false>, blocks, threads, log2_group);
+}
+template <typename Launch>
+auto LaunchRopeKv(const GpuRopeKvArgs& args, const Launch& launch) {
+  switch (args.kv.dtype) {
+    case KvDType::kF16:
+      return LaunchRopeKvAs<KvDType::kF16>(args, launch);
+    case KvDType::kInt8:
+      return LaunchRopeKvAs<KvDType::kInt8>(args, launch);
+    case KvDType::kF32:
+    case KvDType::kBF16:
+      break;
+  }
+  return LaunchRopeKvAs<KvDType::kBF16>(args, launch);
+}
+
+}  // namespace terrace

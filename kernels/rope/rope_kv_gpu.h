@@ -1,0 +1,21 @@
+// rope_kv.h on a GPU: queries rotated in place, keys rotated and values as they are go to their rows of the
+// pool.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/gpu_batch.h"
+
+namespace terrace {
+
+struct GpuRopeKvArgs {
+  GpuBatch batch;
+  uint16_t* qkv = nullptr;     // [tokens, heads + 2 kv_heads, head_dim] bf16: queries, keys, values
+  const float* cos = nullptr;  // [positions of a context, head_dim / 2], by position
+  const float* sin = nullptr;
+  uint32_t heads = 0;
+  bool neighbours = false;
+  KvLayer kv;  // bf16, f16 or int8
+};
+
+}  // namespace terrace

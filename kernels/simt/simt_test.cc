@@ -1,0 +1,127 @@
+// The emulator: what device code is tested with is tested first.
+#include "kernels/simt/simt.h"
+
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+TEST(Simt, EveryThreadOfEveryBlockRunsOnce) {
+  std::vector<int> seen(3 * 2 * 64);
+  simt::RunBody({3, 2, 1}, 64, 0,
+                [&] { ++seen[(blockIdx.y * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x]; });
+  for (const int times : seen) EXPECT_EQ(times, 1);
+}
+
+TEST(Simt, ABarrierOrdersWhatThreadsWrite) {
+  for (const uint64_t seed : {0, 1, 2}) {
+    std::vector<uint32_t> out(128);
+    simt::RunBody({}, 128, 128 * sizeof(uint32_t),
+                  [&] {
+                    auto* shared = reinterpret_cast<uint32_t*>(simt::DynamicShared());
+                    shared[threadIdx.x] = threadIdx.x;
+                    simt::SyncThreads();
+                    out[threadIdx.x] = shared[127 - threadIdx.x];
+                  },
+                  {.seed = seed});
+    for (uint32_t i = 0; i < 128; ++i) EXPECT_EQ(out[i], 127 - i) << "seed " << seed;
+  }
+}
+
+TEST(Simt, ShufflesAndSums) {
+  simt::RunBody({}, 64, 0, [&] {
+    EXPECT_EQ(simt::ShuffleXor(simt::Lane(), 5), simt::Lane() ^ 5);
+    EXPECT_EQ(simt::Shuffle(simt::Lane(), 7), 7u);
+    EXPECT_EQ(simt::WarpSum(static_cast<float>(simt::Lane())), 496);
+    EXPECT_EQ(simt::Ballot(simt::Lane() % 2 == 0), 0x55555555u);
+  });
+}
+
+// A and B by the table of simt.h, C by the definition.
+TEST(Simt, MmaMultiplies) {
+  float a[16][16], b[16][8];
+  for (int i = 0; i < 16; ++i) {
+    for (int k = 0; k < 16; ++k) a[i][k] = static_cast<float>((7 * i + 3 * k) % 11 - 5);
+    for (int j = 0; j < 8; ++j) b[i][j] = static_cast<float>((5 * i + 2 * j) % 13 - 6);
+  }
+  simt::RunBody({}, 32, 0, [&] {
+    const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+    const uint32_t fragment_a[4] = {simt::PackBF16(a[g][2 * t], a[g][2 * t + 1]),
+                                    simt::PackBF16(a[g + 8][2 * t], a[g + 8][2 * t + 1]),
+                                    simt::PackBF16(a[g][2 * t + 8], a[g][2 * t + 9]),
+                                    simt::PackBF16(a[g + 8][2 * t + 8], a[g + 8][2 * t + 9])};
+    const uint32_t fragment_b[2] = {simt::PackBF16(b[2 * t][g], b[2 * t + 1][g]),
+                                    simt::PackBF16(b[2 * t + 8][g], b[2 * t + 9][g])};
+    float c[4] = {1, 2, 3, 4};
+    simt::MmaBF16(c, fragment_a, fragment_b);
+    for (uint32_t i = 0; i < 4; ++i) {
+      float expected = static_cast<float>(i + 1);
+      for (int k = 0; k < 16; ++k) expected += a[g + 8 * (i / 2)][k] * b[k][2 * t + i % 2];
+      EXPECT_EQ(c[i], expected);
+    }
+  });
+}
+
+TEST(Simt, LdMatrixGivesFragments) {
+  simt::RunBody({}, 32, 4 * 8 * 16, [&] {
+    auto* shared = reinterpret_cast<uint16_t*>(simt::DynamicShared());
+    const uint32_t lane = simt::Lane();
+    for (uint16_t e = 0; e < 8; ++e) shared[lane * 8 + e] = static_cast<uint16_t>(lane * 8 + e);
+    simt::SyncWarp();
+    uint32_t plain[4], transposed[4];
+    simt::LdMatrix4(plain, shared + lane * 8);
+    simt::LdMatrix4Trans(transposed, shared + lane * 8);
+    const uint32_t g = lane / 4, t = lane % 4;
+    for (uint32_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(plain[i], (i * 64 + g * 8 + 2 * t) | (i * 64 + g * 8 + 2 * t + 1) << 16);
+      EXPECT_EQ(transposed[i], (i * 64 + 2 * t * 8 + g) | (i * 64 + (2 * t + 1) * 8 + g) << 16);
+    }
+  });
+}
+
+TEST(Simt, AnAsynchronousCopyComesWhenItIsWaitedFor) {
+  alignas(16) const uint32_t from[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  simt::RunBody({}, 32, 32, [&] {
+    auto* shared = reinterpret_cast<uint32_t*>(simt::DynamicShared());
+    if (threadIdx.x != 0) return;
+    simt::CpAsync16(shared, from, true);
+    simt::CpAsyncCommit();
+    simt::CpAsync16(shared + 4, from + 4, false);
+    simt::CpAsyncCommit();
+    EXPECT_EQ(shared[0], 0xffffffffu);
+    simt::CpAsyncWait<1>();
+    EXPECT_EQ(shared[0], 1u);
+    EXPECT_EQ(shared[4], 0xffffffffu);
+    simt::CpAsyncWait<0>();
+    EXPECT_EQ(shared[4], 0u);
+  });
+}
+
+TEST(SimtDeathTest, WhatWouldHangEnds) {
+  EXPECT_DEATH(simt::RunBody({}, 64, 0,
+                             [] {
+                               if (threadIdx.x < 32) simt::SyncThreads();
+                             }),
+               "can go on");
+  EXPECT_DEATH(simt::RunBody({}, 32, 0,
+                             [] {
+                               if (threadIdx.x < 16) simt::SyncWarp();
+                             }),
+               "can go on");
+}
+
+TEST(SimtDeathTest, SharedMemoryEndsWhereItEnds) {
+  EXPECT_DEATH(simt::RunBody({}, 32, 128, [] { simt::DynamicShared()[128] = std::byte{1}; }), "");
+}
+
+TEST(Simt, BytePermutes) {
+  EXPECT_EQ(simt::BytePermute(0x33221100, 0x77665544, 0x5410), 0x55441100u);
+  EXPECT_EQ(simt::BytePermute(0x33221100, 0x77665544, 0x7632), 0x77663322u);
+}
+
+}  // namespace
+}  // namespace terrace
