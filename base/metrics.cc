@@ -292,7 +292,7 @@ const std::vector<MetricInfo> kMetrics = {
     {"terrace_engine_sequences_total",
      kCounter,
      "Finished sequences. Outcomes: stop, length, cancelled, deadline, error, handed_over (the worker "
-     "drained), refused.",
+     "drained, or lost its device), refused.",
      {"outcome"},
      {}},
     {"terrace_engine_preemptions_total",

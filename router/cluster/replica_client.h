@@ -17,6 +17,8 @@ namespace terrace {
 // Of the UNAVAILABLE of a call that never had a connection to its worker, and of one that was given up
 // because the worker said nothing for too long. A connection that was lost has no reason.
 inline constexpr char kUnreachedReason[] = "unreached", kSilentReason[] = "silent";
+// What a worker says of the calls that its device was lost under.
+inline constexpr char kDeviceLostReason[] = "device_lost";
 
 struct ExecuteSpec {
   std::string request_id = {};

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "router/balance/slow_start.h"
 #include "router/cluster/ejection.h"
+#include "router/cluster/replica_client.h"
 #include "text/block_key.h"
 
 namespace terrace {
@@ -187,7 +188,8 @@ void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
 }
 
 bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error) {
-  // What a worker says itself, as that it drains, has a reason, and so has that it was not there or is
+  if (Reason(error) == kDeviceLostReason) return true;  // it drains by now, and not by its will
+  // What else a worker says itself, as that it drains, has a reason, and so has that it was not there or is
   // silent.
   if (error.code() != StatusCode::kUnavailable || !Reason(error).empty()) return false;
   const auto view = state.parts.cluster.View();

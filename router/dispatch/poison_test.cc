@@ -136,6 +136,19 @@ TEST_F(PoisonTest, AnAnswerThatGetsFurtherIsNotWhatTookItsWorkersDown) {
   EXPECT_EQ(sink_->text, piece + piece + "end");
 }
 
+TEST_F(PoisonTest, ADeviceThatIsLostIsAWorkerThatDiedThoughItDrains) {
+  const Status lost = WithReason(Unavailable("the worker has lost its device"), kDeviceLostReason);
+  Ask("base");
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_FALSE(sink_->end.has_value());
+    wide_.call(kBase, i).Start(0);
+    wide_.tier(kBase).replicas[i].is_leaving = true;
+    wide_.call(kBase, i).Fail(lost);
+  }
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  EXPECT_EQ(Calls(kBase), 2u);
+}
+
 TEST_F(PoisonTest, OnlyWorkersThatDieCount) {
   const Status others[] = {WithReason(Unavailable("stopping"), "draining"),
                            WithReason(Unavailable("another"), "wrong_instance"),

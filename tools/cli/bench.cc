@@ -27,6 +27,7 @@ StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& optio
   engine.model = options.model;
   engine.threads = options.threads;
   engine.max_sequences = options.max_sequences;
+  engine.device = options.device;
   engine.compute = options.compute;
   engine.kv_dtype = options.kv_dtype;
   engine.is_cancelled = [&shutdown] { return shutdown.IsPending(); };

@@ -15,8 +15,8 @@ struct BenchOptions {
   std::string router, worker;  // host:port; at most one of them
   ServerAccess access;         // of either
   std::string model;  // with `router`: a served name; alone: the path of a model to run in this process
-  uint32_t threads = 0, max_sequences = 16;        // of a model in this process; 0 threads: all cores
-  std::string compute = "auto", kv_dtype = "f32";  // the same: see OpenEngineOptions
+  uint32_t threads = 0, max_sequences = 0;                           // of a model in this process: see
+  std::string device = "auto", compute = "auto", kv_dtype = "auto";  // OpenEngineOptions
   BenchSettings settings;
   std::string json;  // a file, "-" for stdout; "": none
 };

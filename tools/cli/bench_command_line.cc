@@ -42,14 +42,16 @@ void AddTarget(CLI::App& bench, BenchOptions& options) {
       ->type_name("N")
       ->excludes(router)
       ->excludes(worker);
-  for (CLI::Option* const option : AddEngineOptions(bench, options.compute, options.kv_dtype)) {
+  for (CLI::Option* const option :
+       AddEngineOptions(bench, options.device, options.compute, options.kv_dtype)) {
     option->excludes(router)->excludes(worker);
   }
-  bench.add_option("--max-sequences", options.max_sequences, "batched at once by a model in this process")
+  bench
+      .add_option("--max-sequences", options.max_sequences,
+                  "batched at once by a model in this process (default: 16, on a CUDA device 256)")
       ->type_name("N")
       ->excludes(router)
-      ->excludes(worker)
-      ->capture_default_str();
+      ->excludes(worker);
 }
 
 void AddLoad(CLI::App& bench, LoadFlags& load, BenchSettings& settings) {

@@ -105,6 +105,7 @@ TEST(BenchCommandLine, SenselessFlagsAreOneLineUsageErrors) {
       {"--model", "m", "--worker", "h:1"},
       {"--router", "h:1", "--worker", "h:1"},
       {"--worker", "h:1", "--threads", "2"},
+      {"--worker", "h:1", "--device", "cpu"},
       {"--router", "h:1", "--max-sequences", "2"},
       {"--router", "h"},
       {"--worker", "h:99999"},

@@ -78,7 +78,8 @@ void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options)
   auto* const threads =
       command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
           ->type_name(kWholeNumber);
-  const auto [compute, kv_dtype] = AddEngineOptions(command, target.compute, target.kv_dtype);
+  const auto [device, compute, kv_dtype] =
+      AddEngineOptions(command, target.device, target.compute, target.kv_dtype);
   auto* const tasks =
       command.add_option("--tasks", options.tasks, "task files (default: models/eval/validation.jsonl)")
           ->type_name("FILE");
@@ -99,7 +100,7 @@ void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options)
           ->type_name("FILE");
   command.add_flag("--records-only", options.records_only, "save the records, and end")->needs(save);
   for (CLI::Option* const option :
-       {router, router_ops, threads, compute, kv_dtype, tasks, limit, concurrency, max_tokens, save})
+       {router, router_ops, threads, device, compute, kv_dtype, tasks, limit, concurrency, max_tokens, save})
     option->needs(tiers);
 }
 

@@ -97,8 +97,10 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
   auto* const threads =
       command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
           ->type_name("N");
-  const auto [compute, kv_dtype] = AddEngineOptions(command, target.compute, target.kv_dtype);
-  for (CLI::Option* const option : {threads, compute, kv_dtype}) option->excludes(router)->needs(model);
+  const auto [device, compute, kv_dtype] =
+      AddEngineOptions(command, target.device, target.compute, target.kv_dtype);
+  for (CLI::Option* const option : {threads, device, compute, kv_dtype})
+    option->excludes(router)->needs(model);
 }
 
 void AddChat(CLI::App& app, ChatOptions& options) {

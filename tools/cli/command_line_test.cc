@@ -153,6 +153,9 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"generate", "--prompt", "a", "--temperature", "3"},
       {"generate", "--prompt", "a", "--compute", "f32"},  // of which model?
       {"generate", "--prompt", "a", "--model", "m", "--compute", "bf16"},
+      {"generate", "--prompt", "a", "--model", "m", "--device", "tpu"},
+      {"generate", "--prompt", "a", "--device", "cpu"},
+      {"evaluate", "--router", "h:1", "--model", "m", "--device", "cpu"},
       {"generate", "--prompt", "a", "--model", "m", "--kv-dtype", "fp8"},
       {"evaluate", "--router", "h:1", "--model", "m", "--kv-dtype", "f16"},
       {"generate", "--prompt", "a", "--top-k", "-1"},

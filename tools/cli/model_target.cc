@@ -25,6 +25,7 @@ StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const 
   options.model = target.model;
   options.threads = target.threads;
   options.max_sequences = target.max_sequences;
+  options.device = target.device;
   options.compute = target.compute;
   options.kv_dtype = target.kv_dtype;
   options.is_cancelled = [&shutdown] { return shutdown.IsPending(); };

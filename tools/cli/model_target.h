@@ -16,9 +16,9 @@ struct ModelTarget {
   std::string router;    // host:port; then `model` is a served name, "" the router's default
   std::string model;     // without `router`: the path of a model; "" the default router's default model
   uint32_t threads = 0;  // in process; 0: all cores
-  uint32_t max_sequences = 16;                     // in process
-  std::string compute = "auto", kv_dtype = "f32";  // in process: see OpenEngineOptions
-  ServerAccess access;                             // of a router
+  uint32_t max_sequences = 16;                                       // in process
+  std::string device = "auto", compute = "auto", kv_dtype = "auto";  // in process: see OpenEngineOptions
+  ServerAccess access;                                               // of a router
 
   bool is_in_process() const { return router.empty() && !model.empty(); }
   // What a request to the opened Answerer says as its model.

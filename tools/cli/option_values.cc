@@ -44,20 +44,32 @@ std::string ValueError(std::string_view type, const std::string& text) {
 
 }  // namespace
 
-std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& compute, std::string& kv_dtype) {
+std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
+                                             std::string& kv_dtype) {
   return {
+      command
+          .add_option(
+              "--device", device,
+              "that a model in this process runs on: auto (CUDA where there is a device that can run it), "
+              "cpu, cuda")
+          ->type_name("DEVICE")
+          ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""))
+          ->capture_default_str(),
       command
           .add_option("--compute", compute,
                       "of a model in this process: auto (16-bit weights by bf16, quantized ones by int8), "
-                      "f32 (exact, slower, up to seven times the memory)")
+                      "f32 (CPUs: exact, slower, up to seven times the memory), fp8 (CUDA: 16-bit weights "
+                      "become FP8)")
           ->type_name("TYPE")
-          ->check(CLI::IsMember({"auto", "f32"}).description(""))
+          ->check(CLI::IsMember({"auto", "f32", "fp8"}).description(""))
           ->capture_default_str(),
       command
-          .add_option("--kv-dtype", kv_dtype,
-                      "of a model in this process: keys and values in f32, f16, bf16, int8")
+          .add_option(
+              "--kv-dtype", kv_dtype,
+              "of a model in this process: keys and values in f32 (CPUs), f16, bf16, int8; auto: f32, on "
+              "a device bf16")
           ->type_name("TYPE")
-          ->check(CLI::IsMember({"f32", "f16", "bf16", "int8"}).description(""))
+          ->check(CLI::IsMember({"auto", "f32", "f16", "bf16", "int8"}).description(""))
           ->capture_default_str()};
 }
 

@@ -14,8 +14,9 @@ namespace terrace {
 inline constexpr char kWholeNumber[] = "N", kSignedNumber[] = "[-]N", kRealNumber[] = "X";
 inline constexpr char kAddress[] = "ADDR";  // host:port
 
-// --compute and --kv-dtype of a model in this process.
-std::array<CLI::Option*, 2> AddEngineOptions(CLI::App& command, std::string& compute, std::string& kv_dtype);
+// --device, --compute and --kv-dtype of a model in this process.
+std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
+                                             std::string& kv_dtype);
 
 // --api-key-file, --tls-ca and what belongs to it, of a command that connects to a server.
 void AddAccessOptions(CLI::App& command, ServerAccess& flags);

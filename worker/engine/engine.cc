@@ -34,6 +34,11 @@ Status HandedOver() {
   return WithReason(Unavailable("the worker is draining; another one can go on with the answer"), "draining");
 }
 
+Status DeviceLost() {
+  return WithReason(Unavailable("the worker has lost its device; another one can go on with the answer"),
+                    "device_lost");
+}
+
 StepObservation Observe(const StepPlan& plan, Duration took) {
   StepObservation observation{.seconds = Seconds(took),
                               .sequences = static_cast<uint32_t>(plan.sequences.size())};
@@ -81,6 +86,11 @@ EngineStats Engine::Stats() const {
   return stats_;
 }
 
+Status Engine::device_error() const {
+  std::lock_guard lock(mutex_);
+  return device_error_;
+}
+
 void Engine::Drain(std::function<void()> done) {
   {
     std::lock_guard lock(mutex_);
@@ -111,7 +121,7 @@ void Engine::Loop(std::stop_token stop) {
     FinishDrains();
   }
   TakeInbox(stop);  // Stop lets nothing in after it asked.
-  scheduler_.CancelAll(HandedOver(), clock_.Now());
+  scheduler_.CancelAll(device_error().ok() ? HandedOver() : DeviceLost(), clock_.Now());
   Publish(clock_.Now());
   {
     std::lock_guard lock(mutex_);
@@ -139,11 +149,13 @@ void Engine::TakeInbox(std::stop_token stop) {
 // Every time round: what was in the inbox before comes later.
 void Engine::HandOverIfDue() {
   const MonoTime now = clock_.Now();
+  bool is_device_lost;
   {
     std::lock_guard lock(mutex_);
-    if (!hand_over_at_.has_value() || now < *hand_over_at_) return;
+    is_device_lost = !device_error_.ok();
+    if (!is_device_lost && (!hand_over_at_.has_value() || now < *hand_over_at_)) return;
   }
-  scheduler_.CancelAll(HandedOver(), now);
+  scheduler_.CancelAll(is_device_lost ? DeviceLost() : HandedOver(), now);
 }
 
 void Engine::Step() {
@@ -154,6 +166,7 @@ void Engine::Step() {
   if (plan.empty()) return;
   TERRACE_FAILPOINT("worker.computes_token", TokensOf(plan));
   StepResult result = executor_->Run(plan);
+  if (!result.device_error.ok()) return LoseDevice(result.device_error);
   const MonoTime end = clock_.Now();
   StepObservation observation = Observe(plan, end - begin);
   LearnCosts(plan, observation, result.transfer_seconds);
@@ -163,6 +176,18 @@ void Engine::Step() {
   Publish(end);
   observation.latencies = scheduler_.TakeLatencies();
   if (options_.on_step) options_.on_step(observation);
+}
+
+// What the step computed is nowhere; what was sent before it holds.
+void Engine::LoseDevice(const Status& error) {
+  {
+    std::lock_guard lock(mutex_);
+    device_error_ = error;
+    is_draining_ = true;
+  }
+  if (options_.on_device_lost) options_.on_device_lost(error);
+  scheduler_.CancelAll(DeviceLost(), clock_.Now());
+  Publish(clock_.Now());
 }
 
 void Engine::LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds) {
@@ -185,6 +210,7 @@ void Engine::Publish(MonoTime now) {
   stats.last_step = now;
   stats.is_idle = scheduler_.idle();
   std::lock_guard lock(mutex_);
+  stats.is_device_lost = !device_error_.ok();
   waiting_ = inbox_.size() + stats.waiting;
   stats_ = stats;
 }

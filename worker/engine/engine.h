@@ -24,6 +24,7 @@ struct EngineStats : SchedulerStats {
   uint64_t steps = 0;
   MonoTime last_step = {};  // when the loop last made progress: liveness follows it
   bool is_idle = true;
+  bool is_device_lost = false;
 };
 
 // Called on the loop thread after each step, for metrics. Must not block.
@@ -40,6 +41,9 @@ class Engine {
     size_t inbox = 256;        // sequences waiting for a place in the batch; more are refused
     double drain_seconds = 1;  // for which sequences may go on once the engine drains
     std::function<void(const StepObservation&)> on_step = nullptr;
+    // Called once, on the loop thread, before the sequences end that the device was lost with. Must not
+    // block.
+    std::function<void(const Status&)> on_device_lost = nullptr;
   };
 
   Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock = RealClock());
@@ -51,6 +55,10 @@ class Engine {
   Status Submit(SequenceSpec spec, std::shared_ptr<TokenSink> sink);
 
   EngineStats Stats() const;
+  // Not OK once a step was lost with the device. Then the engine drains, and every sequence has ended, or is
+  // about to, with UNAVAILABLE, reason device_lost: all tokens of the steps before are sent, and its caller
+  // may resume it elsewhere.
+  Status device_error() const;
   // A full sink has room again, or one was closed: the loop looks at once if it sleeps.
   void Wake() { inbox_.Wake(); }
   // Refuses new sequences from now on. Those it has may end by themselves for drain_seconds, from the first
@@ -77,6 +85,7 @@ class Engine {
   void TakeInbox(std::stop_token stop);
   void HandOverIfDue();
   void Step();
+  void LoseDevice(const Status& error);
   void LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds);
   void Publish(MonoTime now);
   void FinishDrains();
@@ -96,6 +105,7 @@ class Engine {
   bool is_draining_ = false;                   // GUARDED_BY(mutex_): nothing enters the inbox any more
   std::optional<MonoTime> hand_over_at_;       // GUARDED_BY(mutex_)
   bool has_stopped_ = false;                   // GUARDED_BY(mutex_): the loop has ended
+  Status device_error_;                        // GUARDED_BY(mutex_)
   std::vector<std::function<void()>> drains_;  // GUARDED_BY(mutex_)
   EngineStats stats_;                          // GUARDED_BY(mutex_)
   std::once_flag stop_once_;

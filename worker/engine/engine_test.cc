@@ -244,6 +244,56 @@ TEST(Engine, AHandOverDoesNotWaitForWhoIsPaused) {
   EXPECT_EQ(engine.Stats().held_blocks, 0u);
 }
 
+TEST(Engine, ALostDeviceEndsEverySequenceBehindItsTokensAndNothingRunsAnyMore) {
+  StepGate gate;
+  const Status broken = WithReason(Internal("x.cc:12: cudaLaunchKernel: unspecified"), "device_error");
+  std::atomic<bool> is_broken = false;
+  FakeExecutor::Options device{.before_step = [&](const StepPlan&) { gate.Pass(); },
+                               .lose_device = [&] { return is_broken ? broken : Status(); }};
+  Engine::Options options = SmallOptions();
+  options.scheduler.max_sequences = 2;
+  options.scheduler.audits = true;
+  int told = 0;  // written by the loop thread, read after it has ended
+  options.on_device_lost = [&](const Status& error) {
+    EXPECT_EQ(error, broken);
+    ++told;
+  };
+  Engine engine(options, std::make_unique<FakeExecutor>(std::move(device)));
+  const auto first = Submit(engine, Spec(1, 200, 1));
+  gate.AwaitStep(1);
+  const auto second = Submit(engine, Spec(1, 200, 2)), waiting = Submit(engine, Spec(1, 200, 3));
+  for (int step = 1; step <= 3; ++step) {
+    gate.LetOneStep();
+    gate.AwaitStep(step + 1);
+  }
+  EXPECT_EQ(engine.device_error(), Status());
+  const auto in_the_inbox = Submit(engine, Spec(1, 200, 4));
+  is_broken = true;
+  gate.Open();
+  const std::vector<std::shared_ptr<CollectingSink>> sinks = {first, second, waiting, in_the_inbox};
+  for (const auto& sink : sinks) {
+    const auto answer = sink->Wait();
+    EXPECT_EQ(answer.result.reason, FinishReason::kCancelled);
+    EXPECT_EQ(answer.result.error.code(), StatusCode::kUnavailable);
+    EXPECT_EQ(Reason(answer.result.error), "device_lost");
+  }
+  EXPECT_EQ(first->Wait().ids(), WantedTokens(1, 3));
+  EXPECT_EQ(second->Wait().ids(), WantedTokens(2, 2));
+  EXPECT_EQ(Reason(engine.Submit(Spec(1, 1), first)), "draining");
+  EXPECT_EQ(engine.device_error(), broken);
+  std::promise<void> drained;
+  engine.Drain([&] { drained.set_value(); });
+  drained.get_future().get();
+  engine.Stop();
+  EXPECT_EQ(told, 1);
+  const EngineStats stats = engine.Stats();
+  EXPECT_TRUE(stats.is_device_lost);
+  EXPECT_TRUE(stats.is_idle);
+  EXPECT_EQ(stats.steps, 3u);
+  EXPECT_EQ(stats.cancelled, 4u);
+  EXPECT_EQ(stats.held_blocks, 0u);
+}
+
 TEST(Engine, StopEndsWhatRunsAndWhatWaits) {
   StepGate gate;
   Engine::Options options = SmallOptions();

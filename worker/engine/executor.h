@@ -1,5 +1,5 @@
-// Runs one step of a plan on the model. Two implementations: ModelRunner (worker/engine/model_runner.h) and
-// FakeExecutor, of the scheduler's tests and simulations.
+// Runs one step of a plan on the model. Implementations: ModelRunner (worker/engine/model_runner.h), those of
+// devices (worker/engine/device_backend.h), and FakeExecutor, of the scheduler's tests and simulations.
 #pragma once
 
 #include <cstdint>
@@ -63,6 +63,8 @@ struct SequenceOutput {
 struct StepResult {
   std::vector<SequenceOutput> outputs;  // as plan.sequences
   double transfer_seconds = 0;          // of the time the step took
+  // The device is lost, and with it what it holds: nothing of the step counts, and no other one may be run.
+  Status device_error = {};
 };
 
 // Chooses a token from the logits behind the last known token of a part (row 0), or behind one of the

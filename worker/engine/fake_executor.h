@@ -46,6 +46,8 @@ class FakeExecutor : public Executor {
     // An error for that one. Asked for every token that is chosen, with its index as sample_index, and once
     // for a part that samples none.
     std::function<Status(const PlannedSequence&)> fail_sequence = nullptr;
+    std::function<Status()> lose_device =
+        nullptr;  // asked at the beginning of each step; an error is its end
     StepTimeModel time = {};
     std::function<void(double seconds)> on_step_time = nullptr;  // such as FakeClock::Advance
   };
@@ -61,6 +63,10 @@ class FakeExecutor : public Executor {
   StepResult Run(const StepPlan& plan) override {
     if (options_.before_step) options_.before_step(plan);
     StepResult result;
+    CHECK(!is_lost_, "a step on a lost device");
+    if (options_.lose_device) result.device_error = options_.lose_device();
+    is_lost_ = !result.device_error.ok();
+    if (is_lost_) return result;
     if (options_.checked_positions > 0) {
       for (const BlockTransfer& transfer : plan.transfers) Move(transfer);
       for (const PlannedSequence& part : plan.sequences) Write(part);
@@ -145,6 +151,7 @@ class FakeExecutor : public Executor {
 
   const Options options_;
   Memory device_, host_;
+  bool is_lost_ = false;
 };
 
 }  // namespace terrace

@@ -9,12 +9,19 @@
 
 namespace terrace {
 
+// Whose memory the pool is in. The host has the swap memory too, and other processes: a pool whose size is
+// not set takes half of what is free. A device's memory is the pool's, once the weights and the scratch are
+// out.
+enum class KvPlace : uint8_t { kHost, kDevice };
+
 struct KvSizingInput {
-  KvShape shape;  // its `blocks` are what is asked for; its host_blocks come out of the free memory first
+  KvPlace place = KvPlace::kHost;
+  KvShape
+      shape;  // its `blocks` are what is asked for; on the host its host_blocks come out of free_bytes first
   uint32_t context_length = 0;
   uint32_t max_sequences = 0;
-  uint64_t pool_bytes = 0;  // 0: max_sequences full contexts, at most half of the free memory
-  uint64_t free_bytes = 0;
+  uint64_t pool_bytes = 0;  // 0: max_sequences full contexts, at most the place's share of free_bytes
+  uint64_t free_bytes = 0;  // of the place
 };
 
 struct KvSizing {

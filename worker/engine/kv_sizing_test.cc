@@ -77,5 +77,23 @@ TEST(SizeKvPool, TheSwapMemoryComesOutOfTheFreeMemoryFirst) {
   EXPECT_EQ(Reason(SizeKvPool(input).status()), "kv_pool_too_small");
 }
 
+TEST(SizeKvPool, ADevicesMemoryIsThePoolsButForATwentiethAndHoldsNoSwapMemory) {
+  KvSizingInput input = Input();
+  input.place = KvPlace::kDevice;
+  input.free_bytes = 20 * 1024;
+  input.shape.host_blocks = 10;
+  const auto sizing = SizeKvPool(input);
+  ASSERT_TRUE(sizing.ok()) << sizing.status();
+  EXPECT_EQ(sizing->blocks, 19u);
+  EXPECT_THAT(sizing->arithmetic, ::testing::HasSubstr("0.95 of the device's free memory 19456; 19 blocks"));
+  input.pool_bytes = 20 * 1024;
+  EXPECT_EQ(SizeKvPool(input)->blocks, 20u);
+  input.pool_bytes = 21 * 1024;
+  EXPECT_THAT(Message(SizeKvPool(input).status()), ::testing::HasSubstr("21504 bytes needed, 20480 free"));
+  input.pool_bytes = 0;
+  input.free_bytes = 7 * 1024;
+  EXPECT_EQ(Reason(SizeKvPool(input).status()), "kv_pool_too_small");
+}
+
 }  // namespace
 }  // namespace terrace

@@ -7,40 +7,49 @@
 
 #include "base/status.h"
 #include "text/text_assets.h"
+#include "worker/engine/device_plugin.h"
 #include "worker/engine/engine.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {
 
 struct OpenEngineOptions {
-  std::string model;     // a folder or a .gguf file
-  uint32_t threads = 0;  // 0: all cores this process may use
-  uint32_t max_sequences = 16;
-  uint32_t max_step_tokens = 256;
+  std::string model;             // a folder or a .gguf file
+  uint32_t threads = 0;          // 0: all cores this process may use
+  uint32_t max_sequences = 0;    // 0: 16, on a device 256
+  uint32_t max_step_tokens = 0;  // 0: 256, on a device 8192
   uint32_t inbox = 256;
   uint32_t block_tokens = 16;
-  uint64_t kv_pool_bytes = 0;    // 0: max_sequences full contexts, at most half of the free memory
-  std::string kv_dtype = "f32";  // f32, f16, bf16 or int8
+  uint64_t kv_pool_bytes = 0;     // 0: max_sequences full contexts, at most what SizeKvPool leaves
+  std::string kv_dtype = "auto";  // auto (f32, on a device bf16), f32, f16, bf16 or int8
   bool prefix_cache = true;
   uint64_t host_swap_bytes = 0;  // for blocks of preempted sequences; 0: they are recomputed
   double max_prefill_wait_seconds = 5;
-  double drain_seconds = 1;      // see Engine::Drain
-  std::string kernels = "auto";  // auto, cpu or reference
-  std::string compute = "auto";  // auto or f32: see ComputeType
-  bool pin_threads = false;      // see ThreadPool
+  double drain_seconds = 1;       // see Engine::Drain
+  std::string kernels = "auto";   // of the CPUs: auto, cpu or reference
+  std::string compute = "auto";   // auto, f32 (CPUs: see ComputeType) or fp8 (see DeviceLoadOptions)
+  bool pin_threads = false;       // see ThreadPool
+  std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
+  std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
   std::function<void(const StepObservation&)> on_step = nullptr;
-  std::function<bool()> is_cancelled = nullptr;  // asked while weights are loaded
+  std::function<void(const Status&)> on_device_lost = nullptr;  // see Engine::Options
+  std::function<bool()> is_cancelled = nullptr;                 // asked while weights are loaded
+  std::function<StatusOr<const DeviceBackend*>()> find_device = LoadDevicePlugin;  // tests have others
 };
 
 struct OpenedEngine {
-  std::unique_ptr<ModelFiles> files;  // outlives the engine: weights stay mapped
+  std::unique_ptr<ModelFiles> files;          // outlives the engine: weights stay mapped
+  std::unique_ptr<DeviceModel> device_model;  // null on CPUs; outlives the engine, whose executor borrows it
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
+  uint32_t max_step_tokens = 0;
   uint32_t host_blocks = 0;  // of the swap memory
   std::string kv_dtype;
   std::string compute;
   std::string kv_arithmetic;  // how the KV pool got its size, for the log
-  std::string device;         // "cpu avx512"
+  std::string device;         // "cpu avx512", "cuda NVIDIA H100 80GB HBM3"
+  std::string device_note;    // why it is the CPUs, in one line, where device: auto looked for another one
+  std::string numerics;       // invariant or auto; on CPUs always invariant
   std::string weight_dtype;   // of the largest tensors
   std::unique_ptr<Engine> engine;
 };
@@ -48,9 +57,13 @@ struct OpenedEngine {
 // INVALID_ARGUMENT, reason invalid_value, for a number out of range or an unknown name; the message begins
 // with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
+// Of that, what a device does not do though CPUs do. An error where `device` is cuda; where it is auto, the
+// reason to run on the CPUs.
+Status CheckDeviceSettings(const OpenEngineOptions& options);
 
 // Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the weights find no memory or
-// the KV pool cannot hold one full context, with needed and free bytes; CANCELLED.
+// the KV pool cannot hold one full context, with needed and free bytes; CANCELLED. Of a device that was asked
+// for: UNAVAILABLE (no_device), FAILED_PRECONDITION (unsupported_device), and those of its load.
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options);
 
 }  // namespace terrace

@@ -8,6 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
+#include "worker/engine/fake_device.h"
 #include "worker/engine/open_engine.h"
 #include "worker/formats/testing_files.h"
 
@@ -250,6 +251,140 @@ TEST(OpenEngine, RefusesWhatItCannotRun) {
   EXPECT_EQ(swap.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(Reason(swap), "kv_pool_too_small");
   EXPECT_NE(Message(swap).find("kv.host_swap_bytes is 1000"), std::string::npos) << Message(swap);
+}
+
+// The answer of the smallest model through any options.
+Answer AnswerOf(OpenedEngine& opened) {
+  SequenceSpec spec;
+  spec.prompt = {1, 2, 3};
+  spec.max_tokens = 5;
+  spec.ignore_eos = true;
+  spec.sampling.temperature = 0;
+  return Submit(*opened.engine, spec)->Wait();
+}
+
+OpenEngineOptions WithFakeDevice(const std::string& device) {
+  OpenEngineOptions options;
+  options.model = "models/terrace-demo-nano";
+  options.threads = 1;
+  options.device = device;
+  options.find_device = FakeDevice::Find;
+  return options;
+}
+
+TEST(OpenEngine, ADeviceRunsTheModelWithItsOwnDefaults) {
+  for (const char* name : {"auto", "cuda"}) {
+    FakeDevice device;
+    auto opened = OpenEngine(WithFakeDevice(name));
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_EQ(opened->device, FakeDevice::kName);
+    EXPECT_EQ(opened->device_note, "");
+    EXPECT_EQ(opened->numerics, "auto");
+    EXPECT_EQ(opened->kv_dtype, "bf16");
+    EXPECT_EQ(opened->parameters, 7u);
+    EXPECT_EQ(opened->weight_bytes, 14u);
+    EXPECT_EQ(opened->max_sequences, 256u);
+    EXPECT_EQ(opened->max_step_tokens, 8192u);
+    EXPECT_EQ(device.limits.max_sequences, 256u);
+    EXPECT_EQ(device.limits.max_step_tokens, 8192u);
+    EXPECT_EQ(device.limits.context_length, 512u);
+    EXPECT_EQ(device.shape.blocks, 256 * 512u / 16);
+    EXPECT_EQ(device.shape.dtype, KvDType::kBF16);
+    EXPECT_EQ(device.compute, "auto");
+    EXPECT_EQ(opened->engine->scheduler_options().scope.layout, "bf16 16x3x2x32 cuda Fake 9000 auto");
+    EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
+  }
+}
+
+TEST(OpenEngine, WhatIsSetHoldsOnADeviceToo) {
+  FakeDevice device;
+  OpenEngineOptions options = WithFakeDevice("cuda");
+  options.max_step_tokens = 100;
+  options.kv_dtype = "int8";
+  options.block_tokens = 32;
+  options.compute = "fp8";
+  options.numerics = "invariant";
+  options.host_swap_bytes = 1 << 20;
+  device.free_bytes = 1 << 20;
+  const auto opened = OpenEngine(options);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->max_sequences, 100u);  // a step has room for every decode
+  EXPECT_EQ(opened->max_step_tokens, 100u);
+  EXPECT_EQ(device.shape.dtype, KvDType::kInt8);
+  EXPECT_EQ(device.shape.block_tokens, 32u);
+  EXPECT_EQ(device.shape.blocks, (1 << 20) * 95 / 100 / device.shape.BlockBytes());
+  EXPECT_EQ(device.shape.host_blocks, (1 << 20) / device.shape.BlockBytes())
+      << "it is not the device's memory";
+  EXPECT_EQ(device.compute, "fp8");
+  EXPECT_TRUE(device.is_invariant);
+  EXPECT_EQ(opened->numerics, "invariant");
+  EXPECT_EQ(opened->engine->scheduler_options().scope.layout, "int8 32x3x2x32 cuda Fake 9000 fp8 invariant");
+}
+
+TEST(OpenEngine, WhatADeviceCannotRunGoesToTheCpusUnlessTheDeviceWasAskedForByName) {
+  const Status absent = WithReason(Unavailable("no driver"), "no_device");
+  const Status unsupported = WithReason(Unimplemented("head_dim 31"), "unsupported_device");
+  const struct {
+    const char* name;
+    Status found, loaded, executed;
+    std::string compute, kv_dtype;
+    StatusCode error;
+    const char* note;
+  } cases[] = {
+      {"no device", absent, {}, {}, "auto", "auto", StatusCode::kUnavailable, "no driver"},
+      {"model", {}, unsupported, {}, "auto", "auto", StatusCode::kFailedPrecondition, "head_dim 31"},
+      {"shape", {}, {}, unsupported, "auto", "auto", StatusCode::kFailedPrecondition, "head_dim 31"},
+      {"compute", {}, {}, {}, "f32", "auto", StatusCode::kInvalidArgument, "engine.compute: f32 is for CPUs"},
+      {"KV dtype", {}, {}, {}, "auto", "f32", StatusCode::kInvalidArgument, "kv.dtype: f32 is for CPUs only"},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    FakeDevice device;
+    device.found = c.found;
+    device.loaded = c.loaded;
+    device.executed = c.executed;
+    OpenEngineOptions options = WithFakeDevice("cuda");
+    options.compute = c.compute;
+    options.kv_dtype = c.kv_dtype;
+    const Status refused = OpenEngine(options).status();
+    EXPECT_EQ(refused.code(), c.error);
+    EXPECT_NE(Message(refused).find(c.note), std::string::npos) << Message(refused);
+
+    options.device = "auto";
+    auto opened = OpenEngine(options);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_TRUE(opened->device.starts_with("cpu")) << opened->device;
+    EXPECT_EQ(opened->device_note.find(c.note), 0u) << opened->device_note;
+    EXPECT_EQ(opened->device_model, nullptr);
+    EXPECT_EQ(opened->kv_dtype, "f32");
+    EXPECT_EQ(opened->max_sequences, 16u);
+    EXPECT_EQ(opened->max_step_tokens, 256u);
+    EXPECT_EQ(opened->numerics, "invariant");
+    EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
+  }
+}
+
+TEST(OpenEngine, ADeviceThatIsFullOrBrokenIsAnErrorAlsoWithAuto) {
+  for (const Status& error : {WithReason(ResourceExhausted("weights: 9 bytes needed"), "device_memory"),
+                              WithReason(Internal("x.cc:1: cudaMemcpy: bad"), "device_error")}) {
+    FakeDevice device;
+    device.loaded = error;
+    const Status refused = OpenEngine(WithFakeDevice("auto")).status();
+    EXPECT_EQ(refused.code(), error.code());
+    EXPECT_EQ(Reason(refused), Reason(error));
+  }
+  FakeDevice device;
+  device.free_bytes = 1000;
+  EXPECT_EQ(Reason(OpenEngine(WithFakeDevice("auto")).status()), "kv_pool_too_small");
+}
+
+TEST(OpenEngine, WithDeviceCpuNobodyLooksForADevice) {
+  OpenEngineOptions options = WithFakeDevice("cpu");
+  options.find_device = nullptr;
+  const auto opened = OpenEngine(options);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_TRUE(opened->device.starts_with("cpu")) << opened->device;
+  EXPECT_EQ(opened->device_note, "");
 }
 
 TEST(OpenEngine, TellsWhatItOpened) {

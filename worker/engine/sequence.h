@@ -49,8 +49,8 @@ struct SequenceStats {
 
 struct SequenceResult {
   FinishReason reason = FinishReason::kStop;
-  Status error;  // of kError, and of kCancelled: CANCELLED, DEADLINE_EXCEEDED, or UNAVAILABLE (draining) of
-                 // an engine that hands its sequences over
+  Status error;  // of kError, and of kCancelled: CANCELLED, DEADLINE_EXCEEDED, or UNAVAILABLE (draining,
+                 // device_lost) of an engine that hands its sequences over
   SequenceStats stats;
 };
 

@@ -19,4 +19,24 @@ StatusOr<const ArchSpec*> FindArchSpec(std::string_view family) {
                     "unsupported_architecture");
 }
 
+StatusOr<std::vector<FoundTensor>> FindTensors(const ModelConfig& config, const WeightSource& source) {
+  ASSIGN_OR_RETURN(const ArchSpec* spec, FindArchSpec(config.family));
+  std::vector<FoundTensor> found;
+  for (const TensorRequirement& required : spec->required_tensors(config)) {
+    const StatusOr<TensorView> tensor = source.Find(required.name);
+    if (!tensor.ok()) {
+      return WithReason(DataLoss(source.path(), ": tensor \"", required.name, "\" is missing"),
+                        "missing_tensor");
+    }
+    if (tensor->shape != required.shape) {
+      return WithReason(
+          DataLoss(source.path(), ": tensor \"", required.name, "\": shape ", tensor->shape.ToString(),
+                   ", the configuration wants ", required.shape.ToString()),
+          "shape_mismatch");
+    }
+    found.push_back({required, *tensor});
+  }
+  return found;
+}
+
 }  // namespace terrace

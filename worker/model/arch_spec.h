@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/tensor_names.h"
+#include "worker/formats/weight_source.h"
 
 namespace terrace {
 
@@ -19,5 +20,13 @@ struct ArchSpec {
 
 // DATA_LOSS, reason unsupported_architecture, names the families there are.
 StatusOr<const ArchSpec*> FindArchSpec(std::string_view family);
+
+struct FoundTensor {
+  TensorRequirement required;
+  TensorView tensor;  // borrows the source
+};
+// Every tensor of the model, in the order of its tensor map. DATA_LOSS, reason missing_tensor or
+// shape_mismatch.
+StatusOr<std::vector<FoundTensor>> FindTensors(const ModelConfig& config, const WeightSource& source);
 
 }  // namespace terrace

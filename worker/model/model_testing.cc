@@ -61,9 +61,9 @@ void TestModel::PoisonKv() {
   }
 }
 
-RandomModel::RandomModel(DType dtype, uint64_t seed) {
+RandomModel::RandomModel(DType dtype, uint64_t seed, uint32_t vocab_size) {
   config.family = "llama";
-  config.vocab_size = 100;  // broken strips
+  config.vocab_size = vocab_size;
   config.context_length = 512;
   config.hidden_size = 256;  // a whole block of every format
   config.layers = 2;

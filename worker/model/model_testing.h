@@ -34,7 +34,7 @@ struct TestModel {
 // A model of two layers in memory, with random matrices of one format.
 class RandomModel : public WeightSource {
  public:
-  RandomModel(DType dtype, uint64_t seed);
+  RandomModel(DType dtype, uint64_t seed, uint32_t vocab_size = 100);  // 100: broken strips
   StatusOr<TensorView> Find(std::string_view name) const override;
   const std::vector<Entry>& entries() const override { return entries_; }
   const std::string& path() const override { return path_; }

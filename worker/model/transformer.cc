@@ -119,33 +119,22 @@ Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free
 StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& source, ComputeType compute,
                               uint64_t free_bytes, const OpTable& ops, ThreadPool& pool,
                               const std::function<bool()>& is_cancelled) {
-  ASSIGN_OR_RETURN(const ArchSpec* spec, FindArchSpec(config.family));
+  ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, source));
   Weights weights;
   std::vector<ToPack> matrices;
   weights.layers.resize(config.layers);
-  for (const TensorRequirement& required : spec->required_tensors(config)) {
-    const StatusOr<TensorView> tensor = source.Find(required.name);
-    if (!tensor.ok()) {
-      return WithReason(DataLoss(source.path(), ": tensor \"", required.name, "\" is missing"),
-                        "missing_tensor");
-    }
-    if (tensor->shape != required.shape) {
-      return WithReason(
-          DataLoss(source.path(), ": tensor \"", required.name, "\": shape ", tensor->shape.ToString(),
-                   ", the configuration wants ", required.shape.ToString()),
-          "shape_mismatch");
-    }
+  for (const auto& [required, tensor] : tensors) {
     const Place place = PlaceOf(required, weights);
     if (place.vector != nullptr) {
-      *place.vector = VectorOf(*tensor);
+      *place.vector = VectorOf(tensor);
     } else if (place.matrix != nullptr) {
-      matrices.push_back({MatrixOf(*tensor), place.matrix});
+      matrices.push_back({MatrixOf(tensor), place.matrix});
     } else {
-      weights.embedding = MatrixOf(*tensor);
+      weights.embedding = MatrixOf(tensor);
     }
-    ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor->shape));
+    ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
     weights.parameters += elements;
-    weights.bytes += tensor->bytes;
+    weights.bytes += tensor.bytes;
   }
   if (config.tied_embeddings) matrices.push_back({weights.embedding, &weights.output});
   RETURN_IF_ERROR(Pack(matrices, compute, free_bytes, ops, pool, is_cancelled, weights.packed));

@@ -23,12 +23,13 @@ constexpr char kFooter[] =
     "SIGTERM and SIGINT drain: running answers may finish for drain_seconds, then other workers go on with "
     "them;\n"
     "a second signal ends at once.\n"
-    "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port or memory not to be "
-    "had,\n"
-    "78 wrong configuration.";
+    "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port, memory or device\n"
+    "not to be had, or the device lost, 78 wrong configuration.";
+
+constexpr double kDevicePollSeconds = 0.25;  // for how long a lost device may go unnoticed
 
 struct Flags {
-  std::string config, model, served_name, grpc, ops;
+  std::string config, model, served_name, grpc, ops, device;
   uint32_t threads = 0;
   bool validate = false;
   std::vector<std::string> overrides;
@@ -43,6 +44,7 @@ StatusOr<WorkerOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   if (app.count("--grpc") > 0) config.set_grpc(flags.grpc);
   if (app.count("--ops") > 0) config.set_ops(flags.ops);
   if (app.count("--threads") > 0) config.mutable_engine()->set_threads(flags.threads);
+  if (app.count("--device") > 0) config.mutable_engine()->set_device(flags.device);
   return MakeWorkerOptions(config);
 }
 
@@ -68,12 +70,14 @@ Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
   }
   RETURN_IF_ERROR(started.status());
   const auto& server = *started;
-  shutdown.Wait();
+  shutdown.Wait(kDevicePollSeconds, [&server] { return !server->device_error().ok(); });
   Drain(*server, options.server.engine.drain_seconds, shutdown);
   const EngineStats stats = server->Stats();
   Log(LogLevel::kInfo, "worker_stopped",
       {{"finished", stats.finished}, {"failed", stats.failed}, {"cancelled", stats.cancelled}});
-  return {};
+  const Status lost = server->device_error();
+  if (lost.ok()) return {};
+  return WithReason(Unavailable("the device is lost: ", Message(lost)), "device_lost");
 }
 
 int Fail(const Status& status) {
@@ -96,6 +100,8 @@ int Main(int argc, char** argv) {
       "--ops", flags.ops,
       "host:port of /metrics /healthz /readyz (default 127.0.0.1:9091); \"\" for none; port 0: any free one");
   app.add_option("--threads", flags.threads, "compute threads (default: all cores this process may use)");
+  app.add_option("--device", flags.device,
+                 "auto (CUDA where there is a device that can run the model), cpu or cuda (default auto)");
   app.add_option("--set", flags.overrides, "override one setting: --set engine.max_sequences=8 (repeatable)")
       ->allow_extra_args(false);
   app.add_flag("--validate", flags.validate,

@@ -43,7 +43,8 @@ Status CheckReach(const v1::WorkerConfig& config, const WorkerServerOptions& out
 }
 
 Status SetCount(std::string_view path, bool is_set, uint32_t value, uint32_t& out) {
-  if (!is_set) return {};  // the default is OpenEngineOptions's, 0 of which means "all"
+  if (!is_set)
+    return {};  // the default is OpenEngineOptions's, where 0 leaves it to the machine or the device
   if (value == 0) return Bad(path, "must be at least 1");
   out = value;
   return {};
@@ -60,6 +61,8 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   if (engine.has_kernels()) out.kernels = engine.kernels();
   if (engine.has_compute()) out.compute = engine.compute();
   if (engine.has_pin_threads()) out.pin_threads = engine.pin_threads();
+  if (engine.has_device()) out.device = engine.device();
+  if (engine.has_numerics()) out.numerics = engine.numerics();
   if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
   if (config.has_drain_seconds()) out.drain_seconds = config.drain_seconds();
   const v1::KvConfig& kv = config.kv();

@@ -22,12 +22,12 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.served_name, "");
   EXPECT_EQ(server.engine.model, "m");
   EXPECT_EQ(server.engine.threads, 0u);
-  EXPECT_EQ(server.engine.max_sequences, 16u);
-  EXPECT_EQ(server.engine.max_step_tokens, 256u);
+  EXPECT_EQ(server.engine.max_sequences, 0u);  // as the device has it
+  EXPECT_EQ(server.engine.max_step_tokens, 0u);
   EXPECT_EQ(server.engine.inbox, 256u);
   EXPECT_EQ(server.engine.block_tokens, 16u);
   EXPECT_EQ(server.engine.kv_pool_bytes, 0u);
-  EXPECT_EQ(server.engine.kv_dtype, "f32");
+  EXPECT_EQ(server.engine.kv_dtype, "auto");
   EXPECT_TRUE(server.engine.prefix_cache);
   EXPECT_EQ(server.engine.host_swap_bytes, 0u);
   EXPECT_EQ(server.engine.max_prefill_wait_seconds, 5);
@@ -35,6 +35,8 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.engine.kernels, "auto");
   EXPECT_EQ(server.engine.compute, "auto");
   EXPECT_FALSE(server.engine.pin_threads);
+  EXPECT_EQ(server.engine.device, "auto");
+  EXPECT_EQ(server.engine.numerics, "auto");
   EXPECT_EQ(options->log.level, LogLevel::kInfo);
   EXPECT_TRUE(options->log.as_json);
 }
@@ -44,7 +46,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
       "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
       "f32, pin_threads: true,\n"
-      "         max_prefill_wait_seconds: 0.5}\n"
+      "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n"
       "drain_seconds: 2.5\n");
@@ -67,8 +69,23 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.kernels, "reference");
   EXPECT_EQ(server.engine.compute, "f32");
   EXPECT_TRUE(server.engine.pin_threads);
+  EXPECT_EQ(server.engine.device, "cpu");
+  EXPECT_EQ(server.engine.numerics, "invariant");
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
   EXPECT_FALSE(options->log.as_json);
+}
+
+TEST(MakeWorkerOptions, WhatADeviceDoesNotDoIsAnErrorOnlyWhereItIsAskedForByName) {
+  EXPECT_TRUE(
+      Make("{model: m, engine: {device: cuda, compute: fp8}, kv: {dtype: int8, block_tokens: 64}}").ok());
+  EXPECT_TRUE(
+      Make("{model: m, engine: {compute: f32, kernels: cpu}, kv: {dtype: f32, block_tokens: 5}}").ok());
+}
+
+TEST(MakeWorkerOptions, AStepHasRoomForEveryDecodeWhichOnlyIsCheckedWhereBothAreSet) {
+  EXPECT_TRUE(Make("{model: m, engine: {max_step_tokens: 7}}").ok());
+  EXPECT_TRUE(Make("{model: m, engine: {max_sequences: 1000}}").ok());
+  EXPECT_FALSE(Make("{model: m, engine: {max_sequences: 1000, max_step_tokens: 999}}").ok());
 }
 
 TEST(MakeWorkerOptions, TlsIsOnWhenItIsConfigured) {
@@ -110,7 +127,19 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.max_step_tokens is 7, not in [8, 65536]"},
       {"{model: m, engine: {inbox: 0}}", "engine.inbox: "},
       {"{model: m, engine: {kernels: abacus}}", "engine.kernels: \"abacus\""},
-      {"{model: m, engine: {compute: f64}}", "engine.compute: \"f64\""},
+      {"{model: m, engine: {compute: f64}}", "engine.compute: \"f64\", not one of auto, f32, fp8"},
+      {"{model: m, engine: {device: tpu}}", "engine.device: \"tpu\", not one of auto, cpu, cuda"},
+      {"{model: m, engine: {numerics: exact}}", "engine.numerics: \"exact\", not one of auto, invariant"},
+      {"{model: m, engine: {compute: fp8}}", "engine.compute: fp8 needs engine.device: cuda"},
+      {"{model: m, engine: {compute: fp8, device: cpu}}", "engine.compute: fp8 needs engine.device: cuda"},
+      {"{model: m, engine: {compute: f32, device: cuda}}", "engine.compute: f32 is for CPUs only"},
+      {"{model: m, engine: {kernels: cpu, device: cuda}}", "engine.kernels: cpu is for CPUs only"},
+      {"{model: m, engine: {device: cuda}, kv: {dtype: f32}}",
+       "kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8"},
+      {"{model: m, engine: {device: cuda}, kv: {block_tokens: 8}}",
+       "kv.block_tokens is 8; CUDA takes powers"},
+      {"{model: m, engine: {device: cuda}, kv: {block_tokens: 48}}",
+       "kv.block_tokens is 48; CUDA takes powers"},
       {"{model: m, engine: {max_prefill_wait_seconds: 0}}",
        "engine.max_prefill_wait_seconds is 0, not in (0"},
       {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},

@@ -1,5 +1,6 @@
 #include "worker/server/worker_server.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/grpc_keepalive.h"
@@ -15,6 +16,7 @@ namespace terrace {
 namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
+constexpr size_t kWarmUpTokens = 96;  // of a device: more than its kernels for few tokens take
 constexpr std::chrono::seconds kStallLimit(10);
 constexpr std::chrono::milliseconds kCloseLimit(500);  // for clients to take the last words
 
@@ -50,7 +52,7 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
 }  // namespace
 
 bool IsAlive(const EngineStats& stats, MonoTime now) {
-  return stats.is_idle || now - stats.last_step <= kStallLimit;
+  return !stats.is_device_lost && (stats.is_idle || now - stats.last_step <= kStallLimit);
 }
 
 StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
@@ -83,6 +85,7 @@ Status WorkerServer::OpenTls(const WorkerServerOptions& options) {
 Status WorkerServer::Open(const WorkerServerOptions& options) {
   OpenEngineOptions engine = options.engine;
   engine.on_step = [this](const StepObservation& step) { metrics_.OnStep(step); };
+  engine.on_device_lost = [this](const Status& error) { OnDeviceLost(error); };
   ASSIGN_OR_RETURN(opened_, OpenEngine(engine));
   served_name_ = options.served_name.empty() ? opened_.files->config.name : options.served_name;
   WorkerService::Options service{.description = Describe(opened_, served_name_),
@@ -130,9 +133,23 @@ Status WorkerServer::WarmUp() {
   spec.cache_salt = "warm-up";  // no client's prompt begins with what this leaves behind
   spec.max_tokens = 1;
   spec.sampling.temperature = 0;
+  if (opened_.device_model !=
+      nullptr) {  // kernels are loaded and timed when they first run: of a prompt, of steps
+    spec.prompt.resize(std::min<size_t>(kWarmUpTokens, opened_.context_length / 2));
+    spec.max_tokens = std::min<uint32_t>(4, opened_.context_length / 2);
+    spec.ignore_eos = true;
+    spec.sampling.temperature = 1;
+    spec.top_logprobs = 1;
+  }
   auto sink = std::make_shared<CollectingSink>();
   RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), sink));
   return Annotate(sink->Wait().result.error, "warm-up");
+}
+
+// On the engine's loop thread, which steps only once something was submitted: service_ is there.
+void WorkerServer::OnDeviceLost(const Status& error) {
+  Log(LogLevel::kError, "worker_device_lost", {{"device", opened_.device}, {"error", Message(error)}});
+  service_->Drain([] {});  // routers hear of it at once
 }
 
 void WorkerServer::UpdateHealth() {
@@ -151,7 +168,9 @@ void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) 
     responder.Send(200, metrics_.Render(stats, now), MetricRegistry::kContentType);
   } else if (request.path == "/healthz") {
     const bool is_alive = IsAlive(stats, now);
-    const Json body = {{"status", is_alive ? "alive" : "stalled"},
+    const Json body = {{"status", is_alive               ? "alive"
+                                  : stats.is_device_lost ? "device lost"
+                                                         : "stalled"},
                        {"last_step_seconds", stats.is_idle ? 0.0 : Seconds(now - stats.last_step)}};
     responder.Send(is_alive ? 200 : 503, ToJsonText(body));
   } else if (request.path == "/readyz") {
@@ -165,6 +184,10 @@ void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) 
 }
 
 void WorkerServer::LogReady(double load_seconds) const {
+  if (!opened_.device_note.empty()) {  // without the library it is what everybody expects
+    Log(HasDevicePlugin() ? LogLevel::kWarn : LogLevel::kDebug, "worker_on_cpu",
+        {{"reason", opened_.device_note}});
+  }
   Log(LogLevel::kInfo, "worker_ready",
       {{"model", served_name_},
        {"format", opened_.files->format},
@@ -174,6 +197,9 @@ void WorkerServer::LogReady(double load_seconds) const {
        {"device", opened_.device},
        {"threads", opened_.threads},
        {"compute", opened_.compute},
+       {"numerics", opened_.numerics},
+       {"max_sequences", opened_.max_sequences},
+       {"max_step_tokens", opened_.max_step_tokens},
        {"context_length", opened_.context_length},
        {"kv_dtype", opened_.kv_dtype},
        {"kv_bytes", opened_.kv_bytes},

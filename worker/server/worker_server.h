@@ -21,14 +21,15 @@
 namespace terrace {
 
 struct WorkerServerOptions {
-  OpenEngineOptions engine;  // `on_step` is the server's
+  OpenEngineOptions engine;  // `on_step` and `on_device_lost` are the server's
   std::string served_name;   // "": the model's own name
   std::string grpc = "127.0.0.1:0";
   std::string ops = "";              // "": no ops listener
   std::optional<TlsFiles> tls = {};  // of grpc; absent: plain text
 };
 
-// Liveness follows the engine's steps: false when there is work and no step was made for 10 s.
+// Liveness follows the engine's steps: false when there is work and no step was made for 10 s, and when the
+// device is lost.
 bool IsAlive(const EngineStats& stats, MonoTime now);
 
 class WorkerServer {
@@ -41,6 +42,9 @@ class WorkerServer {
   const std::string& grpc_address() const { return grpc_address_; }  // with the real port
   std::string ops_address() const { return ops_ == nullptr ? "" : ops_->address(); }
   EngineStats Stats() const { return opened_.engine->Stats(); }
+  // Not OK once the device is lost: the worker then drains by itself, has nothing left to run, and should
+  // end.
+  Status device_error() const { return opened_.engine->device_error(); }
 
   // Turns health and readiness off; the rest as Engine::Drain.
   void Drain(std::function<void()> done);
@@ -53,6 +57,7 @@ class WorkerServer {
   Status Open(const WorkerServerOptions& options);
   Status Listen(const WorkerServerOptions& options);
   Status WarmUp();
+  void OnDeviceLost(const Status& error);
   void UpdateHealth();
   void Answer(const HttpRequest& request, HttpResponder& responder);
   void LogReady(double load_seconds) const;

@@ -1,6 +1,7 @@
 // A whole worker with the smallest demo model, over loopback.
 #include "worker/server/worker_server.h"
 
+#include <atomic>
 #include <cmath>
 #include <fstream>
 #include <future>
@@ -13,6 +14,7 @@
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/security/credentials.h"
 #include "gtest/gtest.h"
+#include "worker/engine/fake_device.h"
 
 namespace terrace {
 namespace {
@@ -316,6 +318,59 @@ TEST(WorkerServer, SaysWhatItsKvCacheIsMadeOf) {
   EXPECT_GT((*server)->Stats().host_blocks, 0u);
 }
 
+TEST(WorkerServer, WithItsDeviceAWorkerLosesLivenessReadinessAndItsAnswersWhichGoOnElsewhere) {
+  std::atomic<bool> is_broken = false;
+  FakeDevice device;
+  device.lose_device = [&] {
+    return is_broken ? WithReason(Internal("x.cc:12: cudaLaunchKernel: bad"), "device_error") : Status();
+  };
+  WorkerServerOptions options = Options();
+  options.engine.compute = "auto";
+  options.engine.find_device = FakeDevice::Find;
+  auto started = WorkerServer::Start(options);
+  ASSERT_TRUE(started.ok()) << started.status();
+  WorkerServer& server = **started;
+  const auto stub =
+      v1::Worker::NewStub(grpc::CreateChannel(server.grpc_address(), grpc::InsecureChannelCredentials()));
+  v1::ExecuteRequest request;
+  request.add_prompt_tokens(1);
+  request.set_max_tokens(1);
+  request.set_ignore_eos(true);
+  request.mutable_sampling()->set_temperature(0);
+  const auto run = [&] {
+    grpc::ClientContext context;
+    auto reader = stub->Execute(&context, request);
+    for (v1::ExecuteEvent event; reader->Read(&event);) {
+    }
+    return FromGrpcStatus(reader->Finish(), context);
+  };
+  EXPECT_EQ(run(), Status());
+  EXPECT_EQ(server.device_error(), Status());
+  is_broken = true;
+  const Status lost = run(), late = run();
+  EXPECT_EQ(lost.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(lost), "device_lost");
+  EXPECT_EQ(Reason(late), "draining");
+  EXPECT_EQ(Reason(server.device_error()), "device_error");
+  EXPECT_FALSE(HttpGet(server.ops_address() + "/healthz", 30).ok());
+  EXPECT_FALSE(HttpGet(server.ops_address() + "/readyz", 30).ok());
+  std::promise<void> drained;
+  server.Drain([&] { drained.set_value(); });
+  drained.get_future().get();
+  server.Stop();
+}
+
+TEST(WorkerServer, ADeviceThatIsLostInTheWarmUpIsAnErrorAtTheStart) {
+  FakeDevice device;
+  device.lose_device = [] { return WithReason(Internal("x.cc:12: bad"), "device_error"); };
+  WorkerServerOptions options = Options();
+  options.engine.compute = "auto";
+  options.engine.find_device = FakeDevice::Find;
+  const Status status = WorkerServer::Start(options).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(status), "device_lost");
+}
+
 TEST(WorkerServer, WithCertificatesItSpeaksTlsAndAsksForTheClients) {
   const TestAuthority authority(::testing::TempDir(), "worker");
   WorkerServerOptions options = Options();
@@ -356,6 +411,8 @@ TEST(IsAlive, FollowsTheStepsWhileThereIsWork) {
   EXPECT_FALSE(IsAlive(stats, now));
   stats.is_idle = true;
   EXPECT_TRUE(IsAlive(stats, now));
+  stats.is_device_lost = true;
+  EXPECT_FALSE(IsAlive(stats, now));
 }
 
 }  // namespace

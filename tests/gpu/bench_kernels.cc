@@ -1,0 +1,669 @@
+// The kernels of a step, one by one, at the shapes of Llama 3.1 8B. What memory gives them rotates, so that
+// the device's cache (50 MB) holds little of what a call reads.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "kernels/activation/silu_mul_cuda.h"
+#include "kernels/attention/decode_attention_cuda.h"
+#include "kernels/attention/prefill_attention_cuda.h"
+#include "kernels/copy/kv_copy_cuda.h"
+#include "kernels/embed/embed_cuda.h"
+#include "kernels/gemm/stream_gemm_cuda.h"
+#include "kernels/norm/rms_norm_cuda.h"
+#include "kernels/rope/rope_kv_cuda.h"
+#include "kernels/sample/sample_cuda.h"
+#include "tests/gpu/bench_arrays.h"
+#include "tests/gpu/bench_model.h"
+#include "worker/cuda/cublas_gemm.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kHidden = 4096, kFfn = 14336, kVocab = 128256;
+constexpr uint32_t kQkvWidth = (kHeads + 2 * kKvHeads) * kHeadDim;
+constexpr uint32_t kLog2BlockTokens = 4, kBlockTokens = 1u << kLog2BlockTokens;
+
+template <typename T>
+StatusOr<CudaBuffer> Upload(const std::vector<T>& values, const char* what) {
+  ASSIGN_OR_RETURN(CudaBuffer out, CudaBuffer::Device(values.size() * sizeof(T), what));
+  RETURN_IF_CUDA_ERROR(cudaMemcpy(out.data(), values.data(), out.bytes(), cudaMemcpyHostToDevice));
+  return out;
+}
+
+StatusOr<CudaBuffer> RandomBF16(uint64_t count, uint64_t seed, cudaStream_t stream) {
+  ASSIGN_OR_RETURN(CudaBuffer out, CudaBuffer::Device(count * sizeof(uint16_t), "bf16 values"));
+  RETURN_IF_CUDA_ERROR(FillBF16(out.as<uint16_t>(), count, {.seed = seed}, stream));
+  return out;
+}
+
+StatusOr<CudaBuffer> RandomF32(uint64_t count, const NormalFill& fill, cudaStream_t stream) {
+  ASSIGN_OR_RETURN(CudaBuffer out, CudaBuffer::Device(count * sizeof(float), "f32 values"));
+  RETURN_IF_CUDA_ERROR(FillF32(out.as<float>(), count, fill, stream));
+  return out;
+}
+
+// NaN in every float format.
+StatusOr<CudaBuffer> Poisoned(uint64_t bytes) {
+  ASSIGN_OR_RETURN(CudaBuffer out, CudaBuffer::Device(bytes, "outputs"));
+  RETURN_IF_CUDA_ERROR(cudaMemset(out.data(), 0xff, bytes));
+  return out;
+}
+
+StatusOr<CudaBuffer> Zeroed(uint64_t bytes) {
+  ASSIGN_OR_RETURN(CudaBuffer out, CudaBuffer::Device(bytes, "zeros"));
+  RETURN_IF_CUDA_ERROR(cudaMemset(out.data(), 0, bytes));
+  return out;
+}
+
+// Calls that move `bytes` each, for about 2 ms at `rate`, a multiple of `rotation`.
+uint32_t CallsFor(double bytes, double rate, uint32_t rotation) {
+  const double calls = std::clamp(2e-3 * rate / bytes, 4.0, 512.0);
+  return (static_cast<uint32_t>(calls) + rotation - 1) / rotation * rotation;
+}
+
+// ---- Products
+
+struct Product {
+  const char* name;
+  std::vector<const GpuMatrix*> matrices;
+  GpuGemmOut kind;
+};
+
+struct ProductOutputs {
+  CudaBuffer bf16, f32;
+  void* Of(GpuGemmOut kind) const {
+    return kind == GpuGemmOut::kBF16 || kind == GpuGemmOut::kGated ? static_cast<void*>(bf16.data())
+                                                                   : f32.data();
+  }
+};
+
+class Products {
+ public:
+  static constexpr uint32_t kMostTokens = 64;
+
+  static Status Run(BenchContext& bench) {
+    Products products(bench);
+    ASSIGN_OR_RETURN(products.x_, RandomBF16(uint64_t{kMostTokens} * kFfn, 11, bench.stream));
+    ASSIGN_OR_RETURN(products.outputs_.bf16, Poisoned(uint64_t{kMostTokens} * 2 * kFfn * sizeof(uint16_t)));
+    // Zeros: two of the products add to it.
+    ASSIGN_OR_RETURN(products.outputs_.f32, Zeroed(uint64_t{kMostTokens} * kVocab * sizeof(float)));
+    ASSIGN_OR_RETURN(products.cublas_, CublasLt::Create());
+    for (const GpuFormat format : {GpuFormat::kBF16, GpuFormat::kE4M3, GpuFormat::kW4, GpuFormat::kW8}) {
+      const std::string name = Concat("gemm ", NameOf(format));
+      if (!bench.report.HasTime(name)) continue;
+      RETURN_IF_ERROR(bench.report.SkipOr(name, products.Format(format)));
+    }
+    bench.weights.Drop(GpuFormat::kW8);
+    products.Ratios();
+    return {};
+  }
+
+ private:
+  explicit Products(BenchContext& bench) : bench_(bench) {}
+
+  std::vector<uint32_t> TokensOf(GpuFormat format) const {
+    if (bench_.is_quick) return {1, 16, 64};
+    const bool is_compared = format == GpuFormat::kBF16 || format == GpuFormat::kW4;
+    return is_compared ? std::vector<uint32_t>{1, 4, 8, 16, 32, 64} : std::vector<uint32_t>{1, 8, 16, 32, 64};
+  }
+
+  Status Format(GpuFormat format) {
+    ASSIGN_OR_RETURN(const CudaWeights* weights, bench_.weights.Of(format));
+    Product qkv = {"qkv", {}, GpuGemmOut::kBF16}, output = {"output", {}, GpuGemmOut::kAddF32},
+            gate_up = {"gate_up", {}, GpuGemmOut::kGated}, down = {"down", {}, GpuGemmOut::kAddF32};
+    for (const CudaLayer& layer : weights->layers) {
+      qkv.matrices.push_back(&layer.qkv);
+      output.matrices.push_back(&layer.output);
+      gate_up.matrices.push_back(&layer.gate_up);
+      down.matrices.push_back(&layer.down);
+    }
+    const Product head = {"head", {&weights->head}, GpuGemmOut::kF32};
+    for (const uint32_t tokens : TokensOf(format)) {
+      const std::string name =
+          Concat("gemm ", NameOf(format), ", ", tokens, tokens == 1 ? " token" : " tokens");
+      if (!bench_.report.HasTime(name)) continue;
+      double seconds = 0, limit = 0;
+      for (const Product* product : {&qkv, &output, &gate_up, &down}) {
+        ASSIGN_OR_RETURN(const double each, One(name, *product, tokens));
+        seconds += each;
+        limit += LimitOf(*product->matrices[0], tokens);
+      }
+      RETURN_IF_ERROR(One(name, head, tokens).status());
+      layers_[{format, tokens}] = seconds;
+      bench_.report.Add({.name = name + ": a layer",
+                         .value = seconds * 1e6,
+                         .unit = "us",
+                         .fraction = limit / seconds,
+                         .limit = "copy, matmul",
+                         .goal = GoalOf(format, tokens)});
+      if (format == GpuFormat::kBF16) {
+        RETURN_IF_ERROR(
+            bench_.report.SkipOr(name, Library({&qkv, &output, &gate_up, &down}, tokens, seconds)));
+      }
+    }
+    return {};
+  }
+
+  static BenchGoal GoalOf(GpuFormat format, uint32_t tokens) {
+    switch (format) {
+      case GpuFormat::kBF16:
+        return BenchGoal::Fraction(0.90);
+      case GpuFormat::kE4M3:
+      case GpuFormat::kW8:
+        return BenchGoal::Fraction(0.85);
+      case GpuFormat::kW4:  // beyond 16 the ratio to bf16 is the goal
+        return tokens <= 16 ? BenchGoal::Fraction(0.75) : BenchGoal();
+    }
+    return {};
+  }
+
+  double LimitOf(const GpuMatrix& m, uint32_t tokens) const {
+    const double bytes = static_cast<double>(BytesOf(m)) + 2.0 * tokens * (m.columns + m.rows);
+    return std::max(bytes / bench_.limits.copy, 2.0 * tokens * m.rows * m.columns / bench_.limits.matmul);
+  }
+
+  QueueCall Calls(const Product& product, uint32_t tokens, const StreamGemmShape& shape) const {
+    return [&product, tokens, &shape, this](uint32_t i, const CudaLaunch& how) {
+      return StreamGemmCuda({.x = x_.as<uint16_t>(),
+                             .tokens = tokens,
+                             .weights = *product.matrices[i % product.matrices.size()],
+                             .out = outputs_.Of(product.kind),
+                             .kind = product.kind},
+                            shape, how);
+    };
+  }
+
+  // Median seconds, with the fastest shape there is.
+  StatusOr<double> One(const std::string& name, const Product& product, uint32_t tokens) {
+    const GpuMatrix& m = *product.matrices[0];
+    const auto count = static_cast<uint32_t>(product.matrices.size());
+    const auto bytes = static_cast<double>(BytesOf(m));
+    StreamGemmShape best = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens);
+    double best_seconds = INFINITY;
+    for (const StreamGemmShape& shape : StreamGemmShapes()) {
+      const uint32_t calls = std::min(count, static_cast<uint32_t>(2e8 / bytes) + 4);
+      const auto timing = TimeCalls(bench_.stream, {.calls = calls, .rounds = 2, .warm_seconds = 0},
+                                    Calls(product, tokens, shape));
+      if (!timing.ok()) {
+        if (timing.status().code() == StatusCode::kUnimplemented) continue;
+        return timing.status();
+      }
+      if (timing->seconds >= best_seconds) continue;
+      best = shape;
+      best_seconds = timing->seconds;
+    }
+    const CallPlan plan = {
+        .calls = CallsFor(bytes, bench_.limits.copy, count), .rounds = bench_.rounds, .warm_seconds = 0.004};
+    ASSIGN_OR_RETURN(const Timing timing, TimeCalls(bench_.stream, plan, Calls(product, tokens, best)));
+    bench_.report.Add({.name = Concat(name, ": ", product.name),
+                       .value = timing.seconds * 1e6,
+                       .unit = "us",
+                       .spread = timing.spread,
+                       .fraction = LimitOf(m, tokens) / timing.seconds,
+                       .limit = "copy, matmul"});
+    const uint64_t width = product.kind == GpuGemmOut::kGated ? m.rows / 2 : m.rows;
+    const bool is_bf16 = product.kind == GpuGemmOut::kBF16 || product.kind == GpuGemmOut::kGated;
+    RETURN_IF_ERROR(
+        is_bf16 ? CheckFinite(outputs_.bf16.as<uint16_t>(), tokens * width, name.c_str(), bench_.stream)
+                : CheckFinite(outputs_.f32.as<float>(), tokens * width, name.c_str(), bench_.stream));
+    return timing.seconds;
+  }
+
+  // The same layer through cuBLASLt, each product with its fastest algorithm, the gate's activation left out.
+  Status Library(const std::vector<const Product*>& products, uint32_t tokens, double own_seconds) {
+    double seconds = 0;
+    for (const Product* product : products) {
+      std::vector<CublasGemm> gemms;
+      for (const GpuMatrix* m : product->matrices) {
+        const bool adds = product->kind == GpuGemmOut::kAddF32;
+        gemms.push_back({.x = x_.data(),
+                         .tokens = tokens,
+                         .weights = m->codes,
+                         .rows = m->rows,
+                         .columns = m->columns,
+                         .out = outputs_.Of(product->kind),
+                         .out_is_f32 = adds,
+                         .add_to_out = adds});
+      }
+      const std::span few = std::span(gemms).first(std::min<size_t>(gemms.size(), 6));
+      RETURN_IF_ERROR(cublas_->Tune(few, bench_.stream).status());
+      Status failed;
+      const CallPlan plan = {
+          .calls = static_cast<uint32_t>(gemms.size()), .rounds = 3, .warm_seconds = 0.004};
+      ASSIGN_OR_RETURN(const Timing timing,
+                       TimeCalls(bench_.stream, plan, [&](uint32_t i, const CudaLaunch& how) {
+                         if (Status status = cublas_->Run(gemms[i], how.stream); !status.ok())
+                           failed = status;
+                         return cudaSuccess;
+                       }));
+      RETURN_IF_ERROR(failed);
+      seconds += timing.seconds;
+    }
+    const std::string name = Concat("cuBLASLt bf16, ", tokens, tokens == 1 ? " token" : " tokens");
+    bench_.report.Add({.name = name + ": a layer", .value = seconds * 1e6, .unit = "us"});
+    bench_.report.Add({.name = name + ": its time to ours", .value = seconds / own_seconds, .unit = ""});
+    return {};
+  }
+
+  void Ratios() {
+    for (const auto& [key, seconds] : layers_) {
+      const auto& [format, tokens] = key;
+      const auto bf16 = layers_.find({GpuFormat::kBF16, tokens});
+      if (format != GpuFormat::kW4 || bf16 == layers_.end()) continue;
+      bench_.report.Add(
+          {.name = Concat("gemm int4, ", tokens, tokens == 1 ? " token" : " tokens", ": times bf16's speed"),
+           .value = bf16->second / seconds,
+           .unit = "",
+           .goal = BenchGoal::AtLeast(tokens <= 16   ? 3.3
+                                      : tokens <= 32 ? 2.3
+                                                     : 1.6)});
+    }
+  }
+
+  BenchContext& bench_;
+  CudaBuffer x_;
+  ProductOutputs outputs_;
+  std::unique_ptr<CublasLt> cublas_;
+  std::map<std::pair<GpuFormat, uint32_t>, double> layers_;
+};
+
+// ---- Attention
+
+// Keys and values of one layer, 512 Ki positions: 2 GiB in bf16.
+class AttentionPool {
+ public:
+  static constexpr uint32_t kBlocks = 32768;
+  static constexpr uint64_t kRows = uint64_t{kKvHeads} * kBlocks * kBlockTokens;
+  static constexpr uint64_t kElements = kRows * kHeadDim;
+
+  static StatusOr<AttentionPool> Make(cudaStream_t stream) {
+    AttentionPool out;
+    ASSIGN_OR_RETURN(out.keys_, RandomBF16(kElements, 21, stream));
+    ASSIGN_OR_RETURN(out.values_, RandomBF16(kElements, 22, stream));
+    ASSIGN_OR_RETURN(out.scales_,
+                     RandomF32(2 * kRows, {.mean = 0.02f, .deviation = 0.002f, .seed = 23}, stream));
+    std::vector<int32_t> order(kBlocks);
+    std::iota(order.begin(), order.end(), 0);
+    ASSIGN_OR_RETURN(out.in_order_, Upload(order, "block table"));
+    std::shuffle(order.begin(), order.end(), std::minstd_rand(1));
+    ASSIGN_OR_RETURN(out.shuffled_, Upload(order, "block table"));
+    return out;
+  }
+
+  KvLayer Layer(KvDType dtype) const {
+    KvLayer layer = {.dtype = dtype, .keys = {.data = keys_.data()}, .values = {.data = values_.data()}};
+    if (HasScales(dtype))
+      layer.keys.scales = scales_.as<float>(), layer.values.scales = layer.keys.scales + kRows;
+    return layer;
+  }
+  // Sequences of `context` positions, as many as the pool holds.
+  GpuBatch Batch(uint32_t context, bool is_shuffled) const {
+    return {.block_tables = (is_shuffled ? shuffled_ : in_order_).as<int32_t>(),
+            .table_pitch = context / kBlockTokens,
+            .kv_heads = kKvHeads,
+            .head_dim = kHeadDim,
+            .blocks = kBlocks,
+            .log2_block_tokens = kLog2BlockTokens};
+  }
+  // The same memory as int8 rows: bytes as they come.
+  Status BecomeInt8(cudaStream_t stream) {
+    RETURN_IF_CUDA_ERROR(FillBytes(keys_.data(), kElements, 24, stream));
+    RETURN_IF_CUDA_ERROR(FillBytes(values_.data(), kElements, 25, stream));
+    return {};
+  }
+
+ private:
+  CudaBuffer keys_, values_, scales_, in_order_, shuffled_;
+};
+
+struct DecodeCase {
+  uint32_t count, context;
+  KvDType dtype = KvDType::kBF16;
+  bool is_shuffled = true;
+  BenchGoal goal = BenchGoal::Fraction(0.95);
+};
+
+Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
+                       const DecodeCase& what) {
+  const std::string name = Concat("decode attention ", KvDTypeName(what.dtype), ", ", what.count, " x ",
+                                  what.context, what.is_shuffled ? "" : ", blocks in order");
+  if (!bench.report.HasTime(name)) return {};
+  const uint32_t sequences = AttentionPool::kBlocks * kBlockTokens / what.context;
+  const uint32_t turns = sequences / what.count;  // of a call's sequences among the pool's
+  const uint32_t spans = (what.context + kGpuAttentionSpan - 1) / kGpuAttentionSpan;
+  std::vector<uint32_t> rows(sequences);
+  std::iota(rows.begin(), rows.end(), 0);
+  ASSIGN_OR_RETURN(const CudaBuffer sequence_rows, Upload(rows, "sequences"));
+  ASSIGN_OR_RETURN(const CudaBuffer positions,
+                   Upload(std::vector<uint32_t>(what.count, what.context - 1), "positions"));
+  ASSIGN_OR_RETURN(const CudaBuffer out,
+                   Poisoned(uint64_t{what.count} * kHeads * kHeadDim * sizeof(uint16_t)));
+  ASSIGN_OR_RETURN(const CudaBuffer partials,
+                   Poisoned(GpuAttentionPartialFloats(what.count, kHeads, kHeadDim, spans) * sizeof(float)));
+  ASSIGN_OR_RETURN(const CudaBuffer arrived, Zeroed(uint64_t{what.count} * kKvHeads * sizeof(uint32_t)));
+  GpuBatch batch = pool.Batch(what.context, what.is_shuffled);
+  batch.tokens = what.count;
+  batch.positions = positions.as<uint32_t>();
+  const double row_bytes =
+      kHeadDim * KvElementBytes(what.dtype) + (HasScales(what.dtype) ? sizeof(float) : 0);
+  const double bytes = 2.0 * what.count * what.context * kKvHeads * row_bytes;
+  const CallPlan plan = {.calls = CallsFor(bytes, bench.limits.copy, turns), .rounds = bench.rounds};
+  const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t i, const CudaLaunch& how) {
+    batch.sequences = sequence_rows.as<uint32_t>() + i % turns * what.count;
+    return DecodeAttentionCuda({.batch = batch,
+                                .q = q.as<uint16_t>(),
+                                .q_pitch = kQkvWidth,
+                                .out = out.as<uint16_t>(),
+                                .kv = pool.Layer(what.dtype),
+                                .heads = kHeads,
+                                .scale = 0.08838835f,
+                                .count = what.count,
+                                .most_spans = spans,
+                                .partials = partials.as<float>(),
+                                .arrived = arrived.as<uint32_t>()},
+                               how);
+  });
+  if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
+  bench.report.Add({.name = name,
+                    .value = timing->seconds * 1e6,
+                    .unit = "us",
+                    .spread = timing->spread,
+                    .fraction = bytes / timing->seconds / bench.limits.copy,
+                    .limit = "copy",
+                    .goal = what.goal});
+  return CheckFinite(out.as<uint16_t>(), uint64_t{what.count} * kHeads * kHeadDim, name.c_str(),
+                     bench.stream);
+}
+
+Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
+                        uint32_t tokens) {
+  const std::string name = Concat("prefill attention bf16, ", tokens, " tokens");
+  if (!bench.report.HasTime(name)) return {};
+  std::vector<uint32_t> position(tokens);
+  std::iota(position.begin(), position.end(), 0);
+  std::vector<GpuQueryRun> run_list;  // long ones first, as a step has them
+  for (uint32_t end = tokens; end > 0; end -= kGpuQueryTile)
+    run_list.push_back({end - kGpuQueryTile, kGpuQueryTile});
+  ASSIGN_OR_RETURN(const CudaBuffer positions, Upload(position, "positions"));
+  ASSIGN_OR_RETURN(const CudaBuffer sequences, Zeroed(tokens * sizeof(uint32_t)));
+  ASSIGN_OR_RETURN(const CudaBuffer runs, Upload(run_list, "runs"));
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(uint64_t{tokens} * kHeads * kHeadDim * sizeof(uint16_t)));
+  GpuBatch batch = pool.Batch(8192, true);
+  batch.tokens = tokens;
+  batch.positions = positions.as<uint32_t>();
+  batch.sequences = sequences.as<uint32_t>();
+  const CallPlan plan = {.calls = tokens <= 2048 ? 8u : 2u, .rounds = bench.rounds, .warm_seconds = 0.05};
+  const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t, const CudaLaunch& how) {
+    return PrefillAttentionCuda({.batch = batch,
+                                 .q = q.as<uint16_t>(),
+                                 .q_pitch = kQkvWidth,
+                                 .out = out.as<uint16_t>(),
+                                 .kv = pool.Layer(KvDType::kBF16),
+                                 .heads = kHeads,
+                                 .scale = 0.08838835f,
+                                 .runs = runs.as<GpuQueryRun>(),
+                                 .run_count = static_cast<uint32_t>(run_list.size())},
+                                how);
+  });
+  if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
+  const double flops = 4.0 * kHeads * kHeadDim * (tokens * (tokens + 1.0) / 2);
+  bench.report.Add({.name = name,
+                    .value = flops / timing->seconds / 1e12,
+                    .unit = "TFLOP/s",
+                    .spread = timing->spread,
+                    .fraction = flops / timing->seconds / bench.limits.matmul,
+                    .limit = "matmul"});
+  return CheckFinite(out.as<uint16_t>(), uint64_t{tokens} * kHeads * kHeadDim, name.c_str(), bench.stream);
+}
+
+// ---- What moves a step's activations
+
+// A call moves `bytes`; `queue` rotates over memory beyond the cache.
+Status Stream(BenchContext& bench, const std::string& name, double bytes, const BenchGoal& goal,
+              const QueueCall& queue) {
+  if (!bench.report.HasTime(name)) return {};
+  const CallPlan plan = {.calls = CallsFor(bytes, bench.limits.copy, 4), .rounds = bench.rounds};
+  const auto timing = TimeCalls(bench.stream, plan, queue);
+  if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
+  bench.report.Add({.name = name,
+                    .value = timing->seconds * 1e6,
+                    .unit = "us",
+                    .spread = timing->spread,
+                    .fraction = bytes / timing->seconds / bench.limits.copy,
+                    .limit = "copy",
+                    .goal = goal});
+  return {};
+}
+
+constexpr uint32_t kTokens = 4096, kTurns = 4;
+const BenchGoal kStreamGoal = BenchGoal::Fraction(0.80);
+
+Status NormAndEmbed(BenchContext& bench) {
+  constexpr uint64_t kElements = uint64_t{kTokens} * kHidden;
+  ASSIGN_OR_RETURN(const CudaBuffer x, RandomF32(kTurns * kElements, {.seed = 31}, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer weight,
+                   RandomF32(kHidden, {.mean = 1, .deviation = 0.1f, .seed = 32}, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(kTurns * kElements * sizeof(uint16_t)));
+  ASSIGN_OR_RETURN(const CudaBuffer scales, Poisoned(kTokens * sizeof(float)));
+  GpuRmsNormArgs norm = {.weight = weight.as<float>(), .count = kTokens, .width = kHidden, .epsilon = 1e-5f};
+  RETURN_IF_ERROR(Stream(bench, "rms_norm to bf16, 4096 tokens", 6.0 * kElements, kStreamGoal,
+                         [&](uint32_t i, const CudaLaunch& how) {
+                           norm.x = x.as<float>() + i % kTurns * kElements;
+                           norm.out = out.as<uint16_t>() + i % kTurns * kElements;
+                           return RmsNormCuda(norm, how);
+                         }));
+  RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "rms_norm", bench.stream));
+  norm.out = nullptr;
+  norm.scales = scales.as<float>();
+  RETURN_IF_ERROR(Stream(bench, "rms_norm to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal,
+                         [&](uint32_t i, const CudaLaunch& how) {
+                           norm.x = x.as<float>() + i % kTurns * kElements;
+                           norm.out_e4m3 = out.as<uint8_t>() + i % kTurns * kElements;
+                           return RmsNormCuda(norm, how);
+                         }));
+  RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of rms_norm", bench.stream));
+
+  std::minstd_rand random(33);
+  std::vector<int32_t> ids(kTurns * kTokens);
+  for (int32_t& id : ids) id = static_cast<int32_t>(random() % kVocab);
+  ASSIGN_OR_RETURN(const CudaBuffer tokens, Upload(ids, "tokens"));
+  ASSIGN_OR_RETURN(const CudaBuffer table, RandomBF16(uint64_t{kVocab} * kHidden, 34, bench.stream));
+  RETURN_IF_ERROR(
+      Stream(bench, "embed, 4096 tokens", 6.0 * kElements, {}, [&](uint32_t i, const CudaLaunch& how) {
+        GpuEmbedArgs embed;
+        embed.tokens = tokens.as<int32_t>() + i % kTurns * kTokens;
+        embed.count = kTokens;
+        embed.table = table.as<uint16_t>();
+        embed.vocab = kVocab;
+        embed.width = kHidden;
+        embed.out = x.as<float>() + i % kTurns * kElements;
+        return EmbedCuda(embed, how);
+      }));
+  return CheckFinite(x.as<float>(), kElements, "embed", bench.stream);
+}
+
+Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
+  constexpr uint64_t kElements = uint64_t{kTokens} * kQkvWidth;
+  ASSIGN_OR_RETURN(const CudaBuffer qkv, RandomBF16(kTurns * kElements, 41, bench.stream));
+  std::vector<float> cos_of(uint64_t{kTokens} * kHeadDim / 2), sin_of(cos_of.size());
+  for (uint32_t i = 0; i < cos_of.size(); ++i) {
+    const double angle = i / (kHeadDim / 2) * std::pow(5e5, -2.0 * (i % (kHeadDim / 2)) / kHeadDim);
+    cos_of[i] = static_cast<float>(std::cos(angle));
+    sin_of[i] = static_cast<float>(std::sin(angle));
+  }
+  std::vector<uint32_t> position(kTokens), sequence(kTurns * kTokens);
+  std::iota(position.begin(), position.end(), 0);
+  for (uint32_t i = 0; i < sequence.size(); ++i) sequence[i] = i / kTokens;
+  ASSIGN_OR_RETURN(const CudaBuffer cos, Upload(cos_of, "cos"));
+  ASSIGN_OR_RETURN(const CudaBuffer sin, Upload(sin_of, "sin"));
+  ASSIGN_OR_RETURN(const CudaBuffer positions, Upload(position, "positions"));
+  ASSIGN_OR_RETURN(const CudaBuffer sequences, Upload(sequence, "sequences"));
+  GpuBatch batch = pool.Batch(8192, true);
+  batch.tokens = kTokens;
+  batch.positions = positions.as<uint32_t>();
+  RETURN_IF_ERROR(Stream(bench, "rope_kv, 4096 tokens", 2 * 2.0 * kElements, kStreamGoal,
+                         [&](uint32_t i, const CudaLaunch& how) {
+                           batch.sequences = sequences.as<uint32_t>() + i % kTurns * kTokens;
+                           return RopeKvCuda({.batch = batch,
+                                              .qkv = qkv.as<uint16_t>() + i % kTurns * kElements,
+                                              .cos = cos.as<float>(),
+                                              .sin = sin.as<float>(),
+                                              .heads = kHeads,
+                                              .kv = pool.Layer(KvDType::kBF16)},
+                                             how);
+                         }));
+  return CheckFinite(qkv.as<uint16_t>(), kElements, "rope_kv", bench.stream);
+}
+
+Status SiluMul(BenchContext& bench) {
+  constexpr uint64_t kElements = uint64_t{kTokens} * kFfn;  // of the output
+  ASSIGN_OR_RETURN(const CudaBuffer in, RandomBF16(2 * kElements, 51, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(kElements * sizeof(uint16_t)));
+  ASSIGN_OR_RETURN(const CudaBuffer scales, Poisoned(kTokens * sizeof(float)));
+  GpuSiluMulArgs args = {
+      .in = in.as<uint16_t>(), .tokens = kTokens, .width = kFfn, .out = out.as<uint16_t>()};
+  const QueueCall queue = [&](uint32_t, const CudaLaunch& how) { return SiluMulCuda(args, how); };
+  RETURN_IF_ERROR(Stream(bench, "silu_mul to bf16, 4096 tokens", 6.0 * kElements, kStreamGoal, queue));
+  RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "silu_mul", bench.stream));
+  args.out = nullptr;
+  args.out_e4m3 = out.as<uint8_t>();
+  args.scales = scales.as<float>();
+  RETURN_IF_ERROR(Stream(bench, "silu_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue));
+  return CheckFinite(scales.as<float>(), kTokens, "scales of silu_mul", bench.stream);
+}
+
+Status KvCopy(BenchContext& bench) {
+  constexpr uint32_t kParts = 64, kBlocks = 256, kPartBytes = kBlockTokens * kHeadDim * sizeof(uint16_t);
+  constexpr uint64_t kBlockBytes = uint64_t{kParts} * kKvHeads * kPartBytes;
+  ASSIGN_OR_RETURN(const CudaBuffer pool, RandomBF16(kBlocks * kBlockBytes / 2, 61, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer staging, Poisoned(kBlockBytes));
+  std::vector<GpuKvPart> list;
+  for (uint32_t i = 0; i < kParts; ++i) {
+    GpuKvPart& part = list.emplace_back();
+    part.data = pool.data() + uint64_t{i} * kKvHeads * kBlocks * kPartBytes;
+    part.bytes = kPartBytes;
+    part.row_bytes = kHeadDim * sizeof(uint16_t);
+    part.staged_at = uint64_t{i} * kKvHeads * kPartBytes;
+  }
+  ASSIGN_OR_RETURN(const CudaBuffer parts, Upload(list, "KV parts"));
+  GpuKvCopyArgs args;
+  args.parts = parts.as<GpuKvPart>();
+  args.part_count = kParts;
+  args.kv_heads = kKvHeads;
+  args.blocks = kBlocks;
+  args.rows = kBlockTokens;
+  const QueueCall queue = [&](uint32_t i, const CudaLaunch& how) {
+    args.from = i % (kBlocks / 2);
+    args.to = args.from + kBlocks / 2;
+    return KvCopyCuda(args, how);
+  };
+  RETURN_IF_ERROR(Stream(bench, "kv_copy of 2 MiB within the pool", 2.0 * kBlockBytes, {}, queue));
+  args.staging = staging.data();
+  RETURN_IF_ERROR(Stream(bench, "kv_copy of 2 MiB to staging", 2.0 * kBlockBytes, {}, queue));
+  RETURN_IF_ERROR(CheckFinite(staging.as<uint16_t>(), kBlockBytes / 2, "kv_copy", bench.stream));
+  args.to_pool = true;
+  return Stream(bench, "kv_copy of 2 MiB from staging", 2.0 * kBlockBytes, {}, queue);
+}
+
+// ---- Sampling
+
+// Logits of deviation 3: 0.9 of the probability is on some four of a hundred tokens, many more than a trained
+// model's, so this is a hard case of top-p.
+Status Sampling(BenchContext& bench) {
+  constexpr uint32_t kMostRows = 256;
+  const struct {
+    const char* name;
+    GpuSampleRow row;
+    bool samples;
+  } choices[] = {{"greedy", {}, false},
+                 {"top-p 0.9", {.temperature = 0.8f, .top_p = 0.9f}, true},
+                 {"top-k 50, top-p 0.9", {.temperature = 0.8f, .top_k = 50, .top_p = 0.9f}, true}};
+  ASSIGN_OR_RETURN(const CudaBuffer logits, RandomF32(uint64_t{kTurns} * kMostRows * kVocab,
+                                                      {.deviation = 3, .seed = 71}, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer scratch,
+                   CudaBuffer::Device(GpuSampleScratchBytes(kMostRows, kVocab), "scratch of sampling"));
+  ASSIGN_OR_RETURN(const CudaBuffer results, Poisoned(kMostRows * sizeof(GpuSampleResult)));
+  for (const auto& choice : choices) {
+    std::minstd_rand random(72);
+    std::vector<GpuSampleRow> rows(kMostRows, choice.row);
+    for (GpuSampleRow& row : rows) row.uniform = static_cast<float>(random() % 65536) / 65536;
+    ASSIGN_OR_RETURN(const CudaBuffer params, Upload(rows, "choices"));
+    for (const uint32_t count : {1u, 64u, 128u, 256u}) {
+      const std::string name = Concat("sampling, ", choice.name, ", ", count, count == 1 ? " row" : " rows");
+      if (!bench.report.HasTime(name)) continue;
+      const uint32_t turns = kTurns * kMostRows / count;
+      const double bytes = 4.0 * count * kVocab;
+      GpuSampleArgs args;
+      args.rows = count;
+      args.vocab = args.pitch = kVocab;
+      args.params = params.as<GpuSampleRow>();
+      args.results = results.as<GpuSampleResult>();
+      args.scratch = scratch.data();
+      args.samples = choice.samples;
+      const CallPlan plan = {.calls = std::clamp(turns, 4u, 128u), .rounds = bench.rounds};
+      const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t i, const CudaLaunch& how) {
+        args.logits = logits.as<float>() + uint64_t{i % turns} * count * kVocab;
+        return SampleCuda(args, how);
+      });
+      if (!timing.ok()) {
+        RETURN_IF_ERROR(bench.report.SkipOr(name, timing.status()));
+        continue;
+      }
+      // At most five passes over the logits, where they are many enough to be read at full speed.
+      bench.report.Add({.name = name,
+                        .value = timing->seconds * 1e6,
+                        .unit = "us",
+                        .spread = timing->spread,
+                        .fraction = bytes / timing->seconds / bench.limits.copy,
+                        .limit = "one pass",
+                        .goal = count > 1 && choice.samples ? BenchGoal::Fraction(0.2) : BenchGoal()});
+      std::vector<GpuSampleResult> host(count);
+      RETURN_IF_CUDA_ERROR(
+          cudaMemcpy(host.data(), results.data(), count * sizeof(GpuSampleResult), cudaMemcpyDeviceToHost));
+      for (const GpuSampleResult& result : host) {
+        if (result.token < 0 || result.token >= static_cast<int32_t>(kVocab) ||
+            !std::isfinite(result.logprob)) {
+          return WithReason(Internal(name, ": token ", result.token), "not_finite");
+        }
+      }
+    }
+  }
+  return {};
+}
+
+Status Attention(BenchContext& bench, AttentionPool& pool) {
+  ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{8192} * kQkvWidth, 26, bench.stream));
+  const DecodeCase cases[] = {{.count = 64, .context = 8192},
+                              {.count = 64, .context = 8192, .is_shuffled = false},
+                              {.count = 256, .context = 1024},
+                              {.count = 1, .context = 8192, .goal = {}}};  // too few bytes for full speed
+  for (const DecodeCase& each : cases) RETURN_IF_ERROR(DecodeAttention(bench, pool, q, each));
+  for (const uint32_t tokens : {2048u, 8192u}) RETURN_IF_ERROR(PrefillAttention(bench, pool, q, tokens));
+  RETURN_IF_ERROR(RopeKv(bench, pool));
+  RETURN_IF_ERROR(pool.BecomeInt8(bench.stream));
+  return DecodeAttention(
+      bench, pool, q,
+      {.count = 64, .context = 8192, .dtype = KvDType::kInt8, .goal = BenchGoal::Fraction(0.92)});
+}
+
+}  // namespace
+
+Status BenchKernels(BenchContext& bench) {
+  {
+    ASSIGN_OR_RETURN(AttentionPool pool, AttentionPool::Make(bench.stream));
+    RETURN_IF_ERROR(Attention(bench, pool));
+  }
+  RETURN_IF_ERROR(NormAndEmbed(bench));
+  RETURN_IF_ERROR(SiluMul(bench));
+  RETURN_IF_ERROR(Sampling(bench));
+  RETURN_IF_ERROR(KvCopy(bench));
+  return Products::Run(bench);
+}
+
+}  // namespace terrace

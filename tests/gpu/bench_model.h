@@ -1,0 +1,48 @@
+// Parts of the benchmark that run whole models of Llama 3.1 8B's shape with random weights, and the weights
+// themselves, which the benchmarks of the kernels use too.
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "tests/gpu/bench_report.h"
+#include "tests/gpu/bench_timing.h"
+#include "worker/cuda/cuda_transformer.h"
+#include "worker/formats/model_config.h"
+
+namespace terrace {
+
+ModelConfig BenchConfig();  // of Llama 3.1 8B
+std::string_view NameOf(GpuFormat format);
+
+// What of a matrix a product reads.
+uint64_t BytesOf(const GpuMatrix& matrix);
+
+// The model's weights in each format, made when first asked for.
+class BenchWeights {
+ public:
+  StatusOr<const CudaWeights*> Of(GpuFormat format);
+  void Drop(GpuFormat format) { made_.erase(format); }
+
+ private:
+  std::map<GpuFormat, CudaWeights> made_;
+};
+
+struct BenchContext {
+  BenchReport& report;
+  const GpuLimits& limits;
+  BenchWeights& weights;
+  cudaStream_t stream = nullptr;
+  bool is_quick = false;
+  int rounds = 7;
+};
+
+Status BenchKernels(BenchContext& bench);  // bench_kernels.cc
+Status BenchDecode(BenchContext& bench);  // steps of 1 to 256 sequences, against a roofline; the host's share
+Status BenchPrefill(BenchContext& bench);                           // one prompt in one step
+Status BenchInvariant(BenchContext& bench);                         // what the invariant mode costs
+Status BenchMemory(BenchContext& bench, const std::string& model);  // KV blocks to the host and back; a load
+
+}  // namespace terrace

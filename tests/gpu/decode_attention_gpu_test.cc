@@ -1,0 +1,247 @@
+// Decode attention on a GPU against the reference, as decode_attention_device_test.cc does without one.
+#include "kernels/attention/decode_attention_cuda.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "gtest/gtest.h"
+#include "kernels/attention/decode_attention_testing.h"
+#include "tests/gpu/gpu_testing.h"
+
+namespace terrace {
+namespace {
+
+// A batch's arrays on the device.
+class DeviceBatch {
+ public:
+  explicit DeviceBatch(DecodeBatch& batch, uint32_t spare_spans = 0)
+      : args_(batch.Args()),
+        positions_(batch.positions),
+        sequences_(batch.sequences),
+        tables_(batch.tables),
+        q_(batch.q),
+        keys_(batch.keys),
+        values_(batch.values),
+        key_scales_(batch.key_scales),
+        value_scales_(batch.value_scales),
+        partials_(GpuAttentionPartialFloats(args_.count, args_.heads, args_.batch.head_dim,
+                                            args_.most_spans + spare_spans)),
+        arrived_(std::vector<uint32_t>(args_.count * args_.batch.kv_heads, 0)),
+        out_(batch.tokens() * batch.width()) {
+    args_.most_spans += spare_spans;
+    args_.batch.positions = positions_.data();
+    args_.batch.sequences = sequences_.data();
+    args_.batch.block_tables = tables_.data();
+    args_.q = q_.data();
+    args_.kv.keys = {keys_.data(), key_scales_.data()};
+    args_.kv.values = {values_.data(), value_scales_.data()};
+    args_.partials = partials_.data();
+    args_.arrived = arrived_.data();
+    args_.out = out_.data();
+  }
+
+  GpuAttentionArgs& args() { return args_; }
+  std::vector<uint16_t> out() const { return out_.Get(); }
+  std::vector<uint32_t> arrived() const { return arrived_.Get(); }
+
+ private:
+  GpuAttentionArgs args_;
+  DeviceArray<uint32_t> positions_, sequences_;
+  DeviceArray<int32_t> tables_;
+  DeviceArray<uint16_t> q_;
+  DeviceArray<std::byte> keys_, values_;
+  DeviceArray<float> key_scales_, value_scales_;
+  DeviceArray<float> partials_;  // NaNs
+  DeviceArray<uint32_t> arrived_;
+  DeviceArray<uint16_t> out_;  // NaNs
+};
+
+// Twice: what the first call leaves in `arrived` must serve the second.
+std::vector<uint16_t> Attend(DecodeBatch& batch, uint32_t spare_spans = 0) {
+  DeviceBatch device(batch, spare_spans);
+  CUDA_MUST(DecodeAttentionCuda(device.args(), {}));
+  const auto out = device.out();
+  CUDA_MUST(DecodeAttentionCuda(device.args(), {.follows = true}));
+  EXPECT_EQ(device.out(), out);
+  EXPECT_EQ(device.arrived(), std::vector<uint32_t>(device.arrived().size(), 0));
+  return out;
+}
+
+void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
+  const auto expected = batch.Reference();
+  for (size_t i = 0; i < out.size(); ++i) {
+    ASSERT_NEAR(FloatFromBF16(out[i]), expected.out[i], expected.tolerance[i])
+        << "position " << batch.positions[i / batch.width()] << ", element " << i % batch.width();
+  }
+}
+
+TEST(DecodeAttentionGpu, MatchesTheReference) {
+  uint64_t seed = 0;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+      for (const uint32_t group : {1u, 2u, 4u, 7u, 8u, 9u, 16u}) {
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", seed " << seed);
+        DecodeBatch batch({.dtype = dtype,
+                           .heads = 2 * group,
+                           .kv_heads = 2,
+                           .head_dim = head_dim,
+                           .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                           .positions = {0, 15, 16, 255, 256, 700, 1500, 31, 2570},
+                           .seed = seed});
+        ExpectReference(batch, Attend(batch, /*spare_spans=*/seed % 3));
+        ++seed;
+      }
+    }
+  }
+}
+
+TEST(DecodeAttentionGpu, TakesScoresThatGrow) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    DecodeBatch batch({.dtype = dtype, .head_dim = 128, .positions = {100, 600}, .growth = 0.01f});
+    ExpectReference(batch, Attend(batch));
+  }
+}
+
+// Enough tokens for blocks of whole groups of spans; alone each is of single spans.
+TEST(DecodeAttentionGpu, ATokensBitsDependOnItsPositionOnly) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const uint32_t group : {4u, 9u}) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads");
+      DecodeShape shape{.dtype = dtype, .heads = 8 * group, .kv_heads = 8, .head_dim = 32, .positions = {}};
+      for (uint32_t i = 0; i < 64; ++i) shape.positions.push_back(i * i * 2);
+      DecodeBatch batch(shape);
+      const auto expected = Attend(batch);
+      EXPECT_EQ(Attend(batch, /*spare_spans=*/40), expected);
+      DeviceBatch device(batch);
+      for (const uint32_t t : {0u, 9u, 22u, 40u, 63u}) {
+        device.args().first = t;
+        device.args().count = 1;
+        CUDA_MUST(DecodeAttentionCuda(device.args(), {}));
+        const auto alone = device.out();
+        const auto begin = static_cast<ptrdiff_t>(t * batch.width());
+        const auto end = begin + static_cast<ptrdiff_t>(batch.width());
+        EXPECT_TRUE(std::equal(alone.begin() + begin, alone.begin() + end, expected.begin() + begin)) << t;
+      }
+      batch.ReverseBlocks();
+      EXPECT_EQ(Attend(batch), expected);
+    }
+  }
+}
+
+TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
+  DecodeBatch batch({.heads = 4, .kv_heads = 2, .positions = {300}});
+  DeviceBatch device(batch);
+  const GpuAttentionArgs good = device.args();
+  const auto expect = [](const GpuAttentionArgs& args) {
+    EXPECT_EQ(DecodeAttentionCuda(args, {}), cudaErrorInvalidValue);
+  };
+  GpuAttentionArgs bad = good;
+  bad.batch.head_dim = 96;
+  expect(bad);
+  bad = good;
+  bad.heads = 34;
+  expect(bad);
+  bad = good;
+  bad.kv.dtype = KvDType::kF32;
+  expect(bad);
+  bad = good;
+  bad.q += 1;
+  expect(bad);
+  bad = good;
+  bad.batch.log2_block_tokens = 3;
+  expect(bad);
+  bad = good;
+  bad.arrived = nullptr;
+  expect(bad);
+  bad = good;
+  bad.count = 0;
+  EXPECT_EQ(DecodeAttentionCuda(bad, {}), cudaSuccess);
+  CUDA_MUST(cudaDeviceSynchronize());
+}
+
+// Not a check: printed for whoever tunes the kernel. Keys and values are bytes of ones and scales of NaN;
+// their sums do not matter.
+TEST(DecodeAttentionGpu, ReadsAtTheSpeedOfMemory) {
+  cudaStream_t stream;
+  CUDA_MUST(cudaStreamCreate(&stream));
+  constexpr size_t kCopyBytes = size_t{1} << 31;
+  double copied = 0;
+  {
+    DeviceArray<std::byte> from(kCopyBytes), to(kCopyBytes);
+    copied =
+        2.0 * kCopyBytes / SecondsOf(stream, 5, 4, [&] {
+          CUDA_MUST(cudaMemcpyAsync(to.data(), from.data(), kCopyBytes, cudaMemcpyDeviceToDevice, stream));
+        });
+  }
+  std::printf("copy: %.0f GB/s\n", copied / 1e9);
+  const struct {
+    KvDType dtype;
+    uint32_t count, positions, heads, kv_heads, head_dim;
+  } cases[] = {
+      {KvDType::kBF16, 64, 8192, 32, 8, 128}, {KvDType::kF16, 64, 8192, 32, 8, 128},
+      {KvDType::kInt8, 64, 8192, 32, 8, 128}, {KvDType::kBF16, 64, 8192, 64, 4, 128},
+      {KvDType::kBF16, 64, 8192, 32, 8, 64},  {KvDType::kBF16, 16, 8192, 32, 8, 128},
+      {KvDType::kBF16, 64, 1024, 32, 8, 128}, {KvDType::kBF16, 1, 1024, 32, 8, 128},
+      {KvDType::kBF16, 1, 8192, 32, 8, 128},  {KvDType::kBF16, 1, 131072, 32, 8, 128},
+  };
+  for (const auto& c : cases) {
+    // Calls in turn read other memory, 256 MiB in all or more: what one leaves in the cache is no use to the
+    // next.
+    const uint32_t sequence_blocks = c.positions / 16, of_call = sequence_blocks * c.count;
+    const size_t row_bytes = c.head_dim * KvElementBytes(c.dtype);
+    const size_t block_bytes = 2 * c.kv_heads * 16 * row_bytes;
+    const auto copies =
+        static_cast<uint32_t>(std::max<size_t>((size_t{256} << 20) / (of_call * block_bytes), 1));
+    const uint32_t blocks = of_call * copies;
+    std::vector<int32_t> tables(blocks);
+    for (uint32_t i = 0; i < blocks; ++i) tables[i] = static_cast<int32_t>((uint64_t{i} * 40503) % blocks);
+    std::vector<uint32_t> sequences(c.count * copies);
+    for (uint32_t i = 0; i < sequences.size(); ++i) sequences[i] = i;
+    const DeviceArray<int32_t> device_tables(tables);
+    const DeviceArray<uint32_t> device_sequences(sequences);
+    const DeviceArray<uint32_t> positions(std::vector<uint32_t>(c.count, c.positions - 1));
+    const size_t rows = size_t{blocks} * 16 * c.kv_heads;
+    const DeviceArray<std::byte> keys(rows * row_bytes), values(rows * row_bytes);
+    const DeviceArray<float> key_scales(HasScales(c.dtype) ? rows : 0), value_scales(key_scales.size());
+    const DeviceArray<uint16_t> q(std::vector<uint16_t>(c.count * c.heads * c.head_dim, 0x3f80)),
+        out(q.size());
+    GpuAttentionArgs args;
+    args.count = c.count;
+    args.most_spans = c.positions / kGpuAttentionSpan;
+    const DeviceArray<float> partials(
+        GpuAttentionPartialFloats(c.count, c.heads, c.head_dim, args.most_spans));
+    const DeviceArray<uint32_t> arrived(std::vector<uint32_t>(c.count * c.kv_heads, 0));
+    args.batch = {.tokens = c.count,
+                  .positions = positions.data(),
+                  .sequences = device_sequences.data(),
+                  .block_tables = device_tables.data(),
+                  .table_pitch = sequence_blocks,
+                  .kv_heads = c.kv_heads,
+                  .head_dim = c.head_dim,
+                  .blocks = blocks,
+                  .log2_block_tokens = 4};
+    args.q = q.data();
+    args.q_pitch = c.heads * c.head_dim;
+    args.out = out.data();
+    args.kv = {c.dtype, {keys.data(), key_scales.data()}, {values.data(), value_scales.data()}};
+    args.heads = c.heads;
+    args.scale = 0.1f;
+    args.partials = partials.data();
+    args.arrived = arrived.data();
+    uint32_t call = 0;
+    const double seconds = SecondsOf(stream, 7, 20, [&] {
+      args.batch.sequences = device_sequences.data() + call++ % copies * c.count;
+      CUDA_MUST(DecodeAttentionCuda(args, {.stream = stream, .follows = true}));
+    });
+    const double bytes =
+        2.0 * c.count * c.positions * c.kv_heads * (row_bytes + (HasScales(c.dtype) ? sizeof(float) : 0));
+    std::printf("%s, %u x %u positions, %u heads of %u to %u: %.1f us, %.0f GB/s, %.3f of a copy\n",
+                KvDTypeName(c.dtype).data(), c.count, c.positions, c.heads, c.head_dim, c.kv_heads,
+                seconds * 1e6, bytes / seconds / 1e9, bytes / seconds / copied);
+  }
+  CUDA_MUST(cudaStreamDestroy(stream));
+}
+
+}  // namespace
+}  // namespace terrace

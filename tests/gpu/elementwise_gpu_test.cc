@@ -1,0 +1,285 @@
+// The small ops of a step on a GPU, by the rules of their tests on the emulator, at the sizes of real models
+// too.
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/activation/silu_mul_cuda.h"
+#include "kernels/activation/silu_mul_testing.h"
+#include "kernels/copy/kv_copy_cuda.h"
+#include "kernels/copy/kv_copy_testing.h"
+#include "kernels/embed/embed_cuda.h"
+#include "kernels/norm/rms_norm_cuda.h"
+#include "kernels/norm/rms_norm_testing.h"
+#include "kernels/quant/e4m3_testing.h"
+#include "kernels/rope/rope_kv_cuda.h"
+#include "kernels/rope/rope_kv_testing.h"
+#include "kernels/scalar_convert.h"
+#include "tests/gpu/gpu_testing.h"
+
+namespace terrace {
+namespace {
+
+std::vector<float> RandomNormal(size_t count, uint64_t seed, float deviation = 1) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> out(count);
+  for (float& each : out) each = normal(random);
+  return out;
+}
+
+struct Sizes {
+  uint32_t count, width;
+};
+
+TEST(RmsNormGpu, MatchesTheReference) {
+  constexpr float kEpsilon = 1e-5f;
+  for (const auto [count, width] :
+       {Sizes{1, 8}, {3, 136}, {5, 2048}, {300, 4096}, {64, 5000}, {33, 8192}, {7, 8200}, {2, 131072}}) {
+    SCOPED_TRACE(testing::Message() << count << " rows of " << width);
+    const std::vector<float> x = RandomNormal(size_t{count} * width, /*seed=*/width),
+                             weight = RandomNormal(width, 1);
+    std::vector<uint32_t> rows(count);
+    for (uint32_t i = 0; i < count; ++i) rows[i] = (7 * i + 3) % count;
+    const DeviceArray<float> device_x(x), device_weight(weight);
+    const DeviceArray<uint32_t> device_rows(rows);
+    DeviceArray<uint16_t> plain(x.size()), gathered(x.size());
+    DeviceArray<uint8_t> codes(x.size());
+    DeviceArray<float> scales(count);
+    GpuRmsNormArgs args = {.x = device_x.data(),
+                           .weight = device_weight.data(),
+                           .count = count,
+                           .width = width,
+                           .epsilon = kEpsilon,
+                           .out = plain.data()};
+    CUDA_MUST(RmsNormCuda(args, {}));
+    args.rows = device_rows.data();
+    args.out = gathered.data();
+    args.out_e4m3 = codes.data();
+    args.scales = scales.data();
+    CUDA_MUST(RmsNormCuda(args, {.follows = true}));
+    const std::vector<uint16_t> got = plain.Get(), got_gathered = gathered.Get();
+    const std::vector<uint8_t> got_codes = codes.Get();
+    const std::vector<float> got_scales = scales.Get();
+    for (size_t i = 0; i < count; ++i) {
+      ExpectRmsNormRow(RmsNormRef(&x[i * width], weight, kEpsilon), &got[i * width]);
+      const size_t row = rows[i];
+      for (size_t k = 0; k < width; ++k) ASSERT_EQ(got_gathered[i * width + k], got[row * width + k]);
+      ExpectE4M3Row(RmsNormRef(&x[row * width], weight, kEpsilon), &got_codes[i * width], got_scales[i],
+                    kRmsNormError);
+    }
+  }
+}
+
+TEST(RmsNormGpu, RefusesWhatItCannot) {
+  EXPECT_EQ(RmsNormCuda({.count = 1, .width = 12}, {}), cudaErrorInvalidValue);
+  EXPECT_EQ(RmsNormCuda({.count = 1, .width = 16}, {}), cudaErrorInvalidValue);
+}
+
+TEST(SiluMulGpu, MatchesTheReference) {
+  for (const auto [tokens, width] :
+       {Sizes{1, 8}, {5, 40}, {3, 4104}, {5, 8200}, {700, 14336}, {64, 28672}, {3, 33000}}) {
+    SCOPED_TRACE(testing::Message() << tokens << " tokens, width " << width);
+    std::vector<uint16_t> in;
+    for (const float value :
+         RandomNormal(size_t{tokens} * 2 * width, /*seed=*/width, /*deviation=*/width < 100 ? 50 : 3)) {
+      in.push_back(BF16FromFloat(std::clamp(value, -kSiluMulMost, kSiluMulMost)));
+    }
+    const DeviceArray<uint16_t> device_in(in);
+    DeviceArray<uint16_t> plain(in.size() / 2), beside(in.size() / 2);
+    DeviceArray<uint8_t> codes(in.size() / 2);
+    DeviceArray<float> scales(tokens);
+    GpuSiluMulArgs args = {.in = device_in.data(), .tokens = tokens, .width = width, .out = plain.data()};
+    CUDA_MUST(SiluMulCuda(args, {}));
+    args.out = beside.data();
+    args.out_e4m3 = codes.data();
+    args.scales = scales.data();
+    CUDA_MUST(SiluMulCuda(args, {.follows = true}));
+    const std::vector<uint16_t> got = plain.Get();
+    const std::vector<uint8_t> got_codes = codes.Get();
+    const std::vector<float> got_scales = scales.Get();
+    EXPECT_EQ(beside.Get(), got);
+    for (size_t i = 0; i < tokens; ++i) {
+      const std::vector<double> want = SiluMulRef(&in[i * 2 * width], width);
+      ExpectSiluMulRow(want, &got[i * width]);
+      ExpectE4M3Row(want, &got_codes[i * width], got_scales[i], kSiluMulError);
+    }
+  }
+}
+
+void ExpectRopeKvOnGpu(RopeKvCase& c) {
+  const RopeKvShape& s = c.shape;
+  SCOPED_TRACE(testing::Message() << KvDTypeName(s.dtype) << ", " << s.tokens << " tokens, heads " << s.heads
+                                  << " and " << s.kv_heads << " of " << s.head_dim << " neighbours "
+                                  << s.neighbours);
+  RopeKvPool pool(s.dtype, c.Rows(), s.head_dim);
+  const DeviceArray<uint32_t> positions(c.positions), sequences(c.sequences);
+  const DeviceArray<int32_t> block_tables(c.block_tables);
+  const DeviceArray<float> cos(c.cos), sin(c.sin);
+  const DeviceArray<uint16_t> qkv(c.qkv);
+  const DeviceArray<std::byte> keys(pool.keys), values(pool.values);
+  const DeviceArray<float> key_scales(pool.key_scales), value_scales(pool.value_scales);
+  CUDA_MUST(RopeKvCuda({.batch = {.tokens = s.tokens,
+                                  .positions = positions.data(),
+                                  .sequences = sequences.data(),
+                                  .block_tables = block_tables.data(),
+                                  .table_pitch = c.table_pitch,
+                                  .kv_heads = s.kv_heads,
+                                  .head_dim = s.head_dim,
+                                  .blocks = c.blocks,
+                                  .log2_block_tokens = 4},
+                        .qkv = qkv.data(),
+                        .cos = cos.data(),
+                        .sin = sin.data(),
+                        .heads = s.heads,
+                        .neighbours = s.neighbours,
+                        .kv = {.dtype = s.dtype,
+                               .keys = {.data = keys.data(), .scales = key_scales.data()},
+                               .values = {.data = values.data(), .scales = value_scales.data()}}},
+                       {.follows = true}));
+  pool.keys = keys.Get();
+  pool.values = values.Get();
+  pool.key_scales = key_scales.Get();
+  pool.value_scales = value_scales.Get();
+  ExpectRopeKv(c, qkv.Get(), pool);
+}
+
+TEST(RopeKvGpu, MatchesTheReferenceToTheBit) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const bool neighbours : {false, true}) {
+      for (const uint32_t head_dim : {16, 32, 64, 80, 96, 128, 176, 256}) {
+        RopeKvCase c({dtype, /*heads=*/5, /*kv_heads=*/2, head_dim, neighbours, /*tokens=*/9},
+                     /*seed=*/head_dim);
+        ExpectRopeKvOnGpu(c);
+      }
+      RopeKvCase large({dtype, /*heads=*/32, /*kv_heads=*/8, /*head_dim=*/128, neighbours, /*tokens=*/500},
+                       /*seed=*/1);
+      ExpectRopeKvOnGpu(large);
+      RopeKvCase extreme({dtype, /*heads=*/1, /*kv_heads=*/8, /*head_dim=*/64, neighbours, /*tokens=*/3},
+                         /*seed=*/2);
+      const float extremes[] = {INFINITY, -INFINITY, NAN, 1e30f, 65519, 65536, 3e-8f, 1e-41f};
+      for (uint32_t i = 0; i < std::size(extremes); ++i) {
+        extreme.Head(0, 1 + i)[5 * i] = extreme.Head(1, 9 + i)[5 * i] = BF16FromFloat(extremes[i]);
+        for (uint32_t k = 0; k < 64; ++k) {  // rows of small and large values, at steps of int8
+          extreme.Head(2, 9 + i)[k] =
+              BF16FromFloat(std::ldexp(k % 2 == 0 ? 127.0f : 2.5f, static_cast<int>(i) * 25 - 128));
+        }
+      }
+      ExpectRopeKvOnGpu(extreme);
+    }
+  }
+}
+
+TEST(RopeKvGpu, RefusesWhatItCannot) {
+  GpuRopeKvArgs args;
+  args.batch.tokens = args.batch.kv_heads = 1;
+  args.kv.dtype = KvDType::kBF16;
+  for (const uint32_t head_dim : {0, 24, 272}) {
+    args.batch.head_dim = head_dim;
+    EXPECT_EQ(RopeKvCuda(args, {}), cudaErrorInvalidValue) << head_dim;
+  }
+  args.batch.head_dim = 64;
+  args.kv.dtype = KvDType::kF32;
+  EXPECT_EQ(RopeKvCuda(args, {}), cudaErrorInvalidValue);
+}
+
+TEST(EmbedGpu, LooksRowsUpExactly) {
+  for (const auto [count, width] : {Sizes{1, 8}, {9, 1000}, {300, 4096}, {20, 8192}}) {
+    SCOPED_TRACE(testing::Message() << count << " rows of " << width);
+    const uint32_t vocab = 999;
+    std::vector<uint16_t> table(size_t{vocab} * width);
+    for (size_t i = 0; i < table.size(); ++i)
+      table[i] = static_cast<uint16_t>((i * 40503) & 0xbf7f);  // finite
+    std::vector<int32_t> tokens(count);
+    for (uint32_t i = 0; i < count; ++i) tokens[i] = static_cast<int32_t>(i * 331 % (vocab + 2)) - 1;
+    const DeviceArray<uint16_t> device_table(table);
+    const DeviceArray<int32_t> device_tokens(tokens);
+    DeviceArray<float> out(size_t{count} * width);
+    CUDA_MUST(EmbedCuda({.tokens = device_tokens.data(),
+                         .count = count,
+                         .table = device_table.data(),
+                         .vocab = vocab,
+                         .width = width,
+                         .out = out.data()},
+                        {.follows = true}));
+    const std::vector<float> got = out.Get();
+    for (size_t i = 0; i < got.size(); ++i) {
+      const int32_t token = tokens[i / width];
+      if (token < 0 || token >= static_cast<int32_t>(vocab)) {
+        ASSERT_TRUE(std::isnan(got[i])) << i;
+      } else {
+        ASSERT_EQ(got[i], FloatFromBF16(table[static_cast<size_t>(token) * width + i % width])) << i;
+      }
+    }
+  }
+}
+
+TEST(KvCopyGpu, MovesRowsWithinThePoolAndThroughStaging) {
+  for (const auto& [block_tokens, head_dim, rows] :
+       {std::tuple{16u, 64u, 16u}, {16u, 32u, 7u}, {128u, 256u, 128u}, {32u, 80u, 31u}}) {
+    SCOPED_TRACE(testing::Message() << block_tokens << " tokens, head_dim " << head_dim << ", rows " << rows);
+    KvCopyPool want(/*pool_blocks=*/50, /*heads=*/8, block_tokens, head_dim);
+    std::vector<uint32_t> want_staging(want.staging_bytes / 4, 0xffffffff);
+    std::vector<DeviceArray<uint32_t>> memory;
+    std::vector<GpuKvPart> parts = want.parts;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      memory.emplace_back(want.memory[i]);
+      parts[i].data = memory[i].data();
+    }
+    const DeviceArray<GpuKvPart> device_parts(parts);
+    const DeviceArray<uint32_t> staging(want_staging.size());
+    const auto copy = [&](GpuKvCopyArgs args, bool staged) {
+      args.parts = device_parts.data();
+      args.part_count = static_cast<uint32_t>(parts.size());
+      args.kv_heads = want.kv_heads;
+      args.blocks = want.blocks;
+      args.staging = staged ? staging.data() : nullptr;
+      CUDA_MUST(KvCopyCuda(args, {.follows = true}));
+      args.staging = staged ? want_staging.data() : nullptr;
+      want.Copy(args);
+    };
+    copy({.from = 1, .to = 49, .rows = rows}, false);
+    copy({.from = 49, .to = 0, .rows = rows}, true);
+    copy({.from = 0, .to = 20, .rows = rows, .to_pool = true}, true);
+    EXPECT_EQ(staging.Get(), want_staging);
+    for (size_t i = 0; i < parts.size(); ++i) EXPECT_EQ(memory[i].Get(), want.memory[i]) << "part " << i;
+  }
+}
+
+// A step is captured once and replayed: every op must be one that a graph holds.
+TEST(ElementwiseGpu, IsCapturedInAGraph) {
+  const uint32_t width = 64;
+  const DeviceArray<int32_t> tokens(std::vector<int32_t>{1});
+  const DeviceArray<uint16_t> table(std::vector<uint16_t>(2 * width, BF16FromFloat(2)));
+  const DeviceArray<float> x(width), weight(std::vector<float>(width, 3));
+  const DeviceArray<uint16_t> normed(width), gated(width / 2);
+  cudaStream_t stream;
+  CUDA_MUST(cudaStreamCreate(&stream));
+  CUDA_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  const CudaLaunch how = {.stream = stream, .follows = true};
+  CUDA_MUST(EmbedCuda({.tokens = tokens.data(),
+                       .count = 1,
+                       .table = table.data(),
+                       .vocab = 2,
+                       .width = width,
+                       .out = x.data()},
+                      how));
+  CUDA_MUST(RmsNormCuda(
+      {.x = x.data(), .weight = weight.data(), .count = 1, .width = width, .out = normed.data()}, how));
+  CUDA_MUST(SiluMulCuda({.in = normed.data(), .tokens = 1, .width = width / 2, .out = gated.data()}, how));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  CUDA_MUST(cudaStreamEndCapture(stream, &graph));
+  CUDA_MUST(cudaGraphInstantiate(&exec, graph, 0));
+  CUDA_MUST(cudaGraphLaunch(exec, stream));
+  CUDA_MUST(cudaStreamSynchronize(stream));
+  for (const uint16_t each : normed.Get()) EXPECT_EQ(each, BF16FromFloat(3));
+  for (const uint16_t each : gated.Get()) EXPECT_NEAR(FloatFromBF16(each), 9 / (1 + std::exp(-3.0)), 0.05);
+  CUDA_MUST(cudaGraphExecDestroy(exec));
+  CUDA_MUST(cudaGraphDestroy(graph));
+  CUDA_MUST(cudaStreamDestroy(stream));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,175 @@
+// Prefill attention on a GPU against the reference, as prefill_attention_device_test.cc does without one.
+#include "kernels/attention/prefill_attention_cuda.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "gtest/gtest.h"
+#include "kernels/attention/prefill_attention_testing.h"
+#include "tests/gpu/gpu_testing.h"
+
+namespace terrace {
+namespace {
+
+// A batch's arrays on the device.
+class DeviceBatch {
+ public:
+  explicit DeviceBatch(PrefillBatch& batch)
+      : args_(batch.Args()),
+        runs_(batch.runs),
+        positions_(batch.positions),
+        sequences_(batch.sequences),
+        tables_(batch.tables),
+        q_(batch.q),
+        keys_(batch.keys),
+        values_(batch.values),
+        key_scales_(batch.key_scales),
+        value_scales_(batch.value_scales),
+        out_(batch.tokens() * batch.width()) {
+    args_.runs = runs_.data();
+    args_.batch.positions = positions_.data();
+    args_.batch.sequences = sequences_.data();
+    args_.batch.block_tables = tables_.data();
+    args_.q = q_.data();
+    args_.kv.keys = {keys_.data(), key_scales_.data()};
+    args_.kv.values = {values_.data(), value_scales_.data()};
+    args_.out = out_.data();
+  }
+
+  const GpuAttentionArgs& args() const { return args_; }
+  std::vector<uint16_t> out() const { return out_.Get(); }
+
+ private:
+  GpuAttentionArgs args_;
+  DeviceArray<GpuQueryRun> runs_;
+  DeviceArray<uint32_t> positions_, sequences_;
+  DeviceArray<int32_t> tables_;
+  DeviceArray<uint16_t> q_;
+  DeviceArray<std::byte> keys_, values_;
+  DeviceArray<float> key_scales_, value_scales_;
+  DeviceArray<uint16_t> out_;  // NaNs
+};
+
+std::vector<uint16_t> Attend(PrefillBatch& batch) {
+  const DeviceBatch device(batch);
+  CUDA_MUST(PrefillAttentionCuda(device.args(), {}));
+  return device.out();
+}
+
+// Up to 64 of the tokens, the first and the last among them: the reference is slow.
+void ExpectReference(PrefillBatch& batch, const std::vector<uint16_t>& out) {
+  std::vector<uint32_t> chosen;
+  const uint32_t step = std::max(batch.tokens() / 63, 1u);
+  for (uint32_t t = 0; t < batch.tokens(); t += step) chosen.push_back(t);
+  chosen.push_back(batch.tokens() - 1);
+  const auto expected = batch.Reference(chosen);
+  for (size_t i = 0; i < expected.out.size(); ++i) {
+    const uint32_t token = chosen[i / batch.width()];
+    ASSERT_NEAR(FloatFromBF16(out[token * batch.width() + i % batch.width()]), expected.out[i],
+                expected.tolerance[i])
+        << "token " << token << ", element " << i % batch.width();
+  }
+  for (size_t i = 0; i < out.size(); ++i) ASSERT_TRUE(std::isfinite(FloatFromBF16(out[i]))) << i;
+}
+
+TEST(PrefillAttentionGpu, MatchesTheReference) {
+  uint64_t seed = 0;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+      for (const auto& sequences : std::vector<std::vector<PrefillShape::Sequence>>{
+               {{0, 1}}, {{0, 100}, {5, 33}, {63, 2}, {300, 70}}, {{0, 2048}}, {{1000, 555}, {77, 300}}}) {
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", head_dim " << head_dim << ", seed " << seed);
+        PrefillBatch batch({.dtype = dtype,
+                            .heads = 8,
+                            .kv_heads = 2,
+                            .head_dim = head_dim,
+                            .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                            .sequences = sequences,
+                            .seed = seed});
+        ExpectReference(batch, Attend(batch));
+        ++seed;
+      }
+    }
+  }
+}
+
+TEST(PrefillAttentionGpu, TakesScoresThatGrow) {
+  PrefillBatch batch({.head_dim = 128, .sequences = {{200, 500}}, .growth = 0.02f});
+  ExpectReference(batch, Attend(batch));
+}
+
+TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    PrefillBatch batch(
+        {.heads = 4, .head_dim = head_dim, .sequences = {{37, 1000}, {0, 40}}, .growth = 0.002f});
+    const auto expected = Attend(batch);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(Attend(batch), expected);
+    for (const uint32_t most : {1u, 33u, 100u}) {
+      batch.runs.clear();
+      for (const PrefillChunk& chunk : batch.chunks) {
+        for (uint32_t begin = 0; begin < chunk.count; begin += most) {
+          batch.runs.push_back({chunk.first + begin, std::min(most, chunk.count - begin)});
+        }
+      }
+      EXPECT_EQ(Attend(batch), expected) << "runs of " << most;
+    }
+  }
+}
+
+TEST(PrefillAttentionGpu, NaNReachesItsOwnAndLaterPositionsOnly) {
+  for (const uint32_t bad : {70u, 130u, 299u}) {
+    PrefillBatch batch({.heads = 1, .head_dim = 128, .sequences = {{50, 250}}});
+    const auto good = Attend(batch);
+    const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * 128 + 9;
+    batch.values[2 * at] = batch.values[2 * at + 1] = std::byte{0xff};
+    const auto out = Attend(batch);
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (50 + i / 128 < bad) {
+        ASSERT_EQ(out[i], good[i]) << i;
+      } else if (i % 128 == 9) {
+        ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
+      }
+    }
+  }
+}
+
+TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {
+  PrefillBatch batch({.sequences = {{0, 3}}});
+  const DeviceBatch device(batch);
+  const auto error = [&](auto change) {
+    GpuAttentionArgs args = device.args();
+    change(args);
+    return PrefillAttentionCuda(args, {});
+  };
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.run_count = 0; }), cudaSuccess);
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.batch.head_dim = 96; }), cudaErrorInvalidValue);
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.kv.dtype = KvDType::kF32; }), cudaErrorInvalidValue);
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.scale = 0; }), cudaErrorInvalidValue);
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.q += 1; }), cudaErrorInvalidValue);
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.batch.log2_block_tokens = 3; }), cudaErrorInvalidValue);
+}
+
+TEST(PrefillAttentionGpu, IsCapturedByAGraph) {
+  PrefillBatch batch({.kv_heads = 2, .head_dim = 128, .sequences = {{10, 200}}});
+  const auto expected = Attend(batch);
+  const DeviceBatch device(batch);
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  CUDA_MUST(cudaStreamCreate(&stream));
+  CUDA_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  CUDA_MUST(PrefillAttentionCuda(device.args(), {.stream = stream}));
+  CUDA_MUST(PrefillAttentionCuda(device.args(), {.stream = stream, .follows = true}));
+  CUDA_MUST(cudaStreamEndCapture(stream, &graph));
+  CUDA_MUST(cudaGraphInstantiate(&executable, graph, 0));
+  CUDA_MUST(cudaGraphLaunch(executable, stream));
+  CUDA_MUST(cudaStreamSynchronize(stream));
+  EXPECT_EQ(device.out(), expected);
+  CUDA_MUST(cudaGraphExecDestroy(executable));
+  CUDA_MUST(cudaGraphDestroy(graph));
+  CUDA_MUST(cudaStreamDestroy(stream));
+}
+
+}  // namespace
+}  // namespace terrace

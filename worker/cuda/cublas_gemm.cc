@@ -1,0 +1,167 @@
+#include "worker/cuda/cublas_gemm.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace terrace {
+namespace {
+
+constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+constexpr int kGuesses = 8;
+
+Status CublasStatus(cublasStatus_t status, const char* call, const char* file, int line) {
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
+    return WithReason(Unimplemented(call, ": ", cublasLtGetStatusString(status)), "unsupported_device");
+  }
+  return WithReason(Internal(file, ":", line, ": ", call, ": ", cublasLtGetStatusString(status)),
+                    "device_error");
+}
+
+#define RETURN_IF_CUBLAS_ERROR(call)                                \
+  do {                                                              \
+    const cublasStatus_t cublas_error = (call);                     \
+    if (cublas_error != CUBLAS_STATUS_SUCCESS) {                    \
+      return CublasStatus(cublas_error, #call, __FILE__, __LINE__); \
+    }                                                               \
+  } while (false)
+
+}  // namespace
+
+// Row-major [tokens, rows] is column-major [rows, tokens]: out = op(W) x, W [columns, rows] transposed.
+struct CublasLt::Plan {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t weights = nullptr, x = nullptr, out = nullptr;
+  std::vector<cublasLtMatmulHeuristicResult_t> guesses;
+  cublasLtMatmulAlgo_t algorithm = {};
+  ~Plan() {
+    if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
+    for (const auto layout : {weights, x, out}) {
+      if (layout != nullptr) cublasLtMatrixLayoutDestroy(layout);
+    }
+  }
+};
+
+StatusOr<std::unique_ptr<CublasLt>> CublasLt::Create() {
+  auto out = std::unique_ptr<CublasLt>(new CublasLt);
+  RETURN_IF_CUBLAS_ERROR(cublasLtCreate(&out->handle_));
+  ASSIGN_OR_RETURN(out->workspace_, CudaBuffer::Device(kWorkspaceBytes, "cuBLASLt workspace"));
+  return out;
+}
+
+CublasLt::~CublasLt() {
+  plans_.clear();
+  if (handle_ != nullptr) cublasLtDestroy(handle_);
+}
+
+CublasLt::Key CublasLt::KeyOf(const CublasGemm& g) {
+  return {g.tokens, g.rows, g.columns, g.x_scales != nullptr, g.out_is_f32, g.add_to_out};
+}
+
+bool CublasLt::Knows(const CublasGemm& gemm) const { return plans_.contains(KeyOf(gemm)); }
+
+StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const CublasGemm& g) const {
+  auto plan = std::make_unique<Plan>();
+  const bool is_e4m3 = g.x_scales != nullptr;
+  const cudaDataType_t in = is_e4m3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF,
+                       out = g.out_is_f32 ? CUDA_R_32F : CUDA_R_16BF;
+  RETURN_IF_CUBLAS_ERROR(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+    return cublasLtMatmulDescSetAttribute(plan->operation, attribute, &value, sizeof(value));
+  };
+  RETURN_IF_CUBLAS_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));
+  if (is_e4m3) {
+    const auto by_row = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    RETURN_IF_CUBLAS_ERROR(set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, by_row));
+    RETURN_IF_CUBLAS_ERROR(set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, by_row));
+    RETURN_IF_CUBLAS_ERROR(set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, g.weight_scales));
+    RETURN_IF_CUBLAS_ERROR(set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, g.x_scales));
+  }
+  RETURN_IF_CUBLAS_ERROR(cublasLtMatrixLayoutCreate(&plan->weights, in, g.columns, g.rows, g.columns));
+  RETURN_IF_CUBLAS_ERROR(cublasLtMatrixLayoutCreate(&plan->x, in, g.columns, g.tokens, g.columns));
+  RETURN_IF_CUBLAS_ERROR(cublasLtMatrixLayoutCreate(&plan->out, out, g.rows, g.tokens, g.rows));
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  RETURN_IF_CUBLAS_ERROR(cublasLtMatmulPreferenceCreate(&preference));
+  const size_t bytes = workspace_.bytes();
+  cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
+                                       sizeof(bytes));
+  plan->guesses.resize(kGuesses);
+  int found = 0;
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(handle_, plan->operation, plan->weights, plan->x, plan->out, plan->out,
+                                     preference, kGuesses, plan->guesses.data(), &found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  if (status != CUBLAS_STATUS_SUCCESS || found == 0) {
+    return WithReason(
+        Unimplemented("cuBLASLt has no algorithm for ", g.tokens, " x ", g.rows, " x ", g.columns,
+                      is_e4m3 ? " in FP8" : " in bf16", ": ", cublasLtGetStatusString(status)),
+        "unsupported_device");
+  }
+  plan->guesses.resize(static_cast<size_t>(found));
+  plan->algorithm = plan->guesses.front().algo;
+  return plan;
+}
+
+Status CublasLt::Multiply(Plan& plan, const CublasGemm& g, const cublasLtMatmulAlgo_t* algorithm,
+                          cudaStream_t stream) {
+  if (g.x_scales != nullptr) {
+    RETURN_IF_CUBLAS_ERROR(cublasLtMatmulDescSetAttribute(
+        plan.operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &g.weight_scales, sizeof(g.weight_scales)));
+    RETURN_IF_CUBLAS_ERROR(cublasLtMatmulDescSetAttribute(
+        plan.operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &g.x_scales, sizeof(g.x_scales)));
+  }
+  const float one = 1, beta = g.add_to_out ? 1 : 0;
+  RETURN_IF_CUBLAS_ERROR(cublasLtMatmul(handle_, plan.operation, &one, g.weights, plan.weights, g.x, plan.x,
+                                        &beta, g.out, plan.out, g.out, plan.out, algorithm, workspace_.data(),
+                                        workspace_.bytes(), stream));
+  return {};
+}
+
+Status CublasLt::Run(const CublasGemm& gemm, cudaStream_t stream) {
+  std::unique_ptr<Plan>& plan = plans_[KeyOf(gemm)];
+  if (plan == nullptr) {
+    auto made = MakePlan(gemm);
+    if (!made.ok()) {
+      plans_.erase(KeyOf(gemm));
+      return made.status();
+    }
+    plan = *std::move(made);
+  }
+  return Multiply(*plan, gemm, &plan->algorithm, stream);
+}
+
+StatusOr<double> CublasLt::Tune(std::span<const CublasGemm> samples, cudaStream_t stream) {
+  CHECK(!samples.empty());
+  ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan, MakePlan(samples.front()));
+  cudaEvent_t begin = nullptr, end = nullptr;
+  RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
+  RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
+  double best = -1;
+  for (const cublasLtMatmulHeuristicResult_t& guess : plan->guesses) {
+    bool works = true;
+    float milliseconds = 0;
+    for (int round = 0; round < 2 && works; ++round) {  // the first warms up
+      cudaEventRecord(begin, stream);
+      for (const CublasGemm& sample : samples) {
+        works = works && Multiply(*plan, sample, &guess.algo, stream).ok();
+      }
+      cudaEventRecord(end, stream);
+      works = works && cudaEventSynchronize(end) == cudaSuccess &&
+              cudaEventElapsedTime(&milliseconds, begin, end) == cudaSuccess;
+    }
+    const double seconds = milliseconds / 1e3 / static_cast<double>(samples.size());
+    if (!works || (best >= 0 && seconds >= best)) continue;
+    best = seconds;
+    plan->algorithm = guess.algo;
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  if (best < 0) {
+    RETURN_IF_CUDA_ERROR(cudaGetLastError());
+    return WithReason(Unimplemented("no algorithm of cuBLASLt ran"), "unsupported_device");
+  }
+  plans_[KeyOf(samples.front())] = std::move(plan);
+  return best;
+}
+
+}  // namespace terrace

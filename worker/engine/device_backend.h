@@ -1,0 +1,59 @@
+// A device that runs a model whole, with memory of its own: its steps are not made of the ops of an OpTable
+// but of kernels that follow each other on the device. The one there is, CUDA, is a library loaded at start
+// (worker/engine/device_plugin.h), so that the worker's program needs no toolkit and no driver.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "worker/engine/executor.h"
+#include "worker/formats/model_config.h"
+#include "worker/formats/weight_source.h"
+#include "worker/kv/kv_pool.h"
+
+namespace terrace {
+
+struct DeviceLoadOptions {
+  const ModelConfig* config = nullptr;    // copied
+  const WeightSource* weights = nullptr;  // read during the call only
+  ThreadPool* pool = nullptr;             // of the calling thread, for the call
+  std::string compute = "auto";           // auto, or fp8: 16-bit weights become FP8 E4M3
+  bool is_invariant = false;              // numerics: invariant
+  std::function<bool()> is_cancelled = nullptr;
+};
+
+struct DeviceLimits {
+  uint32_t max_sequences = 0, max_step_tokens = 0, context_length = 0;
+};
+
+// A model's weights in the memory of a device.
+class DeviceModel {
+ public:
+  virtual ~DeviceModel() = default;
+  virtual std::string name() const = 0;  // "cuda NVIDIA H100 80GB HBM3"
+  virtual uint64_t parameters() const = 0;
+  virtual uint64_t weight_bytes() const = 0;
+  // Free memory of the device that a KV pool may take, less what steps of these limits need beside it.
+  virtual StatusOr<uint64_t> FreeBytes(const DeviceLimits& limits) const = 0;
+  // What runs its steps; borrows the model. UNIMPLEMENTED, reason unsupported_device, names what of the shape
+  // the device has no kernels for; RESOURCE_EXHAUSTED.
+  virtual StatusOr<std::unique_ptr<Executor>> MakeExecutor(const KvShape& shape,
+                                                           const DeviceLimits& limits) = 0;
+};
+
+// What the library exports as terrace_device_backend(). Built together with the program that loads it:
+// `version` is kVersion of both.
+struct DeviceBackend {
+  std::string version;
+  // UNAVAILABLE, reason no_device, in one line: no driver, no device, or one that is too old.
+  Status (*probe)() = nullptr;
+  // Errors of Transformer::Load, and those of the device: INTERNAL, reason device_error, with file, line and
+  // call.
+  StatusOr<std::unique_ptr<DeviceModel>> (*load)(const DeviceLoadOptions&) = nullptr;
+};
+
+}  // namespace terrace

@@ -1,0 +1,69 @@
+#include "worker/engine/device_plugin.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+#include "base/version.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kVariable[] = "TERRACE_CUDA_PLUGIN", kLibrary[] = "libterrace_cuda.so";
+constexpr char kFactory[] = "terrace_device_backend";  // extern "C" const DeviceBackend* ()
+
+template <typename... Text>
+Status NoDevice(const Text&... text) {
+  return WithReason(Unavailable(text...), "no_device");
+}
+
+bool IsNamed() {
+  const char* path = std::getenv(kVariable);
+  return path != nullptr && *path != '\0';
+}
+
+std::string LibraryPath() {
+  if (IsNamed()) return std::getenv(kVariable);
+  std::error_code error;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
+  return error ? kLibrary : (self.parent_path() / kLibrary).string();
+}
+
+bool Exists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error);
+}
+
+std::string LastError() {
+  const char* text = dlerror();
+  return text == nullptr ? "no reason given" : text;
+}
+
+}  // namespace
+
+bool HasDevicePlugin() { return IsNamed() || Exists(LibraryPath()); }
+
+StatusOr<const DeviceBackend*> LoadDevicePlugin() {
+  const std::string path = LibraryPath();
+  if (!Exists(path)) {
+    return IsNamed() ? NoDevice(kVariable, ": there is no ", path)
+                     : NoDevice("there is no ", path, ": Terrace was built without --config=cuda, or ",
+                                kVariable, " should say where the library is");
+  }
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // again: the same one
+  if (library == nullptr) return NoDevice("the CUDA library cannot be loaded: ", LastError());
+  const auto factory = reinterpret_cast<const DeviceBackend* (*)()>(dlsym(library, kFactory));
+  if (factory == nullptr) return NoDevice(path, " is not Terrace's CUDA library: ", LastError());
+  const DeviceBackend* const backend = factory();
+  if (backend->version != kVersion) {
+    return NoDevice(path, " is of version ", backend->version, ", this program of ", kVersion,
+                    ": build them together");
+  }
+  if (const Status found = backend->probe(); !found.ok()) return NoDevice(Message(found));
+  return backend;
+}
+
+}  // namespace terrace

@@ -1,0 +1,88 @@
+// Which settings can be used: ValidateOpenEngineOptions and CheckDeviceSettings.
+#include <bit>
+#include <span>
+
+#include "worker/engine/open_engine.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
+constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
+constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
+constexpr uint32_t kLeastDeviceBlock = 16;
+
+constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"}, kNumerics[] = {"auto", "invariant"},
+                           kKernels[] = {"auto", "cpu", "reference"}, kComputes[] = {"auto", "f32", "fp8"},
+                           kKvDTypes[] = {"auto", "f32", "f16", "bf16", "int8"};
+
+template <typename... Text>
+Status Bad(const Text&... text) {
+  return WithReason(InvalidArgument(text...), "invalid_value");
+}
+
+Status CheckRange(std::string_view name, uint64_t value, uint64_t low, uint64_t high) {
+  if (value >= low && value <= high) return {};
+  return Bad(name, " is ", value, ", not in [", low, ", ", high, "]");
+}
+
+Status CheckName(std::string_view name, std::string_view value, std::span<const std::string_view> known) {
+  std::string all;
+  for (const std::string_view one : known) {
+    if (value == one) return {};
+    all += Concat(all.empty() ? "" : ", ", one);
+  }
+  return Bad(name, ": \"", value, "\", not one of ", all);
+}
+
+// 0 stands for a default.
+Status CheckSizes(const OpenEngineOptions& options) {
+  if (options.threads != 0) RETURN_IF_ERROR(CheckRange("engine.threads", options.threads, 1, kMaxThreads));
+  RETURN_IF_ERROR(CheckRange("engine.max_sequences", options.max_sequences, 0, kMaxSequences));
+  if (options.max_step_tokens != 0) {  // a step has room for every decode
+    RETURN_IF_ERROR(
+        CheckRange("engine.max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
+  }
+  RETURN_IF_ERROR(CheckRange("engine.inbox", options.inbox, 1, kMaxInbox));
+  return CheckRange("kv.block_tokens", options.block_tokens, 1, kMaxBlockTokens);
+}
+
+Status CheckTimes(const OpenEngineOptions& options) {
+  if (!(options.max_prefill_wait_seconds > 0 && options.max_prefill_wait_seconds <= kMaxPrefillWait)) {
+    return Bad("engine.max_prefill_wait_seconds is ", options.max_prefill_wait_seconds, ", not in (0, ",
+               kMaxPrefillWait, "]");
+  }
+  if (!(options.drain_seconds >= 0 && options.drain_seconds <= kMaxDrain)) {
+    return Bad("drain_seconds is ", options.drain_seconds, ", not in [0, ", kMaxDrain, "]");
+  }
+  return {};
+}
+
+}  // namespace
+
+Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
+  RETURN_IF_ERROR(CheckSizes(options));
+  RETURN_IF_ERROR(CheckTimes(options));
+  RETURN_IF_ERROR(CheckName("kv.dtype", options.kv_dtype, kKvDTypes));
+  RETURN_IF_ERROR(CheckName("engine.kernels", options.kernels, kKernels));
+  RETURN_IF_ERROR(CheckName("engine.compute", options.compute, kComputes));
+  RETURN_IF_ERROR(CheckName("engine.device", options.device, kDevices));
+  RETURN_IF_ERROR(CheckName("engine.numerics", options.numerics, kNumerics));
+  if (options.device == "cuda") return CheckDeviceSettings(options);
+  // Not with auto either: weights of half the bits are nothing to get or not by where a worker starts.
+  if (options.compute == "fp8") return Bad("engine.compute: fp8 needs engine.device: cuda");
+  return {};
+}
+
+Status CheckDeviceSettings(const OpenEngineOptions& options) {
+  if (options.kernels != "auto") return Bad("engine.kernels: ", options.kernels, " is for CPUs only");
+  if (options.compute == "f32") return Bad("engine.compute: f32 is for CPUs only; CUDA has auto, fp8");
+  if (options.kv_dtype == "f32") return Bad("kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8");
+  if (options.block_tokens < kLeastDeviceBlock || !std::has_single_bit(options.block_tokens)) {
+    return Bad("kv.block_tokens is ", options.block_tokens, "; CUDA takes powers of two from ",
+               kLeastDeviceBlock, " on");
+  }
+  return {};
+}
+
+}  // namespace terrace
