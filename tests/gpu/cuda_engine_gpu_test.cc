@@ -1,0 +1,130 @@
+// The engine on a CUDA device: scheduler, KV pool, transformer and choice of tokens together.
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "worker/engine/collecting_sink.h"
+#include "worker/engine/open_engine.h"
+
+extern "C" const terrace::DeviceBackend* terrace_device_backend();
+
+namespace terrace {
+namespace {
+
+using Answer = CollectingSink::Answer;
+
+constexpr char kModel[] = "models/terrace-demo-nano";
+constexpr int32_t kVocab = 1024;
+
+StatusOr<const DeviceBackend*> LinkedBackend() {
+  const DeviceBackend* backend = terrace_device_backend();
+  RETURN_IF_ERROR(backend->probe());
+  return backend;
+}
+
+OpenedEngine Open(OpenEngineOptions options) {
+  options.device = "cuda";
+  options.numerics = "invariant";
+  options.find_device = LinkedBackend;
+  auto opened = OpenEngine(options);
+  CHECK(opened.ok(), Message(opened.status()));
+  return *std::move(opened);
+}
+
+// A request of any kind: greedy or sampled with every parameter, scored or not.
+SequenceSpec RandomSpec(std::mt19937& random) {
+  const auto draw = [&](int32_t low, int32_t high) {
+    return std::uniform_int_distribution<int32_t>(low, high)(random);
+  };
+  SequenceSpec spec;
+  const int32_t shared = draw(0, 3);  // prompts that begin alike meet in the prefix cache
+  for (int32_t i = draw(1, 200); i > 0; --i) spec.prompt.push_back((i * 37 + shared * 101) % kVocab);
+  for (int32_t i = draw(1, 30); i > 0; --i) spec.prompt.push_back(draw(0, kVocab - 1));
+  spec.max_tokens = static_cast<uint32_t>(draw(1, 40));
+  spec.ignore_eos = draw(0, 1) == 1;
+  spec.top_logprobs = static_cast<uint32_t>(draw(0, 3));
+  spec.signals = draw(0, 1) == 1;
+  spec.score_prompt = draw(0, 4) == 0;
+  SamplingParams& sampling = spec.sampling;
+  sampling.temperature = static_cast<float>(draw(0, 2)) * 0.5f;
+  sampling.seed = random();
+  if (draw(0, 1) == 1) sampling.top_k = draw(1, 50);
+  if (draw(0, 1) == 1) sampling.top_p = 0.9f;
+  if (draw(0, 2) == 0) sampling.min_p = 0.02f;
+  if (draw(0, 2) == 0) sampling.repetition_penalty = 1.2f;
+  if (draw(0, 2) == 0) sampling.frequency_penalty = 0.5f;
+  if (draw(0, 2) == 0) sampling.logit_bias = {{draw(0, 500), 3.0f}, {draw(501, kVocab - 1), -5.0f}};
+  return spec;
+}
+
+std::shared_ptr<CollectingSink> Submit(OpenedEngine& opened, SequenceSpec spec) {
+  auto sink = std::make_shared<CollectingSink>();
+  EXPECT_EQ(opened.engine->Submit(std::move(spec), sink), Status());
+  return sink;
+}
+
+void ExpectSameBits(const std::vector<SampledToken>& a, const std::vector<SampledToken>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_EQ(a[i].token, b[i].token) << "token " << i;
+    ASSERT_EQ(a[i].logprob, b[i].logprob) << "token " << i;
+    ASSERT_EQ(a[i].margin, b[i].margin) << "token " << i;
+    ASSERT_EQ(a[i].entropy, b[i].entropy) << "token " << i;
+    ASSERT_EQ(a[i].top.size(), b[i].top.size()) << "token " << i;
+    for (size_t j = 0; j < a[i].top.size(); ++j) {
+      ASSERT_EQ(a[i].top[j].token, b[i].top[j].token);
+      ASSERT_EQ(a[i].top[j].logprob, b[i].top[j].logprob);
+    }
+  }
+}
+
+// Alone in an engine, or among others that take its blocks, with drafts that are right, wrong or half right:
+// an answer is the same to the bit.
+TEST(CudaEngine, AnAnswerIsTheSameWhateverIsBesideIt) {
+  std::mt19937 random(7);
+  std::vector<SequenceSpec> specs;
+  for (int i = 0; i < 40; ++i) specs.push_back(RandomSpec(random));
+  std::vector<Answer> alone;
+  {
+    OpenedEngine opened =
+        Open({.model = kModel, .max_sequences = 1, .max_step_tokens = 512, .prefix_cache = false});
+    std::printf("%s, %s\n", opened.device.c_str(), opened.kv_arithmetic.c_str());
+    for (const SequenceSpec& spec : specs) {
+      alone.push_back(Submit(opened, spec)->Wait());
+      ASSERT_EQ(alone.back().result.error, Status());
+    }
+  }
+  // 40 blocks of 12 KiB: eight more than one context takes.
+  OpenedEngine opened = Open({.model = kModel,
+                              .max_sequences = 12,
+                              .max_step_tokens = 70,
+                              .kv_pool_bytes = 40 * 12288,
+                              .host_swap_bytes = 16 * 12288});
+  std::vector<std::shared_ptr<CollectingSink>> sinks;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    SequenceSpec spec = specs[i];
+    if (i % 3 != 0) spec.draft = alone[i].ids();
+    if (i % 3 == 2 && spec.draft.size() > 3) spec.draft[spec.draft.size() / 2] ^= 1;
+    sinks.push_back(Submit(opened, std::move(spec)));
+  }
+  uint32_t preemptions = 0, accepted = 0, cached = 0;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    SCOPED_TRACE(testing::Message() << "request " << i);
+    const Answer answer = sinks[i]->Wait();
+    ASSERT_EQ(answer.result.error, Status());
+    ExpectSameBits(alone[i].tokens, answer.tokens);
+    ExpectSameBits(alone[i].prompt_scores, answer.prompt_scores);
+    preemptions += answer.result.stats.preemptions;
+    accepted += answer.result.stats.accepted_draft_tokens;
+    cached += answer.result.stats.cached_tokens;
+  }
+  std::printf("%u preemptions, %u drafted tokens accepted, %u cached\n", preemptions, accepted, cached);
+  EXPECT_GT(preemptions, 0u);
+  EXPECT_GT(accepted, 0u);
+  EXPECT_GT(cached, 0u);
+}
+
+}  // namespace
+}  // namespace terrace
