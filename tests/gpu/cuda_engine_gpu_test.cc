@@ -40,9 +40,9 @@ SequenceSpec RandomSpec(std::mt19937& random) {
   };
   SequenceSpec spec;
   const int32_t shared = draw(0, 3);  // prompts that begin alike meet in the prefix cache
-  for (int32_t i = draw(1, 200); i > 0; --i) spec.prompt.push_back((i * 37 + shared * 101) % kVocab);
+  for (int32_t i = draw(1, 60); i > 0; --i) spec.prompt.push_back((i * 37 + shared * 101) % kVocab);
   for (int32_t i = draw(1, 30); i > 0; --i) spec.prompt.push_back(draw(0, kVocab - 1));
-  spec.max_tokens = static_cast<uint32_t>(draw(1, 40));
+  spec.max_tokens = static_cast<uint32_t>(draw(1, 200));  // more than the pool has blocks for
   spec.ignore_eos = draw(0, 1) == 1;
   spec.top_logprobs = static_cast<uint32_t>(draw(0, 3));
   spec.signals = draw(0, 1) == 1;
