@@ -126,6 +126,7 @@ Status CublasLt::Run(const CublasGemm& gemm, cudaStream_t stream) {
       return made.status();
     }
     plan = *std::move(made);
+    plan->guesses.clear();
   }
   return Multiply(*plan, gemm, &plan->algorithm, stream);
 }
@@ -160,6 +161,7 @@ StatusOr<double> CublasLt::Tune(std::span<const CublasGemm> samples, cudaStream_
     RETURN_IF_CUDA_ERROR(cudaGetLastError());
     return WithReason(Unimplemented("no algorithm of cuBLASLt ran"), "unsupported_device");
   }
+  plan->guesses.clear();
   plans_[KeyOf(samples.front())] = std::move(plan);
   return best;
 }

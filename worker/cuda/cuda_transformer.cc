@@ -855,6 +855,13 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(const ModelCo
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   impl->can_follow = major >= 9;
   impl->has_fp8 = major * 10 + minor >= 89;
+  int most_shared = 0;
+  RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  constexpr int kInt8PrefillShared = 116 * 1024;  // of prefill attention with heads of 128
+  if (shape.dtype == KvDType::kInt8 && config.head_dim == 128 && most_shared < kInt8PrefillShared) {
+    return Unsupported(Concat("int8 keys and values with heads of 128 on a device whose blocks have ",
+                              most_shared, " bytes of shared memory"));
+  }
   ASSIGN_OR_RETURN(impl->stream, CudaStream::Create());
   ASSIGN_OR_RETURN(impl->cublas, CublasLt::Create());
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_begin));

@@ -3,7 +3,6 @@
 #include <string>
 #include <utility>
 
-#include "base/version.h"
 #include "worker/cuda/cuda_runner.h"
 #include "worker/cuda/cuda_transformer.h"
 #include "worker/engine/device_backend.h"
@@ -83,7 +82,11 @@ StatusOr<std::unique_ptr<DeviceModel>> Load(const DeviceLoadOptions& options) {
 }  // namespace terrace
 
 extern "C" __attribute__((visibility("default"))) const terrace::DeviceBackend* terrace_device_backend() {
-  static const terrace::DeviceBackend kBackend{
-      .version = terrace::kVersion, .probe = terrace::Probe, .load = terrace::Load};
+  static const terrace::DeviceBackend kBackend{.probe = terrace::Probe, .load = terrace::Load};
   return &kBackend;
+}
+
+extern "C" __attribute__((visibility("default"))) const char* terrace_device_abi() {
+  static const std::string kAbi = terrace::DeviceAbi();
+  return kAbi.c_str();
 }

@@ -10,6 +10,7 @@
 
 #include "base/parallel_for.h"
 #include "base/status.h"
+#include "base/version.h"
 #include "worker/engine/executor.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/weight_source.h"
@@ -45,15 +46,27 @@ class DeviceModel {
                                                            const DeviceLimits& limits) = 0;
 };
 
-// What the library exports as terrace_device_backend(). Built together with the program that loads it:
-// `version` is kVersion of both.
+// What the library exports as terrace_device_backend().
 struct DeviceBackend {
-  std::string version;
   // UNAVAILABLE, reason no_device, in one line: no driver, no device, or one that is too old.
   Status (*probe)() = nullptr;
   // Errors of Transformer::Load, and those of the device: INTERNAL, reason device_error, with file, line and
   // call.
   StatusOr<std::unique_ptr<DeviceModel>> (*load)(const DeviceLoadOptions&) = nullptr;
 };
+
+// What the library exports as terrace_device_abi(), and the program compares with its own before it calls
+// anything else: the version, and the sizes of what passes between them, which differ where an old library
+// was left beside a new program.
+inline std::string DeviceAbi() {
+  std::string abi = kVersion;
+  for (const size_t size : {sizeof(PlannedSequence), sizeof(BlockTransfer), sizeof(StepPlan),
+                            sizeof(SequenceOutput), sizeof(StepResult), sizeof(SampledToken),
+                            sizeof(SamplingParams), sizeof(TokenCounts), sizeof(ModelConfig), sizeof(KvShape),
+                            sizeof(DeviceLoadOptions), sizeof(DeviceLimits), sizeof(DeviceBackend)}) {
+    abi += Concat(".", size);
+  }
+  return abi;
+}
 
 }  // namespace terrace

@@ -7,13 +7,13 @@
 #include <string>
 #include <system_error>
 
-#include "base/version.h"
 
 namespace terrace {
 namespace {
 
 constexpr char kVariable[] = "TERRACE_CUDA_PLUGIN", kLibrary[] = "libterrace_cuda.so";
 constexpr char kFactory[] = "terrace_device_backend";  // extern "C" const DeviceBackend* ()
+constexpr char kAbi[] = "terrace_device_abi";
 
 template <typename... Text>
 Status NoDevice(const Text&... text) {
@@ -56,12 +56,15 @@ StatusOr<const DeviceBackend*> LoadDevicePlugin() {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // again: the same one
   if (library == nullptr) return NoDevice("the CUDA library cannot be loaded: ", LastError());
   const auto factory = reinterpret_cast<const DeviceBackend* (*)()>(dlsym(library, kFactory));
-  if (factory == nullptr) return NoDevice(path, " is not Terrace's CUDA library: ", LastError());
-  const DeviceBackend* const backend = factory();
-  if (backend->version != kVersion) {
-    return NoDevice(path, " is of version ", backend->version, ", this program of ", kVersion,
+  const auto abi = reinterpret_cast<const char* (*)()>(dlsym(library, kAbi));
+  if (factory == nullptr || abi == nullptr) {
+    return NoDevice(path, " is not Terrace's CUDA library: ", LastError());
+  }
+  if (abi() != DeviceAbi()) {
+    return NoDevice(path, " is of version ", abi(), ", this program of ", DeviceAbi(),
                     ": build them together");
   }
+  const DeviceBackend* const backend = factory();
   if (const Status found = backend->probe(); !found.ok()) return NoDevice(Message(found));
   return backend;
 }

@@ -35,7 +35,7 @@ class FakeDevice {
 
   // For OpenEngineOptions::find_device.
   static StatusOr<const DeviceBackend*> Find() {
-    static const DeviceBackend kBackend{.version = kVersion, .probe = [] { return Status(); }, .load = Load};
+    static const DeviceBackend kBackend{.probe = [] { return Status(); }, .load = Load};
     RETURN_IF_ERROR(current_->found);
     return &kBackend;
   }
