@@ -1,4 +1,4 @@
-"""cuda_library: compiles .cu files with nvcc. Targets are tagged manual; --config=cuda selects them.
+"""cuda_library: compiles .cu files with nvcc. Targets are tagged manual: they build where they are named.
 
 Beside each object lies what ptxas says of its kernels (.ptxas): kernels/resource_table.py makes a table of it.
 """
@@ -8,7 +8,7 @@ load("@rules_cc//cc:defs.bzl", "CcInfo", "cc_library")
 
 def _nvcc_impl(ctx):
     if not CUDA_FOUND:
-        fail("no nvcc under %s: drop --config=cuda or set TERRACE_CUDA_HOME" % CUDA_HOME)
+        fail("no nvcc under %s: CUDA targets need it; TERRACE_CUDA_HOME says where it is" % CUDA_HOME)
     contexts = [dep[CcInfo].compilation_context for dep in ctx.attr.deps]
     outs = []
     for src in ctx.files.srcs:

@@ -1,4 +1,4 @@
-"""Finds a CUDA toolkit (TERRACE_CUDA_HOME, else /usr/local/cuda); without one only --config=cuda fails."""
+"""Finds a CUDA toolkit (TERRACE_CUDA_HOME, else /usr/local/cuda); without one only CUDA targets fail."""
 
 _BUILD = """load("@rules_cc//cc:defs.bzl", "cc_library")
 package(default_visibility = ["//visibility:public"])

@@ -50,7 +50,7 @@ StatusOr<const DeviceBackend*> LoadDevicePlugin() {
   const std::string path = LibraryPath();
   if (!Exists(path)) {
     return IsNamed() ? NoDevice(kVariable, ": there is no ", path)
-                     : NoDevice("there is no ", path, ": Terrace was built without --config=cuda, or ",
+                     : NoDevice("there is no ", path, ": CUDA is not built (docs/how-to/gpu.md), or ",
                                 kVariable, " should say where the library is");
   }
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // again: the same one
