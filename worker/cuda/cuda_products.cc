@@ -1,0 +1,195 @@
+#include <algorithm>
+#include <utility>
+
+#include "kernels/activation/silu_mul_cuda.h"
+#include "kernels/gemm/dequantize_cuda.h"
+#include "kernels/gemm/tile_gemm_cuda.h"
+#include "kernels/quant/quantize_rows_cuda.h"
+#include "worker/cuda/cuda_transformer_impl.h"
+
+namespace terrace {
+
+CublasGemm CudaTransformer::Impl::CublasOf(const GpuMatrix& m, const uint16_t* x, uint32_t tokens, void* out,
+                                           GpuGemmOut kind) const {
+  CublasGemm gemm{.x = x,
+                  .tokens = tokens,
+                  .weights = m.format == GpuFormat::kBF16 ? m.codes : dequantized,
+                  .rows = m.rows,
+                  .columns = m.columns,
+                  .out = kind == GpuGemmOut::kGated ? gate_up : out,
+                  .out_is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32,
+                  .add_to_out = kind == GpuGemmOut::kAddF32};
+  if (IsFp8(m, tokens, kind)) {
+    gemm.x = codes;
+    gemm.x_scales = code_scales;
+    gemm.weights = m.codes;
+    gemm.weight_scales = static_cast<const float*>(m.scales);
+  }
+  return gemm;
+}
+
+bool CudaTransformer::Impl::IsFp8(const GpuMatrix& m, uint32_t tokens, GpuGemmOut kind) const {
+  return m.format == GpuFormat::kE4M3 && has_fp8 && !fp8_refused.contains({tokens, m.rows, m.columns, kind});
+}
+
+Status CudaTransformer::Impl::MultiplyCublas(const GpuMatrix& m, const uint16_t* x, uint32_t tokens,
+                                             void* out, GpuGemmOut kind) {
+  if (IsFp8(m, tokens, kind)) {
+    RETURN_IF_CUDA_ERROR(QuantizeRowsCuda(
+        {.x = x, .rows = tokens, .width = m.columns, .out = codes, .scales = code_scales}, launch()));
+  } else if (m.format != GpuFormat::kBF16) {
+    RETURN_IF_CUDA_ERROR(DequantizeCuda(m, dequantized, launch()));
+  }
+  const Status status = cublas->Run(CublasOf(m, x, tokens, out, kind), stream.get());
+  if (status.code() == StatusCode::kUnimplemented && IsFp8(m, tokens, kind)) {
+    fp8_refused.insert({tokens, m.rows, m.columns, kind});
+    return MultiplyCublas(m, x, tokens, out, kind);
+  }
+  RETURN_IF_ERROR(status);
+  if (kind != GpuGemmOut::kGated) return {};
+  RETURN_IF_CUDA_ERROR(SiluMulCuda(
+      {.in = gate_up, .tokens = tokens, .width = m.rows / 2, .out = static_cast<uint16_t*>(out)}, launch()));
+  return {};
+}
+
+// Of one role, of the format of `like`: as many as do not fit the device's cache together.
+std::vector<const GpuMatrix*> CudaTransformer::Impl::MatricesOf(Role role, const GpuMatrix& like) const {
+  std::vector<const GpuMatrix*> out;
+  for (const CudaLayer& layer : weights.layers) {
+    out.push_back(role == Role::kQkv      ? &layer.qkv
+                  : role == Role::kOutput ? &layer.output
+                  : role == Role::kGateUp ? &layer.gate_up
+                                          : &layer.down);
+  }
+  if (role == Role::kHead) out = {&weights.head};
+  std::erase_if(out, [&](const GpuMatrix* m) { return m->format != like.format || m->group != like.group; });
+  uint64_t bytes = 0;
+  size_t count = 0;
+  while (count < out.size() && bytes < kTuningBytes) {
+    bytes +=
+        uint64_t{out[count]->rows} * out[count]->columns / (out[count]->format == GpuFormat::kW4 ? 2 : 1);
+    ++count;
+  }
+  out.resize(count);
+  return out;
+}
+
+// Mean seconds of queue(i), i below count: the better of two rounds behind one that warms up.
+StatusOr<double> CudaTransformer::Impl::Time(const std::function<Status(size_t)>& queue, size_t count) const {
+  cudaEvent_t begin = nullptr, end = nullptr;
+  RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
+  RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
+  float milliseconds = 0;
+  for (int round = 0; round < 3; ++round) {
+    RETURN_IF_CUDA_ERROR(cudaEventRecord(begin, stream.get()));
+    for (size_t i = 0; i < count; ++i) RETURN_IF_ERROR(queue(i));
+    RETURN_IF_CUDA_ERROR(cudaEventRecord(end, stream.get()));
+    RETURN_IF_CUDA_ERROR(cudaEventSynchronize(end));
+    float one = 0;
+    RETURN_IF_CUDA_ERROR(cudaEventElapsedTime(&one, begin, end));
+    if (round == 1 || (round > 1 && one < milliseconds)) milliseconds = one;
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return milliseconds / 1e3 / static_cast<double>(count);
+}
+
+Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& m, const uint16_t* x,
+                                         uint32_t tokens, void* out, GpuGemmOut kind, const NormPart& norm) {
+  const GpuGemmArgs args{.x = x,
+                         .tokens = tokens,
+                         .weights = m,
+                         .out = out,
+                         .kind = kind,
+                         .next_norm = norm.next_norm,
+                         .next_x = norm.next_norm == nullptr ? nullptr : normed,
+                         .next_squares = norm.next_norm == nullptr ? nullptr : squares,
+                         .x_squares = norm.divides ? squares : nullptr,
+                         .epsilon = config.norm_epsilon};
+  switch (plan.kernel) {
+    case GemmPlan::Kernel::kCublas:
+      return MultiplyCublas(m, x, tokens, out, kind);
+    case GemmPlan::Kernel::kStream:
+      RETURN_IF_CUDA_ERROR(StreamGemmCuda(args, plan.shape, launch()));
+      return {};
+    case GemmPlan::Kernel::kTile:
+      RETURN_IF_CUDA_ERROR(TileGemmCuda(args, {.partials = partials, .arrived = tile_arrived}, launch()));
+      return {};
+  }
+  return {};
+}
+
+// Times what could make a product of this shape on the model's own matrices, into memory that holds nothing
+// yet.
+StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role role, const GpuMatrix& m,
+                                                                         const uint16_t* x, uint32_t tokens,
+                                                                         GpuGemmOut kind) {
+  using Kernel = GemmPlan::Kernel;
+  const GemmPlan stream_plan{.kernel = Kernel::kStream,
+                             .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
+  if (is_invariant) return stream_plan;
+  const bool can_cublas = role == Role::kHead ? m.format == GpuFormat::kBF16 : !FusesNorms(tokens);
+  GemmPlan best = can_cublas ? GemmPlan{} : stream_plan;
+  // Sizes that come again: decode steps and full chunks. Another takes cuBLASLt's first guess.
+  const bool is_timed = tokens <= kMostStreamTokens || std::has_single_bit(tokens) ||
+                        (tokens <= kMostGraphTokens && TokenBucket(tokens) == tokens);
+  if (!is_timed) return best;
+  // Half of attention's partial sums may be tile_gemm's; the other half stands for the residual stream.
+  const uint64_t outputs = uint64_t{tokens} * m.rows;
+  void* out = role == Role::kHead ? static_cast<void*>(logits) : static_cast<void*>(qkv);
+  if (kind == GpuGemmOut::kAddF32) {
+    if (outputs > kPartialFloats / 2) return best;
+    out = partials + kPartialFloats / 2;
+    RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out, 0, outputs * sizeof(float), stream.get()));
+  } else if (kind == GpuGemmOut::kGated) {
+    out = gate;
+  }
+  const std::vector<const GpuMatrix*> all = MatricesOf(role, m);
+  std::vector<GemmPlan> candidates;
+  if (can_cublas) {
+    RETURN_IF_ERROR(MultiplyCublas(m, x, tokens, out, kind));  // finds out whether there is one of FP8
+    std::vector<CublasGemm> samples;
+    for (const GpuMatrix* each : all) samples.push_back(CublasOf(*each, x, tokens, out, kind));
+    RETURN_IF_ERROR(cublas->Tune(samples, stream.get()).status());
+    candidates.push_back({});
+  }
+  if (tokens <= kMostStreamTokens || !can_cublas) {
+    for (const StreamGemmShape& each : StreamGemmShapes()) {
+      candidates.push_back({.kernel = Kernel::kStream, .shape = each});
+    }
+  }
+  if (m.format != GpuFormat::kBF16 && m.rows >= kTileWarpRows && tokens >= kLeastTileTokens &&
+      tokens <= kMostTileTokens && TileGemmPartialFloats(m.rows, m.columns, tokens) <= kPartialFloats / 2) {
+    candidates.push_back({.kernel = Kernel::kTile, .shape = {}});
+  }
+  double best_seconds = -1;
+  Status last_error;
+  for (const GemmPlan& candidate : candidates) {
+    const auto seconds =
+        Time([&](size_t i) { return MultiplyAs(candidate, *all[i], x, tokens, out, kind); }, all.size());
+    if (!seconds.ok()) {  // not on this device
+      cudaGetLastError();
+      last_error = seconds.status();
+      continue;
+    }
+    if (best_seconds >= 0 && *seconds >= best_seconds) continue;
+    best_seconds = *seconds;
+    best = candidate;
+  }
+  if (best_seconds < 0) return last_error;
+  return best;
+}
+
+Status CudaTransformer::Impl::Multiply(Role role, const GpuMatrix& m, const uint16_t* x, uint32_t tokens,
+                                       void* out, GpuGemmOut kind, const NormPart& norm) {
+  const uint32_t like = tokens <= kMostStreamTokens ? std::min(TokenBucket(tokens), max_tokens()) : tokens;
+  const auto key = std::make_tuple(role, like, kind, m.format, m.group);
+  auto plan = plans.find(key);
+  if (plan == plans.end()) {
+    ASSIGN_OR_RETURN(const GemmPlan made, PlanFor(role, m, x, like, kind));
+    plan = plans.emplace(key, made).first;
+  }
+  return MultiplyAs(plan->second, m, x, tokens, out, kind, norm);
+}
+
+}  // namespace terrace

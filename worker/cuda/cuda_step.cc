@@ -1,0 +1,272 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/attention/decode_attention_cuda.h"
+#include "kernels/attention/prefill_attention_cuda.h"
+#include "kernels/embed/embed_cuda.h"
+#include "kernels/norm/rms_norm_cuda.h"
+#include "kernels/rope/rope_kv_cuda.h"
+#include "kernels/sample/sample_cuda.h"
+#include "worker/cuda/cuda_transformer_impl.h"
+
+namespace terrace {
+
+GpuBatch CudaTransformer::Impl::BatchOf(const StepLayout& layout, uint32_t tokens) const {
+  return {.tokens = tokens,
+          .positions = staging.as<uint32_t>(layout.positions),
+          .sequences = staging.as<uint32_t>(layout.sequences),
+          .block_tables = tables.as<int32_t>(),
+          .table_pitch = table_pitch,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .blocks = pool_blocks,
+          .log2_block_tokens = static_cast<uint32_t>(std::countr_zero(shape.block_tokens))};
+}
+
+// Tokens that are decoded come first: padding of a graph behind them reads and writes a block of its own.
+Status CudaTransformer::Impl::Describe(const Batch& batch, const Choice* choice, const StepLayout& layout,
+                                       uint32_t token_count, uint32_t wanted_count) {
+  RETURN_IF_CUDA_ERROR(cudaEventSynchronize(step_end));  // the step before has left the pinned memory
+  auto* tokens = staging_pinned.as<int32_t>(layout.tokens);
+  auto* positions = staging_pinned.as<uint32_t>(layout.positions);
+  auto* sequences = staging_pinned.as<uint32_t>(layout.sequences);
+  auto* wanted = staging_pinned.as<uint32_t>(layout.wanted);
+  auto* runs = staging_pinned.as<GpuQueryRun>(layout.runs);
+  auto* table = tables_pinned.as<int32_t>();
+  const uint32_t pad = static_cast<uint32_t>(batch.sequences.size());
+  CHECK(pad <= limits.max_sequences, pad, " sequences");
+  std::vector<uint32_t> first(batch.sequences.size());  // token of each sequence
+  uint32_t at = 0, run_count = 0;
+  for (const bool decoded : {true, false}) {
+    for (uint32_t s = 0; s < pad; ++s) {
+      const BatchSequence& sequence = batch.sequences[s];
+      const auto count = static_cast<uint32_t>(sequence.tokens.size());
+      if (decoded != (is_invariant || count <= kMostDecodeTokens)) continue;
+      first[s] = at;
+      const uint32_t blocks = (sequence.first_position + count + shape.block_tokens - 1) / shape.block_tokens;
+      CHECK(sequence.blocks.size() >= blocks && blocks <= table_pitch, sequence.blocks.size(), " KV blocks");
+      // Most steps of a decode find the tables that the device has.
+      int32_t* const row = table + uint64_t{s} * table_pitch;
+      if (!std::equal(row, row + blocks, sequence.blocks.data())) {
+        std::copy_n(sequence.blocks.data(), blocks, row);
+        step.tables_changed = true;
+      }
+      for (uint32_t i = 0; i < count; ++i) {
+        CHECK(sequence.tokens[i] >= 0 && static_cast<uint32_t>(sequence.tokens[i]) < config.vocab_size);
+        tokens[at + i] = sequence.tokens[i];
+        positions[at + i] = sequence.first_position + i;
+        sequences[at + i] = s;
+      }
+      for (uint32_t i = 0; !decoded && i < count; i += kGpuQueryTile) {
+        runs[run_count++] = {at + i, std::min(kGpuQueryTile, count - i)};
+      }
+      at += count;
+    }
+  }
+  for (; at < token_count; ++at) {
+    tokens[at] = 0;
+    positions[at] = 0;
+    sequences[at] = pad;
+  }
+  int32_t& block_of_padding = table[uint64_t{pad} * table_pitch];
+  step.tables_changed = step.tables_changed || block_of_padding != static_cast<int32_t>(shape.blocks);
+  block_of_padding = static_cast<int32_t>(shape.blocks);
+  // Long tiles first: the last ones to run are then short.
+  std::stable_sort(runs, runs + run_count, [&](const GpuQueryRun& a, const GpuQueryRun& b) {
+    return positions[a.first] > positions[b.first];
+  });
+  uint32_t rows = 0;
+  for (uint32_t s = 0; s < pad; ++s) {
+    const BatchSequence& sequence = batch.sequences[s];
+    const auto count = static_cast<uint32_t>(sequence.tokens.size());
+    for (uint32_t i = count - sequence.logits; i < count; ++i) wanted[rows++] = first[s] + i;
+  }
+  for (; rows < wanted_count; ++rows) wanted[rows] = 0;
+  if (choice != nullptr) {
+    auto* choices = staging_pinned.as<GpuSampleRow>(layout.choices);
+    std::copy(choice->rows.begin(), choice->rows.end(), choices);
+    std::fill(choices + choice->rows.size(), choices + wanted_count, GpuSampleRow{});
+    std::copy(choice->adjustments.begin(), choice->adjustments.end(),
+              staging_pinned.as<GpuLogitAdjustment>(layout.adjustments));
+  }
+  return {};
+}
+
+Status CudaTransformer::Impl::UploadTables() {
+  if (!step.tables_changed) return {};
+  const size_t pitch = size_t{table_pitch} * sizeof(int32_t);
+  RETURN_IF_CUDA_ERROR(cudaMemcpy2DAsync(tables.data(), pitch, tables_pinned.data(), pitch,
+                                         size_t{step.table_columns} * sizeof(int32_t), step.sequences + 1,
+                                         cudaMemcpyHostToDevice, stream.get()));
+  return {};
+}
+
+Status CudaTransformer::Impl::Upload(uint64_t begin, uint64_t end) {
+  if (begin == end) return {};
+  RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(staging.data() + begin, staging_pinned.data() + begin, end - begin,
+                                       cudaMemcpyHostToDevice, stream.get()));
+  return {};
+}
+
+Status CudaTransformer::Impl::Download(uint32_t rows) {
+  RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(results_pinned.data(), results.data(), rows * sizeof(GpuSampleResult),
+                                       cudaMemcpyDeviceToHost, stream.get()));
+  return {};
+}
+
+Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout,
+                                     uint32_t decode_tokens, uint32_t runs, uint32_t spans) {
+  GpuAttentionArgs args{.batch = batch,
+                        .q = qkv,
+                        .q_pitch = q_width() + 2 * kv_width(),
+                        .out = attended,
+                        .kv = kv,
+                        .heads = config.heads,
+                        .scale = 1 / std::sqrt(static_cast<float>(config.head_dim)),
+                        .most_spans = spans,
+                        .partials = partials,
+                        .arrived = arrived,
+                        .runs = staging.as<GpuQueryRun>(layout.runs),
+                        .run_count = runs};
+  const uint64_t per_token = GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans);
+  const auto together =
+      static_cast<uint32_t>(std::max<uint64_t>(1, std::min<uint64_t>(kPartialFloats / per_token, 65535)));
+  for (uint32_t i = 0; i < decode_tokens; i += together) {
+    args.first = i;
+    args.count = std::min(together, decode_tokens - i);
+    RETURN_IF_CUDA_ERROR(DecodeAttentionCuda(args, launch()));
+  }
+  if (runs > 0) RETURN_IF_CUDA_ERROR(PrefillAttentionCuda(args, launch()));
+  return {};
+}
+
+Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, const StepLayout& layout,
+                                         uint32_t decode_tokens, uint32_t runs, uint32_t spans) {
+  const CudaLayer& layer = weights.layers[index];
+  const KvLayer kv = Layer(index);
+  const uint32_t tokens = batch.tokens;
+  const bool fuses = FusesNorms(tokens);
+  const float* const next_norm =
+      fuses && index + 1 < config.layers ? weights.layers[index + 1].attention_norm : nullptr;
+  const auto norm = [&](const float* weight) {
+    return RmsNormCuda({.x = hidden,
+                        .weight = weight,
+                        .count = tokens,
+                        .width = config.hidden_size,
+                        .epsilon = config.norm_epsilon,
+                        .out = normed},
+                       launch());
+  };
+  const bool is_normed = fuses && index > 0;  // by the layer before
+  if (!is_normed) RETURN_IF_CUDA_ERROR(norm(layer.attention_norm));
+  RETURN_IF_ERROR(
+      Multiply(Role::kQkv, layer.qkv, normed, tokens, qkv, GpuGemmOut::kBF16, {.divides = is_normed}));
+  RETURN_IF_CUDA_ERROR(RopeKvCuda({.batch = batch,
+                                   .qkv = qkv,
+                                   .cos = cos,
+                                   .sin = sin,
+                                   .heads = config.heads,
+                                   .neighbours = config.rope_pairing == RopePairing::kNeighbours,
+                                   .kv = kv},
+                                  launch()));
+  RETURN_IF_ERROR(Attend(batch, kv, layout, decode_tokens, runs, spans));
+  RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, hidden, GpuGemmOut::kAddF32,
+                           {.next_norm = fuses ? layer.ffn_norm : nullptr}));
+  if (!fuses) RETURN_IF_CUDA_ERROR(norm(layer.ffn_norm));
+  RETURN_IF_ERROR(
+      Multiply(Role::kGateUp, layer.gate_up, normed, tokens, gate, GpuGemmOut::kGated, {.divides = fuses}));
+  return Multiply(Role::kDown, layer.down, gate, tokens, hidden, GpuGemmOut::kAddF32,
+                  {.next_norm = next_norm});
+}
+
+Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice,
+                                        Sampling samples) {
+  logits_on_host = step.wants_logits && wanted > logit_rows();
+  if (logits_on_host) host_logits.resize(uint64_t{wanted} * config.vocab_size);
+  for (uint32_t begin = 0; begin < wanted; begin += logit_rows()) {
+    const uint32_t count = std::min(logit_rows(), wanted - begin);
+    RETURN_IF_CUDA_ERROR(RmsNormCuda({.x = hidden,
+                                      .weight = weights.final_norm,
+                                      .rows = staging.as<uint32_t>(layout.wanted) + begin,
+                                      .count = count,
+                                      .width = config.hidden_size,
+                                      .epsilon = config.norm_epsilon,
+                                      .out = last_normed},
+                                     launch()));
+    RETURN_IF_ERROR(Multiply(Role::kHead, weights.head, last_normed, count, logits, GpuGemmOut::kF32));
+    if (has_choice) {
+      RETURN_IF_CUDA_ERROR(SampleCuda({.logits = logits,
+                                       .rows = count,
+                                       .vocab = config.vocab_size,
+                                       .pitch = config.vocab_size,
+                                       .samples = samples.draws,
+                                       .tops = samples.tops,
+                                       .params = staging.as<GpuSampleRow>(layout.choices) + begin,
+                                       .adjustments = staging.as<GpuLogitAdjustment>(layout.adjustments),
+                                       .results = results.as<GpuSampleResult>() + begin,
+                                       .scratch = sample_scratch.data()},
+                                      launch()));
+    }
+    if (logits_on_host) {
+      RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(host_logits.data() + uint64_t{begin} * config.vocab_size, logits,
+                                           uint64_t{count} * config.vocab_size * sizeof(float),
+                                           cudaMemcpyDeviceToHost, stream.get()));
+    }
+  }
+  return {};
+}
+
+Status CudaTransformer::Impl::Queue(const StepLayout& layout, uint32_t tokens, uint32_t decode_tokens,
+                                    uint32_t runs, uint32_t wanted, uint32_t spans, bool has_choice,
+                                    Sampling samples) {
+  RETURN_IF_CUDA_ERROR(EmbedCuda({.tokens = staging.as<int32_t>(layout.tokens),
+                                  .count = tokens,
+                                  .table = weights.embedding,
+                                  .vocab = config.vocab_size,
+                                  .width = config.hidden_size,
+                                  .out = hidden},
+                                 {.stream = stream.get(), .follows = false}));
+  const GpuBatch batch = BatchOf(layout, tokens);
+  for (uint32_t i = 0; i < config.layers; ++i) {
+    RETURN_IF_ERROR(QueueLayer(i, batch, layout, decode_tokens, runs, spans));
+  }
+  return QueueHead(layout, wanted, has_choice, samples);
+}
+
+// A graph of the step's size, captured when it is first needed, with what goes to the device before the step
+// and back behind it. Whatever times or allocates runs before, once.
+Status CudaTransformer::Impl::QueueAsGraph(const StepLayout& layout, uint32_t tokens, uint32_t spans,
+                                           Sampling samples) {
+  const auto queue = [&]() -> Status {
+    RETURN_IF_ERROR(Upload(0, layout.adjustments));
+    RETURN_IF_ERROR(Queue(layout, tokens, tokens, 0, tokens, spans, /*has_choice=*/true, samples));
+    return Download(tokens);
+  };
+  const auto key = std::make_tuple(tokens, spans, (samples.draws ? 1 : 0) + (samples.tops ? 2 : 0));
+  if (!graphs.contains(key) && graphs.size() >= kMostGraphs) ForgetGraphs();
+  Graph& graph = graphs[key];
+  if (graph.exec == nullptr) {
+    RETURN_IF_ERROR(queue());
+    RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream.get()));
+    // The step is done. What follows is for the next one like it; where memory is too short for that, it is
+    // for none.
+    RETURN_IF_CUDA_ERROR(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
+    const Status queued = queue();
+    cudaGraph_t captured = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(stream.get(), &captured);
+    const bool made = queued.ok() && ended == cudaSuccess &&
+                      cudaGraphInstantiate(&graph.exec, captured, 0) == cudaSuccess &&
+                      cudaGraphUpload(graph.exec, stream.get()) == cudaSuccess;
+    if (captured != nullptr) cudaGraphDestroy(captured);
+    if (!made) {
+      cudaGetLastError();
+      ForgetGraphs();
+      RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream.get()));
+    }
+    return {};
+  }
+  RETURN_IF_CUDA_ERROR(cudaGraphLaunch(graph.exec, stream.get()));
+  return {};
+}
+
+}  // namespace terrace

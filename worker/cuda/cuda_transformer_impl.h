@@ -1,0 +1,218 @@
+// Inside CudaTransformer: what it owns, and how a step is made of it. Of cuda_transformer.cc (the class, what
+// goes in and out), cuda_memory_plan.cc (what is allocated), cuda_products.cc (which kernel multiplies) and
+// cuda_step.cc (a step, kernel by kernel).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/copy/kv_copy_gpu.h"
+#include "kernels/gemm/stream_gemm_cuda.h"
+#include "kernels/gpu_batch.h"
+#include "worker/cuda/cublas_gemm.h"
+#include "worker/cuda/cuda_transformer.h"
+
+namespace terrace {
+
+// Sequences of at most so many tokens go through decode attention, token by token.
+inline constexpr size_t kMostDecodeTokens = 8;
+// More tokens than this never go through stream_gemm, but in the invariant mode.
+inline constexpr uint32_t kMostStreamTokens = 64;
+// Tokens for which tile_gemm is tried on quantized weights.
+inline constexpr uint32_t kLeastTileTokens = 9, kMostTileTokens = 512;
+// Steps of at most so many tokens are replayed as graphs.
+inline constexpr uint32_t kMostGraphTokens = 512;
+inline constexpr size_t kMostGraphs = 256;  // kept at a time: some MB each
+// Logits are made of so many rows at a time.
+inline constexpr uint32_t kLogitRows = 512;
+inline constexpr uint64_t kPartialFloats = uint64_t{64} << 20;  // of decode attention: 256 MiB
+// Matrices timed to choose an algorithm: together beyond the device's cache.
+inline constexpr uint64_t kTuningBytes = uint64_t{192} << 20;
+
+inline uint64_t Aligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Steps of a graph: rounded up, so that few graphs serve all batches. Less than a quarter more beyond 8.
+inline uint32_t TokenBucket(uint32_t tokens) {
+  if (tokens <= 8) return tokens;
+  const uint32_t step = std::bit_floor(tokens - 1) / 4;
+  return (tokens + step - 1) / step * step;
+}
+
+// How a product of the layers takes part in RMSNorm, where no kernel does it (gpu_gemm.h).
+struct NormPart {
+  bool divides = false;              // its x is not yet divided
+  const float* next_norm = nullptr;  // it leaves the x of the next product
+};
+
+struct CudaTransformer::Impl {
+  // Lays arrays out one behind the other, at multiples of 256 bytes.
+  class Layout {
+   public:
+    template <typename T>
+    uint64_t Add(uint64_t count) {
+      return std::exchange(bytes_, Aligned(bytes_ + count * sizeof(T)));
+    }
+    uint64_t bytes() const { return bytes_; }
+
+   private:
+    uint64_t bytes_ = 0;
+  };
+
+  // What a step's description consists of, as offsets into the staging memory of host and device.
+  struct StepLayout {
+    uint64_t tokens, positions, sequences, wanted, runs, choices, adjustments;  // these last
+    StepLayout(uint32_t token_count, uint32_t wanted_count, uint32_t run_count) {
+      Layout layout;
+      tokens = layout.Add<int32_t>(token_count);
+      positions = layout.Add<uint32_t>(token_count);
+      sequences = layout.Add<uint32_t>(token_count);
+      wanted = layout.Add<uint32_t>(wanted_count);
+      runs = layout.Add<GpuQueryRun>(run_count);
+      choices = layout.Add<GpuSampleRow>(wanted_count);
+      adjustments = layout.bytes();
+    }
+  };
+
+  // What of choosing tokens some row of a step needs, beside the largest logit.
+  struct Sampling {
+    bool draws = false, tops = false;
+  };
+
+  enum class Role : uint8_t { kQkv, kOutput, kGateUp, kDown, kHead };
+
+  // How a product of one shape is made.
+  struct GemmPlan {
+    enum class Kernel : uint8_t { kCublas, kStream, kTile };
+    Kernel kernel = Kernel::kCublas;
+    StreamGemmShape shape;  // of kStream
+  };
+
+  const ModelConfig config;
+  const CudaWeights& weights;
+  const KvShape shape;
+  const DeviceLimits limits;
+  const bool is_invariant;
+  bool can_follow = false;  // programmatic dependent launch: sm_90
+  bool has_fp8 = false;     // products of FP8: sm_89
+  std::set<std::tuple<uint32_t, uint32_t, uint32_t, GpuGemmOut>>
+      fp8_refused;  // tokens, rows, columns: cuBLASLt has none
+  CudaStream stream;
+  std::unique_ptr<CublasLt> cublas;
+
+  // Of the KV pool; a block more than the shape says, for rows that pad a graph's batch.
+  CudaBuffer pool, pool_parts, host_pool;
+  // On their way between the pool and the host blocks lie together in one of these, in turns: the kernel that
+  // gathers or scatters one and the copy of the other, on a stream of its own, go on at once.
+  struct Slot {
+    CudaBuffer block;
+    cudaEvent_t gathered = nullptr, copied = nullptr;  // by the kernel; by the copy
+  };
+  std::array<Slot, 2> slots;
+  size_t next_slot = 0;
+  CudaStream copies;
+  std::vector<GpuKvPart> parts;
+  uint32_t pool_blocks = 0, table_pitch = 0;
+
+  CudaBuffer scratch, rope, staging, staging_pinned, tables, tables_pinned, sample_scratch, results,
+      results_pinned;
+  float* squares = nullptr;  // [kMostNormTokens, hidden / kTileRows]
+  float *hidden = nullptr, *logits = nullptr, *partials = nullptr, *cos = nullptr, *sin = nullptr;
+  uint16_t *normed = nullptr, *qkv = nullptr, *attended = nullptr, *gate_up = nullptr, *gate = nullptr,
+           *last_normed = nullptr, *dequantized = nullptr;
+  uint8_t* codes = nullptr;      // activations in FP8, [tokens, widest]
+  float* code_scales = nullptr;  // [tokens]
+  uint32_t *arrived = nullptr, *tile_arrived = nullptr;
+  uint64_t arrived_count = 0;
+
+  // By role, tokens, output, and the weights' format and group: layers may differ in these.
+  std::map<std::tuple<Role, uint32_t, GpuGemmOut, GpuFormat, uint32_t>, GemmPlan> plans;
+  struct Graph {
+    cudaGraphExec_t exec = nullptr;
+  };
+  std::map<std::tuple<uint32_t, uint32_t, int>, Graph> graphs;  // tokens, spans, how tokens are chosen
+  cudaEvent_t step_begin = nullptr, step_end = nullptr;
+
+  // Of the step that is being described.
+  struct Step {
+    uint32_t tokens = 0, decode_tokens = 0, wanted = 0, runs = 0, most_spans = 1, sequences = 0;
+    uint32_t table_columns = 0;
+    bool tables_changed = false;
+    Sampling samples;
+    bool wants_logits = false;
+  } step;
+  uint32_t result_rows = 0;
+  std::vector<float> host_logits;  // of steps that want more rows than fit
+  bool logits_on_host = false;
+
+  Impl(const ModelConfig& c, const CudaWeights& w, const KvShape& s, const DeviceLimits& l, bool invariant)
+      : config(c), weights(w), shape(s), limits(l), is_invariant(invariant) {}
+  ~Impl() {
+    for (const CudaStream* each : {&stream, &copies}) {
+      if (each->get() != nullptr) cudaStreamSynchronize(each->get());
+    }
+    for (Slot& slot : slots) {
+      if (slot.gathered != nullptr) cudaEventDestroy(slot.gathered);
+      if (slot.copied != nullptr) cudaEventDestroy(slot.copied);
+    }
+    ForgetGraphs();
+    if (step_begin != nullptr) cudaEventDestroy(step_begin);
+    if (step_end != nullptr) cudaEventDestroy(step_end);
+  }
+
+  void ForgetGraphs() {
+    for (auto& [key, graph] : graphs) {
+      if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
+    }
+    graphs.clear();
+  }
+  uint32_t q_width() const { return config.heads * config.head_dim; }
+  uint32_t kv_width() const { return config.kv_heads * config.head_dim; }
+  uint32_t max_tokens() const { return std::max(limits.max_step_tokens, limits.max_sequences); }
+  uint32_t logit_rows() const { return std::min(kLogitRows, std::max(max_tokens(), 1u)); }
+  CudaLaunch launch() const { return {.stream = stream.get(), .follows = can_follow}; }
+
+  Status Allocate();
+  KvLayer Layer(uint32_t layer) const;
+  GpuBatch BatchOf(const StepLayout& layout, uint32_t tokens) const;
+
+  Status Describe(const Batch& batch, const Choice* choice, const StepLayout& layout, uint32_t token_count,
+                  uint32_t wanted_count);
+  Status UploadTables();
+  Status Upload(uint64_t begin, uint64_t end);  // these bytes of what describes the step
+  Status Download(uint32_t rows);
+  Status Queue(const StepLayout& layout, uint32_t tokens, uint32_t decode_tokens, uint32_t runs,
+               uint32_t wanted, uint32_t spans, bool has_choice, Sampling samples);
+  Status QueueLayer(uint32_t index, const GpuBatch& batch, const StepLayout& layout, uint32_t decode_tokens,
+                    uint32_t runs, uint32_t spans);
+  Status Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout, uint32_t decode_tokens,
+                uint32_t runs, uint32_t spans);
+  Status QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice, Sampling samples);
+  // Without norms of their own the residual stream's products are stream_gemm's.
+  bool FusesNorms(uint32_t tokens) const { return !is_invariant && tokens <= kMostNormTokens; }
+  Status Multiply(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
+                  GpuGemmOut kind, const NormPart& norm = {});
+  Status MultiplyCublas(const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
+                        GpuGemmOut kind);
+  CublasGemm CublasOf(const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
+                      GpuGemmOut kind) const;
+  bool IsFp8(const GpuMatrix& matrix, uint32_t tokens, GpuGemmOut kind) const;
+  StatusOr<GemmPlan> PlanFor(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
+                             GpuGemmOut kind);
+  std::vector<const GpuMatrix*> MatricesOf(Role role, const GpuMatrix& like) const;
+  Status MultiplyAs(const GemmPlan& plan, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
+                    void* out, GpuGemmOut kind, const NormPart& norm = {});
+  StatusOr<double> Time(const std::function<Status(size_t)>& queue, size_t count) const;
+  Status MoveBlock(const Slot& slot, uint32_t block, bool to_pool);
+  Status QueueAsGraph(const StepLayout& layout, uint32_t tokens, uint32_t spans, Sampling samples);
+};
+
+}  // namespace terrace
