@@ -1,7 +1,6 @@
 #include "worker/cuda/cuda_runner.h"
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 
 #include "base/clock.h"
@@ -9,11 +8,6 @@
 
 namespace terrace {
 namespace {
-
-uint32_t WantedLogits(const PlannedSequence& planned) {
-  if (!planned.score_targets.empty()) return static_cast<uint32_t>(planned.tokens.size());
-  return planned.sample ? 1 + planned.proposed : 0;
-}
 
 // What Sampler::Adjust does to a row, token by token.
 void AddAdjustments(const SamplingParams& params, const TokenCounts& counts,
@@ -182,22 +176,17 @@ SequenceOutput CudaRunner::Output(const PlannedSequence& planned, std::span<cons
     scores.push_back(*std::move(score));
   }
   SequenceOutput output;
-  if (planned.sample && chosen.empty()) {
-    const std::span<const float> rows = logits.last((1 + planned.proposed) * vocab);
-    output = ChooseTokens(planned, [&](uint32_t row, const TokenCounts& counts, uint64_t index) {
-      return sampler_.Sample(rows.subspan(row * vocab, vocab), *planned.sampling, counts, index, report);
-    });
-  } else if (planned.sample) {
-    const std::span<const GpuSampleResult> rows = chosen.last(1 + planned.proposed);
-    for (uint32_t i = 0; i <= planned.proposed; ++i) {
-      if (rows[i].token < 0) {
-        output.error = NumericError();
-        break;
-      }
-      output.tokens.push_back(Described(rows[i], planned));
-      const size_t next = planned.tokens.size() - planned.proposed + i;
-      if (i == planned.proposed || rows[i].token != planned.tokens[next]) break;
-    }
+  if (planned.sample) {
+    const size_t first = (chosen.empty() ? logits.size() / vocab : chosen.size()) - 1 - planned.proposed;
+    output = ChooseTokens(
+        planned, [&](uint32_t row, const TokenCounts& counts, uint64_t index) -> StatusOr<SampledToken> {
+          if (chosen.empty()) {
+            return sampler_.Sample(logits.subspan((first + row) * vocab, vocab), *planned.sampling, counts,
+                                   index, report);
+          }
+          if (chosen[first + row].token < 0) return NumericError();
+          return Described(chosen[first + row], planned);
+        });
   }
   output.scores = std::move(scores);
   return output;

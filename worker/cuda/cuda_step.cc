@@ -3,6 +3,7 @@
 
 #include "kernels/attention/decode_attention_cuda.h"
 #include "kernels/attention/prefill_attention_cuda.h"
+#include "kernels/attention/prefill_runs.h"
 #include "kernels/embed/embed_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
 #include "kernels/rope/rope_kv_cuda.h"
@@ -31,12 +32,12 @@ Status CudaTransformer::Impl::Describe(const Batch& batch, const Choice* choice,
   auto* positions = staging_pinned.as<uint32_t>(layout.positions);
   auto* sequences = staging_pinned.as<uint32_t>(layout.sequences);
   auto* wanted = staging_pinned.as<uint32_t>(layout.wanted);
-  auto* runs = staging_pinned.as<GpuQueryRun>(layout.runs);
   auto* table = tables_pinned.as<int32_t>();
   const uint32_t pad = static_cast<uint32_t>(batch.sequences.size());
   CHECK(pad <= limits.max_sequences, pad, " sequences");
   std::vector<uint32_t> first(batch.sequences.size());  // token of each sequence
-  uint32_t at = 0, run_count = 0;
+  std::vector<PrefillChunk> chunks;
+  uint32_t at = 0;
   for (const bool decoded : {true, false}) {
     for (uint32_t s = 0; s < pad; ++s) {
       const BatchSequence& sequence = batch.sequences[s];
@@ -57,12 +58,13 @@ Status CudaTransformer::Impl::Describe(const Batch& batch, const Choice* choice,
         positions[at + i] = sequence.first_position + i;
         sequences[at + i] = s;
       }
-      for (uint32_t i = 0; !decoded && i < count; i += kGpuQueryTile) {
-        runs[run_count++] = {at + i, std::min(kGpuQueryTile, count - i)};
-      }
+      if (!decoded) chunks.push_back({.first = at, .count = count, .position = sequence.first_position});
       at += count;
     }
   }
+  const std::vector<GpuQueryRun> runs = PrefillRuns(chunks);
+  CHECK(runs.size() == step.runs);
+  std::copy(runs.begin(), runs.end(), staging_pinned.as<GpuQueryRun>(layout.runs));
   for (; at < token_count; ++at) {
     tokens[at] = 0;
     positions[at] = 0;
@@ -71,10 +73,6 @@ Status CudaTransformer::Impl::Describe(const Batch& batch, const Choice* choice,
   int32_t& block_of_padding = table[uint64_t{pad} * table_pitch];
   step.tables_changed = step.tables_changed || block_of_padding != static_cast<int32_t>(shape.blocks);
   block_of_padding = static_cast<int32_t>(shape.blocks);
-  // Long tiles first: the last ones to run are then short.
-  std::stable_sort(runs, runs + run_count, [&](const GpuQueryRun& a, const GpuQueryRun& b) {
-    return positions[a.first] > positions[b.first];
-  });
   uint32_t rows = 0;
   for (uint32_t s = 0; s < pad; ++s) {
     const BatchSequence& sequence = batch.sequences[s];

@@ -7,7 +7,6 @@
 #include <string>
 #include <system_error>
 
-
 namespace terrace {
 namespace {
 

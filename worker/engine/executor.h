@@ -34,6 +34,13 @@ struct PlannedSequence {
   bool signals = false;
 };
 
+// Logits are taken of the last so many tokens of a part: of the last known and the proposed ones to choose
+// from, of all to score.
+inline uint32_t WantedLogits(const PlannedSequence& planned) {
+  if (!planned.score_targets.empty()) return static_cast<uint32_t>(planned.tokens.size());
+  return planned.sample ? 1 + planned.proposed : 0;
+}
+
 // A block's contents moved before anything is computed. Host blocks are those of the swap memory.
 struct BlockTransfer {
   enum class Kind : uint8_t {

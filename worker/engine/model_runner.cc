@@ -6,16 +6,6 @@
 #include "base/clock.h"
 
 namespace terrace {
-namespace {
-
-// Logits are taken of the last tokens of a part: of the last known and the proposed ones to choose from, of
-// all to score.
-uint32_t WantedLogits(const PlannedSequence& planned) {
-  if (!planned.score_targets.empty()) return static_cast<uint32_t>(planned.tokens.size());
-  return planned.sample ? 1 + planned.proposed : 0;
-}
-
-}  // namespace
 
 StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(std::unique_ptr<ThreadPool> pool,
                                                            std::unique_ptr<Transformer> transformer,
