@@ -27,7 +27,7 @@ struct HttpRequest {
   std::map<std::string, std::string> headers;  // names in lower case; repeated ones joined by ", "
   std::string body;
   std::string peer;           // "127.0.0.1:51234"
-  ByteLease body_lease = {};  // of max_buffered_body_bytes; goes with the request, so keep the body there
+  ByteLease body_lease = {};  // of max_buffered_body_bytes: to be kept as long as what was in the body
 };
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
@@ -60,8 +60,8 @@ class HttpResponder {
 using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
 
 // Sees the head of a request (`head` has no body yet) before any of its body is read. Returns what handles it
-// when its body is there, with the same responder; or null when it has answered: a body is not read then, and
-// the connection ends where it begins.
+// when its body is there, with the same responder; or null when it has answered: the body is not waited for
+// then. One that has come with the head is skipped; else the connection ends with the answer.
 using HttpHeadHandler =
     std::function<HttpHandler(const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder)>;
 

@@ -404,12 +404,32 @@ TEST_F(HttpServerTest, WhatTheHeadIsRefusedForHasNoBodyRead) {
 
 TEST_F(HttpServerTest, ABodyThatIsNotReadIsNoRequestEither) {
   StartWithKeys();
-  Client client = Connect();
   const std::string inner = "GET /inner HTTP/1.1\r\nX-Key: 1\r\n\r\n";
-  client.Write(Concat("POST /outer HTTP/1.1\r\nContent-Length: ", inner.size(), "\r\n\r\n", inner));
+  {
+    Client client = Connect();
+    client.Write(Concat("POST /outer HTTP/1.1\r\nContent-Length: ", inner.size() + 1, "\r\n\r\n", inner));
+    EXPECT_THAT(client.ReadToEnd(), AllOf(StartsWith("HTTP/1.1 401 "), EndsWith("\r\n\r\nno key")));
+  }
+  Client client = Connect();
+  client.Write(Concat("POST /outer HTTP/1.1\r\nContent-Length: ", inner.size(),
+                      "\r\nConnection: close\r\n\r\n", inner));
   EXPECT_THAT(client.ReadToEnd(), AllOf(StartsWith("HTTP/1.1 401 "), EndsWith("\r\n\r\nno key")));
   server_.reset();
   EXPECT_TRUE(calls_.empty());
+}
+
+TEST_F(HttpServerTest, BehindABodyThatCameWithARefusedHeadTheNextRequestIsRead) {
+  StartWithKeys();
+  Client client = Connect();
+  client.Write(
+      "POST /outer HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET /"
+      "POST /next HTTP/1.1\r\nX-Key: 1\r\nContent-Length: 3\r\n\r\nabc");
+  EXPECT_THAT(client.ReadUntil("no key"), Not(HasSubstr("Connection:")));
+  Call call = NextCall();
+  EXPECT_EQ(call.request.path, "/next");
+  EXPECT_EQ(call.request.body, "abc");
+  call.responder->Send(200, "{}");
+  EXPECT_THAT(client.ReadUntil("{}"), Not(HasSubstr("Connection:")));
 }
 
 TEST_F(HttpServerTest, WithoutABodyARefusedRequestMayBeFollowedByAnother) {

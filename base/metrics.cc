@@ -26,6 +26,7 @@ const std::vector<double> kTokenBuckets = {0.0001, 0.00025, 0.0005, 0.001, 0.002
 const std::vector<double> kSizeBuckets = {1,    4,    16,   64,   128,   256,   512,
                                           1024, 2048, 4096, 8192, 16384, 32768, 131072};
 const std::vector<double> kCountBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+const std::vector<double> kShareBuckets = {0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99};
 
 const std::vector<MetricInfo> kMetrics = {
     // Both processes.
@@ -125,6 +126,29 @@ const std::vector<MetricInfo> kMetrics = {
      "1 while a tier of the policy serves another model than its calibration was measured on: the last tier "
      "answers alone.",
      {"policy"},
+     {}},
+    {"terrace_policy_drifted",
+     kGauge,
+     "1 since the answers of the policy's smaller tiers have disagreed too often with its last tier's: that "
+     "one answers alone.",
+     {"policy"},
+     {}},
+    {"terrace_policy_agreement_ratio",
+     kGauge,
+     "Share of the policy's last shadow requests whose two answers agree.",
+     {"policy"},
+     {}},
+    {"terrace_policy_answer_agreement_ratio",
+     kHistogram,
+     "How far the two answers to a shadow request agree: 1 for the same text, else the share of the longer "
+     "one's tokens up to the first difference.",
+     {"policy"},
+     kShareBuckets},
+    {"terrace_policy_shadow_requests_total",
+     kCounter,
+     "Requests that a smaller tier answered and that were drawn for the last tier too. Results: agreed, "
+     "disagreed, failed, dropped (others wanted the tier, or it could not take them).",
+     {"policy", "result"},
      {}},
     {"terrace_config_reload_success",
      kGauge,
@@ -288,6 +312,32 @@ const std::vector<MetricInfo> kMetrics = {
      "Tokens of drafts. Results: accepted (the answer has them), rejected (from the first that it does not "
      "have on).",
      {"result"},
+     {}},
+    {"terrace_speculation_tokens_total",
+     kCounter,
+     "Tokens of the worker's own drafts that were verified, by their place in the draft: 1, 2, 3, 4, 5-8, "
+     "9+. Results: accepted (the answer has them), rejected. Drafters: ngram, model.",
+     {"drafter", "position", "result"},
+     {}},
+    {"terrace_speculation_passes_total",
+     kCounter,
+     "Passes of a sequence through the model with such a draft: each gives one token more than it accepts.",
+     {"drafter"},
+     {}},
+    {"terrace_speculation_drafting_seconds_total",
+     kCounter,
+     "Time that drafting took, of that of the steps.",
+     {"drafter"},
+     {}},
+    {"terrace_speculation_saved_seconds",
+     kGauge,
+     "Time saved since the start, as the measured costs of steps have it; below 0: lost.",
+     {"drafter"},
+     {}},
+    {"terrace_speculation_failures_total",
+     kCounter,
+     "Drafters that failed: the worker goes on without.",
+     {"drafter"},
      {}},
     {"terrace_engine_sequences_total",
      kCounter,

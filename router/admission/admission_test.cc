@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -28,7 +29,9 @@ class AdmissionTest : public ::testing::Test {
   using OutcomePtr = std::shared_ptr<Outcome>;
 
   void Make(AdmissionOptions options, std::vector<uint32_t> places = {}) {
-    admission_ = std::make_unique<Admission>(options, std::max<size_t>(places.size(), 1), ledger_, clock_);
+    const std::vector<std::string> tiers = {"nano", "small"};
+    const size_t count = std::max<size_t>(places.size(), 1);
+    admission_ = std::make_unique<Admission>(options, std::span(tiers).first(count), book_);
     if (!places.empty()) admission_->SetPlaces(places);
   }
 
@@ -62,6 +65,7 @@ class AdmissionTest : public ::testing::Test {
 
   FakeClock clock_;
   TenantLedger ledger_{clock_};
+  AdmissionBook book_{ledger_, clock_};
   std::unique_ptr<Admission> admission_;
 };
 
@@ -80,7 +84,7 @@ TEST_F(AdmissionTest, RefusesWhenTheRouterIsFullAndAdmitsAgainAfterOneEnds) {
 TEST_F(AdmissionTest, RefusesEverythingNewOnceClosedAndKeepsWhatWaits) {
   Make({}, {1});
   const auto running = Enter(), waiting = Enter();
-  admission_->Close();
+  book_.Close();
   EXPECT_EQ(Reason(Enter()->error), "draining");
   EXPECT_TRUE(waiting->is_waiting());
   End(running);
@@ -287,7 +291,7 @@ TEST_F(AdmissionTest, WhatAsksNoWorkerTakesNoPlaceAndCountsForItsTenant) {
   const Tenant tenant{.name = "a", .requests_per_minute = 2};
   for (int i = 0; i < 2; ++i) EXPECT_TRUE(admission_->EnterAside(*MakeRequest(tenant)).ok());
   EXPECT_EQ(Reason(admission_->EnterAside(*MakeRequest(tenant)).status()), "rate_limit_exceeded");
-  admission_->Close();
+  book_.Close();
   EXPECT_EQ(Reason(admission_->EnterAside(*MakeRequest()).status()), "draining");
 }
 

@@ -1,5 +1,8 @@
 #include "router/admission/tenant_ledger.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/retry_after.h"
 
 namespace terrace {
@@ -7,6 +10,8 @@ namespace {
 
 constexpr double kMinute = 60;
 constexpr double kPlaceRetrySeconds = 1;  // when a place will be free is not known
+constexpr double kMaxShown = 1e15;
+constexpr double kRounding = 1e-9;  // that refilling leaves
 
 // Of one minute's worth at once; a new limit begins with a full bucket.
 void SetLimit(double per_minute, MonoTime now, double& current, std::optional<TokenBucket>& bucket) {
@@ -14,6 +19,17 @@ void SetLimit(double per_minute, MonoTime now, double& current, std::optional<To
   current = per_minute;
   bucket.reset();
   if (per_minute > 0) bucket.emplace(per_minute / kMinute, per_minute, now);
+}
+
+// In whole ones. A full bucket lets at least one pass, however small it is.
+std::optional<RateLimit> LimitOf(std::optional<TokenBucket>& bucket, MonoTime now) {
+  if (!bucket.has_value()) return {};
+  const auto whole = [](double amount) { return static_cast<uint64_t>(std::clamp(amount, 0.0, kMaxShown)); };
+  const double reset_seconds = bucket->SecondsUntil(bucket->capacity(), now);
+  const uint64_t limit = whole(std::ceil(bucket->capacity()));
+  return RateLimit{.limit = limit,
+                   .remaining = reset_seconds > 0 ? whole(std::floor(bucket->Level(now) + kRounding)) : limit,
+                   .reset_seconds = reset_seconds};
 }
 
 template <typename... Text>
@@ -34,7 +50,8 @@ void TenantLedger::Lease::Charge(uint64_t tokens) {
 StatusOr<TenantLedger::Lease> TenantLedger::Enter(const TenantPtr& tenant, uint64_t tokens) {
   std::lock_guard lock(mutex_);
   const MonoTime now = clock_.Now();
-  Account& account = AccountOf(*tenant, now);
+  Account& account = accounts_[tenant->name];
+  SetLimits(*tenant, now, account);
   RETURN_IF_ERROR(Check(*tenant, account, now));
   if (account.requests) account.requests->Take(1, now);
   if (account.tokens) account.tokens->Take(static_cast<double>(tokens), now);
@@ -42,10 +59,11 @@ StatusOr<TenantLedger::Lease> TenantLedger::Enter(const TenantPtr& tenant, uint6
   return Lease(this, tenant, tokens);
 }
 
-Status TenantLedger::Peek(const Tenant& tenant) {
+Status TenantLedger::Peek(const Tenant& tenant) const {
   std::lock_guard lock(mutex_);
   const MonoTime now = clock_.Now();
-  return Check(tenant, AccountOf(tenant, now), now);
+  Account account = Seen(tenant, now);
+  return Check(tenant, account, now);
 }
 
 Status TenantLedger::Check(const Tenant& tenant, Account& account, MonoTime now) {
@@ -62,11 +80,24 @@ Status TenantLedger::Check(const Tenant& tenant, Account& account, MonoTime now)
   return {};
 }
 
-TenantLedger::Account& TenantLedger::AccountOf(const Tenant& tenant, MonoTime now) {
-  Account& account = accounts_[tenant.name];
+RateLimits TenantLedger::LimitsOf(const Tenant& tenant) const {
+  if (tenant.requests_per_minute == 0 && tenant.tokens_per_minute == 0) return {};
+  std::lock_guard lock(mutex_);
+  const MonoTime now = clock_.Now();
+  Account account = Seen(tenant, now);
+  return {.requests = LimitOf(account.requests, now), .tokens = LimitOf(account.tokens, now)};
+}
+
+TenantLedger::Account TenantLedger::Seen(const Tenant& tenant, MonoTime now) const {
+  const auto found = accounts_.find(tenant.name);
+  Account account = found == accounts_.end() ? Account() : found->second;
+  SetLimits(tenant, now, account);
+  return account;
+}
+
+void TenantLedger::SetLimits(const Tenant& tenant, MonoTime now, Account& account) {
   SetLimit(tenant.requests_per_minute, now, account.requests_per_minute, account.requests);
   SetLimit(tenant.tokens_per_minute, now, account.tokens_per_minute, account.tokens);
-  return account;
 }
 
 void TenantLedger::Leave(const Tenant& tenant) {

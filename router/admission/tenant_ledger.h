@@ -52,7 +52,10 @@ class TenantLedger {
   // RESOURCE_EXHAUSTED (rate_limit_exceeded) with RetryAfter when a limit of the tenant is reached. `tokens`
   // is what the request is expected to cost.
   StatusOr<Lease> Enter(const TenantPtr& tenant, uint64_t tokens);
-  Status Peek(const Tenant& tenant);  // what Enter would say now
+  // What Enter would say now, and what is left of the tenant's limits. Neither changes what is counted: a
+  // request may ask in the name of limits that a reload has replaced.
+  Status Peek(const Tenant& tenant) const;
+  RateLimits LimitsOf(const Tenant& tenant) const;
 
  private:
   struct Account {
@@ -60,15 +63,16 @@ class TenantLedger {
     double requests_per_minute = 0, tokens_per_minute = 0;  // that the buckets are for
     std::optional<TokenBucket> requests, tokens;
   };
-  // Both with mutex_ held.
-  Account& AccountOf(const Tenant& tenant, MonoTime now);
+  // With mutex_ held: a copy, as Enter would find it.
+  Account Seen(const Tenant& tenant, MonoTime now) const;
+  static void SetLimits(const Tenant& tenant, MonoTime now, Account& account);
   static Status Check(const Tenant& tenant, Account& account, MonoTime now);
 
   void Leave(const Tenant& tenant);
   void Take(const Tenant& tenant, double tokens);
 
   const Clock& clock_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<std::string, Account> accounts_;  // GUARDED_BY(mutex_); by name: as many as are configured
 };
 

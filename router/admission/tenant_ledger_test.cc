@@ -100,5 +100,49 @@ TEST_F(TenantLedgerTest, AReloadedLimitCountsFromThenOnAndKeepsWhatIsInFlight) {
   EXPECT_TRUE(ledger_.Enter(Make({.name = "a"}), 1).ok());
 }
 
+TEST_F(TenantLedgerTest, ATenantSeesWhatIsLeftOfItsLimits) {
+  const TenantPtr tenant = Make({.name = "a", .requests_per_minute = 60, .tokens_per_minute = 600});
+  const RateLimits fresh = ledger_.LimitsOf(*tenant);
+  EXPECT_EQ(fresh.requests->limit, 60u);
+  EXPECT_EQ(fresh.requests->remaining, 60u);
+  EXPECT_EQ(fresh.requests->reset_seconds, 0);
+  auto lease = ledger_.Enter(tenant, 10);
+  ASSERT_TRUE(lease.ok());
+  EXPECT_EQ(ledger_.LimitsOf(*tenant).tokens->remaining, 590u) << "as it is expected to cost";
+  lease->Charge(100);
+  const RateLimits used = ledger_.LimitsOf(*tenant);
+  EXPECT_EQ(used.requests->remaining, 59u);
+  EXPECT_NEAR(used.requests->reset_seconds, 1, 1e-6);
+  EXPECT_EQ(used.tokens->limit, 600u);
+  EXPECT_EQ(used.tokens->remaining, 500u);
+  EXPECT_NEAR(used.tokens->reset_seconds, 10, 1e-6);
+  auto second = ledger_.Enter(tenant, 10);
+  ASSERT_TRUE(second.ok());
+  second->Charge(1000);
+  EXPECT_EQ(ledger_.LimitsOf(*tenant).tokens->remaining, 0u) << "never below";
+}
+
+TEST_F(TenantLedgerTest, WhoLooksByTheLimitsBeforeAReloadChangesNothing) {
+  const TenantPtr old = Make({.name = "a", .requests_per_minute = 1, .tokens_per_minute = 10});
+  const TenantPtr fresh = Make({.name = "a", .requests_per_minute = 2, .tokens_per_minute = 100});
+  const auto first = ledger_.Enter(fresh, 40), second = ledger_.Enter(fresh, 10);
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(ledger_.LimitsOf(*old).requests->limit, 1u);
+  EXPECT_TRUE(ledger_.Peek(*old).ok());
+  const RateLimits left = ledger_.LimitsOf(*fresh);
+  EXPECT_EQ(left.requests->remaining, 0u);
+  EXPECT_EQ(left.tokens->remaining, 50u);
+  EXPECT_FALSE(ledger_.Peek(*fresh).ok());
+  ExpectRefused(fresh, 30);
+}
+
+TEST_F(TenantLedgerTest, LimitsThatThereAreNotAreNotSeen) {
+  EXPECT_FALSE(ledger_.LimitsOf(*DefaultTenant()).requests.has_value());
+  const RateLimits tokens = ledger_.LimitsOf(*Make({.name = "b", .tokens_per_minute = 0.5}));
+  EXPECT_FALSE(tokens.requests.has_value());
+  EXPECT_EQ(tokens.tokens->limit, 1u);
+  EXPECT_EQ(tokens.tokens->remaining, 1u);
+}
+
 }  // namespace
 }  // namespace terrace

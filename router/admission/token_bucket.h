@@ -20,6 +20,11 @@ class TokenBucket {
     Refill(now);
     return std::max(0.0, (std::min(amount, capacity_) - level_) / per_second_);
   }
+  double capacity() const { return capacity_; }
+  double Level(MonoTime now) {
+    Refill(now);
+    return level_;
+  }
   void Take(double amount, MonoTime now) {  // a negative one gives back
     Refill(now);
     level_ = std::min(capacity_, level_ - amount);

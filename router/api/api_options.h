@@ -30,8 +30,9 @@ struct ApiOptions {
   // Of gRPC streams; the HTTP server has its own.
   size_t stream_buffer_bytes = size_t{256} << 10;  // unread by the client: above it the model pauses
   double slow_reader_seconds = 60;                 // a client that reads nothing for as long is cut off
-  std::shared_ptr<const Authenticator> authenticator = {};  // null: nobody is asked for a key
-  std::function<bool()> is_ready = {};                      // for /readyz; null: always
+  std::shared_ptr<const Authenticator> authenticator = {};    // null: nobody is asked for a key
+  std::function<RateLimits(const Tenant&)> rate_limits = {};  // what replies tell of them; null: nothing
+  std::function<bool()> is_ready = {};                        // for /readyz; null: always
   // Runs a tenant's task on a thread that may take its time; false when too many wait. Null: there is none.
   std::function<bool(const std::string& tenant, std::function<void()>)> run_aside = {};
 
@@ -74,14 +75,14 @@ class RequestIds {
     const uint64_t count = next_++;
     return "req-" + Hash128{RandomBits(seed_, count, 0), RandomBits(seed_, count, 1)}.Hex();
   }
-  // Of a request whose caller said `traceparent`.
-  TraceContext NextTrace(std::string_view traceparent) {
+  // Of a request whose caller said `traceparent` and `tracestate`.
+  TraceContext NextTrace(std::string_view traceparent, std::string_view tracestate) {
     const uint64_t count = next_++;
     std::array<uint8_t, 24> random;
     for (size_t i = 0; i < random.size(); ++i) {
       random[i] = static_cast<uint8_t>(RandomBits(seed_, count, 2 + i / 8) >> (8 * (i % 8)));
     }
-    return ContinueTrace(traceparent, random);
+    return ContinueTrace(traceparent, tracestate, random);
   }
 
  private:

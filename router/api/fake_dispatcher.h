@@ -56,6 +56,7 @@ class FakeDispatcher : public Dispatcher {
       const AnswerSummary summary{.end = AnswerEnd::kStop,
                                   .usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 2},
                                   .tier = "base",
+                                  .reason = "cascade: accepted at step 2",
                                   .attempts = {{.tier = "nano", .replica = "n:1", .threshold = -0.2},
                                                {.tier = "base", .replica = "b:1", .accepted = true}},
                                   .price_usd = 0.25,

@@ -82,6 +82,8 @@ void UsageToProto(const TokenUsage& usage, v1::Usage& out) {
 
 RequestFields FieldsFromProto(const v1::GenerateRequest& request) {
   RequestFields out{.api = ApiKind::kGenerate, .model = request.model(), .input = AnyInput(request)};
+  out.tier = request.tier();
+  if (request.has_max_usd()) out.max_usd = request.max_usd();
   if (request.max_tokens() > 0) out.max_tokens = request.max_tokens();
   SamplingFromProto(request.sampling(), out);
   out.stop.assign(request.stop().begin(), request.stop().end());
@@ -145,6 +147,7 @@ void SummaryToProto(const AnswerSummary& summary, bool shows_replicas, v1::Gener
   out.set_stop(summary.stop);
   UsageToProto(summary.usage, *out.mutable_usage());
   out.set_tier(summary.tier);
+  out.set_tier_reason(summary.reason);
   for (const AnswerAttempt& attempt : summary.attempts) {
     v1::TierAttempt& next = *out.add_attempts();
     next.set_tier(attempt.tier);

@@ -340,7 +340,7 @@ class InferenceService : public v1::Inference::CallbackService {
     }
     fields.tenant = *tenant;
     fields.request_id = id;
-    fields.trace = ids_.NextTrace(MetadataOf(context, "traceparent"));
+    fields.trace = ids_.NextTrace(MetadataOf(context, "traceparent"), MetadataOf(context, "tracestate"));
     fields.arrival = clock_.Now();
     fields.deadline = DeadlineOf(*options_(), fields.arrival, TimeoutOf(context));
     auto request = Request::Make(std::move(fields));

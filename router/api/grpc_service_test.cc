@@ -74,6 +74,7 @@ TEST_F(GrpcServiceTest, PiecesComeInOrderAndTheSummaryLast) {
   EXPECT_EQ(finished.reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(finished.usage().cached_tokens(), 4u);
   EXPECT_EQ(finished.tier(), "base");
+  EXPECT_EQ(finished.tier_reason(), "cascade: accepted at step 2");
   ASSERT_EQ(finished.attempts_size(), 2);
   EXPECT_TRUE(finished.attempts(0).has_threshold());
   EXPECT_FALSE(finished.attempts(1).has_threshold());
@@ -100,6 +101,8 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   request.set_top_logprobs(4);
   request.set_priority(-7);
   request.set_cache_salt("tenant");
+  request.set_tier("base");
+  request.set_max_usd(0.5);
   std::vector<v1::GenerateResponse> responses;
   ASSERT_TRUE(Generate(request, responses).ok());
   ASSERT_NE(seen, nullptr);
@@ -119,6 +122,8 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   EXPECT_EQ(seen->top_logprobs(), 0u) << "the answer's are not asked for";
   EXPECT_EQ(seen->priority(), -7);
   EXPECT_EQ(seen->cache_salt(), "tenant");
+  EXPECT_EQ(seen->tier(), "base");
+  EXPECT_EQ(seen->max_usd(), 0.5);
 }
 
 TEST_F(GrpcServiceTest, ToolsGoInAndCallsComeOut) {

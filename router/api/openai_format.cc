@@ -1,6 +1,7 @@
 #include "router/api/openai_format.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "router/request/param.h"
@@ -35,6 +36,7 @@ Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
     if (head.shows_replicas) attempts.back()["replica"] = attempt.replica;
   }
   return {{"tier", summary.tier},
+          {"reason", summary.reason},
           {"attempts", std::move(attempts)},
           {"price_usd", summary.price_usd},
           {"time_to_first_token_seconds", summary.time_to_first_token_seconds}};
@@ -64,7 +66,7 @@ size_t Characters(const std::string& bytes) {
 }
 
 // The lists of a completion; the first token of a prompt has no log-probability.
-Json CompletionLogprobsJson(const CompletionHead& head, const std::vector<AnswerToken>& prompt,
+Json CompletionLogprobsJson(const CompletionHead& head, std::span<const AnswerToken> prompt,
                             const std::vector<AnswerToken>& answer, size_t& offset) {
   Json tokens = Json::array(), logprobs = Json::array(), tops = Json::array(), offsets = Json::array();
   const auto add = [&](const AnswerToken& token, bool is_first_of_prompt) {
@@ -161,7 +163,7 @@ Json ErrorBody(std::string_view message, int status, const std::string& param, s
 }  // namespace
 
 Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
-                    const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total) {
+                    const std::vector<std::vector<AnswerToken>>& prompts, const AnswerSummary& total) {
   Json out = HeadJson(head, head.is_chat ? "chat.completion" : "text_completion");
   Json list = Json::array();
   for (const auto& [answer, end] : choices) {
@@ -171,6 +173,9 @@ Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& 
       if (head.logprobs) choice["logprobs"] = LogprobsJson(answer.tokens);
     } else {
       size_t offset = 0;
+      const size_t prompt = list.size() / head.choices_per_prompt;
+      const auto prompt_tokens = prompt < prompts.size() ? std::span<const AnswerToken>(prompts[prompt])
+                                                         : std::span<const AnswerToken>();
       choice["text"] = answer.text;
       if (head.logprobs)
         choice["logprobs"] = CompletionLogprobsJson(head, prompt_tokens, answer.tokens, offset);
@@ -178,7 +183,7 @@ Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& 
     list.push_back(std::move(choice));
   }
   out["choices"] = std::move(list);
-  if (head.is_chat && !prompt_tokens.empty()) out["prompt_logprobs"] = PromptLogprobsJson(prompt_tokens);
+  if (head.is_chat && !prompts.empty()) out["prompt_logprobs"] = PromptLogprobsJson(prompts.front());
   out["usage"] = UsageJson(total.usage);
   out["terrace"] = TerraceJson(head, total);
   return out;

@@ -24,6 +24,7 @@ struct CompletionHead {
   bool echoes_control = false;  // a prompt of token ids: its control tokens are part of the echoed text
   bool include_usage = false;   // of a stream: the other chunks say "usage": null
   bool shows_replicas = true;   // the addresses of the workers that were asked
+  uint32_t choices_per_prompt = UINT32_MAX;  // less: there are several prompts
 };
 
 struct WholeChoice {
@@ -31,11 +32,12 @@ struct WholeChoice {
   AnswerEnd end = AnswerEnd::kStop;
 };
 
-// `prompt_tokens`, when there are any: of a chat they become the body's "prompt_logprobs", null for the first
-// token, which has none, then {"token_id", "token", "bytes", "logprob", "top_logprobs"}; of a completion,
-// whose text begins with the prompt, they come first in each choice's "logprobs".
+// `prompts` are the tokens of each prompt, when they are wanted: of a chat, which has one, they become the
+// body's "prompt_logprobs", null for the first token, which has none, then {"token_id", "token", "bytes",
+// "logprob", "top_logprobs"}; of a completion, whose text begins with the prompt, they come first in each of
+// its choices' "logprobs".
 Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& choices,
-                    const std::vector<AnswerToken>& prompt_tokens, const AnswerSummary& total);
+                    const std::vector<std::vector<AnswerToken>>& prompts, const AnswerSummary& total);
 
 // The chunks of a stream. The first one of each choice of a chat has the role, the last one the reason and
 // Terrace's own part; usage is that of all choices. `offset` counts the characters of a choice's tokens. A

@@ -3,11 +3,16 @@
 #include <algorithm>
 #include <charconv>
 #include <utility>
+#include <variant>
+#include <vector>
 
+#include "base/byte_budget.h"
 #include "router/api/openai_format.h"
 #include "router/api/openai_parse.h"
 #include "router/api/openai_sinks.h"
 #include "router/api/openai_tokenize.h"
+#include "router/api/prompt_list.h"
+#include "router/api/rate_limit_headers.h"
 #include "router/request/param.h"
 
 namespace terrace {
@@ -59,34 +64,39 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   OpenAiApi(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock)
       : dispatcher_(dispatcher), options_(std::move(options)), clock_(clock), ids_(options_()->seed) {}
 
-  // Probes and callers without a key are answered before any body is read.
+  // What the head alone decides is answered before any body is read.
   HttpHandler OnHead(const HttpRequest& head, const std::shared_ptr<HttpResponder>& responder) {
-    const Call call{.options = options_(), .http = head, .id = RequestId(head), .responder = responder};
+    Call call{.options = options_(), .http = head, .id = RequestId(head), .responder = responder};
     if (head.path == "/healthz" || head.path == "/readyz") {
       Probe(call);
       return nullptr;
     }
     const auto tenant = AuthenticateCaller(*call.options, HeaderOf(head, "authorization"));
-    if (!tenant.ok()) {
-      RefuseCaller(tenant.status(), call);
+    if (!tenant.ok()) {  // of every route, also of those that do not exist
+      Refuse(ApiOf(head.path), tenant.status(), call);
       return nullptr;
     }
+    call.tenant = *tenant;
+    if (!TakesBody(head.path)) {
+      Show(call);
+      return nullptr;
+    }
+    if (!CheckMethod(call, "POST") || !CheckMediaType(call) || !CheckTimeout(call)) return nullptr;
     return [self = shared_from_this(), options = call.options, id = call.id, caller = *tenant](
                HttpRequest whole, std::shared_ptr<HttpResponder> same_responder) {
-      if (whole.body.size() < kLongBodyBytes || !options->run_aside) {
-        return self->Handle(
-            {.options = options, .http = whole, .id = id, .responder = same_responder, .tenant = caller});
-      }
-      const auto kept = std::make_shared<const HttpRequest>(std::move(whole));
-      const bool is_taken =
-          options->run_aside(caller->name, [self, options, id, caller, kept, same_responder] {
-            self->Handle(
-                {.options = options, .http = *kept, .id = id, .responder = same_responder, .tenant = caller});
-          });
-      if (is_taken) return;
-      self->Refuse(
-          ApiOf(kept->path), TooManyTexts(),
-          {.options = options, .http = *kept, .id = id, .responder = same_responder, .tenant = caller});
+      const auto kept = std::make_shared<HttpRequest>(std::move(whole));
+      const auto memory = std::make_shared<ByteLease>(std::move(kept->body_lease));
+      const auto call_of = [options, id, caller, kept, same_responder, memory] {
+        return Call{.options = options,
+                    .http = *kept,
+                    .id = id,
+                    .responder = same_responder,
+                    .tenant = caller,
+                    .memory = memory};
+      };
+      if (kept->body.size() < kLongBodyBytes || !options->run_aside) return self->Handle(call_of());
+      if (options->run_aside(caller->name, [self, call_of] { self->Handle(call_of()); })) return;
+      self->Refuse(ApiOf(kept->path), TooManyTexts(), call_of());
     };
   }
 
@@ -96,23 +106,30 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     const HttpRequest& http;  // its head only, before the caller is known
     std::string id;
     const std::shared_ptr<HttpResponder>& responder;
-    TenantPtr tenant = {};  // null before the caller is known
+    TenantPtr tenant = {};                   // null before the caller is known
+    std::shared_ptr<ByteLease> memory = {};  // of the body; null before it is there
   };
 
+  static bool TakesBody(std::string_view path) {
+    return path == kChatPath || path == kCompletionPath || path == kTokenizePath || path == kDetokenizePath;
+  }
+
+  // Of a path that TakesBody, with it.
   void Handle(const Call& call) {
-    const HttpRequest& http = call.http;
-    if (http.path == kChatPath) {
-      if (CheckMethod(call, "POST")) Complete(ApiKind::kOpenAiChat, call);
-    } else if (http.path == kCompletionPath) {
-      if (CheckMethod(call, "POST")) Complete(ApiKind::kOpenAiCompletion, call);
-    } else if (http.path == kTokenizePath) {
-      if (CheckMethod(call, "POST")) Tokenize(call);
-    } else if (http.path == kDetokenizePath) {
-      if (CheckMethod(call, "POST")) Detokenize(call);
-    } else if (http.path == kModelsPath) {
+    const std::string& path = call.http.path;
+    if (path == kChatPath) return Complete(ApiKind::kOpenAiChat, call);
+    if (path == kCompletionPath) return Complete(ApiKind::kOpenAiCompletion, call);
+    if (path == kTokenizePath) return Tokenize(call);
+    Detokenize(call);
+  }
+
+  // Any other path.
+  void Show(const Call& call) {
+    const std::string_view path = call.http.path;
+    if (path == kModelsPath) {
       if (CheckMethod(call, "GET")) ListModels(call);
-    } else if (http.path.starts_with(kModelPrefix)) {
-      if (CheckMethod(call, "GET")) ShowModel(call, std::string_view(http.path).substr(kModelPrefix.size()));
+    } else if (path.starts_with(kModelPrefix)) {
+      if (CheckMethod(call, "GET")) ShowModel(call, path.substr(kModelPrefix.size()));
     } else {
       SendHttpError(404, "no such URL", call);
     }
@@ -125,9 +142,6 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     call.responder->Send(is_ready ? 200 : 503, is_ready ? "ok\n" : "not ready\n", "text/plain",
                          {{"x-request-id", call.id}});
   }
-
-  // Every route has its key asked for, also those that do not exist.
-  void RefuseCaller(const Status& error, const Call& call) { Refuse(ApiOf(call.http.path), error, call); }
 
   static ApiKind ApiOf(std::string_view path) {
     if (path == kChatPath) return ApiKind::kOpenAiChat;
@@ -143,12 +157,21 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     return fits && is_plain ? std::string(given) : ids_.Next();
   }
 
+  static ReplyHeaders HeadersOf(const Call& call) {
+    return [options = call.options, id = call.id, tenant = call.tenant] {
+      HttpHeaders headers = {{"x-request-id", id}};
+      if (options->rate_limits && tenant != nullptr) AddRateLimits(options->rate_limits(*tenant), headers);
+      return headers;
+    };
+  }
+
   // What HTTP itself has words for.
-  void SendHttpError(int status, std::string_view message, const Call& call, HttpHeaders headers = {}) {
+  void SendHttpError(int status, std::string_view message, const Call& call, const HttpHeaders& more = {}) {
     const Status error = status == 404 ? NotFound(message) : InvalidArgument(message);
     dispatcher_.RecordRefused(ApiOf(call.http.path), call.id, call.tenant,
                               WithReason(error, HttpErrorCode(status)));
-    headers.emplace_back("x-request-id", call.id);
+    HttpHeaders headers = HeadersOf(call)();
+    headers.insert(headers.end(), more.begin(), more.end());
     call.responder->Send(status, HttpErrorBody(status, message), "application/json", headers);
   }
 
@@ -156,6 +179,18 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     if (call.http.method == allowed) return true;
     SendHttpError(405, Concat("use ", allowed), call, {{"allow", allowed}});
     return false;
+  }
+
+  bool CheckTimeout(const Call& call) {
+    const auto timeout = TimeoutOf(call.http);
+    if (!timeout.ok()) Refuse(ApiOf(call.http.path), timeout.status(), call);
+    return timeout.ok();
+  }
+
+  // In seconds; negative when none is asked for.
+  static StatusOr<double> TimeoutOf(const HttpRequest& http) {
+    const std::string_view header = HeaderOf(http, "x-request-timeout-seconds");
+    return header.empty() ? StatusOr<double>(-1.0) : ParseTimeoutHeader(header);
   }
 
   bool CheckMediaType(const Call& call) {
@@ -167,49 +202,62 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   }
 
   void Complete(ApiKind api, const Call& call) {
-    if (!CheckMediaType(call)) return;
-    const std::string& id = call.id;
     const bool is_chat = api == ApiKind::kOpenAiChat;
     auto parsed = is_chat ? ParseOpenAiChat(call.http.body) : ParseOpenAiCompletion(call.http.body);
-    auto request = parsed.ok() ? MakeRequest(call, std::move(parsed->fields)) : parsed.status();
-    if (!request.ok()) return Refuse(api, request.status(), call);
+    const Status bad = parsed.ok() ? ReadOverrides(call.http, parsed->fields) : parsed.status();
+    const auto requests =
+        bad.ok() ? MakeRequests(call, std::move(parsed->fields), std::move(parsed->more_prompts)) : bad;
+    if (!requests.ok()) return Refuse(api, requests.status(), call);
+    const Request& request = *requests->front();  // the others differ in the prompt alone
     const CompletionHead head{
         .is_chat = is_chat,
-        .id = (is_chat ? "chatcmpl-" : "cmpl-") + id,
-        .model = (*request)->model().empty() ? call.options->default_model : (*request)->model(),
+        .id = (is_chat ? "chatcmpl-" : "cmpl-") + call.id,
+        .model = request.model().empty() ? call.options->default_model : request.model(),
         .created_unix_seconds = UnixSeconds(),
-        .logprobs = (*request)->logprobs(),
-        .top_logprobs = (*request)->top_logprobs(),
-        .echoes_control = std::holds_alternative<std::vector<TokenId>>((*request)->input()),
+        .logprobs = request.logprobs(),
+        .top_logprobs = request.top_logprobs(),
+        .echoes_control = std::holds_alternative<std::vector<TokenId>>(request.input()),
         .include_usage = parsed->include_usage,
-        .shows_replicas = call.options->shows_replicas()};
-    const auto sink = (*request)->is_streamed() ? MakeEventStreamSink(head, id, call.responder)
-                                                : MakeWholeAnswerSink(head, id, call.responder);
-    call.responder->OnClose(dispatcher_.Generate(*std::move(request), sink));
+        .shows_replicas = call.options->shows_replicas(),
+        .choices_per_prompt = requests->size() > 1 ? request.choices() : UINT32_MAX};
+    const auto sink = request.is_streamed() ? MakeEventStreamSink(head, HeadersOf(call), call.responder)
+                                            : MakeWholeAnswerSink(head, HeadersOf(call), call.responder);
+    call.responder->OnClose(requests->size() > 1 ? GenerateAll(dispatcher_, *requests, sink)
+                                                 : dispatcher_.Generate(requests->front(), sink));
+    KeepMemory(*requests, *call.memory);
+  }
+
+  // The body goes now, and what the requests have of it stays.
+  static void KeepMemory(const std::vector<RequestPtr>& requests, ByteLease& memory) {
+    size_t kept = 0;
+    for (const RequestPtr& request : requests) {
+      const auto* tokens = std::get_if<std::vector<TokenId>>(&request->input());
+      kept += tokens != nullptr ? tokens->size() * sizeof(TokenId) : TextBytes(*request);
+    }
+    memory.Resize(std::min(kept, memory.bytes()));
   }
 
   void Tokenize(const Call& call) {
-    if (!CheckMediaType(call)) return;
     auto parsed = ParseTokenize(call.http.body);
     const auto request = parsed.ok() ? MakeRequest(call, std::move(parsed->fields)) : parsed.status();
     if (!request.ok()) return Refuse(ApiKind::kTokenize, request.status(), call);
     const bool with_strings = parsed->return_token_strs;
-    const auto answer = [id = call.id, responder = call.responder,
+    const auto answer = [headers = HeadersOf(call), responder = call.responder,
                          with_strings](const StatusOr<TokenizedInput>& input) {
-      if (!input.ok()) return SendError(input.status(), id, *responder);
-      SendJson(TokenizeJson(*input, with_strings), id, *responder);
+      if (!input.ok()) return SendError(input.status(), headers(), *responder);
+      SendJson(TokenizeJson(*input, with_strings), headers(), *responder);
     };
     call.responder->OnClose(dispatcher_.Tokenize(*request, with_strings, answer));
   }
 
   void Detokenize(const Call& call) {
-    if (!CheckMediaType(call)) return;
     auto parsed = ParseDetokenize(call.http.body);
     const auto request = parsed.ok() ? MakeRequest(call, *std::move(parsed)) : parsed.status();
     if (!request.ok()) return Refuse(ApiKind::kTokenize, request.status(), call);
-    const auto answer = [id = call.id, responder = call.responder](const StatusOr<std::string>& text) {
-      if (!text.ok()) return SendError(text.status(), id, *responder);
-      SendJson({{"prompt", *text}}, id, *responder);
+    const auto answer = [headers = HeadersOf(call),
+                         responder = call.responder](const StatusOr<std::string>& text) {
+      if (!text.ok()) return SendError(text.status(), headers(), *responder);
+      SendJson({{"prompt", *text}}, headers(), *responder);
     };
     call.responder->OnClose(dispatcher_.Detokenize(*request, answer));
   }
@@ -217,24 +265,48 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   // What never became a request.
   void Refuse(ApiKind api, const Status& error, const Call& call) {
     dispatcher_.RecordRefused(api, call.id, call.tenant, error);
-    SendError(error, call.id, *call.responder);
+    SendError(error, HeadersOf(call)(), *call.responder);
   }
 
-  static void SendJson(const Json& body, const std::string& request_id, HttpResponder& responder) {
-    responder.Send(200, ToJsonText(body), "application/json", {{"x-request-id", request_id}});
+  // What the request's headers say about who answers.
+  static Status ReadOverrides(const HttpRequest& http, RequestFields& fields) {
+    fields.tier = HeaderOf(http, TierParam(fields.api));
+    const std::string_view max_usd = HeaderOf(http, MaxUsdParam(fields.api));
+    if (max_usd.empty()) return {};
+    ASSIGN_OR_RETURN(fields.max_usd, ParseMaxUsdHeader(max_usd));
+    return {};
+  }
+
+  static void SendJson(const Json& body, const HttpHeaders& headers, HttpResponder& responder) {
+    responder.Send(200, ToJsonText(body), "application/json", headers);
   }
 
   StatusOr<RequestPtr> MakeRequest(const Call& call, RequestFields fields) {
-    double timeout_seconds = -1;
-    if (const auto header = HeaderOf(call.http, "x-request-timeout-seconds"); !header.empty()) {
-      ASSIGN_OR_RETURN(timeout_seconds, ParseTimeoutHeader(header));
-    }
+    ASSIGN_OR_RETURN(const double timeout_seconds, TimeoutOf(call.http));
     fields.request_id = call.id;
     fields.tenant = call.tenant;
-    fields.trace = ids_.NextTrace(HeaderOf(call.http, "traceparent"));
+    fields.trace = ids_.NextTrace(HeaderOf(call.http, "traceparent"), HeaderOf(call.http, "tracestate"));
     fields.arrival = clock_.Now();
     fields.deadline = DeadlineOf(*call.options, fields.arrival, timeout_seconds);
+    fields.memory = call.memory;
     return Request::Make(std::move(fields));
+  }
+
+  // One for each prompt, of which `fields` has the first.
+  StatusOr<std::vector<RequestPtr>> MakeRequests(const Call& call, RequestFields fields,
+                                                 std::vector<RequestInput> more_prompts) {
+    std::vector<RequestInput> prompts(1 + more_prompts.size());
+    prompts.front() = std::move(fields.input);
+    std::move(more_prompts.begin(), more_prompts.end(), prompts.begin() + 1);
+    std::vector<RequestPtr> out;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      RequestFields each = i + 1 < prompts.size() ? fields : std::move(fields);
+      each.input = std::move(prompts[i]);
+      auto request = MakeRequest(call, std::move(each));
+      if (!request.ok()) return prompts.size() > 1 ? OfPrompt(request.status(), i) : request.status();
+      out.push_back(*std::move(request));
+    }
+    return out;
   }
 
   void ListModels(const Call& call) const {
@@ -242,7 +314,7 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
       data.push_back(ModelJson(model, call.options->created_unix_seconds));
     }
-    SendJson({{"object", "list"}, {"data", std::move(data)}}, call.id, *call.responder);
+    SendJson({{"object", "list"}, {"data", std::move(data)}}, HeadersOf(call)(), *call.responder);
   }
 
   // `escaped` as it is in the URL: a name's slashes may be written either way.
@@ -250,9 +322,10 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     const std::string name = DecodeUrl(escaped);
     for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
       if (model.id != name) continue;
-      return SendJson(ModelJson(model, call.options->created_unix_seconds), call.id, *call.responder);
+      return SendJson(ModelJson(model, call.options->created_unix_seconds), HeadersOf(call)(),
+                      *call.responder);
     }
-    SendError(ModelNotFound(name), call.id, *call.responder);
+    SendError(ModelNotFound(name), HeadersOf(call)(), *call.responder);
   }
 
   static int64_t UnixSeconds() {

@@ -6,9 +6,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <future>
 #include <map>
 #include <thread>
+#include <utility>
+#include <variant>
 
 #include "base/host_port.h"
 #include "base/json.h"
@@ -17,6 +20,7 @@
 #include "gtest/gtest.h"
 #include "router/api/fake_dispatcher.h"
 #include "router/api/openai_format.h"
+#include "router/request/param.h"
 
 namespace terrace {
 namespace {
@@ -152,6 +156,162 @@ TEST_F(OpenAiHttpTest, ACompletionIsTextWithUsageAndWhatItCost) {
   EXPECT_EQ(json["terrace"]["tier"], "base");
 }
 
+// The answer to a prompt is the prompt twice, in two pieces; of two choices the second one's has a "!"
+// behind.
+FakeDispatcher::Script TwiceThePrompt() {
+  return [](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    const std::string prompt = std::get<std::string>(request->input());
+    if (request->prompt_logprobs().has_value()) sink->OnPromptTokens({{.id = 3, .bytes = prompt}});
+    AnswerSummary total{
+        .usage = {.prompt_tokens = 10}, .tier = "base", .price_usd = 0.5, .time_to_first_token_seconds = 1};
+    for (uint32_t choice = 0; choice < request->choices(); ++choice) {
+      const AnswerSummary own{.end = choice == 0 ? AnswerEnd::kStop : AnswerEnd::kLength,
+                              .attempts = {{.choice = choice, .tier = "base", .accepted = true}}};
+      sink->OnPiece({.choice = choice, .text = prompt});
+      sink->OnPiece({.choice = choice, .text = prompt + (choice == 0 ? "" : "!")});
+      sink->OnChoiceEnd(choice, own);
+      total.usage.completion_tokens += 2;
+      total.attempts.push_back(own.attempts.front());
+    }
+    sink->OnFinish(total);
+  };
+}
+
+TEST_F(OpenAiHttpTest, TheChoicesOfSeveralPromptsAreNumberedThroughAndTheirCostsSummed) {
+  dispatcher_.script = TwiceThePrompt();
+  const Json json = Call("POST", "/v1/completions", R"({"prompt":["a","b","c"],"n":2})").json();
+  ASSERT_EQ(json["choices"].size(), 6u) << json;
+  const char* texts[] = {"aa", "aa!", "bb", "bb!", "cc", "cc!"};
+  for (size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(json["choices"][i]["index"], i);
+    EXPECT_EQ(json["choices"][i]["text"], texts[i]);
+    EXPECT_EQ(json["choices"][i]["finish_reason"], i % 2 == 0 ? "stop" : "length");
+    EXPECT_EQ(json["terrace"]["attempts"][i]["choice"], i);
+  }
+  EXPECT_EQ(json["usage"]["prompt_tokens"], 30);
+  EXPECT_EQ(json["usage"]["completion_tokens"], 12);
+  EXPECT_EQ(json["terrace"]["price_usd"], 1.5);
+}
+
+TEST_F(OpenAiHttpTest, EachOfSeveralPromptsIsEchoedInItsOwnChoice) {
+  dispatcher_.script = TwiceThePrompt();
+  const Json json =
+      Call("POST", "/v1/completions", R"({"prompt":["a","b"],"echo":true,"logprobs":0})").json();
+  ASSERT_EQ(json["choices"].size(), 2u) << json;
+  EXPECT_EQ(json["choices"][0]["logprobs"]["tokens"], Json({"a"}));
+  EXPECT_EQ(json["choices"][1]["logprobs"]["tokens"], Json({"b"}));
+}
+
+TEST_F(OpenAiHttpTest, AStreamOfSeveralPromptsEndsOnceWithTheSum) {
+  dispatcher_.script = TwiceThePrompt();
+  const Reply reply =
+      Call("POST", "/v1/completions",
+           R"({"prompt":["a","b"],"n":2,"stream":true,"stream_options":{"include_usage":true}})");
+  const auto events = Events(reply.body);
+  std::map<int, std::string> texts;
+  std::map<int, int> ends;
+  ASSERT_GE(events.size(), 2u) << reply.body;
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(Json::parse(events[events.size() - 2])["usage"]["prompt_tokens"], 20);
+  for (size_t i = 0; i + 2 < events.size(); ++i) {
+    const Json choice = Json::parse(events[i])["choices"][0];
+    const int index = choice["index"];
+    texts[index] += choice["text"].get<std::string>();
+    if (!choice["finish_reason"].is_null()) ++ends[index];
+  }
+  EXPECT_EQ(texts, (std::map<int, std::string>{{0, "aa"}, {1, "aa!"}, {2, "bb"}, {3, "bb!"}}));
+  EXPECT_EQ(ends, (std::map<int, int>{{0, 1}, {1, 1}, {2, 1}, {3, 1}}));
+}
+
+TEST_F(OpenAiHttpTest, APromptThatFailsFailsTheRequestAndCancelsTheOthers) {
+  std::vector<std::string> begun;
+  std::shared_ptr<AnswerSink> first;
+  dispatcher_.script = [&](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    begun.push_back(std::get<std::string>(request->input()));
+    if (begun.back() == "a") first = sink;
+    if (begun.back() == "b")
+      sink->OnFinish(WithParam(WithReason(InvalidArgument("long"), "context_length_exceeded"), "prompt"));
+  };
+  int cancelled = 0;
+  dispatcher_.on_cancel = [&] {
+    if (++cancelled > 1) return;  // the one that failed may be cancelled too
+    first->OnPiece({.text = "late"});
+    first->OnFinish(Cancelled("gone"));
+  };
+  const Reply reply = Call("POST", "/v1/completions", R"({"prompt":["a","b","c"]})");
+  EXPECT_EQ(reply.status, 400) << reply.body;
+  EXPECT_EQ(reply.json()["error"]["code"], "context_length_exceeded");
+  EXPECT_EQ(reply.json()["error"]["param"], "prompt[1]");
+  EXPECT_THAT(begun, ElementsAre("a", "b")) << "the third was not begun";
+  EXPECT_GE(cancelled, 1);
+}
+
+TEST_F(OpenAiHttpTest, ABadPromptAmongSeveralIsNamed) {
+  const Reply reply = Call("POST", "/v1/completions", R"({"prompt":["a","b",""]})");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.json()["error"]["param"], "prompt[2]");
+}
+
+TEST_F(OpenAiHttpTest, AClientThatGoesAwayCancelsAllItsPrompts) {
+  std::vector<std::shared_ptr<AnswerSink>> sinks;
+  std::promise<void> started, cancelled;
+  dispatcher_.script = [&](const RequestPtr&, const auto& sink) {
+    sinks.push_back(sink);
+    if (sinks.size() == 2) started.set_value();
+  };
+  std::atomic<int> count = 0;
+  dispatcher_.on_cancel = [&] {
+    if (++count == 2) cancelled.set_value();
+  };
+  {
+    Connection connection(server_->address());
+    const std::string body = R"({"prompt":["a","b"],"stream":true})";
+    connection.Send(Concat("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n",
+                           "content-length: ", body.size(), "\r\n\r\n", body));
+    started.get_future().get();
+  }
+  EXPECT_EQ(cancelled.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  for (const auto& sink : sinks) sink->OnFinish(Cancelled("gone"));
+}
+
+// The memory of bodies: as the server counts it, one that needs more is refused.
+TEST_F(OpenAiHttpTest, ARequestsMemoryIsTakenUntilItIsOverAndNoMoreThanItsText) {
+  server_->Stop(1);
+  server_ = HttpServer::StartByHead(
+                {.max_buffered_body_bytes = 20'000, .error_body = HttpErrorBody},
+                MakeOpenAiHandler(
+                    dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock()))
+                .value();
+  RequestPtr request;
+  std::shared_ptr<AnswerSink> first;
+  std::promise<void> started;
+  bool has_begun = false;  // the server's one thread
+  dispatcher_.script = [&, answer = FakeDispatcher::Answers({"hello"})](
+                           const RequestPtr& begun, const std::shared_ptr<AnswerSink>& sink) {
+    if (std::exchange(has_begun, true)) return answer(begun, sink);
+    request = begun;
+    first = sink;
+    started.set_value();
+  };
+  Connection connection(server_->address());
+  const std::string body =
+      Concat(R"({"user":")", std::string(8000, 'u'), R"(","prompt":")", std::string(9000, 'p'), "\"}");
+  connection.Send(Concat("POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n",
+                         "content-type: application/json\r\ncontent-length: ", body.size(), "\r\n\r\n",
+                         body));
+  started.get_future().get();
+  const auto try_bytes = [&](size_t bytes) {
+    return Call("POST", "/v1/completions", Concat(R"({"prompt":")", std::string(bytes, 'x'), "\"}")).status;
+  };
+  EXPECT_EQ(try_bytes(12'000), 503) << "there are 11,000 bytes left at most";
+  while (try_bytes(10'000) != 200) std::this_thread::yield();  // once the handler has returned
+  first->OnFinish(AnswerSummary{});
+  first.reset();
+  request.reset();
+  EXPECT_EQ(ParseReply(connection.ReadAll()).status, 200);
+  while (try_bytes(19'000) != 200) std::this_thread::yield();
+}
+
 TEST_F(OpenAiHttpTest, ACompletionsLogprobsAreListsWithTheCharactersBefore) {
   dispatcher_.script = FakeDispatcher::Answers({"h\xc3\xa9", "llo"});
   const Json lists = Complete(R"(,"logprobs":2)").json()["choices"][0]["logprobs"];
@@ -283,6 +443,7 @@ TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
   EXPECT_EQ(json["usage"]["total_tokens"], 12);
   EXPECT_EQ(json["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
   EXPECT_EQ(json["terrace"]["tier"], "base");
+  EXPECT_EQ(json["terrace"]["reason"], "cascade: accepted at step 2");
   EXPECT_EQ(json["terrace"]["price_usd"], 0.25);
   EXPECT_EQ(json["terrace"]["attempts"].size(), 2u);
   EXPECT_EQ(json["terrace"]["attempts"][0]["threshold"], -0.2);
@@ -546,6 +707,29 @@ TEST_F(OpenAiHttpTest, TheTimeoutHeaderSetsTheDeadlineAndIsCapped) {
   EXPECT_EQ(Chat("", json + "x-request-timeout-seconds: -1\r\n").status, 400);
 }
 
+TEST_F(OpenAiHttpTest, HeadersMayNameTheTierAndLimitThePrice) {
+  RequestPtr seen;
+  dispatcher_.script = [&](const RequestPtr& request, const auto& sink) {
+    seen = request;
+    sink->OnFinish(AnswerSummary{.reason = "override"});
+  };
+  const std::string json = "content-type: application/json\r\n";
+  const Reply reply = Chat("", json + "X-Terrace-Tier: small\r\nX-Terrace-Max-USD: 1e-4\r\n");
+  EXPECT_EQ(reply.json()["terrace"]["reason"], "override") << reply.body;
+  ASSERT_NE(seen, nullptr);
+  EXPECT_EQ(seen->tier(), "small");
+  EXPECT_EQ(seen->max_usd(), 1e-4);
+  Chat();
+  EXPECT_EQ(seen->tier(), "");
+  EXPECT_FALSE(seen->max_usd().has_value());
+  for (const char* bad : {"cheap", "-1", "nan", "1e7", "1, 2"}) {
+    const Reply refused = Chat("", Concat(json, "x-terrace-max-usd: ", bad, "\r\n"));
+    EXPECT_EQ(refused.status, 400) << bad;
+    EXPECT_EQ(refused.json()["error"]["code"], "invalid_value") << bad;
+    EXPECT_EQ(refused.json()["error"]["param"], "x-terrace-max-usd") << bad;
+  }
+}
+
 TEST_F(OpenAiHttpTest, AClientThatGoesAwayCancelsItsRequest) {
   std::promise<std::shared_ptr<AnswerSink>> started;
   std::promise<void> cancelled;
@@ -641,6 +825,36 @@ TEST_F(OpenAiHttpTest, WithoutAKeyNoBodyIsWaitedFor) {
   EXPECT_EQ(call("POST", "/readyz").status, 405);
 }
 
+TEST_F(OpenAiHttpTest, WhatTheHeadDecidesHasNoBodyWaitedFor) {
+  const auto call = [this](const std::string& method, const std::string& path, const std::string& headers) {
+    Connection connection(server_->address());
+    connection.Send(
+        Concat(method, " ", path, " HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n", headers, "\r\n"));
+    return ParseReply(connection.ReadAll());
+  };
+  const std::string json = "content-type: application/json\r\n";
+  const struct {
+    const char* method;
+    const char* path;
+    std::string headers;
+    int status;
+  } cases[] = {{"POST", "/nothing", json, 404},
+               {"PUT", "/v1/completions", json, 405},
+               {"POST", "/v1/models", json, 405},
+               {"POST", "/v1/chat/completions", "content-type: text/plain\r\n", 415},
+               {"POST", "/tokenize", json + "content-encoding: br\r\n", 415},
+               {"POST", "/v1/chat/completions", json + "x-request-timeout-seconds: never\r\n", 400},
+               {"GET", "/v1/models", json, 200}};
+  size_t refused = 0;
+  for (const auto& c : cases) {
+    const Reply reply = call(c.method, c.path, c.headers);
+    EXPECT_EQ(reply.status, c.status) << c.path;
+    EXPECT_EQ(reply.headers.at("connection"), "close");
+    if (c.status >= 400) ++refused;
+  }
+  EXPECT_EQ(dispatcher_.refused.size(), refused) << "each is logged";
+}
+
 TEST_F(OpenAiHttpTest, AKeyMakesTheRequestItsTenants) {
   options_.authenticator = std::make_shared<OneKey>();
   RequestPtr seen;
@@ -673,6 +887,30 @@ TEST_F(OpenAiHttpTest, ALimitIs429OfATenantAnd503OfTheClusterWithTheTimeToWait) 
   EXPECT_EQ(Json::parse(HttpErrorBody(503, "no memory"))["error"]["code"], "overloaded") << "HTTP's own";
 }
 
+TEST_F(OpenAiHttpTest, WhatIsLeftOfATenantsLimitsIsInEveryReply) {
+  options_.rate_limits = [](const Tenant&) {
+    return RateLimits{.requests = RateLimit{.limit = 60, .remaining = 59, .reset_seconds = 1},
+                      .tokens = RateLimit{.limit = 1000, .remaining = 7, .reset_seconds = 59.5}};
+  };
+  const auto expect_limits = [](const Reply& reply, int status) {
+    EXPECT_EQ(reply.status, status);
+    EXPECT_EQ(reply.headers.at("x-ratelimit-limit-requests"), "60");
+    EXPECT_EQ(reply.headers.at("x-ratelimit-remaining-requests"), "59");
+    EXPECT_EQ(reply.headers.at("x-ratelimit-reset-requests"), "1s");
+    EXPECT_EQ(reply.headers.at("x-ratelimit-limit-tokens"), "1000");
+    EXPECT_EQ(reply.headers.at("x-ratelimit-remaining-tokens"), "7");
+    EXPECT_EQ(reply.headers.at("x-ratelimit-reset-tokens"), "59.5s");
+  };
+  expect_limits(Chat(), 200);
+  expect_limits(Chat(R"(,"stream":true)"), 200);
+  expect_limits(Call("POST", "/tokenize", R"({"prompt":"a"})"), 200);
+  expect_limits(Chat(R"(,"temperature":9)"), 400);
+  dispatcher_.script = FakeDispatcher::Answers(
+      {}, WithRetryAfter(WithReason(ResourceExhausted("slower"), "rate_limit_exceeded"), 2));
+  expect_limits(Chat(), 429);
+  EXPECT_FALSE(Call("GET", "/healthz").headers.contains("x-ratelimit-limit-requests")) << "of nobody";
+}
+
 TEST_F(OpenAiHttpTest, ProbesNeedNoKey) {
   options_.authenticator = std::make_shared<OneKey>();
   EXPECT_EQ(Call("GET", "/healthz").status, 200);
@@ -690,9 +928,12 @@ TEST_F(OpenAiHttpTest, ATraceGoesOnUnderASpanOfTheRouters) {
     sink->OnFinish(AnswerSummary{});
   };
   const std::string json = "content-type: application/json\r\n";
-  Chat("", json + "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n");
+  Chat("", json +
+               "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+               "tracestate: rojo=1\r\ntracestate: congo=2\r\n");
   Chat("", json);
   ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen[0].state, "rojo=1,congo=2");
   EXPECT_EQ(seen[0].TraceIdHex(), "0af7651916cd43dd8448eb211c80319c");
   EXPECT_NE(seen[0].SpanIdHex(), "b7ad6b7169203331");
   EXPECT_EQ(seen[0].flags, 1);

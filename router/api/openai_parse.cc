@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -56,6 +57,15 @@ constexpr const char* kUnsupportedInChats[] = {"functions",
                                                "continue_final_message"};
 constexpr int64_t kCompletionTokens = 16;  // of a completion without max_tokens: OpenAI's default
 constexpr size_t kMaxMetadata = 16;
+constexpr size_t kMaxPrompts = 64;
+
+// Absent when `text` is anything else than a finite number.
+std::optional<double> ParseNumber(std::string_view text) {
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(number)) return {};
+  return number;
+}
 
 Status CheckResponseFormat(const Fields& request) {
   const Json* format = request.Find("response_format");
@@ -233,18 +243,28 @@ Status CheckCompletion(const Fields& request) {
   return {};
 }
 
-// Text, or token ids; either may be the only one of a list.
-StatusOr<RequestInput> ParsePrompt(const Fields& request) {
+// Text, or token ids.
+StatusOr<RequestInput> ParsePrompt(const Fields& request, const Json& prompt) {
+  if (prompt.is_string()) return prompt.get<std::string>();
+  return request.Tokens("prompt", prompt,
+                        "a string or a list of token ids, or a list of strings or of such lists");
+}
+
+// One, or a list of them.
+Status ParsePrompts(const Fields& request, OpenAiRequest& out) {
   const Json* prompt = request.Find("prompt");
   if (prompt == nullptr) return request.Error("prompt", "is missing");
-  if (prompt->is_array() && !prompt->empty() && !prompt->front().is_number()) {
-    if (prompt->size() > 1) {
-      return request.Unsupported("prompt", prompt->size(), " prompts; one request has one prompt");
-    }
-    prompt = &prompt->front();
+  const bool is_list = prompt->is_array() && !prompt->empty() && !prompt->front().is_number();
+  const size_t count = is_list ? prompt->size() : 1;
+  if (count > kMaxPrompts) return request.Error("prompt", count, " prompts, limit ", kMaxPrompts);
+  ASSIGN_OR_RETURN(out.fields.input, ParsePrompt(request, is_list ? prompt->front() : *prompt));
+  for (size_t i = 1; i < count; ++i) {
+    ASSIGN_OR_RETURN(RequestInput next, ParsePrompt(request, (*prompt)[i]));
+    if (next.index() != out.fields.input.index())
+      return request.Error("prompt", "must be texts alone, or token ids alone");
+    out.more_prompts.push_back(std::move(next));
   }
-  if (prompt->is_string()) return prompt->get<std::string>();
-  return request.Tokens("prompt", *prompt, "a string or a list of token ids");
+  return {};
 }
 
 // Extensions that vLLM has too.
@@ -292,7 +312,7 @@ StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
   const Fields request(json);
   OpenAiRequest out{.fields = {.api = ApiKind::kOpenAiCompletion}};
   RETURN_IF_ERROR(CheckCompletion(request));
-  ASSIGN_OR_RETURN(out.fields.input, ParsePrompt(request));
+  RETURN_IF_ERROR(ParsePrompts(request, out));
   RETURN_IF_ERROR(ParseCommon(request, out));
   RETURN_IF_ERROR(request.Read("best_of", out.fields.best_of));
   RETURN_IF_ERROR(request.Read("echo", out.fields.echo));
@@ -302,12 +322,14 @@ StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
 }
 
 StatusOr<double> ParseTimeoutHeader(std::string_view value) {
-  double seconds = 0;
-  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), seconds);
-  if (error != std::errc() || end != value.data() + value.size() || !std::isfinite(seconds) || seconds <= 0) {
-    return ParamError("invalid_value", "x-request-timeout-seconds", "must be a number above 0");
-  }
-  return seconds;
+  const auto seconds = ParseNumber(value);
+  if (seconds.has_value() && *seconds > 0) return *seconds;
+  return ParamError("invalid_value", "x-request-timeout-seconds", "must be a number above 0");
+}
+
+StatusOr<double> ParseMaxUsdHeader(std::string_view value) {
+  if (const auto usd = ParseNumber(value); usd.has_value()) return *usd;
+  return ParamError("invalid_value", "x-terrace-max-usd", "must be a number");
 }
 
 }  // namespace terrace

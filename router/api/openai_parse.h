@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 #include "router/request/request.h"
@@ -11,7 +12,8 @@
 namespace terrace {
 
 struct OpenAiRequest {
-  RequestFields fields;  // without request id and times
+  RequestFields fields;                         // without request id and times
+  std::vector<RequestInput> more_prompts = {};  // of a completion, behind the one in `fields`
   bool include_usage = false;
 };
 
@@ -21,5 +23,7 @@ StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body);
 
 // A number of seconds above 0, from the header x-request-timeout-seconds.
 StatusOr<double> ParseTimeoutHeader(std::string_view value);
+// A number, from the header x-terrace-max-usd.
+StatusOr<double> ParseMaxUsdHeader(std::string_view value);
 
 }  // namespace terrace

@@ -9,6 +9,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::Pair;
+using ::testing::VariantWith;
 
 constexpr char kMessages[] = R"("messages":[{"role":"user","content":"hi"}])";
 
@@ -74,13 +75,28 @@ TEST(OpenAiParse, BothNamesOfMaxTokensMustAgree) {
   EXPECT_FALSE(ParseOpenAiChat(Body(R"("max_tokens":6,"max_completion_tokens":7)")).ok());
 }
 
+TEST(OpenAiParse, SeveralPromptsAreOneAndTheOthers) {
+  const auto texts = ParseOpenAiCompletion(R"({"prompt":["a","b","c"]})");
+  ASSERT_TRUE(texts.ok()) << texts.status();
+  EXPECT_THAT(texts->fields.input, VariantWith<std::string>("a"));
+  EXPECT_THAT(texts->more_prompts, ElementsAre(VariantWith<std::string>("b"), VariantWith<std::string>("c")));
+  const auto tokens = ParseOpenAiCompletion(R"({"prompt":[[1,2],[3]]})");
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  EXPECT_THAT(tokens->more_prompts, ElementsAre(VariantWith<std::vector<TokenId>>(ElementsAre(3))));
+  std::string many = R"({"prompt":["p")";
+  for (int i = 1; i < 64; ++i) many += R"(,"p")";
+  EXPECT_EQ(ParseOpenAiCompletion(many + "]}")->more_prompts.size(), 63u);
+  const Status refused = ParseOpenAiCompletion(many + R"(,"p"]})").status();
+  EXPECT_EQ(Message(refused), "prompt: 65 prompts, limit 64");
+  EXPECT_EQ(Reason(refused), "invalid_value");
+}
+
 TEST(OpenAiParse, ACompletionHasAPromptOfTextOrTokens) {
   const auto prompt_of = [](const std::string& prompt) {
     const auto parsed = ParseOpenAiCompletion(Concat(R"({"prompt":)", prompt, "}"));
     EXPECT_TRUE(parsed.ok()) << parsed.status();
     return parsed.ok() ? parsed->fields.input : RequestInput();
   };
-  using ::testing::VariantWith;
   EXPECT_THAT(prompt_of(R"("ab")"), VariantWith<std::string>("ab"));
   EXPECT_THAT(prompt_of(R"(["ab"])"), VariantWith<std::string>("ab"));
   EXPECT_THAT(prompt_of(R"([1,2.0,3])"), VariantWith<std::vector<TokenId>>(ElementsAre(1, 2, 3)));
@@ -164,7 +180,9 @@ TEST(OpenAiParse, WhatACompletionCannotHave) {
       {R"({"prompt":[-1]})", "invalid_value", "prompt"},
       {R"({"prompt":[4294967296]})", "invalid_value", "prompt"},
       {R"({"prompt":[{}]})", "invalid_value", "prompt"},
-      {R"({"prompt":["a","b"]})", "unsupported_parameter", "prompt"},
+      {R"({"prompt":["a",[1]]})", "invalid_value", "prompt"},
+      {R"({"prompt":["a",1]})", "invalid_value", "prompt"},
+      {R"({"prompt":[[1],[2.5]]})", "invalid_value", "prompt"},
       {R"({"prompt":"a","suffix":"b"})", "unsupported_parameter", "suffix"},
       {R"({"prompt":"a","messages":[]})", "unsupported_parameter", "messages"},
       {R"({"prompt":"a","logprobs":true})", "invalid_value", "logprobs"},
@@ -301,6 +319,13 @@ TEST(OpenAiParse, TheTimeoutIsANumberAboveZero) {
   EXPECT_EQ(*ParseTimeoutHeader("2.5"), 2.5);
   for (const char* bad : {"", "0", "-1", "1s", "nan", "inf", " 1"})
     EXPECT_FALSE(ParseTimeoutHeader(bad).ok()) << bad;
+}
+
+TEST(OpenAiParse, TheLimitOfAPriceIsANumber) {
+  EXPECT_EQ(*ParseMaxUsdHeader("0"), 0);
+  EXPECT_EQ(*ParseMaxUsdHeader("1e-4"), 1e-4);
+  for (const char* bad : {"", "$1", "1 USD", "nan", "inf", " 1", "0x1"})
+    EXPECT_FALSE(ParseMaxUsdHeader(bad).ok()) << bad;
 }
 
 // What keeps the order of members is slow with very many: it gets no more than tools may have.

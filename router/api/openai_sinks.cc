@@ -11,14 +11,15 @@
 namespace terrace {
 namespace {
 
-constexpr char kRequestIdHeader[] = "x-request-id";
-
-class WholeAnswerSink : public AnswerSink {
+class WholeAnswerSink : public ReplySink {
  public:
-  WholeAnswerSink(CompletionHead head, std::string request_id, std::shared_ptr<HttpResponder> responder)
-      : head_(std::move(head)), request_id_(std::move(request_id)), responder_(std::move(responder)) {}
+  WholeAnswerSink(CompletionHead head, ReplyHeaders headers, std::shared_ptr<HttpResponder> responder)
+      : head_(std::move(head)), headers_(std::move(headers)), responder_(std::move(responder)) {}
 
-  void OnPromptTokens(std::vector<AnswerToken> tokens) override { prompt_tokens_ = std::move(tokens); }
+  void OnTokensOfPrompt(size_t prompt, std::vector<AnswerToken> tokens) override {
+    if (prompt >= prompts_.size()) prompts_.resize(prompt + 1);
+    prompts_[prompt] = std::move(tokens);
+  }
 
   void OnPiece(AnswerPiece piece) override {
     if (!head_.logprobs) piece.tokens.clear();
@@ -31,9 +32,9 @@ class WholeAnswerSink : public AnswerSink {
   }
 
   void OnFinish(StatusOr<AnswerSummary> total) override {
-    if (!total.ok()) return SendError(total.status(), request_id_, *responder_);
-    responder_->Send(200, ToJsonText(CompletionJson(head_, choices_, prompt_tokens_, *total)),
-                     "application/json", {{kRequestIdHeader, request_id_}});
+    if (!total.ok()) return SendError(total.status(), headers_(), *responder_);
+    responder_->Send(200, ToJsonText(CompletionJson(head_, choices_, prompts_, *total)), "application/json",
+                     headers_());
   }
 
   bool is_closed() const override { return false; }  // the responder's OnClose cancels the call
@@ -45,18 +46,18 @@ class WholeAnswerSink : public AnswerSink {
   }
 
   const CompletionHead head_;
-  const std::string request_id_;
+  const ReplyHeaders headers_;
   const std::shared_ptr<HttpResponder> responder_;
-  std::vector<AnswerToken> prompt_tokens_;
+  std::vector<std::vector<AnswerToken>> prompts_;  // their tokens, where they are wanted
   std::vector<WholeChoice> choices_;
 };
 
-class EventStreamSink : public AnswerSink {
+class EventStreamSink : public ReplySink {
  public:
-  EventStreamSink(CompletionHead head, std::string request_id, std::shared_ptr<HttpResponder> responder)
-      : head_(std::move(head)), request_id_(std::move(request_id)), responder_(std::move(responder)) {}
+  EventStreamSink(CompletionHead head, ReplyHeaders headers, std::shared_ptr<HttpResponder> responder)
+      : head_(std::move(head)), headers_(std::move(headers)), responder_(std::move(responder)) {}
 
-  void OnPromptTokens(std::vector<AnswerToken>) override {}  // no chunk has a place for them
+  void OnTokensOfPrompt(size_t, std::vector<AnswerToken>) override {}  // no chunk has a place for them
 
   void OnPiece(AnswerPiece piece) override {
     Choice& choice = Begin(piece.choice);
@@ -94,8 +95,9 @@ class EventStreamSink : public AnswerSink {
 
   Choice& Begin(uint32_t choice) {
     if (begun_.empty()) {
-      responder_->StartStream(200, "text/event-stream",
-                              {{kRequestIdHeader, request_id_}, {"cache-control", "no-cache"}});
+      HttpHeaders headers = headers_();
+      headers.emplace_back("cache-control", "no-cache");
+      responder_->StartStream(200, "text/event-stream", headers);
     }
     const auto [entry, is_new] = begun_.try_emplace(choice);
     if (is_new && head_.is_chat) Write(SseEvent(FirstChunk(head_, choice)));
@@ -103,7 +105,7 @@ class EventStreamSink : public AnswerSink {
   }
 
   void Fail(const Status& error) {
-    if (begun_.empty()) return SendError(error, request_id_, *responder_);
+    if (begun_.empty()) return SendError(error, headers_(), *responder_);
     if (is_closed_) return responder_->Abort();  // nobody reads
     Write(SseEvent(ErrorJson(error)));
     responder_->Finish();
@@ -114,7 +116,7 @@ class EventStreamSink : public AnswerSink {
   }
 
   const CompletionHead head_;
-  const std::string request_id_;
+  const ReplyHeaders headers_;
   const std::shared_ptr<HttpResponder> responder_;
   std::map<uint32_t, Choice> begun_;
   std::atomic<bool> is_closed_ = false;
@@ -122,19 +124,18 @@ class EventStreamSink : public AnswerSink {
 
 }  // namespace
 
-std::shared_ptr<AnswerSink> MakeWholeAnswerSink(CompletionHead head, std::string request_id,
-                                                std::shared_ptr<HttpResponder> responder) {
-  return std::make_shared<WholeAnswerSink>(std::move(head), std::move(request_id), std::move(responder));
+std::shared_ptr<ReplySink> MakeWholeAnswerSink(CompletionHead head, ReplyHeaders headers,
+                                               std::shared_ptr<HttpResponder> responder) {
+  return std::make_shared<WholeAnswerSink>(std::move(head), std::move(headers), std::move(responder));
 }
 
-std::shared_ptr<AnswerSink> MakeEventStreamSink(CompletionHead head, std::string request_id,
-                                                std::shared_ptr<HttpResponder> responder) {
-  return std::make_shared<EventStreamSink>(std::move(head), std::move(request_id), std::move(responder));
+std::shared_ptr<ReplySink> MakeEventStreamSink(CompletionHead head, ReplyHeaders headers,
+                                               std::shared_ptr<HttpResponder> responder) {
+  return std::make_shared<EventStreamSink>(std::move(head), std::move(headers), std::move(responder));
 }
 
-void SendError(const Status& error, const std::string& request_id, HttpResponder& responder) {
+void SendError(const Status& error, HttpHeaders headers, HttpResponder& responder) {
   const int status = HttpStatusOf(error);
-  HttpHeaders headers = {{kRequestIdHeader, request_id}};
   const auto retry_after = RetryAfter(error);
   if (status == 503 || retry_after.has_value()) {
     headers.emplace_back("retry-after", std::to_string(std::lround(std::ceil(retry_after.value_or(1)))));

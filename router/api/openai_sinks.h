@@ -2,7 +2,11 @@
 // except is_closed.
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "base/http_server.h"
 #include "router/api/openai_format.h"
@@ -10,16 +14,25 @@
 
 namespace terrace {
 
-// `request_id` goes out as x-request-id.
-std::shared_ptr<AnswerSink> MakeWholeAnswerSink(CompletionHead head, std::string request_id,
-                                                std::shared_ptr<HttpResponder> responder);
+// What every reply to one request has in its head, as it is when that goes out. Thread-safe.
+using ReplyHeaders = std::function<HttpHeaders()>;
+
+// Of a reply to one prompt, or to several, whose choices are numbered through.
+class ReplySink : public AnswerSink {
+ public:
+  void OnPromptTokens(std::vector<AnswerToken> tokens) final { OnTokensOfPrompt(0, std::move(tokens)); }
+  virtual void OnTokensOfPrompt(size_t prompt, std::vector<AnswerToken> tokens) = 0;
+};
+
+std::shared_ptr<ReplySink> MakeWholeAnswerSink(CompletionHead head, ReplyHeaders headers,
+                                               std::shared_ptr<HttpResponder> responder);
 
 // The head of the reply goes out with the first piece: an error before it has a status of its own. A later
 // error is an event {"error": ...} and the end, without [DONE].
-std::shared_ptr<AnswerSink> MakeEventStreamSink(CompletionHead head, std::string request_id,
-                                                std::shared_ptr<HttpResponder> responder);
+std::shared_ptr<ReplySink> MakeEventStreamSink(CompletionHead head, ReplyHeaders headers,
+                                               std::shared_ptr<HttpResponder> responder);
 
 // An error as the whole reply; Retry-After where trying again may help.
-void SendError(const Status& error, const std::string& request_id, HttpResponder& responder);
+void SendError(const Status& error, HttpHeaders headers, HttpResponder& responder);
 
 }  // namespace terrace

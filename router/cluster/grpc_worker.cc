@@ -109,6 +109,12 @@ class ReadPause : public std::enable_shared_from_this<ReadPause> {
   std::unique_ptr<grpc::Alarm> alarm_;  // GUARDED_BY(mutex_): while it waits
 };
 
+// gRPC ends the process at a value that is not printable ASCII: one is left out, as an empty one is.
+void AddMetadata(grpc::ClientContext& context, const char* name, const std::string& value) {
+  const bool is_legal = std::ranges::all_of(value, [](char c) { return c >= ' ' && c <= '~'; });
+  if (is_legal && !value.empty()) context.AddMetadata(name, value);
+}
+
 class ContextHandle : public CallHandle {
  public:
   explicit ContextHandle(std::shared_ptr<grpc::ClientContext> context) : context_(std::move(context)) {}
@@ -488,7 +494,8 @@ class GrpcWorkerConnection : public WorkerConnection {
                                       std::shared_ptr<ExecuteEvents> events) override {
     auto context = std::make_shared<grpc::ClientContext>();
     context->set_deadline(WallDeadline(spec.deadline - RealClock().Now()));
-    if (!spec.traceparent.empty()) context->AddMetadata("traceparent", spec.traceparent);
+    AddMetadata(*context, "traceparent", spec.traceparent);
+    AddMetadata(*context, "tracestate", spec.tracestate);
     const auto is_full = [events = std::weak_ptr(events)] {
       const auto reader = events.lock();
       return reader != nullptr && reader->is_full();

@@ -8,14 +8,18 @@
 // that many hold have the same holders, so a chain of them costs a look-up each and little more.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "router/cluster/phase_fair_mutex.h"
+
 namespace terrace {
+
+class HolderSets;
+class PrefixKeyTable;
 
 // What changed in one replica's prefix cache. No key is in both lists.
 struct PrefixDelta {
@@ -47,27 +51,6 @@ class PrefixIndex {
   size_t keys_of(Slot slot) const;  // how many the replica holds
 
  private:
-  class KeyTable;    // from keys to who holds them
-  class HolderSets;  // of several slots
-
-  // Whoever waits spins, as to be woken takes ten times as long as what it waits for. Phase-fair: a reader
-  // waits for one change at most and a change for the readers that came before it, however many more come
-  // (Brandenburg and Anderson: Spin-Based Reader-Writer Synchronization for Multiprocessor Real-Time
-  // Systems). One thread writes.
-  class Mutex {
-   public:
-    void lock();  // the names that std::lock_guard and std::shared_lock look for
-    void unlock();
-    void lock_shared();
-    void unlock_shared();
-
-   private:
-    static constexpr uint32_t kPhase = 1, kWriting = 2, kWriter = kPhase | kWriting, kReader = 4;
-    std::atomic<uint32_t> entered_ = 0;  // kReader for each reader so far; who writes, and in which phase
-    std::atomic<uint32_t> left_ = 0;     // kReader for each reader that is done
-    uint32_t phase_ = 0;                 // of the last change: 0 and kPhase in turn. The writer's
-  };
-
   struct Replica {
     bool is_used = false;
     uint64_t digest = 0;
@@ -79,9 +62,9 @@ class PrefixIndex {
   void MakeRoom(std::span<const uint64_t> keys);
   void Set(Slot slot, uint64_t key, bool is_held);
 
-  mutable Mutex mutex_;
+  mutable PhaseFairMutex mutex_;
   // GUARDED_BY(mutex_), all of them; but the one thread that changes them reads them without it.
-  std::vector<KeyTable> tables_;
+  std::vector<PrefixKeyTable> tables_;
   std::unique_ptr<HolderSets> sets_;
   std::vector<Replica> replicas_;  // by slot
 };

@@ -35,7 +35,7 @@ struct ExecuteSpec {
   bool signals = false;  // tokens have margin and entropy
   int32_t priority = 0;
   std::string cache_salt = {};
-  std::string traceparent = {};  // W3C; "": none
+  std::string traceparent = {}, tracestate = {};  // W3C; "": none
   MonoTime deadline = {};
 };
 

@@ -19,7 +19,7 @@ struct NamedBlocks {
   uint32_t block_tokens = 0;
 };
 
-// What a pick works on. A thread keeps it from one to the next: it is a few numbers for each block of the
+// What a look-up works on. A thread keeps it from one to the next: it is a few numbers for each block of the
 // longest prompt and for each replica of the largest tier.
 struct PickMemory {
   std::vector<Hash128> keys = {};
@@ -163,6 +163,16 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
   return PickedReplica{&replica, candidates[picked].cached_tokens};
 }
 
+size_t MostCachedTokens(const TierView& tier, const std::string& salt, std::span<const TokenId> prompt) {
+  thread_local PickMemory memory;
+  const std::span<const uint32_t> cached = CachedTokens(tier, NameBlocks(tier, salt, prompt, memory), memory);
+  uint32_t most = 0;
+  for (const ReadyReplica& replica : tier.ready) {
+    if (replica.prefix_slot < cached.size()) most = std::max(most, cached[replica.prefix_slot]);
+  }
+  return most;
+}
+
 std::string_view ResumeReason(const Status& failure) {
   const std::string reason = Reason(failure);
   if (reason == kSilentReason) return "silent";
@@ -187,12 +197,12 @@ void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
   Log(LogLevel::kError, "request_quarantined", {{"request_id", request.request_id()}, {"tier", name}});
 }
 
-bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error) {
+bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error) {
   if (Reason(error) == kDeviceLostReason) return true;  // it drains by now, and not by its will
   // What else a worker says itself, as that it drains, has a reason, and so has that it was not there or is
   // silent.
   if (error.code() != StatusCode::kUnavailable || !Reason(error).empty()) return false;
-  const auto view = state.parts.cluster.View();
+  const auto view = parts.cluster.View();
   const auto& replicas = view->tiers[tier].replicas;
   const auto found = std::ranges::find(replicas, replica, &ReplicaView::id);
   return found != replicas.end() && !found->is_leaving;  // else it was to go

@@ -15,6 +15,7 @@
 #include "router/balance/recent_prefixes.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/poison.h"
+#include "router/dispatch/shadows.h"
 #include "router/dispatch/waiting_room.h"
 
 namespace terrace {
@@ -33,6 +34,7 @@ struct DispatchState {
   std::atomic<uint64_t> seeds = 0;           // drawn so far
   WaitingRoom waiting;
   Quarantine quarantine;
+  const std::shared_ptr<Shadows> shadows = std::make_shared<Shadows>(parts);
 };
 
 // A replica, and how much of the prompt it is believed to have in its cache.
@@ -45,6 +47,9 @@ struct PickedReplica {
 StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request, const ClusterView& view,
                                     size_t tier, std::span<const TokenId> prompt,
                                     const std::set<ReplicaId>& tried);
+// How much of `prompt` the ready replica of the tier that has most of it has in its cache, as far as is
+// known.
+size_t MostCachedTokens(const TierView& tier, const std::string& salt, std::span<const TokenId> prompt);
 Status NoCapacity(const TierView& tier);
 Status ModelReplaced();  // UNAVAILABLE (worker_lost): an answer cannot go on with another model
 // Before an attempt at `tier`: the first of an answer counts as a request; another, after `failure` of the
@@ -59,7 +64,7 @@ Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request
 void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
                      std::span<const TokenId> prompt);
 // Whether a call that ended with `error` lost its worker, by no will of the worker's or its operator's.
-bool IsWorkerDeath(const DispatchState& state, size_t tier, ReplicaId replica, const Status& error);
+bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error);
 
 // An attempt's part of its replica's ReplicaInFlight. One thread at a time.
 class InFlightLease {

@@ -6,6 +6,7 @@
 #include "router/dispatch/late_cancel.h"
 #include "router/dispatch/prompt.h"
 #include "router/dispatch/scoring.h"
+#include "router/dispatch/shadows.h"
 #include "router/request/param.h"
 #include "text/detokenizer.h"
 
@@ -35,6 +36,7 @@ Status CheckTokensSize(const std::vector<TokenId>& tokens, const Tokenizer& toke
 class ClusterDispatcher : public Dispatcher {
  public:
   explicit ClusterDispatcher(const DispatcherParts& parts) : state_(std::make_shared<DispatchState>(parts)) {}
+  ~ClusterDispatcher() override { state_->shadows->Close(); }
 
   CancelCall Generate(RequestPtr request, std::shared_ptr<AnswerSink> sink) override {
     const auto make = [sink](std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket) {
@@ -95,7 +97,10 @@ class ClusterDispatcher : public Dispatcher {
     return out;
   }
 
-  void Housekeep() override { state_->waiting.WakeAll(); }
+  void Housekeep() override {
+    state_->waiting.WakeAll();
+    state_->shadows->Housekeep(*state_);
+  }
 
   void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
                      const Status& status) override {
@@ -143,10 +148,15 @@ class ClusterDispatcher : public Dispatcher {
       refuse(status);
     };
     Status refused = entry.status();
+    // What is refused anyway costs no tokenizing: a plan that prices decide counts the prompt's tokens.
+    if (refused.ok()) refused = state_->parts.admission.PeekTenant(*request->tenant());
+    std::shared_ptr<SharedRequest> shared;
     if (refused.ok()) {
-      const auto shared = std::make_shared<SharedRequest>(state_, request, **entry);
+      shared = std::make_shared<SharedRequest>(state_, request, **entry);
+      refused = shared->MakePlan();
+    }
+    if (refused.ok()) {
       const size_t tier = shared->plan().front().tier;
-      // What is refused anyway costs no tokenizing.
       refused = state_->parts.admission.Peek(*request, tier);
       if (refused.ok()) refused = shared->CheckLastTier();
       const auto start = [shared, make](Admission::Ticket ticket) { return make(shared, std::move(ticket)); };

@@ -854,8 +854,10 @@ TEST_F(DispatcherTest, ATenantPaysForTheTokensOfItsAnswers) {
 TEST_F(DispatcherTest, WorkersAreToldTheTrace) {
   RequestFields fields = Fields("nano");
   fields.trace = *ParseTraceParent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+  fields.trace.state = "congo=1";
   Generate(fields);
   EXPECT_EQ(cluster_.call(kNano).spec.traceparent, fields.trace.Header());
+  EXPECT_EQ(cluster_.call(kNano).spec.tracestate, "congo=1");
   cluster_.call(kNano).Answer("x");
 }
 

@@ -136,6 +136,7 @@ ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tie
                    .priority = request_->priority(),
                    .cache_salt = request_->cache_salt(),
                    .traceparent = request_->trace().Header(),
+                   .tracestate = request_->trace().state,
                    .deadline = request_->deadline()};
   spec.sampling.seed = shared_->SeedOf(draw_);
   if (spec.score_prompt) spec.top_logprobs = std::max(spec.top_logprobs, *request_->prompt_logprobs());
@@ -146,8 +147,10 @@ ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tie
     if (spec.max_tokens == 0) spec.max_tokens = std::min(answer_->limit(), room);
     return spec;
   }
-  // Beside scores, 0 tokens would mean none. All answers get the same limit.
-  if (request_->prompt_logprobs().has_value() && spec.max_tokens == 0 && !request_->is_prompt_only())
+  // Beside scores, 0 tokens would mean none. A limit of the price counts no more than the least of the tier's
+  // contexts, and this replica's own may be larger. All answers get the same limit.
+  const bool needs_limit = request_->prompt_logprobs().has_value() || request_->max_usd().has_value();
+  if (needs_limit && spec.max_tokens == 0 && !request_->is_prompt_only())
     spec.max_tokens = tier.context_length - prompt_tokens;
   answer_->SetLimit(spec.max_tokens == 0 ? room : spec.max_tokens);
   return spec;
@@ -281,6 +284,8 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   const bool has_calls = end == AnswerEnd::kStop && answer_->text().has_tool_calls();
   record_.summary.end = has_calls ? AnswerEnd::kToolCalls : end;
   record_.summary.stop = answer_->text().stop();
+  record_.summary.reason = shared_->ReasonOf(step_);
+  shared_->OfferToShadow(step().tier, *answer_, end);
   Finish({});
 }
 
@@ -297,7 +302,7 @@ void Generation::OnFailed(const Status& error) {
   Record(ResultOf(error), UsageSoFar());
   if (error.code() == StatusCode::kDeadlineExceeded) return Finish(ClientError(error));
   DispatchState& state = shared_->state();
-  if (IsWorkerDeath(state, step().tier, attempt_->replica, error)) {
+  if (IsWorkerDeath(state.parts, step().tier, attempt_->replica, error)) {
     const auto blame = losses_.OnLoss(attempt_->has_started);
     if (blame == WorkerLosses::Blame::kUnclear) return Finish(ClientError(error));
     if (blame == WorkerLosses::Blame::kRequest) {

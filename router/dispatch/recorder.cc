@@ -33,6 +33,17 @@ MetricRegistry::Counter& PoisonCounter(MetricRegistry& metrics, const std::strin
                             Labels{tier, is_refused ? "refused" : "quarantined"});
 }
 
+MetricRegistry::Counter& ShadowCounter(MetricRegistry& metrics, const std::string& policy,
+                                       Recorder::ShadowResult result) {
+  constexpr const char* kResults[] = {"agreed", "disagreed", "failed", "dropped"};
+  return metrics.GetCounter("terrace_policy_shadow_requests_total",
+                            Labels{policy, kResults[static_cast<size_t>(result)]});
+}
+
+MetricRegistry::Histogram& AgreementHistogram(MetricRegistry& metrics, const std::string& policy) {
+  return metrics.GetHistogram("terrace_policy_answer_agreement_ratio", Labels{policy});
+}
+
 void LogRequest(const RequestRecord& record) {
   const AnswerSummary& summary = record.summary;
   const bool ok = record.status.ok();
@@ -48,6 +59,7 @@ void LogRequest(const RequestRecord& record) {
        {"api", std::string(ApiName(record.api))},
        {"model", record.model},
        {"tier", summary.tier},
+       {"tier_reason", summary.reason.empty() ? Json() : Json(summary.reason)},
        {"attempts", std::move(attempts)},
        {"outcome", std::string(OutcomeOf(record.status))},
        {"finish_reason", ok ? Json(AnswerEndName(summary.end)) : Json()},
@@ -184,6 +196,24 @@ void Recorder::OnRequest(const RequestRecord& record) {
   if (!record.status.ok()) OnError(Reason(record.status));
   OnTenant(record);
   LogRequest(record);
+}
+
+void Recorder::OnShadowedPolicy(const std::string& policy) {
+  using enum ShadowResult;
+  for (const ShadowResult result : {kAgreed, kDisagreed, kFailed, kDropped})
+    ShadowCounter(metrics_, policy, result);
+  AgreementHistogram(metrics_, policy);
+  OnAgreement(policy, 1, false);
+}
+
+void Recorder::OnShadow(const std::string& policy, ShadowResult result, std::optional<double> agreement) {
+  ShadowCounter(metrics_, policy, result).Add();
+  if (agreement.has_value()) AgreementHistogram(metrics_, policy).Observe(*agreement);
+}
+
+void Recorder::OnAgreement(const std::string& policy, double agreement, bool has_drifted) {
+  metrics_.GetGauge("terrace_policy_agreement_ratio", Labels{policy}).Set(agreement);
+  metrics_.GetGauge("terrace_policy_drifted", Labels{policy}).Set(has_drifted ? 1 : 0);
 }
 
 void Recorder::OnError(const std::string& reason) {

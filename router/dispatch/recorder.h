@@ -65,6 +65,9 @@ class Recorder {
   enum class AttemptResult { kAccepted, kEscalated, kAbandoned, kFailed };
   // Quarantined: two workers were lost. Refused: because of that, later.
   enum class PoisonEvent { kQuarantined, kRefused };
+  // Of a request that a smaller tier had answered: the last tier's answer agreed, disagreed or failed, or the
+  // request was not given to it, or taken away.
+  enum class ShadowResult { kAgreed, kDisagreed, kFailed, kDropped };
 
   // `tiers` as configured; metrics have a series for each from the start.
   // `tenants` may be shared with other recorders of the registry.
@@ -83,6 +86,12 @@ class Recorder {
   void OnResumed(size_t tier, double gap_seconds) { tiers_[tier].resume_gap->Observe(gap_seconds); }
   void OnPoison(size_t tier, PoisonEvent event);
   void OnRequest(const RequestRecord& record);
+  // Policies by their names. Metrics have their series from the first call on.
+  void OnShadowedPolicy(const std::string& policy);
+  // `agreement` is of the two answers, when there are two.
+  void OnShadow(const std::string& policy, ShadowResult result, std::optional<double> agreement = {});
+  // `agreement` is of the pairs of late.
+  void OnAgreement(const std::string& policy, double agreement, bool has_drifted);
 
  private:
   struct Tier {

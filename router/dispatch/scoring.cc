@@ -34,6 +34,7 @@ Scoring::Scoring(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket
   record_.model = shared_->model();
   record_.tenant = request_->tenant();
   record_.trace = request_->trace();
+  record_.summary.reason = shared_->ReasonOf(0);
 }
 
 // As in Generation, nothing may be touched after a call has been started.
@@ -76,6 +77,7 @@ Status Scoring::TryStart() {
   spec.priority = request_->priority();
   spec.cache_salt = request_->cache_salt();
   spec.traceparent = request_->trace().Header();
+  spec.tracestate = request_->trace().state;
   spec.deadline = request_->deadline();
   const auto slot = slot_;
   const auto client = replica->client;
@@ -120,7 +122,7 @@ void Scoring::OnFailed(const Status& error) {
   RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
   worker_error_ = error;
-  if (IsWorkerDeath(state(), tier(), replica_, error)) {
+  if (IsWorkerDeath(state().parts, tier(), replica_, error)) {
     const auto blame = losses_.OnLoss(has_started_);
     if (blame == WorkerLosses::Blame::kUnclear) return Finish(failure_);
     if (blame == WorkerLosses::Blame::kRequest) {

@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "base/rng.h"
+#include "router/dispatch/shadows.h"
 #include "router/request/param.h"
+#include "router/tier/plan_request.h"
 
 namespace terrace {
 namespace {
@@ -16,17 +18,53 @@ uint64_t SeedFor(const Request& request, DispatchState& state) {
 
 }  // namespace
 
+class SharedRequest::Meter : public PromptMeter {
+ public:
+  explicit Meter(SharedRequest& owner) : owner_(owner), request_(*owner.request_) {}
+
+  StatusOr<size_t> Tokens(const TierView& tier) const override {
+    if (tier.text == nullptr) return UnknownTokens();
+    ASSIGN_OR_RETURN(const PromptPtr prompt, owner_.PromptFor(tier));
+    return prompt->size();
+  }
+  StatusOr<size_t> CachedTokens(const TierView& tier) const override {
+    if (tier.text == nullptr || request_.prompt_logprobs().has_value()) return size_t{0};
+    ASSIGN_OR_RETURN(const PromptPtr prompt, owner_.EncodedFor(tier));
+    return MostCachedTokens(tier, request_.cache_salt(), *prompt);
+  }
+
+ private:
+  size_t UnknownTokens() const {
+    const auto* tokens = std::get_if<std::vector<TokenId>>(&request_.input());
+    return tokens != nullptr ? tokens->size() : std::max<size_t>(TextBytes(request_), 1);
+  }
+
+  SharedRequest& owner_;
+  const Request& request_;
+};
+
 SharedRequest::SharedRequest(std::shared_ptr<DispatchState> state, RequestPtr request,
                              const CatalogEntry& entry)
     : state_(std::move(state)),
       request_(std::move(request)),
       entry_(entry),
-      plan_(entry.policy->Plan(*request_, *state_->parts.cluster.View())),
       seed_(SeedFor(*request_, *state_)) {}
 
 uint64_t SharedRequest::SeedOf(uint32_t draw) const { return ChoiceSeed(seed_, draw); }
 
-StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
+Status SharedRequest::MakePlan() {
+  const auto view = state_->parts.cluster.View();
+  const Meter meter(*this);
+  ASSIGN_OR_RETURN(plan_, PlanRequest(state_->parts.catalog, entry_, state_->shadows->HasDrifted(entry_),
+                                      {*request_, *view, meter}));
+  return {};
+}
+
+std::string SharedRequest::ReasonOf(size_t step) const {
+  return plan_.names_step ? Concat(plan_.reason, ": accepted at step ", step + 1) : plan_.reason;
+}
+
+StatusOr<PromptPtr> SharedRequest::EncodedFor(const TierView& tier) {
   std::lock_guard lock(mutex_);
   PromptPtr& prompt = prompts_[tier.text_digest];
   if (prompt == nullptr) {
@@ -34,6 +72,11 @@ StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
   } else {  // models of one tokenizer may have vocabularies of several sizes
     RETURN_IF_ERROR(CheckTokenIds(*request_, tier));
   }
+  return prompt;
+}
+
+StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
+  ASSIGN_OR_RETURN(PromptPtr prompt, EncodedFor(tier));
   RETURN_IF_ERROR(CheckContext(*request_, prompt->size(), tier));
   if (request_->is_prompt_only() && prompt->size() < 2)
     return ParamError("invalid_value", "prompt", "needs at least 2 tokens to be scored");
@@ -41,10 +84,10 @@ StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
 }
 
 Status SharedRequest::CheckLastTier() {
-  if (request_->is_prompt_only() && plan_.size() > 1)
+  if (request_->is_prompt_only() && plan_.steps.size() > 1)
     return ParamError("invalid_value", "model", "scores come from one tier, ", entry_.id, " is a policy");
   const auto view = state_->parts.cluster.View();
-  const TierView& last = view->tiers[plan_.back().tier];
+  const TierView& last = view->tiers[plan_.steps.back().tier];
   return last.text == nullptr ? Status() : PromptFor(last).status();
 }
 
@@ -67,6 +110,11 @@ StatusOr<PickedReplica> SharedRequest::Pick(const ClusterView& view, size_t tier
 bool SharedRequest::PaysForPrompt(size_t tier, uint32_t draw) {
   std::lock_guard lock(mutex_);
   return payers_.try_emplace(tier, draw).first->second == draw;
+}
+
+void SharedRequest::OfferToShadow(size_t tier, const TierAnswer& answer, AnswerEnd end) const {
+  if (!plan_.is_measured || tier == entry_.tiers.back()) return;
+  state_->shadows->Offer(entry_, request_, answer, end);
 }
 
 }  // namespace terrace

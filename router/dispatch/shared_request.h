@@ -12,6 +12,7 @@
 
 #include "router/dispatch/attempts.h"
 #include "router/dispatch/prompt.h"
+#include "router/dispatch/tier_answer.h"
 
 namespace terrace {
 
@@ -22,8 +23,12 @@ class SharedRequest {
   DispatchState& state() const { return *state_; }
   const RequestPtr& request() const { return request_; }
   const std::string& model() const { return entry_.id; }
-  const std::vector<PlanStep>& plan() const { return plan_; }
-  uint64_t SeedOf(uint32_t draw) const;  // the same for every attempt at it
+
+  // Once, before all that looks at the plan. Errors of PlanRequest.
+  Status MakePlan();
+  const std::vector<PlanStep>& plan() const { return plan_.steps; }
+  std::string ReasonOf(size_t step) const;  // why its tier answered
+  uint64_t SeedOf(uint32_t draw) const;     // the same for every attempt at it
   MonoTime Now() const { return state_->parts.clock.Now(); }
 
   // Errors of EncodeInput and CheckContext.
@@ -37,13 +42,19 @@ class SharedRequest {
                                const std::set<ReplicaId>& tried);
   // Whether `draw` is the one that asks `tier` first: the prompt is billed with it, the others share it.
   bool PaysForPrompt(size_t tier, uint32_t draw);
+  // The answer of the request's only draw, which `tier` gave, and how it ended: it may be compared with the
+  // last tier's. While the request has its ticket.
+  void OfferToShadow(size_t tier, const TierAnswer& answer, AnswerEnd end) const;
 
  private:
+  class Meter;
+  StatusOr<PromptPtr> EncodedFor(const TierView& tier);
+
   const std::shared_ptr<DispatchState> state_;
   const RequestPtr request_;
   const CatalogEntry& entry_;  // the catalog outlives requests
-  const std::vector<PlanStep> plan_;
   const uint64_t seed_;
+  TierPlan plan_;  // not changed after MakePlan
 
   std::mutex mutex_;
   std::map<std::string, PromptPtr> prompts_;  // GUARDED_BY(mutex_): by text digest

@@ -150,7 +150,9 @@ class DispatcherTest : public ::testing::Test {
   std::unique_ptr<ModelCatalog> catalog_;
   FirstBalancer balancer_;
   TenantLedger ledger_{clock_};
-  Admission admission_{{.max_in_flight = 4, .max_queued = 2}, 3, ledger_, clock_};
+  AdmissionBook book_{ledger_, clock_};
+  Admission admission_{
+      {.max_in_flight = 4, .max_queued = 2}, std::vector<std::string>{"nano", "small", "base"}, book_};
   Recorder recorder_;
   // Its calls hold the requests that a test leaves unfinished, so it goes before what they use.
   FakeCluster cluster_{

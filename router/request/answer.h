@@ -91,6 +91,7 @@ struct AnswerSummary {
   std::string stop = {};                     // the stop string that matched, or ""
   TokenUsage usage = {};                     // of the attempts that answered
   std::string tier = {};                     // that gave the answer
+  std::string reason = {};                   // why that one (docs/how-to/policies.md)
   std::vector<AnswerAttempt> attempts = {};  // in order; the last one of a choice answered
   double price_usd = 0;                      // of all attempts together
   double time_to_first_token_seconds = 0;

@@ -110,6 +110,10 @@ Status CheckNames(const RequestFields& fields) {
   if (fields.model.size() > Request::kMaxModelBytes) {
     return ParamError(kInvalid, "model", fields.model.size(), " bytes, limit ", Request::kMaxModelBytes);
   }
+  if (fields.tier.size() > Request::kMaxModelBytes) {
+    return ParamError(kInvalid, TierParam(fields.api), fields.tier.size(), " bytes, limit ",
+                      Request::kMaxModelBytes);
+  }
   const auto is_plain = [](char c) { return c > ' ' && c <= '~'; };
   if (fields.request_id.empty() || fields.request_id.size() > Request::kMaxRequestIdBytes ||
       !std::all_of(fields.request_id.begin(), fields.request_id.end(), is_plain)) {
@@ -200,6 +204,7 @@ size_t TextBytes(const Request& request) {
 
 StatusOr<RequestPtr> Request::Make(RequestFields fields) {
   RETURN_IF_ERROR(CheckNames(fields));
+  RETURN_IF_ERROR(CheckRange(MaxUsdParam(fields.api), fields.max_usd.value_or(0), 0, Request::kMaxMaxUsd));
   RETURN_IF_ERROR(CheckInput(fields));
   RETURN_IF_ERROR(CheckMaxTokens(fields));
   RETURN_IF_ERROR(CheckTools(fields.tools));

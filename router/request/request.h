@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/byte_budget.h"
 #include "base/clock.h"
 #include "base/status.h"
 #include "router/request/tenant.h"
@@ -28,6 +29,13 @@ inline const char* TokensParam(ApiKind api) {
   if (api == ApiKind::kTokenize) return "tokens";
   return api == ApiKind::kOpenAiCompletion ? "prompt" : "prompt_tokens";
 }
+
+// What chooses a tier, and what limits the price: fields, or headers of OpenAI's requests.
+inline bool HasHeaders(ApiKind api) {
+  return api == ApiKind::kOpenAiChat || api == ApiKind::kOpenAiCompletion;
+}
+inline const char* TierParam(ApiKind api) { return HasHeaders(api) ? "x-terrace-tier" : "tier"; }
+inline const char* MaxUsdParam(ApiKind api) { return HasHeaders(api) ? "x-terrace-max-usd" : "max_usd"; }
 
 // Plain text to continue, a conversation to answer, or tokens to continue.
 using RequestInput = std::variant<std::string, std::vector<ChatMessage>, std::vector<TokenId>>;
@@ -49,7 +57,9 @@ struct Sampling {
 struct RequestFields {
   ApiKind api = ApiKind::kGenerate;
   std::string request_id = {};
-  std::string model = {};  // "": the configured default
+  std::string model = {};              // "": the configured default
+  std::string tier = {};               // of the model's, to answer; "": as its policy says
+  std::optional<double> max_usd = {};  // that the request may cost; absent: as its policy says
   RequestInput input = {};
   std::optional<int64_t> max_tokens = {};  // absent: as many as the context holds; 0: see is_prompt_only
   std::optional<double> temperature = {}, top_p = {}, min_p = {}, repetition_penalty = {},
@@ -77,6 +87,7 @@ struct RequestFields {
   bool is_streamed = true;
   MonoTime arrival = {};
   MonoTime deadline = {};
+  std::shared_ptr<const ByteLease> memory = {};  // for the input, as long as the request is there; null: none
 };
 
 class Request {
@@ -86,6 +97,7 @@ class Request {
   static constexpr size_t kMaxCacheSaltBytes = 256, kMaxNameBytes = 64;
   static constexpr int64_t kMaxTopLogprobs = 20, kMaxMaxTokens = 1 << 30;
   static constexpr int64_t kMaxChoices = 16, kMaxPriority = 100;
+  static constexpr double kMaxMaxUsd = 1e6;
 
   // INVALID_ARGUMENT with a reason (invalid_value, unless said in docs/errors.md) and the parameter.
   static StatusOr<std::shared_ptr<const Request>> Make(RequestFields fields);
@@ -93,6 +105,8 @@ class Request {
   ApiKind api() const { return fields_.api; }
   const std::string& request_id() const { return fields_.request_id; }
   const std::string& model() const { return fields_.model; }
+  const std::string& tier() const { return fields_.tier; }
+  const std::optional<double>& max_usd() const { return fields_.max_usd; }
   const RequestInput& input() const { return fields_.input; }
   uint32_t max_tokens() const {
     return static_cast<uint32_t>(fields_.max_tokens.value_or(0));

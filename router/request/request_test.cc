@@ -234,6 +234,34 @@ TEST(Request, ToolsOutOfTheirBoundsNameTheirParameter) {
   }
 }
 
+TEST(Request, WhatChoosesATierHasTheNameThatItsApiHasForIt) {
+  const struct {
+    ApiKind api;
+    const char *tier, *max_usd;
+  } cases[] = {{ApiKind::kGenerate, "tier", "max_usd"},
+               {ApiKind::kOpenAiChat, "x-terrace-tier", "x-terrace-max-usd"},
+               {ApiKind::kOpenAiCompletion, "x-terrace-tier", "x-terrace-max-usd"}};
+  for (const auto& c : cases) {
+    RequestFields fields = ValidFields();
+    fields.api = c.api;
+    fields.tier = std::string(257, 'x');
+    EXPECT_EQ(Param(Request::Make(fields).status()), c.tier);
+    fields.tier = "small";
+    for (const double bad : {-1e-9, 1e6 + 1, std::nan(""), HUGE_VAL}) {
+      fields.max_usd = bad;
+      EXPECT_EQ(Param(Request::Make(fields).status()), c.max_usd) << bad;
+    }
+    for (const double good : {0.0, 1e6}) {
+      fields.max_usd = good;
+      const auto request = Request::Make(fields);
+      ASSERT_TRUE(request.ok()) << request.status();
+      EXPECT_EQ((*request)->max_usd(), good);
+      EXPECT_EQ((*request)->tier(), "small");
+    }
+  }
+  EXPECT_FALSE((*Request::Make(ValidFields()))->max_usd().has_value());
+}
+
 TEST(Request, NoTokenIsDrawnOnlyWhereOnePromptIsScored) {
   RequestFields fields = ValidFields();
   fields.max_tokens = 0;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -30,6 +31,16 @@ using TenantPtr = std::shared_ptr<const Tenant>;
 
 // Of all requests where nobody is asked for a key.
 const TenantPtr& DefaultTenant();
+
+// How much of a limit is left, as its tenant may see it.
+struct RateLimit {
+  uint64_t limit = 0;  // that may come at once: a minute's worth
+  uint64_t remaining = 0;
+  double reset_seconds = 0;  // until all of it is there again
+};
+struct RateLimits {  // absent: there is no such limit
+  std::optional<RateLimit> requests = {}, tokens = {};
+};
 
 class Authenticator {
  public:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <utility>
 
 #include "base/crypto.h"
 
@@ -10,6 +11,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kHeaderBytes = 55;  // "00-" 32 "-" 16 "-" 2
+constexpr size_t kMaxStateBytes = 512, kMaxStateMembers = 32, kMaxStateKeyBytes = 256;
 
 // Lower-case digits alone.
 bool ParseHex(std::string_view hex, std::span<uint8_t> out) {
@@ -31,6 +33,27 @@ std::string Hex(std::span<const uint8_t> bytes) {
 
 bool IsZero(std::span<const uint8_t> bytes) {
   return std::ranges::all_of(bytes, [](uint8_t byte) { return byte == 0; });
+}
+
+std::string_view WithoutBlanks(std::string_view text) {
+  const size_t begin = text.find_first_not_of(" \t");
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(" \t") + 1 - begin);
+}
+
+// "key=value"; empty ones are allowed.
+bool IsStateMember(std::string_view member) {
+  if (member.empty()) return true;
+  const auto is_of_key = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+           std::string_view("_-*/@").find(c) != std::string_view::npos;
+  };
+  const auto is_of_value = [](char c) { return c >= ' ' && c <= '~' && c != '='; };
+  const size_t equals = member.find('=');
+  if (equals == 0 || equals == std::string_view::npos || equals > kMaxStateKeyBytes) return false;
+  const std::string_view value = member.substr(equals + 1);
+  return std::ranges::all_of(member.substr(0, equals), is_of_key) && !value.empty() &&
+         std::ranges::all_of(value, is_of_value);
 }
 
 }  // namespace
@@ -56,10 +79,27 @@ std::optional<TraceContext> ParseTraceParent(std::string_view header) {
   return out;
 }
 
-TraceContext ContinueTrace(std::string_view parent, const std::array<uint8_t, 24>& random) {
+std::string ParseTraceState(std::string_view header) {
+  if (header.size() > kMaxStateBytes) return "";
+  size_t members = 0;
+  std::string out;  // of the members alone: between them there may be tabs, which gRPC's metadata cannot have
+  for (std::string_view rest = header; !rest.empty();) {
+    const size_t comma = std::min(rest.find(','), rest.size());
+    const std::string_view member = WithoutBlanks(rest.substr(0, comma));
+    if (!IsStateMember(member) || ++members > kMaxStateMembers) return "";
+    if (!out.empty() && !member.empty()) out += ',';
+    out += member;
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+  }
+  return out;
+}
+
+TraceContext ContinueTrace(std::string_view parent, std::string_view state,
+                           const std::array<uint8_t, 24>& random) {
   TraceContext out;
-  if (const auto parsed = ParseTraceParent(parent); parsed.has_value()) {
-    out = *parsed;
+  if (auto parsed = ParseTraceParent(parent); parsed.has_value()) {
+    out = *std::move(parsed);
+    out.state = ParseTraceState(state);
   } else {
     std::copy_n(random.begin() + 8, out.trace_id.size(), out.trace_id.begin());
     out.trace_id.back() |= IsZero(out.trace_id);

@@ -61,7 +61,7 @@ uint32_t PlacesOf(const TierView& tier) {
 
 StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricRegistry& metrics,
                                            Lasting lasting, const Core* previous) {
-  const std::shared_ptr<Core> core(new Core(options, metrics, std::move(lasting.labels)));
+  const std::shared_ptr<Core> core(new Core(options, metrics, lasting));
   ASSIGN_OR_RETURN(core->catalog_,
                    ModelCatalog::Make(options.tiers, options.policies, options.default_model));
   if (!options.keys_file.empty()) {
@@ -73,7 +73,7 @@ StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricR
       AdmissionOptions{.max_in_flight = options.max_in_flight,
                        .max_queued = options.max_queued,
                        .max_first_token = FromSeconds(options.max_first_token_seconds)},
-      options.tiers.size(), lasting.ledger, RealClock());
+      TierNames(options), lasting.book);
   core->cluster_ =
       previous != nullptr && HaveSameCluster(previous->options_, options)
           ? previous->cluster_
@@ -102,8 +102,14 @@ std::shared_ptr<const ApiOptions> Core::MakeApiOptions(std::function<bool()> is_
                  .stream_buffer_bytes = options_.http_limits.stream_buffer_bytes,
                  .slow_reader_seconds = options_.http_limits.slow_reader_seconds,
                  .authenticator = tenants_,
+                 .rate_limits = [&ledger = ledger_](const Tenant& tenant) { return ledger.LimitsOf(tenant); },
                  .is_ready = std::move(is_ready),
                  .run_aside = std::move(run_aside)});
+}
+
+void Core::TakeCharge() {
+  admission_->TakeCharge();
+  Housekeep();
 }
 
 void Core::Housekeep() {
@@ -118,9 +124,11 @@ void Core::Housekeep() {
 
 Core::~Core() {
   if (catalog_ == nullptr) return;
+  dispatcher_ = nullptr;
   for (const CatalogEntry& entry : catalog_->entries()) {  // the current core sets those that it has again
-    if (entry.is_policy)
-      metrics_.GetGauge("terrace_policy_calibration_stale", std::vector<std::string>{entry.id}).Set(0);
+    const std::vector<std::string> labels = {entry.id};
+    if (entry.is_policy) metrics_.GetGauge("terrace_policy_calibration_stale", labels).Set(0);
+    if (entry.shadow.has_value()) metrics_.GetGauge("terrace_policy_drifted", labels).Set(0);
   }
 }
 

@@ -1,7 +1,8 @@
 // Everything that one configuration makes: models, tenants, admission, balancer, cluster, dispatcher. A
 // reload makes a new one beside the old one, which answers the requests it has and is then destroyed. The
 // cluster, with its connections and prefix index, is handed on when the settings that it is made of are the
-// same. What requests reach through a Core is thread-safe.
+// same; what is at work and what waits is counted over all of them (AdmissionBook). What requests reach
+// through a Core is thread-safe.
 #pragma once
 
 #include <functional>
@@ -29,12 +30,13 @@ class Core {
   // What outlives the configurations.
   struct Lasting {
     TenantLedger& ledger;
+    AdmissionBook& book;
     std::shared_ptr<TenantLabels> labels;
     std::shared_ptr<TlsSource> worker_tls;  // null: plain text
     std::function<void()> on_change;  // on the cluster's thread after each change of its view; must not block
   };
-  // `previous` may be null; `metrics` and the ledger outlive the core. FAILED_PRECONDITION as of
-  // MakeRouterOptions and Tenants::Load.
+  // `previous` may be null; `metrics`, the ledger and the book outlive the core. Until it is TakeCharge'd the
+  // admission goes on as before. FAILED_PRECONDITION as of MakeRouterOptions and Tenants::Load.
   static StatusOr<std::shared_ptr<Core>> Make(const RouterOptions& options, MetricRegistry& metrics,
                                               Lasting lasting, const Core* previous);
 
@@ -50,17 +52,23 @@ class Core {
                                                    decltype(ApiOptions::run_aside) run_aside,
                                                    int64_t started_unix_seconds, uint64_t seed) const;
 
+  // Its limits and its workers count for all requests from now on.
+  void TakeCharge();
   // Tells the admission how much the workers take now, and lets go of what waits in vain.
   void Housekeep();
 
  private:
-  Core(const RouterOptions& options, MetricRegistry& metrics, std::shared_ptr<TenantLabels> labels)
-      : options_(options), metrics_(metrics), recorder_(metrics, TierNames(options), std::move(labels)) {}
+  Core(const RouterOptions& options, MetricRegistry& metrics, const Lasting& lasting)
+      : options_(options),
+        metrics_(metrics),
+        ledger_(lasting.ledger),
+        recorder_(metrics, TierNames(options), lasting.labels) {}
   static std::vector<std::string> TierNames(const RouterOptions& options);
   void CheckPolicies(const ClusterView& view);
 
   const RouterOptions options_;
   MetricRegistry& metrics_;
+  TenantLedger& ledger_;
   std::unique_ptr<ModelCatalog> catalog_;
   std::shared_ptr<const Tenants> tenants_;  // null: nobody is asked for a key
   std::unique_ptr<Balancer> balancer_;

@@ -18,6 +18,7 @@ namespace {
 
 constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxCalibrationBytes = 1 << 20;
+constexpr uint32_t kMaxShadowWindow = 10'000;
 constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
 
 template <typename... Text>
@@ -65,6 +66,8 @@ Status SetListen(const v1::ListenConfig& config, RouterOptions& out) {
   if (config.has_ops()) out.ops = config.ops();
   RETURN_IF_ERROR(CheckAddress("listen.http", out.http, /*may_be_off=*/true));
   RETURN_IF_ERROR(CheckAddress("listen.grpc", out.grpc, /*may_be_off=*/true));
+  const bool is_local = out.grpc.empty() || ParseHostPort(out.grpc)->is_loopback();
+  out.grpc_reflection = config.has_grpc_reflection() ? config.grpc_reflection() : is_local;
   return CheckAddress("listen.ops", out.ops, /*may_be_off=*/true);
 }
 
@@ -224,22 +227,120 @@ StatusOr<Calibration> ReadCalibration(const std::string& file) {
   return calibration;
 }
 
+// A share, between 0 and 1.
+Status SetShare(const std::string& path, bool is_set, double value, bool may_be_0, bool may_be_1,
+                double& out) {
+  if (!is_set) return {};
+  const bool fits = (may_be_0 ? value >= 0 : value > 0) && (may_be_1 ? value <= 1 : value < 1);  // not NaN
+  if (!fits)
+    return Bad(path, "must be in ", may_be_0 ? "[" : "(", "0, 1", may_be_1 ? "]" : ")", ", got ", value);
+  out = value;
+  return {};
+}
+
+StatusOr<ShadowOptions> MakeShadow(const std::string& path, const v1::ShadowConfig& config) {
+  ShadowOptions out;
+  RETURN_IF_ERROR(SetShare(path + ".share", config.has_share(), config.share(), false, true, out.share));
+  RETURN_IF_ERROR(SetCount(path + ".max_in_flight", config.has_max_in_flight(), config.max_in_flight(),
+                           out.max_in_flight));
+  RETURN_IF_ERROR(SetShare(path + ".min_agreement", config.has_min_agreement(), config.min_agreement(), false,
+                           true, out.min_agreement));
+  if (!config.has_max_disagreement()) return Bad(path + ".max_disagreement", "is needed");
+  RETURN_IF_ERROR(SetShare(path + ".max_disagreement", true, config.max_disagreement(), true, false,
+                           out.max_disagreement));
+  RETURN_IF_ERROR(SetCount(path + ".window", config.has_window(), config.window(), out.window));
+  if (out.window > kMaxShadowWindow)
+    return Bad(path + ".window", "must be at most ", kMaxShadowWindow, ", got ", out.window);
+  RETURN_IF_ERROR(SetShare(path + ".delta", config.has_delta(), config.delta(), false, false, out.delta));
+  return out;
+}
+
+StatusOr<BudgetCandidate> MakeCandidate(const std::string& path, const v1::BudgetCandidate& config,
+                                        const TierNumbers& tiers) {
+  BudgetCandidate out;
+  ASSIGN_OR_RETURN(out.tier, FindTier(path + ".tier", config.tier(), tiers));
+  if (!config.has_expected_quality()) return Bad(path + ".expected_quality", "is needed");
+  RETURN_IF_ERROR(SetShare(path + ".expected_quality", true, config.expected_quality(), true, true,
+                           out.expected_quality));
+  return out;
+}
+
+StatusOr<BudgetOptions> MakeBudget(const std::string& path, const v1::BudgetConfig& config,
+                                   const TierNumbers& tiers) {
+  if (config.candidates().empty()) return Bad(path + ".candidates", "at least one is needed");
+  BudgetOptions out;
+  for (int i = 0; i < config.candidates_size(); ++i) {
+    const std::string here = Concat(path, ".candidates[", i, "]");
+    ASSIGN_OR_RETURN(const BudgetCandidate candidate, MakeCandidate(here, config.candidates(i), tiers));
+    for (const BudgetCandidate& other : out.candidates) {
+      if (other.tier == candidate.tier) return Bad(here + ".tier", "occurs twice");
+    }
+    out.candidates.push_back(candidate);
+  }
+  if (config.has_max_usd()) {
+    RETURN_IF_ERROR(CheckPrice(path + ".max_usd", config.max_usd()));
+    out.max_usd = config.max_usd();
+  }
+  RETURN_IF_ERROR(SetCount(path + ".expected_answer_tokens", config.has_expected_answer_tokens(),
+                           config.expected_answer_tokens(), out.expected_answer_tokens));
+  if (config.has_when_nothing_fits()) {
+    const std::string& what = config.when_nothing_fits();
+    if (what != "cheapest" && what != "refuse")
+      return Bad(path + ".when_nothing_fits", "must be cheapest or refuse, got \"", what, "\"");
+    out.refuses = what == "refuse";
+  }
+  if (!config.calibration().empty()) {
+    auto calibration = ReadCalibration(config.calibration());
+    if (!calibration.ok()) return Bad(path + ".calibration", Message(calibration.status()));
+    out.calibration = *std::move(calibration);
+  }
+  return out;
+}
+
+// What goes with a calibration alone.
+Status CheckExtras(const std::string& path, const v1::PolicyConfig& policy) {
+  if (!policy.calibration().empty()) return {};
+  if (policy.has_shadow()) return Bad(path + ".shadow", "needs a calibration");
+  return policy.cache_affinity() ? Bad(path + ".cache_affinity", "needs a calibration") : Status();
+}
+
+StatusOr<CatalogPolicy> MakeCalibrated(const std::string& path, const v1::PolicyConfig& policy) {
+  auto calibration = ReadCalibration(policy.calibration());
+  if (!calibration.ok()) return Bad(path + ".calibration", Message(calibration.status()));
+  CatalogPolicy out{.name = policy.name(), .calibration_file = policy.calibration()};
+  out.cache_affinity = policy.cache_affinity();
+  if (out.cache_affinity && calibration->kind != CalibrationKind::kClassifier)
+    return Bad(path + ".cache_affinity", "needs a calibration that chooses by the prompt");
+  if (policy.has_shadow()) {
+    ASSIGN_OR_RETURN(out.shadow, MakeShadow(path + ".shadow", policy.shadow()));
+  }
+  out.calibration = *std::move(calibration);
+  return out;
+}
+
 Status SetPolicies(const v1::RouterConfig& config, RouterOptions& out) {
   TierNumbers tiers;
   for (size_t i = 0; i < out.tiers.size(); ++i) tiers[out.tiers[i].name] = i;
   for (int i = 0; i < config.policies_size(); ++i) {
     const v1::PolicyConfig& policy = config.policies(i);
     const std::string path = Concat("policies[", i, "]");
-    const int kinds = policy.has_cascade() + policy.has_verify() + !policy.calibration().empty();
-    if (kinds > 1) return Bad(path, "needs one of cascade, verify and calibration, has ", kinds);
-    if (!policy.calibration().empty()) {
-      auto calibration = ReadCalibration(policy.calibration());
-      if (!calibration.ok()) return Bad(path + ".calibration", Message(calibration.status()));
-      out.policies.push_back({.name = policy.name(),
-                              .calibration = *std::move(calibration),
-                              .calibration_file = policy.calibration()});
+    const int kinds =
+        policy.has_cascade() + policy.has_verify() + policy.has_budget() + !policy.calibration().empty();
+    if (kinds > 1) return Bad(path, "needs one of cascade, verify, calibration and budget, has ", kinds);
+    RETURN_IF_ERROR(CheckExtras(path, policy));
+    if (policy.has_budget() || !policy.calibration().empty()) {
+      const std::string kind = policy.has_budget() ? ".budget" : ".calibration";
+      if (policy.has_budget()) {
+        ASSIGN_OR_RETURN(BudgetOptions budget, MakeBudget(path + kind, policy.budget(), tiers));
+        out.policies.push_back({.name = policy.name(),
+                                .budget = std::move(budget),
+                                .calibration_file = policy.budget().calibration()});
+      } else {
+        ASSIGN_OR_RETURN(CatalogPolicy calibrated, MakeCalibrated(path, policy));
+        out.policies.push_back(std::move(calibrated));
+      }
       const auto catalog = ModelCatalog::Make(out.tiers, {out.policies.back()}, "");
-      if (!catalog.ok()) return Bad(path + ".calibration", Message(catalog.status()));
+      if (!catalog.ok()) return Bad(path + kind, Message(catalog.status()));
       continue;
     }
     auto steps = policy.has_verify() ? MakeVerify(path + ".verify", policy.verify(), tiers)

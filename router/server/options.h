@@ -48,6 +48,7 @@ struct RouterOptions {
   BalancePolicy balance = BalancePolicy::kPrefix;
   HttpLimits http_limits;
   GrpcLimits grpc_limits;
+  bool grpc_reflection = true;
   uint32_t max_in_flight = 16384, max_queued = 4096;
   double max_first_token_seconds = 30;
   uint32_t max_body_bytes = 8 << 20;

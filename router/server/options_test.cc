@@ -1,5 +1,7 @@
 #include "router/server/options.h"
 
+#include <fstream>
+
 #include "base/config.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -68,6 +70,14 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
 
 TEST(RouterOptions, AnEmptyAddressTurnsAListenerOff) {
   EXPECT_EQ(Parse(kDemo, "listen.http=\"\"")->http, "");
+}
+
+TEST(RouterOptions, ReflectionIsOnWhereOtherMachinesDoNotReachIt) {
+  EXPECT_TRUE(Parse(kDemo)->grpc_reflection);
+  EXPECT_FALSE(Parse(kDemo, "listen.grpc_reflection=false")->grpc_reflection);
+  EXPECT_FALSE(Parse(kDemo, "listen={grpc: '0.0.0.0:1', insecure: true}")->grpc_reflection);
+  EXPECT_TRUE(
+      Parse(kDemo, "listen={grpc: '0.0.0.0:1', insecure: true, grpc_reflection: true}")->grpc_reflection);
 }
 
 TEST(RouterOptions, TlsIsOnWhereItIsConfigured) {
@@ -194,6 +204,100 @@ TEST(RouterOptions, AVerifyPolicyDraftsOnOneTierAndAnswersOnAnother) {
   EXPECT_TRUE(steps[1].verifies);
 }
 
+TEST(RouterOptions, ABudgetHasCandidatesAndABound) {
+  const auto options = Parse(kDemo,
+                             "policies=[{name: auto, budget: {max_usd: 0.01, expected_answer_tokens: 64, "
+                             "when_nothing_fits: refuse, candidates: [{tier: base, expected_quality: 0.9}, "
+                             "{tier: nano, expected_quality: 0}]}}]");
+  ASSERT_TRUE(options.ok()) << options.status();
+  ASSERT_TRUE(options->policies[0].budget.has_value());
+  const BudgetOptions& budget = *options->policies[0].budget;
+  ASSERT_EQ(budget.candidates.size(), 2u);
+  EXPECT_EQ(budget.candidates[0].tier, 1u);
+  EXPECT_EQ(budget.candidates[0].expected_quality, 0.9);
+  EXPECT_EQ(budget.max_usd, 0.01);
+  EXPECT_EQ(budget.expected_answer_tokens, 64u);
+  EXPECT_TRUE(budget.refuses);
+  const auto defaults =
+      Parse(kDemo, "policies=[{name: auto, budget: {candidates: [{tier: base, expected_quality: 1}]}}]");
+  ASSERT_TRUE(defaults.ok()) << defaults.status();
+  EXPECT_FALSE(defaults->policies[0].budget->max_usd.has_value());
+  EXPECT_EQ(defaults->policies[0].budget->expected_answer_tokens, 256u);
+  EXPECT_FALSE(defaults->policies[0].budget->refuses);
+}
+
+// A file of a calibration of nano and base.
+std::string WriteCalibration(CalibrationKind kind) {
+  const Calibration calibration = {
+      .kind = kind,
+      .policy = "auto",
+      .steps = {{.tier = "nano", .gate = CalibratedGate{.threshold = 0.5}}, {.tier = "base"}},
+      .evidence = {.epsilon = 0.03}};
+  const std::string file = testing::TempDir() + "options_test_" + CalibrationKindName(kind) + ".json";
+  std::ofstream(file) << CalibrationText(calibration);
+  return file;
+}
+
+TEST(RouterOptions, ACalibrationMayBeShadowedAndOutweighedByTheCache) {
+  const std::string file = WriteCalibration(CalibrationKind::kClassifier);
+  const auto options =
+      Parse(kDemo, "policies=[{name: auto, calibration: " + file +
+                       ", cache_affinity: true, shadow: {share: 0.5, max_in_flight: 2, "
+                       "min_agreement: 0.25, max_disagreement: 0, window: 50, delta: 0.01}}]");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const CatalogPolicy& policy = options->policies[0];
+  EXPECT_TRUE(policy.cache_affinity);
+  EXPECT_EQ(policy.calibration_file, file);
+  ASSERT_TRUE(policy.shadow.has_value());
+  EXPECT_EQ(policy.shadow->share, 0.5);
+  EXPECT_EQ(policy.shadow->max_in_flight, 2u);
+  EXPECT_EQ(policy.shadow->min_agreement, 0.25);
+  EXPECT_EQ(policy.shadow->max_disagreement, 0);
+  EXPECT_EQ(policy.shadow->window, 50u);
+  EXPECT_EQ(policy.shadow->delta, 0.01);
+  const auto defaults =
+      Parse(kDemo, "policies=[{name: auto, calibration: " + file + ", shadow: {max_disagreement: 0.1}}]");
+  ASSERT_TRUE(defaults.ok()) << defaults.status();
+  EXPECT_FALSE(defaults->policies[0].cache_affinity);
+  EXPECT_EQ(defaults->policies[0].shadow->share, 0.01);
+  EXPECT_EQ(defaults->policies[0].shadow->max_disagreement, 0.1);
+  const auto none = Parse(kDemo, "policies=[{name: auto, calibration: " + file + "}]");
+  EXPECT_FALSE(none->policies[0].shadow.has_value());
+}
+
+TEST(RouterOptions, WhatACalibrationCannotDoIsAnErrorOfItsSetting) {
+  const std::string classifier = WriteCalibration(CalibrationKind::kClassifier),
+                    cascade = WriteCalibration(CalibrationKind::kCascade);
+  const struct {
+    std::string policy;
+    const char* path;
+  } cases[] = {
+      {"calibration: " + cascade + ", cache_affinity: true", "policies[0].cache_affinity:"},
+      {"calibration: " + cascade + ", shadow: {share: 0}", "policies[0].shadow.share:"},
+      {"calibration: " + cascade + ", shadow: {max_in_flight: 0}", "policies[0].shadow.max_in_flight:"},
+      {"calibration: " + cascade + ", shadow: {min_agreement: 1.5}", "policies[0].shadow.min_agreement:"},
+      {"calibration: " + cascade + ", shadow: {max_disagreement: 1}", "policies[0].shadow.max_disagreement:"},
+      {"calibration: " + cascade + ", shadow: {}", "policies[0].shadow.max_disagreement:"},
+      {"calibration: " + cascade + ", shadow: {max_disagreement: 0.1, window: 10001}",
+       "policies[0].shadow.window:"},
+      {"calibration: " + cascade + ", shadow: {max_disagreement: 0.1, delta: 1}",
+       "policies[0].shadow.delta:"},
+      {"calibration: absent.json", "policies[0].calibration:"},
+      {"budget: {candidates: [{tier: base, expected_quality: 1}], calibration: " + cascade + "}",
+       "policies[0].budget:"},
+      {"budget: {candidates: [{tier: base, expected_quality: 1}], calibration: absent.json}",
+       "policies[0].budget.calibration:"},
+      {"budget: {candidates: [{tier: base, expected_quality: 1}]}, calibration: " + classifier,
+       "policies[0]:"},
+  };
+  for (const auto& c : cases) {
+    const auto options = Parse(kDemo, "policies=[{name: auto, " + c.policy + "}]");
+    ASSERT_FALSE(options.ok()) << c.policy;
+    EXPECT_EQ(options.status().code(), StatusCode::kFailedPrecondition) << c.policy;
+    EXPECT_THAT(Message(options.status()), StartsWith(c.path)) << c.policy;
+  }
+}
+
 TEST(RouterOptions, AnEjectionLongerThanTheDefaultLimitRaisesIt) {
   EXPECT_EQ(Parse(kDemo, "cluster.ejection.seconds=300")->ejection.longest, std::chrono::seconds(300));
 }
@@ -234,6 +338,26 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"policies=[{name: p, verify: {draft: nano, tier: absent}}]", "policies[0].verify.tier:"},
       {"policies=[{name: p, verify: {draft: absent, tier: base}}]", "policies[0].verify.draft:"},
       {"policies=[{name: p, verify: {draft: base, tier: base}}]", "policies[0].verify.draft:"},
+      {"policies[0].shadow={}", "policies[0].shadow:"},
+      {"policies[0].cache_affinity=true", "policies[0].cache_affinity:"},
+      {"policies=[{name: p, budget: {}}]", "policies[0].budget.candidates:"},
+      {"policies=[{name: p, budget: {candidates: [{tier: base}]}}]",
+       "policies[0].budget.candidates[0].expected_quality:"},
+      {"policies=[{name: p, budget: {candidates: [{tier: base, expected_quality: 1.5}]}}]",
+       "policies[0].budget.candidates[0].expected_quality:"},
+      {"policies=[{name: p, budget: {candidates: [{tier: absent, expected_quality: 1}]}}]",
+       "policies[0].budget.candidates[0].tier:"},
+      {"policies=[{name: p, budget: {candidates: [{tier: base, expected_quality: 1}, {tier: base, "
+       "expected_quality: 0}]}}]",
+       "policies[0].budget.candidates[1].tier:"},
+      {"policies=[{name: p, budget: {max_usd: -1, candidates: [{tier: base, expected_quality: 1}]}}]",
+       "policies[0].budget.max_usd:"},
+      {"policies=[{name: p, budget: {when_nothing_fits: shrug, candidates: [{tier: base, expected_quality: "
+       "1}]}}]",
+       "policies[0].budget.when_nothing_fits:"},
+      {"policies=[{name: p, budget: {expected_answer_tokens: 0, candidates: [{tier: base, expected_quality: "
+       "1}]}}]",
+       "policies[0].budget.expected_answer_tokens:"},
       {"default_model=absent", "default_model:"},
       {"listen.http=nonsense", "listen.http:"},
       {"listen.http_limits.max_connections=0", "listen.http_limits.max_connections:"},

@@ -20,6 +20,7 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/impl/server_builder_option.h"
 #include "grpcpp/resource_quota.h"
 #include "router/api/grpc_service.h"
 #include "router/api/openai_format.h"
@@ -72,6 +73,7 @@ Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) 
   RETURN_IF_ERROR(CheckSame("listen.tls", before.tls, after.tls));
   RETURN_IF_ERROR(CheckSame("listen.http_limits", before.http_limits, after.http_limits));
   RETURN_IF_ERROR(CheckSame("listen.grpc_limits", before.grpc_limits, after.grpc_limits));
+  RETURN_IF_ERROR(CheckSame("listen.grpc_reflection", before.grpc_reflection, after.grpc_reflection));
   RETURN_IF_ERROR(CheckSame("cluster.tls", before.worker_tls, after.worker_tls));
   RETURN_IF_ERROR(CheckSame("admission.max_body_bytes", before.max_body_bytes, after.max_body_bytes));
   RETURN_IF_ERROR(CheckSame("log.level", before.log.level, after.log.level));
@@ -85,6 +87,16 @@ bool IsAsReadyAs(const ClusterView& before, const ClusterView& after) {
     return tier.ready_replicas() == 0 || found == after.tiers.end() || found->ready_replicas() > 0;
   });
 }
+
+// gRPC's library of reflection adds it to every server of the process: this takes it out of one.
+class WithoutReflection : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    const std::string name = grpc::reflection::ProtoServerReflectionPlugin().name();
+    std::erase_if(*plugins, [&](const auto& plugin) { return plugin->name() == name; });
+  }
+};
 
 // What wakes a thread before its time. Thread-safe.
 class Waker {
@@ -153,7 +165,6 @@ class RealRouter : public Router {
     while (!IsAsReadyAs(*before, *core->View()) && RealClock().Now() < limit && !is_interrupted()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    core->Housekeep();  // it knows what its workers take before it takes over
     Use(std::move(core));
     return {};
   }
@@ -165,7 +176,7 @@ class RealRouter : public Router {
   void BeginDrain() override {
     is_draining_ = true;
     ops_handler_.SetDraining();
-    for (const auto& core : cores_.All()) core->admission().Close();
+    book_.Close();
     UpdateHealth();
   }
   size_t in_flight() const override {
@@ -177,7 +188,8 @@ class RealRouter : public Router {
   StatusOr<std::shared_ptr<Core>> MakeCore(const RouterOptions& options) {
     const auto current = cores_.Current();
     return Core::Make(options, metrics_,
-                      {ledger_, labels_, tls_.workers, [waker = waker_] { waker->Wake(); }}, current.get());
+                      {ledger_, book_, labels_, tls_.workers, [waker = waker_] { waker->Wake(); }},
+                      current.get());
   }
 
   // New requests go to `core` from now on.
@@ -187,7 +199,7 @@ class RealRouter : public Router {
     };
     auto api =
         core->MakeApiOptions([this] { return IsReadyNow(); }, run_aside, started_unix_seconds_, api_seed_);
-    if (is_draining_) core->admission().Close();
+    core->TakeCharge();
     cores_.Replace(std::move(core));
     std::lock_guard lock(api_mutex_);
     api_options_ = std::move(api);
@@ -281,9 +293,9 @@ class RealRouter : public Router {
     if (options_.grpc.empty()) return {};
     ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options_.grpc));
     grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     service_ = MakeInferenceService(dispatcher_, MakeApiOptionsSource(), RealClock());
     grpc::ServerBuilder builder;
+    if (!options_.grpc_reflection) builder.SetOption(std::make_unique<WithoutReflection>());
     int port = 0;
     builder.AddListeningPort(options_.grpc, MakeServerCredentials(tls_.listen.get()), &port);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT,
@@ -336,6 +348,7 @@ class RealRouter : public Router {
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // of grpc_; GUARDED_BY(health_mutex_)
   std::optional<bool> told_ready_;                       // GUARDED_BY(health_mutex_)
   TenantLedger ledger_{RealClock()};
+  AdmissionBook book_{ledger_, RealClock()};
   const std::shared_ptr<TenantLabels> labels_ = std::make_shared<TenantLabels>();
   Cores cores_;
   TextPool text_pool_{TextThreads(), options_.max_queued};

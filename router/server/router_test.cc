@@ -16,6 +16,7 @@
 #include "base/json.h"
 #include "base/testing_tls.h"
 #include "gmock/gmock.h"
+#include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/terrace/v1/inference.grpc.pb.h"
@@ -153,6 +154,39 @@ TEST_F(RouterTest, BothApisServeTheModels) {
   v1::ListModelsResponse response;
   ASSERT_TRUE(stub->ListModels(&context, {}, &response).ok());
   EXPECT_EQ(response.models(0).id(), "nano");
+}
+
+// How a call of gRPC's reflection that asks nothing ends.
+grpc::StatusCode AskReflection(const std::string& address) {
+  grpc::GenericStub stub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  grpc::CompletionQueue queue;
+  grpc::ClientContext context;
+  grpc::Status status;
+  const auto call =
+      stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  void* tag = nullptr;
+  bool is_ok = false;
+  call->StartCall(nullptr);
+  queue.Next(&tag, &is_ok);
+  call->WritesDone(nullptr);
+  queue.Next(&tag, &is_ok);
+  call->Finish(&status, nullptr);
+  queue.Next(&tag, &is_ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &is_ok)) continue;
+  return status.error_code();
+}
+
+TEST_F(RouterTest, ReflectionIsThereWhenItIsWanted) {
+  Start();
+  EXPECT_EQ(AskReflection(router_->grpc_address()), grpc::StatusCode::OK);
+  router_.reset();
+  RouterOptions options = LoopbackOptions();
+  options.grpc_reflection = false;
+  auto router = Router::Start(options, metrics_);
+  ASSERT_TRUE(router.ok()) << router.status();
+  router_ = *std::move(router);
+  EXPECT_EQ(AskReflection(router_->grpc_address()), grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST_F(RouterTest, WithCertificatesBothApisSpeakTlsAlone) {
@@ -295,6 +329,7 @@ TEST_F(ReloadTest, WhatNeedsARestartSaysSo) {
       {"listen.http", [](auto& o) { o.http = "127.0.0.1:1"; }},
       {"listen.grpc", [](auto& o) { o.grpc = ""; }},
       {"listen.ops", [](auto& o) { o.ops = ""; }},
+      {"listen.grpc_reflection", [](auto& o) { o.grpc_reflection = false; }},
       {"admission.max_body_bytes", [](auto& o) { o.max_body_bytes = 1; }},
       {"log", [](auto& o) { o.log.level = LogLevel::kDebug; }},
   };

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <iterator>
-#include <optional>
 #include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
+
+#include "router/tier/cache_affinity.h"
+#include "router/tier/calibrated_tiers.h"
 
 namespace terrace {
 namespace {
@@ -16,60 +18,43 @@ constexpr std::string_view kGateFeatures[GateScorer::kSignals] = {
     "mean_logprob", "min_logprob",  "first_logprob", "log_answer_tokens", "mean_margin",
     "min_margin",   "first_margin", "mean_entropy",  "first_entropy"};
 
-struct Step {
-  size_t tier = 0;
-  std::string model_digest = {}, text_digest = {};  // of the model that was measured
-  std::optional<CalibratedGate> gate = {};          // of all but the last
-};
-
 // While a tier serves another model than was measured, the last one answers alone.
 class CalibratedPolicy : public TierPolicy {
  public:
-  CalibratedPolicy(Calibration calibration, std::vector<Step> steps)
+  CalibratedPolicy(Calibration calibration, std::vector<CalibratedTier> steps)
       : calibration_(std::move(calibration)), steps_(std::move(steps)) {}
 
-  std::vector<PlanStep> Plan(const Request& request, const ClusterView& view) const final {
-    if (std::ranges::any_of(steps_, [&](const Step& step) { return IsAnother(step, view.tiers[step.tier]); }))
-      return {{.tier = steps_.back().tier}};
-    return PlanFor(TraitsOf(request.input()));
+  StatusOr<TierPlan> Plan(const PlanQuery& query) const final {
+    if (!IsStale(steps_, query.view)) return PlanFor(query);
+    return TierPlan{.steps = {{.tier = steps_.back().tier}}, .reason = "fallback: stale calibration"};
   }
 
-  Status Check(const ClusterView& view) const final {
-    std::vector<ServedTier> served;
-    for (const TierView& tier : view.tiers)
-      served.push_back({tier.name, tier.model_digest, tier.text_digest});
-    return CheckCalibration(calibration_, served);
-  }
+  Status Check(const ClusterView& view) const final { return CheckServed(calibration_, view); }
 
  protected:
-  const std::vector<Step>& steps() const { return steps_; }
+  const std::vector<CalibratedTier>& steps() const { return steps_; }
 
  private:
-  virtual std::vector<PlanStep> PlanFor(const PromptTraits& traits) const = 0;
-
-  // Of a tier that was never ready nothing is known yet.
-  static bool IsAnother(const Step& step, const TierView& tier) {
-    return !tier.model_digest.empty() &&
-           (tier.model_digest != step.model_digest || tier.text_digest != step.text_digest);
-  }
+  virtual StatusOr<TierPlan> PlanFor(const PlanQuery& query) const = 0;
 
   const Calibration calibration_;
-  const std::vector<Step> steps_;
+  const std::vector<CalibratedTier> steps_;
 };
 
 class CalibratedCascade : public CalibratedPolicy {
  public:
-  CalibratedCascade(Calibration calibration, std::vector<Step> steps, bool verifies)
+  CalibratedCascade(Calibration calibration, std::vector<CalibratedTier> steps, bool verifies)
       : CalibratedPolicy(std::move(calibration), std::move(steps)), verifies_(verifies) {}
 
  private:
-  std::vector<PlanStep> PlanFor(const PromptTraits& traits) const override {
-    std::vector<PlanStep> plan;
-    for (const Step& step : steps()) {
-      PlanStep next{.tier = step.tier, .verifies = verifies_ && !plan.empty()};
+  StatusOr<TierPlan> PlanFor(const PlanQuery& query) const override {
+    const PromptTraits traits = TraitsOf(query.request.input());
+    TierPlan plan{.reason = "cascade", .names_step = true, .is_measured = true};
+    for (const CalibratedTier& step : steps()) {
+      PlanStep next{.tier = step.tier, .verifies = verifies_ && !plan.steps.empty()};
       if (step.gate.has_value())
         next.gate = Gate(GateScorerOf(step.gate->scorer, traits).value(), step.gate->threshold);
-      plan.push_back(std::move(next));
+      plan.steps.push_back(std::move(next));
     }
     return plan;
   }
@@ -79,27 +64,29 @@ class CalibratedCascade : public CalibratedPolicy {
 
 class CalibratedClassifier : public CalibratedPolicy {
  public:
-  using CalibratedPolicy::CalibratedPolicy;
+  CalibratedClassifier(Calibration calibration, std::vector<CalibratedTier> steps,
+                       std::vector<TierPrice> affinity_prices)
+      : CalibratedPolicy(std::move(calibration), std::move(steps)),
+        affinity_prices_(std::move(affinity_prices)) {}
 
  private:
-  std::vector<PlanStep> PlanFor(const PromptTraits& traits) const override {
-    const FeatureInputs inputs = {.prompt = traits};
-    const auto chosen = std::ranges::find_if(steps(), [&](const Step& step) {
+  StatusOr<TierPlan> PlanFor(const PlanQuery& query) const override {
+    const FeatureInputs inputs = {.prompt = TraitsOf(query.request.input())};
+    auto chosen = std::ranges::find_if(steps(), [&](const CalibratedTier& step) {
       return !step.gate.has_value() || step.gate->Accepts(inputs);  // the last one has none
     });
-    return {{.tier = chosen->tier}};
+    const size_t tier = chosen->tier;
+    if (!affinity_prices_.empty()) {
+      std::vector<size_t> larger;
+      while (++chosen != steps().end()) larger.push_back(chosen->tier);
+      ASSIGN_OR_RETURN(const size_t cached, VetoDowngrade(query, affinity_prices_, tier, larger));
+      if (cached != tier) return TierPlan{.steps = {{.tier = cached}}, .reason = "cache affinity"};
+    }
+    return TierPlan{.steps = {{.tier = tier}}, .reason = "classifier", .is_measured = true};
   }
-};
 
-// Whether the router can do what the gate asks for.
-Status CheckGate(const FeatureScorer& scorer, CalibrationKind kind) {
-  RETURN_IF_ERROR(GateScorerOf(scorer, {}).status());
-  for (const ScoredFeature& each : scorer.features) {
-    if (kind == CalibrationKind::kClassifier && each.feature->source != FeatureSource::kPrompt)
-      return Unimplemented("a classifier that waits for the first token (", each.feature->name, ")");
-  }
-  return {};
-}
+  const std::vector<TierPrice> affinity_prices_;  // of all tiers; empty: the cache has no say
+};
 
 }  // namespace
 
@@ -132,22 +119,13 @@ StatusOr<GateScorer> GateScorerOf(const FeatureScorer& scorer, const PromptTrait
 }
 
 StatusOr<std::unique_ptr<TierPolicy>> MakeCalibratedPolicy(const Calibration& calibration,
-                                                           std::span<const std::string> tiers,
-                                                           bool verifies) {
-  std::vector<Step> steps;
-  for (const CalibratedStep& step : calibration.steps) {
-    const auto tier = std::find(tiers.begin(), tiers.end(), step.tier);
-    if (tier == tiers.end())
-      return FailedPrecondition("the calibration's tier ", step.tier, " is not served");
-    if (step.gate.has_value()) RETURN_IF_ERROR(CheckGate(step.gate->scorer, calibration.kind));
-    steps.push_back({.tier = static_cast<size_t>(tier - tiers.begin()),
-                     .model_digest = step.model_digest,
-                     .text_digest = step.text_digest,
-                     .gate = step.gate});
+                                                           std::span<const std::string> tiers, bool verifies,
+                                                           std::vector<TierPrice> affinity_prices) {
+  ASSIGN_OR_RETURN(std::vector<CalibratedTier> steps, FindCalibratedTiers(calibration, tiers));
+  if (calibration.kind == CalibrationKind::kClassifier) {
+    return std::unique_ptr<TierPolicy>(
+        new CalibratedClassifier(calibration, std::move(steps), std::move(affinity_prices)));
   }
-  CHECK(!steps.empty() && !steps.back().gate.has_value());
-  if (calibration.kind == CalibrationKind::kClassifier)
-    return std::unique_ptr<TierPolicy>(new CalibratedClassifier(calibration, std::move(steps)));
   return std::unique_ptr<TierPolicy>(new CalibratedCascade(calibration, std::move(steps), verifies));
 }
 

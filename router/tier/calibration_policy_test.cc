@@ -1,5 +1,7 @@
 #include "router/tier/calibration_policy.h"
 
+#include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -7,6 +9,7 @@
 #include "base/rng.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "router/tier/testing_plan.h"
 
 namespace terrace {
 namespace {
@@ -94,10 +97,12 @@ TEST(CalibratedPolicy, WhileATierServesAnotherModelTheLastOneAnswersAlone) {
   for (const auto kind : {CalibrationKind::kCascade, CalibrationKind::kClassifier}) {
     const auto policy = MakeCalibratedPolicy(Example(kind), kTiers, true);
     ASSERT_TRUE(policy.ok()) << policy.status();
-    const auto plan = (*policy)->Plan(*Ask(std::string("1234567890")), Serving("another"));
-    ASSERT_EQ(plan.size(), 1u);
-    EXPECT_EQ(plan[0].tier, 0u);
-    EXPECT_TRUE(plan[0].gate.is_open());
+    const TierPlan plan = PlanOf(**policy, Ask(std::string("1234567890")), Serving("another"));
+    ASSERT_EQ(plan.steps.size(), 1u);
+    EXPECT_EQ(plan.steps[0].tier, 0u);
+    EXPECT_TRUE(plan.steps[0].gate.is_open());
+    EXPECT_EQ(plan.reason, "fallback: stale calibration");
+    EXPECT_FALSE(plan.is_measured);
     EXPECT_EQ(Reason((*policy)->Check(Serving("another"))), "stale_calibration");
     EXPECT_TRUE((*policy)->Check(Serving(kMeasured)).ok());
     EXPECT_TRUE((*policy)->Check(Serving("")).ok());
@@ -108,7 +113,10 @@ TEST(CalibratedPolicy, ACascadeAsksTheTiersInOrderWithTheirGates) {
   const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers, /*verifies=*/true);
   ASSERT_TRUE(policy.ok()) << policy.status();
   for (const char* prompt : {"words", "1234567890"}) {
-    const auto plan = (*policy)->Plan(*Ask(std::string(prompt)), Serving(""));
+    const TierPlan all = PlanOf(**policy, Ask(std::string(prompt)), Serving(""));
+    EXPECT_EQ(all.reason, "cascade");
+    EXPECT_TRUE(all.names_step && all.is_measured);
+    const std::vector<PlanStep>& plan = all.steps;
     ASSERT_EQ(plan.size(), 3u);
     EXPECT_EQ(plan[0].tier, 2u);
     EXPECT_EQ(plan[1].tier, 1u);
@@ -129,11 +137,64 @@ TEST(CalibratedPolicy, AClassifierChoosesTheFirstTierThatIsSure) {
     size_t tier;
   } cases[] = {{"1234", 2}, {"12ab", 1}, {"abcd", 0}};  // probabilities 0.98, 0.5, 0.02
   for (const auto& c : cases) {
-    const auto plan = (*policy)->Plan(*Ask(std::string(c.prompt)), Serving("as measured"));
-    ASSERT_EQ(plan.size(), 1u);
-    EXPECT_EQ(plan[0].tier, c.tier) << c.prompt;
-    EXPECT_TRUE(plan[0].gate.is_open());
+    const TierPlan plan = PlanOf(**policy, Ask(std::string(c.prompt)), Serving("as measured"));
+    ASSERT_EQ(plan.steps.size(), 1u);
+    EXPECT_EQ(plan.steps[0].tier, c.tier) << c.prompt;
+    EXPECT_TRUE(plan.steps[0].gate.is_open());
+    EXPECT_EQ(plan.reason, "classifier");
+    EXPECT_TRUE(plan.is_measured);
   }
+}
+
+TEST(CalibratedPolicy, ALargerTiersCacheMayOutweighTheClassifiersChoiceAndNoSmallerOnes) {
+  const std::vector<TierPrice> prices = {{100, 100}, {10, 10}, {1, 1}};  // base, small, nano
+  const auto policy =
+      MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, /*verifies=*/false, prices);
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  const struct {
+    const char* name;
+    const char* prompt;
+    std::map<std::string, size_t> cached;
+    size_t tier;
+  } cases[] = {{"nothing is cached", "1234", {}, 2},
+               {"not enough of it", "1234", {{"small", 800}, {"base", 980}}, 2},
+               {"small has less than a tenth left", "1234", {{"small", 901}}, 1},
+               {"base has less than a hundredth left", "1234", {{"small", 901}, {"base", 999}}, 0},
+               {"nano has it too", "1234", {{"nano", 1000}, {"base", 1000}}, 2},
+               {"a smaller tier has all of it", "12ab", {{"nano", 1000}}, 1},
+               {"the largest is chosen", "abcd", {{"nano", 1000}, {"small", 1000}}, 0}};
+  for (const auto& c : cases) {
+    ClusterView view = Serving("as measured");
+    for (TierView& tier : view.tiers) tier.ready.emplace_back();
+    const auto ask = Ask(std::string(c.prompt));
+    EXPECT_EQ(PlanOf(**policy, ask, view, FixedMeter(1000, c.cached)).steps[0].tier, c.tier) << c.name;
+  }
+  ClusterView none_ready = Serving("as measured");
+  EXPECT_EQ(PlanOf(**policy, Ask(std::string("1234")), none_ready, FixedMeter(1000, {{"base", 1000}}))
+                .steps[0]
+                .tier,
+            2u);
+}
+
+TEST(CalibratedPolicy, TheCacheOfATierThatTheRequestCannotHaveOutweighsNothing) {
+  const std::vector<TierPrice> prices = {{100, 100}, {10, 10}, {1, 1}};  // base, small, nano
+  const auto policy =
+      MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, /*verifies=*/false, prices);
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  ClusterView view = Serving("as measured");
+  for (TierView& tier : view.tiers) tier.ready.emplace_back();
+  FixedMeter meter(1000, {{"small", 901}, {"base", 1000}});
+  const auto ask = [](std::optional<double> max_usd) {
+    return *Request::Make(
+        {.request_id = "r", .max_usd = max_usd, .input = std::string("1234"), .max_tokens = 1000});
+  };
+  EXPECT_EQ(PlanOf(**policy, ask({}), view, meter).steps[0].tier, 0u);
+  EXPECT_EQ(PlanOf(**policy, ask(0.19), view, meter).steps[0].tier, 1u) << "0.2 at base, 0.02 at small";
+  EXPECT_EQ(PlanOf(**policy, ask(0.019), view, meter).steps[0].tier, 2u);
+  meter.errors["base"] = InvalidArgument("too long");
+  EXPECT_EQ(PlanOf(**policy, ask({}), view, meter).steps[0].tier, 1u);
+  meter.errors["small"] = InvalidArgument("no tools");
+  EXPECT_EQ(PlanOf(**policy, ask({}), view, meter).steps[0].tier, 2u);
 }
 
 TEST(CalibratedPolicy, RefusesTiersAndFeaturesThatTheRouterDoesNotHave) {

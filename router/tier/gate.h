@@ -49,6 +49,7 @@ class Gate {
   static Gate Closed();
 
   bool is_open() const { return !is_closed_ && !threshold_.has_value(); }
+  bool is_closed() const { return is_closed_; }
   // At an answer's end. One without tokens says nothing about confidence and is not accepted by a threshold.
   bool Accepts(const AnswerSignals& signals) const;
   // Before it; `held` is the time since its first token.

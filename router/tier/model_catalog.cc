@@ -18,18 +18,27 @@ StatusOr<std::unique_ptr<ModelCatalog>> ModelCatalog::Make(std::vector<CatalogTi
     return FailedPrecondition("\"", name, "\" names two things");
   };
   std::vector<std::string> names;
-  for (const CatalogTier& tier : tiers) names.push_back(tier.name);
+  std::vector<TierPrice> prices;
+  for (const CatalogTier& tier : tiers) {
+    names.push_back(tier.name);
+    prices.push_back(tier.price);
+  }
   for (CatalogPolicy& policy : policies) {
     RETURN_IF_ERROR(add_name(policy.name));
-    CatalogEntry entry{.id = policy.name, .is_policy = true};
+    CatalogEntry entry{.id = policy.name, .is_policy = true, .shadow = policy.shadow};
     for (const PlanStep& step : policy.steps) {
       CHECK(step.tier < tiers.size());
       entry.tiers.push_back(step.tier);
     }
     if (policy.calibration.has_value()) {
-      ASSIGN_OR_RETURN(entry.policy, MakeCalibratedPolicy(*policy.calibration, names, /*verifies=*/true));
+      ASSIGN_OR_RETURN(entry.policy,
+                       MakeCalibratedPolicy(*policy.calibration, names, /*verifies=*/true,
+                                            policy.cache_affinity ? prices : std::vector<TierPrice>()));
       for (const CalibratedStep& step : policy.calibration->steps)
         entry.tiers.push_back(static_cast<size_t>(std::ranges::find(names, step.tier) - names.begin()));
+    } else if (policy.budget.has_value()) {
+      for (const BudgetCandidate& each : policy.budget->candidates) entry.tiers.push_back(each.tier);
+      ASSIGN_OR_RETURN(entry.policy, MakeBudgetPolicy(*std::move(policy.budget), names, prices));
     } else {
       entry.policy = MakeCascadePolicy(std::move(policy.steps));
     }

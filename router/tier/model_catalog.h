@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "base/status.h"
+#include "router/tier/budget_policy.h"
 #include "router/tier/calibration.h"
+#include "router/tier/drift.h"
 #include "router/tier/price.h"
 #include "router/tier/tier_policy.h"
 
@@ -25,7 +27,10 @@ struct CatalogPolicy {
   std::string name = {};
   std::vector<PlanStep> steps = {};             // as MakeCascadePolicy takes them
   std::optional<Calibration> calibration = {};  // instead
-  std::string calibration_file = {};
+  std::optional<BudgetOptions> budget = {};     // instead
+  std::string calibration_file = {};            // that either was read from
+  bool cache_affinity = false;                  // of a calibration that is a classifier
+  std::optional<ShadowOptions> shadow = {};     // of a calibration
 };
 
 struct CatalogEntry {
@@ -33,13 +38,14 @@ struct CatalogEntry {
   bool is_policy = false;
   std::vector<size_t> tiers = {};  // in the order they are asked
   std::unique_ptr<TierPolicy> policy = {};
+  std::optional<ShadowOptions> shadow = {};
 };
 
 class ModelCatalog {
  public:
   // `default_model`: the entry or alias for requests that name none; "": the first policy, else the first
   // tier. FAILED_PRECONDITION when a name is given twice or the default does not exist, and as of
-  // MakeCalibratedPolicy.
+  // MakeCalibratedPolicy and MakeBudgetPolicy.
   static StatusOr<std::unique_ptr<ModelCatalog>> Make(std::vector<CatalogTier> tiers,
                                                       std::vector<CatalogPolicy> policies,
                                                       const std::string& default_model);

@@ -1,5 +1,6 @@
 #include "router/tier/tier_policy.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace terrace {
@@ -7,17 +8,17 @@ namespace {
 
 class FixedPlanPolicy : public TierPolicy {
  public:
-  explicit FixedPlanPolicy(std::vector<PlanStep> steps) : steps_(std::move(steps)) {}
-  std::vector<PlanStep> Plan(const Request&, const ClusterView&) const override { return steps_; }
+  explicit FixedPlanPolicy(TierPlan plan) : plan_(std::move(plan)) {}
+  StatusOr<TierPlan> Plan(const PlanQuery&) const override { return plan_; }
 
  private:
-  const std::vector<PlanStep> steps_;
+  const TierPlan plan_;
 };
 
 }  // namespace
 
 std::unique_ptr<TierPolicy> MakeNamedPolicy(size_t tier) {
-  return std::make_unique<FixedPlanPolicy>(std::vector<PlanStep>{{.tier = tier}});
+  return std::make_unique<FixedPlanPolicy>(TierPlan{.steps = {{.tier = tier}}, .reason = "named"});
 }
 
 std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<PlanStep> steps) {
@@ -26,7 +27,9 @@ std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<PlanStep> steps) {
     const bool is_last = i + 1 == steps.size();
     CHECK(steps[i].gate.is_open() == is_last, "step ", i);
   }
-  return std::make_unique<FixedPlanPolicy>(std::move(steps));
+  const bool drafts = std::ranges::any_of(steps, [](const PlanStep& step) { return step.gate.is_closed(); });
+  return std::make_unique<FixedPlanPolicy>(
+      TierPlan{.steps = std::move(steps), .reason = drafts ? "verify" : "cascade", .names_step = !drafts});
 }
 
 }  // namespace terrace

@@ -1,8 +1,10 @@
-// Which tiers answer a request, in which order. A TierPolicy is const and pure. Thread-safe.
+// Which tiers answer a request, in which order, and why. A TierPolicy is const and pure: its plan follows
+// from the request and the snapshot. Thread-safe.
 #pragma once
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/status.h"
@@ -19,12 +21,39 @@ struct PlanStep {
   bool verifies = false;
 };
 
+struct TierPlan {
+  // In order; the last one's gate is open. At least one: a tier without a ready replica may come back while
+  // the request is under way, so it is the dispatcher's to skip.
+  std::vector<PlanStep> steps = {};
+  std::string reason = {};   // why these, as replies and logs say it (docs/how-to/policies.md)
+  bool names_step = false;   // the reason goes on with the step that answered
+  bool is_measured = false;  // what a calibration makes of the request: its bound is about such plans alone
+  bool is_priced = false;    // the request's own limit of its price has been kept to
+};
+
+// A request's prompt as the tiers see it: what a plan may look at besides the request and the snapshot, and
+// follows from them. Counted only when asked for. One thread at a time.
+class PromptMeter {
+ public:
+  virtual ~PromptMeter() = default;
+  // While nothing is known of the tier's tokenizer, its bytes. Errors are the request's: the tier cannot make
+  // tokens of the prompt, or its context does not hold them with max_tokens.
+  virtual StatusOr<size_t> Tokens(const TierView& tier) const = 0;
+  // Of those, what the ready replica that has most of them has in its cache.
+  virtual StatusOr<size_t> CachedTokens(const TierView& tier) const = 0;
+};
+
+struct PlanQuery {
+  const Request& request;
+  const ClusterView& view;
+  const PromptMeter& prompt;
+};
+
 class TierPolicy {
  public:
   virtual ~TierPolicy() = default;
-  // The steps in order; the last one's gate is open. At least one: a tier without a ready replica
-  // may come back while the request is under way, so it is the dispatcher's to skip.
-  virtual std::vector<PlanStep> Plan(const Request& request, const ClusterView& view) const = 0;
+  // An error is the request's: what it asks for cannot be had (budget_too_small), or of its prompt.
+  virtual StatusOr<TierPlan> Plan(const PlanQuery& query) const = 0;
   // Why its plans are not what it was made for, if so: FAILED_PRECONDITION, reason stale_calibration.
   virtual Status Check(const ClusterView&) const { return {}; }
 };

@@ -7,6 +7,7 @@
 #include "router/tier/gate.h"
 #include "router/tier/model_catalog.h"
 #include "router/tier/price.h"
+#include "router/tier/testing_plan.h"
 #include "router/tier/tier_policy.h"
 
 namespace terrace {
@@ -136,14 +137,32 @@ TEST(Price, IsLinearInPromptAndCompletionTokensAndCountsCachedOnesAsPrompt) {
 
 TEST(CascadePolicy, KeepsTheOrderAndOnlyTheLastGateIsOpen) {
   const auto policy = MakeCascadePolicy({{1, Gate(-0.2)}, {0, Gate(-0.3), true}, {2, {}, true}});
-  const auto plan = policy->Plan(*AnyRequest(), {});
-  ASSERT_EQ(plan.size(), 3u);
-  EXPECT_EQ(plan[0].tier, 1u);
-  EXPECT_EQ(plan[0].gate.threshold(), -0.2);
-  EXPECT_EQ(plan[1].gate.threshold(), -0.3);
-  EXPECT_TRUE(plan[1].verifies);
-  EXPECT_EQ(plan[2].tier, 2u);
-  EXPECT_TRUE(plan[2].gate.is_open());
+  const TierPlan plan = PlanOf(*policy, AnyRequest(), {});
+  const std::vector<PlanStep>& steps = plan.steps;
+  ASSERT_EQ(steps.size(), 3u);
+  EXPECT_EQ(steps[0].tier, 1u);
+  EXPECT_EQ(steps[0].gate.threshold(), -0.2);
+  EXPECT_EQ(steps[1].gate.threshold(), -0.3);
+  EXPECT_TRUE(steps[1].verifies);
+  EXPECT_EQ(steps[2].tier, 2u);
+  EXPECT_TRUE(steps[2].gate.is_open());
+}
+
+TEST(TierPolicy, SaysWhy) {
+  const auto named = MakeNamedPolicy(0);
+  const auto cascade = MakeCascadePolicy({{0, Gate(-0.2)}, {.tier = 1}});
+  const auto verify = MakeCascadePolicy({{0, Gate::Closed()}, {1, {}, true}});
+  const struct {
+    const TierPolicy& policy;
+    const char* reason;
+    bool names_step;
+  } cases[] = {{*named, "named", false}, {*cascade, "cascade", true}, {*verify, "verify", false}};
+  for (const auto& c : cases) {
+    const TierPlan plan = PlanOf(c.policy, AnyRequest(), {});
+    EXPECT_EQ(plan.reason, c.reason);
+    EXPECT_EQ(plan.names_step, c.names_step) << c.reason;
+    EXPECT_FALSE(plan.is_measured) << c.reason;
+  }
 }
 
 StatusOr<std::unique_ptr<ModelCatalog>> DemoCatalog(const std::string& default_model) {

@@ -145,7 +145,8 @@ class Bench {
   const std::unique_ptr<ModelCatalog> catalog_ = *ModelCatalog::Make({{.name = "tier"}}, {}, "");
   const std::unique_ptr<Balancer> balancer_ = MakeBalancer(BalancePolicy::kPrefix);
   TenantLedger ledger_{RealClock()};
-  Admission admission_{{}, 1, ledger_, RealClock()};
+  AdmissionBook book_{ledger_, RealClock()};
+  Admission admission_{{}, std::vector<std::string>{"tier"}, book_};
   Recorder recorder_{metrics_, std::vector<std::string>{"tier"}};
   DispatchState state_{{cluster_, *catalog_, *balancer_, admission_, recorder_, RealClock()}};
   const RequestPtr request_ = *Request::Make({.request_id = "r", .input = std::string("x")});

@@ -214,6 +214,22 @@ class OpenAiClient(unittest.TestCase):
         self.assertEqual(len(echoed.logprobs.top_logprobs), len(echoed.logprobs.tokens))
         self.assertEqual(len(complete(n=2, best_of=3).choices), 2)
 
+    def test_several_prompts_say_what_each_says_alone(self):
+        prompts = ["Once upon a time", "Sort the list"]
+        complete = lambda prompt, **more: self.client.completions.create(
+            model="nano", prompt=prompt, temperature=1, seed=7, n=2, max_tokens=8, **more)
+        alone = [complete(prompt) for prompt in prompts]
+        together = complete(prompts)
+        self.assertEqual([choice.index for choice in together.choices], [0, 1, 2, 3])
+        self.assertEqual([choice.text for choice in together.choices], [choice.text for one in alone for choice in one.choices])
+        self.assertEqual(together.usage.prompt_tokens, sum(one.usage.prompt_tokens for one in alone))
+        self.assertEqual(together.usage.completion_tokens, sum(one.usage.completion_tokens for one in alone))
+        texts = ["", "", "", ""]
+        for chunk in complete(prompts, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+        self.assertEqual(texts, [choice.text for choice in together.choices])
+
     def test_a_prompt_of_tokens(self):
         rows = [json.loads(line) for line in (HERE.parents[1] / "models/eval/golden.jsonl").read_text().splitlines()]
         row = next(row for row in rows if row["model"] == "terrace-demo-nano")

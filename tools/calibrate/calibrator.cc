@@ -6,7 +6,7 @@
 #include <span>
 #include <utility>
 
-#include "tools/calibrate/binomial.h"
+#include "base/binomial.h"
 #include "tools/calibrate/shuffle.h"
 
 namespace terrace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "base/binomial.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tools/calibrate/binomial.h"
 #include "tools/calibrate/testing_records.h"
 
 namespace terrace {

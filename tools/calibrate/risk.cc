@@ -2,8 +2,8 @@
 
 #include <cmath>
 
+#include "base/binomial.h"
 #include "base/status.h"
-#include "tools/calibrate/binomial.h"
 
 namespace terrace {
 

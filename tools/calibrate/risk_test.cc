@@ -4,10 +4,10 @@
 #include <optional>
 #include <vector>
 
+#include "base/binomial.h"
 #include "base/rng.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tools/calibrate/binomial.h"
 
 namespace terrace {
 namespace {

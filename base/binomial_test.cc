@@ -1,4 +1,4 @@
-#include "tools/calibrate/binomial.h"
+#include "base/binomial.h"
 
 #include <cmath>
 #include <vector>

@@ -1,0 +1,144 @@
+#include "router/tier/plan_request.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "router/request/param.h"
+#include "router/tier/testing_plan.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// A prompt of 10 tokens and an answer of 90 cost 100, 1,000 and 10,000 millionths.
+constexpr double kNanoUsd = 100e-6, kSmallUsd = 1000e-6, kBaseUsd = 10'000e-6;
+
+class PlanRequestTest : public ::testing::Test {
+ protected:
+  PlanRequestTest()
+      : catalog_(*ModelCatalog::Make(
+            {{.name = "nano", .price = {1, 1}, .aliases = {"tiny"}},
+             {.name = "small", .price = {10, 10}},
+             {.name = "base", .price = {100, 100}}},
+            {{.name = "auto", .steps = {{0, Gate(-0.1)}, {1, Gate(-0.2), true}, {2, {}, true}}},
+             {.name = "checked", .steps = {{0, Gate::Closed()}, {2, {}, true}}},
+             {.name = "priced", .budget = BudgetOptions{.candidates = {{0, 0.5}, {1, 0.9}}, .max_usd = 1}}},
+            "")) {}
+
+  StatusOr<TierPlan> Plan(const std::string& model, const std::string& tier,
+                          std::optional<double> max_usd = {}, bool has_drifted = false,
+                          const FixedMeter& meter = FixedMeter(), const TenantPtr& tenant = DefaultTenant()) {
+    const RequestPtr request = *Request::Make({.api = ApiKind::kOpenAiChat,
+                                               .request_id = "r",
+                                               .tier = tier,
+                                               .max_usd = max_usd,
+                                               .input = std::string("x"),
+                                               .max_tokens = 90,
+                                               .tenant = tenant});
+    const ClusterView view = ReadyTiers({"nano", "small", "base"});
+    return PlanRequest(*catalog_, **catalog_->Find(model), has_drifted, {*request, view, meter});
+  }
+  static std::vector<size_t> Tiers(const StatusOr<TierPlan>& plan) {
+    CHECK(plan.ok(), Message(plan.status()));
+    std::vector<size_t> out;
+    for (const PlanStep& step : plan->steps) out.push_back(step.tier);
+    return out;
+  }
+
+  const std::unique_ptr<ModelCatalog> catalog_;
+};
+
+TEST_F(PlanRequestTest, ARequestMayNameOneOfItsModelsTiers) {
+  const auto plan = Plan("auto", "small");
+  EXPECT_THAT(Tiers(plan), ElementsAre(1));
+  EXPECT_EQ(plan->reason, "override");
+  EXPECT_TRUE(plan->steps[0].gate.is_open());
+  EXPECT_THAT(Tiers(Plan("tiny", "nano")), ElementsAre(0));
+}
+
+TEST_F(PlanRequestTest, AnotherTierIsAnErrorThatNamesThoseThereAre) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"checked", "small"}, {"small", "base"}, {"auto", "auto"}, {"auto", "tiny"}, {"auto", "no\nsuch"}};
+  for (const auto& [model, tier] : cases) {
+    const Status error = Plan(model, tier).status();
+    EXPECT_EQ(error.code(), StatusCode::kInvalidArgument) << model << " " << tier;
+    EXPECT_EQ(Reason(error), "invalid_value");
+    EXPECT_EQ(Param(error), "x-terrace-tier");
+  }
+  EXPECT_THAT(Message(Plan("checked", "small").status()), HasSubstr("one of nano, base"));
+}
+
+TEST_F(PlanRequestTest, ATierThatTheTenantMayNotUseIsRefusedWhereARequestNamesIt) {
+  const auto tenant = std::make_shared<Tenant>(Tenant{.name = "a", .models = {"auto", "small"}});
+  const auto plan = [&](const char* tier) { return Plan("auto", tier, {}, false, FixedMeter(), tenant); };
+  EXPECT_THAT(Tiers(plan("small")), ElementsAre(1));
+  EXPECT_EQ(plan("base").status().code(), StatusCode::kPermissionDenied);
+  EXPECT_EQ(Reason(plan("base").status()), "model_not_allowed");
+  EXPECT_THAT(Tiers(plan("")), ElementsAre(0, 1, 2)) << "the policy may";
+}
+
+TEST_F(PlanRequestTest, AStepThatCannotHaveThePromptCostsNothingUnlessItIsTheLastOne) {
+  FixedMeter meter;
+  const Status error = ParamError("context_length_exceeded", "prompt", "too long");
+  meter.errors["nano"] = error;
+  EXPECT_THAT(Tiers(Plan("auto", "", kBaseUsd, false, meter)), ElementsAre(1));
+  EXPECT_THAT(Tiers(Plan("auto", "", (kSmallUsd + kBaseUsd) * 1.001, false, meter)), ElementsAre(0, 1, 2));
+  EXPECT_EQ(Reason(Plan("auto", "", kNanoUsd, false, meter).status()), "budget_too_small");
+  EXPECT_EQ(Plan("nano", "", kNanoUsd, false, meter).status(), error);
+  meter.errors = {{"base", error}};
+  EXPECT_EQ(Plan("auto", "", kBaseUsd, false, meter).status(), error) << "as without a limit";
+}
+
+TEST_F(PlanRequestTest, APolicyThatHasDriftedIsItsLastTierUnlessTheRequestNamesOne) {
+  const auto plan = Plan("auto", "", {}, /*has_drifted=*/true);
+  EXPECT_THAT(Tiers(plan), ElementsAre(2));
+  EXPECT_EQ(plan->reason, "fallback: drift");
+  EXPECT_THAT(Tiers(Plan("auto", "nano", {}, true)), ElementsAre(0));
+}
+
+TEST_F(PlanRequestTest, StepsThatDoNotFitTheRequestsLimitTogetherAreLeftOut) {
+  const double all = kNanoUsd + kSmallUsd + kBaseUsd;
+  const struct {
+    const char* model;
+    double max_usd;
+    std::vector<size_t> tiers;
+    const char* reason;
+  } cases[] = {
+      {"auto", all * 1.001, {0, 1, 2}, "cascade"},
+      {"auto", all * 0.999, {0, 1}, "cascade, within the request's limit"},
+      {"auto", kSmallUsd, {0}, "cascade, within the request's limit"},
+      {"checked", (kNanoUsd + kBaseUsd) * 1.001, {0, 2}, "verify"},
+      {"checked", kBaseUsd * 1.001, {2}, "verify, within the request's limit"},
+      {"base", kBaseUsd * 1.001, {2}, "named"},
+      {"priced", kSmallUsd * 1.001, {1}, "budget"},
+  };
+  for (const auto& c : cases) {
+    const auto plan = Plan(c.model, "", c.max_usd);
+    EXPECT_EQ(Tiers(plan), c.tiers) << c.model << " " << c.max_usd;
+    EXPECT_EQ(plan->reason, c.reason);
+    EXPECT_TRUE(plan->steps.back().gate.is_open());
+    EXPECT_FALSE(plan->steps.front().verifies);
+  }
+}
+
+TEST_F(PlanRequestTest, WhereNothingFitsTheErrorHasTheLeastPrice) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"auto", ""}, {"checked", ""}, {"base", ""}, {"priced", ""}, {"auto", "base"}};
+  for (const auto& [model, tier] : cases) {
+    const Status error = Plan(model, tier, kNanoUsd / 2).status();
+    EXPECT_EQ(error.code(), StatusCode::kInvalidArgument) << model;
+    EXPECT_EQ(Reason(error), "budget_too_small");
+    EXPECT_EQ(Param(error), "x-terrace-max-usd");
+  }
+  EXPECT_THAT(Message(Plan("checked", "", kNanoUsd).status()), HasSubstr("may cost 0.01 USD"));
+  EXPECT_EQ(Reason(Plan("auto", "", kBaseUsd, /*has_drifted=*/true).status()), "") << "it fits";
+}
+
+}  // namespace
+}  // namespace terrace
