@@ -32,13 +32,13 @@ def run(*arguments):
     return (done.stdout, "") if done.returncode == 0 else (None, done.stderr.strip())
 
 
-def ask(name, tasks, options):
+def ask(name, tasks, options, tiers=TIERS):
     """The records of these tasks; they are made the first time."""
     path = options.work / f"{name}.jsonl"
     if not path.exists():
-        tiers = ",".join(f"{tier}={ROOT / 'models' / f'terrace-demo-{tier}'}" for tier in TIERS)
+        models = ",".join(f"{tier}={ROOT / 'models' / f'terrace-demo-{tier}'}" for tier in tiers)
         print(f"asking {name} ...", file=sys.stderr, flush=True)
-        output, reason = run("calibrate", "--tiers", tiers, "--compute", "f32", "--tasks", *tasks, "--save-records", path,
+        output, reason = run("calibrate", "--tiers", models, "--compute", "f32", "--tasks", *tasks, "--save-records", path,
                              "--records-only")
         if output is None:
             sys.exit(f"{name}: {reason}")

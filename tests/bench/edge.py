@@ -4,7 +4,7 @@ streams, overload.
 
     ./quickstart --once && bazel build --config=release //tests/bench:stub_worker //tests/bench:edge_load
     tests/bench/edge.py proxy      # latency and CPU beside nginx's grpc_pass, in turns (needs nginx: apt-get install nginx-light)
-    tests/bench/edge.py streams    # 10,000 open event streams: errors, memory of each
+    tests/bench/edge.py streams    # 10,000 open event streams: errors, memory of each; of their tokens with --logged 0,100,1000
     tests/bench/edge.py overload   # 2, 5 and 10 times what the workers can do: goodput over time
 
 Everything runs on this machine and shares its cores: only what ran in turns can be compared.
@@ -25,7 +25,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "e2e"))
 from cluster import ROOT, children_of, free_ports, wait_until
-from processes import Process, Router
+from processes import Process, Router, http_call
 
 BUILT = (ROOT / "bin" / "terrace").resolve().parents[2] / "tests" / "bench"  # beside the binaries that bin/ links to
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -178,10 +178,11 @@ def report_level(title, rows):
 
 
 class EventStream(asyncio.Protocol):
-    """One chat, streamed; `run` keeps the counts of all."""
+    """One chat, streamed; `run` keeps the counts of all. It is open once its first `run.logged` tokens have come."""
 
     def __init__(self, run):
-        self.run, self.tail, self.has_begun, self.is_over = run, b"", False, False
+        self.run, self.tail, self.tokens = run, b"", 0
+        self.has_head, self.is_open, self.is_over = False, False, False
 
     def connection_made(self, transport):
         transport.write(self.run.request)
@@ -189,14 +190,18 @@ class EventStream(asyncio.Protocol):
     def data_received(self, data):
         if self.is_over:
             return
-        if not self.has_begun:
+        if not self.has_head:
             if not data.startswith(b"HTTP/1.1 200"):
                 self.run.fail(data[:200].decode(errors="replace"))
                 self.is_over = True
                 return
-            self.has_begun = True
-            self.run.begun += 1
+            self.has_head = True
         data = self.tail + data
+        if not self.is_open:
+            if self.run.logged:
+                self.tokens += data.count(self.run.word) - self.tail.count(self.run.word)
+            self.is_open = self.tokens >= self.run.logged
+            self.run.open += self.is_open
         if b"data: [DONE]" in data:
             self.is_over = True
             self.run.done += 1
@@ -206,18 +211,24 @@ class EventStream(asyncio.Protocol):
         self.tail = data[-20:]
 
     def connection_lost(self, error):
-        if not self.is_over:
+        if not self.is_over and not self.run.is_closing:
             self.run.fail(f"cut off: {error}")
 
 
+def chat(tokens, stream=True):
+    return {"model": "stub", "stream": stream, "max_tokens": tokens, "ignore_eos": True,
+            "messages": [{"role": "user", "content": "The printer is grey, and I want my money back. " * 20}]}
+
+
 class Streams:
-    def __init__(self, port, count, tokens):
-        body = json.dumps({"model": "stub", "stream": True, "max_tokens": tokens, "ignore_eos": True, "messages": [
-            {"role": "user", "content": "The printer is grey, and I want my money back. " * 20}]}).encode()
+    """`count` chats of `tokens` tokens each, of which `logged` come at once; `word` is what each token stands for."""
+
+    def __init__(self, port, count, tokens, logged=0, word=b""):
+        body = json.dumps(chat(tokens)).encode()
         self.request = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)) + body
-        self.port, self.count = port, count
-        self.begun = self.done = self.failed = 0
-        self.reasons = {}
+        self.port, self.count, self.logged, self.word = port, count, logged, word
+        self.open = self.done = self.failed = 0
+        self.is_closing, self.reasons = False, {}
 
     def fail(self, reason):
         self.failed += 1
@@ -227,13 +238,14 @@ class Streams:
         loop, transports = asyncio.get_running_loop(), []
         for i in range(self.count):
             transports.append((await loop.create_connection(lambda: EventStream(self), "127.0.0.1", self.port))[0])
-            while i - self.begun - self.failed > 500:  # no more requests wait for their first event at a time
+            while i - self.open - self.failed > 500:  # no more requests wait for their first tokens at a time
                 await asyncio.sleep(0.01)
-        while self.begun + self.failed < self.count:
+        while self.open + self.failed < self.count:
             await asyncio.sleep(0.05)
         when_all_are_open()
-        while self.done + self.failed < self.count:
+        while not self.logged and self.done + self.failed < self.count:
             await asyncio.sleep(0.05)
+        self.is_closing = True
         for transport in transports:
             transport.close()
 
@@ -245,25 +257,40 @@ def streams(options):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), max(hard, files)))
     except ValueError:
         sys.exit(f"{files} open files are needed, {hard} are allowed: run as root, or with a smaller --count")
-    found = {}
-    with Stub(inter_token_ms=options.interval * 1000) as stub, \
+    found = [open_streams(options, logged, files) for logged in options.logged]
+    for run in found[1:]:
+        more = run["logged"] - found[0]["logged"]
+        if more > 0:
+            print(f"{run['logged']:,} tokens rather than {found[0]['logged']:,}: {(run['bytes_each'] - found[0]['bytes_each']) / more:.1f} bytes of router memory a token")
+    return found
+
+
+def open_streams(options, logged, files):
+    """With `logged` 0 the streams go on to their ends; else they stand still behind so many tokens, and are then closed."""
+    found = {"logged": logged}
+    pace = {"inter_token_ms": 3600 * 1000, "burst_tokens": logged} if logged else {"inter_token_ms": options.interval * 1000}
+    with Stub(**pace) as stub, \
             Router({"stub": stub.grpc}, admission={"max_in_flight": options.count + 100},
                    listen={"http_limits": {"max_connections": files}}) as router:
-        asyncio.run(Streams(router.port("http"), 200, 2).run(lambda: None))
+        answer = json.loads(http_call(router.port("http"), "POST", "/v1/chat/completions", chat(1, stream=False))[2])
+        word = answer["choices"][0]["message"]["content"].encode()
+        asyncio.run(Streams(router.port("http"), 200, 1 if logged else 2).run(lambda: None))
         before, begin = resident_bytes(router.pid), time.monotonic()
 
         def all_are_open():
             found.update(bytes_each=(resident_bytes(router.pid) - before) / options.count, seconds_to_open=time.monotonic() - begin,
                          in_flight=router.metric("terrace_requests_in_flight"))
-            print(f"{options.count:,} streams are open after {found['seconds_to_open']:.1f} s ({found['in_flight']:,.0f} in flight), "
+            print(f"{options.count:,} streams with {logged:,} tokens behind them are open after {found['seconds_to_open']:.1f} s ({found['in_flight']:,.0f} in flight), "
                   f"{found['bytes_each'] / 1024:.1f} KiB of router memory each (from {before / 2**20:.1f} MiB)", flush=True)
 
-        run = Streams(router.port("http"), options.count, options.tokens)
+        tokens = logged + 1 if logged else options.tokens
+        run = Streams(router.port("http"), options.count, tokens, logged, word)
         cpu = cpu_seconds(router.pid)
         asyncio.run(run.run(all_are_open))
         found.update(done=run.done, failed=run.failed, reasons=run.reasons, router_cpu_seconds=cpu_seconds(router.pid) - cpu)
-        print(f"{run.done:,} ended with [DONE], {run.failed:,} failed {run.reasons or ''}; the router used {found['router_cpu_seconds']:.1f} s of CPU "
-              f"for {options.count * options.tokens:,} tokens and has {resident_bytes(router.pid) / 2**20:.1f} MiB now")
+        ends = f"{run.done:,} ended with [DONE], " if not logged else ""
+        print(f"{ends}{run.failed:,} failed {run.reasons or ''}; the router used {found['router_cpu_seconds']:.1f} s of CPU "
+              f"for {options.count * tokens:,} tokens and has {resident_bytes(router.pid) / 2**20:.1f} MiB now")
     return found
 
 
@@ -312,6 +339,8 @@ def main():
     one.add_argument("--count", type=int, default=10_000)
     one.add_argument("--tokens", type=int, default=20, help="of each answer")
     one.add_argument("--interval", type=float, default=5, help="seconds between two tokens of one stream")
+    one.add_argument("--logged", type=lambda text: [int(n) for n in text.split(",")], default=[0],
+                     help="tokens that each stream has had when memory is looked at, several by commas: 0,100,1000")
     one = commands.add_parser("overload", help="more than the workers can do")
     one.set_defaults(run=overload)
     one.add_argument("--times", type=lambda text: [float(n) for n in text.split(",")], default=[2, 5, 10])

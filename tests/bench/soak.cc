@@ -34,6 +34,7 @@ struct Flags {
   uint32_t seed = 1;
   std::string kv_dtype = "f32";
   bool swap = true;
+  std::string drafter = "none", draft_model = "";
 };
 
 struct Counts {
@@ -320,13 +321,15 @@ StatusOr<bool> Run(const Flags& flags) {
                                                    .kv_dtype = flags.kv_dtype,
                                                    .prefix_cache = false}));
   // A pool of two and a half contexts for up to 12 sequences.
-  ASSIGN_OR_RETURN(OpenedEngine crowd, OpenEngine({.model = flags.model,
-                                                   .max_sequences = 12,
-                                                   .max_step_tokens = 96,
-                                                   .kv_pool_bytes = alone.kv_bytes * 5 / 2,
-                                                   .kv_dtype = flags.kv_dtype,
-                                                   .host_swap_bytes = flags.swap ? alone.kv_bytes * 2 : 0,
-                                                   .max_prefill_wait_seconds = 1}));
+  ASSIGN_OR_RETURN(OpenedEngine crowd,
+                   OpenEngine({.model = flags.model,
+                               .max_sequences = 12,
+                               .max_step_tokens = 96,
+                               .kv_pool_bytes = alone.kv_bytes * 5 / 2,
+                               .kv_dtype = flags.kv_dtype,
+                               .host_swap_bytes = flags.swap ? alone.kv_bytes * 2 : 0,
+                               .max_prefill_wait_seconds = 1,
+                               .speculation = {.drafter = flags.drafter, .model = flags.draft_model}}));
   const auto vocab_size = static_cast<uint32_t>(crowd.files->config.vocab_size);
   std::printf("%s: %s, %u blocks of %u, %u of swap memory, seed %u, %.1f minutes\n", flags.model.c_str(),
               crowd.kv_dtype.c_str(), crowd.blocks, crowd.block_tokens, crowd.host_blocks, flags.seed,
@@ -345,6 +348,8 @@ int main(int argc, char** argv) {
   app.add_option("--seed", flags.seed)->capture_default_str();
   app.add_option("--kv-dtype", flags.kv_dtype, "f32, f16, bf16 or int8")->capture_default_str();
   app.add_flag("--swap,!--no-swap", flags.swap, "swap memory for preempted sequences")->capture_default_str();
+  app.add_option("--drafter", flags.drafter, "none, ngram or model")->capture_default_str();
+  app.add_option("--draft-model", flags.draft_model, "of drafter model");
   CLI11_PARSE(app, argc, argv);
   const auto all_held = terrace::Run(flags);
   if (!all_held.ok()) {

@@ -3,6 +3,7 @@
 // one thing at a time happens to it, a write or a wait, so it needs no lock.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <span>
@@ -21,6 +22,7 @@ namespace terrace {
 struct StubPace {
   uint32_t tokens = 16;  // of answers that have no max_tokens
   Duration first_token = {}, inter_token = {};
+  uint32_t burst_tokens = 1;    // so many come at once, with the first; then one after each inter_token
   Duration prefill_token = {};  // before the first token, for each of the prompt that is not cached
 };
 
@@ -91,7 +93,8 @@ class StubCall : public grpc::ServerWriteReactor<Response>,
   Duration WaitBefore(uint32_t step) const {
     if (step == first_messages_)
       return state_.pace.first_token + state_.pace.prefill_token * (prompt_tokens() - cached_tokens_);
-    return step > first_messages_ && step < first_messages_ + tokens_ ? state_.pace.inter_token : Duration(0);
+    const uint32_t token = step - std::min(step, first_messages_);
+    return token >= state_.pace.burst_tokens && token < tokens_ ? state_.pace.inter_token : Duration(0);
   }
 
   void Await() {

@@ -31,6 +31,7 @@ constexpr char kLayout[] = "stub";
 struct Flags {
   std::string text = "models/terrace-demo-nano";
   uint32_t workers = 1, places = UINT32_MAX, inbox = 256, tokens = 16, cache_blocks = 0, context = 1 << 20;
+  uint32_t burst_tokens = 1;
   double first_token_ms = 0, inter_token_ms = 0, prefill_token_us = 0;
 };
 
@@ -68,6 +69,7 @@ StubPace PaceOf(const Flags& flags) {
   return {.tokens = flags.tokens,
           .first_token = FromSeconds(flags.first_token_ms / 1e3),
           .inter_token = FromSeconds(flags.inter_token_ms / 1e3),
+          .burst_tokens = flags.burst_tokens,
           .prefill_token = FromSeconds(flags.prefill_token_us / 1e6)};
 }
 
@@ -240,6 +242,9 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--first-token-ms", flags.first_token_ms, "")->capture_default_str();
   app.add_option("--inter-token-ms", flags.inter_token_ms, "")->capture_default_str();
+  app.add_option("--burst-tokens", flags.burst_tokens, "that come at once, with the first one")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--prefill-token-us", flags.prefill_token_us,
                  "before the first token, for each of the prompt that is not cached")
       ->capture_default_str();

@@ -39,7 +39,9 @@ CheckedScheduler::Options OptionsFrom(Bytes& bytes) {
   const uint32_t flags = bytes.Next();
   options.prefix_cache = (flags & 1) == 0;
   options.max_prefill_wait_seconds = (flags >> 1) % 4 * 0.01;
-  return {.scheduler = options, .failing_seeds = (flags & 8) != 0 ? 7u : 0u};
+  return {.scheduler = options,
+          .failing_seeds = (flags & 8) != 0 ? 7u : 0u,
+          .draft_seed = (flags & 16) != 0 ? flags : 0u};
 }
 
 // Tokens of few kinds, so that beginnings are shared; or another sequence's tokens, cut.

@@ -40,6 +40,8 @@ struct BenchEnd {
   Status status;                                         // OK: the answer is complete
   std::optional<uint32_t> prompt_tokens, cached_tokens;  // as the target counted them
   std::optional<double> queue_seconds;
+  // That the worker drafted of the answer itself: verified, and of those in it.
+  std::optional<uint32_t> speculated_tokens, accepted_speculated_tokens;
 };
 
 // Who asked. Called in order and never twice at a time, on any thread; must not block. Shared by the target

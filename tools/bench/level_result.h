@@ -41,6 +41,7 @@ struct LevelResult {
   uint64_t output_tokens = 0;  // that arrived, those of answers that were not completed too
   // Of the complete answers.
   uint64_t reported_prompt_tokens = 0, cached_tokens = 0;  // as the target counted them
+  uint64_t speculated_tokens = 0, accepted_speculated_tokens = 0;
   uint32_t min_output_tokens = 0, max_output_tokens = 0;
   uint64_t short_answers = 0;
   std::vector<ShortAnswer> short_answer_examples;

@@ -30,6 +30,8 @@ StatusOr<std::unique_ptr<BenchTarget>> OpenBenchTarget(const BenchOptions& optio
   engine.device = options.device;
   engine.compute = options.compute;
   engine.kv_dtype = options.kv_dtype;
+  engine.speculation.drafter = options.drafter;
+  engine.speculation.model = options.draft_model;
   engine.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
   return OpenLocalBenchTarget(engine);
 }

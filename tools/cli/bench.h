@@ -17,6 +17,7 @@ struct BenchOptions {
   std::string model;  // with `router`: a served name; alone: the path of a model to run in this process
   uint32_t threads = 0, max_sequences = 0;                           // of a model in this process: see
   std::string device = "auto", compute = "auto", kv_dtype = "auto";  // OpenEngineOptions
+  std::string drafter = "none", draft_model = "";                    // and SpeculationOptions
   BenchSettings settings;
   std::string json;  // a file, "-" for stdout; "": none
 };

@@ -46,6 +46,8 @@ void AddTarget(CLI::App& bench, BenchOptions& options) {
        AddEngineOptions(bench, options.device, options.compute, options.kv_dtype)) {
     option->excludes(router)->excludes(worker);
   }
+  for (CLI::Option* const option : AddDraftOptions(bench, options.drafter, options.draft_model))
+    option->excludes(router)->excludes(worker);
   bench
       .add_option("--max-sequences", options.max_sequences,
                   "batched at once by a model in this process (default: 16, on a CUDA device 256)")

@@ -28,6 +28,8 @@ class ObserverSink : public TokenSink {
     end.prompt_tokens = result.stats.prompt_tokens;
     end.cached_tokens = result.stats.cached_tokens;
     end.queue_seconds = result.stats.queue_seconds;
+    end.speculated_tokens = result.stats.speculated_tokens;
+    end.accepted_speculated_tokens = result.stats.accepted_speculated_tokens;
     End(end);
   }
   bool is_closed() const override { return is_closed_; }

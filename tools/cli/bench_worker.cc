@@ -42,6 +42,8 @@ class ExecuteStream : public BenchStream<v1::ExecuteEvent> {
     end.prompt_tokens = finished_.prompt_tokens();
     end.cached_tokens = finished_.cached_tokens();
     end.queue_seconds = finished_.queue_seconds();
+    end.speculated_tokens = finished_.speculated_tokens();
+    end.accepted_speculated_tokens = finished_.accepted_speculated_tokens();
     return end;
   }
 

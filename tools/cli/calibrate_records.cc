@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <iterator>
-#include <map>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include "base/http_server.h"
 #include "text/text_assets.h"
-#include "tools/cli/mailbox.h"
+#include "tools/cli/ask_rows.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/cli/router_client.h"
 #include "worker/formats/model_files.h"
@@ -19,60 +16,8 @@
 namespace terrace {
 namespace {
 
-constexpr double kWaitSeconds = 0.05;  // how late a Ctrl-C may be noticed
 constexpr double kStatusSeconds = 5;
 constexpr uint32_t kAlternatives = 20;  // the most that a request may ask for
-
-struct RowPiece {
-  size_t row = 0;  // index
-  AnswerPiece piece;
-};
-
-v1::GenerateRequest RequestFor(const TaskRow& row, const std::string& model, uint32_t max_tokens) {
-  v1::GenerateRequest request;
-  request.set_model(model);
-  *request.mutable_chat() = row.chat;
-  request.set_max_tokens(max_tokens);
-  request.mutable_sampling()->set_temperature(0);
-  request.set_logprobs(true);
-  request.set_top_logprobs(kAlternatives);
-  return request;
-}
-
-using OnAnswer = std::function<Status(size_t row, const Answer& answer)>;
-
-// Several at a time; `on_answer` is called once a request, in any order, and its error ends it too.
-Status AskAll(Answerer& answerer, const std::vector<v1::GenerateRequest>& requests, uint32_t concurrency,
-              ShutdownSignal& shutdown, const OnAnswer& on_answer) {
-  const auto mailbox = std::make_shared<Mailbox<RowPiece>>();
-  std::map<size_t, std::unique_ptr<AnswerCall>> calls;  // in flight, by row
-  std::map<size_t, Answer> answers;                     // of those
-  const auto give_up = [&](const Status& status) {
-    for (const auto& [row, call] : calls) call->Cancel();
-    return status;
-  };
-  size_t started = 0, done = 0;
-  while (done < requests.size()) {
-    while (started < requests.size() && calls.size() < concurrency) {
-      const size_t row = started++;
-      calls[row] = answerer.Start(requests[row], [mailbox, row](AnswerPiece piece) {
-        mailbox->Push({.row = row, .piece = std::move(piece)});
-      });
-    }
-    const std::optional<RowPiece> event = mailbox->Pop(kWaitSeconds);
-    if (shutdown.WaitFor(0) != 0) return give_up(Cancelled("interrupted"));
-    if (!event.has_value()) continue;
-    if (!event->piece.ok()) return give_up(event->piece.status());
-    Answer& answer = answers[event->row];
-    answer.Add(*event->piece);
-    if (!event->piece->has_finished()) continue;
-    if (const Status status = on_answer(event->row, answer); !status.ok()) return give_up(status);
-    answers.erase(event->row);
-    calls.erase(event->row);
-    ++done;
-  }
-  return {};
-}
 
 // A tier, opened.
 struct OpenedTier {
@@ -142,24 +87,26 @@ std::vector<int32_t> IdsOf(const Answer& answer) {
 // this tier's; becomes its own.
 Status AskTier(const OpenedTier& tier, const std::vector<TaskRow>& rows, const AskTiersOptions& options,
                const CommandContext& context, Records& records, std::vector<std::vector<int32_t>>& drafts) {
-  std::vector<v1::GenerateRequest> requests;
-  for (const TaskRow& row : rows) requests.push_back(RequestFor(row, tier.model, options.max_tokens));
   ProgressBar bar(context, tier.described.name);
   size_t done = 0;
   const auto on_answer = [&](size_t row, const Answer& answer) -> Status {
-    const StatusOr<AnswerSignals> signals = SignalsOf(answer);
-    if (!signals.ok()) return Annotate(signals.status(), rows[row].id);
+    ASSIGN_OR_RETURN(const AnswerSignals signals, SignalsOf(answer));
     std::vector<int32_t> ids = IdsOf(answer);
     records.rows[row].answers.push_back(
         {.is_right = IsRight(rows[row].checker, answer.text, rows[row].expected),
          .prompt_tokens = answer.finished.usage().prompt_tokens(),
-         .signals = *signals,
+         .signals = signals,
          .draft_agreement = AgreementWith(drafts[row], ids)});
     drafts[row] = std::move(ids);
     bar.Show(++done, rows.size());
     return {};
   };
-  return AskAll(*tier.answerer, requests, options.concurrency, context.shutdown, on_answer);
+  return AskRows(*tier.answerer, rows,
+                 {.model = tier.model,
+                  .concurrency = options.concurrency,
+                  .max_tokens = options.max_tokens,
+                  .top_logprobs = kAlternatives},
+                 context.shutdown, on_answer);
 }
 
 }  // namespace

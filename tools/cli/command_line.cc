@@ -99,7 +99,8 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
           ->type_name("N");
   const auto [device, compute, kv_dtype] =
       AddEngineOptions(command, target.device, target.compute, target.kv_dtype);
-  for (CLI::Option* const option : {threads, device, compute, kv_dtype})
+  const auto [drafter, draft_model] = AddDraftOptions(command, target.drafter, target.draft_model);
+  for (CLI::Option* const option : {threads, device, compute, kv_dtype, drafter, draft_model})
     option->excludes(router)->needs(model);
 }
 

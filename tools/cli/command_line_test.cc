@@ -158,6 +158,9 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"evaluate", "--router", "h:1", "--model", "m", "--device", "cpu"},
       {"generate", "--prompt", "a", "--model", "m", "--kv-dtype", "fp8"},
       {"evaluate", "--router", "h:1", "--model", "m", "--kv-dtype", "f16"},
+      {"generate", "--prompt", "a", "--model", "m", "--drafter", "oracle"},
+      {"generate", "--prompt", "a", "--model", "m", "--draft-model", "d"},
+      {"generate", "--prompt", "a", "--drafter", "ngram"},  // for which model?
       {"generate", "--prompt", "a", "--top-k", "-1"},
       {"generate", "--prompt", "a", "--max-tokens", "-1"},
       {"generate", "--prompt", "a", "--logprobs", "21"},

@@ -2,31 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
-#include <optional>
 
 #include "base/clock.h"
+#include "tools/cli/ask_rows.h"
 #include "tools/cli/format.h"
-#include "tools/cli/mailbox.h"
 
 namespace terrace {
 namespace {
-
-constexpr double kWaitSeconds = 0.05;  // how late a Ctrl-C may be noticed
-
-struct RowPiece {
-  size_t row = 0;  // index
-  AnswerPiece piece;
-};
-
-v1::GenerateRequest RequestFor(const TaskRow& row, const EvaluationOptions& options) {
-  v1::GenerateRequest request;
-  request.set_model(options.model);
-  *request.mutable_chat() = row.chat;
-  request.set_max_tokens(options.max_tokens);
-  request.mutable_sampling()->set_temperature(0);
-  return request;
-}
 
 Score ScoreOf(const TaskRow& row, const Answer& answer, const std::map<std::string, uint64_t>& parameters) {
   Score score;
@@ -134,48 +116,30 @@ StatusOr<EvaluationResult> RunEvaluation(Answerer& answerer, const std::vector<T
 
   EvaluationResult result;
   result.model = options.model;
-  std::vector<size_t> to_ask;  // indices of scored rows, in order
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].checker == Checker::kNone) {
+  std::vector<TaskRow> scored;
+  for (const TaskRow& row : rows) {
+    if (row.checker == Checker::kNone) {
       ++result.unscored_rows;
       continue;
     }
-    to_ask.push_back(i);
+    scored.push_back(row);
     const bool is_new = std::none_of(result.tasks.begin(), result.tasks.end(),
-                                     [&](const auto& entry) { return entry.first == rows[i].task; });
-    if (is_new) result.tasks.emplace_back(rows[i].task, Score());
+                                     [&](const auto& entry) { return entry.first == row.task; });
+    if (is_new) result.tasks.emplace_back(row.task, Score());
   }
 
-  const auto mailbox = std::make_shared<Mailbox<RowPiece>>();
-  std::map<size_t, std::unique_ptr<AnswerCall>> calls;  // in flight, by row
-  std::map<size_t, Answer> answers;                     // of those
-  std::map<std::string, uint64_t> answered_by;          // rows, by tier
+  std::map<std::string, uint64_t> answered_by;  // rows, by tier
+  size_t done = 0;
   const MonoTime start = RealClock().Now();
-  const auto give_up = [&](const Status& status) {
-    for (const auto& [row, call] : calls) call->Cancel();
-    return status;
+  const auto on_answer = [&](size_t row, const Answer& answer) -> Status {
+    Count(scored[row], answer, parameters, result, answered_by);
+    options.on_progress(++done, scored.size());
+    return {};
   };
-  size_t started = 0, done = 0;
-  while (done < to_ask.size()) {
-    while (started < to_ask.size() && calls.size() < options.concurrency) {
-      const size_t row = to_ask[started++];
-      calls[row] = answerer.Start(RequestFor(rows[row], options), [mailbox, row](AnswerPiece piece) {
-        mailbox->Push({.row = row, .piece = std::move(piece)});
-      });
-    }
-    const std::optional<RowPiece> event = mailbox->Pop(kWaitSeconds);
-    if (shutdown.WaitFor(0) != 0) return give_up(Cancelled("interrupted"));
-    if (!event.has_value()) continue;
-    const TaskRow& row = rows[event->row];
-    if (!event->piece.ok()) return give_up(Annotate(event->piece.status(), row.id));
-    Answer& answer = answers[event->row];
-    answer.Add(*event->piece);
-    if (!event->piece->has_finished()) continue;
-    Count(row, answer, parameters, result, answered_by);
-    answers.erase(event->row);
-    calls.erase(event->row);
-    options.on_progress(++done, to_ask.size());
-  }
+  RETURN_IF_ERROR(
+      AskRows(answerer, scored,
+              {.model = options.model, .concurrency = options.concurrency, .max_tokens = options.max_tokens},
+              shutdown, on_answer));
   result.wall_seconds = Seconds(RealClock().Now() - start);
   result.answered_by.assign(answered_by.begin(), answered_by.end());
   std::stable_sort(result.answered_by.begin(), result.answered_by.end(),

@@ -28,6 +28,8 @@ StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const 
   options.device = target.device;
   options.compute = target.compute;
   options.kv_dtype = target.kv_dtype;
+  options.speculation.drafter = target.drafter;
+  options.speculation.model = target.draft_model;
   options.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
   ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(options));
   return std::unique_ptr<Answerer>(std::move(local));

@@ -18,6 +18,7 @@ struct ModelTarget {
   uint32_t threads = 0;  // in process; 0: all cores
   uint32_t max_sequences = 16;                                       // in process
   std::string device = "auto", compute = "auto", kv_dtype = "auto";  // in process: see OpenEngineOptions
+  std::string drafter = "none", draft_model = "";                    // in process: see SpeculationOptions
   ServerAccess access;                                               // of a router
 
   bool is_in_process() const { return router.empty() && !model.empty(); }

@@ -73,6 +73,25 @@ std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& dev
           ->capture_default_str()};
 }
 
+std::array<CLI::Option*, 2> AddDraftOptions(CLI::App& command, std::string& drafter,
+                                            std::string& draft_model) {
+  auto* const who =
+      command
+          .add_option("--drafter", drafter,
+                      "who guesses tokens for a model in this process to verify, several a pass: none, ngram "
+                      "(what followed the same tokens before), model (--draft-model)")
+          ->type_name("DRAFTER")
+          ->check(CLI::IsMember({"none", "ngram", "model"}).description(""))
+          ->capture_default_str();
+  auto* const model =
+      command
+          .add_option("--draft-model", draft_model,
+                      "model folder or .gguf of the drafter: smaller, with the same tokenizer")
+          ->type_name("MODEL")
+          ->needs(who);
+  return {who, model};
+}
+
 void AddAccessOptions(CLI::App& command, ServerAccess& flags) {
   command.add_option("--api-key-file", flags.api_key_file, "file with the API key that a router asks for")
       ->type_name("FILE");

@@ -18,6 +18,10 @@ inline constexpr char kAddress[] = "ADDR";  // host:port
 std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
                                              std::string& kv_dtype);
 
+// --drafter and --draft-model of a model that a command opens in its own process.
+std::array<CLI::Option*, 2> AddDraftOptions(CLI::App& command, std::string& drafter,
+                                            std::string& draft_model);
+
 // --api-key-file, --tls-ca and what belongs to it, of a command that connects to a server.
 void AddAccessOptions(CLI::App& command, ServerAccess& flags);
 

@@ -24,6 +24,8 @@ std::string Summary(const ClusterPlan& plan, const CommandContext& context) {
     if (policy.has_verify())
       steps = Concat(policy.verify().draft(), ", verified by ", policy.verify().tier());
     if (!policy.calibration().empty()) steps = policy.calibration();
+    for (const v1::BudgetCandidate& each : policy.budget().candidates())
+      steps += Concat(steps.empty() ? "" : " or ", each.tier());
     out += Concat("policy ", policy.name(), ": ", steps, "\n");
   }
   if (!listen.http().empty()) out += Concat("OpenAI API  http://", ClientAddress(listen.http()), "/v1\n");

@@ -12,8 +12,7 @@ namespace {
 // What Sampler::Adjust does to a row, token by token.
 void AddAdjustments(const SamplingParams& params, const TokenCounts& counts,
                     std::vector<GpuLogitAdjustment>& out) {
-  const bool has_penalties =
-      params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
+  const bool has_penalties = HasPenalties(params);
   if (params.logit_bias.empty() && !has_penalties) return;
   std::map<int32_t, GpuLogitAdjustment> by_token;
   const auto at = [&](int32_t token) -> GpuLogitAdjustment& {
@@ -113,10 +112,11 @@ bool CudaRunner::MakeRows(const StepPlan& plan, const Batch& batch) {
     rows_.resize(rows_.size() + batch.sequences[s].logits - sampled);  // of scores alone
     if (!planned.sample) continue;
     const SamplingParams& params = *planned.sampling;
+    const bool counts_proposed = planned.proposed > 0 && HasPenalties(params);
     TokenCounts counts;
-    if (planned.proposed > 0) counts = *planned.counts;
+    if (counts_proposed) counts = *planned.counts;
     for (uint32_t i = 0; i < sampled; ++i) {
-      if (i > 0) counts.AddGenerated(planned.tokens[planned.tokens.size() - sampled + i]);
+      if (i > 0 && counts_proposed) counts.AddGenerated(planned.tokens[planned.tokens.size() - sampled + i]);
       GpuSampleRow row{
           .temperature = params.temperature,
           .top_k = params.top_k,
@@ -125,7 +125,7 @@ bool CudaRunner::MakeRows(const StepPlan& plan, const Batch& batch) {
           .uniform = params.temperature > 0 ? RandomUniform(params.seed, planned.sample_index + i) : 0,
           .top = std::min(planned.top_logprobs, kGpuMostTop)};
       row.adjustments_begin = static_cast<uint32_t>(adjustments_.size());
-      AddAdjustments(params, planned.proposed > 0 ? counts : *planned.counts, adjustments_);
+      AddAdjustments(params, counts_proposed ? counts : *planned.counts, adjustments_);
       if (adjustments_.size() > CudaTransformer::kMostAdjustments) return false;
       row.adjustments_end = static_cast<uint32_t>(adjustments_.size());
       rows_.push_back(row);

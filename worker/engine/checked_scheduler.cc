@@ -114,7 +114,8 @@ CheckedScheduler::CheckedScheduler(const Options& options)
                  .checked_positions = options.scheduler.context_length,
                  .fail_sequence = [this](const PlannedSequence& part) { return Failure(part); },
                  .time = options.time,
-                 .on_step_time = [this](double seconds) { clock_.Advance(ToDuration(seconds)); }}) {}
+                 .on_step_time = [this](double seconds) { clock_.Advance(ToDuration(seconds)); }}),
+      random_(options.draft_seed) {}
 
 CheckedScheduler::~CheckedScheduler() = default;
 
@@ -232,13 +233,15 @@ bool CheckedScheduler::Step() {
   ++step_;
   steps_.push_back(clock_.Now());
   const Before before{.stats = stats(), .first_in_rank = FirstInRank()};
-  const StepPlan plan = scheduler_.Schedule(clock_.Now());
+  StepPlan plan = scheduler_.Schedule(clock_.Now());
   CheckEnds();
   CheckPlan(plan, before);
   if (plan.empty()) return false;
+  if (options_.draft_seed > 0 && violations_.empty()) OfferDrafts(plan);
   StepResult result = executor_.Run(plan);
   NoteResults(plan);
   scheduler_.Commit(plan, std::move(result), clock_.Now());
+  CheckOutcomes();
   for (const PlannedSequence& part : plan.sequences) {
     Sequence& sequence = *sequences_[part.id];
     if (sequence.sink->ends > 0 && sequence.sink->result.reason == FinishReason::kError) continue;
@@ -441,6 +444,79 @@ void CheckedScheduler::CheckEmptyPlan() {
   Expect(scheduler_.Schedule(clock_.Now()).empty(), "the plan was empty, but a second one is not");
 }
 
+// Each right up to some token, then anything; some are only looked at.
+void CheckedScheduler::OfferDrafts(StepPlan& plan) {
+  const SchedulerOptions& options = options_.scheduler;
+  const auto draw = [this](uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random_);
+  };
+  const SchedulerStats before = stats();
+  std::set<size_t> wished;
+  uint32_t offered = 0;
+  const uint32_t room = scheduler_.draft_room();
+  for (const DraftWish& wish : scheduler_.Wishes(plan)) {
+    const PlannedSequence& part = plan.sequences[wish.part];
+    const Sequence& sequence = *sequences_[part.id];
+    Expect(wished.insert(wish.part).second && part.is_decode && part.sample && part.proposed == 0,
+           "sequence ", part.id, " wishes for a draft");
+    Expect(wish.request.id == part.id &&
+               std::ranges::equal(wish.request.tokens, std::span(sequence.tokens).first(sequence.known())),
+           "sequence ", part.id, " wishes for another's draft");
+    Expect(wish.left + sequence.known() == sequence.spec.prompt.size() + sequence.answer_limit &&
+               wish.request.most <= wish.left - 1,
+           "sequence ", part.id, " has ", wish.left, " tokens left");
+    if (draw(0, 3) == 0) continue;
+    std::vector<int32_t> draft;
+    const uint32_t agreeing = draw(0, 12), length = agreeing + draw(0, 1) * draw(0, 6);
+    const size_t answered = sequence.known() - sequence.spec.prompt.size();
+    for (uint32_t i = 0; i < length; ++i) {
+      const int32_t right = FakeExecutor::AnswerToken(part.sampling->seed, answered + i, options.vocab_size);
+      draft.push_back(i < agreeing ? right : (right + 1) % static_cast<int32_t>(options.vocab_size));
+    }
+    const uint32_t wanted = draw(0, 3) == 0 ? 0 : length;
+    const uint32_t left_room = scheduler_.draft_room();
+    const uint32_t proposed = scheduler_.Offer(plan, wish.part, draft, wanted);
+    offered += proposed;
+    const SchedulerStats now = stats();
+    const bool lacks_blocks =
+        part.first_position + part.tokens.size() == part.blocks.size() * options.block_tokens &&
+        now.free_blocks + now.cached_blocks <= now.running;
+    Expect(proposed == std::min({wanted, left_room, wish.left - 1}) || (proposed < wanted && lacks_blocks),
+           "sequence ", part.id, " proposes ", proposed, " of ", wanted);
+    Expect(part.proposed == proposed && part.tokens.size() == 1 + proposed &&
+               std::ranges::equal(part.tokens.last(proposed), std::span(draft).first(proposed)),
+           "sequence ", part.id, " proposes other tokens than were offered");
+    Expect(proposed == 0 || now.free_blocks + now.cached_blocks >= now.running ||
+               now.held_blocks == before.held_blocks,
+           "sequence ", part.id, " takes others' blocks");
+  }
+  Expect(offered + scheduler_.draft_room() == room, offered, " tokens proposed in a room of ", room);
+  Expect(stats().recompute_preemptions == before.recompute_preemptions &&
+             stats().swap_preemptions == before.swap_preemptions,
+         "a draft preempts");
+  uint32_t tokens = 0, extra_logits = 0;
+  for (const PlannedSequence& part : plan.sequences) {
+    tokens += static_cast<uint32_t>(part.tokens.size());
+    extra_logits += part.score ? static_cast<uint32_t>(part.tokens.size()) : part.proposed;
+  }
+  Expect(tokens <= options.max_step_tokens && extra_logits <= kMaxExtraLogits, tokens, " tokens in a step, ",
+         extra_logits, " of them scored and proposed");
+  CheckBlocks(plan);
+}
+
+void CheckedScheduler::CheckOutcomes() {
+  for (const DraftOutcome& outcome : scheduler_.TakeDraftOutcomes()) {
+    Expect(outcome.accepted <= outcome.compared && outcome.compared <= std::max(outcome.verified, 1u) &&
+               outcome.compared <= outcome.accepted + 1,
+           "of ", outcome.verified, " tokens ", outcome.compared, " were compared, ", outcome.accepted,
+           " accepted");
+    verified_tokens_ += outcome.verified;
+    accepted_tokens_ += outcome.verified > 0 ? outcome.accepted : 0;
+  }
+  for (const uint64_t id : scheduler_.TakeEndedDrafted())
+    Expect(id < sequences_.size() && has_ended(id), "sequence ", id, " has not ended");
+}
+
 // What was computed how often, of prompts.
 void CheckedScheduler::NoteResults(const StepPlan& plan) {
   const size_t size = options_.scheduler.block_tokens;
@@ -587,7 +663,7 @@ void CheckedScheduler::CheckAdmissionOrder() {
 void CheckedScheduler::CheckTotals() {
   const SchedulerStats now = stats();
   uint64_t finished = 0, failed = 0, cancelled = 0, generated = 0, preempted = 0, computed = 0;
-  uint64_t first_tokens = 0, accepted = 0, rejected = 0;
+  uint64_t first_tokens = 0, accepted = 0, rejected = 0, verified = 0, verified_right = 0;
   bool all_finished = true, none_resumed = true;
   for (const auto& sequence : sequences_) {
     const SequenceResult& result = sequence->sink->result;
@@ -604,6 +680,8 @@ void CheckedScheduler::CheckTotals() {
     rejected += has_ended_otherwise ? sequence->spec.draft.size() - agreed : 0;
     none_resumed &= sequence->spec.resume.empty();
     preempted += result.stats.preemptions;
+    verified += result.stats.speculated_tokens;
+    verified_right += result.stats.accepted_speculated_tokens;
     computed += sequence->spec.prompt.size() - result.stats.cached_tokens;
     all_finished &= result.reason == FinishReason::kStop || result.reason == FinishReason::kLength;
   }
@@ -612,6 +690,8 @@ void CheckedScheduler::CheckTotals() {
   Expect(now.generated_tokens == generated, now.generated_tokens, " tokens counted, ", generated, " sent");
   Expect(now.accepted_draft_tokens == accepted && now.rejected_draft_tokens == rejected,
          "drafts are counted wrongly");
+  Expect(verified == verified_tokens_ && verified_right == accepted_tokens_,
+         "offered drafts are counted wrongly");
   Expect(now.recompute_preemptions + now.swap_preemptions == preempted, "preemptions are counted wrongly");
   Expect(now.prompt_tokens == prompt_tokens_, now.prompt_tokens, " prompt tokens counted, ", prompt_tokens_,
          " computed");

@@ -7,6 +7,8 @@
 //   blocks are those of the planned sequences, when all that run are planned.
 // - A part computes the oracle's tokens, where the sequence stands or, after a preemption, earlier; what is
 //   proposed behind them is of the draft, as far as it was right so far.
+// - What is offered to a plan, right and wrong, goes with it as far as there are room and blocks, and takes
+//   neither from anybody.
 // - No closed, overdue or full sequence is planned.
 // - Every sequence that decoded and is not full decodes again, unless it was preempted; then every sequence
 //   that goes on ranks before it. The first in rank is never preempted.
@@ -24,6 +26,7 @@
 
 #include <memory>
 #include <optional>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -41,6 +44,8 @@ class CheckedScheduler {
     StepTimeModel time = {.seconds_per_step = 1e-3};
     // The answer of each `failing_seeds`th seed fails at one of its first tokens, or at its first chunk.
     uint64_t failing_seeds = 0;  // 0: none
+    // Drafts are offered to plans, drawn from this; 0: none.
+    uint32_t draft_seed = 0;
   };
 
   explicit CheckedScheduler(const Options& options);
@@ -65,6 +70,9 @@ class CheckedScheduler {
   SchedulerStats stats() const { return scheduler_.Stats(); }
   // Prompt and answer as far as it was sent: what the next turn of a conversation begins with.
   std::vector<int32_t> TokensOf(size_t sequence) const;
+  // Of the drafts that were offered.
+  uint64_t verified_tokens() const { return verified_tokens_; }
+  uint64_t accepted_tokens() const { return accepted_tokens_; }
   // Whole blocks of prompts that were computed more than once though a sequence could have waited for them.
   size_t repeated_blocks() const { return repeated_blocks_; }
   const std::vector<std::string>& violations() const { return violations_; }
@@ -89,6 +97,8 @@ class CheckedScheduler {
   void CheckBudget(const StepPlan& plan);
   void CheckBlocks(const StepPlan& plan);
   void CheckEmptyPlan();
+  void OfferDrafts(StepPlan& plan);
+  void CheckOutcomes();
   void NoteResults(const StepPlan& plan);
   void CheckEnds();
   void CheckAnswer(const Sequence& sequence);
@@ -108,6 +118,8 @@ class CheckedScheduler {
   bool is_roomy_ = true;        // so far more than half of the blocks were free: nothing was evicted
   uint64_t prompt_tokens_ = 0;  // computed
   size_t repeated_blocks_ = 0;
+  std::mt19937 random_;                                                     // of drafts
+  uint64_t verified_tokens_ = 0, accepted_tokens_ = 0;                      // of drafts
   std::set<std::pair<std::string, std::vector<int32_t>>> computed_blocks_;  // salt, tokens up to their end
   std::vector<std::string> violations_;
 };

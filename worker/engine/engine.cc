@@ -43,7 +43,9 @@ StepObservation Observe(const StepPlan& plan, Duration took) {
   StepObservation observation{.seconds = Seconds(took),
                               .sequences = static_cast<uint32_t>(plan.sequences.size())};
   for (const PlannedSequence& part : plan.sequences) {
-    (part.is_decode ? observation.decode_tokens : observation.prefill_tokens) += part.tokens.size();
+    const auto known = static_cast<uint32_t>(part.tokens.size()) - part.proposed;
+    (part.is_decode ? observation.decode_tokens : observation.prefill_tokens) += known;
+    observation.draft_tokens += part.proposed;
   }
   return observation;
 }
@@ -55,11 +57,13 @@ SchedulerOptions WithPrefixChanges(SchedulerOptions options) {
 
 }  // namespace
 
-Engine::Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock)
+Engine::Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock,
+               std::unique_ptr<Drafter> drafter)
     : options_(std::move(options)),
       clock_(clock),
       executor_(std::move(executor)),
       scheduler_(WithPrefixChanges(options_.scheduler)),
+      speculation_(options_.max_speculated_tokens, std::move(drafter), options_.on_drafter_failed, clock_),
       inbox_(options_.inbox) {
   Publish(clock_.Now());
   loop_ = std::jthread([this](std::stop_token stop) { Loop(std::move(stop)); });
@@ -160,17 +164,21 @@ void Engine::HandOverIfDue() {
 
 void Engine::Step() {
   const MonoTime begin = clock_.Now();
-  const StepPlan plan = scheduler_.Schedule(begin);
+  StepPlan plan = scheduler_.Schedule(begin);
   Publish(begin);
   is_stalled_ = plan.empty();
+  speculation_.Draft(scheduler_, plan);
   if (plan.empty()) return;
   TERRACE_FAILPOINT("worker.computes_token", TokensOf(plan));
+  const MonoTime run = clock_.Now();
   StepResult result = executor_->Run(plan);
   if (!result.device_error.ok()) return LoseDevice(result.device_error);
   const MonoTime end = clock_.Now();
   StepObservation observation = Observe(plan, end - begin);
-  LearnCosts(plan, observation, result.transfer_seconds);
+  const double compute_seconds = Seconds(end - run) - result.transfer_seconds;
+  LearnCosts(plan, observation, compute_seconds, result.transfer_seconds);
   scheduler_.Commit(plan, std::move(result), end);
+  speculation_.Learn(scheduler_, compute_seconds);
   TERRACE_FAILPOINT("worker.after_step");
   ++steps_;
   Publish(end);
@@ -190,11 +198,13 @@ void Engine::LoseDevice(const Status& error) {
   Publish(clock_.Now());
 }
 
-void Engine::LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds) {
+void Engine::LearnCosts(const StepPlan& plan, const StepObservation& observation, double compute_seconds,
+                        double transfer_seconds) {
   const auto learn = [](double& cost, double measured) { cost += kCostWeight * (measured - cost); };
   if (observation.prefill_tokens >= kTellingTokens) {
-    learn(costs_.recompute_seconds_per_token, (observation.seconds - transfer_seconds) /
-                                                  (observation.prefill_tokens + observation.decode_tokens));
+    const uint32_t computed =
+        observation.prefill_tokens + observation.decode_tokens + observation.draft_tokens;
+    learn(costs_.recompute_seconds_per_token, compute_seconds / computed);
   }
   const auto moved = std::ranges::count_if(plan.transfers, [](const BlockTransfer& transfer) {
     return transfer.kind != BlockTransfer::Kind::kCopyRows;
@@ -209,6 +219,7 @@ void Engine::Publish(MonoTime now) {
   stats.steps = steps_;
   stats.last_step = now;
   stats.is_idle = scheduler_.idle();
+  stats.speculation = speculation_.stats();
   std::lock_guard lock(mutex_);
   stats.is_device_lost = !device_error_.ok();
   waiting_ = inbox_.size() + stats.waiting;

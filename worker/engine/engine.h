@@ -1,6 +1,6 @@
-// The serving core of one worker: owns the Scheduler, the Executor and the loop thread. Submit, Stats, Wake,
-// Drain and Stop may be called from any thread; everything else happens on the loop thread, one step at a
-// time: Scheduler::Schedule -> Executor::Run -> Scheduler::Commit.
+// The serving core of one worker: owns the Scheduler, the Executor, the Drafter and the loop thread. Submit,
+// Stats, Wake, Drain and Stop may be called from any thread; everything else happens on the loop thread, one
+// step at a time: Scheduler::Schedule -> Speculation::Draft -> Executor::Run -> Scheduler::Commit.
 #pragma once
 
 #include <functional>
@@ -15,7 +15,9 @@
 #include "worker/engine/executor.h"
 #include "worker/engine/scheduler.h"
 #include "worker/engine/sequence.h"
+#include "worker/engine/speculation.h"
 #include "worker/kv/prefix_journal.h"
+#include "worker/speculative/drafter.h"
 
 namespace terrace {
 
@@ -25,12 +27,14 @@ struct EngineStats : SchedulerStats {
   MonoTime last_step = {};  // when the loop last made progress: liveness follows it
   bool is_idle = true;
   bool is_device_lost = false;
+  SpeculationStats speculation = {};
 };
 
 // Called on the loop thread after each step, for metrics. Must not block.
 struct StepObservation {
-  double seconds = 0;
+  double seconds = 0;  // with drafting
   uint32_t prefill_tokens = 0, decode_tokens = 0, sequences = 0;
+  uint32_t draft_tokens = 0;      // of whichever draft: computed too, accepted or not
   LatencySamples latencies = {};  // of sequences, since the last step
 };
 
@@ -44,9 +48,14 @@ class Engine {
     // Called once, on the loop thread, before the sequences end that the device was lost with. Must not
     // block.
     std::function<void(const Status&)> on_device_lost = nullptr;
+    uint32_t max_speculated_tokens = 8;  // that the drafter may propose for a sequence and step
+    // Called once, on the loop thread, when the drafter failed: the engine goes on without. Must not block.
+    std::function<void(const Status&)> on_drafter_failed = nullptr;
   };
 
-  Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock = RealClock());
+  // Without a drafter nothing is drafted but what comes with the sequences.
+  Engine(Options options, std::unique_ptr<Executor> executor, const Clock& clock = RealClock(),
+         std::unique_ptr<Drafter> drafter = nullptr);
   ~Engine();  // Stop()
 
   // Hands the sequence over. INVALID_ARGUMENT (reason invalid_value, or context_length_exceeded with both
@@ -86,7 +95,8 @@ class Engine {
   void HandOverIfDue();
   void Step();
   void LoseDevice(const Status& error);
-  void LearnCosts(const StepPlan& plan, const StepObservation& observation, double transfer_seconds);
+  void LearnCosts(const StepPlan& plan, const StepObservation& observation, double compute_seconds,
+                  double transfer_seconds);
   void Publish(MonoTime now);
   void FinishDrains();
 
@@ -94,6 +104,7 @@ class Engine {
   const Clock& clock_;  // outlives the engine
   const std::unique_ptr<Executor> executor_;
   Scheduler scheduler_;      // the loop thread's, but for its options
+  Speculation speculation_;  // the loop thread's
   uint64_t steps_ = 0;       // the loop thread's
   bool is_stalled_ = false;  // the loop thread's: all that is left is paused
   PreemptionCosts costs_;    // the loop thread's

@@ -75,8 +75,8 @@ struct StepResult {
 };
 
 // Chooses a token from the logits behind the last known token of a part (row 0), or behind one of the
-// proposed (row i: the i-th of them). `counts` has all tokens up to there, `index` is that of the token in
-// the answer.
+// proposed (row i: the i-th of them). `counts` has all tokens up to there where there are penalties, `index`
+// is that of the token in the answer.
 using ChooseToken =
     std::function<StatusOr<SampledToken>(uint32_t row, const TokenCounts& counts, uint64_t index)>;
 

@@ -43,9 +43,11 @@ TEST(ChooseTokens, GivesWhatOneTokenAStepGivesUpToTheFirstDisagreement) {
     }
     TokenCounts counts;
     for (size_t i = 0; i < known; ++i) counts.AddGenerated(answer[i]);
+    const SamplingParams sampling{.presence_penalty = 1};
     PlannedSequence part;
     part.tokens = tokens;
     part.sample = true;
+    part.sampling = &sampling;
     part.proposed = static_cast<uint32_t>(tokens.size()) - 2;
     part.counts = &counts;
     part.sample_index = known;
@@ -65,10 +67,12 @@ TEST(ChooseTokens, GivesWhatOneTokenAStepGivesUpToTheFirstDisagreement) {
 
 TEST(ChooseTokens, AnErrorKeepsWhatWasChosenBefore) {
   const std::vector<int32_t> tokens = {9, 1, 1, 1};
+  const SamplingParams sampling;
   TokenCounts counts;
   PlannedSequence part;
   part.tokens = tokens;
   part.sample = true;
+  part.sampling = &sampling;
   part.proposed = 3;
   part.counts = &counts;
   const SequenceOutput output =
@@ -78,6 +82,24 @@ TEST(ChooseTokens, AnErrorKeepsWhatWasChosenBefore) {
       });
   EXPECT_EQ(output.error.code(), StatusCode::kInternal);
   EXPECT_EQ(output.tokens.size(), 2u);
+}
+
+// A copy of a long answer's counts would cost more than the step's other work.
+TEST(ChooseTokens, WithoutPenaltiesTheCountsAreThoseOfTheSequence) {
+  const std::vector<int32_t> tokens = {9, 1, 2, 3};
+  const SamplingParams sampling;
+  TokenCounts counts;
+  PlannedSequence part;
+  part.tokens = tokens;
+  part.sample = true;
+  part.sampling = &sampling;
+  part.proposed = 3;
+  part.counts = &counts;
+  const SequenceOutput output = ChooseTokens(part, [&](uint32_t row, const TokenCounts& so_far, uint64_t) {
+    EXPECT_EQ(&so_far, &counts);
+    return SampledToken{.token = static_cast<int32_t>(row) + 1, .logprob = 0, .top = {}};
+  });
+  EXPECT_EQ(output.tokens.size(), 4u);
 }
 
 }  // namespace

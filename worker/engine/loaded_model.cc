@@ -4,7 +4,9 @@
 #include <limits>
 #include <utility>
 
+#include "base/hash.h"
 #include "worker/engine/machine.h"
+#include "worker/engine/model_drafter.h"
 #include "worker/engine/model_runner.h"
 
 namespace terrace {
@@ -78,15 +80,15 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const OpenEngineOption
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
   ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kCpuDefaults));
-  auto pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
+  loaded.pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
-  auto transformer =
-      Transformer::Load(config, *files.weights, *ops, *pool, compute, free_bytes, options.is_cancelled);
+  auto transformer = Transformer::Load(config, *files.weights, *ops, *loaded.pool, compute, free_bytes,
+                                       options.is_cancelled);
   RETURN_IF_ERROR(NameModel(transformer.status(), options));
   ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
   RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kHost, free_bytes, loaded));
   ASSIGN_OR_RETURN(auto runner,
-                   ModelRunner::Create(std::move(pool), *std::move(transformer), *ops, loaded.kv_shape));
+                   ModelRunner::Create(*loaded.pool, *std::move(transformer), *ops, loaded.kv_shape));
   loaded.device = std::string(ops->name);
   loaded.numerics = "invariant";
   loaded.parameters = runner->transformer().parameters();
@@ -128,6 +130,45 @@ bool MayRunOnCpus(const Status& error) {
          error.code() == StatusCode::kInvalidArgument;
 }
 
+Hash128 TokenDigest(const TextAssets& text) { return HashBytes(text.tokenizer->Serialize()); }
+
+// One tokenizer, so that tokens mean the same, and one vocabulary, so that there are no others.
+Status CheckSameTokens(const ModelFiles& target, const ModelFiles& draft) {
+  const std::string wanted = TokenDigest(*target.text).Hex(), found = TokenDigest(*draft.text).Hex();
+  if (wanted == found && target.config.vocab_size == draft.config.vocab_size) return {};
+  return WithReason(
+      FailedPrecondition("engine.speculation.model: its tokenizer has the digest ", found, " and ",
+                         draft.config.vocab_size, " tokens, that of the model it drafts for ", wanted,
+                         " and ", target.config.vocab_size, ": drafts need the same"),
+      "tokenizer_mismatch");
+}
+
+// Of the host's memory, without what the pools of `loaded` will take, which is theirs when they first use it.
+StatusOr<uint64_t> BytesLeft(const LoadedModel& loaded) {
+  const uint64_t pools = loaded.kv.bytes + loaded.kv_shape.host_blocks * loaded.kv_shape.BlockBytes();
+  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeMemoryBytes());
+  return free_bytes - std::min(free_bytes, pools);
+}
+
+// Blocks of a drafter's pool: what it may hold of all sequences at once, or less, as who finds none gets no
+// draft.
+StatusOr<uint32_t> DraftBlocks(const KvShape& shape, uint32_t context_length, uint32_t max_sequences,
+                               uint64_t pool_bytes, uint64_t free_bytes) {
+  constexpr uint64_t kShare = 8;  // of the free memory at most an eighth, unless it is set
+  const uint64_t allowed = pool_bytes > 0 ? pool_bytes : free_bytes / kShare;
+  const uint64_t wanted = uint64_t{max_sequences} * BlocksFor(context_length, shape.block_tokens);
+  uint64_t blocks = allowed / shape.BlockBytes();
+  if (pool_bytes == 0) blocks = std::min(blocks, wanted);
+  blocks = std::min<uint64_t>(blocks, std::numeric_limits<BlockId>::max());
+  if (blocks == 0 || blocks * shape.BlockBytes() > free_bytes) {
+    return WithReason(
+        ResourceExhausted("engine.speculation: the drafter's KV pool may take ", allowed,
+                          " bytes; a block takes ", shape.BlockBytes(), ", free memory ", free_bytes),
+        "kv_pool_too_small");
+  }
+  return static_cast<uint32_t>(blocks);
+}
+
 // Asked for by name, what the device does not do is a wrong configuration.
 Status AsConfigurationError(const Status& error) {
   if (error.code() != StatusCode::kUnimplemented) return error;
@@ -145,6 +186,37 @@ StatusOr<LoadedModel> LoadModel(const ModelFiles& files, const OpenEngineOptions
   ASSIGN_OR_RETURN(LoadedModel loaded, LoadOnCpus(files, options));
   loaded.device_note = Message(on_device.status());
   return loaded;
+}
+
+StatusOr<LoadedDrafter> LoadModelDrafter(const ModelFiles& target, const ModelFiles& draft,
+                                         const OpenEngineOptions& options, const LoadedModel& loaded) {
+  CHECK(loaded.pool != nullptr);
+  RETURN_IF_ERROR(CheckSameTokens(target, draft));
+  const ModelConfig& config = draft.config;
+  ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
+  ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
+  ASSIGN_OR_RETURN(uint64_t free_bytes, BytesLeft(loaded));
+  auto transformer = Transformer::Load(config, *draft.weights, *ops, *loaded.pool, compute, free_bytes,
+                                       options.is_cancelled);
+  RETURN_IF_ERROR(Annotate(transformer.status(), "engine.speculation.model"));
+  ASSIGN_OR_RETURN(free_bytes, BytesLeft(loaded));
+  KvShape shape{.layers = config.layers,
+                .kv_heads = config.kv_heads,
+                .head_dim = config.head_dim,
+                .block_tokens = loaded.kv_shape.block_tokens,
+                .dtype = loaded.kv_shape.dtype};
+  ASSIGN_OR_RETURN(shape.blocks, DraftBlocks(shape, config.context_length, loaded.max_sequences,
+                                             options.speculation.kv_pool_bytes, free_bytes));
+  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(*loaded.pool, *std::move(transformer), *ops, shape));
+  LoadedDrafter drafter{.parameters = runner->transformer().parameters(),
+                        .kv_bytes = shape.blocks * shape.BlockBytes()};
+  drafter.drafter =
+      std::make_unique<ModelDrafter>(ModelDrafter::Options{.context_length = config.context_length,
+                                                           .block_tokens = shape.block_tokens,
+                                                           .blocks = shape.blocks,
+                                                           .max_pass_tokens = loaded.max_step_tokens},
+                                     std::move(runner));
+  return drafter;
 }
 
 }  // namespace terrace

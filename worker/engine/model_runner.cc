@@ -7,12 +7,11 @@
 
 namespace terrace {
 
-StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(std::unique_ptr<ThreadPool> pool,
+StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(ThreadPool& pool,
                                                            std::unique_ptr<Transformer> transformer,
                                                            const OpTable& ops, const KvShape& kv_shape) {
   ASSIGN_OR_RETURN(std::unique_ptr<KvPool> kv, KvPool::Create(kv_shape));
-  return std::unique_ptr<ModelRunner>(
-      new ModelRunner(std::move(pool), std::move(transformer), std::move(kv), ops));
+  return std::unique_ptr<ModelRunner>(new ModelRunner(pool, std::move(transformer), std::move(kv), ops));
 }
 
 StepResult ModelRunner::Run(const StepPlan& plan) {
@@ -33,7 +32,7 @@ StepResult ModelRunner::Run(const StepPlan& plan) {
   }
   result.outputs.resize(plan.sequences.size());
   const size_t samplers = std::min(samplers_.size(), rows.size());
-  pool_->ParallelFor(samplers, 1, [&](size_t begin, size_t end) {
+  pool_.ParallelFor(samplers, 1, [&](size_t begin, size_t end) {
     for (size_t sampler = begin; sampler < end; ++sampler) {
       for (size_t i = sampler; i < rows.size(); i += samplers) {
         result.outputs[i] = Choose(plan.sequences[i], rows[i], samplers_[sampler]);

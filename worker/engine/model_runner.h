@@ -1,5 +1,6 @@
 // The Executor of a real model on this process's threads: plan -> Batch -> Transformer -> Sampler. Owned by
-// the Engine and used by its loop thread only; borrows the weights it was made from.
+// the Engine, or by its drafter, and used by its loop thread only; borrows the threads and the weights it was
+// made from.
 #pragma once
 
 #include <memory>
@@ -18,8 +19,9 @@ namespace terrace {
 
 class ModelRunner : public Executor {
  public:
-  // `transformer` was loaded with `pool`, and what it borrows outlives the runner. Errors of KvPool::Create.
-  static StatusOr<std::unique_ptr<ModelRunner>> Create(std::unique_ptr<ThreadPool> pool,
+  // `transformer` was loaded with `pool`, and it and what it borrows outlive the runner. Errors of
+  // KvPool::Create.
+  static StatusOr<std::unique_ptr<ModelRunner>> Create(ThreadPool& pool,
                                                        std::unique_ptr<Transformer> transformer,
                                                        const OpTable& ops, const KvShape& kv_shape);
 
@@ -28,17 +30,17 @@ class ModelRunner : public Executor {
   const Transformer& transformer() const { return *transformer_; }
 
  private:
-  ModelRunner(std::unique_ptr<ThreadPool> pool, std::unique_ptr<Transformer> transformer,
-              std::unique_ptr<KvPool> kv, const OpTable& ops)
-      : pool_(std::move(pool)),
+  ModelRunner(ThreadPool& pool, std::unique_ptr<Transformer> transformer, std::unique_ptr<KvPool> kv,
+              const OpTable& ops)
+      : pool_(pool),
         kv_(std::move(kv)),
         transformer_(std::move(transformer)),
-        samplers_(pool_->threads(), Sampler(ops)) {}
+        samplers_(pool.threads(), Sampler(ops)) {}
   double Transfer(const std::vector<BlockTransfer>& transfers);
   SequenceOutput Choose(const PlannedSequence& planned, std::span<const float> logits,
                         Sampler& sampler) const;
 
-  std::unique_ptr<ThreadPool> pool_;
+  ThreadPool& pool_;
   std::unique_ptr<KvPool> kv_;
   std::unique_ptr<Transformer> transformer_;
   std::vector<Sampler> samplers_;  // as many as can be at work at once

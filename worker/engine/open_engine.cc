@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "worker/engine/loaded_model.h"
+#include "worker/speculative/ngram_drafter.h"
 
 namespace terrace {
 namespace {
@@ -52,7 +53,33 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   engine.drain_seconds = options.drain_seconds;
   engine.on_step = options.on_step;
   engine.on_device_lost = options.on_device_lost;
+  engine.max_speculated_tokens = options.speculation.max_tokens;
+  engine.on_drafter_failed = options.on_drafter_failed;
   return engine;
+}
+
+// Null where nothing is drafted.
+StatusOr<std::unique_ptr<Drafter>> OpenDrafter(const OpenEngineOptions& options, const LoadedModel& loaded,
+                                               OpenedEngine& opened) {
+  const SpeculationOptions& speculation = options.speculation;
+  opened.drafter = speculation.drafter;
+  if (options.make_drafter) {
+    std::unique_ptr<Drafter> made = options.make_drafter();
+    opened.drafter = made != nullptr ? std::string(made->name()) : "none";
+    return made;
+  }
+  if (speculation.drafter == "none") return std::unique_ptr<Drafter>();
+  if (speculation.drafter == "ngram") {
+    const NgramDrafter::Options ngram{.min_match = speculation.min_match};
+    return std::unique_ptr<Drafter>(std::make_unique<NgramDrafter>(ngram));
+  }
+  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(speculation.model));
+  opened.draft_files = std::make_unique<ModelFiles>(std::move(files));
+  ASSIGN_OR_RETURN(LoadedDrafter draft,
+                   LoadModelDrafter(*opened.files, *opened.draft_files, options, loaded));
+  opened.drafter_parameters = draft.parameters;
+  opened.drafter_kv_bytes = draft.kv_bytes;
+  return std::move(draft.drafter);
 }
 
 }  // namespace
@@ -80,9 +107,12 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.device = loaded.device;
   opened.device_note = loaded.device_note;
   opened.weight_dtype = MainDType(*opened.files->weights);
+  ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter, OpenDrafter(options, loaded, opened));
   Engine::Options engine = EngineOptions(options, *opened.files, loaded);
+  opened.pool = std::move(loaded.pool);
   opened.device_model = std::move(loaded.device_model);
-  opened.engine = std::make_unique<Engine>(std::move(engine), std::move(loaded.executor));
+  opened.engine = std::make_unique<Engine>(std::move(engine), std::move(loaded.executor), RealClock(),
+                                           std::move(drafter));
   return opened;
 }
 

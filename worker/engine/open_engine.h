@@ -5,13 +5,24 @@
 #include <memory>
 #include <string>
 
+#include "base/parallel_for.h"
 #include "base/status.h"
 #include "text/text_assets.h"
 #include "worker/engine/device_plugin.h"
 #include "worker/engine/engine.h"
 #include "worker/formats/model_files.h"
+#include "worker/speculative/drafter.h"
 
 namespace terrace {
+
+// What is drafted for every sequence, beside what comes with it (SequenceSpec::draft).
+struct SpeculationOptions {
+  std::string drafter = "none";  // none, ngram (see NgramDrafter) or model (see ModelDrafter; CPUs only)
+  std::string model = "";        // of drafter: model; a folder or a .gguf file
+  uint32_t max_tokens = 8;       // for a sequence and step
+  uint32_t min_match = 3;        // of ngram: tokens that came before
+  uint64_t kv_pool_bytes = 0;    // of model; 0: max_sequences full contexts, at most an eighth of free memory
+};
 
 struct OpenEngineOptions {
   std::string model;             // a folder or a .gguf file
@@ -31,15 +42,22 @@ struct OpenEngineOptions {
   bool pin_threads = false;       // see ThreadPool
   std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
+  SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;
-  std::function<void(const Status&)> on_device_lost = nullptr;  // see Engine::Options
-  std::function<bool()> is_cancelled = nullptr;                 // asked while weights are loaded
+  std::function<void(const Status&)> on_device_lost = nullptr;     // see Engine::Options
+  std::function<void(const Status&)> on_drafter_failed = nullptr;  // the same
+  std::function<bool()> is_cancelled = nullptr;                    // asked while weights are loaded
   std::function<StatusOr<const DeviceBackend*>()> find_device = LoadDevicePlugin;  // tests have others
+  // Instead of speculation.drafter: tests and benchmarks.
+  std::function<std::unique_ptr<Drafter>()> make_drafter = nullptr;
 };
 
 struct OpenedEngine {
-  std::unique_ptr<ModelFiles> files;          // outlives the engine: weights stay mapped
-  std::unique_ptr<DeviceModel> device_model;  // null on CPUs; outlives the engine, whose executor borrows it
+  // All of these outlive the engine, which borrows them.
+  std::unique_ptr<ModelFiles> files;          // weights stay mapped
+  std::unique_ptr<ModelFiles> draft_files;    // of the drafter's model; null without one
+  std::unique_ptr<ThreadPool> pool;           // null on a device
+  std::unique_ptr<DeviceModel> device_model;  // null on CPUs
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t max_step_tokens = 0;
@@ -51,6 +69,8 @@ struct OpenedEngine {
   std::string device_note;    // why it is the CPUs, in one line, where device: auto looked for another one
   std::string numerics;       // invariant or auto; on CPUs always invariant
   std::string weight_dtype;   // of the largest tensors
+  std::string drafter;        // none, ngram or model
+  uint64_t drafter_parameters = 0, drafter_kv_bytes = 0;  // of model
   std::unique_ptr<Engine> engine;
 };
 
@@ -63,7 +83,8 @@ Status CheckDeviceSettings(const OpenEngineOptions& options);
 
 // Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the weights find no memory or
 // the KV pool cannot hold one full context, with needed and free bytes; CANCELLED. Of a device that was asked
-// for: UNAVAILABLE (no_device), FAILED_PRECONDITION (unsupported_device), and those of its load.
+// for: UNAVAILABLE (no_device), FAILED_PRECONDITION (unsupported_device), and those of its load. Of a
+// drafter's model: the same, and FAILED_PRECONDITION (tokenizer_mismatch) with both digests.
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options);
 
 }  // namespace terrace

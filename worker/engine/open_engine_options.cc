@@ -11,10 +11,12 @@ constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
 constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 constexpr uint32_t kLeastDeviceBlock = 16;
+constexpr uint32_t kMaxSpeculatedTokens = 64, kMaxMinMatch = 16;
 
 constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"}, kNumerics[] = {"auto", "invariant"},
                            kKernels[] = {"auto", "cpu", "reference"}, kComputes[] = {"auto", "f32", "fp8"},
-                           kKvDTypes[] = {"auto", "f32", "f16", "bf16", "int8"};
+                           kKvDTypes[] = {"auto", "f32", "f16", "bf16", "int8"},
+                           kDrafters[] = {"none", "ngram", "model"};
 
 template <typename... Text>
 Status Bad(const Text&... text) {
@@ -58,6 +60,18 @@ Status CheckTimes(const OpenEngineOptions& options) {
   return {};
 }
 
+Status CheckSpeculation(const SpeculationOptions& options) {
+  RETURN_IF_ERROR(CheckName("engine.speculation.drafter", options.drafter, kDrafters));
+  RETURN_IF_ERROR(CheckRange("engine.speculation.max_tokens", options.max_tokens, 1, kMaxSpeculatedTokens));
+  RETURN_IF_ERROR(CheckRange("engine.speculation.min_match", options.min_match, 1, kMaxMinMatch));
+  const bool drafts_with_model = options.drafter == "model";
+  if (drafts_with_model && options.model.empty())
+    return Bad("engine.speculation.model: is needed with drafter: model");
+  if (!drafts_with_model && !options.model.empty())
+    return Bad("engine.speculation.model: is for drafter: model, not ", options.drafter);
+  return {};
+}
+
 }  // namespace
 
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
@@ -68,6 +82,7 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
   RETURN_IF_ERROR(CheckName("engine.compute", options.compute, kComputes));
   RETURN_IF_ERROR(CheckName("engine.device", options.device, kDevices));
   RETURN_IF_ERROR(CheckName("engine.numerics", options.numerics, kNumerics));
+  RETURN_IF_ERROR(CheckSpeculation(options.speculation));
   if (options.device == "cuda") return CheckDeviceSettings(options);
   // Not with auto either: weights of half the bits are nothing to get or not by where a worker starts.
   if (options.compute == "fp8") return Bad("engine.compute: fp8 needs engine.device: cuda");
@@ -82,6 +97,8 @@ Status CheckDeviceSettings(const OpenEngineOptions& options) {
     return Bad("kv.block_tokens is ", options.block_tokens, "; CUDA takes powers of two from ",
                kLeastDeviceBlock, " on");
   }
+  if (options.speculation.drafter == "model")
+    return Bad("engine.speculation.drafter: model is for CPUs only; CUDA has none, ngram");
   return {};
 }
 

@@ -4,8 +4,11 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
+#include <numeric>
 #include <random>
 
+#include "base/hash.h"
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/fake_device.h"
@@ -164,6 +167,66 @@ TEST(SameBits, TokensAndLogprobsDependOnTheRequestAlone) {
   }
 }
 
+// Prompts of which half repeat themselves, drafted for by nobody, by what came before, by the same model,
+// which is right as long as nothing hides it, and by a smaller one.
+TEST(SameBits, AnswersAreTheSameWhoeverDrafts) {
+  const uint32_t seed = 77;
+  SCOPED_TRACE(Concat("seed ", seed));
+  std::mt19937 random(seed);
+  std::vector<SequenceSpec> specs;
+  for (int i = 0; i < 24; ++i) {
+    specs.push_back(RandomSpec(random));
+    std::vector<int32_t>& prompt = specs.back().prompt;
+    for (size_t at = 5; i % 2 == 0 && at < prompt.size(); ++at) prompt[at] = prompt[at - 5];
+  }
+  const struct {
+    std::string model;
+    SpeculationOptions speculation;
+    uint32_t max_sequences;
+  } cases[] = {
+      {"nano", {.drafter = "none"}, 1},
+      {"nano", {.drafter = "ngram", .min_match = 1}, 8},
+      {"nano", {.drafter = "model", .model = "models/terrace-demo-nano", .max_tokens = 4}, 8},
+      {"nano", {.drafter = "model", .model = "models/terrace-demo-nano", .kv_pool_bytes = 300'000}, 3},
+      {"small", {.drafter = "none"}, 1},
+      {"small", {.drafter = "ngram"}, 4},
+      {"small", {.drafter = "model", .model = "models/terrace-demo-nano"}, 4},
+  };
+  std::map<std::string, Hash128> wanted;  // by model
+  for (const auto& c : cases) {
+    SCOPED_TRACE(Concat(c.model, " with ", c.speculation.drafter));
+    auto opened = OpenEngine({.model = "models/terrace-demo-" + c.model,
+                              .threads = 2,
+                              .max_sequences = c.max_sequences,
+                              .max_step_tokens = 64,
+                              .device = "cpu",
+                              .speculation = c.speculation});
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (const SequenceSpec& spec : specs) sinks.push_back(Submit(*opened->engine, spec));
+    std::vector<Answer> answers;
+    uint64_t drafted = 0;
+    for (const auto& sink : sinks) {
+      answers.push_back(sink->Wait());
+      drafted += answers.back().result.stats.speculated_tokens;
+    }
+    const Hash128 bits = Bits(answers);
+    EXPECT_EQ(bits.Hex(), wanted.try_emplace(c.model, bits).first->second.Hex());
+    if (c.speculation.drafter == "model") {
+      EXPECT_GT(drafted, 0u);
+    }
+    if (c.speculation.drafter == "none") {
+      EXPECT_EQ(drafted, 0u);
+    }
+    opened->engine->Stop();
+    const EngineStats stats = opened->engine->Stats();
+    EXPECT_EQ(stats.free_blocks + stats.cached_blocks, stats.total_blocks);
+    EXPECT_EQ(stats.speculation.failures, 0u);
+    EXPECT_EQ(drafted, std::accumulate(stats.speculation.verified.begin(), stats.speculation.verified.end(),
+                                       uint64_t{0}));
+  }
+}
+
 // A copy of the smallest demo model whose embedding of `token` is NaN; the output matrix is apart and whole.
 std::string WritePoisonedModel(size_t token) {
   const std::string from = "models/terrace-demo-nano/", to = testing::TempDir() + "poisoned";
@@ -251,6 +314,42 @@ TEST(OpenEngine, RefusesWhatItCannotRun) {
   EXPECT_EQ(swap.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(Reason(swap), "kv_pool_too_small");
   EXPECT_NE(Message(swap).find("kv.host_swap_bytes is 1000"), std::string::npos) << Message(swap);
+}
+
+TEST(OpenEngine, ADrafterNeedsTheTokensOfTheModelItDraftsFor) {
+  const std::string other = testing::TempDir() + "other_tokens";
+  std::filesystem::remove_all(other);
+  std::filesystem::create_directories(other);
+  TinyFolder().Write(other);
+  const Status refused = OpenEngine({.model = "models/terrace-demo-nano",
+                                     .device = "cpu",
+                                     .speculation = {.drafter = "model", .model = other}})
+                             .status();
+  EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Reason(refused), "tokenizer_mismatch");
+  for (const std::string& path : {other, std::string("models/terrace-demo-nano")}) {
+    const auto files = OpenModel(path);
+    ASSERT_TRUE(files.ok()) << files.status();
+    const std::string digest = HashBytes(files->text->tokenizer->Serialize()).Hex();
+    EXPECT_NE(Message(refused).find(digest), std::string::npos) << Message(refused);
+  }
+  const Status absent = OpenEngine({.model = "models/terrace-demo-nano",
+                                    .device = "cpu",
+                                    .speculation = {.drafter = "model", .model = "models/nothing-here"}})
+                            .status();
+  EXPECT_EQ(absent.code(), StatusCode::kNotFound);
+}
+
+TEST(OpenEngine, ADrafterMayNotTakeMoreThanThereIs) {
+  for (const uint64_t bytes : {uint64_t{1000}, uint64_t{1} << 50}) {
+    const Status refused = OpenEngine({.model = "models/terrace-demo-nano",
+                                       .device = "cpu",
+                                       .speculation = {.drafter = "model",
+                                                       .model = "models/terrace-demo-nano",
+                                                       .kv_pool_bytes = bytes}})
+                               .status();
+    EXPECT_EQ(Reason(refused), "kv_pool_too_small") << refused;
+  }
 }
 
 // The answer of the smallest model through any options.
@@ -376,6 +475,23 @@ TEST(OpenEngine, ADeviceThatIsFullOrBrokenIsAnErrorAlsoWithAuto) {
   FakeDevice device;
   device.free_bytes = 1000;
   EXPECT_EQ(Reason(OpenEngine(WithFakeDevice("auto")).status()), "kv_pool_too_small");
+}
+
+TEST(OpenEngine, ADeviceDraftsByWhatCameBeforeOnly) {
+  FakeDevice device;
+  OpenEngineOptions options = WithFakeDevice("cuda");
+  options.speculation.drafter = "ngram";
+  auto opened = OpenEngine(options);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->drafter, "ngram");
+  EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
+  options.speculation = {.drafter = "model", .model = options.model};
+  EXPECT_EQ(OpenEngine(options).status().code(), StatusCode::kInvalidArgument);
+  options.device = "auto";
+  const auto on_cpus = OpenEngine(options);
+  ASSERT_TRUE(on_cpus.ok()) << on_cpus.status();
+  EXPECT_TRUE(on_cpus->device.starts_with("cpu"));
+  EXPECT_EQ(on_cpus->drafter_parameters, on_cpus->parameters);
 }
 
 TEST(OpenEngine, WithDeviceCpuNobodyLooksForADevice) {

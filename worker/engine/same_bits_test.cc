@@ -191,7 +191,26 @@ void ExpectSameTokens(std::span<const SampledToken> got, std::span<const Sampled
 struct Counts {
   uint64_t prefix_hit_tokens = 0, recompute_preemptions = 0, swap_preemptions = 0;
   uint64_t accepted_draft_tokens = 0, rejected_draft_tokens = 0;
+  uint64_t offered_tokens = 0, accepted_offered_tokens = 0;
 };
+
+// Drafts for what the plan decodes, as a drafter of the engine makes them: right up to some token, then
+// anything.
+void OfferDrafts(Scheduler& scheduler, StepPlan& plan, const Alone& alone, std::mt19937& random) {
+  const auto draw = [&](uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random);
+  };
+  for (const DraftWish& wish : scheduler.Wishes(plan)) {
+    const auto rest =
+        std::span(alone.answers.at(wish.request.sampling->seed)).subspan(wish.request.generated());
+    std::vector<int32_t> draft;
+    for (const SampledToken& token : rest.first(std::min<size_t>(rest.size(), draw(0, 8))))
+      draft.push_back(token.token);
+    for (uint32_t guesses = draw(0, 1) * draw(0, 4); guesses > 0; --guesses)
+      draft.push_back(static_cast<int32_t>(draw(0, scheduler.options().vocab_size - 1)));
+    scheduler.Offer(plan, wish.part, draft, draw(0, static_cast<uint32_t>(draft.size())));
+  }
+}
 
 struct Running {
   SequenceSpec spec;
@@ -219,6 +238,7 @@ Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vecto
     spec = CutOff(spec, alone.answers.at(spec.sampling.seed), resumed, options.vocab_size, random);
   }
   const uint32_t arrivals = draw(0, 3);  // in how many of four steps one comes
+  const bool are_drafted = draw(0, 1) == 1;
   std::vector<Running> all;
   for (int steps = 0; !arriving.empty() || !scheduler.idle(); ++steps) {
     CHECK(steps < 100000);
@@ -231,9 +251,14 @@ Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vecto
     }
     scheduler.SetCosts({.swap_seconds_per_block = draw(0, 1) * 1.0});  // either way is cheaper now and then
     clock.Advance(std::chrono::milliseconds(1));
-    const StepPlan plan = scheduler.Schedule(clock.Now());
+    StepPlan plan = scheduler.Schedule(clock.Now());
     CHECK(!plan.empty());
+    if (are_drafted) OfferDrafts(scheduler, plan, alone, random);
     scheduler.Commit(plan, executor.Run(plan), clock.Now());
+    for (const DraftOutcome& outcome : scheduler.TakeDraftOutcomes()) {
+      counts.offered_tokens += outcome.verified;
+      counts.accepted_offered_tokens += outcome.verified > 0 ? outcome.accepted : 0;
+    }
   }
   const SchedulerStats stats = scheduler.Stats();
   EXPECT_EQ(stats.finished, specs.size());
@@ -326,13 +351,16 @@ void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, s
             << " tokens from the prefix cache, " << counts.recompute_preemptions
             << " preemptions recomputed, " << counts.swap_preemptions << " swapped, "
             << counts.accepted_draft_tokens << " tokens of drafts accepted, " << counts.rejected_draft_tokens
-            << " rejected\n";
+            << " rejected, " << counts.accepted_offered_tokens << " of " << counts.offered_tokens
+            << " offered ones accepted\n";
   if (schedules < 30) return;  // else all of it has happened
   EXPECT_GT(counts.prefix_hit_tokens, 0u);
   EXPECT_GT(counts.recompute_preemptions, 0u);
   EXPECT_GT(counts.swap_preemptions, 0u);
   EXPECT_GT(counts.accepted_draft_tokens, 0u);
   EXPECT_GT(counts.rejected_draft_tokens, 0u);
+  EXPECT_GT(counts.accepted_offered_tokens, 0u);
+  EXPECT_GT(counts.offered_tokens, counts.accepted_offered_tokens);
   EXPECT_EQ(largest_chunk, 512u);
 }
 

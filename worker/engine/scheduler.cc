@@ -1,6 +1,7 @@
 #include "worker/engine/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 namespace terrace {
@@ -102,7 +103,8 @@ struct Scheduler::Sequence {
   uint32_t published = 0;            // whole ones of `blocks` that the prefix cache was told of
   std::vector<BlockId> host_blocks;  // while swapped
   uint32_t copied = 0;               // the end of the rows that were copied from another block; 0: none were
-  std::vector<int32_t> proposal;     // the planned tokens, where some of the draft go with them
+  std::vector<int32_t> proposal;     // the planned tokens, where some of a draft go with them
+  std::vector<int32_t> offered;      // to the planned part, by the engine's drafter
   bool is_running = false, is_paused = false, is_finished = false;
 
   // While waiting.
@@ -110,6 +112,9 @@ struct Scheduler::Sequence {
   QueueKey queue_key;
   std::optional<Hash128> following;  // the promised block it waits for
   uint32_t missing = 0;              // tokens that were not computed when it came here
+
+  Acceptance acceptance;          // of what was offered
+  bool wished_for_draft = false;  // ever: the drafter may know it
 
   MonoTime arrived;
   std::optional<MonoTime> admitted, decoding, last_token;
@@ -218,7 +223,7 @@ StepPlan Scheduler::Schedule(MonoTime now) {
     --budget;
     if (sequence->draft.empty()) Plan(*sequence, 1, /*proposed=*/0, plan);
   }
-  PlanPromptsAndDrafts(budget, plan);
+  draft_room_ = PlanPromptsAndDrafts(budget, plan);
   Check();
   return plan;
 }
@@ -534,8 +539,8 @@ void Scheduler::Withdraw(const Sequence& sequence, const Hash128& key) {
 }
 
 // Chunks of prompts, and so much of drafts as goes behind a last chunk or the one token of a decode, which
-// the budget has paid for already.
-void Scheduler::PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan) {
+// the budget has paid for already. Returns what is left for more drafts.
+uint32_t Scheduler::PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan) {
   std::vector<std::pair<QueueKey, Sequence*>> order;
   for (const SequencePtr& sequence : running_) {
     const bool has_more = !sequence->is_decoding() || !sequence->draft.empty();
@@ -559,17 +564,23 @@ void Scheduler::PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan) {
     logits -= proposed;
     Plan(*sequence, chunk, proposed, plan);
   }
+  return std::min(budget, logits);
 }
 
-// How many tokens of the draft go with a part of `chunk` known tokens, at most `most`; takes the blocks that
-// they need, but leaves one for every running sequence. The last token of an answer is never computed.
+// How many tokens of the draft from outside go with a part of `chunk` known tokens, at most `most`.
 uint32_t Scheduler::Propose(Sequence& sequence, uint32_t chunk, uint32_t most) {
   if (sequence.draft.empty() || chunk < sequence.remaining() || sequence.is_scoring()) return 0;
+  return TakeRoom(sequence, std::min<size_t>(most, sequence.draft.size()));
+}
+
+// How many tokens may be proposed behind the known ones, at most `most`; takes the blocks that they need, but
+// leaves one for every running sequence. The last token of an answer is never computed.
+uint32_t Scheduler::TakeRoom(Sequence& sequence, size_t most) {
   const size_t known = sequence.tokens.size();
   const size_t available = blocks_.available(), spare = available - std::min(available, running_.size());
   const size_t room = (sequence.blocks.size() + spare) * options_.block_tokens - known;
   const size_t left = sequence.answer_limit - sequence.generated();
-  const size_t proposed = std::min({size_t{most}, sequence.draft.size(), left - 1, room});
+  const size_t proposed = std::min({most, left - 1, room});
   const size_t blocks = BlocksFor(known + proposed, options_.block_tokens);
   if (blocks > sequence.blocks.size()) {
     CHECK(blocks_.Allocate(blocks - sequence.blocks.size(), sequence.blocks).ok());
@@ -577,19 +588,22 @@ uint32_t Scheduler::Propose(Sequence& sequence, uint32_t chunk, uint32_t most) {
   return static_cast<uint32_t>(proposed);
 }
 
+// `proposed` tokens, behind those of the part.
+void Scheduler::AddProposal(Sequence& sequence, std::span<const int32_t> proposed, PlannedSequence& part) {
+  sequence.proposal.assign(part.tokens.begin(), part.tokens.end());
+  sequence.proposal.insert(sequence.proposal.end(), proposed.begin(), proposed.end());
+  part.tokens = sequence.proposal;
+  part.proposed = static_cast<uint32_t>(proposed.size());
+}
+
 void Scheduler::Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, StepPlan& plan) {
+  sequence.offered.clear();
   PlannedSequence part;
   part.id = sequence.id;
   const std::span<const int32_t> all(sequence.tokens);
   part.context = all.first(sequence.computed);
   part.tokens = all.subspan(sequence.computed, chunk);
-  if (proposed > 0) {
-    sequence.proposal.assign(part.tokens.begin(), part.tokens.end());
-    sequence.proposal.insert(sequence.proposal.end(), sequence.draft.begin(),
-                             sequence.draft.begin() + static_cast<ptrdiff_t>(proposed));
-    part.tokens = sequence.proposal;
-    part.proposed = proposed;
-  }
+  if (proposed > 0) AddProposal(sequence, std::span(sequence.draft).first(proposed), part);
   part.first_position = sequence.computed;
   part.blocks = sequence.blocks;
   part.is_decode = sequence.is_decoding();
@@ -607,6 +621,48 @@ void Scheduler::Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, Step
   part.signals = sequence.spec.signals;
   plan.sequences.push_back(part);
   planned_.push_back(&sequence);
+}
+
+std::vector<DraftWish> Scheduler::Wishes(const StepPlan& plan) {
+  CHECK(plan.sequences.size() == planned_.size());
+  std::vector<DraftWish> wishes;
+  for (size_t i = 0; i < planned_.size(); ++i) {
+    Sequence& sequence = *planned_[i];
+    const PlannedSequence& part = plan.sequences[i];
+    const uint32_t left = sequence.answer_limit - sequence.generated();
+    const uint32_t most =
+        std::min(sequence.spec.speculation.value_or(std::numeric_limits<uint32_t>::max()), left - 1);
+    if (!part.is_decode || !part.sample || !sequence.draft.empty() || most == 0) continue;
+    sequence.wished_for_draft = true;
+    wishes.push_back({.part = i,
+                      .request = {.id = sequence.id,
+                                  .tokens = sequence.tokens,
+                                  .prompt_tokens = sequence.prompt_tokens,
+                                  .sampling = &sequence.spec.sampling,
+                                  .counts = &sequence.counts,
+                                  .most = most},
+                      .left = left,
+                      .acceptance = &sequence.acceptance});
+  }
+  return wishes;
+}
+
+uint32_t Scheduler::Offer(StepPlan& plan, size_t part, std::span<const int32_t> draft, uint32_t verified) {
+  CHECK(part < planned_.size() && plan.sequences[part].id == planned_[part]->id);
+  Sequence& sequence = *planned_[part];
+  PlannedSequence& planned = plan.sequences[part];
+  CHECK(planned.is_decode && planned.sample && planned.proposed == 0 && sequence.offered.empty());
+  const auto known = std::ranges::find_if_not(draft, [this](int32_t token) {
+    return token >= 0 && static_cast<uint32_t>(token) < options_.vocab_size;
+  });
+  sequence.offered.assign(draft.begin(), known);
+  const size_t most = std::min({size_t{verified}, sequence.offered.size(), size_t{draft_room_}});
+  const uint32_t proposed = TakeRoom(sequence, most);
+  draft_room_ -= proposed;
+  if (proposed == 0) return 0;
+  AddProposal(sequence, std::span(sequence.offered).first(proposed), planned);
+  planned.blocks = sequence.blocks;
+  return proposed;
 }
 
 void Scheduler::Commit(const StepPlan& plan, StepResult result, MonoTime now) {
@@ -627,6 +683,8 @@ void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const 
   CHECK(output.tokens.size() <= planned.proposed + 1);
   const uint32_t first = sequence.computed;
   const std::span<const SampledToken> tokens = Extend(sequence, output.tokens);
+  if (planned.is_decode) sequence.acceptance.Age();
+  if (!sequence.offered.empty()) Compare(sequence, planned.proposed, tokens);
   const bool has_ended = !tokens.empty() && EndsAnswer(sequence.spec, options_, tokens.back().token);
   if (!output.error.ok() && !has_ended) {  // else nobody would have computed what failed
     ForgetBlocks(sequence);
@@ -671,6 +729,24 @@ std::span<const SampledToken> Scheduler::Extend(Sequence& sequence, std::span<co
   totals_.accepted_draft_tokens += accepted;
   totals_.rejected_draft_tokens += done - accepted;
   return chosen.first(taken);
+}
+
+// What was offered, with what the answer has got. Where it ended, nothing is known of the rest.
+void Scheduler::Compare(Sequence& sequence, uint32_t verified, std::span<const SampledToken> tokens) {
+  DraftOutcome outcome;
+  const size_t most = std::min<size_t>(tokens.size(), std::max(verified, 1u));
+  while (outcome.compared < most && outcome.compared == outcome.accepted) {
+    const bool is_right = tokens[outcome.compared].token == sequence.offered[outcome.compared];
+    outcome.accepted += is_right ? 1 : 0;
+    ++outcome.compared;
+  }
+  const bool is_cut = outcome.compared == outcome.accepted;
+  outcome.verified = is_cut ? std::min(verified, outcome.compared) : verified;
+  if (verified > 0 && !tokens.empty()) outcome.gained = static_cast<uint32_t>(tokens.size()) - 1;
+  sequence.acceptance.Add(outcome.compared, outcome.accepted);
+  sequence.stats.speculated_tokens += outcome.verified;
+  if (verified > 0) sequence.stats.accepted_speculated_tokens += outcome.accepted;
+  draft_outcomes_.push_back(outcome);
 }
 
 // The blocks go that hold only what was proposed and not accepted.
@@ -731,6 +807,7 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& er
   free_host_blocks_.insert(free_host_blocks_.end(), sequence.host_blocks.begin(), sequence.host_blocks.end());
   sequence.host_blocks.clear();
   sequence.is_finished = true;
+  if (sequence.wished_for_draft) ended_drafted_.push_back(sequence.id);
   switch (reason) {
     case FinishReason::kStop:
     case FinishReason::kLength:

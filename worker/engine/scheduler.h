@@ -9,6 +9,8 @@
 //   the pool has blocks for, as nobody is preempted for them. What is accepted is part of the answer from
 //   then on; at the first disagreement the rest is dropped, and blocks that hold nothing else are given back.
 //   The prefix cache never sees what was not accepted.
+// - So do drafts of the engine's own, which are offered to a plan that is made (Wishes, Offer): behind
+//   decodes without a draft from outside, in the room that the plan leaves.
 // - Prompts are taken by priority and, within one, the shortest remaining first, aged: a prompt loses ground
 //   to later ones only for max_prefill_wait, however long it is. The same order decides who is admitted.
 // - Blocks are taken as needed. A sequence starts from the longest beginning of its tokens that the prefix
@@ -35,6 +37,8 @@
 #include "worker/engine/executor.h"
 #include "worker/engine/sequence.h"
 #include "worker/kv/block_manager.h"
+#include "worker/speculative/acceptance.h"
+#include "worker/speculative/drafter.h"
 
 namespace terrace {
 
@@ -77,6 +81,22 @@ struct SchedulerStats {
   uint64_t prefix_query_tokens = 0, prefix_hit_tokens = 0;
 };
 
+// A part of a plan that a draft may go with. Borrows from the Scheduler until Commit.
+struct DraftWish {
+  size_t part = 0;       // in StepPlan::sequences
+  DraftRequest request;  // `most`: what the sequence may have, not what the step has room for
+  uint32_t left = 0;     // tokens of its answer that are to come, at most
+  const Acceptance* acceptance = nullptr;
+};
+
+// How a draft that was offered compares with the answer.
+struct DraftOutcome {
+  uint32_t verified = 0;  // tokens that went with the part, without those behind the answer's end
+  uint32_t compared = 0;  // up to the first one that was not chosen: of those verified, or of the first one
+  uint32_t accepted = 0;  // of those compared
+  uint32_t gained = 0;    // tokens that the step gave more than it would have given
+};
+
 // Waits of sequences that ended since they were last taken, in seconds.
 struct LatencySamples {
   std::vector<double> queue;        // from arrival to admission
@@ -97,10 +117,20 @@ class Scheduler {
   // Takes a validated sequence. `now` is when it arrived.
   void Add(SequenceSpec spec, std::shared_ptr<TokenSink> sink, MonoTime now);
   // Drops closed and overdue sequences, makes room, admits waiting ones, plans one step. The plan borrows
-  // from this object until Commit. Empty when nothing can run: all
-  // that is left is paused. Of many waiting sequences only some
-  // are checked for closed sinks and deadlines each time; none is admitted unchecked.
+  // from this object until Commit. Empty when nothing can run: all that is left is paused. Of many waiting
+  // sequences only some are checked for closed sinks and deadlines each time; none is admitted unchecked.
   StepPlan Schedule(MonoTime now);
+  // Between Schedule and Commit: the parts that may have a draft, and the tokens that the step has room for.
+  std::vector<DraftWish> Wishes(const StepPlan& plan);
+  uint32_t draft_room() const { return draft_room_; }
+  // The first `verified` tokens of `draft` go with a part that was wished for, or as many as there are room
+  // and blocks for: so many are returned. Where that is none, the first one is compared with what is chosen.
+  // Once a part.
+  uint32_t Offer(StepPlan& plan, size_t part, std::span<const int32_t> draft, uint32_t verified);
+  // Of the drafts offered, since the last call.
+  std::vector<DraftOutcome> TakeDraftOutcomes() { return std::exchange(draft_outcomes_, {}); }
+  // Sequences that wished for drafts and have ended, since the last call.
+  std::vector<uint64_t> TakeEndedDrafted() { return std::exchange(ended_drafted_, {}); }
   // Applies the result of the plan last scheduled: sends tokens to sinks, ends what is finished.
   void Commit(const StepPlan& plan, StepResult result, MonoTime now);
   // Ends everything with `status`.
@@ -144,14 +174,17 @@ class Scheduler {
   void TakeBlocks(Sequence& sequence, const PrefixMatch& match, StepPlan& plan);
   void WithdrawPromises(Sequence& sequence);
   void Withdraw(const Sequence& sequence, const Hash128& key);
-  void PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan);
+  uint32_t PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan);
   uint32_t Propose(Sequence& sequence, uint32_t chunk, uint32_t most);
+  uint32_t TakeRoom(Sequence& sequence, size_t most);
+  static void AddProposal(Sequence& sequence, std::span<const int32_t> proposed, PlannedSequence& part);
   void Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, StepPlan& plan);
 
   void Enqueue(SequencePtr sequence);
   SequencePtr Dequeue(Sequence& sequence);
   void Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output, MonoTime now);
   std::span<const SampledToken> Extend(Sequence& sequence, std::span<const SampledToken> chosen);
+  void Compare(Sequence& sequence, uint32_t verified, std::span<const SampledToken> tokens);
   void TrimBlocks(Sequence& sequence);
   void Send(Sequence& sequence, std::span<const SampledToken> tokens, MonoTime now);
   void ForgetBlocks(Sequence& sequence);
@@ -179,6 +212,9 @@ class Scheduler {
   uint64_t waiting_tokens_ = 0;
 
   std::vector<Sequence*> planned_;  // whose part sequences[i] of the last plan is; empty after its Commit
+  uint32_t draft_room_ = 0;         // of the last plan: tokens that may be proposed beside what is
+  std::vector<DraftOutcome> draft_outcomes_;
+  std::vector<uint64_t> ended_drafted_;
   uint64_t next_id_ = 0;
   SchedulerStats totals_;  // its totals only
   LatencySamples latencies_;

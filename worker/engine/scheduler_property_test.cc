@@ -24,6 +24,7 @@ struct Profile {
   bool shares = true;   // prompts begin alike
   bool prioritizes = true;
   bool goes_on = true;      // answers that are resumed, and drafts
+  bool speculates = false;  // drafts are offered to plans too
   bool is_tight = true;     // few blocks
   bool is_patient = false;  // max_prefill_wait never ends
   uint32_t steps = 150;
@@ -82,7 +83,8 @@ class Workload {
                      .seconds_per_token = 1e-5,
                      .seconds_per_position = 1e-7,
                      .seconds_per_transfer = 1e-4},
-            .failing_seeds = profile_.fails ? 13u : 0u};
+            .failing_seeds = profile_.fails ? 13u : 0u,
+            .draft_seed = profile_.speculates ? Draw(1, 1000) : 0u};
   }
 
   // Beginnings form trees: documents cut anywhere, and conversations going on.
@@ -151,7 +153,7 @@ class Workload {
 };
 
 struct Sums {
-  uint64_t sequences = 0;
+  uint64_t sequences = 0, verified = 0, accepted = 0;
   SchedulerStats stats;
 };
 
@@ -168,6 +170,8 @@ Sums RunWorkloads(const Profile& profile, uint32_t workloads) {
     }
     const SchedulerStats stats = workload.checked().stats();
     sums.sequences += workload.checked().size();
+    sums.verified += workload.checked().verified_tokens();
+    sums.accepted += workload.checked().accepted_tokens();
     sums.stats.finished += stats.finished;
     sums.stats.failed += stats.failed;
     sums.stats.cancelled += stats.cancelled;
@@ -191,6 +195,14 @@ TEST(SchedulerProperties, HoldWhateverHappens) {
   EXPECT_GT(sums.stats.prefix_hit_tokens, 10'000u);
   EXPECT_GT(sums.stats.accepted_draft_tokens, 1'000u);
   EXPECT_GT(sums.stats.rejected_draft_tokens, 1'000u);
+}
+
+TEST(SchedulerProperties, HoldWhateverIsOffered) {
+  const Sums sums = RunWorkloads({.speculates = true}, 100);
+  EXPECT_GT(sums.accepted, 5'000u);
+  EXPECT_GT(sums.verified, sums.accepted + 2'000);
+  EXPECT_GT(sums.stats.recompute_preemptions, 100u);
+  EXPECT_GT(sums.stats.swap_preemptions, 50u);
 }
 
 TEST(SchedulerProperties, HoldForAnswersFromTheirFirstTokenOn) {

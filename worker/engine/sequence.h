@@ -24,6 +24,8 @@ struct SequenceSpec {
   // What the answer behind `resume` may be. It is verified, many tokens a step, up to the first one that
   // would not have been chosen: it decides when tokens come, never which. What is too long is cut.
   std::vector<int32_t> draft;
+  // Tokens that the engine's drafter may propose in a step, at most; 0: none. Absent: as the engine has it.
+  std::optional<uint32_t> speculation = std::nullopt;
   SamplingParams sampling;
   uint32_t max_tokens = 0;  // of the answer; 0: as many as the context holds, or none when score_prompt
   std::vector<int32_t> stop_tokens;  // beside the model's end tokens
@@ -43,6 +45,8 @@ struct SequenceStats {
   uint32_t generated_tokens = 0;       // those of `resume` too
   uint32_t cached_tokens = 0;          // of the prompt, found in the prefix cache when the sequence first ran
   uint32_t accepted_draft_tokens = 0;  // of the draft: what it has in common with the answer
+  // Of the engine's drafter: verified, and of those in the answer.
+  uint32_t speculated_tokens = 0, accepted_speculated_tokens = 0;
   uint32_t preemptions = 0;
   double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
 };

@@ -122,8 +122,7 @@ StatusOr<Sampler::RowSummary> Sampler::Summarize(std::span<const float> logits, 
 // `logits` themselves when nothing changes them.
 std::span<const float> Sampler::Adjust(std::span<const float> logits, const SamplingParams& params,
                                        const TokenCounts& counts) {
-  const bool has_penalties =
-      params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
+  const bool has_penalties = HasPenalties(params);
   if (params.logit_bias.empty() && !has_penalties) return logits;
   adjusted_.assign(logits.begin(), logits.end());
   for (const auto& [token, bias] : params.logit_bias) {

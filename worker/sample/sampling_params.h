@@ -21,6 +21,11 @@ struct SamplingParams {
   uint64_t seed = 0;
 };
 
+// Whether what was said before changes what is said next, so that somebody has to count it.
+inline bool HasPenalties(const SamplingParams& params) {
+  return params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
+}
+
 // The ranges of proto/terrace/v1/sampling.proto; token ids below `vocab_size`. INVALID_ARGUMENT, reason
 // invalid_value, names the field, the value and the range.
 Status ValidateSamplingParams(const SamplingParams& params, uint32_t vocab_size);

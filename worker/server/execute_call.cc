@@ -110,6 +110,8 @@ void ExecuteCall::OnFinish(const SequenceResult& result) {
          {"cached_tokens", finished.cached_tokens()},
          {"output_tokens", finished.generated_tokens()},
          {"accepted_draft_tokens", finished.accepted_draft_tokens()},
+         {"speculated_tokens", finished.speculated_tokens()},
+         {"accepted_speculated_tokens", finished.accepted_speculated_tokens()},
          {"preemptions", result.stats.preemptions},
          {"queue_ms", finished.queue_seconds() * 1e3},
          {"prefill_ms", finished.prefill_seconds() * 1e3},

@@ -50,6 +50,19 @@ Status SetCount(std::string_view path, bool is_set, uint32_t value, uint32_t& ou
   return {};
 }
 
+Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& out) {
+  if (config.has_drafter()) out.drafter = config.drafter();
+  if (config.has_model()) out.model = config.model();
+  RETURN_IF_ERROR(SetCount("engine.speculation.max_tokens", config.has_max_tokens(), config.max_tokens(),
+                           out.max_tokens));
+  RETURN_IF_ERROR(
+      SetCount("engine.speculation.min_match", config.has_min_match(), config.min_match(), out.min_match));
+  if (config.has_kv_pool_bytes() && config.kv_pool_bytes() == 0)
+    return Bad("engine.speculation.kv_pool_bytes", "must be at least 1");
+  if (config.has_kv_pool_bytes()) out.kv_pool_bytes = config.kv_pool_bytes();
+  return {};
+}
+
 Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   const v1::EngineConfig& engine = config.engine();
   RETURN_IF_ERROR(SetCount("engine.threads", engine.has_threads(), engine.threads(), out.threads));
@@ -64,6 +77,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   if (engine.has_device()) out.device = engine.device();
   if (engine.has_numerics()) out.numerics = engine.numerics();
   if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
+  RETURN_IF_ERROR(SetSpeculation(engine.speculation(), out.speculation));
   if (config.has_drain_seconds()) out.drain_seconds = config.drain_seconds();
   const v1::KvConfig& kv = config.kv();
   RETURN_IF_ERROR(SetCount("kv.block_tokens", kv.has_block_tokens(), kv.block_tokens(), out.block_tokens));

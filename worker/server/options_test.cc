@@ -37,6 +37,11 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_FALSE(server.engine.pin_threads);
   EXPECT_EQ(server.engine.device, "auto");
   EXPECT_EQ(server.engine.numerics, "auto");
+  EXPECT_EQ(server.engine.speculation.drafter, "none");
+  EXPECT_EQ(server.engine.speculation.model, "");
+  EXPECT_EQ(server.engine.speculation.max_tokens, 8u);
+  EXPECT_EQ(server.engine.speculation.min_match, 3u);
+  EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 0u);
   EXPECT_EQ(options->log.level, LogLevel::kInfo);
   EXPECT_TRUE(options->log.as_json);
 }
@@ -46,7 +51,8 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
       "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
       "f32, pin_threads: true,\n"
-      "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant}\n"
+      "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant,\n"
+      "         speculation: {drafter: model, model: d, max_tokens: 4, min_match: 2, kv_pool_bytes: 3000}}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n"
       "drain_seconds: 2.5\n");
@@ -71,6 +77,11 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_TRUE(server.engine.pin_threads);
   EXPECT_EQ(server.engine.device, "cpu");
   EXPECT_EQ(server.engine.numerics, "invariant");
+  EXPECT_EQ(server.engine.speculation.drafter, "model");
+  EXPECT_EQ(server.engine.speculation.model, "d");
+  EXPECT_EQ(server.engine.speculation.max_tokens, 4u);
+  EXPECT_EQ(server.engine.speculation.min_match, 2u);
+  EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 3000u);
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
   EXPECT_FALSE(options->log.as_json);
 }
@@ -142,6 +153,22 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "kv.block_tokens is 48; CUDA takes powers"},
       {"{model: m, engine: {max_prefill_wait_seconds: 0}}",
        "engine.max_prefill_wait_seconds is 0, not in (0"},
+      {"{model: m, engine: {speculation: {drafter: oracle}}}",
+       "engine.speculation.drafter: \"oracle\", not one of none, ngram, model"},
+      {"{model: m, engine: {speculation: {max_tokens: 0}}}",
+       "engine.speculation.max_tokens: must be at least 1"},
+      {"{model: m, engine: {speculation: {max_tokens: 65}}}",
+       "engine.speculation.max_tokens is 65, not in [1, 64]"},
+      {"{model: m, engine: {speculation: {min_match: 17}}}",
+       "engine.speculation.min_match is 17, not in [1, 16]"},
+      {"{model: m, engine: {speculation: {kv_pool_bytes: 0}}}",
+       "engine.speculation.kv_pool_bytes: must be at least 1"},
+      {"{model: m, engine: {speculation: {drafter: model}}}",
+       "engine.speculation.model: is needed with drafter: model"},
+      {"{model: m, engine: {speculation: {drafter: ngram, model: d}}}",
+       "engine.speculation.model: is for drafter: model, not ngram"},
+      {"{model: m, engine: {device: cuda, speculation: {drafter: model, model: d}}}",
+       "engine.speculation.drafter: model is for CPUs only"},
       {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},

@@ -57,6 +57,7 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   spec.score_prompt = request.score_prompt();
   spec.priority = request.priority();
   spec.cache_salt = request.cache_salt();
+  if (request.speculation().has_max_tokens()) spec.speculation = request.speculation().max_tokens();
   const bool only_scores = request.score_prompt() && request.max_tokens() == 0;  // nothing is drawn
   if (!only_scores || request.has_sampling()) {
     ASSIGN_OR_RETURN(spec.sampling, ToSamplingParams(request.sampling()));
@@ -91,6 +92,8 @@ void ToProto(const SequenceResult& result, v1::ExecuteFinished& out) {
   out.set_prefill_seconds(result.stats.prefill_seconds);
   out.set_decode_seconds(result.stats.decode_seconds);
   out.set_accepted_draft_tokens(result.stats.accepted_draft_tokens);
+  out.set_speculated_tokens(result.stats.speculated_tokens);
+  out.set_accepted_speculated_tokens(result.stats.accepted_speculated_tokens);
 }
 
 }  // namespace terrace

@@ -16,6 +16,9 @@ constexpr std::array kPhaseNames = {"prefill", "decode", "mixed"};
 constexpr std::array kOutcomeNames = {"stop",  "length",      "cancelled", "deadline",
                                       "error", "handed_over", "refused"};
 constexpr size_t kRefused = 6;
+constexpr std::array kDrafterNames = {"ngram", "model"};
+constexpr std::array kPositionNames = {"1", "2", "3", "4", "5-8", "9+"};
+constexpr std::array kVerdictNames = {"accepted", "rejected"};
 
 // Counters that follow totals of the engine.
 struct FollowedTotal {
@@ -64,7 +67,7 @@ WorkerMetrics::WorkerMetrics()
       inter_token_seconds_(registry_.GetHistogram("terrace_engine_inter_token_latency_seconds")),
       numeric_errors_(registry_.GetCounter("terrace_numeric_errors_total")) {
   static_assert(kPhaseNames.size() == kPhases && kOutcomeNames.size() == kOutcomes);
-  static_assert(kFollowedTotals.size() == kTotals);
+  static_assert(kFollowedTotals.size() == kTotals && kPositionNames.size() == SpeculationStats::kPositions);
   for (size_t i = 0; i < kPhases; ++i) {
     step_seconds_[i] = &registry_.GetHistogram("terrace_engine_step_seconds", Labels{kPhaseNames[i]});
     step_tokens_[i] = &registry_.GetHistogram("terrace_engine_step_tokens", Labels{kPhaseNames[i]});
@@ -72,13 +75,23 @@ WorkerMetrics::WorkerMetrics()
   for (size_t i = 0; i < kOutcomes; ++i) {
     sequences_[i] = &registry_.GetCounter("terrace_engine_sequences_total", Labels{kOutcomeNames[i]});
   }
+  for (const char* const drafter : kDrafterNames) {
+    for (const char* const position : kPositionNames) {
+      for (const char* const verdict : kVerdictNames)
+        registry_.GetCounter("terrace_speculation_tokens_total", Labels{drafter, position, verdict});
+    }
+    registry_.GetCounter("terrace_speculation_passes_total", Labels{drafter});
+    registry_.GetCounter("terrace_speculation_drafting_seconds_total", Labels{drafter});
+    registry_.GetCounter("terrace_speculation_failures_total", Labels{drafter});
+    registry_.GetGauge("terrace_speculation_saved_seconds", Labels{drafter}).Set(0);
+  }
   registry_.GetGauge("terrace_build_info", Labels{kVersion, "worker"}).Set(1);
 }
 
 void WorkerMetrics::OnStep(const StepObservation& step) {
   const size_t phase = Phase(step);
   step_seconds_[phase]->Observe(step.seconds);
-  step_tokens_[phase]->Observe(step.prefill_tokens + step.decode_tokens);
+  step_tokens_[phase]->Observe(step.prefill_tokens + step.decode_tokens + step.draft_tokens);
   step_sequences_.Observe(step.sequences);
   for (const double seconds : step.latencies.queue) queue_seconds_.Observe(seconds);
   for (const double seconds : step.latencies.first_token) first_token_seconds_.Observe(seconds);
@@ -121,11 +134,34 @@ void WorkerMetrics::SetFrom(const EngineStats& stats, MonoTime now) {
   for (size_t i = 0; i < kTotals; ++i) {
     const FollowedTotal& followed = kFollowedTotals[i];
     const Labels labels = followed.label == nullptr ? Labels{} : Labels{followed.label};
-    // Two scrapes at once may bring their snapshots out of order: totals only grow.
-    const uint64_t total = std::max(told_[i], stats.*followed.total);
-    registry_.GetCounter(followed.name, labels).Add(static_cast<double>(total - told_[i]));
-    told_[i] = total;
+    Follow(followed.name, labels, static_cast<double>(stats.*followed.total), told_[i]);
   }
+  if (!stats.speculation.drafter.empty()) SetSpeculation(stats.speculation);
+}
+
+void WorkerMetrics::SetSpeculation(const SpeculationStats& stats) {
+  const std::string drafter(stats.drafter);
+  for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {
+    const uint64_t totals[] = {stats.accepted[i], stats.verified[i] - stats.accepted[i]};
+    for (size_t verdict = 0; verdict < kVerdictNames.size(); ++verdict) {
+      Follow("terrace_speculation_tokens_total", Labels{drafter, kPositionNames[i], kVerdictNames[verdict]},
+             static_cast<double>(totals[verdict]), told_speculation_[verdict][i]);
+    }
+  }
+  const Labels labels{drafter};
+  Follow("terrace_speculation_passes_total", labels, static_cast<double>(stats.passes), told_passes_);
+  Follow("terrace_speculation_drafting_seconds_total", labels, stats.drafting_seconds,
+         told_drafting_seconds_);
+  Follow("terrace_speculation_failures_total", labels, static_cast<double>(stats.failures), told_failures_);
+  registry_.GetGauge("terrace_speculation_saved_seconds", labels).Set(stats.saved_seconds);
+}
+
+// Two scrapes at once may bring their snapshots out of order: totals only grow.
+void WorkerMetrics::Follow(std::string_view name, std::span<const std::string> labels, double total,
+                           double& told) {
+  total = std::max(told, total);
+  registry_.GetCounter(name, labels).Add(total - told);
+  told = total;
 }
 
 }  // namespace terrace

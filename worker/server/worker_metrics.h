@@ -3,7 +3,9 @@
 
 #include <array>
 #include <mutex>
+#include <span>
 #include <string>
+#include <string_view>
 
 #include "base/metrics.h"
 #include "worker/engine/engine.h"
@@ -33,6 +35,8 @@ class WorkerMetrics {
   static constexpr size_t kPhases = 3, kOutcomes = 7, kTotals = 8;
 
   void SetFrom(const EngineStats& stats, MonoTime now);
+  void SetSpeculation(const SpeculationStats& stats);
+  void Follow(std::string_view name, std::span<const std::string> labels, double total, double& told);
 
   MetricRegistry registry_;
   std::array<MetricRegistry::Histogram*, kPhases> step_seconds_, step_tokens_;  // the registry's
@@ -40,7 +44,10 @@ class WorkerMetrics {
   std::array<MetricRegistry::Counter*, kOutcomes> sequences_;
   MetricRegistry::Counter& numeric_errors_;
   std::mutex mutex_;
-  std::array<uint64_t, kTotals> told_{};  // GUARDED_BY(mutex_): the engine's totals, as far as counted here
+  // GUARDED_BY(mutex_): the engine's totals, as far as counted here.
+  std::array<double, kTotals> told_{};
+  std::array<std::array<double, SpeculationStats::kPositions>, 2> told_speculation_{};  // accepted, rejected
+  double told_passes_ = 0, told_drafting_seconds_ = 0, told_failures_ = 0;
 };
 
 }  // namespace terrace

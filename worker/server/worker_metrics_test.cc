@@ -14,9 +14,9 @@ TEST(WorkerMetrics, EverySeriesExistsFromTheStart) {
   metrics.OnLoaded({.block_tokens = 16, .blocks = 4, .dtype = "f16"}, /*load_seconds=*/1);
   const std::string text = metrics.Render({}, {});
   for (const MetricInfo& info : AllMetrics()) {
-    const bool is_workers = info.name.starts_with("terrace_engine_") ||
-                            info.name.starts_with("terrace_kv_") ||
-                            info.name.starts_with("terrace_prefix_cache_");
+    const bool is_workers =
+        info.name.starts_with("terrace_engine_") || info.name.starts_with("terrace_kv_") ||
+        info.name.starts_with("terrace_speculation_") || info.name.starts_with("terrace_prefix_cache_");
     if (!is_workers) continue;
     EXPECT_THAT(text, HasSubstr(Concat("\n# TYPE ", info.name, " "))) << info.name;
   }
@@ -24,6 +24,7 @@ TEST(WorkerMetrics, EverySeriesExistsFromTheStart) {
        {"terrace_engine_preemptions_total{mode=\"recompute\"} 0\n",
         "terrace_engine_draft_tokens_total{result=\"accepted\"} 0\n",
         "terrace_engine_draft_tokens_total{result=\"rejected\"} 0\n",
+        "terrace_speculation_passes_total{drafter=\"ngram\"} 0\n",
         "terrace_engine_sequences_total{outcome=\"handed_over\"} 0\n",
         "terrace_engine_preemptions_total{mode=\"swap\"} 0\n", "terrace_kv_blocks{state=\"free\"} 0\n",
         "terrace_kv_blocks{state=\"held\"} 0\n", "terrace_kv_blocks{state=\"cached\"} 0\n",
@@ -69,6 +70,30 @@ TEST(WorkerMetrics, ATotalNeverFallsWhenSnapshotsComeOutOfOrder) {
   EXPECT_THAT(metrics.Render(early, {}), HasSubstr("terrace_engine_generation_tokens_total 7\n"));
 }
 
+TEST(WorkerMetrics, DraftsAreCountedByDrafterPositionAndVerdict) {
+  WorkerMetrics metrics;
+  EngineStats stats;
+  SpeculationStats& speculation = stats.speculation;
+  speculation.drafter = "model";
+  speculation.verified[0] = 10, speculation.accepted[0] = 7;
+  speculation.verified[4] = 5, speculation.accepted[4] = 1;
+  speculation.passes = 10, speculation.failures = 1;
+  speculation.drafting_seconds = 0.5, speculation.saved_seconds = -0.25;
+  metrics.Render(stats, {});
+  const std::string text = metrics.Render(stats, {});
+  for (const char* series :
+       {"terrace_speculation_tokens_total{drafter=\"model\",position=\"1\",result=\"accepted\"} 7\n",
+        "terrace_speculation_tokens_total{drafter=\"model\",position=\"1\",result=\"rejected\"} 3\n",
+        "terrace_speculation_tokens_total{drafter=\"model\",position=\"5-8\",result=\"rejected\"} 4\n",
+        "terrace_speculation_tokens_total{drafter=\"ngram\",position=\"1\",result=\"accepted\"} 0\n",
+        "terrace_speculation_passes_total{drafter=\"model\"} 10\n",
+        "terrace_speculation_failures_total{drafter=\"model\"} 1\n",
+        "terrace_speculation_drafting_seconds_total{drafter=\"model\"} 0.5\n",
+        "terrace_speculation_saved_seconds{drafter=\"model\"} -0.25\n"}) {
+    EXPECT_THAT(text, HasSubstr(series));
+  }
+}
+
 TEST(WorkerMetrics, EveryEndOfASequenceHasItsOutcome) {
   const struct {
     FinishReason reason;
@@ -94,10 +119,11 @@ TEST(WorkerMetrics, AStepCountsItsSequencesAndTheWaitsThatEnded) {
                   .prefill_tokens = 30,
                   .decode_tokens = 2,
                   .sequences = 3,
+                  .draft_tokens = 4,
                   .latencies = {.queue = {0.1, 3}, .first_token = {0.5}, .inter_token = {0.1, 0.2, 0.3}}});
   const std::string text = metrics.Render({}, {});
   for (const char* series :
-       {"terrace_engine_step_tokens_sum{phase=\"mixed\"} 32\n", "terrace_engine_step_sequences_sum 3\n",
+       {"terrace_engine_step_tokens_sum{phase=\"mixed\"} 36\n", "terrace_engine_step_sequences_sum 3\n",
         "terrace_engine_step_sequences_count 1\n", "terrace_engine_queue_seconds_count 2\n",
         "terrace_engine_time_to_first_token_seconds_bucket{le=\"0.25\"} 0\n",
         "terrace_engine_time_to_first_token_seconds_bucket{le=\"0.5\"} 1\n",

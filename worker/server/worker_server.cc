@@ -86,6 +86,9 @@ Status WorkerServer::Open(const WorkerServerOptions& options) {
   OpenEngineOptions engine = options.engine;
   engine.on_step = [this](const StepObservation& step) { metrics_.OnStep(step); };
   engine.on_device_lost = [this](const Status& error) { OnDeviceLost(error); };
+  engine.on_drafter_failed = [](const Status& error) {
+    Log(LogLevel::kError, "worker_drafter_failed", {{"error", Message(error)}});
+  };
   ASSIGN_OR_RETURN(opened_, OpenEngine(engine));
   served_name_ = options.served_name.empty() ? opened_.files->config.name : options.served_name;
   WorkerService::Options service{.description = Describe(opened_, served_name_),
@@ -188,6 +191,10 @@ void WorkerServer::LogReady(double load_seconds) const {
     Log(HasDevicePlugin() ? LogLevel::kWarn : LogLevel::kDebug, "worker_on_cpu",
         {{"reason", opened_.device_note}});
   }
+  if (opened_.drafter == "ngram" && opened_.numerics == "auto") {
+    Log(LogLevel::kWarn, "worker_drafts_change_bits",
+        {{"reason", "engine.numerics: auto: what shares a step may change the last bits, and so do drafts"}});
+  }
   Log(LogLevel::kInfo, "worker_ready",
       {{"model", served_name_},
        {"format", opened_.files->format},
@@ -206,6 +213,7 @@ void WorkerServer::LogReady(double load_seconds) const {
        {"kv_pool", opened_.kv_arithmetic},
        {"kv_host_blocks", opened_.host_blocks},
        {"prefix_cache", opened_.engine->scheduler_options().prefix_cache},
+       {"drafter", opened_.drafter},
        {"grpc", grpc_address_},
        {"ops", ops_address()},
        {"load_seconds", load_seconds},

@@ -21,7 +21,7 @@
 namespace terrace {
 
 struct WorkerServerOptions {
-  OpenEngineOptions engine;  // `on_step` and `on_device_lost` are the server's
+  OpenEngineOptions engine;  // its callbacks are the server's
   std::string served_name;   // "": the model's own name
   std::string grpc = "127.0.0.1:0";
   std::string ops = "";              // "": no ops listener

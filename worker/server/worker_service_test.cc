@@ -255,8 +255,11 @@ TEST(WorkerService, ARequestBecomesASequenceWithAllThatItAsksFor) {
   request.add_draft_tokens(9);
   request.add_draft_tokens(10);
   request.set_signals(true);
+  request.mutable_speculation()->set_max_tokens(0);
   const auto spec = ToSequenceSpec(request);
   ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->speculation, 0u);
+  EXPECT_EQ(ToSequenceSpec(Request(5))->speculation, std::nullopt);
   EXPECT_EQ(spec->priority, -7);
   EXPECT_EQ(spec->cache_salt, "tenant");
   EXPECT_EQ(spec->max_tokens, 5u);

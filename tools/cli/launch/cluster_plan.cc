@@ -37,6 +37,8 @@ void ResolveTls(const fs::path& folder, Tls& tls) {
 
 void ResolveFiles(const fs::path& folder, v1::WorkerConfig& worker) {
   Resolve(folder, *worker.mutable_model());
+  if (worker.engine().speculation().has_model())
+    Resolve(folder, *worker.mutable_engine()->mutable_speculation()->mutable_model());
   if (!worker.has_tls()) return;
   ResolveTls(folder, *worker.mutable_tls());
   Resolve(folder, *worker.mutable_tls()->mutable_client_ca_file());
@@ -51,7 +53,10 @@ void ResolveFiles(const fs::path& folder, v1::RouterConfig& router) {
     ResolveTls(folder, *router.mutable_cluster()->mutable_tls());
     Resolve(folder, *router.mutable_cluster()->mutable_tls()->mutable_ca_file());
   }
-  for (v1::PolicyConfig& policy : *router.mutable_policies()) Resolve(folder, *policy.mutable_calibration());
+  for (v1::PolicyConfig& policy : *router.mutable_policies()) {
+    Resolve(folder, *policy.mutable_calibration());
+    if (policy.has_budget()) Resolve(folder, *policy.mutable_budget()->mutable_calibration());
+  }
   if (router.has_auth()) {
     Resolve(folder, *router.mutable_auth()->mutable_keys_file());
     Resolve(folder, *router.mutable_auth()->mutable_cluster_secret_file());

@@ -1,0 +1,208 @@
+// Sampled answers whose drafts come from another model follow the distribution of this model, as if nothing
+// had been drafted; and with one seed they are the same tokens. No model: the logits are a table.
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/rng.h"
+#include "gtest/gtest.h"
+#include "worker/engine/executor.h"
+#include "worker/sample/sampler.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kVocab = 5, kAnswer = 3;                // tokens
+constexpr size_t kAnswers = kVocab * kVocab * kVocab;    // that there are
+constexpr uint64_t kDraws = 120'000, kSeed = 1'000'000;  // of the first draw; then one more each
+constexpr uint64_t kDraftStream = 7, kLengthStream = 8;  // beside that of the sampler, 0
+
+using Row = std::array<float, kVocab>;
+
+// Logits that depend on the token before.
+class Model {
+ public:
+  explicit Model(uint64_t seed) {
+    for (size_t last = 0; last < kVocab; ++last) {
+      for (size_t i = 0; i < kVocab; ++i)
+        rows_[last][i] = static_cast<float>(3 * (RandomUniform(seed, last * kVocab + i) - 0.5));
+    }
+  }
+  const Row& After(size_t last) const { return rows_[last]; }
+
+ private:
+  std::array<Row, kVocab> rows_ = {};
+};
+
+const Model kModel(1), kOther(2);
+
+// By definition: presence penalty, temperature, top-k, which here has no ties.
+std::vector<double> Probabilities(const Row& logits, const SamplingParams& params,
+                                  std::span<const int32_t> answer) {
+  std::vector<double> values(logits.begin(), logits.end());
+  std::vector<bool> is_said(kVocab);
+  for (const int32_t token : answer) is_said[static_cast<size_t>(token)] = true;
+  for (size_t i = 0; i < kVocab; ++i) {
+    if (is_said[i]) values[i] -= params.presence_penalty;
+  }
+  std::vector<double> weights(kVocab);
+  double total = 0;
+  for (size_t i = 0; i < kVocab; ++i) {
+    int32_t above = 0;
+    for (const double other : values) above += other > values[i];
+    if (params.top_k > 0 && above >= params.top_k) continue;
+    total += weights[i] = std::exp(values[i] / params.temperature);
+  }
+  for (double& weight : weights) weight /= total;
+  return weights;
+}
+
+// Of every answer to the prompt, whose last token is 0.
+std::vector<double> AnswerProbabilities(const Model& model, const SamplingParams& params) {
+  std::vector<double> out(kAnswers);
+  for (size_t i = 0; i < kAnswers; ++i) {
+    const std::array<int32_t, kAnswer> answer = {static_cast<int32_t>(i / kVocab / kVocab),
+                                                 static_cast<int32_t>(i / kVocab % kVocab),
+                                                 static_cast<int32_t>(i % kVocab)};
+    out[i] = 1;
+    size_t last = 0;
+    for (size_t said = 0; said < kAnswer; ++said) {
+      const auto next = static_cast<size_t>(answer[said]);
+      out[i] *= Probabilities(model.After(last), params, std::span(answer).first(said))[next];
+      last = next;
+    }
+  }
+  return out;
+}
+
+size_t IndexOf(const std::vector<int32_t>& answer) {
+  size_t index = 0;
+  for (const int32_t token : answer) index = index * kVocab + static_cast<size_t>(token);
+  return index;
+}
+
+// How an answer is drafted, step by step.
+enum class DraftedBy { kNobody, kOtherDraws, kTheSameDraws };
+
+class Answering {
+ public:
+  std::vector<int32_t> Answer(SamplingParams params, DraftedBy drafts) {
+    std::vector<int32_t> context = {0};  // the prompt's last token, then the answer
+    TokenCounts counts;
+    for (uint64_t step = 0; context.size() <= kAnswer; ++step) {
+      const size_t said = context.size() - 1;
+      std::vector<int32_t> tokens = {context.back()};
+      if (drafts != DraftedBy::kNobody) Propose(params, drafts, step, said, tokens);
+      PlannedSequence part;
+      part.tokens = tokens;
+      part.sample = true;
+      part.proposed = static_cast<uint32_t>(tokens.size() - 1);
+      part.sampling = &params;
+      part.counts = &counts;
+      part.sample_index = said;
+      const SequenceOutput output =
+          ChooseTokens(part, [&](uint32_t row, const TokenCounts& so_far, uint64_t index) {
+            return sampler_.Sample(kModel.After(static_cast<size_t>(tokens[row])), params, so_far, index, {});
+          });
+      EXPECT_TRUE(output.error.ok());
+      proposed_ += part.proposed;
+      accepted_ += output.tokens.size() - 1;
+      for (const SampledToken& token : output.tokens) {
+        if (context.size() > kAnswer) break;  // one more than was wanted
+        context.push_back(token.token);
+        counts.AddGenerated(token.token);
+      }
+    }
+    return {context.begin() + 1, context.end()};
+  }
+
+  double acceptance() const { return static_cast<double>(accepted_) / static_cast<double>(proposed_); }
+
+ private:
+  // 0 to all that is left, by the other model: with the draws that the answer's own tokens take, as a small
+  // tier with the request's seed has them, or with others.
+  void Propose(SamplingParams params, DraftedBy drafts, uint64_t step, size_t said,
+               std::vector<int32_t>& tokens) {
+    const double share = RandomUniform(params.seed, step, kLengthStream);
+    const auto length = static_cast<size_t>(share * static_cast<double>(kAnswer - said + 1));
+    if (drafts == DraftedBy::kOtherDraws) params.seed = RandomBits(params.seed, step, kDraftStream);
+    params.presence_penalty = 0;
+    params.top_k = 0;
+    for (size_t i = 0; i < length; ++i) {
+      const auto logits = kOther.After(static_cast<size_t>(tokens.back()));
+      tokens.push_back(sampler_.Sample(logits, params, {}, said + i, {})->token);
+    }
+  }
+
+  Sampler sampler_;
+  uint64_t proposed_ = 0, accepted_ = 0;
+};
+
+struct Case {
+  const char* name;
+  SamplingParams params;
+};
+const std::vector<Case>& Cases() {
+  static const auto* const cases = new std::vector<Case>{
+      {"plain", {}},
+      {"cold", {.temperature = 0.6f}},
+      {"cut, with a penalty", {.top_k = 3, .presence_penalty = 0.7f}},
+  };
+  return *cases;
+}
+
+// Chi-square over the answers expected at least 5 times. Its mean is the number of degrees of freedom k, its
+// deviation sqrt(2 k): with k of 20 and more, 7 deviations are passed less than once in 100,000 times, and
+// the seeds are fixed.
+double Deviations(const std::vector<double>& probabilities, const std::vector<uint64_t>& counts) {
+  double chi_square = 0, freedom = -1;
+  for (size_t i = 0; i < kAnswers; ++i) {
+    const double expected = probabilities[i] * kDraws;
+    if (expected < 5) continue;
+    const double difference = static_cast<double>(counts[i]) - expected;
+    chi_square += difference * difference / expected;
+    ++freedom;
+  }
+  EXPECT_GT(freedom, 15) << "too few answers to tell";
+  return (chi_square - freedom) / std::sqrt(2 * freedom);
+}
+
+TEST(DraftDistribution, SampledAnswersFollowTheModelWhateverAnotherOneDrafts) {
+  for (const Case& c : Cases()) {
+    const auto wanted = AnswerProbabilities(kModel, c.params), others = AnswerProbabilities(kOther, c.params);
+    for (const DraftedBy drafts : {DraftedBy::kOtherDraws, DraftedBy::kTheSameDraws}) {
+      SCOPED_TRACE(testing::Message()
+                   << c.name << ", drafts " << static_cast<int>(drafts) << ", seeds from " << kSeed);
+      Answering answering;
+      std::vector<uint64_t> counts(kAnswers);
+      SamplingParams params = c.params;
+      for (uint64_t draw = 0; draw < kDraws; ++draw) {
+        params.seed = kSeed + draw;
+        ++counts[IndexOf(answering.Answer(params, drafts))];
+      }
+      EXPECT_LT(Deviations(wanted, counts), 7);
+      EXPECT_GT(Deviations(others, counts), 50) << "the drafts' own distribution is another one";
+      for (size_t i = 0; i < kAnswers; ++i) EXPECT_TRUE(wanted[i] > 0 || counts[i] == 0) << "answer " << i;
+      EXPECT_GT(answering.acceptance(), 0.02) << "some are right";
+      EXPECT_LT(answering.acceptance(), 0.9) << "some are wrong";
+    }
+  }
+}
+
+TEST(DraftDistribution, OneSeedGivesTheSameAnswerWithAndWithoutDrafts) {
+  Answering answering;
+  for (const Case& c : Cases()) {
+    SamplingParams params = c.params;
+    for (uint64_t draw = 0; draw < 20'000; ++draw) {
+      params.seed = kSeed + draw;
+      const auto wanted = answering.Answer(params, DraftedBy::kNobody);
+      for (const DraftedBy drafts : {DraftedBy::kOtherDraws, DraftedBy::kTheSameDraws})
+        ASSERT_EQ(answering.Answer(params, drafts), wanted) << c.name << ", seed " << params.seed;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace terrace

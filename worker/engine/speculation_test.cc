@@ -1,0 +1,388 @@
+// Drafts of the engine's own, through Scheduler, Speculation and the fake executor: whatever is guessed, the
+// answer is that of one token a step; and what guessing costs decides whether anything is guessed.
+#include "worker/engine/speculation.h"
+
+#include <numeric>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/scheduler_testing.h"
+#include "worker/speculative/fake_drafter.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::UnorderedElementsAre;
+
+// What FakeExecutor says.
+int32_t RightToken(const DraftRequest& request, uint32_t index) {
+  return FakeExecutor::AnswerToken(request.sampling->seed, index, kVocab);
+}
+
+FakeDrafter::Options RightBy(double share) {
+  return {
+      .answer = RightToken, .right = [share](const DraftRequest&) { return share; }, .vocab_size = kVocab};
+}
+
+StepTimeModel Memory() { return {.seconds_per_step = 1e-2, .seconds_per_token = 1e-4}; }
+
+// A Harness whose steps take simulated time and have drafts.
+struct Drafting {
+  explicit Drafting(SchedulerOptions options, std::unique_ptr<Drafter> drafter, StepTimeModel time = Memory(),
+                    FakeExecutor::Options fake = {})
+      : scheduler(options),
+        executor([&] {
+          fake.block_tokens = options.block_tokens;
+          fake.time = time;
+          fake.on_step_time = [this](double seconds) { Advance(seconds); };
+          return fake;
+        }()),
+        speculation(
+            8, std::move(drafter), [this](const Status& status) { failed = status; }, clock) {}
+
+  void Advance(double seconds) {
+    clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
+  }
+
+  std::shared_ptr<WatchedSink> Add(SequenceSpec spec) {
+    EXPECT_EQ(Scheduler::Validate(spec, scheduler.options()), Status());
+    auto sink = std::make_shared<WatchedSink>(spec.resume.size());
+    scheduler.Add(std::move(spec), sink, clock.Now());
+    return sink;
+  }
+
+  bool Step() {
+    clock.Advance(std::chrono::microseconds(1));
+    StepPlan plan = scheduler.Schedule(clock.Now());
+    speculation.Draft(scheduler, plan);
+    if (plan.empty()) return false;
+    const MonoTime begin = clock.Now();
+    proposed = 0;
+    size_t tokens = 0;
+    for (const PlannedSequence& part : plan.sequences) {
+      proposed += part.proposed;
+      tokens += part.tokens.size();
+    }
+    EXPECT_LE(tokens, scheduler.options().max_step_tokens);
+    StepResult result = executor.Run(plan);
+    scheduler.Commit(plan, std::move(result), clock.Now());
+    speculation.Learn(scheduler, Seconds(clock.Now() - begin));
+    ++steps;
+    return true;
+  }
+
+  void RunAll() {
+    while (Step()) ASSERT_LT(steps, 100000);
+    EXPECT_TRUE(scheduler.idle());
+    const SchedulerStats stats = scheduler.Stats();
+    EXPECT_EQ(stats.free_blocks + stats.cached_blocks, stats.total_blocks);
+  }
+
+  FakeClock clock;
+  Scheduler scheduler;
+  FakeExecutor executor;
+  Status failed;
+  Speculation speculation;
+  uint32_t proposed = 0;  // in the last step
+  int steps = 0;
+};
+
+SchedulerOptions LargeSteps() {
+  SchedulerOptions options = SmallOptions();
+  options.max_step_tokens = 256;
+  return options;
+}
+
+TEST(Speculation, AnswersAreTheSameHoweverOftenDraftsAreRight) {
+  uint64_t verified = 0;
+  for (uint32_t seed = 1; seed <= 100; ++seed) {
+    for (const double right : {0.0, 0.3, 0.6, 1.0}) {
+      SCOPED_TRACE(Concat("seed ", seed, ", right ", right));
+      std::mt19937 random(seed);
+      const auto draw = [&](uint32_t low, uint32_t high) {
+        return std::uniform_int_distribution<uint32_t>(low, high)(random);
+      };
+      SchedulerOptions options = LargeSteps();
+      options.max_step_tokens = draw(4, 80);
+      options.block_tokens = draw(1, 20);
+      options.blocks = draw(0, 1) == 0 ? 512u : 90 / options.block_tokens + 2 + draw(0, 4);
+      options.prefix_cache = draw(0, 3) > 0;
+      Drafting drafting(options, std::make_unique<FakeDrafter>(RightBy(right)));
+      std::vector<std::pair<SequenceSpec, std::shared_ptr<WatchedSink>>> all;
+      for (uint32_t i = 0; i < 4; ++i) {
+        SequenceSpec spec = Spec(draw(1, 30), draw(1, 60), 10 * seed + i);
+        if (draw(0, 3) == 0) spec.draft = WantedTokens(spec.sampling.seed, draw(1, 30));
+        if (draw(0, 3) == 0) spec.speculation = draw(0, 3);
+        all.emplace_back(spec, drafting.Add(spec));
+      }
+      drafting.RunAll();
+      for (const auto& [spec, sink] : all) {
+        const auto answer = sink->Wait();
+        EXPECT_EQ(answer.ids(), WantedTokens(spec.sampling.seed, spec.max_tokens));
+        EXPECT_EQ(answer.result.reason, FinishReason::kLength);
+        const SequenceStats& stats = answer.result.stats;
+        EXPECT_LE(stats.accepted_speculated_tokens, stats.speculated_tokens);
+        if (right == 1) {
+          EXPECT_EQ(stats.accepted_speculated_tokens, stats.speculated_tokens);
+        }
+        if (right == 0) {
+          EXPECT_EQ(stats.accepted_speculated_tokens, 0u);
+        }
+        verified += stats.speculated_tokens;
+      }
+    }
+  }
+  EXPECT_GT(verified, 3'000u);
+}
+
+TEST(Speculation, GivesSeveralTokensAStepWhereDraftsAreRight) {
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(1)));
+  const auto sink = drafting.Add(Spec(10, 200));
+  drafting.RunAll();
+  EXPECT_LT(drafting.steps, 40);
+  EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 200));
+  const SpeculationStats& stats = drafting.speculation.stats();
+  EXPECT_EQ(stats.drafter, "fake");
+  EXPECT_GT(stats.passes, 15u);
+  EXPECT_EQ(stats.verified, stats.accepted);
+  EXPECT_GT(stats.saved_seconds, 0.5);
+  EXPECT_EQ(sink->Wait().result.stats.speculated_tokens,
+            std::accumulate(stats.verified.begin(), stats.verified.end(), uint64_t{0}));
+}
+
+TEST(Speculation, EndsWhereDraftsAreWrongOrCostTooMuch) {
+  const struct {
+    const char* name;
+    double right;
+    StepTimeModel time;
+  } cases[] = {{"wrong", 0, Memory()},
+               {"a token costs a step", 0.8, {.seconds_per_step = 1e-6, .seconds_per_token = 1e-3}}};
+  for (const auto& c : cases) {
+    Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(c.right)), c.time);
+    drafting.Add(Spec(10, 200));
+    for (int step = 0; step < 30; ++step) drafting.Step();
+    uint32_t proposed = 0;
+    for (int step = 0; step < 100 && drafting.Step(); ++step) proposed += drafting.proposed;
+    EXPECT_LE(proposed, 8u) << c.name;
+  }
+}
+
+TEST(Speculation, StopTokensAndLimitsInsideADraftEndTheAnswer) {
+  const uint64_t says_end = SeedThatSays(kEnd, 12), says_stop = SeedThatSays(500, 12);
+  const struct {
+    const char* name;
+    uint64_t seed;
+    std::vector<int32_t> stop_tokens;
+    bool ignore_eos;
+    uint32_t max_tokens, tokens;
+    FinishReason reason;
+  } cases[] = {{"end token", says_end, {}, false, 30, 13, FinishReason::kStop},
+               {"stop token", says_stop, {500}, false, 30, 13, FinishReason::kStop},
+               {"length", says_end, {}, false, 12, 12, FinishReason::kLength},
+               {"ignored end token", says_end, {}, true, 17, 17, FinishReason::kLength}};
+  for (const auto& c : cases) {
+    Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(1)));
+    SequenceSpec spec = Spec(5, c.max_tokens, c.seed);
+    spec.stop_tokens = c.stop_tokens;
+    spec.ignore_eos = c.ignore_eos;
+    const auto sink = drafting.Add(spec);
+    drafting.RunAll();
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(c.seed, c.tokens)) << c.name;
+    EXPECT_EQ(sink->Wait().result.reason, c.reason) << c.name;
+    const SequenceStats& stats = sink->Wait().result.stats;
+    EXPECT_GT(stats.accepted_speculated_tokens, 0u) << c.name;
+    EXPECT_EQ(stats.accepted_speculated_tokens, stats.speculated_tokens) << c.name << ": all were right";
+    EXPECT_EQ(drafting.speculation.stats().verified, drafting.speculation.stats().accepted) << c.name;
+  }
+}
+
+TEST(Speculation, WhatWasNotAcceptedIsNeverFoundInThePrefixCache) {
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(0.7)));
+  const SequenceSpec spec = Spec(20, 100);
+  drafting.Add(spec);
+  drafting.RunAll();
+  EXPECT_GT(drafting.speculation.stats().passes, 3u);
+  const auto answer = WantedTokens(1, 100);
+  const auto cached = [&](size_t changed) {
+    SequenceSpec next = spec;
+    next.prompt.insert(next.prompt.end(), answer.begin(), answer.end());
+    if (changed < next.prompt.size()) next.prompt[changed] = (next.prompt[changed] + 1) % int32_t{kVocab};
+    next.max_tokens = 1;
+    const auto sink = drafting.Add(next);
+    drafting.RunAll();
+    return sink->Wait().result.stats.cached_tokens;
+  };
+  EXPECT_EQ(cached(80), 80u);  // as a wrong draft has it
+  EXPECT_EQ(cached(1000), 119u) << "all of the answer but its last token";
+}
+
+TEST(Speculation, ARequestMayHaveLessOrNone) {
+  for (const uint32_t most : {0u, 1u, 2u}) {
+    Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(1)));
+    SequenceSpec spec = Spec(10, 50);
+    spec.speculation = most;
+    const auto sink = drafting.Add(spec);
+    while (drafting.Step()) EXPECT_LE(drafting.proposed, most);
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 50));
+    EXPECT_EQ(sink->Wait().result.stats.speculated_tokens > 0, most > 0);
+  }
+}
+
+TEST(Speculation, WhatComesWithTheRequestIsVerifiedFirst) {
+  uint32_t asked = 0;
+  FakeDrafter::Options options = RightBy(1);
+  options.on_propose = [&](std::span<const DraftRequest> requests) {
+    ++asked;
+    EXPECT_GE(requests[0].generated(), 40u);
+  };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  SequenceSpec spec = Spec(10, 80);
+  spec.draft = WantedTokens(1, 40);
+  const auto sink = drafting.Add(spec);
+  drafting.RunAll();
+  EXPECT_EQ(sink->Wait().result.stats.accepted_draft_tokens, 40u);
+  EXPECT_GT(asked, 0u);
+}
+
+TEST(Speculation, NobodyIsPreemptedForADraft) {
+  SchedulerOptions options = LargeSteps();
+  options.blocks = 12;
+  options.prefix_cache = false;
+  Drafting drafting(options, std::make_unique<FakeDrafter>(RightBy(0.5)));
+  const auto a = drafting.Add(Spec(60, 30, 1)), b = drafting.Add(Spec(60, 30, 2));
+  drafting.RunAll();
+  EXPECT_EQ(drafting.scheduler.Stats().recompute_preemptions, 0u);
+  EXPECT_EQ(a->Wait().ids(), WantedTokens(1, 30));
+  EXPECT_EQ(b->Wait().ids(), WantedTokens(2, 30));
+}
+
+TEST(Speculation, WhatWasLearnedOfASequenceOutlivesAPreemption) {
+  SchedulerOptions options = LargeSteps();
+  options.max_sequences = 1;
+  FakeDrafter::Options fake = RightBy(0);
+  fake.right = [](const DraftRequest& request) { return request.sampling->seed == 1 ? 0.0 : 1.0; };
+  Drafting drafting(options, std::make_unique<FakeDrafter>(fake));
+  const auto sink = drafting.Add(Spec(10, 150, 1));
+  for (int step = 0; step < 60; ++step) drafting.Step();
+  SequenceSpec urgent = Spec(5, 60, 2);
+  urgent.priority = 1;
+  const auto other = drafting.Add(urgent);  // its drafts are right: they are believed in again
+  while (!other->has_ended) ASSERT_TRUE(drafting.Step());
+  uint32_t proposed = 0;
+  while (drafting.Step()) proposed += drafting.proposed;
+  EXPECT_LE(proposed, 8u);
+  EXPECT_EQ(sink->Wait().result.stats.preemptions, 1u);
+  EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 150));
+}
+
+TEST(Speculation, TheDrafterIsToldOfEnds) {
+  std::vector<uint64_t> forgotten;
+  FakeDrafter::Options options = RightBy(1);
+  options.on_forget = [&](uint64_t id) { forgotten.push_back(id); };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  drafting.Add(Spec(3, 20, 1));
+  const auto cancelled = drafting.Add(Spec(3, 100, 2));
+  drafting.Add(Spec(3, 1, 3));  // never drafted for
+  for (int step = 0; step < 5; ++step) drafting.Step();
+  cancelled->Cancel();
+  drafting.Add(Spec(3, 30, 4));
+  drafting.RunAll();
+  EXPECT_THAT(forgotten, UnorderedElementsAre(0u, 1u, 3u));
+}
+
+TEST(Speculation, TheDrafterIsToldOfEndsWhenNothingIsLeftToRun) {
+  std::vector<uint64_t> forgotten;
+  FakeDrafter::Options options = RightBy(1);
+  options.on_forget = [&](uint64_t id) { forgotten.push_back(id); };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  const auto sink = drafting.Add(Spec(3, 100));
+  for (int step = 0; step < 5; ++step) drafting.Step();
+  sink->Cancel();
+  EXPECT_FALSE(drafting.Step());
+  EXPECT_THAT(forgotten, UnorderedElementsAre(0u));
+}
+
+TEST(Speculation, WhatCannotBeDraftedForIsNotAskedFor) {
+  FakeDrafter::Options options = RightBy(1);
+  options.is_cheap = false;
+  options.cannot_draft = [](const DraftRequest& request) { return request.id == 0; };
+  options.on_propose = [](std::span<const DraftRequest> requests) {
+    for (const DraftRequest& request : requests) EXPECT_EQ(request.id, 1u);
+  };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  const auto a = drafting.Add(Spec(3, 50, 1)), b = drafting.Add(Spec(3, 50, 2));
+  drafting.RunAll();
+  EXPECT_EQ(a->Wait().result.stats.speculated_tokens, 0u);
+  EXPECT_GT(b->Wait().result.stats.speculated_tokens, 0u);
+}
+
+TEST(Speculation, AnErrorInsideADraftComesWhereItWouldHaveCome) {
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(1)), Memory(),
+                    {.fail_sequence = [](const PlannedSequence& part) {
+                      return part.sample && part.sample_index == 9
+                                 ? WithReason(Internal("logit 3 is NaN"), "numeric_error")
+                                 : Status();
+                    }});
+  const auto sink = drafting.Add(Spec(4, 30));
+  drafting.RunAll();
+  EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 9));
+  EXPECT_EQ(sink->Wait().result.reason, FinishReason::kError);
+}
+
+TEST(Speculation, WithoutTheDrafterThatFailedTheStreamGoesOn) {
+  FakeDrafter::Options options = RightBy(1);
+  options.calls_before_error = 3;
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  const auto sink = drafting.Add(Spec(10, 100));
+  drafting.RunAll();
+  EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 100));
+  EXPECT_EQ(drafting.failed.code(), StatusCode::kInternal);
+  EXPECT_EQ(drafting.speculation.stats().failures, 1u);
+  EXPECT_EQ(drafting.speculation.stats().drafter, "fake");
+}
+
+TEST(Speculation, DraftsOfOtherTokensThanThereAreEndBeforeThem) {
+  FakeDrafter::Options options = RightBy(1);
+  options.answer = [](const DraftRequest& request, uint32_t index) {
+    return index % 5 == 4 ? int32_t{kVocab} + 3 : RightToken(request, index);
+  };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  const auto sink = drafting.Add(Spec(10, 60));
+  drafting.RunAll();
+  EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 60));
+}
+
+// On the engine's own thread and clock.
+TEST(Speculation, RunsInTheEngine) {
+  for (const uint32_t calls : {1u, 1'000'000u}) {
+    Engine::Options options;
+    options.scheduler = LargeSteps();
+    uint32_t failures = 0, drafted = 0;  // the loop thread's, until it has ended
+    options.on_drafter_failed = [&](const Status&) { ++failures; };
+    options.on_step = [&](const StepObservation& step) {
+      drafted += step.draft_tokens;
+      EXPECT_LE(step.decode_tokens, step.sequences);
+    };
+    FakeDrafter::Options fake = RightBy(1);
+    fake.calls_before_error = calls;
+    Engine engine(options, std::make_unique<FakeExecutor>(FakeExecutor::Options{}), RealClock(),
+                  std::make_unique<FakeDrafter>(fake));
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (uint64_t seed = 1; seed <= 4; ++seed) {
+      sinks.push_back(std::make_shared<CollectingSink>());
+      ASSERT_TRUE(engine.Submit(Spec(10, 100, seed), sinks.back()).ok());
+    }
+    for (uint64_t seed = 1; seed <= 4; ++seed)
+      EXPECT_EQ(sinks[seed - 1]->Wait().ids(), WantedTokens(seed, 100));
+    engine.Stop();
+    EXPECT_EQ(failures, calls == 1 ? 1u : 0u);
+    const SpeculationStats stats = engine.Stats().speculation;
+    EXPECT_EQ(stats.failures, failures);
+    EXPECT_EQ(drafted, std::accumulate(stats.verified.begin(), stats.verified.end(), uint64_t{0}));
+  }
+}
+
+}  // namespace
+}  // namespace terrace
