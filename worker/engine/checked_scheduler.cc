@@ -9,6 +9,8 @@ namespace {
 
 // Positions whose logits one step computes at most for scores and drafts.
 constexpr uint32_t kMaxExtraLogits = 128;
+// Tokens of a draft from outside that are verified at once, before one was accepted and after.
+constexpr size_t kFirstDraftWindow = 8, kDraftWindow = 16;
 // Partly equal blocks that a match looks at.
 constexpr size_t kMaxSiblings = 8;
 
@@ -79,7 +81,8 @@ struct CheckedScheduler::Sequence {
   size_t proposable() const {
     const size_t sent = sink->tokens.size();
     if (accepted() < sent) return 0;
-    return std::min(spec.draft.size() - sent, answer_limit - spec.resume.size() - sent - 1);
+    const size_t window = sent == 0 ? kFirstDraftWindow : kDraftWindow;
+    return std::min({window, spec.draft.size() - sent, answer_limit - spec.resume.size() - sent - 1});
   }
 
   // What was seen.

@@ -64,30 +64,35 @@ TEST(Draft, TheAnswerIsTheSameWhateverIsProposed) {
   }
 }
 
-TEST(Draft, AWholeOneIsVerifiedInOneStepAndGivesOneTokenMore) {
-  Harness harness(LargeSteps());
+// What is computed in vain at the first disagreement is no more than a window.
+TEST(Draft, IsVerifiedInWindowsThatGiveOneTokenMoreEach) {
+  std::vector<uint32_t> proposed;
+  Harness harness(LargeSteps(), {.before_step = [&](const StepPlan& plan) {
+                    proposed.push_back(plan.sequences.at(0).proposed);
+                  }});
   const auto sink = harness.Add(Drafted(20, 100, 1, 60, 0));
   ASSERT_TRUE(harness.Step());
-  ASSERT_EQ(harness.plan.sequences.size(), 1u);
-  EXPECT_EQ(harness.plan.sequences[0].tokens.size(), 80u);
-  EXPECT_EQ(harness.plan.sequences[0].proposed, 60u);
-  EXPECT_EQ(harness.scheduler.Stats().generated_tokens, 61u);
+  EXPECT_EQ(harness.plan.sequences[0].tokens.size(), 28u) << "the first window goes with the prompt";
+  EXPECT_EQ(harness.scheduler.Stats().generated_tokens, 9u);
   EXPECT_EQ(harness.scheduler.Stats().prompt_tokens, 20u);
-  ASSERT_TRUE(harness.Step());
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(harness.Step());
+  EXPECT_THAT(proposed, ElementsAre(8u, 16u, 16u, 16u, 0u));
+  EXPECT_EQ(harness.scheduler.Stats().generated_tokens, 61u);
   EXPECT_TRUE(harness.plan.sequences[0].is_decode);
-  EXPECT_EQ(harness.plan.sequences[0].tokens.size(), 1u);
   harness.RunAll();
   EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 100));
 }
 
 // Of a draft of the whole answer the last token is not computed: nothing follows it.
-TEST(Draft, AnAnswerThatIsGuessedIsThereAfterOneStep) {
-  Harness harness(LargeSteps());
+TEST(Draft, OfAnAnswerThatIsGuessedTheLastTokenIsNotComputed) {
+  std::vector<uint32_t> proposed;
+  Harness harness(LargeSteps(), {.before_step = [&](const StepPlan& plan) {
+                    proposed.push_back(plan.sequences.at(0).proposed);
+                  }});
   const auto sink = harness.Add(Drafted(20, 50, 1, 50, 0));
-  ASSERT_TRUE(harness.Step());
-  EXPECT_TRUE(sink->has_ended);
+  harness.RunAll();
+  EXPECT_THAT(proposed, ElementsAre(8u, 16u, 16u, 6u));
   EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 50));
-  EXPECT_EQ(harness.plan.sequences[0].proposed, 49u);
   EXPECT_EQ(sink->Wait().result.stats.accepted_draft_tokens, 50u);
 }
 
@@ -153,12 +158,17 @@ TEST(Draft, WhatWasNotAcceptedIsNeverFoundInThePrefixCache) {
 }
 
 TEST(Draft, BlocksOfRejectedTokensAloneAreGivenBack) {
-  Harness harness(LargeSteps());
-  harness.Add(Drafted(20, 200, 1, 13, 100));
+  std::vector<size_t> blocks;
+  Harness harness(LargeSteps(), {.before_step = [&](const StepPlan& plan) {
+                    blocks.push_back(plan.sequences.at(0).blocks.size());
+                  }});
+  harness.Add(Drafted(28, 200, 1, 13, 100));
   ASSERT_TRUE(harness.Step());
-  EXPECT_EQ(harness.plan.sequences[0].proposed, 113u);
+  ASSERT_TRUE(harness.Step());
+  EXPECT_EQ(harness.plan.sequences[0].proposed, 16u);
   EXPECT_EQ(harness.scheduler.Stats().generated_tokens, 14u);
-  EXPECT_EQ(harness.scheduler.Stats().held_blocks, 3u);  // of 33 positions
+  EXPECT_THAT(blocks, ElementsAre(3u, 4u));              // 28 + 8 positions, then 37 + 16
+  EXPECT_EQ(harness.scheduler.Stats().held_blocks, 3u);  // of 41 positions
   harness.RunAll();
 }
 
@@ -182,12 +192,14 @@ TEST(Draft, WithoutBlocksToSpareItIsVerifiedBitByBit) {
   SchedulerOptions options = LargeSteps();
   options.blocks = 5;
   options.prefix_cache = false;
-  Harness harness(options);
+  std::vector<uint32_t> proposed;
+  Harness harness(options, {.before_step = [&](const StepPlan& plan) {
+                    proposed.push_back(plan.sequences.at(0).proposed);
+                  }});
   const auto sink = harness.Add(Drafted(20, 61, 1, 60, 0));
-  ASSERT_TRUE(harness.Step());
-  // 5 blocks, of which the prompt has 2; one is left for who decodes. So 64 - 20 go along.
-  EXPECT_EQ(harness.plan.sequences[0].proposed, 44u);
   harness.RunAll();
+  // Of 5 blocks one is left for who decodes: behind 63 known tokens there is room for one.
+  EXPECT_THAT(proposed, ElementsAre(8u, 16u, 16u, 1u, 15u));
   EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 61));
   EXPECT_EQ(sink->Wait().result.stats.accepted_draft_tokens, 60u);
 }

@@ -567,10 +567,15 @@ uint32_t Scheduler::PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan) {
   return std::min(budget, logits);
 }
 
+// So many tokens of a draft from outside are verified at once, at first and after one was accepted: what is
+// computed in vain, once, at the first disagreement. A pass of more costs hardly less a token on CPUs.
+constexpr size_t kFirstDraftWindow = 8, kDraftWindow = 16;
+
 // How many tokens of the draft from outside go with a part of `chunk` known tokens, at most `most`.
 uint32_t Scheduler::Propose(Sequence& sequence, uint32_t chunk, uint32_t most) {
   if (sequence.draft.empty() || chunk < sequence.remaining() || sequence.is_scoring()) return 0;
-  return TakeRoom(sequence, std::min<size_t>(most, sequence.draft.size()));
+  const size_t window = sequence.stats.accepted_draft_tokens == 0 ? kFirstDraftWindow : kDraftWindow;
+  return TakeRoom(sequence, std::min({size_t{most}, window, sequence.draft.size()}));
 }
 
 // How many tokens may be proposed behind the known ones, at most `most`; takes the blocks that they need, but

@@ -5,10 +5,10 @@
 // - A step decodes every running sequence first (each costs one token of max_step_tokens, so prompts never
 //   hold decodes up) and spends the rest on prompts, in chunks, and on drafts.
 // - A resumed answer is computed like a prompt, and goes on where it was.
-// - Tokens of a draft go with the part that reaches the last known token: as many as the step has room and
-//   the pool has blocks for, as nobody is preempted for them. What is accepted is part of the answer from
-//   then on; at the first disagreement the rest is dropped, and blocks that hold nothing else are given back.
-//   The prefix cache never sees what was not accepted.
+// - Tokens of a draft go with the part that reaches the last known token: a window of them, if the step has
+//   room and the pool blocks for so many, as nobody is preempted for them. What is accepted is part of the
+//   answer from then on; at the first disagreement the rest is dropped, and blocks that hold nothing else are
+//   given back. The prefix cache never sees what was not accepted.
 // - So do drafts of the engine's own, which are offered to a plan that is made (Wishes, Offer): behind
 //   decodes without a draft from outside, in the room that the plan leaves.
 // - Prompts are taken by priority and, within one, the shortest remaining first, aged: a prompt loses ground
