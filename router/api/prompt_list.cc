@@ -17,11 +17,7 @@ namespace {
 
 // The end, the tier and its reason stay those of the first.
 void Add(const AnswerSummary& from, AnswerSummary& to) {
-  to.usage.prompt_tokens += from.usage.prompt_tokens;
-  to.usage.cached_tokens += from.usage.cached_tokens;
-  to.usage.completion_tokens += from.usage.completion_tokens;
-  to.attempts.insert(to.attempts.end(), from.attempts.begin(), from.attempts.end());
-  to.price_usd += from.price_usd;
+  AddCosts(from, to);
   to.time_to_first_token_seconds = std::min(to.time_to_first_token_seconds, from.time_to_first_token_seconds);
   to.total_seconds = std::max(to.total_seconds, from.total_seconds);
 }

@@ -9,14 +9,6 @@
 namespace terrace {
 namespace {
 
-void AddCosts(const AnswerSummary& from, AnswerSummary& to) {
-  to.usage.prompt_tokens += from.usage.prompt_tokens;
-  to.usage.cached_tokens += from.usage.cached_tokens;
-  to.usage.completion_tokens += from.usage.completion_tokens;
-  to.attempts.insert(to.attempts.end(), from.attempts.begin(), from.attempts.end());
-  to.price_usd += from.price_usd;
-}
-
 void SetChoice(uint32_t choice, AnswerSummary& summary) {
   for (AnswerAttempt& attempt : summary.attempts) attempt.choice = choice;
 }

@@ -98,6 +98,15 @@ struct AnswerSummary {
   double total_seconds = 0;
 };
 
+// Adds tokens, attempts and price; the rest of `to` stays.
+inline void AddCosts(const AnswerSummary& from, AnswerSummary& to) {
+  to.usage.prompt_tokens += from.usage.prompt_tokens;
+  to.usage.cached_tokens += from.usage.cached_tokens;
+  to.usage.completion_tokens += from.usage.completion_tokens;
+  to.attempts.insert(to.attempts.end(), from.attempts.begin(), from.attempts.end());
+  to.price_usd += from.price_usd;
+}
+
 // Where the answers to a request go: pieces of all choices, mixed, each choice in order. The On... functions
 // are called by one thread at a time and must not block; any thread may ask the rest.
 class AnswerSink {
