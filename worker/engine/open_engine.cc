@@ -111,7 +111,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   Engine::Options engine = EngineOptions(options, *opened.files, loaded);
   opened.pool = std::move(loaded.pool);
   opened.device_model = std::move(loaded.device_model);
-  opened.engine = std::make_unique<Engine>(std::move(engine), std::move(loaded.executor), RealClock(),
+  opened.engine = std::make_unique<Engine>(std::move(engine), std::move(loaded.executor), *options.clock,
                                            std::move(drafter));
   return opened;
 }

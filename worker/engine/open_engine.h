@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "base/clock.h"
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "text/text_assets.h"
@@ -50,6 +51,7 @@ struct OpenEngineOptions {
   std::function<StatusOr<const DeviceBackend*>()> find_device = LoadDevicePlugin;  // tests have others
   // Instead of speculation.drafter: tests and benchmarks.
   std::function<std::unique_ptr<Drafter>()> make_drafter = nullptr;
+  const Clock* clock = &RealClock();  // outlives the engine; tests have others
 };
 
 struct OpenedEngine {
