@@ -52,9 +52,9 @@ inline Vec16 LoadRow(const std::byte* row, size_t d, size_t left) {
 }
 
 struct Query {
-  const float* q;
-  float* out;    // of this span
-  size_t count;  // it attends to the first so many rows
+  const float* q;  // best at a multiple of 64 bytes: each vector of it meets every key
+  float* out;      // of this span
+  size_t count;    // it attends to the first so many rows
 };
 
 // The rows of a span.
@@ -68,12 +68,12 @@ struct Span {
 
 inline size_t WholeVectors(size_t count) { return (count + 15) / 16 * 16; }
 
-// Rows lie in blocks anywhere in memory, which the processor cannot guess: they are asked for about 2 KiB
-// before they are used.
+// Rows lie in blocks anywhere in memory, which the processor cannot guess: they are asked for before they are
+// used.
 template <typename Rows>
 inline size_t RowsAhead(size_t head_dim) {
-  const size_t rows = 2048 / (head_dim * Rows::kBytes);
-  return rows < 4 ? 4 : rows > 32 ? 32 : rows;
+  const size_t rows = kAttentionAhead / (head_dim * Rows::kBytes);
+  return rows < 4 ? 4 : rows > 64 ? 64 : rows;
 }
 
 template <typename Rows>
@@ -115,17 +115,18 @@ inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, 
   }
 }
 
-// products[i][first + j] = the 16 partial sums of q_i . key_j for j < kKeyBlock; keys from `count` on, to be
-// dropped, repeat the last.
+// sums[i][k] = the 16 partial sums of q_i . key_j, j = offsets[4 * k] of kKeyBlock rows; of those from
+// `count` on, which are to be dropped, the last row's.
 template <typename Rows, size_t kQueries>
-TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_t* offsets, size_t count,
-                                        const Query* queries, Vec16 (&products)[kQueries][16], size_t first) {
+TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_t* offsets, size_t first,
+                                        size_t count, const Query* queries,
+                                        Vec16 (&sums)[kQueries][kKeyBlock]) {
   const size_t head_dim = a.batch.head_dim, whole = head_dim / 16 * 16;
   const std::byte* rows[kKeyBlock];
-  Vec16 sums[kQueries][kKeyBlock];
   TERRACE_UNROLL(8)
   for (size_t j = 0; j < kKeyBlock; ++j) {
-    rows[j] = a.kv.keys.data + offsets[j < count ? j : count - 1];
+    const size_t row = first + 4 * j;
+    rows[j] = a.kv.keys.data + offsets[row < count ? row : count - 1];
     TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) sums[i][j] = Zero();
   }
@@ -142,10 +143,23 @@ TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_
   };
   for (size_t d = 0; d < whole; d += 16) add(d, 16);
   if (whole < head_dim) add(whole, head_dim - whole);
-  TERRACE_UNROLL(8)
-  for (size_t i = 0; i < kQueries; ++i) {
+}
+
+// folds[i] = FoldFour of the sums of q_i and keys j, j + 4, j + 8 and j + 12.
+template <typename Rows, size_t kQueries>
+TERRACE_INLINE inline void MultiplyFourKeys(const PagedAttentionArgs& a, const size_t* offsets, size_t j,
+                                            size_t count, const Query* queries, Vec16 (&folds)[kQueries]) {
+  static_assert(kKeyBlock == 1 || kKeyBlock == 4);
+  if constexpr (kKeyBlock == 4) {
+    Vec16 sums[kQueries][kKeyBlock];
+    MultiplyKeys<Rows>(a, offsets, j, count, queries, sums);
     TERRACE_UNROLL(8)
-    for (size_t j = 0; j < kKeyBlock; ++j) products[i][first + j] = sums[i][j];
+    for (size_t i = 0; i < kQueries; ++i) folds[i] = FoldFour(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+  } else {
+    Vec16 sums[4][kQueries][kKeyBlock];
+    for (size_t k = 0; k < 4; ++k) MultiplyKeys<Rows>(a, offsets, j + 4 * k, count, queries, sums[k]);
+    for (size_t i = 0; i < kQueries; ++i)
+      folds[i] = FoldFour(sums[0][i][0], sums[1][i][0], sums[2][i][0], sums[3][i][0]);
   }
 }
 
@@ -154,19 +168,14 @@ template <typename Rows, size_t kQueries>
 inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t count, const Query* queries,
                    float (&scores)[kQueries][kAttentionSpan]) {
   for (size_t first = 0; first < count; first += 16) {
-    Vec16 products[kQueries][16];
-    for (size_t j = 0; j < 16; j += kKeyBlock) {
-      if (first + j < count) {
-        for (size_t k = j; k < j + kKeyBlock; ++k) PrefetchBehindKey<Rows>(a, span, first + k);
-        MultiplyKeys<Rows>(a, span.offsets + first + j, count - first - j, queries, products, j);
-      } else {
-        for (size_t i = 0; i < kQueries; ++i) {
-          for (size_t k = j; k < j + kKeyBlock; ++k) products[i][k] = Zero();
-        }
-      }
+    Vec16 folds[4][kQueries];
+    for (size_t j = 0; j < 4; ++j) {
+      for (size_t k = 0; k < 4; ++k) PrefetchBehindKey<Rows>(a, span, first + 4 * j + k);
+      MultiplyFourKeys<Rows>(a, span.offsets + first, j, count - first, queries, folds[j]);
     }
+    TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) {
-      Vec16 dots = SumEach(products[i]);
+      Vec16 dots = SumFolds(folds[0][i], folds[1][i], folds[2][i], folds[3][i]);
       if constexpr (Rows::kScaled) dots = Mul(dots, Load(span.key_scales + first));
       Store(scores[i] + first, Mul(dots, Splat(a.scale)));
     }
@@ -193,10 +202,11 @@ inline void Weigh(const Span& span, size_t count, float (&weights)[kAttentionSpa
 }
 
 // out_i[d] += sum_j weights[i][j] * value_j[d] for rows j of [begin, end), rising, for 16 * kDims elements
-// from d on; with kDims = 1 for those that are left.
+// from d on; with kDims = 1 for those that are left. Asks for rows `ahead` of its own, if not 0.
 template <typename Rows, size_t kQueries, size_t kDims>
 inline void AddValuesAt(const PagedAttentionArgs& a, const Span& span, size_t begin, size_t end,
-                        const float (*weights)[kAttentionSpan], const Query* queries, size_t d) {
+                        const float (*weights)[kAttentionSpan], const Query* queries, size_t d,
+                        size_t ahead) {
   const size_t left = kDims > 1 ? 16 : a.batch.head_dim - d;
   Vec16 sums[kQueries][kDims];
   TERRACE_UNROLL(8)
@@ -205,6 +215,7 @@ inline void AddValuesAt(const PagedAttentionArgs& a, const Span& span, size_t be
     for (size_t k = 0; k < kDims; ++k) sums[i][k] = Load(queries[i].out + d + 16 * k);
   }
   for (size_t j = begin; j < end; ++j) {
+    if (ahead > 0 && j + ahead < end) PrefetchRow<Rows>(a.kv.values, span, j + ahead, a.batch.head_dim);
     const std::byte* row = a.kv.values.data + span.offsets[j];
     Vec16 values[kDims];
     TERRACE_UNROLL(8)
@@ -223,10 +234,14 @@ inline void AddValuesAt(const PagedAttentionArgs& a, const Span& span, size_t be
   }
 }
 
-// A few rows at a time, which stay in the first cache while the next ones come.
+// All rows at once where sums of whole rows fit the registers; else a few at a time, which stay in the first
+// cache while the next ones come.
 template <typename Rows, size_t kQueries>
 inline void AddValues(const PagedAttentionArgs& a, const Span& span, size_t begin, size_t end,
                       const float (*weights)[kAttentionSpan], const Query* queries) {
+  if (a.batch.head_dim == 16 * kDimBlock) {
+    return AddValuesAt<Rows, kQueries, kDimBlock>(a, span, begin, end, weights, queries, 0, span.ahead);
+  }
   const size_t rows = span.ahead;
   for (size_t first = begin, last; first < end; first = last) {
     last = rows == 0 || end - first < 2 * rows ? end : first + rows;
@@ -235,10 +250,10 @@ inline void AddValues(const PagedAttentionArgs& a, const Span& span, size_t begi
     }
     size_t d = 0;
     for (; d + 16 * kDimBlock <= a.batch.head_dim; d += 16 * kDimBlock) {
-      AddValuesAt<Rows, kQueries, kDimBlock>(a, span, first, last, weights, queries, d);
+      AddValuesAt<Rows, kQueries, kDimBlock>(a, span, first, last, weights, queries, d, 0);
     }
     for (; d < a.batch.head_dim; d += 16) {
-      AddValuesAt<Rows, kQueries, 1>(a, span, first, last, weights, queries, d);
+      AddValuesAt<Rows, kQueries, 1>(a, span, first, last, weights, queries, d, 0);
     }
   }
 }
@@ -292,9 +307,18 @@ inline void FindQueries(const PagedAttentionArgs& a, const AttentionRun& run,
   }
 }
 
+// `q` or, where there is room, a copy of it in whole lines of the cache.
+inline const float* AlignedCopy(const float* q, size_t head_dim, float* room, size_t most) {
+  if (head_dim > most) return q;
+  __builtin_memcpy(room, q, head_dim * sizeof(float));
+  return room;
+}
+
 template <typename Rows>
 inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size_t span_index,
                       float* partials) {
+  constexpr size_t kMostCopied = 256;
+  alignas(64) float copies[AttentionRun::kMostQueries][kMostCopied];
   const size_t begin = span_index * kAttentionSpan, pitch = AttentionPartial{a.batch.head_dim}.pitch();
   QueryPlace places[AttentionRun::kMostQueries];
   FindQueries(a, run, places);
@@ -304,7 +328,8 @@ inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size
     if (places[i].positions <= begin) continue;
     const size_t left = places[i].positions - begin, rows = left < kAttentionSpan ? left : kAttentionSpan;
     if (rows > most) most = rows;
-    queries[count++] = {.q = a.q + places[i].row, .out = partials + i * pitch, .count = rows};
+    const float* q = AlignedCopy(a.q + places[i].row, a.batch.head_dim, copies[count], kMostCopied);
+    queries[count++] = {.q = q, .out = partials + i * pitch, .count = rows};
   }
   Span span;
   FindRows<Rows>(a, run.first / (a.heads / a.batch.kv_heads), run.kv_head, begin, most, span);

@@ -343,12 +343,11 @@ Vec16 MultiplyOne(const GemmWeights& weights, const ActivationGroups& in, size_t
   constexpr StripFormat kFormat = FormatOf(Strip::kDType);
   constexpr size_t kGroups = kFormat.chunk / kGroup;  // of a chunk
   const std::byte* chunk[1] = {weights.data + strip * StripBytes(Strip::kDType, weights.columns)};
-  constexpr size_t kAhead = 1024;  // the processor's own prefetching stops at the end of each 4 KiB
   SumsInRegisters<1> sum = {{Zero()}};
   const size_t whole = weights.columns / kGroup, groups = GroupsOf(weights.columns);
   for (size_t group = 0; group < whole; ++group) {
     AddGroup<Strip, 1, 1>(chunk, group % kGroups, kGroup / kStripBlock, in, group, 0, sum,
-                          BytesAhead{kAhead});
+                          BytesAhead{kGemmAhead});
     if ((group + 1) % kGroups == 0) chunk[0] += kFormat.ChunkBytes();
   }
   if (whole < groups) AddGroup<Strip, 1, 1>(chunk, 0, BlocksOf(weights.columns, whole), in, whole, 0, sum);

@@ -14,6 +14,9 @@ namespace {
 constexpr size_t kGemmStrips = 1, kGemmIntTokens = 4, kGemmFloatTokens = 2;
 // Of attention: 4 queries by a key, or by 16 elements of a value; converting to f32 costs more than loading.
 constexpr size_t kQueryBlock = 4, kKeyBlock = 1, kDimBlock = 1;
+// How far ahead memory is asked for, in bytes: of the weights for one token (the processor's own prefetching
+// stops at the end of each 4 KiB), and of keys and values.
+constexpr size_t kGemmAhead = 1024, kAttentionAhead = 2048;
 
 struct Vec16 {
   __m256 low, high;  // lanes 0 to 7, 8 to 15
@@ -246,21 +249,23 @@ inline float Sum(Vec16 a) {
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
-inline __m256 SumEach8(const Vec16* a) {
-  __m256 pairs[4], quads[2];
-  for (int i = 0; i < 4; ++i) {
-    const __m256 low = _mm256_add_ps(a[i].low, a[i].high), high = _mm256_add_ps(a[i + 4].low, a[i + 4].high);
-    pairs[i] =
-        _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
-  }
-  for (int i = 0; i < 2; ++i) {
-    const __m256 low = pairs[2 * i], high = pairs[2 * i + 1];
-    quads[i] = _mm256_add_ps(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xee));
-  }
-  return _mm256_add_ps(_mm256_shuffle_ps(quads[0], quads[1], 0x88),
-                       _mm256_shuffle_ps(quads[0], quads[1], 0xdd));
+// Sums of sixteen vectors, each Sum() to the bit, in two steps that each halve what is left: quarter q of
+// FoldFour has four partial sums of vector q, and lane 4 q + i of SumFolds the sum of quarter q of fold i.
+inline __m256 FoldTwo(Vec16 a, Vec16 b) {
+  const __m256 low = _mm256_add_ps(a.low, a.high), high = _mm256_add_ps(b.low, b.high);
+  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
-inline Vec16 SumEach(const Vec16 (&a)[16]) { return {SumEach8(a), SumEach8(a + 8)}; }
+inline Vec16 FoldFour(Vec16 a, Vec16 b, Vec16 c, Vec16 d) { return {FoldTwo(a, b), FoldTwo(c, d)}; }
+inline __m256 AddPairs(__m256 a, __m256 b) {
+  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+}
+inline __m256 SumFolds8(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 low = AddPairs(a, b), high = AddPairs(c, d);
+  return _mm256_add_ps(_mm256_shuffle_ps(low, high, 0x88), _mm256_shuffle_ps(low, high, 0xdd));
+}
+inline Vec16 SumFolds(Vec16 a, Vec16 b, Vec16 c, Vec16 d) {
+  return {SumFolds8(a.low, b.low, c.low, d.low), SumFolds8(a.high, b.high, c.high, d.high)};
+}
 inline float Largest(Vec16 a) {
   const __m256 half = _mm256_max_ps(a.low, a.high);
   const __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

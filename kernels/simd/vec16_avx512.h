@@ -23,6 +23,9 @@ namespace {
 constexpr size_t kGemmStrips = 4, kGemmIntTokens = 3, kGemmFloatTokens = 3;
 // Of attention: 4 queries by 4 keys, or by 4 x 16 elements of a value.
 constexpr size_t kQueryBlock = 4, kKeyBlock = 4, kDimBlock = 4;
+// How far ahead memory is asked for, in bytes: of the weights for one token (the processor's own prefetching
+// stops at the end of each 4 KiB), and of keys and values.
+constexpr size_t kGemmAhead = 4096, kAttentionAhead = 4096;
 
 struct Vec16 {
   __m512 v;
@@ -252,23 +255,21 @@ inline float Sum(Vec16 a) {
   const __m128 pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
-// Lane i is Sum(a[i]), to the bit; each step halves the vectors, adding two halves of two vectors at once.
-inline Vec16 SumEach(const Vec16 (&a)[16]) {
-  __m512 pairs[4], quads[2];  // rows 4 q + i, 4 q + 2 i in quarter q
-  for (int i = 0; i < 4; ++i) {
-    const auto halves = [&](int row) {  // of rows i and i + 4: lane l + lane l + 8
-      return _mm512_add_ps(_mm512_shuffle_f32x4(a[row].v, a[row + 4].v, 0x44),
-                           _mm512_shuffle_f32x4(a[row].v, a[row + 4].v, 0xee));
-    };
-    const __m512 low = halves(i), high = halves(i + 8);
-    pairs[i] = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
-  }
-  for (int i = 0; i < 2; ++i) {
-    const __m512 low = pairs[2 * i], high = pairs[2 * i + 1];
-    quads[i] = _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
-  }
-  return {_mm512_add_ps(_mm512_shuffle_ps(quads[0], quads[1], 0x88),
-                        _mm512_shuffle_ps(quads[0], quads[1], 0xdd))};
+// Sums of sixteen vectors, each Sum() to the bit, in two steps that each halve what is left: quarter q of
+// FoldFour has four partial sums of vector q, and lane 4 q + i of SumFolds the sum of quarter q of fold i.
+inline __m512 AddHalves(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+inline Vec16 FoldFour(Vec16 a, Vec16 b, Vec16 c, Vec16 d) {
+  const __m512 low = AddHalves(a.v, b.v), high = AddHalves(c.v, d.v);
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd))};
+}
+inline __m512 AddPairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+inline Vec16 SumFolds(Vec16 a, Vec16 b, Vec16 c, Vec16 d) {
+  const __m512 low = AddPairs(a.v, b.v), high = AddPairs(c.v, d.v);
+  return {_mm512_add_ps(_mm512_shuffle_ps(low, high, 0x88), _mm512_shuffle_ps(low, high, 0xdd))};
 }
 inline float Largest(Vec16 a) {
   const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

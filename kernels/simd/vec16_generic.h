@@ -12,6 +12,9 @@ namespace {
 
 constexpr size_t kGemmStrips = 1, kGemmIntTokens = 1, kGemmFloatTokens = 1;
 constexpr size_t kQueryBlock = 2, kKeyBlock = 1, kDimBlock = 1;
+// How far ahead memory is asked for, in bytes: of the weights for one token (the processor's own prefetching
+// stops at the end of each 4 KiB), and of keys and values.
+constexpr size_t kGemmAhead = 1024, kAttentionAhead = 2048;
 
 struct Vec16 {
   float v[16];
@@ -199,8 +202,19 @@ inline float Sum(Vec16 a) {
   }
   return a.v[0];
 }
-inline Vec16 SumEach(const Vec16 (&a)[16]) {
-  return EachLane([&](size_t i) { return Sum(a[i]); });
+// Sums of sixteen vectors, each Sum() to the bit, in two steps that each halve what is left: quarter q of
+// FoldFour has four partial sums of vector q, and lane 4 q + i of SumFolds the sum of quarter q of fold i.
+inline Vec16 FoldFour(Vec16 a, Vec16 b, Vec16 c, Vec16 d) {
+  return EachLane([&](size_t i) {
+    const float* x = (i < 4 ? a : i < 8 ? b : i < 12 ? c : d).v;
+    return (x[i % 4] + x[i % 4 + 8]) + (x[i % 4 + 4] + x[i % 4 + 12]);
+  });
+}
+inline Vec16 SumFolds(Vec16 a, Vec16 b, Vec16 c, Vec16 d) {
+  return EachLane([&](size_t i) {
+    const float* x = (i % 4 == 0 ? a : i % 4 == 1 ? b : i % 4 == 2 ? c : d).v + i / 4 * 4;
+    return (x[0] + x[2]) + (x[1] + x[3]);
+  });
 }
 inline float Largest(Vec16 a) {
   for (size_t half = 8; half > 0; half /= 2) {
