@@ -3,10 +3,12 @@
 Waiting is polling with a deadline, never a fixed sleep that a result depends on.
 """
 
+import contextlib
 import http.client
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -21,12 +23,14 @@ PATIENCE_SECONDS = 120  # for one condition, on a loaded machine
 
 
 def free_ports(count):
-    """Ports nobody listens on now. They stay reserved only until they are returned."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Below the range that systems give to outgoing connections, so that none of those takes one meanwhile."""
+    ports = set()
+    while len(ports) < count:
+        port = random.randrange(12000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.add(port)
+    return list(ports)
 
 
 def wait_until(condition, what):
