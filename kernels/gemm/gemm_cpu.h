@@ -378,16 +378,18 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
   constexpr bool kIsInt8 = kFormat.activations == ActivationFormat::kInt8;
   constexpr size_t kBlockTokens = kIsInt8 ? kGemmIntTokens : kGemmFloatTokens;
   constexpr size_t kPassTokens = kIsInt8 ? kBlockTokens : 2 * kBlockTokens;
-  const bool is_one_pass = tokens <= kPassTokens;
+  constexpr size_t kFewTokens = kIsInt8 ? kGemmFewIntTokens : kGemmFewFloatTokens;
+  const bool are_few = tokens <= (kFewTokens > kPassTokens ? kFewTokens : kPassTokens);
   for (size_t group = 0; group < groups; ++group) {
     const size_t blocks = BlocksOf(weights.columns, group), in_chunk = group % kGroups;
-    // Without prefetching the memory system would rest while a group meets several blocks of tokens.
+    // Without prefetching the memory system would rest while a group meets several blocks of tokens. For few
+    // each block asks for all of it, line by line; many share it out.
     const size_t next = kGroupBytes + (group + 1 == groups ? (kStrips - 1) * strip_bytes : 0);
     size_t line = 0;
     const auto add = [&]<size_t kTokens>(std::integral_constant<size_t, kTokens>, size_t i) TERRACE_INLINE {
       float* to = sums + i * kStrips * 16;
       if constexpr (kStrips == kGemmStrips) {
-        if (is_one_pass) {
+        if (are_few) {
           AddToSums<Strip, kStrips, kTokens>(chunks, in_chunk, blocks, in, group, token + i, to,
                                              BytesAhead{next});
           return;

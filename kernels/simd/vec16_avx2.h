@@ -14,6 +14,8 @@ namespace {
 constexpr size_t kGemmStrips = 1, kGemmIntTokens = 4, kGemmFloatTokens = 2;
 // Of attention: 4 queries by a key, or by 16 elements of a value; converting to f32 costs more than loading.
 constexpr size_t kQueryBlock = 4, kKeyBlock = 1, kDimBlock = 1;
+// So many tokens are few (MultiplyStrips).
+constexpr size_t kGemmFewIntTokens = 0, kGemmFewFloatTokens = 0;
 // How far ahead memory is asked for, in bytes: of the weights for one token (the processor's own prefetching
 // stops at the end of each 4 KiB), and of keys and values.
 constexpr size_t kGemmAhead = 1024, kAttentionAhead = 2048;

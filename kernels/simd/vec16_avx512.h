@@ -23,6 +23,8 @@ namespace {
 constexpr size_t kGemmStrips = 4, kGemmIntTokens = 3, kGemmFloatTokens = 3;
 // Of attention: 4 queries by 4 keys, or by 4 x 16 elements of a value.
 constexpr size_t kQueryBlock = 4, kKeyBlock = 4, kDimBlock = 4;
+// So many tokens are few (MultiplyStrips).
+constexpr size_t kGemmFewIntTokens = 6, kGemmFewFloatTokens = 16;
 // How far ahead memory is asked for, in bytes: of the weights for one token (the processor's own prefetching
 // stops at the end of each 4 KiB), and of keys and values.
 constexpr size_t kGemmAhead = 4096, kAttentionAhead = 4096;

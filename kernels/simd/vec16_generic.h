@@ -12,6 +12,8 @@ namespace {
 
 constexpr size_t kGemmStrips = 1, kGemmIntTokens = 1, kGemmFloatTokens = 1;
 constexpr size_t kQueryBlock = 2, kKeyBlock = 1, kDimBlock = 1;
+// So many tokens are few (MultiplyStrips).
+constexpr size_t kGemmFewIntTokens = 0, kGemmFewFloatTokens = 0;
 // How far ahead memory is asked for, in bytes: of the weights for one token (the processor's own prefetching
 // stops at the end of each 4 KiB), and of keys and values.
 constexpr size_t kGemmAhead = 1024, kAttentionAhead = 2048;
