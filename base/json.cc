@@ -1,10 +1,12 @@
 #include "base/json.h"
 
+#include <cstdio>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/cord.h"
+#include "base/json_fast_path.h"
 
 namespace terrace {
 namespace {
@@ -140,12 +142,45 @@ Status CheckOutsideStrings(std::string_view text, const JsonLimits& limits) {
   return {};
 }
 
+// The closing quote of the string that begins at `begin` of a document in order.
+size_t EndOfString(std::string_view text, size_t begin) {
+  for (size_t end = text.find('"', begin + 1); end != std::string_view::npos; end = text.find('"', end + 1)) {
+    size_t backslashes = 0;
+    while (text[end - 1 - backslashes] == '\\') ++backslashes;
+    if (backslashes % 2 == 0) return end;
+  }
+  return text.size();
+}
+
+std::string Dump(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+// Stands for itself in a string.
+bool IsPlain(char c) {
+  const auto byte = static_cast<unsigned char>(c);
+  return byte >= 0x20 && byte < 0x80 && c != '"' && c != '\\';
+}
+
+// Of an ASCII character that does not; as the library writes it.
+void AppendEscape(char c, std::string& out) {
+  constexpr std::string_view kCharacters = "\"\\\b\f\n\r\t", kKinds = "\"\\bfnrt";
+  const size_t found = kCharacters.find(c);
+  out += '\\';
+  if (found != std::string_view::npos) {
+    out += kKinds[found];
+  } else {
+    char code[16];
+    std::snprintf(code, sizeof(code), "u%04x", static_cast<unsigned>(c));
+    out += code;
+  }
+}
+
 }  // namespace
 
 StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits) {
   if (text.size() > limits.bytes) {
     return Refused("json_limit", Concat(text.size(), " bytes, limit ", limits.bytes));
   }
+  if (auto value = ReadJsonFast(text, limits); value.has_value()) return *std::move(value);
   RETURN_IF_ERROR(CheckOutsideStrings(text, limits));
   LimitWatcher watcher(limits);
   try {
@@ -168,8 +203,74 @@ std::string JsonPath(const Status& error) {
   return path.has_value() ? std::string(*path) : std::string();
 }
 
+std::string_view FindJsonMember(std::string_view object, std::string_view name) {
+  constexpr size_t kNone = std::string_view::npos;
+  size_t depth = 0, value = kNone;  // where the member's value begins
+  for (size_t i = 0; i < object.size(); ++i) {
+    const char c = object[i];
+    if (c == '"') {
+      const size_t end = EndOfString(object, i);
+      const bool has_name = depth == 1 && value == kNone && object.substr(i + 1, end - i - 1) == name;
+      const size_t next = has_name ? object.find_first_not_of(" \t\r\n", end + 1) : kNone;
+      const bool is_it = next != kNone && object[next] == ':';
+      if (is_it) value = next + 1;
+      i = is_it ? next : end;
+    } else if (c == '{' || c == '[') {
+      ++depth;
+    } else if (c == '}' || c == ']') {
+      --depth;
+      if (depth == 0 && value != kNone) return object.substr(value, i - value);
+    } else if (c == ',' && depth == 1 && value != kNone) {
+      return object.substr(value, i - value);
+    }
+  }
+  return {};
+}
+
 std::string ToJsonText(const Json& value) {
-  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string out;
+  AppendJsonText(value, out);
+  return out;
+}
+
+// The kinds that are many in logs and streams; the library's serializer takes memory several times for each.
+void AppendJsonText(const Json& value, std::string& out) {
+  switch (value.type()) {
+    case Json::value_t::null:
+      out += "null";
+      return;
+    case Json::value_t::boolean:
+      out += value.get<bool>() ? "true" : "false";
+      return;
+    case Json::value_t::number_integer:
+      out += std::to_string(value.get<int64_t>());
+      return;
+    case Json::value_t::number_unsigned:
+      out += std::to_string(value.get<uint64_t>());
+      return;
+    case Json::value_t::string:
+      return AppendJsonString(value.get_ref<const std::string&>(), out);
+    default:
+      out += Dump(value);
+  }
+}
+
+void AppendJsonString(std::string_view text, std::string& out) {
+  const size_t before = out.size();
+  out += '"';
+  for (size_t i = 0; i < text.size();) {
+    const size_t begin = i;
+    while (i < text.size() && IsPlain(text[i])) ++i;
+    out.append(text, begin, i - begin);
+    if (i == text.size()) break;
+    if (static_cast<unsigned char>(text[i]) >= 0x80) {  // is it UTF-8?
+      out.resize(before);
+      out += Dump(text);
+      return;
+    }
+    AppendEscape(text[i++], out);
+  }
+  out += '"';
 }
 
 }  // namespace terrace

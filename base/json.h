@@ -29,7 +29,15 @@ StatusOr<Json> ParseJson(std::string_view text, const JsonLimits& limits = {});
 // path of more than 256 bytes.
 std::string JsonPath(const Status& error);
 
+// The text of the member `name` of `object`, which is one that ParseJson took; "" when there is none, or when
+// its name is written with escapes.
+std::string_view FindJsonMember(std::string_view object, std::string_view name);
+
 // Compact text of `value`; invalid UTF-8 in strings becomes U+FFFD, never an exception.
 std::string ToJsonText(const Json& value);
+// The same, behind what is in `out`.
+void AppendJsonText(const Json& value, std::string& out);
+// The same of a string, of which no value has to be made.
+void AppendJsonString(std::string_view text, std::string& out);
 
 }  // namespace terrace

@@ -94,11 +94,20 @@ std::atomic<const Setup*>& CurrentSetup() {
 
 std::string JsonLine(std::string_view level, std::string_view event, const std::string& component,
                      LogFields fields) {
-  std::string line = Concat("\"level\":\"", level, "\",\"event\":", ToJsonText(Json(event)));
-  if (!component.empty()) line += Concat(",\"component\":", ToJsonText(Json(component)));
-  for (const auto& [name, value] : fields)
-    line += Concat(",", ToJsonText(Json(name)), ":", ToJsonText(value));
-  return line + "}";
+  std::string line = Concat("\"level\":\"", level, "\",\"event\":");
+  AppendJsonString(event, line);
+  if (!component.empty()) {
+    line += ",\"component\":";
+    AppendJsonString(component, line);
+  }
+  for (const auto& [name, value] : fields) {
+    line += ',';
+    AppendJsonString(name, line);
+    line += ':';
+    AppendJsonText(value, line);
+  }
+  line += '}';
+  return line;
 }
 
 std::string PlainLine(std::string_view level, std::string_view event, LogFields fields) {

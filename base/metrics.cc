@@ -1,8 +1,10 @@
 #include "base/metrics.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <unordered_map>
 #include <utility>
 
 #include "base/status.h"
@@ -57,10 +59,22 @@ const std::vector<MetricInfo> kMetrics = {
      {"tier"},
      {}},
     {"terrace_texts_waiting", kGauge, "Requests whose long texts wait to be tokenized, or are.", {}, {}},
+    {"terrace_token_cache_bytes_total",
+     kCounter,
+     "Bytes of prompts that were looked up among what was tokenized before. Results: hit (their tokens were "
+     "known), miss.",
+     {"result"},
+     {}},
     {"terrace_pool_saturation_ratio",
      kGauge,
      "Places at the tier's workers that this router's requests take, of all; above 1 after workers went "
      "away.",
+     {"tier"},
+     {}},
+    {"terrace_pool_token_seconds",
+     kGauge,
+     "Between two tokens of an answer, as they come from the tier's workers: the latest count most, and "
+     "limits of time go by it. 0: none came for a minute.",
      {"tier"},
      {}},
     {"terrace_router_rejections_total",
@@ -375,12 +389,17 @@ const std::vector<MetricInfo> kMetrics = {
 };
 
 const MetricInfo& Find(std::string_view name, MetricType type, size_t labels) {
-  const auto info =
-      std::find_if(kMetrics.begin(), kMetrics.end(), [&](const MetricInfo& m) { return m.name == name; });
-  CHECK(info != kMetrics.end(), "no metric \"", name, "\" in the table of base/metrics.cc");
-  CHECK(info->type == type, name, " is asked for as another type than the table says");
-  CHECK(info->labels.size() == labels, name, " has ", info->labels.size(), " labels, asked with ", labels);
-  return *info;
+  static const auto by_name = [] {
+    std::unordered_map<std::string_view, const MetricInfo*> index;
+    for (const MetricInfo& each : kMetrics) index.emplace(each.name, &each);
+    return index;
+  }();
+  const auto found = by_name.find(name);
+  CHECK(found != by_name.end(), "no metric \"", name, "\" in the table of base/metrics.cc");
+  const MetricInfo& info = *found->second;
+  CHECK(info.type == type, name, " is asked for as another type than the table says");
+  CHECK(info.labels.size() == labels, name, " has ", info.labels.size(), " labels, asked with ", labels);
+  return info;
 }
 
 class CounterHandle : public MetricRegistry::Counter {
@@ -413,23 +432,32 @@ class HistogramHandle : public MetricRegistry::Histogram {
 }  // namespace
 
 struct MetricRegistry::Impl {
-  // One handle per time series: (name, label values).
+  // A time series, and how a caller names it: a metric of the table and the values of its labels.
+  using Series = std::pair<const MetricInfo*, std::vector<std::string>>;
+  using NamedSeries = std::pair<const MetricInfo*, std::span<const std::string>>;
+  struct Before {
+    using is_transparent = void;
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      if (a.first != b.first) return std::less<>()(a.first, b.first);
+      return std::ranges::lexicographical_compare(a.second, b.second);
+    }
+  };
   template <typename Handle>
-  using Handles = std::map<std::pair<std::string, std::vector<std::string>>, std::unique_ptr<Handle>>;
+  using Handles = std::map<Series, std::unique_ptr<Handle>, Before>;
 
   // The handle of a time series, made on first use; `extra` goes to the constructor of prometheus' metric.
   template <typename Handle, typename Builder, typename... Extra>
   Handle& Get(const MetricInfo& info, std::span<const std::string> values, Builder build,
               Handles<Handle>& handles, const Extra&... extra) {
     std::lock_guard lock(mutex);
-    auto& handle = handles[{std::string(info.name), {values.begin(), values.end()}}];
-    if (!handle) {
-      std::map<std::string, std::string> labels;
-      for (size_t i = 0; i < values.size(); ++i) labels.emplace(info.labels[i], values[i]);
-      auto& family = build.Name(std::string(info.name)).Help(std::string(info.help)).Register(registry);
-      handle = std::make_unique<Handle>(family.Add(labels, extra...));
-    }
-    return *handle;
+    if (const auto found = handles.find(NamedSeries(&info, values)); found != handles.end())
+      return *found->second;
+    std::map<std::string, std::string> labels;
+    for (size_t i = 0; i < values.size(); ++i) labels.emplace(info.labels[i], values[i]);
+    auto& family = build.Name(std::string(info.name)).Help(std::string(info.help)).Register(registry);
+    auto handle = std::make_unique<Handle>(family.Add(labels, extra...));
+    return *(handles[Series(&info, {values.begin(), values.end()})] = std::move(handle));
   }
 
   prometheus::Registry registry{prometheus::Registry::InsertBehavior::Merge};

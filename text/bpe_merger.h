@@ -3,6 +3,7 @@
 // may call Apply.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -26,6 +27,8 @@ class BpeMerger {
     uint32_t rank;
     TokenId merged;
   };
+  static constexpr size_t kFewSymbols = 32;  // of nearly every word
+  void ApplyToFew(const std::vector<TokenId>& symbols, std::vector<TokenId>& out) const;
   const Merge* Find(TokenId left, TokenId right) const;
 
   absl::flat_hash_map<uint64_t, Merge> merges_;

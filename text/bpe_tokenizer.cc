@@ -16,6 +16,7 @@
 #include "text/json_fields.h"
 #include "text/piece_cache.h"
 #include "text/pre_tokenizer.h"
+#include "text/token_cache.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 
@@ -24,6 +25,10 @@ namespace {
 
 constexpr size_t kMaxTokens = size_t{1} << 20, kMaxMerges = size_t{1} << 22;
 constexpr size_t kMaxTokenBytes = size_t{64} << 10, kMaxAddedTokenBytes = 1024;
+// What a cache of tokens takes: the first place for a cut behind so many bytes ends a stretch; one that is
+// shorter, at a text's end, costs no more than looking it up, and one that is longer is no text.
+constexpr size_t kStretchBytes = 1024, kMinStretchBytes = 64, kMaxStretchBytes = 8192;
+constexpr size_t kBytesPerToken = 4;  // of most text
 constexpr std::string_view kFormat = "terrace-bpe-1";
 
 using TokenIndex = absl::flat_hash_map<std::string, TokenId>;  // content to id
@@ -152,6 +157,11 @@ class BpeTokenizer : public Tokenizer {
     return EncodeWithControl(text.text, JoinAdjacent(text.control));
   }
 
+  std::vector<TokenId> EncodeCached(std::string_view text, const std::vector<ByteRange>& control,
+                                    const TokenCacheScope& cached) const override {
+    return EncodeWithControl(text, JoinAdjacent(control), &cached);
+  }
+
   std::string_view TokenBytes(TokenId token, bool with_control) const override {
     if (!Contains(token) || (is_control_[token] && !with_control)) return {};
     return bytes_[token];
@@ -182,26 +192,46 @@ class BpeTokenizer : public Tokenizer {
  private:
   bool Contains(TokenId token) const { return token >= 0 && static_cast<size_t>(token) < bytes_.size(); }
 
-  std::vector<TokenId> EncodeWithControl(std::string_view text, std::span<const ByteRange> control) const {
+  // `cached`: may be null.
+  std::vector<TokenId> EncodeWithControl(std::string_view text, std::span<const ByteRange> control,
+                                         const TokenCacheScope* cached = nullptr) const {
     CHECK(text.size() < size_t{1} << 31, "text of ", text.size(), " bytes");
+    const auto encode = [&](std::string_view ordinary, std::vector<TokenId>& out) {
+      return cached == nullptr ? EncodeOrdinary(ordinary, out) : EncodeOrdinaryCached(ordinary, *cached, out);
+    };
     std::vector<TokenId> out;
+    out.reserve(text.size() / kBytesPerToken);
     size_t begin = 0;
     while (const auto match = added_.Find(text, begin, control)) {
-      EncodeOrdinary(text.substr(begin, match->begin - begin), out);
+      encode(text.substr(begin, match->begin - begin), out);
       out.push_back(match->id);
       begin = match->end;
     }
-    EncodeOrdinary(text.substr(begin), out);
+    encode(text.substr(begin), out);
     return out;
+  }
+
+  void EncodeOrdinaryCached(std::string_view text, const TokenCacheScope& cached,
+                            std::vector<TokenId>& out) const {
+    const TokenCache::Space space = {cache_owner_, cached.scope};
+    while (!text.empty()) {
+      const std::string_view stretch = text.substr(0, FindCut(text, kStretchBytes));
+      text.remove_prefix(stretch.size());
+      const bool is_kept = stretch.size() >= kMinStretchBytes && stretch.size() <= kMaxStretchBytes;
+      if (is_kept && cached.cache.Append(space, stretch, out)) continue;
+      const size_t before = out.size();
+      EncodeOrdinary(stretch, out);
+      if (is_kept) cached.cache.Put(space, stretch, std::span(out).subspan(before));
+    }
   }
 
   void EncodeOrdinary(std::string_view text, std::vector<TokenId>& out) const {
     std::vector<TokenId> symbols;
     PieceCache& known = PieceCache::OfThisThread();
     ForEachPiece(pre_, text, [&](std::string_view piece) {
-      if (const auto whole = whole_pieces_.find(piece); whole != whole_pieces_.end()) {
-        out.push_back(whole->second);
-        return;
+      if (pre_.ignores_merges) {
+        const auto whole = whole_pieces_.find(piece);
+        if (whole != whole_pieces_.end()) return out.push_back(whole->second);
       }
       if (known.Append(cache_owner_, piece, out)) return;
       symbols.clear();

@@ -137,6 +137,20 @@ size_t LengthBeforeNumber(std::string_view text) {
   return i;
 }
 
+// In every kind, a piece that has a letter goes on with letters alone and ends with them; and to know where a
+// piece ends that lies before the cut, no kind looks further than at the letters there.
+size_t FindCut(std::string_view text, size_t from) {
+  const auto is_inside = [&](size_t i) { return (static_cast<uint8_t>(text[i]) & 0xC0) == 0x80; };
+  while (from < text.size() && is_inside(from)) ++from;  // to where a character begins
+  for (bool is_behind_letter = false; from < text.size();) {
+    const Character next = CharacterAt(text, from);
+    if (is_behind_letter && next.type != Class::kLetter) return from;
+    is_behind_letter = next.type == Class::kLetter;
+    from += next.length;
+  }
+  return text.size();
+}
+
 size_t FirstCharacterLength(std::string_view text) { return CharacterAt(text, 0).length; }
 
 }  // namespace terrace

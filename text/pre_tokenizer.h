@@ -31,6 +31,11 @@ std::optional<PreTokenizer> FindPreTokenizer(std::string_view name);
 template <typename Take>
 void ForEachPiece(const PreTokenizer& kind, std::string_view text, Take take);
 
+// The first place behind `from` where `text` may be cut, whatever the kind: the pieces of both parts, each
+// taken by itself, are those of the whole. It is behind a letter and before what is none. text.size() when
+// there is none.
+size_t FindCut(std::string_view text, size_t from);
+
 // Length in bytes of the first piece of `text` (not empty), smollm's digits apart.
 size_t FirstPieceLength(const PreTokenizer& kind, std::string_view text);
 // Bytes before the first \p{N} of `text`; all of it when there is none.

@@ -83,6 +83,33 @@ TEST(PreTokenizer, LosesNoByteOfAnyText) {
   }
 }
 
+TEST(PreTokenizer, ThePartsOfATextThatIsCutHaveItsPieces) {
+  size_t cuts = 0;
+  for (uint64_t seed = 0; seed < 800; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937_64 random(seed);
+    const std::string text = RandomText(random, random() % 30, /*broken=*/seed % 2 == 0);
+    const std::string_view all = text;
+    for (size_t from = 0; from <= all.size(); ++from) {
+      const size_t cut = FindCut(all, from);
+      ASSERT_TRUE(cut > from || cut == all.size());
+      if (cut == all.size()) continue;
+      ++cuts;
+      for (const char* kind : {"gpt2", "smollm", "llama-bpe", "dbrx", "qwen2"}) {
+        std::vector<std::string> pieces = Pieces(kind, all.substr(0, cut));
+        for (const std::string& piece : Pieces(kind, all.substr(cut))) pieces.push_back(piece);
+        ASSERT_EQ(pieces, Pieces(kind, all)) << kind << " cut at " << cut << ": " << text;
+      }
+    }
+  }
+  EXPECT_GT(cuts, 3000u);
+  EXPECT_EQ(FindCut("ab cd", 0), 2u);
+  EXPECT_EQ(FindCut("ab cd", 2), 5u) << "a letter in front is not looked at";
+  EXPECT_EQ(FindCut("中。b", 1), 7u) << "from within a character";
+  EXPECT_EQ(FindCut("", 0), 0u);
+  EXPECT_EQ(FindCut("ab", 9), 2u);
+}
+
 // A matcher that backtracks or rescans would need hours for these.
 TEST(PreTokenizer, IsLinearOnTextThatInvitesBacktracking) {
   constexpr size_t kBytes = size_t{1} << 20;

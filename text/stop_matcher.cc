@@ -26,6 +26,7 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) {
 
 std::string StopMatcher::Push(std::string_view text) {
   if (stopped()) return "";
+  if (stops_.empty()) return std::string(text);
   for (const char next : text) {
     held_.push_back(next);
     for (Stop& stop : stops_) {

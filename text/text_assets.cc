@@ -8,11 +8,14 @@ namespace {
 
 constexpr std::string_view kFormat = "terrace-text-1";
 
+TokenCacheScope ScopeOf(TokenCache& cache, std::string_view scope) { return {cache, HashBytes(scope)}; }
+
 }  // namespace
 
 StatusOr<std::vector<TokenId>> TextAssets::EncodeChat(const std::vector<ChatMessage>& messages,
                                                       bool add_generation_prompt,
-                                                      const std::vector<Tool>& tools) const {
+                                                      const std::vector<Tool>& tools,
+                                                      std::string_view scope) const {
   if (chat_template == nullptr) {
     return WithReason(FailedPrecondition("the model has no chat template"), "template_missing");
   }
@@ -22,11 +25,14 @@ StatusOr<std::vector<TokenId>> TextAssets::EncodeChat(const std::vector<ChatMess
                                           .bos_token = bos_text,
                                           .eos_token = eos_text,
                                           .tools = tools}));
-  return tokenizer->Encode(prompt);
+  if (token_cache == nullptr) return tokenizer->Encode(prompt);
+  return tokenizer->EncodeCached(prompt.text, prompt.control, ScopeOf(*token_cache, scope));
 }
 
-std::vector<TokenId> TextAssets::EncodePrompt(std::string_view prompt) const {
-  std::vector<TokenId> tokens = tokenizer->Encode(prompt);
+std::vector<TokenId> TextAssets::EncodePrompt(std::string_view prompt, std::string_view scope) const {
+  std::vector<TokenId> tokens = token_cache == nullptr
+                                    ? tokenizer->Encode(prompt)
+                                    : tokenizer->EncodeCached(prompt, {}, ScopeOf(*token_cache, scope));
   const SpecialTokens& special = tokenizer->special();
   if (special.add_bos) tokens.insert(tokens.begin(), special.bos);
   return tokens;

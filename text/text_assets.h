@@ -6,10 +6,13 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/hash.h"
 #include "base/status.h"
 #include "text/chat_template.h"
+#include "text/token_cache.h"
 #include "text/tokenizer.h"
 
 namespace terrace {
@@ -18,17 +21,21 @@ struct TextAssets {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::shared_ptr<const ChatTemplate> chat_template;  // null: the model answers completions only
   std::string bos_text, eos_text;                     // the template's bos_token and eos_token
+  // Of what is encoded here; null: all is encoded anew. No part of the digest.
+  std::shared_ptr<TokenCache> token_cache = {};
 
-  // FAILED_PRECONDITION, reason template_missing, without a template; errors of ChatTemplate::Render.
+  // FAILED_PRECONDITION, reason template_missing, without a template; errors of ChatTemplate::Render. Who has
+  // the same `scope` shares the token cache.
   StatusOr<std::vector<TokenId>> EncodeChat(const std::vector<ChatMessage>& messages,
                                             bool add_generation_prompt = true,
-                                            const std::vector<Tool>& tools = {}) const;
+                                            const std::vector<Tool>& tools = {},
+                                            std::string_view scope = {}) const;
   // How this model writes calls of tools; kNone: it takes no tools.
   ToolCallFormat tool_call_format() const {
     return chat_template == nullptr ? ToolCallFormat::kNone : chat_template->tool_call_format();
   }
   // A plain completion prompt: bos in front where the model wants one; control tokens are not recognised.
-  std::vector<TokenId> EncodePrompt(std::string_view prompt) const;
+  std::vector<TokenId> EncodePrompt(std::string_view prompt, std::string_view scope = {}) const;
 };
 
 // Canonical bytes and their hash: replicas of one tier must have the same digest.

@@ -1,7 +1,11 @@
 #include "text/text_assets.h"
 
 #include <map>
+#include <memory>
+#include <random>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "text/testing_text.h"
@@ -36,6 +40,28 @@ TEST(TextAssets, PromptsOfTheGoldenFileAreMetTokenByToken) {
   }
   EXPECT_EQ(rows, 121);
   EXPECT_EQ(models.size(), 3u);
+}
+
+TEST(TextAssets, TheNextTurnFindsTheTokensOfAllTurnsBefore) {
+  const TextAssets plain = *LoadTextAssets("models/terrace-demo-nano");
+  TextAssets assets = plain;
+  assets.token_cache = std::make_shared<TokenCache>(size_t{4} << 20);
+  std::vector<ChatMessage> messages = {{"system", "Answer politely, and from what the documents say."}};
+  std::mt19937_64 random(/*seed=*/4);
+  size_t told = 0;  // bytes of the turns so far, each without an end that may be too short to be kept
+  for (int turn = 0; turn < 8; ++turn) {
+    const uint64_t hit = assets.token_cache->counts().hit;
+    const std::string said = RandomText(random, turn % 2 == 0 ? 200 : 2000, /*broken=*/false);
+    messages.push_back({turn % 2 == 0 ? "user" : "assistant", said});
+    const auto tokens = assets.EncodeChat(messages, true, {}, "acme");
+    ASSERT_TRUE(tokens.ok()) << tokens.status();
+    EXPECT_EQ(*tokens, *plain.EncodeChat(messages));
+    EXPECT_GE(assets.token_cache->counts().hit - hit, told) << "turn " << turn;
+    told += said.size() - 64;
+  }
+  const uint64_t hit = assets.token_cache->counts().hit;
+  EXPECT_EQ(*assets.EncodeChat(messages, true, {}, "another tenant"), *plain.EncodeChat(messages));
+  EXPECT_EQ(assets.token_cache->counts().hit, hit);
 }
 
 TEST(TextAssets, AMessageCannotSpeakControlTokens) {

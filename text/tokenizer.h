@@ -35,6 +35,8 @@ struct SpecialTokens {
   bool add_bos = false;  // plain completion prompts start with bos
 };
 
+struct TokenCacheScope;
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -43,6 +45,10 @@ class Tokenizer {
   virtual std::vector<TokenId> Encode(std::string_view text) const = 0;
   // The same, with control tokens recognised inside `text.control`.
   virtual std::vector<TokenId> Encode(const MarkedText& text) const = 0;
+  // The same tokens: the longer stretches of the text are looked up in a cache, and left there. By default
+  // none are.
+  virtual std::vector<TokenId> EncodeCached(std::string_view text, const std::vector<ByteRange>& control,
+                                            const TokenCacheScope& cached) const;
   // The bytes a token stands for; empty for control tokens unless `with_control`, and for ids outside
   // [0, vocab_size): the output layer of a model may be padded past its vocabulary.
   virtual std::string_view TokenBytes(TokenId token, bool with_control = false) const = 0;

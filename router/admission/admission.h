@@ -12,13 +12,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "router/admission/admission_book.h"
 #include "router/admission/tenant_ledger.h"
+#include "router/request/answer.h"
 #include "router/request/request.h"
 
 namespace terrace {
@@ -95,6 +98,17 @@ class Admission {
   void SetPlaces(std::span<const uint32_t> places) { book_.SetPlaces(user_, places); }
   // Refuses what has waited for too long, whoever's it is; to be called a few times a second.
   void Expire() { book_.Expire(); }
+
+  // So many tokens, at least one, of an answer of the pool's workers came in so many seconds.
+  void OnTokens(size_t pool, double seconds, uint32_t tokens) {
+    book_.OnTokens(PoolAt(pool), seconds, tokens);
+  }
+  // Of each pool, for a request that enters now.
+  std::vector<AnswerSpeed> SpeedsFor(const Request& request) const {
+    return book_.SpeedsFor(request, user_.pools);
+  }
+  // Smoothed; absent: none came lately.
+  std::optional<double> seconds_per_token(size_t pool) const { return book_.seconds_per_token(PoolAt(pool)); }
 
   size_t in_flight() const { return in_flight_; }  // its own, admitted and waiting
   // All that wait; places taken, of all, 0 when none is known.

@@ -169,12 +169,42 @@ Status AdmissionBook::CheckEnter(const Request& request, const Pool& pool, MonoT
   const Tenant& tenant = *request.tenant();
   const bool is_full = pool.queue.size() >= options_.max_queued;
   if (is_full && !pool.queue.CanMakeRoom(tenant.name, tenant.weight)) return TooMany();
-  const std::optional<double> rate = pool.rate.TokensPerSecond(now);
-  if (!rate.has_value() || pool.queue.size() == 0) return {};
-  const double wait = pool.queue.TokensAhead(tenant.name, tenant.weight, request.priority()) / *rate;
+  const std::optional<double> wait = ExpectedWait(request, pool, now);
+  if (!wait.has_value() || pool.queue.size() == 0) return {};
   const double limit = Seconds(std::min<Duration>(options_.max_first_token, request.deadline() - now));
-  const double late = wait + pool.first_token_seconds - kSafety * limit;
+  const double late = *wait + pool.first_token_seconds - kSafety * limit;
   return late <= 0 ? Status() : Overloaded(late, "the first token would come too late");
+}
+
+// Seconds until a request that enters now has a place; absent while too little has been seen.
+std::optional<double> AdmissionBook::ExpectedWait(const Request& request, const Pool& pool,
+                                                  MonoTime now) const {
+  if (pool.queue.size() == 0) return 0;
+  const std::optional<double> rate = pool.rate.TokensPerSecond(now);
+  if (!rate.has_value()) return std::nullopt;
+  const Tenant& tenant = *request.tenant();
+  return pool.queue.TokensAhead(tenant.name, tenant.weight, request.priority()) / *rate;
+}
+
+std::vector<AnswerSpeed> AdmissionBook::SpeedsFor(const Request& request,
+                                                  std::span<const PoolId> pools) const {
+  std::lock_guard lock(mutex_);
+  const MonoTime now = clock_.Now();
+  std::vector<AnswerSpeed> speeds;
+  for (const PoolId id : pools) {
+    const Pool& pool = pools_.at(id);
+    AnswerSpeed& speed = speeds.emplace_back();
+    speed.seconds_per_token = pool.pace.SecondsPerToken(now);
+    const double wait = ExpectedWait(request, pool, now).value_or(0);
+    const bool is_known = pool.first_token_at.has_value() && now - *pool.first_token_at < kSpeedRemembered;
+    if (is_known || wait > 0) speed.first_token_seconds = wait + (is_known ? pool.first_token_seconds : 0);
+  }
+  return speeds;
+}
+
+std::optional<double> AdmissionBook::seconds_per_token(PoolId pool) const {
+  std::lock_guard lock(mutex_);
+  return pools_.at(pool).pace.SecondsPerToken(clock_.Now());
 }
 
 AdmissionBook::Admitted AdmissionBook::Admit(EntryId id, Waiter& waiter, MonoTime now) {
@@ -332,7 +362,15 @@ void AdmissionBook::OnFirstToken(EntryId id) {
   std::lock_guard lock(mutex_);
   Held& held = held_.at(id);
   if (std::exchange(held.has_first_token, true)) return;
-  Smooth(Seconds(clock_.Now() - held.admitted), pools_.at(held.first_pool).first_token_seconds);
+  Pool& pool = pools_.at(held.first_pool);
+  const MonoTime now = clock_.Now();
+  Smooth(Seconds(now - held.admitted), pool.first_token_seconds);
+  pool.first_token_at = now;
+}
+
+void AdmissionBook::OnTokens(PoolId pool, double seconds, uint32_t tokens) {
+  std::lock_guard lock(mutex_);
+  pools_.at(pool).pace.Add(seconds, tokens, clock_.Now());
 }
 
 void AdmissionBook::Charge(EntryId id, uint64_t prompt_tokens, uint64_t completion_tokens) {

@@ -18,6 +18,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -28,6 +29,8 @@
 #include "router/admission/fair_queue.h"
 #include "router/admission/service_rate.h"
 #include "router/admission/tenant_ledger.h"
+#include "router/admission/token_pace.h"
+#include "router/request/answer.h"
 #include "router/request/request.h"
 
 namespace terrace {
@@ -82,7 +85,11 @@ class AdmissionBook {
   void LeavePool(EntryId id, PoolId pool);
   void OnFirstToken(EntryId id);
   void Charge(EntryId id, uint64_t prompt_tokens, uint64_t completion_tokens);
+  void OnTokens(PoolId pool, double seconds, uint32_t tokens);
 
+  // As of Admission, for each of `pools`.
+  std::vector<AnswerSpeed> SpeedsFor(const Request& request, std::span<const PoolId> pools) const;
+  std::optional<double> seconds_per_token(PoolId pool) const;
   size_t queued(PoolId pool) const;
   double saturation(PoolId pool) const;
   size_t pools() const;
@@ -96,8 +103,10 @@ class AdmissionBook {
     uint32_t taken = 0;
     FairQueue queue = {};
     ServiceRate rate = {};
-    double answer_tokens = 128;      // typical of an answer
-    double first_token_seconds = 0;  // typical, from the ticket on
+    double answer_tokens = 128;                   // typical of an answer
+    double first_token_seconds = 0;               // typical, from the ticket on
+    std::optional<MonoTime> first_token_at = {};  // the last one
+    TokenPace pace = {};
   };
   struct Waiter {
     PoolId pool = 0;
@@ -124,6 +133,7 @@ class AdmissionBook {
   }
   bool Passes(const Pool& pool) const { return HasRoom(pool) && pool.queue.size() == 0; }
   Status CheckEnter(const Request& request, const Pool& pool, MonoTime now) const;
+  std::optional<double> ExpectedWait(const Request& request, const Pool& pool, MonoTime now) const;
   Admitted Admit(EntryId id, Waiter& waiter, MonoTime now);
   void Pump(Pool& pool, MonoTime now);
   void PumpAll(MonoTime now);

@@ -149,6 +149,13 @@ TEST_F(AdmissionBookTest, WhatATenantHasBeenServedIsRemembered) {
   EXPECT_TRUE(more->is_waiting());
 }
 
+TEST_F(AdmissionBookTest, HowFastATierIsOutlivesAReload) {
+  const auto old = Make({}, {"nano", "small"});
+  old->OnTokens(1, /*seconds=*/1, /*tokens=*/4);
+  const auto next = Make({}, {"small"});
+  EXPECT_EQ(next->seconds_per_token(0), 0.25);
+}
+
 TEST_F(AdmissionBookTest, ATierThatTheNewOneDoesNotHaveStaysInTheOldOnesCharge) {
   auto old = Make({}, {"nano", "small"});
   old->SetPlaces(Places{1, 1});

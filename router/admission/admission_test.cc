@@ -377,6 +377,40 @@ TEST_F(AdmissionTest, AWaitThatIsForeseeablyTooLongIsRefusedAtOnce) {
   EXPECT_NEAR(static_cast<double>(admission_->queued(0)), 0.8 * 10 / 0.5, 2);
 }
 
+TEST_F(AdmissionTest, WhatAnAnswerTakesIsKnownFromWhatWasSeenLately) {
+  Make({}, {1, 1});
+  const auto speed = [&](size_t pool) { return admission_->SpeedsFor(*MakeRequest())[pool]; };
+  ASSERT_EQ(admission_->SpeedsFor(*MakeRequest()).size(), 2u);
+  EXPECT_FALSE(speed(0).first_token_seconds.has_value() || speed(0).seconds_per_token.has_value());
+  for (int i = 0; i < 200; ++i) {
+    const auto running = Enter();
+    clock_.Advance(milliseconds(100));
+    running->ticket->OnFirstToken();
+    End(running);
+  }
+  admission_->OnTokens(0, /*seconds=*/2, /*tokens=*/4);
+  EXPECT_NEAR(speed(0).first_token_seconds.value_or(0), 0.1, 1e-3);
+  EXPECT_EQ(speed(0).seconds_per_token, 0.5);
+  EXPECT_EQ(admission_->seconds_per_token(0), 0.5);
+  EXPECT_FALSE(speed(1).first_token_seconds.has_value() || speed(1).seconds_per_token.has_value());
+  clock_.Advance(kSpeedRemembered);
+  EXPECT_FALSE(speed(0).first_token_seconds.has_value() || speed(0).seconds_per_token.has_value());
+}
+
+TEST_F(AdmissionTest, TheTimeToAFirstTokenHasTheWaitForAPlace) {
+  Make({}, {1});
+  auto running = Enter();
+  std::vector<OutcomePtr> waiting;
+  for (int i = 0; i < 12; ++i) waiting.push_back(Enter());
+  for (size_t i = 0; i < 9; ++i) {  // 20 tokens in half a second
+    clock_.Advance(milliseconds(500));
+    End(running);
+    running = waiting[i];
+    ASSERT_TRUE(running->ticket);
+  }
+  EXPECT_NEAR(admission_->SpeedsFor(*MakeRequest())[0].first_token_seconds.value_or(0), 3 * 0.5, 0.01);
+}
+
 TEST_F(AdmissionTest, ManyThreadsNeverHoldMoreThanThereArePlaces) {
   Make({.max_in_flight = 1000}, {3});
   std::atomic<int> held = 0, most = 0, told = 0;

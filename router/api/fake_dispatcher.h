@@ -54,7 +54,11 @@ class FakeDispatcher : public Dispatcher {
       }
       if (!end.ok()) return sink->OnFinish(end);
       const AnswerSummary summary{.end = AnswerEnd::kStop,
-                                  .usage = {.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 2},
+                                  .usage = {.prompt_tokens = 10,
+                                            .cached_tokens = 4,
+                                            .completion_tokens = 2,
+                                            .speculated_tokens = 3,
+                                            .accepted_speculated_tokens = 1},
                                   .tier = "base",
                                   .reason = "cascade: accepted at step 2",
                                   .attempts = {{.tier = "nano", .replica = "n:1", .threshold = -0.2},

@@ -76,6 +76,8 @@ void UsageToProto(const TokenUsage& usage, v1::Usage& out) {
   out.set_prompt_tokens(usage.prompt_tokens);
   out.set_cached_tokens(usage.cached_tokens);
   out.set_completion_tokens(usage.completion_tokens);
+  out.set_speculated_tokens(usage.speculated_tokens);
+  out.set_accepted_speculated_tokens(usage.accepted_speculated_tokens);
 }
 
 }  // namespace
@@ -84,6 +86,8 @@ RequestFields FieldsFromProto(const v1::GenerateRequest& request) {
   RequestFields out{.api = ApiKind::kGenerate, .model = request.model(), .input = AnyInput(request)};
   out.tier = request.tier();
   if (request.has_max_usd()) out.max_usd = request.max_usd();
+  if (request.has_max_seconds()) out.max_seconds = request.max_seconds();
+  if (request.has_speculation_max_tokens()) out.speculation_max_tokens = request.speculation_max_tokens();
   if (request.max_tokens() > 0) out.max_tokens = request.max_tokens();
   SamplingFromProto(request.sampling(), out);
   out.stop.assign(request.stop().begin(), request.stop().end());

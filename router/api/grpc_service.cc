@@ -22,9 +22,10 @@ namespace {
 constexpr size_t kMessageTokens = 1024;  // at most, in one message
 
 // One Generate call: the sink of its answers and the writer of its stream. It is full while more than
-// stream_buffer_bytes wait to be written; when nothing could be written for slow_reader_seconds then, or
-// behind the end, it is cut off. Shared by the dispatcher and by gRPC, which holds it (self_) until OnDone;
-// OnDone comes only after OnFinish.
+// stream_buffer_bytes wait to be written (beside them gRPC holds up to 64 KiB that others were waiting
+// behind); when nothing could be written for slow_reader_seconds then, or behind the end, it is cut off.
+// Shared by the dispatcher and by gRPC, which holds it (self_) until OnDone; OnDone comes only after
+// OnFinish.
 class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                      public AnswerSink,
                      public std::enable_shared_from_this<GenerateCall> {
@@ -50,35 +51,33 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
 
   // AnswerSink.
   void OnPromptTokens(std::vector<AnswerToken> tokens) override {
-    std::vector<v1::GenerateResponse> responses;
     for (std::span<const AnswerToken> rest = tokens; !rest.empty();) {
       const size_t count = std::min(rest.size(), kMessageTokens);
-      PromptTokensToProto(rest.first(count), NewResponse(responses));
+      v1::GenerateResponse response = NewResponse();
+      PromptTokensToProto(rest.first(count), response);
+      Enqueue(std::move(response));
       rest = rest.subspan(count);
     }
-    Enqueue(std::move(responses));
   }
 
   void OnPiece(AnswerPiece piece) override {
-    std::vector<v1::GenerateResponse> responses;
-    do {  // a large piece (an answer that was held back) becomes several messages
+    while (piece.tokens.size() > kMessageTokens) {  // one that was held back becomes several messages
       AnswerPiece part{.choice = piece.choice,
                        .text = std::exchange(piece.text, {}),
                        .tool_calls = std::exchange(piece.tool_calls, {})};
-      const auto end = piece.tokens.begin() + std::min(piece.tokens.size(), kMessageTokens);
+      const auto end = piece.tokens.begin() + kMessageTokens;
       std::move(piece.tokens.begin(), end, std::back_inserter(part.tokens));
       piece.tokens.erase(piece.tokens.begin(), end);
-      PieceToProto(part, with_logprobs_, NewResponse(responses));
-    } while (!piece.empty());
-    Enqueue(std::move(responses));
+      EnqueuePiece(part);
+    }
+    EnqueuePiece(piece);
   }
 
   void OnChoiceEnd(uint32_t choice, const AnswerSummary& summary) override {
-    std::vector<v1::GenerateResponse> responses;
-    v1::GenerateResponse& last = NewResponse(responses);
+    v1::GenerateResponse last = NewResponse();
     last.set_choice(choice);
     SummaryToProto(summary, shows_replicas_, *last.mutable_finished());
-    Enqueue(std::move(responses));
+    Enqueue(std::move(last));
   }
 
   void OnFinish(StatusOr<AnswerSummary> total) override {
@@ -124,19 +123,25 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   }
 
  private:
-  v1::GenerateResponse& NewResponse(std::vector<v1::GenerateResponse>& responses) const {
-    responses.emplace_back().set_request_id(request_id_);
-    return responses.back();
+  v1::GenerateResponse NewResponse() const {
+    v1::GenerateResponse response;
+    response.set_request_id(request_id_);
+    return response;
   }
 
-  void Enqueue(std::vector<v1::GenerateResponse> responses) {
+  void EnqueuePiece(const AnswerPiece& piece) {
+    v1::GenerateResponse response = NewResponse();
+    PieceToProto(piece, with_logprobs_, response);
+    Enqueue(std::move(response));
+  }
+
+  void Enqueue(v1::GenerateResponse response) {
+    const size_t bytes = response.ByteSizeLong();
     {
       std::lock_guard lock(mutex_);
       if (is_closed_) return;
-      for (v1::GenerateResponse& each : responses) {
-        unsent_bytes_ += each.ByteSizeLong();
-        unsent_.push_back(std::move(each));
-      }
+      unsent_bytes_ += bytes;
+      unsent_.push_back(std::move(response));
       if (unsent_bytes_ > buffer_bytes_ && !is_full_.exchange(true) && slow_timer_ == nullptr) SetSlowTimer();
     }
     WriteNext();
@@ -181,6 +186,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   // Starts the next write, or ends the call when all is said. At most one write is under way.
   void WriteNext() {
     std::optional<Status> end;
+    grpc::WriteOptions options;
     {
       std::lock_guard lock(mutex_);
       if (is_writing_ || is_finished_ || is_cutting_off_) return;
@@ -189,6 +195,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
         is_writing_ = true;
         current_ = std::move(unsent_.front());
         unsent_.pop_front();
+        if (!unsent_.empty()) options.set_buffer_hint();  // it goes out with the next one
       } else if (end_.has_value()) {
         is_finished_ = true;
         end = *end_;
@@ -196,7 +203,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
         return;
       }
     }
-    if (!end.has_value()) return StartWrite(&current_);
+    if (!end.has_value()) return StartWrite(&current_, options);
     SetReasonTrailer(context_, *end);
     Finish(ToGrpcStatus(*end));
   }

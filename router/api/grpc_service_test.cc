@@ -1,8 +1,10 @@
 // The gRPC API over loopback, with a fake dispatcher behind it.
 #include "router/api/grpc_service.h"
 
+#include <algorithm>
 #include <future>
 #include <map>
+#include <utility>
 
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
@@ -73,6 +75,8 @@ TEST_F(GrpcServiceTest, PiecesComeInOrderAndTheSummaryLast) {
   const v1::GenerateFinished& finished = responses.back().finished();
   EXPECT_EQ(finished.reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(finished.usage().cached_tokens(), 4u);
+  EXPECT_EQ(finished.usage().speculated_tokens(), 3u);
+  EXPECT_EQ(finished.usage().accepted_speculated_tokens(), 1u);
   EXPECT_EQ(finished.tier(), "base");
   EXPECT_EQ(finished.tier_reason(), "cascade: accepted at step 2");
   ASSERT_EQ(finished.attempts_size(), 2);
@@ -103,6 +107,8 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   request.set_cache_salt("tenant");
   request.set_tier("base");
   request.set_max_usd(0.5);
+  request.set_max_seconds(1.5);
+  request.set_speculation_max_tokens(0);
   std::vector<v1::GenerateResponse> responses;
   ASSERT_TRUE(Generate(request, responses).ok());
   ASSERT_NE(seen, nullptr);
@@ -124,6 +130,8 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   EXPECT_EQ(seen->cache_salt(), "tenant");
   EXPECT_EQ(seen->tier(), "base");
   EXPECT_EQ(seen->max_usd(), 0.5);
+  EXPECT_EQ(seen->max_seconds(), 1.5);
+  EXPECT_EQ(seen->speculation_max_tokens(), 0u) << "none, and not what is absent";
 }
 
 TEST_F(GrpcServiceTest, ToolsGoInAndCallsComeOut) {
@@ -206,6 +214,29 @@ TEST_F(GrpcServiceTest, ALongPromptsTokensComeInSeveralMessages) {
   }
   ASSERT_EQ(ids.size(), 2500u);
   for (size_t i = 0; i < ids.size(); ++i) ASSERT_EQ(ids[i], static_cast<int32_t>(i));
+}
+
+TEST_F(GrpcServiceTest, ALargePieceComesInAsFewMessagesAsHoldItsTokens) {
+  for (const size_t count : {0, 1024, 1025, 2500}) {
+    dispatcher_.script = [count](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+      AnswerPiece piece{.text = "all of it", .tokens = std::vector<AnswerToken>(count)};
+      for (size_t i = 0; i < count; ++i) piece.tokens[i].id = static_cast<TokenId>(i);
+      sink->OnPiece(std::move(piece));
+      sink->OnChoiceEnd(0, {});
+      sink->OnFinish(AnswerSummary{});
+    };
+    std::vector<v1::GenerateResponse> responses;
+    ASSERT_TRUE(Generate(Prompt("x"), responses).ok());
+    ASSERT_EQ(responses.size(), std::max<size_t>(1, (count + 1023) / 1024) + 1);
+    EXPECT_EQ(responses[0].text(), "all of it");
+    std::vector<int32_t> ids;
+    for (const v1::GenerateResponse& response : responses) {
+      EXPECT_LE(response.tokens_size(), 1024);
+      for (const v1::OutputToken& token : response.tokens()) ids.push_back(token.id());
+    }
+    ASSERT_EQ(ids.size(), count);
+    for (size_t i = 0; i < count; ++i) ASSERT_EQ(ids[i], static_cast<int32_t>(i));
+  }
 }
 
 TEST_F(GrpcServiceTest, ErrorsCarryTheirReason) {

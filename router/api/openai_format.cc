@@ -14,7 +14,10 @@ Json UsageJson(const TokenUsage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens},
           {"completion_tokens", usage.completion_tokens},
           {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
+          {"completion_tokens_details",
+           {{"accepted_prediction_tokens", usage.accepted_speculated_tokens},
+            {"rejected_prediction_tokens", usage.speculated_tokens - usage.accepted_speculated_tokens}}}};
 }
 
 Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
@@ -32,6 +35,8 @@ Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
                         {"resumed_tokens", attempt.resumed_tokens},
                         {"draft_tokens", attempt.draft_tokens},
                         {"accepted_draft_tokens", attempt.accepted_draft_tokens},
+                        {"speculated_tokens", attempt.usage.speculated_tokens},
+                        {"accepted_speculated_tokens", attempt.usage.accepted_speculated_tokens},
                         {"price_usd", attempt.price_usd}});
     if (head.shows_replicas) attempts.back()["replica"] = attempt.replica;
   }
@@ -193,15 +198,6 @@ Json FirstChunk(const CompletionHead& head, uint32_t choice) {
   return Chunk(head, choice, {{"role", "assistant"}, {"content", ""}}, nullptr, nullptr);
 }
 
-Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece, size_t& offset) {
-  if (head.is_chat) {
-    return Chunk(head, piece.choice, {{"content", piece.text}},
-                 head.logprobs ? LogprobsJson(piece.tokens) : Json(), nullptr);
-  }
-  return Chunk(head, piece.choice, piece.text,
-               head.logprobs ? CompletionLogprobsJson(head, {}, piece.tokens, offset) : Json(), nullptr);
-}
-
 Json CallChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index) {
   const Json delta = {{"index", index},
                       {"id", call.id},
@@ -319,5 +315,44 @@ std::string TokenText(const std::string& bytes) {
 }
 
 std::string SseEvent(const Json& data) { return Concat("data: ", ToJsonText(data), "\n\n"); }
+
+// A chunk with marks in the place of what changes is cut at them. Members are sorted, and "choices" comes
+// first: no name of the client's stands before the marks.
+PieceEvents::PieceEvents(const CompletionHead& head, uint32_t choice) : head_(head) {
+  constexpr std::string_view kMark = "\"\\u0000\"";  // as it is written
+  const Json mark = std::string(1, '\0');
+  const std::string event =
+      SseEvent(Chunk(head, choice, head.is_chat ? Json{{"content", mark}} : mark, mark, nullptr));
+  const size_t first = event.find(kMark), second = event.find(kMark, first + kMark.size());
+  before_ = event.substr(0, first);
+  between_ = event.substr(first + kMark.size(), second - first - kMark.size());
+  after_ = event.substr(second + kMark.size());
+}
+
+std::string PieceEvents::Next(const AnswerPiece& piece) {
+  std::string out;
+  out.reserve(before_.size() + piece.text.size() + between_.size() + after_.size() + 8);
+  out += before_;
+  const auto add_logprobs = [&] {
+    if (!head_.logprobs) {
+      out += "null";
+    } else if (head_.is_chat) {
+      AppendJsonText(LogprobsJson(piece.tokens), out);
+    } else {
+      AppendJsonText(CompletionLogprobsJson(head_, {}, piece.tokens, offset_), out);
+    }
+  };
+  if (head_.is_chat) {  // "delta" < "logprobs" < "text"
+    AppendJsonString(piece.text, out);
+    out += between_;
+    add_logprobs();
+  } else {
+    add_logprobs();
+    out += between_;
+    AppendJsonString(piece.text, out);
+  }
+  out += after_;
+  return out;
+}
 
 }  // namespace terrace

@@ -40,10 +40,9 @@ Json CompletionJson(const CompletionHead& head, const std::vector<WholeChoice>& 
                     const std::vector<std::vector<AnswerToken>>& prompts, const AnswerSummary& total);
 
 // The chunks of a stream. The first one of each choice of a chat has the role, the last one the reason and
-// Terrace's own part; usage is that of all choices. `offset` counts the characters of a choice's tokens. A
-// call is two chunks, its `index` counted in its choice: id, type and name, then the arguments.
+// Terrace's own part; usage is that of all choices. Between them are the PieceEvents. A call is two chunks,
+// its `index` counted in its choice: id, type and name, then the arguments.
 Json FirstChunk(const CompletionHead& head, uint32_t choice);
-Json PieceChunk(const CompletionHead& head, const AnswerPiece& piece, size_t& offset);
 Json CallChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index);
 Json ArgumentsChunk(const CompletionHead& head, uint32_t choice, const ToolCall& call, size_t index);
 Json LastChunk(const CompletionHead& head, uint32_t choice, const AnswerSummary& summary);
@@ -67,5 +66,20 @@ std::string TokenText(const std::string& bytes);
 
 // One server-sent event.
 std::string SseEvent(const Json& data);
+
+// The events of the pieces of one choice, of which there is one for each token: the JSON of a chunk, but only
+// its text and its log-probabilities are made each time; what stands around them is made once. One thread at
+// a time.
+class PieceEvents {
+ public:
+  PieceEvents(const CompletionHead& head, uint32_t choice);  // `head` outlives it
+  // Of the choice's next piece; its tool calls have chunks of their own.
+  std::string Next(const AnswerPiece& piece);
+
+ private:
+  const CompletionHead& head_;
+  std::string before_, between_, after_;  // the text and the log-probabilities, in the order of their names
+  size_t offset_ = 0;                     // characters of the choice's tokens so far
+};
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -268,12 +269,19 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     SendError(error, HeadersOf(call)(), *call.responder);
   }
 
-  // What the request's headers say about who answers.
+  // What the request's headers say about who answers, and how.
   static Status ReadOverrides(const HttpRequest& http, RequestFields& fields) {
     fields.tier = HeaderOf(http, TierParam(fields.api));
-    const std::string_view max_usd = HeaderOf(http, MaxUsdParam(fields.api));
-    if (max_usd.empty()) return {};
-    ASSIGN_OR_RETURN(fields.max_usd, ParseMaxUsdHeader(max_usd));
+    const std::pair<const char*, std::optional<double>&> limits[] = {
+        {MaxUsdParam(fields.api), fields.max_usd}, {MaxSecondsParam(fields.api), fields.max_seconds}};
+    for (const auto& [name, limit] : limits) {
+      const std::string_view value = HeaderOf(http, name);
+      if (value.empty()) continue;
+      ASSIGN_OR_RETURN(limit, ParseNumberHeader(name, value));
+    }
+    if (const std::string_view tokens = HeaderOf(http, SpeculationParam(fields.api)); !tokens.empty()) {
+      ASSIGN_OR_RETURN(fields.speculation_max_tokens, ParseSpeculationHeader(tokens));
+    }
     return {};
   }
 

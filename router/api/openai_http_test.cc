@@ -442,6 +442,8 @@ TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
   EXPECT_TRUE(json["choices"][0]["logprobs"].is_null());
   EXPECT_EQ(json["usage"]["total_tokens"], 12);
   EXPECT_EQ(json["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+  EXPECT_EQ(json["usage"]["completion_tokens_details"],
+            (Json{{"accepted_prediction_tokens", 1}, {"rejected_prediction_tokens", 2}}));
   EXPECT_EQ(json["terrace"]["tier"], "base");
   EXPECT_EQ(json["terrace"]["reason"], "cascade: accepted at step 2");
   EXPECT_EQ(json["terrace"]["price_usd"], 0.25);
@@ -707,26 +709,55 @@ TEST_F(OpenAiHttpTest, TheTimeoutHeaderSetsTheDeadlineAndIsCapped) {
   EXPECT_EQ(Chat("", json + "x-request-timeout-seconds: -1\r\n").status, 400);
 }
 
-TEST_F(OpenAiHttpTest, HeadersMayNameTheTierAndLimitThePrice) {
+TEST_F(OpenAiHttpTest, HeadersMayNameTheTierAndLimitPriceAndTime) {
   RequestPtr seen;
   dispatcher_.script = [&](const RequestPtr& request, const auto& sink) {
     seen = request;
     sink->OnFinish(AnswerSummary{.reason = "override"});
   };
   const std::string json = "content-type: application/json\r\n";
-  const Reply reply = Chat("", json + "X-Terrace-Tier: small\r\nX-Terrace-Max-USD: 1e-4\r\n");
+  const Reply reply =
+      Chat("", json + "X-Terrace-Tier: small\r\nX-Terrace-Max-USD: 1e-4\r\nX-Terrace-Max-Seconds: 2.5\r\n");
   EXPECT_EQ(reply.json()["terrace"]["reason"], "override") << reply.body;
   ASSERT_NE(seen, nullptr);
   EXPECT_EQ(seen->tier(), "small");
   EXPECT_EQ(seen->max_usd(), 1e-4);
+  EXPECT_EQ(seen->max_seconds(), 2.5);
+  Chat("", json + "x-terrace-max-seconds: 3\r\n");
+  EXPECT_FALSE(seen->max_usd().has_value());
+  EXPECT_EQ(seen->max_seconds(), 3);
   Chat();
   EXPECT_EQ(seen->tier(), "");
-  EXPECT_FALSE(seen->max_usd().has_value());
-  for (const char* bad : {"cheap", "-1", "nan", "1e7", "1, 2"}) {
-    const Reply refused = Chat("", Concat(json, "x-terrace-max-usd: ", bad, "\r\n"));
+  EXPECT_FALSE(seen->has_limits());
+  for (const char* header : {"x-terrace-max-usd", "x-terrace-max-seconds"}) {
+    for (const char* bad : {"cheap", "-1", "nan", "1e7", "1, 2"}) {
+      const Reply refused = Chat("", Concat(json, header, ": ", bad, "\r\n"));
+      EXPECT_EQ(refused.status, 400) << bad;
+      EXPECT_EQ(refused.json()["error"]["code"], "invalid_value") << bad;
+      EXPECT_EQ(refused.json()["error"]["param"], header) << bad;
+    }
+  }
+}
+
+TEST_F(OpenAiHttpTest, AHeaderMayLimitTheWorkersDrafts) {
+  RequestPtr seen;
+  dispatcher_.script = [&](const RequestPtr& request, const auto& sink) {
+    seen = request;
+    sink->OnFinish(AnswerSummary{});
+  };
+  const std::string json = "content-type: application/json\r\n";
+  EXPECT_EQ(Chat("", json + "X-Terrace-Speculation-Max-Tokens: 0\r\n").status, 200);
+  ASSERT_NE(seen, nullptr);
+  EXPECT_EQ(seen->speculation_max_tokens(), 0u);
+  Chat("", json + "x-terrace-speculation-max-tokens: 64\r\n");
+  EXPECT_EQ(seen->speculation_max_tokens(), 64u);
+  Chat();
+  EXPECT_FALSE(seen->speculation_max_tokens().has_value());
+  for (const char* bad : {"65", "-1", "few", "1.5", "1, 2"}) {
+    const Reply refused = Chat("", Concat(json, "x-terrace-speculation-max-tokens: ", bad, "\r\n"));
     EXPECT_EQ(refused.status, 400) << bad;
     EXPECT_EQ(refused.json()["error"]["code"], "invalid_value") << bad;
-    EXPECT_EQ(refused.json()["error"]["param"], "x-terrace-max-usd") << bad;
+    EXPECT_EQ(refused.json()["error"]["param"], "x-terrace-speculation-max-tokens") << bad;
   }
 }
 

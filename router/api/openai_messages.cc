@@ -129,13 +129,15 @@ Status CheckToolsSize(const Fields& request, const Json& tools) {
   return {};
 }
 
-// The body's tools with their members in the order they were sent; nothing else of it is kept.
+// The body's tools with their members in the order they were sent. ParseBody has read it without error.
 nlohmann::ordered_json ParseOrderedTools(std::string_view body) {
   using Ordered = nlohmann::ordered_json;
+  const std::string_view tools = FindJsonMember(body, "tools");
+  if (!tools.empty()) return Ordered::parse(tools);
   const auto keep = [](int depth, Ordered::parse_event_t event, const Ordered& key) {
     return event != Ordered::parse_event_t::key || depth != 1 || key == "tools";
   };
-  return Ordered::parse(body, keep);  // ParseBody has read it without error
+  return Ordered::parse(body, keep)["tools"];
 }
 
 }  // namespace
@@ -163,7 +165,7 @@ Status ParseTools(const Fields& request, std::string_view body, RequestFields& o
     RETURN_IF_ERROR(CheckToolsSize(request, *tools));
     const auto ordered = ParseOrderedTools(body);
     for (size_t i = 0; i < tools->size(); ++i) {
-      ASSIGN_OR_RETURN(Tool tool, ParseTool((*tools)[i], Concat("tools[", i, "]"), ordered["tools"][i]));
+      ASSIGN_OR_RETURN(Tool tool, ParseTool((*tools)[i], Concat("tools[", i, "]"), ordered[i]));
       out.tools.push_back(std::move(tool));
     }
   }

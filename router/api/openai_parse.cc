@@ -327,9 +327,16 @@ StatusOr<double> ParseTimeoutHeader(std::string_view value) {
   return ParamError("invalid_value", "x-request-timeout-seconds", "must be a number above 0");
 }
 
-StatusOr<double> ParseMaxUsdHeader(std::string_view value) {
-  if (const auto usd = ParseNumber(value); usd.has_value()) return *usd;
-  return ParamError("invalid_value", "x-terrace-max-usd", "must be a number");
+StatusOr<double> ParseNumberHeader(std::string_view name, std::string_view value) {
+  if (const auto number = ParseNumber(value); number.has_value()) return *number;
+  return ParamError("invalid_value", name, "must be a number");
+}
+
+StatusOr<int64_t> ParseSpeculationHeader(std::string_view value) {
+  int64_t tokens = 0;
+  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), tokens);
+  if (error == std::errc() && end == value.data() + value.size()) return tokens;
+  return ParamError("invalid_value", "x-terrace-speculation-max-tokens", "must be a whole number");
 }
 
 }  // namespace terrace

@@ -3,6 +3,7 @@
 // unsupported is an error, an unknown one is ignored. Pure.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -23,7 +24,9 @@ StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body);
 
 // A number of seconds above 0, from the header x-request-timeout-seconds.
 StatusOr<double> ParseTimeoutHeader(std::string_view value);
-// A number, from the header x-terrace-max-usd.
-StatusOr<double> ParseMaxUsdHeader(std::string_view value);
+// A number, from the header `name`.
+StatusOr<double> ParseNumberHeader(std::string_view name, std::string_view value);
+// A whole number, from the header x-terrace-speculation-max-tokens.
+StatusOr<int64_t> ParseSpeculationHeader(std::string_view value);
 
 }  // namespace terrace

@@ -167,6 +167,14 @@ TEST(OpenAiParse, ToolsAndTheirCallsAreRead) {
   EXPECT_FALSE(none->fields.may_call_tools);
 }
 
+TEST(OpenAiParse, ToolsUnderANameWithEscapesKeepTheirOrderToo) {
+  const auto chat = ParseOpenAiChat(Body(
+      R"("tool\u0073":[{"type":"function","function":{"name":"f","parameters":{"type":"object","b":1,"a":2}}}])"));
+  ASSERT_TRUE(chat.ok()) << chat.status();
+  ASSERT_EQ(chat->fields.tools.size(), 1u);
+  EXPECT_EQ(chat->fields.tools[0].parameters, R"({"type":"object","b":1,"a":2})");
+}
+
 TEST(OpenAiParse, WhatACompletionCannotHave) {
   const struct {
     const char* body;
@@ -321,11 +329,19 @@ TEST(OpenAiParse, TheTimeoutIsANumberAboveZero) {
     EXPECT_FALSE(ParseTimeoutHeader(bad).ok()) << bad;
 }
 
-TEST(OpenAiParse, TheLimitOfAPriceIsANumber) {
-  EXPECT_EQ(*ParseMaxUsdHeader("0"), 0);
-  EXPECT_EQ(*ParseMaxUsdHeader("1e-4"), 1e-4);
+TEST(OpenAiParse, ALimitInAHeaderIsANumber) {
+  EXPECT_EQ(*ParseNumberHeader("x-limit", "0"), 0);
+  EXPECT_EQ(*ParseNumberHeader("x-limit", "1e-4"), 1e-4);
   for (const char* bad : {"", "$1", "1 USD", "nan", "inf", " 1", "0x1"})
-    EXPECT_FALSE(ParseMaxUsdHeader(bad).ok()) << bad;
+    EXPECT_EQ(Param(ParseNumberHeader("x-limit", bad).status()), "x-limit") << bad;
+}
+
+TEST(OpenAiParse, TheLimitOfDraftsIsAWholeNumber) {
+  EXPECT_EQ(*ParseSpeculationHeader("0"), 0);
+  EXPECT_EQ(*ParseSpeculationHeader("64"), 64);
+  EXPECT_EQ(*ParseSpeculationHeader("-1"), -1) << "its range is checked with the request";
+  for (const char* bad : {"", "none", "1.5", "1e1", " 1", "1 ", "+1", "0x1", "99999999999999999999"})
+    EXPECT_FALSE(ParseSpeculationHeader(bad).ok()) << bad;
 }
 
 // What keeps the order of members is slow with very many: it gets no more than tools may have.

@@ -62,8 +62,7 @@ class EventStreamSink : public ReplySink {
   void OnPiece(AnswerPiece piece) override {
     Choice& choice = Begin(piece.choice);
     // A piece of end tokens only says nothing to this client.
-    if (!piece.text.empty() || (head_.logprobs && !piece.tokens.empty()))
-      Write(SseEvent(PieceChunk(head_, piece, choice.offset)));
+    if (!piece.text.empty() || (head_.logprobs && !piece.tokens.empty())) Write(choice.pieces.Next(piece));
     for (const ToolCall& call : piece.tool_calls) {
       Write(SseEvent(CallChunk(head_, piece.choice, call, choice.calls)));
       Write(SseEvent(ArgumentsChunk(head_, piece.choice, call, choice.calls++)));
@@ -89,7 +88,7 @@ class EventStreamSink : public ReplySink {
 
  private:
   struct Choice {
-    size_t offset = 0;  // see PieceChunk
+    PieceEvents pieces;
     size_t calls = 0;
   };
 
@@ -99,9 +98,10 @@ class EventStreamSink : public ReplySink {
       headers.emplace_back("cache-control", "no-cache");
       responder_->StartStream(200, "text/event-stream", headers);
     }
-    const auto [entry, is_new] = begun_.try_emplace(choice);
-    if (is_new && head_.is_chat) Write(SseEvent(FirstChunk(head_, choice)));
-    return entry->second;
+    if (const auto found = begun_.find(choice); found != begun_.end()) return found->second;
+    Choice& begun = begun_.emplace(choice, Choice{PieceEvents(head_, choice)}).first->second;
+    if (head_.is_chat) Write(SseEvent(FirstChunk(head_, choice)));
+    return begun;
   }
 
   void Fail(const Status& error) {

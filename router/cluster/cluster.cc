@@ -15,10 +15,12 @@ constexpr int kMaxBackoffDoublings = 4;
 constexpr auto kPublishDelay = std::chrono::milliseconds(10);
 constexpr size_t kMostUpdates = 256;  // of one Watch that are not looked at yet: a minute of them
 
-StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, const std::string& digest) {
+StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, const std::string& digest,
+                                                      std::shared_ptr<TokenCache> token_cache) {
   ASSIGN_OR_RETURN(TextAssets text, ParseTextAssets(bytes));
   const std::string got = Digest(text).Hex();
   if (got != digest) return DataLoss("text assets: digest ", got, ", the worker announced ", digest);
+  text.token_cache = std::move(token_cache);
   return std::make_shared<const TextAssets>(std::move(text));
 }
 
@@ -131,6 +133,9 @@ struct Cluster::Tier {
 
 Cluster::Cluster(ClusterOptions options, MetricRegistry& metrics)
     : options_(std::move(options)),
+      token_cache_(options_.token_cache_bytes == 0
+                       ? nullptr
+                       : std::make_shared<TokenCache>(options_.token_cache_bytes)),
       metrics_(metrics, TierNames(options_)),
       loop_(std::make_shared<EventLoop>()) {
   for (const auto& tier : options_.tiers) {
@@ -273,7 +278,7 @@ void Cluster::NeedText(const ReplicaPtr& replica) {
 void Cluster::OnText(const ReplicaPtr& replica, const std::string& digest, StatusOr<std::string> bytes) {
   TextEntry& entry = texts_[digest];
   entry.fetching.reset();
-  const auto text = bytes.ok() ? CheckText(*bytes, digest) : bytes.status();
+  const auto text = bytes.ok() ? CheckText(*bytes, digest, token_cache_) : bytes.status();
   if (text.ok()) replica->text = *text;
   entry.text = replica->text;
   // Those who waited go on, or try themselves, one after the other.
@@ -489,6 +494,7 @@ void Cluster::CheckSilence(MonoTime due) {
   for (const ReplicaPtr& replica : silent) {
     replica->connection->EndCalls(WithReason(Unavailable(replica->last_error), kSilentReason));
   }
+  if (token_cache_ != nullptr) metrics_.OnTokenCache(token_cache_->counts());
   loop_->After(period, [this, next = RealClock().Now() + period] { CheckSilence(next); });
 }
 

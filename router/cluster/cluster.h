@@ -34,6 +34,7 @@
 #include "router/cluster/ejection.h"
 #include "router/cluster/event_loop.h"
 #include "router/cluster/grpc_worker.h"
+#include "text/token_cache.h"
 
 namespace terrace {
 
@@ -52,7 +53,8 @@ struct ClusterOptions {
   // A tier without a ready replica takes another version of its model, and only after so long another model.
   Duration model_kept = std::chrono::minutes(10);
   WorkerChannelOptions channels = {};
-  uint64_t seed = 0;  // of the jitter
+  size_t token_cache_bytes = 0;  // of the texts that are tokenized, of all tiers together; 0: there is none
+  uint64_t seed = 0;             // of the jitter
   // Called on the cluster thread after each change of the view. Must not block.
   std::function<void(const ClusterView&)> on_change = {};
 };
@@ -99,13 +101,14 @@ class Cluster : public ClusterSource {
   void PublishSoon();  // what may wait a moment: with many replicas there is an update at any time
 
   const ClusterOptions options_;
-  ClusterMetrics metrics_;                    // thread-safe
-  std::vector<std::unique_ptr<Tier>> tiers_;  // cluster thread
-  std::map<std::string, TextEntry> texts_;    // cluster thread; by digest
-  ReplicaId next_id_ = 0;                     // cluster thread
-  uint64_t jitter_draws_ = 0;                 // cluster thread
-  bool is_publish_due_ = false;               // cluster thread
-  std::vector<ReplicaPtr> lost_;              // cluster thread: their prefixes are to be forgotten
+  const std::shared_ptr<TokenCache> token_cache_;  // shared with the texts; may be null
+  ClusterMetrics metrics_;                         // thread-safe
+  std::vector<std::unique_ptr<Tier>> tiers_;       // cluster thread
+  std::map<std::string, TextEntry> texts_;         // cluster thread; by digest
+  ReplicaId next_id_ = 0;                          // cluster thread
+  uint64_t jitter_draws_ = 0;                      // cluster thread
+  bool is_publish_due_ = false;                    // cluster thread
+  std::vector<ReplicaPtr> lost_;                   // cluster thread: their prefixes are to be forgotten
   mutable std::mutex view_mutex_;
   std::shared_ptr<const ClusterView> view_;  // GUARDED_BY(view_mutex_)
   const std::shared_ptr<EventLoop> loop_;    // shared with callbacks that may outlive this object

@@ -17,7 +17,9 @@ MetricRegistry::Counter& EjectionCounter(MetricRegistry& metrics, const std::str
 }  // namespace
 
 ClusterMetrics::ClusterMetrics(MetricRegistry& metrics, std::span<const std::string> tiers)
-    : metrics_(metrics) {
+    : metrics_(metrics),
+      hit_bytes_(&metrics.GetCounter("terrace_token_cache_bytes_total", Labels{"hit"})),
+      missed_bytes_(&metrics.GetCounter("terrace_token_cache_bytes_total", Labels{"miss"})) {
   for (const std::string& name : tiers) {
     const Labels labels = {name};
     tiers_.push_back(
@@ -34,6 +36,12 @@ void ClusterMetrics::OnDiscovery(size_t tier, size_t failures, bool is_whole) {
   if (!is_whole) return;
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   tiers_[tier].discovered->Set(std::chrono::duration<double>(now).count());
+}
+
+void ClusterMetrics::OnTokenCache(const TokenCache::Counts& counts) {
+  hit_bytes_->Add(static_cast<double>(counts.hit - told_.hit));
+  missed_bytes_->Add(static_cast<double>(counts.missed - told_.missed));
+  told_ = counts;
 }
 
 void ClusterMetrics::OnEjection(size_t tier, std::string_view fault) {

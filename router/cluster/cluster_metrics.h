@@ -1,5 +1,5 @@
 // What operators see of the cluster beside its latest view: what happened, counted. Owned by the Cluster.
-// Thread-safe.
+// Thread-safe, unless said.
 #pragma once
 
 #include <span>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/metrics.h"
+#include "text/token_cache.h"
 
 namespace terrace {
 
@@ -20,6 +21,8 @@ class ClusterMetrics {
   void OnEjection(size_t tier, std::string_view fault);  // one of kFaults (ejection.h)
   // `failures` look-ups failed; `is_whole`: what was found last is all up to date now.
   void OnDiscovery(size_t tier, size_t failures, bool is_whole);
+  // Its counts now. One thread.
+  void OnTokenCache(const TokenCache::Counts& counts);
 
  private:
   struct Tier {
@@ -29,6 +32,8 @@ class ClusterMetrics {
   };
   MetricRegistry& metrics_;
   std::vector<Tier> tiers_;
+  MetricRegistry::Counter *hit_bytes_, *missed_bytes_;
+  TokenCache::Counts told_;  // of the token cache, so far
 };
 
 }  // namespace terrace

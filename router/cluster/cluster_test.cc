@@ -13,6 +13,7 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
+#include "router/cluster/cluster_metrics.h"
 
 namespace terrace {
 namespace {
@@ -189,6 +190,7 @@ class ClusterTest : public ::testing::Test {
                            .ejection = ejection_,
                            .slow_start = slow_start_,
                            .model_kept = model_kept_,
+                           .token_cache_bytes = size_t{1} << 20,
                            .seed = 11,
                            .on_change = [this](const ClusterView& view) {
                              std::lock_guard lock(mutex_);
@@ -255,6 +257,28 @@ TEST_F(ClusterTest, AReachedWorkerIsReadyWithItsModelAndText) {
   EXPECT_THAT(tier.text->EncodePrompt("ab"), ElementsAre(0, 1));
   EXPECT_EQ(tier.replicas[0].load.running_sequences, 3u);
   EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 1u);
+}
+
+TEST_F(ClusterTest, WhatWasTokenizedOnceIsKnown) {
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier = WaitForReady(1);
+  ASSERT_NE(tier.text->token_cache, nullptr);
+  const std::string text(100, 'a');
+  EXPECT_EQ(tier.text->EncodePrompt(text, "acme"), tier.text->EncodePrompt(text, "acme"));
+  tier.text->EncodePrompt(text, "another tenant");
+  EXPECT_EQ(tier.text->token_cache->counts().hit, 100u);
+  EXPECT_EQ(tier.text->token_cache->counts().missed, 200u);
+}
+
+TEST(ClusterMetrics, TheTokenCachesCountsAreThoseOfTheCache) {
+  MetricRegistry registry;
+  ClusterMetrics metrics(registry, {});
+  metrics.OnTokenCache({.hit = 5, .missed = 7});
+  metrics.OnTokenCache({.hit = 5, .missed = 9});
+  const std::string text = registry.Render();
+  EXPECT_THAT(text, HasSubstr("terrace_token_cache_bytes_total{result=\"hit\"} 5\n"));
+  EXPECT_THAT(text, HasSubstr("terrace_token_cache_bytes_total{result=\"miss\"} 9\n"));
 }
 
 TEST_F(ClusterTest, TextIsFetchedOncePerDigest) {
@@ -651,6 +675,7 @@ TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
     EXPECT_EQ(request.priority(), -3);
     EXPECT_EQ(request.cache_salt(), "tenant");
     EXPECT_EQ(request.prompt_tokens_size(), 2);
+    EXPECT_FALSE(request.has_speculation()) << "as the worker is configured";
     writer.Write(StartedEvent(1));
     for (uint32_t i = 0; i < 5; ++i) writer.Write(TokenEvent(i, 1));
     writer.Write(FinishedEvent(5));
@@ -665,12 +690,14 @@ TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
   EXPECT_EQ(result->usage, (TokenUsage{2, 0, 5}));
 }
 
-TEST_F(ExecuteTest, LostRepeatedOrMissingEventsAreTheWorkersError) {
+TEST_F(ExecuteTest, LostRepeatedMissingOrSenselessEventsAreTheWorkersError) {
   using Events = std::vector<v1::ExecuteEvent>;
+  v1::ExecuteEvent more_than_drafted = FinishedEvent(0);
+  more_than_drafted.mutable_finished()->set_accepted_speculated_tokens(1);
   for (const Events& events : {Events{TokenEvent(1, 0)}, Events{TokenEvent(0, 0), TokenEvent(0, 0)},
                                Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)},
                                Events{FinishedEvent(0), TokenEvent(0, 0)}, Events{StartedEvent(3)},
-                               Events{StartedEvent(0), StartedEvent(0)}}) {
+                               Events{StartedEvent(0), StartedEvent(0)}, Events{more_than_drafted}}) {
     events_ = std::make_shared<Collector>();
     worker_.execute = [&](auto&, auto&, auto& writer) {
       for (const auto& event : events) writer.Write(event);
@@ -687,11 +714,14 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
   spec_.resume = {1, 0};
   spec_.draft = {1, 1};
   spec_.signals = true;
+  spec_.speculation_max_tokens = 0;
   worker_.execute = [](auto&, const auto& request, auto& writer) {
     EXPECT_EQ(request.instance(), "first");
     EXPECT_THAT(request.resume_tokens(), ElementsAre(1, 0));
     EXPECT_THAT(request.draft_tokens(), ElementsAre(1, 1));
     EXPECT_TRUE(request.signals());
+    EXPECT_TRUE(request.speculation().has_max_tokens());
+    EXPECT_EQ(request.speculation().max_tokens(), 0u) << "none, and not the worker's own limit";
     writer.Write(StartedEvent(2));
     v1::ExecuteEvent event = TokenEvent(2, 1);
     event.mutable_tokens()->mutable_tokens(0)->set_margin(0.5f);
@@ -699,6 +729,8 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
     writer.Write(event);
     event = FinishedEvent(3);
     event.mutable_finished()->set_cached_tokens(2);
+    event.mutable_finished()->set_speculated_tokens(7);
+    event.mutable_finished()->set_accepted_speculated_tokens(4);
     writer.Write(event);
     return grpc::Status::OK;
   };
@@ -709,7 +741,7 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
   EXPECT_EQ(events_->tokens(), 1u);
   EXPECT_EQ(events_->last_token().margin, 0.5f);
   EXPECT_EQ(events_->last_token().entropy, 0.25f);
-  EXPECT_EQ(result->usage, (TokenUsage{2, 2, 3}));
+  EXPECT_EQ(result->usage, (TokenUsage{2, 2, 3, 7, 4}));
 }
 
 TEST_F(ExecuteTest, AWorkerThatBeginsAResumedAnswerAnewIsWrong) {

@@ -61,7 +61,8 @@ struct FakeCall {
   std::atomic<bool> is_cancelled = false;
   std::atomic<uint32_t> resumed = 0;  // times
   bool is_done = false;
-  uint32_t tokens = 0;  // sent
+  uint32_t tokens = 0;                               // sent
+  uint32_t speculated = 0, accepted_speculated = 0;  // that the worker tells of its own drafts
 
   void Start(uint32_t cached_tokens) { events->OnStarted(cached_tokens); }
   // Each byte of `text` as one token.
@@ -76,7 +77,8 @@ struct FakeCall {
   void Finish(AnswerEnd end = AnswerEnd::kStop, uint32_t cached_tokens = 0) {
     const auto prompt_tokens = static_cast<uint32_t>(spec.prompt->size());
     const auto answer_tokens = static_cast<uint32_t>(spec.resume.size()) + tokens;
-    Done(ExecuteResult{.end = end, .usage = {prompt_tokens, cached_tokens, answer_tokens}});
+    Done(ExecuteResult{
+        .end = end, .usage = {prompt_tokens, cached_tokens, answer_tokens, speculated, accepted_speculated}});
   }
   // Tokens of `text`, the end token, the end.
   void Answer(std::string_view text, float logprob = -0.1f) {

@@ -265,6 +265,8 @@ v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
   out.set_top_logprobs(spec.top_logprobs);
   out.set_score_prompt(spec.score_prompt);
   out.set_signals(spec.signals);
+  if (spec.speculation_max_tokens.has_value())
+    out.mutable_speculation()->set_max_tokens(*spec.speculation_max_tokens);
   out.set_priority(spec.priority);
   out.set_cache_salt(spec.cache_salt);
   return out;
@@ -346,9 +348,17 @@ class ExecuteState {
       return ProtocolError(Concat("finish reason ", static_cast<int>(finished.reason())));
     }
     if (finished.generated_tokens() != next_token_) return ProtocolError("tokens lost before the end");
+    if (finished.accepted_speculated_tokens() > finished.speculated_tokens()) {
+      return ProtocolError(Concat(finished.accepted_speculated_tokens(), " accepted tokens of ",
+                                  finished.speculated_tokens(), " drafted ones"));
+    }
     finished_ = true;
     result_.end = finished.reason() == v1::FINISH_REASON_STOP ? AnswerEnd::kStop : AnswerEnd::kLength;
-    result_.usage = {finished.prompt_tokens(), finished.cached_tokens(), finished.generated_tokens()};
+    result_.usage = {.prompt_tokens = finished.prompt_tokens(),
+                     .cached_tokens = finished.cached_tokens(),
+                     .completion_tokens = finished.generated_tokens(),
+                     .speculated_tokens = finished.speculated_tokens(),
+                     .accepted_speculated_tokens = finished.accepted_speculated_tokens()};
     result_.queue_seconds = finished.queue_seconds();
     result_.prefill_seconds = finished.prefill_seconds();
     result_.decode_seconds = finished.decode_seconds();

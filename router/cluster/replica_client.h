@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,8 @@ struct ExecuteSpec {
   uint32_t top_logprobs = 0;
   bool score_prompt = false;
   bool signals = false;  // tokens have margin and entropy
+  // That the worker may draft itself in a step; 0: none; absent: as it is configured.
+  std::optional<uint32_t> speculation_max_tokens = {};
   int32_t priority = 0;
   std::string cache_salt = {};
   std::string traceparent = {}, tracestate = {};  // W3C; "": none
@@ -77,7 +80,8 @@ class ExecuteEvents {
 class CallHandle {
  public:
   virtual ~CallHandle() = default;
-  virtual void Cancel() = 0;  // any thread, any number of times; OnDone still follows
+  // Any thread, any number of times; OnDone still follows, but not from within.
+  virtual void Cancel() = 0;
   // Events that were full are so no more. Any thread, any number of times, without a lock that events take.
   // Until then the end of a call may not be told either, be it the worker's or the deadline's.
   virtual void Resume() {}

@@ -126,6 +126,20 @@ TEST_F(AnswersTest, ThePromptCountsOnceAndTheTokensOfAllAnswers) {
             1);
 }
 
+TEST_F(AnswersTest, WhatWorkersDraftedIsCountedForEachAnswerAndForAll) {
+  Generate(Several("base", 2));
+  Call(kBase, 1).speculated = 5;
+  Call(kBase, 1).accepted_speculated = 2;
+  Call(kBase, 1).Answer("bb");
+  Call(kBase, 0).speculated = 3;
+  Call(kBase, 0).Answer("a");
+  EXPECT_EQ(Choice(0).end->usage, (TokenUsage{4, 0, 2, 3, 0}));
+  EXPECT_EQ(Choice(1).end->usage, (TokenUsage{0, 0, 3, 5, 2}));
+  EXPECT_EQ(End()->usage, (TokenUsage{4, 0, 5, 8, 2}));
+  ASSERT_EQ(End()->attempts.size(), 2u);
+  EXPECT_EQ(End()->attempts[1].usage, (TokenUsage{0, 0, 3, 5, 2}));
+}
+
 TEST_F(AnswersTest, AllAnswersGoToTheReplicaThatTheBalancerPickedOnce) {
   const auto each_in_turn = MakeBalancer(BalancePolicy::kRoundRobin);
   dispatcher_ = MakeDispatcher({cluster_, *catalog_, *each_in_turn, admission_, recorder_, clock_, 7});

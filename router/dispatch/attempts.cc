@@ -115,6 +115,26 @@ void KeepPlaces(std::span<const size_t> places, std::vector<T>& values) {
   values.resize(places.size());
 }
 
+constexpr Duration kMostApart = std::chrono::seconds(1);  // that others than prime suspects wait
+
+Hash128 FingerprintOf(const DispatchState& state, size_t tier, const Request& request,
+                      std::span<const TokenId> prompt) {
+  return RequestFingerprint(state.parts.catalog.tiers()[tier].name, request.tenant()->name, prompt);
+}
+
+// Which replicas a suspect keeps away from, the best choice first.
+std::vector<std::set<ReplicaId>> AvoidedBy(bool is_prime, const Quarantine::Others& others,
+                                           const TierView& tier) {
+  std::vector<std::set<ReplicaId>> out = {others.suspects};
+  if (!is_prime) out.push_back(others.primes);
+  if (is_prime && !others.own.empty()) {  // one of its own is on trial: it joins that
+    for (const ReadyReplica& replica : tier.ready) {
+      if (!others.own.contains(replica.id)) out.front().insert(replica.id);
+    }
+  }
+  return out;
+}
+
 // One of kRetryReasons.
 std::string_view RetryReason(const Status& failure) {
   if (failure.code() == StatusCode::kResourceExhausted) return "overloaded";
@@ -183,18 +203,57 @@ std::string_view ResumeReason(const Status& failure) {
 Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request,
                        std::span<const TokenId> prompt) {
   if (state.quarantine.is_empty()) return {};  // nearly always: then nothing is hashed
-  const std::string& name = state.parts.catalog.tiers()[tier].name;
-  if (!state.quarantine.Has(RequestFingerprint(name, request.tenant()->name, prompt))) return {};
+  if (!state.quarantine.Has(FingerprintOf(state, tier, request, prompt))) return {};
   state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kRefused);
   return PoisonRequest();
 }
 
-void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
-                     std::span<const TokenId> prompt) {
-  const std::string& name = state.parts.catalog.tiers()[tier].name;
-  state.quarantine.Add(RequestFingerprint(name, request.tenant()->name, prompt));
-  state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kQuarantined);
-  Log(LogLevel::kError, "request_quarantined", {{"request_id", request.request_id()}, {"tier", name}});
+void RecordQuarantined(const DispatcherParts& parts, size_t tier, const Request& request) {
+  parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kQuarantined);
+  Log(LogLevel::kError, "request_quarantined",
+      {{"request_id", request.request_id()}, {"tier", parts.catalog.tiers()[tier].name}});
+}
+
+Status JudgeDeath(DispatchState& state, const DeadAttempt& dead, WorkerLosses& losses, const Status& error) {
+  using enum WorkerLosses::Blame;
+  const Hash128 request = FingerprintOf(state, dead.tier, dead.request, dead.prompt);
+  const auto of_answer = losses.OnLoss(dead.death.had_begun);
+  const bool is_second = state.quarantine.OnDeath(request, dead.death);
+  if (!is_second && of_answer == kNone) return {};
+  if (!is_second && of_answer == kUnclear) return ClientError(error);
+  state.quarantine.Add(request);
+  RecordQuarantined(state.parts, dead.tier, dead.request);
+  return PoisonRequest();
+}
+
+StatusOr<Boarded> PickApart(DispatchState& state, const AttemptQuery& query, const Pick& pick) {
+  Quarantine& quarantine = state.quarantine;
+  const TierView& tier = query.view.tiers[query.tier];
+  const bool may_be_suspect = !quarantine.is_empty();  // rarely: else nothing is hashed
+  const Hash128 request =
+      may_be_suspect ? FingerprintOf(state, query.tier, query.request, query.prompt) : Hash128();
+  if (!may_be_suspect || !quarantine.IsSuspect(request)) {
+    ASSIGN_OR_RETURN(const PickedReplica picked, pick(query.tried));
+    return Boarded{.picked = picked};
+  }
+  std::lock_guard turn(quarantine.turn());
+  const bool is_prime = !query.has_begun;
+  const Duration patience = state.parts.retries.resume_patience;
+  std::vector<std::set<ReplicaId>> avoided = AvoidedBy(is_prime, quarantine.OthersThan(request), tier);
+  if (query.waited >= (is_prime ? patience : std::min(kMostApart, patience))) avoided.emplace_back();
+  Status none;
+  for (std::set<ReplicaId>& excluded : avoided) {
+    excluded.insert(query.tried.begin(), query.tried.end());
+    const StatusOr<PickedReplica> picked = pick(excluded);
+    if (picked.ok())
+      return Boarded{.picked = *picked, .trial = quarantine.Board(request, is_prime, picked->replica->id)};
+    none = picked.status();
+  }
+  const bool is_one_ready = std::ranges::any_of(
+      tier.ready, [&](const ReadyReplica& replica) { return !query.tried.contains(replica.id); });
+  if (!is_one_ready) return none;
+  return WithReason(Unavailable("other requests that were at a worker's death run on every worker"),
+                    kKeptApartReason);
 }
 
 bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error) {

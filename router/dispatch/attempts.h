@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -16,6 +17,7 @@
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/poison.h"
 #include "router/dispatch/shadows.h"
+#include "router/dispatch/timers.h"
 #include "router/dispatch/waiting_room.h"
 
 namespace terrace {
@@ -33,8 +35,9 @@ struct DispatchState {
   std::deque<RetryBudget> budgets;           // by tier
   std::atomic<uint64_t> seeds = 0;           // drawn so far
   WaitingRoom waiting;
+  Timers timers;
   Quarantine quarantine;
-  const std::shared_ptr<Shadows> shadows = std::make_shared<Shadows>(parts);
+  const std::shared_ptr<Shadows> shadows = std::make_shared<Shadows>(parts, quarantine);
 };
 
 // A replica, and how much of the prompt it is believed to have in its cache.
@@ -61,10 +64,38 @@ std::string_view ResumeReason(const Status& failure);
 // INTERNAL, kPoisonReason, for a prompt of the request's tenant that is quarantined at `tier`.
 Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request,
                        std::span<const TokenId> prompt);
-void PutInQuarantine(DispatchState& state, size_t tier, const Request& request,
-                     std::span<const TokenId> prompt);
 // Whether a call that ended with `error` lost its worker, by no will of the worker's or its operator's.
 bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error);
+void RecordQuarantined(const DispatcherParts& parts, size_t tier, const Request& request);
+// An attempt whose worker died.
+struct DeadAttempt {
+  size_t tier = 0;
+  const Request& request;
+  std::span<const TokenId> prompt = {};
+  WorkerDeath death = {};
+};
+// OK: it may be tried at another worker. Else the request's end: kPoisonReason when it is quarantined from
+// now on, or `error` as its client may see it. `losses` are of its answer.
+Status JudgeDeath(DispatchState& state, const DeadAttempt& dead, WorkerLosses& losses, const Status& error);
+
+// Of what waits to be kept apart from other suspects (poison.h), by the WaitingRoom; no client sees it.
+inline constexpr char kKeptApartReason[] = "kept_apart";
+struct AttemptQuery {
+  const Request& request;
+  const ClusterView& view;
+  size_t tier = 0;
+  std::span<const TokenId> prompt = {};
+  std::set<ReplicaId> tried = {};  // not to be asked
+  bool has_begun = false;          // the answer
+  Duration waited = {};            // so far
+};
+struct Boarded {
+  PickedReplica picked = {};
+  Quarantine::Trial trial = {};  // of a suspect
+};
+using Pick = std::function<StatusOr<PickedReplica>(const std::set<ReplicaId>& excluded)>;
+// What `pick` picks; of a suspect apart from others. UNAVAILABLE (kKeptApartReason) where it cannot be yet.
+StatusOr<Boarded> PickApart(DispatchState& state, const AttemptQuery& query, const Pick& pick);
 
 // An attempt's part of its replica's ReplicaInFlight. One thread at a time.
 class InFlightLease {

@@ -98,6 +98,7 @@ class ClusterDispatcher : public Dispatcher {
   }
 
   void Housekeep() override {
+    state_->timers.RunDue(state_->parts.clock.Now());
     state_->waiting.WakeAll();
     state_->shadows->Housekeep(*state_);
   }
@@ -148,7 +149,7 @@ class ClusterDispatcher : public Dispatcher {
       refuse(status);
     };
     Status refused = entry.status();
-    // What is refused anyway costs no tokenizing: a plan that prices decide counts the prompt's tokens.
+    // What is refused anyway costs no tokenizing: a plan by price or time counts the prompt's tokens.
     if (refused.ok()) refused = state_->parts.admission.PeekTenant(*request->tenant());
     std::shared_ptr<SharedRequest> shared;
     if (refused.ok()) {

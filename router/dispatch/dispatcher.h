@@ -61,8 +61,9 @@ class Dispatcher {
   virtual CancelCall Tokenize(RequestPtr request, bool with_bytes, OnTokenized on_tokenized) = 0;
   virtual CancelCall Detokenize(RequestPtr request, OnText on_text) = 0;
   virtual std::vector<ModelInfo> ListModels(const Tenant& tenant) const = 0;  // that it may use
-  // Looks for replicas for answers that wait for one, and ends those that waited for too long; starts shadow
-  // requests. To be called a few times a second and when the cluster has changed.
+  // Judges the answers that have been held back for long enough; looks for replicas for those that wait for
+  // one, and ends those that waited for too long; starts shadow requests. To be called ten times a second and
+  // when the cluster has changed.
   virtual void Housekeep() {}
   // Counts and logs a request that an API refused before it became a Request. `tenant`: null when nobody
   // knows whose it was.

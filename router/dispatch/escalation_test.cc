@@ -1,4 +1,6 @@
 // What one tier hands to the next, and when: drafts, early verdicts, signals.
+#include <thread>
+
 #include "router/dispatch/draft.h"
 #include "router/dispatch/testing_dispatcher.h"
 
@@ -124,6 +126,26 @@ TEST_F(EscalationTest, WhatATierSaidBeforeItWasLostIsADraftToo) {
   EXPECT_TRUE(End().ok()) << End().status();
 }
 
+TEST_F(EscalationTest, ARequestsLimitOfDraftsGoesWithItToEveryTierAndReplica) {
+  Generate(Fields("base"));
+  EXPECT_EQ(cluster_.call(kBase).spec.speculation_max_tokens, std::nullopt);
+  cluster_.call(kBase).Answer("as it is configured");
+  RequestFields fields = Fields("auto");
+  fields.speculation_max_tokens = 0;
+  sink_ = std::make_shared<FakeSink>();
+  Generate(fields);
+  EXPECT_EQ(cluster_.call(kNano, 0).spec.speculation_max_tokens, 0u);
+  cluster_.call(kNano, 0).SendText("n", kUnsure);
+  cluster_.call(kNano, 0).Fail(WithReason(Unavailable("stopping"), "draining"));
+  EXPECT_THAT(cluster_.call(kNano, 1).spec.resume, ElementsAre('n'));
+  EXPECT_EQ(cluster_.call(kNano, 1).spec.speculation_max_tokens, 0u);
+  cluster_.call(kNano, 1).Answer("o", kUnsure);
+  EXPECT_THAT(cluster_.call(kSmall).spec.draft, ElementsAre('n', 'o', kEnd)) << "it is not the worker's own";
+  EXPECT_EQ(cluster_.call(kSmall).spec.speculation_max_tokens, 0u);
+  cluster_.call(kSmall).Answer("yes", kConfident);
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
 TEST_F(EscalationTest, AVerifyPolicysAnswerIsTheSecondTiersAlone) {
   Use({{0, Gate::Closed()}, {2, {}, true}});
   Generate(Fields("auto"));
@@ -231,6 +253,123 @@ TEST_F(EscalationTest, AHoldBudgetMayBeOfTime) {
   EXPECT_EQ(sink_->text, "abc");
   call.Answer("d", kConfident);
   EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(EscalationTest, ASureAnswerGoesOutWhenItsTimeIsOverThoughItsNextTokenIsLate) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  FakeCall& call = cluster_.call(kNano);
+  clock_.Advance(std::chrono::seconds(5));
+  dispatcher_->Housekeep();  // before the first token there is nothing to judge
+  call.SendText("ab", kConfident);
+  clock_.Advance(std::chrono::seconds(2) - Duration(1));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "");
+  clock_.Advance(Duration(1));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "ab");
+  dispatcher_->Housekeep();
+  call.SendText("c", -99);
+  EXPECT_EQ(sink_->text, "abc") << "it is the answer whatever follows";
+  call.Finish();
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "nano");
+  EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 7);
+}
+
+TEST_F(EscalationTest, AnUnsureAnswerIsEndedWhenItsTimeIsOverThoughItsNextTokenIsLate) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  FakeCall& call = cluster_.call(kNano);
+  call.SendText("ab", kUnsure);
+  clock_.Advance(std::chrono::seconds(2));
+  EXPECT_FALSE(call.is_cancelled);
+  dispatcher_->Housekeep();
+  EXPECT_TRUE(call.is_cancelled);
+  call.Fail(Cancelled("by us"));
+  EXPECT_THAT(cluster_.call(kBase).spec.draft, ElementsAre('a', 'b'));
+  cluster_.call(kBase).Answer("abe");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "abe");
+}
+
+TEST_F(EscalationTest, WhatItsTimeDoesNotDecideIsJudgedWithTheNextToken) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  FakeCall& call = cluster_.call(kNano);
+  call.SendText("a", -0.9f);
+  clock_.Advance(std::chrono::seconds(3));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "");
+  EXPECT_FALSE(call.is_cancelled);
+  call.SendText("b", -0.05f);
+  EXPECT_EQ(sink_->text, "ab");
+  call.Finish();
+  EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(EscalationTest, AHoldsTimeRunsOnWhereAnAnswerGoesOnAtAnotherReplica) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("ab", kConfident);
+  clock_.Advance(std::chrono::seconds(1));
+  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
+  ASSERT_EQ(cluster_.replica(kNano, 1).calls.size(), 1u);
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "");
+  clock_.Advance(std::chrono::seconds(1));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "ab") << "before the second one has said a word";
+  cluster_.call(kNano, 1).Answer("c");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "abc");
+}
+
+TEST_F(EscalationTest, AnAnswerThatIsOverIsJudgedByItsEndAlone) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  RequestFields fields = Fields("auto");
+  fields.stop = {"!"};
+  Generate(std::move(fields));
+  cluster_.call(kNano).SendText("ab!", -0.3f);  // enough to go out early, not at the end
+  EXPECT_TRUE(cluster_.call(kNano).is_cancelled);
+  clock_.Advance(std::chrono::seconds(3));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "");
+  cluster_.call(kNano).Fail(Cancelled("by us"));
+  dispatcher_->Housekeep();
+  cluster_.call(kBase).Answer("yes");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "yes");
+}
+
+TEST_F(EscalationTest, TheEndOfAHoldsTimeDoesNothingForAClientThatIsGone) {
+  Use({{0, Holding({.time = std::chrono::seconds(2)})}, {2, {}, true}});
+  Generate(Fields("auto"));
+  cluster_.call(kNano).SendText("ab", kConfident);
+  sink_->closed = true;
+  clock_.Advance(std::chrono::seconds(2));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(sink_->text, "");
+  EXPECT_TRUE(cluster_.call(kNano).is_cancelled);
+  cluster_.call(kNano).Fail(Cancelled("by us"));
+  EXPECT_EQ(Reason(End().status()), "client_closed");
+  clock_.Advance(std::chrono::seconds(2));
+  dispatcher_->Housekeep();  // nor later
+}
+
+TEST_F(EscalationTest, TokensAndTheEndOfAHoldsTimeMayComeAtOnce) {
+  Use({{0, Holding({.time = std::chrono::milliseconds(1)})}, {2, {}, true}});
+  for (int i = 0; i < 200; ++i) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("auto"));
+    std::thread worker([call = cluster_.replica(kNano, 0).calls.back()] { call->Answer("abcdefgh", -0.3f); });
+    clock_.Advance(std::chrono::milliseconds(1));
+    dispatcher_->Housekeep();
+    worker.join();
+    if (!sink_->end.has_value()) cluster_.call(kBase).Answer("abcdefgh");
+    ASSERT_TRUE(End().ok()) << End().status();
+    EXPECT_EQ(sink_->text, "abcdefgh") << i << ": each token once, whoever let it out";
+  }
 }
 
 TEST_F(EscalationTest, AnAnswerThatWentOutEarlyIsNoOtherTiersThoughItsWorkerIsLost) {

@@ -38,6 +38,10 @@ std::set<ReplicaId> Failover::TriedAt(MonoTime now) const {
   return tried;
 }
 
+Duration Failover::WaitedAt(MonoTime now) const {
+  return waiting_since_.has_value() ? now - *waiting_since_ : Duration(0);
+}
+
 bool Failover::MayWait(MonoTime now) {
   if (!waiting_since_.has_value()) waiting_since_ = now;
   return now - *waiting_since_ < options_.resume_patience;

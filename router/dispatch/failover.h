@@ -40,8 +40,9 @@ class Failover {
   const Status& error() const { return error_; }  // the last one, as the worker gave it; OK: none yet
   bool may_retry() const;
   std::set<ReplicaId> TriedAt(MonoTime now) const;  // not to be asked
-  // Whether an answer that has begun, and has nobody to ask, may wait longer than `now`.
+  // Whether an answer that has nobody to ask may wait longer than `now`; the wait begins with the first call.
   bool MayWait(MonoTime now);
+  Duration WaitedAt(MonoTime now) const;  // 0: it does not
 
  private:
   RetryOptions options_;

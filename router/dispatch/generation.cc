@@ -1,11 +1,17 @@
 #include "router/dispatch/generation.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "base/log.h"
 
 namespace terrace {
+namespace {
+
+constexpr uint32_t kTokensToTell = 16;  // measured, at a time: who counts them is shared by all answers
+
+}  // namespace
 
 // Ties one attempt's call to the generation, and keeps the generation alive until the call is over. From then
 // on the generation may be with another call: nothing that still comes counts.
@@ -16,7 +22,7 @@ class Generation::Events : public ExecuteEvents {
     if (!is_over_) owner_->OnStarted(cached_tokens);
   }
   void OnTokens(std::vector<WorkerToken> tokens) override {
-    if (!is_over_) owner_->OnTokens(tokens);
+    if (!is_over_) owner_->OnTokens(tokens, was_full_.exchange(false));
   }
   void OnPromptScores(std::vector<WorkerToken> scores) override {
     if (!is_over_) owner_->OnPromptScores(scores);
@@ -24,11 +30,16 @@ class Generation::Events : public ExecuteEvents {
   void OnDone(StatusOr<ExecuteResult> result) override {
     if (!std::exchange(is_over_, true)) owner_->OnAttemptDone(result);
   }
-  bool is_full() const override { return owner_->owner_->is_full(); }
+  bool is_full() const override {
+    const bool full = owner_->owner_->is_full();
+    if (full) was_full_ = true;
+    return full;
+  }
 
  private:
   const std::shared_ptr<Generation> owner_;
   bool is_over_ = false;
+  mutable std::atomic<bool> was_full_ = false;  // since tokens came: any thread asks
 };
 
 Generation::Generation(std::shared_ptr<Answers> owner, std::shared_ptr<SharedRequest> shared, uint32_t draw)
@@ -48,7 +59,8 @@ void Generation::Advance() {
     const Status refused = TryStart();
     if (refused.ok()) return;
     const std::string reason = Reason(refused);
-    if (must_go_on() && reason == "no_capacity") return Wait();
+    const bool is_kept_apart = reason == kKeptApartReason;
+    if (is_kept_apart || (must_go_on() && reason == "no_capacity")) return Wait(is_kept_apart);
     if (must_go_on() || reason == kPoisonReason) return Finish(refused);
     if (is_last_step()) return Finish(failover_.error().ok() ? refused : ClientError(failover_.error()));
     ToNextStep();
@@ -69,10 +81,18 @@ Status Generation::TryStart() {
   const std::vector<TokenId>& prompt = *answer_->prompt();
   // What has come so far was not what takes workers down.
   if (!answer_->has_begun()) RETURN_IF_ERROR(CheckQuarantine(state, step().tier, *request_, prompt));
-  ASSIGN_OR_RETURN(const PickedReplica picked,
-                   shared_->Pick(*view, step().tier, prompt, failover_.TriedAt(Now())));
+  const AttemptQuery query{.request = *request_,
+                           .view = *view,
+                           .tier = step().tier,
+                           .prompt = prompt,
+                           .tried = failover_.TriedAt(Now()),
+                           .has_begun = answer_->has_begun(),
+                           .waited = failover_.WaitedAt(Now())};
+  ASSIGN_OR_RETURN(Boarded boarded, PickApart(state, query, [&](const std::set<ReplicaId>& excluded) {
+                     return shared_->Pick(*view, step().tier, prompt, excluded);
+                   }));
   RETURN_IF_ERROR(CountAttempt());
-  Call(*picked.replica, tier, picked.cached_tokens);
+  Call(std::move(boarded), tier);
   return {};
 }
 
@@ -93,10 +113,12 @@ Status Generation::CountAttempt() {
   return {};
 }
 
-void Generation::Call(const ReplicaView& replica, const TierView& tier, uint32_t cached_tokens) {
+void Generation::Call(Boarded boarded, const TierView& tier) {
+  const ReplicaView& replica = *boarded.picked.replica;
   const bool pays_for_prompt = shared_->PaysForPrompt(step().tier, draw_);
   const auto prompt_tokens = static_cast<uint32_t>(answer_->prompt()->size());
-  cached_tokens = pays_for_prompt ? std::min(cached_tokens, prompt_tokens) : prompt_tokens;
+  const uint32_t cached_tokens =
+      pays_for_prompt ? std::min(boarded.picked.cached_tokens, prompt_tokens) : prompt_tokens;
   const auto resumed_tokens = static_cast<uint32_t>(answer_->log().size());
   record_.summary.tier = tier.name;
   const ExecuteSpec spec = MakeSpec(replica, tier);
@@ -109,6 +131,8 @@ void Generation::Call(const ReplicaView& replica, const TierView& tier, uint32_t
                          .threshold = step().gate.threshold()},
               .replica = replica.id,
               .pays_for_prompt = pays_for_prompt,
+              .boarded = shared_->state().quarantine.deaths(),
+              .trial = std::move(boarded.trial),
               .slot = cancellation_.NextSlot(),
               .observer = replica.observer,
               .lease = InFlightLease(replica.in_flight, prompt_tokens - cached_tokens + resumed_tokens),
@@ -116,6 +140,10 @@ void Generation::Call(const ReplicaView& replica, const TierView& tier, uint32_t
   failover_.OnAttempt();
   const auto slot = attempt_->slot;
   const auto client = replica.client;
+  {
+    std::lock_guard lock(mutex_);
+    StartHold();  // of an answer that goes on: its next token may be late too
+  }
   slot->Set(client->Execute(spec, std::make_shared<Events>(shared_from_this())));
 }
 
@@ -133,6 +161,7 @@ ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tie
                    .top_logprobs = request_->top_logprobs(),
                    .score_prompt = answer_->needs_scores(),
                    .signals = step().gate.needs_signals(),
+                   .speculation_max_tokens = request_->speculation_max_tokens(),
                    .priority = request_->priority(),
                    .cache_salt = request_->cache_salt(),
                    .traceparent = request_->trace().Header(),
@@ -156,9 +185,10 @@ ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tie
   return spec;
 }
 
-// For a replica to go on at: the housekeeper calls Advance again.
-void Generation::Wait() {
-  if (!failover_.MayWait(Now())) return Finish(ClientError(failover_.error()));
+// For a replica to go on at, or to be tried at apart from others, which is not for long: the housekeeper
+// calls Advance again.
+void Generation::Wait(bool is_kept_apart) {
+  if (!failover_.MayWait(Now()) && !is_kept_apart) return Finish(ClientError(failover_.error()));
   shared_->state().waiting.Add([self = shared_from_this()] { self->Advance(); });
 }
 
@@ -175,17 +205,33 @@ void Generation::OnPromptScores(const std::vector<WorkerToken>& scores) {
   if (!attempt_->protocol_error.ok()) attempt_->slot->Cancel();
 }
 
-void Generation::OnTokens(const std::vector<WorkerToken>& tokens) {
+void Generation::OnTokens(const std::vector<WorkerToken>& tokens, bool paused) {
+  std::lock_guard lock(mutex_);
   attempt_->has_started = true;
   attempt_->lease.EndPrompt();
   if (step_ == 0 && !answer_->has_begun()) owner_->OnFirstToken();
   if (owner_->is_closed()) owner_->Cancel();
   if (cancellation_.is_cancelled()) return;
   const MonoTime now = Now();
+  Measure(tokens.size(), paused, now);
   for (const WorkerToken& token : tokens) {
     if (answer_->is_over() || !attempt_->protocol_error.ok()) return;
     OnToken(token, now);
   }
+  StartHold();
+}
+
+void Generation::Measure(size_t tokens, bool paused, MonoTime now) {
+  const AnswerAttempt& report = attempt_->report;
+  const bool drafted = answer_->log().size() < size_t{report.resumed_tokens} + report.draft_tokens;
+  attempt_->arrivals.OnTokens(tokens, !paused && !drafted, now);
+  if (attempt_->arrivals.tokens() >= kTokensToTell) TellPace();
+}
+
+void Generation::TellPace() {
+  const ArrivalMeter::Measured measured = attempt_->arrivals.Take();
+  if (measured.tokens > 0)
+    shared_->state().parts.admission.OnTokens(step().tier, measured.seconds, measured.tokens);
 }
 
 void Generation::OnToken(const WorkerToken& token, MonoTime now) {
@@ -197,15 +243,46 @@ void Generation::OnToken(const WorkerToken& token, MonoTime now) {
   failover_.OnToken();
   if (answer_->log().size() > attempt_->report.resumed_tokens + attempt_->report.draft_tokens)
     losses_.OnToken();
+  attempt_->trial.OnTokens(answer_->log().size());
   if (std::exchange(is_interrupted_, false)) recorder().OnResumed(step().tier, Seconds(now - last_received_));
   last_received_ = now;
   if (!piece->empty()) Show(*std::move(piece), now);
+  Judge(now);
+}
+
+// Perhaps decides, before the answer's end. With mutex_ held, as the next.
+void Generation::Judge(MonoTime now) {
   if (!step().gate.is_open() && answer_->verdict() == Verdict::kUndecided &&
       answer_->JudgeEarly(step().gate, now) == Verdict::kAccepted) {
     if (AnswerPiece held = answer_->TakeHeld(); !held.empty()) Show(std::move(held), now);
   }
   // The worker need not compute what nobody will see.
   if (answer_->is_over()) attempt_->slot->Cancel();
+}
+
+void Generation::StartHold() {
+  if (hold_timer_.has_value()) return;
+  const auto end = answer_->HoldEnd(step().gate);
+  if (!end.has_value()) return;
+  hold_timer_ = shared_->state().timers.Add(*end, [weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->OnHoldEnd();
+  });
+}
+
+// The call is over: from here on the housekeeper does nothing, and it has done what it was at.
+void Generation::StopHold() {
+  std::lock_guard lock(mutex_);
+  if (hold_timer_.has_value()) shared_->state().timers.Remove(*hold_timer_);
+  hold_timer_.reset();
+}
+
+// By the housekeeper. The timer may be one of an earlier call: what is not due is not judged.
+void Generation::OnHoldEnd() {
+  std::lock_guard lock(mutex_);
+  if (!hold_timer_.has_value()) return;
+  if (owner_->is_closed()) owner_->Cancel();
+  if (cancellation_.is_cancelled() || answer_->is_over() || !attempt_->protocol_error.ok()) return;
+  Judge(Now());
 }
 
 void Generation::Show(AnswerPiece piece, MonoTime now) {
@@ -235,8 +312,16 @@ void Generation::Send(AnswerPiece piece) {
 }
 
 void Generation::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
+  StopHold();
+  TellPace();
   attempt_->lease.End();
-  if (result.ok()) attempt_->cached_tokens = result->usage.cached_tokens;
+  if (result.ok() || answer_->is_over()) attempt_->trial.OnAnswered();  // we end it at a stop string
+  if (result.ok()) {
+    attempt_->cached_tokens = result->usage.cached_tokens;
+    attempt_->speculated_tokens = result->usage.speculated_tokens;
+    attempt_->accepted_speculated_tokens = result->usage.accepted_speculated_tokens;
+  }
+  attempt_->trial.End();
   if (record_.queue_seconds < 0) {
     record_.queue_seconds =
         Seconds(attempt_->started - request_->arrival()) + (result.ok() ? result->queue_seconds : 0);
@@ -303,12 +388,7 @@ void Generation::OnFailed(const Status& error) {
   if (error.code() == StatusCode::kDeadlineExceeded) return Finish(ClientError(error));
   DispatchState& state = shared_->state();
   if (IsWorkerDeath(state.parts, step().tier, attempt_->replica, error)) {
-    const auto blame = losses_.OnLoss(attempt_->has_started);
-    if (blame == WorkerLosses::Blame::kUnclear) return Finish(ClientError(error));
-    if (blame == WorkerLosses::Blame::kRequest) {
-      PutInQuarantine(state, step().tier, *request_, *answer_->prompt());
-      return Finish(PoisonRequest());
-    }
+    if (const Status end = JudgeDeath(state, AfterDeath(), losses_, error); !end.ok()) return Finish(end);
   }
   is_interrupted_ = answer_->has_begun();
   failover_.OnFailure(attempt_->replica, error, attempt_->has_started || !is_interrupted_, Now());
@@ -323,10 +403,21 @@ void Generation::OnFailed(const Status& error) {
   Advance();
 }
 
+DeadAttempt Generation::AfterDeath() const {
+  const AnswerAttempt& report = attempt_->report;
+  DeadAttempt dead{.tier = step().tier,
+                   .request = *request_,
+                   .prompt = *answer_->prompt(),
+                   .death = {.boarded = attempt_->boarded, .had_begun = attempt_->has_started}};
+  dead.death.SetPlace(answer_->log().size(), size_t{report.resumed_tokens} + report.draft_tokens);
+  return dead;
+}
+
 // `usage` is of the whole answer; an attempt has what it gave itself.
 void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage) {
-  const auto without_prompt = [](const TokenUsage& of) {
-    return TokenUsage{.completion_tokens = of.completion_tokens};
+  const auto without_prompt = [](TokenUsage of) {
+    of.prompt_tokens = of.cached_tokens = 0;
+    return of;
   };
   AnswerAttempt& report = attempt_->report;
   TokenUsage own = usage;
@@ -346,7 +437,9 @@ void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage)
 TokenUsage Generation::Usage(uint32_t completion_tokens) const {
   return {.prompt_tokens = static_cast<uint32_t>(answer_->prompt()->size()),
           .cached_tokens = answer_->CachedTokens(attempt_->cached_tokens),
-          .completion_tokens = completion_tokens};
+          .completion_tokens = completion_tokens,
+          .speculated_tokens = attempt_->speculated_tokens,
+          .accepted_speculated_tokens = attempt_->accepted_speculated_tokens};
 }
 
 void Generation::ToNextStep() {

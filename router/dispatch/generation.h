@@ -1,31 +1,36 @@
 // One answer on its way through the tiers: a state machine driven by the events of one worker call at a time.
-// Kept alive by that call, or by the WaitingRoom; no thread of its own. Everything but Cancel and Resume is
-// called by one thread at a time.
+// Kept alive by that call, or by the WaitingRoom; no thread of its own. Everything but Cancel, Resume and
+// OnHoldEnd is called by one thread at a time.
 //
 //   Advance -> (a replica) -> events ... OnAttemptDone -> accepted: Finish
 //     ^  ^                                    |-> not confident: next step, with the answer as its draft
 //     |  +------------------------------------+-> failed: another replica, behind the tokens that came
-//     +-- WaitingRoom <-- none to go on at                else next step, unless something was shown
+//     +-- WaitingRoom <-- none to go on at, or a          else next step, unless something was shown
+//                         suspect (poison.h) to keep from
 //
 // A client sees one stream: what came is never lost, repeated or changed by another attempt, as a replica of
 // the same model goes on with the same tokens that the first would have given. Failover bounds the attempts;
 // those before an answer's first token take from the tier's RetryBudget too.
 //
 // The last step's text goes out as it comes; an earlier step's is held back until its gate accepts it, so a
-// client never sees an answer that is thrown away.
+// client never sees an answer that is thrown away. A gate may judge it early: with a token, or by a timer
+// between two, when the time of its hold is over.
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "router/dispatch/answers.h"
+#include "router/dispatch/arrival_meter.h"
 #include "router/dispatch/attempts.h"
 #include "router/dispatch/draft.h"
 #include "router/dispatch/failover.h"
 #include "router/dispatch/shared_request.h"
 #include "router/dispatch/tier_answer.h"
+#include "router/dispatch/timers.h"
 
 namespace terrace {
 
@@ -44,11 +49,15 @@ class Generation : public std::enable_shared_from_this<Generation> {
     ReplicaId replica = 0;
     bool pays_for_prompt = false;
     bool has_started = false;  // the worker has begun with it
+    uint64_t boarded = 0;      // Quarantine::deaths, before it
+    Quarantine::Trial trial = {};
     uint32_t cached_tokens = 0;
+    uint32_t speculated_tokens = 0, accepted_speculated_tokens = 0;  // as of TokenUsage; 0 until its end
     std::shared_ptr<CancelSlot> slot = {};
     std::shared_ptr<CallObserver> observer = {};
     InFlightLease lease = {};
     MonoTime started = {};
+    ArrivalMeter arrivals = {};
     Status protocol_error = {};
   };
 
@@ -56,18 +65,26 @@ class Generation : public std::enable_shared_from_this<Generation> {
   Status TryStart();
   Status Begin(const TierView& tier);
   Status CountAttempt();
-  void Call(const ReplicaView& replica, const TierView& tier, uint32_t cached_tokens);
+  void Call(Boarded boarded, const TierView& tier);
   ExecuteSpec MakeSpec(const ReplicaView& replica, const TierView& tier);
-  void Wait();
+  void Wait(bool is_kept_apart);
 
   void OnStarted(uint32_t cached_tokens);
   void OnPromptScores(const std::vector<WorkerToken>& scores);
-  void OnTokens(const std::vector<WorkerToken>& tokens);
+  // `paused`: they, or those before, were not read at once, as the client was slow.
+  void OnTokens(const std::vector<WorkerToken>& tokens, bool paused);
+  void Measure(size_t tokens, bool paused, MonoTime now);
+  void TellPace();
   void OnToken(const WorkerToken& token, MonoTime now);
+  void Judge(MonoTime now);
+  void StartHold();
+  void StopHold();
+  void OnHoldEnd();
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
   void OnCancelled(const StatusOr<ExecuteResult>& result);
   void OnAnswered(AnswerEnd end, const TokenUsage& usage);
   void OnFailed(const Status& error);
+  DeadAttempt AfterDeath() const;
   void Record(Recorder::AttemptResult result, const TokenUsage& usage);
   TokenUsage Usage(uint32_t completion_tokens) const;
   TokenUsage UsageSoFar() const { return Usage(static_cast<uint32_t>(answer_->log().size())); }
@@ -95,6 +112,12 @@ class Generation : public std::enable_shared_from_this<Generation> {
   const RequestPtr request_;
   const uint32_t draw_;
   Cancellation cancellation_;
+
+  // Held while a call's tokens are taken, and while the housekeeper judges between two of them.
+  std::mutex mutex_;
+  // GUARDED_BY(mutex_): set while a call runs whose answer is to be judged by then; the housekeeper does
+  // nothing without it.
+  std::optional<Timers::Id> hold_timer_;
 
   size_t step_ = 0;
   Failover failover_;                 // at this step

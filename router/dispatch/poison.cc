@@ -14,22 +14,122 @@ Hash128 RequestFingerprint(std::string_view tier, std::string_view tenant, std::
   return Hasher().Add(tier).Add(tenant).Add(tokens).Finish();
 }
 
+bool Quarantine::is_empty() const {
+  std::lock_guard lock(mutex_);
+  return refused_.empty() && suspects_.empty();
+}
+
 void Quarantine::Add(const Hash128& request) {
   std::lock_guard lock(mutex_);
-  std::erase_if(entries_, [&](const Entry& entry) { return entry.request == request; });
-  if (entries_.size() == kMost) entries_.pop_front();
-  entries_.push_back({request, clock_.Now() + kTime});
+  AddRefused(request);
 }
 
 bool Quarantine::Has(const Hash128& request) {
   std::lock_guard lock(mutex_);
-  while (!entries_.empty() && entries_.front().until <= clock_.Now()) entries_.pop_front();
-  return std::ranges::find(entries_, request, &Entry::request) != entries_.end();
+  Expire();
+  return std::ranges::find(refused_, request, &Refused::request) != refused_.end();
 }
 
-bool Quarantine::is_empty() const {
+bool Quarantine::OnDeath(const Hash128& request, const WorkerDeath& death) {
   std::lock_guard lock(mutex_);
-  return entries_.empty();
+  Expire();
+  Suspect next{.request = request, .until = clock_.Now() + kTime, .death = death, .number = ++deaths_};
+  if (const Suspect* before = Find(request); before != nullptr) {
+    const WorkerDeath& last = before->death;
+    if (death.boarded < before->number) {  // another answer that ran beside it, at that worker or another
+      next.number = before->number;
+      next.death.first = std::min(death.first, last.first);
+      next.death.last = std::max(death.last, last.last);
+      next.death.had_begun |= last.had_begun;
+    } else if (death.MayBeAt(last)) {
+      next.death.had_begun |= last.had_begun;
+      if (next.death.had_begun) {
+        AddRefused(request);
+        return true;
+      }
+    }
+    Clear(request);
+  }
+  if (suspects_.size() == kMost) suspects_.pop_front();
+  suspects_.push_back(next);
+  return false;
+}
+
+bool Quarantine::IsSuspect(const Hash128& request) {
+  std::lock_guard lock(mutex_);
+  Expire();
+  return Find(request) != nullptr;
+}
+
+Quarantine::Others Quarantine::OthersThan(const Hash128& request) const {
+  std::lock_guard lock(mutex_);
+  Others out;
+  for (const auto& [id, other] : running_) {
+    if (other.request == request) {
+      if (other.is_prime) out.own.insert(other.replica);
+      continue;
+    }
+    out.suspects.insert(other.replica);
+    if (other.is_prime) out.primes.insert(other.replica);
+  }
+  return out;
+}
+
+Quarantine::Trial Quarantine::Board(const Hash128& request, bool is_prime, ReplicaId replica) {
+  std::lock_guard lock(mutex_);
+  Trial trial;
+  const Suspect* suspect = Find(request);
+  if (suspect == nullptr) return trial;
+  trial.owner_ = this;
+  trial.request_ = request;
+  trial.id_ = ++last_trial_;
+  trial.boarded_ = deaths_;
+  trial.last_ = suspect->death.last;
+  running_[trial.id_] = {.request = request, .replica = replica, .is_prime = is_prime};
+  return trial;
+}
+
+void Quarantine::Trial::Acquit(size_t tokens) {
+  {
+    std::lock_guard lock(owner_->mutex_);
+    const Suspect* suspect = owner_->Find(request_);
+    // Not of a death since it began, which another attempt was at.
+    if (suspect != nullptr && suspect->number <= boarded_) {
+      last_ = suspect->death.last;  // another answer that was lost meanwhile may have been further
+      if (tokens <= last_) return;
+      owner_->Clear(request_);
+    }
+  }
+  End();
+}
+
+void Quarantine::Trial::End() {
+  if (owner_ == nullptr) return;
+  std::lock_guard lock(owner_->mutex_);
+  owner_->running_.erase(id_);
+  owner_ = nullptr;
+}
+
+void Quarantine::Expire() {
+  const MonoTime now = clock_.Now();
+  while (!refused_.empty() && refused_.front().until <= now) refused_.pop_front();
+  while (!suspects_.empty() && suspects_.front().until <= now) suspects_.pop_front();
+}
+
+Quarantine::Suspect* Quarantine::Find(const Hash128& request) {
+  const auto found = std::ranges::find(suspects_, request, &Suspect::request);
+  return found == suspects_.end() ? nullptr : &*found;
+}
+
+void Quarantine::Clear(const Hash128& request) {
+  std::erase_if(suspects_, [&](const Suspect& suspect) { return suspect.request == request; });
+}
+
+void Quarantine::AddRefused(const Hash128& request) {
+  Clear(request);
+  std::erase_if(refused_, [&](const Refused& entry) { return entry.request == request; });
+  if (refused_.size() == kMost) refused_.pop_front();
+  refused_.push_back({request, clock_.Now() + kTime});
 }
 
 }  // namespace terrace

@@ -1,5 +1,13 @@
 #include "router/dispatch/poison.h"
 
+#include <algorithm>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/rng.h"
 #include "router/dispatch/testing_dispatcher.h"
 
 namespace terrace {
@@ -9,7 +17,7 @@ TEST(WorkerLosses, TheSecondOneAtOnePlaceIsTheRequestsDoing) {
   const struct {
     uint32_t tokens_between;
     bool is_second;
-  } cases[] = {{0, true}, {WorkerLosses::kMostUnsent, true}, {WorkerLosses::kMostUnsent + 1, false}};
+  } cases[] = {{0, true}, {kMostUnsent, true}, {kMostUnsent + 1, false}};
   for (const auto& c : cases) {
     WorkerLosses losses;
     for (int i = 0; i < 5; ++i) losses.OnToken();
@@ -43,6 +51,108 @@ TEST(Quarantine, EntriesExpireAndTheOldestGiveWay) {
   clock.Advance(Quarantine::kTime);
   EXPECT_FALSE(quarantine.Has(name(2)));
   EXPECT_TRUE(quarantine.is_empty());
+}
+
+const Hash128 kRequest = {.low = 1}, kOther = {.low = 2};
+
+WorkerDeath DeathAfter(size_t tokens, uint64_t boarded, bool had_begun = true) {
+  WorkerDeath death{.boarded = boarded, .had_begun = had_begun};
+  death.SetPlace(tokens, 0);
+  return death;
+}
+
+TEST(Quarantine, TheSecondDeathUnderARequestAtOnePlaceIsItsDoing) {
+  const size_t far = 100;
+  const struct {
+    const char* name;
+    WorkerDeath first, second;
+    bool is_second;
+  } cases[] = {
+      {"at the same token", DeathAfter(far, 0), DeathAfter(far, 1), true},
+      {"a few further on", DeathAfter(far, 0), DeathAfter(far + kMostUnsent, 1), true},
+      {"further than a worker computes unseen", DeathAfter(far, 0), DeathAfter(far + kMostUnsent + 1, 1),
+       false},
+      {"long before", DeathAfter(far, 0), DeathAfter(far - kMostUnsent - 1, 1), false},
+      {"of an attempt that ran already at the first one", DeathAfter(far, 0), DeathAfter(far, 0), false},
+      {"where the first worker had not begun", DeathAfter(0, 0, false), DeathAfter(0, 1), true},
+      {"where the second had not", DeathAfter(0, 0), DeathAfter(0, 1, false), true},
+      {"where neither had", DeathAfter(0, 0, false), DeathAfter(0, 1, false), false},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    FakeClock clock;
+    Quarantine quarantine(clock);
+    EXPECT_FALSE(quarantine.OnDeath(kRequest, c.first));
+    EXPECT_EQ(quarantine.deaths(), 1u);
+    EXPECT_TRUE(quarantine.IsSuspect(kRequest));
+    EXPECT_EQ(quarantine.OnDeath(kRequest, c.second), c.is_second);
+    EXPECT_EQ(quarantine.Has(kRequest), c.is_second);
+    EXPECT_EQ(quarantine.IsSuspect(kRequest), !c.is_second);
+    EXPECT_FALSE(quarantine.IsSuspect(kOther));
+  }
+}
+
+TEST(Quarantine, ADraftsTokensAreComputedAtOnceSoADeathMayBeAtAnyOfThem) {
+  FakeClock clock;
+  Quarantine quarantine(clock);
+  WorkerDeath drafted{.had_begun = true};
+  drafted.SetPlace(/*come=*/0, /*drafted=*/50);
+  EXPECT_FALSE(quarantine.OnDeath(kRequest, drafted));
+  EXPECT_TRUE(quarantine.OnDeath(kRequest, DeathAfter(50, 1)));
+}
+
+TEST(Quarantine, ASuspectIsOneUntilItGetsFurtherOrIsAnsweredOrForSomeTime) {
+  FakeClock clock;
+  Quarantine quarantine(clock);
+  quarantine.OnDeath(kRequest, DeathAfter(3, 0));
+  auto trial = quarantine.Board(kRequest, /*is_prime=*/false, /*replica=*/7);
+  trial.OnTokens(3 + kMostUnsent);
+  EXPECT_TRUE(quarantine.IsSuspect(kRequest));
+  trial.OnTokens(3 + kMostUnsent + 1);
+  EXPECT_FALSE(quarantine.IsSuspect(kRequest));
+  EXPECT_TRUE(quarantine.OthersThan(kOther).suspects.empty());
+
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  trial = quarantine.Board(kRequest, true, 7);
+  trial.End();
+  EXPECT_TRUE(quarantine.IsSuspect(kRequest)) << "an attempt that ended without an answer shows nothing";
+  trial = quarantine.Board(kRequest, true, 7);
+  trial.OnAnswered();
+  EXPECT_TRUE(quarantine.is_empty());
+
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  clock.Advance(Quarantine::kTime - Duration(1));
+  EXPECT_TRUE(quarantine.IsSuspect(kRequest));
+  clock.Advance(Duration(1));
+  EXPECT_FALSE(quarantine.IsSuspect(kRequest));
+  EXPECT_TRUE(quarantine.is_empty());
+}
+
+TEST(Quarantine, AnAttemptIsNoWitnessOfADeathThatCameAfterIt) {
+  FakeClock clock;
+  Quarantine quarantine(clock);
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  auto trial = quarantine.Board(kRequest, true, 7);
+  quarantine.OnDeath(kRequest, DeathAfter(90, 1));  // another answer to it
+  trial.OnAnswered();
+  EXPECT_TRUE(quarantine.IsSuspect(kRequest));
+}
+
+TEST(Quarantine, ASuspectSeesWhereOthersRunAndWhereItIsTriedItself) {
+  FakeClock clock;
+  Quarantine quarantine(clock);
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  quarantine.OnDeath(kOther, DeathAfter(9, 0));
+  const auto prime = quarantine.Board(kRequest, true, 7), other = quarantine.Board(kOther, false, 8);
+  const auto none = quarantine.Board({.low = 3}, false, 9);  // no suspect
+  const Quarantine::Others of_request = quarantine.OthersThan(kRequest);
+  EXPECT_EQ(of_request.suspects, std::set<ReplicaId>{8});
+  EXPECT_TRUE(of_request.primes.empty());
+  EXPECT_EQ(of_request.own, std::set<ReplicaId>{7});
+  const Quarantine::Others of_other = quarantine.OthersThan(kOther);
+  EXPECT_EQ(of_other.suspects, std::set<ReplicaId>{7});
+  EXPECT_EQ(of_other.primes, std::set<ReplicaId>{7});
+  EXPECT_TRUE(of_other.own.empty());
 }
 
 TEST(Quarantine, FingerprintsAreOfTheTierAndAllTokens) {
@@ -125,7 +235,7 @@ TEST_F(PoisonTest, SoIsAnAnswerInTheMiddleThatGetsNoFurther) {
 
 TEST_F(PoisonTest, AnAnswerThatGetsFurtherIsNotWhatTookItsWorkersDown) {
   Ask("base");
-  const std::string piece(WorkerLosses::kMostUnsent + 1, 'x');
+  const std::string piece(kMostUnsent + 1, 'x');
   Lose(wide_.call(kBase, 0));
   wide_.call(kBase, 1).SendText(piece);
   Lose(wide_.call(kBase, 1));
@@ -215,6 +325,264 @@ TEST_F(PoisonTest, OneThatOthersFoundOutIsNotTriedFurtherEither) {
   EXPECT_EQ(Reason(first->end->status()), kPoisonReason);
   first_calls[1]->Fail(WithReason(Unavailable("stopping"), "draining"));
   EXPECT_EQ(Reason(End().status()), kPoisonReason);
+}
+
+// Three replicas die in turn; what ran there is answered by the others.
+TEST_F(PoisonTest, WhatRanBesideAPromptThatKillsIsAnsweredElsewhere) {
+  for (const bool is_first : {true, false}) {  // of those that hear of the death
+    SCOPED_TRACE(is_first);
+    const size_t before = Calls(kBase);
+    Ask("base", is_first ? "kill" : "murder");
+    const auto poison = sink_;
+    Ask("base", "it waits");
+    const auto waits = sink_;
+    Ask("base", "it runs");
+    const auto& at_first = wide_.replica(kBase, 0).calls;
+    const std::vector<std::shared_ptr<FakeCall>> calls(at_first.end() - 3, at_first.end());
+    calls[0]->Start(0);  // of the second one its worker has not said that it had begun
+    calls[2]->SendText("ab");
+    const std::vector<size_t> order = is_first ? std::vector<size_t>{0, 1, 2} : std::vector<size_t>{2, 1, 0};
+    for (const size_t i : order) calls[i]->Fail(kGone);
+    EXPECT_EQ(Calls(kBase), before + 6);
+    std::vector<size_t> at(3);  // where each of them is now
+    for (size_t i = 0; i < 3; ++i) at[order[i]] = i + 1;
+    Lose(wide_.call(kBase, at[0]));
+    ASSERT_TRUE(poison->end.has_value());
+    EXPECT_EQ(Reason(poison->end->status()), kPoisonReason);
+    EXPECT_FALSE(waits->end.has_value() || sink_->end.has_value());
+    wide_.call(kBase, at[1]).Answer("x");
+    wide_.call(kBase, at[2]).Answer("c");
+    ASSERT_TRUE(waits->end.has_value() && waits->end->ok());
+    ASSERT_TRUE(End().ok()) << End().status();
+    EXPECT_EQ(sink_->text, "abc");
+    EXPECT_EQ(Calls(kBase), before + 6);
+    EXPECT_EQ(Events("base", "quarantined"), is_first ? 1 : 2);
+    clock_.Advance(std::chrono::seconds(RetryBudget::kWindowSeconds));
+  }
+}
+
+// Two replicas, of which the first one dies.
+class FewWorkersTest : public PoisonTest {
+ protected:
+  FewWorkersTest() {
+    dispatcher_ = MakeDispatcher({cluster_, *catalog_, balancer_, admission_, recorder_, clock_, 7});
+  }
+  // Both requests are at the first one when it dies, and are prime suspects.
+  void LoseTwo() {
+    Ask("base", "first");
+    first_ = sink_;
+    Ask("base", "second");
+    const auto calls = cluster_.replica(kBase, 0).calls;
+    for (const auto& call : calls) call->Start(0);
+    cluster_.tier(kBase).replicas[0].state = ReplicaState::kConnecting;
+    for (const auto& call : calls) call->Fail(kGone);
+    ASSERT_EQ(AtSecond(), 1u) << "one of them is tried";
+  }
+  size_t AtSecond() { return cluster_.replica(kBase, 1).calls.size(); }
+
+  std::shared_ptr<FakeSink> first_;
+};
+
+TEST_F(FewWorkersTest, ASuspectWaitsUntilTheOtherHasKilledItsWorker) {
+  LoseTwo();
+  dispatcher_->Housekeep();
+  EXPECT_EQ(AtSecond(), 1u);
+  cluster_.tier(kBase).replicas[1].state = ReplicaState::kConnecting;
+  Lose(cluster_.call(kBase, 1));
+  EXPECT_EQ(Reason(first_->end->status()), kPoisonReason);
+  dispatcher_->Housekeep();
+  EXPECT_EQ(Reason(End().status()), "worker_lost") << "nobody is there, and nothing was shown";
+  Ask("base", "second");
+  cluster_.tier(kBase).replicas[0].state = ReplicaState::kReady;
+  EXPECT_EQ(Reason(End().status()), "no_capacity");
+  Ask("base", "second");
+  cluster_.call(kBase, 0).Answer("it was not to blame");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
+TEST_F(FewWorkersTest, ASuspectWaitsUntilTheOtherHasGotFurther) {
+  LoseTwo();
+  cluster_.call(kBase, 1).SendText(std::string(kMostUnsent, 'x'));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(AtSecond(), 1u);
+  cluster_.call(kBase, 1).SendText("x");
+  dispatcher_->Housekeep();
+  ASSERT_EQ(AtSecond(), 2u);
+  cluster_.replica(kBase, 1).calls[1]->Answer("two");
+  cluster_.replica(kBase, 1).calls[0]->Answer("one");
+  EXPECT_TRUE(first_->end->ok() && End().ok());
+}
+
+TEST_F(FewWorkersTest, AClientMayLeaveWhileItsSuspectWaits) {
+  LoseTwo();
+  sink_->closed = true;
+  dispatcher_->Housekeep();
+  ASSERT_TRUE(sink_->end.has_value());
+  EXPECT_EQ(Reason(sink_->end->status()), "client_closed");
+  cluster_.call(kBase, 1).Answer("one");
+}
+
+TEST_F(FewWorkersTest, ASuspectGoesAnywayWhenItHasWaitedForLongButNoThirdWorkerDies) {
+  LoseTwo();
+  clock_.Advance(RetryOptions().resume_patience - Duration(1));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(AtSecond(), 1u);
+  clock_.Advance(Duration(1));
+  dispatcher_->Housekeep();
+  ASSERT_EQ(AtSecond(), 2u);
+  const auto calls = cluster_.replica(kBase, 1).calls;
+  for (const auto& call : calls) call->Start(0);
+  for (const auto& call : calls) call->Fail(kGone);
+  EXPECT_EQ(Reason(first_->end->status()), kPoisonReason);
+  EXPECT_EQ(Reason(End().status()), kPoisonReason) << "who of the two did it nobody knows";
+}
+
+TEST_F(FewWorkersTest, AnAnswerThatHadBegunWaitsForAPrimeSuspectForASecond) {
+  Ask("base", "first");
+  first_ = sink_;
+  Ask("base", "begun");
+  const auto calls = cluster_.replica(kBase, 0).calls;
+  calls[0]->Start(0);
+  calls[1]->SendText("ab");
+  cluster_.tier(kBase).replicas[0].state = ReplicaState::kConnecting;
+  for (const auto& call : calls) call->Fail(kGone);
+  ASSERT_EQ(AtSecond(), 1u);
+  clock_.Advance(std::chrono::seconds(1) - Duration(1));
+  dispatcher_->Housekeep();
+  EXPECT_EQ(AtSecond(), 1u);
+  clock_.Advance(Duration(1));
+  dispatcher_->Housekeep();
+  ASSERT_EQ(AtSecond(), 2u);
+  cluster_.replica(kBase, 1).calls[1]->Answer("c");
+  EXPECT_EQ(sink_->text, "abc");
+  cluster_.replica(kBase, 1).calls[0]->Answer("one");
+  EXPECT_TRUE(first_->end->ok());
+}
+
+TEST_F(FewWorkersTest, ScoresWaitToo) {
+  RequestFields fields = Fields("base", std::string("abc"));
+  fields.api = ApiKind::kScore;
+  std::optional<StatusOr<ScoreAnswer>> scored;
+  Ask("base", "first");
+  dispatcher_->Score(*Request::Make(fields),
+                     [&](StatusOr<ScoreAnswer> answer) { scored = std::move(answer); });
+  const auto calls = cluster_.replica(kBase, 0).calls;
+  for (const auto& call : calls) call->Start(0);
+  for (const auto& call : calls) call->Fail(kGone);
+  ASSERT_EQ(AtSecond(), 1u);
+  dispatcher_->Housekeep();
+  EXPECT_FALSE(scored.has_value());
+  cluster_.call(kBase, 1).Answer("ok");
+  dispatcher_->Housekeep();
+  ASSERT_EQ(AtSecond(), 2u);
+  FakeCall& call = cluster_.call(kBase, 1);
+  call.events->OnPromptScores({{.token = 'b', .logprob = -1}, {.token = 'c', .logprob = -1}});
+  call.Finish(AnswerEnd::kLength);
+  ASSERT_TRUE(scored.has_value());
+  EXPECT_TRUE(scored->ok()) << scored->status();
+}
+
+TEST_F(PoisonTest, TheAnswersToOneRequestAreOneSuspect) {
+  sink_ = std::make_shared<FakeSink>();
+  RequestFields fields = Fields("base");
+  fields.choices = 2;
+  Generate(std::move(fields));
+  for (const size_t replica : {0, 1}) {
+    const auto calls = wide_.replica(kBase, replica).calls;
+    ASSERT_EQ(calls.size(), 2u) << "they are together";
+    for (const auto& call : calls) call->Start(0);
+    for (const auto& call : calls) call->Fail(kGone);
+  }
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  EXPECT_EQ(Calls(kBase), 4u);
+}
+
+TEST_F(PoisonTest, AWorkerThatWasLostUnderAnEarlierRequestForTheSameCounts) {
+  const auto cancel = [&] {
+    sink_ = std::make_shared<FakeSink>();
+    return Generate(Fields("base"));
+  }();
+  Lose(wide_.call(kBase, 0));
+  cancel();
+  wide_.call(kBase, 1).Fail(Cancelled("by us"));
+  EXPECT_EQ(Reason(End().status()), "client_closed");
+  Ask("base");
+  Lose(wide_.call(kBase, 0));
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+}
+
+// One prompt of several kills whatever begins with it, the workers' steps come in any order.
+TEST_F(PoisonTest, NoThirdWorkerDiesAndNobodyElseIsBlamedInAnyOrder) {
+  constexpr size_t kRequests = 10;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    SCOPED_TRACE(seed);
+    uint64_t drawn = 0;
+    const auto draw = [&](size_t below) { return static_cast<size_t>(RandomBits(seed, drawn++) % below); };
+    const size_t replicas = 3 + draw(4);
+    AdmissionBook book(ledger_, clock_);
+    Admission admission({}, std::vector<std::string>{"nano", "small", "base"}, book);
+    const auto balancer = MakeBalancer(BalancePolicy::kRoundRobin);
+    FakeCluster fleet(
+        std::array<FakeCluster::TierSpec, 3>{{{"nano", 1, 64}, {"small", 1, 64}, {"base", replicas, 64}}});
+    dispatcher_ =
+        MakeDispatcher({fleet, *catalog_, *balancer, admission, recorder_, clock_, 7, {.ratio = 10}});
+    std::vector<std::shared_ptr<FakeSink>> sinks;
+    std::vector<std::string> texts;  // of the answers; the first request kills
+    for (size_t i = 0; i < kRequests; ++i) {
+      texts.emplace_back(1 + draw(40), static_cast<char>('a' + i));
+      sink_ = std::make_shared<FakeSink>();
+      sinks.push_back(sink_);
+      Generate(Fields("base", std::string(1, static_cast<char>('a' + i))));
+    }
+    const auto running = [&](size_t replica) {
+      std::vector<std::shared_ptr<FakeCall>> out;
+      for (const auto& call : fleet.replica(kBase, replica).calls) {
+        if (!call->is_done) out.push_back(call);
+      }
+      return out;
+    };
+    size_t deaths = 0;
+    const auto kill = [&](size_t replica) {
+      ++deaths;
+      fleet.tier(kBase).replicas[replica].state = ReplicaState::kConnecting;
+      auto lost = running(replica);
+      while (!lost.empty()) {
+        std::swap(lost[draw(lost.size())], lost.back());
+        lost.back()->Fail(kGone);
+        lost.pop_back();
+      }
+    };
+    std::set<const FakeCall*> begun;
+    const auto is_over = [](const std::shared_ptr<FakeSink>& sink) { return sink->end.has_value(); };
+    for (size_t step = 0; step < 20'000 && !std::ranges::all_of(sinks, is_over); ++step) {
+      clock_.Advance(std::chrono::microseconds(10));
+      dispatcher_->Housekeep();
+      const size_t replica = draw(replicas);
+      const auto calls = running(replica);
+      if (calls.empty()) continue;
+      FakeCall& call = *calls[draw(calls.size())];
+      const auto number = static_cast<size_t>(call.spec.prompt->front() - 'a');
+      const size_t said = call.spec.resume.size() + call.tokens;
+      if (begun.insert(&call).second) {
+        call.Start(0);
+        if (number == 0) kill(replica);
+      } else if (said < texts[number].size()) {
+        call.SendText(texts[number].substr(said, 1));
+      } else {
+        call.Answer("");
+      }
+    }
+    EXPECT_EQ(deaths, 2u);
+    for (size_t i = 0; i < kRequests; ++i) {
+      SCOPED_TRACE(i);
+      EXPECT_TRUE(is_over(sinks[i]));
+      if (!is_over(sinks[i])) continue;
+      EXPECT_EQ(Reason(sinks[i]->end->status()), i == 0 ? kPoisonReason : "");
+      if (i == 0) continue;
+      EXPECT_EQ(sinks[i]->text, texts[i]);
+    }
+    dispatcher_ = nullptr;
+  }
 }
 
 TEST_F(PoisonTest, ScoresToo) {

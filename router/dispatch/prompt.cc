@@ -23,10 +23,12 @@ Status CheckToolSupport(const Request& request, const std::vector<ChatMessage>& 
 StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& text) {
   if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input())) {
     RETURN_IF_ERROR(CheckToolSupport(request, *chat, text));
-    auto tokens = text.EncodeChat(*chat, request.add_generation_prompt(), request.tools());
+    auto tokens =
+        text.EncodeChat(*chat, request.add_generation_prompt(), request.tools(), request.cache_salt());
     return tokens.ok() ? std::move(tokens) : WithParam(tokens.status(), "messages");
   }
-  if (const auto* prompt = std::get_if<std::string>(&request.input())) return text.EncodePrompt(*prompt);
+  if (const auto* prompt = std::get_if<std::string>(&request.input()))
+    return text.EncodePrompt(*prompt, request.cache_salt());
   return std::get<std::vector<TokenId>>(request.input());
 }
 

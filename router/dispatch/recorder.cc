@@ -45,6 +45,7 @@ MetricRegistry::Histogram& AgreementHistogram(MetricRegistry& metrics, const std
 }
 
 void LogRequest(const RequestRecord& record) {
+  if (!IsLogged(LogLevel::kInfo)) return;  // before anything is made for it
   const AnswerSummary& summary = record.summary;
   const bool ok = record.status.ok();
   Json attempts = Json::array();

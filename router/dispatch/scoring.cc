@@ -43,6 +43,7 @@ void Scoring::Advance() {
   if (Now() >= request_->deadline()) return Finish(DeadlinePassed());
   const Status refused = TryStart();
   if (refused.ok()) return;
+  if (Reason(refused) == kKeptApartReason) return Wait();
   const bool is_last_word = failure_.ok() || Reason(refused) == kPoisonReason;
   Finish(is_last_word ? refused : failure_);
 }
@@ -54,9 +55,20 @@ Status Scoring::TryStart() {
   ASSIGN_OR_RETURN(prompt_, shared_->PromptFor(in));
   RETURN_IF_ERROR(CheckQuarantine(state(), tier(), *request_, *prompt_));
   // A prompt that is scored is computed whole, whatever is cached.
-  ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(state(), *request_, *view, tier(), {}, tried_));
+  const AttemptQuery query{.request = *request_,
+                           .view = *view,
+                           .tier = tier(),
+                           .prompt = *prompt_,
+                           .tried = tried_,
+                           .waited = waiting_since_.has_value() ? Now() - *waiting_since_ : Duration(0)};
+  ASSIGN_OR_RETURN(Boarded boarded, PickApart(state(), query, [&](const std::set<ReplicaId>& excluded) {
+                     return PickReplica(state(), *request_, *view, tier(), {}, excluded);
+                   }));
   RETURN_IF_ERROR(CountAttempt(state(), tier(), tried_.empty(), worker_error_));
-  const ReplicaView* replica = picked.replica;
+  const ReplicaView* replica = boarded.picked.replica;
+  waiting_since_.reset();
+  boarded_ = state().quarantine.deaths();
+  trial_ = std::move(boarded.trial);
   observer_ = replica->observer;
   lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
@@ -85,6 +97,11 @@ Status Scoring::TryStart() {
   return {};
 }
 
+void Scoring::Wait() {
+  if (!waiting_since_.has_value()) waiting_since_ = Now();
+  state().waiting.Add([self = shared_from_this()] { self->Advance(); });
+}
+
 void Scoring::OnScores(const std::vector<WorkerToken>& scores) {
   if (!protocol_error_.ok()) return;
   protocol_error_ = scores_->Add(scores);
@@ -93,6 +110,8 @@ void Scoring::OnScores(const std::vector<WorkerToken>& scores) {
 
 void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   lease_.End();
+  if (result.ok()) trial_.OnAnswered();
+  trial_.End();
   if (cancellation_.is_cancelled()) {
     RecordBrokenOff(Recorder::AttemptResult::kAbandoned);
     return Finish(ClientGone());
@@ -123,12 +142,11 @@ void Scoring::OnFailed(const Status& error) {
   failure_ = ClientError(error);
   worker_error_ = error;
   if (IsWorkerDeath(state().parts, tier(), replica_, error)) {
-    const auto blame = losses_.OnLoss(has_started_);
-    if (blame == WorkerLosses::Blame::kUnclear) return Finish(failure_);
-    if (blame == WorkerLosses::Blame::kRequest) {
-      PutInQuarantine(state(), tier(), *request_, *prompt_);
-      return Finish(PoisonRequest());
-    }
+    const DeadAttempt dead{.tier = tier(),
+                           .request = *request_,
+                           .prompt = *prompt_,
+                           .death = {.boarded = boarded_, .had_begun = has_started_}};
+    if (const Status end = JudgeDeath(state(), dead, losses_, error); !end.ok()) return Finish(end);
   }
   if (IsRetryable(error) && tried_.size() < state().parts.retries.max_attempts) return Advance();
   Finish(failure_);

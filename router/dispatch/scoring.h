@@ -1,5 +1,5 @@
-// One score request: the log-probabilities of given tokens under one tier. Kept alive by its worker call; no
-// thread of its own. Everything but Cancel is called by one thread at a time.
+// One score request: the log-probabilities of given tokens under one tier. Kept alive by its worker call, or
+// by the WaitingRoom; no thread of its own. Everything but Cancel is called by one thread at a time.
 #pragma once
 
 #include <memory>
@@ -25,6 +25,7 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   class Events;
   void Advance();
   Status TryStart();
+  void Wait();
   void OnScores(const std::vector<WorkerToken>& scores);
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
   void TakeScores();
@@ -44,9 +45,12 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   std::set<ReplicaId> tried_;
   Status failure_, worker_error_;  // the last one, as the client may see it and as the worker gave it
   WorkerLosses losses_;
-  bool has_started_ = false;  // the worker, with the attempt in progress
+  std::optional<MonoTime> waiting_since_;  // to be kept apart from others
+  bool has_started_ = false;               // the worker, with the attempt in progress
   // Of the attempt in progress.
   ReplicaId replica_ = 0;
+  uint64_t boarded_ = 0;  // Quarantine::deaths, before it
+  Quarantine::Trial trial_;
   PromptPtr prompt_;
   std::optional<PromptScores> scores_;
   std::shared_ptr<CancelSlot> slot_;

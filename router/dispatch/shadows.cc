@@ -18,7 +18,6 @@ constexpr uint64_t kDrawStream = 1;          // of the dispatcher's seed; 0 is o
 constexpr double kMostSaturation = 0.5;      // of the last tier's places, from which on it is left alone
 constexpr uint32_t kMoreTokens = 16;         // than twice the smaller tier's: a longer answer does not agree
 constexpr size_t kMostTextBytes = 16 << 10;  // that the housekeeper tokenizes for one
-constexpr size_t kMostDeadly = 1024;         // remembered
 constexpr auto kPatience = std::chrono::minutes(2);
 
 bool IsComparable(const Request& request) {
@@ -96,6 +95,7 @@ class Shadows::Call : public ExecuteEvents {
     uint64_t id = 0;
     std::shared_ptr<CancelSlot> slot = {};
     std::shared_ptr<CallObserver> observer = {};
+    WorkerDeath death = {};  // as far as it is known before
     InFlightLease lease = {};
   };
   // `draft`: the pair's answer in the tokens of the tier.
@@ -109,10 +109,11 @@ class Shadows::Call : public ExecuteEvents {
     answer_.Propose(draft);
   }
 
-  void OnStarted(uint32_t) override {}
+  void OnStarted(uint32_t) override { parts_.death.had_begun = true; }
   void OnPromptScores(std::vector<WorkerToken>) override {}  // none are asked for
   void OnTokens(std::vector<WorkerToken> tokens) override {
     parts_.lease.EndPrompt();
+    parts_.death.had_begun = true;
     for (const WorkerToken& token : tokens) {
       if (is_ended()) return;
       protocol_error_ = answer_.Push(token, MonoTime()).status();
@@ -124,7 +125,9 @@ class Shadows::Call : public ExecuteEvents {
     const Status end = is_ended() ? protocol_error_ : result.status();
     const auto owner = std::move(parts_.owner);
     const bool is_cut = !is_ended() && result.ok() && result->end == AnswerEnd::kLength;
-    owner->OnDone(parts_.id, *parts_.observer, end.ok() ? StatusOr<double>(HowFarItAgrees(is_cut)) : end);
+    parts_.death.SetPlace(answer_.log().size(), draft_tokens_);
+    owner->OnDone(parts_.id, *parts_.observer, parts_.death,
+                  end.ok() ? StatusOr<double>(HowFarItAgrees(is_cut)) : end);
   }
 
  private:
@@ -150,7 +153,8 @@ class Shadows::Call : public ExecuteEvents {
   Status protocol_error_;
 };
 
-Shadows::Shadows(const DispatcherParts& parts) : parts_(parts) {
+Shadows::Shadows(const DispatcherParts& parts, Quarantine& quarantine)
+    : parts_(parts), quarantine_(quarantine) {
   for (const CatalogEntry& entry : parts.catalog.entries()) {
     if (!entry.shadow.has_value()) continue;
     watched_.try_emplace(&entry, entry);
@@ -212,11 +216,6 @@ StatusOr<PromptPtr> Shadows::PromptOf(const Pair& pair, const TierView& tier) {
   return EncodeInput(request, tier);
 }
 
-bool Shadows::IsDeadly(const Hash128& fingerprint) {
-  std::lock_guard lock(mutex_);
-  return std::ranges::find(deadly_, fingerprint) != deadly_.end();
-}
-
 Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   const size_t tier_index = pair.policy->entry.tiers.back();
   const Request& request = *pair.request;
@@ -229,7 +228,7 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   RETURN_IF_ERROR(CheckContext(request, prompt->size(), tier));
   RETURN_IF_ERROR(CheckQuarantine(state, tier_index, request, *prompt));
   const Hash128 fingerprint = RequestFingerprint(tier.name, request.tenant()->name, *prompt);
-  if (IsDeadly(fingerprint)) return PoisonRequest();
+  if (quarantine_.IsSuspect(fingerprint)) return PoisonRequest();
   ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(state, request, *view, tier_index, *prompt, {}));
   const ReplicaView& replica = *picked.replica;
   const auto prompt_tokens = static_cast<uint32_t>(prompt->size());
@@ -237,12 +236,13 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   Call::Parts parts{.owner = shared_from_this(),
                     .slot = slot,
                     .observer = replica.observer,
+                    .death = {.boarded = quarantine_.deaths()},
                     .lease = InFlightLease(replica.in_flight,
                                            prompt_tokens - std::min(prompt_tokens, picked.cached_tokens))};
   {
     std::lock_guard lock(mutex_);
     parts.id = ++last_id_;
-    running_[parts.id] = {pair.policy, slot, replica.id, fingerprint};
+    running_[parts.id] = {pair.policy, pair.request, slot, replica.id, fingerprint};
   }
   std::vector<TokenId> draft = EncodeDraft(pair.answer, tier);
   const auto call = std::make_shared<Call>(std::move(parts), tier, prompt, pair, draft);
@@ -254,7 +254,8 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   return {};
 }
 
-void Shadows::OnDone(uint64_t id, CallObserver& observer, const StatusOr<double>& agreement) {
+void Shadows::OnDone(uint64_t id, CallObserver& observer, const WorkerDeath& death,
+                     const StatusOr<double>& agreement) {
   using enum Recorder::ShadowResult;
   std::lock_guard lock(mutex_);
   if (is_closed_) return;  // the observer's cluster may be gone too
@@ -263,9 +264,10 @@ void Shadows::OnDone(uint64_t id, CallObserver& observer, const StatusOr<double>
   --policy.in_flight;
   const bool gave_way = agreement.status().code() == StatusCode::kCancelled;
   if (!gave_way) observer.OnCallEnd(agreement.status());
-  if (IsWorkerDeath(parts_, policy.entry.tiers.back(), call.replica, agreement.status())) {
-    if (deadly_.size() == kMostDeadly) deadly_.pop_front();
-    deadly_.push_back(call.fingerprint);
+  const size_t tier = policy.entry.tiers.back();
+  if (IsWorkerDeath(parts_, tier, call.replica, agreement.status()) &&
+      quarantine_.OnDeath(call.fingerprint, death)) {
+    RecordQuarantined(parts_, tier, *call.request);
   }
   if (agreement.ok()) return Compare(policy, *agreement);
   parts_.recorder.OnShadow(policy.entry.id, gave_way ? kDropped : kFailed);

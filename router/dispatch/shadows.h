@@ -8,8 +8,8 @@
 //
 // A shadow request has no ticket and no client: it counts for no tenant, is billed to nobody, and is begun by
 // the housekeeper, when nobody waits for the tier; it is ended when somebody does. What cannot be begun at
-// once is forgotten, and so is what once took a worker down. Once a policy has drifted that is so for the
-// life of this object.
+// once is forgotten, and so is a suspect (poison.h): a worker that dies under a shadow counts as one that
+// dies under the request. Once a policy has drifted that is so for the life of this object.
 //
 // Part of the DispatchState; kept alive by its calls too, which may end after all else is gone: from Close on
 // nothing outside is touched. Thread-safe.
@@ -17,7 +17,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,6 +25,7 @@
 #include "base/hash.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/draft.h"
+#include "router/dispatch/poison.h"
 #include "router/dispatch/prompt.h"
 #include "router/dispatch/tier_answer.h"
 #include "router/tier/drift.h"
@@ -37,7 +37,7 @@ struct DispatchState;
 
 class Shadows : public std::enable_shared_from_this<Shadows> {
  public:
-  explicit Shadows(const DispatcherParts& parts);
+  Shadows(const DispatcherParts& parts, Quarantine& quarantine);
 
   // The last tier alone is to answer. `entry` is one of the catalog's.
   bool HasDrifted(const CatalogEntry& entry) const;
@@ -67,6 +67,7 @@ class Shadows : public std::enable_shared_from_this<Shadows> {
   };
   struct Running {
     Watched* policy = nullptr;
+    RequestPtr request = {};
     std::shared_ptr<CancelSlot> slot = {};
     ReplicaId replica = 0;
     Hash128 fingerprint = {};  // RequestFingerprint
@@ -74,17 +75,18 @@ class Shadows : public std::enable_shared_from_this<Shadows> {
 
   static StatusOr<PromptPtr> PromptOf(const Pair& pair, const TierView& tier);
   Status Begin(DispatchState& state, const Pair& pair);
-  bool IsDeadly(const Hash128& fingerprint);
-  // The call is over: how far the answers agree, or why that is not known; CANCELLED: it gave way.
-  void OnDone(uint64_t id, CallObserver& observer, const StatusOr<double>& agreement);
+  // The call is over: how far the answers agree, or why that is not known; CANCELLED: it gave way. `death` is
+  // its worker's, if it died.
+  void OnDone(uint64_t id, CallObserver& observer, const WorkerDeath& death,
+              const StatusOr<double>& agreement);
   void Compare(Watched& policy, double agreement);
 
   const DispatcherParts parts_;                     // not touched after Close
+  Quarantine& quarantine_;                          // nor is this
   std::map<const CatalogEntry*, Watched> watched_;  // those with a shadow; not changed after construction
   std::mutex mutex_;
   std::vector<Pair> offered_;            // GUARDED_BY(mutex_)
   std::map<uint64_t, Running> running_;  // GUARDED_BY(mutex_)
-  std::deque<Hash128> deadly_;           // GUARDED_BY(mutex_): what took workers down, the latest of it
   uint64_t last_id_ = 0;                 // GUARDED_BY(mutex_)
   bool is_closed_ = false;               // GUARDED_BY(mutex_)
 };

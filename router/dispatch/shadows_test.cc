@@ -331,6 +331,49 @@ TEST_F(ShadowsTest, WhatTookAWorkerDownIsNotShadowedAgain) {
   EXPECT_EQ(BaseCalls().size(), 3u) << "that was no fault of the request";
 }
 
+TEST_F(ShadowsTest, AWorkerThatDiesUnderAShadowCountsForTheRequest) {
+  Use({.share = 1});
+  AnswerByNano(Greedy());
+  dispatcher_->Housekeep();
+  cluster_.call(kBase).Start(0);
+  cluster_.call(kBase).Fail(Unavailable("gone"));
+  EXPECT_EQ(Shadowed("failed"), 1);
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Greedy("base"));
+  cluster_.call(kBase).Start(0);
+  cluster_.call(kBase).Fail(Unavailable("gone"));
+  EXPECT_EQ(Reason(End().status()), "poison_request");
+  EXPECT_TRUE(cluster_.replica(kBase, 1).calls.empty()) << "no third one is asked";
+  EXPECT_EQ(Metric("terrace_poison_requests_total{event=\"quarantined\",tier=\"base\"}"), 1);
+}
+
+TEST_F(ShadowsTest, AWorkerThatDiesUnderARequestKeepsItsShadowAway) {
+  Use({.share = 1});
+  const auto cancel = Generate(Greedy("base"));
+  cluster_.call(kBase).Start(0);
+  cluster_.call(kBase).Fail(Unavailable("gone"));
+  cancel();
+  cluster_.call(kBase, 1).Fail(Cancelled("by us"));
+  AnswerByNano(Greedy());
+  dispatcher_->Housekeep();
+  EXPECT_EQ(BaseCalls().size(), 1u);
+  EXPECT_EQ(Shadowed("dropped"), 1);
+}
+
+TEST_F(ShadowsTest, OneDeathUnderARequestAndItsShadowIsOne) {
+  Use({.share = 1});
+  AnswerByNano(Greedy());
+  dispatcher_->Housekeep();
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Greedy("base"));
+  const auto calls = BaseCalls();
+  ASSERT_EQ(calls.size(), 2u);
+  for (const auto& call : calls) call->Start(0);
+  for (const auto& call : calls) call->Fail(Unavailable("gone"));
+  cluster_.call(kBase, 1).Answer("yes");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
 TEST_F(ShadowsTest, WithoutAReplicaItIsDropped) {
   Use({.share = 1});
   AnswerByNano(Greedy());

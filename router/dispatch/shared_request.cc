@@ -55,8 +55,11 @@ uint64_t SharedRequest::SeedOf(uint32_t draw) const { return ChoiceSeed(seed_, d
 Status SharedRequest::MakePlan() {
   const auto view = state_->parts.cluster.View();
   const Meter meter(*this);
+  std::vector<AnswerSpeed> speeds;
+  if (entry_.policy->needs_speeds() || request_->max_seconds().has_value())
+    speeds = state_->parts.admission.SpeedsFor(*request_);
   ASSIGN_OR_RETURN(plan_, PlanRequest(state_->parts.catalog, entry_, state_->shadows->HasDrifted(entry_),
-                                      {*request_, *view, meter}));
+                                      {*request_, *view, meter, speeds}));
   return {};
 }
 

@@ -53,6 +53,11 @@ Verdict TierAnswer::JudgeEarly(const Gate& gate, MonoTime now) {
   return verdict_;
 }
 
+std::optional<MonoTime> TierAnswer::HoldEnd(const Gate& gate) const {
+  if (!has_begun() || verdict_ != Verdict::kUndecided || !gate.hold_time().has_value()) return std::nullopt;
+  return first_token_ + *gate.hold_time();
+}
+
 bool TierAnswer::IsAcceptedBy(const Gate& gate) const {
   if (verdict_ != Verdict::kUndecided) return verdict_ == Verdict::kAccepted;
   return gate.Accepts(text_.signals());

@@ -61,6 +61,8 @@ class TierAnswer {
 
   // Decides, perhaps, before its end; once.
   Verdict JudgeEarly(const Gate& gate, MonoTime now);
+  // When that is due though no further token comes; absent: it is not, or has not begun, or it is decided.
+  std::optional<MonoTime> HoldEnd(const Gate& gate) const;
   Verdict verdict() const { return verdict_; }
   bool IsAcceptedBy(const Gate& gate) const;  // at its end
   // No further token is wanted.

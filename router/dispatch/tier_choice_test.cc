@@ -177,6 +177,77 @@ TEST_F(TierChoiceTest, ABudgetCountsThePromptsTokens) {
   EXPECT_EQ(End()->tier, "nano");
 }
 
+class AnswerTimeTest : public TierChoiceTest {
+ protected:
+  AnswerTimeTest() {
+    Use({.name = "auto",
+         .budget = BudgetOptions{
+             .candidates = {{0, 0.5}, {1, 0.7}}, .max_seconds = 10, .expected_answer_tokens = 41}});
+  }
+  // An answer of `tier` whose tokens come so far apart, behind the first.
+  void Answer(const std::string& tier, size_t number, Duration apart, int tokens = 30) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields(tier));
+    FakeCall& call = cluster_.call(number);
+    for (int i = 0; i < tokens; ++i) {
+      if (i > 0) clock_.Advance(apart);
+      call.SendText("x");
+    }
+    call.Answer("");
+    ASSERT_TRUE(End().ok()) << End().status();
+  }
+  std::string TierOf(RequestFields fields) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(std::move(fields));
+    for (const size_t tier : {kNano, kSmall}) {
+      if (!cluster_.replica(tier, 0).calls.empty() && !cluster_.call(tier).is_done)
+        cluster_.call(tier).Answer("yes");
+    }
+    return End().ok() ? End()->tier : Reason(End().status());
+  }
+};
+
+TEST_F(AnswerTimeTest, ABudgetKnowsHowFastTokensHaveComeLately) {
+  EXPECT_EQ(TierOf(Fields("auto")), "small") << "nothing is known";
+  clock_.Advance(kSpeedRemembered);
+  Answer("small", kSmall, std::chrono::milliseconds(300));  // 40 of them take 12 seconds
+  EXPECT_EQ(TierOf(Fields("auto")), "nano");
+  EXPECT_EQ(TierOf(Fields("small")), "small") << "a tier that is named has no bound";
+  clock_.Advance(kSpeedRemembered);
+  EXPECT_EQ(TierOf(Fields("auto")), "small") << "it may be faster now";
+}
+
+TEST_F(AnswerTimeTest, ARequestMayBoundTheTimeItself) {
+  Answer("small", kSmall, std::chrono::milliseconds(100));
+  EXPECT_EQ(TierOf(Fields("auto")), "small");
+  RequestFields fields = Fields("auto");
+  fields.max_seconds = 3.5;
+  EXPECT_EQ(TierOf(fields), "nano");
+  fields.max_tokens = 30;
+  EXPECT_EQ(TierOf(fields), "small") << "a shorter answer takes less";
+  RequestFields named = Fields("small");
+  named.max_seconds = 3.5;
+  named.max_tokens = 50;
+  EXPECT_EQ(TierOf(named), "budget_too_small");
+  EXPECT_EQ(Param(End().status()), "max_seconds");
+}
+
+TEST_F(AnswerTimeTest, WhatAClientDoesNotReadSaysNothingOfItsTier) {
+  Generate(Fields("small"));
+  FakeCall& call = cluster_.call(kSmall);
+  call.SendText("x");
+  for (int i = 0; i < 20; ++i) {
+    sink_->full = true;
+    EXPECT_TRUE(call.events->is_full());
+    sink_->full = false;
+    clock_.Advance(std::chrono::seconds(1));
+    call.SendText("x");
+  }
+  call.Answer("");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_NEAR(admission_.seconds_per_token(kSmall).value_or(-1), 0, 1e-9) << "but for the end token, at once";
+}
+
 TEST_F(TierChoiceTest, AClassifierYieldsToTheCacheOfALargerTier) {
   const CalibratedGate always = {.scorer = {.bias = 9}, .threshold = 0.5};
   const Calibration calibration = {

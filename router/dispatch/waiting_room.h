@@ -1,5 +1,5 @@
-// Answers that were cut off and have no replica to go on at. They hold their places in the admission, which
-// bounds how many there are. Thread-safe.
+// Answers that were cut off and have no replica to go on at, and suspects (poison.h) that are to be kept
+// apart from others. They hold their places in the admission, which bounds how many there are. Thread-safe.
 #pragma once
 
 #include <functional>

@@ -29,8 +29,16 @@ struct TokenUsage {
   uint32_t prompt_tokens = 0;
   uint32_t cached_tokens = 0;  // of the prompt
   uint32_t completion_tokens = 0;
+  // That the worker drafted itself: verified, and of those in the answer. It tells at the end of its call.
+  uint32_t speculated_tokens = 0, accepted_speculated_tokens = 0;
 
   friend bool operator==(const TokenUsage&, const TokenUsage&) = default;
+};
+
+// What an answer takes that begins now, by what was measured lately. Absent: nothing was.
+struct AnswerSpeed {
+  std::optional<double> first_token_seconds = {};  // the wait for a place included
+  std::optional<double> seconds_per_token = {};    // of those behind it
 };
 
 // One worker that was asked. `usage` is what it did as far as the router knows: of an attempt that broke off,
@@ -103,6 +111,8 @@ inline void AddCosts(const AnswerSummary& from, AnswerSummary& to) {
   to.usage.prompt_tokens += from.usage.prompt_tokens;
   to.usage.cached_tokens += from.usage.cached_tokens;
   to.usage.completion_tokens += from.usage.completion_tokens;
+  to.usage.speculated_tokens += from.usage.speculated_tokens;
+  to.usage.accepted_speculated_tokens += from.usage.accepted_speculated_tokens;
   to.attempts.insert(to.attempts.end(), from.attempts.begin(), from.attempts.end());
   to.price_usd += from.price_usd;
 }

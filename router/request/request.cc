@@ -205,6 +205,10 @@ size_t TextBytes(const Request& request) {
 StatusOr<RequestPtr> Request::Make(RequestFields fields) {
   RETURN_IF_ERROR(CheckNames(fields));
   RETURN_IF_ERROR(CheckRange(MaxUsdParam(fields.api), fields.max_usd.value_or(0), 0, Request::kMaxMaxUsd));
+  RETURN_IF_ERROR(
+      CheckRange(MaxSecondsParam(fields.api), fields.max_seconds.value_or(0), 0, Request::kMaxMaxSeconds));
+  RETURN_IF_ERROR(CheckIntegerRange(SpeculationParam(fields.api), fields.speculation_max_tokens.value_or(0),
+                                    0, Request::kMaxSpeculationTokens));
   RETURN_IF_ERROR(CheckInput(fields));
   RETURN_IF_ERROR(CheckMaxTokens(fields));
   RETURN_IF_ERROR(CheckTools(fields.tools));

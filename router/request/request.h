@@ -30,12 +30,19 @@ inline const char* TokensParam(ApiKind api) {
   return api == ApiKind::kOpenAiCompletion ? "prompt" : "prompt_tokens";
 }
 
-// What chooses a tier, and what limits the price: fields, or headers of OpenAI's requests.
+// What chooses a tier, and what limits the price, the time and the workers' drafts: fields, or headers of
+// OpenAI's requests.
 inline bool HasHeaders(ApiKind api) {
   return api == ApiKind::kOpenAiChat || api == ApiKind::kOpenAiCompletion;
 }
 inline const char* TierParam(ApiKind api) { return HasHeaders(api) ? "x-terrace-tier" : "tier"; }
 inline const char* MaxUsdParam(ApiKind api) { return HasHeaders(api) ? "x-terrace-max-usd" : "max_usd"; }
+inline const char* MaxSecondsParam(ApiKind api) {
+  return HasHeaders(api) ? "x-terrace-max-seconds" : "max_seconds";
+}
+inline const char* SpeculationParam(ApiKind api) {
+  return HasHeaders(api) ? "x-terrace-speculation-max-tokens" : "speculation_max_tokens";
+}
 
 // Plain text to continue, a conversation to answer, or tokens to continue.
 using RequestInput = std::variant<std::string, std::vector<ChatMessage>, std::vector<TokenId>>;
@@ -57,9 +64,12 @@ struct Sampling {
 struct RequestFields {
   ApiKind api = ApiKind::kGenerate;
   std::string request_id = {};
-  std::string model = {};              // "": the configured default
-  std::string tier = {};               // of the model's, to answer; "": as its policy says
-  std::optional<double> max_usd = {};  // that the request may cost; absent: as its policy says
+  std::string model = {};                  // "": the configured default
+  std::string tier = {};                   // of the model's, to answer; "": as its policy says
+  std::optional<double> max_usd = {};      // that the request may cost; absent: as its policy says
+  std::optional<double> max_seconds = {};  // that its answer may be expected to take; absent: the same
+  // That a worker may draft itself in a step; 0: none; absent: as it is configured.
+  std::optional<int64_t> speculation_max_tokens = {};
   RequestInput input = {};
   std::optional<int64_t> max_tokens = {};  // absent: as many as the context holds; 0: see is_prompt_only
   std::optional<double> temperature = {}, top_p = {}, min_p = {}, repetition_penalty = {},
@@ -97,7 +107,8 @@ class Request {
   static constexpr size_t kMaxCacheSaltBytes = 256, kMaxNameBytes = 64;
   static constexpr int64_t kMaxTopLogprobs = 20, kMaxMaxTokens = 1 << 30;
   static constexpr int64_t kMaxChoices = 16, kMaxPriority = 100;
-  static constexpr double kMaxMaxUsd = 1e6;
+  static constexpr int64_t kMaxSpeculationTokens = 64;
+  static constexpr double kMaxMaxUsd = 1e6, kMaxMaxSeconds = 86'400;
 
   // INVALID_ARGUMENT with a reason (invalid_value, unless said in docs/errors.md) and the parameter.
   static StatusOr<std::shared_ptr<const Request>> Make(RequestFields fields);
@@ -107,6 +118,9 @@ class Request {
   const std::string& model() const { return fields_.model; }
   const std::string& tier() const { return fields_.tier; }
   const std::optional<double>& max_usd() const { return fields_.max_usd; }
+  const std::optional<double>& max_seconds() const { return fields_.max_seconds; }
+  bool has_limits() const { return max_usd().has_value() || max_seconds().has_value(); }  // of its own
+  std::optional<uint32_t> speculation_max_tokens() const { return fields_.speculation_max_tokens; }
   const RequestInput& input() const { return fields_.input; }
   uint32_t max_tokens() const {
     return static_cast<uint32_t>(fields_.max_tokens.value_or(0));

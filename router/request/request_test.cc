@@ -237,29 +237,66 @@ TEST(Request, ToolsOutOfTheirBoundsNameTheirParameter) {
 TEST(Request, WhatChoosesATierHasTheNameThatItsApiHasForIt) {
   const struct {
     ApiKind api;
-    const char *tier, *max_usd;
-  } cases[] = {{ApiKind::kGenerate, "tier", "max_usd"},
-               {ApiKind::kOpenAiChat, "x-terrace-tier", "x-terrace-max-usd"},
-               {ApiKind::kOpenAiCompletion, "x-terrace-tier", "x-terrace-max-usd"}};
+    const char *tier, *max_usd, *max_seconds;
+  } cases[] = {{ApiKind::kGenerate, "tier", "max_usd", "max_seconds"},
+               {ApiKind::kOpenAiChat, "x-terrace-tier", "x-terrace-max-usd", "x-terrace-max-seconds"},
+               {ApiKind::kOpenAiCompletion, "x-terrace-tier", "x-terrace-max-usd", "x-terrace-max-seconds"}};
   for (const auto& c : cases) {
     RequestFields fields = ValidFields();
     fields.api = c.api;
     fields.tier = std::string(257, 'x');
     EXPECT_EQ(Param(Request::Make(fields).status()), c.tier);
     fields.tier = "small";
-    for (const double bad : {-1e-9, 1e6 + 1, std::nan(""), HUGE_VAL}) {
-      fields.max_usd = bad;
-      EXPECT_EQ(Param(Request::Make(fields).status()), c.max_usd) << bad;
-    }
-    for (const double good : {0.0, 1e6}) {
-      fields.max_usd = good;
-      const auto request = Request::Make(fields);
-      ASSERT_TRUE(request.ok()) << request.status();
-      EXPECT_EQ((*request)->max_usd(), good);
-      EXPECT_EQ((*request)->tier(), "small");
+    EXPECT_EQ((*Request::Make(fields))->tier(), "small");
+    const struct {
+      std::optional<double> RequestFields::*field;
+      const std::optional<double>& (Request::*get)() const;
+      const char* param;
+      double most;
+    } limits[] = {{&RequestFields::max_usd, &Request::max_usd, c.max_usd, 1e6},
+                  {&RequestFields::max_seconds, &Request::max_seconds, c.max_seconds, 86'400}};
+    for (const auto& limit : limits) {
+      RequestFields limited = fields;
+      for (const double bad : {-1e-9, limit.most + 1, std::nan(""), HUGE_VAL}) {
+        limited.*limit.field = bad;
+        EXPECT_EQ(Param(Request::Make(limited).status()), limit.param) << bad;
+      }
+      for (const double good : {0.0, limit.most}) {
+        limited.*limit.field = good;
+        const auto request = Request::Make(limited);
+        ASSERT_TRUE(request.ok()) << request.status();
+        EXPECT_EQ((**request.*limit.get)(), good);
+        EXPECT_TRUE((*request)->has_limits());
+      }
     }
   }
-  EXPECT_FALSE((*Request::Make(ValidFields()))->max_usd().has_value());
+  EXPECT_FALSE((*Request::Make(ValidFields()))->has_limits());
+}
+
+TEST(Request, DraftsAreLimitedUnderTheNameThatTheApiHasForIt) {
+  const struct {
+    ApiKind api;
+    const char* param;
+  } cases[] = {{ApiKind::kGenerate, "speculation_max_tokens"},
+               {ApiKind::kOpenAiChat, "x-terrace-speculation-max-tokens"},
+               {ApiKind::kOpenAiCompletion, "x-terrace-speculation-max-tokens"}};
+  for (const auto& c : cases) {
+    RequestFields fields = ValidFields();
+    fields.api = c.api;
+    for (const int64_t bad : {int64_t{-1}, int64_t{65}, int64_t{1} << 40}) {
+      fields.speculation_max_tokens = bad;
+      const Status status = Request::Make(fields).status();
+      EXPECT_EQ(Reason(status), "invalid_value") << bad;
+      EXPECT_EQ(Param(status), c.param) << bad;
+    }
+    for (const int64_t good : {0, 64}) {
+      fields.speculation_max_tokens = good;
+      const auto request = Request::Make(fields);
+      ASSERT_TRUE(request.ok()) << request.status();
+      EXPECT_EQ((*request)->speculation_max_tokens(), static_cast<uint32_t>(good));
+    }
+  }
+  EXPECT_FALSE((*Request::Make(ValidFields()))->speculation_max_tokens().has_value());
 }
 
 TEST(Request, NoTokenIsDrawnOnlyWhereOnePromptIsScored) {

@@ -26,6 +26,7 @@ std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, MetricRegistr
       .ejection = options.ejection,
       .slow_start = FromSeconds(options.slow_start_seconds),
       .channels = {tls == nullptr ? nullptr : MakeChannelCredentials(tls), options.worker_server_name},
+      .token_cache_bytes = options.token_cache_bytes,
       .seed = RandomSeed(),
       .on_change = [on_change = std::move(on_change)](const ClusterView&) { on_change(); }};
   for (size_t i = 0; i < options.tiers.size(); ++i) {
@@ -43,7 +44,8 @@ bool HaveSameCluster(const RouterOptions& a, const RouterOptions& b) {
          a.connect_backoff_seconds == b.connect_backoff_seconds &&
          a.watch_timeout_seconds == b.watch_timeout_seconds &&
          a.dns_refresh_seconds == b.dns_refresh_seconds && a.ejection == b.ejection &&
-         a.slow_start_seconds == b.slow_start_seconds && a.worker_server_name == b.worker_server_name;
+         a.slow_start_seconds == b.slow_start_seconds && a.worker_server_name == b.worker_server_name &&
+         a.token_cache_bytes == b.token_cache_bytes;
 }
 
 // A worker whose batch is full has a quarter as many waiting, so that no step of it runs half empty.

@@ -66,6 +66,7 @@ std::string OpsHandler::Metrics() {
     metrics.GetGauge("terrace_pool_ready_workers", Labels{tier}).Set(0);
     metrics.GetGauge("terrace_requests_queued", Labels{tier}).Set(0);
     metrics.GetGauge("terrace_pool_saturation_ratio", Labels{tier}).Set(0);
+    metrics.GetGauge("terrace_pool_token_seconds", Labels{tier}).Set(0);
   }
   for (size_t i = 0; i < view->tiers.size(); ++i) {
     const TierView& tier = view->tiers[i];
@@ -73,6 +74,8 @@ std::string OpsHandler::Metrics() {
     metrics.GetGauge("terrace_requests_queued", Labels{tier.name})
         .Set(static_cast<double>(core->admission().queued(i)));
     metrics.GetGauge("terrace_pool_saturation_ratio", Labels{tier.name}).Set(core->admission().saturation(i));
+    metrics.GetGauge("terrace_pool_token_seconds", Labels{tier.name})
+        .Set(core->admission().seconds_per_token(i).value_or(0));
     metrics.GetGauge("terrace_pool_ready_workers", Labels{tier.name})
         .Set(static_cast<double>(tier.ready_replicas()));
     for (const ReplicaView& replica : tier.replicas) {

@@ -10,6 +10,7 @@
 #include "base/host_port.h"
 #include "base/mapped_file.h"
 #include "router/cluster/discovery.h"
+#include "router/request/request.h"
 #include "router/server/checks.h"
 #include "router/tier/calibration.h"
 
@@ -19,7 +20,9 @@ namespace {
 constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxCalibrationBytes = 1 << 20;
 constexpr uint32_t kMaxShadowWindow = 10'000;
+constexpr double kMinMaxSeconds = 0.001;            // of a budget
 constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
+constexpr uint64_t kMinTokenCacheBytes = 1 << 20;   // less keeps hardly a prompt
 
 template <typename... Text>
 Status Bad(std::string_view path, const Text&... text) {
@@ -281,6 +284,10 @@ StatusOr<BudgetOptions> MakeBudget(const std::string& path, const v1::BudgetConf
     RETURN_IF_ERROR(CheckPrice(path + ".max_usd", config.max_usd()));
     out.max_usd = config.max_usd();
   }
+  if (config.has_max_seconds()) {
+    RETURN_IF_ERROR(SetSeconds(path + ".max_seconds", true, config.max_seconds(), kMinMaxSeconds,
+                               Request::kMaxMaxSeconds, out.max_seconds.emplace()));
+  }
   RETURN_IF_ERROR(SetCount(path + ".expected_answer_tokens", config.has_expected_answer_tokens(),
                            config.expected_answer_tokens(), out.expected_answer_tokens));
   if (config.has_when_nothing_fits()) {
@@ -381,8 +388,12 @@ Status SetLimits(const v1::RouterConfig& config, RouterOptions& out) {
                              cluster.connect_backoff_seconds(), 0.01, 60, out.connect_backoff_seconds));
   RETURN_IF_ERROR(SetSeconds("cluster.watch_timeout_seconds", cluster.has_watch_timeout_seconds(),
                              cluster.watch_timeout_seconds(), 1, 300, out.watch_timeout_seconds));
-  return SetSeconds("cluster.dns_refresh_seconds", cluster.has_dns_refresh_seconds(),
-                    cluster.dns_refresh_seconds(), 0.1, 3600, out.dns_refresh_seconds);
+  RETURN_IF_ERROR(SetSeconds("cluster.dns_refresh_seconds", cluster.has_dns_refresh_seconds(),
+                             cluster.dns_refresh_seconds(), 0.1, 3600, out.dns_refresh_seconds));
+  if (cluster.has_token_cache_bytes()) out.token_cache_bytes = cluster.token_cache_bytes();
+  if (out.token_cache_bytes == 0 || out.token_cache_bytes >= kMinTokenCacheBytes) return {};
+  return Bad("cluster.token_cache_bytes", "must be 0 or at least ", kMinTokenCacheBytes, ", got ",
+             out.token_cache_bytes);
 }
 
 Status SetAuth(const v1::AuthConfig& config, RouterOptions& out) {

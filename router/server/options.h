@@ -57,6 +57,7 @@ struct RouterOptions {
   EjectionOptions ejection;
   double slow_start_seconds = 30;
   RetryOptions retries;
+  uint64_t token_cache_bytes = 64 << 20;       // 0: none
   std::string keys_file, cluster_secret_file;  // both or neither
   LogOptions log;
 

@@ -177,6 +177,12 @@ TEST(RouterOptions, HealthIsSetAsWritten) {
   EXPECT_EQ(options->retries.resume_patience, std::chrono::milliseconds(500));
 }
 
+TEST(RouterOptions, TheTokenCacheIsSetAsWrittenAndMayBeOff) {
+  EXPECT_EQ(Parse(kDemo)->token_cache_bytes, 67108864u);
+  EXPECT_EQ(Parse(kDemo, "cluster.token_cache_bytes=1048576")->token_cache_bytes, 1048576u);
+  EXPECT_EQ(Parse(kDemo, "cluster.token_cache_bytes=0")->token_cache_bytes, 0u);
+}
+
 TEST(RouterOptions, ACascadesStepsMayVerifyAndMayBeJudgedEarly) {
   const auto options =
       Parse(kDemo,
@@ -204,9 +210,10 @@ TEST(RouterOptions, AVerifyPolicyDraftsOnOneTierAndAnswersOnAnother) {
   EXPECT_TRUE(steps[1].verifies);
 }
 
-TEST(RouterOptions, ABudgetHasCandidatesAndABound) {
+TEST(RouterOptions, ABudgetHasCandidatesAndBounds) {
   const auto options = Parse(kDemo,
-                             "policies=[{name: auto, budget: {max_usd: 0.01, expected_answer_tokens: 64, "
+                             "policies=[{name: auto, budget: {max_usd: 0.01, max_seconds: 2.5, "
+                             "expected_answer_tokens: 64, "
                              "when_nothing_fits: refuse, candidates: [{tier: base, expected_quality: 0.9}, "
                              "{tier: nano, expected_quality: 0}]}}]");
   ASSERT_TRUE(options.ok()) << options.status();
@@ -216,12 +223,14 @@ TEST(RouterOptions, ABudgetHasCandidatesAndABound) {
   EXPECT_EQ(budget.candidates[0].tier, 1u);
   EXPECT_EQ(budget.candidates[0].expected_quality, 0.9);
   EXPECT_EQ(budget.max_usd, 0.01);
+  EXPECT_EQ(budget.max_seconds, 2.5);
   EXPECT_EQ(budget.expected_answer_tokens, 64u);
   EXPECT_TRUE(budget.refuses);
   const auto defaults =
       Parse(kDemo, "policies=[{name: auto, budget: {candidates: [{tier: base, expected_quality: 1}]}}]");
   ASSERT_TRUE(defaults.ok()) << defaults.status();
   EXPECT_FALSE(defaults->policies[0].budget->max_usd.has_value());
+  EXPECT_FALSE(defaults->policies[0].budget->max_seconds.has_value());
   EXPECT_EQ(defaults->policies[0].budget->expected_answer_tokens, 256u);
   EXPECT_FALSE(defaults->policies[0].budget->refuses);
 }
@@ -352,6 +361,10 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
        "policies[0].budget.candidates[1].tier:"},
       {"policies=[{name: p, budget: {max_usd: -1, candidates: [{tier: base, expected_quality: 1}]}}]",
        "policies[0].budget.max_usd:"},
+      {"policies=[{name: p, budget: {max_seconds: 0, candidates: [{tier: base, expected_quality: 1}]}}]",
+       "policies[0].budget.max_seconds:"},
+      {"policies=[{name: p, budget: {max_seconds: 1e9, candidates: [{tier: base, expected_quality: 1}]}}]",
+       "policies[0].budget.max_seconds:"},
       {"policies=[{name: p, budget: {when_nothing_fits: shrug, candidates: [{tier: base, expected_quality: "
        "1}]}}]",
        "policies[0].budget.when_nothing_fits:"},
@@ -380,6 +393,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"cluster.retry_ratio=1.5", "cluster.retry_ratio:"},
       {"cluster.max_attempts=0", "cluster.max_attempts:"},
       {"cluster.resume_patience_seconds=-1", "cluster.resume_patience_seconds:"},
+      {"cluster.token_cache_bytes=1000", "cluster.token_cache_bytes:"},
       {"balance.policy=best", "balance.policy:"},
       {"admission.max_queued=0", "admission.max_queued:"},
       {"admission.max_first_token_seconds=0", "admission.max_first_token_seconds:"},

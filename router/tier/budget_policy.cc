@@ -4,21 +4,17 @@
 #include <map>
 #include <utility>
 
-#include "router/request/param.h"
 #include "router/tier/calibrated_tiers.h"
 #include "router/tier/calibration_policy.h"
-#include "router/tier/price_bound.h"
 
 namespace terrace {
 namespace {
 
-constexpr char kTooSmall[] = "budget_too_small";
-
 struct Offer {
   size_t tier = 0;
   double quality = 0;
-  double usd = 0;       // as long as the answer is expected to be
-  double most_usd = 0;  // as long as it may be
+  double usd = 0;         // as long as the answer is expected to be
+  RequestCost most = {};  // by the price of one as long as it may be
 };
 
 bool IsBetter(const Offer& a, const Offer& b) {
@@ -27,10 +23,6 @@ bool IsBetter(const Offer& a, const Offer& b) {
 
 bool IsCheaper(const Offer& a, const Offer& b) {
   return a.usd != b.usd ? a.usd < b.usd : a.quality > b.quality;
-}
-
-bool FitsRequest(const Offer& offer, const Request& request) {
-  return !request.max_usd().has_value() || offer.most_usd <= *request.max_usd();
 }
 
 class BudgetPolicy : public TierPolicy {
@@ -61,13 +53,15 @@ class BudgetPolicy : public TierPolicy {
     return offers.empty() ? error : TooSmall(query.request, offers);
   }
 
+  bool needs_speeds() const override { return options_.max_seconds.has_value(); }
+
   Status Check(const ClusterView& view) const override {
     return options_.calibration.has_value() ? CheckServed(*options_.calibration, view) : Status();
   }
 
  private:
   static TierPlan PlanOf(const Offer& offer, const char* reason) {
-    return {.steps = {{.tier = offer.tier}}, .reason = reason, .is_priced = true};
+    return {.steps = {{.tier = offer.tier}}, .reason = reason, .is_limited = true};
   }
 
   StatusOr<Offer> MakeOffer(const PlanQuery& query, const BudgetCandidate& candidate,
@@ -78,36 +72,57 @@ class BudgetPolicy : public TierPolicy {
     Offer out{.tier = candidate.tier,
               .quality = chance == chances.end() ? candidate.expected_quality : chance->second};
     ASSIGN_OR_RETURN(out.usd, MostUsd(query, tier, price, options_.expected_answer_tokens));
-    ASSIGN_OR_RETURN(out.most_usd, MostUsd(query, tier, price));
+    ASSIGN_OR_RETURN(out.most, CostAt(query, candidate.tier, price, options_.expected_answer_tokens));
     return out;
   }
 
-  // Of those that the request pays for; none where there are none, or the policy refuses them.
+  bool IsPaid(const Offer& offer) const {
+    return !options_.max_usd.has_value() || offer.usd <= *options_.max_usd;
+  }
+  bool IsInTime(const Offer& offer) const {
+    return !options_.max_seconds.has_value() || offer.most.seconds <= *options_.max_seconds;
+  }
+
+  // Of those within the request's limits; none where there are none, or the policy refuses them.
   std::optional<TierPlan> Choose(const Request& request, const std::vector<Offer>& offers,
                                  bool is_stale) const {
-    std::vector<Offer> payable, fitting;
+    std::vector<Offer> possible, fitting;
     for (const Offer& offer : offers) {
-      if (!FitsRequest(offer, request)) continue;
-      payable.push_back(offer);
-      if (!options_.max_usd.has_value() || offer.usd <= *options_.max_usd) fitting.push_back(offer);
+      if (!FitsLimits(request, offer.most)) continue;
+      possible.push_back(offer);
+      if (IsPaid(offer) && IsInTime(offer)) fitting.push_back(offer);
     }
     if (!fitting.empty()) {
       const Offer& best = *std::ranges::min_element(fitting, IsBetter);  // the first in this order
       return PlanOf(best, is_stale ? "budget: stale calibration" : "budget");
     }
-    if (payable.empty() || options_.refuses) return std::nullopt;
-    return PlanOf(*std::ranges::min_element(payable, IsCheaper), "budget: nothing fits");
+    if (possible.empty() || options_.refuses) return std::nullopt;
+    return PlanOf(*std::ranges::min_element(possible, IsCheaper), "budget: nothing fits");
   }
 
+  // Of `offers`, of which there is one, none fits.
   Status TooSmall(const Request& request, const std::vector<Offer>& offers) const {
-    const auto fits_request = [&](const Offer& offer) { return FitsRequest(offer, request); };
-    if (std::ranges::none_of(offers, fits_request))
-      return RequestsBudgetTooSmall(request,
-                                    std::ranges::min_element(offers, {}, &Offer::most_usd)->most_usd);
-    const double least_usd = std::ranges::min_element(offers, {}, &Offer::usd)->usd;
-    return WithReason(InvalidArgument("the request may cost ", least_usd,
-                                      " USD at the cheapest tier, the policy's limit is ", *options_.max_usd),
-                      kTooSmall);
+    std::vector<RequestCost> costs;
+    std::vector<Offer> possible, paid;
+    for (const Offer& offer : offers) {
+      costs.push_back(offer.most);
+      if (!FitsLimits(request, offer.most)) continue;
+      possible.push_back(offer);
+      if (IsPaid(offer)) paid.push_back(offer);
+    }
+    if (possible.empty()) return LimitsTooSmall(request, costs);
+    if (paid.empty()) {
+      return WithReason(
+          InvalidArgument("the request may cost ", std::ranges::min_element(possible, {}, &Offer::usd)->usd,
+                          " USD at the cheapest tier, the policy's limit is ", *options_.max_usd),
+          kBudgetTooSmall);
+    }
+    const auto seconds_of = [](const Offer& offer) { return offer.most.seconds; };
+    return WithReason(InvalidArgument("the answer is expected to take ",
+                                      std::ranges::min_element(paid, {}, seconds_of)->most.seconds,
+                                      " seconds at the fastest tier that can be paid, the policy's limit is ",
+                                      *options_.max_seconds),
+                      kBudgetTooSmall);
   }
 
   // By tier, that its answer to this prompt is good.
@@ -127,11 +142,6 @@ class BudgetPolicy : public TierPolicy {
 };
 
 }  // namespace
-
-Status RequestsBudgetTooSmall(const Request& request, double least_usd) {
-  return ParamError(kTooSmall, MaxUsdParam(request.api()), "the request may cost ", least_usd,
-                    " USD at the least, the limit is ", *request.max_usd());
-}
 
 StatusOr<std::unique_ptr<TierPolicy>> MakeBudgetPolicy(BudgetOptions options,
                                                        std::span<const std::string> tiers,

@@ -30,9 +30,14 @@ std::unique_ptr<TierPolicy> Make(BudgetOptions options) {
 }
 
 RequestPtr Ask(std::optional<double> max_usd = {}, std::optional<int64_t> max_tokens = 90,
-               const std::string& prompt = "words", int64_t choices = 1) {
-  return *Request::Make(
-      {.request_id = "r", .max_usd = max_usd, .input = prompt, .max_tokens = max_tokens, .choices = choices});
+               const std::string& prompt = "words", int64_t choices = 1,
+               std::optional<double> max_seconds = {}) {
+  return *Request::Make({.request_id = "r",
+                         .max_usd = max_usd,
+                         .max_seconds = max_seconds,
+                         .input = prompt,
+                         .max_tokens = max_tokens,
+                         .choices = choices});
 }
 
 TEST(BudgetPolicy, TheBestTierWhosePriceFitsAnswers) {
@@ -150,6 +155,88 @@ TEST(BudgetPolicy, WhatOnlyATierWithoutAWorkerCouldPayForWaitsForThatTier) {
   FixedMeter meter;
   for (const char* tier : {"small", "base"}) meter.errors[tier] = InvalidArgument("no");
   EXPECT_EQ(PlanOf(*Make(Options({})), Ask(), view, meter).steps[0].tier, 0u);
+}
+
+// An answer of 90 tokens takes 1, 10 and 100 seconds.
+const std::vector<AnswerSpeed> kSpeeds = {{0.11, 0.01}, {1.1, 0.1}, {11, 1}};
+
+StatusOr<TierPlan> PlanIn(const BudgetOptions& options, const RequestPtr& request,
+                          const std::vector<AnswerSpeed>& speeds = kSpeeds) {
+  const ClusterView view = ReadyTiers(kTiers);
+  const FixedMeter meter;
+  return Make(options)->Plan({*request, view, meter, speeds});
+}
+
+TEST(BudgetPolicy, TheBestTierWhoseTimeFitsTooAnswers) {
+  const struct {
+    std::optional<double> max_usd, max_seconds;
+    size_t tier;
+    const char* reason;
+  } cases[] = {{{}, 101, 2, "budget"},     {{}, 99, 1, "budget"},
+               {{}, 9, 0, "budget"},       {kSmallUsd, 101, 1, "budget"},
+               {kBaseUsd, 9, 0, "budget"}, {{}, 0.5, 0, "budget: nothing fits"}};
+  for (const auto& c : cases) {
+    BudgetOptions options = Options(c.max_usd);
+    options.max_seconds = c.max_seconds;
+    EXPECT_TRUE(Make(options)->needs_speeds());
+    const auto plan = PlanIn(options, Ask());
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ(plan->steps[0].tier, c.tier) << c.max_seconds.value_or(-1);
+    EXPECT_EQ(plan->reason, c.reason);
+  }
+  EXPECT_FALSE(Make(Options({}))->needs_speeds());
+}
+
+TEST(BudgetPolicy, ATierOfWhichNoSpeedIsKnownFits) {
+  BudgetOptions options = Options({});
+  options.max_seconds = 20;
+  std::vector<AnswerSpeed> speeds = kSpeeds;
+  EXPECT_EQ(PlanIn(options, Ask())->steps[0].tier, 1u);
+  speeds[2].seconds_per_token.reset();  // 11 seconds to the first one are
+  EXPECT_EQ(PlanIn(options, Ask(), speeds)->steps[0].tier, 2u);
+  options.max_seconds = 10.5;
+  EXPECT_EQ(PlanIn(options, Ask(), speeds)->steps[0].tier, 1u);
+  EXPECT_EQ(PlanIn(options, Ask(), {})->steps[0].tier, 2u);
+}
+
+TEST(BudgetPolicy, AnAnswersTimeIsThatOfAsManyTokensAsAreExpected) {
+  BudgetOptions options = Options({});
+  options.max_seconds = 10.5;
+  options.expected_answer_tokens = 90;
+  EXPECT_EQ(PlanIn(options, Ask({}, {}))->steps[0].tier, 1u);
+  EXPECT_EQ(PlanIn(options, Ask({}, 90, "words", /*choices=*/3))->steps[0].tier, 1u) << "side by side";
+  options.expected_answer_tokens = 100;
+  EXPECT_EQ(PlanIn(options, Ask({}, {}))->steps[0].tier, 0u);
+}
+
+TEST(BudgetPolicy, TheRequestsTimeIsKeptToEvenWhereTheCheapestAnswers) {
+  const auto ask = [](double max_seconds) { return Ask({}, 90, "words", 1, max_seconds); };
+  EXPECT_EQ(PlanIn(Options({}), ask(11))->steps[0].tier, 1u);
+  const auto cheapest = PlanIn(Options(kNanoUsd / 2), ask(2));
+  EXPECT_EQ(cheapest->steps[0].tier, 0u);
+  EXPECT_EQ(cheapest->reason, "budget: nothing fits");
+  EXPECT_TRUE(cheapest->is_limited);
+  const Status error = PlanIn(Options({}), ask(0.5)).status();
+  EXPECT_EQ(error.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Reason(error), "budget_too_small");
+  EXPECT_EQ(Param(error), "max_seconds");
+}
+
+TEST(BudgetPolicy, ARefusalNamesTheBoundThatIsInTheWay) {
+  const struct {
+    double max_usd, max_seconds;
+    const char* text;
+  } cases[] = {{kNanoUsd / 2, 200, "USD at the cheapest tier"},
+               {kBaseUsd, 0.5, "take 1 seconds at the fastest tier"},
+               {kNanoUsd / 2, 0.5, "USD at the cheapest tier"}};
+  for (const auto& c : cases) {
+    BudgetOptions options = Options(c.max_usd);
+    options.max_seconds = c.max_seconds;
+    options.refuses = true;
+    const Status error = PlanIn(options, Ask()).status();
+    EXPECT_EQ(Reason(error), "budget_too_small");
+    EXPECT_THAT(Message(error), HasSubstr(c.text));
+  }
 }
 
 TEST(BudgetPolicy, MayRefuseWhatNothingFits) {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "router/tier/price_bound.h"
+#include "router/tier/request_cost.h"
 
 namespace terrace {
 namespace {
@@ -13,10 +13,10 @@ StatusOr<double> UncachedUsd(const PlanQuery& query, const TierView& tier, const
   return price.usd_per_million_prompt_tokens * static_cast<double>(prompt - std::min(prompt, cached)) / 1e6;
 }
 
-bool IsWithinLimit(const PlanQuery& query, const TierView& tier, const TierPrice& price) {
-  if (!query.request.max_usd().has_value()) return true;
-  const StatusOr<double> most = MostUsd(query, tier, price);
-  return most.ok() && *most <= *query.request.max_usd();
+bool IsWithinLimits(const PlanQuery& query, size_t tier, const TierPrice& price) {
+  if (!query.request.has_limits()) return true;
+  const StatusOr<RequestCost> cost = CostAt(query, tier, price);
+  return cost.ok() && FitsLimits(query.request, *cost);
 }
 
 }  // namespace
@@ -29,7 +29,7 @@ StatusOr<size_t> VetoDowngrade(const PlanQuery& query, std::span<const TierPrice
   for (const size_t tier : larger) {
     if (tiers[tier].ready_replicas() == 0) continue;
     const StatusOr<double> usd = UncachedUsd(query, tiers[tier], prices[tier]);
-    if (!usd.ok() || *usd >= least || !IsWithinLimit(query, tiers[tier], prices[tier])) continue;
+    if (!usd.ok() || *usd >= least || !IsWithinLimits(query, tier, prices[tier])) continue;
     best = tier;
     least = *usd;
   }

@@ -55,6 +55,8 @@ class Gate {
   // Before it; `held` is the time since its first token.
   Verdict JudgeEarly(const AnswerSignals& so_far, Duration held) const;
   const std::optional<double>& threshold() const { return threshold_; }
+  // From when on JudgeEarly may decide though no further token comes; absent: only with tokens, or never.
+  const std::optional<Duration>& hold_time() const { return hold_.time; }
   // Looks at margins or entropies.
   bool needs_signals() const;
 

@@ -1,15 +1,13 @@
 #include "router/tier/plan_request.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "router/request/param.h"
-#include "router/tier/budget_policy.h"
-#include "router/tier/price_bound.h"
+#include "router/tier/request_cost.h"
 
 namespace terrace {
 namespace {
@@ -28,31 +26,32 @@ StatusOr<TierPlan> PlanAsked(const ModelCatalog& catalog, const CatalogEntry& en
   return ParamError("invalid_value", TierParam(request.api()), "of ", entry.id, " it must be one of ", names);
 }
 
-// Leaves what fits in the request's limit of its price.
+// Leaves what fits in the request's own limits.
 StatusOr<TierPlan> Within(const ModelCatalog& catalog, const PlanQuery& query, TierPlan plan) {
-  const double limit = *query.request.max_usd();
-  std::vector<std::optional<double>> usd;  // by step; absent: it cannot have the prompt
-  double sum = 0, least = std::numeric_limits<double>::infinity();
+  std::vector<std::optional<RequestCost>> costs;  // by step; absent: it cannot have the prompt
+  std::vector<RequestCost> of_answers;            // each alone
+  RequestCost sum;
   for (const PlanStep& step : plan.steps) {
-    const auto most = MostUsd(query, query.view.tiers[step.tier], catalog.tiers()[step.tier].price);
-    usd.push_back(most.ok() ? std::optional<double>(*most) : std::nullopt);
-    if (!most.ok() && usd.size() == plan.steps.size()) return most.status();
-    if (!most.ok()) continue;
-    sum += *most;
-    if (!step.gate.is_closed()) least = std::min(least, *most);
+    const auto cost = CostAt(query, step.tier, catalog.tiers()[step.tier].price);
+    costs.push_back(cost.ok() ? std::optional<RequestCost>(*cost) : std::nullopt);
+    if (!cost.ok() && costs.size() == plan.steps.size()) return cost.status();
+    if (!cost.ok()) continue;
+    sum = sum + *cost;
+    if (!step.gate.is_closed()) of_answers.push_back(*cost);
   }
-  plan.is_priced = true;
-  if (sum <= limit) return plan;
+  plan.is_limited = true;
+  if (FitsLimits(query.request, sum)) return plan;
   std::vector<PlanStep> kept;
-  sum = 0;
+  sum = {};
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     PlanStep& step = plan.steps[i];
-    if (step.gate.is_closed() || !usd[i].has_value() || sum + *usd[i] > limit) continue;
-    sum += *usd[i];
+    if (step.gate.is_closed() || !costs[i].has_value()) continue;
+    if (!FitsLimits(query.request, sum + *costs[i])) continue;
+    sum = sum + *costs[i];
     step.verifies = step.verifies && !kept.empty();
     kept.push_back(std::move(step));
   }
-  if (kept.empty()) return RequestsBudgetTooSmall(query.request, least);
+  if (kept.empty()) return LimitsTooSmall(query.request, of_answers);
   kept.back().gate = Gate();
   plan.steps = std::move(kept);
   plan.reason += ", within the request's limit";
@@ -70,7 +69,7 @@ StatusOr<TierPlan> PlanRequest(const ModelCatalog& catalog, const CatalogEntry& 
   } else if (!has_drifted) {
     plan = entry.policy->Plan(query);
   }
-  if (!plan.ok() || plan->is_priced || !query.request.max_usd().has_value()) return plan;
+  if (!plan.ok() || plan->is_limited || !query.request.has_limits()) return plan;
   return Within(catalog, query, *std::move(plan));
 }
 

@@ -9,10 +9,10 @@
 namespace terrace {
 
 // The request's tier alone, when it names one; else the policy's last tier alone, when its smaller ones have
-// drifted from that; else the policy's plan. Of that, when the request limits its price, the steps whose
-// MostUsd fit in it together, from the first one on: a draft is the first to be left out, and the last step
-// that is left accepts every answer. A step before the last one that cannot have the prompt costs nothing, as
-// it is never asked.
+// drifted from that; else the policy's plan. Of that, when the request limits its price or its time, the
+// steps whose costs (CostAt) fit in it together, from the first one on: a draft is the first to be left out,
+// and the last step that is left accepts every answer. A step before the last one that cannot have the prompt
+// costs nothing, as it is never asked.
 //
 // `entry` is one of the catalog's, which has the tiers of the view. INVALID_ARGUMENT for a tier that is none
 // of the entry's (invalid_value) and where nothing fits (budget_too_small), PERMISSION_DENIED

@@ -33,16 +33,22 @@ class PlanRequestTest : public ::testing::Test {
 
   StatusOr<TierPlan> Plan(const std::string& model, const std::string& tier,
                           std::optional<double> max_usd = {}, bool has_drifted = false,
-                          const FixedMeter& meter = FixedMeter(), const TenantPtr& tenant = DefaultTenant()) {
+                          const FixedMeter& meter = FixedMeter(), const TenantPtr& tenant = DefaultTenant(),
+                          std::optional<double> max_seconds = {}) {
     const RequestPtr request = *Request::Make({.api = ApiKind::kOpenAiChat,
                                                .request_id = "r",
                                                .tier = tier,
                                                .max_usd = max_usd,
+                                               .max_seconds = max_seconds,
                                                .input = std::string("x"),
                                                .max_tokens = 90,
                                                .tenant = tenant});
     const ClusterView view = ReadyTiers({"nano", "small", "base"});
-    return PlanRequest(*catalog_, **catalog_->Find(model), has_drifted, {*request, view, meter});
+    return PlanRequest(*catalog_, **catalog_->Find(model), has_drifted, {*request, view, meter, speeds_});
+  }
+  StatusOr<TierPlan> PlanWithin(const std::string& model, const std::string& tier, double max_seconds,
+                                std::optional<double> max_usd = {}) {
+    return Plan(model, tier, max_usd, false, FixedMeter(), DefaultTenant(), max_seconds);
   }
   static std::vector<size_t> Tiers(const StatusOr<TierPlan>& plan) {
     CHECK(plan.ok(), Message(plan.status()));
@@ -52,6 +58,8 @@ class PlanRequestTest : public ::testing::Test {
   }
 
   const std::unique_ptr<ModelCatalog> catalog_;
+  // An answer of 90 tokens takes 1, 10 and 100 seconds.
+  std::vector<AnswerSpeed> speeds_ = {{0.11, 0.01}, {1.1, 0.1}, {11, 1}};
 };
 
 TEST_F(PlanRequestTest, ARequestMayNameOneOfItsModelsTiers) {
@@ -125,6 +133,40 @@ TEST_F(PlanRequestTest, StepsThatDoNotFitTheRequestsLimitTogetherAreLeftOut) {
     EXPECT_TRUE(plan->steps.back().gate.is_open());
     EXPECT_FALSE(plan->steps.front().verifies);
   }
+}
+
+TEST_F(PlanRequestTest, StepsThatDoNotFitTheRequestsTimeTogetherAreLeftOutToo) {
+  const struct {
+    const char* model;
+    double max_seconds;
+    std::optional<double> max_usd;
+    std::vector<size_t> tiers;
+    const char* reason;
+  } cases[] = {{"auto", 112, {}, {0, 1, 2}, "cascade"},
+               {"auto", 110, {}, {0, 1}, "cascade, within the request's limit"},
+               {"auto", 10.5, {}, {0}, "cascade, within the request's limit"},
+               {"auto", 110, kNanoUsd * 1.001, {0}, "cascade, within the request's limit"},
+               {"checked", 100.5, {}, {2}, "verify, within the request's limit"},
+               {"small", 10.5, {}, {1}, "named"},
+               {"priced", 10.5, {}, {1}, "budget"},
+               {"priced", 9, {}, {0}, "budget"}};
+  for (const auto& c : cases) {
+    const auto plan = PlanWithin(c.model, "", c.max_seconds, c.max_usd);
+    EXPECT_EQ(Tiers(plan), c.tiers) << c.model << " " << c.max_seconds;
+    EXPECT_EQ(plan->reason, c.reason);
+    EXPECT_TRUE(plan->steps.back().gate.is_open());
+  }
+  const std::pair<const char*, const char*> refused[] = {
+      {"auto", ""}, {"checked", ""}, {"small", ""}, {"priced", ""}, {"auto", "base"}};
+  for (const auto& [model, tier] : refused) {
+    const Status error = PlanWithin(model, tier, 0.5).status();
+    EXPECT_EQ(error.code(), StatusCode::kInvalidArgument) << model;
+    EXPECT_EQ(Reason(error), "budget_too_small");
+    EXPECT_EQ(Param(error), "x-terrace-max-seconds");
+  }
+  EXPECT_THAT(Message(PlanWithin("checked", "", 50).status()), HasSubstr("take 100 seconds"));
+  speeds_.clear();
+  EXPECT_THAT(Tiers(PlanWithin("auto", "", 0)), ElementsAre(0, 1, 2)) << "nothing is known";
 }
 
 TEST_F(PlanRequestTest, WhereNothingFitsTheErrorHasTheLeastPrice) {

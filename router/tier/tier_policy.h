@@ -4,11 +4,13 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
 #include "router/cluster/cluster_view.h"
+#include "router/request/answer.h"
 #include "router/request/request.h"
 #include "router/tier/gate.h"
 
@@ -28,7 +30,7 @@ struct TierPlan {
   std::string reason = {};   // why these, as replies and logs say it (docs/how-to/policies.md)
   bool names_step = false;   // the reason goes on with the step that answered
   bool is_measured = false;  // what a calibration makes of the request: its bound is about such plans alone
-  bool is_priced = false;    // the request's own limit of its price has been kept to
+  bool is_limited = false;   // the request's own limits of price and time have been kept to
 };
 
 // A request's prompt as the tiers see it: what a plan may look at besides the request and the snapshot, and
@@ -47,6 +49,9 @@ struct PlanQuery {
   const Request& request;
   const ClusterView& view;
   const PromptMeter& prompt;
+  // Of the view's tiers, as this router has seen them lately. Filled only where the policy or a limit of the
+  // request needs them: empty, nothing is known.
+  std::span<const AnswerSpeed> speeds = {};
 };
 
 class TierPolicy {
@@ -54,6 +59,8 @@ class TierPolicy {
   virtual ~TierPolicy() = default;
   // An error is the request's: what it asks for cannot be had (budget_too_small), or of its prompt.
   virtual StatusOr<TierPlan> Plan(const PlanQuery& query) const = 0;
+  // Looks at PlanQuery::speeds for each request.
+  virtual bool needs_speeds() const { return false; }
   // Why its plans are not what it was made for, if so: FAILED_PRECONDITION, reason stale_calibration.
   virtual Status Check(const ClusterView&) const { return {}; }
 };

@@ -54,6 +54,7 @@ class Bench(unittest.TestCase):
                 self.assertEqual(level["short_answers"]["count"], 0)
                 self.assertGreaterEqual(level["tokens"]["cached_share"], 0)
                 self.assertLessEqual(level["tokens"]["cached_share"], 1)
+                self.assertEqual(level["speculation"], {"verified": 0, "accepted": 0, "acceptance": None, "engine": None})
                 latency = level["latency_seconds"]
                 for name, count in (("first_token", 12), ("inter_token", 12 * 9), ("end_to_end", 12)):
                     self.assertEqual(set(latency[name]), PERCENTILES)

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """End to end: a request that kills whatever worker runs it takes two with it, not more. Then it is refused, by its fingerprint,
-with a 500 that says so, and nobody else is.
+with a 500 that says so, and nobody else is: streams that ran beside it are whole.
 
 The workers are of a build with failpoints (base/failpoint.h), in which a prompt with one certain token kills:
 
@@ -15,7 +15,7 @@ import pathlib
 import unittest
 
 from cluster import BIN, wait_until
-from fleet import Fleet
+from fleet import Fleet, long_chat
 from processes import http_call
 
 WORKER = pathlib.Path(os.environ.get("TERRACE_FAILPOINT_WORKER") or BIN / "terrace-worker-failpoints")
@@ -66,6 +66,18 @@ class Poison(unittest.TestCase):
             self.expect_quarantined(self.ask(fleet, POISON))
             self.assertEqual(self.ask(fleet, last_token=301)[0], 200)
             self.assertEqual(dead(), [])
+
+    def test_streams_that_ran_beside_it_are_whole(self):
+        bodies = [long_chat(64, temperature=0.8, seed=seed) for seed in range(2 * WORKERS)]
+        with Fleet(WORKERS, program=WORKER, failpoints=f"worker.computes_token:{POISON}=kill",
+                   router={"balance": {"policy": "round_robin"}}) as fleet:
+            want = [fleet.stream(body).read_to_end().transcript() for body in bodies]
+            streams = [fleet.stream(body).read_pieces(1) for body in bodies]
+            self.expect_quarantined(self.ask(fleet, POISON))
+            for stream, whole in zip(streams, want):
+                self.assertEqual(stream.read_to_end().transcript(), whole)
+            self.assertEqual(sum(not member.is_alive() for member in fleet.members), 2)
+            self.assertEqual(fleet.stream(bodies[0]).read_to_end().transcript(), want[0])
 
 
 if __name__ == "__main__":

@@ -63,11 +63,11 @@ TEST(BenchReport, HasEverySettingTheTargetAndTheLevels) {
 TEST(BenchReport, ALevelAddsUp) {
   const Json report = Report(TwoLevels());
   for (const Json& level : report["levels"]) {
-    EXPECT_THAT(Keys(level),
-                UnorderedElementsAre("load", "interrupted", "requests", "failures", "seconds",
-                                     "requests_per_second", "prompt_tokens_per_second",
-                                     "output_tokens_per_second", "output_ratio_to_first_level", "tokens",
-                                     "output_tokens_per_request", "short_answers", "latency_seconds"));
+    EXPECT_THAT(Keys(level), UnorderedElementsAre("load", "interrupted", "requests", "failures", "seconds",
+                                                  "requests_per_second", "prompt_tokens_per_second",
+                                                  "output_tokens_per_second", "output_ratio_to_first_level",
+                                                  "tokens", "speculation", "output_tokens_per_request",
+                                                  "short_answers", "latency_seconds"));
     const Json& requests = level["requests"];
     EXPECT_EQ(requests["planned"], requests["ok"].get<int>() + requests["failed"].get<int>() +
                                        requests["cancelled"].get<int>() + requests["dropped"].get<int>() +
@@ -100,6 +100,31 @@ TEST(BenchReport, AnOpenLoopSaysItsRateAndDrops) {
   EXPECT_EQ(level["load"],
             (Json{{"kind", "open"}, {"rate", 100.0}, {"arrivals", "constant"}, {"max_in_flight", 2}}));
   EXPECT_GT(level["requests"]["dropped"], 0);
+}
+
+TEST(BenchReport, SaysOfEachLevelWhatWasDrafted) {
+  const auto time = std::make_shared<SimulatedTime>();
+  SimulatedTarget target(
+      time, [](const BenchRequest&) { return SimulatedAnswer{.speculated = 4, .accepted_speculated = 3}; });
+  BenchSettings settings = TwoLevels();
+  settings.warmup_requests = 5;
+  const auto workload = Workload::Make(settings.workload, target.vocabulary(), 0);
+  RunLoad(target, *workload, settings, {.level = 0, .is_warmup = true}, time);
+  const LevelResult elsewhere = RunLoad(target, *workload, settings, {.level = 0}, time);
+  target.drafted = SpeculationStats{.drafter = "ngram", .verified = {100}, .passes = 100};  // before it
+  const LevelResult here = RunLoad(target, *workload, settings, {.level = 0}, time);
+  const Json report = BenchReportToJson(settings, target.description(), {elsewhere, here});
+  for (const Json& level : report["levels"]) {
+    EXPECT_EQ(level["speculation"]["verified"], 20 * 4);
+    EXPECT_EQ(level["speculation"]["accepted"], 20 * 3);
+    EXPECT_EQ(level["speculation"]["acceptance"], 0.75);
+  }
+  EXPECT_TRUE(report["levels"][0]["speculation"]["engine"].is_null());
+  const Json& engine = report["levels"][1]["speculation"]["engine"];
+  EXPECT_EQ(engine["drafter"], "ngram");
+  EXPECT_EQ(engine["passes"], 20) << "those of this level";
+  EXPECT_EQ(engine["tokens_per_pass"], 4);
+  EXPECT_EQ(engine["positions"]["1"]["verified"], 20 * 4);
 }
 
 TEST(BenchReport, ALevelWithoutAnswersHasNoNumberThatIsNotOne) {

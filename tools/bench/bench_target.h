@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "text/tokenizer.h"
+#include "worker/engine/speculation_stats.h"
 
 namespace terrace {
 
@@ -69,6 +70,9 @@ class BenchTarget {
   virtual const std::vector<TokenId>& vocabulary() const = 0;  // ids that prompts may hold
   virtual std::unique_ptr<BenchCall> Start(const BenchRequest& request,
                                            std::shared_ptr<BenchObserver> observer) = 0;
+  // What its engine has drafted since its start, perhaps without its last step. Absent where it has no
+  // drafter, or is not in this process.
+  virtual std::optional<SpeculationStats> Speculation() const { return std::nullopt; }
 };
 
 }  // namespace terrace

@@ -46,8 +46,8 @@ void LevelResult::Add(const RequestRecord& record) {
     queue.Record(Duration(std::llround(*record.end.queue_seconds * 1e9)));
   reported_prompt_tokens += record.end.prompt_tokens.value_or(0);
   cached_tokens += record.end.cached_tokens.value_or(0);
-  speculated_tokens += record.end.speculated_tokens.value_or(0);
-  accepted_speculated_tokens += record.end.accepted_speculated_tokens.value_or(0);
+  speculation.Add(record.end.speculated_tokens.value_or(0),
+                  record.end.accepted_speculated_tokens.value_or(0));
   if (record.tokens < record.wanted_tokens) {
     ++short_answers;
     if (short_answer_examples.size() < kShortAnswerExamples) {

@@ -9,6 +9,7 @@
 #include "tools/bench/bench_settings.h"
 #include "tools/bench/latency_histogram.h"
 #include "tools/bench/request_recorder.h"
+#include "tools/bench/speculation_figures.h"
 
 namespace terrace {
 
@@ -41,7 +42,6 @@ struct LevelResult {
   uint64_t output_tokens = 0;  // that arrived, those of answers that were not completed too
   // Of the complete answers.
   uint64_t reported_prompt_tokens = 0, cached_tokens = 0;  // as the target counted them
-  uint64_t speculated_tokens = 0, accepted_speculated_tokens = 0;
   uint32_t min_output_tokens = 0, max_output_tokens = 0;
   uint64_t short_answers = 0;
   std::vector<ShortAnswer> short_answer_examples;
@@ -50,6 +50,7 @@ struct LevelResult {
   // first_token and inter_token: of every token that arrived. end_to_end and queue: of complete answers.
   LatencyHistogram first_token, inter_token, end_to_end, queue;
   LatencyHistogram send_lag;  // how late this client sent
+  SpeculationFigures speculation;
 
   void Add(const RequestRecord& record);
 

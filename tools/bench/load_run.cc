@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "base/rng.h"
@@ -94,6 +95,7 @@ class LoadRun {
         time_(*time),
         hooks_(hooks),
         start_(time_.Now()),
+        drafted_before_(target.Speculation()),
         box_(std::make_shared<RecordBox>(std::move(time))),
         pacer_(MakePacer(settings.levels[part.level], ArrivalSeed(), start_)) {
     result_.shape = settings.levels[part.level];
@@ -117,6 +119,8 @@ class LoadRun {
     }
     result_.unfinished = in_flight_.size();
     result_.seconds = Seconds(last_event_ - start_);
+    if (drafted_before_.has_value())
+      result_.speculation.engine = target_.Speculation().value_or(*drafted_before_).Since(*drafted_before_);
     return std::move(result_);
   }
 
@@ -226,6 +230,7 @@ class LoadRun {
   BenchTime& time_;  // box_'s
   const LoadHooks& hooks_;
   const MonoTime start_;
+  const std::optional<SpeculationStats> drafted_before_;
   const std::shared_ptr<RecordBox> box_;
   const std::unique_ptr<Pacer> pacer_;
   uint64_t requests_ = 0;           // to plan

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,7 @@ struct SimulatedAnswer {
   Status status = {};                   // at the end, after `tokens` tokens
   std::optional<uint32_t> tokens = {};  // default: what the request asks for
   uint32_t cached_tokens = 0;
+  uint32_t speculated = 0, accepted_speculated = 0;  // of its tokens
 };
 
 class SimulatedTarget : public BenchTarget {
@@ -64,6 +66,7 @@ class SimulatedTarget : public BenchTarget {
 
   const TargetDescription& description() const override { return description_; }
   const std::vector<TokenId>& vocabulary() const override { return vocabulary_; }
+  std::optional<SpeculationStats> Speculation() const override { return drafted; }
 
   std::unique_ptr<BenchCall> Start(const BenchRequest& request,
                                    std::shared_ptr<BenchObserver> observer) override {
@@ -82,6 +85,8 @@ class SimulatedTarget : public BenchTarget {
   std::vector<BenchRequest> started;
   std::vector<MonoTime> start_times;
   uint32_t in_flight = 0, most_in_flight = 0;
+  // Of its engine, when it is said to have a drafter; each answer has all its drafted tokens in one pass.
+  std::optional<SpeculationStats> drafted;
 
  private:
   struct Run {
@@ -107,6 +112,13 @@ class SimulatedTarget : public BenchTarget {
         end.prompt_tokens = prompt_tokens;
         end.cached_tokens = answer.cached_tokens;
         end.queue_seconds = 0.001;
+        end.speculated_tokens = answer.speculated;
+        end.accepted_speculated_tokens = answer.accepted_speculated;
+        if (target.drafted.has_value()) {
+          target.drafted->verified[0] += answer.speculated;
+          target.drafted->accepted[0] += answer.accepted_speculated;
+          ++target.drafted->passes;
+        }
       }
       std::exchange(observer, nullptr)->OnEnd(end);
     }

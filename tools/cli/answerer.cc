@@ -13,6 +13,14 @@ constexpr double kWaitSeconds = 0.05;  // how late a Ctrl-C may be noticed
 
 uint32_t ChoicesOf(const v1::GenerateRequest& request) { return std::max(request.n(), 1u); }
 
+void AddUsage(const v1::Usage& from, v1::Usage& to) {
+  to.set_prompt_tokens(to.prompt_tokens() + from.prompt_tokens());
+  to.set_cached_tokens(to.cached_tokens() + from.cached_tokens());
+  to.set_completion_tokens(to.completion_tokens() + from.completion_tokens());
+  to.set_speculated_tokens(to.speculated_tokens() + from.speculated_tokens());
+  to.set_accepted_speculated_tokens(to.accepted_speculated_tokens() + from.accepted_speculated_tokens());
+}
+
 void Answer::Add(const v1::GenerateResponse& piece) {
   text += piece.text();
   tokens.insert(tokens.end(), piece.tokens().begin(), piece.tokens().end());

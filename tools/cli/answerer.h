@@ -4,17 +4,21 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/shutdown.h"
 #include "base/status.h"
 #include "proto/terrace/v1/inference.pb.h"
+#include "worker/engine/speculation_stats.h"
 
 namespace terrace {
 
 // How many answers a request gets.
 uint32_t ChoicesOf(const v1::GenerateRequest& request);
+
+void AddUsage(const v1::Usage& from, v1::Usage& to);
 
 // A piece of one of the answers. An error is the last one, and so is the last piece with `finished`: each
 // answer has one.
@@ -36,6 +40,9 @@ class Answerer {
   virtual ~Answerer() = default;
   virtual std::unique_ptr<AnswerCall> Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) = 0;
   virtual StatusOr<v1::ListModelsResponse> ListModels() = 0;
+  // What a model in this process has drafted since its start, perhaps without its last step. Absent where it
+  // has no drafter, or is elsewhere.
+  virtual std::optional<SpeculationStats> Speculation() const { return std::nullopt; }
 };
 
 struct Answer {

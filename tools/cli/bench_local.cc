@@ -5,6 +5,7 @@
 
 #include "base/version.h"
 #include "tools/cli/bench_targets.h"
+#include "tools/cli/local_model.h"
 
 namespace terrace {
 namespace {
@@ -69,6 +70,7 @@ class LocalTarget : public BenchTarget {
 
   const TargetDescription& description() const override { return description_; }
   const std::vector<TokenId>& vocabulary() const override { return vocabulary_; }
+  std::optional<SpeculationStats> Speculation() const override { return DraftedBy(*opened_.engine); }
 
   std::unique_ptr<BenchCall> Start(const BenchRequest& request,
                                    std::shared_ptr<BenchObserver> observer) override {

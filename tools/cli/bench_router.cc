@@ -43,6 +43,8 @@ class GenerateStream : public BenchStream<v1::GenerateResponse> {
     }
     end.prompt_tokens = usage.prompt_tokens();
     end.cached_tokens = usage.cached_tokens();
+    end.speculated_tokens = usage.speculated_tokens();
+    end.accepted_speculated_tokens = usage.accepted_speculated_tokens();
     return end;
   }
 

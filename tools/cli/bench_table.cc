@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tools/cli/format.h"
+#include "tools/cli/speculation_text.h"
 
 namespace terrace {
 namespace {
@@ -130,6 +131,11 @@ std::string Notes(const LevelResult& level) {
   return out;
 }
 
+std::string DraftsLine(const LevelResult& level) {
+  const std::string text = DescribeSpeculation(level.speculation);
+  return text.empty() ? "" : Concat(DescribeShape(level.shape), ": ", text, "\n");
+}
+
 std::string AnswerLengths(const std::vector<LevelResult>& levels) {
   uint32_t least = 0, most = 0;
   bool has_any = false;
@@ -151,6 +157,7 @@ std::string FormatBenchReport(const BenchSettings& settings, const TargetDescrip
   std::string out = DescribeTarget(target) + DescribeSettings(settings);
   if (levels.empty()) return out;
   out += Concat("\n", ThroughputTable(levels), LatencyTable(levels), "\n", AnswerLengths(levels));
+  for (const LevelResult& level : levels) out += DraftsLine(level);
   for (const LevelResult& level : levels) out += Notes(level);
   const auto is_short = [](const LevelResult& level) { return level.seconds < kSecondsToTrust; };
   if (std::any_of(levels.begin(), levels.end(), is_short))

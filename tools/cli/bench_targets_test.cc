@@ -86,6 +86,8 @@ class FakeWorker : public v1::Worker::Service {
     finished.set_cached_tokens(2);
     finished.set_generated_tokens(request->max_tokens());
     finished.set_queue_seconds(0.25);
+    finished.set_speculated_tokens(6);
+    finished.set_accepted_speculated_tokens(4);
     writer->Write(event);
     return grpc::Status::OK;
   }
@@ -126,6 +128,8 @@ class FakeRouter : public v1::Inference::Service {
     usage.set_prompt_tokens(request->prompt_tokens().ids_size());
     usage.set_cached_tokens(2);
     usage.set_completion_tokens(request->max_tokens());
+    usage.set_speculated_tokens(6);
+    usage.set_accepted_speculated_tokens(4);
     writer->Write(response);
     return grpc::Status::OK;
   }
@@ -177,6 +181,9 @@ TEST_P(BenchTargetsTest, AnAnswerIsCountedAndItsEndSaysWhatTheServerDid) {
   EXPECT_EQ(end.status, Status());
   EXPECT_EQ(end.prompt_tokens, 3u);
   EXPECT_EQ(end.cached_tokens, 2u);
+  EXPECT_EQ(end.speculated_tokens, 6u);
+  EXPECT_EQ(end.accepted_speculated_tokens, 4u);
+  EXPECT_FALSE((*target)->Speculation().has_value()) << "its engine is not in this process";
   EXPECT_EQ(end.queue_seconds, is_worker() ? std::optional(0.25) : std::nullopt);
   const auto check = [](const auto& request) {
     EXPECT_TRUE(request.ignore_eos());

@@ -161,6 +161,33 @@ TEST(Bench, AModelInThisProcessIsMeasuredAtEveryLevel) {
   EXPECT_EQ(test.err.str(), "");
 }
 
+TEST(Bench, AModelInThisProcessSaysWhatItDrafted) {
+  const auto run = [](const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"--model",         kNano, "--threads",       "1",
+                                          "--requests",      "3",   "--prompt-tokens", "20",
+                                          "--output-tokens", "20",  "--json",          "-"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const auto options = Parse(arguments);
+    EXPECT_TRUE(options.ok()) << options.status();
+    TestContext test;
+    EXPECT_EQ(RunBench(*options, test.context), Status());
+    return Json(Json::parse(test.out.str())["levels"][0]["speculation"]);
+  };
+  const Json off = run({});
+  EXPECT_EQ(off["verified"], 0);
+  EXPECT_TRUE(off["acceptance"].is_null());
+  EXPECT_TRUE(off["engine"].is_null());
+  const Json on = run({"--drafter", "model", "--draft-model", kNano});
+  EXPECT_GT(on["accepted"], 0);
+  EXPECT_LE(on["accepted"], on["verified"]);
+  const Json& engine = on["engine"];
+  EXPECT_EQ(engine["drafter"], "model");
+  EXPECT_EQ(engine["failures"], 0);
+  EXPECT_GT(engine["passes"], 0);
+  EXPECT_GT(engine["drafting_seconds"], 0);
+  EXPECT_GT(engine["positions"]["1"]["verified"], 0);
+}
+
 TEST(Bench, LengthsThatNeverFitAreRefusedBeforeAnythingIsSent) {
   const auto options = Parse({"--model", kNano, "--prompt-tokens", "100000"});
   ASSERT_TRUE(options.ok()) << options.status();
@@ -195,13 +222,15 @@ TEST(BenchTable, SaysWhatAReaderMustKnow) {
   level.send_lag.Record(std::chrono::milliseconds(50));
   level.is_interrupted = true;
   level.unfinished = 2;
+  level.speculation.Add(8, 6);
   BenchSettings settings;
   settings.levels = {level.shape};
   const std::string text = FormatBenchReport(settings, {.kind = "worker", .name = "h:1"}, {level});
   for (const char* wanted :
        {"worker h:1", "constant arrivals", "1 failed, overloaded: inbox full",
         "5 of 10 requests were not sent, for --max-in-flight 1024 were", "request 3: 5 of 32 tokens",
-        "2 requests were drawn longer", "50.0 ms late", "2 did not end", "10.0"}) {
+        "2 requests were drawn longer", "50.0 ms late", "2 did not end", "10.0",
+        "2.5 requests/s: drafts: 8 tokens verified, 6 accepted (75.0%)"}) {
     EXPECT_THAT(text, HasSubstr(wanted));
   }
 }

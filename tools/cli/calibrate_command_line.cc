@@ -80,6 +80,7 @@ void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options)
           ->type_name(kWholeNumber);
   const auto [device, compute, kv_dtype] =
       AddEngineOptions(command, target.device, target.compute, target.kv_dtype);
+  const auto [drafter, draft_model] = AddDraftOptions(command, target.drafter, target.draft_model);
   auto* const tasks =
       command.add_option("--tasks", options.tasks, "task files (default: models/eval/validation.jsonl)")
           ->type_name("FILE");
@@ -99,8 +100,8 @@ void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options)
       command.add_option("--save-records", options.save_records, "file for what was asked, to be used again")
           ->type_name("FILE");
   command.add_flag("--records-only", options.records_only, "save the records, and end")->needs(save);
-  for (CLI::Option* const option :
-       {router, router_ops, threads, device, compute, kv_dtype, tasks, limit, concurrency, max_tokens, save})
+  for (CLI::Option* const option : {router, router_ops, threads, device, compute, kv_dtype, drafter,
+                                    draft_model, tasks, limit, concurrency, max_tokens, save})
     option->needs(tiers);
 }
 

@@ -202,12 +202,33 @@ TEST(AskTiers, AModelAgreesWithItselfAsADraft) {
   }
 }
 
+TEST(AskTiers, ADrafterChangesNoRecord) {
+  auto rows = LoadTaskFile("models/eval/validation.jsonl");
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  rows->resize(4);
+  AskTiersOptions options;
+  options.tiers = {Concat("one=", kNano)};
+  options.target.threads = 1;
+  TestContext test;
+  const auto without = AskTiers(*rows, options, test.context);
+  ASSERT_TRUE(without.ok()) << without.status();
+  options.target.drafter = "model";
+  options.target.draft_model = kNano;
+  const auto with = AskTiers(*rows, options, test.context);
+  ASSERT_TRUE(with.ok()) << with.status();
+  EXPECT_EQ(RecordsText(*with), RecordsText(*without));
+}
+
 TEST(CommandLine, CalibrateAndTrainRouterReadTheirFlags) {
   const CommandLine line = ParseCommandLine({"calibrate",
                                              "--tiers",
                                              "nano,small=models/s,base",
                                              "--router",
                                              "h:1",
+                                             "--drafter",
+                                             "model",
+                                             "--draft-model",
+                                             "models/d",
                                              "--tasks",
                                              "a",
                                              "b",
@@ -237,6 +258,8 @@ TEST(CommandLine, CalibrateAndTrainRouterReadTheirFlags) {
   const auto& options = std::get<CalibrateOptions>(*line.options);
   EXPECT_THAT(options.ask.tiers, ElementsAre("nano", "small=models/s", "base"));
   EXPECT_EQ(options.ask.target.router, "h:1");
+  EXPECT_EQ(options.ask.target.drafter, "model");
+  EXPECT_EQ(options.ask.target.draft_model, "models/d");
   EXPECT_THAT(options.tasks, ElementsAre("a", "b"));
   EXPECT_EQ(options.save_records, "r");
   EXPECT_EQ(options.calibration.limit.epsilon, 0.02);
@@ -259,6 +282,9 @@ TEST(CommandLine, CalibrateRefusesFlagsThatMakeNoSense) {
       {"calibrate"},
       {"calibrate", "--records", "r", "--tiers", "a,b"},
       {"calibrate", "--records", "r", "--tasks", "t"},  // nobody is asked
+      {"calibrate", "--records", "r", "--drafter", "ngram"},
+      {"calibrate", "--tiers", "a,b", "--drafter", "oracle"},
+      {"calibrate", "--tiers", "a,b", "--draft-model", "d"},
       {"calibrate", "--records", "r", "--epsilon", "1.5"},
       {"calibrate", "--records", "r", "--delta", "x"},
       {"calibrate", "--records", "r", "--starts", "0"},

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "tools/cli/ask_rows.h"
 #include "tools/cli/format.h"
+#include "tools/cli/speculation_text.h"
 
 namespace terrace {
 namespace {
@@ -20,6 +21,8 @@ Score ScoreOf(const TaskRow& row, const Answer& answer, const std::map<std::stri
     const uint64_t tokens = attempt.usage().prompt_tokens() + attempt.usage().completion_tokens();
     score.prompt_tokens += attempt.usage().prompt_tokens();
     score.completion_tokens += attempt.usage().completion_tokens();
+    score.speculated_tokens += attempt.usage().speculated_tokens();
+    score.accepted_speculated_tokens += attempt.usage().accepted_speculated_tokens();
     const auto known = parameters.find(attempt.tier());
     if (known != parameters.end())
       score.cost += static_cast<double>(known->second) * static_cast<double>(tokens);
@@ -85,9 +88,16 @@ Json ScoreToJson(const Score& score) {
           {"accuracy", score.accuracy()},
           {"prompt_tokens", score.prompt_tokens},
           {"completion_tokens", score.completion_tokens},
+          {"speculated_tokens", score.speculated_tokens},
+          {"accepted_speculated_tokens", score.accepted_speculated_tokens},
           {"price_usd", score.price_usd},
           {"cost", score.cost},
           {"mean_seconds", score.rows == 0 ? 0 : score.total_seconds / static_cast<double>(score.rows)}};
+}
+
+std::string DraftsLine(const EvaluationResult& result, const std::string& whose) {
+  const std::string text = DescribeSpeculation(result.Speculation());
+  return text.empty() ? "" : Concat(whose, text, "\n");
 }
 
 }  // namespace
@@ -97,6 +107,8 @@ void Score::Add(const Score& other) {
   right += other.right;
   prompt_tokens += other.prompt_tokens;
   completion_tokens += other.completion_tokens;
+  speculated_tokens += other.speculated_tokens;
+  accepted_speculated_tokens += other.accepted_speculated_tokens;
   price_usd += other.price_usd;
   cost += other.cost;
   total_seconds += other.total_seconds;
@@ -106,6 +118,13 @@ Score EvaluationResult::All() const {
   Score all;
   for (const auto& [task, score] : tasks) all.Add(score);
   return all;
+}
+
+SpeculationFigures EvaluationResult::Speculation() const {
+  const Score all = All();
+  return {.verified = all.speculated_tokens,
+          .accepted = all.accepted_speculated_tokens,
+          .engine = engine_speculation};
 }
 
 StatusOr<EvaluationResult> RunEvaluation(Answerer& answerer, const std::vector<TaskRow>& rows,
@@ -130,6 +149,7 @@ StatusOr<EvaluationResult> RunEvaluation(Answerer& answerer, const std::vector<T
 
   std::map<std::string, uint64_t> answered_by;  // rows, by tier
   size_t done = 0;
+  const std::optional<SpeculationStats> drafted_before = answerer.Speculation();
   const MonoTime start = RealClock().Now();
   const auto on_answer = [&](size_t row, const Answer& answer) -> Status {
     Count(scored[row], answer, parameters, result, answered_by);
@@ -141,6 +161,8 @@ StatusOr<EvaluationResult> RunEvaluation(Answerer& answerer, const std::vector<T
               {.model = options.model, .concurrency = options.concurrency, .max_tokens = options.max_tokens},
               shutdown, on_answer));
   result.wall_seconds = Seconds(RealClock().Now() - start);
+  if (drafted_before.has_value())
+    result.engine_speculation = answerer.Speculation().value_or(*drafted_before).Since(*drafted_before);
   result.answered_by.assign(answered_by.begin(), answered_by.end());
   std::stable_sort(result.answered_by.begin(), result.answered_by.end(),
                    [&](const auto& a, const auto& b) { return parameters[a.first] < parameters[b.first]; });
@@ -172,7 +194,8 @@ std::string FormatEvaluation(const EvaluationResult& result, const EvaluationRes
   out += Concat("\n", all.rows, " rows in ", FormatSeconds(result.wall_seconds));
   if (result.unscored_rows > 0)
     out += Concat(", ", result.unscored_rows, " rows have no checker and were not asked");
-  return out + "\n";
+  out += "\n" + DraftsLine(result, "");
+  return compared == nullptr ? out : out + DraftsLine(*compared, compared->model + ", ");
 }
 
 Json EvaluationToJson(const EvaluationResult& result) {
@@ -181,6 +204,7 @@ Json EvaluationToJson(const EvaluationResult& result) {
                {"answered_by", Json::object()},
                {"unscored_rows", result.unscored_rows},
                {"wall_seconds", result.wall_seconds},
+               {"speculation", SpeculationToJson(result.Speculation())},
                {"tasks", Json::object()},
                {"difficulties", Json::object()}};
   for (const auto& [tier, count] : result.answered_by) json["answered_by"][tier] = count;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "base/json.h"
 #include "base/shutdown.h"
 #include "base/status.h"
+#include "tools/bench/speculation_figures.h"
 #include "tools/cli/answerer.h"
 #include "tools/cli/task_file.h"
 
@@ -20,7 +22,8 @@ namespace terrace {
 struct Score {
   uint64_t rows = 0;
   uint64_t right = 0;
-  uint64_t prompt_tokens = 0, completion_tokens = 0;  // of all attempts
+  uint64_t prompt_tokens = 0, completion_tokens = 0;               // of all attempts, as the next two
+  uint64_t speculated_tokens = 0, accepted_speculated_tokens = 0;  // see v1.Usage
   double price_usd = 0;
   // parameters x (prompt + generated tokens), every tier that was asked counted: work, whatever the hardware.
   double cost = 0;
@@ -37,8 +40,10 @@ struct EvaluationResult {
   std::vector<std::pair<std::string, uint64_t>> answered_by;  // tier and rows, smallest model first
   uint64_t unscored_rows = 0;                                 // checker "none": not asked
   double wall_seconds = 0;
+  std::optional<SpeculationStats> engine_speculation;  // of a model in this process with a drafter
 
   Score All() const;
+  SpeculationFigures Speculation() const;
 };
 
 struct EvaluationOptions {

@@ -48,6 +48,8 @@ class FakeAnswerer : public Answerer {
       attempt.set_tier(tier);
       attempt.mutable_usage()->set_prompt_tokens(7);
       attempt.mutable_usage()->set_completion_tokens(3);
+      attempt.mutable_usage()->set_speculated_tokens(2);
+      attempt.mutable_usage()->set_accepted_speculated_tokens(1);
     }
     on_piece(std::move(first));
     on_piece(std::move(last));
@@ -64,7 +66,16 @@ class FakeAnswerer : public Answerer {
     return models;
   }
 
+  std::optional<SpeculationStats> Speculation() const override {
+    if (!has_drafter) return std::nullopt;
+    SpeculationStats stats{.drafter = "ngram", .passes = asked_};
+    stats.verified[0] = stats.accepted[0] = asked_;
+    return stats;
+  }
+
   size_t asked() const { return asked_; }
+
+  bool has_drafter = false;
 
  private:
   class Call : public AnswerCall {
@@ -105,6 +116,30 @@ TEST(Evaluation, CountsEveryTierThatWasAsked) {
   EXPECT_EQ(all.cost, 10.0 * (100 + 1000) * (7 + 3));
   EXPECT_THAT(result->answered_by, testing::ElementsAre(testing::Pair("b", 10u)));
   EXPECT_THAT(FormatEvaluation(*result, &*result), HasSubstr("1.000 of "));
+}
+
+TEST(Evaluation, SaysWhatWasDraftedByAllTiersAndMeanwhileInThisProcess) {
+  std::vector<TaskRow> rows = TestRows();
+  rows.resize(10);
+  FakeAnswerer answerer([](const v1::ChatMessages&) { return "x"; });
+  ShutdownSignal shutdown;
+  const auto served = RunEvaluation(answerer, rows, {.model = "m"}, shutdown);
+  ASSERT_TRUE(served.ok()) << served.status();
+  Json json = EvaluationToJson(*served);
+  EXPECT_EQ(json["all"]["speculated_tokens"], 10 * 2 * 2);
+  EXPECT_EQ(json["speculation"]["verified"], 10 * 2 * 2);
+  EXPECT_EQ(json["speculation"]["acceptance"], 0.5);
+  EXPECT_TRUE(json["speculation"]["engine"].is_null());
+  EXPECT_THAT(FormatEvaluation(*served, nullptr),
+              HasSubstr("\ndrafts: 40 tokens verified, 20 accepted (50.0%)\n"));
+  answerer.has_drafter = true;
+  const auto in_process = RunEvaluation(answerer, rows, {.model = "m"}, shutdown);
+  ASSERT_TRUE(in_process.ok()) << in_process.status();
+  json = EvaluationToJson(*in_process);
+  EXPECT_EQ(json["speculation"]["engine"]["passes"], 10) << "not those of the answers before";
+  EXPECT_EQ(json["speculation"]["engine"]["tokens_per_pass"], 2);
+  EXPECT_THAT(FormatEvaluation(*in_process, &*served),
+              testing::AllOf(HasSubstr("\ndrafts (ngram): "), HasSubstr("\nm, drafts: 40 tokens")));
 }
 
 TEST(Evaluation, RowsWithoutACheckerAreNotAsked) {

@@ -100,6 +100,8 @@ class LocalAnswers::Sink : public TokenSink {
       finished.mutable_usage()->set_cached_tokens(result.stats.cached_tokens);
     }
     finished.mutable_usage()->set_completion_tokens(token_count_);
+    finished.mutable_usage()->set_speculated_tokens(result.stats.speculated_tokens);
+    finished.mutable_usage()->set_accepted_speculated_tokens(result.stats.accepted_speculated_tokens);
     finished.set_tier(owner_->name_);
     if (token_count_ > 0) finished.set_time_to_first_token_seconds(Seconds(first_token_ - owner_->start_));
     finished.set_total_seconds(Seconds(RealClock().Now() - owner_->start_));
@@ -165,20 +167,21 @@ void LocalAnswers::SendBest() {
   v1::GenerateResponse scores;
   scores.mutable_prompt_tokens()->Assign(held_[0].prompt_tokens.begin(), held_[0].prompt_tokens.end());
   if (scores.prompt_tokens_size() > 0) Send(0, std::move(scores));
-  v1::Usage usage = held_[0].finished.usage();
-  usage.set_completion_tokens(0);
+  v1::Usage usage;
+  usage.set_prompt_tokens(held_[0].finished.usage().prompt_tokens());
+  usage.set_cached_tokens(held_[0].finished.usage().cached_tokens());
   held_[0].finished.mutable_usage()->clear_prompt_tokens();
   held_[0].finished.mutable_usage()->clear_cached_tokens();
   std::ranges::stable_sort(held_, std::greater(),
                            [](const Answer& answer) { return answer.finished.attempts(0).mean_logprob(); });
   google::protobuf::RepeatedPtrField<v1::TierAttempt> attempts;
   for (uint32_t i = ChoicesOf(request_); i < draws(); ++i) {
-    usage.set_completion_tokens(usage.completion_tokens() + held_[i].finished.usage().completion_tokens());
+    AddUsage(held_[i].finished.usage(), usage);
     *attempts.Add() = held_[i].finished.attempts(0);
     attempts.rbegin()->set_accepted(false);
   }
   v1::GenerateFinished& best = held_[0].finished;
-  usage.set_completion_tokens(usage.completion_tokens() + best.usage().completion_tokens());
+  AddUsage(best.usage(), usage);
   *best.mutable_usage() = usage;
   *attempts.Add() = best.attempts(0);
   best.mutable_attempts()->Swap(&attempts);

@@ -37,6 +37,12 @@ class LocalCall : public AnswerCall {
 
 }  // namespace
 
+std::optional<SpeculationStats> DraftedBy(const Engine& engine) {
+  const SpeculationStats stats = engine.Stats().speculation;
+  if (stats.drafter.empty()) return std::nullopt;
+  return stats;
+}
+
 StatusOr<std::unique_ptr<LocalModel>> LocalModel::Open(const OpenEngineOptions& options) {
   ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngine(options));
   return std::unique_ptr<LocalModel>(new LocalModel(std::move(opened)));
@@ -68,6 +74,7 @@ StatusOr<SequenceSpec> LocalModel::MakeSpec(const v1::GenerateRequest& request) 
   spec.max_tokens = request.max_tokens();
   spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   spec.ignore_eos = request.ignore_eos();
+  if (request.has_speculation_max_tokens()) spec.speculation = request.speculation_max_tokens();
   spec.top_logprobs = request.top_logprobs();
   if (request.prompt_logprobs() && spec.max_tokens == 0 && spec.prompt.size() < opened_.context_length) {
     spec.max_tokens =

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tools/cli/answerer.h"
@@ -12,12 +13,16 @@ namespace terrace {
 
 class LocalAnswers;
 
+// Since its start; absent where it has no drafter.
+std::optional<SpeculationStats> DraftedBy(const Engine& engine);
+
 class LocalModel : public Answerer {
  public:
   static StatusOr<std::unique_ptr<LocalModel>> Open(const OpenEngineOptions& options);
 
   std::unique_ptr<AnswerCall> Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) override;
   StatusOr<v1::ListModelsResponse> ListModels() override;  // this one
+  std::optional<SpeculationStats> Speculation() const override { return DraftedBy(*opened_.engine); }
 
  private:
   explicit LocalModel(OpenedEngine opened) : opened_(std::move(opened)) {}

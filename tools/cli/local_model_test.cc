@@ -159,6 +159,33 @@ TEST_F(LocalModelTest, TheBestAreTheLikeliestOfThoseDrawn) {
   EXPECT_EQ(TotalOf(best).usage().completion_tokens(), TotalOf(drawn).usage().completion_tokens());
 }
 
+TEST_F(LocalModelTest, TheUsageTellsOfDraftsAndARequestMayHaveNone) {
+  EXPECT_FALSE(Open(kNano)->Speculation().has_value()) << "it has no drafter";
+  OpenEngineOptions options;
+  options.model = kNano;
+  options.threads = 1;
+  options.speculation = {.drafter = "model", .model = kNano};  // right, and free until it was measured
+  const auto model = LocalModel::Open(options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  ShutdownSignal shutdown;
+  v1::GenerateRequest request = StoryRequest();
+  request.set_ignore_eos(true);
+  request.set_speculation_max_tokens(0);
+  const Answer plain = Ask(**model, request, shutdown).value();
+  EXPECT_EQ(plain.finished.usage().speculated_tokens(), 0u);
+  request.clear_speculation_max_tokens();
+  const Answer drafted = Ask(**model, request, shutdown).value();
+  EXPECT_EQ(drafted.text, plain.text);
+  const v1::Usage& usage = drafted.finished.usage();
+  EXPECT_GT(usage.accepted_speculated_tokens(), 0u);
+  EXPECT_LE(usage.accepted_speculated_tokens(), usage.speculated_tokens());
+  EXPECT_EQ(drafted.finished.attempts(0).usage().speculated_tokens(), usage.speculated_tokens());
+  const auto stats = (*model)->Speculation();
+  ASSERT_TRUE(stats.has_value());
+  EXPECT_EQ(stats->drafter, "model");
+  EXPECT_GT(SpeculationStats::Sum(stats->verified), 0u);
+}
+
 TEST_F(LocalModelTest, AnEchoPutsThePromptBeforeEveryAnswer) {
   const std::unique_ptr<LocalModel> model = Open(kNano);
   ShutdownSignal shutdown;

@@ -23,7 +23,9 @@ const char* Name(v1::FinishReason reason) {
 Json UsageToJson(const v1::Usage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens()},
           {"cached_tokens", usage.cached_tokens()},
-          {"completion_tokens", usage.completion_tokens()}};
+          {"completion_tokens", usage.completion_tokens()},
+          {"speculated_tokens", usage.speculated_tokens()},
+          {"accepted_speculated_tokens", usage.accepted_speculated_tokens()}};
 }
 
 Json TokenToJson(const v1::OutputToken& token) {
@@ -79,10 +81,7 @@ v1::GenerateFinished TotalOf(const std::vector<Answer>& answers) {
   v1::GenerateFinished total = answers.front().finished;
   for (size_t i = 1; i < answers.size(); ++i) {
     const v1::GenerateFinished& finished = answers[i].finished;
-    v1::Usage& usage = *total.mutable_usage();
-    usage.set_prompt_tokens(usage.prompt_tokens() + finished.usage().prompt_tokens());
-    usage.set_cached_tokens(usage.cached_tokens() + finished.usage().cached_tokens());
-    usage.set_completion_tokens(usage.completion_tokens() + finished.usage().completion_tokens());
+    AddUsage(finished.usage(), *total.mutable_usage());
     total.mutable_attempts()->MergeFrom(finished.attempts());
     total.set_price_usd(total.price_usd() + finished.price_usd());
     total.set_time_to_first_token_seconds(

@@ -3,11 +3,9 @@
 // only.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -15,26 +13,11 @@
 #include "base/status.h"
 #include "worker/engine/executor.h"
 #include "worker/engine/scheduler.h"
+#include "worker/engine/speculation_stats.h"
 #include "worker/speculative/draft_controller.h"
 #include "worker/speculative/drafter.h"
 
 namespace terrace {
-
-// Since the start.
-struct SpeculationStats {
-  // Positions in a draft: 1, 2, 3, 4, 5 to 8, later ones.
-  static constexpr size_t kPositions = 6;
-  static constexpr size_t PositionOf(uint32_t index) { return index < 4 ? index : index < 8 ? 4 : 5; }
-
-  std::string_view drafter = "";                            // its name, a literal; "": there is none
-  std::array<uint64_t, kPositions> verified{}, accepted{};  // tokens
-  // Of a sequence through the model with a draft: each gives one token more than it accepts, but where the
-  // answer ends.
-  uint64_t passes = 0;
-  uint64_t failures = 0;  // of the drafter: after the first one there is none
-  double drafting_seconds = 0;
-  double saved_seconds = 0;  // as the cost curves have it; less than 0: lost
-};
 
 class Speculation {
  public:

@@ -17,7 +17,7 @@ constexpr std::array kOutcomeNames = {"stop",  "length",      "cancelled", "dead
                                       "error", "handed_over", "refused"};
 constexpr size_t kRefused = 6;
 constexpr std::array kDrafterNames = {"ngram", "model"};
-constexpr std::array kPositionNames = {"1", "2", "3", "4", "5-8", "9+"};
+constexpr auto kPositionNames = SpeculationStats::kPositionNames;
 constexpr std::array kVerdictNames = {"accepted", "rejected"};
 
 // Counters that follow totals of the engine.
@@ -67,7 +67,7 @@ WorkerMetrics::WorkerMetrics()
       inter_token_seconds_(registry_.GetHistogram("terrace_engine_inter_token_latency_seconds")),
       numeric_errors_(registry_.GetCounter("terrace_numeric_errors_total")) {
   static_assert(kPhaseNames.size() == kPhases && kOutcomeNames.size() == kOutcomes);
-  static_assert(kFollowedTotals.size() == kTotals && kPositionNames.size() == SpeculationStats::kPositions);
+  static_assert(kFollowedTotals.size() == kTotals);
   for (size_t i = 0; i < kPhases; ++i) {
     step_seconds_[i] = &registry_.GetHistogram("terrace_engine_step_seconds", Labels{kPhaseNames[i]});
     step_tokens_[i] = &registry_.GetHistogram("terrace_engine_step_tokens", Labels{kPhaseNames[i]});

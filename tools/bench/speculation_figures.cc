@@ -1,0 +1,35 @@
+#include "tools/bench/speculation_figures.h"
+
+namespace terrace {
+namespace {
+
+Json OrNull(std::optional<double> value) { return value.has_value() ? Json(*value) : Json(); }
+
+Json TokensToJson(uint64_t verified, uint64_t accepted) {
+  return {{"verified", verified},
+          {"accepted", accepted},
+          {"acceptance", OrNull(AcceptedShare(verified, accepted))}};
+}
+
+}  // namespace
+
+Json SpeculationToJson(const SpeculationFigures& figures) {
+  Json json = TokensToJson(figures.verified, figures.accepted);
+  Json& engine = json["engine"] = nullptr;
+  if (!figures.engine.has_value()) return json;
+  const SpeculationStats& stats = *figures.engine;
+  engine = {{"drafter", stats.drafter},
+            {"failures", stats.failures},
+            {"passes", stats.passes},
+            {"tokens_per_pass", stats.tokens_per_pass()},
+            {"drafting_seconds", stats.drafting_seconds},
+            {"saved_seconds", stats.saved_seconds},
+            {"positions", Json::object()}};
+  for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {
+    engine["positions"][SpeculationStats::kPositionNames[i]] =
+        TokensToJson(stats.verified[i], stats.accepted[i]);
+  }
+  return json;
+}
+
+}  // namespace terrace
