@@ -52,9 +52,9 @@ inline Vec16 LoadRow(const std::byte* row, size_t d, size_t left) {
 }
 
 struct Query {
-  const float* q;  // best at a multiple of 64 bytes: each vector of it meets every key
-  float* out;      // of this span
-  size_t count;    // it attends to the first so many rows
+  const float* q;
+  float* out;    // of this span
+  size_t count;  // it attends to the first so many rows
 };
 
 // The rows of a span.
@@ -115,8 +115,11 @@ inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, 
   }
 }
 
-// sums[i][k] = the 16 partial sums of q_i . key_j, j = offsets[4 * k] of kKeyBlock rows; of those from
-// `count` on, which are to be dropped, the last row's.
+// Keys that are multiplied at once lie so many rows apart: those that FoldFour takes together.
+constexpr size_t kKeyStride = 4;
+
+// sums[i][k] = the 16 partial sums of q_i and key first + kKeyStride * k; of keys from `count` on, which are
+// to be dropped, the last one's.
 template <typename Rows, size_t kQueries>
 TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_t* offsets, size_t first,
                                         size_t count, const Query* queries,
@@ -125,7 +128,7 @@ TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_
   const std::byte* rows[kKeyBlock];
   TERRACE_UNROLL(8)
   for (size_t j = 0; j < kKeyBlock; ++j) {
-    const size_t row = first + 4 * j;
+    const size_t row = first + kKeyStride * j;
     rows[j] = a.kv.keys.data + offsets[row < count ? row : count - 1];
     TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) sums[i][j] = Zero();
@@ -145,21 +148,37 @@ TERRACE_INLINE inline void MultiplyKeys(const PagedAttentionArgs& a, const size_
   if (whole < head_dim) add(whole, head_dim - whole);
 }
 
-// folds[i] = FoldFour of the sums of q_i and keys j, j + 4, j + 8 and j + 12.
+// folds[f][i] = FoldFour of the sums of q_i and keys f, f + 4, f + 8 and f + 12 of the span's from `first`
+// on.
 template <typename Rows, size_t kQueries>
-TERRACE_INLINE inline void MultiplyFourKeys(const PagedAttentionArgs& a, const size_t* offsets, size_t j,
-                                            size_t count, const Query* queries, Vec16 (&folds)[kQueries]) {
+TERRACE_INLINE inline void FoldKeys(const PagedAttentionArgs& a, const Span& span, size_t first, size_t count,
+                                    const Query* queries, Vec16 (&folds)[4][kQueries]) {
   static_assert(kKeyBlock == 1 || kKeyBlock == 4);
-  if constexpr (kKeyBlock == 4) {
-    Vec16 sums[kQueries][kKeyBlock];
-    MultiplyKeys<Rows>(a, offsets, j, count, queries, sums);
-    TERRACE_UNROLL(8)
-    for (size_t i = 0; i < kQueries; ++i) folds[i] = FoldFour(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
-  } else {
-    Vec16 sums[4][kQueries][kKeyBlock];
-    for (size_t k = 0; k < 4; ++k) MultiplyKeys<Rows>(a, offsets, j + 4 * k, count, queries, sums[k]);
-    for (size_t i = 0; i < kQueries; ++i)
-      folds[i] = FoldFour(sums[0][i][0], sums[1][i][0], sums[2][i][0], sums[3][i][0]);
+  const size_t* offsets = span.offsets + first;
+  if constexpr (kKeyBlock == 4) {  // folded in registers
+    for (size_t f = 0; f < 4; ++f) {
+      for (size_t j = 4 * f; j < 4 * f + 4; ++j) PrefetchBehindKey<Rows>(a, span, first + j);
+      Vec16 sums[kQueries][kKeyBlock];
+      MultiplyKeys<Rows>(a, offsets, f, count, queries, sums);
+      TERRACE_UNROLL(8)
+      for (size_t i = 0; i < kQueries; ++i)
+        folds[f][i] = FoldFour(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+    }
+  } else {  // one key after the other, as they lie in memory
+    Vec16 products[kQueries][16];
+    for (size_t j = 0; j < 16; ++j) {
+      Vec16 sums[kQueries][kKeyBlock];
+      PrefetchBehindKey<Rows>(a, span, first + j);
+      MultiplyKeys<Rows>(a, offsets, j, count, queries, sums);
+      TERRACE_UNROLL(8)
+      for (size_t i = 0; i < kQueries; ++i) products[i][j] = sums[i][0];
+    }
+    for (size_t f = 0; f < 4; ++f) {
+      for (size_t i = 0; i < kQueries; ++i) {
+        const Vec16* of = products[i] + f;
+        folds[f][i] = FoldFour(of[0], of[4], of[8], of[12]);
+      }
+    }
   }
 }
 
@@ -169,10 +188,7 @@ inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t count, 
                    float (&scores)[kQueries][kAttentionSpan]) {
   for (size_t first = 0; first < count; first += 16) {
     Vec16 folds[4][kQueries];
-    for (size_t j = 0; j < 4; ++j) {
-      for (size_t k = 0; k < 4; ++k) PrefetchBehindKey<Rows>(a, span, first + 4 * j + k);
-      MultiplyFourKeys<Rows>(a, span.offsets + first, j, count - first, queries, folds[j]);
-    }
+    FoldKeys<Rows>(a, span, first, count - first, queries, folds);
     TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) {
       Vec16 dots = SumFolds(folds[0][i], folds[1][i], folds[2][i], folds[3][i]);
@@ -307,18 +323,9 @@ inline void FindQueries(const PagedAttentionArgs& a, const AttentionRun& run,
   }
 }
 
-// `q` or, where there is room, a copy of it in whole lines of the cache.
-inline const float* AlignedCopy(const float* q, size_t head_dim, float* room, size_t most) {
-  if (head_dim > most) return q;
-  __builtin_memcpy(room, q, head_dim * sizeof(float));
-  return room;
-}
-
 template <typename Rows>
 inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size_t span_index,
                       float* partials) {
-  constexpr size_t kMostCopied = 256;
-  alignas(64) float copies[AttentionRun::kMostQueries][kMostCopied];
   const size_t begin = span_index * kAttentionSpan, pitch = AttentionPartial{a.batch.head_dim}.pitch();
   QueryPlace places[AttentionRun::kMostQueries];
   FindQueries(a, run, places);
@@ -328,8 +335,7 @@ inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size
     if (places[i].positions <= begin) continue;
     const size_t left = places[i].positions - begin, rows = left < kAttentionSpan ? left : kAttentionSpan;
     if (rows > most) most = rows;
-    const float* q = AlignedCopy(a.q + places[i].row, a.batch.head_dim, copies[count], kMostCopied);
-    queries[count++] = {.q = q, .out = partials + i * pitch, .count = rows};
+    queries[count++] = {.q = a.q + places[i].row, .out = partials + i * pitch, .count = rows};
   }
   Span span;
   FindRows<Rows>(a, run.first / (a.heads / a.batch.kv_heads), run.kv_head, begin, most, span);
