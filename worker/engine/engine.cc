@@ -63,7 +63,8 @@ Engine::Engine(Options options, std::unique_ptr<Executor> executor, const Clock&
       clock_(clock),
       executor_(std::move(executor)),
       scheduler_(WithPrefixChanges(options_.scheduler)),
-      speculation_(options_.max_speculated_tokens, std::move(drafter), options_.on_drafter_failed, clock_),
+      speculation_(options_.max_speculated_tokens, options_.adapts_speculation, std::move(drafter),
+                   options_.on_drafter_failed, clock_),
       inbox_(options_.inbox) {
   Publish(clock_.Now());
   loop_ = std::jthread([this](std::stop_token stop) { Loop(std::move(stop)); });

@@ -54,6 +54,7 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   engine.on_step = options.on_step;
   engine.on_device_lost = options.on_device_lost;
   engine.max_speculated_tokens = options.speculation.max_tokens;
+  engine.adapts_speculation = options.speculation.adapts;
   engine.on_drafter_failed = options.on_drafter_failed;
   return engine;
 }
@@ -111,7 +112,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   Engine::Options engine = EngineOptions(options, *opened.files, loaded);
   opened.pool = std::move(loaded.pool);
   opened.device_model = std::move(loaded.device_model);
-  opened.engine = std::make_unique<Engine>(std::move(engine), std::move(loaded.executor), *options.clock,
+  opened.engine = std::make_unique<Engine>(std::move(engine), std::move(loaded.executor), RealClock(),
                                            std::move(drafter));
   return opened;
 }

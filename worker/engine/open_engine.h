@@ -5,7 +5,6 @@
 #include <memory>
 #include <string>
 
-#include "base/clock.h"
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "text/text_assets.h"
@@ -23,6 +22,7 @@ struct SpeculationOptions {
   uint32_t max_tokens = 8;       // for a sequence and step
   uint32_t min_match = 3;        // of ngram: tokens that came before
   uint64_t kv_pool_bytes = 0;    // of model; 0: max_sequences full contexts, at most an eighth of free memory
+  bool adapts = true;            // false: max_tokens for all, whatever it costs; tests and benchmarks
 };
 
 struct OpenEngineOptions {
@@ -51,7 +51,6 @@ struct OpenEngineOptions {
   std::function<StatusOr<const DeviceBackend*>()> find_device = LoadDevicePlugin;  // tests have others
   // Instead of speculation.drafter: tests and benchmarks.
   std::function<std::unique_ptr<Drafter>()> make_drafter = nullptr;
-  const Clock* clock = &RealClock();  // outlives the engine; tests have others
 };
 
 struct OpenedEngine {

@@ -17,14 +17,15 @@ StepLoad LoadOf(const StepPlan& plan) {
 
 }  // namespace
 
-Speculation::Speculation(uint32_t max_tokens, std::unique_ptr<Drafter> drafter,
+Speculation::Speculation(uint32_t max_tokens, bool adapts, std::unique_ptr<Drafter> drafter,
                          std::function<void(const Status&)> on_failed, const Clock& clock)
     : drafter_(std::move(drafter)),
       on_failed_(std::move(on_failed)),
       clock_(clock),
       controller_({.max_tokens = max_tokens,
                    .is_drafting_cheap = drafter_ != nullptr && drafter_->is_cheap(),
-                   .max_pass_tokens = drafter_ != nullptr ? drafter_->max_pass_tokens() : 1}) {
+                   .max_pass_tokens = drafter_ != nullptr ? drafter_->max_pass_tokens() : 1,
+                   .adapts = adapts}) {
   if (drafter_ != nullptr) stats_.drafter = drafter_->name();
 }
 

@@ -21,8 +21,9 @@ namespace terrace {
 
 class Speculation {
  public:
-  // Without a drafter it does nothing. `on_failed` is told of the error that ended the drafter.
-  Speculation(uint32_t max_tokens, std::unique_ptr<Drafter> drafter,
+  // Without a drafter it does nothing. `adapts`: see DraftController. `on_failed` is told of the error that
+  // ended the drafter.
+  Speculation(uint32_t max_tokens, bool adapts, std::unique_ptr<Drafter> drafter,
               std::function<void(const Status&)> on_failed, const Clock& clock);
 
   // Between Schedule and Run: drafts go with the plan where they are expected to pay. Also of an empty plan:

@@ -40,7 +40,8 @@ struct Drafting {
           return fake;
         }()),
         speculation(
-            8, std::move(drafter), [this](const Status& status) { failed = status; }, clock) {}
+            8, /*adapts=*/true, std::move(drafter), [this](const Status& status) { failed = status; },
+            clock) {}
 
   void Advance(double seconds) {
     clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));

@@ -1,5 +1,7 @@
 #include "worker/speculative/draft_controller.h"
 
+#include <algorithm>
+
 #include "worker/speculative/cheap_asking.h"
 #include "worker/speculative/model_asking.h"
 
@@ -29,15 +31,32 @@ std::unique_ptr<Asking> MakeAsking(const DraftController::Options& options) {
 }  // namespace
 
 DraftController::DraftController(const Options& options)
-    : max_tokens_(options.max_tokens), asking_(MakeAsking(options)) {}
+    : max_tokens_(options.max_tokens), adapts_(options.adapts), asking_(MakeAsking(options)) {}
 
 DraftableStep DraftController::StepOf(const StepLoad& load, uint32_t room) const {
   return {.load = load, .room = room, .max_tokens = max_tokens_, .prior = prior(), .costs = &costs_};
 }
 
+// Those that come first take the room.
+std::vector<uint32_t> DraftController::FullLengths(std::span<const DraftCandidate> candidates,
+                                                   uint32_t room) const {
+  std::vector<uint32_t> lengths;
+  for (const DraftCandidate& candidate : candidates) {
+    lengths.push_back(std::min({candidate.most, max_tokens_, room}));
+    room -= lengths.back();
+  }
+  return lengths;
+}
+
+std::vector<uint32_t> DraftController::Ask(const StepLoad& load, std::span<const DraftCandidate> candidates,
+                                           uint32_t room) {
+  return adapts_ ? asking_->Ask(StepOf(load, room), candidates) : FullLengths(candidates, room);
+}
+
 std::vector<uint32_t> DraftController::Verify(const StepLoad& load,
                                               std::span<const DraftCandidate> candidates,
                                               uint32_t room) const {
+  if (!adapts_) return FullLengths(candidates, room);
   const DraftableStep step = StepOf(load, room);
   VerifyingBill bill(step);
   return BestLengths(step, candidates, bill);

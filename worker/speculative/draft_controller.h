@@ -22,6 +22,7 @@ class DraftController {
     uint32_t max_tokens = 8;         // of a draft
     bool is_drafting_cheap = false;  // see Drafter, like the next one
     uint32_t max_pass_tokens = 256;
+    bool adapts = true;          // false: drafts are as long as they may be, whatever they cost and are worth
     double probe_share = 0.005;  // of the time of all steps, for a drafter that does not pay
   };
 
@@ -29,11 +30,9 @@ class DraftController {
 
   // Whether to ask at all. False where a cheap drafter gives less than asking takes; then what is saved up
   // for probing pays for asking now and then.
-  bool WantsDrafts() { return asking_->WantsDrafts(); }
+  bool WantsDrafts() { return !adapts_ || asking_->WantsDrafts(); }
   // Tokens to ask the drafter for, of each candidate; `room` are those that the step can verify in all.
-  std::vector<uint32_t> Ask(const StepLoad& load, std::span<const DraftCandidate> candidates, uint32_t room) {
-    return asking_->Ask(StepOf(load, room), candidates);
-  }
+  std::vector<uint32_t> Ask(const StepLoad& load, std::span<const DraftCandidate> candidates, uint32_t room);
   // Tokens to verify of each draft: its first ones. What drafting took is spent.
   std::vector<uint32_t> Verify(const StepLoad& load, std::span<const DraftCandidate> candidates,
                                uint32_t room) const;
@@ -63,7 +62,10 @@ class DraftController {
 
   DraftableStep StepOf(const StepLoad& load, uint32_t room) const;
 
+  std::vector<uint32_t> FullLengths(std::span<const DraftCandidate> candidates, uint32_t room) const;
+
   const uint32_t max_tokens_;
+  const bool adapts_;
   const std::unique_ptr<Asking> asking_;
   StepCosts costs_;
   Acceptance acceptance_{AcceptanceMemory{.kept = 0.95, .most_trials = 100, .doubt = 0}};  // of all sequences

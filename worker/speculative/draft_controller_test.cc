@@ -283,6 +283,24 @@ TEST(DraftController, TheRoomGoesToTheSequencesWhoseDraftsAreRight) {
   EXPECT_EQ(controller.Verify({.decodes = 2}, candidates, 3), (std::vector<uint32_t>{0, 3}));
 }
 
+// Before a step was measured, and when none pays: as long as they may be, within the room of the step.
+TEST(DraftController, WithoutAdaptingDraftsAreWhole) {
+  DraftController controller({.max_tokens = 4, .adapts = false});
+  Acceptance wrong;
+  for (int i = 0; i < 20; ++i) wrong.Add(4, 0);
+  const DraftCandidate candidates[] = {{.id = 1, .most = 8, .left = 100, .acceptance = &wrong},
+                                       {.id = 2, .most = 3, .left = 100, .acceptance = &wrong},
+                                       {.id = 3, .most = 8, .left = 100, .acceptance = &wrong}};
+  const uint32_t passes[] = {1};
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_TRUE(controller.WantsDrafts());
+    EXPECT_EQ(controller.Ask({.decodes = 3}, candidates, 9), (std::vector<uint32_t>{4, 3, 2}));
+    EXPECT_EQ(controller.Verify({.decodes = 3}, candidates, 5), (std::vector<uint32_t>{4, 1, 0}));
+    controller.LearnDrafting(passes, 100);
+    controller.LearnStep({.decodes = 3}, 0, 1);
+  }
+}
+
 // A token more costs at least what a token of a prompt does.
 TEST(DraftController, BesidePromptsDraftsHaveToBeWorthMore) {
   const auto length = [](uint32_t others, double prompt_seconds) {
