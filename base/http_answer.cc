@@ -79,6 +79,8 @@ std::string OneLine(std::string_view value) {
   return line;
 }
 
+constexpr size_t kChunkFramingBytes = 16 + 2 + 2;  // its size in hexadecimal, two ends of lines
+
 bool HasNoBody(int status) { return status == 204 || status == 304; }
 
 class Responder : public HttpResponder {
@@ -190,6 +192,7 @@ bool HttpAnswer::Write(std::string_view chunk) {
   std::lock_guard lock(mutex_);
   if (phase_ != Phase::kStreaming || closed_) return false;
   if (chunk.empty() || options_.is_head) return true;  // an empty chunk would end the stream
+  pending_.reserve(pending_.size() + chunk.size() + kChunkFramingBytes);
   if (options_.is_http_1_1) {
     char size[16];
     pending_.append(size, std::to_chars(size, size + sizeof size, chunk.size(), 16).ptr).append("\r\n");

@@ -1,7 +1,7 @@
 #include "base/http_connection.h"
 
+#include <boost/asio/basic_waitable_timer.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/string.hpp>
 #include <boost/beast/http/parser.hpp>
 
@@ -16,7 +16,6 @@
 #include "base/http_body.h"
 #include "base/http_head.h"
 #include "base/http_input.h"
-#include "base/socket_stream.h"
 #include "base/tls.h"
 
 namespace terrace {
@@ -24,7 +23,10 @@ namespace {
 
 namespace asio = boost::asio;
 namespace http = boost::beast::http;
-using asio::ip::tcp;
+using Socket = SocketStream::Socket;
+using Timer =
+    asio::basic_waitable_timer<std::chrono::steady_clock, asio::wait_traits<std::chrono::steady_clock>,
+                               SocketStream::Executor>;
 using boost::system::error_code;
 
 constexpr size_t kReadBytes = 16 << 10;     // one buffer a thread: a connection has none while it waits
@@ -94,7 +96,7 @@ struct IncomingRequest {
 // answer is out. While one is made, which may take minutes, nothing of its request is left here.
 class ClientConnection final : public HttpConnection, public std::enable_shared_from_this<ClientConnection> {
  public:
-  ClientConnection(HttpConnectionOwner& owner, tcp::socket socket, std::string peer)
+  ClientConnection(HttpConnectionOwner& owner, Socket socket, std::string peer)
       : owner_(owner),
         stream_(std::move(socket),
                 owner.options().tls == nullptr ? nullptr : owner.options().tls->Current()->server_context),
@@ -114,7 +116,7 @@ class ClientConnection final : public HttpConnection, public std::enable_shared_
 
   void Begin() {
     error_code ignored;
-    stream_.socket().set_option(tcp::no_delay(true), ignored);
+    stream_.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
     SetTimer(owner_.options().header_timeout_seconds);  // for the handshake and the first byte behind it
     if (stream_.is_tls()) return Handshake();
     AwaitRequest();
@@ -362,7 +364,7 @@ class ClientConnection final : public HttpConnection, public std::enable_shared_
     if (state_ == State::kAnswering) StopTimer();
   }
 
-  void AwaitWritable(tcp::socket::wait_type wait) {
+  void AwaitWritable(Socket::wait_type wait) {
     is_writing_ = true;
     if (state_ == State::kAnswering) SetTimer(owner_.options().slow_reader_seconds);
     stream_.socket().async_wait(wait, [self = shared_from_this()](error_code) {
@@ -450,12 +452,12 @@ class ClientConnection final : public HttpConnection, public std::enable_shared_
 
   HttpConnectionOwner& owner_;
   SocketStream stream_;
-  asio::steady_timer timer_;  // the one deadline of the current state
+  Timer timer_;  // the one deadline of the current state
   const std::string peer_;
   State state_ = State::kHandshake;
   std::unique_ptr<IncomingRequest> incoming_;  // of kHeader and kBody
   std::shared_ptr<HttpAnswer> answer_;         // from the end of a request's header to the end of its answer
-  tcp::socket::wait_type read_wait_ = tcp::socket::wait_read;
+  Socket::wait_type read_wait_ = Socket::wait_read;
   HttpInput input_;
   std::string output_;  // being sent
   size_t written_ = 0;  // of output_
@@ -471,7 +473,7 @@ std::chrono::nanoseconds TimerDuration(double seconds) {
       std::chrono::duration<double>(std::clamp(seconds, 0.0, 1e8)));
 }
 
-std::shared_ptr<HttpConnection> MakeHttpConnection(HttpConnectionOwner& owner, tcp::socket socket,
+std::shared_ptr<HttpConnection> MakeHttpConnection(HttpConnectionOwner& owner, Socket socket,
                                                    std::string peer) {
   return std::make_shared<ClientConnection>(owner, std::move(socket), std::move(peer));
 }

@@ -2,14 +2,13 @@
 // and sends their answers. Owned by the server, which outlives it, until it Forgets it.
 #pragma once
 
-#include <boost/asio/ip/tcp.hpp>
-
 #include <chrono>
 #include <memory>
 #include <string>
 
 #include "base/byte_budget.h"
 #include "base/http_server.h"
+#include "base/socket_stream.h"
 
 namespace terrace {
 
@@ -35,9 +34,9 @@ class HttpConnectionOwner {
   virtual void Forget(const std::shared_ptr<HttpConnection>& connection) = 0;  // it has ended
 };
 
-// `socket` has an executor that runs one thing at a time (a strand), and the connection runs there.
-std::shared_ptr<HttpConnection> MakeHttpConnection(HttpConnectionOwner& owner,
-                                                   boost::asio::ip::tcp::socket socket, std::string peer);
+// It runs on the executor of `socket`.
+std::shared_ptr<HttpConnection> MakeHttpConnection(HttpConnectionOwner& owner, SocketStream::Socket socket,
+                                                   std::string peer);
 
 // Within what timers can take.
 std::chrono::nanoseconds TimerDuration(double seconds);

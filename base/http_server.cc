@@ -16,6 +16,7 @@
 #include "base/host_port.h"
 #include "base/http_connection.h"
 #include "base/log.h"
+#include "base/socket_stream.h"
 
 namespace terrace {
 namespace {
@@ -132,12 +133,12 @@ class BeastServer final : public HttpServer, public HttpConnectionOwner {
       full_ = connections_.size() >= options_.max_connections;
       if (full_ || stopping_) return;
     }
-    acceptor_.async_accept(asio::make_strand(io_), [this](error_code error, tcp::socket socket) {
+    acceptor_.async_accept(asio::make_strand(io_), [this](error_code error, SocketStream::Socket socket) {
       OnAccept(error, std::move(socket));
     });
   }
 
-  void OnAccept(error_code error, tcp::socket socket) {
+  void OnAccept(error_code error, SocketStream::Socket socket) {
     if (error == asio::error::operation_aborted) return;
     if (error && error != asio::error::connection_aborted) {
       if (!std::exchange(is_accept_failing_, true)) {

@@ -2,7 +2,10 @@
 // what to wait for when there is nothing to do. Owned by one HTTP connection; one thread at a time.
 #pragma once
 
+#include <boost/asio/basic_stream_socket.hpp>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/strand.hpp>
 
 #include <memory>
 #include <span>
@@ -15,7 +18,10 @@ namespace terrace {
 
 class SocketStream {
  public:
-  using Socket = boost::asio::ip::tcp::socket;
+  // One thing at a time. tcp::socket's could be any executor: it would keep this one on the heap, once more
+  // for each wait and each post.
+  using Executor = boost::asio::strand<boost::asio::io_context::executor_type>;
+  using Socket = boost::asio::basic_stream_socket<boost::asio::ip::tcp, Executor>;
   struct Step {
     size_t bytes = 0;      // read or written
     bool is_over = false;  // nothing more can come, or be sent

@@ -1,8 +1,8 @@
 #include "router/api/grpc_service.h"
 
 #include <algorithm>
-#include <deque>
 #include <iterator>
+#include <list>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -219,7 +219,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   std::atomic<bool> is_closed_ = false, is_too_slow_ = false;
   std::atomic<bool> is_full_ = false;  // changed with the lock
   std::mutex mutex_;
-  std::deque<v1::GenerateResponse> unsent_;  // GUARDED_BY(mutex_)
+  std::list<v1::GenerateResponse> unsent_;   // GUARDED_BY(mutex_): mostly empty; a deque has half a KiB then
   size_t unsent_bytes_ = 0;                  // GUARDED_BY(mutex_): with current_ while it is written
   uint64_t written_ = 0;                     // GUARDED_BY(mutex_): messages
   std::unique_ptr<grpc::Alarm> slow_timer_;  // GUARDED_BY(mutex_)

@@ -1,6 +1,7 @@
 #include "router/api/openai_http.h"
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <optional>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "router/api/openai_tokenize.h"
 #include "router/api/prompt_list.h"
 #include "router/api/rate_limit_headers.h"
+#include "router/dispatch/attempts.h"
 #include "router/request/param.h"
 
 namespace terrace {
@@ -96,7 +98,14 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
                     .memory = memory};
       };
       if (kept->body.size() < kLongBodyBytes || !options->run_aside) return self->Handle(call_of());
-      if (options->run_aside(caller->name, [self, call_of] { self->Handle(call_of()); })) return;
+      // It may wait long for its turn; what nobody waits for any more is not read.
+      const auto is_gone = std::make_shared<std::atomic<bool>>(false);
+      same_responder->OnClose([is_gone] { *is_gone = true; });
+      const auto task = [self, kept, call_of, is_gone] {
+        if (*is_gone) return self->Refuse(ApiOf(kept->path), ClientGone(), call_of());
+        self->Handle(call_of());
+      };
+      if (options->run_aside(caller->name, task)) return;
       self->Refuse(ApiOf(kept->path), TooManyTexts(), call_of());
     };
   }

@@ -430,6 +430,48 @@ TEST_F(OpenAiHttpTest, LongBodiesAreReadOnOtherThreads) {
   EXPECT_EQ(full.headers.at("retry-after"), "1");
 }
 
+// Of a client that goes away when the test says so.
+class LeavingResponder : public HttpResponder {
+ public:
+  void Send(int, std::string, std::string_view, const HttpHeaders&) override {}
+  void StartStream(int, std::string_view, const HttpHeaders&) override {}
+  bool Write(std::string) override { return false; }
+  bool is_full() const override { return false; }
+  void OnRoom(std::function<void()>) override {}
+  void Finish() override {}
+  void Abort() override {}
+  void OnClose(std::function<void()> on_close) override { leave = std::move(on_close); }
+  bool is_too_slow() const override { return false; }
+
+  std::function<void()> leave;
+};
+
+TEST_F(OpenAiHttpTest, ALongBodyWhoseClientHasGoneBeforeItsTurnIsNotRead) {
+  std::function<void()> task;
+  options_.run_aside = [&](const std::string&, std::function<void()> given) {
+    task = std::move(given);
+    return true;
+  };
+  dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>&) {
+    ADD_FAILURE() << "it was dispatched";
+  };
+  const HttpHeadHandler on_head = MakeOpenAiHandler(
+      dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock());
+  const auto responder = std::make_shared<LeavingResponder>();
+  HttpRequest request;
+  request.method = "POST";
+  request.path = "/v1/chat/completions";
+  request.headers = {{"content-type", "application/json"}, {"x-request-id", "late"}};
+  const HttpHandler handle = on_head(request, responder);
+  ASSERT_TRUE(handle);
+  request.body = R"({"messages":[{"role":"user","content":")" + std::string(20'000, 'x') + "\"}]}";
+  handle(std::move(request), responder);
+  ASSERT_TRUE(task);
+  responder->leave();
+  task();
+  EXPECT_THAT(dispatcher_.refused, ElementsAre("late")) << "counted and logged";
+}
+
 TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
   const Reply reply = Chat();
   ASSERT_EQ(reply.status, 200) << reply.body;

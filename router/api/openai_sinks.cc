@@ -94,7 +94,7 @@ class EventStreamSink : public ReplySink {
 
   Choice& Begin(uint32_t choice) {
     if (begun_.empty()) {
-      HttpHeaders headers = headers_();
+      HttpHeaders headers = std::exchange(headers_, nullptr)();
       headers.emplace_back("cache-control", "no-cache");
       responder_->StartStream(200, "text/event-stream", headers);
     }
@@ -116,7 +116,7 @@ class EventStreamSink : public ReplySink {
   }
 
   const CompletionHead head_;
-  const ReplyHeaders headers_;
+  ReplyHeaders headers_;  // null once the reply's head is out: a stream may go on for long
   const std::shared_ptr<HttpResponder> responder_;
   std::map<uint32_t, Choice> begun_;
   std::atomic<bool> is_closed_ = false;

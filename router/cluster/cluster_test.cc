@@ -641,7 +641,7 @@ v1::ExecuteEvent FinishedEvent(uint32_t tokens) {
 
 class ExecuteTest : public ::testing::Test {
  protected:
-  std::unique_ptr<CallHandle> Execute(double timeout_seconds = 60) {
+  std::shared_ptr<CallHandle> Execute(double timeout_seconds = 60) {
     worker_.Serve();
     connection_ = WorkerConnection::Make(worker_.address);
     spec_.sampling.seed = 9;

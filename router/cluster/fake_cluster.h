@@ -114,13 +114,13 @@ class FakeObserver : public CallObserver {
 
 class FakeReplica : public ReplicaClient {
  public:
-  std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
+  std::shared_ptr<CallHandle> Execute(const ExecuteSpec& spec,
                                       std::shared_ptr<ExecuteEvents> events) override {
     auto call = std::make_shared<FakeCall>();
     call->spec = spec;
     call->events = std::move(events);
     calls.push_back(call);
-    return std::make_unique<Handle>(call);
+    return std::make_shared<Handle>(call);
   }
 
   std::vector<std::shared_ptr<FakeCall>> calls;

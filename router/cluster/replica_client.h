@@ -92,7 +92,7 @@ class ReplicaClient {
  public:
   virtual ~ReplicaClient() = default;
   // Never blocks. Events may arrive before this returns.
-  virtual std::unique_ptr<CallHandle> Execute(const ExecuteSpec& spec,
+  virtual std::shared_ptr<CallHandle> Execute(const ExecuteSpec& spec,
                                               std::shared_ptr<ExecuteEvents> events) = 0;
 };
 

@@ -47,13 +47,13 @@ AnswerText::AnswerText(std::shared_ptr<const TextAssets> text, RequestPtr reques
       draw_(draw) {
   const ToolCallFormat format = text_->tool_call_format();
   if (!request_->tools().empty() && format != ToolCallFormat::kNone)
-    calls_.emplace(format, request_->tools(), request_->max_tool_calls());
+    calls_ = std::make_unique<ToolCallParser>(format, request_->tools(), request_->max_tool_calls());
 }
 
 // A control token by which the model says that calls begin or end; its text is not shown otherwise.
 bool AnswerText::IsCallMark(const WorkerToken& token) const {
   const Tokenizer& tokenizer = *text_->tokenizer;
-  return calls_.has_value() && tokenizer.IsControl(token.token) &&
+  return calls_ != nullptr && tokenizer.IsControl(token.token) &&
          IsToolCallMark(text_->tool_call_format(), tokenizer.TokenBytes(token.token, /*with_control=*/true));
 }
 
@@ -92,16 +92,19 @@ AnswerPiece AnswerText::Finish() {
 AnswerPiece AnswerText::Release(std::string text) {
   shown_ += text.size();
   AnswerPiece piece{.text = std::move(text)};
-  while (!held_.empty() && (stops_.stopped() ? held_.front().begin < shown_ : held_.front().end <= shown_)) {
-    piece.tokens.push_back(std::move(held_.front().token));
-    held_.pop_front();
-  }
-  if (stops_.stopped()) held_.clear();
+  const bool is_last = stops_.stopped();
+  const auto shown_end = std::ranges::find_if(held_, [this, is_last](const Logged& logged) {
+    return is_last ? logged.begin >= shown_ : logged.end > shown_;
+  });
+  piece.tokens.reserve(static_cast<size_t>(shown_end - held_.begin()));
+  for (auto logged = held_.begin(); logged != shown_end; ++logged)
+    piece.tokens.push_back(std::move(logged->token));
+  held_.erase(held_.begin(), is_last ? held_.end() : shown_end);
   return piece;
 }
 
 AnswerPiece AnswerText::TakeCalls(AnswerPiece piece, bool is_last) {
-  if (!calls_.has_value()) return piece;
+  if (calls_ == nullptr) return piece;
   const size_t before = calls_->calls();
   ToolCallParser::Piece parsed = calls_->Push(piece.text);
   if (is_last) parsed.content += calls_->Finish().content;

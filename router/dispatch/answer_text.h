@@ -4,10 +4,9 @@
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <memory>
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "router/cluster/replica_client.h"
 #include "router/request/answer.h"
@@ -36,8 +35,8 @@ class AnswerText {
   // The rest, when the worker has finished.
   AnswerPiece Finish();
 
-  bool is_stopped() const { return stops_.stopped() || (calls_.has_value() && calls_->is_full()); }
-  bool has_tool_calls() const { return calls_.has_value() && calls_->calls() > 0; }
+  bool is_stopped() const { return stops_.stopped() || (calls_ != nullptr && calls_->is_full()); }
+  bool has_tool_calls() const { return calls_ != nullptr && calls_->calls() > 0; }
   const std::string& stop() const { return stops_.matched(); }
   // Of all tokens pushed, shown or not.
   AnswerSignals signals() const { return meter_.signals(); }
@@ -56,9 +55,9 @@ class AnswerText {
   Detokenizer detokenizer_;
   StopMatcher stops_;
   const uint32_t draw_;
-  std::optional<ToolCallParser> calls_;  // when the request has tools
-  std::deque<Logged> held_;              // tokens not shown yet
-  size_t produced_ = 0, shown_ = 0;      // bytes of text
+  std::unique_ptr<ToolCallParser> calls_;  // null: the request has no tools
+  std::vector<Logged> held_;               // tokens not shown yet
+  size_t produced_ = 0, shown_ = 0;        // bytes of text
   SignalMeter meter_;
 };
 

@@ -14,9 +14,11 @@ void SetChoice(uint32_t choice, AnswerSummary& summary) {
 }
 
 // `records` are in the order of their choices.
-RequestRecord Total(const std::vector<const RequestRecord*>& records) {
-  RequestRecord total = *records.front();
-  for (const RequestRecord* record : records) {
+RequestRecord Total(const std::vector<const AnswerRecord*>& records) {
+  RequestRecord total{.summary = records.front()->summary,
+                      .has_first_token = records.front()->has_first_token,
+                      .queue_seconds = records.front()->queue_seconds};
+  for (const AnswerRecord* record : records) {
     if (record != records.front()) AddCosts(record->summary, total.summary);
     if (total.summary.tier.empty()) total.summary.tier = record->summary.tier;
     if (total.queue_seconds < 0) total.queue_seconds = record->queue_seconds;
@@ -37,8 +39,12 @@ Answers::Answers(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket
       request_(shared_->request()),
       sink_(std::move(sink)),
       ticket_(std::move(ticket)),
-      draws_(request_->draws()),
-      running_(draws_.size()) {}
+      running_(request_->draws()) {}
+
+Answers::Draw& Answers::At(uint32_t draw) {
+  if (draws_.empty()) draws_.resize(request_->draws());
+  return draws_[draw];
+}
 
 void Answers::Start() {
   std::vector<std::shared_ptr<Generation>> all;  // what is not started yet is held here alone
@@ -85,21 +91,21 @@ void Answers::OnPromptTokens(std::vector<AnswerToken> tokens) {
 void Answers::OnPiece(uint32_t draw, AnswerPiece piece) {
   std::lock_guard lock(mutex_);
   if (request_->is_ranked()) {
-    draws_[draw].held.Append(std::move(piece));
+    At(draw).held.Append(std::move(piece));
   } else if (failure_.ok()) {
     piece.choice = draw;
     sink_->OnPiece(std::move(piece));
   }
 }
 
-void Answers::OnEnd(uint32_t draw, size_t tier, RequestRecord record) {
+void Answers::OnEnd(uint32_t draw, size_t tier, AnswerRecord record) {
   ticket_.Leave(tier);
   bool is_first_failure = false, is_last = false;
   {
     std::lock_guard lock(mutex_);
     is_first_failure = failure_.ok() && !record.status.ok();
     if (is_first_failure) failure_ = record.status;
-    RequestRecord& kept = draws_[draw].record = std::move(record);
+    AnswerRecord& kept = At(draw).record = std::move(record);
     SetChoice(draw, kept.summary);
     if (failure_.ok() && !request_->is_ranked()) sink_->OnChoiceEnd(draw, kept.summary);
     is_last = --running_ == 0;
@@ -111,7 +117,7 @@ void Answers::OnEnd(uint32_t draw, size_t tier, RequestRecord record) {
 // Nobody else is left: the generations are over.
 void Answers::Finish() {
   if (request_->is_ranked() && failure_.ok()) SendBest();
-  std::vector<const RequestRecord*> records;
+  std::vector<const AnswerRecord*> records;
   for (const Draw& draw : draws_) records.push_back(&draw.record);
   RequestRecord total = Total(records);
   total.api = request_->api();

@@ -14,6 +14,14 @@ namespace terrace {
 
 class Generation;
 
+// What is known of one answer at its end.
+struct AnswerRecord {
+  Status status = {};
+  AnswerSummary summary = {};
+  bool has_first_token = false;
+  double queue_seconds = -1;  // negative: it never reached a worker
+};
+
 class Answers : public std::enable_shared_from_this<Answers> {
  public:
   Answers(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket, std::shared_ptr<AnswerSink> sink);
@@ -30,14 +38,15 @@ class Answers : public std::enable_shared_from_this<Answers> {
   void OnFirstToken() { ticket_.OnFirstToken(); }  // of the first tier asked
   void OnNextTier(size_t from, size_t to) { ticket_.Move(from, to); }
   // Once each; `tier` was the last one asked, `record` is of this draw alone.
-  void OnEnd(uint32_t draw, size_t tier, RequestRecord record);
+  void OnEnd(uint32_t draw, size_t tier, AnswerRecord record);
 
  private:
   struct Draw {
-    RequestRecord record = {};
+    AnswerRecord record = {};
     AnswerPiece held = {};  // all of it, when answers are ranked
   };
 
+  Draw& At(uint32_t draw);  // with mutex_ held
   void CancelAllBut(uint32_t draw);
   void Resume();
   void SendBest();
@@ -49,7 +58,7 @@ class Answers : public std::enable_shared_from_this<Answers> {
   Admission::Ticket ticket_;                            // given back at the end
   std::vector<std::weak_ptr<Generation>> generations_;  // by draw; not changed after Start
   mutable std::mutex mutex_;                            // held while the sink is called
-  std::vector<Draw> draws_;                             // GUARDED_BY(mutex_)
+  std::vector<Draw> draws_;                             // GUARDED_BY(mutex_): by draw; empty until At
   std::vector<AnswerToken> prompt_tokens_;              // GUARDED_BY(mutex_): held like the answers
   size_t running_ = 0;                                  // GUARDED_BY(mutex_)
   Status failure_;                                      // GUARDED_BY(mutex_): the first one

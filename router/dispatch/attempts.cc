@@ -358,16 +358,15 @@ Status DeadlinePassed() {
 Status ClientGone() { return WithReason(Cancelled("the client is gone"), "client_closed"); }
 Status ClientTooSlow() { return WithReason(Cancelled("the client did not read its answer"), "slow_reader"); }
 
-void CancelSlot::Set(std::unique_ptr<CallHandle> handle) {
+void CancelSlot::Set(std::shared_ptr<CallHandle> handle) {
   bool cancel = false;
-  const std::shared_ptr<CallHandle> shared = std::move(handle);
   {
     std::lock_guard lock(mutex_);
-    handle_ = shared;
+    handle_ = handle;
     cancel = is_cancelled_;
   }
-  if (cancel) shared->Cancel();
-  shared->Resume();
+  if (cancel) handle->Cancel();
+  handle->Resume();
 }
 
 void CancelSlot::Cancel() {

@@ -141,7 +141,7 @@ Status ClientTooSlow();
 // The call of one attempt: may be cancelled, or resumed, before its handle is known. Thread-safe.
 class CancelSlot {
  public:
-  void Set(std::unique_ptr<CallHandle> handle);
+  void Set(std::shared_ptr<CallHandle> handle);
   void Cancel();
   void Resume();
 

@@ -55,7 +55,7 @@ class ClusterDispatcher : public Dispatcher {
   CancelCall Tokenize(RequestPtr request, bool with_bytes, OnTokenized on_tokenized) override {
     const auto tokenize = [&](const TierView& tier) -> StatusOr<TokenizedInput> {
       RETURN_IF_ERROR(CheckTextSize(*request));
-      ASSIGN_OR_RETURN(const PromptPtr prompt, EncodeInput(*request, tier));
+      ASSIGN_OR_RETURN(const PromptPtr prompt, EncodeInput(request, tier));
       TokenizedInput out{.tokens = *prompt, .context_length = tier.context_length};
       for (const TokenId token : with_bytes ? out.tokens : std::vector<TokenId>())
         out.token_bytes.emplace_back(tier.text->tokenizer->TokenBytes(token, /*with_control=*/true));

@@ -349,6 +349,16 @@ TEST_F(DispatcherTest, TokenIdsOutsideTheVocabularyAreRefused) {
   }
 }
 
+TEST_F(DispatcherTest, APromptOfTokensIsSentAsItWasWrittenWithoutACopy) {
+  const auto request = *Request::Make(Fields("base", std::vector<TokenId>{97, 98, 99}));
+  dispatcher_->Generate(request, sink_);
+  FakeCall& call = cluster_.call(kBase);
+  EXPECT_EQ(call.spec.prompt.get(), std::get_if<std::vector<TokenId>>(&request->input()));
+  call.Answer("x");
+  ASSERT_TRUE(End().ok());
+  EXPECT_EQ(End()->usage.prompt_tokens, 3u);
+}
+
 TEST_F(DispatcherTest, ChatGoesThroughTheTiersTemplate) {
   Generate(Fields("base", std::vector<ChatMessage>{{"user", "hi"}}));
   EXPECT_EQ(std::string(cluster_.call(kBase).spec.prompt->begin(), cluster_.call(kBase).spec.prompt->end()),

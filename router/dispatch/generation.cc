@@ -122,23 +122,23 @@ void Generation::Call(Boarded boarded, const TierView& tier) {
   const auto resumed_tokens = static_cast<uint32_t>(answer_->log().size());
   record_.summary.tier = tier.name;
   const ExecuteSpec spec = MakeSpec(replica, tier);
-  attempt_.emplace(
-      Attempt{.report = {.tier = tier.name,
-                         .replica = replica.address,
-                         .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
-                         .resumed_tokens = resumed_tokens,
-                         .draft_tokens = static_cast<uint32_t>(spec.draft.size()),
-                         .threshold = step().gate.threshold()},
-              .replica = replica.id,
-              .pays_for_prompt = pays_for_prompt,
-              .boarded = shared_->state().quarantine.deaths(),
-              .trial = std::move(boarded.trial),
-              .slot = cancellation_.NextSlot(),
-              .observer = replica.observer,
-              .lease = InFlightLease(replica.in_flight, prompt_tokens - cached_tokens + resumed_tokens),
-              .started = Now()});
+  Attempt& attempt = attempt_.emplace();
+  attempt.report = {.tier = tier.name,
+                    .replica = replica.address,
+                    .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
+                    .resumed_tokens = resumed_tokens,
+                    .draft_tokens = static_cast<uint32_t>(spec.draft.size()),
+                    .threshold = step().gate.threshold()};
+  attempt.replica = replica.id;
+  attempt.pays_for_prompt = pays_for_prompt;
+  attempt.boarded = shared_->state().quarantine.deaths();
+  attempt.trial = std::move(boarded.trial);
+  attempt.slot = cancellation_.NextSlot();
+  attempt.observer = replica.observer;
+  attempt.lease = InFlightLease(replica.in_flight, prompt_tokens - cached_tokens + resumed_tokens);
+  attempt.started = Now();
   failover_.OnAttempt();
-  const auto slot = attempt_->slot;
+  const auto slot = attempt.slot;
   const auto client = replica.client;
   {
     std::lock_guard lock(mutex_);
@@ -454,7 +454,7 @@ void Generation::ToNextStep() {
 void Generation::Finish(const Status& status) {
   record_.status = status;
   record_.summary.total_seconds = Seconds(Now() - request_->arrival());
-  owner_->OnEnd(draw_, step().tier, record_);
+  owner_->OnEnd(draw_, step().tier, std::move(record_));
 }
 
 }  // namespace terrace

@@ -129,7 +129,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   bool is_interrupted_ = false;         // an attempt broke off, and no token has come since
   MonoTime last_received_ = {};         // when a token came
   std::optional<MonoTime> last_token_;  // when one was shown
-  RequestRecord record_;                // what is known for the end
+  AnswerRecord record_;                 // what is known for the end
 };
 
 }  // namespace terrace

@@ -20,6 +20,7 @@ Status CheckToolSupport(const Request& request, const std::vector<ChatMessage>& 
                     "the model's chat template has no tools, or calls them in an unknown way");
 }
 
+// Of an input that is text.
 StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& text) {
   if (const auto* chat = std::get_if<std::vector<ChatMessage>>(&request.input())) {
     RETURN_IF_ERROR(CheckToolSupport(request, *chat, text));
@@ -27,9 +28,7 @@ StatusOr<std::vector<TokenId>> Encode(const Request& request, const TextAssets& 
         text.EncodeChat(*chat, request.add_generation_prompt(), request.tools(), request.cache_salt());
     return tokens.ok() ? std::move(tokens) : WithParam(tokens.status(), "messages");
   }
-  if (const auto* prompt = std::get_if<std::string>(&request.input()))
-    return text.EncodePrompt(*prompt, request.cache_salt());
-  return std::get<std::vector<TokenId>>(request.input());
+  return text.EncodePrompt(std::get<std::string>(request.input()), request.cache_salt());
 }
 
 }  // namespace
@@ -48,10 +47,13 @@ Status CheckTokenIds(const Request& request, const TierView& tier) {
   return {};
 }
 
-StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier) {
-  RETURN_IF_ERROR(CheckTokenIds(request, tier));
-  ASSIGN_OR_RETURN(std::vector<TokenId> tokens, Encode(request, *tier.text));
+StatusOr<PromptPtr> EncodeInput(const RequestPtr& request, const TierView& tier) {
+  RETURN_IF_ERROR(CheckTokenIds(*request, tier));
+  if (const auto* written = std::get_if<std::vector<TokenId>>(&request->input()))
+    return PromptPtr(request, written);
+  ASSIGN_OR_RETURN(std::vector<TokenId> tokens, Encode(*request, *tier.text));
   if (tokens.empty()) return ParamError("invalid_value", "prompt", "gives no token");
+  tokens.shrink_to_fit();  // they are kept as long as the answer takes
   return std::make_shared<const std::vector<TokenId>>(std::move(tokens));
 }
 

@@ -17,8 +17,9 @@ using PromptPtr = std::shared_ptr<const std::vector<TokenId>>;
 Status CheckTokenIds(const Request& request, const TierView& tier);
 
 // Template and tokenizer of the tier, whose `text` is known. INVALID_ARGUMENT as CheckTokenIds, for tools
-// that the template does not know and for what it refuses.
-StatusOr<PromptPtr> EncodeInput(const Request& request, const TierView& tier);
+// that the template does not know and for what it refuses. Tokens that the client wrote are not copied: they
+// keep their request.
+StatusOr<PromptPtr> EncodeInput(const RequestPtr& request, const TierView& tier);
 
 // What an answer begins with when the request asks for an echo, else "": the prompt as it was written, or the
 // text of its tokens, control tokens written out.

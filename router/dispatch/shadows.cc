@@ -213,7 +213,7 @@ StatusOr<PromptPtr> Shadows::PromptOf(const Pair& pair, const TierView& tier) {
   const size_t bytes = TextBytes(request) + pair.answer.text->tokenizer->Decode(pair.answer.tokens).size();
   if (bytes > kMostTextBytes)
     return ResourceExhausted("there are ", bytes, " bytes to tokenize, limit ", kMostTextBytes);
-  return EncodeInput(request, tier);
+  return EncodeInput(pair.request, tier);
 }
 
 Status Shadows::Begin(DispatchState& state, const Pair& pair) {

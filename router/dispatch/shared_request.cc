@@ -69,13 +69,19 @@ std::string SharedRequest::ReasonOf(size_t step) const {
 
 StatusOr<PromptPtr> SharedRequest::EncodedFor(const TierView& tier) {
   std::lock_guard lock(mutex_);
-  PromptPtr& prompt = prompts_[tier.text_digest];
-  if (prompt == nullptr) {
-    ASSIGN_OR_RETURN(prompt, EncodeInput(*request_, tier));
-  } else {  // models of one tokenizer may have vocabularies of several sizes
+  const auto found = std::ranges::find(prompts_, tier.text_digest, &Encoded::text_digest);
+  if (found != prompts_.end()) {  // models of one tokenizer may have vocabularies of several sizes
     RETURN_IF_ERROR(CheckTokenIds(*request_, tier));
+    return found->prompt;
   }
+  ASSIGN_OR_RETURN(PromptPtr prompt, EncodeInput(request_, tier));
+  prompts_.push_back({tier.text_digest, prompt});
   return prompt;
+}
+
+SharedRequest::AskedTier& SharedRequest::At(size_t tier) {
+  const auto found = std::ranges::find(asked_, tier, &AskedTier::tier);
+  return found != asked_.end() ? *found : asked_.emplace_back(AskedTier{.tier = tier});
 }
 
 StatusOr<PromptPtr> SharedRequest::PromptFor(const TierView& tier) {
@@ -99,20 +105,23 @@ StatusOr<PickedReplica> SharedRequest::Pick(const ClusterView& view, size_t tier
                                             const std::set<ReplicaId>& tried) {
   std::lock_guard lock(mutex_);
   const TierView& in = view.tiers[tier];
-  if (const auto last = picked_.find(tier); last != picked_.end() && !tried.contains(last->second.id)) {
-    const auto found = std::ranges::find(in.ready, last->second.id, &ReadyReplica::id);
-    if (found != in.ready.end()) return PickedReplica{&in.replicas[found->index], last->second.cached_tokens};
+  std::optional<Picked>& last = At(tier).picked;
+  if (last.has_value() && !tried.contains(last->id)) {
+    const auto found = std::ranges::find(in.ready, last->id, &ReadyReplica::id);
+    if (found != in.ready.end()) return PickedReplica{&in.replicas[found->index], last->cached_tokens};
   }
   // A prompt whose scores are wanted is computed whole.
   const auto reusable = request_->prompt_logprobs().has_value() ? std::span<const TokenId>() : prompt;
   ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(*state_, *request_, view, tier, reusable, tried));
-  picked_[tier] = {picked.replica->id, picked.cached_tokens};
+  last = Picked{.id = picked.replica->id, .cached_tokens = picked.cached_tokens};
   return picked;
 }
 
 bool SharedRequest::PaysForPrompt(size_t tier, uint32_t draw) {
   std::lock_guard lock(mutex_);
-  return payers_.try_emplace(tier, draw).first->second == draw;
+  std::optional<uint32_t>& payer = At(tier).payer;
+  if (!payer.has_value()) payer = draw;
+  return payer == draw;
 }
 
 void SharedRequest::OfferToShadow(size_t tier, const TierAnswer& answer, AnswerEnd end) const {

@@ -3,9 +3,9 @@
 // request.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -56,14 +56,25 @@ class SharedRequest {
   const uint64_t seed_;
   TierPlan plan_;  // not changed after MakePlan
 
-  std::mutex mutex_;
-  std::map<std::string, PromptPtr> prompts_;  // GUARDED_BY(mutex_): by text digest
+  struct Encoded {
+    std::string text_digest = {};
+    PromptPtr prompt = {};
+  };
   struct Picked {
     ReplicaId id = 0;
     uint32_t cached_tokens = 0;
   };
-  std::map<size_t, Picked> picked_;    // GUARDED_BY(mutex_): by tier
-  std::map<size_t, uint32_t> payers_;  // GUARDED_BY(mutex_): draw by tier
+  struct AskedTier {
+    size_t tier = 0;
+    std::optional<Picked> picked = {};   // last
+    std::optional<uint32_t> payer = {};  // the draw that its prompt is billed with
+  };
+  AskedTier& At(size_t tier);  // with mutex_ held
+
+  std::mutex mutex_;
+  // A few at most, and kept as long as the request runs.
+  std::vector<Encoded> prompts_;  // GUARDED_BY(mutex_)
+  std::vector<AskedTier> asked_;  // GUARDED_BY(mutex_)
 };
 
 }  // namespace terrace

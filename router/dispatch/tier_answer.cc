@@ -15,7 +15,8 @@ TierAnswer::TierAnswer(const TierView& tier, PromptPtr prompt, RequestPtr reques
       echo_(EchoText(*request_, *prompt_, *text_assets_->tokenizer)),
       text_(text_assets_, request_, draw) {
   if (draw == 0 && request_->prompt_logprobs().has_value())
-    scores_.emplace(prompt_, text_assets_, vocab_size_, *request_->prompt_logprobs());
+    scores_ =
+        std::make_unique<PromptScores>(prompt_, text_assets_, vocab_size_, *request_->prompt_logprobs());
 }
 
 std::vector<TokenId> TierAnswer::RestOfDraft() const {

@@ -42,10 +42,10 @@ class TierAnswer {
 
   // Of the prompt. INTERNAL (worker_protocol), as the next two, for what is not as it should be.
   Status AddScores(const std::vector<WorkerToken>& scores) { return scores_->Add(scores); }
-  Status CheckScores() const { return scores_.has_value() ? scores_->CheckComplete() : Status(); }
-  bool has_scores() const { return scores_.has_value(); }
-  bool needs_scores() const { return scores_.has_value() && !has_begun(); }  // of the next attempt
-  std::vector<AnswerToken> TakePromptTokens() { return scores_->Take(); }    // once
+  Status CheckScores() const { return has_scores() ? scores_->CheckComplete() : Status(); }
+  bool has_scores() const { return scores_ != nullptr; }
+  bool needs_scores() const { return has_scores() && !has_begun(); }       // of the next attempt
+  std::vector<AnswerToken> TakePromptTokens() { return scores_->Take(); }  // once
 
   // Logs a token: what may be shown after it.
   StatusOr<AnswerPiece> Push(const WorkerToken& token, MonoTime now);
@@ -81,7 +81,7 @@ class TierAnswer {
   const uint32_t vocab_size_;
   const std::string echo_;
   AnswerText text_;
-  std::optional<PromptScores> scores_;
+  std::unique_ptr<PromptScores> scores_;  // null: nobody wants them of this answer
   std::vector<TokenId> log_, draft_;
   AnswerPiece held_;  // one piece, so that no sink's buffer is flooded
   uint32_t limit_ = 0;
