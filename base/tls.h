@@ -60,7 +60,7 @@ class AnonymousFile {
 class TlsSource {
  public:
   struct Options {
-    std::string use = {};               // the metrics' label: "listen" or "workers"
+    std::string use = {};               // the metrics' label: "listen", "workers" or "drafter"
     MetricRegistry* metrics = nullptr;  // outlives the source; null: nothing is told
     double period_seconds = 5;          // between looks at the files
   };

@@ -73,6 +73,8 @@ StatusOr<TextAssets> ParseTextAssets(std::string_view serialized) {
 
 Hash128 Digest(const TextAssets& assets) { return HashBytes(Serialize(assets)); }
 
+Hash128 TokenizerDigest(const TextAssets& assets) { return HashBytes(assets.tokenizer->Serialize()); }
+
 StatusOr<TextAssets> LoadTextAssets(const std::string& directory) {
   TextAssets assets;
   ASSIGN_OR_RETURN(assets.tokenizer, LoadTokenizerJson(directory));

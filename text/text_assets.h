@@ -42,6 +42,8 @@ struct TextAssets {
 std::string Serialize(const TextAssets& assets);
 StatusOr<TextAssets> ParseTextAssets(std::string_view serialized);
 Hash128 Digest(const TextAssets& assets);
+// Of the tokenizer alone: where it is the same, a token means the same.
+Hash128 TokenizerDigest(const TextAssets& assets);
 
 // From a Hugging Face style folder: tokenizer.json, tokenizer_config.json, generation_config.json.
 StatusOr<TextAssets> LoadTextAssets(const std::string& directory);

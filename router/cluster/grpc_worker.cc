@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/grpc_keepalive.h"
+#include "base/grpc_channel.h"
 #include "base/grpc_status.h"
 #include "grpcpp/alarm.h"
 #include "grpcpp/grpcpp.h"
@@ -20,22 +20,9 @@ constexpr int kMaxMessageBytes = 64 << 20;  // the keys of 8 million KV blocks
 constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, const WorkerChannelOptions& options) {
-  grpc::ChannelArguments arguments;
-  SetKeepalive(arguments);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
-  // The cluster decides when to try again; the channel must not stand in its way.
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 200);
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  // Workers do not compress: without these filters a call takes less memory, and a message less time.
-  arguments.SetInt(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
-  arguments.SetInt(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
-  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
-  const auto credentials =
-      options.credentials == nullptr ? grpc::InsecureChannelCredentials() : options.credentials;
-  return grpc::CreateCustomChannel(address, credentials, arguments);
+  return MakePeerChannel(address, {.credentials = options.credentials,
+                                   .server_name = options.server_name,
+                                   .max_receive_bytes = kMaxMessageBytes});
 }
 
 // gRPC 1.51 joins its callback threads where the last channel with callback calls is dropped. A call may

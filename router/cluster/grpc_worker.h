@@ -37,7 +37,7 @@ class WorkerConnection : public ReplicaClient {
   template <typename T>
   using Done = std::function<void(StatusOr<T>)>;
 
-  // One connection, made on first use: keepalive as in base/grpc_keepalive.h, gRPC's own retries off.
+  // One connection, made on first use (MakePeerChannel).
   static std::shared_ptr<WorkerConnection> Make(const std::string& address,
                                                 const WorkerChannelOptions& options = {});
 

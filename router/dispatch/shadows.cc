@@ -76,6 +76,7 @@ ExecuteSpec MakeSpec(const Request& request, const ReplicaView& replica, PromptP
                    .sampling = request.sampling(),
                    .stop_tokens = request.stop_tokens(),
                    .ignore_eos = request.ignore_eos(),
+                   .speculation_max_tokens = request.speculation_max_tokens(),
                    .priority = -static_cast<int32_t>(Request::kMaxPriority),
                    .cache_salt = request.cache_salt(),
                    .traceparent = request.trace().Header(),

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -70,6 +71,18 @@ TEST_F(ShadowsTest, TheLastTierVerifiesWhatASmallerOneAnsweredWhenAllIsSaid) {
   EXPECT_EQ(Shadowed("agreed"), 1);
   EXPECT_THAT(cluster_.replica(kBase, 0).observer->ends(), ElementsAre(StatusCode::kOk));
   EXPECT_EQ(cluster_.tier(kBase).replicas[0].in_flight->requests.load(), 0u);
+}
+
+TEST_F(ShadowsTest, ARequestsLimitOfDraftsIsItsShadowsToo) {
+  Use({.share = 1});
+  for (const std::optional<uint32_t> limit : {std::optional(0u), std::optional<uint32_t>()}) {
+    RequestFields fields = Greedy();
+    fields.speculation_max_tokens = limit;
+    AnswerByNano(fields);
+    dispatcher_->Housekeep();
+    EXPECT_EQ(BaseCalls().back()->spec.speculation_max_tokens, limit);
+    BaseCalls().back()->Answer("yes");
+  }
 }
 
 TEST_F(ShadowsTest, NobodyPaysForIt) {

@@ -141,7 +141,7 @@ class Bench {
     const bool is_forced = flags_.drafter == "forced";
     OpenEngineOptions options = Options(is_forced ? "none" : flags_.drafter);
     if (is_forced) {
-      options.make_drafter = [&, right] {
+      options.make_drafter = [&, right](const ModelFiles&) {
         return std::make_unique<FakeDrafter>(FakeDrafter::Options{
             .answer =
                 [&first](const DraftRequest& request, uint32_t index) {

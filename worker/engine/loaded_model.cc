@@ -130,11 +130,9 @@ bool MayRunOnCpus(const Status& error) {
          error.code() == StatusCode::kInvalidArgument;
 }
 
-Hash128 TokenDigest(const TextAssets& text) { return HashBytes(text.tokenizer->Serialize()); }
-
 // One tokenizer, so that tokens mean the same, and one vocabulary, so that there are no others.
 Status CheckSameTokens(const ModelFiles& target, const ModelFiles& draft) {
-  const std::string wanted = TokenDigest(*target.text).Hex(), found = TokenDigest(*draft.text).Hex();
+  const std::string wanted = TokenizerDigest(*target.text).Hex(), found = TokenizerDigest(*draft.text).Hex();
   if (wanted == found && target.config.vocab_size == draft.config.vocab_size) return {};
   return WithReason(
       FailedPrecondition("engine.speculation.model: its tokenizer has the digest ", found, " and ",

@@ -65,10 +65,12 @@ StatusOr<std::unique_ptr<Drafter>> OpenDrafter(const OpenEngineOptions& options,
   const SpeculationOptions& speculation = options.speculation;
   opened.drafter = speculation.drafter;
   if (options.make_drafter) {
-    std::unique_ptr<Drafter> made = options.make_drafter();
+    std::unique_ptr<Drafter> made = options.make_drafter(*opened.files);
     opened.drafter = made != nullptr ? std::string(made->name()) : "none";
     return made;
   }
+  if (speculation.drafter == "remote")
+    return InvalidArgument("engine.speculation.drafter: remote is for terrace-worker only");
   if (speculation.drafter == "none") return std::unique_ptr<Drafter>();
   if (speculation.drafter == "ngram") {
     const NgramDrafter::Options ngram{.min_match = speculation.min_match};

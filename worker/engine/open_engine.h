@@ -17,12 +17,13 @@ namespace terrace {
 
 // What is drafted for every sequence, beside what comes with it (SequenceSpec::draft).
 struct SpeculationOptions {
-  std::string drafter = "none";  // none, ngram (see NgramDrafter) or model (see ModelDrafter; CPUs only)
-  std::string model = "";        // of drafter: model; a folder or a .gguf file
-  uint32_t max_tokens = 8;       // for a sequence and step
-  uint32_t min_match = 3;        // of ngram: tokens that came before
-  uint64_t kv_pool_bytes = 0;    // of model; 0: max_sequences full contexts, at most an eighth of free memory
-  bool adapts = true;            // false: max_tokens for all, whatever it costs; tests and benchmarks
+  // none, ngram (see NgramDrafter), model (see ModelDrafter; CPUs only) or remote (make_drafter makes it)
+  std::string drafter = "none";
+  std::string model = "";      // of drafter: model; a folder or a .gguf file
+  uint32_t max_tokens = 8;     // for a sequence and step
+  uint32_t min_match = 3;      // of ngram: tokens that came before
+  uint64_t kv_pool_bytes = 0;  // of model; 0: max_sequences full contexts, at most an eighth of free memory
+  bool adapts = true;          // false: max_tokens for all, whatever it costs; tests and benchmarks
 };
 
 struct OpenEngineOptions {
@@ -49,8 +50,8 @@ struct OpenEngineOptions {
   std::function<void(const Status&)> on_drafter_failed = nullptr;  // the same
   std::function<bool()> is_cancelled = nullptr;                    // asked while weights are loaded
   std::function<StatusOr<const DeviceBackend*>()> find_device = LoadDevicePlugin;  // tests have others
-  // Instead of speculation.drafter: tests and benchmarks.
-  std::function<std::unique_ptr<Drafter>()> make_drafter = nullptr;
+  // Instead of what speculation.drafter names, for a model with these files: `remote`, tests and benchmarks.
+  std::function<std::unique_ptr<Drafter>(const ModelFiles& files)> make_drafter = nullptr;
 };
 
 struct OpenedEngine {
@@ -70,7 +71,7 @@ struct OpenedEngine {
   std::string device_note;    // why it is the CPUs, in one line, where device: auto looked for another one
   std::string numerics;       // invariant or auto; on CPUs always invariant
   std::string weight_dtype;   // of the largest tensors
-  std::string drafter;        // none, ngram or model
+  std::string drafter;        // none, ngram, model or remote
   uint64_t drafter_parameters = 0, drafter_kv_bytes = 0;  // of model
   std::unique_ptr<Engine> engine;
 };

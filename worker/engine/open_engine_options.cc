@@ -16,7 +16,7 @@ constexpr uint32_t kMaxSpeculatedTokens = 64, kMaxMinMatch = 16;
 constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"}, kNumerics[] = {"auto", "invariant"},
                            kKernels[] = {"auto", "cpu", "reference"}, kComputes[] = {"auto", "f32", "fp8"},
                            kKvDTypes[] = {"auto", "f32", "f16", "bf16", "int8"},
-                           kDrafters[] = {"none", "ngram", "model"};
+                           kDrafters[] = {"none", "ngram", "model", "remote"};
 
 template <typename... Text>
 Status Bad(const Text&... text) {
@@ -98,7 +98,7 @@ Status CheckDeviceSettings(const OpenEngineOptions& options) {
                kLeastDeviceBlock, " on");
   }
   if (options.speculation.drafter == "model")
-    return Bad("engine.speculation.drafter: model is for CPUs only; CUDA has none, ngram");
+    return Bad("engine.speculation.drafter: model is for CPUs only; CUDA has none, ngram, remote");
   return {};
 }
 

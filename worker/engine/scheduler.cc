@@ -250,6 +250,10 @@ void Scheduler::Enqueue(SequencePtr sequence) {
   sequence->missing = sequence->remaining();
   sequence->queue_key = KeyOf(*sequence);
   waiting_tokens_ += sequence->missing;
+  if (sequence->spec.is_background) {
+    ++background_waiting_;
+    background_tokens_ += sequence->missing;
+  }
   queue_.emplace(sequence->queue_key, sequence.get());
   waiting_.push_back(std::move(sequence));
 }
@@ -261,6 +265,10 @@ Scheduler::SequencePtr Scheduler::Dequeue(Sequence& sequence) {
   }
   queue_.erase({sequence.queue_key, &sequence});
   waiting_tokens_ -= sequence.missing;
+  if (sequence.spec.is_background) {
+    --background_waiting_;
+    background_tokens_ -= sequence.missing;
+  }
   SequencePtr out = std::exchange(waiting_[sequence.place], nullptr);
   if (out != waiting_.back()) {
     waiting_[sequence.place] = std::move(waiting_.back());
@@ -421,7 +429,7 @@ bool Scheduler::TryAdmit(Sequence& sequence, StepPlan& plan, MonoTime now) {
     sequence.sink->OnStarted(cached);
     if (options_.prefix_cache) totals_.prefix_query_tokens += sequence.prompt_tokens;
     totals_.prefix_hit_tokens += cached;
-    latencies_.queue.push_back(Seconds(now - sequence.arrived));
+    if (!sequence.spec.is_background) latencies_.queue.push_back(Seconds(now - sequence.arrived));
   }
   TakeBlocks(sequence, match, plan);
   return true;
@@ -645,7 +653,8 @@ std::vector<DraftWish> Scheduler::Wishes(const StepPlan& plan) {
                                   .prompt_tokens = sequence.prompt_tokens,
                                   .sampling = &sequence.spec.sampling,
                                   .counts = &sequence.counts,
-                                  .most = most},
+                                  .most = most,
+                                  .cache_salt = sequence.spec.cache_salt},
                       .left = left,
                       .acceptance = &sequence.acceptance});
   }
@@ -768,9 +777,11 @@ void Scheduler::Send(Sequence& sequence, std::span<const SampledToken> tokens, M
   if (tokens.empty()) return;
   const auto count = static_cast<uint32_t>(tokens.size());
   const bool is_first = !sequence.last_token.has_value();
-  if (is_first) latencies_.first_token.push_back(Seconds(now - sequence.arrived));
-  const double share = is_first ? 0 : Seconds(now - *sequence.last_token) / count;
-  latencies_.inter_token.insert(latencies_.inter_token.end(), is_first ? count - 1 : count, share);
+  if (!sequence.spec.is_background) {
+    if (is_first) latencies_.first_token.push_back(Seconds(now - sequence.arrived));
+    const double share = is_first ? 0 : Seconds(now - *sequence.last_token) / count;
+    latencies_.inter_token.insert(latencies_.inter_token.end(), is_first ? count - 1 : count, share);
+  }
   sequence.last_token = now;
   totals_.generated_tokens += count;
   sequence.sink->OnTokens(sequence.generated() - count, tokens);
@@ -808,7 +819,7 @@ void Scheduler::Publish(Sequence& sequence) {
 
 void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now) {
   WithdrawPromises(sequence);
-  blocks_.Release(sequence.blocks);
+  blocks_.Release(sequence.blocks, /*keeps_tail=*/!sequence.spec.is_background);
   free_host_blocks_.insert(free_host_blocks_.end(), sequence.host_blocks.begin(), sequence.host_blocks.end());
   sequence.host_blocks.clear();
   sequence.is_finished = true;
@@ -853,6 +864,10 @@ SchedulerStats Scheduler::Stats() const {
   stats.paused = static_cast<uint32_t>(
       std::ranges::count_if(running_, [](const SequencePtr& sequence) { return sequence->is_paused; }));
   stats.waiting_prompt_tokens = waiting_tokens_;
+  stats.background_running = static_cast<uint32_t>(std::ranges::count_if(
+      running_, [](const SequencePtr& sequence) { return sequence->spec.is_background; }));
+  stats.background_waiting = background_waiting_;
+  stats.background_prompt_tokens = background_tokens_;
   stats.free_blocks = static_cast<uint32_t>(blocks_.free());
   stats.held_blocks = static_cast<uint32_t>(blocks_.held());
   stats.cached_blocks = static_cast<uint32_t>(blocks_.cached());

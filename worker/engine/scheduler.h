@@ -68,6 +68,8 @@ struct SchedulerStats {
   uint32_t running = 0, waiting = 0;  // paused sequences run
   uint32_t paused = 0;
   uint64_t waiting_prompt_tokens = 0;
+  uint32_t background_running = 0, background_waiting = 0;  // of running and waiting
+  uint64_t background_prompt_tokens = 0;                    // of waiting_prompt_tokens
   uint32_t free_blocks = 0, held_blocks = 0, cached_blocks = 0, total_blocks = 0;
   uint32_t swapped_blocks = 0, host_blocks = 0;  // of the swap memory: in use, in all
   // Since the start. Of tokens: computed of prompts and resumed answers (again, after a preemption), and sent
@@ -210,6 +212,8 @@ class Scheduler {
   std::set<std::pair<MonoTime, Sequence*>> following_;  // by arrival
   size_t next_checked_ = 0;                             // in waiting_
   uint64_t waiting_tokens_ = 0;
+  uint32_t background_waiting_ = 0;  // in waiting_
+  uint64_t background_tokens_ = 0;   // of waiting_tokens_
 
   std::vector<Sequence*> planned_;  // whose part sequences[i] of the last plan is; empty after its Commit
   uint32_t draft_room_ = 0;         // of the last plan: tokens that may be proposed beside what is

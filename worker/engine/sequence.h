@@ -35,6 +35,9 @@ struct SequenceSpec {
   bool score_prompt = false;
   int32_t priority = 0;    // [-100, 100], higher first
   std::string cache_salt;  // prefixes are shared only with sequences of the same one
+  // Work for another worker's sake: it is no load that routers are told of, its waits are nobody's latencies,
+  // and the block that its last tokens fill in part is the first that the prefix cache gives up.
+  bool is_background = false;
   std::optional<MonoTime> deadline;
 };
 

@@ -319,6 +319,18 @@ TEST(Speculation, WhatCannotBeDraftedForIsNotAskedFor) {
   EXPECT_GT(b->Wait().result.stats.speculated_tokens, 0u);
 }
 
+TEST(Speculation, ADrafterHearsWhosePrefixesASequenceShares) {
+  std::string salt;
+  FakeDrafter::Options options = RightBy(1);
+  options.on_propose = [&](std::span<const DraftRequest> requests) { salt = requests[0].cache_salt; };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  SequenceSpec spec = Spec(3, 50);
+  spec.cache_salt = "tenant";
+  drafting.Add(spec);
+  drafting.RunAll();
+  EXPECT_EQ(salt, "tenant");
+}
+
 TEST(Speculation, AnErrorInsideADraftComesWhereItWouldHaveCome) {
   Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(1)), Memory(),
                     {.fail_sequence = [](const PlannedSequence& part) {

@@ -101,17 +101,20 @@ Status BlockManager::Allocate(size_t count, BlockTable& table) {
   return {};
 }
 
-void BlockManager::Release(BlockTable& table) {
-  for (; !table.empty(); table.pop_back()) Release(table.back());
+void BlockManager::Release(BlockTable& table, bool keeps_tail) {
+  for (; !table.empty(); table.pop_back())
+    Release(table.back(), /*as_oldest=*/!keeps_tail && !At(table.back()).has_key);
 }
 
-void BlockManager::Release(BlockId id) {
+void BlockManager::Release(BlockId id) { Release(id, /*as_oldest=*/false); }
+
+void BlockManager::Release(BlockId id, bool as_oldest) {
   Block& block = At(id);
   CHECK(block.holders > 0, "KV block ", id, " is given back but not held");
   if (--block.holders > 0) return;
   --held_;
   if (block.rows > 0) {
-    MakeNewest(id);
+    as_oldest ? MakeOldest(id) : MakeNewest(id);
     ++cached_;
   } else {
     free_.push_back(id);
@@ -209,6 +212,14 @@ void BlockManager::MakeNewest(BlockId id) {
   block.newer = kNone;
   (newest_ == kNone ? oldest_ : At(newest_).newer) = id;
   newest_ = id;
+}
+
+void BlockManager::MakeOldest(BlockId id) {
+  Block& block = At(id);
+  block.newer = oldest_;
+  block.older = kNone;
+  (oldest_ == kNone ? newest_ : At(oldest_).older) = id;
+  oldest_ = id;
 }
 
 void BlockManager::LeaveOrder(BlockId id) {

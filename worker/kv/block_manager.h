@@ -63,8 +63,9 @@ class BlockManager {
   // numbers.
   Status Allocate(size_t count, BlockTable& table);
   // Drops one holder of every block, the last block first (so that a prefix outlives what follows it), and
-  // empties the table.
-  void Release(BlockTable& table);
+  // empties the table. Without `keeps_tail` a block that is cached then and not whole is the first to give
+  // way.
+  void Release(BlockTable& table, bool keeps_tail = true);
   void Release(BlockId block);
 
   // The first tokens.size() rows of a held block are computed and hold `tokens`, behind the block whose key
@@ -117,7 +118,9 @@ class BlockManager {
   const Block& At(BlockId block) const;
   std::span<const int32_t> TokensOf(BlockId block) const;
   TailKey TailKeyOf(BlockId block) const { return {At(block).parent, TokensOf(block)[0]}; }
+  void Release(BlockId block, bool as_oldest);
   void MakeNewest(BlockId block);
+  void MakeOldest(BlockId block);
   void LeaveOrder(BlockId block);
   void Evict();
 

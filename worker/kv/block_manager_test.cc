@@ -185,7 +185,7 @@ TEST(BlockManager, RandomOperationsAgreeWithAPlainModel) {
           manager.ForgetAlike(kRoot, keys, tokens);
           ASSERT_TRUE(manager.Match(kRoot, keys, tokens, tokens.size()).blocks.empty());
         }
-        manager.Release(holders[i].blocks);
+        manager.Release(holders[i].blocks, /*keeps_tail=*/draw(0, 1) > 0);
         holders.erase(holders.begin() + static_cast<ptrdiff_t>(i));
       }
       std::vector<const BlockTable*> tables;
@@ -220,6 +220,29 @@ TEST(BlockManager, TheLeastRecentlyUsedBlockGivesWayFirst) {
   EXPECT_TRUE(is_cached(10));
   EXPECT_FALSE(is_cached(11));
   EXPECT_TRUE(is_cached(12));
+}
+
+TEST(BlockManager, ATailThatIsNotKeptGivesWayFirstAndWholeBlocksAreAsOthers) {
+  BlockManager manager({.blocks = 3, .block_tokens = 2});
+  const std::vector<int32_t> older = {1, 2}, newer = {3, 4, 5}, whole = {3, 4};
+  BlockTable table;
+  ASSERT_TRUE(manager.Allocate(1, table).ok());
+  PublishAll(manager, older, 2, table);
+  manager.Release(table);
+  ASSERT_TRUE(manager.Allocate(2, table).ok());
+  PublishAll(manager, newer, 2, table);
+  manager.Release(table, /*keeps_tail=*/false);
+  const auto cached = [&](const std::vector<int32_t>& tokens) {
+    return manager.Match(kRoot, KeysOf(tokens, 2), tokens, tokens.size()).tokens;
+  };
+  EXPECT_EQ(cached(newer), 3u);
+  ASSERT_TRUE(manager.Allocate(1, table).ok());
+  EXPECT_EQ(cached(newer), 2u) << "the tail is gone";
+  EXPECT_EQ(cached(older), 2u);
+  ASSERT_TRUE(manager.Allocate(1, table).ok());
+  EXPECT_EQ(cached(older), 0u) << "then the least recently used";
+  EXPECT_EQ(cached(whole), 2u);
+  manager.Audit(std::vector<const BlockTable*>{&table});
 }
 
 }  // namespace

@@ -63,6 +63,27 @@ Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& o
   return {};
 }
 
+// Of a drafter that is known.
+Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions& out) {
+  constexpr char kPath[] = "engine.speculation.remote", kAddress[] = "engine.speculation.remote.address";
+  const std::string& drafter = out.engine.speculation.drafter;
+  if (drafter != "remote")
+    return config.has_remote() ? Bad(kPath, "is for drafter: remote, not ", drafter) : Status();
+  const v1::RemoteDrafterConfig& remote = config.remote();
+  if (remote.address().empty()) return Bad(kAddress, "is needed with drafter: remote");
+  RETURN_IF_ERROR(CheckAddress(kAddress, remote.address()));
+  if (ParseHostPort(remote.address())->port == 0) return Bad(kAddress, "port 0 has no meaning here");
+  out.remote_drafter = {.address = remote.address()};
+  if (!remote.has_tls()) return {};
+  const v1::ClientTlsConfig& tls = remote.tls();
+  if (tls.certificate_file().empty() != tls.key_file().empty())
+    return Bad(Concat(kPath, ".tls"), "certificate_file and key_file are needed together");
+  out.remote_drafter->tls = {
+      .certificate = tls.certificate_file(), .key = tls.key_file(), .ca = tls.ca_file()};
+  out.remote_drafter->server_name = tls.server_name();
+  return {};
+}
+
 Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   const v1::EngineConfig& engine = config.engine();
   RETURN_IF_ERROR(SetCount("engine.threads", engine.has_threads(), engine.threads(), out.threads));
@@ -118,6 +139,7 @@ StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
   RETURN_IF_ERROR(SetTls(config, out.server));
   RETURN_IF_ERROR(CheckReach(config, out.server));
   RETURN_IF_ERROR(SetEngine(config, out.server.engine));
+  RETURN_IF_ERROR(SetRemoteDrafter(config.engine().speculation(), out.server));
   RETURN_IF_ERROR(SetLog(config.log(), out.log));
   return out;
 }

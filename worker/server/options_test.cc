@@ -110,6 +110,24 @@ TEST(MakeWorkerOptions, TlsIsOnWhenItIsConfigured) {
   EXPECT_EQ(options->server.tls->ca, "a.pem");
 }
 
+TEST(MakeWorkerOptions, ARemoteDrafterHasAnAddressAndPerhapsTls) {
+  EXPECT_FALSE(Make("model: m")->server.remote_drafter.has_value());
+  const auto plain = Make("{model: m, engine: {speculation: {drafter: remote, remote: {address: 'd:1'}}}}");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_EQ(plain->server.engine.speculation.drafter, "remote");
+  EXPECT_EQ(plain->server.remote_drafter->address, "d:1");
+  EXPECT_FALSE(plain->server.remote_drafter->tls.has_value());
+  const auto options = Make(
+      "{model: m, engine: {device: cuda, speculation: {drafter: remote, remote: {address: 'd:1',\n"
+      "  tls: {ca_file: a.pem, certificate_file: c.pem, key_file: k.pem, server_name: s}}}}}");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const DrafterEndpoint& remote = *options->server.remote_drafter;
+  EXPECT_EQ(remote.tls->ca, "a.pem");
+  EXPECT_EQ(remote.tls->certificate, "c.pem");
+  EXPECT_EQ(remote.tls->key, "k.pem");
+  EXPECT_EQ(remote.server_name, "s");
+}
+
 TEST(MakeWorkerOptions, WhatOtherMachinesReachNeedsTlsOrToBeCalledInsecure) {
   for (const char* yaml : {"{model: m, grpc: 'localhost:1', ops: '127.0.0.2:1'}",
                            "{model: m, grpc: '0.0.0.0:1', tls: {certificate_file: c, key_file: k}}",
@@ -154,7 +172,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, engine: {max_prefill_wait_seconds: 0}}",
        "engine.max_prefill_wait_seconds is 0, not in (0"},
       {"{model: m, engine: {speculation: {drafter: oracle}}}",
-       "engine.speculation.drafter: \"oracle\", not one of none, ngram, model"},
+       "engine.speculation.drafter: \"oracle\", not one of none, ngram, model, remote"},
       {"{model: m, engine: {speculation: {max_tokens: 0}}}",
        "engine.speculation.max_tokens: must be at least 1"},
       {"{model: m, engine: {speculation: {max_tokens: 65}}}",
@@ -169,6 +187,18 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.speculation.model: is for drafter: model, not ngram"},
       {"{model: m, engine: {device: cuda, speculation: {drafter: model, model: d}}}",
        "engine.speculation.drafter: model is for CPUs only"},
+      {"{model: m, engine: {speculation: {drafter: remote}}}",
+       "engine.speculation.remote.address: is needed with drafter: remote"},
+      {"{model: m, engine: {speculation: {drafter: remote, remote: {address: d}}}}",
+       "engine.speculation.remote.address: \"d\" is not host:port"},
+      {"{model: m, engine: {speculation: {drafter: remote, remote: {address: 'd:0'}}}}",
+       "engine.speculation.remote.address: port 0"},
+      {"{model: m, engine: {speculation: {drafter: ngram, remote: {address: 'd:1'}}}}",
+       "engine.speculation.remote: is for drafter: remote, not ngram"},
+      {"{model: m, engine: {speculation: {drafter: remote, model: d, remote: {address: 'd:1'}}}}",
+       "engine.speculation.model: is for drafter: model, not remote"},
+      {"{model: m, engine: {speculation: {drafter: remote, remote: {address: 'd:1', tls: {key_file: k}}}}}",
+       "engine.speculation.remote.tls: certificate_file and key_file are needed together"},
       {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},

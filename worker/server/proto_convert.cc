@@ -7,6 +7,22 @@ namespace {
 
 constexpr int kMostDraftTokens = 1 << 17;  // more are not looked at: no context holds them
 
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kError:
+      return v1::FINISH_REASON_ERROR;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+}  // namespace
+
 StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in) {
   SamplingParams out;  // holds the defaults
   if (in.has_temperature()) out.temperature = in.temperature();
@@ -25,22 +41,6 @@ StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in) {
   out.seed = in.seed();
   return out;
 }
-
-v1::FinishReason ToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled:
-      return v1::FINISH_REASON_CANCELLED;
-    case FinishReason::kError:
-      return v1::FINISH_REASON_ERROR;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
-}  // namespace
 
 StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   SequenceSpec spec;
@@ -69,6 +69,18 @@ std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point dea
                                        std::chrono::system_clock::time_point wall_now, MonoTime now) {
   if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
   return now + (deadline - wall_now);
+}
+
+void ToProto(const SamplingParams& params, v1::SamplingParams& out) {
+  out.set_temperature(params.temperature);
+  out.set_top_k(params.top_k);
+  out.set_top_p(params.top_p);
+  out.set_min_p(params.min_p);
+  out.set_repetition_penalty(params.repetition_penalty);
+  out.set_presence_penalty(params.presence_penalty);
+  out.set_frequency_penalty(params.frequency_penalty);
+  for (const auto& [token, bias] : params.logit_bias) (*out.mutable_logit_bias())[token] = bias;
+  out.set_seed(params.seed);
 }
 
 void ToProto(const SampledToken& token, v1::GeneratedToken& out) {

@@ -1,4 +1,4 @@
-// Between the messages of worker.proto and the values of worker/engine. Pure.
+// Between the messages of worker.proto and sampling.proto and the values of worker/engine. Pure.
 #pragma once
 
 #include <chrono>
@@ -12,12 +12,14 @@ namespace terrace {
 
 // INVALID_ARGUMENT, reason invalid_value, when a seed is needed and absent; every other check is
 // Scheduler::Validate's.
+StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in);
 StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request);
 
 // A call's deadline on the monotonic clock; none when the call has none.
 std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point deadline,
                                        std::chrono::system_clock::time_point wall_now, MonoTime now);
 
+void ToProto(const SamplingParams& params, v1::SamplingParams& out);
 void ToProto(const SampledToken& token, v1::GeneratedToken& out);
 void ToProto(const SequenceResult& result, v1::ExecuteFinished& out);
 

@@ -16,9 +16,11 @@ constexpr std::array kPhaseNames = {"prefill", "decode", "mixed"};
 constexpr std::array kOutcomeNames = {"stop",  "length",      "cancelled", "deadline",
                                       "error", "handed_over", "refused"};
 constexpr size_t kRefused = 6;
-constexpr std::array kDrafterNames = {"ngram", "model"};
+constexpr std::array kDrafterNames = {"ngram", "model", "remote"};
 constexpr auto kPositionNames = SpeculationStats::kPositionNames;
 constexpr std::array kVerdictNames = {"accepted", "rejected"};
+constexpr std::array kRemoteStateNames = {"connecting", "connected", "refused"};  // by RemoteDrafterState
+constexpr std::array kRemoteResultNames = {"offered", "late", "dropped"};
 
 // Counters that follow totals of the engine.
 struct FollowedTotal {
@@ -65,9 +67,12 @@ WorkerMetrics::WorkerMetrics()
       queue_seconds_(registry_.GetHistogram("terrace_engine_queue_seconds")),
       first_token_seconds_(registry_.GetHistogram("terrace_engine_time_to_first_token_seconds")),
       inter_token_seconds_(registry_.GetHistogram("terrace_engine_inter_token_latency_seconds")),
-      numeric_errors_(registry_.GetCounter("terrace_numeric_errors_total")) {
+      numeric_errors_(registry_.GetCounter("terrace_numeric_errors_total")),
+      served_tokens_(registry_.GetCounter("terrace_speculation_served_tokens_total")),
+      served_streams_(registry_.GetGauge("terrace_speculation_served_streams")) {
   static_assert(kPhaseNames.size() == kPhases && kOutcomeNames.size() == kOutcomes);
   static_assert(kFollowedTotals.size() == kTotals);
+  static_assert(kRemoteStateNames.size() == kRemoteStates && kRemoteResultNames.size() == kRemoteResults);
   for (size_t i = 0; i < kPhases; ++i) {
     step_seconds_[i] = &registry_.GetHistogram("terrace_engine_step_seconds", Labels{kPhaseNames[i]});
     step_tokens_[i] = &registry_.GetHistogram("terrace_engine_step_tokens", Labels{kPhaseNames[i]});
@@ -85,6 +90,13 @@ WorkerMetrics::WorkerMetrics()
     registry_.GetCounter("terrace_speculation_failures_total", Labels{drafter});
     registry_.GetGauge("terrace_speculation_saved_seconds", Labels{drafter}).Set(0);
   }
+  for (size_t i = 0; i < kRemoteStates; ++i)
+    remote_states_[i] = &registry_.GetGauge("terrace_speculation_remote_state", Labels{kRemoteStateNames[i]});
+  for (size_t i = 0; i < kRemoteResults; ++i)
+    remote_tokens_[i] =
+        &registry_.GetCounter("terrace_speculation_remote_tokens_total", Labels{kRemoteResultNames[i]});
+  for (auto* const state : remote_states_) state->Set(0);
+  served_streams_.Set(0);
   registry_.GetGauge("terrace_build_info", Labels{kVersion, "worker"}).Set(1);
 }
 
@@ -110,6 +122,20 @@ void WorkerMetrics::OnLoaded(const KvInfo& kv, double load_seconds) {
   const Labels shape{std::to_string(kv.block_tokens), std::to_string(kv.blocks), kv.dtype};
   registry_.GetGauge("terrace_kv_cache_info", shape).Set(1);
 }
+
+void WorkerMetrics::OnRemoteDrafter(RemoteDrafterState state) {
+  for (size_t i = 0; i < kRemoteStates; ++i) remote_states_[i]->Set(i == static_cast<size_t>(state) ? 1 : 0);
+}
+
+void WorkerMetrics::OnRemoteTokens(const RemoteTokens& tokens) {
+  const std::array counts = {tokens.offered, tokens.late, tokens.dropped};
+  for (size_t i = 0; i < kRemoteResults; ++i)
+    if (counts[i] > 0) remote_tokens_[i]->Add(static_cast<double>(counts[i]));
+}
+
+void WorkerMetrics::OnServedStreams(size_t streams) { served_streams_.Set(static_cast<double>(streams)); }
+
+void WorkerMetrics::OnServedTokens(size_t tokens) { served_tokens_.Add(static_cast<double>(tokens)); }
 
 std::string WorkerMetrics::Render(const EngineStats& stats, MonoTime now) {
   SetFrom(stats, now);

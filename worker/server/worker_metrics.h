@@ -12,6 +12,15 @@
 
 namespace terrace {
 
+// Of the connection to a remote drafter. kRefused: the two do not fit.
+enum class RemoteDrafterState : uint8_t { kConnecting, kConnected, kRefused };
+
+// What became of tokens that a remote drafter sent. `offered`: they came in time. `late`: the answer had them
+// already. `dropped`: it had gone on otherwise.
+struct RemoteTokens {
+  uint64_t offered = 0, late = 0, dropped = 0;
+};
+
 class WorkerMetrics {
  public:
   struct KvInfo {
@@ -25,6 +34,11 @@ class WorkerMetrics {
   void OnFinished(const SequenceResult& result);
   void OnRefused();
   void OnLoaded(const KvInfo& kv, double load_seconds);
+  void OnRemoteDrafter(RemoteDrafterState state);
+  void OnRemoteTokens(const RemoteTokens& tokens);
+  // Of drafts for other workers: streams that there are now; tokens that were drafted.
+  void OnServedStreams(size_t streams);
+  void OnServedTokens(size_t tokens);
 
   // For parts of the process that count on their own.
   MetricRegistry& registry() { return registry_; }
@@ -32,7 +46,7 @@ class WorkerMetrics {
   std::string Render(const EngineStats& stats, MonoTime now);
 
  private:
-  static constexpr size_t kPhases = 3, kOutcomes = 7, kTotals = 8;
+  static constexpr size_t kPhases = 3, kOutcomes = 7, kTotals = 8, kRemoteStates = 3, kRemoteResults = 3;
 
   void SetFrom(const EngineStats& stats, MonoTime now);
   void SetSpeculation(const SpeculationStats& stats);
@@ -42,7 +56,10 @@ class WorkerMetrics {
   std::array<MetricRegistry::Histogram*, kPhases> step_seconds_, step_tokens_;  // the registry's
   MetricRegistry::Histogram &step_sequences_, &queue_seconds_, &first_token_seconds_, &inter_token_seconds_;
   std::array<MetricRegistry::Counter*, kOutcomes> sequences_;
-  MetricRegistry::Counter& numeric_errors_;
+  MetricRegistry::Counter &numeric_errors_, &served_tokens_;
+  MetricRegistry::Gauge& served_streams_;
+  std::array<MetricRegistry::Gauge*, kRemoteStates> remote_states_;
+  std::array<MetricRegistry::Counter*, kRemoteResults> remote_tokens_;
   std::mutex mutex_;
   // GUARDED_BY(mutex_): the engine's totals, as far as counted here.
   std::array<double, kTotals> told_{};

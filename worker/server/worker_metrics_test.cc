@@ -20,18 +20,26 @@ TEST(WorkerMetrics, EverySeriesExistsFromTheStart) {
     if (!is_workers) continue;
     EXPECT_THAT(text, HasSubstr(Concat("\n# TYPE ", info.name, " "))) << info.name;
   }
-  for (const char* series :
-       {"terrace_engine_preemptions_total{mode=\"recompute\"} 0\n",
-        "terrace_engine_draft_tokens_total{result=\"accepted\"} 0\n",
-        "terrace_engine_draft_tokens_total{result=\"rejected\"} 0\n",
-        "terrace_speculation_passes_total{drafter=\"ngram\"} 0\n",
-        "terrace_engine_sequences_total{outcome=\"handed_over\"} 0\n",
-        "terrace_engine_preemptions_total{mode=\"swap\"} 0\n", "terrace_kv_blocks{state=\"free\"} 0\n",
-        "terrace_kv_blocks{state=\"held\"} 0\n", "terrace_kv_blocks{state=\"cached\"} 0\n",
-        "terrace_kv_host_blocks{state=\"free\"} 0\n", "terrace_kv_host_blocks{state=\"held\"} 0\n",
-        "terrace_engine_step_sequences_count 0\n", "terrace_engine_queue_seconds_count 0\n",
-        "terrace_engine_time_to_first_token_seconds_count 0\n",
-        "terrace_engine_inter_token_latency_seconds_count 0\n"}) {
+  for (const char* series : {"terrace_engine_preemptions_total{mode=\"recompute\"} 0\n",
+                             "terrace_engine_draft_tokens_total{result=\"accepted\"} 0\n",
+                             "terrace_engine_draft_tokens_total{result=\"rejected\"} 0\n",
+                             "terrace_speculation_passes_total{drafter=\"ngram\"} 0\n",
+                             "terrace_speculation_passes_total{drafter=\"remote\"} 0\n",
+                             "terrace_speculation_remote_state{state=\"connected\"} 0\n",
+                             "terrace_speculation_remote_tokens_total{result=\"late\"} 0\n",
+                             "terrace_speculation_served_streams 0\n",
+                             "terrace_speculation_served_tokens_total 0\n",
+                             "terrace_engine_sequences_total{outcome=\"handed_over\"} 0\n",
+                             "terrace_engine_preemptions_total{mode=\"swap\"} 0\n",
+                             "terrace_kv_blocks{state=\"free\"} 0\n",
+                             "terrace_kv_blocks{state=\"held\"} 0\n",
+                             "terrace_kv_blocks{state=\"cached\"} 0\n",
+                             "terrace_kv_host_blocks{state=\"free\"} 0\n",
+                             "terrace_kv_host_blocks{state=\"held\"} 0\n",
+                             "terrace_engine_step_sequences_count 0\n",
+                             "terrace_engine_queue_seconds_count 0\n",
+                             "terrace_engine_time_to_first_token_seconds_count 0\n",
+                             "terrace_engine_inter_token_latency_seconds_count 0\n"}) {
     EXPECT_THAT(text, HasSubstr(series));
   }
 }
@@ -90,6 +98,27 @@ TEST(WorkerMetrics, DraftsAreCountedByDrafterPositionAndVerdict) {
         "terrace_speculation_failures_total{drafter=\"model\"} 1\n",
         "terrace_speculation_drafting_seconds_total{drafter=\"model\"} 0.5\n",
         "terrace_speculation_saved_seconds{drafter=\"model\"} -0.25\n"}) {
+    EXPECT_THAT(text, HasSubstr(series));
+  }
+}
+
+TEST(WorkerMetrics, DraftsFromAndForOtherWorkersAreCounted) {
+  WorkerMetrics metrics;
+  metrics.OnRemoteDrafter(RemoteDrafterState::kConnecting);
+  metrics.OnRemoteDrafter(RemoteDrafterState::kRefused);
+  metrics.OnRemoteTokens({.offered = 5, .late = 2});
+  metrics.OnRemoteTokens({.offered = 1, .dropped = 3});
+  metrics.OnServedStreams(2);
+  metrics.OnServedTokens(7);
+  const std::string text = metrics.Render({}, {});
+  for (const char* series :
+       {"terrace_speculation_remote_state{state=\"connecting\"} 0\n",
+        "terrace_speculation_remote_state{state=\"connected\"} 0\n",
+        "terrace_speculation_remote_state{state=\"refused\"} 1\n",
+        "terrace_speculation_remote_tokens_total{result=\"offered\"} 6\n",
+        "terrace_speculation_remote_tokens_total{result=\"late\"} 2\n",
+        "terrace_speculation_remote_tokens_total{result=\"dropped\"} 3\n",
+        "terrace_speculation_served_streams 2\n", "terrace_speculation_served_tokens_total 7\n"}) {
     EXPECT_THAT(text, HasSubstr(series));
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/grpc_channel.h"
 #include "base/grpc_keepalive.h"
 #include "base/grpc_tls.h"
 #include "base/log.h"
@@ -11,6 +12,7 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server_builder.h"
 #include "worker/engine/collecting_sink.h"
+#include "worker/server/remote_drafter.h"
 
 namespace terrace {
 namespace {
@@ -58,7 +60,6 @@ bool IsAlive(const EngineStats& stats, MonoTime now) {
 StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
   const MonoTime begin = RealClock().Now();
   std::unique_ptr<WorkerServer> server(new WorkerServer);
-  RETURN_IF_ERROR(server->OpenTls(options));
   RETURN_IF_ERROR(server->Open(options));
   RETURN_IF_ERROR(server->Listen(options));
   RETURN_IF_ERROR(server->WarmUp());
@@ -74,16 +75,26 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
 
 WorkerServer::~WorkerServer() { Stop(); }
 
-Status WorkerServer::OpenTls(const WorkerServerOptions& options) {
-  if (!options.tls.has_value()) return {};
-  auto source = TlsSource::Open(*options.tls, {.use = "listen", .metrics = &metrics_.registry()});
-  if (!source.ok()) return Annotate(source.status(), "tls");
-  tls_ = *std::move(source);
-  return {};
+// Null without `files`. `path`: of the setting.
+StatusOr<std::shared_ptr<TlsSource>> WorkerServer::OpenTls(const std::optional<TlsFiles>& files,
+                                                           const std::string& path, const std::string& use) {
+  if (!files.has_value()) return std::shared_ptr<TlsSource>();
+  auto source = TlsSource::Open(*files, {.use = use, .metrics = &metrics_.registry()});
+  if (!source.ok()) return Annotate(source.status(), path);
+  return source;
 }
 
 Status WorkerServer::Open(const WorkerServerOptions& options) {
+  ASSIGN_OR_RETURN(tls_, OpenTls(options.tls, "tls", "listen"));
   OpenEngineOptions engine = options.engine;
+  if (engine.speculation.drafter == "remote") {
+    CHECK(options.remote_drafter.has_value());
+    const DrafterEndpoint& remote = *options.remote_drafter;
+    ASSIGN_OR_RETURN(drafter_tls_, OpenTls(remote.tls, "engine.speculation.remote.tls", "drafter"));
+    engine.make_drafter = [this, &remote](const ModelFiles& files) {
+      return MakeRemoteDrafter(remote, files);
+    };
+  }
   engine.on_step = [this](const StepObservation& step) { metrics_.OnStep(step); };
   engine.on_device_lost = [this](const Status& error) { OnDeviceLost(error); };
   engine.on_drafter_failed = [](const Status& error) {
@@ -91,11 +102,36 @@ Status WorkerServer::Open(const WorkerServerOptions& options) {
   };
   ASSIGN_OR_RETURN(opened_, OpenEngine(engine));
   served_name_ = options.served_name.empty() ? opened_.files->config.name : options.served_name;
+  OpenServices(options);
+  return {};
+}
+
+std::unique_ptr<Drafter> WorkerServer::MakeRemoteDrafter(const DrafterEndpoint& endpoint,
+                                                         const ModelFiles& files) {
+  const PeerChannelOptions channel{.credentials = MakeChannelCredentials(drafter_tls_.get()),
+                                   .server_name = endpoint.server_name};
+  return std::make_unique<RemoteDrafter>(
+      RemoteDrafter::Options{.channel = MakePeerChannel(endpoint.address, channel),
+                             .address = endpoint.address,
+                             .tokenizer_digest = TokenizerDigest(*files.text).Hex(),
+                             .vocab_size = files.config.vocab_size},
+      metrics_);
+}
+
+void WorkerServer::OpenServices(const WorkerServerOptions& options) {
+  // Without a prefix cache every attempt would compute the whole sequence; half of the inbox is for requests.
+  if (options.engine.prefix_cache && options.engine.inbox > 1) {
+    drafts_ = std::make_unique<DraftService>(
+        DraftService::Options{
+            .tokenizer_digest = TokenizerDigest(*opened_.files->text).Hex(),
+            // Some have just been cancelled.
+            .max_running = std::min<size_t>(2 * opened_.max_sequences, options.engine.inbox / 2)},
+        *opened_.engine, metrics_);
+  }
   WorkerService::Options service{.description = Describe(opened_, served_name_),
                                  .text_assets = Serialize(*opened_.files->text),
-                                 .on_draining = [this] { UpdateHealth(); }};
+                                 .on_draining = [this] { OnDraining(); }};
   service_ = std::make_unique<WorkerService>(std::move(service), *opened_.engine, metrics_);
-  return {};
 }
 
 Status WorkerServer::Listen(const WorkerServerOptions& options) {
@@ -105,6 +141,7 @@ Status WorkerServer::Listen(const WorkerServerOptions& options) {
   int port = 0;
   builder.AddListeningPort(options.grpc, MakeServerCredentials(tls_.get()), &port);
   builder.RegisterService(service_.get());
+  if (drafts_ != nullptr) builder.RegisterService(drafts_.get());
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two workers must not share a port unnoticed
   SetKeepalive(builder);  // a client that is gone without a word does not keep its paused sequence
@@ -155,6 +192,11 @@ void WorkerServer::OnDeviceLost(const Status& error) {
   service_->Drain([] {});  // routers hear of it at once
 }
 
+void WorkerServer::OnDraining() {
+  UpdateHealth();
+  if (drafts_ != nullptr) drafts_->Stop();  // what it drafts would never end
+}
+
 void WorkerServer::UpdateHealth() {
   std::lock_guard lock(health_mutex_);
   if (health_ != nullptr) health_->SetServingStatus(service_->state() == v1::WORKER_STATE_READY);
@@ -191,7 +233,7 @@ void WorkerServer::LogReady(double load_seconds) const {
     Log(HasDevicePlugin() ? LogLevel::kWarn : LogLevel::kDebug, "worker_on_cpu",
         {{"reason", opened_.device_note}});
   }
-  if (opened_.drafter == "ngram" && opened_.numerics == "auto") {
+  if (opened_.drafter != "none" && opened_.numerics == "auto") {
     Log(LogLevel::kWarn, "worker_drafts_change_bits",
         {{"reason", "engine.numerics: auto: what shares a step may change the last bits, and so do drafts"}});
   }

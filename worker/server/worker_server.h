@@ -15,17 +15,26 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server.h"
 #include "worker/engine/open_engine.h"
+#include "worker/server/draft_service.h"
 #include "worker/server/worker_metrics.h"
 #include "worker/server/worker_service.h"
 
 namespace terrace {
 
+// Where the worker is that drafts for this one (RemoteDrafter).
+struct DrafterEndpoint {
+  std::string address;
+  std::optional<TlsFiles> tls = {};  // absent: plain text
+  std::string server_name = "";      // that its certificate is for; "": the host of the address
+};
+
 struct WorkerServerOptions {
   OpenEngineOptions engine;  // its callbacks are the server's
   std::string served_name;   // "": the model's own name
   std::string grpc = "127.0.0.1:0";
-  std::string ops = "";              // "": no ops listener
-  std::optional<TlsFiles> tls = {};  // of grpc; absent: plain text
+  std::string ops = "";                                // "": no ops listener
+  std::optional<TlsFiles> tls = {};                    // of grpc; absent: plain text
+  std::optional<DrafterEndpoint> remote_drafter = {};  // with engine.speculation.drafter: remote
 };
 
 // Liveness follows the engine's steps: false when there is work and no step was made for 10 s, and when the
@@ -53,20 +62,25 @@ class WorkerServer {
 
  private:
   WorkerServer() = default;
-  Status OpenTls(const WorkerServerOptions& options);
+  StatusOr<std::shared_ptr<TlsSource>> OpenTls(const std::optional<TlsFiles>& files, const std::string& path,
+                                               const std::string& use);
+  std::unique_ptr<Drafter> MakeRemoteDrafter(const DrafterEndpoint& endpoint, const ModelFiles& files);
+  void OpenServices(const WorkerServerOptions& options);
   Status Open(const WorkerServerOptions& options);
   Status Listen(const WorkerServerOptions& options);
   Status WarmUp();
   void OnDeviceLost(const Status& error);
+  void OnDraining();
   void UpdateHealth();
   void Answer(const HttpRequest& request, HttpResponder& responder);
   void LogReady(double load_seconds) const;
 
   WorkerMetrics metrics_;
-  std::shared_ptr<TlsSource> tls_;  // null: plain text
+  std::shared_ptr<TlsSource> tls_, drafter_tls_;  // null: plain text
   OpenedEngine opened_;
   std::string served_name_, grpc_address_;
   std::unique_ptr<WorkerService> service_;
+  std::unique_ptr<DraftService> drafts_;  // null without a prefix cache
   std::unique_ptr<grpc::Server> grpc_;
   std::mutex health_mutex_;  // a Drain call may come while the server is being made
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // of grpc_; GUARDED_BY(health_mutex_)

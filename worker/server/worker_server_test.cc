@@ -42,6 +42,17 @@ WorkerServerOptions Options() {
   return options;
 }
 
+std::vector<v1::GeneratedToken> GenerateAt(v1::Worker::Stub& stub, const v1::ExecuteRequest& request) {
+  grpc::ClientContext context;
+  auto reader = stub.Execute(&context, request);
+  std::vector<v1::GeneratedToken> tokens;
+  for (v1::ExecuteEvent event; reader->Read(&event);) {
+    tokens.insert(tokens.end(), event.tokens().tokens().begin(), event.tokens().tokens().end());
+  }
+  EXPECT_EQ(FromGrpcStatus(reader->Finish(), context), Status());
+  return tokens;
+}
+
 class WorkerServerTest : public ::testing::Test {
  protected:
   WorkerServerTest() {
@@ -60,14 +71,7 @@ class WorkerServerTest : public ::testing::Test {
   }
 
   std::vector<v1::GeneratedToken> Generate(const v1::ExecuteRequest& request) {
-    grpc::ClientContext context;
-    auto reader = stub->Execute(&context, request);
-    std::vector<v1::GeneratedToken> tokens;
-    for (v1::ExecuteEvent event; reader->Read(&event);) {
-      tokens.insert(tokens.end(), event.tokens().tokens().begin(), event.tokens().tokens().end());
-    }
-    EXPECT_EQ(FromGrpcStatus(reader->Finish(), context), Status());
-    return tokens;
+    return GenerateAt(*stub, request);
   }
 
   // The load once no sequence is left: an answer ends shortly before the engine says so.
@@ -218,6 +222,42 @@ TEST_F(WorkerServerTest, GoldenAnswersGoOnWhereverTheyWereCutOffWhateverIsDrafte
       }
     }
   }
+}
+
+// What is drafted in time depends on the machine; that it is, sooner or later, does not.
+TEST_F(WorkerServerTest, DraftsOfAnotherWorkerChangeNoTokenAndNeitherDoesItsEnd) {
+  WorkerServerOptions options = Options();
+  options.engine.model = "models/terrace-demo-small";
+  options.engine.speculation = {.drafter = "remote", .adapts = false};
+  options.remote_drafter = {.address = server->grpc_address()};
+  const auto target = WorkerServer::Start(options);
+  ASSERT_TRUE(target.ok()) << target.status();
+  const auto target_stub =
+      v1::Worker::NewStub(grpc::CreateChannel((*target)->grpc_address(), grpc::InsecureChannelCredentials()));
+  const Json row = GoldenRows("terrace-demo-small", 1)[0];
+  const auto expect_golden = [&] {
+    std::vector<int32_t> ids;
+    for (const auto& token : GenerateAt(*target_stub, RequestFor(row))) ids.push_back(token.token());
+    EXPECT_EQ(ids, row["greedy_tokens"].get<std::vector<int32_t>>());
+  };
+  while ((*target)->Stats().speculation.passes == 0) expect_golden();
+  EXPECT_THAT(*HttpGet((*target)->ops_address() + "/metrics", 30),
+              HasSubstr("terrace_speculation_remote_state{state=\"connected\"} 1\n"));
+  EXPECT_THAT(*HttpGet(server->ops_address() + "/metrics", 30),
+              HasSubstr("terrace_speculation_served_streams 1\n"));
+  server->Stop();
+  expect_golden();
+}
+
+TEST(WorkerServer, WithAnAbsentDrafterAWorkerIsReady) {
+  WorkerServerOptions options = Options();
+  options.engine.speculation = {.drafter = "remote"};
+  options.remote_drafter = {.address = "127.0.0.1:1"};
+  const auto server = WorkerServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(*HttpGet((*server)->ops_address() + "/readyz", 30), HasSubstr("ready"));
+  EXPECT_THAT(*HttpGet((*server)->ops_address() + "/metrics", 30),
+              HasSubstr("terrace_speculation_remote_state{state=\"connecting\"} 1\n"));
 }
 
 TEST_F(WorkerServerTest, SignalsAreSentWithEachTokenWhenTheyAreAskedFor) {

@@ -89,9 +89,10 @@ v1::WorkerUpdate WorkerService::Snapshot(std::optional<uint64_t>& position) cons
   update.set_epoch(epoch_);
   update.set_state(state_);
   v1::WorkerLoad& load = *update.mutable_load();
-  load.set_running_sequences(stats.running);
-  load.set_waiting_sequences(stats.waiting);
-  load.set_waiting_prompt_tokens(stats.waiting_prompt_tokens);
+  // Background work gives way to requests.
+  load.set_running_sequences(stats.running - stats.background_running);
+  load.set_waiting_sequences(stats.waiting - stats.background_waiting);
+  load.set_waiting_prompt_tokens(stats.waiting_prompt_tokens - stats.background_prompt_tokens);
   load.set_free_blocks(stats.free_blocks);
   load.set_cached_blocks(stats.cached_blocks);
   load.set_total_blocks(stats.total_blocks);

@@ -1,6 +1,7 @@
 // Guesses how answers go on. What is guessed is verified by the model that answers: it decides when tokens
 // come, never which. Owned by the Engine and used by its loop thread only. Implementations: NgramDrafter
-// (ngram_drafter.h), ModelDrafter (worker/engine/model_drafter.h), and FakeDrafter, of tests.
+// (ngram_drafter.h), ModelDrafter (worker/engine/model_drafter.h), RemoteDrafter
+// (worker/server/remote_drafter.h), and FakeDrafter, of tests.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,8 @@ struct DraftRequest {
   uint32_t prompt_tokens = 0;
   const SamplingParams* sampling = nullptr;
   const TokenCounts* counts = nullptr;
-  uint32_t most = 0;  // tokens of the draft
+  uint32_t most = 0;                 // tokens of the draft
+  std::string_view cache_salt = {};  // of the sequence's prefixes (SequenceSpec)
 
   uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
 };

@@ -35,10 +35,17 @@ void ResolveTls(const fs::path& folder, Tls& tls) {
   Resolve(folder, *tls.mutable_key_file());
 }
 
+void ResolveFiles(const fs::path& folder, v1::SpeculationConfig& speculation) {
+  if (speculation.has_model()) Resolve(folder, *speculation.mutable_model());
+  if (!speculation.remote().has_tls()) return;
+  ResolveTls(folder, *speculation.mutable_remote()->mutable_tls());
+  Resolve(folder, *speculation.mutable_remote()->mutable_tls()->mutable_ca_file());
+}
+
 void ResolveFiles(const fs::path& folder, v1::WorkerConfig& worker) {
   Resolve(folder, *worker.mutable_model());
-  if (worker.engine().speculation().has_model())
-    Resolve(folder, *worker.mutable_engine()->mutable_speculation()->mutable_model());
+  if (worker.engine().has_speculation())
+    ResolveFiles(folder, *worker.mutable_engine()->mutable_speculation());
   if (!worker.has_tls()) return;
   ResolveTls(folder, *worker.mutable_tls());
   Resolve(folder, *worker.mutable_tls()->mutable_client_ca_file());

@@ -32,6 +32,21 @@ TEST_F(ClusterPlanTest, ModelPathsAreRelativeToTheFile) {
   EXPECT_EQ(plan->workers[1].config.model(), "/z");
 }
 
+TEST_F(ClusterPlanTest, SoAreTheFilesOfAWorkersDrafter) {
+  const StatusOr<ClusterPlan> plan = PlanFromFile(Write(
+      "router: {tiers: [{name: a}]}\n"
+      "workers: [{model: m, engine: {speculation: {drafter: model, model: d}}},\n"
+      "          {model: m, engine: {speculation: {drafter: remote, remote: {address: '127.0.0.1:8101',\n"
+      "            tls: {ca_file: a.pem, certificate_file: c.pem, key_file: /k.pem}}}}}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const fs::path folder = fs::absolute(testing::TempDir());
+  EXPECT_EQ(plan->workers[0].config.engine().speculation().model(), (folder / "d").lexically_normal());
+  const v1::ClientTlsConfig& tls = plan->workers[1].config.engine().speculation().remote().tls();
+  EXPECT_EQ(tls.ca_file(), (folder / "a.pem").lexically_normal());
+  EXPECT_EQ(tls.certificate_file(), (folder / "c.pem").lexically_normal());
+  EXPECT_EQ(tls.key_file(), "/k.pem");
+}
+
 TEST_F(ClusterPlanTest, EveryAddressIsExplicitAndNamedByItsKey) {
   const StatusOr<ClusterPlan> plan =
       PlanFromFile(Write("router: {listen: {http: ''}, tiers: [{name: a}]}\n"
