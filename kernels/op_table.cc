@@ -11,7 +11,8 @@ GemmWeights AsItLies(const WeightMatrix& matrix, ComputeType, std::byte*, Thread
           .data = matrix.data,
           .rows = matrix.rows,
           .columns = matrix.columns,
-          .row_scales = matrix.row_scales};
+          .row_scales = matrix.row_scales,
+          .row_pitch = matrix.row_pitch};
 }
 
 }  // namespace

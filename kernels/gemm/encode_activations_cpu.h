@@ -72,7 +72,7 @@ inline float RmsNormScale(const float* x, size_t width, float epsilon) {
 inline void EncodeTokens(const GemmArgs& a, size_t begin, size_t end, const ActivationGroups& out) {
   const size_t inputs = a.inputs();
   for (size_t token = begin; token < end; ++token) {
-    const float* x = a.x + token * inputs;
+    const float* x = a.Token(token);
     const Vec16 scale = Splat(a.norm != nullptr ? RmsNormScale(x, inputs, a.norm_epsilon) : 1);
     for (size_t group = 0; group < GroupsOf(inputs); ++group) {
       Vec16 values[kGroupVectors];

@@ -26,6 +26,7 @@ struct GemmArgs {
   static constexpr size_t kMostParts = 3;
 
   const float* x = nullptr;  // [tokens, inputs]
+  size_t x_pitch = 0;        // floats from one token of x to the next; 0: inputs, without a gap
   // [inputs]: x[t][i] / sqrt(mean_i(x[t][i]^2) + norm_epsilon) * norm[i] goes in instead of x (Zhang and
   // Sennrich, "Root Mean Square Layer Normalization", 2019). Where the squares overflow f32 the row is NaN.
   const float* norm = nullptr;
@@ -37,6 +38,7 @@ struct GemmArgs {
   bool gated = false;
 
   size_t inputs() const { return parts[0].weights.columns; }
+  const float* Token(size_t token) const { return x + token * (x_pitch > 0 ? x_pitch : inputs()); }
 };
 
 void GemmRef(const GemmArgs& args, ThreadPool& pool);

@@ -28,7 +28,10 @@ double Product(const std::vector<float>& weights, const float* x) {
 
 void GemmRef(const GemmArgs& a, ThreadPool&) {
   const size_t inputs = a.inputs();
-  std::vector<float> x(a.x, a.x + a.tokens * inputs);
+  std::vector<float> x;
+  for (size_t token = 0; token < a.tokens; ++token) {
+    x.insert(x.end(), a.Token(token), a.Token(token) + inputs);
+  }
   if (a.norm != nullptr) Normalize(a, x);
   std::vector<float> row(inputs), up(inputs);
   for (const GemmPart& part : a.parts.first(a.gated ? 1 : a.parts.size())) {

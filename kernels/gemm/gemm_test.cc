@@ -245,6 +245,39 @@ TEST_P(EveryCpu, GemmAddsToOutAfterTheSum) {
   EXPECT_TRUE(SameBits(out, want));
 }
 
+// What a shard multiplies: some rows and columns of a matrix where it lies, and some inputs of each token.
+TEST_P(EveryCpu, PartsOfMatricesAndOfTokensGiveTheBitsOfTheirCopies) {
+  const size_t inputs = 768, first = 256, count = 256, first_row = 3, rows = 37;
+  for (const DType dtype : kEveryDType) {
+    const RandomWeights whole(dtype, 60, inputs, /*seed=*/18);
+    const WeightMatrix part = ColumnsOf(RowsOf(whole.matrix, first_row, rows), first, count);
+    std::vector<std::byte> bytes;
+    for (size_t row = 0; row < rows; ++row) {
+      bytes.insert(bytes.end(), part.Row(row), part.Row(row) + part.RowBytes());
+    }
+    WeightMatrix copy = part;
+    copy.data = bytes.data();
+    copy.row_pitch = 0;
+    for (const size_t tokens : {1, 3, 70}) {
+      SCOPED_TRACE(testing::Message() << Info(dtype).name << ", " << tokens << " tokens");
+      const auto x = RandomNormal(tokens * inputs, /*seed=*/19);
+      std::vector<float> own;
+      for (size_t token = 0; token < tokens; ++token) {
+        const auto from = x.begin() + static_cast<ptrdiff_t>(token * inputs + first);
+        own.insert(own.end(), from, from + static_cast<ptrdiff_t>(count));
+      }
+      for (const OpTable* backend : {&ops(), &ReferenceOps()}) {
+        const PackedWeights packed(*backend, part, pool_);
+        std::vector<float> got(tokens * rows);
+        const GemmPart product{.weights = packed.weights, .out = got.data()};
+        backend->gemm({.x = x.data() + first, .x_pitch = inputs, .tokens = tokens, .parts = {&product, 1}},
+                      pool_);
+        EXPECT_TRUE(SameBits(got, Gemm(*backend, own, copy, pool_)));
+      }
+    }
+  }
+}
+
 TEST_P(EveryCpu, ATokensNaNStaysInItsOwnRow) {
   for (const DType dtype : kEveryDType) {
     SCOPED_TRACE(Info(dtype).name);

@@ -29,9 +29,15 @@ struct GemmWeights {
   const std::byte* data = nullptr;
   size_t rows = 0, columns = 0;
   const float* row_scales = nullptr;  // [rows], of kInt8 that is not packed
+  size_t row_pitch = 0;               // as of WeightMatrix, of what is not packed
 
   WeightMatrix AsRows() const {
-    return {.dtype = dtype, .data = data, .rows = rows, .columns = columns, .row_scales = row_scales};
+    return {.dtype = dtype,
+            .data = data,
+            .rows = rows,
+            .columns = columns,
+            .row_scales = row_scales,
+            .row_pitch = row_pitch};
   }
 };
 

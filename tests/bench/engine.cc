@@ -34,6 +34,7 @@ namespace {
 struct Flags {
   std::string model, kv = "f16", json;
   size_t threads = 1, rounds = 7, decode_tokens = 64;
+  uint32_t virtual_shards = 1;
   std::vector<uint32_t> prefill = {128, 512}, batch = {4, 8, 16, 32}, context = {};
 };
 
@@ -89,7 +90,8 @@ class Bench {
 
   Status Open() {
     const MonoTime begin = RealClock().Now();
-    ASSIGN_OR_RETURN(model_, Transformer::Load(files_.config, *files_.weights, CpuOps(), pool_));
+    ASSIGN_OR_RETURN(model_, Transformer::Load(files_.config, *files_.weights, CpuOps(), pool_,
+                                               {.virtual_shards = flags_.virtual_shards}));
     load_seconds_ = Seconds(RealClock().Now() - begin);
     const auto most = [](const std::vector<uint32_t>& values) {
       return values.empty() ? 0u : *std::ranges::max_element(values);
@@ -196,7 +198,7 @@ class Bench {
            .blocks = std::span(blocks_).subspan(i * stride, blocks_.size() - i * stride),
            .logits = logits ? 1u : 0u});
     }
-    model_->Forward(step, *kv_);
+    CHECK(model_->Forward(step, *kv_).ok());
   }
 
   void MeasureLimits() {
@@ -284,6 +286,7 @@ int main(int argc, char** argv) {
   app.add_option("--batch", flags.batch, "sequences decoded together")->delimiter(',');
   app.add_option("--context", flags.context, "positions before a decode")->delimiter(',');
   app.add_option("--kv", flags.kv, "KV dtype");
+  app.add_option("--virtual-shards", flags.virtual_shards, "parts of the products that ranks would sum");
   app.add_option("--json", flags.json, "file for all figures");
   CLI11_PARSE(app, argc, argv);
   const terrace::Status status = terrace::Run(flags);

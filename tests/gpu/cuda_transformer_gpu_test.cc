@@ -75,13 +75,6 @@ std::vector<BlockId> BlocksFrom(BlockId first, size_t count) {
   return blocks;
 }
 
-std::vector<int32_t> RandomTokens(size_t count, uint32_t vocab, uint64_t seed) {
-  std::vector<int32_t> tokens(count);
-  for (size_t i = 0; i < count; ++i)
-    tokens[i] = static_cast<int32_t>((i * 2654435761u + seed * 40503u) % vocab);
-  return tokens;
-}
-
 struct Distance {
   double worst_logprob = 0;  // of the CPU's best token
   size_t positions = 0, same_best = 0;
@@ -166,7 +159,7 @@ TEST(RandomModels, EveryFormatFollowsTheReference) {
   for (const DTypeInfo& info : kDTypes) {
     if (info.dtype == DType::kInt8) continue;  // no file holds it
     SCOPED_TRACE(info.name);
-    const RandomModel model(info.dtype, 7, /*vocab_size=*/112);
+    const RandomModel model(info.dtype, 7, RandomModel::SmallConfig(/*vocab_size=*/112));
     TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
     const std::vector<BlockId> blocks = BlocksFrom(1, 20);
     for (const size_t count : {size_t{1}, size_t{5}, size_t{300}}) {  // decode, decode, prefill
@@ -186,7 +179,7 @@ TEST(RandomModels, EveryFormatFollowsTheReference) {
 }
 
 TEST(RandomModels, SmallerKvAndFp8FollowToo) {
-  const RandomModel model(DType::kBF16, 8, 112);
+  const RandomModel model(DType::kBF16, 8, RandomModel::SmallConfig(112));
   TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
   const std::vector<BlockId> blocks = BlocksFrom(1, 20);
   struct Case {
@@ -220,7 +213,7 @@ TEST(RandomModels, SmallerKvAndFp8FollowToo) {
 TEST(Invariant, ABatchChangesNoBit) {
   for (const DType dtype : {DType::kBF16, DType::kQ4_0, DType::kQ8_0}) {
     SCOPED_TRACE(Info(dtype).name);
-    const RandomModel model(dtype, 9, 112);
+    const RandomModel model(dtype, 9, RandomModel::SmallConfig(112));
     DeviceTransformer device(model.config, model, /*is_invariant=*/true);
     const std::vector<int32_t> tokens = RandomTokens(150, 112, 1), others = RandomTokens(90, 112, 2);
     const std::vector<BlockId> blocks = BlocksFrom(0, 10), other_blocks = BlocksFrom(20, 10);
@@ -255,7 +248,7 @@ TEST(Invariant, ABatchChangesNoBit) {
 
 // What a graph chooses is what the logits say.
 TEST(Graphs, ChooseTheLargestLogit) {
-  const RandomModel model(DType::kBF16, 10, 112);
+  const RandomModel model(DType::kBF16, 10, RandomModel::SmallConfig(112));
   DeviceTransformer device(model.config, model, true);
   for (const size_t sequences : {1u, 2u, 5u, 9u, 17u, 30u}) {
     std::vector<std::vector<int32_t>> tokens;
@@ -289,7 +282,7 @@ TEST(Graphs, ChooseTheLargestLogit) {
 
 TEST(KvBlocks, GoToTheHostAndBack) {
   for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
-    const RandomModel model(DType::kBF16, 11, 112);
+    const RandomModel model(DType::kBF16, 11, RandomModel::SmallConfig(112));
     DeviceTransformer device(model.config, model, true, dtype);
     const std::vector<int32_t> tokens = RandomTokens(33, 112, 1), others = RandomTokens(48, 112, 2);
     const std::vector<BlockId> blocks = BlocksFrom(0, 3), elsewhere = {10, 7, 12};

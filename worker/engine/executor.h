@@ -70,7 +70,8 @@ struct SequenceOutput {
 struct StepResult {
   std::vector<SequenceOutput> outputs;  // as plan.sequences
   double transfer_seconds = 0;          // of the time the step took
-  // The device is lost, and with it what it holds: nothing of the step counts, and no other one may be run.
+  // The device, or another rank of the model's group, is lost, and with it what it holds: nothing of the step
+  // counts, and no other one may be run.
   Status device_error = {};
 };
 

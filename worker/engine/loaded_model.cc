@@ -82,8 +82,11 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const OpenEngineOption
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kCpuDefaults));
   loaded.pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
-  auto transformer = Transformer::Load(config, *files.weights, *ops, *loaded.pool, compute, free_bytes,
-                                       options.is_cancelled);
+  auto transformer = Transformer::Load(config, *files.weights, *ops, *loaded.pool,
+                                       {.compute = compute,
+                                        .free_bytes = free_bytes,
+                                        .is_cancelled = options.is_cancelled,
+                                        .virtual_shards = options.virtual_shards});
   RETURN_IF_ERROR(NameModel(transformer.status(), options));
   ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
   RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kHost, free_bytes, loaded));
@@ -194,8 +197,9 @@ StatusOr<LoadedDrafter> LoadModelDrafter(const ModelFiles& target, const ModelFi
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
   ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
   ASSIGN_OR_RETURN(uint64_t free_bytes, BytesLeft(loaded));
-  auto transformer = Transformer::Load(config, *draft.weights, *ops, *loaded.pool, compute, free_bytes,
-                                       options.is_cancelled);
+  auto transformer =
+      Transformer::Load(config, *draft.weights, *ops, *loaded.pool,
+                        {.compute = compute, .free_bytes = free_bytes, .is_cancelled = options.is_cancelled});
   RETURN_IF_ERROR(Annotate(transformer.status(), "engine.speculation.model"));
   ASSIGN_OR_RETURN(free_bytes, BytesLeft(loaded));
   KvShape shape{.layers = config.layers,

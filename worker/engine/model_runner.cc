@@ -24,7 +24,12 @@ StepResult ModelRunner::Run(const StepPlan& plan) {
                                .blocks = planned.blocks,
                                .logits = WantedLogits(planned)});
   }
-  std::span<const float> logits = transformer_->Forward(batch, *kv_);
+  const StatusOr<std::span<const float>> computed = transformer_->Forward(batch, *kv_);
+  if (!computed.ok()) {
+    result.device_error = computed.status();
+    return result;
+  }
+  std::span<const float> logits = *computed;
   std::vector<std::span<const float>> rows;  // of each sequence
   for (const BatchSequence& sequence : batch.sequences) {
     rows.push_back(logits.first(size_t{sequence.logits} * transformer_->config().vocab_size));

@@ -10,12 +10,13 @@ namespace terrace {
 namespace {
 
 // What makes the bits of two KV blocks differ beside the model and the tokens.
-std::string KvLayoutName(const LoadedModel& loaded, std::string_view compute) {
+std::string KvLayoutName(const LoadedModel& loaded, const OpenEngineOptions& options) {
   const KvShape& shape = loaded.kv_shape;
   const std::string_view mode =
       loaded.device_model != nullptr && loaded.numerics == "invariant" ? " invariant" : "";
   return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", shape.layers, "x", shape.kv_heads,
-                "x", shape.head_dim, " ", loaded.device, " ", compute, mode);
+                "x", shape.head_dim, " ", loaded.device, " ", options.compute, mode,
+                options.virtual_shards > 1 ? Concat(" shards ", options.virtual_shards) : "");
 }
 
 // The dtype that most weight bytes have.
@@ -47,7 +48,7 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   scheduler.prefix_cache = options.prefix_cache;
   scheduler.max_prefill_wait_seconds = options.max_prefill_wait_seconds;
   scheduler.scope.model = files.digest.Hex();
-  scheduler.scope.layout = KvLayoutName(loaded, options.compute);
+  scheduler.scope.layout = KvLayoutName(loaded, options);
   scheduler.end_tokens = files.text->tokenizer->special().end;
   engine.inbox = options.inbox;
   engine.drain_seconds = options.drain_seconds;

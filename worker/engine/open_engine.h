@@ -44,6 +44,7 @@ struct OpenEngineOptions {
   bool pin_threads = false;       // see ThreadPool
   std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
+  uint32_t virtual_shards = 1;    // of the CPUs: see worker/parallel/shard_plan.h
   SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;
   std::function<void(const Status&)> on_device_lost = nullptr;     // see Engine::Options

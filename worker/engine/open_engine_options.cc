@@ -3,6 +3,7 @@
 #include <span>
 
 #include "worker/engine/open_engine.h"
+#include "worker/parallel/shard_plan.h"
 
 namespace terrace {
 namespace {
@@ -46,6 +47,10 @@ Status CheckSizes(const OpenEngineOptions& options) {
         CheckRange("engine.max_step_tokens", options.max_step_tokens, options.max_sequences, kMaxStepTokens));
   }
   RETURN_IF_ERROR(CheckRange("engine.inbox", options.inbox, 1, kMaxInbox));
+  if (!std::has_single_bit(options.virtual_shards) || options.virtual_shards > kMaxVirtualShards) {
+    return Bad("engine.virtual_shards is ", options.virtual_shards, ", not a power of two up to ",
+               kMaxVirtualShards);
+  }
   return CheckRange("kv.block_tokens", options.block_tokens, 1, kMaxBlockTokens);
 }
 
@@ -92,6 +97,8 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
 Status CheckDeviceSettings(const OpenEngineOptions& options) {
   if (options.kernels != "auto") return Bad("engine.kernels: ", options.kernels, " is for CPUs only");
   if (options.compute == "f32") return Bad("engine.compute: f32 is for CPUs only; CUDA has auto, fp8");
+  if (options.virtual_shards > 1)
+    return Bad("engine.virtual_shards: ", options.virtual_shards, " is for CPUs only; CUDA has 1");
   if (options.kv_dtype == "f32") return Bad("kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8");
   if (options.block_tokens < kLeastDeviceBlock || !std::has_single_bit(options.block_tokens)) {
     return Bad("kv.block_tokens is ", options.block_tokens, "; CUDA takes powers of two from ",

@@ -508,6 +508,20 @@ TEST(OpenEngine, WithDeviceCpuNobodyLooksForADevice) {
   EXPECT_EQ(opened->device_note, "");
 }
 
+// Blocks of the KV cache that were computed with another number have other bits.
+TEST(OpenEngine, VirtualShardsArePartOfTheKeysOfBlocks) {
+  OpenEngineOptions options{.model = "models/terrace-demo-nano", .threads = 1, .device = "cpu"};
+  const auto layout = [&](uint32_t shards) {
+    options.virtual_shards = shards;
+    const auto opened = OpenEngine(options);
+    CHECK(opened.ok(), Message(opened.status()));
+    return opened->engine->scheduler_options().scope.layout;
+  };
+  const std::string one = layout(1);
+  EXPECT_EQ(one.find("shards"), std::string::npos);
+  EXPECT_EQ(layout(4), one + " shards 4");
+}
+
 TEST(OpenEngine, TellsWhatItOpened) {
   const OpenedEngine opened =
       Open({.threads = 1, .max_sequences = 2, .max_step_tokens = 16, .block_tokens = 16});

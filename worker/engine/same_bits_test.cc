@@ -37,7 +37,7 @@ class LogitsExecutor : public Executor {
                                  .blocks = part.blocks,
                                  .logits = static_cast<uint32_t>(part.tokens.size())});
     }
-    std::span<const float> logits = model_.transformer->Forward(batch, *model_.kv);
+    std::span<const float> logits = Forward(model_, batch);
     const size_t vocab = model_.transformer->config().vocab_size;
     StepResult result;
     for (const PlannedSequence& part : plan.sequences) {

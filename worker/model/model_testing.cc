@@ -39,7 +39,7 @@ TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, con
 TestModel::TestModel(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
                      size_t threads, const KvShape& kv_shape, ComputeType compute)
     : pool(std::make_unique<ThreadPool>(threads)) {
-  auto loaded = Transformer::Load(config, weights, ops, *pool, compute);
+  auto loaded = Transformer::Load(config, weights, ops, *pool, {.compute = compute});
   CHECK(loaded.ok(), Message(loaded.status()));
   transformer = *std::move(loaded);
   auto created = KvPool::Create(kv_shape);
@@ -61,17 +61,22 @@ void TestModel::PoisonKv() {
   }
 }
 
-RandomModel::RandomModel(DType dtype, uint64_t seed, uint32_t vocab_size) {
-  config.family = "llama";
-  config.vocab_size = vocab_size;
-  config.context_length = 512;
-  config.hidden_size = 256;  // a whole block of every format
-  config.layers = 2;
-  config.heads = 4;
-  config.kv_heads = 2;
-  config.head_dim = 64;
-  config.ffn_size = 256;
-  config.tied_embeddings = true;
+ModelConfig RandomModel::SmallConfig(uint32_t vocab_size) {
+  ModelConfig small;
+  small.family = "llama";
+  small.vocab_size = vocab_size;
+  small.context_length = 512;
+  small.hidden_size = 256;  // a whole block of every format
+  small.layers = 2;
+  small.heads = 4;
+  small.kv_heads = 2;
+  small.head_dim = 64;
+  small.ffn_size = 256;
+  small.tied_embeddings = true;
+  return small;
+}
+
+RandomModel::RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_config) : config(model_config) {
   for (const TensorRequirement& required : RequiredTensors(config)) {
     const bool is_norm = IsNorm(required.kind);
     const size_t rows = is_norm ? 1 : required.shape[0], columns = required.shape[is_norm ? 0 : 1];
@@ -108,11 +113,23 @@ ModelFiles OpenTestModel(const std::string& path) {
   return *std::move(files);
 }
 
+std::vector<int32_t> RandomTokens(size_t count, uint32_t vocab_size, uint64_t seed) {
+  std::vector<int32_t> out(count);
+  for (size_t i = 0; i < count; ++i) out[i] = static_cast<int32_t>(RandomBits(seed, i) % vocab_size);
+  return out;
+}
+
+std::span<const float> Forward(TestModel& model, const Batch& batch) {
+  const auto logits = model.transformer->Forward(batch, *model.kv);
+  CHECK(logits.ok(), Message(logits.status()));
+  return *logits;
+}
+
 std::vector<float> SequenceLogits(TestModel& model, const std::vector<int32_t>& tokens) {
   const auto blocks = AllBlocks(*model.kv);
-  const auto logits = model.transformer->Forward(
-      {.sequences = {{.tokens = tokens, .blocks = blocks, .logits = static_cast<uint32_t>(tokens.size())}}},
-      *model.kv);
+  const auto logits = Forward(
+      model,
+      {.sequences = {{.tokens = tokens, .blocks = blocks, .logits = static_cast<uint32_t>(tokens.size())}}});
   return {logits.begin(), logits.end()};
 }
 
@@ -122,9 +139,8 @@ std::vector<int32_t> GreedyTokens(TestModel& model, const std::vector<int32_t>& 
   std::vector<int32_t> part = prompt, answer;
   uint32_t position = 0;
   while (answer.size() < count) {
-    const auto logits = model.transformer->Forward(
-        {.sequences = {{.tokens = part, .first_position = position, .blocks = blocks, .logits = 1}}},
-        *model.kv);
+    const auto logits = Forward(
+        model, {.sequences = {{.tokens = part, .first_position = position, .blocks = blocks, .logits = 1}}});
     if (answer.empty()) first_logits.assign(logits.begin(), logits.end());
     position += static_cast<uint32_t>(part.size());
     part = {static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin())};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,10 +32,11 @@ struct TestModel {
   std::unique_ptr<KvPool> kv;
 };
 
-// A model of two layers in memory, with random matrices of one format.
+// A model in memory, with random matrices of one format.
 class RandomModel : public WeightSource {
  public:
-  RandomModel(DType dtype, uint64_t seed, uint32_t vocab_size = 100);  // 100: broken strips
+  static ModelConfig SmallConfig(uint32_t vocab_size = 100);  // of two layers; 100: broken strips
+  RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_config = SmallConfig());
   StatusOr<TensorView> Find(std::string_view name) const override;
   const std::vector<Entry>& entries() const override { return entries_; }
   const std::string& path() const override { return path_; }
@@ -49,6 +51,10 @@ class RandomModel : public WeightSource {
 
 ModelFiles OpenTestModel(const std::string& path);
 
+std::vector<int32_t> RandomTokens(size_t count, uint32_t vocab_size, uint64_t seed);
+
+// Of a whole model, which cannot fail.
+std::span<const float> Forward(TestModel& model, const Batch& batch);
 // Logits of all positions of one sequence, alone and in one call: [tokens, vocab_size].
 std::vector<float> SequenceLogits(TestModel& model, const std::vector<int32_t>& tokens);
 // The greedy answer: prefill in one call, then token by token. `first_logits` receives those of the first

@@ -90,7 +90,7 @@ Logits RunSchedule(TestModel& model, const std::vector<std::vector<int32_t>>& se
                                  .logits = static_cast<uint32_t>(part)});
       members.push_back(i);
     }
-    std::span<const float> step = model.transformer->Forward(batch, *model.kv);
+    std::span<const float> step = Forward(model, batch);
     for (size_t i = 0; i < members.size(); ++i) {
       Running& member = running[members[i]];
       const size_t size = batch.sequences[i].tokens.size() * vocab_size;

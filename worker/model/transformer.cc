@@ -1,30 +1,37 @@
 #include "worker/model/transformer.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <utility>
 
 #include "kernels/quant/weight_values.h"
 #include "worker/model/arch_spec.h"
+#include "worker/parallel/tree_sum.h"
 #include "worker/tensor/large_buffer.h"
 
 namespace terrace {
 namespace {
 
+// A matrix that is cut by columns: this rank's virtual shards of it, side by side.
+using ColumnShards = std::vector<GemmWeights>;
+
+// This rank's part of a layer; its own heads, KV heads and feed-forward inputs.
 struct Layer {
   std::vector<float> attention_norm, ffn_norm;  // [hidden]
   GemmWeights query, key, value;                // [heads or kv_heads * head_dim, hidden]
-  GemmWeights attention_output;                 // [hidden, heads * head_dim]
+  ColumnShards attention_output;                // [hidden, heads * head_dim]
   GemmWeights gate, up;                         // [ffn, hidden]
-  GemmWeights down;                             // [hidden, ffn]
+  ColumnShards down;                            // [hidden, ffn]
 };
 
 struct Weights {
   WeightMatrix embedding;         // [vocabulary, hidden], as the file holds it
-  GemmWeights output;             // the same shape
+  GemmWeights output;             // the same shape, but for this rank's part of the vocabulary
   std::vector<float> final_norm;  // [hidden]
   std::vector<Layer> layers;
-  uint64_t parameters = 0, bytes = 0;
+  uint64_t parameters = 0, bytes = 0, packed_bytes = 0;
   LargeBuffer packed;  // what the matrices borrow
 };
 
@@ -39,106 +46,151 @@ struct Rows {
 // Activations of one step: [rows, width] each. They grow to the largest step seen and stay.
 struct Scratch {
   std::vector<float> hidden, query, key, value, attended, gate, cos, sin, logits;
+  std::vector<float> sums;                      // of each virtual shard
+  std::vector<float> all_logits, other_logits;  // of all ranks, and of one that came in
 };
 
+// A vector is a matrix of one row.
 WeightMatrix MatrixOf(const TensorView& tensor) {
-  return {.dtype = tensor.dtype, .data = tensor.data, .rows = tensor.shape[0], .columns = tensor.shape[1]};
+  const bool is_vector = tensor.shape.rank == 1;
+  return {.dtype = tensor.dtype,
+          .data = tensor.data,
+          .rows = is_vector ? 1 : tensor.shape[0],
+          .columns = tensor.shape[is_vector ? 0 : 1]};
 }
 
-std::vector<float> VectorOf(const TensorView& tensor) {
-  const WeightMatrix row{.dtype = tensor.dtype, .data = tensor.data, .rows = 1, .columns = tensor.shape[0]};
+std::vector<float> VectorOf(const WeightMatrix& row) {
   std::vector<float> out(row.columns);
   for (size_t i = 0; i < out.size(); ++i) out[i] = WeightAt(row, 0, i);
   return out;
 }
 
-// Where a tensor goes: a vector, a matrix, or (null both) the embedding.
+// Where a tensor goes: to a vector, rows of it to a matrix, columns of it to the shards of one, or (null all)
+// to the embedding.
 struct Place {
   std::vector<float>* vector = nullptr;
   GemmWeights* matrix = nullptr;
+  IndexRange rows = {};
+  ColumnShards* shards = nullptr;
+  std::span<const IndexRange> columns = {};
 };
 
-Place PlaceOf(const TensorRequirement& required, Weights& weights) {
+Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, const ShardPlan& plan,
+              Weights& weights) {
   const auto layer = [&]() -> Layer& { return weights.layers[required.layer]; };
+  const auto of_heads = [&](const IndexRange& heads) -> IndexRange {
+    return {.begin = heads.begin * config.head_dim, .end = heads.end * config.head_dim};
+  };
   switch (required.kind) {
     case TensorKind::kEmbedding:
       return {};
     case TensorKind::kOutput:
-      return {.matrix = &weights.output};
+      return {.matrix = &weights.output, .rows = plan.vocabulary};
     case TensorKind::kFinalNorm:
       return {.vector = &weights.final_norm};
     case TensorKind::kAttentionNorm:
       return {.vector = &layer().attention_norm};
     case TensorKind::kQuery:
-      return {.matrix = &layer().query};
+      return {.matrix = &layer().query, .rows = of_heads(plan.heads)};
     case TensorKind::kKey:
-      return {.matrix = &layer().key};
+      return {.matrix = &layer().key, .rows = of_heads(plan.kv_heads)};
     case TensorKind::kValue:
-      return {.matrix = &layer().value};
+      return {.matrix = &layer().value, .rows = of_heads(plan.kv_heads)};
     case TensorKind::kAttentionOutput:
-      return {.matrix = &layer().attention_output};
+      return {.shards = &layer().attention_output, .columns = plan.attention_shards};
     case TensorKind::kFfnNorm:
       return {.vector = &layer().ffn_norm};
     case TensorKind::kGate:
-      return {.matrix = &layer().gate};
+      return {.matrix = &layer().gate, .rows = plan.ffn};
     case TensorKind::kUp:
-      return {.matrix = &layer().up};
+      return {.matrix = &layer().up, .rows = plan.ffn};
     case TensorKind::kDown:
-      return {.matrix = &layer().down};
+      return {.shards = &layer().down, .columns = plan.ffn_shards};
   }
   return {};
 }
 
-// A matrix of the file that gemm will multiply by.
+// A matrix of the file, or a part of one, that gemm will multiply by.
 struct ToPack {
   WeightMatrix matrix;
   GemmWeights* out;
 };
 
 // Into one buffer, in the order given: the order in which a step reads them.
-Status Pack(std::span<const ToPack> matrices, ComputeType compute, uint64_t free_bytes, const OpTable& ops,
-            ThreadPool& pool, const std::function<bool()>& is_cancelled, LargeBuffer& memory) {
-  size_t bytes = 0;
+Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options, const OpTable& ops,
+            ThreadPool& pool, Weights& weights) {
+  const ComputeType compute = options.compute;
+  uint64_t& bytes = weights.packed_bytes;
   for (const ToPack& each : matrices) bytes += ops.packed_bytes(each.matrix, compute);
-  if (bytes > free_bytes) {  // the system would promise it, and end the process later
+  if (bytes > options.free_bytes) {  // the system would promise it, and end the process later
     return WithReason(
-        ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", free_bytes,
+        ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", options.free_bytes,
                           compute == ComputeType::kF32 ? "; with compute auto they take less" : ""),
         "weights_too_large");
   }
-  ASSIGN_OR_RETURN(memory, LargeBuffer::Allocate(bytes, "model weights"));
-  std::byte* at = memory.data();
+  ASSIGN_OR_RETURN(weights.packed, LargeBuffer::Allocate(bytes, "model weights"));
+  std::byte* at = weights.packed.data();
   for (const ToPack& each : matrices) {
-    if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
+    if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
     *each.out = ops.pack(each.matrix, compute, at, pool);
     at += ops.packed_bytes(each.matrix, compute);
   }
   return absl::OkStatus();
 }
 
-StatusOr<Weights> LoadWeights(const ModelConfig& config, const WeightSource& source, ComputeType compute,
-                              uint64_t free_bytes, const OpTable& ops, ThreadPool& pool,
-                              const std::function<bool()>& is_cancelled) {
-  ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, source));
+// What of `tensor` goes to `place`.
+void AddParts(const WeightMatrix& tensor, const Place& place, std::vector<ToPack>& parts) {
+  if (place.matrix != nullptr) {
+    parts.push_back({RowsOf(tensor, place.rows.begin, place.rows.size()), place.matrix});
+    return;
+  }
+  place.shards->resize(place.columns.size());
+  for (size_t i = 0; i < place.columns.size(); ++i) {
+    const IndexRange& columns = place.columns[i];
+    parts.push_back({ColumnsOf(tensor, columns.begin, columns.size()), &(*place.shards)[i]});
+  }
+}
+
+void Count(const WeightMatrix& matrix, Weights& weights) {
+  weights.parameters += matrix.rows * matrix.columns;
+  weights.bytes += matrix.rows * matrix.RowBytes();
+}
+
+StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTensor> tensors,
+                              const ShardPlan& plan, const TransformerOptions& options, const OpTable& ops,
+                              ThreadPool& pool) {
   Weights weights;
   std::vector<ToPack> matrices;
   weights.layers.resize(config.layers);
   for (const auto& [required, tensor] : tensors) {
-    const Place place = PlaceOf(required, weights);
-    if (place.vector != nullptr) {
-      *place.vector = VectorOf(tensor);
-    } else if (place.matrix != nullptr) {
-      matrices.push_back({MatrixOf(tensor), place.matrix});
-    } else {
-      weights.embedding = MatrixOf(tensor);
+    const Place place = PlaceOf(required, config, plan, weights);
+    const WeightMatrix matrix = MatrixOf(tensor);
+    if (place.matrix != nullptr || place.shards != nullptr) {
+      AddParts(matrix, place, matrices);
+      continue;
     }
-    ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
-    weights.parameters += elements;
-    weights.bytes += tensor.bytes;
+    if (place.vector != nullptr) {
+      *place.vector = VectorOf(matrix);
+    } else {
+      weights.embedding = matrix;
+    }
+    Count(matrix, weights);
   }
-  if (config.tied_embeddings) matrices.push_back({weights.embedding, &weights.output});
-  RETURN_IF_ERROR(Pack(matrices, compute, free_bytes, ops, pool, is_cancelled, weights.packed));
+  for (const ToPack& each : matrices) Count(each.matrix, weights);
+  if (config.tied_embeddings) {
+    AddParts(weights.embedding, {.matrix = &weights.output, .rows = plan.vocabulary}, matrices);
+  }
+  RETURN_IF_ERROR(Pack(matrices, options, ops, pool, weights));
   return weights;
+}
+
+// How many elements the formats of all matrices of a kind keep together: powers of two, as all of them are.
+size_t LargestBlock(std::span<const FoundTensor> tensors, TensorKind kind) {
+  size_t largest = 1;
+  for (const auto& [required, tensor] : tensors) {
+    if (required.kind == kind) largest = std::max(largest, Info(tensor.dtype).block_elements);
+  }
+  return largest;
 }
 
 float* Fit(std::vector<float>& buffer, size_t size) {
@@ -151,8 +203,10 @@ float* Fit(std::vector<float>& buffer, size_t size) {
 struct Transformer::Impl {
   // Lays `batch` out in `rows`. What breaks its contract is a bug of the caller.
   void Gather(const Batch& batch, const KvPool& kv);
-  void RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape);
-  std::span<const float> Logits();
+  Status RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape);
+  Status AddProduct(const float* input, const ColumnShards& shards, size_t tokens, float* x);
+  StatusOr<std::span<const float>> Logits();
+  StatusOr<std::span<const float>> GatherLogits(std::span<const float> own, size_t wanted);
 
   // The parts' products of x or, with `norm`, of RmsNorm(x) * norm; for all rows.
   void Multiply(const float* x, const std::vector<float>* norm, std::initializer_list<GemmPart> parts,
@@ -169,6 +223,8 @@ struct Transformer::Impl {
   const ModelConfig config;
   const OpTable& ops;
   ThreadPool& pool;
+  const ShardPlan plan;
+  Communicator* const communicator;  // null: the whole model is here
   const Weights weights;
   Rows rows;
   Scratch scratch;
@@ -193,18 +249,18 @@ void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
 }
 
 // x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)
-void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape) {
+Status Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape) {
   const size_t tokens = rows.tokens.size();
   float* x = scratch.hidden.data();
   float* q = Fit(scratch.query, tokens * layer.query.rows);
   float* k = Fit(scratch.key, tokens * layer.key.rows);
   float* v = Fit(scratch.value, tokens * layer.value.rows);
   float* attended = Fit(scratch.attended, tokens * layer.query.rows);
-  float* gate = Fit(scratch.gate, tokens * config.ffn_size);
+  float* gate = Fit(scratch.gate, tokens * layer.gate.rows);
   const PagedTokens batch{.positions = rows.positions.data(),
                           .block_tables = rows.block_tables.data(),
                           .tokens = tokens,
-                          .kv_heads = config.kv_heads,
+                          .kv_heads = plan.kv_heads.size(),
                           .head_dim = config.head_dim,
                           .blocks = shape.blocks,
                           .block_tokens = shape.block_tokens};
@@ -216,7 +272,7 @@ void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const Kv
                .v = v,
                .cos = scratch.cos.data(),
                .sin = scratch.sin.data(),
-               .heads = config.heads,
+               .heads = plan.heads.size(),
                .neighbours = config.rope_pairing == RopePairing::kNeighbours,
                .kv = kv},
               pool);
@@ -224,49 +280,114 @@ void Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const Kv
                        .q = q,
                        .out = attended,
                        .kv = kv,
-                       .heads = config.heads,
+                       .heads = plan.heads.size(),
                        .scale = 1 / std::sqrt(static_cast<float>(config.head_dim))},
                       pool);
-  Multiply(attended, nullptr, {{layer.attention_output, x, /*add_to_out=*/true}}, tokens);
+  RETURN_IF_ERROR(AddProduct(attended, layer.attention_output, tokens, x));
 
   Multiply(x, &layer.ffn_norm, {{layer.gate, gate}, {layer.up, nullptr}}, tokens, /*gated=*/true);
-  Multiply(gate, nullptr, {{layer.down, x, /*add_to_out=*/true}}, tokens);
+  return AddProduct(gate, layer.down, tokens, x);
+}
+
+// x += the product of `input`, this rank's inputs, and the matrix of `shards`, summed over all ranks.
+Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& shards, size_t tokens,
+                                     float* x) {
+  if (shards.size() == 1 && communicator == nullptr) {
+    Multiply(input, nullptr, {{shards[0], x, /*add_to_out=*/true}}, tokens);
+    return Status();
+  }
+  const size_t count = tokens * config.hidden_size;
+  float* sums = Fit(scratch.sums, std::bit_width(shards.size()) * count);
+  size_t inputs = 0;
+  for (const GemmWeights& shard : shards) inputs += shard.columns;
+  constexpr size_t kTogether = 16 << 10;  // additions that are worth another thread
+  // The additions of AddTree over all shards, which are a power of two, in its order: two neighbouring
+  // subtrees of one size are added as soon as both are there, so that few sums are kept.
+  size_t kept = 0, done = 0;
+  for (const GemmWeights& shard : shards) {
+    const GemmPart part{.weights = shard, .out = sums + kept++ * count};
+    ops.gemm({.x = input, .x_pitch = inputs, .tokens = tokens, .parts = {&part, 1}}, pool);
+    input += shard.columns;
+    ++done;
+    for (size_t size = done; size % 2 == 0; size /= 2, --kept) {
+      const std::array<float*, 2> pair = {sums + (kept - 2) * count, sums + (kept - 1) * count};
+      pool.ParallelFor(count, kTogether, [&](size_t begin, size_t end) { AddTree(pair, begin, end); });
+    }
+  }
+  CHECK(kept == 1, shards.size(), " virtual shards");
+  if (communicator != nullptr) RETURN_IF_ERROR(communicator->AllReduceSum({sums, count}));
+  pool.ParallelFor(count, kTogether, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) x[i] += sums[i];
+  });
+  return Status();
 }
 
 // Only the wanted rows pass the last norm and the output matrix.
-std::span<const float> Transformer::Impl::Logits() {
+StatusOr<std::span<const float>> Transformer::Impl::Logits() {
   const size_t wanted = rows.wanted.size(), hidden = config.hidden_size;
   float* x = scratch.hidden.data();
   for (size_t i = 0; i < wanted; ++i) {  // rising, so a row never covers one that is still to move
     std::copy_n(x + rows.wanted[i] * hidden, hidden, x + i * hidden);
   }
-  float* logits = Fit(scratch.logits, wanted * config.vocab_size);
+  const size_t count = wanted * weights.output.rows;
+  float* logits = Fit(scratch.logits, count);
   Multiply(x, &weights.final_norm, {{weights.output, logits}}, wanted);
-  return {logits, wanted * config.vocab_size};
+  if (communicator == nullptr || wanted == 0) return std::span<const float>(logits, count);
+  return GatherLogits({logits, count}, wanted);
+}
+
+// Every rank has the logits of its part of the vocabulary, `own`; rank 0 lays them side by side.
+StatusOr<std::span<const float>> Transformer::Impl::GatherLogits(std::span<const float> own, size_t wanted) {
+  if (communicator->rank() != 0) {
+    RETURN_IF_ERROR(communicator->Send(std::as_bytes(own), 0));
+    return std::span<const float>();
+  }
+  const size_t vocabulary = config.vocab_size;
+  float* all = Fit(scratch.all_logits, wanted * vocabulary);
+  const auto put = [&](const float* logits, const IndexRange& columns) {
+    for (size_t row = 0; row < wanted; ++row) {
+      std::copy_n(logits + row * columns.size(), columns.size(), all + row * vocabulary + columns.begin);
+    }
+  };
+  put(own.data(), plan.vocabulary);
+  for (uint32_t rank = 1; rank < communicator->ranks(); ++rank) {
+    const IndexRange columns = ShareOf(vocabulary, rank, communicator->ranks());
+    const std::span<float> theirs(Fit(scratch.other_logits, wanted * columns.size()),
+                                  wanted * columns.size());
+    RETURN_IF_ERROR(communicator->Receive(std::as_writable_bytes(theirs), rank));
+    put(theirs.data(), columns);
+  }
+  return std::span<const float>(all, wanted * vocabulary);
 }
 
 StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& config,
                                                          const WeightSource& weights, const OpTable& ops,
-                                                         ThreadPool& pool, ComputeType compute,
-                                                         uint64_t free_bytes,
-                                                         const std::function<bool()>& is_cancelled) {
-  ASSIGN_OR_RETURN(Weights loaded,
-                   LoadWeights(config, weights, compute, free_bytes, ops, pool, is_cancelled));
-  return std::unique_ptr<Transformer>(
-      new Transformer(std::unique_ptr<Impl>(new Impl{config, ops, pool, std::move(loaded), {}, {}})));
+                                                         ThreadPool& pool,
+                                                         const TransformerOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
+  const Communicator* const group = options.communicator;
+  const ShardOptions shard{.rank = group == nullptr ? 0 : group->rank(),
+                           .ranks = group == nullptr ? 1 : group->ranks(),
+                           .virtual_shards = options.virtual_shards,
+                           .attention_block = LargestBlock(tensors, TensorKind::kAttentionOutput),
+                           .ffn_block = LargestBlock(tensors, TensorKind::kDown)};
+  ASSIGN_OR_RETURN(const ShardPlan plan, PlanShard(config, shard));
+  ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, tensors, plan, options, ops, pool));
+  return std::unique_ptr<Transformer>(new Transformer(std::unique_ptr<Impl>(
+      new Impl{config, ops, pool, plan, options.communicator, std::move(loaded), {}, {}})));
 }
 
 Transformer::Transformer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Transformer::~Transformer() = default;
 
-std::span<const float> Transformer::Forward(const Batch& batch, KvPool& kv) {
+StatusOr<std::span<const float>> Transformer::Forward(const Batch& batch, KvPool& kv) {
   Impl& m = *impl_;
-  CHECK(kv.shape().layers == m.config.layers && kv.shape().kv_heads == m.config.kv_heads &&
+  CHECK(kv.shape().layers == m.config.layers && kv.shape().kv_heads == m.plan.kv_heads.size() &&
             kv.shape().head_dim == m.config.head_dim,
         "the KV pool is another model's");
   m.Gather(batch, kv);
   const size_t tokens = m.rows.tokens.size(), pairs = m.config.head_dim / 2;
-  if (tokens == 0) return {};
+  if (tokens == 0) return std::span<const float>();
   m.ops.embed({.tokens = m.rows.tokens.data(),
                .table = m.weights.embedding,
                .out = Fit(m.scratch.hidden, tokens * m.config.hidden_size),
@@ -279,13 +400,15 @@ std::span<const float> Transformer::Forward(const Batch& batch, KvPool& kv) {
                cos + begin * pairs, sin + begin * pairs);
   });
   for (uint32_t i = 0; i < m.config.layers; ++i) {
-    m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape());
+    RETURN_IF_ERROR(m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape()));
   }
   return m.Logits();
 }
 
 const ModelConfig& Transformer::config() const { return impl_->config; }
+const ShardPlan& Transformer::plan() const { return impl_->plan; }
 uint64_t Transformer::parameters() const { return impl_->weights.parameters; }
 uint64_t Transformer::weight_bytes() const { return impl_->weights.bytes; }
+uint64_t Transformer::packed_bytes() const { return impl_->weights.packed_bytes; }
 
 }  // namespace terrace

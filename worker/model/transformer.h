@@ -1,9 +1,13 @@
 // One decoder-only transformer over an ArchSpec (worker/model/arch_spec.h), run by an OpTable. Immutable
 // weights; Forward has scratch memory of its own, so one thread at a time calls it.
 //
-// Same bits: the logits of a position depend only on the weights and the tokens before and at it, never on
-// what else is in the batch, how the prompt was cut into chunks, which blocks hold its KV, or how many
-// threads ran.
+// Same bits: the logits of a position depend only on the weights, the number of virtual shards and the tokens
+// before and at it, never on what else is in the batch, how the prompt was cut into chunks, which blocks hold
+// its KV, how many threads ran, or on how many ranks.
+//
+// Tensor parallel: with a Communicator this is one rank's share of the model (worker/parallel/shard_plan.h).
+// All ranks call Forward with the same batches, each with a KV pool of its own KV heads; rank 0 has the
+// logits.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +23,8 @@
 #include "worker/formats/weight_source.h"
 #include "worker/kv/block_table.h"
 #include "worker/kv/kv_pool.h"
+#include "worker/parallel/communicator.h"
+#include "worker/parallel/shard_plan.h"
 
 namespace terrace {
 
@@ -37,25 +43,36 @@ struct Batch {
   std::vector<BatchSequence> sequences;
 };
 
+struct TransformerOptions {
+  ComputeType compute = ComputeType::kAuto;
+  uint64_t free_bytes = UINT64_MAX;              // memory that the packed weights may take
+  std::function<bool()> is_cancelled = nullptr;  // asked before each matrix
+  uint32_t virtual_shards = 0;                   // as of ShardOptions
+  Communicator* communicator = nullptr;          // outlives the transformer; null: the whole model
+};
+
 class Transformer {
  public:
   // Borrows `weights` and `ops` for its lifetime; `pool` is the compute pool of its thread. DATA_LOSS when a
   // tensor is missing or misshapen; RESOURCE_EXHAUSTED, reason weights_too_large, when the packed weights
-  // take more than `free_bytes`; CANCELLED when `is_cancelled`, asked before each matrix, says so.
+  // take more than free_bytes; CANCELLED when is_cancelled says so; errors of PlanShard.
   static StatusOr<std::unique_ptr<Transformer>> Load(const ModelConfig& config, const WeightSource& weights,
                                                      const OpTable& ops, ThreadPool& pool,
-                                                     ComputeType compute = ComputeType::kAuto,
-                                                     uint64_t free_bytes = UINT64_MAX,
-                                                     const std::function<bool()>& is_cancelled = nullptr);
+                                                     const TransformerOptions& options = {});
   ~Transformer();
 
   // Runs the batch, writes its keys and values into `kv`, and returns the wanted logits [rows, vocab_size]:
-  // rows in the order of the sequences and, in each, of positions. Valid until the next call.
-  std::span<const float> Forward(const Batch& batch, KvPool& kv);
+  // rows in the order of the sequences and, in each, of positions; nothing on ranks other than 0. Valid until
+  // the next call. Fails only with a communicator, with its errors; the step is lost then, and so are the
+  // keys and values it was to write.
+  StatusOr<std::span<const float>> Forward(const Batch& batch, KvPool& kv);
 
   const ModelConfig& config() const;
-  uint64_t parameters() const;  // elements of all weights, tied ones once
-  uint64_t weight_bytes() const;
+  const ShardPlan& plan() const;  // what of it is here
+  // Of what is here; the embedding and norms are on every rank.
+  uint64_t parameters() const;    // elements of all weights, tied ones once
+  uint64_t weight_bytes() const;  // in the file
+  uint64_t packed_bytes() const;  // of memory
 
  private:
   struct Impl;

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <map>
 
-#include "base/rng.h"
 #include "gtest/gtest.h"
 #include "kernels/quant/weight_values.h"
 #include "worker/model/arch_spec.h"
@@ -72,12 +71,6 @@ class FakeWeights : public WeightSource {
   std::map<std::string, std::vector<std::byte>> storage_;
   const std::string path_ = "fake";
 };
-
-std::vector<int32_t> RandomTokens(size_t count, uint32_t vocab_size, uint64_t seed) {
-  std::vector<int32_t> out(count);
-  for (size_t i = 0; i < count; ++i) out[i] = static_cast<int32_t>(RandomBits(seed, i) % vocab_size);
-  return out;
-}
 
 double LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
   EXPECT_EQ(a.size(), b.size());
@@ -187,10 +180,9 @@ TEST(Transformer, GivesLogitsOfTheLastTokensAskedForInOrderOfTheSequences) {
              b = RandomTokens(7, files.config.vocab_size, 4);
   const auto of_a = SequenceLogits(model, a), of_b = SequenceLogits(model, b);
   const std::vector<BlockId> blocks_a = {5, 9}, blocks_b = {1}, blocks_c = {30, 31};
-  const auto got = model.transformer->Forward({.sequences = {{.tokens = a, .blocks = blocks_a, .logits = 2},
-                                                             {.tokens = a, .blocks = blocks_c, .logits = 0},
-                                                             {.tokens = b, .blocks = blocks_b, .logits = 1}}},
-                                              *model.kv);
+  const auto got = Forward(model, {.sequences = {{.tokens = a, .blocks = blocks_a, .logits = 2},
+                                                 {.tokens = a, .blocks = blocks_c, .logits = 0},
+                                                 {.tokens = b, .blocks = blocks_b, .logits = 1}}});
   std::vector<float> want(of_a.end() - static_cast<ptrdiff_t>(2 * vocab_size), of_a.end());
   want.insert(want.end(), of_b.end() - static_cast<ptrdiff_t>(vocab_size), of_b.end());
   EXPECT_EQ(std::vector<float>(got.begin(), got.end()), want);
@@ -199,7 +191,7 @@ TEST(Transformer, GivesLogitsOfTheLastTokensAskedForInOrderOfTheSequences) {
 TEST(Transformer, AnEmptyBatchGivesNothing) {
   const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
   TestModel model(files.config, *files.weights, CpuOps(), /*threads=*/1);
-  EXPECT_TRUE(model.transformer->Forward({}, *model.kv).empty());
+  EXPECT_TRUE(Forward(model, {}).empty());
 }
 
 TEST(Transformer, CountsTiedWeightsOnce) {
@@ -220,8 +212,8 @@ TEST(Transformer, LoadingEndsWhenItIsCancelled) {
   const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
   ThreadPool pool(1);
   int asked = 0;
-  const Status status = Transformer::Load(files.config, *files.weights, CpuOps(), pool, ComputeType::kAuto,
-                                          UINT64_MAX, [&asked] { return ++asked == 3; })
+  const Status status = Transformer::Load(files.config, *files.weights, CpuOps(), pool,
+                                          {.is_cancelled = [&asked] { return ++asked == 3; }})
                             .status();
   EXPECT_EQ(status.code(), StatusCode::kCancelled);
   EXPECT_EQ(asked, 3);
@@ -230,8 +222,9 @@ TEST(Transformer, LoadingEndsWhenItIsCancelled) {
 TEST(Transformer, WeightsThatDoNotFitAreAnErrorWithBothSizes) {
   const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
   ThreadPool pool(1);
-  const Status status =
-      Transformer::Load(files.config, *files.weights, CpuOps(), pool, ComputeType::kF32, 1000).status();
+  const Status status = Transformer::Load(files.config, *files.weights, CpuOps(), pool,
+                                          {.compute = ComputeType::kF32, .free_bytes = 1000})
+                            .status();
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(Reason(status), "weights_too_large");
   EXPECT_NE(Message(status).find("1000"), std::string::npos);

@@ -92,6 +92,8 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   RETURN_IF_ERROR(SetCount("engine.max_step_tokens", engine.has_max_step_tokens(), engine.max_step_tokens(),
                            out.max_step_tokens));
   RETURN_IF_ERROR(SetCount("engine.inbox", engine.has_inbox(), engine.inbox(), out.inbox));
+  RETURN_IF_ERROR(SetCount("engine.virtual_shards", engine.has_virtual_shards(), engine.virtual_shards(),
+                           out.virtual_shards));
   if (engine.has_kernels()) out.kernels = engine.kernels();
   if (engine.has_compute()) out.compute = engine.compute();
   if (engine.has_pin_threads()) out.pin_threads = engine.pin_threads();

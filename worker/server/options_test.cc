@@ -37,6 +37,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_FALSE(server.engine.pin_threads);
   EXPECT_EQ(server.engine.device, "auto");
   EXPECT_EQ(server.engine.numerics, "auto");
+  EXPECT_EQ(server.engine.virtual_shards, 1u);
   EXPECT_EQ(server.engine.speculation.drafter, "none");
   EXPECT_EQ(server.engine.speculation.model, "");
   EXPECT_EQ(server.engine.speculation.max_tokens, 8u);
@@ -51,7 +52,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "model: m\nserved_name: s\ngrpc: '[::1]:0'\nops: ''\n"
       "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
       "f32, pin_threads: true,\n"
-      "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant,\n"
+      "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant, virtual_shards: 4,\n"
       "         speculation: {drafter: model, model: d, max_tokens: 4, min_match: 2, kv_pool_bytes: 3000}}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n"
@@ -77,6 +78,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_TRUE(server.engine.pin_threads);
   EXPECT_EQ(server.engine.device, "cpu");
   EXPECT_EQ(server.engine.numerics, "invariant");
+  EXPECT_EQ(server.engine.virtual_shards, 4u);
   EXPECT_EQ(server.engine.speculation.drafter, "model");
   EXPECT_EQ(server.engine.speculation.model, "d");
   EXPECT_EQ(server.engine.speculation.max_tokens, 4u);
@@ -159,6 +161,11 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, engine: {compute: f64}}", "engine.compute: \"f64\", not one of auto, f32, fp8"},
       {"{model: m, engine: {device: tpu}}", "engine.device: \"tpu\", not one of auto, cpu, cuda"},
       {"{model: m, engine: {numerics: exact}}", "engine.numerics: \"exact\", not one of auto, invariant"},
+      {"{model: m, engine: {virtual_shards: 0}}", "engine.virtual_shards: must be at least 1"},
+      {"{model: m, engine: {virtual_shards: 6}}", "engine.virtual_shards is 6, not a power of two up to 64"},
+      {"{model: m, engine: {virtual_shards: 128}}", "engine.virtual_shards is 128, not a power"},
+      {"{model: m, engine: {virtual_shards: 2, device: cuda}}",
+       "engine.virtual_shards: 2 is for CPUs only; CUDA has 1"},
       {"{model: m, engine: {compute: fp8}}", "engine.compute: fp8 needs engine.device: cuda"},
       {"{model: m, engine: {compute: fp8, device: cpu}}", "engine.compute: fp8 needs engine.device: cuda"},
       {"{model: m, engine: {compute: f32, device: cuda}}", "engine.compute: f32 is for CPUs only"},

@@ -1,0 +1,35 @@
+// The Communicator of processes, on one machine or several: Gloo's TCP transport, one connection for each two
+// ranks and a thread of Gloo's. Plain text and open to whoever reaches its ports while the group connects:
+// for networks of one's own. Gloo writes to connections that the other side may have closed: SIGPIPE has to
+// be ignored (base/shutdown.h does).
+//
+// Of Gloo's collectives none is used: they add in an order of their own, and end the process when ranks
+// disagree about sizes. A message has a frame of a fixed size with its call and length and its first bytes;
+// what does not fit follows once the receiver has agreed.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "worker/parallel/communicator.h"
+
+namespace terrace {
+
+// The meeting of a group before it has connections: tells `mine` to all ranks and returns what each of them
+// told, in their order, this one's too. Errors end the connecting. Called once.
+using Rendezvous = std::function<StatusOr<std::vector<std::string>>(const std::string& mine)>;
+
+struct GlooOptions {
+  uint32_t rank = 0, ranks = 1;
+  std::string host = "127.0.0.1";  // of this rank, as the others reach it
+  Duration timeout = std::chrono::seconds(10);
+  Duration connect_timeout = std::chrono::seconds(30);  // of each connection, behind the rendezvous
+};
+
+// Returns when all ranks are connected. UNAVAILABLE when a rank cannot be reached, with its number, or when
+// `host` is not this machine's; errors of `rendezvous`.
+StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GlooOptions& options, const Rendezvous& rendezvous);
+
+}  // namespace terrace

@@ -1,0 +1,88 @@
+#include "worker/parallel/shard_plan.h"
+
+#include <bit>
+
+namespace terrace {
+namespace {
+
+template <typename... Text>
+Status Refuse(const Text&... text) {
+  return WithReason(InvalidArgument(text...), "cannot_shard");
+}
+
+Status CheckNumbers(uint32_t ranks, uint32_t shards) {
+  if (!std::has_single_bit(ranks) || ranks > kMaxVirtualShards) {
+    return Refuse(ranks, " ranks: not a power of two up to ", kMaxVirtualShards);
+  }
+  if (!std::has_single_bit(shards) || shards > kMaxVirtualShards || shards < ranks) {
+    return Refuse(shards, " virtual shards: not a power of two from the ", ranks, " ranks up to ",
+                  kMaxVirtualShards);
+  }
+  return Status();
+}
+
+// The virtual shards of `options.rank` of [0, width): whole blocks. There are enough for the ranks.
+std::vector<IndexRange> VirtualShards(size_t width, size_t block, uint32_t shards,
+                                      const ShardOptions& options) {
+  const size_t blocks = width / block;
+  size_t all = shards;
+  while (all > blocks) all /= 2;
+  const IndexRange mine = ShareOf(all, options.rank, options.ranks);
+  std::vector<IndexRange> out;
+  for (size_t i = mine.begin; i < mine.end; ++i) {
+    const IndexRange in_blocks = ShareOf(blocks, i, all);
+    out.push_back({.begin = in_blocks.begin * block, .end = in_blocks.end * block});
+  }
+  return out;
+}
+
+Status CheckHeads(const ModelConfig& config, const ShardOptions& options) {
+  const uint32_t ranks = options.ranks;
+  if (config.heads % ranks != 0) {
+    return Refuse(config.heads, " attention heads are not a multiple of ", ranks, " ranks");
+  }
+  if (config.kv_heads % ranks != 0 && ranks % config.kv_heads != 0) {
+    return Refuse(config.kv_heads, " KV heads are neither a multiple nor a divisor of ", ranks, " ranks");
+  }
+  const size_t width = size_t{config.heads} / ranks * config.head_dim;
+  if (width % options.attention_block != 0) {
+    return Refuse("the ", config.heads / ranks, " attention heads of a rank are ", width,
+                  " wide, not whole blocks of ", options.attention_block,
+                  ", as the file has the attention's output");
+  }
+  return Status();
+}
+
+IndexRange KvHeads(const ModelConfig& config, const ShardOptions& options) {
+  if (config.kv_heads >= options.ranks) return ShareOf(config.kv_heads, options.rank, options.ranks);
+  const size_t head = size_t{options.rank} * config.kv_heads / options.ranks;
+  return {.begin = head, .end = head + 1};
+}
+
+}  // namespace
+
+StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& options) {
+  const uint32_t ranks = options.ranks;
+  const uint32_t shards = options.virtual_shards > 0 ? options.virtual_shards : ranks;
+  CHECK(options.rank < ranks, "rank ", options.rank, " of ", ranks);
+  CHECK(config.ffn_size % options.ffn_block == 0, config.ffn_size, " in blocks of ", options.ffn_block);
+  RETURN_IF_ERROR(CheckNumbers(ranks, shards));
+  RETURN_IF_ERROR(CheckHeads(config, options));
+  if (config.ffn_size / options.ffn_block < ranks) {
+    return Refuse("the feed-forward width of ", config.ffn_size, " has ", config.ffn_size / options.ffn_block,
+                  " blocks of ", options.ffn_block, ", as the file has down, for ", ranks, " ranks");
+  }
+  if (config.vocab_size < ranks)
+    return Refuse("a vocabulary of ", config.vocab_size, " for ", ranks, " ranks");
+  ShardPlan plan;
+  plan.heads = ShareOf(config.heads, options.rank, ranks);
+  plan.kv_heads = KvHeads(config, options);
+  plan.vocabulary = ShareOf(config.vocab_size, options.rank, ranks);
+  plan.attention_shards =
+      VirtualShards(size_t{config.heads} * config.head_dim, options.attention_block, shards, options);
+  plan.ffn_shards = VirtualShards(config.ffn_size, options.ffn_block, shards, options);
+  plan.ffn = {.begin = plan.ffn_shards.front().begin, .end = plan.ffn_shards.back().end};
+  return plan;
+}
+
+}  // namespace terrace

@@ -1,0 +1,174 @@
+#include "worker/parallel/shard_plan.h"
+
+#include <ostream>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+
+// For messages of tests.
+void PrintTo(const IndexRange& range, std::ostream* out) {
+  *out << "[" << range.begin << ", " << range.end << ")";
+}
+
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+ModelConfig Config(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t ffn_size,
+                   uint32_t vocab_size) {
+  ModelConfig config;
+  config.heads = heads;
+  config.kv_heads = kv_heads;
+  config.head_dim = head_dim;
+  config.ffn_size = ffn_size;
+  config.vocab_size = vocab_size;
+  return config;
+}
+
+ShardPlan Plan(const ModelConfig& config, const ShardOptions& options) {
+  const auto plan = PlanShard(config, options);
+  CHECK(plan.ok(), Message(plan.status()));
+  return *plan;
+}
+
+TEST(PlanShard, OneRankOwnsAll) {
+  const ShardPlan plan = Plan(Config(7, 7, 10, 33, 5), {});
+  EXPECT_EQ(plan.heads, (IndexRange{0, 7}));
+  EXPECT_EQ(plan.kv_heads, (IndexRange{0, 7}));
+  EXPECT_EQ(plan.ffn, (IndexRange{0, 33}));
+  EXPECT_EQ(plan.vocabulary, (IndexRange{0, 5}));
+  EXPECT_THAT(plan.attention_shards, ElementsAre(IndexRange{0, 70}));
+  EXPECT_THAT(plan.ffn_shards, ElementsAre(IndexRange{0, 33}));
+}
+
+TEST(PlanShard, EveryRankGetsItsShare) {
+  const ModelConfig config = Config(8, 4, 16, 96, 1000);
+  const ShardPlan plan = Plan(config, {.rank = 3, .ranks = 4, .virtual_shards = 8});
+  EXPECT_EQ(plan.heads, (IndexRange{6, 8}));
+  EXPECT_EQ(plan.kv_heads, (IndexRange{3, 4}));
+  EXPECT_EQ(plan.ffn, (IndexRange{72, 96}));
+  EXPECT_EQ(plan.vocabulary, (IndexRange{750, 1000}));
+  EXPECT_THAT(plan.attention_shards, ElementsAre(IndexRange{96, 112}, IndexRange{112, 128}));
+  EXPECT_THAT(plan.ffn_shards, ElementsAre(IndexRange{72, 84}, IndexRange{84, 96}));
+}
+
+TEST(PlanShard, KvHeadsFewerThanRanksAreOnSeveral) {
+  const ModelConfig config = Config(16, 2, 8, 64, 64);
+  const IndexRange want[] = {{0, 1}, {0, 1}, {0, 1}, {0, 1}, {1, 2}, {1, 2}, {1, 2}, {1, 2}};
+  for (uint32_t rank = 0; rank < 8; ++rank) {
+    const ShardPlan plan = Plan(config, {.rank = rank, .ranks = 8});
+    EXPECT_EQ(plan.kv_heads, want[rank]);
+    for (size_t head = plan.heads.begin; head < plan.heads.end; ++head) {
+      EXPECT_EQ(head / (config.heads / config.kv_heads), plan.kv_heads.begin) << "of head " << head;
+    }
+  }
+}
+
+TEST(PlanShard, BlocksAreNotCutAndSharesDifferByOneBlock) {
+  // 11,008 is 43 blocks of 256: of the 7B Llama 2.
+  std::vector<IndexRange> shards;
+  for (uint32_t rank = 0; rank < 4; ++rank) {
+    const ShardPlan plan =
+        Plan(Config(32, 32, 128, 11008, 32000),
+             {.rank = rank, .ranks = 4, .virtual_shards = 8, .attention_block = 256, .ffn_block = 256});
+    shards.insert(shards.end(), plan.ffn_shards.begin(), plan.ffn_shards.end());
+  }
+  ASSERT_EQ(shards.size(), 8u);
+  for (const IndexRange& shard : shards) {
+    EXPECT_EQ(shard.begin % 256, 0u);
+    EXPECT_GE(shard.size(), 5 * 256u);
+    EXPECT_LE(shard.size(), 6 * 256u);
+  }
+  EXPECT_EQ(shards.back().end, 11008u);
+}
+
+TEST(PlanShard, AProductOfFewBlocksHasFewerVirtualShards) {
+  const ShardPlan plan = Plan(Config(2, 2, 64, 768, 64), {.virtual_shards = 8, .ffn_block = 256});
+  EXPECT_EQ(plan.attention_shards.size(), 8u);
+  EXPECT_THAT(plan.ffn_shards, ElementsAre(IndexRange{0, 256}, IndexRange{256, 768}));
+}
+
+// The virtual shards are the model's, and each rank's are neighbours that cover what it owns.
+TEST(PlanShard, TheSameVirtualShardsWhateverTheNumberOfRanks) {
+  const struct {
+    ModelConfig config;
+    size_t attention_block, ffn_block;
+  } cases[] = {{Config(8, 8, 64, 1376, 100), 1, 1},
+               {Config(16, 4, 32, 1001, 333), 32, 1},
+               {Config(8, 2, 256, 11 * 256, 1024), 256, 256},
+               {Config(8, 1, 128, 9 * 128, 8), 32, 128}};
+  for (const auto& each : cases) {
+    for (const uint32_t shards : {8u, 16u}) {
+      const ShardOptions alone{
+          .virtual_shards = shards, .attention_block = each.attention_block, .ffn_block = each.ffn_block};
+      const ShardPlan whole = Plan(each.config, alone);
+      for (const uint32_t ranks : {2u, 4u, 8u}) {
+        ShardPlan all;
+        for (uint32_t rank = 0; rank < ranks; ++rank) {
+          ShardOptions options = alone;
+          options.rank = rank;
+          options.ranks = ranks;
+          const ShardPlan plan = Plan(each.config, options);
+          const auto add = [](std::vector<IndexRange>& to, const std::vector<IndexRange>& from) {
+            to.insert(to.end(), from.begin(), from.end());
+          };
+          add(all.attention_shards, plan.attention_shards);
+          add(all.ffn_shards, plan.ffn_shards);
+          EXPECT_EQ(plan.attention_shards.front().begin, plan.heads.begin * each.config.head_dim);
+          EXPECT_EQ(plan.attention_shards.back().end, plan.heads.end * each.config.head_dim);
+          EXPECT_EQ(plan.ffn.begin, all.ffn.end);
+          EXPECT_EQ(plan.vocabulary.begin, all.vocabulary.end);
+          EXPECT_EQ(plan.attention_shards.size() * ranks, whole.attention_shards.size());
+          all.ffn.end = plan.ffn.end;
+          all.vocabulary.end = plan.vocabulary.end;
+        }
+        EXPECT_EQ(all.attention_shards, whole.attention_shards) << ranks << " ranks of " << shards;
+        EXPECT_EQ(all.ffn_shards, whole.ffn_shards) << ranks << " ranks of " << shards;
+        EXPECT_EQ(all.ffn.end, each.config.ffn_size);
+        EXPECT_EQ(all.vocabulary.end, each.config.vocab_size);
+      }
+    }
+  }
+}
+
+TEST(PlanShard, RefusesWhatCannotBeSharedOutWithTheNumbers) {
+  const ModelConfig fine = Config(8, 8, 64, 512, 64);
+  const struct {
+    ModelConfig config;
+    ShardOptions options;
+    const char* message;
+  } cases[] = {
+      {fine, {.ranks = 3}, "3 ranks: not a power of two up to 64"},
+      {fine, {.ranks = 128}, "128 ranks: not a power of two up to 64"},
+      {fine,
+       {.ranks = 2, .virtual_shards = 6},
+       "6 virtual shards: not a power of two from the 2 ranks up to 64"},
+      {fine,
+       {.ranks = 4, .virtual_shards = 2},
+       "2 virtual shards: not a power of two from the 4 ranks up to 64"},
+      {fine, {.virtual_shards = 128}, "128 virtual shards"},
+      {Config(6, 6, 64, 512, 64), {.ranks = 4}, "6 attention heads are not a multiple of 4 ranks"},
+      {Config(12, 6, 64, 512, 64),
+       {.ranks = 4},
+       "6 KV heads are neither a multiple nor a divisor of 4 ranks"},
+      {Config(8, 8, 64, 512, 64),
+       {.ranks = 4, .attention_block = 256},
+       "the 2 attention heads of a rank are 128 wide, not whole blocks of 256"},
+      {Config(8, 8, 64, 768, 64),
+       {.ranks = 4, .ffn_block = 256},
+       "the feed-forward width of 768 has 3 blocks of 256, as the file has down, for 4 ranks"},
+      {Config(8, 8, 64, 512, 3), {.ranks = 4}, "a vocabulary of 3 for 4 ranks"},
+  };
+  for (const auto& each : cases) {
+    const Status status = PlanShard(each.config, each.options).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(Reason(status), "cannot_shard");
+    EXPECT_THAT(Message(status), HasSubstr(each.message));
+  }
+}
+
+}  // namespace
+}  // namespace terrace
