@@ -1,6 +1,6 @@
 // Element types of weights, and their block arithmetic. A later format is an entry here, a decoder in
 // quant/weight_codes.h, its strips (FormatOf and PutScales of gemm/weight_strips.*), the struct that reads
-// them (gemm/gemm_cpu.h), and an encoder for tests (worker/formats/weight_encoding.cc).
+// them (gemm/gemm_cpu.h), and its levels and blocks (worker/formats/weight_levels.cc).
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace terrace {
 
-// Blocks of F32 to Q6_K are those of GGML's files. INT4 and INT8 are for Terrace's own tools: so far there
-// are kernels for them, and no file that holds them.
+// Blocks of F32 to Q6_K are those of GGML's files. INT4 and INT8 are what folders of compressed-tensors
+// become when they are opened (worker/formats/compressed_tensors.h).
 enum class DType : uint8_t {
   kF32,
   kF16,

@@ -27,10 +27,10 @@
 #include "base/binomial.h"
 #include "base/mapped_file.h"
 #include "base/rng.h"
+#include "base/shuffle.h"
 #include "base/status.h"
 #include "tools/calibrate/calibrator.h"
 #include "tools/calibrate/records.h"
-#include "tools/calibrate/shuffle.h"
 #include "tools/cli/calibrate.h"
 
 namespace terrace {

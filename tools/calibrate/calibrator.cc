@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "base/binomial.h"
-#include "tools/calibrate/shuffle.h"
+#include "base/shuffle.h"
 
 namespace terrace {
 namespace {

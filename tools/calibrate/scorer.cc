@@ -5,8 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "base/shuffle.h"
 #include "tools/calibrate/logistic.h"
-#include "tools/calibrate/shuffle.h"
 
 namespace terrace {
 namespace {

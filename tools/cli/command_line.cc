@@ -8,6 +8,7 @@
 #include "tools/cli/bench_command_line.h"
 #include "tools/cli/calibrate_command_line.h"
 #include "tools/cli/option_values.h"
+#include "tools/cli/quantize_command_line.h"
 
 namespace terrace {
 namespace {
@@ -330,6 +331,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   BenchOptions bench;
   KeyOptions key;
   ValidateOptions validate;
+  QuantizeOptions quantize;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -342,6 +344,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddEvaluate(app, evaluate);
   AddCalibrate(app, calibrate);
   AddTrainRouter(app, train_router);
+  AddQuantize(app, quantize);
   AddSynthesize(app, synthesize);
   AddBench(app, bench);
   AddKey(app, key);
@@ -383,6 +386,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "inspect") return {name, inspect};
   if (name == "calibrate") return {name, calibrate};
   if (name == "train-router") return {name, train_router};
+  if (name == "quantize") return {name, quantize};
   if (name == "synthesize") return {name, synthesize};
   if (name == "bench") return {name, bench};
   return {name, evaluate};

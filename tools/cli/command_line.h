@@ -14,6 +14,7 @@
 #include "tools/cli/generate.h"
 #include "tools/cli/inspect.h"
 #include "tools/cli/key.h"
+#include "tools/cli/quantize.h"
 #include "tools/cli/status.h"
 #include "tools/cli/synthesize.h"
 #include "tools/cli/train_router.h"
@@ -30,7 +31,7 @@ struct CommandLine {
   std::string command;  // "generate"; "" when the error came before it was known
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
                         InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions,
-                        SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions>>
+                        SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

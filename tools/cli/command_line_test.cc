@@ -142,6 +142,25 @@ TEST(CommandLine, SynthesizeReadsEveryFlag) {
   EXPECT_EQ(plain.changes.vocab, std::nullopt);
 }
 
+TEST(CommandLine, QuantizeReadsEveryFlag) {
+  const auto options = Parse<QuantizeOptions>(
+      {"quantize", "--model",       "m",         "--to",      "int4-g64", "--out",  "o", "--method",
+       "awq",      "--calibration", "c",         "--samples", "7",        "--seed", "9", "--damping",
+       "0.1",      "--act-order",   "--imatrix", "--threads", "2"});
+  EXPECT_EQ(options.model, "m");
+  EXPECT_EQ(options.to, "int4-g64");
+  EXPECT_EQ(options.out, "o");
+  EXPECT_EQ(options.method, "awq");
+  EXPECT_EQ(options.calibration.path, "c");
+  EXPECT_EQ(options.calibration.samples, 7u);
+  EXPECT_EQ(options.calibration.seed, 9u);
+  EXPECT_EQ(options.damping, 0.1);
+  EXPECT_TRUE(options.act_order && options.imatrix);
+  EXPECT_EQ(options.threads, 2u);
+  EXPECT_EQ(Parse<QuantizeOptions>({"quantize", "--model", "m", "--to", "q4_k", "--out", "o"}).method,
+            "gptq");
+}
+
 TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
   const std::vector<std::vector<std::string>> cases = {
       {"nonsense"},
@@ -191,6 +210,12 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"synthesize", "--out", "m", "--shape", "135m", "--format", "onnx"},
       {"synthesize", "--out", "m", "--shape", "135m", "--layers", "-1"},
       {"synthesize", "--out", "m", "--shape", "135m", "--tied", "--untied"},
+      {"quantize", "--model", "m", "--out", "o"},
+      {"quantize", "--model", "m", "--to", "int4", "--out", "o"},
+      {"quantize", "--model", "m", "--to", "q8_0", "--out", ""},
+      {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "magic"},
+      {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--damping", "2"},
+      {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--threads", "0"},
   };
   for (const auto& arguments : cases) {
     const CommandLine line = ParseCommandLine(arguments);
@@ -203,8 +228,8 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
 }
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
-  for (const char* command :
-       {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize", "bench"}) {
+  for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize",
+                              "quantize", "bench"}) {
     EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
         << command;
     EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));

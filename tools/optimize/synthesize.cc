@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "base/parallel_for.h"
+#include "tools/optimize/quantized_matrix.h"
 #include "tools/optimize/random_weights.h"
+#include "tools/optimize/rope_rows.h"
 #include "tools/optimize/synthetic_text.h"
 #include "worker/formats/model_writer.h"
 #include "worker/formats/tensor_names.h"
@@ -14,13 +16,6 @@ namespace terrace {
 namespace {
 
 constexpr uint64_t kChunkBytes = 4 << 20;  // generated, then written
-
-// The row of a Hugging Face matrix that is row `row` of GGUF's: converters permute Q and K so that RoPE's
-// pairs i and i + head_dim/2 become neighbours.
-uint64_t RowBeforePermutation(uint64_t row, uint64_t head_dim) {
-  const uint64_t head = row / head_dim * head_dim, i = row % head_dim;
-  return head + i / 2 + (i % 2 == 0 ? 0 : head_dim / 2);
-}
 
 class Synthesis {
  public:
@@ -42,8 +37,7 @@ class Synthesis {
     const DType dtype = SynthesizedDType(request_, tensor);
     const uint64_t row_bytes = columns / Info(dtype).block_elements * Info(dtype).block_bytes;
     const uint64_t chunk_rows = std::max<uint64_t>(1, kChunkBytes / row_bytes);
-    const bool is_permuted = config_.rope_pairing == RopePairing::kNeighbours &&
-                             (tensor.kind == TensorKind::kQuery || tensor.kind == TensorKind::kKey);
+    const bool is_rotated = tensor.kind == TensorKind::kQuery || tensor.kind == TensorKind::kKey;
     // Named as in a folder, whatever is written, so that both formats have the same values.
     const RandomMatrix matrix(request_.seed, TensorName(NameScheme::kHuggingFace, tensor.kind, tensor.layer),
                               columns);
@@ -54,7 +48,9 @@ class Synthesis {
         std::vector<float> values(columns);
         for (size_t i = begin; i < end; ++i) {
           const uint64_t row = first + i;
-          matrix.FillRow(is_permuted ? RowBeforePermutation(row, config_.head_dim) : row, values);
+          matrix.FillRow(
+              is_rotated ? RopeRow(RopePairing::kHalves, config_.rope_pairing, row, config_.head_dim) : row,
+              values);
           EncodeWeights(dtype, values, std::span(bytes_).subspan(i * row_bytes, row_bytes));
         }
       });
@@ -95,9 +91,7 @@ DType SynthesizedDType(const ModelToSynthesize& request, const TensorRequirement
       (is_output || (is_sensitive && HasMoreBits(tensor.layer, request.config.layers)))) {
     dtype = DType::kQ6_K;
   }
-  if (tensor.shape[1] % Info(dtype).block_elements == 0) return dtype;
-  if (dtype == DType::kQ4_K) return DType::kQ5_0;
-  return dtype == DType::kQ6_K ? DType::kQ8_0 : dtype;
+  return WithWholeBlocks(dtype, tensor.shape[1]);
 }
 
 StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
@@ -105,6 +99,7 @@ StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
   ModelToWrite model = {.config = request.config, .text = {}};
   model.config.name.clear();  // a model is named after its path
   model.config.warnings.clear();
+  model.config.quantization.reset();
   model.config.names = is_gguf ? NameScheme::kGguf : NameScheme::kHuggingFace;
   model.config.rope_pairing = is_gguf ? RopePairing::kNeighbours : RopePairing::kHalves;
   model.used_tokens = request.text.tokenizer->vocab_size();

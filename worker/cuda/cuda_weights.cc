@@ -12,10 +12,6 @@
 namespace terrace {
 namespace {
 
-WeightMatrix MatrixOf(const TensorView& tensor) {
-  return {.dtype = tensor.dtype, .data = tensor.data, .rows = tensor.shape[0], .columns = tensor.shape[1]};
-}
-
 std::vector<float> VectorOf(const TensorView& tensor) {
   const WeightMatrix row{.dtype = tensor.dtype, .data = tensor.data, .rows = 1, .columns = tensor.shape[0]};
   std::vector<float> out(row.columns);

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "worker/formats/byte_reader.h"
+#include "worker/formats/compressed_tensors.h"
 #include "worker/formats/model_config.h"
 
 namespace terrace {
@@ -88,7 +89,6 @@ Status CheckUnsupported(const ConfigFile& config) {
     ASSIGN_OR_RETURN(const bool is_set, config.Bool(key, false));
     if (is_set) return config.Error(key, "true is not supported");
   }
-  if (config.Has("quantization_config")) return config.Error("quantization_config", "is not supported");
   ASSIGN_OR_RETURN(const float rotated, config.Number("partial_rotary_factor", 1));
   if (rotated != 1)
     return config.Error("partial_rotary_factor", rotated, " is not supported; supported is 1");
@@ -145,6 +145,11 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   ASSIGN_OR_RETURN(config.norm_epsilon, json.Number("rms_norm_eps", 1e-6f));
   ASSIGN_OR_RETURN(config.rope_base, RopeBase(json));
   ASSIGN_OR_RETURN(config.tied_embeddings, json.Bool("tie_word_embeddings", false));
+  if (constexpr std::string_view kKey = "quantization_config"; json.Has(kKey)) {
+    const auto quantization = ParseQuantizationConfig(json.at(kKey));
+    if (!quantization.ok()) return json.Error(kKey, Message(quantization.status()));
+    config.quantization = *quantization;
+  }
   for (const std::string_view key : {"auto_map", "trust_remote_code"}) {
     if (json.Has(key))
       config.warnings.push_back(Concat(file, ": key \"", key, "\" is ignored: no code of a model is run"));
@@ -155,23 +160,24 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
 }
 
 std::string ConfigJsonText(const ModelConfig& config) {
-  const Json json = {{"architectures", {"LlamaForCausalLM"}},
-                     {"model_type", config.family},
-                     {"hidden_act", "silu"},
-                     {"attention_bias", false},
-                     {"mlp_bias", false},
-                     {"vocab_size", config.vocab_size},
-                     {"max_position_embeddings", config.context_length},
-                     {"hidden_size", config.hidden_size},
-                     {"num_hidden_layers", config.layers},
-                     {"num_attention_heads", config.heads},
-                     {"num_key_value_heads", config.kv_heads},
-                     {"head_dim", config.head_dim},
-                     {"intermediate_size", config.ffn_size},
-                     {"rms_norm_eps", ShortestDecimal(config.norm_epsilon)},
-                     {"rope_theta", ShortestDecimal(config.rope_base)},
-                     {"rope_scaling", nullptr},
-                     {"tie_word_embeddings", config.tied_embeddings}};
+  Json json = {{"architectures", {"LlamaForCausalLM"}},
+               {"model_type", config.family},
+               {"hidden_act", "silu"},
+               {"attention_bias", false},
+               {"mlp_bias", false},
+               {"vocab_size", config.vocab_size},
+               {"max_position_embeddings", config.context_length},
+               {"hidden_size", config.hidden_size},
+               {"num_hidden_layers", config.layers},
+               {"num_attention_heads", config.heads},
+               {"num_key_value_heads", config.kv_heads},
+               {"head_dim", config.head_dim},
+               {"intermediate_size", config.ffn_size},
+               {"rms_norm_eps", ShortestDecimal(config.norm_epsilon)},
+               {"rope_theta", ShortestDecimal(config.rope_base)},
+               {"rope_scaling", nullptr},
+               {"tie_word_embeddings", config.tied_embeddings}};
+  if (config.quantization) json["quantization_config"] = QuantizationConfigJson(*config.quantization);
   return json.dump(2) + "\n";
 }
 

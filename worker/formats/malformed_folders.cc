@@ -110,8 +110,12 @@ void AddTensors(Table& table) {
   table.Add("safetensors_float_dimension", "bad_shape", {kWeights, kQueryQuoted, "32.0"}, [](FolderParts& f) {
     Described(f, kQuery)["shape"] = {32.0, 32};
   });
-  table.Add("safetensors_dtype_i8", "bad_dtype", {kWeights, kQueryQuoted, "I8"},
-            [](FolderParts& f) { Described(f, kQuery)["dtype"] = "I8"; });
+  table.Add("safetensors_dtype_i8", "bad_dtype", {kWeights, kQueryQuoted, "I8"}, [](FolderParts& f) {
+    Described(f, kQuery)["dtype"] = "I8";
+    Described(f, kQuery)["shape"] = {32, 64};
+  });
+  table.Add("safetensors_dtype_u8", "bad_dtype", {kWeights, kQueryQuoted, "U8"},
+            [](FolderParts& f) { Described(f, kQuery)["dtype"] = "U8"; });
   table.Add("safetensors_dtype_is_a_number", "bad_dtype", {kWeights, kQueryQuoted},
             [](FolderParts& f) { Described(f, kQuery)["dtype"] = 16; });
   table.Add("safetensors_tensor_missing", "missing_tensor", {kWeights, "tensor \"lm_head.weight\""},

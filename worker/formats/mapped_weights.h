@@ -15,8 +15,10 @@ namespace terrace {
 
 class MappedWeights final : public WeightSource {
  public:
-  // `entries` borrow from `files`; names are unique. Data that is not aligned for its dtype is copied.
-  MappedWeights(std::string path, std::vector<std::unique_ptr<MappedFile>> files, std::vector<Entry> entries);
+  // `entries` borrow from `files` and `memory`; names are unique. Data that is not aligned for its dtype is
+  // copied.
+  MappedWeights(std::string path, std::vector<std::unique_ptr<MappedFile>> files, std::vector<Entry> entries,
+                std::vector<std::unique_ptr<std::byte[]>> memory = {});
 
   StatusOr<TensorView> Find(std::string_view name) const override;
   const std::vector<Entry>& entries() const override { return entries_; }
@@ -28,7 +30,7 @@ class MappedWeights final : public WeightSource {
  private:
   const std::string path_;
   const std::vector<std::unique_ptr<MappedFile>> files_;
-  std::vector<std::unique_ptr<std::byte[]>> copies_;
+  std::vector<std::unique_ptr<std::byte[]>> memory_;  // what was made, and copies
   std::vector<Entry> entries_;
   std::map<std::string_view, size_t> index_;  // name in entries_ -> position
 };

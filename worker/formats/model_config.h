@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,14 @@ enum class NameScheme : uint8_t { kHuggingFace, kGguf };  // how the file names 
 // Which elements of a head RoPE rotates together: i with i + head_dim/2 (Hugging Face), or 2i with 2i + 1
 // (GGUF's llama, whose converters permute the rows of Q and K).
 enum class RopePairing : uint8_t { kHalves, kNeighbours };
+
+// How a folder stores the matrices of its layers (worker/formats/compressed_tensors.h).
+struct WeightQuantization {
+  uint32_t bits = 4;            // 4; or 8: a scale for each row, and activations rounded to 8 bits too
+  uint32_t group = 128;         // of 4 bits: columns that share a scale; a multiple of 32
+  bool has_zero_points = true;  // of 4 bits; without them the code 8 is zero
+  friend bool operator==(const WeightQuantization&, const WeightQuantization&) = default;
+};
 
 struct ModelConfig {
   std::string family;  // "llama"
@@ -33,7 +42,8 @@ struct ModelConfig {
   uint32_t ffn_size = 0;
   float norm_epsilon = 1e-5f;
   float rope_base = 10000.0f;
-  bool tied_embeddings = false;       // the output matrix is the embedding
+  bool tied_embeddings = false;                         // the output matrix is the embedding
+  std::optional<WeightQuantization> quantization = {};  // of folders
   std::vector<std::string> warnings;  // what the file asks for and does not get: one line each, for the log
 };
 

@@ -102,7 +102,8 @@ StatusOr<ModelFiles> OpenFolder(const std::string& path) {
     return generation.status();
   }
 
-  ASSIGN_OR_RETURN(auto weights, OpenSafetensors(path));
+  const auto& quantization = model.config.quantization;
+  ASSIGN_OR_RETURN(auto weights, OpenSafetensors(path, quantization ? &*quantization : nullptr));
   RETURN_IF_ERROR(CheckTensors(model.config, *weights));
   auto text = LoadTextAssets(path);
   if (!text.ok()) return AsDataLoss(text.status());

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <tuple>
+#include <utility>
 
 #include "text/text_files.h"
+#include "worker/formats/compressed_tensors.h"
 #include "worker/formats/gguf_config.h"
 #include "worker/formats/gguf_tokenizer.h"
 #include "worker/formats/gguf_writer.h"
@@ -34,18 +37,59 @@ StatusOr<std::string> GgufHeadOf(const ModelToWrite& model, const std::vector<ui
   return GgufHead(keys, infos);
 }
 
-StatusOr<std::string> SafetensorsHeadOf(const ModelToWrite& model, const std::vector<uint64_t>& sizes) {
-  Json header = {{"__metadata__", {{"format", "pt"}}}};
-  uint64_t offset = 0;
+// Whether a folder stores this tensor in parts (compressed_tensors.h).
+bool IsInParts(const ModelToWrite& model, const ModelToWrite::Tensor& tensor) {
+  const auto& quantization = model.config.quantization;
+  return model.config.names == NameScheme::kHuggingFace && quantization &&
+         tensor.dtype == KernelDType(*quantization);
+}
+
+// What Append takes of each tensor.
+StatusOr<uint64_t> BytesOf(const ModelToWrite& model, const ModelToWrite::Tensor& tensor) {
+  const auto bytes = ByteCount(tensor.dtype, tensor.shape);
+  if (!bytes.ok()) return Annotate(bytes.status(), Concat("tensor \"", tensor.name, "\""));
+  const DTypeInfo& dtype = Info(tensor.dtype);
+  if (model.config.names == NameScheme::kGguf) {
+    if (dtype.gguf_type < 0)
+      return InvalidArgument("tensor \"", tensor.name, "\": GGUF has no ", dtype.name, "; a folder has");
+    return *bytes;
+  }
+  if (!IsInParts(model, tensor)) {
+    if (dtype.gguf_type >= 0 && dtype.block_elements == 1) return *bytes;
+    return InvalidArgument("tensor \"", tensor.name, "\": safetensors has no ", dtype.name,
+                           dtype.gguf_type >= 0 ? "; GGUF has" : " without a quantization that says so");
+  }
+  const uint32_t group = model.config.quantization->group;
+  if (group > 0 && tensor.shape[1] % group != 0)
+    return InvalidArgument("tensor \"", tensor.name, "\": rows of ", tensor.shape[1],
+                           " are not whole groups of ", group);
+  return tensor.dtype == DType::kInt8 ? *bytes + tensor.shape[0] * sizeof(float) : *bytes;
+}
+
+// What a folder has of the tensors, in order; `sizes` are those of their data.
+std::vector<StoredTensor> StoredInFolder(const ModelToWrite& model, const std::vector<uint64_t>& sizes) {
+  std::vector<StoredTensor> stored;
   for (size_t i = 0; i < sizes.size(); ++i) {
     const ModelToWrite::Tensor& tensor = model.tensors[i];
-    const DTypeInfo& dtype = Info(tensor.dtype);
-    if (dtype.block_elements > 1)
-      return InvalidArgument("tensor \"", tensor.name, "\": safetensors has no ", dtype.name, "; GGUF has");
-    header[tensor.name] = SafetensorsEntry(dtype.name, Dims(tensor.shape), offset, sizes[i]);
-    offset += sizes[i];
+    if (IsInParts(model, tensor)) {
+      for (StoredTensor& part : StoredTensors(*model.config.quantization, tensor.name, tensor.shape))
+        stored.push_back(std::move(part));
+    } else {
+      stored.push_back({tensor.name, Info(tensor.dtype).name, Dims(tensor.shape), sizes[i]});
+    }
   }
-  return SafetensorsHead(header);
+  return stored;
+}
+
+// The head, and how many bytes of data follow it.
+std::pair<std::string, uint64_t> SafetensorsHeadOf(const std::vector<StoredTensor>& tensors) {
+  Json header = {{"__metadata__", {{"format", "pt"}}}};
+  uint64_t offset = 0;
+  for (const StoredTensor& tensor : tensors) {
+    header[tensor.name] = SafetensorsEntry(tensor.dtype, tensor.shape, offset, tensor.bytes);
+    offset += tensor.bytes;
+  }
+  return {SafetensorsHead(header), offset};
 }
 
 Status WriteWhole(const std::string& path, std::string_view text) {
@@ -69,36 +113,51 @@ Status WriteFolder(const std::string& folder, const ModelToWrite& model) {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& path,
-                                                           const ModelToWrite& model) {
+StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& path, const ModelToWrite& model,
+                                                           const std::string& temporary) {
   const bool is_gguf = model.config.names == NameScheme::kGguf;
   const uint64_t alignment = is_gguf ? kGgufAlignment : 1;
   std::vector<uint64_t> sizes;
   uint64_t end = 0;
   for (const ModelToWrite::Tensor& tensor : model.tensors) {
-    const auto size = ByteCount(tensor.dtype, tensor.shape);
-    if (!size.ok()) return Annotate(size.status(), Concat("tensor \"", tensor.name, "\""));
-    sizes.push_back(*size);
-    end = RoundUp(end + *size, alignment);
+    ASSIGN_OR_RETURN(const uint64_t size, BytesOf(model, tensor));
+    sizes.push_back(size);
+    end = RoundUp(end + size, alignment);
   }
-  ASSIGN_OR_RETURN(const std::string head,
-                   is_gguf ? GgufHeadOf(model, sizes) : SafetensorsHeadOf(model, sizes));
+  std::string head;
+  if (is_gguf) {
+    ASSIGN_OR_RETURN(head, GgufHeadOf(model, sizes));
+  } else {
+    std::tie(head, end) = SafetensorsHeadOf(StoredInFolder(model, sizes));
+  }
 
-  ASSIGN_OR_RETURN(StagedPath staged, StagedPath::Create(path));
+  ASSIGN_OR_RETURN(StagedPath staged, StagedPath::Create(path, temporary));
   if (!is_gguf) RETURN_IF_ERROR(WriteFolder(staged.temporary(), model));
   const std::string weights = staged.temporary() + (is_gguf ? "" : "/model.safetensors");
   ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(weights, head.size() + end));
   RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(head))));
-  return std::unique_ptr<ModelWriter>(
+  auto writer = std::unique_ptr<ModelWriter>(
       new ModelWriter(std::move(staged), std::move(file), std::move(sizes), alignment));
+  for (const ModelToWrite::Tensor& tensor : model.tensors) {
+    writer->in_parts_.push_back(IsInParts(model, tensor) ? std::optional(tensor.shape) : std::nullopt);
+  }
+  writer->quantization_ = model.config.quantization;
+  return writer;
 }
 
 Status ModelWriter::Append(std::span<const std::byte> bytes) {
   CHECK(tensor_ < sizes_.size() && bytes.size() <= sizes_[tensor_] - done_, bytes.size(),
         " bytes for tensor ", tensor_, " of ", sizes_.size());
-  RETURN_IF_ERROR(file_.Append(bytes));
   done_ += bytes.size();
-  if (done_ < sizes_[tensor_]) return Status();
+  const bool is_whole = done_ == sizes_[tensor_];
+  if (const auto& shape = in_parts_[tensor_]; shape) {
+    pending_.insert(pending_.end(), bytes.begin(), bytes.end());
+    if (is_whole) RETURN_IF_ERROR(file_.Append(StoredBytes(*quantization_, *shape, pending_)));
+    if (is_whole) pending_.clear();
+  } else {
+    RETURN_IF_ERROR(file_.Append(bytes));
+  }
+  if (!is_whole) return Status();
   constexpr std::byte kPadding[kGgufAlignment] = {};  // the head ends aligned, so that offsets in the file do
   RETURN_IF_ERROR(file_.Append(std::span(kPadding).first(RoundUp(file_.size(), alignment_) - file_.size())));
   ++tensor_;
@@ -106,11 +165,12 @@ Status ModelWriter::Append(std::span<const std::byte> bytes) {
   return Status();
 }
 
-StatusOr<Hash128> ModelWriter::Finish() {
+StatusOr<Hash128> ModelWriter::Finish(const std::function<Status(const Hash128&)>& before_rename) {
   CHECK(tensor_ == sizes_.size(), "finished at tensor ", tensor_, " of ", sizes_.size());
   RETURN_IF_ERROR(file_.Close());
   const auto model = OpenModel(staged_.temporary());
   if (!model.ok()) return Internal("what was written does not open: ", Message(model.status()));
+  if (before_rename) RETURN_IF_ERROR(before_rename(model->digest));
   RETURN_IF_ERROR(staged_.Commit());
   return model->digest;
 }

@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,15 +35,20 @@ struct ModelToWrite {
 
 class ModelWriter {
  public:
-  // Writes everything but the tensors' data. INVALID_ARGUMENT when something is at `path`, for Q8_0 in a
-  // folder and for rows that are not whole blocks of their dtype; the errors of OutputFile.
-  static StatusOr<std::unique_ptr<ModelWriter>> Create(const std::string& path, const ModelToWrite& model);
+  // Writes everything but the tensors' data. INVALID_ARGUMENT when something is at `path`, for a dtype that
+  // the format lacks (in a folder Q8_0 and its like, and INT4 or INT8 unless config.quantization is theirs;
+  // in GGUF those two) and for rows that are not whole blocks of their dtype; the errors of OutputFile.
+  // `temporary` is as of StagedPath.
+  static StatusOr<std::unique_ptr<ModelWriter>> Create(const std::string& path, const ModelToWrite& model,
+                                                       const std::string& temporary = "");
 
-  // The next bytes of the data of the tensors, one after the other; never of two tensors in one call.
+  // The next bytes of the data of the tensors, one after the other; never of two tensors in one call. Of INT8
+  // the codes, then the f32 scales of the rows.
   Status Append(std::span<const std::byte> bytes);
 
-  // After the data of all tensors: opens the model as a worker would, and renames it. Returns its digest.
-  StatusOr<Hash128> Finish();
+  // After the data of all tensors: opens the model as a worker would, calls `before_rename` with its digest,
+  // and renames it. Returns the digest; an error of `before_rename` leaves nothing behind.
+  StatusOr<Hash128> Finish(const std::function<Status(const Hash128&)>& before_rename = nullptr);
 
   uint64_t size() const { return file_.size(); }  // of the weight file, as far as it is written
 
@@ -53,8 +60,11 @@ class ModelWriter {
   OutputFile file_;                    // the weight file
   const std::vector<uint64_t> sizes_;  // of each tensor's data
   const uint64_t alignment_;           // of each tensor's data in the file
-  size_t tensor_ = 0;                  // the one that is being written,
-  uint64_t done_ = 0;                  // and how much of it is
+  std::optional<WeightQuantization> quantization_;
+  std::vector<std::optional<Shape>> in_parts_;  // of each tensor that is stored as several
+  std::vector<std::byte> pending_;              // what there is of such a one
+  size_t tensor_ = 0;                           // the one that is being written,
+  uint64_t done_ = 0;                           // and how much of it is
 };
 
 }  // namespace terrace

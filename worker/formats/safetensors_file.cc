@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "worker/formats/byte_reader.h"
+#include "worker/formats/compressed_tensors.h"
 #include "worker/formats/file_kind.h"
 
 namespace terrace {
@@ -35,9 +36,14 @@ Status CheckMetadata(const Json& metadata) {
   return Status();
 }
 
-std::optional<DType> SupportedDType(const Json& name) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
-    if (name == std::string(Info(dtype).name)) return dtype;
+// Of an element; nothing for dtypes that no tensor of a model has.
+std::optional<uint64_t> ElementBytes(const Json& dtype) {
+  constexpr struct {
+    const char* name;
+    uint64_t bytes;
+  } kElements[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I8", 1}, {"I32", 4}, {"I64", 8}};
+  for (const auto& element : kElements) {
+    if (dtype == element.name) return element.bytes;
   }
   return std::nullopt;
 }
@@ -55,23 +61,24 @@ StatusOr<Shape> ParseShape(const Json& dims) {
   return shape;
 }
 
-// The tensor whose data is `data`.
-StatusOr<TensorView> ParseView(const Json& description, std::span<const std::byte> data) {
-  const auto dtype = SupportedDType(description["dtype"]);
-  if (!dtype)
-    return Malformed("bad_dtype", "dtype ", ToJsonText(description["dtype"]).substr(0, 32),
-                     " is not supported; supported are F32, F16 and BF16");
+// Whether `data` is a whole tensor of this description; its shape.
+StatusOr<Shape> CheckData(const Json& description, std::span<const std::byte> data) {
+  const auto element = ElementBytes(description["dtype"]);
+  if (!element)
+    return Malformed(
+        "bad_dtype", "dtype ", ToJsonText(description["dtype"]).substr(0, 32),
+        " is not supported; supported are F32, F16 and BF16, of quantized models I8, I32 and I64");
   ASSIGN_OR_RETURN(const Shape shape, ParseShape(description["shape"]));
-  const auto bytes = ByteCount(*dtype, shape);
-  if (!bytes.ok()) return AsDataLoss(bytes.status());
-  if (data.size() != *bytes)
-    return Malformed("bad_shape", "shape ", shape.ToString(), " of ", Info(*dtype).name, " takes ", *bytes,
-                     " bytes, data_offsets span ", data.size());
-  return TensorView{.dtype = *dtype, .shape = shape, .data = data.data(), .bytes = *bytes};
+  const auto elements = ElementCount(shape);
+  if (!elements.ok()) return AsDataLoss(elements.status());
+  if (data.size() % *element != 0 || data.size() / *element != *elements)
+    return Malformed("bad_shape", "shape ", shape.ToString(), " has ", *elements, " elements of ", *element,
+                     " bytes, data_offsets span ", data.size(), " bytes");
+  return shape;
 }
 
-StatusOr<WeightSource::Entry> ParseTensor(const std::string& name, const Json& description,
-                                          std::span<const std::byte> data, uint64_t data_start) {
+StatusOr<SafetensorsTensor> ParseTensor(const std::string& name, const Json& description,
+                                        std::span<const std::byte> data, uint64_t data_start) {
   if (!description.is_object() || description.size() != 3 || !description.contains("dtype") ||
       !description.contains("shape") || !description.contains("data_offsets"))
     return Malformed("bad_header", "is not described by exactly dtype, shape and data_offsets", kInHeader);
@@ -83,34 +90,47 @@ StatusOr<WeightSource::Entry> ParseTensor(const std::string& name, const Json& d
   if (begin > end || end > data.size())
     return Malformed("bad_offset", "data_offsets [", begin, ", ", end, "] do not lie in the ", data.size(),
                      " bytes of data that begin at byte ", data_start);
-  const auto view = ParseView(description, data.subspan(begin, end - begin));
-  if (!view.ok())
-    return Malformed(Reason(view.status()), Message(view.status()), " (data at byte ", data_start + begin,
+  data = data.subspan(begin, end - begin);
+  const auto shape = CheckData(description, data);
+  if (!shape.ok())
+    return Malformed(Reason(shape.status()), Message(shape.status()), " (data at byte ", data_start + begin,
                      ")");
-  return WeightSource::Entry{.name = name, .tensor = *view, .offset = data_start + begin, .file = {}};
+  return SafetensorsTensor{.name = name,
+                           .dtype = description["dtype"].get<std::string>(),
+                           .shape = *shape,
+                           .data = data,
+                           .offset = data_start + begin};
 }
 
 // Sorts by offset; the tensors must cover the file from `data_start` to `file_bytes` exactly.
-Status CheckCoverage(std::vector<WeightSource::Entry>& tensors, uint64_t data_start, uint64_t file_bytes) {
+Status CheckCoverage(std::vector<SafetensorsTensor>& tensors, uint64_t data_start, uint64_t file_bytes) {
   std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
   uint64_t end = data_start;
-  for (const WeightSource::Entry& entry : tensors) {
-    if (entry.offset != end)
-      return Malformed("bad_offset", "tensor \"", entry.name, "\": its data begins at byte ", entry.offset,
-                       entry.offset < end ? ", inside" : ", after a hole behind",
+  for (const SafetensorsTensor& tensor : tensors) {
+    if (tensor.offset != end)
+      return Malformed("bad_offset", "tensor \"", tensor.name, "\": its data begins at byte ", tensor.offset,
+                       tensor.offset < end ? ", inside" : ", after a hole behind",
                        " the tensor before it, which ends at byte ", end);
-    end += entry.tensor.bytes;
+    end += tensor.data.size();
   }
   if (end != file_bytes)
     return Malformed("bad_offset", "the last tensor ends at byte ", end, ", the file at byte ", file_bytes);
   return Status();
 }
 
-StatusOr<std::vector<WeightSource::Entry>> ParseNamed(const MappedFile& file) {
-  auto entries = ParseSafetensors(file.bytes());
-  if (!entries.ok()) return Annotate(entries.status(), file.path());
-  for (auto& entry : *entries) entry.file = file.path();
-  return entries;
+StatusOr<std::vector<SafetensorsTensor>> ParseNamed(const MappedFile& file) {
+  auto tensors = ParseSafetensors(file.bytes(), file.path());
+  if (!tensors.ok()) return Annotate(tensors.status(), file.path());
+  return tensors;
+}
+
+StatusOr<std::unique_ptr<MappedWeights>> MakeWeights(const std::string& path,
+                                                     std::vector<std::unique_ptr<MappedFile>> files,
+                                                     const std::vector<SafetensorsTensor>& tensors,
+                                                     const WeightQuantization* quantization) {
+  ASSIGN_OR_RETURN(KernelTensors made, MakeKernelTensors(tensors, quantization));
+  return std::make_unique<MappedWeights>(path, std::move(files), std::move(made.entries),
+                                         std::move(made.memory));
 }
 
 // Which shard holds which tensors, from the text of an index.
@@ -143,13 +163,13 @@ StatusOr<ShardMap> ParseIndex(std::string_view text) {
 }
 
 Status CheckShard(const std::string& shard, const std::set<std::string>& expected,
-                  const std::vector<WeightSource::Entry>& entries) {
+                  const std::vector<SafetensorsTensor>& tensors) {
   std::set<std::string_view> present;
-  for (const auto& entry : entries) {
-    if (!expected.contains(entry.name))
-      return Malformed("bad_index", "tensor \"", entry.name, "\" is in shard ", shard,
+  for (const auto& tensor : tensors) {
+    if (!expected.contains(tensor.name))
+      return Malformed("bad_index", "tensor \"", tensor.name, "\" is in shard ", shard,
                        ", where the index does not put it");
-    present.insert(entry.name);
+    present.insert(tensor.name);
   }
   for (const std::string& name : expected) {
     if (!present.contains(name))
@@ -167,28 +187,30 @@ Status NoWeights(const std::string& directory) {
   return NotFound(directory, ": neither model.safetensors nor ", kIndexName);
 }
 
-StatusOr<std::unique_ptr<MappedWeights>> OpenShards(const std::string& directory) {
+StatusOr<std::unique_ptr<MappedWeights>> OpenShards(const std::string& directory,
+                                                    const WeightQuantization* quantization) {
   const std::string path = Concat(directory, "/", kIndexName);
   const auto text = ReadFile(path, kMaxHeaderBytes);
   if (!text.ok()) return AsDataLoss(text.status());
   const auto shards = ParseIndex(*text);
   if (!shards.ok()) return Annotate(shards.status(), path);
   std::vector<std::unique_ptr<MappedFile>> files;
-  std::vector<WeightSource::Entry> all;
+  std::vector<SafetensorsTensor> all;
   for (const auto& [shard, expected] : *shards) {
     auto file = MappedFile::Open(Concat(directory, "/", shard));
     if (!file.ok()) return Malformed("bad_index", path, ": shard ", shard, ": ", Message(file.status()));
-    ASSIGN_OR_RETURN(auto entries, ParseNamed(**file));
-    RETURN_IF_ERROR(Annotate(CheckShard(shard, expected, entries), path));
-    std::move(entries.begin(), entries.end(), std::back_inserter(all));
+    ASSIGN_OR_RETURN(auto tensors, ParseNamed(**file));
+    RETURN_IF_ERROR(Annotate(CheckShard(shard, expected, tensors), path));
+    std::move(tensors.begin(), tensors.end(), std::back_inserter(all));
     files.push_back(*std::move(file));
   }
-  return std::make_unique<MappedWeights>(path, std::move(files), std::move(all));
+  return MakeWeights(path, std::move(files), all, quantization);
 }
 
 }  // namespace
 
-StatusOr<std::vector<WeightSource::Entry>> ParseSafetensors(std::span<const std::byte> file) {
+StatusOr<std::vector<SafetensorsTensor>> ParseSafetensors(std::span<const std::byte> file,
+                                                          std::string_view path) {
   RETURN_IF_ERROR(RefuseForeignFormat(file));
   ByteReader in(file);
   const auto length = in.Read<uint64_t>();
@@ -202,7 +224,7 @@ StatusOr<std::vector<WeightSource::Entry>> ParseSafetensors(std::span<const std:
     return Malformed("count_limit", header.size(), " tensors, limit ", kMaxTensors);
 
   const std::span<const std::byte> data = file.subspan(in.offset());
-  std::vector<WeightSource::Entry> tensors;
+  std::vector<SafetensorsTensor> tensors;
   for (const auto& [name, description] : header.items()) {
     if (name == "__metadata__") {
       RETURN_IF_ERROR(CheckMetadata(description));
@@ -213,24 +235,26 @@ StatusOr<std::vector<WeightSource::Entry>> ParseSafetensors(std::span<const std:
                        " bytes of printable ASCII");
     auto tensor = ParseTensor(name, description, data, in.offset());
     if (!tensor.ok()) return Annotate(tensor.status(), Concat("tensor \"", name, "\""));
+    tensor->file = path;
     tensors.push_back(*std::move(tensor));
   }
   RETURN_IF_ERROR(CheckCoverage(tensors, in.offset(), file.size()));
   return tensors;
 }
 
-StatusOr<std::unique_ptr<MappedWeights>> OpenSafetensors(const std::string& directory) {
+StatusOr<std::unique_ptr<MappedWeights>> OpenSafetensors(const std::string& directory,
+                                                         const WeightQuantization* quantization) {
   const std::string path = directory + "/model.safetensors";
   auto file = MappedFile::Open(path);
   if (!file.ok()) {
-    auto shards = OpenShards(directory);
+    auto shards = OpenShards(directory, quantization);
     if (shards.status().code() == StatusCode::kNotFound) return NoWeights(directory);
     return shards;
   }
-  ASSIGN_OR_RETURN(auto entries, ParseNamed(**file));
+  ASSIGN_OR_RETURN(const auto tensors, ParseNamed(**file));
   std::vector<std::unique_ptr<MappedFile>> files;
   files.push_back(*std::move(file));
-  return std::make_unique<MappedWeights>(path, std::move(files), std::move(entries));
+  return MakeWeights(path, std::move(files), tensors, quantization);
 }
 
 }  // namespace terrace

@@ -15,9 +15,10 @@ std::vector<std::byte> Exactly(std::string_view bytes) {
   return copy;
 }
 
-std::string BytesOf(const TensorView& tensor) {
-  return std::string(reinterpret_cast<const char*>(tensor.data), tensor.bytes);
+std::string BytesOf(std::span<const std::byte> data) {
+  return std::string(reinterpret_cast<const char*>(data.data()), data.size());
 }
+std::string BytesOf(const TensorView& tensor) { return BytesOf(std::span(tensor.data, tensor.bytes)); }
 
 SafetensorsParts ThreeTensors() {
   SafetensorsParts parts;
@@ -32,23 +33,24 @@ std::string Folder(const std::string& name) { return testing::TempDir() + "safet
 
 TEST(ParseSafetensors, GivesTensorsInTheOrderOfTheirData) {
   const auto bytes = Exactly(ThreeTensors().Bytes());
-  const auto entries = ParseSafetensors(bytes);
-  ASSERT_TRUE(entries.ok()) << entries.status();
-  ASSERT_EQ(entries->size(), 3u);
+  const auto tensors = ParseSafetensors(bytes, "file");
+  ASSERT_TRUE(tensors.ok()) << tensors.status();
+  ASSERT_EQ(tensors->size(), 3u);
   const struct {
-    const char* name;
-    DType dtype;
+    const char *name, *dtype;
     Shape shape;
     const char* data;
-  } expected[] = {{"c", DType::kF16, Shape({1, 3}), "ccCCcc"},
-                  {"a", DType::kBF16, Shape({}), "aa"},
-                  {"b", DType::kF32, Shape({2}), "bbbbBBBB"}};
+  } expected[] = {{"c", "F16", Shape({1, 3}), "ccCCcc"},
+                  {"a", "BF16", Shape({}), "aa"},
+                  {"b", "F32", Shape({2}), "bbbbBBBB"}};
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_EQ((*entries)[i].name, expected[i].name);
-    EXPECT_EQ((*entries)[i].tensor.dtype, expected[i].dtype);
-    EXPECT_EQ((*entries)[i].tensor.shape, expected[i].shape);
-    EXPECT_EQ(BytesOf((*entries)[i].tensor), expected[i].data);
-    EXPECT_EQ((*entries)[i].tensor.data, bytes.data() + (*entries)[i].offset);
+    const SafetensorsTensor& tensor = (*tensors)[i];
+    EXPECT_EQ(tensor.name, expected[i].name);
+    EXPECT_EQ(tensor.dtype, expected[i].dtype);
+    EXPECT_EQ(tensor.shape, expected[i].shape);
+    EXPECT_EQ(BytesOf(tensor.data), expected[i].data);
+    EXPECT_EQ(tensor.data.data(), bytes.data() + tensor.offset);
+    EXPECT_EQ(tensor.file, "file");
   }
 }
 

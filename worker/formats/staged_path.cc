@@ -40,14 +40,23 @@ bool IsThere(const std::string& path) {
   return std::filesystem::exists(std::filesystem::symlink_status(path, ignored));
 }
 
+// Puts a file, or the names in a folder, on the disk.
+Status Sync(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int error = fd >= 0 && ::fsync(fd) == 0 ? 0 : errno;
+  if (fd >= 0) ::close(fd);
+  if (error == 0 || error == EINVAL) return Status();  // file systems that cannot sync a folder
+  return SystemError(error, path, "cannot finish writing");
+}
+
 }  // namespace
 
-StatusOr<StagedPath> StagedPath::Create(const std::string& path) {
+StatusOr<StagedPath> StagedPath::Create(const std::string& path, const std::string& wanted) {
   std::string plain = path;
   while (plain.size() > 1 && plain.ends_with('/')) plain.pop_back();
   if (plain.empty()) return InvalidArgument("the path of the output is empty");
   if (IsThere(plain)) return ExistsAlready(plain);
-  const std::string temporary = Concat(plain, ".partial-", ::getpid());
+  const std::string temporary = wanted.empty() ? Concat(plain, ".partial-", ::getpid()) : wanted;
   if (IsThere(temporary)) return ExistsAlready(temporary);
   return StagedPath(plain, temporary);
 }
@@ -61,6 +70,7 @@ StagedPath::~StagedPath() {
 }
 
 Status StagedPath::Commit() {
+  RETURN_IF_ERROR(Sync(temporary_));
   int result = ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
   if (result != 0 && (errno == EINVAL || errno == ENOSYS)) {  // file systems without that flag
     if (IsThere(path_)) return ExistsAlready(path_);
@@ -70,7 +80,8 @@ Status StagedPath::Commit() {
     return errno == EEXIST ? ExistsAlready(path_) : SystemError(errno, path_, "cannot rename to this name");
   }
   temporary_.clear();
-  return Status();
+  const std::string parent = std::filesystem::path(path_).parent_path();
+  return Sync(parent.empty() ? "." : parent);
 }
 
 StatusOr<OutputFile> OutputFile::Create(const std::string& path, uint64_t bytes) {
@@ -103,8 +114,9 @@ Status OutputFile::Append(std::span<const std::byte> bytes) {
 }
 
 Status OutputFile::Close() {
-  const int result = ::close(std::exchange(fd_, -1));
-  return result == 0 ? Status() : SystemError(errno, path_, "cannot finish writing");
+  int error = ::fsync(fd_) == 0 ? 0 : errno;
+  if (::close(std::exchange(fd_, -1)) != 0 && error == 0) error = errno;
+  return error == 0 ? Status() : SystemError(error, path_, "cannot finish writing");
 }
 
 }  // namespace terrace

@@ -14,14 +14,16 @@ namespace terrace {
 // The temporary name. What is there when this is destroyed without a Commit is removed.
 class StagedPath {
  public:
-  // INVALID_ARGUMENT when something is at `path` already; `path` may end with slashes.
-  static StatusOr<StagedPath> Create(const std::string& path);
+  // INVALID_ARGUMENT when something is at `path` already, or at the temporary name; `path` may end with
+  // slashes. The temporary name is one beside `path`, or `wanted`, which is on the same file system.
+  static StatusOr<StagedPath> Create(const std::string& path, const std::string& wanted = "");
   ~StagedPath();
   StagedPath(StagedPath&& other) noexcept;
   StagedPath& operator=(StagedPath&&) = delete;
 
   const std::string& temporary() const { return temporary_; }
-  // Renames; never over something that came to `path` meanwhile (INVALID_ARGUMENT).
+  // Renames; never over something that came to `path` meanwhile (INVALID_ARGUMENT). Of a folder the files
+  // were closed by OutputFile::Close: then all of it is on the disk when this returns OK.
   Status Commit();
 
  private:
@@ -44,7 +46,7 @@ class OutputFile {
 
   Status Append(std::span<const std::byte> bytes);
   uint64_t size() const { return size_; }  // bytes appended
-  Status Close();
+  Status Close();                          // when the bytes are on the disk
 
  private:
   OutputFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}

@@ -1,13 +1,11 @@
 #include "worker/formats/staged_path.h"
 
-#include <sys/resource.h>
-
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
+#include "worker/formats/testing_limits.h"
 
 namespace terrace {
 namespace {
@@ -75,21 +73,6 @@ TEST_F(StagedPathTest, AnAbsentFolderIsNotFound) {
   EXPECT_EQ(status.code(), StatusCode::kNotFound) << status;
   EXPECT_NE(Message(status).find(path), std::string::npos) << status;
 }
-
-// Stands for a full disk: the system refuses in the same place, with another number.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    std::signal(SIGXFSZ, SIG_IGN);
-    CHECK(::getrlimit(RLIMIT_FSIZE, &before_) == 0);
-    const rlimit limit = {.rlim_cur = bytes, .rlim_max = before_.rlim_max};
-    CHECK(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
-  }
-  ~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
-
- private:
-  rlimit before_ = {};
-};
 
 TEST_F(StagedPathTest, NoRoomIsToldBeforeAndWhileWriting) {
   const FileSizeLimit limit(4096);

@@ -105,5 +105,15 @@ TEST(EncodeWeights, ZerosStayZeros) {
   }
 }
 
+TEST(EncodeInt8Row, IsOffByHalfAStepAtMost) {
+  const auto values = RandomNormal(200, /*seed=*/4);
+  std::vector<std::byte> codes(values.size());
+  const float scale = EncodeInt8Row(values, codes);
+  const WeightMatrix matrix = {
+      .dtype = DType::kInt8, .data = codes.data(), .rows = 1, .columns = values.size(), .row_scales = &scale};
+  for (size_t i = 0; i < values.size(); ++i)
+    EXPECT_LE(std::abs(WeightAt(matrix, 0, i) - values[i]), scale * 0.5001f) << i;
+}
+
 }  // namespace
 }  // namespace terrace

@@ -88,13 +88,22 @@ RandomModel::RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_co
     const DType of_tensor = is_norm ? DType::kF32 : dtype;
     std::vector<std::byte> bytes(values.size() / Info(of_tensor).block_elements *
                                  Info(of_tensor).block_bytes);
-    EncodeWeights(of_tensor, values, bytes);
+    std::vector<float> scales;
+    if (of_tensor == DType::kInt8) {
+      for (size_t row = 0; row < rows; ++row)
+        scales.push_back(EncodeInt8Row(std::span(values).subspan(row * columns, columns),
+                                       std::span(bytes).subspan(row * columns, columns)));
+    } else {
+      EncodeWeights(of_tensor, values, bytes);
+    }
     storage_.push_back(std::move(bytes));
+    scales_.push_back(std::move(scales));
     entries_.push_back({.name = required.name,
                         .tensor = {.dtype = of_tensor,
                                    .shape = required.shape,
                                    .data = storage_.back().data(),
-                                   .bytes = storage_.back().size()},
+                                   .bytes = storage_.back().size(),
+                                   .row_scales = scales_.back().data()},
                         .offset = 0,
                         .file = ""});
   }

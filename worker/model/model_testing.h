@@ -45,7 +45,8 @@ class RandomModel : public WeightSource {
 
  private:
   std::vector<std::vector<std::byte>> storage_;
-  std::vector<Entry> entries_;  // borrow storage_
+  std::vector<std::vector<float>> scales_;  // of INT8's rows
+  std::vector<Entry> entries_;              // borrow both
   const std::string path_ = "random";
 };
 

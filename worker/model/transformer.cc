@@ -50,15 +50,6 @@ struct Scratch {
   std::vector<float> all_logits, other_logits;  // of all ranks, and of one that came in
 };
 
-// A vector is a matrix of one row.
-WeightMatrix MatrixOf(const TensorView& tensor) {
-  const bool is_vector = tensor.shape.rank == 1;
-  return {.dtype = tensor.dtype,
-          .data = tensor.data,
-          .rows = is_vector ? 1 : tensor.shape[0],
-          .columns = tensor.shape[is_vector ? 0 : 1]};
-}
-
 std::vector<float> VectorOf(const WeightMatrix& row) {
   std::vector<float> out(row.columns);
   for (size_t i = 0; i < out.size(); ++i) out[i] = WeightAt(row, 0, i);

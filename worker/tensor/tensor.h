@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "kernels/dtype.h"
+#include "kernels/weight_matrix.h"
 
 namespace terrace {
 
@@ -37,6 +38,17 @@ struct TensorView {
   Shape shape;
   const std::byte* data = nullptr;
   uint64_t bytes = 0;
+  const float* row_scales = nullptr;  // [rows], of kInt8 only; not among `bytes`
 };
+
+// As the kernels read it: of one or two dimensions, a vector is a matrix of one row.
+inline WeightMatrix MatrixOf(const TensorView& tensor) {
+  const bool is_vector = tensor.shape.rank == 1;
+  return {.dtype = tensor.dtype,
+          .data = tensor.data,
+          .rows = is_vector ? 1 : tensor.shape[0],
+          .columns = tensor.shape[is_vector ? 0 : 1],
+          .row_scales = tensor.row_scales};
+}
 
 }  // namespace terrace

@@ -1,0 +1,79 @@
+#include "tools/cli/quantize.h"
+
+#include <csignal>
+#include <filesystem>
+
+#include "base/exit_code.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/cli/test_context.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+class QuantizeCommand : public testing::Test {
+ protected:
+  QuantizeCommand() {
+    fs::remove_all(folder_);
+    fs::create_directory(folder_);
+  }
+  QuantizeOptions Options() const {
+    QuantizeOptions options;
+    options.model = "models/terrace-demo-nano";
+    options.out = folder_ / "out";
+    options.to = "int4-g64";
+    options.calibration = {.path = "models/eval/calibration.jsonl", .samples = 8};
+    options.threads = 2;
+    return options;
+  }
+  const fs::path folder_ = fs::path(testing::TempDir()) / "quantize_command";
+};
+
+TEST_F(QuantizeCommand, TellsEachLayerAndWhatCameOfAll) {
+  TestContext test;
+  ASSERT_EQ(RunQuantize(Options(), test.context), Status());
+  const auto model = OpenModel(Options().out);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const std::string out = test.out.str();
+  EXPECT_THAT(out, HasSubstr("layer 1/3  query 0."));
+  EXPECT_THAT(out, HasSubstr("layer 3/3  query 0."));
+  EXPECT_THAT(out, HasSubstr("largest errors"));
+  EXPECT_THAT(out, HasSubstr("262,592 parameters, 512.9 KiB -> "));
+  EXPECT_THAT(out, HasSubstr(" bits a weight, "));
+  EXPECT_THAT(out, HasSubstr("digest " + model->digest.Hex()));
+  EXPECT_THAT(out, HasSubstr("report: " + Options().out + ".quantize.json"));
+}
+
+TEST_F(QuantizeCommand, RoundsWithoutCalibrationAndWithAnImportanceMatrixOnlyWithIt) {
+  QuantizeOptions options = Options();
+  options.method = "rtn";
+  options.calibration = {};
+  TestContext test;
+  EXPECT_EQ(RunQuantize(options, test.context), Status());
+  options.out += "-2";
+  options.imatrix = true;
+  const Status status = RunQuantize(options, test.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitUsage) << status;
+  EXPECT_THAT(Message(status), HasSubstr("--calibration"));
+}
+
+TEST_F(QuantizeCommand, CtrlCKeepsWhatIsFinishedAndTheSameCommandGoesOn) {
+  {
+    TestContext test;  // blocks the signal: it waits until the command looks
+    ASSERT_EQ(::raise(SIGINT), 0);
+    const Status status = RunQuantize(Options(), test.context);
+    EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
+    EXPECT_THAT(Message(status), HasSubstr("the same command goes on"));
+  }
+  EXPECT_FALSE(fs::exists(Options().out));
+  TestContext test;
+  EXPECT_EQ(RunQuantize(Options(), test.context), Status());
+  EXPECT_TRUE(fs::exists(Options().out));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,106 @@
+#include "tools/optimize/float_layer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/quant/weight_values.h"
+#include "tools/optimize/rope_rows.h"
+#include "worker/tensor/tensor.h"
+
+namespace terrace {
+namespace {
+
+Status NotFinite(const WeightSource& source, const std::string& name, size_t row) {
+  return WithReason(DataLoss(source.path(), ": tensor \"", name, "\": row ", row,
+                             " has a value that is infinite or not a number"),
+                    "nonfinite");
+}
+
+StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
+                                 uint32_t layer, RopePairing pairing, ThreadPool& pool) {
+  const std::string name = TensorName(config.names, kind, layer);
+  ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
+  const WeightMatrix from = MatrixOf(tensor);
+  const bool is_rotated = kind == TensorKind::kQuery || kind == TensorKind::kKey;
+  FloatMatrix matrix = {from.rows, from.columns, std::vector<float>(from.rows * from.columns)};
+  pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      const size_t of = is_rotated ? RopeRow(config.rope_pairing, pairing, row, config.head_dim) : row;
+      DecodeRow(from, of, matrix.Row(row).data());
+    }
+  });
+  for (size_t row = 0; row < matrix.rows; ++row) {
+    if (!IsFinite(matrix.Row(row))) return NotFinite(source, name, row);
+  }
+  return matrix;
+}
+
+}  // namespace
+
+bool IsFinite(std::span<const float> values) {
+  return std::ranges::all_of(values, [](float x) { return std::isfinite(x); });
+}
+
+std::span<const TensorKind> LinearsOf(LinearInput input) {
+  switch (input) {
+    case LinearInput::kAttention:
+      return std::span(kLinears).subspan(0, 3);
+    case LinearInput::kAttentionOutput:
+      return std::span(kLinears).subspan(3, 1);
+    case LinearInput::kFfn:
+      return std::span(kLinears).subspan(4, 2);
+    case LinearInput::kDown:
+      return std::span(kLinears).subspan(6, 1);
+  }
+  return {};
+}
+
+FloatMatrix& FloatLayer::matrix(TensorKind linear) {
+  switch (linear) {
+    case TensorKind::kQuery:
+      return query;
+    case TensorKind::kKey:
+      return key;
+    case TensorKind::kValue:
+      return value;
+    case TensorKind::kAttentionOutput:
+      return attention_output;
+    case TensorKind::kGate:
+      return gate;
+    case TensorKind::kUp:
+      return up;
+    case TensorKind::kDown:
+      return down;
+    default:
+      CHECK(false, "no linear");
+  }
+  return query;
+}
+
+const FloatMatrix& FloatLayer::matrix(TensorKind linear) const {
+  return const_cast<FloatLayer*>(this)->matrix(linear);
+}
+
+StatusOr<std::vector<float>> LoadVector(const WeightSource& source, const std::string& name) {
+  ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
+  const WeightMatrix row = {
+      .dtype = tensor.dtype, .data = tensor.data, .rows = 1, .columns = tensor.shape[0]};
+  std::vector<float> values(row.columns);
+  DecodeRow(row, 0, values.data());
+  if (!IsFinite(values)) return NotFinite(source, name, 0);
+  return values;
+}
+
+StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
+                               RopePairing pairing, ThreadPool& pool) {
+  FloatLayer out;
+  ASSIGN_OR_RETURN(out.attention_norm,
+                   LoadVector(source, TensorName(config.names, TensorKind::kAttentionNorm, layer)));
+  ASSIGN_OR_RETURN(out.ffn_norm, LoadVector(source, TensorName(config.names, TensorKind::kFfnNorm, layer)));
+  for (const TensorKind linear : kLinears) {
+    ASSIGN_OR_RETURN(out.matrix(linear), LoadMatrix(config, source, linear, layer, pairing, pool));
+  }
+  return out;
+}
+
+}  // namespace terrace

@@ -1,0 +1,67 @@
+// One layer of a model in f32, to be looked at and changed. Values; memory is four bytes a weight.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "kernels/weight_matrix.h"
+#include "worker/formats/model_config.h"
+#include "worker/formats/tensor_names.h"
+#include "worker/formats/weight_source.h"
+
+namespace terrace {
+
+struct FloatMatrix {
+  size_t rows = 0, columns = 0;  // outputs, inputs
+  std::vector<float> values;     // [rows, columns]
+
+  std::span<float> Row(size_t row) { return std::span(values).subspan(row * columns, columns); }
+  std::span<const float> Row(size_t row) const { return std::span(values).subspan(row * columns, columns); }
+  WeightMatrix view() const {
+    return {.dtype = DType::kF32,
+            .data = reinterpret_cast<const std::byte*>(values.data()),
+            .rows = rows,
+            .columns = columns};
+  }
+};
+
+bool IsFinite(std::span<const float> values);  // all of them
+
+// What goes into the linears of a layer, in the order in which a token meets them.
+enum class LinearInput : uint8_t {
+  kAttention,        // query, key, value: the normalized residual stream, [hidden]
+  kAttentionOutput,  // what the heads attended to, [heads * head_dim]
+  kFfn,              // gate, up: the normalized residual stream, [hidden]
+  kDown,             // SiLU(gate) * up, [ffn]
+};
+inline constexpr LinearInput kLinearInputs[] = {LinearInput::kAttention, LinearInput::kAttentionOutput,
+                                                LinearInput::kFfn, LinearInput::kDown};
+// The linears that an input goes into.
+std::span<const TensorKind> LinearsOf(LinearInput input);
+
+// The seven linears of a layer, in the order of the tensor map.
+inline constexpr TensorKind kLinears[] = {
+    TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue, TensorKind::kAttentionOutput,
+    TensorKind::kGate,  TensorKind::kUp,  TensorKind::kDown};
+
+struct FloatLayer {
+  std::vector<float> attention_norm, ffn_norm;  // [hidden]
+  FloatMatrix query, key, value, attention_output, gate, up, down;
+
+  FloatMatrix& matrix(TensorKind linear);
+  const FloatMatrix& matrix(TensorKind linear) const;
+};
+
+// Layer `layer` of `source`, whose shapes were checked against `config` (OpenModel does); its queries and
+// keys in the order of rows for `pairing`. DATA_LOSS, reason nonfinite, names the tensor and the row.
+StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
+                               RopePairing pairing, ThreadPool& pool);
+
+// A tensor of one dimension.
+StatusOr<std::vector<float>> LoadVector(const WeightSource& source, const std::string& name);
+
+}  // namespace terrace

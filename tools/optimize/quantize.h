@@ -1,0 +1,96 @@
+// Quantizes a model, layer by layer from its mapped file: a .gguf file in block formats, or a folder of INT4
+// or INT8 matrices (worker/formats/compressed_tensors.h). The matrices of the layers are quantized; the
+// embedding and the output matrix stay as they are in a folder, and become Q8_0 in GGUF; norms are F32.
+//
+// With calibration text a layer's inputs come from the quantized layers before it, and a linear's from the
+// quantized linears before it. The bytes of the output follow from the request and the files it names, on one
+// kind of processor; neither threads nor interruptions change them.
+//
+// Memory: two layers in f32, Hessians of one input (8 bytes * inputs^2, three times while it is inverted),
+// and of all calibration tokens what layer_runner.h says; with scales (AWQ, SmoothQuant) what goes into the
+// layer once more, 4 bytes * tokens * hidden. At the end, without those, the output is opened: one of INT4
+// takes about its size.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/status.h"
+#include "kernels/dtype.h"
+#include "tools/optimize/calibration.h"
+#include "tools/optimize/quantize_layer.h"
+
+namespace terrace {
+
+struct QuantizeTarget {
+  std::string_view name;
+  DType dtype = DType::kQ8_0;  // of matrices whose rows are whole blocks (WithWholeBlocks)
+  uint32_t group = 0;          // of INT4: columns that share a scale and a zero point
+
+  bool is_gguf() const { return Info(dtype).gguf_type >= 0; }
+};
+inline constexpr QuantizeTarget kQuantizeTargets[] = {{"int4-g32", DType::kInt4G32, 32},
+                                                      {"int4-g64", DType::kInt4G32, 64},
+                                                      {"int4-g128", DType::kInt4G128, 128},
+                                                      {"int8", DType::kInt8, 0},
+                                                      {"q8_0", DType::kQ8_0, 0},
+                                                      {"q4_0", DType::kQ4_0, 0},
+                                                      {"q4_k", DType::kQ4_K, 0},
+                                                      {"q6_k", DType::kQ6_K, 0}};
+
+inline constexpr QuantizeMethod kQuantizeMethods[] = {
+    {"rtn", QuantizeMethod::Scales::kNone, false, false},
+    {"gptq", QuantizeMethod::Scales::kNone, true, true},
+    {"awq", QuantizeMethod::Scales::kAwq, false, true},
+    {"awq-gptq", QuantizeMethod::Scales::kAwq, true, true},
+    {"smoothquant", QuantizeMethod::Scales::kSmooth, false, false}};
+
+struct LinearReport {
+  std::string name;  // of the tensor in the output
+  DType dtype = DType::kF32;
+  double relative_error = 0;  // of the outputs over the calibration tokens, or of the weights without any
+};
+
+struct LayerReport {
+  uint32_t layer = 0, layers = 0;
+  bool was_kept = false;  // from an earlier run of the same job
+  std::vector<LinearReport> linears = {};
+};
+
+struct QuantizeRequest {
+  std::string model, out;
+  QuantizeTarget target = kQuantizeTargets[0];
+  QuantizeMethod method = kQuantizeMethods[0];
+  CalibrationOptions calibration = {};  // no path: none
+  static constexpr double kDefaultDamping = 0.01;
+  double damping = kDefaultDamping;  // of GPTQ's Hessians, times the mean of their diagonals; 0 to 1
+  bool act_order = false;            // GPTQ takes inputs in falling order of their size
+  size_t threads = 1;
+  // Called after each layer; an error of it ends the work and is returned, what is finished is kept.
+  std::function<Status(const LayerReport&)> on_layer = [](const LayerReport&) { return Status(); };
+  std::function<bool()> is_cancelled = nullptr;  // asked before each linear: CANCELLED
+};
+
+struct QuantizeReport {
+  uint64_t parameters = 0;
+  uint64_t bytes_before = 0, bytes_after = 0;  // of the weights
+  Hash128 digest;                              // of the output: ModelFiles::digest
+  std::vector<LayerReport> layers;
+  std::string path;  // of the report
+};
+
+// Writes request.out and, beside it, request.out + ".quantize.json": method, settings, digests of the model,
+// of the calibration file and of the output, version, and the error of each linear. A run that was ended goes
+// on where it was when it is repeated with the same request (journal.h). INVALID_ARGUMENT for what makes no
+// sense (a path that is taken, the report's too, rows that are not whole groups, a method without its
+// calibration, settings that the method does not have), DATA_LOSS for files that are malformed, and, reason
+// nonfinite, for weights or activations that are infinite, not a number or past what the target can hold,
+// RESOURCE_EXHAUSTED for a full disk.
+StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request);
+
+}  // namespace terrace

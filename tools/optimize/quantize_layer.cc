@@ -1,0 +1,141 @@
+#include "tools/optimize/quantize_layer.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "tools/optimize/channel_scales.h"
+#include "tools/optimize/gptq.h"
+#include "tools/optimize/hessian_observer.h"
+
+namespace terrace {
+namespace {
+
+size_t PlaceOf(TensorKind linear) {
+  return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
+}
+
+double WeightError(const FloatMatrix& original, const FloatMatrix& rounded) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < original.values.size(); ++i) {
+    const double value = original.values[i], difference = rounded.values[i] - value;
+    error += difference * difference;
+    size += value * value;
+  }
+  return RelativeError(error, size);
+}
+
+}  // namespace
+
+// Scales for each input of a layer, which is not changed while it runs.
+class LayerQuantizer::ScaleChooser final : public HessianObserver {
+ public:
+  ScaleChooser(const LayerQuantizer& quantizer, const FloatLayer& layer, uint32_t index)
+      : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), layer_values_(layer) {}
+
+  void Fold(FloatLayer& layer) const {
+    for (const LinearInput input : kLinearInputs)
+      FoldScales(quantizer_.config_, input, scales_[static_cast<size_t>(input)], layer);
+  }
+
+ private:
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    if (quantizer_.options_.is_cancelled && quantizer_.options_.is_cancelled())
+      return Cancelled("interrupted");
+    const RowFormat& format = quantizer_.formats_[PlaceOf(LinearsOf(input)[0])];
+    scales_[static_cast<size_t>(input)] =
+        quantizer_.options_.method.scales == QuantizeMethod::Scales::kAwq
+            ? AwqScales(quantizer_.config_, layer_values_, input, hessian, format, pool_)
+            : SmoothScales(quantizer_.config_, layer_values_, input, hessian);
+    return Status();
+  }
+
+  const LayerQuantizer& quantizer_;
+  const FloatLayer& layer_values_;
+  std::array<std::vector<float>, std::size(kLinearInputs)> scales_;
+};
+
+// Rounds the linears of an input as soon as all of it was seen. The layer then has what they became.
+class LayerQuantizer::Rounder final : public HessianObserver {
+ public:
+  Rounder(const LayerQuantizer& quantizer, FloatLayer& layer, uint32_t index, Result& result)
+      : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), values_(layer), result_(result) {}
+
+  // Without calibration.
+  Status RoundAll() {
+    for (const TensorKind linear : kLinears) RETURN_IF_ERROR(Round(linear, nullptr, nullptr, {}));
+    return Status();
+  }
+
+ private:
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    const Options& options = quantizer_.options_;
+    std::optional<InverseHessian> inverse;
+    std::vector<float> importance;
+    if (options.method.passes_errors_on) {
+      auto inverted = InvertHessian(hessian, options.damping, options.act_order);
+      if (!inverted.ok())
+        return Annotate(inverted.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+      inverse = *std::move(inverted);
+    } else if (options.method.searches_levels) {
+      for (size_t i = 0; i < hessian.inputs(); ++i)
+        importance.push_back(static_cast<float>(hessian.Diagonal(i)));
+    }
+    for (const TensorKind linear : LinearsOf(input))
+      RETURN_IF_ERROR(Round(linear, &hessian, inverse ? &*inverse : nullptr, importance));
+    return Status();
+  }
+
+  // The linears come in the order of kLinears.
+  Status Round(TensorKind linear, const Hessian* hessian, const InverseHessian* inverse,
+               std::span<const float> importance) {
+    const Options& options = quantizer_.options_;
+    if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
+    FloatMatrix& matrix = values_.matrix(linear);
+    const RowFormat& format = quantizer_.formats_[PlaceOf(linear)];
+    QuantizedMatrix quantized =
+        inverse != nullptr
+            ? Gptq(matrix, format, *inverse, {.searches_levels = options.method.searches_levels}, pool_)
+            : RoundToNearest(matrix, format, importance, pool_);
+    FloatMatrix rounded = quantized.ToFloat(pool_);
+    if (!IsFinite(rounded.values))  // a scale passed F16
+      return WithReason(DataLoss(TensorName(NameScheme::kHuggingFace, linear, layer_), ": has a value that ",
+                                 Info(format.dtype()).name, " cannot hold"),
+                        "nonfinite");
+    result_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, rounded, *hessian, pool_)
+                                                : WeightError(matrix, rounded));
+    result_.layer.linears.push_back(std::move(quantized));
+    matrix = std::move(rounded);
+    return Status();
+  }
+
+  const LayerQuantizer& quantizer_;
+  FloatLayer& values_;
+  Result& result_;
+};
+
+FloatLayer QuantizedLayer::ToFloat(ThreadPool& pool) const {
+  FloatLayer out;
+  out.attention_norm = attention_norm;
+  out.ffn_norm = ffn_norm;
+  for (size_t i = 0; i < linears.size(); ++i) out.matrix(kLinears[i]) = linears[i].ToFloat(pool);
+  return out;
+}
+
+StatusOr<LayerQuantizer::Result> LayerQuantizer::Quantize(FloatLayer layer, uint32_t index,
+                                                          std::vector<float>& hidden) const {
+  if (options_.method.scales != QuantizeMethod::Scales::kNone) {
+    ScaleChooser chooser(*this, layer, index);
+    std::vector<float> passed = hidden;
+    RETURN_IF_ERROR(runner_->Run(layer, passed, &chooser));
+    chooser.Fold(layer);
+  }
+  Result result;
+  result.layer.attention_norm = layer.attention_norm;
+  result.layer.ffn_norm = layer.ffn_norm;
+  Rounder rounder(*this, layer, index, result);
+  RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(layer, hidden, &rounder) : rounder.RoundAll());
+  return result;
+}
+
+}  // namespace terrace

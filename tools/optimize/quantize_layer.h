@@ -1,0 +1,73 @@
+// Quantizes one layer: the linears of each of its inputs in turn, each on what the quantized ones before it
+// make. One thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "tools/optimize/float_layer.h"
+#include "tools/optimize/layer_runner.h"
+#include "tools/optimize/quantized_matrix.h"
+#include "worker/formats/model_config.h"
+
+namespace terrace {
+
+struct QuantizeMethod {
+  enum class Scales : uint8_t { kNone, kAwq, kSmooth };
+  std::string_view name;
+  Scales scales = Scales::kNone;  // of the inputs of linears, before anything is rounded
+  bool passes_errors_on = false;  // GPTQ; else each weight is rounded to the nearest level
+  bool searches_levels = false;   // by what errors cost; else plain ones (min and max)
+
+  bool needs_calibration() const { return scales != Scales::kNone || passes_errors_on || searches_levels; }
+};
+
+struct QuantizedLayer {
+  std::vector<float> attention_norm, ffn_norm;  // changed where scales were folded into them
+  std::vector<QuantizedMatrix> linears;         // in the order of kLinears
+
+  FloatLayer ToFloat(ThreadPool& pool) const;
+};
+
+class LayerQuantizer {
+ public:
+  struct Options {
+    QuantizeMethod method;
+    double damping = 0.01;                         // of the Hessian, times the mean of its diagonal
+    bool act_order = false;                        // inputs in falling order of their size
+    std::function<bool()> is_cancelled = nullptr;  // asked before each linear
+  };
+  // `formats` are of the linears, in the order of kLinears; they, `config`, `runner` and `pool` outlive the
+  // object. A null `runner`, for methods that need no calibration: weights alone.
+  LayerQuantizer(const ModelConfig& config, std::span<const RowFormat> formats, Options options,
+                 LayerRunner* runner, ThreadPool& pool)
+      : config_(config), formats_(formats), options_(std::move(options)), runner_(runner), pool_(pool) {}
+
+  struct Result {
+    QuantizedLayer layer;
+    std::vector<double> errors;  // of each linear, as LinearReport::relative_error
+  };
+  // Layer `index` of the model. With a runner `hidden`, [tokens, hidden], goes into the layer and becomes
+  // what comes out of the quantized one. CANCELLED, the errors of HessianObserver and InvertHessian,
+  // DATA_LOSS, reason nonfinite, for weights that the format cannot hold.
+  StatusOr<Result> Quantize(FloatLayer layer, uint32_t index, std::vector<float>& hidden) const;
+
+ private:
+  class ScaleChooser;
+  class Rounder;
+
+  const ModelConfig& config_;
+  const std::span<const RowFormat> formats_;
+  const Options options_;
+  LayerRunner* const runner_;
+  ThreadPool& pool_;
+};
+
+}  // namespace terrace

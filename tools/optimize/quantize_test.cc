@@ -1,0 +1,414 @@
+#include "tools/optimize/quantize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "base/mapped_file.h"
+#include "gtest/gtest.h"
+#include "tools/optimize/model_shapes.h"
+#include "tools/optimize/synthesize.h"
+#include "tools/optimize/synthetic_text.h"
+#include "worker/formats/testing_limits.h"
+#include "worker/model/model_testing.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kNano[] = "terrace-demo-nano";
+constexpr char kRows[] = "models/eval/calibration.jsonl";
+
+template <typename Entry, size_t kCount>
+Entry Named(const Entry (&entries)[kCount], std::string_view name) {
+  for (const Entry& entry : entries) {
+    if (entry.name == name) return entry;
+  }
+  CHECK(false, "no ", name);
+  return entries[0];
+}
+
+class QuantizeTest : public testing::Test {
+ protected:
+  QuantizeTest() {
+    fs::remove_all(folder_);
+    fs::create_directory(folder_);
+  }
+  QuantizeRequest Request(std::string_view target, std::string_view method, const std::string& out) const {
+    QuantizeRequest request;
+    request.model = DemoFolder(kNano);
+    request.out = folder_ / out;
+    request.target = Named(kQuantizeTargets, target);
+    request.method = Named(kQuantizeMethods, method);
+    request.calibration = {.path = kRows, .samples = 10, .seed = 1};
+    request.threads = 2;
+    return request;
+  }
+  std::vector<std::string> Entries() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename());
+    std::ranges::sort(names);
+    return names;
+  }
+  const fs::path folder_ = fs::path(testing::TempDir()) / "quantize";
+};
+
+QuantizeReport Quantized(const QuantizeRequest& request) {
+  const auto report = Quantize(request);
+  CHECK(report.ok(), Message(report.status()));
+  return *report;
+}
+
+// All files of a model, and its report.
+std::map<std::string, std::string> BytesOf(const std::string& out) {
+  std::map<std::string, std::string> files;
+  files["report"] = ReadFile(out + ".quantize.json").value();
+  if (!fs::is_directory(out)) {
+    files["model"] = ReadFile(out).value();
+    return files;
+  }
+  for (const auto& entry : fs::directory_iterator(out))
+    files[entry.path().filename()] = ReadFile(entry.path()).value();
+  return files;
+}
+
+double MeanError(const QuantizeReport& report) {
+  double sum = 0;
+  size_t count = 0;
+  for (const LayerReport& layer : report.layers) {
+    for (const LinearReport& linear : layer.linears) {
+      sum += linear.relative_error;
+      ++count;
+    }
+  }
+  return sum / static_cast<double>(count);
+}
+
+// Mean KL divergence from the demo model over some rows of the golden file, in nats a token.
+double Divergence(const std::string& path) {
+  const ModelFiles before = OpenTestModel(DemoFolder(kNano)), after = OpenTestModel(path);
+  TestModel exact(before.config, *before.weights, CpuOps(), /*threads=*/2),
+      rounded(after.config, *after.weights, CpuOps(), /*threads=*/2);
+  double divergence = 0;
+  size_t positions = 0;
+  for (const GoldenRow& row : GoldenRows(kNano)) {
+    if (positions > 400) break;
+    std::vector<int32_t> tokens = row.prompt;
+    tokens.insert(tokens.end(), row.answer.begin(), row.answer.end());
+    const auto a = SequenceLogits(exact, tokens), b = SequenceLogits(rounded, tokens);
+    const size_t vocab = before.config.vocab_size;
+    for (size_t i = 0; i < tokens.size(); ++i, ++positions) {
+      const auto p = Logprobs(std::span(a).subspan(i * vocab, vocab));
+      const auto q = Logprobs(std::span(b).subspan(i * vocab, vocab));
+      for (size_t k = 0; k < vocab; ++k) divergence += std::exp(p[k]) * (p[k] - q[k]);
+    }
+  }
+  return divergence / static_cast<double>(positions);
+}
+
+TEST_F(QuantizeTest, WhatIsWrittenLoadsAndAnswersNearly) {
+  const struct {
+    const char *target, *method;
+    double bound;  // nats a token: several times what 4 and 8 bits lose of such a small model
+  } cases[] = {{"int4-g32", "gptq", 0.5},     {"int4-g64", "awq", 0.5}, {"int8", "rtn", 0.02},
+               {"int8", "smoothquant", 0.02}, {"q8_0", "gptq", 0.02},   {"q4_0", "awq-gptq", 0.5},
+               {"q4_k", "gptq", 0.5},         {"q6_k", "awq", 0.02}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.target << " " << c.method);
+    const QuantizeRequest request = Request(c.target, c.method, Concat(c.target, "-", c.method));
+    const QuantizeReport report = Quantized(request);
+    const ModelFiles files = OpenTestModel(request.out);
+    EXPECT_EQ(files.digest, report.digest);
+    EXPECT_EQ(files.format, request.target.is_gguf() ? "gguf" : "safetensors");
+    EXPECT_EQ(Digest(*files.text), Digest(*OpenTestModel(DemoFolder(kNano)).text));
+    EXPECT_EQ(report.parameters, 262'592u);
+    EXPECT_LT(report.bytes_after, report.bytes_before * 3 / 4);
+    const double divergence = Divergence(request.out);
+    EXPECT_GT(divergence, 0);
+    EXPECT_LT(divergence, c.bound);
+  }
+}
+
+TEST_F(QuantizeTest, CalibratedMethodsLoseLessThanRounding) {
+  std::map<std::string, QuantizeReport> reports;
+  std::map<std::string, double> divergences;
+  for (const char* method : {"rtn", "gptq", "awq", "awq-gptq"}) {
+    QuantizeRequest request = Request("int4-g64", method, method);
+    request.calibration.samples = 48;
+    reports[method] = Quantized(request);
+    divergences[method] = Divergence(request.out);
+    EXPECT_LE(MeanError(reports[method]), MeanError(reports["rtn"])) << method;
+  }
+  // Nothing of the first layer's first linears but the method differs.
+  for (size_t i = 0; i < 3; ++i) {
+    const double rounded = reports["rtn"].layers[0].linears[i].relative_error;
+    EXPECT_LT(reports["gptq"].layers[0].linears[i].relative_error, rounded);
+  }
+  EXPECT_LT(divergences["gptq"], divergences["rtn"]);
+}
+
+TEST_F(QuantizeTest, ImportanceLosesLessThanPlainLevels) {
+  QuantizeRequest plain = Request("q4_0", "rtn", "plain.gguf"),
+                  weighed = Request("q4_0", "rtn", "weighed.gguf");
+  weighed.method.searches_levels = true;
+  EXPECT_LT(MeanError(Quantized(weighed)), MeanError(Quantized(plain)));
+}
+
+TEST_F(QuantizeTest, BothFormatsOfAModelBecomeTheSameWeights) {
+  QuantizeRequest folder = Request("int4-g32", "rtn", "folder"), gguf = Request("int4-g32", "rtn", "gguf");
+  gguf.model = DemoGguf(kNano);
+  folder.calibration = gguf.calibration = {};
+  EXPECT_EQ(Quantized(folder).digest, Quantized(gguf).digest);
+}
+
+TEST_F(QuantizeTest, TheBytesAreTheSameWithAnyNumberOfThreads) {
+  for (const char* method : {"gptq", "awq"}) {
+    QuantizeRequest one = Request("int4-g32", method, Concat(method, 1)),
+                    three = Request("int4-g32", method, Concat(method, 3));
+    one.threads = 1;
+    three.threads = 3;
+    Quantized(one);
+    Quantized(three);
+    EXPECT_EQ(BytesOf(one.out), BytesOf(three.out)) << method;
+  }
+}
+
+TEST_F(QuantizeTest, ARunThatIsEndedGoesOnToTheSameBytes) {
+  for (const char* target : {"int4-g64", "int8", "q4_k"}) {
+    SCOPED_TRACE(target);
+    const QuantizeRequest whole = Request(target, "awq-gptq", Concat(target, "-whole"));
+    Quantized(whole);
+    for (uint32_t last = 0; last < 3; ++last) {
+      QuantizeRequest request = Request(target, "awq-gptq", Concat(target, "-", last));
+      request.on_layer = [&](const LayerReport& layer) {
+        EXPECT_FALSE(layer.was_kept);
+        return layer.layer == last ? Cancelled("interrupted") : Status();
+      };
+      EXPECT_EQ(Quantize(request).status(), Cancelled("interrupted"));
+      EXPECT_FALSE(fs::exists(request.out));
+      EXPECT_TRUE(fs::exists(request.out + ".work"));
+      request.on_layer = [&](const LayerReport& layer) {
+        EXPECT_EQ(layer.was_kept, layer.layer <= last);
+        return Status();
+      };
+      Quantized(request);
+      EXPECT_FALSE(fs::exists(request.out + ".work"));
+      EXPECT_EQ(BytesOf(request.out), BytesOf(whole.out)) << "ended after layer " << last;
+    }
+  }
+}
+
+TEST_F(QuantizeTest, ALayerThatWasNotWrittenWholeIsDoneAgain) {
+  const QuantizeRequest whole = Request("int4-g32", "gptq", "whole");
+  Quantized(whole);
+  QuantizeRequest request = Request("int4-g32", "gptq", "out");
+  int asked = 0;
+  request.is_cancelled = [&] { return ++asked == 17; };  // in the third layer
+  EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
+  fs::resize_file(request.out + ".work/layer-1", 1000);
+  request.is_cancelled = nullptr;
+  std::vector<bool> kept;
+  request.on_layer = [&](const LayerReport& layer) {
+    kept.push_back(layer.was_kept);
+    return Status();
+  };
+  Quantized(request);
+  EXPECT_EQ(kept, (std::vector<bool>{true, false, false}));
+  EXPECT_EQ(BytesOf(request.out), BytesOf(whole.out));
+}
+
+TEST_F(QuantizeTest, AFullDiskEndsTheRunWhichGoesOnWhenThereIsRoom) {
+  const QuantizeRequest request = Request("q8_0", "rtn", "out.gguf");
+  {
+    const FileSizeLimit limit(100'000);  // layers of about 66,000 bytes fit, the model does not
+    const Status status = Quantize(request).status();
+    EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(Entries(), std::vector<std::string>{"out.gguf.work"});
+  }
+  Quantized(request);
+  EXPECT_EQ(Entries(), (std::vector<std::string>{"out.gguf", "out.gguf.quantize.json"}));
+}
+
+TEST_F(QuantizeTest, TheReportSaysWhatWasDone) {
+  QuantizeRequest request = Request("int4-g32", "gptq", "out");
+  request.damping = 0.05;
+  request.act_order = true;
+  const QuantizeReport report = Quantized(request);
+  EXPECT_EQ(report.path, request.out + ".quantize.json");
+  const Json json = ParseJson(ReadFile(report.path).value()).value();
+  EXPECT_EQ(json["method"], "gptq");
+  EXPECT_EQ(json["target"], "int4-g32");
+  EXPECT_EQ(json["damping"], 0.05);
+  EXPECT_EQ(json["act_order"], true);
+  EXPECT_EQ(json["error_of"], "outputs");
+  EXPECT_EQ(json["model"]["digest"], OpenTestModel(request.model).digest.Hex());
+  EXPECT_EQ(json["output"]["digest"], report.digest.Hex());
+  EXPECT_EQ(json["calibration"]["digest"], HashBytes(ReadFile(kRows).value()).Hex());
+  EXPECT_EQ(json["calibration"]["sequences"], 10);
+  ASSERT_EQ(json["layers"].size(), 3u);
+  for (const Json& layer : json["layers"]) {
+    ASSERT_EQ(layer["linears"].size(), 7u);
+    for (const Json& linear : layer["linears"]) {
+      EXPECT_EQ(linear["dtype"], "INT4_G32");
+      EXPECT_GT(linear["relative_error"].get<double>(), 0);
+      EXPECT_LT(linear["relative_error"].get<double>(), 0.3);
+    }
+  }
+}
+
+TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
+  std::ofstream(folder_ / "taken") << "mine";
+  std::ofstream(folder_ / "told.quantize.json") << "mine";
+  std::ofstream(folder_ / "empty.jsonl") << "";
+  const struct {
+    const char* name;
+    StatusCode code;
+    const char* mention;
+    void (*change)(QuantizeRequest&, const fs::path&);
+  } cases[] = {
+      {"groups", StatusCode::kInvalidArgument, "blocks of 128",
+       [](QuantizeRequest& r, const fs::path&) { r.target = Named(kQuantizeTargets, "int4-g128"); }},
+      {"no calibration", StatusCode::kInvalidArgument, "--calibration",
+       [](QuantizeRequest& r, const fs::path&) { r.calibration.path.clear(); }},
+      {"an absent file", StatusCode::kNotFound, "absent",
+       [](QuantizeRequest& r, const fs::path&) { r.calibration.path = "absent"; }},
+      {"an empty file", StatusCode::kDataLoss, "no rows",
+       [](QuantizeRequest& r, const fs::path& f) { r.calibration.path = f / "empty.jsonl"; }},
+      {"a taken path", StatusCode::kInvalidArgument, "is there already",
+       [](QuantizeRequest& r, const fs::path& f) { r.out = f / "taken"; }},
+      {"a taken path of the report", StatusCode::kInvalidArgument, "told.quantize.json: is there already",
+       [](QuantizeRequest& r, const fs::path& f) { r.out = f / "told/"; }},
+      {"no path", StatusCode::kInvalidArgument, "is empty",
+       [](QuantizeRequest& r, const fs::path&) { r.out.clear(); }},
+      {"no number", StatusCode::kInvalidArgument, "--damping",
+       [](QuantizeRequest& r, const fs::path&) { r.damping = NAN; }},
+      {"damping of nothing", StatusCode::kInvalidArgument, "--damping",
+       [](QuantizeRequest& r, const fs::path&) {
+         r.method = Named(kQuantizeMethods, "awq");
+         r.damping = 0.02;
+       }},
+      {"order of nothing", StatusCode::kInvalidArgument, "--act-order",
+       [](QuantizeRequest& r, const fs::path&) {
+         r.method = Named(kQuantizeMethods, "rtn");
+         r.act_order = true;
+       }},
+      {"an absent model", StatusCode::kNotFound, "absent",
+       [](QuantizeRequest& r, const fs::path&) { r.model = "absent"; }},
+  };
+  const auto before = Entries();
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    QuantizeRequest request = Request("int4-g32", "gptq", "out");
+    c.change(request, folder_);
+    const Status status = Quantize(request).status();
+    EXPECT_EQ(status.code(), c.code) << status;
+    EXPECT_NE(Message(status).find(c.mention), std::string::npos) << status;
+    EXPECT_EQ(Entries(), before);
+  }
+}
+
+TEST_F(QuantizeTest, WorkOfAnotherJobIsNotContinued) {
+  QuantizeRequest request = Request("int4-g32", "gptq", "out");
+  request.on_layer = [](const LayerReport&) { return Cancelled("interrupted"); };
+  EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
+  request.damping = 0.02;
+  const Status status = Quantize(request).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+  EXPECT_NE(Message(status).find(request.out + ".work"), std::string::npos) << status;
+}
+
+// A small model in F32 whose bytes tests may break.
+class BrokenModel : public QuantizeTest {
+ protected:
+  BrokenModel() {
+    ModelToSynthesize model;
+    model.path = folder_ / "model";
+    model.format = ModelFormat::kSafetensors;
+    model.config =
+        ChangeShape(
+            FindModelShape("135m").value(),
+            {.layers = 2, .hidden = 64, .heads = 2, .kv_heads = 2, .ffn = 64, .vocab = 300, .context = 64})
+            .value();
+    model.dtype = DType::kF32;
+    model.text = ByteLevelText();
+    CHECK(Synthesize(model).ok());
+    std::ofstream(folder_ / "rows.jsonl") << "{\"text\": \"some text\"}\n{\"text\": \"and more of it\"}\n";
+  }
+  // Puts a value into a tensor of the file.
+  void Break(const std::string& tensor, size_t element, float value) {
+    const std::string path = folder_ / "model" / "model.safetensors";
+    uint64_t offset = 0;
+    {
+      const ModelFiles files = OpenTestModel(folder_ / "model");
+      for (const auto& entry : files.weights->entries()) {
+        if (entry.name == tensor) offset = entry.offset + element * sizeof(float);
+      }
+    }
+    CHECK(offset > 0, "no ", tensor);
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(offset));
+    file.write(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  QuantizeRequest OfBroken(std::string_view method) const {
+    QuantizeRequest request = Request("int4-g32", method, "out");
+    request.model = folder_ / "model";
+    request.calibration = {.path = folder_ / "rows.jsonl"};
+    return request;
+  }
+};
+
+TEST_F(BrokenModel, IsFineBeforeItIsBroken) { EXPECT_TRUE(Quantize(OfBroken("gptq")).ok()); }
+
+TEST_F(BrokenModel, WeightsThatAreNotFiniteAreToldWithTheirTensor) {
+  Break("model.layers.1.mlp.down_proj.weight", 70, NAN);
+  for (const char* method : {"rtn", "gptq"}) {
+    const Status status = Quantize(OfBroken(method)).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+    EXPECT_EQ(Reason(status), "nonfinite");
+    EXPECT_NE(Message(status).find("\"model.layers.1.mlp.down_proj.weight\": row 1"), std::string::npos)
+        << status;
+    fs::remove_all(folder_ / "out.work");
+  }
+}
+
+TEST_F(BrokenModel, EmbeddingsThatAreNotFiniteAreToldWithTheirRow) {
+  Break("model.embed_tokens.weight", 299 * 64 + 5, INFINITY);  // a token that no text has
+  const Status status = Quantize(OfBroken("gptq")).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+  EXPECT_NE(Message(status).find("row 299"), std::string::npos) << status;
+  EXPECT_FALSE(fs::exists(folder_ / "out") || fs::exists(folder_ / "out.work"));  // before the layers
+}
+
+TEST_F(BrokenModel, ValuesThatTheTargetCannotHoldAreTold) {
+  const struct {
+    const char *tensor, *target, *mention;
+  } cases[] = {{"model.embed_tokens.weight", "q8_0", "Q8_0 cannot hold"},
+               {"model.layers.0.mlp.down_proj.weight", "int4-g32", "INT4_G32 cannot hold"}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.tensor);
+    Break(c.tensor, 70, 1e30f);  // its block's scale passes F16
+    QuantizeRequest request = OfBroken("rtn");
+    request.target = Named(kQuantizeTargets, c.target);
+    request.calibration = {};
+    const Status status = Quantize(request).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+    EXPECT_EQ(Reason(status), "nonfinite");
+    EXPECT_NE(Message(status).find(c.mention), std::string::npos) << status;
+    EXPECT_NE(Message(status).find(c.tensor), std::string::npos) << status;
+  }
+}
+
+TEST_F(BrokenModel, ActivationsThatAreNotFiniteAreToldWithTheirLayer) {
+  Break("model.layers.1.post_attention_layernorm.weight", 3, 3e38f);
+  Break("model.layers.0.mlp.down_proj.weight", 3 * 64, 1e4f);  // makes input 3 larger than 1
+  const Status status = Quantize(OfBroken("gptq")).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+  EXPECT_EQ(Reason(status), "nonfinite");
+  EXPECT_NE(Message(status).find("model.layers.1.mlp.gate_proj.weight"), std::string::npos) << status;
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,385 @@
+#include "worker/formats/compressed_tensors.h"
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <optional>
+
+#include "kernels/scalar_convert.h"
+#include "worker/formats/byte_reader.h"
+
+namespace terrace {
+namespace {
+
+constexpr std::string_view kWeight = "weight", kPacked = "weight_packed", kZeroPoint = "weight_zero_point",
+                           kScale = "weight_scale", kShape = "weight_shape", kGroupIndex = "weight_g_idx";
+constexpr uint64_t kCodesPerWord = 8, kMaxGroup = 1u << 16;
+
+// The member `key`; null when it is not there or `object` is none.
+const Json& At(const Json& object, const char* key) {
+  static const Json kNull;
+  if (!object.is_object()) return kNull;
+  const auto found = object.find(key);
+  return found == object.end() ? kNull : *found;
+}
+
+Status Expect(const Json& object, const char* path, const char* key, const Json& wanted) {
+  const Json& found = At(object, key);
+  if (found == wanted) return Status();
+  return InvalidArgument(path, key, ": ", ToJsonText(found).substr(0, 100),
+                         " is not supported; supported is ", ToJsonText(wanted));
+}
+
+// Static order changes how codes were found, not where they lie.
+Status CheckOrder(const Json& order) {
+  if (order.is_null() || order == false || order == "weight" || order == "static") return Status();
+  return InvalidArgument("weights.actorder: ", ToJsonText(order).substr(0, 100),
+                         " is not supported; supported are null, \"weight\" and \"static\"");
+}
+
+StatusOr<WeightQuantization> ParsePacked(const Json& scheme) {
+  const Json& weights = At(scheme, "weights");
+  RETURN_IF_ERROR(Expect(weights, "weights.", "num_bits", 4));
+  RETURN_IF_ERROR(Expect(weights, "weights.", "strategy", "group"));
+  RETURN_IF_ERROR(Expect(scheme, "", "input_activations", nullptr));
+  RETURN_IF_ERROR(CheckOrder(At(weights, "actorder")));
+  const Json &group = At(weights, "group_size"), &is_symmetric = At(weights, "symmetric");
+  if (!group.is_number_unsigned() || group == 0 || group > kMaxGroup || group.get<uint64_t>() % 32 != 0)
+    return InvalidArgument("weights.group_size: ", ToJsonText(group).substr(0, 100),
+                           " is not a multiple of 32 up to ", kMaxGroup);
+  if (!is_symmetric.is_boolean()) return InvalidArgument("weights.symmetric is neither true nor false");
+  return WeightQuantization{
+      .bits = 4, .group = group.get<uint32_t>(), .has_zero_points = !is_symmetric.get<bool>()};
+}
+
+StatusOr<WeightQuantization> ParseInt8(const Json& scheme) {
+  const Json &weights = At(scheme, "weights"), &inputs = At(scheme, "input_activations");
+  RETURN_IF_ERROR(Expect(weights, "weights.", "strategy", "channel"));
+  for (const auto& [args, path] :
+       {std::pair(&weights, "weights."), std::pair(&inputs, "input_activations.")}) {
+    RETURN_IF_ERROR(Expect(*args, path, "num_bits", 8));
+    RETURN_IF_ERROR(Expect(*args, path, "type", "int"));
+    RETURN_IF_ERROR(Expect(*args, path, "symmetric", true));
+  }
+  RETURN_IF_ERROR(Expect(inputs, "input_activations.", "dynamic", true));
+  RETURN_IF_ERROR(Expect(inputs, "input_activations.", "strategy", "token"));
+  return WeightQuantization{.bits = 8, .group = 0, .has_zero_points = false};
+}
+
+// A matrix on its way from a file: `base` is what its tensors' names begin with.
+class Matrix {
+ public:
+  Matrix(const std::map<std::string_view, const SafetensorsTensor*>& tensors, const SafetensorsTensor& codes,
+         std::string_view base)
+      : tensors_(tensors), codes_(codes), base_(base) {}
+
+  Status AppendPacked(const WeightQuantization& quantization, KernelTensors& out) const {
+    if (codes_.dtype != "I32" || codes_.shape.rank != 2)
+      return Error(codes_, "bad_dtype", codes_.dtype, " ", codes_.shape.ToString(), " is no matrix of I32");
+    if (Has(kWeight)) return Error(codes_, "bad_name", "the same matrix is there as ", kWeight, ", too");
+    const uint64_t rows = codes_.shape[0],
+                   columns = codes_.shape[1] * kCodesPerWord;  // bytes are in the file
+    if (columns % quantization.group != 0)
+      return Error(codes_, "bad_shape", "rows of ", columns, " are not whole groups of ", quantization.group);
+    const uint64_t groups = columns / quantization.group;
+    RETURN_IF_ERROR(CheckShape(rows, columns));
+    ASSIGN_OR_RETURN(const SafetensorsTensor* scales, Find(kScale, {rows, groups}));
+    if (scales->dtype != "F16" && scales->dtype != "BF16")
+      return Error(*scales, "bad_dtype", scales->dtype, " is neither F16 nor BF16");
+    const SafetensorsTensor* zeros = nullptr;
+    if (quantization.has_zero_points) {
+      ASSIGN_OR_RETURN(zeros, Find(kZeroPoint, {(rows + kCodesPerWord - 1) / kCodesPerWord, groups}));
+      if (zeros->dtype != "I32") return Error(*zeros, "bad_dtype", zeros->dtype, " is not I32");
+    } else if (Has(kZeroPoint)) {
+      return Error(codes_, "bad_dtype", "has zero points, and quantization_config says symmetric");
+    }
+    return AppendBlocks(quantization, rows, columns, *scales, zeros, out);
+  }
+
+  Status AppendInt8(KernelTensors& out) const {
+    if (codes_.shape.rank != 2) return Error(codes_, "bad_shape", codes_.shape.ToString(), " is no matrix");
+    if (Has(kZeroPoint)) return Error(codes_, "bad_dtype", "has zero points, and INT8 is symmetric");
+    const uint64_t rows = codes_.shape[0];
+    ASSIGN_OR_RETURN(const SafetensorsTensor* scales, Find(kScale, {rows, 1}));
+    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(rows * sizeof(float)));
+    float* const values = reinterpret_cast<float*>(out.memory.back().get());
+    for (uint64_t row = 0; row < rows; ++row) {
+      ASSIGN_OR_RETURN(values[row], ScaleAt(*scales, row));
+    }
+    Append(DType::kInt8, codes_.shape, codes_.data, out);
+    out.entries.back().tensor.row_scales = values;
+    return Status();
+  }
+
+ private:
+  std::string Name(std::string_view part) const { return Concat(base_, part); }
+  bool Has(std::string_view part) const { return tensors_.contains(Name(part)); }
+
+  template <typename... Text>
+  static Status Error(const SafetensorsTensor& tensor, std::string_view reason, const Text&... message) {
+    return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
+                     tensor.offset, ")");
+  }
+
+  StatusOr<const SafetensorsTensor*> Find(std::string_view part, const Shape& shape) const {
+    const auto found = tensors_.find(Name(part));
+    if (found == tensors_.end())
+      return Malformed("missing_tensor", codes_.file, ": tensor \"", Name(part), "\": is missing");
+    if (found->second->shape != shape)
+      return Error(*found->second, "bad_shape", "shape ", found->second->shape.ToString(),
+                   ", the codes want ", shape.ToString());
+    return found->second;
+  }
+
+  // weight_shape, where it is there, agrees with the codes.
+  Status CheckShape(uint64_t rows, uint64_t columns) const {
+    if (!Has(kShape)) return Status();
+    ASSIGN_OR_RETURN(const SafetensorsTensor* shape, Find(kShape, {2}));
+    if (shape->dtype != "I32" && shape->dtype != "I64")
+      return Error(*shape, "bad_dtype", shape->dtype, " is neither I32 nor I64");
+    const auto at = [&](size_t i) -> int64_t {
+      return shape->dtype == "I32" ? ByteReader::Load<int32_t>(shape->data.subspan(4 * i))
+                                   : ByteReader::Load<int64_t>(shape->data.subspan(8 * i));
+    };
+    if (at(0) != static_cast<int64_t>(rows) || at(1) != static_cast<int64_t>(columns))
+      return Error(*shape, "bad_shape", "says [", at(0), ", ", at(1), "], the codes are [", rows, ", ",
+                   columns, "]");
+    return Status();
+  }
+
+  static StatusOr<float> ScaleAt(const SafetensorsTensor& scales, uint64_t i) {
+    float scale = 0;
+    if (scales.dtype == "F32") {
+      scale = ByteReader::Load<float>(scales.data.subspan(4 * i));
+    } else if (scales.dtype == "F16" || scales.dtype == "BF16") {
+      const auto bits = ByteReader::Load<uint16_t>(scales.data.subspan(2 * i));
+      scale = scales.dtype == "F16" ? FloatFromF16(bits) : FloatFromBF16(bits);
+    } else {
+      return Error(scales, "bad_dtype", scales.dtype, " is no float");
+    }
+    if (!std::isfinite(scale)) return Error(scales, "nonfinite", "scale ", i, " is infinite or not a number");
+    return scale;
+  }
+
+  Status AppendBlocks(const WeightQuantization& quantization, uint64_t rows, uint64_t columns,
+                      const SafetensorsTensor& scales, const SafetensorsTensor* zeros,
+                      KernelTensors& out) const {
+    const DTypeInfo& info = Info(KernelDType(quantization));
+    const uint64_t row_blocks = columns / info.block_elements, groups = columns / quantization.group;
+    const uint64_t blocks_of_group = quantization.group / info.block_elements;
+    const uint64_t code_bytes = info.block_elements / 2, bytes = rows * row_blocks * info.block_bytes;
+    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
+    std::byte* to = out.memory.back().get();
+    Append(info.dtype, {rows, columns}, {to, bytes}, out);
+    const std::byte* from = codes_.data.data();
+    for (uint64_t row = 0; row < rows; ++row) {
+      for (uint64_t block = 0; block < row_blocks; ++block, from += code_bytes, to += info.block_bytes) {
+        const uint64_t group = block / blocks_of_group;
+        ASSIGN_OR_RETURN(const float scale, ScaleAt(scales, row * groups + group));
+        const uint16_t bits = F16FromFloat(scale);
+        if ((bits & 0x7c00) == 0x7c00)
+          return Error(scales, "nonfinite", "scale ", row * groups + group, " is too large for F16");
+        uint32_t zero = 8;
+        if (zeros != nullptr) {
+          const uint64_t word = row / kCodesPerWord * groups + group;
+          zero = ByteReader::Load<uint32_t>(zeros->data.subspan(4 * word)) >> 4 * (row % kCodesPerWord) & 15;
+        }
+        std::memcpy(to, &bits, sizeof(bits));
+        to[2] = static_cast<std::byte>(zero);
+        to[3] = std::byte{0};
+        std::memcpy(to + 4, from, code_bytes);  // both count nibbles from the lowest
+      }
+    }
+    return Status();
+  }
+
+  void Append(DType dtype, const Shape& shape, std::span<const std::byte> data, KernelTensors& out) const {
+    out.entries.push_back(
+        {.name = Name(kWeight),
+         .tensor = {.dtype = dtype, .shape = shape, .data = data.data(), .bytes = data.size()},
+         .offset = codes_.offset,
+         .file = codes_.file});
+  }
+
+  const std::map<std::string_view, const SafetensorsTensor*>& tensors_;
+  const SafetensorsTensor& codes_;
+  const std::string_view base_;
+};
+
+std::optional<DType> FloatDType(std::string_view name) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    if (name == Info(dtype).name) return dtype;
+  }
+  return std::nullopt;
+}
+
+// `name` up to its last part, when that is `part`.
+std::optional<std::string_view> BaseOf(std::string_view name, std::string_view part) {
+  if (!name.ends_with(part)) return std::nullopt;
+  const std::string_view base = name.substr(0, name.size() - part.size());
+  if (!base.ends_with('.')) return std::nullopt;
+  return base;
+}
+
+std::vector<std::byte> StoredInt4(const WeightQuantization& quantization, const Shape& shape,
+                                  std::span<const std::byte> blocks) {
+  const DTypeInfo& info = Info(KernelDType(quantization));
+  const uint64_t rows = shape[0], columns = shape[1], groups = columns / quantization.group;
+  const uint64_t row_blocks = columns / info.block_elements,
+                 blocks_of_group = quantization.group / info.block_elements,
+                 code_bytes = info.block_elements / 2;
+  const uint64_t zero_words = (rows + kCodesPerWord - 1) / kCodesPerWord * groups;
+  const uint64_t zeros_at = rows * columns / 2,
+                 scales_at = zeros_at + (quantization.has_zero_points ? 4 * zero_words : 0),
+                 shape_at = scales_at + 2 * rows * groups;
+  std::vector<std::byte> out(shape_at + 8);
+  const std::byte* from = blocks.data();
+  std::byte* codes = out.data();
+  for (uint64_t row = 0; row < rows; ++row) {
+    for (uint64_t block = 0; block < row_blocks; ++block, from += info.block_bytes, codes += code_bytes) {
+      std::memcpy(codes, from + 4, code_bytes);
+      const uint64_t group = block / blocks_of_group;
+      std::byte* const scale = out.data() + scales_at + 2 * (row * groups + group);
+      if (block % blocks_of_group == 0) {
+        std::memcpy(scale, from, 2);
+        if (!quantization.has_zero_points) {
+          CHECK(from[2] == std::byte{8}, "a zero point where there are none");
+          continue;
+        }
+        std::byte* const word = out.data() + zeros_at + 4 * (row / kCodesPerWord * groups + group);
+        const auto zero = std::to_integer<uint32_t>(from[2]) << 4 * (row % kCodesPerWord);
+        const uint32_t both = LoadUnaligned<uint32_t>(word) | zero;
+        std::memcpy(word, &both, sizeof(both));
+      } else {
+        CHECK(std::memcmp(from, from - info.block_bytes, 4) == 0, "blocks of a group differ in their scale");
+      }
+    }
+  }
+  const uint32_t sizes[2] = {static_cast<uint32_t>(rows), static_cast<uint32_t>(columns)};
+  std::memcpy(out.data() + shape_at, sizes, sizeof(sizes));
+  return out;
+}
+
+}  // namespace
+
+StatusOr<WeightQuantization> ParseQuantizationConfig(const Json& json) {
+  RETURN_IF_ERROR(Expect(json, "", "quant_method", "compressed-tensors"));
+  RETURN_IF_ERROR(Expect(json, "", "kv_cache_scheme", nullptr));
+  if (const Json& status = At(json, "quantization_status"); !status.is_null())
+    RETURN_IF_ERROR(Expect(json, "", "quantization_status", "compressed"));
+  const Json& sparsity = At(json, "sparsity_config");
+  if (!sparsity.is_null() && !sparsity.empty())
+    RETURN_IF_ERROR(Expect(sparsity, "sparsity_config.", "format", "dense"));
+  // Rotations of weights and activations (SpinQuant, QuIP).
+  const Json& transforms = At(json, "transform_config");
+  if (!transforms.empty() && !(transforms.is_object() && At(transforms, "config_groups").empty()))
+    return InvalidArgument("transform_config is not supported");
+  const Json& groups = At(json, "config_groups");
+  if (!groups.is_object() || groups.size() != 1)
+    return InvalidArgument("config_groups is not one group; one for all matrices is supported");
+  const Json& scheme = *groups.begin();
+  RETURN_IF_ERROR(Expect(scheme, "", "targets", Json::array({"Linear"})));
+  RETURN_IF_ERROR(Expect(scheme, "", "output_activations", nullptr));
+  RETURN_IF_ERROR(Expect(At(scheme, "weights"), "weights.", "type", "int"));
+  const Json& format = At(json, "format");
+  if (format == "pack-quantized") return ParsePacked(scheme);
+  if (format == "int-quantized") return ParseInt8(scheme);
+  return InvalidArgument("format: ", ToJsonText(format).substr(0, 100),
+                         " is not supported; supported are \"pack-quantized\" and \"int-quantized\"");
+}
+
+Json QuantizationConfigJson(const WeightQuantization& quantization) {
+  const bool is_int8 = quantization.bits == 8;
+  const Json weights = {{"num_bits", quantization.bits},
+                        {"type", "int"},
+                        {"symmetric", is_int8 || !quantization.has_zero_points},
+                        {"strategy", is_int8 ? "channel" : "group"},
+                        {"group_size", is_int8 ? Json() : Json(quantization.group)},
+                        {"dynamic", false},
+                        {"actorder", nullptr}};
+  const Json inputs = {
+      {"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
+  const Json scheme = {{"targets", Json::array({"Linear"})},
+                       {"weights", weights},
+                       {"input_activations", is_int8 ? inputs : Json()},
+                       {"output_activations", nullptr}};
+  return {{"quant_method", "compressed-tensors"}, {"format", is_int8 ? "int-quantized" : "pack-quantized"},
+          {"quantization_status", "compressed"},  {"config_groups", {{"group_0", scheme}}},
+          {"ignore", Json::array({"lm_head"})},   {"kv_cache_scheme", nullptr}};
+}
+
+DType KernelDType(const WeightQuantization& quantization) {
+  if (quantization.bits == 8) return DType::kInt8;
+  return quantization.group % 128 == 0 ? DType::kInt4G128 : DType::kInt4G32;
+}
+
+std::vector<StoredTensor> StoredTensors(const WeightQuantization& quantization, const std::string& name,
+                                        const Shape& shape) {
+  const auto base = BaseOf(name, kWeight);
+  CHECK(base.has_value(), name, " is no weight");
+  const uint64_t rows = shape[0], columns = shape[1];
+  const auto tensor = [&](std::string_view part, std::string_view dtype, uint64_t bytes,
+                          std::vector<uint64_t> dims) {
+    uint64_t all = bytes;
+    for (const uint64_t dim : dims) all *= dim;
+    return StoredTensor{Concat(*base, part), dtype, std::move(dims), all};
+  };
+  if (quantization.bits == 8)
+    return {tensor(kWeight, "I8", 1, {rows, columns}), tensor(kScale, "F32", 4, {rows, 1})};
+  const uint64_t groups = columns / quantization.group;
+  std::vector<StoredTensor> out = {tensor(kPacked, "I32", 4, {rows, columns / kCodesPerWord})};
+  if (quantization.has_zero_points)
+    out.push_back(tensor(kZeroPoint, "I32", 4, {(rows + kCodesPerWord - 1) / kCodesPerWord, groups}));
+  out.push_back(tensor(kScale, "F16", 2, {rows, groups}));
+  out.push_back(tensor(kShape, "I32", 4, {2}));
+  return out;
+}
+
+std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, const Shape& shape,
+                                   std::span<const std::byte> blocks) {
+  if (quantization.bits == 8) return std::vector<std::byte>(blocks.begin(), blocks.end());
+  return StoredInt4(quantization, shape, blocks);
+}
+
+StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& tensors,
+                                          const WeightQuantization* quantization) {
+  std::map<std::string_view, const SafetensorsTensor*> by_name;
+  for (const SafetensorsTensor& tensor : tensors) by_name.emplace(tensor.name, &tensor);
+  KernelTensors out;
+  for (const SafetensorsTensor& tensor : tensors) {
+    const auto fail = [&](std::string_view reason, const auto&... message) {
+      return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
+                       tensor.offset, ")");
+    };
+    if (quantization != nullptr) {
+      if (BaseOf(tensor.name, kGroupIndex))
+        return fail("unsupported_tensor", "groups that are no runs of columns are not supported");
+      if (BaseOf(tensor.name, kScale) || BaseOf(tensor.name, kZeroPoint) || BaseOf(tensor.name, kShape))
+        continue;  // belong to a matrix
+      const auto packed = BaseOf(tensor.name, kPacked), plain = BaseOf(tensor.name, kWeight);
+      if (quantization->bits == 4 && packed) {
+        RETURN_IF_ERROR(Matrix(by_name, tensor, *packed).AppendPacked(*quantization, out));
+        continue;
+      }
+      if (quantization->bits == 8 && plain && tensor.dtype == "I8") {
+        RETURN_IF_ERROR(Matrix(by_name, tensor, *plain).AppendInt8(out));
+        continue;
+      }
+    }
+    const auto dtype = FloatDType(tensor.dtype);
+    if (!dtype)
+      return fail("bad_dtype", "dtype ", tensor.dtype,
+                  " is not supported here; supported are F32, F16 and BF16, and what config.json's "
+                  "quantization_config says");
+    out.entries.push_back({.name = tensor.name,
+                           .tensor = {.dtype = *dtype,
+                                      .shape = tensor.shape,
+                                      .data = tensor.data.data(),
+                                      .bytes = tensor.data.size()},
+                           .offset = tensor.offset,
+                           .file = tensor.file});
+  }
+  return out;
+}
+
+}  // namespace terrace

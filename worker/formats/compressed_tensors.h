@@ -1,0 +1,69 @@
+// Quantized matrices in safetensors files, as the compressed-tensors library lays them out (vLLM, Hugging
+// Face Transformers and llm-compressor read and write it). In the place of P.weight, [rows, columns], a file
+// has
+//
+//   format "pack-quantized", 4 bits in groups of columns; value = scale * (code - zero point)
+//     P.weight_packed      I32 [rows, columns / 8]       eight codes, the first in the lowest bits
+//     P.weight_zero_point  I32 [ceil(rows / 8), groups]  eight rows; not when symmetric: then it is 8
+//     P.weight_scale       F16 or BF16 [rows, groups]
+//     P.weight_shape       I32 or I64 [2]                rows, columns
+//   format "int-quantized", 8 bits, activations are rounded to 8 bits as they come; value = scale * code
+//     P.weight             I8 [rows, columns]
+//     P.weight_scale       F32, F16 or BF16 [rows, 1]
+//
+// and config.json says which in quantization_config. Matrices that are stored as floats (the embedding, the
+// output) are among them. Groups are runs of columns: an activation order that needs weight_g_idx is refused.
+// Kernels take the blocks of kernels/dtype.h, so 4 bits are copied once when a model is opened; a group of 64
+// becomes two blocks of 32 with one scale. Scales of BF16 become F16, exactly from 2^-17 on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+#include "base/status.h"
+#include "worker/formats/model_config.h"
+#include "worker/formats/safetensors_file.h"
+#include "worker/formats/weight_source.h"
+
+namespace terrace {
+
+// From config.json's quantization_config, and back. INVALID_ARGUMENT names the key and what is supported.
+StatusOr<WeightQuantization> ParseQuantizationConfig(const Json& json);
+Json QuantizationConfigJson(const WeightQuantization& quantization);
+
+// The dtype that kernels take such a matrix in.
+DType KernelDType(const WeightQuantization& quantization);
+
+// The tensors that store the matrix `name` of `shape`, whose columns are whole groups, in the order of their
+// data.
+struct StoredTensor {
+  std::string name;
+  std::string_view dtype;
+  std::vector<uint64_t> shape;
+  uint64_t bytes = 0;
+};
+std::vector<StoredTensor> StoredTensors(const WeightQuantization& quantization, const std::string& name,
+                                        const Shape& shape);
+
+// Their data, one after the other. `blocks` is the matrix in its KernelDType; of INT8 the codes, then the f32
+// scales of the rows. The blocks of a group have the same scale and zero point.
+std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, const Shape& shape,
+                                   std::span<const std::byte> blocks);
+
+// What kernels take, of all tensors of a model's files.
+struct KernelTensors {
+  std::vector<WeightSource::Entry> entries;          // borrow the files, and
+  std::vector<std::unique_ptr<std::byte[]>> memory;  // this
+};
+// Null `quantization`: all are floats. DATA_LOSS with file, tensor and byte and the reasons bad_dtype,
+// bad_shape, missing_tensor, nonfinite (a scale), unsupported_tensor (weight_g_idx).
+StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& tensors,
+                                          const WeightQuantization* quantization);
+
+}  // namespace terrace

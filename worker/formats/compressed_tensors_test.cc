@@ -1,0 +1,365 @@
+#include "worker/formats/compressed_tensors.h"
+
+#include <cstring>
+#include <filesystem>
+#include <random>
+
+#include "gtest/gtest.h"
+#include "kernels/scalar_convert.h"
+#include "worker/formats/model_files.h"
+#include "worker/formats/model_writer.h"
+#include "worker/formats/tensor_names.h"
+#include "worker/formats/testing_files.h"
+#include "worker/formats/weight_levels.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr WeightQuantization kInt4 = {.bits = 4, .group = 64, .has_zero_points = true},
+                             kSymmetric = {.bits = 4, .group = 32, .has_zero_points = false},
+                             kInt8 = {.bits = 8, .group = 0, .has_zero_points = false};
+
+// A matrix as kernels take it, with any codes; blocks of a group have one head.
+std::vector<std::byte> RandomBlocks(const WeightQuantization& quantization, const Shape& shape,
+                                    unsigned seed) {
+  std::mt19937 random(seed);
+  const uint64_t rows = shape[0], columns = shape[1];
+  std::vector<std::byte> out;
+  if (quantization.bits == 8) {
+    for (uint64_t i = 0; i < rows * columns; ++i) out.push_back(static_cast<std::byte>(random() % 256));
+    for (uint64_t i = 0; i < rows; ++i) {
+      const float scale = static_cast<float>(1 + random() % 100) / 1000;
+      const auto bytes = std::as_bytes(std::span(&scale, 1));
+      out.insert(out.end(), bytes.begin(), bytes.end());
+    }
+    return out;
+  }
+  const DType dtype = KernelDType(quantization);
+  const size_t elements = Info(dtype).block_elements, block_bytes = Info(dtype).block_bytes;
+  for (uint64_t first = 0; first < rows * columns; first += quantization.group) {
+    const BlockHead head = {
+        .scale = F16FromFloat(static_cast<float>(1 + random() % 100) / 1000),
+        .zero_point = quantization.has_zero_points ? static_cast<uint8_t>(random() % 16) : uint8_t{8}};
+    for (uint64_t i = 0; i < quantization.group; i += elements) {
+      std::vector<uint8_t> codes(elements);
+      for (uint8_t& code : codes) code = static_cast<uint8_t>(random() % 16);
+      out.resize(out.size() + block_bytes);
+      PutBlock(dtype, head, codes, out.data() + out.size() - block_bytes);
+    }
+  }
+  return out;
+}
+
+// A model whose linears are quantized, written as a folder; what its linears are.
+struct WrittenModel {
+  explicit WrittenModel(const WeightQuantization& quantization, const std::string& name)
+      : path(testing::TempDir() + "compressed_" + name) {
+    const std::string tiny = testing::TempDir() + "compressed_text";
+    TinyFolder().Write(tiny);
+    ModelToWrite plan = {.config = {}, .text = OpenText(tiny).value()};
+    plan.config.family = "llama";
+    plan.config.vocab_size = 300;
+    plan.config.context_length = 64;
+    plan.config.hidden_size = 128;
+    plan.config.layers = 1;
+    plan.config.heads = 5;
+    plan.config.kv_heads = 1;
+    plan.config.head_dim = 128;
+    plan.config.ffn_size = 256;
+    plan.config.tied_embeddings = true;
+    plan.config.quantization = quantization;
+    unsigned seed = 0;
+    std::vector<std::vector<std::byte>> data;
+    for (const TensorRequirement& tensor : RequiredTensors(plan.config)) {
+      const bool is_linear = !IsNorm(tensor.kind) && tensor.kind != TensorKind::kEmbedding;
+      const DType dtype = is_linear ? KernelDType(quantization) : DType::kF32;
+      plan.tensors.push_back({tensor.name, dtype, tensor.shape});
+      data.push_back(is_linear ? RandomBlocks(quantization, tensor.shape, ++seed)
+                               : std::vector<std::byte>(4 * ElementCount(tensor.shape).value()));
+      if (is_linear) linears.emplace_back(tensor.name, data.back());
+    }
+    fs::remove_all(path);
+    auto writer = ModelWriter::Create(path, plan);
+    CHECK(writer.ok(), Message(writer.status()));
+    for (const auto& bytes : data) {
+      CHECK((*writer)->Append(std::span(bytes).first(bytes.size() / 3)).ok());
+      CHECK((*writer)->Append(std::span(bytes).subspan(bytes.size() / 3)).ok());
+    }
+    const auto digest = (*writer)->Finish();
+    CHECK(digest.ok(), Message(digest.status()));
+  }
+  const std::string path;
+  std::vector<std::pair<std::string, std::vector<std::byte>>> linears;
+};
+
+TEST(CompressedTensors, AModelThatIsWrittenOpensWithTheSameBlocks) {
+  const struct {
+    const char* name;
+    WeightQuantization quantization;
+  } cases[] = {{"g32", {.bits = 4, .group = 32, .has_zero_points = true}},
+               {"g64", kInt4},
+               {"g128", {.bits = 4, .group = 128, .has_zero_points = true}},
+               {"symmetric", kSymmetric},
+               {"int8", kInt8}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    const WrittenModel written(c.quantization, c.name);
+    const auto model = OpenModel(written.path);
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_EQ(model->config.quantization, c.quantization);
+    for (const auto& [name, bytes] : written.linears) {
+      const TensorView tensor = model->weights->Find(name).value();
+      EXPECT_EQ(tensor.dtype, KernelDType(c.quantization));
+      ASSERT_EQ(std::memcmp(tensor.data, bytes.data(), tensor.bytes), 0) << name;
+      if (c.quantization.bits == 4) {
+        EXPECT_EQ(tensor.bytes, bytes.size());
+        continue;
+      }
+      ASSERT_EQ(tensor.bytes + tensor.shape[0] * sizeof(float), bytes.size());
+      EXPECT_EQ(std::memcmp(tensor.row_scales, bytes.data() + tensor.bytes, bytes.size() - tensor.bytes), 0);
+    }
+  }
+}
+
+TEST(CompressedTensors, PacksAsTheLibraryDoes) {
+  // Ten rows of one group: codes that count up, a zero point for each row.
+  std::vector<std::byte> blocks(10 * Info(DType::kInt4G32).block_bytes);
+  for (uint8_t row = 0; row < 10; ++row) {
+    std::vector<uint8_t> codes(32);
+    for (size_t i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>((i + row) % 16);
+    PutBlock(DType::kInt4G32, {.scale = static_cast<uint16_t>(0x3c00 + row), .zero_point = row}, codes,
+             blocks.data() + row * Info(DType::kInt4G32).block_bytes);
+  }
+  const WeightQuantization quantization = {.bits = 4, .group = 32, .has_zero_points = true};
+  const Shape shape = {10, 32};
+  const auto stored = StoredTensors(quantization, "a.weight", shape);
+  ASSERT_EQ(stored.size(), 4u);
+  const struct {
+    const char *name, *dtype;
+    std::vector<uint64_t> shape;
+  } want[] = {{"a.weight_packed", "I32", {10, 4}},
+              {"a.weight_zero_point", "I32", {2, 1}},
+              {"a.weight_scale", "F16", {10, 1}},
+              {"a.weight_shape", "I32", {2}}};
+  const auto bytes = StoredBytes(quantization, shape, blocks);
+  size_t total = 0;
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(stored[i].name, want[i].name);
+    EXPECT_EQ(stored[i].dtype, want[i].dtype);
+    EXPECT_EQ(stored[i].shape, want[i].shape);
+    total += stored[i].bytes;
+  }
+  ASSERT_EQ(bytes.size(), total);
+  const auto word = [&](size_t at) { return LoadUnaligned<uint32_t>(bytes.data() + at); };
+  EXPECT_EQ(word(0), 0x76543210u);
+  EXPECT_EQ(word(4), 0xfedcba98u);
+  EXPECT_EQ(word(16), 0x87654321u);   // the second row
+  EXPECT_EQ(word(160), 0x76543210u);  // zero points of rows 0 to 7
+  EXPECT_EQ(word(164), 0x00000098u);  // and of 8 and 9
+  EXPECT_EQ(LoadUnaligned<uint16_t>(bytes.data() + 168 + 2 * 9), 0x3c09);
+  EXPECT_EQ(word(188), 10u);
+  EXPECT_EQ(word(192), 32u);
+}
+
+Json Config(const WeightQuantization& quantization) { return QuantizationConfigJson(quantization); }
+
+TEST(ParseQuantizationConfig, ReadsWhatIsWritten) {
+  for (const WeightQuantization& quantization : {kInt4, kSymmetric, kInt8}) {
+    const auto parsed = ParseQuantizationConfig(Config(quantization));
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ(*parsed, quantization);
+  }
+}
+
+TEST(ParseQuantizationConfig, ReadsWhatLlmCompressorWrites) {
+  const auto parsed = ParseQuantizationConfig(*ParseJson(R"({
+    "config_groups": {"group_0": {"input_activations": null, "output_activations": null, "targets": ["Linear"],
+      "weights": {"actorder": "weight", "block_structure": null, "dynamic": false, "group_size": 128,
+        "num_bits": 4, "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": true,
+        "type": "int"}}},
+    "format": "pack-quantized", "global_compression_ratio": 1.89, "ignore": ["lm_head"], "kv_cache_scheme": null,
+    "quant_method": "compressed-tensors", "quantization_status": "compressed", "sparsity_config": {},
+    "transform_config": {}})"));
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(*parsed, (WeightQuantization{.bits = 4, .group = 128, .has_zero_points = false}));
+}
+
+TEST(ParseQuantizationConfig, RefusesWhatWouldChangeTheResults) {
+  const struct {
+    const char *pointer, *mention;
+    Json value;
+    WeightQuantization of;
+  } cases[] = {
+      {"/quant_method", "quant_method", "gptq", kInt4},
+      {"/format", "format", "marlin-24", kInt4},
+      {"/quantization_status", "quantization_status", "frozen", kInt4},
+      {"/kv_cache_scheme", "kv_cache_scheme", Json::object({{"num_bits", 8}}), kInt4},
+      {"/sparsity_config", "sparsity_config", Json::object({{"format", "sparse-24"}}), kInt4},
+      {"/transform_config", "transform_config", Json::object({{"config_groups", {{"R1", {}}}}}), kInt4},
+      {"/transform_config", "transform_config", "hadamard", kInt8},
+      {"/config_groups", "config_groups", Json::object(), kInt4},
+      {"/config_groups/group_1", "config_groups", Json::object(), kInt4},
+      {"/config_groups/group_0/targets", "targets", Json::array({"re:.*down_proj"}), kInt4},
+      {"/config_groups/group_0/weights", "weights", nullptr, kInt4},
+      {"/config_groups/group_0/weights/num_bits", "num_bits", 3, kInt4},
+      {"/config_groups/group_0/weights/type", "type", "float", kInt4},
+      {"/config_groups/group_0/weights/strategy", "strategy", "channel", kInt4},
+      {"/config_groups/group_0/weights/group_size", "group_size", 48, kInt4},
+      {"/config_groups/group_0/weights/group_size", "group_size", -1, kInt4},
+      {"/config_groups/group_0/weights/group_size", "group_size", "128", kInt4},
+      {"/config_groups/group_0/weights/symmetric", "symmetric", 1, kInt4},
+      {"/config_groups/group_0/weights/actorder", "actorder", "group", kInt4},
+      {"/config_groups/group_0/input_activations", "input_activations", Json::object(), kInt4},
+      {"/config_groups/group_0/input_activations", "input_activations", nullptr, kInt8},
+      {"/config_groups/group_0/input_activations/dynamic", "dynamic", false, kInt8},
+      {"/config_groups/group_0/input_activations/strategy", "strategy", "tensor", kInt8},
+      {"/config_groups/group_0/weights/symmetric", "symmetric", false, kInt8},
+  };
+  for (const auto& c : cases) {
+    Json json = Config(c.of);
+    json[Json::json_pointer(c.pointer)] = c.value;
+    const auto parsed = ParseQuantizationConfig(json);
+    SCOPED_TRACE(testing::Message() << c.pointer << " " << c.value);
+    ASSERT_FALSE(parsed.ok());
+    EXPECT_EQ(parsed.status().code(), StatusCode::kInvalidArgument);
+    EXPECT_NE(Message(parsed.status()).find(c.mention), std::string::npos) << parsed.status();
+  }
+  for (const Json& json : {Json(), Json(1), Json("x"), Json::array(), Json::object()})
+    EXPECT_FALSE(ParseQuantizationConfig(json).ok()) << json;
+}
+
+// The tensors of one matrix of [8, 64], to be changed.
+struct OneMatrix {
+  explicit OneMatrix(const WeightQuantization& quantization) : of(quantization) {
+    const Shape shape = {8, 64};
+    bytes = StoredBytes(of, shape, RandomBlocks(of, shape, /*seed=*/1));
+    size_t at = 0;
+    for (const StoredTensor& part : StoredTensors(of, "a.weight", shape)) {
+      SafetensorsTensor tensor = {.name = part.name,
+                                  .dtype = std::string(part.dtype),
+                                  .shape = {},
+                                  .data = std::span(bytes).subspan(at, part.bytes),
+                                  .offset = at,
+                                  .file = "f"};
+      for (const uint64_t dim : part.shape) tensor.shape.dims[tensor.shape.rank++] = dim;
+      tensors.push_back(std::move(tensor));
+      at += part.bytes;
+    }
+  }
+  SafetensorsTensor& operator[](const std::string& name) {
+    for (SafetensorsTensor& tensor : tensors) {
+      if (tensor.name == "a." + name) return tensor;
+    }
+    CHECK(false, "no ", name);
+    return tensors[0];
+  }
+  std::byte* DataOf(const std::string& name) { return bytes.data() + (*this)[name].offset; }
+  void Remove(const std::string& name) {
+    std::erase_if(tensors, [&](const auto& tensor) { return tensor.name == "a." + name; });
+  }
+  const WeightQuantization of;
+  std::vector<std::byte> bytes;
+  std::vector<SafetensorsTensor> tensors;
+};
+
+TEST(MakeKernelTensors, RefusesWhatDoesNotFitTogether) {
+  const struct {
+    const char *what, *reason, *mention;
+    WeightQuantization of;
+    void (*change)(OneMatrix&);
+  } cases[] = {
+      {"no scales", "missing_tensor", "a.weight_scale", kInt4,
+       [](OneMatrix& m) { m.Remove("weight_scale"); }},
+      {"no zero points", "missing_tensor", "a.weight_zero_point", kInt4,
+       [](OneMatrix& m) { m.Remove("weight_zero_point"); }},
+      {"scales of another shape", "bad_shape", "[1, 8]", kInt4,
+       [](OneMatrix& m) {
+         m["weight_scale"].shape = {1, 8};
+       }},
+      {"integers as scales", "bad_dtype", "a.weight_scale", kInt4,
+       [](OneMatrix& m) { m["weight_scale"].dtype = "I8"; }},
+      {"a scale that is no number", "nonfinite", "a.weight_scale", kInt4,
+       [](OneMatrix& m) {
+         const uint16_t nan = 0x7e00;
+         std::memcpy(m.DataOf("weight_scale") + 2, &nan, 2);
+       }},
+      {"codes that are no words", "bad_dtype", "a.weight_packed", kInt4,
+       [](OneMatrix& m) { m["weight_packed"].dtype = "I64"; }},
+      {"rows that are no whole groups", "bad_shape", "groups of 64", kInt4,
+       [](OneMatrix& m) {
+         m["weight_packed"].shape = {16, 4};
+       }},
+      {"another shape", "bad_shape", "a.weight_shape", kInt4,
+       [](OneMatrix& m) {
+         const int32_t rows = 9;
+         std::memcpy(m.DataOf("weight_shape"), &rows, 4);
+       }},
+      {"a shape of floats", "bad_dtype", "a.weight_shape", kInt4,
+       [](OneMatrix& m) { m["weight_shape"].dtype = "F32"; }},
+      {"groups by an index", "unsupported_tensor", "a.weight_g_idx", kInt4,
+       [](OneMatrix& m) {
+         m.tensors.push_back(m["weight_shape"]);
+         m.tensors.back().name = "a.weight_g_idx";
+       }},
+      {"the matrix twice", "bad_name", "a.weight_packed", kInt4,
+       [](OneMatrix& m) {
+         m.tensors.push_back(m["weight_scale"]);
+         m.tensors.back().name = "a.weight";
+       }},
+      {"zero points where there are none", "bad_dtype", "symmetric", kSymmetric,
+       [](OneMatrix& m) {
+         m.tensors.push_back(m["weight_shape"]);
+         m.tensors.back().name = "a.weight_zero_point";
+       }},
+      {"int8 without scales", "missing_tensor", "a.weight_scale", kInt8,
+       [](OneMatrix& m) { m.Remove("weight_scale"); }},
+      {"int8 with zero points", "bad_dtype", "symmetric", kInt8,
+       [](OneMatrix& m) {
+         m.tensors.push_back(m["weight_scale"]);
+         m.tensors.back().name = "a.weight_zero_point";
+       }},
+      {"int8 with integer scales", "bad_dtype", "a.weight_scale", kInt8,
+       [](OneMatrix& m) { m["weight_scale"].dtype = "I32"; }},
+      {"integers that nothing explains", "bad_dtype", "I32", kInt8,
+       [](OneMatrix& m) { m["weight"].dtype = "I32"; }},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.what);
+    OneMatrix matrix(c.of);
+    ASSERT_TRUE(MakeKernelTensors(matrix.tensors, &c.of).ok());
+    c.change(matrix);
+    const Status status = MakeKernelTensors(matrix.tensors, &c.of).status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+    EXPECT_EQ(Reason(status), c.reason) << status;
+    EXPECT_NE(Message(status).find(c.mention), std::string::npos) << status;
+  }
+  const OneMatrix matrix(kInt4);
+  EXPECT_EQ(Reason(MakeKernelTensors(matrix.tensors, nullptr).status()), "bad_dtype");
+}
+
+TEST(MakeKernelTensors, TakesScalesInBf16AndShapesInI64OrNone) {
+  OneMatrix matrix(kInt4);
+  std::vector<uint16_t> scales;
+  for (size_t i = 0; i < 8; ++i) scales.push_back(BF16FromFloat(static_cast<float>(i) * 0x1p-10f));
+  const int64_t sizes[] = {8, 64};
+  matrix["weight_scale"].dtype = "BF16";
+  matrix["weight_scale"].data = std::as_bytes(std::span(scales));
+  matrix["weight_shape"].dtype = "I64";
+  matrix["weight_shape"].data = std::as_bytes(std::span(sizes));
+  for (int round = 0; round < 2; ++round) {
+    const auto made = MakeKernelTensors(matrix.tensors, &kInt4);
+    ASSERT_TRUE(made.ok()) << made.status();
+    ASSERT_EQ(made->entries.size(), 1u);
+    const TensorView& tensor = made->entries[0].tensor;
+    for (size_t row = 0; row < 8; ++row) {
+      const std::byte* blocks = tensor.data + row * 2 * Info(DType::kInt4G32).block_bytes;
+      EXPECT_EQ(FloatFromF16(LoadUnaligned<uint16_t>(blocks)), static_cast<float>(row) * 0x1p-10f);
+    }
+    matrix.Remove("weight_shape");
+  }
+}
+
+}  // namespace
+}  // namespace terrace
