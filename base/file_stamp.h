@@ -11,6 +11,7 @@ namespace terrace {
 struct FileStamp {
   uint64_t device = 0, inode = 0, bytes = 0;
   int64_t changed_seconds = 0, changed_nanoseconds = 0;
+  int64_t status_seconds = 0, status_nanoseconds = 0;  // nobody can set these back
 
   friend bool operator==(const FileStamp&, const FileStamp&) = default;
 };
@@ -20,7 +21,9 @@ inline FileStamp StampOf(const struct stat& found) {
           .inode = found.st_ino,
           .bytes = static_cast<uint64_t>(found.st_size),
           .changed_seconds = found.st_mtim.tv_sec,
-          .changed_nanoseconds = found.st_mtim.tv_nsec};
+          .changed_nanoseconds = found.st_mtim.tv_nsec,
+          .status_seconds = found.st_ctim.tv_sec,
+          .status_nanoseconds = found.st_ctim.tv_nsec};
 }
 
 // All zero when there is no such file.

@@ -80,7 +80,7 @@ const std::vector<MetricInfo> kMetrics = {
     {"terrace_router_rejections_total",
      kCounter,
      "Requests that were refused. Reasons: rate_limit_exceeded (a tenant's limit), overloaded, no_capacity, "
-     "draining.",
+     "model_not_certified, draining.",
      {"reason"},
      {}},
     {"terrace_request_duration_seconds",
@@ -274,6 +274,13 @@ const std::vector<MetricInfo> kMetrics = {
      {"tier"},
      {}},
     {"terrace_pool_ready_workers", kGauge, "Replicas of the tier that can take a request.", {"tier"}, {}},
+    {"terrace_pool_refused_workers",
+     kGauge,
+     "Replicas of the tier that would be ready, but for their model: no manifest lets it in. Reasons: "
+     "manifest_unreadable, manifest_malformed, manifest_unknown_key, manifest_bad_signature, "
+     "manifest_other_model, manifest_other_baseline, manifest_failed.",
+     {"tier", "reason"},
+     {}},
 
     // Worker: engine.
     {"terrace_engine_requests_running", kGauge, "Sequences in the batch.", {}, {}},

@@ -99,6 +99,7 @@ struct Cluster::Replica {
   // As its Watch has it: an ejected one is ready here.
   ReplicaState state = ReplicaState::kConnecting;
   ReplicaDescription description;
+  Status admission;                        // what the tier's gate says of `description`
   std::shared_ptr<const TextAssets> text;  // of `description`
   ReplicaLoad load;
   std::string last_error;
@@ -120,6 +121,7 @@ struct Cluster::Tier {
   MonoTime last_ready = {};        // some replica was
   std::shared_ptr<const TextAssets> text = {};
   std::shared_ptr<PrefixIndex> prefixes = std::make_shared<PrefixIndex>();
+  std::shared_ptr<const ManifestGate> gate = {};  // null: any model
   Ejections ejections;
 
   bool IsInUse(const Replica& replica) const {
@@ -139,8 +141,8 @@ Cluster::Cluster(ClusterOptions options, MetricRegistry& metrics)
       metrics_(metrics, TierNames(options_)),
       loop_(std::make_shared<EventLoop>()) {
   for (const auto& tier : options_.tiers) {
-    tiers_.push_back(
-        std::make_unique<Tier>(Tier{.name = tier.name, .ejections = Ejections(options_.ejection)}));
+    tiers_.push_back(std::make_unique<Tier>(
+        Tier{.name = tier.name, .gate = tier.gate, .ejections = Ejections(options_.ejection)}));
   }
   {  // A view exists from the start: all tiers, no replica yet.
     auto view = std::make_shared<ClusterView>();
@@ -245,12 +247,49 @@ void Cluster::Connect(const ReplicaPtr& replica) {
 
 void Cluster::OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription> description) {
   if (!description.ok()) return Fail(replica, description.status());
+  if (description->instance.empty()) return Fail(replica, DataLoss("the worker tells no instance"));
   // Another process at that address has not failed yet.
   if (description->instance != replica->description.instance) {
     tiers_[replica->tier]->ejections.Forget(replica->id);
   }
   replica->description = *std::move(description);
+  AskGate(replica);
   NeedText(replica);
+}
+
+void Cluster::SetGates(std::vector<std::shared_ptr<const ManifestGate>> gates) {
+  Post([this, gates = std::move(gates)] {
+    for (size_t i = 0; i < tiers_.size() && i < gates.size(); ++i) {
+      tiers_[i]->gate = gates[i];
+      for (const ReplicaPtr& replica : tiers_[i]->replicas) {
+        if (replica->description.instance.empty()) continue;  // not reached yet
+        AskGate(replica);
+        if (replica->admission.ok() || replica->state != ReplicaState::kReady) continue;
+        replica->last_error = Message(replica->admission);
+        SetState(replica, ReplicaState::kRefused);
+      }
+    }
+    Publish();  // who is let in is ready with its next update
+  });
+}
+
+void Cluster::AskGate(const ReplicaPtr& replica) {
+  const Tier& tier = *tiers_[replica->tier];
+  const ReplicaDescription& has = replica->description;
+  Status verdict = tier.gate == nullptr ? Status() : tier.gate->Check(has.model_digest, has.text_digest);
+  if (verdict != replica->admission && verdict.ok()) {
+    Log(LogLevel::kInfo, "model_let_in",
+        {{"tier", tier.name}, {"replica", replica->address}, {"model", has.model}});
+  } else if (verdict != replica->admission) {
+    Log(LogLevel::kError, "model_refused",
+        {{"tier", tier.name},
+         {"replica", replica->address},
+         {"model", has.model},
+         {"model_digest", has.model_digest},
+         {"reason", Reason(verdict)},
+         {"error", Message(verdict)}});
+  }
+  replica->admission = std::move(verdict);
 }
 
 void Cluster::NeedText(const ReplicaPtr& replica) {
@@ -333,7 +372,9 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   replica->last_update = update.arrived;
   replica->load = update.load;
   Tier& tier = *tiers_[replica->tier];
-  if (const Status fits = CheckFits(tier, *replica); !fits.ok()) return Fail(replica, fits);
+  const bool is_refused = !replica->admission.ok();  // then it need not fit
+  if (const Status fits = is_refused ? Status() : CheckFits(tier, *replica); !fits.ok())
+    return Fail(replica, fits);
   // What is left of an earlier Watch does not count.
   if (!replica->is_synchronised && !update.prefixes.is_snapshot) tier.prefixes->Clear(replica->prefix_slot);
   if (!tier.prefixes->Apply(replica->prefix_slot, update.prefixes)) {
@@ -341,26 +382,32 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   }
   replica->is_synchronised = true;
   replica->failures = 0;
-  if (!tier.ejections.IsEjected(replica->id)) replica->last_error.clear();
-  if (update.state == ReplicaState::kReady) {
+  if (is_refused) {
+    replica->last_error = Message(replica->admission);
+  } else if (!tier.ejections.IsEjected(replica->id)) {
+    replica->last_error.clear();
+  }
+  const ReplicaState state =
+      is_refused && update.state == ReplicaState::kReady ? ReplicaState::kRefused : update.state;
+  if (state == ReplicaState::kReady) {
     tier.served = replica->description;
     tier.last_ready = update.arrived;
     tier.text = replica->text;
   }
-  if (update.state == replica->state) return PublishSoon();
-  SetState(replica, update.state);
+  if (state == replica->state) return PublishSoon();
+  SetState(replica, state);
   Publish();
 }
 
 // A process that is found at two addresses is one replica, the first that was ready. While any replica of
 // the tier is ready, the others must serve the same. A tier with none takes another
 // version of its model at once, but a model of another name only after model_kept: the address may have
-// become another tier's.
+// become another tier's. A gate that let the model in knows better.
 Status Cluster::CheckFits(const Tier& tier, const Replica& replica) const {
   const ReplicaDescription& has = replica.description;
   for (const ReplicaPtr& other : tier.replicas) {
     const bool is_in_use = other->state == ReplicaState::kReady || other->state == ReplicaState::kDraining;
-    if (other->id == replica.id || !is_in_use || has.instance.empty()) continue;
+    if (other->id == replica.id || !is_in_use) continue;
     if (other->description.instance == has.instance)
       return WithReason(FailedPrecondition("is the process at ", other->address, " too"), kMismatchReason);
   }
@@ -372,7 +419,7 @@ Status Cluster::CheckFits(const Tier& tier, const Replica& replica) const {
   const bool is_served = !tier.served.model_digest.empty();
   const bool fits = std::ranges::any_of(tier.replicas, is_other)
                         ? is_same
-                        : !is_served || has.model == tier.served.model ||
+                        : !is_served || tier.gate != nullptr || has.model == tier.served.model ||
                               replica.last_update - tier.last_ready >= options_.model_kept;
   if (fits) return {};
   return WithReason(
@@ -477,9 +524,9 @@ void Cluster::CheckSilence(MonoTime due) {
   const Duration period = options_.watch_timeout / 8;  // it may be so long until the next look
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
-      const bool is_watched = replica->state == ReplicaState::kReady ||
-                              replica->state == ReplicaState::kDraining ||
-                              replica->state == ReplicaState::kStarting;
+      const bool is_watched =
+          replica->state == ReplicaState::kReady || replica->state == ReplicaState::kDraining ||
+          replica->state == ReplicaState::kRefused || replica->state == ReplicaState::kStarting;
       if (is_watched && due - replica->last_update >= options_.watch_timeout - period) {
         replica->last_error = Concat("no update for ", Seconds(options_.watch_timeout), " s");
         SetState(replica, ReplicaState::kSilent);
@@ -524,18 +571,20 @@ void Cluster::Publish() {
     for (const ReplicaPtr& replica : tier->replicas) {
       const bool is_ejected =
           replica->state == ReplicaState::kReady && tier->ejections.IsEjected(replica->id);
-      out.replicas.push_back({.id = replica->id,
-                              .address = replica->address,
-                              .state = is_ejected ? ReplicaState::kEjected : replica->state,
-                              .description = replica->description,
-                              .load = replica->load,
-                              .last_error = replica->last_error,
-                              .client = replica->connection,
-                              .prefix_slot = replica->prefix_slot,
-                              .in_flight = replica->in_flight,
-                              .observer = replica->reports,
-                              .is_leaving = replica->is_leaving,
-                              .weight = SlowStartWeight(now - replica->in_use_since, options_.slow_start)});
+      out.replicas.push_back(
+          {.id = replica->id,
+           .address = replica->address,
+           .state = is_ejected ? ReplicaState::kEjected : replica->state,
+           .description = replica->description,
+           .load = replica->load,
+           .last_error = replica->last_error,
+           .refusal = replica->state == ReplicaState::kRefused ? Reason(replica->admission) : std::string(),
+           .client = replica->connection,
+           .prefix_slot = replica->prefix_slot,
+           .in_flight = replica->in_flight,
+           .observer = replica->reports,
+           .is_leaving = replica->is_leaving,
+           .weight = SlowStartWeight(now - replica->in_use_since, options_.slow_start)});
       if (replica->state == ReplicaState::kReady) {
         out.context_length = std::min(out.context_length, replica->description.context_length);
       }

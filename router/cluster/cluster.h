@@ -10,6 +10,10 @@
 //
 // One that is silent loses the calls under way there too: they end with UNAVAILABLE, kSilentReason.
 //
+// A tier may have a gate (router/manifest): a replica whose model it does not let in takes no requests, and
+// no part in what its tier serves, however ready it is. Gates may change at any time; what is under way goes
+// on.
+//
 // A replica whose calls keep failing takes no requests for a while (ejection.h); when nobody else of its tier
 // does, it does. One that begins to take requests, for the first time or again, starts slowly: its weight
 // grows with every view. Weights are relative, so a tier that begins as a whole is as fast as ever.
@@ -34,6 +38,7 @@
 #include "router/cluster/ejection.h"
 #include "router/cluster/event_loop.h"
 #include "router/cluster/grpc_worker.h"
+#include "router/manifest/manifest_gate.h"
 #include "text/token_cache.h"
 
 namespace terrace {
@@ -42,6 +47,7 @@ struct ClusterOptions {
   struct Tier {
     std::string name;
     std::unique_ptr<Discovery> discovery;
+    std::shared_ptr<const ManifestGate> gate = {};  // null: any model
   };
   std::vector<Tier> tiers = {};
   Duration connect_backoff = std::chrono::milliseconds(250);  // the first; at most 16 times it
@@ -65,6 +71,9 @@ class Cluster : public ClusterSource {
   ~Cluster() override;                                       // cancels its own calls; Execute calls go on
 
   std::shared_ptr<const ClusterView> View() const override;
+
+  // Of the tiers, in order, from now on; null: any model. Any thread; takes effect a moment later.
+  void SetGates(std::vector<std::shared_ptr<const ManifestGate>> gates);
 
  private:
   struct Replica;
@@ -97,6 +106,7 @@ class Cluster : public ClusterSource {
   void ForgetPrefixesSoon(const ReplicaPtr& replica);
   void SetState(const ReplicaPtr& replica, ReplicaState state);
   Status CheckFits(const Tier& tier, const Replica& replica) const;
+  void AskGate(const ReplicaPtr& replica);
   void Publish();
   void PublishSoon();  // what may wait a moment: with many replicas there is an update at any time
 

@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
 #include "router/cluster/cluster_metrics.h"
+#include "router/manifest/testing_manifest.h"
 
 namespace terrace {
 namespace {
@@ -197,7 +198,7 @@ class ClusterTest : public ::testing::Test {
                              views_.push_back(view);
                              changed_.notify_all();
                            }};
-    options.tiers.push_back({"letters", std::move(discovery)});
+    options.tiers.push_back({"letters", std::move(discovery), gate_});
     cluster_ = std::make_unique<Cluster>(std::move(options), metrics_);
   }
   double Metric(const std::string& series) const {
@@ -239,6 +240,7 @@ class ClusterTest : public ::testing::Test {
   FakeWorker first_{LetterText("")}, second_{LetterText("")};
   EjectionOptions ejection_ = {.first_time = std::chrono::hours(1), .longest = std::chrono::hours(1)};
   Duration slow_start_ = std::chrono::hours(1), model_kept_ = std::chrono::hours(1);
+  std::shared_ptr<const ManifestGate> gate_;
   MetricRegistry metrics_;
   FakeDiscovery* discovery_ = nullptr;  // the cluster's
   std::mutex mutex_;
@@ -407,6 +409,15 @@ TEST_F(ClusterTest, ALostWorkerIsUsedAgainWhenItComesBack) {
   WaitForReady(1);
 }
 
+TEST_F(ClusterTest, AWorkerWithoutAnInstanceIsNotUsed) {
+  first_.description.clear_instance();
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier =
+      WaitFor([](const TierView& t) { return !t.replicas.empty() && !t.replicas[0].last_error.empty(); });
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("tells no instance"));
+}
+
 TEST_F(ClusterTest, AWorkerOfAnotherProtocolIsRefused) {
   const int newer = v1::WORKER_PROTOCOL_CURRENT + 1;
   first_.description.set_protocol(static_cast<uint32_t>(newer));
@@ -476,6 +487,83 @@ TEST_F(ReusedAddressTest, ATierLeftAloneForLongTakesAnotherModel) {
   WaitForReady(1);
   Reuse();
   EXPECT_EQ(WaitForReady(1).model, "digits");
+}
+
+class GatedTierTest : public ClusterTest {
+ protected:
+  // Of one manifest.
+  std::shared_ptr<const ManifestGate> GateOf(const std::string& model_digest, bool passes = true) {
+    Manifest manifest = TestManifest(model_digest, first_.description.text_digest());
+    if (!passes) manifest.failures = {"it is worse"};
+    const std::string file = ::testing::TempDir() + "/cluster_manifest.json";
+    WriteTestFile(file, ManifestText(manifest, signer_.key));
+    return ManifestGate::Load({.files = {file}, .key_files = {signer_.file}}).value();
+  }
+
+  const TestSigner signer_{::testing::TempDir(), "cluster_signer"};
+};
+
+TEST_F(GatedTierTest, ServesAModelThatAManifestLetsIn) {
+  gate_ = GateOf("m1");
+  first_.Serve();
+  Start({first_.address});
+  EXPECT_EQ(WaitForReady(1).replicas[0].refusal, "");
+}
+
+TEST_F(GatedTierTest, RefusesAnotherModelAndSaysWhy) {
+  gate_ = GateOf("m2");
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier = WaitForState(0, ReplicaState::kRefused);
+  EXPECT_EQ(tier.ready_replicas(), 0u);
+  EXPECT_EQ(tier.model_digest, "") << "the tier serves nothing";
+  EXPECT_EQ(tier.replicas[0].refusal, "manifest_other_model");
+  EXPECT_THAT(tier.replicas[0].last_error, HasSubstr("m1"));
+}
+
+TEST_F(GatedTierTest, TheVerdictMayChangeWhileAWorkerServes) {
+  gate_ = GateOf("m1");
+  first_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  cluster_->SetGates({GateOf("m1", /*passes=*/false)});
+  const TierView refused = WaitForState(0, ReplicaState::kRefused);
+  EXPECT_EQ(refused.ready_replicas(), 0u);
+  EXPECT_EQ(refused.replicas[0].refusal, "manifest_failed");
+  cluster_->SetGates({GateOf("m1")});
+  first_.Update(v1::WORKER_STATE_READY);
+  EXPECT_EQ(WaitForReady(1).replicas[0].last_error, "");
+  EXPECT_EQ(first_.describes, 1) << "it stays connected";
+}
+
+TEST_F(GatedTierTest, ARefusedReplicaKeepsNoOtherFromServing) {
+  gate_ = GateOf("m2");
+  first_.Serve();
+  second_.description.set_model_digest("m2");
+  second_.Serve();
+  Start({first_.address});
+  WaitForState(0, ReplicaState::kRefused);
+  discovery_->Set({first_.address, second_.address});
+  const TierView tier = WaitForReady(1);
+  EXPECT_EQ(tier.model_digest, "m2");
+  EXPECT_EQ(tier.replicas[0].state, ReplicaState::kRefused);
+  EXPECT_EQ(tier.replicas[1].state, ReplicaState::kReady);
+}
+
+TEST_F(GatedTierTest, AModelOfAnotherNameIsServedAtOnceWhenItIsLetIn) {
+  gate_ = GateOf("m1");
+  first_.Serve();
+  Start({first_.address});
+  WaitForReady(1);
+  second_.description.set_model("digits");
+  second_.description.set_model_digest("m2");
+  second_.Serve();
+  cluster_->SetGates({GateOf("m2")});
+  discovery_->Set({second_.address});
+  EXPECT_EQ(WaitFor([](const TierView& tier) {
+              return tier.ready_replicas() == 1 && tier.model_digest == "m2";
+            }).model,
+            "digits");
 }
 
 class EjectionTest : public ClusterTest {

@@ -21,6 +21,8 @@ const char* ReplicaStateName(ReplicaState state) {
       return "mismatch";
     case ReplicaState::kEjected:
       return "ejected";
+    case ReplicaState::kRefused:
+      return "refused";
   }
   return "";
 }

@@ -27,10 +27,11 @@ enum class ReplicaState : uint8_t {
   kSilent,      // connected, but no update for watch_timeout
   kMismatch,    // another model or tokenizer than the rest of its tier, or another protocol
   kEjected,     // ready, but its calls kept failing: no requests for a while
+  kRefused,     // ready, but no manifest of its tier lets its model in
 };
 inline constexpr ReplicaState kReplicaStates[] = {
-    ReplicaState::kConnecting, ReplicaState::kStarting, ReplicaState::kReady,  ReplicaState::kDraining,
-    ReplicaState::kSilent,     ReplicaState::kMismatch, ReplicaState::kEjected};
+    ReplicaState::kConnecting, ReplicaState::kStarting, ReplicaState::kReady,   ReplicaState::kDraining,
+    ReplicaState::kSilent,     ReplicaState::kMismatch, ReplicaState::kEjected, ReplicaState::kRefused};
 const char* ReplicaStateName(ReplicaState state);
 
 struct ReplicaLoad {
@@ -72,6 +73,7 @@ struct ReplicaView {
   ReplicaDescription description = {};  // of the last time it was reached
   ReplicaLoad load = {};
   std::string last_error = {};
+  std::string refusal = {};  // of kRefused: one of kManifestReasons
   std::shared_ptr<ReplicaClient> client = {};
   PrefixIndex::Slot prefix_slot = 0;
   std::shared_ptr<ReplicaInFlight> in_flight = {};

@@ -145,6 +145,14 @@ std::string_view RetryReason(const Status& failure) {
 }  // namespace
 
 Status NoCapacity(const TierView& tier) {
+  // One that was just let in has none.
+  const auto refused =
+      std::ranges::find_if(tier.replicas, [](const ReplicaView& each) { return !each.refusal.empty(); });
+  if (tier.ready.empty() && refused != tier.replicas.end()) {
+    return WithReason(
+        Unavailable("tier ", tier.name, " may not serve the model that its workers have: ", refused->refusal),
+        kNotCertifiedReason);
+  }
   return WithReason(Unavailable("no worker of tier ", tier.name, " is ready"), "no_capacity");
 }
 

@@ -45,7 +45,7 @@ struct PickedReplica {
   const ReplicaView* replica = nullptr;
   uint32_t cached_tokens = 0;
 };
-// A ready replica of the view's `tier` that is not in `tried`; UNAVAILABLE (no_capacity) when there is none.
+// A ready replica of the view's `tier` that is not in `tried`; NoCapacity when there is none.
 // `view` outlives the result.
 StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request, const ClusterView& view,
                                     size_t tier, std::span<const TokenId> prompt,
@@ -53,7 +53,13 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
 // How much of `prompt` the ready replica of the tier that has most of it has in its cache, as far as is
 // known.
 size_t MostCachedTokens(const TierView& tier, const std::string& salt, std::span<const TokenId> prompt);
+// UNAVAILABLE: no_capacity, or model_not_certified when one would be ready but for its model. IsNoCapacity of
+// both.
+inline constexpr std::string_view kNotCertifiedReason = "model_not_certified";
 Status NoCapacity(const TierView& tier);
+inline bool IsNoCapacity(std::string_view reason) {
+  return reason == "no_capacity" || reason == kNotCertifiedReason;
+}
 Status ModelReplaced();  // UNAVAILABLE (worker_lost): an answer cannot go on with another model
 // Before an attempt at `tier`: the first of an answer counts as a request; another, after `failure` of the
 // one before, is counted as a retry, or refused with RESOURCE_EXHAUSTED when there have been too many.

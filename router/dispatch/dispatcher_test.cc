@@ -138,6 +138,24 @@ TEST_F(DispatcherTest, ATierWithoutAReadyReplicaIsSkippedUnlessItIsTheLast) {
   EXPECT_EQ(Reason(End().status()), "no_capacity");
 }
 
+TEST_F(DispatcherTest, ATierWhoseModelNoManifestLetsInSaysSoAndIsSkipped) {
+  ReplicaView& refused = cluster_.tier(kSmall).replicas[0];
+  refused.state = ReplicaState::kRefused;
+  refused.refusal = "manifest_failed";
+  refused.last_error = "/etc/terrace/small.json: its verdict is failed";
+  Generate(Fields("small"));
+  EXPECT_EQ(End().status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(End().status()), "model_not_certified");
+  EXPECT_THAT(Message(End().status()), HasSubstr("manifest_failed"));
+  EXPECT_THAT(Message(End().status()), ::testing::Not(HasSubstr("/etc"))) << "errors hold no paths";
+  EXPECT_EQ(Metric("terrace_router_rejections_total{reason=\"model_not_certified\"}"), 1);
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Fields("auto"));
+  cluster_.call(kNano).Answer("a", kUnsure);
+  cluster_.call(kBase).Answer("yes");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
 TEST_F(DispatcherTest, FailuresThatEveryReplicaWouldRepeatAreNotRetried) {
   const struct {
     Status worker;

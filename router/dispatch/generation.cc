@@ -60,7 +60,7 @@ void Generation::Advance() {
     if (refused.ok()) return;
     const std::string reason = Reason(refused);
     const bool is_kept_apart = reason == kKeptApartReason;
-    if (is_kept_apart || (must_go_on() && reason == "no_capacity")) return Wait(is_kept_apart);
+    if (is_kept_apart || (must_go_on() && IsNoCapacity(reason))) return Wait(is_kept_apart);
     if (must_go_on() || reason == kPoisonReason) return Finish(refused);
     if (is_last_step()) return Finish(failover_.error().ok() ? refused : ClientError(failover_.error()));
     ToNextStep();

@@ -16,8 +16,11 @@ Duration FromSeconds(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
 }
 
-std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, MetricRegistry& metrics,
-                                     const TlsSource* tls, std::function<void()> on_change) {
+using Gates = std::vector<std::shared_ptr<const ManifestGate>>;
+
+std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, const Gates& gates,
+                                     MetricRegistry& metrics, const TlsSource* tls,
+                                     std::function<void()> on_change) {
   const Duration dns_refresh = FromSeconds(options.dns_refresh_seconds);
   ClusterOptions out{
       .connect_backoff = FromSeconds(options.connect_backoff_seconds),
@@ -32,12 +35,12 @@ std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, MetricRegistr
   for (size_t i = 0; i < options.tiers.size(); ++i) {
     auto discovery = MakeDiscovery(options.workers[i], {.dns_refresh = dns_refresh});
     CHECK(discovery.ok(), "options check workers: ", Message(discovery.status()));
-    out.tiers.push_back({options.tiers[i].name, *std::move(discovery)});
+    out.tiers.push_back({options.tiers[i].name, *std::move(discovery), gates[i]});
   }
   return std::make_shared<Cluster>(std::move(out), metrics);
 }
 
-// Whether both would make the same cluster.
+// Whether both would make the same cluster, whatever its manifests.
 bool HaveSameCluster(const RouterOptions& a, const RouterOptions& b) {
   const auto is_same_name = [](const CatalogTier& x, const CatalogTier& y) { return x.name == y.name; };
   return std::ranges::equal(a.tiers, b.tiers, is_same_name) && a.workers == b.workers &&
@@ -70,16 +73,17 @@ StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricR
     ASSIGN_OR_RETURN(core->tenants_,
                      Tenants::Load(options.keys_file, options.cluster_secret_file, *core->catalog_));
   }
+  ASSIGN_OR_RETURN(core->gates_, LoadGates(options));
   core->balancer_ = MakeBalancer(options.balance);
   core->admission_ = std::make_unique<Admission>(
       AdmissionOptions{.max_in_flight = options.max_in_flight,
                        .max_queued = options.max_queued,
                        .max_first_token = FromSeconds(options.max_first_token_seconds)},
       TierNames(options), lasting.book);
-  core->cluster_ =
-      previous != nullptr && HaveSameCluster(previous->options_, options)
-          ? previous->cluster_
-          : MakeCluster(options, metrics, lasting.worker_tls.get(), std::move(lasting.on_change));
+  core->cluster_ = previous != nullptr && HaveSameCluster(previous->options_, options)
+                       ? previous->cluster_
+                       : MakeCluster(options, core->gates_, metrics, lasting.worker_tls.get(),
+                                     std::move(lasting.on_change));
   core->dispatcher_ = MakeDispatcher({*core->cluster_, *core->catalog_, *core->balancer_, *core->admission_,
                                       core->recorder_, RealClock(), RandomSeed(), options.retries});
   core->Housekeep();
@@ -109,8 +113,20 @@ std::shared_ptr<const ApiOptions> Core::MakeApiOptions(std::function<bool()> is_
                  .run_aside = std::move(run_aside)});
 }
 
+Status Core::ReloadManifests() {
+  ASSIGN_OR_RETURN(gates_, LoadGates(options_));
+  cluster_->SetGates(gates_);
+  return {};
+}
+
+bool Core::HasUnreadableManifest() const {
+  return std::ranges::any_of(gates_,
+                             [](const auto& gate) { return gate != nullptr && gate->HasUnreadable(); });
+}
+
 void Core::TakeCharge() {
   admission_->TakeCharge();
+  cluster_->SetGates(gates_);
   Housekeep();
 }
 
@@ -148,6 +164,17 @@ void Core::CheckPolicies(const ClusterView& view) {
     if (!is_stale && stale_.erase(entry.id) > 0)
       Log(LogLevel::kInfo, "calibration_fits", {{"policy", entry.id}});
   }
+}
+
+StatusOr<std::vector<std::shared_ptr<const ManifestGate>>> LoadGates(const RouterOptions& options) {
+  Gates gates(options.tiers.size());
+  for (size_t i = 0; i < std::min(gates.size(), options.manifests.size()); ++i) {
+    if (!options.manifests[i].has_value()) continue;
+    auto gate = ManifestGate::Load(*options.manifests[i]);
+    if (!gate.ok()) return Annotate(gate.status(), Concat("tiers[", i, "].manifest_keys"));
+    gates[i] = *std::move(gate);
+  }
+  return gates;
 }
 
 uint64_t RandomSeed() {

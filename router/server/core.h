@@ -1,8 +1,8 @@
 // Everything that one configuration makes: models, tenants, admission, balancer, cluster, dispatcher. A
 // reload makes a new one beside the old one, which answers the requests it has and is then destroyed. The
 // cluster, with its connections and prefix index, is handed on when the settings that it is made of are the
-// same; what is at work and what waits is counted over all of them (AdmissionBook). What requests reach
-// through a Core is thread-safe.
+// same but for manifests; what is at work and what waits is counted over all of them (AdmissionBook). What
+// requests reach through a Core is thread-safe.
 #pragma once
 
 #include <functional>
@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "base/metrics.h"
 #include "base/status.h"
@@ -52,9 +53,13 @@ class Core {
                                                    decltype(ApiOptions::run_aside) run_aside,
                                                    int64_t started_unix_seconds, uint64_t seed) const;
 
-  // Its limits and its workers count for all requests from now on.
+  // Reads the manifests anew, which count from a moment later on; all else stays, and so does all when there
+  // is an error: as of LoadGates. The owner's thread, like the next two.
+  Status ReloadManifests();
+  bool HasUnreadableManifest() const;
+  // Its limits, its workers and its manifests count for all requests from now on.
   void TakeCharge();
-  // Tells the admission how much the workers take now, and lets go of what waits in vain.
+  // Any thread. Tells the admission how much the workers take now, and lets go of what waits in vain.
   void Housekeep();
 
  private:
@@ -74,6 +79,7 @@ class Core {
   std::unique_ptr<Balancer> balancer_;
   std::unique_ptr<Admission> admission_;
   Recorder recorder_;
+  std::vector<std::shared_ptr<const ManifestGate>> gates_;  // the owner's thread; by tier; null: any model
   std::shared_ptr<Cluster> cluster_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::mutex stale_mutex_;
@@ -81,6 +87,10 @@ class Core {
 };
 
 uint64_t RandomSeed();  // from the system
+
+// What the tiers' manifests say now, by tier; null where none is required. FAILED_PRECONDITION for a key that
+// cannot be used.
+StatusOr<std::vector<std::shared_ptr<const ManifestGate>>> LoadGates(const RouterOptions& options);
 
 // One tier that can answer is enough.
 bool IsReady(const ClusterView& view);

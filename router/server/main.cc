@@ -77,33 +77,44 @@ class Reloader {
     files_.Watch(flags_.config);
     ASSIGN_OR_RETURN(RouterOptions options, LoadOptions(flags_, app_));
     for (const std::string& file : options.files()) files_.Watch(file);
+    for (const std::string& file : options.manifest_files()) manifests_.Watch(file);
     return options;
   }
 
   // Until a signal to stop.
   void Run(Router& router, ShutdownSignal& shutdown) {
     for (;;) {
-      const int signal = shutdown.Wait(kLookSeconds, [this] {
-        is_retry_ = !files_.HaveChanged();
-        return !is_retry_ || IsRetryDue();
-      });
+      const int signal = shutdown.Wait(kLookSeconds, [&] { return IsDue(router); });
       if (signal != 0 && signal != SIGHUP) return;
-      is_retry_ = is_retry_ && signal == 0;
+      if (signal != 0) {
+        is_retry_ = false;
+        manifests_alone_ = false;
+      }
       Reload(router, shutdown);
     }
   }
 
  private:
-  // What was refused may have been half written, or not to be read for a moment.
-  bool IsRetryDue() { return !refusal_.empty() && ++looks_since_refusal_ >= kLooksToRetry; }
+  // Also what was refused may have been half written, or not to be read for a moment, and so may a manifest.
+  bool IsDue(const Router& router) {
+    const bool have_files_changed = files_.HaveChanged(), have_manifests_changed = manifests_.HaveChanged();
+    is_retry_ = !have_files_changed && !have_manifests_changed;
+    manifests_alone_ = !have_files_changed && (refusal_.empty() || manifests_alone_);
+    if (!is_retry_) return true;
+    if (refusal_.empty() && !router.HasUnreadableManifest()) return false;
+    return ++looks_ >= kLooksToRetry;
+  }
+
+  Status LoadInto(Router& router, ShutdownSignal& shutdown) {
+    ASSIGN_OR_RETURN(const RouterOptions options, Load());
+    return router.Reload(options, [&] { return shutdown.IsPending(); });
+  }
 
   void Reload(Router& router, ShutdownSignal& shutdown) {
-    const auto options = Load();
-    const Status status =
-        options.ok() ? router.Reload(*options, [&] { return shutdown.IsPending(); }) : options.status();
-    looks_since_refusal_ = 0;
+    const Status status = manifests_alone_ ? router.ReloadManifests() : LoadInto(router, shutdown);
+    looks_ = 0;
     metrics_.GetGauge("terrace_config_reload_success").Set(status.ok() ? 1 : 0);
-    if (!status.ok() && is_retry_ && Message(status) == refusal_) return;  // that was told
+    if (is_retry_ && Message(status) == refusal_) return;  // that was told
     refusal_ = Message(status);
     metrics_
         .GetCounter("terrace_config_reloads_total", std::vector<std::string>{status.ok() ? "ok" : "refused"})
@@ -118,10 +129,11 @@ class Reloader {
   const Flags& flags_;
   const CLI::App& app_;
   MetricRegistry& metrics_;
-  ConfigFiles files_;
-  std::string refusal_;  // of the last reload; "" when it was none
-  int looks_since_refusal_ = 0;
-  bool is_retry_ = false;  // nothing has changed and nobody has asked
+  ConfigFiles files_, manifests_;
+  std::string refusal_;           // of the last reload; "" when it was none
+  int looks_ = 0;                 // since the last reload, while another is wanted
+  bool is_retry_ = false;         // nothing has changed and nobody has asked
+  bool manifests_alone_ = false;  // of this reload or the last one: nothing else is read
 };
 
 // Requests in flight may finish; a second signal ends at once.

@@ -1,10 +1,12 @@
 #include "router/server/ops_handler.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "base/host_port.h"
 #include "base/version.h"
+#include "router/manifest/manifest.h"
 
 namespace terrace {
 namespace {
@@ -23,7 +25,15 @@ Json ReplicaJson(const ReplicaView& replica) {
           {"free_blocks", replica.load.free_blocks},
           {"cached_blocks", replica.load.cached_blocks},
           {"total_blocks", replica.load.total_blocks},
-          {"last_error", replica.last_error}};
+          {"last_error", replica.last_error},
+          {"refusal", replica.refusal}};
+}
+
+void SetRefused(MetricRegistry& metrics, const std::string& tier, const std::vector<ReplicaView>& replicas) {
+  for (const std::string_view reason : kManifestReasons) {
+    metrics.GetGauge("terrace_pool_refused_workers", Labels{tier, std::string(reason)})
+        .Set(static_cast<double>(std::ranges::count(replicas, reason, &ReplicaView::refusal)));
+  }
 }
 
 }  // namespace
@@ -67,6 +77,7 @@ std::string OpsHandler::Metrics() {
     metrics.GetGauge("terrace_requests_queued", Labels{tier}).Set(0);
     metrics.GetGauge("terrace_pool_saturation_ratio", Labels{tier}).Set(0);
     metrics.GetGauge("terrace_pool_token_seconds", Labels{tier}).Set(0);
+    SetRefused(metrics, tier, {});
   }
   for (size_t i = 0; i < view->tiers.size(); ++i) {
     const TierView& tier = view->tiers[i];
@@ -78,6 +89,7 @@ std::string OpsHandler::Metrics() {
         .Set(core->admission().seconds_per_token(i).value_or(0));
     metrics.GetGauge("terrace_pool_ready_workers", Labels{tier.name})
         .Set(static_cast<double>(tier.ready_replicas()));
+    SetRefused(metrics, tier.name, tier.replicas);
     for (const ReplicaView& replica : tier.replicas) {
       replicas_[{tier.name, replica.address}] = true;
       for (const ReplicaState state : kReplicaStates) {

@@ -22,6 +22,7 @@ constexpr size_t kMaxCalibrationBytes = 1 << 20;
 constexpr uint32_t kMaxShadowWindow = 10'000;
 constexpr double kMinMaxSeconds = 0.001;            // of a budget
 constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
+constexpr size_t kDigestDigits = 32;                // of Hash128::Hex
 constexpr uint64_t kMinTokenCacheBytes = 1 << 20;   // less keeps hardly a prompt
 
 template <typename... Text>
@@ -117,6 +118,29 @@ Status CheckReach(const v1::RouterConfig& config, const RouterOptions& out) {
   return Bad("listen.ops", out.ops, kOpen, "listen.ops_insecure: true, as it asks nobody for a key");
 }
 
+StatusOr<std::optional<ManifestGateOptions>> MakeManifests(const std::string& path,
+                                                           const v1::TierConfig& tier) {
+  if (!tier.require_manifest()) {
+    const bool is_said =
+        !tier.manifests().empty() || !tier.manifest_keys().empty() || !tier.manifest_baseline().empty();
+    if (is_said) return Bad(path + ".require_manifest", "must be true where manifests are named");
+    return std::optional<ManifestGateOptions>();
+  }
+  ManifestGateOptions out{.files = {tier.manifests().begin(), tier.manifests().end()},
+                          .key_files = {tier.manifest_keys().begin(), tier.manifest_keys().end()},
+                          .baseline = tier.manifest_baseline()};
+  for (const auto& [key, files] :
+       {std::pair(".manifests", &out.files), std::pair(".manifest_keys", &out.key_files)}) {
+    if (files->empty()) return Bad(path + key, "at least one is needed with require_manifest");
+    if (std::ranges::find(*files, std::string()) != files->end()) return Bad(path + key, "a name is empty");
+  }
+  const bool is_digest = out.baseline.size() == kDigestDigits &&
+                         out.baseline.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (out.baseline.empty() || is_digest) return std::optional(std::move(out));
+  return Bad(path + ".manifest_baseline", "must be the ", kDigestDigits,
+             " digits of a model's digest, got \"", out.baseline, "\"");
+}
+
 Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {
   if (config.tiers().empty()) return Bad("tiers", "at least one is needed");
   std::set<std::string> names;
@@ -140,6 +164,7 @@ Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {
     if (const auto found = MakeDiscovery(workers); !found.ok())
       return Bad(path + ".workers", Message(found.status()));
     out.workers.push_back(std::move(workers));
+    ASSIGN_OR_RETURN(out.manifests.emplace_back(), MakeManifests(path, tier));
     out.tiers.push_back(
         {.name = tier.name(),
          .price = {tier.usd_per_million_prompt_tokens(), tier.usd_per_million_completion_tokens()},

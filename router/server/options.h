@@ -13,6 +13,7 @@
 #include "router/balance/balancer.h"
 #include "router/cluster/ejection.h"
 #include "router/dispatch/retry_budget.h"
+#include "router/manifest/manifest_gate.h"
 #include "router/tier/model_catalog.h"
 
 namespace terrace {
@@ -42,7 +43,8 @@ struct RouterOptions {
   std::optional<TlsFiles> worker_tls;  // of the connections to workers; absent: plain text
   std::string worker_server_name;      // that their certificates are for; "": the host of each address
   std::vector<CatalogTier> tiers;
-  std::vector<std::vector<std::string>> workers;  // by tier
+  std::vector<std::vector<std::string>> workers;              // by tier
+  std::vector<std::optional<ManifestGateOptions>> manifests;  // by tier, or fewer; absent: any model
   std::vector<CatalogPolicy> policies;
   std::string default_model;
   BalancePolicy balance = BalancePolicy::kPrefix;
@@ -61,10 +63,20 @@ struct RouterOptions {
   std::string keys_file, cluster_secret_file;  // both or neither
   LogOptions log;
 
-  // That are read besides the configuration.
+  // That are read besides the configuration and those of the manifests.
   std::vector<std::string> files() const {
     std::vector<std::string> all = {keys_file, cluster_secret_file};
     for (const CatalogPolicy& policy : policies) all.push_back(policy.calibration_file);
+    return all;
+  }
+  // The manifests and their keys.
+  std::vector<std::string> manifest_files() const {
+    std::vector<std::string> all;
+    for (const auto& tier : manifests) {
+      if (!tier.has_value()) continue;
+      all.insert(all.end(), tier->files.begin(), tier->files.end());
+      all.insert(all.end(), tier->key_files.begin(), tier->key_files.end());
+    }
     return all;
   }
 };

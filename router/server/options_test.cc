@@ -183,6 +183,22 @@ TEST(RouterOptions, TheTokenCacheIsSetAsWrittenAndMayBeOff) {
   EXPECT_EQ(Parse(kDemo, "cluster.token_cache_bytes=0")->token_cache_bytes, 0u);
 }
 
+TEST(RouterOptions, ATierMayRequireManifestsWhichAreWatched) {
+  const auto none = Parse(kDemo);
+  for (const auto& tier : none->manifests) EXPECT_FALSE(tier.has_value());
+  const auto set = Parse(kDemo,
+                         "tiers=[{name: nano, workers: ['a:1']}, {name: base, workers: ['b:1'], "
+                         "require_manifest: true, manifests: [a.json, b.json], manifest_keys: [k.pem], "
+                         "manifest_baseline: 0123456789abcdef0123456789abcdef}]");
+  ASSERT_TRUE(set.ok()) << set.status();
+  ASSERT_EQ(set->manifests.size(), 2u);
+  EXPECT_FALSE(set->manifests[0].has_value());
+  EXPECT_EQ(set->manifests[1], (ManifestGateOptions{.files = {"a.json", "b.json"},
+                                                    .key_files = {"k.pem"},
+                                                    .baseline = "0123456789abcdef0123456789abcdef"}));
+  EXPECT_THAT(set->manifest_files(), ElementsAre("a.json", "b.json", "k.pem"));
+}
+
 TEST(RouterOptions, ACascadesStepsMayVerifyAndMayBeJudgedEarly) {
   const auto options =
       Parse(kDemo,
@@ -325,6 +341,16 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"tiers[0].workers=[]", "tiers[0].workers:"},
       {"tiers[0].workers=[\"nohost\"]", "tiers[0].workers:"},
       {"tiers[0].usd_per_million_prompt_tokens=-1", "tiers[0].usd_per_million_prompt_tokens:"},
+      {"tiers[0].manifests=[a.json]", "tiers[0].require_manifest:"},
+      {"tiers[0].manifest_baseline=x", "tiers[0].require_manifest:"},
+      {"tiers[0].require_manifest=true", "tiers[0].manifests:"},
+      {"tiers=[{name: a, workers: ['b:1'], require_manifest: true, manifests: [c]}]",
+       "tiers[0].manifest_keys:"},
+      {"tiers=[{name: a, workers: ['b:1'], require_manifest: true, manifests: [''], manifest_keys: [d]}]",
+       "tiers[0].manifests:"},
+      {"tiers=[{name: a, workers: ['b:1'], require_manifest: true, manifests: [c], manifest_keys: [d], "
+       "manifest_baseline: ABC}]",
+       "tiers[0].manifest_baseline:"},
       {"policies[0].cascade.steps=[]", "policies[0].cascade.steps:"},
       {"policies[0].cascade.steps[0].tier=absent", "policies[0].cascade.steps[0].tier:"},
       {"policies[0].cascade.steps[0].min_mean_logprob=0.5", "policies[0].cascade.steps[0].min_mean_logprob:"},

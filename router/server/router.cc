@@ -80,11 +80,19 @@ Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) 
   return CheckSame("log.format", before.log.as_json, after.log.as_json);
 }
 
-// Whether every tier of `before` that is ready there, and is still there, is ready in `after`.
+bool IsRefused(const TierView& tier) {
+  return !tier.replicas.empty() && std::ranges::all_of(tier.replicas, [](const ReplicaView& replica) {
+    return replica.state == ReplicaState::kRefused;
+  });
+}
+
+// Whether every tier of `before` that is ready there, and is still there, is ready in `after`, or is not to
+// be.
 bool IsAsReadyAs(const ClusterView& before, const ClusterView& after) {
   return std::ranges::all_of(before.tiers, [&](const TierView& tier) {
     const auto found = std::ranges::find(after.tiers, tier.name, &TierView::name);
-    return tier.ready_replicas() == 0 || found == after.tiers.end() || found->ready_replicas() > 0;
+    return tier.ready_replicas() == 0 || found == after.tiers.end() || found->ready_replicas() > 0 ||
+           IsRefused(*found);
   });
 }
 
@@ -168,6 +176,9 @@ class RealRouter : public Router {
     Use(std::move(core));
     return {};
   }
+
+  Status ReloadManifests() override { return cores_.Current()->ReloadManifests(); }
+  bool HasUnreadableManifest() const override { return cores_.Current()->HasUnreadableManifest(); }
 
   std::string http_address() const override { return http_ == nullptr ? "" : http_->address(); }
   std::string grpc_address() const override { return grpc_address_; }
@@ -374,6 +385,11 @@ Status CheckFiles(const RouterOptions& options) {
                    ModelCatalog::Make(options.tiers, options.policies, options.default_model));
   for (const auto& files : {options.tls, options.worker_tls}) {
     if (files.has_value()) RETURN_IF_ERROR(LoadTls(*files).status());
+  }
+  ASSIGN_OR_RETURN(const auto gates, LoadGates(options));
+  for (size_t i = 0; i < gates.size(); ++i) {
+    if (gates[i] == nullptr) continue;
+    RETURN_IF_ERROR(Annotate(gates[i]->CheckAny(), Concat("tiers[", i, "].manifests")));
   }
   if (options.keys_file.empty()) return {};
   return Tenants::Load(options.keys_file, options.cluster_secret_file, *catalog).status();

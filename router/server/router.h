@@ -12,7 +12,8 @@
 
 namespace terrace {
 
-// What Start and Reload would say of the files that `options` name.
+// What Start and Reload would say of the files that `options` name; and FAILED_PRECONDITION for a tier whose
+// manifests let no model in, with which a router starts all the same.
 Status CheckFiles(const RouterOptions& options);
 
 class Router {
@@ -27,6 +28,12 @@ class Router {
   // for settings that need a restart: listen and log. With other workers than before it waits until the tiers
   // that are ready now are ready again, for at most ten seconds, or until `is_interrupted`.
   virtual Status Reload(const RouterOptions& options, const std::function<bool()>& is_interrupted) = 0;
+
+  // Reads the manifests and their keys anew, and nothing else. FAILED_PRECONDITION for a key that cannot be
+  // used: then everything is as it was.
+  virtual Status ReloadManifests() = 0;
+  // When they were read last.
+  virtual bool HasUnreadableManifest() const = 0;
 
   // The real addresses; "" for a listener that is off.
   virtual std::string http_address() const = 0;

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <functional>
 
@@ -20,6 +21,7 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/terrace/v1/inference.grpc.pb.h"
+#include "router/manifest/testing_manifest.h"
 
 namespace terrace {
 namespace {
@@ -308,6 +310,32 @@ TEST_F(ReloadTest, AStartWithAFileThatCannotBeUsedIsAnError) {
   EXPECT_EQ(router.status().code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(Message(router.status()), HasSubstr(".absent"));
   EXPECT_EQ(CheckFiles(options_), router.status());
+}
+
+TEST_F(ReloadTest, ATiersManifestsAreAskedForWhatTheyLetIn) {
+  const std::string file = ::testing::TempDir() + "/router_manifest.json";
+  std::filesystem::remove(file);
+  const TestSigner signer(::testing::TempDir(), "router_signer");
+  options_.manifests = {std::nullopt, ManifestGateOptions{.files = {file}, .key_files = {signer.file}}};
+  EXPECT_EQ(Reason(CheckFiles(options_)), "manifest_unreadable");
+  EXPECT_THAT(Message(CheckFiles(options_)), StartsWith("tiers[1].manifests: "));
+  Start();  // such a tier is refused, not the configuration
+  EXPECT_THAT(*Ops("/metrics"),
+              HasSubstr("terrace_pool_refused_workers{reason=\"manifest_unreadable\",tier=\"small\"} 0"));
+  Manifest manifest = TestManifest("m", "t");
+  WriteTestFile(file, ManifestText(manifest, signer.key));
+  EXPECT_EQ(CheckFiles(options_), Status());
+  EXPECT_TRUE(router_->HasUnreadableManifest());
+  EXPECT_EQ(router_->ReloadManifests(), Status());
+  EXPECT_FALSE(router_->HasUnreadableManifest());
+  EXPECT_TRUE(Reload(options_).ok());
+  manifest.failures = {"it is worse"};
+  WriteTestFile(file, ManifestText(manifest, signer.key));
+  EXPECT_EQ(Reason(CheckFiles(options_)), "manifest_failed");
+  EXPECT_TRUE(Reload(options_).ok());
+  options_.manifests[1]->key_files = {file};
+  EXPECT_EQ(Reload(options_).code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(Reload(options_)), StartsWith("tiers[1].manifest_keys: " + file));
 }
 
 TEST_F(ReloadTest, AnErrorLeavesEverythingAsItWas) {

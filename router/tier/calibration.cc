@@ -5,7 +5,7 @@
 
 #include "base/hash.h"
 #include "base/json.h"
-#include "router/tier/calibration_fields.h"
+#include "base/strict_fields.h"
 
 namespace terrace {
 namespace {

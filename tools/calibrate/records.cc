@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "base/json.h"
-#include "router/tier/calibration_fields.h"
+#include "base/strict_fields.h"
 
 namespace terrace {
 namespace {

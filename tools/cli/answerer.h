@@ -26,6 +26,13 @@ using AnswerPiece = StatusOr<v1::GenerateResponse>;
 // Called in order, on a thread of the Answerer; must not block.
 using OnAnswerPiece = std::function<void(AnswerPiece piece)>;
 
+// A model that runs in this process, and how: digests as a worker tells of them (v1.WorkerDescription).
+struct ModelFacts {
+  std::string name = {}, model_digest = {}, text_digest = {};
+  std::string device = {}, compute = {}, kv_dtype = {}, weight_dtype = {};
+  uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
+};
+
 // One request in progress. May be dropped at any time, which does not cancel; pieces may still come after
 // that.
 class AnswerCall {
@@ -43,6 +50,8 @@ class Answerer {
   // What a model in this process has drafted since its start, perhaps without its last step. Absent where it
   // has no drafter, or is elsewhere.
   virtual std::optional<SpeculationStats> Speculation() const { return std::nullopt; }
+  // Of a model in this process.
+  virtual std::optional<ModelFacts> Facts() const { return std::nullopt; }
 };
 
 struct Answer {

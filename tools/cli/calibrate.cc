@@ -3,10 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <ctime>
-#include <filesystem>
-#include <fstream>
 #include <iterator>
-#include <system_error>
 #include <utility>
 
 #include "base/hash.h"
@@ -14,6 +11,7 @@
 #include "base/version.h"
 #include "tools/cli/calibrate_table.h"
 #include "tools/cli/find_files.h"
+#include "tools/cli/new_file.h"
 
 namespace terrace {
 namespace {
@@ -33,18 +31,6 @@ StatusOr<std::vector<TaskRow>> LoadRows(const CalibrateOptions& options, const s
     std::move(more.begin(), more.end(), std::back_inserter(rows));
   }
   return rows;
-}
-
-// Beside the file first, so that whoever reads it meanwhile sees the old one whole.
-Status WriteFile(const std::string& path, const std::string& text) {
-  const std::string beside = path + ".new";
-  std::ofstream stream(beside, std::ios::binary | std::ios::trunc);
-  stream << text;
-  stream.close();
-  if (!stream) return Unavailable(beside, ": cannot be written");
-  std::error_code error;
-  std::filesystem::rename(beside, path, error);
-  return error ? Unavailable(path, ": ", error.message()) : Status();
 }
 
 StatusOr<Records> ParseRecordsFile(const std::string& text, const std::string& path) {
@@ -142,7 +128,7 @@ Status RunCalibrator(const std::string& records_text, CalibrationKind kind, cons
   context.out << FormatScorers(result) << "\n" << FormatCandidates(result);
   if (!flags.report.empty()) RETURN_IF_ERROR(Report(result.calibration, flags.report, context));
   if (flags.out.empty()) return {};
-  RETURN_IF_ERROR(WriteFile(flags.out, CalibrationText(result.calibration)));
+  RETURN_IF_ERROR(ReplaceFile(flags.out, CalibrationText(result.calibration)));
   context.out << "\nwrote " << flags.out << "\n";
   return {};
 }
@@ -155,7 +141,7 @@ Status RunCalibrate(const CalibrateOptions& options, const CommandContext& conte
   ASSIGN_OR_RETURN(const std::vector<TaskRow> rows, LoadRows(options, context.argv0));
   ASSIGN_OR_RETURN(const Records records, AskTiers(rows, options.ask, context));
   const std::string text = RecordsText(records);
-  if (!options.save_records.empty()) RETURN_IF_ERROR(WriteFile(options.save_records, text));
+  if (!options.save_records.empty()) RETURN_IF_ERROR(ReplaceFile(options.save_records, text));
   if (options.records_only) {
     context.out << records.rows.size() << " records in " << options.save_records << "\n";
     return {};

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -113,9 +112,7 @@ Status AskTier(const OpenedTier& tier, const std::vector<TaskRow>& rows, const A
 
 StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptions& options,
                            const CommandContext& context) {
-  std::vector<TaskRow> scored;
-  std::copy_if(rows.begin(), rows.end(), std::back_inserter(scored),
-               [](const TaskRow& row) { return row.checker != Checker::kNone; });
+  const std::vector<TaskRow> scored = ScoredRows(rows);
   Records records;
   for (const TaskRow& row : scored)
     records.rows.push_back({.id = row.id, .task = row.task, .prompt = TraitsOf(row.chat)});

@@ -70,11 +70,15 @@ bool IsRight(Checker checker, std::string_view answer, std::string_view expected
       return want.has_value() && FinalNumber(answer) == want;
     }
     case Checker::kRefusal:
-      return expected == kRefusalText ? answer.starts_with(kRefusalStart) : answer == expected;
+      return ExpectsRefusal(expected) ? IsRefusal(answer) : answer == expected;
     case Checker::kNone:
       break;
   }
   CHECK(false, "kNone is not scored");
 }
+
+bool IsJson(std::string_view answer) { return !ParseAnswer(Strip(answer)).is_discarded(); }
+bool IsRefusal(std::string_view answer) { return Strip(answer).starts_with(kRefusalStart); }
+bool ExpectsRefusal(std::string_view expected) { return Strip(expected) == kRefusalText; }
 
 }  // namespace terrace

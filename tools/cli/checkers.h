@@ -24,4 +24,10 @@ StatusOr<Checker> ParseChecker(std::string_view name);
 // White space at both ends of `answer` does not count. `checker` is not kNone.
 bool IsRight(Checker checker, std::string_view answer, std::string_view expected);
 
+// What an answer is, right or wrong.
+bool IsJson(std::string_view answer);
+bool IsRefusal(std::string_view answer);
+// Whether a right answer to a row with the checker kRefusal refuses.
+bool ExpectsRefusal(std::string_view expected);
+
 }  // namespace terrace

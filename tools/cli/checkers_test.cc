@@ -42,6 +42,17 @@ TEST(Checkers, JudgeAsTheTableSays) {
   for (const auto& c : cases) EXPECT_EQ(IsRight(c.checker, c.answer, c.expected), c.is_right) << c.answer;
 }
 
+TEST(Checkers, TellWhatAnAnswerIsWhetherItIsRightOrNot) {
+  EXPECT_TRUE(IsJson(" {\"a\": 3}\n"));
+  EXPECT_FALSE(IsJson("{\"a\": 3"));
+  EXPECT_FALSE(IsJson("It is {}"));
+  EXPECT_FALSE(IsJson(""));
+  EXPECT_TRUE(IsRefusal("\nSorry, I can't help with this."));
+  EXPECT_FALSE(IsRefusal("You can pay by card."));
+  EXPECT_TRUE(ExpectsRefusal(kRefusal));
+  EXPECT_FALSE(ExpectsRefusal("Sorry, I can't help with this."));
+}
+
 TEST(Checkers, HaveTheNamesOfTheTaskFiles) {
   for (const char* name : {"exact", "label", "json_equal", "final_number", "refusal", "none"}) {
     EXPECT_TRUE(ParseChecker(name).ok()) << name;

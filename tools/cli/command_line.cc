@@ -7,6 +7,7 @@
 #include "base/version.h"
 #include "tools/cli/bench_command_line.h"
 #include "tools/cli/calibrate_command_line.h"
+#include "tools/cli/certify_command_line.h"
 #include "tools/cli/option_values.h"
 #include "tools/cli/quantize_command_line.h"
 
@@ -207,9 +208,16 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
   CLI::App* const evaluate =
       app.add_subcommand("evaluate", "Accuracy, tokens, price and cost on task files.");
   AddTarget(*evaluate, options.target);
+  auto* const compare = evaluate
+                            ->add_option("--compare", options.compare,
+                                         "a second model of the same kind, shown beside the first")
+                            ->type_name("MODEL");
   evaluate
-      ->add_option("--compare", options.compare, "a second model of the same kind, shown beside the first")
-      ->type_name("MODEL");
+      ->add_option("--baseline", options.baseline,
+                   "a second model of the same kind: is the first one worse, row by row")
+      ->type_name("MODEL")
+      ->excludes(compare);
+  AddComparisonOptions(*evaluate, options);
   evaluate->add_option("--tasks", options.tasks, "task files (default: the six test files of models/eval)")
       ->type_name("FILE");
   evaluate->add_option("--limit", options.limit, "rows of each file; 0: all")
@@ -226,7 +234,8 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
   evaluate->add_flag("--json", options.json, "one JSON object");
   evaluate->footer(
       "Examples: terrace evaluate --router 127.0.0.1:8081 --model auto --compare base\n"
-      "          terrace evaluate --model models/terrace-demo-nano");
+      "          terrace evaluate --model models/terrace-demo-nano\n"
+      "          terrace evaluate --model small-q8.gguf --baseline models/terrace-demo-small");
 }
 
 void AddShapeChanges(CLI::App& command, ShapeChanges& changes) {
@@ -301,6 +310,11 @@ void AddSynthesize(CLI::App& app, SynthesizeOptions& options) {
 }
 
 // What CLI11 cannot say.
+Status Validate(const EvaluateOptions& options) {
+  if (options.baseline_records.empty() || options.compare.empty()) return {};
+  return InvalidArgument("--baseline-records excludes --compare");
+}
+
 Status Validate(const RequestOptions& request) {
   for (const std::string& stop : request.stop) {
     if (stop.empty()) return InvalidArgument("--stop: the text is empty");
@@ -332,6 +346,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   KeyOptions key;
   ValidateOptions validate;
   QuantizeOptions quantize;
+  CertifyOptions certify;
+  VerifyManifestOptions verify_manifest;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -349,6 +365,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddBench(app, bench);
   AddKey(app, key);
   AddValidate(app, validate);
+  AddCertify(app, certify);
+  AddVerifyManifest(app, verify_manifest);
   const CLI::App* const version = app.add_subcommand("version", "Print the version.");
   CheckOptionValues(app);
 
@@ -374,8 +392,9 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   const std::string name = command();
   if (name.empty()) return {"", ShowText{app.help()}};
   if (version->parsed()) return {name, ShowText{Concat("terrace ", kVersion, "\n")}};
-  if (const Status valid = name == "chat" ? Validate(chat.request) : Validate(generate); !valid.ok())
-    return {name, valid};
+  for (const Status& valid : {Validate(chat.request), Validate(generate), Validate(evaluate)}) {
+    if (!valid.ok()) return {name, valid};  // of the one that was parsed: the others are as they were made
+  }
   if (name == "up") return {name, up};
   if (name == "key") return {name, key};
   if (name == "validate") return {name, validate};
@@ -389,6 +408,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "quantize") return {name, quantize};
   if (name == "synthesize") return {name, synthesize};
   if (name == "bench") return {name, bench};
+  if (name == "certify") return {name, certify};
+  if (name == "verify-manifest") return {name, verify_manifest};
   return {name, evaluate};
 }
 

@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "tools/cli/bench.h"
 #include "tools/cli/calibrate.h"
+#include "tools/cli/certify.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/demo.h"
 #include "tools/cli/evaluate.h"
@@ -20,6 +21,7 @@
 #include "tools/cli/train_router.h"
 #include "tools/cli/up.h"
 #include "tools/cli/validate.h"
+#include "tools/cli/verify_manifest.h"
 
 namespace terrace {
 
@@ -31,7 +33,8 @@ struct CommandLine {
   std::string command;  // "generate"; "" when the error came before it was known
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
                         InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions,
-                        SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions>>
+                        SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions,
+                        CertifyOptions, VerifyManifestOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

@@ -229,7 +229,7 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
   for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize",
-                              "quantize", "bench"}) {
+                              "quantize", "bench", "certify", "verify-manifest"}) {
     EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
         << command;
     EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));

@@ -1,4 +1,5 @@
-// `terrace evaluate`: the task files against a tier, a policy or a bare model.
+// `terrace evaluate`: the task files against a tier, a policy or a bare model, alone or row by row against
+// another one.
 #pragma once
 
 #include <cstdint>
@@ -8,17 +9,28 @@
 #include "base/status.h"
 #include "tools/cli/command_context.h"
 #include "tools/cli/model_target.h"
+#include "tools/quality/paired.h"
 
 namespace terrace {
 
 struct EvaluateOptions {
   ModelTarget target;
-  std::string compare;             // a second model of the same kind, shown beside it
+  std::string compare;   // a second model of the same kind, shown beside it
+  std::string baseline;  // a second model of the same kind, compared row by row
+  // Files of AnswerJournal, "": none. What they have is not asked again, what is missing is added; without a
+  // `baseline` the second one has to be whole.
+  std::string records, baseline_records;
+  ComparisonOptions comparison;
+  bool divergence = true;          // compare distributions too, where both models run in this process
+  uint32_t probe = 0;              // prompts of each length and depth (MakeLookupProbe); 0: no probe
+  uint32_t probe_tokens = 4096;    // of its longest prompt, at most
   std::vector<std::string> tasks;  // files; empty: the six test files of models/eval
   uint32_t limit = 0;              // rows of each file; 0: all
   uint32_t concurrency = 16;
   uint32_t max_tokens = 128;
   bool json = false;
+
+  bool has_baseline() const { return !baseline.empty() || !baseline_records.empty(); }
 };
 
 Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "base/clock.h"
 #include "tools/cli/ask_rows.h"
@@ -11,10 +12,9 @@
 namespace terrace {
 namespace {
 
-Score ScoreOf(const TaskRow& row, const Answer& answer, const std::map<std::string, uint64_t>& parameters) {
-  Score score;
-  score.rows = 1;
-  score.right = IsRight(row.checker, answer.text, row.expected) ? 1 : 0;
+RowOutcome OutcomeOf(const Answer& answer, const std::map<std::string, uint64_t>& parameters) {
+  RowOutcome outcome{.text = answer.text, .tier = answer.finished.tier()};
+  Score& score = outcome.score;
   score.price_usd = answer.finished.price_usd();
   score.total_seconds = answer.finished.total_seconds();
   for (const v1::TierAttempt& attempt : answer.finished.attempts()) {
@@ -27,18 +27,13 @@ Score ScoreOf(const TaskRow& row, const Answer& answer, const std::map<std::stri
     if (known != parameters.end())
       score.cost += static_cast<double>(known->second) * static_cast<double>(tokens);
   }
-  return score;
+  return outcome;
 }
 
-// Adds one answer to every sum it belongs to.
-void Count(const TaskRow& row, const Answer& answer, const std::map<std::string, uint64_t>& parameters,
-           EvaluationResult& result, std::map<std::string, uint64_t>& answered_by) {
-  const Score score = ScoreOf(row, answer, parameters);
-  const auto task = std::find_if(result.tasks.begin(), result.tasks.end(),
-                                 [&](const auto& entry) { return entry.first == row.task; });
-  task->second.Add(score);
-  result.difficulties[row.difficulty].Add(score);
-  ++answered_by[answer.finished.tier()];
+Score& ScoreOfTask(EvaluationResult& result, const std::string& task) {
+  const auto found = std::find_if(result.tasks.begin(), result.tasks.end(),
+                                  [&](const auto& entry) { return entry.first == task; });
+  return found != result.tasks.end() ? found->second : result.tasks.emplace_back(task, Score()).second;
 }
 
 // The table: one row for each task and one for all. Columns about prices are left out where nothing has one.
@@ -95,6 +90,18 @@ Json ScoreToJson(const Score& score) {
           {"mean_seconds", score.rows == 0 ? 0 : score.total_seconds / static_cast<double>(score.rows)}};
 }
 
+Json ToJson(const ModelFacts& facts) {
+  return {{"model_digest", facts.model_digest},
+          {"text_digest", facts.text_digest},
+          {"device", facts.device},
+          {"compute", facts.compute},
+          {"kv_dtype", facts.kv_dtype},
+          {"weight_dtype", facts.weight_dtype},
+          {"parameters", facts.parameters},
+          {"weight_bytes", facts.weight_bytes},
+          {"kv_bytes", facts.kv_bytes}};
+}
+
 std::string DraftsLine(const EvaluationResult& result, const std::string& whose) {
   const std::string text = DescribeSpeculation(result.Speculation());
   return text.empty() ? "" : Concat(whose, text, "\n");
@@ -127,43 +134,72 @@ SpeculationFigures EvaluationResult::Speculation() const {
           .engine = engine_speculation};
 }
 
+double EvaluationResult::LatencyQuantile(double share) const {
+  if (outcomes.empty()) return 0;
+  std::vector<double> seconds;
+  for (const RowOutcome& outcome : outcomes) seconds.push_back(outcome.score.total_seconds);
+  std::ranges::sort(seconds);
+  const auto rank = static_cast<size_t>(std::ceil(share * static_cast<double>(seconds.size())));
+  return seconds[std::max<size_t>(rank, 1) - 1];
+}
+
+EvaluationResult Summarize(const std::vector<TaskRow>& scored_rows, std::vector<RowOutcome> outcomes) {
+  CHECK(outcomes.size() == scored_rows.size(), outcomes.size(), " outcomes of ", scored_rows.size(), " rows");
+  EvaluationResult result;
+  std::map<std::string, uint64_t> answered_by;  // rows, by tier
+  for (size_t i = 0; i < outcomes.size(); ++i) {
+    const TaskRow& row = scored_rows[i];
+    Score& score = outcomes[i].score;
+    score.rows = 1;
+    score.right = IsRight(row.checker, outcomes[i].text, row.expected) ? 1 : 0;
+    ScoreOfTask(result, row.task).Add(score);
+    if (row.difficulty != 0) result.difficulties[row.difficulty].Add(score);
+    ++answered_by[outcomes[i].tier];
+  }
+  result.answered_by.assign(answered_by.begin(), answered_by.end());
+  result.outcomes = std::move(outcomes);
+  return result;
+}
+
 StatusOr<EvaluationResult> RunEvaluation(Answerer& answerer, const std::vector<TaskRow>& rows,
                                          const EvaluationOptions& options, ShutdownSignal& shutdown) {
   ASSIGN_OR_RETURN(const v1::ListModelsResponse models, answerer.ListModels());
   std::map<std::string, uint64_t> parameters;
   for (const v1::Model& model : models.models()) parameters[model.id()] = model.parameters();
 
-  EvaluationResult result;
-  result.model = options.model;
-  std::vector<TaskRow> scored;
-  for (const TaskRow& row : rows) {
-    if (row.checker == Checker::kNone) {
-      ++result.unscored_rows;
-      continue;
+  const std::vector<TaskRow> scored = ScoredRows(rows);
+  std::vector<RowOutcome> outcomes(scored.size());
+  std::vector<TaskRow> asked;
+  std::vector<size_t> places;  // of those, among the scored rows
+  for (size_t i = 0; i < scored.size(); ++i) {
+    const auto known = options.known.find(i);
+    if (known != options.known.end()) {
+      outcomes[i] = known->second;
+    } else {
+      asked.push_back(scored[i]);
+      places.push_back(i);
     }
-    scored.push_back(row);
-    const bool is_new = std::none_of(result.tasks.begin(), result.tasks.end(),
-                                     [&](const auto& entry) { return entry.first == row.task; });
-    if (is_new) result.tasks.emplace_back(row.task, Score());
   }
-
-  std::map<std::string, uint64_t> answered_by;  // rows, by tier
-  size_t done = 0;
+  size_t done = scored.size() - asked.size();
   const std::optional<SpeculationStats> drafted_before = answerer.Speculation();
   const MonoTime start = RealClock().Now();
   const auto on_answer = [&](size_t row, const Answer& answer) -> Status {
-    Count(scored[row], answer, parameters, result, answered_by);
+    RowOutcome& outcome = outcomes[places[row]];
+    outcome = OutcomeOf(answer, parameters);
     options.on_progress(++done, scored.size());
-    return {};
+    return options.on_outcome(places[row], outcome);
   };
   RETURN_IF_ERROR(
-      AskRows(answerer, scored,
+      AskRows(answerer, asked,
               {.model = options.model, .concurrency = options.concurrency, .max_tokens = options.max_tokens},
               shutdown, on_answer));
+  EvaluationResult result = Summarize(scored, std::move(outcomes));
+  result.model = options.model;
+  result.unscored_rows = rows.size() - scored.size();
   result.wall_seconds = Seconds(RealClock().Now() - start);
   if (drafted_before.has_value())
     result.engine_speculation = answerer.Speculation().value_or(*drafted_before).Since(*drafted_before);
-  result.answered_by.assign(answered_by.begin(), answered_by.end());
+  result.facts = answerer.Facts();
   std::stable_sort(result.answered_by.begin(), result.answered_by.end(),
                    [&](const auto& a, const auto& b) { return parameters[a.first] < parameters[b.first]; });
   return result;
@@ -191,27 +227,37 @@ std::string FormatEvaluation(const EvaluationResult& result, const EvaluationRes
   if (compared != nullptr && compared_all.cost > 0) {
     out += Concat(", ", FormatFixed(all.cost / compared_all.cost, 3), " of ", compared->model, "'s");
   }
-  out += Concat("\n", all.rows, " rows in ", FormatSeconds(result.wall_seconds));
+  out += Concat("\n", all.rows, " rows in ", FormatSeconds(result.wall_seconds), ", latency p50 ",
+                FormatSeconds(result.LatencyQuantile(0.5)), ", p95 ",
+                FormatSeconds(result.LatencyQuantile(0.95)));
   if (result.unscored_rows > 0)
     out += Concat(", ", result.unscored_rows, " rows have no checker and were not asked");
+  if (result.facts.has_value()) {
+    out += Concat("\nmemory: weights ", FormatBytes(result.facts->weight_bytes), ", KV pool ",
+                  FormatBytes(result.facts->kv_bytes));
+  }
   out += "\n" + DraftsLine(result, "");
   return compared == nullptr ? out : out + DraftsLine(*compared, compared->model + ", ");
 }
 
 Json EvaluationToJson(const EvaluationResult& result) {
-  Json json = {{"model", result.model},
-               {"all", ScoreToJson(result.All())},
-               {"answered_by", Json::object()},
-               {"unscored_rows", result.unscored_rows},
-               {"wall_seconds", result.wall_seconds},
-               {"speculation", SpeculationToJson(result.Speculation())},
-               {"tasks", Json::object()},
-               {"difficulties", Json::object()}};
+  Json json = {
+      {"model", result.model},
+      {"all", ScoreToJson(result.All())},
+      {"answered_by", Json::object()},
+      {"unscored_rows", result.unscored_rows},
+      {"wall_seconds", result.wall_seconds},
+      {"latency",
+       {{"p50_seconds", result.LatencyQuantile(0.5)}, {"p95_seconds", result.LatencyQuantile(0.95)}}},
+      {"speculation", SpeculationToJson(result.Speculation())},
+      {"tasks", Json::object()},
+      {"difficulties", Json::object()}};
   for (const auto& [tier, count] : result.answered_by) json["answered_by"][tier] = count;
   for (const auto& [task, score] : result.tasks) json["tasks"][task] = ScoreToJson(score);
   for (const auto& [difficulty, score] : result.difficulties) {
     json["difficulties"][std::to_string(difficulty)] = ScoreToJson(score);
   }
+  if (result.facts.has_value()) json["in_process"] = ToJson(*result.facts);
   return json;
 }
 

@@ -33,24 +33,44 @@ struct Score {
   void Add(const Score& other);
 };
 
+// The answer to one row.
+struct RowOutcome {
+  std::string text = {};
+  std::string tier = {};  // that answered
+  Score score = {};       // of this row
+};
+
 struct EvaluationResult {
   std::string model;
+  std::vector<RowOutcome> outcomes;                  // of the rows with a checker, in their order
   std::vector<std::pair<std::string, Score>> tasks;  // in the order of the files
   std::map<int64_t, Score> difficulties;
   std::vector<std::pair<std::string, uint64_t>> answered_by;  // tier and rows, smallest model first
   uint64_t unscored_rows = 0;                                 // checker "none": not asked
   double wall_seconds = 0;
   std::optional<SpeculationStats> engine_speculation;  // of a model in this process with a drafter
+  std::optional<ModelFacts> facts;                     // of a model in this process
 
   Score All() const;
   SpeculationFigures Speculation() const;
+  double LatencyQuantile(
+      double share) const;  // seconds that `share` of the rows did not exceed; 0 of no rows
 };
+
+// What the answers to the rows with a checker come to. They are judged anew; `outcomes` is as long as `rows`
+// (CHECK).
+EvaluationResult Summarize(const std::vector<TaskRow>& scored_rows, std::vector<RowOutcome> outcomes);
 
 struct EvaluationOptions {
   std::string model;  // as the request names it
   uint32_t concurrency = 16;
   uint32_t max_tokens = 128;
   std::function<void(size_t done, size_t total)> on_progress = [](size_t, size_t) {};
+  // By place among the rows with a checker: they are not asked again.
+  std::map<size_t, RowOutcome> known = {};
+  // Of each that is asked, in any order; its error ends the evaluation.
+  std::function<Status(size_t place, const RowOutcome& outcome)> on_outcome =
+      [](size_t, const RowOutcome&) -> Status { return {}; };
 };
 
 // Greedy answers to `rows`. The first request that fails ends it with that error, which names the row;

@@ -142,6 +142,66 @@ TEST(Evaluation, SaysWhatWasDraftedByAllTiersAndMeanwhileInThisProcess) {
               testing::AllOf(HasSubstr("\ndrafts (ngram): "), HasSubstr("\nm, drafts: 40 tokens")));
 }
 
+TEST(Evaluation, WhatIsKnownIsNotAskedAndCountsAlike) {
+  std::vector<TaskRow> rows = TestRows();
+  rows.resize(10);
+  const auto first_word = [](const v1::ChatMessages& chat) {
+    const std::string& text = chat.messages(0).content();
+    return text.substr(0, text.find(' '));
+  };
+  FakeAnswerer answerer(first_word);
+  ShutdownSignal shutdown;
+  std::map<size_t, RowOutcome> told;
+  EvaluationOptions options = {.model = "m"};
+  options.on_outcome = [&told](size_t place, const RowOutcome& outcome) -> Status {
+    told[place] = outcome;
+    return {};
+  };
+  const auto whole = RunEvaluation(answerer, rows, options, shutdown);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_EQ(told.size(), 10u);
+  ASSERT_EQ(whole->outcomes.size(), 10u);
+  EXPECT_EQ(whole->outcomes[3].text, first_word(rows[3].chat));
+  options.known = told;
+  options.known.erase(4);
+  options.known[5].text = rows[5].expected;  // answers are judged anew
+  told.clear();
+  const auto again = RunEvaluation(answerer, rows, options, shutdown);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(answerer.asked(), 11u);
+  EXPECT_EQ(told.size(), 1u);
+  EXPECT_EQ(again->All().right, whole->All().right + 1);
+  EXPECT_EQ(again->All().cost, whole->All().cost);
+  options.known.clear();
+  options.on_outcome = [](size_t, const RowOutcome&) -> Status { return Unavailable("full"); };
+  EXPECT_THAT(Message(RunEvaluation(answerer, rows, options, shutdown).status()), HasSubstr("full"));
+}
+
+TEST(Evaluation, LatenciesAreThoseThatAShareOfTheRowsDidNotExceed) {
+  EvaluationResult result;
+  for (const double seconds : {0.4, 0.1, 0.3, 0.2}) {
+    result.outcomes.emplace_back().score.total_seconds = seconds;
+  }
+  EXPECT_EQ(result.LatencyQuantile(0.5), 0.2);
+  EXPECT_EQ(result.LatencyQuantile(0.95), 0.4);
+  EXPECT_EQ(EvaluationResult().LatencyQuantile(0.5), 0);
+}
+
+TEST(TaskSetDigest, FollowsWhatDecidesWhichAnswersAreRight) {
+  std::vector<TaskRow> rows = TestRows();
+  rows.resize(3);
+  const Hash128 digest = TaskSetDigest(rows);
+  EXPECT_EQ(TaskSetDigest(rows), digest);
+  rows[1].expected += "x";
+  EXPECT_NE(TaskSetDigest(rows), digest);
+  rows = TestRows();
+  rows.resize(3);
+  rows[2].chat.mutable_messages(0)->set_role("assistant");
+  EXPECT_NE(TaskSetDigest(rows), digest);
+  rows.pop_back();
+  EXPECT_NE(TaskSetDigest(rows), digest);
+}
+
 TEST(Evaluation, RowsWithoutACheckerAreNotAsked) {
   const StatusOr<std::vector<TaskRow>> rows = LoadTaskFile("models/eval/calibration.jsonl");
   ASSERT_TRUE(rows.ok()) << rows.status();

@@ -1,28 +1,15 @@
 #include "tools/cli/key.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <fstream>
 
 #include "base/crypto.h"
+#include "tools/cli/new_file.h"
 
 namespace terrace {
 namespace {
 
 constexpr char kPrefix[] = "terrace-";  // so that secret scanners know one when they see it
 constexpr size_t kSecretBytes = 32;
-
-Status WriteKey(const std::string& file, const std::string& key) {
-  const std::string line = key + "\n";
-  const int fd = open(file.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (fd < 0) return Unavailable(file, ": ", std::strerror(errno));
-  const bool is_written = write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size());
-  if (close(fd) == 0 && is_written) return {};
-  return Unavailable(file, ": cannot be written");
-}
 
 }  // namespace
 
@@ -32,7 +19,7 @@ Status RunKey(const KeyOptions& options, const CommandContext& context) {
     ASSIGN_OR_RETURN(key, ReadApiKey(options.file));
   }
   if (!options.out.empty()) {
-    RETURN_IF_ERROR(WriteKey(options.out, key));
+    RETURN_IF_ERROR(WriteNewFile(options.out, key + "\n", /*is_secret=*/true));
   } else if (options.file.empty()) {
     context.out << "key         " << key << "\n";
   }

@@ -110,6 +110,19 @@ Status LocalModel::Submit(const v1::GenerateRequest& request, LocalAnswers& answ
   return {};
 }
 
+std::optional<ModelFacts> LocalModel::Facts() const {
+  return ModelFacts{.name = opened_.files->config.name,
+                    .model_digest = opened_.files->digest.Hex(),
+                    .text_digest = Digest(*opened_.files->text).Hex(),
+                    .device = opened_.device,
+                    .compute = opened_.compute,
+                    .kv_dtype = opened_.kv_dtype,
+                    .weight_dtype = opened_.weight_dtype,
+                    .parameters = opened_.parameters,
+                    .weight_bytes = opened_.weight_bytes,
+                    .kv_bytes = opened_.kv_bytes};
+}
+
 StatusOr<v1::ListModelsResponse> LocalModel::ListModels() {
   v1::ListModelsResponse response;
   v1::Model& model = *response.add_models();

@@ -23,6 +23,7 @@ class LocalModel : public Answerer {
   std::unique_ptr<AnswerCall> Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) override;
   StatusOr<v1::ListModelsResponse> ListModels() override;  // this one
   std::optional<SpeculationStats> Speculation() const override { return DraftedBy(*opened_.engine); }
+  std::optional<ModelFacts> Facts() const override;
 
  private:
   explicit LocalModel(OpenedEngine opened) : opened_(std::move(opened)) {}

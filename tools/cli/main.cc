@@ -8,6 +8,7 @@
 #include "base/exit_code.h"
 #include "tools/cli/command_context.h"
 #include "tools/cli/command_line.h"
+#include "tools/cli/verdict.h"
 
 namespace terrace {
 namespace {
@@ -35,6 +36,10 @@ struct Dispatch {
   Status operator()(const KeyOptions& options) const { return RunKey(options, context); }
   Status operator()(const ValidateOptions& options) const { return RunValidate(options, context); }
   Status operator()(const BenchOptions& options) const { return RunBench(options, context); }
+  Status operator()(const CertifyOptions& options) const { return RunCertify(options, context); }
+  Status operator()(const VerifyManifestOptions& options) const {
+    return RunVerifyManifest(options, context);
+  }
 };
 
 int Main(int argc, char** argv) {
@@ -55,6 +60,7 @@ int Main(int argc, char** argv) {
   if (status.ok()) return kExitOk;
   context.err << "terrace" << (line.command.empty() ? "" : " ") << line.command << ": " << Message(status)
               << "\n";
+  if (Reason(status) == kAnswerIsNoReason) return kExitFailure;
   return status.code() == StatusCode::kCancelled ? kExitInterrupted : ExitCodeFor(status);
 }
 

@@ -1,5 +1,8 @@
 #include "tools/cli/task_file.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "base/json.h"
 #include "base/mapped_file.h"
 
@@ -66,6 +69,24 @@ StatusOr<std::vector<TaskRow>> LoadTaskFile(const std::string& path) {
   }
   if (rows.empty()) return DataLoss(path, ": no rows");
   return rows;
+}
+
+std::vector<TaskRow> ScoredRows(const std::vector<TaskRow>& rows) {
+  std::vector<TaskRow> scored;
+  std::ranges::copy_if(rows, std::back_inserter(scored),
+                       [](const TaskRow& row) { return row.checker != Checker::kNone; });
+  return scored;
+}
+
+Hash128 TaskSetDigest(const std::vector<TaskRow>& rows) {
+  Hasher hasher;
+  for (const TaskRow& row : rows) {
+    hasher.Add(row.id).Add(row.task).Add(row.expected).Add(static_cast<uint64_t>(row.checker));
+    hasher.Add(static_cast<uint64_t>(row.chat.messages_size()));
+    for (const v1::ChatMessage& message : row.chat.messages())
+      hasher.Add(message.role()).Add(message.content());
+  }
+  return hasher.Finish();
 }
 
 StatusOr<v1::ChatMessages> ParseMessages(std::string_view json) {

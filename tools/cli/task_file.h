@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/hash.h"
 #include "base/status.h"
 #include "proto/terrace/v1/inference.pb.h"
 #include "tools/cli/checkers.h"
@@ -14,7 +15,7 @@ namespace terrace {
 struct TaskRow {
   std::string id;
   std::string task;
-  int64_t difficulty = 0;  // 1 easy to 5 hard
+  int64_t difficulty = 0;  // 1 easy to 5 hard; 0: not said
   v1::ChatMessages chat;
   std::string expected;
   Checker checker = Checker::kExact;
@@ -22,6 +23,12 @@ struct TaskRow {
 
 // NOT_FOUND when the file cannot be read; DATA_LOSS "file:line: ..." for a row that is not as above.
 StatusOr<std::vector<TaskRow>> LoadTaskFile(const std::string& path);
+
+// Those that have a checker, in their order.
+std::vector<TaskRow> ScoredRows(const std::vector<TaskRow>& rows);
+
+// Of all that decides which answers are right: rows of the same digest can be compared.
+Hash128 TaskSetDigest(const std::vector<TaskRow>& rows);
 
 // A JSON list of {"role", "content"}, not empty. INVALID_ARGUMENT says which element is wrong.
 StatusOr<v1::ChatMessages> ParseMessages(std::string_view json);

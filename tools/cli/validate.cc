@@ -6,10 +6,13 @@
 
 #include "base/config.h"
 #include "proto/terrace/v1/config.pb.h"
+#include "router/manifest/manifest_gate.h"
+#include "text/text_assets.h"
 #include "tools/cli/launch/child_process.h"
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/launch/config_folder.h"
 #include "tools/cli/launch/local_cluster.h"
+#include "worker/formats/model_files.h"
 
 namespace terrace {
 namespace {
@@ -51,6 +54,29 @@ StatusOr<std::vector<Check>> MakeChecks(const std::string& file, const std::stri
   return checks;
 }
 
+// What a running router would say of the models: a worker tells of no other than its files are.
+size_t CountRefused(const ClusterPlan& plan, const CommandContext& context) {
+  size_t refused = 0;
+  for (const v1::TierConfig& tier : plan.router.tiers()) {
+    if (!tier.require_manifest()) continue;
+    const auto gate =
+        ManifestGate::Load({.files = {tier.manifests().begin(), tier.manifests().end()},
+                            .key_files = {tier.manifest_keys().begin(), tier.manifest_keys().end()},
+                            .baseline = tier.manifest_baseline()});
+    if (!gate.ok()) continue;  // the router has said so
+    for (const WorkerPlan& worker : plan.workers) {
+      if (worker.tier != tier.name()) continue;
+      const auto model = OpenModel(worker.config.model());
+      const Status verdict =
+          model.ok() ? (*gate)->Check(model->digest.Hex(), Digest(*model->text).Hex()) : model.status();
+      if (verdict.ok()) continue;
+      ++refused;
+      context.out << worker.name << ": refused: " << Message(verdict) << "\n";
+    }
+  }
+  return refused;
+}
+
 }  // namespace
 
 Status RunValidate(const ValidateOptions& options, const CommandContext& context) {
@@ -68,7 +94,14 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
     while (ended.empty()) ended = children.Poll(kPollSeconds);
     wrong += ended[0].exit_code != 0 || ended[0].signal != 0;
   }
-  if (wrong == 0) return {};
+  size_t refused = 0;
+  if (kind == "cluster") {
+    ASSIGN_OR_RETURN(const ClusterPlan plan, PlanFromFile(options.file));
+    refused = CountRefused(plan, context);
+  }
+  if (wrong == 0 && refused == 0) return {};
+  if (wrong == 0)
+    return FailedPrecondition(options.file, ": ", refused, " workers would be refused by their tier");
   return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start");
 }
 

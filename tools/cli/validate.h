@@ -15,7 +15,8 @@ struct ValidateOptions {
   std::string bin_dir;  // "": beside this program
 };
 
-// FAILED_PRECONDITION when a process would not start; why is on `out`, one line each.
+// FAILED_PRECONDITION when a process would not start, or no manifest would let the model of a cluster's
+// worker into its tier; why is on `out`, one line each.
 Status RunValidate(const ValidateOptions& options, const CommandContext& context);
 
 }  // namespace terrace

@@ -109,7 +109,9 @@ StatusOr<ModelFiles> OpenFolder(const std::string& path) {
   if (!text.ok()) return AsDataLoss(text.status());
   RETURN_IF_ERROR(Annotate(CheckVocabulary(model.config, *text), path + "/tokenizer.json"));
   model.text = std::make_shared<const TextAssets>(*std::move(text));
-  model.digest = weights->Digest();
+  // The configuration says what the weights mean (rope_theta); a GGUF file has it among its bytes.
+  const Hash128 of_weights = weights->Digest();
+  model.digest = Hasher().Add(of_weights.high).Add(of_weights.low).Add(config).Finish();
   model.weights = std::move(weights);
   return model;
 }

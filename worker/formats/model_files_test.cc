@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <tuple>
 
+#include "base/mapped_file.h"
 #include "gtest/gtest.h"
 #include "worker/formats/tensor_names.h"
 #include "worker/formats/testing_files.h"
@@ -171,6 +173,24 @@ TEST(OpenModel, DigestFollowsTheWeightFile) {
   parts.tensor("blk.0.attn_q.weight").data[5] ^= 1;
   WriteFile(Path("b.gguf"), parts.Bytes());
   EXPECT_NE(Opened(Path("a.gguf")).digest, Opened(Path("b.gguf")).digest);
+}
+
+TEST(OpenModel, AFoldersDigestFollowsItsConfiguration) {
+  const std::filesystem::path demo = "models/terrace-demo-nano", folder = Path("config");
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  for (const auto& file : std::filesystem::directory_iterator(demo))
+    std::filesystem::copy_file(file.path(), folder / file.path().filename());
+  EXPECT_EQ(Opened(folder).digest, Opened(demo).digest);
+  std::filesystem::permissions(folder / "config.json", std::filesystem::perms::owner_all);
+  std::string config = *ReadFile(folder / "config.json");
+  const std::string_view before = "\"rope_theta\": 10000";
+  const size_t at = config.find(before);
+  ASSERT_NE(at, std::string::npos);
+  config.replace(at, before.size(), "\"rope_theta\": 20000");
+  WriteFile(folder / "config.json", config);
+  EXPECT_EQ(Opened(folder).config.rope_base, 20000);
+  EXPECT_NE(Opened(folder).digest, Opened(demo).digest);
 }
 
 TEST(LoadGgufText, TakesUserDefinedTokensAndAllEndTokens) {

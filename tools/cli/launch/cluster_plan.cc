@@ -60,6 +60,10 @@ void ResolveFiles(const fs::path& folder, v1::RouterConfig& router) {
     ResolveTls(folder, *router.mutable_cluster()->mutable_tls());
     Resolve(folder, *router.mutable_cluster()->mutable_tls()->mutable_ca_file());
   }
+  for (v1::TierConfig& tier : *router.mutable_tiers()) {
+    for (std::string& file : *tier.mutable_manifests()) Resolve(folder, file);
+    for (std::string& file : *tier.mutable_manifest_keys()) Resolve(folder, file);
+  }
   for (v1::PolicyConfig& policy : *router.mutable_policies()) {
     Resolve(folder, *policy.mutable_calibration());
     if (policy.has_budget()) Resolve(folder, *policy.mutable_budget()->mutable_calibration());

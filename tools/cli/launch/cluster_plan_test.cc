@@ -47,6 +47,17 @@ TEST_F(ClusterPlanTest, SoAreTheFilesOfAWorkersDrafter) {
   EXPECT_EQ(tls.key_file(), "/k.pem");
 }
 
+TEST_F(ClusterPlanTest, ManifestsAndTheirKeysAreRelativeToTheFile) {
+  const StatusOr<ClusterPlan> plan = PlanFromFile(
+      Write("router: {tiers: [{name: a, manifests: [m.json, /n.json], manifest_keys: [k.pem]}]}\n"
+            "workers: [{model: m}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const fs::path folder = fs::absolute(testing::TempDir());
+  const v1::TierConfig& tier = plan->router.tiers(0);
+  EXPECT_THAT(tier.manifests(), testing::ElementsAre((folder / "m.json").string(), "/n.json"));
+  EXPECT_THAT(tier.manifest_keys(), testing::ElementsAre((folder / "k.pem").string()));
+}
+
 TEST_F(ClusterPlanTest, EveryAddressIsExplicitAndNamedByItsKey) {
   const StatusOr<ClusterPlan> plan =
       PlanFromFile(Write("router: {listen: {http: ''}, tiers: [{name: a}]}\n"

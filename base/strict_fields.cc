@@ -1,4 +1,4 @@
-#include "router/tier/calibration_fields.h"
+#include "base/strict_fields.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,0 +1,173 @@
+#include "router/manifest/manifest.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "base/strict_fields.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kFormat[] = "terrace-manifest-1";
+constexpr size_t kMaxFailures = 1000, kShownFailures = 8;
+constexpr size_t kKeyIdDigits = 64, kSentenceBytes = 256;
+
+Json ToJson(const CertifiedModel& model) {
+  return {{"model_digest", model.model_digest}, {"name", model.name}, {"text_digest", model.text_digest}};
+}
+
+Json ToJson(const Manifest& manifest) {
+  return {{"baseline", ToJson(manifest.baseline)},
+          {"candidate", ToJson(manifest.candidate)},
+          {"created", manifest.created},
+          {"failures", manifest.failures},
+          {"format", kFormat},
+          {"report", manifest.report},
+          {"task_set_digest", manifest.task_set_digest},
+          {"tool", manifest.tool},
+          {"verdict", manifest.passed() ? "passed" : "failed"}};
+}
+
+std::string FileText(const Json& body, const std::string& key_id, const std::string& signature) {
+  const Json document = {{"key", key_id}, {"manifest", body}, {"signature", ToBase64(signature)}};
+  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+StatusOr<CertifiedModel> ParseModel(const Json& json, const char* place) {
+  StrictFields fields(json, place);
+  CertifiedModel model{.name = fields.Text("name"),
+                       .model_digest = fields.Text("model_digest"),
+                       .text_digest = fields.Text("text_digest")};
+  RETURN_IF_ERROR(fields.Finish());
+  return model;
+}
+
+StatusOr<Manifest> ParseBody(const Json& json) {
+  StrictFields fields(json, "manifest");
+  Manifest manifest;
+  const Json &baseline = fields.Object("baseline"), &candidate = fields.Object("candidate");
+  manifest.created = fields.Text("created");
+  const Json& failures = fields.List("failures");
+  const std::string format = fields.Text("format");
+  const Json& report = fields.Object("report");
+  manifest.task_set_digest = fields.Text("task_set_digest");
+  manifest.tool = fields.Text("tool");
+  const std::string verdict = fields.Text("verdict");
+  if (json.contains("format") && format != kFormat)
+    return InvalidArgument("format \"", Shown(format), "\", this version reads ", kFormat);
+  RETURN_IF_ERROR(fields.Finish());
+  ASSIGN_OR_RETURN(manifest.baseline, ParseModel(baseline, "manifest.baseline"));
+  ASSIGN_OR_RETURN(manifest.candidate, ParseModel(candidate, "manifest.candidate"));
+  manifest.report = report;
+  if (failures.size() > kMaxFailures)
+    return InvalidArgument("manifest: ", failures.size(), " failures, limit ", kMaxFailures);
+  for (const Json& failure : failures) {
+    if (!failure.is_string()) return InvalidArgument("manifest: \"failures\" must be strings");
+    manifest.failures.push_back(failure.get<std::string>());
+  }
+  if (verdict != (manifest.passed() ? "passed" : "failed")) {
+    return InvalidArgument("manifest: verdict \"", Shown(verdict), "\" with ", manifest.failures.size(),
+                           " failures");
+  }
+  return manifest;
+}
+
+bool IsKeyId(std::string_view text) {
+  return text.size() == kKeyIdDigits && text.find_first_not_of("0123456789abcdef") == text.npos;
+}
+
+StatusOr<SignedManifest> ParseDocument(std::string_view text) {
+  ASSIGN_OR_RETURN(const Json document, ParseJson(text, {.bytes = kMaxManifestBytes}));
+  StrictFields fields(document, "");
+  SignedManifest out;
+  out.key_id = fields.Text("key");
+  const Json& body = fields.Object("manifest");
+  const std::optional<std::string> signature = ParseBase64(fields.Text("signature"));
+  RETURN_IF_ERROR(fields.Finish());
+  if (!IsKeyId(out.key_id))
+    return InvalidArgument("\"key\" is not ", kKeyIdDigits, " lower-case hexadecimal digits");
+  if (!signature.has_value() || signature->size() != kSignatureBytes)
+    return InvalidArgument("\"signature\" is not the Base64 of ", kSignatureBytes, " bytes");
+  out.signature = *signature;
+  ASSIGN_OR_RETURN(out.manifest, ParseBody(body));
+  if (FileText(body, out.key_id, out.signature) != text)
+    return InvalidArgument("it is not written as `terrace certify` writes it");
+  return out;
+}
+
+template <typename... Text>
+Status Refusal(std::string_view reason, const Text&... text) {
+  return WithReason(FailedPrecondition(text...), reason);
+}
+
+}  // namespace
+
+std::string Shown(std::string_view text, size_t most) {
+  size_t size = std::min(text.size(), most);
+  while (size < text.size() && size > 0 && (text[size] & 0xC0) == 0x80) --size;  // whole characters
+  std::string out(text.substr(0, size));
+  for (size_t i = 0; i < out.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(out[i]);
+    const bool is_c1 = byte == 0xC2 && i + 1 < out.size() && static_cast<unsigned char>(out[i + 1]) < 0xA0;
+    if (byte < 0x20 || byte == 0x7F || is_c1) out[i] = '?';
+    if (is_c1) out[++i] = '?';
+  }
+  return size < text.size() ? out + "..." : out;
+}
+
+std::string SignedBytes(const Manifest& manifest) { return ToJsonText(ToJson(manifest)); }
+
+std::string ManifestText(const Manifest& manifest, const PrivateKey& key) {
+  return FileText(ToJson(manifest), key.public_key().id(), key.Sign(SignedBytes(manifest)));
+}
+
+StatusOr<SignedManifest> ParseManifest(std::string_view text) {
+  StatusOr<SignedManifest> manifest = ParseDocument(text);
+  if (!manifest.ok()) {
+    return WithReason(DataLoss("not a manifest: ", Shown(Message(manifest.status()), kSentenceBytes)),
+                      "manifest_malformed");
+  }
+  return manifest;
+}
+
+Status CheckSigner(const SignedManifest& manifest, std::span<const PublicKey> keys) {
+  const auto key = std::ranges::find(keys, manifest.key_id, &PublicKey::id);
+  if (key == keys.end())
+    return Refusal("manifest_unknown_key", "it is signed with the key ", manifest.key_id,
+                   ", which is none of those that are asked for");
+  if (key->HasSigned(SignedBytes(manifest.manifest), manifest.signature)) return {};
+  return Refusal("manifest_bad_signature", "its signature is not that of its content by the key ",
+                 manifest.key_id);
+}
+
+Status CheckCandidate(const Manifest& manifest, std::string_view model_digest, std::string_view text_digest) {
+  const CertifiedModel& model = manifest.candidate;
+  if (model.model_digest != model_digest) {
+    return Refusal("manifest_other_model", "it is of the model ", Shown(model.name), " (",
+                   Shown(model.model_digest), "), not of ", model_digest);
+  }
+  if (model.text_digest == text_digest) return {};
+  return Refusal("manifest_other_model", "it is of the tokenizer and chat template ",
+                 Shown(model.text_digest), ", not of ", text_digest);
+}
+
+Status CheckBaseline(const Manifest& manifest, std::string_view model_digest) {
+  const CertifiedModel& model = manifest.baseline;
+  if (model_digest.empty() || model.model_digest == model_digest) return {};
+  return Refusal("manifest_other_baseline", "it is measured against the model ", Shown(model.name), " (",
+                 Shown(model.model_digest), "), not against ", model_digest);
+}
+
+Status CheckVerdict(const Manifest& manifest) {
+  if (manifest.passed()) return {};
+  std::string failures;
+  const size_t shown = std::min(manifest.failures.size(), kShownFailures);
+  for (size_t i = 0; i < shown; ++i)
+    failures += Concat(i == 0 ? "" : "; ", Shown(manifest.failures[i], kSentenceBytes));
+  if (shown < manifest.failures.size())
+    failures += Concat("; and ", manifest.failures.size() - shown, " more");
+  return Refusal("manifest_failed", "its verdict is failed: ", failures);
+}
+
+}  // namespace terrace

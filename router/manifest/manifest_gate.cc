@@ -1,0 +1,89 @@
+#include "router/manifest/manifest_gate.h"
+
+#include <algorithm>
+#include <iterator>
+#include <span>
+#include <utility>
+
+#include "base/mapped_file.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kMaxKeyBytes = 64 << 10;
+
+StatusOr<Manifest> ReadManifest(const std::string& file, std::span<const PublicKey> keys) {
+  const auto text = ReadFile(file, kMaxManifestBytes);
+  if (!text.ok())
+    return WithReason(FailedPrecondition("it cannot be read: ", Message(text.status())),
+                      "manifest_unreadable");
+  ASSIGN_OR_RETURN(SignedManifest read, ParseManifest(*text));
+  RETURN_IF_ERROR(CheckSigner(read, keys));
+  return std::move(read.manifest);
+}
+
+// How far a manifest came until it was refused.
+size_t StepOf(const Status& refusal) {
+  const auto* const found =
+      std::find(std::begin(kManifestReasons), std::end(kManifestReasons), Reason(refusal));
+  return static_cast<size_t>(found - std::begin(kManifestReasons));
+}
+
+}  // namespace
+
+StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files) {
+  std::vector<PublicKey> keys;
+  for (const std::string& file : files) {
+    const auto pem = ReadFile(file, kMaxKeyBytes);
+    if (!pem.ok()) return FailedPrecondition(Message(pem.status()));
+    auto key = PublicKey::Parse(*pem);
+    if (!key.ok()) return FailedPrecondition(file, ": ", Message(key.status()));
+    keys.push_back(*std::move(key));
+  }
+  return keys;
+}
+
+StatusOr<std::shared_ptr<const ManifestGate>> ManifestGate::Load(const ManifestGateOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<PublicKey> keys, ReadPublicKeys(options.key_files));
+  const std::shared_ptr<ManifestGate> gate(new ManifestGate(options.baseline));
+  for (const std::string& file : options.files) {
+    Entry& entry = gate->entries_.emplace_back(Entry{.file = file});
+    auto manifest = ReadManifest(file, keys);
+    entry.error = manifest.status();
+    if (manifest.ok()) entry.manifest = *std::move(manifest);
+  }
+  return gate;
+}
+
+template <typename Judge>
+Status ManifestGate::BestOf(Judge judge) const {
+  Status best = WithReason(FailedPrecondition("there is no manifest"), kManifestReasons[0]);
+  for (const Entry& entry : entries_) {
+    const Status verdict = entry.error.ok() ? judge(entry.manifest) : entry.error;
+    if (verdict.ok()) return {};
+    if (StepOf(verdict) >= StepOf(best)) best = Annotate(verdict, entry.file);
+  }
+  return best;
+}
+
+Status ManifestGate::Check(std::string_view model_digest, std::string_view text_digest) const {
+  return BestOf([&](const Manifest& manifest) -> Status {
+    RETURN_IF_ERROR(CheckCandidate(manifest, model_digest, text_digest));
+    RETURN_IF_ERROR(CheckBaseline(manifest, baseline_));
+    return CheckVerdict(manifest);
+  });
+}
+
+bool ManifestGate::HasUnreadable() const {
+  return std::ranges::any_of(entries_,
+                             [](const Entry& entry) { return Reason(entry.error) == kManifestReasons[0]; });
+}
+
+Status ManifestGate::CheckAny() const {
+  return BestOf([this](const Manifest& manifest) -> Status {
+    RETURN_IF_ERROR(CheckBaseline(manifest, baseline_));
+    return CheckVerdict(manifest);
+  });
+}
+
+}  // namespace terrace

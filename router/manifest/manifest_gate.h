@@ -1,0 +1,57 @@
+// Which models a tier may serve: those that one of its manifests has found good enough. Immutable: made of
+// the files as they are at one moment. Thread-safe.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/signature.h"
+#include "base/status.h"
+#include "router/manifest/manifest.h"
+
+namespace terrace {
+
+// Of a tier with require_manifest: see TierConfig.
+struct ManifestGateOptions {
+  std::vector<std::string> files = {}, key_files = {};
+  std::string baseline = {};  // model digest; "": any
+
+  friend bool operator==(const ManifestGateOptions&, const ManifestGateOptions&) = default;
+};
+
+// FAILED_PRECONDITION names a file that cannot be used.
+StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files);
+
+class ManifestGate {
+ public:
+  // FAILED_PRECONDITION names a key file that cannot be used: then nothing could be told. What is wrong with
+  // a manifest is a reason to refuse models, which Check tells.
+  static StatusOr<std::shared_ptr<const ManifestGate>> Load(const ManifestGateOptions& options);
+
+  // Whether a passing manifest is of this model. Else a Status with one of kManifestReasons, of the manifest
+  // that came closest, and its file in the message.
+  Status Check(std::string_view model_digest, std::string_view text_digest) const;
+  // Whether a file could not be read, which may be so for a moment alone.
+  bool HasUnreadable() const;
+  // Whether a passing manifest is of any model; else the same.
+  Status CheckAny() const;
+
+ private:
+  struct Entry {
+    std::string file = {};
+    Status error = {};  // why it counts for no model
+    Manifest manifest = {};
+  };
+
+  explicit ManifestGate(std::string baseline) : baseline_(std::move(baseline)) {}
+  // `judge` tells of each sound manifest.
+  template <typename Judge>
+  Status BestOf(Judge judge) const;
+
+  const std::string baseline_;
+  std::vector<Entry> entries_;
+};
+
+}  // namespace terrace

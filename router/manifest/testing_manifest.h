@@ -1,0 +1,39 @@
+// Manifests for tests, signed with keys that are made when they run.
+#pragma once
+
+#include <fstream>
+#include <string>
+
+#include "base/status.h"
+#include "router/manifest/manifest.h"
+
+namespace terrace {
+
+// A passing one.
+inline Manifest TestManifest(const std::string& model_digest, const std::string& text_digest) {
+  return {.tool = "terrace 0",
+          .created = "2026-11-30T12:00:00Z",
+          .candidate = {"small", model_digest, text_digest},
+          .baseline = {"large", "digest of large", text_digest},
+          .task_set_digest = "digest of tasks",
+          .report = {{"tasks", {{"classify", {{"difference", -0.005}}}}}}};
+}
+
+inline void WriteTestFile(const std::string& path, const std::string& text) {
+  std::ofstream stream(path, std::ios::binary | std::ios::trunc);
+  stream << text;
+  stream.close();
+  CHECK(stream.good(), path);
+}
+
+// The file of its public half is `folder`/`name`.pem.
+struct TestSigner {
+  TestSigner(const std::string& folder, const std::string& name) : file(folder + "/" + name + ".pem") {
+    WriteTestFile(file, key.public_key().Pem());
+  }
+
+  const PrivateKey key = PrivateKey::Make();
+  const std::string file;
+};
+
+}  // namespace terrace

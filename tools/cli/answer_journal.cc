@@ -1,0 +1,155 @@
+#include "tools/cli/answer_journal.h"
+
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "base/json.h"
+#include "base/mapped_file.h"
+#include "base/strict_fields.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kFormat[] = "terrace-answers-1";
+
+Json ToJson(const JournalHead& head) {
+  return {{"format", kFormat},
+          {"model", head.model},
+          {"model_digest", head.model_digest},
+          {"text_digest", head.text_digest},
+          {"runtime", head.runtime},
+          {"task_set_digest", head.task_set_digest},
+          {"max_tokens", head.max_tokens}};
+}
+
+Json ToJson(size_t place, const RowOutcome& outcome) {
+  const Score& score = outcome.score;
+  return {{"row", place},
+          {"text", outcome.text},
+          {"tier", outcome.tier},
+          {"prompt_tokens", score.prompt_tokens},
+          {"completion_tokens", score.completion_tokens},
+          {"speculated_tokens", score.speculated_tokens},
+          {"accepted_speculated_tokens", score.accepted_speculated_tokens},
+          {"price_usd", score.price_usd},
+          {"cost", score.cost},
+          {"seconds", score.total_seconds}};
+}
+
+StatusOr<JournalHead> ParseHead(std::string_view line) {
+  ASSIGN_OR_RETURN(const Json json, ParseJson(line));
+  StrictFields fields(json, "");
+  const std::string format = fields.Text("format");
+  const JournalHead head{.model = fields.Text("model"),
+                         .model_digest = fields.Text("model_digest"),
+                         .text_digest = fields.Text("text_digest"),
+                         .runtime = fields.Text("runtime"),
+                         .task_set_digest = fields.Text("task_set_digest"),
+                         .max_tokens = fields.SmallCount("max_tokens")};
+  RETURN_IF_ERROR(fields.Finish());
+  if (format != kFormat) return InvalidArgument("format \"", format, "\", this version reads ", kFormat);
+  return head;
+}
+
+Status ParseAnswer(std::string_view line, size_t rows, std::map<size_t, RowOutcome>& outcomes) {
+  ASSIGN_OR_RETURN(const Json json, ParseJson(line));
+  StrictFields fields(json, "");
+  const uint64_t place = fields.Count("row");
+  RowOutcome outcome{.text = fields.Text("text"), .tier = fields.Text("tier")};
+  Score& score = outcome.score;
+  score.prompt_tokens = fields.Count("prompt_tokens");
+  score.completion_tokens = fields.Count("completion_tokens");
+  score.speculated_tokens = fields.Count("speculated_tokens");
+  score.accepted_speculated_tokens = fields.Count("accepted_speculated_tokens");
+  score.price_usd = fields.Number("price_usd");
+  score.cost = fields.Number("cost");
+  score.total_seconds = fields.Number("seconds");
+  RETURN_IF_ERROR(fields.Finish());
+  if (place >= rows) return InvalidArgument("row ", place, " of ", rows);
+  if (outcomes.emplace(place, std::move(outcome)).second) return {};
+  return InvalidArgument("row ", place, " is there twice");
+}
+
+Status OfOthers(const std::string& path, const char* what) {
+  return FailedPrecondition(path, ": has answers ", what, ": name another file, or remove it");
+}
+
+// Which part of two heads differs; null: none.
+const char* Difference(const JournalHead& has, const JournalHead& wanted) {
+  if (has.task_set_digest != wanted.task_set_digest) return "to other rows";
+  if (has.max_tokens != wanted.max_tokens) return "of another --max-tokens";
+  if (has.model_digest != wanted.model_digest || has.text_digest != wanted.text_digest)
+    return "of another model";
+  if (wanted.model_digest.empty() && has.model != wanted.model) return "of another model";
+  return has.runtime != wanted.runtime
+             ? "of a model on another device, or with another --compute or --kv-dtype"
+             : nullptr;
+}
+
+}  // namespace
+
+StatusOr<RecordedAnswers> ParseAnswers(std::string_view text, const std::vector<TaskRow>& scored_rows) {
+  RecordedAnswers out;
+  size_t line_number = 0;
+  for (size_t end = text.find('\n'); end != std::string_view::npos; end = text.find('\n', out.bytes)) {
+    const std::string_view line = text.substr(out.bytes, end - out.bytes);
+    const std::string place = Concat("line ", ++line_number);
+    if (line_number == 1) {
+      StatusOr<JournalHead> head = ParseHead(line);
+      if (!head.ok()) return DataLoss(place, ": ", Message(head.status()));
+      out.head = *std::move(head);
+    } else if (const Status parsed = ParseAnswer(line, scored_rows.size(), out.outcomes); !parsed.ok()) {
+      return DataLoss(place, ": ", Message(parsed));
+    }
+    out.bytes = end + 1;
+  }
+  return out;
+}
+
+StatusOr<RecordedAnswers> ReadAnswers(const std::string& path, const std::vector<TaskRow>& scored_rows,
+                                      uint32_t max_tokens) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  StatusOr<RecordedAnswers> answers = ParseAnswers(text, scored_rows);
+  if (!answers.ok()) return Annotate(answers.status(), path);
+  JournalHead wanted = answers->head;
+  wanted.task_set_digest = TaskSetDigest(scored_rows).Hex();
+  wanted.max_tokens = max_tokens;
+  if (const char* const what = Difference(answers->head, wanted)) return OfOthers(path, what);
+  return answers;
+}
+
+StatusOr<AnswerJournal> AnswerJournal::Open(const std::string& path, const JournalHead& head,
+                                            const std::vector<TaskRow>& scored_rows) {
+  const StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok() && text.status().code() != StatusCode::kNotFound) return text.status();
+  StatusOr<RecordedAnswers> found = ParseAnswers(text.ok() ? *text : std::string(), scored_rows);
+  if (!found.ok()) return Annotate(found.status(), path);
+  const bool is_new = found->bytes == 0;
+  const std::string head_line = ToJsonText(ToJson(head));
+  if (!is_new) {
+    if (const char* const what = Difference(found->head, head)) return OfOthers(path, what);
+  } else if (text.ok() && !head_line.starts_with(*text)) {
+    return FailedPrecondition(path, ": has no answers but something else: name another file, or remove it");
+  }
+  if (text.ok() && text->size() > found->bytes) {  // a line that was being written
+    std::error_code error;
+    std::filesystem::resize_file(path, found->bytes, error);
+    if (error) return Unavailable(path, ": ", error.message());
+  }
+  AnswerJournal journal(path, std::move(found->outcomes));
+  journal.file_.open(path, std::ios::binary | std::ios::app);
+  if (is_new) RETURN_IF_ERROR(journal.Append(head_line));
+  return journal;
+}
+
+Status AnswerJournal::Add(size_t place, const RowOutcome& outcome) {
+  return Append(ToJsonText(ToJson(place, outcome)));
+}
+
+Status AnswerJournal::Append(const std::string& line) {
+  file_ << line << '\n' << std::flush;
+  return file_ ? Status() : Unavailable(path_, ": cannot be written");
+}
+
+}  // namespace terrace
