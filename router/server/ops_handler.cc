@@ -115,12 +115,19 @@ std::string OpsHandler::Metrics() {
 
 Json OpsHandler::Readiness() const {
   const auto view = cores_.Current()->View();
-  Json not_ready = Json::array();
+  Json not_ready = Json::array(), refused = Json::object();
   for (const TierView& tier : view->tiers) {
-    if (tier.ready_replicas() == 0) not_ready.push_back(tier.name);
+    if (tier.ready_replicas() > 0) continue;
+    not_ready.push_back(tier.name);
+    for (const ReplicaView& replica : tier.replicas) {
+      if (replica.state == ReplicaState::kRefused) refused[tier.name] = replica.refusal;
+    }
   }
   const bool is_ready = !is_draining_ && not_ready.size() < view->tiers.size();
-  return {{"ready", is_ready}, {"draining", is_draining_.load()}, {"tiers_not_ready", std::move(not_ready)}};
+  return {{"ready", is_ready},
+          {"draining", is_draining_.load()},
+          {"tiers_not_ready", std::move(not_ready)},
+          {"tiers_refused", std::move(refused)}};
 }
 
 Json OpsHandler::StatusPage() const {

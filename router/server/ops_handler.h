@@ -30,7 +30,7 @@ class OpsHandler {
  private:
   void Drain(const HttpRequest& request, HttpResponder& responder);
   std::string Metrics();
-  Json Readiness() const;  // {"ready":...,"tiers_not_ready":[...]}
+  Json Readiness() const;  // {"ready":...,"tiers_not_ready":[...],"tiers_refused":{"tier":"reason"}}
   Json StatusPage() const;
 
   MetricRegistry& metrics_;

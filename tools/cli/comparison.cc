@@ -1,5 +1,6 @@
 #include "tools/cli/comparison.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -125,10 +126,12 @@ std::string FormatComparison(const ModelComparison& comparison, const std::strin
   rows.push_back(RowOf(comparison.all, false));
   for (const PairedComparison& each : comparison.behaviours) rows.push_back(RowOf(each, false));
   for (std::vector<std::string>& row : rows) row.resize(rows.front().size());
-  return Concat("against ", baseline, ": non-inferior is what is not worse by ",
-                FormatFixed(100 * options.margin, 1), "% of the rows, all at level ",
-                FormatFixed(options.level, 3), " (", LeastRows(options.margin, options.level),
-                " rows show it, if none differs)\n", FormatTable(rows, 1), FormatDivergence(comparison));
+  return Concat(
+      "against ", baseline, ": non-inferior is what is not worse by ", FormatFixed(100 * options.margin, 1),
+      "% of the rows, all at level ", FormatFixed(options.level, 3), " (",
+      LeastRows(options.margin,
+                options.level / static_cast<double>(std::max<size_t>(comparison.tasks.size(), 1))),
+      " rows of each task show it, if none differs)\n", FormatTable(rows, 1), FormatDivergence(comparison));
 }
 
 Json ComparisonToJson(const ModelComparison& comparison) {

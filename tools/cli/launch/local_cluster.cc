@@ -39,13 +39,17 @@ Status EndedEarly(const ChildExit& exit) {
 }
 
 // Whether the router, by its answer to /readyz, has a worker for every tier that this cluster starts one for.
+// A tier whose model no manifest lets in will not have one: others answer, and the router's log says why.
 bool HasEveryTier(const ClusterPlan& plan, const std::string& readiness) {
   const StatusOr<Json> json = ParseJson(readiness);
   if (!json.ok() || !json->contains("tiers_not_ready")) return false;
   const Json& not_ready = (*json)["tiers_not_ready"];
-  return std::none_of(plan.workers.begin(), plan.workers.end(), [&](const WorkerPlan& worker) {
-    return std::find(not_ready.begin(), not_ready.end(), worker.tier) != not_ready.end();
-  });
+  const Json refused = json->value("tiers_refused", Json::object());
+  return json->value("ready", false) &&
+         std::none_of(plan.workers.begin(), plan.workers.end(), [&](const WorkerPlan& worker) {
+           return std::find(not_ready.begin(), not_ready.end(), worker.tier) != not_ready.end() &&
+                  !refused.contains(worker.tier);
+         });
 }
 
 }  // namespace
