@@ -14,6 +14,7 @@ import http.client
 import json
 import pathlib
 import random
+import re
 import statistics
 import sys
 import time
@@ -53,7 +54,7 @@ class HoldCluster(Cluster):
 def ask(port, model, messages):
     """(text, seconds to the first of it, seconds to its end, price in USD) of a streamed answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 128}
+    body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 128, "temperature": 0}
     start, first, text, price = time.monotonic(), None, "", None
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -84,8 +85,9 @@ def is_right(row, text):
         except ValueError:
             return False
     if row["checker"] == "final_number":
-        answers = [answer.rpartition("Answer:")[2].strip().rstrip(".") for answer in (text, expected)]
-        return answers[0] == answers[1]
+        numbers = [re.match(r"\s*(-?(?:\d+\.?\d*|\.\d+))", answer.rpartition("Answer:")[2]) if "Answer:" in answer else None
+                   for answer in (text, expected)]
+        return None not in numbers and float(numbers[0][1]) == float(numbers[1][1])
     refusal = "Sorry, I can't help"
     if row["checker"] == "refusal" and expected == refusal + " with that request.":
         return text.startswith(refusal)

@@ -35,6 +35,10 @@ Status ShowComparison(const EvaluateOptions& options, const CommandContext& cont
 
 Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context) {
   if (options.has_baseline()) return ShowComparison(options, context);
+  const ComparisonOptions usual;
+  if (options.comparison.margin != usual.margin || options.comparison.level != usual.level ||
+      !options.divergence)
+    return InvalidArgument("--margin, --level and --no-divergence need --baseline or --baseline-records");
   ASSIGN_OR_RETURN(const EvaluationRows rows, LoadEvaluationRows(options, context.argv0));
   ASSIGN_OR_RETURN(const EvaluationResult result,
                    EvaluateTarget(options.target, rows.rows, options, options.records, context));

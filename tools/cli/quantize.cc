@@ -28,6 +28,9 @@ StatusOr<QuantizeRequest> MakeRequest(const QuantizeOptions& options, const Comm
   request.out = options.out;
   ASSIGN_OR_RETURN(request.target, Named(kQuantizeTargets, "--to", options.to));
   ASSIGN_OR_RETURN(request.method, Named(kQuantizeMethods, "--method", options.method));
+  if (options.imatrix && request.method.searches_levels)
+    return InvalidArgument("--imatrix: --method ", request.method.name,
+                           " weighs errors by activations anyway");
   request.method.searches_levels |= options.imatrix;
   request.calibration = options.calibration;
   request.damping = options.damping;

@@ -108,13 +108,15 @@ std::vector<float> SmoothScales(const ModelConfig& config, const FloatLayer& lay
                                 const Hessian& hessian) {
   const size_t channels = Channels(config, input, layer);
   std::vector<float> of_inputs(channels), of_weights(channels);
-  for (size_t i = 0; i < hessian.inputs(); ++i) {
-    const size_t channel = ChannelOf(config, input, i);
-    of_inputs[channel] = std::max(of_inputs[channel], hessian.LargestMagnitude(i));
-    for (const TensorKind linear : LinearsOf(input)) {
-      const FloatMatrix& matrix = layer.matrix(linear);
-      for (size_t row = 0; row < matrix.rows; ++row)
-        of_weights[channel] = std::max(of_weights[channel], std::abs(matrix.Row(row)[i]));
+  const auto raise = [&](std::vector<float>& largest, size_t i, float value) {
+    float& of_channel = largest[ChannelOf(config, input, i)];
+    of_channel = std::max(of_channel, std::abs(value));
+  };
+  for (size_t i = 0; i < hessian.inputs(); ++i) raise(of_inputs, i, hessian.LargestMagnitude(i));
+  for (const TensorKind linear : LinearsOf(input)) {
+    const FloatMatrix& matrix = layer.matrix(linear);
+    for (size_t row = 0; row < matrix.rows; ++row) {
+      for (size_t i = 0; i < matrix.columns; ++i) raise(of_weights, i, matrix.Row(row)[i]);
     }
   }
   std::vector<float> scales(channels);
