@@ -2,6 +2,7 @@
 // is the only one who makes them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -118,6 +119,12 @@ struct TierView {
   std::shared_ptr<const PrefixIndex> prefixes = {};
 
   size_t ready_replicas() const { return ready.size(); }
+  // All that there are: waiting makes none of them ready.
+  bool is_refused() const {
+    return !replicas.empty() && std::ranges::all_of(replicas, [](const ReplicaView& replica) {
+      return replica.state == ReplicaState::kRefused;
+    });
+  }
   // Fills `ready`, `weights` and `kv_namings` from `replicas` and `model_digest`.
   void FindReady();
 };

@@ -119,9 +119,7 @@ Json OpsHandler::Readiness() const {
   for (const TierView& tier : view->tiers) {
     if (tier.ready_replicas() > 0) continue;
     not_ready.push_back(tier.name);
-    for (const ReplicaView& replica : tier.replicas) {
-      if (replica.state == ReplicaState::kRefused) refused[tier.name] = replica.refusal;
-    }
+    if (tier.is_refused()) refused[tier.name] = tier.replicas.front().refusal;
   }
   const bool is_ready = !is_draining_ && not_ready.size() < view->tiers.size();
   return {{"ready", is_ready},

@@ -80,19 +80,13 @@ Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) 
   return CheckSame("log.format", before.log.as_json, after.log.as_json);
 }
 
-bool IsRefused(const TierView& tier) {
-  return !tier.replicas.empty() && std::ranges::all_of(tier.replicas, [](const ReplicaView& replica) {
-    return replica.state == ReplicaState::kRefused;
-  });
-}
-
 // Whether every tier of `before` that is ready there, and is still there, is ready in `after`, or is not to
 // be.
 bool IsAsReadyAs(const ClusterView& before, const ClusterView& after) {
   return std::ranges::all_of(before.tiers, [&](const TierView& tier) {
     const auto found = std::ranges::find(after.tiers, tier.name, &TierView::name);
     return tier.ready_replicas() == 0 || found == after.tiers.end() || found->ready_replicas() > 0 ||
-           IsRefused(*found);
+           found->is_refused();
   });
 }
 
