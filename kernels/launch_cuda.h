@@ -32,6 +32,15 @@ cudaError_t LaunchCuda(const CudaLaunch& how, void (*kernel)(Parameters...), dim
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
+// Whether kernels of simt/warpgroup.h run on the current device. They are compiled for it alone.
+inline bool HasWarpgroups() {
+  int device = 0, major = 0, minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+         major == 9 && minor == 0;
+}
+
 template <typename... Parameters>
 cudaError_t RaiseShared(void (*kernel)(Parameters...), size_t shared_bytes) {
   if (shared_bytes <= 48 * 1024) return cudaSuccess;

@@ -154,7 +154,7 @@ TERRACE_DEVICE void LetNextStart() {
 }
 
 TERRACE_DEVICE std::byte* DynamicShared() {
-  extern __shared__ __align__(128) unsigned char terrace_dynamic_shared[];
+  extern __shared__ __align__(1024) unsigned char terrace_dynamic_shared[];
   return reinterpret_cast<std::byte*>(terrace_dynamic_shared);
 }
 

@@ -1,7 +1,6 @@
 #include "kernels/simt/simt_emulated.h"
 
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,59 +14,36 @@
 #include <vector>
 
 #include "kernels/scalar_convert.h"
+#include "kernels/simt/simt_machine.h"
 
 namespace terrace::simt {
-namespace {
-
-constexpr size_t kStackBytes = size_t{256} << 10;
-constexpr size_t kLanes = 32;
-
-struct Copy {
-  void* to;
-  const void* from;
-  bool valid;
-};
-
-struct Fiber {
-  ucontext_t context;
-  bool is_done = false;
-  const char* waits_for = nullptr;  // null: it can go on
-  std::vector<std::vector<Copy>> committed;
-  std::vector<Copy> copies;  // of the group that is open
-};
-
-struct Warp {
-  size_t arrived = 0;
-  void* operands[kLanes] = {};
-  const char* what = nullptr;
-};
-
-// The kernel that runs.
-struct Machine {
-  Place place;
-  const std::function<void()>* body = nullptr;
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<std::byte> stacks;
-  std::vector<Warp> warps;
-  size_t current = 0, at_barrier = 0, done = 0;
-  std::byte* shared = nullptr;
-  ucontext_t scheduler;
-};
 
 Machine* machine = nullptr;
 
 Fiber& Current() { return *machine->fibers[machine->current]; }
 
-void Yield() {
+void Sleep(const char* what) {
   Fiber& fiber = Current();
+  fiber.waits_for = what;
   swapcontext(&fiber.context, &machine->scheduler);
 }
 
-// The calling fiber sleeps until someone clears its waits_for.
-void Sleep(const char* what) {
-  Current().waits_for = what;
-  Yield();
+void Fail(const std::string& message) {
+  std::fprintf(stderr, "simt: %s\n", message.c_str());
+  std::abort();
 }
+
+void Perform(const Copy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  } else {
+    std::memset(copy.to, 0, copy.bytes);
+  }
+}
+
+namespace {
+
+constexpr size_t kStackBytes = size_t{256} << 10;
 
 void ReleaseBarrier() {
   for (auto& fiber : machine->fibers) {
@@ -103,6 +79,9 @@ void RunBlock(std::mt19937_64* random) {
   Machine& m = *machine;
   const size_t threads = m.place.threads.x;
   m.warps.assign(threads / kLanes, {});
+  m.warpgroups.assign(threads / kGroupThreads, {});
+  m.barriers.clear();
+  m.named.clear();
   m.at_barrier = m.done = 0;
   for (size_t i = 0; i < threads; ++i) {
     Fiber& fiber = *m.fibers[i];
@@ -182,8 +161,7 @@ void LdMatrixAll(void* const (&all)[32]) {
   for (size_t lane = 0; lane < kLanes; ++lane) {
     const void* row = static_cast<const LdMatrixOperand*>(all[lane])->row;
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-      std::fprintf(stderr, "simt: LdMatrix of a row that is not aligned to 16 bytes\n");
-      std::abort();
+      Fail("LdMatrix of a row that is not aligned to 16 bytes");
     }
     std::memcpy(matrix[lane / 8][lane % 8], row, 16);
   }
@@ -204,8 +182,7 @@ const Place& Here() { return machine->place; }
 void RunBody(Dim3 grid, uint32_t threads, size_t shared_bytes, const std::function<void()>& body,
              Options options) {
   if (threads == 0 || threads % kLanes != 0 || threads > 1024) {
-    std::fprintf(stderr, "simt: blocks of %u threads\n", threads);
-    std::abort();
+    Fail("blocks of " + std::to_string(threads) + " threads");
   }
   Machine m;
   m.body = &body;
@@ -221,6 +198,7 @@ void RunBody(Dim3 grid, uint32_t threads, size_t shared_bytes, const std::functi
       mmap(nullptr, mapped + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (memory == MAP_FAILED || mprotect(memory + mapped, page, PROT_NONE) != 0) std::abort();
   m.shared = memory + mapped - aligned;
+  m.shared_bytes = aligned;
   std::mt19937_64 random(options.seed);
   Machine* const outer = std::exchange(machine, &m);
   for (m.place.block.z = 0; m.place.block.z < grid.z; ++m.place.block.z) {
@@ -244,8 +222,7 @@ void Together(const char* what, void* mine, void (*operation)(void* const (&oper
   const size_t thread = machine->current;
   Warp& warp = machine->warps[thread / kLanes];
   if (warp.arrived > 0 && std::strcmp(warp.what, what) != 0) {
-    std::fprintf(stderr, "simt: thread %zu calls %s, others of its warp %s\n", thread, what, warp.what);
-    std::abort();
+    Fail("thread " + std::to_string(thread) + " calls " + what + ", others of its warp " + warp.what);
   }
   warp.what = what;
   warp.operands[thread % kLanes] = mine;
@@ -294,10 +271,9 @@ void LdMatrix4Trans(uint32_t (&r)[4], const void* row) {
 void CpAsync16(void* shared, const void* global, bool valid) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
       (valid && reinterpret_cast<uintptr_t>(global) % 16 != 0)) {
-    std::fprintf(stderr, "simt: CpAsync16 at an address that is not aligned to 16 bytes\n");
-    std::abort();
+    Fail("CpAsync16 at an address that is not aligned to 16 bytes");
   }
-  Current().copies.push_back({shared, global, valid});
+  Current().copies.push_back({shared, global, 16, valid});
 }
 void CpAsyncCommit() {
   Fiber& fiber = Current();
@@ -306,13 +282,7 @@ void CpAsyncCommit() {
 void CpAsyncWaitFor(int groups) {
   Fiber& fiber = Current();
   while (fiber.committed.size() > static_cast<size_t>(groups)) {
-    for (const Copy& copy : fiber.committed.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.to, copy.from, 16);
-      } else {
-        std::memset(copy.to, 0, 16);
-      }
-    }
+    for (const Copy& copy : fiber.committed.front()) Perform(copy);
     fiber.committed.erase(fiber.committed.begin());
   }
 }
