@@ -2,7 +2,7 @@
 // steps of a model of Llama 3.1 8B's shape with random weights. Results are checked to be finite, no more:
 // tests check what they are.
 //
-//   tests/gpu/run_bundle.sh bench --json bench.json      about 75 s of device time
+//   tests/gpu/run_bundle.sh bench --json bench.json      about 85 s of device time
 //   tests/gpu/run_bundle.sh bench --quick --only decode
 //
 // Exit code 0 when everything ran, goals missed or not; 69 without a GPU; 70 after an error of the device.
@@ -33,6 +33,7 @@ struct Part {
 const Part kParts[] = {
     {"kernels", 28, [](BenchContext& bench, const Flags&) { return BenchKernels(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},
+    {"drafts", 12, [](BenchContext& bench, const Flags&) { return BenchDrafts(bench); }},
     {"prefill", 10, [](BenchContext& bench, const Flags&) { return BenchPrefill(bench); }},
     {"invariant", 8, [](BenchContext& bench, const Flags&) { return BenchInvariant(bench); }},
     {"memory", 6, [](BenchContext& bench, const Flags& flags) { return BenchMemory(bench, flags.model); }},
@@ -82,9 +83,10 @@ int Main(const Flags& flags) {
 int main(int argc, char** argv) {
   terrace::Flags flags;
   CLI::App app("The CUDA backend against the limits of the device");
-  app.add_option("--only", flags.only, "parts: kernels, decode, prefill, invariant, memory; default: all")
+  app.add_option("--only", flags.only,
+                 "parts: kernels, decode, drafts, prefill, invariant, memory; default: all")
       ->delimiter(',')
-      ->check(CLI::IsMember({"limits", "kernels", "decode", "prefill", "invariant", "memory"}));
+      ->check(CLI::IsMember({"limits", "kernels", "decode", "drafts", "prefill", "invariant", "memory"}));
   app.add_option("--json", flags.json, "file for the results, written again after each part");
   app.add_option("--model", flags.model, "a model to load: a folder or a .gguf file");
   app.add_flag("--quick", flags.is_quick, "fewer shapes and rounds, about 25 s");

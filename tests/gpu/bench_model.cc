@@ -1,6 +1,7 @@
 #include "tests/gpu/bench_model.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -14,6 +15,17 @@ namespace {
 
 constexpr uint32_t kBlockTokens = 16, kContext = 1024;
 constexpr uint32_t kPrompts = 4;  // different ones among the sequences of a batch; the others are copies
+
+// Of Llama 3.2 1B, which may draft for BenchConfig()'s.
+ModelConfig DraftConfig() {
+  ModelConfig config = BenchConfig();
+  config.name = "1b";
+  config.hidden_size = 2048;
+  config.layers = 16;
+  config.head_dim = 64;
+  config.ffn_size = 8192;
+  return config;
+}
 
 std::vector<int32_t> RandomTokens(size_t count, uint32_t seed) {
   std::minstd_rand random(seed);
@@ -75,31 +87,45 @@ class Sequences {
 
   // One step of all, from the description of the batch to the tokens on the host.
   Status Step() {
-    Batch batch;
-    for (size_t i = 0; i < tokens_.size(); ++i) {
-      batch.sequences.push_back({.tokens = std::span(tokens_).subspan(i, 1),
-                                 .first_position = position_,
-                                 .blocks = blocks_[i],
-                                 .logits = 1});
-    }
-    const CudaTransformer::Choice choice = {.rows = rows_, .adjustments = {}};
-    RETURN_IF_ERROR(model_.Forward(batch, &choice));
-    ASSIGN_OR_RETURN(const std::span<const GpuSampleResult> results, model_.Results());
-    for (size_t i = 0; i < tokens_.size(); ++i) {
-      tokens_[i] = results[i].token;
-      if (tokens_[i] < 0) {
-        return WithReason(Internal("sequence ", i, ", position ", position_, ": the logits are not finite"),
-                          "not_finite");
-      }
-    }
+    ASSIGN_OR_RETURN(const std::span<const GpuSampleResult> results, Run(tokens_, 1));
+    for (size_t i = 0; i < tokens_.size(); ++i) tokens_[i] = results[i].token;
     ++position_;
     return {};
+  }
+
+  // A step that verifies so many drafted tokens of each, of which none counts: the sequences stay as they
+  // are.
+  Status Verify(uint32_t drafted) {
+    const size_t count = tokens_.size() * (1 + drafted);
+    rows_.resize(count);
+    return Run(RandomTokens(count, 98), 1 + drafted).status();
   }
 
   uint32_t position() const { return position_; }
 
  private:
   explicit Sequences(CudaTransformer& model) : model_(model) {}
+
+  // `tokens` are [sequences, each], behind what is there; a logit of each is wanted.
+  StatusOr<std::span<const GpuSampleResult>> Run(std::span<const int32_t> tokens, uint32_t each) {
+    Batch batch;
+    for (size_t i = 0; i < tokens_.size(); ++i) {
+      batch.sequences.push_back({.tokens = tokens.subspan(i * each, each),
+                                 .first_position = position_,
+                                 .blocks = blocks_[i],
+                                 .logits = each});
+    }
+    const CudaTransformer::Choice choice = {.rows = rows_, .adjustments = {}};
+    RETURN_IF_ERROR(model_.Forward(batch, &choice));
+    ASSIGN_OR_RETURN(const std::span<const GpuSampleResult> results, model_.Results());
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (results[i].token < 0) {
+        return WithReason(Internal("row ", i, ", position ", position_, ": the logits are not finite"),
+                          "not_finite");
+      }
+    }
+    return results;
+  }
 
   CudaTransformer& model_;
   std::vector<BlockTable> blocks_;
@@ -111,8 +137,8 @@ class Sequences {
 // Blocks for `tokens` positions and for nothing else.
 StatusOr<std::unique_ptr<CudaTransformer>> MakeModel(const CudaWeights& weights, uint64_t tokens,
                                                      uint32_t sequences, bool is_invariant,
-                                                     uint32_t host_blocks = 0) {
-  const ModelConfig config = BenchConfig();
+                                                     uint32_t host_blocks = 0,
+                                                     const ModelConfig& config = BenchConfig()) {
   const KvShape shape = {.layers = config.layers,
                          .kv_heads = config.kv_heads,
                          .head_dim = config.head_dim,
@@ -215,6 +241,97 @@ Status DecodeFormat(BenchContext& bench, GpuFormat format) {
       continue;
     }
     ReportDecode(bench, *weights, format, batch, *timing);
+  }
+  return {};
+}
+
+// Seconds of a step that verifies so many drafted tokens of each sequence.
+StatusOr<Timing> TimeVerify(Sequences& sequences, uint32_t count, uint32_t drafted, uint32_t steps) {
+  constexpr uint32_t kWarmSteps = 4;
+  sequences.Restart(count);
+  for (uint32_t i = 0; i < kWarmSteps; ++i) RETURN_IF_ERROR(sequences.Verify(drafted));
+  std::vector<double> seconds;
+  MonoTime begin = RealClock().Now();
+  for (uint32_t i = 0; i < steps; ++i) {
+    RETURN_IF_ERROR(sequences.Verify(drafted));
+    const MonoTime now = RealClock().Now();
+    seconds.push_back(Seconds(now - begin));
+    begin = now;
+  }
+  return TimingOf(std::move(seconds));
+}
+
+// The chance with which each drafted token has to be right, if those before it were, for a step that drafts
+// and verifies `drafted` of them to give as many tokens a second as plain ones, of which it takes `cost`:
+// 1 + a + ... + a^drafted = cost. Above 1: it never does.
+double BreakEvenAcceptance(uint32_t drafted, double cost) {
+  const auto tokens = [&](double acceptance) {
+    double sum = 1, worth = 1;
+    for (uint32_t i = 0; i < drafted; ++i) sum += worth *= acceptance;
+    return sum;
+  };
+  double low = 0, high = 2;
+  for (int i = 0; i < 50; ++i) {
+    const double middle = (low + high) / 2;
+    (tokens(middle) < cost ? low : high) = middle;
+  }
+  return high;
+}
+
+constexpr uint32_t kDraftBatches[] = {1, 8}, kDraftLengths[] = {1, 3, 5, 7};
+
+// Steps of the model that drafts, one for each of kDraftBatches.
+StatusOr<std::vector<Timing>> TimeDraftSteps(BenchContext& bench, uint32_t steps) {
+  const ModelConfig config = DraftConfig();
+  ASSIGN_OR_RETURN(const CudaWeights weights, RandomCudaWeights(config, GpuFormat::kBF16));
+  RETURN_IF_CUDA_ERROR(cudaDeviceSynchronize());
+  constexpr uint32_t kMost = std::end(kDraftBatches)[-1];
+  const uint32_t most_steps = 8 + steps + steps / 2;
+  const uint64_t per_sequence = BlocksFor(kContext + most_steps, kBlockTokens) * kBlockTokens;
+  ASSIGN_OR_RETURN(const auto model, MakeModel(weights, kMost * per_sequence, kMost, false, 0, config));
+  ASSIGN_OR_RETURN(Sequences sequences, Sequences::Make(*model, kMost, most_steps));
+  std::vector<Timing> out;
+  for (const uint32_t batch : kDraftBatches) {
+    ASSIGN_OR_RETURN(const DecodeTiming timing, TimeDecode(*model, sequences, batch, steps));
+    out.push_back(timing.wall);
+    const std::string name = Concat("draft step of 1b bf16, batch ", batch);
+    bench.report.Add({.name = name,
+                      .value = timing.wall.seconds * 1e3,
+                      .unit = "ms",
+                      .spread = timing.wall.spread,
+                      .fraction = WeightBytes(weights, config) / bench.limits.copy / timing.wall.seconds,
+                      .limit = "copy, of weights"});
+    bench.report.Add({.name = name + ", host gap",
+                      .value = 100 * (1 - timing.device.seconds / timing.wall.seconds),
+                      .unit = "%"});
+  }
+  return out;
+}
+
+Status VerifyFormat(BenchContext& bench, GpuFormat format, std::span<const Timing> draft_steps,
+                    uint32_t steps) {
+  constexpr uint32_t kMost = std::end(kDraftBatches)[-1], kLongest = std::end(kDraftLengths)[-1];
+  ASSIGN_OR_RETURN(const CudaWeights* weights, bench.weights.Of(format));
+  const uint64_t per_sequence = BlocksFor(kContext + 1 + kLongest, kBlockTokens) * kBlockTokens;
+  ASSIGN_OR_RETURN(const auto model, MakeModel(*weights, kMost * per_sequence, kMost, false));
+  ASSIGN_OR_RETURN(Sequences sequences, Sequences::Make(*model, kMost, 1 + kLongest));
+  for (size_t i = 0; i < std::size(kDraftBatches); ++i) {
+    const uint32_t batch = kDraftBatches[i];
+    const std::string name = Concat("verify ", NameOf(format), ", batch ", batch);
+    if (!bench.report.HasTime(name)) continue;
+    ASSIGN_OR_RETURN(const Timing plain, TimeVerify(sequences, batch, 0, steps));
+    bench.report.Add(
+        {.name = name + ", plain", .value = plain.seconds * 1e3, .unit = "ms", .spread = plain.spread});
+    for (const uint32_t drafted : kDraftLengths) {
+      const std::string of = Concat(name, ", 1+", drafted, " tokens");
+      ASSIGN_OR_RETURN(const Timing timing, TimeVerify(sequences, batch, drafted, steps));
+      bench.report.Add({.name = of, .value = timing.seconds * 1e3, .unit = "ms", .spread = timing.spread});
+      bench.report.Add(
+          {.name = of + ", times a plain step", .value = timing.seconds / plain.seconds, .unit = ""});
+      const double cost = (timing.seconds + drafted * draft_steps[i].seconds) / plain.seconds;
+      bench.report.Add(
+          {.name = of + ", break-even acceptance", .value = BreakEvenAcceptance(drafted, cost), .unit = ""});
+    }
   }
   return {};
 }
@@ -382,6 +499,18 @@ Status BenchPrefill(BenchContext& bench) {
     RETURN_IF_ERROR(bench.report.SkipOr(name, PrefillFormat(bench, format)));
   }
   bench.weights.Drop(GpuFormat::kE4M3);
+  return {};
+}
+
+Status BenchDrafts(BenchContext& bench) {
+  const uint32_t steps = bench.is_quick ? 15 : 30;
+  ASSIGN_OR_RETURN(const std::vector<Timing> draft_steps, TimeDraftSteps(bench, steps));
+  for (const GpuFormat format : {GpuFormat::kBF16, GpuFormat::kW4}) {
+    const std::string name = Concat("verify ", NameOf(format));
+    if (!bench.report.HasTime(name)) continue;
+    RETURN_IF_ERROR(bench.report.SkipOr(name, VerifyFormat(bench, format, draft_steps, steps)));
+  }
+  bench.weights.Drop(GpuFormat::kW4);
   return {};
 }
 

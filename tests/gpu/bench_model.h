@@ -41,6 +41,7 @@ struct BenchContext {
 
 Status BenchKernels(BenchContext& bench);  // bench_kernels.cc
 Status BenchDecode(BenchContext& bench);  // steps of 1 to 256 sequences, against a roofline; the host's share
+Status BenchDrafts(BenchContext& bench);  // a draft model's steps, steps that verify, and when both pay
 Status BenchPrefill(BenchContext& bench);                           // one prompt in one step
 Status BenchInvariant(BenchContext& bench);                         // what the invariant mode costs
 Status BenchMemory(BenchContext& bench, const std::string& model);  // KV blocks to the host and back; a load

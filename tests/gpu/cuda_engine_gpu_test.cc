@@ -1,12 +1,15 @@
 // The engine on a CUDA device: scheduler, KV pool, transformer and choice of tokens together.
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/open_engine.h"
+#include "worker/formats/model_files.h"
 
 extern "C" const terrace::DeviceBackend* terrace_device_backend();
 
@@ -124,6 +127,104 @@ TEST(CudaEngine, AnAnswerIsTheSameWhateverIsBesideIt) {
   EXPECT_GT(preemptions, 0u);
   EXPECT_GT(accepted, 0u);
   EXPECT_GT(cached, 0u);
+}
+
+// A model that drafts on the device or on the CPUs beside it, the one that answers itself or a smaller one,
+// for batches and drafts of any size: the answers are those without it. Drafts are made whatever they cost.
+TEST(CudaEngine, WhatAModelDraftsChangesNoBitOfAnAnswer) {
+  constexpr char kSmall[] = "models/terrace-demo-small";
+  std::mt19937 random(8);
+  std::vector<SequenceSpec> specs;
+  for (int i = 0; i < 20; ++i) {
+    specs.push_back(RandomSpec(random));
+    specs.back().max_tokens = 10 + specs.back().max_tokens / 3;
+  }
+  const struct {
+    const char *model, *draft_model, *device;
+    uint32_t max_tokens;
+  } cases[] = {{kModel, kModel, "cuda", 8},  // 9 tokens of a sequence in a step
+               {kSmall, kModel, "cuda", 4},
+               {kSmall, kModel, "cuda", 20},
+               {kSmall, kModel, "cpu", 4}};
+  std::map<std::string, std::vector<Answer>> plain;  // by model
+  for (const char* model : {kModel, kSmall}) {
+    OpenedEngine opened = Open({.model = model, .max_sequences = 1, .max_step_tokens = 512});
+    for (const SequenceSpec& spec : specs) plain[model].push_back(Submit(opened, spec)->Wait());
+  }
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.draft_model << " on " << c.device << " for " << c.model << ", "
+                                    << c.max_tokens << " tokens");
+    OpenedEngine opened = Open({.model = c.model,
+                                .max_sequences = 6,
+                                .max_step_tokens = 200,
+                                .speculation = {.drafter = "model",
+                                                .model = c.draft_model,
+                                                .device = c.device,
+                                                .max_tokens = c.max_tokens,
+                                                .adapts = false}});
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (const SequenceSpec& spec : specs) sinks.push_back(Submit(opened, spec));
+    uint32_t drafted = 0, accepted = 0;
+    for (size_t i = 0; i < specs.size(); ++i) {
+      SCOPED_TRACE(testing::Message() << "request " << i);
+      const Answer answer = sinks[i]->Wait();
+      ASSERT_EQ(answer.result.error, Status());
+      ExpectSameBits(plain[c.model][i].tokens, answer.tokens);
+      ExpectSameBits(plain[c.model][i].prompt_scores, answer.prompt_scores);
+      drafted += answer.result.stats.speculated_tokens;
+      accepted += answer.result.stats.accepted_speculated_tokens;
+    }
+    opened.engine->Stop();
+    EXPECT_EQ(opened.engine->Stats().speculation.failures, 0u);
+    std::printf("%s: %u drafted tokens, %u accepted; %s\n", opened.drafter_device.c_str(), drafted, accepted,
+                opened.drafter_kv_arithmetic.c_str());
+    EXPECT_GT(accepted, 0u);
+    // Rounded otherwise than in the invariant mode, the same model says nearly always the same.
+    if (std::string_view(c.model) == c.draft_model) {
+      EXPECT_GT(2 * accepted, drafted);
+    }
+  }
+}
+
+// What a step of a new size takes once is no cost of steps of that size.
+TEST(CudaEngine, AStepSaysWhetherItWasTheFirstOfItsKind) {
+  const auto files = OpenModel(kModel);
+  ASSERT_TRUE(files.ok()) << files.status();
+  const auto backend = LinkedBackend();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ThreadPool pool(1);
+  auto model = (*backend)->load({.config = &files->config, .weights = files->weights.get(), .pool = &pool});
+  ASSERT_TRUE(model.ok()) << model.status();
+  const KvShape shape{.layers = files->config.layers,
+                      .kv_heads = files->config.kv_heads,
+                      .head_dim = files->config.head_dim,
+                      .blocks = 4,
+                      .dtype = KvDType::kBF16};
+  auto executor = (*model)->MakeExecutor(
+      shape, {.max_sequences = 2, .max_step_tokens = 64, .context_length = files->config.context_length});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const std::vector<int32_t> tokens = {1, 2, 3, 4};
+  const std::vector<BlockId> blocks = {0};
+  const SamplingParams sampling{.temperature = 0};
+  const TokenCounts counts;
+  const auto is_first = [&](uint32_t proposed) {  // of a step that verifies so many
+    PlannedSequence part;
+    part.tokens = std::span(tokens).first(1 + proposed);
+    part.blocks = blocks;
+    part.sample = true;
+    part.proposed = proposed;
+    part.sampling = &sampling;
+    part.counts = &counts;
+    StepPlan plan;
+    plan.sequences.push_back(part);
+    const StepResult result = (*executor)->Run(plan);
+    EXPECT_EQ(result.device_error, Status());
+    return result.is_first_of_its_kind;
+  };
+  for (const uint32_t proposed : {0u, 1u, 3u}) {
+    EXPECT_TRUE(is_first(proposed)) << proposed;
+    EXPECT_FALSE(is_first(proposed)) << proposed;
+  }
 }
 
 }  // namespace

@@ -134,6 +134,7 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role ro
   const bool is_timed = tokens <= kMostStreamTokens || std::has_single_bit(tokens) ||
                         (tokens <= kMostGraphTokens && TokenBucket(tokens) == tokens);
   if (!is_timed) return best;
+  step.is_first_of_its_kind = true;
   // Half of attention's partial sums may be tile_gemm's; the other half stands for the residual stream.
   const uint64_t outputs = uint64_t{tokens} * m.rows;
   void* out = role == Role::kHead ? static_cast<void*>(logits) : static_cast<void*>(qkv);

@@ -140,6 +140,7 @@ Status CudaRunner::Step(const StepPlan& plan, const Batch& batch, bool scores, S
   const CudaTransformer::Choice choice{
       .rows = rows_, .adjustments = adjustments_, .wants_logits = wants_logits};
   RETURN_IF_ERROR(transformer_->Forward(batch, on_device ? &choice : nullptr));
+  result.is_first_of_its_kind = transformer_->is_first_of_its_kind();
   std::span<const GpuSampleResult> chosen;
   if (on_device) {
     ASSIGN_OR_RETURN(chosen, transformer_->Results());

@@ -244,6 +244,7 @@ Status CudaTransformer::Impl::QueueAsGraph(const StepLayout& layout, uint32_t to
   if (!graphs.contains(key) && graphs.size() >= kMostGraphs) ForgetGraphs();
   Graph& graph = graphs[key];
   if (graph.exec == nullptr) {
+    step.is_first_of_its_kind = true;
     RETURN_IF_ERROR(queue());
     RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream.get()));
     // The step is done. What follows is for the next one like it; where memory is too short for that, it is

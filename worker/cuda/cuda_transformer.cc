@@ -152,6 +152,8 @@ StatusOr<std::vector<float>> CudaTransformer::Logits(size_t rows) {
   return out;
 }
 
+bool CudaTransformer::is_first_of_its_kind() const { return impl_->step.is_first_of_its_kind; }
+
 // Between block `block` of the pool and the slot.
 Status CudaTransformer::Impl::MoveBlock(const Slot& slot, uint32_t block, bool to_pool) {
   RETURN_IF_CUDA_ERROR(KvCopyCuda({.parts = pool_parts.as<GpuKvPart>(),

@@ -76,6 +76,9 @@ class CudaTransformer {
   // Waits; the logits of the last step, copied to the host: of one without a choice, or that wants them.
   StatusOr<std::vector<float>> Logits(size_t rows);
 
+  // Of the last step: see StepResult.
+  bool is_first_of_its_kind() const;
+
   // Queued behind the steps before, and steps behind them: see KvPool.
   Status CopyRows(BlockId from, BlockId to, uint32_t rows);
   Status CopyToHost(BlockId from, uint32_t host_block);

@@ -23,8 +23,9 @@
 
 namespace terrace {
 
-// Sequences of at most so many tokens go through decode attention, token by token.
-inline constexpr size_t kMostDecodeTokens = 8;
+// Sequences of at most so many tokens go through decode attention, token by token: an answer's next token and
+// the drafted ones behind it, eight of them unless more are asked for.
+inline constexpr size_t kMostDecodeTokens = 16;
 // More tokens than this never go through stream_gemm, but in the invariant mode.
 inline constexpr uint32_t kMostStreamTokens = 64;
 // Tokens for which tile_gemm is tried on quantized weights.
@@ -148,6 +149,7 @@ struct CudaTransformer::Impl {
     bool tables_changed = false;
     Sampling samples;
     bool wants_logits = false;
+    bool is_first_of_its_kind = false;  // kernels were timed, or a graph captured
   } step;
   uint32_t result_rows = 0;
   std::vector<float> host_logits;  // of steps that want more rows than fit

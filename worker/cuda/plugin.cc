@@ -48,11 +48,13 @@ class CudaModel : public DeviceModel {
   uint64_t parameters() const override { return weights_.parameters; }
   uint64_t weight_bytes() const override { return weights_.bytes; }
 
-  StatusOr<uint64_t> FreeBytes(const DeviceLimits& limits) const override {
+  StatusOr<uint64_t> FreeBytes() const override {
     size_t free_bytes = 0, total = 0;
     RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free_bytes, &total));
-    const uint64_t scratch = CudaTransformer::ScratchBytes(config_, weights_, limits);
-    return free_bytes > scratch ? free_bytes - scratch : 0;
+    return free_bytes;
+  }
+  uint64_t StepBytes(const DeviceLimits& limits) const override {
+    return CudaTransformer::ScratchBytes(config_, weights_, limits);
   }
 
   StatusOr<std::unique_ptr<Executor>> MakeExecutor(const KvShape& shape,

@@ -38,8 +38,10 @@ class DeviceModel {
   virtual std::string name() const = 0;  // "cuda NVIDIA H100 80GB HBM3"
   virtual uint64_t parameters() const = 0;
   virtual uint64_t weight_bytes() const = 0;
-  // Free memory of the device that a KV pool may take, less what steps of these limits need beside it.
-  virtual StatusOr<uint64_t> FreeBytes(const DeviceLimits& limits) const = 0;
+  // Memory of the device that nobody has, now.
+  virtual StatusOr<uint64_t> FreeBytes() const = 0;
+  // What steps of these limits need of it beside the KV pool: MakeExecutor takes both.
+  virtual uint64_t StepBytes(const DeviceLimits& limits) const = 0;
   // What runs its steps; borrows the model. UNIMPLEMENTED, reason unsupported_device, names what of the shape
   // the device has no kernels for; RESOURCE_EXHAUSTED.
   virtual StatusOr<std::unique_ptr<Executor>> MakeExecutor(const KvShape& shape,

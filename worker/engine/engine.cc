@@ -177,9 +177,10 @@ void Engine::Step() {
   const MonoTime end = clock_.Now();
   StepObservation observation = Observe(plan, end - begin);
   const double compute_seconds = Seconds(end - run) - result.transfer_seconds;
-  LearnCosts(plan, observation, compute_seconds, result.transfer_seconds);
+  const bool tells_costs = !result.is_first_of_its_kind;
+  if (tells_costs) LearnCosts(plan, observation, compute_seconds, result.transfer_seconds);
   scheduler_.Commit(plan, std::move(result), end);
-  speculation_.Learn(scheduler_, compute_seconds);
+  speculation_.Learn(scheduler_, tells_costs ? std::optional(compute_seconds) : std::nullopt);
   TERRACE_FAILPOINT("worker.after_step");
   ++steps_;
   Publish(end);

@@ -70,6 +70,9 @@ struct SequenceOutput {
 struct StepResult {
   std::vector<SequenceOutput> outputs;  // as plan.sequences
   double transfer_seconds = 0;          // of the time the step took
+  // The step also prepared what others like it reuse, such as a graph of a device: its time says nothing of
+  // theirs.
+  bool is_first_of_its_kind = false;
   // The device, or another rank of the model's group, is lost, and with it what it holds: nothing of the step
   // counts, and no other one may be run.
   Status device_error = {};

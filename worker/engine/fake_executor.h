@@ -48,6 +48,7 @@ class FakeExecutor : public Executor {
     std::function<Status(const PlannedSequence&)> fail_sequence = nullptr;
     std::function<Status()> lose_device =
         nullptr;  // asked at the beginning of each step; an error is its end
+    std::function<bool(const StepPlan&)> is_first_of_its_kind = nullptr;  // as StepResult has it
     StepTimeModel time = {};
     std::function<void(double seconds)> on_step_time = nullptr;  // such as FakeClock::Advance
   };
@@ -73,6 +74,7 @@ class FakeExecutor : public Executor {
       for (const PlannedSequence& part : plan.sequences) Check(part);
     }
     for (const PlannedSequence& part : plan.sequences) result.outputs.push_back(Answer(part));
+    if (options_.is_first_of_its_kind) result.is_first_of_its_kind = options_.is_first_of_its_kind(plan);
     if (options_.on_step_time) options_.on_step_time(options_.time.StepSeconds(plan));
     result.transfer_seconds = options_.time.seconds_per_transfer * static_cast<double>(plan.transfers.size());
     return result;

@@ -34,4 +34,8 @@ struct KvSizing {
 // or more than the free memory was asked for.
 StatusOr<KvSizing> SizeKvPool(const KvSizingInput& input);
 
+// The same of a drafter's pool: at most an eighth of the free memory, unless its size is set. It may be
+// smaller than one context, as sequences that find no blocks just get no drafts.
+StatusOr<KvSizing> SizeDraftPool(const KvSizingInput& input);
+
 }  // namespace terrace

@@ -95,5 +95,28 @@ TEST(SizeKvPool, ADevicesMemoryIsThePoolsButForATwentiethAndHoldsNoSwapMemory) {
   EXPECT_EQ(Reason(SizeKvPool(input).status()), "kv_pool_too_small");
 }
 
+TEST(SizeDraftPool, TakesAtMostAnEighthAndLessThanOneContextIfNeedBe) {
+  KvSizingInput input = Input();
+  EXPECT_EQ(SizeDraftPool(input)->blocks, 28u) << "more than all sequences at their longest is of no use";
+  input.free_bytes = 40 * 1024;
+  const auto sizing = SizeDraftPool(input);
+  ASSERT_TRUE(sizing.ok()) << sizing.status();
+  EXPECT_EQ(sizing->blocks, 5u);
+  EXPECT_EQ(sizing->bytes, 5u * 1024);
+  EXPECT_THAT(sizing->arithmetic, ::testing::HasSubstr("an eighth of the free memory 5120; 5 blocks"));
+  input.free_bytes = 7 * 1024;
+  EXPECT_EQ(Reason(SizeDraftPool(input).status()), "kv_pool_too_small");
+}
+
+TEST(SizeDraftPool, ObeysAGivenSizeWithinTheFreeMemory) {
+  KvSizingInput input = Input();
+  input.pool_bytes = 100 * 1024;
+  EXPECT_EQ(SizeDraftPool(input)->blocks, 100u);
+  input.pool_bytes = 2 << 20;
+  EXPECT_EQ(Reason(SizeDraftPool(input).status()), "kv_pool_too_small");
+  input.pool_bytes = 1000;
+  EXPECT_EQ(Reason(SizeDraftPool(input).status()), "kv_pool_too_small");
+}
+
 }  // namespace
 }  // namespace terrace

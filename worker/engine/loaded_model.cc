@@ -4,9 +4,7 @@
 #include <limits>
 #include <utility>
 
-#include "base/hash.h"
 #include "worker/engine/machine.h"
-#include "worker/engine/model_drafter.h"
 #include "worker/engine/model_runner.h"
 
 namespace terrace {
@@ -75,7 +73,17 @@ Status NameModel(const Status& status, const OpenEngineOptions& options) {
   return status.code() == StatusCode::kResourceExhausted ? Annotate(status, options.model) : status;
 }
 
-StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const OpenEngineOptions& options) {
+DraftTarget TargetOf(const LoadedModel& loaded, const ModelConfig& config) {
+  return {.is_on_device = loaded.device_model != nullptr,
+          .context_length = config.context_length,
+          .max_sequences = loaded.max_sequences,
+          .max_step_tokens = loaded.max_step_tokens,
+          .block_tokens = loaded.kv_shape.block_tokens,
+          .kv_dtype = loaded.kv_shape.dtype};
+}
+
+StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draft,
+                                 const OpenEngineOptions& options) {
   const ModelConfig& config = files.config;
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
   ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
@@ -97,33 +105,57 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const OpenEngineOption
   loaded.parameters = runner->transformer().parameters();
   loaded.weight_bytes = runner->transformer().weight_bytes();
   loaded.executor = std::move(runner);
+  if (draft == nullptr) return loaded;
+  // What the pools will take when they are first used.
+  const uint64_t pools = loaded.kv.bytes + loaded.kv_shape.host_blocks * loaded.kv_shape.BlockBytes();
+  ASSIGN_OR_RETURN(loaded.drafter,
+                   LoadDrafterOnCpus(*draft, TargetOf(loaded, config), options, pools, *loaded.pool));
   return loaded;
 }
 
-StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const OpenEngineOptions& options) {
+StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* draft,
+                                   const OpenEngineOptions& options) {
   const ModelConfig& config = files.config;
   RETURN_IF_ERROR(CheckDeviceSettings(options));
   ASSIGN_OR_RETURN(const DeviceBackend* backend, options.find_device());
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kDeviceDefaults));
-  ThreadPool pool(loaded.threads, options.pin_threads);
+  auto pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   auto model = backend->load({.config = &config,
                               .weights = files.weights.get(),
-                              .pool = &pool,
+                              .pool = pool.get(),
                               .compute = options.compute,
                               .is_invariant = options.numerics == "invariant",
                               .is_cancelled = options.is_cancelled});
   RETURN_IF_ERROR(NameModel(model.status(), options));
   loaded.device_model = *std::move(model);
+  DraftWeights weights;
+  if (draft != nullptr) {
+    ASSIGN_OR_RETURN(weights, LoadDraftWeights(*backend, *draft, options, *pool));
+  }
   const DeviceLimits limits{.max_sequences = loaded.max_sequences,
                             .max_step_tokens = loaded.max_step_tokens,
                             .context_length = config.context_length};
-  ASSIGN_OR_RETURN(const uint64_t free_bytes, loaded.device_model->FreeBytes(limits));
+  ASSIGN_OR_RETURN(uint64_t free_bytes, loaded.device_model->FreeBytes());
+  free_bytes -= std::min(free_bytes, loaded.device_model->StepBytes(limits));
+  const DraftTarget target = TargetOf(loaded, config);
+  std::optional<DeviceDraftPlan> draft_plan;
+  if (weights.model != nullptr) {
+    ASSIGN_OR_RETURN(draft_plan, PlanDeviceDraft(*weights.model, draft->config, target, options, free_bytes));
+    free_bytes -= std::min(free_bytes, draft_plan->bytes);
+  }
   RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kDevice, free_bytes, loaded));
   ASSIGN_OR_RETURN(loaded.executor, loaded.device_model->MakeExecutor(loaded.kv_shape, limits));
   loaded.device = loaded.device_model->name();
   loaded.numerics = options.numerics;
   loaded.parameters = loaded.device_model->parameters();
   loaded.weight_bytes = loaded.device_model->weight_bytes();
+  if (draft_plan.has_value()) {
+    ASSIGN_OR_RETURN(loaded.drafter, MakeDeviceDrafter(std::move(weights.model), *draft_plan));
+  } else if (draft != nullptr) {
+    loaded.pool = std::move(pool);
+    ASSIGN_OR_RETURN(loaded.drafter, LoadDrafterOnCpus(*draft, target, options, 0, *loaded.pool));
+    loaded.drafter->note = std::move(weights.note);
+  }
   return loaded;
 }
 
@@ -131,43 +163,6 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const OpenEngineOpti
 bool MayRunOnCpus(const Status& error) {
   return error.code() == StatusCode::kUnavailable || error.code() == StatusCode::kUnimplemented ||
          error.code() == StatusCode::kInvalidArgument;
-}
-
-// One tokenizer, so that tokens mean the same, and one vocabulary, so that there are no others.
-Status CheckSameTokens(const ModelFiles& target, const ModelFiles& draft) {
-  const std::string wanted = TokenizerDigest(*target.text).Hex(), found = TokenizerDigest(*draft.text).Hex();
-  if (wanted == found && target.config.vocab_size == draft.config.vocab_size) return {};
-  return WithReason(
-      FailedPrecondition("engine.speculation.model: its tokenizer has the digest ", found, " and ",
-                         draft.config.vocab_size, " tokens, that of the model it drafts for ", wanted,
-                         " and ", target.config.vocab_size, ": drafts need the same"),
-      "tokenizer_mismatch");
-}
-
-// Of the host's memory, without what the pools of `loaded` will take, which is theirs when they first use it.
-StatusOr<uint64_t> BytesLeft(const LoadedModel& loaded) {
-  const uint64_t pools = loaded.kv.bytes + loaded.kv_shape.host_blocks * loaded.kv_shape.BlockBytes();
-  ASSIGN_OR_RETURN(const uint64_t free_bytes, FreeMemoryBytes());
-  return free_bytes - std::min(free_bytes, pools);
-}
-
-// Blocks of a drafter's pool: what it may hold of all sequences at once, or less, as who finds none gets no
-// draft.
-StatusOr<uint32_t> DraftBlocks(const KvShape& shape, uint32_t context_length, uint32_t max_sequences,
-                               uint64_t pool_bytes, uint64_t free_bytes) {
-  constexpr uint64_t kShare = 8;  // of the free memory at most an eighth, unless it is set
-  const uint64_t allowed = pool_bytes > 0 ? pool_bytes : free_bytes / kShare;
-  const uint64_t wanted = uint64_t{max_sequences} * BlocksFor(context_length, shape.block_tokens);
-  uint64_t blocks = allowed / shape.BlockBytes();
-  if (pool_bytes == 0) blocks = std::min(blocks, wanted);
-  blocks = std::min<uint64_t>(blocks, std::numeric_limits<BlockId>::max());
-  if (blocks == 0 || blocks * shape.BlockBytes() > free_bytes) {
-    return WithReason(
-        ResourceExhausted("engine.speculation: the drafter's KV pool may take ", allowed,
-                          " bytes; a block takes ", shape.BlockBytes(), ", free memory ", free_bytes),
-        "kv_pool_too_small");
-  }
-  return static_cast<uint32_t>(blocks);
 }
 
 // Asked for by name, what the device does not do is a wrong configuration.
@@ -178,47 +173,18 @@ Status AsConfigurationError(const Status& error) {
 
 }  // namespace
 
-StatusOr<LoadedModel> LoadModel(const ModelFiles& files, const OpenEngineOptions& options) {
-  if (options.device == "cpu") return LoadOnCpus(files, options);
-  StatusOr<LoadedModel> on_device = LoadOnDevice(files, options);
+StatusOr<LoadedModel> LoadModel(const ModelFiles& files, const ModelFiles* draft,
+                                const OpenEngineOptions& options) {
+  if (draft != nullptr) RETURN_IF_ERROR(CheckSameTokens(files, *draft));
+  if (options.device == "cpu") return LoadOnCpus(files, draft, options);
+  StatusOr<LoadedModel> on_device = LoadOnDevice(files, draft, options);
   if (on_device.ok()) return on_device;
-  if (options.device == "cuda") return AsConfigurationError(on_device.status());
+  if (options.device == "cuda" || options.speculation.device == "cuda")
+    return AsConfigurationError(on_device.status());
   if (!MayRunOnCpus(on_device.status())) return on_device;
-  ASSIGN_OR_RETURN(LoadedModel loaded, LoadOnCpus(files, options));
+  ASSIGN_OR_RETURN(LoadedModel loaded, LoadOnCpus(files, draft, options));
   loaded.device_note = Message(on_device.status());
   return loaded;
-}
-
-StatusOr<LoadedDrafter> LoadModelDrafter(const ModelFiles& target, const ModelFiles& draft,
-                                         const OpenEngineOptions& options, const LoadedModel& loaded) {
-  CHECK(loaded.pool != nullptr);
-  RETURN_IF_ERROR(CheckSameTokens(target, draft));
-  const ModelConfig& config = draft.config;
-  ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
-  ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
-  ASSIGN_OR_RETURN(uint64_t free_bytes, BytesLeft(loaded));
-  auto transformer =
-      Transformer::Load(config, *draft.weights, *ops, *loaded.pool,
-                        {.compute = compute, .free_bytes = free_bytes, .is_cancelled = options.is_cancelled});
-  RETURN_IF_ERROR(Annotate(transformer.status(), "engine.speculation.model"));
-  ASSIGN_OR_RETURN(free_bytes, BytesLeft(loaded));
-  KvShape shape{.layers = config.layers,
-                .kv_heads = config.kv_heads,
-                .head_dim = config.head_dim,
-                .block_tokens = loaded.kv_shape.block_tokens,
-                .dtype = loaded.kv_shape.dtype};
-  ASSIGN_OR_RETURN(shape.blocks, DraftBlocks(shape, config.context_length, loaded.max_sequences,
-                                             options.speculation.kv_pool_bytes, free_bytes));
-  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(*loaded.pool, *std::move(transformer), *ops, shape));
-  LoadedDrafter drafter{.parameters = runner->transformer().parameters(),
-                        .kv_bytes = shape.blocks * shape.BlockBytes()};
-  drafter.drafter =
-      std::make_unique<ModelDrafter>(ModelDrafter::Options{.context_length = config.context_length,
-                                                           .block_tokens = shape.block_tokens,
-                                                           .blocks = shape.blocks,
-                                                           .max_pass_tokens = loaded.max_step_tokens},
-                                     std::move(runner));
-  return drafter;
 }
 
 }  // namespace terrace

@@ -31,8 +31,12 @@ StatusOr<Drafts> ModelDrafter::Propose(std::span<const DraftRequest> requests) {
   Drafts drafts;
   drafts.tokens.resize(requests.size());
   std::vector<Work> works = Begin(requests, drafts);
-  while (std::ranges::any_of(works, [](const Work& work) { return work.chunk > 0; }))
-    RETURN_IF_ERROR(RunPass(works, drafts));
+  bool tell_costs = true;
+  while (std::ranges::any_of(works, [](const Work& work) { return work.chunk > 0; })) {
+    ASSIGN_OR_RETURN(const bool tells_costs, RunPass(works, drafts));
+    tell_costs = tell_costs && tells_costs;
+  }
+  if (!tell_costs) drafts.passes.clear();
   return drafts;
 }
 
@@ -100,8 +104,9 @@ void ModelDrafter::StartAnew(Sequence& sequence) {
   sequence.right = 0;
 }
 
-// All that take part compute their next tokens, behind those that are there.
-Status ModelDrafter::RunPass(std::span<Work> works, Drafts& drafts) {
+// All that take part compute their next tokens, behind those that are there. Whether what it took is what
+// passes like it take.
+StatusOr<bool> ModelDrafter::RunPass(std::span<Work> works, Drafts& drafts) {
   StepPlan plan;
   std::vector<Work*> parts;
   uint32_t computed = 0;
@@ -138,7 +143,7 @@ Status ModelDrafter::RunPass(std::span<Work> works, Drafts& drafts) {
   RETURN_IF_ERROR(result.device_error);
   drafts.passes.push_back(computed);
   for (size_t i = 0; i < parts.size(); ++i) TakeToken(*parts[i], result.outputs[i]);
-  return {};
+  return !result.is_first_of_its_kind;
 }
 
 // A sequence whose logits are wrong is none to draft for: it starts anew when it is asked for again.

@@ -70,7 +70,7 @@ class ModelDrafter : public Drafter {
   bool PlanFirstPass(Work& work, uint32_t budget);
   bool TakeBlocks(Sequence& sequence, size_t tokens);
   void StartAnew(Sequence& sequence);
-  Status RunPass(std::span<Work> works, Drafts& drafts);
+  StatusOr<bool> RunPass(std::span<Work> works, Drafts& drafts);
   void TakeToken(Work& work, const SequenceOutput& output);
   void Release(uint64_t id);
 

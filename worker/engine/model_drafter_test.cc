@@ -226,6 +226,18 @@ TEST(ModelDrafter, TokensAreChosenAsTheAnswersAre) {
   EXPECT_EQ(answer.counts.entries().size(), 2u);
 }
 
+TEST(ModelDrafter, ACallWithAPassThatWasTheFirstOfItsKindTellsNoCosts) {
+  uint32_t runs = 0;
+  ModelDrafter drafter(SmallOptions(),
+                       Fake({.is_first_of_its_kind = [&](const StepPlan&) { return ++runs == 2; }}));
+  Answer answer(0, 10);
+  const Drafts first = Propose(drafter, {answer.Request(3)});
+  EXPECT_EQ(first.tokens[0], Said(answer, 3));
+  EXPECT_THAT(first.passes, IsEmpty());
+  answer.Add(answer.Next());
+  EXPECT_THAT(Propose(drafter, {answer.Request(3)}).passes, ElementsAre(1u, 1u, 1u));
+}
+
 TEST(ModelDrafter, ANumericErrorEndsOneDraftALostDeviceAll) {
   bool is_lost = false;
   ModelDrafter drafter(SmallOptions(),

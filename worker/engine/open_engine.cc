@@ -60,8 +60,8 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   return engine;
 }
 
-// Null where nothing is drafted.
-StatusOr<std::unique_ptr<Drafter>> OpenDrafter(const OpenEngineOptions& options, const LoadedModel& loaded,
+// Of `loaded`, which may have one. Null where nothing is drafted.
+StatusOr<std::unique_ptr<Drafter>> TakeDrafter(const OpenEngineOptions& options, LoadedModel& loaded,
                                                OpenedEngine& opened) {
   const SpeculationOptions& speculation = options.speculation;
   opened.drafter = speculation.drafter;
@@ -77,10 +77,11 @@ StatusOr<std::unique_ptr<Drafter>> OpenDrafter(const OpenEngineOptions& options,
     const NgramDrafter::Options ngram{.min_match = speculation.min_match};
     return std::unique_ptr<Drafter>(std::make_unique<NgramDrafter>(ngram));
   }
-  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(speculation.model));
-  opened.draft_files = std::make_unique<ModelFiles>(std::move(files));
-  ASSIGN_OR_RETURN(LoadedDrafter draft,
-                   LoadModelDrafter(*opened.files, *opened.draft_files, options, loaded));
+  LoadedDrafter& draft = *loaded.drafter;
+  opened.draft_device_model = std::move(draft.device_model);
+  opened.drafter_device = draft.device;
+  opened.drafter_note = draft.note;
+  opened.drafter_kv_arithmetic = draft.kv_arithmetic;
   opened.drafter_parameters = draft.parameters;
   opened.drafter_kv_bytes = draft.kv_bytes;
   return std::move(draft.drafter);
@@ -93,7 +94,11 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   OpenedEngine opened;
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));
   opened.files = std::make_unique<ModelFiles>(std::move(files));
-  ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(*opened.files, options));
+  if (options.speculation.drafter == "model" && !options.make_drafter) {
+    ASSIGN_OR_RETURN(ModelFiles draft_files, OpenModel(options.speculation.model));
+    opened.draft_files = std::make_unique<ModelFiles>(std::move(draft_files));
+  }
+  ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(*opened.files, opened.draft_files.get(), options));
   opened.parameters = loaded.parameters;
   opened.weight_bytes = loaded.weight_bytes;
   opened.kv_bytes = loaded.kv.bytes;
@@ -111,7 +116,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.device = loaded.device;
   opened.device_note = loaded.device_note;
   opened.weight_dtype = MainDType(*opened.files->weights);
-  ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter, OpenDrafter(options, loaded, opened));
+  ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter, TakeDrafter(options, loaded, opened));
   Engine::Options engine = EngineOptions(options, *opened.files, loaded);
   opened.pool = std::move(loaded.pool);
   opened.device_model = std::move(loaded.device_model);

@@ -17,13 +17,14 @@ namespace terrace {
 
 // What is drafted for every sequence, beside what comes with it (SequenceSpec::draft).
 struct SpeculationOptions {
-  // none, ngram (see NgramDrafter), model (see ModelDrafter; CPUs only) or remote (make_drafter makes it)
+  // none, ngram (see NgramDrafter), model (see ModelDrafter) or remote (make_drafter makes it)
   std::string drafter = "none";
-  std::string model = "";      // of drafter: model; a folder or a .gguf file
-  uint32_t max_tokens = 8;     // for a sequence and step
-  uint32_t min_match = 3;      // of ngram: tokens that came before
-  uint64_t kv_pool_bytes = 0;  // of model; 0: max_sequences full contexts, at most an eighth of free memory
-  bool adapts = true;          // false: max_tokens for all, whatever it costs; tests and benchmarks
+  std::string model = "";       // of drafter: model; a folder or a .gguf file
+  std::string device = "auto";  // of model: cpu; cuda; auto: where the model that answers is, if it can be
+  uint32_t max_tokens = 8;      // for a sequence and step
+  uint32_t min_match = 3;       // of ngram: tokens that came before
+  uint64_t kv_pool_bytes = 0;   // of model; 0: max_sequences full contexts, at most an eighth of free memory
+  bool adapts = true;           // false: max_tokens for all, whatever it costs; tests and benchmarks
 };
 
 struct OpenEngineOptions {
@@ -57,10 +58,11 @@ struct OpenEngineOptions {
 
 struct OpenedEngine {
   // All of these outlive the engine, which borrows them.
-  std::unique_ptr<ModelFiles> files;          // weights stay mapped
-  std::unique_ptr<ModelFiles> draft_files;    // of the drafter's model; null without one
-  std::unique_ptr<ThreadPool> pool;           // null on a device
-  std::unique_ptr<DeviceModel> device_model;  // null on CPUs
+  std::unique_ptr<ModelFiles> files;                // weights stay mapped
+  std::unique_ptr<ModelFiles> draft_files;          // of the drafter's model; null without one
+  std::unique_ptr<ThreadPool> pool;                 // null on a device, unless the drafter runs on it
+  std::unique_ptr<DeviceModel> device_model;        // null on CPUs
+  std::unique_ptr<DeviceModel> draft_device_model;  // of the drafter's model; null on CPUs and without one
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t max_step_tokens = 0;
@@ -73,7 +75,9 @@ struct OpenedEngine {
   std::string numerics;       // invariant or auto; on CPUs always invariant
   std::string weight_dtype;   // of the largest tensors
   std::string drafter;        // none, ngram, model or remote
-  uint64_t drafter_parameters = 0, drafter_kv_bytes = 0;  // of model
+  // Of drafter: model, as of the model that answers; else empty.
+  std::string drafter_device, drafter_note, drafter_kv_arithmetic;
+  uint64_t drafter_parameters = 0, drafter_kv_bytes = 0;
   std::unique_ptr<Engine> engine;
 };
 

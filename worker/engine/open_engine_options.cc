@@ -74,7 +74,9 @@ Status CheckSpeculation(const SpeculationOptions& options) {
     return Bad("engine.speculation.model: is needed with drafter: model");
   if (!drafts_with_model && !options.model.empty())
     return Bad("engine.speculation.model: is for drafter: model, not ", options.drafter);
-  return {};
+  if (!drafts_with_model && options.device != "auto")
+    return Bad("engine.speculation.device: is for drafter: model, not ", options.drafter);
+  return CheckName("engine.speculation.device", options.device, kDevices);
 }
 
 }  // namespace
@@ -88,6 +90,8 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
   RETURN_IF_ERROR(CheckName("engine.device", options.device, kDevices));
   RETURN_IF_ERROR(CheckName("engine.numerics", options.numerics, kNumerics));
   RETURN_IF_ERROR(CheckSpeculation(options.speculation));
+  if (options.device == "cpu" && options.speculation.device == "cuda")
+    return Bad("engine.speculation.device: cuda is for engine.device: auto or cuda, not cpu");
   if (options.device == "cuda") return CheckDeviceSettings(options);
   // Not with auto either: weights of half the bits are nothing to get or not by where a worker starts.
   if (options.compute == "fp8") return Bad("engine.compute: fp8 needs engine.device: cuda");
@@ -104,8 +108,6 @@ Status CheckDeviceSettings(const OpenEngineOptions& options) {
     return Bad("kv.block_tokens is ", options.block_tokens, "; CUDA takes powers of two from ",
                kLeastDeviceBlock, " on");
   }
-  if (options.speculation.drafter == "model")
-    return Bad("engine.speculation.drafter: model is for CPUs only; CUDA has none, ngram, remote");
   return {};
 }
 

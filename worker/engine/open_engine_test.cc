@@ -389,12 +389,14 @@ TEST(OpenEngine, ADeviceRunsTheModelWithItsOwnDefaults) {
     EXPECT_EQ(opened->weight_bytes, 14u);
     EXPECT_EQ(opened->max_sequences, 256u);
     EXPECT_EQ(opened->max_step_tokens, 8192u);
-    EXPECT_EQ(device.limits.max_sequences, 256u);
-    EXPECT_EQ(device.limits.max_step_tokens, 8192u);
-    EXPECT_EQ(device.limits.context_length, 512u);
-    EXPECT_EQ(device.shape.blocks, 256 * 512u / 16);
-    EXPECT_EQ(device.shape.dtype, KvDType::kBF16);
-    EXPECT_EQ(device.compute, "auto");
+    ASSERT_EQ(device.models.size(), 1u);
+    const FakeDevice::Loaded& loaded = device.models[0];
+    EXPECT_EQ(loaded.limits.max_sequences, 256u);
+    EXPECT_EQ(loaded.limits.max_step_tokens, 8192u);
+    EXPECT_EQ(loaded.limits.context_length, 512u);
+    EXPECT_EQ(loaded.shape.blocks, 256 * 512u / 16);
+    EXPECT_EQ(loaded.shape.dtype, KvDType::kBF16);
+    EXPECT_EQ(loaded.compute, "auto");
     EXPECT_EQ(opened->engine->scheduler_options().scope.layout, "bf16 16x3x2x32 cuda Fake 9000 auto");
     EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
   }
@@ -414,13 +416,15 @@ TEST(OpenEngine, WhatIsSetHoldsOnADeviceToo) {
   ASSERT_TRUE(opened.ok()) << opened.status();
   EXPECT_EQ(opened->max_sequences, 100u);  // a step has room for every decode
   EXPECT_EQ(opened->max_step_tokens, 100u);
-  EXPECT_EQ(device.shape.dtype, KvDType::kInt8);
-  EXPECT_EQ(device.shape.block_tokens, 32u);
-  EXPECT_EQ(device.shape.blocks, (1 << 20) * 95 / 100 / device.shape.BlockBytes());
-  EXPECT_EQ(device.shape.host_blocks, (1 << 20) / device.shape.BlockBytes())
+  ASSERT_EQ(device.models.size(), 1u);
+  const FakeDevice::Loaded& loaded = device.models[0];
+  EXPECT_EQ(loaded.shape.dtype, KvDType::kInt8);
+  EXPECT_EQ(loaded.shape.block_tokens, 32u);
+  EXPECT_EQ(loaded.shape.blocks, (1 << 20) * 95 / 100 / loaded.shape.BlockBytes());
+  EXPECT_EQ(loaded.shape.host_blocks, (1 << 20) / loaded.shape.BlockBytes())
       << "it is not the device's memory";
-  EXPECT_EQ(device.compute, "fp8");
-  EXPECT_TRUE(device.is_invariant);
+  EXPECT_EQ(loaded.compute, "fp8");
+  EXPECT_TRUE(loaded.is_invariant);
   EXPECT_EQ(opened->numerics, "invariant");
   EXPECT_EQ(opened->engine->scheduler_options().scope.layout, "int8 32x3x2x32 cuda Fake 9000 fp8 invariant");
 }
@@ -482,21 +486,139 @@ TEST(OpenEngine, ADeviceThatIsFullOrBrokenIsAnErrorAlsoWithAuto) {
   EXPECT_EQ(Reason(OpenEngine(WithFakeDevice("auto")).status()), "kv_pool_too_small");
 }
 
-TEST(OpenEngine, ADeviceDraftsByWhatCameBeforeOnly) {
+// A model that answers and a smaller one of the same tokens that drafts for it.
+OpenEngineOptions WithDraftModel(const std::string& device, const std::string& draft_device = "auto") {
+  OpenEngineOptions options = WithFakeDevice(device);
+  options.model = "models/terrace-demo-small";
+  options.speculation = {
+      .drafter = "model", .model = "models/terrace-demo-nano", .device = draft_device, .adapts = false};
+  return options;
+}
+
+TEST(OpenEngine, ADeviceDraftsByWhatCameBefore) {
   FakeDevice device;
   OpenEngineOptions options = WithFakeDevice("cuda");
   options.speculation.drafter = "ngram";
   auto opened = OpenEngine(options);
   ASSERT_TRUE(opened.ok()) << opened.status();
   EXPECT_EQ(opened->drafter, "ngram");
+  EXPECT_EQ(opened->drafter_device, "");
   EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
-  options.speculation = {.drafter = "model", .model = options.model};
-  EXPECT_EQ(OpenEngine(options).status().code(), StatusCode::kInvalidArgument);
-  options.device = "auto";
-  const auto on_cpus = OpenEngine(options);
+}
+
+// The fake executors of both say the same, so each draft is right.
+TEST(OpenEngine, AModelDraftsOnTheDeviceOfTheOneThatAnswers) {
+  for (const char* place : {"auto", "cuda"}) {
+    FakeDevice device;
+    OpenEngineOptions options = WithDraftModel("auto", place);
+    options.numerics = "invariant";
+    options.compute = "auto";
+    options.max_sequences = 100;
+    options.max_step_tokens = 120;
+    auto opened = OpenEngine(options);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_EQ(opened->device, FakeDevice::kName);
+    EXPECT_EQ(opened->drafter, "model");
+    EXPECT_EQ(opened->drafter_device, FakeDevice::kName);
+    EXPECT_EQ(opened->drafter_note, "");
+    EXPECT_EQ(opened->drafter_parameters, 7u);
+    EXPECT_EQ(opened->pool, nullptr);
+    ASSERT_EQ(device.models.size(), 2u);
+    const FakeDevice::Loaded &answers = device.models[0], &drafts = device.models[1];
+    EXPECT_EQ(answers.model, "terrace-demo-small");
+    EXPECT_TRUE(answers.is_invariant);
+    EXPECT_EQ(drafts.model, "terrace-demo-nano");
+    EXPECT_FALSE(drafts.is_invariant) << "its bits decide no answer's";
+    EXPECT_EQ(drafts.shape.dtype, answers.shape.dtype);
+    EXPECT_EQ(drafts.shape.block_tokens, answers.shape.block_tokens);
+    EXPECT_EQ(drafts.limits.max_sequences, 100u);
+    EXPECT_EQ(drafts.limits.max_step_tokens, 200u) << "a pass may take two tokens of each sequence";
+    EXPECT_EQ(opened->drafter_kv_bytes, drafts.shape.blocks * drafts.shape.BlockBytes());
+    const Answer answer = AnswerOf(*opened);
+    EXPECT_EQ(answer.result.error, Status());
+    EXPECT_EQ(answer.tokens.size(), 5u);
+    EXPECT_GT(answer.result.stats.accepted_speculated_tokens, 0u);
+    EXPECT_EQ(answer.result.stats.accepted_speculated_tokens, answer.result.stats.speculated_tokens);
+  }
+}
+
+TEST(OpenEngine, BothPoolsAndWhatStepsNeedFitTheDevice) {
+  constexpr uint64_t kFree = 64 << 20, kSteps = 1 << 20;
+  const struct {
+    const char* name;
+    uint64_t pool, draft_pool;
+  } cases[] = {{"neither is set", 0, 0}, {"one is set", 40 << 20, 0}, {"both are set", 40 << 20, 22 << 20}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    FakeDevice device;
+    device.free_bytes = kFree;
+    device.step_bytes = kSteps;
+    OpenEngineOptions options = WithDraftModel("cuda");
+    options.max_sequences = 4096;  // contexts for all of them fit nowhere
+    options.kv_pool_bytes = c.pool;
+    options.speculation.kv_pool_bytes = c.draft_pool;
+    const auto opened = OpenEngine(options);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_LE(opened->kv_bytes + opened->drafter_kv_bytes + 2 * kSteps, kFree);
+    const KvShape &shape = device.models[0].shape, &draft_shape = device.models[1].shape;
+    const uint64_t left = kFree - 2 * kSteps;
+    const uint64_t draft_pool = c.draft_pool > 0 ? c.draft_pool : (left - c.pool) / 8;
+    EXPECT_EQ(draft_shape.blocks, draft_pool / draft_shape.BlockBytes());
+    const uint64_t pool = c.pool > 0 ? c.pool : (left - opened->drafter_kv_bytes) * 95 / 100;
+    EXPECT_EQ(shape.blocks, pool / shape.BlockBytes());
+    EXPECT_NE(opened->drafter_kv_arithmetic.find(Concat(left + kSteps, " of the device, less ", kSteps)),
+              std::string::npos)
+        << opened->drafter_kv_arithmetic;
+  }
+  FakeDevice device;
+  device.free_bytes = kFree;
+  OpenEngineOptions options = WithDraftModel("auto");
+  options.kv_pool_bytes = 50 << 20;
+  options.speculation.kv_pool_bytes = 20 << 20;
+  EXPECT_EQ(Reason(OpenEngine(options).status()), "kv_pool_too_small");
+}
+
+TEST(OpenEngine, AModelMayDraftOnTheCpusBesideADevice) {
+  const struct {
+    const char *device, *draft_device, *unsupported, *note;
+  } cases[] = {{"cuda", "cpu", "", ""},
+               {"auto", "auto", "terrace-demo-nano", "engine.speculation.model: no kernels for"}};
+  for (const auto& c : cases) {
+    FakeDevice device;
+    device.unsupported_model = c.unsupported;
+    OpenEngineOptions options = WithDraftModel(c.device, c.draft_device);
+    options.compute = "auto";
+    auto opened = OpenEngine(options);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_EQ(opened->device, FakeDevice::kName);
+    EXPECT_TRUE(opened->drafter_device.starts_with("cpu")) << opened->drafter_device;
+    EXPECT_EQ(opened->drafter_note.substr(0, std::string_view(c.note).size()), c.note);
+    EXPECT_EQ(opened->drafter_note.empty(), std::string_view(c.note).empty());
+    EXPECT_EQ(opened->drafter_parameters, 262592u);
+    EXPECT_EQ(device.models.size(), 1u);
+    EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
+  }
+}
+
+TEST(OpenEngine, WhereADraftModelIsAskedForByNameItIsOrNothing) {
+  {
+    FakeDevice device;
+    device.unsupported_model = "terrace-demo-nano";
+    for (const char* place : {"auto", "cuda"}) {
+      const Status refused = OpenEngine(WithDraftModel(place, "cuda")).status();
+      EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition);
+      EXPECT_EQ(Reason(refused), "unsupported_device");
+      EXPECT_EQ(
+          Message(refused),
+          "engine.speculation.device: cuda: engine.speculation.model: no kernels for terrace-demo-nano");
+    }
+  }
+  FakeDevice device;
+  device.found = WithReason(Unavailable("no driver"), "no_device");
+  EXPECT_EQ(Reason(OpenEngine(WithDraftModel("auto", "cuda")).status()), "no_device");
+  const auto on_cpus = OpenEngine(WithDraftModel("auto"));
   ASSERT_TRUE(on_cpus.ok()) << on_cpus.status();
-  EXPECT_TRUE(on_cpus->device.starts_with("cpu"));
-  EXPECT_EQ(on_cpus->drafter_parameters, on_cpus->parameters);
+  EXPECT_EQ(on_cpus->drafter_device, on_cpus->device);
 }
 
 TEST(OpenEngine, WithDeviceCpuNobodyLooksForADevice) {

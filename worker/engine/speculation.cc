@@ -88,7 +88,7 @@ bool Speculation::Ask(Scheduler& scheduler, StepPlan& plan) {
   return true;
 }
 
-void Speculation::Learn(Scheduler& scheduler, double seconds) {
+void Speculation::Learn(Scheduler& scheduler, std::optional<double> seconds) {
   if (stats_.drafter.empty()) return;
   uint32_t gained = 0;
   for (const DraftOutcome& outcome : scheduler.TakeDraftOutcomes()) {
@@ -97,12 +97,12 @@ void Speculation::Learn(Scheduler& scheduler, double seconds) {
   }
   if (drafter_ == nullptr) return;
   ForgetEnded(scheduler);
-  controller_.LearnStep(load_, verified_, seconds);
+  if (seconds.has_value()) controller_.LearnStep(load_, verified_, *seconds);
   if (load_.decodes == 0) return;
   const double seconds_per_token = controller_.StepSeconds(load_.decodes) / load_.decodes;
   const double saved = gained * seconds_per_token - controller_.ExtraSeconds(load_, verified_);
   stats_.saved_seconds += saved - drafting_seconds_;
-  if (was_asked_) controller_.LearnAsking(drafting_seconds_, saved);
+  if (was_asked_ && seconds.has_value()) controller_.LearnAsking(drafting_seconds_, saved);
 }
 
 void Speculation::ForgetEnded(Scheduler& scheduler) {

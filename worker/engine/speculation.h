@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -29,8 +30,8 @@ class Speculation {
   // Between Schedule and Run: drafts go with the plan where they are expected to pay. Also of an empty plan:
   // the drafter is told of sequences that have ended.
   void Draft(Scheduler& scheduler, StepPlan& plan);
-  // After Commit. The plan was computed in `seconds`.
-  void Learn(Scheduler& scheduler, double seconds);
+  // After Commit. The plan was computed in `seconds`; none where that says nothing of plans like it.
+  void Learn(Scheduler& scheduler, std::optional<double> seconds);
 
   const SpeculationStats& stats() const { return stats_; }
 

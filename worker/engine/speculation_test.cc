@@ -4,6 +4,7 @@
 
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -395,6 +396,38 @@ TEST(Speculation, RunsInTheEngine) {
     EXPECT_EQ(stats.failures, failures);
     EXPECT_EQ(drafted, std::accumulate(stats.verified.begin(), stats.verified.end(), uint64_t{0}));
   }
+}
+
+// As on a device that captures a graph for each number of tokens when it comes for the first time.
+TEST(Speculation, WhatAStepOfANewSizeTakesOnceIsNotWhatDraftsAreTakenToCost) {
+  FakeClock clock;
+  const auto advance = [&](double seconds) {
+    clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
+  };
+  std::set<size_t> seen;  // the loop thread's, until it has ended, like the clock
+  FakeExecutor::Options fake{.time = Memory(), .on_step_time = advance};
+  fake.is_first_of_its_kind = [&](const StepPlan& plan) {
+    size_t tokens = 0;
+    for (const PlannedSequence& part : plan.sequences) tokens += part.tokens.size();
+    const bool is_first = seen.insert(tokens).second;
+    if (is_first) advance(100 * Memory().seconds_per_step);
+    return is_first;
+  };
+  Engine::Options options;
+  options.scheduler = LargeSteps();
+  Engine engine(options, std::make_unique<FakeExecutor>(fake), clock,
+                std::make_unique<FakeDrafter>(RightBy(1)));
+  constexpr uint32_t kPlainTokens = 50, kTokens = 200;
+  for (const bool is_drafted : {false, true}) {  // what a plain step takes is known before
+    const auto sink = std::make_shared<CollectingSink>();
+    SequenceSpec spec = Spec(10, is_drafted ? kTokens : kPlainTokens);
+    if (!is_drafted) spec.speculation = 0;
+    ASSERT_TRUE(engine.Submit(spec, sink).ok());
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, spec.max_tokens));
+  }
+  engine.Stop();
+  EXPECT_LT(engine.Stats().steps, kPlainTokens + 40) << "steps of several tokens were taken for dear";
+  EXPECT_GT(seen.size(), 2u);
 }
 
 }  // namespace

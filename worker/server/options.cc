@@ -53,6 +53,7 @@ Status SetCount(std::string_view path, bool is_set, uint32_t value, uint32_t& ou
 Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& out) {
   if (config.has_drafter()) out.drafter = config.drafter();
   if (config.has_model()) out.model = config.model();
+  if (config.has_device()) out.device = config.device();
   RETURN_IF_ERROR(SetCount("engine.speculation.max_tokens", config.has_max_tokens(), config.max_tokens(),
                            out.max_tokens));
   RETURN_IF_ERROR(

@@ -40,6 +40,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.engine.virtual_shards, 1u);
   EXPECT_EQ(server.engine.speculation.drafter, "none");
   EXPECT_EQ(server.engine.speculation.model, "");
+  EXPECT_EQ(server.engine.speculation.device, "auto");
   EXPECT_EQ(server.engine.speculation.max_tokens, 8u);
   EXPECT_EQ(server.engine.speculation.min_match, 3u);
   EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 0u);
@@ -53,7 +54,8 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
       "f32, pin_threads: true,\n"
       "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant, virtual_shards: 4,\n"
-      "         speculation: {drafter: model, model: d, max_tokens: 4, min_match: 2, kv_pool_bytes: 3000}}\n"
+      "         speculation: {drafter: model, model: d, device: cpu, max_tokens: 4, min_match: 2,\n"
+      "                       kv_pool_bytes: 3000}}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n"
       "drain_seconds: 2.5\n");
@@ -81,6 +83,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.virtual_shards, 4u);
   EXPECT_EQ(server.engine.speculation.drafter, "model");
   EXPECT_EQ(server.engine.speculation.model, "d");
+  EXPECT_EQ(server.engine.speculation.device, "cpu");
   EXPECT_EQ(server.engine.speculation.max_tokens, 4u);
   EXPECT_EQ(server.engine.speculation.min_match, 2u);
   EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 3000u);
@@ -91,6 +94,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
 TEST(MakeWorkerOptions, WhatADeviceDoesNotDoIsAnErrorOnlyWhereItIsAskedForByName) {
   EXPECT_TRUE(
       Make("{model: m, engine: {device: cuda, compute: fp8}, kv: {dtype: int8, block_tokens: 64}}").ok());
+  EXPECT_TRUE(Make("{model: m, engine: {device: cuda, speculation: {drafter: model, model: d}}}").ok());
   EXPECT_TRUE(
       Make("{model: m, engine: {compute: f32, kernels: cpu}, kv: {dtype: f32, block_tokens: 5}}").ok());
 }
@@ -192,8 +196,12 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.speculation.model: is needed with drafter: model"},
       {"{model: m, engine: {speculation: {drafter: ngram, model: d}}}",
        "engine.speculation.model: is for drafter: model, not ngram"},
-      {"{model: m, engine: {device: cuda, speculation: {drafter: model, model: d}}}",
-       "engine.speculation.drafter: model is for CPUs only"},
+      {"{model: m, engine: {speculation: {drafter: model, model: d, device: tpu}}}",
+       "engine.speculation.device: \"tpu\", not one of auto, cpu, cuda"},
+      {"{model: m, engine: {speculation: {drafter: ngram, device: cpu}}}",
+       "engine.speculation.device: is for drafter: model, not ngram"},
+      {"{model: m, engine: {device: cpu, speculation: {drafter: model, model: d, device: cuda}}}",
+       "engine.speculation.device: cuda is for engine.device: auto or cuda, not cpu"},
       {"{model: m, engine: {speculation: {drafter: remote}}}",
        "engine.speculation.remote.address: is needed with drafter: remote"},
       {"{model: m, engine: {speculation: {drafter: remote, remote: {address: d}}}}",

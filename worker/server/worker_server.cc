@@ -237,6 +237,16 @@ void WorkerServer::LogReady(double load_seconds) const {
     Log(LogLevel::kWarn, "worker_drafts_change_bits",
         {{"reason", "engine.numerics: auto: what shares a step may change the last bits, and so do drafts"}});
   }
+  if (!opened_.drafter_note.empty())
+    Log(LogLevel::kWarn, "worker_drafter_on_cpu", {{"reason", opened_.drafter_note}});
+  if (opened_.draft_files != nullptr) {
+    Log(LogLevel::kInfo, "worker_drafter",
+        {{"model", opened_.draft_files->config.name},
+         {"parameters", opened_.drafter_parameters},
+         {"device", opened_.drafter_device},
+         {"kv_bytes", opened_.drafter_kv_bytes},
+         {"kv_pool", opened_.drafter_kv_arithmetic}});
+  }
   Log(LogLevel::kInfo, "worker_ready",
       {{"model", served_name_},
        {"format", opened_.files->format},

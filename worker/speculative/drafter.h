@@ -32,7 +32,8 @@ struct DraftRequest {
 
 struct Drafts {
   std::vector<std::vector<int32_t>> tokens;  // of each request: `most` of them at most, or none
-  // Tokens that each pass of a model computed, pass by pass; none where no model ran.
+  // Tokens that each pass of a model computed, pass by pass; none where no model ran, or where what they took
+  // says nothing of passes like them.
   std::vector<uint32_t> passes = {};
 };
 

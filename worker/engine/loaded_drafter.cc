@@ -1,0 +1,154 @@
+#include "worker/engine/loaded_drafter.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "worker/engine/machine.h"
+#include "worker/engine/model_drafter.h"
+#include "worker/engine/model_runner.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kModelSetting[] = "engine.speculation.model";
+
+// Of a call's first pass, while the answers wait: what fills a device, and what CPUs beside one read in time.
+constexpr uint32_t kDevicePassTokens = 2048, kCpuPassTokens = 256;
+
+uint64_t Less(uint64_t bytes, uint64_t taken) { return bytes - std::min(bytes, taken); }
+
+KvShape ShapeOf(const ModelConfig& config, const DraftTarget& target, KvDType dtype) {
+  return {.layers = config.layers,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .block_tokens = target.block_tokens,
+          .dtype = dtype};
+}
+
+// Beyond the context of the model that answers there is nothing to draft.
+uint32_t ContextOf(const ModelConfig& config, const DraftTarget& target) {
+  return std::min(config.context_length, target.context_length);
+}
+
+std::unique_ptr<Drafter> MakeDrafter(const KvShape& shape, uint32_t context_length, uint32_t max_pass_tokens,
+                                     std::unique_ptr<Executor> executor) {
+  const ModelDrafter::Options options{.context_length = context_length,
+                                      .block_tokens = shape.block_tokens,
+                                      .blocks = shape.blocks,
+                                      .max_pass_tokens = max_pass_tokens};
+  return std::make_unique<ModelDrafter>(options, std::move(executor));
+}
+
+// What the device does not do is a wrong configuration, and no reason to run the model that answers
+// elsewhere.
+Status AsConfigurationError(const Status& error) {
+  if (error.code() != StatusCode::kUnimplemented) return error;
+  return WithReason(FailedPrecondition("engine.speculation.device: cuda: ", Message(error)), Reason(error));
+}
+
+}  // namespace
+
+Status CheckSameTokens(const ModelFiles& target, const ModelFiles& draft) {
+  const std::string wanted = TokenizerDigest(*target.text).Hex(), found = TokenizerDigest(*draft.text).Hex();
+  if (wanted == found && target.config.vocab_size == draft.config.vocab_size) return {};
+  return WithReason(FailedPrecondition(kModelSetting, ": its tokenizer has the digest ", found, " and ",
+                                       draft.config.vocab_size, " tokens, that of the model it drafts for ",
+                                       wanted, " and ", target.config.vocab_size, ": drafts need the same"),
+                    "tokenizer_mismatch");
+}
+
+StatusOr<LoadedDrafter> LoadDrafterOnCpus(const ModelFiles& draft, const DraftTarget& target,
+                                          const OpenEngineOptions& options, uint64_t reserved_bytes,
+                                          ThreadPool& pool) {
+  const ModelConfig& config = draft.config;
+  // What a device is told to do is nothing for the CPUs beside it.
+  const bool is_beside_device = target.is_on_device;
+  ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
+  ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(is_beside_device ? "auto" : options.compute));
+  ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
+  auto transformer = Transformer::Load(config, *draft.weights, *ops, pool,
+                                       {.compute = compute,
+                                        .free_bytes = Less(free_bytes, reserved_bytes),
+                                        .is_cancelled = options.is_cancelled});
+  RETURN_IF_ERROR(Annotate(transformer.status(), kModelSetting));
+  ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
+  KvShape shape = ShapeOf(config, target,
+                          is_beside_device && options.kv_dtype == "auto" ? KvDType::kF32 : target.kv_dtype);
+  const uint32_t context_length = ContextOf(config, target);
+  ASSIGN_OR_RETURN(KvSizing kv, SizeDraftPool({.shape = shape,
+                                               .context_length = context_length,
+                                               .max_sequences = target.max_sequences,
+                                               .pool_bytes = options.speculation.kv_pool_bytes,
+                                               .free_bytes = Less(free_bytes, reserved_bytes)}));
+  shape.blocks = kv.blocks;
+  ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(pool, *std::move(transformer), *ops, shape));
+  const uint64_t parameters = runner->transformer().parameters();
+  const uint32_t pass =
+      is_beside_device ? std::min(target.max_step_tokens, kCpuPassTokens) : target.max_step_tokens;
+  return LoadedDrafter{.drafter = MakeDrafter(shape, context_length, pass, std::move(runner)),
+                       .device = std::string(ops->name),
+                       .kv_arithmetic = std::move(kv.arithmetic),
+                       .parameters = parameters,
+                       .kv_bytes = kv.bytes};
+}
+
+StatusOr<DraftWeights> LoadDraftWeights(const DeviceBackend& backend, const ModelFiles& draft,
+                                        const OpenEngineOptions& options, ThreadPool& pool) {
+  const std::string& place = options.speculation.device;
+  if (place == "cpu") return DraftWeights{};
+  // Whatever its bits are, the answers' are those of the model that answers: it may be as fast as it can.
+  auto model = backend.load({.config = &draft.config,
+                             .weights = draft.weights.get(),
+                             .pool = &pool,
+                             .compute = options.compute,
+                             .is_invariant = false,
+                             .is_cancelled = options.is_cancelled});
+  if (model.ok()) return DraftWeights{.model = *std::move(model)};
+  const Status error = Annotate(model.status(), kModelSetting);
+  if (error.code() != StatusCode::kUnimplemented || place == "cuda") return AsConfigurationError(error);
+  return DraftWeights{.model = nullptr, .note = Message(error)};
+}
+
+StatusOr<DeviceDraftPlan> PlanDeviceDraft(const DeviceModel& model, const ModelConfig& config,
+                                          const DraftTarget& target, const OpenEngineOptions& options,
+                                          uint64_t free_bytes) {
+  DeviceDraftPlan plan;
+  plan.max_pass_tokens = std::min(target.max_step_tokens, kDevicePassTokens);
+  plan.limits = {.max_sequences = target.max_sequences,
+                 // A pass may take two tokens of each (ModelDrafter::Options).
+                 .max_step_tokens = std::max(plan.max_pass_tokens, 2 * target.max_sequences),
+                 .context_length = ContextOf(config, target)};
+  plan.shape = ShapeOf(config, target, target.kv_dtype);
+  const uint64_t passes = model.StepBytes(plan.limits);
+  // A pool whose size is set is the first to be had.
+  auto kv = SizeDraftPool({.shape = plan.shape,
+                           .context_length = plan.limits.context_length,
+                           .max_sequences = target.max_sequences,
+                           .pool_bytes = options.speculation.kv_pool_bytes,
+                           .free_bytes = Less(Less(free_bytes, passes), options.kv_pool_bytes)});
+  const std::string taken =
+      Concat(free_bytes, " of the device, less ", passes, " for the drafter's passes",
+             options.kv_pool_bytes > 0 ? Concat(" and ", options.kv_pool_bytes, " for kv.pool_bytes") : "");
+  RETURN_IF_ERROR(Annotate(kv.status(), taken));
+  plan.kv = *std::move(kv);
+  plan.kv.arithmetic += ": " + taken;
+  plan.shape.blocks = plan.kv.blocks;
+  plan.bytes = plan.kv.bytes + passes;
+  return plan;
+}
+
+StatusOr<LoadedDrafter> MakeDeviceDrafter(std::unique_ptr<DeviceModel> model, const DeviceDraftPlan& plan) {
+  auto executor = model->MakeExecutor(plan.shape, plan.limits);
+  RETURN_IF_ERROR(AsConfigurationError(Annotate(executor.status(), kModelSetting)));
+  LoadedDrafter drafter;
+  drafter.drafter =
+      MakeDrafter(plan.shape, plan.limits.context_length, plan.max_pass_tokens, *std::move(executor));
+  drafter.device = model->name();
+  drafter.kv_arithmetic = plan.kv.arithmetic;
+  drafter.parameters = model->parameters();
+  drafter.kv_bytes = plan.kv.bytes;
+  drafter.device_model = std::move(model);
+  return drafter;
+}
+
+}  // namespace terrace
