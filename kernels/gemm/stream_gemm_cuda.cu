@@ -1,48 +1,75 @@
 #include "kernels/gemm/stream_gemm_cuda.h"
 
+#include <algorithm>
 #include <bit>
+#include <iterator>
 
 #include "kernels/gemm/stream_gemm_device.h"
 
 namespace terrace {
 namespace {
 
-constexpr StreamGemmShape kShapes[] = {{4, 1}, {8, 1}, {16, 1}, {4, 2}, {8, 2}, {16, 2}};
+// Those in turns last. Deeper rings than kStreamDepth did not pay.
+constexpr StreamGemmShape kShapes[] = {{4, 1, 0},  {8, 1, 0},  {16, 1, 0}, {8, 2, 0},
+                                       {16, 2, 0}, {16, 1, 1}, {16, 2, 1}};
+constexpr size_t kShapesInTurns = 2;
+constexpr uint32_t kTokenTile = 8;
 constexpr uint32_t kMostRowBlocks = 65535;
 
-template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
-cudaError_t Launch(const GpuGemmArgs& args, uint32_t warps, CudaLaunch how) {
-  const auto kernel = StreamGemmKernel<Pieces, kTokenTiles, kRowTiles>;
-  constexpr uint32_t kRing = kStreamRingBytes<Pieces>;
-  static const cudaError_t raised = RaiseShared(kernel, kMostStreamWarps * kRing);
+uint32_t Multiprocessors() {
+  static const uint32_t count = [] {
+    int device = 0, out = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&out, cudaDevAttrMultiProcessorCount, device);
+    return static_cast<uint32_t>(std::max(out, 1));
+  }();
+  return count;
+}
+
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
+cudaError_t LaunchKernel(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how) {
+  const auto kernel = StreamGemmKernel<Pieces, kTokenTiles, kRowTiles, kShares>;
+  constexpr uint32_t kWarpBytes = kStreamWarpBytes<Pieces, kTokenTiles, kRowTiles, kShares>;
+  static const cudaError_t raised = RaiseShared(kernel, kMostStreamWarps * kWarpBytes);
   if (raised != cudaSuccess) return raised;
-  const uint32_t row_blocks = args.weights.rows / (kTileRows * kRowTiles);
+  uint32_t row_blocks = args.weights.rows / (kTileRows * kRowTiles);
+  if (kShares) row_blocks = std::min(row_blocks, shape.per_sm * Multiprocessors());
   if (row_blocks > kMostRowBlocks) return cudaErrorInvalidValue;
-  const uint32_t token_blocks = (args.tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles);
-  return LaunchCuda(how, kernel, dim3(token_blocks, row_blocks), warps * simt::kWarp, warps * kRing, args,
-                    static_cast<uint32_t>(std::countr_zero(warps)));
+  const uint32_t token_blocks = (args.tokens + kTokenTile * kTokenTiles - 1) / (kTokenTile * kTokenTiles);
+  return LaunchCuda(how, kernel, dim3(token_blocks, row_blocks), shape.warps * simt::kWarp,
+                    shape.warps * kWarpBytes, args, static_cast<uint32_t>(std::countr_zero(shape.warps)));
+}
+
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
+cudaError_t Launch(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how) {
+  if constexpr (kTokenTiles == 1) {
+    if (shape.per_sm > 0) return LaunchKernel<Pieces, kTokenTiles, kRowTiles, true>(args, shape, how);
+  }
+  return LaunchKernel<Pieces, kTokenTiles, kRowTiles, false>(args, shape, how);
 }
 
 template <typename Pieces, uint32_t kTokenTiles>
 cudaError_t LaunchTiles(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how) {
   if constexpr (kStreamHasTwoRowTiles<Pieces, kTokenTiles>) {
     if (shape.row_tiles == 2 && args.weights.rows % (2 * kTileRows) == 0) {
-      return Launch<Pieces, kTokenTiles, 2>(args, shape.warps, how);
+      return Launch<Pieces, kTokenTiles, 2>(args, shape, how);
     }
   }
-  return Launch<Pieces, kTokenTiles, 1>(args, shape.warps, how);
+  return Launch<Pieces, kTokenTiles, 1>(args, shape, how);
 }
 
 template <typename Pieces>
 cudaError_t LaunchTokens(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how) {
-  if (args.tokens <= 8) return LaunchTiles<Pieces, 1>(args, shape, how);
-  if (args.tokens <= 16) return LaunchTiles<Pieces, 2>(args, shape, how);
+  if (args.tokens <= kTokenTile) return LaunchTiles<Pieces, 1>(args, shape, how);
+  if (args.tokens <= 2 * kTokenTile) return LaunchTiles<Pieces, 2>(args, shape, how);
   return LaunchTiles<Pieces, 4>(args, shape, how);
 }
 
 }  // namespace
 
-std::span<const StreamGemmShape> StreamGemmShapes() { return kShapes; }
+std::span<const StreamGemmShape> StreamGemmShapes(uint32_t tokens) {
+  return std::span(kShapes).first(std::size(kShapes) - (tokens <= kTokenTile ? 0 : kShapesInTurns));
+}
 
 StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens) {
   // Enough warps on each of some 132 multiprocessors, but for each at least four pieces, to have loads under
@@ -54,7 +81,8 @@ StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuForma
   static_assert(E4M3Pieces::kColumns == 64 && W4Pieces<1>::kColumns == 64);
   StreamGemmShape shape{.warps = tiles < kFewTiles ? 16u : 8u, .row_tiles = 1};
   while (shape.warps > 4 && shape.warps > most_warps) shape.warps /= 2;
-  if (tokens > 8 && tiles >= kTilesForTwo) shape.row_tiles = 2;
+  if (tokens > kTokenTile && tiles >= kTilesForTwo) shape.row_tiles = 2;
+  if (tokens <= kTokenTile && shape.warps == kMostStreamWarps) shape.per_sm = 1;
   return shape;
 }
 

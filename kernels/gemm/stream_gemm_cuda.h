@@ -11,10 +11,11 @@ namespace terrace {
 struct StreamGemmShape {
   uint32_t warps = 8;      // of a block: 4, 8 or 16. The order of sums depends on it
   uint32_t row_tiles = 1;  // of a block: 1 or 2. 2 reads x half as often; bits do not depend on it
+  uint32_t per_sm = 0;     // blocks of a multiprocessor, which take row tiles in turns; 0: a block for each
 };
 
-// All there are, for tuning.
-std::span<const StreamGemmShape> StreamGemmShapes();
+// What may be fastest for so many tokens, for tuning.
+std::span<const StreamGemmShape> StreamGemmShapes(uint32_t tokens);
 
 // `warps` does not depend on tokens.
 StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens);

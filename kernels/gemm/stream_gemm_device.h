@@ -39,6 +39,11 @@ inline constexpr bool kStreamHasTwoRowTiles = kTokenTiles <= (Pieces::kGroups ==
 template <uint32_t kTokenTiles, uint32_t kRowTiles>
 inline constexpr uint32_t kStreamRound = kTokenTiles* kRowTiles < 4 ? kTokenTiles* kRowTiles : 4;
 
+// Of shared memory, for each warp: its ring, and with kShares twice what it gives to the reduction.
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
+inline constexpr uint32_t kStreamWarpBytes = kStreamRingBytes<Pieces> +
+                                             (kShares ? 2 * 512 * kStreamRound<kTokenTiles, kRowTiles> : 0);
+
 // The B fragments of a run of columns of a token: kSteps pairs of words.
 template <uint32_t kSteps>
 TERRACE_DEVICE void LoadRun(const uint16_t* x, uint32_t (&b)[kSteps][2]) {
@@ -221,25 +226,33 @@ TERRACE_DEVICE void LeaveForNext(const GpuGemmArgs& args, const StreamOutputs& o
   }
 }
 
-// grid: {tokens / (8 * kTokenTiles) rounded up, rows / (16 * kRowTiles)}, so that blocks which read the same
-// weights run together; kStreamRingBytes of shared memory for each warp.
-template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
+// grid: {tokens / (8 * kTokenTiles) rounded up, row blocks}, so that blocks which read the same weights run
+// together; kStreamWarpBytes of shared memory for each warp. A row block is a group of kRowTiles tiles; with
+// kShares, of one token tile, every gridDim.y-th group: the next one's first pieces are copied while the
+// present one is summed.
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
 TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
     StreamGemmKernel(GpuGemmArgs args, uint32_t log2_warps) {
   simt::LetNextStart();
   constexpr uint32_t kDepth = kStreamDepth<Pieces>, kSlot = 2 * Pieces::kSlotBytes;
   constexpr uint32_t kSlotPieces = 2 / kRowTiles;
+  constexpr uint32_t kFragments = kTokenTiles * kRowTiles, kRound = kStreamRound<kTokenTiles, kRowTiles>;
   const uint32_t lane = simt::Lane(), warp = simt::WarpIndex(), warps = 1u << log2_warps;
-  const uint32_t columns = args.weights.columns, tile = blockIdx.y * kRowTiles;
+  const uint32_t columns = args.weights.columns, groups = args.weights.rows / (kTileRows * kRowTiles);
   const uint32_t pieces = columns / Pieces::kColumns;
-  uint32_t piece = (pieces * warp) >> log2_warps;
-  const uint32_t end = (pieces * (warp + 1)) >> log2_warps;
+  const uint32_t begin = (pieces * warp) >> log2_warps, end = (pieces * (warp + 1)) >> log2_warps;
 
   std::byte* const ring = simt::DynamicShared() + warp * kStreamRingBytes<Pieces>;
   std::byte* const ring_end = ring + kDepth * kSlot;
-  Pieces next(args.weights, tile, piece, lane);
-  uint32_t copied = piece;
+  Pieces next(args.weights, blockIdx.y * kRowTiles, begin, lane);
+  uint32_t copied = begin;
+  uint32_t left = kShares ? (groups - blockIdx.y + gridDim.y - 1) / gridDim.y : 1;  // groups to copy
   const auto copy = [&](std::byte* slot) {
+    if (kShares && copied >= end && left > 1 && begin < end) {
+      next.MoveOn(gridDim.y * kRowTiles, copied - begin);
+      copied = begin;
+      --left;
+    }
     if (copied < end) {
       next.template CopyTwo<kRowTiles == 2>(slot, copied + 1 < end);
       next.Skip(kSlotPieces);
@@ -265,83 +278,94 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
   // A lane brings token lane / 4 of each tile; past the last, again the last, whose sums are not stored.
   const uint32_t first_token = blockIdx.x * (8 * kTokenTiles);
   const uint32_t last = args.tokens - 1 - first_token;
-  const uint16_t* x = args.x + uint64_t{first_token} * columns + lane % 4 * Pieces::kLaneStride;
+  const uint16_t* const first_x = args.x + uint64_t{first_token} * columns + lane % 4 * Pieces::kLaneStride +
+                                  uint64_t{begin} * Pieces::kColumns;
   uint32_t tokens[kTokenTiles];
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kTokenTiles; ++i) {
     const uint32_t token = 8 * i + lane / 4;
     tokens[i] = (token < last ? token : last) * columns;
   }
-  float sums[kTokenTiles][kRowTiles][4] = {};
-  x += uint64_t{piece} * Pieces::kColumns;
+  // A warp's sums, [kRound][32 lanes], take the place of its ring; where the ring is filled for the next
+  // group already, one of two places behind the rings in turns, so that one barrier a group is enough.
+  uint32_t turn = 0;
   std::byte *slot = ring, *free = ring_end - kSlot;
-  for (; piece < end; piece += kSlotPieces, x += kSlotPieces * Pieces::kColumns) {
-    simt::CpAsyncWait<kDepth - 2>();
-    simt::SyncWarp();  // what others copied is here, and what they read of the free slot was read
-    copy(free);
-    TERRACE_UNROLL
-    for (uint32_t i = 0; i < kSlotPieces; ++i) {
-      if (i > 0 && piece + i >= end) break;
-      typename Pieces::Piece now[kRowTiles];
+  TERRACE_NO_UNROLL
+  for (uint32_t group = blockIdx.y; group < groups; group += gridDim.y) {
+    float sums[kTokenTiles][kRowTiles][4] = {};
+    const uint16_t* x = first_x;
+    for (uint32_t piece = begin; piece < end; piece += kSlotPieces, x += kSlotPieces * Pieces::kColumns) {
+      simt::CpAsyncWait<kDepth - 2>();
+      simt::SyncWarp();  // what others copied is here, and what they read of the free slot was read
+      copy(free);
       TERRACE_UNROLL
-      for (uint32_t row = 0; row < kRowTiles; ++row) {
-        now[row] = next.Read(slot + (i + row) * Pieces::kSlotBytes);
-      }
-      MultiplyPiece<Pieces>(now, x + i * Pieces::kColumns, tokens, sums);
-    }
-    free = slot;
-    slot = slot + kSlot < ring_end ? slot + kSlot : ring;
-  }
-  simt::SyncWarp();
-
-  constexpr uint32_t kFragments = kTokenTiles * kRowTiles, kRound = kStreamRound<kTokenTiles, kRowTiles>;
-  // Each warp's sums, [kRound][32 lanes], take the place of its ring.
-  const auto partial = [&](uint32_t of_warp, uint32_t i) -> float4& {
-    std::byte* at = simt::DynamicShared() + of_warp * kStreamRingBytes<Pieces>;
-    return reinterpret_cast<float4*>(at)[i * simt::kWarp + lane];
-  };
-  static_assert(kRound * 512 <= kStreamRingBytes<Pieces>);
-  TERRACE_UNROLL
-  for (uint32_t round = 0; round < kFragments; round += kRound) {
-    TERRACE_UNROLL
-    for (uint32_t i = 0; i < kRound; ++i) {
-      const float(&v)[4] = sums[(round + i) / kRowTiles][(round + i) % kRowTiles];
-      partial(warp, i) = {v[0], v[1], v[2], v[3]};
-    }
-    // Warp i brings fragment i of the round to its end; what it reads for that is under way at the barrier.
-    const uint32_t fragment = round + warp;
-    const StreamOutputs outputs{args, (tile + fragment % kRowTiles) * kTileRows + lane / 4,
-                                first_token + fragment / kRowTiles * 8 + lane % 4 * 2};
-    float addends[4] = {}, factors[2] = {}, next_norm[2] = {};
-    const bool has_next = kTokenTiles == 1 && args.next_norm != nullptr;
-    if (warp < kRound) {
-      outputs.LoadAddends(addends);
-      LoadFactors<Pieces>(args.weights, outputs.row, factors);
-      if (has_next) {
-        next_norm[0] = simt::LoadReadOnly(args.next_norm + outputs.row);
-        next_norm[1] = simt::LoadReadOnly(args.next_norm + outputs.row + 8);
-      }
-    }
-    simt::SyncThreads();
-    if (warp < kRound) {
-      float total[4] = {};
-      for (uint32_t first = 0; first < warps; first += kLeastStreamWarps) {
+      for (uint32_t i = 0; i < kSlotPieces; ++i) {
+        if (i > 0 && piece + i >= end) break;
+        typename Pieces::Piece now[kRowTiles];
         TERRACE_UNROLL
-        for (uint32_t i = 0; i < kLeastStreamWarps; ++i) {
-          const float4 one = partial(first + i, warp);
-          total[0] += one.x, total[1] += one.y, total[2] += one.z, total[3] += one.w;
+        for (uint32_t row = 0; row < kRowTiles; ++row) {
+          now[row] = next.Read(slot + (i + row) * Pieces::kSlotBytes);
+        }
+        MultiplyPiece<Pieces>(now, x + i * Pieces::kColumns, tokens, sums);
+      }
+      free = slot;
+      slot = slot + kSlot < ring_end ? slot + kSlot : ring;
+    }
+
+    simt::SyncWarp();
+    static_assert(!kShares || kFragments == kRound);
+    static_assert(kShares || kRound * 512 <= kStreamRingBytes<Pieces>);
+    TERRACE_UNROLL
+    for (uint32_t round = 0; round < kFragments; round += kRound) {
+      const auto partial = [&](uint32_t of_warp, uint32_t i) -> float4& {
+        const uint32_t of_group = kShares ? (turn << log2_warps) + of_warp : 0;
+        std::byte* at = simt::DynamicShared() +
+                        (kShares ? (kStreamRingBytes<Pieces> << log2_warps) + of_group * (kRound * 512)
+                                 : of_warp * kStreamRingBytes<Pieces>);
+        return reinterpret_cast<float4*>(at)[i * simt::kWarp + lane];
+      };
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < kRound; ++i) {
+        const float(&v)[4] = sums[(round + i) / kRowTiles][(round + i) % kRowTiles];
+        partial(warp, i) = {v[0], v[1], v[2], v[3]};
+      }
+      // Warp i brings fragment i of the round to its end; what it reads for that is under way at the barrier.
+      const uint32_t fragment = round + warp;
+      const StreamOutputs outputs{args, (group * kRowTiles + fragment % kRowTiles) * kTileRows + lane / 4,
+                                  first_token + fragment / kRowTiles * 8 + lane % 4 * 2};
+      float addends[4] = {}, factors[2] = {}, next_norm[2] = {};
+      const bool has_next = kTokenTiles == 1 && args.next_norm != nullptr;
+      if (warp < kRound) {
+        outputs.LoadAddends(addends);
+        LoadFactors<Pieces>(args.weights, outputs.row, factors);
+        if (has_next) {
+          next_norm[0] = simt::LoadReadOnly(args.next_norm + outputs.row);
+          next_norm[1] = simt::LoadReadOnly(args.next_norm + outputs.row + 8);
         }
       }
-      TERRACE_UNROLL
-      for (uint32_t i = 0; i < 4; ++i) {
-        total[i] *= factors[i / 2];
-        if (kTokenTiles == 1 && args.x_squares != nullptr) total[i] *= norm_factors[lane % 4 * 2 + i % 2];
-        total[i] += addends[i];
+      simt::SyncThreads();
+      if (warp < kRound) {
+        float total[4] = {};
+        for (uint32_t first = 0; first < warps; first += kLeastStreamWarps) {
+          TERRACE_UNROLL
+          for (uint32_t i = 0; i < kLeastStreamWarps; ++i) {
+            const float4 one = partial(first + i, warp);
+            total[0] += one.x, total[1] += one.y, total[2] += one.z, total[3] += one.w;
+          }
+        }
+        TERRACE_UNROLL
+        for (uint32_t i = 0; i < 4; ++i) {
+          total[i] *= factors[i / 2];
+          if (kTokenTiles == 1 && args.x_squares != nullptr) total[i] *= norm_factors[lane % 4 * 2 + i % 2];
+          total[i] += addends[i];
+        }
+        outputs.Store(total);
+        if (has_next) LeaveForNext(args, outputs, next_norm, total);
       }
-      outputs.Store(total);
-      if (has_next) LeaveForNext(args, outputs, next_norm, total);
+      if (!kShares && round + kRound < kFragments) simt::SyncThreads();
     }
-    if (round + kRound < kFragments) simt::SyncThreads();
+    if (!kShares) return;
+    turn ^= 1;
   }
 }
 

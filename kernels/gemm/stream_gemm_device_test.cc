@@ -1,5 +1,6 @@
 #include "kernels/gemm/stream_gemm_device.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "gtest/gtest.h"
@@ -10,15 +11,24 @@ namespace {
 
 struct Shape {
   uint32_t warps = 8, row_tiles = 1, token_tiles = 1;
+  uint32_t blocks = 0;  // that share the row tiles; 0: one for each
 };
 
 template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
 void Launch(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {
-  const simt::Dim3 grid{(args.tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles),
-                        args.weights.rows / (16 * kRowTiles), 1};
+  const uint32_t groups = args.weights.rows / (16 * kRowTiles);
+  const auto log2_warps = static_cast<uint32_t>(std::countr_zero(shape.warps));
+  simt::Dim3 grid{(args.tokens + 8 * kTokenTiles - 1) / (8 * kTokenTiles), groups, 1};
+  if constexpr (kTokenTiles == 1) {
+    if (shape.blocks > 0) {
+      grid.y = std::min(shape.blocks, groups);
+      return simt::RunSeeded(seed, grid, 32 * shape.warps,
+                             shape.warps * kStreamWarpBytes<Pieces, 1, kRowTiles, true>,
+                             StreamGemmKernel<Pieces, 1, kRowTiles, true>, args, log2_warps);
+    }
+  }
   simt::RunSeeded(seed, grid, 32 * shape.warps, shape.warps * kStreamRingBytes<Pieces>,
-                  StreamGemmKernel<Pieces, kTokenTiles, kRowTiles>, args,
-                  static_cast<uint32_t>(std::countr_zero(shape.warps)));
+                  StreamGemmKernel<Pieces, kTokenTiles, kRowTiles, false>, args, log2_warps);
 }
 template <typename Pieces, uint32_t kTokenTiles>
 void LaunchTokens(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {
@@ -71,6 +81,25 @@ TEST(StreamGemm, EveryFormatIsWithinItsBound) {
       const std::vector<float> out = StreamGemmF32(weights.matrix(), x, c.shape, /*seed=*/c.tokens);
       for (uint32_t token = 0; token < c.tokens; ++token) {
         ExpectGemmRow(weights.matrix(), &x[token * c.columns], GpuGemmOut::kF32, &out[token * c.rows], 0);
+      }
+    }
+  }
+}
+
+TEST(StreamGemm, BlocksThatTakeRowTilesInTurnsGiveTheSameBits) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kQ4_0, DType::kQ8_0, DType::kInt8}) {
+    const TestGpuMatrix weights(dtype, 160, 1280, /*seed=*/3);
+    for (const uint32_t tokens : {1, 7}) {
+      const std::vector<uint16_t> x = RandomBF16(tokens * 1280, /*seed=*/tokens);
+      for (const Shape shape : {Shape{4, 1}, {8, 2}, {16, 1}}) {
+        const std::vector<float> expected = StreamGemmF32(weights.matrix(), x, shape);
+        for (const uint32_t blocks : {1, 2, 3, 7}) {
+          Shape shared = shape;
+          shared.blocks = blocks;
+          EXPECT_EQ(StreamGemmF32(weights.matrix(), x, shared, /*seed=*/blocks), expected)
+              << Info(dtype).name << " " << shape.warps << " warps, " << tokens << " tokens, " << blocks
+              << " blocks";
+        }
       }
     }
   }

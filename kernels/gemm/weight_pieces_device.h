@@ -72,6 +72,8 @@ class RowPieces {
               (uint64_t{tile} * kTileRows + lane / 4) * matrix.columns * kBytes) {}
 
   TERRACE_DEVICE void Skip(uint32_t pieces) { from_ += pieces * 64; }
+  // To the tile that is `tiles` further, `pieces` back.
+  TERRACE_DEVICE void MoveOn(uint32_t tiles, uint32_t pieces) { from_ += tiles * (2 * step_) - pieces * 64; }
   // Starts to copy two pieces: with kTwoTiles of this tile and the next one, else this one and, if there is
   // one, the one behind it. A warp may read them after it has waited for them and then called SyncWarp.
   template <bool kTwoTiles>
@@ -147,6 +149,15 @@ class TilePieces {
       piece_ += pieces;
     } else {
       scales_ += pieces * kScaleBytes;
+    }
+  }
+  TERRACE_DEVICE void MoveOn(uint32_t tiles, uint32_t pieces) {
+    from_ += tiles * step_ - pieces * kPieceBytes;
+    scales_ += uint64_t{tiles} * scale_step_;
+    if constexpr (kGroups == 1) {
+      piece_ -= pieces;
+    } else {
+      scales_ -= pieces * kScaleBytes;
     }
   }
   template <bool kTwoTiles>

@@ -186,7 +186,7 @@ class Products {
     const auto bytes = static_cast<double>(BytesOf(m));
     StreamGemmShape best = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens);
     double best_seconds = INFINITY;
-    for (const StreamGemmShape& shape : StreamGemmShapes()) {
+    for (const StreamGemmShape& shape : StreamGemmShapes(tokens)) {
       const uint32_t calls = std::min(count, static_cast<uint32_t>(2e8 / bytes) + 4);
       const auto timing = TimeCalls(bench_.stream, {.calls = calls, .rounds = 2, .warm_seconds = 0},
                                     Calls(product, tokens, shape));

@@ -54,7 +54,7 @@ TEST(StreamGemmGpu, EveryFormatAndKindIsWithinItsBound) {
       const DeviceMatrix device(*weights.packed);
       for (const uint32_t tokens : {1u, 7u, 16u, 27u, 70u}) {
         const std::vector<uint16_t> x = RandomBF16(size_t{tokens} * kColumns, /*seed=*/tokens);
-        for (const StreamGemmShape& shape : StreamGemmShapes()) {
+        for (const StreamGemmShape& shape : StreamGemmShapes(tokens)) {
           SCOPED_TRACE(testing::Message()
                        << Info(dtype).name << " kind " << static_cast<int>(kind) << " " << tokens
                        << " tokens " << shape.warps << " warps " << shape.row_tiles << " row tiles");
@@ -96,7 +96,7 @@ TEST(StreamGemmGpu, ATokenHasTheSameBitsInAnyBatch) {
     const DeviceMatrix device(*weights.packed);
     const std::vector<uint16_t> token = RandomBF16(kColumns, /*seed=*/5);
     const size_t row_bytes = RowBytes(kRows, GpuGemmOut::kF32);
-    for (const StreamGemmShape& shape : StreamGemmShapes()) {
+    for (const StreamGemmShape& shape : StreamGemmShapes(1)) {
       const std::vector<std::byte> alone =
           StreamGemm(device.matrix, token, GpuGemmOut::kF32, {.warps = shape.warps, .row_tiles = 1});
       for (const uint32_t tokens : {1u, 2u, 8u, 13u, 16u, 32u, 64u}) {
@@ -177,7 +177,7 @@ TEST(StreamGemmGpu, Speed) {
       for (const uint32_t tokens : {1u, 8u, 16u, 32u, 64u}) {
         DeviceArray<uint16_t> x(size_t{tokens} * columns), out(size_t{tokens} * rows);
         std::printf("%-6s [%6u, %5u] %2u tokens:", format.name, rows, columns, tokens);
-        for (const StreamGemmShape& shape : StreamGemmShapes()) {
+        for (const StreamGemmShape& shape : StreamGemmShapes(tokens)) {
           size_t turn = 0;
           const double seconds = SecondsOf(stream, 3, static_cast<int>(2 * copies), [&] {
             const std::byte* at = memory.data() + turn++ % copies * bytes;

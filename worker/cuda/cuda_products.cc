@@ -155,7 +155,7 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role ro
     candidates.push_back({});
   }
   if (tokens <= kMostStreamTokens || !can_cublas) {
-    for (const StreamGemmShape& each : StreamGemmShapes()) {
+    for (const StreamGemmShape& each : StreamGemmShapes(tokens)) {
       candidates.push_back({.kernel = Kernel::kStream, .shape = each});
     }
   }
