@@ -4,7 +4,7 @@
 usage: resource_table.py [--check] FILE...
 
 Prints a Markdown table: registers, static shared memory, bytes of stack and of spills, of sm_90a and sm_80. With --check
-it fails when a kernel spills more than ALLOWED says.
+it fails when a kernel spills more than ALLOWED says, and when ptxas lets the wgmma of one wait for each other.
 """
 import re
 import subprocess
@@ -72,6 +72,10 @@ def main():
         most = max(hopper.get("spills", 0), ampere.get("spills", 0))
         if most > max((m for part, m in ALLOWED if part in name), default=0):
             bad.append(f"{name} spills {most} bytes")
+    for path in files:
+        text = open(path, encoding="utf-8").read()
+        serialized = re.findall(r"wgmma\.mma_async instructions are serialized .* in the function '(\w+)'", text)
+        bad += [f"{name} waits for each of its wgmma" for name in demangled(serialized)]
     if check and bad:
         sys.exit("resource_table: " + "; ".join(bad))
 

@@ -45,9 +45,14 @@ TERRACE_DEVICE uint32_t W4Pair(uint32_t word, uint32_t pair) {
   const uint32_t rotated = shift == 0 ? word : word >> shift | word << (32 - shift);
   return AndOr(rotated, 0x00780078, 0x41804180);
 }
-// code / 64 of bytes 0 and 2, or 1 and 3.
+// code * 2^-133 of bytes 0 and 2, or 1 and 3.
+TERRACE_DEVICE uint32_t W8Bits(uint32_t word, uint32_t pair) {
+  return pair == 0 ? word & 0x00ff00ff : simt::BytePermute(word, 0, 0x4341);
+}
+inline constexpr uint32_t kW8Factor = 0x7f007f00;  // 2^127
+// code / 64 of the same.
 TERRACE_DEVICE uint32_t W8Pair(uint32_t word, uint32_t pair) {
-  return simt::MulBF16x2(pair == 0 ? word & 0x00ff00ff : simt::BytePermute(word, 0, 0x4341), 0x7f007f00);
+  return simt::MulBF16x2(W8Bits(word, pair), kW8Factor);
 }
 
 // Rows g and g + 8 of each piece of row-major codes of kBytes.
@@ -212,9 +217,15 @@ class W4Pieces : public TilePieces<kW4PieceColumns, kPieceGroups> {
   static constexpr uint32_t kRuns = 2, kRun = 8, kRunStride = 32, kLaneStride = 8;
   // What a fragment holds is kStep * (code + kOffset).
   static constexpr float kStep = 1, kOffset = 16;
+  // That is kFactor, a pair of bf16, times what Bits gives.
+  static constexpr uint32_t kFactor = 0x3f803f80;
+  TERRACE_DEVICE static uint32_t Bits(const typename Base::Piece& piece, uint32_t run, uint32_t step,
+                                      uint32_t i) {
+    return W4Pair(WordOf(piece.codes, 2 * run + step), i);
+  }
   TERRACE_DEVICE static void Fragment(const typename Base::Piece& piece, uint32_t run, uint32_t step,
                                       uint32_t (&a)[4]) {
-    for (uint32_t i = 0; i < 4; ++i) a[i] = W4Pair(WordOf(piece.codes, 2 * run + step), i);
+    for (uint32_t i = 0; i < 4; ++i) a[i] = Bits(piece, run, step, i);
   }
 };
 
@@ -227,6 +238,11 @@ class W8Pieces : public TilePieces<kW8PieceColumns, kPieceGroups> {
   static constexpr uint32_t kRuns = kPieceGroups, kRun = 8 / kRuns, kRunStride = 16;
   static constexpr uint32_t kLaneStride = kRun;
   static constexpr float kStep = 0x1p-6f, kOffset = 0;
+  static constexpr uint32_t kFactor = kW8Factor;
+  TERRACE_DEVICE static uint32_t Bits(const typename Base::Piece& piece, uint32_t run, uint32_t step,
+                                      uint32_t i) {
+    return W8Bits(WordOf(piece.codes, 2 * (run + step) + i / 2), i % 2);
+  }
   TERRACE_DEVICE static void Fragment(const typename Base::Piece& piece, uint32_t run, uint32_t step,
                                       uint32_t (&a)[4]) {
     for (uint32_t i = 0; i < 4; ++i) {

@@ -129,6 +129,11 @@ TERRACE_DEVICE uint32_t SubBF16x2(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(w) : "r"(b), "r"(0xbf80bf80u), "r"(a));
   return w;
 }
+TERRACE_DEVICE uint32_t FmaBF16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t w;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(w) : "r"(a), "r"(b), "r"(c));
+  return w;
+}
 TERRACE_DEVICE uint32_t BytePermute(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
 }

@@ -299,6 +299,17 @@ uint32_t MulBF16x2(uint32_t a, uint32_t b) {
 uint32_t SubBF16x2(uint32_t a, uint32_t b) {
   return PackBF16(BF16Low(a) - BF16Low(b), BF16High(a) - BF16High(b));
 }
+uint32_t FmaBF16x2(uint32_t a, uint32_t b, uint32_t c) {
+  // Through f32, to which it is rounded to odd, so that it is rounded once.
+  const auto fma = [](double x, double y, double z) {
+    const double exact = x * y + z;
+    auto rounded = static_cast<float>(exact);
+    if (!std::isfinite(rounded) || rounded == exact) return rounded;
+    if (std::abs(double{rounded}) > std::abs(exact)) rounded = std::nextafter(rounded, 0.0f);
+    return FloatOfBits(BitsOfFloat(rounded) | 1);
+  };
+  return PackBF16(fma(BF16Low(a), BF16Low(b), BF16Low(c)), fma(BF16High(a), BF16High(b), BF16High(c)));
+}
 uint32_t BytePermute(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = uint64_t{b} << 32 | a;
   uint32_t out = 0;

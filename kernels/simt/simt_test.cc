@@ -118,6 +118,18 @@ TEST(SimtDeathTest, SharedMemoryEndsWhereItEnds) {
   EXPECT_DEATH(simt::RunBody({}, 32, 128, [] { simt::DynamicShared()[128] = std::byte{1}; }), "");
 }
 
+// 1.5 (1 + 2^-7) is half way between two bf16; an f32 in between would lose what leads off it.
+TEST(Simt, AnFmaOfBF16RoundsOnce) {
+  const auto fma = [](float c) {
+    return simt::FmaBF16x2(simt::PackBF16(1.5f, -1.5f), simt::PackBF16(1.0078125f, 1.0078125f),
+                           simt::PackBF16(c, -c));
+  };
+  EXPECT_EQ(simt::BF16Low(fma(0)), 1.515625f);  // to even
+  EXPECT_EQ(simt::BF16Low(fma(0x1p-30f)), 1.515625f);
+  EXPECT_EQ(simt::BF16Low(fma(-0x1p-30f)), 1.5078125f);
+  EXPECT_EQ(simt::BF16High(fma(-0x1p-30f)), -1.5078125f);
+}
+
 TEST(Simt, BytePermutes) {
   EXPECT_EQ(simt::BytePermute(0x33221100, 0x77665544, 0x5410), 0x55441100u);
   EXPECT_EQ(simt::BytePermute(0x33221100, 0x77665544, 0x7632), 0x77663322u);

@@ -14,6 +14,7 @@
 //   written otherwise WgmmaCommit(), WgmmaWait<n>()         until at most n committed groups are under way;
 //   then d may be read, and a in
 //                                         registers and tiles written
+//   PinRegisters(array)         what is read of it afterwards is not read before: of d, behind WgmmaWait
 //   FenceAsyncShared()          what the thread wrote to shared memory (CpAsync too, once waited for) is seen
 //   by Wgmma and
 //                               BulkCopy of those that meet it at a barrier afterwards

@@ -1,6 +1,9 @@
 // The device side of warpgroup.h: PTX ISA 8.x, sm_90a.
 #pragma once
 
+#include <cstddef>
+#include <type_traits>
+
 #include "kernels/simt/simt_cuda.h"
 #include "kernels/simt/warpgroup_wgmma_cuda.h"
 
@@ -34,6 +37,18 @@ TERRACE_DEVICE void WgmmaTransposed(float (&d)[kN / 2], const uint32_t (&a)[4], 
 template <uint32_t kN>
 TERRACE_DEVICE void WgmmaTransposed(float (&d)[kN / 2], uint64_t a, uint64_t b, bool adds) {
   WgmmaOfShared<kN, true>(d, a, b, adds);
+}
+template <typename T, size_t kCount>
+TERRACE_DEVICE void PinRegisters(T (&registers)[kCount]) {
+  static_assert(sizeof(T) == 4);
+  TERRACE_UNROLL
+  for (size_t i = 0; i < kCount; ++i) {
+    if constexpr (std::is_same_v<T, float>) {
+      asm volatile("" : "+f"(registers[i])::"memory");
+    } else {
+      asm volatile("" : "+r"(registers[i])::"memory");
+    }
+  }
 }
 TERRACE_DEVICE void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 TERRACE_DEVICE void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

@@ -1,6 +1,7 @@
 // The test side of warpgroup.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/simt/simt_emulated.h"
@@ -38,6 +39,8 @@ template <uint32_t kN>
 void WgmmaTransposed(float (&d)[kN / 2], uint64_t a, uint64_t b, bool adds) {
   BeginWgmma({.d = d, .n = kN, .a = nullptr, .a_tile = a, .b_tile = b, .adds = adds, .transposes = true});
 }
+template <typename T, size_t kCount>
+void PinRegisters(T (&)[kCount]) {}
 inline void WgmmaFence() {}
 void WgmmaCommit();
 template <int kGroups>

@@ -1,48 +1,17 @@
 #include <cstdlib>
 
 #include "kernels/gemm/dequantize_cuda.h"
-#include "kernels/gemm/gpu_gemm_testing.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
-#include "tests/gpu/gpu_testing.h"
+#include "tests/gpu/gemm_gpu_testing.h"
 
 namespace terrace {
 namespace {
 
-// A packed matrix on the device too.
-struct DeviceMatrix {
-  explicit DeviceMatrix(const PackedGpuMatrix& from)
-      : codes(from.codes), scales(from.scales), matrix(from.matrix) {
-    matrix.codes = codes.data();
-    matrix.scales = scales.data();
-  }
-  DeviceArray<std::byte> codes, scales;
-  GpuMatrix matrix;
-};
-
-size_t RowBytes(uint32_t rows, GpuGemmOut kind) {
-  return size_t{kind == GpuGemmOut::kGated ? rows / 2 : rows} *
-         (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32 ? 4 : 2);
-}
-
-// out's bytes, of `tokens` rows; kAddF32 adds to 2.5.
 std::vector<std::byte> StreamGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x, GpuGemmOut kind,
                                   const StreamGemmShape& shape, bool follows = false) {
-  const auto tokens = static_cast<uint32_t>(x.size() / weights.columns);
-  const DeviceArray<uint16_t> device_x(x);
-  DeviceArray<std::byte> out(tokens * RowBytes(weights.rows, kind) + 64);
-  if (kind == GpuGemmOut::kAddF32) {
-    const std::vector<float> before(size_t{tokens} * weights.rows, 2.5f);
-    std::vector<std::byte> bytes(before.size() * 4);
-    std::memcpy(bytes.data(), before.data(), bytes.size());
-    out.Set(bytes);
-  }
-  CUDA_MUST(StreamGemmCuda(
-      {.x = device_x.data(), .tokens = tokens, .weights = weights, .out = out.data(), .kind = kind}, shape,
-      {.follows = follows}));
-  std::vector<std::byte> bytes = out.Get();
-  for (size_t i = bytes.size() - 64; i < bytes.size(); ++i) EXPECT_EQ(bytes[i], std::byte{0xff});
-  bytes.resize(bytes.size() - 64);
-  return bytes;
+  return OutputsOf(weights, x, kind, [&](const GpuGemmArgs& args) {
+    CUDA_MUST(StreamGemmCuda(args, shape, {.follows = follows}));
+  });
 }
 
 TEST(StreamGemmGpu, EveryFormatAndKindIsWithinItsBound) {

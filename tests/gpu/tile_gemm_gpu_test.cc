@@ -3,58 +3,24 @@
 
 #include "kernels/gemm/tile_gemm_cuda.h"
 #include "kernels/gemm/tile_gemm_testing.h"
-#include "tests/gpu/gpu_testing.h"
+#include "tests/gpu/gemm_gpu_testing.h"
 
 namespace terrace {
 namespace {
 
-// A packed matrix on the device too.
-struct DeviceMatrix {
-  explicit DeviceMatrix(const PackedGpuMatrix& from)
-      : codes(from.codes), scales(from.scales), matrix(from.matrix) {
-    matrix.codes = codes.data();
-    matrix.scales = scales.data();
-  }
-  DeviceArray<std::byte> codes, scales;
-  GpuMatrix matrix;
-};
-
-struct Scratch {
+struct Scratch : SplitScratch {
   Scratch(uint32_t rows, uint32_t columns, uint32_t tokens)
-      : partials(TileGemmPartialFloats(rows, columns, tokens)), arrived(TileGemmCounters(rows, tokens)) {
-    arrived.Set(std::vector<uint32_t>(arrived.size()));
-  }
+      : SplitScratch(TileGemmPartialFloats(rows, columns, tokens), TileGemmCounters(rows, tokens)) {}
   TileGemmScratch Get() const { return {partials.data(), arrived.data()}; }
-  DeviceArray<float> partials;
-  DeviceArray<uint32_t> arrived;
 };
 
-size_t RowBytes(uint32_t rows, GpuGemmOut kind) {
-  return size_t{kind == GpuGemmOut::kGated ? rows / 2 : rows} *
-         (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32 ? 4 : 2);
-}
-
-// out's bytes, of `tokens` rows; kAddF32 adds to 2.5.
 std::vector<std::byte> TileGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x, GpuGemmOut kind,
                                 bool follows = false) {
-  const auto tokens = static_cast<uint32_t>(x.size() / weights.columns);
-  const DeviceArray<uint16_t> device_x(x);
-  const Scratch scratch(weights.rows, weights.columns, tokens);
-  DeviceArray<std::byte> out(tokens * RowBytes(weights.rows, kind) + 64);
-  if (kind == GpuGemmOut::kAddF32) {
-    const std::vector<float> before(size_t{tokens} * weights.rows, 2.5f);
-    std::vector<std::byte> bytes(before.size() * 4);
-    std::memcpy(bytes.data(), before.data(), bytes.size());
-    out.Set(bytes);
-  }
-  CUDA_MUST(TileGemmCuda(
-      {.x = device_x.data(), .tokens = tokens, .weights = weights, .out = out.data(), .kind = kind},
-      scratch.Get(), {.follows = follows}));
-  std::vector<std::byte> bytes = out.Get();
-  for (size_t i = bytes.size() - 64; i < bytes.size(); ++i) EXPECT_EQ(bytes[i], std::byte{0xff});
-  bytes.resize(bytes.size() - 64);
-  for (const uint32_t count : scratch.arrived.Get()) EXPECT_EQ(count, 0u);
-  return bytes;
+  return OutputsOf(weights, x, kind, [&](const GpuGemmArgs& args) {
+    const Scratch scratch(weights.rows, weights.columns, args.tokens);
+    CUDA_MUST(TileGemmCuda(args, scratch.Get(), {.follows = follows}));
+    for (const uint32_t count : scratch.arrived.Get()) EXPECT_EQ(count, 0u);
+  });
 }
 
 TEST(TileGemmGpu, EveryFormatAndKindIsItsRoundedValuesTimesX) {
@@ -143,47 +109,27 @@ TEST(TileGemmGpu, WhatItCannotDoIsRefused) {
   }
 }
 
-// Prints the time of the matrices of a layer of an 8B model; nothing is expected of it. Several copies of a
-// matrix take turns, so that none is found in L2. With TERRACE_GPU_SPEED only: it is no test.
+// Prints the time of the matrices of a layer of an 8B model; nothing is expected of it. With
+// TERRACE_GPU_SPEED only: it is no test.
 TEST(TileGemmGpu, Speed) {
   if (std::getenv("TERRACE_GPU_SPEED") == nullptr) GTEST_SKIP();
-  constexpr size_t kCold = size_t{256} << 20;
-  const struct {
-    const char* name;
-    GpuFormat format;
-    uint32_t group;
-  } formats[] = {{"e4m3", GpuFormat::kE4M3, 0},
-                 {"w4g32", GpuFormat::kW4, 32},
-                 {"w4g128", GpuFormat::kW4, 128},
-                 {"w8g32", GpuFormat::kW8, 32}};
-  const struct {
-    uint32_t rows, columns;
-  } shapes[] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}};
   cudaStream_t stream;
   CUDA_MUST(cudaStreamCreate(&stream));
-  for (const auto& format : formats) {
+  for (const SpeedFormat& format : kSpeedFormats) {
     for (const uint32_t tokens : {16u, 32u, 64u, 128u}) {
       double layer = 0;
       std::printf("%-6s %3u tokens:", format.name, tokens);
-      for (const auto& [rows, columns] : shapes) {
-        GpuMatrix matrix{.format = format.format, .rows = rows, .columns = columns, .group = format.group};
-        const size_t bytes = GpuCodeBytes(matrix) + GpuScaleBytes(matrix);
-        const size_t copies = (kCold + bytes - 1) / bytes;
-        DeviceArray<std::byte> memory(copies * bytes);
-        CUDA_MUST(cudaMemset(memory.data(), 0, copies * bytes));
-        DeviceArray<uint16_t> x(size_t{tokens} * columns), out(size_t{tokens} * rows);
-        const Scratch scratch(rows, columns, tokens);
-        size_t turn = 0;
-        const double seconds = SecondsOf(stream, 3, static_cast<int>(2 * copies), [&] {
-          const std::byte* at = memory.data() + turn++ % copies * bytes;
-          matrix.codes = at;
-          matrix.scales = at + GpuCodeBytes(matrix);
+      for (const SpeedShape& shape : kSpeedShapes) {
+        ColdMatrices matrices(format, shape);
+        DeviceArray<uint16_t> x(size_t{tokens} * shape.columns), out(size_t{tokens} * shape.rows);
+        const Scratch scratch(shape.rows, shape.columns, tokens);
+        const double seconds = matrices.SecondsOf(stream, [&](const GpuMatrix& matrix) {
           CUDA_MUST(TileGemmCuda({.x = x.data(), .tokens = tokens, .weights = matrix, .out = out.data()},
                                  scratch.Get(), {.stream = stream, .follows = true}));
         });
         layer += seconds;
-        std::printf("  [%5u, %5u] %6.2f us %4.0f GB/s", rows, columns, 1e6 * seconds,
-                    1e-9 * static_cast<double>(bytes) / seconds);
+        std::printf("  [%5u, %5u] %6.2f us %4.0f GB/s", shape.rows, shape.columns, 1e6 * seconds,
+                    1e-9 * static_cast<double>(matrices.bytes()) / seconds);
       }
       std::printf("  layer %6.2f us\n", 1e6 * layer);
     }

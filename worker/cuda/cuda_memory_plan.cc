@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/gemm/tile_gemm_cuda.h"
+#include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/rope/rope_table.h"
 #include "kernels/sample/sample_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
@@ -85,7 +85,8 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t at_logits = layout.Add<float>(rows * config.vocab_size);
   const uint64_t at_partials = layout.Add<float>(kPartialFloats);
   const uint64_t at_arrived = layout.Add<uint32_t>(arrived_count);
-  const uint64_t tile_counters = TileGemmCounters(most_rows, kMostTileTokens);
+  const uint64_t tile_counters = std::max(TileGemmCounters(most_rows, kMostTileTokens),
+                                          WideGemmCounters(most_rows, kMostWideSplitTokens));
   const uint64_t at_tile_arrived = layout.Add<uint32_t>(tile_counters);
   const uint64_t at_dequantized = layout.Add<uint16_t>(widest);
   const uint64_t at_codes = layout.Add<uint8_t>(tokens * code_width);

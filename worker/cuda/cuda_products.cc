@@ -4,6 +4,7 @@
 #include "kernels/activation/silu_mul_cuda.h"
 #include "kernels/gemm/dequantize_cuda.h"
 #include "kernels/gemm/tile_gemm_cuda.h"
+#include "kernels/gemm/wide_gemm_cuda.h"
 #include "kernels/quant/quantize_rows_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
 
@@ -115,6 +116,10 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
     case GemmPlan::Kernel::kTile:
       RETURN_IF_CUDA_ERROR(TileGemmCuda(args, {.partials = partials, .arrived = tile_arrived}, launch()));
       return {};
+    case GemmPlan::Kernel::kWide:
+      RETURN_IF_CUDA_ERROR(
+          WideGemmCuda(args, plan.wide, {.partials = partials, .arrived = tile_arrived}, launch()));
+      return {};
   }
   return {};
 }
@@ -135,7 +140,8 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role ro
                         (tokens <= kMostGraphTokens && TokenBucket(tokens) == tokens);
   if (!is_timed) return best;
   step.is_first_of_its_kind = true;
-  // Half of attention's partial sums may be tile_gemm's; the other half stands for the residual stream.
+  // Half of attention's partial sums may be tile_gemm's and wide_gemm's; the other half stands for the
+  // residual stream.
   const uint64_t outputs = uint64_t{tokens} * m.rows;
   void* out = role == Role::kHead ? static_cast<void*>(logits) : static_cast<void*>(qkv);
   if (kind == GpuGemmOut::kAddF32) {
@@ -161,7 +167,13 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role ro
   }
   if (m.format != GpuFormat::kBF16 && m.rows >= kTileWarpRows && tokens >= kLeastTileTokens &&
       tokens <= kMostTileTokens && TileGemmPartialFloats(m.rows, m.columns, tokens) <= kPartialFloats / 2) {
-    candidates.push_back({.kernel = Kernel::kTile, .shape = {}});
+    candidates.push_back({.kernel = Kernel::kTile});
+  }
+  if (m.format != GpuFormat::kBF16 && tokens >= kLeastTileTokens && HasWarpgroups()) {
+    for (const WideGemmShape& each : WideGemmShapes(m, tokens)) {
+      if (WideGemmPartialFloats(each, m.rows, tokens) > kPartialFloats / 2) continue;
+      candidates.push_back({.kernel = Kernel::kWide, .wide = each});
+    }
   }
   double best_seconds = -1;
   Status last_error;

@@ -17,6 +17,7 @@
 #include "kernels/attention/paged_attention_gpu.h"
 #include "kernels/copy/kv_copy_gpu.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
+#include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/gpu_batch.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
@@ -28,7 +29,7 @@ namespace terrace {
 inline constexpr size_t kMostDecodeTokens = 16;
 // More tokens than this never go through stream_gemm, but in the invariant mode.
 inline constexpr uint32_t kMostStreamTokens = 64;
-// Tokens for which tile_gemm is tried on quantized weights.
+// Tokens for which tile_gemm is tried on quantized weights; wide_gemm is for all from kLeastTileTokens on.
 inline constexpr uint32_t kLeastTileTokens = 9, kMostTileTokens = 512;
 // Steps of at most so many tokens are replayed as graphs.
 inline constexpr uint32_t kMostGraphTokens = 512;
@@ -92,9 +93,10 @@ struct CudaTransformer::Impl {
 
   // How a product of one shape is made.
   struct GemmPlan {
-    enum class Kernel : uint8_t { kCublas, kStream, kTile };
+    enum class Kernel : uint8_t { kCublas, kStream, kTile, kWide };
     Kernel kernel = Kernel::kCublas;
-    StreamGemmShape shape;  // of kStream
+    StreamGemmShape shape = {};  // of kStream
+    WideGemmShape wide = {};     // of kWide
   };
 
   const ModelConfig config;
