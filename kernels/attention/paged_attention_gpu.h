@@ -3,8 +3,8 @@
 // Two kernels. Decode: each token by itself, its positions in spans of kGpuAttentionSpan that begin at its
 // multiples, spans merged in rising order by the block that ends last; so a token's result depends on its own
 // position only, whatever else is in the batch. Prefill: tiles of queries of one sequence share what they
-// read (Dao, "FlashAttention-2", 2023); a token's bits are not decode's, but depend on its own position only,
-// too.
+// read (Dao, "FlashAttention-2", 2023; on Hopper Shah et al., "FlashAttention-3", 2024); a token's bits are
+// not decode's, nor the same on every device, but depend on its own position only, too.
 #pragma once
 
 #include <cstdint>

@@ -76,9 +76,11 @@ struct Source {
   uint32_t table;       // entries of the sequences before
   uint32_t last;        // position that counts
 
-  // What lane i has to know of the table before the tile at `begin` is copied: the block of row 16 (i % 4).
+  // What lane i has to know of the table before the tile of kPositions at `begin` is copied: the block of row
+  // 16 (i % (kPositions / 16)).
+  template <uint32_t kPositions = kKeys>
   TERRACE_DEVICE uint32_t Block(uint32_t begin) const {
-    const uint32_t position = begin + simt::Lane() % (kKeys / kTableTokens) * kTableTokens;
+    const uint32_t position = begin + simt::Lane() % (kPositions / kTableTokens) * kTableTokens;
     const uint32_t entry = (position < last ? position : last) >> args.batch.log2_block_tokens;
     return head_block + static_cast<uint32_t>(simt::LoadReadOnly(args.batch.block_tables + (table + entry)));
   }
@@ -164,23 +166,28 @@ TERRACE_DEVICE void ConvertTile(uint32_t begin, uint32_t last, std::byte* shared
   }
 }
 
-// Of a tile that holds positions some queries may not see: what is not finite becomes 0, as 0 times it would
-// not be, and the first such position is noted: *broken is what ~position it has at most, 0 for none.
+// 16 bytes of values at `position`, which some queries may not see: what is not finite becomes 0, as 0 times
+// it would not be, and the first such position is noted: *broken is what ~position it has at most, 0 for
+// none.
+TERRACE_DEVICE void MendChunk(std::byte* chunk, uint32_t position, uint32_t* broken) {
+  constexpr uint32_t kExponents = 0x7f807f80, kOne = 0x00800080, kCarries = 0x80008000;
+  auto* at = reinterpret_cast<uint4*>(chunk);
+  const uint4 v = *at;
+  const uint32_t carries = ((v.x & kExponents) + kOne) | ((v.y & kExponents) + kOne) |
+                           ((v.z & kExponents) + kOne) | ((v.w & kExponents) + kOne);
+  if ((carries & kCarries) != 0) {
+    *at = uint4{0, 0, 0, 0};
+    simt::AtomicMax(broken, ~position);
+  }
+}
+
 template <uint32_t kHeadDim>
 TERRACE_DEVICE void MendValues(std::byte* values, uint32_t begin, uint32_t* broken) {
   constexpr uint32_t kChunks = kHeadDim / 8;
-  constexpr uint32_t kExponents = 0x7f807f80, kOne = 0x00800080, kCarries = 0x80008000;
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kKeys * kChunks / kThreads; ++i) {
     const uint32_t row = (i * kThreads + threadIdx.x) / kChunks, chunk = threadIdx.x % kChunks;
-    auto* at = reinterpret_cast<uint4*>(values + TileByte<kHeadDim>(row, chunk));
-    const uint4 v = *at;
-    const uint32_t carries = ((v.x & kExponents) + kOne) | ((v.y & kExponents) + kOne) |
-                             ((v.z & kExponents) + kOne) | ((v.w & kExponents) + kOne);
-    if ((carries & kCarries) != 0) {
-      *at = uint4{0, 0, 0, 0};
-      simt::AtomicMax(broken, ~(begin + row));
-    }
+    MendChunk(values + TileByte<kHeadDim>(row, chunk), begin + row, broken);
   }
 }
 

@@ -1,9 +1,11 @@
 #include "kernels/attention/prefill_attention_device.h"
 
 #include <algorithm>
+#include <functional>
 #include <set>
 
 #include "gtest/gtest.h"
+#include "kernels/attention/hopper_prefill_device.h"
 #include "kernels/attention/prefill_attention_testing.h"
 
 namespace terrace {
@@ -44,6 +46,37 @@ std::vector<uint16_t> Attend(PrefillBatch& batch, uint64_t seed) {
   }
   return out;
 }
+
+// The same of the kernel for Hopper, in a grid of `blocks`.
+template <uint32_t kHeadDim, uint32_t kKeys, uint32_t kStages, bool kTakesTurns = true,
+          bool kQueriesInRegisters = false>
+std::vector<uint16_t> AttendHopper(PrefillBatch& batch, uint64_t seed, uint32_t blocks = 2) {
+  using L = hopper_prefill::Layout<kHeadDim, kKeys, kStages, kTakesTurns, kQueriesInRegisters>;
+  std::vector<uint16_t> out(batch.tokens() * batch.width(), 0xffff);
+  GpuAttentionArgs args = batch.Args();
+  args.out = out.data();
+  simt::RunSeeded(seed, {blocks, 1, 1}, hopper_prefill::kThreads, L::kBytes, HopperPrefillKernel<L>, args);
+  return out;
+}
+
+// What a rule is tested of: a kernel, and the smallest head_dim it has.
+struct Kernel {
+  const char* name;
+  std::function<std::vector<uint16_t>(PrefillBatch& batch, uint64_t seed)> attend;
+  uint32_t head_dim;
+  std::vector<KvDType> dtypes;
+};
+const Kernel kKernels[] = {
+    {"mma", Attend, 32, {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}},
+    {"Hopper",
+     [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 128, 2>(batch, seed); },
+     64,
+     {KvDType::kBF16}},
+    {"Hopper, 64 keys",
+     [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 64, 3, false, true>(batch, seed); },
+     64,
+     {KvDType::kBF16}},
+};
 
 std::vector<uint32_t> EveryToken(const PrefillBatch& batch) {
   std::vector<uint32_t> tokens(batch.tokens());
@@ -168,64 +201,129 @@ TEST(PrefillAttention, MatchesTheReferenceOfSeveralRuns) {
   ExpectReference(batch, Attend(batch, /*seed=*/3));
 }
 
-// Scores of up to 100, and larger with every tile: references move often.
-TEST(PrefillAttention, TakesScoresThatGrow) {
-  PrefillBatch batch({.head_dim = 32, .sequences = {{200, 90}}, .magnitude = 2, .growth = 0.05f});
-  ExpectReference(batch, Attend(batch, /*seed=*/4));
+// Items of one tile and of several, groups without a query and without a last tile; more items than blocks,
+// and fewer.
+TEST(PrefillAttention, MatchesTheReferenceOnHopper) {
+  uint64_t seed = 0;
+  for (const auto& sequences : std::vector<std::vector<PrefillShape::Sequence>>{
+           {{0, 1}},
+           {{0, 128}, {127, 2}},
+           {{100, 100}, {5, 33}, {0, 65}, {63, 2}},
+           {{192, 128}, {300, 70}},
+       }) {
+    for (const uint32_t head_dim : {64u, 128u}) {
+      PrefillBatch batch({.heads = 4,
+                          .kv_heads = static_cast<uint32_t>(1 + seed % 2),
+                          .head_dim = head_dim,
+                          .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                          .sequences = sequences,
+                          .seed = seed});
+      const auto blocks = static_cast<uint32_t>(1 + seed % 5);
+      SCOPED_TRACE(testing::Message() << "head_dim " << head_dim << ", seed " << seed);
+      if (head_dim == 64) {
+        ExpectReference(batch, AttendHopper<64, 128, 2>(batch, seed, blocks));
+        ExpectReference(batch, AttendHopper<64, 64, 3, false>(batch, seed, blocks));
+      } else {
+        ExpectReference(batch, AttendHopper<128, 128, 2>(batch, seed, blocks));
+        ExpectReference(batch, AttendHopper<128, 96, 3, true, true>(batch, seed, blocks));
+      }
+      ++seed;
+    }
+  }
 }
 
-// Tiles begin at multiples of 64 positions whatever the run, and what is masked adds nothing.
-TEST(PrefillAttention, ATokensBitsDependNeitherOnTheCutNorOnTheBatchNorOnTheSchedule) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
-    PrefillBatch batch(
-        {.dtype = dtype, .heads = 1, .head_dim = 32, .sequences = {{37, 128}, {0, 40}}, .growth = 0.02f});
-    const auto expected = Attend(batch, /*seed=*/0);
-    for (const auto& runs :
-         std::vector<std::vector<GpuQueryRun>>{{{0, 128}, {128, 40}},
-                                               {{0, 1}, {1, 127}, {128, 33}, {161, 7}},
-                                               {{150, 18}, {20, 108}, {128, 22}, {0, 20}}}) {
-      batch.runs = runs;
-      EXPECT_EQ(Attend(batch, /*seed=*/runs.size()), expected);
+// Every item is taken by one block, and no block gets much more work than another.
+TEST(PrefillAttention, BlocksShareItemsOfAPromptEvenly) {
+  constexpr uint32_t kHeads = 32, kBlocks = 132, kRuns = 64;  // run i has kRuns - i tiles
+  std::vector<uint32_t> tiles(kBlocks);
+  std::vector<int> taken(kHeads * kRuns);
+  simt::RunBody({kBlocks, 1, 1}, 32, 0, [&] {
+    if (threadIdx.x != 0) return;
+    for (uint32_t round = 0;; ++round) {
+      const uint32_t item = hopper_prefill::ItemNumber(round);
+      if (item >= taken.size()) return;
+      ++taken[item];
+      tiles[blockIdx.x] += kRuns - item / kHeads;
     }
-    batch.runs = {{5, 20}};
-    auto alone = Attend(batch, /*seed=*/9);
-    for (size_t i = 0; i < alone.size(); ++i) {
-      const size_t token = i / batch.width();
-      EXPECT_EQ(alone[i], token >= 5 && token < 25 ? expected[i] : 0xffff);
+  });
+  EXPECT_EQ(taken, std::vector<int>(kHeads * kRuns, 1));
+  const auto [least, most] = std::minmax_element(tiles.begin(), tiles.end());
+  EXPECT_LT(*most - *least, kRuns / 4);  // a block has 504 on average
+}
+
+// Scores of up to 100, and larger with every tile: references move often.
+TEST(PrefillAttention, TakesScoresThatGrow) {
+  for (const Kernel& kernel : kKernels) {
+    SCOPED_TRACE(kernel.name);
+    PrefillBatch batch(
+        {.head_dim = kernel.head_dim, .sequences = {{200, 90}}, .magnitude = 2, .growth = 0.05f});
+    ExpectReference(batch, kernel.attend(batch, /*seed=*/4));
+  }
+}
+
+// Tiles begin at the same positions whatever the run, and what is masked adds nothing.
+TEST(PrefillAttention, ATokensBitsDependNeitherOnTheCutNorOnTheBatchNorOnTheSchedule) {
+  for (const auto& [name, attend, head_dim, dtypes] : kKernels) {
+    for (const KvDType dtype : dtypes) {
+      SCOPED_TRACE(testing::Message() << name << ", " << KvDTypeName(dtype));
+      PrefillBatch batch({.dtype = dtype,
+                          .heads = 1,
+                          .head_dim = head_dim,
+                          .sequences = {{37, 128}, {0, 40}},
+                          .growth = 0.02f});
+      const auto expected = attend(batch, /*seed=*/0);
+      for (const auto& runs :
+           std::vector<std::vector<GpuQueryRun>>{{{0, 128}, {128, 40}},
+                                                 {{0, 1}, {1, 127}, {128, 33}, {161, 7}},
+                                                 {{150, 18}, {20, 108}, {128, 22}, {0, 20}}}) {
+        batch.runs = runs;
+        EXPECT_EQ(attend(batch, /*seed=*/runs.size()), expected);
+      }
+      batch.runs = {{5, 20}};
+      auto alone = attend(batch, /*seed=*/9);
+      for (size_t i = 0; i < alone.size(); ++i) {
+        const size_t token = i / batch.width();
+        EXPECT_EQ(alone[i], token >= 5 && token < 25 ? expected[i] : 0xffff);
+      }
     }
   }
 }
 
 // A broken activation must reach the sampler, which reports it, and must not reach the positions before it:
 // their keys and values in later layers may be another request's, too.
-TEST(PrefillAttention, WhatIsNaNReachesItsOwnAndLaterPositionsOnly) {
+void ExpectNaNsStayBehind(const Kernel& kernel, KvDType dtype) {
   constexpr uint32_t kPosition = 50, kCount = 100;
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
-    PrefillBatch batch(
-        {.dtype = dtype, .heads = 2, .kv_heads = 2, .head_dim = 32, .sequences = {{kPosition, kCount}}});
-    const auto good = Attend(batch, /*seed=*/0);
-    for (const bool is_key : {true, false}) {
-      for (const uint32_t bad : {49u, 63u, 70u, 149u}) {
-        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << (is_key ? " key " : " value ") << bad);
-        PrefillBatch broken = batch;
-        const uint64_t row = KvRow(broken.Args().batch, 0, /*kv_head=*/1, bad);
-        auto& data = is_key ? broken.keys : broken.values;
-        if (dtype == KvDType::kInt8) {
-          (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
-        } else {
-          data[2 * (row * 32 + 3)] = data[2 * (row * 32 + 3) + 1] = std::byte{0xff};
-        }
-        const auto out = Attend(broken, /*seed=*/bad);
-        for (size_t i = 0; i < out.size(); ++i) {
-          const size_t position = kPosition + i / batch.width(), head = i / 32 % 2;
-          if (head == 0 || position < bad) {
-            ASSERT_EQ(out[i], good[i]) << position;
-          } else if (is_key || i % 32 == 3 || dtype == KvDType::kInt8) {
-            ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << position;
-          }
+  const uint32_t head_dim = kernel.head_dim;
+  PrefillBatch batch(
+      {.dtype = dtype, .heads = 2, .kv_heads = 2, .head_dim = head_dim, .sequences = {{kPosition, kCount}}});
+  const auto good = kernel.attend(batch, /*seed=*/0);
+  for (const bool is_key : {true, false}) {
+    for (const uint32_t bad : {49u, 63u, 70u, 149u}) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << (is_key ? " key " : " value ") << bad);
+      PrefillBatch broken = batch;
+      const uint64_t row = KvRow(broken.Args().batch, 0, /*kv_head=*/1, bad);
+      auto& data = is_key ? broken.keys : broken.values;
+      if (dtype == KvDType::kInt8) {
+        (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
+      } else {
+        data[2 * (row * head_dim + 3)] = data[2 * (row * head_dim + 3) + 1] = std::byte{0xff};
+      }
+      const auto out = kernel.attend(broken, /*seed=*/bad);
+      for (size_t i = 0; i < out.size(); ++i) {
+        const size_t position = kPosition + i / batch.width(), head = i / head_dim % 2;
+        if (head == 0 || position < bad) {
+          ASSERT_EQ(out[i], good[i]) << position;
+        } else if (is_key || i % head_dim == 3 || dtype == KvDType::kInt8) {
+          ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << position;
         }
       }
     }
+  }
+}
+TEST(PrefillAttention, WhatIsNaNReachesItsOwnAndLaterPositionsOnly) {
+  for (const Kernel& kernel : kKernels) {
+    SCOPED_TRACE(kernel.name);
+    for (const KvDType dtype : kernel.dtypes) ExpectNaNsStayBehind(kernel, dtype);
   }
 }
 

@@ -33,6 +33,7 @@ struct Part {
 const Part kParts[] = {
     {"kernels", 28, [](BenchContext& bench, const Flags&) { return BenchKernels(bench); }},
     {"products", 20, [](BenchContext& bench, const Flags&) { return BenchWideGemm(bench); }},
+    {"prefill_attention", 10, [](BenchContext& bench, const Flags&) { return BenchPrefillAttention(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},
     {"drafts", 12, [](BenchContext& bench, const Flags&) { return BenchDrafts(bench); }},
     {"prefill", 10, [](BenchContext& bench, const Flags&) { return BenchPrefill(bench); }},

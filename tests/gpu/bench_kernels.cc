@@ -381,9 +381,18 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
                      bench.stream);
 }
 
-Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
-                        uint32_t tokens) {
-  const std::string name = Concat("prefill attention bf16, ", tokens, " tokens");
+constexpr uint32_t kPrefillTokens[] = {512, 2048, 8192, 32768};
+
+// With `kernel`, or what is taken without one.
+Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q, uint32_t tokens,
+                        const PrefillKernel* kernel = nullptr) {
+  std::string name = Concat("prefill attention bf16, ", tokens, " tokens");
+  if (kernel != nullptr) {
+    name += kernel->keys == 0 ? ", mma"
+                              : Concat(", wgmma, ", kernel->stages, " x ", kernel->keys, " keys",
+                                       kernel->takes_turns ? ", turns" : "",
+                                       kernel->queries_in_registers ? ", queries in registers" : "");
+  }
   if (!bench.report.HasTime(name)) return {};
   std::vector<uint32_t> position(tokens);
   std::iota(position.begin(), position.end(), 0);
@@ -394,13 +403,11 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
   ASSIGN_OR_RETURN(const CudaBuffer sequences, Zeroed(tokens * sizeof(uint32_t)));
   ASSIGN_OR_RETURN(const CudaBuffer runs, Upload(run_list, "runs"));
   ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(uint64_t{tokens} * kHeads * kHeadDim * sizeof(uint16_t)));
-  GpuBatch batch = pool.Batch(8192, true);
+  GpuBatch batch = pool.Batch(std::max(tokens, 8192u), true);
   batch.tokens = tokens;
   batch.positions = positions.as<uint32_t>();
   batch.sequences = sequences.as<uint32_t>();
-  const CallPlan plan = {.calls = tokens <= 2048 ? 8u : 2u, .rounds = bench.rounds, .warm_seconds = 0.05};
-  const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t, const CudaLaunch& how) {
-    return PrefillAttentionCuda({.batch = batch,
+  const GpuAttentionArgs args = {.batch = batch,
                                  .q = q.as<uint16_t>(),
                                  .q_pitch = kQkvWidth,
                                  .out = out.as<uint16_t>(),
@@ -408,8 +415,11 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
                                  .heads = kHeads,
                                  .scale = 0.08838835f,
                                  .runs = runs.as<GpuQueryRun>(),
-                                 .run_count = static_cast<uint32_t>(run_list.size())},
-                                how);
+                                 .run_count = static_cast<uint32_t>(run_list.size())};
+  const PrefillKernel chosen = kernel != nullptr ? *kernel : DefaultPrefillKernel(args);
+  const CallPlan plan = {.calls = std::max(16384 / tokens, 1u), .rounds = bench.rounds, .warm_seconds = 0.05};
+  const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t, const CudaLaunch& how) {
+    return PrefillAttentionCuda(args, chosen, how);
   });
   if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
   const double flops = 4.0 * kHeads * kHeadDim * (tokens * (tokens + 1.0) / 2);
@@ -638,13 +648,13 @@ Status Sampling(BenchContext& bench) {
 }
 
 Status Attention(BenchContext& bench, AttentionPool& pool) {
-  ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{8192} * kQkvWidth, 26, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{32768} * kQkvWidth, 26, bench.stream));
   const DecodeCase cases[] = {{.count = 64, .context = 8192},
                               {.count = 64, .context = 8192, .is_shuffled = false},
                               {.count = 256, .context = 1024},
                               {.count = 1, .context = 8192, .goal = {}}};  // too few bytes for full speed
   for (const DecodeCase& each : cases) RETURN_IF_ERROR(DecodeAttention(bench, pool, q, each));
-  for (const uint32_t tokens : {2048u, 8192u}) RETURN_IF_ERROR(PrefillAttention(bench, pool, q, tokens));
+  for (const uint32_t tokens : kPrefillTokens) RETURN_IF_ERROR(PrefillAttention(bench, pool, q, tokens));
   RETURN_IF_ERROR(RopeKv(bench, pool));
   RETURN_IF_ERROR(pool.BecomeInt8(bench.stream));
   return DecodeAttention(
@@ -653,6 +663,17 @@ Status Attention(BenchContext& bench, AttentionPool& pool) {
 }
 
 }  // namespace
+
+Status BenchPrefillAttention(BenchContext& bench) {
+  ASSIGN_OR_RETURN(const AttentionPool pool, AttentionPool::Make(bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{32768} * kQkvWidth, 26, bench.stream));
+  for (const uint32_t tokens : kPrefillTokens) {
+    for (const PrefillKernel& kernel : PrefillKernels(kHeadDim)) {
+      RETURN_IF_ERROR(PrefillAttention(bench, pool, q, tokens, &kernel));
+    }
+  }
+  return {};
+}
 
 Status BenchKernels(BenchContext& bench) {
   {

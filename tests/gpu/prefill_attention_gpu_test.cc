@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
+#include "base/status.h"
 #include "gtest/gtest.h"
 #include "kernels/attention/prefill_attention_testing.h"
 #include "tests/gpu/gpu_testing.h"
@@ -55,21 +57,42 @@ std::vector<uint16_t> Attend(PrefillBatch& batch) {
   CUDA_MUST(PrefillAttentionCuda(device.args(), {}));
   return device.out();
 }
+std::vector<uint16_t> Attend(PrefillBatch& batch, const PrefillKernel& kernel) {
+  const DeviceBatch device(batch);
+  CUDA_MUST(PrefillAttentionCuda(device.args(), kernel, {}));
+  return device.out();
+}
 
-// Up to 64 of the tokens, the first and the last among them: the reference is slow.
-void ExpectReference(PrefillBatch& batch, const std::vector<uint16_t>& out) {
+// Those that the device has for such a batch.
+std::vector<PrefillKernel> KernelsOf(PrefillBatch& batch) {
+  const GpuAttentionArgs args = batch.Args();
+  const auto all = PrefillKernels(args.batch.head_dim);
+  const bool has_all = !(DefaultPrefillKernel(args) == PrefillKernel{});
+  return {all.begin(), has_all ? all.end() : all.begin() + 1};
+}
+std::string NameOf(const PrefillKernel& kernel) {
+  return Concat(kernel.keys, " keys, ", kernel.stages, " stages", kernel.takes_turns ? ", turns" : "",
+                kernel.queries_in_registers ? ", queries in registers" : "");
+}
+
+// Of every kernel: up to 64 of the tokens, the first and the last among them, as the reference is slow.
+void ExpectReference(PrefillBatch& batch) {
   std::vector<uint32_t> chosen;
   const uint32_t step = std::max(batch.tokens() / 63, 1u);
   for (uint32_t t = 0; t < batch.tokens(); t += step) chosen.push_back(t);
   chosen.push_back(batch.tokens() - 1);
   const auto expected = batch.Reference(chosen);
-  for (size_t i = 0; i < expected.out.size(); ++i) {
-    const uint32_t token = chosen[i / batch.width()];
-    ASSERT_NEAR(FloatFromBF16(out[token * batch.width() + i % batch.width()]), expected.out[i],
-                expected.tolerance[i])
-        << "token " << token << ", element " << i % batch.width();
+  for (const PrefillKernel& kernel : KernelsOf(batch)) {
+    SCOPED_TRACE(NameOf(kernel));
+    const auto out = Attend(batch, kernel);
+    for (size_t i = 0; i < expected.out.size(); ++i) {
+      const uint32_t token = chosen[i / batch.width()];
+      ASSERT_NEAR(FloatFromBF16(out[token * batch.width() + i % batch.width()]), expected.out[i],
+                  expected.tolerance[i])
+          << "token " << token << ", element " << i % batch.width();
+    }
+    for (size_t i = 0; i < out.size(); ++i) ASSERT_TRUE(std::isfinite(FloatFromBF16(out[i]))) << i;
   }
-  for (size_t i = 0; i < out.size(); ++i) ASSERT_TRUE(std::isfinite(FloatFromBF16(out[i]))) << i;
 }
 
 TEST(PrefillAttentionGpu, MatchesTheReference) {
@@ -87,32 +110,49 @@ TEST(PrefillAttentionGpu, MatchesTheReference) {
                             .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
                             .sequences = sequences,
                             .seed = seed});
-        ExpectReference(batch, Attend(batch));
+        ExpectReference(batch);
         ++seed;
       }
     }
   }
 }
 
+// Blocks of the kernels for Hopper take several items each, of one tile and of many.
+TEST(PrefillAttentionGpu, MatchesTheReferenceOfMoreItemsThanMultiprocessors) {
+  for (const uint32_t head_dim : {64u, 128u}) {
+    PrefillBatch batch({.heads = 32,
+                        .kv_heads = 8,
+                        .head_dim = head_dim,
+                        .sequences = {{0, 1500}, {700, 400}, {0, 1}, {0, 64}, {0, 129}, {16, 65}},
+                        .seed = head_dim});
+    ExpectReference(batch);
+  }
+}
+
 TEST(PrefillAttentionGpu, TakesScoresThatGrow) {
   PrefillBatch batch({.head_dim = 128, .sequences = {{200, 500}}, .growth = 0.02f});
-  ExpectReference(batch, Attend(batch));
+  ExpectReference(batch);
 }
 
 TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
     PrefillBatch batch(
         {.heads = 4, .head_dim = head_dim, .sequences = {{37, 1000}, {0, 40}}, .growth = 0.002f});
-    const auto expected = Attend(batch);
-    for (int i = 0; i < 3; ++i) EXPECT_EQ(Attend(batch), expected);
-    for (const uint32_t most : {1u, 33u, 100u}) {
-      batch.runs.clear();
-      for (const PrefillChunk& chunk : batch.chunks) {
-        for (uint32_t begin = 0; begin < chunk.count; begin += most) {
-          batch.runs.push_back({chunk.first + begin, std::min(most, chunk.count - begin)});
+    const auto whole = batch.runs;
+    for (const PrefillKernel& kernel : KernelsOf(batch)) {
+      SCOPED_TRACE(NameOf(kernel));
+      batch.runs = whole;
+      const auto expected = Attend(batch, kernel);
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(Attend(batch, kernel), expected);
+      for (const uint32_t most : {1u, 33u, 100u}) {
+        batch.runs.clear();
+        for (const PrefillChunk& chunk : batch.chunks) {
+          for (uint32_t begin = 0; begin < chunk.count; begin += most) {
+            batch.runs.push_back({chunk.first + begin, std::min(most, chunk.count - begin)});
+          }
         }
+        EXPECT_EQ(Attend(batch, kernel), expected) << "runs of " << most;
       }
-      EXPECT_EQ(Attend(batch), expected) << "runs of " << most;
     }
   }
 }
@@ -120,15 +160,18 @@ TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
 TEST(PrefillAttentionGpu, NaNReachesItsOwnAndLaterPositionsOnly) {
   for (const uint32_t bad : {70u, 130u, 299u}) {
     PrefillBatch batch({.heads = 1, .head_dim = 128, .sequences = {{50, 250}}});
-    const auto good = Attend(batch);
+    PrefillBatch broken = batch;
     const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * 128 + 9;
-    batch.values[2 * at] = batch.values[2 * at + 1] = std::byte{0xff};
-    const auto out = Attend(batch);
-    for (size_t i = 0; i < out.size(); ++i) {
-      if (50 + i / 128 < bad) {
-        ASSERT_EQ(out[i], good[i]) << i;
-      } else if (i % 128 == 9) {
-        ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
+    broken.values[2 * at] = broken.values[2 * at + 1] = std::byte{0xff};
+    for (const PrefillKernel& kernel : KernelsOf(batch)) {
+      SCOPED_TRACE(NameOf(kernel));
+      const auto good = Attend(batch, kernel), out = Attend(broken, kernel);
+      for (size_t i = 0; i < out.size(); ++i) {
+        if (50 + i / 128 < bad) {
+          ASSERT_EQ(out[i], good[i]) << i;
+        } else if (i % 128 == 9) {
+          ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
+        }
       }
     }
   }
@@ -142,6 +185,7 @@ TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {
     change(args);
     return PrefillAttentionCuda(args, {});
   };
+  EXPECT_EQ(PrefillAttentionCuda(device.args(), PrefillKernel{.keys = 8}, {}), cudaErrorNotSupported);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.run_count = 0; }), cudaSuccess);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.batch.head_dim = 96; }), cudaErrorInvalidValue);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.kv.dtype = KvDType::kF32; }), cudaErrorInvalidValue);

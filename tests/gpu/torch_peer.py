@@ -139,7 +139,7 @@ def measure_attention(report, copy, matmul):
     def random(*shape):
         return torch.randn(*shape, dtype=torch.bfloat16, device="cuda")
 
-    for tokens in (2048, 8192):
+    for tokens in (512, 2048, 8192, 32768):
         query = random(1, HEADS, tokens, HEAD_DIM)
         key, value = (random(1, KV_HEADS, tokens, HEAD_DIM) for _ in range(2))
         flops = 4 * HEADS * HEAD_DIM * tokens * (tokens + 1) / 2
@@ -147,7 +147,7 @@ def measure_attention(report, copy, matmul):
         def prefill(name):
             out = sdpa(query, key, value, True)
             check_finite(name, out)
-            calls = [lambda: sdpa(query, key, value, True)] * (8 if tokens <= 2048 else 2)
+            calls = [lambda: sdpa(query, key, value, True)] * max(16384 // tokens, 1)
             seconds, spread = seconds_of_graph(calls)
             report.add(name, flops / seconds / 1e12, "TFLOP/s", spread, flops / seconds / matmul, "matmul")
 
