@@ -7,7 +7,9 @@ namespace {
 
 bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-bool IsSupported(const GpuAttentionArgs& a) {
+}  // namespace
+
+bool IsDecodable(const GpuAttentionArgs& a) {
   constexpr uint32_t kMostOfGrid = 65535;
   const GpuBatch& batch = a.batch;
   if (batch.head_dim != 32 && batch.head_dim != 64 && batch.head_dim != 128) return false;
@@ -24,11 +26,9 @@ bool IsSupported(const GpuAttentionArgs& a) {
   return a.most_spans == 1 || (a.partials != nullptr && IsAligned(a.partials) && a.arrived != nullptr);
 }
 
-}  // namespace
-
 cudaError_t DecodeAttentionCuda(const GpuAttentionArgs& args, CudaLaunch how) {
   if (args.count == 0) return cudaSuccess;
-  if (!IsSupported(args)) return cudaErrorInvalidValue;
+  if (!IsDecodable(args)) return cudaErrorInvalidValue;
   const auto launch = [&](auto* kernel, uint32_t parts, uint32_t threads, size_t shared_bytes, auto... more) {
     if (const cudaError_t error = RaiseShared(kernel, shared_bytes); error != cudaSuccess) return error;
     const dim3 grid(parts, args.batch.kv_heads, args.count);

@@ -17,4 +17,7 @@ namespace terrace {
 //   where it is more.
 cudaError_t DecodeAttentionCuda(const GpuAttentionArgs& args, CudaLaunch how);
 
+// Whether `args` are within these limits.
+bool IsDecodable(const GpuAttentionArgs& args);
+
 }  // namespace terrace

@@ -172,7 +172,8 @@ struct Warp {
   static constexpr uint32_t kKeyPart = kHeadDim / 4 < kMost ? kHeadDim / 4 : kMost;  // elements
   static constexpr uint32_t kValuePart = kHeadDim / 8 < kMost ? kHeadDim / 8 : kMost;
   static constexpr uint32_t kKeyLoads = kHeadDim / (4 * kKeyPart), kValueLoads = kHeadDim / (8 * kValuePart);
-  static constexpr uint32_t kQuads = kHeadDim / 16;  // fragments of q, of 32 lanes each
+  static constexpr uint32_t kQuads = kHeadDim / 16;              // fragments of a tile of q, of 32 lanes each
+  static constexpr uint32_t kQueryTiles = (kHeadTiles + 1) / 2;  // of 16 rows: two head tiles
 
   uint32_t keys[2][kKeyLoads][kKeyPart * Rows::kBytes / 4];
   uint32_t values[kValueLoads][4][kValuePart * Rows::kBytes / 4];
@@ -230,26 +231,29 @@ struct Warp {
     }
   }
 
-  // scores[h][2j + e] = q . key of head g of tile h at position 8j + 2t + e.
+  // scores[h][2j + e] = q . key of head g of tile h at position 8j + 2t + e. Quads are of
+  // [kQueryTiles][kQuads][32 lanes].
   TERRACE_DEVICE void Score(const uint4* quads, float (&scores)[kHeadTiles][4]) const {
-    float c[2][4] = {};
+    float c[kQueryTiles][2][4] = {};
     TERRACE_UNROLL
     for (uint32_t i = 0; i < kQuads; ++i) {
       constexpr uint32_t kSteps = kKeyPart / 4;
-      const uint4 quad = quads[i * simt::kWarp + simt::Lane()];
-      const uint32_t a[4] = {quad.x, quad.y, quad.z, quad.w};
+      uint32_t b[2][2];
       TERRACE_UNROLL
-      for (uint32_t j = 0; j < 2; ++j) {
-        uint32_t b[2];
-        Rows::Key(keys[j][i / kSteps], i % kSteps, b);
-        Rows::Mma(c[j], a, b);
+      for (uint32_t j = 0; j < 2; ++j) Rows::Key(keys[j][i / kSteps], i % kSteps, b[j]);
+      TERRACE_UNROLL
+      for (uint32_t m = 0; m < kQueryTiles; ++m) {
+        const uint4 quad = quads[(m * kQuads + i) * simt::kWarp + simt::Lane()];
+        const uint32_t a[4] = {quad.x, quad.y, quad.z, quad.w};
+        TERRACE_UNROLL
+        for (uint32_t j = 0; j < 2; ++j) Rows::Mma(c[m][j], a, b[j]);
       }
     }
     TERRACE_UNROLL
     for (uint32_t h = 0; h < kHeadTiles; ++h) {
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 4; ++i) {
-        scores[h][i] = c[i / 2][2 * h + i % 2];
+        scores[h][i] = c[h / 2][i / 2][2 * (h % 2) + i % 2];
         if constexpr (Rows::kScaled) scores[h][i] *= ScaleOf(key_scales, i);
       }
     }
@@ -258,46 +262,73 @@ struct Warp {
   // Weighs the tile's positions by exp2(scale * scores) and adds their values; those behind `last` weigh
   // nothing.
   TERRACE_DEVICE void Add(const float (&scores)[kHeadTiles][4], float scale, uint32_t last) {
-    const uint32_t t = simt::Lane() % 4;
     uint32_t b[kHeadTiles][2];
+    float keep[kHeadTiles];
+    Weigh<true>(
+        scores, scale, [&](uint32_t) { return static_cast<int32_t>(last); }, b, keep);
+    ScaleOutputs(keep);
+    AddValues(b);
+  }
+
+  // The weights as fragments b; keep[h] is what head g of tile h scales what it had before by. Of head g of
+  // tile h positions behind last(h) weigh nothing; where that is negative, which kAllSee rules out, the tile
+  // changes nothing of it. Where a product is rounded is written out, as in Fold.
+  template <bool kAllSee, typename Last>
+  TERRACE_DEVICE void Weigh(const float (&scores)[kHeadTiles][4], float scale, const Last& last,
+                            uint32_t (&b)[kHeadTiles][2], float (&keep)[kHeadTiles]) {
+    const uint32_t t = simt::Lane() % 4;
     TERRACE_UNROLL
     for (uint32_t h = 0; h < kHeadTiles; ++h) {
+      const auto is_behind = [&](uint32_t i) {
+        return static_cast<int32_t>(i / 2 * 8 + 2 * t + i % 2) > last(h);
+      };
       float weights[4];
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 4; ++i) {
-        weights[i] = scores[h][i] * scale;
-        if (i / 2 * 8 + 2 * t + i % 2 > last) weights[i] = MinusInfinity();
+        weights[i] = fmaf(scores[h][i], scale, 0.f);  // not fused with the subtraction below
+        if (is_behind(i)) weights[i] = MinusInfinity();
       }
       // Of the quad of lanes that share head g. NaN is nobody's largest; it comes through the sum.
       float most = fmaxf(fmaxf(weights[0], weights[1]), fmaxf(weights[2], weights[3]));
       most = fmaxf(most, simt::ShuffleXor(most, 1));
       most = fmaxf(most, simt::ShuffleXor(most, 2));
       most = fmaxf(most, largest[h]);
-      const float keep = simt::Exp2(largest[h] - most);
+      const bool is_seen = kAllSee || last(h) >= 0;  // else `most` may still be -infinity
+      keep[h] = is_seen ? simt::Exp2(largest[h] - most) : 1;
       largest[h] = most;
       TERRACE_UNROLL
-      for (uint32_t i = 0; i < 4; ++i) weights[i] = simt::Exp2(weights[i] - most);
-      sum[h] *= keep;
+      for (uint32_t i = 0; i < 4; ++i) weights[i] = is_seen ? simt::Exp2(weights[i] - most) : 0;
       if constexpr (Rows::kScaled) {
-        sum[h] += (weights[0] + weights[1]) + (weights[2] + weights[3]);
+        sum[h] = fmaf(sum[h], keep[h], (weights[0] + weights[1]) + (weights[2] + weights[3]));
         TERRACE_UNROLL
         for (uint32_t i = 0; i < 4; ++i) {
           // The scale of a row behind the last may be NaN.
-          weights[i] = i / 2 * 8 + 2 * t + i % 2 > last ? 0 : weights[i] * ScaleOf(value_scales, i);
+          weights[i] = is_behind(i) ? 0 : weights[i] * ScaleOf(value_scales, i);
         }
       }
       b[h][0] = Rows::Pack(weights[0], weights[1]);
       b[h][1] = Rows::Pack(weights[2], weights[3]);
       // The weights as they are multiplied: whatever their rounding, the result is an average of values.
-      if constexpr (!Rows::kScaled) sum[h] += Rows::SumOfPair(b[h][0]) + Rows::SumOfPair(b[h][1]);
+      if constexpr (!Rows::kScaled) {
+        sum[h] = fmaf(sum[h], keep[h], Rows::SumOfPair(b[h][0]) + Rows::SumOfPair(b[h][1]));
+      }
+    }
+  }
+  TERRACE_DEVICE void ScaleOutputs(const float (&keep)[kHeadTiles]) {
+    const uint32_t t = simt::Lane() % 4;
+    TERRACE_UNROLL
+    for (uint32_t h = 0; h < kHeadTiles; ++h) {
       // Columns 2t and 2t + 1 are those heads; head g is with lanes 4g to 4g + 3.
-      const float keep_even = simt::Shuffle(keep, 8 * t), keep_odd = simt::Shuffle(keep, 8 * t + 4);
+      const float keep_even = simt::Shuffle(keep[h], 8 * t), keep_odd = simt::Shuffle(keep[h], 8 * t + 4);
       TERRACE_UNROLL
       for (uint32_t i = 0; i < kHeadDim / 16; ++i) {
         TERRACE_UNROLL
         for (uint32_t e = 0; e < 4; ++e) o[h][i][e] *= e % 2 == 0 ? keep_even : keep_odd;
       }
     }
+  }
+  // o += values * weights.
+  TERRACE_DEVICE void AddValues(const uint32_t (&b)[kHeadTiles][2]) {
     TERRACE_UNROLL
     for (uint32_t i = 0; i < kHeadDim / 16; ++i) {
       uint32_t a[4];
@@ -306,20 +337,36 @@ struct Warp {
       for (uint32_t h = 0; h < kHeadTiles; ++h) Rows::Mma(o[h][i], a, b[h]);
     }
   }
+  // The same for the lane's columns e of tiles h, 0 or 1, of which is_of(h, e) is true.
+  template <typename IsOf>
+  TERRACE_DEVICE void AddValues(const uint32_t (&b)[kHeadTiles][2], const IsOf& is_of) {
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kHeadDim / 16; ++i) {
+      uint32_t a[4];
+      Rows::Values(values[i / (kValuePart / 2)], i % (kValuePart / 2), a);
+      TERRACE_UNROLL
+      for (uint32_t h = 0; h < kHeadTiles; ++h) {
+        float sums[4] = {o[h][i][0], o[h][i][1], o[h][i][2], o[h][i][3]};
+        Rows::Mma(sums, a, b[h]);
+        TERRACE_UNROLL
+        for (uint32_t e = 0; e < 4; ++e) o[h][i][e] = is_of(h, e % 2) ? sums[e] : o[h][i][e];
+      }
+    }
+  }
   TERRACE_DEVICE static float ScaleOf(const uint2 (&scales)[2], uint32_t i) {
     return simt::FloatOfBits(i % 2 == 0 ? scales[i / 2].x : scales[i / 2].y);
   }
 };
 
 // Dynamic shared memory of a block.
-template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles>
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, uint32_t kBlockWarps = kWarpsOf<kHeadTiles>>
 struct Shared {
   using Warp = decode_attention::Warp<Rows, kHeadDim, kHeadTiles>;
-  static constexpr uint32_t kWarps = kWarpsOf<kHeadTiles>, kHeads = kHeadTile * kHeadTiles;
+  static constexpr uint32_t kWarps = kBlockWarps, kHeads = kHeadTile * kHeadTiles;
   static constexpr uint32_t kItems = kHeads * kHeadDim / 4;
   static constexpr uint32_t kPitch = kHeadDim / 4 + 1;  // float4; heads 2t of a store in other banks
 
-  uint4 quads[Warp::kQuads * simt::kWarp];
+  uint4 quads[Warp::kQueryTiles * Warp::kQuads * simt::kWarp];
   float4 o[kWarps][kHeads][kPitch];
   float2 totals[kWarps][kHeads];  // largest, sum
   Part unit[kItems];              // of the spans before this one of the block's unit; each of one thread

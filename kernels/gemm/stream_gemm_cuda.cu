@@ -71,17 +71,23 @@ std::span<const StreamGemmShape> StreamGemmShapes(uint32_t tokens) {
   return std::span(kShapes).first(std::size(kShapes) - (tokens <= kTokenTile ? 0 : kShapesInTurns));
 }
 
-StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens) {
+uint32_t StreamGemmParts(uint32_t rows, uint32_t columns, GpuFormat format) {
   // Enough warps on each of some 132 multiprocessors, but for each at least four pieces, to have loads under
   // way.
-  constexpr uint32_t kFewTiles = 160, kTilesForTwo = 2 * 264;
+  constexpr uint32_t kFewTiles = 160;
   const bool is_short = format == GpuFormat::kBF16 || format == GpuFormat::kW8;
-  const uint32_t tiles = rows / kTileRows, most_warps = columns / (is_short ? 128 : 256);
+  const uint32_t most_warps = columns / (is_short ? 128 : 256);
   static_assert(BF16Pieces::kColumns == 32 && W8Pieces<1>::kColumns == 32);
   static_assert(E4M3Pieces::kColumns == 64 && W4Pieces<1>::kColumns == 64);
-  StreamGemmShape shape{.warps = tiles < kFewTiles ? 16u : 8u, .row_tiles = 1};
-  while (shape.warps > 4 && shape.warps > most_warps) shape.warps /= 2;
-  if (tokens > kTokenTile && tiles >= kTilesForTwo) shape.row_tiles = 2;
+  uint32_t warps = rows / kTileRows < kFewTiles ? kMostStreamWarps : 8;
+  while (warps > kLeastStreamWarps && warps > most_warps) warps /= 2;
+  return warps;
+}
+
+StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens) {
+  constexpr uint32_t kTilesForTwo = 2 * 264;
+  StreamGemmShape shape{.warps = StreamGemmParts(rows, columns, format), .row_tiles = 1};
+  if (tokens > kTokenTile && rows / kTileRows >= kTilesForTwo) shape.row_tiles = 2;
   if (tokens <= kTokenTile && shape.warps == kMostStreamWarps) shape.per_sm = 1;
   return shape;
 }

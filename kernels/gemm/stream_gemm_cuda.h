@@ -17,7 +17,10 @@ struct StreamGemmShape {
 // What may be fastest for so many tokens, for tuning.
 std::span<const StreamGemmShape> StreamGemmShapes(uint32_t tokens);
 
-// `warps` does not depend on tokens.
+// Parts of the columns in which an output is summed where its bits matter (ADR 3): the default `warps`.
+// Kernels that promise the same bits ask here. Whatever changes this changes the bits of every answer.
+uint32_t StreamGemmParts(uint32_t rows, uint32_t columns, GpuFormat format);
+
 StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens);
 
 // Any tokens, best up to 32: beyond, blocks of 32 tokens read the weights each, the later ones from L2. rows

@@ -17,6 +17,8 @@
 // time until its end: about 4 KiB.
 #pragma once
 
+#include <cmath>
+
 #include "kernels/gemm/gpu_gemm.h"
 #include "kernels/gemm/weight_pieces_device.h"
 
@@ -56,6 +58,29 @@ TERRACE_DEVICE void LoadRun(const uint16_t* x, uint32_t (&b)[kSteps][2]) {
   }
 }
 
+// Where a product is rounded is written out: a compiler that may fuse what it likes could do it in one kernel
+// and not in another, and kernels that promise the same bits (ordered_gemm_device.h) share these.
+//
+// Of kW4 and kW8: the sum over a group of columns, added to those of the groups before.
+TERRACE_DEVICE float AddGroup(float scale, float zero, float x_sum, float products, float sum) {
+  return fmaf(scale, fmaf(zero, x_sum, products), sum);
+}
+// Scales of rows g and g + 8 of group `group` of a piece, and their zeros, as AddGroup takes them.
+template <typename Pieces>
+TERRACE_DEVICE void LoadGroupScales(const typename Pieces::Piece& piece, uint32_t group, float (&scales)[2],
+                                    float (&zeros)[2]) {
+  TERRACE_UNROLL
+  for (uint32_t half = 0; half < 2; ++half) {
+    const uint32_t pair = piece.scales[2 * group + half];
+    scales[half] = simt::F16Low(pair);
+    zeros[half] = (simt::F16High(pair) + Pieces::kOffset) * -Pieces::kStep;
+  }
+}
+// What becomes of a sum of all columns.
+TERRACE_DEVICE float FinishSum(float sum, float factor, float addend) { return fmaf(sum, factor, addend); }
+
+inline constexpr uint32_t kBF16Ones = 0x3f803f80;  // a pair
+
 // sums += the products of a piece. The lane's columns begin at x + tokens[i] for its token of tile i.
 template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
 TERRACE_DEVICE void MultiplyPiece(const typename Pieces::Piece (&pieces)[kRowTiles], const uint16_t* x,
@@ -86,7 +111,7 @@ TERRACE_DEVICE void MultiplyPiece(const typename Pieces::Piece (&pieces)[kRowTil
     }
   } else {
     constexpr uint32_t kRuns = Pieces::kRuns / Pieces::kGroups;  // of a group
-    constexpr uint32_t kOnes[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+    constexpr uint32_t kOnes[4] = {kBF16Ones, kBF16Ones, kBF16Ones, kBF16Ones};
     TERRACE_UNROLL
     for (uint32_t group = 0; group < Pieces::kGroups; ++group) {
       uint32_t a[kRowTiles][kRuns][kSteps][4];
@@ -100,12 +125,7 @@ TERRACE_DEVICE void MultiplyPiece(const typename Pieces::Piece (&pieces)[kRowTil
             Pieces::Fragment(pieces[row], group * kRuns + run, step, a[row][run][step]);
           }
         }
-        TERRACE_UNROLL
-        for (uint32_t half = 0; half < 2; ++half) {
-          const uint32_t pair = pieces[row].scales[2 * group + half];
-          scales[row][half] = simt::F16Low(pair);
-          zeros[row][half] = (simt::F16High(pair) + Pieces::kOffset) * -Pieces::kStep;
-        }
+        LoadGroupScales<Pieces>(pieces[row], group, scales[row], zeros[row]);
       }
       TERRACE_UNROLL
       for (uint32_t token = 0; token < kTokenTiles; ++token) {
@@ -127,8 +147,8 @@ TERRACE_DEVICE void MultiplyPiece(const typename Pieces::Piece (&pieces)[kRowTil
         for (uint32_t row = 0; row < kRowTiles; ++row) {
           TERRACE_UNROLL
           for (uint32_t i = 0; i < 4; ++i) {
-            sums[token][row][i] +=
-                scales[row][i / 2] * (zeros[row][i / 2] * x_sums[i % 2] + products[row][i]);
+            sums[token][row][i] = AddGroup(scales[row][i / 2], zeros[row][i / 2], x_sums[i % 2],
+                                           products[row][i], sums[token][row][i]);
           }
         }
       }
@@ -355,9 +375,9 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
         }
         TERRACE_UNROLL
         for (uint32_t i = 0; i < 4; ++i) {
-          total[i] *= factors[i / 2];
-          if (kTokenTiles == 1 && args.x_squares != nullptr) total[i] *= norm_factors[lane % 4 * 2 + i % 2];
-          total[i] += addends[i];
+          float factor = factors[i / 2];
+          if (kTokenTiles == 1 && args.x_squares != nullptr) factor *= norm_factors[lane % 4 * 2 + i % 2];
+          total[i] = FinishSum(total[i], factor, addends[i]);
         }
         outputs.Store(total);
         if (has_next) LeaveForNext(args, outputs, next_norm, total);

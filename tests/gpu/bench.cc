@@ -37,7 +37,11 @@ const Part kParts[] = {
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},
     {"drafts", 12, [](BenchContext& bench, const Flags&) { return BenchDrafts(bench); }},
     {"prefill", 10, [](BenchContext& bench, const Flags&) { return BenchPrefill(bench); }},
-    {"invariant", 8, [](BenchContext& bench, const Flags&) { return BenchInvariant(bench); }},
+    {"invariant", 20,
+     [](BenchContext& bench, const Flags&) {
+       const Status status = BenchInvariant(bench);
+       return status.ok() ? BenchInvariantKernels(bench) : status;
+     }},
     {"memory", 6, [](BenchContext& bench, const Flags& flags) { return BenchMemory(bench, flags.model); }},
 };
 

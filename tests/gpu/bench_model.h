@@ -39,14 +39,15 @@ struct BenchContext {
   int rounds = 7;
 };
 
-Status BenchKernels(BenchContext& bench);   // bench_kernels.cc
-Status BenchWideGemm(BenchContext& bench);  // bench_wide_gemm.cc
+Status BenchKernels(BenchContext& bench);           // bench_kernels.cc
+Status BenchWideGemm(BenchContext& bench);          // bench_wide_gemm.cc
 Status BenchKernels(BenchContext& bench);           // bench_kernels.cc
 Status BenchPrefillAttention(BenchContext& bench);  // every kernel that does it
 Status BenchDecode(BenchContext& bench);  // steps of 1 to 256 sequences, against a roofline; the host's share
 Status BenchDrafts(BenchContext& bench);  // a draft model's steps, steps that verify, and when both pay
-Status BenchPrefill(BenchContext& bench);                           // one prompt in one step
-Status BenchInvariant(BenchContext& bench);                         // what the invariant mode costs
+Status BenchPrefill(BenchContext& bench);           // one prompt in one step
+Status BenchInvariant(BenchContext& bench);         // what the invariant mode costs
+Status BenchInvariantKernels(BenchContext& bench);  // bench_invariant.cc: its kernels of many tokens
 Status BenchMemory(BenchContext& bench, const std::string& model);  // KV blocks to the host and back; a load
 
 }  // namespace terrace

@@ -6,20 +6,10 @@
 #include <vector>
 
 #include "kernels/gemm/gpu_gemm_testing.h"
+#include "tests/gpu/device_data.h"
 #include "tests/gpu/gpu_testing.h"
 
 namespace terrace {
-
-// A packed matrix on the device too.
-struct DeviceMatrix {
-  explicit DeviceMatrix(const PackedGpuMatrix& from)
-      : codes(from.codes), scales(from.scales), matrix(from.matrix) {
-    matrix.codes = codes.data();
-    matrix.scales = scales.data();
-  }
-  DeviceArray<std::byte> codes, scales;
-  GpuMatrix matrix;
-};
 
 inline size_t RowBytes(uint32_t rows, GpuGemmOut kind) {
   return size_t{kind == GpuGemmOut::kGated ? rows / 2 : rows} *

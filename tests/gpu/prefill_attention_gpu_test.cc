@@ -8,57 +8,19 @@
 #include "base/status.h"
 #include "gtest/gtest.h"
 #include "kernels/attention/prefill_attention_testing.h"
+#include "tests/gpu/device_data.h"
 #include "tests/gpu/gpu_testing.h"
 
 namespace terrace {
 namespace {
 
-// A batch's arrays on the device.
-class DeviceBatch {
- public:
-  explicit DeviceBatch(PrefillBatch& batch)
-      : args_(batch.Args()),
-        runs_(batch.runs),
-        positions_(batch.positions),
-        sequences_(batch.sequences),
-        tables_(batch.tables),
-        q_(batch.q),
-        keys_(batch.keys),
-        values_(batch.values),
-        key_scales_(batch.key_scales),
-        value_scales_(batch.value_scales),
-        out_(batch.tokens() * batch.width()) {
-    args_.runs = runs_.data();
-    args_.batch.positions = positions_.data();
-    args_.batch.sequences = sequences_.data();
-    args_.batch.block_tables = tables_.data();
-    args_.q = q_.data();
-    args_.kv.keys = {keys_.data(), key_scales_.data()};
-    args_.kv.values = {values_.data(), value_scales_.data()};
-    args_.out = out_.data();
-  }
-
-  const GpuAttentionArgs& args() const { return args_; }
-  std::vector<uint16_t> out() const { return out_.Get(); }
-
- private:
-  GpuAttentionArgs args_;
-  DeviceArray<GpuQueryRun> runs_;
-  DeviceArray<uint32_t> positions_, sequences_;
-  DeviceArray<int32_t> tables_;
-  DeviceArray<uint16_t> q_;
-  DeviceArray<std::byte> keys_, values_;
-  DeviceArray<float> key_scales_, value_scales_;
-  DeviceArray<uint16_t> out_;  // NaNs
-};
-
 std::vector<uint16_t> Attend(PrefillBatch& batch) {
-  const DeviceBatch device(batch);
+  const DevicePrefillBatch device(batch);
   CUDA_MUST(PrefillAttentionCuda(device.args(), {}));
   return device.out();
 }
 std::vector<uint16_t> Attend(PrefillBatch& batch, const PrefillKernel& kernel) {
-  const DeviceBatch device(batch);
+  const DevicePrefillBatch device(batch);
   CUDA_MUST(PrefillAttentionCuda(device.args(), kernel, {}));
   return device.out();
 }
@@ -179,7 +141,7 @@ TEST(PrefillAttentionGpu, NaNReachesItsOwnAndLaterPositionsOnly) {
 
 TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {
   PrefillBatch batch({.sequences = {{0, 3}}});
-  const DeviceBatch device(batch);
+  const DevicePrefillBatch device(batch);
   const auto error = [&](auto change) {
     GpuAttentionArgs args = device.args();
     change(args);
@@ -197,7 +159,7 @@ TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {
 TEST(PrefillAttentionGpu, IsCapturedByAGraph) {
   PrefillBatch batch({.kv_heads = 2, .head_dim = 128, .sequences = {{10, 200}}});
   const auto expected = Attend(batch);
-  const DeviceBatch device(batch);
+  const DevicePrefillBatch device(batch);
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t executable;

@@ -113,6 +113,9 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
     case GemmPlan::Kernel::kStream:
       RETURN_IF_CUDA_ERROR(StreamGemmCuda(args, plan.shape, launch()));
       return {};
+    case GemmPlan::Kernel::kOrdered:
+      RETURN_IF_CUDA_ERROR(OrderedGemmCuda(args, DefaultOrderedGemmTile(m.rows, tokens), launch()));
+      return {};
     case GemmPlan::Kernel::kTile:
       RETURN_IF_CUDA_ERROR(TileGemmCuda(args, {.partials = partials, .arrived = tile_arrived}, launch()));
       return {};
@@ -124,15 +127,17 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
   return {};
 }
 
-// Times what could make a product of this shape on the model's own matrices, into memory that holds nothing
-// yet.
+// In the invariant mode a kernel is chosen among those that agree to the bit. Else this times what could make
+// a product of this shape on the model's own matrices, into memory that holds nothing yet.
 StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role role, const GpuMatrix& m,
                                                                          const uint16_t* x, uint32_t tokens,
                                                                          GpuGemmOut kind) {
   using Kernel = GemmPlan::Kernel;
   const GemmPlan stream_plan{.kernel = Kernel::kStream,
                              .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
-  if (is_invariant) return stream_plan;
+  if (is_invariant) {
+    return tokens <= kMostStreamTokens ? stream_plan : GemmPlan{.kernel = Kernel::kOrdered, .shape = {}};
+  }
   const bool can_cublas = role == Role::kHead ? m.format == GpuFormat::kBF16 : !FusesNorms(tokens);
   GemmPlan best = can_cublas ? GemmPlan{} : stream_plan;
   // Sizes that come again: decode steps and full chunks. Another takes cuBLASLt's first guess.

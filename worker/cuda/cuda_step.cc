@@ -4,6 +4,7 @@
 #include "kernels/attention/decode_attention_cuda.h"
 #include "kernels/attention/prefill_attention_cuda.h"
 #include "kernels/attention/prefill_runs.h"
+#include "kernels/attention/run_attention_cuda.h"
 #include "kernels/embed/embed_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
 #include "kernels/rope/rope_kv_cuda.h"
@@ -42,7 +43,7 @@ Status CudaTransformer::Impl::Describe(const Batch& batch, const Choice* choice,
     for (uint32_t s = 0; s < pad; ++s) {
       const BatchSequence& sequence = batch.sequences[s];
       const auto count = static_cast<uint32_t>(sequence.tokens.size());
-      if (decoded != (is_invariant || count <= kMostDecodeTokens)) continue;
+      if (decoded != IsDecoded(count)) continue;
       first[s] = at;
       const uint32_t blocks = (sequence.first_position + count + shape.block_tokens - 1) / shape.block_tokens;
       CHECK(sequence.blocks.size() >= blocks && blocks <= table_pitch, sequence.blocks.size(), " KV blocks");
@@ -134,7 +135,10 @@ Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, c
     args.count = std::min(together, decode_tokens - i);
     RETURN_IF_CUDA_ERROR(DecodeAttentionCuda(args, launch()));
   }
-  if (runs > 0) RETURN_IF_CUDA_ERROR(PrefillAttentionCuda(args, launch()));
+  if (runs > 0) {
+    RETURN_IF_CUDA_ERROR(is_invariant ? RunAttentionCuda(args, launch())
+                                      : PrefillAttentionCuda(args, launch()));
+  }
   return {};
 }
 

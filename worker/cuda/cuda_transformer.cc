@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/attention/run_attention_cuda.h"
 #include "kernels/copy/kv_copy_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
 
@@ -66,6 +67,10 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(const ModelCo
     return Unsupported(Concat("int8 keys and values with heads of 128 on a device whose blocks have ",
                               most_shared, " bytes of shared memory"));
   }
+  const GpuAttentionArgs attention{.batch = {.kv_heads = config.kv_heads, .head_dim = config.head_dim},
+                                   .kv = {.dtype = shape.dtype, .keys = {}, .values = {}},
+                                   .heads = config.heads};
+  impl->has_run_attention = RunAttentionSharedBytes(attention) <= static_cast<size_t>(most_shared);
   ASSIGN_OR_RETURN(impl->stream, CudaStream::Create());
   ASSIGN_OR_RETURN(impl->cublas, CublasLt::Create());
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_begin));
@@ -93,7 +98,7 @@ Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
     step.wanted += sequence.logits;
     step.table_columns =
         std::max(step.table_columns, (end + m.shape.block_tokens - 1) / m.shape.block_tokens);
-    if (m.is_invariant || count <= kMostDecodeTokens) {
+    if (m.IsDecoded(count)) {
       step.decode_tokens += count;
       furthest = std::max(furthest, end);
     } else {

@@ -16,6 +16,7 @@
 
 #include "kernels/attention/paged_attention_gpu.h"
 #include "kernels/copy/kv_copy_gpu.h"
+#include "kernels/gemm/ordered_gemm_cuda.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/gpu_batch.h"
@@ -25,9 +26,11 @@
 namespace terrace {
 
 // Sequences of at most so many tokens go through decode attention, token by token: an answer's next token and
-// the drafted ones behind it, eight of them unless more are asked for.
+// the drafted ones behind it, eight of them unless more are asked for. In the invariant mode bits do not
+// depend on it.
 inline constexpr size_t kMostDecodeTokens = 16;
-// More tokens than this never go through stream_gemm, but in the invariant mode.
+// More tokens than this never go through stream_gemm; in the invariant mode they go through ordered_gemm,
+// which makes the same bits.
 inline constexpr uint32_t kMostStreamTokens = 64;
 // Tokens for which tile_gemm is tried on quantized weights; wide_gemm is for all from kLeastTileTokens on.
 inline constexpr uint32_t kLeastTileTokens = 9, kMostTileTokens = 512;
@@ -93,7 +96,7 @@ struct CudaTransformer::Impl {
 
   // How a product of one shape is made.
   struct GemmPlan {
-    enum class Kernel : uint8_t { kCublas, kStream, kTile, kWide };
+    enum class Kernel : uint8_t { kCublas, kStream, kOrdered, kTile, kWide };
     Kernel kernel = Kernel::kCublas;
     StreamGemmShape shape = {};  // of kStream
     WideGemmShape wide = {};     // of kWide
@@ -104,8 +107,9 @@ struct CudaTransformer::Impl {
   const KvShape shape;
   const DeviceLimits limits;
   const bool is_invariant;
-  bool can_follow = false;  // programmatic dependent launch: sm_90
-  bool has_fp8 = false;     // products of FP8: sm_89
+  bool can_follow = false;         // programmatic dependent launch: sm_90
+  bool has_fp8 = false;            // products of FP8: sm_89
+  bool has_run_attention = false;  // blocks have the shared memory it takes
   std::set<std::tuple<uint32_t, uint32_t, uint32_t, GpuGemmOut>>
       fp8_refused;  // tokens, rows, columns: cuBLASLt has none
   CudaStream stream;
@@ -200,6 +204,10 @@ struct CudaTransformer::Impl {
   Status Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout, uint32_t decode_tokens,
                 uint32_t runs, uint32_t spans);
   Status QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice, Sampling samples);
+  // Whether a sequence's tokens of a step go through decode attention, else through one for runs of tokens.
+  bool IsDecoded(size_t count) const {
+    return count <= kMostDecodeTokens || (is_invariant && !has_run_attention);
+  }
   // Without norms of their own the residual stream's products are stream_gemm's.
   bool FusesNorms(uint32_t tokens) const { return !is_invariant && tokens <= kMostNormTokens; }
   Status Multiply(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,

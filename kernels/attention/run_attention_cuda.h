@@ -1,0 +1,17 @@
+// Attention of runs of tokens on a CUDA device with the bits of decode attention.
+#pragma once
+
+#include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/launch_cuda.h"
+
+namespace terrace {
+
+// Queues attention of the tokens of args.runs; nothing for no runs. A token's result is, to the bit, what
+// DecodeAttentionCuda makes of it. Limits are DecodeAttentionCuda's, with at most 65535 runs, of at most
+// kGpuQueryTile tokens each; first, count, most_spans, partials and arrived are not looked at.
+cudaError_t RunAttentionCuda(const GpuAttentionArgs& args, CudaLaunch how);
+
+// Shared memory that a block takes: a device whose blocks have less cannot run it.
+size_t RunAttentionSharedBytes(const GpuAttentionArgs& args);
+
+}  // namespace terrace

@@ -1,0 +1,227 @@
+// Device code of RunAttentionCuda (run_attention_cuda.h): decode attention's bits for several tokens of a
+// sequence that read its keys and values together.
+//
+// Grid (blocks of a run, kv_heads, runs). A block takes up to kRows rows: the query heads of one kv head of
+// consecutive tokens of a run, row i is head i % heads of token i / heads. They are what the heads are to the
+// decode kernel: rows of the scores' mma, columns of the outputs'. Neither meets another of its kind in an
+// mma, and all else of decode_attention_device.h is of one row, so a row's bits are decode's: spans, their
+// tiles and the warps that take them, the order in which these are merged.
+//
+// What may differ is what a token must not see, behind its own position:
+//   - a tile that all tokens of the block see whole is added for all at once;
+//   - one that some see in part, or not at all, is weighed for all at once (Warp::Weigh), but its values are
+//     added token by token, as decode has them: rows behind the token's own are replaced by its own (0 times
+//     what others left there may be NaN), and only the token's columns are kept;
+//   - spans that a token does not reach are not merged into it.
+#pragma once
+
+#include "kernels/attention/decode_attention_device.h"
+
+namespace terrace::run_attention {
+
+namespace decode = decode_attention;
+
+inline constexpr uint32_t kHeadTiles = 4, kRows = kHeadTiles * decode::kHeadTile;
+
+// As many warps as the decode kernel has for so many heads to a kv head: bits depend on it.
+inline constexpr uint32_t kFewHeadWarps = decode::kWarpsOf<1>, kManyHeadWarps = decode::kWarpsOf<2>;
+
+template <typename Rows, uint32_t kHeadDim, uint32_t kWarps>
+struct Shared : decode::Shared<Rows, kHeadDim, kHeadTiles, kWarps> {
+  using Base = decode::Shared<Rows, kHeadDim, kHeadTiles, kWarps>;
+  using typename Base::Warp;
+
+  decode::Part total[Base::kItems];  // of the groups of spans before; each of one thread
+
+  // Fragments of the rows of q, by all threads. `q` is of the block's first token and head.
+  TERRACE_DEVICE void SetQueries(const uint16_t* q, uint32_t q_pitch, uint32_t heads, uint32_t rows) {
+    for (uint32_t i = threadIdx.x; i < Warp::kQueryTiles * kHeadDim; i += kWarps * simt::kWarp) {
+      const uint32_t pair = i % kHeadDim / simt::kWarp, lane = i % simt::kWarp;
+      const uint32_t element = Warp::QueryElement(pair, lane % 4);
+      const auto load = [&](uint32_t row) {
+        if (row >= rows) return uint4{0, 0, 0, 0};
+        const uint16_t* from = q + uint64_t{row / heads} * q_pitch + row % heads * kHeadDim + element;
+        const uint4 v = *reinterpret_cast<const uint4*>(from);
+        return uint4{Rows::Query(v.x), Rows::Query(v.y), Rows::Query(v.z), Rows::Query(v.w)};
+      };
+      const uint32_t row = i / kHeadDim * 16 + lane / 4;
+      const uint4 v = load(row), w = load(row + 8);
+      uint4* const to = this->quads + i / kHeadDim * Warp::kQuads * simt::kWarp + lane;
+      to[2 * pair * simt::kWarp] = {v.x, w.x, v.y, w.y};
+      to[(2 * pair + 1) * simt::kWarp] = {v.z, w.z, v.w, w.w};
+    }
+  }
+};
+
+// A block's tokens: `count`, at positions `first` to `last`, of `heads` rows each.
+struct Tokens {
+  uint32_t first, last, heads;
+};
+
+// o *= keep where that changes anything: once the largest scores have been seen, it no longer does.
+template <typename Warp>
+TERRACE_DEVICE void ScaleOutputs(Warp& warp, const float (&keep)[kHeadTiles]) {
+  bool is_one = true;
+  TERRACE_UNROLL
+  for (uint32_t h = 0; h < kHeadTiles; ++h) is_one = is_one && keep[h] == 1;
+  if (simt::Ballot(!is_one) != 0) warp.ScaleOutputs(keep);
+}
+
+// Adds a tile, from position `begin` on, that all see whole.
+template <typename Warp>
+TERRACE_DEVICE void AddWhole(Warp& warp, const float (&scores)[kHeadTiles][4], float scale) {
+  uint32_t b[kHeadTiles][2];
+  float keep[kHeadTiles];
+  warp.template Weigh<true>(
+      scores, scale, [](uint32_t) { return int32_t{decode::kTile}; }, b, keep);
+  ScaleOutputs(warp, keep);
+  warp.AddValues(b);
+}
+
+// Adds a tile of which some see nothing or only a part. `row` is its first in the pool.
+template <typename Warp>
+TERRACE_DEVICE void AddPartly(Warp& warp, const KvRows& values, uint64_t row, uint32_t begin,
+                              const Tokens& tokens, const float (&scores)[kHeadTiles][4], float scale) {
+  const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+  uint32_t b[kHeadTiles][2];
+  float keep[kHeadTiles];
+  // Rows behind the last token's are given to no one.
+  const auto last_of = [&](uint32_t h) {
+    return static_cast<int32_t>(tokens.first + (h * decode::kHeadTile + g) / tokens.heads - begin);
+  };
+  warp.template Weigh<false>(scores, scale, last_of, b, keep);
+  ScaleOutputs(warp, keep);
+  TERRACE_NO_UNROLL
+  for (uint32_t position = tokens.first < begin ? begin : tokens.first; position <= tokens.last; ++position) {
+    const uint32_t first_row = (position - tokens.first) * tokens.heads, end_row = first_row + tokens.heads;
+    warp.LoadValues(values, row, position - begin);
+    warp.AddValues(b, [&](uint32_t h, uint32_t e) {
+      const uint32_t of = h * decode::kHeadTile + 2 * t + e;
+      return of >= first_row && of < end_row;
+    });
+  }
+}
+
+template <typename Rows, uint32_t kHeadDim, uint32_t kWarps>
+TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
+    RunAttentionKernel(GpuAttentionArgs a, uint32_t heads) {
+  using BlockShared = Shared<Rows, kHeadDim, kWarps>;
+  using Warp = typename BlockShared::Warp;
+  constexpr uint32_t kThreads = kWarps * simt::kWarp, kItemsOfRow = kHeadDim / 4;
+  constexpr uint32_t kStep = kWarps * decode::kTile, kTiles = kGpuAttentionSpan / kStep;
+  auto& shared = *reinterpret_cast<BlockShared*>(simt::DynamicShared());
+  simt::LetNextStart();
+  simt::WaitForPrevious();
+
+  const GpuQueryRun run = a.runs[blockIdx.z];
+  const uint32_t kv_head = blockIdx.y, most = kRows / heads, before = blockIdx.x * most;
+  if (before >= run.count) return;
+  const uint32_t count = decode::Least(most, run.count - before), token = run.first + before;
+  const uint32_t sequence = a.batch.sequences[token], first_position = a.batch.positions[token];
+  const Tokens tokens = {first_position, first_position + count - 1, heads};
+  const uint32_t rows = count * heads;
+
+  const uint32_t log2_block = a.batch.log2_block_tokens;
+  const int32_t* table = a.batch.block_tables + uint64_t{sequence} * a.batch.table_pitch;
+  const uint64_t head_blocks = uint64_t{kv_head} * a.batch.blocks;
+  // For a tile that is not there, a block that is.
+  const auto find_block = [&](uint32_t first) {
+    return table[decode::Least(first, tokens.last) >> log2_block];
+  };
+  const auto row_of = [&](int32_t block, uint32_t first) {
+    return ((head_blocks + static_cast<uint32_t>(block)) << log2_block) + (first & ((1u << log2_block) - 1));
+  };
+
+  Warp warp;
+  uint32_t first = simt::WarpIndex() * decode::kTile;
+  int32_t block = find_block(first), block_ahead = find_block(first + kStep);
+  if (first <= tokens.last) warp.LoadKeys(a.kv.keys, row_of(block, first), tokens.last - first);
+  shared.SetQueries(a.q + uint64_t{token} * a.q_pitch + kv_head * heads * kHeadDim, a.q_pitch, heads, rows);
+  simt::SyncThreads();
+
+  const float scale = a.scale * 1.4426950408889634f;  // log2 e
+  const uint32_t spans = tokens.last / kGpuAttentionSpan + 1;
+  for (uint32_t span = 0; span < spans; ++span) {
+    warp.Begin();
+    TERRACE_NO_UNROLL
+    for (uint32_t n = 0; n < kTiles && first <= tokens.last; ++n) {
+      const uint32_t begin = first;
+      const uint64_t row = row_of(block, begin);
+      // Values are asked for before the keys on their way are waited for, the next keys before these values.
+      warp.LoadValues(a.kv.values, row, tokens.last - begin);
+      simt::SyncWarp();
+      float scores[kHeadTiles][4];
+      warp.Score(shared.quads, scores);
+      first += kStep;
+      if (first <= tokens.last) {
+        warp.LoadKeys(a.kv.keys, row_of(block_ahead, first), tokens.last - first);
+      }
+      block = block_ahead;
+      block_ahead = find_block(first + kStep);
+      if (begin + decode::kTile - 1 <= tokens.first) {
+        AddWhole(warp, scores, scale);
+      } else {
+        AddPartly(warp, a.kv.values, row, begin, tokens, scores, scale);
+      }
+    }
+    shared.Put(warp, rows);
+    simt::SyncThreads();
+    for (uint32_t item = threadIdx.x; item < rows * kItemsOfRow; item += kThreads) {
+      const uint32_t row = item / kItemsOfRow, of = row / heads;
+      const uint32_t last_span = (tokens.first + of) / kGpuAttentionSpan;
+      if (span > last_span) continue;
+      decode::Part group = span % decode::kGroupSpans == 0 ? decode::NoPositions() : shared.unit[item];
+      decode::Fold(shared.Merge(item), group);
+      if (span < last_span && (span + 1) % decode::kGroupSpans != 0) {
+        shared.unit[item] = group;
+        continue;
+      }
+      decode::Part total = span < decode::kGroupSpans ? decode::NoPositions() : shared.total[item];
+      decode::Fold(group, total);
+      if (span < last_span) {
+        shared.total[item] = total;
+        continue;
+      }
+      uint16_t* const out = a.out + (uint64_t{token + of} * a.heads + kv_head * heads) * kHeadDim;
+      decode::StoreResult(out, item - of * heads * kItemsOfRow, total);
+    }
+    simt::SyncThreads();  // before shared.o is written again
+  }
+}
+
+template <typename Rows, uint32_t kHeadDim, typename Launch>
+auto LaunchHeads(const GpuAttentionArgs& a, const Launch& launch) {
+  const uint32_t heads = a.heads / a.batch.kv_heads, tokens = kRows / heads;  // of a block
+  const uint32_t blocks = (kGpuQueryTile + tokens - 1) / tokens;
+  return heads <= decode::kHeadTile
+             ? launch(RunAttentionKernel<Rows, kHeadDim, kFewHeadWarps>, blocks, kFewHeadWarps * simt::kWarp,
+                      sizeof(Shared<Rows, kHeadDim, kFewHeadWarps>), heads)
+             : launch(RunAttentionKernel<Rows, kHeadDim, kManyHeadWarps>, blocks,
+                      kManyHeadWarps * simt::kWarp, sizeof(Shared<Rows, kHeadDim, kManyHeadWarps>), heads);
+}
+template <typename Rows, typename Launch>
+auto LaunchHeadDim(const GpuAttentionArgs& a, const Launch& launch) {
+  switch (a.batch.head_dim) {
+    case 32:
+      return LaunchHeads<Rows, 32>(a, launch);
+    case 64:
+      return LaunchHeads<Rows, 64>(a, launch);
+    default:
+      return LaunchHeads<Rows, 128>(a, launch);
+  }
+}
+// launch(kernel, blocks of a run, threads, shared bytes, heads) for a grid (blocks, kv_heads, run_count), and
+// what it returns.
+template <typename Launch>
+auto LaunchRunAttention(const GpuAttentionArgs& a, const Launch& launch) {
+  switch (a.kv.dtype) {
+    case KvDType::kF16:
+      return LaunchHeadDim<decode::F16Rows>(a, launch);
+    case KvDType::kInt8:
+      return LaunchHeadDim<decode::Int8Rows>(a, launch);
+    default:
+      return LaunchHeadDim<decode::BF16Rows>(a, launch);
+  }
+}
+
+}  // namespace terrace::run_attention
