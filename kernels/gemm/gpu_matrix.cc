@@ -223,7 +223,7 @@ size_t GpuScaleBytes(const GpuMatrix& matrix) {
   return 0;
 }
 
-GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool) {
+GpuMatrix GpuMatrixByFormat(const GpuMatrixParts& parts) {
   GpuMatrix matrix{.columns = static_cast<uint32_t>(parts.parts[0].columns)};
   GpuFormat narrowest = GpuFormat::kW4;
   uint32_t group = kInt8Group;
@@ -237,12 +237,19 @@ GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool) {
   }
   CHECK(!parts.gated || (parts.parts.size() == 2 && parts.parts[0].rows == parts.parts[1].rows &&
                          parts.parts[0].rows % 8 == 0));
-  if (!has_codes ||
-      !std::ranges::all_of(parts.parts, [&](const auto& part) { return ScalesFit(part, pool); })) {
-    return matrix;
-  }
+  if (!has_codes) return matrix;
   matrix.format = narrowest;
   matrix.group = group;
+  return matrix;
+}
+
+GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool) {
+  GpuMatrix matrix = GpuMatrixByFormat(parts);
+  if (matrix.format != GpuFormat::kBF16 &&
+      !std::ranges::all_of(parts.parts, [&](const auto& part) { return ScalesFit(part, pool); })) {
+    matrix.format = GpuFormat::kBF16;
+    matrix.group = 0;
+  }
   return matrix;
 }
 

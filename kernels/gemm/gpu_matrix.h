@@ -90,10 +90,13 @@ struct GpuMatrixParts {
   bool gated = false;
 };
 
-// What they become, with null pointers. The caller may make it kBF16 or kE4M3.
+// What they become, with null pointers: by their formats alone, as if all scales fitted f16, and by what they
+// are. The caller may make it kBF16 or kE4M3.
+GpuMatrix GpuMatrixByFormat(const GpuMatrixParts& parts);
 GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool);
 
-// Fills GpuCodeBytes and GpuScaleBytes of memory of the host.
+// Fills GpuCodeBytes and GpuScaleBytes of memory of the host. It defines what pack_matrix_device.h does on a
+// device, which is how models are loaded.
 void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
                    ThreadPool& pool);
 

@@ -4,6 +4,7 @@
 //
 //   tests/gpu/run_bundle.sh bench --json bench.json      about 2 minutes of device time
 //   tests/gpu/run_bundle.sh bench --quick --only decode
+//   tests/gpu/run_bundle.sh bench --only load --load-folder /dev/shm
 //
 // Exit code 0 when everything ran, goals missed or not; 69 without a GPU; 70 after an error of the device.
 #include <CLI/CLI.hpp>
@@ -20,7 +21,7 @@ namespace {
 
 struct Flags {
   std::vector<std::string> only;
-  std::string json, model;
+  std::string json, model, load_folder, first_token;
   bool is_quick = false;
 };
 
@@ -43,6 +44,7 @@ const Part kParts[] = {
        return status.ok() ? BenchInvariantKernels(bench) : status;
      }},
     {"memory", 6, [](BenchContext& bench, const Flags& flags) { return BenchMemory(bench, flags.model); }},
+    {"load", 90, [](BenchContext& bench, const Flags& flags) { return BenchLoad(bench, flags.load_folder); }},
 };
 
 Status Run(const Flags& flags) {
@@ -76,7 +78,7 @@ int Main(const Flags& flags) {
     std::fprintf(stderr, "no GPU: %s\n", error == cudaSuccess ? "none found" : cudaGetErrorString(error));
     return kExitUnavailable;
   }
-  const Status status = Run(flags);
+  const Status status = flags.first_token.empty() ? Run(flags) : PrintFirstToken(flags.first_token);
   if (status.ok()) return kExitOk;
   std::fflush(stdout);
   std::fprintf(stderr, "%s\n", Message(status).c_str());
@@ -94,6 +96,10 @@ int main(int argc, char** argv) {
   app.add_option("--only", flags.only, "parts; default: all")->delimiter(',')->check(CLI::IsMember(names));
   app.add_option("--json", flags.json, "file for the results, written again after each part");
   app.add_option("--model", flags.model, "a model to load: a folder or a .gguf file");
+  app.add_option(
+      "--load-folder", flags.load_folder,
+      "where the part `load` writes the models that it loads, 6 and 16 GB; without it there is no such part");
+  app.add_option("--first-token", flags.first_token, "what `load` runs: loads a model and asks for a token");
   app.add_flag("--quick", flags.is_quick, "fewer shapes and rounds, about 30 s");
   CLI11_PARSE(app, argc, argv);
   return terrace::Main(flags);

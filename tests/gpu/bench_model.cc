@@ -343,7 +343,7 @@ StatusOr<Timing> TimePrefill(CudaTransformer& model, uint32_t tokens, int rounds
   const std::vector<GpuSampleRow> rows(1);
   const CudaTransformer::Choice choice = {.rows = rows, .adjustments = {}};
   std::vector<double> seconds;
-  for (int round = -2; round < rounds; ++round) {  // the first finds algorithms, the second warms up
+  for (int round = -3; round < rounds; ++round) {  // the second times algorithms, the third warms up
     const MonoTime begin = RealClock().Now();
     RETURN_IF_ERROR(
         model.Forward({.sequences = {{.tokens = prompt, .blocks = blocks, .logits = 1}}}, &choice));

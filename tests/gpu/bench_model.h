@@ -50,4 +50,9 @@ Status BenchInvariant(BenchContext& bench);         // what the invariant mode c
 Status BenchInvariantKernels(BenchContext& bench);  // bench_invariant.cc: its kernels of many tokens
 Status BenchMemory(BenchContext& bench, const std::string& model);  // KV blocks to the host and back; a load
 
+// bench_load.cc. Models that are written into `folder`, unless it is "", as a worker loads them: 6 and 16 GB.
+Status BenchLoad(BenchContext& bench, const std::string& folder);
+// What a process does that BenchLoad measures: a line when there is a token, then one of JSON.
+Status PrintFirstToken(const std::string& model);
+
 }  // namespace terrace

@@ -57,8 +57,6 @@ CublasLt::Key CublasLt::KeyOf(const CublasGemm& g) {
   return {g.tokens, g.rows, g.columns, g.x_scales != nullptr, g.out_is_f32, g.add_to_out};
 }
 
-bool CublasLt::Knows(const CublasGemm& gemm) const { return plans_.contains(KeyOf(gemm)); }
-
 StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const CublasGemm& g) const {
   auto plan = std::make_unique<Plan>();
   const bool is_e4m3 = g.x_scales != nullptr;

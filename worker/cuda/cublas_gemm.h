@@ -1,6 +1,6 @@
 // Large products through cuBLASLt: out[t][n] (+)= sum_k x[t][k] * weights[n][k], bf16 or FP8 E4M3 in, f32
-// sums. One thread at a time. An algorithm is found for each shape when it is first seen: cuBLASLt's first
-// few guesses are timed on what they will multiply, and the fastest is kept.
+// sums. One thread at a time. Of each shape cuBLASLt's first guess is used, until Tune has timed the first
+// few on what they will multiply and kept the fastest.
 #pragma once
 
 #include <cublasLt.h>
@@ -35,12 +35,11 @@ class CublasLt {
   static StatusOr<std::unique_ptr<CublasLt>> Create();
   ~CublasLt();
 
-  // Queues the product. A shape is new when Knows() says no: then this also times algorithms, waiting for the
-  // device (not while a graph is captured), on `samples` - operands of the same shape that together exceed
-  // the device's cache - with outputs that may be overwritten. UNIMPLEMENTED when there is no algorithm.
+  // Queues the product. UNIMPLEMENTED when there is no algorithm.
   Status Run(const CublasGemm& gemm, cudaStream_t stream);
-  bool Knows(const CublasGemm& gemm) const;
-  // Finds the algorithm of the samples' shape; their mean seconds with it.
+  // Finds the algorithm of the samples' shape; their mean seconds with it. Waits for the device (so not while
+  // a graph is captured). Samples are operands of one shape that together exceed the device's cache; their
+  // outputs may be overwritten.
   StatusOr<double> Tune(std::span<const CublasGemm> samples, cudaStream_t stream);
 
  private:

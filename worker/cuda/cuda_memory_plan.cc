@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/rope/rope_table.h"
@@ -115,7 +116,7 @@ Status CudaTransformer::Impl::Allocate() {
   cos = rope.as<float>();
   sin = cos + angles;
   {
-    ThreadPool threads(1);
+    ThreadPool threads(std::max(1u, std::thread::hardware_concurrency()));
     const RopeTable table = MakeRopeTable(limits.context_length, config.rope_base, config.head_dim, threads);
     RETURN_IF_CUDA_ERROR(cudaMemcpy(cos, table.cos.data(), angles * sizeof(float), cudaMemcpyHostToDevice));
     RETURN_IF_CUDA_ERROR(cudaMemcpy(sin, table.sin.data(), angles * sizeof(float), cudaMemcpyHostToDevice));

@@ -127,23 +127,27 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
   return {};
 }
 
-// In the invariant mode a kernel is chosen among those that agree to the bit. Else this times what could make
-// a product of this shape on the model's own matrices, into memory that holds nothing yet.
-StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanFor(Role role, const GpuMatrix& m,
-                                                                         const uint16_t* x, uint32_t tokens,
-                                                                         GpuGemmOut kind) {
+// In the invariant mode a kernel is chosen among those that agree to the bit.
+CudaTransformer::Impl::GemmPlan CudaTransformer::Impl::UntimedPlan(Role role, const GpuMatrix& m,
+                                                                   uint32_t tokens) const {
+  if (is_invariant && tokens > kMostStreamTokens) return {.kernel = GemmPlan::Kernel::kOrdered};
+  if (!is_invariant && CanCublas(role, m, tokens)) return {};
+  return {.kernel = GemmPlan::Kernel::kStream,
+          .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
+}
+
+// Times what could make a product of this shape on the model's own matrices, into memory that holds nothing
+// yet.
+StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role role, const GpuMatrix& m,
+                                                                           const uint16_t* x, uint32_t tokens,
+                                                                           GpuGemmOut kind) {
   using Kernel = GemmPlan::Kernel;
-  const GemmPlan stream_plan{.kernel = Kernel::kStream,
-                             .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
-  if (is_invariant) {
-    return tokens <= kMostStreamTokens ? stream_plan : GemmPlan{.kernel = Kernel::kOrdered, .shape = {}};
-  }
-  const bool can_cublas = role == Role::kHead ? m.format == GpuFormat::kBF16 : !FusesNorms(tokens);
-  GemmPlan best = can_cublas ? GemmPlan{} : stream_plan;
+  GemmPlan best = UntimedPlan(role, m, tokens);
+  const bool can_cublas = CanCublas(role, m, tokens);
   // Sizes that come again: decode steps and full chunks. Another takes cuBLASLt's first guess.
   const bool is_timed = tokens <= kMostStreamTokens || std::has_single_bit(tokens) ||
                         (tokens <= kMostGraphTokens && TokenBucket(tokens) == tokens);
-  if (!is_timed) return best;
+  if (is_invariant || !is_timed) return best;
   step.is_first_of_its_kind = true;
   // Half of attention's partial sums may be tile_gemm's and wide_gemm's; the other half stands for the
   // residual stream.
@@ -202,12 +206,14 @@ Status CudaTransformer::Impl::Multiply(Role role, const GpuMatrix& m, const uint
                                        void* out, GpuGemmOut kind, const NormPart& norm) {
   const uint32_t like = tokens <= kMostStreamTokens ? std::min(TokenBucket(tokens), max_tokens()) : tokens;
   const auto key = std::make_tuple(role, like, kind, m.format, m.group);
-  auto plan = plans.find(key);
-  if (plan == plans.end()) {
-    ASSIGN_OR_RETURN(const GemmPlan made, PlanFor(role, m, x, like, kind));
-    plan = plans.emplace(key, made).first;
+  KnownShape& known =
+      plans.try_emplace(key, KnownShape{.plan = UntimedPlan(role, m, like), .first_step = steps})
+          .first->second;
+  if (!known.is_timed && (step.as_graph || known.first_step != steps)) {
+    ASSIGN_OR_RETURN(known.plan, TimedPlan(role, m, x, like, kind));
+    known.is_timed = true;
   }
-  return MultiplyAs(plan->second, m, x, tokens, out, kind, norm);
+  return MultiplyAs(known.plan, m, x, tokens, out, kind, norm);
 }
 
 }  // namespace terrace

@@ -87,6 +87,7 @@ Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
   Impl& m = *impl_;
   Impl::Step& step = m.step;
   step = {};
+  ++m.steps;
   step.wants_logits = choice == nullptr || choice->wants_logits;
   step.sequences = static_cast<uint32_t>(batch.sequences.size());
   uint32_t furthest = 1;
@@ -121,6 +122,7 @@ Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
   }
   const bool as_graph = step.decode_tokens == step.tokens && 2 * step.wanted >= step.tokens &&
                         choice != nullptr && step.tokens <= std::min(kMostGraphTokens, m.logit_rows());
+  step.as_graph = as_graph;
   // A graph has as many rows of logits as it has tokens.
   const uint32_t tokens = as_graph ? std::min(TokenBucket(step.tokens), m.logit_rows()) : step.tokens;
   const uint32_t wanted = as_graph ? tokens : step.wanted;

@@ -140,8 +140,15 @@ struct CudaTransformer::Impl {
   uint32_t *arrived = nullptr, *tile_arrived = nullptr;
   uint64_t arrived_count = 0;
 
+  // Candidates are timed for a graph, which is replayed, and where a shape comes in a second step: what comes
+  // once, such as the prompt that a first token waits for, takes a plan that needs no timing.
+  struct KnownShape {
+    GemmPlan plan;
+    bool is_timed = false;
+    uint64_t first_step = 0;
+  };
   // By role, tokens, output, and the weights' format and group: layers may differ in these.
-  std::map<std::tuple<Role, uint32_t, GpuGemmOut, GpuFormat, uint32_t>, GemmPlan> plans;
+  std::map<std::tuple<Role, uint32_t, GpuGemmOut, GpuFormat, uint32_t>, KnownShape> plans;
   struct Graph {
     cudaGraphExec_t exec = nullptr;
   };
@@ -156,7 +163,9 @@ struct CudaTransformer::Impl {
     Sampling samples;
     bool wants_logits = false;
     bool is_first_of_its_kind = false;  // kernels were timed, or a graph captured
+    bool as_graph = false;
   } step;
+  uint64_t steps = 0;  // begun
   uint32_t result_rows = 0;
   std::vector<float> host_logits;  // of steps that want more rows than fit
   bool logits_on_host = false;
@@ -217,8 +226,12 @@ struct CudaTransformer::Impl {
   CublasGemm CublasOf(const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
                       GpuGemmOut kind) const;
   bool IsFp8(const GpuMatrix& matrix, uint32_t tokens, GpuGemmOut kind) const;
-  StatusOr<GemmPlan> PlanFor(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
-                             GpuGemmOut kind);
+  GemmPlan UntimedPlan(Role role, const GpuMatrix& matrix, uint32_t tokens) const;
+  bool CanCublas(Role role, const GpuMatrix& matrix, uint32_t tokens) const {
+    return role == Role::kHead ? matrix.format == GpuFormat::kBF16 : !FusesNorms(tokens);
+  }
+  StatusOr<GemmPlan> TimedPlan(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
+                               GpuGemmOut kind);
   std::vector<const GpuMatrix*> MatricesOf(Role role, const GpuMatrix& like) const;
   Status MultiplyAs(const GemmPlan& plan, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
                     void* out, GpuGemmOut kind, const NormPart& norm = {});

@@ -47,6 +47,7 @@ class CudaModel : public DeviceModel {
   std::string name() const override { return name_; }
   uint64_t parameters() const override { return weights_.parameters; }
   uint64_t weight_bytes() const override { return weights_.bytes; }
+  DeviceLoadTimes load_times() const override { return weights_.load; }
 
   StatusOr<uint64_t> FreeBytes() const override {
     size_t free_bytes = 0, total = 0;

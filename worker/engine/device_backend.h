@@ -31,6 +31,12 @@ struct DeviceLimits {
   uint32_t max_sequences = 0, max_step_tokens = 0, context_length = 0;
 };
 
+// What a load spent its time on. Copies over the bus and packing on the device go on meanwhile.
+struct DeviceLoadTimes {
+  double read_seconds = 0;  // from the file's pages, or the disk, to memory that the device copies
+  double wait_seconds = 0;  // for the device
+};
+
 // A model's weights in the memory of a device.
 class DeviceModel {
  public:
@@ -38,6 +44,7 @@ class DeviceModel {
   virtual std::string name() const = 0;  // "cuda NVIDIA H100 80GB HBM3"
   virtual uint64_t parameters() const = 0;
   virtual uint64_t weight_bytes() const = 0;
+  virtual DeviceLoadTimes load_times() const = 0;
   // Memory of the device that nobody has, now.
   virtual StatusOr<uint64_t> FreeBytes() const = 0;
   // What steps of these limits need of it beside the KV pool: MakeExecutor takes both.
@@ -62,10 +69,11 @@ struct DeviceBackend {
 // was left beside a new program.
 inline std::string DeviceAbi() {
   std::string abi = kVersion;
-  for (const size_t size : {sizeof(PlannedSequence), sizeof(BlockTransfer), sizeof(StepPlan),
-                            sizeof(SequenceOutput), sizeof(StepResult), sizeof(SampledToken),
-                            sizeof(SamplingParams), sizeof(TokenCounts), sizeof(ModelConfig), sizeof(KvShape),
-                            sizeof(DeviceLoadOptions), sizeof(DeviceLimits), sizeof(DeviceBackend)}) {
+  for (const size_t size :
+       {sizeof(PlannedSequence), sizeof(BlockTransfer), sizeof(StepPlan), sizeof(SequenceOutput),
+        sizeof(StepResult), sizeof(SampledToken), sizeof(SamplingParams), sizeof(TokenCounts),
+        sizeof(ModelConfig), sizeof(KvShape), sizeof(DeviceLoadOptions), sizeof(DeviceLoadTimes),
+        sizeof(DeviceLimits), sizeof(DeviceBackend)}) {
     abi += Concat(".", size);
   }
   return abi;

@@ -55,6 +55,7 @@ class FakeDevice {
     std::string name() const override { return kName; }
     uint64_t parameters() const override { return 7; }
     uint64_t weight_bytes() const override { return 14; }
+    DeviceLoadTimes load_times() const override { return {.read_seconds = 2, .wait_seconds = 1}; }
     StatusOr<uint64_t> FreeBytes() const override { return current_->free_bytes; }
     uint64_t StepBytes(const DeviceLimits&) const override { return current_->step_bytes; }
     StatusOr<std::unique_ptr<Executor>> MakeExecutor(const KvShape& shape,

@@ -4,11 +4,24 @@
 #include <limits>
 #include <utility>
 
+#include "base/clock.h"
 #include "worker/engine/machine.h"
 #include "worker/engine/model_runner.h"
 
 namespace terrace {
 namespace {
+
+// Seconds since it was made, or asked before.
+class Lap {
+ public:
+  double Seconds() {
+    const MonoTime now = RealClock().Now();
+    return terrace::Seconds(now - std::exchange(begin_, now));
+  }
+
+ private:
+  MonoTime begin_ = RealClock().Now();
+};
 
 // What differs where nothing is set. A device is full with more sequences than CPUs are.
 struct Defaults {
@@ -90,16 +103,19 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kCpuDefaults));
   loaded.pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
+  Lap lap;
   auto transformer = Transformer::Load(config, *files.weights, *ops, *loaded.pool,
                                        {.compute = compute,
                                         .free_bytes = free_bytes,
                                         .is_cancelled = options.is_cancelled,
                                         .virtual_shards = options.virtual_shards});
   RETURN_IF_ERROR(NameModel(transformer.status(), options));
+  loaded.load_times.weights = lap.Seconds();
   ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
   RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kHost, free_bytes, loaded));
   ASSIGN_OR_RETURN(auto runner,
                    ModelRunner::Create(*loaded.pool, *std::move(transformer), *ops, loaded.kv_shape));
+  loaded.load_times.executor = lap.Seconds();
   loaded.device = std::string(ops->name);
   loaded.numerics = "invariant";
   loaded.parameters = runner->transformer().parameters();
@@ -117,7 +133,9 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
                                    const OpenEngineOptions& options) {
   const ModelConfig& config = files.config;
   RETURN_IF_ERROR(CheckDeviceSettings(options));
+  Lap lap;
   ASSIGN_OR_RETURN(const DeviceBackend* backend, options.find_device());
+  const double device_seconds = lap.Seconds();
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kDeviceDefaults));
   auto pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   auto model = backend->load({.config = &config,
@@ -128,6 +146,11 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
                               .is_cancelled = options.is_cancelled});
   RETURN_IF_ERROR(NameModel(model.status(), options));
   loaded.device_model = *std::move(model);
+  const DeviceLoadTimes times = loaded.device_model->load_times();
+  loaded.load_times = {.device = device_seconds,
+                       .weights = lap.Seconds(),
+                       .read = times.read_seconds,
+                       .wait = times.wait_seconds};
   DraftWeights weights;
   if (draft != nullptr) {
     ASSIGN_OR_RETURN(weights, LoadDraftWeights(*backend, *draft, options, *pool));
@@ -145,6 +168,7 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   }
   RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kDevice, free_bytes, loaded));
   ASSIGN_OR_RETURN(loaded.executor, loaded.device_model->MakeExecutor(loaded.kv_shape, limits));
+  loaded.load_times.executor = lap.Seconds();
   loaded.device = loaded.device_model->name();
   loaded.numerics = options.numerics;
   loaded.parameters = loaded.device_model->parameters();

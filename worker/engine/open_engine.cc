@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "base/clock.h"
 #include "worker/engine/loaded_model.h"
 #include "worker/speculative/ngram_drafter.h"
 
@@ -92,13 +93,17 @@ StatusOr<std::unique_ptr<Drafter>> TakeDrafter(const OpenEngineOptions& options,
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   RETURN_IF_ERROR(ValidateOpenEngineOptions(options));
   OpenedEngine opened;
+  const MonoTime begin = RealClock().Now();
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));
+  const double open_seconds = Seconds(RealClock().Now() - begin);
   opened.files = std::make_unique<ModelFiles>(std::move(files));
   if (options.speculation.drafter == "model" && !options.make_drafter) {
     ASSIGN_OR_RETURN(ModelFiles draft_files, OpenModel(options.speculation.model));
     opened.draft_files = std::make_unique<ModelFiles>(std::move(draft_files));
   }
   ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(*opened.files, opened.draft_files.get(), options));
+  opened.load_times = loaded.load_times;
+  opened.load_times.open = open_seconds;
   opened.parameters = loaded.parameters;
   opened.weight_bytes = loaded.weight_bytes;
   opened.kv_bytes = loaded.kv.bytes;

@@ -56,6 +56,16 @@ struct OpenEngineOptions {
   std::function<std::unique_ptr<Drafter>(const ModelFiles& files)> make_drafter = nullptr;
 };
 
+// Where the time of OpenEngine went, in seconds.
+struct LoadTimes {
+  double open = 0;      // the model's files: reading all of them once, for their digest
+  double device = 0;    // finding it, and its driver's part
+  double weights = 0;   // to where they are computed with; on a device also
+  double read = 0;      // ... of it, reading, and
+  double wait = 0;      // ... waiting for the device: see DeviceLoadTimes
+  double executor = 0;  // KV pool and what else steps need
+};
+
 struct OpenedEngine {
   // All of these outlive the engine, which borrows them.
   std::unique_ptr<ModelFiles> files;                // weights stay mapped
@@ -78,6 +88,7 @@ struct OpenedEngine {
   // Of drafter: model, as of the model that answers; else empty.
   std::string drafter_device, drafter_note, drafter_kv_arithmetic;
   uint64_t drafter_parameters = 0, drafter_kv_bytes = 0;
+  LoadTimes load_times;
   std::unique_ptr<Engine> engine;
 };
 

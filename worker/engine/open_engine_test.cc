@@ -387,6 +387,9 @@ TEST(OpenEngine, ADeviceRunsTheModelWithItsOwnDefaults) {
     EXPECT_EQ(opened->kv_dtype, "bf16");
     EXPECT_EQ(opened->parameters, 7u);
     EXPECT_EQ(opened->weight_bytes, 14u);
+    EXPECT_EQ(opened->load_times.read, 2);  // as the device tells
+    EXPECT_EQ(opened->load_times.wait, 1);
+    EXPECT_GT(opened->load_times.open, 0);
     EXPECT_EQ(opened->max_sequences, 256u);
     EXPECT_EQ(opened->max_step_tokens, 8192u);
     ASSERT_EQ(device.models.size(), 1u);

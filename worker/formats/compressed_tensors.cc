@@ -1,10 +1,14 @@
 #include "worker/formats/compressed_tensors.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
 #include <optional>
+#include <thread>
 
+#include "base/parallel_for.h"
 #include "kernels/scalar_convert.h"
 #include "worker/formats/byte_reader.h"
 
@@ -73,7 +77,7 @@ class Matrix {
          std::string_view base)
       : tensors_(tensors), codes_(codes), base_(base) {}
 
-  Status AppendPacked(const WeightQuantization& quantization, KernelTensors& out) const {
+  Status AppendPacked(const WeightQuantization& quantization, ThreadPool& pool, KernelTensors& out) const {
     if (codes_.dtype != "I32" || codes_.shape.rank != 2)
       return Error(codes_, "bad_dtype", codes_.dtype, " ", codes_.shape.ToString(), " is no matrix of I32");
     if (Has(kWeight)) return Error(codes_, "bad_name", "the same matrix is there as ", kWeight, ", too");
@@ -93,7 +97,13 @@ class Matrix {
     } else if (Has(kZeroPoint)) {
       return Error(codes_, "bad_dtype", "has zero points, and quantization_config says symmetric");
     }
-    return AppendBlocks(quantization, rows, columns, *scales, zeros, out);
+    const uint64_t block = Info(KernelDType(quantization)).block_elements;
+    const PackedSource from{.scales = *scales,
+                            .zeros = zeros,
+                            .groups = groups,
+                            .blocks_of_group = quantization.group / block,
+                            .row_blocks = columns / block};
+    return AppendBlocks(quantization, rows, columns, from, pool, out);
   }
 
   Status AppendInt8(KernelTensors& out) const {
@@ -161,34 +171,53 @@ class Matrix {
     return scale;
   }
 
+  // What the rows of a matrix of 4 bits are made of.
+  struct PackedSource {
+    const SafetensorsTensor& scales;
+    const SafetensorsTensor* zeros;  // null: all are 8
+    uint64_t groups, blocks_of_group, row_blocks;
+  };
+
   Status AppendBlocks(const WeightQuantization& quantization, uint64_t rows, uint64_t columns,
-                      const SafetensorsTensor& scales, const SafetensorsTensor* zeros,
-                      KernelTensors& out) const {
+                      const PackedSource& from, ThreadPool& pool, KernelTensors& out) const {
     const DTypeInfo& info = Info(KernelDType(quantization));
-    const uint64_t row_blocks = columns / info.block_elements, groups = columns / quantization.group;
-    const uint64_t blocks_of_group = quantization.group / info.block_elements;
-    const uint64_t code_bytes = info.block_elements / 2, bytes = rows * row_blocks * info.block_bytes;
-    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
-    std::byte* to = out.memory.back().get();
-    Append(info.dtype, {rows, columns}, {to, bytes}, out);
-    const std::byte* from = codes_.data.data();
-    for (uint64_t row = 0; row < rows; ++row) {
-      for (uint64_t block = 0; block < row_blocks; ++block, from += code_bytes, to += info.block_bytes) {
-        const uint64_t group = block / blocks_of_group;
-        ASSIGN_OR_RETURN(const float scale, ScaleAt(scales, row * groups + group));
-        const uint16_t bits = F16FromFloat(scale);
-        if ((bits & 0x7c00) == 0x7c00)
-          return Error(scales, "nonfinite", "scale ", row * groups + group, " is too large for F16");
-        uint32_t zero = 8;
-        if (zeros != nullptr) {
-          const uint64_t word = row / kCodesPerWord * groups + group;
-          zero = ByteReader::Load<uint32_t>(zeros->data.subspan(4 * word)) >> 4 * (row % kCodesPerWord) & 15;
+    const uint64_t row_bytes = from.row_blocks * info.block_bytes;
+    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(rows * row_bytes));
+    std::byte* const to = out.memory.back().get();
+    Append(info.dtype, {rows, columns}, {to, rows * row_bytes}, out);
+    std::atomic<uint64_t> first_bad = rows;
+    pool.ParallelFor(rows, 64, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t row = begin; row < end; ++row) {
+        if (PackRow(info, from, row, to + row * row_bytes).ok()) continue;
+        uint64_t found = first_bad;
+        while (row < found && !first_bad.compare_exchange_weak(found, row)) {
         }
-        std::memcpy(to, &bits, sizeof(bits));
-        to[2] = static_cast<std::byte>(zero);
-        to[3] = std::byte{0};
-        std::memcpy(to + 4, from, code_bytes);  // both count nibbles from the lowest
+        return;
       }
+    });
+    if (first_bad == rows) return Status();
+    return PackRow(info, from, first_bad, to + first_bad * row_bytes);  // once more: it says what is wrong
+  }
+
+  Status PackRow(const DTypeInfo& info, const PackedSource& source, uint64_t row, std::byte* to) const {
+    const uint64_t code_bytes = info.block_elements / 2;
+    const std::byte* from = codes_.data.data() + row * source.row_blocks * code_bytes;
+    for (uint64_t block = 0; block < source.row_blocks; ++block, from += code_bytes, to += info.block_bytes) {
+      const uint64_t group = block / source.blocks_of_group, at = row * source.groups + group;
+      ASSIGN_OR_RETURN(const float scale, ScaleAt(source.scales, at));
+      const uint16_t bits = F16FromFloat(scale);
+      if ((bits & 0x7c00) == 0x7c00)
+        return Error(source.scales, "nonfinite", "scale ", at, " is too large for F16");
+      uint32_t zero = 8;
+      if (source.zeros != nullptr) {
+        const uint64_t word = row / kCodesPerWord * source.groups + group;
+        zero = ByteReader::Load<uint32_t>(source.zeros->data.subspan(4 * word)) >> 4 * (row % kCodesPerWord) &
+               15;
+      }
+      std::memcpy(to, &bits, sizeof(bits));
+      to[2] = static_cast<std::byte>(zero);
+      to[3] = std::byte{0};
+      std::memcpy(to + 4, from, code_bytes);  // both count nibbles from the lowest
     }
     return Status();
   }
@@ -346,6 +375,8 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
   std::map<std::string_view, const SafetensorsTensor*> by_name;
   for (const SafetensorsTensor& tensor : tensors) by_name.emplace(tensor.name, &tensor);
   KernelTensors out;
+  const bool is_packed = quantization != nullptr && quantization->bits == 4;
+  ThreadPool pool(is_packed ? std::max(1u, std::thread::hardware_concurrency()) : 1);
   for (const SafetensorsTensor& tensor : tensors) {
     const auto fail = [&](std::string_view reason, const auto&... message) {
       return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
@@ -358,7 +389,7 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
         continue;  // belong to a matrix
       const auto packed = BaseOf(tensor.name, kPacked), plain = BaseOf(tensor.name, kWeight);
       if (quantization->bits == 4 && packed) {
-        RETURN_IF_ERROR(Matrix(by_name, tensor, *packed).AppendPacked(*quantization, out));
+        RETURN_IF_ERROR(Matrix(by_name, tensor, *packed).AppendPacked(*quantization, pool, out));
         continue;
       }
       if (quantization->bits == 8 && plain && tensor.dtype == "I8") {

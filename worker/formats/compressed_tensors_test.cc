@@ -230,10 +230,10 @@ TEST(ParseQuantizationConfig, RefusesWhatWouldChangeTheResults) {
     EXPECT_FALSE(ParseQuantizationConfig(json).ok()) << json;
 }
 
-// The tensors of one matrix of [8, 64], to be changed.
+// The tensors of one matrix of [rows, 64], to be changed.
 struct OneMatrix {
-  explicit OneMatrix(const WeightQuantization& quantization) : of(quantization) {
-    const Shape shape = {8, 64};
+  explicit OneMatrix(const WeightQuantization& quantization, uint64_t rows = 8) : of(quantization) {
+    const Shape shape = {rows, 64};
     bytes = StoredBytes(of, shape, RandomBlocks(of, shape, /*seed=*/1));
     size_t at = 0;
     for (const StoredTensor& part : StoredTensors(of, "a.weight", shape)) {
@@ -337,6 +337,20 @@ TEST(MakeKernelTensors, RefusesWhatDoesNotFitTogether) {
   }
   const OneMatrix matrix(kInt4);
   EXPECT_EQ(Reason(MakeKernelTensors(matrix.tensors, nullptr).status()), "bad_dtype");
+}
+
+// Rows are read by several threads.
+TEST(MakeKernelTensors, NamesTheFirstOfSeveralWrongScales) {
+  OneMatrix matrix(kInt4, /*rows=*/1000);
+  const uint16_t nan = 0x7e00;
+  for (const size_t row : {999, 700, 333, 400}) {
+    std::memcpy(matrix.DataOf("weight_scale") + 2 * row, &nan, 2);
+  }
+  for (int round = 0; round < 20; ++round) {
+    const Status status = MakeKernelTensors(matrix.tensors, &kInt4).status();
+    ASSERT_EQ(Reason(status), "nonfinite");
+    ASSERT_NE(Message(status).find("scale 333 "), std::string::npos) << status;
+  }
 }
 
 TEST(MakeKernelTensors, TakesScalesInBf16AndShapesInI64OrNone) {

@@ -1,11 +1,16 @@
 #include "worker/formats/mapped_weights.h"
 
+#include <algorithm>
 #include <cstring>
+#include <thread>
 
+#include "base/parallel_for.h"
 #include "worker/formats/byte_reader.h"
 
 namespace terrace {
 namespace {
+
+constexpr size_t kDigestPieceBytes = size_t{16} << 20;  // of a file; another number is another digest
 
 size_t AlignmentOf(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
 
@@ -35,8 +40,21 @@ StatusOr<TensorView> MappedWeights::Find(std::string_view name) const {
 }
 
 Hash128 MappedWeights::Digest() const {
+  std::vector<std::span<const std::byte>> pieces;
+  for (const auto& file : files_) {
+    const std::span<const std::byte> bytes = file->bytes();
+    for (size_t at = 0; at < bytes.size(); at += kDigestPieceBytes) {
+      pieces.push_back(bytes.subspan(at, std::min(kDigestPieceBytes, bytes.size() - at)));
+    }
+  }
+  std::vector<Hash128> hashes(pieces.size());
+  ThreadPool pool(std::clamp<size_t>(pieces.size(), 1, std::max(1u, std::thread::hardware_concurrency())));
+  pool.ParallelFor(pieces.size(), 1, [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) hashes[i] = HashBytes(AsText(pieces[i]));
+  });
   Hasher hasher;
-  for (const auto& file : files_) hasher.Add(AsText(file->bytes()));
+  for (const auto& file : files_) hasher.Add(file->bytes().size());
+  for (const Hash128& hash : hashes) hasher.Add(hash.high).Add(hash.low);
   return hasher.Finish();
 }
 

@@ -24,7 +24,7 @@ class MappedWeights final : public WeightSource {
   const std::vector<Entry>& entries() const override { return entries_; }
   const std::string& path() const override { return path_; }
 
-  // Of the bytes of all files, in order.
+  // Of the bytes of all files, in order: of the hashes of their pieces, which all cores read.
   Hash128 Digest() const;
 
  private:

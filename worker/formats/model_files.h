@@ -18,7 +18,7 @@ struct ModelFiles {
   std::unique_ptr<WeightSource> weights;
   std::shared_ptr<const TextAssets> text;  // tokenizer's vocab_size() <= config.vocab_size
   std::string format;                      // "safetensors" or "gguf"
-  Hash128 digest;  // of the bytes of all weight files, in order, and of a folder's config.json
+  Hash128 digest;  // of all weight files, in order (MappedWeights::Digest), and of a folder's config.json
 };
 
 // DATA_LOSS (exit code 65) for malformed files, with reason, file, tensor or key, and byte offset in the

@@ -51,6 +51,20 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   return description;
 }
 
+// What of load_seconds was what.
+Json LoadJson(const OpenedEngine& opened, double warm_up_seconds) {
+  const LoadTimes& times = opened.load_times;
+  return {{"open_seconds", times.open},
+          {"device_seconds", times.device},
+          {"weights_seconds", times.weights},
+          {"weights_read_seconds", times.read},
+          {"weights_wait_seconds", times.wait},
+          {"executor_seconds", times.executor},
+          {"warm_up_seconds", warm_up_seconds},
+          {"weights_gb_per_second",
+           times.weights > 0 ? static_cast<double>(opened.weight_bytes) / times.weights / 1e9 : 0.0}};
+}
+
 }  // namespace
 
 bool IsAlive(const EngineStats& stats, MonoTime now) {
@@ -62,14 +76,16 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
   std::unique_ptr<WorkerServer> server(new WorkerServer);
   RETURN_IF_ERROR(server->Open(options));
   RETURN_IF_ERROR(server->Listen(options));
+  const MonoTime cold = RealClock().Now();
   RETURN_IF_ERROR(server->WarmUp());
+  const double warm_up_seconds = Seconds(RealClock().Now() - cold);
   const double load_seconds = Seconds(RealClock().Now() - begin);
   const OpenedEngine& opened = server->opened_;
   server->metrics_.OnLoaded(
       {.block_tokens = opened.block_tokens, .blocks = opened.blocks, .dtype = opened.kv_dtype}, load_seconds);
   server->service_->SetReady();
   server->UpdateHealth();
-  server->LogReady(load_seconds);
+  server->LogReady(load_seconds, warm_up_seconds);
   return server;
 }
 
@@ -228,7 +244,7 @@ void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) 
   }
 }
 
-void WorkerServer::LogReady(double load_seconds) const {
+void WorkerServer::LogReady(double load_seconds, double warm_up_seconds) const {
   if (!opened_.device_note.empty()) {  // without the library it is what everybody expects
     Log(HasDevicePlugin() ? LogLevel::kWarn : LogLevel::kDebug, "worker_on_cpu",
         {{"reason", opened_.device_note}});
@@ -269,6 +285,7 @@ void WorkerServer::LogReady(double load_seconds) const {
        {"grpc", grpc_address_},
        {"ops", ops_address()},
        {"load_seconds", load_seconds},
+       {"load", LoadJson(opened_, warm_up_seconds)},
        {"version", kVersion}});
 }
 

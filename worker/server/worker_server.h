@@ -73,7 +73,7 @@ class WorkerServer {
   void OnDraining();
   void UpdateHealth();
   void Answer(const HttpRequest& request, HttpResponder& responder);
-  void LogReady(double load_seconds) const;
+  void LogReady(double load_seconds, double warm_up_seconds) const;
 
   WorkerMetrics metrics_;
   std::shared_ptr<TlsSource> tls_, drafter_tls_;  // null: plain text

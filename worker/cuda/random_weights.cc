@@ -1,0 +1,124 @@
+#include <algorithm>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "kernels/scalar_convert.h"
+#include "worker/cuda/cuda_transformer.h"
+
+namespace terrace {
+namespace {
+
+// Fills device memory with copies of a random block: what a kernel reads differs from line to line, and no
+// two matrices are near each other in it.
+class RandomFill {
+ public:
+  template <typename Make>
+  static StatusOr<RandomFill> Create(Make make) {
+    RandomFill out;
+    std::vector<std::byte> block(kBlock);
+    std::mt19937_64 random(1);
+    make(random, block);
+    ASSIGN_OR_RETURN(out.block_, CudaBuffer::Device(kBlock, "random weights"));
+    RETURN_IF_CUDA_ERROR(cudaMemcpy(out.block_.data(), block.data(), kBlock, cudaMemcpyHostToDevice));
+    return out;
+  }
+  Status Fill(std::byte* to, size_t bytes) {
+    while (bytes > 0) {
+      const size_t from = offset_ % (kBlock / 2) / 512 * 512, part = std::min(bytes, kBlock - from);
+      RETURN_IF_CUDA_ERROR(cudaMemcpy(to, block_.data() + from, part, cudaMemcpyDeviceToDevice));
+      offset_ += 7'340'032 + 512 * 13;
+      to += part;
+      bytes -= part;
+    }
+    return {};
+  }
+
+ private:
+  static constexpr size_t kBlock = size_t{32} << 20;
+  CudaBuffer block_;
+  size_t offset_ = 0;
+};
+
+}  // namespace
+
+StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat format) {
+  // Of variance 1 / columns for 4096 of them, so that activations keep their size.
+  constexpr float kDeviation = 1.0f / 64;
+  ASSIGN_OR_RETURN(RandomFill values, RandomFill::Create([](auto& random, std::vector<std::byte>& block) {
+                     std::normal_distribution<float> normal(0, kDeviation);
+                     auto* out = reinterpret_cast<uint16_t*>(block.data());
+                     for (size_t i = 0; i < block.size() / 2; ++i) out[i] = BF16FromFloat(normal(random));
+                   }));
+  ASSIGN_OR_RETURN(RandomFill codes, RandomFill::Create([&](auto& random, std::vector<std::byte>& block) {
+                     for (std::byte& one : block) {
+                       auto code = static_cast<uint8_t>(random() >> 20);
+                       if (format == GpuFormat::kE4M3 && (code & 0x7f) == 0x7f) code ^= 0x40;  // not NaN
+                       one = std::byte{code};
+                     }
+                   }));
+  // The deviation of codes: 4.6 of 4 bits, 74 of 8, about 110 of E4M3's even bit patterns.
+  const float of_codes = format == GpuFormat::kW4 ? 4.6f : format == GpuFormat::kW8 ? 74.0f : 110.0f;
+  ASSIGN_OR_RETURN(RandomFill scales, RandomFill::Create([&](auto& random, std::vector<std::byte>& block) {
+                     std::uniform_real_distribution<float> spread(0.8f, 1.2f);
+                     if (format == GpuFormat::kE4M3) {
+                       auto* out = reinterpret_cast<float*>(block.data());
+                       for (size_t i = 0; i < block.size() / 4; ++i)
+                         out[i] = kDeviation / of_codes * spread(random);
+                       return;
+                     }
+                     auto* out = reinterpret_cast<uint16_t*>(block.data());
+                     const float zero = format == GpuFormat::kW4 ? 8 : 128;
+                     for (size_t i = 0; i < block.size() / 2; i += 2) {
+                       out[i] = F16FromFloat(kDeviation / of_codes * spread(random));
+                       out[i + 1] = F16FromFloat(zero);
+                     }
+                   }));
+  CudaWeights weights;
+  const auto allocate = [&](size_t bytes) -> StatusOr<std::byte*> {
+    ASSIGN_OR_RETURN(CudaBuffer buffer, CudaBuffer::Device(bytes, "random weights"));
+    weights.memory.push_back(std::move(buffer));
+    return weights.memory.back().data();
+  };
+  const auto matrix_of = [&](uint32_t rows, uint32_t columns, GpuFormat as) -> StatusOr<GpuMatrix> {
+    GpuMatrix matrix{.format = as, .rows = rows, .columns = columns};
+    if (as == GpuFormat::kW4) matrix.group = 128;
+    if (as == GpuFormat::kW8) matrix.group = 32;
+    const size_t code_bytes = GpuCodeBytes(matrix), scale_bytes = GpuScaleBytes(matrix);
+    ASSIGN_OR_RETURN(std::byte * code_memory, allocate(code_bytes));
+    RETURN_IF_ERROR((as == GpuFormat::kBF16 ? values : codes).Fill(code_memory, code_bytes));
+    matrix.codes = code_memory;
+    if (scale_bytes > 0) {
+      ASSIGN_OR_RETURN(std::byte * scale_memory, allocate(scale_bytes));
+      RETURN_IF_ERROR(scales.Fill(scale_memory, scale_bytes));
+      matrix.scales = scale_memory;
+    }
+    weights.parameters += uint64_t{rows} * columns;
+    weights.bytes += code_bytes + scale_bytes;
+    return matrix;
+  };
+  ASSIGN_OR_RETURN(std::byte * norm, allocate(config.hidden_size * sizeof(float)));
+  const std::vector<float> ones(config.hidden_size, 1);
+  RETURN_IF_CUDA_ERROR(cudaMemcpy(norm, ones.data(), ones.size() * sizeof(float), cudaMemcpyHostToDevice));
+  weights.final_norm = reinterpret_cast<const float*>(norm);
+  const uint32_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
+  for (uint32_t i = 0; i < config.layers; ++i) {
+    CudaLayer layer;
+    layer.attention_norm = layer.ffn_norm = weights.final_norm;
+    ASSIGN_OR_RETURN(layer.qkv, matrix_of(q + 2 * kv, config.hidden_size, format));
+    ASSIGN_OR_RETURN(layer.output, matrix_of(config.hidden_size, q, format));
+    ASSIGN_OR_RETURN(layer.gate_up, matrix_of(2 * config.ffn_size, config.hidden_size, format));
+    ASSIGN_OR_RETURN(layer.down, matrix_of(config.hidden_size, config.ffn_size, format));
+    weights.layers.push_back(layer);
+  }
+  // As LoadCudaWeights: FP8 is for the layers.
+  ASSIGN_OR_RETURN(weights.head, matrix_of(config.vocab_size, config.hidden_size,
+                                           format == GpuFormat::kE4M3 ? GpuFormat::kBF16 : format));
+  ASSIGN_OR_RETURN(const GpuMatrix embedding,
+                   matrix_of(config.vocab_size, config.hidden_size, GpuFormat::kBF16));
+  weights.embedding = static_cast<const uint16_t*>(embedding.codes);
+  RETURN_IF_CUDA_ERROR(cudaDeviceSynchronize());
+  return weights;
+}
+
+}  // namespace terrace
