@@ -1,7 +1,6 @@
 #include "kernels/attention/prefill_attention_cuda.h"
 
 #include <algorithm>
-#include <array>
 
 #include "kernels/attention/hopper_prefill_device.h"
 #include "kernels/attention/prefill_attention_device.h"
@@ -77,32 +76,11 @@ cudaError_t LaunchHopper(const GpuAttentionArgs& args, const CudaLaunch& launch)
   return LaunchCuda(launch, kernel, dim3(std::min(blocks, items)), hopper_prefill::kThreads, L::kBytes, args);
 }
 
-struct HopperKernel {
-  PrefillKernel kernel;
-  cudaError_t (*launch)(const GpuAttentionArgs&, const CudaLaunch&);
-};
-template <uint32_t kHeadDim, uint32_t kKeys, uint32_t kStages, bool kTakesTurns, bool kQueriesInRegisters>
-constexpr HopperKernel kHopper = {
-    {kKeys, kStages, kTakesTurns, kQueriesInRegisters},
-    LaunchHopper<hopper_prefill::Layout<kHeadDim, kKeys, kStages, kTakesTurns, kQueriesInRegisters>>};
-
-constexpr HopperKernel kOf128[] = {kHopper<128, 128, 2, true, false>, kHopper<128, 128, 2, true, true>,
-                                   kHopper<128, 128, 3, true, false>, kHopper<128, 128, 2, false, false>,
-                                   kHopper<128, 96, 3, true, true>,   kHopper<128, 64, 4, true, true>};
-constexpr HopperKernel kOf64[] = {kHopper<64, 128, 3, true, false>, kHopper<64, 128, 3, true, true>,
-                                  kHopper<64, 192, 3, true, true>};
-
-std::span<const HopperKernel> HopperKernels(uint32_t head_dim) {
-  if (head_dim == 128) return kOf128;
-  if (head_dim == 64) return kOf64;
-  return {};
-}
-
-template <size_t kCount>
-constexpr std::array<PrefillKernel, kCount + 1> WithFallback(const HopperKernel (&of)[kCount]) {
-  std::array<PrefillKernel, kCount + 1> all{};
-  for (size_t i = 0; i < kCount; ++i) all[i + 1] = of[i].kernel;
-  return all;
+cudaError_t LaunchHopper(const GpuAttentionArgs& args, PrefillKernel kernel, const CudaLaunch& launch) {
+  using hopper_prefill::Layout;
+  if (args.batch.head_dim == 128) return LaunchHopper<Layout<128, 128>>(args, launch);
+  if (kernel == PrefillKernel::kWgmmaOf192) return LaunchHopper<Layout<64, 192>>(args, launch);
+  return LaunchHopper<Layout<64, 128>>(args, launch);
 }
 
 // The kernel numbers 16-byte chunks of a layer's keys in 32 bits.
@@ -115,27 +93,24 @@ bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer
 
 }  // namespace
 
-std::span<const PrefillKernel> PrefillKernels(uint32_t head_dim) {
-  static constexpr auto kAll128 = WithFallback(kOf128);
-  static constexpr auto kAll64 = WithFallback(kOf64);
-  static constexpr PrefillKernel kFallback[1] = {};
-  if (head_dim == 128) return kAll128;
-  if (head_dim == 64) return kAll64;
-  return kFallback;
+std::span<const PrefillKernel> PrefillKernels(const GpuAttentionArgs& args) {
+  static constexpr PrefillKernel kAll[] = {PrefillKernel::kMma, PrefillKernel::kWgmma,
+                                           PrefillKernel::kWgmmaOf192};
+  const std::span<const PrefillKernel> all = kAll;
+  if (args.kv.dtype != KvDType::kBF16 || !IsHopper()) return all.first(1);
+  const uint32_t head_dim = args.batch.head_dim;
+  return all.first(head_dim == 64 ? 3 : head_dim == 128 ? 2 : 1);
 }
 
 PrefillKernel DefaultPrefillKernel(const GpuAttentionArgs& args) {
-  const auto kernels = HopperKernels(args.batch.head_dim);
-  if (args.kv.dtype != KvDType::kBF16 || kernels.empty() || !IsHopper()) return {};
-  return kernels[0].kernel;
+  return PrefillKernels(args).size() > 1 ? PrefillKernel::kWgmma : PrefillKernel::kMma;
 }
 
 cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, CudaLaunch launch) {
   return PrefillAttentionCuda(args, DefaultPrefillKernel(args), launch);
 }
 
-cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, const PrefillKernel& kernel,
-                                 CudaLaunch launch) {
+cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, PrefillKernel kernel, CudaLaunch launch) {
   if (args.run_count == 0) return cudaSuccess;
   constexpr uint32_t kMostGridRows = 65535;
   if (args.run_count > kMostGridRows || args.batch.kv_heads == 0 || args.heads == 0 ||
@@ -145,12 +120,10 @@ cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, const PrefillKern
       !IsAligned(args.kv.values.scales)) {
     return cudaErrorInvalidValue;
   }
-  if (kernel == PrefillKernel{}) return LaunchOfDType(args, launch);
-  const auto kernels = HopperKernels(args.batch.head_dim);
-  const auto found = std::find_if(kernels.begin(), kernels.end(),
-                                  [&](const HopperKernel& each) { return each.kernel == kernel; });
-  if (found == kernels.end() || args.kv.dtype != KvDType::kBF16 || !IsHopper()) return cudaErrorNotSupported;
-  return found->launch(args, launch);
+  if (kernel == PrefillKernel::kMma) return LaunchOfDType(args, launch);
+  const auto kernels = PrefillKernels(args);
+  if (std::find(kernels.begin(), kernels.end(), kernel) == kernels.end()) return cudaErrorNotSupported;
+  return LaunchHopper(args, kernel, launch);
 }
 
 }  // namespace terrace

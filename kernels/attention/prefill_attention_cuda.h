@@ -8,21 +8,18 @@
 
 namespace terrace {
 
-// A kernel that does it. With keys 0 the one of prefill_attention_device.h, which takes all there is; else
-// one of hopper_prefill_device.h: a device of compute capability 9.0, keys and values of bf16, head_dim 64 or
-// 128.
-struct PrefillKernel {
-  uint32_t keys = 0, stages = 0;  // positions of a tile, tiles in shared memory
-  bool takes_turns = false, queries_in_registers = false;
-
-  friend bool operator==(const PrefillKernel&, const PrefillKernel&) = default;
+// A kernel that does it: that of prefill_attention_device.h, which takes all there is; or of
+// hopper_prefill_device.h, which takes keys and values of bf16 and a head_dim of 64 or 128.
+enum class PrefillKernel : uint8_t {
+  kMma,
+  kWgmma,
+  kWgmmaOf192,  // tiles of 192 keys, head_dim 64; for tuning
 };
 
-// All that there are for a head_dim, for tuning: that of keys 0, and behind it those for Hopper, the best
-// first.
-std::span<const PrefillKernel> PrefillKernels(uint32_t head_dim);
+// Those that the current device has for such arguments, kMma first.
+std::span<const PrefillKernel> PrefillKernels(const GpuAttentionArgs& args);
 
-// What PrefillAttentionCuda takes: the best for Hopper where there is one, on the current device.
+// What PrefillAttentionCuda takes: kWgmma where there is one.
 PrefillKernel DefaultPrefillKernel(const GpuAttentionArgs& args);
 
 // Queues the attention of args.runs (prefill_runs.h); none launches nothing. head_dim 32, 64 or 128, a pool
@@ -30,7 +27,6 @@ PrefillKernel DefaultPrefillKernel(const GpuAttentionArgs& args);
 // cudaErrorInvalidValue for anything else, cudaErrorNotSupported for a kernel that the device or the
 // arguments do not have.
 cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, CudaLaunch launch);
-cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, const PrefillKernel& kernel,
-                                 CudaLaunch launch);
+cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, PrefillKernel kernel, CudaLaunch launch);
 
 }  // namespace terrace

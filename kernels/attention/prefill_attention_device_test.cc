@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <numeric>
 #include <set>
 
 #include "gtest/gtest.h"
@@ -48,10 +49,9 @@ std::vector<uint16_t> Attend(PrefillBatch& batch, uint64_t seed) {
 }
 
 // The same of the kernel for Hopper, in a grid of `blocks`.
-template <uint32_t kHeadDim, uint32_t kKeys, uint32_t kStages, bool kTakesTurns = true,
-          bool kQueriesInRegisters = false>
+template <uint32_t kHeadDim, uint32_t kKeys>
 std::vector<uint16_t> AttendHopper(PrefillBatch& batch, uint64_t seed, uint32_t blocks = 2) {
-  using L = hopper_prefill::Layout<kHeadDim, kKeys, kStages, kTakesTurns, kQueriesInRegisters>;
+  using L = hopper_prefill::Layout<kHeadDim, kKeys>;
   std::vector<uint16_t> out(batch.tokens() * batch.width(), 0xffff);
   GpuAttentionArgs args = batch.Args();
   args.out = out.data();
@@ -69,11 +69,11 @@ struct Kernel {
 const Kernel kKernels[] = {
     {"mma", Attend, 32, {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}},
     {"Hopper",
-     [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 128, 2>(batch, seed); },
+     [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 128>(batch, seed); },
      64,
      {KvDType::kBF16}},
     {"Hopper, 64 keys",
-     [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 64, 3, false, true>(batch, seed); },
+     [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 64>(batch, seed); },
      64,
      {KvDType::kBF16}},
 };
@@ -221,34 +221,60 @@ TEST(PrefillAttention, MatchesTheReferenceOnHopper) {
       const auto blocks = static_cast<uint32_t>(1 + seed % 5);
       SCOPED_TRACE(testing::Message() << "head_dim " << head_dim << ", seed " << seed);
       if (head_dim == 64) {
-        ExpectReference(batch, AttendHopper<64, 128, 2>(batch, seed, blocks));
-        ExpectReference(batch, AttendHopper<64, 64, 3, false>(batch, seed, blocks));
+        ExpectReference(batch, AttendHopper<64, 128>(batch, seed, blocks));
+        ExpectReference(batch, AttendHopper<64, 192>(batch, seed, blocks));
       } else {
-        ExpectReference(batch, AttendHopper<128, 128, 2>(batch, seed, blocks));
-        ExpectReference(batch, AttendHopper<128, 96, 3, true, true>(batch, seed, blocks));
+        ExpectReference(batch, AttendHopper<128, 128>(batch, seed, blocks));
       }
       ++seed;
     }
   }
 }
 
-// Every item is taken by one block, and no block gets much more work than another.
-TEST(PrefillAttention, BlocksShareItemsOfAPromptEvenly) {
-  constexpr uint32_t kHeads = 32, kBlocks = 132, kRuns = 64;  // run i has kRuns - i tiles
-  std::vector<uint32_t> tiles(kBlocks);
-  std::vector<int> taken(kHeads * kRuns);
-  simt::RunBody({kBlocks, 1, 1}, 32, 0, [&] {
-    if (threadIdx.x != 0) return;
-    for (uint32_t round = 0;; ++round) {
-      const uint32_t item = hopper_prefill::ItemNumber(round);
-      if (item >= taken.size()) return;
-      ++taken[item];
-      tiles[blockIdx.x] += kRuns - item / kHeads;
+// Those that copy are up to three items ahead, and a group ends one while the other has begun the next.
+TEST(PrefillAttention, ManyShortItemsOfABlockMatchTheReferenceInEverySchedule) {
+  PrefillBatch batch(
+      {.heads = 2, .sequences = {{0, 70}, {0, 1}, {0, 128}, {3, 65}, {100, 40}, {0, 64}, {60, 5}}});
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    ExpectReference(batch, AttendHopper<64, 128>(batch, seed, /*blocks=*/1));
+  }
+}
+
+// Every item is taken by one block, and none has more than a twentieth above the average of the tiles.
+TEST(PrefillAttention, BlocksShareItemsEvenly) {
+  constexpr uint32_t kHeads = 32, kBlocks = 132;
+  const struct {
+    const char* name;
+    std::vector<PrefillChunk> chunks;
+  } cases[] = {
+      {"2,048", {{0, 2048}}},
+      {"8,192", {{0, 8192}}},
+      {"8 x 256",
+       {{0, 256}, {256, 256}, {512, 256}, {768, 256}, {1024, 256}, {1280, 256}, {1536, 256}, {1792, 256}}}};
+  for (const auto& [name, chunks] : cases) {
+    SCOPED_TRACE(name);
+    std::vector<uint32_t> of_run;
+    for (const GpuQueryRun& run : PrefillRuns(chunks)) {
+      const auto of =
+          std::find_if(chunks.rbegin(), chunks.rend(), [&](auto& c) { return c.first <= run.first; });
+      of_run.push_back((run.first - of->first + run.count + 127) / 128);
     }
-  });
-  EXPECT_EQ(taken, std::vector<int>(kHeads * kRuns, 1));
-  const auto [least, most] = std::minmax_element(tiles.begin(), tiles.end());
-  EXPECT_LT(*most - *least, kRuns / 4);  // a block has 504 on average
+    std::vector<uint32_t> tiles(kBlocks);
+    std::vector<int> taken(kHeads * of_run.size());
+    simt::RunBody({kBlocks, 1, 1}, 32, 0, [&] {
+      if (threadIdx.x != 0) return;
+      for (uint32_t round = 0;; ++round) {
+        const uint32_t item = hopper_prefill::ItemNumber(round);
+        if (item >= taken.size()) return;
+        ++taken[item];
+        tiles[blockIdx.x] += of_run[item / kHeads];
+      }
+    });
+    EXPECT_EQ(taken, std::vector<int>(taken.size(), 1));
+    const double average = std::accumulate(tiles.begin(), tiles.end(), 0.0) / kBlocks;
+    EXPECT_LT(*std::max_element(tiles.begin(), tiles.end()), 1.05 * average);
+  }
 }
 
 // Scores of up to 100, and larger with every tile: references move often.

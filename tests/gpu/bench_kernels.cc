@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <utility>
 #include <vector>
@@ -383,16 +384,23 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
 
 constexpr uint32_t kPrefillTokens[] = {512, 2048, 8192, 32768};
 
-// With `kernel`, or what is taken without one.
-Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q, uint32_t tokens,
-                        const PrefillKernel* kernel = nullptr) {
-  std::string name = Concat("prefill attention bf16, ", tokens, " tokens");
-  if (kernel != nullptr) {
-    name += kernel->keys == 0 ? ", mma"
-                              : Concat(", wgmma, ", kernel->stages, " x ", kernel->keys, " keys",
-                                       kernel->takes_turns ? ", turns" : "",
-                                       kernel->queries_in_registers ? ", queries in registers" : "");
-  }
+struct PrefillCase {
+  uint32_t tokens;
+  uint32_t head_dim = kHeadDim;
+  std::optional<PrefillKernel> kernel = {};  // or what is taken
+};
+
+const char* NameOf(PrefillKernel kernel) {
+  if (kernel == PrefillKernel::kMma) return "mma";
+  return kernel == PrefillKernel::kWgmma ? "wgmma" : "wgmma, 192 keys";
+}
+
+Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
+                        const PrefillCase& what) {
+  const auto [tokens, head_dim, kernel] = what;
+  const std::string name = Concat("prefill attention bf16, ", tokens, " tokens",
+                                  head_dim == kHeadDim ? "" : Concat(", head_dim ", head_dim),
+                                  kernel.has_value() ? Concat(", ", NameOf(*kernel)) : "");
   if (!bench.report.HasTime(name)) return {};
   std::vector<uint32_t> position(tokens);
   std::iota(position.begin(), position.end(), 0);
@@ -402,9 +410,10 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
   ASSIGN_OR_RETURN(const CudaBuffer positions, Upload(position, "positions"));
   ASSIGN_OR_RETURN(const CudaBuffer sequences, Zeroed(tokens * sizeof(uint32_t)));
   ASSIGN_OR_RETURN(const CudaBuffer runs, Upload(run_list, "runs"));
-  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(uint64_t{tokens} * kHeads * kHeadDim * sizeof(uint16_t)));
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(uint64_t{tokens} * kHeads * head_dim * sizeof(uint16_t)));
   GpuBatch batch = pool.Batch(std::max(tokens, 8192u), true);
   batch.tokens = tokens;
+  batch.head_dim = head_dim;
   batch.positions = positions.as<uint32_t>();
   batch.sequences = sequences.as<uint32_t>();
   const GpuAttentionArgs args = {.batch = batch,
@@ -413,23 +422,23 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
                                  .out = out.as<uint16_t>(),
                                  .kv = pool.Layer(KvDType::kBF16),
                                  .heads = kHeads,
-                                 .scale = 0.08838835f,
+                                 .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
                                  .runs = runs.as<GpuQueryRun>(),
                                  .run_count = static_cast<uint32_t>(run_list.size())};
-  const PrefillKernel chosen = kernel != nullptr ? *kernel : DefaultPrefillKernel(args);
+  const PrefillKernel chosen = kernel.value_or(DefaultPrefillKernel(args));
   const CallPlan plan = {.calls = std::max(16384 / tokens, 1u), .rounds = bench.rounds, .warm_seconds = 0.05};
   const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t, const CudaLaunch& how) {
     return PrefillAttentionCuda(args, chosen, how);
   });
   if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
-  const double flops = 4.0 * kHeads * kHeadDim * (tokens * (tokens + 1.0) / 2);
+  const double flops = 4.0 * kHeads * head_dim * (tokens * (tokens + 1.0) / 2);
   bench.report.Add({.name = name,
                     .value = flops / timing->seconds / 1e12,
                     .unit = "TFLOP/s",
                     .spread = timing->spread,
                     .fraction = flops / timing->seconds / bench.limits.matmul,
                     .limit = "matmul"});
-  return CheckFinite(out.as<uint16_t>(), uint64_t{tokens} * kHeads * kHeadDim, name.c_str(), bench.stream);
+  return CheckFinite(out.as<uint16_t>(), uint64_t{tokens} * kHeads * head_dim, name.c_str(), bench.stream);
 }
 
 // ---- What moves a step's activations
@@ -654,7 +663,7 @@ Status Attention(BenchContext& bench, AttentionPool& pool) {
                               {.count = 256, .context = 1024},
                               {.count = 1, .context = 8192, .goal = {}}};  // too few bytes for full speed
   for (const DecodeCase& each : cases) RETURN_IF_ERROR(DecodeAttention(bench, pool, q, each));
-  for (const uint32_t tokens : kPrefillTokens) RETURN_IF_ERROR(PrefillAttention(bench, pool, q, tokens));
+  for (const uint32_t tokens : kPrefillTokens) RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {tokens}));
   RETURN_IF_ERROR(RopeKv(bench, pool));
   RETURN_IF_ERROR(pool.BecomeInt8(bench.stream));
   return DecodeAttention(
@@ -667,9 +676,15 @@ Status Attention(BenchContext& bench, AttentionPool& pool) {
 Status BenchPrefillAttention(BenchContext& bench) {
   ASSIGN_OR_RETURN(const AttentionPool pool, AttentionPool::Make(bench.stream));
   ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{32768} * kQkvWidth, 26, bench.stream));
+  constexpr PrefillKernel kMma = PrefillKernel::kMma, kWgmma = PrefillKernel::kWgmma;
   for (const uint32_t tokens : kPrefillTokens) {
-    for (const PrefillKernel& kernel : PrefillKernels(kHeadDim)) {
-      RETURN_IF_ERROR(PrefillAttention(bench, pool, q, tokens, &kernel));
+    for (const PrefillKernel kernel : {kMma, kWgmma}) {
+      RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {.tokens = tokens, .kernel = kernel}));
+    }
+  }
+  for (const uint32_t tokens : {2048, 8192}) {
+    for (const PrefillKernel kernel : {kMma, kWgmma, PrefillKernel::kWgmmaOf192}) {
+      RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {.tokens = tokens, .head_dim = 64, .kernel = kernel}));
     }
   }
   return {};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <string>
 
 #include "base/status.h"
@@ -19,23 +20,15 @@ std::vector<uint16_t> Attend(PrefillBatch& batch) {
   CUDA_MUST(PrefillAttentionCuda(device.args(), {}));
   return device.out();
 }
-std::vector<uint16_t> Attend(PrefillBatch& batch, const PrefillKernel& kernel) {
+std::vector<uint16_t> Attend(PrefillBatch& batch, PrefillKernel kernel) {
   const DevicePrefillBatch device(batch);
   CUDA_MUST(PrefillAttentionCuda(device.args(), kernel, {}));
   return device.out();
 }
 
 // Those that the device has for such a batch.
-std::vector<PrefillKernel> KernelsOf(PrefillBatch& batch) {
-  const GpuAttentionArgs args = batch.Args();
-  const auto all = PrefillKernels(args.batch.head_dim);
-  const bool has_all = !(DefaultPrefillKernel(args) == PrefillKernel{});
-  return {all.begin(), has_all ? all.end() : all.begin() + 1};
-}
-std::string NameOf(const PrefillKernel& kernel) {
-  return Concat(kernel.keys, " keys, ", kernel.stages, " stages", kernel.takes_turns ? ", turns" : "",
-                kernel.queries_in_registers ? ", queries in registers" : "");
-}
+std::span<const PrefillKernel> KernelsOf(PrefillBatch& batch) { return PrefillKernels(batch.Args()); }
+std::string NameOf(PrefillKernel kernel) { return Concat("kernel ", static_cast<int>(kernel)); }
 
 // Of every kernel: up to 64 of the tokens, the first and the last among them, as the reference is slow.
 void ExpectReference(PrefillBatch& batch) {
@@ -44,7 +37,7 @@ void ExpectReference(PrefillBatch& batch) {
   for (uint32_t t = 0; t < batch.tokens(); t += step) chosen.push_back(t);
   chosen.push_back(batch.tokens() - 1);
   const auto expected = batch.Reference(chosen);
-  for (const PrefillKernel& kernel : KernelsOf(batch)) {
+  for (const PrefillKernel kernel : KernelsOf(batch)) {
     SCOPED_TRACE(NameOf(kernel));
     const auto out = Attend(batch, kernel);
     for (size_t i = 0; i < expected.out.size(); ++i) {
@@ -101,7 +94,7 @@ TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
     PrefillBatch batch(
         {.heads = 4, .head_dim = head_dim, .sequences = {{37, 1000}, {0, 40}}, .growth = 0.002f});
     const auto whole = batch.runs;
-    for (const PrefillKernel& kernel : KernelsOf(batch)) {
+    for (const PrefillKernel kernel : KernelsOf(batch)) {
       SCOPED_TRACE(NameOf(kernel));
       batch.runs = whole;
       const auto expected = Attend(batch, kernel);
@@ -125,7 +118,7 @@ TEST(PrefillAttentionGpu, NaNReachesItsOwnAndLaterPositionsOnly) {
     PrefillBatch broken = batch;
     const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * 128 + 9;
     broken.values[2 * at] = broken.values[2 * at + 1] = std::byte{0xff};
-    for (const PrefillKernel& kernel : KernelsOf(batch)) {
+    for (const PrefillKernel kernel : KernelsOf(batch)) {
       SCOPED_TRACE(NameOf(kernel));
       const auto good = Attend(batch, kernel), out = Attend(broken, kernel);
       for (size_t i = 0; i < out.size(); ++i) {
@@ -147,7 +140,9 @@ TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {
     change(args);
     return PrefillAttentionCuda(args, {});
   };
-  EXPECT_EQ(PrefillAttentionCuda(device.args(), PrefillKernel{.keys = 8}, {}), cudaErrorNotSupported);
+  GpuAttentionArgs of_f16 = device.args();
+  of_f16.kv.dtype = KvDType::kF16;
+  EXPECT_EQ(PrefillAttentionCuda(of_f16, PrefillKernel::kWgmma, {}), cudaErrorNotSupported);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.run_count = 0; }), cudaSuccess);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.batch.head_dim = 96; }), cudaErrorInvalidValue);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.kv.dtype = KvDType::kF32; }), cudaErrorInvalidValue);
