@@ -50,6 +50,21 @@ void ExpectRoundsToNearest(uint16_t low, From from, To to) {
   }
 }
 
+TEST(ScalarConvert, EveryE4M3IsItsDefinition) {
+  for (int code = 0; code < 256; ++code) {
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    const float got = FloatFromE4M3(static_cast<uint8_t>(code));
+    if ((code & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(got)) << code;
+    } else {
+      EXPECT_EQ(got, code < 0x80 ? magnitude : -magnitude) << code;
+      EXPECT_EQ(std::signbit(got), code >= 0x80) << code;
+    }
+  }
+}
+
 TEST(ScalarConvert, F16IsRoundedToNearestTiesToEven) {
   for (uint16_t bits = 0; bits < 0x7bff; ++bits) ExpectRoundsToNearest(bits, FloatFromF16, F16FromFloat);
   EXPECT_EQ(F16FromFloat(65504), 0x7bff);
@@ -59,6 +74,23 @@ TEST(ScalarConvert, F16IsRoundedToNearestTiesToEven) {
     EXPECT_EQ(F16FromFloat(-beyond), 0xfc00);
   }
   EXPECT_TRUE(std::isnan(FloatFromF16(F16FromFloat(NAN))));
+}
+
+TEST(ScalarConvert, E4M3IsRoundedToNearestTiesToEven) {
+  for (uint8_t code = 0; code < 0x7e; ++code) {
+    const float low = FloatFromE4M3(code), high = FloatFromE4M3(code + 1), middle = (low + high) / 2;
+    EXPECT_EQ(E4M3FromFloat(low), code);
+    EXPECT_EQ(E4M3FromFloat(-low), code | 0x80);
+    EXPECT_EQ(E4M3FromFloat(middle), code % 2 == 0 ? code : code + 1);
+    EXPECT_EQ(E4M3FromFloat(std::nextafter(middle, low)), code);
+    EXPECT_EQ(E4M3FromFloat(-std::nextafter(middle, high)), 0x80 | (code + 1));
+  }
+  EXPECT_EQ(E4M3FromFloat(464), 0x7e);
+  EXPECT_EQ(E4M3FromFloat(-464), 0xfe);
+  for (const float beyond : {std::nextafter(464.0f, 465.0f), 480.0f, 1e9f, INFINITY, NAN}) {
+    EXPECT_EQ(E4M3FromFloat(beyond), 0x7f);
+    EXPECT_EQ(E4M3FromFloat(-beyond), 0x7f);
+  }
 }
 
 TEST(ScalarConvert, BF16IsRoundedToNearestTiesToEven) {

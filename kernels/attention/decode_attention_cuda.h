@@ -7,11 +7,11 @@
 namespace terrace {
 
 // Queues attention of tokens [first, first + count); nothing for no tokens. Keys and values up to each
-// token's own position have been written; the rows behind it may hold anything. With f16 rows q is saturated
-// at 65504. A most_spans far above the truth costs blocks that find nothing to do, up to 4096.
+// token's own position have been written; the rows behind it may hold anything. With f16 and fp8 rows q is
+// saturated at 65504. A most_spans far above the truth costs blocks that find nothing to do, up to 4096.
 // cudaErrorInvalidValue unless
 //   head_dim is 32, 64 or 128, with 1 to 16 heads to a kv head,
-//   rows are bf16, f16 or int8, in blocks of at least 16 positions,
+//   rows are not f32, in blocks of at least 16 positions,
 //   q_pitch is a multiple of 8, and q, out, keys, values, their scales and partials are aligned to 16 bytes,
 //   count and kv_heads are at most 65535, most_spans is at least 1, and there are `partials` and `arrived`
 //   where it is more.

@@ -18,6 +18,7 @@
 #include <cmath>
 
 #include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/quant/e4m3_device.h"
 #include "kernels/simt/simt.h"
 
 namespace terrace::decode_attention {
@@ -71,32 +72,47 @@ struct F16Rows : BF16Rows {
   }
 };
 
-// Codes become bf16, which is exact; scales multiply scores and weights.
-struct Int8Rows : BF16Rows {
+// Of codes of one byte. Codes::Pairs makes the fragments of bytes 0 and 1, and of 2 and 3, of a word.
+template <typename Base, typename Codes>
+struct ByteRows : Base {
   static constexpr uint32_t kBytes = 1;
-  static constexpr bool kScaled = true;
-  // The two codes that the selector puts below 0x43. 0x4300 + c is 128 + c for c < 128, and 0x4300 and 0x4380
-  // are 128 and 256: a code of two's complement is its low seven bits less 128 times the eighth.
-  TERRACE_DEVICE static uint32_t Codes(uint32_t codes, uint32_t selector) {
-    const uint32_t pair = simt::BytePermute(codes, 0x43434343, selector);
-    return simt::SubBF16x2(pair & 0xff7fff7f, pair & 0xff80ff80);
-  }
   template <uint32_t kWords>
   TERRACE_DEVICE static void Key(const uint32_t (&part)[kWords], uint32_t step, uint32_t (&b)[2]) {
-    b[0] = Codes(part[step], 0x4140);
-    b[1] = Codes(part[step], 0x4342);
+    Codes::Pairs(part[step], b[0], b[1]);
   }
   template <uint32_t kWords>
   TERRACE_DEVICE static void Values(const uint32_t (&parts)[4][kWords], uint32_t i, uint32_t (&a)[4]) {
     const uint32_t selector = i % 2 == 0 ? 0x5140 : 0x7362;
-    const uint32_t low = simt::BytePermute(parts[0][i / 2], parts[1][i / 2], selector);
-    const uint32_t high = simt::BytePermute(parts[2][i / 2], parts[3][i / 2], selector);
-    a[0] = Codes(low, 0x4140);
-    a[1] = Codes(low, 0x4342);
-    a[2] = Codes(high, 0x4140);
-    a[3] = Codes(high, 0x4342);
+    Codes::Pairs(simt::BytePermute(parts[0][i / 2], parts[1][i / 2], selector), a[0], a[1]);
+    Codes::Pairs(simt::BytePermute(parts[2][i / 2], parts[3][i / 2], selector), a[2], a[3]);
   }
 };
+
+// Codes become kStep of themselves as bf16, exactly: code + 128 as the lower bits of a bf16 is 2^-133 of it,
+// also where it reaches the exponent, for the first normal binade has the step of the subnormals; that times
+// 2^127, less
+// 2. q is multiplied by 1 / kStep; scales multiply scores and weights.
+struct Int8Codes {
+  TERRACE_DEVICE static void Pairs(uint32_t codes, uint32_t& first, uint32_t& second) {
+    const uint32_t biased = codes ^ 0x80808080;
+    first = simt::FmaBF16x2(simt::BytePermute(biased, 0, 0x4140), 0x7f007f00, 0xc000c000);
+    second = simt::FmaBF16x2(simt::BytePermute(biased, 0, 0x4342), 0x7f007f00, 0xc000c000);
+  }
+};
+struct Int8Rows : ByteRows<BF16Rows, Int8Codes> {
+  static constexpr bool kScaled = true;
+  static constexpr float kStep = 0x1p-6f;  // of outputs, and so of the weights' sum
+  TERRACE_DEVICE static uint32_t Query(uint32_t pair) { return simt::MulBF16x2(pair, 0x42804280); }
+};
+
+// Codes become f16, which is exact.
+struct Fp8Codes {
+  TERRACE_DEVICE static void Pairs(uint32_t codes, uint32_t& first, uint32_t& second) {
+    first = F16OfE4M3(codes, 0);
+    second = F16OfE4M3(codes, 1);
+  }
+};
+struct Fp8Rows : ByteRows<F16Rows, Fp8Codes> {};
 
 TERRACE_DEVICE uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 TERRACE_DEVICE float MinusInfinity() { return simt::FloatOfBits(0xff800000); }
@@ -299,7 +315,7 @@ struct Warp {
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 4; ++i) weights[i] = is_seen ? simt::Exp2(weights[i] - most) : 0;
       if constexpr (Rows::kScaled) {
-        sum[h] = fmaf(sum[h], keep[h], (weights[0] + weights[1]) + (weights[2] + weights[3]));
+        sum[h] = fmaf(sum[h], keep[h], Rows::kStep * ((weights[0] + weights[1]) + (weights[2] + weights[3])));
         TERRACE_UNROLL
         for (uint32_t i = 0; i < 4; ++i) {
           // The scale of a row behind the last may be NaN.
@@ -617,6 +633,8 @@ auto LaunchDecodeAttention(const GpuAttentionArgs& a, const Launch& launch) {
       return LaunchHeadDim<F16Rows>(a, launch);
     case KvDType::kInt8:
       return LaunchHeadDim<Int8Rows>(a, launch);
+    case KvDType::kFp8:
+      return LaunchHeadDim<Fp8Rows>(a, launch);
     default:
       return LaunchHeadDim<BF16Rows>(a, launch);
   }

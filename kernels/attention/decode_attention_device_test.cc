@@ -56,7 +56,7 @@ void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
 TEST(DecodeAttention, MatchesTheReference) {
   uint64_t seed = 0;
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
-    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {1u, 2u, 4u, 7u, 8u, 16u}) {
         DecodeBatch batch({.dtype = dtype,
                            .heads = 2 * group,
@@ -77,7 +77,7 @@ TEST(DecodeAttention, MatchesTheReference) {
 TEST(DecodeAttention, MatchesTheReferenceOfSeveralSpans) {
   uint64_t seed = 100;
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
-    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {3u, 9u}) {
         DecodeBatch batch({.dtype = dtype,
                            .heads = group,
@@ -94,7 +94,7 @@ TEST(DecodeAttention, MatchesTheReferenceOfSeveralSpans) {
 
 // Scores of up to 100, and larger with every tile: what was added before must be scaled down again and again.
 TEST(DecodeAttention, TakesScoresThatGrow) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     DecodeBatch batch(
         {.dtype = dtype, .head_dim = 32, .positions = {100, 600}, .magnitude = 2, .growth = 0.03f});
     ExpectReference(batch, Attend(batch));
@@ -104,7 +104,7 @@ TEST(DecodeAttention, TakesScoresThatGrow) {
 // In the batch or alone, whatever blocks hold it, however spans are shared out among blocks, whichever thread
 // is first.
 TEST(DecodeAttention, ATokensBitsDependOnItsPositionOnly) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8, KvDType::kFp8}) {
     for (const uint32_t group : {2u, 9u}) {
       SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads");
       DecodeBatch batch({.dtype = dtype,
@@ -137,7 +137,7 @@ TEST(DecodeAttention, ATokensBitsDependOnItsPositionOnly) {
 // A broken activation must reach the sampler, which reports it; those behind the token's position are
 // another's.
 TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     const DecodeBatch batch(
         {.dtype = dtype, .heads = 4, .kv_heads = 2, .head_dim = 32, .positions = {300, 20}});
     DecodeBatch good = batch;
@@ -151,7 +151,8 @@ TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
         if (dtype == KvDType::kInt8) {
           (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
         } else {
-          data[2 * (row * 32 + 3)] = data[2 * (row * 32 + 3) + 1] = std::byte{0xff};
+          const size_t bytes = KvElementBytes(dtype);
+          std::fill_n(&data[(row * 32 + 3) * bytes], bytes, std::byte{0xff});
         }
         const auto out = Attend(broken);
         for (size_t i = 0; i < out.size(); ++i) {
@@ -164,6 +165,26 @@ TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
       }
     }
   }
+}
+
+TEST(DecodeAttention, EveryInt8CodeIsExact) {
+  for (uint32_t code = 0; code < 256; ++code) {
+    const uint32_t other = 255 - code;
+    uint32_t pairs[2];
+    decode_attention::Int8Codes::Pairs(code | other << 8 | other << 16 | code << 24, pairs[0], pairs[1]);
+    for (uint32_t i = 0; i < 2; ++i) {
+      const auto value = [](uint32_t of) {
+        return decode_attention::Int8Rows::kStep * static_cast<float>(static_cast<int8_t>(of));
+      };
+      EXPECT_EQ(simt::BF16Low(pairs[i]), value(i == 0 ? code : other)) << code;
+      EXPECT_EQ(simt::BF16High(pairs[i]), value(i == 0 ? other : code)) << code;
+    }
+  }
+}
+
+TEST(DecodeAttention, EveryFp8CodeIsItsValue) {
+  DecodeBatch batch = EveryFp8Code();
+  ExpectEveryFp8Code(Attend(batch));
 }
 
 TEST(DecodeAttention, BlocksAreOfGroupsOnceTheseFillAGpu) {

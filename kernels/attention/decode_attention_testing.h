@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "gtest/gtest.h"
 #include "kernels/attention/prefill_attention_testing.h"
 
 namespace terrace {
@@ -64,7 +65,7 @@ class DecodeBatch : public PrefillBatch {
     for (size_t i = 0; i < magnitudes.size(); ++i) {
       if (from.kv.dtype == KvDType::kInt8) {
         magnitudes[i] = static_cast<std::byte>(std::abs(static_cast<int8_t>(magnitudes[i])));
-      } else if (i % 2 == 1) {
+      } else if (i % KvElementBytes(from.kv.dtype) == KvElementBytes(from.kv.dtype) - 1) {
         magnitudes[i] &= std::byte{0x7f};
       }
     }
@@ -117,5 +118,21 @@ class DecodeBatch : public PrefillBatch {
     return as;
   }
 };
+
+// One token, at position 0, whose values are every code: they come out as they are, for their weight is 1.
+inline DecodeBatch EveryFp8Code() {
+  DecodeBatch batch({.dtype = KvDType::kFp8, .heads = 2, .kv_heads = 2, .head_dim = 128, .positions = {0}});
+  for (uint32_t code = 0; code < 256; ++code) {
+    const uint64_t row = KvRow(batch.Args().batch, 0, /*kv_head=*/code / 128, 0);
+    batch.values[row * 128 + code % 128] = static_cast<std::byte>(code);
+  }
+  return batch;
+}
+inline void ExpectEveryFp8Code(const std::vector<uint16_t>& out) {
+  for (uint32_t code = 0; code < 256; ++code) {
+    const float want = FloatFromE4M3(static_cast<uint8_t>(code)), got = FloatFromBF16(out[code]);
+    EXPECT_TRUE(std::isnan(want) ? std::isnan(got) : got == want) << code << ": " << got;
+  }
+}
 
 }  // namespace terrace

@@ -32,6 +32,11 @@ struct Int8Rows {
   static constexpr bool kScaled = true;
   static Vec16 Load16(const std::byte* from) { return LoadI8(from); }
 };
+struct Fp8Rows {
+  static constexpr size_t kBytes = 1;
+  static constexpr bool kScaled = false;
+  static Vec16 Load16(const std::byte* from) { return LoadE4M3(from); }
+};
 
 inline Vec16 LoadUpTo16(const float* from, size_t left) {
   return left >= 16 ? Load(from) : LoadPartial(from, left);
@@ -356,6 +361,8 @@ inline void AttendSpan(const PagedAttentionArgs& a, const AttentionRun& run, siz
       return AttendRun<BF16Rows>(a, run, span, partials);
     case KvDType::kInt8:
       return AttendRun<Int8Rows>(a, run, span, partials);
+    case KvDType::kFp8:
+      return AttendRun<Fp8Rows>(a, run, span, partials);
   }
 }
 

@@ -26,7 +26,7 @@ struct GpuAttentionArgs {
   const uint16_t* q = nullptr;  // [tokens, ..., head_dim] bf16, token t at q + t * q_pitch
   uint32_t q_pitch = 0;         // elements
   uint16_t* out = nullptr;      // [tokens, heads, head_dim] bf16
-  KvLayer kv;                   // bf16, f16 or int8
+  KvLayer kv;                   // not f32
   uint32_t heads = 0;           // a multiple of kv_heads
   float scale = 0;
   // Decode: tokens [first, first + count) of the batch.

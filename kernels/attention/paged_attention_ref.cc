@@ -53,6 +53,9 @@ void WriteRow(KvDType dtype, const float* from, size_t row, size_t head_dim, con
       return put16(BF16OrNaN);
     case KvDType::kInt8:
       return WriteInt8Row(from, head_dim, to, rows.scales[row]);
+    case KvDType::kFp8:
+      for (size_t d = 0; d < head_dim; ++d) to[d] = std::byte{E4M3FromFloat(from[d])};
+      return;
   }
 }
 
@@ -72,6 +75,9 @@ void ReadRow(KvDType dtype, const KvRows& rows, size_t row, std::vector<double>&
         break;
       case KvDType::kInt8:
         out[d] = double{rows.scales[row]} * LoadUnaligned<int8_t>(from + d);
+        break;
+      case KvDType::kFp8:
+        out[d] = FloatFromE4M3(std::to_integer<uint8_t>(from[d]));
         break;
     }
   }

@@ -96,7 +96,8 @@ std::vector<size_t> Lengths(const Heads& h) {
 // weight by up to exp(2 e) (against the largest, which may be off too); exp adds 2.5e-7 twice. A span's
 // values are added in kAttentionSpan steps and each merge rounds thrice. The output is an average of values,
 // so all of these are fractions of the largest |value|. Both sides read the same stored rows, whose norm the
-// rounding to a dtype moves by at most a twentieth: in int8 by sqrt(head_dim) / 2 steps of max |x| / 127.
+// rounding to a dtype moves by at most a fifteenth: in fp8 by a sixteenth and 2^-10 for each element, in int8
+// by sqrt(head_dim) / 2 steps of max |x| / 127.
 TEST_P(EveryCpu, PagedAttentionMatchesTheReference) {
   for (const KvDType dtype : kEveryKvDType) {
     for (const Heads& h : kHeads) {
@@ -107,7 +108,7 @@ TEST_P(EveryCpu, PagedAttentionMatchesTheReference) {
         const Options options{.dtype = dtype, .block_tokens = length % 2 == 0 ? size_t{16} : 7};
         const auto want = Attend(ReferenceOps(), s, options, pool_), got = Attend(ops(), s, options, pool_);
         double largest = 0, score = 0;
-        for (const float value : s.values) largest = std::max<double>(largest, 1.05 * std::abs(value));
+        for (const float value : s.values) largest = std::max<double>(largest, 1.07 * std::abs(value));
         const auto squares = [&](const std::vector<float>& x, size_t row) {
           double sum = 0;
           for (size_t d = 0; d < h.head_dim; ++d) sum += double{x[row + d]} * x[row + d];
@@ -117,7 +118,7 @@ TEST_P(EveryCpu, PagedAttentionMatchesTheReference) {
         for (size_t row = 0; row < s.q.size(); row += h.head_dim)
           longest_q = std::max(longest_q, squares(s.q, row));
         for (size_t row = 0; row < s.keys.size(); row += h.head_dim) {
-          longest_key = std::max(longest_key, 1.05 * squares(s.keys, row));
+          longest_key = std::max(longest_key, 1.07 * squares(s.keys, row));
         }
         score = longest_q * longest_key / std::sqrt(static_cast<double>(h.head_dim));
         const double e = (static_cast<double>(h.head_dim) / 16 + 8) * kRounding * score;
@@ -230,13 +231,14 @@ std::vector<float> RoundTrip(const OpTable& ops, KvDType dtype, const std::vecto
 
 TEST_P(EveryCpu, StoredRowsAreWithinTheErrorOfTheirDTypeAndTheSameForEveryBackend) {
   for (const size_t head_dim : {1, 7, 16, 33, 64}) {
-    for (const float magnitude : {1e-30f, 1e-6f, 1e-3f, 1.0f, 1e3f}) {
+    for (const float magnitude : {1e-30f, 1e-6f, 1e-3f, 1.0f, 100.0f, 1e3f}) {
       SCOPED_TRACE(testing::Message() << head_dim << " elements of about " << magnitude);
       std::vector<float> row = RandomNormal(head_dim, /*seed=*/head_dim);
       for (float& x : row) x *= magnitude;
       double largest = 0;
       for (const float x : row) largest = std::max<double>(largest, std::abs(x));
       for (const KvDType dtype : kEveryKvDType) {
+        if (dtype == KvDType::kFp8 && largest > 464) continue;  // NaN: see below
         const auto got = RoundTrip(ops(), dtype, row, pool_);
         EXPECT_TRUE(SameBits(got, RoundTrip(ReferenceOps(), dtype, row, pool_))) << KvDTypeName(dtype);
         for (size_t d = 0; d < head_dim; ++d) {
@@ -244,8 +246,9 @@ TEST_P(EveryCpu, StoredRowsAreWithinTheErrorOfTheirDTypeAndTheSameForEveryBacken
           const double bound = dtype == KvDType::kF32    ? 0
                                : dtype == KvDType::kF16  ? std::max(0x1p-11 * size, 0x1p-25)
                                : dtype == KvDType::kBF16 ? 0x1p-8 * size
-                                                         // Half a step; scale and quotient are rounded too.
-                                                         : largest / 127 * (0.5 + 127 * 3 * kRounding);
+                               : dtype == KvDType::kFp8  ? std::max(0x1p-4 * size, 0x1p-10)
+                                                        // Half a step; scale and quotient are rounded too.
+                                                        : largest / 127 * (0.5 + 127 * 3 * kRounding);
           ASSERT_NEAR(got[d], x, bound) << KvDTypeName(dtype) << ", element " << d;
         }
       }
@@ -279,6 +282,7 @@ TEST_P(EveryCpu, WhatADTypeCannotHoldIsNaNForItsOwnAndLaterPositionsOnly) {
     if (dtype != KvDType::kF32) broken.insert(broken.end(), {infinity, -infinity});
     if (dtype == KvDType::kF16) broken.insert(broken.end(), {65520, -1e9f});
     if (dtype == KvDType::kBF16) broken.push_back(std::numeric_limits<float>::max());
+    if (dtype == KvDType::kFp8) broken.insert(broken.end(), {464.1f, -1e9f});
     const auto want = Attend(ops(), good, {.dtype = dtype}, pool_);
     for (const float x : broken) {
       for (const bool is_key : {true, false}) {

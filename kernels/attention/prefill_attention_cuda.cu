@@ -47,6 +47,8 @@ cudaError_t LaunchOfDType(const GpuAttentionArgs& args, const CudaLaunch& launch
       return LaunchOfHeadDim<KvDType::kF16>(args, launch);
     case KvDType::kInt8:
       return LaunchOfHeadDim<KvDType::kInt8>(args, launch);
+    case KvDType::kFp8:
+      return LaunchOfHeadDim<KvDType::kFp8>(args, launch);
     case KvDType::kF32:
       break;
   }

@@ -9,10 +9,12 @@
 // result depends on its own position only: not on how its prompt was cut into runs, nor on the rest of the
 // batch.
 //
-// Pools of f16 and int8 are rounded to bf16 in shared memory, by the threads that copied them.
+// Pools of f16, int8 and fp8 become bf16 in shared memory, rounded but for fp8, by the threads that copied
+// them.
 #pragma once
 
 #include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/quant/e4m3_device.h"
 #include "kernels/simt/simt.h"
 
 namespace terrace {
@@ -36,30 +38,32 @@ TERRACE_DEVICE constexpr uint32_t TileByte(uint32_t row, uint32_t chunk) {
 
 template <KvDType kDType, uint32_t kHeadDim>
 struct Layout {
-  static_assert(kDType == KvDType::kBF16 || kDType == KvDType::kF16 || kDType == KvDType::kInt8);
+  static_assert(kDType != KvDType::kF32);
   static_assert(kHeadDim == 32 || kHeadDim == 64 || kHeadDim == 128);
-  static constexpr bool kIsInt8 = kDType == KvDType::kInt8;
+  static constexpr bool kHasCodes = KvElementBytes(kDType) == 1, kHasScales = HasScales(kDType);
 
-  // Bytes of shared memory: queries, at last outputs; two stages of keys and values; of int8 the codes
-  // [2, kKeys, kHeadDim], ordered by the thread that copies, and scales [2, kKeys]; how far values are whole.
+  // Bytes of shared memory: queries, at last outputs; two stages of keys and values; of int8 and fp8 the
+  // codes [2, kKeys, kHeadDim], ordered by the thread that copies; of int8 scales [2, kKeys]; how far values
+  // are whole.
   static constexpr uint32_t kRowBytes = 2 * kHeadDim, kTileBytes = kKeys * kRowBytes;
   static constexpr uint32_t kStages = kGpuQueryTile * kRowBytes;
-  static constexpr uint32_t kCodes = kStages + 4 * kTileBytes, kScales = kCodes + kTileBytes;
-  static constexpr uint32_t kBroken = kIsInt8 ? kScales + 2 * kKeys * 4 : kCodes;
+  static constexpr uint32_t kCodes = kStages + 4 * kTileBytes;
+  static constexpr uint32_t kScales = kCodes + (kHasCodes ? kTileBytes : 0);
+  static constexpr uint32_t kBroken = kScales + (kHasScales ? 2 * kKeys * 4 : 0);
   static constexpr uint32_t kBytes = kBroken + 16;
 
   // Blocks of a multiprocessor that registers allow.
   static constexpr uint32_t kResident = kHeadDim == 128 ? 2 : 3;
 
   // A thread copies kCopies chunks of a tile: of rows CopyRow() + i * kCopyRows, always the same column.
-  static constexpr uint32_t kPoolRowBytes = kIsInt8 ? kHeadDim : 2 * kHeadDim;
+  static constexpr uint32_t kPoolRowBytes = kHeadDim * KvElementBytes(kDType);
   static constexpr uint32_t kColumns = kPoolRowBytes / 16;
   static constexpr uint32_t kCopies = kKeys * kColumns / kThreads, kCopyRows = kThreads / kColumns;
   static_assert(kCopyRows % 8 == 0);  // they are swizzled alike
 
-  // Of int8 rows of 8 chunks, eight threads take halves of two rows: the bf16 of those lie in different
+  // Of codes' rows of 8 chunks, eight threads take halves of two rows: the bf16 of those lie in different
   // banks.
-  static constexpr bool kHalves = kIsInt8 && kColumns == 8;
+  static constexpr bool kHalves = kHasCodes && kColumns == 8;
   TERRACE_DEVICE static constexpr uint32_t CopyRow(uint32_t thread) {
     return kHalves ? thread / 4 % 2 + thread / 16 * 2 : thread / kColumns;
   }
@@ -98,9 +102,9 @@ TERRACE_DEVICE void CopyTile(const Source& from, uint32_t block, uint32_t begin,
   using L = Layout<kDType, kHeadDim>;
   const uint32_t row = L::CopyRow(threadIdx.x), column = L::CopyColumn(threadIdx.x);
   std::byte* to =
-      L::kIsInt8 ? shared + L::kCodes + 16 * threadIdx.x : stage + TileByte<kHeadDim>(row, column);
-  constexpr uint32_t kStep = L::kIsInt8 ? 16 * kThreads : L::kCopyRows * L::kRowBytes;
-  constexpr uint32_t kValues = L::kIsInt8 ? L::kTileBytes / 2 : L::kTileBytes;
+      L::kHasCodes ? shared + L::kCodes + 16 * threadIdx.x : stage + TileByte<kHeadDim>(row, column);
+  constexpr uint32_t kStep = L::kHasCodes ? 16 * kThreads : L::kCopyRows * L::kRowBytes;
+  constexpr uint32_t kValues = L::kHasCodes ? L::kTileBytes / 2 : L::kTileBytes;
   const KvLayer& kv = from.args.kv;
   uint32_t mine = 0;
   TERRACE_UNROLL
@@ -116,7 +120,7 @@ TERRACE_DEVICE void CopyTile(const Source& from, uint32_t block, uint32_t begin,
     simt::CpAsync16(to + i * kStep, kv.keys.data + uint64_t{chunk} * 16, counts);
     simt::CpAsync16(to + i * kStep + kValues, kv.values.data + uint64_t{chunk} * 16, counts);
   }
-  if constexpr (L::kIsInt8) {  // a thread of the first warp: 4 scales of keys or of values
+  if constexpr (L::kHasScales) {  // a thread of the first warp: 4 scales of keys or of values
     if (threadIdx.x >= simt::kWarp) return;
     const uint32_t four = threadIdx.x % (kKeys / 4), position = begin + 4 * four;
     const uint32_t at = from.Row(simt::Shuffle(block, 4 * four / kTableTokens), position);
@@ -128,40 +132,57 @@ TERRACE_DEVICE void CopyTile(const Source& from, uint32_t block, uint32_t begin,
 TERRACE_DEVICE uint32_t BF16OfF16(uint32_t pair) {
   return simt::PackBF16(simt::F16Low(pair), simt::F16High(pair));
 }
-// Two bytes of four codes, each code + 128.
-TERRACE_DEVICE uint32_t BF16OfCodes(uint32_t codes, uint32_t byte, float scale) {
-  constexpr uint32_t kTwo23 = 0x4b000000;  // 2^23 as f32
-  const float low = simt::FloatOfBits(simt::BytePermute(codes, kTwo23, 0x7440 + byte)) - (0x1p23f + 128);
-  const float high = simt::FloatOfBits(simt::BytePermute(codes, kTwo23, 0x7441 + byte)) - (0x1p23f + 128);
-  return simt::PackBF16(low * scale, high * scale);
+// Codes 2 pair and 2 pair + 1 of four; `scale` is of int8.
+template <KvDType kDType>
+TERRACE_DEVICE uint32_t BF16OfCodes(uint32_t codes, uint32_t pair, float scale) {
+  if constexpr (kDType == KvDType::kFp8) {
+    return BF16OfF16(F16OfE4M3(codes, pair));
+  } else {  // code + 128 as the lower bits of 2^23 as f32
+    const uint32_t biased = codes ^ 0x80808080, selector = 0x7440 + 2 * pair;
+    const float low = simt::FloatOfBits(simt::BytePermute(biased, 0x4b000000, selector)) - (0x1p23f + 128);
+    const float high =
+        simt::FloatOfBits(simt::BytePermute(biased, 0x4b000000, selector + 1)) - (0x1p23f + 128);
+    return simt::PackBF16(low * scale, high * scale);
+  }
 }
 
-// Makes bf16 of what the calling thread has copied.
+// Makes bf16 of what the calling thread has copied, of f16 and of codes.
 template <KvDType kDType, uint32_t kHeadDim>
-TERRACE_DEVICE void ConvertTile(uint32_t begin, uint32_t last, std::byte* shared, std::byte* stage) {
+TERRACE_DEVICE void ConvertTile(std::byte* stage) {
   using L = Layout<kDType, kHeadDim>;
   const uint32_t column = L::CopyColumn(threadIdx.x);
   TERRACE_UNROLL
   for (uint32_t i = 0; i < 2 * L::kCopies; ++i) {  // keys, values
     const uint32_t row = L::CopyRow(threadIdx.x) + i % L::kCopies * L::kCopyRows;
     std::byte* tile = stage + i / L::kCopies * L::kTileBytes;
-    if constexpr (L::kIsInt8) {
-      const uint4 codes =
-          *reinterpret_cast<const uint4*>(shared + L::kCodes + 16 * (i * kThreads + threadIdx.x));
-      const auto* scales = reinterpret_cast<const float*>(shared + L::kScales) + i / L::kCopies * kKeys;
-      const float scale = begin + row <= last ? scales[row] : 0;
-      const uint32_t x = codes.x ^ 0x80808080, y = codes.y ^ 0x80808080, z = codes.z ^ 0x80808080,
-                     w = codes.w ^ 0x80808080;
-      *reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, 2 * column)) =
-          uint4{BF16OfCodes(x, 0, scale), BF16OfCodes(x, 2, scale), BF16OfCodes(y, 0, scale),
-                BF16OfCodes(y, 2, scale)};
-      *reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, 2 * column + 1)) =
-          uint4{BF16OfCodes(z, 0, scale), BF16OfCodes(z, 2, scale), BF16OfCodes(w, 0, scale),
-                BF16OfCodes(w, 2, scale)};
-    } else {
-      auto* chunk = reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, column));
-      const uint4 f16 = *chunk;
-      *chunk = uint4{BF16OfF16(f16.x), BF16OfF16(f16.y), BF16OfF16(f16.z), BF16OfF16(f16.w)};
+    auto* chunk = reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, column));
+    const uint4 f16 = *chunk;
+    *chunk = uint4{BF16OfF16(f16.x), BF16OfF16(f16.y), BF16OfF16(f16.z), BF16OfF16(f16.w)};
+  }
+}
+template <KvDType kDType, uint32_t kHeadDim>
+TERRACE_DEVICE void DecodeTile(uint32_t begin, uint32_t last, const std::byte* shared, std::byte* stage) {
+  using L = Layout<kDType, kHeadDim>;
+  const uint32_t column = L::CopyColumn(threadIdx.x);
+  TERRACE_NO_UNROLL                                // for want of registers
+      for (uint32_t part = 0; part < 2; ++part) {  // keys, values
+    std::byte* const tile = stage + part * L::kTileBytes;
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < L::kCopies; ++i) {
+      const uint32_t row = L::CopyRow(threadIdx.x) + i * L::kCopyRows;
+      const uint32_t chunk = (part * L::kCopies + i) * kThreads + threadIdx.x;
+      const uint4 codes = *reinterpret_cast<const uint4*>(shared + L::kCodes + 16 * chunk);
+      float scale = 0;
+      if constexpr (L::kHasScales) {
+        const auto* scales = reinterpret_cast<const float*>(shared + L::kScales) + part * kKeys;
+        scale = begin + row <= last ? scales[row] : 0;
+      }
+      const auto eight = [&](uint32_t x, uint32_t y) {
+        return uint4{BF16OfCodes<kDType>(x, 0, scale), BF16OfCodes<kDType>(x, 1, scale),
+                     BF16OfCodes<kDType>(y, 0, scale), BF16OfCodes<kDType>(y, 1, scale)};
+      };
+      *reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, 2 * column)) = eight(codes.x, codes.y);
+      *reinterpret_cast<uint4*>(tile + TileByte<kHeadDim>(row, 2 * column + 1)) = eight(codes.z, codes.w);
     }
   }
 }
@@ -411,8 +432,9 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
   for (uint32_t begin = 0; begin <= last; begin += kKeys) {
     std::byte* const stage = shared + L::kStages + begin / kKeys % 2 * (2 * L::kTileBytes);
     simt::CpAsyncWait<0>();
-    if constexpr (L::kIsInt8) simt::SyncThreads();  // scales are others' copies
-    if constexpr (kDType != KvDType::kBF16) ConvertTile<kDType, kHeadDim>(begin, last, shared, stage);
+    if constexpr (L::kHasScales) simt::SyncThreads();  // they are others' copies
+    if constexpr (kDType == KvDType::kF16) ConvertTile<kDType, kHeadDim>(stage);
+    if constexpr (L::kHasCodes) DecodeTile<kDType, kHeadDim>(begin, last, shared, stage);
     simt::SyncThreads();  // the tile is here, and no one reads the one before it any more
     if (last - begin >= kKeys) {
       std::byte* const next = shared + L::kStages + (begin / kKeys + 1) % 2 * (2 * L::kTileBytes);

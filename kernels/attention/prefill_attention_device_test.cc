@@ -42,6 +42,9 @@ std::vector<uint16_t> Attend(PrefillBatch& batch, uint64_t seed) {
     case KvDType::kInt8:
       RunDType<KvDType::kInt8>(args, seed);
       break;
+    case KvDType::kFp8:
+      RunDType<KvDType::kFp8>(args, seed);
+      break;
     default:
       RunDType<KvDType::kBF16>(args, seed);
   }
@@ -67,7 +70,7 @@ struct Kernel {
   std::vector<KvDType> dtypes;
 };
 const Kernel kKernels[] = {
-    {"mma", Attend, 32, {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}},
+    {"mma", Attend, 32, {KvDType::kBF16, KvDType::kF16, KvDType::kInt8, KvDType::kFp8}},
     {"Hopper",
      [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 128>(batch, seed); },
      64,
@@ -135,7 +138,8 @@ void ExpectCopies() {
   for (uint32_t thread = 0; thread < prefill::kThreads; thread += 8) {
     std::set<uint32_t> banks;
     for (uint32_t i = thread; i < thread + 8; ++i) {
-      banks.insert(prefill::TileByte<kHeadDim>(L::CopyRow(i), L::CopyColumn(i) * (L::kIsInt8 ? 2 : 1)) % 128);
+      banks.insert(prefill::TileByte<kHeadDim>(L::CopyRow(i), L::CopyColumn(i) * (L::kHasCodes ? 2 : 1)) %
+                   128);
     }
     EXPECT_EQ(banks.size(), 8u) << kHeadDim;
   }
@@ -147,6 +151,7 @@ TEST(PrefillAttention, CopiesCoverATileAndMeetNoBankTwice) {
   ExpectCopies<KvDType::kInt8, 32>();
   ExpectCopies<KvDType::kInt8, 64>();
   ExpectCopies<KvDType::kInt8, 128>();
+  ExpectCopies<KvDType::kFp8, 128>();
 }
 
 TEST(PrefillAttention, RunsCoverEveryTokenOnceAndThoseThatReadMostComeFirst) {
@@ -172,7 +177,7 @@ TEST(PrefillAttention, RunsCoverEveryTokenOnceAndThoseThatReadMostComeFirst) {
 TEST(PrefillAttention, MatchesTheReference) {
   uint64_t seed = 0;
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
-    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
       for (const auto& sequences : std::vector<std::vector<PrefillShape::Sequence>>{
                {{0, 1}},
                {{0, 100}},
@@ -332,7 +337,8 @@ void ExpectNaNsStayBehind(const Kernel& kernel, KvDType dtype) {
       if (dtype == KvDType::kInt8) {
         (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
       } else {
-        data[2 * (row * head_dim + 3)] = data[2 * (row * head_dim + 3) + 1] = std::byte{0xff};
+        const size_t bytes = KvElementBytes(dtype);
+        std::fill_n(&data[(row * head_dim + 3) * bytes], bytes, std::byte{0xff});
       }
       const auto out = kernel.attend(broken, /*seed=*/bad);
       for (size_t i = 0; i < out.size(); ++i) {

@@ -188,6 +188,7 @@ class PrefillBatch {
       float x = 0;
       if (shape_.dtype == KvDType::kBF16) x = FloatFromBF16(LoadUnaligned<uint16_t>(&data[2 * i]));
       if (shape_.dtype == KvDType::kF16) x = FloatFromF16(LoadUnaligned<uint16_t>(&data[2 * i]));
+      if (shape_.dtype == KvDType::kFp8) x = FloatFromE4M3(std::to_integer<uint8_t>(data[i]));
       if (shape_.dtype == KvDType::kInt8) x = scales[i / shape_.head_dim] * LoadUnaligned<int8_t>(&data[i]);
       out[i] = FloatFromBF16(BF16FromFloat(x));
     }

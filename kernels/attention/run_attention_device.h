@@ -219,6 +219,8 @@ auto LaunchRunAttention(const GpuAttentionArgs& a, const Launch& launch) {
       return LaunchHeadDim<decode::F16Rows>(a, launch);
     case KvDType::kInt8:
       return LaunchHeadDim<decode::Int8Rows>(a, launch);
+    case KvDType::kFp8:
+      return LaunchHeadDim<decode::Fp8Rows>(a, launch);
     default:
       return LaunchHeadDim<decode::BF16Rows>(a, launch);
   }

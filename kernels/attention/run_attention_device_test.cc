@@ -43,7 +43,7 @@ std::vector<uint16_t> Decode(PrefillBatch& batch) {
 
 TEST(RunAttention, HasTheBitsOfDecode) {
   uint64_t seed = 1;
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     for (const auto& [group, head_dim] :
          {std::pair{4u, 32u}, {1u, 64u}, {7u, 32u}, {16u, 32u}, {4u, 128u}, {9u, 64u}}) {
       SCOPED_TRACE(testing::Message()

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "kernels/quant/weight_codes.h"
 #include "kernels/quant/weight_values.h"
+#include "kernels/scalar_convert.h"
 
 namespace terrace {
 namespace {
@@ -262,32 +263,14 @@ void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::by
   }
 }
 
-float FloatFromE4M3(uint8_t code) {
-  const int exponent = code >> 3 & 15, mantissa = code & 7;
-  float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                  : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  if ((code & 0x7f) == 0x7f) magnitude = std::nanf("");
-  return (code & 0x80) != 0 ? -magnitude : magnitude;
-}
-
-uint8_t E4M3FromFloat(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffff;
-  const auto sign = static_cast<uint8_t>(bits >> 24 & 0x80);
-  if (magnitude > 0x7f800000) return sign | 0x7f;
-  if (magnitude >= std::bit_cast<uint32_t>(kLargestE4M3)) return sign | 0x7e;
-  if (magnitude < 0x3c800000) {  // 2^-6: a multiple of 2^-9, which is the step of f32 from 2^14 on
-    const float shifted = std::bit_cast<float>(magnitude) + 0x1p14f;
-    return sign | static_cast<uint8_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0x1p14f));
-  }
-  const uint32_t is_odd = magnitude >> 20 & 1;
-  return sign | static_cast<uint8_t>((magnitude - (120u << 23) + 0x7ffff + is_odd) >> 20);
-}
-
 float QuantizeE4M3(std::span<const float> row, uint8_t* codes) {
   float largest = 0;
   for (const float value : row) largest = std::max(largest, std::abs(value));
   const float scale = largest / kLargestE4M3;
-  for (size_t i = 0; i < row.size(); ++i) codes[i] = E4M3FromFloat(scale == 0 ? 0.0f : row[i] / scale);
+  for (size_t i = 0; i < row.size(); ++i) {
+    // A quotient may pass the largest: by its rounding, by more where the scale is subnormal.
+    codes[i] = E4M3FromFloat(scale == 0 ? 0.0f : std::clamp(row[i] / scale, -kLargestE4M3, kLargestE4M3));
+  }
   return scale;
 }
 

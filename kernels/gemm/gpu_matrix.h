@@ -100,10 +100,6 @@ GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool);
 void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
                    ThreadPool& pool);
 
-// Exact; 0x7f and 0xff are NaN, there are no infinities.
-float FloatFromE4M3(uint8_t code);
-// To nearest, ties to even; what passes 448, the largest, becomes 448.
-uint8_t E4M3FromFloat(float value);
 // Codes of a row at which its largest magnitude is 448; returns its scale.
 float QuantizeE4M3(std::span<const float> row, uint8_t* codes);
 

@@ -135,27 +135,6 @@ TEST_F(GpuMatrixTest, ScalesBeyondF16MakeItBF16) {
   }
 }
 
-TEST_F(GpuMatrixTest, E4M3IsTheNearestCode) {
-  EXPECT_EQ(FloatFromE4M3(0x7e), 448);
-  EXPECT_EQ(FloatFromE4M3(0x01), 0x1p-9f);
-  EXPECT_EQ(FloatFromE4M3(0x88), -0x1p-6f);
-  EXPECT_TRUE(std::isnan(FloatFromE4M3(0x7f)));
-  for (int code = 0; code < 256; ++code) {
-    const auto byte = static_cast<uint8_t>(code);
-    if ((code & 0x7f) == 0x7f) continue;
-    EXPECT_EQ(E4M3FromFloat(FloatFromE4M3(byte)), byte);
-  }
-  for (uint8_t code = 0; code < 0x7e; ++code) {  // between two: the nearer, at half way the even one
-    const float low = FloatFromE4M3(code), high = FloatFromE4M3(code + 1), half = (low + high) / 2;
-    EXPECT_EQ(E4M3FromFloat(half), code % 2 == 0 ? code : code + 1);
-    EXPECT_EQ(E4M3FromFloat(std::nextafter(half, low)), code);
-    EXPECT_EQ(E4M3FromFloat(-std::nextafter(half, high)), 0x80 | (code + 1));
-  }
-  EXPECT_EQ(E4M3FromFloat(1e9f), 0x7e);
-  EXPECT_EQ(E4M3FromFloat(-std::numeric_limits<float>::infinity()), 0xfe);
-  EXPECT_EQ(E4M3FromFloat(std::nanf("")), 0x7f);
-}
-
 TEST_F(GpuMatrixTest, RowsOfE4M3ReachItsLargest) {
   FileWeights weights(DType::kF32, 19, 128, /*seed=*/11);
   std::memset(&weights.bytes[1 + 5 * 128 * 4], 0, 128 * 4);

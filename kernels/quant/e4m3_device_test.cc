@@ -6,6 +6,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/quant/e4m3_testing.h"
+#include "kernels/scalar_convert.h"
 
 namespace terrace {
 namespace {
@@ -41,7 +42,36 @@ TEST(E4M3Device, RoundsToTheNearestCode) {
 
 TEST(E4M3Device, NaNStaysNaN) {
   EXPECT_EQ(E4M3Code(NAN), 0x7fu);
-  EXPECT_EQ(E4M3Code(-NAN) & 0x7f, 0x7fu);
+  EXPECT_EQ(E4M3Code(-NAN), 0x7fu);
+}
+
+TEST(E4M3Device, EveryCodeIsItsF16) {
+  for (uint32_t code = 0; code < 256; ++code) {
+    const uint32_t other = 255 - code, word = code | other << 8 | other << 16 | code << 24;
+    for (uint32_t pair = 0; pair < 2; ++pair) {
+      const uint32_t two = F16OfE4M3(word, pair);
+      const float got[2] = {simt::F16Low(two), simt::F16High(two)};
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t its = i == pair ? code : other;
+        if ((its & 0x7f) == 0x7f) {
+          EXPECT_TRUE(std::isnan(got[i])) << its;
+        } else {
+          EXPECT_EQ(got[i], E4M3Value(its)) << its;
+          EXPECT_EQ(std::signbit(got[i]), its >= 0x80) << its;
+        }
+      }
+    }
+  }
+}
+
+// A walk over all floats, and the edge of what there is a code for.
+TEST(E4M3Device, WhatHasNoCodeIsNaNAsOnTheHost) {
+  std::vector<float> values = {464, std::nextafter(464.0f, 465.0f), 480, INFINITY, NAN};
+  for (uint32_t bits = 0; bits < 0xff800000; bits += 104729) values.push_back(simt::FloatOfBits(bits));
+  for (const float value : values) {
+    const uint32_t codes = PackE4M3OrNaN(value, -value, 1, value), want = E4M3FromFloat(value);
+    EXPECT_EQ(codes, want | uint32_t{E4M3FromFloat(-value)} << 8 | 0x38u << 16 | want << 24) << value;
+  }
 }
 
 TEST(E4M3Device, PacksTheFirstLowest) { EXPECT_EQ(PackE4M3(0, 1, -2, 448), 0x7ec03800u); }

@@ -1,7 +1,6 @@
 #include "kernels/quant/quantize_rows_device.h"
 
 #include <cmath>
-#include <limits>
 #include <random>
 #include <vector>
 
@@ -10,14 +9,6 @@
 
 namespace terrace {
 namespace {
-
-float FloatFromE4M3(uint8_t code) {
-  const int exponent = code >> 3 & 15, mantissa = code & 7;
-  if ((code & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-  return (code & 0x80) != 0 ? -magnitude : magnitude;
-}
 
 struct Rows {
   std::vector<uint8_t> codes;

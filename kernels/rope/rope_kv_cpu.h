@@ -60,6 +60,10 @@ inline void PutRowInt8(const float* from, size_t count, std::byte* to, float& sc
   }
 }
 
+inline void PutRowFp8(const float* from, size_t count, std::byte* to) {
+  for (size_t d = 0; d < count; ++d) to[d] = std::byte{E4M3FromFloat(from[d])};
+}
+
 // To the bit what WriteKv writes.
 inline void PutRow(const RopeKvArgs& a, const float* from, size_t row, const KvRows& rows) {
   const size_t count = a.batch.head_dim;
@@ -74,6 +78,8 @@ inline void PutRow(const RopeKvArgs& a, const float* from, size_t row, const KvR
       return PutRow16(from, count, to, 0x7f80, 0x7fc0, [](uint16_t* out, Vec16 x) { StoreBF16(out, x); });
     case KvDType::kInt8:
       return PutRowInt8(from, count, to, rows.scales[row]);
+    case KvDType::kFp8:
+      return PutRowFp8(from, count, to);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/quant/e4m3_device.h"
 #include "kernels/rope/rope_kv_gpu.h"
 #include "kernels/simt/simt.h"
 
@@ -69,6 +70,10 @@ TERRACE_DEVICE uint4 PackRow16(const RopePiece& p) {
   return {pack(0), pack(2), pack(4), pack(6)};
 }
 
+TERRACE_DEVICE uint2 PackRowFp8(const RopePiece& p) {
+  return {PackE4M3OrNaN(p.x[0], p.x[1], p.x[2], p.x[3]), PackE4M3OrNaN(p.x[4], p.x[5], p.x[6], p.x[7])};
+}
+
 // The codes of a row: v / scale to the nearest integer.
 class Int8Row {
  public:
@@ -119,6 +124,10 @@ TERRACE_DEVICE float Int8Scale(const RopePiece& low, const RopePiece& high, uint
   return value < kSmallestInt8Row ? 0 : value / 127;
 }
 
+// Of an element. (A kernel may not call what is a function of the host.)
+template <KvDType kDType>
+inline constexpr uint32_t kKvBytes = KvElementBytes(kDType);
+
 // Grid: [tokens, parts of its heads]; groups of 2^log2_group lanes, at least head_dim / 16.
 template <KvDType kDType, bool kNeighbours>
 TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a, uint32_t log2_group) {
@@ -168,7 +177,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
     *high_piece = PackPieceBF16(high);
     return;
   }
-  constexpr uint32_t kBytes = kDType == KvDType::kInt8 ? 1 : 2;
+  constexpr uint32_t kBytes = kKvBytes<kDType>;
   std::byte* const to =
       (is_rotated ? a.kv.keys.data : a.kv.values.data) + (row * (2 * half) + 8 * lane) * kBytes;
   if constexpr (kDType == KvDType::kInt8) {
@@ -176,6 +185,9 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
     *reinterpret_cast<uint2*>(to) = coder.Codes(low);
     *reinterpret_cast<uint2*>(to + half) = coder.Codes(high);
     if (lane == 0) (is_rotated ? a.kv.keys.scales : a.kv.values.scales)[row] = scale;
+  } else if constexpr (kDType == KvDType::kFp8) {
+    *reinterpret_cast<uint2*>(to) = PackRowFp8(low);
+    *reinterpret_cast<uint2*>(to + half) = PackRowFp8(high);
   } else {
     *reinterpret_cast<uint4*>(to) = PackRow16<kDType>(low);
     *reinterpret_cast<uint4*>(to + kBytes * half) = PackRow16<kDType>(high);
@@ -201,6 +213,8 @@ auto LaunchRopeKv(const GpuRopeKvArgs& args, const Launch& launch) {
       return LaunchRopeKvAs<KvDType::kF16>(args, launch);
     case KvDType::kInt8:
       return LaunchRopeKvAs<KvDType::kInt8>(args, launch);
+    case KvDType::kFp8:
+      return LaunchRopeKvAs<KvDType::kFp8>(args, launch);
     case KvDType::kF32:
     case KvDType::kBF16:
       break;

@@ -5,8 +5,6 @@
 namespace terrace {
 namespace {
 
-constexpr KvDType kDTypes[] = {KvDType::kBF16, KvDType::kF16, KvDType::kInt8};
-
 void ExpectKernel(RopeKvCase& c, uint64_t seed) {
   const RopeKvShape& s = c.shape;
   std::vector<uint16_t> qkv = c.qkv;
@@ -36,7 +34,7 @@ void ExpectKernel(RopeKvCase& c, uint64_t seed) {
 TEST(RopeKvDevice, MatchesTheReference) {
   for (const uint32_t head_dim : {16, 32, 64, 80, 96, 128, 176, 256}) {
     for (const bool neighbours : {false, true}) {
-      for (const KvDType dtype : kDTypes) {
+      for (const KvDType dtype : kEveryGpuKvDType) {
         SCOPED_TRACE(testing::Message()
                      << KvDTypeName(dtype) << ", head_dim " << head_dim << " neighbours " << neighbours);
         RopeKvCase c({dtype, /*heads=*/5, /*kv_heads=*/2, head_dim, neighbours}, /*seed=*/head_dim);
@@ -58,12 +56,13 @@ TEST(RopeKvDevice, TakesAnyNumberOfHeads) {
 
 // Values that a dtype cannot hold; rows that are too small, and as small as may be; ties between int8 codes.
 TEST(RopeKvDevice, ExtremesAreWrittenAsDefined) {
-  for (const KvDType dtype : kDTypes) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     for (const bool neighbours : {false, true}) {
       SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << " neighbours " << neighbours);
       const uint32_t heads = 1, kv_heads = 14, head_dim = 48;
       RopeKvCase c({dtype, heads, kv_heads, head_dim, neighbours, /*tokens=*/3}, /*seed=*/4);
-      const float extremes[] = {INFINITY, -INFINITY, NAN, 1e30f, 65519, 65536, 3e-8f, 1e-41f, 3e38f, -0.0f};
+      const float extremes[] = {INFINITY, -INFINITY, NAN,   1e30f, 65519, 65536, 3e-8f,
+                                1e-41f,   3e38f,     -0.0f, 464,   -466,  0.02f};
       for (uint32_t i = 0; i < std::size(extremes); ++i) {
         for (uint32_t token = 0; token < 3; ++token) {
           c.Head(token, heads + i)[(11 * i + 30 * token) % head_dim] = BF16FromFloat(extremes[i]);

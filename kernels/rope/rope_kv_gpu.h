@@ -15,7 +15,7 @@ struct GpuRopeKvArgs {
   const float* sin = nullptr;
   uint32_t heads = 0;
   bool neighbours = false;
-  KvLayer kv;  // bf16, f16 or int8
+  KvLayer kv;  // not f32
 };
 
 }  // namespace terrace

@@ -127,7 +127,8 @@ TEST_P(EveryCpu, KeysAndValuesAreWrittenToTheBitAsDefined) {
       auto k = RandomNormal(tokens * kv_heads * head_dim, /*seed=*/2);
       auto v = RandomNormal(k.size(), /*seed=*/3);
       const float extremes[] = {INFINITY, -INFINITY, NAN,   1e30f,  65519, 65520,
-                                3e-8f,    1e-41f,    -0.0f, 127.0f, 2.5f,  kSmallestInt8Row};
+                                3e-8f,    1e-41f,    -0.0f, 127.0f, 2.5f,  kSmallestInt8Row,
+                                464,      -464.1f};
       for (size_t i = 0; i < std::size(extremes); ++i) {
         k[i * kv_heads * head_dim] = extremes[i];
         v[(i + 1) * kv_heads * head_dim - 1] = extremes[i];

@@ -76,6 +76,16 @@ inline Vec16 LoadBF16(const std::byte* from) {
 inline Vec16 LoadI8(const std::byte* from) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
 }
+// Through f16: a code's lower seven bits, where those of an f16 are, make 2^-8 of its value. The sign is in
+// bits 15 and 14 at first; a NaN becomes all ones.
+inline Vec16 LoadE4M3(const std::byte* from) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  const __m256i bits = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
+  const __m256i magnitudes = _mm256_set1_epi16(0x3f80);
+  const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(bits, magnitudes), magnitudes);
+  const __m256i halves = _mm256_or_si256(_mm256_andnot_si256(_mm256_set1_epi16(0x4000), bits), is_nan);
+  return Mul({_mm512_cvtph_ps(halves)}, Splat(256));
+}
 
 inline Vec16 LoadU8(const std::byte* from) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};

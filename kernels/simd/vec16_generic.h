@@ -3,6 +3,7 @@
 // the other two.
 #pragma once
 
+#include <array>
 #include <cstddef>
 
 #include "kernels/scalar_convert.h"
@@ -86,6 +87,14 @@ inline Vec16 LoadBF16(const std::byte* from) {
 }
 inline Vec16 LoadI8(const std::byte* from) {
   return EachLane([&](size_t i) { return static_cast<float>(LoadUnaligned<int8_t>(from + i)); });
+}
+constexpr auto kFloatsOfE4M3 = [] {
+  std::array<float, 256> floats{};
+  for (size_t code = 0; code < 256; ++code) floats[code] = FloatFromE4M3(static_cast<uint8_t>(code));
+  return floats;
+}();
+inline Vec16 LoadE4M3(const std::byte* from) {
+  return EachLane([&](size_t i) { return kFloatsOfE4M3[std::to_integer<uint8_t>(from[i])]; });
 }
 
 inline Vec16 LoadU8(const std::byte* from) {

@@ -20,7 +20,7 @@
 //   LoadReadOnly(const T*)                         global memory no one writes while the kernel runs
 //   Exp2(x), Reciprocal(x), ReciprocalSqrt(x)      to about 2 ulp on a device
 //   PackBF16(low, high), BF16Low(w), BF16High(w), PackF16, F16Low, F16High   pairs in 32 bits
-//   MulBF16x2(a, b), SubBF16x2(a, b), FmaBF16x2(a, b, c)   of pairs, rounded once
+//   MulBF16x2(a, b), MulF16x2(a, b), FmaBF16x2(a, b, c)   of pairs, rounded once
 //   BytePermute(a, b, selector)                    prmt
 //   AtomicAdd(uint32_t*, v), AtomicAdd(unsigned long long*, v), AtomicMax(uint32_t*, v)   old value
 //   ThreadFence()                                  of the device

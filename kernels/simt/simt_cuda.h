@@ -124,9 +124,9 @@ TERRACE_DEVICE uint32_t MulBF16x2(uint32_t a, uint32_t b) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(w) : "r"(a), "r"(b), "r"(0x80008000u));
   return w;
 }
-TERRACE_DEVICE uint32_t SubBF16x2(uint32_t a, uint32_t b) {
-  uint32_t w;  // b * -1 + a
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(w) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+TERRACE_DEVICE uint32_t MulF16x2(uint32_t a, uint32_t b) {
+  uint32_t w;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(w) : "r"(a), "r"(b));
   return w;
 }
 TERRACE_DEVICE uint32_t FmaBF16x2(uint32_t a, uint32_t b, uint32_t c) {

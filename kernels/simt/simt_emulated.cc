@@ -296,8 +296,8 @@ float F16High(uint32_t w) { return FloatFromF16(static_cast<uint16_t>(w >> 16));
 uint32_t MulBF16x2(uint32_t a, uint32_t b) {
   return PackBF16(BF16Low(a) * BF16Low(b), BF16High(a) * BF16High(b));
 }
-uint32_t SubBF16x2(uint32_t a, uint32_t b) {
-  return PackBF16(BF16Low(a) - BF16Low(b), BF16High(a) - BF16High(b));
+uint32_t MulF16x2(uint32_t a, uint32_t b) {  // products of 22 bits fit f32
+  return PackF16(F16Low(a) * F16Low(b), F16High(a) * F16High(b));
 }
 uint32_t FmaBF16x2(uint32_t a, uint32_t b, uint32_t c) {
   // Through f32, to which it is rounded to odd, so that it is rounded once.

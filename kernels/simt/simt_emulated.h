@@ -124,7 +124,7 @@ uint32_t PackF16(float low, float high);
 float F16Low(uint32_t w);
 float F16High(uint32_t w);
 uint32_t MulBF16x2(uint32_t a, uint32_t b);
-uint32_t SubBF16x2(uint32_t a, uint32_t b);
+uint32_t MulF16x2(uint32_t a, uint32_t b);
 uint32_t FmaBF16x2(uint32_t a, uint32_t b, uint32_t c);
 uint32_t BytePermute(uint32_t a, uint32_t b, uint32_t selector);
 float FloatOfBits(uint32_t bits);

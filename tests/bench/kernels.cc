@@ -28,7 +28,7 @@ namespace {
 struct Flags {
   size_t threads = 1, rounds = 7, rows = 2048, columns = 2048;
   std::vector<size_t> tokens = {1, 4, 8, 32, 128, 512}, context = {4096, 16384};
-  std::vector<std::string> formats, kv = {"f32", "f16", "bf16", "int8"};
+  std::vector<std::string> formats, kv = {"f32", "f16", "bf16", "int8", "fp8"};
   std::string kernels;
 };
 

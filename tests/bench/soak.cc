@@ -346,7 +346,7 @@ int main(int argc, char** argv) {
   app.add_option("--model", flags.model, "a model folder or .gguf file")->capture_default_str();
   app.add_option("--minutes", flags.minutes)->capture_default_str();
   app.add_option("--seed", flags.seed)->capture_default_str();
-  app.add_option("--kv-dtype", flags.kv_dtype, "f32, f16, bf16 or int8")->capture_default_str();
+  app.add_option("--kv-dtype", flags.kv_dtype, "f32, f16, bf16, int8 or fp8")->capture_default_str();
   app.add_flag("--swap,!--no-swap", flags.swap, "swap memory for preempted sequences")->capture_default_str();
   app.add_option("--drafter", flags.drafter, "none, ngram or model")->capture_default_str();
   app.add_option("--draft-model", flags.draft_model, "of drafter model");

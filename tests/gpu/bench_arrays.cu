@@ -35,10 +35,10 @@ __global__ void FillF32Kernel(float* out, uint64_t count, NormalFill fill) {
   for (uint64_t i = FirstIndex(); i < count; i += Stride()) out[i] = Normal(fill, i);
 }
 
-__global__ void FillBytesKernel(ulonglong2* out, uint64_t count, uint64_t seed) {
+__global__ void FillBytesKernel(ulonglong2* out, uint64_t count, uint64_t seed, uint64_t mask) {
   for (uint64_t i = FirstIndex(); i < count; i += Stride()) {
-    out[i] =
-        make_ulonglong2(Mix(seed * 0x632be59bd9b4e019 + 2 * i), Mix(seed * 0x632be59bd9b4e019 + 2 * i + 1));
+    out[i] = make_ulonglong2(Mix(seed * 0x632be59bd9b4e019 + 2 * i) & mask,
+                             Mix(seed * 0x632be59bd9b4e019 + 2 * i + 1) & mask);
   }
 }
 
@@ -96,10 +96,10 @@ cudaError_t FillF32(float* out, uint64_t count, const NormalFill& fill, cudaStre
   return cudaGetLastError();
 }
 
-cudaError_t FillBytes(void* out, uint64_t bytes, uint64_t seed, cudaStream_t stream) {
+cudaError_t FillBytes(void* out, uint64_t bytes, uint64_t seed, cudaStream_t stream, uint8_t mask) {
   if (bytes == 0) return cudaSuccess;
   FillBytesKernel<<<BlocksOf(bytes / 16), kThreads, 0, stream>>>(static_cast<ulonglong2*>(out), bytes / 16,
-                                                                 seed);
+                                                                 seed, uint64_t{mask} * 0x0101010101010101);
   return cudaGetLastError();
 }
 

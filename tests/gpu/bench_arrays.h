@@ -15,8 +15,8 @@ struct NormalFill {
 };
 cudaError_t FillBF16(uint16_t* out, uint64_t count, const NormalFill& fill, cudaStream_t stream);
 cudaError_t FillF32(float* out, uint64_t count, const NormalFill& fill, cudaStream_t stream);
-// Random bytes; each n of int8 KV rows is as likely as any. `bytes` is a multiple of 16.
-cudaError_t FillBytes(void* out, uint64_t bytes, uint64_t seed, cudaStream_t stream);
+// Random bytes & mask; without one each n of int8 KV rows is as likely as any. `bytes` is a multiple of 16.
+cudaError_t FillBytes(void* out, uint64_t bytes, uint64_t seed, cudaStream_t stream, uint8_t mask = 0xff);
 
 inline constexpr uint32_t kReadSums = 1056;
 // Reads [from, from + bytes), a multiple of 16, and writes sums[kReadSums], so that no read can be left out.

@@ -312,10 +312,11 @@ class AttentionPool {
             .blocks = kBlocks,
             .log2_block_tokens = kLog2BlockTokens};
   }
-  // The same memory as int8 rows: bytes as they come.
-  Status BecomeInt8(cudaStream_t stream) {
-    RETURN_IF_CUDA_ERROR(FillBytes(keys_.data(), kElements, 24, stream));
-    RETURN_IF_CUDA_ERROR(FillBytes(values_.data(), kElements, 25, stream));
+  // The same memory as rows of codes: bytes as they come, of fp8 without NaN.
+  Status BecomeCodes(KvDType dtype, cudaStream_t stream) {
+    const uint8_t mask = dtype == KvDType::kFp8 ? 0xbf : 0xff;  // below 2
+    RETURN_IF_CUDA_ERROR(FillBytes(keys_.data(), kElements, 24, stream, mask));
+    RETURN_IF_CUDA_ERROR(FillBytes(values_.data(), kElements, 25, stream, mask));
     return {};
   }
 
@@ -388,6 +389,7 @@ struct PrefillCase {
   uint32_t tokens;
   uint32_t head_dim = kHeadDim;
   std::optional<PrefillKernel> kernel = {};  // or what is taken
+  KvDType dtype = KvDType::kBF16;
 };
 
 const char* NameOf(PrefillKernel kernel) {
@@ -397,8 +399,8 @@ const char* NameOf(PrefillKernel kernel) {
 
 Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
                         const PrefillCase& what) {
-  const auto [tokens, head_dim, kernel] = what;
-  const std::string name = Concat("prefill attention bf16, ", tokens, " tokens",
+  const auto [tokens, head_dim, kernel, dtype] = what;
+  const std::string name = Concat("prefill attention ", KvDTypeName(dtype), ", ", tokens, " tokens",
                                   head_dim == kHeadDim ? "" : Concat(", head_dim ", head_dim),
                                   kernel.has_value() ? Concat(", ", NameOf(*kernel)) : "");
   if (!bench.report.HasTime(name)) return {};
@@ -420,7 +422,7 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
                                  .q = q.as<uint16_t>(),
                                  .q_pitch = kQkvWidth,
                                  .out = out.as<uint16_t>(),
-                                 .kv = pool.Layer(KvDType::kBF16),
+                                 .kv = pool.Layer(dtype),
                                  .heads = kHeads,
                                  .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
                                  .runs = runs.as<GpuQueryRun>(),
@@ -665,10 +667,12 @@ Status Attention(BenchContext& bench, AttentionPool& pool) {
   for (const DecodeCase& each : cases) RETURN_IF_ERROR(DecodeAttention(bench, pool, q, each));
   for (const uint32_t tokens : kPrefillTokens) RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {tokens}));
   RETURN_IF_ERROR(RopeKv(bench, pool));
-  RETURN_IF_ERROR(pool.BecomeInt8(bench.stream));
-  return DecodeAttention(
-      bench, pool, q,
-      {.count = 64, .context = 8192, .dtype = KvDType::kInt8, .goal = BenchGoal::Fraction(0.92)});
+  for (const KvDType dtype : {KvDType::kInt8, KvDType::kFp8}) {
+    RETURN_IF_ERROR(pool.BecomeCodes(dtype, bench.stream));
+    RETURN_IF_ERROR(DecodeAttention(bench, pool, q, {.count = 64, .context = 8192, .dtype = dtype}));
+    RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {.tokens = 8192, .dtype = dtype}));
+  }
+  return {};
 }
 
 }  // namespace

@@ -78,7 +78,7 @@ void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
 TEST(DecodeAttentionGpu, MatchesTheReference) {
   uint64_t seed = 0;
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
-    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {1u, 2u, 4u, 7u, 8u, 9u, 16u}) {
         SCOPED_TRACE(testing::Message()
                      << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", seed " << seed);
@@ -97,7 +97,7 @@ TEST(DecodeAttentionGpu, MatchesTheReference) {
 }
 
 TEST(DecodeAttentionGpu, TakesScoresThatGrow) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     DecodeBatch batch({.dtype = dtype, .head_dim = 128, .positions = {100, 600}, .growth = 0.01f});
     ExpectReference(batch, Attend(batch));
   }
@@ -105,7 +105,7 @@ TEST(DecodeAttentionGpu, TakesScoresThatGrow) {
 
 // Enough tokens for blocks of whole groups of spans; alone each is of single spans.
 TEST(DecodeAttentionGpu, ATokensBitsDependOnItsPositionOnly) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     for (const uint32_t group : {4u, 9u}) {
       SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads");
       DecodeShape shape{.dtype = dtype, .heads = 8 * group, .kv_heads = 8, .head_dim = 32, .positions = {}};
@@ -127,6 +127,11 @@ TEST(DecodeAttentionGpu, ATokensBitsDependOnItsPositionOnly) {
       EXPECT_EQ(Attend(batch), expected);
     }
   }
+}
+
+TEST(DecodeAttentionGpu, EveryFp8CodeIsItsValue) {
+  DecodeBatch batch = EveryFp8Code();
+  ExpectEveryFp8Code(Attend(batch));
 }
 
 TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
@@ -179,11 +184,12 @@ TEST(DecodeAttentionGpu, ReadsAtTheSpeedOfMemory) {
     KvDType dtype;
     uint32_t count, positions, heads, kv_heads, head_dim;
   } cases[] = {
-      {KvDType::kBF16, 64, 8192, 32, 8, 128}, {KvDType::kF16, 64, 8192, 32, 8, 128},
-      {KvDType::kInt8, 64, 8192, 32, 8, 128}, {KvDType::kBF16, 64, 8192, 64, 4, 128},
-      {KvDType::kBF16, 64, 8192, 32, 8, 64},  {KvDType::kBF16, 16, 8192, 32, 8, 128},
-      {KvDType::kBF16, 64, 1024, 32, 8, 128}, {KvDType::kBF16, 1, 1024, 32, 8, 128},
-      {KvDType::kBF16, 1, 8192, 32, 8, 128},  {KvDType::kBF16, 1, 131072, 32, 8, 128},
+      {KvDType::kBF16, 64, 8192, 32, 8, 128},  {KvDType::kF16, 64, 8192, 32, 8, 128},
+      {KvDType::kInt8, 64, 8192, 32, 8, 128},  {KvDType::kFp8, 64, 8192, 32, 8, 128},
+      {KvDType::kBF16, 64, 8192, 64, 4, 128},  {KvDType::kBF16, 64, 8192, 32, 8, 64},
+      {KvDType::kBF16, 16, 8192, 32, 8, 128},  {KvDType::kBF16, 64, 1024, 32, 8, 128},
+      {KvDType::kBF16, 1, 1024, 32, 8, 128},   {KvDType::kBF16, 1, 8192, 32, 8, 128},
+      {KvDType::kBF16, 1, 131072, 32, 8, 128},
   };
   for (const auto& c : cases) {
     // Calls in turn read other memory, 256 MiB in all or more: what one leaves in the cache is no use to the

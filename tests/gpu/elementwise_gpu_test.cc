@@ -146,7 +146,7 @@ void ExpectRopeKvOnGpu(RopeKvCase& c) {
 }
 
 TEST(RopeKvGpu, MatchesTheReferenceToTheBit) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     for (const bool neighbours : {false, true}) {
       for (const uint32_t head_dim : {16, 32, 64, 80, 96, 128, 176, 256}) {
         RopeKvCase c({dtype, /*heads=*/5, /*kv_heads=*/2, head_dim, neighbours, /*tokens=*/9},

@@ -53,7 +53,7 @@ void ExpectReference(PrefillBatch& batch) {
 TEST(PrefillAttentionGpu, MatchesTheReference) {
   uint64_t seed = 0;
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
-    for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
       for (const auto& sequences : std::vector<std::vector<PrefillShape::Sequence>>{
                {{0, 1}}, {{0, 100}, {5, 33}, {63, 2}, {300, 70}}, {{0, 2048}}, {{1000, 555}, {77, 300}}}) {
         SCOPED_TRACE(testing::Message()

@@ -40,7 +40,7 @@ std::vector<uint16_t> Decode(PrefillBatch& batch) {
 
 TEST(RunAttentionGpu, HasTheBitsOfDecode) {
   uint64_t seed = 1;
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
     for (const uint32_t head_dim : {32u, 64u, 128u}) {
       for (const uint32_t group : {1u, 4u, 7u, 8u, 9u, 16u}) {
         SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim);

@@ -175,7 +175,7 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"generate", "--prompt", "a", "--model", "m", "--device", "tpu"},
       {"generate", "--prompt", "a", "--device", "cpu"},
       {"evaluate", "--router", "h:1", "--model", "m", "--device", "cpu"},
-      {"generate", "--prompt", "a", "--model", "m", "--kv-dtype", "fp8"},
+      {"generate", "--prompt", "a", "--model", "m", "--kv-dtype", "int4"},
       {"evaluate", "--router", "h:1", "--model", "m", "--kv-dtype", "f16"},
       {"generate", "--prompt", "a", "--model", "m", "--drafter", "oracle"},
       {"generate", "--prompt", "a", "--model", "m", "--draft-model", "d"},

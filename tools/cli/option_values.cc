@@ -64,12 +64,11 @@ std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& dev
           ->check(CLI::IsMember({"auto", "f32", "fp8"}).description(""))
           ->capture_default_str(),
       command
-          .add_option(
-              "--kv-dtype", kv_dtype,
-              "of a model in this process: keys and values in f32 (CPUs), f16, bf16, int8; auto: f32, on "
-              "a device bf16")
+          .add_option("--kv-dtype", kv_dtype,
+                      "of a model in this process: keys and values in f32 (CPUs), f16, bf16, int8, fp8; "
+                      "auto: f32, on a device bf16")
           ->type_name("TYPE")
-          ->check(CLI::IsMember({"auto", "f32", "f16", "bf16", "int8"}).description(""))
+          ->check(CLI::IsMember({"auto", "f32", "f16", "bf16", "int8", "fp8"}).description(""))
           ->capture_default_str()};
 }
 

@@ -49,7 +49,7 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(const ModelCo
                                                                    const DeviceLimits& limits,
                                                                    bool is_invariant) {
   RETURN_IF_ERROR(CheckCudaModel(config));
-  if (shape.dtype == KvDType::kF32) return Unsupported("f32 keys and values; bf16, f16 and int8 are");
+  if (shape.dtype == KvDType::kF32) return Unsupported("f32 keys and values; bf16, f16, int8 and fp8 are");
   if (shape.block_tokens < 16 || !std::has_single_bit(shape.block_tokens)) {
     return Unsupported(Concat("KV blocks of ", shape.block_tokens, "; powers of two from 16 are"));
   }
@@ -62,9 +62,10 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(const ModelCo
   impl->has_fp8 = major * 10 + minor >= 89;
   int most_shared = 0;
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  constexpr int kInt8PrefillShared = 116 * 1024;  // of prefill attention with heads of 128
-  if (shape.dtype == KvDType::kInt8 && config.head_dim == 128 && most_shared < kInt8PrefillShared) {
-    return Unsupported(Concat("int8 keys and values with heads of 128 on a device whose blocks have ",
+  constexpr int kCodesPrefillShared = 116 * 1024;  // of prefill attention with heads of 128
+  if (KvElementBytes(shape.dtype) == 1 && config.head_dim == 128 && most_shared < kCodesPrefillShared) {
+    return Unsupported(Concat(KvDTypeName(shape.dtype),
+                              " keys and values with heads of 128 on a device whose blocks have ",
                               most_shared, " bytes of shared memory"));
   }
   const GpuAttentionArgs attention{.batch = {.kv_heads = config.kv_heads, .head_dim = config.head_dim},

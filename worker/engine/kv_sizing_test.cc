@@ -52,8 +52,9 @@ TEST(SizeKvPool, SmallerDTypesMakeMoreBlocksOfTheSameBytes) {
   KvSizingInput input = Input();
   input.shape.head_dim = 64;
   input.pool_bytes = 256 << 10;  // 16 blocks of f32
-  for (const auto& [dtype, blocks] : {std::pair(KvDType::kF32, 16), std::pair(KvDType::kF16, 32),
-                                      std::pair(KvDType::kBF16, 32), std::pair(KvDType::kInt8, 60)}) {
+  for (const auto& [dtype, blocks] :
+       {std::pair(KvDType::kF32, 16), std::pair(KvDType::kF16, 32), std::pair(KvDType::kBF16, 32),
+        std::pair(KvDType::kInt8, 60), std::pair(KvDType::kFp8, 64)}) {
     input.shape.dtype = dtype;
     const auto sizing = SizeKvPool(input);
     ASSERT_TRUE(sizing.ok()) << sizing.status();

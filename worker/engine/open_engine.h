@@ -35,7 +35,7 @@ struct OpenEngineOptions {
   uint32_t inbox = 256;
   uint32_t block_tokens = 16;
   uint64_t kv_pool_bytes = 0;     // 0: max_sequences full contexts, at most what SizeKvPool leaves
-  std::string kv_dtype = "auto";  // auto (f32, on a device bf16), f32, f16, bf16 or int8
+  std::string kv_dtype = "auto";  // auto (f32, on a device bf16), f32, f16, bf16, int8 or fp8
   bool prefix_cache = true;
   uint64_t host_swap_bytes = 0;  // for blocks of preempted sequences; 0: they are recomputed
   double max_prefill_wait_seconds = 5;

@@ -16,7 +16,7 @@ constexpr uint32_t kMaxSpeculatedTokens = 64, kMaxMinMatch = 16;
 
 constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"}, kNumerics[] = {"auto", "invariant"},
                            kKernels[] = {"auto", "cpu", "reference"}, kComputes[] = {"auto", "f32", "fp8"},
-                           kKvDTypes[] = {"auto", "f32", "f16", "bf16", "int8"},
+                           kKvDTypes[] = {"auto", "f32", "f16", "bf16", "int8", "fp8"},
                            kDrafters[] = {"none", "ngram", "model", "remote"};
 
 template <typename... Text>
@@ -103,7 +103,8 @@ Status CheckDeviceSettings(const OpenEngineOptions& options) {
   if (options.compute == "f32") return Bad("engine.compute: f32 is for CPUs only; CUDA has auto, fp8");
   if (options.virtual_shards > 1)
     return Bad("engine.virtual_shards: ", options.virtual_shards, " is for CPUs only; CUDA has 1");
-  if (options.kv_dtype == "f32") return Bad("kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8");
+  if (options.kv_dtype == "f32")
+    return Bad("kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8, fp8");
   if (options.block_tokens < kLeastDeviceBlock || !std::has_single_bit(options.block_tokens)) {
     return Bad("kv.block_tokens is ", options.block_tokens, "; CUDA takes powers of two from ",
                kLeastDeviceBlock, " on");

@@ -414,7 +414,7 @@ TEST(SameBits, NanoHasOneHashUnderAThousandSchedules) {
 }
 
 TEST(SameBits, EveryKvDTypeHasOneHash) {
-  for (const KvDType dtype : {KvDType::kF16, KvDType::kBF16, KvDType::kInt8})
+  for (const KvDType dtype : {KvDType::kF16, KvDType::kBF16, KvDType::kInt8, KvDType::kFp8})
     ExpectOneHash(DemoFolder("terrace-demo-nano"), CpuOps(), dtype, Schedules(40));
 }
 

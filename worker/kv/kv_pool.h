@@ -15,7 +15,7 @@
 
 namespace terrace {
 
-// INVALID_ARGUMENT, reason invalid_value, names the dtypes there are: f32, f16, bf16, int8.
+// INVALID_ARGUMENT, reason invalid_value, names the dtypes there are: kEveryKvDType.
 StatusOr<KvDType> ParseKvDType(std::string_view name);
 
 struct KvShape {

@@ -163,18 +163,19 @@ TEST_P(EveryKvDType, MoreThanAnAddressCanReachIsAnError) {
 TEST(KvShape, CountsTheBytesOfItsDType) {
   KvShape shape{.layers = 30, .kv_heads = 3, .head_dim = 64, .block_tokens = 16};
   const uint64_t rows = 2 * 30 * 3 * 16;
-  for (const auto& [dtype, row_bytes] : {std::pair(KvDType::kF32, 256), std::pair(KvDType::kF16, 128),
-                                         std::pair(KvDType::kBF16, 128), std::pair(KvDType::kInt8, 68)}) {
+  for (const auto& [dtype, row_bytes] :
+       {std::pair(KvDType::kF32, 256), std::pair(KvDType::kF16, 128), std::pair(KvDType::kBF16, 128),
+        std::pair(KvDType::kInt8, 68), std::pair(KvDType::kFp8, 64)}) {
     shape.dtype = dtype;
     EXPECT_EQ(shape.BlockBytes(), rows * static_cast<uint64_t>(row_bytes)) << KvDTypeName(dtype);
   }
 }
 
 TEST(ParseKvDType, AnUnknownNameIsAnErrorThatListsTheKnownOnes) {
-  const Status refused = ParseKvDType("fp8").status();
+  const Status refused = ParseKvDType("f8").status();
   EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(Reason(refused), "invalid_value");
-  EXPECT_THAT(Message(refused), testing::HasSubstr("\"fp8\", not one of f32, f16, bf16, int8"));
+  EXPECT_THAT(Message(refused), testing::HasSubstr("\"f8\", not one of f32, f16, bf16, int8, fp8"));
 }
 
 }  // namespace

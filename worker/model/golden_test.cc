@@ -91,16 +91,24 @@ class GoldenOfKv : public testing::TestWithParam<const char*> {};
 // (nano, f16 and bf16), 17 to 21 times for int8 if its error is put at twice that of bf16 (half a step is
 // 2^-8 of the row's largest element, which is some two to three times a usual one). 40 times leaves a factor
 // of two. A best token may change only where the second was near: both may move by the bound. Of 2,910
-// positions nano changes 1, 3 and 12.
+// positions nano changes 1, 3 and 12. Of fp8, whose half step is 2^-4, what is in proportion becomes so much
+// that it is no longer small: 17 times of twice that, and 94 positions.
 TEST_P(GoldenOfKv, ASmallerKvDTypeMovesAnswersInProportionToItsRounding) {
-  for (const auto& [dtype, error] : {std::pair(KvDType::kF16, 0x1p-11), std::pair(KvDType::kBF16, 0x1p-8),
-                                     std::pair(KvDType::kInt8, 0x1p-7)}) {
+  const struct {
+    KvDType dtype;
+    double error, most_changed;  // a share of the positions
+  } cases[] = {{KvDType::kF16, 0x1p-11, 0.01},
+               {KvDType::kBF16, 0x1p-8, 0.01},
+               {KvDType::kInt8, 0x1p-7, 0.01},
+               {KvDType::kFp8, 0x1p-3, 0.06}};
+  for (const auto& [dtype, error, most_changed] : cases) {
     SCOPED_TRACE(KvDTypeName(dtype));
     const Distance distance = DistanceFromF32(GetParam(), dtype, ComputeType::kF32);
     EXPECT_GT(distance.worst_logprob, 0);
     EXPECT_LT(distance.worst_logprob, 40 * error);
     EXPECT_LT(distance.worst_changed_margin, 2 * 40 * error);
-    EXPECT_GT(static_cast<double>(distance.same_best), 0.99 * static_cast<double>(distance.positions));
+    EXPECT_LT(static_cast<double>(distance.positions - distance.same_best),
+              most_changed * static_cast<double>(distance.positions));
   }
 }
 

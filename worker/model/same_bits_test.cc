@@ -153,13 +153,14 @@ class SameBitsOfKv : public testing::TestWithParam<KvDType> {};
 TEST_P(SameBitsOfKv, NanoUnder30Schedules) {
   ExpectOneHash(DemoFolder("terrace-demo-nano"), 30, CpuOps(), GetParam());
 }
-INSTANTIATE_TEST_SUITE_P(All, SameBitsOfKv, testing::Values(KvDType::kF16, KvDType::kBF16, KvDType::kInt8),
+INSTANTIATE_TEST_SUITE_P(All, SameBitsOfKv, testing::ValuesIn(kEveryGpuKvDType),
                          [](const auto& param_info) { return std::string(KvDTypeName(param_info.param)); });
 
 TEST(SameBits, EveryOtherCpuBackendUnder6Schedules) {
   for (const OpTable& ops : AllCpuOps().subspan(1)) {
     ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops);
     ExpectOneHash(DemoGguf("terrace-demo-nano"), 6, ops, KvDType::kInt8);
+    ExpectOneHash(DemoGguf("terrace-demo-nano"), 2, ops, KvDType::kFp8);
   }
 }
 

@@ -97,6 +97,8 @@ TEST(MakeWorkerOptions, WhatADeviceDoesNotDoIsAnErrorOnlyWhereItIsAskedForByName
   EXPECT_TRUE(Make("{model: m, engine: {device: cuda, speculation: {drafter: model, model: d}}}").ok());
   EXPECT_TRUE(
       Make("{model: m, engine: {compute: f32, kernels: cpu}, kv: {dtype: f32, block_tokens: 5}}").ok());
+  for (const char* device : {"auto", "cpu", "cuda"})
+    EXPECT_TRUE(Make(Concat("{model: m, engine: {device: ", device, "}, kv: {dtype: fp8}}")).ok()) << device;
 }
 
 TEST(MakeWorkerOptions, AStepHasRoomForEveryDecodeWhichOnlyIsCheckedWhereBothAreSet) {
@@ -175,7 +177,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, engine: {compute: f32, device: cuda}}", "engine.compute: f32 is for CPUs only"},
       {"{model: m, engine: {kernels: cpu, device: cuda}}", "engine.kernels: cpu is for CPUs only"},
       {"{model: m, engine: {device: cuda}, kv: {dtype: f32}}",
-       "kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8"},
+       "kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8, fp8"},
       {"{model: m, engine: {device: cuda}, kv: {block_tokens: 8}}",
        "kv.block_tokens is 8; CUDA takes powers"},
       {"{model: m, engine: {device: cuda}, kv: {block_tokens: 48}}",
