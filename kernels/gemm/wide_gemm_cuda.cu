@@ -1,5 +1,7 @@
 #include "kernels/gemm/wide_gemm_cuda.h"
 
+#include <type_traits>
+
 #include "kernels/gemm/wide_gemm_device.h"
 
 namespace terrace {
@@ -7,10 +9,10 @@ namespace {
 
 constexpr uint32_t kMostRowBlocks = 65535;
 
-template <typename Pieces, uint32_t kTokens>
+template <typename Pieces, uint32_t kTokens, bool kScalesSums = false>
 cudaError_t Launch(const GpuGemmArgs& args, const WideGemmShape& shape, const TileGemmScratch& scratch,
                    CudaLaunch how) {
-  const auto kernel = WideGemmKernel<Pieces, kTokens>;
+  const auto kernel = WideGemmKernel<Pieces, kTokens, kScalesSums>;
   static const cudaError_t raised = RaiseShared(kernel, kMostWideShared);
   if (raised != cudaSuccess) return raised;
   const uint32_t row_blocks = WideGemmRowBlocks(args.weights.rows, shape.row_groups);
@@ -23,6 +25,12 @@ cudaError_t Launch(const GpuGemmArgs& args, const WideGemmShape& shape, const Ti
 template <typename Pieces>
 cudaError_t LaunchTokens(const GpuGemmArgs& args, const WideGemmShape& shape, const TileGemmScratch& scratch,
                          CudaLaunch how) {
+  if constexpr (std::is_same_v<Pieces, W4Pieces<1>>) {
+    if (shape.scales_sums) {
+      return WideGemmTokens(args.tokens) == 16 ? Launch<Pieces, 16, true>(args, shape, scratch, how)
+                                               : Launch<Pieces, 32, true>(args, shape, scratch, how);
+    }
+  }
   switch (WideGemmTokens(args.tokens)) {
     case 16:
       return Launch<Pieces, 16>(args, shape, scratch, how);
@@ -48,6 +56,7 @@ cudaError_t WideGemmCuda(const GpuGemmArgs& args, const WideGemmShape& shape, co
       shape.splits > std::min(kMostWideSplits, WideGemmStages(weights))) {
     return cudaErrorInvalidValue;
   }
+  if (shape.scales_sums && !WideGemmCanScaleSums(weights, args.tokens)) return cudaErrorInvalidValue;
   if (args.next_norm != nullptr || args.x_squares != nullptr) return cudaErrorInvalidValue;
   if (shape.splits > 1 && (scratch.partials == nullptr || scratch.arrived == nullptr)) {
     return cudaErrorInvalidValue;

@@ -7,9 +7,9 @@
 namespace terrace {
 
 // Any tokens, best from 9 on. Weights are kE4M3, kW4 or kW8; rows are a multiple of 16, columns of 64. Bits
-// of an output depend on columns, format and shape.splits, never on other tokens. `scratch` may be empty
-// where WideGemmPartialFloats is 0. With cudaErrorInvalidValue, and with cudaErrorNotSupported where the
-// device has no warpgroups (HasWarpgroups), nothing was launched.
+// of an output depend on columns, format, shape.splits and shape.scales_sums, never on other tokens.
+// `scratch` may be empty where WideGemmPartialFloats is 0. With cudaErrorInvalidValue, and with
+// cudaErrorNotSupported where the device has no warpgroups (HasWarpgroups), nothing was launched.
 cudaError_t WideGemmCuda(const GpuGemmArgs& args, const WideGemmShape& shape, const TileGemmScratch& scratch,
                          CudaLaunch how);
 

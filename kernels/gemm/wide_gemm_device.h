@@ -11,14 +11,18 @@
 //     reads are whole lines and no two writes share a bank.
 // One barrier goes with the stages. A warp arrives for stage i + 1 in the middle of stage i, when what it
 // copied for i + 1 is there and its products of i - 1 are done; behind it everyone may read i + 1 and
-// overwrite i - 1. A run of fragments is made in registers while the products of the run before it go on.
+// overwrite i - 1. Copies of stage i + kWideAhead begin behind that. Fragments of a piece (of half a piece
+// where registers are few) are made while the products of the one before it go on.
 //
 // Codes of kW4 and kW8 become values in bf16, with 5 or 4 instructions a pair (WideFragment says how
-// exactly), so that there is one set of sums for all groups. Scales of rows stay outside.
+// exactly), so that there is one set of sums for all groups. Scales of rows stay outside. With few tokens
+// there are registers for a second set, of a stage: if that is of one group (INT4 of groups of 128), codes
+// less their zeros are enough, 3 instructions a pair, and a stage's sums are scaled (kScalesSums).
 //
-// The sums of splits are brought together by the last block to arrive, in rising order. Columns of B do not
-// meet, so an output's bits do not depend on other tokens, nor on how many there are while `splits` is the
-// same.
+// The sums of splits are brought together strip by strip (16 rows, the tokens of a block), each by the last
+// warp to arrive, in rising order: so many warps share in it, whichever block is last. Columns of B do not
+// meet, so an output's bits do not depend on other tokens, nor on how many there are while `splits` and
+// `scales_sums` are the same.
 //
 // Before what this kernel depends on is done, each warp has kWideAhead stages of its weights under way.
 #pragma once
@@ -44,7 +48,7 @@ constexpr uint32_t WideRingBytes(uint32_t row_groups, uint32_t ahead) {
   return (ahead + 2) * kWideTokenBytes<Pieces, kTokens> +
          (ahead + 1) * 4 * row_groups * kWideSlotBytes<Pieces>;
 }
-// Behind the rings are a barrier and a flag.
+// Behind the rings is a barrier.
 template <typename Pieces, uint32_t kTokens>
 constexpr uint32_t WideSharedBytes(uint32_t row_groups, uint32_t ahead) {
   return (WideRingBytes<Pieces, kTokens>(row_groups, ahead) + 16 + 1023) / 1024 * 1024;
@@ -75,9 +79,10 @@ TERRACE_DEVICE constexpr uint32_t WideWordPlace(uint32_t word) {
   return 2 * word / Pieces::kColumns * (Pieces::kColumns / 2) + step * 8 + column % 4 / 2 * 4 + t;
 }
 
-// By which Bits of rows g and g + 8 become values. Each is a bf16, twice in a word, with a second one for
-// what the first leaves.
+// By which Bits of rows g and g + 8 become values: as f32 for sums, and as bf16, twice in a word, with a
+// second one for what the first leaves.
 struct WideScales {
+  float of_sums[2];                  // of kStep
   uint32_t scale[2], scale_rest[2];  // of kStep
   uint32_t minus_zero[2];            // of what fragments hold
   uint32_t offset_rest[2];           // what minus_zero leaves, times the scale
@@ -90,6 +95,7 @@ TERRACE_DEVICE WideScales WideScalesOf(const typename Pieces::Piece& piece, uint
     const uint32_t pair = piece.scales[2 * group + half];
     const float scale = simt::F16Low(pair) * (1 / Pieces::kStep);
     const float minus_zero = simt::F16High(pair) * -Pieces::kStep - Pieces::kOffset * Pieces::kStep;
+    scales.of_sums[half] = scale;
     scales.scale[half] = simt::PackBF16(scale, scale);
     scales.minus_zero[half] = simt::PackBF16(minus_zero, minus_zero);
     const float scale_rest = scale - simt::BF16High(scales.scale[half]);
@@ -100,7 +106,8 @@ TERRACE_DEVICE WideScales WideScalesOf(const typename Pieces::Piece& piece, uint
   return scales;
 }
 
-// scale * (code - zero) as bf16, for tiled formats; of others the codes. With d = code + minus_zero:
+// With kScalesSums code - zero, exact for whole zeros from 0 to 240; else scale * (code - zero) as bf16, for
+// tiled formats; of others the codes. With d = code + minus_zero:
 //   d * scale + (d * scale_rest + offset_rest), where each line's operation rounds once to bf16.
 // An f16 scale has 11 bits, of which scale_rest has the last three: scale + scale_rest is exact.
 //   - zero a whole number from 0 to 128 (all files' but Q4_K's): d is exact and offset_rest 0. If kW4
@@ -109,7 +116,7 @@ TERRACE_DEVICE WideScales WideScalesOf(const typename Pieces::Piece& piece, uint
 //   - else zero counts with 16 bits: before the last rounding the value is off by 2^-15 of
 //     |scale| (|zero| + kOffset), and where d needs more than the 8 bits of a bf16 (a zero below 0 or beyond
 //     240) by 2^-8 of itself.
-template <typename Pieces>
+template <typename Pieces, bool kScalesSums>
 TERRACE_DEVICE void WideFragment(const typename Pieces::Piece& piece, const WideScales& scales, uint32_t run,
                                  uint32_t step, uint32_t (&a)[4]) {
   if constexpr (Pieces::kGroups == 0) {
@@ -120,8 +127,12 @@ TERRACE_DEVICE void WideFragment(const typename Pieces::Piece& piece, const Wide
       const uint32_t row = i % 2;
       const uint32_t d =
           simt::FmaBF16x2(Pieces::Bits(piece, run, step, i), Pieces::kFactor, scales.minus_zero[row]);
-      const uint32_t rest = simt::FmaBF16x2(d, scales.scale_rest[row], scales.offset_rest[row]);
-      a[i] = simt::FmaBF16x2(d, scales.scale[row], rest);
+      if constexpr (kScalesSums) {
+        a[i] = d;
+      } else {
+        const uint32_t rest = simt::FmaBF16x2(d, scales.scale_rest[row], scales.offset_rest[row]);
+        a[i] = simt::FmaBF16x2(d, scales.scale[row], rest);
+      }
     }
   }
 }
@@ -147,16 +158,31 @@ class WideTokens {
   // there are not keep what they hold: their sums go nowhere.
   TERRACE_DEVICE void Copy(bool has_second, std::byte* stage) {
     const uint16_t* from = from_;
-    for (uint32_t to = to_; to < end_; to = (to + to_step_) ^ swizzle_step_, from += from_step_) {
-      simt::CpAsync4(stage + to, from, true);
-      if constexpr (kWideStageUnits<Pieces> == 2) {
-        simt::CpAsync4(stage + to + kTokens * kWideRowBytes, from + kWideUnitColumns, has_second);
+    if (to_step_ == kMostWarps * kWideRowBytes) {  // of a full block, the commonest, in few instructions
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < (kTokens + kMostWarps - 1) / kMostWarps; ++i, from += from_step_) {
+        const uint32_t to = to_ + i * kMostWarps * kWideRowBytes;
+        if (to < end_) CopyToken(from, has_second, stage + to);
+      }
+    } else {
+      TERRACE_NO_UNROLL
+      for (uint32_t to = to_; to < end_; to = (to + to_step_) ^ swizzle_step_, from += from_step_) {
+        CopyToken(from, has_second, stage + to);
       }
     }
     from_ += 2 * Pieces::kColumns;
   }
 
  private:
+  static constexpr uint32_t kMostWarps = 4 * kMostWideGroups;
+
+  TERRACE_DEVICE static void CopyToken(const uint16_t* from, bool has_second, std::byte* to) {
+    simt::CpAsync4(to, from, true);
+    if constexpr (kWideStageUnits<Pieces> == 2) {
+      simt::CpAsync4(to + kTokens * kWideRowBytes, from + kWideUnitColumns, has_second);
+    }
+  }
+
   uint32_t to_, to_step_, swizzle_step_, end_;  // bytes of a stage
   const uint16_t* from_;
   uint64_t from_step_;
@@ -178,41 +204,91 @@ struct WideRings {
   }
 };
 
-// sums += the products of a stage, whose weights are at `slot` and whose tiles begin at `x`. `shares`: both
-// pieces have the same scales. `a` and `scales` are the caller's: products that read `a` are under way at the
-// end. between() is called behind the first piece, when all products of the stage before are done.
-template <typename Pieces, uint32_t kTokens, typename Between>
-TERRACE_DEVICE void MultiplyWideStage(const Pieces& pieces, const std::byte* slot, uint64_t x, bool shares,
-                                      bool adds, uint32_t (&a)[2][Pieces::kRun / 4][4], WideScales& scales,
-                                      float (&sums)[kTokens / 2], const Between& between) {
-  constexpr uint32_t kSteps = Pieces::kRun / 4;
-  TERRACE_UNROLL
-  for (uint32_t half = 0; half < 2; ++half) {
-    const typename Pieces::Piece piece = pieces.Read(slot + half * Pieces::kSlotBytes);
+// Steps of 16 columns of a warp whose fragments are made together: as many as there are registers for, that
+// the tensor cores have the more to do while the next are made.
+template <typename Pieces, uint32_t kTokens>
+inline constexpr uint32_t kWideBatchSteps = kTokens <= 64 ? Pieces::kColumns / 16 : 2;
+
+// The sums of a thread. With kScalesSums those of a stage are apart until it is done: its scales are for
+// them.
+template <typename Pieces, uint32_t kTokens, bool kScalesSums>
+class WideSums {
+ public:
+  // Adds the products of a stage, whose weights are at `slot` and whose tiles begin at `x`. `shares`: both
+  // pieces have the same scales. At the end products may be under way. between() is called behind the first
+  // piece, when all products of the stage before are done.
+  template <typename Between>
+  TERRACE_DEVICE void AddStage(const Pieces& pieces, const std::byte* slot, uint64_t x, bool shares,
+                               bool is_first, const Between& between) {
     TERRACE_UNROLL
-    for (uint32_t run = 0; run < Pieces::kRuns; ++run) {
-      if constexpr (Pieces::kGroups > 0) {
-        if (run < Pieces::kGroups && (half == 0 || !shares)) scales = WideScalesOf<Pieces>(piece, run);
-      }
-      uint32_t(&fragments)[kSteps][4] = a[(half * Pieces::kRuns + run) % 2];
+    for (uint32_t half = 0; half < 2; ++half) {
+      const typename Pieces::Piece piece = pieces.Read(slot + half * Pieces::kSlotBytes);
       TERRACE_UNROLL
-      for (uint32_t step = 0; step < kSteps; ++step) {
-        WideFragment<Pieces>(piece, scales, run, step, fragments[step]);
+      for (uint32_t batch = 0; batch < kBatches; ++batch) {
+        uint32_t(&fragments)[kSteps][4] = a_[(half * kBatches + batch) % 2];
+        const float last_scales[2] = {scales_.of_sums[0], scales_.of_sums[1]};
+        MakeFragments(piece, batch, half == 0 || !shares, fragments);
+        if constexpr (kScalesSums) {
+          if (half == 0) AddPart(last_scales);
+        }
+        simt::WgmmaFence();
+        TERRACE_UNROLL
+        for (uint32_t i = 0; i < kSteps; ++i) {
+          const uint32_t step = batch * kSteps + i, column = half * Pieces::kColumns + step * 16;
+          const uint32_t tile = column / kWideUnitColumns * (kTokens * kWideRowBytes);
+          const uint64_t b = simt::TileAt(x, tile + column % kWideUnitColumns * 2);
+          if constexpr (kScalesSums) {
+            simt::Wgmma<kTokens>(part_, fragments[i], b, half + step > 0);
+          } else {
+            simt::Wgmma<kTokens>(sums_, fragments[i], b, !is_first || half + step > 0);
+          }
+        }
+        simt::WgmmaCommit();
+        simt::WgmmaWait<1>();  // the batch before is done, and its fragments may be overwritten
       }
-      simt::WgmmaFence();
-      TERRACE_UNROLL
-      for (uint32_t step = 0; step < kSteps; ++step) {
-        const uint32_t column = half * Pieces::kColumns + (run * kSteps + step) * 16;
-        const uint32_t tile = column / kWideUnitColumns * (kTokens * kWideRowBytes);
-        simt::Wgmma<kTokens>(sums, fragments[step], simt::TileAt(x, tile + column % kWideUnitColumns * 2),
-                             adds || half + run + step > 0);
-      }
-      simt::WgmmaCommit();
-      simt::WgmmaWait<1>();  // the run before this one is done, and its fragments may be overwritten
+      if (half == 0) between();
     }
-    if (half == 0) between();
   }
-}
+
+  TERRACE_DEVICE void Finish() {
+    if constexpr (kScalesSums) AddPart(scales_.of_sums);
+    simt::WgmmaWait<0>();
+    simt::PinRegisters(sums_);
+  }
+
+  // Fragment i, of tokens from 8 i on.
+  TERRACE_DEVICE float4 Fragment(uint32_t i) const {
+    return {sums_[4 * i], sums_[4 * i + 1], sums_[4 * i + 2], sums_[4 * i + 3]};
+  }
+
+ private:
+  static constexpr uint32_t kCount = kTokens / 2, kSteps = kWideBatchSteps<Pieces, kTokens>;
+  static constexpr uint32_t kRunSteps = Pieces::kRun / 4, kBatches = Pieces::kColumns / 16 / kSteps;
+  static_assert(!kScalesSums || kBatches == 1);
+
+  TERRACE_DEVICE void MakeFragments(const typename Pieces::Piece& piece, uint32_t batch, bool has_scales,
+                                    uint32_t (&fragments)[kSteps][4]) {
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kSteps; ++i) {
+      const uint32_t run = (batch * kSteps + i) / kRunSteps, step = (batch * kSteps + i) % kRunSteps;
+      if constexpr (Pieces::kGroups > 0) {
+        if (step == 0 && run < Pieces::kGroups && has_scales) scales_ = WideScalesOf<Pieces>(piece, run);
+      }
+      WideFragment<Pieces, kScalesSums>(piece, scales_, run, step, fragments[i]);
+    }
+  }
+  // All products are done then.
+  TERRACE_DEVICE void AddPart(const float (&scales)[2]) {
+    simt::WgmmaWait<0>();
+    simt::PinRegisters(part_);
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < kCount; ++i) sums_[i] += scales[i % 4 / 2] * part_[i];
+  }
+
+  uint32_t a_[2][kSteps][4] = {};
+  WideScales scales_ = {};
+  float sums_[kCount] = {}, part_[kScalesSums ? kCount : 1] = {};
+};
 
 // Stores kCount fragments of sums, the first of tokens from `token` on, of rows `row` and row + 8.
 template <uint32_t kCount>
@@ -258,23 +334,24 @@ TERRACE_DEVICE void AddWideSplits(const float4* from, uint32_t splits, uint64_t 
   }
 }
 
-// Whether this block is the last of its output's splits to say that its partial sums are there; then those of
-// the others are seen. All threads call it.
-TERRACE_DEVICE bool IsLastWideSplit(uint32_t* arrived, uint32_t splits, uint32_t* flag) {
+// Whether this warp is the last of its strip's splits to say that its partial sums are there; then those of
+// the others are seen. Of a warp.
+TERRACE_DEVICE bool IsLastWideSplit(uint32_t* arrived, uint32_t splits) {
   simt::ThreadFence();
-  simt::SyncThreads();
-  if (threadIdx.x == 0) {
-    *flag = simt::AtomicAdd(arrived, 1u) == splits - 1 ? 1 : 0;
-    if (*flag != 0) *arrived = 0;
+  simt::SyncWarp();
+  uint32_t is_last = 0;
+  if (simt::Lane() == 0) {
+    is_last = simt::AtomicAdd(arrived, 1u) == splits - 1 ? 1 : 0;
+    if (is_last != 0) *arrived = 0;
   }
-  simt::SyncThreads();
+  is_last = simt::Shuffle(is_last, 0);
   simt::ThreadFence();
-  return *flag != 0;
+  return is_last != 0;
 }
 
 // grid: {token blocks, splits, row blocks}, so that blocks which read the same weights run together;
 // row_groups * 128 threads, WideGemmSharedBytes of shared memory. rows are a multiple of 16, columns of 64.
-template <typename Pieces, uint32_t kTokens>
+template <typename Pieces, uint32_t kTokens, bool kScalesSums = false>
 TERRACE_KERNEL void TERRACE_BOUNDS(kMostWideGroups* simt::kWarpgroup, 1)
     WideGemmKernel(GpuGemmArgs args, TileGemmScratch scratch, WideGemmShape shape) {
   if constexpr (simt::kHasWarpgroups) {
@@ -294,7 +371,6 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostWideGroups* simt::kWarpgroup, 1)
     std::byte* const rings_of_warps = x_ring + (kAhead + 2) * kStage;
     std::byte* const ring = rings_of_warps + warp * (kAhead + 1) * kSlot;
     auto* const ready = reinterpret_cast<uint64_t*>(rings_of_warps + warps * (kAhead + 1) * kSlot);
-    auto* const flag = reinterpret_cast<uint32_t*>(ready + 1);
     if (threadIdx.x == 0) {
       simt::BarrierInit(ready, warps);
       simt::BarrierInitDone();
@@ -326,64 +402,61 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostWideGroups* simt::kWarpgroup, 1)
       simt::CpAsyncCommit();
     }
 
-    // What this warp copied for the next stage is there: of the groups that were committed since, the
-    // youngest kAhead - 1 may be under way.
-    const auto arrive = [&] {
-      simt::CpAsyncWait<kAhead - 1>();
+    // Says that what this warp copied for a stage is there, if of the groups committed since none but the
+    // youngest kUnderWay are under way.
+    const auto arrive = [&]<uint32_t kUnderWay>() {
+      simt::CpAsyncWait<kUnderWay>();
       simt::FenceAsyncShared();
-      simt::SyncWarp();
+      simt::SyncWarp();  // also: all lanes have read the slot that is free
       if (lane == 0) simt::BarrierArrive(ready);
     };
-    arrive();
-    float sums[kTokens / 2];
-    uint32_t a[2][Pieces::kRun / 4][4] = {};
-    WideScales scales = {};
+    arrive.template operator()<kAhead - 1>();
+    WideSums<Pieces, kTokens, kScalesSums> sums;
     const bool shares = args.weights.group >= 2 * Pieces::kColumns;
     WideRings<kSlot, kStage, kAhead> rings;
     TERRACE_NO_UNROLL
     for (uint32_t stage = begin; stage < end; ++stage) {
       simt::BarrierWait(ready, (stage - begin) & 1);
-      simt::SyncWarp();  // all lanes have read the slot that is free
-      copy_weights(stage + kAhead, ring + rings.free_slot);
-      copy_tokens(stage + kAhead, x_ring + rings.free_stage);
-      simt::CpAsyncCommit();
-      MultiplyWideStage<Pieces, kTokens>(next, ring + rings.slot,
-                                         simt::SharedTile(x_ring + rings.stage, 8 * kWideRowBytes), shares,
-                                         stage > begin, a, scales, sums, arrive);
+      const uint64_t x = simt::SharedTile(x_ring + rings.stage, 8 * kWideRowBytes);
+      sums.AddStage(next, ring + rings.slot, x, shares, stage == begin, [&] {
+        // For the next stage. Only then the copies begin: the fence may wait for those under way.
+        arrive.template operator()<kAhead - 2>();
+        copy_weights(stage + kAhead, ring + rings.free_slot);
+        copy_tokens(stage + kAhead, x_ring + rings.free_stage);
+        simt::CpAsyncCommit();
+      });
       rings.Next();
     }
-    simt::WgmmaWait<0>();
-    simt::PinRegisters(sums);
+    sums.Finish();
+    if (own_tile >= tiles) return;
 
     const uint32_t row = tile * kTileRows + lane / 4, token = blockIdx.x * kTokens + lane % 4 * 2;
     float factors[2];
     LoadTileFactors<Pieces>(args.weights, row, factors);
-    const auto own = [&](uint32_t i) -> float4 {
-      return {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
-    };
     if (shape.splits == 1) {
-      if (own_tile >= tiles) return;
       TERRACE_UNROLL
       for (uint32_t first = 0; first < kFragments; first += kBatch) {
         float4 some[kBatch];
         TERRACE_UNROLL
-        for (uint32_t i = 0; i < kBatch; ++i) some[i] = own(first + i);
+        for (uint32_t i = 0; i < kBatch; ++i) some[i] = sums.Fragment(first + i);
         StoreWide(args, row, token + 8 * first, factors, some);
       }
       return;
     }
-    // [outputs][splits][warps][kFragments][32 lanes]
-    const uint32_t output = blockIdx.z * gridDim.x + blockIdx.x;
-    const uint64_t stride = uint64_t{warps} * kFragments * simt::kWarp;
-    float4* const partials = reinterpret_cast<float4*>(scratch.partials) + output * shape.splits * stride +
-                             warp * kFragments * simt::kWarp + lane;
+    // [blocks of tokens][tiles][splits][kFragments][32 lanes]
+    constexpr uint32_t kStride = kFragments * simt::kWarp;
+    const uint64_t strip = uint64_t{blockIdx.x} * tiles + tile;
+    float4* const partials =
+        reinterpret_cast<float4*>(scratch.partials) + strip * shape.splits * kStride + lane;
     TERRACE_UNROLL
-    for (uint32_t i = 0; i < kFragments; ++i) partials[blockIdx.y * stride + i * simt::kWarp] = own(i);
-    if (!IsLastWideSplit(&scratch.arrived[output], shape.splits, flag) || own_tile >= tiles) return;
+    for (uint32_t i = 0; i < kFragments; ++i) {
+      partials[blockIdx.y * kStride + i * simt::kWarp] = sums.Fragment(i);
+    }
+    if (!IsLastWideSplit(&scratch.arrived[strip], shape.splits)) return;
     TERRACE_NO_UNROLL
     for (uint32_t first = 0; first < kFragments; first += kBatch) {
       float4 some[kBatch];
-      AddWideSplits(partials + first * simt::kWarp, shape.splits, stride, some);
+      AddWideSplits(partials + first * simt::kWarp, shape.splits, kStride, some);
       StoreWide(args, row, token + 8 * first, factors, some);
     }
   }

@@ -1,7 +1,9 @@
 #include "kernels/gemm/wide_gemm_device.h"
 
 #include <cmath>
+#include <cstring>
 #include <set>
+#include <type_traits>
 
 #include "gtest/gtest.h"
 #include "kernels/gemm/tile_gemm_testing.h"
@@ -30,18 +32,24 @@ void WithPieces(const GpuMatrix& weights, const Use& use) {
   weights.group == 16 ? use.template operator()<W8Pieces<2>>() : use.template operator()<W8Pieces<1>>();
 }
 
-template <typename Pieces, uint32_t kTokens>
+template <typename Pieces, uint32_t kTokens, bool kScalesSums = false>
 void Launch(const GpuGemmArgs& args, const TileGemmScratch& scratch, const WideGemmShape& shape,
             uint64_t seed) {
   const simt::Dim3 grid{WideGemmTokenBlocks(args.tokens), shape.splits,
                         WideGemmRowBlocks(args.weights.rows, shape.row_groups)};
   simt::RunSeeded(seed, grid, simt::kWarpgroup * shape.row_groups,
-                  WideGemmSharedBytes<Pieces, kTokens>(shape), WideGemmKernel<Pieces, kTokens>, args, scratch,
-                  shape);
+                  WideGemmSharedBytes<Pieces, kTokens>(shape), WideGemmKernel<Pieces, kTokens, kScalesSums>,
+                  args, scratch, shape);
 }
 void WideGemm(const GpuGemmArgs& args, const WideGemmShape& shape, uint64_t seed = 0) {
   Scratch scratch(shape, args.weights.rows, args.tokens);
   WithPieces(args.weights, [&]<typename Pieces>() {
+    if constexpr (std::is_same_v<Pieces, W4Pieces<1>>) {
+      if (shape.scales_sums) {
+        return WideGemmTokens(args.tokens) == 16 ? Launch<Pieces, 16, true>(args, scratch.Get(), shape, seed)
+                                                 : Launch<Pieces, 32, true>(args, scratch.Get(), shape, seed);
+      }
+    }
     switch (WideGemmTokens(args.tokens)) {
       case 16:
         return Launch<Pieces, 16>(args, scratch.Get(), shape, seed);
@@ -93,6 +101,30 @@ TEST(WideGemm, EveryFormatIsItsRoundedValuesTimesX) {
   }
 }
 
+// With scales_sums of the values themselves: nothing is rounded before the sums.
+TEST(WideGemm, ScaledSumsAreOfExactValues) {
+  const struct {
+    uint32_t rows, columns, tokens;
+    WideGemmShape shape;
+  } cases[] = {{64, 128, 9, {1, 1, true}},      // one stage
+               {80, 2304, 19, {1, 1, true}},    // each slot many times
+               {144, 768, 32, {3, 2, true}},    // warps are left over
+               {272, 1664, 16, {4, 3, true}}};  // uneven splits
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << "[" << c.rows << ", " << c.columns << "] " << c.tokens << " tokens");
+    const TestGpuMatrix weights(DType::kInt4G128, c.rows, c.columns, /*seed=*/c.rows + c.tokens);
+    ASSERT_TRUE(WideGemmCanScaleSums(weights.matrix(), c.tokens));
+    const std::vector<uint16_t> x = RandomBF16(c.tokens * c.columns, /*seed=*/c.tokens);
+    const std::vector<float> out = WideGemmF32(weights.matrix(), x, c.shape, /*seed=*/c.tokens);
+    for (uint32_t token = 0; token < c.tokens; token += 3) {
+      ExpectGemmRow(weights.matrix(), &x[token * c.columns], GpuGemmOut::kF32, &out[token * c.rows], 0);
+      std::vector<float> alone = WideGemmF32(
+          weights.matrix(), {&x[token * c.columns], &x[(token + 1) * c.columns]}, c.shape, /*seed=*/token);
+      ASSERT_EQ(std::memcmp(alone.data(), &out[token * c.rows], c.rows * sizeof(float)), 0) << token;
+    }
+  }
+}
+
 // Of the last stage there may be half; its other half meets zeros, not what is behind x.
 TEST(WideGemm, OddNumbersOfPieces) {
   for (const DType dtype : {DType::kF32, DType::kQ4_0, DType::kQ8_0}) {
@@ -126,7 +158,7 @@ std::vector<float> FragmentsOf(const GpuMatrix& matrix) {
             const auto scales = WideScalesOf<Pieces>(piece, run * Pieces::kGroups / Pieces::kRuns);
             for (uint32_t step = 0; step < Pieces::kRun / 4; ++step) {
               uint32_t a[4];
-              WideFragment<Pieces>(piece, scales, run, step, a);
+              WideFragment<Pieces, false>(piece, scales, run, step, a);
               for (uint32_t i = 0; i < 4; ++i) {
                 float* to =
                     &out[(lane / 4 + i % 2 * 8) * matrix.columns + first + lane % 4 * Pieces::kLaneStride +
@@ -261,11 +293,12 @@ TEST(WideGemm, ShapesFillTheDevice) {
           const GpuMatrix weights{.format = format, .rows = rows, .columns = columns, .group = 128};
           const std::vector<WideGemmShape> shapes = WideGemmShapes(weights, tokens);
           ASSERT_GE(shapes.size(), 1u);
-          ASSERT_LE(shapes.size(), 4u);
+          ASSERT_LE(shapes.size(), 5u);
           for (const WideGemmShape& shape : shapes) {
             EXPECT_LE(shape.splits, kMostWideSplits);
             EXPECT_LE(shape.splits, WideGemmStages(weights));
             EXPECT_TRUE(shape.splits == 1 || tokens <= kMostWideSplitTokens);
+            EXPECT_TRUE(!shape.scales_sums || (format == GpuFormat::kW4 && tokens == 9));
           }
           const uint32_t blocks = WideGemmRowBlocks(rows, shapes[0].row_groups) * WideGemmTokenBlocks(tokens);
           if (columns >= 4096 && rows >= 4096) {

@@ -47,6 +47,7 @@ class WideGemmBench {
     }
     for (const GpuFormat format : {GpuFormat::kW4, GpuFormat::kE4M3, GpuFormat::kW8}) {
       for (size_t i = 0; i < tokens.size(); ++i) {
+        if (format != GpuFormat::kW4 && !IsForEveryFormat(tokens[i])) continue;
         const std::string name = Concat("wide_gemm ", NameOf(format), ", ", tokens[i], " tokens");
         if (!bench.report.HasTime(name)) continue;
         RETURN_IF_ERROR(bench.report.SkipOr(name, self.Layer(name, format, tokens[i], library[i])));
@@ -59,6 +60,9 @@ class WideGemmBench {
  private:
   explicit WideGemmBench(BenchContext& bench) : bench_(bench) {}
 
+  // Of the other formats some counts of tokens, and of each product the two likeliest shapes.
+  static bool IsForEveryFormat(uint32_t tokens) { return tokens == 32 || tokens == 128 || tokens == 2048; }
+
   Status Allocate() {
     const ModelConfig config = BenchConfig();
     const uint64_t widest = 2 * uint64_t{config.ffn_size};
@@ -69,7 +73,8 @@ class WideGemmBench {
     ASSIGN_OR_RETURN(f32_, CudaBuffer::Device(kMostTokens * sizeof(float) * config.hidden_size, "outputs"));
     RETURN_IF_CUDA_ERROR(cudaMemset(f32_.data(), 0, f32_.bytes()));  // two of the products add to it
     ASSIGN_OR_RETURN(partials_, CudaBuffer::Device(kPartials * sizeof(float), "partial sums"));
-    const uint64_t counters = TileGemmCounters(static_cast<uint32_t>(widest), kMostTileTokens);
+    const uint64_t counters = std::max(TileGemmCounters(static_cast<uint32_t>(widest), kMostTileTokens),
+                                       WideGemmCounters(static_cast<uint32_t>(widest), kMostWideSplitTokens));
     ASSIGN_OR_RETURN(arrived_, CudaBuffer::Device(counters * sizeof(uint32_t), "counters"));
     RETURN_IF_CUDA_ERROR(cudaMemset(arrived_.data(), 0, arrived_.bytes()));
     ASSIGN_OR_RETURN(cublas_, CublasLt::Create());
@@ -113,19 +118,22 @@ class WideGemmBench {
     for (const Product& product : kProducts) {
       const GpuMatrix& m = weights->layers[0].*product.matrix;
       double best = INFINITY;
-      for (const WideGemmShape& shape : WideGemmShapes(m, tokens)) {
+      std::vector<WideGemmShape> shapes = WideGemmShapes(m, tokens);
+      if (format != GpuFormat::kW4) shapes.resize(std::min<size_t>(shapes.size(), 2));
+      for (const WideGemmShape& shape : shapes) {
         if (WideGemmPartialFloats(shape, m.rows, tokens) > kPartials) continue;
         ASSIGN_OR_RETURN(const double seconds, Seconds(*weights, product, tokens,
                                                        [&](const GpuGemmArgs& args, const CudaLaunch& how) {
                                                          return WideGemmCuda(args, shape, scratch, how);
                                                        }));
+        best = std::min(best, seconds);
+        if (format != GpuFormat::kW4) continue;
         bench_.report.Add({.name = Concat(name, ": ", product.name, ", ", shape.row_groups, " row groups x ",
-                                          shape.splits, " splits"),
+                                          shape.splits, " splits", shape.scales_sums ? ", scaled sums" : ""),
                            .value = seconds * 1e6,
                            .unit = "us",
                            .fraction = LimitOf(m, tokens) / seconds,
                            .limit = "copy, matmul"});
-        best = std::min(best, seconds);
       }
       wide += best;
       limit += LimitOf(m, tokens);

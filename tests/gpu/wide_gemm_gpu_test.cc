@@ -60,6 +60,35 @@ TEST(WideGemmGpu, EveryFormatAndKindIsItsRoundedValuesTimesX) {
   }
 }
 
+TEST(WideGemmGpu, ScaledSumsAreOfExactValues) {
+  if (!HasWarpgroups()) GTEST_SKIP() << "not sm_90";
+  const struct {
+    uint32_t rows, columns;
+    WideGemmShape shape;
+  } cases[] = {{272, 2048, {4, 1, true}}, {1024, 4096, {3, 4, true}}, {176, 1280, {1, 3, true}}};
+  for (const auto& c : cases) {
+    for (const GpuGemmOut kind : {GpuGemmOut::kF32, GpuGemmOut::kGated}) {
+      const TestGpuMatrix weights(DType::kInt4G128, c.rows, c.columns, /*seed=*/6,
+                                  kind == GpuGemmOut::kGated);
+      const DeviceMatrix device(*weights.packed);
+      const std::vector<uint16_t> x = RandomBF16(size_t{32} * c.columns, /*seed=*/7);
+      const std::vector<std::byte> all = WideGemm(device.matrix, x, kind, c.shape);
+      const size_t row_bytes = RowBytes(c.rows, kind);
+      for (const uint32_t tokens : {1u, 16u, 23u, 32u}) {
+        SCOPED_TRACE(testing::Message() << "[" << c.rows << ", " << c.columns << "] kind "
+                                        << static_cast<int>(kind) << " " << tokens << " tokens");
+        const std::vector<std::byte> out =
+            WideGemm(device.matrix, {x.begin(), x.begin() + size_t{tokens} * c.columns}, kind, c.shape);
+        EXPECT_EQ(std::memcmp(out.data(), all.data(), tokens * row_bytes), 0);
+        for (uint32_t token = 0; token < tokens; token += 11) {
+          ExpectGemmRow(weights.matrix(), &x[size_t{token} * c.columns], kind, &out[token * row_bytes], 0,
+                        /*stride=*/37);
+        }
+      }
+    }
+  }
+}
+
 // In every shape that is worth timing.
 TEST(WideGemmGpu, LargeMatrices) {
   if (!HasWarpgroups()) GTEST_SKIP() << "not sm_90";
@@ -121,8 +150,9 @@ TEST(WideGemmGpu, WhatItCannotDoIsRefused) {
   for (const GpuGemmArgs& bad : {odd_rows, odd_columns, bf16}) {
     EXPECT_EQ(WideGemmCuda(bad, {1, 1}, {}, {}), cudaErrorInvalidValue);
   }
-  for (const WideGemmShape& bad : {WideGemmShape{0, 1}, WideGemmShape{5, 1}, WideGemmShape{1, 0},
-                                   WideGemmShape{1, 3}, WideGemmShape{1, 2}}) {  // the last without scratch
+  for (const WideGemmShape& bad :
+       {WideGemmShape{0, 1}, WideGemmShape{5, 1}, WideGemmShape{1, 0}, WideGemmShape{1, 3},
+        WideGemmShape{1, 1, true}, WideGemmShape{1, 2}}) {  // the last without scratch
     EXPECT_EQ(WideGemmCuda(args, bad, {}, {}), cudaErrorInvalidValue) << bad.row_groups << bad.splits;
   }
 }
@@ -148,7 +178,8 @@ TEST(WideGemmGpu, Speed) {
                                    shape, scratch.Get(), {.stream = stream, .follows = true}));
           });
           best = std::min(best, seconds);
-          std::printf("  %u x %2u %6.2f us", shape.row_groups, shape.splits, 1e6 * seconds);
+          std::printf("  %u x %2u%s %6.2f us", shape.row_groups, shape.splits, shape.scales_sums ? "s" : "",
+                      1e6 * seconds);
         }
         std::printf("  %4.0f GB/s\n", 1e-9 * static_cast<double>(matrices.bytes()) / best);
         layer += best;
