@@ -13,12 +13,18 @@
 // its span; the warps of a span are merged in their order; kGroupSpans spans in rising order make a group,
 // and groups in rising order the result. Blocks of whole groups or of single spans do the same sums: a
 // block's `unit`, which depends on the batch, says only which of the results between pass through memory.
+//
+// With kRopes every block rotates the queries it reads, and the block of a token's last span makes the
+// token's own key and value: it writes them to the pool, and its warps take them from shared memory. So
+// nothing but q is of the kernel before this one: the first keys and values are under way before that is
+// done.
 #pragma once
 
 #include <cmath>
 
 #include "kernels/attention/paged_attention_gpu.h"
 #include "kernels/quant/e4m3_device.h"
+#include "kernels/rope/rope_kv_device.h"
 #include "kernels/simt/simt.h"
 
 namespace terrace::decode_attention {
@@ -35,6 +41,7 @@ inline constexpr uint32_t kBlocksPerSm = kHeadTiles == 1 ? 2 : 3;
 
 // The rows of each KvDType: fragments of what was loaded, and the 16-bit format they, q and the weights have.
 struct BF16Rows {
+  static constexpr KvDType kDType = KvDType::kBF16;
   static constexpr uint32_t kBytes = 2;
   static constexpr bool kScaled = false;
   TERRACE_DEVICE static uint32_t Query(uint32_t pair) { return pair; }
@@ -61,6 +68,7 @@ struct BF16Rows {
 
 // q, which is bf16, is saturated at what f16 holds; below 2^-14 it is rounded to multiples of 2^-24.
 struct F16Rows : BF16Rows {
+  static constexpr KvDType kDType = KvDType::kF16;
   TERRACE_DEVICE static float Saturate(float x) { return x > 65504 ? 65504.f : x < -65504 ? -65504.f : x; }
   TERRACE_DEVICE static uint32_t Query(uint32_t pair) {
     return simt::PackF16(Saturate(simt::BF16Low(pair)), Saturate(simt::BF16High(pair)));
@@ -90,8 +98,7 @@ struct ByteRows : Base {
 
 // Codes become kStep of themselves as bf16, exactly: code + 128 as the lower bits of a bf16 is 2^-133 of it,
 // also where it reaches the exponent, for the first normal binade has the step of the subnormals; that times
-// 2^127, less
-// 2. q is multiplied by 1 / kStep; scales multiply scores and weights.
+// 2^127, less 2. q is multiplied by 1 / kStep; scales multiply scores and weights.
 struct Int8Codes {
   TERRACE_DEVICE static void Pairs(uint32_t codes, uint32_t& first, uint32_t& second) {
     const uint32_t biased = codes ^ 0x80808080;
@@ -100,6 +107,7 @@ struct Int8Codes {
   }
 };
 struct Int8Rows : ByteRows<BF16Rows, Int8Codes> {
+  static constexpr KvDType kDType = KvDType::kInt8;
   static constexpr bool kScaled = true;
   static constexpr float kStep = 0x1p-6f;  // of outputs, and so of the weights' sum
   TERRACE_DEVICE static uint32_t Query(uint32_t pair) { return simt::MulBF16x2(pair, 0x42804280); }
@@ -112,7 +120,9 @@ struct Fp8Codes {
     second = F16OfE4M3(codes, 1);
   }
 };
-struct Fp8Rows : ByteRows<F16Rows, Fp8Codes> {};
+struct Fp8Rows : ByteRows<F16Rows, Fp8Codes> {
+  static constexpr KvDType kDType = KvDType::kFp8;
+};
 
 TERRACE_DEVICE uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 TERRACE_DEVICE float MinusInfinity() { return simt::FloatOfBits(0xff800000); }
@@ -130,6 +140,58 @@ TERRACE_DEVICE void LoadWords(const std::byte* from, uint32_t (&words)[kWords]) 
     words[0] = *reinterpret_cast<const uint32_t*>(from);
   }
 }
+
+template <uint32_t kWords>
+TERRACE_DEVICE void LoadSharedWords(const std::byte* from, uint32_t (&words)[kWords]) {
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < kWords; ++i) words[i] = reinterpret_cast<const uint32_t*>(from)[i];
+}
+
+// The token's own key and value in shared memory, as the pool holds them: KvRows, but of one row each.
+template <typename Rows, uint32_t kHeadDim>
+struct OwnRows {
+  struct alignas(16) Row {
+    std::byte data[kHeadDim * Rows::kBytes];
+    float scale;
+  };
+  Row key, value;
+
+  // From `key_and_value`, `kv_stride` elements from each other, by a warp; to row `row` of the pool too.
+  TERRACE_DEVICE void Make(const GpuAttentionArgs& a, const uint16_t* key_and_value, uint32_t kv_stride,
+                           uint32_t position, uint64_t row) {
+    constexpr uint32_t kGroup = kHeadDim / 16, kHalf = kHeadDim / 2;  // lanes of a row; elements
+    const uint32_t piece = simt::Lane() % kGroup, of = simt::Lane() / kGroup;
+    const bool is_key = of == 0, is_mine = of < 2;
+    const uint16_t* from = key_and_value + (of == 1 ? kv_stride : 0) + 8 * piece;
+    RopePiece low = UnpackBF16(*reinterpret_cast<const uint4*>(from));
+    RopePiece high = UnpackBF16(*reinterpret_cast<const uint4*>(from + kHalf));
+    if (is_key) {
+      const uint64_t angles = uint64_t{position} * kHalf;
+      float4 cos[2], sin[2];
+      if (a.neighbours) {
+        LoadAngles<true>(a.cos + angles, piece, kHalf, cos);
+        LoadAngles<true>(a.sin + angles, piece, kHalf, sin);
+        RotatePieces<true>(low, high, cos, sin);
+      } else {
+        LoadAngles<false>(a.cos + angles, piece, kHalf, cos);
+        LoadAngles<false>(a.sin + angles, piece, kHalf, sin);
+        RotatePieces<false>(low, high, cos, sin);
+      }
+    }
+    float scale = 0;
+    if constexpr (Rows::kScaled) scale = Int8Scale(low, high, kGroup);
+    if (!is_mine) return;
+    Row& own = is_key ? key : value;
+    std::byte* const rows = is_key ? a.kv.keys.data : a.kv.values.data;
+    const auto pieces = KvPieces<Rows::kDType>::Of(low, high, scale);
+    pieces.Store(own.data, kHalf, piece);
+    pieces.Store(rows + row * sizeof(own.data), kHalf, piece);
+    if (Rows::kScaled && piece == 0) {
+      own.scale = scale;
+      (is_key ? a.kv.keys.scales : a.kv.values.scales)[row] = scale;
+    }
+  }
+};
 
 // Softmax-weighted values of some positions, of one head: four elements of their sum, relative to 2^largest.
 struct Part {
@@ -232,6 +294,47 @@ struct Warp {
     const uint32_t t = simt::Lane() % 4;
     to[0] = simt::LoadStream(reinterpret_cast<const uint2*>(scales + 2 * t));
     to[1] = simt::LoadStream(reinterpret_cast<const uint2*>(scales + 8 + 2 * t));
+  }
+  // A tile's keys and values for L2: one stretch of memory.
+  TERRACE_DEVICE static void Prefetch(const KvRows& rows, uint64_t row) {
+    constexpr uint32_t kLine = 128;
+    static_assert(kTile * kRowBytes <= simt::kWarp * kLine);
+    const uint32_t at = simt::Lane() * kLine;
+    if (at < kTile * kRowBytes) simt::PrefetchL2(rows.data + row * kRowBytes + at);
+  }
+
+  // Of the tile that the token's own row, its `last`, belongs to: takes what LoadKeys or LoadValues got from
+  // the pool there out of shared memory.
+  using Own = typename OwnRows<Rows, kHeadDim>::Row;
+  TERRACE_DEVICE void TakeOwnKey(const Own& own, uint32_t last) {
+    const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+    TERRACE_UNROLL
+    for (uint32_t j = 0; j < 2; ++j) {
+      if (8 * j + g < last) continue;
+      TERRACE_UNROLL
+      for (uint32_t c = 0; c < kKeyLoads; ++c)
+        LoadSharedWords(own.data + (c * 4 + t) * kKeyPart * Rows::kBytes, keys[j][c]);
+    }
+    if constexpr (Rows::kScaled) TakeOwnScale(own, last, key_scales);
+  }
+  TERRACE_DEVICE void TakeOwnValue(const Own& own, uint32_t last) {
+    const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+    TERRACE_UNROLL
+    for (uint32_t k = 0; k < 4; ++k) {
+      if (k / 2 * 8 + 2 * t + k % 2 < last) continue;
+      TERRACE_UNROLL
+      for (uint32_t u = 0; u < kValueLoads; ++u)
+        LoadSharedWords(own.data + (u * 8 + g) * kValuePart * Rows::kBytes, values[u][k]);
+    }
+    if constexpr (Rows::kScaled) TakeOwnScale(own, last, value_scales);
+  }
+  TERRACE_DEVICE static void TakeOwnScale(const Own& own, uint32_t last, uint2 (&to)[2]) {
+    const uint32_t t = simt::Lane() % 4, bits = simt::BitsOfFloat(own.scale);
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 2; ++i) {
+      if (8 * i + 2 * t == last) to[i].x = bits;
+      if (8 * i + 2 * t + 1 == last) to[i].y = bits;
+    }
   }
 
   TERRACE_DEVICE void Begin() {
@@ -386,20 +489,22 @@ struct Shared {
   float4 o[kWarps][kHeads][kPitch];
   float2 totals[kWarps][kHeads];  // largest, sum
   Part unit[kItems];              // of the spans before this one of the block's unit; each of one thread
+  OwnRows<Rows, kHeadDim> own;    // with kRopes, of the block of the token's last span
   uint32_t is_last;               // of the token's blocks
 
-  // Fragments of q's rows [heads, kHeadDim], by all threads.
-  TERRACE_DEVICE void SetQuery(const uint16_t* q, uint32_t heads) {
+  // Fragments of q's rows [heads, kHeadDim], by all threads. turn(row, element) has eight elements of a row.
+  template <typename Turn>
+  TERRACE_DEVICE void SetQuery(const uint16_t* q, uint32_t heads, const Turn& turn) {
     static_assert(kWarps * simt::kWarp >= kHeadDim);
     if (const uint32_t i = threadIdx.x; i < kHeadDim) {
       const uint32_t pair = i / simt::kWarp, lane = i % simt::kWarp, g = lane / 4;
       const uint32_t element = Warp::QueryElement(pair, lane % 4);
       const auto load = [&](uint32_t head) {
         if (head >= heads) return uint4{0, 0, 0, 0};
-        const uint4 v = *reinterpret_cast<const uint4*>(q + head * kHeadDim + element);
+        const uint4 v = turn(q + head * kHeadDim, element);
         return uint4{Rows::Query(v.x), Rows::Query(v.y), Rows::Query(v.z), Rows::Query(v.w)};
       };
-      const uint4 v = load(g), w = load(g + kHeadTile);
+      const uint4 v = load(g), w = kHeadTiles > 1 ? load(g + kHeadTile) : uint4{0, 0, 0, 0};
       quads[2 * pair * simt::kWarp + lane] = {v.x, w.x, v.y, w.y};
       quads[(2 * pair + 1) * simt::kWarp + lane] = {v.z, w.z, v.w, w.w};
     }
@@ -446,6 +551,35 @@ struct Shared {
   }
 };
 
+// Eight elements of a row of a head, from `element` on, as RoPE turns them and rounds them to bf16. The
+// angles are of the token's position.
+template <uint32_t kHeadDim, bool kNeighbours>
+TERRACE_DEVICE uint4 TurnedEight(const uint16_t* row, uint32_t element, const float* cos_row,
+                                 const float* sin_row) {
+  constexpr uint32_t kHalf = kHeadDim / 2;
+  RopePiece piece = UnpackBF16(*reinterpret_cast<const uint4*>(row + element));
+  if constexpr (kNeighbours) {
+    const float4 c = simt::LoadReadOnly(reinterpret_cast<const float4*>(cos_row + element / 2));
+    const float4 s = simt::LoadReadOnly(reinterpret_cast<const float4*>(sin_row + element / 2));
+    const float cos[4] = {c.x, c.y, c.z, c.w}, sin[4] = {s.x, s.y, s.z, s.w};
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 4; ++i) RotatePair(piece.x[2 * i], piece.x[2 * i + 1], cos[i], sin[i]);
+  } else {
+    const RopePiece other = UnpackBF16(*reinterpret_cast<const uint4*>(row + (element ^ kHalf)));
+    float4 c[2], s[2];
+    LoadAngles<false>(cos_row, element % kHalf / 8, kHalf, c);
+    LoadAngles<false>(sin_row, element % kHalf / 8, kHalf, s);
+    const float cos[8] = {c[0].x, c[0].y, c[0].z, c[0].w, c[1].x, c[1].y, c[1].z, c[1].w};
+    const float sin[8] = {s[0].x, s[0].y, s[0].z, s[0].w, s[1].x, s[1].y, s[1].z, s[1].w};
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 8; ++i) {  // real of the first half, imaginary of the second: RotatePair
+      const float turned = other.x[i] * sin[i];
+      piece.x[i] = fmaf(piece.x[i], cos[i], element < kHalf ? -turned : turned);
+    }
+  }
+  return PackPieceBF16(piece);
+}
+
 // `out` is of the heads of a token and kv head.
 TERRACE_DEVICE void StoreResult(uint16_t* out, uint32_t item, const Part& part) {
   const float by = simt::Reciprocal(part.sum);
@@ -484,7 +618,7 @@ TERRACE_DEVICE Part MergeUnits(const PartialPlace<kHeadDim>& place, uint32_t ite
 
 // A block's spans: part p of gridDim.x takes units p, p + gridDim.x, ... of `unit` spans each, 1 or
 // kGroupSpans.
-template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles>
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, bool kRopes>
 TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPerSm<kHeadTiles>)
     DecodeAttentionKernel(GpuAttentionArgs a, uint32_t log2_unit, uint32_t heads) {
   using BlockShared = Shared<Rows, kHeadDim, kHeadTiles>;
@@ -493,7 +627,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   static_assert(kTiles >= 2 && kTiles * kStep == kGpuAttentionSpan);
   auto& shared = *reinterpret_cast<BlockShared*>(simt::DynamicShared());
   simt::LetNextStart();
-  simt::WaitForPrevious();
+  if constexpr (!kRopes) simt::WaitForPrevious();
 
   const uint32_t index = blockIdx.z, kv_head = blockIdx.y, token = a.first + index;
   // Volatile: asked for with the position, instead of when that has said that the block has something to do.
@@ -502,7 +636,10 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   const uint32_t spans = position / kGpuAttentionSpan + 1, unit = 1u << log2_unit;
   const uint32_t units = (spans + unit - 1) >> log2_unit;
   uint32_t span = blockIdx.x << log2_unit;
-  if (span >= spans) return;
+  if (span >= spans) {
+    if constexpr (kRopes) simt::WaitForPrevious();  // whoever follows waits for this kernel alone
+    return;
+  }
 
   const uint32_t log2_block = a.batch.log2_block_tokens;
   const int32_t* table = a.batch.block_tables + uint64_t{sequence} * a.batch.table_pitch;
@@ -518,7 +655,36 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   int32_t block = find_block(first), block_ahead = find_block(first + kStep);
   if (first <= position) warp.LoadKeys(a.kv.keys, row_of(block, first), position - first);
   const uint32_t items = heads * kHeadDim / 4;
-  shared.SetQuery(a.q + uint64_t{token} * a.q_pitch + kv_head * heads * kHeadDim, heads);
+  const uint16_t* const rows = a.q + uint64_t{token} * a.q_pitch;
+  const uint16_t* const q = rows + kv_head * heads * kHeadDim;
+  bool has_values = false;  // of the tile that the warp is about to add
+  if constexpr (kRopes) {
+    has_values = kHeadTiles == 1 && first <= position;  // with more heads there are no registers for both
+    if (has_values) {
+      warp.LoadValues(a.kv.values, row_of(block, first), position - first);
+    } else if (first <= position) {
+      warp.Prefetch(a.kv.values, row_of(block, first));
+    }
+    if (first + kStep <= position) {
+      warp.Prefetch(a.kv.keys, row_of(block_ahead, first + kStep));
+      warp.Prefetch(a.kv.values, row_of(block_ahead, first + kStep));
+    }
+    simt::WaitForPrevious();
+    const uint64_t angles = uint64_t{position} * (kHeadDim / 2);
+    shared.SetQuery(q, heads, [&](const uint16_t* row, uint32_t element) {
+      return a.neighbours ? TurnedEight<kHeadDim, true>(row, element, a.cos + angles, a.sin + angles)
+                          : TurnedEight<kHeadDim, false>(row, element, a.cos + angles, a.sin + angles);
+    });
+    const bool has_last_span = (((spans - 1) >> log2_unit) - blockIdx.x) % gridDim.x == 0;
+    if (has_last_span && simt::WarpIndex() == kWarps - 1) {
+      shared.own.Make(a, rows + (a.heads + kv_head) * kHeadDim, a.batch.kv_heads * kHeadDim, position,
+                      row_of(find_block(position), position));
+    }
+  } else {
+    shared.SetQuery(q, heads, [](const uint16_t* row, uint32_t element) {
+      return *reinterpret_cast<const uint4*>(row + element);
+    });
+  }
   simt::SyncThreads();
 
   // Found again where they are used: few, and not worth registers in between.
@@ -538,8 +704,9 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
       if (first > position) break;
       const uint32_t last = position - first;
       // Values are asked for before the keys on their way are waited for, the next keys before these values.
-      warp.LoadValues(a.kv.values, row_of(block, first), last);
+      if (!kRopes || n > 0 || !has_values) warp.LoadValues(a.kv.values, row_of(block, first), last);
       simt::SyncWarp();  // so that the compiler does not keep q in registers, which all of these loads need
+      if (kRopes && last < kTile) warp.TakeOwnKey(shared.own.key, last);
       float scores[kHeadTiles][4];
       warp.Score(shared.quads, scores);
       const uint32_t after = first + 2 * kStep + (n + 2 >= kTiles ? skipped : 0);
@@ -547,8 +714,10 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
       if (first <= position) warp.LoadKeys(a.kv.keys, row_of(block_ahead, first), position - first);
       block = block_ahead;
       block_ahead = find_block(after);
+      if (kRopes && last < kTile) warp.TakeOwnValue(shared.own.value, last);
       warp.Add(scores, scale, last);
     }
+    has_values = false;
     shared.Put(warp, heads);
     simt::SyncThreads();
     for (uint32_t item = threadIdx.x; item < items; item += kThreads) {
@@ -558,7 +727,8 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
       if (!ends_unit) {
         shared.unit[item] = of_unit;
       } else if (units > 1) {
-        place().Store(span >> log2_unit, item, unit == 1 ? of_span : of_unit);
+        if (unit == 1) of_unit = of_span;
+        place().Store(span >> log2_unit, item, of_unit);
       } else {
         Part total = NoPositions();
         Fold(of_unit, total);
@@ -605,8 +775,10 @@ constexpr DecodeGeometry GeometryOf(const GpuAttentionArgs& a) {
 template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, typename Launch>
 auto LaunchKernel(const GpuAttentionArgs& a, const Launch& launch) {
   const auto [log2_unit, parts] = GeometryOf(a);
-  return launch(DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles>, parts, kWarpsOf<kHeadTiles> * simt::kWarp,
-                sizeof(Shared<Rows, kHeadDim, kHeadTiles>), log2_unit, a.heads / a.batch.kv_heads);
+  return launch(a.cos != nullptr ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, true>
+                                 : DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false>,
+                parts, kWarpsOf<kHeadTiles> * simt::kWarp, sizeof(Shared<Rows, kHeadDim, kHeadTiles>),
+                log2_unit, a.heads / a.batch.kv_heads);
 }
 template <typename Rows, uint32_t kHeadDim, typename Launch>
 auto LaunchHeadTiles(const GpuAttentionArgs& a, const Launch& launch) {

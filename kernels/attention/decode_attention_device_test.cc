@@ -18,8 +18,7 @@ struct Options {
 };
 
 // The kernel's output; what it does not write is NaN.
-std::vector<uint16_t> Attend(DecodeBatch& batch, const Options& options = {}) {
-  GpuAttentionArgs args = batch.Args();
+std::vector<uint16_t> Attend(const DecodeBatch& batch, GpuAttentionArgs args, const Options& options) {
   args.first = options.first;
   args.count = std::min(options.count, args.count);
   args.most_spans += options.spare_spans;
@@ -42,6 +41,18 @@ std::vector<uint16_t> Attend(DecodeBatch& batch, const Options& options = {}) {
   });
   EXPECT_EQ(arrived, std::vector<uint32_t>(arrived.size(), 0));
   return out;
+}
+std::vector<uint16_t> Attend(DecodeBatch& batch, const Options& options = {}) {
+  return Attend(batch, batch.Args(), options);
+}
+
+// By a kernel of its own.
+void Rope(RopeDecodeBatch& batch, uint64_t seed) {
+  const GpuRopeKvArgs args = batch.RopeArgs();
+  LaunchRopeKv(args, [&](void (*kernel)(GpuRopeKvArgs, uint32_t), uint32_t blocks, uint32_t threads,
+                         uint32_t log2_group) {
+    simt::RunSeeded(seed, {args.batch.tokens, blocks}, threads, 0, kernel, args, log2_group);
+  });
 }
 
 void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
@@ -182,9 +193,85 @@ TEST(DecodeAttention, EveryInt8CodeIsExact) {
   }
 }
 
+// Outputs and pool, to the bit: around the edges of tiles, blocks of the pool and spans.
+TEST(DecodeAttention, WithRopeItIsWhatRopeAndDecodeAre) {
+  uint64_t seed = 200;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      for (const uint32_t group : {1u, 4u, 7u, 8u, 9u, 16u}) {
+        const RopeDecodeBatch batch({.dtype = dtype,
+                                     .heads = 2 * group,
+                                     .kv_heads = 2,
+                                     .head_dim = head_dim,
+                                     .log2_block_tokens = static_cast<uint32_t>(4 + seed % 3),
+                                     .positions = {0, 15, 16, 129, 255, 256, 391, 700},
+                                     .seed = seed},
+                                    /*neighbours=*/seed % 2 == 1);
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", seed " << seed);
+        RopeDecodeBatch apart = batch, fused = batch;
+        Rope(apart, seed);
+        const auto expected = Attend(apart, {.seed = seed});
+        EXPECT_EQ(Attend(fused, fused.FusedArgs(), {.seed = seed + 1, .spare_spans = 1}), expected);
+        fused.ExpectSamePool(apart);
+        ++seed;
+      }
+    }
+  }
+}
+
 TEST(DecodeAttention, EveryFp8CodeIsItsValue) {
   DecodeBatch batch = EveryFp8Code();
   ExpectEveryFp8Code(Attend(batch));
+}
+
+TEST(DecodeAttention, WithRopeBitsDoNotDependOnTheGeometry) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
+    const RopeDecodeBatch batch(
+        {.dtype = dtype, .heads = 6, .kv_heads = 2, .head_dim = 32, .positions = {40, 2570, 700}},
+        /*neighbours=*/false);
+    RopeDecodeBatch apart = batch;
+    Rope(apart, 1);
+    const auto expected = Attend(apart);
+    ExpectReference(apart, expected);
+    for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
+                                          {.log2_unit = 0, .parts = 4},
+                                          {.log2_unit = 2, .parts = 1},
+                                          {.log2_unit = 2, .parts = 2},
+                                          {.log2_unit = 2, .parts = 5}}) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", units of " << (1 << geometry.log2_unit)
+                                      << ", " << geometry.parts << " parts");
+      RopeDecodeBatch fused = batch;
+      EXPECT_EQ(Attend(fused, fused.FusedArgs(), {.seed = 2, .spare_spans = 9, .geometry = &geometry}),
+                expected);
+      fused.ExpectSamePool(apart);
+    }
+  }
+}
+
+// Several tokens of a sequence, as a draft has them, in one step behind RoPE's own kernel; and one by one, as
+// steps without a draft.
+TEST(DecodeAttention, ADraftHasTheBitsOfItsTokensOneByOne) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
+    SCOPED_TRACE(KvDTypeName(dtype));
+    const RopeDecodeBatch batch({.dtype = dtype,
+                                 .heads = 8,
+                                 .kv_heads = 2,
+                                 .head_dim = 64,
+                                 .positions = {13, 252},  // across a tile, across a span
+                                 .count = 6},
+                                /*neighbours=*/true);
+    RopeDecodeBatch together = batch, single = batch;
+    Rope(together, 3);
+    const auto expected = Attend(together, {.seed = 4});
+    for (uint32_t t = 0; t < batch.tokens(); ++t) {
+      const auto out = Attend(single, single.FusedArgs(), {.seed = 5 + t, .first = t, .count = 1});
+      const auto begin = static_cast<ptrdiff_t>(t * batch.width());
+      const auto end = begin + static_cast<ptrdiff_t>(batch.width());
+      EXPECT_TRUE(std::equal(out.begin() + begin, out.begin() + end, expected.begin() + begin)) << t;
+    }
+    single.ExpectSamePool(together);
+  }
 }
 
 TEST(DecodeAttention, BlocksAreOfGroupsOnceTheseFillAGpu) {

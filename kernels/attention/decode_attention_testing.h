@@ -3,18 +3,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/attention/prefill_attention_testing.h"
+#include "kernels/rope/rope_kv.h"
+#include "kernels/rope/rope_kv_gpu.h"
 
 namespace terrace {
 
-// A batch of which every token is the last of its own sequence.
+// A batch whose tokens are the last of their sequences.
 struct DecodeShape {
   KvDType dtype = KvDType::kBF16;
   uint32_t heads = 2, kv_heads = 1, head_dim = 64, log2_block_tokens = 4;
-  std::vector<uint32_t> positions;
+  std::vector<uint32_t> positions;  // of the first token of each sequence
+  uint32_t count = 1;               // tokens of each
   float magnitude = 1, growth = 0;  // as in PrefillShape
   uint64_t seed = 1;
 };
@@ -114,7 +120,7 @@ class DecodeBatch : public PrefillBatch {
                     .magnitude = shape.magnitude,
                     .growth = shape.growth,
                     .seed = shape.seed};
-    for (const uint32_t position : shape.positions) as.sequences.push_back({position, 1});
+    for (const uint32_t position : shape.positions) as.sequences.push_back({position, shape.count});
     return as;
   }
 };
@@ -134,5 +140,68 @@ inline void ExpectEveryFp8Code(const std::vector<uint16_t>& out) {
     EXPECT_TRUE(std::isnan(want) ? std::isnan(got) : got == want) << code << ": " << got;
   }
 }
+
+// The same before RoPE: behind its queries every token has its key and value, which the pool does not have
+// yet.
+class RopeDecodeBatch : public DecodeBatch {
+ public:
+  RopeDecodeBatch(const DecodeShape& shape, bool neighbours) : DecodeBatch(shape), neighbours_(neighbours) {
+    const GpuAttentionArgs args = Args();
+    const GpuBatch& batch = args.batch;
+    std::mt19937_64 random(shape.seed + 1);
+    std::normal_distribution<float> normal;
+    for (uint16_t& each : q) {  // what is not a query was NaN
+      if (std::isnan(FloatFromBF16(each))) each = BF16FromFloat(normal(random));
+    }
+    const size_t row_bytes = batch.head_dim * KvElementBytes(shape.dtype);
+    for (uint32_t t = 0; t < tokens(); ++t) {
+      for (uint32_t head = 0; head < batch.kv_heads; ++head) {
+        const uint64_t row = KvRow(batch, sequences[t], head, positions[t]);
+        std::fill_n(keys.begin() + static_cast<ptrdiff_t>(row * row_bytes), row_bytes, std::byte{0xff});
+        std::fill_n(values.begin() + static_cast<ptrdiff_t>(row * row_bytes), row_bytes, std::byte{0xff});
+        if (HasScales(shape.dtype)) key_scales[row] = value_scales[row] = std::nanf("");
+      }
+    }
+    std::vector<uint32_t> every(*std::max_element(positions.begin(), positions.end()) + 1);
+    std::iota(every.begin(), every.end(), 0u);
+    cos.resize(every.size() * batch.head_dim / 2);
+    sin.resize(cos.size());
+    RopeAngles(every.data(), every.size(), 10000, batch.head_dim, cos.data(), sin.data());
+  }
+
+  // In host memory, as Args().
+  GpuRopeKvArgs RopeArgs() {
+    const GpuAttentionArgs args = Args();
+    return {.batch = args.batch,
+            .qkv = q.data(),
+            .cos = cos.data(),
+            .sin = sin.data(),
+            .heads = args.heads,
+            .neighbours = neighbours_,
+            .kv = args.kv};
+  }
+  GpuAttentionArgs FusedArgs() {
+    GpuAttentionArgs args = Args();
+    args.cos = cos.data();
+    args.sin = sin.data();
+    args.neighbours = neighbours_;
+    return args;
+  }
+  void ExpectSamePool(const DecodeBatch& other) const {
+    const auto same = [](const auto& a, const auto& b) {  // NaNs too
+      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
+    };
+    EXPECT_TRUE(same(keys, other.keys)) << "keys";
+    EXPECT_TRUE(same(values, other.values)) << "values";
+    if (key_scales.empty()) return;
+    EXPECT_TRUE(same(key_scales, other.key_scales)) << "scales of keys";
+    EXPECT_TRUE(same(value_scales, other.value_scales)) << "scales of values";
+  }
+
+  std::vector<float> cos, sin;
+
+ private:
+  bool neighbours_;
+};
 
 }  // namespace terrace

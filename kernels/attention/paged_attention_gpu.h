@@ -34,6 +34,12 @@ struct GpuAttentionArgs {
   uint32_t most_spans = 0;      // of any of them: ceil((position + 1) / kGpuAttentionSpan), bounded above
   float* partials = nullptr;    // GpuAttentionPartialFloats()
   uint32_t* arrived = nullptr;  // [count, kv_heads], zeros; left as zeros
+  // Decode with RoPE, unless null: behind its queries each row of q has the token's key and value, [heads +
+  // 2 kv_heads, head_dim], all as the product left them. What becomes of them is rope_kv_gpu.h's, to the bit,
+  // but that queries are not written back.
+  const float* cos = nullptr;  // [positions of a context, head_dim / 2], by position
+  const float* sin = nullptr;
+  bool neighbours = false;
   // Prefill: runs that cover the tokens that are not decoded.
   const GpuQueryRun* runs = nullptr;
   uint32_t run_count = 0;

@@ -8,7 +8,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/quant/e4m3_device.h"
 #include "kernels/rope/rope_kv_gpu.h"
@@ -52,6 +54,16 @@ TERRACE_DEVICE void RotatePieces(RopePiece& low, RopePiece& high, const float4 (
       RotatePair(low.x[i], high.x[i], cos[i], sin[i]);
     }
   }
+}
+
+// cos or sin of the pairs of a lane's two pieces, from those of its position; with neighbours 4 of each
+// piece.
+template <bool kNeighbours>
+TERRACE_DEVICE void LoadAngles(const float* of_position, uint32_t lane, uint32_t pairs, float4 (&to)[2]) {
+  const uint32_t first = kNeighbours ? 4 * lane : 8 * lane;
+  const uint32_t second = kNeighbours ? pairs / 2 + 4 * lane : first + 4;
+  to[0] = simt::LoadReadOnly(reinterpret_cast<const float4*>(of_position + first));
+  to[1] = simt::LoadReadOnly(reinterpret_cast<const float4*>(of_position + second));
 }
 
 // Each 16-bit half whose exponent has all its bits, `exponent`, as `nan`.
@@ -128,6 +140,30 @@ TERRACE_DEVICE float Int8Scale(const RopePiece& low, const RopePiece& high, uint
 template <KvDType kDType>
 inline constexpr uint32_t kKvBytes = KvElementBytes(kDType);
 
+// A lane's pieces of a key or value as the pool's rows hold them.
+template <KvDType kDType>
+struct KvPieces {
+  static constexpr uint32_t kBytes = kKvBytes<kDType>;
+  using Piece = std::conditional_t<kBytes == 1, uint2, uint4>;
+  Piece low, high;
+
+  TERRACE_DEVICE static KvPieces Of(const RopePiece& low, const RopePiece& high, float scale) {
+    if constexpr (kDType == KvDType::kInt8) {
+      const Int8Row coder(scale);
+      return {coder.Codes(low), coder.Codes(high)};
+    } else if constexpr (kDType == KvDType::kFp8) {
+      return {PackRowFp8(low), PackRowFp8(high)};
+    } else {
+      return {PackRow16<kDType>(low), PackRow16<kDType>(high)};
+    }
+  }
+  // To a row of 2 * half elements.
+  TERRACE_DEVICE void Store(std::byte* row, uint32_t half, uint32_t lane) const {
+    *reinterpret_cast<Piece*>(row + 8 * lane * kBytes) = low;
+    *reinterpret_cast<Piece*>(row + (half + 8 * lane) * kBytes) = high;
+  }
+};
+
 // Grid: [tokens, parts of its heads]; groups of 2^log2_group lanes, at least head_dim / 16.
 template <KvDType kDType, bool kNeighbours>
 TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a, uint32_t log2_group) {
@@ -152,17 +188,10 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
     high_bits = *high_piece;
   }
   float4 cos[2] = {}, sin[2] = {};
-  if (is_rotated) {  // of the pairs of the two pieces: with neighbours, 4 in each
-    const uint32_t first = kNeighbours ? 4 * lane : 8 * lane,
-                   second = kNeighbours ? pairs / 2 + 4 * lane : first + 4;
+  if (is_rotated) {
     const uint64_t row_of_tables = uint64_t{position} * pairs;
-    const auto quad = [](const float* from) {
-      return simt::LoadReadOnly(reinterpret_cast<const float4*>(from));
-    };
-    cos[0] = quad(a.cos + row_of_tables + first);
-    cos[1] = quad(a.cos + row_of_tables + second);
-    sin[0] = quad(a.sin + row_of_tables + first);
-    sin[1] = quad(a.sin + row_of_tables + second);
+    LoadAngles<kNeighbours>(a.cos + row_of_tables, lane, pairs, cos);
+    LoadAngles<kNeighbours>(a.sin + row_of_tables, lane, pairs, sin);
   }
   uint64_t row = 0;
   if (is_stored) row = KvRow(a.batch, sequence, head - a.heads - (is_rotated ? 0 : kv_heads), position);
@@ -177,20 +206,11 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
     *high_piece = PackPieceBF16(high);
     return;
   }
-  constexpr uint32_t kBytes = kKvBytes<kDType>;
-  std::byte* const to =
-      (is_rotated ? a.kv.keys.data : a.kv.values.data) + (row * (2 * half) + 8 * lane) * kBytes;
-  if constexpr (kDType == KvDType::kInt8) {
-    const Int8Row coder(scale);
-    *reinterpret_cast<uint2*>(to) = coder.Codes(low);
-    *reinterpret_cast<uint2*>(to + half) = coder.Codes(high);
-    if (lane == 0) (is_rotated ? a.kv.keys.scales : a.kv.values.scales)[row] = scale;
-  } else if constexpr (kDType == KvDType::kFp8) {
-    *reinterpret_cast<uint2*>(to) = PackRowFp8(low);
-    *reinterpret_cast<uint2*>(to + half) = PackRowFp8(high);
-  } else {
-    *reinterpret_cast<uint4*>(to) = PackRow16<kDType>(low);
-    *reinterpret_cast<uint4*>(to + kBytes * half) = PackRow16<kDType>(high);
+  using Pieces = KvPieces<kDType>;
+  std::byte* const rows = is_rotated ? a.kv.keys.data : a.kv.values.data;
+  Pieces::Of(low, high, scale).Store(rows + row * (2 * half) * Pieces::kBytes, half, lane);
+  if (kDType == KvDType::kInt8 && lane == 0) {
+    (is_rotated ? a.kv.keys.scales : a.kv.values.scales)[row] = scale;
   }
 }
 

@@ -67,6 +67,11 @@ TERRACE_DEVICE void CpAsync16(void* shared, const void* global, bool valid) {
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// prefetch.global.L1 would say the same; nothing says that it does anything.
+TERRACE_DEVICE void WarmL1(uint32_t* scratch, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(SharedAddress(scratch)), "l"(global)
+               : "memory");
+}
 TERRACE_DEVICE void CpAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kGroups>
 TERRACE_DEVICE void CpAsyncWait() {
@@ -86,6 +91,7 @@ TERRACE_DEVICE uint2 LoadStream(const uint2* from) {
   asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
   return v;
 }
+TERRACE_DEVICE void PrefetchL2(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 template <typename T>
 TERRACE_DEVICE T LoadReadOnly(const T* from) {
   return __ldg(from);

@@ -99,6 +99,7 @@ void LdMatrix4(uint32_t (&r)[4], const void* row);
 void LdMatrix4Trans(uint32_t (&r)[4], const void* row);
 
 void CpAsync16(void* shared, const void* global, bool valid);
+inline void WarmL1(uint32_t*, const void*) {}
 void CpAsyncCommit();
 void CpAsyncWaitFor(int groups);
 template <int kGroups>
@@ -108,6 +109,7 @@ void CpAsyncWait() {
 
 inline uint4 LoadStream(const uint4* from) { return *from; }
 inline uint2 LoadStream(const uint2* from) { return *from; }
+inline void PrefetchL2(const void*) {}
 template <typename T>
 T LoadReadOnly(const T* from) {
   return *from;

@@ -2,7 +2,7 @@
 // steps of a model of Llama 3.1 8B's shape with random weights. Results are checked to be finite, no more:
 // tests check what they are.
 //
-//   tests/gpu/run_bundle.sh bench --json bench.json      about 2 minutes of device time
+//   tests/gpu/run_bundle.sh bench --json bench.json      about 135 s of device time
 //   tests/gpu/run_bundle.sh bench --quick --only decode
 //   tests/gpu/run_bundle.sh bench --only load --load-folder /dev/shm
 //
@@ -33,6 +33,7 @@ struct Part {
 
 const Part kParts[] = {
     {"kernels", 28, [](BenchContext& bench, const Flags&) { return BenchKernels(bench); }},
+    {"layer", 12, [](BenchContext& bench, const Flags&) { return BenchLayer(bench); }},
     {"products", 20, [](BenchContext& bench, const Flags&) { return BenchWideGemm(bench); }},
     {"prefill_attention", 10, [](BenchContext& bench, const Flags&) { return BenchPrefillAttention(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},

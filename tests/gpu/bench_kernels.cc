@@ -17,6 +17,7 @@
 #include "kernels/embed/embed_cuda.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
+#include "kernels/rope/rope_kv.h"
 #include "kernels/rope/rope_kv_cuda.h"
 #include "kernels/sample/sample_cuda.h"
 #include "tests/gpu/bench_arrays.h"
@@ -509,20 +510,28 @@ Status NormAndEmbed(BenchContext& bench) {
   return CheckFinite(x.as<float>(), kElements, "embed", bench.stream);
 }
 
+// RoPE's of each position below `positions`: what they turn in place, again and again, keeps its length.
+struct Angles {
+  static StatusOr<Angles> Make(uint32_t positions) {
+    std::vector<uint32_t> every(positions);
+    std::iota(every.begin(), every.end(), 0);
+    std::vector<float> cos(uint64_t{positions} * kHeadDim / 2), sin(cos.size());
+    RopeAngles(every.data(), positions, 5e5, kHeadDim, cos.data(), sin.data());
+    Angles out;
+    ASSIGN_OR_RETURN(out.cos, Upload(cos, "cos"));
+    ASSIGN_OR_RETURN(out.sin, Upload(sin, "sin"));
+    return out;
+  }
+  CudaBuffer cos, sin;
+};
+
 Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
   constexpr uint64_t kElements = uint64_t{kTokens} * kQkvWidth;
   ASSIGN_OR_RETURN(const CudaBuffer qkv, RandomBF16(kTurns * kElements, 41, bench.stream));
-  std::vector<float> cos_of(uint64_t{kTokens} * kHeadDim / 2), sin_of(cos_of.size());
-  for (uint32_t i = 0; i < cos_of.size(); ++i) {
-    const double angle = i / (kHeadDim / 2) * std::pow(5e5, -2.0 * (i % (kHeadDim / 2)) / kHeadDim);
-    cos_of[i] = static_cast<float>(std::cos(angle));
-    sin_of[i] = static_cast<float>(std::sin(angle));
-  }
+  ASSIGN_OR_RETURN(const Angles angles, Angles::Make(kTokens));
   std::vector<uint32_t> position(kTokens), sequence(kTurns * kTokens);
   std::iota(position.begin(), position.end(), 0);
   for (uint32_t i = 0; i < sequence.size(); ++i) sequence[i] = i / kTokens;
-  ASSIGN_OR_RETURN(const CudaBuffer cos, Upload(cos_of, "cos"));
-  ASSIGN_OR_RETURN(const CudaBuffer sin, Upload(sin_of, "sin"));
   ASSIGN_OR_RETURN(const CudaBuffer positions, Upload(position, "positions"));
   ASSIGN_OR_RETURN(const CudaBuffer sequences, Upload(sequence, "sequences"));
   GpuBatch batch = pool.Batch(8192, true);
@@ -533,8 +542,8 @@ Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
                            batch.sequences = sequences.as<uint32_t>() + i % kTurns * kTokens;
                            return RopeKvCuda({.batch = batch,
                                               .qkv = qkv.as<uint16_t>() + i % kTurns * kElements,
-                                              .cos = cos.as<float>(),
-                                              .sin = sin.as<float>(),
+                                              .cos = angles.cos.as<float>(),
+                                              .sin = angles.sin.as<float>(),
                                               .heads = kHeads,
                                               .kv = pool.Layer(KvDType::kBF16)},
                                              how);
@@ -658,6 +667,231 @@ Status Sampling(BenchContext& bench) {
   return {};
 }
 
+// ---- A layer of a decode step, kernel behind kernel
+
+// Of sequences of `context` positions each, the last of which is decoded.
+struct LayerBatch {
+  static StatusOr<LayerBatch> Make(uint32_t tokens, uint32_t context, cudaStream_t stream) {
+    LayerBatch out;
+    out.tokens = tokens;
+    out.context = context;
+    out.spans = (context + kGpuAttentionSpan - 1) / kGpuAttentionSpan;
+    const uint32_t sequences = AttentionPool::kBlocks * kBlockTokens / context;
+    out.turns = std::min(sequences / tokens, 32u);
+    std::vector<uint32_t> rows(sequences);
+    std::iota(rows.begin(), rows.end(), 0);
+    ASSIGN_OR_RETURN(out.sequences, Upload(rows, "sequences"));
+    ASSIGN_OR_RETURN(out.positions, Upload(std::vector<uint32_t>(tokens, context - 1), "positions"));
+    ASSIGN_OR_RETURN(out.qkv, RandomBF16(uint64_t{tokens} * kQkvWidth, 81, stream));
+    ASSIGN_OR_RETURN(out.attended, Poisoned(uint64_t{tokens} * kHeads * kHeadDim * sizeof(uint16_t)));
+    ASSIGN_OR_RETURN(out.partials, Poisoned(GpuAttentionPartialFloats(tokens, kHeads, kHeadDim, out.spans) *
+                                            sizeof(float)));
+    ASSIGN_OR_RETURN(out.arrived, Zeroed(uint64_t{tokens} * kKvHeads * sizeof(uint32_t)));
+    ASSIGN_OR_RETURN(out.angles, Angles::Make(context));
+    return out;
+  }
+
+  // RoPE and attention of turn `i`, by one kernel or by two.
+  cudaError_t Attend(const AttentionPool& pool, uint32_t i, bool is_one_kernel, CudaLaunch how) const {
+    const float *const cos = angles.cos.as<float>(), *const sin = angles.sin.as<float>();
+    GpuBatch batch = pool.Batch(context, /*is_shuffled=*/true);
+    batch.tokens = tokens;
+    batch.positions = positions.as<uint32_t>();
+    batch.sequences = sequences.as<uint32_t>() + i % turns * tokens;
+    const KvLayer kv = pool.Layer(KvDType::kBF16);
+    if (!is_one_kernel) {
+      const cudaError_t error = RopeKvCuda(
+          {.batch = batch, .qkv = qkv.as<uint16_t>(), .cos = cos, .sin = sin, .heads = kHeads, .kv = kv},
+          how);
+      if (error != cudaSuccess) return error;
+      how.follows = true;
+    }
+    return DecodeAttentionCuda({.batch = batch,
+                                .q = qkv.as<uint16_t>(),
+                                .q_pitch = kQkvWidth,
+                                .out = attended.as<uint16_t>(),
+                                .kv = kv,
+                                .heads = kHeads,
+                                .scale = 0.08838835f,
+                                .count = tokens,
+                                .most_spans = spans,
+                                .partials = partials.as<float>(),
+                                .arrived = arrived.as<uint32_t>(),
+                                .cos = is_one_kernel ? cos : nullptr,
+                                .sin = sin},
+                               how);
+  }
+
+  double KvBytes() const { return 4.0 * tokens * context * kKvHeads * kHeadDim; }
+
+  uint32_t tokens = 0, context = 0, spans = 0, turns = 0;
+  CudaBuffer sequences, positions, qkv, attended, partials, arrived;
+  Angles angles;
+};
+
+Status RopeAndDecode(BenchContext& bench, const AttentionPool& pool, uint32_t tokens, uint32_t context) {
+  ASSIGN_OR_RETURN(const LayerBatch batch, LayerBatch::Make(tokens, context, bench.stream));
+  for (const bool is_one_kernel : {false, true}) {
+    const std::string name = Concat(is_one_kernel ? "decode attention with rope" : "rope, decode attention",
+                                    " bf16, ", tokens, " x ", context);
+    if (!bench.report.HasTime(name)) return {};
+    const CallPlan plan = {.calls = CallsFor(batch.KvBytes(), bench.limits.copy, batch.turns),
+                           .rounds = bench.rounds};
+    const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t i, const CudaLaunch& how) {
+      return batch.Attend(pool, i, is_one_kernel, how);
+    });
+    if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
+    bench.report.Add({.name = name,
+                      .value = timing->seconds * 1e6,
+                      .unit = "us",
+                      .spread = timing->spread,
+                      .fraction = batch.KvBytes() / timing->seconds / bench.limits.copy,
+                      .limit = "copy"});
+    RETURN_IF_ERROR(CheckFinite(batch.attended.as<uint16_t>(), uint64_t{tokens} * kHeads * kHeadDim,
+                                name.c_str(), bench.stream));
+  }
+  return {};
+}
+
+// A layer as CudaTransformer queues it for up to 8 tokens, again and again, in other weights and sequences.
+class DecodeLayer {
+ public:
+  static Status Run(BenchContext& bench, const AttentionPool& pool, GpuFormat format, uint32_t tokens) {
+    const std::string name =
+        Concat("layer ", NameOf(format), ", ", tokens, tokens == 1 ? " token" : " tokens");
+    if (!bench.report.HasTime(name)) return {};
+    DecodeLayer layer(bench, pool);
+    ASSIGN_OR_RETURN(layer.weights_, bench.weights.Of(format));
+    ASSIGN_OR_RETURN(layer.batch_, LayerBatch::Make(tokens, kContext, bench.stream));
+    ASSIGN_OR_RETURN(layer.hidden_, RandomF32(uint64_t{tokens} * kHidden, {.seed = 83}, bench.stream));
+    ASSIGN_OR_RETURN(layer.norm_,
+                     RandomF32(kHidden, {.mean = 1, .deviation = 0.1f, .seed = 84}, bench.stream));
+    ASSIGN_OR_RETURN(layer.normed_, RandomBF16(uint64_t{tokens} * kHidden, 85, bench.stream));
+    ASSIGN_OR_RETURN(layer.squares_, RandomF32(uint64_t{tokens} * kHidden / kTileRows,
+                                               {.mean = 16, .deviation = 1, .seed = 86}, bench.stream));
+    ASSIGN_OR_RETURN(layer.gate_, Poisoned(uint64_t{tokens} * kFfn * sizeof(uint16_t)));
+    return layer.Compare(name);
+  }
+
+ private:
+  static constexpr uint32_t kContext = 1024, kProducts = 4;
+  struct Setting {
+    bool ropes_in_attention = true;
+    StreamGemmShape shapes[kProducts];  // of qkv, output, gate and up, down
+  };
+
+  DecodeLayer(BenchContext& bench, const AttentionPool& pool) : bench_(bench), pool_(pool) {}
+
+  Status Compare(const std::string& name) {
+    Setting setting;
+    const CudaLayer& one = weights_->layers[0];
+    const GpuMatrix* const matrices[kProducts] = {&one.qkv, &one.output, &one.gate_up, &one.down};
+    for (uint32_t i = 0; i < kProducts; ++i) {
+      const GpuMatrix& m = *matrices[i];
+      setting.shapes[i] = DefaultStreamGemmShape(m.rows, m.columns, m.format, batch_.tokens);
+    }
+    RETURN_IF_ERROR(Tune(setting));
+    for (const bool warms_x : {false, true}) {
+      if (!warms_x && batch_.tokens > 1) continue;  // x of more than 2 tokens stays cold
+      for (StreamGemmShape& shape : setting.shapes) shape.warms_x = warms_x;
+      for (const bool ropes_in_attention : {false, true}) {
+        setting.ropes_in_attention = ropes_in_attention;
+        RETURN_IF_ERROR(Add(Concat(name, ropes_in_attention ? ": rope in attention" : ": rope apart",
+                                   warms_x ? "" : ", x cold"),
+                            setting));
+      }
+    }
+    return CheckFinite(hidden_.as<float>(), uint64_t{batch_.tokens} * kHidden, name.c_str(), bench_.stream);
+  }
+
+  // Product by product, the shape with which the whole chain is the fastest.
+  Status Tune(Setting& setting) {
+    const CallPlan plan = {.calls = Layers(), .rounds = 2, .warm_seconds = 0};
+    ASSIGN_OR_RETURN(double best, Time(setting, plan));
+    for (StreamGemmShape& shape : setting.shapes) {
+      StreamGemmShape kept = shape;
+      for (const StreamGemmShape& each : StreamGemmShapes(batch_.tokens)) {
+        shape = each;
+        ASSIGN_OR_RETURN(const double seconds, Time(setting, plan));
+        if (seconds >= best) continue;
+        best = seconds;
+        kept = shape;
+      }
+      shape = kept;
+    }
+    return {};
+  }
+
+  uint32_t Layers() const { return static_cast<uint32_t>(weights_->layers.size()); }
+
+  StatusOr<double> Time(const Setting& setting, const CallPlan& plan, double* spread = nullptr) {
+    ASSIGN_OR_RETURN(const Timing timing,
+                     TimeCalls(bench_.stream, plan,
+                               [&](uint32_t i, const CudaLaunch& how) { return Queue(setting, i, how); }));
+    if (spread != nullptr) *spread = timing.spread;
+    return timing.seconds;
+  }
+
+  Status Add(const std::string& name, const Setting& setting) {
+    double spread = 0;
+    const auto seconds =
+        Time(setting, {.calls = Layers(), .rounds = bench_.rounds, .warm_seconds = 0.01}, &spread);
+    if (!seconds.ok()) return bench_.report.SkipOr(name, seconds.status());
+    const CudaLayer& one = weights_->layers[0];
+    double bytes = batch_.KvBytes();
+    for (const GpuMatrix* m : {&one.qkv, &one.output, &one.gate_up, &one.down}) {
+      bytes += static_cast<double>(BytesOf(*m));
+    }
+    std::string shapes;
+    for (const StreamGemmShape& shape : setting.shapes) {
+      shapes += Concat(" ", shape.warps, "/", shape.row_tiles, "/", shape.per_sm);
+    }
+    bench_.report.Add({.name = Concat(name, " (", shapes.substr(1), ")"),
+                       .value = *seconds * 1e6,
+                       .unit = "us",
+                       .spread = spread,
+                       .fraction = bytes / *seconds / bench_.limits.copy,
+                       .limit = "copy"});
+    return {};
+  }
+
+  cudaError_t Queue(const Setting& setting, uint32_t i, CudaLaunch how) const {
+    const CudaLayer& layer = weights_->layers[i % weights_->layers.size()];
+    const auto multiply = [&](uint32_t product, const GpuMatrix& matrix, const CudaBuffer& x,
+                              const CudaBuffer& out, GpuGemmOut kind) {
+      GpuGemmArgs args = {.x = x.as<uint16_t>(),
+                          .tokens = batch_.tokens,
+                          .weights = matrix,
+                          .out = out.data(),
+                          .kind = kind,
+                          .epsilon = 1e-5f};
+      if (kind == GpuGemmOut::kAddF32) {
+        args.next_norm = norm_.as<float>();
+        args.next_x = normed_.as<uint16_t>();
+        args.next_squares = squares_.as<float>();
+      } else {
+        args.x_squares = squares_.as<float>();
+      }
+      const cudaError_t error = StreamGemmCuda(args, setting.shapes[product], how);
+      how.follows = true;
+      return error;
+    };
+    cudaError_t error = multiply(0, layer.qkv, normed_, batch_.qkv, GpuGemmOut::kBF16);
+    if (error == cudaSuccess) error = batch_.Attend(pool_, i, setting.ropes_in_attention, how);
+    if (error == cudaSuccess)
+      error = multiply(1, layer.output, batch_.attended, hidden_, GpuGemmOut::kAddF32);
+    if (error == cudaSuccess) error = multiply(2, layer.gate_up, normed_, gate_, GpuGemmOut::kGated);
+    if (error == cudaSuccess) error = multiply(3, layer.down, gate_, hidden_, GpuGemmOut::kAddF32);
+    return error;
+  }
+
+  BenchContext& bench_;
+  const AttentionPool& pool_;
+  const CudaWeights* weights_ = nullptr;
+  LayerBatch batch_;
+  CudaBuffer hidden_, norm_, normed_, squares_, gate_;
+};
+
 Status Attention(BenchContext& bench, AttentionPool& pool) {
   ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{32768} * kQkvWidth, 26, bench.stream));
   const DecodeCase cases[] = {{.count = 64, .context = 8192},
@@ -704,6 +938,20 @@ Status BenchKernels(BenchContext& bench) {
   RETURN_IF_ERROR(Sampling(bench));
   RETURN_IF_ERROR(KvCopy(bench));
   return Products::Run(bench);
+}
+
+Status BenchLayer(BenchContext& bench) {
+  ASSIGN_OR_RETURN(const AttentionPool pool, AttentionPool::Make(bench.stream));
+  for (const uint32_t tokens : {1u, 8u, 64u}) RETURN_IF_ERROR(RopeAndDecode(bench, pool, tokens, 1024));
+  RETURN_IF_ERROR(RopeAndDecode(bench, pool, 1, 8192));
+  for (const GpuFormat format : {GpuFormat::kBF16, GpuFormat::kE4M3, GpuFormat::kW4}) {
+    for (const uint32_t tokens : {1u, 8u}) {
+      if (bench.is_quick && tokens > 1) continue;
+      RETURN_IF_ERROR(bench.report.SkipOr(Concat("layer ", NameOf(format)),
+                                          DecodeLayer::Run(bench, pool, format, tokens)));
+    }
+  }
+  return {};
 }
 
 }  // namespace terrace

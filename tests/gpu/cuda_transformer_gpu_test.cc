@@ -245,6 +245,69 @@ TEST(Invariant, ABatchChangesNoBit) {
   }
 }
 
+// One token of each sequence, whose keys and values attention makes, or several, as drafts are: the same
+// bits.
+TEST(Invariant, OneTokenAStepOrManyAreTheSameBits) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+    SCOPED_TRACE(KvDTypeName(dtype));
+    const RandomModel model(DType::kBF16, 12, RandomModel::SmallConfig(112));
+    DeviceTransformer device(model.config, model, /*is_invariant=*/true, dtype);
+    const std::vector<int32_t> tokens = RandomTokens(270, 112, 1), others = RandomTokens(270, 112, 2);
+    const std::vector<BlockId> blocks = BlocksFrom(0, 17), again = BlocksFrom(20, 17),
+                               other_blocks = BlocksFrom(40, 17);
+    const auto whole = device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = 270}}});
+    // All but some; then one by one beside another sequence, and five at a time in turns.
+    std::vector<float> parts;
+    uint32_t at = 0;
+    for (const uint32_t count : {250u, 1u, 1u, 5u, 1u, 5u, 5u, 1u, 1u}) {
+      const auto part = [&](const std::vector<int32_t>& of, const std::vector<BlockId>& where) {
+        return BatchSequence{.tokens = std::span(of).subspan(at, count),
+                             .first_position = at,
+                             .blocks = where,
+                             .logits = count};
+      };
+      const std::vector<float> logits =
+          device.Logits({.sequences = {part(others, other_blocks), part(tokens, again)}});
+      parts.insert(parts.end(), logits.begin() + static_cast<ptrdiff_t>(logits.size() / 2), logits.end());
+      at += count;
+    }
+    ASSERT_EQ(at, 270u);
+    ASSERT_EQ(parts.size(), whole.size());
+    size_t differ = 0;
+    for (size_t i = 0; i < whole.size(); ++i) differ += whole[i] != parts[i] ? 1 : 0;
+    EXPECT_EQ(differ, 0u);
+  }
+}
+
+// A step that decodes sequences and reads a prompt: some tokens' keys are attention's to make, the others'
+// those of RoPE's kernel.
+TEST(RandomModels, APromptBesideDecodesChangesNeither) {
+  const RandomModel model(DType::kBF16, 13, RandomModel::SmallConfig(112));
+  DeviceTransformer device(model.config, model, false);
+  const std::vector<int32_t> tokens = RandomTokens(41, 112, 1), prompt = RandomTokens(200, 112, 2);
+  const std::vector<BlockId> blocks = BlocksFrom(0, 3), apart = BlocksFrom(10, 13),
+                             beside = BlocksFrom(30, 13);
+  const BatchSequence decode{
+      .tokens = std::span(tokens).last(1), .first_position = 40, .blocks = blocks, .logits = 1};
+  device.Logits({.sequences = {{.tokens = std::span(tokens).first(40), .blocks = blocks, .logits = 1}}});
+  std::vector<float> want = device.Logits({.sequences = {decode}});
+  const std::vector<float> of_prompt =
+      device.Logits({.sequences = {{.tokens = prompt, .blocks = apart, .logits = 200}}});
+  want.insert(want.end(), of_prompt.begin(), of_prompt.end());
+  const std::vector<float> got =
+      device.Logits({.sequences = {decode, {.tokens = prompt, .blocks = beside, .logits = 200}}});
+  ASSERT_EQ(got.size(), want.size());
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += (want[i] - got[i]) * (want[i] - got[i]);
+    size += want[i] * want[i];
+    if (i == 111) {
+      EXPECT_LT(std::sqrt(difference / size), 0.03);  // the decode's
+    }
+  }
+  EXPECT_LT(std::sqrt(difference / size), 0.03);
+}
+
 // What a graph chooses is what the logits say.
 TEST(Graphs, ChooseTheLargestLogit) {
   const RandomModel model(DType::kBF16, 10, RandomModel::SmallConfig(112));
@@ -254,9 +317,8 @@ TEST(Graphs, ChooseTheLargestLogit) {
     std::vector<std::vector<BlockId>> blocks;
     Batch prompts, steps;
     for (size_t s = 0; s < sequences; ++s) {
-      tokens.push_back(RandomTokens(5 + s, 112, s));
-      blocks.push_back(BlocksFrom(static_cast<BlockId>(2 * s), 4));
-      blocks.back()[2] = blocks.back()[3] = 63;  // not used
+      tokens.push_back(RandomTokens(3 + s, 112, s));  // up to 32: two blocks of 16
+      blocks.push_back(BlocksFrom(static_cast<BlockId>(2 * s), 2));
     }
     for (size_t s = 0; s < sequences; ++s) {
       const std::span<const int32_t> all = tokens[s];

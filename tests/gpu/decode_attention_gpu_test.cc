@@ -6,6 +6,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/attention/decode_attention_testing.h"
+#include "kernels/rope/rope_kv_cuda.h"
 #include "tests/gpu/gpu_testing.h"
 
 namespace terrace {
@@ -43,6 +44,13 @@ class DeviceBatch {
   GpuAttentionArgs& args() { return args_; }
   std::vector<uint16_t> out() const { return out_.Get(); }
   std::vector<uint32_t> arrived() const { return arrived_.Get(); }
+  // What became of the pool.
+  void GetPool(DecodeBatch& batch) const {
+    batch.keys = keys_.Get();
+    batch.values = values_.Get();
+    batch.key_scales = key_scales_.Get();
+    batch.value_scales = value_scales_.Get();
+  }
 
  private:
   GpuAttentionArgs args_;
@@ -134,6 +142,84 @@ TEST(DecodeAttentionGpu, EveryFp8CodeIsItsValue) {
   ExpectEveryFp8Code(Attend(batch));
 }
 
+// Behind the kernel of RoPE.
+std::vector<uint16_t> RopeAndAttend(RopeDecodeBatch& batch) {
+  DeviceBatch device(batch);
+  const DeviceArray<float> cos(batch.cos), sin(batch.sin);
+  GpuRopeKvArgs rope = batch.RopeArgs();
+  rope.batch = device.args().batch;
+  rope.qkv = const_cast<uint16_t*>(device.args().q);
+  rope.cos = cos.data();
+  rope.sin = sin.data();
+  rope.kv = device.args().kv;
+  CUDA_MUST(RopeKvCuda(rope, {}));
+  CUDA_MUST(DecodeAttentionCuda(device.args(), {.follows = true}));
+  device.GetPool(batch);
+  return device.out();
+}
+
+// `count` tokens a call, each following the one before: what is read before the wait must not be of it.
+std::vector<uint16_t> AttendWithRope(RopeDecodeBatch& batch, uint32_t count, uint32_t spare_spans = 0) {
+  DeviceBatch device(batch, spare_spans);
+  const DeviceArray<float> cos(batch.cos), sin(batch.sin);
+  GpuAttentionArgs args = device.args();
+  args.cos = cos.data();
+  args.sin = sin.data();
+  args.neighbours = batch.FusedArgs().neighbours;
+  const uint32_t tokens = args.count;
+  args.count = count;
+  for (args.first = 0; args.first < tokens; args.first += count) {
+    CUDA_MUST(DecodeAttentionCuda(args, {.follows = args.first > 0 && count > 1}));
+  }
+  device.GetPool(batch);
+  return device.out();
+}
+
+TEST(DecodeAttentionGpu, WithRopeItIsWhatRopeAndDecodeAre) {
+  uint64_t seed = 0;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      for (const uint32_t group : {1u, 4u, 7u, 8u, 9u, 16u}) {
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", seed " << seed);
+        const RopeDecodeBatch batch({.dtype = dtype,
+                                     .heads = 2 * group,
+                                     .kv_heads = 2,
+                                     .head_dim = head_dim,
+                                     .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                                     .positions = {0, 15, 16, 129, 255, 256, 700, 1500, 391, 2570},
+                                     .seed = seed},
+                                    /*neighbours=*/seed % 2 == 1);
+        RopeDecodeBatch apart = batch, fused = batch, in_parts = batch;
+        const auto expected = RopeAndAttend(apart);
+        EXPECT_EQ(AttendWithRope(fused, /*count=*/10, /*spare_spans=*/seed % 3), expected);
+        fused.ExpectSamePool(apart);
+        EXPECT_EQ(AttendWithRope(in_parts, /*count=*/2), expected);
+        in_parts.ExpectSamePool(apart);
+        ++seed;
+      }
+    }
+  }
+}
+
+// In one step behind RoPE's own kernel, and one by one.
+TEST(DecodeAttentionGpu, ADraftHasTheBitsOfItsTokensOneByOne) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
+    SCOPED_TRACE(KvDTypeName(dtype));
+    const RopeDecodeBatch batch({.dtype = dtype,
+                                 .heads = 32,
+                                 .kv_heads = 8,
+                                 .head_dim = 128,
+                                 .positions = {13, 252, 1020},
+                                 .count = 8},
+                                /*neighbours=*/false);
+    RopeDecodeBatch together = batch, single = batch;
+    const auto expected = RopeAndAttend(together);
+    EXPECT_EQ(AttendWithRope(single, /*count=*/1), expected);
+    single.ExpectSamePool(together);
+  }
+}
+
 TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
   DecodeBatch batch({.heads = 4, .kv_heads = 2, .positions = {300}});
   DeviceBatch device(batch);
@@ -158,6 +244,14 @@ TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
   expect(bad);
   bad = good;
   bad.arrived = nullptr;
+  expect(bad);
+  bad = good;
+  const DeviceArray<float> angles(64);
+  bad.cos = angles.data();
+  expect(bad);
+  bad = good;
+  bad.cos = bad.sin = angles.data();
+  bad.q_pitch = good.heads * good.batch.head_dim;
   expect(bad);
   bad = good;
   bad.count = 0;

@@ -25,7 +25,8 @@ GpuBatch CudaTransformer::Impl::BatchOf(const StepLayout& layout, uint32_t token
           .log2_block_tokens = static_cast<uint32_t>(std::countr_zero(shape.block_tokens))};
 }
 
-// Tokens that are decoded come first: padding of a graph behind them reads and writes a block of its own.
+// Tokens that are decoded come first: padding of a graph behind them reads and writes a block of its own, at
+// position 0, where none reads what another writes.
 Status CudaTransformer::Impl::Describe(const Batch& batch, const Choice* choice, const StepLayout& layout,
                                        uint32_t token_count, uint32_t wanted_count) {
   RETURN_IF_CUDA_ERROR(cudaEventSynchronize(step_end));  // the step before has left the pinned memory
@@ -113,6 +114,22 @@ Status CudaTransformer::Impl::Download(uint32_t rows) {
   return {};
 }
 
+Status CudaTransformer::Impl::Rope(const GpuBatch& batch, const KvLayer& kv, uint32_t first) {
+  GpuBatch rest = batch;
+  rest.tokens -= first;
+  rest.positions += first;
+  rest.sequences += first;
+  RETURN_IF_CUDA_ERROR(RopeKvCuda({.batch = rest,
+                                   .qkv = qkv + uint64_t{first} * (q_width() + 2 * kv_width()),
+                                   .cos = cos,
+                                   .sin = sin,
+                                   .heads = config.heads,
+                                   .neighbours = config.rope_pairing == RopePairing::kNeighbours,
+                                   .kv = kv},
+                                  launch()));
+  return {};
+}
+
 Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout,
                                      uint32_t decode_tokens, uint32_t runs, uint32_t spans) {
   GpuAttentionArgs args{.batch = batch,
@@ -125,6 +142,9 @@ Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, c
                         .most_spans = spans,
                         .partials = partials,
                         .arrived = arrived,
+                        .cos = step.ropes_in_attention ? cos : nullptr,
+                        .sin = sin,
+                        .neighbours = config.rope_pairing == RopePairing::kNeighbours,
                         .runs = staging.as<GpuQueryRun>(layout.runs),
                         .run_count = runs};
   const uint64_t per_token = GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans);
@@ -163,14 +183,7 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
   if (!is_normed) RETURN_IF_CUDA_ERROR(norm(layer.attention_norm));
   RETURN_IF_ERROR(
       Multiply(Role::kQkv, layer.qkv, normed, tokens, qkv, GpuGemmOut::kBF16, {.divides = is_normed}));
-  RETURN_IF_CUDA_ERROR(RopeKvCuda({.batch = batch,
-                                   .qkv = qkv,
-                                   .cos = cos,
-                                   .sin = sin,
-                                   .heads = config.heads,
-                                   .neighbours = config.rope_pairing == RopePairing::kNeighbours,
-                                   .kv = kv},
-                                  launch()));
+  RETURN_IF_ERROR(Rope(batch, kv, step.ropes_in_attention ? decode_tokens : 0));
   RETURN_IF_ERROR(Attend(batch, kv, layout, decode_tokens, runs, spans));
   RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, hidden, GpuGemmOut::kAddF32,
                            {.next_norm = fuses ? layer.ffn_norm : nullptr}));
@@ -221,6 +234,8 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
 Status CudaTransformer::Impl::Queue(const StepLayout& layout, uint32_t tokens, uint32_t decode_tokens,
                                     uint32_t runs, uint32_t wanted, uint32_t spans, bool has_choice,
                                     Sampling samples) {
+  // It does not follow: what the host sent and earlier steps wrote is there for all kernels behind it, also
+  // before they wait. DecodeAttentionCuda counts on that.
   RETURN_IF_CUDA_ERROR(EmbedCuda({.tokens = staging.as<int32_t>(layout.tokens),
                                   .count = tokens,
                                   .table = weights.embedding,
@@ -244,7 +259,8 @@ Status CudaTransformer::Impl::QueueAsGraph(const StepLayout& layout, uint32_t to
     RETURN_IF_ERROR(Queue(layout, tokens, tokens, 0, tokens, spans, /*has_choice=*/true, samples));
     return Download(tokens);
   };
-  const auto key = std::make_tuple(tokens, spans, (samples.draws ? 1 : 0) + (samples.tops ? 2 : 0));
+  const auto key = std::make_tuple(tokens, spans, step.ropes_in_attention,
+                                   (samples.draws ? 1 : 0) + (samples.tops ? 2 : 0));
   if (!graphs.contains(key) && graphs.size() >= kMostGraphs) ForgetGraphs();
   Graph& graph = graphs[key];
   if (graph.exec == nullptr) {

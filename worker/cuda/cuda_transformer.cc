@@ -102,6 +102,7 @@ Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
         std::max(step.table_columns, (end + m.shape.block_tokens - 1) / m.shape.block_tokens);
     if (m.IsDecoded(count)) {
       step.decode_tokens += count;
+      step.ropes_in_attention = step.ropes_in_attention && count <= 1;
       furthest = std::max(furthest, end);
     } else {
       step.runs += (count + kGpuQueryTile - 1) / kGpuQueryTile;

@@ -152,7 +152,8 @@ struct CudaTransformer::Impl {
   struct Graph {
     cudaGraphExec_t exec = nullptr;
   };
-  std::map<std::tuple<uint32_t, uint32_t, int>, Graph> graphs;  // tokens, spans, how tokens are chosen
+  // Tokens, spans, ropes_in_attention, how tokens are chosen.
+  std::map<std::tuple<uint32_t, uint32_t, bool, int>, Graph> graphs;
   cudaEvent_t step_begin = nullptr, step_end = nullptr;
 
   // Of the step that is being described.
@@ -160,6 +161,9 @@ struct CudaTransformer::Impl {
     uint32_t tokens = 0, decode_tokens = 0, wanted = 0, runs = 0, most_spans = 1, sequences = 0;
     uint32_t table_columns = 0;
     bool tables_changed = false;
+    // Every sequence whose tokens are decoded has one: attention makes their keys and values too. With
+    // several one would read what another's block is about to write.
+    bool ropes_in_attention = true;
     Sampling samples;
     bool wants_logits = false;
     bool is_first_of_its_kind = false;  // kernels were timed, or a graph captured
@@ -210,6 +214,7 @@ struct CudaTransformer::Impl {
                uint32_t wanted, uint32_t spans, bool has_choice, Sampling samples);
   Status QueueLayer(uint32_t index, const GpuBatch& batch, const StepLayout& layout, uint32_t decode_tokens,
                     uint32_t runs, uint32_t spans);
+  Status Rope(const GpuBatch& batch, const KvLayer& kv, uint32_t first);  // tokens from `first` on
   Status Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout, uint32_t decode_tokens,
                 uint32_t runs, uint32_t spans);
   Status QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice, Sampling samples);
