@@ -7,9 +7,8 @@
 // multiply, each 64 of the run's queries. What keeps the tensor cores busy:
 //   - a warpgroup queues the scores of the next tile and the values of this one together, and computes the
 //     next tile's weights while values are multiplied;
-//   - the warpgroups queue their products in turns: one computes weights while the other's products run;
-//   - they are a turn apart at the end of an item, too: a group's next queries are copied as soon as it has
-//     multiplied its last keys, and it begins the next item while the other ends this one.
+//   - the warpgroups queue their products in turns: one computes weights while the other's
+//     products run.
 //
 // Bits: tiles begin at multiples of kKeys, and what a query may not see adds exact zeros to it. So a token's
 // result depends on its own position only.
@@ -29,14 +28,8 @@ using prefill::Source;
 inline constexpr uint32_t kGroups = 2;         // warpgroups that multiply
 inline constexpr uint32_t kGroupQueries = 64;  // rows of a wgmma
 inline constexpr uint32_t kThreads = (1 + kGroups) * simt::kWarpgroup;
-inline constexpr uint32_t kCopyThreads = 64;  // that copy keys; as many copy values, a warp a group's queries
-static_assert(kGroups * kGroupQueries == kGpuQueryTile && 2 * kCopyThreads == simt::kWarpgroup &&
-              kCopyThreads == kGroups * simt::kWarp);
-inline constexpr uint32_t kStages = 3;  // a group awaits values before it releases those of the tile before
-
-// Items that are under way at most: the one that is begun by those that copy values, kStages whose values are
-// not released (of one tile each), and before these one that a group stores.
-inline constexpr uint32_t kItems = kStages + 2;
+inline constexpr uint32_t kCopyThreads = 64;  // that copy keys; as many copy queries and values
+static_assert(kGroups * kGroupQueries == kGpuQueryTile && 2 * kCopyThreads == simt::kWarpgroup);
 
 // A thread's registers. A block begins with as many as a multiprocessor has, in eights for each thread.
 inline constexpr uint32_t kCopierRegisters = 40, kGroupRegisters = 232;
@@ -53,10 +46,13 @@ TERRACE_DEVICE constexpr uint32_t TileByte(uint32_t row, uint32_t chunk) {
   return chunk / 8 * (kRows * 128) + simt::SwizzledByte(row, chunk % 8);
 }
 
-// What is copied reports to `full`; whoever is done with it, to `empty`. Queries: of each group.
+// Tiles of a ring. Of two some 5% less; a group awaits values before it releases those of the tile before.
+inline constexpr uint32_t kStages = 3;
+
+// What is copied reports to `full`; whoever is done with it, to `empty`.
 struct Barriers {
   uint64_t keys_full[kStages], keys_empty[kStages], values_full[kStages], values_empty[kStages];
-  uint64_t queries_full[kGroups], queries_empty[kGroups];
+  uint64_t queries_full, queries_empty;
 };
 
 // A run of queries and a head, as it is told to the groups with the queries.
@@ -73,13 +69,14 @@ struct Layout {
   static_assert(kHeadDim == 64 || kHeadDim == 128);
   static_assert(kKeys % kTableTokens == 0 && kKeys / kTableTokens <= simt::kWarp);
 
-  // Bytes of shared memory: queries, rings of keys and of values, barriers, items.
+  // Bytes of shared memory: queries, rings of keys and of values, barriers, two items. Two, because those
+  // that copy begin an item while the groups are in the one before.
   static constexpr uint32_t kRowBytes = 2 * kHeadDim, kTileBytes = kKeys * kRowBytes;
   static constexpr uint32_t kKeyTiles = kGpuQueryTile * kRowBytes;
   static constexpr uint32_t kValueTiles = kKeyTiles + kStages * kTileBytes;
   static constexpr uint32_t kBarriers = kValueTiles + kStages * kTileBytes;
-  static constexpr uint32_t kItemsBegin = kBarriers + sizeof(Barriers);
-  static constexpr uint32_t kBytes = (kItemsBegin + kItems * sizeof(Item) + 1023) / 1024 * 1024;
+  static constexpr uint32_t kItems = kBarriers + sizeof(Barriers);
+  static constexpr uint32_t kBytes = (kItems + 2 * sizeof(Item) + 1023) / 1024 * 1024;
   static_assert(kBytes <= 227 * 1024);
 
   // A thread copies always the same column of rows CopyRow() + i * kCopyRows.
@@ -91,9 +88,7 @@ struct Layout {
   TERRACE_DEVICE static Barriers& BarriersOf(std::byte* shared) {
     return *reinterpret_cast<Barriers*>(shared + kBarriers);
   }
-  TERRACE_DEVICE static Item& ItemOf(std::byte* shared, uint32_t round) {
-    return reinterpret_cast<Item*>(shared + kItemsBegin)[round % kItems];
-  }
+  TERRACE_DEVICE static Item* ItemsOf(std::byte* shared) { return reinterpret_cast<Item*>(shared + kItems); }
 };
 
 // A place in a ring of tiles. Parity of the phase of its barriers: of `full` the one to wait for, of `empty`
@@ -146,24 +141,16 @@ TERRACE_DEVICE void MendValues(std::byte* tile, uint32_t begin, uint32_t* broken
   }
 }
 
-// By one warp: a group's queries. Those that do not exist are zeros.
+// Queries that do not exist are zeros.
 template <typename L>
-TERRACE_DEVICE void CopyQueries(const GpuAttentionArgs& args, const Item& item, uint32_t group,
-                                std::byte* queries) {
-  constexpr uint32_t kRows = simt::kWarp / L::kChunks;
-  const uint32_t column = simt::Lane() % L::kChunks;
-  const uint32_t first = group * kGroupQueries + simt::Lane() / L::kChunks;
-  const uint16_t* q =
-      args.q + uint64_t{item.token + first} * args.q_pitch + item.head * L::kHeadDim + column * 8;
+TERRACE_DEVICE void CopyQueries(const GpuAttentionArgs& args, const Item& item, std::byte* queries) {
+  const uint32_t row = L::CopyRow(), column = L::CopyColumn();
+  const uint16_t* q = args.q + uint64_t{item.token} * args.q_pitch + item.head * L::kHeadDim + column * 8;
   TERRACE_NO_UNROLL
-  for (uint32_t above = 0; above < kGroupQueries; above += 8) {
-    TERRACE_UNROLL
-    for (uint32_t i = above; i < above + 8; i += kRows) {
-      simt::CpAsync16(queries + TileByte<kGpuQueryTile>(first + i, column), q + uint64_t{i} * args.q_pitch,
-                      first + i < item.count);
-    }
+  for (uint32_t i = 0; i < kGpuQueryTile; i += L::kCopyRows) {
+    simt::CpAsync16(queries + TileByte<kGpuQueryTile>(row + i, column), q + uint64_t{row + i} * args.q_pitch,
+                    row + i < item.count);
   }
-  simt::CpAsyncCommit();
 }
 
 // What the calling thread has copied is there, for the tensor cores too.
@@ -178,19 +165,7 @@ TERRACE_DEVICE Item ReadItem(const GpuAttentionArgs& args, uint32_t number) {
   return {run.first, run.count, args.batch.positions[run.first], number % args.heads, 0};
 }
 
-// A group's queries, of the block's item `round`, when the group is done with those before.
-template <typename L>
-TERRACE_DEVICE void RefillQueries(const GpuAttentionArgs& args, const Item& item, uint32_t round,
-                                  std::byte* shared) {
-  const uint32_t group = simt::WarpIndex() % kGroups;
-  Barriers& barriers = L::BarriersOf(shared);
-  simt::BarrierWait(&barriers.queries_empty[group], round % 2 ^ 1);
-  CopyQueries<L>(args, item, group, shared);
-  Publish(&barriers.queries_full[group]);
-}
-
-// Of all of the block's items: keys; or values, and queries. Of the block's first item these come first; of
-// others behind the first values, which have a free place earlier.
+// Of all of the block's items: keys; or values, and before those of an item its queries.
 template <typename L, bool kIsValues>
 TERRACE_DEVICE void Copy(const GpuAttentionArgs& args, std::byte* shared) {
   Barriers& barriers = L::BarriersOf(shared);
@@ -206,12 +181,15 @@ TERRACE_DEVICE void Copy(const GpuAttentionArgs& args, std::byte* shared) {
     const Source source = {args, kv_head * args.batch.blocks,
                            args.batch.sequences[item.token] * args.batch.table_pitch,
                            item.position + item.count - 1};
-    Item& told = L::ItemOf(shared, round);
+    Item& told = L::ItemsOf(shared)[round % 2];
     uint32_t block = source.Block<L::kKeys>(0);
     if constexpr (kIsValues) {
+      simt::BarrierWait(&barriers.queries_empty, round % 2 ^ 1);
       if (threadIdx.x % kCopyThreads == 0) told = item;
-      simt::SyncSome(kCopyBarrier, kCopyThreads);  // before one tells a group, or notes what is broken
-      if (round == 0) RefillQueries<L>(args, item, round, shared);
+      simt::SyncSome(kCopyBarrier, kCopyThreads);  // before one notes what is broken
+      CopyQueries<L>(args, item, shared);
+      simt::CpAsyncCommit();
+      Publish(&barriers.queries_full);
     }
     TERRACE_NO_UNROLL
     for (uint32_t begin = 0; begin <= source.last; begin += L::kKeys) {
@@ -226,7 +204,6 @@ TERRACE_DEVICE void Copy(const GpuAttentionArgs& args, std::byte* shared) {
       }
       Publish(full + place.stage);
       place.Next();
-      if (kIsValues && begin == 0 && round > 0) RefillQueries<L>(args, item, round, shared);
     }
   }
 }
@@ -250,14 +227,14 @@ TERRACE_DEVICE void Release(uint64_t* empty) {
   if (simt::Lane() == 0) simt::BarrierArrive(empty);
 }
 
-// Queues scores = queries * keys.
+// Queues scores = queries * keys. (Queries in registers would take less of shared memory's bandwidth; they
+// did not pay.)
 template <typename L>
 TERRACE_DEVICE void QueueScores(float (&scores)[L::kKeys / 2], uint64_t queries, uint64_t keys) {
   TERRACE_UNROLL
   for (uint32_t k = 0; k < L::kHeadDim / 16; ++k) {
-    const uint32_t columns = k / 4, within = k % 4 * 32;
-    simt::Wgmma<L::kKeys>(scores, simt::TileAt(queries, columns * (kGpuQueryTile * 128) + within),
-                          simt::TileAt(keys, columns * (L::kKeys * 128) + within), k > 0);
+    const uint64_t query = simt::TileAt(queries, k / 4 * (kGpuQueryTile * 128) + k % 4 * 32);
+    simt::Wgmma<L::kKeys>(scores, query, simt::TileAt(keys, k / 4 * (L::kKeys * 128) + k % 4 * 32), k > 0);
   }
   simt::WgmmaCommit();
 }
@@ -393,8 +370,8 @@ class Group {
       : args_(args),
         shared_(shared),
         barriers_(L::BarriersOf(shared)),
+        items_(L::ItemsOf(shared)),
         group_(group),
-        queries_(simt::SharedTile(shared + group * (kGroupQueries * 128), 1024)),
         keys_(simt::SharedTile(shared + L::kKeyTiles, 1024)),
         values_(simt::SharedTile(shared + L::kValueTiles, 1024, L::kKeys * 128)),
         scale_(args.scale * kLog2E) {}
@@ -403,8 +380,8 @@ class Group {
     if (group_ == 1) EndTurn();  // the first is group 0's
     const uint32_t items = args_.run_count * args_.heads;
     for (uint32_t round = 0; ItemNumber(round) < items; ++round) {
-      simt::BarrierWait(&barriers_.queries_full[group_], round % 2);
-      const Item& item = L::ItemOf(shared_, round);
+      simt::BarrierWait(&barriers_.queries_full, round % 2);
+      const Item& item = items_[round % 2];
       const uint32_t last = item.position + item.count - 1;
       const uint32_t first = item.position + group_ * kGroupQueries;
       const uint32_t tiles = last / L::kKeys + 1;
@@ -413,7 +390,7 @@ class Group {
       if (seen > 0) {
         Attend(item, first, seen);
       } else {
-        Release(&barriers_.queries_empty[group_]);
+        Release(&barriers_.queries_empty);
       }
       TERRACE_NO_UNROLL
       for (uint32_t tile = seen; tile < tiles; ++tile) Pass();
@@ -431,16 +408,16 @@ class Group {
     state.sum[0] = state.sum[1] = 0;
     float scores[L::kKeys / 2], factor[2];
     uint32_t weights[L::kKeys / 16][4];
+    const uint64_t queries = simt::SharedTile(shared_ + group_ * (kGroupQueries * 128), 1024);
 
     WaitFor(barriers_.keys_full, key_);
     BeginTurn();
     simt::WgmmaFence();
-    QueueScores<L>(scores, queries_, KeyTile());
+    QueueScores<L>(scores, queries, KeyTile());
     EndTurn();
     simt::WgmmaWait<0>();
     simt::PinRegisters(scores);
     ReleaseKeys();
-    if (tiles == 1) Release(&barriers_.queries_empty[group_]);
     auto seen = static_cast<int32_t>(first + 1);  // of the tile's keys, by the first query
     if (seen < static_cast<int32_t>(L::kKeys)) Mask<L::kKeys>(scores, seen);
     MoveReferences<L::kKeys>(state, scores, scale_, factor);
@@ -455,13 +432,12 @@ class Group {
       simt::PinRegisters(state.out);
       BeginTurn();
       simt::WgmmaFence();
-      QueueScores<L>(scores, queries_, KeyTile());
+      QueueScores<L>(scores, queries, KeyTile());
       QueueValues<L>(state.out, weights, ValueTile());
       EndTurn();
       simt::WgmmaWait<1>();
       simt::PinRegisters(scores);
       ReleaseKeys();
-      if (tile + 1 == tiles) Release(&barriers_.queries_empty[group_]);
       seen -= static_cast<int32_t>(L::kKeys);
       if (seen < static_cast<int32_t>(L::kKeys)) Mask<L::kKeys>(scores, seen);
       const bool moves = MoveReferences<L::kKeys>(state, scores, scale_, factor);
@@ -480,6 +456,7 @@ class Group {
       }
       PackWeights<L::kKeys>(weights, scores);
     }
+    Release(&barriers_.queries_empty);
 
     PinWeights(weights);
     simt::PinRegisters(state.out);
@@ -526,10 +503,11 @@ class Group {
   TERRACE_DEVICE void EndTurn() { simt::ArriveSome(kTurnBarrier + 1 - group_, kGroups * simt::kWarpgroup); }
 
   const GpuAttentionArgs& args_;
-  std::byte* const shared_;
+  const std::byte* const shared_;
   Barriers& barriers_;
+  const Item* const items_;
   const uint32_t group_;
-  const uint64_t queries_, keys_, values_;  // tiles: the group's, the rings' first
+  const uint64_t keys_, values_;  // the rings' first tiles
   const float scale_;
   RingPlace key_, value_;
 };
@@ -544,10 +522,8 @@ TERRACE_DEVICE void InitBarriers(std::byte* shared) {
     simt::BarrierInit(&barriers.keys_empty[i], kGroupWarps);
     simt::BarrierInit(&barriers.values_empty[i], kGroupWarps);
   }
-  for (uint32_t i = 0; i < kGroups; ++i) {
-    simt::BarrierInit(&barriers.queries_full[i], simt::kWarp);
-    simt::BarrierInit(&barriers.queries_empty[i], kGroupWarps / kGroups);
-  }
+  simt::BarrierInit(&barriers.queries_full, kCopyThreads);
+  simt::BarrierInit(&barriers.queries_empty, kGroupWarps);
   simt::BarrierInitDone();
 }
 

@@ -78,11 +78,10 @@ cudaError_t LaunchHopper(const GpuAttentionArgs& args, const CudaLaunch& launch)
   return LaunchCuda(launch, kernel, dim3(std::min(blocks, items)), hopper_prefill::kThreads, L::kBytes, args);
 }
 
-cudaError_t LaunchHopper(const GpuAttentionArgs& args, PrefillKernel kernel, const CudaLaunch& launch) {
+cudaError_t LaunchHopperOfHeadDim(const GpuAttentionArgs& args, const CudaLaunch& launch) {
   using hopper_prefill::Layout;
-  if (args.batch.head_dim == 128) return LaunchHopper<Layout<128, 128>>(args, launch);
-  if (kernel == PrefillKernel::kWgmmaOf192) return LaunchHopper<Layout<64, 192>>(args, launch);
-  return LaunchHopper<Layout<64, 128>>(args, launch);
+  return args.batch.head_dim == 128 ? LaunchHopper<Layout<128, 128>>(args, launch)
+                                    : LaunchHopper<Layout<64, 128>>(args, launch);
 }
 
 // The kernel numbers 16-byte chunks of a layer's keys in 32 bits.
@@ -96,12 +95,11 @@ bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer
 }  // namespace
 
 std::span<const PrefillKernel> PrefillKernels(const GpuAttentionArgs& args) {
-  static constexpr PrefillKernel kAll[] = {PrefillKernel::kMma, PrefillKernel::kWgmma,
-                                           PrefillKernel::kWgmmaOf192};
+  static constexpr PrefillKernel kAll[] = {PrefillKernel::kMma, PrefillKernel::kWgmma};
   const std::span<const PrefillKernel> all = kAll;
   if (args.kv.dtype != KvDType::kBF16 || !IsHopper()) return all.first(1);
   const uint32_t head_dim = args.batch.head_dim;
-  return all.first(head_dim == 64 ? 3 : head_dim == 128 ? 2 : 1);
+  return all.first(head_dim == 64 || head_dim == 128 ? 2 : 1);
 }
 
 PrefillKernel DefaultPrefillKernel(const GpuAttentionArgs& args) {
@@ -125,7 +123,7 @@ cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, PrefillKernel ker
   if (kernel == PrefillKernel::kMma) return LaunchOfDType(args, launch);
   const auto kernels = PrefillKernels(args);
   if (std::find(kernels.begin(), kernels.end(), kernel) == kernels.end()) return cudaErrorNotSupported;
-  return LaunchHopper(args, kernel, launch);
+  return LaunchHopperOfHeadDim(args, launch);
 }
 
 }  // namespace terrace

@@ -13,7 +13,6 @@ namespace terrace {
 enum class PrefillKernel : uint8_t {
   kMma,
   kWgmma,
-  kWgmmaOf192,  // tiles of 192 keys, head_dim 64; for tuning
 };
 
 // Those that the current device has for such arguments, kMma first.

@@ -227,7 +227,6 @@ TEST(PrefillAttention, MatchesTheReferenceOnHopper) {
       SCOPED_TRACE(testing::Message() << "head_dim " << head_dim << ", seed " << seed);
       if (head_dim == 64) {
         ExpectReference(batch, AttendHopper<64, 128>(batch, seed, blocks));
-        ExpectReference(batch, AttendHopper<64, 192>(batch, seed, blocks));
       } else {
         ExpectReference(batch, AttendHopper<128, 128>(batch, seed, blocks));
       }
@@ -236,7 +235,7 @@ TEST(PrefillAttention, MatchesTheReferenceOnHopper) {
   }
 }
 
-// Those that copy are up to three items ahead, and a group ends one while the other has begun the next.
+// Those that copy are in the next item while the groups are in the one before.
 TEST(PrefillAttention, ManyShortItemsOfABlockMatchTheReferenceInEverySchedule) {
   PrefillBatch batch(
       {.heads = 2, .sequences = {{0, 70}, {0, 1}, {0, 128}, {3, 65}, {100, 40}, {0, 64}, {60, 5}}});

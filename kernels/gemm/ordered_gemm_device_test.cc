@@ -13,7 +13,7 @@ template <typename Pieces>
 void Stream(const GpuGemmArgs& args, uint32_t parts) {
   simt::Run({(args.tokens + 31) / 32, args.weights.rows / 16, 1}, 32 * parts,
             parts * kStreamRingBytes<Pieces>, StreamGemmKernel<Pieces, 4, 1, false>, args,
-            static_cast<uint32_t>(std::countr_zero(parts)), /*warms_x=*/true);
+            static_cast<uint32_t>(std::countr_zero(parts)));
 }
 template <typename Pieces, uint32_t kRowTiles, uint32_t kTokenTiles>
 void OrderedTile(const GpuGemmArgs& args, uint32_t parts, uint64_t seed) {

@@ -37,8 +37,7 @@ cudaError_t LaunchKernel(const GpuGemmArgs& args, const StreamGemmShape& shape, 
   if (row_blocks > kMostRowBlocks) return cudaErrorInvalidValue;
   const uint32_t token_blocks = (args.tokens + kTokenTile * kTokenTiles - 1) / (kTokenTile * kTokenTiles);
   return LaunchCuda(how, kernel, dim3(token_blocks, row_blocks), shape.warps * simt::kWarp,
-                    shape.warps * kWarpBytes, args, static_cast<uint32_t>(std::countr_zero(shape.warps)),
-                    shape.warms_x);
+                    shape.warps * kWarpBytes, args, static_cast<uint32_t>(std::countr_zero(shape.warps)));
 }
 
 template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>

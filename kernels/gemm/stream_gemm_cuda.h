@@ -12,7 +12,6 @@ struct StreamGemmShape {
   uint32_t warps = 8;      // of a block: 4, 8 or 16. The order of sums depends on it
   uint32_t row_tiles = 1;  // of a block: 1 or 2. 2 reads x half as often; bits do not depend on it
   uint32_t per_sm = 0;     // blocks of a multiprocessor, which take row tiles in turns; 0: a block for each
-  bool warms_x = true;     // of up to 2 tokens: x is asked for at once, not piece by piece
 };
 
 // What may be fastest for so many tokens, for tuning; all warm x.

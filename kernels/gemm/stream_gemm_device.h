@@ -46,9 +46,6 @@ template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShare
 inline constexpr uint32_t kStreamWarpBytes = kStreamRingBytes<Pieces> +
                                              (kShares ? 2 * 512 * kStreamRound<kTokenTiles, kRowTiles> : 0);
 
-// Tokens whose x is asked for at once where that is wanted: in L1 there is room for few.
-inline constexpr uint32_t kMostWarmTokens = 2;
-
 // The B fragments of a run of columns of a token: kSteps pairs of words.
 template <uint32_t kSteps>
 TERRACE_DEVICE void LoadRun(const uint16_t* x, uint32_t (&b)[kSteps][2]) {
@@ -255,7 +252,7 @@ TERRACE_DEVICE void LeaveForNext(const GpuGemmArgs& args, const StreamOutputs& o
 // present one is summed.
 template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
 TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
-    StreamGemmKernel(GpuGemmArgs args, uint32_t log2_warps, bool warms_x) {
+    StreamGemmKernel(GpuGemmArgs args, uint32_t log2_warps) {
   simt::LetNextStart();
   constexpr uint32_t kDepth = kStreamDepth<Pieces>, kSlot = 2 * Pieces::kSlotBytes;
   constexpr uint32_t kSlotPieces = 2 / kRowTiles;
@@ -290,18 +287,6 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
     simt::WaitForPrevious();
   } while (args.tokens == 0);
 
-  if (kTokenTiles == 1 && warms_x && args.tokens <= kMostWarmTokens) {
-    constexpr uint32_t kLine = 64;  // columns
-    TERRACE_SHARED uint32_t scratch[kMostStreamWarps * simt::kWarp];
-    TERRACE_NO_UNROLL
-    for (uint32_t token = 0; token < args.tokens; ++token) {
-      TERRACE_NO_UNROLL
-      for (uint32_t i = begin * Pieces::kColumns + kLine * lane; i < end * Pieces::kColumns;
-           i += kLine * simt::kWarp) {
-        simt::WarmL1(scratch + threadIdx.x, args.x + uint64_t{token} * columns + i);
-      }
-    }
-  }
   TERRACE_SHARED float norm_factors[kMostNormTokens];  // read behind the barrier of the reduction
   if (kTokenTiles == 1 && args.x_squares != nullptr) {
     TERRACE_NO_UNROLL

@@ -24,13 +24,11 @@ void Launch(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {
       grid.y = std::min(shape.blocks, groups);
       return simt::RunSeeded(seed, grid, 32 * shape.warps,
                              shape.warps * kStreamWarpBytes<Pieces, 1, kRowTiles, true>,
-                             StreamGemmKernel<Pieces, 1, kRowTiles, true>, args, log2_warps,
-                             /*warms_x=*/true);
+                             StreamGemmKernel<Pieces, 1, kRowTiles, true>, args, log2_warps);
     }
   }
   simt::RunSeeded(seed, grid, 32 * shape.warps, shape.warps * kStreamRingBytes<Pieces>,
-                  StreamGemmKernel<Pieces, kTokenTiles, kRowTiles, false>, args, log2_warps,
-                  /*warms_x=*/true);
+                  StreamGemmKernel<Pieces, kTokenTiles, kRowTiles, false>, args, log2_warps);
 }
 template <typename Pieces, uint32_t kTokenTiles>
 void LaunchTokens(const GpuGemmArgs& args, const Shape& shape, uint64_t seed) {

@@ -16,7 +16,6 @@
 //   LdMatrix4(r, row), LdMatrix4Trans(r, row)      of a warp: four 8x8 matrices of 16-bit elements
 //   CpAsync16(shared, global, valid)               16 bytes, zeros unless valid; CpAsyncCommit();
 //   CpAsyncWait<n>()                               ... until at most n committed groups are under way
-//   WarmL1(shared, global)                         asks for 128 bytes in L1; an asynchronous copy of 4
 //   PrefetchL2(global)                             asks for 128 bytes in L2
 //   LoadStream(const uint4*), LoadStream(const uint2*)   global memory that is read once by one thread
 //   LoadReadOnly(const T*)                         global memory no one writes while the kernel runs

@@ -67,11 +67,6 @@ TERRACE_DEVICE void CpAsync16(void* shared, const void* global, bool valid) {
                "r"(valid ? 16 : 0)
                : "memory");
 }
-// prefetch.global.L1 would say the same; nothing says that it does anything.
-TERRACE_DEVICE void WarmL1(uint32_t* scratch, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(SharedAddress(scratch)), "l"(global)
-               : "memory");
-}
 TERRACE_DEVICE void CpAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kGroups>
 TERRACE_DEVICE void CpAsyncWait() {

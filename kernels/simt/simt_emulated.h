@@ -99,7 +99,6 @@ void LdMatrix4(uint32_t (&r)[4], const void* row);
 void LdMatrix4Trans(uint32_t (&r)[4], const void* row);
 
 void CpAsync16(void* shared, const void* global, bool valid);
-inline void WarmL1(uint32_t*, const void*) {}
 void CpAsyncCommit();
 void CpAsyncWaitFor(int groups);
 template <int kGroups>

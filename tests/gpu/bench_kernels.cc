@@ -393,10 +393,7 @@ struct PrefillCase {
   KvDType dtype = KvDType::kBF16;
 };
 
-const char* NameOf(PrefillKernel kernel) {
-  if (kernel == PrefillKernel::kMma) return "mma";
-  return kernel == PrefillKernel::kWgmma ? "wgmma" : "wgmma, 192 keys";
-}
+const char* NameOf(PrefillKernel kernel) { return kernel == PrefillKernel::kMma ? "mma" : "wgmma"; }
 
 Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
                         const PrefillCase& what) {
@@ -791,15 +788,10 @@ class DecodeLayer {
       setting.shapes[i] = DefaultStreamGemmShape(m.rows, m.columns, m.format, batch_.tokens);
     }
     RETURN_IF_ERROR(Tune(setting));
-    for (const bool warms_x : {false, true}) {
-      if (!warms_x && batch_.tokens > 1) continue;  // x of more than 2 tokens stays cold
-      for (StreamGemmShape& shape : setting.shapes) shape.warms_x = warms_x;
-      for (const bool ropes_in_attention : {false, true}) {
-        setting.ropes_in_attention = ropes_in_attention;
-        RETURN_IF_ERROR(Add(Concat(name, ropes_in_attention ? ": rope in attention" : ": rope apart",
-                                   warms_x ? "" : ", x cold"),
-                            setting));
-      }
+    for (const bool ropes_in_attention : {false, true}) {
+      setting.ropes_in_attention = ropes_in_attention;
+      RETURN_IF_ERROR(
+          Add(Concat(name, ropes_in_attention ? ": rope in attention" : ": rope apart"), setting));
     }
     return CheckFinite(hidden_.as<float>(), uint64_t{batch_.tokens} * kHidden, name.c_str(), bench_.stream);
   }
@@ -921,7 +913,7 @@ Status BenchPrefillAttention(BenchContext& bench) {
     }
   }
   for (const uint32_t tokens : {2048, 8192}) {
-    for (const PrefillKernel kernel : {kMma, kWgmma, PrefillKernel::kWgmmaOf192}) {
+    for (const PrefillKernel kernel : {kMma, kWgmma}) {
       RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {.tokens = tokens, .head_dim = 64, .kernel = kernel}));
     }
   }

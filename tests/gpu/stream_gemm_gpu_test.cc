@@ -67,7 +67,7 @@ TEST(StreamGemmGpu, ATokenHasTheSameBitsInAnyBatch) {
     const size_t row_bytes = RowBytes(kRows, GpuGemmOut::kF32);
     for (const StreamGemmShape& shape : StreamGemmShapes(1)) {
       const std::vector<std::byte> alone =
-          StreamGemm(device.matrix, token, GpuGemmOut::kF32, {.warps = shape.warps, .warms_x = false});
+          StreamGemm(device.matrix, token, GpuGemmOut::kF32, {.warps = shape.warps, .row_tiles = 1});
       for (const uint32_t tokens : {1u, 2u, 8u, 13u, 16u, 32u, 64u}) {
         std::vector<uint16_t> x = RandomBF16(size_t{tokens} * kColumns, /*seed=*/tokens);
         for (const uint32_t place : {0u, tokens / 2, tokens - 1}) {
