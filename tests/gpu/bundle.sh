@@ -51,7 +51,10 @@ while (($# > 0)); do
 done
 [[ -n $suite && -n $bench ]] || die "--suite and --bench are needed; see --help" 64
 if ((with_models)) && ((${#models[@]} == 0)); then
-  models=("$root"/models/terrace-demo-* "$root"/models/eval/golden.jsonl)
+  for model in "$root"/models/terrace-demo-*; do
+    if [[ -d $model ]]; then models+=("$model"); fi  # the .gguf files hold the same
+  done
+  models+=("$root/models/eval/golden.jsonl")
 fi
 for file in "$suite" "$bench" "${programs[@]}" ${plugin:+"$plugin"} "${models[@]}"; do
   [[ -e $file ]] || die "there is no $file" 66
