@@ -43,7 +43,11 @@ cudaError_t LaunchKernel(const GpuGemmArgs& args, const StreamGemmShape& shape, 
 template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles>
 cudaError_t Launch(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how) {
   if constexpr (kTokenTiles == 1) {
-    if (shape.per_sm > 0) return LaunchKernel<Pieces, kTokenTiles, kRowTiles, true>(args, shape, how);
+    if (shape.per_sm > 0) {
+      const cudaError_t error = LaunchKernel<Pieces, kTokenTiles, kRowTiles, true>(args, shape, how);
+      if (error != cudaErrorInvalidValue) return error;
+      cudaGetLastError();  // blocks have too little shared memory for that, as on 8.6: the same bits below
+    }
   }
   return LaunchKernel<Pieces, kTokenTiles, kRowTiles, false>(args, shape, how);
 }

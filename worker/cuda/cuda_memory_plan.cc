@@ -116,7 +116,7 @@ Status CudaTransformer::Impl::Allocate() {
   cos = rope.as<float>();
   sin = cos + angles;
   {
-    ThreadPool threads(std::max(1u, std::thread::hardware_concurrency()));
+    ThreadPool threads(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
     const RopeTable table = MakeRopeTable(limits.context_length, config.rope_base, config.head_dim, threads);
     RETURN_IF_CUDA_ERROR(cudaMemcpy(cos, table.cos.data(), angles * sizeof(float), cudaMemcpyHostToDevice));
     RETURN_IF_CUDA_ERROR(cudaMemcpy(sin, table.sin.data(), angles * sizeof(float), cudaMemcpyHostToDevice));

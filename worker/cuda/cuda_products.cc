@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "kernels/activation/silu_mul_cuda.h"
@@ -78,6 +79,10 @@ std::vector<const GpuMatrix*> CudaTransformer::Impl::MatricesOf(Role role, const
 // Mean seconds of queue(i), i below count: the better of two rounds behind one that warms up.
 StatusOr<double> CudaTransformer::Impl::Time(const std::function<Status(size_t)>& queue, size_t count) const {
   cudaEvent_t begin = nullptr, end = nullptr;
+  const auto destroy = [](cudaEvent_t* event) {
+    if (*event != nullptr) cudaEventDestroy(*event);
+  };
+  const std::unique_ptr<cudaEvent_t, decltype(destroy)> owns_begin(&begin), owns_end(&end);
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
   float milliseconds = 0;
@@ -90,8 +95,6 @@ StatusOr<double> CudaTransformer::Impl::Time(const std::function<Status(size_t)>
     RETURN_IF_CUDA_ERROR(cudaEventElapsedTime(&one, begin, end));
     if (round == 1 || (round > 1 && one < milliseconds)) milliseconds = one;
   }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
   return milliseconds / 1e3 / static_cast<double>(count);
 }
 

@@ -280,6 +280,7 @@ Status CudaTransformer::Impl::QueueAsGraph(const StepLayout& layout, uint32_t to
     if (!made) {
       cudaGetLastError();
       ForgetGraphs();
+      step.is_first_of_its_kind = false;  // the next one will be no faster
       RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream.get()));
     }
     return {};

@@ -26,7 +26,8 @@ class FakeDevice {
 
   // What FakeDevice::Find finds, what Load says, and what MakeExecutor says.
   Status found, loaded, executed;
-  std::string unsupported_model = "";  // a model of this name it does not load
+  std::string unsupported_model = "";     // a model of this name it does not load,
+  std::string unsupported_executor = "";  // or loads, and makes no executor of
   std::function<Status()> lose_device =
       nullptr;  // see FakeExecutor; may be called as long as an executor lives
   uint64_t free_bytes = uint64_t{1} << 30, step_bytes = 0;  // step_bytes for each model
@@ -63,6 +64,9 @@ class FakeDevice {
       current_->models[index_].shape = shape;
       current_->models[index_].limits = limits;
       RETURN_IF_ERROR(current_->executed);
+      if (current_->models[index_].model == current_->unsupported_executor) {
+        return WithReason(Unimplemented("no kernels for its keys"), "unsupported_device");
+      }
       return std::unique_ptr<Executor>(
           std::make_unique<FakeExecutor>(FakeExecutor::Options{.vocab_size = vocab_size_,
                                                                .block_tokens = shape.block_tokens,

@@ -137,9 +137,13 @@ StatusOr<DeviceDraftPlan> PlanDeviceDraft(const DeviceModel& model, const ModelC
   return plan;
 }
 
-StatusOr<LoadedDrafter> MakeDeviceDrafter(std::unique_ptr<DeviceModel> model, const DeviceDraftPlan& plan) {
+StatusOr<LoadedDrafter> MakeDeviceDrafter(std::unique_ptr<DeviceModel> model, const DeviceDraftPlan& plan,
+                                          const OpenEngineOptions& options) {
   auto executor = model->MakeExecutor(plan.shape, plan.limits);
-  RETURN_IF_ERROR(AsConfigurationError(Annotate(executor.status(), kModelSetting)));
+  if (!executor.ok()) {
+    const Status error = Annotate(executor.status(), kModelSetting);
+    return options.speculation.device == "cuda" ? AsConfigurationError(error) : error;
+  }
   LoadedDrafter drafter;
   drafter.drafter =
       MakeDrafter(plan.shape, plan.limits.context_length, plan.max_pass_tokens, *std::move(executor));

@@ -67,6 +67,8 @@ struct DeviceDraftPlan {
 StatusOr<DeviceDraftPlan> PlanDeviceDraft(const DeviceModel& model, const ModelConfig& config,
                                           const DraftTarget& target, const OpenEngineOptions& options,
                                           uint64_t free_bytes);
-StatusOr<LoadedDrafter> MakeDeviceDrafter(std::unique_ptr<DeviceModel> model, const DeviceDraftPlan& plan);
+// UNIMPLEMENTED where the device has no kernels for such keys and values and CPUs may draft.
+StatusOr<LoadedDrafter> MakeDeviceDrafter(std::unique_ptr<DeviceModel> model, const DeviceDraftPlan& plan,
+                                          const OpenEngineOptions& options);
 
 }  // namespace terrace

@@ -154,6 +154,7 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   DraftWeights weights;
   if (draft != nullptr) {
     ASSIGN_OR_RETURN(weights, LoadDraftWeights(*backend, *draft, options, *pool));
+    loaded.load_times.drafter = lap.Seconds();
   }
   const DeviceLimits limits{.max_sequences = loaded.max_sequences,
                             .max_step_tokens = loaded.max_step_tokens,
@@ -174,8 +175,16 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   loaded.parameters = loaded.device_model->parameters();
   loaded.weight_bytes = loaded.device_model->weight_bytes();
   if (draft_plan.has_value()) {
-    ASSIGN_OR_RETURN(loaded.drafter, MakeDeviceDrafter(std::move(weights.model), *draft_plan));
-  } else if (draft != nullptr) {
+    auto drafter = MakeDeviceDrafter(std::move(weights.model), *draft_plan, options);
+    if (drafter.ok()) {
+      loaded.drafter = *std::move(drafter);
+    } else if (drafter.status().code() == StatusCode::kUnimplemented) {
+      weights.note = Message(drafter.status());
+    } else {
+      return drafter.status();
+    }
+  }
+  if (draft != nullptr && !loaded.drafter.has_value()) {
     loaded.pool = std::move(pool);
     ASSIGN_OR_RETURN(loaded.drafter, LoadDrafterOnCpus(*draft, target, options, 0, *loaded.pool));
     loaded.drafter->note = std::move(weights.note);
@@ -190,9 +199,9 @@ bool MayRunOnCpus(const Status& error) {
 }
 
 // Asked for by name, what the device does not do is a wrong configuration.
-Status AsConfigurationError(const Status& error) {
+Status AsConfigurationError(const Status& error, std::string_view setting) {
   if (error.code() != StatusCode::kUnimplemented) return error;
-  return WithReason(FailedPrecondition("engine.device: cuda: ", Message(error)), Reason(error));
+  return WithReason(FailedPrecondition(setting, ": cuda: ", Message(error)), Reason(error));
 }
 
 }  // namespace
@@ -203,8 +212,10 @@ StatusOr<LoadedModel> LoadModel(const ModelFiles& files, const ModelFiles* draft
   if (options.device == "cpu") return LoadOnCpus(files, draft, options);
   StatusOr<LoadedModel> on_device = LoadOnDevice(files, draft, options);
   if (on_device.ok()) return on_device;
-  if (options.device == "cuda" || options.speculation.device == "cuda")
-    return AsConfigurationError(on_device.status());
+  if (options.device == "cuda") return AsConfigurationError(on_device.status(), "engine.device");
+  if (options.speculation.device == "cuda") {
+    return AsConfigurationError(on_device.status(), "engine.speculation.device");
+  }
   if (!MayRunOnCpus(on_device.status())) return on_device;
   ASSIGN_OR_RETURN(LoadedModel loaded, LoadOnCpus(files, draft, options));
   loaded.device_note = Message(on_device.status());

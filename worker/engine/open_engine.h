@@ -63,6 +63,7 @@ struct LoadTimes {
   double weights = 0;   // to where they are computed with; on a device also
   double read = 0;      // ... of it, reading, and
   double wait = 0;      // ... waiting for the device: see DeviceLoadTimes
+  double drafter = 0;   // a draft model's weights, on a device
   double executor = 0;  // KV pool and what else steps need
 };
 

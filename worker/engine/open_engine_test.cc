@@ -583,12 +583,15 @@ TEST(OpenEngine, BothPoolsAndWhatStepsNeedFitTheDevice) {
 
 TEST(OpenEngine, AModelMayDraftOnTheCpusBesideADevice) {
   const struct {
-    const char *device, *draft_device, *unsupported, *note;
-  } cases[] = {{"cuda", "cpu", "", ""},
-               {"auto", "auto", "terrace-demo-nano", "engine.speculation.model: no kernels for"}};
+    const char *device, *draft_device, *unsupported, *unsupported_executor, *note;
+    size_t loaded;
+  } cases[] = {{"cuda", "cpu", "", "", "", 1},
+               {"auto", "auto", "terrace-demo-nano", "", "engine.speculation.model: no kernels for", 1},
+               {"auto", "auto", "", "terrace-demo-nano", "engine.speculation.model: no kernels for", 2}};
   for (const auto& c : cases) {
     FakeDevice device;
     device.unsupported_model = c.unsupported;
+    device.unsupported_executor = c.unsupported_executor;
     OpenEngineOptions options = WithDraftModel(c.device, c.draft_device);
     options.compute = "auto";
     auto opened = OpenEngine(options);
@@ -598,7 +601,7 @@ TEST(OpenEngine, AModelMayDraftOnTheCpusBesideADevice) {
     EXPECT_EQ(opened->drafter_note.substr(0, std::string_view(c.note).size()), c.note);
     EXPECT_EQ(opened->drafter_note.empty(), std::string_view(c.note).empty());
     EXPECT_EQ(opened->drafter_parameters, 262592u);
-    EXPECT_EQ(device.models.size(), 1u);
+    EXPECT_EQ(device.models.size(), c.loaded);
     EXPECT_EQ(AnswerOf(*opened).tokens.size(), 5u);
   }
 }

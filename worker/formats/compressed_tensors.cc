@@ -376,7 +376,7 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
   for (const SafetensorsTensor& tensor : tensors) by_name.emplace(tensor.name, &tensor);
   KernelTensors out;
   const bool is_packed = quantization != nullptr && quantization->bits == 4;
-  ThreadPool pool(is_packed ? std::max(1u, std::thread::hardware_concurrency()) : 1);
+  ThreadPool pool(is_packed ? std::clamp(std::thread::hardware_concurrency(), 1u, 16u) : 1);
   for (const SafetensorsTensor& tensor : tensors) {
     const auto fail = [&](std::string_view reason, const auto&... message) {
       return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",

@@ -48,7 +48,9 @@ Hash128 MappedWeights::Digest() const {
     }
   }
   std::vector<Hash128> hashes(pieces.size());
-  ThreadPool pool(std::clamp<size_t>(pieces.size(), 1, std::max(1u, std::thread::hardware_concurrency())));
+  // Few enough to be no burden where a container may use less than the machine has.
+  ThreadPool pool(
+      std::clamp<size_t>(pieces.size(), 1, std::clamp(std::thread::hardware_concurrency(), 1u, 16u)));
   pool.ParallelFor(pieces.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) hashes[i] = HashBytes(AsText(pieces[i]));
   });

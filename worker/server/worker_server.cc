@@ -59,6 +59,7 @@ Json LoadJson(const OpenedEngine& opened, double warm_up_seconds) {
           {"weights_seconds", times.weights},
           {"weights_read_seconds", times.read},
           {"weights_wait_seconds", times.wait},
+          {"drafter_seconds", times.drafter},
           {"executor_seconds", times.executor},
           {"warm_up_seconds", warm_up_seconds},
           {"weights_gb_per_second",
