@@ -2,10 +2,10 @@
 // thread at a time calls it. Nothing here waits for the device but where it says so.
 //
 // A step's activations are bf16 and the residual stream f32. Small batches go through stream_gemm and large
-// ones through cuBLASLt, whichever was faster when a shape came a second time or a graph was made of it. In the invariant mode large ones
-// go through ordered_gemm, which makes the bits of stream_gemm, and prompts through run_attention, which
-// makes those of decode_attention, so that a position's logits depend on its tokens only
-// (docs/adr/0003-same-bits.md).
+// ones through cuBLASLt, whichever was faster when a shape came a second time or a graph was made of it. In
+// the invariant mode large ones go through ordered_gemm, which makes the bits of stream_gemm, and prompts
+// through run_attention, which makes those of decode_attention, so that a position's logits depend on its
+// tokens only (docs/adr/0003-same-bits.md).
 #pragma once
 
 #include <cstdint>

@@ -31,7 +31,7 @@ struct LoadedModel {
   KvShape kv_shape;
   KvSizing kv;
   std::optional<LoadedDrafter> drafter;  // borrows `pool` on CPUs
-  LoadTimes load_times = {};  // but `open`
+  LoadTimes load_times = {};             // but `open`
 };
 
 // On a device or on CPUs, as `options`, which are valid, have it; with a drafter of the model `draft`, unless
