@@ -32,13 +32,24 @@ cudaError_t LaunchCuda(const CudaLaunch& how, void (*kernel)(Parameters...), dim
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
-// Whether kernels of simt/warpgroup.h run on the current device. They are compiled for it alone.
+// Of the current device; 0 when it cannot be asked.
+inline int DeviceAttribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+}
+
+// Whether kernels of simt/warpgroup.h run on the device that was current when this was first asked: a process
+// has one. They are compiled for 9.0 alone.
 inline bool HasWarpgroups() {
-  int device = 0, major = 0, minor = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-         major == 9 && minor == 0;
+  static const bool has = DeviceAttribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+                          DeviceAttribute(cudaDevAttrComputeCapabilityMinor) == 0;
+  return has;
+}
+// Likewise.
+inline uint32_t Multiprocessors() {
+  static const int count = DeviceAttribute(cudaDevAttrMultiProcessorCount);
+  return count > 0 ? static_cast<uint32_t>(count) : 1;
 }
 
 template <typename... Parameters>

@@ -55,27 +55,15 @@ cudaError_t LaunchOfDType(const GpuAttentionArgs& args, const CudaLaunch& launch
   return cudaErrorInvalidValue;
 }
 
-// Of the current device; 0 when it cannot be asked.
-int Attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
-}
-
-bool IsHopper() {
-  return Attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
-         Attribute(cudaDevAttrComputeCapabilityMinor) == 0;
-}
-
 // A block stays on each multiprocessor.
 template <typename L>
 cudaError_t LaunchHopper(const GpuAttentionArgs& args, const CudaLaunch& launch) {
   constexpr auto kernel = HopperPrefillKernel<L>;
   static const cudaError_t prepared = Prepare(kernel, L::kBytes);
   if (prepared != cudaSuccess) return prepared;
-  const auto blocks = static_cast<uint32_t>(Attribute(cudaDevAttrMultiProcessorCount));
   const uint32_t items = args.run_count * args.heads;
-  return LaunchCuda(launch, kernel, dim3(std::min(blocks, items)), hopper_prefill::kThreads, L::kBytes, args);
+  return LaunchCuda(launch, kernel, dim3(std::min(Multiprocessors(), items)), hopper_prefill::kThreads,
+                    L::kBytes, args);
 }
 
 cudaError_t LaunchHopperOfHeadDim(const GpuAttentionArgs& args, const CudaLaunch& launch) {
@@ -97,7 +85,7 @@ bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer
 std::span<const PrefillKernel> PrefillKernels(const GpuAttentionArgs& args) {
   static constexpr PrefillKernel kAll[] = {PrefillKernel::kMma, PrefillKernel::kWgmma};
   const std::span<const PrefillKernel> all = kAll;
-  if (args.kv.dtype != KvDType::kBF16 || !IsHopper()) return all.first(1);
+  if (args.kv.dtype != KvDType::kBF16 || !HasWarpgroups()) return all.first(1);
   const uint32_t head_dim = args.batch.head_dim;
   return all.first(head_dim == 64 || head_dim == 128 ? 2 : 1);
 }

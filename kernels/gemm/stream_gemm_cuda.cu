@@ -16,16 +16,6 @@ constexpr size_t kShapesInTurns = 2;
 constexpr uint32_t kTokenTile = 8;
 constexpr uint32_t kMostRowBlocks = 65535;
 
-uint32_t Multiprocessors() {
-  static const uint32_t count = [] {
-    int device = 0, out = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&out, cudaDevAttrMultiProcessorCount, device);
-    return static_cast<uint32_t>(std::max(out, 1));
-  }();
-  return count;
-}
-
 template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
 cudaError_t LaunchKernel(const GpuGemmArgs& args, const StreamGemmShape& shape, CudaLaunch how) {
   const auto kernel = StreamGemmKernel<Pieces, kTokenTiles, kRowTiles, kShares>;

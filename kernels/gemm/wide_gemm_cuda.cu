@@ -62,8 +62,7 @@ cudaError_t WideGemmCuda(const GpuGemmArgs& args, const WideGemmShape& shape, co
     return cudaErrorInvalidValue;
   }
   if (weights.format == GpuFormat::kBF16) return cudaErrorInvalidValue;
-  static const bool has_warpgroups = HasWarpgroups();
-  if (!has_warpgroups) return cudaErrorNotSupported;
+  if (!HasWarpgroups()) return cudaErrorNotSupported;
   if (args.tokens == 0) return cudaSuccess;
   switch (weights.format) {
     case GpuFormat::kBF16:
