@@ -387,8 +387,14 @@ Status ParseYaml(std::string_view yaml, const std::string& file, google::protobu
   return absl::OkStatus();
 }
 
+StatusOr<std::string> ReadConfigFile(const std::string& path, size_t limit) {
+  auto bytes = ReadFile(path, limit);
+  if (bytes.ok() || bytes.status().code() == StatusCode::kNotFound) return bytes;
+  return FailedPrecondition(Message(bytes.status()));
+}
+
 Status LoadYamlFile(const std::string& file, google::protobuf::Message& message, ConfigValues values) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
+  ASSIGN_OR_RETURN(const std::string text, ReadConfigFile(file, kMaxBytes));
   return ParseYaml(text, file, message, values);
 }
 

@@ -3,6 +3,7 @@
 // defaults are filled in here. Limits: 1 MiB, depth 32, no anchors or aliases, one document.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,6 +22,11 @@ enum class ConfigValues : bool {
 // `message` is as before.
 Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message,
                  ConfigValues values = ConfigValues::kShown);
+// What a file has that a configuration names: NOT_FOUND (exit code 66) when it cannot be read, as ReadFile, but
+// FAILED_PRECONDITION (78) when it is larger than `limit`.
+StatusOr<std::string> ReadConfigFile(const std::string& path, size_t limit);
+
+// Errors of ReadConfigFile too.
 Status LoadYamlFile(const std::string& file, google::protobuf::Message& message,
                     ConfigValues values = ConfigValues::kShown);
 

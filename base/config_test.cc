@@ -195,6 +195,8 @@ TEST(LoadYamlFile, NamesTheFileInErrors) {
   EXPECT_EQ(ErrorOf(LoadYamlFile(path, config)),
             path + ":2:3: log.levle: unknown key, did you mean \"level\"?");
   EXPECT_EQ(LoadYamlFile(path + ".absent", config).code(), StatusCode::kNotFound);
+  std::ofstream(path) << std::string((1 << 20) + 1, '#');
+  EXPECT_EQ(LoadYamlFile(path, config).code(), StatusCode::kFailedPrecondition) << "it is there";
 }
 
 TEST(ApplyOverride, SetsOneFieldByItsPath) {

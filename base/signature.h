@@ -15,6 +15,7 @@ struct evp_pkey_st;  // OpenSSL's EVP_PKEY
 namespace terrace {
 
 inline constexpr size_t kSignatureBytes = 64;
+inline constexpr size_t kMaxKeyFileBytes = 64 << 10;  // of a file with a PEM text
 
 class PublicKey {
  public:

@@ -38,11 +38,11 @@ std::string OpenSslError() {
 
 StatusOr<std::string> ReadPem(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) return FailedPrecondition(path, " cannot be read: ", std::strerror(errno));
+  if (!file) return NotFound(path, " cannot be read: ", std::strerror(errno));
   std::string bytes(kMaxFileBytes + 1, '\0');
   file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   bytes.resize(static_cast<size_t>(file.gcount()));
-  if (file.bad()) return FailedPrecondition(path, " cannot be read");
+  if (file.bad()) return NotFound(path, " cannot be read");
   if (bytes.size() > kMaxFileBytes)
     return FailedPrecondition(path, " has more than ", kMaxFileBytes, " bytes");
   return bytes;

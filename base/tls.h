@@ -39,7 +39,8 @@ struct TlsMaterial {
       0;  // when the first of the own certificates ends; without any, of the authorities'
 };
 
-// FAILED_PRECONDITION "/etc/tls/key.pem is not the key of /etc/tls/cert.pem" for what cannot be used.
+// FAILED_PRECONDITION "/etc/tls/key.pem is not the key of /etc/tls/cert.pem" for what cannot be used,
+// NOT_FOUND for what cannot be read.
 StatusOr<std::shared_ptr<const TlsMaterial>> LoadTls(const TlsFiles& files);
 
 // Bytes in memory that this process can open by a path, for gRPC, which takes nothing but paths. Whoever

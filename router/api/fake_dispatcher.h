@@ -38,9 +38,10 @@ class FakeDispatcher : public Dispatcher {
     return on_cancel;
   }
   std::vector<ModelInfo> ListModels(const Tenant&) const override { return models; }
-  void RecordRefused(ApiKind, const std::string& request_id, const TenantPtr&, const Status&) override {
+  void RecordRefused(const RefusedRequest& request) override {
     std::lock_guard lock(mutex);
-    refused.push_back(request_id);
+    refused.push_back(request.request_id);
+    last_refused = request;
   }
 
   // A script that answers `pieces` one by one and then finishes with `end`.
@@ -124,7 +125,8 @@ class FakeDispatcher : public Dispatcher {
   RequestInput last_tokenized;
   std::vector<ModelInfo> models;
   std::mutex mutex;
-  std::vector<std::string> refused;  // GUARDED_BY(mutex)
+  std::vector<std::string> refused;  // ids; GUARDED_BY(mutex)
+  RefusedRequest last_refused;       // GUARDED_BY(mutex)
 };
 
 }  // namespace terrace

@@ -160,13 +160,13 @@ void SummaryToProto(const AnswerSummary& summary, bool shows_replicas, v1::Gener
     next.set_mean_logprob(attempt.mean_logprob);
     if (attempt.threshold.has_value()) next.set_threshold(*attempt.threshold);
     next.set_accepted(attempt.accepted);
-    next.set_price_usd(attempt.price_usd);
+    next.set_price_usd(ShownUsd(attempt.price_usd));
     next.set_predicted_cached_tokens(attempt.predicted_cached_tokens);
     next.set_resumed_tokens(attempt.resumed_tokens);
     next.set_draft_tokens(attempt.draft_tokens);
     next.set_accepted_draft_tokens(attempt.accepted_draft_tokens);
   }
-  out.set_price_usd(summary.price_usd);
+  out.set_price_usd(ShownUsd(summary.price_usd));
   out.set_time_to_first_token_seconds(summary.time_to_first_token_seconds);
   out.set_total_seconds(summary.total_seconds);
 }
@@ -177,7 +177,7 @@ void ScoreToProto(const ScoreAnswer& answer, v1::ScoreResponse& out) {
   out.set_first_token(answer.first_token);
   out.set_sum_logprob(answer.sum_logprob);
   out.set_tier(answer.tier);
-  out.set_price_usd(answer.price_usd);
+  out.set_price_usd(ShownUsd(answer.price_usd));
 }
 
 void TokenizedToProto(const TokenizedInput& input, v1::TokenizeResponse& out) {

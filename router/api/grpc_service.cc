@@ -292,7 +292,7 @@ class InferenceService : public v1::Inference::CallbackService {
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest*,
                                        v1::ListModelsResponse* response) override {
     const auto tenant = TenantOf(*context);
-    if (!tenant.ok()) dispatcher_.RecordRefused(ApiKind::kOther, ids_.Next(), nullptr, tenant.status());
+    if (!tenant.ok()) RecordRefused(*context, {.request_id = ids_.Next(), .status = tenant.status()});
     if (tenant.ok()) {
       for (const ModelInfo& model : dispatcher_.ListModels(**tenant)) {
         ModelToProto(model, *response->add_models());
@@ -342,18 +342,32 @@ class InferenceService : public v1::Inference::CallbackService {
     const ApiKind api = fields.api;
     auto tenant = TenantOf(context);
     if (!tenant.ok()) {
-      dispatcher_.RecordRefused(api, ids_.Next(), nullptr, tenant.status());  // the id given may be anything
+      // The id given may be anything.
+      RecordRefused(context, {.api = api, .request_id = ids_.Next(), .status = tenant.status()});
       return tenant.status();
     }
     fields.tenant = *tenant;
     fields.request_id = id;
-    fields.trace = ids_.NextTrace(MetadataOf(context, "traceparent"), MetadataOf(context, "tracestate"));
+    fields.trace = TraceOf(context);
     fields.arrival = clock_.Now();
     fields.deadline = DeadlineOf(*options_(), fields.arrival, TimeoutOf(context));
     auto request = Request::Make(std::move(fields));
-    if (!request.ok())
-      dispatcher_.RecordRefused(api, id.substr(0, Request::kMaxRequestIdBytes), *tenant, request.status());
+    if (!request.ok()) {
+      RecordRefused(context, {.api = api,
+                              .request_id = id.substr(0, Request::kMaxRequestIdBytes),
+                              .tenant = *tenant,
+                              .status = request.status()});
+    }
     return request;
+  }
+
+  TraceContext TraceOf(const grpc::CallbackServerContext& context) {
+    return ids_.NextTrace(MetadataOf(context, "traceparent"), MetadataOf(context, "tracestate"));
+  }
+
+  void RecordRefused(const grpc::CallbackServerContext& context, RefusedRequest refused) {
+    refused.trace = TraceOf(context);
+    dispatcher_.RecordRefused(refused);
   }
 
   StatusOr<TenantPtr> TenantOf(const grpc::CallbackServerContext& context) const {

@@ -247,6 +247,7 @@ TEST_F(GrpcServiceTest, ErrorsCarryTheirReason) {
   EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(Reason(refused), "invalid_value");
   EXPECT_EQ(dispatcher_.refused.size(), 1u);
+  EXPECT_TRUE(dispatcher_.last_refused.trace.has_value()) << "the log has its ids";
 
   dispatcher_.script = FakeDispatcher::Answers({"half"}, WithReason(Unavailable("lost"), "worker_lost"));
   const Status lost = Generate(Prompt("x"), responses);

@@ -37,13 +37,13 @@ Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
                         {"accepted_draft_tokens", attempt.accepted_draft_tokens},
                         {"speculated_tokens", attempt.usage.speculated_tokens},
                         {"accepted_speculated_tokens", attempt.usage.accepted_speculated_tokens},
-                        {"price_usd", attempt.price_usd}});
+                        {"price_usd", ShownUsd(attempt.price_usd)}});
     if (head.shows_replicas) attempts.back()["replica"] = attempt.replica;
   }
   return {{"tier", summary.tier},
           {"reason", summary.reason},
           {"attempts", std::move(attempts)},
-          {"price_usd", summary.price_usd},
+          {"price_usd", ShownUsd(summary.price_usd)},
           {"time_to_first_token_seconds", summary.time_to_first_token_seconds}};
 }
 

@@ -98,14 +98,20 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
                     .memory = memory};
       };
       if (kept->body.size() < kLongBodyBytes || !options->run_aside) return self->Handle(call_of());
-      // It may wait long for its turn; what nobody waits for any more is not read.
-      const auto is_gone = std::make_shared<std::atomic<bool>>(false);
-      same_responder->OnClose([is_gone] { *is_gone = true; });
-      const auto task = [self, kept, call_of, is_gone] {
-        if (*is_gone) return self->Refuse(ApiOf(kept->path), ClientGone(), call_of());
-        self->Handle(call_of());
+      // It may wait long for its turn; what nobody waits for any more is let go of, and not read.
+      const auto is_taken = std::make_shared<std::atomic<bool>>(false);
+      same_responder->OnClose([self, options, id, caller, kept, memory, is_taken] {
+        if (is_taken->exchange(true)) return;
+        const std::shared_ptr<HttpResponder> nobody;
+        self->Record(ApiOf(kept->path), ClientGone(),
+                     {.options = options, .http = *kept, .id = id, .responder = nobody, .tenant = caller});
+        std::string().swap(kept->body);
+        memory->Resize(0);
+      });
+      const auto task = [self, call_of, is_taken] {
+        if (!is_taken->exchange(true)) self->Handle(call_of());
       };
-      if (options->run_aside(caller->name, task)) return;
+      if (options->run_aside(caller->name, task) || is_taken->exchange(true)) return;
       self->Refuse(ApiOf(kept->path), TooManyTexts(), call_of());
     };
   }
@@ -178,8 +184,7 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   // What HTTP itself has words for.
   void SendHttpError(int status, std::string_view message, const Call& call, const HttpHeaders& more = {}) {
     const Status error = status == 404 ? NotFound(message) : InvalidArgument(message);
-    dispatcher_.RecordRefused(ApiOf(call.http.path), call.id, call.tenant,
-                              WithReason(error, HttpErrorCode(status)));
+    Record(ApiOf(call.http.path), WithReason(error, HttpErrorCode(status)), call);
     HttpHeaders headers = HeadersOf(call)();
     headers.insert(headers.end(), more.begin(), more.end());
     call.responder->Send(status, HttpErrorBody(status, message), "application/json", headers);
@@ -274,8 +279,20 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
 
   // What never became a request.
   void Refuse(ApiKind api, const Status& error, const Call& call) {
-    dispatcher_.RecordRefused(api, call.id, call.tenant, error);
+    Record(api, error, call);
     SendError(error, HeadersOf(call)(), *call.responder);
+  }
+
+  void Record(ApiKind api, const Status& error, const Call& call) {
+    dispatcher_.RecordRefused({.api = api,
+                               .request_id = call.id,
+                               .tenant = call.tenant,
+                               .trace = TraceOf(call.http),
+                               .status = error});
+  }
+
+  TraceContext TraceOf(const HttpRequest& http) {
+    return ids_.NextTrace(HeaderOf(http, "traceparent"), HeaderOf(http, "tracestate"));
   }
 
   // What the request's headers say about who answers, and how.
@@ -302,7 +319,7 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     ASSIGN_OR_RETURN(const double timeout_seconds, TimeoutOf(call.http));
     fields.request_id = call.id;
     fields.tenant = call.tenant;
-    fields.trace = ids_.NextTrace(HeaderOf(call.http, "traceparent"), HeaderOf(call.http, "tracestate"));
+    fields.trace = TraceOf(call.http);
     fields.arrival = clock_.Now();
     fields.deadline = DeadlineOf(*call.options, fields.arrival, timeout_seconds);
     fields.memory = call.memory;
@@ -335,14 +352,14 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   }
 
   // `escaped` as it is in the URL: a name's slashes may be written either way.
-  void ShowModel(const Call& call, std::string_view escaped) const {
+  void ShowModel(const Call& call, std::string_view escaped) {
     const std::string name = DecodeUrl(escaped);
     for (const ModelInfo& model : dispatcher_.ListModels(*call.tenant)) {
       if (model.id != name) continue;
       return SendJson(ModelJson(model, call.options->created_unix_seconds), HeadersOf(call)(),
                       *call.responder);
     }
-    SendError(ModelNotFound(name), HeadersOf(call)(), *call.responder);
+    Refuse(ApiKind::kOther, ModelNotFound(name), call);
   }
 
   static int64_t UnixSeconds() {

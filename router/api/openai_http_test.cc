@@ -13,6 +13,7 @@
 #include <utility>
 #include <variant>
 
+#include "base/byte_budget.h"
 #include "base/host_port.h"
 #include "base/json.h"
 #include "base/retry_after.h"
@@ -446,7 +447,7 @@ class LeavingResponder : public HttpResponder {
   std::function<void()> leave;
 };
 
-TEST_F(OpenAiHttpTest, ALongBodyWhoseClientHasGoneBeforeItsTurnIsNotRead) {
+TEST_F(OpenAiHttpTest, ALongBodyWhoseClientHasGoneBeforeItsTurnIsFreedAndNotRead) {
   std::function<void()> task;
   options_.run_aside = [&](const std::string&, std::function<void()> given) {
     task = std::move(given);
@@ -465,9 +466,14 @@ TEST_F(OpenAiHttpTest, ALongBodyWhoseClientHasGoneBeforeItsTurnIsNotRead) {
   const HttpHandler handle = on_head(request, responder);
   ASSERT_TRUE(handle);
   request.body = R"({"messages":[{"role":"user","content":")" + std::string(20'000, 'x') + "\"}]}";
+  const auto budget = std::make_shared<ByteBudget>(100'000);
+  request.body_lease = ByteLease(budget);
+  ASSERT_TRUE(request.body_lease.Resize(request.body.size()));
   handle(std::move(request), responder);
   ASSERT_TRUE(task);
+  EXPECT_GT(budget->used(), 20'000u);
   responder->leave();
+  EXPECT_EQ(budget->used(), 0u) << "at once, not when its turn comes";
   task();
   EXPECT_THAT(dispatcher_.refused, ElementsAre("late")) << "counted and logged";
 }
@@ -695,6 +701,7 @@ TEST_F(OpenAiHttpTest, AFailureBeforeTheFirstPieceHasItsOwnStatus) {
       {WithReason(NotFound("model"), "model_not_found"), 404, "invalid_request_error", "model_not_found"},
       {WithReason(ResourceExhausted("full"), "overloaded"), 503, "server_error", "overloaded"},
       {WithReason(Unavailable("none"), "no_capacity"), 503, "server_error", "no_capacity"},
+      {WithReason(Unavailable("refused"), "model_not_certified"), 503, "server_error", "model_not_certified"},
       {WithReason(DeadlineExceeded("late"), "deadline_exceeded"), 504, "server_error", "deadline_exceeded"},
       {Internal("bug"), 500, "server_error", "internal"},
   };
@@ -707,7 +714,8 @@ TEST_F(OpenAiHttpTest, AFailureBeforeTheFirstPieceHasItsOwnStatus) {
       EXPECT_EQ(error.size(), 4u) << "message, type, param, code";
       EXPECT_EQ(error["type"], c.type);
       EXPECT_EQ(error["code"], c.code);
-      EXPECT_EQ(reply.headers.count("retry-after"), c.status == 503 ? 1u : 0u);
+      EXPECT_EQ(reply.headers.count("retry-after"),
+                c.status == 503 && std::string_view(c.code) != "model_not_certified" ? 1u : 0u);
       EXPECT_TRUE(reply.headers.contains("x-request-id"));
     }
   }
@@ -720,6 +728,32 @@ TEST_F(OpenAiHttpTest, ABadRequestNamesItsParameterAndIsRecorded) {
   EXPECT_EQ(reply.json()["error"]["param"], "temperature");
   EXPECT_EQ(reply.headers.at("x-request-id"), "mine-1");
   EXPECT_THAT(dispatcher_.refused, ElementsAre("mine-1"));
+}
+
+TEST_F(OpenAiHttpTest, ARefusedRequestIsRecordedWithItsCallersTrace) {
+  const std::string trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
+  const auto expect_trace = [&](int status, const Reply& reply) {
+    EXPECT_EQ(reply.status, status);
+    ASSERT_TRUE(dispatcher_.last_refused.trace.has_value());
+    EXPECT_EQ(dispatcher_.last_refused.trace->TraceIdHex(), "0af7651916cd43dd8448eb211c80319c");
+    EXPECT_NE(dispatcher_.last_refused.trace->SpanIdHex(), "b7ad6b7169203331");
+    dispatcher_.last_refused = {};
+  };
+  expect_trace(400, Chat(R"(,"temperature":9)", "content-type: application/json\r\n" + trace));
+  expect_trace(415, Chat("", "content-type: text/plain\r\n" + trace));
+  expect_trace(404, Call("GET", "/nothing", "", trace));
+  expect_trace(404, Call("GET", "/v1/models/absent", "", trace));
+}
+
+TEST_F(OpenAiHttpTest, PricesAreWithoutTheLastDigitsOfASum) {
+  dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+    const AnswerSummary summary{.attempts = {{.price_usd = 0.1 + 0.2}}, .price_usd = 0.7 + 0.1 + 1e-12};
+    sink->OnChoiceEnd(0, summary);
+    sink->OnFinish(summary);
+  };
+  const Json terrace = Chat().json()["terrace"];
+  EXPECT_EQ(terrace["attempts"][0]["price_usd"].dump(), "0.3");
+  EXPECT_EQ(terrace["price_usd"].dump(), "0.800000000001");
 }
 
 TEST_F(OpenAiHttpTest, WrongPathsMethodsAndMediaTypesAreRefused) {

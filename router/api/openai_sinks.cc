@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/retry_after.h"
+#include "router/dispatch/attempts.h"
 
 namespace terrace {
 namespace {
@@ -137,7 +138,9 @@ std::shared_ptr<ReplySink> MakeEventStreamSink(CompletionHead head, ReplyHeaders
 void SendError(const Status& error, HttpHeaders headers, HttpResponder& responder) {
   const int status = HttpStatusOf(error);
   const auto retry_after = RetryAfter(error);
-  if (status == 503 || retry_after.has_value()) {
+  // Without a new manifest the same model is refused the next time, too.
+  const bool may_pass = status == 503 && Reason(error) != kNotCertifiedReason;
+  if (may_pass || retry_after.has_value()) {
     headers.emplace_back("retry-after", std::to_string(std::lround(std::ceil(retry_after.value_or(1)))));
   }
   if (status == 401) headers.emplace_back("www-authenticate", "Bearer");

@@ -39,7 +39,8 @@ struct ReplicaLoad {
   uint32_t running_sequences = 0, waiting_sequences = 0;
   uint64_t waiting_prompt_tokens = 0;
   uint32_t free_blocks = 0, total_blocks = 0;
-  uint32_t cached_blocks = 0;  // free when needed
+  uint32_t cached_blocks = 0;                                      // free when needed
+  uint64_t speculated_tokens = 0, accepted_speculated_tokens = 0;  // of its own drafts, since its start
 };
 
 // What this router has under way on one replica; its Watch tells of it up to a quarter of a second later.
@@ -65,6 +66,7 @@ struct ReplicaDescription {
   uint32_t block_tokens = 0;
   uint32_t max_sequences = 0;  // that it batches at once
   std::string kv_layout = {};  // of its block keys; "" when it keeps no prefixes
+  std::string drafter = {};    // as of WorkerDescription, for people; "": none
 };
 
 struct ReplicaView {

@@ -383,7 +383,9 @@ class WatchState {
                              .waiting_prompt_tokens = load.waiting_prompt_tokens(),
                              .free_blocks = load.free_blocks(),
                              .total_blocks = load.total_blocks(),
-                             .cached_blocks = load.cached_blocks()}};
+                             .cached_blocks = load.cached_blocks(),
+                             .speculated_tokens = load.speculated_tokens(),
+                             .accepted_speculated_tokens = load.accepted_speculated_tokens()}};
     const v1::PrefixDelta& prefixes = update.prefixes();
     out.arrived = RealClock().Now();
     out.prefixes = {.is_snapshot = prefixes.is_snapshot(),
@@ -448,7 +450,8 @@ class GrpcWorkerConnection : public WorkerConnection {
                                      .context_length = from.context_length(),
                                      .block_tokens = from.block_tokens(),
                                      .max_sequences = from.max_sequences(),
-                                     .kv_layout = from.kv_layout()});
+                                     .kv_layout = from.kv_layout(),
+                                     .drafter = from.drafter()});
         });
     return std::make_unique<ContextHandle>(call->context);
   }

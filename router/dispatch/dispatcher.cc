@@ -103,10 +103,12 @@ class ClusterDispatcher : public Dispatcher {
     state_->shadows->Housekeep(*state_);
   }
 
-  void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
-                     const Status& status) override {
-    state_->parts.recorder.OnRequest(
-        {.api = api, .request_id = request_id, .tenant = tenant, .status = status});
+  void RecordRefused(const RefusedRequest& refused) override {
+    state_->parts.recorder.OnRequest({.api = refused.api,
+                                      .request_id = refused.request_id,
+                                      .tenant = refused.tenant,
+                                      .trace = refused.trace,
+                                      .status = refused.status});
   }
 
  private:

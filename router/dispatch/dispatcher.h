@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,20 @@ struct ModelInfo {
   TierPrice price = {};                 // of the last tier
 };
 
+// What an API refused before it became a Request.
+struct RefusedRequest {
+  ApiKind api = ApiKind::kOther;
+  std::string request_id = {};
+  TenantPtr tenant = nullptr;  // null: nobody knows whose it is
+  std::optional<TraceContext> trace = {};
+  Status status = {};
+
+  // One that was, and that nothing was done for.
+  static RefusedRequest Of(const Request& request, const Status& status) {
+    return {request.api(), request.request_id(), request.tenant(), request.trace(), status};
+  }
+};
+
 class Dispatcher {
  public:
   using CancelCall = std::function<void()>;  // any thread, any number of times, also after the end
@@ -65,10 +80,8 @@ class Dispatcher {
   // one, and ends those that waited for too long; starts shadow requests. To be called ten times a second and
   // when the cluster has changed.
   virtual void Housekeep() {}
-  // Counts and logs a request that an API refused before it became a Request. `tenant`: null when nobody
-  // knows whose it was.
-  virtual void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
-                             const Status& status) = 0;
+  // Counts and logs it.
+  virtual void RecordRefused(const RefusedRequest& refused) = 0;
 };
 
 // What a dispatcher works with; all of it outlives the dispatcher and the requests in flight.

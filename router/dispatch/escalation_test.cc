@@ -210,6 +210,7 @@ TEST_F(EscalationTest, ASureAnswerGoesOutFromItsHoldBudgetOnAndIsTheAnswerWhatev
   ASSERT_TRUE(End().ok()) << End().status();
   EXPECT_EQ(End()->tier, "nano");
   EXPECT_TRUE(End()->attempts[0].accepted);
+  EXPECT_EQ(End()->attempts[0].threshold, kAcceptAbove) << "by which it was accepted";
   EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 1);
 }
 
@@ -227,6 +228,7 @@ TEST_F(EscalationTest, AnUnsureAnswerIsEndedFromItsHoldBudgetOnAndIsADraft) {
   ASSERT_TRUE(End().ok()) << End().status();
   EXPECT_EQ(sink_->text, "abe");
   EXPECT_EQ(End()->attempts[0].usage, (TokenUsage{4, 0, 3})) << "up to the verdict";
+  EXPECT_EQ(End()->attempts[0].threshold, kRejectBelow);
   EXPECT_EQ(Metric("terrace_tier_attempts_total{result=\"escalated\",tier=\"nano\"}"), 1);
 }
 
@@ -237,6 +239,7 @@ TEST_F(EscalationTest, BetweenTheBoundsAnAnswerIsJudgedAtItsEnd) {
   EXPECT_EQ(sink_->text, "");
   cluster_.call(kBase).Answer("yes");
   EXPECT_EQ(End()->tier, "base");
+  EXPECT_EQ(End()->attempts[0].threshold, -0.2);
 }
 
 TEST_F(EscalationTest, AHoldBudgetMayBeOfTime) {

@@ -127,8 +127,7 @@ void Generation::Call(Boarded boarded, const TierView& tier) {
                     .replica = replica.address,
                     .predicted_cached_tokens = pays_for_prompt ? cached_tokens : 0,
                     .resumed_tokens = resumed_tokens,
-                    .draft_tokens = static_cast<uint32_t>(spec.draft.size()),
-                    .threshold = step().gate.threshold()};
+                    .draft_tokens = static_cast<uint32_t>(spec.draft.size())};
   attempt.replica = replica.id;
   attempt.pays_for_prompt = pays_for_prompt;
   attempt.boarded = shared_->state().quarantine.deaths();
@@ -428,6 +427,7 @@ void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage)
   if (report.draft_tokens > 0)
     report.accepted_draft_tokens = answer_->accepted_draft_tokens() - report.resumed_tokens;
   report.mean_logprob = answer_->text().signals().mean_logprob;
+  report.threshold = step().gate.threshold(answer_->verdict());
   RecordAttempt(shared_->state(), step().tier, result, report, record_.summary);
   const TokenUsage whole = BrokenOffUsage(result, usage);
   record_.summary.usage = draw_ == 0 ? whole : without_prompt(whole);

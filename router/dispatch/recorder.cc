@@ -73,7 +73,7 @@ void LogRequest(const RequestRecord& record) {
        {"queue_ms", record.queue_seconds < 0 ? Json() : Json(Millis(record.queue_seconds))},
        {"ttft_ms", record.has_first_token ? Json(Millis(summary.time_to_first_token_seconds)) : Json()},
        {"duration_ms", Millis(summary.total_seconds)},
-       {"price_usd", summary.price_usd}});
+       {"price_usd", ShownUsd(summary.price_usd)}});
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "router/manifest/manifest.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -102,6 +103,10 @@ Status Refusal(std::string_view reason, const Text&... text) {
 }
 
 }  // namespace
+
+bool IsManifestReason(std::string_view reason) {
+  return std::ranges::find(kManifestReasons, reason) != std::end(kManifestReasons);
+}
 
 std::string Shown(std::string_view text, size_t most) {
   size_t size = std::min(text.size(), most);

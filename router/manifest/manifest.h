@@ -71,6 +71,8 @@ inline constexpr std::string_view kManifestReasons[] = {
     "manifest_other_baseline",  // measured against another model than is asked for
     "manifest_failed"};         // of this model, and its verdict is no
 
+bool IsManifestReason(std::string_view reason);
+
 // FAILED_PRECONDITION, reason manifest_unknown_key or manifest_bad_signature, unless one of `keys` has
 // signed.
 Status CheckSigner(const SignedManifest& manifest, std::span<const PublicKey> keys);

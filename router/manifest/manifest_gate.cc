@@ -10,8 +10,6 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kMaxKeyBytes = 64 << 10;
-
 StatusOr<Manifest> ReadManifest(const std::string& file, std::span<const PublicKey> keys) {
   const auto text = ReadFile(file, kMaxManifestBytes);
   if (!text.ok())
@@ -34,7 +32,8 @@ size_t StepOf(const Status& refusal) {
 StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files) {
   std::vector<PublicKey> keys;
   for (const std::string& file : files) {
-    const auto pem = ReadFile(file, kMaxKeyBytes);
+    const auto pem = ReadFile(file, kMaxKeyFileBytes);
+    if (pem.status().code() == StatusCode::kNotFound) return pem.status();
     if (!pem.ok()) return FailedPrecondition(Message(pem.status()));
     auto key = PublicKey::Parse(*pem);
     if (!key.ok()) return FailedPrecondition(file, ": ", Message(key.status()));

@@ -21,12 +21,12 @@ struct ManifestGateOptions {
   friend bool operator==(const ManifestGateOptions&, const ManifestGateOptions&) = default;
 };
 
-// FAILED_PRECONDITION names a file that cannot be used.
+// FAILED_PRECONDITION names a file that cannot be used, NOT_FOUND one that cannot be read.
 StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files);
 
 class ManifestGate {
  public:
-  // FAILED_PRECONDITION names a key file that cannot be used: then nothing could be told. What is wrong with
+  // Errors of ReadPublicKeys: without a key nothing could be told. What is wrong with
   // a manifest is a reason to refuse models, which Check tells.
   static StatusOr<std::shared_ptr<const ManifestGate>> Load(const ManifestGateOptions& options);
 

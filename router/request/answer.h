@@ -1,6 +1,7 @@
 // An answer on its way to a client: pieces, then one summary or error. Values and one interface.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <iterator>
@@ -54,7 +55,7 @@ struct AnswerAttempt {
   uint32_t draft_tokens = 0;             // of the tier before, that this one was to verify
   uint32_t accepted_draft_tokens = 0;    // of those, that its answer has too
   double mean_logprob = 0;               // of the answer's tokens so far, end token included
-  std::optional<double> threshold = {};  // of the gate; absent on the last tier
+  std::optional<double> threshold = {};  // of the gate, or of the hold that decided; absent on the last tier
   bool accepted = false;
   double price_usd = 0;
 };
@@ -115,6 +116,13 @@ inline void AddCosts(const AnswerSummary& from, AnswerSummary& to) {
   to.usage.accepted_speculated_tokens += from.usage.accepted_speculated_tokens;
   to.attempts.insert(to.attempts.end(), from.attempts.begin(), from.attempts.end());
   to.price_usd += from.price_usd;
+}
+
+// A price as replies and logs have it: to a millionth of a µUSD, so without the last digits of a double's
+// sum.
+inline double ShownUsd(double usd) {
+  constexpr double kPerUsd = 1e12;
+  return std::round(usd * kPerUsd) / kPerUsd;
 }
 
 // Where the answers to a request go: pieces of all choices, mixed, each choice in order. The On... functions

@@ -85,9 +85,8 @@ class CurrentDispatcher : public Dispatcher {
   std::vector<ModelInfo> ListModels(const Tenant& tenant) const override {
     return cores_.Current()->dispatcher().ListModels(tenant);
   }
-  void RecordRefused(ApiKind api, const std::string& request_id, const TenantPtr& tenant,
-                     const Status& status) override {
-    cores_.Current()->dispatcher().RecordRefused(api, request_id, tenant, status);
+  void RecordRefused(const RefusedRequest& refused) override {
+    cores_.Current()->dispatcher().RecordRefused(refused);
   }
 
  private:
@@ -110,13 +109,12 @@ class CurrentDispatcher : public Dispatcher {
     const auto cancel = std::make_shared<LateCancel>();
     const bool is_taken = pool_.Post(request->tenant()->name, [core, request, start, refuse, cancel] {
       if (!cancel->is_cancelled()) return cancel->Set(Guard(core, start(core->dispatcher(), request)));
-      core->dispatcher().RecordRefused(request->api(), request->request_id(), request->tenant(),
-                                       ClientGone());
+      core->dispatcher().RecordRefused(RefusedRequest::Of(*request, ClientGone()));
       refuse(ClientGone());
     });
     if (!is_taken) {
       const Status full = TooManyTexts();
-      RecordRefused(request->api(), request->request_id(), request->tenant(), full);
+      RecordRefused(RefusedRequest::Of(*request, full));
       refuse(full);
     }
     return [cancel] { cancel->Cancel(); };

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/shutdown.h"
 #include "base/version.h"
+#include "router/manifest/manifest.h"
 #include "router/server/options.h"
 #include "router/server/router.h"
 
@@ -189,7 +190,10 @@ int Main(int argc, char** argv) {
                  "host:port of the OpenAI-compatible API, \"\" for none; port 0: any free one");
   app.add_option("--grpc", flags.grpc, "host:port of the gRPC API");
   app.add_option("--ops", flags.ops, "host:port of /metrics /healthz /readyz /statusz");
-  app.add_flag("--validate", flags.validate, "say whether the configuration can be used, and end");
+  app.add_flag(
+      "--validate", flags.validate,
+      "say whether the configuration can be used, and end; exit code 1: it can, and a tier's manifests let "
+      "no model in");
   app.set_version_flag("--version", std::string("terrace-router ") + kVersion);
   try {
     app.parse(argc, argv);
@@ -201,6 +205,11 @@ int Main(int argc, char** argv) {
   if (flags.validate) {
     const auto options = LoadOptions(flags, app);
     const Status usable = options.ok() ? CheckFiles(*options) : options.status();
+    if (IsManifestReason(Reason(usable))) {
+      std::printf("%s: would start, and the tier would be refused: %s\n", flags.config.c_str(),
+                  Message(usable).c_str());
+      return kExitFailure;
+    }
     if (!usable.ok()) return Fail(usable);
     std::printf("%s: can be used\n", flags.config.c_str());
     return kExitOk;

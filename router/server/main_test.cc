@@ -89,7 +89,7 @@ TEST(RouterMain, ValidateSaysWhatAStartWouldSay) {
   EXPECT_THAT(run.output, HasSubstr("tiers[0].workers"));
   run = RunRouter("--validate --set auth.keys_file=/absent --set auth.cluster_secret_file=/absent --config " +
                   file);
-  EXPECT_EQ(run.exit_code, kExitConfig);
+  EXPECT_EQ(run.exit_code, kExitNoInput) << "as of a configuration that is not there";
   EXPECT_THAT(run.output, HasSubstr("/absent"));
 }
 

@@ -7,8 +7,8 @@
 #include <set>
 #include <utility>
 
+#include "base/config.h"
 #include "base/host_port.h"
-#include "base/mapped_file.h"
 #include "router/cluster/discovery.h"
 #include "router/request/request.h"
 #include "router/server/checks.h"
@@ -248,10 +248,13 @@ StatusOr<std::vector<PlanStep>> MakeVerify(const std::string& path, const v1::Ve
   return std::vector<PlanStep>{{.tier = draft, .gate = Gate::Closed()}, {.tier = tier, .verifies = true}};
 }
 
-StatusOr<Calibration> ReadCalibration(const std::string& file) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(file, kMaxCalibrationBytes));
-  auto calibration = ParseCalibration(text);
-  if (!calibration.ok()) return Annotate(calibration.status(), file);
+// `path`: of the policy or budget that names it.
+StatusOr<Calibration> ReadCalibration(const std::string& path, const std::string& file) {
+  const std::string setting = path + ".calibration";
+  const auto text = ReadConfigFile(file, kMaxCalibrationBytes);
+  if (!text.ok()) return Annotate(text.status(), setting);
+  auto calibration = ParseCalibration(*text);
+  if (!calibration.ok()) return Bad(setting, Message(Annotate(calibration.status(), file)));
   return calibration;
 }
 
@@ -322,9 +325,7 @@ StatusOr<BudgetOptions> MakeBudget(const std::string& path, const v1::BudgetConf
     out.refuses = what == "refuse";
   }
   if (!config.calibration().empty()) {
-    auto calibration = ReadCalibration(config.calibration());
-    if (!calibration.ok()) return Bad(path + ".calibration", Message(calibration.status()));
-    out.calibration = *std::move(calibration);
+    ASSIGN_OR_RETURN(out.calibration, ReadCalibration(path, config.calibration()));
   }
   return out;
 }
@@ -337,16 +338,15 @@ Status CheckExtras(const std::string& path, const v1::PolicyConfig& policy) {
 }
 
 StatusOr<CatalogPolicy> MakeCalibrated(const std::string& path, const v1::PolicyConfig& policy) {
-  auto calibration = ReadCalibration(policy.calibration());
-  if (!calibration.ok()) return Bad(path + ".calibration", Message(calibration.status()));
+  ASSIGN_OR_RETURN(Calibration calibration, ReadCalibration(path, policy.calibration()));
   CatalogPolicy out{.name = policy.name(), .calibration_file = policy.calibration()};
   out.cache_affinity = policy.cache_affinity();
-  if (out.cache_affinity && calibration->kind != CalibrationKind::kClassifier)
+  if (out.cache_affinity && calibration.kind != CalibrationKind::kClassifier)
     return Bad(path + ".cache_affinity", "needs a calibration that chooses by the prompt");
   if (policy.has_shadow()) {
     ASSIGN_OR_RETURN(out.shadow, MakeShadow(path + ".shadow", policy.shadow()));
   }
-  out.calibration = *std::move(calibration);
+  out.calibration = std::move(calibration);
   return out;
 }
 

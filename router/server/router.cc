@@ -16,6 +16,7 @@
 #include "base/host_port.h"
 #include "base/http_server.h"
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/version.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
@@ -39,8 +40,8 @@ constexpr auto kHousekeeping = std::chrono::milliseconds(100);
 constexpr auto kReloadPatience = std::chrono::seconds(10);
 constexpr char kInferenceService[] = "terrace.v1.Inference";
 
-// All processors but the one that passes answers on.
-size_t TextThreads() { return std::clamp<size_t>(std::thread::hardware_concurrency(), 2, 9) - 1; }
+// All processors that it may use but the one that passes answers on.
+size_t TextThreads() { return std::clamp<size_t>(UsableCores(), 2, 9) - 1; }
 
 Status CheckUnchanged(std::string_view path, const std::string& before, const std::string& after) {
   if (before == after) return {};
@@ -381,12 +382,13 @@ Status CheckFiles(const RouterOptions& options) {
     if (files.has_value()) RETURN_IF_ERROR(LoadTls(*files).status());
   }
   ASSIGN_OR_RETURN(const auto gates, LoadGates(options));
-  for (size_t i = 0; i < gates.size(); ++i) {
+  if (!options.keys_file.empty())
+    RETURN_IF_ERROR(Tenants::Load(options.keys_file, options.cluster_secret_file, *catalog).status());
+  for (size_t i = 0; i < gates.size(); ++i) {  // last: a router starts with these
     if (gates[i] == nullptr) continue;
     RETURN_IF_ERROR(Annotate(gates[i]->CheckAny(), Concat("tiers[", i, "].manifests")));
   }
-  if (options.keys_file.empty()) return {};
-  return Tenants::Load(options.keys_file, options.cluster_secret_file, *catalog).status();
+  return {};
 }
 
 StatusOr<std::unique_ptr<Router>> Router::Start(const RouterOptions& options, MetricRegistry& metrics) {

@@ -214,7 +214,7 @@ TEST_F(RouterTest, CertificatesThatCannotBeUsedAreAnErrorAtTheStart) {
   RouterOptions options = LoopbackOptions();
   options.worker_tls = {.ca = "/absent.pem"};
   const Status status = Router::Start(options, metrics_).status();
-  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
   EXPECT_THAT(Message(status), StartsWith("cluster.tls: /absent.pem cannot be read"));
 }
 
@@ -307,7 +307,7 @@ TEST_F(ReloadTest, AStartWithAFileThatCannotBeUsedIsAnError) {
   UseKeys(options_);
   options_.keys_file += ".absent";
   const auto router = Router::Start(options_, metrics_);
-  EXPECT_EQ(router.status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(router.status().code(), StatusCode::kNotFound);
   EXPECT_THAT(Message(router.status()), HasSubstr(".absent"));
   EXPECT_EQ(CheckFiles(options_), router.status());
 }
@@ -347,7 +347,7 @@ TEST_F(ReloadTest, AnErrorLeavesEverythingAsItWas) {
   EXPECT_THAT(Message(Reload(wrong)), HasSubstr("tenants[1].models[0]"));
   wrong = options_;
   wrong.keys_file += ".absent";
-  EXPECT_EQ(Reload(wrong).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Reload(wrong).code(), StatusCode::kNotFound);
   EXPECT_THAT(Models("authorization: Bearer key of b\r\n"), HasSubstr("\"small\""));
 }
 

@@ -60,9 +60,7 @@ StatusOr<std::shared_ptr<Tenant>> MakeTenant(const std::string& path, const v1::
 }
 
 StatusOr<std::string> ReadSecret(const std::string& file) {
-  auto read = ReadFile(file, kMaxSecretBytes);
-  if (!read.ok()) return FailedPrecondition(Message(read.status()));
-  std::string secret = *std::move(read);
+  ASSIGN_OR_RETURN(std::string secret, ReadConfigFile(file, kMaxSecretBytes));
   while (!secret.empty() && (secret.back() == '\n' || secret.back() == '\r')) secret.pop_back();
   if (secret.size() >= Tenants::kMinSecretBytes) return secret;
   return FailedPrecondition(file, ": holds ", secret.size(), " bytes, at least ", Tenants::kMinSecretBytes,
@@ -101,9 +99,7 @@ StatusOr<std::shared_ptr<const Tenants>> Tenants::Load(const std::string& keys_f
                                                        const std::string& secret_file,
                                                        const ModelCatalog& catalog) {
   v1::TenantsFile file;
-  if (const Status loaded = LoadYamlFile(keys_file, file, ConfigValues::kSecret); !loaded.ok()) {
-    return FailedPrecondition(Message(loaded));
-  }
+  RETURN_IF_ERROR(LoadYamlFile(keys_file, file, ConfigValues::kSecret));
   ASSIGN_OR_RETURN(const std::string secret, ReadSecret(secret_file));
   auto tenants = Make(file, catalog, secret);
   if (!tenants.ok()) return Annotate(tenants.status(), keys_file);

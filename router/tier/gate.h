@@ -54,7 +54,11 @@ class Gate {
   bool Accepts(const AnswerSignals& signals) const;
   // Before it; `held` is the time since its first token.
   Verdict JudgeEarly(const AnswerSignals& so_far, Duration held) const;
-  const std::optional<double>& threshold() const { return threshold_; }
+  // What the answer's measure had to pass: that of its end, or the bound of the hold that decided `early`.
+  const std::optional<double>& threshold(Verdict early = Verdict::kUndecided) const {
+    if (early == Verdict::kUndecided) return threshold_;
+    return early == Verdict::kAccepted ? hold_.accept_above : hold_.reject_below;
+  }
   // From when on JudgeEarly may decide though no further token comes; absent: only with tokens, or never.
   const std::optional<Duration>& hold_time() const { return hold_.time; }
   // Looks at margins or entropies.

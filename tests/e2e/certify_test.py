@@ -119,11 +119,13 @@ class Gate(unittest.TestCase):
             said = terrace("validate", str(file))
             self.assertEqual(said.returncode, 78, said.stdout)
             self.assertIn(reason, said.stdout)
+            self.assertIn("would start, but", said.stderr)
         manifest.write_text(self.passed)
         self.assertEqual(terrace("validate", str(file)).returncode, 0)
         said = terrace("validate", str(cluster))  # its worker has another model
         self.assertEqual(said.returncode, 78, said.stdout)
         self.assertIn("it is of the model", said.stdout)
+        self.assertIn("would start, but 1 worker would be refused", said.stderr)
 
     def test_other_tools_check_the_signature(self):
         path = self.folder / "passed.json"

@@ -9,7 +9,7 @@ import unittest
 
 from cluster import BIN, MODELS, wait_until
 from fleet import Member, Stream, long_chat
-from processes import Router, Worker
+from processes import Router, Worker, http_call
 
 MAX_TOKENS = 96
 POSITION = 10  # of the token at which something happens
@@ -74,6 +74,15 @@ class RemoteDraftsTest(unittest.TestCase):
 
     def test_the_answers_are_the_same(self):
         self.expect_drafts()
+
+    def test_the_router_tells_who_drafts(self):
+        self.expect_drafts()
+        tiers = json.loads(http_call(self.router.port("ops"), "GET", "/statusz")[2])["tiers"]
+        of = {tier["name"]: tier["replicas"][0] for tier in tiers}
+        self.assertEqual(of["base"]["drafter"], f"remote {self.nano.grpc}")
+        self.assertLessEqual(of["base"]["accepted_speculated_tokens"], of["base"]["speculated_tokens"])
+        self.assertEqual(of["plain"]["drafter"], "")
+        self.assertEqual(of["plain"]["speculated_tokens"], 0)
 
     def test_a_killed_drafter(self):
         self.disturb(signal.SIGKILL)

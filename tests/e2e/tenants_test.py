@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import unittest
 
-from cluster import BIN, Cluster, children_of, wait_until
+from cluster import BIN, MODELS, Cluster, children_of, wait_until
 
 QUESTION = {"role": "user", "content": "Sort the list Kira, Fiona, Rene"}
 SECRET = "s" * 32
@@ -173,7 +173,10 @@ class Validate(unittest.TestCase):
         unknown = self.validate(router + "\nadmision: {}")
         self.assertEqual(unknown.returncode, 78)
         self.assertIn("admision", unknown.stdout)
-        self.assertEqual(self.validate("model: /absent").returncode, 0)  # a worker's; the model is not read
+        absent = self.validate("model: /absent")  # a worker's
+        self.assertEqual(absent.returncode, 78)
+        self.assertIn("no model folder or file /absent", absent.stdout)
+        self.assertEqual(self.validate(f"model: {MODELS}").returncode, 0)  # it is not read
 
     def test_the_demo_cluster_is_valid(self):
         demo = BIN.parent / "deploy" / "demo" / "cluster.yaml"

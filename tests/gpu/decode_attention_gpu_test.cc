@@ -7,42 +7,25 @@
 #include "gtest/gtest.h"
 #include "kernels/attention/decode_attention_testing.h"
 #include "kernels/rope/rope_kv_cuda.h"
-#include "tests/gpu/gpu_testing.h"
+#include "tests/gpu/device_data.h"
 
 namespace terrace {
 namespace {
 
-// A batch's arrays on the device.
-class DeviceBatch {
+// A batch's arrays on the device, those of decode attention too.
+class DeviceBatch : public DevicePrefillBatch {
  public:
   explicit DeviceBatch(DecodeBatch& batch, uint32_t spare_spans = 0)
-      : args_(batch.Args()),
-        positions_(batch.positions),
-        sequences_(batch.sequences),
-        tables_(batch.tables),
-        q_(batch.q),
-        keys_(batch.keys),
-        values_(batch.values),
-        key_scales_(batch.key_scales),
-        value_scales_(batch.value_scales),
+      : DevicePrefillBatch(batch, batch.Args()),
         partials_(GpuAttentionPartialFloats(args_.count, args_.heads, args_.batch.head_dim,
                                             args_.most_spans + spare_spans)),
-        arrived_(std::vector<uint32_t>(args_.count * args_.batch.kv_heads, 0)),
-        out_(batch.tokens() * batch.width()) {
+        arrived_(std::vector<uint32_t>(args_.count * args_.batch.kv_heads, 0)) {
     args_.most_spans += spare_spans;
-    args_.batch.positions = positions_.data();
-    args_.batch.sequences = sequences_.data();
-    args_.batch.block_tables = tables_.data();
-    args_.q = q_.data();
-    args_.kv.keys = {keys_.data(), key_scales_.data()};
-    args_.kv.values = {values_.data(), value_scales_.data()};
     args_.partials = partials_.data();
     args_.arrived = arrived_.data();
-    args_.out = out_.data();
   }
 
   GpuAttentionArgs& args() { return args_; }
-  std::vector<uint16_t> out() const { return out_.Get(); }
   std::vector<uint32_t> arrived() const { return arrived_.Get(); }
   // What became of the pool.
   void GetPool(DecodeBatch& batch) const {
@@ -53,15 +36,8 @@ class DeviceBatch {
   }
 
  private:
-  GpuAttentionArgs args_;
-  DeviceArray<uint32_t> positions_, sequences_;
-  DeviceArray<int32_t> tables_;
-  DeviceArray<uint16_t> q_;
-  DeviceArray<std::byte> keys_, values_;
-  DeviceArray<float> key_scales_, value_scales_;
   DeviceArray<float> partials_;  // NaNs
   DeviceArray<uint32_t> arrived_;
-  DeviceArray<uint16_t> out_;  // NaNs
 };
 
 // Twice: what the first call leaves in `arrived` must serve the second.

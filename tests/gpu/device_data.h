@@ -23,8 +23,14 @@ struct DeviceMatrix {
 // A batch's arrays. What the batch has no more than on the host, `partials` and `arrived`, is the caller's.
 class DevicePrefillBatch {
  public:
-  explicit DevicePrefillBatch(PrefillBatch& batch)
-      : args_(batch.Args()),
+  explicit DevicePrefillBatch(PrefillBatch& batch) : DevicePrefillBatch(batch, batch.Args()) {}
+
+  const GpuAttentionArgs& args() const { return args_; }
+  std::vector<uint16_t> out() const { return out_.Get(); }
+
+ protected:
+  DevicePrefillBatch(const PrefillBatch& batch, const GpuAttentionArgs& args)
+      : args_(args),
         runs_(batch.runs),
         positions_(batch.positions),
         sequences_(batch.sequences),
@@ -35,7 +41,7 @@ class DevicePrefillBatch {
         key_scales_(batch.key_scales),
         value_scales_(batch.value_scales),
         out_(batch.tokens() * batch.width()) {
-    args_.runs = runs_.data();
+    if (args_.runs != nullptr) args_.runs = runs_.data();
     args_.batch.positions = positions_.data();
     args_.batch.sequences = sequences_.data();
     args_.batch.block_tables = tables_.data();
@@ -45,10 +51,6 @@ class DevicePrefillBatch {
     args_.out = out_.data();
   }
 
-  const GpuAttentionArgs& args() const { return args_; }
-  std::vector<uint16_t> out() const { return out_.Get(); }
-
- private:
   GpuAttentionArgs args_;
   DeviceArray<GpuQueryRun> runs_;
   DeviceArray<uint32_t> positions_, sequences_;

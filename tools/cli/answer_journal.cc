@@ -11,7 +11,7 @@
 namespace terrace {
 namespace {
 
-constexpr char kFormat[] = "terrace-answers-1";
+constexpr char kFormat[] = "terrace-answers-2";
 
 Json ToJson(const JournalHead& head) {
   return {{"format", kFormat},
@@ -19,7 +19,7 @@ Json ToJson(const JournalHead& head) {
           {"model_digest", head.model_digest},
           {"text_digest", head.text_digest},
           {"runtime", head.runtime},
-          {"task_set_digest", head.task_set_digest},
+          {"scored_rows_digest", head.scored_rows_digest},
           {"max_tokens", head.max_tokens}};
 }
 
@@ -41,14 +41,15 @@ StatusOr<JournalHead> ParseHead(std::string_view line) {
   ASSIGN_OR_RETURN(const Json json, ParseJson(line));
   StrictFields fields(json, "");
   const std::string format = fields.Text("format");
+  if (!format.empty() && format != kFormat)  // whatever else it has
+    return InvalidArgument("format \"", format, "\", this version reads ", kFormat);
   const JournalHead head{.model = fields.Text("model"),
                          .model_digest = fields.Text("model_digest"),
                          .text_digest = fields.Text("text_digest"),
                          .runtime = fields.Text("runtime"),
-                         .task_set_digest = fields.Text("task_set_digest"),
+                         .scored_rows_digest = fields.Text("scored_rows_digest"),
                          .max_tokens = fields.SmallCount("max_tokens")};
   RETURN_IF_ERROR(fields.Finish());
-  if (format != kFormat) return InvalidArgument("format \"", format, "\", this version reads ", kFormat);
   return head;
 }
 
@@ -77,7 +78,7 @@ Status OfOthers(const std::string& path, const char* what) {
 
 // Which part of two heads differs; null: none.
 const char* Difference(const JournalHead& has, const JournalHead& wanted) {
-  if (has.task_set_digest != wanted.task_set_digest) return "to other rows";
+  if (has.scored_rows_digest != wanted.scored_rows_digest) return "to other rows";
   if (has.max_tokens != wanted.max_tokens) return "of another --max-tokens";
   if (has.model_digest != wanted.model_digest || has.text_digest != wanted.text_digest)
     return "of another model";
@@ -113,7 +114,7 @@ StatusOr<RecordedAnswers> ReadAnswers(const std::string& path, const std::vector
   StatusOr<RecordedAnswers> answers = ParseAnswers(text, scored_rows);
   if (!answers.ok()) return Annotate(answers.status(), path);
   JournalHead wanted = answers->head;
-  wanted.task_set_digest = TaskSetDigest(scored_rows).Hex();
+  wanted.scored_rows_digest = TaskSetDigest(scored_rows).Hex();
   wanted.max_tokens = max_tokens;
   if (const char* const what = Difference(answers->head, wanted)) return OfOthers(path, what);
   return answers;

@@ -21,7 +21,7 @@ struct JournalHead {
   std::string model = {};                           // as it was named
   std::string model_digest = {}, text_digest = {};  // "" of a model that a router serves
   std::string runtime = {};                         // device, compute and kv_dtype; "" likewise
-  std::string task_set_digest = {};                 // of the rows with a checker
+  std::string scored_rows_digest = {};              // TaskSetDigest of the rows with a checker
   uint32_t max_tokens = 0;
 
   friend bool operator==(const JournalHead&, const JournalHead&) = default;

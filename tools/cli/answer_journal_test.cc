@@ -23,7 +23,7 @@ class AnswerJournalTest : public testing::Test {
       row.expected = id;
       row.chat.add_messages()->set_content(id);
     }
-    head_.task_set_digest = TaskSetDigest(rows_).Hex();
+    head_.scored_rows_digest = TaskSetDigest(rows_).Hex();
   }
 
   StatusOr<AnswerJournal> Open() { return AnswerJournal::Open(path_, head_, rows_); }
@@ -80,7 +80,7 @@ TEST_F(AnswerJournalTest, AnswersOfAnythingElseAreNotMixedIn) {
       {&JournalHead::model_digest, "another model"},
       {&JournalHead::text_digest, "another model"},
       {&JournalHead::runtime, "another device"},
-      {&JournalHead::task_set_digest, "other rows"}};
+      {&JournalHead::scored_rows_digest, "other rows"}};
   for (const auto& [part, says] : parts) {
     head_ = ours;
     head_.*part = "other";
@@ -105,6 +105,12 @@ TEST_F(AnswerJournalTest, AFileOfSomethingElseStaysAsItIs) {
     EXPECT_EQ(ExitCodeFor(Open().status()), kExitConfig);
     EXPECT_EQ(*ReadFile(path_), text);
   }
+}
+
+TEST_F(AnswerJournalTest, AnotherFormatIsToldByItsName) {
+  std::ofstream(path_, std::ios::binary) << "{\"format\":\"terrace-answers-1\",\"task_set_digest\":\"d\"}\n";
+  EXPECT_THAT(Message(Open().status()),
+              HasSubstr("\"terrace-answers-1\", this version reads terrace-answers-2"));
 }
 
 TEST_F(AnswerJournalTest, MalformedLinesAreNamed) {

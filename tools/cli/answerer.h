@@ -11,12 +11,15 @@
 #include "base/shutdown.h"
 #include "base/status.h"
 #include "proto/terrace/v1/inference.pb.h"
+#include "text/chat_template.h"
 #include "worker/engine/speculation_stats.h"
 
 namespace terrace {
 
 // How many answers a request gets.
 uint32_t ChoicesOf(const v1::GenerateRequest& request);
+
+std::vector<ChatMessage> MessagesOf(const v1::ChatMessages& chat);
 
 void AddUsage(const v1::Usage& from, v1::Usage& to);
 

@@ -72,7 +72,7 @@ class PartRunner {
     hooks.on_progress = [&](const LoadProgress& progress) {
       const uint64_t requests = part.is_warmup ? settings_.warmup_requests : settings_.requests.value_or(0);
       const std::string done =
-          requests > 0 ? Concat(progress.done, "/", requests) : Concat(progress.done, " requests");
+          requests > 0 ? Concat(progress.done, "/", requests) : FormatCount(progress.done, "request");
       const double tokens_per_second = rate.Update(progress.seconds, progress.tokens);
       bar.ShowShare(progress.share, Concat(done, ", ", FormatFixed(tokens_per_second, 0), " tok/s"));
     };

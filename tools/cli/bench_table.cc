@@ -42,7 +42,7 @@ std::string DescribeTarget(const TargetDescription& target) {
   if (!target.compute.empty()) add(Concat("compute ", target.compute));
   add(target.kv_dtype, " KV cache");
   add(target.device);
-  if (target.threads > 0) add(FormatCount(target.threads), target.threads == 1 ? " thread" : " threads");
+  if (target.threads > 0) add(FormatCount(target.threads, "thread"));
   if (target.max_sequences > 0) add(FormatCount(target.max_sequences), " sequences at once");
   return out + "\n";
 }
@@ -114,18 +114,19 @@ std::string Notes(const LevelResult& level) {
   }
   if (level.short_answers > 0) {
     const ShortAnswer& first = level.short_answer_examples.front();
-    out += Concat(name, ": ", level.short_answers, " answers are shorter than asked (request ", first.request,
-                  ": ", first.tokens, " of ", first.wanted_tokens,
+    out += Concat(name, ": ", FormatCount(level.short_answers, "answer"), " shorter than asked (request ",
+                  first.request, ": ", first.tokens, " of ", first.wanted_tokens,
                   " tokens): these figures flatter the target\n");
   }
   if (level.cut_requests > 0)
-    out += Concat(name, ": ", level.cut_requests, " requests were drawn longer than the context, and cut\n");
+    out += Concat(name, ": ", FormatCount(level.cut_requests, "request"),
+                  " drawn longer than the context, and cut\n");
   if (level.send_lag.Percentile(99) > kSendLagWorthSaying) {
     out += Concat(name, ": this client sent up to ", Latency(level.send_lag.max()), " late (p99 ",
                   Latency(level.send_lag.Percentile(99)), "): it is short of processor time\n");
   }
   if (level.is_interrupted) {
-    out += Concat(name, ": interrupted after ", level.planned, " requests");
+    out += Concat(name, ": interrupted after ", FormatCount(level.planned, "request"));
     out += level.unfinished > 0 ? Concat(", ", level.unfinished, " did not end\n") : "\n";
   }
   return out;

@@ -229,7 +229,7 @@ TEST(BenchTable, SaysWhatAReaderMustKnow) {
   for (const char* wanted :
        {"worker h:1", "constant arrivals", "1 failed, overloaded: inbox full",
         "5 of 10 requests were not sent, for --max-in-flight 1024 were", "request 3: 5 of 32 tokens",
-        "2 requests were drawn longer", "50.0 ms late", "2 did not end", "10.0",
+        "2 requests drawn longer", "50.0 ms late", "2 did not end", "10.0",
         "2.5 requests/s: drafts: 8 tokens verified, 6 accepted (75.0%)"}) {
     EXPECT_THAT(text, HasSubstr(wanted));
   }

@@ -1,8 +1,6 @@
 #include "tools/cli/calibrate.h"
 
 #include <algorithm>
-#include <array>
-#include <ctime>
 #include <iterator>
 #include <utility>
 
@@ -11,6 +9,7 @@
 #include "base/version.h"
 #include "tools/cli/calibrate_table.h"
 #include "tools/cli/find_files.h"
+#include "tools/cli/format.h"
 #include "tools/cli/new_file.h"
 
 namespace terrace {
@@ -37,14 +36,6 @@ StatusOr<Records> ParseRecordsFile(const std::string& text, const std::string& p
   StatusOr<Records> records = ParseRecords(text);
   if (!records.ok()) return Annotate(records.status(), path.empty() ? "records" : path);
   return records;
-}
-
-std::string Today() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc = {};
-  gmtime_r(&now, &utc);
-  std::array<char, 16> text = {};
-  return std::string(text.data(), std::strftime(text.data(), text.size(), "%Y-%m-%d", &utc));
 }
 
 Status Report(const Calibration& calibration, const std::string& path, const CommandContext& context) {
@@ -120,7 +111,7 @@ Status RunCalibrator(const std::string& records_text, CalibrationKind kind, cons
                                .fit_share = flags.fit_share,
                                .seed = flags.seed,
                                .data_digest = HashBytes(records_text).Hex(),
-                               .date = Today(),
+                               .date = UtcNow("%Y-%m-%d"),
                                .version = kVersion};
   ASSIGN_OR_RETURN(options.features, ChooseFeatures(flags.features, kind));
   ASSIGN_OR_RETURN(const Records records, ParseRecordsFile(records_text, ""));
@@ -143,7 +134,7 @@ Status RunCalibrate(const CalibrateOptions& options, const CommandContext& conte
   const std::string text = RecordsText(records);
   if (!options.save_records.empty()) RETURN_IF_ERROR(ReplaceFile(options.save_records, text));
   if (options.records_only) {
-    context.out << records.rows.size() << " records in " << options.save_records << "\n";
+    context.out << FormatCount(records.rows.size(), "record") << " in " << options.save_records << "\n";
     return {};
   }
   return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);

@@ -10,7 +10,6 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxConcurrency = 1024;
 constexpr size_t kMaxStarts = 64;
 
 void AddCalibration(CLI::App& command, CalibrationFlags& flags) {
@@ -81,21 +80,9 @@ void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options)
   const auto [device, compute, kv_dtype] =
       AddEngineOptions(command, target.device, target.compute, target.kv_dtype);
   const auto [drafter, draft_model] = AddDraftOptions(command, target.drafter, target.draft_model);
-  auto* const tasks =
-      command.add_option("--tasks", options.tasks, "task files (default: models/eval/validation.jsonl)")
-          ->type_name("FILE");
-  auto* const limit = command.add_option("--limit", options.limit, "rows of each file; 0: all")
-                          ->type_name(kWholeNumber)
-                          ->capture_default_str();
-  auto* const concurrency =
-      command.add_option("--concurrency", options.ask.concurrency, "requests at a time, 1 to 1024")
-          ->type_name(kWholeNumber)
-          ->check(CLI::Range(1u, kMaxConcurrency).description(""))
-          ->capture_default_str();
-  auto* const max_tokens = command.add_option("--max-tokens", options.ask.max_tokens, "longest answer")
-                               ->type_name(kWholeNumber)
-                               ->check(CLI::PositiveNumber.description(""))
-                               ->capture_default_str();
+  const auto [tasks, limit, concurrency, max_tokens] =
+      AddRowOptions(command, {options.tasks, options.limit, options.ask.concurrency, options.ask.max_tokens,
+                              "models/eval/validation.jsonl"});
   auto* const save =
       command.add_option("--save-records", options.save_records, "file for what was asked, to be used again")
           ->type_name("FILE");

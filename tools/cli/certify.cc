@@ -1,24 +1,22 @@
 #include "tools/cli/certify.h"
 
-#include <array>
-#include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <system_error>
 #include <utility>
 
+#include "base/hash.h"
 #include "base/mapped_file.h"
 #include "base/signature.h"
 #include "base/version.h"
 #include "router/manifest/manifest.h"
+#include "text/text_assets.h"
 #include "tools/cli/format.h"
 #include "tools/cli/new_file.h"
 #include "tools/cli/verdict.h"
+#include "worker/formats/model_files.h"
 
 namespace terrace {
 namespace {
-
-constexpr size_t kMaxKeyBytes = 64 << 10;
 
 Status MakeKey(const std::string& name, const CommandContext& context) {
   const PrivateKey key = PrivateKey::Make();
@@ -35,21 +33,25 @@ Status MakeKey(const std::string& name, const CommandContext& context) {
 }
 
 StatusOr<PrivateKey> ReadPrivateKey(const std::string& file) {
-  ASSIGN_OR_RETURN(const std::string pem, ReadFile(file, kMaxKeyBytes));
+  ASSIGN_OR_RETURN(const std::string pem, ReadFile(file, kMaxKeyFileBytes));
   auto key = PrivateKey::Parse(pem);
   if (!key.ok()) return Annotate(key.status(), file);
   return key;
 }
 
-// Before hours are spent on what is to be written there.
-Status CheckCanReplace(const std::string& file) {
-  std::error_code ignored;
-  if (std::filesystem::is_directory(file, ignored)) return Unavailable(file, ": is a folder");
-  const std::string beside = file + ".new";  // as ReplaceFile has it
-  if (!std::ofstream(beside, std::ios::binary | std::ios::trunc))
-    return Unavailable(beside, ": cannot be written");
-  std::filesystem::remove(beside, ignored);
-  return {};
+// What is wrong with the models before hours are spent on them: one that is not there, and tokens that are
+// not the same, with which distributions cannot be compared and the verdict could only be "failed".
+Status CheckModels(const EvaluateOptions& evaluate) {
+  std::vector<Hash128> digests;
+  for (const std::string& model : {evaluate.target.model, evaluate.baseline}) {
+    ASSIGN_OR_RETURN(const TextAssets text, OpenText(model));
+    digests.push_back(TokenizerDigest(text));
+  }
+  if (!evaluate.divergence || digests[0] == digests[1]) return {};
+  return WithReason(InvalidArgument(evaluate.target.model, " has the tokenizer ", digests[0].Hex(), ", ",
+                                    evaluate.baseline, " ", digests[1].Hex(),
+                                    ": their distributions cannot be compared (--no-divergence: only tasks)"),
+                    "tokenizer_mismatch");
 }
 
 // The manifest's text, which is read back: what no gate could read is not written.
@@ -60,14 +62,6 @@ StatusOr<std::string> CheckedText(const Manifest& manifest, const PrivateKey& ke
   const PublicKey signer = key.public_key();
   RETURN_IF_ERROR(CheckSigner(*read, {&signer, 1}));
   return text;
-}
-
-std::string Now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc = {};
-  gmtime_r(&now, &utc);
-  std::array<char, 32> text = {};
-  return std::string(text.data(), std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &utc));
 }
 
 CertifiedModel CertifiedOf(const EvaluationResult& result) {
@@ -141,10 +135,11 @@ Status RunCertify(const CertifyOptions& options, const CommandContext& context) 
   if (!options.make_key.empty()) return MakeKey(options.make_key, context);
   ASSIGN_OR_RETURN(const PrivateKey key, ReadPrivateKey(options.key));
   RETURN_IF_ERROR(CheckCanReplace(options.out));
+  RETURN_IF_ERROR(CheckModels(options.evaluate));
   ASSIGN_OR_RETURN(const PairedEvaluation paired, EvaluatePaired(options.evaluate, context));
   const Manifest manifest = {
       .tool = Concat("terrace ", kVersion),
-      .created = Now(),
+      .created = UtcNow("%Y-%m-%dT%H:%M:%SZ"),
       .candidate = CertifiedOf(paired.candidate),
       .baseline = CertifiedOf(paired.baseline),
       .task_set_digest = TaskSetDigest(paired.rows.rows).Hex(),

@@ -31,9 +31,10 @@ std::vector<std::string> FindFailures(const ModelComparison& comparison, const C
                                       bool needs_divergence);
 
 // Writes the manifest whatever its verdict; AnswerIsNo for "failed". Errors of EvaluatePaired, with which
-// there is no manifest; NOT_FOUND or INVALID_ARGUMENT for the key, and UNAVAILABLE
-// when `out` cannot be written, before anything is asked; DATA_LOSS for a manifest that is too large to be
-// read.
+// there is no manifest. Before anything is asked: NOT_FOUND or INVALID_ARGUMENT for the key, UNAVAILABLE
+// when `out` cannot be written, errors of OpenText, and INVALID_ARGUMENT, reason tokenizer_mismatch, when
+// distributions are to be compared and the models have different tokens. DATA_LOSS for a manifest that is too
+// large to be read.
 Status RunCertify(const CertifyOptions& options, const CommandContext& context);
 
 }  // namespace terrace

@@ -9,7 +9,7 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxConcurrency = 1024, kMaxProbe = 1000;
+constexpr uint32_t kMaxProbe = 1000;
 constexpr double kMaxDivergence = 1e6;
 constexpr double kLeastMargin = 1e-6, kMostMargin = 0.999999, kLeastLevel = 1e-6, kMostLevel = 0.49;
 
@@ -27,21 +27,9 @@ CLI::Validator Within(double least, double most) {
 // What is asked of the two models, and how.
 void AddAsking(CLI::App& command, CLI::Option* model, EvaluateOptions& options) {
   ModelTarget& target = options.target;
-  auto* const tasks =
-      command.add_option("--tasks", options.tasks, "task files (default: the six test files of models/eval)")
-          ->type_name("FILE");
-  auto* const limit = command.add_option("--limit", options.limit, "rows of each file; 0: all")
-                          ->type_name(kWholeNumber)
-                          ->capture_default_str();
-  auto* const concurrency =
-      command.add_option("--concurrency", options.concurrency, "requests at a time, 1 to 1024")
-          ->type_name(kWholeNumber)
-          ->check(CLI::Range(1u, kMaxConcurrency).description(""))
-          ->capture_default_str();
-  auto* const max_tokens = command.add_option("--max-tokens", options.max_tokens, "longest answer")
-                               ->type_name(kWholeNumber)
-                               ->check(CLI::PositiveNumber.description(""))
-                               ->capture_default_str();
+  const auto [tasks, limit, concurrency, max_tokens] =
+      AddRowOptions(command, {options.tasks, options.limit, options.concurrency, options.max_tokens,
+                              "the six test files of models/eval"});
   auto* const threads = command.add_option("--threads", target.threads, "of each model (default: all cores)")
                             ->type_name(kWholeNumber);
   const auto [device, compute, kv_dtype] =
@@ -132,8 +120,8 @@ void AddCertify(CLI::App& app, CertifyOptions& options) {
   certify->footer(
       "Exit code 1: the manifest says \"failed\". docs/how-to/certify.md says what it means.\n"
       "Examples: terrace certify --make-key gate\n"
-      "          terrace certify --model small-q8.gguf --baseline models/small --key gate.private.pem --out "
-      "small-q8.json");
+      "          terrace certify --model small-q8.gguf --baseline models/terrace-demo-small --key "
+      "gate.private.pem --out small-q8.json");
 }
 
 void AddVerifyManifest(CLI::App& app, VerifyManifestOptions& options) {

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/command_line.h"
+#include "tools/cli/synthesize.h"
 #include "tools/cli/test_context.h"
 #include "tools/cli/verdict.h"
 #include "tools/cli/verify_manifest.h"
@@ -140,6 +141,29 @@ TEST_F(CertifyTest, AKeyThatCannotSignIsToldBeforeAnythingIsAsked) {
   options_.key = "/nowhere.pem";
   EXPECT_EQ(ExitCodeFor(RunCertify(options_, test_.context)), kExitNoInput);
   EXPECT_FALSE(fs::exists(options_.out));
+}
+
+TEST_F(CertifyTest, WhatIsWrongWithTheModelsIsToldBeforeAnythingIsAsked) {
+  options_.evaluate.tasks = {"/nowhere.jsonl"};  // what would be asked
+  SynthesizeOptions other;
+  other.out = Path("other.gguf");
+  other.shape = "135m";
+  other.changes = {
+      .layers = 1, .hidden = 64, .heads = 2, .kv_heads = 1, .ffn = 64, .vocab = 300, .context = 64};
+  fs::remove(other.out);
+  ASSERT_EQ(RunSynthesize(other, test_.context), Status());
+  options_.evaluate.target.model = other.out;
+  const Status refused = RunCertify(options_, test_.context);
+  EXPECT_EQ(ExitCodeFor(refused), kExitUsage) << refused;
+  EXPECT_EQ(Reason(refused), "tokenizer_mismatch");
+  EXPECT_THAT(Message(refused), HasSubstr("--no-divergence"));
+  options_.evaluate.divergence = false;
+  EXPECT_THAT(Message(RunCertify(options_, test_.context)), HasSubstr("/nowhere.jsonl")) << "it goes on";
+  options_.evaluate.target.model = "/absent.gguf";
+  const Status absent = RunCertify(options_, test_.context);
+  EXPECT_EQ(ExitCodeFor(absent), kExitNoInput) << absent;
+  EXPECT_THAT(Message(absent),
+              testing::AllOf(HasSubstr("/absent.gguf"), testing::Not(HasSubstr("--router"))));
 }
 
 TEST_F(CertifyTest, KeysAreMadeOnceAndThePrivateOneIsTheOwnersAlone) {

@@ -14,7 +14,7 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxConcurrency = 1024, kMaxAnswers = 16;
+constexpr uint32_t kMaxThreads = 1024, kMaxAnswers = 16;
 
 // A check without CLI11's note about it in the help: the option's own text says it.
 CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
@@ -218,19 +218,8 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
       ->type_name("MODEL")
       ->excludes(compare);
   AddComparisonOptions(*evaluate, options);
-  evaluate->add_option("--tasks", options.tasks, "task files (default: the six test files of models/eval)")
-      ->type_name("FILE");
-  evaluate->add_option("--limit", options.limit, "rows of each file; 0: all")
-      ->type_name("N")
-      ->capture_default_str();
-  evaluate->add_option("--concurrency", options.concurrency, "requests at a time, 1 to 1024")
-      ->type_name("N")
-      ->check(Quiet(CLI::Range(1u, kMaxConcurrency)))
-      ->capture_default_str();
-  evaluate->add_option("--max-tokens", options.max_tokens, "longest answer")
-      ->type_name("N")
-      ->check(Quiet(CLI::PositiveNumber))
-      ->capture_default_str();
+  AddRowOptions(*evaluate, {options.tasks, options.limit, options.concurrency, options.max_tokens,
+                            "the six test files of models/eval"});
   evaluate->add_flag("--json", options.json, "one JSON object");
   evaluate->footer(
       "Examples: terrace evaluate --router 127.0.0.1:8081 --model auto --compare base\n"
@@ -303,7 +292,7 @@ void AddSynthesize(CLI::App& app, SynthesizeOptions& options) {
       ->type_name("MODEL");
   synthesize->add_option("--threads", options.threads, "that make weights (default: all cores)")
       ->type_name("N")
-      ->check(Quiet(CLI::Range(1u, kMaxConcurrency)));
+      ->check(Quiet(CLI::Range(1u, kMaxThreads)));
   synthesize->footer(
       "Examples: terrace synthesize --out 1b.gguf --shape 1b --dtype q8_0\n"
       "          terrace synthesize --out wide --shape 135m --hidden 2048 --heads 16 --kv-heads 4");

@@ -216,6 +216,8 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "magic"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--damping", "2"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--threads", "0"},
+      {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "rtn", "--samples", "5"},
+      {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "rtn", "--seed", "1"},
   };
   for (const auto& arguments : cases) {
     const CommandLine line = ParseCommandLine(arguments);

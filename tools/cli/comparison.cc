@@ -89,8 +89,7 @@ ProbeTable TableOf(const std::vector<ProbePrompt>& probe, const EvaluationResult
   const size_t begin = result.outcomes.size() - probe.size();
   ProbeTable table = {};
   for (size_t i = 0; i < probe.size(); ++i) {
-    const auto depth = static_cast<size_t>(probe[i].depth * (kProbeDepths - 1) + 0.5);
-    auto& [right, rows] = table[probe[i].quarters - 1][depth];
+    auto& [right, rows] = table[probe[i].quarters - 1][probe[i].depth];
     right += result.outcomes[begin + i].score.right;
     ++rows;
   }

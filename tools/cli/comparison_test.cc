@@ -81,8 +81,7 @@ TEST(FormatProbe, IsOfTheLastRowsByLengthAndDepth) {
   std::vector<ProbePrompt> probe;
   for (uint32_t length = 1; length <= kProbeLengths; ++length) {
     for (uint32_t depth = 0; depth < kProbeDepths; ++depth) {
-      probe.push_back(
-          {.quarters = length, .depth = depth / (kProbeDepths - 1.0), .prompt = "", .expected = "1"});
+      probe.push_back({.quarters = length, .depth = depth, .prompt = "", .expected = "1"});
       rows.push_back(Row("probe", Checker::kExact, "1"));
       answers.push_back(length == 4 && depth == 2 ? "0" : "1");
     }

@@ -227,11 +227,11 @@ std::string FormatEvaluation(const EvaluationResult& result, const EvaluationRes
   if (compared != nullptr && compared_all.cost > 0) {
     out += Concat(", ", FormatFixed(all.cost / compared_all.cost, 3), " of ", compared->model, "'s");
   }
-  out += Concat("\n", all.rows, " rows in ", FormatSeconds(result.wall_seconds), ", latency p50 ",
-                FormatSeconds(result.LatencyQuantile(0.5)), ", p95 ",
+  out += Concat("\n", FormatCount(all.rows, "row"), " in ", FormatSeconds(result.wall_seconds),
+                ", latency p50 ", FormatSeconds(result.LatencyQuantile(0.5)), ", p95 ",
                 FormatSeconds(result.LatencyQuantile(0.95)));
   if (result.unscored_rows > 0)
-    out += Concat(", ", result.unscored_rows, " rows have no checker and were not asked");
+    out += Concat(", ", FormatCount(result.unscored_rows, "row"), " without a checker not asked");
   if (result.facts.has_value()) {
     out += Concat("\nmemory: weights ", FormatBytes(result.facts->weight_bytes), ", KV pool ",
                   FormatBytes(result.facts->kv_bytes));

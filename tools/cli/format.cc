@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <ctime>
 
 #include "base/status.h"
 
@@ -19,6 +20,10 @@ std::string FormatCount(uint64_t count) {
   std::string digits = std::to_string(count);
   for (size_t i = digits.size(); i > 3;) digits.insert(i -= 3, ",");
   return digits;
+}
+
+std::string FormatCount(uint64_t count, const std::string& noun) {
+  return Concat(FormatCount(count), " ", noun, count == 1 ? "" : "s");
 }
 
 std::string FormatFixed(double value, int decimals) {
@@ -44,6 +49,14 @@ std::string FormatSeconds(double seconds) {
 std::string FormatUsd(double usd) {
   if (usd < 1e-3) return Concat(FormatFixed(usd * 1e6, 3), " µUSD");
   return Concat("$", FormatFixed(usd, usd < 0.1 ? 4 : 2));
+}
+
+std::string UtcNow(const char* format) {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc = {};
+  gmtime_r(&now, &utc);
+  std::array<char, 64> text = {};
+  return std::string(text.data(), std::strftime(text.data(), text.size(), format, &utc));
 }
 
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows, size_t right_from) {

@@ -10,6 +10,9 @@ TEST(Format, WritesNumbersForPeople) {
   EXPECT_EQ(FormatCount(999), "999");
   EXPECT_EQ(FormatCount(1000), "1,000");
   EXPECT_EQ(FormatCount(2722560), "2,722,560");
+  EXPECT_EQ(FormatCount(0, "tensor"), "0 tensors");
+  EXPECT_EQ(FormatCount(1, "tensor"), "1 tensor");
+  EXPECT_EQ(FormatCount(1000, "tensor"), "1,000 tensors");
   EXPECT_EQ(FormatBytes(1023), "1023 B");
   EXPECT_EQ(FormatBytes(5 << 20), "5.0 MiB");
   EXPECT_EQ(FormatSeconds(0.0012), "1.2 ms");

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tools/cli/format.h"
+#include "worker/formats/compressed_tensors.h"
 
 namespace terrace {
 namespace {
@@ -31,7 +32,7 @@ Json TokenizerToJson(const Tokenizer& tokenizer) {
   return json;
 }
 
-// Keys and values are held as f32 (worker/kv/kv_pool.h).
+// Of keys and values in f32, as CPUs hold them unless kv.dtype says otherwise.
 uint64_t KvBytesPerToken(const ModelConfig& config) {
   return uint64_t{2} * config.layers * config.kv_heads * config.head_dim * sizeof(float);
 }
@@ -80,8 +81,8 @@ std::string FormatInspection(const Json& json, bool all_tensors, const CommandCo
   const auto bytes = [](const Json& value) { return FormatBytes(value.get<uint64_t>()); };
   std::string dtypes, special;
   for (const auto& [dtype, sums] : json["dtypes"].items()) {
-    dtypes += Concat(dtypes.empty() ? "" : ", ", dtype, ": ", sums["tensors"].get<uint64_t>(), " tensors, ",
-                     bytes(sums["bytes"]));
+    dtypes += Concat(dtypes.empty() ? "" : ", ", dtype, ": ",
+                     FormatCount(sums["tensors"].get<uint64_t>(), "tensor"), ", ", bytes(sums["bytes"]));
   }
   for (const auto& [text, id] : t["special_tokens"].items()) {
     special += Concat(special.empty() ? "" : "  ", id.get<int64_t>(), " ", text);
@@ -147,7 +148,7 @@ StatusOr<Json> InspectionToJson(const ModelFiles& files) {
     ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
     parameters += elements;
     weight_bytes += tensor.bytes;
-    const std::string dtype(Info(tensor.dtype).name);
+    const std::string dtype = FormatName(tensor.dtype, config);
     json["tensors"].push_back(
         {{"name", entry.name},
          {"dtype", dtype},

@@ -2,12 +2,23 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/machine.h"
 #include "tools/cli/format.h"
-#include "worker/engine/machine.h"
 
 namespace terrace {
 namespace {
 constexpr double kWatchSeconds = 0.1;  // how late a Ctrl-C may be noticed
+constexpr size_t kShownCharacters = 160;
+constexpr size_t kTimeCharacters = 12;  // "15:04:05.123", as text logs begin (base/log.cc)
+}  // namespace
+
+std::string ShownLine(const std::string& line) {
+  return line.find(" info ") == kTimeCharacters ? Shorten(line, kShownCharacters) : line;
+}
+
+std::string DescribeEnd(const ChildExit& exit) {
+  return exit.Describe() +
+         (exit.name == kRouterName ? "" : "; it is not started again, and the others go on");
 }
 
 StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, const CommandContext& context) {
@@ -19,7 +30,7 @@ StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, con
   RETURN_IF_ERROR(CheckPorts(plan.ports()));
 
   const size_t count = plan.workers.size();
-  context.out << "starting " << count << (count == 1 ? " worker" : " workers") << " and a router ("
+  context.out << "starting " << FormatCount(count, "worker") << " and a router ("
               << (options.file.empty() ? options.model : options.file) << ")\n"
               << std::flush;
   const MonoTime start = RealClock().Now();
@@ -32,7 +43,9 @@ StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, con
   };
   if (options.show_output) {
     launch.on_line = [&context](const std::string& name, const std::string& line) {
-      context.out << context.Dim("[" + name + "]") << " " << line << "\n" << std::flush;
+      context.out << context.Dim("[" + name + "]") << " "
+                  << (context.is_out_terminal ? ShownLine(line) : line) << "\n"
+                  << std::flush;
     };
   }
   return LocalCluster::Start(plan, std::move(launch), context.shutdown);
@@ -42,7 +55,7 @@ Status Watch(LocalCluster& cluster, double seconds, const CommandContext& contex
   Status status;
   for (const ChildExit& exit : cluster.Poll(seconds)) {
     if (exit.name == kRouterName) status = Internal(exit.Describe());
-    context.err << context.Red(exit.Describe()) << (exit.name == kRouterName ? "" : "; the others go on");
+    context.err << context.Red(DescribeEnd(exit));
     context.err << (exit.last_lines.empty() ? "\n" : "; its last lines:\n");
     for (const std::string& line : exit.last_lines) context.err << "  | " << line << "\n";
     context.err << std::flush;

@@ -28,6 +28,12 @@ Status Watch(LocalCluster& cluster, double seconds, const CommandContext& contex
 // Watches until a signal comes.
 Status WatchUntilSignal(LocalCluster& cluster, const CommandContext& context);
 
+// A line of a process as a terminal shows it: of its log's information the beginning (worker_ready alone has
+// 1 KB), anything else whole.
+std::string ShownLine(const std::string& line);
+// How a process of the cluster ended, and what becomes of it and the others.
+std::string DescribeEnd(const ChildExit& exit);
+
 // A command that asks the cluster's HTTP port; "" when it is off.
 std::string CurlExample(const ClusterPlan& plan, const std::string& question);
 // The model a client names to leave the choice to the router.

@@ -56,11 +56,7 @@ StatusOr<SequenceSpec> LocalModel::MakeSpec(const v1::GenerateRequest& request) 
       spec.prompt = text.EncodePrompt(request.prompt());
       break;
     case v1::GenerateRequest::kChat: {
-      std::vector<ChatMessage> messages;
-      for (const v1::ChatMessage& message : request.chat().messages()) {
-        messages.push_back({.role = message.role(), .content = message.content()});
-      }
-      ASSIGN_OR_RETURN(spec.prompt, text.EncodeChat(messages));
+      ASSIGN_OR_RETURN(spec.prompt, text.EncodeChat(MessagesOf(request.chat())));
       break;
     }
     case v1::GenerateRequest::kPromptTokens:

@@ -7,9 +7,15 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <system_error>
 
+#include "worker/formats/staged_path.h"
+
 namespace terrace {
+namespace {
+std::string Beside(const std::string& path) { return path + ".new"; }
+}  // namespace
 
 Status WriteNewFile(const std::string& path, std::string_view text, bool is_secret) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, is_secret ? 0600 : 0644);
@@ -20,14 +26,17 @@ Status WriteNewFile(const std::string& path, std::string_view text, bool is_secr
 }
 
 Status ReplaceFile(const std::string& path, std::string_view text) {
-  const std::string beside = path + ".new";
-  std::ofstream stream(beside, std::ios::binary | std::ios::trunc);
-  stream << text;
-  stream.close();
-  if (!stream) return Unavailable(beside, ": cannot be written");
-  std::error_code error;
-  std::filesystem::rename(beside, path, error);
-  return error ? Unavailable(path, ": ", error.message()) : Status();
+  return ReplaceFile(path, Beside(path), {std::as_bytes(std::span(text))});
+}
+
+Status CheckCanReplace(const std::string& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return Unavailable(path, ": is a folder");
+  const std::string beside = Beside(path);
+  if (!std::ofstream(beside, std::ios::binary | std::ios::trunc))
+    return Unavailable(beside, ": cannot be written");
+  std::filesystem::remove(beside, ignored);
+  return {};
 }
 
 }  // namespace terrace

@@ -11,8 +11,9 @@ namespace terrace {
 // UNAVAILABLE when there is something at `path`, or it cannot be written. A secret one nobody else may read.
 Status WriteNewFile(const std::string& path, std::string_view text, bool is_secret);
 
-// In place of what is at `path`: written beside it first, so that whoever reads it meanwhile sees the old one
-// whole. UNAVAILABLE.
+// ReplaceFile of worker/formats/staged_path.h, by way of a file beside `path`.
 Status ReplaceFile(const std::string& path, std::string_view text);
+// Whether it could, before hours are spent on what is to be written there. UNAVAILABLE.
+Status CheckCanReplace(const std::string& path);
 
 }  // namespace terrace

@@ -12,6 +12,7 @@ namespace terrace {
 namespace {
 
 constexpr std::string_view kText = "TEXT";  // CLI11's own name
+constexpr uint32_t kMaxConcurrency = 1024;
 
 template <typename T>
 bool IsNumber(std::string_view text) {
@@ -56,10 +57,11 @@ std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& dev
           ->check(CLI::IsMember({"auto", "cpu", "cuda"}).description(""))
           ->capture_default_str(),
       command
-          .add_option("--compute", compute,
-                      "of a model in this process: auto (16-bit weights by bf16, quantized ones by int8), "
-                      "f32 (CPUs: exact, slower, up to seven times the memory), fp8 (CUDA: 16-bit weights "
-                      "become FP8)")
+          .add_option(
+              "--compute", compute,
+              "of a model in this process: auto (16-bit weights by bf16, quantized ones on CPUs by int8, "
+              "on CUDA by bf16), f32 (CPUs: exact, slower, up to seven times the memory), fp8 (CUDA: "
+              "16-bit weights become FP8)")
           ->type_name("TYPE")
           ->check(CLI::IsMember({"auto", "f32", "fp8"}).description(""))
           ->capture_default_str(),
@@ -89,6 +91,23 @@ std::array<CLI::Option*, 2> AddDraftOptions(CLI::App& command, std::string& draf
           ->type_name("MODEL")
           ->needs(who);
   return {who, model};
+}
+
+std::array<CLI::Option*, 4> AddRowOptions(CLI::App& command, const RowOptions& options) {
+  return {
+      command.add_option("--tasks", options.tasks, Concat("task files (default: ", options.usual_tasks, ")"))
+          ->type_name("FILE"),
+      command.add_option("--limit", options.limit, "rows of each file; 0: all")
+          ->type_name(kWholeNumber)
+          ->capture_default_str(),
+      command.add_option("--concurrency", options.concurrency, "requests at a time, 1 to 1024")
+          ->type_name(kWholeNumber)
+          ->check(CLI::Range(1u, kMaxConcurrency).description(""))
+          ->capture_default_str(),
+      command.add_option("--max-tokens", options.max_tokens, "longest answer")
+          ->type_name(kWholeNumber)
+          ->check(CLI::PositiveNumber.description(""))
+          ->capture_default_str()};
 }
 
 void AddAccessOptions(CLI::App& command, ServerAccess& flags) {

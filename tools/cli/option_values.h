@@ -3,7 +3,9 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "tools/cli/kept_channel.h"
@@ -21,6 +23,14 @@ std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& dev
 // --drafter and --draft-model of a model that a command opens in its own process.
 std::array<CLI::Option*, 2> AddDraftOptions(CLI::App& command, std::string& drafter,
                                             std::string& draft_model);
+
+// --tasks, --limit, --concurrency and --max-tokens: which rows of task files are asked, and how.
+struct RowOptions {
+  std::vector<std::string>& tasks;
+  uint32_t &limit, &concurrency, &max_tokens;
+  const char* usual_tasks;  // in the help
+};
+std::array<CLI::Option*, 4> AddRowOptions(CLI::App& command, const RowOptions& options);
 
 // --api-key-file, --tls-ca and what belongs to it, of a command that connects to a server.
 void AddAccessOptions(CLI::App& command, ServerAccess& flags);

@@ -8,7 +8,6 @@
 #include <span>
 #include <utility>
 
-#include "base/hash.h"
 #include "text/text_assets.h"
 #include "tools/cli/answer_journal.h"
 #include "tools/cli/find_files.h"
@@ -26,13 +25,6 @@ ModelTarget BaselineOf(const EvaluateOptions& options) {
   ModelTarget target = options.target;
   target.model = options.baseline;
   return target;
-}
-
-std::vector<ChatMessage> MessagesOf(const v1::ChatMessages& chat) {
-  std::vector<ChatMessage> messages;
-  for (const v1::ChatMessage& message : chat.messages())
-    messages.push_back({.role = message.role(), .content = message.content()});
-  return messages;
 }
 
 // The models that a probe's prompts have to suit.
@@ -81,8 +73,9 @@ TaskRow RowOf(const ProbePrompt& prompt, size_t number) {
 
 JournalHead HeadOf(const ModelTarget& target, const std::optional<ModelFacts>& facts,
                    const std::vector<TaskRow>& scored_rows, uint32_t max_tokens) {
-  JournalHead head{
-      .model = target.model, .task_set_digest = TaskSetDigest(scored_rows).Hex(), .max_tokens = max_tokens};
+  JournalHead head{.model = target.model,
+                   .scored_rows_digest = TaskSetDigest(scored_rows).Hex(),
+                   .max_tokens = max_tokens};
   if (!facts.has_value()) return head;
   head.model_digest = facts->model_digest;
   head.text_digest = facts->text_digest;
@@ -106,8 +99,6 @@ StatusOr<EvaluationResult> ResultFromRecords(const std::string& path, const std:
   result.unscored_rows = rows.size() - scored.size();
   return result;
 }
-
-Hash128 TokensDigest(const ModelFiles& model) { return HashBytes(model.text->tokenizer->Serialize()); }
 
 // The prompt, the answer that is expected, and its end; a text without a prompt as the beginning of one.
 StatusOr<std::vector<TokenId>> TokensOf(const TextAssets& text, const TaskRow& row) {
@@ -153,7 +144,7 @@ Status MeasureDivergence(const EvaluateOptions& options, std::span<const TaskRow
   ASSIGN_OR_RETURN(const auto baseline, OpenScoring(BaselineOf(options), longest, context));
   RETURN_IF_ERROR(CheckUnchanged(options.target.model, candidate->files(), paired.candidate.facts));
   RETURN_IF_ERROR(CheckUnchanged(options.baseline, baseline->files(), paired.baseline.facts));
-  if (TokensDigest(candidate->files()) != TokensDigest(baseline->files()) ||
+  if (TokenizerDigest(*candidate->files().text) != TokenizerDigest(*baseline->files().text) ||
       candidate->files().config.vocab_size != baseline->files().config.vocab_size) {
     comparison.divergence_note = "the two models have different tokens";
     return {};

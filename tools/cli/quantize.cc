@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/machine.h"
 #include "tools/cli/format.h"
-#include "worker/engine/machine.h"
+#include "worker/formats/compressed_tensors.h"
 
 namespace terrace {
 namespace {
@@ -49,7 +50,7 @@ std::string ErrorsText(const LayerReport& layer) {
   return out;
 }
 
-std::string WorstText(const QuantizeReport& report) {
+std::string WorstText(const QuantizeReport& report, const QuantizeTarget& target) {
   std::vector<const LinearReport*> linears;
   for (const LayerReport& layer : report.layers) {
     for (const LinearReport& linear : layer.linears) linears.push_back(&linear);
@@ -59,7 +60,7 @@ std::string WorstText(const QuantizeReport& report) {
   std::vector<std::vector<std::string>> rows = {{"largest errors", "dtype", "relative"}};
   for (const LinearReport* linear : linears)
     rows.push_back(
-        {linear->name, std::string(Info(linear->dtype).name), FormatFixed(linear->relative_error, 4)});
+        {linear->name, FormatName(linear->dtype, target.group), FormatFixed(linear->relative_error, 4)});
   return FormatTable(rows, 2);
 }
 
@@ -82,7 +83,7 @@ Status RunQuantize(const QuantizeOptions& options, const CommandContext& context
     return Cancelled("interrupted; the same command goes on where this one was");
   if (!report.ok()) return report.status();
   const double bits = 8 * static_cast<double>(report->bytes_after) / static_cast<double>(report->parameters);
-  context.out << WorstText(*report) << options.out << ": " << FormatCount(report->parameters)
+  context.out << WorstText(*report, request.target) << options.out << ": " << FormatCount(report->parameters)
               << " parameters, " << FormatBytes(report->bytes_before) << " -> "
               << FormatBytes(report->bytes_after) << ", " << FormatFixed(bits, 2) << " bits a weight, "
               << FormatSeconds(Seconds(RealClock().Now() - start)) << ", digest " << report->digest.Hex()

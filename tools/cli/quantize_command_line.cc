@@ -41,16 +41,20 @@ void AddQuantize(CLI::App& app, QuantizeOptions& options) {
       ->type_name("METHOD")
       ->check(Quiet(CLI::IsMember(Names(kQuantizeMethods))))
       ->capture_default_str();
-  quantize
-      ->add_option("--calibration", options.calibration.path,
-                   "JSON lines of chats or plain texts like those that will be served; rtn can do without")
-      ->type_name("FILE");
+  auto* const calibration =
+      quantize
+          ->add_option(
+              "--calibration", options.calibration.path,
+              "JSON lines of chats or plain texts like those that will be served; rtn can do without")
+          ->type_name("FILE");
   quantize
       ->add_option("--samples", options.calibration.samples, "rows of it to take, drawn by --seed; 0: all")
       ->type_name(kWholeNumber)
+      ->needs(calibration)
       ->capture_default_str();
   quantize->add_option("--seed", options.calibration.seed, "of the rows that are drawn")
       ->type_name(kWholeNumber)
+      ->needs(calibration)
       ->capture_default_str();
   quantize
       ->add_option("--damping", options.damping,

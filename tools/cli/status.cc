@@ -35,6 +35,27 @@ std::string Uptime(double seconds) {
   return Concat(whole / 3600, " h ", whole / 60 % 60, " min");
 }
 
+// What a replica's own drafts come to; "" where nobody drafts.
+std::string DraftsLine(const Json& replica) {
+  const std::string drafter = replica.value("drafter", "");
+  if (drafter.empty()) return "";
+  const auto verified = replica.at("speculated_tokens").get<uint64_t>(),
+             accepted = replica.at("accepted_speculated_tokens").get<uint64_t>();
+  const double percent =
+      verified == 0 ? 0 : 100 * static_cast<double>(accepted) / static_cast<double>(verified);
+  return Concat("drafts: ", Cell(replica, "address"), ": ", drafter, ", ",
+                verified == 0
+                    ? "none verified yet"
+                    : Concat(FormatFixed(percent, 0), "% of ", FormatCount(verified, "token"), " accepted"),
+                "\n");
+}
+
+// A tier's price as it is configured, without a double's last digits.
+std::string Price(const Json& tier, const char* key) {
+  const auto found = tier.find(key);
+  return found == tier.end() ? "-" : Concat(found->get<double>());
+}
+
 Status Show(const StatusOptions& options, const CommandContext& context) {
   ASSIGN_OR_RETURN(const Json statusz, Fetch(options.router_ops));
   if (options.json) {
@@ -52,10 +73,11 @@ StatusOr<std::string> FormatStatus(const Json& statusz, const CommandContext& co
   try {
     std::string out = Concat(context.Bold("terrace " + Cell(statusz, "version")), ", up ",
                              Uptime(statusz.at("uptime_seconds").get<double>()), ", ",
-                             Cell(statusz, "in_flight"), " requests in flight\n");
+                             FormatCount(statusz.at("in_flight").get<uint64_t>(), "request"), " in flight\n");
     std::vector<std::vector<std::string>> rows = {{"tier", "replica", "state", "model", "device",
                                                    "$/M prompt", "$/M answer", "running", "waiting",
                                                    "KV free", "KV cached"}};
+    std::string drafts;
     std::vector<std::string> errors;
     for (const Json& tier : statusz.at("tiers")) {
       for (const Json& replica : tier.at("replicas")) {
@@ -63,16 +85,17 @@ StatusOr<std::string> FormatStatus(const Json& statusz, const CommandContext& co
                           total_blocks = Cell(replica, "total_blocks");
         rows.push_back({Cell(tier, "name"), Cell(replica, "address"), Cell(replica, "state"),
                         Cell(replica, "model"), Cell(replica, "device"),
-                        Cell(tier, "usd_per_million_prompt_tokens"),
-                        Cell(tier, "usd_per_million_completion_tokens"), Cell(replica, "running"),
+                        Price(tier, "usd_per_million_prompt_tokens"),
+                        Price(tier, "usd_per_million_completion_tokens"), Cell(replica, "running"),
                         Cell(replica, "waiting"), Concat(free_blocks, "/", total_blocks),
                         Cell(replica, "cached_blocks")});
+        drafts += DraftsLine(replica);
         const std::string error = Cell(replica, "last_error");
         if (error != "-" && !error.empty()) errors.push_back(Concat(Cell(replica, "address"), ": ", error));
       }
       if (tier.at("replicas").empty()) rows.push_back({Cell(tier, "name"), "(none)"});
     }
-    out += FormatTable(rows, 5);
+    out += FormatTable(rows, 5) + drafts;
     for (const std::string& error : errors) out += context.Red(error) + "\n";
     return out;
   } catch (const Json::exception& error) {

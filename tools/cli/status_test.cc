@@ -37,6 +37,29 @@ TEST(FormatStatus, ShowsEveryReplicaAndItsError) {
   EXPECT_THAT(*text, testing::ContainsRegex("empty +\\(none\\)"));
 }
 
+TEST(FormatStatus, ShowsWhoDraftsWhereAndHowOftenItIsRight) {
+  const TestContext test;
+  Json drafted = Replica("a:1", "ready", ""), idle = Replica("b:2", "ready", "");
+  drafted.update(
+      {{"drafter", "nano on cpu avx2"}, {"speculated_tokens", 2000}, {"accepted_speculated_tokens", 1250}});
+  idle.update({{"drafter", "ngram"}, {"speculated_tokens", 0}, {"accepted_speculated_tokens", 0}});
+  const Json statusz = {
+      {"version", "0.1.0"},
+      {"uptime_seconds", 1},
+      {"in_flight", 1},
+      {"tiers", Json::array({{{"name", "base"},
+                              {"usd_per_million_prompt_tokens", 0.1 + 0.2},
+                              {"usd_per_million_completion_tokens", 0.03},
+                              {"replicas", {drafted, idle, Replica("c:3", "ready", "")}}}})}};
+  const StatusOr<std::string> text = FormatStatus(statusz, test.context);
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_THAT(*text, HasSubstr(", 1 request in flight\n"));
+  EXPECT_THAT(*text, HasSubstr(" 0.3  ")) << "not 0.30000000000000004";
+  EXPECT_THAT(*text, HasSubstr("drafts: a:1: nano on cpu avx2, 62% of 2,000 tokens accepted\n"));
+  EXPECT_THAT(*text, HasSubstr("drafts: b:2: ngram, none verified yet\n"));
+  EXPECT_THAT(*text, testing::Not(HasSubstr("drafts: c:3")));
+}
+
 TEST(FormatStatus, RefusesWhatIsNoStatus) {
   const TestContext test;
   const Json cases[] = {

@@ -1,11 +1,11 @@
 #include "tools/cli/synthesize.h"
 
 #include "base/clock.h"
+#include "base/machine.h"
 #include "base/mapped_file.h"
 #include "tools/cli/format.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/optimize/synthetic_text.h"
-#include "worker/engine/machine.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {

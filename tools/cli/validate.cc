@@ -1,13 +1,17 @@
 #include "tools/cli/validate.h"
 
 #include <fstream>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/config.h"
+#include "base/exit_code.h"
 #include "proto/terrace/v1/config.pb.h"
 #include "router/manifest/manifest_gate.h"
 #include "text/text_assets.h"
+#include "tools/cli/format.h"
 #include "tools/cli/launch/child_process.h"
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/launch/config_folder.h"
@@ -18,16 +22,16 @@ namespace terrace {
 namespace {
 
 constexpr double kPollSeconds = 0.1;
+constexpr char kRouterBinary[] = "/terrace-router", kWorkerBinary[] = "/terrace-worker";
 
 struct Check {
   std::string name, binary, file;
 };
 
-// By the file's top-level keys, whatever is wrong behind them; a router's when they tell nothing.
+// Of a file that is no valid cluster's, by its top-level keys, whatever is wrong behind them; a router's when
+// they tell nothing.
 std::string KindOf(const std::string& file) {
-  v1::ClusterFile cluster;
   v1::WorkerConfig worker;
-  if (LoadYamlFile(file, cluster).ok()) return "cluster";
   if (LoadYamlFile(file, worker).ok()) return "worker";
   std::ifstream lines(file);
   for (std::string line; std::getline(lines, line);) {
@@ -38,12 +42,9 @@ std::string KindOf(const std::string& file) {
 }
 
 // A cluster file is what `terrace up` makes of it: one file a process, kept in `folder`.
-StatusOr<std::vector<Check>> MakeChecks(const std::string& file, const std::string& kind,
-                                        const std::string& bin_dir, ConfigFolder& folder) {
-  const std::string router = bin_dir + "/terrace-router", worker = bin_dir + "/terrace-worker";
-  if (kind == "router") return std::vector<Check>{{"router", router, file}};
-  if (kind == "worker") return std::vector<Check>{{"worker", worker, file}};
-  ASSIGN_OR_RETURN(const ClusterPlan plan, PlanFromFile(file));
+StatusOr<std::vector<Check>> ChecksOf(const ClusterPlan& plan, const std::string& bin_dir,
+                                      ConfigFolder& folder) {
+  const std::string router = bin_dir + kRouterBinary, worker = bin_dir + kWorkerBinary;
   std::vector<Check> checks;
   ASSIGN_OR_RETURN(const std::string router_file, folder.Write(kRouterName, plan.router));
   checks.push_back({kRouterName, router, router_file});
@@ -54,9 +55,14 @@ StatusOr<std::vector<Check>> MakeChecks(const std::string& file, const std::stri
   return checks;
 }
 
-// What a running router would say of the models: a worker tells of no other than its files are.
-size_t CountRefused(const ClusterPlan& plan, const CommandContext& context) {
-  size_t refused = 0;
+struct ModelVerdicts {
+  size_t refused = 0, unusable = 0;  // workers, by a manifest, and whose model cannot be opened
+};
+
+// What a running router would say of the models: a worker tells of no other than its files are. Of tiers that
+// ask for manifests.
+ModelVerdicts JudgeModels(const ClusterPlan& plan, const CommandContext& context) {
+  ModelVerdicts out;
   for (const v1::TierConfig& tier : plan.router.tiers()) {
     if (!tier.require_manifest()) continue;
     const auto gate =
@@ -70,11 +76,21 @@ size_t CountRefused(const ClusterPlan& plan, const CommandContext& context) {
       const Status verdict =
           model.ok() ? (*gate)->Check(model->digest.Hex(), Digest(*model->text).Hex()) : model.status();
       if (verdict.ok()) continue;
-      ++refused;
-      context.out << worker.name << ": refused: " << Message(verdict) << "\n";
+      ++(model.ok() ? out.refused : out.unusable);
+      context.out << worker.name << (model.ok() ? ": refused: " : ": ") << Message(verdict) << "\n";
     }
   }
-  return refused;
+  return out;
+}
+
+// What the binary itself says of the file, and how it ended.
+StatusOr<ChildExit> RunCheck(const Check& check, const CommandContext& context) {
+  ChildProcesses children(
+      [&](const std::string& name, const std::string& line) { context.out << name << ": " << line << "\n"; });
+  RETURN_IF_ERROR(children.Start({check.name, {check.binary, "--validate", "--config", check.file}}));
+  std::vector<ChildExit> ended;
+  while (ended.empty()) ended = children.Poll(kPollSeconds);
+  return ended.front();
 }
 
 }  // namespace
@@ -82,27 +98,38 @@ size_t CountRefused(const ClusterPlan& plan, const CommandContext& context) {
 Status RunValidate(const ValidateOptions& options, const CommandContext& context) {
   ASSIGN_OR_RETURN(const std::string bin_dir, FindBinaries(options.bin_dir, context.argv0));
   ASSIGN_OR_RETURN(const auto folder, ConfigFolder::Make());
-  const std::string kind = options.kind.empty() ? KindOf(options.file) : options.kind;
-  ASSIGN_OR_RETURN(const std::vector<Check> checks, MakeChecks(options.file, kind, bin_dir, *folder));
-  size_t wrong = 0;
-  for (const Check& check : checks) {
-    ChildProcesses children([&](const std::string& name, const std::string& line) {
-      context.out << name << ": " << line << "\n";
-    });
-    RETURN_IF_ERROR(children.Start({check.name, {check.binary, "--validate", "--config", check.file}}));
-    std::vector<ChildExit> ended;
-    while (ended.empty()) ended = children.Poll(kPollSeconds);
-    wrong += ended[0].exit_code != 0 || ended[0].signal != 0;
-  }
-  size_t refused = 0;
+  v1::ClusterFile cluster;
+  const Status as_cluster = LoadYamlFile(options.file, cluster);
+  if (as_cluster.code() == StatusCode::kNotFound) return as_cluster;
+  const std::string kind = !options.kind.empty() ? options.kind
+                           : as_cluster.ok()     ? "cluster"
+                                                 : KindOf(options.file);
+  std::optional<ClusterPlan> plan;
+  std::vector<Check> checks = {
+      {kind, bin_dir + (kind == "worker" ? kWorkerBinary : kRouterBinary), options.file}};
   if (kind == "cluster") {
-    ASSIGN_OR_RETURN(const ClusterPlan plan, PlanFromFile(options.file));
-    refused = CountRefused(plan, context);
+    RETURN_IF_ERROR(as_cluster);
+    ASSIGN_OR_RETURN(plan, PlanFor(std::move(cluster), options.file));
+    ASSIGN_OR_RETURN(checks, ChecksOf(*plan, bin_dir, *folder));
   }
-  if (wrong == 0 && refused == 0) return {};
-  if (wrong == 0)
-    return FailedPrecondition(options.file, ": ", refused, " workers would be refused by their tier");
-  return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start");
+  size_t wrong = 0;
+  bool is_refusing = false;
+  for (const Check& check : checks) {
+    ASSIGN_OR_RETURN(const ChildExit end, RunCheck(check, context));
+    const bool is_refusal = end.signal == 0 && end.exit_code == kExitFailure;  // what it says of manifests
+    is_refusing |= is_refusal;
+    wrong += !is_refusal && (end.signal != 0 || end.exit_code != kExitOk);
+  }
+  const ModelVerdicts models = plan.has_value() ? JudgeModels(*plan, context) : ModelVerdicts();
+  if (wrong == 0) wrong = models.unusable;  // else it may have been counted
+  if (wrong > 0)
+    return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start");
+  if (models.refused > 0)
+    return FailedPrecondition(options.file, ": would start, but ", FormatCount(models.refused, "worker"),
+                              " would be refused by manifests");
+  if (is_refusing)
+    return FailedPrecondition(options.file, ": would start, but a tier's manifests let no model in");
+  return {};
 }
 
 }  // namespace terrace

@@ -15,8 +15,9 @@ struct ValidateOptions {
   std::string bin_dir;  // "": beside this program
 };
 
-// FAILED_PRECONDITION when a process would not start, or no manifest would let the model of a cluster's
-// worker into its tier; why is on `out`, one line each.
+// NOT_FOUND without the file; FAILED_PRECONDITION when a process would not start, or all would but manifests
+// keep the model of a cluster's worker, or any model, out of a tier: the message says which; why is on `out`,
+// one line each.
 Status RunValidate(const ValidateOptions& options, const CommandContext& context);
 
 }  // namespace terrace

@@ -1,8 +1,5 @@
 #include "tools/cli/verify_manifest.h"
 
-#include <algorithm>
-#include <iterator>
-
 #include "base/mapped_file.h"
 #include "router/manifest/manifest.h"
 #include "router/manifest/manifest_gate.h"
@@ -40,8 +37,7 @@ Status CheckModels(const Manifest& manifest, const VerifyManifestOptions& option
 
 // A refusal is an answer; that a model cannot be opened is an error.
 Status AsAnswer(const Status& verdict, const std::string& file) {
-  const auto* const end = std::end(kManifestReasons);
-  if (verdict.ok() || std::find(std::begin(kManifestReasons), end, Reason(verdict)) == end) return verdict;
+  if (verdict.ok() || !IsManifestReason(Reason(verdict))) return verdict;
   return AnswerIsNo(file, ": ", Message(verdict), " (", Reason(verdict), ")");
 }
 

@@ -78,21 +78,8 @@ StatusOr<Journal::Part> Journal::Find(const std::string& name) const {
 
 Status Journal::Save(const std::string& name, std::span<const std::byte> bytes) const {
   const std::string path = folder_ + "/" + name, temporary = path + ".partial";
-  std::error_code error;
-  fs::remove(temporary, error);  // of a process that was killed
-  {
-    ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(temporary, bytes.size() + kChecksumBytes));
-    const std::string checksum = Checksum(bytes);
-    Status status = file.Append(bytes);
-    if (status.ok()) status = file.Append(std::as_bytes(std::span(checksum)));
-    if (status.ok()) status = file.Close();
-    if (!status.ok()) {
-      fs::remove(temporary, error);
-      return status;
-    }
-  }
-  fs::rename(temporary, path, error);
-  return error ? Unavailable(path, ": cannot rename to this name: ", error.message()) : Status();
+  const std::string checksum = Checksum(bytes);
+  return ReplaceFile(path, temporary, {bytes, std::as_bytes(std::span(checksum))});
 }
 
 Status Journal::Remove() {

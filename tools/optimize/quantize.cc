@@ -15,6 +15,7 @@
 #include "tools/optimize/layer_runner.h"
 #include "tools/optimize/synthetic_text.h"
 #include "worker/formats/byte_reader.h"
+#include "worker/formats/compressed_tensors.h"
 #include "worker/formats/gguf_tokenizer.h"
 #include "worker/formats/model_files.h"
 #include "worker/formats/model_writer.h"
@@ -51,18 +52,6 @@ DType EmbeddingDType(const TensorView& source, const QuantizeTarget& target) {
   const bool has_gguf_blocks = IsQuantized(source.dtype) && Info(source.dtype).gguf_type >= 0;
   if (has_gguf_blocks) return source.dtype;
   return source.shape[1] % Info(DType::kQ8_0).block_elements == 0 ? DType::kQ8_0 : DType::kF16;
-}
-
-// Row `row` of `from` in another dtype, which is not INT8.
-void ConvertRow(const WeightMatrix& from, size_t row, DType dtype, std::vector<float>& values,
-                std::span<std::byte> out) {
-  if (from.dtype == dtype) {
-    std::memcpy(out.data(), from.Row(row), out.size());
-    return;
-  }
-  values.resize(from.columns);
-  DecodeRow(from, row, values.data());
-  EncodeWeights(dtype, values, out);
 }
 
 std::string PartName(uint32_t layer) { return Concat("layer-", layer); }
@@ -177,15 +166,17 @@ class Quantization {
     ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
     const WeightMatrix from = MatrixOf(tensor);
     WeightMatrix row = {.dtype = EmbeddingDType(tensor, request_.target), .rows = 1, .columns = from.columns};
-    std::vector<float> values;
     std::vector<std::byte> bytes(row.RowBytes());
     row.data = bytes.data();
     hidden.resize(set_.tokens * from.columns);
     float* out = hidden.data();
     for (const auto& sequence : set_.sequences) {
       for (const TokenId token : sequence) {
-        ConvertRow(from, static_cast<size_t>(token), row.dtype, values, bytes);
-        DecodeRow(row, 0, out);
+        DecodeRow(from, static_cast<size_t>(token), out);
+        if (row.dtype != from.dtype) {
+          EncodeWeights(row.dtype, {out, from.columns}, bytes);
+          DecodeRow(row, 0, out);
+        }
         out += from.columns;
       }
     }
@@ -345,8 +336,12 @@ class Quantization {
       for (size_t i = 0; i < count; ++i) {
         DecodeRow(from, first + i, values.data());
         if (!IsFinite(values)) return fail(first + i, "is infinite or not a number");
-        ConvertRow(from, first + i, to.dtype, values,
-                   std::span(bytes).subspan(i * to.RowBytes(), to.RowBytes()));
+        const auto row = std::span(bytes).subspan(i * to.RowBytes(), to.RowBytes());
+        if (from.dtype == to.dtype) {
+          std::memcpy(row.data(), from.Row(first + i), row.size());
+          continue;
+        }
+        EncodeWeights(to.dtype, values, row);
         DecodeRow(to, i, values.data());
         if (!IsFinite(values)) return fail(first + i, Info(to.dtype).name, " cannot hold");
       }
@@ -402,23 +397,13 @@ class Quantization {
       Json linears = Json::array();
       for (const LinearReport& linear : layer.linears)
         linears.push_back({{"tensor", linear.name},
-                           {"dtype", std::string(Info(linear.dtype).name)},
+                           {"dtype", FormatName(linear.dtype, request_.target.group)},
                            {"relative_error", linear.relative_error}});
       json["layers"].push_back({{"layer", layer.layer}, {"linears", linears}});
     }
     report_.path = ReportPath();
-    return WriteText(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n",
-                     journal.folder() + "/report", report_.path);
-  }
-
-  static Status WriteText(const std::string& text, const std::string& temporary, const std::string& path) {
-    std::error_code error;
-    fs::remove(temporary, error);
-    ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(temporary, text.size()));
-    RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(text))));
-    RETURN_IF_ERROR(file.Close());
-    fs::rename(temporary, path, error);
-    return error ? Unavailable(path, ": cannot rename to this name: ", error.message()) : Status();
+    const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+    return ReplaceFile(report_.path, journal.folder() + "/report", {std::as_bytes(std::span(text))});
   }
 
   const QuantizeRequest& request_;

@@ -80,7 +80,7 @@ StatusOr<std::vector<ProbePrompt>> MakeLookupProbe(const ProbeOptions& options, 
         const double share = static_cast<double>(depth) / (kProbeDepths - 1);
         const auto before = static_cast<size_t>(std::lround(share * static_cast<double>(others)));
         out.push_back({.quarters = quarters,
-                       .depth = share,
+                       .depth = depth,
                        .prompt = PromptText(facts, others, before),
                        .expected = facts.city(0)});
       }

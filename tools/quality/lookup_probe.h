@@ -19,7 +19,7 @@ struct ProbeOptions {
 
 struct ProbePrompt {
   uint32_t quarters = 0;  // of the longest: 1 to 4
-  double depth = 0;       // of the fact in the prompt, 0 to 1
+  uint32_t depth = 0;     // of the fact in the prompt, in kProbeDepths - 1 equal parts: 0 to 4
   std::string prompt = {}, expected = {};
 };
 

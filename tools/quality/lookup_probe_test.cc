@@ -28,9 +28,10 @@ TEST(LookupProbe, EachPromptHoldsItsAnswerOnceAtItsDepth) {
     ASSERT_NE(at, std::string::npos) << each.prompt;
     EXPECT_EQ(each.prompt.find(order), at + 6);
     EXPECT_EQ(each.prompt.find(order, at + 7), each.prompt.size() - 7) << "nowhere else";
-    EXPECT_NEAR(static_cast<double>(at) / static_cast<double>(question), each.depth, 0.3);
+    EXPECT_NEAR(static_cast<double>(at) / static_cast<double>(question), each.depth / (kProbeDepths - 1.0),
+                0.3);
     EXPECT_TRUE(each.depth > 0 || at < 40) << each.prompt;
-    EXPECT_TRUE(each.depth < 1 || at + 60 > question) << each.prompt;
+    EXPECT_TRUE(each.depth < kProbeDepths - 1 || at + 60 > question) << each.prompt;
   }
 }
 

@@ -4,8 +4,8 @@
 #include <numeric>
 #include <utility>
 
+#include "base/machine.h"
 #include "kernels/op_table.h"
-#include "worker/engine/machine.h"
 
 namespace terrace {
 namespace {

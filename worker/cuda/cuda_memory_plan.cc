@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
+#include "base/machine.h"
 #include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/rope/rope_table.h"
 #include "kernels/sample/sample_cuda.h"
@@ -116,7 +116,7 @@ Status CudaTransformer::Impl::Allocate() {
   cos = rope.as<float>();
   sin = cos + angles;
   {
-    ThreadPool threads(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
+    ThreadPool threads(OpeningThreads());
     const RopeTable table = MakeRopeTable(limits.context_length, config.rope_base, config.head_dim, threads);
     RETURN_IF_CUDA_ERROR(cudaMemcpy(cos, table.cos.data(), angles * sizeof(float), cudaMemcpyHostToDevice));
     RETURN_IF_CUDA_ERROR(cudaMemcpy(sin, table.sin.data(), angles * sizeof(float), cudaMemcpyHostToDevice));

@@ -261,8 +261,9 @@ Status CudaTransformer::Impl::QueueAsGraph(const StepLayout& layout, uint32_t to
   };
   const auto key = std::make_tuple(tokens, spans, step.ropes_in_attention,
                                    (samples.draws ? 1 : 0) + (samples.tops ? 2 : 0));
-  if (!graphs.contains(key) && graphs.size() >= kMostGraphs) ForgetGraphs();
+  if (!graphs.contains(key) && graphs.size() >= kMostGraphs) ForgetOldestGraph();
   Graph& graph = graphs[key];
+  graph.last_step = steps;
   if (graph.exec == nullptr) {
     step.is_first_of_its_kind = true;
     RETURN_IF_ERROR(queue());

@@ -151,6 +151,7 @@ struct CudaTransformer::Impl {
   std::map<std::tuple<Role, uint32_t, GpuGemmOut, GpuFormat, uint32_t>, KnownShape> plans;
   struct Graph {
     cudaGraphExec_t exec = nullptr;
+    uint64_t last_step = 0;  // that used it, of `steps`
   };
   // Tokens, spans, ropes_in_attention, how tokens are chosen.
   std::map<std::tuple<uint32_t, uint32_t, bool, int>, Graph> graphs;
@@ -194,6 +195,13 @@ struct CudaTransformer::Impl {
       if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
     }
     graphs.clear();
+  }
+  // The one that was not used for the longest time. No step is under way.
+  void ForgetOldestGraph() {
+    const auto oldest =
+        std::ranges::min_element(graphs, {}, [](const auto& each) { return each.second.last_step; });
+    if (oldest->second.exec != nullptr) cudaGraphExecDestroy(oldest->second.exec);
+    graphs.erase(oldest);
   }
   uint32_t q_width() const { return config.heads * config.head_dim; }
   uint32_t kv_width() const { return config.kv_heads * config.head_dim; }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "worker/engine/machine.h"
+#include "base/machine.h"
 #include "worker/engine/model_drafter.h"
 #include "worker/engine/model_runner.h"
 

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "worker/engine/machine.h"
+#include "base/machine.h"
 #include "worker/engine/model_runner.h"
 
 namespace terrace {
@@ -84,6 +84,16 @@ Status SizeKv(const ModelConfig& config, const OpenEngineOptions& options, KvPla
 // Of what finds no memory; the other errors of a load name the file.
 Status NameModel(const Status& status, const OpenEngineOptions& options) {
   return status.code() == StatusCode::kResourceExhausted ? Annotate(status, options.model) : status;
+}
+
+// Of a device whose memory is short for the model that answers: what a drafter there has taken before.
+Status NameDrafter(const Status& error, const DraftWeights& weights,
+                   const std::optional<DeviceDraftPlan>& plan) {
+  if (error.code() != StatusCode::kResourceExhausted || !plan.has_value()) return error;
+  return Annotate(error, Concat("beside the drafter's ", weights.model->weight_bytes(),
+                                " bytes of weights and ", plan->bytes,
+                                " for its pool and passes (engine.speculation.device: cpu, or a "
+                                "smaller engine.speculation.kv_pool_bytes, leaves more)"));
 }
 
 DraftTarget TargetOf(const LoadedModel& loaded, const ModelConfig& config) {
@@ -167,8 +177,11 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
     ASSIGN_OR_RETURN(draft_plan, PlanDeviceDraft(*weights.model, draft->config, target, options, free_bytes));
     free_bytes -= std::min(free_bytes, draft_plan->bytes);
   }
-  RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kDevice, free_bytes, loaded));
-  ASSIGN_OR_RETURN(loaded.executor, loaded.device_model->MakeExecutor(loaded.kv_shape, limits));
+  RETURN_IF_ERROR(
+      NameDrafter(SizeKv(config, options, KvPlace::kDevice, free_bytes, loaded), weights, draft_plan));
+  auto executor = loaded.device_model->MakeExecutor(loaded.kv_shape, limits);
+  RETURN_IF_ERROR(NameDrafter(executor.status(), weights, draft_plan));
+  loaded.executor = *std::move(executor);
   loaded.load_times.executor = lap.Seconds();
   loaded.device = loaded.device_model->name();
   loaded.numerics = options.numerics;

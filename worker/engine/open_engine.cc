@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "worker/engine/loaded_model.h"
+#include "worker/formats/compressed_tensors.h"
 #include "worker/speculative/ngram_drafter.h"
 
 namespace terrace {
@@ -20,10 +21,10 @@ std::string KvLayoutName(const LoadedModel& loaded, const OpenEngineOptions& opt
                 options.virtual_shards > 1 ? Concat(" shards ", options.virtual_shards) : "");
 }
 
-// The dtype that most weight bytes have.
-std::string MainDType(const WeightSource& weights) {
+// What most weight bytes are.
+std::string MainFormat(const ModelFiles& files) {
   std::map<DType, uint64_t> bytes;
-  for (const auto& entry : weights.entries()) bytes[entry.tensor.dtype] += entry.tensor.bytes;
+  for (const auto& entry : files.weights->entries()) bytes[entry.tensor.dtype] += entry.tensor.bytes;
   DType main = DType::kF32;
   uint64_t most = 0;
   for (const auto& [dtype, size] : bytes) {
@@ -32,7 +33,7 @@ std::string MainDType(const WeightSource& weights) {
       most = size;
     }
   }
-  return std::string(Info(main).name);
+  return FormatName(main, files.config);
 }
 
 Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles& files,
@@ -120,7 +121,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.max_step_tokens = loaded.max_step_tokens;
   opened.device = loaded.device;
   opened.device_note = loaded.device_note;
-  opened.weight_dtype = MainDType(*opened.files->weights);
+  opened.weight_dtype = MainFormat(*opened.files);
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter, TakeDrafter(options, loaded, opened));
   Engine::Options engine = EngineOptions(options, *opened.files, loaded);
   opened.pool = std::move(loaded.pool);

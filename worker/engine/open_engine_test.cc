@@ -581,6 +581,21 @@ TEST(OpenEngine, BothPoolsAndWhatStepsNeedFitTheDevice) {
   EXPECT_EQ(Reason(OpenEngine(options).status()), "kv_pool_too_small");
 }
 
+TEST(OpenEngine, ADeviceThatADrafterFillsNamesItsPart) {
+  FakeDevice device;
+  device.free_bytes = 1 << 20;  // a context of the model that answers needs 640 KiB in bf16
+  OpenEngineOptions options = WithDraftModel("cuda");
+  options.speculation.kv_pool_bytes = 512 << 10;
+  const Status refused = OpenEngine(options).status();
+  EXPECT_EQ(Reason(refused), "kv_pool_too_small") << refused;
+  EXPECT_NE(Message(refused).find("beside the drafter's 14 bytes of weights and 516096 for its pool"),
+            std::string::npos)
+      << refused;
+  options.speculation.kv_pool_bytes = 64 << 10;
+  const auto opened = OpenEngine(options);
+  EXPECT_TRUE(opened.ok()) << opened.status();
+}
+
 TEST(OpenEngine, AModelMayDraftOnTheCpusBesideADevice) {
   const struct {
     const char *device, *draft_device, *unsupported, *unsupported_executor, *note;

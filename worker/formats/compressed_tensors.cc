@@ -6,8 +6,8 @@
 #include <cstring>
 #include <map>
 #include <optional>
-#include <thread>
 
+#include "base/machine.h"
 #include "base/parallel_for.h"
 #include "kernels/scalar_convert.h"
 #include "worker/formats/byte_reader.h"
@@ -342,6 +342,15 @@ DType KernelDType(const WeightQuantization& quantization) {
   return quantization.group % 128 == 0 ? DType::kInt4G128 : DType::kInt4G32;
 }
 
+std::string FormatName(DType dtype, uint32_t group) {
+  const bool is_int4 = dtype == DType::kInt4G32 || dtype == DType::kInt4G128;
+  return is_int4 && group > 0 ? Concat("INT4_G", group) : std::string(Info(dtype).name);
+}
+
+std::string FormatName(DType dtype, const ModelConfig& config) {
+  return FormatName(dtype, config.quantization.has_value() ? config.quantization->group : 0);
+}
+
 std::vector<StoredTensor> StoredTensors(const WeightQuantization& quantization, const std::string& name,
                                         const Shape& shape) {
   const auto base = BaseOf(name, kWeight);
@@ -376,7 +385,7 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
   for (const SafetensorsTensor& tensor : tensors) by_name.emplace(tensor.name, &tensor);
   KernelTensors out;
   const bool is_packed = quantization != nullptr && quantization->bits == 4;
-  ThreadPool pool(is_packed ? std::clamp(std::thread::hardware_concurrency(), 1u, 16u) : 1);
+  ThreadPool pool(is_packed ? OpeningThreads() : 1);
   for (const SafetensorsTensor& tensor : tensors) {
     const auto fail = [&](std::string_view reason, const auto&... message) {
       return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",

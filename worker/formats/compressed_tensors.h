@@ -40,6 +40,12 @@ Json QuantizationConfigJson(const WeightQuantization& quantization);
 // The dtype that kernels take such a matrix in.
 DType KernelDType(const WeightQuantization& quantization);
 
+// What people call weights of `dtype`: INT4 after the `group` of columns that share a scale (INT4_G64), which
+// the kernels' dtype does not tell. 0: not known, or not of INT4.
+std::string FormatName(DType dtype, uint32_t group);
+// Of a model's matrices.
+std::string FormatName(DType dtype, const ModelConfig& config);
+
 // The tensors that store the matrix `name` of `shape`, whose columns are whole groups, in the order of their
 // data.
 struct StoredTensor {

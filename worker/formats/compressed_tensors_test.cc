@@ -165,6 +165,19 @@ TEST(CompressedTensors, PacksAsTheLibraryDoes) {
 
 Json Config(const WeightQuantization& quantization) { return QuantizationConfigJson(quantization); }
 
+TEST(CompressedTensors, Int4IsCalledAfterTheGroupOfTheFile) {
+  EXPECT_EQ(FormatName(DType::kInt4G32, 64), "INT4_G64");
+  EXPECT_EQ(FormatName(DType::kInt4G128, 256), "INT4_G256");
+  EXPECT_EQ(FormatName(DType::kInt4G32, 0), "INT4_G32");
+  EXPECT_EQ(FormatName(DType::kF16, 64), "F16") << "the embedding beside it";
+  ModelConfig config;
+  EXPECT_EQ(FormatName(DType::kInt4G32, config), "INT4_G32");
+  config.quantization = kInt4;
+  EXPECT_EQ(FormatName(DType::kInt4G32, config), "INT4_G64");
+  config.quantization = kInt8;
+  EXPECT_EQ(FormatName(DType::kInt8, config), "INT8");
+}
+
 TEST(ParseQuantizationConfig, ReadsWhatIsWritten) {
   for (const WeightQuantization& quantization : {kInt4, kSymmetric, kInt8}) {
     const auto parsed = ParseQuantizationConfig(Config(quantization));

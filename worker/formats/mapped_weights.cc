@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
+#include "base/machine.h"
 #include "base/parallel_for.h"
 #include "worker/formats/byte_reader.h"
 
@@ -48,9 +48,7 @@ Hash128 MappedWeights::Digest() const {
     }
   }
   std::vector<Hash128> hashes(pieces.size());
-  // Few enough to be no burden where a container may use less than the machine has.
-  ThreadPool pool(
-      std::clamp<size_t>(pieces.size(), 1, std::clamp(std::thread::hardware_concurrency(), 1u, 16u)));
+  ThreadPool pool(std::clamp<size_t>(pieces.size(), 1, OpeningThreads()));
   pool.ParallelFor(pieces.size(), 1, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) hashes[i] = HashBytes(AsText(pieces[i]));
   });

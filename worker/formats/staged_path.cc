@@ -119,4 +119,22 @@ Status OutputFile::Close() {
   return error == 0 ? Status() : SystemError(error, path_, "cannot finish writing");
 }
 
+Status ReplaceFile(const std::string& path, const std::string& temporary,
+                   std::initializer_list<std::span<const std::byte>> parts) {
+  std::error_code ignored;
+  std::filesystem::remove(temporary, ignored);  // of a process that was killed
+  uint64_t bytes = 0;
+  for (const auto part : parts) bytes += part.size();
+  auto file = OutputFile::Create(temporary, bytes);
+  Status status = file.status();
+  for (const auto part : parts) {
+    if (status.ok()) status = file->Append(part);
+  }
+  if (status.ok()) status = file->Close();
+  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0)
+    status = SystemError(errno, path, "cannot rename to this name");
+  if (!status.ok()) std::filesystem::remove(temporary, ignored);
+  return status;
+}
+
 }  // namespace terrace

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 
@@ -54,5 +55,11 @@ class OutputFile {
   int fd_;  // -1: closed
   uint64_t size_ = 0;
 };
+
+// Puts `parts`, one after the other, in place of what is at `path`, perhaps nothing. They are written to
+// `temporary` first, on the same file system: whoever reads `path` sees the old bytes or the new ones, whole.
+// What is at `temporary` goes. Errors of OutputFile.
+Status ReplaceFile(const std::string& path, const std::string& temporary,
+                   std::initializer_list<std::span<const std::byte>> parts);
 
 }  // namespace terrace

@@ -67,6 +67,28 @@ TEST_F(StagedPathTest, NeverReplacesWhatIsThere) {
   EXPECT_EQ(StagedPath::Create("").status().code(), StatusCode::kInvalidArgument);
 }
 
+TEST_F(StagedPathTest, AReplacedFileHasAllPartsAndNothingIsLeftBesideIt) {
+  const std::string temporary = path_ + ".new";
+  std::ofstream(temporary) << "of a process that was killed";
+  for (const std::string text : {"first", "second"}) {
+    EXPECT_EQ(ReplaceFile(path_, temporary, {Bytes(text), Bytes("|"), Bytes("")}), Status());
+    EXPECT_EQ(ReadFile(path_).value(), text + "|");
+    EXPECT_EQ(Entries(), 1u);
+  }
+  {
+    const FileSizeLimit limit(4096);
+    const std::string large(8192, 'x');
+    EXPECT_EQ(ReplaceFile(path_, temporary, {Bytes(large)}).code(), StatusCode::kResourceExhausted);
+  }
+  const fs::path other = folder_ / "folder";
+  fs::create_directory(other);
+  EXPECT_EQ(ReplaceFile(other, temporary, {Bytes("x")}).code(), StatusCode::kUnavailable);
+  fs::remove(other);
+  EXPECT_EQ(ReplaceFile(path_, folder_ / "absent" / "new", {Bytes("x")}).code(), StatusCode::kNotFound);
+  EXPECT_EQ(ReadFile(path_).value(), "second|");
+  EXPECT_EQ(Entries(), 1u);
+}
+
 TEST_F(StagedPathTest, AnAbsentFolderIsNotFound) {
   const std::string path = folder_ / "absent" / "out";
   const Status status = OutputFile::Create(path, 1).status();

@@ -1,6 +1,7 @@
 #include "worker/server/draft_service.h"
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <span>
 #include <unordered_map>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "base/grpc_status.h"
+#include "grpcpp/alarm.h"
 #include "proto/terrace/v1/worker.pb.h"
 #include "worker/server/proto_convert.h"
 
@@ -31,6 +33,13 @@ class DraftService::Stream : public grpc::ServerBidiReactor<v1::ProposeRequest, 
       : service_(service), context_(context) {}
 
   void Open(std::shared_ptr<Stream> self) {
+    const std::chrono::duration<double> patience(service_.options_.hello_seconds);
+    hello_alarm_.Set(std::chrono::system_clock::now() +
+                         std::chrono::duration_cast<std::chrono::system_clock::duration>(patience),
+                     [weak = std::weak_ptr(self)](bool is_due) {
+                       if (!is_due) return;  // it was cancelled, perhaps with mutex_ held
+                       if (const auto stream = weak.lock()) stream->OnHelloDue();
+                     });
     self_ = std::move(self);
     StartRead(&request_);
   }
@@ -59,6 +68,8 @@ class DraftService::Stream : public grpc::ServerBidiReactor<v1::ProposeRequest, 
   };
   using Sequences = std::unordered_map<uint64_t, Sequence>;
 
+  void OnHelloDue();
+
   // All with mutex_ held.
   void EndWith(const Status& why);
   void TakeHello(const v1::DraftsHello& hello);
@@ -75,6 +86,7 @@ class DraftService::Stream : public grpc::ServerBidiReactor<v1::ProposeRequest, 
   grpc::CallbackServerContext& context_;  // gRPC's, until OnDone
   std::shared_ptr<Stream> self_;          // until OnDone
   v1::ProposeRequest request_;            // being read
+  grpc::Alarm hello_alarm_;               // who says nothing does not keep a place
   std::mutex mutex_;
   // All GUARDED_BY(mutex_):
   Sequences sequences_;
@@ -128,6 +140,12 @@ void DraftService::Stream::EndWith(const Status& why) {
   Continue();
 }
 
+void DraftService::Stream::OnHelloDue() {
+  std::lock_guard lock(mutex_);
+  if (!is_accepted_)
+    EndWith(DeadlineExceeded("no hello has come in ", service_.options_.hello_seconds, " seconds"));
+}
+
 void DraftService::Stream::OnReadDone(bool ok) {
   std::lock_guard lock(mutex_);
   if (!ok) return EndWith({});
@@ -149,6 +167,7 @@ void DraftService::Stream::TakeHello(const v1::DraftsHello& hello) {
   const Status fits = service_.CheckHello(hello);
   if (!fits.ok()) return EndWith(fits);
   is_accepted_ = owes_answer_ = true;
+  hello_alarm_.Cancel();
 }
 
 // What cannot be drafted is given up: nothing is wrong with the others.

@@ -29,6 +29,7 @@ class DraftService : public v1::Drafts::CallbackService {
   struct Options {
     std::string tokenizer_digest = "";  // of the engine's model (TokenizerDigest)
     size_t max_streams = 64;            // more are refused
+    double hello_seconds = 10;          // a stream that has not said hello by then is ended
     // Of a stream: sequences, and their tokens together.
     size_t max_sequences = 1024, max_tokens = size_t{1} << 22;
     size_t max_running = 16;  // of all streams, in the engine at once: they may take places of its inbox

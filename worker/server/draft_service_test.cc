@@ -212,6 +212,18 @@ TEST(DraftService, WhoDoesNotFitIsRefusedWithBothSides) {
   }
 }
 
+TEST(DraftService, WhoNeverSaysHelloLosesItsPlace) {
+  DraftingWorker worker({.max_streams = 1, .hello_seconds = 0.001});
+  const auto stub = v1::Drafts::NewStub(worker.server->InProcessChannel({}));
+  grpc::ClientContext context;
+  const auto silent = stub->Propose(&context);
+  const Status end = FromGrpcStatus(silent->Finish(), context);
+  EXPECT_EQ(end.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(Message(end), HasSubstr("no hello"));
+  while (worker.Metrics().find("terrace_speculation_served_streams 0\n") == std::string::npos)
+    std::this_thread::yield();
+}
+
 TEST(DraftService, RequestsComeFirst) {
   DraftingWorker worker({}, /*max_sequences=*/1);
   Caller caller(worker);

@@ -104,8 +104,9 @@ int Main(int argc, char** argv) {
                  "auto (CUDA where there is a device that can run the model), cpu or cuda (default auto)");
   app.add_option("--set", flags.overrides, "override one setting: --set engine.max_sequences=8 (repeatable)")
       ->allow_extra_args(false);
-  app.add_flag("--validate", flags.validate,
-               "say whether the configuration can be used, and end; the model is not read");
+  app.add_flag(
+      "--validate", flags.validate,
+      "say whether the configuration can be used, and end; the model has to be there, and is not read");
   app.set_version_flag("--version", std::string("terrace-worker ") + kVersion);
   app.footer(kFooter);
   try {
@@ -118,6 +119,7 @@ int Main(int argc, char** argv) {
   const auto options = LoadOptions(flags, app);
   if (!options.ok()) return Fail(options.status());
   if (flags.validate) {
+    if (const Status there = CheckFiles(options->server); !there.ok()) return Fail(there);
     std::printf("%s: can be used\n", flags.config.empty() ? "the flags" : flags.config.c_str());
     return kExitOk;
   }

@@ -1,6 +1,12 @@
 #include "worker/server/options.h"
 
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <utility>
+
 #include "base/host_port.h"
+#include "base/tls.h"
 
 namespace terrace {
 namespace {
@@ -64,6 +70,14 @@ Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& o
   return {};
 }
 
+// Whether who connects to `address` reaches who listens on `own`, as far as their texts tell.
+bool Reaches(const HostPort& address, const HostPort& own) {
+  const auto host_of = [](const HostPort& of) { return of.host == "localhost" ? "127.0.0.1" : of.host; };
+  const bool is_everywhere = own.host == "0.0.0.0" || own.host == "::";
+  return address.port == own.port &&
+         (host_of(address) == host_of(own) || (is_everywhere && address.is_loopback()));
+}
+
 // Of a drafter that is known.
 Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions& out) {
   constexpr char kPath[] = "engine.speculation.remote", kAddress[] = "engine.speculation.remote.address";
@@ -73,7 +87,10 @@ Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions
   const v1::RemoteDrafterConfig& remote = config.remote();
   if (remote.address().empty()) return Bad(kAddress, "is needed with drafter: remote");
   RETURN_IF_ERROR(CheckAddress(kAddress, remote.address()));
-  if (ParseHostPort(remote.address())->port == 0) return Bad(kAddress, "port 0 has no meaning here");
+  const HostPort address = ParseHostPort(remote.address()).value();
+  if (address.port == 0) return Bad(kAddress, "port 0 has no meaning here");
+  if (Reaches(address, ParseHostPort(out.grpc).value()))
+    return Bad(kAddress, remote.address(), " is this worker's own grpc: another one is to draft");
   out.remote_drafter = {.address = remote.address()};
   if (!remote.has_tls()) return {};
   const v1::ClientTlsConfig& tls = remote.tls();
@@ -145,6 +162,19 @@ StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
   RETURN_IF_ERROR(SetRemoteDrafter(config.engine().speculation(), out.server));
   RETURN_IF_ERROR(SetLog(config.log(), out.log));
   return out;
+}
+
+Status CheckFiles(const WorkerServerOptions& options) {
+  const std::pair<const char*, const std::string&> models[] = {
+      {"model", options.engine.model}, {"engine.speculation.model", options.engine.speculation.model}};
+  for (const auto& [setting, model] : models) {
+    std::error_code error;
+    if (!model.empty() && !std::filesystem::exists(model, error))
+      return NotFound(setting, ": no model folder or file ", model);
+  }
+  if (options.tls.has_value()) RETURN_IF_ERROR(Annotate(LoadTls(*options.tls).status(), "tls"));
+  if (!options.remote_drafter.has_value() || !options.remote_drafter->tls.has_value()) return {};
+  return Annotate(LoadTls(*options.remote_drafter->tls).status(), "engine.speculation.remote.tls");
 }
 
 }  // namespace terrace

@@ -149,6 +149,52 @@ TEST(MakeWorkerOptions, WhatOtherMachinesReachNeedsTlsOrToBeCalledInsecure) {
       "ops: 10.0.0.1:1 can be reached by other machines: needs insecure: true, as it asks nobody for a key");
 }
 
+TEST(CheckFiles, WhatIsNamedHasToBeThere) {
+  const std::string here = ::testing::TempDir();
+  const struct {
+    std::string yaml;
+    const char* names;  // "": nothing is missing
+  } cases[] = {
+      {"model: " + here, ""},
+      {"model: /absent", "model: no model folder or file /absent"},
+      {"{model: " + here + ", engine: {speculation: {drafter: model, model: /absent}}}",
+       "engine.speculation.model: no model folder or file /absent"},
+      {"{model: " + here + ", tls: {certificate_file: /absent.pem, key_file: /absent.pem}}",
+       "tls: /absent.pem cannot be read"},
+      {"{model: " + here +
+           ", engine: {speculation: {drafter: remote, remote: {address: 'd:1', tls: {ca_file: "
+           "/absent.pem}}}}}",
+       "engine.speculation.remote.tls: /absent.pem cannot be read"},
+  };
+  for (const auto& c : cases) {
+    const auto options = Make(c.yaml);
+    ASSERT_TRUE(options.ok()) << options.status();
+    const Status status = CheckFiles(options->server);
+    EXPECT_EQ(status.code(), *c.names == '\0' ? StatusCode::kOk : StatusCode::kNotFound) << c.yaml;
+    EXPECT_THAT(Message(status), ::testing::StartsWith(c.names));
+  }
+}
+
+TEST(MakeWorkerOptions, NoWorkerDraftsForItself) {
+  const struct {
+    const char *grpc, *drafter;
+    bool is_own;
+  } cases[] = {{"127.0.0.1:8101", "127.0.0.1:8101", true},  {"localhost:8101", "127.0.0.1:8101", true},
+               {"0.0.0.0:8101", "localhost:8101", true},    {"'[::]:8101'", "'[::1]:8101'", true},
+               {"10.0.0.9:8101", "10.0.0.9:8101", true},    {"127.0.0.1:8101", "127.0.0.1:8102", false},
+               {"127.0.0.1:8101", "127.0.0.2:8101", false}, {"0.0.0.0:8101", "10.0.0.9:8101", false}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(Concat(c.grpc, " drafted for by ", c.drafter));
+    const Status status =
+        Make(Concat("{model: m, insecure: true, grpc: ", c.grpc,
+                    ", engine: {speculation: {drafter: remote, remote: {address: ", c.drafter, "}}}}"))
+            .status();
+    EXPECT_EQ(status.code(), c.is_own ? StatusCode::kFailedPrecondition : StatusCode::kOk) << status;
+    EXPECT_THAT(Message(status),
+                ::testing::StartsWith(c.is_own ? "engine.speculation.remote.address: " : ""));
+  }
+}
+
 TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
   const struct {
     const char *yaml, *names;

@@ -28,7 +28,17 @@ Status CannotListen(const std::string& address) {
       "address_unavailable");
 }
 
-v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& served_name) {
+// As of WorkerDescription.
+std::string DescribeDrafter(const OpenedEngine& opened, const WorkerServerOptions& options) {
+  if (opened.drafter == "none") return "";
+  if (opened.drafter == "remote" && options.remote_drafter.has_value())
+    return Concat("remote ", options.remote_drafter->address);
+  if (opened.draft_files == nullptr) return opened.drafter;
+  return Concat(opened.draft_files->config.name, " on ", opened.drafter_device);
+}
+
+v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& served_name,
+                               const WorkerServerOptions& options) {
   const ModelFiles& files = *opened.files;
   v1::WorkerDescription description;
   description.set_model(served_name);
@@ -46,6 +56,7 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_device(opened.device);
   description.set_weight_dtype(opened.weight_dtype);
   description.set_kv_dtype(opened.kv_dtype);
+  description.set_drafter(DescribeDrafter(opened, options));
   const SchedulerOptions& scheduler = opened.engine->scheduler_options();
   if (scheduler.prefix_cache) description.set_kv_layout(scheduler.scope.layout);
   return description;
@@ -145,7 +156,7 @@ void WorkerServer::OpenServices(const WorkerServerOptions& options) {
             .max_running = std::min<size_t>(2 * opened_.max_sequences, options.engine.inbox / 2)},
         *opened_.engine, metrics_);
   }
-  WorkerService::Options service{.description = Describe(opened_, served_name_),
+  WorkerService::Options service{.description = Describe(opened_, served_name_, options),
                                  .text_assets = Serialize(*opened_.files->text),
                                  .on_draining = [this] { OnDraining(); }};
   service_ = std::make_unique<WorkerService>(std::move(service), *opened_.engine, metrics_);

@@ -63,12 +63,13 @@ class WorkerServerTest : public ::testing::Test {
     stub = v1::Worker::NewStub(channel);
   }
 
-  v1::WorkerDescription Describe() {
+  static v1::WorkerDescription DescribeAt(v1::Worker::Stub& at) {
     grpc::ClientContext context;
     v1::WorkerDescription description;
-    EXPECT_TRUE(stub->Describe(&context, {}, &description).ok());
+    EXPECT_TRUE(at.Describe(&context, {}, &description).ok());
     return description;
   }
+  v1::WorkerDescription Describe() { return DescribeAt(*stub); }
 
   std::vector<v1::GeneratedToken> Generate(const v1::ExecuteRequest& request) {
     return GenerateAt(*stub, request);
@@ -133,6 +134,7 @@ TEST_F(WorkerServerTest, DescribesItsModel) {
   EXPECT_EQ(description.weight_dtype(), "F16");
   EXPECT_EQ(description.kv_dtype(), "f32");
   EXPECT_THAT(description.device(), HasSubstr("cpu"));
+  EXPECT_EQ(description.drafter(), "");
   EXPECT_EQ(description.model_digest().size(), 32u);
   EXPECT_FALSE(description.instance().empty());
 }
@@ -241,6 +243,7 @@ TEST_F(WorkerServerTest, DraftsOfAnotherWorkerChangeNoTokenAndNeitherDoesItsEnd)
     EXPECT_EQ(ids, row["greedy_tokens"].get<std::vector<int32_t>>());
   };
   while ((*target)->Stats().speculation.passes == 0) expect_golden();
+  EXPECT_EQ(DescribeAt(*target_stub).drafter(), "remote " + server->grpc_address());
   EXPECT_THAT(*HttpGet((*target)->ops_address() + "/metrics", 30),
               HasSubstr("terrace_speculation_remote_state{state=\"connected\"} 1\n"));
   EXPECT_THAT(*HttpGet(server->ops_address() + "/metrics", 30),
@@ -437,7 +440,7 @@ TEST(WorkerServer, CertificatesThatCannotBeUsedAreAnErrorAtTheStart) {
   WorkerServerOptions options = Options();
   options.tls = {.certificate = "/absent.pem", .key = "/absent.pem"};
   const Status status = WorkerServer::Start(options).status();
-  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
   EXPECT_THAT(Message(status), HasSubstr("tls: /absent.pem cannot be read"));
 }
 

@@ -97,6 +97,8 @@ v1::WorkerUpdate WorkerService::Snapshot(std::optional<uint64_t>& position) cons
   load.set_cached_blocks(stats.cached_blocks);
   load.set_total_blocks(stats.total_blocks);
   load.set_steps(stats.steps);
+  load.set_speculated_tokens(SpeculationStats::Sum(stats.speculation.verified));
+  load.set_accepted_speculated_tokens(SpeculationStats::Sum(stats.speculation.accepted));
   const PrefixJournal::Delta delta = engine_.prefixes().Since(position);
   position = delta.position;
   v1::PrefixDelta& prefixes = *update.mutable_prefixes();

@@ -143,6 +143,10 @@ std::vector<PortUse> ClusterPlan::ports() const {
 StatusOr<ClusterPlan> PlanFromFile(const std::string& file) {
   v1::ClusterFile parsed;
   RETURN_IF_ERROR(LoadYamlFile(file, parsed));
+  return PlanFor(std::move(parsed), file);
+}
+
+StatusOr<ClusterPlan> PlanFor(v1::ClusterFile parsed, const std::string& file) {
   std::error_code error;
   const fs::path path = fs::absolute(file, error);
   if (error) return NotFound(file, ": ", error.message());

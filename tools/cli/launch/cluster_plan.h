@@ -29,6 +29,8 @@ struct ClusterPlan {
 
 // Paths in the file are relative to its folder.
 StatusOr<ClusterPlan> PlanFromFile(const std::string& file);
+// Of what was read from `file`.
+StatusOr<ClusterPlan> PlanFor(v1::ClusterFile parsed, const std::string& file);
 // One worker, and a tier named after the model's file or folder.
 StatusOr<ClusterPlan> PlanForModel(const std::string& model_path);
 

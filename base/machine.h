@@ -11,6 +11,8 @@ namespace terrace {
 
 // At least 1: cores in the affinity mask, at most the CPU quota rounded up.
 uint32_t UsableCores(const std::string& root = "");
+// Of those, as many as work that is over in seconds takes while a model is opened: 16 at most.
+uint32_t OpeningThreads();
 // Memory that can be allocated without swapping, page cache that can be dropped included. INTERNAL without
 // /proc/meminfo.
 StatusOr<uint64_t> FreeMemoryBytes(const std::string& root = "");

@@ -1,4 +1,4 @@
-#include "worker/engine/machine.h"
+#include "base/machine.h"
 
 #include <sched.h>
 
@@ -85,6 +85,11 @@ uint32_t UsableCores(const std::string& root) {
     cores = std::min(cores, CoresOfGroup(folder, is_v2).value_or(cores));
   });
   return std::max(cores, 1u);
+}
+
+uint32_t OpeningThreads() {
+  constexpr uint32_t kMost = 16;
+  return std::min(UsableCores(), kMost);
 }
 
 StatusOr<uint64_t> FreeMemoryBytes(const std::string& root) {

@@ -1,4 +1,4 @@
-#include "worker/engine/machine.h"
+#include "base/machine.h"
 
 #include <filesystem>
 #include <fstream>
