@@ -4,11 +4,12 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <thread>
 
-#include "base/grpc_status.h"
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
@@ -35,6 +36,71 @@ TextAssets LetterText(const std::string& bos) {
 }
 
 std::atomic<int> instances = 0;
+
+// A call at a fake worker. The test's function writes its events, on a thread of its own.
+class FakeCall {
+ public:
+  using Send = std::function<bool(v1::ServeEvent)>;
+
+  FakeCall(uint64_t id, const v1::ServeStart& start, Send send)
+      : start_(start), id_(id), send_(std::move(send)), credit_(start.credit()) {}
+
+  const v1::ServeStart& start() const { return start_; }
+  bool IsCancelled() const { return is_cancelled_; }
+  uint64_t written() const { return written_; }  // events
+
+  // As a worker does, when there is credit. False: the call is cancelled, or its stream over.
+  bool Write(const v1::ExecuteEvent& event) {
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return credit_ > 0 || is_cancelled_; });
+      if (is_cancelled_) return false;
+      credit_ -= event.tokens().tokens_size();
+    }
+    return WriteAnyway(event);
+  }
+  // As no worker should.
+  bool WriteAnyway(const v1::ExecuteEvent& event) {
+    ++written_;
+    v1::ServeEvent out;
+    out.set_call(id_);
+    *out.mutable_event() = event;
+    if (event.has_finished()) has_finished_ = true;
+    return send_(std::move(out));
+  }
+
+  // Its stream's.
+  void End(const Status& status) {
+    if (has_finished_ && status.ok()) return;
+    v1::ServeEvent out;
+    out.set_call(id_);
+    v1::ServeError& error = *out.mutable_error();
+    error.set_code(static_cast<int32_t>(status.code()));
+    error.set_message(Message(status));
+    error.set_reason(Reason(status));
+    send_(std::move(out));
+  }
+  void Cancel() {
+    std::lock_guard lock(mutex_);
+    is_cancelled_ = true;
+    changed_.notify_all();
+  }
+  void AddCredit(uint32_t more) {
+    std::lock_guard lock(mutex_);
+    credit_ += more;
+    changed_.notify_all();
+  }
+
+ private:
+  const v1::ServeStart start_;
+  const uint64_t id_;
+  const Send send_;
+  std::atomic<bool> is_cancelled_ = false, has_finished_ = false;
+  std::atomic<uint64_t> written_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t credit_;  // GUARDED_BY(mutex_)
+};
 
 // A worker whose answers the test sets before or while it serves.
 class FakeWorker : public v1::Worker::Service {
@@ -136,19 +202,59 @@ class FakeWorker : public v1::Worker::Service {
     }
   }
 
-  grpc::Status Execute(grpc::ServerContext* context, const v1::ExecuteRequest* request,
-                       grpc::ServerWriter<v1::ExecuteEvent>* writer) override {
-    return execute(*context, *request, *writer);
+  grpc::Status Serve(grpc::ServerContext* context,
+                     grpc::ServerReaderWriter<v1::ServeEvents, v1::ServeCommands>* stream) override {
+    ++streams;
+    std::mutex writing;
+    const auto send = [&](v1::ServeEvent event) {
+      v1::ServeEvents events;
+      *events.add_events() = std::move(event);
+      std::lock_guard lock(writing);
+      return stream->Write(events);
+    };
+    {
+      std::lock_guard lock(mutex_);
+      contexts_.insert(context);
+    }
+    std::map<uint64_t, std::unique_ptr<FakeCall>> calls;
+    std::vector<std::jthread> threads;  // last: they use the others
+    for (v1::ServeCommands commands; stream->Read(&commands);) {
+      for (const v1::ServeCommand& command : commands.commands()) {
+        const auto found = calls.find(command.call());
+        if (command.has_start()) {
+          EXPECT_TRUE(calls.empty() || calls.rbegin()->first < command.call()) << "numbers rise";
+          calls[command.call()] = std::make_unique<FakeCall>(command.call(), command.start(), send);
+          threads.emplace_back([this, call = calls[command.call()].get()] { Run(*call); });
+        } else if (command.cancel()) {
+          found->second->Cancel();
+        } else {
+          found->second->AddCredit(command.credit());
+        }
+      }
+    }
+    for (const auto& [id, call] : calls) call->Cancel();
+    std::lock_guard lock(mutex_);
+    contexts_.erase(context);
+    return grpc::Status::OK;
+  }
+  // Cuts the streams of its calls off; nothing else is lost.
+  void BreakStreams() {
+    std::lock_guard lock(mutex_);
+    for (grpc::ServerContext* context : contexts_) context->TryCancel();
   }
 
   std::string address;
   v1::WorkerDescription description;
-  std::atomic<int> text_fetches = 0, watches = 0, describes = 0;
-  std::function<grpc::Status(grpc::ServerContext&, const v1::ExecuteRequest&,
-                             grpc::ServerWriter<v1::ExecuteEvent>&)>
-      execute;
+  std::atomic<int> text_fetches = 0, watches = 0, describes = 0, streams = 0;
+  std::function<Status(FakeCall&, const v1::ExecuteRequest&)> execute;
 
  private:
+  void Run(FakeCall& call) {
+    v1::ExecuteRequest request;
+    EXPECT_TRUE(request.ParseFromString(call.start().request()));
+    call.End(execute(call, request));
+  }
+
   const std::string text_;
   std::unique_ptr<grpc::Server> server_;
   std::atomic<bool> is_stopped_ = false;
@@ -158,6 +264,7 @@ class FakeWorker : public v1::Worker::Service {
   uint64_t skip_ = 0, wanted_updates_ = 0;
   std::vector<uint64_t> held_, added_;
   uint64_t digest_error_ = 0;
+  std::set<grpc::ServerContext*> contexts_;  // of streams of calls; GUARDED_BY(mutex_)
 };
 
 class FakeDiscovery : public Discovery {
@@ -667,6 +774,7 @@ class Collector : public ExecuteEvents {
   void OnStarted(uint32_t cached_tokens) override { cached_ = cached_tokens; }
   void OnTokens(std::vector<WorkerToken> more) override {
     std::lock_guard lock(mutex_);
+    if (fills) full = true;
     tokens_.insert(tokens_.end(), more.begin(), more.end());
     changed_.notify_all();
   }
@@ -696,7 +804,13 @@ class Collector : public ExecuteEvents {
   uint32_t cached() const { return cached_; }
   bool is_full() const override { return full; }
 
+  void MakeRoom() {
+    fills = false;
+    full = false;
+  }
+
   std::atomic<bool> full = false;
+  std::atomic<bool> fills = false;  // it is full once a token has come
 
  private:
   std::mutex mutex_;
@@ -741,12 +855,12 @@ class ExecuteTest : public ::testing::Test {
   }
   // A call that runs until its client has gone.
   void RunUntilCancelled() {
-    worker_.execute = [this](auto& context, auto&, auto& writer) {
-      for (uint32_t i = 0; !context.IsCancelled(); ++i) {
-        if (!writer.Write(TokenEvent(i, 0))) break;
+    worker_.execute = [this](FakeCall& call, auto&) {
+      for (uint32_t i = 0; !call.IsCancelled(); ++i) {
+        if (!call.Write(TokenEvent(i, 0))) break;
       }
       saw_cancel_ = true;
-      return grpc::Status::CANCELLED;
+      return Cancelled("by its caller");
     };
   }
 
@@ -758,18 +872,18 @@ class ExecuteTest : public ::testing::Test {
 };
 
 TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
-  worker_.execute = [](auto&, const auto& request, auto& writer) {
+  worker_.execute = [](FakeCall& call, const auto& request) {
     EXPECT_EQ(request.sampling().seed(), 9u);
     EXPECT_EQ(request.priority(), -3);
     EXPECT_EQ(request.cache_salt(), "tenant");
     EXPECT_EQ(request.prompt_tokens_size(), 2);
     EXPECT_FALSE(request.has_speculation()) << "as the worker is configured";
-    writer.Write(StartedEvent(1));
-    for (uint32_t i = 0; i < 5; ++i) writer.Write(TokenEvent(i, 1));
-    writer.Write(FinishedEvent(5));
-    return grpc::Status::OK;
+    call.Write(StartedEvent(1));
+    for (uint32_t i = 0; i < 5; ++i) call.Write(TokenEvent(i, 1));
+    call.Write(FinishedEvent(5));
+    return Status();
   };
-  const auto call = Execute();
+  const auto handle = Execute();
   const auto result = events_->Result();
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(events_->cached(), 1u);
@@ -782,16 +896,16 @@ TEST_F(ExecuteTest, LostRepeatedMissingOrSenselessEventsAreTheWorkersError) {
   using Events = std::vector<v1::ExecuteEvent>;
   v1::ExecuteEvent more_than_drafted = FinishedEvent(0);
   more_than_drafted.mutable_finished()->set_accepted_speculated_tokens(1);
-  for (const Events& events : {Events{TokenEvent(1, 0)}, Events{TokenEvent(0, 0), TokenEvent(0, 0)},
-                               Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)},
-                               Events{FinishedEvent(0), TokenEvent(0, 0)}, Events{StartedEvent(3)},
-                               Events{StartedEvent(0), StartedEvent(0)}, Events{more_than_drafted}}) {
+  for (const Events& events :
+       {Events{TokenEvent(1, 0)}, Events{TokenEvent(0, 0), TokenEvent(0, 0)},
+        Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)}, Events{StartedEvent(3)},
+        Events{StartedEvent(0), StartedEvent(0)}, Events{more_than_drafted}}) {
     events_ = std::make_shared<Collector>();
-    worker_.execute = [&](auto&, auto&, auto& writer) {
-      for (const auto& event : events) writer.Write(event);
-      return grpc::Status::OK;
+    worker_.execute = [&](FakeCall& call, auto&) {
+      for (const auto& event : events) call.Write(event);
+      return Status();
     };
-    const auto call = Execute();
+    const auto handle = Execute();
     EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
     worker_.Stop();
   }
@@ -803,26 +917,26 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
   spec_.draft = {1, 1};
   spec_.signals = true;
   spec_.speculation_max_tokens = 0;
-  worker_.execute = [](auto&, const auto& request, auto& writer) {
+  worker_.execute = [](FakeCall& call, const auto& request) {
     EXPECT_EQ(request.instance(), "first");
     EXPECT_THAT(request.resume_tokens(), ElementsAre(1, 0));
     EXPECT_THAT(request.draft_tokens(), ElementsAre(1, 1));
     EXPECT_TRUE(request.signals());
     EXPECT_TRUE(request.speculation().has_max_tokens());
     EXPECT_EQ(request.speculation().max_tokens(), 0u) << "none, and not the worker's own limit";
-    writer.Write(StartedEvent(2));
+    call.Write(StartedEvent(2));
     v1::ExecuteEvent event = TokenEvent(2, 1);
     event.mutable_tokens()->mutable_tokens(0)->set_margin(0.5f);
     event.mutable_tokens()->mutable_tokens(0)->set_entropy(0.25f);
-    writer.Write(event);
+    call.Write(event);
     event = FinishedEvent(3);
     event.mutable_finished()->set_cached_tokens(2);
     event.mutable_finished()->set_speculated_tokens(7);
     event.mutable_finished()->set_accepted_speculated_tokens(4);
-    writer.Write(event);
-    return grpc::Status::OK;
+    call.Write(event);
+    return Status();
   };
-  const auto call = Execute();
+  const auto handle = Execute();
   const auto result = events_->Result();
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(events_->cached(), 2u);
@@ -837,11 +951,11 @@ TEST_F(ExecuteTest, AWorkerThatBeginsAResumedAnswerAnewIsWrong) {
   for (const v1::ExecuteEvent& event :
        {TokenEvent(0, 1), TokenEvent(3, 1), FinishedEvent(0), StartedEvent(3)}) {
     events_ = std::make_shared<Collector>();
-    worker_.execute = [&](auto&, auto&, auto& writer) {
-      writer.Write(event);
-      return grpc::Status::OK;
+    worker_.execute = [&](FakeCall& call, auto&) {
+      call.Write(event);
+      return Status();
     };
-    const auto call = Execute();
+    const auto handle = Execute();
     EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
     worker_.Stop();
   }
@@ -850,10 +964,10 @@ TEST_F(ExecuteTest, AWorkerThatBeginsAResumedAnswerAnewIsWrong) {
 TEST_F(ExecuteTest, CallsThatAreGivenUpEndWithTheReasonAlsoWhereTheyArePaused) {
   for (const bool full : {false, true}) {
     events_ = std::make_shared<Collector>();
-    events_->full = full;
+    events_->fills = full;
     saw_cancel_ = false;
     RunUntilCancelled();
-    const auto call = Execute();
+    const auto handle = Execute();
     events_->WaitForToken();
     for (int i = 0; i < 2; ++i) connection_->EndCalls(WithReason(Unavailable("no update"), kSilentReason));
     const Status end = events_->Result().status();
@@ -867,12 +981,12 @@ TEST_F(ExecuteTest, CallsThatAreGivenUpEndWithTheReasonAlsoWhereTheyArePaused) {
 
 TEST_F(ExecuteTest, AConnectionThatIsLostIsNotOneThatNeverWas) {
   std::atomic<bool> is_running = false;
-  worker_.execute = [&](auto& context, auto&, auto&) {  // it says nothing
+  worker_.execute = [&](FakeCall& call, auto&) {  // it says nothing
     is_running = true;
-    while (!context.IsCancelled()) std::this_thread::yield();
-    return grpc::Status::CANCELLED;
+    while (!call.IsCancelled()) std::this_thread::yield();
+    return Cancelled("by its caller");
   };
-  const auto call = Execute();
+  const auto handle = Execute();
   while (!is_running) std::this_thread::yield();
   worker_.Stop();  // cuts it off
   EXPECT_NE(Reason(events_->Result().status()), kUnreachedReason);
@@ -885,11 +999,11 @@ TEST_F(ExecuteTest, AConnectionThatIsLostIsNotOneThatNeverWas) {
 }
 
 TEST_F(ClusterTest, TheCallsOfASilentWorkerEndWhenNobodyPicksItAnyMore) {
-  first_.execute = [](auto& context, auto&, auto& writer) {
-    for (uint32_t i = 0; !context.IsCancelled(); ++i) {
-      if (!writer.Write(TokenEvent(i, 0))) break;
+  first_.execute = [](FakeCall& call, auto&) {
+    for (uint32_t i = 0; !call.IsCancelled(); ++i) {
+      if (!call.Write(TokenEvent(i, 0))) break;
     }
-    return grpc::Status::CANCELLED;
+    return Cancelled("by its caller");
   };
   first_.Serve();
   Start({first_.address}, /*watch_timeout=*/std::chrono::milliseconds(100));
@@ -900,56 +1014,56 @@ TEST_F(ClusterTest, TheCallsOfASilentWorkerEndWhenNobodyPicksItAnyMore) {
   spec.instance = tier.replicas[0].description.instance;
   spec.prompt = std::make_shared<const std::vector<TokenId>>(2, 0);
   spec.deadline = RealClock().Now() + kPatience;
-  const auto call = tier.replicas[0].client->Execute(spec, events);
+  const auto handle = tier.replicas[0].client->Execute(spec, events);
   EXPECT_EQ(Reason(events->Result().status()), kSilentReason);
   EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 0u);
 }
 
 TEST_F(ExecuteTest, CancelReachesTheWorker) {
   RunUntilCancelled();
-  const auto call = Execute();
+  const auto handle = Execute();
   events_->WaitForToken();
-  call->Cancel();
+  handle->Cancel();
   EXPECT_EQ(events_->Result().status().code(), StatusCode::kCancelled);
   worker_.Stop();  // waits for the call's end
   EXPECT_TRUE(saw_cancel_);
 }
 
-TEST_F(ExecuteTest, WhileItsEventsAreFullACallReadsNothing) {
+TEST_F(ExecuteTest, WhileItsEventsAreFullACallTellsNothing) {
   constexpr uint32_t kTokens = 50;
-  worker_.execute = [](auto&, auto&, auto& writer) {
-    for (uint32_t i = 0; i < kTokens; ++i) writer.Write(TokenEvent(i, 0));
-    writer.Write(FinishedEvent(kTokens));
-    return grpc::Status::OK;
+  worker_.execute = [](FakeCall& call, auto&) {
+    for (uint32_t i = 0; i < kTokens; ++i) call.Write(TokenEvent(i, 0));
+    call.Write(FinishedEvent(kTokens));
+    return Status();
   };
-  events_->full = true;
-  const auto call = Execute();
+  events_->fills = true;
+  const auto handle = Execute();
   events_->WaitForToken();
-  call->Resume();  // there is still no room
-  EXPECT_EQ(events_->tokens(), 1u) << "what was read when it was full";
-  events_->full = false;
-  call->Resume();
+  handle->Resume();  // there is still no room
+  EXPECT_EQ(events_->tokens(), 1u) << "what filled it";
+  events_->MakeRoom();
+  handle->Resume();
   const auto result = events_->Result();
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(events_->tokens(), kTokens);
-  call->Resume();  // the call is over
+  handle->Resume();  // the call is over
 }
 
 TEST_F(ExecuteTest, EventsThatAreFullNowAndThenGetAllTokens) {
   constexpr uint32_t kTokens = 2000;
-  worker_.execute = [](auto&, auto&, auto& writer) {
-    for (uint32_t i = 0; i < kTokens; ++i) writer.Write(TokenEvent(i, 0));
-    writer.Write(FinishedEvent(kTokens));
-    return grpc::Status::OK;
+  worker_.execute = [](FakeCall& call, auto&) {
+    for (uint32_t i = 0; i < kTokens; ++i) call.Write(TokenEvent(i, 0));
+    call.Write(FinishedEvent(kTokens));
+    return Status();
   };
-  const auto call = Execute();
+  const auto handle = Execute();
   std::atomic<bool> is_over = false;
   std::jthread reader([&] {  // full and free again, at any moment of the call
     while (!is_over) {
       events_->full = true;
       std::this_thread::yield();
       events_->full = false;
-      call->Resume();
+      handle->Resume();
     }
   });
   const auto result = events_->Result();
@@ -960,10 +1074,10 @@ TEST_F(ExecuteTest, EventsThatAreFullNowAndThenGetAllTokens) {
 
 TEST_F(ExecuteTest, APausedCallCanBeCancelled) {
   RunUntilCancelled();
-  events_->full = true;
-  const auto call = Execute();
+  events_->fills = true;
+  const auto handle = Execute();
   events_->WaitForToken();
-  call->Cancel();
+  handle->Cancel();
   EXPECT_EQ(events_->Result().status().code(), StatusCode::kCancelled);
   worker_.Stop();
   EXPECT_TRUE(saw_cancel_);
@@ -971,7 +1085,7 @@ TEST_F(ExecuteTest, APausedCallCanBeCancelled) {
 
 TEST_F(ExecuteTest, TheDeadlineEndsTheCallOnBothSides) {
   RunUntilCancelled();
-  const auto call = Execute(/*timeout_seconds=*/0.05);
+  const auto handle = Execute(/*timeout_seconds=*/0.05);
   EXPECT_EQ(events_->Result().status().code(), StatusCode::kDeadlineExceeded);
   worker_.Stop();
   EXPECT_TRUE(saw_cancel_ || events_->tokens() == 0);
@@ -980,19 +1094,187 @@ TEST_F(ExecuteTest, TheDeadlineEndsTheCallOnBothSides) {
 TEST_F(ExecuteTest, APausedCallHearsOfItsDeadline) {
   RunUntilCancelled();
   events_->full = true;
-  const auto call = Execute(/*timeout_seconds=*/0.05);
+  const auto handle = Execute(/*timeout_seconds=*/0.05);
   EXPECT_EQ(events_->Result().status().code(), StatusCode::kDeadlineExceeded);
   worker_.Stop();
   EXPECT_TRUE(saw_cancel_ || events_->tokens() == 0);
 }
 
-TEST_F(ExecuteTest, TheWorkersErrorComesWithItsReason) {
-  worker_.execute = [](auto& context, auto&, auto&) {
-    const Status error = WithReason(ResourceExhausted("inbox full"), "overloaded");
-    SetReasonTrailer(context, error);
-    return ToGrpcStatus(error);
+// Many calls at once, which share a stream.
+class SharedStreamTest : public ExecuteTest {
+ protected:
+  struct Running {
+    std::shared_ptr<Collector> events = std::make_shared<Collector>();
+    std::shared_ptr<CallHandle> handle = {};
   };
-  const auto call = Execute();
+  SharedStreamTest() {
+    worker_.Serve();
+    connection_ = WorkerConnection::Make(worker_.address);
+    spec_.sampling.seed = 9;
+    spec_.deadline = RealClock().Now() + kPatience;
+  }
+  // As many tokens as the request asks for.
+  static Status Answer(FakeCall& call, const v1::ExecuteRequest& request) {
+    for (uint32_t i = 0; i < request.max_tokens(); ++i) {
+      if (!call.Write(TokenEvent(i, static_cast<int32_t>(i)))) return Cancelled("by its caller");
+    }
+    call.Write(FinishedEvent(request.max_tokens()));
+    return Status();
+  }
+  Running Start(uint32_t tokens, bool fills = false) {
+    Running out;
+    out.events->fills = fills;
+    spec_.max_tokens = tokens;
+    out.handle = connection_->Execute(spec_, out.events);
+    return out;
+  }
+};
+
+TEST_F(SharedStreamTest, EachCallGetsItsOwnTokensAndEnd) {
+  worker_.execute = Answer;
+  std::vector<Running> calls;
+  for (uint32_t i = 0; i < 50; ++i) calls.push_back(Start(10 * i));
+  for (uint32_t i = 0; i < 50; ++i) {
+    const auto result = calls[i].events->Result();
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->usage.completion_tokens, 10 * i);
+    EXPECT_EQ(calls[i].events->tokens(), 10 * i);
+  }
+  EXPECT_EQ(worker_.streams, 1);
+}
+
+TEST_F(SharedStreamTest, ASlowReaderHoldsNobodyUpAndItsWorkerSendsNoMoreThanItsCredit) {
+  constexpr uint32_t kMany = 5000;
+  std::atomic<FakeCall*> first = nullptr;
+  worker_.execute = [&](FakeCall& call, const auto& request) {
+    if (first == nullptr) first = &call;
+    return Answer(call, request);
+  };
+  const Running slow = Start(kMany, /*fills=*/true);
+  slow.events->WaitForToken();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(Start(kMany).events->Result().ok());
+  EXPECT_EQ(slow.events->tokens(), 1u);
+  EXPECT_LE(first.load()->written(), 1024u);
+  slow.events->MakeRoom();
+  slow.handle->Resume();
+  EXPECT_TRUE(slow.events->Result().ok());
+  EXPECT_EQ(slow.events->tokens(), kMany);
+}
+
+TEST_F(SharedStreamTest, AWorkerThatSendsMoreThanItsCreditIsWrongAndOtherCallsGoOn) {
+  worker_.execute = [](FakeCall& call, const auto& request) {
+    for (uint32_t i = 0; request.max_tokens() == 1 && i < 2000; ++i) call.WriteAnyway(TokenEvent(i, 0));
+    return Answer(call, request);
+  };
+  const Running wrong = Start(1, /*fills=*/true), right = Start(100);
+  EXPECT_EQ(Reason(wrong.events->Result().status()), "worker_protocol") << "also of a reader that is full";
+  EXPECT_TRUE(right.events->Result().ok());
+}
+
+TEST_F(SharedStreamTest, WhatStillComesOfACancelledCallIsNobodys) {
+  std::atomic<bool> is_late = false;
+  worker_.execute = [&](FakeCall& call, const auto& request) {
+    if (request.max_tokens() == 2) return Answer(call, request);
+    call.Write(TokenEvent(0, 0));
+    while (!call.IsCancelled()) std::this_thread::yield();
+    for (uint32_t i = 1; i < 100; ++i) call.WriteAnyway(TokenEvent(i, 0));
+    call.WriteAnyway(FinishedEvent(100));
+    is_late = true;
+    return Status();
+  };
+  const Running gone = Start(1);
+  gone.events->WaitForToken();
+  gone.handle->Cancel();
+  EXPECT_EQ(gone.events->Result().status().code(), StatusCode::kCancelled);
+  while (!is_late) std::this_thread::yield();
+  const Running next = Start(2);
+  EXPECT_TRUE(next.events->Result().ok());
+  EXPECT_EQ(next.events->tokens(), 2u);
+  EXPECT_EQ(gone.events->tokens(), 1u);
+  EXPECT_EQ(worker_.streams, 1);
+}
+
+TEST_F(SharedStreamTest, ABrokenStreamLosesItsCallsOfWhichOneCountsAndTheNextCallHasAnother) {
+  worker_.execute = [](FakeCall& call, const auto& request) {
+    if (request.max_tokens() == 2) return Answer(call, request);
+    for (uint32_t i = 0; call.Write(TokenEvent(i, 0)); ++i) std::this_thread::yield();
+    return Cancelled("by its caller");
+  };
+  std::vector<Running> calls;
+  for (int i = 0; i < 6; ++i) calls.push_back(Start(1, /*fills=*/i % 2 == 0));
+  for (const Running& call : calls) call.events->WaitForToken();
+  worker_.BreakStreams();
+  for (const Running& call : calls) {
+    call.events->MakeRoom();  // who has none hears of it when there is some
+    call.handle->Resume();
+  }
+  int faults = 0;
+  for (const Running& call : calls) {
+    const Status lost = call.events->Result().status();
+    EXPECT_EQ(lost.code(), StatusCode::kCancelled);
+    if (!FaultOf(lost).empty()) ++faults;
+  }
+  EXPECT_EQ(faults, 1);
+  EXPECT_TRUE(Start(2).events->Result().ok());
+  EXPECT_EQ(worker_.streams, 2);
+}
+
+TEST_F(SharedStreamTest, AnEarlierDeadlineBehindALaterOneIsKept) {
+  worker_.execute = [](FakeCall& call, const auto&) {
+    EXPECT_LE(call.start().timeout_seconds(), Seconds(kPatience));
+    while (!call.IsCancelled()) std::this_thread::yield();
+    return Cancelled("by its caller");
+  };
+  const Running later = Start(1);
+  spec_.deadline = RealClock().Now() + std::chrono::milliseconds(30);
+  EXPECT_EQ(Start(1).events->Result().status().code(), StatusCode::kDeadlineExceeded);
+  later.handle->Cancel();
+  EXPECT_EQ(later.events->Result().status().code(), StatusCode::kCancelled);
+}
+
+TEST_F(SharedStreamTest, CallsOutliveTheirConnection) {
+  std::atomic<bool> is_gone = false;
+  worker_.execute = [&](FakeCall& call, const auto& request) {
+    call.Write(TokenEvent(0, 0));
+    while (!is_gone) std::this_thread::yield();
+    for (uint32_t i = 1; i < request.max_tokens(); ++i) call.Write(TokenEvent(i, 0));
+    call.Write(FinishedEvent(request.max_tokens()));
+    return Status();
+  };
+  const Running call = Start(3000);
+  call.events->WaitForToken();
+  connection_ = nullptr;
+  is_gone = true;
+  EXPECT_TRUE(call.events->Result().ok());
+  EXPECT_EQ(call.events->tokens(), 3000u);
+}
+
+TEST_F(SharedStreamTest, ARequestTooLongForAMessageIsItsOwnError) {
+  worker_.execute = Answer;
+  spec_.prompt = std::make_shared<const std::vector<TokenId>>(4'000'000, 1 << 30);
+  const Status refused = Start(1).events->Result().status();
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(Message(refused), HasSubstr("limit 15000000"));
+  spec_.prompt = std::make_shared<const std::vector<TokenId>>(2, 0);
+  EXPECT_TRUE(Start(1).events->Result().ok());
+}
+
+TEST_F(SharedStreamTest, TheTraceGoesWithTheCall) {
+  worker_.execute = [](FakeCall& call, const auto& request) {
+    EXPECT_EQ(call.start().traceparent(), "00-1-2-01");
+    EXPECT_EQ(call.start().tracestate(), "a=\xff");
+    return Answer(call, request);
+  };
+  spec_.traceparent = "00-1-2-01";
+  spec_.tracestate = "a=\xff";
+  EXPECT_TRUE(Start(1).events->Result().ok());
+}
+
+TEST_F(ExecuteTest, TheWorkersErrorComesWithItsReason) {
+  worker_.execute = [](FakeCall&, auto&) {
+    return WithReason(ResourceExhausted("inbox \xff full"), "overloaded");
+  };
+  const auto handle = Execute();
   const auto result = events_->Result();
   EXPECT_EQ(result.status().code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(Reason(result.status()), "overloaded");

@@ -3,8 +3,19 @@
 #include <algorithm>
 
 namespace terrace {
+namespace {
+
+constexpr char kCountedUrl[] = "terrace.dev/counted";
+
+}  // namespace
+
+Status CountedAlready(Status status) {
+  status.SetPayload(kCountedUrl, absl::Cord());
+  return status;
+}
 
 std::string_view FaultOf(const Status& status) {
+  if (status.GetPayload(kCountedUrl).has_value()) return "";
   const std::string reason = Reason(status);
   switch (status.code()) {
     case StatusCode::kUnavailable:

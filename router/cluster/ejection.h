@@ -25,6 +25,9 @@ namespace terrace {
 // error, a deadline, a full inbox, a model's numbers, a worker that drains or was replaced.
 inline constexpr std::string_view kFaults[] = {"unavailable", "unknown", "internal", "protocol"};
 std::string_view FaultOf(const Status& status);
+// `status` of a call that was lost with others, when what they shared broke: the replica has failed once,
+// which another one of them tells. FaultOf has none for it; all else is as it was.
+Status CountedAlready(Status status);
 
 struct EjectionOptions {
   uint32_t consecutive_failures = 3;               // 0: nobody is ejected

@@ -56,6 +56,7 @@ TEST(Fault, IsWhatAnotherReplicaWouldNotHaveDone) {
       {WithReason(Unavailable("bye"), "draining"), ""},
       {WithReason(Unavailable("another"), "wrong_instance"), ""},
       {DeadlineExceeded("late"), ""},
+      {CountedAlready(Unavailable("Socket closed")), ""},
   };
   for (const auto& c : cases) EXPECT_EQ(FaultOf(c.status), c.fault) << c.status;
 }

@@ -1,17 +1,16 @@
 #include "router/cluster/grpc_worker.h"
 
 #include <algorithm>
-#include <atomic>
-#include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "base/grpc_channel.h"
 #include "base/grpc_status.h"
-#include "grpcpp/alarm.h"
 #include "grpcpp/grpcpp.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
+#include "router/cluster/execute_events.h"
+#include "router/cluster/serve_stream.h"
 
 namespace terrace {
 namespace {
@@ -51,64 +50,6 @@ std::chrono::system_clock::time_point WallDeadline(Duration remaining) {
          std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(remaining, Duration(0)));
 }
 
-// A reader that may be full, and whose call then waits, until its deadline at most: gRPC tells its end to who
-// reads. Shared by the call and its handle.
-class ReadPause : public std::enable_shared_from_this<ReadPause> {
- public:
-  // A reader that is gone is not full.
-  ReadPause(std::weak_ptr<const ExecuteEvents> reader, std::chrono::system_clock::time_point deadline)
-      : reader_(std::move(reader)), deadline_(deadline) {}
-
-  // `read_on` is called only while the call lives: between Wait and its end.
-  void SetReadOn(std::function<void()> read_on) { read_on_ = std::move(read_on); }
-  bool is_full() const {
-    const auto reader = is_over_ ? nullptr : reader_.lock();
-    return reader != nullptr && reader->is_full();
-  }
-
-  // With a hold on the call: gives the right to read on away, unless that is to be done at once.
-  void Wait() {
-    {
-      std::lock_guard lock(mutex_);
-      alarm_ = std::make_unique<grpc::Alarm>();
-      alarm_->Set(deadline_, [self = shared_from_this()](bool is_due) {
-        if (is_due) self->End();
-      });
-    }
-    is_waiting_ = true;
-    Resume();  // what made room may have come before, and found nobody waiting
-  }
-  void Resume() {
-    if (is_full() || !is_waiting_.exchange(false)) return;
-    std::unique_ptr<grpc::Alarm> done;  // goes without the lock
-    {
-      std::lock_guard lock(mutex_);
-      done = std::move(alarm_);
-    }
-    read_on_();
-  }
-  // Reads on whatever is full.
-  void End() {
-    is_over_ = true;
-    Resume();
-  }
-
- private:
-  const std::weak_ptr<const ExecuteEvents> reader_;
-  const std::chrono::system_clock::time_point deadline_;
-  std::function<void()> read_on_;         // set before the first Wait
-  std::atomic<bool> is_waiting_ = false;  // who clears it calls read_on_, once
-  std::atomic<bool> is_over_ = false;
-  std::mutex mutex_;
-  std::unique_ptr<grpc::Alarm> alarm_;  // GUARDED_BY(mutex_): while it waits
-};
-
-// gRPC ends the process at a value that is not printable ASCII: one is left out, as an empty one is.
-void AddMetadata(grpc::ClientContext& context, const char* name, const std::string& value) {
-  const bool is_legal = std::ranges::all_of(value, [](char c) { return c >= ' ' && c <= '~'; });
-  if (is_legal && !value.empty()) context.AddMetadata(name, value);
-}
-
 class ContextHandle : public CallHandle {
  public:
   explicit ContextHandle(std::shared_ptr<grpc::ClientContext> context) : context_(std::move(context)) {}
@@ -118,78 +59,16 @@ class ContextHandle : public CallHandle {
   const std::shared_ptr<grpc::ClientContext> context_;
 };
 
-// Of a call that may pause.
-class PausableHandle : public CallHandle {
- public:
-  PausableHandle(std::shared_ptr<grpc::ClientContext> context, std::shared_ptr<ReadPause> pause)
-      : context_(std::move(context)), pause_(std::move(pause)) {}
-  void Cancel() override {
-    context_->TryCancel();
-    pause_->End();  // the call's end is told by the next read
-  }
-  void Resume() override { pause_->Resume(); }
-
- private:
-  const std::shared_ptr<grpc::ClientContext> context_;
-  const std::shared_ptr<ReadPause> pause_;
-};
-
-// The Execute calls of one connection that are under way. Thread-safe.
-class RunningCalls {
- public:
-  uint64_t Add(std::shared_ptr<CallHandle> handle) {
-    std::lock_guard lock(mutex_);
-    calls_[++last_id_].handle = std::move(handle);
-    return last_id_;
-  }
-  // The call is over. Why EndAll had ended it, or OK.
-  Status Remove(uint64_t id) {
-    std::lock_guard lock(mutex_);
-    return calls_.extract(id).mapped().why;
-  }
-  void EndAll(const Status& why) {
-    std::vector<std::shared_ptr<CallHandle>> ended;
-    {
-      std::lock_guard lock(mutex_);
-      for (auto& [id, call] : calls_) {
-        if (!call.why.ok()) continue;
-        call.why = why;
-        ended.push_back(call.handle);
-      }
-    }
-    for (const auto& handle : ended) handle->Cancel();
-  }
-
- private:
-  struct Call {
-    std::shared_ptr<CallHandle> handle = {};
-    Status why = {};
-  };
-  std::mutex mutex_;
-  std::map<uint64_t, Call> calls_;  // GUARDED_BY(mutex_)
-  uint64_t last_id_ = 0;            // GUARDED_BY(mutex_)
-};
-
 // A server-streaming call that owns itself until OnDone. `on_message` judges each message: an error ends the
-// call, and is what `on_done` gets. With a `pause` it reads on only while that is not full.
+// call, and is what `on_done` gets.
 template <typename Message>
 class StreamCall : public grpc::ClientReadReactor<Message> {
  public:
   using OnMessage = std::function<Status(Message&)>;
   using OnEnd = std::function<void(Status)>;
 
-  StreamCall(std::shared_ptr<grpc::ClientContext> context, OnMessage on_message, OnEnd on_end,
-             std::shared_ptr<ReadPause> pause = nullptr)
-      : context_(std::move(context)),
-        on_message_(std::move(on_message)),
-        on_end_(std::move(on_end)),
-        pause_(std::move(pause)) {
-    if (pause_ == nullptr) return;
-    pause_->SetReadOn([this] {
-      this->StartRead(&message_);
-      this->RemoveHold();
-    });
-  }
+  StreamCall(std::shared_ptr<grpc::ClientContext> context, OnMessage on_message, OnEnd on_end)
+      : context_(std::move(context)), on_message_(std::move(on_message)), on_end_(std::move(on_end)) {}
 
   void Start() {
     this->StartRead(&message_);
@@ -200,14 +79,8 @@ class StreamCall : public grpc::ClientReadReactor<Message> {
     if (!ok) return;
     error_ = on_message_(message_);
     message_.Clear();  // the next one may be long in coming
-    if (!error_.ok()) {
-      context_->TryCancel();
-      return;
-    }
-    if (pause_ == nullptr || !pause_->is_full()) return this->StartRead(&message_);
-    this->AddHold();            // gRPC does not end a call that may start a read outside of its reactions
-    const auto pause = pause_;  // this may be gone before Wait returns
-    pause->Wait();
+    if (error_.ok()) return this->StartRead(&message_);
+    context_->TryCancel();
   }
 
   void OnDone(const grpc::Status& status) override {
@@ -219,14 +92,9 @@ class StreamCall : public grpc::ClientReadReactor<Message> {
   const std::shared_ptr<grpc::ClientContext> context_;
   const OnMessage on_message_;
   const OnEnd on_end_;
-  const std::shared_ptr<ReadPause> pause_;  // may be null
   Message message_;
   Status error_;
 };
-
-Status ProtocolError(const std::string& what) {
-  return WithReason(Internal("the worker broke the protocol: ", what), "worker_protocol");
-}
 
 Status CheckProtocol(const v1::WorkerDescription& description) {
   if (description.protocol() == v1::WORKER_PROTOCOL_CURRENT) return {};
@@ -235,137 +103,6 @@ Status CheckProtocol(const v1::WorkerDescription& description) {
                          ", this router ", static_cast<int>(v1::WORKER_PROTOCOL_CURRENT)),
       kMismatchReason);
 }
-
-v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
-  v1::ExecuteRequest out;
-  out.set_request_id(spec.request_id);
-  out.set_instance(spec.instance);
-  out.mutable_prompt_tokens()->Add(spec.prompt->begin(), spec.prompt->end());
-  out.mutable_resume_tokens()->Add(spec.resume.begin(), spec.resume.end());
-  out.mutable_draft_tokens()->Add(spec.draft.begin(), spec.draft.end());
-  const Sampling& sampling = spec.sampling;
-  v1::SamplingParams& params = *out.mutable_sampling();
-  params.set_temperature(sampling.temperature);
-  params.set_top_k(sampling.top_k);
-  params.set_top_p(sampling.top_p);
-  params.set_min_p(sampling.min_p);
-  params.set_repetition_penalty(sampling.repetition_penalty);
-  params.set_presence_penalty(sampling.presence_penalty);
-  params.set_frequency_penalty(sampling.frequency_penalty);
-  for (const auto& [token, bias] : sampling.logit_bias) (*params.mutable_logit_bias())[token] = bias;
-  if (sampling.seed.has_value()) params.set_seed(*sampling.seed);
-  out.set_max_tokens(spec.max_tokens);
-  out.mutable_stop_tokens()->Add(spec.stop_tokens.begin(), spec.stop_tokens.end());
-  out.set_ignore_eos(spec.ignore_eos);
-  out.set_top_logprobs(spec.top_logprobs);
-  out.set_score_prompt(spec.score_prompt);
-  out.set_signals(spec.signals);
-  if (spec.speculation_max_tokens.has_value())
-    out.mutable_speculation()->set_max_tokens(*spec.speculation_max_tokens);
-  out.set_priority(spec.priority);
-  out.set_cache_salt(spec.cache_salt);
-  return out;
-}
-
-std::vector<WorkerToken> FromProto(const google::protobuf::RepeatedPtrField<v1::GeneratedToken>& tokens) {
-  std::vector<WorkerToken> out;
-  out.reserve(tokens.size());
-  for (const v1::GeneratedToken& token : tokens) {
-    WorkerToken& next = out.emplace_back(WorkerToken{.token = token.token(),
-                                                     .logprob = token.logprob(),
-                                                     .margin = token.margin(),
-                                                     .entropy = token.entropy()});
-    for (const v1::TokenLogprob& top : token.top()) next.top.push_back({top.token(), top.logprob()});
-  }
-  return out;
-}
-
-// `error` of the call of `context`, which tells whether there was a connection: then gRPC has its address for
-// the call's peer, before that what the channel was made with.
-Status MarkUnreached(const Status& error, const grpc::ClientContext& context) {
-  if (error.code() != StatusCode::kUnavailable || !Reason(error).empty()) return error;
-  const std::string peer = context.peer();
-  const bool is_address = peer.starts_with("ipv4:") || peer.starts_with("ipv6:");
-  return is_address ? error : WithReason(error, kUnreachedReason);
-}
-
-// Checks the order of one call's events and passes them on.
-class ExecuteState {
- public:
-  ExecuteState(const ExecuteSpec& spec, std::shared_ptr<ExecuteEvents> events)
-      : next_token_(spec.resume.size()),
-        next_score_(1),
-        prompt_tokens_(spec.prompt->size()),
-        events_(std::move(events)) {}
-
-  Status OnEvent(v1::ExecuteEvent& event) {
-    if (finished_) return ProtocolError("an event after the last one");
-    switch (event.event_case()) {
-      case v1::ExecuteEvent::kTokens:
-        if (event.tokens().first_index() != next_token_) return ProtocolError("tokens lost or repeated");
-        next_token_ += event.tokens().tokens_size();
-        events_->OnTokens(FromProto(event.tokens().tokens()));
-        return {};
-      case v1::ExecuteEvent::kPromptScores:
-        if (event.prompt_scores().first_index() != next_score_)
-          return ProtocolError("scores lost or repeated");
-        next_score_ += event.prompt_scores().scores_size();
-        if (next_score_ > prompt_tokens_) return ProtocolError("more scores than prompt tokens");
-        events_->OnPromptScores(FromProto(event.prompt_scores().scores()));
-        return {};
-      case v1::ExecuteEvent::kFinished:
-        return OnFinished(event.finished());
-      case v1::ExecuteEvent::kStarted:
-        if (std::exchange(is_started_, true)) return ProtocolError("started twice");
-        if (event.started().cached_tokens() > prompt_tokens_)
-          return ProtocolError("more cached tokens than prompt tokens");
-        events_->OnStarted(event.started().cached_tokens());
-        return {};
-      case v1::ExecuteEvent::EVENT_NOT_SET:
-        break;  // of a newer worker
-    }
-    return {};
-  }
-
-  void OnEnd(const Status& status) {
-    if (!status.ok()) {
-      events_->OnDone(status);
-    } else if (!finished_) {
-      events_->OnDone(ProtocolError("the stream ended without its last event"));
-    } else {
-      events_->OnDone(result_);
-    }
-  }
-
- private:
-  Status OnFinished(const v1::ExecuteFinished& finished) {
-    if (finished.reason() != v1::FINISH_REASON_STOP && finished.reason() != v1::FINISH_REASON_LENGTH) {
-      return ProtocolError(Concat("finish reason ", static_cast<int>(finished.reason())));
-    }
-    if (finished.generated_tokens() != next_token_) return ProtocolError("tokens lost before the end");
-    if (finished.accepted_speculated_tokens() > finished.speculated_tokens()) {
-      return ProtocolError(Concat(finished.accepted_speculated_tokens(), " accepted tokens of ",
-                                  finished.speculated_tokens(), " drafted ones"));
-    }
-    finished_ = true;
-    result_.end = finished.reason() == v1::FINISH_REASON_STOP ? AnswerEnd::kStop : AnswerEnd::kLength;
-    result_.usage = {.prompt_tokens = finished.prompt_tokens(),
-                     .cached_tokens = finished.cached_tokens(),
-                     .completion_tokens = finished.generated_tokens(),
-                     .speculated_tokens = finished.speculated_tokens(),
-                     .accepted_speculated_tokens = finished.accepted_speculated_tokens()};
-    result_.queue_seconds = finished.queue_seconds();
-    result_.prefill_seconds = finished.prefill_seconds();
-    result_.decode_seconds = finished.decode_seconds();
-    return {};
-  }
-
-  uint64_t next_token_, next_score_;
-  const uint64_t prompt_tokens_;
-  bool is_started_ = false, finished_ = false;
-  ExecuteResult result_;
-  const std::shared_ptr<ExecuteEvents> events_;
-};
 
 // Checks epoch and sequence of one Watch stream.
 class WatchState {
@@ -422,6 +159,9 @@ class GrpcWorkerConnection : public WorkerConnection {
  public:
   GrpcWorkerConnection(const std::string& address, const WorkerChannelOptions& options)
       : stub_(v1::Worker::NewStub(MakeChannel(address, options))) {}
+  ~GrpcWorkerConnection() override {
+    if (stream_ != nullptr) stream_->Close();
+  }
 
   std::unique_ptr<CallHandle> Describe(Duration timeout, Done<ReplicaDescription> on_done) override {
     struct Call {
@@ -500,33 +240,30 @@ class GrpcWorkerConnection : public WorkerConnection {
 
   std::shared_ptr<CallHandle> Execute(const ExecuteSpec& spec,
                                       std::shared_ptr<ExecuteEvents> events) override {
-    auto context = std::make_shared<grpc::ClientContext>();
-    context->set_deadline(WallDeadline(spec.deadline - RealClock().Now()));
-    AddMetadata(*context, "traceparent", spec.traceparent);
-    AddMetadata(*context, "tracestate", spec.tracestate);
-    const auto pause = std::make_shared<ReadPause>(events, context->deadline());
-    const auto state = std::make_shared<ExecuteState>(spec, std::move(events));
-    const auto handle = std::make_shared<PausableHandle>(context, pause);
-    const uint64_t id = running_->Add(handle);
-    auto* call = new StreamCall<v1::ExecuteEvent>(
-        context, [state](v1::ExecuteEvent& event) { return state->OnEvent(event); },
-        [state, id, context, running = running_](const Status& status) {
-          const Status why = running->Remove(id);
-          state->OnEnd(status.ok() || why.ok() ? MarkUnreached(status, *context) : why);
-        },
-        pause);
-    const v1::ExecuteRequest request = ToProto(spec);
-    stub_->async()->Execute(context.get(), &request, call);
-    call->Start();
-    return handle;
+    return Stream()->Start(spec, std::move(events));
   }
 
-  void EndCalls(const Status& why) override { running_->EndAll(why); }
+  void EndCalls(const Status& why) override {
+    std::shared_ptr<ServeStream> ended;
+    {
+      std::lock_guard lock(mutex_);
+      ended.swap(stream_);
+    }
+    if (ended != nullptr) ended->EndCalls(why);
+  }
 
  private:
+  // One that is whole, as far as is known.
+  std::shared_ptr<ServeStream> Stream() {
+    std::lock_guard lock(mutex_);
+    if (stream_ == nullptr || stream_->is_broken()) stream_ = ServeStream::Open(*stub_);
+    return stream_;
+  }
+
   const std::unique_ptr<v1::Worker::Stub> stub_;
   const std::shared_ptr<DescribedInstance> described_ = std::make_shared<DescribedInstance>();
-  const std::shared_ptr<RunningCalls> running_ = std::make_shared<RunningCalls>();
+  std::mutex mutex_;
+  std::shared_ptr<ServeStream> stream_;  // GUARDED_BY(mutex_): of all calls from now on; null until the first
 };
 
 }  // namespace

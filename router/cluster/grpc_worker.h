@@ -1,6 +1,7 @@
 // The gRPC client of one worker: its channel and its calls. Nothing blocks; callbacks come on gRPC's threads.
-// The only files of the router that know proto/terrace/v1/worker.proto are grpc_worker.cc and this folder's
-// tests.
+// Its Execute calls share a stream (serve_stream.h), another one after one that broke. The only files of the
+// router that know proto/terrace/v1/worker.proto are grpc_worker.cc, serve_stream, execute_events and this
+// folder's tests.
 #pragma once
 
 #include <functional>

@@ -133,7 +133,7 @@ def measure(name, target, pid, load_options, key, value):
 def proxy(options):
     cases = [(2048, 1), (2048, 64), (220 * 1024, 1)]
     found = []
-    with Stub(workers=options.workers, cache_blocks=4096) as stub, Nginx(stub.grpc) as nginx, \
+    with Stub(workers=options.workers, cache_blocks=4096, inter_token_ms=options.token_ms) as stub, Nginx(stub.grpc) as nginx, \
             Router({"stub": stub.grpc}, balance={"policy": "prefix"}) as router:
         targets = {"direct": (stub.grpc[0], None), "nginx": (nginx.address, nginx.pid),
                    "router": (router.addresses["grpc"], router.pid)}
@@ -333,6 +333,7 @@ def main():
     one.add_argument("--rounds", type=int, default=6, help="in turns (default 6: each target is first, second and last twice)")
     one.add_argument("--seconds", type=float, default=5, help="of each level of a round")
     one.add_argument("--workers", type=int, default=64)
+    one.add_argument("--token-ms", type=float, default=1, help="between two tokens of an answer: a step of the workers")
     one.add_argument("--sizes", type=lambda text: [int(n) for n in text.split(",")], help="only prompts of so many bytes: 2048,225280")
     one = commands.add_parser("streams", help="many open event streams")
     one.set_defaults(run=streams)

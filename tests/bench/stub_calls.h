@@ -1,21 +1,22 @@
-// The streaming calls of a stub worker: the same answer, a message a token at a set pace, as Worker.Execute
-// and as Inference.Generate give it. A call keeps itself alive until gRPC is done with it; after it has begun
-// one thing at a time happens to it, a write or a wait, so it needs no lock.
+// The answers of a stub worker: the same words, a token at a time at a set pace, as sequences of a
+// worker (StubSequence, behind the worker's own services) and as Inference.Generate gives them
+// (StubGenerate). Each keeps itself alive until it is over; after it has begun one thing at a time happens to
+// it, so it needs no lock.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/grpc_status.h"
 #include "grpcpp/support/server_callback.h"
 #include "proto/terrace/v1/inference.pb.h"
-#include "proto/terrace/v1/worker.pb.h"
 #include "tests/bench/stub_parts.h"
 #include "text/tokenizer.h"
+#include "worker/engine/sequence.h"
 
 namespace terrace {
 
@@ -24,9 +25,15 @@ struct StubPace {
   Duration first_token = {}, inter_token = {};
   uint32_t burst_tokens = 1;    // so many come at once, with the first; then one after each inter_token
   Duration prefill_token = {};  // before the first token, for each of the prompt that is not cached
+
+  // Before token `index`, or before the end of an answer of so many. `uncached_tokens`: of the prompt.
+  Duration Before(uint32_t index, uint32_t count, uint32_t uncached_tokens) const {
+    if (index == 0) return first_token + prefill_token * uncached_tokens;
+    return index >= burst_tokens && index < count ? inter_token : Duration(0);
+  }
 };
 
-// What all calls of one stub share; outlives them.
+// What all answers of one stub share; outlives them.
 struct StubState {
   StubPace pace;
   TokenId token = 0;  // of which every answer is made
@@ -34,25 +41,93 @@ struct StubState {
   Alarms& alarms;
   Places places;
   StubCache cache;
+
+  Status Full() const { return WithReason(ResourceExhausted("the inbox is full"), "overloaded"); }
 };
 
-template <typename Response>
-class StubCall : public grpc::ServerWriteReactor<Response>,
-                 public std::enable_shared_from_this<StubCall<Response>> {
+// A sequence as an engine would run it; it does not pause.
+class StubSequence : public std::enable_shared_from_this<StubSequence> {
  public:
-  // `first_messages`: before that of the first token.
-  StubCall(StubState& state, grpc::CallbackServerContext& context, uint32_t tokens, uint32_t first_messages)
+  // As Engine::Submit.
+  static Status Submit(StubState& state, SequenceSpec spec, std::shared_ptr<TokenSink> sink) {
+    const auto sequence = std::make_shared<StubSequence>(state, std::move(spec), std::move(sink));
+    const auto prompt_tokens = static_cast<uint32_t>(sequence->spec_.prompt.size());
+    const bool has_place =
+        state.places.Enter(sequence.get(), prompt_tokens, [sequence] { sequence->Begin(); });
+    return has_place ? Status() : state.Full();
+  }
+
+  StubSequence(StubState& state, SequenceSpec spec, std::shared_ptr<TokenSink> sink)
+      : state_(state), spec_(std::move(spec)), sink_(std::move(sink)) {
+    tokens_ = spec_.max_tokens == 0 ? state.pace.tokens : spec_.max_tokens;
+    result_.stats.prompt_tokens = static_cast<uint32_t>(spec_.prompt.size());
+    result_.stats.generated_tokens = tokens_;
+    result_.reason = FinishReason::kLength;
+  }
+
+ private:
+  void Begin() {
+    due_ = RealClock().Now();
+    state_.alarms.At(due_, [self = shared_from_this()] { self->Start(); });
+  }
+
+  void Start() {
+    if (sink_->is_closed()) return End();
+    result_.stats.cached_tokens = state_.cache.Use(spec_.cache_salt, spec_.prompt);
+    spec_.prompt = std::vector<int32_t>();  // it may be long
+    sink_->OnStarted(result_.stats.cached_tokens);
+    Await();
+  }
+
+  void Await() {
+    due_ += state_.pace.Before(step_, tokens_, result_.stats.prompt_tokens - result_.stats.cached_tokens);
+    state_.alarms.At(due_, [self = shared_from_this()] { self->Step(); });
+  }
+
+  void Step() {
+    if (step_ == tokens_ || sink_->is_closed()) return End();
+    SampledToken token;
+    token.token = state_.token;
+    token.logprob = -0.5f;
+    sink_->OnTokens(step_++, {&token, 1});
+    Await();
+  }
+
+  void End() {
+    if (step_ < tokens_) {
+      result_.reason = FinishReason::kCancelled;
+      result_.error = Cancelled("nobody reads");
+    }
+    state_.places.Leave();
+    sink_->OnFinish(result_);
+  }
+
+  StubState& state_;
+  SequenceSpec spec_;
+  const std::shared_ptr<TokenSink> sink_;
+  uint32_t tokens_ = 0;
+  uint32_t step_ = 0;  // tokens given
+  MonoTime due_;       // of the next one
+  SequenceResult result_;
+};
+
+// What a router in front of the stub would answer. The prompt's tokens are not counted: nobody tokenizes it.
+class StubGenerate : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+                     public std::enable_shared_from_this<StubGenerate> {
+ public:
+  StubGenerate(StubState& state, grpc::CallbackServerContext& context, const v1::GenerateRequest& request)
       : state_(state),
         context_(context),
-        tokens_(tokens == 0 ? state.pace.tokens : tokens),
-        first_messages_(first_messages) {}
+        tokens_(request.max_tokens() == 0 ? state.pace.tokens : request.max_tokens()),
+        request_id_(request.request_id().empty() ? "req-0123456789abcdef0123456789abcdef"
+                                                 : request.request_id()) {}
 
-  grpc::ServerWriteReactor<Response>* Start(uint32_t prompt_tokens) {
-    self_ = this->shared_from_this();
-    if (!state_.places.Enter(this, prompt_tokens, [self = self_] { self->Begin(); })) {
-      const Status error = WithReason(ResourceExhausted("the inbox is full"), "overloaded");
+  grpc::ServerWriteReactor<v1::GenerateResponse>* Start() {
+    self_ = shared_from_this();
+    if (!state_.places.Enter(this, /*prompt_tokens=*/0, [self = self_] { self->Begin(); })) {
+      const Status error = state_.Full();
       SetReasonTrailer(context_, error);
-      this->Finish(ToGrpcStatus(error));
+      Finish(ToGrpcStatus(error));
     }
     return this;
   }
@@ -60,137 +135,68 @@ class StubCall : public grpc::ServerWriteReactor<Response>,
   void OnWriteDone(bool ok) override {
     if (is_finished_) return;
     if (!ok) is_cancelled_ = true;
-    due_ += WaitBefore(step_);
     Await();
   }
   void OnCancel() override {
     is_cancelled_ = true;
-    if (state_.places.LeaveQueue(this)) this->Finish(grpc::Status::CANCELLED);
+    if (state_.places.LeaveQueue(this)) Finish(grpc::Status::CANCELLED);
   }
   void OnDone() override {
     const auto last = std::move(self_);  // may delete this
   }
 
- protected:
-  // How many of the prompt's tokens are cached; asked once, when the sequence begins.
-  virtual uint32_t Lookup() = 0;
-  virtual uint32_t prompt_tokens() const = 0;
-  // One of the messages: `token` counts from 0; below it are the first messages, and after the last one the
-  // end.
-  virtual void Fill(int64_t token, Response& response) const = 0;
-
-  const StubState& state() const { return state_; }
-  uint32_t tokens() const { return tokens_; }
-  uint32_t cached_tokens() const { return cached_tokens_; }
-
  private:
   void Begin() {
-    cached_tokens_ = Lookup();
-    due_ = RealClock().Now() + WaitBefore(0);
+    due_ = RealClock().Now();
     Await();
   }
 
-  Duration WaitBefore(uint32_t step) const {
-    if (step == first_messages_)
-      return state_.pace.first_token + state_.pace.prefill_token * (prompt_tokens() - cached_tokens_);
-    const uint32_t token = step - std::min(step, first_messages_);
-    return token >= state_.pace.burst_tokens && token < tokens_ ? state_.pace.inter_token : Duration(0);
-  }
-
   void Await() {
+    due_ += state_.pace.Before(step_, tokens_, /*uncached_tokens=*/0);
     if (due_ <= RealClock().Now()) return Write();
     state_.alarms.At(due_, [self = self_] { self->Write(); });
   }
 
   void Write() {
-    const bool is_last = step_ == first_messages_ + tokens_;
+    const bool is_last = step_ == tokens_;
     is_finished_ = is_last || is_cancelled_;
     if (is_finished_) state_.places.Leave();
-    if (is_cancelled_) return this->Finish(grpc::Status::CANCELLED);
+    if (is_cancelled_) return Finish(grpc::Status::CANCELLED);
     response_.Clear();
-    Fill(int64_t{step_++} - first_messages_, response_);
-    if (is_last) return this->StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
-    this->StartWrite(&response_);
+    Fill(step_++, response_);
+    if (is_last) return StartWriteAndFinish(&response_, grpc::WriteOptions(), grpc::Status::OK);
+    StartWrite(&response_);
   }
 
-  StubState& state_;
-  grpc::CallbackServerContext& context_;  // gRPC's, until OnDone
-  const uint32_t tokens_, first_messages_;
-  uint32_t cached_tokens_ = 0;
-  uint32_t step_ = 0;  // messages written
-  MonoTime due_;       // of the next one
-  bool is_finished_ = false;
-  std::atomic<bool> is_cancelled_ = false;
-  Response response_;  // being written
-  std::shared_ptr<StubCall> self_;
-};
-
-class StubExecute : public StubCall<v1::ExecuteEvent> {
- public:
-  StubExecute(StubState& state, grpc::CallbackServerContext& context, const v1::ExecuteRequest& request)
-      : StubCall(state, context, request.max_tokens(), /*first_messages=*/1),
-        cache_(state.cache),
-        request_(request) {}
-
- private:
-  uint32_t Lookup() override {
-    return cache_.Use(request_.cache_salt(), {request_.prompt_tokens().data(), prompt_tokens()});
-  }
-  uint32_t prompt_tokens() const override { return request_.prompt_tokens_size(); }
-
-  void Fill(int64_t token, v1::ExecuteEvent& event) const override {
-    if (token < 0) {
-      event.mutable_started()->set_cached_tokens(cached_tokens());
-    } else if (token < tokens()) {
-      event.mutable_tokens()->set_first_index(static_cast<uint32_t>(token));
-      v1::GeneratedToken& next = *event.mutable_tokens()->add_tokens();
-      next.set_token(state().token);
-      next.set_logprob(-0.5f);
-    } else {
-      v1::ExecuteFinished& finished = *event.mutable_finished();
-      finished.set_reason(v1::FINISH_REASON_LENGTH);
-      finished.set_prompt_tokens(prompt_tokens());
-      finished.set_cached_tokens(cached_tokens());
-      finished.set_generated_tokens(tokens());
-    }
-  }
-
-  StubCache& cache_;
-  const v1::ExecuteRequest& request_;  // gRPC's, until OnDone
-};
-
-// What a router in front of the stub would answer. The prompt's tokens are not counted: nobody tokenizes it.
-class StubGenerate : public StubCall<v1::GenerateResponse> {
- public:
-  StubGenerate(StubState& state, grpc::CallbackServerContext& context, const v1::GenerateRequest& request)
-      : StubCall(state, context, request.max_tokens(), /*first_messages=*/0),
-        request_id_(request.request_id().empty() ? "req-0123456789abcdef0123456789abcdef"
-                                                 : request.request_id()) {}
-
- private:
-  uint32_t Lookup() override { return 0; }
-  uint32_t prompt_tokens() const override { return 0; }
-
-  void Fill(int64_t token, v1::GenerateResponse& response) const override {
+  void Fill(uint32_t token, v1::GenerateResponse& response) const {
     response.set_request_id(request_id_);
-    if (token < tokens()) {
-      response.set_text(state().text);
-      response.add_tokens()->set_id(state().token);
+    if (token < tokens_) {
+      response.set_text(state_.text);
+      response.add_tokens()->set_id(state_.token);
       return;
     }
     v1::GenerateFinished& finished = *response.mutable_finished();
     finished.set_reason(v1::FINISH_REASON_LENGTH);
-    finished.mutable_usage()->set_completion_tokens(tokens());
+    finished.mutable_usage()->set_completion_tokens(tokens_);
     finished.set_tier("stub");
     v1::TierAttempt& attempt = *finished.add_attempts();
     attempt.set_tier("stub");
     attempt.set_replica("127.0.0.1:8101");
-    attempt.mutable_usage()->set_completion_tokens(tokens());
+    attempt.mutable_usage()->set_completion_tokens(tokens_);
     attempt.set_mean_logprob(-0.5);
     attempt.set_accepted(true);
   }
 
+  StubState& state_;
+  grpc::CallbackServerContext& context_;  // gRPC's, until OnDone
+  const uint32_t tokens_;
   const std::string request_id_;
+  uint32_t step_ = 0;  // messages written
+  MonoTime due_;       // of the next one
+  bool is_finished_ = false;
+  std::atomic<bool> is_cancelled_ = false;
+  v1::GenerateResponse response_;  // being written
+  std::shared_ptr<StubGenerate> self_;
 };
 
 }  // namespace terrace

@@ -15,9 +15,15 @@ void Alarms::At(MonoTime when, std::function<void()> call) {
 }
 
 void Alarms::Run(const std::stop_token& stop) {
+  bool has_called = false;  // since the last pause
   std::unique_lock lock(mutex_);
   while (!stop.stop_requested()) {
-    if (calls_.empty()) {
+    const bool is_pause = calls_.empty() || calls_.begin()->first > RealClock().Now();
+    if (is_pause && std::exchange(has_called, false)) {
+      lock.unlock();
+      on_pause_();
+      lock.lock();
+    } else if (calls_.empty()) {
       changed_.wait(lock, stop, [this] { return !calls_.empty(); });
     } else if (const MonoTime due = calls_.begin()->first; due > RealClock().Now()) {
       changed_.wait_until(lock, stop, due, [&] { return calls_.begin()->first < due; });
@@ -26,6 +32,7 @@ void Alarms::Run(const std::stop_token& stop) {
       calls_.erase(calls_.begin());
       lock.unlock();
       call();
+      has_called = true;
       lock.lock();
     }
   }

@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
@@ -20,15 +21,18 @@
 
 namespace terrace {
 
-// Calls back at given times, on a thread of its own. What was not due when it dies is dropped.
+// Calls back at given times, on a thread of its own, and `on_pause` whenever all that was due has been
+// called. What was not due when it dies is dropped.
 class Alarms {
  public:
-  Alarms() : thread_([this](const std::stop_token& stop) { Run(stop); }) {}
+  explicit Alarms(std::function<void()> on_pause)
+      : on_pause_(std::move(on_pause)), thread_([this](const std::stop_token& stop) { Run(stop); }) {}
   void At(MonoTime when, std::function<void()> call);
 
  private:
   void Run(const std::stop_token& stop);
 
+  const std::function<void()> on_pause_;
   std::mutex mutex_;
   std::condition_variable_any changed_;
   std::multimap<MonoTime, std::function<void()>> calls_;  // GUARDED_BY(mutex_)

@@ -20,7 +20,10 @@
 #include "proto/terrace/v1/worker.grpc.pb.h"
 #include "tests/bench/stub_calls.h"
 #include "text/text_assets.h"
+#include "worker/server/execute_reactor.h"
+#include "worker/server/serve_hub.h"
 #include "worker/server/watch_hub.h"
+#include "worker/server/worker_metrics.h"
 
 namespace terrace {
 namespace {
@@ -98,6 +101,14 @@ class StubWorker {
                .alarms = alarms,
                .places = {flags.places, flags.inbox},
                .cache = {{.model = description_.model_digest(), .layout = kLayout}, flags.cache_blocks}},
+        host_{.instance = description_.instance(),
+              .submit =
+                  [this](SequenceSpec spec, std::shared_ptr<TokenSink> sink) {
+                    return StubSequence::Submit(state_, std::move(spec), std::move(sink));
+                  },
+              .wake = [] {},
+              .metrics = metrics_},
+        hub_(kServe, host_),
         watches_([this](std::optional<uint64_t>& position) { return Snapshot(position); }) {}
 
   StatusOr<std::string> Listen() {
@@ -114,7 +125,13 @@ class StubWorker {
     return Concat("127.0.0.1:", port);
   }
 
+  // What the steps until now have given goes out.
+  void Flush() { hub_.Flush(); }
+
  private:
+  // No two tokens share an event: a worker makes one a step.
+  static constexpr ServeHub::Options kServe = {.execute = {.buffer_logprobs = 1}};
+
   class Worker : public v1::Worker::CallbackService {
    public:
     explicit Worker(StubWorker& stub) : stub_(stub) {}
@@ -134,8 +151,12 @@ class StubWorker {
 
     grpc::ServerWriteReactor<v1::ExecuteEvent>* Execute(grpc::CallbackServerContext* context,
                                                         const v1::ExecuteRequest* request) override {
-      return std::make_shared<StubExecute>(stub_.state_, *context, *request)
-          ->Start(static_cast<uint32_t>(request->prompt_tokens_size()));
+      return ExecuteReactor::Start(kServe.execute, stub_.host_, *context, *request);
+    }
+
+    grpc::ServerBidiReactor<v1::ServeCommands, v1::ServeEvents>* Serve(
+        grpc::CallbackServerContext* context) override {
+      return stub_.hub_.Serve(*context);
     }
 
     grpc::ServerWriteReactor<v1::WorkerUpdate>* Watch(grpc::CallbackServerContext*,
@@ -166,7 +187,7 @@ class StubWorker {
 
     grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                              const v1::GenerateRequest* request) override {
-      return std::make_shared<StubGenerate>(stub_.state_, *context, *request)->Start(/*prompt_tokens=*/0);
+      return std::make_shared<StubGenerate>(stub_.state_, *context, *request)->Start();
     }
 
    private:
@@ -200,6 +221,9 @@ class StubWorker {
   const std::string text_;
   const uint64_t epoch_ = Now();
   StubState state_;
+  WorkerMetrics metrics_;
+  const ExecuteHost host_;
+  ServeHub hub_;
   WatchHub watches_;
   Worker worker_{*this};
   Inference inference_{*this};
@@ -210,8 +234,10 @@ Status Serve(const Flags& flags, ShutdownSignal& shutdown) {
   InitLog({.component = "stub"});
   ASSIGN_OR_RETURN(const TextAssets text, LoadTextAssets(flags.text));
   ASSIGN_OR_RETURN(const TokenId word, FindWord(*text.tokenizer));
-  Alarms alarms;
-  std::vector<std::unique_ptr<StubWorker>> workers;
+  std::vector<std::unique_ptr<StubWorker>> workers;  // does not change any more when a call comes
+  Alarms alarms([&workers] {
+    for (const auto& worker : workers) worker->Flush();
+  });
   Json addresses = Json::array();
   for (uint32_t i = 0; i < flags.workers; ++i) {
     workers.push_back(std::make_unique<StubWorker>(flags, text, word, alarms, i));

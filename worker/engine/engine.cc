@@ -121,12 +121,16 @@ void Engine::Stop() {
 void Engine::Loop(std::stop_token stop) {
   while (!stop.stop_requested()) {
     TakeInbox(stop);
+    const bool has_work = !scheduler_.idle();
     HandOverIfDue();
     Step();
+    if (has_work && scheduler_.idle()) Flush();
     FinishDrains();
   }
   TakeInbox(stop);  // Stop lets nothing in after it asked.
+  const bool has_work = !scheduler_.idle();
   scheduler_.CancelAll(device_error().ok() ? HandedOver() : DeviceLost(), clock_.Now());
+  if (has_work) Flush();
   Publish(clock_.Now());
   {
     std::lock_guard lock(mutex_);
@@ -163,10 +167,15 @@ void Engine::HandOverIfDue() {
   scheduler_.CancelAll(is_device_lost ? DeviceLost() : HandedOver(), now);
 }
 
+void Engine::Flush() {
+  if (options_.on_flush) options_.on_flush();
+}
+
 void Engine::Step() {
   const MonoTime begin = clock_.Now();
   StepPlan plan = scheduler_.Schedule(begin);
   Publish(begin);
+  if (!scheduler_.idle()) Flush();
   is_stalled_ = plan.empty();
   speculation_.Draft(scheduler_, plan);
   if (plan.empty()) return;

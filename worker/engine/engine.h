@@ -45,6 +45,10 @@ class Engine {
     size_t inbox = 256;        // sequences waiting for a place in the batch; more are refused
     double drain_seconds = 1;  // for which sequences may go on once the engine drains
     std::function<void(const StepObservation&)> on_step = nullptr;
+    // Called on the loop thread when sinks have been told all there is for now: once a step, before it is
+    // computed, with what the step before has made and who begins; and when no sequence is left. Never before
+    // the first sequence. Must not block.
+    std::function<void()> on_flush = nullptr;
     // Called once, on the loop thread, before the sequences end that the device was lost with. Must not
     // block.
     std::function<void(const Status&)> on_device_lost = nullptr;
@@ -94,6 +98,7 @@ class Engine {
   void Loop(std::stop_token stop);
   void TakeInbox(std::stop_token stop);
   void HandOverIfDue();
+  void Flush();
   void Step();
   void LoseDevice(const Status& error);
   void LearnCosts(const StepPlan& plan, const StepObservation& observation, double compute_seconds,

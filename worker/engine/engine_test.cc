@@ -358,6 +358,57 @@ TEST(Engine, ObservationsOfStepsAddUpToTheTokensComputed) {
   EXPECT_EQ(sum.decode_tokens, 9u + 2u);  // the last token of a prompt gives the first of the answer
 }
 
+// Counts what it and others were told.
+class CountingSink : public CollectingSink {
+ public:
+  explicit CountingSink(uint64_t& told) : told_(told) {}
+  void OnStarted(uint32_t) override { ++told_; }
+  void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) override {
+    ++told_;
+    CollectingSink::OnTokens(first_index, tokens);
+  }
+  void OnFinish(const SequenceResult& result) override {
+    ++told_;
+    CollectingSink::OnFinish(result);
+  }
+
+ private:
+  uint64_t& told_;
+};
+
+TEST(Engine, WhatSinksAreToldIsFlushedBeforeTheNextStepIsComputedAndBeforeTheEnd) {
+  uint64_t told = 0, flushed = 0, flushes = 0;  // the loop thread's, and read after it has ended
+  Engine::Options options = SmallOptions();
+  options.drain_seconds = 0;
+  options.on_flush = [&] {
+    flushed = told;
+    ++flushes;
+  };
+  const auto run = [&](const std::vector<uint32_t>& tokens) {
+    Engine engine(options, std::make_unique<FakeExecutor>(FakeExecutor::Options{
+                               .before_step = [&](const StepPlan&) { EXPECT_EQ(told, flushed); }}));
+    engine.Wake();
+    std::vector<std::shared_ptr<CountingSink>> sinks;
+    for (const uint32_t count : tokens) {
+      sinks.push_back(std::make_shared<CountingSink>(told));
+      ASSERT_TRUE(engine.Submit(Spec(20, count), sinks.back()).ok());
+    }
+    for (const auto& sink : sinks) sink->Wait();
+    engine.Stop();
+    EXPECT_EQ(told, flushed);
+  };
+  run({});
+  EXPECT_EQ(flushes, 0u) << "never before the first sequence";
+  run({1, 5, 30});
+  EXPECT_GT(flushes, 0u);
+  {
+    Engine engine(options, std::make_unique<FakeExecutor>(FakeExecutor::Options{}));
+    ASSERT_TRUE(engine.Submit(Spec(20, 200), std::make_shared<CountingSink>(told)).ok());
+    engine.Drain([&] { EXPECT_EQ(told, flushed) << "and before a drain is over"; });
+  }
+  EXPECT_EQ(told, flushed);
+}
+
 TEST(Engine, AFullSinkPausesItsSequenceUntilItWakesTheEngine) {
   StepGate gate;
   Engine engine(SmallOptions(), GatedExecutor(gate));

@@ -55,6 +55,7 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   engine.inbox = options.inbox;
   engine.drain_seconds = options.drain_seconds;
   engine.on_step = options.on_step;
+  engine.on_flush = options.on_flush;
   engine.on_device_lost = options.on_device_lost;
   engine.max_speculated_tokens = options.speculation.max_tokens;
   engine.adapts_speculation = options.speculation.adapts;

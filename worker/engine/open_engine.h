@@ -48,6 +48,7 @@ struct OpenEngineOptions {
   uint32_t virtual_shards = 1;    // of the CPUs: see worker/parallel/shard_plan.h
   SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;
+  std::function<void()> on_flush = nullptr;
   std::function<void(const Status&)> on_device_lost = nullptr;     // see Engine::Options
   std::function<void(const Status&)> on_drafter_failed = nullptr;  // the same
   std::function<bool()> is_cancelled = nullptr;                    // asked while weights are loaded

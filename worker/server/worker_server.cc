@@ -124,6 +124,7 @@ Status WorkerServer::Open(const WorkerServerOptions& options) {
     };
   }
   engine.on_step = [this](const StepObservation& step) { metrics_.OnStep(step); };
+  engine.on_flush = [this] { service_->Flush(); };  // something was submitted: service_ is there
   engine.on_device_lost = [this](const Status& error) { OnDeviceLost(error); };
   engine.on_drafter_failed = [](const Status& error) {
     Log(LogLevel::kError, "worker_drafter_failed", {{"error", Message(error)}});
@@ -308,7 +309,7 @@ void WorkerServer::Stop() {
   // Sequences first: their calls can only end when the engine has let go of them.
   service_->Drain([] {});
   opened_.engine->Stop();
-  service_->StopWatches();
+  service_->StopStreams();
   if (grpc_ != nullptr) grpc_->Shutdown(std::chrono::system_clock::now() + kCloseLimit);
   if (ops_ != nullptr) ops_->Stop(/*grace_seconds=*/1);
 }

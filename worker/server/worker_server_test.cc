@@ -207,6 +207,31 @@ TEST_F(WorkerServerTest, GreedyAnswersAreTheGoldenOnes) {
   }
 }
 
+TEST_F(WorkerServerTest, AnswersThatShareAStreamAreTheGoldenOnes) {
+  const std::vector<Json> rows = GoldenRows("terrace-demo-nano", 10);
+  grpc::ClientContext context;
+  const auto stream = stub->Serve(&context);
+  v1::ServeCommands commands;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    v1::ServeCommand& command = *commands.add_commands();
+    command.set_call(i + 1);
+    command.mutable_start()->set_request(RequestFor(rows[i]).SerializeAsString());
+    command.mutable_start()->set_credit(1 << 20);
+  }
+  ASSERT_TRUE(stream->Write(commands));
+  stream->WritesDone();
+  std::vector<std::vector<int32_t>> ids(rows.size() + 1);  // by call
+  for (v1::ServeEvents events; stream->Read(&events);) {
+    for (const v1::ServeEvent& event : events.events()) {
+      for (const auto& token : event.event().tokens().tokens()) ids.at(event.call()).push_back(token.token());
+    }
+  }
+  EXPECT_EQ(FromGrpcStatus(stream->Finish(), context), Status());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(ids[i + 1], rows[i]["greedy_tokens"].get<std::vector<int32_t>>());
+  }
+}
+
 TEST_F(WorkerServerTest, GoldenAnswersGoOnWhereverTheyWereCutOffWhateverIsDrafted) {
   for (const Json& row : GoldenRows("terrace-demo-nano", 4)) {
     const auto golden = row["greedy_tokens"].get<std::vector<int32_t>>();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/grpc_status.h"
+#include "worker/server/execute_reactor.h"
 
 namespace terrace {
 namespace {
@@ -64,10 +65,22 @@ class FailedCall : public grpc::ServerWriteReactor<Response> {
 WorkerService::WorkerService(Options options, Engine& engine, WorkerMetrics& metrics)
     : options_(std::move(options)),
       engine_(engine),
-      metrics_(metrics),
+      host_{.instance = DrawInstance(),
+            .submit =
+                [&engine](SequenceSpec spec, std::shared_ptr<TokenSink> sink) {
+                  return engine.Submit(std::move(spec), std::move(sink));
+                },
+            .wake = [&engine] { engine.Wake(); },
+            .metrics = metrics},
       epoch_(DrawEpoch()),
-      watches_([this](auto& position) { return Snapshot(position); }) {
-  options_.description.set_instance(DrawInstance());
+      watches_([this](auto& position) { return Snapshot(position); }),
+      serves_(options_.serve, host_) {
+  options_.description.set_instance(host_.instance);
+}
+
+void WorkerService::StopStreams() {
+  watches_.Stop();
+  serves_.Stop();
 }
 
 void WorkerService::SetReady() {
@@ -109,16 +122,6 @@ v1::WorkerUpdate WorkerService::Snapshot(std::optional<uint64_t>& position) cons
   return update;
 }
 
-bool WorkerService::IsMeant(const std::string& instance) const {
-  return instance.empty() || instance == options_.description.instance();
-}
-
-Status WorkerService::WrongInstance() const {
-  return WithReason(Unavailable("this worker was started after the one that was described: ",
-                                options_.description.instance()),
-                    "wrong_instance");
-}
-
 grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* context,
                                                   const v1::DescribeRequest*,
                                                   v1::WorkerDescription* response) {
@@ -140,13 +143,18 @@ grpc::ServerWriteReactor<v1::TextChunk>* WorkerService::FetchText(grpc::Callback
 
 grpc::ServerWriteReactor<v1::ExecuteEvent>* WorkerService::Execute(grpc::CallbackServerContext* context,
                                                                    const v1::ExecuteRequest* request) {
-  if (!IsMeant(request->instance())) return new FailedCall<v1::ExecuteEvent>(*context, WrongInstance());
-  return ExecuteCall::Start(options_.execute, engine_, metrics_, *context, *request);
+  return ExecuteReactor::Start(options_.serve.execute, host_, *context, *request);
+}
+
+grpc::ServerBidiReactor<v1::ServeCommands, v1::ServeEvents>* WorkerService::Serve(
+    grpc::CallbackServerContext* context) {
+  return serves_.Serve(*context);
 }
 
 grpc::ServerWriteReactor<v1::WorkerUpdate>* WorkerService::Watch(grpc::CallbackServerContext* context,
                                                                  const v1::WatchRequest* request) {
-  if (!IsMeant(request->instance())) return new FailedCall<v1::WorkerUpdate>(*context, WrongInstance());
+  if (const Status meant = CheckInstance(request->instance(), host_.instance); !meant.ok())
+    return new FailedCall<v1::WorkerUpdate>(*context, meant);
   return watches_.Watch();
 }
 

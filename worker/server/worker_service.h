@@ -1,5 +1,5 @@
 // terrace.v1.Worker over one Engine. Tokens in, tokens out; no handler blocks. Any thread; everything
-// borrowed outlives the gRPC server it is registered with.
+// borrowed outlives the gRPC server it is registered with. The engine's on_flush calls Flush.
 #pragma once
 
 #include <atomic>
@@ -9,6 +9,7 @@
 #include "proto/terrace/v1/worker.grpc.pb.h"
 #include "worker/engine/engine.h"
 #include "worker/server/execute_call.h"
+#include "worker/server/serve_hub.h"
 #include "worker/server/watch_hub.h"
 #include "worker/server/worker_metrics.h"
 
@@ -19,7 +20,7 @@ class WorkerService : public v1::Worker::CallbackService {
   struct Options {
     v1::WorkerDescription description;  // `instance` is drawn by the service
     std::string text_assets;            // serialized; its digest is in the description
-    ExecuteCall::Options execute = {};
+    ServeHub::Options serve = {};
     std::function<void()> on_draining = nullptr;  // called once, before the first sequence is refused
   };
 
@@ -30,8 +31,11 @@ class WorkerService : public v1::Worker::CallbackService {
   void SetReady();
   // Any state -> DRAINING; the rest as Engine::Drain.
   void Drain(std::function<void()> done);
-  // Ends the Watch calls; the engine's Stop ends all others.
-  void StopWatches() { watches_.Stop(); }
+  // What a step has given to sinks goes to callers.
+  void Flush() { serves_.Flush(); }
+  // Ends the Watch calls, and those of Serve when their answers have ended; the engine's Stop ends these, and
+  // all other calls.
+  void StopStreams();
 
   grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context, const v1::DescribeRequest* request,
                                      v1::WorkerDescription* response) override;
@@ -39,6 +43,8 @@ class WorkerService : public v1::Worker::CallbackService {
                                                      const v1::FetchTextRequest* request) override;
   grpc::ServerWriteReactor<v1::ExecuteEvent>* Execute(grpc::CallbackServerContext* context,
                                                       const v1::ExecuteRequest* request) override;
+  grpc::ServerBidiReactor<v1::ServeCommands, v1::ServeEvents>* Serve(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerWriteReactor<v1::WorkerUpdate>* Watch(grpc::CallbackServerContext* context,
                                                     const v1::WatchRequest* request) override;
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest* request,
@@ -46,16 +52,15 @@ class WorkerService : public v1::Worker::CallbackService {
 
  private:
   v1::WorkerUpdate Snapshot(std::optional<uint64_t>& position) const;
-  bool IsMeant(const std::string& instance) const;
-  Status WrongInstance() const;
 
   Options options_;
   Engine& engine_;
-  WorkerMetrics& metrics_;
+  const ExecuteHost host_;
   const uint64_t epoch_;
   std::atomic<v1::WorkerState> state_ = v1::WORKER_STATE_STARTING;
   std::atomic<bool> has_told_draining_ = false;
   WatchHub watches_;
+  ServeHub serves_;
 };
 
 }  // namespace terrace

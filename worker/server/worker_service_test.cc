@@ -9,97 +9,14 @@
 
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
-#include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
 #include "text/block_key.h"
-#include "worker/engine/fake_executor.h"
 #include "worker/engine/step_gate.h"
 #include "worker/server/proto_convert.h"
+#include "worker/server/testing_worker.h"
 
 namespace terrace {
 namespace {
-
-constexpr uint32_t kVocab = 1000;
-
-// A worker whose sequences run for as long as a test may take, with an in-process channel to it.
-struct FakeWorker {
-  explicit FakeWorker(FakeExecutor::Options fake = {}, ExecuteCall::Options execute = {}, size_t inbox = 64,
-                      double drain_seconds = 600)
-      : engine({.scheduler = {.max_sequences = 4,
-                              .max_step_tokens = 16,
-                              .context_length = 1 << 20,
-                              .vocab_size = kVocab,
-                              .block_tokens = 16,
-                              .blocks = 1 << 18},
-                .inbox = inbox,
-                .drain_seconds = drain_seconds},
-               std::make_unique<FakeExecutor>(std::move(fake))),
-        service(
-            {.description = Description(), .text_assets = std::string(2'500'000, 't'), .execute = execute},
-            engine, metrics) {
-    grpc::ServerBuilder builder;
-    builder.RegisterService(&service);
-    server = builder.BuildAndStart();
-    stub = v1::Worker::NewStub(server->InProcessChannel({}));
-  }
-
-  ~FakeWorker() {
-    engine.Stop();
-    service.StopWatches();
-    server->Shutdown(std::chrono::system_clock::now());
-  }
-
-  static v1::WorkerDescription Description() {
-    v1::WorkerDescription description;
-    description.set_model("fake");
-    description.set_text_digest("d1");
-    return description;
-  }
-
-  // Reads updates until one says `wanted`; false when the stream ends first.
-  bool AwaitUpdate(const std::function<bool(const v1::WorkerUpdate&)>& wanted) {
-    grpc::ClientContext context;
-    auto reader = stub->Watch(&context, {});
-    v1::WorkerUpdate update;
-    while (reader->Read(&update)) {
-      if (!wanted(update)) continue;
-      context.TryCancel();
-      return true;
-    }
-    return false;
-  }
-  bool AwaitIdle() {
-    return AwaitUpdate([](const v1::WorkerUpdate& update) {
-      const v1::WorkerLoad& load = update.load();
-      return load.steps() > 0 && load.running_sequences() == 0 &&
-             load.free_blocks() + load.cached_blocks() == load.total_blocks();
-    });
-  }
-  bool AwaitPaused() {
-    return AwaitUpdate([this](const v1::WorkerUpdate&) { return engine.Stats().paused == 1; });
-  }
-
-  WorkerMetrics metrics;
-  Engine engine;
-  WorkerService service;
-  std::unique_ptr<grpc::Server> server;
-  std::unique_ptr<v1::Worker::Stub> stub;
-};
-
-v1::ExecuteRequest Request(uint32_t max_tokens) {
-  v1::ExecuteRequest request;
-  request.add_prompt_tokens(1);
-  request.set_max_tokens(max_tokens);
-  request.mutable_sampling()->set_seed(3);
-  return request;
-}
-
-// What Request is answered with.
-std::vector<int32_t> ExpectedAnswer(int max_tokens) {
-  std::vector<int32_t> tokens;
-  for (int i = 0; i < max_tokens; ++i) tokens.push_back(FakeExecutor::AnswerToken(3, i, kVocab));
-  return tokens;
-}
 
 // Reads a whole call.
 struct Answer {
@@ -292,7 +209,7 @@ TEST(WorkerService, AnAnswerGoesOnBehindWhatIsResumedAndTakesOfADraftWhatIsRight
 }
 
 // A buffer of which a few tokens are too many.
-constexpr ExecuteCall::Options kSmallBuffer = {.buffer_logprobs = 100};
+constexpr ServeHub::Options kSmallBuffer = {.execute = {.buffer_logprobs = 100}};
 
 TEST(WorkerService, AClientThatStopsReadingPausesItsOwnSequenceUntilItReadsAgain) {
   FakeWorker worker({}, kSmallBuffer);
@@ -301,8 +218,8 @@ TEST(WorkerService, AClientThatStopsReadingPausesItsOwnSequenceUntilItReadsAgain
   ASSERT_TRUE(worker.AwaitPaused());
   // The bound, the token that passed it, and what the transport took.
   const uint64_t generated = worker.engine.Stats().generated_tokens;
-  EXPECT_GE(generated, kSmallBuffer.buffer_logprobs);
-  EXPECT_LE(generated, 2 * kSmallBuffer.buffer_logprobs);
+  EXPECT_GE(generated, kSmallBuffer.execute.buffer_logprobs);
+  EXPECT_LE(generated, 2 * kSmallBuffer.execute.buffer_logprobs);
   EXPECT_THAT(worker.metrics.Render(worker.engine.Stats(), RealClock().Now()),
               ::testing::HasSubstr("terrace_engine_requests_paused 1\n"));
 
@@ -350,7 +267,7 @@ TEST(WorkerService, ADeadlineEndsAPausedSequence) {
     const EngineStats stats = worker.engine.Stats();
     return stats.cancelled == 1 && stats.running == 0;
   }));
-  EXPECT_LE(worker.engine.Stats().generated_tokens, 2 * kSmallBuffer.buffer_logprobs);
+  EXPECT_LE(worker.engine.Stats().generated_tokens, 2 * kSmallBuffer.execute.buffer_logprobs);
   EXPECT_EQ(Finish(context, *reader).status.code(), StatusCode::kDeadlineExceeded);
 }
 
@@ -449,7 +366,7 @@ TEST(WorkerService, WatchNumbersItsUpdatesWithoutGapAndTellsEveryStateAtOnce) {
   ASSERT_TRUE(second->Read(&update));
   EXPECT_EQ(update.sequence(), 0u);
   EXPECT_EQ(update.epoch(), epoch);
-  worker.service.StopWatches();
+  worker.service.StopStreams();
   while (second->Read(&update)) {
   }
   EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
