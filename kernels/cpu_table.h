@@ -61,7 +61,7 @@ inline ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots) {
   const size_t records = GroupsOf(a.inputs()) * a.tokens;
   size_t ends[std::size(kEveryActivationFormat)] = {}, bytes = 0;  // 0: not wanted
   for (const GemmPart& part : a.parts) {
-    const ActivationFormat format = ActivationsOf(part.weights.dtype, has_bf16_dots);
+    const ActivationFormat format = ActivationsOf(FormatOf(part.weights), has_bf16_dots);
     size_t& end = ends[static_cast<size_t>(format)];
     if (end == 0) end = bytes += GroupBytes(format) * records;
   }

@@ -231,6 +231,16 @@ inline __m512 ShufflePs(__m512 a, __m512 b, int control) {
   });
 }
 
+inline __m512i PermutexvarEpi32(__m512i places, __m512i a) {
+  const Elements<uint32_t> x(a);
+  return Of<uint32_t>(places, [&](uint32_t place) { return x.v[place & 15]; });
+}
+inline __m512i ShuffleEpi8(__m512i a, __m512i control) {
+  const Elements<uint8_t> x(a), places(control);
+  return Each<uint8_t>(
+      [&](size_t i) { return (places.v[i] & 0x80) != 0 ? 0 : x.v[i / 16 * 16 + (places.v[i] & 15)]; });
+}
+
 }  // namespace emulated
 }  // namespace
 }  // namespace terrace
@@ -283,12 +293,14 @@ inline __m512 ShufflePs(__m512 a, __m512 b, int control) {
 #define _mm512_movepi8_mask emulated::Movepi8Mask
 #define _mm512_mul_ps emulated::MulPs
 #define _mm512_or_si512 emulated::Or
+#define _mm512_permutexvar_epi32 emulated::PermutexvarEpi32
 #define _mm512_set1_epi16 emulated::Set1<int16_t>
 #define _mm512_set1_epi32 emulated::Set1<int32_t>
 #define _mm512_set1_epi8 emulated::Set1<int8_t>
 #define _mm512_set1_ps emulated::Set1Ps
 #define _mm512_setzero_ps() emulated::Set1Ps(0)
 #define _mm512_setzero_si512() emulated::Set1<int32_t>(0)
+#define _mm512_shuffle_epi8 emulated::ShuffleEpi8
 #define _mm512_shuffle_f32x4 emulated::ShuffleF32x4
 #define _mm512_shuffle_ps emulated::ShufflePs
 #define _mm512_slli_epi16 emulated::ShiftLeft<uint16_t>

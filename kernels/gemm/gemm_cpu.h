@@ -113,11 +113,21 @@ struct BF16Strip {
 struct F32Strip {
   static constexpr DType kDType = DType::kF32;
 };
+// Its groups are spread to those of BF16Strip before they are multiplied.
+struct TwoOfFourStrip {
+  static constexpr DType kDType = DType::kBF16;
+};
 
-// Calls use(strip) with the struct of `dtype`.
+template <typename Strip>
+constexpr StripFormat kFormatOf = FormatOf(Strip::kDType);
+template <>
+constexpr StripFormat kFormatOf<TwoOfFourStrip> = kTwoOfFourFormat;
+
+// Calls use(strip) with the struct of the weights.
 template <typename Use>
-inline void WithStrip(DType dtype, Use use) {
-  switch (dtype) {
+inline void WithStrip(const GemmWeights& weights, Use use) {
+  if (weights.two_of_four) return use(TwoOfFourStrip());
+  switch (weights.dtype) {
     case DType::kF32:
       return use(F32Strip());
     case DType::kF16:
@@ -314,8 +324,8 @@ template <typename Strip, size_t kStrips, size_t kTokens, typename Sums, typenam
 TERRACE_INLINE inline void AddGroup(const std::byte* const (&chunks)[kStrips], size_t group, size_t blocks,
                                     const ActivationGroups& in, size_t in_group, size_t token, Sums& sums,
                                     Ahead ahead = {}) {
-  constexpr ActivationFormat kActivations = ActivationsOf(Strip::kDType, kHasBF16Dots);
-  constexpr size_t kBlockBytes = FormatOf(Strip::kDType).block_bytes;
+  constexpr ActivationFormat kActivations = ActivationsOf(kFormatOf<Strip>, kHasBF16Dots);
+  constexpr size_t kBlockBytes = kFormatOf<Strip>.block_bytes;
   if constexpr (kActivations == ActivationFormat::kInt8) {
     AddInt8Group<Strip, kStrips, kTokens>(chunks, group, blocks,
                                           in.At<Int8Group>(kActivations, in_group, token), ahead, sums);
@@ -331,6 +341,24 @@ TERRACE_INLINE inline void AddGroup(const std::byte* const (&chunks)[kStrips], s
   }
 }
 
+// A group of a strip of two of four elements as BF16Strip has it, with the zeros, into `to`. Memory is asked
+// for `ahead` bytes before it is read.
+inline void SpreadGroup(const std::byte* chunk, size_t blocks, size_t ahead, std::byte* to) {
+  for (size_t block = 0; block < blocks; ++block, chunk += kTwoOfFourFormat.block_bytes) {
+    Prefetch(chunk + ahead);
+    Bytes64 places = LoadBytes(chunk);
+    TERRACE_UNROLL(8)
+    for (size_t four = 0; four < 8; ++four, to += 128) {
+      Prefetch(chunk + ahead + 64 * (four + 1));
+      const Bytes64 pairs = LoadBytes(chunk + 64 * (four + 1));
+      StoreBytes(to, SpreadPairs<0>(pairs, places));
+      StoreBytes(to + 64, SpreadPairs<1>(pairs, places));
+      places = NextPlaces(places);
+    }
+  }
+}
+constexpr size_t kSpreadBytes = FormatOf(DType::kBF16).ChunkBytes();  // of a group
+
 // How many blocks of 32 inputs a group has.
 inline size_t BlocksOf(size_t inputs, size_t group) {
   const size_t left = inputs - group * kGroup;
@@ -340,9 +368,9 @@ inline size_t BlocksOf(size_t inputs, size_t group) {
 // Sums of one strip for one token: memory is read as one stream and the sums never leave their registers.
 template <typename Strip>
 Vec16 MultiplyOne(const GemmWeights& weights, const ActivationGroups& in, size_t strip) {
-  constexpr StripFormat kFormat = FormatOf(Strip::kDType);
+  constexpr StripFormat kFormat = kFormatOf<Strip>;
   constexpr size_t kGroups = kFormat.chunk / kGroup;  // of a chunk
-  const std::byte* chunk[1] = {weights.data + strip * StripBytes(Strip::kDType, weights.columns)};
+  const std::byte* chunk[1] = {weights.data + strip * StripBytes(kFormat, weights.columns)};
   SumsInRegisters<1> sum = {{Zero()}};
   const size_t whole = weights.columns / kGroup, groups = GroupsOf(weights.columns);
   for (size_t group = 0; group < whole; ++group) {
@@ -351,6 +379,21 @@ Vec16 MultiplyOne(const GemmWeights& weights, const ActivationGroups& in, size_t
     if ((group + 1) % kGroups == 0) chunk[0] += kFormat.ChunkBytes();
   }
   if (whole < groups) AddGroup<Strip, 1, 1>(chunk, 0, BlocksOf(weights.columns, whole), in, whole, 0, sum);
+  return sum.Get(0);
+}
+
+template <>
+Vec16 MultiplyOne<TwoOfFourStrip>(const GemmWeights& weights, const ActivationGroups& in, size_t strip) {
+  const std::byte* chunk = weights.data + strip * StripBytes(kTwoOfFourFormat, weights.columns);
+  alignas(64) std::byte spread[kSpreadBytes];
+  const std::byte* const dense[1] = {spread};
+  SumsInRegisters<1> sum = {{Zero()}};
+  for (size_t group = 0; group < GroupsOf(weights.columns); ++group) {
+    const size_t blocks = BlocksOf(weights.columns, group);
+    SpreadGroup(chunk, blocks, kGemmAhead, spread);
+    AddGroup<BF16Strip, 1, 1>(dense, 0, blocks, in, group, 0, sum);
+    chunk += kTwoOfFourFormat.ChunkBytes();
+  }
   return sum.Get(0);
 }
 
@@ -367,10 +410,13 @@ TERRACE_INLINE inline void AddToSums(const std::byte* const (&chunks)[kStrips], 
 template <typename Strip, size_t kStrips>
 void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t token,
                     size_t tokens, float* sums) {
-  constexpr StripFormat kFormat = FormatOf(Strip::kDType);
+  constexpr StripFormat kFormat = kFormatOf<Strip>;
   constexpr size_t kGroups = kFormat.chunk / kGroup;
   const std::byte* chunks[kStrips];
-  const size_t strip_bytes = StripBytes(Strip::kDType, weights.columns);
+  constexpr bool kIsSpread = std::is_same_v<Strip, TwoOfFourStrip>;
+  using Dense = std::conditional_t<kIsSpread, BF16Strip, Strip>;
+  [[maybe_unused]] alignas(64) std::byte spread[kIsSpread ? kStrips : 1][kIsSpread ? kSpreadBytes : 1];
+  const size_t strip_bytes = StripBytes(kFormat, weights.columns);
   for (size_t i = 0; i < kStrips; ++i) chunks[i] = weights.data + (strip + i) * strip_bytes;
   for (size_t i = 0; i < tokens * kStrips; ++i) Store(sums + 16 * i, Zero());
   const size_t groups = GroupsOf(weights.columns);
@@ -385,12 +431,20 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
     // Without prefetching the memory system would rest while a group meets several blocks of tokens. For few
     // each block asks for all of it, line by line; many share it out.
     const size_t next = kGroupBytes + (group + 1 == groups ? (kStrips - 1) * strip_bytes : 0);
+    const std::byte* from[kStrips];
+    for (size_t i = 0; i < kStrips; ++i) {
+      from[i] = chunks[i];
+      if constexpr (kIsSpread) {
+        SpreadGroup(chunks[i], blocks, kGroupBytes, spread[i]);
+        from[i] = spread[i];
+      }
+    }
     size_t line = 0;
     const auto add = [&]<size_t kTokens>(std::integral_constant<size_t, kTokens>, size_t i) TERRACE_INLINE {
       float* to = sums + i * kStrips * 16;
-      if constexpr (kStrips == kGemmStrips) {
+      if constexpr (kStrips == kGemmStrips && !kIsSpread) {
         if (are_few) {
-          AddToSums<Strip, kStrips, kTokens>(chunks, in_chunk, blocks, in, group, token + i, to,
+          AddToSums<Dense, kStrips, kTokens>(from, in_chunk, blocks, in, group, token + i, to,
                                              BytesAhead{next});
           return;
         }
@@ -398,7 +452,7 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
           for (const std::byte* chunk : chunks) Prefetch(chunk + in_chunk * kGroupBytes + next + 64 * line);
         }
       }
-      AddToSums<Strip, kStrips, kTokens>(chunks, in_chunk, blocks, in, group, token + i, to);
+      AddToSums<Dense, kStrips, kTokens>(from, in_chunk, blocks, in, group, token + i, to);
     };
     size_t i = 0;
     for (; i + kBlockTokens <= tokens; i += kBlockTokens) {
@@ -421,7 +475,7 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
 // `strips` is kGemmStrips or 1.
 inline void MultiplyTile(const GemmWeights& weights, const ActivationGroups& in, size_t strip, size_t strips,
                          size_t token, size_t tokens, float* sums) {
-  WithStrip(weights.dtype, [&](auto format) {
+  WithStrip(weights, [&](auto format) {
     using Strip = decltype(format);
     if (in.tokens == 1) {
       for (size_t i = 0; i < strips; ++i) Store(sums + 16 * i, MultiplyOne<Strip>(weights, in, strip + i));
@@ -459,7 +513,7 @@ inline size_t TileTokens(const GemmArgs& a, size_t most) {
   constexpr size_t kCacheBytes = 2 << 20, kStep = 12;  // whole blocks of tokens, of any size
   size_t group_bytes = 1;
   for (const GemmPart& part : a.parts) {
-    const size_t bytes = GroupBytes(ActivationsOf(part.weights.dtype, kHasBF16Dots));
+    const size_t bytes = GroupBytes(ActivationsOf(FormatOf(part.weights), kHasBF16Dots));
     if (bytes > group_bytes) group_bytes = bytes;
   }
   const size_t tokens = kCacheBytes / (group_bytes * GroupsOf(a.inputs())) / kStep * kStep;

@@ -1,6 +1,7 @@
 #include "kernels/gemm/gemm.h"
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -192,6 +193,83 @@ TEST_P(GemmOfEveryFormat, ATokenDoesNotDependOnTheBatch) {
   }
 }
 
+// Two of each four elements of `weights` become zero, at random; of some fours three or all.
+void MakeTwoOfFour(RandomWeights& weights, uint64_t seed) {
+  const size_t fours = weights.matrix.rows * weights.matrix.columns / 4;
+  const std::vector<float> random = RandomNormal(2 * fours, seed);
+  for (size_t i = 0; i < fours; ++i) {
+    const auto one = static_cast<size_t>(std::abs(random[2 * i]) * 1000) % 4;
+    const auto other = (one + 1 + static_cast<size_t>(std::abs(random[2 * i + 1]) * 1000) % 3) % 4;
+    for (size_t k = 0; k < 4; ++k) {
+      const bool is_kept = i % 13 == 0 ? false : i % 7 == 0 ? k == one : k == one || k == other;
+      if (!is_kept) std::memset(weights.bytes.data() + 1 + 8 * i + 2 * k, 0, 2);
+    }
+  }
+}
+
+class GemmOfTwoOfFour : public EveryCpu {
+ protected:
+  void ForEveryShape(const std::function<void(const WeightMatrix&)>& check) {
+    for (const DType dtype : {DType::kF16, DType::kBF16}) {
+      for (const size_t inputs : {32, 96, 128, 160, 512}) {
+        const size_t outputs = 1 + inputs % 7 * 13;
+        RandomWeights weights(dtype, outputs, inputs, /*seed=*/inputs);
+        MakeTwoOfFour(weights, /*seed=*/inputs + 1);
+        ASSERT_TRUE(IsTwoOfFour(weights.matrix));
+        SCOPED_TRACE(testing::Message() << Info(dtype).name << " inputs " << inputs);
+        check(weights.matrix);
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+};
+
+TEST_P(GemmOfTwoOfFour, IsItsDefinitionToTheBitAndNearTheReference) {
+  ForEveryShape([&](const WeightMatrix& matrix) {
+    const Definition definition(matrix, /*is_f32=*/false, HasFusedMultiplyAdd(ops()));
+    for (const size_t tokens : {1, 2, 7, 50}) {
+      const auto x = RandomNormal(tokens * matrix.columns, /*seed=*/matrix.columns);
+      const auto want = Gemm(ReferenceOps(), x, matrix, pool_), got = Gemm(ops(), x, matrix, pool_);
+      for (size_t i = 0; i < got.size(); ++i) {
+        const float* row = &x[i / matrix.rows * matrix.columns];
+        const float exact = definition.Output(row, i % matrix.rows);
+        ASSERT_EQ(std::bit_cast<uint32_t>(got[i]), std::bit_cast<uint32_t>(exact))
+            << "output " << i << " of " << tokens << " tokens: " << got[i] << " against " << exact;
+        ASSERT_NEAR(got[i], want[i], RoundingBound(matrix, false, row, i % matrix.rows)) << i;
+      }
+    }
+  });
+}
+
+TEST_P(GemmOfTwoOfFour, TakesNineSixteenthsOfTheMemory) {
+  ForEveryShape([&](const WeightMatrix& matrix) {
+    WeightMatrix dense = matrix;
+    std::vector<std::byte> bytes(matrix.rows * matrix.RowBytes(), std::byte{0x3c});
+    dense.data = bytes.data();
+    EXPECT_EQ(ops().packed_bytes(matrix, ComputeType::kAuto) * 16,
+              ops().packed_bytes(dense, ComputeType::kAuto) * 9);
+    EXPECT_EQ(ops().packed_bytes(matrix, ComputeType::kF32), ops().packed_bytes(dense, ComputeType::kF32));
+  });
+}
+
+// Products of pairs where one part has the pattern and the other has not.
+TEST_P(GemmOfTwoOfFour, MayStandBesideADenseMatrix) {
+  const size_t inputs = 256, outputs = 48;
+  RandomWeights sparse(DType::kBF16, outputs, inputs, /*seed=*/1);
+  MakeTwoOfFour(sparse, /*seed=*/2);
+  const RandomWeights dense(DType::kBF16, outputs, inputs, /*seed=*/3);
+  for (const size_t tokens : {1, 20}) {
+    const auto x = RandomNormal(tokens * inputs, /*seed=*/4);
+    const PackedWeights a(ops(), sparse.matrix, pool_), b(ops(), dense.matrix, pool_);
+    std::vector<float> of_a(tokens * outputs), of_b(tokens * outputs);
+    const GemmPart parts[] = {{.weights = a.weights, .out = of_a.data()},
+                              {.weights = b.weights, .out = of_b.data()}};
+    ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts}, pool_);
+    EXPECT_TRUE(SameBits(of_a, Gemm(ops(), x, sparse.matrix, pool_)));
+    EXPECT_TRUE(SameBits(of_b, Gemm(ops(), x, dense.matrix, pool_)));
+  }
+}
+
 TEST_P(GemmOfEveryFormat, ExtremeCodesDoNotOverflow) {
   for (const DType dtype : kEveryDType) {
     if (FormatOf(dtype).activations != ActivationFormat::kInt8) continue;
@@ -308,6 +386,7 @@ TEST_P(EveryCpu, ActivationsOfTinyMagnitudeGiveZerosNotNaN) {
 
 INSTANTIATE_EVERY_CPU(EveryCpu);
 INSTANTIATE_EVERY_CPU(GemmOfEveryFormat);
+INSTANTIATE_EVERY_CPU(GemmOfTwoOfFour);
 
 }  // namespace
 }  // namespace terrace

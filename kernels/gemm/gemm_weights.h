@@ -21,11 +21,13 @@ enum class ComputeType : uint8_t { kAuto, kF32 };
 // "auto" or "f32"; INVALID_ARGUMENT otherwise.
 StatusOr<ComputeType> ParseComputeType(std::string_view name);
 
-// Borrowed. `packed` says the bytes are strips of `dtype` (kernels/gemm/weight_strips.h), else rows as a file
-// holds them; a backend takes what its own pack made.
+// Borrowed. `two_of_four` says that strips hold two of each four elements, and their places. `packed` says
+// the bytes are strips of `dtype` (kernels/gemm/weight_strips.h), else rows as a file holds them; a backend
+// takes what its own pack made.
 struct GemmWeights {
   DType dtype = DType::kF32;
   bool packed = false;
+  bool two_of_four = false;
   const std::byte* data = nullptr;
   size_t rows = 0, columns = 0;
   const float* row_scales = nullptr;  // [rows], of kInt8 that is not packed

@@ -1,11 +1,13 @@
 #include "kernels/gemm/weight_strips.h"
 
+#include <bit>
 #include <cstring>
 #include <vector>
 
 #include "base/parallel_for.h"
 #include "kernels/quant/weight_codes.h"
 #include "kernels/quant/weight_values.h"
+#include "kernels/simd/pair_places.h"
 
 namespace terrace {
 namespace {
@@ -130,6 +132,28 @@ void PackPairs(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byt
   }
 }
 
+// Rows of 16-bit elements, of each four of which two are kept: all that are not zero, in their order.
+template <typename Convert>
+void PackTwoOfFour(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byte* strip,
+                   Convert convert) {
+  const std::byte* from = matrix.Row(row);
+  for (size_t first = 0; first < matrix.columns; first += kStripBlock) {
+    std::byte* const block = strip + first / kStripBlock * kTwoOfFourFormat.block_bytes;
+    uint32_t places = 0;
+    for (uint32_t four = 0; four < 8; ++four, from += 8) {
+      const auto bits = [&](uint32_t i) { return LoadUnaligned<uint16_t>(from + 2 * i); };
+      const auto is_kept = [&](uint32_t i) { return (bits(i) & 0x7fff) != 0; };
+      uint32_t one = 0, other = 3;
+      while (one < 2 && !is_kept(one)) ++one;
+      while (other > one + 1 && !is_kept(other)) --other;
+      const uint16_t two[2] = {convert(bits(one)), convert(bits(other))};
+      std::memcpy(block + 64 + 64 * four + 4 * in_strip, two, 4);
+      places |= CodeOfPlaces(one, other) << (3 * four);
+    }
+    PutLine(places, in_strip, block);
+  }
+}
+
 void PackCodes(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byte* strip) {
   const StripFormat format = FormatOf(matrix.dtype);
   const auto pack = [&](auto read) {
@@ -162,15 +186,43 @@ void PackCodes(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byt
   }
 }
 
+// How a matrix is packed, but for its memory.
+GemmWeights StripsFor(const WeightMatrix& matrix, ComputeType compute) {
+  return {.dtype = StripDType(matrix.dtype, compute),
+          .packed = true,
+          .two_of_four = compute == ComputeType::kAuto && IsTwoOfFour(matrix),
+          .rows = matrix.rows,
+          .columns = matrix.columns};
+}
+
 }  // namespace
 
+bool IsTwoOfFour(const WeightMatrix& matrix) {
+  const bool is_16_bits = matrix.dtype == DType::kF16 || matrix.dtype == DType::kBF16;
+  if (!is_16_bits || matrix.columns % kStripBlock != 0) return false;
+  for (size_t row = 0; row < matrix.rows; ++row) {
+    const std::byte* four = matrix.Row(row);
+    for (size_t first = 0; first < matrix.columns; first += 4, four += 8) {
+      constexpr uint64_t kMagnitudes =
+          0x7fff7fff7fff7fff;  // adding it carries into the sign of what is not 0
+      const uint64_t kept = ((LoadUnaligned<uint64_t>(four) & kMagnitudes) + kMagnitudes) & ~kMagnitudes;
+      if (std::popcount(kept) > 2) return false;
+    }
+  }
+  return true;
+}
+
 size_t PackedBytes(const WeightMatrix& matrix, ComputeType compute) {
-  return StripsOf(matrix.rows) * StripBytes(StripDType(matrix.dtype, compute), matrix.columns);
+  return StripsOf(matrix.rows) * StripBytes(FormatOf(StripsFor(matrix, compute)), matrix.columns);
 }
 
 GemmWeights PackStrips(const WeightMatrix& matrix, ComputeType compute, std::byte* memory, ThreadPool& pool) {
-  const DType dtype = StripDType(matrix.dtype, compute);
-  const size_t bytes = StripBytes(dtype, matrix.columns);
+  GemmWeights out = StripsFor(matrix, compute);
+  out.data = memory;
+  const DType dtype = out.dtype;
+  const size_t bytes = StripBytes(FormatOf(out), matrix.columns);
+  const auto same = [](uint16_t bits) { return bits; };
+  const auto to_bf16 = [](uint16_t bits) { return BF16FromF16()[bits]; };
   pool.ParallelFor(StripsOf(matrix.rows), 1, [&](size_t begin, size_t end) {
     for (size_t strip = begin; strip < end; ++strip) {
       std::byte* to = memory + strip * bytes;
@@ -179,17 +231,21 @@ GemmWeights PackStrips(const WeightMatrix& matrix, ComputeType compute, std::byt
         const size_t row = strip * kStripRows + i;
         if (FormatOf(dtype).activations == ActivationFormat::kInt8) {
           PackCodes(matrix, row, i, to);
+        } else if (out.two_of_four && matrix.dtype == DType::kBF16) {
+          PackTwoOfFour(matrix, row, i, to, same);
+        } else if (out.two_of_four) {
+          PackTwoOfFour(matrix, row, i, to, to_bf16);
         } else if (dtype == DType::kBF16 && matrix.dtype == DType::kBF16) {
-          PackPairs(matrix, row, i, to, [](uint16_t bits) { return bits; });
+          PackPairs(matrix, row, i, to, same);
         } else if (dtype == DType::kBF16 && matrix.dtype == DType::kF16) {
-          PackPairs(matrix, row, i, to, [&table = BF16FromF16()](uint16_t bits) { return table[bits]; });
+          PackPairs(matrix, row, i, to, to_bf16);
         } else {
           PackFloats(matrix, row, i, to);
         }
       }
     }
   });
-  return {.dtype = dtype, .packed = true, .data = memory, .rows = matrix.rows, .columns = matrix.columns};
+  return out;
 }
 
 }  // namespace terrace

@@ -10,6 +10,12 @@
 // of 32 after block of 32. A matrix is its strips, one after the other, so that a thread which multiplies one
 // token reads memory in one stream. Columns are padded to 32 and rows to 16, with zeros.
 //
+// A matrix of F16 or BF16 of whose every four neighbours of a row at most two are not zero (2:4, as `terrace
+// prune` makes them), with rows of whole blocks of 32, becomes strips of 0.5625 of the bytes: a block is 32
+// bits of each row with the places of its 8 x 2 elements ([16 rows], three bits for each four,
+// pair_places.h), then these ([four][16 rows][2]). Groups are spread to those of BF16 in the first cache
+// before they are multiplied, so that the sums are those of BF16 to the bit.
+//
 // Codes are unsigned: the dot-product instructions take unsigned bytes times signed ones. Of quantized
 // formats a value is scale * (code - bias), or scale * code - minimum; see StripFormat.
 #pragma once
@@ -73,6 +79,14 @@ constexpr StripFormat FormatOf(DType dtype) {
   return {};
 }
 
+inline constexpr StripFormat kTwoOfFourFormat = {ActivationFormat::kBF16, kGroup, 0, 64 + 512};
+
+constexpr StripFormat FormatOf(const GemmWeights& strips) {
+  return strips.two_of_four ? kTwoOfFourFormat : FormatOf(strips.dtype);
+}
+
+bool IsTwoOfFour(const WeightMatrix& matrix);
+
 // The dtype that strips of a matrix of `dtype` have.
 constexpr DType StripDType(DType dtype, ComputeType compute) {
   if (compute == ComputeType::kF32) return DType::kF32;
@@ -80,20 +94,20 @@ constexpr DType StripDType(DType dtype, ComputeType compute) {
 }
 
 // What a matrix of strips is multiplied by. `has_bf16_dots`: the processor adds up products of two bf16.
-constexpr ActivationFormat ActivationsOf(DType dtype, bool has_bf16_dots) {
-  const ActivationFormat format = FormatOf(dtype).activations;
-  const bool is_wide = format == ActivationFormat::kBF16 && !has_bf16_dots;
-  return is_wide ? ActivationFormat::kBF16Wide : format;
+constexpr ActivationFormat ActivationsOf(const StripFormat& format, bool has_bf16_dots) {
+  const bool is_wide = format.activations == ActivationFormat::kBF16 && !has_bf16_dots;
+  return is_wide ? ActivationFormat::kBF16Wide : format.activations;
 }
 
 constexpr size_t StripsOf(size_t rows) { return (rows + kStripRows - 1) / kStripRows; }
 
-constexpr size_t StripBytes(DType dtype, size_t columns) {
-  const StripFormat format = FormatOf(dtype);
+constexpr size_t StripBytes(const StripFormat& format, size_t columns) {
   const size_t whole = columns / format.chunk, rest = columns % format.chunk;
   const size_t blocks = (rest + kStripBlock - 1) / kStripBlock;
   return whole * format.ChunkBytes() + (rest > 0 ? format.scale_bytes + blocks * format.block_bytes : 0);
 }
+
+constexpr size_t StripBytes(DType dtype, size_t columns) { return StripBytes(FormatOf(dtype), columns); }
 
 // Bytes of all strips of a matrix; a multiple of 64.
 size_t PackedBytes(const WeightMatrix& matrix, ComputeType compute);

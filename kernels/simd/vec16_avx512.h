@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/simd/pair_places.h"
+
 #ifdef TERRACE_EMULATED_AVX512
 #include "kernels/emulated/avx512.h"
 #endif
@@ -131,6 +133,16 @@ inline Bytes64 AddBits(Bytes64 codes, Bytes64 bits, int shift) {
                                    : _mm512_srli_epi16(bits.v, static_cast<unsigned>(-shift));
   return {_mm512_or_si512(codes.v, _mm512_and_si512(moved, _mm512_set1_epi8(kMask)))};
 }
+inline void StoreBytes(std::byte* to, Bytes64 a) { _mm512_storeu_si512(to, a.v); }
+// Each lane has two of four 16-bit elements, and their places in its three lowest bits (pair_places.h): the
+// elements 2 kHalf and 2 kHalf + 1 of the four. Then the places of the next four.
+template <size_t kHalf>
+inline Bytes64 SpreadPairs(Bytes64 pairs, Bytes64 places) {
+  const __m512i control =
+      _mm512_permutexvar_epi32(places.v, _mm512_loadu_si512(kSpreadControls[kHalf].data()));
+  return {_mm512_shuffle_epi8(pairs.v, _mm512_or_si512(control, _mm512_loadu_si512(kLaneStarts.data())))};
+}
+inline Bytes64 NextPlaces(Bytes64 places) { return {_mm512_srli_epi32(places.v, 3)}; }
 // The sums of the four signed bytes of each lane.
 inline Sums16 SumFours(Bytes64 a) {
   const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), a.v);

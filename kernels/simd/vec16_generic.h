@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "kernels/scalar_convert.h"
+#include "kernels/simd/pair_places.h"
 
 namespace terrace {
 namespace {
@@ -152,6 +153,19 @@ inline Bytes64 AddBits(const Bytes64& codes, const Bytes64& bits, int shift) {
   return EachByte([&](size_t i) {  // eight bits above the byte make room for shifts either way
     return codes.v[i] | ((bits.v[i] << 8 >> (8 - shift)) & kMask);
   });
+}
+inline void StoreBytes(std::byte* to, const Bytes64& a) { __builtin_memcpy(to, a.v, sizeof(a.v)); }
+template <size_t kHalf>
+inline Bytes64 SpreadPairs(const Bytes64& pairs, const Bytes64& places) {
+  return EachByte([&](size_t i) {
+    const uint32_t control = kSpreadControls[kHalf][places.v[i / 4 * 4] & 7] >> (8 * (i % 4));
+    return (control & 0x80) != 0 ? 0 : pairs.v[i / 4 * 4 + (control & 3)];
+  });
+}
+inline Bytes64 NextPlaces(const Bytes64& places) {
+  auto lanes = std::bit_cast<std::array<uint32_t, 16>>(places);
+  for (uint32_t& lane : lanes) lane >>= 3;
+  return std::bit_cast<Bytes64>(lanes);
 }
 inline Sums16 SumFours(const Bytes64& a) {
   return EachSum([&](size_t i) {

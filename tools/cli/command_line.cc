@@ -9,6 +9,7 @@
 #include "tools/cli/calibrate_command_line.h"
 #include "tools/cli/certify_command_line.h"
 #include "tools/cli/option_values.h"
+#include "tools/cli/prune_command_line.h"
 #include "tools/cli/quantize_command_line.h"
 
 namespace terrace {
@@ -335,6 +336,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   KeyOptions key;
   ValidateOptions validate;
   QuantizeOptions quantize;
+  PruneOptions prune;
   CertifyOptions certify;
   VerifyManifestOptions verify_manifest;
   CLI::App app(kAbout, "terrace");
@@ -350,6 +352,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddCalibrate(app, calibrate);
   AddTrainRouter(app, train_router);
   AddQuantize(app, quantize);
+  AddPrune(app, prune);
   AddSynthesize(app, synthesize);
   AddBench(app, bench);
   AddKey(app, key);
@@ -395,6 +398,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "calibrate") return {name, calibrate};
   if (name == "train-router") return {name, train_router};
   if (name == "quantize") return {name, quantize};
+  if (name == "prune") return {name, prune};
   if (name == "synthesize") return {name, synthesize};
   if (name == "bench") return {name, bench};
   if (name == "certify") return {name, certify};

@@ -15,6 +15,7 @@
 #include "tools/cli/generate.h"
 #include "tools/cli/inspect.h"
 #include "tools/cli/key.h"
+#include "tools/cli/prune.h"
 #include "tools/cli/quantize.h"
 #include "tools/cli/status.h"
 #include "tools/cli/synthesize.h"
@@ -34,7 +35,7 @@ struct CommandLine {
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
                         InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions,
                         SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions,
-                        CertifyOptions, VerifyManifestOptions>>
+                        PruneOptions, CertifyOptions, VerifyManifestOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

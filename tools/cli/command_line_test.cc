@@ -161,6 +161,32 @@ TEST(CommandLine, QuantizeReadsEveryFlag) {
             "gptq");
 }
 
+TEST(CommandLine, PruneReadsEveryFlag) {
+  const auto zeros = Parse<PruneOptions>({"prune", "--model", "m", "--out", "o", "--pattern", "2:4",
+                                          "--method", "magnitude", "--calibration", "c", "--samples", "7",
+                                          "--seed", "9", "--damping", "0.1", "--threads", "2"});
+  EXPECT_EQ(zeros.model, "m");
+  EXPECT_EQ(zeros.out, "o");
+  EXPECT_EQ(zeros.pattern, "2:4");
+  EXPECT_EQ(zeros.method, "magnitude");
+  EXPECT_EQ(zeros.calibration.path, "c");
+  EXPECT_EQ(zeros.calibration.samples, 7u);
+  EXPECT_EQ(zeros.calibration.seed, 9u);
+  EXPECT_EQ(zeros.damping, 0.1);
+  EXPECT_EQ(zeros.threads, 2u);
+  EXPECT_TRUE(zeros.cut.is_empty());
+  EXPECT_EQ(Parse<PruneOptions>({"prune", "--model", "m", "--out", "o", "--sparsity", "0.5"}).sparsity, 0.5);
+
+  const auto cut =
+      Parse<PruneOptions>({"prune", "--model", "m", "--out", "o", "--remove-ffn", "0.2", "--ffn-multiple",
+                           "32", "--remove-kv-heads", "1", "--remove-layers", "2", "--no-repair"});
+  EXPECT_EQ(cut.cut.ffn_share, 0.2);
+  EXPECT_EQ(cut.cut.multiple, 32u);
+  EXPECT_EQ(cut.cut.kv_heads, 1u);
+  EXPECT_EQ(cut.cut.layers, 2u);
+  EXPECT_TRUE(cut.no_repair);
+}
+
 TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
   const std::vector<std::vector<std::string>> cases = {
       {"nonsense"},
@@ -218,6 +244,11 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--threads", "0"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "rtn", "--samples", "5"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "rtn", "--seed", "1"},
+      {"prune", "--model", "m", "--out", "o", "--pattern", "1:2"},
+      {"prune", "--model", "m", "--out", "o", "--pattern", "2:4", "--sparsity", "0.5"},
+      {"prune", "--model", "m", "--out", "o", "--sparsity", "1.5"},
+      {"prune", "--model", "m", "--out", "o", "--sparsity", "0.5", "--method", "magic"},
+      {"prune", "--model", "m", "--out", "o", "--remove-kv-heads", "1", "--ffn-multiple", "32"},
   };
   for (const auto& arguments : cases) {
     const CommandLine line = ParseCommandLine(arguments);
@@ -231,7 +262,7 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
   for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize",
-                              "quantize", "bench", "certify", "verify-manifest"}) {
+                              "quantize", "prune", "bench", "certify", "verify-manifest"}) {
     EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
         << command;
     EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));

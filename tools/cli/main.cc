@@ -32,6 +32,7 @@ struct Dispatch {
   Status operator()(const CalibrateOptions& options) const { return RunCalibrate(options, context); }
   Status operator()(const TrainRouterOptions& options) const { return RunTrainRouter(options, context); }
   Status operator()(const QuantizeOptions& options) const { return RunQuantize(options, context); }
+  Status operator()(const PruneOptions& options) const { return RunPrune(options, context); }
   Status operator()(const SynthesizeOptions& options) const { return RunSynthesize(options, context); }
   Status operator()(const KeyOptions& options) const { return RunKey(options, context); }
   Status operator()(const ValidateOptions& options) const { return RunValidate(options, context); }

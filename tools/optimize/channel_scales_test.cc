@@ -28,7 +28,7 @@ ModelConfig Config() {
 FloatLayer RandomLayer(const ModelConfig& config, unsigned seed) {
   FloatLayer layer;
   for (const TensorKind linear : kLinears) {
-    const Shape shape = TensorShape(config, linear);
+    const Shape shape = TensorShape(config, linear, /*layer=*/0);
     layer.matrix(linear) = RandomFloats(shape[0], shape[1], ++seed);
     for (float& value : layer.matrix(linear).values) value /= std::sqrt(static_cast<float>(shape[1]));
   }

@@ -37,6 +37,14 @@ StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& 
 
 }  // namespace
 
+FloatMatrix ToFloats(const WeightMatrix& matrix, ThreadPool& pool) {
+  FloatMatrix out = {matrix.rows, matrix.columns, std::vector<float>(matrix.rows * matrix.columns)};
+  pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) DecodeRow(matrix, row, out.Row(row).data());
+  });
+  return out;
+}
+
 bool IsFinite(std::span<const float> values) {
   return std::ranges::all_of(values, [](float x) { return std::isfinite(x); });
 }

@@ -29,6 +29,11 @@ struct FloatMatrix {
   }
 };
 
+// Whether weights are codes with scales rather than floats.
+constexpr bool IsQuantized(DType dtype) { return Info(dtype).block_elements > 1 || dtype == DType::kInt8; }
+
+FloatMatrix ToFloats(const WeightMatrix& matrix, ThreadPool& pool);
+
 bool IsFinite(std::span<const float> values);  // all of them
 
 // What goes into the linears of a layer, in the order in which a token meets them.

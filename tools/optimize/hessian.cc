@@ -97,6 +97,18 @@ std::optional<size_t> Hessian::FirstNonFinite() const {
   return std::nullopt;
 }
 
+double DampingOf(const Hessian& hessian, double damping) {
+  double sum = 0;
+  for (size_t i = 0; i < hessian.inputs(); ++i) sum += hessian.Diagonal(i);
+  return sum == 0 ? 1 : damping * sum / static_cast<double>(hessian.inputs());
+}
+
+Status NotPositiveDefinite(const Hessian& hessian, double damping) {
+  return InvalidArgument(
+      "the Hessian of ", hessian.inputs(), " inputs is not positive definite with a damping of ", damping,
+      "; a larger one, or more calibration tokens than the ", hessian.tokens(), " there are, may help");
+}
+
 StatusOr<InverseHessian> InvertHessian(const Hessian& hessian, double damping, bool by_size) {
   const size_t n = hessian.inputs();
   InverseHessian out = {.order = std::vector<uint32_t>(n), .upper = std::vector<double>(n * n)};
@@ -105,9 +117,7 @@ StatusOr<InverseHessian> InvertHessian(const Hessian& hessian, double damping, b
     std::ranges::stable_sort(
         out.order, [&](uint32_t a, uint32_t b) { return hessian.Diagonal(a) > hessian.Diagonal(b); });
   }
-  double sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += hessian.Diagonal(i);
-  const double added = sum == 0 ? 1 : damping * sum / static_cast<double>(n);  // 0: only zeros went in
+  const double added = DampingOf(hessian, damping);
 
   // With J the order turned round, J H J = L L^T makes H = R R^T for the upper triangular R = J L J, so that
   // U = R^-1 = J L^-1 J: one factorization, and no inverse of an inverse.
@@ -119,9 +129,7 @@ StatusOr<InverseHessian> InvertHessian(const Hessian& hessian, double damping, b
   }
   const Eigen::LLT<Eigen::Ref<Matrix>> factor(turned);  // in place
   if (factor.info() != Eigen::Success || !turned.diagonal().allFinite())
-    return InvalidArgument("the Hessian of ", n, " inputs is not positive definite with a damping of ",
-                           damping, "; a larger one, or more calibration tokens than the ", hessian.tokens(),
-                           " there are, may help");
+    return NotPositiveDefinite(hessian, damping);
   Eigen::Map<Matrix> upper(out.upper.data(), Index(n), Index(n));
   upper.setIdentity();
   turned.triangularView<Eigen::Lower>().solveInPlace(upper);
@@ -153,6 +161,16 @@ double RelativeOutputError(const FloatMatrix& original, const FloatMatrix& chang
                            ThreadPool& pool) {
   return RelativeError(OutputSquares(Difference(changed, original), hessian, pool),
                        OutputSquares(original, hessian, pool));
+}
+
+double RelativeWeightError(const FloatMatrix& original, const FloatMatrix& changed) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < original.values.size(); ++i) {
+    const double value = original.values[i], difference = changed.values[i] - value;
+    error += difference * difference;
+    size += value * value;
+  }
+  return RelativeError(error, size);
 }
 
 double RelativeError(double error, double size) {

@@ -43,6 +43,13 @@ class Hessian {
   std::vector<float> largest_;
 };
 
+inline constexpr double kDefaultDamping = 0.01;  // as GPTQ's authors have it
+
+// What is added to the diagonal of H before it is inverted: `damping` times its mean, or 1 where only zeros
+// went in.
+double DampingOf(const Hessian& hessian, double damping);
+Status NotPositiveDefinite(const Hessian& hessian, double damping);  // INVALID_ARGUMENT, with what may help
+
 // H^-1, of H with `damping` times the mean of its diagonal added to the diagonal: H^-1 = U^T U in the order
 // of inputs given. Row k of U, over the inputs from k on, is what the inputs after it take over of an error
 // of input k; its first element is the root of what such an error costs (Frantar et al., "GPTQ", 2023).
@@ -67,6 +74,9 @@ FloatMatrix Difference(const FloatMatrix& matrix, const FloatMatrix& original);
 // over those of the outputs (RelativeError).
 double RelativeOutputError(const FloatMatrix& original, const FloatMatrix& changed, const Hessian& hessian,
                            ThreadPool& pool);
+
+// The same of the weights themselves.
+double RelativeWeightError(const FloatMatrix& original, const FloatMatrix& changed);
 
 // The root of error / size, two sums of squares; 0 when there is no error, 1 when there is no size or no
 // number comes out. Always finite.

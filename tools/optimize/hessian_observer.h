@@ -23,6 +23,7 @@ class HessianObserver : public LayerObserver {
 
  protected:
   virtual Status Use(LinearInput input, const Hessian& hessian) = 0;
+  virtual bool Wants(LinearInput) const { return true; }  // an input that is not wanted costs nothing
 
   const uint32_t layer_;
   ThreadPool& pool_;

@@ -73,12 +73,12 @@ Status LayerRunner::Run(const FloatLayer& layer, std::vector<float>& hidden, Lay
   CHECK(hidden.size() == tokens_ * config_.hidden_size, hidden.size(), " values of ", tokens_, " tokens");
   RETURN_IF_ERROR(ObserveNormalized(LinearInput::kAttention, hidden, layer.attention_norm, observer));
   RETURN_IF_ERROR(Attend(layer, hidden));
-  RETURN_IF_ERROR(Observe(LinearInput::kAttentionOutput, size_t{config_.heads} * config_.head_dim, observer));
+  RETURN_IF_ERROR(Observe(LinearInput::kAttentionOutput, layer.query.rows, observer));
   RETURN_IF_ERROR(AddProducts(layer.attention_output, hidden));
 
   RETURN_IF_ERROR(ObserveNormalized(LinearInput::kFfn, hidden, layer.ffn_norm, observer));
   RETURN_IF_ERROR(Gate(layer, hidden));
-  RETURN_IF_ERROR(Observe(LinearInput::kDown, config_.ffn_size, observer));
+  RETURN_IF_ERROR(Observe(LinearInput::kDown, layer.gate.rows, observer));
   return AddProducts(layer.down, hidden);
 }
 
@@ -123,8 +123,9 @@ Status LayerRunner::Observe(LinearInput input, size_t width, LayerObserver* obse
 // Sequence by sequence: each writes its keys and values over those of the one before.
 Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hidden) {
   ASSIGN_OR_RETURN(const Packed weights, Packed::Make({&layer.query, &layer.key, &layer.value}, ops_, pool_));
-  const size_t width = size_t{config_.heads} * config_.head_dim,
-               kv_width = size_t{config_.kv_heads} * config_.head_dim;
+  const size_t width = layer.query.rows, kv_width = layer.key.rows, heads = width / config_.head_dim,
+               kv_heads = kv_width / config_.head_dim;
+  CHECK(heads <= config_.heads && kv_heads <= config_.kv_heads, "a layer of another model");
   inner_.resize(tokens_ * width);
   size_t begin = 0;
   for (const auto& sequence : sequences_) {
@@ -141,7 +142,7 @@ Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hi
     const PagedTokens batch{.positions = positions_.data(),
                             .block_tables = tables.data(),
                             .tokens = count,
-                            .kv_heads = config_.kv_heads,
+                            .kv_heads = kv_heads,
                             .head_dim = config_.head_dim,
                             .blocks = blocks_.size(),
                             .block_tokens = kBlockTokens};
@@ -151,7 +152,7 @@ Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hi
                   .v = value_.data(),
                   .cos = cos_.data(),
                   .sin = sin_.data(),
-                  .heads = config_.heads,
+                  .heads = heads,
                   .neighbours = config_.rope_pairing == RopePairing::kNeighbours,
                   .kv = kv_->layer(0)},
                  pool_);
@@ -159,7 +160,7 @@ Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hi
                           .q = query_.data(),
                           .out = inner_.data() + begin * width,
                           .kv = kv_->layer(0),
-                          .heads = config_.heads,
+                          .heads = heads,
                           .scale = 1 / std::sqrt(static_cast<float>(config_.head_dim))},
                          pool_);
     begin += count;
@@ -169,10 +170,11 @@ Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hi
 
 Status LayerRunner::Gate(const FloatLayer& layer, const std::vector<float>& hidden) {
   ASSIGN_OR_RETURN(const Packed weights, Packed::Make({&layer.gate, &layer.up}, ops_, pool_));
-  inner_.resize(tokens_ * config_.ffn_size);
+  const size_t width = layer.gate.rows;
+  inner_.resize(tokens_ * width);
   for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
     const size_t count = std::min(kPieceTokens, tokens_ - begin);
-    const GemmPart parts[] = {{weights[0], inner_.data() + begin * config_.ffn_size}, {weights[1]}};
+    const GemmPart parts[] = {{weights[0], inner_.data() + begin * width}, {weights[1]}};
     ops_.gemm({.x = Normalized(hidden, layer.ffn_norm, begin, count).data(),
                .tokens = count,
                .parts = parts,

@@ -42,8 +42,9 @@ class LayerRunner {
 
   size_t tokens() const { return tokens_; }  // of all sequences
 
-  // `hidden`, [tokens, hidden], is what goes into the layer, and then what comes out of it. A null observer
-  // sees nothing. RESOURCE_EXHAUSTED for the memory of packed weights.
+  // `hidden`, [tokens, hidden], is what goes into the layer, and then what comes out of it. The layer may
+  // have fewer heads than the model, and any feed-forward width: its matrices say. A null observer sees
+  // nothing. RESOURCE_EXHAUSTED for the memory of packed weights.
   Status Run(const FloatLayer& layer, std::vector<float>& hidden, LayerObserver* observer);
 
  private:

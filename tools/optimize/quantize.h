@@ -13,16 +13,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <string>
 #include <string_view>
-#include <vector>
 
-#include "base/hash.h"
-#include "base/json.h"
 #include "base/status.h"
 #include "kernels/dtype.h"
-#include "tools/optimize/calibration.h"
+#include "tools/optimize/model_rewriter.h"
 #include "tools/optimize/quantize_layer.h"
 
 namespace terrace {
@@ -50,39 +45,13 @@ inline constexpr QuantizeMethod kQuantizeMethods[] = {
     {"awq-gptq", QuantizeMethod::Scales::kAwq, true, true},
     {"smoothquant", QuantizeMethod::Scales::kSmooth, false, false}};
 
-struct LinearReport {
-  std::string name;  // of the tensor in the output
-  DType dtype = DType::kF32;
-  double relative_error = 0;  // of the outputs over the calibration tokens, or of the weights without any
-};
-
-struct LayerReport {
-  uint32_t layer = 0, layers = 0;
-  bool was_kept = false;  // from an earlier run of the same job
-  std::vector<LinearReport> linears = {};
-};
-
-struct QuantizeRequest {
-  std::string model, out;
+struct QuantizeRequest : RewriteRequest {
   QuantizeTarget target = kQuantizeTargets[0];
   QuantizeMethod method = kQuantizeMethods[0];
-  CalibrationOptions calibration = {};  // no path: none
-  static constexpr double kDefaultDamping = 0.01;
-  double damping = kDefaultDamping;  // of GPTQ's Hessians, times the mean of their diagonals; 0 to 1
-  bool act_order = false;            // GPTQ takes inputs in falling order of their size
-  size_t threads = 1;
-  // Called after each layer; an error of it ends the work and is returned, what is finished is kept.
-  std::function<Status(const LayerReport&)> on_layer = [](const LayerReport&) { return Status(); };
-  std::function<bool()> is_cancelled = nullptr;  // asked before each linear: CANCELLED
+  bool act_order = false;  // GPTQ takes inputs in falling order of their size
 };
 
-struct QuantizeReport {
-  uint64_t parameters = 0;
-  uint64_t bytes_before = 0, bytes_after = 0;  // of the weights
-  Hash128 digest;                              // of the output: ModelFiles::digest
-  std::vector<LayerReport> layers;
-  std::string path;  // of the report
-};
+using QuantizeReport = RewriteReport;
 
 // Writes request.out and, beside it, request.out + ".quantize.json": method, settings, digests of the model,
 // of the calibration file and of the output, version, and the error of each linear. A run that was ended goes

@@ -15,16 +15,6 @@ size_t PlaceOf(TensorKind linear) {
   return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
 }
 
-double WeightError(const FloatMatrix& original, const FloatMatrix& rounded) {
-  double error = 0, size = 0;
-  for (size_t i = 0; i < original.values.size(); ++i) {
-    const double value = original.values[i], difference = rounded.values[i] - value;
-    error += difference * difference;
-    size += value * value;
-  }
-  return RelativeError(error, size);
-}
-
 }  // namespace
 
 // Scales for each input of a layer, which is not changed while it runs.
@@ -58,7 +48,7 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
 // Rounds the linears of an input as soon as all of it was seen. The layer then has what they became.
 class LayerQuantizer::Rounder final : public HessianObserver {
  public:
-  Rounder(const LayerQuantizer& quantizer, FloatLayer& layer, uint32_t index, Result& result)
+  Rounder(const LayerQuantizer& quantizer, FloatLayer& layer, uint32_t index, RewrittenLayer& result)
       : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), values_(layer), result_(result) {}
 
   // Without calibration.
@@ -93,46 +83,35 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
     FloatMatrix& matrix = values_.matrix(linear);
     const RowFormat& format = quantizer_.formats_[PlaceOf(linear)];
-    QuantizedMatrix quantized =
+    const QuantizedMatrix quantized =
         inverse != nullptr
             ? Gptq(matrix, format, *inverse, {.searches_levels = options.method.searches_levels}, pool_)
             : RoundToNearest(matrix, format, importance, pool_);
     FloatMatrix rounded = quantized.ToFloat(pool_);
-    if (!IsFinite(rounded.values))  // a scale passed F16
-      return WithReason(DataLoss(TensorName(NameScheme::kHuggingFace, linear, layer_), ": has a value that ",
-                                 Info(format.dtype()).name, " cannot hold"),
-                        "nonfinite");
+    RETURN_IF_ERROR(CheckHeld(rounded, format.dtype(), linear, layer_));  // a scale may pass F16
     result_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, rounded, *hessian, pool_)
-                                                : WeightError(matrix, rounded));
-    result_.layer.linears.push_back(std::move(quantized));
+                                                : RelativeWeightError(matrix, rounded));
+    result_.linears.push_back(quantized.Bytes());
     matrix = std::move(rounded);
     return Status();
   }
 
   const LayerQuantizer& quantizer_;
   FloatLayer& values_;
-  Result& result_;
+  RewrittenLayer& result_;
 };
 
-FloatLayer QuantizedLayer::ToFloat(ThreadPool& pool) const {
-  FloatLayer out;
-  out.attention_norm = attention_norm;
-  out.ffn_norm = ffn_norm;
-  for (size_t i = 0; i < linears.size(); ++i) out.matrix(kLinears[i]) = linears[i].ToFloat(pool);
-  return out;
-}
-
-StatusOr<LayerQuantizer::Result> LayerQuantizer::Quantize(FloatLayer layer, uint32_t index,
-                                                          std::vector<float>& hidden) const {
+StatusOr<RewrittenLayer> LayerQuantizer::Quantize(FloatLayer layer, uint32_t index,
+                                                  std::vector<float>& hidden) const {
   if (options_.method.scales != QuantizeMethod::Scales::kNone) {
     ScaleChooser chooser(*this, layer, index);
     std::vector<float> passed = hidden;
     RETURN_IF_ERROR(runner_->Run(layer, passed, &chooser));
     chooser.Fold(layer);
   }
-  Result result;
-  result.layer.attention_norm = layer.attention_norm;
-  result.layer.ffn_norm = layer.ffn_norm;
+  RewrittenLayer result;
+  result.attention_norm = layer.attention_norm;
+  result.ffn_norm = layer.ffn_norm;
   Rounder rounder(*this, layer, index, result);
   RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(layer, hidden, &rounder) : rounder.RoundAll());
   return result;

@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "tools/optimize/float_layer.h"
 #include "tools/optimize/layer_runner.h"
+#include "tools/optimize/model_rewriter.h"
 #include "tools/optimize/quantized_matrix.h"
 #include "worker/formats/model_config.h"
 
@@ -29,18 +30,11 @@ struct QuantizeMethod {
   bool needs_calibration() const { return scales != Scales::kNone || passes_errors_on || searches_levels; }
 };
 
-struct QuantizedLayer {
-  std::vector<float> attention_norm, ffn_norm;  // changed where scales were folded into them
-  std::vector<QuantizedMatrix> linears;         // in the order of kLinears
-
-  FloatLayer ToFloat(ThreadPool& pool) const;
-};
-
 class LayerQuantizer {
  public:
   struct Options {
     QuantizeMethod method;
-    double damping = 0.01;                         // of the Hessian, times the mean of its diagonal
+    double damping = kDefaultDamping;              // of the Hessian, times the mean of its diagonal
     bool act_order = false;                        // inputs in falling order of their size
     std::function<bool()> is_cancelled = nullptr;  // asked before each linear
   };
@@ -50,14 +44,10 @@ class LayerQuantizer {
                  LayerRunner* runner, ThreadPool& pool)
       : config_(config), formats_(formats), options_(std::move(options)), runner_(runner), pool_(pool) {}
 
-  struct Result {
-    QuantizedLayer layer;
-    std::vector<double> errors;  // of each linear, as LinearReport::relative_error
-  };
   // Layer `index` of the model. With a runner `hidden`, [tokens, hidden], goes into the layer and becomes
   // what comes out of the quantized one. CANCELLED, the errors of HessianObserver and InvertHessian,
   // DATA_LOSS, reason nonfinite, for weights that the format cannot hold.
-  StatusOr<Result> Quantize(FloatLayer layer, uint32_t index, std::vector<float>& hidden) const;
+  StatusOr<RewrittenLayer> Quantize(FloatLayer layer, uint32_t index, std::vector<float>& hidden) const;
 
  private:
   class ScaleChooser;

@@ -1,8 +1,5 @@
 #include "tools/optimize/quantized_matrix.h"
 
-#include <cstring>
-
-#include "kernels/quant/weight_values.h"
 #include "tools/optimize/level_search.h"
 
 namespace terrace {
@@ -72,20 +69,14 @@ WeightMatrix QuantizedMatrix::view() const {
           .row_scales = row_scales_.empty() ? nullptr : row_scales_.data()};
 }
 
-void QuantizedMatrix::SetBytes(std::span<const std::byte> bytes) {
-  CHECK(bytes.size() == byte_count(), bytes.size(), " bytes of ", byte_count());
-  std::memcpy(codes_.data(), bytes.data(), codes_.size());
-  if (row_scales_.empty()) return;
-  std::memcpy(row_scales_.data(), bytes.data() + codes_.size(), row_scales_.size() * sizeof(float));
+std::vector<std::byte> QuantizedMatrix::Bytes() const {
+  std::vector<std::byte> bytes = codes_;
+  const auto scales = std::as_bytes(std::span(row_scales_));
+  bytes.insert(bytes.end(), scales.begin(), scales.end());
+  return bytes;
 }
 
-FloatMatrix QuantizedMatrix::ToFloat(ThreadPool& pool) const {
-  FloatMatrix out = {rows_, format_.columns(), std::vector<float>(rows_ * format_.columns())};
-  pool.ParallelFor(rows_, /*grain=*/16, [&](size_t begin, size_t end) {
-    for (size_t row = begin; row < end; ++row) DecodeRow(view(), row, out.Row(row).data());
-  });
-  return out;
-}
+FloatMatrix QuantizedMatrix::ToFloat(ThreadPool& pool) const { return ToFloats(view(), pool); }
 
 QuantizedMatrix RoundToNearest(const FloatMatrix& matrix, const RowFormat& format,
                                std::span<const float> importance, ThreadPool& pool) {

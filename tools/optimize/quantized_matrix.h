@@ -60,13 +60,11 @@ class QuantizedMatrix {
 
   const RowFormat& format() const { return format_; }
   size_t rows() const { return rows_; }
-  WeightMatrix view() const;  // borrows
+  WeightMatrix view() const;                                         // borrows
+  std::span<const std::byte> codes() const { return codes_; }        // or blocks
+  std::span<const float> row_scales() const { return row_scales_; }  // of INT8
   // The data as ModelWriter takes it: blocks, or INT8's codes and then scales.
-  std::span<const std::byte> codes() const { return codes_; }
-  std::span<const float> row_scales() const { return row_scales_; }
-  // The inverse: of bytes as many as of the two above.
-  uint64_t byte_count() const { return codes_.size() + row_scales_.size() * sizeof(float); }
-  void SetBytes(std::span<const std::byte> bytes);
+  std::vector<std::byte> Bytes() const;
 
   FloatMatrix ToFloat(ThreadPool& pool) const;
 

@@ -87,22 +87,5 @@ TEST(RoundToNearest, IsOffByAStepAtMostAndTheSameWithAnyNumberOfThreads) {
   }
 }
 
-TEST(QuantizedMatrix, GoesThroughBytesAndBack) {
-  ThreadPool pool(1);
-  const FloatMatrix matrix = RandomFloats(7, 256, /*seed=*/3);
-  for (const Case& c : kCases) {
-    SCOPED_TRACE(testing::Message() << Info(c.dtype).name << " " << c.group);
-    const RowFormat format = RowFormat::Create(c.dtype, c.group, 256).value();
-    const QuantizedMatrix from = RoundToNearest(matrix, format, {}, pool);
-    std::vector<std::byte> bytes(from.codes().begin(), from.codes().end());
-    const auto scales = std::as_bytes(from.row_scales());
-    bytes.insert(bytes.end(), scales.begin(), scales.end());
-    ASSERT_EQ(bytes.size(), from.byte_count());
-    QuantizedMatrix to(format, matrix.rows);
-    to.SetBytes(bytes);
-    EXPECT_EQ(to.ToFloat(pool).values, from.ToFloat(pool).values);
-  }
-}
-
 }  // namespace
 }  // namespace terrace

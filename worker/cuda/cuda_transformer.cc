@@ -20,6 +20,9 @@ Status Unsupported(const std::string& what) {
 }  // namespace
 
 Status CheckCudaModel(const ModelConfig& config) {
+  if (!config.ffn_sizes.empty()) {
+    return Unsupported("layers of unequal feed-forward sizes, as terrace prune --remove-ffn makes them");
+  }
   if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128) {
     return Unsupported(Concat("heads of ", config.head_dim, " elements; 32, 64 and 128 are"));
   }

@@ -2,6 +2,7 @@
 #include <charconv>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/compressed_tensors.h"
@@ -36,6 +37,17 @@ class ConfigFile {
     if (!at(key).is_number_unsigned() || at(key).get<uint64_t>() > UINT32_MAX)
       return Error(key, Shown(key), " is not a whole number from 0 to ", UINT32_MAX);
     return at(key).get<uint32_t>();
+  }
+
+  StatusOr<std::vector<uint32_t>> Counts(std::string_view key) const {
+    std::vector<uint32_t> counts;
+    if (!at(key).is_array()) return Error(key, Shown(key), " is not a list");
+    for (const Json& count : at(key)) {
+      if (!count.is_number_unsigned() || count.get<uint64_t>() > UINT32_MAX)
+        return Error(key, Shown(key), " is not a list of whole numbers from 0 to ", UINT32_MAX);
+      counts.push_back(count.get<uint32_t>());
+    }
+    return counts;
   }
 
   StatusOr<float> Number(std::string_view key, float fallback) const {
@@ -137,6 +149,10 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   ASSIGN_OR_RETURN(config.heads, json.Count("num_attention_heads"));
   ASSIGN_OR_RETURN(config.kv_heads, json.Count("num_key_value_heads", config.heads));
   ASSIGN_OR_RETURN(config.ffn_size, json.Count("intermediate_size"));
+  if (json.Has(kFfnSizesKey)) {
+    ASSIGN_OR_RETURN(config.ffn_sizes, json.Counts(kFfnSizesKey));
+    if (config.ffn_sizes.empty()) return json.Error(kFfnSizesKey, "is empty");
+  }
   if (!json.Has("head_dim") && config.heads != 0 && config.hidden_size % config.heads != 0)
     return json.Error("num_attention_heads", config.heads, " does not divide hidden_size ",
                       config.hidden_size, ", and there is no head_dim");
@@ -156,6 +172,7 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   }
   RETURN_IF_ERROR(ValidateModelConfig(
       config, [&](std::string_view key, std::string_view message) { return json.Error(key, message); }));
+  if (!config.ffn_sizes.empty()) SetFfnSizes(std::move(config.ffn_sizes), config);
   return config;
 }
 
@@ -177,6 +194,7 @@ std::string ConfigJsonText(const ModelConfig& config) {
                {"rope_theta", ShortestDecimal(config.rope_base)},
                {"rope_scaling", nullptr},
                {"tie_word_embeddings", config.tied_embeddings}};
+  if (!config.ffn_sizes.empty()) json[std::string(kFfnSizesKey)] = config.ffn_sizes;
   if (config.quantization) json["quantization_config"] = QuantizationConfigJson(*config.quantization);
   return json.dump(2) + "\n";
 }

@@ -70,6 +70,24 @@ TEST(ParseConfigJson, AcceptsPlainRopeInEverySpelling) {
   EXPECT_EQ(Parsed(json).rope_base, 250000.0f);
 }
 
+TEST(ParseConfigJson, LayersMayHaveFeedForwardSizesOfTheirOwn) {
+  Json json = TinyFolder().config;
+  json["num_hidden_layers"] = 3;
+  json["intermediate_size"] = 96;
+  json[std::string(kFfnSizesKey)] = {32, 96, 64};
+  ModelConfig config = Parsed(json);
+  EXPECT_EQ(config.ffn_size, 96u);
+  EXPECT_EQ(config.ffn_sizes, (std::vector<uint32_t>{32, 96, 64}));
+  EXPECT_EQ(config.FfnSize(2), 64u);
+  EXPECT_EQ(Parsed(ParseJson(ConfigJsonText(config)).value()).ffn_sizes, config.ffn_sizes);
+
+  json[std::string(kFfnSizesKey)] = {96, 96, 96};  // equal ones are one size
+  config = Parsed(json);
+  EXPECT_TRUE(config.ffn_sizes.empty());
+  EXPECT_EQ(config.FfnSize(2), 96u);
+  EXPECT_EQ(ConfigJsonText(config).find(kFfnSizesKey), std::string::npos);
+}
+
 TEST(ParseConfigJson, WarnsThatCodeOfAModelIsNeverRun) {
   Json json = TinyFolder().config;
   json["auto_map"] = {{"AutoModel", "modeling.MyModel"}};

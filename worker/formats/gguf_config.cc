@@ -3,6 +3,7 @@
 #include <cfloat>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "base/json.h"
 #include "worker/formats/tensor_names.h"
@@ -28,6 +29,31 @@ StatusOr<float> Number(const GgufMetadata& metadata, std::string_view key,
   ASSIGN_OR_RETURN(const double value, metadata.Float(key));
   if (std::abs(value) > FLT_MAX) return metadata.Error(kReason, key, "is too large");
   return static_cast<float>(value);
+}
+
+// The size of all layers, or an array with that of each (as llama.cpp has it).
+Status ReadFfnSizes(const GgufMetadata& metadata, ModelConfig& config) {
+  constexpr std::string_view kKey = "llama.feed_forward_length";
+  if (!metadata.Has(kKey) || !metadata.values().at(kKey).is_array) {
+    ASSIGN_OR_RETURN(config.ffn_size, Count(metadata, kKey, kMaxFfn));
+    return Status();
+  }
+  ASSIGN_OR_RETURN(const std::vector<int64_t> values, metadata.Integers(kKey));
+  if (values.size() != config.layers)
+    return metadata.Error(kReason, kKey, Concat(values.size(), " sizes for ", config.layers, " layers"));
+  std::vector<uint32_t> sizes;
+  for (const int64_t value : values) {
+    if (value < 1 || value > kMaxFfn)
+      return metadata.Error(kReason, kKey, Concat(value, " is not in 1 to ", kMaxFfn));
+    sizes.push_back(static_cast<uint32_t>(value));
+  }
+  SetFfnSizes(std::move(sizes), config);
+  return Status();
+}
+
+GgufField FfnSizesField(const ModelConfig& config) {
+  if (config.ffn_sizes.empty()) return GgufU32(config.ffn_size);
+  return GgufInts(std::vector<int32_t>(config.ffn_sizes.begin(), config.ffn_sizes.end()));
 }
 
 Status CheckArchitecture(const GgufMetadata& metadata) {
@@ -105,7 +131,7 @@ StatusOr<ModelConfig> Parse(const GgufFile& gguf) {
   ASSIGN_OR_RETURN(config.kv_heads,
                    Count(metadata, "llama.attention.head_count_kv", kMaxHeads, config.heads));
   ASSIGN_OR_RETURN(config.head_dim, HeadDim(metadata, config));
-  ASSIGN_OR_RETURN(config.ffn_size, Count(metadata, "llama.feed_forward_length", kMaxFfn));
+  RETURN_IF_ERROR(ReadFfnSizes(metadata, config));
   ASSIGN_OR_RETURN(config.norm_epsilon, Number(metadata, "llama.attention.layer_norm_rms_epsilon"));
   ASSIGN_OR_RETURN(config.rope_base, Number(metadata, "llama.rope.freq_base", 10000));
   config.tied_embeddings = !gguf.weights->Find(TensorName(NameScheme::kGguf, TensorKind::kOutput)).ok();
@@ -141,7 +167,7 @@ std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config) {
       {"llama.context_length", GgufU32(config.context_length)},
       {"llama.embedding_length", GgufU32(config.hidden_size)},
       {"llama.block_count", GgufU32(config.layers)},
-      {"llama.feed_forward_length", GgufU32(config.ffn_size)},
+      {"llama.feed_forward_length", FfnSizesField(config)},
       {"llama.rope.dimension_count", GgufU32(config.head_dim)},
       {"llama.rope.freq_base", GgufF32(config.rope_base)},
       {"llama.attention.head_count", GgufU32(config.heads)},

@@ -210,6 +210,12 @@ void AddConfigs(Table& table) {
   table.AddConfig("config_0_heads", "bad_config", "num_attention_heads", 0);
   table.AddConfig("config_kv_heads_do_not_divide", "bad_config", "num_key_value_heads", 3);
   table.AddConfig("config_odd_head_dim", "bad_config", "head_dim", 15);
+  table.AddConfig("config_ffn_sizes_empty", "bad_config", "terrace_intermediate_sizes", Json::array());
+  table.AddConfig("config_ffn_sizes_too_many", "bad_config", "terrace_intermediate_sizes", {32, 32});
+  table.AddConfig("config_ffn_size_0", "bad_config", "terrace_intermediate_sizes", {0});
+  table.AddConfig("config_ffn_size_beyond_the_largest", "bad_config", "terrace_intermediate_sizes",
+                  {100'000});
+  table.AddConfig("config_ffn_sizes_not_numbers", "bad_config", "terrace_intermediate_sizes", {"32"});
   table.Add("config_heads_too_wide", "bad_config", {"config.json", "key \"num_attention_heads\""},
             [](FolderParts& f) {
               f.config["num_attention_heads"] = 1024;

@@ -156,6 +156,10 @@ void AddHyperParameters(Table& table) {
   table.AddKey("gguf_heads_as_array", "type_mismatch", "llama.attention.head_count", GgufInts({2}));
   table.AddKey("gguf_heads_do_not_divide", "bad_hparam", "llama.attention.head_count", GgufU32(5));
   table.AddKey("gguf_kv_heads_do_not_divide", "bad_hparam", "llama.attention.head_count_kv", GgufU32(3));
+  table.AddKey("gguf_ffn_sizes_too_many", "bad_hparam", "llama.feed_forward_length", GgufInts({32, 32}));
+  table.AddKey("gguf_ffn_size_0", "bad_hparam", "llama.feed_forward_length", GgufInts({0}));
+  table.AddKey("gguf_ffn_sizes_not_numbers", "type_mismatch", "llama.feed_forward_length",
+               GgufStrings({"32"}));
   table.Add("gguf_odd_head_size", "bad_hparam", {"key \"llama.attention.head_count\"", "key_length"},
             [](GgufParts& g) {
               g.Remove("llama.rope.dimension_count");

@@ -1,5 +1,8 @@
 #include "worker/formats/model_config.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace terrace {
 
 Status ValidateModelConfig(
@@ -26,6 +29,15 @@ Status ValidateModelConfig(
     if (field.value < 1 || field.value > field.limit)
       return fail(field.config_json, field.gguf, field.value, " is not in 1 to ", field.limit);
   }
+  const std::vector<uint32_t>& sizes = config.ffn_sizes;
+  if (!sizes.empty() && sizes.size() != config.layers)
+    return fail(kFfnSizesKey, "llama.feed_forward_length", sizes.size(), " sizes for ", config.layers,
+                " layers");
+  for (size_t layer = 0; layer < sizes.size(); ++layer) {
+    if (sizes[layer] < 1 || sizes[layer] > config.ffn_size)
+      return fail(kFfnSizesKey, "llama.feed_forward_length", "layer ", layer, " has ", sizes[layer],
+                  ", which is not in 1 to ", config.ffn_size);
+  }
   if (config.heads % config.kv_heads != 0)
     return fail("num_key_value_heads", "llama.attention.head_count_kv", config.kv_heads,
                 " does not divide the ", config.heads, " attention heads");
@@ -41,6 +53,12 @@ Status ValidateModelConfig(
   if (!(config.rope_base > 1 && config.rope_base <= 1e12f))
     return fail("rope_theta", "llama.rope.freq_base", config.rope_base, " is not between 1 and 1e12");
   return Status();
+}
+
+void SetFfnSizes(std::vector<uint32_t> sizes, ModelConfig& config) {
+  config.ffn_size = std::ranges::max(sizes);
+  if (std::ranges::min(sizes) == config.ffn_size) sizes.clear();
+  config.ffn_sizes = std::move(sizes);
 }
 
 }  // namespace terrace

@@ -37,14 +37,17 @@ struct ModelConfig {
   uint32_t hidden_size = 0;
   uint32_t layers = 0;
   uint32_t heads = 0;
-  uint32_t kv_heads = 0;  // divides heads
-  uint32_t head_dim = 0;  // even
-  uint32_t ffn_size = 0;
+  uint32_t kv_heads = 0;                 // divides heads
+  uint32_t head_dim = 0;                 // even
+  uint32_t ffn_size = 0;                 // of the widest layer
+  std::vector<uint32_t> ffn_sizes = {};  // of each layer, where they differ; else empty
   float norm_epsilon = 1e-5f;
   float rope_base = 10000.0f;
   bool tied_embeddings = false;                         // the output matrix is the embedding
   std::optional<WeightQuantization> quantization = {};  // of folders
   std::vector<std::string> warnings;  // what the file asks for and does not get: one line each, for the log
+
+  uint32_t FfnSize(uint32_t layer) const { return ffn_sizes.empty() ? ffn_size : ffn_sizes[layer]; }
 };
 
 // Limits of a ModelConfig; DATA_LOSS with reason bad_hparam (GGUF) or bad_config (config.json) beyond them.
@@ -56,6 +59,14 @@ inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext =
 Status ValidateModelConfig(
     const ModelConfig& config,
     const std::function<Status(std::string_view key, std::string_view message)>& error);
+
+// Sets ffn_size and ffn_sizes from the sizes of all layers, which are not empty.
+void SetFfnSizes(std::vector<uint32_t> sizes, ModelConfig& config);
+
+// The key of config.json with the feed-forward sizes of the layers, where they differ: a list beside
+// intermediate_size, which is the largest of them. Other loaders do not know it, and find that shapes of
+// tensors are not as they expect.
+inline constexpr std::string_view kFfnSizesKey = "terrace_intermediate_sizes";
 
 // From the text of config.json, without the name. `file` names it in errors: DATA_LOSS with reasons
 // bad_config, unsupported_architecture and those of ParseJson.

@@ -23,8 +23,8 @@ ModelFiles Opened(const std::string& path) {
 
 auto Fields(const ModelConfig& c) {
   return std::tuple(c.family, c.names, c.rope_pairing, c.vocab_size, c.context_length, c.hidden_size,
-                    c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_size, c.norm_epsilon, c.rope_base,
-                    c.tied_embeddings, c.warnings);
+                    c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_size, c.ffn_sizes, c.norm_epsilon,
+                    c.rope_base, c.tied_embeddings, c.warnings);
 }
 
 // What `model` is, to be written again.
@@ -77,6 +77,24 @@ TEST_P(EveryFormat, AModelThatIsWrittenAgainIsTheSame) {
     EXPECT_EQ(copy.shape, entry.tensor.shape) << entry.name;
     EXPECT_EQ(std::memcmp(copy.data, entry.tensor.data, entry.tensor.bytes), 0) << entry.name;
   }
+}
+
+TEST_P(EveryFormat, LayersOfUnequalFeedForwardSizesAreWrittenAndRead) {
+  ModelToWrite plan = PlanOf(model_);
+  SetFfnSizes({64, 32, 96}, plan.config);
+  plan.tensors.clear();
+  for (const TensorRequirement& tensor : RequiredTensors(plan.config))
+    plan.tensors.push_back({tensor.name, DType::kF32, tensor.shape});
+  auto writer = ModelWriter::Create(path_, plan);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  for (const auto& tensor : plan.tensors) {
+    const std::vector<std::byte> zeros(ByteCount(DType::kF32, tensor.shape).value());
+    ASSERT_EQ((*writer)->Append(zeros), Status());
+  }
+  ASSERT_TRUE((*writer)->Finish().ok());
+  const ModelFiles again = Opened(path_);
+  EXPECT_EQ(again.config.ffn_sizes, (std::vector<uint32_t>{64, 32, 96}));
+  EXPECT_EQ(again.config.ffn_size, 96u);
 }
 
 TEST_P(EveryFormat, AWriterThatDoesNotFinishLeavesNothing) {

@@ -47,7 +47,7 @@ std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer) {
   return Concat(is_gguf ? "blk." : "model.layers.", layer, ".", name);
 }
 
-Shape TensorShape(const ModelConfig& config, TensorKind kind) {
+Shape TensorShape(const ModelConfig& config, TensorKind kind, uint32_t layer) {
   const uint64_t hidden = config.hidden_size;
   const uint64_t queries = uint64_t{config.heads} * config.head_dim;
   const uint64_t keys = uint64_t{config.kv_heads} * config.head_dim;
@@ -68,9 +68,9 @@ Shape TensorShape(const ModelConfig& config, TensorKind kind) {
       return {hidden, queries};
     case TensorKind::kGate:
     case TensorKind::kUp:
-      return {config.ffn_size, hidden};
+      return {config.FfnSize(layer), hidden};
     case TensorKind::kDown:
-      return {hidden, config.ffn_size};
+      return {hidden, config.FfnSize(layer)};
   }
   return {};
 }
@@ -78,7 +78,8 @@ Shape TensorShape(const ModelConfig& config, TensorKind kind) {
 std::vector<TensorRequirement> RequiredTensors(const ModelConfig& config) {
   std::vector<TensorRequirement> required;
   const auto add = [&](TensorKind kind, uint32_t layer = 0) {
-    required.push_back({kind, layer, TensorName(config.names, kind, layer), TensorShape(config, kind)});
+    required.push_back(
+        {kind, layer, TensorName(config.names, kind, layer), TensorShape(config, kind, layer)});
   };
   add(TensorKind::kEmbedding);
   for (uint32_t layer = 0; layer < config.layers; ++layer) {

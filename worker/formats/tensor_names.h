@@ -35,8 +35,8 @@ constexpr bool IsNorm(TensorKind kind) {
 // "model.layers.3.self_attn.q_proj.weight" or "blk.3.attn_q.weight"; `layer` counts for kinds per layer only.
 std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer = 0);
 
-// Matrices are [outputs, inputs], norms [hidden].
-Shape TensorShape(const ModelConfig& config, TensorKind kind);
+// Matrices are [outputs, inputs], norms [hidden]. `layer` counts for kinds per layer only.
+Shape TensorShape(const ModelConfig& config, TensorKind kind, uint32_t layer);
 
 struct TensorRequirement {
   TensorKind kind;

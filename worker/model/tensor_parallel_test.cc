@@ -129,6 +129,16 @@ TEST_P(TensorParallelOfWeights, TheBitsDoNotDependOnTheNumberOfRanks) {
   }
 }
 
+TEST(TensorParallel, LayersOfUnequalWidthGiveTheSameBitsOnAnyNumberOfRanks) {
+  ModelConfig config = WideConfig();
+  SetFfnSizes({4 * 32, 5 * 256}, config);
+  const RandomModel model(DType::kQ8_0, /*seed=*/11, config);
+  const auto tokens = RandomTokens(40, model.config.vocab_size, /*seed=*/12);
+  const auto want = LogitsOf({model.config, model, 1, 4}, tokens);
+  for (const uint32_t ranks : {2u, 4u})
+    EXPECT_EQ(LogitsOf({model.config, model, ranks, 4}, tokens), want) << ranks << " ranks";
+}
+
 // The bounds of transformer_test: f32 by the order of sums, bf16 and int8 by the rounding of activations,
 // which virtual shards put into other groups.
 TEST_P(TensorParallelOfWeights, VirtualShardsMoveLogitsByNoMoreThanRounding) {

@@ -92,11 +92,11 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
     case TensorKind::kFfnNorm:
       return {.vector = &layer().ffn_norm};
     case TensorKind::kGate:
-      return {.matrix = &layer().gate, .rows = plan.ffn};
+      return {.matrix = &layer().gate, .rows = plan.Ffn(required.layer)};
     case TensorKind::kUp:
-      return {.matrix = &layer().up, .rows = plan.ffn};
+      return {.matrix = &layer().up, .rows = plan.Ffn(required.layer)};
     case TensorKind::kDown:
-      return {.shards = &layer().down, .columns = plan.ffn_shards};
+      return {.shards = &layer().down, .columns = plan.ffn_shards[required.layer]};
   }
   return {};
 }
@@ -175,13 +175,13 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
   return weights;
 }
 
-// How many elements the formats of all matrices of a kind keep together: powers of two, as all of them are.
-size_t LargestBlock(std::span<const FoundTensor> tensors, TensorKind kind) {
-  size_t largest = 1;
+// How many elements the formats of the matrices of a kind keep together, in each layer.
+std::vector<size_t> BlocksOf(std::span<const FoundTensor> tensors, TensorKind kind) {
+  std::vector<size_t> blocks;
   for (const auto& [required, tensor] : tensors) {
-    if (required.kind == kind) largest = std::max(largest, Info(tensor.dtype).block_elements);
+    if (required.kind == kind) blocks.push_back(Info(tensor.dtype).block_elements);
   }
-  return largest;
+  return blocks;
 }
 
 float* Fit(std::vector<float>& buffer, size_t size) {
@@ -357,11 +357,13 @@ StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& conf
                                                          const TransformerOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
   const Communicator* const group = options.communicator;
-  const ShardOptions shard{.rank = group == nullptr ? 0 : group->rank(),
-                           .ranks = group == nullptr ? 1 : group->ranks(),
-                           .virtual_shards = options.virtual_shards,
-                           .attention_block = LargestBlock(tensors, TensorKind::kAttentionOutput),
-                           .ffn_block = LargestBlock(tensors, TensorKind::kDown)};
+  const ShardOptions shard{
+      .rank = group == nullptr ? 0 : group->rank(),
+      .ranks = group == nullptr ? 1 : group->ranks(),
+      .virtual_shards = options.virtual_shards,
+      // Powers of two, as all of them are.
+      .attention_block = std::ranges::max(BlocksOf(tensors, TensorKind::kAttentionOutput)),
+      .ffn_blocks = BlocksOf(tensors, TensorKind::kDown)};
   ASSIGN_OR_RETURN(const ShardPlan plan, PlanShard(config, shard));
   ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, tensors, plan, options, ops, pool));
   return std::unique_ptr<Transformer>(new Transformer(std::unique_ptr<Impl>(

@@ -36,6 +36,10 @@ std::vector<IndexRange> VirtualShards(size_t width, size_t block, uint32_t shard
   return out;
 }
 
+size_t FfnBlock(const ShardOptions& options, uint32_t layer) {
+  return options.ffn_blocks.empty() ? 1 : options.ffn_blocks[layer];
+}
+
 Status CheckHeads(const ModelConfig& config, const ShardOptions& options) {
   const uint32_t ranks = options.ranks;
   if (config.heads % ranks != 0) {
@@ -65,12 +69,15 @@ StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& opt
   const uint32_t ranks = options.ranks;
   const uint32_t shards = options.virtual_shards > 0 ? options.virtual_shards : ranks;
   CHECK(options.rank < ranks, "rank ", options.rank, " of ", ranks);
-  CHECK(config.ffn_size % options.ffn_block == 0, config.ffn_size, " in blocks of ", options.ffn_block);
   RETURN_IF_ERROR(CheckNumbers(ranks, shards));
   RETURN_IF_ERROR(CheckHeads(config, options));
-  if (config.ffn_size / options.ffn_block < ranks) {
-    return Refuse("the feed-forward width of ", config.ffn_size, " has ", config.ffn_size / options.ffn_block,
-                  " blocks of ", options.ffn_block, ", as the file has down, for ", ranks, " ranks");
+  for (uint32_t layer = 0; layer < config.layers; ++layer) {
+    const size_t width = config.FfnSize(layer), block = FfnBlock(options, layer);
+    CHECK(width % block == 0, width, " in blocks of ", block);
+    if (width / block < ranks) {
+      return Refuse("the feed-forward width of ", width, " has ", width / block, " blocks of ", block,
+                    ", as the file has down, for ", ranks, " ranks");
+    }
   }
   if (config.vocab_size < ranks)
     return Refuse("a vocabulary of ", config.vocab_size, " for ", ranks, " ranks");
@@ -80,8 +87,9 @@ StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& opt
   plan.vocabulary = ShareOf(config.vocab_size, options.rank, ranks);
   plan.attention_shards =
       VirtualShards(size_t{config.heads} * config.head_dim, options.attention_block, shards, options);
-  plan.ffn_shards = VirtualShards(config.ffn_size, options.ffn_block, shards, options);
-  plan.ffn = {.begin = plan.ffn_shards.front().begin, .end = plan.ffn_shards.back().end};
+  for (uint32_t layer = 0; layer < config.layers; ++layer)
+    plan.ffn_shards.push_back(
+        VirtualShards(config.FfnSize(layer), FfnBlock(options, layer), shards, options));
   return plan;
 }
 

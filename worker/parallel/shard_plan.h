@@ -26,17 +26,24 @@ struct ShardOptions {
   // A power of two, a multiple of ranks, at most kMaxVirtualShards; 0: as many as ranks. A product whose
   // inputs have fewer blocks has fewer.
   uint32_t virtual_shards = 0;
-  // Elements that the file's formats keep together along the inputs of the attention's output and of down.
-  size_t attention_block = 1, ffn_block = 1;
+  // Elements that the file's formats keep together along the inputs of the attention's output and of each
+  // layer's down (empty: 1).
+  size_t attention_block = 1;
+  std::vector<size_t> ffn_blocks = {};
 };
 
 struct ShardPlan {
   IndexRange heads, kv_heads;  // a KV head is on several ranks where there are more of them than KV heads
-  IndexRange ffn;              // of the feed-forward width
   IndexRange vocabulary;       // ShareOf it
-  // This rank's virtual shards, rising: columns of the attention's output (heads times head_dim) and of down
-  // (ffn). At least one of each.
-  std::vector<IndexRange> attention_shards, ffn_shards;
+  // This rank's virtual shards, rising: columns of the attention's output (heads times head_dim) and, of each
+  // layer, of down (its feed-forward width). At least one of each.
+  std::vector<IndexRange> attention_shards;
+  std::vector<std::vector<IndexRange>> ffn_shards;
+
+  // The rows of gate and up that are here.
+  IndexRange Ffn(uint32_t layer) const {
+    return {.begin = ffn_shards[layer].front().begin, .end = ffn_shards[layer].back().end};
+  }
 };
 
 // INVALID_ARGUMENT, reason cannot_shard, says with the numbers what cannot be shared out. Never with one rank

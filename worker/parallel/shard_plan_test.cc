@@ -20,6 +20,7 @@ using testing::HasSubstr;
 ModelConfig Config(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t ffn_size,
                    uint32_t vocab_size) {
   ModelConfig config;
+  config.layers = 1;
   config.heads = heads;
   config.kv_heads = kv_heads;
   config.head_dim = head_dim;
@@ -38,10 +39,10 @@ TEST(PlanShard, OneRankOwnsAll) {
   const ShardPlan plan = Plan(Config(7, 7, 10, 33, 5), {});
   EXPECT_EQ(plan.heads, (IndexRange{0, 7}));
   EXPECT_EQ(plan.kv_heads, (IndexRange{0, 7}));
-  EXPECT_EQ(plan.ffn, (IndexRange{0, 33}));
+  EXPECT_EQ(plan.Ffn(0), (IndexRange{0, 33}));
   EXPECT_EQ(plan.vocabulary, (IndexRange{0, 5}));
   EXPECT_THAT(plan.attention_shards, ElementsAre(IndexRange{0, 70}));
-  EXPECT_THAT(plan.ffn_shards, ElementsAre(IndexRange{0, 33}));
+  EXPECT_THAT(plan.ffn_shards[0], ElementsAre(IndexRange{0, 33}));
 }
 
 TEST(PlanShard, EveryRankGetsItsShare) {
@@ -49,10 +50,10 @@ TEST(PlanShard, EveryRankGetsItsShare) {
   const ShardPlan plan = Plan(config, {.rank = 3, .ranks = 4, .virtual_shards = 8});
   EXPECT_EQ(plan.heads, (IndexRange{6, 8}));
   EXPECT_EQ(plan.kv_heads, (IndexRange{3, 4}));
-  EXPECT_EQ(plan.ffn, (IndexRange{72, 96}));
+  EXPECT_EQ(plan.Ffn(0), (IndexRange{72, 96}));
   EXPECT_EQ(plan.vocabulary, (IndexRange{750, 1000}));
   EXPECT_THAT(plan.attention_shards, ElementsAre(IndexRange{96, 112}, IndexRange{112, 128}));
-  EXPECT_THAT(plan.ffn_shards, ElementsAre(IndexRange{72, 84}, IndexRange{84, 96}));
+  EXPECT_THAT(plan.ffn_shards[0], ElementsAre(IndexRange{72, 84}, IndexRange{84, 96}));
 }
 
 TEST(PlanShard, KvHeadsFewerThanRanksAreOnSeveral) {
@@ -73,8 +74,8 @@ TEST(PlanShard, BlocksAreNotCutAndSharesDifferByOneBlock) {
   for (uint32_t rank = 0; rank < 4; ++rank) {
     const ShardPlan plan =
         Plan(Config(32, 32, 128, 11008, 32000),
-             {.rank = rank, .ranks = 4, .virtual_shards = 8, .attention_block = 256, .ffn_block = 256});
-    shards.insert(shards.end(), plan.ffn_shards.begin(), plan.ffn_shards.end());
+             {.rank = rank, .ranks = 4, .virtual_shards = 8, .attention_block = 256, .ffn_blocks = {256}});
+    shards.insert(shards.end(), plan.ffn_shards[0].begin(), plan.ffn_shards[0].end());
   }
   ASSERT_EQ(shards.size(), 8u);
   for (const IndexRange& shard : shards) {
@@ -86,9 +87,28 @@ TEST(PlanShard, BlocksAreNotCutAndSharesDifferByOneBlock) {
 }
 
 TEST(PlanShard, AProductOfFewBlocksHasFewerVirtualShards) {
-  const ShardPlan plan = Plan(Config(2, 2, 64, 768, 64), {.virtual_shards = 8, .ffn_block = 256});
+  const ShardPlan plan = Plan(Config(2, 2, 64, 768, 64), {.virtual_shards = 8, .ffn_blocks = {256}});
   EXPECT_EQ(plan.attention_shards.size(), 8u);
-  EXPECT_THAT(plan.ffn_shards, ElementsAre(IndexRange{0, 256}, IndexRange{256, 768}));
+  EXPECT_THAT(plan.ffn_shards[0], ElementsAre(IndexRange{0, 256}, IndexRange{256, 768}));
+}
+
+TEST(PlanShard, LayersOfUnequalWidthHaveShardsOfTheirOwn) {
+  ModelConfig config = Config(4, 4, 16, 96, 64);
+  config.layers = 3;
+  SetFfnSizes({96, 32, 64}, config);
+  const ShardPlan plan = Plan(config, {.rank = 1, .ranks = 2, .virtual_shards = 4});
+  EXPECT_EQ(plan.Ffn(0), (IndexRange{48, 96}));
+  EXPECT_EQ(plan.Ffn(1), (IndexRange{16, 32}));
+  EXPECT_THAT(plan.ffn_shards[2], ElementsAre(IndexRange{32, 48}, IndexRange{48, 64}));
+  EXPECT_NE(Message(PlanShard(config, {.ranks = 4, .ffn_blocks = {1, 32, 1}}).status()).find("width of 32"),
+            std::string::npos);
+
+  // Blocks are those of each layer's format.
+  SetFfnSizes({512, 96, 40}, config);
+  const ShardPlan mixed = Plan(config, {.rank = 0, .ranks = 2, .ffn_blocks = {256, 32, 1}});
+  EXPECT_EQ(mixed.Ffn(0), (IndexRange{0, 256}));
+  EXPECT_EQ(mixed.Ffn(1), (IndexRange{0, 32}));
+  EXPECT_EQ(mixed.Ffn(2), (IndexRange{0, 20}));
 }
 
 // The virtual shards are the model's, and each rank's are neighbours that cover what it owns.
@@ -103,10 +123,12 @@ TEST(PlanShard, TheSameVirtualShardsWhateverTheNumberOfRanks) {
   for (const auto& each : cases) {
     for (const uint32_t shards : {8u, 16u}) {
       const ShardOptions alone{
-          .virtual_shards = shards, .attention_block = each.attention_block, .ffn_block = each.ffn_block};
+          .virtual_shards = shards, .attention_block = each.attention_block, .ffn_blocks = {each.ffn_block}};
       const ShardPlan whole = Plan(each.config, alone);
       for (const uint32_t ranks : {2u, 4u, 8u}) {
         ShardPlan all;
+        all.ffn_shards.resize(1);
+        size_t ffn_end = 0;
         for (uint32_t rank = 0; rank < ranks; ++rank) {
           ShardOptions options = alone;
           options.rank = rank;
@@ -116,18 +138,18 @@ TEST(PlanShard, TheSameVirtualShardsWhateverTheNumberOfRanks) {
             to.insert(to.end(), from.begin(), from.end());
           };
           add(all.attention_shards, plan.attention_shards);
-          add(all.ffn_shards, plan.ffn_shards);
+          add(all.ffn_shards[0], plan.ffn_shards[0]);
           EXPECT_EQ(plan.attention_shards.front().begin, plan.heads.begin * each.config.head_dim);
           EXPECT_EQ(plan.attention_shards.back().end, plan.heads.end * each.config.head_dim);
-          EXPECT_EQ(plan.ffn.begin, all.ffn.end);
+          EXPECT_EQ(plan.Ffn(0).begin, ffn_end);
           EXPECT_EQ(plan.vocabulary.begin, all.vocabulary.end);
           EXPECT_EQ(plan.attention_shards.size() * ranks, whole.attention_shards.size());
-          all.ffn.end = plan.ffn.end;
+          ffn_end = plan.Ffn(0).end;
           all.vocabulary.end = plan.vocabulary.end;
         }
         EXPECT_EQ(all.attention_shards, whole.attention_shards) << ranks << " ranks of " << shards;
         EXPECT_EQ(all.ffn_shards, whole.ffn_shards) << ranks << " ranks of " << shards;
-        EXPECT_EQ(all.ffn.end, each.config.ffn_size);
+        EXPECT_EQ(ffn_end, each.config.ffn_size);
         EXPECT_EQ(all.vocabulary.end, each.config.vocab_size);
       }
     }
@@ -158,7 +180,7 @@ TEST(PlanShard, RefusesWhatCannotBeSharedOutWithTheNumbers) {
        {.ranks = 4, .attention_block = 256},
        "the 2 attention heads of a rank are 128 wide, not whole blocks of 256"},
       {Config(8, 8, 64, 768, 64),
-       {.ranks = 4, .ffn_block = 256},
+       {.ranks = 4, .ffn_blocks = {256}},
        "the feed-forward width of 768 has 3 blocks of 256, as the file has down, for 4 ranks"},
       {Config(8, 8, 64, 512, 3), {.ranks = 4}, "a vocabulary of 3 for 4 ranks"},
   };

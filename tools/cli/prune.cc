@@ -1,0 +1,63 @@
+#include "tools/cli/prune.h"
+
+#include "base/clock.h"
+#include "tools/cli/format.h"
+
+namespace terrace {
+namespace {
+
+// Of a cut: what is left of the layer, and what the linears that read what went have lost.
+std::string CutText(const LayerReport& layer) {
+  constexpr size_t kKey = 1, kOutput = 3, kGate = 4, kDown = 6;  // in the order of kLinears
+  const auto error = [&](size_t i) { return FormatFixed(layer.linears[i].relative_error, 4); };
+  return Concat("KV width ", layer.linears[kKey].shape[0], ", ", layer.linears[kGate].shape[0],
+                " channels, output ", error(kOutput), ", down ", error(kDown));
+}
+
+StatusOr<PruneRequest> MakeRequest(const PruneOptions& options, const CommandContext& context) {
+  PruneRequest request;
+  if (!options.method.empty()) {
+    if (!options.cut.is_empty()) return InvalidArgument("--method is of --sparsity and --pattern");
+    ASSIGN_OR_RETURN(request.method, Named(kPruneMethods, "--method", options.method));
+  }
+  request.pattern.share = options.sparsity;
+  if (!options.pattern.empty()) {
+    ASSIGN_OR_RETURN(const PrunePattern pattern, Named(kPrunePatterns, "--pattern", options.pattern));
+    request.pattern.kept = pattern.kept;
+    request.pattern.of = pattern.of;
+  }
+  request.cut = options.cut;
+  request.repair = !options.no_repair;
+  FillRequest(options, context, request.cut.is_empty() ? ErrorsText : CutText, request);
+  return request;
+}
+
+// Whether it pays, from what this machine's kernels read.
+std::string StepText(const PruneRequest& request, const PruneReport& report) {
+  std::string text = Concat("a step on a CPU reads ", FormatBytes(report.step_bytes_after),
+                            " of weights, of the model before ", FormatBytes(report.step_bytes_before));
+  if (!request.cut.is_empty()) return text;
+  if (report.step_bytes_after < report.step_bytes_before)
+    return Concat(text, ": it skips the zeros. Files, GPUs and prompts gain nothing");
+  return Concat(text, ": nothing is skipped, so nothing is smaller or faster; ",
+                request.pattern.has_groups() ? "only 2:4 of F16 or BF16, in rows of whole 32s, pays"
+                                             : "zeros without a pattern never pay here");
+}
+
+}  // namespace
+
+Status RunPrune(const PruneOptions& options, const CommandContext& context) {
+  const MonoTime start = RealClock().Now();
+  ASSIGN_OR_RETURN(const PruneRequest request, MakeRequest(options, context));
+  const StatusOr<PruneReport> report = Prune(request);
+  if (!report.ok()) return Explained(report.status());
+  context.out << WorstText(*report) << options.out << ": " << FormatCount(report->parameters) << " -> "
+              << FormatCount(report->parameters_after) << " parameters, " << FormatBytes(report->bytes_before)
+              << " -> " << FormatBytes(report->bytes_after) << ", "
+              << FormatSeconds(Seconds(RealClock().Now() - start)) << ", digest " << report->digest.Hex()
+              << "\n"
+              << StepText(request, *report) << "\nreport: " << report->path << "\n";
+  return Status();
+}
+
+}  // namespace terrace

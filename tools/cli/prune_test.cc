@@ -1,0 +1,98 @@
+#include "tools/cli/prune.h"
+
+#include <csignal>
+#include <filesystem>
+
+#include "base/exit_code.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/cli/test_context.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+class PruneCommand : public testing::Test {
+ protected:
+  PruneCommand() {
+    fs::remove_all(folder_);
+    fs::create_directory(folder_);
+  }
+  PruneOptions Options() const {
+    PruneOptions options;
+    options.model = "models/terrace-demo-nano";
+    options.out = folder_ / "out";
+    options.calibration = {.path = "models/eval/calibration.jsonl", .samples = 8};
+    options.threads = 2;
+    return options;
+  }
+  const fs::path folder_ = fs::path(testing::TempDir()) / "prune_command";
+};
+
+TEST_F(PruneCommand, TellsEachLayerWhatCameOfAllAndWhetherItPays) {
+  const struct {
+    const char *sparsity, *pattern, *mention;
+  } cases[] = {{"0.5", "", "zeros without a pattern never pay"},
+               {"", "4:8", "only 2:4"},
+               {"", "2:4", "it skips the zeros"}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.mention);
+    PruneOptions options = Options();
+    options.out += std::to_string(&c - cases);
+    options.sparsity = *c.sparsity != '\0' ? 0.5 : 0;
+    options.pattern = c.pattern;
+    TestContext test;
+    ASSERT_EQ(RunPrune(options, test.context), Status());
+    const auto model = OpenModel(options.out);
+    ASSERT_TRUE(model.ok()) << model.status();
+    const std::string out = test.out.str();
+    EXPECT_THAT(out, HasSubstr("layer 1/3  query 0."));
+    EXPECT_THAT(out, HasSubstr("largest errors"));
+    EXPECT_THAT(out, HasSubstr("262,592 -> 262,592 parameters"));
+    EXPECT_THAT(out, HasSubstr("digest " + model->digest.Hex()));
+    EXPECT_THAT(out, HasSubstr("a step on a CPU reads "));
+    EXPECT_THAT(out, HasSubstr(c.mention));
+    EXPECT_THAT(out, HasSubstr("report: " + options.out + ".prune.json"));
+  }
+}
+
+TEST_F(PruneCommand, TellsWhatIsLeftOfEachLayer) {
+  PruneOptions options = Options();
+  options.cut = {.kv_heads = 1, .layers = 1};
+  TestContext test;
+  ASSERT_EQ(RunPrune(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("layer 2/2  KV width 32, 256 channels, output 0."));
+}
+
+TEST_F(PruneCommand, OptionsThatDoNotGoTogetherAreUsageErrors) {
+  PruneOptions options = Options();
+  TestContext test;
+  EXPECT_EQ(ExitCodeFor(RunPrune(options, test.context)), kExitUsage);  // nothing to remove
+  options.cut.layers = 1;
+  options.method = "magnitude";
+  const Status status = RunPrune(options, test.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitUsage) << status;
+  EXPECT_THAT(Message(status), HasSubstr("--method"));
+}
+
+TEST_F(PruneCommand, CtrlCKeepsWhatIsFinishedAndTheSameCommandGoesOn) {
+  PruneOptions options = Options();
+  options.cut.layers = 1;
+  {
+    TestContext test;  // blocks the signal: it waits until the command looks
+    ASSERT_EQ(::raise(SIGINT), 0);
+    const Status status = RunPrune(options, test.context);
+    EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
+    EXPECT_THAT(Message(status), HasSubstr("the same command goes on"));
+  }
+  EXPECT_FALSE(fs::exists(options.out));
+  TestContext test;
+  EXPECT_EQ(RunPrune(options, test.context), Status());
+  EXPECT_TRUE(fs::exists(options.out));
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,395 @@
+#include "tools/optimize/model_rewriter.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "base/version.h"
+#include "kernels/op_table.h"
+#include "kernels/quant/weight_values.h"
+#include "tools/optimize/synthetic_text.h"
+#include "worker/formats/byte_reader.h"
+#include "worker/formats/compressed_tensors.h"
+#include "worker/formats/gguf_tokenizer.h"
+#include "worker/formats/weight_encoding.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kChunkBytes = 4 << 20;  // of an embedding that is written
+
+std::string PartName(uint32_t layer) { return Concat("layer-", layer); }
+
+// The tensors of a layer, in the order of the tensor map.
+constexpr TensorKind kLayerTensors[] = {TensorKind::kAttentionNorm,
+                                        TensorKind::kQuery,
+                                        TensorKind::kKey,
+                                        TensorKind::kValue,
+                                        TensorKind::kAttentionOutput,
+                                        TensorKind::kFfnNorm,
+                                        TensorKind::kGate,
+                                        TensorKind::kUp,
+                                        TensorKind::kDown};
+
+size_t PlaceOf(TensorKind linear) {
+  return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
+}
+
+// What ModelWriter takes of a matrix whose rows are whole blocks.
+uint64_t BytesOf(DType dtype, const Shape& shape) {
+  const DTypeInfo& info = Info(dtype);
+  const uint64_t bytes = shape[0] * (shape[1] / info.block_elements * info.block_bytes);
+  return dtype == DType::kInt8 ? bytes + shape[0] * sizeof(float) : bytes;
+}
+
+void Append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
+  to.insert(to.end(), bytes.begin(), bytes.end());
+}
+
+}  // namespace
+
+Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uint32_t layer) {
+  if (IsFinite(written.values)) return Status();
+  return WithReason(DataLoss(TensorName(NameScheme::kHuggingFace, linear, layer), ": has a value that ",
+                             Info(dtype).name, " cannot hold"),
+                    "nonfinite");
+}
+
+ModelRewriter::ModelRewriter(const RewriteRequest& request, std::string_view command, ModelFiles files,
+                             ModelConfig config)
+    : request_(request),
+      files_(std::move(files)),
+      config_(std::move(config)),
+      pool_(request.threads),
+      command_(command) {
+  config_.name.clear();  // a model is named after its path
+  config_.warnings.clear();
+}
+
+StatusOr<RewriteReport> ModelRewriter::Run() {
+  RETURN_IF_ERROR(CheckRequest());
+  RETURN_IF_ERROR(Check());
+  RETURN_IF_ERROR(Calibrate());
+  RETURN_IF_ERROR(CheckKept());
+  ASSIGN_OR_RETURN(Journal journal, Journal::Open(request_.out, ToJsonText(Job())));
+  RETURN_IF_ERROR(Prepare(journal));
+  ASSIGN_OR_RETURN(const ModelToWrite plan, Plan());
+  RETURN_IF_ERROR(RewriteLayers(journal));
+  runner_.reset();  // its memory
+  RETURN_IF_ERROR(Write(plan, journal));
+  RETURN_IF_ERROR(journal.Remove());
+  return std::move(report_);
+}
+
+std::string ModelRewriter::Out() const {
+  std::string out = request_.out;
+  while (out.size() > 1 && out.ends_with('/')) out.pop_back();
+  return out;
+}
+
+std::string ModelRewriter::ReportPath() const { return Concat(Out(), ".", command_, ".json"); }
+
+Status ModelRewriter::CheckRequest() const {
+  if (!(request_.damping >= 0 && request_.damping <= 1))
+    return InvalidArgument("--damping: ", request_.damping, " is not between 0 and 1");
+  std::error_code ignored;
+  if (!fs::exists(Out() + ".work", ignored) && fs::exists(fs::symlink_status(ReportPath(), ignored)))
+    return InvalidArgument(ReportPath(), ": is there already, and nothing is overwritten");
+  return Status();
+}
+
+// What the output follows from.
+Json ModelRewriter::Job() const {
+  Json json = {{"format", Concat("terrace-", command_, "-1")},
+               {"version", kVersion},
+               {"model", {{"digest", files_.digest.Hex()}, {"format", files_.format}}},
+               {"config", ConfigJsonText(files_.config)},
+               {"text_digest", Digest(*files_.text).Hex()},
+               {"calibration", nullptr}};
+  if (is_calibrated()) {
+    const CalibrationOptions& calibration = request_.calibration;
+    json["calibration"] = {{"digest", set_.digest.Hex()}, {"samples", calibration.samples},
+                           {"seed", calibration.seed},    {"sequences", set_.sequences.size()},
+                           {"tokens", set_.tokens},       {"kernels", std::string(CpuOps().name)}};
+  }
+  json.update(Settings());
+  return json;
+}
+
+Status ModelRewriter::Calibrate() {
+  if (!is_calibrated()) return Status();
+  ASSIGN_OR_RETURN(set_, LoadCalibration(request_.calibration, *files_.text, files_.config));
+  ASSIGN_OR_RETURN(runner_, LayerRunner::Create(config_, set_.sequences, CpuOps(), pool_));
+  return Status();
+}
+
+StatusOr<TensorView> ModelRewriter::Source(TensorKind kind) const {
+  return files_.weights->Find(TensorName(files_.config.names, kind));
+}
+
+StatusOr<FloatLayer> ModelRewriter::LoadSource(uint32_t layer) {
+  return LoadLayer(files_.config, *files_.weights, layer, config_.rope_pairing, pool_);
+}
+
+StatusOr<std::vector<float>> ModelRewriter::Embed() const {
+  std::vector<float> hidden;
+  if (!is_calibrated()) return hidden;
+  ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
+  const WeightMatrix from = MatrixOf(tensor);
+  WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = from.columns};
+  std::vector<float> values;
+  std::vector<std::byte> bytes(row.RowBytes());
+  row.data = bytes.data();
+  hidden.resize(set_.tokens * from.columns);
+  float* out = hidden.data();
+  for (const auto& sequence : set_.sequences) {
+    for (const TokenId token : sequence) {
+      DecodeRow(from, static_cast<size_t>(token), out);
+      if (row.dtype != from.dtype) {
+        EncodeWeights(row.dtype, {out, from.columns}, bytes);
+        DecodeRow(row, 0, out);
+      }
+      out += from.columns;
+    }
+  }
+  return hidden;
+}
+
+Status ModelRewriter::RewriteLayers(const Journal& journal) {
+  ASSIGN_OR_RETURN(std::vector<float> hidden, Embed());
+  for (uint32_t layer = 0; layer < config_.layers; ++layer) {
+    LayerReport report = {.layer = layer, .layers = config_.layers};
+    if (const auto part = journal.Find(PartName(layer)); part.ok()) {
+      report.was_kept = true;
+      ASSIGN_OR_RETURN(const auto tensors, ReadPart(part->bytes(), report));
+      if (is_calibrated()) {
+        ASSIGN_OR_RETURN(const FloatLayer kept, Decode(tensors, layer));
+        RETURN_IF_ERROR(runner_->Run(kept, hidden, nullptr));
+      }
+    } else {
+      ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
+      ASSIGN_OR_RETURN(const RewrittenLayer rewritten, Rewrite(std::move(source), layer, hidden));
+      const std::vector<std::byte> made = MakePart(rewritten, layer);
+      RETURN_IF_ERROR(ReadPart(made, report).status());
+      RETURN_IF_ERROR(journal.Save(PartName(layer), made));
+    }
+    report_.layers.push_back(report);
+    RETURN_IF_ERROR(request_.on_layer(report));
+  }
+  return Status();
+}
+
+// A part of the journal is the length of a text, the text, which has the errors, and then the data of the
+// layer's tensors, in the order of the tensor map.
+std::vector<std::byte> ModelRewriter::MakePart(const RewrittenLayer& layer, uint32_t index) const {
+  Json errors = Json::array();
+  for (const double error : layer.errors) errors.push_back(error);
+  const std::string text = ToJsonText(errors);
+  const uint64_t length = text.size();
+  std::vector<std::byte> part;
+  Append(part, std::as_bytes(std::span(&length, 1)));
+  Append(part, std::as_bytes(std::span(text)));
+  for (const TensorKind kind : kLayerTensors) {
+    if (IsNorm(kind)) {
+      const auto& norm = kind == TensorKind::kAttentionNorm ? layer.attention_norm : layer.ffn_norm;
+      Append(part, std::as_bytes(std::span(norm)));
+      continue;
+    }
+    const std::vector<std::byte>& bytes = layer.linears[PlaceOf(kind)];
+    CHECK(bytes.size() == BytesOf(DTypeOf(kind, index), TensorShape(config_, kind, index)), bytes.size(),
+          " bytes for ", TensorName(config_.names, kind, index));
+    Append(part, bytes);
+  }
+  return part;
+}
+
+// Returns the data of the tensors.
+StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std::byte> part,
+                                                             LayerReport& report) const {
+  ByteReader in(part);
+  ASSIGN_OR_RETURN(const auto length, in.Read<uint64_t>());
+  ASSIGN_OR_RETURN(const auto text, in.Read(length));
+  ASSIGN_OR_RETURN(const Json errors, ParseJson(AsText(text)));
+  if (!errors.is_array() || errors.size() != std::size(kLinears))
+    return Malformed("truncated", "a part of the journal has no errors of its linears");
+  for (size_t i = 0; i < std::size(kLinears); ++i) {
+    const TensorKind linear = kLinears[i];
+    report.linears.push_back({.name = TensorName(config_.names, linear, report.layer),
+                              .dtype = FormatName(DTypeOf(linear, report.layer), config_),
+                              .shape = TensorShape(config_, linear, report.layer),
+                              .relative_error = errors[i].is_number() ? errors[i].get<double>() : 0});
+  }
+  return in.Read(in.remaining());
+}
+
+StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, uint32_t layer) {
+  FloatLayer out;
+  ByteReader in(tensors);
+  for (const TensorKind kind : kLayerTensors) {
+    const Shape shape = TensorShape(config_, kind, layer);
+    if (IsNorm(kind)) {
+      std::vector<float>& norm = kind == TensorKind::kAttentionNorm ? out.attention_norm : out.ffn_norm;
+      norm.resize(shape[0]);
+      ASSIGN_OR_RETURN(const auto bytes, in.Read(norm.size() * sizeof(float)));
+      std::memcpy(norm.data(), bytes.data(), bytes.size());
+      continue;
+    }
+    WeightMatrix from = {.dtype = DTypeOf(kind, layer), .rows = shape[0], .columns = shape[1]};
+    ASSIGN_OR_RETURN(const auto bytes, in.Read(BytesOf(from.dtype, shape)));
+    from.data = bytes.data();
+    std::vector<float> scales(from.dtype == DType::kInt8 ? from.rows : 0);
+    if (!scales.empty()) {
+      std::memcpy(scales.data(), bytes.last(scales.size() * sizeof(float)).data(),
+                  scales.size() * sizeof(float));
+      from.row_scales = scales.data();
+    }
+    out.matrix(kind) = ToFloats(from, pool_);
+  }
+  return out;
+}
+
+StatusOr<ModelToWrite> ModelRewriter::Plan() const {
+  ModelToWrite plan = {.config = config_, .text = *files_.text};
+  plan.used_tokens = files_.text->tokenizer->vocab_size();
+  if (config_.names == NameScheme::kGguf) {  // its vocabulary is as long as its embedding
+    ASSIGN_OR_RETURN(plan.text, PadVocabulary(*files_.text, config_.vocab_size));
+    RETURN_IF_ERROR(GgufTextKeys(plan.text, plan.used_tokens).status());
+  }
+  for (const TensorRequirement& tensor : RequiredTensors(config_)) {
+    const DType dtype = IsNorm(tensor.kind) ? DType::kF32 : DTypeOf(tensor.kind, tensor.layer);
+    plan.tensors.push_back({tensor.name, dtype, tensor.shape});
+  }
+  return plan;
+}
+
+// What layers have no part in can be written, too: told before the work.
+Status ModelRewriter::CheckKept() const {
+  const auto drop = [](std::span<const std::byte>) { return Status(); };
+  RETURN_IF_ERROR(ConvertMatrix(TensorKind::kEmbedding, drop));
+  if (!config_.tied_embeddings) RETURN_IF_ERROR(ConvertMatrix(TensorKind::kOutput, drop));
+  return FinalNorm().status();
+}
+
+StatusOr<std::vector<float>> ModelRewriter::FinalNorm() const {
+  return LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm));
+}
+
+Status ModelRewriter::Write(const ModelToWrite& plan, const Journal& journal) {
+  const std::string temporary = journal.folder() + "/model";
+  std::error_code ignored;
+  fs::remove_all(temporary, ignored);  // of a process that was killed
+  ASSIGN_OR_RETURN(const auto writer, ModelWriter::Create(request_.out, plan, temporary));
+  const uint64_t head = writer->size();
+  const auto append = [&](std::span<const std::byte> rows) { return writer->Append(rows); };
+  RETURN_IF_ERROR(ConvertMatrix(TensorKind::kEmbedding, append));
+  for (uint32_t layer = 0; layer < config_.layers; ++layer)
+    RETURN_IF_ERROR(WriteLayer(journal, layer, *writer));
+  ASSIGN_OR_RETURN(const std::vector<float> norm, FinalNorm());
+  RETURN_IF_ERROR(writer->Append(std::as_bytes(std::span(norm))));
+  if (!config_.tied_embeddings) RETURN_IF_ERROR(ConvertMatrix(TensorKind::kOutput, append));
+
+  Measure(writer->size() - head);
+  return writer
+      ->Finish([&](const Hash128& digest) {
+        report_.digest = digest;
+        return WriteReport(journal);
+      })
+      .status();
+}
+
+// Gives the embedding or the output matrix in the output's dtype to `use`, in pieces.
+Status ModelRewriter::ConvertMatrix(TensorKind kind,
+                                    const std::function<Status(std::span<const std::byte>)>& use) const {
+  ASSIGN_OR_RETURN(const TensorView tensor, Source(kind));
+  const WeightMatrix from = MatrixOf(tensor);
+  WeightMatrix to = {.dtype = DTypeOf(kind, 0), .rows = from.rows, .columns = from.columns};
+  const size_t chunk = std::max<size_t>(1, kChunkBytes / to.RowBytes());
+  const auto fail = [&](size_t row, const auto&... what) {
+    return Malformed("nonfinite", files_.weights->path(), ": tensor \"",
+                     TensorName(files_.config.names, kind), "\": row ", row, " has a value that ", what...);
+  };
+  std::vector<float> values(from.columns);
+  std::vector<std::byte> bytes;
+  for (size_t first = 0; first < from.rows; first += chunk) {
+    const size_t count = std::min(chunk, from.rows - first);
+    bytes.resize(count * to.RowBytes());
+    to.data = bytes.data();
+    for (size_t i = 0; i < count; ++i) {
+      DecodeRow(from, first + i, values.data());
+      if (!IsFinite(values)) return fail(first + i, "is infinite or not a number");
+      const auto row = std::span(bytes).subspan(i * to.RowBytes(), to.RowBytes());
+      if (from.dtype == to.dtype) {
+        std::memcpy(row.data(), from.Row(first + i), row.size());
+        continue;
+      }
+      EncodeWeights(to.dtype, values, row);
+      DecodeRow(to, i, values.data());
+      if (!IsFinite(values)) return fail(first + i, Info(to.dtype).name, " cannot hold");
+    }
+    RETURN_IF_ERROR(use(bytes));
+  }
+  return Status();
+}
+
+Status ModelRewriter::WriteLayer(const Journal& journal, uint32_t layer, ModelWriter& writer) const {
+  const auto part = journal.Find(PartName(layer));
+  if (!part.ok()) return Internal("a finished layer is gone: ", Message(part.status()));
+  LayerReport ignored = {.layer = layer};
+  ASSIGN_OR_RETURN(const auto tensors, ReadPart(part->bytes(), ignored));
+  ByteReader in(tensors);
+  for (const TensorKind kind : kLayerTensors) {
+    const Shape shape = TensorShape(config_, kind, layer);
+    ASSIGN_OR_RETURN(const auto bytes,
+                     in.Read(IsNorm(kind) ? shape[0] * sizeof(float) : BytesOf(DTypeOf(kind, layer), shape)));
+    RETURN_IF_ERROR(writer.Append(bytes));
+  }
+  return Status();
+}
+
+void ModelRewriter::Measure(uint64_t bytes_after) {
+  const auto elements = [](const Shape& shape) {
+    uint64_t count = 1;
+    for (size_t i = 0; i < shape.rank; ++i) count *= shape[i];
+    return count;
+  };
+  report_.bytes_after = bytes_after;
+  for (const TensorRequirement& tensor : RequiredTensors(files_.config)) {
+    const StatusOr<TensorView> view = files_.weights->Find(tensor.name);
+    if (!view.ok()) continue;  // OpenModel found all
+    report_.parameters += elements(view->shape);
+    report_.bytes_before += view->bytes + (view->row_scales != nullptr ? 4 * view->shape[0] : 0);
+  }
+  for (const TensorRequirement& tensor : RequiredTensors(config_))
+    report_.parameters_after += elements(tensor.shape);
+}
+
+Status ModelRewriter::WriteReport(const Journal& journal) {
+  Json json = Job();
+  json.erase("config");
+  json["model"]["name"] = files_.config.name;
+  json["model"]["weight_bytes"] = report_.bytes_before;
+  json["model"]["parameters"] = report_.parameters;
+  json["output"] = {{"digest", report_.digest.Hex()},
+                    {"weight_bytes", report_.bytes_after},
+                    {"parameters", report_.parameters_after},
+                    {"bits_per_weight", 8 * static_cast<double>(report_.bytes_after) /
+                                            static_cast<double>(report_.parameters_after)}};
+  json["error_of"] = is_calibrated() ? "outputs" : "weights";
+  json["layers"] = Json::array();
+  for (const LayerReport& layer : report_.layers) {
+    Json linears = Json::array();
+    for (const LinearReport& linear : layer.linears)
+      linears.push_back(
+          {{"tensor", linear.name}, {"dtype", linear.dtype}, {"relative_error", linear.relative_error}});
+    json["layers"].push_back({{"layer", layer.layer}, {"linears", linears}});
+  }
+  AddToReport(json);
+  report_.path = ReportPath();
+  const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return ReplaceFile(report_.path, journal.folder() + "/report", {std::as_bytes(std::span(text))});
+}
+
+}  // namespace terrace

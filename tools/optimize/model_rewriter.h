@@ -1,0 +1,137 @@
+// What the commands that rewrite a model layer by layer share (quantize, prune): calibration text goes
+// through the layers as they will be written, each finished layer is kept in a journal, and at the end the
+// model and a report of the work appear under their names. The bytes follow from the request and the files it
+// names, on one kind of processor; neither threads nor interruptions change them. One thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/parallel_for.h"
+#include "base/status.h"
+#include "kernels/dtype.h"
+#include "tools/optimize/calibration.h"
+#include "tools/optimize/float_layer.h"
+#include "tools/optimize/hessian.h"
+#include "tools/optimize/journal.h"
+#include "tools/optimize/layer_runner.h"
+#include "worker/formats/model_files.h"
+#include "worker/formats/model_writer.h"
+#include "worker/formats/tensor_names.h"
+
+namespace terrace {
+
+struct LinearReport {
+  std::string name;  // of the tensor in the output
+  std::string dtype;  // as FormatName has it
+  Shape shape = {};
+  double relative_error = 0;  // of the outputs over the calibration tokens, or of the weights without any
+};
+
+struct LayerReport {
+  uint32_t layer = 0, layers = 0;
+  bool was_kept = false;  // from an earlier run of the same job
+  std::vector<LinearReport> linears = {};
+};
+
+struct RewriteRequest {
+  std::string model, out;
+  CalibrationOptions calibration = {};  // no path: none
+  double damping = kDefaultDamping;     // of Hessians that are inverted, times their mean diagonal; 0 to 1
+  size_t threads = 1;
+  // Called after each layer; an error of it ends the work and is returned, what is finished is kept.
+  std::function<Status(const LayerReport&)> on_layer = [](const LayerReport&) { return Status(); };
+  std::function<bool()> is_cancelled = nullptr;  // asked before each linear: CANCELLED
+};
+
+struct RewriteReport {
+  uint64_t parameters = 0, parameters_after = 0;
+  uint64_t bytes_before = 0, bytes_after = 0;  // of the weights
+  Hash128 digest;                              // of the output: ModelFiles::digest
+  std::vector<LayerReport> layers;
+  std::string path;  // of the report
+};
+
+// A layer as it is written.
+struct RewrittenLayer {
+  std::vector<float> attention_norm, ffn_norm;
+  // In the order of kLinears: the data as ModelWriter takes it, and the error of each.
+  std::vector<std::vector<std::byte>> linears;
+  std::vector<double> errors;
+};
+
+// DATA_LOSS, reason nonfinite, where a value of a linear became infinite or not a number in `dtype`.
+Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uint32_t layer);
+
+class ModelRewriter {
+ public:
+  virtual ~ModelRewriter() = default;
+  // INVALID_ARGUMENT for a path that is taken, DATA_LOSS, reason nonfinite, for weights that are infinite,
+  // not a number or past what the output's formats can hold; the errors of what is called.
+  StatusOr<RewriteReport> Run();
+
+ protected:
+  // `command` names the report, OUT.<command>.json. `config` is the output's, as far as it is known; its
+  // pairing is that of the layers. The request outlives the object.
+  ModelRewriter(const RewriteRequest& request, std::string_view command, ModelFiles files,
+                ModelConfig config);
+
+  // What a command does:
+  virtual Status Check() = 0;         // of the request, before any work
+  virtual Json Settings() const = 0;  // all that the output follows from, beside the model and the text
+  // When the text was read and the journal is open: the last moment to change config_.
+  virtual Status Prepare(const Journal&) { return Status(); }
+  virtual DType DTypeOf(TensorKind kind, uint32_t layer) const = 0;     // of a matrix of the output
+  virtual uint32_t SourceLayer(uint32_t layer) const { return layer; }  // which one becomes layer `layer`
+  // `hidden`, [tokens, hidden], goes into the layer and becomes what comes out of the one that is written.
+  virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) = 0;
+  virtual void AddToReport(Json&) const {}
+
+  // For commands:
+  bool is_calibrated() const { return !request_.calibration.path.empty(); }
+  bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
+  StatusOr<TensorView> Source(TensorKind kind) const;  // of those that no layer has
+  StatusOr<FloatLayer> LoadSource(uint32_t layer);     // of the model that is read
+  // What goes into the first layer: rows of the embedding as the output will have it. Empty without
+  // calibration.
+  StatusOr<std::vector<float>> Embed() const;
+  // The output but for its data; an error for what cannot be written.
+  StatusOr<ModelToWrite> Plan() const;
+
+  const RewriteRequest& request_;
+  const ModelFiles files_;
+  ModelConfig config_;  // of the output
+  ThreadPool pool_;
+  CalibrationSet set_;
+  std::unique_ptr<LayerRunner> runner_;  // null without calibration, and when all layers are done
+
+ private:
+  std::string Out() const;  // request_.out without slashes at its end
+  std::string ReportPath() const;
+  Status CheckRequest() const;
+  Json Job() const;
+  Status Calibrate();
+  Status CheckKept() const;
+  Status RewriteLayers(const Journal& journal);
+  std::vector<std::byte> MakePart(const RewrittenLayer& layer, uint32_t index) const;
+  StatusOr<std::span<const std::byte>> ReadPart(std::span<const std::byte> part, LayerReport& report) const;
+  StatusOr<FloatLayer> Decode(std::span<const std::byte> tensors, uint32_t layer);
+  Status Write(const ModelToWrite& plan, const Journal& journal);
+  Status WriteLayer(const Journal& journal, uint32_t layer, ModelWriter& writer) const;
+  StatusOr<std::vector<float>> FinalNorm() const;
+  Status ConvertMatrix(TensorKind kind, const std::function<Status(std::span<const std::byte>)>& use) const;
+  void Measure(uint64_t bytes_after);
+  Status WriteReport(const Journal& journal);
+
+  const std::string command_;
+  RewriteReport report_;
+};
+
+}  // namespace terrace

@@ -1,0 +1,378 @@
+#include "tools/optimize/prune.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include "kernels/op_table.h"
+#include "tools/optimize/hessian_observer.h"
+#include "tools/optimize/input_removal.h"
+#include "worker/formats/byte_reader.h"
+#include "worker/formats/weight_encoding.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kPlanPart[] = "plan";
+
+// A matrix in a float dtype.
+std::vector<std::byte> Encode(const FloatMatrix& matrix, DType dtype, ThreadPool& pool) {
+  const size_t row_bytes = matrix.columns * Info(dtype).block_bytes;
+  std::vector<std::byte> bytes(matrix.rows * row_bytes);
+  pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row)
+      EncodeWeights(dtype, matrix.Row(row), std::span(bytes).subspan(row * row_bytes, row_bytes));
+  });
+  return bytes;
+}
+
+// Appends `matrix` to the layer that is written; it becomes what its dtype holds of it.
+Status PutLinear(TensorKind linear, uint32_t layer, DType dtype, ThreadPool& pool, FloatMatrix& matrix,
+                 RewrittenLayer& out) {
+  out.linears.push_back(Encode(matrix, dtype, pool));
+  matrix = ToFloats(
+      {.dtype = dtype, .data = out.linears.back().data(), .rows = matrix.rows, .columns = matrix.columns},
+      pool);
+  return CheckHeld(matrix, dtype, linear, layer);
+}
+
+// `count` columns of each of `heads`, side by side.
+std::vector<uint32_t> OfHeads(std::span<const uint32_t> heads, uint32_t count) {
+  std::vector<uint32_t> out;
+  for (const uint32_t head : heads) {
+    for (uint32_t i = 0; i < count; ++i) out.push_back(head * count + i);
+  }
+  return out;
+}
+
+// 1 - the mean cosine of the rows of two states.
+double Turned(std::span<const float> before, std::span<const float> after, size_t width) {
+  double sum = 0;
+  for (size_t first = 0; first < before.size(); first += width) {
+    double product = 0, a = 0, b = 0;
+    for (size_t i = first; i < first + width; ++i) {
+      product += double{before[i]} * after[i];
+      a += double{before[i]} * before[i];
+      b += double{after[i]} * after[i];
+    }
+    if (a == 0 && b == 0) continue;
+    sum += 1 - (a > 0 && b > 0 ? product / std::sqrt(a) / std::sqrt(b) : 0);
+  }
+  return sum / static_cast<double>(before.size() / width);
+}
+
+// What the heads and channels of a layer add to the residual stream.
+class ImportanceObserver final : public HessianObserver {
+ public:
+  ImportanceObserver(const ModelConfig& config, const FloatLayer& layer, uint32_t index, ThreadPool& pool)
+      : HessianObserver(index, pool), config_(config), layer_values_(layer) {}
+
+  LayerImportance Take() { return std::move(importance_); }
+
+ private:
+  bool Wants(LinearInput input) const override {
+    return input == LinearInput::kAttentionOutput || input == LinearInput::kDown;
+  }
+
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    const bool is_down = input == LinearInput::kDown;
+    const FloatMatrix& matrix = is_down ? layer_values_.down : layer_values_.attention_output;
+    std::vector<double>& out = is_down ? importance_.channels : importance_.kv_heads;
+    const size_t width = is_down ? 1 : size_t{config_.heads / config_.kv_heads} * config_.head_dim;
+    out.resize(matrix.columns / width);
+    pool_.ParallelFor(out.size(), /*grain=*/1, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) out[i] = RemovalCost(matrix, hessian, i * width, width);
+    });
+    return Status();
+  }
+
+  const ModelConfig& config_;
+  const FloatLayer& layer_values_;
+  LayerImportance importance_;
+};
+
+// Prunes the linears of an input as soon as all of it was seen. The layer then has what they became.
+class WeightPruner final : public HessianObserver {
+ public:
+  WeightPruner(const PruneRequest& request, std::span<const DType> dtypes, uint32_t index, ThreadPool& pool,
+               FloatLayer& layer, RewrittenLayer& out)
+      : HessianObserver(index, pool), request_(request), dtypes_(dtypes), values_(layer), out_(out) {}
+
+  // Without calibration.
+  Status PruneAll() {
+    for (const TensorKind linear : kLinears) RETURN_IF_ERROR(PruneLinear(linear, nullptr, nullptr));
+    return Status();
+  }
+
+ private:
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    std::optional<InverseHessian> inverse;
+    if (request_.method.passes_errors_on) {
+      auto inverted = InvertHessian(hessian, request_.damping, /*by_size=*/false);
+      if (!inverted.ok())
+        return Annotate(inverted.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+      inverse = *std::move(inverted);
+    }
+    for (const TensorKind linear : LinearsOf(input))
+      RETURN_IF_ERROR(PruneLinear(linear, &hessian, inverse ? &*inverse : nullptr));
+    return Status();
+  }
+
+  // The linears come in the order of kLinears.
+  Status PruneLinear(TensorKind linear, const Hessian* hessian, const InverseHessian* inverse) {
+    if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
+    FloatMatrix& matrix = values_.matrix(linear);
+    FloatMatrix pruned = inverse != nullptr ? SparseGpt(matrix, request_.pattern, *inverse, pool_)
+                                            : PruneByMagnitude(matrix, request_.pattern);
+    RETURN_IF_ERROR(PutLinear(linear, layer_, dtypes_[out_.linears.size()], pool_, pruned, out_));
+    out_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, pruned, *hessian, pool_)
+                                             : RelativeWeightError(matrix, pruned));
+    matrix = std::move(pruned);
+    return Status();
+  }
+
+  const PruneRequest& request_;
+  const std::span<const DType> dtypes_;  // in the order of kLinears
+  FloatLayer& values_;
+  RewrittenLayer& out_;
+};
+
+// Clears the columns of the attention's output and of down that go, and has the others make up for them.
+class InputRemover final : public HessianObserver {
+ public:
+  InputRemover(const PruneRequest& request, std::span<const uint32_t> attention,
+               std::span<const uint32_t> channels, uint32_t index, ThreadPool& pool, FloatLayer& layer)
+      : HessianObserver(index, pool),
+        request_(request),
+        attention_(attention),
+        channels_(channels),
+        values_(layer) {}
+
+  bool has_work() const { return Wants(LinearInput::kAttentionOutput) || Wants(LinearInput::kDown); }
+  double attention_error() const { return attention_error_; }
+  double down_error() const { return down_error_; }
+
+ private:
+  bool Wants(LinearInput input) const override {
+    return (input == LinearInput::kAttentionOutput && attention_.size() < values_.attention_output.columns) ||
+           (input == LinearInput::kDown && channels_.size() < values_.down.columns);
+  }
+
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
+    const bool is_down = input == LinearInput::kDown;
+    FloatMatrix& matrix = is_down ? values_.down : values_.attention_output;
+    auto left = WithInputs(matrix, hessian, is_down ? channels_ : attention_, request_.repair,
+                           request_.damping, pool_);
+    if (!left.ok())
+      return Annotate(left.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+    (is_down ? down_error_ : attention_error_) = RelativeOutputError(matrix, *left, hessian, pool_);
+    matrix = *std::move(left);
+    return Status();
+  }
+
+  const PruneRequest& request_;
+  const std::span<const uint32_t> attention_, channels_;  // columns that stay
+  FloatLayer& values_;
+  double attention_error_ = 0, down_error_ = 0;
+};
+
+class Pruning final : public ModelRewriter {
+ public:
+  Pruning(const PruneRequest& request, ModelFiles files, ModelConfig config)
+      : ModelRewriter(request, "prune", std::move(files), std::move(config)), prune_(request) {}
+
+ private:
+  bool prunes_weights() const { return prune_.pattern.has_groups() || prune_.pattern.share != 0; }
+
+  Status Check() override {
+    const bool cuts = !prune_.cut.is_empty();
+    if (prunes_weights() == cuts)
+      return InvalidArgument(cuts ? "--sparsity and --pattern clear weights, --remove-... takes whole parts; "
+                                    "first the one, then, of what came out, the other"
+                                  : "nothing to remove: one of --sparsity, --pattern, --remove-ffn, "
+                                    "--remove-kv-heads and --remove-layers is needed");
+    RETURN_IF_ERROR(cuts ? CheckWholeParts() : CheckPattern());
+    return Plan().status();
+  }
+
+  Status CheckWholeParts() const {
+    if (!is_calibrated()) return InvalidArgument("--remove-...: needs calibration text (--calibration)");
+    if (!prune_.repair && prune_.damping != kDefaultDamping)
+      return InvalidArgument("--no-repair has no --damping");
+    return CheckCut(prune_.cut, files_.config);
+  }
+
+  Status CheckPattern() const {
+    const SparsityPattern& pattern = prune_.pattern;
+    const PruneMethod& method = prune_.method;
+    if (!prune_.repair) return InvalidArgument("--no-repair is of --remove-...");
+    if (!pattern.has_groups() && !(pattern.share > 0 && pattern.share < 1))
+      return InvalidArgument("--sparsity: ", pattern.share, " is not between 0 and 1");
+    if (!method.passes_errors_on && prune_.damping != kDefaultDamping)
+      return InvalidArgument("--method ", method.name, " has no --damping; it is of sparsegpt");
+    if (!is_calibrated() && method.passes_errors_on)
+      return InvalidArgument("--method ", method.name, ": needs calibration text (--calibration)");
+    if (!pattern.has_groups()) return Status();
+    for (uint32_t layer = 0; layer < config_.layers; ++layer) {
+      for (const TensorKind linear : kLinears) {
+        const uint64_t columns = TensorShape(config_, linear, layer)[1];
+        if (columns % pattern.of != 0)
+          return InvalidArgument("--pattern: ", TensorName(config_.names, linear, layer), ": rows of ",
+                                 columns, " are not whole groups of ", pattern.of);
+      }
+    }
+    return Status();
+  }
+
+  Json Settings() const override {
+    if (prunes_weights()) {
+      Json json = {{"method", std::string(prune_.method.name)}};
+      if (prune_.pattern.has_groups()) {
+        json["pattern"] = Concat(prune_.pattern.kept, ":", prune_.pattern.of);
+      } else {
+        json["sparsity"] = prune_.pattern.share;
+      }
+      if (prune_.method.passes_errors_on) json["damping"] = prune_.damping;
+      return json;
+    }
+    const Cut& cut = prune_.cut;
+    Json json = {{"removed",
+                  {{"ffn", cut.ffn_share},
+                   {"kv_heads", cut.kv_heads},
+                   {"layers", cut.layers},
+                   {"ffn_multiple", cut.multiple}}},
+                 {"repair", prune_.repair}};
+    if (prune_.repair) json["damping"] = prune_.damping;
+    return json;
+  }
+
+  Status Prepare(const Journal& journal) override {
+    if (prune_.cut.is_empty()) return Status();
+    if (const auto part = journal.Find(kPlanPart); part.ok()) {
+      ASSIGN_OR_RETURN(plan_, PlanFromText(AsText(part->bytes()), files_.config));
+    } else {
+      ASSIGN_OR_RETURN(const std::vector<LayerImportance> importance, MeasureImportance());
+      plan_ = PlanCut(prune_.cut, files_.config, importance);
+      const std::string text = PlanToText(plan_);
+      RETURN_IF_ERROR(journal.Save(kPlanPart, std::as_bytes(std::span(text))));
+    }
+    config_ = ConfigAfter(config_, plan_);
+    return Status();
+  }
+
+  // The whole model over the calibration text, as it is.
+  StatusOr<std::vector<LayerImportance>> MeasureImportance() {
+    std::vector<LayerImportance> out;
+    ASSIGN_OR_RETURN(std::vector<float> hidden, Embed());
+    for (uint32_t layer = 0; layer < files_.config.layers; ++layer) {
+      if (is_cancelled()) return Cancelled("interrupted");
+      ASSIGN_OR_RETURN(const FloatLayer values, LoadSource(layer));
+      ImportanceObserver observer(files_.config, values, layer, pool_);
+      const std::vector<float> before = hidden;
+      RETURN_IF_ERROR(runner_->Run(values, hidden, &observer));
+      if (!IsFinite(hidden))
+        return WithReason(DataLoss("what comes out of layer ", layer,
+                                   " is infinite or not a number, for some token of the calibration text"),
+                          "nonfinite");
+      LayerImportance& importance = out.emplace_back(observer.Take());
+      importance.turned = Turned(before, hidden, files_.config.hidden_size);
+      double stream = 0;
+      for (const float x : hidden) stream += double{x} * x;
+      for (std::vector<double>* costs : {&importance.kv_heads, &importance.channels}) {
+        for (double& cost : *costs) cost = stream > 0 ? cost / stream : cost;
+      }
+    }
+    return out;
+  }
+
+  DType DTypeOf(TensorKind kind, uint32_t layer) const override {
+    const auto source = files_.weights->Find(
+        TensorName(files_.config.names, kind, IsPerLayer(kind) ? SourceLayer(layer) : 0));
+    if (!source.ok()) return DType::kF32;  // OpenModel found all
+    return IsPerLayer(kind) && IsQuantized(source->dtype) ? DType::kF16 : source->dtype;
+  }
+
+  uint32_t SourceLayer(uint32_t layer) const override { return plan_.empty() ? layer : plan_[layer].layer; }
+
+  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) override {
+    RewrittenLayer out = {
+        .attention_norm = source.attention_norm, .ffn_norm = source.ffn_norm, .linears = {}, .errors = {}};
+    std::vector<DType> dtypes;
+    for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf(linear, layer));
+    if (!plan_.empty()) {
+      RETURN_IF_ERROR(CutLayer(plan_[layer], dtypes, source, hidden, out));
+      return out;
+    }
+    WeightPruner pruner(prune_, dtypes, layer, pool_, source, out);
+    RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(source, hidden, &pruner) : pruner.PruneAll());
+    return out;
+  }
+
+  // `layer` becomes a smaller one, and `hidden` what comes out of that.
+  Status CutLayer(const LayerPlan& plan, std::span<const DType> dtypes, FloatLayer& layer,
+                  std::vector<float>& hidden, RewrittenLayer& out) {
+    const ModelConfig& config = files_.config;
+    const std::vector<uint32_t> of_queries =
+        OfHeads(plan.kv_heads, config.heads / config.kv_heads * config.head_dim);
+    const std::vector<uint32_t> of_keys = OfHeads(plan.kv_heads, config.head_dim);
+    InputRemover remover(prune_, of_queries, plan.channels, plan.layer, pool_, layer);
+    if (remover.has_work()) {
+      std::vector<float> passed = hidden;
+      RETURN_IF_ERROR(runner_->Run(layer, passed, &remover));
+    }
+    layer.query = RowsAt(layer.query, of_queries);
+    layer.key = RowsAt(layer.key, of_keys);
+    layer.value = RowsAt(layer.value, of_keys);
+    layer.attention_output = ColumnsAt(layer.attention_output, of_queries);
+    layer.gate = RowsAt(layer.gate, plan.channels);
+    layer.up = RowsAt(layer.up, plan.channels);
+    layer.down = ColumnsAt(layer.down, plan.channels);
+    for (size_t i = 0; i < std::size(kLinears); ++i)
+      RETURN_IF_ERROR(PutLinear(kLinears[i], plan.layer, dtypes[i], pool_, layer.matrix(kLinears[i]), out));
+    out.errors = {0, 0, 0, remover.attention_error(), 0, 0, remover.down_error()};
+    return runner_->Run(layer, hidden, nullptr);
+  }
+
+  void AddToReport(Json& json) const override {
+    for (size_t i = 0; i < plan_.size(); ++i) {
+      json["layers"][i]["of_layer"] = plan_[i].layer;
+      json["layers"][i]["kept"] = {{"kv_heads", plan_[i].kv_heads}, {"channels", plan_[i].channels}};
+    }
+  }
+
+  const PruneRequest& prune_;
+  std::vector<LayerPlan> plan_;  // of a cut
+};
+
+// Of all matrices that a step reads whole, as this machine's kernels keep them.
+uint64_t StepBytes(const ModelFiles& files) {
+  uint64_t bytes = 0;
+  for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
+    if (IsNorm(tensor.kind)) continue;
+    if (tensor.kind == TensorKind::kEmbedding && !files.config.tied_embeddings) continue;
+    const auto view = files.weights->Find(tensor.name);
+    if (view.ok()) bytes += CpuOps().packed_bytes(MatrixOf(*view), ComputeType::kAuto);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+StatusOr<PruneReport> Prune(const PruneRequest& request) {
+  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(request.model));
+  PruneReport report;
+  report.step_bytes_before = StepBytes(files);
+  ModelConfig config = files.config;
+  config.quantization.reset();
+  {
+    Pruning pruning(request, std::move(files), std::move(config));
+    ASSIGN_OR_RETURN(static_cast<RewriteReport&>(report), pruning.Run());
+  }
+  ASSIGN_OR_RETURN(const ModelFiles after, OpenModel(request.out));
+  report.step_bytes_after = StepBytes(after);
+  return report;
+}
+
+}  // namespace terrace

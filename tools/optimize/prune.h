@@ -1,0 +1,53 @@
+// Prunes a model, layer by layer from its mapped file: weights become zero (tools/optimize/weight_pruning.h),
+// or whole heads, feed-forward channels and layers go (prune_plan.h, input_removal.h). The output is of the
+// input's format; matrices that were quantized become F16, norms F32.
+//
+// With calibration text a layer's inputs come from the pruned layers before it, and a linear's from the
+// pruned linears before it. Where whole parts go, the model passes the text once more beforehand, to learn
+// what they matter, and the linear that read what went (the attention's output, down) makes up for it by
+// least squares.
+//
+// Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "base/status.h"
+#include "tools/optimize/model_rewriter.h"
+#include "tools/optimize/prune_plan.h"
+#include "tools/optimize/weight_pruning.h"
+
+namespace terrace {
+
+struct PruneMethod {
+  std::string_view name;
+  bool passes_errors_on = false;  // SparseGPT; else the smallest weights go
+};
+inline constexpr PruneMethod kPruneMethods[] = {{"sparsegpt", true}, {"magnitude", false}};
+
+struct PrunePattern {
+  std::string_view name;
+  uint32_t kept = 0, of = 0;
+};
+inline constexpr PrunePattern kPrunePatterns[] = {{"2:4", 2, 4}, {"4:8", 4, 8}};
+
+// Either weights of a pattern, or a cut.
+struct PruneRequest : RewriteRequest {
+  PruneMethod method = kPruneMethods[0];  // of weights
+  SparsityPattern pattern = {};
+  Cut cut = {};
+  bool repair = true;  // of a cut
+};
+
+struct PruneReport : RewriteReport {
+  // Of matrices, as a CPU worker of this machine keeps them in memory and reads them in each step.
+  uint64_t step_bytes_before = 0, step_bytes_after = 0;
+};
+
+// Writes request.out and, beside it, request.out + ".prune.json": what was done, digests, version, the error
+// of each linear, and of a cut what stayed. A run that was ended goes on where it was when it is repeated
+// with the same request (journal.h). INVALID_ARGUMENT for what makes no sense, the errors of ModelRewriter.
+StatusOr<PruneReport> Prune(const PruneRequest& request);
+
+}  // namespace terrace
