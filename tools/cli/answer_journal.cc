@@ -28,6 +28,7 @@ Json ToJson(size_t place, const RowOutcome& outcome) {
   return {{"row", place},
           {"text", outcome.text},
           {"tier", outcome.tier},
+          {"mean_logprob", outcome.mean_logprob},
           {"prompt_tokens", score.prompt_tokens},
           {"completion_tokens", score.completion_tokens},
           {"speculated_tokens", score.speculated_tokens},
@@ -57,7 +58,9 @@ Status ParseAnswer(std::string_view line, size_t rows, std::map<size_t, RowOutco
   ASSIGN_OR_RETURN(const Json json, ParseJson(line));
   StrictFields fields(json, "");
   const uint64_t place = fields.Count("row");
-  RowOutcome outcome{.text = fields.Text("text"), .tier = fields.Text("tier")};
+  RowOutcome outcome{.text = fields.Text("text"),
+                     .tier = fields.Text("tier"),
+                     .mean_logprob = fields.Number("mean_logprob")};
   Score& score = outcome.score;
   score.prompt_tokens = fields.Count("prompt_tokens");
   score.completion_tokens = fields.Count("completion_tokens");

@@ -29,6 +29,7 @@ class AnswerJournalTest : public testing::Test {
   StatusOr<AnswerJournal> Open() { return AnswerJournal::Open(path_, head_, rows_); }
   static RowOutcome Outcome(const std::string& text) {
     RowOutcome outcome{.text = text, .tier = "nano"};
+    outcome.mean_logprob = -1.0 / 3;
     outcome.score.prompt_tokens = 7;
     outcome.score.total_seconds = 0.25;
     outcome.score.cost = 1e12 / 3;
@@ -53,6 +54,7 @@ TEST_F(AnswerJournalTest, GoesOnWithWhatWasWritten) {
   ASSERT_EQ(again->known().size(), 1u);
   const RowOutcome& outcome = again->known().at(2);
   EXPECT_EQ(outcome.text, "line\nand \"quotes\"");
+  EXPECT_EQ(outcome.mean_logprob, -1.0 / 3);
   EXPECT_EQ(outcome.score.prompt_tokens, 7u);
   EXPECT_EQ(outcome.score.cost, 1e12 / 3);
   ASSERT_TRUE(again->Add(0, Outcome("x")).ok());

@@ -28,6 +28,13 @@ void AddUsage(const v1::Usage& from, v1::Usage& to) {
   to.set_accepted_speculated_tokens(to.accepted_speculated_tokens() + from.accepted_speculated_tokens());
 }
 
+std::vector<ChatMessage> MessagesOf(const v1::ChatMessages& chat) {
+  std::vector<ChatMessage> messages;
+  for (const v1::ChatMessage& message : chat.messages())
+    messages.push_back({.role = message.role(), .content = message.content()});
+  return messages;
+}
+
 void Answer::Add(const v1::GenerateResponse& piece) {
   text += piece.text();
   tokens.insert(tokens.end(), piece.tokens().begin(), piece.tokens().end());

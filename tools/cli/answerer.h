@@ -23,6 +23,9 @@ std::vector<ChatMessage> MessagesOf(const v1::ChatMessages& chat);
 
 void AddUsage(const v1::Usage& from, v1::Usage& to);
 
+// Roles and contents, as a chat template takes them.
+std::vector<ChatMessage> MessagesOf(const v1::ChatMessages& chat);
+
 // A piece of one of the answers. An error is the last one, and so is the last piece with `finished`: each
 // answer has one.
 using AnswerPiece = StatusOr<v1::GenerateResponse>;

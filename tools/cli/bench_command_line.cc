@@ -18,12 +18,6 @@ struct LoadFlags {
   OpenLoop open;
 };
 
-template <typename T>
-T ValueOrThrow(const std::string& flag, StatusOr<T> value) {
-  if (!value.ok()) throw CLI::ValidationError(Concat(flag, ": ", Message(value.status())));
-  return *std::move(value);
-}
-
 void AddTarget(CLI::App& bench, BenchOptions& options) {
   auto* const router =
       bench.add_option("--router", options.router, "measure the router at host:port")->type_name(kAddress);
@@ -102,24 +96,12 @@ void AddLoad(CLI::App& bench, LoadFlags& load, BenchSettings& settings) {
       ->capture_default_str();
 }
 
-void AddLength(CLI::App& bench, const std::string& flag, LengthDistribution& lengths,
-               const std::string& what) {
-  bench
-      .add_option_function<std::string>(
-          flag,
-          [flag, &lengths](const std::string& text) {
-            lengths = ValueOrThrow(flag, LengthDistribution::Parse(text));
-          },
-          what)
-      ->type_name("LENGTH")
-      ->default_str(lengths.text());
-}
-
 void AddWorkload(CLI::App& bench, BenchSettings& settings) {
   WorkloadSettings& workload = settings.workload;
-  AddLength(bench, "--prompt-tokens", workload.prompt_tokens,
-            "a number, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA; random ids");
-  AddLength(bench, "--output-tokens", workload.output_tokens, "likewise; end tokens do not end an answer");
+  AddLengthOption(bench, "--prompt-tokens", workload.prompt_tokens,
+                  "a number, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA; random ids");
+  AddLengthOption(bench, "--output-tokens", workload.output_tokens,
+                  "likewise; end tokens do not end an answer");
   bench
       .add_option("--shared-prefix-tokens", workload.shared_prefix_tokens,
                   "at the start of each prompt, the same for its group")

@@ -24,8 +24,9 @@ CLI::Validator Within(double least, double most) {
       /*description=*/"");
 }
 
-// What is asked of the two models, and how.
-void AddAsking(CLI::App& command, CLI::Option* model, EvaluateOptions& options) {
+}  // namespace
+
+void AddAskingOptions(CLI::App& command, CLI::Option* model, EvaluateOptions& options) {
   ModelTarget& target = options.target;
   const auto [tasks, limit, concurrency, max_tokens] =
       AddRowOptions(command, {options.tasks, options.limit, options.concurrency, options.max_tokens,
@@ -38,8 +39,6 @@ void AddAsking(CLI::App& command, CLI::Option* model, EvaluateOptions& options) 
        {tasks, limit, concurrency, max_tokens, threads, device, compute, kv_dtype})
     option->needs(model);
 }
-
-}  // namespace
 
 void AddComparisonOptions(CLI::App& command, EvaluateOptions& options) {
   command
@@ -99,7 +98,7 @@ void AddCertify(CLI::App& app, CertifyOptions& options) {
       certify->add_option("--key", options.key, "private key (Ed25519, PEM) that signs")->type_name("FILE");
   auto* const out = certify->add_option("--out", options.out, "manifest to write, in place of what is there")
                         ->type_name("FILE");
-  AddAsking(*certify, model, evaluate);
+  AddAskingOptions(*certify, model, evaluate);
   AddComparisonOptions(*certify, evaluate);
   certify
       ->add_option("--max-mean-kl", options.thresholds.max_mean_kl,

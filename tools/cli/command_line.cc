@@ -9,8 +9,10 @@
 #include "tools/cli/calibrate_command_line.h"
 #include "tools/cli/certify_command_line.h"
 #include "tools/cli/option_values.h"
+#include "tools/cli/plan_command_line.h"
 #include "tools/cli/prune_command_line.h"
 #include "tools/cli/quantize_command_line.h"
+#include "tools/cli/report_command_line.h"
 
 namespace terrace {
 namespace {
@@ -339,6 +341,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   PruneOptions prune;
   CertifyOptions certify;
   VerifyManifestOptions verify_manifest;
+  ReportOptions report;
+  PlanOptions plan;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -359,6 +363,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddValidate(app, validate);
   AddCertify(app, certify);
   AddVerifyManifest(app, verify_manifest);
+  AddReport(app, report);
+  AddPlan(app, plan);
   const CLI::App* const version = app.add_subcommand("version", "Print the version.");
   CheckOptionValues(app);
 
@@ -403,6 +409,8 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "bench") return {name, bench};
   if (name == "certify") return {name, certify};
   if (name == "verify-manifest") return {name, verify_manifest};
+  if (name == "report") return {name, report};
+  if (name == "plan") return {name, plan};
   return {name, evaluate};
 }
 

@@ -15,8 +15,10 @@
 #include "tools/cli/generate.h"
 #include "tools/cli/inspect.h"
 #include "tools/cli/key.h"
+#include "tools/cli/plan.h"
 #include "tools/cli/prune.h"
 #include "tools/cli/quantize.h"
+#include "tools/cli/report.h"
 #include "tools/cli/status.h"
 #include "tools/cli/synthesize.h"
 #include "tools/cli/train_router.h"
@@ -35,7 +37,7 @@ struct CommandLine {
   StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
                         InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions,
                         SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions,
-                        PruneOptions, CertifyOptions, VerifyManifestOptions>>
+                        PruneOptions, CertifyOptions, VerifyManifestOptions, ReportOptions, PlanOptions>>
       options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 

@@ -1,5 +1,7 @@
 #include "tools/cli/command_line.h"
 
+#include <iterator>
+
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -187,6 +189,149 @@ TEST(CommandLine, PruneReadsEveryFlag) {
   EXPECT_TRUE(cut.no_repair);
 }
 
+TEST(CommandLine, ReportReadsEveryFlag) {
+  const auto options = Parse<ReportOptions>({"report",
+                                             "--model",
+                                             "m",
+                                             "--price-per-hour",
+                                             "0.5",
+                                             "--techniques",
+                                             "q8_0,kv-int8",
+                                             "--variant",
+                                             "a=b",
+                                             "--variant",
+                                             "c=d,kv=int8",
+                                             "--cascade",
+                                             "a+c@-0.1,0",
+                                             "--batches",
+                                             "1,8",
+                                             "--work",
+                                             "w",
+                                             "--speed-tokens",
+                                             "32",
+                                             "--tasks",
+                                             "t",
+                                             "--limit",
+                                             "3",
+                                             "--max-tokens",
+                                             "7",
+                                             "--no-divergence",
+                                             "--kv-dtype",
+                                             "f16",
+                                             "--samples",
+                                             "5",
+                                             "--calibration",
+                                             "x",
+                                             "--speed-seconds",
+                                             "0.5"});
+  EXPECT_EQ(options.evaluate.target.model, "m");
+  EXPECT_EQ(options.evaluate.target.kv_dtype, "f16");
+  EXPECT_EQ(options.usd_per_hour, 0.5);
+  EXPECT_THAT(options.techniques, ElementsAre("q8_0", "kv-int8"));
+  ASSERT_EQ(options.variants.size(), 2u);
+  EXPECT_EQ(options.variants[1].kv_dtype, "int8");
+  ASSERT_EQ(options.cascades.size(), 1u);
+  EXPECT_THAT(options.cascades[0].thresholds, ElementsAre(-0.1, 0));
+  EXPECT_THAT(options.batches, ElementsAre(1, 8));
+  EXPECT_EQ(options.speed_tokens, 32u);
+  EXPECT_EQ(options.speed_seconds, 0.5);
+  EXPECT_EQ(options.work, "w");
+  EXPECT_THAT(options.evaluate.tasks, ElementsAre("t"));
+  EXPECT_EQ(options.evaluate.limit, 3u);
+  EXPECT_EQ(options.evaluate.max_tokens, 7u);
+  EXPECT_FALSE(options.evaluate.divergence);
+  EXPECT_EQ(options.calibration.path, "x");
+  EXPECT_EQ(options.calibration.samples, 5u);
+  EXPECT_EQ(Parse<ReportOptions>({"report", "--model", "m", "--price-per-hour", "1", "--techniques", "all"})
+                .techniques.size(),
+            std::size(kReportTechniques));
+  const auto history = Parse<ReportOptions>({"report", "--history", "a", "b", "--accuracy", "0.8,0.9"});
+  EXPECT_THAT(history.history, ElementsAre("a", "b"));
+  EXPECT_THAT(history.levels, ElementsAre(0.8, 0.9));
+}
+
+TEST(CommandLine, PlanReadsEveryFlag) {
+  const auto options = Parse<PlanOptions>({"plan",
+                                           "--model",
+                                           "m",
+                                           "--price-per-hour",
+                                           "0.5",
+                                           "--memory",
+                                           "8GiB",
+                                           "--ttft-p99",
+                                           "300ms",
+                                           "--itl",
+                                           "50ms",
+                                           "--throughput",
+                                           "100",
+                                           "--min-quality",
+                                           "0.8",
+                                           "--price",
+                                           "2.5",
+                                           "--prompt-tokens",
+                                           "uniform:10-20",
+                                           "--output-tokens",
+                                           "30",
+                                           "--shared-prefix-tokens",
+                                           "5",
+                                           "--rate",
+                                           "2.5",
+                                           "--requests",
+                                           "50",
+                                           "--seed",
+                                           "7",
+                                           "--techniques",
+                                           "q8_0",
+                                           "--variant",
+                                           "a=b",
+                                           "--report",
+                                           "r",
+                                           "--acceptance",
+                                           "0.6",
+                                           "--max-sequences",
+                                           "8",
+                                           "--max-machines",
+                                           "3",
+                                           "--repeats",
+                                           "2",
+                                           "--threads",
+                                           "1",
+                                           "--kv-dtype",
+                                           "f16",
+                                           "--out",
+                                           "o",
+                                           "--verify"});
+  EXPECT_EQ(options.target.model, "m");
+  EXPECT_EQ(options.target.threads, 1u);
+  EXPECT_EQ(options.target.kv_dtype, "f16");
+  EXPECT_EQ(options.usd_per_hour, 0.5);
+  EXPECT_EQ(options.constraints.memory_bytes, uint64_t{8} << 30);
+  EXPECT_EQ(options.constraints.first_token_p99_seconds, 0.3);
+  EXPECT_EQ(options.constraints.inter_token_p99_seconds, 0.05);
+  EXPECT_EQ(options.constraints.output_tokens_per_second, 100);
+  EXPECT_EQ(options.constraints.min_accuracy, 0.8);
+  EXPECT_EQ(options.constraints.max_usd_per_million_tokens, 2.5);
+  EXPECT_EQ(options.traffic.prompt_tokens.text(), "uniform:10-20");
+  EXPECT_EQ(options.traffic.output_tokens.text(), "30");
+  EXPECT_EQ(options.traffic.shared_prefix_tokens, 5u);
+  EXPECT_EQ(std::get<OpenLoop>(options.traffic.load).rate, 2.5);
+  EXPECT_EQ(options.traffic.requests, 50u);
+  EXPECT_EQ(options.traffic.seed, 7u);
+  EXPECT_THAT(options.techniques, ElementsAre("q8_0"));
+  EXPECT_EQ(options.variants.size(), 1u);
+  EXPECT_EQ(options.report, "r");
+  EXPECT_EQ(options.acceptance, 0.6);
+  EXPECT_EQ(options.max_sequences, 8u);
+  EXPECT_EQ(options.max_machines, 3u);
+  EXPECT_EQ(options.probe_repeats, 2u);
+  EXPECT_EQ(options.out, "o");
+  EXPECT_TRUE(options.verify);
+  const auto closed =
+      Parse<PlanOptions>({"plan", "--model", "m", "--price-per-hour", "1", "--concurrency", "9"});
+  EXPECT_EQ(std::get<ClosedLoop>(closed.traffic.load).concurrency, 9u);
+  EXPECT_EQ(closed.constraints.memory_bytes, std::nullopt);
+}
+
 TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
   const std::vector<std::vector<std::string>> cases = {
       {"nonsense"},
@@ -236,6 +381,36 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"synthesize", "--out", "m", "--shape", "135m", "--format", "onnx"},
       {"synthesize", "--out", "m", "--shape", "135m", "--layers", "-1"},
       {"synthesize", "--out", "m", "--shape", "135m", "--tied", "--untied"},
+      {"plan"},
+      {"plan", "--model", "m"},
+      {"plan", "--model", "m", "--price-per-hour", "-1"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--memory", "8gib"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--ttft-p99", "soon"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--itl", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--throughput", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--min-quality", "1.1"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--price", "x"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--prompt-tokens", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--concurrency", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--concurrency", "1", "--rate", "1"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--requests", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--shared-prefix-tokens", "128"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--acceptance", "1.5"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--max-machines", "0"},
+      {"report"},
+      {"report", "--model", "m"},  // at what price?
+      {"report", "--model", "m", "--price-per-hour", "0"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--history", "a"},
+      {"report", "--history", "a", "--price-per-hour", "1"},
+      {"report", "--history", "a", "--techniques", "q8_0"},
+      {"report", "--history", "a", "--accuracy", "2"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--accuracy", "0.5"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--techniques", "q3_k"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--variant", "a"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--cascade", "a@-1"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--batches", "0"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--batches", "1,257"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--speed-tokens", "1"},
       {"quantize", "--model", "m", "--out", "o"},
       {"quantize", "--model", "m", "--to", "int4", "--out", "o"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", ""},
@@ -262,7 +437,7 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
   for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize",
-                              "quantize", "prune", "bench", "certify", "verify-manifest"}) {
+                              "quantize", "prune", "bench", "certify", "verify-manifest", "report", "plan"}) {
     EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
         << command;
     EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));

@@ -14,10 +14,12 @@ namespace {
 
 RowOutcome OutcomeOf(const Answer& answer, const std::map<std::string, uint64_t>& parameters) {
   RowOutcome outcome{.text = answer.text, .tier = answer.finished.tier()};
+  const auto& attempts = answer.finished.attempts();
+  if (!attempts.empty()) outcome.mean_logprob = attempts.rbegin()->mean_logprob();
   Score& score = outcome.score;
   score.price_usd = answer.finished.price_usd();
   score.total_seconds = answer.finished.total_seconds();
-  for (const v1::TierAttempt& attempt : answer.finished.attempts()) {
+  for (const v1::TierAttempt& attempt : attempts) {
     const uint64_t tokens = attempt.usage().prompt_tokens() + attempt.usage().completion_tokens();
     score.prompt_tokens += attempt.usage().prompt_tokens();
     score.completion_tokens += attempt.usage().completion_tokens();

@@ -36,8 +36,9 @@ struct Score {
 // The answer to one row.
 struct RowOutcome {
   std::string text = {};
-  std::string tier = {};  // that answered
-  Score score = {};       // of this row
+  std::string tier = {};    // that answered
+  double mean_logprob = 0;  // of the answer's tokens, nats
+  Score score = {};         // of this row
 };
 
 struct EvaluationResult {

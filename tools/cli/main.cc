@@ -41,6 +41,8 @@ struct Dispatch {
   Status operator()(const VerifyManifestOptions& options) const {
     return RunVerifyManifest(options, context);
   }
+  Status operator()(const ReportOptions& options) const { return RunReport(options, context); }
+  Status operator()(const PlanOptions& options) const { return RunPlan(options, context); }
 };
 
 int Main(int argc, char** argv) {

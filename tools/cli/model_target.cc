@@ -8,6 +8,20 @@
 
 namespace terrace {
 
+OpenEngineOptions EngineOptionsOf(const ModelTarget& target, const ShutdownSignal& shutdown) {
+  OpenEngineOptions options;
+  options.model = target.model;
+  options.threads = target.threads;
+  options.max_sequences = target.max_sequences;
+  options.device = target.device;
+  options.compute = target.compute;
+  options.kv_dtype = target.kv_dtype;
+  options.speculation.drafter = target.drafter;
+  options.speculation.model = target.draft_model;
+  options.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
+  return options;
+}
+
 StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown) {
   if (!target.is_in_process()) {
     ASSIGN_OR_RETURN(const ChannelSecurity security, OpenSecurity(target.access));
@@ -21,17 +35,7 @@ StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const 
     return NotFound("no model folder or file ", target.model,
                     " (to ask a router for a served model add --router ", kDefaultRouter, ")");
   }
-  OpenEngineOptions options;
-  options.model = target.model;
-  options.threads = target.threads;
-  options.max_sequences = target.max_sequences;
-  options.device = target.device;
-  options.compute = target.compute;
-  options.kv_dtype = target.kv_dtype;
-  options.speculation.drafter = target.drafter;
-  options.speculation.model = target.draft_model;
-  options.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
-  ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(options));
+  ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(EngineOptionsOf(target, shutdown)));
   return std::unique_ptr<Answerer>(std::move(local));
 }
 

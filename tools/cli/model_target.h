@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "tools/cli/answerer.h"
 #include "tools/cli/kept_channel.h"
+#include "worker/engine/open_engine.h"
 
 namespace terrace {
 
@@ -25,6 +26,9 @@ struct ModelTarget {
   // What a request to the opened Answerer says as its model.
   std::string served_name() const { return is_in_process() ? "" : model; }
 };
+
+// Of a target in this process; the signal cancels the load. `shutdown` outlives the options.
+OpenEngineOptions EngineOptionsOf(const ModelTarget& target, const ShutdownSignal& shutdown);
 
 // Errors of OpenEngine and OpenSecurity; NOT_FOUND for a path that does not exist, with the hint that a
 // served name needs

@@ -131,6 +131,19 @@ void AddAccessOptions(CLI::App& command, ServerAccess& flags) {
       ->needs(ca);
 }
 
+void AddLengthOption(CLI::App& command, const std::string& flag, LengthDistribution& lengths,
+                     const std::string& what) {
+  command
+      .add_option_function<std::string>(
+          flag,
+          [flag, &lengths](const std::string& text) {
+            lengths = ValueOrThrow(flag, LengthDistribution::Parse(text));
+          },
+          what)
+      ->type_name("LENGTH")
+      ->default_str(lengths.text());
+}
+
 void CheckOptionValues(CLI::App& app) {
   for (CLI::Option* const option : app.get_options()) {
     const std::string type = option->get_type_name();

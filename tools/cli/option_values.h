@@ -5,9 +5,12 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "base/status.h"
+#include "tools/bench/length_distribution.h"
 #include "tools/cli/kept_channel.h"
 
 namespace terrace {
@@ -34,6 +37,17 @@ std::array<CLI::Option*, 4> AddRowOptions(CLI::App& command, const RowOptions& o
 
 // --api-key-file, --tls-ca and what belongs to it, of a command that connects to a server.
 void AddAccessOptions(CLI::App& command, ServerAccess& flags);
+
+// The value, or CLI11's error that `flag` has no good one.
+template <typename T>
+T ValueOrThrow(const std::string& flag, StatusOr<T> value) {
+  if (!value.ok()) throw CLI::ValidationError(Concat(flag, ": ", Message(value.status())));
+  return *std::move(value);
+}
+
+// A flag for tokens of prompts or answers, as LengthDistribution::Parse reads them.
+void AddLengthOption(CLI::App& command, const std::string& flag, LengthDistribution& lengths,
+                     const std::string& what);
 
 // Has every option of the commands of `app` check its value, by its type name: numbers are decimal, whole and
 // not negative where the name says so, addresses have a port, and only a text may be empty. After all options

@@ -83,23 +83,6 @@ JournalHead HeadOf(const ModelTarget& target, const std::optional<ModelFacts>& f
   return head;
 }
 
-// Of a file that has all of them.
-StatusOr<EvaluationResult> ResultFromRecords(const std::string& path, const std::vector<TaskRow>& rows,
-                                             uint32_t max_tokens) {
-  const std::vector<TaskRow> scored = ScoredRows(rows);
-  ASSIGN_OR_RETURN(RecordedAnswers answers, ReadAnswers(path, scored, max_tokens));
-  if (answers.outcomes.size() < scored.size()) {
-    return FailedPrecondition(path, ": has ", answers.outcomes.size(), " of ", scored.size(),
-                              " answers: name the model with --baseline to ask it the rest");
-  }
-  std::vector<RowOutcome> outcomes;
-  for (auto& [place, outcome] : answers.outcomes) outcomes.push_back(std::move(outcome));
-  EvaluationResult result = Summarize(scored, std::move(outcomes));
-  result.model = answers.head.model;
-  result.unscored_rows = rows.size() - scored.size();
-  return result;
-}
-
 // The prompt, the answer that is expected, and its end; a text without a prompt as the beginning of one.
 StatusOr<std::vector<TokenId>> TokensOf(const TextAssets& text, const TaskRow& row) {
   if (row.chat.messages().empty()) return text.EncodePrompt(row.expected);
@@ -128,46 +111,6 @@ Status CheckUnchanged(const std::string& model, const ModelFiles& files,
       Digest(*files.text).Hex() == facts->text_digest)
     return {};
   return FailedPrecondition(model, ": has changed while it was evaluated");
-}
-
-Status MeasureDivergence(const EvaluateOptions& options, std::span<const TaskRow> rows,
-                         const CommandContext& context, PairedEvaluation& paired) {
-  ModelComparison& comparison = paired.comparison;
-  ASSIGN_OR_RETURN(const TextAssets text, OpenText(options.baseline));
-  std::vector<std::vector<TokenId>> texts;
-  size_t longest = 1;
-  for (const TaskRow& row : rows) {
-    ASSIGN_OR_RETURN(texts.emplace_back(), TokensOf(text, row));
-    longest = std::max(longest, texts.back().size());
-  }
-  ASSIGN_OR_RETURN(const auto candidate, OpenScoring(options.target, longest, context));
-  ASSIGN_OR_RETURN(const auto baseline, OpenScoring(BaselineOf(options), longest, context));
-  RETURN_IF_ERROR(CheckUnchanged(options.target.model, candidate->files(), paired.candidate.facts));
-  RETURN_IF_ERROR(CheckUnchanged(options.baseline, baseline->files(), paired.baseline.facts));
-  if (TokenizerDigest(*candidate->files().text) != TokenizerDigest(*baseline->files().text) ||
-      candidate->files().config.vocab_size != baseline->files().config.vocab_size) {
-    comparison.divergence_note = "the two models have different tokens";
-    return {};
-  }
-  ProgressBar bar(context, "distributions");
-  DivergenceMeter meter;
-  for (size_t i = 0; i < texts.size(); ++i) {
-    if (context.shutdown.WaitFor(0) != 0) return Cancelled("interrupted");
-    RETURN_IF_ERROR(Annotate(AddDivergence(*candidate, *baseline, texts[i], meter), rows[i].id));
-    bar.Show(i + 1, texts.size());
-  }
-  comparison.divergence = meter.Finish();
-  return {};
-}
-
-// Two rows with the same messages get the same answer: they are not two draws.
-Status CheckDistinct(const std::vector<TaskRow>& scored_rows) {
-  std::map<std::string, const TaskRow*> seen;  // by messages
-  for (const TaskRow& row : scored_rows) {
-    const auto [found, is_new] = seen.emplace(row.chat.SerializeAsString(), &row);
-    if (!is_new) return InvalidArgument("row ", row.id, " asks the same as row ", found->second->id);
-  }
-  return {};
 }
 
 }  // namespace
@@ -222,6 +165,61 @@ StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<
   return result;
 }
 
+Status CheckDistinct(const std::vector<TaskRow>& scored_rows) {
+  std::map<std::string, const TaskRow*> seen;  // by messages
+  for (const TaskRow& row : scored_rows) {
+    const auto [found, is_new] = seen.emplace(row.chat.SerializeAsString(), &row);
+    if (!is_new) return InvalidArgument("row ", row.id, " asks the same as row ", found->second->id);
+  }
+  return {};
+}
+
+StatusOr<EvaluationResult> ResultFromRecords(const std::string& path, const std::vector<TaskRow>& rows,
+                                             uint32_t max_tokens) {
+  const std::vector<TaskRow> scored = ScoredRows(rows);
+  ASSIGN_OR_RETURN(RecordedAnswers answers, ReadAnswers(path, scored, max_tokens));
+  if (answers.outcomes.size() < scored.size()) {
+    return FailedPrecondition(path, ": has ", answers.outcomes.size(), " of ", scored.size(),
+                              " answers: name the model with --baseline to ask it the rest");
+  }
+  std::vector<RowOutcome> outcomes;
+  for (auto& [place, outcome] : answers.outcomes) outcomes.push_back(std::move(outcome));
+  EvaluationResult result = Summarize(scored, std::move(outcomes));
+  result.model = answers.head.model;
+  result.unscored_rows = rows.size() - scored.size();
+  return result;
+}
+
+Status MeasureDivergence(std::span<const TaskRow> rows, const ScoredModel& candidate,
+                         const ScoredModel& baseline, const CommandContext& context,
+                         ModelComparison& comparison) {
+  ASSIGN_OR_RETURN(const TextAssets text, OpenText(baseline.target.model));
+  std::vector<std::vector<TokenId>> texts;
+  size_t longest = 1;
+  for (const TaskRow& row : rows) {
+    ASSIGN_OR_RETURN(texts.emplace_back(), TokensOf(text, row));
+    longest = std::max(longest, texts.back().size());
+  }
+  ASSIGN_OR_RETURN(const auto ours, OpenScoring(candidate.target, longest, context));
+  ASSIGN_OR_RETURN(const auto theirs, OpenScoring(baseline.target, longest, context));
+  RETURN_IF_ERROR(CheckUnchanged(candidate.target.model, ours->files(), candidate.facts));
+  RETURN_IF_ERROR(CheckUnchanged(baseline.target.model, theirs->files(), baseline.facts));
+  if (TokenizerDigest(*ours->files().text) != TokenizerDigest(*theirs->files().text) ||
+      ours->files().config.vocab_size != theirs->files().config.vocab_size) {
+    comparison.divergence_note = "the two models have different tokens";
+    return {};
+  }
+  ProgressBar bar(context, "distributions");
+  DivergenceMeter meter;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (context.shutdown.WaitFor(0) != 0) return Cancelled("interrupted");
+    RETURN_IF_ERROR(Annotate(AddDivergence(*ours, *theirs, texts[i], meter), rows[i].id));
+    bar.Show(i + 1, texts.size());
+  }
+  comparison.divergence = meter.Finish();
+  return {};
+}
+
 StatusOr<PairedEvaluation> EvaluatePaired(const EvaluateOptions& options, const CommandContext& context) {
   PairedEvaluation out;
   ASSIGN_OR_RETURN(out.rows, LoadEvaluationRows(options, context.argv0));
@@ -240,7 +238,8 @@ StatusOr<PairedEvaluation> EvaluatePaired(const EvaluateOptions& options, const 
     out.comparison.divergence_note = "it was not asked for";
   } else if (is_asked && options.target.is_in_process()) {
     const auto of_files = std::span(rows).first(rows.size() - out.rows.probe.size());
-    RETURN_IF_ERROR(MeasureDivergence(options, of_files, context, out));
+    RETURN_IF_ERROR(MeasureDivergence(of_files, {options.target, out.candidate.facts},
+                                      {BaselineOf(options), out.baseline.facts}, context, out.comparison));
   } else {
     out.comparison.divergence_note = "that needs both models in this process";
   }

@@ -1,6 +1,8 @@
 // What `terrace evaluate` and `terrace certify` do: ask one model the rows, or two, and compare.
 #pragma once
 
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,26 @@ StatusOr<EvaluationRows> LoadEvaluationRows(const EvaluateOptions& options, cons
 StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<TaskRow>& rows,
                                           const EvaluateOptions& options, const std::string& records,
                                           const CommandContext& context);
+
+// Of a file of AnswerJournal that has all answers: FAILED_PRECONDITION otherwise; errors of ReadAnswers.
+StatusOr<EvaluationResult> ResultFromRecords(const std::string& path, const std::vector<TaskRow>& rows,
+                                             uint32_t max_tokens);
+
+// Two rows with the same messages get the same answer, and are not two draws: INVALID_ARGUMENT names them.
+Status CheckDistinct(const std::vector<TaskRow>& scored_rows);
+
+// A model in this process, and what its answers said it was.
+struct ScoredModel {
+  ModelTarget target = {};
+  std::optional<ModelFacts> facts = {};
+};
+
+// The distributions of both on the rows' prompts and expected answers, on CPUs, both models at once: the
+// comparison's `divergence`, or its note where they have different tokens. FAILED_PRECONDITION names a model
+// whose files are not those of its facts.
+Status MeasureDivergence(std::span<const TaskRow> rows, const ScoredModel& candidate,
+                         const ScoredModel& baseline, const CommandContext& context,
+                         ModelComparison& comparison);
 
 struct PairedEvaluation {
   EvaluationRows rows = {};

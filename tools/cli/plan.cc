@@ -1,0 +1,342 @@
+#include "tools/cli/plan.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <system_error>
+#include <utility>
+#include <variant>
+
+#include "base/mapped_file.h"
+#include "tools/bench/load_run.h"
+#include "tools/cli/bench_targets.h"
+#include "tools/cli/launch/yaml_writer.h"
+#include "tools/cli/new_file.h"
+#include "tools/cli/plan_config.h"
+#include "tools/cli/plan_table.h"
+#include "tools/cli/verdict.h"
+#include "tools/plan/plan.h"
+#include "tools/plan/step_probe.h"
+#include "tools/report/report.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kBaseline[] = "baseline";
+
+std::vector<TokenId> Vocabulary(const ModelFiles& files) {
+  return TextTokens(*files.text->tokenizer, files.config.vocab_size);
+}
+
+StatusOr<std::string> Absolute(const std::string& path) {
+  std::error_code error;
+  const fs::path absolute = fs::absolute(path, error);
+  if (error) return Unavailable(path, ": ", error.message());
+  return absolute.lexically_normal().string();
+}
+
+// What a row of the report says of a technique that is planned.
+bool IsSameEngine(const TechniqueRow& row, const TechniqueRow& engine) {
+  return !row.is_cascade && row.model_digest == engine.model_digest &&
+         row.text_digest == engine.text_digest && row.compute == engine.compute &&
+         row.kv_dtype == engine.kv_dtype;
+}
+
+class PlanRun {
+ public:
+  PlanRun(const PlanOptions& options, const CommandContext& context) : options_(options), context_(context) {}
+
+  Status Run() {
+    RETURN_IF_ERROR(ReadReport());
+    RETURN_IF_ERROR(MakeVariants());
+    for (const ReportVariant& variant : variants_)
+      RETURN_IF_ERROR(Annotate(AddVariant(variant), variant.name));
+    for (const ReportCascade& cascade : options_.cascades) AddCascade(cascade);
+    const PlanSettings settings{.constraints = options_.constraints,
+                                .traffic = options_.traffic,
+                                .usd_per_hour = options_.usd_per_hour,
+                                .max_sequences = options_.max_sequences,
+                                .max_machines = options_.max_machines};
+    const std::vector<PlannedServing> plans = RankPlans(candidates_, settings);
+    context_.out << FormatPlans(candidates_, plans) << notes_;
+    const PlannedServing& best = plans.front();
+    if (!best.keeps_all()) return AnswerIsNo("no plan keeps every constraint");
+    RETURN_IF_ERROR(Write(best));
+    return options_.verify ? Verify(best) : Status();
+  }
+
+ private:
+  // How the workers of a tier are run; borrows from variants_ and probed_.
+  struct Source {
+    const ReportVariant* variant = nullptr;
+    ModelTarget target = {};
+    const TechniqueRow* engine = nullptr;
+    PlanTier tier = {};
+  };
+  // What a candidate was made from.
+  struct Origin {
+    std::vector<const Source*> tiers = {};
+    double min_mean_logprob = 0;  // of a cascade
+  };
+
+  Status ReadReport() {
+    if (options_.report.empty()) return {};
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(options_.report));
+    auto report = ParseReport(text);
+    if (!report.ok()) return Annotate(report.status(), options_.report);
+    rows_ = std::move(report->rows);
+    return {};
+  }
+
+  // Names are all different, and cascades are of models that have one.
+  Status CheckNames() const {
+    std::set<std::string> names = {kBaseline};
+    const auto add = [&names](const std::string& name) {
+      return names.insert(name).second ? Status() : InvalidArgument("two plans are named ", name);
+    };
+    for (const std::string& name : options_.techniques) RETURN_IF_ERROR(add(name));
+    for (const ReportVariant& variant : options_.variants) RETURN_IF_ERROR(add(variant.name));
+    const std::set<std::string> models = names;
+    for (const ReportCascade& cascade : options_.cascades) {
+      if (cascade.tiers.size() != 2)
+        return InvalidArgument("--cascade: of two tiers, not ", cascade.tiers.size());
+      for (const std::string& tier : cascade.tiers) {
+        if (!models.contains(tier)) return InvalidArgument("--cascade: no plan is named ", tier);
+      }
+      for (const double threshold : cascade.thresholds) RETURN_IF_ERROR(add(cascade.RowName(threshold)));
+    }
+    return {};
+  }
+
+  Status MakeVariants() {
+    RETURN_IF_ERROR(CheckNames());
+    variants_.push_back({.name = kBaseline, .model = options_.target.model});
+    ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options_.target.model));
+    const MakeOptions make = {.baseline = options_.target.model,
+                              .baseline_digest = files.digest.Hex(),
+                              .folder = options_.work + "/models",
+                              .calibration = options_.calibration,
+                              .threads = options_.target.threads};
+    if (!options_.techniques.empty()) {
+      std::error_code error;
+      fs::create_directories(make.folder, error);
+      if (error) return Unavailable("--work: ", make.folder, ": ", error.message());
+    }
+    for (const std::string& name : options_.techniques) {
+      const auto* const technique = std::ranges::find(kReportTechniques, name, &ReportTechnique::name);
+      if (technique == std::end(kReportTechniques))
+        return InvalidArgument("--techniques: \"", name, "\" is not known");
+      ASSIGN_OR_RETURN(variants_.emplace_back(), MakeVariant(*technique, make, context_));
+    }
+    variants_.insert(variants_.end(), options_.variants.begin(), options_.variants.end());
+    return {};
+  }
+
+  ModelTarget TargetOf(const ReportVariant& variant) const {
+    ModelTarget target = options_.target;
+    target.model = variant.model;
+    target.max_sequences = options_.max_sequences;
+    if (!variant.compute.empty()) target.compute = variant.compute;
+    if (!variant.kv_dtype.empty()) target.kv_dtype = variant.kv_dtype;
+    return target;
+  }
+
+  // An engine is measured once, whatever drafts for it.
+  StatusOr<const ProbedEngine*> Probe(const ModelTarget& target) {
+    const std::string key = Concat(target.model, "\n", target.compute, "\n", target.kv_dtype);
+    const auto found = probed_.find(key);
+    if (found != probed_.end()) return found->second.get();
+    ASSIGN_OR_RETURN(ProbedEngine probed, ProbeSteps(EngineOptionsOf(target, context_.shutdown),
+                                                     options_.probe_repeats, Vocabulary));
+    return (probed_[key] = std::make_unique<ProbedEngine>(std::move(probed))).get();
+  }
+
+  // The answers of a row are those of any engine with the same weights in the same arithmetic.
+  std::optional<EstimatedRate> AccuracyOfEngine(const TechniqueRow& engine) const {
+    for (const TechniqueRow& row : rows_) {
+      if (IsSameEngine(row, engine)) return row.accuracy();
+    }
+    return std::nullopt;
+  }
+
+  // As it was said, or as the report has measured it of the same drafter at the last batch.
+  std::optional<double> AcceptanceOf(const ReportVariant& variant, const TechniqueRow& engine) const {
+    if (options_.acceptance.has_value()) return options_.acceptance;
+    for (const TechniqueRow& row : rows_) {
+      const bool is_same = IsSameEngine(row, engine) && row.drafter == variant.drafter &&
+                           row.draft_model == variant.draft_model && !row.speeds.empty();
+      if (is_same && row.speeds.back().acceptance.has_value()) return row.speeds.back().acceptance;
+    }
+    return std::nullopt;
+  }
+
+  Status AddVariant(const ReportVariant& variant) {
+    const ModelTarget target = TargetOf(variant);
+    ASSIGN_OR_RETURN(const ProbedEngine* const probed, Probe(target));
+    PlanTier tier{.cost = &probed->cost,
+                  .weight_bytes = probed->engine.weight_bytes,
+                  .kv_bytes_per_token = probed->engine.kv_bytes_per_token,
+                  .context_length = probed->context_length,
+                  .max_step_tokens = probed->max_step_tokens};
+    if (variant.drafter != "none") {
+      const std::optional<double> acceptance = AcceptanceOf(variant, probed->engine);
+      if (!acceptance.has_value()) {
+        notes_ += Concat(variant.name, ": left out, as nothing says how often its drafts are accepted: ",
+                         "--acceptance, or a --report that has measured it\n");
+        return {};
+      }
+      ASSIGN_OR_RETURN(tier.drafter, DrafterOf(variant, target, *acceptance));
+    }
+    Source& source = sources_[variant.name];
+    source = {.variant = &variant, .target = target, .engine = &probed->engine, .tier = tier};
+    candidates_.push_back(
+        {.name = variant.name, .tiers = {tier}, .accuracy = AccuracyOfEngine(probed->engine)});
+    origins_.push_back({.tiers = {&source}});
+    return {};
+  }
+
+  StatusOr<PlanDrafter> DrafterOf(const ReportVariant& variant, ModelTarget target, double acceptance) {
+    PlanDrafter drafter{.acceptance = acceptance};
+    if (variant.drafter != "model") return drafter;
+    target.model = variant.draft_model;
+    ASSIGN_OR_RETURN(const ProbedEngine* const probed, Probe(target));
+    drafter.cost = &probed->cost;
+    drafter.weight_bytes = probed->engine.weight_bytes;
+    drafter.kv_bytes_per_token = probed->engine.kv_bytes_per_token;
+    return drafter;
+  }
+
+  // How often its first tier's answer is kept only a report knows.
+  void AddCascade(const ReportCascade& cascade) {
+    for (const double threshold : cascade.thresholds) {
+      const std::string name = cascade.RowName(threshold);
+      const auto row = std::ranges::find(rows_, name, &TechniqueRow::name);
+      const auto small = sources_.find(cascade.tiers[0]), large = sources_.find(cascade.tiers[1]);
+      if (row == rows_.end() || small == sources_.end() || large == sources_.end()) {
+        notes_ += Concat(name, ": left out, as no --report has it, or one of its tiers is left out\n");
+        continue;
+      }
+      PlanCandidate candidate{.name = name, .tiers = {small->second.tier, large->second.tier}};
+      candidate.tiers[0].kept = row->first_tier_share;
+      candidate.accuracy = row->accuracy();
+      candidates_.push_back(std::move(candidate));
+      origins_.push_back({.tiers = {&small->second, &large->second}, .min_mean_logprob = threshold});
+    }
+  }
+
+  StatusOr<PlannedWorker> WorkerOf(const Source& source) const {
+    PlannedWorker worker{.name = source.variant->name,
+                         .kv_dtype = source.engine->kv_dtype,
+                         .device = source.target.device,
+                         .compute = source.engine->compute,
+                         .threads = source.target.threads,
+                         .drafter = source.variant->drafter,
+                         .kv_bytes_per_token = source.engine->kv_bytes_per_token};
+    std::ranges::transform(worker.name, worker.name.begin(), [](char c) {
+      return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    });
+    ASSIGN_OR_RETURN(worker.model, Absolute(source.variant->model));
+    if (worker.drafter != "model") return worker;
+    ASSIGN_OR_RETURN(worker.draft_model, Absolute(source.variant->draft_model));
+    worker.draft_kv_bytes_per_token = source.tier.drafter->kv_bytes_per_token;
+    return worker;
+  }
+
+  Status Write(const PlannedServing& plan) const {
+    if (options_.out.empty()) return {};
+    const Origin& origin = origins_[plan.candidate];
+    std::vector<PlannedWorker> workers;
+    for (const Source* tier : origin.tiers) {
+      ASSIGN_OR_RETURN(workers.emplace_back(), WorkerOf(*tier));
+    }
+    const std::string head =
+        Concat("# Written by terrace plan: ", candidates_[plan.candidate].name,
+               plan.machines() == 1 ? ".\n" : "; each worker is meant for a machine of its own.\n");
+    RETURN_IF_ERROR(
+        ReplaceFile(options_.out, head + ToYaml(ClusterOf(plan, workers, origin.min_mean_logprob))));
+    context_.out << "wrote " << options_.out << "\n";
+    return {};
+  }
+
+  // One worker with what it would get of the traffic, in this process: predicted anew, then measured.
+  Status Verify(const PlannedServing& plan) const {
+    if (plan.tiers.size() > 1) {
+      context_.out << "--verify: a cascade is not run here; terrace bench measures one that is served\n";
+      return {};
+    }
+    ServingTier tier = plan.tiers.front();
+    Traffic traffic = options_.traffic;
+    if (auto* const closed = std::get_if<ClosedLoop>(&traffic.load)) {
+      closed->concurrency = (closed->concurrency + tier.workers - 1) / tier.workers;
+    } else {
+      std::get<OpenLoop>(traffic.load).rate /= tier.workers;
+    }
+    tier.workers = 1;
+    ASSIGN_OR_RETURN(const ServingPrediction predicted, SimulateServing({&tier, 1}, traffic));
+    ASSIGN_OR_RETURN(const LevelResult measured,
+                     Measure(*origins_[plan.candidate].tiers.front(), tier.settings, traffic));
+    context_.out << "\n" << FormatVerification(predicted, measured);
+    return {};
+  }
+
+  StatusOr<LevelResult> Measure(const Source& source, const ServingSettings& planned,
+                                const Traffic& traffic) const {
+    OpenEngineOptions engine = EngineOptionsOf(source.target, context_.shutdown);
+    engine.max_step_tokens = planned.max_step_tokens;
+    engine.kv_pool_bytes = planned.kv_tokens * source.engine->kv_bytes_per_token;
+    if (planned.drafts.length > 0) {
+      engine.speculation.drafter = source.variant->drafter;
+      engine.speculation.model = source.variant->draft_model;
+      context_.out
+          << "--verify: prompts of random ids; drafts may be right less or more often than planned\n";
+    }
+    ASSIGN_OR_RETURN(const std::unique_ptr<BenchTarget> target, OpenLocalBenchTarget(engine));
+    BenchSettings settings;
+    settings.levels = {traffic.load};
+    settings.requests = traffic.requests;
+    settings.warmup_requests = options_.max_sequences;
+    settings.workload = {.prompt_tokens = traffic.prompt_tokens,
+                         .output_tokens = traffic.output_tokens,
+                         .shared_prefix_tokens = traffic.shared_prefix_tokens,
+                         .seed = traffic.seed};
+    settings.cache_salt = Concat("plan-", std::random_device()());
+    RETURN_IF_ERROR(Validate(settings));
+    ASSIGN_OR_RETURN(const Workload workload, Workload::Make(settings.workload, target->vocabulary(),
+                                                             target->description().context_length));
+    const auto time = std::make_shared<RealBenchTime>();
+    LoadHooks hooks;
+    hooks.is_interrupted = [this] { return context_.shutdown.IsPending(); };
+    RunLoad(*target, workload, settings, {.level = 0, .is_warmup = true}, time, hooks);
+    LevelResult measured = RunLoad(*target, workload, settings, {.level = 0}, time, hooks);
+    if (measured.is_interrupted || context_.shutdown.IsPending()) return Cancelled("interrupted");
+    if (measured.ok < measured.planned)
+      return Unavailable("--verify: ", measured.planned - measured.ok, " of ", measured.planned,
+                         " requests were not answered");
+    return measured;
+  }
+
+  const PlanOptions& options_;
+  const CommandContext& context_;
+  std::vector<TechniqueRow> rows_;       // of the report
+  std::vector<ReportVariant> variants_;  // the baseline first
+  std::map<std::string, std::unique_ptr<ProbedEngine>> probed_;
+  std::map<std::string, Source> sources_;  // by name
+  std::vector<PlanCandidate> candidates_;  // borrow from probed_
+  std::vector<Origin> origins_;            // [candidates_], borrow from sources_
+  std::string notes_;
+};
+
+}  // namespace
+
+Status RunPlan(const PlanOptions& options, const CommandContext& context) {
+  return PlanRun(options, context).Run();
+}
+
+}  // namespace terrace

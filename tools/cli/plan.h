@@ -1,0 +1,42 @@
+// `terrace plan`: which way to serve a model keeps to what is asked, and which of those costs least.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "tools/cli/command_context.h"
+#include "tools/cli/model_target.h"
+#include "tools/cli/report_variants.h"
+#include "tools/optimize/calibration.h"
+#include "tools/plan/constraints.h"
+#include "tools/plan/serving_simulation.h"
+
+namespace terrace {
+
+struct PlanOptions {
+  ModelTarget target = {};  // the baseline, in this process
+  PlanConstraints constraints = {};
+  Traffic traffic = {};
+  double usd_per_hour = 0;  // of a machine like this one, above 0
+  uint32_t max_sequences = 16, max_machines = 16;
+  std::vector<std::string> techniques = {};  // names of kReportTechniques
+  std::vector<ReportVariant> variants = {};
+  std::vector<ReportCascade> cascades = {};  // of those and the baseline; the report has to have them
+  CalibrationOptions calibration = {};       // of techniques that need it
+  std::string work = "report";               // folder for models that are made
+  std::string report = {};                // of terrace report: what answers are worth, and drafts; "": none
+  std::optional<double> acceptance = {};  // of drafts; absent: as the report has it
+  uint32_t probe_repeats = 3;             // how often each step is measured
+  std::string out = {};                   // cluster file of the best; "": none
+  bool verify = false;                    // run the best under the traffic, and compare
+};
+
+// Measures, predicts, ranks and tells; writes `out`. AnswerIsNo where nothing keeps every constraint: then no
+// file is written. INVALID_ARGUMENT for names that are there twice or mean nothing; errors of MakeVariant,
+// ProbeSteps and ParseReport; UNAVAILABLE when `out` cannot be written; CANCELLED on a signal.
+Status RunPlan(const PlanOptions& options, const CommandContext& context);
+
+}  // namespace terrace

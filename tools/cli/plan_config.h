@@ -1,0 +1,31 @@
+// What `terrace plan` has chosen, as a cluster file. Pure.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "proto/terrace/v1/config.pb.h"
+#include "tools/plan/plan.h"
+
+namespace terrace {
+
+// How the workers of a tier are run.
+struct PlannedWorker {
+  std::string name = {};      // of the tier
+  std::string model = {};     // an absolute path
+  std::string kv_dtype = {};  // as of KvConfig, like the others of their messages
+  std::string device = {}, compute = {};
+  uint32_t threads = 0;          // 0: left out
+  std::string drafter = "none";  // none, ngram or model
+  std::string draft_model = {};  // an absolute path
+  uint64_t kv_bytes_per_token = 0, draft_kv_bytes_per_token = 0;
+};
+
+// A tier for each of the plan's, with its workers on addresses of this machine. A single one has the plan's
+// price; of several there is a policy "planned": the cascade whose steps but the last accept above
+// `min_mean_logprob`. `workers` is [tiers] (CHECK).
+v1::ClusterFile ClusterOf(const PlannedServing& plan, std::span<const PlannedWorker> workers,
+                          double min_mean_logprob);
+
+}  // namespace terrace

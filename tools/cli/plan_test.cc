@@ -1,0 +1,219 @@
+#include "tools/cli/plan.h"
+
+#include <filesystem>
+#include <functional>
+#include <initializer_list>
+
+#include "base/exit_code.h"
+#include "base/mapped_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/cli/launch/cluster_plan.h"
+#include "tools/cli/new_file.h"
+#include "tools/cli/plan_config.h"
+#include "tools/cli/test_context.h"
+#include "tools/cli/verdict.h"
+#include "tools/report/report.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::Not;
+
+class PlanCommand : public testing::Test {
+ protected:
+  PlanCommand() {
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    options_.target.model = "models/terrace-demo-nano";
+    options_.target.threads = 1;
+    options_.target.device = "cpu";
+    options_.usd_per_hour = 0.1;
+    options_.max_sequences = 4;
+    options_.probe_repeats = 1;
+    options_.work = folder_ / "work";
+    options_.out = folder_ / "plan.yaml";
+    options_.traffic = {.prompt_tokens = LengthDistribution::Fixed(24),
+                        .output_tokens = LengthDistribution::Fixed(8),
+                        .load = ClosedLoop{2},
+                        .requests = 8};
+  }
+
+  // Of terrace-demo-nano as it is: with a drafter that is right half of the time.
+  std::string Report() const {
+    const ModelFiles files = OpenModel(options_.target.model).value();
+    TechniqueRow row{.name = "drafted", .model = "m"};
+    row.model_digest = files.digest.Hex();
+    row.text_digest = Digest(*files.text).Hex();
+    row.compute = "auto";
+    row.kv_dtype = "f32";
+    row.drafter = "ngram";
+    row.tasks = {{.name = "t", .rows = 10, .right = 9}};
+    row.speeds = {
+        {.batch = 4, .prefill_tokens_per_second = 1, .decode_tokens_per_second = 1, .acceptance = 0.5}};
+    TechniqueRow cascade{.name = "baseline+small@-0.5", .is_cascade = true};
+    cascade.tasks = {{.name = "t", .rows = 10, .right = 10}};
+    cascade.first_tier_share = 0.5;
+    TechniqueReport report;
+    report.rows = {row, cascade};
+    const std::string file = folder_ / "report.json";
+    CHECK(ReplaceFile(file, ReportToJson(report).dump()).ok());
+    return file;
+  }
+
+  const fs::path folder_ = fs::path(testing::TempDir()) / "plan";
+  PlanOptions options_;
+  TestContext test_;
+};
+
+TEST_F(PlanCommand, WritesAClusterOfTheBestAndComparesItWithWhatIsMeasured) {
+  options_.techniques = {"q8_0", "kv-int8"};
+  options_.verify = true;
+  const Status status = RunPlan(options_, test_.context);
+  ASSERT_TRUE(status.ok()) << status;
+  const std::string out = test_.out.str();
+  for (const char* text : {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted"})
+    EXPECT_THAT(out, HasSubstr(text));
+  const auto cluster = PlanFromFile(options_.out);
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  ASSERT_EQ(cluster->workers.size(), 1u);
+  EXPECT_FALSE(cluster->workers[0].tier.empty());
+  EXPECT_TRUE(OpenModel(cluster->workers[0].config.model()).ok());
+  EXPECT_EQ(cluster->workers[0].config.engine().max_sequences(), 4u);
+}
+
+TEST_F(PlanCommand, WhatNothingKeepsIsAnAnswerAndNoFile) {
+  options_.constraints.inter_token_p99_seconds = 1e-9;
+  const Status status = RunPlan(options_, test_.context);
+  EXPECT_EQ(Reason(status), kAnswerIsNoReason) << status;
+  EXPECT_THAT(test_.out.str(), HasSubstr("breaks: inter-token p99"));
+  EXPECT_FALSE(fs::exists(options_.out));
+}
+
+TEST_F(PlanCommand, AReportSaysWhatAnswersAreWorthAndHowOftenDraftsAreRight) {
+  options_.variants = {{.name = "drafted", .model = options_.target.model, .drafter = "ngram"}};
+  options_.constraints.min_accuracy = 0.8;
+  EXPECT_EQ(Reason(RunPlan(options_, test_.context)), kAnswerIsNoReason) << "nothing was measured";
+  EXPECT_THAT(test_.out.str(), HasSubstr("drafted: left out"));
+  options_.report = Report();
+  TestContext known;
+  ASSERT_TRUE(RunPlan(options_, known.context).ok());
+  EXPECT_THAT(known.out.str(), Not(HasSubstr("left out")));
+  EXPECT_THAT(known.out.str(), HasSubstr("0.900"));
+}
+
+TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {
+  options_.variants = {{.name = "small", .model = "models/terrace-demo-small"}};
+  options_.cascades = {{.tiers = {"baseline", "small"}, .thresholds = {-0.5, -0.25}}};
+  options_.report = Report();
+  options_.constraints.min_accuracy = 0.95;
+  options_.verify = true;
+  const Status status = RunPlan(options_, test_.context);
+  ASSERT_TRUE(status.ok()) << status << test_.out.str();
+  EXPECT_THAT(test_.out.str(), HasSubstr("1 + 1"));
+  EXPECT_THAT(test_.out.str(), HasSubstr("baseline+small@-0.25: left out"));
+  EXPECT_THAT(test_.out.str(), HasSubstr("a cascade is not run here"));
+  const auto cluster = PlanFromFile(options_.out);
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  EXPECT_EQ(cluster->workers.size(), 2u);
+  EXPECT_EQ(cluster->router.policies(0).cascade().steps(0).min_mean_logprob(), -0.5);
+}
+
+TEST_F(PlanCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
+  const struct {
+    std::function<void(PlanOptions&)> change;
+    const char* error;
+    int exit_code;
+  } cases[] = {
+      {[](PlanOptions& o) { o.target.model = "/absent"; }, "/absent", kExitNoInput},
+      {[](PlanOptions& o) { o.report = "/absent.json"; }, "/absent.json", kExitNoInput},
+      {[](PlanOptions& o) { o.report = "models/eval/classify.jsonl"; }, "classify.jsonl", kExitData},
+      {[](PlanOptions& o) {
+         o.techniques = {"q8_0", "q8_0"};
+       },
+       "two plans are named q8_0", kExitUsage},
+      {[](PlanOptions& o) { o.techniques = {"magic"}; }, "magic", kExitUsage},
+      {[](PlanOptions& o) {
+         o.cascades = {{.tiers = {"nano", "baseline"}, .thresholds = {-1}}};
+       },
+       "no plan is named nano", kExitUsage},
+      {[](PlanOptions& o) {
+         o.techniques = {"q8_0", "q4_0"};
+         o.cascades = {{.tiers = {"q4_0", "q8_0", "baseline"}, .thresholds = {-1}}};
+       },
+       "of two tiers, not 3", kExitUsage},
+      {[](PlanOptions& o) { o.variants = {{.name = "a", .model = "/absent"}}; }, "a: ", kExitNoInput},
+      {[](PlanOptions& o) { o.out = "/proc/nowhere.yaml"; }, "/proc/nowhere.yaml", kExitUnavailable},
+  };
+  for (const auto& each : cases) {
+    PlanOptions options = options_;
+    each.change(options);
+    TestContext test;
+    const Status status = RunPlan(options, test.context);
+    EXPECT_EQ(ExitCodeFor(status), each.exit_code) << status;
+    EXPECT_THAT(Message(status), HasSubstr(each.error));
+  }
+}
+
+PlannedServing PlanOf(std::initializer_list<uint32_t> workers) {
+  PlannedServing plan;
+  plan.usd_per_million_tokens = 2.5;
+  for (const uint32_t count : workers) {
+    ServingTier& tier = plan.tiers.emplace_back();
+    tier.workers = count;
+    tier.settings = {.max_sequences = 8, .max_step_tokens = 256, .kv_tokens = 1024};
+  }
+  return plan;
+}
+
+PlannedWorker WorkerOf(const std::string& name) {
+  return {.name = name,
+          .model = "/" + name,
+          .kv_dtype = "int8",
+          .device = "cpu",
+          .compute = "auto",
+          .threads = 2,
+          .drafter = "model",
+          .draft_model = "/d",
+          .kv_bytes_per_token = 100,
+          .draft_kv_bytes_per_token = 10};
+}
+
+TEST(ClusterOf, HasEachWorkerOfATierAndItsDrafter) {
+  PlannedServing plan = PlanOf({3});
+  plan.tiers[0].settings.drafts = {.acceptance = 0.5, .length = 4};
+  const PlannedWorker worker = WorkerOf("a");
+  v1::ClusterFile file = ClusterOf(plan, {&worker, 1}, 0);
+  ASSERT_EQ(file.workers_size(), 3);
+  EXPECT_EQ(file.router().tiers(0).workers_size(), 3);
+  EXPECT_EQ(file.router().tiers(0).usd_per_million_prompt_tokens(), 2.5);
+  EXPECT_EQ(file.router().policies_size(), 0);
+  EXPECT_NE(file.workers(0).grpc(), file.workers(2).grpc());
+  EXPECT_EQ(file.workers(1).kv().pool_bytes(), 102'400u);
+  EXPECT_EQ(file.workers(1).kv().dtype(), "int8");
+  EXPECT_EQ(file.workers(1).engine().speculation().model(), "/d");
+  EXPECT_EQ(file.workers(1).engine().speculation().kv_pool_bytes(), 10'240u);
+  plan.tiers[0].settings.drafts.length = 0;
+  file = ClusterOf(plan, {&worker, 1}, 0);
+  EXPECT_FALSE(file.workers(0).engine().has_speculation()) << "it makes nothing faster";
+}
+
+TEST(ClusterOf, OfACascadeHasATierForEachAndAPolicy) {
+  const PlannedWorker workers[] = {WorkerOf("small"), WorkerOf("large")};
+  const v1::ClusterFile file = ClusterOf(PlanOf({1, 2}), workers, -0.25);
+  ASSERT_EQ(file.workers_size(), 3);
+  EXPECT_EQ(file.workers(0).model(), "/small");
+  EXPECT_EQ(file.workers(2).model(), "/large");
+  EXPECT_EQ(file.router().tiers(1).workers(1), file.workers(2).grpc());
+  const v1::CascadeConfig& cascade = file.router().policies(0).cascade();
+  ASSERT_EQ(cascade.steps_size(), 2);
+  EXPECT_EQ(cascade.steps(0).min_mean_logprob(), -0.25);
+  EXPECT_FALSE(cascade.steps(1).has_min_mean_logprob());
+  EXPECT_EQ(file.router().default_model(), file.router().policies(0).name());
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,395 @@
+#include "tools/cli/report.h"
+
+#include <algorithm>
+#include <ctime>
+#include <filesystem>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/mapped_file.h"
+#include "base/version.h"
+#include "text/text_assets.h"
+#include "tools/cli/format.h"
+#include "tools/cli/new_file.h"
+#include "tools/cli/paired_evaluation.h"
+#include "tools/cli/report_table.h"
+#include "tools/report/pricing.h"
+#include "tools/report/processor.h"
+#include "tools/report/quality_plot.h"
+#include "tools/report/report.h"
+#include "tools/report/speed_meter.h"
+#include "worker/engine/machine.h"
+#include "worker/formats/model_files.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kBaseline[] = "baseline";
+constexpr size_t kSpeedPrompts = 64;
+constexpr size_t kStemDigits = 12;  // of a digest, in file names
+
+const ReportTechnique* FindTechnique(const std::string& name) {
+  for (const ReportTechnique& technique : kReportTechniques) {
+    if (technique.name == name) return &technique;
+  }
+  return nullptr;
+}
+
+// Names of rows are all different, and cascades are of models that have one.
+Status CheckNames(const ReportOptions& options) {
+  std::set<std::string> names = {kBaseline};
+  const auto add = [&names](const std::string& name) {
+    return names.insert(name).second ? Status() : InvalidArgument("two rows are named ", name);
+  };
+  for (const std::string& name : options.techniques) {
+    if (FindTechnique(name) == nullptr) return InvalidArgument("--techniques: \"", name, "\" is not known");
+    RETURN_IF_ERROR(add(name));
+  }
+  for (const ReportVariant& variant : options.variants) RETURN_IF_ERROR(add(variant.name));
+  const std::set<std::string> models = names;
+  for (const ReportCascade& cascade : options.cascades) {
+    for (const std::string& tier : cascade.tiers) {
+      if (!models.contains(tier))
+        return InvalidArgument("--cascade: no row is named ", tier, ": baseline, a technique or a variant");
+    }
+    for (const double threshold : cascade.thresholds) RETURN_IF_ERROR(add(cascade.RowName(threshold)));
+  }
+  return {};
+}
+
+struct Digests {
+  std::string model = {}, text = {};  // as a worker tells them
+};
+
+StatusOr<Digests> DigestsOf(const std::string& model) {
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(model));
+  return Digests{.model = files.digest.Hex(), .text = Digest(*files.text).Hex()};
+}
+
+// A file name for what follows from `job` alone.
+std::string Stem(const std::string& name, const Json& job) {
+  return Concat(name, "-", HashBytes(ToJsonText(job)).Hex().substr(0, kStemDigits));
+}
+
+void AddQuality(const EvaluationResult& answers, TechniqueRow& row) {
+  for (const auto& [task, score] : answers.tasks)
+    row.tasks.push_back({.name = task, .rows = score.rows, .right = score.right});
+}
+
+PairedQuality QualityOf(const PairedComparison& all) {
+  return {.difference = all.counts.difference(),
+          .low = all.interval.low,
+          .high = all.interval.high,
+          .gained = all.counts.gained,
+          .lost = all.counts.lost};
+}
+
+std::vector<TierAnswer> TierAnswersOf(const EvaluationResult& answers) {
+  std::vector<TierAnswer> out;
+  for (const RowOutcome& outcome : answers.outcomes) {
+    out.push_back({.prompt_tokens = outcome.score.prompt_tokens,
+                   .completion_tokens = outcome.score.completion_tokens,
+                   .mean_logprob = outcome.mean_logprob});
+  }
+  return out;
+}
+
+class ReportRun {
+ public:
+  ReportRun(const ReportOptions& options, const CommandContext& context)
+      : options_(options), context_(context), processor_(ThisProcessor()) {}
+
+  StatusOr<TechniqueReport> Run() {
+    RETURN_IF_ERROR(Prepare());
+    RETURN_IF_ERROR(MeasureAll());
+    TechniqueReport report = Describe();
+    for (const Measured& measured : measured_) report.rows.push_back(measured.row);
+    for (const ReportCascade& cascade : options_.cascades) {
+      for (const double threshold : cascade.thresholds) report.rows.push_back(RowOf(cascade, threshold));
+    }
+    for (const size_t row : Frontier(report.rows)) report.rows[row].is_on_frontier = true;
+    return report;
+  }
+
+ private:
+  // A model, run in one way, and what came of it.
+  struct Measured {
+    ModelTarget target = {};
+    TechniqueRow row = {};
+    EvaluationResult answers = {};
+  };
+
+  // Where a measurement is kept: each follows from all that its file is named after.
+  struct Files {
+    std::string answers = {}, row = {};
+  };
+
+  Status Prepare() {
+    RETURN_IF_ERROR(CheckNames(options_));
+    ASSIGN_OR_RETURN(rows_, LoadEvaluationRows(options_.evaluate, context_.argv0));
+    scored_ = ScoredRows(rows_.rows);
+    if (scored_.empty()) return InvalidArgument("--tasks: no row has a checker");
+    RETURN_IF_ERROR(CheckDistinct(scored_));
+    for (const char* folder : {"answers", "rows", "models"}) {
+      std::error_code error;
+      fs::create_directories(fs::path(options_.work) / folder, error);
+      if (error) return Unavailable("--work: ", options_.work, "/", folder, ": ", error.message());
+    }
+    return {};
+  }
+
+  Status MeasureAll() {
+    const ModelTarget& target = options_.evaluate.target;
+    RETURN_IF_ERROR(Measure({.name = kBaseline, .model = target.model}));
+    const MakeOptions make = {.baseline = target.model,
+                              .baseline_digest = measured_.front().row.model_digest,
+                              .folder = options_.work + "/models",
+                              .calibration = options_.calibration,
+                              .threads = target.threads};
+    for (const std::string& name : options_.techniques) {
+      ASSIGN_OR_RETURN(const ReportVariant variant, MakeVariant(*FindTechnique(name), make, context_));
+      RETURN_IF_ERROR(Measure(variant));
+    }
+    for (const ReportVariant& variant : options_.variants) RETURN_IF_ERROR(Measure(variant));
+    return {};
+  }
+
+  ModelTarget TargetOf(const ReportVariant& variant) const {
+    ModelTarget target = options_.evaluate.target;
+    target.model = variant.model;
+    if (!variant.compute.empty()) target.compute = variant.compute;
+    if (!variant.kv_dtype.empty()) target.kv_dtype = variant.kv_dtype;
+    target.drafter = variant.drafter;
+    target.draft_model = variant.draft_model;
+    return target;
+  }
+
+  StatusOr<Files> FilesOf(const std::string& name, const ModelTarget& target) {
+    ASSIGN_OR_RETURN(const Digests digests, DigestsOf(target.model));
+    Json job = {{"version", kVersion},
+                {"model", digests.model},
+                {"text", digests.text},
+                {"device", target.device},
+                {"compute", target.compute},
+                {"kv_dtype", target.kv_dtype},
+                {"tasks", TaskSetDigest(rows_.rows).Hex()},
+                {"max_tokens", options_.evaluate.max_tokens}};
+    Files files{.answers = Concat(options_.work, "/answers/", Stem(name, job), ".jsonl")};
+    job["drafter"] = target.drafter;
+    if (!target.draft_model.empty()) {
+      ASSIGN_OR_RETURN(const Digests draft, DigestsOf(target.draft_model));
+      job["draft_model"] = draft.model;
+    }
+    job["processor"] = processor_;
+    job["cores"] = Cores();
+    job["batches"] = options_.batches;
+    job["speed_tokens"] = options_.speed_tokens;
+    job["speed_seconds"] = options_.speed_seconds;
+    job["level"] = options_.evaluate.comparison.level;
+    job["divergence"] = options_.evaluate.divergence;
+    if (measured_.empty()) {
+      baseline_job_ = job;
+    } else {
+      job["baseline"] = baseline_job_;
+    }
+    files.row = Concat(options_.work, "/rows/", Stem(name, job), ".json");
+    return files;
+  }
+
+  Status Measure(const ReportVariant& variant) {
+    const MonoTime start = RealClock().Now();
+    Measured measured{.target = TargetOf(variant)};
+    auto files = FilesOf(variant.name, measured.target);
+    if (!files.ok()) return Annotate(files.status(), variant.name);
+    const bool is_kept = ReadKept(*files, measured).ok();
+    if (!is_kept) RETURN_IF_ERROR(Annotate(MeasureAnew(variant, *files, measured), variant.name));
+    measured.row.price = PriceOf(measured);
+    context_.err << variant.name << ": "
+                 << (is_kept ? "kept from an earlier run" : FormatSeconds(Seconds(RealClock().Now() - start)))
+                 << "\n";
+    measured_.push_back(std::move(measured));
+    return {};
+  }
+
+  // What is not there whole is measured again.
+  Status ReadKept(const Files& files, Measured& out) const {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(files.row));
+    ASSIGN_OR_RETURN(const Json json, ParseJson(text));
+    ASSIGN_OR_RETURN(out.row, RowFromJson(json, "row"));
+    if (out.row.speeds.empty()) return DataLoss(files.row, ": has no speeds");
+    ASSIGN_OR_RETURN(out.answers, ResultFromRecords(files.answers, rows_.rows, options_.evaluate.max_tokens));
+    out.answers.facts = ModelFacts{.model_digest = out.row.model_digest, .text_digest = out.row.text_digest};
+    return {};
+  }
+
+  Status MeasureAnew(const ReportVariant& variant, const Files& files, Measured& out) {
+    ASSIGN_OR_RETURN(out.answers,
+                     EvaluateTarget(out.target, rows_.rows, options_.evaluate, files.answers, context_));
+    ASSIGN_OR_RETURN(out.row, SpeedOf(out.target));
+    CHECK(out.answers.facts.has_value(), "the model is in this process");
+    if (out.row.model_digest != out.answers.facts->model_digest)
+      return FailedPrecondition(variant.model, ": has changed while it was measured");
+    out.row.name = variant.name;
+    const Score all = out.answers.All();
+    out.row.prompt_tokens = all.prompt_tokens;
+    out.row.completion_tokens = all.completion_tokens;
+    AddQuality(out.answers, out.row);
+    if (!measured_.empty()) RETURN_IF_ERROR(CompareWithBaseline(out));
+    return ReplaceFile(files.row, RowToJson(out.row).dump(2) + "\n");
+  }
+
+  StatusOr<TechniqueRow> SpeedOf(const ModelTarget& target) const {
+    SpeedOptions speed;
+    speed.engine = EngineOptionsOf(target, context_.shutdown);
+    ASSIGN_OR_RETURN(speed.prompts, SpeedPrompts(target.model));
+    speed.batches = options_.batches;
+    speed.answer_tokens = options_.speed_tokens;
+    speed.least_seconds = options_.speed_seconds;
+    return MeasureSpeed(speed);
+  }
+
+  // Of rows from all over the tasks, those that leave room for what is generated behind them.
+  StatusOr<std::vector<std::vector<TokenId>>> SpeedPrompts(const std::string& model) const {
+    ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(model));
+    const size_t step = std::max<size_t>(1, scored_.size() / kSpeedPrompts);
+    std::vector<std::vector<TokenId>> prompts;
+    for (size_t i = 0; i < scored_.size() && prompts.size() < kSpeedPrompts; i += step) {
+      ASSIGN_OR_RETURN(std::vector<TokenId> prompt, files.text->EncodeChat(MessagesOf(scored_[i].chat)));
+      if (prompt.size() + options_.speed_tokens <= files.config.context_length)
+        prompts.push_back(std::move(prompt));
+    }
+    if (!prompts.empty()) return prompts;
+    return InvalidArgument("no row's prompt leaves room for --speed-tokens ", options_.speed_tokens,
+                           " in the context of ", files.config.context_length);
+  }
+
+  // The same weights in the same arithmetic have the same distributions, whatever drafts for them.
+  bool IsShiftWanted(const Measured& measured) const {
+    const TechniqueRow &ours = measured.row, &theirs = measured_.front().row;
+    return options_.evaluate.divergence &&
+           (ours.model_digest != theirs.model_digest || ours.compute != theirs.compute ||
+            ours.kv_dtype != theirs.kv_dtype);
+  }
+
+  Status CompareWithBaseline(Measured& measured) const {
+    const Measured& baseline = measured_.front();
+    ModelComparison comparison =
+        CompareResults(scored_, measured.answers, baseline.answers, options_.evaluate.comparison);
+    measured.row.against_baseline = QualityOf(comparison.all);
+    if (!IsShiftWanted(measured)) return {};
+    RETURN_IF_ERROR(MeasureDivergence(rows_.rows, {measured.target, measured.answers.facts},
+                                      {baseline.target, baseline.answers.facts}, context_, comparison));
+    if (comparison.divergence.has_value()) {
+      measured.row.shift = DistributionShift{.positions = comparison.divergence->positions,
+                                             .mean_kl = comparison.divergence->mean_kl,
+                                             .flip_rate = comparison.divergence->flip_rate};
+    }
+    return {};
+  }
+
+  AnswersPrice PriceOf(const Measured& measured) const {
+    const std::vector<TierAnswer> answers = TierAnswersOf(measured.answers);
+    const CascadeTier tier{.price = PriceOfTokens(options_.usd_per_hour, measured.row.speeds),
+                           .answers = answers};
+    return CombineAnswers({&tier, 1}, /*min_mean_logprob=*/0).price;
+  }
+
+  const Measured& Find(const std::string& name) const {
+    return *std::ranges::find_if(measured_, [&](const Measured& each) { return each.row.name == name; });
+  }
+
+  // From the answers that its tiers have given.
+  TechniqueRow RowOf(const ReportCascade& cascade, double threshold) const {
+    TechniqueRow row{.name = cascade.RowName(threshold), .is_cascade = true};
+    row.model = Concat("mean log-probability above ", threshold);
+    std::vector<std::vector<TierAnswer>> answers;
+    std::vector<CascadeTier> tiers;
+    for (const std::string& name : cascade.tiers) {
+      const Measured& tier = Find(name);
+      row.weight_bytes += tier.row.weight_bytes;
+      row.kv_bytes_per_token += tier.row.kv_bytes_per_token;
+      answers.push_back(TierAnswersOf(tier.answers));
+      tiers.push_back({.price = tier.row.price.tokens});
+    }
+    for (size_t i = 0; i < tiers.size(); ++i) tiers[i].answers = answers[i];
+    const PricedAnswers priced = CombineAnswers(tiers, threshold);
+    row.price = priced.price;
+    row.prompt_tokens = priced.prompt_tokens;
+    row.completion_tokens = priced.completion_tokens;
+    row.first_tier_share = static_cast<double>(std::ranges::count(priced.tiers, size_t{0})) /
+                           static_cast<double>(priced.tiers.size());
+    std::vector<RowOutcome> outcomes;
+    for (size_t i = 0; i < priced.tiers.size(); ++i)
+      outcomes.push_back(Find(cascade.tiers[priced.tiers[i]]).answers.outcomes[i]);
+    const EvaluationResult combined = Summarize(scored_, std::move(outcomes));
+    AddQuality(combined, row);
+    row.against_baseline = QualityOf(
+        CompareResults(scored_, combined, measured_.front().answers, options_.evaluate.comparison).all);
+    return row;
+  }
+
+  uint32_t Cores() const {
+    const uint32_t threads = options_.evaluate.target.threads;
+    return threads > 0 ? threads : UsableCores();
+  }
+
+  TechniqueReport Describe() const {
+    TechniqueReport report{.tool = Concat("terrace ", kVersion),
+                           .created = UtcNow("%Y-%m-%dT%H:%M:%SZ"),
+                           .processor = processor_,
+                           .cores = Cores(),
+                           .usd_per_hour = options_.usd_per_hour,
+                           .task_set_digest = TaskSetDigest(scored_).Hex(),
+                           .limit = options_.evaluate.limit,
+                           .max_tokens = options_.evaluate.max_tokens,
+                           .speed_tokens = options_.speed_tokens,
+                           .level = options_.evaluate.comparison.level};
+    for (const std::string& file : options_.evaluate.tasks)
+      report.task_files.push_back(fs::path(file).filename().string());
+    if (report.task_files.empty()) report.task_files = {"the test files of models/eval"};
+    return report;
+  }
+
+  const ReportOptions& options_;
+  const CommandContext& context_;
+  const std::string processor_;
+  EvaluationRows rows_;
+  std::vector<TaskRow> scored_;
+  Json baseline_job_;
+  std::vector<Measured> measured_;  // the baseline first
+};
+
+Status ShowHistory(const ReportOptions& options, const CommandContext& context) {
+  std::vector<TechniqueReport> reports;
+  for (const std::string& file : options.history) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
+    auto report = ParseReport(text);
+    if (!report.ok()) return Annotate(report.status(), file);
+    reports.push_back(*std::move(report));
+  }
+  std::ranges::stable_sort(reports, {}, &TechniqueReport::created);
+  ASSIGN_OR_RETURN(const auto history, HistoryOf(reports, options.levels));
+  context.out << FormatHistory(reports, history);
+  return {};
+}
+
+}  // namespace
+
+Status RunReport(const ReportOptions& options, const CommandContext& context) {
+  if (!options.history.empty()) return ShowHistory(options, context);
+  ASSIGN_OR_RETURN(const TechniqueReport report, ReportRun(options, context).Run());
+  const std::string markdown = FormatReport(report), stem = options.work + "/report";
+  const std::string title = Concat("Accuracy against price, ", report.rows.front().rows(), " tasks");
+  RETURN_IF_ERROR(ReplaceFile(stem + ".json", ReportToJson(report).dump(2) + "\n"));
+  RETURN_IF_ERROR(ReplaceFile(stem + ".md", markdown));
+  RETURN_IF_ERROR(ReplaceFile(stem + ".svg", QualityPlot(title, report.rows, Frontier(report.rows))));
+  context.out << markdown << "\nwrote " << stem << ".json, .md and .svg\n";
+  return {};
+}
+
+}  // namespace terrace

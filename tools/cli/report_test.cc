@@ -1,0 +1,197 @@
+#include "tools/cli/report.h"
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+
+#include "base/exit_code.h"
+#include "base/mapped_file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tools/cli/test_context.h"
+#include "tools/report/pricing.h"
+#include "tools/report/report.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+void ExpectNear(double value, double want) { EXPECT_NEAR(value, want, 1e-9 * want); }  // of other sums
+
+class ReportCommand : public testing::Test {
+ protected:
+  ReportCommand() {
+    fs::remove_all(options_.work);
+    options_.evaluate.target.model = "models/terrace-demo-nano";
+    options_.evaluate.target.threads = 1;
+    options_.evaluate.target.device = "cpu";
+    options_.evaluate.tasks = {"models/eval/classify.jsonl", "models/eval/rewrite.jsonl"};
+    options_.evaluate.limit = 6;
+    options_.evaluate.max_tokens = 32;
+    options_.usd_per_hour = 0.1;
+    options_.batches = {1, 2};
+    options_.speed_tokens = 8;
+    options_.speed_seconds = 0;
+  }
+
+  TechniqueReport Run() {
+    TestContext test;
+    const Status status = RunReport(options_, test.context);
+    CHECK(status.ok(), Message(status));
+    told_ = test.err.str();
+    auto report = ParseReport(*ReadFile(options_.work + "/report.json"));
+    CHECK(report.ok(), Message(report.status()));
+    EXPECT_THAT(test.out.str(), HasSubstr(*ReadFile(options_.work + "/report.md")));
+    return *std::move(report);
+  }
+
+  ReportOptions options_ = {.work = (fs::path(testing::TempDir()) / "report").string()};
+  std::string told_;
+};
+
+TEST_F(ReportCommand, MeasuresEveryRowAndKeepsWhatIsMeasured) {
+  options_.techniques = {"q8_0", "kv-int8", "ngram"};
+  options_.variants = {{.name = "small", .model = "models/terrace-demo-small.f16.gguf"}};
+  options_.cascades = {{.tiers = {"baseline", "small"}, .thresholds = {-1000, 0}}};
+  const TechniqueReport report = Run();
+  ASSERT_EQ(report.rows.size(), 7u);
+  EXPECT_THAT(report.task_files, ElementsAre("classify.jsonl", "rewrite.jsonl"));
+  const TechniqueRow &baseline = report.rows[0], &q8 = report.rows[1], &kv = report.rows[2],
+                     &ngram = report.rows[3], &small = report.rows[4], &all_first = report.rows[5],
+                     &all_last = report.rows[6];
+  for (const TechniqueRow& row : report.rows) EXPECT_EQ(row.rows(), 12u) << row.name;
+
+  EXPECT_FALSE(baseline.against_baseline.has_value() || baseline.shift.has_value());
+  EXPECT_LT(q8.weight_bytes, baseline.weight_bytes);
+  ASSERT_TRUE(q8.shift.has_value());
+  EXPECT_GT(q8.shift->mean_kl, 0);
+  EXPECT_LT(q8.shift->mean_kl, 0.05);
+  EXPECT_LT(kv.kv_bytes_per_token, baseline.kv_bytes_per_token / 3);
+  EXPECT_EQ(kv.model_digest, baseline.model_digest);
+  EXPECT_TRUE(kv.shift.has_value()) << "of other keys and values";
+  EXPECT_EQ(ngram.drafter, "ngram");
+  EXPECT_FALSE(ngram.shift.has_value()) << "drafts change no distribution";
+  EXPECT_EQ(ngram.against_baseline->gained + ngram.against_baseline->lost, 0u) << "nor answers";
+
+  for (const TechniqueRow* row : {&baseline, &q8, &kv, &ngram, &small}) {
+    const TokenPrice price = PriceOfTokens(0.1, row->speeds);
+    EXPECT_EQ(row->price.tokens.usd_per_million_prompt_tokens, price.usd_per_million_prompt_tokens);
+    const double usd =
+        (price.usd_per_million_prompt_tokens * static_cast<double>(row->prompt_tokens) +
+         price.usd_per_million_completion_tokens * static_cast<double>(row->completion_tokens)) /
+        1e6;
+    ExpectNear(row->price.usd_per_thousand_answers, usd / 12 * 1e3);
+  }
+  EXPECT_EQ(all_first.first_tier_share, 1);
+  EXPECT_EQ(all_first.accuracy().value, baseline.accuracy().value);
+  EXPECT_DOUBLE_EQ(all_first.price.usd_per_thousand_answers, baseline.price.usd_per_thousand_answers);
+  EXPECT_EQ(all_last.first_tier_share, 0);
+  EXPECT_EQ(all_last.accuracy().value, small.accuracy().value);
+  ExpectNear(all_last.price.usd_per_thousand_answers,
+             baseline.price.usd_per_thousand_answers + small.price.usd_per_thousand_answers);
+  EXPECT_EQ(all_last.weight_bytes, baseline.weight_bytes + small.weight_bytes);
+  EXPECT_THAT(*ReadFile(options_.work + "/report.svg"), HasSubstr("baseline+small@-1000"));
+  EXPECT_THAT(told_, Not(HasSubstr("kept")));
+
+  options_.usd_per_hour = 0.2;
+  const TechniqueReport again = Run();
+  for (const char* name : {"baseline", "q8_0", "kv-int8", "ngram", "small"})
+    EXPECT_THAT(told_, HasSubstr(Concat(name, ": kept from an earlier run")));
+  for (size_t i = 0; i < report.rows.size(); ++i) {
+    Json before = RowToJson(report.rows[i]), after = RowToJson(again.rows[i]);
+    EXPECT_DOUBLE_EQ(after["price"]["usd_per_thousand_answers"].get<double>(),
+                     2 * before["price"]["usd_per_thousand_answers"].get<double>());
+    before.erase("price");
+    after.erase("price");
+    EXPECT_EQ(after, before) << "the same measurement";
+  }
+
+  TestContext test;
+  ReportOptions history;
+  history.history = {options_.work + "/report.json", options_.work + "/report.json"};
+  ASSERT_TRUE(RunReport(history, test.context).ok());
+  EXPECT_THAT(test.out.str(), HasSubstr("$0.2 an hour"));
+}
+
+TEST_F(ReportCommand, GoesOnWhereItWasEnded) {
+  options_.techniques = {"q8_0"};
+  {
+    TestContext test;  // blocks the signal: it waits until the command looks
+    ASSERT_EQ(::raise(SIGINT), 0);
+    EXPECT_EQ(RunReport(options_, test.context).code(), StatusCode::kCancelled);
+  }
+  const Json whole = RowToJson(Run().rows[0]);
+  // Half of the answers and all measurements are lost.
+  fs::remove_all(options_.work + "/rows");
+  for (const auto& file : fs::directory_iterator(options_.work + "/answers")) {
+    std::string text = *ReadFile(file.path().string());
+    std::ofstream(file.path(), std::ios::binary | std::ios::trunc) << text.substr(0, text.size() / 2);
+  }
+  const Json again = RowToJson(Run().rows[0]);
+  EXPECT_THAT(told_, Not(HasSubstr("kept")));
+  for (const char* member : {"tasks", "prompt_tokens", "completion_tokens"})
+    EXPECT_EQ(again[member], whole[member]) << member;
+}
+
+TEST_F(ReportCommand, OtherSettingsAreMeasuredAgain) {
+  Run();
+  options_.evaluate.max_tokens = 16;
+  Run();
+  EXPECT_THAT(told_, Not(HasSubstr("kept")));
+  options_.batches = {2};
+  EXPECT_EQ(Run().rows[0].speeds.size(), 1u);
+  EXPECT_THAT(told_, Not(HasSubstr("kept")));
+}
+
+TEST_F(ReportCommand, AModelThatWasMadeOfAnotherIsNotTaken) {
+  options_.techniques = {"q4_0"};
+  Run();
+  options_.evaluate.target.model = "models/terrace-demo-small";
+  TestContext test;
+  const Status status = RunReport(options_, test.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitConfig) << status;
+  EXPECT_THAT(Message(status), HasSubstr("name another --work"));
+}
+
+TEST_F(ReportCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
+  const struct {
+    std::function<void(ReportOptions&)> change;
+    const char* error;
+    int exit_code;
+  } cases[] = {
+      {[](ReportOptions& o) {
+         o.techniques = {"q8_0", "q8_0"};
+       },
+       "two rows are named q8_0", kExitUsage},
+      {[](ReportOptions& o) { o.variants = {{.name = "baseline", .model = "m"}}; }, "baseline", kExitUsage},
+      {[](ReportOptions& o) { o.techniques = {"magic"}; }, "magic", kExitUsage},
+      {[](ReportOptions& o) {
+         o.cascades = {{.tiers = {"nano", "baseline"}, .thresholds = {-1}}};
+       },
+       "no row is named nano", kExitUsage},
+      {[](ReportOptions& o) { o.variants = {{.name = "a", .model = "/absent"}}; }, "a: ", kExitNoInput},
+      {[](ReportOptions& o) { o.evaluate.tasks = {"/absent.jsonl"}; }, "/absent.jsonl", kExitNoInput},
+      {[](ReportOptions& o) { o.techniques = {"int4-gptq"}; }, "int4-gptq: ", kExitUsage},
+      {[](ReportOptions& o) { o.speed_tokens = 600; }, "--speed-tokens 600", kExitUsage},
+      {[](ReportOptions& o) { o.work = "/proc/nowhere"; }, "--work", kExitUnavailable},
+      {[](ReportOptions& o) { o.history = {"/absent.json"}; }, "/absent.json", kExitNoInput},
+      {[](ReportOptions& o) { o.history = {"models/eval/classify.jsonl"}; }, "classify.jsonl", kExitData},
+  };
+  for (const auto& each : cases) {
+    ReportOptions options = options_;
+    options.evaluate.limit = 1;
+    each.change(options);
+    TestContext test;
+    const Status status = RunReport(options, test.context);
+    EXPECT_EQ(ExitCodeFor(status), each.exit_code) << status;
+    EXPECT_THAT(Message(status), HasSubstr(each.error));
+  }
+}
+
+}  // namespace
+}  // namespace terrace

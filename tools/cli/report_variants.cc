@@ -1,0 +1,152 @@
+#include "tools/cli/report_variants.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include "base/json.h"
+#include "base/mapped_file.h"
+#include "tools/optimize/quantize.h"
+#include "tools/report/technique_row.h"
+#include "worker/engine/machine.h"
+
+namespace terrace {
+namespace {
+
+constexpr char kVariantForm[] = "NAME=PATH[,kv=TYPE][,compute=TYPE][,draft=PATH]";
+constexpr char kCascadeForm[] = "SMALL+LARGE@T[,T...]";
+
+std::vector<std::string> Split(std::string_view text, char separator) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0;;) {
+    const size_t end = std::min(text.find(separator, begin), text.size());
+    parts.emplace_back(text.substr(begin, end - begin));
+    if (end == text.size()) return parts;
+    begin = end + 1;
+  }
+}
+
+Status SetPart(std::string_view part, ReportVariant& variant) {
+  const size_t equals = part.find('=');
+  const std::string_view key = part.substr(0, equals);
+  const std::string value(equals == std::string_view::npos ? "" : part.substr(equals + 1));
+  if (value.empty()) return InvalidArgument("\"", part, "\" is not KEY=VALUE (", kVariantForm, ")");
+  if (key == "draft") {
+    if (variant.drafter != "none") return InvalidArgument("draft is there twice");
+    variant.drafter = value == "ngram" ? "ngram" : "model";
+    if (value != "ngram") variant.draft_model = value;
+    return {};
+  }
+  std::string* const to = key == "kv" ? &variant.kv_dtype : key == "compute" ? &variant.compute : nullptr;
+  if (to == nullptr) return InvalidArgument("\"", key, "\" is none of kv, compute and draft");
+  if (!to->empty()) return InvalidArgument(key, " is there twice");
+  *to = value;
+  return {};
+}
+
+StatusOr<double> ParseThreshold(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value))
+    return InvalidArgument("the threshold \"", text, "\" is not a number");
+  if (value > 0)
+    return InvalidArgument("the threshold ", text, " is above 0, which no mean log-probability is");
+  return value;
+}
+
+template <typename Entry, size_t kCount>
+Entry Named(const Entry (&entries)[kCount], std::string_view name) {
+  const auto found = std::ranges::find(entries, name, &Entry::name);
+  CHECK(found != std::end(entries), name);
+  return *found;
+}
+
+// That what is there was made by Quantize of the same.
+Status CheckMade(const std::string& report_file, const ReportTechnique& technique,
+                 const MakeOptions& options) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(report_file));
+  const auto json = ParseJson(text);
+  if (!json.ok()) return DataLoss(report_file, ": ", Message(json.status()));
+  const auto is = [&](const Json& object, const char* key, std::string_view want) {
+    return object.is_object() && object.contains(key) && object[key] == std::string(want);
+  };
+  const bool is_same = json->is_object() && json->contains("model") &&
+                       is((*json)["model"], "digest", options.baseline_digest) &&
+                       is(*json, "target", technique.target) && is(*json, "method", technique.method);
+  if (is_same) return {};
+  return FailedPrecondition(report_file, ": tells of another model, format or method: name another --work");
+}
+
+}  // namespace
+
+StatusOr<ReportVariant> ParseVariant(std::string_view text) {
+  const size_t equals = text.find('=');
+  if (equals == std::string_view::npos) return InvalidArgument("\"", text, "\" is not ", kVariantForm);
+  ReportVariant variant{.name = std::string(text.substr(0, equals))};
+  if (!IsTechniqueName(variant.name) || variant.name.find_first_of("+@") != std::string::npos)
+    return InvalidArgument("\"", variant.name, "\" is no name: 1 to 64 of A-Z a-z 0-9 . _ -");
+  const std::vector<std::string> parts = Split(text.substr(equals + 1), ',');
+  variant.model = parts.front();
+  if (variant.model.empty()) return InvalidArgument("\"", text, "\" has no path (", kVariantForm, ")");
+  for (size_t i = 1; i < parts.size(); ++i)
+    RETURN_IF_ERROR(Annotate(SetPart(parts[i], variant), variant.name));
+  return variant;
+}
+
+std::string ReportCascade::RowName(double threshold) const {
+  std::string name;
+  for (const std::string& tier : tiers) name += Concat(name.empty() ? "" : "+", tier);
+  return Concat(name, "@", threshold);
+}
+
+StatusOr<ReportCascade> ParseCascade(std::string_view text) {
+  const size_t at = text.find('@');
+  if (at == std::string_view::npos) return InvalidArgument("\"", text, "\" is not ", kCascadeForm);
+  ReportCascade cascade{.tiers = Split(text.substr(0, at), '+')};
+  if (cascade.tiers.size() < 2) return InvalidArgument("\"", text, "\" has one tier only: ", kCascadeForm);
+  for (size_t i = 0; i < cascade.tiers.size(); ++i) {
+    const std::string& tier = cascade.tiers[i];
+    if (tier.empty()) return InvalidArgument("\"", text, "\" has a tier without a name: ", kCascadeForm);
+    if (std::find(cascade.tiers.begin(), cascade.tiers.begin() + static_cast<std::ptrdiff_t>(i), tier) !=
+        cascade.tiers.begin() + static_cast<std::ptrdiff_t>(i))
+      return InvalidArgument("\"", text, "\": ", tier, " is there twice");
+  }
+  for (const std::string& threshold : Split(text.substr(at + 1), ',')) {
+    ASSIGN_OR_RETURN(cascade.thresholds.emplace_back(), ParseThreshold(threshold));
+    const std::string name = cascade.RowName(cascade.thresholds.back());
+    if (!IsTechniqueName(name))
+      return InvalidArgument("\"", name, "\" is no name of a row: of at most 64 characters");
+  }
+  return cascade;
+}
+
+StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const MakeOptions& options,
+                                    const CommandContext& context) {
+  ReportVariant variant{.name = std::string(technique.name),
+                        .model = options.baseline,
+                        .kv_dtype = std::string(technique.kv_dtype),
+                        .drafter = std::string(technique.drafter)};
+  if (technique.target.empty()) return variant;
+  QuantizeRequest request;
+  request.model = options.baseline;
+  request.target = Named(kQuantizeTargets, technique.target);
+  request.method = Named(kQuantizeMethods, technique.method);
+  request.out = Concat(options.folder, "/", technique.name, request.target.is_gguf() ? ".gguf" : "");
+  variant.model = request.out;
+  std::error_code ignored;
+  if (std::filesystem::exists(request.out, ignored)) {
+    RETURN_IF_ERROR(CheckMade(request.out + ".quantize.json", technique, options));
+    return variant;
+  }
+  if (request.method.needs_calibration()) request.calibration = options.calibration;
+  request.threads = options.threads > 0 ? options.threads : UsableCores();
+  request.is_cancelled = [&context] { return context.shutdown.IsPending(); };
+  RETURN_IF_ERROR(Annotate(Quantize(request).status(), technique.name));
+  return variant;
+}
+
+}  // namespace terrace

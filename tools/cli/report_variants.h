@@ -1,0 +1,71 @@
+// The rows that `terrace report` can be asked for: models and how they run, cascades of them, and techniques
+// that it makes itself. Pure but for MakeVariant.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "tools/cli/command_context.h"
+#include "tools/optimize/calibration.h"
+
+namespace terrace {
+
+struct ReportVariant {
+  std::string name = {};                    // IsTechniqueName, without + and @, which cascades have
+  std::string model = {};                   // folder or .gguf
+  std::string compute = {}, kv_dtype = {};  // "": as of the baseline
+  std::string drafter = "none", draft_model = {};
+};
+
+// "NAME=PATH[,kv=TYPE][,compute=TYPE][,draft=PATH]", where draft=ngram is the n-gram drafter. The path has no
+// comma. INVALID_ARGUMENT says what is wrong; whether types and paths are any is for who opens them.
+StatusOr<ReportVariant> ParseVariant(std::string_view text);
+
+// A row for each threshold.
+struct ReportCascade {
+  std::vector<std::string> tiers = {};  // names of rows, cheapest first, two or more, all different
+  std::vector<double> thresholds = {};  // mean log-probabilities, at most 0
+
+  std::string RowName(double threshold) const;  // "small+large@-0.05"
+};
+
+// "SMALL+LARGE@T[,T...]". INVALID_ARGUMENT says what is wrong.
+StatusOr<ReportCascade> ParseCascade(std::string_view text);
+
+// A technique by its name, of the baseline: another format of its weights, which is made, or another way to
+// run it.
+struct ReportTechnique {
+  std::string_view name;
+  std::string_view target = "", method = "";  // of Quantize; "": the baseline's own weights
+  std::string_view kv_dtype = "";             // "": the baseline's
+  std::string_view drafter = "none";
+};
+inline constexpr ReportTechnique kReportTechniques[] = {
+    {.name = "int8", .target = "int8", .method = "rtn"},
+    {.name = "int4-rtn", .target = "int4-g32", .method = "rtn"},
+    {.name = "int4-gptq", .target = "int4-g32", .method = "gptq"},
+    {.name = "int4-awq", .target = "int4-g32", .method = "awq"},
+    {.name = "q8_0", .target = "q8_0", .method = "rtn"},
+    {.name = "q6_k", .target = "q6_k", .method = "rtn"},
+    {.name = "q4_k", .target = "q4_k", .method = "rtn"},
+    {.name = "q4_0", .target = "q4_0", .method = "rtn"},
+    {.name = "kv-int8", .kv_dtype = "int8"},
+    {.name = "kv-fp8", .kv_dtype = "fp8"},
+    {.name = "ngram", .drafter = "ngram"}};
+
+struct MakeOptions {
+  std::string baseline = {}, baseline_digest = {};  // a model, and ModelFiles::digest of it
+  std::string folder = {};                          // for models, there
+  CalibrationOptions calibration = {};              // of those methods that need it
+  uint32_t threads = 0;                             // 0: all cores
+};
+
+// The technique as a variant. Its model is made in the folder, or is there from before: FAILED_PRECONDITION
+// when that is of another baseline, target or method. Errors of Quantize.
+StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const MakeOptions& options,
+                                    const CommandContext& context);
+
+}  // namespace terrace

@@ -1,0 +1,84 @@
+#include "tools/cli/report_variants.h"
+
+#include "base/exit_code.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace terrace {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+TEST(ParseVariant, ReadsEveryPart) {
+  const auto plain = ParseVariant("pruned-50=models/a=b");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_EQ(plain->name, "pruned-50");
+  EXPECT_EQ(plain->model, "models/a=b") << "a path may have an equals sign";
+  EXPECT_EQ(plain->drafter, "none");
+  const auto full = ParseVariant("v=m.gguf,kv=int8,draft=nano,compute=f32");
+  ASSERT_TRUE(full.ok()) << full.status();
+  EXPECT_EQ(full->model, "m.gguf");
+  EXPECT_EQ(full->kv_dtype, "int8");
+  EXPECT_EQ(full->compute, "f32");
+  EXPECT_EQ(full->drafter, "model");
+  EXPECT_EQ(full->draft_model, "nano");
+  const auto ngram = ParseVariant("v=m,draft=ngram");
+  ASSERT_TRUE(ngram.ok());
+  EXPECT_EQ(ngram->drafter, "ngram");
+  EXPECT_EQ(ngram->draft_model, "");
+}
+
+TEST(ParseVariant, SaysWhatIsWrong) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"m", "NAME=PATH"},
+      {"=m", "is no name"},
+      {"a/b=m", "a/b"},
+      {"a+b=m", "a+b"},
+      {"a@1=m", "a@1"},
+      {"a=", "no path"},
+      {"a=,kv=int8", "no path"},
+      {"a=m,int8", "\"int8\" is not KEY=VALUE"},
+      {"a=m,kv=", "kv="},
+      {"a=m,taste=good", "\"taste\" is none of"},
+      {"a=m,kv=f16,kv=f32", "kv is there twice"},
+      {"a=m,draft=ngram,draft=n", "draft is there twice"},
+  };
+  for (const auto& [text, error] : cases) {
+    const Status status = ParseVariant(text).status();
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << text;
+    EXPECT_THAT(Message(status), HasSubstr(error)) << text;
+  }
+}
+
+TEST(ParseCascade, ReadsTiersAndThresholds) {
+  const auto cascade = ParseCascade("nano+small+base@-0.05,-1e-3,0");
+  ASSERT_TRUE(cascade.ok()) << cascade.status();
+  EXPECT_THAT(cascade->tiers, ElementsAre("nano", "small", "base"));
+  EXPECT_THAT(cascade->thresholds, ElementsAre(-0.05, -0.001, 0));
+  EXPECT_EQ(cascade->RowName(-0.05), "nano+small+base@-0.05");
+}
+
+TEST(ParseCascade, SaysWhatIsWrong) {
+  const std::pair<std::string, const char*> cases[] = {
+      {"a+b", "SMALL+LARGE@T"},
+      {"a@-1", "one tier"},
+      {"a+@-1", "without a name"},
+      {"a+a@-1", "a is there twice"},
+      {"a+b@", "the threshold \"\""},
+      {"a+b@-1,x", "\"x\" is not a number"},
+      {"a+b@0.5", "above 0"},
+      {"a+b@nan", "not a number"},
+      {"a+b@-inf", "not a number"},
+      {"a+b/c@-1", "no name of a row"},
+      {std::string(40, 'a') + "+" + std::string(40, 'b') + "@-1", "64 characters"},
+  };
+  for (const auto& [text, error] : cases) {
+    const Status status = ParseCascade(text).status();
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << text;
+    EXPECT_THAT(Message(status), HasSubstr(error)) << text;
+  }
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,233 @@
+#include "tools/plan/plan.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <utility>
+#include <variant>
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kDraftLengths[] = {1, 2, 4, 8};
+constexpr double kTelling = 0.02;  // of a ratio, that is worth a reason
+
+std::string Fixed(double value, int decimals) {
+  std::array<char, 64> text = {};
+  const int size = std::snprintf(text.data(), text.size(), "%.*f", decimals, value);
+  return {text.data(), std::min<size_t>(static_cast<size_t>(size), text.size() - 1)};
+}
+
+std::string Millis(double seconds) { return Fixed(seconds * 1e3, seconds < 0.01 ? 2 : 0) + " ms"; }
+std::string Mebibytes(uint64_t bytes) { return Fixed(static_cast<double>(bytes) / (1 << 20), 1) + " MiB"; }
+
+// Plans one candidate.
+class Planner {
+ public:
+  Planner(const PlanCandidate& candidate, const PlanSettings& settings)
+      : candidate_(candidate), settings_(settings), constraints_(settings.constraints) {}
+
+  PlannedServing Plan() {
+    PlannedServing plan = WithOneWorkerEach();
+    while (plan.can_run() && !BrokenLoad(plan).empty() && plan.machines() < settings_.max_machines) {
+      const std::vector<double>& sequences = plan.prediction.sequences;
+      const auto busiest = static_cast<size_t>(std::ranges::max_element(sequences) - sequences.begin());
+      if (plan.tiers[busiest].workers >= MostWorkers()) break;  // more have nothing to do
+      ++plan.tiers[busiest].workers;
+      Simulate(plan);
+    }
+    if (plan.can_run()) plan.broken = BrokenLoad(plan);
+    CheckRest(plan);
+    return plan;
+  }
+
+ private:
+  PlannedServing WithOneWorkerEach() const {
+    PlannedServing plan;
+    for (const PlanTier& tier : candidate_.tiers) {
+      ServingTier& worker = plan.tiers.emplace_back();
+      worker.cost = tier.cost;
+      worker.context_length = tier.context_length;
+      worker.kept = tier.kept;
+      worker.settings = {.max_sequences = settings_.max_sequences,
+                         .max_step_tokens = tier.max_step_tokens,
+                         .kv_tokens = KvTokens(tier),
+                         .block_tokens = settings_.block_tokens};
+      plan.memory_bytes.push_back(WeightBytes(tier) + worker.settings.kv_tokens * KvBytes(tier));
+    }
+    Simulate(plan);
+    return plan;
+  }
+
+  static uint64_t WeightBytes(const PlanTier& tier) {
+    return tier.weight_bytes + (tier.drafter.has_value() ? tier.drafter->weight_bytes : 0);
+  }
+  static uint64_t KvBytes(const PlanTier& tier) {
+    return tier.kv_bytes_per_token + (tier.drafter.has_value() ? tier.drafter->kv_bytes_per_token : 0);
+  }
+
+  // What the longest requests need in every place of the batch, or what the memory leaves for it; one whole
+  // context at least, without which no worker starts.
+  uint64_t KvTokens(const PlanTier& tier) const {
+    const uint64_t longest = std::min<uint64_t>(
+        uint64_t{settings_.traffic.prompt_tokens.max()} + settings_.traffic.output_tokens.max(),
+        tier.context_length);
+    const uint64_t block = settings_.block_tokens;
+    uint64_t blocks = settings_.max_sequences * ((longest + block - 1) / block);
+    if (constraints_.memory_bytes.has_value()) {
+      const uint64_t left =
+          *constraints_.memory_bytes - std::min(*constraints_.memory_bytes, WeightBytes(tier));
+      blocks = std::min(blocks, left / std::max<uint64_t>(1, block * KvBytes(tier)));
+    }
+    return std::max(blocks, (tier.context_length + block - 1) / block) * block;
+  }
+
+  // With the lengths of drafts at which answers end soonest, which may be none; tier by tier.
+  void Simulate(PlannedServing& plan) const {
+    for (ServingTier& tier : plan.tiers) tier.settings.drafts = {};
+    RunOnce(plan);
+    for (size_t i = 0; i < plan.tiers.size() && plan.can_run(); ++i) {
+      if (!candidate_.tiers[i].drafter.has_value()) continue;
+      const PlanDrafter& drafter = *candidate_.tiers[i].drafter;
+      for (const uint32_t length : kDraftLengths) {
+        PlannedServing drafted = plan;
+        DraftSteps& drafts = drafted.tiers[i].settings.drafts;
+        drafts = {.acceptance = drafter.acceptance, .length = length};
+        if (drafter.cost != nullptr)
+          drafts.seconds = length * drafter.cost->Seconds({.decode_tokens = Together(plan.tiers[i])});
+        RunOnce(drafted);
+        if (drafted.prediction.end_to_end.mean() < plan.prediction.end_to_end.mean()) plan = drafted;
+      }
+    }
+  }
+
+  // Sequences that are likely in a step.
+  uint32_t Together(const ServingTier& tier) const {
+    const auto* const closed = std::get_if<ClosedLoop>(&settings_.traffic.load);
+    if (closed == nullptr) return settings_.max_sequences;
+    return std::min((closed->concurrency + tier.workers - 1) / tier.workers, settings_.max_sequences);
+  }
+
+  uint32_t MostWorkers() const {
+    const auto* const closed = std::get_if<ClosedLoop>(&settings_.traffic.load);
+    return closed == nullptr ? settings_.max_machines : closed->concurrency;
+  }
+
+  void RunOnce(PlannedServing& plan) const {
+    auto run = SimulateServing(plan.tiers, settings_.traffic);
+    if (!run.ok()) {
+      plan.broken = {Message(run.status())};
+      return;
+    }
+    plan.prediction = *std::move(run);
+    const double usd_per_second = settings_.usd_per_hour / 3600 * plan.machines();
+    plan.usd_per_million_tokens = usd_per_second / plan.prediction.TokensPerSecond() * 1e6;
+  }
+
+  std::vector<std::string> BrokenLoad(const PlannedServing& plan) const {
+    std::vector<std::string> broken;
+    const ServingPrediction& out = plan.prediction;
+    if (out.is_overloaded) broken.push_back("more requests come than are served");
+    const auto at_most = [&](const char* what, double value, const std::optional<double>& limit) {
+      if (limit.has_value() && value > *limit)
+        broken.push_back(Concat(what, " ", Millis(value), ", limit ", Millis(*limit)));
+    };
+    at_most("first token p99", out.first_token.Percentile(99), constraints_.first_token_p99_seconds);
+    at_most("inter-token p99", out.inter_token.Percentile(99), constraints_.inter_token_p99_seconds);
+    const auto& throughput = constraints_.output_tokens_per_second;
+    if (throughput.has_value() && out.OutputTokensPerSecond() < *throughput)
+      broken.push_back(Concat(Fixed(out.OutputTokensPerSecond(), 1), " output tok/s, at least ",
+                              Fixed(*throughput, 1), " are asked for"));
+    return broken;
+  }
+
+  void CheckRest(PlannedServing& plan) const {
+    const auto& memory = constraints_.memory_bytes;
+    if (memory.has_value() && plan.most_memory() > *memory)
+      plan.broken.push_back(Concat("memory ", Mebibytes(plan.most_memory()), ", limit ", Mebibytes(*memory)));
+    const auto& price = constraints_.max_usd_per_million_tokens;
+    if (price.has_value() && plan.usd_per_million_tokens > *price)
+      plan.broken.push_back(Concat("$", plan.usd_per_million_tokens, " a million tokens, limit $", *price));
+    if (!constraints_.min_accuracy.has_value()) return;
+    if (!candidate_.accuracy.has_value()) {
+      plan.broken.push_back("accuracy is to be measured (terrace report), and a least one is asked for");
+    } else if (candidate_.accuracy->value < *constraints_.min_accuracy) {
+      plan.broken.push_back(Concat("accuracy ", Fixed(candidate_.accuracy->value, 3), ", at least ",
+                                   Fixed(*constraints_.min_accuracy, 3), " is asked for"));
+    }
+  }
+
+  const PlanCandidate& candidate_;
+  const PlanSettings& settings_;
+  const PlanConstraints& constraints_;
+};
+
+// "price 0.52 of the first's" to the side that it speaks for.
+void Compare(const char* what, double value, double first, PlannedServing& plan) {
+  if (!(first > 0) || !(value > 0)) return;
+  const double ratio = value / first;
+  if (ratio > 1 - kTelling && ratio < 1 + kTelling) return;
+  (ratio < 1 ? plan.reasons_for : plan.reasons_against)
+      .push_back(Concat(what, " ", Fixed(ratio, 2), " of the first row's"));
+}
+
+void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
+                const PlannedServing& first, const PlanConstraints& constraints, PlannedServing& plan) {
+  if (plan.candidate != first.candidate) {
+    Compare("price", plan.usd_per_million_tokens, first.usd_per_million_tokens, plan);
+    Compare("memory", static_cast<double>(plan.most_memory()), static_cast<double>(first.most_memory()),
+            plan);
+    Compare("time to the first token", plan.prediction.first_token.Percentile(99),
+            first.prediction.first_token.Percentile(99), plan);
+    Compare("time between tokens", plan.prediction.inter_token.mean(), first.prediction.inter_token.mean(),
+            plan);
+  }
+  if (plan.machines() > 1) plan.reasons_against.push_back(Concat("takes ", plan.machines(), " machines"));
+  if (!candidate.accuracy.has_value()) {
+    plan.reasons_against.push_back("accuracy is to be measured");
+  } else {
+    if (constraints.min_accuracy.has_value() && candidate.accuracy->low < *constraints.min_accuracy)
+      plan.reasons_against.push_back(
+          Concat("its accuracy may be as low as ", Fixed(candidate.accuracy->low, 3)));
+    if (first_candidate.accuracy.has_value() && candidate.accuracy->value < first_candidate.accuracy->value)
+      plan.reasons_against.push_back(
+          Concat("accuracy ", Fixed(candidate.accuracy->value - first_candidate.accuracy->value, 3)));
+  }
+  for (size_t i = 0; i < plan.tiers.size(); ++i) {
+    if (plan.tiers[i].settings.drafts.length == 0 && candidate.tiers[i].drafter.has_value())
+      plan.reasons_against.push_back("drafts make nothing faster here");
+  }
+}
+
+}  // namespace
+
+uint32_t PlannedServing::machines() const {
+  uint32_t sum = 0;
+  for (const ServingTier& tier : tiers) sum += tier.workers;
+  return sum;
+}
+
+uint64_t PlannedServing::most_memory() const {
+  return memory_bytes.empty() ? 0 : std::ranges::max(memory_bytes);
+}
+
+std::vector<PlannedServing> RankPlans(std::span<const PlanCandidate> candidates,
+                                      const PlanSettings& settings) {
+  std::vector<PlannedServing> plans;
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    plans.push_back(Planner(candidates[i], settings).Plan());
+    plans.back().candidate = i;
+  }
+  if (plans.empty()) return plans;
+  const PlannedServing first = plans.front();
+  for (size_t i = 0; i < plans.size(); ++i)
+    AddReasons(candidates[i], candidates.front(), first, settings.constraints, plans[i]);
+  std::ranges::stable_sort(plans, [](const PlannedServing& a, const PlannedServing& b) {
+    if (a.can_run() != b.can_run()) return a.can_run();
+    if (a.broken.size() != b.broken.size()) return a.broken.size() < b.broken.size();
+    return a.usd_per_million_tokens < b.usd_per_million_tokens;
+  });
+  return plans;
+}
+
+}  // namespace terrace

@@ -1,0 +1,72 @@
+// Which way to serve a model keeps to what is asked of it, and which of those costs least: predicted from
+// what steps take, with the reasons for and against each. Pure.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tools/plan/constraints.h"
+#include "tools/plan/serving_simulation.h"
+#include "tools/plan/step_cost.h"
+#include "tools/report/technique_row.h"
+
+namespace terrace {
+
+// What drafts, and how often it is right.
+struct PlanDrafter {
+  double acceptance = 0;
+  const StepCost* cost = nullptr;  // of the draft model's steps, borrowed; null: drafting takes no time
+  uint64_t weight_bytes = 0, kv_bytes_per_token = 0;
+};
+
+// One way to run the workers of a tier.
+struct PlanTier {
+  const StepCost* cost = nullptr;  // borrowed, of the engine without drafts
+  uint64_t weight_bytes = 0, kv_bytes_per_token = 0;
+  uint32_t context_length = 0, max_step_tokens = 256;
+  std::optional<PlanDrafter> drafter = {};
+  double kept = 1;  // as of ServingTier
+};
+
+// One way to serve: a tier, or several as a cascade.
+struct PlanCandidate {
+  std::string name = {};
+  std::vector<PlanTier> tiers = {};            // one at least
+  std::optional<EstimatedRate> accuracy = {};  // absent: it was not measured
+};
+
+struct PlanSettings {
+  PlanConstraints constraints = {};
+  Traffic traffic = {};
+  double usd_per_hour = 0;  // of a machine, which runs one worker
+  uint32_t max_sequences = 16, block_tokens = 16;
+  uint32_t max_machines = 16;
+};
+
+struct PlannedServing {
+  size_t candidate = 0;
+  std::vector<ServingTier> tiers = {};      // with their workers, and the lengths of drafts that were best
+  std::vector<uint64_t> memory_bytes = {};  // [tiers] of each worker: weights and KV pool, drafter's included
+  ServingPrediction prediction = {};        // of all workers
+  double usd_per_million_tokens = 0;        // of prompts and answers that were given
+  std::vector<std::string> broken = {};     // constraints that are not kept, in words; none: it can be chosen
+  std::vector<std::string> reasons_for = {}, reasons_against = {};  // beside the first candidate
+
+  bool keeps_all() const { return broken.empty(); }
+  bool can_run() const { return prediction.seconds > 0; }
+  uint32_t machines() const;
+  uint64_t most_memory() const;  // of a worker
+};
+
+// One for each candidate, the best first: those that keep every constraint, the cheapest first, then the
+// others, of the fewest that they break first. Each has as few machines as keep latencies and throughput;
+// where max_machines are not enough, those. One is added at a time, to the tier whose workers have the
+// most sequences.
+std::vector<PlannedServing> RankPlans(std::span<const PlanCandidate> candidates,
+                                      const PlanSettings& settings);
+
+}  // namespace terrace
