@@ -1,6 +1,7 @@
 """External repositories: none is downloaded. Stubs stand in for what @bazel_tools of Bazel 4 loads."""
 
 load("//bazel:cuda_configure.bzl", "cuda_configure")
+load("//bazel:torch_configure.bzl", "torch_configure")
 
 def _stub_impl(rctx):
     rctx.file("WORKSPACE", "")
@@ -40,3 +41,4 @@ def terrace_repositories():
         _stub_repository(name = "rules_java", files = {"BUILD": "", "java/BUILD": "", "java/defs.bzl": _JAVA_DEFS})
         _stub_repository(name = "remote_coverage_tools", files = {"BUILD": _COVERAGE})
     cuda_configure(name = "local_cuda")
+    torch_configure(name = "local_torch")

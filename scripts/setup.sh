@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Set-up shared by ./quickstart and ./run_tests, which source it: Debian packages, build cache, build, links in bin/.
-# Run by itself it installs the packages. Nothing goes over the network when nothing is missing.
+# Run by itself it installs the packages (with --with-distill also those of terrace distill). Nothing goes over the network when
+# nothing is missing.
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE_HOME=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/terrace
 CACHE_LIMIT_MIB=10240
+KINDS=(build)  # of packages
 BINARIES=(tools/cli/terrace router/server/terrace-router worker/server/terrace-worker)
 BAZEL=/usr/bin/bazel
 LOG=$(mktemp "${TMPDIR:-/tmp}/terrace-XXXXXX.log")
@@ -91,6 +93,7 @@ setup_packages() {  # kinds of packages...
   progress "installing ${missing[*]}"
   apt_get install --no-install-recommends "${missing[@]}" ||
     { tail -n 15 "$LOG" >&2; die "apt-get could not install: ${missing[*]}"; }
+  "$BAZEL" shutdown >/dev/null 2>&1 || true  # it looks for optional libraries when it starts
   step_end "installed: ${#missing[@]} of ${#wanted[@]}"
 }
 
@@ -113,11 +116,13 @@ setup_program() {  # its path in the package, package
   step_end "unpacked"
 }
 
-# The compilers and libraries are no inputs to Bazel: its results are kept apart by their versions.
+# The compilers and libraries are no inputs to Bazel: its results are kept apart by their versions. Not by that of
+# libtorch, which bazel/torch_configure.bzl sees to, and of what comes with it: nothing else would have to be built anew.
 setup_cache() {
   local toolchain other
   toolchain=$({
-    dpkg-query -W 'lib*-dev' 'g++*' 'gcc*' 'cpp*' 'binutils*' 'protobuf*' 'bazel*' 2>/dev/null || true
+    dpkg-query -W 'lib*-dev' 'g++*' 'gcc*' 'cpp*' 'binutils*' 'protobuf*' 'bazel*' 2>/dev/null |
+      grep -vE '^lib(torch|gflags|google-glog|unwind)-dev' || true
     "${TERRACE_CUDA_HOME:-/usr/local/cuda}/bin/nvcc" --version 2>/dev/null || true
   } | sha256sum | cut -c1-12)
   if [[ -f .build-stamp && $(<.build-stamp) != "$toolchain" ]]; then
@@ -169,9 +174,16 @@ build_binaries() {
   outputs=$("$BAZEL" info --config=release bazel-bin 2>/dev/null)
   mkdir -p bin
   for path in "${BINARIES[@]}"; do ln -sfn "$outputs/$path" "bin/${path##*/}"; done
-  step_end "bin/terrace, terrace-router, terrace-worker"
+  step_end "bin/$(basename -a "${BINARIES[@]}" | paste -sd, | sed 's/,/, /g')"
+}
+
+# `terrace distill` is a program of its own, with packages of its own.
+with_distill() {
+  KINDS+=(distill)
+  BINARIES+=(tools/cli/terrace-distill)
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
-  setup_packages build test
+  if [[ ${1:-} == --with-distill ]]; then with_distill; fi
+  setup_packages "${KINDS[@]}" test
 fi

@@ -8,6 +8,7 @@
 #include "tools/cli/bench_command_line.h"
 #include "tools/cli/calibrate_command_line.h"
 #include "tools/cli/certify_command_line.h"
+#include "tools/cli/distill_command_line.h"
 #include "tools/cli/option_values.h"
 #include "tools/cli/plan_command_line.h"
 #include "tools/cli/prune_command_line.h"
@@ -339,6 +340,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   ValidateOptions validate;
   QuantizeOptions quantize;
   PruneOptions prune;
+  DistillOptions distill;
   CertifyOptions certify;
   VerifyManifestOptions verify_manifest;
   ReportOptions report;
@@ -357,6 +359,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddTrainRouter(app, train_router);
   AddQuantize(app, quantize);
   AddPrune(app, prune);
+  AddDistill(app, distill);
   AddSynthesize(app, synthesize);
   AddBench(app, bench);
   AddKey(app, key);
@@ -405,6 +408,10 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "train-router") return {name, train_router};
   if (name == "quantize") return {name, quantize};
   if (name == "prune") return {name, prune};
+  if (name == "distill") {
+    distill.arguments = arguments;
+    return {name, distill};
+  }
   if (name == "synthesize") return {name, synthesize};
   if (name == "bench") return {name, bench};
   if (name == "certify") return {name, certify};

@@ -11,6 +11,7 @@
 #include "tools/cli/certify.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/demo.h"
+#include "tools/cli/distill.h"
 #include "tools/cli/evaluate.h"
 #include "tools/cli/generate.h"
 #include "tools/cli/inspect.h"
@@ -32,13 +33,15 @@ struct ShowText {  // --help, --version
   std::string text;
 };
 
+using CommandOptions =
+    std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
+                 InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions, SynthesizeOptions,
+                 BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions, PruneOptions, DistillOptions,
+                 CertifyOptions, VerifyManifestOptions, ReportOptions, PlanOptions>;
+
 struct CommandLine {
-  std::string command;  // "generate"; "" when the error came before it was known
-  StatusOr<std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
-                        InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions,
-                        SynthesizeOptions, BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions,
-                        PruneOptions, CertifyOptions, VerifyManifestOptions, ReportOptions, PlanOptions>>
-      options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
+  std::string command;               // "generate"; "" when the error came before it was known
+  StatusOr<CommandOptions> options;  // INVALID_ARGUMENT (exit code 64) for flags that make no sense
 };
 
 // `arguments` without the program's name.

@@ -4,6 +4,8 @@
 #include <system_error>
 #include <vector>
 
+#include "tools/cli/launch/program_folders.h"
+
 namespace terrace {
 
 namespace fs = std::filesystem;
@@ -11,8 +13,7 @@ namespace fs = std::filesystem;
 StatusOr<std::string> FindProjectFile(const std::string& relative, const std::string& argv0) {
   std::error_code error;
   std::vector<fs::path> starts = {fs::current_path(error)};
-  if (argv0.find('/') != std::string::npos) starts.push_back(fs::absolute(argv0, error).parent_path());
-  starts.push_back(fs::read_symlink("/proc/self/exe", error).parent_path());
+  for (const std::string& folder : ProgramFolders(argv0)) starts.push_back(fs::absolute(folder, error));
   for (const fs::path& start : starts) {
     for (fs::path folder = start; !folder.empty(); folder = folder.parent_path()) {
       if (fs::exists(folder / relative, error)) return fs::proximate(folder / relative, error).string();

@@ -1,7 +1,6 @@
 #include "tools/cli/report.h"
 
 #include <algorithm>
-#include <ctime>
 #include <filesystem>
 #include <set>
 #include <system_error>

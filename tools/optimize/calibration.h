@@ -26,11 +26,10 @@ struct CalibrationSet {
   Hash128 digest = {};                               // of the file
 };
 
-// Each row is an object with "messages" (a list of {"role", "content"}; "expected", a string, is the
-// assistant's answer to them), rendered by the model's chat template; or, with no messages, plain text in
-// "text" or "expected", as of a completion. Other fields do not matter. Rows longer than the model's context
-// are cut. NOT_FOUND for an absent file, DATA_LOSS "file:line: ..." for a row that is not so, reason
-// template_missing for messages to a model without a template, and for a file without rows.
+// Each row is a TextRow: a chat, rendered by the model's chat template with its answer where it has one, or
+// plain text, as of a completion. Rows longer than the model's context are cut. NOT_FOUND for an absent file,
+// DATA_LOSS "file:line: ..." for a row that is not so, reason template_missing for messages to a model
+// without a template, and for a file without rows.
 StatusOr<CalibrationSet> LoadCalibration(const CalibrationOptions& options, const TextAssets& text,
                                          const ModelConfig& config);
 

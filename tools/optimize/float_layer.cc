@@ -16,25 +16,6 @@ Status NotFinite(const WeightSource& source, const std::string& name, size_t row
                     "nonfinite");
 }
 
-StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
-                                 uint32_t layer, RopePairing pairing, ThreadPool& pool) {
-  const std::string name = TensorName(config.names, kind, layer);
-  ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
-  const WeightMatrix from = MatrixOf(tensor);
-  const bool is_rotated = kind == TensorKind::kQuery || kind == TensorKind::kKey;
-  FloatMatrix matrix = {from.rows, from.columns, std::vector<float>(from.rows * from.columns)};
-  pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
-    for (size_t row = begin; row < end; ++row) {
-      const size_t of = is_rotated ? RopeRow(config.rope_pairing, pairing, row, config.head_dim) : row;
-      DecodeRow(from, of, matrix.Row(row).data());
-    }
-  });
-  for (size_t row = 0; row < matrix.rows; ++row) {
-    if (!IsFinite(matrix.Row(row))) return NotFinite(source, name, row);
-  }
-  return matrix;
-}
-
 }  // namespace
 
 FloatMatrix ToFloats(const WeightMatrix& matrix, ThreadPool& pool) {
@@ -97,6 +78,25 @@ StatusOr<std::vector<float>> LoadVector(const WeightSource& source, const std::s
   DecodeRow(row, 0, values.data());
   if (!IsFinite(values)) return NotFinite(source, name, 0);
   return values;
+}
+
+StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
+                                 uint32_t layer, RopePairing pairing, ThreadPool& pool) {
+  const std::string name = TensorName(config.names, kind, layer);
+  ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
+  const WeightMatrix from = MatrixOf(tensor);
+  const bool is_rotated = kind == TensorKind::kQuery || kind == TensorKind::kKey;
+  FloatMatrix matrix = {from.rows, from.columns, std::vector<float>(from.rows * from.columns)};
+  pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      const size_t of = is_rotated ? RopeRow(config.rope_pairing, pairing, row, config.head_dim) : row;
+      DecodeRow(from, of, matrix.Row(row).data());
+    }
+  });
+  for (size_t row = 0; row < matrix.rows; ++row) {
+    if (!IsFinite(matrix.Row(row))) return NotFinite(source, name, row);
+  }
+  return matrix;
 }
 
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,

@@ -61,8 +61,12 @@ struct FloatLayer {
   const FloatMatrix& matrix(TensorKind linear) const;
 };
 
-// Layer `layer` of `source`, whose shapes were checked against `config` (OpenModel does); its queries and
-// keys in the order of rows for `pairing`. DATA_LOSS, reason nonfinite, names the tensor and the row.
+// A matrix of `source`, whose shapes were checked against `config` (OpenModel does); queries and keys in the
+// order of rows for `pairing`. DATA_LOSS, reason nonfinite, names the tensor and the row.
+StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
+                                 uint32_t layer, RopePairing pairing, ThreadPool& pool);
+
+// All of a layer, likewise.
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool);
 

@@ -10,6 +10,8 @@
 #include <utility>
 
 #include "base/hash.h"
+#include "base/json.h"
+#include "tools/optimize/differences.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/staged_path.h"
 
@@ -22,6 +24,14 @@ constexpr std::string_view kJob = "job";
 constexpr size_t kChecksumBytes = 32;  // hexadecimal digits behind the bytes
 
 std::string Checksum(std::span<const std::byte> bytes) { return HashBytes(AsText(bytes)).Hex(); }
+
+Status OtherJob(const std::string& folder, std::string_view there, const std::string& here) {
+  const auto of_folder = ParseJson(there), of_run = ParseJson(here);
+  const bool is_json = of_folder.ok() && of_run.ok();
+  return InvalidArgument(folder, ": is of another job",
+                         is_json ? Concat("; what differs: ", Differences(*of_folder, *of_run)) : "",
+                         "; repeat it as it was, or remove the folder");
+}
 
 }  // namespace
 
@@ -48,9 +58,7 @@ StatusOr<Journal> Journal::Open(const std::string& output, const std::string& jo
                                 : Unavailable(folder, ": cannot lock: ", std::strerror(errno));
   if (const auto known = journal.Find(std::string(kJob)); known.ok()) {
     if (AsText(known->bytes()) == job) return journal;
-    return InvalidArgument(folder,
-                           ": is of a job with another model, other calibration text or other "
-                           "settings; repeat it with those, or remove the folder");
+    return OtherJob(folder, AsText(known->bytes()), job);
   }
   if (!fs::is_empty(folder, error) && !fs::exists(folder + "/" + std::string(kJob) + ".partial"))
     return InvalidArgument(folder, ": is there already, and is not of a job that can go on");

@@ -16,8 +16,9 @@ namespace terrace {
 class Journal {
  public:
   // Makes the folder, or goes on with one that a run of the same job left. `job` is all that the output
-  // follows from. INVALID_ARGUMENT when `output` is empty or there already, or the folder is of another job,
-  // UNAVAILABLE while another process works there, and the errors of OutputFile.
+  // follows from, best a JSON object: of another job's folder the error tells what differs. INVALID_ARGUMENT
+  // for that, and when `output` is empty or there already, UNAVAILABLE while another process works there, and
+  // the errors of OutputFile.
   static StatusOr<Journal> Open(const std::string& output, const std::string& job);
   ~Journal();
   Journal(Journal&& other) noexcept;

@@ -72,6 +72,18 @@ TEST_F(JournalTest, WhatAKilledProcessLeftIsNotInTheWay) {
   EXPECT_FALSE(fs::exists(journal->folder() + "/a.partial"));
 }
 
+TEST_F(JournalTest, OfAnotherJobItTellsWhatDiffers) {
+  const std::string job = R"({"model": {"digest": "a"}, "seed": 1, "same": [1]})";
+  ASSERT_TRUE(Journal::Open(out_, job).ok());
+  const Status other =
+      Journal::Open(out_, R"({"model": {"digest": "b"}, "damping": 0.5, "seed": 1, "same": [1]})").status();
+  EXPECT_EQ(other.code(), StatusCode::kInvalidArgument) << other;
+  const std::string message = Message(other);
+  for (const char* part : {"model.digest (\"a\" there, \"b\" here)", "damping (null there, 0.5 here)"})
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  for (const char* part : {"seed", "same"}) EXPECT_EQ(message.find(part), std::string::npos) << message;
+}
+
 TEST_F(JournalTest, OtherJobsOtherFoldersAndOtherProcessesAreRefused) {
   {
     auto journal = Journal::Open(out_, "job");

@@ -8,6 +8,7 @@
 #include "base/exit_code.h"
 #include "base/http_server.h"
 #include "base/json.h"
+#include "tools/cli/launch/program_folders.h"
 
 namespace terrace {
 namespace {
@@ -119,20 +120,15 @@ void LocalCluster::Stop() {
 }
 
 StatusOr<std::string> FindBinaries(const std::string& bin_dir, const std::string& argv0) {
-  std::vector<fs::path> places;
+  const std::vector<std::string> places =
+      bin_dir.empty() ? ProgramFolders(argv0) : std::vector<std::string>{bin_dir};
   std::error_code error;
-  if (!bin_dir.empty()) {
-    places.push_back(bin_dir);
-  } else {
-    if (argv0.find('/') != std::string::npos) places.push_back(fs::path(argv0).parent_path());
-    const fs::path self = fs::read_symlink("/proc/self/exe", error);
-    if (!error) places.push_back(self.parent_path());
-  }
   std::string looked_at;
-  for (const fs::path& place : places) {
-    if (fs::exists(place / kRouterBinary, error) && fs::exists(place / kWorkerBinary, error))
-      return place.string();
-    looked_at += Concat(looked_at.empty() ? "" : ", ", place.string());
+  for (const std::string& place : places) {
+    if (fs::exists(fs::path(place) / kRouterBinary, error) &&
+        fs::exists(fs::path(place) / kWorkerBinary, error))
+      return place;
+    looked_at += Concat(looked_at.empty() ? "" : ", ", place);
   }
   return NotFound("no ", kRouterBinary, " and ", kWorkerBinary, " in ", looked_at,
                   ": name their folder with --bin-dir");
