@@ -67,6 +67,8 @@ struct ReplicaDescription {
   uint32_t max_sequences = 0;  // that it batches at once
   std::string kv_layout = {};  // of its block keys; "" when it keeps no prefixes
   std::string drafter = {};    // as of WorkerDescription, for people; "": none
+  // Memory of each rank of the group that runs the model, weights and KV pool; empty: one process runs it.
+  std::vector<uint64_t> rank_bytes = {};
 };
 
 struct ReplicaView {

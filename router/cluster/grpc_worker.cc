@@ -178,6 +178,9 @@ class GrpcWorkerConnection : public WorkerConnection {
           const v1::WorkerDescription& from = call->response;
           if (const Status spoken = CheckProtocol(from); !spoken.ok()) return on_done(spoken);
           described->Set(from.instance());
+          std::vector<uint64_t> rank_bytes;
+          for (const v1::RankDescription& rank : from.ranks())
+            rank_bytes.push_back(rank.weight_bytes() + rank.kv_bytes());
           on_done(ReplicaDescription{.instance = from.instance(),
                                      .model = from.model(),
                                      .model_digest = from.model_digest(),
@@ -191,7 +194,8 @@ class GrpcWorkerConnection : public WorkerConnection {
                                      .block_tokens = from.block_tokens(),
                                      .max_sequences = from.max_sequences(),
                                      .kv_layout = from.kv_layout(),
-                                     .drafter = from.drafter()});
+                                     .drafter = from.drafter(),
+                                     .rank_bytes = std::move(rank_bytes)});
         });
     return std::make_unique<ContextHandle>(call->context);
   }

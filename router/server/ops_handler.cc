@@ -23,6 +23,7 @@ Json ReplicaJson(const ReplicaView& replica) {
           {"drafter", replica.description.drafter},
           {"speculated_tokens", replica.load.speculated_tokens},
           {"accepted_speculated_tokens", replica.load.accepted_speculated_tokens},
+          {"rank_bytes", replica.description.rank_bytes},
           {"running", replica.load.running_sequences},
           {"waiting", replica.load.waiting_sequences},
           {"free_blocks", replica.load.free_blocks},

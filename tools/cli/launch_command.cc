@@ -41,6 +41,9 @@ StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, con
                 << ")\n"
                 << std::flush;
   };
+  launch.on_group = [&context](const std::string& line) {
+    context.err << context.Red(line) << "\n" << std::flush;
+  };
   if (options.show_output) {
     launch.on_line = [&context](const std::string& name, const std::string& line) {
       context.out << context.Dim("[" + name + "]") << " "

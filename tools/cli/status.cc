@@ -28,6 +28,12 @@ std::string Cell(const Json& object, const char* key) {
   return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
+// Of a group of ranks their number too.
+std::string DeviceCell(const Json& replica) {
+  const size_t ranks = replica.value("rank_bytes", Json::array()).size();
+  return ranks == 0 ? Cell(replica, "device") : Concat(Cell(replica, "device"), ", ", ranks, " ranks");
+}
+
 std::string Uptime(double seconds) {
   const auto whole = static_cast<uint64_t>(seconds);
   if (whole < 60) return Concat(whole, " s");
@@ -84,7 +90,7 @@ StatusOr<std::string> FormatStatus(const Json& statusz, const CommandContext& co
         const std::string free_blocks = Cell(replica, "free_blocks"),
                           total_blocks = Cell(replica, "total_blocks");
         rows.push_back({Cell(tier, "name"), Cell(replica, "address"), Cell(replica, "state"),
-                        Cell(replica, "model"), Cell(replica, "device"),
+                        Cell(replica, "model"), DeviceCell(replica),
                         Price(tier, "usd_per_million_prompt_tokens"),
                         Price(tier, "usd_per_million_completion_tokens"), Cell(replica, "running"),
                         Cell(replica, "waiting"), Concat(free_blocks, "/", total_blocks),

@@ -18,22 +18,26 @@ Json Replica(const char* address, const char* state, const char* last_error) {
 
 TEST(FormatStatus, ShowsEveryReplicaAndItsError) {
   const TestContext test;
-  const Json statusz = {{"version", "0.1.0"},
-                        {"uptime_seconds", 3700.5},
-                        {"in_flight", 5},
-                        {"models", Json::array()},
-                        {"tiers",
-                         {{{"name", "nano"},
-                           {"usd_per_million_prompt_tokens", 0.0026},
-                           {"usd_per_million_completion_tokens", 0.0026},
-                           {"replicas", {Replica("a:1", "ready", ""), Replica("b:2", "down", "refused")}}},
-                          {{"name", "empty"}, {"replicas", Json::array()}}}}};
+  Json statusz = {
+      {"version", "0.1.0"},
+      {"uptime_seconds", 3700.5},
+      {"in_flight", 5},
+      {"models", Json::array()},
+      {"tiers",
+       {{{"name", "nano"},
+         {"usd_per_million_prompt_tokens", 0.0026},
+         {"usd_per_million_completion_tokens", 0.0026},
+         {"replicas",
+          {Replica("a:1", "ready", ""), Replica("b:2", "down", "refused"), Replica("c:3", "ready", "")}}},
+        {{"name", "empty"}, {"replicas", Json::array()}}}}};
+  statusz["tiers"][0]["replicas"][2]["rank_bytes"] = {100, 101};
   const StatusOr<std::string> text = FormatStatus(statusz, test.context);
   ASSERT_TRUE(text.ok()) << text.status();
   EXPECT_THAT(*text, HasSubstr("up 1 h 1 min, 5 requests in flight"));
   EXPECT_THAT(*text, testing::ContainsRegex("nano +a:1 +ready +m +cpu +0.0026 +0.0026 +1 +2 +3/40 +30"));
   EXPECT_THAT(*text, testing::ContainsRegex("nano +b:2 +down"));
   EXPECT_THAT(*text, HasSubstr("b:2: refused\n"));
+  EXPECT_THAT(*text, testing::ContainsRegex("nano +c:3 +ready +m +cpu, 2 ranks +0.0026"));
   EXPECT_THAT(*text, testing::ContainsRegex("empty +\\(none\\)"));
 }
 

@@ -68,12 +68,13 @@ struct DeviceBackend {
 // anything else: the version, and the sizes of what passes between them, which differ where an old library
 // was left beside a new program.
 inline std::string DeviceAbi() {
+  constexpr size_t kExecutorCalls = 3;  // of its interface: counted by hand, as no size tells
   std::string abi = kVersion;
   for (const size_t size :
        {sizeof(PlannedSequence), sizeof(BlockTransfer), sizeof(StepPlan), sizeof(SequenceOutput),
         sizeof(StepResult), sizeof(SampledToken), sizeof(SamplingParams), sizeof(TokenCounts),
         sizeof(ModelConfig), sizeof(KvShape), sizeof(DeviceLoadOptions), sizeof(DeviceLoadTimes),
-        sizeof(DeviceLimits), sizeof(DeviceBackend)}) {
+        sizeof(DeviceLimits), sizeof(DeviceBackend), kExecutorCalls}) {
     abi += Concat(".", size);
   }
   return abi;

@@ -35,7 +35,8 @@ Status HandedOver() {
 }
 
 Status DeviceLost() {
-  return WithReason(Unavailable("the worker has lost its device; another one can go on with the answer"),
+  return WithReason(Unavailable("the worker has lost its device, or a rank of its group; another one can go "
+                                "on with the answer"),
                     "device_lost");
 }
 
@@ -149,7 +150,7 @@ void Engine::TakeInbox(std::stop_token stop) {
   }
   std::optional<Duration> wait = Duration(0);
   if (is_stalled_) wait = kStalledPoll;
-  if (scheduler_.idle() && !has_drains) wait.reset();
+  if (scheduler_.idle() && !has_drains) wait = executor_->idle_period();
   for (Submission& taken : inbox_.Drain(std::move(stop), wait)) {
     scheduler_.Add(std::move(taken.spec), std::move(taken.sink), taken.arrived);
   }
@@ -178,7 +179,7 @@ void Engine::Step() {
   if (!scheduler_.idle()) Flush();
   is_stalled_ = plan.empty();
   speculation_.Draft(scheduler_, plan);
-  if (plan.empty()) return;
+  if (plan.empty()) return KeepDevice();
   TERRACE_FAILPOINT("worker.computes_token", TokensOf(plan));
   const MonoTime run = clock_.Now();
   StepResult result = executor_->Run(plan);
@@ -195,6 +196,11 @@ void Engine::Step() {
   Publish(end);
   observation.latencies = scheduler_.TakeLatencies();
   if (options_.on_step) options_.on_step(observation);
+}
+
+void Engine::KeepDevice() {
+  if (!device_error().ok()) return;
+  if (const Status kept = executor_->Idle(); !kept.ok()) LoseDevice(kept);
 }
 
 // What the step computed is nowhere; what was sent before it holds.

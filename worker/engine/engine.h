@@ -100,6 +100,7 @@ class Engine {
   void HandOverIfDue();
   void Flush();
   void Step();
+  void KeepDevice();
   void LoseDevice(const Status& error);
   void LearnCosts(const StepPlan& plan, const StepObservation& observation, double compute_seconds,
                   double transfer_seconds);

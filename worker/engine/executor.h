@@ -1,12 +1,15 @@
 // Runs one step of a plan on the model. Implementations: ModelRunner (worker/engine/model_runner.h), those of
-// devices (worker/engine/device_backend.h), and FakeExecutor, of the scheduler's tests and simulations.
+// devices (worker/engine/device_backend.h), GroupExecutor, which leads the ranks of a group, and
+// FakeExecutor, of the scheduler's tests and simulations.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "worker/engine/sequence.h"
 #include "worker/kv/block_table.h"
@@ -16,17 +19,18 @@ namespace terrace {
 // One sequence's part of a step. Borrowed for the step from the Scheduler's sequences.
 struct PlannedSequence {
   uint64_t id = 0;
-  std::span<const int32_t> context;  // tokens [0, first_position): their keys and values are in `blocks`
-  std::span<const int32_t> tokens;   // to compute, from first_position on; the last `proposed` are guesses
+  std::span<const int32_t> context = {};  // tokens [0, first_position): their keys and values are in `blocks`
+  std::span<const int32_t> tokens =
+      {};  // to compute, from first_position on; the last `proposed` are guesses
   uint32_t first_position = 0;
-  std::span<const BlockId> blocks;
+  std::span<const BlockId> blocks = {};
   bool is_decode = false;  // `tokens` begins with the last token of the answer so far
   bool sample = false;     // the logits behind the last known token choose the next one
   // With `sample`: so many tokens behind the last known one are proposed, for ChooseTokens to accept or not.
   uint32_t proposed = 0;
   bool score = false;  // report scores of the prompt tokens that follow the computed ones
-  std::span<const int32_t>
-      score_targets;  // with `score`: the token after each computed one (may be one shorter)
+  std::span<const int32_t> score_targets =
+      {};  // with `score`: the token after each computed one (may be one shorter)
   const SamplingParams* sampling = nullptr;
   const TokenCounts* counts = nullptr;
   uint64_t sample_index = 0;  // tokens of the answer so far
@@ -92,6 +96,11 @@ class Executor {
  public:
   virtual ~Executor() = default;
   virtual StepResult Run(const StepPlan& plan) = 0;
+
+  // For one that has to look after something between steps: Idle is called on Run's thread when there is
+  // nothing to run, so often at least. Its error is as StepResult::device_error.
+  virtual std::optional<Duration> idle_period() const { return std::nullopt; }
+  virtual Status Idle() { return {}; }
 };
 
 }  // namespace terrace

@@ -68,7 +68,11 @@ StatusOr<uint32_t> HostBlocks(const KvShape& shape, uint64_t swap_bytes, uint64_
 // Sizes the pool and its swap memory. After the weights have taken their memory.
 Status SizeKv(const ModelConfig& config, const OpenEngineOptions& options, KvPlace place, uint64_t free_bytes,
               LoadedModel& loaded) {
-  ASSIGN_OR_RETURN(const uint64_t host_bytes, FreeMemoryBytes());
+  ASSIGN_OR_RETURN(uint64_t host_bytes, FreeMemoryBytes());
+  if (options.group.shares_machine) {
+    host_bytes /= options.group.ranks;
+    free_bytes /= options.group.ranks;
+  }
   KvShape& shape = loaded.kv_shape;
   ASSIGN_OR_RETURN(shape.host_blocks, HostBlocks(shape, options.host_swap_bytes, host_bytes));
   ASSIGN_OR_RETURN(loaded.kv, SizeKvPool({.place = place,
@@ -105,12 +109,52 @@ DraftTarget TargetOf(const LoadedModel& loaded, const ModelConfig& config) {
           .kv_dtype = loaded.kv_shape.dtype};
 }
 
+// Connects this rank with the others; null without any. What cannot be shared out is told before.
+StatusOr<std::unique_ptr<RankGroup>> Join(const ModelFiles& files, const OpenEngineOptions& options,
+                                          const OpTable& ops, const KvShape& shape) {
+  const GroupOptions& group = options.group;
+  if (group.ranks == 1) return std::unique_ptr<RankGroup>();
+  CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
+  const ShardOptions shard{
+      .rank = group.rank, .ranks = group.ranks, .virtual_shards = options.virtual_shards};
+  RETURN_IF_ERROR(Transformer::Plan(files.config, *files.weights, shard).status());
+  return group.join({.model_digest = files.digest.Hex(),
+                     .settings = {{"engine.virtual_shards", std::to_string(options.virtual_shards)},
+                                  {"engine.compute", options.compute},
+                                  {"engine.kernels", std::string(ops.name)},
+                                  {"kv.dtype", std::string(KvDTypeName(shape.dtype))},
+                                  {"kv.block_tokens", std::to_string(shape.block_tokens)}}});
+}
+
+// All ranks take the fewest blocks that one of them has: they are told their numbers.
+Status AgreeOnBlocks(Communicator& communicator, uint64_t weight_bytes, LoadedModel& loaded) {
+  struct Sizes {
+    uint64_t blocks = 0, host_blocks = 0, weight_bytes = 0, block_bytes = 0;
+  };
+  KvShape& shape = loaded.kv_shape;
+  const Sizes mine{shape.blocks, shape.host_blocks, weight_bytes, shape.BlockBytes()};
+  std::vector<Sizes> all(communicator.ranks());
+  RETURN_IF_ERROR(communicator.AllGather(std::as_bytes(std::span(&mine, 1)),
+                                         std::as_writable_bytes(std::span<Sizes>(all))));
+  shape.blocks = static_cast<uint32_t>(std::ranges::min(all, {}, &Sizes::blocks).blocks);
+  shape.host_blocks = static_cast<uint32_t>(std::ranges::min(all, {}, &Sizes::host_blocks).host_blocks);
+  for (const Sizes& rank : all) {
+    loaded.ranks.push_back({.weight_bytes = rank.weight_bytes, .kv_bytes = shape.blocks * rank.block_bytes});
+  }
+  loaded.kv.blocks = shape.blocks;
+  loaded.kv.bytes = shape.blocks * shape.BlockBytes();
+  loaded.kv.arithmetic += Concat("; of ", all.size(), " ranks the fewest blocks: ", shape.blocks);
+  return Status();
+}
+
 StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draft,
                                  const OpenEngineOptions& options) {
   const ModelConfig& config = files.config;
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
   ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kCpuDefaults));
+  ASSIGN_OR_RETURN(loaded.group, Join(files, options, *ops, loaded.kv_shape));
+  Communicator* const communicator = loaded.group == nullptr ? nullptr : &loaded.group->communicator();
   loaded.pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
   Lap lap;
@@ -118,17 +162,22 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
                                        {.compute = compute,
                                         .free_bytes = free_bytes,
                                         .is_cancelled = options.is_cancelled,
-                                        .virtual_shards = options.virtual_shards});
+                                        .virtual_shards = options.virtual_shards,
+                                        .communicator = communicator});
   RETURN_IF_ERROR(NameModel(transformer.status(), options));
   loaded.load_times.weights = lap.Seconds();
+  loaded.kv_shape.kv_heads = static_cast<uint32_t>((*transformer)->plan().kv_heads.size());
+  if (communicator != nullptr) RETURN_IF_ERROR(loaded.group->AwaitAll());  // all have taken their memory
   ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());
   RETURN_IF_ERROR(SizeKv(config, options, KvPlace::kHost, free_bytes, loaded));
+  if (communicator != nullptr)
+    RETURN_IF_ERROR(AgreeOnBlocks(*communicator, (*transformer)->packed_bytes(), loaded));
   ASSIGN_OR_RETURN(auto runner,
                    ModelRunner::Create(*loaded.pool, *std::move(transformer), *ops, loaded.kv_shape));
   loaded.load_times.executor = lap.Seconds();
   loaded.device = std::string(ops->name);
   loaded.numerics = "invariant";
-  loaded.parameters = runner->transformer().parameters();
+  loaded.parameters = runner->transformer().model_parameters();
   loaded.weight_bytes = runner->transformer().weight_bytes();
   loaded.executor = std::move(runner);
   if (draft == nullptr) return loaded;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
@@ -13,6 +14,7 @@
 #include "worker/engine/kv_sizing.h"
 #include "worker/engine/loaded_drafter.h"
 #include "worker/engine/open_engine.h"
+#include "worker/engine/rank_group.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {
@@ -20,12 +22,14 @@ namespace terrace {
 struct LoadedModel {
   std::unique_ptr<ThreadPool> pool;           // null on a device, unless the drafter runs on it
   std::unique_ptr<DeviceModel> device_model;  // null on CPUs
+  std::unique_ptr<RankGroup> group;           // null where this process has the model alone
   // Borrows what it runs on and what it runs: those, and the files, which outlive it.
   std::unique_ptr<Executor> executor;
   std::string device;  // as of OpenedEngine, like the next two
   std::string device_note = "";
   std::string numerics;
-  uint64_t parameters = 0, weight_bytes = 0;
+  uint64_t parameters = 0, weight_bytes = 0;  // as of OpenedEngine, like the next one
+  std::vector<RankMemory> ranks;
   uint32_t threads = 0;
   uint32_t max_sequences = 0, max_step_tokens = 0;
   KvShape kv_shape;
@@ -35,7 +39,8 @@ struct LoadedModel {
 };
 
 // On a device or on CPUs, as `options`, which are valid, have it; with a drafter of the model `draft`, unless
-// null. Errors of OpenEngine.
+// null. Of a group: this rank's part, where all ranks call it, and `executor` runs steps only together with
+// theirs. Errors of OpenEngine.
 StatusOr<LoadedModel> LoadModel(const ModelFiles& files, const ModelFiles* draft,
                                 const OpenEngineOptions& options);
 

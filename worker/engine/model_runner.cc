@@ -29,13 +29,14 @@ StepResult ModelRunner::Run(const StepPlan& plan) {
     result.device_error = computed.status();
     return result;
   }
+  result.outputs.resize(plan.sequences.size());
+  if (computed->empty()) return result;  // none are wanted, or this is a rank that has none
   std::span<const float> logits = *computed;
   std::vector<std::span<const float>> rows;  // of each sequence
   for (const BatchSequence& sequence : batch.sequences) {
     rows.push_back(logits.first(size_t{sequence.logits} * transformer_->config().vocab_size));
     logits = logits.subspan(rows.back().size());
   }
-  result.outputs.resize(plan.sequences.size());
   const size_t samplers = std::min(samplers_.size(), rows.size());
   pool_.ParallelFor(samplers, 1, [&](size_t begin, size_t end) {
     for (size_t sampler = begin; sampler < end; ++sampler) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "worker/engine/group_executor.h"
 #include "worker/engine/loaded_model.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/speculative/ngram_drafter.h"
@@ -12,11 +13,12 @@ namespace terrace {
 namespace {
 
 // What makes the bits of two KV blocks differ beside the model and the tokens.
-std::string KvLayoutName(const LoadedModel& loaded, const OpenEngineOptions& options) {
+std::string KvLayoutName(const ModelConfig& config, const LoadedModel& loaded,
+                         const OpenEngineOptions& options) {
   const KvShape& shape = loaded.kv_shape;
   const std::string_view mode =
       loaded.device_model != nullptr && loaded.numerics == "invariant" ? " invariant" : "";
-  return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", shape.layers, "x", shape.kv_heads,
+  return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", shape.layers, "x", config.kv_heads,
                 "x", shape.head_dim, " ", loaded.device, " ", options.compute, mode,
                 options.virtual_shards > 1 ? Concat(" shards ", options.virtual_shards) : "");
 }
@@ -50,7 +52,7 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   scheduler.prefix_cache = options.prefix_cache;
   scheduler.max_prefill_wait_seconds = options.max_prefill_wait_seconds;
   scheduler.scope.model = files.digest.Hex();
-  scheduler.scope.layout = KvLayoutName(loaded, options);
+  scheduler.scope.layout = KvLayoutName(files.config, loaded, options);
   scheduler.end_tokens = files.text->tokenizer->special().end;
   engine.inbox = options.inbox;
   engine.drain_seconds = options.drain_seconds;
@@ -94,6 +96,7 @@ StatusOr<std::unique_ptr<Drafter>> TakeDrafter(const OpenEngineOptions& options,
 
 StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   RETURN_IF_ERROR(ValidateOpenEngineOptions(options));
+  CHECK(options.group.rank == 0, "rank ", options.group.rank, " does not lead");
   OpenedEngine opened;
   const MonoTime begin = RealClock().Now();
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));
@@ -123,7 +126,14 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.device = loaded.device;
   opened.device_note = loaded.device_note;
   opened.weight_dtype = MainFormat(*opened.files);
+  opened.ranks = std::move(loaded.ranks);
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter, TakeDrafter(options, loaded, opened));
+  if (loaded.group != nullptr) {  // nothing takes long any more: from now on the others are told of steps
+    RETURN_IF_ERROR(loaded.group->AwaitAll());
+    loaded.executor =
+        std::make_unique<GroupExecutor>(loaded.group->communicator(), std::move(loaded.executor));
+    opened.group = std::move(loaded.group);
+  }
   Engine::Options engine = EngineOptions(options, *opened.files, loaded);
   opened.pool = std::move(loaded.pool);
   opened.device_model = std::move(loaded.device_model);

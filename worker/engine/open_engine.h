@@ -4,12 +4,14 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "text/text_assets.h"
 #include "worker/engine/device_plugin.h"
 #include "worker/engine/engine.h"
+#include "worker/engine/rank_group.h"
 #include "worker/formats/model_files.h"
 #include "worker/speculative/drafter.h"
 
@@ -45,7 +47,8 @@ struct OpenEngineOptions {
   bool pin_threads = false;       // see ThreadPool
   std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
-  uint32_t virtual_shards = 1;    // of the CPUs: see worker/parallel/shard_plan.h
+  uint32_t virtual_shards = 1;    // of the CPUs, a multiple of group.ranks: see worker/parallel/shard_plan.h
+  GroupOptions group = {};        // of the CPUs
   SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;
   std::function<void()> on_flush = nullptr;
@@ -72,10 +75,13 @@ struct OpenedEngine {
   // All of these outlive the engine, which borrows them.
   std::unique_ptr<ModelFiles> files;                // weights stay mapped
   std::unique_ptr<ModelFiles> draft_files;          // of the drafter's model; null without one
+  std::unique_ptr<RankGroup> group;                 // null where this process has the model alone
   std::unique_ptr<ThreadPool> pool;                 // null on a device, unless the drafter runs on it
   std::unique_ptr<DeviceModel> device_model;        // null on CPUs
   std::unique_ptr<DeviceModel> draft_device_model;  // of the drafter's model; null on CPUs and without one
+  // Of a group: parameters are the model's, bytes this rank's.
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
+  std::vector<RankMemory> ranks;  // of a group
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t max_step_tokens = 0;
   uint32_t host_blocks = 0;  // of the swap memory
@@ -101,7 +107,9 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
 // reason to run on the CPUs.
 Status CheckDeviceSettings(const OpenEngineOptions& options);
 
-// Errors of ValidateOpenEngineOptions and OpenModel; RESOURCE_EXHAUSTED when the weights find no memory or
+// Of a group only its leader opens an engine; the others are Followers (worker/engine/follower.h). Errors of
+// ValidateOpenEngineOptions and OpenModel, of a group those of GroupOptions::join, RankGroup::AwaitAll and
+// PlanShard; RESOURCE_EXHAUSTED when the weights find no memory or
 // the KV pool cannot hold one full context, with needed and free bytes; CANCELLED. Of a device that was asked
 // for: UNAVAILABLE (no_device), FAILED_PRECONDITION (unsupported_device), and those of its load. Of a
 // drafter's model: the same, and FAILED_PRECONDITION (tokenizer_mismatch) with both digests.

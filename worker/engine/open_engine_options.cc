@@ -1,6 +1,7 @@
 // Which settings can be used: ValidateOpenEngineOptions and CheckDeviceSettings.
 #include <bit>
 #include <span>
+#include <utility>
 
 #include "worker/engine/open_engine.h"
 #include "worker/parallel/shard_plan.h"
@@ -54,6 +55,16 @@ Status CheckSizes(const OpenEngineOptions& options) {
   return CheckRange("kv.block_tokens", options.block_tokens, 1, kMaxBlockTokens);
 }
 
+// Of a group.
+Status CheckRanks(const OpenEngineOptions& options) {
+  const auto [rank, ranks] = std::pair(options.group.rank, options.group.ranks);
+  if (!std::has_single_bit(ranks) || ranks > kMaxVirtualShards)
+    return Bad("group.ranks is ", ranks, ", not a power of two up to ", kMaxVirtualShards);
+  if (rank >= ranks) return Bad("group.rank is ", rank, ", group.ranks ", ranks);
+  if (options.virtual_shards % ranks == 0) return {};
+  return Bad("engine.virtual_shards is ", options.virtual_shards, ", not a multiple of group.ranks, ", ranks);
+}
+
 Status CheckTimes(const OpenEngineOptions& options) {
   if (!(options.max_prefill_wait_seconds > 0 && options.max_prefill_wait_seconds <= kMaxPrefillWait)) {
     return Bad("engine.max_prefill_wait_seconds is ", options.max_prefill_wait_seconds, ", not in (0, ",
@@ -82,6 +93,7 @@ Status CheckSpeculation(const SpeculationOptions& options) {
 }  // namespace
 
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
+  RETURN_IF_ERROR(CheckRanks(options));
   RETURN_IF_ERROR(CheckSizes(options));
   RETURN_IF_ERROR(CheckTimes(options));
   RETURN_IF_ERROR(CheckName("kv.dtype", options.kv_dtype, kKvDTypes));
@@ -101,6 +113,8 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
 Status CheckDeviceSettings(const OpenEngineOptions& options) {
   if (options.kernels != "auto") return Bad("engine.kernels: ", options.kernels, " is for CPUs only");
   if (options.compute == "f32") return Bad("engine.compute: f32 is for CPUs only; CUDA has auto, fp8");
+  if (options.group.ranks > 1)
+    return Bad("group.ranks: ", options.group.ranks, " is for CPUs only; CUDA has 1");
   if (options.virtual_shards > 1)
     return Bad("engine.virtual_shards: ", options.virtual_shards, " is for CPUs only; CUDA has 1");
   if (options.kv_dtype == "f32")

@@ -32,7 +32,8 @@ struct Weights {
   std::vector<float> final_norm;  // [hidden]
   std::vector<Layer> layers;
   uint64_t parameters = 0, bytes = 0, packed_bytes = 0;
-  LargeBuffer packed;  // what the matrices borrow
+  uint64_t model_parameters = 0;  // on all ranks
+  LargeBuffer packed;             // what the matrices borrow
 };
 
 // The sequences of a batch, laid side by side: one row per token.
@@ -156,6 +157,7 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
   for (const auto& [required, tensor] : tensors) {
     const Place place = PlaceOf(required, config, plan, weights);
     const WeightMatrix matrix = MatrixOf(tensor);
+    weights.model_parameters += matrix.rows * matrix.columns;
     if (place.matrix != nullptr || place.shards != nullptr) {
       AddParts(matrix, place, matrices);
       continue;
@@ -182,6 +184,14 @@ std::vector<size_t> BlocksOf(std::span<const FoundTensor> tensors, TensorKind ki
     if (required.kind == kind) blocks.push_back(Info(tensor.dtype).block_elements);
   }
   return blocks;
+}
+
+StatusOr<ShardPlan> PlanOf(const ModelConfig& config, std::span<const FoundTensor> tensors,
+                           ShardOptions shard) {
+  // Powers of two, as all of them are.
+  shard.attention_block = std::ranges::max(BlocksOf(tensors, TensorKind::kAttentionOutput));
+  shard.ffn_blocks = BlocksOf(tensors, TensorKind::kDown);
+  return PlanShard(config, shard);
 }
 
 float* Fit(std::vector<float>& buffer, size_t size) {
@@ -357,17 +367,19 @@ StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& conf
                                                          const TransformerOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
   const Communicator* const group = options.communicator;
-  const ShardOptions shard{
-      .rank = group == nullptr ? 0 : group->rank(),
-      .ranks = group == nullptr ? 1 : group->ranks(),
-      .virtual_shards = options.virtual_shards,
-      // Powers of two, as all of them are.
-      .attention_block = std::ranges::max(BlocksOf(tensors, TensorKind::kAttentionOutput)),
-      .ffn_blocks = BlocksOf(tensors, TensorKind::kDown)};
-  ASSIGN_OR_RETURN(const ShardPlan plan, PlanShard(config, shard));
+  ASSIGN_OR_RETURN(const ShardPlan plan, PlanOf(config, tensors,
+                                                {.rank = group == nullptr ? 0 : group->rank(),
+                                                 .ranks = group == nullptr ? 1 : group->ranks(),
+                                                 .virtual_shards = options.virtual_shards}));
   ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, tensors, plan, options, ops, pool));
   return std::unique_ptr<Transformer>(new Transformer(std::unique_ptr<Impl>(
       new Impl{config, ops, pool, plan, options.communicator, std::move(loaded), {}, {}})));
+}
+
+StatusOr<ShardPlan> Transformer::Plan(const ModelConfig& config, const WeightSource& weights,
+                                      ShardOptions shard) {
+  ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
+  return PlanOf(config, tensors, shard);
 }
 
 Transformer::Transformer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -403,5 +415,6 @@ const ShardPlan& Transformer::plan() const { return impl_->plan; }
 uint64_t Transformer::parameters() const { return impl_->weights.parameters; }
 uint64_t Transformer::weight_bytes() const { return impl_->weights.bytes; }
 uint64_t Transformer::packed_bytes() const { return impl_->weights.packed_bytes; }
+uint64_t Transformer::model_parameters() const { return impl_->weights.model_parameters; }
 
 }  // namespace terrace

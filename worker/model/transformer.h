@@ -59,6 +59,9 @@ class Transformer {
   static StatusOr<std::unique_ptr<Transformer>> Load(const ModelConfig& config, const WeightSource& weights,
                                                      const OpTable& ops, ThreadPool& pool,
                                                      const TransformerOptions& options = {});
+  // What of the model a rank would have, as Load has it; its errors come before anything is packed.
+  // The blocks of `shard` are set to those of the weights.
+  static StatusOr<ShardPlan> Plan(const ModelConfig& config, const WeightSource& weights, ShardOptions shard);
   ~Transformer();
 
   // Runs the batch, writes its keys and values into `kv`, and returns the wanted logits [rows, vocab_size]:
@@ -70,9 +73,10 @@ class Transformer {
   const ModelConfig& config() const;
   const ShardPlan& plan() const;  // what of it is here
   // Of what is here; the embedding and norms are on every rank.
-  uint64_t parameters() const;    // elements of all weights, tied ones once
-  uint64_t weight_bytes() const;  // in the file
-  uint64_t packed_bytes() const;  // of memory
+  uint64_t parameters() const;        // elements of all weights, tied ones once
+  uint64_t weight_bytes() const;      // in the file
+  uint64_t packed_bytes() const;      // of memory
+  uint64_t model_parameters() const;  // of the whole model, on however many ranks it is
 
  private:
   struct Impl;

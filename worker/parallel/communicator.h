@@ -29,6 +29,7 @@ class Communicator {
 
   uint32_t rank() const { return rank_; }
   uint32_t ranks() const { return ranks_; }
+  Duration timeout() const { return timeout_; }
 
   // values = the sum of all ranks' values, as AddTree over the ranks has it: the same bits on each, of the
   // order of the ranks alone.
@@ -71,8 +72,6 @@ class Communicator {
   // failed.
   virtual Status Exchange(Call call, std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
                           MonoTime deadline) = 0;
-
-  Duration timeout() const { return timeout_; }
 
  private:
   Status Run(Call call, std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,

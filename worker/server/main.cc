@@ -1,11 +1,16 @@
 // terrace-worker: runs one model and serves it to routers, tokens in and tokens out.
+#include <unistd.h>
+
 #include <atomic>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "base/clock.h"
 #include "base/config.h"
 #include "base/drain.h"
 #include "base/exit_code.h"
@@ -13,6 +18,7 @@
 #include "base/shutdown.h"
 #include "base/version.h"
 #include "worker/server/options.h"
+#include "worker/server/run_follower.h"
 #include "worker/server/worker_server.h"
 
 namespace terrace {
@@ -24,16 +30,30 @@ constexpr char kFooter[] =
     "them;\n"
     "a second signal ends at once.\n"
     "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port, memory or device\n"
-    "not to be had, or the device lost, 78 wrong configuration.";
+    "not to be had, or the device or a rank of the group lost, 78 wrong configuration, or not that of the "
+    "group.";
 
 constexpr double kDevicePollSeconds = 0.25;  // for how long a lost device may go unnoticed
 
 struct Flags {
-  std::string config, model, served_name, grpc, ops, device;
-  uint32_t threads = 0;
+  std::string config, model, served_name, grpc, ops, device, leader;
+  uint32_t threads = 0, rank = 0, ranks = 1;
   bool validate = false;
   std::vector<std::string> overrides;
 };
+
+GroupEnvironment ReadGroupEnvironment() {
+  const auto read = [](const char* name) -> std::string {
+    const char* const value = std::getenv(name);
+    return value == nullptr ? "" : value;
+  };
+  char host_name[HOST_NAME_MAX + 1] = {};
+  gethostname(host_name, HOST_NAME_MAX);  // "" when it fails
+  return {.leader_address = read("LWS_LEADER_ADDRESS"),
+          .group_size = read("LWS_GROUP_SIZE"),
+          .worker_index = read("LWS_WORKER_INDEX"),
+          .host_name = host_name};
+}
 
 StatusOr<WorkerOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   v1::WorkerConfig config;
@@ -45,6 +65,10 @@ StatusOr<WorkerOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   if (app.count("--ops") > 0) config.set_ops(flags.ops);
   if (app.count("--threads") > 0) config.mutable_engine()->set_threads(flags.threads);
   if (app.count("--device") > 0) config.mutable_engine()->set_device(flags.device);
+  if (app.count("--rank") > 0) config.mutable_group()->set_rank(flags.rank);
+  if (app.count("--ranks") > 0) config.mutable_group()->set_ranks(flags.ranks);
+  if (app.count("--leader") > 0) config.mutable_group()->set_leader(flags.leader);
+  RETURN_IF_ERROR(ApplyGroupEnvironment(ReadGroupEnvironment(), config));
   return MakeWorkerOptions(config);
 }
 
@@ -77,7 +101,31 @@ Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
       {{"finished", stats.finished}, {"failed", stats.failed}, {"cancelled", stats.cancelled}});
   const Status lost = server->device_error();
   if (lost.ok()) return {};
-  return WithReason(Unavailable("the device is lost: ", Message(lost)), "device_lost");
+  const bool is_group = options.server.engine.group.ranks > 1;
+  return WithReason(Unavailable(is_group ? "the group is lost: " : "the device is lost: ", Message(lost)),
+                    is_group ? "group_lost" : "device_lost");
+}
+
+// A rank that does not lead its group. Its leader is told to stop too, and goes on for a while: so this one
+// does, until a second signal.
+Status Follow(const WorkerOptions& options, ShutdownSignal& shutdown) {
+  InitLog(options.log);
+  WorkerServerOptions server = options.server;
+  server.engine.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
+  const double patience = server.engine.drain_seconds + Seconds(server.group.timeout);
+  std::optional<MonoTime> asked;
+  const Status end = RunFollower(server, [&] {
+    const MonoTime now = RealClock().Now();
+    if (shutdown.WaitFor(0) != 0) {
+      if (asked.has_value()) return true;
+      asked = now;
+      Log(LogLevel::kInfo, "worker_draining");
+    }
+    return asked.has_value() && Seconds(now - *asked) > patience;
+  });
+  if (!end.ok() && end.code() != StatusCode::kCancelled) return end;
+  Log(LogLevel::kInfo, "worker_stopped", {{"rank", server.engine.group.rank}});
+  return {};
 }
 
 int Fail(const Status& status) {
@@ -102,6 +150,9 @@ int Main(int argc, char** argv) {
   app.add_option("--threads", flags.threads, "compute threads (default: all cores this process may use)");
   app.add_option("--device", flags.device,
                  "auto (CUDA where there is a device that can run the model), cpu or cuda (default auto)");
+  app.add_option("--ranks", flags.ranks, "processes that run the model together (default 1: this one alone)");
+  app.add_option("--rank", flags.rank, "which of them this is; 0, the default, leads and serves");
+  app.add_option("--leader", flags.leader, "host:port at which the leader listens for the other ranks");
   app.add_option("--set", flags.overrides, "override one setting: --set engine.max_sequences=8 (repeatable)")
       ->allow_extra_args(false);
   app.add_flag(
@@ -123,7 +174,8 @@ int Main(int argc, char** argv) {
     std::printf("%s: can be used\n", flags.config.empty() ? "the flags" : flags.config.c_str());
     return kExitOk;
   }
-  const Status served = Serve(*options, shutdown);
+  const bool leads = options->server.engine.group.rank == 0;
+  const Status served = leads ? Serve(*options, shutdown) : Follow(*options, shutdown);
   return served.ok() ? kExitOk : Fail(served);
 }
 

@@ -1,5 +1,7 @@
 #include "worker/server/options.h"
 
+#include <charconv>
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <system_error>
@@ -102,6 +104,84 @@ Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions
   return {};
 }
 
+constexpr uint16_t kLeaderPort = 8201;  // of a group, where only the leader's host is told
+constexpr double kLeastGroupTimeout = 2, kMostGroupTimeout = 60;
+
+StatusOr<uint32_t> ParseNumber(std::string_view name, std::string_view text) {
+  uint32_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc() && end == text.data() + text.size()) return value;
+  return Bad("group.environment", name, " is \"", text, "\", not a number");
+}
+
+Status ApplyLws(const GroupEnvironment& environment, v1::GroupConfig& group) {
+  if (group.has_ranks() || group.has_rank())
+    return Bad("group.environment", "lws tells rank and ranks: leave group.rank and group.ranks out");
+  if (environment.leader_address.empty())
+    return Bad("group.environment", "lws: there is no LWS_LEADER_ADDRESS");
+  ASSIGN_OR_RETURN(const uint32_t ranks, ParseNumber("LWS_GROUP_SIZE", environment.group_size));
+  ASSIGN_OR_RETURN(const uint32_t rank, ParseNumber("LWS_WORKER_INDEX", environment.worker_index));
+  group.set_ranks(ranks);
+  group.set_rank(rank);
+  if (!group.has_leader()) group.set_leader(Concat(environment.leader_address, ":", kLeaderPort));
+  return {};
+}
+
+Status ApplyStatefulSet(const GroupEnvironment& environment, v1::GroupConfig& group) {
+  if (group.has_rank()) return Bad("group.environment", "statefulset tells the rank: leave group.rank out");
+  const std::string& name = environment.host_name;
+  const size_t dash = name.rfind('-');
+  if (dash == std::string::npos)
+    return Bad("group.environment", "statefulset: the host's name, \"", name,
+               "\", does not end with -NUMBER");
+  ASSIGN_OR_RETURN(const uint32_t rank, ParseNumber("the end of the host's name", name.substr(dash + 1)));
+  group.set_rank(rank);
+  return {};
+}
+
+bool IsWildcard(const std::string& host) { return host == "0.0.0.0" || host == "::"; }
+
+// Of a group; `ranks` are valid.
+Status SetLeader(const v1::GroupConfig& config, GroupEndpoint& out) {
+  constexpr char kLeader[] = "group.leader";
+  if (!config.has_leader()) return Bad(kLeader, "is needed with several ranks");
+  out.leader = config.leader();
+  RETURN_IF_ERROR(CheckAddress(kLeader, out.leader));
+  const HostPort leader = *ParseHostPort(out.leader);
+  if (leader.port == 0) return Bad(kLeader, "port 0 has no meaning here");
+  if (!leader.is_loopback() && !config.insecure()) {
+    return Bad(kLeader, out.leader,
+               " can be reached by other machines, and ranks speak in plain text: needs "
+               "group.insecure: true");
+  }
+  if (config.rank() > 0 && IsWildcard(leader.host))
+    return Bad(kLeader, out.leader, " is no address that a rank could connect to");
+  if (config.rank() == 0 && IsWildcard(leader.host) && config.host().empty())
+    return Bad("group.host", "is needed where group.leader is ", out.leader);
+  out.host = config.host();
+  return {};
+}
+
+Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
+  const v1::GroupConfig& group = config.group();
+  RETURN_IF_ERROR(SetCount("group.ranks", group.has_ranks(), group.ranks(), out.engine.group.ranks));
+  out.engine.group.rank = group.rank();
+  if (out.engine.group.ranks == 1) {
+    if (group.has_leader()) return Bad("group.leader", "is for several ranks, but group.ranks is 1");
+    return {};
+  }
+  RETURN_IF_ERROR(SetLeader(group, out.group));
+  out.engine.group.shares_machine = ParseHostPort(out.group.leader)->is_loopback();
+  if (!group.has_timeout_seconds()) return {};
+  const double timeout = group.timeout_seconds();
+  if (!(timeout >= kLeastGroupTimeout && timeout <= kMostGroupTimeout)) {
+    return Bad("group.timeout_seconds", timeout, " is not in [", kLeastGroupTimeout, ", ", kMostGroupTimeout,
+               "]");
+  }
+  out.group.timeout = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(timeout));
+  return {};
+}
+
 Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   const v1::EngineConfig& engine = config.engine();
   RETURN_IF_ERROR(SetCount("engine.threads", engine.has_threads(), engine.threads(), out.threads));
@@ -110,6 +190,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   RETURN_IF_ERROR(SetCount("engine.max_step_tokens", engine.has_max_step_tokens(), engine.max_step_tokens(),
                            out.max_step_tokens));
   RETURN_IF_ERROR(SetCount("engine.inbox", engine.has_inbox(), engine.inbox(), out.inbox));
+  out.virtual_shards = out.group.ranks;
   RETURN_IF_ERROR(SetCount("engine.virtual_shards", engine.has_virtual_shards(), engine.virtual_shards(),
                            out.virtual_shards));
   if (engine.has_kernels()) out.kernels = engine.kernels();
@@ -149,6 +230,14 @@ Status SetLog(const v1::LogConfig& config, LogOptions& out) {
 
 }  // namespace
 
+Status ApplyGroupEnvironment(const GroupEnvironment& environment, v1::WorkerConfig& config) {
+  const std::string& from = config.group().environment();
+  if (from.empty() || from == "none") return {};
+  if (from == "lws") return ApplyLws(environment, *config.mutable_group());
+  if (from == "statefulset") return ApplyStatefulSet(environment, *config.mutable_group());
+  return Bad("group.environment", "\"", from, "\", not one of none, lws, statefulset");
+}
+
 StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
   if (config.model().empty())
     return InvalidArgument("no model: give --model PATH, or `model` in the file of --config");
@@ -158,6 +247,7 @@ StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
   RETURN_IF_ERROR(SetListen(config, out.server));
   RETURN_IF_ERROR(SetTls(config, out.server));
   RETURN_IF_ERROR(CheckReach(config, out.server));
+  RETURN_IF_ERROR(SetGroup(config, out.server));
   RETURN_IF_ERROR(SetEngine(config, out.server.engine));
   RETURN_IF_ERROR(SetRemoteDrafter(config.engine().speculation(), out.server));
   RETURN_IF_ERROR(SetLog(config.log(), out.log));

@@ -2,12 +2,23 @@
 // but for CheckFiles.
 #pragma once
 
+#include <string>
+
 #include "base/log.h"
 #include "base/status.h"
 #include "proto/terrace/v1/config.pb.h"
 #include "worker/server/worker_server.h"
 
 namespace terrace {
+
+// What Kubernetes tells a process of a group; "" for what is not told.
+struct GroupEnvironment {
+  std::string leader_address = {}, group_size = {}, worker_index = {};  // LWS_LEADER_ADDRESS and its like
+  std::string host_name = {};
+};
+// Fills in what config.group.environment says. FAILED_PRECONDITION "group.environment: ..." where something
+// is missing or malformed, or is set too.
+Status ApplyGroupEnvironment(const GroupEnvironment& environment, v1::WorkerConfig& config);
 
 struct WorkerOptions {
   WorkerServerOptions server;

@@ -136,6 +136,95 @@ TEST(MakeWorkerOptions, ARemoteDrafterHasAnAddressAndPerhapsTls) {
   EXPECT_EQ(remote.server_name, "s");
 }
 
+TEST(MakeWorkerOptions, AGroupHasALeaderAndAsManyVirtualShardsAsRanksUnlessTheyAreSet) {
+  const auto alone = Make("{model: m, group: {ranks: 1}}");
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->server.engine.group.ranks, 1u);
+  const auto options = Make("{model: m, group: {ranks: 4, rank: 3, leader: '127.0.0.1:7'}}");
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->server.engine.group.rank, 3u);
+  EXPECT_EQ(options->server.engine.group.ranks, 4u);
+  EXPECT_TRUE(options->server.engine.group.shares_machine);
+  EXPECT_EQ(options->server.engine.virtual_shards, 4u);
+  EXPECT_EQ(options->server.group.leader, "127.0.0.1:7");
+  EXPECT_EQ(options->server.group.host, "");
+  EXPECT_EQ(Seconds(options->server.group.timeout), 5);
+  const auto more = Make(
+      "{model: m, engine: {virtual_shards: 8}, group: {ranks: 2, leader: 'a:7', insecure: true, host: h,\n"
+      "  timeout_seconds: 2.5}}");
+  ASSERT_TRUE(more.ok()) << more.status();
+  EXPECT_EQ(more->server.engine.group.rank, 0u);
+  EXPECT_FALSE(more->server.engine.group.shares_machine);
+  EXPECT_EQ(more->server.engine.virtual_shards, 8u);
+  EXPECT_EQ(more->server.group.host, "h");
+  EXPECT_EQ(Seconds(more->server.group.timeout), 2.5);
+}
+
+TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
+  v1::WorkerConfig config;
+  config.mutable_group()->set_environment("lws");
+  const GroupEnvironment environment{.leader_address = "base-0.base.models",
+                                     .group_size = "4",
+                                     .worker_index = "2",
+                                     .host_name = "base-0-2"};
+  ASSERT_EQ(ApplyGroupEnvironment(environment, config), Status());
+  EXPECT_EQ(config.group().ranks(), 4u);
+  EXPECT_EQ(config.group().rank(), 2u);
+  EXPECT_EQ(config.group().leader(), "base-0.base.models:8201");
+  v1::WorkerConfig other;
+  other.mutable_group()->set_environment("lws");
+  other.mutable_group()->set_leader("elsewhere:1");
+  ASSERT_EQ(ApplyGroupEnvironment(environment, other), Status());
+  EXPECT_EQ(other.group().leader(), "elsewhere:1");
+}
+
+TEST(ApplyGroupEnvironment, AStatefulSetTellsTheRank) {
+  v1::WorkerConfig config;
+  config.mutable_group()->set_environment("statefulset");
+  ASSERT_EQ(ApplyGroupEnvironment({.host_name = "worker-base-3"}, config), Status());
+  EXPECT_EQ(config.group().rank(), 3u);
+  EXPECT_FALSE(config.group().has_ranks());
+}
+
+TEST(ApplyGroupEnvironment, WhatNobodyAskedForIsNotTaken) {
+  v1::WorkerConfig config;
+  const GroupEnvironment environment{
+      .leader_address = "a", .group_size = "2", .worker_index = "1", .host_name = "h"};
+  ASSERT_EQ(ApplyGroupEnvironment(environment, config), Status());
+  EXPECT_FALSE(config.has_group());
+}
+
+TEST(ApplyGroupEnvironment, WhatIsMissingMalformedOrSetTooIsAnError) {
+  const struct {
+    const char* yaml;
+    GroupEnvironment environment;
+    const char* names;
+  } cases[] = {
+      {"{environment: slurm}", {}, "\"slurm\", not one of none, lws, statefulset"},
+      {"{environment: lws}", {}, "there is no LWS_LEADER_ADDRESS"},
+      {"{environment: lws}",
+       {.leader_address = "a", .group_size = "two", .worker_index = "1", .host_name = ""},
+       "LWS_GROUP_SIZE is \"two\""},
+      {"{environment: lws}",
+       {.leader_address = "a", .group_size = "2", .worker_index = "-1", .host_name = ""},
+       "LWS_WORKER_INDEX is \"-1\""},
+      {"{environment: lws, ranks: 2}",
+       {.leader_address = "a", .group_size = "2", .worker_index = "1", .host_name = ""},
+       "leave group.rank and group.ranks out"},
+      {"{environment: statefulset, ranks: 2}", {.host_name = "laptop"}, "does not end with -NUMBER"},
+      {"{environment: statefulset, ranks: 2}", {.host_name = "a-b"}, "the end of the host's name is \"b\""},
+      {"{environment: statefulset, rank: 2}", {.host_name = "a-2"}, "leave group.rank out"},
+  };
+  for (const auto& each : cases) {
+    v1::WorkerConfig config;
+    ASSERT_EQ(ParseYaml(Concat("group: ", each.yaml), "worker.yaml", config), Status());
+    const Status status = ApplyGroupEnvironment(each.environment, config);
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << each.names;
+    EXPECT_THAT(Message(status), ::testing::StartsWith("group.environment: "));
+    EXPECT_THAT(Message(status), ::testing::HasSubstr(each.names));
+  }
+}
+
 TEST(MakeWorkerOptions, WhatOtherMachinesReachNeedsTlsOrToBeCalledInsecure) {
   for (const char* yaml : {"{model: m, grpc: 'localhost:1', ops: '127.0.0.2:1'}",
                            "{model: m, grpc: '0.0.0.0:1', tls: {certificate_file: c, key_file: k}}",
@@ -262,6 +351,29 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.speculation.model: is for drafter: model, not remote"},
       {"{model: m, engine: {speculation: {drafter: remote, remote: {address: 'd:1', tls: {key_file: k}}}}}",
        "engine.speculation.remote.tls: certificate_file and key_file are needed together"},
+      {"{model: m, group: {ranks: 0}}", "group.ranks: must be at least 1"},
+      {"{model: m, group: {ranks: 3, leader: '127.0.0.1:1'}}",
+       "group.ranks is 3, not a power of two up to 64"},
+      {"{model: m, group: {ranks: 128, leader: '127.0.0.1:1'}}", "group.ranks is 128, not a power"},
+      {"{model: m, group: {ranks: 2, rank: 2, leader: '127.0.0.1:1'}}", "group.rank is 2, group.ranks 2"},
+      {"{model: m, group: {rank: 1}}", "group.rank is 1, group.ranks 1"},
+      {"{model: m, group: {leader: '127.0.0.1:1'}}", "group.leader: is for several ranks"},
+      {"{model: m, group: {ranks: 2}}", "group.leader: is needed with several ranks"},
+      {"{model: m, group: {ranks: 2, leader: a}}", "group.leader: \"a\" is not host:port"},
+      {"{model: m, group: {ranks: 2, leader: '127.0.0.1:0'}}", "group.leader: port 0"},
+      {"{model: m, group: {ranks: 2, leader: 'a:1'}}",
+       "group.leader: a:1 can be reached by other machines, and ranks speak in plain text: needs "
+       "group.insecure"},
+      {"{model: m, group: {ranks: 2, rank: 1, leader: '0.0.0.0:1', insecure: true}}",
+       "group.leader: 0.0.0.0:1 is no address that a rank could connect to"},
+      {"{model: m, group: {ranks: 2, leader: '[::]:1', insecure: true}}",
+       "group.host: is needed where group.leader is [::]:1"},
+      {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', timeout_seconds: 0}}",
+       "group.timeout_seconds: 0 is not in [2, 60]"},
+      {"{model: m, engine: {virtual_shards: 2}, group: {ranks: 4, leader: '127.0.0.1:1'}}",
+       "engine.virtual_shards is 2, not a multiple of group.ranks, 4"},
+      {"{model: m, engine: {device: cuda}, group: {ranks: 2, leader: '127.0.0.1:1'}}",
+       "group.ranks: 2 is for CPUs only; CUDA has 1"},
       {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},

@@ -123,6 +123,18 @@ void WorkerMetrics::OnLoaded(const KvInfo& kv, double load_seconds) {
   registry_.GetGauge("terrace_kv_cache_info", shape).Set(1);
 }
 
+void WorkerMetrics::OnGroup(std::span<const RankMemory> ranks) {
+  registry_.GetGauge("terrace_group_ranks").Set(static_cast<double>(std::max<size_t>(ranks.size(), 1)));
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    const auto set = [rank = std::to_string(i), this](const char* kind, uint64_t bytes) {
+      registry_.GetGauge("terrace_group_rank_memory_bytes", Labels{rank, kind})
+          .Set(static_cast<double>(bytes));
+    };
+    set("weights", ranks[i].weight_bytes);
+    set("kv", ranks[i].kv_bytes);
+  }
+}
+
 void WorkerMetrics::OnRemoteDrafter(RemoteDrafterState state) {
   for (size_t i = 0; i < kRemoteStates; ++i) remote_states_[i]->Set(i == static_cast<size_t>(state) ? 1 : 0);
 }

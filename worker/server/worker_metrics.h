@@ -9,6 +9,7 @@
 
 #include "base/metrics.h"
 #include "worker/engine/engine.h"
+#include "worker/engine/rank_group.h"
 
 namespace terrace {
 
@@ -34,6 +35,7 @@ class WorkerMetrics {
   void OnFinished(const SequenceResult& result);
   void OnRefused();
   void OnLoaded(const KvInfo& kv, double load_seconds);
+  void OnGroup(std::span<const RankMemory> ranks);  // empty: the model is this process's alone
   void OnRemoteDrafter(RemoteDrafterState state);
   void OnRemoteTokens(const RemoteTokens& tokens);
   // Of drafts for other workers: streams that there are now; tokens that were drafted.

@@ -59,6 +59,11 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_drafter(DescribeDrafter(opened, options));
   const SchedulerOptions& scheduler = opened.engine->scheduler_options();
   if (scheduler.prefix_cache) description.set_kv_layout(scheduler.scope.layout);
+  for (const RankMemory& memory : opened.ranks) {
+    v1::RankDescription& rank = *description.add_ranks();
+    rank.set_weight_bytes(memory.weight_bytes);
+    rank.set_kv_bytes(memory.kv_bytes);
+  }
   return description;
 }
 
@@ -83,6 +88,14 @@ bool IsAlive(const EngineStats& stats, MonoTime now) {
   return !stats.is_device_lost && (stats.is_idle || now - stats.last_step <= kStallLimit);
 }
 
+decltype(GroupOptions::join) JoinOf(const WorkerServerOptions& options) {
+  const GroupOptions& group = options.engine.group;
+  return [endpoint = options.group, rank = group.rank, ranks = group.ranks,
+          is_cancelled = options.engine.is_cancelled](const RankTraits& traits) {
+    return MeetGroup(endpoint, rank, ranks, traits, is_cancelled);
+  };
+}
+
 StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
   const MonoTime begin = RealClock().Now();
   std::unique_ptr<WorkerServer> server(new WorkerServer);
@@ -95,6 +108,7 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
   const OpenedEngine& opened = server->opened_;
   server->metrics_.OnLoaded(
       {.block_tokens = opened.block_tokens, .blocks = opened.blocks, .dtype = opened.kv_dtype}, load_seconds);
+  server->metrics_.OnGroup(opened.ranks);
   server->service_->SetReady();
   server->UpdateHealth();
   server->LogReady(load_seconds, warm_up_seconds);
@@ -123,6 +137,7 @@ Status WorkerServer::Open(const WorkerServerOptions& options) {
       return MakeRemoteDrafter(remote, files);
     };
   }
+  engine.group.join = JoinOf(options);
   engine.on_step = [this](const StepObservation& step) { metrics_.OnStep(step); };
   engine.on_flush = [this] { service_->Flush(); };  // something was submitted: service_ is there
   engine.on_device_lost = [this](const Status& error) { OnDeviceLost(error); };
@@ -284,6 +299,7 @@ void WorkerServer::LogReady(double load_seconds, double warm_up_seconds) const {
        {"weight_bytes", opened_.weight_bytes},
        {"device", opened_.device},
        {"threads", opened_.threads},
+       {"ranks", std::max<size_t>(opened_.ranks.size(), 1)},
        {"compute", opened_.compute},
        {"numerics", opened_.numerics},
        {"max_sequences", opened_.max_sequences},

@@ -16,6 +16,7 @@
 #include "grpcpp/server.h"
 #include "worker/engine/open_engine.h"
 #include "worker/server/draft_service.h"
+#include "worker/server/meet_group.h"
 #include "worker/server/worker_metrics.h"
 #include "worker/server/worker_service.h"
 
@@ -35,24 +36,29 @@ struct WorkerServerOptions {
   std::string ops = "";                                // "": no ops listener
   std::optional<TlsFiles> tls = {};                    // of grpc; absent: plain text
   std::optional<DrafterEndpoint> remote_drafter = {};  // with engine.speculation.drafter: remote
+  GroupEndpoint group = {};                            // with several engine.group.ranks
 };
 
+// GroupOptions::join of engine.group and `group`.
+decltype(GroupOptions::join) JoinOf(const WorkerServerOptions& options);
+
 // Liveness follows the engine's steps: false when there is work and no step was made for 10 s, and when the
-// device is lost.
+// device, or a rank of the group, is lost.
 bool IsAlive(const EngineStats& stats, MonoTime now);
 
 class WorkerServer {
  public:
-  // Errors of OpenEngine; UNAVAILABLE for an address that cannot be bound, FAILED_PRECONDITION for
-  // certificates that cannot be used.
+  // With several ranks this one leads them (engine.group.rank is 0), and it waits for the others. Errors of
+  // OpenEngine; UNAVAILABLE for an address that cannot be bound, FAILED_PRECONDITION for certificates that
+  // cannot be used.
   static StatusOr<std::unique_ptr<WorkerServer>> Start(WorkerServerOptions options);
   ~WorkerServer();  // Stop()
 
   const std::string& grpc_address() const { return grpc_address_; }  // with the real port
   std::string ops_address() const { return ops_ == nullptr ? "" : ops_->address(); }
   EngineStats Stats() const { return opened_.engine->Stats(); }
-  // Not OK once the device is lost: the worker then drains by itself, has nothing left to run, and should
-  // end.
+  // Not OK once the device, or a rank of the group, is lost: the worker then drains by itself, has nothing
+  // left to run, and should end.
   Status device_error() const { return opened_.engine->device_error(); }
 
   // Turns health and readiness off; the rest as Engine::Drain.

@@ -14,6 +14,8 @@ namespace fs = std::filesystem;
 
 constexpr int kFirstWorkerPort = 8101;
 constexpr int kFirstWorkerOpsPort = 9091;
+constexpr int kFirstLeaderPort = 8201;
+constexpr uint32_t kMostRanks = 64;
 constexpr size_t kMaxTierName = 64;
 
 // The first tier that lists `address`; "" when none does.
@@ -74,6 +76,23 @@ void ResolveFiles(const fs::path& folder, v1::RouterConfig& router) {
   }
 }
 
+// All ranks of worker `index` are started here: the file only says how many there are.
+Status ExpandGroup(int index, v1::WorkerConfig& worker) {
+  v1::GroupConfig& group = *worker.mutable_group();
+  if (group.has_rank() || group.has_environment()) {
+    return FailedPrecondition("workers[", index,
+                              "].group: ranks says how many there are; all are started, so "
+                              "rank and environment have no meaning here");
+  }
+  if (group.has_ranks() && (group.ranks() == 0 || group.ranks() > kMostRanks)) {
+    return FailedPrecondition("workers[", index, "].group.ranks is ", group.ranks(), ", not in [1, ",
+                              kMostRanks, "]");
+  }
+  if (group.ranks() > 1 && !group.has_leader())
+    group.set_leader(Concat("127.0.0.1:", kFirstLeaderPort + index));
+  return Status();
+}
+
 StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
   ClusterPlan plan;
   plan.router = std::move(*file.mutable_router());
@@ -94,6 +113,7 @@ StatusOr<ClusterPlan> Expand(v1::ClusterFile file, const fs::path& folder) {
     if (!worker.has_ops()) worker.set_ops(Concat("127.0.0.1:", kFirstWorkerOpsPort + i));
     if (worker.ops().empty())
       return FailedPrecondition("workers[", i, "].ops must be on: readiness is asked there");
+    if (worker.has_group()) RETURN_IF_ERROR(ExpandGroup(i, worker));
 
     const std::string tier = TierOf(plan.router, worker.grpc());
     std::string name;
@@ -136,8 +156,23 @@ std::vector<PortUse> ClusterPlan::ports() const {
   for (size_t i = 0; i < workers.size(); ++i) {
     add(workers[i].config.grpc(), Concat("workers[", i, "].grpc"));
     add(workers[i].config.ops(), Concat("workers[", i, "].ops"));
+    add(workers[i].config.group().leader(), Concat("workers[", i, "].group.leader"));
   }
   return uses;
+}
+
+std::vector<WorkerPlan> FollowersOf(const WorkerPlan& leader) {
+  std::vector<WorkerPlan> followers;
+  for (uint32_t rank = 1; rank < leader.ranks(); ++rank) {
+    WorkerPlan& follower = followers.emplace_back(leader);
+    follower.name += Concat("-rank-", rank);
+    follower.tier.clear();
+    follower.config.clear_grpc();
+    follower.config.clear_ops();
+    follower.config.clear_tls();
+    follower.config.mutable_group()->set_rank(rank);
+  }
+  return followers;
 }
 
 StatusOr<ClusterPlan> PlanFromFile(const std::string& file) {
@@ -171,7 +206,8 @@ void ShareCores(ClusterPlan& plan, uint32_t cores) {
   uint32_t taken = 0, sharing = 0;
   for (const WorkerPlan& worker : plan.workers) {
     const v1::EngineConfig& engine = worker.config.engine();
-    engine.has_threads() ? taken += engine.threads() : ++sharing;
+    (engine.has_threads() ? taken : sharing) +=
+        worker.ranks() * (engine.has_threads() ? engine.threads() : 1);
   }
   for (WorkerPlan& worker : plan.workers) {
     if (worker.config.engine().has_threads()) continue;

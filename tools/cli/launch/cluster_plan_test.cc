@@ -98,6 +98,36 @@ TEST_F(ClusterPlanTest, WorkersWithoutThreadsShareTheCores) {
   EXPECT_THAT(threads("{model: m}, {model: m}, {model: m}", 2), ElementsAre(1, 1, 1));
   EXPECT_THAT(threads("{model: m}, {model: m, engine: {threads: 3}}, {model: m}", 8), ElementsAre(2, 3, 2));
   EXPECT_THAT(threads("{model: m}, {model: m, engine: {threads: 99}}", 8), ElementsAre(1, 99));
+  // As many processes as there are ranks.
+  EXPECT_THAT(threads("{model: m}, {model: m, group: {ranks: 2}}", 9), ElementsAre(3, 3));
+  EXPECT_THAT(threads("{model: m}, {model: m, group: {ranks: 2}, engine: {threads: 3}}", 8),
+              ElementsAre(2, 3));
+}
+
+TEST_F(ClusterPlanTest, AGroupsOtherRanksAreItsLeaderButForRankAndListeners) {
+  const StatusOr<ClusterPlan> plan =
+      PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:8102']}]}\n"
+                         "workers: [{model: m}, {model: m, group: {ranks: 4}, engine: {threads: 2}}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(FollowersOf(plan->workers[0]).empty());
+  const WorkerPlan& leader = plan->workers[1];
+  EXPECT_EQ(leader.ranks(), 4u);
+  EXPECT_EQ(leader.config.group().rank(), 0u);
+  EXPECT_EQ(leader.config.group().leader(), "127.0.0.1:8202");
+  EXPECT_EQ(plan->ports().back().key, "workers[1].group.leader");
+  const std::vector<WorkerPlan> followers = FollowersOf(leader);
+  ASSERT_EQ(followers.size(), 3u);
+  for (uint32_t i = 0; i < 3; ++i) {
+    const WorkerPlan& follower = followers[i];
+    EXPECT_EQ(follower.name, Concat("worker-a-rank-", i + 1));
+    EXPECT_EQ(follower.tier, "");
+    EXPECT_FALSE(follower.config.has_grpc() || follower.config.has_ops());
+    EXPECT_EQ(follower.config.group().rank(), i + 1);
+    EXPECT_EQ(follower.config.group().ranks(), 4u);
+    EXPECT_EQ(follower.config.group().leader(), "127.0.0.1:8202");
+    EXPECT_EQ(follower.config.model(), leader.config.model());
+    EXPECT_EQ(follower.config.engine().threads(), 2u);
+  }
 }
 
 TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
@@ -111,6 +141,10 @@ TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
       {"router: {tiers: [{name: a}]}\nworkers: [{model: m, ops: ''}]", "workers[0].ops"},
       {"router: {tiers: [{name: a}], listen: {ops: ''}}\nworkers: [{model: m}]", "router.listen.ops"},
       {"router: {teirs: []}", "teirs"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {ranks: 2, rank: 1}}]", "workers[0].group"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {environment: lws}}]", "workers[0].group"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {ranks: 65}}]",
+       "workers[0].group.ranks is 65, not in [1, 64]"},
   };
   for (const auto& c : cases) {
     const Status status = PlanFromFile(Write(c.yaml)).status();

@@ -19,6 +19,11 @@ constexpr double kReadyPollSeconds = 0.05;
 constexpr double kReadyRequestSeconds = 1;
 constexpr char kRouterBinary[] = "terrace-router";
 constexpr char kWorkerBinary[] = "terrace-worker";
+// For how long the processes of a broken group may take to end, which they do once they miss each other.
+constexpr double kGroupEndSeconds = 10;
+// A group that breaks more often is not started again.
+constexpr size_t kMostRestarts = 5;
+constexpr double kRestartWindowSeconds = 600;
 
 // The status of a process that ended before it was ready: its exit code says what kind of error, its last
 // line which.
@@ -70,17 +75,31 @@ StatusOr<std::unique_ptr<LocalCluster>> LocalCluster::Start(const ClusterPlan& p
 
 Status LocalCluster::StartAll() {
   ASSIGN_OR_RETURN(configs_, ConfigFolder::Make());
-  const auto start = [&](const std::string& name, const char* binary, auto config) -> Status {
-    if (!config.log().has_format() && !options_.log_format.empty()) {
-      config.mutable_log()->set_format(options_.log_format);
-    }
-    ASSIGN_OR_RETURN(const std::string file, configs_->Write(name, config));
-    return children_.Start({.name = name, .argv = {fs::path(options_.bin_dir) / binary, "--config", file}});
-  };
-  for (const WorkerPlan& worker : plan_.workers)
-    RETURN_IF_ERROR(start(worker.name, kWorkerBinary, worker.config));
-  RETURN_IF_ERROR(start(kRouterName, kRouterBinary, plan_.router));
+  for (const WorkerPlan& worker : plan_.workers) {
+    RETURN_IF_ERROR(StartWorker(worker));
+    if (worker.ranks() == 1) continue;
+    Group& group = groups_.emplace_back(Group{.name = worker.name, .members = {worker.name}});
+    for (const WorkerPlan& follower : FollowersOf(worker)) group.members.push_back(follower.name);
+  }
+  RETURN_IF_ERROR(StartProcess(kRouterName, kRouterBinary, plan_.router));
   return AwaitReady();
+}
+
+template <typename Config>
+Status LocalCluster::StartProcess(const std::string& name, const char* binary, Config config) {
+  if (!config.log().has_format() && !options_.log_format.empty()) {
+    config.mutable_log()->set_format(options_.log_format);
+  }
+  ASSIGN_OR_RETURN(const std::string file, configs_->Write(name, config));
+  return children_.Start({.name = name, .argv = {fs::path(options_.bin_dir) / binary, "--config", file}});
+}
+
+// With the other ranks of its group.
+Status LocalCluster::StartWorker(const WorkerPlan& worker) {
+  RETURN_IF_ERROR(StartProcess(worker.name, kWorkerBinary, worker.config));
+  for (const WorkerPlan& follower : FollowersOf(worker))
+    RETURN_IF_ERROR(StartProcess(follower.name, kWorkerBinary, follower.config));
+  return Status();
 }
 
 // Workers before the router: its answer is about them.
@@ -110,7 +129,44 @@ Status LocalCluster::AwaitReady() {
   return Status();
 }
 
-std::vector<ChildExit> LocalCluster::Poll(double seconds) { return children_.Poll(seconds); }
+std::vector<ChildExit> LocalCluster::Poll(double seconds) {
+  std::vector<ChildExit> exits = children_.Poll(seconds);
+  for (Group& group : groups_) TendGroup(group, exits);
+  return exits;
+}
+
+// `exits`: of this poll; those that are killed here join them.
+void LocalCluster::TendGroup(Group& group, std::vector<ChildExit>& exits) {
+  if (group.is_given_up) return;
+  std::vector<std::string> running = group.members;
+  std::erase_if(running, [this](const std::string& name) { return !children_.IsRunning(name); });
+  if (running.size() == group.members.size()) return;
+  const MonoTime now = RealClock().Now();
+  if (!group.broken.has_value()) group.broken = now;
+  if (running.empty()) return Restart(group, now);
+  if (Seconds(now - *group.broken) < kGroupEndSeconds) return;
+  for (ChildExit& exit : children_.Stop(running, /*grace_seconds=*/0, [] { return true; }))
+    exits.push_back(std::move(exit));
+}
+
+void LocalCluster::Restart(Group& group, MonoTime now) {
+  group.broken.reset();
+  while (!group.restarts.empty() && Seconds(now - group.restarts.front()) > kRestartWindowSeconds)
+    group.restarts.pop_front();
+  if (group.restarts.size() >= kMostRestarts) {
+    group.is_given_up = true;
+    return options_.on_group(Concat(group.name, ": its group broke ", kMostRestarts + 1, " times in ",
+                                    kRestartWindowSeconds, " s; it is not started again"));
+  }
+  group.restarts.push_back(now);
+  const auto worker = std::ranges::find(plan_.workers, group.name, &WorkerPlan::name);
+  const Status started = StartWorker(*worker);
+  group.is_given_up = !started.ok();  // the binary is gone, or the disk is full
+  options_.on_group(
+      started.ok()
+          ? Concat(group.name, ": its group is started again, with all ", group.members.size(), " ranks")
+          : Concat(group.name, ": its group cannot be started again: ", Message(started)));
+}
 
 void LocalCluster::Stop() {
   bool has_signal = false;  // a second one ends everything that is left at once

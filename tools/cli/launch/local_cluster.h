@@ -1,12 +1,16 @@
 // A router and its workers as child processes of this one: started together, watched, stopped in order. Used
-// by the thread that made it.
+// by the thread that made it. A group of ranks that breaks, because one of its processes ended, is started
+// again: its other processes end by themselves, or are killed after a while.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/shutdown.h"
 #include "base/status.h"
 #include "tools/cli/launch/child_process.h"
@@ -23,7 +27,10 @@ struct LocalClusterOptions {
   double ready_timeout_seconds = 120;
   double stop_grace_seconds = 35;  // the router, which stops first, lets answers end for 30 s
   ChildProcesses::OnLine on_line = [](const std::string&, const std::string&) {};
-  std::function<void(const std::string& name)> on_ready = [](const std::string&) {};  // once for each process
+  // Once for each process that answers, the router and workers.
+  std::function<void(const std::string& name)> on_ready = [](const std::string&) {};
+  // What becomes of a group that broke, in one line.
+  std::function<void(const std::string& line)> on_group = [](const std::string&) {};
 };
 
 class LocalCluster {
@@ -35,7 +42,7 @@ class LocalCluster {
                                                        ShutdownSignal& shutdown);
   ~LocalCluster();  // kills what still runs
 
-  // Moves the children's output along for up to `seconds`; those that ended.
+  // Moves the children's output along for up to `seconds`, and looks after groups; those that ended.
   std::vector<ChildExit> Poll(double seconds);
   bool is_router_running() const { return children_.IsRunning(kRouterName); }
   const ClusterPlan& plan() const { return plan_; }
@@ -45,13 +52,28 @@ class LocalCluster {
 
  private:
   LocalCluster(const ClusterPlan& plan, LocalClusterOptions options, ShutdownSignal& shutdown);
+  // A worker of several ranks.
+  struct Group {
+    std::string name;                     // of its leader
+    std::vector<std::string> members;     // names of all its processes
+    std::optional<MonoTime> broken = {};  // since when; while it is not started again
+    std::deque<MonoTime> restarts = {};   // of late
+    bool is_given_up = false;
+  };
+
+  template <typename Config>
+  Status StartProcess(const std::string& name, const char* binary, Config config);
+  Status StartWorker(const WorkerPlan& worker);
   Status StartAll();
   Status AwaitReady();
+  void TendGroup(Group& group, std::vector<ChildExit>& exits);
+  void Restart(Group& group, MonoTime now);
 
   const ClusterPlan plan_;
   const LocalClusterOptions options_;
   ShutdownSignal& shutdown_;  // of main
   std::unique_ptr<ConfigFolder> configs_;
+  std::vector<Group> groups_;
   ChildProcesses children_;
 };
 

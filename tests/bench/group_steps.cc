@@ -1,0 +1,97 @@
+// What leading a group costs each step beside the model: a GroupExecutor tells the plan to the other ranks
+// over TCP on one host, whose models, like its own, do nothing. Each rank is a thread. Goal: 100 us.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <barrier>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "worker/engine/group_executor.h"
+#include "worker/parallel/gloo_communicator.h"
+
+namespace terrace {
+namespace {
+
+constexpr Duration kTimeout = std::chrono::seconds(60);
+constexpr size_t kSteps = 2000, kBlockTokens = 16;
+
+class NoModel : public Executor {
+ public:
+  StepResult Run(const StepPlan&) override { return {}; }
+};
+
+std::vector<std::unique_ptr<Communicator>> Connect(uint32_t ranks) {
+  std::vector<std::string> told(ranks);
+  std::barrier all_told(ranks);
+  std::vector<std::unique_ptr<Communicator>> group(ranks);
+  std::vector<std::jthread> threads;
+  for (uint32_t rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      auto made = ConnectGloo({.rank = rank, .ranks = ranks, .timeout = kTimeout},
+                              [&](const std::string& mine) -> StatusOr<std::vector<std::string>> {
+                                told[rank] = mine;
+                                all_told.arrive_and_wait();
+                                return told;
+                              });
+      CHECK(made.ok(), Message(made.status()));
+      group[rank] = *std::move(made);
+    });
+  }
+  threads.clear();
+  return group;
+}
+
+// Decodes: `sequences` of `context` tokens, one token each.
+void Measure(uint32_t ranks, size_t sequences, size_t context) {
+  const auto group = Connect(ranks);
+  std::vector<std::jthread> followers;
+  for (uint32_t rank = 1; rank < ranks; ++rank) {
+    followers.emplace_back([&group, rank] {
+      NoModel model;
+      CHECK(FollowLeader(*group[rank], model, nullptr).ok());
+    });
+  }
+  const std::vector<int32_t> token = {1};
+  std::vector<BlockTable> tables(sequences, BlockTable(context / kBlockTokens));
+  StepPlan plan;
+  for (size_t i = 0; i < sequences; ++i)
+    plan.sequences.push_back({.id = i, .tokens = token, .blocks = tables[i], .sample = true});
+  std::vector<double> seconds;
+  {
+    GroupExecutor leader(*group[0], std::make_unique<NoModel>());
+    for (size_t step = 0; step < kSteps; ++step) {
+      const MonoTime begin = RealClock().Now();
+      CHECK(leader.Run(plan).device_error.ok());
+      seconds.push_back(Seconds(RealClock().Now() - begin));
+    }
+  }
+  std::ranges::sort(seconds);
+  std::printf("%6u %10zu %10zu %12.1f %12.1f %12.1f\n", ranks, sequences, context, seconds[kSteps / 10] * 1e6,
+              seconds[kSteps / 2] * 1e6, seconds[kSteps * 99 / 100] * 1e6);
+  std::fflush(stdout);
+}
+
+void Run(const std::vector<uint32_t>& sizes) {
+  std::printf("%6s %10s %10s %12s %12s %12s\n", "ranks", "sequences", "context", "us, p10", "us, median",
+              "us, p99");
+  for (const uint32_t ranks : sizes) {
+    for (const size_t sequences : {1, 16, 256}) {
+      for (const size_t context : {512, 32768}) Measure(ranks, sequences, context);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace terrace
+
+int main(int argc, char** argv) {
+  std::vector<uint32_t> ranks = {2, 4};
+  CLI::App app("What leading a group of ranks costs each step");
+  app.add_option("--ranks", ranks, "sizes of groups")->delimiter(',');
+  CLI11_PARSE(app, argc, argv);
+  std::signal(SIGPIPE, SIG_IGN);
+  terrace::Run(ranks);
+}

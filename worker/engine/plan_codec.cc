@@ -1,0 +1,131 @@
+#include "worker/engine/plan_codec.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace terrace {
+namespace {
+
+template <typename... Text>
+Status Malformed(const Text&... text) {
+  return DataLoss("the leader's plan is malformed: ", text...);
+}
+
+// What is left of a message.
+class Words {
+ public:
+  explicit Words(std::span<const int32_t> words) : left_(words) {}
+
+  size_t left() const { return left_.size(); }
+  StatusOr<uint32_t> Take() {
+    ASSIGN_OR_RETURN(const std::span<const int32_t> word, Take(1));
+    return static_cast<uint32_t>(word[0]);
+  }
+  StatusOr<std::span<const int32_t>> Take(size_t count) {
+    if (count > left_.size()) return Malformed(count, " words wanted, ", left_.size(), " left");
+    const std::span<const int32_t> taken = left_.first(count);
+    left_ = left_.subspan(count);
+    return taken;
+  }
+
+ private:
+  std::span<const int32_t> left_;
+};
+
+StatusOr<BlockTransfer> ReadTransfer(Words& words) {
+  ASSIGN_OR_RETURN(const std::span<const int32_t> fields, words.Take(4));
+  constexpr auto kLast = static_cast<int32_t>(BlockTransfer::Kind::kFromHost);
+  if (fields[0] < 0 || fields[0] > kLast) return Malformed("transfer of kind ", fields[0]);
+  return BlockTransfer{.kind = static_cast<BlockTransfer::Kind>(fields[0]),
+                       .from = fields[1],
+                       .to = fields[2],
+                       .rows = static_cast<uint32_t>(fields[3])};
+}
+
+// Moves the table of `before`, if there is one, to `tables`. The second: it was not there already.
+std::pair<BlockTable*, bool> MoveTable(uint64_t id, PlanTables& before, PlanTables& tables) {
+  auto node = before.extract(id);
+  const auto [place, is_new] = tables.try_emplace(id, node.empty() ? BlockTable() : std::move(node.mapped()));
+  return {&place->second, is_new};
+}
+
+StatusOr<PlannedSequence> ReadPart(Words& words, PlanTables& before, PlanTables& tables) {
+  ASSIGN_OR_RETURN(const uint32_t low, words.Take());
+  ASSIGN_OR_RETURN(const uint32_t high, words.Take());
+  PlannedSequence part{.id = uint64_t{high} << 32 | low};
+  ASSIGN_OR_RETURN(part.first_position, words.Take());
+  ASSIGN_OR_RETURN(const uint32_t logits, words.Take());
+  ASSIGN_OR_RETURN(const uint32_t kept, words.Take());
+  ASSIGN_OR_RETURN(const uint32_t tokens, words.Take());
+  ASSIGN_OR_RETURN(const uint32_t fresh, words.Take());
+  ASSIGN_OR_RETURN(part.tokens, words.Take(tokens));
+  ASSIGN_OR_RETURN(const std::span<const int32_t> blocks, words.Take(fresh));
+  const auto [table, is_new] = MoveTable(part.id, before, tables);
+  if (!is_new) return Malformed("sequence ", part.id, " twice");
+  if (kept > table->size()) return Malformed(kept, " blocks kept of ", table->size());
+  if (logits > tokens) return Malformed(logits, " logits of ", tokens, " tokens");
+  table->resize(kept);
+  table->insert(table->end(), blocks.begin(), blocks.end());
+  part.blocks = *table;
+  part.sample = logits > 0;  // as WantedLogits has it
+  part.proposed = logits > 0 ? logits - 1 : 0;
+  return part;
+}
+
+}  // namespace
+
+std::span<const int32_t> PlanWriter::Write(const StepPlan& plan) {
+  words_.clear();
+  Put(plan.transfers.size());
+  for (const BlockTransfer& transfer : plan.transfers) {
+    Put(static_cast<uint64_t>(transfer.kind));
+    words_.push_back(transfer.from);
+    words_.push_back(transfer.to);
+    Put(transfer.rows);
+  }
+  Put(plan.sequences.size());
+  PlanTables before = std::exchange(tables_, {});
+  for (const PlannedSequence& part : plan.sequences) {
+    const auto [table, is_new] = MoveTable(part.id, before, tables_);
+    CHECK(is_new, "sequence ", part.id, " twice in a step");
+    WritePart(part, *table);
+  }
+  return words_;
+}
+
+// `table`: what the readers have of it.
+void PlanWriter::WritePart(const PlannedSequence& part, BlockTable& table) {
+  const auto same = std::ranges::mismatch(table, part.blocks);
+  const auto kept = static_cast<size_t>(same.in1 - table.begin());
+  Put(part.id);
+  Put(part.id >> 32);
+  Put(part.first_position);
+  Put(WantedLogits(part));
+  Put(kept);
+  Put(part.tokens.size());
+  Put(part.blocks.size() - kept);
+  words_.insert(words_.end(), part.tokens.begin(), part.tokens.end());
+  words_.insert(words_.end(), same.in2, part.blocks.end());
+  table.resize(kept);
+  table.insert(table.end(), same.in2, part.blocks.end());
+}
+
+StatusOr<StepPlan> PlanReader::Read(std::span<const int32_t> message) {
+  Words words(message);
+  StepPlan plan;
+  ASSIGN_OR_RETURN(const uint32_t transfers, words.Take());
+  for (uint32_t i = 0; i < transfers; ++i) {
+    ASSIGN_OR_RETURN(const BlockTransfer transfer, ReadTransfer(words));
+    plan.transfers.push_back(transfer);
+  }
+  ASSIGN_OR_RETURN(const uint32_t sequences, words.Take());
+  PlanTables before = std::exchange(tables_, {});
+  for (uint32_t i = 0; i < sequences; ++i) {
+    ASSIGN_OR_RETURN(PlannedSequence part, ReadPart(words, before, tables_));
+    plan.sequences.push_back(part);
+  }
+  if (words.left() > 0) return Malformed(words.left(), " words too many");
+  return plan;
+}
+
+}  // namespace terrace

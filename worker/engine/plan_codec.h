@@ -1,0 +1,44 @@
+// A StepPlan as words that a group's leader sends to its other ranks: what the model needs of it, nothing of
+// what only sampling looks at. Of a sequence that was in the step before too, only the blocks are sent that
+// its table did not have then: reader and writer both keep the tables of the last step. One thread each.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/status.h"
+#include "worker/engine/executor.h"
+#include "worker/kv/block_table.h"
+
+namespace terrace {
+
+// By sequence, of one step.
+using PlanTables = std::unordered_map<uint64_t, BlockTable>;
+
+class PlanWriter {
+ public:
+  // Valid until the next call.
+  std::span<const int32_t> Write(const StepPlan& plan);
+
+ private:
+  void WritePart(const PlannedSequence& part, BlockTable& table);
+  void Put(uint64_t value) { words_.push_back(static_cast<int32_t>(static_cast<uint32_t>(value))); }
+
+  std::vector<int32_t> words_;
+  PlanTables tables_;
+};
+
+class PlanReader {
+ public:
+  // The plan of Write's words, given in the same order: with the same transfers, and for each sequence its
+  // id, tokens, first_position, blocks and WantedLogits. Borrows `words` and the reader's memory until the
+  // next call. DATA_LOSS for words that are no plan; then the reader is of no more use.
+  StatusOr<StepPlan> Read(std::span<const int32_t> words);
+
+ private:
+  PlanTables tables_;
+};
+
+}  // namespace terrace

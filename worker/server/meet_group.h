@@ -1,0 +1,32 @@
+// From an address to a group of connected ranks: over gRPC they find out that they fit, and tell each other
+// where they listen; then Gloo's TCP connections are theirs.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "worker/engine/rank_group.h"
+
+namespace terrace {
+
+struct GroupEndpoint {
+  std::string leader;  // host:port, at which rank 0 listens
+  std::string host;  // of this rank; "": of the leader that of `leader`, of others the one that reaches that
+  Duration timeout = std::chrono::seconds(5);  // of each call of the communicator
+};
+
+// Where the leader listens: at its address; a name, which the system may not know so early, stands for all of
+// this machine's.
+std::string ListenAddress(const std::string& leader);
+
+// Rank `rank` of `ranks`. The leader waits for the others, and they for the leader, until `is_cancelled` says
+// so: CANCELLED. FAILED_PRECONDITION, reason ranks_differ, for a rank that does not fit; UNAVAILABLE when
+// `leader` or `host` cannot be listened on, and when a rank is lost while they connect.
+StatusOr<std::unique_ptr<RankGroup>> MeetGroup(const GroupEndpoint& endpoint, uint32_t rank, uint32_t ranks,
+                                               const RankTraits& traits,
+                                               const std::function<bool()>& is_cancelled);
+
+}  // namespace terrace
