@@ -340,6 +340,12 @@ const std::vector<MetricInfo> kMetrics = {
      "9+. Results: accepted (the answer has them), rejected. Drafters: ngram, model, remote.",
      {"drafter", "position", "result"},
      {}},
+    {"terrace_speculation_branch_tokens_total",
+     kCounter,
+     "Tokens of second guesses that were verified beside such drafts. Results: accepted (the answer has "
+     "them), rejected.",
+     {"drafter", "result"},
+     {}},
     {"terrace_speculation_passes_total",
      kCounter,
      "Passes of a sequence through the model with such a draft: each gives one token more than it accepts.",

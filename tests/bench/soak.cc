@@ -2,7 +2,9 @@
 // pool, with shared beginnings, several answers to one prompt, scores, priorities, cancels, deadlines and
 // sinks that are not read. Meanwhile samples of what ended are computed again, alone, by an engine without
 // prefix cache, preemption or company: every bit of tokens and log-probabilities has to agree. At the end all
-// blocks have to be back, every sequence counted, and memory flat. Exit code 1 on any violation.
+// blocks have to be back, every sequence counted, and memory flat. Exit code 1 on any violation. After every
+// call of the scheduler every block is counted again, and a wrong count ends the process. With a drafter all
+// that may have drafts have them, whatever that costs, and second guesses beside them.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -35,6 +37,7 @@ struct Flags {
   std::string kv_dtype = "f32";
   bool swap = true;
   std::string drafter = "none", draft_model = "";
+  uint32_t max_branch_tokens = 3;
 };
 
 struct Counts {
@@ -259,6 +262,9 @@ class Soak {
     expect(stats.waiting_prompt_tokens == 0, "tokens wait");
     expect(stats.finished + stats.cancelled + stats.failed == counts_.sequences, "sequences are miscounted");
     expect(stats.failed == 0, "sequences failed");
+    expect(stats.speculation.failures == 0, "the drafter failed");
+    const bool has_drafts = SpeculationStats::Sum(stats.speculation.verified) > 0;
+    expect(has_drafts == (flags_.drafter != "none"), "drafts were verified, or none were");
     expect(counts_.checked > 0, "no sample was checked");
   }
 
@@ -293,6 +299,10 @@ class Soak {
     print("tokens cached", counts_.cached_tokens);
     print("preemptions, recomputed", stats_.recompute_preemptions);
     print("preemptions, swapped", stats_.swap_preemptions);
+    print("tokens of drafts verified", SpeculationStats::Sum(stats_.speculation.verified));
+    print("  accepted", SpeculationStats::Sum(stats_.speculation.accepted));
+    print("of second guesses verified", stats_.speculation.branch_verified);
+    print("  accepted", stats_.speculation.branch_accepted);
     print("answers equal alone", counts_.checked);
     std::printf(
         "memory                       %+.1f KiB/s, %+.2f MiB after the first third (allowed %.0f MiB)\n",
@@ -329,7 +339,12 @@ StatusOr<bool> Run(const Flags& flags) {
                                .kv_dtype = flags.kv_dtype,
                                .host_swap_bytes = flags.swap ? alone.kv_bytes * 2 : 0,
                                .max_prefill_wait_seconds = 1,
-                               .speculation = {.drafter = flags.drafter, .model = flags.draft_model}}));
+                               .audits = true,
+                               .speculation = {.drafter = flags.drafter,
+                                               .model = flags.draft_model,
+                                               .max_branch_tokens = flags.max_branch_tokens,
+                                               .min_match = 1,
+                                               .adapts = false}}));
   const auto vocab_size = static_cast<uint32_t>(crowd.files->config.vocab_size);
   std::printf("%s: %s, %u blocks of %u, %u of swap memory, seed %u, %.1f minutes\n", flags.model.c_str(),
               crowd.kv_dtype.c_str(), crowd.blocks, crowd.block_tokens, crowd.host_blocks, flags.seed,
@@ -350,6 +365,7 @@ int main(int argc, char** argv) {
   app.add_flag("--swap,!--no-swap", flags.swap, "swap memory for preempted sequences")->capture_default_str();
   app.add_option("--drafter", flags.drafter, "none, ngram or model")->capture_default_str();
   app.add_option("--draft-model", flags.draft_model, "of drafter model");
+  app.add_option("--max-branch-tokens", flags.max_branch_tokens, "of second guesses")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   const auto all_held = terrace::Run(flags);
   if (!all_held.ok()) {

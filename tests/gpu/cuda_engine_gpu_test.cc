@@ -141,10 +141,11 @@ TEST(CudaEngine, WhatAModelDraftsChangesNoBitOfAnAnswer) {
   }
   const struct {
     const char *model, *draft_model, *device;
-    uint32_t max_tokens;
+    uint32_t max_tokens, max_branch_tokens = 0;
   } cases[] = {{kModel, kModel, "cuda", 8},  // 9 tokens of a sequence in a step
                {kSmall, kModel, "cuda", 4},
                {kSmall, kModel, "cuda", 20},
+               {kSmall, kModel, "cuda", 4, 1},
                {kSmall, kModel, "cpu", 4}};
   std::map<std::string, std::vector<Answer>> plain;  // by model
   for (const char* model : {kModel, kSmall}) {
@@ -155,12 +156,13 @@ TEST(CudaEngine, WhatAModelDraftsChangesNoBitOfAnAnswer) {
     SCOPED_TRACE(testing::Message() << c.draft_model << " on " << c.device << " for " << c.model << ", "
                                     << c.max_tokens << " tokens");
     OpenedEngine opened = Open({.model = c.model,
-                                .max_sequences = 6,
+                                .max_sequences = c.max_branch_tokens > 0 ? 16u : 6u,
                                 .max_step_tokens = 200,
                                 .speculation = {.drafter = "model",
                                                 .model = c.draft_model,
                                                 .device = c.device,
                                                 .max_tokens = c.max_tokens,
+                                                .max_branch_tokens = c.max_branch_tokens,
                                                 .adapts = false}});
     std::vector<std::shared_ptr<CollectingSink>> sinks;
     for (const SequenceSpec& spec : specs) sinks.push_back(Submit(opened, spec));
@@ -176,6 +178,7 @@ TEST(CudaEngine, WhatAModelDraftsChangesNoBitOfAnAnswer) {
     }
     opened.engine->Stop();
     EXPECT_EQ(opened.engine->Stats().speculation.failures, 0u);
+    EXPECT_EQ(opened.engine->Stats().speculation.branch_verified > 0, c.max_branch_tokens > 0);
     std::printf("%s: %u drafted tokens, %u accepted; %s\n", opened.drafter_device.c_str(), drafted, accepted,
                 opened.drafter_kv_arithmetic.c_str());
     EXPECT_GT(accepted, 0u);

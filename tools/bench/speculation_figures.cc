@@ -24,6 +24,7 @@ Json SpeculationToJson(const SpeculationFigures& figures) {
             {"tokens_per_pass", stats.tokens_per_pass()},
             {"drafting_seconds", stats.drafting_seconds},
             {"saved_seconds", stats.saved_seconds},
+            {"branches", TokensToJson(stats.branch_verified, stats.branch_accepted)},
             {"positions", Json::object()}};
   for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {
     engine["positions"][SpeculationStats::kPositionNames[i]] =

@@ -22,6 +22,7 @@ TEST(SpeculationFigures, AnEnginesAreByPlaceInTheDraft) {
   SpeculationStats& stats = *figures.engine;
   stats.verified[0] = 4, stats.accepted[0] = 3;
   stats.verified[4] = 2;
+  stats.branch_verified = 4, stats.branch_accepted = 1;
   stats.passes = 2;
   stats.drafting_seconds = 0.5;
   stats.saved_seconds = -0.25;
@@ -29,7 +30,8 @@ TEST(SpeculationFigures, AnEnginesAreByPlaceInTheDraft) {
   EXPECT_EQ(engine["drafter"], "ngram");
   EXPECT_EQ(engine["failures"], 0);
   EXPECT_EQ(engine["passes"], 2);
-  EXPECT_EQ(engine["tokens_per_pass"], 2.5);
+  EXPECT_EQ(engine["tokens_per_pass"], 3);
+  EXPECT_EQ(engine["branches"], (Json{{"verified", 4}, {"accepted", 1}, {"acceptance", 0.25}}));
   EXPECT_EQ(engine["drafting_seconds"], 0.5);
   EXPECT_EQ(engine["saved_seconds"], -0.25);
   const Json& positions = engine["positions"];

@@ -4,10 +4,10 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/machine.h"
 #include "tools/cli/format.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/distill/distill.h"
-#include "worker/engine/machine.h"
 
 namespace terrace {
 namespace {

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/machine.h"
 #include "base/mapped_file.h"
 #include "base/version.h"
 #include "text/text_assets.h"
@@ -20,7 +21,6 @@
 #include "tools/report/quality_plot.h"
 #include "tools/report/report.h"
 #include "tools/report/speed_meter.h"
-#include "worker/engine/machine.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {

@@ -9,10 +9,10 @@
 #include <utility>
 
 #include "base/json.h"
+#include "base/machine.h"
 #include "base/mapped_file.h"
 #include "tools/optimize/quantize.h"
 #include "tools/report/technique_row.h"
-#include "worker/engine/machine.h"
 
 namespace terrace {
 namespace {

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/machine.h"
 #include "tools/cli/format.h"
 #include "tools/cli/option_values.h"
-#include "worker/engine/machine.h"
 
 namespace terrace {
 namespace {

@@ -21,6 +21,8 @@ std::string DescribeEngine(const SpeculationStats& stats) {
       out += Concat(i == 0 ? " " : ", ", SpeculationStats::kPositionNames[i], ": ",
                     Percent(stats.verified[i], stats.accepted[i], 0));
     }
+    if (stats.branch_verified > 0)
+      out += Concat("; second guesses: ", Percent(stats.branch_verified, stats.branch_accepted, 0));
     out += Concat("; ", FormatFixed(stats.tokens_per_pass(), 2), " tokens a pass");
   }
   out +=

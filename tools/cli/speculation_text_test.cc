@@ -20,6 +20,11 @@ TEST(DescribeSpeculation, SaysWhatIsKnownAndNoMore) {
   EXPECT_EQ(DescribeSpeculation({.verified = 7, .accepted = 6, .engine = stats}),
             "drafts (ngram): 7 tokens verified, 6 accepted (85.7%); by place 1: 75%, 2: 100%, 3: -, 4: -, "
             "5-8: -, 9+: -; 2.50 tokens a pass; 1.5 s saved, drafting took 250 ms; the drafter failed");
+  stats.branch_verified = 8, stats.branch_accepted = 2;
+  EXPECT_EQ(DescribeSpeculation({.verified = 15, .accepted = 8, .engine = stats}),
+            "drafts (ngram): 15 tokens verified, 8 accepted (53.3%); by place 1: 75%, 2: 100%, 3: -, 4: -, "
+            "5-8: -, 9+: -; second guesses: 25%; 3.00 tokens a pass; 1.5 s saved, drafting took 250 ms; the "
+            "drafter failed");
 }
 
 }  // namespace

@@ -422,14 +422,17 @@ void CheckedScheduler::CheckBlocks(const StepPlan& plan) {
   Expect(options_.scheduler.prefix_cache || now.cached_blocks == 0, "blocks are cached");
   if (now.free_blocks * 2 < now.total_blocks) is_roomy_ = false;
   std::map<BlockId, int> readers;
-  for (const PlannedSequence& part : plan.sequences)
+  size_t planned = 0;
+  for (const PlannedSequence& part : plan.sequences) {
+    planned += part.is_branch ? 0 : 1;
     for (const BlockId block : part.blocks) ++readers[block];
+  }
   for (const PlannedSequence& part : plan.sequences) {
     const size_t size = options_.scheduler.block_tokens;
     for (size_t i = part.first_position / size; i * size < part.first_position + part.tokens.size(); ++i)
       Expect(readers[part.blocks[i]] == 1, "KV block ", part.blocks[i], " is written and shared");
   }
-  if (plan.sequences.size() == now.running)
+  if (planned == now.running)
     Expect(readers.size() == now.held_blocks, now.held_blocks, " blocks held, ", readers.size(), " in use");
   Expect(now.running > 0 || now.held_blocks == 0, "blocks are held by nobody");
 }
@@ -450,11 +453,9 @@ void CheckedScheduler::CheckEmptyPlan() {
 // Each right up to some token, then anything; some are only looked at.
 void CheckedScheduler::OfferDrafts(StepPlan& plan) {
   const SchedulerOptions& options = options_.scheduler;
-  const auto draw = [this](uint32_t low, uint32_t high) {
-    return std::uniform_int_distribution<uint32_t>(low, high)(random_);
-  };
   const SchedulerStats before = stats();
   std::set<size_t> wished;
+  OfferedDrafts drafts;
   uint32_t offered = 0;
   const uint32_t room = scheduler_.draft_room();
   for (const DraftWish& wish : scheduler_.Wishes(plan)) {
@@ -468,15 +469,16 @@ void CheckedScheduler::OfferDrafts(StepPlan& plan) {
     Expect(wish.left + sequence.known() == sequence.spec.prompt.size() + sequence.answer_limit &&
                wish.request.most <= wish.left - 1,
            "sequence ", part.id, " has ", wish.left, " tokens left");
-    if (draw(0, 3) == 0) continue;
+    if (Draw(0, 3) == 0) continue;
     std::vector<int32_t> draft;
-    const uint32_t agreeing = draw(0, 12), length = agreeing + draw(0, 1) * draw(0, 6);
+    const uint32_t agreeing = Draw(0, 3) == 0 ? 0 : Draw(0, 12);
+    const uint32_t length = agreeing + Draw(0, 1) * Draw(0, 6);
     const size_t answered = sequence.known() - sequence.spec.prompt.size();
     for (uint32_t i = 0; i < length; ++i) {
       const int32_t right = FakeExecutor::AnswerToken(part.sampling->seed, answered + i, options.vocab_size);
       draft.push_back(i < agreeing ? right : (right + 1) % static_cast<int32_t>(options.vocab_size));
     }
-    const uint32_t wanted = draw(0, 3) == 0 ? 0 : length;
+    const uint32_t wanted = Draw(0, 3) == 0 ? 0 : length;
     const uint32_t left_room = scheduler_.draft_room();
     const uint32_t proposed = scheduler_.Offer(plan, wish.part, draft, wanted);
     offered += proposed;
@@ -492,29 +494,88 @@ void CheckedScheduler::OfferDrafts(StepPlan& plan) {
     Expect(proposed == 0 || now.free_blocks + now.cached_blocks >= now.running ||
                now.held_blocks == before.held_blocks,
            "sequence ", part.id, " takes others' blocks");
+    drafts.emplace_back(wish.part, std::move(draft));
   }
   Expect(offered + scheduler_.draft_room() == room, offered, " tokens proposed in a room of ", room);
+  OfferBranches(plan, drafts);
   Expect(stats().recompute_preemptions == before.recompute_preemptions &&
              stats().swap_preemptions == before.swap_preemptions,
          "a draft preempts");
   uint32_t tokens = 0, extra_logits = 0;
   for (const PlannedSequence& part : plan.sequences) {
     tokens += static_cast<uint32_t>(part.tokens.size());
-    extra_logits += part.score ? static_cast<uint32_t>(part.tokens.size()) : part.proposed;
+    const bool is_all_extra = part.score || part.is_branch;
+    extra_logits += is_all_extra ? static_cast<uint32_t>(part.tokens.size()) : part.proposed;
   }
   Expect(tokens <= options.max_step_tokens && extra_logits <= kMaxExtraLogits, tokens, " tokens in a step, ",
          extra_logits, " of them scored and proposed");
   CheckBlocks(plan);
 }
 
+// Right where the draft is wrong from its first token on, or wrong like it, or only looked at.
+void CheckedScheduler::OfferBranches(StepPlan& plan, const OfferedDrafts& drafts) {
+  const SchedulerOptions& options = options_.scheduler;
+  for (const auto& [number, draft] : drafts) {
+    if (draft.empty() || Draw(0, 2) == 0) continue;
+    const PlannedSequence part = plan.sequences[number];  // a copy: the plan grows
+    const Sequence& sequence = *sequences_[part.id];
+    const size_t answered = sequence.known() - sequence.spec.prompt.size();
+    const auto answer = [&](size_t index) {
+      return FakeExecutor::AnswerToken(part.sampling->seed, index, options.vocab_size);
+    };
+    const bool is_right = draft[0] != answer(answered) && Draw(0, 3) > 0;
+    const uint32_t agreeing = is_right ? Draw(1, 8) : 0, length = agreeing + Draw(0, 4);
+    std::vector<int32_t> branch;
+    for (uint32_t i = 0; i < length; ++i) {
+      const int32_t right = answer(answered + i);
+      branch.push_back(i < agreeing ? right : (right + 2) % static_cast<int32_t>(options.vocab_size));
+    }
+    const uint32_t wanted = Draw(0, 3) == 0 ? 0 : length;
+    const SchedulerStats before = stats();
+    const uint32_t room = scheduler_.draft_room();
+    const auto left = static_cast<uint32_t>(sequence.answer_limit - answered);
+    const bool may_go = part.proposed > 0 && room > 1 && plan.sequences.size() < options.max_sequences;
+    uint32_t most = may_go ? std::min({wanted, room - 1, left - 1}) : 0;
+    // Blocks of its own, from that of the last known token on; one is left for every running sequence.
+    const size_t available = before.free_blocks + before.cached_blocks;
+    const auto needed = [&](size_t count) {
+      return BlocksFor(part.first_position + 1 + count, options.block_tokens) -
+             part.first_position / options.block_tokens;
+    };
+    while (most > 0 && needed(most) + before.running > available) --most;
+    const size_t parts = plan.sequences.size();
+    const uint32_t tokens = scheduler_.OfferBranch(plan, number, branch, wanted);
+    const SchedulerStats now = stats();
+    Expect(tokens == (most > 0 ? most + 1 : 0), "sequence ", part.id, " has a branch of ", tokens,
+           " tokens, wanted ", most);
+    Expect(tokens + scheduler_.draft_room() == room, tokens, " tokens took another room");
+    Expect(now.free_blocks + now.cached_blocks >= now.running || now.held_blocks == before.held_blocks,
+           "the branch of sequence ", part.id, " takes others' blocks");
+    Expect(plan.sequences.size() == parts + (tokens > 0 ? 1 : 0), "a branch is no part of its own");
+    if (tokens == 0 || !violations_.empty()) continue;
+    const PlannedSequence& own = plan.sequences.back();
+    Expect(own.is_branch && own.id == part.id && own.proposed + 1 == tokens && own.tokens.size() == tokens &&
+               own.tokens[0] == part.tokens[0] && own.first_position == part.first_position &&
+               std::ranges::equal(own.tokens.subspan(1), std::span(branch).first(tokens - 1)),
+           "the branch of sequence ", part.id, " has other tokens");
+  }
+}
+
+void CheckedScheduler::CheckGuess(const GuessOutcome& outcome) {
+  Expect(outcome.accepted <= outcome.compared && outcome.compared <= std::max(outcome.verified, 1u) &&
+             outcome.compared <= outcome.accepted + 1,
+         "of ", outcome.verified, " tokens ", outcome.compared, " were compared, ", outcome.accepted,
+         " accepted");
+  verified_tokens_ += outcome.verified;
+  accepted_tokens_ += outcome.verified > 0 ? outcome.accepted : 0;
+}
+
 void CheckedScheduler::CheckOutcomes() {
   for (const DraftOutcome& outcome : scheduler_.TakeDraftOutcomes()) {
-    Expect(outcome.accepted <= outcome.compared && outcome.compared <= std::max(outcome.verified, 1u) &&
-               outcome.compared <= outcome.accepted + 1,
-           "of ", outcome.verified, " tokens ", outcome.compared, " were compared, ", outcome.accepted,
-           " accepted");
-    verified_tokens_ += outcome.verified;
-    accepted_tokens_ += outcome.verified > 0 ? outcome.accepted : 0;
+    CheckGuess(outcome);
+    CheckGuess(outcome.branch);
+    Expect(outcome.accepted == 0 || outcome.branch.accepted == 0, "both guesses are right");
+    if (outcome.branch.verified > 0) accepted_branch_tokens_ += outcome.branch.accepted;
   }
   for (const uint64_t id : scheduler_.TakeEndedDrafted())
     Expect(id < sequences_.size() && has_ended(id), "sequence ", id, " has not ended");

@@ -7,8 +7,8 @@
 //   blocks are those of the planned sequences, when all that run are planned.
 // - A part computes the oracle's tokens, where the sequence stands or, after a preemption, earlier; what is
 //   proposed behind them is of the draft, as far as it was right so far.
-// - What is offered to a plan, right and wrong, goes with it as far as there are room and blocks, and takes
-//   neither from anybody.
+// - What is offered to a plan, right and wrong, drafts and branches, goes with it as far as there are room,
+//   places and blocks, and takes none of them from anybody.
 // - No closed, overdue or full sequence is planned.
 // - Every sequence that decoded and is not full decodes again, unless it was preempted; then every sequence
 //   that goes on ranks before it. The first in rank is never preempted.
@@ -73,6 +73,7 @@ class CheckedScheduler {
   // Of the drafts that were offered.
   uint64_t verified_tokens() const { return verified_tokens_; }
   uint64_t accepted_tokens() const { return accepted_tokens_; }
+  uint64_t accepted_branch_tokens() const { return accepted_branch_tokens_; }  // of those
   // Whole blocks of prompts that were computed more than once though a sequence could have waited for them.
   size_t repeated_blocks() const { return repeated_blocks_; }
   const std::vector<std::string>& violations() const { return violations_; }
@@ -84,6 +85,9 @@ class CheckedScheduler {
   template <typename... Args>
   void Expect(bool holds, const Args&... args) {
     if (!holds && violations_.size() < 20) violations_.push_back(Concat("step ", step_, ": ", args...));
+  }
+  uint32_t Draw(uint32_t low, uint32_t high) {
+    return std::uniform_int_distribution<uint32_t>(low, high)(random_);
   }
   Status Failure(const PlannedSequence& part) const;
   bool IsDead(const Sequence& sequence) const;
@@ -97,7 +101,10 @@ class CheckedScheduler {
   void CheckBudget(const StepPlan& plan);
   void CheckBlocks(const StepPlan& plan);
   void CheckEmptyPlan();
+  using OfferedDrafts = std::vector<std::pair<size_t, std::vector<int32_t>>>;  // by part of the plan
   void OfferDrafts(StepPlan& plan);
+  void OfferBranches(StepPlan& plan, const OfferedDrafts& drafts);
+  void CheckGuess(const GuessOutcome& outcome);
   void CheckOutcomes();
   void NoteResults(const StepPlan& plan);
   void CheckEnds();
@@ -118,8 +125,9 @@ class CheckedScheduler {
   bool is_roomy_ = true;        // so far more than half of the blocks were free: nothing was evicted
   uint64_t prompt_tokens_ = 0;  // computed
   size_t repeated_blocks_ = 0;
-  std::mt19937 random_;                                                     // of drafts
-  uint64_t verified_tokens_ = 0, accepted_tokens_ = 0;                      // of drafts
+  std::mt19937 random_;                                 // of drafts
+  uint64_t verified_tokens_ = 0, accepted_tokens_ = 0;  // of drafts and branches
+  uint64_t accepted_branch_tokens_ = 0;
   std::set<std::pair<std::string, std::vector<int32_t>>> computed_blocks_;  // salt, tokens up to their end
   std::vector<std::string> violations_;
 };

@@ -1,5 +1,6 @@
 // Sampled answers whose drafts come from another model follow the distribution of this model, as if nothing
 // had been drafted; and with one seed they are the same tokens. No model: the logits are a table.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -84,7 +85,9 @@ size_t IndexOf(const std::vector<int32_t>& answer) {
 }
 
 // How an answer is drafted, step by step.
-enum class DraftedBy { kNobody, kOtherDraws, kTheSameDraws };
+enum class DraftedBy { kNobody, kOtherDraws, kTheSameDraws, kTrees };
+
+constexpr DraftedBy kEveryDrafter[] = {DraftedBy::kOtherDraws, DraftedBy::kTheSameDraws, DraftedBy::kTrees};
 
 class Answering {
  public:
@@ -95,19 +98,15 @@ class Answering {
       const size_t said = context.size() - 1;
       std::vector<int32_t> tokens = {context.back()};
       if (drafts != DraftedBy::kNobody) Propose(params, drafts, step, said, tokens);
-      PlannedSequence part;
-      part.tokens = tokens;
-      part.sample = true;
-      part.proposed = static_cast<uint32_t>(tokens.size() - 1);
-      part.sampling = &params;
-      part.counts = &counts;
-      part.sample_index = said;
-      const SequenceOutput output =
-          ChooseTokens(part, [&](uint32_t row, const TokenCounts& so_far, uint64_t index) {
-            return sampler_.Sample(kModel.After(static_cast<size_t>(tokens[row])), params, so_far, index, {});
-          });
-      EXPECT_TRUE(output.error.ok());
-      proposed_ += part.proposed;
+      SequenceOutput output = Verify(params, counts, said, tokens);
+      if (drafts == DraftedBy::kTrees && tokens.size() > 1) {  // as the Scheduler decides between both
+        const SequenceOutput branch = Verify(params, counts, said, Branch(tokens));
+        if (branch.tokens.size() > output.tokens.size()) {
+          output = branch;
+          ++branches_;
+        }
+      }
+      proposed_ += tokens.size() - 1;
       accepted_ += output.tokens.size() - 1;
       for (const SampledToken& token : output.tokens) {
         if (context.size() > kAnswer) break;  // one more than was wanted
@@ -119,15 +118,43 @@ class Answering {
   }
 
   double acceptance() const { return static_cast<double>(accepted_) / static_cast<double>(proposed_); }
+  uint64_t branches() const { return branches_; }  // that the answers went on with
 
  private:
+  // `tokens`: the last known one, and what is proposed behind it.
+  SequenceOutput Verify(const SamplingParams& params, const TokenCounts& counts, size_t said,
+                        const std::vector<int32_t>& tokens) {
+    PlannedSequence part;
+    part.tokens = tokens;
+    part.sample = true;
+    part.proposed = static_cast<uint32_t>(tokens.size() - 1);
+    part.sampling = &params;
+    part.counts = &counts;
+    part.sample_index = said;
+    SequenceOutput output = ChooseTokens(part, [&](uint32_t row, const TokenCounts& so_far, uint64_t index) {
+      return sampler_.Sample(kModel.After(static_cast<size_t>(tokens[row])), params, so_far, index, {});
+    });
+    EXPECT_TRUE(output.error.ok());
+    return output;
+  }
+
+  // As long as `tokens`, with another token first; those behind it are the likeliest of the other model.
+  static std::vector<int32_t> Branch(const std::vector<int32_t>& tokens) {
+    std::vector<int32_t> branch = {tokens[0], (tokens[1] + 1) % static_cast<int32_t>(kVocab)};
+    while (branch.size() < tokens.size()) {
+      const Row& row = kOther.After(static_cast<size_t>(branch.back()));
+      branch.push_back(static_cast<int32_t>(std::ranges::max_element(row) - row.begin()));
+    }
+    return branch;
+  }
+
   // 0 to all that is left, by the other model: with the draws that the answer's own tokens take, as a small
   // tier with the request's seed has them, or with others.
   void Propose(SamplingParams params, DraftedBy drafts, uint64_t step, size_t said,
                std::vector<int32_t>& tokens) {
     const double share = RandomUniform(params.seed, step, kLengthStream);
     const auto length = static_cast<size_t>(share * static_cast<double>(kAnswer - said + 1));
-    if (drafts == DraftedBy::kOtherDraws) params.seed = RandomBits(params.seed, step, kDraftStream);
+    if (drafts != DraftedBy::kTheSameDraws) params.seed = RandomBits(params.seed, step, kDraftStream);
     params.presence_penalty = 0;
     params.top_k = 0;
     for (size_t i = 0; i < length; ++i) {
@@ -137,7 +164,7 @@ class Answering {
   }
 
   Sampler sampler_;
-  uint64_t proposed_ = 0, accepted_ = 0;
+  uint64_t proposed_ = 0, accepted_ = 0, branches_ = 0;
 };
 
 struct Case {
@@ -172,7 +199,7 @@ double Deviations(const std::vector<double>& probabilities, const std::vector<ui
 TEST(DraftDistribution, SampledAnswersFollowTheModelWhateverAnotherOneDrafts) {
   for (const Case& c : Cases()) {
     const auto wanted = AnswerProbabilities(kModel, c.params), others = AnswerProbabilities(kOther, c.params);
-    for (const DraftedBy drafts : {DraftedBy::kOtherDraws, DraftedBy::kTheSameDraws}) {
+    for (const DraftedBy drafts : kEveryDrafter) {
       SCOPED_TRACE(testing::Message()
                    << c.name << ", drafts " << static_cast<int>(drafts) << ", seeds from " << kSeed);
       Answering answering;
@@ -187,6 +214,7 @@ TEST(DraftDistribution, SampledAnswersFollowTheModelWhateverAnotherOneDrafts) {
       for (size_t i = 0; i < kAnswers; ++i) EXPECT_TRUE(wanted[i] > 0 || counts[i] == 0) << "answer " << i;
       EXPECT_GT(answering.acceptance(), 0.02) << "some are right";
       EXPECT_LT(answering.acceptance(), 0.9) << "some are wrong";
+      EXPECT_EQ(answering.branches() > 1'000, drafts == DraftedBy::kTrees);
     }
   }
 }
@@ -198,7 +226,7 @@ TEST(DraftDistribution, OneSeedGivesTheSameAnswerWithAndWithoutDrafts) {
     for (uint64_t draw = 0; draw < 20'000; ++draw) {
       params.seed = kSeed + draw;
       const auto wanted = answering.Answer(params, DraftedBy::kNobody);
-      for (const DraftedBy drafts : {DraftedBy::kOtherDraws, DraftedBy::kTheSameDraws})
+      for (const DraftedBy drafts : kEveryDrafter)
         ASSERT_EQ(answering.Answer(params, drafts), wanted) << c.name << ", seed " << params.seed;
     }
   }

@@ -41,10 +41,14 @@ Status DeviceLost() {
 }
 
 StepObservation Observe(const StepPlan& plan, Duration took) {
-  StepObservation observation{.seconds = Seconds(took),
-                              .sequences = static_cast<uint32_t>(plan.sequences.size())};
+  StepObservation observation{.seconds = Seconds(took)};
   for (const PlannedSequence& part : plan.sequences) {
     const auto known = static_cast<uint32_t>(part.tokens.size()) - part.proposed;
+    if (part.is_branch) {  // all of it for a guess
+      observation.draft_tokens += known + part.proposed;
+      continue;
+    }
+    ++observation.sequences;
     (part.is_decode ? observation.decode_tokens : observation.prefill_tokens) += known;
     observation.draft_tokens += part.proposed;
   }
@@ -64,8 +68,10 @@ Engine::Engine(Options options, std::unique_ptr<Executor> executor, const Clock&
       clock_(clock),
       executor_(std::move(executor)),
       scheduler_(WithPrefixChanges(options_.scheduler)),
-      speculation_(options_.max_speculated_tokens, options_.adapts_speculation, std::move(drafter),
-                   options_.on_drafter_failed, clock_),
+      speculation_({.max_tokens = options_.max_speculated_tokens,
+                    .max_branch_tokens = options_.max_branch_tokens,
+                    .adapts = options_.adapts_speculation},
+                   std::move(drafter), options_.on_drafter_failed, clock_),
       inbox_(options_.inbox) {
   Publish(clock_.Now());
   loop_ = std::jthread([this](std::stop_token stop) { Loop(std::move(stop)); });

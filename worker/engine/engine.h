@@ -53,6 +53,7 @@ class Engine {
     // block.
     std::function<void(const Status&)> on_device_lost = nullptr;
     uint32_t max_speculated_tokens = 8;  // that the drafter may propose for a sequence and step
+    uint32_t max_branch_tokens = 0;      // of a second guess beside that; 0: there are none
     bool adapts_speculation = true;      // see DraftController
     // Called once, on the loop thread, when the drafter failed: the engine goes on without. Must not block.
     std::function<void(const Status&)> on_drafter_failed = nullptr;

@@ -25,7 +25,10 @@ struct PlannedSequence {
   uint32_t first_position = 0;
   std::span<const BlockId> blocks = {};
   bool is_decode = false;  // `tokens` begins with the last token of the answer so far
-  bool sample = false;     // the logits behind the last known token choose the next one
+  // A second guess of how the sequence of an earlier part goes on: of the same id, in blocks of its own from
+  // the last known token on, which it computes too.
+  bool is_branch = false;
+  bool sample = false;  // the logits behind the last known token choose the next one
   // With `sample`: so many tokens behind the last known one are proposed, for ChooseTokens to accept or not.
   uint32_t proposed = 0;
   bool score = false;  // report scores of the prompt tokens that follow the computed ones

@@ -49,6 +49,9 @@ class FakeExecutor : public Executor {
     std::function<Status()> lose_device =
         nullptr;  // asked at the beginning of each step; an error is its end
     std::function<bool(const StepPlan&)> is_first_of_its_kind = nullptr;  // as StepResult has it
+    // The alternatives to a token, where they are asked for; absent: none are told.
+    std::function<std::vector<TokenLogprob>(int32_t token)> top = nullptr;
+    float logprob = -1;  // of every token that is chosen
     StepTimeModel time = {};
     std::function<void(double seconds)> on_step_time = nullptr;  // such as FakeClock::Advance
   };
@@ -144,11 +147,12 @@ class FakeExecutor : public Executor {
     part.sample_index = index;
     if (const Status failure = Failure(part); !failure.ok()) return failure;
     const int32_t token = AnswerToken(part.sampling->seed, index, options_.vocab_size);
-    return SampledToken{.token = token,
-                        .logprob = -1,
-                        .top = {},
-                        .margin = part.signals ? kMargin : 0,
-                        .entropy = part.signals ? kEntropy : 0};
+    return SampledToken{
+        .token = token,
+        .logprob = options_.logprob,
+        .top = options_.top && part.top_logprobs > 0 ? options_.top(token) : std::vector<TokenLogprob>(),
+        .margin = part.signals ? kMargin : 0,
+        .entropy = part.signals ? kEntropy : 0};
   }
 
   const Options options_;

@@ -83,9 +83,11 @@ StatusOr<LoadedDrafter> LoadDrafterOnCpus(const ModelFiles& draft, const DraftTa
   shape.blocks = kv.blocks;
   ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(pool, *std::move(transformer), *ops, shape));
   const uint64_t parameters = runner->transformer().parameters();
+  std::unique_ptr<Executor> executor = std::move(runner);
+  if (options.wrap_draft_executor) executor = options.wrap_draft_executor(std::move(executor));
   const uint32_t pass =
       is_beside_device ? std::min(target.max_step_tokens, kCpuPassTokens) : target.max_step_tokens;
-  return LoadedDrafter{.drafter = MakeDrafter(shape, context_length, pass, std::move(runner)),
+  return LoadedDrafter{.drafter = MakeDrafter(shape, context_length, pass, std::move(executor)),
                        .device = std::string(ops->name),
                        .kv_arithmetic = std::move(kv.arithmetic),
                        .parameters = parameters,

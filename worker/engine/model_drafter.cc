@@ -4,6 +4,13 @@
 #include <utility>
 
 namespace terrace {
+namespace {
+
+// Nats: a token that is less likely than the drafted one by more is no branch. It would be right less than
+// once for seven times that the draft is.
+constexpr float kMostMargin = 2;
+
+}  // namespace
 
 ModelDrafter::ModelDrafter(const Options& options, std::unique_ptr<Executor> executor)
     : options_(options),
@@ -30,6 +37,7 @@ StatusOr<Drafts> ModelDrafter::Propose(std::span<const DraftRequest> requests) {
   ++calls_;
   Drafts drafts;
   drafts.tokens.resize(requests.size());
+  drafts.branches.resize(requests.size());
   std::vector<Work> works = Begin(requests, drafts);
   bool tell_costs = true;
   while (std::ranges::any_of(works, [](const Work& work) { return work.chunk > 0; })) {
@@ -37,6 +45,7 @@ StatusOr<Drafts> ModelDrafter::Propose(std::span<const DraftRequest> requests) {
     tell_costs = tell_costs && tells_costs;
   }
   if (!tell_costs) drafts.passes.clear();
+  CHECK(blocks_.free() + blocks_.held() == blocks_.total());
   return drafts;
 }
 
@@ -49,7 +58,10 @@ std::vector<ModelDrafter::Work> ModelDrafter::Begin(std::span<const DraftRequest
     sequence.last_call = calls_;
     sequence.right = OwnTokens(sequence, request.tokens);
     sequence.tokens.resize(sequence.right);
-    works.push_back({.request = &request, .sequence = &sequence, .draft = &drafts.tokens[i]});
+    works.push_back({.request = &request,
+                     .sequence = &sequence,
+                     .draft = &drafts.tokens[i],
+                     .branch = &drafts.branches[i]});
   }
   const auto missing = [](const Work& work) {
     return work.request->tokens.size() - work.sequence->tokens.size();
@@ -135,6 +147,7 @@ StatusOr<bool> ModelDrafter::RunPass(std::span<Work> works, Drafts& drafts) {
     part.sampling = work.request->sampling;
     part.counts = counts_draft ? &work.counts : work.request->counts;
     part.sample_index = work.request->generated() + work.draft->size();
+    if (part.sample && work.draft->empty() && work.request->most_branch > 0) part.top_logprobs = 2;
     plan.sequences.push_back(part);
     parts.push_back(&work);
     computed += work.chunk;
@@ -152,9 +165,17 @@ void ModelDrafter::TakeToken(Work& work, const SequenceOutput& output) {
   if (!output.error.ok()) return StartAnew(*work.sequence);
   if (output.tokens.empty()) return;
   const int32_t token = output.tokens[0].token;
+  if (work.draft->empty() && work.request->most_branch > 0) TakeBranch(output.tokens[0], *work.branch);
   work.draft->push_back(token);
   if (HasPenalties(*work.request->sampling)) work.counts.AddGenerated(token);
   work.chunk = work.draft->size() < work.most ? 1 : 0;
+}
+
+void ModelDrafter::TakeBranch(const SampledToken& first, std::vector<int32_t>& branch) {
+  const auto other = std::ranges::find_if(
+      first.top, [&](const TokenLogprob& likely) { return likely.token != first.token; });
+  if (other != first.top.end() && first.logprob - other->logprob <= kMostMargin)
+    branch.push_back(other->token);
 }
 
 void ModelDrafter::Forget(uint64_t id) { Release(id); }

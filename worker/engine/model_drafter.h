@@ -1,6 +1,8 @@
 // Drafts of a smaller model with the same tokens: what it would say itself, drawn with the same parameters
-// and the same random numbers as the answer, so that both agree as often as they can. It runs on an Executor
-// with a KV pool of its own. Owned by the Engine's Speculation; its loop thread only.
+// and the same random numbers as the answer, so that both agree as often as they can. A branch is the
+// likeliest token beside the first one of the draft, where it is not much less likely: the pass has told of
+// it, while one behind it would be a second row of every other pass. It runs on an Executor with a KV pool of
+// its own. Owned by the Engine's Speculation; its loop thread only.
 //
 // A sequence's keys and values stay between calls: a call computes what the answer has got since, many tokens
 // in one pass for all sequences, then a token of each draft a pass. What was drafted and not accepted is
@@ -56,6 +58,7 @@ class ModelDrafter : public Drafter {
     const DraftRequest* request = nullptr;
     Sequence* sequence = nullptr;
     std::vector<int32_t>* draft = nullptr;
+    std::vector<int32_t>* branch = nullptr;
     uint32_t most = 0;        // tokens of the draft
     uint32_t chunk = 0;       // tokens of the next pass; 0: it takes part in no more
     TokenCounts counts = {};  // with the draft's, where there are penalties
@@ -72,6 +75,7 @@ class ModelDrafter : public Drafter {
   void StartAnew(Sequence& sequence);
   StatusOr<bool> RunPass(std::span<Work> works, Drafts& drafts);
   void TakeToken(Work& work, const SequenceOutput& output);
+  static void TakeBranch(const SampledToken& first, std::vector<int32_t>& branch);
   void Release(uint64_t id);
 
   const Options options_;

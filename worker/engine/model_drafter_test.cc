@@ -226,6 +226,40 @@ TEST(ModelDrafter, TokensAreChosenAsTheAnswersAre) {
   EXPECT_EQ(answer.counts.entries().size(), 2u);
 }
 
+// The likeliest token beside the one that it draws, if that is not much likelier.
+TEST(ModelDrafter, ABranchIsTheTokenThatCameNext) {
+  const auto asked = [](const Answer& answer) {
+    DraftRequest request = answer.Request(3);
+    request.most_branch = 4;
+    return request;
+  };
+  const struct {
+    const char* name;
+    float first, second;  // log-probabilities of the fake's token and of the other one
+    bool is_branch;
+  } cases[] = {{"nearly as likely", -0.7f, -0.9f, true},
+               {"drawn, though another is likelier", -2, -0.2f, true},
+               {"sure", -0.01f, -5, false}};
+  for (const auto& c : cases) {
+    const Answer answer(0, 10);
+    const int32_t token = answer.Next(), other = (token + 1) % int32_t{kVocab};
+    ModelDrafter drafter(SmallOptions(),
+                         Fake({.top =
+                                   [&](int32_t chosen) {
+                                     EXPECT_EQ(chosen, token) << "asked for once a draft";
+                                     std::vector<TokenLogprob> top = {{token, c.first}, {other, c.second}};
+                                     if (c.second > c.first) std::swap(top[0], top[1]);
+                                     return top;
+                                   },
+                               .logprob = c.first}));
+    const Drafts drafts = Propose(drafter, {asked(answer)});
+    EXPECT_EQ(drafts.tokens[0], Said(answer, 3)) << c.name;
+    EXPECT_EQ(drafts.branches.at(0), c.is_branch ? std::vector{other} : std::vector<int32_t>()) << c.name;
+    EXPECT_THAT(drafts.passes, ElementsAre(10u, 1u, 1u)) << c.name;
+    EXPECT_THAT(Propose(drafter, {answer.Request(3)}).branches.at(0), IsEmpty()) << "nobody asked";
+  }
+}
+
 TEST(ModelDrafter, ACallWithAPassThatWasTheFirstOfItsKindTellsNoCosts) {
   uint32_t runs = 0;
   ModelDrafter drafter(SmallOptions(),

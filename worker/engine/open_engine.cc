@@ -50,6 +50,7 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   scheduler.blocks = loaded.kv_shape.blocks;
   scheduler.host_blocks = loaded.kv_shape.host_blocks;
   scheduler.prefix_cache = options.prefix_cache;
+  scheduler.audits = options.audits;
   scheduler.max_prefill_wait_seconds = options.max_prefill_wait_seconds;
   scheduler.scope.model = files.digest.Hex();
   scheduler.scope.layout = KvLayoutName(files.config, loaded, options);
@@ -60,6 +61,7 @@ Engine::Options EngineOptions(const OpenEngineOptions& options, const ModelFiles
   engine.on_flush = options.on_flush;
   engine.on_device_lost = options.on_device_lost;
   engine.max_speculated_tokens = options.speculation.max_tokens;
+  engine.max_branch_tokens = options.speculation.max_branch_tokens;
   engine.adapts_speculation = options.speculation.adapts;
   engine.on_drafter_failed = options.on_drafter_failed;
   return engine;

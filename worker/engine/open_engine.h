@@ -24,9 +24,11 @@ struct SpeculationOptions {
   std::string model = "";       // of drafter: model; a folder or a .gguf file
   std::string device = "auto";  // of model: cpu; cuda; auto: where the model that answers is, if it can be
   uint32_t max_tokens = 8;      // for a sequence and step
-  uint32_t min_match = 3;       // of ngram: tokens that came before
-  uint64_t kv_pool_bytes = 0;   // of model; 0: max_sequences full contexts, at most an eighth of free memory
-  bool adapts = true;           // false: max_tokens for all, whatever it costs; tests and benchmarks
+  // Of a second guess that begins otherwise, verified beside the first where that pays; 0: there are none.
+  uint32_t max_branch_tokens = 0;
+  uint32_t min_match = 3;      // of ngram: tokens that came before
+  uint64_t kv_pool_bytes = 0;  // of model; 0: max_sequences full contexts, at most an eighth of free memory
+  bool adapts = true;          // false: max_tokens for all, whatever it costs; tests and benchmarks
 };
 
 struct OpenEngineOptions {
@@ -49,6 +51,7 @@ struct OpenEngineOptions {
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
   uint32_t virtual_shards = 1;    // of the CPUs, a multiple of group.ranks: see worker/parallel/shard_plan.h
   GroupOptions group = {};        // of the CPUs
+  bool audits = false;            // see SchedulerOptions
   SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;
   std::function<void()> on_flush = nullptr;
@@ -58,6 +61,8 @@ struct OpenEngineOptions {
   std::function<StatusOr<const DeviceBackend*>()> find_device = LoadDevicePlugin;  // tests have others
   // Instead of what speculation.drafter names, for a model with these files: `remote`, tests and benchmarks.
   std::function<std::unique_ptr<Drafter>(const ModelFiles& files)> make_drafter = nullptr;
+  // Around that of a drafter's model on the CPUs: benchmarks choose its tokens.
+  std::function<std::unique_ptr<Executor>(std::unique_ptr<Executor>)> wrap_draft_executor = nullptr;
 };
 
 // Where the time of OpenEngine went, in seconds.

@@ -79,7 +79,12 @@ Status CheckTimes(const OpenEngineOptions& options) {
 Status CheckSpeculation(const SpeculationOptions& options) {
   RETURN_IF_ERROR(CheckName("engine.speculation.drafter", options.drafter, kDrafters));
   RETURN_IF_ERROR(CheckRange("engine.speculation.max_tokens", options.max_tokens, 1, kMaxSpeculatedTokens));
+  RETURN_IF_ERROR(
+      CheckRange("engine.speculation.max_branch_tokens", options.max_branch_tokens, 0, kMaxSpeculatedTokens));
   RETURN_IF_ERROR(CheckRange("engine.speculation.min_match", options.min_match, 1, kMaxMinMatch));
+  if (options.drafter == "remote" && options.max_branch_tokens > 0)
+    return Bad("engine.speculation.max_branch_tokens is ", options.max_branch_tokens,
+               "; drafter: remote has no second guesses, 0 is its limit");
   const bool drafts_with_model = options.drafter == "model";
   if (drafts_with_model && options.model.empty())
     return Bad("engine.speculation.model: is needed with drafter: model");

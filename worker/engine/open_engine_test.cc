@@ -5,7 +5,6 @@
 #include <fstream>
 #include <iterator>
 #include <map>
-#include <numeric>
 #include <random>
 
 #include "base/hash.h"
@@ -168,8 +167,8 @@ TEST(SameBits, TokensAndLogprobsDependOnTheRequestAlone) {
 }
 
 // Prompts of which half repeat themselves, drafted for by nobody, by what came before, by the same model,
-// which is right as long as nothing hides it, and by a smaller one. Models draft whatever it costs: what the
-// machine takes must not decide whether there is anything to compare.
+// which is right as long as nothing hides it, and by a smaller one, in chains and in trees. Models draft
+// whatever it costs: what the machine takes must not decide whether there is anything to compare.
 TEST(SameBits, AnswersAreTheSameWhoeverDrafts) {
   const uint32_t seed = 77;
   SCOPED_TRACE(Concat("seed ", seed));
@@ -187,6 +186,7 @@ TEST(SameBits, AnswersAreTheSameWhoeverDrafts) {
   } cases[] = {
       {"nano", {.drafter = "none"}, 1},
       {"nano", {.drafter = "ngram", .min_match = 1}, 8},
+      {"nano", {.drafter = "ngram", .max_branch_tokens = 3, .min_match = 1, .adapts = false}, 32},
       {"nano",
        {.drafter = "model", .model = "models/terrace-demo-nano", .max_tokens = 4, .adapts = false},
        8},
@@ -196,6 +196,9 @@ TEST(SameBits, AnswersAreTheSameWhoeverDrafts) {
       {"small", {.drafter = "none"}, 1},
       {"small", {.drafter = "ngram"}, 4},
       {"small", {.drafter = "model", .model = "models/terrace-demo-nano", .adapts = false}, 4},
+      {"small",
+       {.drafter = "model", .model = "models/terrace-demo-nano", .max_branch_tokens = 1, .adapts = false},
+       32},
   };
   std::map<std::string, Hash128> wanted;  // by model
   for (const auto& c : cases) {
@@ -227,8 +230,8 @@ TEST(SameBits, AnswersAreTheSameWhoeverDrafts) {
     const EngineStats stats = opened->engine->Stats();
     EXPECT_EQ(stats.free_blocks + stats.cached_blocks, stats.total_blocks);
     EXPECT_EQ(stats.speculation.failures, 0u);
-    EXPECT_EQ(drafted, std::accumulate(stats.speculation.verified.begin(), stats.speculation.verified.end(),
-                                       uint64_t{0}));
+    EXPECT_EQ(drafted, SpeculationStats::Sum(stats.speculation.verified) + stats.speculation.branch_verified);
+    EXPECT_EQ(stats.speculation.branch_verified > 0, c.speculation.max_branch_tokens > 0);
   }
 }
 

@@ -191,11 +191,11 @@ void ExpectSameTokens(std::span<const SampledToken> got, std::span<const Sampled
 struct Counts {
   uint64_t prefix_hit_tokens = 0, recompute_preemptions = 0, swap_preemptions = 0;
   uint64_t accepted_draft_tokens = 0, rejected_draft_tokens = 0;
-  uint64_t offered_tokens = 0, accepted_offered_tokens = 0;
+  uint64_t offered_tokens = 0, accepted_offered_tokens = 0, accepted_branch_tokens = 0;
 };
 
 // Drafts for what the plan decodes, as a drafter of the engine makes them: right up to some token, then
-// anything.
+// anything. Beside those that are wrong from the first token on, branches that are right.
 void OfferDrafts(Scheduler& scheduler, StepPlan& plan, const Alone& alone, std::mt19937& random) {
   const auto draw = [&](uint32_t low, uint32_t high) {
     return std::uniform_int_distribution<uint32_t>(low, high)(random);
@@ -204,11 +204,20 @@ void OfferDrafts(Scheduler& scheduler, StepPlan& plan, const Alone& alone, std::
     const auto rest =
         std::span(alone.answers.at(wish.request.sampling->seed)).subspan(wish.request.generated());
     std::vector<int32_t> draft;
-    for (const SampledToken& token : rest.first(std::min<size_t>(rest.size(), draw(0, 8))))
+    const uint32_t right = draw(0, 2) * draw(0, 4);
+    for (const SampledToken& token : rest.first(std::min<size_t>(rest.size(), right)))
       draft.push_back(token.token);
     for (uint32_t guesses = draw(0, 1) * draw(0, 4); guesses > 0; --guesses)
       draft.push_back(static_cast<int32_t>(draw(0, scheduler.options().vocab_size - 1)));
     scheduler.Offer(plan, wish.part, draft, draw(0, static_cast<uint32_t>(draft.size())));
+    if (draft.empty()) continue;
+    std::vector<int32_t> branch = {(draft[0] + 1) % static_cast<int32_t>(scheduler.options().vocab_size), 0};
+    if (draft[0] != rest[0].token) {
+      branch.clear();
+      for (const SampledToken& token : rest.first(std::min<size_t>(rest.size(), draw(1, 6))))
+        branch.push_back(token.token);
+    }
+    scheduler.OfferBranch(plan, wish.part, branch, draw(0, static_cast<uint32_t>(branch.size())));
   }
 }
 
@@ -256,8 +265,9 @@ Hash128 RunSchedule(TestModel& model, SchedulerOptions options, const std::vecto
     if (are_drafted) OfferDrafts(scheduler, plan, alone, random);
     scheduler.Commit(plan, executor.Run(plan), clock.Now());
     for (const DraftOutcome& outcome : scheduler.TakeDraftOutcomes()) {
-      counts.offered_tokens += outcome.verified;
+      counts.offered_tokens += outcome.verified + outcome.branch.verified;
       counts.accepted_offered_tokens += outcome.verified > 0 ? outcome.accepted : 0;
+      counts.accepted_branch_tokens += outcome.branch.verified > 0 ? outcome.branch.accepted : 0;
     }
   }
   const SchedulerStats stats = scheduler.Stats();
@@ -352,7 +362,7 @@ void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, s
             << " preemptions recomputed, " << counts.swap_preemptions << " swapped, "
             << counts.accepted_draft_tokens << " tokens of drafts accepted, " << counts.rejected_draft_tokens
             << " rejected, " << counts.accepted_offered_tokens << " of " << counts.offered_tokens
-            << " offered ones accepted\n";
+            << " offered ones accepted, and " << counts.accepted_branch_tokens << " of branches\n";
   if (schedules < 30) return;  // else all of it has happened
   EXPECT_GT(counts.prefix_hit_tokens, 0u);
   EXPECT_GT(counts.recompute_preemptions, 0u);
@@ -360,6 +370,7 @@ void ExpectOneHash(const std::string& path, const OpTable& ops, KvDType dtype, s
   EXPECT_GT(counts.accepted_draft_tokens, 0u);
   EXPECT_GT(counts.rejected_draft_tokens, 0u);
   EXPECT_GT(counts.accepted_offered_tokens, 0u);
+  EXPECT_GT(counts.accepted_branch_tokens, 0u);
   EXPECT_GT(counts.offered_tokens, counts.accepted_offered_tokens);
   EXPECT_EQ(largest_chunk, 512u);
 }

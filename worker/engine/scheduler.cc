@@ -82,6 +82,22 @@ Status CheckResume(const SequenceSpec& spec, const SchedulerOptions& options) {
                              ": none is left to generate"));
 }
 
+// A guess, of which `verified` tokens were, with what the answer has got. Where it ended, nothing is known of
+// the rest.
+GuessOutcome CompareGuess(std::span<const int32_t> guess, uint32_t verified,
+                          std::span<const SampledToken> tokens) {
+  GuessOutcome outcome;
+  const size_t most = std::min<size_t>(tokens.size(), std::max(verified, 1u));
+  while (outcome.compared < most && outcome.compared == outcome.accepted) {
+    const bool is_right = tokens[outcome.compared].token == guess[outcome.compared];
+    outcome.accepted += is_right ? 1 : 0;
+    ++outcome.compared;
+  }
+  const bool is_cut = outcome.compared == outcome.accepted;
+  outcome.verified = is_cut ? std::min(verified, outcome.compared) : verified;
+  return outcome;
+}
+
 }  // namespace
 
 struct Scheduler::Sequence {
@@ -104,7 +120,18 @@ struct Scheduler::Sequence {
   std::vector<BlockId> host_blocks;  // while swapped
   uint32_t copied = 0;               // the end of the rows that were copied from another block; 0: none were
   std::vector<int32_t> proposal;     // the planned tokens, where some of a draft go with them
-  std::vector<int32_t> offered;      // to the planned part, by the engine's drafter
+  // To the planned part, by the engine's drafter; so many of them are verified.
+  std::vector<int32_t> offered;
+  uint32_t verified = 0;
+  // The second guess beside it: as offered, and, while some of it is verified, its own part of the plan.
+  struct Branch {
+    std::vector<int32_t> offered = {};
+    std::vector<int32_t> tokens = {};  // of the part: the last known one, then those verified
+    BlockTable blocks = {};            // whole ones of the sequence, shared, then its own; empty: no part
+    size_t part = 0;                   // in StepPlan::sequences
+    uint32_t verified() const { return tokens.empty() ? 0 : static_cast<uint32_t>(tokens.size()) - 1; }
+  };
+  Branch branch;
   bool is_running = false, is_paused = false, is_finished = false;
 
   // While waiting.
@@ -114,6 +141,7 @@ struct Scheduler::Sequence {
   uint32_t missing = 0;              // tokens that were not computed when it came here
 
   Acceptance acceptance;          // of what was offered
+  Acceptance branch_acceptance;   // of the first tokens of second guesses
   bool wished_for_draft = false;  // ever: the drafter may know it
 
   MonoTime arrived;
@@ -611,6 +639,9 @@ void Scheduler::AddProposal(Sequence& sequence, std::span<const int32_t> propose
 
 void Scheduler::Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, StepPlan& plan) {
   sequence.offered.clear();
+  sequence.verified = 0;
+  CHECK(sequence.branch.blocks.empty());  // the plan before was committed
+  sequence.branch = {};
   PlannedSequence part;
   part.id = sequence.id;
   const std::span<const int32_t> all(sequence.tokens);
@@ -656,7 +687,8 @@ std::vector<DraftWish> Scheduler::Wishes(const StepPlan& plan) {
                                   .most = most,
                                   .cache_salt = sequence.spec.cache_salt},
                       .left = left,
-                      .acceptance = &sequence.acceptance});
+                      .acceptance = &sequence.acceptance,
+                      .branch = &sequence.branch_acceptance});
   }
   return wishes;
 }
@@ -666,28 +698,96 @@ uint32_t Scheduler::Offer(StepPlan& plan, size_t part, std::span<const int32_t> 
   Sequence& sequence = *planned_[part];
   PlannedSequence& planned = plan.sequences[part];
   CHECK(planned.is_decode && planned.sample && planned.proposed == 0 && sequence.offered.empty());
-  const auto known = std::ranges::find_if_not(draft, [this](int32_t token) {
-    return token >= 0 && static_cast<uint32_t>(token) < options_.vocab_size;
-  });
-  sequence.offered.assign(draft.begin(), known);
+  const std::span<const int32_t> known = Known(draft);
+  sequence.offered.assign(known.begin(), known.end());
   const size_t most = std::min({size_t{verified}, sequence.offered.size(), size_t{draft_room_}});
   const uint32_t proposed = TakeRoom(sequence, most);
   draft_room_ -= proposed;
+  sequence.verified = proposed;
   if (proposed == 0) return 0;
   AddProposal(sequence, std::span(sequence.offered).first(proposed), planned);
   planned.blocks = sequence.blocks;
   return proposed;
 }
 
+// The first tokens, as far as the model has them.
+std::span<const int32_t> Scheduler::Known(std::span<const int32_t> guess) const {
+  const auto end = std::ranges::find_if_not(guess, [this](int32_t token) {
+    return token >= 0 && static_cast<uint32_t>(token) < options_.vocab_size;
+  });
+  return {guess.begin(), end};
+}
+
+// Blocks as for a draft (TakeRoom), but from the one of the last known token on they are its own.
+uint32_t Scheduler::OfferBranch(StepPlan& plan, size_t part, std::span<const int32_t> branch,
+                                uint32_t verified) {
+  CHECK(part < planned_.size() && plan.sequences[part].id == planned_[part]->id);
+  Sequence& sequence = *planned_[part];
+  CHECK(sequence.branch.offered.empty());
+  const std::span<const int32_t> known = Known(branch);
+  if (known.empty() || sequence.offered.empty() || known[0] == sequence.offered[0]) return 0;
+  sequence.branch.offered.assign(known.begin(), known.end());
+  if (sequence.verified == 0 || draft_room_ < 2 || plan.sequences.size() >= options_.max_sequences) return 0;
+
+  const size_t available = blocks_.available(), spare = available - std::min(available, running_.size());
+  const uint32_t first = sequence.computed, shared = first / options_.block_tokens;
+  if (spare == 0) return 0;
+  const size_t wish = sequence.spec.speculation.value_or(std::numeric_limits<uint32_t>::max());
+  const size_t most = std::min({size_t{verified}, known.size(), size_t{draft_room_} - 1,
+                                wish - std::min<size_t>(wish, sequence.verified),
+                                size_t{sequence.answer_limit - sequence.generated()} - 1,
+                                (shared + spare) * options_.block_tokens - first - 1});
+  if (most == 0) return 0;
+  Sequence::Branch& own = sequence.branch;
+  own.part = plan.sequences.size();
+  own.tokens = {sequence.tokens.back()};
+  own.tokens.insert(own.tokens.end(), known.begin(), known.begin() + static_cast<ptrdiff_t>(most));
+  own.blocks.assign(sequence.blocks.begin(), sequence.blocks.begin() + shared);
+  for (const BlockId block : own.blocks) blocks_.Share(block);
+  CHECK(blocks_.Allocate(BlocksFor(first + 1 + most, options_.block_tokens) - shared, own.blocks).ok());
+  if (const uint32_t rows = first % options_.block_tokens; rows > 0) {
+    plan.transfers.push_back({.kind = BlockTransfer::Kind::kCopyRows,
+                              .from = sequence.blocks[shared],
+                              .to = own.blocks[shared],
+                              .rows = rows});
+  }
+  PlannedSequence planned = plan.sequences[part];
+  planned.tokens = own.tokens;
+  planned.proposed = static_cast<uint32_t>(most);
+  planned.blocks = own.blocks;
+  planned.is_branch = true;
+  plan.sequences.push_back(planned);
+  draft_room_ -= planned.proposed + 1;
+  Check();
+  return planned.proposed + 1;
+}
+
 void Scheduler::Commit(const StepPlan& plan, StepResult result, MonoTime now) {
-  CHECK(plan.sequences.size() == planned_.size() && result.outputs.size() == planned_.size());
+  CHECK(plan.sequences.size() >= planned_.size() && result.outputs.size() == plan.sequences.size());
   for (size_t i = 0; i < planned_.size(); ++i) {
     CHECK(plan.sequences[i].id == planned_[i]->id);
-    Apply(*planned_[i], plan.sequences[i], result.outputs[i], now);
+    const size_t chosen = ChooseBranch(*planned_[i], i, result);
+    Apply(*planned_[i], plan.sequences[chosen], result.outputs[chosen], now);
   }
   planned_.clear();
   std::erase_if(running_, [](const SequencePtr& sequence) { return sequence->is_finished; });
   Check();
+}
+
+// Which part of the plan the sequence goes on with: its own, or that of its branch, where more of that was
+// accepted. The other one's blocks are given back, and what the prefix cache has of its last rows, which are
+// found in the chosen one's from now on.
+size_t Scheduler::ChooseBranch(Sequence& sequence, size_t part, const StepResult& result) {
+  Sequence::Branch& branch = sequence.branch;
+  if (branch.blocks.empty()) return part;
+  const SequenceOutput &own = result.outputs[part], &other = result.outputs[branch.part];
+  const bool is_other = own.error.ok() && other.tokens.size() > own.tokens.size();
+  if (is_other) {
+    std::swap(sequence.blocks, branch.blocks);
+    blocks_.Forget(branch.blocks[sequence.computed / options_.block_tokens]);
+  }
+  blocks_.Release(branch.blocks);
+  return is_other ? branch.part : part;
 }
 
 void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output,
@@ -697,8 +797,11 @@ void Scheduler::Apply(Sequence& sequence, const PlannedSequence& planned, const 
   CHECK(output.tokens.size() <= planned.proposed + 1);
   const uint32_t first = sequence.computed;
   const std::span<const SampledToken> tokens = Extend(sequence, output.tokens);
-  if (planned.is_decode) sequence.acceptance.Age();
-  if (!sequence.offered.empty()) Compare(sequence, planned.proposed, tokens);
+  if (planned.is_decode) {
+    sequence.acceptance.Age();
+    sequence.branch_acceptance.Age();
+  }
+  if (!sequence.offered.empty()) Compare(sequence, tokens);
   const bool has_ended = !tokens.empty() && EndsAnswer(sequence.spec, options_, tokens.back().token);
   if (!output.error.ok() && !has_ended) {  // else nobody would have computed what failed
     ForgetBlocks(sequence);
@@ -745,21 +848,21 @@ std::span<const SampledToken> Scheduler::Extend(Sequence& sequence, std::span<co
   return chosen.first(taken);
 }
 
-// What was offered, with what the answer has got. Where it ended, nothing is known of the rest.
-void Scheduler::Compare(Sequence& sequence, uint32_t verified, std::span<const SampledToken> tokens) {
-  DraftOutcome outcome;
-  const size_t most = std::min<size_t>(tokens.size(), std::max(verified, 1u));
-  while (outcome.compared < most && outcome.compared == outcome.accepted) {
-    const bool is_right = tokens[outcome.compared].token == sequence.offered[outcome.compared];
-    outcome.accepted += is_right ? 1 : 0;
-    ++outcome.compared;
-  }
-  const bool is_cut = outcome.compared == outcome.accepted;
-  outcome.verified = is_cut ? std::min(verified, outcome.compared) : verified;
-  if (verified > 0 && !tokens.empty()) outcome.gained = static_cast<uint32_t>(tokens.size()) - 1;
+// What was offered, with what the answer has got.
+void Scheduler::Compare(Sequence& sequence, std::span<const SampledToken> tokens) {
+  DraftOutcome outcome{CompareGuess(sequence.offered, sequence.verified, tokens)};
+  if (sequence.verified > 0 && !tokens.empty()) outcome.gained = static_cast<uint32_t>(tokens.size()) - 1;
   sequence.acceptance.Add(outcome.compared, outcome.accepted);
-  sequence.stats.speculated_tokens += outcome.verified;
-  if (verified > 0) sequence.stats.accepted_speculated_tokens += outcome.accepted;
+  const auto count = [&](const GuessOutcome& guess) {
+    sequence.stats.speculated_tokens += guess.verified;
+    if (guess.verified > 0) sequence.stats.accepted_speculated_tokens += guess.accepted;
+  };
+  count(outcome);
+  if (const Sequence::Branch& branch = sequence.branch; !branch.offered.empty()) {
+    outcome.branch = CompareGuess(branch.offered, branch.verified(), tokens);
+    sequence.branch_acceptance.Add(outcome.branch.compared, std::min(outcome.branch.accepted, 1u));
+    count(outcome.branch);
+  }
   draft_outcomes_.push_back(outcome);
 }
 
@@ -819,6 +922,7 @@ void Scheduler::Publish(Sequence& sequence) {
 
 void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& error, MonoTime now) {
   WithdrawPromises(sequence);
+  blocks_.Release(sequence.branch.blocks);  // of a plan that nobody computed
   blocks_.Release(sequence.blocks, /*keeps_tail=*/!sequence.spec.is_background);
   free_host_blocks_.insert(free_host_blocks_.end(), sequence.host_blocks.begin(), sequence.host_blocks.end());
   sequence.host_blocks.clear();
@@ -883,6 +987,7 @@ void Scheduler::Check() const {
   std::vector<const BlockTable*> holders;
   for (const SequencePtr& sequence : running_) {
     holders.push_back(&sequence->blocks);
+    holders.push_back(&sequence->branch.blocks);
     CHECK(sequence->generated() + sequence->draft.size() <= sequence->answer_limit);
   }
   blocks_.Audit(holders);

@@ -11,6 +11,10 @@
 //   given back. The prefix cache never sees what was not accepted.
 // - So do drafts of the engine's own, which are offered to a plan that is made (Wishes, Offer): behind
 //   decodes without a draft from outside, in the room that the plan leaves.
+// - A second guess that begins otherwise (a branch, OfferBranch) is a part of its own in the same plan, with
+//   one known token before it, the sequence's whole blocks and blocks of its own behind them. Every token is
+//   chosen by the logits behind those before it, so of both parts the one that more tokens were accepted of
+//   is the answer's. Its blocks become the sequence's; the other's go.
 // - Prompts are taken by priority and, within one, the shortest remaining first, aged: a prompt loses ground
 //   to later ones only for max_prefill_wait, however long it is. The same order decides who is admitted.
 // - Blocks are taken as needed. A sequence starts from the longest beginning of its tokens that the prefix
@@ -89,14 +93,20 @@ struct DraftWish {
   DraftRequest request;  // `most`: what the sequence may have, not what the step has room for
   uint32_t left = 0;     // tokens of its answer that are to come, at most
   const Acceptance* acceptance = nullptr;
+  const Acceptance* branch = nullptr;  // of the first tokens of second guesses
 };
 
-// How a draft that was offered compares with the answer.
-struct DraftOutcome {
-  uint32_t verified = 0;  // tokens that went with the part, without those behind the answer's end
+// How guessed tokens compare with the answer.
+struct GuessOutcome {
+  uint32_t verified = 0;  // tokens that went with the plan, without those behind the answer's end
   uint32_t compared = 0;  // up to the first one that was not chosen: of those verified, or of the first one
   uint32_t accepted = 0;  // of those compared
-  uint32_t gained = 0;    // tokens that the step gave more than it would have given
+};
+
+// Of a draft that was offered, and of its branch: where there was none, nothing of that was compared.
+struct DraftOutcome : GuessOutcome {
+  GuessOutcome branch = {};
+  uint32_t gained = 0;  // tokens that the step gave more than it would have given
 };
 
 // Waits of sequences that ended since they were last taken, in seconds.
@@ -129,6 +139,11 @@ class Scheduler {
   // and blocks for: so many are returned. Where that is none, the first one is compared with what is chosen.
   // Once a part.
   uint32_t Offer(StepPlan& plan, size_t part, std::span<const int32_t> draft, uint32_t verified);
+  // After Offer, once a part: the first `verified` tokens of a second guess, which begins otherwise, go with
+  // the plan as a part of their own, or as many as there are room, a place and blocks for. Returns the tokens
+  // that the step computes for it: one more than those, or none where a token of the draft is not verified
+  // either. Its first token is compared with what is chosen in any case.
+  uint32_t OfferBranch(StepPlan& plan, size_t part, std::span<const int32_t> branch, uint32_t verified);
   // Of the drafts offered, since the last call.
   std::vector<DraftOutcome> TakeDraftOutcomes() { return std::exchange(draft_outcomes_, {}); }
   // Sequences that wished for drafts and have ended, since the last call.
@@ -179,6 +194,7 @@ class Scheduler {
   uint32_t PlanPromptsAndDrafts(uint32_t budget, StepPlan& plan);
   uint32_t Propose(Sequence& sequence, uint32_t chunk, uint32_t most);
   uint32_t TakeRoom(Sequence& sequence, size_t most);
+  std::span<const int32_t> Known(std::span<const int32_t> guess) const;
   static void AddProposal(Sequence& sequence, std::span<const int32_t> proposed, PlannedSequence& part);
   void Plan(Sequence& sequence, uint32_t chunk, uint32_t proposed, StepPlan& plan);
 
@@ -186,7 +202,8 @@ class Scheduler {
   SequencePtr Dequeue(Sequence& sequence);
   void Apply(Sequence& sequence, const PlannedSequence& planned, const SequenceOutput& output, MonoTime now);
   std::span<const SampledToken> Extend(Sequence& sequence, std::span<const SampledToken> chosen);
-  void Compare(Sequence& sequence, uint32_t verified, std::span<const SampledToken> tokens);
+  size_t ChooseBranch(Sequence& sequence, size_t part, const StepResult& result);
+  void Compare(Sequence& sequence, std::span<const SampledToken> tokens);
   void TrimBlocks(Sequence& sequence);
   void Send(Sequence& sequence, std::span<const SampledToken> tokens, MonoTime now);
   void ForgetBlocks(Sequence& sequence);
@@ -215,8 +232,9 @@ class Scheduler {
   uint32_t background_waiting_ = 0;  // in waiting_
   uint64_t background_tokens_ = 0;   // of waiting_tokens_
 
-  std::vector<Sequence*> planned_;  // whose part sequences[i] of the last plan is; empty after its Commit
-  uint32_t draft_room_ = 0;         // of the last plan: tokens that may be proposed beside what is
+  // Whose part sequences[i] of the last plan is, before those of branches; empty after its Commit.
+  std::vector<Sequence*> planned_;
+  uint32_t draft_room_ = 0;  // of the last plan: tokens that may be proposed beside what is
   std::vector<DraftOutcome> draft_outcomes_;
   std::vector<uint64_t> ended_drafted_;
   uint64_t next_id_ = 0;

@@ -153,7 +153,7 @@ class Workload {
 };
 
 struct Sums {
-  uint64_t sequences = 0, verified = 0, accepted = 0;
+  uint64_t sequences = 0, verified = 0, accepted = 0, accepted_branch = 0;
   SchedulerStats stats;
 };
 
@@ -172,6 +172,7 @@ Sums RunWorkloads(const Profile& profile, uint32_t workloads) {
     sums.sequences += workload.checked().size();
     sums.verified += workload.checked().verified_tokens();
     sums.accepted += workload.checked().accepted_tokens();
+    sums.accepted_branch += workload.checked().accepted_branch_tokens();
     sums.stats.finished += stats.finished;
     sums.stats.failed += stats.failed;
     sums.stats.cancelled += stats.cancelled;
@@ -200,6 +201,7 @@ TEST(SchedulerProperties, HoldWhateverHappens) {
 TEST(SchedulerProperties, HoldWhateverIsOffered) {
   const Sums sums = RunWorkloads({.speculates = true}, 100);
   EXPECT_GT(sums.accepted, 5'000u);
+  EXPECT_GT(sums.accepted_branch, 300u);
   EXPECT_GT(sums.verified, sums.accepted + 2'000);
   EXPECT_GT(sums.stats.recompute_preemptions, 100u);
   EXPECT_GT(sums.stats.swap_preemptions, 50u);

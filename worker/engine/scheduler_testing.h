@@ -29,15 +29,20 @@ inline SchedulerOptions SmallOptions() {
           .audits = true};
 }
 
-// A sink whose end can be seen without waiting.
+// A sink whose tokens can be counted and whose end can be seen without waiting.
 class WatchedSink : public CollectingSink {
  public:
   using CollectingSink::CollectingSink;
+  void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) override {
+    sent += tokens.size();
+    CollectingSink::OnTokens(first_index, tokens);
+  }
   void OnFinish(const SequenceResult& result) override {
     has_ended = true;
     CollectingSink::OnFinish(result);
   }
   bool is_full() const override { return is_stuck; }
+  size_t sent = 0;  // tokens
   bool has_ended = false, is_stuck = false;
 };
 

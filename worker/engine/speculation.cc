@@ -17,15 +17,17 @@ StepLoad LoadOf(const StepPlan& plan) {
 
 }  // namespace
 
-Speculation::Speculation(uint32_t max_tokens, bool adapts, std::unique_ptr<Drafter> drafter,
+Speculation::Speculation(const Options& options, std::unique_ptr<Drafter> drafter,
                          std::function<void(const Status&)> on_failed, const Clock& clock)
-    : drafter_(std::move(drafter)),
+    : max_branch_tokens_(options.max_branch_tokens),
+      drafter_(std::move(drafter)),
       on_failed_(std::move(on_failed)),
       clock_(clock),
-      controller_({.max_tokens = max_tokens,
+      controller_({.max_tokens = options.max_tokens,
+                   .max_branch_tokens = options.max_branch_tokens,
                    .is_drafting_cheap = drafter_ != nullptr && drafter_->is_cheap(),
                    .max_pass_tokens = drafter_ != nullptr ? drafter_->max_pass_tokens() : 1,
-                   .adapts = adapts}) {
+                   .adapts = options.adapts}) {
   if (drafter_ != nullptr) stats_.drafter = drafter_->name();
 }
 
@@ -52,16 +54,17 @@ bool Speculation::Ask(Scheduler& scheduler, StepPlan& plan) {
                           .most = missing.has_value() ? wish.request.most : 0,
                           .missing = missing.value_or(0),
                           .left = wish.left,
-                          .acceptance = wish.acceptance});
+                          .acceptance = wish.acceptance,
+                          .branch = wish.branch});
   }
-  const uint32_t room = scheduler.draft_room();
-  const std::vector<uint32_t> asked = controller_.Ask(load_, candidates, room);
+  const std::vector<uint32_t> asked = controller_.Ask(load_, candidates, scheduler.draft_room());
+  const bool has_places = plan.sequences.size() < scheduler.options().max_sequences;
   std::vector<DraftRequest> requests;
   for (size_t i = 0; i < wishes.size(); ++i) {
-    candidates[i].most = 0;  // until it has a draft
     if (asked[i] == 0) continue;
     requests.push_back(wishes[i].request);
     requests.back().most = asked[i];
+    requests.back().most_branch = has_places ? max_branch_tokens_ : 0;
   }
   if (requests.empty()) return false;
 
@@ -72,20 +75,43 @@ bool Speculation::Ask(Scheduler& scheduler, StepPlan& plan) {
     return true;
   }
   CHECK(drafts->tokens.size() == requests.size());
+  CHECK(drafts->branches.empty() || drafts->branches.size() == requests.size());
   controller_.LearnDrafting(drafts->passes, Seconds(clock_.Now() - begin));
-
-  std::vector<std::span<const int32_t>> drafted(wishes.size());
-  for (size_t i = 0, next = 0; i < wishes.size(); ++i) {
-    if (asked[i] == 0) continue;
-    const std::vector<int32_t>& draft = drafts->tokens[next++];
-    drafted[i] = std::span(draft).first(std::min<size_t>(draft.size(), asked[i]));
-    candidates[i].most = static_cast<uint32_t>(drafted[i].size());
-  }
-  const std::vector<uint32_t> lengths = controller_.Verify(load_, candidates, room);
-  for (size_t i = 0; i < wishes.size(); ++i) {
-    if (!drafted[i].empty()) verified_ += scheduler.Offer(plan, wishes[i].part, drafted[i], lengths[i]);
-  }
+  Offer(wishes, std::move(candidates), asked, *drafts, scheduler, plan);
   return true;
+}
+
+// What of the drafts is worth verifying, of those that were asked for. A branch takes a place in the step:
+// the first ones have what places there are.
+void Speculation::Offer(std::span<const DraftWish> wishes, std::vector<DraftCandidate> candidates,
+                        std::span<const uint32_t> asked, const Drafts& drafts, Scheduler& scheduler,
+                        StepPlan& plan) {
+  std::vector<std::span<const int32_t>> drafted(wishes.size()), branches(wishes.size());
+  const size_t parts = plan.sequences.size(), most_parts = scheduler.options().max_sequences;
+  size_t places = most_parts - std::min(parts, most_parts);
+  const auto first = [](std::span<const int32_t> tokens, uint32_t most) {
+    return tokens.first(std::min<size_t>(tokens.size(), most));
+  };
+  for (size_t i = 0, next = 0; i < wishes.size(); ++i) {
+    candidates[i].most = 0;
+    if (asked[i] == 0) continue;
+    drafted[i] = first(drafts.tokens[next], asked[i]);
+    if (!drafts.branches.empty()) branches[i] = first(drafts.branches[next], max_branch_tokens_);
+    ++next;
+    candidates[i].most = static_cast<uint32_t>(drafted[i].size());
+    if (drafted[i].empty() || branches[i].empty() || places == 0) continue;
+    candidates[i].most_branch = static_cast<uint32_t>(first(branches[i], wishes[i].request.most).size());
+    --places;
+  }
+  const DraftLengths lengths = controller_.Verify(load_, candidates, scheduler.draft_room());
+  for (size_t i = 0; i < wishes.size(); ++i) {
+    if (!drafted[i].empty())
+      verified_ += scheduler.Offer(plan, wishes[i].part, drafted[i], lengths.chains[i]);
+  }
+  for (size_t i = 0; i < wishes.size(); ++i) {
+    if (!branches[i].empty())
+      verified_ += scheduler.OfferBranch(plan, wishes[i].part, branches[i], lengths.branches[i]);
+  }
 }
 
 void Speculation::Learn(Scheduler& scheduler, std::optional<double> seconds) {
@@ -93,6 +119,7 @@ void Speculation::Learn(Scheduler& scheduler, std::optional<double> seconds) {
   uint32_t gained = 0;
   for (const DraftOutcome& outcome : scheduler.TakeDraftOutcomes()) {
     controller_.LearnOutcome(outcome.compared, outcome.accepted);
+    if (outcome.branch.compared > 0) controller_.LearnBranch(outcome.branch.accepted > 0);
     gained += Count(outcome);
   }
   if (drafter_ == nullptr) return;
@@ -124,6 +151,8 @@ uint32_t Speculation::Count(const DraftOutcome& outcome) {
     ++stats_.verified[SpeculationStats::PositionOf(i)];
     stats_.accepted[SpeculationStats::PositionOf(i)] += i < outcome.accepted ? 1 : 0;
   }
+  stats_.branch_verified += outcome.branch.verified;
+  stats_.branch_accepted += outcome.branch.verified > 0 ? outcome.branch.accepted : 0;
   return outcome.gained;
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -22,9 +23,14 @@ namespace terrace {
 
 class Speculation {
  public:
-  // Without a drafter it does nothing. `adapts`: see DraftController. `on_failed` is told of the error that
-  // ended the drafter.
-  Speculation(uint32_t max_tokens, bool adapts, std::unique_ptr<Drafter> drafter,
+  // See DraftController.
+  struct Options {
+    uint32_t max_tokens = 8, max_branch_tokens = 0;
+    bool adapts = true;
+  };
+
+  // Without a drafter it does nothing. `on_failed` is told of the error that ended the drafter.
+  Speculation(const Options& options, std::unique_ptr<Drafter> drafter,
               std::function<void(const Status&)> on_failed, const Clock& clock);
 
   // Between Schedule and Run: drafts go with the plan where they are expected to pay. Also of an empty plan:
@@ -37,10 +43,13 @@ class Speculation {
 
  private:
   bool Ask(Scheduler& scheduler, StepPlan& plan);
+  void Offer(std::span<const DraftWish> wishes, std::vector<DraftCandidate> candidates,
+             std::span<const uint32_t> asked, const Drafts& drafts, Scheduler& scheduler, StepPlan& plan);
   void ForgetEnded(Scheduler& scheduler);
   void Drop(const Status& error);
   uint32_t Count(const DraftOutcome& outcome);
 
+  const uint32_t max_branch_tokens_;
   std::unique_ptr<Drafter> drafter_;  // null: none, or it has failed
   const std::function<void(const Status&)> on_failed_;
   const Clock& clock_;  // outlives this
@@ -50,7 +59,7 @@ class Speculation {
   // Of the step between Draft and Learn.
   StepLoad load_;
   bool was_asked_ = false;
-  uint32_t verified_ = 0;  // tokens
+  uint32_t verified_ = 0;  // tokens that drafts and branches add to it
   double drafting_seconds_ = 0;
 };
 

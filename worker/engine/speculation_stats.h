@@ -19,8 +19,10 @@ struct SpeculationStats {
 
   std::string_view drafter = "";  // its name, a literal; "": there is none
   Tokens verified{}, accepted{};
-  // Of a sequence through the model with a draft: each gives one token more than it accepts, but where the
-  // answer ends.
+  // Tokens of second guesses that were verified beside the drafts, and accepted.
+  uint64_t branch_verified = 0, branch_accepted = 0;
+  // Of a sequence through the model with a draft: each gives one token more than it accepts, of the draft or
+  // of its branch, but where the answer ends.
   uint64_t passes = 0;
   uint64_t failures = 0;  // of the drafter: after the first one there is none
   double drafting_seconds = 0;
@@ -31,7 +33,8 @@ struct SpeculationStats {
   }
   // Of the passes that `passes` counts; 1 where there were none.
   double tokens_per_pass() const {
-    return passes == 0 ? 1 : 1 + static_cast<double>(Sum(accepted)) / static_cast<double>(passes);
+    const auto gained = static_cast<double>(Sum(accepted) + branch_accepted);
+    return passes == 0 ? 1 : 1 + gained / static_cast<double>(passes);
   }
   // What came since `before`, of the same engine.
   SpeculationStats Since(const SpeculationStats& before) const {
@@ -40,6 +43,8 @@ struct SpeculationStats {
       out.verified[i] -= before.verified[i];
       out.accepted[i] -= before.accepted[i];
     }
+    out.branch_verified -= before.branch_verified;
+    out.branch_accepted -= before.branch_accepted;
     out.passes -= before.passes;
     out.failures -= before.failures;
     out.drafting_seconds -= before.drafting_seconds;

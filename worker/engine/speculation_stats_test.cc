@@ -22,12 +22,14 @@ TEST(SpeculationStats, WhatCameSinceIsTheDifference) {
   before.drafter = "ngram";
   before.verified[0] = 10, before.accepted[0] = 7;
   before.verified[5] = 4, before.accepted[5] = 1;
+  before.branch_verified = 6, before.branch_accepted = 1;
   before.passes = 10;
   before.drafting_seconds = 0.5;
   before.saved_seconds = -0.25;
   SpeculationStats now = before;
   now.verified[0] += 5, now.accepted[0] += 4;
   now.verified[4] += 3, now.accepted[4] += 2;
+  now.branch_verified += 4, now.branch_accepted += 2;
   now.passes += 5;
   now.failures = 1;
   now.drafting_seconds += 0.125;
@@ -37,11 +39,13 @@ TEST(SpeculationStats, WhatCameSinceIsTheDifference) {
   EXPECT_EQ(since.verified, (SpeculationStats::Tokens{5, 0, 0, 0, 3, 0}));
   EXPECT_EQ(since.accepted, (SpeculationStats::Tokens{4, 0, 0, 0, 2, 0}));
   EXPECT_EQ(SpeculationStats::Sum(since.verified), 8u);
+  EXPECT_EQ(since.branch_verified, 4u);
+  EXPECT_EQ(since.branch_accepted, 2u);
   EXPECT_EQ(since.passes, 5u);
   EXPECT_EQ(since.failures, 1u);
   EXPECT_EQ(since.drafting_seconds, 0.125);
   EXPECT_EQ(since.saved_seconds, 2);
-  EXPECT_DOUBLE_EQ(since.tokens_per_pass(), 1 + 6.0 / 5);
+  EXPECT_DOUBLE_EQ(since.tokens_per_pass(), 1 + 8.0 / 5);
   EXPECT_EQ(SpeculationStats().tokens_per_pass(), 1);
 }
 

@@ -32,7 +32,7 @@ StepTimeModel Memory() { return {.seconds_per_step = 1e-2, .seconds_per_token = 
 // A Harness whose steps take simulated time and have drafts.
 struct Drafting {
   explicit Drafting(SchedulerOptions options, std::unique_ptr<Drafter> drafter, StepTimeModel time = Memory(),
-                    FakeExecutor::Options fake = {})
+                    FakeExecutor::Options fake = {}, uint32_t max_branch_tokens = 0)
       : scheduler(options),
         executor([&] {
           fake.block_tokens = options.block_tokens;
@@ -41,8 +41,8 @@ struct Drafting {
           return fake;
         }()),
         speculation(
-            8, /*adapts=*/true, std::move(drafter), [this](const Status& status) { failed = status; },
-            clock) {}
+            {.max_tokens = 8, .max_branch_tokens = max_branch_tokens}, std::move(drafter),
+            [this](const Status& status) { failed = status; }, clock) {}
 
   void Advance(double seconds) {
     clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
@@ -152,6 +152,98 @@ TEST(Speculation, GivesSeveralTokensAStepWhereDraftsAreRight) {
   EXPECT_GT(stats.saved_seconds, 0.5);
   EXPECT_EQ(sink->Wait().result.stats.speculated_tokens,
             std::accumulate(stats.verified.begin(), stats.verified.end(), uint64_t{0}));
+}
+
+// Right by `share`, and by `branch_share` of the times that its first token is wrong its branch is right.
+std::unique_ptr<Drafter> Trees(double share, double branch_share) {
+  FakeDrafter::Options options = RightBy(share);
+  options.branch_right = [branch_share](const DraftRequest&) { return branch_share; };
+  return std::make_unique<FakeDrafter>(options);
+}
+
+TEST(Speculation, AnswersAreTheSameWhicheverGuessIsRight) {
+  uint64_t accepted = 0, branch_accepted = 0;
+  for (uint32_t seed = 1; seed <= 100; ++seed) {
+    for (const double right : {0.0, 0.3, 0.6}) {
+      SCOPED_TRACE(Concat("seed ", seed, ", right ", right));
+      std::mt19937 random(seed);
+      const auto draw = [&](uint32_t low, uint32_t high) {
+        return std::uniform_int_distribution<uint32_t>(low, high)(random);
+      };
+      SchedulerOptions options = LargeSteps();
+      options.max_sequences = draw(1, 8);
+      options.max_step_tokens = draw(8, 80);
+      options.block_tokens = draw(1, 20);
+      options.blocks = draw(0, 1) == 0 ? 512u : 90 / options.block_tokens + 2 + draw(0, 8);
+      options.prefix_cache = draw(0, 3) > 0;
+      Drafting drafting(options, Trees(right, 0.7), Memory(), {}, /*max_branch_tokens=*/draw(1, 6));
+      std::vector<std::pair<SequenceSpec, std::shared_ptr<WatchedSink>>> all;
+      for (uint32_t i = 0; i < 3; ++i) {
+        SequenceSpec spec = Spec(draw(1, 30), draw(1, 60), 10 * seed + i);
+        if (draw(0, 3) == 0) spec.speculation = draw(0, 3);
+        all.emplace_back(spec, drafting.Add(spec));
+      }
+      drafting.RunAll();
+      for (const auto& [spec, sink] : all) {
+        const auto answer = sink->Wait();
+        EXPECT_EQ(answer.ids(), WantedTokens(spec.sampling.seed, spec.max_tokens));
+        EXPECT_EQ(answer.result.reason, FinishReason::kLength);
+        EXPECT_LE(answer.result.stats.accepted_speculated_tokens, answer.result.stats.speculated_tokens);
+      }
+      const SpeculationStats& stats = drafting.speculation.stats();
+      EXPECT_LE(stats.branch_accepted, stats.branch_verified);
+      accepted += SpeculationStats::Sum(stats.accepted);
+      branch_accepted += stats.branch_accepted;
+    }
+  }
+  EXPECT_GT(accepted, 1'000u);
+  EXPECT_GT(branch_accepted, 1'000u);
+}
+
+TEST(Speculation, TreesAreVerifiedOnlyWhereTheyGiveMoreThanChains) {
+  const StepTimeModel dear = {.seconds_per_step = 1e-3, .seconds_per_token = 0.6e-3};
+  const struct {
+    const char* name;
+    double right, branch_right;
+    StepTimeModel time;
+    bool pays;
+  } cases[] = {{"the second guess is often right", 0.5, 0.8, Memory(), true},
+               {"it never is", 0.5, 0, Memory(), false},
+               {"the first one always is", 1, 1, Memory(), false},
+               {"a token costs what it is worth", 0.8, 0.5, dear, false}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    Drafting trees(LargeSteps(), Trees(c.right, c.branch_right), c.time, {}, /*max_branch_tokens=*/4);
+    Drafting chains(LargeSteps(), Trees(c.right, c.branch_right), c.time);
+    const auto sink = trees.Add(Spec(10, 240));
+    chains.Add(Spec(10, 240));
+    for (int step = 0; step < 30; ++step) trees.Step();
+    const uint64_t learned = trees.speculation.stats().branch_verified;
+    trees.RunAll();
+    chains.RunAll();
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 240));
+    const SpeculationStats& stats = trees.speculation.stats();
+    EXPECT_EQ(chains.speculation.stats().branch_verified, 0u);
+    if (c.pays) {
+      EXPECT_GT(stats.branch_accepted, 20u);
+      EXPECT_LT(trees.steps, 0.9 * chains.steps);
+      EXPECT_GT(stats.saved_seconds, chains.speculation.stats().saved_seconds);
+      EXPECT_GT(stats.tokens_per_pass(), chains.speculation.stats().tokens_per_pass());
+    } else {
+      EXPECT_LE(stats.branch_verified - learned, 8u);
+    }
+  }
+}
+
+TEST(Speculation, BothGuessesTogetherAreNoMoreThanARequestMayHave) {
+  for (const uint32_t most : {1u, 2u, 5u}) {
+    Drafting drafting(LargeSteps(), Trees(0.5, 0.8), Memory(), {}, /*max_branch_tokens=*/4);
+    SequenceSpec spec = Spec(10, 100);
+    spec.speculation = most;
+    const auto sink = drafting.Add(spec);
+    while (drafting.Step()) EXPECT_LE(drafting.proposed, most);
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 100));
+  }
 }
 
 TEST(Speculation, EndsWhereDraftsAreWrongOrCostTooMuch) {

@@ -66,6 +66,7 @@ Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& o
                            out.max_tokens));
   RETURN_IF_ERROR(
       SetCount("engine.speculation.min_match", config.has_min_match(), config.min_match(), out.min_match));
+  if (config.has_max_branch_tokens()) out.max_branch_tokens = config.max_branch_tokens();
   if (config.has_kv_pool_bytes() && config.kv_pool_bytes() == 0)
     return Bad("engine.speculation.kv_pool_bytes", "must be at least 1");
   if (config.has_kv_pool_bytes()) out.kv_pool_bytes = config.kv_pool_bytes();

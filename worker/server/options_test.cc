@@ -42,6 +42,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_EQ(server.engine.speculation.model, "");
   EXPECT_EQ(server.engine.speculation.device, "auto");
   EXPECT_EQ(server.engine.speculation.max_tokens, 8u);
+  EXPECT_EQ(server.engine.speculation.max_branch_tokens, 0u);
   EXPECT_EQ(server.engine.speculation.min_match, 3u);
   EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 0u);
   EXPECT_EQ(options->log.level, LogLevel::kInfo);
@@ -55,7 +56,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "f32, pin_threads: true,\n"
       "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant, virtual_shards: 4,\n"
       "         speculation: {drafter: model, model: d, device: cpu, max_tokens: 4, min_match: 2,\n"
-      "                       kv_pool_bytes: 3000}}\n"
+      "                       max_branch_tokens: 3, kv_pool_bytes: 3000}}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n"
       "drain_seconds: 2.5\n");
@@ -85,6 +86,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.speculation.model, "d");
   EXPECT_EQ(server.engine.speculation.device, "cpu");
   EXPECT_EQ(server.engine.speculation.max_tokens, 4u);
+  EXPECT_EQ(server.engine.speculation.max_branch_tokens, 3u);
   EXPECT_EQ(server.engine.speculation.min_match, 2u);
   EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 3000u);
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
@@ -325,6 +327,10 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.speculation.max_tokens: must be at least 1"},
       {"{model: m, engine: {speculation: {max_tokens: 65}}}",
        "engine.speculation.max_tokens is 65, not in [1, 64]"},
+      {"{model: m, engine: {speculation: {drafter: ngram, max_branch_tokens: 65}}}",
+       "engine.speculation.max_branch_tokens is 65, not in [0, 64]"},
+      {"{model: m, engine: {speculation: {drafter: remote, max_branch_tokens: 1, remote: {address: 'd:1'}}}}",
+       "engine.speculation.max_branch_tokens is 1; drafter: remote has no second guesses"},
       {"{model: m, engine: {speculation: {min_match: 17}}}",
        "engine.speculation.min_match is 17, not in [1, 16]"},
       {"{model: m, engine: {speculation: {kv_pool_bytes: 0}}}",

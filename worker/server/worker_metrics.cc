@@ -85,6 +85,8 @@ WorkerMetrics::WorkerMetrics()
       for (const char* const verdict : kVerdictNames)
         registry_.GetCounter("terrace_speculation_tokens_total", Labels{drafter, position, verdict});
     }
+    for (const char* verdict : kVerdictNames)
+      registry_.GetCounter("terrace_speculation_branch_tokens_total", Labels{drafter, verdict});
     registry_.GetCounter("terrace_speculation_passes_total", Labels{drafter});
     registry_.GetCounter("terrace_speculation_drafting_seconds_total", Labels{drafter});
     registry_.GetCounter("terrace_speculation_failures_total", Labels{drafter});
@@ -185,6 +187,11 @@ void WorkerMetrics::SetSpeculation(const SpeculationStats& stats) {
       Follow("terrace_speculation_tokens_total", Labels{drafter, kPositionNames[i], kVerdictNames[verdict]},
              static_cast<double>(totals[verdict]), told_speculation_[verdict][i]);
     }
+  }
+  const uint64_t branches[] = {stats.branch_accepted, stats.branch_verified - stats.branch_accepted};
+  for (size_t verdict = 0; verdict < kVerdictNames.size(); ++verdict) {
+    Follow("terrace_speculation_branch_tokens_total", Labels{drafter, kVerdictNames[verdict]},
+           static_cast<double>(branches[verdict]), told_branches_[verdict]);
   }
   const Labels labels{drafter};
   Follow("terrace_speculation_passes_total", labels, static_cast<double>(stats.passes), told_passes_);

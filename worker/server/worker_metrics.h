@@ -66,6 +66,7 @@ class WorkerMetrics {
   // GUARDED_BY(mutex_): the engine's totals, as far as counted here.
   std::array<double, kTotals> told_{};
   std::array<std::array<double, SpeculationStats::kPositions>, 2> told_speculation_{};  // accepted, rejected
+  std::array<double, 2> told_branches_{};                                               // the same
   double told_passes_ = 0, told_drafting_seconds_ = 0, told_failures_ = 0;
 };
 

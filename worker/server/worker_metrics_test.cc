@@ -98,6 +98,7 @@ TEST(WorkerMetrics, DraftsAreCountedByDrafterPositionAndVerdict) {
   speculation.drafter = "model";
   speculation.verified[0] = 10, speculation.accepted[0] = 7;
   speculation.verified[4] = 5, speculation.accepted[4] = 1;
+  speculation.branch_verified = 6, speculation.branch_accepted = 2;
   speculation.passes = 10, speculation.failures = 1;
   speculation.drafting_seconds = 0.5, speculation.saved_seconds = -0.25;
   metrics.Render(stats, {});
@@ -107,6 +108,9 @@ TEST(WorkerMetrics, DraftsAreCountedByDrafterPositionAndVerdict) {
         "terrace_speculation_tokens_total{drafter=\"model\",position=\"1\",result=\"rejected\"} 3\n",
         "terrace_speculation_tokens_total{drafter=\"model\",position=\"5-8\",result=\"rejected\"} 4\n",
         "terrace_speculation_tokens_total{drafter=\"ngram\",position=\"1\",result=\"accepted\"} 0\n",
+        "terrace_speculation_branch_tokens_total{drafter=\"model\",result=\"accepted\"} 2\n",
+        "terrace_speculation_branch_tokens_total{drafter=\"model\",result=\"rejected\"} 4\n",
+        "terrace_speculation_branch_tokens_total{drafter=\"ngram\",result=\"accepted\"} 0\n",
         "terrace_speculation_passes_total{drafter=\"model\"} 10\n",
         "terrace_speculation_failures_total{drafter=\"model\"} 1\n",
         "terrace_speculation_drafting_seconds_total{drafter=\"model\"} 0.5\n",

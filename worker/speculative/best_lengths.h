@@ -26,6 +26,8 @@ struct DraftCandidate {
   uint32_t missing = 1;  // tokens that a model has to compute for the first one
   uint32_t left = 0;     // tokens of its answer that are to come, at most
   const Acceptance* acceptance = nullptr;
+  uint32_t most_branch = 0;            // tokens of a second guess that it has got (see BestTrees)
+  const Acceptance* branch = nullptr;  // how often the first one of a second guess was right
 };
 
 // A step that may get drafts. Borrowed for the call.
@@ -34,6 +36,7 @@ struct DraftableStep {
   uint32_t room = 0;                 // drafted tokens that it can verify in all
   uint32_t max_tokens = 0;           // of a draft
   double prior = 0;                  // the chance of a right token, of a sequence that had no drafts yet
+  double branch_prior = 0;           // the same, of the first token of a second guess
   const StepCosts* costs = nullptr;  // of steps like it
 
   // Without drafts; 0: it is not known.

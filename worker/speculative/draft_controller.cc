@@ -31,10 +31,18 @@ std::unique_ptr<Asking> MakeAsking(const DraftController::Options& options) {
 }  // namespace
 
 DraftController::DraftController(const Options& options)
-    : max_tokens_(options.max_tokens), adapts_(options.adapts), asking_(MakeAsking(options)) {}
+    : max_tokens_(options.max_tokens),
+      max_branch_tokens_(options.max_branch_tokens),
+      adapts_(options.adapts),
+      asking_(MakeAsking(options)) {}
 
 DraftableStep DraftController::StepOf(const StepLoad& load, uint32_t room) const {
-  return {.load = load, .room = room, .max_tokens = max_tokens_, .prior = prior(), .costs = &costs_};
+  return {.load = load,
+          .room = room,
+          .max_tokens = max_tokens_,
+          .prior = prior(),
+          .branch_prior = branch_acceptance_.Rate(kBranchPrior),
+          .costs = &costs_};
 }
 
 // Those that come first take the room.
@@ -48,18 +56,30 @@ std::vector<uint32_t> DraftController::FullLengths(std::span<const DraftCandidat
   return lengths;
 }
 
+// Branches have what drafts leave.
+DraftLengths DraftController::FullTrees(std::span<const DraftCandidate> candidates, uint32_t room) const {
+  DraftLengths lengths{.chains = FullLengths(candidates, room)};
+  room -= lengths.tokens();
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const uint32_t most = std::min(candidates[i].most_branch, max_branch_tokens_);
+    const bool has_room = lengths.chains[i] > 0 && room > 1;
+    lengths.branches.push_back(has_room ? std::min(most, room - 1) : 0);
+    room -= lengths.branches.back() > 0 ? lengths.branches.back() + 1 : 0;
+  }
+  return lengths;
+}
+
 std::vector<uint32_t> DraftController::Ask(const StepLoad& load, std::span<const DraftCandidate> candidates,
                                            uint32_t room) {
   return adapts_ ? asking_->Ask(StepOf(load, room), candidates) : FullLengths(candidates, room);
 }
 
-std::vector<uint32_t> DraftController::Verify(const StepLoad& load,
-                                              std::span<const DraftCandidate> candidates,
-                                              uint32_t room) const {
-  if (!adapts_) return FullLengths(candidates, room);
+DraftLengths DraftController::Verify(const StepLoad& load, std::span<const DraftCandidate> candidates,
+                                     uint32_t room) const {
+  if (!adapts_) return FullTrees(candidates, room);
   const DraftableStep step = StepOf(load, room);
   VerifyingBill bill(step);
-  return BestLengths(step, candidates, bill);
+  return BestTrees(step, candidates, BestLengths(step, candidates, bill));
 }
 
 void DraftController::LearnStep(const StepLoad& load, uint32_t drafted, double seconds) {

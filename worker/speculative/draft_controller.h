@@ -1,6 +1,7 @@
 // How many tokens of a step's sequences are drafted, and how many of the drafts are verified. It knows what
 // steps took (StepCosts), how often drafts were right (Acceptance), and by them weighs what a draft is worth
-// (BestLengths); whether and how much to ask depends on the drafter (Asking). It has no clock and no thread.
+// (BestLengths,
+// BestTrees); whether and how much to ask depends on the drafter (Asking). It has no clock and no thread.
 // Owned by Speculation (worker/engine/speculation.h); one thread.
 #pragma once
 
@@ -12,6 +13,7 @@
 #include "worker/speculative/acceptance.h"
 #include "worker/speculative/asking.h"
 #include "worker/speculative/best_lengths.h"
+#include "worker/speculative/best_trees.h"
 #include "worker/speculative/step_costs.h"
 
 namespace terrace {
@@ -20,6 +22,7 @@ class DraftController {
  public:
   struct Options {
     uint32_t max_tokens = 8;         // of a draft
+    uint32_t max_branch_tokens = 0;  // of a second guess; 0: there are none
     bool is_drafting_cheap = false;  // see Drafter, like the next one
     uint32_t max_pass_tokens = 256;
     bool adapts = true;          // false: drafts are as long as they may be, whatever they cost and are worth
@@ -33,9 +36,8 @@ class DraftController {
   bool WantsDrafts() { return !adapts_ || asking_->WantsDrafts(); }
   // Tokens to ask the drafter for, of each candidate; `room` are those that the step can verify in all.
   std::vector<uint32_t> Ask(const StepLoad& load, std::span<const DraftCandidate> candidates, uint32_t room);
-  // Tokens to verify of each draft: its first ones. What drafting took is spent.
-  std::vector<uint32_t> Verify(const StepLoad& load, std::span<const DraftCandidate> candidates,
-                               uint32_t room) const;
+  // Tokens to verify of each draft and of each second guess. What drafting took is spent.
+  DraftLengths Verify(const StepLoad& load, std::span<const DraftCandidate> candidates, uint32_t room) const;
 
   // What was measured: of a step that verified `drafted` tokens, of a call of the drafter (see
   // Drafts::passes), and of a draft's comparison with the answer.
@@ -44,6 +46,8 @@ class DraftController {
     asking_->LearnDrafting(passes, seconds);
   }
   void LearnOutcome(uint32_t compared, uint32_t right) { acceptance_.Add(compared, right); }
+  // Whether the first token of a second guess was the one that was chosen.
+  void LearnBranch(bool is_right) { branch_acceptance_.Add(1, is_right ? 1 : 0); }
   // Of the step last learned, which the drafter was asked in: what asking took, and what its drafts saved, in
   // seconds.
   void LearnAsking(double asking, double saved) { asking_->LearnAsking(asking, saved); }
@@ -59,16 +63,22 @@ class DraftController {
  private:
   // Before anything is known: drafts are tried.
   static constexpr double kPrior = 0.6;
+  // Second guesses are compared before they are verified: there is nothing to try.
+  static constexpr double kBranchPrior = 0.1;
+
+  static constexpr AcceptanceMemory kMemory = {.kept = 0.95, .most_trials = 100, .doubt = 0};
 
   DraftableStep StepOf(const StepLoad& load, uint32_t room) const;
 
   std::vector<uint32_t> FullLengths(std::span<const DraftCandidate> candidates, uint32_t room) const;
+  DraftLengths FullTrees(std::span<const DraftCandidate> candidates, uint32_t room) const;
 
-  const uint32_t max_tokens_;
+  const uint32_t max_tokens_, max_branch_tokens_;
   const bool adapts_;
   const std::unique_ptr<Asking> asking_;
   StepCosts costs_;
-  Acceptance acceptance_{AcceptanceMemory{.kept = 0.95, .most_trials = 100, .doubt = 0}};  // of all sequences
+  // Of all sequences: of drafts, and of the first tokens of second guesses.
+  Acceptance acceptance_{kMemory}, branch_acceptance_{kMemory};
 };
 
 }  // namespace terrace

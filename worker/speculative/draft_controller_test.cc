@@ -73,7 +73,7 @@ Simulated Simulate(const World& world, uint32_t steps, uint32_t seed = 1) {
       controller.LearnDrafting(passes, seconds);
     }
     for (size_t i = 0; i < candidates.size(); ++i) candidates[i].most = asked[i];
-    const std::vector<uint32_t> verified = controller.Verify(load, candidates, kRoom);
+    const std::vector<uint32_t> verified = controller.Verify(load, candidates, kRoom).chains;
     const uint32_t drafted = std::accumulate(verified.begin(), verified.end(), 0u);
     EXPECT_LE(drafted, kRoom);
     const double step_seconds = noisy(world.step(world.sequences + world.others + drafted));
@@ -164,9 +164,9 @@ TEST(DraftController, DraftsNothingBeforeItKnowsWhatAStepTakes) {
   DraftController controller({.is_drafting_cheap = true});
   const Acceptance acceptance{};
   const DraftCandidate candidate{.most = 8, .left = 100, .acceptance = &acceptance};
-  EXPECT_EQ(controller.Verify({.decodes = 1}, {&candidate, 1}, kRoom), std::vector<uint32_t>{0});
+  EXPECT_EQ(controller.Verify({.decodes = 1}, {&candidate, 1}, kRoom).chains, std::vector<uint32_t>{0});
   controller.LearnStep({.decodes = 1}, 0, 1);
-  EXPECT_GT(controller.Verify({.decodes = 1}, {&candidate, 1}, kRoom).at(0), 0u);
+  EXPECT_GT(controller.Verify({.decodes = 1}, {&candidate, 1}, kRoom).chains.at(0), 0u);
 }
 
 // Nothing is found: asking costs a fiftieth of a step, and may cost a two-hundredth of the time.
@@ -240,7 +240,7 @@ TEST(DraftController, StepsThatAllHaveAFewPromptTokensTellWhatDecodesTake) {
     Acceptance good;
     for (int i = 0; i < 20; ++i) good.Add(8, 8);
     const DraftCandidate candidate{.most = 8, .left = 100, .acceptance = &good};
-    EXPECT_GT(controller.Verify({.decodes = 8, .others = others}, {&candidate, 1}, kRoom).at(0), 0u);
+    EXPECT_GT(controller.Verify({.decodes = 8, .others = others}, {&candidate, 1}, kRoom).chains.at(0), 0u);
   }
 }
 
@@ -280,7 +280,7 @@ TEST(DraftController, TheRoomGoesToTheSequencesWhoseDraftsAreRight) {
   for (int i = 0; i < 20; ++i) good.Add(4, 4), bad.Add(4, 0);
   const DraftCandidate candidates[] = {{.most = 8, .left = 100, .acceptance = &bad},
                                        {.most = 3, .left = 100, .acceptance = &good}};
-  EXPECT_EQ(controller.Verify({.decodes = 2}, candidates, 3), (std::vector<uint32_t>{0, 3}));
+  EXPECT_EQ(controller.Verify({.decodes = 2}, candidates, 3).chains, (std::vector<uint32_t>{0, 3}));
 }
 
 // Before a step was measured, and when none pays: as long as they may be, within the room of the step.
@@ -295,7 +295,7 @@ TEST(DraftController, WithoutAdaptingDraftsAreWhole) {
   for (int i = 0; i < 2; ++i) {
     EXPECT_TRUE(controller.WantsDrafts());
     EXPECT_EQ(controller.Ask({.decodes = 3}, candidates, 9), (std::vector<uint32_t>{4, 3, 2}));
-    EXPECT_EQ(controller.Verify({.decodes = 3}, candidates, 5), (std::vector<uint32_t>{4, 1, 0}));
+    EXPECT_EQ(controller.Verify({.decodes = 3}, candidates, 5).chains, (std::vector<uint32_t>{4, 1, 0}));
     controller.LearnDrafting(passes, 100);
     controller.LearnStep({.decodes = 3}, 0, 1);
   }
@@ -310,11 +310,55 @@ TEST(DraftController, BesidePromptsDraftsHaveToBeWorthMore) {
     Acceptance acceptance;
     for (int i = 0; i < 20; ++i) acceptance.Add(2, 1);
     const DraftCandidate candidate{.most = 8, .left = 100, .acceptance = &acceptance};
-    return controller.Verify({.decodes = 1, .others = others}, {&candidate, 1}, kRoom).at(0);
+    return controller.Verify({.decodes = 1, .others = others}, {&candidate, 1}, kRoom).chains.at(0);
   };
   EXPECT_GT(length(0, 0.9), 0u);
   EXPECT_EQ(length(99, 0.9), 0u);
   EXPECT_GT(length(99, 0.01), 0u);
+}
+
+TEST(DraftController, WithoutAdaptingBranchesHaveTheRoomThatDraftsLeave) {
+  const DraftController controller({.max_tokens = 4, .max_branch_tokens = 3, .adapts = false});
+  const Acceptance any;
+  std::vector<DraftCandidate> candidates;
+  for (uint64_t id = 0; id < 3; ++id) {
+    candidates.push_back({.id = id,
+                          .most = id == 1 ? 0u : 8u,
+                          .left = 100,
+                          .acceptance = &any,
+                          .most_branch = 9,
+                          .branch = &any});
+  }
+  const struct {
+    uint32_t room;
+    std::vector<uint32_t> chains, branches;
+  } cases[] = {{20, {4, 0, 4}, {3, 0, 3}}, {14, {4, 0, 4}, {3, 0, 1}}, {13, {4, 0, 4}, {3, 0, 0}},
+               {9, {4, 0, 4}, {0, 0, 0}},  {6, {4, 0, 2}, {0, 0, 0}},  {0, {0, 0, 0}, {0, 0, 0}}};
+  for (const auto& c : cases) {
+    const DraftLengths lengths = controller.Verify({.decodes = 3}, candidates, c.room);
+    EXPECT_EQ(lengths.chains, c.chains) << c.room;
+    EXPECT_EQ(lengths.branches, c.branches) << c.room;
+    EXPECT_LE(lengths.tokens(), c.room);
+  }
+}
+
+// What was seen of others counts for a sequence that is new.
+TEST(DraftController, SecondGuessesAreVerifiedOnceTheyAreKnownToBeRight) {
+  DraftController controller({.max_tokens = kMost, .max_branch_tokens = 4, .is_drafting_cheap = true});
+  for (uint32_t drafted = 0; drafted <= 24; ++drafted)
+    controller.LearnStep({.decodes = 1}, drafted, 1 + 0.005 * drafted);
+  Acceptance half;
+  for (int i = 0; i < 20; ++i) half.Add(2, 1);
+  const auto branch = [&] {
+    const Acceptance none;
+    const DraftCandidate candidate{
+        .most = kMost, .left = 100, .acceptance = &half, .most_branch = 4, .branch = &none};
+    return controller.Verify({.decodes = 1}, {&candidate, 1}, kRoom).branches.at(0);
+  };
+  for (int i = 0; i < 200; ++i) controller.LearnBranch(false);
+  EXPECT_EQ(branch(), 0u);
+  for (int i = 0; i < 200; ++i) controller.LearnBranch(i % 2 == 0);
+  EXPECT_GT(branch(), 0u);
 }
 
 // A model that has to read a long prompt first is asked only where the answer is long enough.

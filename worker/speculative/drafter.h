@@ -25,6 +25,7 @@ struct DraftRequest {
   const SamplingParams* sampling = nullptr;
   const TokenCounts* counts = nullptr;
   uint32_t most = 0;                 // tokens of the draft
+  uint32_t most_branch = 0;          // of a branch (see Drafts); 0: none is wanted
   std::string_view cache_salt = {};  // of the sequence's prefixes (SequenceSpec)
 
   uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
@@ -32,6 +33,9 @@ struct DraftRequest {
 
 struct Drafts {
   std::vector<std::vector<int32_t>> tokens;  // of each request: `most` of them at most, or none
+  // A second guess of each request, which begins with another token than the first: `most_branch` tokens at
+  // most, or none. Of all or, where the drafter has none for anybody, of nobody.
+  std::vector<std::vector<int32_t>> branches = {};
   // Tokens that each pass of a model computed, pass by pass; none where no model ran, or where what they took
   // says nothing of passes like them.
   std::vector<uint32_t> passes = {};

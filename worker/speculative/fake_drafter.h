@@ -17,6 +17,8 @@ class FakeDrafter : public Drafter {
     // The token at `index` of the sequence's answer.
     std::function<int32_t(const DraftRequest&, uint32_t index)> answer;
     std::function<double(const DraftRequest&)> right = nullptr;  // each token's chance; absent: 1
+    // The chance that a branch is right where its draft's first token is wrong; absent: there are none.
+    std::function<double(const DraftRequest&)> branch_right = nullptr;
     uint32_t vocab_size = 1000;
     bool is_cheap = true;
     uint32_t calls_before_error = std::numeric_limits<uint32_t>::max();
@@ -45,8 +47,9 @@ class FakeDrafter : public Drafter {
       for (uint32_t index = request.generated(); draft.size() < request.most; ++index) {
         const int32_t token = options_.answer(request, index);
         const bool is_right = RandomUniform(request.sampling->seed, index, kStream) < right;
-        draft.push_back(is_right ? token : (token + 1) % static_cast<int32_t>(options_.vocab_size));
+        draft.push_back(is_right ? token : Other(token, 1));
       }
+      if (options_.branch_right) drafts.branches.push_back(Branch(request, draft));
     }
     return drafts;
   }
@@ -56,7 +59,26 @@ class FakeDrafter : public Drafter {
   }
 
  private:
-  static constexpr uint64_t kStream = 77;  // not that of the answers' draws
+  static constexpr uint64_t kStream = 77, kBranchStream = 78;  // not that of the answers' draws
+
+  int32_t Other(int32_t token, int32_t by) const {
+    return (token + by) % static_cast<int32_t>(options_.vocab_size);
+  }
+
+  // Right to its end, or from its first token on not.
+  std::vector<int32_t> Branch(const DraftRequest& request, const std::vector<int32_t>& draft) const {
+    std::vector<int32_t> branch;
+    const uint32_t first = request.generated();
+    if (draft.empty()) return branch;
+    const bool is_right =
+        draft[0] != options_.answer(request, first) &&
+        RandomUniform(request.sampling->seed, first, kBranchStream) < options_.branch_right(request);
+    while (branch.size() < request.most_branch) {
+      const int32_t token = options_.answer(request, first + static_cast<uint32_t>(branch.size()));
+      branch.push_back(is_right ? token : Other(token, 2));
+    }
+    return branch;
+  }
 
   const Options options_;
   uint32_t calls_ = 0;

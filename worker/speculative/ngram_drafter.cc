@@ -3,24 +3,37 @@
 #include <algorithm>
 
 namespace terrace {
+namespace {
+
+// `count` tokens as from `place` on, in circles where the sequence ends.
+std::vector<int32_t> GoOnLike(std::span<const int32_t> tokens, size_t place, uint32_t count) {
+  std::vector<int32_t> draft;
+  while (draft.size() < count) {
+    const size_t next = place + draft.size();
+    draft.push_back(next < tokens.size() ? tokens[next] : draft[next - tokens.size()]);
+  }
+  return draft;
+}
+
+}  // namespace
 
 StatusOr<Drafts> NgramDrafter::Propose(std::span<const DraftRequest> requests) {
   ++calls_;
   Drafts drafts;
   drafts.tokens.resize(requests.size());
+  drafts.branches.resize(requests.size());
   for (size_t i = 0; i < requests.size(); ++i) {
     const DraftRequest& request = requests[i];
     const std::span<const int32_t> tokens = request.tokens;
     Index& index = indexes_[request.id];
     index.last_call = calls_;
     if (!Extend(index, tokens)) continue;
-    const size_t place = FindPlace(index, tokens);
+    const size_t place = FindPlace(index, tokens, /*without=*/std::nullopt);
     if (place == 0) continue;
-    std::vector<int32_t>& draft = drafts.tokens[i];
-    while (draft.size() < request.most) {
-      const size_t next = place + draft.size();
-      draft.push_back(next < tokens.size() ? tokens[next] : draft[next - tokens.size()]);
-    }
+    drafts.tokens[i] = GoOnLike(tokens, place, request.most);
+    if (request.most_branch == 0) continue;
+    const size_t other = FindPlace(index, tokens, /*without=*/tokens[place]);
+    if (other > 0) drafts.branches[i] = GoOnLike(tokens, other, request.most_branch);
   }
   return drafts;
 }
@@ -68,8 +81,9 @@ bool NgramDrafter::Extend(Index& index, std::span<const int32_t> tokens) {
   return true;
 }
 
-// The place to go on like, or 0.
-size_t NgramDrafter::FindPlace(const Index& index, std::span<const int32_t> tokens) const {
+// The place to go on like, of those that another token than `without` follows, or 0.
+size_t NgramDrafter::FindPlace(const Index& index, std::span<const int32_t> tokens,
+                               std::optional<int32_t> without) const {
   if (tokens.size() < options_.min_match) return 0;
   const auto newest = index.newest.find(HashBefore(tokens, tokens.size()));
   if (newest == index.newest.end()) return 0;
@@ -77,6 +91,7 @@ size_t NgramDrafter::FindPlace(const Index& index, std::span<const int32_t> toke
   uint32_t place = newest->second;
   for (uint32_t tried = 0; place > 0 && tried < options_.candidates && longest < options_.max_match;
        ++tried, place = index.previous[place]) {
+    if (tokens[place] == without) continue;
     const size_t common = CommonBefore(tokens, place);
     if (common < options_.min_match || common <= longest)
       continue;  // another one of the same hash, or no better

@@ -3,14 +3,15 @@
 //
 // Of the places where the last `min_match` tokens came before, the `candidates` newest ones are looked at;
 // the one that agrees with the end of the sequence over most tokens is the one to go on like, of equal ones
-// the newest. A draft that reaches the end of the sequence goes on in itself: what comes in circles is
-// drafted to any length.
+// the newest. A branch goes on like the best of those places that go on otherwise. A draft that reaches the
+// end of the sequence goes on in itself: what comes in circles is drafted to any length.
 //
 // An index of each sequence grows with it: O(1) for a token. It takes about 40 bytes a token, and all
 // together hold `max_tokens` tokens: the sequences that were not asked for the longest give way.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -51,7 +52,7 @@ class NgramDrafter : public Drafter {
   uint64_t HashBefore(std::span<const int32_t> tokens, size_t end) const;
   bool MakeRoom(uint64_t tokens);
   bool Extend(Index& index, std::span<const int32_t> tokens);
-  size_t FindPlace(const Index& index, std::span<const int32_t> tokens) const;
+  size_t FindPlace(const Index& index, std::span<const int32_t> tokens, std::optional<int32_t> without) const;
   size_t CommonBefore(std::span<const int32_t> tokens, size_t place) const;
 
   const Options options_;

@@ -1,5 +1,6 @@
 #include "worker/speculative/ngram_drafter.h"
 
+#include <optional>
 #include <random>
 
 #include "gmock/gmock.h"
@@ -11,18 +12,30 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-std::vector<int32_t> Propose(NgramDrafter& drafter, const std::vector<int32_t>& tokens, uint32_t most,
-                             uint64_t id = 0) {
-  const DraftRequest request{.id = id, .tokens = tokens, .most = most};
+// Of one sequence.
+struct Guesses {
+  std::vector<int32_t> draft, branch;
+};
+
+Guesses ProposeBoth(NgramDrafter& drafter, const std::vector<int32_t>& tokens, uint32_t most,
+                    uint32_t most_branch, uint64_t id = 0) {
+  const DraftRequest request{.id = id, .tokens = tokens, .most = most, .most_branch = most_branch};
   const auto drafts = drafter.Propose({&request, 1});
   EXPECT_TRUE(drafts.ok());
   EXPECT_THAT(drafts->passes, IsEmpty());
-  return drafts->tokens.at(0);
+  return {drafts->tokens.at(0), drafts->branches.at(0)};
 }
 
-// The rule, without an index.
+std::vector<int32_t> Propose(NgramDrafter& drafter, const std::vector<int32_t>& tokens, uint32_t most,
+                             uint64_t id = 0) {
+  const Guesses guesses = ProposeBoth(drafter, tokens, most, /*most_branch=*/0, id);
+  EXPECT_THAT(guesses.branch, IsEmpty());
+  return guesses.draft;
+}
+
+// The rule, without an index; of places that another token than `without` follows.
 std::vector<int32_t> Oracle(const NgramDrafter::Options& options, const std::vector<int32_t>& tokens,
-                            uint32_t most) {
+                            uint32_t most, std::optional<int32_t> without = std::nullopt) {
   size_t best = 0, longest = 0;
   uint32_t tried = 0;
   for (size_t place = tokens.size(); place-- > options.min_match && tried < options.candidates;) {
@@ -33,7 +46,7 @@ std::vector<int32_t> Oracle(const NgramDrafter::Options& options, const std::vec
     }
     if (common < options.min_match) continue;
     ++tried;
-    if (common <= longest) continue;
+    if (common <= longest || tokens[place] == without) continue;
     best = place;
     longest = common;
   }
@@ -46,7 +59,7 @@ std::vector<int32_t> Oracle(const NgramDrafter::Options& options, const std::vec
 }
 
 TEST(NgramDrafter, DraftsWhatTheRuleSaysHoweverTheSequenceGrows) {
-  size_t drafted = 0;
+  size_t drafted = 0, branched = 0;
   for (uint32_t seed = 1; seed <= 300; ++seed) {
     SCOPED_TRACE(Concat("seed ", seed));
     std::mt19937 random(seed);
@@ -64,15 +77,23 @@ TEST(NgramDrafter, DraftsWhatTheRuleSaysHoweverTheSequenceGrows) {
         tokens.push_back(repeats ? tokens[tokens.size() - 17] : static_cast<int32_t>(draw(0, vocab - 1)));
       }
       const uint32_t most = draw(1, 12);
-      const std::vector<int32_t> draft = Propose(drafter, tokens, most);
+      const uint32_t most_branch = draw(0, 4);
+      const auto [draft, branch] = ProposeBoth(drafter, tokens, most, most_branch);
       EXPECT_EQ(draft, Oracle(options, tokens, most));
       drafted += draft.size();
+      branched += branch.size();
+      if (draft.empty()) {
+        EXPECT_THAT(branch, IsEmpty());
+      } else {
+        EXPECT_EQ(branch, Oracle(options, tokens, most_branch, draft[0]));
+      }
     }
     EXPECT_EQ(drafter.indexed_tokens(), tokens.size());
     drafter.Forget(0);
     EXPECT_EQ(drafter.indexed_tokens(), 0u);
   }
   EXPECT_GT(drafted, 10'000u);
+  EXPECT_GT(branched, 1'000u);
 }
 
 TEST(NgramDrafter, GoesOnAsBeforeAndInCircles) {
@@ -87,6 +108,16 @@ TEST(NgramDrafter, PrefersTheLongestMatchAndOfEqualOnesTheNewest) {
   NgramDrafter drafter({.min_match = 2});
   EXPECT_THAT(Propose(drafter, {7, 1, 2, 50, 1, 2, 60, 7, 1, 2}, 1), ElementsAre(50));
   EXPECT_THAT(Propose(drafter, {1, 2, 50, 1, 2, 60, 7, 1, 2}, 1, /*id=*/1), ElementsAre(60));
+}
+
+TEST(NgramDrafter, ABranchGoesOnLikeTheBestPlaceThatGoesOnOtherwise) {
+  NgramDrafter drafter({.min_match = 2});
+  Guesses guesses = ProposeBoth(drafter, {7, 1, 2, 50, 9, 1, 2, 60, 9, 1, 2, 50, 7, 1, 2}, 2, 2);
+  EXPECT_THAT(guesses.draft, ElementsAre(50, 9)) << "three tokens agree";
+  EXPECT_THAT(guesses.branch, ElementsAre(60, 9)) << "the newest place but those before a 50";
+  guesses = ProposeBoth(drafter, {1, 2, 3, 1, 2, 3, 1, 2}, 2, 2, /*id=*/1);
+  EXPECT_THAT(guesses.draft, ElementsAre(3, 1));
+  EXPECT_THAT(guesses.branch, IsEmpty()) << "it always went on so";
 }
 
 TEST(NgramDrafter, HoldsNoMoreThanItMay) {
