@@ -9,7 +9,6 @@ cc_library(  # for host-only .cc files; a short list, because the sandbox links 
 )
 cc_library(name = "cudart", linkopts = ["-L{lib}", "-lcudart_static", "-lpthread", "-ldl", "-lrt"])
 cc_library(name = "cublaslt", linkopts = ["-L{lib}", "-Wl,-rpath,{lib}", "-lcublasLt"])
-cc_library(name = "nccl", linkopts = ["-L{lib}", "-Wl,-rpath,{lib}", "-lnccl"])
 """
 
 def _impl(rctx):

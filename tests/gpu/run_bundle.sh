@@ -19,15 +19,15 @@ END
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# Names the folder that holds cuBLASLt; nothing when there is none: the loader then says so.
-find_cublas() {
+# Names the folder that holds a library of CUDA's; nothing when there is none: the loader then says so.
+find_cuda() {  # name
   local folder
   for folder in ${CUDA_HOME:+"$CUDA_HOME/lib64"} /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib; do
-    if [[ -e $folder/libcublasLt.so.13 ]]; then echo "$folder" && return; fi
+    if [[ -e $folder/$1 ]]; then echo "$folder" && return; fi
   done
-  python3 - <<'END' 2>/dev/null || true
+  python3 - "$1" <<'END' 2>/dev/null || true
 import glob, os, sys
-found = [f for p in sys.path for f in glob.glob(os.path.join(p, "nvidia", "*", "lib", "libcublasLt.so.13"))]
+found = [f for p in sys.path for f in glob.glob(os.path.join(p, "nvidia", "*", "lib", sys.argv[1]))]
 print(os.path.dirname(found[0]) if found else "")
 END
 }
@@ -42,7 +42,7 @@ find_gcc() {
 
 libraries() {
   local path=$here/lib folder
-  for folder in "$(find_gcc)" "$(find_cublas)" "${LD_LIBRARY_PATH:-}"; do
+  for folder in "$(find_gcc)" "$(find_cuda libcublasLt.so.13)" "$(find_cuda libnccl.so.2)" "${LD_LIBRARY_PATH:-}"; do
     if [[ -n $folder ]]; then path+=:$folder; fi
   done
   echo "$path"

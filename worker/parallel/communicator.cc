@@ -9,10 +9,6 @@
 namespace terrace {
 namespace {
 
-// Up to here a sum takes one message to each rank, of all values, rather than two of a share: what counts is
-// how often ranks wait for each other.
-constexpr size_t kAtOnceBytes = 64 << 10;
-
 std::span<const std::byte> BytesOf(std::span<const float> values) { return std::as_bytes(values); }
 std::span<std::byte> BytesOf(std::span<float> values) { return std::as_writable_bytes(values); }
 

@@ -1,7 +1,7 @@
 // What the ranks of a group tell each other: every rank makes the same calls in the same order, and each call
 // returns when this rank has what it needs and no longer lends its memory. Implementations:
-// LocalCommunicator (threads of one process), GlooCommunicator (TCP). They only carry messages; what is added
-// in which order is here, so that it is the same for all.
+// LocalCommunicator (threads of one process), GlooCommunicator (TCP), NcclCommunicator (GPUs). They only
+// carry messages; what is added in which order is here, so that it is the same for all.
 //
 // One thread at a time makes the calls; Abort is for any thread. Every call has the group's timeout. A rank
 // that does not take part in time gives DEADLINE_EXCEEDED, one that ended UNAVAILABLE, both with its number;
@@ -48,6 +48,10 @@ class Communicator {
   // ranks, as far as they wait for it. Any thread.
   virtual void Abort(const Status& why) = 0;
 
+  // UNAVAILABLE, with its number, when another rank is known to have ended; does not wait to hear of it. For
+  // a rank that is about to end, to say whom it is about: no call but Abort may follow.
+  virtual Status FindEnded() = 0;
+
  protected:
   enum class Call : uint32_t { kAllReduceSum, kAllGather, kBroadcast, kSend, kBarrier };
   static std::string_view Name(Call call);
@@ -72,6 +76,16 @@ class Communicator {
   // failed.
   virtual Status Exchange(Call call, std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
                           MonoTime deadline) = 0;
+
+  // Up to here a sum takes one message to each rank, of all values, rather than two of a share: what counts
+  // is how often ranks wait for each other.
+  static constexpr size_t kAtOnceBytes = 64 << 10;
+
+  // An exchange of `other`, on whose connections an implementation agrees with its peers.
+  static Status ExchangeOver(Communicator& other, Call call, std::span<const Outgoing> outgoing,
+                             std::span<const Incoming> incoming, MonoTime deadline) {
+    return other.Run(call, outgoing, incoming, deadline);
+  }
 
  private:
   Status Run(Call call, std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,

@@ -72,6 +72,19 @@ class GlooCommunicator final : public Communicator {
     for (const Rest& rest : rests_) end_waits(*rest.buffer);
   }
 
+  // Gloo tells that a connection was closed when it is used.
+  Status FindEnded() override {
+    for (uint32_t i = 0; i < ranks(); ++i) {
+      if (i == rank()) continue;
+      try {
+        peers_[i].receive->recv(static_cast<int>(i), kFrameSlot, 0, sizeof(Frame));
+      } catch (const std::exception& error) {
+        return Ended(i, error.what());
+      }
+    }
+    return Status();
+  }
+
  private:
   // What of a message does not fit its frame, in memory of the caller.
   struct Rest {

@@ -8,18 +8,13 @@
 // what does not fit follows once the receiver has agreed.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "worker/parallel/communicator.h"
+#include "worker/parallel/rendezvous.h"
 
 namespace terrace {
-
-// The meeting of a group before it has connections: tells `mine` to all ranks and returns what each of them
-// told, in their order, this one's too. Errors end the connecting. Called once.
-using Rendezvous = std::function<StatusOr<std::vector<std::string>>(const std::string& mine)>;
 
 struct GlooOptions {
   uint32_t rank = 0, ranks = 1;

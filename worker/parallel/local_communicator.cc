@@ -38,6 +38,14 @@ class LocalCommunicator final : public Communicator {
     group_->changed.notify_all();
   }
 
+  Status FindEnded() override {
+    std::lock_guard lock(group_->mutex);
+    for (uint32_t i = 0; i < ranks(); ++i) {
+      if (i != rank() && !group_->ended[i].ok()) return Ended(i, Message(group_->ended[i]));
+    }
+    return Status();
+  }
+
  private:
   Status Exchange(Call call, std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
                   MonoTime deadline) override {
