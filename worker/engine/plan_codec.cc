@@ -42,10 +42,12 @@ StatusOr<BlockTransfer> ReadTransfer(Words& words) {
                        .rows = static_cast<uint32_t>(fields[3])};
 }
 
-// Moves the table of `before`, if there is one, to `tables`. The second: it was not there already.
-std::pair<BlockTable*, bool> MoveTable(uint64_t id, PlanTables& before, PlanTables& tables) {
-  auto node = before.extract(id);
-  const auto [place, is_new] = tables.try_emplace(id, node.empty() ? BlockTable() : std::move(node.mapped()));
+// Moves the part's table of `before`, if there is one, to `tables`. The second: it was not there already.
+std::pair<BlockTable*, bool> MoveTable(const PlannedSequence& part, PlanTables& before, PlanTables& tables) {
+  const std::pair key(part.id, part.is_branch);
+  auto node = before.extract(key);
+  const auto [place, is_new] =
+      tables.try_emplace(key, node.empty() ? BlockTable() : std::move(node.mapped()));
   return {&place->second, is_new};
 }
 
@@ -53,6 +55,9 @@ StatusOr<PlannedSequence> ReadPart(Words& words, PlanTables& before, PlanTables&
   ASSIGN_OR_RETURN(const uint32_t low, words.Take());
   ASSIGN_OR_RETURN(const uint32_t high, words.Take());
   PlannedSequence part{.id = uint64_t{high} << 32 | low};
+  ASSIGN_OR_RETURN(const uint32_t is_branch, words.Take());
+  if (is_branch > 1) return Malformed("a branch of kind ", is_branch);
+  part.is_branch = is_branch == 1;
   ASSIGN_OR_RETURN(part.first_position, words.Take());
   ASSIGN_OR_RETURN(const uint32_t logits, words.Take());
   ASSIGN_OR_RETURN(const uint32_t kept, words.Take());
@@ -60,7 +65,7 @@ StatusOr<PlannedSequence> ReadPart(Words& words, PlanTables& before, PlanTables&
   ASSIGN_OR_RETURN(const uint32_t fresh, words.Take());
   ASSIGN_OR_RETURN(part.tokens, words.Take(tokens));
   ASSIGN_OR_RETURN(const std::span<const int32_t> blocks, words.Take(fresh));
-  const auto [table, is_new] = MoveTable(part.id, before, tables);
+  const auto [table, is_new] = MoveTable(part, before, tables);
   if (!is_new) return Malformed("sequence ", part.id, " twice");
   if (kept > table->size()) return Malformed(kept, " blocks kept of ", table->size());
   if (logits > tokens) return Malformed(logits, " logits of ", tokens, " tokens");
@@ -86,7 +91,7 @@ std::span<const int32_t> PlanWriter::Write(const StepPlan& plan) {
   Put(plan.sequences.size());
   PlanTables before = std::exchange(tables_, {});
   for (const PlannedSequence& part : plan.sequences) {
-    const auto [table, is_new] = MoveTable(part.id, before, tables_);
+    const auto [table, is_new] = MoveTable(part, before, tables_);
     CHECK(is_new, "sequence ", part.id, " twice in a step");
     WritePart(part, *table);
   }
@@ -99,6 +104,7 @@ void PlanWriter::WritePart(const PlannedSequence& part, BlockTable& table) {
   const auto kept = static_cast<size_t>(same.in1 - table.begin());
   Put(part.id);
   Put(part.id >> 32);
+  Put(part.is_branch ? 1 : 0);
   Put(part.first_position);
   Put(WantedLogits(part));
   Put(kept);

@@ -4,8 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -14,8 +15,8 @@
 
 namespace terrace {
 
-// By sequence, of one step.
-using PlanTables = std::unordered_map<uint64_t, BlockTable>;
+// Of one step, by sequence and whether it is its branch.
+using PlanTables = std::map<std::pair<uint64_t, bool>, BlockTable>;
 
 class PlanWriter {
  public:
@@ -33,8 +34,8 @@ class PlanWriter {
 class PlanReader {
  public:
   // The plan of Write's words, given in the same order: with the same transfers, and for each sequence its
-  // id, tokens, first_position, blocks and WantedLogits. Borrows `words` and the reader's memory until the
-  // next call. DATA_LOSS for words that are no plan; then the reader is of no more use.
+  // id, is_branch, tokens, first_position, blocks and WantedLogits. Borrows `words` and the reader's memory
+  // until the next call. DATA_LOSS for words that are no plan; then the reader is of no more use.
   StatusOr<StepPlan> Read(std::span<const int32_t> words);
 
  private:

@@ -37,7 +37,11 @@ class RandomPlans {
     if (Draw(random_, 0, 1) == 1) sequences_[uint64_t{random_()} << 32 | random_()];
     std::erase_if(sequences_, [this](const auto&) { return Draw(random_, 0, 9) == 0; });
     for (auto& [id, sequence] : sequences_) {
-      if (Draw(random_, 0, 3) > 0) plan.sequences.push_back(Part(id, sequence));
+      if (Draw(random_, 0, 3) == 0) continue;
+      plan.sequences.push_back(Part(id, sequence));
+      if (Draw(random_, 0, 1) == 0) continue;
+      plan.sequences.push_back(Part(id, branches_[id]));
+      plan.sequences.back().is_branch = true;
     }
     std::ranges::shuffle(plan.sequences, random_);
     return plan;
@@ -65,7 +69,7 @@ class RandomPlans {
   }
 
   Random random_;
-  std::map<uint64_t, Source> sequences_;
+  std::map<uint64_t, Source> sequences_, branches_;
 };
 
 void ExpectSame(const StepPlan& got, const StepPlan& want) {
@@ -78,6 +82,7 @@ void ExpectSame(const StepPlan& got, const StepPlan& want) {
   for (size_t i = 0; i < want.sequences.size(); ++i) {
     const PlannedSequence &a = got.sequences[i], &b = want.sequences[i];
     EXPECT_EQ(a.id, b.id);
+    EXPECT_EQ(a.is_branch, b.is_branch);
     EXPECT_EQ(a.first_position, b.first_position);
     EXPECT_EQ(WantedLogits(a), WantedLogits(b));
     EXPECT_TRUE(std::ranges::equal(a.tokens, b.tokens)) << i;
@@ -132,17 +137,21 @@ TEST(PlanCodec, WhatIsCutOffOrLongerIsNoPlan) {
 }
 
 TEST(PlanCodec, WordsThatContradictEachOtherAreNoPlan) {
-  // No transfers, one sequence: id (2 words), first position, logits, kept, tokens, fresh; its tokens;
-  // blocks.
-  const std::vector<int32_t> good = {0, 1, 9, 0, 4, 1, 0, 2, 1, 50, 51, 6};
+  // No transfers, one sequence: id (2 words), no branch, first position, logits, kept, tokens, fresh; its
+  // tokens; blocks.
+  const std::vector<int32_t> good = {0, 1, 9, 0, 0, 4, 1, 0, 2, 1, 50, 51, 6};
   EXPECT_TRUE(PlanReader().Read(good).ok());
   const struct {
     size_t word;
     int32_t value;
     const char* why;
-  } cases[] = {{0, 1, "a transfer that is none"}, {1, 2, "another sequence"},
-               {5, 3, "more logits than tokens"}, {6, 1, "a block kept of none"},
-               {7, -1, "four billion tokens"},    {8, 1 << 30, "blocks"}};
+  } cases[] = {{0, 1, "a transfer that is none"},
+               {1, 2, "another sequence"},
+               {4, 2, "a branch of no kind"},
+               {6, 3, "more logits than tokens"},
+               {7, 1, "a block kept of none"},
+               {8, -1, "four billion tokens"},
+               {9, 1 << 30, "blocks"}};
   for (const auto& each : cases) {
     std::vector<int32_t> words = good;
     words[each.word] = each.value;
