@@ -246,13 +246,23 @@ class FakeWorker : public v1::Worker::Service {
   std::string address;
   v1::WorkerDescription description;
   std::atomic<int> text_fetches = 0, watches = 0, describes = 0, streams = 0;
-  std::function<Status(FakeCall&, const v1::ExecuteRequest&)> execute;
+  // Of the calls that begin from now on.
+  using Execution = std::function<Status(FakeCall&, const v1::ExecuteRequest&)>;
+  void SetExecution(Execution execution) {
+    std::lock_guard lock(mutex_);
+    execution_ = std::move(execution);
+  }
 
  private:
   void Run(FakeCall& call) {
     v1::ExecuteRequest request;
     EXPECT_TRUE(request.ParseFromString(call.start().request()));
-    call.End(execute(call, request));
+    Execution execution;
+    {
+      std::lock_guard lock(mutex_);
+      execution = execution_;
+    }
+    call.End(execution(call, request));
   }
 
   const std::string text_;
@@ -264,6 +274,7 @@ class FakeWorker : public v1::Worker::Service {
   uint64_t skip_ = 0, wanted_updates_ = 0;
   std::vector<uint64_t> held_, added_;
   uint64_t digest_error_ = 0;
+  Execution execution_;                      // GUARDED_BY(mutex_)
   std::set<grpc::ServerContext*> contexts_;  // of streams of calls; GUARDED_BY(mutex_)
 };
 
@@ -855,13 +866,13 @@ class ExecuteTest : public ::testing::Test {
   }
   // A call that runs until its client has gone.
   void RunUntilCancelled() {
-    worker_.execute = [this](FakeCall& call, auto&) {
+    worker_.SetExecution([this](FakeCall& call, auto&) {
       for (uint32_t i = 0; !call.IsCancelled(); ++i) {
         if (!call.Write(TokenEvent(i, 0))) break;
       }
       saw_cancel_ = true;
       return Cancelled("by its caller");
-    };
+    });
   }
 
   ExecuteSpec spec_{.request_id = "r", .prompt = std::make_shared<const std::vector<TokenId>>(2, 0)};
@@ -872,7 +883,7 @@ class ExecuteTest : public ::testing::Test {
 };
 
 TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
-  worker_.execute = [](FakeCall& call, const auto& request) {
+  worker_.SetExecution([](FakeCall& call, const auto& request) {
     EXPECT_EQ(request.sampling().seed(), 9u);
     EXPECT_EQ(request.priority(), -3);
     EXPECT_EQ(request.cache_salt(), "tenant");
@@ -882,7 +893,7 @@ TEST_F(ExecuteTest, TokensComeInOrderAndThenTheResult) {
     for (uint32_t i = 0; i < 5; ++i) call.Write(TokenEvent(i, 1));
     call.Write(FinishedEvent(5));
     return Status();
-  };
+  });
   const auto handle = Execute();
   const auto result = events_->Result();
   ASSERT_TRUE(result.ok()) << result.status();
@@ -901,10 +912,10 @@ TEST_F(ExecuteTest, LostRepeatedMissingOrSenselessEventsAreTheWorkersError) {
         Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)}, Events{StartedEvent(3)},
         Events{StartedEvent(0), StartedEvent(0)}, Events{more_than_drafted}}) {
     events_ = std::make_shared<Collector>();
-    worker_.execute = [&](FakeCall& call, auto&) {
+    worker_.SetExecution([&](FakeCall& call, auto&) {
       for (const auto& event : events) call.Write(event);
       return Status();
-    };
+    });
     const auto handle = Execute();
     EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
     worker_.Stop();
@@ -917,7 +928,7 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
   spec_.draft = {1, 1};
   spec_.signals = true;
   spec_.speculation_max_tokens = 0;
-  worker_.execute = [](FakeCall& call, const auto& request) {
+  worker_.SetExecution([](FakeCall& call, const auto& request) {
     EXPECT_EQ(request.instance(), "first");
     EXPECT_THAT(request.resume_tokens(), ElementsAre(1, 0));
     EXPECT_THAT(request.draft_tokens(), ElementsAre(1, 1));
@@ -935,7 +946,7 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
     event.mutable_finished()->set_accepted_speculated_tokens(4);
     call.Write(event);
     return Status();
-  };
+  });
   const auto handle = Execute();
   const auto result = events_->Result();
   ASSERT_TRUE(result.ok()) << result.status();
@@ -951,10 +962,10 @@ TEST_F(ExecuteTest, AWorkerThatBeginsAResumedAnswerAnewIsWrong) {
   for (const v1::ExecuteEvent& event :
        {TokenEvent(0, 1), TokenEvent(3, 1), FinishedEvent(0), StartedEvent(3)}) {
     events_ = std::make_shared<Collector>();
-    worker_.execute = [&](FakeCall& call, auto&) {
+    worker_.SetExecution([&](FakeCall& call, auto&) {
       call.Write(event);
       return Status();
-    };
+    });
     const auto handle = Execute();
     EXPECT_EQ(Reason(events_->Result().status()), "worker_protocol");
     worker_.Stop();
@@ -981,11 +992,11 @@ TEST_F(ExecuteTest, CallsThatAreGivenUpEndWithTheReasonAlsoWhereTheyArePaused) {
 
 TEST_F(ExecuteTest, AConnectionThatIsLostIsNotOneThatNeverWas) {
   std::atomic<bool> is_running = false;
-  worker_.execute = [&](FakeCall& call, auto&) {  // it says nothing
+  worker_.SetExecution([&](FakeCall& call, auto&) {  // it says nothing
     is_running = true;
     while (!call.IsCancelled()) std::this_thread::yield();
     return Cancelled("by its caller");
-  };
+  });
   const auto handle = Execute();
   while (!is_running) std::this_thread::yield();
   worker_.Stop();  // cuts it off
@@ -999,12 +1010,12 @@ TEST_F(ExecuteTest, AConnectionThatIsLostIsNotOneThatNeverWas) {
 }
 
 TEST_F(ClusterTest, TheCallsOfASilentWorkerEndWhenNobodyPicksItAnyMore) {
-  first_.execute = [](FakeCall& call, auto&) {
+  first_.SetExecution([](FakeCall& call, auto&) {
     for (uint32_t i = 0; !call.IsCancelled(); ++i) {
       if (!call.Write(TokenEvent(i, 0))) break;
     }
     return Cancelled("by its caller");
-  };
+  });
   first_.Serve();
   Start({first_.address}, /*watch_timeout=*/std::chrono::milliseconds(100));
   const TierView tier = WaitForReady(1);
@@ -1031,11 +1042,11 @@ TEST_F(ExecuteTest, CancelReachesTheWorker) {
 
 TEST_F(ExecuteTest, WhileItsEventsAreFullACallTellsNothing) {
   constexpr uint32_t kTokens = 50;
-  worker_.execute = [](FakeCall& call, auto&) {
+  worker_.SetExecution([](FakeCall& call, auto&) {
     for (uint32_t i = 0; i < kTokens; ++i) call.Write(TokenEvent(i, 0));
     call.Write(FinishedEvent(kTokens));
     return Status();
-  };
+  });
   events_->fills = true;
   const auto handle = Execute();
   events_->WaitForToken();
@@ -1051,11 +1062,11 @@ TEST_F(ExecuteTest, WhileItsEventsAreFullACallTellsNothing) {
 
 TEST_F(ExecuteTest, EventsThatAreFullNowAndThenGetAllTokens) {
   constexpr uint32_t kTokens = 2000;
-  worker_.execute = [](FakeCall& call, auto&) {
+  worker_.SetExecution([](FakeCall& call, auto&) {
     for (uint32_t i = 0; i < kTokens; ++i) call.Write(TokenEvent(i, 0));
     call.Write(FinishedEvent(kTokens));
     return Status();
-  };
+  });
   const auto handle = Execute();
   std::atomic<bool> is_over = false;
   std::jthread reader([&] {  // full and free again, at any moment of the call
@@ -1131,7 +1142,7 @@ class SharedStreamTest : public ExecuteTest {
 };
 
 TEST_F(SharedStreamTest, EachCallGetsItsOwnTokensAndEnd) {
-  worker_.execute = Answer;
+  worker_.SetExecution(Answer);
   std::vector<Running> calls;
   for (uint32_t i = 0; i < 50; ++i) calls.push_back(Start(10 * i));
   for (uint32_t i = 0; i < 50; ++i) {
@@ -1146,10 +1157,10 @@ TEST_F(SharedStreamTest, EachCallGetsItsOwnTokensAndEnd) {
 TEST_F(SharedStreamTest, ASlowReaderHoldsNobodyUpAndItsWorkerSendsNoMoreThanItsCredit) {
   constexpr uint32_t kMany = 5000;
   std::atomic<FakeCall*> first = nullptr;
-  worker_.execute = [&](FakeCall& call, const auto& request) {
+  worker_.SetExecution([&](FakeCall& call, const auto& request) {
     if (first == nullptr) first = &call;
     return Answer(call, request);
-  };
+  });
   const Running slow = Start(kMany, /*fills=*/true);
   slow.events->WaitForToken();
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(Start(kMany).events->Result().ok());
@@ -1162,10 +1173,10 @@ TEST_F(SharedStreamTest, ASlowReaderHoldsNobodyUpAndItsWorkerSendsNoMoreThanItsC
 }
 
 TEST_F(SharedStreamTest, AWorkerThatSendsMoreThanItsCreditIsWrongAndOtherCallsGoOn) {
-  worker_.execute = [](FakeCall& call, const auto& request) {
+  worker_.SetExecution([](FakeCall& call, const auto& request) {
     for (uint32_t i = 0; request.max_tokens() == 1 && i < 2000; ++i) call.WriteAnyway(TokenEvent(i, 0));
     return Answer(call, request);
-  };
+  });
   const Running wrong = Start(1, /*fills=*/true), right = Start(100);
   EXPECT_EQ(Reason(wrong.events->Result().status()), "worker_protocol") << "also of a reader that is full";
   EXPECT_TRUE(right.events->Result().ok());
@@ -1173,7 +1184,7 @@ TEST_F(SharedStreamTest, AWorkerThatSendsMoreThanItsCreditIsWrongAndOtherCallsGo
 
 TEST_F(SharedStreamTest, WhatStillComesOfACancelledCallIsNobodys) {
   std::atomic<bool> is_late = false;
-  worker_.execute = [&](FakeCall& call, const auto& request) {
+  worker_.SetExecution([&](FakeCall& call, const auto& request) {
     if (request.max_tokens() == 2) return Answer(call, request);
     call.Write(TokenEvent(0, 0));
     while (!call.IsCancelled()) std::this_thread::yield();
@@ -1181,7 +1192,7 @@ TEST_F(SharedStreamTest, WhatStillComesOfACancelledCallIsNobodys) {
     call.WriteAnyway(FinishedEvent(100));
     is_late = true;
     return Status();
-  };
+  });
   const Running gone = Start(1);
   gone.events->WaitForToken();
   gone.handle->Cancel();
@@ -1195,11 +1206,11 @@ TEST_F(SharedStreamTest, WhatStillComesOfACancelledCallIsNobodys) {
 }
 
 TEST_F(SharedStreamTest, ABrokenStreamLosesItsCallsOfWhichOneCountsAndTheNextCallHasAnother) {
-  worker_.execute = [](FakeCall& call, const auto& request) {
+  worker_.SetExecution([](FakeCall& call, const auto& request) {
     if (request.max_tokens() == 2) return Answer(call, request);
     for (uint32_t i = 0; call.Write(TokenEvent(i, 0)); ++i) std::this_thread::yield();
     return Cancelled("by its caller");
-  };
+  });
   std::vector<Running> calls;
   for (int i = 0; i < 6; ++i) calls.push_back(Start(1, /*fills=*/i % 2 == 0));
   for (const Running& call : calls) call.events->WaitForToken();
@@ -1220,11 +1231,11 @@ TEST_F(SharedStreamTest, ABrokenStreamLosesItsCallsOfWhichOneCountsAndTheNextCal
 }
 
 TEST_F(SharedStreamTest, AnEarlierDeadlineBehindALaterOneIsKept) {
-  worker_.execute = [](FakeCall& call, const auto&) {
+  worker_.SetExecution([](FakeCall& call, const auto&) {
     EXPECT_LE(call.start().timeout_seconds(), Seconds(kPatience));
     while (!call.IsCancelled()) std::this_thread::yield();
     return Cancelled("by its caller");
-  };
+  });
   const Running later = Start(1);
   spec_.deadline = RealClock().Now() + std::chrono::milliseconds(30);
   EXPECT_EQ(Start(1).events->Result().status().code(), StatusCode::kDeadlineExceeded);
@@ -1234,13 +1245,13 @@ TEST_F(SharedStreamTest, AnEarlierDeadlineBehindALaterOneIsKept) {
 
 TEST_F(SharedStreamTest, CallsOutliveTheirConnection) {
   std::atomic<bool> is_gone = false;
-  worker_.execute = [&](FakeCall& call, const auto& request) {
+  worker_.SetExecution([&](FakeCall& call, const auto& request) {
     call.Write(TokenEvent(0, 0));
     while (!is_gone) std::this_thread::yield();
     for (uint32_t i = 1; i < request.max_tokens(); ++i) call.Write(TokenEvent(i, 0));
     call.Write(FinishedEvent(request.max_tokens()));
     return Status();
-  };
+  });
   const Running call = Start(3000);
   call.events->WaitForToken();
   connection_ = nullptr;
@@ -1250,7 +1261,7 @@ TEST_F(SharedStreamTest, CallsOutliveTheirConnection) {
 }
 
 TEST_F(SharedStreamTest, ARequestTooLongForAMessageIsItsOwnError) {
-  worker_.execute = Answer;
+  worker_.SetExecution(Answer);
   spec_.prompt = std::make_shared<const std::vector<TokenId>>(4'000'000, 1 << 30);
   const Status refused = Start(1).events->Result().status();
   EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
@@ -1260,20 +1271,19 @@ TEST_F(SharedStreamTest, ARequestTooLongForAMessageIsItsOwnError) {
 }
 
 TEST_F(SharedStreamTest, TheTraceGoesWithTheCall) {
-  worker_.execute = [](FakeCall& call, const auto& request) {
+  worker_.SetExecution([](FakeCall& call, const auto& request) {
     EXPECT_EQ(call.start().traceparent(), "00-1-2-01");
     EXPECT_EQ(call.start().tracestate(), "a=\xff");
     return Answer(call, request);
-  };
+  });
   spec_.traceparent = "00-1-2-01";
   spec_.tracestate = "a=\xff";
   EXPECT_TRUE(Start(1).events->Result().ok());
 }
 
 TEST_F(ExecuteTest, TheWorkersErrorComesWithItsReason) {
-  worker_.execute = [](FakeCall&, auto&) {
-    return WithReason(ResourceExhausted("inbox \xff full"), "overloaded");
-  };
+  worker_.SetExecution(
+      [](FakeCall&, auto&) { return WithReason(ResourceExhausted("inbox \xff full"), "overloaded"); });
   const auto handle = Execute();
   const auto result = events_->Result();
   EXPECT_EQ(result.status().code(), StatusCode::kResourceExhausted);

@@ -89,7 +89,10 @@ class ServeStream::Call : public CallHandle, public std::enable_shared_from_this
 
 std::shared_ptr<ServeStream> ServeStream::Open(v1::Worker::Stub& stub) {
   const std::shared_ptr<ServeStream> stream(new ServeStream());
-  stream->self_ = stream;
+  {
+    std::lock_guard lock(stream->mutex_);
+    stream->self_ = stream;
+  }
   stub.async()->Serve(&stream->context_, stream.get());
   stream->AddHold();
   stream->StartRead(stream->message_);
@@ -386,11 +389,12 @@ void ServeStream::OnWriteDone(bool ok) {
 bool ServeStream::TakeHold() { return std::exchange(has_hold_, false); }
 
 void ServeStream::OnDone(const grpc::Status& status) {
-  const std::shared_ptr<ServeStream> self = std::move(self_);
+  std::shared_ptr<ServeStream> self;  // perhaps the last one: it goes without the lock
   Status error = FromGrpcStatus(status, context_);
   if (error.ok()) error = ProtocolError("the stream ended before its calls");
   if (!WasConnected(context_)) error = Unreached(error);
   std::lock_guard lock(mutex_);
+  self = std::move(self_);
   is_broken_ = true;
   outgoing_.clear();
   bool is_counted = false;  // the replica has failed once

@@ -78,7 +78,6 @@ class ServeStream : public grpc::ClientBidiReactor<v1::ServeCommands, v1::ServeE
   bool TakeHold();
 
   grpc::ClientContext context_;
-  std::shared_ptr<ServeStream> self_;         // until OnDone
   alignas(16) std::array<char, 8192> block_;  // the arena's first
   google::protobuf::Arena arena_;             // of the message being read
   v1::ServeEvents* message_ = nullptr;
@@ -86,6 +85,7 @@ class ServeStream : public grpc::ClientBidiReactor<v1::ServeCommands, v1::ServeE
 
   mutable std::mutex mutex_;
   // All GUARDED_BY(mutex_):
+  std::shared_ptr<ServeStream> self_;  // until OnDone
   uint64_t last_id_ = 0;
   absl::flat_hash_map<uint64_t, CallPtr> calls_;       // that have not ended, by id
   std::set<std::pair<MonoTime, uint64_t>> deadlines_;  // theirs

@@ -132,7 +132,7 @@ class Distillation {
   ModelFiles teacher_;
   Json origin_ = {};                             // what the student began as
   std::shared_ptr<const TextAssets> text_;       // the student's
-  std::vector<TrainingRow> rows_;                // of the data, then of the validation file
+  std::vector<TrainingRow> rows_;                // of the data, then those drawn of the validation file
   std::vector<uint32_t> trained_on_, held_out_;  // indices of rows
   std::unique_ptr<TeacherCache> cache_;          // null: the teacher is asked
   std::unique_ptr<Trainer> trainer_;             // while there is something to train or measure
@@ -216,33 +216,31 @@ Status Distillation::LoadRows(const ModelConfig& student) {
   report_.cut = data.cut;
   report_.left_out = data.left_out;
   rows_ = std::move(data.rows);
-  size_t candidates = rows_.size(), first = 0, wanted = request_.validation_rows;
+  std::vector<bool> is_held_out(rows_.size(), false);
+  const auto draw = [&](size_t of, size_t count) {
+    std::vector<size_t> drawn = ShuffledIndices(of, request_.seed);
+    drawn.resize(std::min(drawn.size(), count));
+    std::ranges::sort(drawn);
+    return drawn;
+  };
   if (request_.validation.empty()) {
-    wanted = std::min(wanted, rows_.size() / kHeldOutShare);
-    if (wanted == 0)
-      return InvalidArgument("--data: ", rows_.size(),
-                             " rows are too few to hold a tenth of them out; name other rows "
-                             "with --validation");
+    const size_t count = std::min<size_t>(request_.validation_rows, rows_.size() / kHeldOutShare);
+    if (count == 0)
+      return InvalidArgument(
+          "--data: ", rows_.size(),
+          " rows are too few to hold a tenth of them out; name other rows with --validation");
+    for (const size_t row : draw(rows_.size(), count)) is_held_out[row] = true;
   } else {
     ASSIGN_OR_RETURN(TrainingRows validation, load({request_.validation}));
-    first = rows_.size();
-    candidates = validation.rows.size();
-    std::ranges::move(validation.rows, std::back_inserter(rows_));
+    for (const size_t row : draw(validation.rows.size(), request_.validation_rows)) {
+      rows_.push_back(std::move(validation.rows[row]));
+      is_held_out.push_back(true);
+    }
   }
   if (rows_.size() > UINT32_MAX)
     return InvalidArgument("--data: ", rows_.size(), " rows, limit ", UINT32_MAX);
-  std::vector<bool> is_held_out(rows_.size(), false);
-  std::vector<size_t> drawn = ShuffledIndices(candidates, request_.seed);
-  drawn.resize(std::min(drawn.size(), wanted));
-  for (const size_t index : drawn) is_held_out[first + index] = true;
-  const size_t trainable = request_.validation.empty() ? rows_.size() : first;
-  for (size_t row = 0; row < rows_.size(); ++row) {
-    if (is_held_out[row]) {
-      held_out_.push_back(static_cast<uint32_t>(row));
-    } else if (row < trainable) {
-      trained_on_.push_back(static_cast<uint32_t>(row));
-    }
-  }
+  for (size_t row = 0; row < rows_.size(); ++row)
+    (is_held_out[row] ? held_out_ : trained_on_).push_back(static_cast<uint32_t>(row));
   report_.rows = trained_on_.size();
   report_.held_out = held_out_.size();
   return Status();

@@ -111,7 +111,8 @@ TEST(GroupEngine, AnswersAreThoseOfOneProcessWithTheSameVirtualShards) {
   for (const uint32_t ranks : {2u, 4u}) {
     SCOPED_TRACE(Concat(ranks, " ranks"));
     TestingGroup group(ranks, kLong);
-    // One context takes 32 blocks, and all sequences want more than there are: of the leader 48 blocks, of the last rank 40.
+    // One context takes 32 blocks, and all sequences want more than there are: of the leader 48 blocks, of
+    // the last rank 40.
     const auto options_of = [&](uint32_t rank) {
       OpenEngineOptions options = Options(group.OptionsOf(rank));
       const uint64_t own_block = block_bytes / ranks;

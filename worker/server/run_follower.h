@@ -9,8 +9,8 @@
 
 namespace terrace {
 
-// Blocks. OK when the leader has stopped, or when `is_stopped`, which is asked about every half second, said so;
-// CANCELLED when options.engine.is_cancelled did so before the rank was ready. UNAVAILABLE, reason
+// Blocks. OK when the leader has stopped, or when `is_stopped`, which is asked about every half second, said
+// so; CANCELLED when options.engine.is_cancelled did so before the rank was ready. UNAVAILABLE, reason
 // group_lost, when the group broke; errors of Follower::Open.
 Status RunFollower(const WorkerServerOptions& options, const std::function<bool()>& is_stopped);
 
