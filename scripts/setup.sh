@@ -121,8 +121,9 @@ setup_program() {  # its path in the package, package
 setup_cache() {
   local toolchain other
   toolchain=$({
-    dpkg-query -W 'lib*-dev' 'g++*' 'gcc*' 'cpp*' 'binutils*' 'protobuf*' 'bazel*' 2>/dev/null |
-      grep -vE '^lib(torch|gflags|google-glog|unwind)-dev' || true
+    dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n' \
+      'lib*-dev' 'g++*' 'gcc*' 'cpp*' 'binutils*' 'protobuf*' 'bazel*' 2>/dev/null | grep '^installed ' |
+      grep -vE ' lib(torch|gflags|google-glog|unwind|lzma|expat1|python3[.0-9]*)-dev ' || true
     "${TERRACE_CUDA_HOME:-/usr/local/cuda}/bin/nvcc" --version 2>/dev/null || true
   } | sha256sum | cut -c1-12)
   if [[ -f .build-stamp && $(<.build-stamp) != "$toolchain" ]]; then

@@ -19,6 +19,7 @@
 #include <span>
 
 #include "base/clock.h"
+#include "base/machine.h"
 #include "base/rng.h"
 #include "tests/bench/forced_executor.h"
 #include "tests/bench/speculation_prompts.h"
@@ -26,7 +27,6 @@
 #include "tools/optimize/synthesize.h"
 #include "tools/optimize/synthetic_text.h"
 #include "worker/engine/collecting_sink.h"
-#include "worker/engine/machine.h"
 #include "worker/engine/open_engine.h"
 #include "worker/speculative/fake_drafter.h"
 

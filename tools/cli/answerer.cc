@@ -13,13 +13,6 @@ constexpr double kWaitSeconds = 0.05;  // how late a Ctrl-C may be noticed
 
 uint32_t ChoicesOf(const v1::GenerateRequest& request) { return std::max(request.n(), 1u); }
 
-std::vector<ChatMessage> MessagesOf(const v1::ChatMessages& chat) {
-  std::vector<ChatMessage> messages;
-  for (const v1::ChatMessage& message : chat.messages())
-    messages.push_back({.role = message.role(), .content = message.content()});
-  return messages;
-}
-
 void AddUsage(const v1::Usage& from, v1::Usage& to) {
   to.set_prompt_tokens(to.prompt_tokens() + from.prompt_tokens());
   to.set_cached_tokens(to.cached_tokens() + from.cached_tokens());

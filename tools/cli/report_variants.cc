@@ -8,9 +8,11 @@
 #include <system_error>
 #include <utility>
 
+#include "base/hash.h"
 #include "base/json.h"
 #include "base/machine.h"
 #include "base/mapped_file.h"
+#include "base/version.h"
 #include "tools/optimize/quantize.h"
 #include "tools/report/technique_row.h"
 
@@ -66,19 +68,32 @@ Entry Named(const Entry (&entries)[kCount], std::string_view name) {
 }
 
 // That what is there was made by Quantize of the same.
-Status CheckMade(const std::string& report_file, const ReportTechnique& technique,
-                 const MakeOptions& options) {
+Status CheckMade(const QuantizeRequest& request, const std::string& model_digest) {
+  const std::string report_file = request.out + ".quantize.json";
   ASSIGN_OR_RETURN(const std::string text, ReadFile(report_file));
   const auto json = ParseJson(text);
   if (!json.ok()) return DataLoss(report_file, ": ", Message(json.status()));
-  const auto is = [&](const Json& object, const char* key, std::string_view want) {
-    return object.is_object() && object.contains(key) && object[key] == std::string(want);
+  std::string text_digest;
+  const CalibrationOptions& calibration = request.calibration;
+  if (!calibration.path.empty()) {
+    ASSIGN_OR_RETURN(const std::string rows, ReadFile(calibration.path));
+    text_digest = HashBytes(rows).Hex();
+  }
+  const auto is = [&](const char* part, const char* key, const Json& want) {
+    const Json object = part == nullptr ? *json : json->value(part, Json());
+    return object.is_object() && object.contains(key) && object[key] == want;
   };
-  const bool is_same = json->is_object() && json->contains("model") &&
-                       is((*json)["model"], "digest", options.baseline_digest) &&
-                       is(*json, "target", technique.target) && is(*json, "method", technique.method);
+  const bool is_same = json->is_object() && is(nullptr, "version", kVersion) &&
+                       is("model", "digest", model_digest) &&
+                       is(nullptr, "target", std::string(request.target.name)) &&
+                       is(nullptr, "method", std::string(request.method.name)) &&
+                       (calibration.path.empty() ? is(nullptr, "calibration", nullptr)
+                                                 : is("calibration", "digest", text_digest) &&
+                                                       is("calibration", "samples", calibration.samples) &&
+                                                       is("calibration", "seed", calibration.seed));
   if (is_same) return {};
-  return FailedPrecondition(report_file, ": tells of another model, format or method: name another --work");
+  return FailedPrecondition(
+      report_file, ": tells of another model, format, method, calibration or version: name another --work");
 }
 
 }  // namespace
@@ -136,13 +151,13 @@ StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const Make
   request.target = Named(kQuantizeTargets, technique.target);
   request.method = Named(kQuantizeMethods, technique.method);
   request.out = Concat(options.folder, "/", technique.name, request.target.is_gguf() ? ".gguf" : "");
+  if (request.method.needs_calibration()) request.calibration = options.calibration;
   variant.model = request.out;
   std::error_code ignored;
   if (std::filesystem::exists(request.out, ignored)) {
-    RETURN_IF_ERROR(CheckMade(request.out + ".quantize.json", technique, options));
+    RETURN_IF_ERROR(CheckMade(request, options.baseline_digest));
     return variant;
   }
-  if (request.method.needs_calibration()) request.calibration = options.calibration;
   request.threads = options.threads > 0 ? options.threads : UsableCores();
   request.is_cancelled = [&context] { return context.shutdown.IsPending(); };
   RETURN_IF_ERROR(Annotate(Quantize(request).status(), technique.name));

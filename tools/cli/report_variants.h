@@ -64,7 +64,7 @@ struct MakeOptions {
 };
 
 // The technique as a variant. Its model is made in the folder, or is there from before: FAILED_PRECONDITION
-// when that is of another baseline, target or method. Errors of Quantize.
+// when that is of another baseline, target, method, calibration or version. Errors of Quantize.
 StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const MakeOptions& options,
                                     const CommandContext& context);
 

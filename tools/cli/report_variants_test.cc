@@ -1,8 +1,16 @@
 #include "tools/cli/report_variants.h"
 
+#include <filesystem>
+#include <fstream>
+#include <functional>
+
 #include "base/exit_code.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/version.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/cli/test_context.h"
 
 namespace terrace {
 namespace {
@@ -77,6 +85,55 @@ TEST(ParseCascade, SaysWhatIsWrong) {
     const Status status = ParseCascade(text).status();
     EXPECT_EQ(ExitCodeFor(status), kExitUsage) << text;
     EXPECT_THAT(Message(status), HasSubstr(error)) << text;
+  }
+}
+
+TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
+  const std::string folder = testing::TempDir() + "report_variants", rows = folder + "/rows.jsonl";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  std::ofstream(rows) << "the rows";
+  const MakeOptions options = {.baseline = "/absent",
+                               .baseline_digest = "d1",
+                               .folder = folder,
+                               .calibration = {.path = rows, .samples = 8, .seed = 3}};
+  const Json calibration = {
+      {"digest", HashBytes(std::string_view("the rows")).Hex()}, {"samples", 8}, {"seed", 3}, {"tokens", 99}};
+  const auto made = [&](const ReportTechnique& technique, const char* name, const Json& of,
+                        const std::function<void(Json&)>& change) {
+    Json json = {{"version", kVersion},
+                 {"model", {{"digest", "d1"}, {"name", "m"}}},
+                 {"target", std::string(technique.target)},
+                 {"method", std::string(technique.method)},
+                 {"calibration", of}};
+    change(json);
+    const std::string path = Concat(folder, "/", name);
+    std::ofstream(path) << "a model";
+    std::ofstream(path + ".quantize.json") << json.dump();
+    TestContext test;
+    return MakeVariant(technique, options, test.context).status();
+  };
+  const ReportTechnique gptq = {.name = "int4-gptq", .target = "int4-g32", .method = "gptq"},
+                        q8 = {.name = "q8_0", .target = "q8_0", .method = "rtn"};
+  const auto same = [](Json&) {};
+  EXPECT_EQ(made(gptq, "int4-gptq", calibration, same), Status());
+  EXPECT_EQ(made(q8, "q8_0.gguf", nullptr, same), Status());
+  EXPECT_EQ(made(q8, "q8_0.gguf", calibration, same).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(made(gptq, "int4-gptq", nullptr, same).code(), StatusCode::kFailedPrecondition);
+  const std::function<void(Json&)> changes[] = {[](Json& json) { json["version"] = "0.0.0"; },
+                                                [](Json& json) { json.erase("version"); },
+                                                [](Json& json) { json["model"]["digest"] = "d2"; },
+                                                [](Json& json) { json["model"] = "d1"; },
+                                                [](Json& json) { json["target"] = "int8"; },
+                                                [](Json& json) { json["method"] = "awq"; },
+                                                [](Json& json) { json["calibration"]["digest"] = "d1"; },
+                                                [](Json& json) { json["calibration"]["samples"] = 0; },
+                                                [](Json& json) { json["calibration"]["seed"] = 4; },
+                                                [](Json& json) { json = Json::array(); }};
+  for (const auto& change : changes) {
+    const Status status = made(gptq, "int4-gptq", calibration, change);
+    EXPECT_EQ(ExitCodeFor(status), kExitConfig) << status;
+    EXPECT_THAT(Message(status), HasSubstr("name another --work"));
   }
 }
 

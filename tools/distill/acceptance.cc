@@ -52,7 +52,7 @@ StatusOr<std::vector<TokenId>> Answered(ScoringModel& model, std::vector<TokenId
 
 }  // namespace
 
-void Acceptance::Add(std::span<const bool> agrees, uint32_t draft_tokens) {
+void DraftAcceptance::Add(std::span<const bool> agrees, uint32_t draft_tokens) {
   ++answers;
   tokens += agrees.size();
   agreed += static_cast<uint64_t>(std::ranges::count(agrees, true));
@@ -62,11 +62,11 @@ void Acceptance::Add(std::span<const bool> agrees, uint32_t draft_tokens) {
   }
 }
 
-StatusOr<Acceptance> MeasureAcceptance(ScoringModel& model, ScoringModel& draft,
-                                       std::span<const std::vector<TokenId>> prompts) {
+StatusOr<DraftAcceptance> MeasureAcceptance(ScoringModel& model, ScoringModel& draft,
+                                            std::span<const std::vector<TokenId>> prompts) {
   CHECK(model.files().config.vocab_size == draft.files().config.vocab_size);
   const size_t most = std::min(model.max_tokens(), draft.max_tokens());
-  Acceptance out;
+  DraftAcceptance out;
   for (const std::vector<TokenId>& prompt : prompts) {
     if (prompt.empty() || prompt.size() >= most) continue;
     ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,

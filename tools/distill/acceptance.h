@@ -12,7 +12,7 @@
 
 namespace terrace {
 
-struct Acceptance {
+struct DraftAcceptance {
   uint64_t answers = 0;
   uint64_t tokens = 0;  // of the answers
   uint64_t agreed = 0;  // those that the draft has for the likeliest, too
@@ -33,7 +33,7 @@ inline constexpr uint32_t kAnswerTokens = 64;  // of an answer, at most
 // Lets `model` answer each prompt greedily and asks `draft` about every token. Both have one vocabulary
 // (CHECK); prompts that leave no room for an answer are passed over. INTERNAL, reason numeric_error, when a
 // logit is not finite.
-StatusOr<Acceptance> MeasureAcceptance(ScoringModel& model, ScoringModel& draft,
-                                       std::span<const std::vector<TokenId>> prompts);
+StatusOr<DraftAcceptance> MeasureAcceptance(ScoringModel& model, ScoringModel& draft,
+                                            std::span<const std::vector<TokenId>> prompts);
 
 }  // namespace terrace

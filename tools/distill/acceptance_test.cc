@@ -10,7 +10,7 @@
 namespace terrace {
 namespace {
 
-TEST(Acceptance, APassEndsBehindTheFirstGuessThatIsWrong) {
+TEST(DraftAcceptance, APassEndsBehindTheFirstGuessThatIsWrong) {
   // "x" is a token that the draft has, too.
   const struct {
     std::string answer;
@@ -32,7 +32,7 @@ TEST(Acceptance, APassEndsBehindTheFirstGuessThatIsWrong) {
   for (const auto& c : cases) {
     const auto agrees = std::make_unique<bool[]>(c.answer.size());
     for (size_t i = 0; i < c.answer.size(); ++i) agrees[i] = c.answer[i] == 'x';
-    Acceptance acceptance;
+    DraftAcceptance acceptance;
     acceptance.Add(std::span<const bool>(agrees.get(), c.answer.size()), 4);
     EXPECT_EQ(acceptance.passes, c.passes) << c.answer;
     EXPECT_EQ(acceptance.tokens, c.answer.size());
@@ -54,7 +54,7 @@ std::vector<std::vector<TokenId>> Prompts(const ScoringModel& model) {
   return prompts;
 }
 
-TEST(Acceptance, AModelAgreesWithItselfAndAnotherOneLess) {
+TEST(DraftAcceptance, AModelAgreesWithItselfAndAnotherOneLess) {
   const auto base = Opened("base"), again = Opened("base"), nano = Opened("nano");
   const auto own = MeasureAcceptance(*base, *again, Prompts(*base));
   ASSERT_TRUE(own.ok()) << own.status();
@@ -68,7 +68,7 @@ TEST(Acceptance, AModelAgreesWithItselfAndAnotherOneLess) {
   EXPECT_GE(of_nano->passes, own->passes);
 }
 
-TEST(Acceptance, PromptsThatLeaveNoRoomAreLeftOut) {
+TEST(DraftAcceptance, PromptsThatLeaveNoRoomAreLeftOut) {
   const auto model = Opened("nano"), draft = Opened("nano");
   const std::vector<std::vector<TokenId>> prompts = {{}, std::vector<TokenId>(model->max_tokens(), 7)};
   const auto none = MeasureAcceptance(*model, *draft, prompts);

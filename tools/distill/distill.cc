@@ -175,7 +175,11 @@ Status Distillation::CheckRequest() const {
   if (!request_.teacher_cache.empty() && loss().hidden_weight > 0)
     return InvalidArgument("--hidden-weight needs the teacher itself: --teacher-cache has no hidden states");
   std::error_code ignored;
-  if (!fs::exists(Out() + ".work", ignored) && fs::exists(fs::symlink_status(ReportPath(), ignored)))
+  const bool is_begun = fs::exists(Out() + ".work", ignored);
+  if (fs::exists(fs::symlink_status(Out(), ignored)))
+    return InvalidArgument(Out(), ": is there already, and nothing is overwritten",
+                           is_begun ? Concat("; ", Out(), ".work is left of a job and may be removed") : "");
+  if (!is_begun && fs::exists(fs::symlink_status(ReportPath(), ignored)))
     return InvalidArgument(ReportPath(), ": is there already, and nothing is overwritten");
   return Status();
 }

@@ -38,7 +38,7 @@ struct DistillRequest {
   uint32_t max_tokens = 0;         // of a row; 0: what the contexts of both models allow
 
   uint64_t tokens = 0;                                 // to train on, about; 0: each row once
-  uint32_t batch_tokens = 8192, memory_tokens = 4096;  // as of PlanOptions
+  uint32_t batch_tokens = 8192, memory_tokens = 4096;  // as of TrainingPlanOptions
   double learning_rate = 1e-3;                         // the highest
   double warmup = 0.02;                                // share of the steps
   uint64_t seed = 0;                                   // of orders, draws and fresh weights
@@ -62,9 +62,9 @@ struct DistillReport {
   uint64_t steps = 0, tokens = 0;
   uint64_t resumed_from = 0;  // steps that an earlier run had done
   Measurement before = {}, after = {};
-  std::optional<Acceptance> acceptance = {};  // of drafts
-  Hash128 digest = {};                        // of the output: ModelFiles::digest
-  std::string path = {};                      // of the report
+  std::optional<DraftAcceptance> acceptance = {};  // of drafts
+  Hash128 digest = {};                             // of the output: ModelFiles::digest
+  std::string path = {};                           // of the report
 };
 
 }  // namespace terrace

@@ -29,6 +29,9 @@ StatusOr<ModelWeights> Load(const ModelFiles& files, const std::vector<uint32_t>
                             ThreadPool& pool) {
   ModelWeights out = {.config = FolderConfig(files.config)};
   out.config.layers = static_cast<uint32_t>(layer_of.size());
+  std::vector<uint32_t> ffn_sizes;
+  for (const uint32_t layer : layer_of) ffn_sizes.push_back(files.config.FfnSize(layer));
+  SetFfnSizes(std::move(ffn_sizes), out.config);
   for (const TensorRequirement& tensor : RequiredTensors(out.config)) {
     const uint32_t layer = IsPerLayer(tensor.kind) ? layer_of[tensor.layer] : 0;
     if (IsNorm(tensor.kind)) {
@@ -99,6 +102,7 @@ ModelConfig DraftConfig(const ModelConfig& teacher) {
   while (draft.heads % draft.kv_heads != 0) --draft.kv_heads;
   draft.hidden_size = draft.heads * teacher.head_dim;
   draft.ffn_size = quarter(teacher.ffn_size);
+  draft.ffn_sizes.clear();
   draft.tied_embeddings = true;
   return draft;
 }

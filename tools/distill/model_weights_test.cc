@@ -24,6 +24,20 @@ ModelWeights Loaded(const ModelFiles& files) {
   return *std::move(weights);
 }
 
+// Nano's shape with three layers of unequal feed-forward sizes, as pruning leaves them.
+ModelConfig Unequal() {
+  ModelConfig config = Opened("models/terrace-demo-nano").config;
+  config.layers = 3;
+  SetFfnSizes({64, 32, 96}, config);
+  return config;
+}
+
+Status Validity(const ModelConfig& config) {
+  return ValidateModelConfig(config, [](std::string_view key, std::string_view message) {
+    return InvalidArgument(key, ": ", message);
+  });
+}
+
 TEST(ModelWeights, AreTheSameFromBothFormats) {
   const ModelWeights folder = Loaded(Opened("models/terrace-demo-nano")),
                      gguf = Loaded(Opened("models/terrace-demo-nano.f16.gguf"));
@@ -52,6 +66,31 @@ TEST(ModelWeights, TakesLayersEvenlyWithTheFirstAndTheLast) {
   }
   for (const uint32_t layers : {0u, 6u})
     EXPECT_EQ(TakeLayers(files, layers, pool).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST(ModelWeights, LayersThatAreTakenKeepTheirFeedForwardSizes) {
+  const ModelWeights all = RandomWeights(Unequal(), /*seed=*/3);
+  const std::string path = testing::TempDir() + "model_weights_unequal";
+  fs::remove_all(path);
+  const TextAssets text = *Opened("models/terrace-demo-nano").text;
+  ASSERT_TRUE(WriteWeights(path, all, text, DType::kF32, "", nullptr).ok());
+  const ModelFiles files = Opened(path);
+  EXPECT_EQ(Loaded(files).tensors, all.tensors);
+  ThreadPool pool(1);
+  const auto first = TakeLayers(files, 1, pool), ends = TakeLayers(files, 2, pool);
+  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_TRUE(ends.ok()) << ends.status();
+  EXPECT_EQ(first->config.ffn_size, 64u);
+  EXPECT_TRUE(first->config.ffn_sizes.empty());
+  EXPECT_EQ(ends->config.ffn_size, 96u);
+  EXPECT_EQ(ends->config.ffn_sizes, (std::vector<uint32_t>{64, 96}));
+  for (const auto* taken : {&*first, &*ends}) {
+    EXPECT_EQ(Validity(taken->config), Status());
+    const auto tensors = RequiredTensors(taken->config);
+    ASSERT_EQ(taken->tensors.size(), tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i)
+      EXPECT_EQ(taken->tensors[i].size(), ElementCount(tensors[i].shape).value()) << tensors[i].name;
+  }
 }
 
 TEST(ModelWeights, WhatIsWrittenLoadsAsItWasRounded) {
@@ -100,17 +139,20 @@ TEST(ModelWeights, RandomOnesFollowTheSeedAndAreOfTheWantedSize) {
 TEST(DraftConfig, IsAValidModelOfTheSameVocabulary) {
   for (const char* teacher : {"nano", "small", "base"}) {
     const ModelConfig of = Opened(Concat("models/terrace-demo-", teacher)).config, draft = DraftConfig(of);
-    EXPECT_EQ(ValidateModelConfig(draft,
-                                  [](std::string_view key, std::string_view message) {
-                                    return InvalidArgument(key, ": ", message);
-                                  }),
-              Status())
-        << teacher;
+    EXPECT_EQ(Validity(draft), Status()) << teacher;
     EXPECT_EQ(draft.vocab_size, of.vocab_size);
     EXPECT_EQ(draft.context_length, of.context_length);
     EXPECT_LE(draft.layers, of.layers);
     EXPECT_LE(draft.hidden_size, of.hidden_size);
   }
+}
+
+TEST(DraftConfig, OfATeacherOfUnequalLayersHasEqualOnes) {
+  const ModelConfig draft = DraftConfig(Unequal());
+  EXPECT_EQ(Validity(draft), Status());
+  EXPECT_EQ(draft.layers, 2u);
+  EXPECT_EQ(draft.ffn_size, 24u);
+  EXPECT_TRUE(draft.ffn_sizes.empty());
 }
 
 }  // namespace

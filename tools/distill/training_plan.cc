@@ -31,7 +31,7 @@ std::vector<MicroBatch> SplitRows(std::span<const uint32_t> rows, std::span<cons
 }
 
 std::vector<TrainingStep> PlanTraining(std::span<const uint32_t> rows, std::span<const size_t> sizes,
-                                       const PlanOptions& options) {
+                                       const TrainingPlanOptions& options) {
   uint64_t of_all = 0;
   for (const size_t size : sizes) of_all += size;
   const uint64_t wanted = options.tokens == 0 ? of_all : options.tokens;

@@ -17,7 +17,7 @@ struct TrainingStep {
   uint64_t tokens = 0;  // of its rows
 };
 
-struct PlanOptions {
+struct TrainingPlanOptions {
   uint64_t tokens = 0;         // of all steps, about; 0: each row once
   uint64_t batch_tokens = 0;   // of a step, about: its rows are as many as reach that. At least 1
   uint64_t memory_tokens = 0;  // of a micro-batch with its padding, at most, but for one row. At least 1
@@ -27,7 +27,7 @@ struct PlanOptions {
 // Every pass over the rows is in a new random order; `sizes` are the tokens of each of `rows`, which are not
 // none. The rows of a step are sorted by size, for little padding.
 std::vector<TrainingStep> PlanTraining(std::span<const uint32_t> rows, std::span<const size_t> sizes,
-                                       const PlanOptions& options);
+                                       const TrainingPlanOptions& options);
 
 // The rows in their own order, in micro-batches.
 std::vector<MicroBatch> SplitRows(std::span<const uint32_t> rows, std::span<const size_t> sizes,

@@ -71,8 +71,8 @@ TEST(PlanTraining, MicroBatchesFitMemoryWithTheirPaddingAndRowsOfLikeSizeAreToge
 
 TEST(PlanTraining, MoreTokensAreMorePassesInOtherOrdersAndBeginWithTheSameSteps) {
   const Rows rows(50);
-  const PlanOptions options = {.batch_tokens = 100, .memory_tokens = 100, .seed = 3};
-  PlanOptions longer = options;
+  const TrainingPlanOptions options = {.batch_tokens = 100, .memory_tokens = 100, .seed = 3};
+  TrainingPlanOptions longer = options;
   longer.tokens = 3 * rows.tokens();
   const auto once = RowsOf(PlanTraining(rows.indices, rows.sizes, options)),
              thrice = RowsOf(PlanTraining(rows.indices, rows.sizes, longer));

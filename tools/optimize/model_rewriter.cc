@@ -189,8 +189,8 @@ std::vector<std::byte> ModelRewriter::MakePart(const RewrittenLayer& layer, uint
   for (const double error : layer.errors) errors.push_back(error);
   const std::string text = ToJsonText(errors);
   const uint64_t length = text.size();
-  std::vector<std::byte> part;
-  Append(part, std::as_bytes(std::span(&length, 1)));
+  std::vector<std::byte> part(sizeof length);
+  std::memcpy(part.data(), &length, sizeof length);
   Append(part, std::as_bytes(std::span(text)));
   for (const TensorKind kind : kLayerTensors) {
     if (IsNorm(kind)) {

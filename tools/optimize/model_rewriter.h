@@ -29,7 +29,7 @@
 namespace terrace {
 
 struct LinearReport {
-  std::string name;  // of the tensor in the output
+  std::string name;   // of the tensor in the output
   std::string dtype;  // as FormatName has it
   Shape shape = {};
   double relative_error = 0;  // of the outputs over the calibration tokens, or of the weights without any

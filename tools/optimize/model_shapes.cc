@@ -68,6 +68,7 @@ StatusOr<ModelConfig> ChangeShape(ModelConfig config, const ShapeChanges& change
   config.heads = changes.heads.value_or(config.heads);
   config.kv_heads = changes.kv_heads.value_or(config.kv_heads);
   config.ffn_size = changes.ffn.value_or(config.ffn_size);
+  if (changes.ffn || changes.layers) config.ffn_sizes.clear();
   config.vocab_size = changes.vocab.value_or(config.vocab_size);
   config.context_length = changes.context.value_or(config.context_length);
   config.tied_embeddings = changes.tied.value_or(config.tied_embeddings);

@@ -52,6 +52,18 @@ TEST(ChangeShape, SetsWhatIsGivenAndFollowsTheHeads) {
   EXPECT_EQ(ChangeShape(shape, {.hidden = 100, .head_dim = 8}).value().head_dim, 8u);
 }
 
+TEST(ChangeShape, KeepsUnequalFeedForwardSizesUnlessTheyOrTheLayersChange) {
+  ModelConfig shape = ChangeShape(FindModelShape("135m").value(), {.layers = 3}).value();
+  SetFfnSizes({64, 32, 96}, shape);
+  EXPECT_EQ(ChangeShape(shape, {.vocab = 300}).value().ffn_sizes, shape.ffn_sizes);
+  for (const ShapeChanges& changes : {ShapeChanges{.ffn = 48}, ShapeChanges{.layers = 2}}) {
+    const auto changed = ChangeShape(shape, changes);
+    ASSERT_TRUE(changed.ok()) << changed.status();
+    EXPECT_TRUE(changed->ffn_sizes.empty());
+    EXPECT_EQ(changed->ffn_size, changes.ffn.value_or(96));
+  }
+}
+
 TEST(ChangeShape, RefusesWhatDoesNotDivideOrFitWithItsNumbers) {
   const struct {
     ShapeChanges changes;

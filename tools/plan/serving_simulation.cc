@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 #include <limits>
+#include <map>
 #include <utility>
 #include <variant>
 
@@ -42,13 +43,18 @@ class Worker {
   double now() const { return now_; }
   double busy() const { return busy_; }
   double sequence_seconds() const { return sequence_seconds_; }  // that those that ended were here, together
-  size_t load() const { return waiting_.size() + running_.size(); }
+  // Sequences that are here at a time that is not before the last step began: while it lasts, also those that
+  // end with it.
+  size_t Load(double when) const {
+    return waiting_.size() + running_.size() + (when < now_ ? last_ended_ : 0);
+  }
   // When its next step begins.
   double NextStep() const {
     if (!running_.empty()) return now_;
     return waiting_.empty() ? kNever : std::max(now_, waiting_.front().arrived);
   }
 
+  // In the order of their arrival.
   Status Add(Sequence sequence, uint32_t cached) {
     const uint64_t tokens = uint64_t{sequence.prompt} + sequence.output;
     if (tokens > tier_.context_length)
@@ -58,8 +64,7 @@ class Worker {
       return InvalidArgument("a request of ", tokens, " tokens is more than the KV memory, which holds ",
                              tier_.settings.kv_tokens);
     sequence.read = std::exchange(has_prefix_, true) ? cached : 0;
-    const auto later = [](double arrived, const Sequence& other) { return arrived < other.arrived; };
-    waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), sequence.arrived, later), sequence);
+    waiting_.push_back(sequence);
     return {};
   }
 
@@ -142,6 +147,7 @@ class Worker {
       (has_ended ? ended : still).push_back(sequence);
     }
     running_ = std::move(still);
+    last_ended_ = ended.size();
     return ended;
   }
 
@@ -161,6 +167,7 @@ class Worker {
   const bool holds_back_;
   uint64_t free_blocks_;
   bool has_prefix_ = false;
+  size_t last_ended_ = 0;  // with the last step
   double now_ = 0, busy_ = 0, sequence_seconds_ = 0;
   std::deque<Sequence> waiting_;   // by arrival
   std::vector<Sequence> running_;  // by admission
@@ -176,16 +183,20 @@ class Simulation {
   StatusOr<ServingPrediction> Run() {
     RETURN_IF_ERROR(Check());
     if (const auto* closed = std::get_if<ClosedLoop>(&traffic_.load)) {
-      for (uint32_t i = 0; i < closed->concurrency; ++i) RETURN_IF_ERROR(Plan(0));
+      for (uint32_t i = 0; i < closed->concurrency; ++i) Plan(0);
     } else {
       const auto& open = std::get<OpenLoop>(traffic_.load);
       Arrivals arrivals(open.arrivals, open.rate, RandomBits(traffic_.seed, 0));  // as of a first level
-      for (uint64_t i = 0; i < traffic_.requests; ++i) RETURN_IF_ERROR(Plan(arrivals.Next()));
+      for (uint64_t i = 0; i < traffic_.requests; ++i) Plan(arrivals.Next());
     }
     while (true) {
       const auto [tier, worker] = Earliest();
+      if (!asked_.empty() && (worker == nullptr || asked_.begin()->first <= worker->NextStep())) {
+        RETURN_IF_ERROR(Dispatch());
+        continue;
+      }
       if (worker == nullptr) break;
-      for (Sequence& ended : worker->Step(out_)) RETURN_IF_ERROR(OnEnded(tier, ended, worker->now()));
+      for (const Sequence& ended : worker->Step(out_)) OnEnded(tier, ended, worker->now());
     }
     Finish();
     return std::move(out_);
@@ -205,19 +216,25 @@ class Simulation {
   }
 
   // The next request, if there is one left: lengths as terrace bench draws them.
-  Status Plan(double now) {
-    if (planned_ == traffic_.requests) return {};
+  void Plan(double now) {
+    if (planned_ == traffic_.requests) return;
     Sequence sequence{.index = planned_++, .asked = now, .arrived = now};
     sequence.prompt =
         std::max(traffic_.prompt_tokens.Draw(traffic_.seed, sequence.index, kPromptLengthStream),
                  traffic_.shared_prefix_tokens + 1);
     sequence.output = traffic_.output_tokens.Draw(traffic_.seed, sequence.index, kOutputLengthStream);
-    return Ask(0, sequence);
+    Ask(0, sequence);
   }
 
-  Status Ask(size_t tier, const Sequence& sequence) {
-    return std::ranges::min_element(workers_[tier], {}, &Worker::load)
-        ->Add(sequence, traffic_.shared_prefix_tokens);
+  void Ask(size_t tier, const Sequence& sequence) {
+    asked_.emplace(sequence.arrived, std::pair(tier, sequence));
+  }
+
+  // Gives what was asked first to a worker, when all that happens before is known.
+  Status Dispatch() {
+    const auto [tier, sequence] = asked_.extract(asked_.begin()).mapped();
+    const auto load = [when = sequence.arrived](const Worker& worker) { return worker.Load(when); };
+    return std::ranges::min_element(workers_[tier], {}, load)->Add(sequence, traffic_.shared_prefix_tokens);
   }
 
   // Whose step begins first: nothing that happens later can change it.
@@ -234,13 +251,14 @@ class Simulation {
     return first;
   }
 
-  Status OnEnded(size_t tier, Sequence& sequence, double now) {
+  void OnEnded(size_t tier, const Sequence& sequence, double now) {
     const bool is_last = tier + 1 == tiers_.size();
     if (!is_last && RandomUniform(traffic_.seed, sequence.index, kGateStream + tier) >= tiers_[tier].kept) {
       Sequence next{.index = sequence.index, .asked = sequence.asked, .arrived = now};
       next.prompt = sequence.prompt;
       next.output = sequence.output;
-      return Ask(tier + 1, next);
+      Ask(tier + 1, next);
+      return;
     }
     if (!is_last) {  // it was held back, and comes whole
       out_.first_token.Record(ToDuration(now - sequence.asked));
@@ -250,7 +268,7 @@ class Simulation {
     out_.prompt_tokens += sequence.prompt;
     out_.output_tokens += sequence.output;
     out_.seconds = std::max(out_.seconds, now);
-    return std::holds_alternative<ClosedLoop>(traffic_.load) ? Plan(now) : Status();
+    if (std::holds_alternative<ClosedLoop>(traffic_.load)) Plan(now);
   }
 
   void Finish() {
@@ -276,6 +294,7 @@ class Simulation {
   const Traffic& traffic_;
   std::vector<std::vector<Worker>> workers_;  // by tier
   uint64_t planned_ = 0;
+  std::multimap<double, std::pair<size_t, Sequence>> asked_;  // by arrival: of a tier, not yet of a worker
   ServingPrediction out_;
 };
 

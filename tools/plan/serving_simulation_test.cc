@@ -3,6 +3,7 @@
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/bench/streams.h"
 
 namespace terrace {
 namespace {
@@ -150,6 +151,27 @@ TEST(SimulateServing, WorkersShareWhatComes) {
   EXPECT_NEAR(four.seconds, one / 4, 1e-8);
   EXPECT_NEAR(four.busy_shares[0], 1, 1e-8);
   EXPECT_NEAR(four.sequences[0], 1, 1e-8);
+}
+
+TEST(SimulateServing, WhatArrivesGoesToAWorkerThatIsIdleThen) {
+  const StepCost cost = Flat(), slow = Flat(0.5);
+  ServingTier tier = Tier(cost, kSettings);
+  tier.settings.max_sequences = 1;
+  tier.workers = 2;
+  Traffic traffic = Closed(1, 3, 10, 1);
+  traffic.load = OpenLoop{.rate = 1 / (20 * kStep), .arrivals = ArrivalKind::kConstant};
+  traffic.output_tokens = LengthDistribution::Parse("uniform:1-100").value();
+  const auto output = [&](uint64_t request) {
+    return traffic.output_tokens.Draw(traffic.seed, request, kOutputLengthStream);
+  };
+  while (output(0) < 80 || output(1) > 10 || output(2) > 10) ++traffic.seed;
+  EXPECT_NEAR(Predict({&tier, 1}, traffic).first_token.max(), kStep, 1e-8)
+      << "the third finds the first worker with the first request, and the second idle";
+
+  tier.cost = &slow;
+  traffic = Closed(1, 2, 10, 1);
+  traffic.load = OpenLoop{.rate = 10, .arrivals = ArrivalKind::kConstant};
+  EXPECT_NEAR(Predict({&tier, 1}, traffic).first_token.max(), 0.5, 1e-8) << "a last step is work, too";
 }
 
 TEST(SimulateServing, ACascadeHoldsBackAndAsksOn) {
