@@ -1230,6 +1230,65 @@ TEST_F(SharedStreamTest, ABrokenStreamLosesItsCallsOfWhichOneCountsAndTheNextCal
   EXPECT_EQ(worker_.streams, 2);
 }
 
+TEST_F(SharedStreamTest, TheFailureOfABrokenStreamIsCountedByTheFirstThatHearsOfIt) {
+  worker_.SetExecution([](FakeCall& call, const auto&) {
+    for (uint32_t i = 0; call.Write(TokenEvent(i, 0)); ++i) std::this_thread::yield();
+    return Cancelled("by its caller");
+  });
+  std::vector<Running> full;
+  for (int i = 0; i < 20; ++i) full.push_back(Start(1, /*fills=*/true));
+  const Running first = Start(1);
+  for (const Running& call : full) call.events->WaitForToken();
+  first.events->WaitForToken();
+  worker_.BreakStreams();
+  EXPECT_NE(FaultOf(first.events->Result().status()), "") << "the others have not heard of it";
+  for (const Running& call : full) {
+    call.events->MakeRoom();
+    call.handle->Resume();
+    EXPECT_EQ(FaultOf(call.events->Result().status()), "");
+  }
+}
+
+TEST_F(SharedStreamTest, EndsAreToldByOtherThreadsThanTheOneThatReadsForAll) {
+  class Threads : public Collector {
+   public:
+    void OnTokens(std::vector<WorkerToken> more) override {
+      of_tokens = std::this_thread::get_id();
+      Collector::OnTokens(std::move(more));
+    }
+    void OnDone(StatusOr<ExecuteResult> result) override {
+      of_end = std::this_thread::get_id();
+      Collector::OnDone(std::move(result));
+    }
+    std::thread::id of_tokens, of_end;
+  };
+  worker_.SetExecution([](FakeCall& call, const auto& request) {
+    if (request.max_tokens() == 1) return Answer(call, request);
+    call.Write(TokenEvent(0, 0));
+    if (request.max_tokens() == 2) return Internal("no more");
+    call.Write(TokenEvent(7, 0));  // a gap
+    return Status();
+  });
+  for (const uint32_t tokens : {1, 2, 3}) {
+    const auto threads = std::make_shared<Threads>();
+    spec_.max_tokens = tokens;
+    const auto handle = connection_->Execute(spec_, threads);
+    EXPECT_EQ(threads->Result().ok(), tokens == 1);
+    EXPECT_NE(threads->of_tokens, std::thread::id());
+    EXPECT_NE(threads->of_end, threads->of_tokens);
+  }
+}
+
+TEST_F(SharedStreamTest, CallsThatEndBeforeTheyAreSentLeaveTheOthersAsTheyAre) {
+  worker_.SetExecution(Answer);
+  for (int i = 0; i < 200; ++i) {
+    const Running gone = Start(1);
+    gone.handle->Cancel();
+  }
+  EXPECT_TRUE(Start(2).events->Result().ok());
+  EXPECT_EQ(worker_.streams, 1);
+}
+
 TEST_F(SharedStreamTest, AnEarlierDeadlineBehindALaterOneIsKept) {
   worker_.SetExecution([](FakeCall& call, const auto&) {
     EXPECT_LE(call.start().timeout_seconds(), Seconds(kPatience));

@@ -72,7 +72,7 @@ class ExecuteEvents {
   // after Cancel.
   virtual void OnDone(StatusOr<ExecuteResult> result) = 0;
   // No more should come for now: the call reads nothing further, and so its worker pauses, until Resume. Any
-  // thread.
+  // thread, also with locks of the call's and its connection's held: it must take none.
   virtual bool is_full() const { return false; }
 };
 

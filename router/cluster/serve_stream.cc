@@ -1,7 +1,9 @@
 #include "router/cluster/serve_stream.h"
 
 #include <algorithm>
+#include <atomic>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "base/grpc_status.h"
@@ -15,6 +17,8 @@ namespace {
 constexpr uint32_t kWindow = 1024;
 constexpr size_t kBatchBytes = size_t{64} << 10;  // of commands in a message, but for a long one alone
 constexpr size_t kMostRequestBytes = 15'000'000;  // of one: workers take messages of 16 MiB
+constexpr size_t kCallsPerThread = 16, kMostThreads = 16;  // that tell what is to be told at once
+constexpr auto kEndPatience = std::chrono::seconds(1);     // from the last read to the stream's end
 
 google::protobuf::ArenaOptions ArenaIn(std::span<char> block) {
   google::protobuf::ArenaOptions options;
@@ -182,6 +186,7 @@ bool ServeStream::EndNow(Call& call, const Status& why) {
   deadlines_.erase({call.deadline, call.id});
   call.ended = why;
   call.inbox.clear();
+  if (!call.is_sent) return true;  // and its start will not be
   v1::ServeCommand command;
   command.set_call(call.id);
   command.set_cancel(true);
@@ -195,9 +200,13 @@ void ServeStream::DeliverSoon(const CallPtr& call) {
   soon_.push_back(call);
   if (soon_alarm_ != nullptr) return;
   soon_alarm_ = std::make_unique<grpc::Alarm>();
-  soon_alarm_->Set(std::chrono::system_clock::now(), [self = shared_from_this()](bool) { self->OnSoon(); });
+  // In the past, as a time that is just now waits for the next tick of gRPC's timers.
+  const auto at_once = std::chrono::system_clock::now() - std::chrono::milliseconds(10);
+  soon_alarm_->Set(at_once, [self = shared_from_this()](bool) { self->OnSoon(); });
 }
 
+// Of a broken stream these are all its calls, and each may go on elsewhere, with its whole prompt: many are
+// told by several threads. More alarms would not do: gRPC has what is due at once run by one thread.
 void ServeStream::OnSoon() {
   std::unique_ptr<grpc::Alarm> done;  // goes without the lock
   std::vector<CallPtr> calls;
@@ -206,7 +215,16 @@ void ServeStream::OnSoon() {
     done = std::move(soon_alarm_);
     calls.swap(soon_);
   }
-  for (const CallPtr& call : calls) Deliver(call);
+  {
+    std::atomic<size_t> next = 0;
+    const auto deliver = [&] {
+      for (size_t i = next++; i < calls.size(); i = next++) Deliver(calls[i]);
+    };
+    std::vector<std::jthread> helpers;
+    while (helpers.size() < std::min(calls.size() / kCallsPerThread, kMostThreads))
+      helpers.emplace_back(deliver);
+    deliver();
+  }
   Write();
 }
 
@@ -251,13 +269,26 @@ void ServeStream::OnReadDone(bool ok) {
     std::lock_guard lock(mutex_);
     is_broken_ = true;
     has_no_writer = !is_writing_ && TakeHold();
+    CancelUnlessItEnds();
   }
   if (has_no_writer) RemoveHold();
 }
 
+// After the last read. The end mostly follows at once, with a status; but not behind a message that could not
+// be parsed, of which the worker knows nothing.
+void ServeStream::CancelUnlessItEnds() {
+  end_alarm_ = std::make_unique<grpc::Alarm>();
+  end_alarm_->Set(std::chrono::system_clock::now() + kEndPatience, [weak = weak_from_this()](bool is_due) {
+    const auto self = is_due ? weak.lock() : nullptr;
+    if (self != nullptr) self->context_.TryCancel();
+  });
+}
+
+// Tells the event, if its call's reader has room; but ends, after which there may be much to do, are left to
+// another thread, as this one reads for all calls.
 void ServeStream::Take(const v1::ServeEvent& event) {
+  const bool is_end = event.has_error() || event.event().has_finished();
   CallPtr call;
-  bool has_room = false;
   {
     std::lock_guard lock(mutex_);
     const auto found = calls_.find(event.call());
@@ -266,16 +297,21 @@ void ServeStream::Take(const v1::ServeEvent& event) {
     const auto logprobs = static_cast<int64_t>(CountLogprobs(event.event()));
     if (logprobs > 0 && call->credit <= 0) {
       EndNow(*call, ProtocolError("more than the call's credit"));
-    } else {
-      call->credit -= logprobs;
-      has_room = !call->is_busy && call->inbox.empty() && !call->events->is_full();
-      if (!has_room) call->inbox.push_back(event);
+      return DeliverSoon(call);
     }
-    if (std::exchange(call->is_busy, true)) return;
+    call->credit -= logprobs;
+    const bool is_full = call->events->is_full();
+    if (is_end || is_full || call->is_busy || !call->inbox.empty()) {
+      call->inbox.push_back(event);
+      if (!is_full) DeliverSoon(call);
+      return;
+    }
+    call->is_busy = true;
   }
-  const std::optional<End> end = has_room ? Tell(*call, event) : std::nullopt;
-  if (end.has_value()) return Finish(*call, *end);
-  Deliver(call);
+  Tell(*call, event);  // what is wrong with it is in `ended` then
+  std::lock_guard lock(mutex_);
+  call->is_busy = false;
+  if (call->ended.has_value()) DeliverSoon(call);
 }
 
 // Tells what there is for the call's reader, while that has room. By who has set is_busy.
@@ -291,7 +327,7 @@ void ServeStream::Deliver(const CallPtr& call) {
         call->is_busy = false;
         return;
       } else if (call->inbox.empty()) {
-        end = *call->lost;
+        end = std::exchange(is_loss_told_, true) ? CountedAlready(*call->lost) : *call->lost;
       } else {
         next.splice(next.begin(), call->inbox, call->inbox.begin());
       }
@@ -346,13 +382,10 @@ void ServeStream::Write() {
   {
     std::lock_guard lock(mutex_);
     if (is_writing_ || is_broken_ || !has_hold_) return;
-    has_batch = !outgoing_.empty();
-    if (has_batch) {
-      is_writing_ = true;
-      FillBatch();
-    } else if (!is_closing_ || !calls_.empty()) {
-      return;
-    } else {
+    FillBatch();
+    has_batch = is_writing_ = !batch_.commands().empty();
+    if (!has_batch) {
+      if (!is_closing_ || !calls_.empty()) return;
       TakeHold();
     }
   }
@@ -361,13 +394,16 @@ void ServeStream::Write() {
   RemoveHold();
 }
 
+// Without the starts of calls that have ended before: numbers may have gaps.
 void ServeStream::FillBatch() {
   batch_.Clear();
   for (size_t bytes = 0; !outgoing_.empty() && bytes < kBatchBytes; outgoing_.pop_front()) {
     v1::ServeCommand& next = outgoing_.front();
     if (next.has_start()) {
+      const auto found = calls_.find(next.call());
+      if (found == calls_.end()) continue;
+      found->second->is_sent = true;
       bytes += next.start().request().size();
-      if (const auto found = calls_.find(next.call()); found != calls_.end()) found->second->is_sent = true;
     }
     *batch_.add_commands() = std::move(next);
   }
@@ -397,10 +433,8 @@ void ServeStream::OnDone(const grpc::Status& status) {
   self = std::move(self_);
   is_broken_ = true;
   outgoing_.clear();
-  bool is_counted = false;  // the replica has failed once
   for (const auto& [id, call] : calls_) {
-    const Status how = call->is_sent ? error : Unreached(error);
-    call->lost = std::exchange(is_counted, true) ? CountedAlready(how) : how;
+    call->lost = call->is_sent ? error : Unreached(error);
     DeliverSoon(call);
   }
 }

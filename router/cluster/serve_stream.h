@@ -3,8 +3,8 @@
 //
 // What comes is read at once, always, whoever of the calls' readers has room: each call has its own credit, a
 // bound of what the worker may send ahead of its reader, and what a full reader does not take waits with its
-// call. So no reader holds another up. A call's events are told by one thread at a time, on gRPC's threads:
-// mostly the one that has read them.
+// call. So no reader holds another up. A call's events are told by one thread at a time: mostly the one of
+// gRPC's that has read them, but for ends, which may take long and which others tell.
 //
 // Owned by its connection and by its calls, and by itself until gRPC is done with it. Thread-safe.
 #pragma once
@@ -73,6 +73,7 @@ class ServeStream : public grpc::ClientBidiReactor<v1::ServeCommands, v1::ServeE
   bool EndNow(Call& call, const Status& why);
   void DeliverSoon(const CallPtr& call);
   void SetAlarm();
+  void CancelUnlessItEnds();
   void Send(v1::ServeCommand command);
   void FillBatch();
   bool TakeHold();
@@ -94,10 +95,12 @@ class ServeStream : public grpc::ClientBidiReactor<v1::ServeCommands, v1::ServeE
   std::deque<v1::ServeCommand> outgoing_;
   std::vector<CallPtr> soon_;  // to be delivered by the alarm, and busy until then
   std::unique_ptr<grpc::Alarm> soon_alarm_;
+  std::unique_ptr<grpc::Alarm> end_alarm_;  // since nothing more can be read
   bool is_writing_ = false;
-  bool is_broken_ = false;   // nothing more is written, and no call begins
-  bool is_closing_ = false;  // with its last call
-  bool has_hold_ = true;     // gRPC waits for writes from outside its reactions
+  bool is_broken_ = false;     // nothing more is written, and no call begins
+  bool is_closing_ = false;    // with its last call
+  bool is_loss_told_ = false;  // by a call that was lost with the stream: the replica has failed once
+  bool has_hold_ = true;       // gRPC waits for writes from outside its reactions
 };
 
 }  // namespace terrace

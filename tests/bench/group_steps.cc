@@ -18,6 +18,9 @@ namespace {
 constexpr Duration kTimeout = std::chrono::seconds(60);
 constexpr size_t kSteps = 2000, kBlockTokens = 16;
 
+constexpr PlanLimits kLimits{
+    .blocks = 1, .host_blocks = 0, .block_tokens = kBlockTokens, .context_length = 1, .vocab_size = 2};
+
 class NoModel : public Executor {
  public:
   StepResult Run(const StepPlan&) override { return {}; }
@@ -51,7 +54,7 @@ void Measure(uint32_t ranks, size_t sequences, size_t context) {
   for (uint32_t rank = 1; rank < ranks; ++rank) {
     followers.emplace_back([&group, rank] {
       NoModel model;
-      CHECK(FollowLeader(*group[rank], model, nullptr).ok());
+      CHECK(FollowLeader(*group[rank], model, kLimits, nullptr).ok());
     });
   }
   const std::vector<int32_t> token = {1};

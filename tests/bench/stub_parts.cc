@@ -1,9 +1,16 @@
 #include "tests/bench/stub_parts.h"
 
 #include <algorithm>
+#include <chrono>
+#include <optional>
 #include <utility>
 
 namespace terrace {
+namespace {
+
+constexpr auto kLongestWithoutPause = std::chrono::milliseconds(1);
+
+}  // namespace
 
 void Alarms::At(MonoTime when, std::function<void()> call) {
   const bool is_next = [&] {
@@ -15,11 +22,13 @@ void Alarms::At(MonoTime when, std::function<void()> call) {
 }
 
 void Alarms::Run(const std::stop_token& stop) {
-  bool has_called = false;  // since the last pause
+  std::optional<MonoTime> called;  // the first time since the last pause
   std::unique_lock lock(mutex_);
   while (!stop.stop_requested()) {
-    const bool is_pause = calls_.empty() || calls_.begin()->first > RealClock().Now();
-    if (is_pause && std::exchange(has_called, false)) {
+    const MonoTime now = RealClock().Now();
+    const bool is_idle = calls_.empty() || calls_.begin()->first > now;
+    if (called.has_value() && (is_idle || now - *called >= kLongestWithoutPause)) {
+      called.reset();
       lock.unlock();
       on_pause_();
       lock.lock();
@@ -32,7 +41,7 @@ void Alarms::Run(const std::stop_token& stop) {
       calls_.erase(calls_.begin());
       lock.unlock();
       call();
-      has_called = true;
+      if (!called.has_value()) called = now;
       lock.lock();
     }
   }

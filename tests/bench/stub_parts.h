@@ -22,7 +22,7 @@
 namespace terrace {
 
 // Calls back at given times, on a thread of its own, and `on_pause` whenever all that was due has been
-// called. What was not due when it dies is dropped.
+// called, or 1 ms after the first call since the last time. What was not due when it dies is dropped.
 class Alarms {
  public:
   explicit Alarms(std::function<void()> on_pause)

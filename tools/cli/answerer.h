@@ -19,7 +19,6 @@ namespace terrace {
 // How many answers a request gets.
 uint32_t ChoicesOf(const v1::GenerateRequest& request);
 
-
 void AddUsage(const v1::Usage& from, v1::Usage& to);
 
 // Roles and contents, as a chat template takes them.

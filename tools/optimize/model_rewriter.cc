@@ -46,7 +46,9 @@ uint64_t BytesOf(DType dtype, const Shape& shape) {
 }
 
 void Append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
-  to.insert(to.end(), bytes.begin(), bytes.end());
+  const size_t before = to.size();
+  to.resize(before + bytes.size());
+  if (!bytes.empty()) std::memcpy(to.data() + before, bytes.data(), bytes.size());
 }
 
 }  // namespace
@@ -189,8 +191,8 @@ std::vector<std::byte> ModelRewriter::MakePart(const RewrittenLayer& layer, uint
   for (const double error : layer.errors) errors.push_back(error);
   const std::string text = ToJsonText(errors);
   const uint64_t length = text.size();
-  std::vector<std::byte> part(sizeof length);
-  std::memcpy(part.data(), &length, sizeof length);
+  std::vector<std::byte> part;
+  Append(part, std::as_bytes(std::span(&length, 1)));
   Append(part, std::as_bytes(std::span(text)));
   for (const TensorKind kind : kLayerTensors) {
     if (IsNorm(kind)) {

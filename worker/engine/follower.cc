@@ -17,7 +17,13 @@ StatusOr<std::unique_ptr<Follower>> Follower::Open(const OpenEngineOptions& opti
 }
 
 Status Follower::Run(const std::function<bool()>& is_stopped) {
-  return FollowLeader(loaded_.group->communicator(), *loaded_.executor, is_stopped);
+  const KvShape& kv = loaded_.kv_shape;
+  const PlanLimits limits{.blocks = kv.blocks,
+                          .host_blocks = kv.host_blocks,
+                          .block_tokens = kv.block_tokens,
+                          .context_length = files_->config.context_length,
+                          .vocab_size = files_->config.vocab_size};
+  return FollowLeader(loaded_.group->communicator(), *loaded_.executor, limits, is_stopped);
 }
 
 }  // namespace terrace

@@ -11,6 +11,11 @@ namespace {
 constexpr Duration kLongestIdlePeriod = std::chrono::milliseconds(500);
 constexpr size_t kFirstWords = 1022, kMostWords = size_t{1} << 28;
 
+// Some may come late.
+Duration IdlePeriodOf(const Communicator& communicator) {
+  return std::min(communicator.timeout() / 8, kLongestIdlePeriod);
+}
+
 // What is told: its first words at once, as most plans are short, then the others.
 struct Frame {
   enum class Kind : uint32_t { kPlan, kIdle, kStop };
@@ -58,8 +63,9 @@ Status RunTold(std::span<const int32_t> words, PlanReader& reader, Executor& own
 }
 
 // OK when the leader stops.
-Status Follow(Communicator& communicator, Executor& own, const std::function<bool()>& is_stopped) {
-  PlanReader reader;
+Status Follow(Communicator& communicator, Executor& own, const PlanLimits& limits,
+              const std::function<bool()>& is_stopped) {
+  PlanReader reader(limits);
   std::vector<int32_t> words;
   while (true) {
     if (is_stopped && is_stopped()) return Cancelled("asked to stop");
@@ -74,7 +80,7 @@ Status Follow(Communicator& communicator, Executor& own, const std::function<boo
 GroupExecutor::GroupExecutor(Communicator& communicator, std::unique_ptr<Executor> own)
     : communicator_(communicator),
       own_(std::move(own)),
-      idle_period_(std::min(communicator.timeout() / 8, kLongestIdlePeriod)),  // some may come late
+      idle_period_(IdlePeriodOf(communicator)),
       last_told_(RealClock().Now()) {
   CHECK(communicator.rank() == 0, "rank ", communicator.rank(), " does not lead");
 }
@@ -102,8 +108,30 @@ Status GroupExecutor::Idle() {
   return Tell(communicator_, Frame::Kind::kIdle, {});
 }
 
-Status FollowLeader(Communicator& communicator, Executor& own, const std::function<bool()>& is_stopped) {
-  Status end = Follow(communicator, own, is_stopped);
+ExecutorBesideGroup::ExecutorBesideGroup(Communicator& communicator, std::unique_ptr<Executor> own)
+    : communicator_(communicator),
+      own_(std::move(own)),
+      least_gap_(IdlePeriodOf(communicator) / 2),
+      last_told_(RealClock().Now()) {}
+
+StepResult ExecutorBesideGroup::Run(const StepPlan& plan) {
+  TellIdle();
+  StepResult result = own_->Run(plan);
+  TellIdle();
+  return result;
+}
+
+// An error is no error of `own_`: the group's next step has it too.
+void ExecutorBesideGroup::TellIdle() {
+  const MonoTime now = RealClock().Now();
+  if (now - last_told_ < least_gap_) return;
+  last_told_ = now;
+  static_cast<void>(Tell(communicator_, Frame::Kind::kIdle, {}));
+}
+
+Status FollowLeader(Communicator& communicator, Executor& own, const PlanLimits& limits,
+                    const std::function<bool()>& is_stopped) {
+  Status end = Follow(communicator, own, limits, is_stopped);
   communicator.Abort(end.ok() ? Unavailable("the leader has stopped") : end);
   return end;
 }

@@ -37,9 +37,29 @@ class GroupExecutor : public Executor {
   MonoTime last_told_;
 };
 
-// The loop of every other rank. OK when the leader has told that nothing more is to come; else why the group
-// is lost: errors of the communicator and of `own`, and CANCELLED when `is_stopped`, which is asked before
-// each frame, says so. Then the communicator has ended.
-Status FollowLeader(Communicator& communicator, Executor& own, const std::function<bool()>& is_stopped);
+// Of the leader: an executor beside the group's that may take long, a drafter's model, while the others wait.
+// Before and after each of its runs they are told that there is nothing to run yet. Used by the Engine's loop
+// thread.
+class ExecutorBesideGroup : public Executor {
+ public:
+  // `communicator`, the group's, outlives it.
+  ExecutorBesideGroup(Communicator& communicator, std::unique_ptr<Executor> own);
+
+  StepResult Run(const StepPlan& plan) override;
+
+ private:
+  void TellIdle();
+
+  Communicator& communicator_;
+  const std::unique_ptr<Executor> own_;
+  const Duration least_gap_;
+  MonoTime last_told_;
+};
+
+// The loop of every other rank, whose model has these limits. OK when the leader has told that nothing more
+// is to come; else why the group is lost: errors of the communicator and of `own`, and CANCELLED when
+// `is_stopped`, which is asked before each frame, says so. Then the communicator has ended.
+Status FollowLeader(Communicator& communicator, Executor& own, const PlanLimits& limits,
+                    const std::function<bool()>& is_stopped);
 
 }  // namespace terrace

@@ -17,6 +17,9 @@ using ::testing::HasSubstr;
 constexpr Duration kLong = std::chrono::seconds(120);      // no rank misses it
 constexpr Duration kShort = std::chrono::milliseconds(1);  // for ranks that never come
 
+constexpr PlanLimits kLimits{
+    .blocks = 4, .host_blocks = 0, .block_tokens = 1 << 20, .context_length = 1 << 20, .vocab_size = 1 << 20};
+
 // Writes down which tokens it was given; step `fails_at` fails.
 class Recorder : public Executor {
  public:
@@ -40,7 +43,7 @@ struct FollowerThread {
                  std::function<bool()> is_stopped = nullptr)
       : thread([this, &communicator, fails_at, is_stopped] {
           Recorder recorder(steps, fails_at);
-          end = FollowLeader(communicator, recorder, is_stopped);
+          end = FollowLeader(communicator, recorder, kLimits, is_stopped);
         }) {}
   void Join() { thread.join(); }
 
@@ -133,6 +136,29 @@ TEST(GroupExecutor, ALeaderThatFailsEndsTheGroup) {
   EXPECT_EQ(leader.Run(PlanOf(tokens, {0})).device_error.code(), StatusCode::kInternal);
   follower.Join();
   EXPECT_EQ(follower.end.code(), StatusCode::kUnavailable);
+}
+
+TEST(GroupExecutor, ARankThatIsToldWhatItCannotRunEndsTheGroup) {
+  const auto group = MakeLocalCommunicators(2, kLong);
+  FollowerThread follower(*group[1]);
+  std::vector<std::vector<int32_t>> steps;
+  GroupExecutor leader(*group[0], std::make_unique<Recorder>(steps));
+  const std::vector<int32_t> tokens = {1};
+  static_cast<void>(leader.Run(PlanOf(tokens, {4})));
+  follower.Join();
+  EXPECT_EQ(follower.end.code(), StatusCode::kDataLoss);
+  EXPECT_TRUE(follower.steps.empty());
+}
+
+TEST(ExecutorBesideGroup, TellsTheGroupAndLeavesItsErrorToTheNextStep) {
+  const auto group = MakeLocalCommunicators(2, kShort);
+  std::vector<std::vector<int32_t>> steps;
+  ExecutorBesideGroup beside(*group[0], std::make_unique<Recorder>(steps));
+  std::this_thread::sleep_for(kShort);
+  const std::vector<int32_t> tokens = {1};
+  EXPECT_EQ(beside.Run(PlanOf(tokens, {0})).device_error, Status());
+  EXPECT_EQ(steps.size(), 1u);
+  EXPECT_THAT(Message(group[0]->Barrier()), HasSubstr("broadcast")) << "nobody has heard it";
 }
 
 TEST(GroupExecutor, ARankThatIsToldToStopLeavesBetweenTwoFrames) {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/machine.h"
+#include "worker/engine/group_executor.h"
 #include "worker/engine/model_drafter.h"
 #include "worker/engine/model_runner.h"
 
@@ -12,7 +13,8 @@ namespace {
 
 constexpr char kModelSetting[] = "engine.speculation.model";
 
-// Of a call's first pass, while the answers wait: what fills a device, and what CPUs beside one read in time.
+// Of a call's first pass, while the answers wait: what fills a device, and what CPUs read in time while a
+// device or the other ranks of a group wait.
 constexpr uint32_t kDevicePassTokens = 2048, kCpuPassTokens = 256;
 
 uint64_t Less(uint64_t bytes, uint64_t taken) { return bytes - std::min(bytes, taken); }
@@ -85,8 +87,11 @@ StatusOr<LoadedDrafter> LoadDrafterOnCpus(const ModelFiles& draft, const DraftTa
   const uint64_t parameters = runner->transformer().parameters();
   std::unique_ptr<Executor> executor = std::move(runner);
   if (options.wrap_draft_executor) executor = options.wrap_draft_executor(std::move(executor));
+  if (target.group != nullptr)
+    executor = std::make_unique<ExecutorBesideGroup>(*target.group, std::move(executor));
+  const bool is_waited_for = is_beside_device || target.group != nullptr;
   const uint32_t pass =
-      is_beside_device ? std::min(target.max_step_tokens, kCpuPassTokens) : target.max_step_tokens;
+      is_waited_for ? std::min(target.max_step_tokens, kCpuPassTokens) : target.max_step_tokens;
   return LoadedDrafter{.drafter = MakeDrafter(shape, context_length, pass, std::move(executor)),
                        .device = std::string(ops->name),
                        .kv_arithmetic = std::move(kv.arithmetic),

@@ -13,6 +13,7 @@
 #include "worker/engine/kv_sizing.h"
 #include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
+#include "worker/parallel/communicator.h"
 #include "worker/speculative/drafter.h"
 
 namespace terrace {
@@ -32,6 +33,7 @@ struct DraftTarget {
   bool is_on_device = false;
   uint32_t context_length = 0, max_sequences = 0, max_step_tokens = 0, block_tokens = 0;
   KvDType kv_dtype = KvDType::kF32;
+  Communicator* group = nullptr;  // whose other ranks wait while it drafts; may be null; outlives it
 };
 
 // One tokenizer, so that tokens mean the same, and one vocabulary, so that there are no others:

@@ -106,7 +106,8 @@ DraftTarget TargetOf(const LoadedModel& loaded, const ModelConfig& config) {
           .max_sequences = loaded.max_sequences,
           .max_step_tokens = loaded.max_step_tokens,
           .block_tokens = loaded.kv_shape.block_tokens,
-          .kv_dtype = loaded.kv_shape.dtype};
+          .kv_dtype = loaded.kv_shape.dtype,
+          .group = loaded.group == nullptr ? nullptr : &loaded.group->communicator()};
 }
 
 // Connects this rank with the others; null without any. What cannot be shared out is told before.
@@ -147,6 +148,15 @@ Status AgreeOnBlocks(Communicator& communicator, uint64_t weight_bytes, LoadedMo
   return Status();
 }
 
+// What the pools of all ranks on this machine will take when they are first used.
+uint64_t PoolBytes(const LoadedModel& loaded, bool shares_machine) {
+  const uint64_t swap_bytes = loaded.kv_shape.host_blocks * loaded.kv_shape.BlockBytes();
+  if (!shares_machine) return loaded.kv.bytes + swap_bytes;
+  uint64_t bytes = loaded.ranks.size() * swap_bytes;
+  for (const RankMemory& rank : loaded.ranks) bytes += rank.kv_bytes;
+  return bytes;
+}
+
 StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draft,
                                  const OpenEngineOptions& options) {
   const ModelConfig& config = files.config;
@@ -181,8 +191,8 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
   loaded.weight_bytes = runner->transformer().weight_bytes();
   loaded.executor = std::move(runner);
   if (draft == nullptr) return loaded;
-  // What the pools will take when they are first used.
-  const uint64_t pools = loaded.kv.bytes + loaded.kv_shape.host_blocks * loaded.kv_shape.BlockBytes();
+  const bool shares_machine = communicator != nullptr && options.group.shares_machine;
+  const uint64_t pools = PoolBytes(loaded, shares_machine);
   ASSIGN_OR_RETURN(loaded.drafter,
                    LoadDrafterOnCpus(*draft, TargetOf(loaded, config), options, pools, *loaded.pool));
   return loaded;

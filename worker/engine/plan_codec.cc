@@ -32,14 +32,51 @@ class Words {
   std::span<const int32_t> left_;
 };
 
-StatusOr<BlockTransfer> ReadTransfer(Words& words) {
+// In place of a block whose positions nothing looks at any more.
+constexpr BlockId kDropped = -1;
+
+bool IsBlock(BlockId id, uint32_t blocks) { return id >= 0 && static_cast<uint32_t>(id) < blocks; }
+
+// As KvPool wants them.
+Status CheckTransfer(const BlockTransfer& transfer, const PlanLimits& limits) {
+  using Kind = BlockTransfer::Kind;
+  const auto [kind, from, to, rows] = transfer;
+  const bool are_blocks = IsBlock(from, kind == Kind::kFromHost ? limits.host_blocks : limits.blocks) &&
+                          IsBlock(to, kind == Kind::kToHost ? limits.host_blocks : limits.blocks);
+  const bool can_copy = kind != Kind::kCopyRows || (from != to && rows <= limits.block_tokens);
+  if (are_blocks && can_copy) return Status();
+  return Malformed("transfer of kind ", static_cast<uint32_t>(kind), " from block ", from, " to ", to, ", ",
+                   rows, " rows");
+}
+
+// As the model wants them. `fresh`: of its blocks, those that were not looked at before.
+Status CheckPart(const PlannedSequence& part, std::span<const BlockId> fresh, const PlanLimits& limits) {
+  for (const int32_t token : part.tokens) {
+    if (token < 0 || static_cast<uint32_t>(token) >= limits.vocab_size) return Malformed("token ", token);
+  }
+  const uint64_t first = part.first_position, end = first + part.tokens.size();
+  if (end > limits.context_length) return Malformed("position ", end, " of ", limits.context_length);
+  if (part.blocks.size() < BlocksFor(end, limits.block_tokens))
+    return Malformed(part.blocks.size(), " blocks for ", end, " positions");
+  for (const BlockId block : fresh) {
+    if (block != kDropped && !IsBlock(block, limits.blocks)) return Malformed("block ", block);
+  }
+  const auto written = part.blocks.subspan(first / limits.block_tokens);
+  if (std::ranges::find(written, kDropped) != written.end())
+    return Malformed("a dropped block at position ", first, " or behind");
+  return Status();
+}
+
+StatusOr<BlockTransfer> ReadTransfer(Words& words, const PlanLimits& limits) {
   ASSIGN_OR_RETURN(const std::span<const int32_t> fields, words.Take(4));
   constexpr auto kLast = static_cast<int32_t>(BlockTransfer::Kind::kFromHost);
   if (fields[0] < 0 || fields[0] > kLast) return Malformed("transfer of kind ", fields[0]);
-  return BlockTransfer{.kind = static_cast<BlockTransfer::Kind>(fields[0]),
-                       .from = fields[1],
-                       .to = fields[2],
-                       .rows = static_cast<uint32_t>(fields[3])};
+  const BlockTransfer transfer{.kind = static_cast<BlockTransfer::Kind>(fields[0]),
+                               .from = fields[1],
+                               .to = fields[2],
+                               .rows = static_cast<uint32_t>(fields[3])};
+  RETURN_IF_ERROR(CheckTransfer(transfer, limits));
+  return transfer;
 }
 
 // Moves the part's table of `before`, if there is one, to `tables`. The second: it was not there already.
@@ -51,7 +88,8 @@ std::pair<BlockTable*, bool> MoveTable(const PlannedSequence& part, PlanTables& 
   return {&place->second, is_new};
 }
 
-StatusOr<PlannedSequence> ReadPart(Words& words, PlanTables& before, PlanTables& tables) {
+StatusOr<PlannedSequence> ReadPart(Words& words, const PlanLimits& limits, PlanTables& before,
+                                   PlanTables& tables) {
   ASSIGN_OR_RETURN(const uint32_t low, words.Take());
   ASSIGN_OR_RETURN(const uint32_t high, words.Take());
   PlannedSequence part{.id = uint64_t{high} << 32 | low};
@@ -72,6 +110,7 @@ StatusOr<PlannedSequence> ReadPart(Words& words, PlanTables& before, PlanTables&
   table->resize(kept);
   table->insert(table->end(), blocks.begin(), blocks.end());
   part.blocks = *table;
+  RETURN_IF_ERROR(CheckPart(part, blocks, limits));
   part.sample = logits > 0;  // as WantedLogits has it
   part.proposed = logits > 0 ? logits - 1 : 0;
   return part;
@@ -121,13 +160,13 @@ StatusOr<StepPlan> PlanReader::Read(std::span<const int32_t> message) {
   StepPlan plan;
   ASSIGN_OR_RETURN(const uint32_t transfers, words.Take());
   for (uint32_t i = 0; i < transfers; ++i) {
-    ASSIGN_OR_RETURN(const BlockTransfer transfer, ReadTransfer(words));
+    ASSIGN_OR_RETURN(const BlockTransfer transfer, ReadTransfer(words, limits_));
     plan.transfers.push_back(transfer);
   }
   ASSIGN_OR_RETURN(const uint32_t sequences, words.Take());
   PlanTables before = std::exchange(tables_, {});
   for (uint32_t i = 0; i < sequences; ++i) {
-    ASSIGN_OR_RETURN(PlannedSequence part, ReadPart(words, before, tables_));
+    ASSIGN_OR_RETURN(PlannedSequence part, ReadPart(words, limits_, before, tables_));
     plan.sequences.push_back(part);
   }
   if (words.left() > 0) return Malformed(words.left(), " words too many");

@@ -31,14 +31,24 @@ class PlanWriter {
   PlanTables tables_;
 };
 
+// What the numbers of a plan have to keep to, or the model would touch memory that is not its own.
+struct PlanLimits {
+  uint32_t blocks = 0, host_blocks = 0, block_tokens = 0;
+  uint32_t context_length = 0, vocab_size = 0;
+};
+
 class PlanReader {
  public:
+  explicit PlanReader(const PlanLimits& limits) : limits_(limits) {}
+
   // The plan of Write's words, given in the same order: with the same transfers, and for each sequence its
   // id, is_branch, tokens, first_position, blocks and WantedLogits. Borrows `words` and the reader's memory
-  // until the next call. DATA_LOSS for words that are no plan; then the reader is of no more use.
+  // until the next call. DATA_LOSS for words that are no plan, or none within the limits; then the reader is
+  // of no more use.
   StatusOr<StepPlan> Read(std::span<const int32_t> words);
 
  private:
+  const PlanLimits limits_;
   PlanTables tables_;
 };
 

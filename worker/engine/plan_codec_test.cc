@@ -11,6 +11,13 @@ namespace {
 
 using Random = std::mt19937;
 
+constexpr uint32_t kBlockTokens = 16, kTransferred = 1u << 30;
+constexpr PlanLimits kLimits{.blocks = kTransferred + 1,
+                             .host_blocks = kTransferred + 1,
+                             .block_tokens = kBlockTokens,
+                             .context_length = UINT32_MAX,
+                             .vocab_size = 200'001};
+
 uint32_t Draw(Random& random, uint32_t low, uint32_t high) {
   return std::uniform_int_distribution<uint32_t>(low, high)(random);
 }
@@ -30,8 +37,8 @@ class RandomPlans {
     StepPlan plan;
     for (uint32_t i = Draw(random_, 0, 3); i > 0; --i) {
       plan.transfers.push_back({.kind = static_cast<BlockTransfer::Kind>(Draw(random_, 0, 2)),
-                                .from = static_cast<BlockId>(Draw(random_, 0, 1u << 30)),
-                                .to = static_cast<BlockId>(Draw(random_, 0, 1u << 30)),
+                                .from = static_cast<BlockId>(Draw(random_, 0, kTransferred)),
+                                .to = static_cast<BlockId>(Draw(random_, 0, kTransferred)),
                                 .rows = Draw(random_, 0, 16)});
     }
     if (Draw(random_, 0, 1) == 1) sequences_[uint64_t{random_()} << 32 | random_()];
@@ -54,10 +61,11 @@ class RandomPlans {
     if (Draw(random_, 0, 4) == 0) sequence.blocks.resize(Draw(random_, 0, sequence.blocks.size()));
     for (uint32_t i = Draw(random_, 0, 3); i > 0; --i)
       sequence.blocks.push_back(static_cast<BlockId>(Draw(random_, 0, 100)));
-    if (!sequence.blocks.empty() && Draw(random_, 0, 4) == 0)
-      sequence.blocks[Draw(random_, 0, sequence.blocks.size() - 1)] = -1;
+    const uint32_t first = FirstPosition(sequence);
+    if (first >= kBlockTokens && Draw(random_, 0, 4) == 0)
+      sequence.blocks[Draw(random_, 0, first / kBlockTokens - 1)] = -1;
     PlannedSequence part{.id = id, .tokens = sequence.tokens, .blocks = sequence.blocks};
-    part.first_position = Draw(random_, 0, UINT32_MAX);
+    part.first_position = first;
     part.sample = Draw(random_, 0, 1) == 1;
     part.proposed = part.sample ? Draw(random_, 0, part.tokens.size() - 1) : 0;
     if (Draw(random_, 0, 4) == 0) {
@@ -66,6 +74,16 @@ class RandomPlans {
       part.score_targets = sequence.targets;
     }
     return part;
+  }
+
+  // Behind the blocks it has lost; there are blocks for its tokens from there on.
+  uint32_t FirstPosition(Source& sequence) {
+    BlockTable& blocks = sequence.blocks;
+    const auto lost = blocks.rend() - std::find(blocks.rbegin(), blocks.rend(), -1);
+    const size_t low = static_cast<size_t>(lost) * kBlockTokens;
+    while (blocks.size() * kBlockTokens < low + sequence.tokens.size())
+      blocks.push_back(static_cast<BlockId>(Draw(random_, 0, 100)));
+    return Draw(random_, low, blocks.size() * kBlockTokens - sequence.tokens.size());
   }
 
   Random random_;
@@ -95,7 +113,7 @@ TEST(PlanCodec, AReaderHasThePlansOfTheWriterStepByStep) {
     SCOPED_TRACE(Concat("seed ", seed));
     RandomPlans plans(seed);
     PlanWriter writer;
-    PlanReader reader;
+    PlanReader reader(kLimits);
     for (int step = 0; step < 100; ++step) {
       const StepPlan plan = plans.Next();
       const auto read = reader.Read(writer.Write(plan));
@@ -128,19 +146,20 @@ TEST(PlanCodec, WhatIsCutOffOrLongerIsNoPlan) {
   PlanWriter writer;
   const auto written = writer.Write(plan);
   std::vector<int32_t> words(written.begin(), written.end());
-  EXPECT_TRUE(PlanReader().Read(words).ok());
+  EXPECT_TRUE(PlanReader(kLimits).Read(words).ok());
   for (size_t size = 0; size < words.size(); ++size) {
-    EXPECT_EQ(PlanReader().Read(std::span(words).first(size)).status().code(), StatusCode::kDataLoss) << size;
+    EXPECT_EQ(PlanReader(kLimits).Read(std::span(words).first(size)).status().code(), StatusCode::kDataLoss)
+        << size;
   }
   words.push_back(0);
-  EXPECT_EQ(PlanReader().Read(words).status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(PlanReader(kLimits).Read(words).status().code(), StatusCode::kDataLoss);
 }
 
 TEST(PlanCodec, WordsThatContradictEachOtherAreNoPlan) {
   // No transfers, one sequence: id (2 words), no branch, first position, logits, kept, tokens, fresh; its
   // tokens; blocks.
   const std::vector<int32_t> good = {0, 1, 9, 0, 0, 4, 1, 0, 2, 1, 50, 51, 6};
-  EXPECT_TRUE(PlanReader().Read(good).ok());
+  EXPECT_TRUE(PlanReader(kLimits).Read(good).ok());
   const struct {
     size_t word;
     int32_t value;
@@ -155,12 +174,55 @@ TEST(PlanCodec, WordsThatContradictEachOtherAreNoPlan) {
   for (const auto& each : cases) {
     std::vector<int32_t> words = good;
     words[each.word] = each.value;
-    EXPECT_EQ(PlanReader().Read(words).status().code(), StatusCode::kDataLoss) << each.why;
+    EXPECT_EQ(PlanReader(kLimits).Read(words).status().code(), StatusCode::kDataLoss) << each.why;
   }
   std::vector<int32_t> twice = good;
   twice[1] = 2;
   twice.insert(twice.end(), good.begin() + 2, good.end());
-  EXPECT_EQ(PlanReader().Read(twice).status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(PlanReader(kLimits).Read(twice).status().code(), StatusCode::kDataLoss);
+}
+
+TEST(PlanCodec, WhatPassesTheLimitsIsNoPlan) {
+  const PlanLimits limits{
+      .blocks = 7, .host_blocks = 2, .block_tokens = 16, .context_length = 32, .vocab_size = 52};
+  const auto code = [&](const std::vector<int32_t>& words) {
+    return PlanReader(limits).Read(words).status().code();
+  };
+  // As above.
+  const std::vector<int32_t> good = {0, 1, 9, 0, 0, 4, 1, 0, 2, 1, 50, 51, 6};
+  EXPECT_EQ(code(good), StatusCode::kOk);
+  const struct {
+    size_t word;
+    int32_t value;
+    const char* why;
+  } cases[] = {{5, 15, "two blocks are needed"},
+               {5, 31, "33 positions"},
+               {5, -1, "four billion positions"},
+               {10, -1, "token -1"},
+               {11, 52, "token 52"},
+               {12, 7, "block 7"},
+               {12, -2, "block -2"},
+               {12, -1, "a dropped block that is written"}};
+  for (const auto& each : cases) {
+    std::vector<int32_t> words = good;
+    words[each.word] = each.value;
+    EXPECT_EQ(code(words), StatusCode::kDataLoss) << each.why;
+  }
+  EXPECT_EQ(code({0, 1, 9, 0, 0, 16, 1, 0, 2, 2, 50, 51, -1, 6}), StatusCode::kOk) << "dropped before";
+
+  // One transfer: kind, from, to, rows; no sequences.
+  for (const std::vector<int32_t>& words :
+       std::vector<std::vector<int32_t>>{{1, 0, 0, 6, 16, 0}, {1, 1, 6, 1, 0, 0}, {1, 2, 1, 6, 0, 0}}) {
+    EXPECT_EQ(code(words), StatusCode::kOk) << words[1];
+  }
+  for (const std::vector<int32_t>& words : std::vector<std::vector<int32_t>>{{1, 0, 7, 6, 1, 0},
+                                                                             {1, 0, 0, -1, 1, 0},
+                                                                             {1, 0, 5, 5, 1, 0},
+                                                                             {1, 0, 0, 6, 17, 0},
+                                                                             {1, 1, 0, 2, 0, 0},
+                                                                             {1, 2, 2, 0, 0, 0}}) {
+    EXPECT_EQ(code(words), StatusCode::kDataLoss) << words[1] << " from " << words[2] << " to " << words[3];
+  }
 }
 
 }  // namespace

@@ -52,6 +52,13 @@ TEST(ConnectGloo, AnAddressThatIsNoneIsAnErrorThatNamesTheRank) {
   }
 }
 
+TEST(ConnectGloo, ARendezvousOfAnotherNumberOfRanksIsAnError) {
+  const auto status = ConnectGloo({.rank = 0, .ranks = 2}, [](const std::string& mine) {
+                        return std::vector<std::string>{mine, mine, mine};
+                      }).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+}
+
 // NCCL itself, which needs a GPU for each rank: tests/gpu/nccl_gpu_test.cc.
 INSTANTIATE_TEST_SUITE_P(All, EveryCommunicator,
                          testing::Values(Implementation{"local", MakeLocalCommunicators},

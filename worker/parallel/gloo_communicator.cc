@@ -264,7 +264,8 @@ StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GlooOptions& options,
         std::max(std::chrono::ceil<Milliseconds>(options.connect_timeout / 5), Milliseconds(1)));
     const std::string mine = ListenForAll(options, *context);
     ASSIGN_OR_RETURN(const std::vector<std::string> all, rendezvous(mine));
-    CHECK(all.size() == options.ranks, all.size(), " addresses for ", options.ranks, " ranks");
+    if (all.size() != options.ranks)
+      return Unavailable("the rendezvous told of ", all.size(), " ranks, not ", options.ranks);
     for (uint32_t i = 0; i < options.ranks; ++i) {
       if (i == options.rank) continue;
       peer = i;

@@ -23,8 +23,9 @@ struct GlooOptions {
   Duration connect_timeout = std::chrono::seconds(30);  // of each connection, behind the rendezvous
 };
 
-// Returns when all ranks are connected. UNAVAILABLE when a rank cannot be reached, with its number, or when
-// `host` is not this machine's; errors of `rendezvous`.
+// Returns when all ranks are connected. UNAVAILABLE when a rank cannot be reached, with its number, when
+// `host` is not this machine's, or when `rendezvous` tells of another number of ranks; errors of
+// `rendezvous`.
 StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GlooOptions& options, const Rendezvous& rendezvous);
 
 }  // namespace terrace

@@ -92,7 +92,8 @@ Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions
   RETURN_IF_ERROR(CheckAddress(kAddress, remote.address()));
   const HostPort address = ParseHostPort(remote.address()).value();
   if (address.port == 0) return Bad(kAddress, "port 0 has no meaning here");
-  if (Reaches(address, ParseHostPort(out.grpc).value()))
+  const bool serves = out.engine.group.rank == 0;
+  if (serves && Reaches(address, ParseHostPort(out.grpc).value()))
     return Bad(kAddress, remote.address(), " is this worker's own grpc: another one is to draft");
   out.remote_drafter = {.address = remote.address()};
   if (!remote.has_tls()) return {};
@@ -106,7 +107,8 @@ Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions
 }
 
 constexpr uint16_t kLeaderPort = 8201;  // of a group, where only the leader's host is told
-constexpr double kLeastGroupTimeout = 2, kMostGroupTimeout = 60;
+// The least leaves a leader that stops the time to end its calls before it tells the others.
+constexpr double kLeastGroupTimeout = 5, kMostGroupTimeout = 60;
 
 StatusOr<uint32_t> ParseNumber(std::string_view name, std::string_view text) {
   uint32_t value = 0;
@@ -124,7 +126,8 @@ Status ApplyLws(const GroupEnvironment& environment, v1::GroupConfig& group) {
   ASSIGN_OR_RETURN(const uint32_t rank, ParseNumber("LWS_WORKER_INDEX", environment.worker_index));
   group.set_ranks(ranks);
   group.set_rank(rank);
-  if (!group.has_leader()) group.set_leader(Concat(environment.leader_address, ":", kLeaderPort));
+  if (ranks > 1 && !group.has_leader())
+    group.set_leader(Concat(environment.leader_address, ":", kLeaderPort));
   return {};
 }
 

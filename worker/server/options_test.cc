@@ -153,13 +153,13 @@ TEST(MakeWorkerOptions, AGroupHasALeaderAndAsManyVirtualShardsAsRanksUnlessTheyA
   EXPECT_EQ(Seconds(options->server.group.timeout), 5);
   const auto more = Make(
       "{model: m, engine: {virtual_shards: 8}, group: {ranks: 2, leader: 'a:7', insecure: true, host: h,\n"
-      "  timeout_seconds: 2.5}}");
+      "  timeout_seconds: 7.5}}");
   ASSERT_TRUE(more.ok()) << more.status();
   EXPECT_EQ(more->server.engine.group.rank, 0u);
   EXPECT_FALSE(more->server.engine.group.shares_machine);
   EXPECT_EQ(more->server.engine.virtual_shards, 8u);
   EXPECT_EQ(more->server.group.host, "h");
-  EXPECT_EQ(Seconds(more->server.group.timeout), 2.5);
+  EXPECT_EQ(Seconds(more->server.group.timeout), 7.5);
 }
 
 TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
@@ -178,6 +178,25 @@ TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
   other.mutable_group()->set_leader("elsewhere:1");
   ASSERT_EQ(ApplyGroupEnvironment(environment, other), Status());
   EXPECT_EQ(other.group().leader(), "elsewhere:1");
+  v1::WorkerConfig alone;
+  alone.set_model("m");
+  alone.mutable_group()->set_environment("lws");
+  const GroupEnvironment one{
+      .leader_address = "base-0.base.models", .group_size = "1", .worker_index = "0", .host_name = "base-0"};
+  ASSERT_EQ(ApplyGroupEnvironment(one, alone), Status());
+  EXPECT_FALSE(alone.group().has_leader());
+  EXPECT_EQ(MakeWorkerOptions(alone).status(), Status());
+}
+
+TEST(MakeWorkerOptions, OnlyARankThatServesMayNotDraftForItself) {
+  const auto drafts = [](uint32_t rank) {
+    return Make(Concat("{model: m, group: {ranks: 2, rank: ", rank,
+                       ", leader: '127.0.0.1:7'}, engine: {speculation: {drafter: remote, remote: {address: "
+                       "'127.0.0.1:8101'}}}}"))
+        .status();
+  };
+  EXPECT_THAT(Message(drafts(0)), ::testing::HasSubstr("is this worker's own grpc"));
+  EXPECT_EQ(drafts(1), Status());
 }
 
 TEST(ApplyGroupEnvironment, AStatefulSetTellsTheRank) {
@@ -375,7 +394,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, group: {ranks: 2, leader: '[::]:1', insecure: true}}",
        "group.host: is needed where group.leader is [::]:1"},
       {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', timeout_seconds: 0}}",
-       "group.timeout_seconds: 0 is not in [2, 60]"},
+       "group.timeout_seconds: 0 is not in [5, 60]"},
       {"{model: m, engine: {virtual_shards: 2}, group: {ranks: 4, leader: '127.0.0.1:1'}}",
        "engine.virtual_shards is 2, not a multiple of group.ranks, 4"},
       {"{model: m, engine: {device: cuda}, group: {ranks: 2, leader: '127.0.0.1:1'}}",

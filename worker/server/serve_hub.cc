@@ -160,6 +160,9 @@ Status ServeHub::Stream::StartCall(uint64_t id, const v1::ServeStart& start) {
   {
     std::lock_guard lock(mutex_);
     if (end_.has_value()) return {};
+    // Those that are refused or cancelled stay until there is a message that passes them.
+    if (calls_.size() + ready_.size() + listed_.size() > 2 * most)
+      return ResourceExhausted("the stream's caller starts calls and does not read how they end");
     has_room = calls_.size() < most;
     calls_.emplace(id, call);  // also one that is refused, until its caller hears of it
   }

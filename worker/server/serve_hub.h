@@ -25,8 +25,9 @@ class ServeHub {
  public:
   struct Options {
     ExecuteCall::Options execute = {};
-    // Of a stream, at once; more are refused (overloaded). The engine refuses long before: this bounds
-    // answers that have ended and that their caller does not take.
+    // Of a stream, at once; more are refused (overloaded), and the stream ends (RESOURCE_EXHAUSTED) when
+    // twice as many wait to be told of. The engine refuses long before: this bounds answers that have ended
+    // and that their caller does not take.
     size_t max_calls = size_t{1} << 16;
   };
 

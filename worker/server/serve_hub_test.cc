@@ -46,6 +46,13 @@ class Caller {
     if (timeout.has_value()) start.set_timeout_seconds(*timeout);
     return stream_->Write(commands);
   }
+  // Calls 1 to `last`, in one message.
+  void StartMany(uint64_t last, const v1::ExecuteRequest& request) {
+    v1::ServeCommands commands;
+    for (uint64_t call = 1; call <= last; ++call)
+      Add(commands, call).mutable_start()->set_request(request.SerializeAsString());
+    stream_->Write(commands);
+  }
   void Credit(uint64_t call, uint32_t logprobs) {
     v1::ServeCommands commands;
     Add(commands, call).set_credit(logprobs);
@@ -359,6 +366,16 @@ TEST(ServeHub, MoreCallsThanAStreamMayHaveAreRefusedUntilOneHasEnded) {
   ASSERT_TRUE(caller.ReadToEndOf(1));
   caller.Start(4, Named("r4"));
   EXPECT_NE(worker.Sink("r4"), nullptr);
+}
+
+TEST(ServeHub, RefusalsThatNobodyReadsEndTheStreamWhenTheyAreTooMany) {
+  ScriptedWorker worker({.max_calls = 2});
+  Caller caller(*worker.stub);
+  caller.StartMany(10, Named("r"));
+  const Status end = caller.Finish();
+  EXPECT_EQ(end.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(Message(end), HasSubstr("does not read"));
+  AwaitClosed(*worker.Sink("r"));
 }
 
 TEST(ServeHub, ACallerThatIsGoneHasCancelledAllItsCallsAndNoOthers) {

@@ -147,6 +147,9 @@ Status WorkerServer::Open(const WorkerServerOptions& options) {
   ASSIGN_OR_RETURN(opened_, OpenEngine(engine));
   served_name_ = options.served_name.empty() ? opened_.files->config.name : options.served_name;
   OpenServices(options);
+  // What was lost before there was a service, as a group may be without a step.
+  if (const Status lost = opened_.engine->device_error(); !lost.ok())
+    return WithReason(Unavailable("the group is lost: ", Message(lost)), "group_lost");
   return {};
 }
 
@@ -176,6 +179,7 @@ void WorkerServer::OpenServices(const WorkerServerOptions& options) {
                                  .text_assets = Serialize(*opened_.files->text),
                                  .on_draining = [this] { OnDraining(); }};
   service_ = std::make_unique<WorkerService>(std::move(service), *opened_.engine, metrics_);
+  opened_service_ = service_.get();
 }
 
 Status WorkerServer::Listen(const WorkerServerOptions& options) {
@@ -230,10 +234,12 @@ Status WorkerServer::WarmUp() {
   return Annotate(sink->Wait().result.error, "warm-up");
 }
 
-// On the engine's loop thread, which steps only once something was submitted: service_ is there.
+// On the engine's loop thread, which looks after a group from its first moment on.
 void WorkerServer::OnDeviceLost(const Status& error) {
+  WorkerService* const service = opened_service_;
+  if (service == nullptr) return;  // Open finds the error
   Log(LogLevel::kError, "worker_device_lost", {{"device", opened_.device}, {"error", Message(error)}});
-  service_->Drain([] {});  // routers hear of it at once
+  service->Drain([] {});  // routers hear of it at once
 }
 
 void WorkerServer::OnDraining() {

@@ -2,6 +2,7 @@
 // so do tests. Start, Drain and Stop from the owner's thread.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -86,6 +87,8 @@ class WorkerServer {
   OpenedEngine opened_;
   std::string served_name_, grpc_address_;
   std::unique_ptr<WorkerService> service_;
+  // service_, for the engine's loop, which runs before there is one: null until then.
+  std::atomic<WorkerService*> opened_service_ = nullptr;
   std::unique_ptr<DraftService> drafts_;  // null without a prefix cache
   std::unique_ptr<grpc::Server> grpc_;
   std::mutex health_mutex_;  // a Drain call may come while the server is being made

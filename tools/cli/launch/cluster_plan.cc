@@ -170,6 +170,7 @@ std::vector<WorkerPlan> FollowersOf(const WorkerPlan& leader) {
     follower.config.clear_grpc();
     follower.config.clear_ops();
     follower.config.clear_tls();
+    if (follower.config.has_engine()) follower.config.mutable_engine()->clear_speculation();
     follower.config.mutable_group()->set_rank(rank);
   }
   return followers;

@@ -22,7 +22,7 @@ struct WorkerPlan {
 };
 
 // The other ranks of the group that `leader` leads, "worker-nano-rank-1" and on: they have no tier and no
-// addresses of their own. None without a group.
+// addresses of their own, and draft nothing. None without a group.
 std::vector<WorkerPlan> FollowersOf(const WorkerPlan& leader);
 
 // Every address is explicit: what the file leaves out has its default, worker i 127.0.0.1:8101+i, ops 9091+i

@@ -107,11 +107,13 @@ TEST_F(ClusterPlanTest, WorkersWithoutThreadsShareTheCores) {
 TEST_F(ClusterPlanTest, AGroupsOtherRanksAreItsLeaderButForRankAndListeners) {
   const StatusOr<ClusterPlan> plan =
       PlanFromFile(Write("router: {tiers: [{name: a, workers: ['127.0.0.1:8102']}]}\n"
-                         "workers: [{model: m}, {model: m, group: {ranks: 4}, engine: {threads: 2}}]\n"));
+                         "workers: [{model: m}, {model: m, group: {ranks: 4}, engine: {threads: 2, "
+                         "speculation: {drafter: ngram}}}]\n"));
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_TRUE(FollowersOf(plan->workers[0]).empty());
   const WorkerPlan& leader = plan->workers[1];
   EXPECT_EQ(leader.ranks(), 4u);
+  EXPECT_TRUE(leader.config.engine().has_speculation());
   EXPECT_EQ(leader.config.group().rank(), 0u);
   EXPECT_EQ(leader.config.group().leader(), "127.0.0.1:8202");
   EXPECT_EQ(plan->ports().back().key, "workers[1].group.leader");
@@ -127,6 +129,7 @@ TEST_F(ClusterPlanTest, AGroupsOtherRanksAreItsLeaderButForRankAndListeners) {
     EXPECT_EQ(follower.config.group().leader(), "127.0.0.1:8202");
     EXPECT_EQ(follower.config.model(), leader.config.model());
     EXPECT_EQ(follower.config.engine().threads(), 2u);
+    EXPECT_FALSE(follower.config.engine().has_speculation()) << "only the leader drafts";
   }
 }
 

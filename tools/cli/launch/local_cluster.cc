@@ -24,6 +24,8 @@ constexpr double kGroupEndSeconds = 10;
 // A group that breaks more often is not started again.
 constexpr size_t kMostRestarts = 5;
 constexpr double kRestartWindowSeconds = 600;
+// For how long others of a group may end before the one that was the first to fail.
+constexpr double kCauseSeconds = 1;
 
 // The status of a process that ended before it was ready: its exit code says what kind of error, its last
 // line which.
@@ -44,6 +46,11 @@ Status EndedEarly(const ChildExit& exit) {
   }
 }
 
+// An exit that may be no more than the answer to another one's.
+bool MayFollow(const ChildExit& exit) {
+  return exit.signal == 0 && (exit.exit_code == kExitOk || exit.exit_code == kExitUnavailable);
+}
+
 // Whether the router, by its answer to /readyz, has a worker for every tier that this cluster starts one for.
 // A tier whose model no manifest lets in will not have one: others answer, and the router's log says why.
 bool HasEveryTier(const ClusterPlan& plan, const std::string& readiness) {
@@ -59,6 +66,16 @@ bool HasEveryTier(const ClusterPlan& plan, const std::string& readiness) {
 }
 
 }  // namespace
+
+const ChildExit& LikelyCause(std::span<const ChildExit> exits, const ClusterPlan& plan) {
+  const auto order = [&plan](const ChildExit& exit) {
+    if (!MayFollow(exit)) return 0;
+    const bool leads = exit.name == kRouterName ||
+                       std::ranges::find(plan.workers, exit.name, &WorkerPlan::name) != plan.workers.end();
+    return leads ? 1 : 2;
+  };
+  return *std::ranges::min_element(exits, {}, order);
+}
 
 LocalCluster::LocalCluster(const ClusterPlan& plan, LocalClusterOptions options, ShutdownSignal& shutdown)
     : plan_(plan), options_(std::move(options)), shutdown_(shutdown), children_(options_.on_line) {}
@@ -110,8 +127,8 @@ Status LocalCluster::AwaitReady() {
 
   const MonoTime start = RealClock().Now();
   while (!waiting.empty()) {
-    if (const auto exits = children_.Poll(kReadyPollSeconds); !exits.empty())
-      return EndedEarly(exits.front());
+    if (std::vector<ChildExit> exits = children_.Poll(kReadyPollSeconds); !exits.empty())
+      return StartFailed(std::move(exits));
     if (shutdown_.WaitFor(0) != 0) return Cancelled("interrupted");
     std::erase_if(waiting, [&](const auto& process) {
       const bool is_router = process.first == kRouterName;
@@ -129,6 +146,16 @@ Status LocalCluster::AwaitReady() {
   return Status();
 }
 
+// `exits` are the first. Where there are groups the cause may end a little later than what it causes.
+Status LocalCluster::StartFailed(std::vector<ChildExit> exits) {
+  const MonoTime start = RealClock().Now();
+  while (!groups_.empty() && std::ranges::all_of(exits, MayFollow) &&
+         Seconds(RealClock().Now() - start) < kCauseSeconds) {
+    for (ChildExit& exit : children_.Poll(kReadyPollSeconds)) exits.push_back(std::move(exit));
+  }
+  return EndedEarly(LikelyCause(exits, plan_));
+}
+
 std::vector<ChildExit> LocalCluster::Poll(double seconds) {
   std::vector<ChildExit> exits = children_.Poll(seconds);
   for (Group& group : groups_) TendGroup(group, exits);
@@ -138,18 +165,29 @@ std::vector<ChildExit> LocalCluster::Poll(double seconds) {
 // `exits`: of this poll; those that are killed here join them.
 void LocalCluster::TendGroup(Group& group, std::vector<ChildExit>& exits) {
   if (group.is_given_up) return;
-  std::vector<std::string> running = group.members;
-  std::erase_if(running, [this](const std::string& name) { return !children_.IsRunning(name); });
+  const std::vector<std::string> running = RunningOf(group);
   if (running.size() == group.members.size()) return;
   const MonoTime now = RealClock().Now();
   if (!group.broken.has_value()) group.broken = now;
-  if (running.empty()) return Restart(group, now);
+  if (running.empty()) return Restart(group, now, exits);
   if (Seconds(now - *group.broken) < kGroupEndSeconds) return;
-  for (ChildExit& exit : children_.Stop(running, /*grace_seconds=*/0, [] { return true; }))
+  Kill(running, exits);
+}
+
+std::vector<std::string> LocalCluster::RunningOf(const Group& group) const {
+  std::vector<std::string> running = group.members;
+  std::erase_if(running, [this](const std::string& name) { return !children_.IsRunning(name); });
+  return running;
+}
+
+// `exits`: theirs, and of whatever else ended meanwhile, join them.
+void LocalCluster::Kill(const std::vector<std::string>& names, std::vector<ChildExit>& exits) {
+  for (ChildExit& exit : children_.Stop(names, /*grace_seconds=*/0, [] { return true; }))
     exits.push_back(std::move(exit));
 }
 
-void LocalCluster::Restart(Group& group, MonoTime now) {
+// `exits`: where it cannot be started, those of the ranks that were join them.
+void LocalCluster::Restart(Group& group, MonoTime now, std::vector<ChildExit>& exits) {
   group.broken.reset();
   while (!group.restarts.empty() && Seconds(now - group.restarts.front()) > kRestartWindowSeconds)
     group.restarts.pop_front();
@@ -161,7 +199,8 @@ void LocalCluster::Restart(Group& group, MonoTime now) {
   group.restarts.push_back(now);
   const auto worker = std::ranges::find(plan_.workers, group.name, &WorkerPlan::name);
   const Status started = StartWorker(*worker);
-  group.is_given_up = !started.ok();  // the binary is gone, or the disk is full
+  group.is_given_up = !started.ok();                     // the binary is gone, or the disk is full
+  if (group.is_given_up) Kill(RunningOf(group), exits);  // some would wait for the others for ever
   options_.on_group(
       started.ok()
           ? Concat(group.name, ": its group is started again, with all ", group.members.size(), " ranks")

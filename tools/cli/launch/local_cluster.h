@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,11 @@ struct LocalClusterOptions {
   // What becomes of a group that broke, in one line.
   std::function<void(const std::string& line)> on_group = [](const std::string&) {};
 };
+
+// Of `exits`, not empty: the one that tells most of why a start failed. A group ends with every process that
+// it loses, so a rank that found nothing but the others gone, or was told to end, tells least, its leader
+// more.
+const ChildExit& LikelyCause(std::span<const ChildExit> exits, const ClusterPlan& plan);
 
 class LocalCluster {
  public:
@@ -67,7 +73,10 @@ class LocalCluster {
   Status StartAll();
   Status AwaitReady();
   void TendGroup(Group& group, std::vector<ChildExit>& exits);
-  void Restart(Group& group, MonoTime now);
+  void Restart(Group& group, MonoTime now, std::vector<ChildExit>& exits);
+  std::vector<std::string> RunningOf(const Group& group) const;
+  void Kill(const std::vector<std::string>& names, std::vector<ChildExit>& exits);
+  Status StartFailed(std::vector<ChildExit> exits);
 
   const ClusterPlan plan_;
   const LocalClusterOptions options_;
