@@ -54,6 +54,7 @@ class PlanRun {
   PlanRun(const PlanOptions& options, const CommandContext& context) : options_(options), context_(context) {}
 
   Status Run() {
+    if (!options_.out.empty()) RETURN_IF_ERROR(CheckCanReplace(options_.out));  // before the work
     RETURN_IF_ERROR(ReadReport());
     RETURN_IF_ERROR(MakeVariants());
     for (const ReportVariant& variant : variants_)

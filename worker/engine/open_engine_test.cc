@@ -203,12 +203,14 @@ TEST(SameBits, AnswersAreTheSameWhoeverDrafts) {
   std::map<std::string, Hash128> wanted;  // by model
   for (const auto& c : cases) {
     SCOPED_TRACE(Concat(c.model, " with ", c.speculation.drafter));
-    auto opened = OpenEngine({.model = "models/terrace-demo-" + c.model,
-                              .threads = 2,
-                              .max_sequences = c.max_sequences,
-                              .max_step_tokens = 64,
-                              .device = "cpu",
-                              .speculation = c.speculation});
+    OpenEngineOptions options;
+    options.model = "models/terrace-demo-" + c.model;
+    options.threads = 2;
+    options.max_sequences = c.max_sequences;
+    options.max_step_tokens = 64;
+    options.device = "cpu";
+    options.speculation = c.speculation;
+    auto opened = OpenEngine(options);
     ASSERT_TRUE(opened.ok()) << opened.status();
     std::vector<std::shared_ptr<CollectingSink>> sinks;
     for (const SequenceSpec& spec : specs) sinks.push_back(Submit(*opened->engine, spec));

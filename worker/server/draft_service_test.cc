@@ -194,13 +194,14 @@ TEST(DraftService, AnotherAttemptBeginsBehindTheLastKnownToken) {
 
 TEST(DraftService, WhoDoesNotFitIsRefusedWithBothSides) {
   DraftingWorker worker;
+  const std::string protocol = Concat("protocol ", static_cast<int>(v1::WORKER_PROTOCOL_CURRENT));
   const struct {
     v1::ProposeRequest hello;
-    const char *reason, *mine, *yours;
+    std::string reason, mine, yours;
   } cases[] = {{Hello("d2"), "tokenizer_mismatch", "digest d1 and 1000", "d2 and 1000"},
                {Hello("d1", 999), "tokenizer_mismatch", "digest d1 and 1000", "d1 and 999"},
-               {Hello("d1", 1000, 1), "protocol_mismatch", "protocol 2", "the caller 1"},
-               {{}, "protocol_mismatch", "protocol 2", "the caller 0"}};
+               {Hello("d1", 1000, 1), "protocol_mismatch", protocol, "the caller 1"},
+               {{}, "protocol_mismatch", protocol, "the caller 0"}};
   for (const auto& c : cases) {
     Caller caller(worker, c.hello);
     EXPECT_FALSE(caller.is_accepted);
