@@ -189,8 +189,9 @@ class ManifestsTest(unittest.TestCase):
             with self.subTest(name=name), tempfile.TemporaryDirectory() as folder:
                 manifest = (ROOT / "deploy" / "kubernetes" / f"{name}.yaml").read_text()
                 indented = re.search(r"^  worker\.yaml: \|\n((?:    .*\n)+)", manifest, re.MULTILINE).group(1)
-                # This host's name has no rank.
+                # This host's name has no rank, and its models lie elsewhere.
                 config = textwrap.dedent(indented).replace("environment: statefulset", "rank: 1")
+                config = config.replace("model: /models/base", f"model: {MODELS / 'terrace-demo-base'}")
                 path = pathlib.Path(folder, "worker.yaml")
                 path.write_text(config)
                 command = [BIN / "terrace-worker", "--config", path, "--set", "group.host=10.0.0.2", "--validate"]
