@@ -23,7 +23,7 @@ StatusOr<std::vector<float>> ReadFloats(ByteReader& in) {
     return Malformed("truncated", "a checkpoint: ", count, " values");
   ASSIGN_OR_RETURN(const auto bytes, in.Read(count * sizeof(float)));
   std::vector<float> values(count);
-  std::memcpy(values.data(), bytes.data(), bytes.size());
+  if (count > 0) std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
 }
 

@@ -28,7 +28,7 @@ void AppendValues(std::string& out, const std::vector<T>& values) {
 template <typename T>
 std::vector<T> Read(std::span<const std::byte>& bytes, size_t count) {
   std::vector<T> out(count);
-  std::memcpy(out.data(), bytes.data(), count * sizeof(T));
+  if (count > 0) std::memcpy(out.data(), bytes.data(), count * sizeof(T));
   bytes = bytes.subspan(count * sizeof(T));
   return out;
 }
