@@ -3,13 +3,10 @@
 // is a thread; times are those of the clock, as ranks mostly wait for each other.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <barrier>
 #include <csignal>
 #include <cstdio>
 #include <functional>
 #include <memory>
-#include <string>
-#include <thread>
 #include <vector>
 
 #include "gloo/allreduce.h"
@@ -17,7 +14,7 @@
 #include "gloo/rendezvous/context.h"
 #include "gloo/rendezvous/hash_store.h"
 #include "gloo/transport/tcp/device.h"
-#include "worker/parallel/gloo_communicator.h"
+#include "tests/bench/gloo_group.h"
 #include "worker/parallel/local_communicator.h"
 
 namespace terrace {
@@ -28,28 +25,6 @@ constexpr size_t kRounds = 200, kCounts[] = {4096, 16384, 262144, 2097152};  // 
 
 using Group = std::vector<std::unique_ptr<Communicator>>;
 using Sum = std::function<void(uint32_t rank, std::vector<float>& values)>;
-
-void OnEachRank(uint32_t ranks, const std::function<void(uint32_t rank)>& run) {
-  std::vector<std::jthread> threads;
-  for (uint32_t rank = 0; rank < ranks; ++rank) threads.emplace_back(run, rank);
-}
-
-Group GlooGroup(uint32_t ranks) {
-  std::vector<std::string> told(ranks);
-  std::barrier all_told(ranks);
-  Group group(ranks);
-  OnEachRank(ranks, [&](uint32_t rank) {
-    auto made = ConnectGloo({.rank = rank, .ranks = ranks, .timeout = kTimeout},
-                            [&](const std::string& mine) -> StatusOr<std::vector<std::string>> {
-                              told[rank] = mine;
-                              all_told.arrive_and_wait();
-                              return told;
-                            });
-    CHECK(made.ok(), Message(made.status()));
-    group[rank] = *std::move(made);
-  });
-  return group;
-}
 
 Sum SumOf(const Group& group) {
   return
@@ -99,7 +74,7 @@ void Measure(const char* name, uint32_t ranks, const Sum& sum) {
 void Run(const std::vector<uint32_t>& sizes) {
   std::printf("%-12s %6s %10s %12s %12s\n", "sum", "ranks", "bytes", "us, p10", "us, median");
   for (const uint32_t ranks : sizes) {
-    const Group threads = MakeLocalCommunicators(ranks, kTimeout), tcp = GlooGroup(ranks);
+    const Group threads = MakeLocalCommunicators(ranks, kTimeout), tcp = GlooGroup(ranks, kTimeout);
     const auto plain = PlainGloo(ranks);
     Measure("threads", ranks, SumOf(threads));
     Measure("gloo", ranks, SumOf(tcp));

@@ -2,15 +2,14 @@
 // over TCP on one host, whose models, like its own, do nothing. Each rank is a thread. Goal: 100 us.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <barrier>
 #include <csignal>
 #include <cstdio>
 #include <memory>
 #include <thread>
 #include <vector>
 
+#include "tests/bench/gloo_group.h"
 #include "worker/engine/group_executor.h"
-#include "worker/parallel/gloo_communicator.h"
 
 namespace terrace {
 namespace {
@@ -26,30 +25,9 @@ class NoModel : public Executor {
   StepResult Run(const StepPlan&) override { return {}; }
 };
 
-std::vector<std::unique_ptr<Communicator>> Connect(uint32_t ranks) {
-  std::vector<std::string> told(ranks);
-  std::barrier all_told(ranks);
-  std::vector<std::unique_ptr<Communicator>> group(ranks);
-  std::vector<std::jthread> threads;
-  for (uint32_t rank = 0; rank < ranks; ++rank) {
-    threads.emplace_back([&, rank] {
-      auto made = ConnectGloo({.rank = rank, .ranks = ranks, .timeout = kTimeout},
-                              [&](const std::string& mine) -> StatusOr<std::vector<std::string>> {
-                                told[rank] = mine;
-                                all_told.arrive_and_wait();
-                                return told;
-                              });
-      CHECK(made.ok(), Message(made.status()));
-      group[rank] = *std::move(made);
-    });
-  }
-  threads.clear();
-  return group;
-}
-
 // Decodes: `sequences` of `context` tokens, one token each.
 void Measure(uint32_t ranks, size_t sequences, size_t context) {
-  const auto group = Connect(ranks);
+  const auto group = GlooGroup(ranks, kTimeout);
   std::vector<std::jthread> followers;
   for (uint32_t rank = 1; rank < ranks; ++rank) {
     followers.emplace_back([&group, rank] {

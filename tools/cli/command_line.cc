@@ -20,9 +20,6 @@ namespace {
 
 constexpr uint32_t kMaxThreads = 1024, kMaxAnswers = 16;
 
-// A check without CLI11's note about it in the help: the option's own text says it.
-CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
-
 const char* const kAbout =
     "Serves language models, each request from the cheapest one that can do the job.\n"
     "Start with `terrace demo`, or serve your own model with `terrace up --model PATH`.";

@@ -10,9 +10,6 @@ namespace {
 
 constexpr uint32_t kMaxThreads = 1024;
 
-// A check without CLI11's note about it in the help: the option's own text says it.
-CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
-
 CLI::Option* AddNumber(CLI::App& command, const char* flag, double& value, const char* text) {
   return command.add_option(flag, value, text)->type_name(kRealNumber)->capture_default_str();
 }

@@ -45,6 +45,8 @@ std::string ValueError(std::string_view type, const std::string& text) {
 
 }  // namespace
 
+CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
+
 std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
                                              std::string& kv_dtype) {
   return {

@@ -19,6 +19,9 @@ namespace terrace {
 inline constexpr char kWholeNumber[] = "N", kSignedNumber[] = "[-]N", kRealNumber[] = "X";
 inline constexpr char kAddress[] = "ADDR";  // host:port
 
+// A check without CLI11's note about it in the help: the option's own text says it.
+CLI::Validator Quiet(CLI::Validator check);
+
 // --device, --compute and --kv-dtype of a model in this process.
 std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
                                              std::string& kv_dtype);

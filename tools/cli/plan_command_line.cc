@@ -14,9 +14,6 @@ namespace {
 constexpr uint32_t kMostMachines = 512, kMostSequences = 256, kMostRepeats = 100;
 constexpr uint64_t kMostRequests = 100'000;
 
-// A check without CLI11's note about it in the help: the option's own text says it.
-CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
-
 void AddTime(CLI::App& plan, const std::string& flag, std::optional<double>& seconds,
              const std::string& what) {
   plan.add_option_function<std::string>(

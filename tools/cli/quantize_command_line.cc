@@ -1,5 +1,7 @@
 #include "tools/cli/quantize_command_line.h"
 
+#include "tools/cli/option_values.h"
+
 namespace terrace {
 
 void AddQuantize(CLI::App& app, QuantizeOptions& options) {

@@ -15,9 +15,6 @@ namespace {
 constexpr char kAllTechniques[] = "all";
 constexpr double kMaxSpeedSeconds = 3600;
 
-// A check without CLI11's note about it in the help: the option's own text says it.
-CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
-
 std::string TechniqueNames() {
   std::string names;
   for (const ReportTechnique& technique : kReportTechniques) names += Concat(technique.name, ", ");

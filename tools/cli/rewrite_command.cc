@@ -17,8 +17,6 @@ constexpr uint32_t kMaxThreads = 1024;
 
 }  // namespace
 
-CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
-
 void AddRewritePaths(CLI::App& command, RewriteOptions& options) {
   command.add_option("--model", options.model, "model folder or .gguf")->type_name("MODEL")->required();
   command.add_option("--out", options.out, "what to write, not there yet")->type_name("PATH")->required();

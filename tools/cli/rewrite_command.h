@@ -26,9 +26,6 @@ void AddRewritePaths(CLI::App& command, RewriteOptions& options);
 void AddRewriteSettings(CLI::App& command, RewriteOptions& options, const std::string& data,
                         const std::string& damping);
 
-// A check without CLI11's note about it in the help: the option's own text says it.
-CLI::Validator Quiet(CLI::Validator check);
-
 template <typename Entries>
 std::vector<std::string> Names(const Entries& entries) {
   std::vector<std::string> names;

@@ -14,6 +14,7 @@
 #include "tools/optimize/quantize.h"
 #include "tools/optimize/synthesize.h"
 #include "tools/optimize/synthetic_text.h"
+#include "tools/optimize/testing_rewrite.h"
 #include "worker/model/model_testing.h"
 
 namespace terrace {
@@ -21,8 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kNano[] = "terrace-demo-nano";
-constexpr char kRows[] = "models/eval/calibration.jsonl";
 constexpr SparsityPattern kHalf = {.share = 0.5}, kTwoOfFour = {.kept = 2, .of = 4};
 constexpr PruneMethod kSparseGpt = kPruneMethods[0], kMagnitude = kPruneMethods[1];
 
@@ -52,12 +51,7 @@ class PruneTest : public testing::Test {
     request.cut = cut;
     return request;
   }
-  std::vector<std::string> Entries() const {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename());
-    std::ranges::sort(names);
-    return names;
-  }
+  std::vector<std::string> Entries() const { return EntriesOf(folder_); }
   const fs::path folder_ = fs::path(testing::TempDir()) / "prune";
 };
 
@@ -71,13 +65,7 @@ PruneReport Pruned(const PruneRequest& request) {
 
 Json ReportOf(const std::string& out) { return ParseJson(ReadFile(out + ".prune.json").value()).value(); }
 
-// All files of a model, and its report.
-std::map<std::string, std::string> BytesOf(const std::string& out) {
-  std::map<std::string, std::string> files = {{"report", ReadFile(out + ".prune.json").value()}};
-  for (const auto& entry : fs::directory_iterator(out))
-    files[entry.path().filename()] = ReadFile(entry.path()).value();
-  return files;
-}
+std::map<std::string, std::string> BytesOf(const std::string& out) { return terrace::BytesOf(out, "prune"); }
 
 std::vector<float> ValuesOf(const TensorView& tensor) {
   const WeightMatrix matrix = MatrixOf(tensor);
@@ -87,42 +75,10 @@ std::vector<float> ValuesOf(const TensorView& tensor) {
 }
 
 // Some rows of the golden file as tokens.
-std::vector<std::vector<int32_t>> Texts() {
-  std::vector<std::vector<int32_t>> texts;
-  for (const GoldenRow& row : GoldenRows(kNano)) {
-    texts.push_back(row.prompt);
-    texts.back().insert(texts.back().end(), row.answer.begin(), row.answer.end());
-    if (texts.size() == 4) break;
-  }
-  return texts;
-}
+std::vector<std::vector<int32_t>> Texts() { return GoldenTexts(4); }
 
-// Mean KL divergence from the demo model, in nats a token.
-double Divergence(const std::string& path) {
-  const ModelFiles before = OpenTestModel(DemoFolder(kNano)), after = OpenTestModel(path);
-  TestModel exact(before.config, *before.weights, CpuOps(), /*threads=*/2),
-      pruned(after.config, *after.weights, CpuOps(), /*threads=*/2);
-  double divergence = 0;
-  size_t positions = 0;
-  const size_t vocab = before.config.vocab_size;
-  for (const std::vector<int32_t>& tokens : Texts()) {
-    const auto a = SequenceLogits(exact, tokens), b = SequenceLogits(pruned, tokens);
-    for (size_t i = 0; i < tokens.size(); ++i, ++positions) {
-      const auto p = Logprobs(std::span(a).subspan(i * vocab, vocab));
-      const auto q = Logprobs(std::span(b).subspan(i * vocab, vocab));
-      for (size_t k = 0; k < vocab; ++k) divergence += std::exp(p[k]) * (p[k] - q[k]);
-    }
-  }
-  return divergence / static_cast<double>(positions);
-}
-
-double MeanError(const PruneReport& report) {
-  double sum = 0, count = 0;
-  for (const LayerReport& layer : report.layers) {
-    for (const LinearReport& linear : layer.linears) sum += linear.relative_error, ++count;
-  }
-  return sum / count;
-}
+// From the demo model, in nats a token.
+double Divergence(const std::string& path) { return terrace::Divergence(path, Texts()); }
 
 TEST_F(PruneTest, SparseGptLosesLessThanMagnitudeAndBothWriteThePattern) {
   for (const SparsityPattern& pattern : {kHalf, kTwoOfFour}) {

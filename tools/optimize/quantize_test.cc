@@ -11,6 +11,7 @@
 #include "tools/optimize/model_shapes.h"
 #include "tools/optimize/synthesize.h"
 #include "tools/optimize/synthetic_text.h"
+#include "tools/optimize/testing_rewrite.h"
 #include "worker/formats/testing_limits.h"
 #include "worker/model/model_testing.h"
 
@@ -18,9 +19,6 @@ namespace terrace {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr char kNano[] = "terrace-demo-nano";
-constexpr char kRows[] = "models/eval/calibration.jsonl";
 
 template <typename Entry, size_t kCount>
 Entry Named(const Entry (&entries)[kCount], std::string_view name) {
@@ -47,12 +45,7 @@ class QuantizeTest : public testing::Test {
     request.threads = 2;
     return request;
   }
-  std::vector<std::string> Entries() const {
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_)) names.push_back(entry.path().filename());
-    std::ranges::sort(names);
-    return names;
-  }
+  std::vector<std::string> Entries() const { return EntriesOf(folder_); }
   const fs::path folder_ = fs::path(testing::TempDir()) / "quantize";
 };
 
@@ -62,52 +55,12 @@ QuantizeReport Quantized(const QuantizeRequest& request) {
   return *report;
 }
 
-// All files of a model, and its report.
 std::map<std::string, std::string> BytesOf(const std::string& out) {
-  std::map<std::string, std::string> files;
-  files["report"] = ReadFile(out + ".quantize.json").value();
-  if (!fs::is_directory(out)) {
-    files["model"] = ReadFile(out).value();
-    return files;
-  }
-  for (const auto& entry : fs::directory_iterator(out))
-    files[entry.path().filename()] = ReadFile(entry.path()).value();
-  return files;
+  return terrace::BytesOf(out, "quantize");
 }
 
-double MeanError(const QuantizeReport& report) {
-  double sum = 0;
-  size_t count = 0;
-  for (const LayerReport& layer : report.layers) {
-    for (const LinearReport& linear : layer.linears) {
-      sum += linear.relative_error;
-      ++count;
-    }
-  }
-  return sum / static_cast<double>(count);
-}
-
-// Mean KL divergence from the demo model over some rows of the golden file, in nats a token.
-double Divergence(const std::string& path) {
-  const ModelFiles before = OpenTestModel(DemoFolder(kNano)), after = OpenTestModel(path);
-  TestModel exact(before.config, *before.weights, CpuOps(), /*threads=*/2),
-      rounded(after.config, *after.weights, CpuOps(), /*threads=*/2);
-  double divergence = 0;
-  size_t positions = 0;
-  for (const GoldenRow& row : GoldenRows(kNano)) {
-    if (positions > 400) break;
-    std::vector<int32_t> tokens = row.prompt;
-    tokens.insert(tokens.end(), row.answer.begin(), row.answer.end());
-    const auto a = SequenceLogits(exact, tokens), b = SequenceLogits(rounded, tokens);
-    const size_t vocab = before.config.vocab_size;
-    for (size_t i = 0; i < tokens.size(); ++i, ++positions) {
-      const auto p = Logprobs(std::span(a).subspan(i * vocab, vocab));
-      const auto q = Logprobs(std::span(b).subspan(i * vocab, vocab));
-      for (size_t k = 0; k < vocab; ++k) divergence += std::exp(p[k]) * (p[k] - q[k]);
-    }
-  }
-  return divergence / static_cast<double>(positions);
-}
+// From the demo model, in nats a token.
+double Divergence(const std::string& path) { return terrace::Divergence(path, GoldenTexts(8)); }
 
 TEST_F(QuantizeTest, WhatIsWrittenLoadsAndAnswersNearly) {
   const struct {

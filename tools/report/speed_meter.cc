@@ -18,12 +18,6 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
-uint64_t WeightBytes(const ModelFiles& files) {
-  uint64_t bytes = 0;
-  for (const WeightSource::Entry& entry : files.weights->entries()) bytes += entry.tensor.bytes;
-  return bytes;
-}
-
 StatusOr<uint64_t> KvBytesPerToken(const ModelConfig& config, const std::string& kv_dtype) {
   ASSIGN_OR_RETURN(const KvDType dtype, ParseKvDType(kv_dtype));
   const KvShape shape{.layers = config.layers,
@@ -144,11 +138,10 @@ StatusOr<TechniqueRow> DescribeEngine(const OpenedEngine& engine, const std::str
   row.weight_dtype = engine.weight_dtype;
   row.kv_dtype = engine.kv_dtype;
   row.drafter = engine.drafter;
-  row.weight_bytes = engine.weight_bytes;
+  row.weight_bytes = engine.weight_memory_bytes;
   ASSIGN_OR_RETURN(row.kv_bytes_per_token, KvBytesPerToken(engine.files->config, engine.kv_dtype));
   if (engine.draft_files == nullptr) return row;
   row.draft_model = draft_model;
-  row.weight_bytes += WeightBytes(*engine.draft_files);
   ASSIGN_OR_RETURN(const uint64_t drafter, KvBytesPerToken(engine.draft_files->config, engine.kv_dtype));
   row.kv_bytes_per_token += drafter;
   return row;

@@ -85,6 +85,7 @@ StatusOr<LoadedDrafter> LoadDrafterOnCpus(const ModelFiles& draft, const DraftTa
   shape.blocks = kv.blocks;
   ASSIGN_OR_RETURN(auto runner, ModelRunner::Create(pool, *std::move(transformer), *ops, shape));
   const uint64_t parameters = runner->transformer().parameters();
+  const uint64_t weight_memory_bytes = runner->transformer().packed_bytes();
   std::unique_ptr<Executor> executor = std::move(runner);
   if (options.wrap_draft_executor) executor = options.wrap_draft_executor(std::move(executor));
   if (target.group != nullptr)
@@ -96,7 +97,8 @@ StatusOr<LoadedDrafter> LoadDrafterOnCpus(const ModelFiles& draft, const DraftTa
                        .device = std::string(ops->name),
                        .kv_arithmetic = std::move(kv.arithmetic),
                        .parameters = parameters,
-                       .kv_bytes = kv.bytes};
+                       .kv_bytes = kv.bytes,
+                       .weight_memory_bytes = weight_memory_bytes};
 }
 
 StatusOr<DraftWeights> LoadDraftWeights(const DeviceBackend& backend, const ModelFiles& draft,
@@ -158,6 +160,7 @@ StatusOr<LoadedDrafter> MakeDeviceDrafter(std::unique_ptr<DeviceModel> model, co
   drafter.kv_arithmetic = plan.kv.arithmetic;
   drafter.parameters = model->parameters();
   drafter.kv_bytes = plan.kv.bytes;
+  drafter.weight_memory_bytes = model->weight_bytes();
   drafter.device_model = std::move(model);
   return drafter;
 }

@@ -26,6 +26,7 @@ struct LoadedDrafter {
   std::string note = "";
   std::string kv_arithmetic;
   uint64_t parameters = 0, kv_bytes = 0;
+  uint64_t weight_memory_bytes = 0;
 };
 
 // What a drafter has to know of the model that answers.

@@ -189,6 +189,7 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
   loaded.numerics = "invariant";
   loaded.parameters = runner->transformer().model_parameters();
   loaded.weight_bytes = runner->transformer().weight_bytes();
+  loaded.weight_memory_bytes = runner->transformer().packed_bytes();
   loaded.executor = std::move(runner);
   if (draft == nullptr) return loaded;
   const bool shares_machine = communicator != nullptr && options.group.shares_machine;
@@ -246,6 +247,7 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   loaded.numerics = options.numerics;
   loaded.parameters = loaded.device_model->parameters();
   loaded.weight_bytes = loaded.device_model->weight_bytes();
+  loaded.weight_memory_bytes = loaded.weight_bytes;
   if (draft_plan.has_value()) {
     auto drafter = MakeDeviceDrafter(std::move(weights.model), *draft_plan, options);
     if (drafter.ok()) {

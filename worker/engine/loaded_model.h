@@ -29,6 +29,7 @@ struct LoadedModel {
   std::string device_note = "";
   std::string numerics;
   uint64_t parameters = 0, weight_bytes = 0;  // as of OpenedEngine, like the next one
+  uint64_t weight_memory_bytes = 0;           // without the drafter's
   std::vector<RankMemory> ranks;
   uint32_t threads = 0;
   uint32_t max_sequences = 0, max_step_tokens = 0;

@@ -91,6 +91,7 @@ StatusOr<std::unique_ptr<Drafter>> TakeDrafter(const OpenEngineOptions& options,
   opened.drafter_kv_arithmetic = draft.kv_arithmetic;
   opened.drafter_parameters = draft.parameters;
   opened.drafter_kv_bytes = draft.kv_bytes;
+  opened.weight_memory_bytes += draft.weight_memory_bytes;
   return std::move(draft.drafter);
 }
 
@@ -113,6 +114,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.load_times.open = open_seconds;
   opened.parameters = loaded.parameters;
   opened.weight_bytes = loaded.weight_bytes;
+  opened.weight_memory_bytes = loaded.weight_memory_bytes;
   opened.kv_bytes = loaded.kv.bytes;
   opened.kv_arithmetic = loaded.kv.arithmetic;
   opened.context_length = opened.files->config.context_length;

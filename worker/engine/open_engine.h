@@ -86,6 +86,8 @@ struct OpenedEngine {
   std::unique_ptr<DeviceModel> draft_device_model;  // of the drafter's model; null on CPUs and without one
   // Of a group: parameters are the model's, bytes this rank's.
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
+  // Memory that weights take as they are computed with, a drafter's too; weight_bytes are the file's.
+  uint64_t weight_memory_bytes = 0;
   std::vector<RankMemory> ranks;  // of a group
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t max_step_tokens = 0;

@@ -1,8 +1,7 @@
 // How many tokens of a step's sequences are drafted, and how many of the drafts are verified. It knows what
 // steps took (StepCosts), how often drafts were right (Acceptance), and by them weighs what a draft is worth
-// (BestLengths,
-// BestTrees); whether and how much to ask depends on the drafter (Asking). It has no clock and no thread.
-// Owned by Speculation (worker/engine/speculation.h); one thread.
+// (BestLengths, BestTrees); whether and how much to ask depends on the drafter (Asking). It has no clock and
+// no thread. Owned by Speculation (worker/engine/speculation.h); one thread.
 #pragma once
 
 #include <cstdint>
