@@ -231,6 +231,7 @@ class UpTest(unittest.TestCase):
                 wait_until(lambda: len(cluster.ranks()) == 2 and cluster.is_base_ready(), "the group is back")
                 self.assertEqual(cluster.chat(chat)[2]["choices"], want)
             self.assertEqual(cluster.log_text().count("its group is started again, with all 2 ranks"), 2)
+            self.assertEqual(cluster.log_text().count("killed by signal 9 (Killed); its group is lost and is started again"), 2)
 
 
 if __name__ == "__main__":

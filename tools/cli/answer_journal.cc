@@ -1,5 +1,7 @@
 #include "tools/cli/answer_journal.h"
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -142,7 +144,9 @@ StatusOr<AnswerJournal> AnswerJournal::Open(const std::string& path, const Journ
     if (error) return Unavailable(path, ": ", error.message());
   }
   AnswerJournal journal(path, std::move(found->outcomes));
+  errno = 0;
   journal.file_.open(path, std::ios::binary | std::ios::app);
+  if (!journal.file_) return journal.CannotWrite();
   if (is_new) RETURN_IF_ERROR(journal.Append(head_line));
   return journal;
 }
@@ -152,8 +156,14 @@ Status AnswerJournal::Add(size_t place, const RowOutcome& outcome) {
 }
 
 Status AnswerJournal::Append(const std::string& line) {
+  errno = 0;
   file_ << line << '\n' << std::flush;
-  return file_ ? Status() : Unavailable(path_, ": cannot be written");
+  return file_ ? Status() : CannotWrite();
+}
+
+// Once `file_` has failed; errno was 0 before.
+Status AnswerJournal::CannotWrite() const {
+  return Unavailable(path_, ": cannot be written: ", std::strerror(errno != 0 ? errno : EIO));
 }
 
 }  // namespace terrace

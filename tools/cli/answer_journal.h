@@ -58,6 +58,7 @@ class AnswerJournal {
   AnswerJournal(std::string path, std::map<size_t, RowOutcome> known)
       : path_(std::move(path)), known_(std::move(known)) {}
   Status Append(const std::string& line);
+  Status CannotWrite() const;
 
   std::string path_;
   std::map<size_t, RowOutcome> known_;

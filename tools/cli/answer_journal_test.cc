@@ -115,6 +115,13 @@ TEST_F(AnswerJournalTest, AnotherFormatIsToldByItsName) {
               HasSubstr("\"terrace-answers-1\", this version reads terrace-answers-2"));
 }
 
+TEST_F(AnswerJournalTest, AFileThatCannotBeWrittenIsToldWithItsCause) {
+  const std::string nowhere = std::filesystem::path(testing::TempDir()) / "absent" / "answers.jsonl";
+  const Status status = AnswerJournal::Open(nowhere, head_, rows_).status();
+  EXPECT_EQ(ExitCodeFor(status), kExitUnavailable);
+  EXPECT_EQ(Message(status), nowhere + ": cannot be written: No such file or directory");
+}
+
 TEST_F(AnswerJournalTest, MalformedLinesAreNamed) {
   ASSERT_TRUE(Open()->Add(0, Outcome("x")).ok());
   const std::string text = *ReadFile(path_);

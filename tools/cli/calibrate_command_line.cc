@@ -20,11 +20,11 @@ void AddCalibration(CLI::App& command, CalibrationFlags& flags) {
       .add_option("--epsilon", flags.limit.epsilon,
                   "share of requests that may be wrong where the last tier would be right")
       ->type_name(kRealNumber)
-      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->check(Within(0, 1))
       ->capture_default_str();
   command.add_option("--delta", flags.limit.delta, "how likely it may be that more are")
       ->type_name(kRealNumber)
-      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->check(Within(0, 1))
       ->capture_default_str();
   command
       .add_option("--starts", flags.limit.starts, "places where testing begins, each with delta over this")
@@ -51,7 +51,7 @@ void AddCalibration(CLI::App& command, CalibrationFlags& flags) {
   command
       .add_option("--fit-share", flags.fit_share, "of the rows, for the scorers; the rest tests thresholds")
       ->type_name(kRealNumber)
-      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->check(Within(0, 1))
       ->capture_default_str();
   command.add_option("--seed", flags.seed, "of the split of the rows")
       ->type_name(kWholeNumber)

@@ -1,6 +1,5 @@
 #include "tools/cli/certify_command_line.h"
 
-#include <cstdlib>
 #include <string>
 
 #include "base/status.h"
@@ -12,17 +11,6 @@ namespace {
 constexpr uint32_t kMaxProbe = 1000;
 constexpr double kMaxDivergence = 1e6;
 constexpr double kLeastMargin = 1e-6, kMostMargin = 0.999999, kLeastLevel = 1e-6, kMostLevel = 0.49;
-
-// That it is a number is checked elsewhere.
-CLI::Validator Within(double least, double most) {
-  return CLI::Validator(
-      [least, most](const std::string& text) {
-        const double value = std::strtod(text.c_str(), nullptr);
-        return value >= least && value <= most ? std::string()
-                                               : Concat(text, " is not in [", least, ", ", most, "]");
-      },
-      /*description=*/"");
-}
 
 }  // namespace
 
@@ -77,7 +65,7 @@ void AddComparisonOptions(CLI::App& command, EvaluateOptions& options) {
       .add_option("--probe-tokens", options.probe_tokens,
                   "of the longest of them, at most; what the context holds is the limit anyway")
       ->type_name(kWholeNumber)
-      ->check(CLI::PositiveNumber.description(""))
+      ->check(AboveZero())
       ->capture_default_str();
 }
 

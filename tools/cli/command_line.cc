@@ -42,7 +42,7 @@ void AddUp(CLI::App& app, UpOptions& options) {
   up->add_option("--ready-timeout", options.launch.ready_timeout_seconds,
                  "seconds until everything must be ready")
       ->type_name("SECONDS")
-      ->check(Quiet(CLI::PositiveNumber))
+      ->check(AboveZero())
       ->capture_default_str();
   up->footer("Example: terrace up -f deploy/demo/cluster.yaml");
 }
@@ -64,19 +64,17 @@ void AddRequestOptions(CLI::App& command, RequestOptions& options) {
       ->capture_default_str();
   command.add_option("--temperature", options.temperature, "0 is greedy; up to 2")
       ->type_name("X")
-      ->check(Quiet(CLI::Range(0.0, 2.0)))
+      ->check(Within(0, 2))
       ->capture_default_str();
-  command.add_option("--top-k", options.top_k, "keep the k likeliest tokens; 0: off")
-      ->type_name("N")
-      ->check(Quiet(CLI::NonNegativeNumber));
+  command.add_option("--top-k", options.top_k, "keep the k likeliest tokens; 0: off")->type_name("N");
   command.add_option("--top-p", options.top_p, "keep the likeliest tokens of this total probability; 1: off")
       ->type_name("X")
-      ->check(Quiet(CLI::Range(0.0, 1.0)));
+      ->check(Within(0, 1));
   command
       .add_option("--min-p", options.min_p,
                   "keep tokens at least this likely relative to the likeliest; 0: off")
       ->type_name("X")
-      ->check(Quiet(CLI::Range(0.0, 1.0)));
+      ->check(Within(0, 1));
   command.add_option("--seed", options.seed, "makes sampling repeatable (default: random)")->type_name("N");
   command.add_option("--stop", options.stop, "end before this text; may be repeated")
       ->allow_extra_args(false);

@@ -387,6 +387,7 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"plan", "--model", "m", "--price-per-hour", "1", "--memory", "8gib"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--ttft-p99", "soon"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--itl", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--itl", "0ms"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--throughput", "0"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--min-quality", "1.1"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--price", "x"},
@@ -433,6 +434,58 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
     EXPECT_EQ(Message(line.options.status()).find('\n'), std::string::npos) << line.options.status();
     EXPECT_EQ(line.command, arguments[0].find("nonsense") == std::string::npos ? arguments[0] : "");
   }
+}
+
+TEST(CommandLine, NumbersAreFiniteTimesHaveUnitsAndTheLimitIsSaid) {
+  const std::vector<std::string> plan = {"plan", "--model", "m", "--price-per-hour", "1"};
+  const std::vector<std::string> report = {"report", "--model", "m", "--price-per-hour", "1"};
+  const std::vector<std::string> generate = {"generate", "--prompt", "a"};
+  const struct {
+    std::vector<std::string> command;
+    const char *flag, *value, *error;
+  } cases[] = {
+      {plan, "--rate", "nan", "nan is not a finite number"},
+      {plan, "--rate", "inf", "inf is not a finite number"},
+      {plan, "--rate", "0", "0 is not above 0"},
+      {plan, "--rate", "x", "\"x\" is not a number"},
+      {plan, "--throughput", "nan", "nan is not a finite number"},
+      {plan, "--price", "-1", "-1 is not above 0"},
+      {plan, "--min-quality", "nan", "nan is not a finite number"},
+      {plan, "--min-quality", "1.5", "1.5 is not in [0, 1]"},
+      {plan, "--acceptance", "nan", "nan is not a finite number"},
+      {plan, "--itl", "5", "\"5\" has no unit: 5ms or 5s"},
+      {plan, "--ttft-p99", "0.3", "\"0.3\" has no unit: 0.3ms or 0.3s"},
+      {{"plan", "--model", "m"}, "--price-per-hour", "nan", "nan is not a finite number"},
+      {{"report", "--model", "m"}, "--price-per-hour", "nan", "nan is not a finite number"},
+      {{"report", "--model", "m"}, "--price-per-hour", "0", "0 is not above 0"},
+      {report, "--speed-seconds", "nan", "nan is not a finite number"},
+      {{"report", "--history", "a"}, "--accuracy", "0.5,nan", "nan is not a finite number"},
+      {report, "--max-tokens", "0", "0 is not above 0"},
+      {generate, "--temperature", "nan", "nan is not a finite number"},
+      {generate, "--top-p", "1.5", "1.5 is not in [0, 1]"},
+      {generate, "--top-k", "-1", "\"-1\" is not a whole number, 0 or more"},
+      {{"up", "--model", "m"}, "--ready-timeout", "nan", "nan is not a finite number"},
+      {{"calibrate"}, "--epsilon", "nan", "nan is not a finite number"},
+      {{"distill"}, "--layers", "0", "0 is not above 0"},
+      {{"distill"}, "--learning-rate", "nan", "nan is not a finite number"},
+      {{"bench"}, "--rate", "1,nan", "nan is not a finite number"},
+      {{"certify"}, "--level", "nan", "nan is not a finite number"},
+      {{"certify"}, "--probe-tokens", "0", "0 is not above 0"},
+      {{"quantize"}, "--damping", "nan", "nan is not a finite number"},
+  };
+  for (const auto& each : cases) {
+    std::vector<std::string> arguments = each.command;
+    arguments.insert(arguments.end(), {each.flag, each.value});
+    SCOPED_TRACE(testing::PrintToString(arguments));
+    const Status status = ParseCommandLine(arguments).options.status();
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage);
+    EXPECT_THAT(Message(status), HasSubstr(Concat(each.flag, ": ", each.error, " (terrace ")));
+  }
+  std::vector<std::string> timed = plan;
+  timed.insert(timed.end(), {"--itl", "5ms", "--ttft-p99", "1.5s"});
+  const auto options = Parse<PlanOptions>(timed);
+  EXPECT_EQ(options.constraints.inter_token_p99_seconds, 0.005);
+  EXPECT_EQ(options.constraints.first_token_p99_seconds, 1.5);
 }
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {

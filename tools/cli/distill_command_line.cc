@@ -34,7 +34,7 @@ void AddModels(CLI::App& command, DistillRequest& request) {
           ->excludes(student);
   command.add_option("--layers", request.layers, "or the teacher with so many of its layers, evenly spread")
       ->type_name(kWholeNumber)
-      ->check(Quiet(CLI::PositiveNumber))
+      ->check(AboveZero())
       ->excludes(student)
       ->excludes(config);
   command

@@ -41,6 +41,7 @@ std::string FormatBytes(uint64_t bytes) {
 }
 
 std::string FormatSeconds(double seconds) {
+  if (seconds < 1e-3) return Concat(FormatFixed(seconds * 1e6, seconds < 1e-5 ? 1 : 0), " µs");
   if (seconds < 0.01) return Concat(FormatFixed(seconds * 1e3, 1), " ms");
   if (seconds < 1) return Concat(FormatFixed(seconds * 1e3, 0), " ms");
   return Concat(FormatFixed(seconds, 1), " s");

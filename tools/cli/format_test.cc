@@ -15,6 +15,8 @@ TEST(Format, WritesNumbersForPeople) {
   EXPECT_EQ(FormatCount(1000, "tensor"), "1,000 tensors");
   EXPECT_EQ(FormatBytes(1023), "1023 B");
   EXPECT_EQ(FormatBytes(5 << 20), "5.0 MiB");
+  EXPECT_EQ(FormatSeconds(0.0000042), "4.2 µs");
+  EXPECT_EQ(FormatSeconds(0.00084), "840 µs");
   EXPECT_EQ(FormatSeconds(0.0012), "1.2 ms");
   EXPECT_EQ(FormatSeconds(0.25), "250 ms");
   EXPECT_EQ(FormatSeconds(12.34), "12.3 s");

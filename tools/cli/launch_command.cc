@@ -16,9 +16,17 @@ std::string ShownLine(const std::string& line) {
   return line.find(" info ") == kTimeCharacters ? Shorten(line, kShownCharacters) : line;
 }
 
-std::string DescribeEnd(const ChildExit& exit) {
-  return exit.Describe() +
-         (exit.name == kRouterName ? "" : "; it is not started again, and the others go on");
+std::string DescribeEnd(const ChildExit& exit, AfterEnd after) {
+  if (exit.name == kRouterName) return exit.Describe();
+  switch (after) {
+    case AfterEnd::kGroupIsStartedAgain:
+      return exit.Describe() + "; its group is lost and is started again";
+    case AfterEnd::kGroupStaysAway:
+      return exit.Describe() + "; its group is lost and is not started again, and the others go on";
+    case AfterEnd::kNothing:
+      break;
+  }
+  return exit.Describe() + "; it is not started again, and the others go on";
 }
 
 StatusOr<std::unique_ptr<LocalCluster>> Launch(const LaunchOptions& options, const CommandContext& context) {
@@ -58,7 +66,7 @@ Status Watch(LocalCluster& cluster, double seconds, const CommandContext& contex
   Status status;
   for (const ChildExit& exit : cluster.Poll(seconds)) {
     if (exit.name == kRouterName) status = Internal(exit.Describe());
-    context.err << context.Red(DescribeEnd(exit));
+    context.err << context.Red(DescribeEnd(exit, cluster.AfterEndOf(exit.name)));
     context.err << (exit.last_lines.empty() ? "\n" : "; its last lines:\n");
     for (const std::string& line : exit.last_lines) context.err << "  | " << line << "\n";
     context.err << std::flush;

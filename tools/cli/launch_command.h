@@ -32,7 +32,7 @@ Status WatchUntilSignal(LocalCluster& cluster, const CommandContext& context);
 // 1 KB), anything else whole.
 std::string ShownLine(const std::string& line);
 // How a process of the cluster ended, and what becomes of it and the others.
-std::string DescribeEnd(const ChildExit& exit);
+std::string DescribeEnd(const ChildExit& exit, AfterEnd after);
 
 // A command that asks the cluster's HTTP port; "" when it is off.
 std::string CurlExample(const ClusterPlan& plan, const std::string& question);

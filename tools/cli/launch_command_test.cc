@@ -21,11 +21,19 @@ TEST(ShownLine, OnlyInformationIsCut) {
   }
 }
 
-TEST(DescribeEnd, SaysThatAWorkerStaysAway) {
-  EXPECT_EQ(DescribeEnd({.name = "worker-nano", .exit_code = 0, .signal = 9, .last_lines = {}}),
+TEST(DescribeEnd, SaysThatAWorkerStaysAwayAndWhatBecomesOfAGroup) {
+  const ChildExit killed{.name = "worker-nano", .exit_code = 0, .signal = 9, .last_lines = {}};
+  EXPECT_EQ(DescribeEnd(killed, AfterEnd::kNothing),
             "worker-nano was killed by signal 9 (Killed); it is not started again, and the others go on");
-  EXPECT_THAT(DescribeEnd({.name = kRouterName, .exit_code = 70, .signal = 0, .last_lines = {}}),
-              Not(HasSubstr("others")));
+  EXPECT_EQ(DescribeEnd(killed, AfterEnd::kGroupIsStartedAgain),
+            "worker-nano was killed by signal 9 (Killed); its group is lost and is started again");
+  EXPECT_EQ(
+      DescribeEnd(killed, AfterEnd::kGroupStaysAway),
+      "worker-nano was killed by signal 9 (Killed); its group is lost and is not started again, and the "
+      "others go on");
+  EXPECT_THAT(
+      DescribeEnd({.name = kRouterName, .exit_code = 70, .signal = 0, .last_lines = {}}, AfterEnd::kNothing),
+      Not(HasSubstr("others")));
 }
 
 }  // namespace

@@ -13,6 +13,10 @@
 
 namespace terrace {
 
+// What a target in this process may say.
+inline constexpr const char* kComputeNames[] = {"auto", "f32", "fp8"};
+inline constexpr const char* kKvDTypeNames[] = {"auto", "f32", "f16", "bf16", "int8", "fp8"};
+
 struct ModelTarget {
   std::string router;    // host:port; then `model` is a served name, "" the router's default
   std::string model;     // without `router`: the path of a model; "" the default router's default model

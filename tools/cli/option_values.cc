@@ -1,12 +1,16 @@
 #include "tools/cli/option_values.h"
 
 #include <charconv>
+#include <cmath>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/host_port.h"
 #include "base/status.h"
+#include "tools/cli/model_target.h"
 
 namespace terrace {
 namespace {
@@ -21,11 +25,26 @@ bool IsNumber(std::string_view text) {
   return error == std::errc() && end == text.data() + text.size();
 }
 
+// "" where `text` is a number that `holds`, else that it is not `what`.
+template <typename Holds>
+std::string RealNumberError(const std::string& text, const Holds& holds, const std::string& what) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    return Concat("\"", text, "\" is not a number");
+  if (!std::isfinite(value)) return Concat(text, " is not a finite number");
+  return holds(value) ? "" : Concat(text, " is not ", what);
+}
+
 std::string WholeNumberError(const std::string& text) {
   if (text.find_first_not_of("0123456789") != std::string::npos)
     return Concat("\"", text, "\" is not a whole number, 0 or more");
   if (text.size() > 1 && text.front() == '0') return Concat("\"", text, "\" begins with 0");
   return IsNumber<uint64_t>(text) ? "" : Concat(text, " is more than ", UINT64_MAX);
+}
+
+CLI::Validator Named(std::span<const char* const> names) {
+  return Quiet(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())));
 }
 
 // "" where `text` is a value of the type, else what is wrong.
@@ -39,13 +58,34 @@ std::string ValueError(std::string_view type, const std::string& text) {
   if (type == kWholeNumber) return WholeNumberError(text);
   if (type == kSignedNumber && !IsNumber<int64_t>(text))
     return Concat("\"", text, "\" is not a whole number");
-  if (type == kRealNumber && !IsNumber<double>(text)) return Concat("\"", text, "\" is not a number");
+  if (type == kRealNumber)
+    return RealNumberError(
+        text, [](double) { return true; }, "");
   return "";
 }
 
 }  // namespace
 
 CLI::Validator Quiet(CLI::Validator check) { return check.description(""); }
+
+CLI::Validator AboveZero() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        return RealNumberError(
+            text, [](double value) { return value > 0; }, "above 0");
+      },
+      /*description=*/"");
+}
+
+CLI::Validator Within(double low, double high) {
+  return CLI::Validator(
+      [low, high](const std::string& text) {
+        return RealNumberError(
+            text, [low, high](double value) { return value >= low && value <= high; },
+            Concat("in [", low, ", ", high, "]"));
+      },
+      /*description=*/"");
+}
 
 std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
                                              std::string& kv_dtype) {
@@ -65,14 +105,14 @@ std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& dev
               "on CUDA by bf16), f32 (CPUs: exact, slower, up to seven times the memory), fp8 (CUDA: "
               "16-bit weights become FP8)")
           ->type_name("TYPE")
-          ->check(CLI::IsMember({"auto", "f32", "fp8"}).description(""))
+          ->check(Named(kComputeNames))
           ->capture_default_str(),
       command
           .add_option("--kv-dtype", kv_dtype,
                       "of a model in this process: keys and values in f32 (CPUs), f16, bf16, int8, fp8; "
                       "auto: f32, on a device bf16")
           ->type_name("TYPE")
-          ->check(CLI::IsMember({"auto", "f32", "f16", "bf16", "int8", "fp8"}).description(""))
+          ->check(Named(kKvDTypeNames))
           ->capture_default_str()};
 }
 
@@ -108,7 +148,7 @@ std::array<CLI::Option*, 4> AddRowOptions(CLI::App& command, const RowOptions& o
           ->capture_default_str(),
       command.add_option("--max-tokens", options.max_tokens, "longest answer")
           ->type_name(kWholeNumber)
-          ->check(CLI::PositiveNumber.description(""))
+          ->check(AboveZero())
           ->capture_default_str()};
 }
 

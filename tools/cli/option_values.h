@@ -22,6 +22,10 @@ inline constexpr char kAddress[] = "ADDR";  // host:port
 // A check without CLI11's note about it in the help: the option's own text says it.
 CLI::Validator Quiet(CLI::Validator check);
 
+// Checks of one finite number, without a note in the help either: CLI11's own let "nan" pass.
+CLI::Validator AboveZero();
+CLI::Validator Within(double low, double high);  // or one of them
+
 // --device, --compute and --kv-dtype of a model in this process.
 std::array<CLI::Option*, 3> AddEngineOptions(CLI::App& command, std::string& device, std::string& compute,
                                              std::string& kv_dtype);
@@ -52,9 +56,9 @@ T ValueOrThrow(const std::string& flag, StatusOr<T> value) {
 void AddLengthOption(CLI::App& command, const std::string& flag, LengthDistribution& lengths,
                      const std::string& what);
 
-// Has every option of the commands of `app` check its value, by its type name: numbers are decimal, whole and
-// not negative where the name says so, addresses have a port, and only a text may be empty. After all options
-// were added.
+// Has every option of the commands of `app` check its value, by its type name: numbers are decimal and
+// finite, whole and not negative where the name says so, addresses have a port, and only a text may be empty.
+// After all options were added.
 void CheckOptionValues(CLI::App& app);
 
 }  // namespace terrace

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -55,6 +54,9 @@ class PlanRun {
 
   Status Run() {
     if (!options_.out.empty()) RETURN_IF_ERROR(CheckCanReplace(options_.out));  // before the work
+    RETURN_IF_ERROR(CheckNames());
+    RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
+    if (!options_.techniques.empty()) RETURN_IF_ERROR(MakeWorkFolder(options_.work, "models"));
     RETURN_IF_ERROR(ReadReport());
     RETURN_IF_ERROR(MakeVariants());
     for (const ReportVariant& variant : variants_)
@@ -64,8 +66,9 @@ class PlanRun {
                                 .traffic = options_.traffic,
                                 .usd_per_hour = options_.usd_per_hour,
                                 .max_sequences = options_.max_sequences,
-                                .max_machines = options_.max_machines};
-    const std::vector<PlannedServing> plans = RankPlans(candidates_, settings);
+                                .max_machines = options_.max_machines,
+                                .is_cancelled = [this] { return context_.shutdown.IsPending(); }};
+    ASSIGN_OR_RETURN(const std::vector<PlannedServing> plans, RankPlans(candidates_, settings));
     context_.out << FormatPlans(candidates_, plans) << notes_;
     const PlannedServing& best = plans.front();
     if (!best.keeps_all()) return AnswerIsNo("no plan keeps every constraint");
@@ -117,7 +120,6 @@ class PlanRun {
   }
 
   Status MakeVariants() {
-    RETURN_IF_ERROR(CheckNames());
     variants_.push_back({.name = kBaseline, .model = options_.target.model});
     ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options_.target.model));
     const MakeOptions make = {.baseline = options_.target.model,
@@ -125,16 +127,8 @@ class PlanRun {
                               .folder = options_.work + "/models",
                               .calibration = options_.calibration,
                               .threads = options_.target.threads};
-    if (!options_.techniques.empty()) {
-      std::error_code error;
-      fs::create_directories(make.folder, error);
-      if (error) return Unavailable("--work: ", make.folder, ": ", error.message());
-    }
     for (const std::string& name : options_.techniques) {
-      const auto* const technique = std::ranges::find(kReportTechniques, name, &ReportTechnique::name);
-      if (technique == std::end(kReportTechniques))
-        return InvalidArgument("--techniques: \"", name, "\" is not known");
-      ASSIGN_OR_RETURN(variants_.emplace_back(), MakeVariant(*technique, make, context_));
+      ASSIGN_OR_RETURN(variants_.emplace_back(), MakeVariant(*FindTechnique(name), make, context_));
     }
     variants_.insert(variants_.end(), options_.variants.begin(), options_.variants.end());
     return {};
@@ -280,7 +274,8 @@ class PlanRun {
       std::get<OpenLoop>(traffic.load).rate /= tier.workers;
     }
     tier.workers = 1;
-    ASSIGN_OR_RETURN(const ServingPrediction predicted, SimulateServing({&tier, 1}, traffic));
+    ASSIGN_OR_RETURN(const ServingPrediction predicted,
+                     SimulateServing({&tier, 1}, traffic, [this] { return context_.shutdown.IsPending(); }));
     ASSIGN_OR_RETURN(const LevelResult measured,
                      Measure(*origins_[plan.candidate].tiers.front(), tier.settings, traffic));
     context_.out << "\n" << FormatVerification(predicted, measured);

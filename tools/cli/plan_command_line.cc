@@ -14,11 +14,18 @@ namespace {
 constexpr uint32_t kMostMachines = 512, kMostSequences = 256, kMostRepeats = 100;
 constexpr uint64_t kMostRequests = 100'000;
 
+// With its unit: who thinks of milliseconds would ask for seconds.
+StatusOr<double> ParseTime(const std::string& text) {
+  ASSIGN_OR_RETURN(const double seconds, ParseSeconds(text));
+  if (text.find_first_not_of("0123456789.", text.size() - 1) == std::string::npos)
+    return InvalidArgument("\"", text, "\" has no unit: ", text, "ms or ", text, "s");
+  return seconds;
+}
+
 void AddTime(CLI::App& plan, const std::string& flag, std::optional<double>& seconds,
              const std::string& what) {
   plan.add_option_function<std::string>(
-          flag,
-          [flag, &seconds](const std::string& text) { seconds = ValueOrThrow(flag, ParseSeconds(text)); },
+          flag, [flag, &seconds](const std::string& text) { seconds = ValueOrThrow(flag, ParseTime(text)); },
           what)
       ->type_name("TIME");
 }
@@ -28,7 +35,7 @@ void AddNumber(CLI::App& plan, const std::string& flag, std::optional<double>& v
   plan.add_option_function<double>(
           flag, [&value](double number) { value = number; }, what)
       ->type_name(kRealNumber)
-      ->check(Quiet(std::move(check)));
+      ->check(std::move(check));
 }
 
 void AddConstraints(CLI::App& plan, PlanConstraints& constraints) {
@@ -43,11 +50,11 @@ void AddConstraints(CLI::App& plan, PlanConstraints& constraints) {
           "99th percentile of the time to the first token, at most: 300ms");
   AddTime(plan, "--itl", constraints.inter_token_p99_seconds,
           "99th percentile of the time between two tokens of an answer, at most: 50ms");
-  AddNumber(plan, "--throughput", constraints.output_tokens_per_second, CLI::PositiveNumber,
+  AddNumber(plan, "--throughput", constraints.output_tokens_per_second, AboveZero(),
             "tokens of answers a second, of all machines together, at least");
-  AddNumber(plan, "--min-quality", constraints.min_accuracy, CLI::Range(0.0, 1.0),
+  AddNumber(plan, "--min-quality", constraints.min_accuracy, Within(0, 1),
             "share of right answers, at least, as the --report has measured it");
-  AddNumber(plan, "--price", constraints.max_usd_per_million_tokens, CLI::PositiveNumber,
+  AddNumber(plan, "--price", constraints.max_usd_per_million_tokens, AboveZero(),
             "US dollars of a million tokens of prompts and answers, at most");
 }
 
@@ -72,7 +79,7 @@ void AddTraffic(CLI::App& plan, LoadFlags& load, Traffic& traffic) {
           ->check(Quiet(CLI::Range(1u, 65'536u)));
   plan.add_option("--rate", load.rate, "so many requests a second, at random times")
       ->type_name(kRealNumber)
-      ->check(Quiet(CLI::PositiveNumber))
+      ->check(AboveZero())
       ->excludes(concurrency);
   plan.add_option("--requests", traffic.requests, "that are played through, of each worker")
       ->type_name(kWholeNumber)
@@ -107,7 +114,7 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
       ->required();
   plan->add_option("--price-per-hour", options.usd_per_hour, "of a machine like this one, US dollars")
       ->type_name(kRealNumber)
-      ->check(Quiet(CLI::PositiveNumber))
+      ->check(AboveZero())
       ->required();
   AddConstraints(*plan, options.constraints);
   AddTraffic(*plan, *load, options.traffic);
@@ -117,7 +124,7 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
           "report.json of terrace report: what the answers of each way are worth, and how often drafts "
           "are accepted")
       ->type_name("FILE");
-  AddNumber(*plan, "--acceptance", options.acceptance, CLI::Range(0.0, 1.0),
+  AddNumber(*plan, "--acceptance", options.acceptance, Within(0, 1),
             "how often a drafted token is accepted, if those before it were (default: as the report has it)");
   plan->add_option("--max-sequences", options.max_sequences, "in a batch of a worker")
       ->type_name(kWholeNumber)

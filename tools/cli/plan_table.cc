@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "tools/cli/format.h"
+#include "tools/report/significant.h"
 
 namespace terrace {
 namespace {
@@ -21,9 +22,9 @@ Row RowOf(const PlanCandidate& candidate, const PlannedServing& plan) {
   for (const ServingTier& tier : plan.tiers) machines += Concat(machines.empty() ? "" : " + ", tier.workers);
   Row row = {candidate.name, plan.keeps_all() ? "yes" : "no", machines, FormatBytes(plan.most_memory())};
   if (plan.can_run()) {
-    row.insert(row.end(),
-               {BothLatencies(out.first_token), BothLatencies(out.inter_token),
-                FormatFixed(out.OutputTokensPerSecond(), 1), FormatUsd(plan.usd_per_million_tokens)});
+    row.insert(row.end(), {BothLatencies(out.first_token), BothLatencies(out.inter_token),
+                           FormatFixed(out.OutputTokensPerSecond(), 1),
+                           Concat("$", Significant(plan.usd_per_million_tokens))});
   } else {
     row.insert(row.end(), 4, "-");
   }

@@ -75,6 +75,7 @@ TEST_F(PlanCommand, WritesAClusterOfTheBestAndComparesItWithWhatIsMeasured) {
   const Status status = RunPlan(options_, test_.context);
   ASSERT_TRUE(status.ok()) << status;
   const std::string out = test_.out.str();
+  EXPECT_THAT(out, Not(HasSubstr("µUSD"))) << "one unit in a column";
   for (const char* text : {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted"})
     EXPECT_THAT(out, HasSubstr(text));
   const auto cluster = PlanFromFile(options_.out);
@@ -146,6 +147,18 @@ TEST_F(PlanCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
        },
        "of two tiers, not 3", kExitUsage},
       {[](PlanOptions& o) { o.variants = {{.name = "a", .model = "/absent"}}; }, "a: ", kExitNoInput},
+      {[](PlanOptions& o) {
+         o.variants = {{.name = "a", .model = o.target.model, .compute = "f64"}};
+         o.target.model = "/absent";
+       },
+       "a: compute \"f64\"", kExitUsage},
+      {[](PlanOptions& o) { o.techniques = {"int4-awq"}; }, "int4-awq: needs calibration", kExitUsage},
+      {[](PlanOptions& o) {
+         o.techniques = {"q8_0"};
+         o.work = "/proc/nowhere";
+         o.report = "/absent.json";
+       },
+       "--work", kExitUnavailable},
       {[](PlanOptions& o) { o.out = "/proc/nowhere.yaml"; }, "/proc/nowhere.yaml", kExitUnavailable},
   };
   for (const auto& each : cases) {

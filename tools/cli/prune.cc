@@ -39,6 +39,8 @@ std::string StepText(const PruneRequest& request, const PruneReport& report) {
   if (!request.cut.is_empty()) return text;
   if (report.step_bytes_after < report.step_bytes_before)
     return Concat(text, ": it skips the zeros. Files, GPUs and prompts gain nothing");
+  if (report.step_bytes_after == report.step_bytes_before && report.was_two_of_four)
+    return Concat(text, ": as before: the model was 2:4 already");
   return Concat(text, ": nothing is skipped, so nothing is smaller or faster; ",
                 request.pattern.has_groups() ? "only 2:4 of F16 or BF16, in rows of whole 32s, pays"
                                              : "zeros without a pattern never pay here");

@@ -59,6 +59,21 @@ TEST_F(PruneCommand, TellsEachLayerWhatCameOfAllAndWhetherItPays) {
   }
 }
 
+TEST_F(PruneCommand, OfAModelThatHadThePatternItSaysSo) {
+  PruneOptions options = Options();
+  options.pattern = "2:4";
+  {
+    TestContext test;
+    ASSERT_EQ(RunPrune(options, test.context), Status());
+  }
+  options.model = options.out;
+  options.out += "-again";
+  TestContext test;
+  ASSERT_EQ(RunPrune(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("as before: the model was 2:4 already"));
+  EXPECT_THAT(test.out.str(), testing::Not(HasSubstr("nothing is skipped")));
+}
+
 TEST_F(PruneCommand, TellsWhatIsLeftOfEachLayer) {
   PruneOptions options = Options();
   options.cut = {.kv_heads = 1, .layers = 1};

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <set>
-#include <system_error>
 #include <utility>
 
 #include "base/clock.h"
@@ -32,23 +31,13 @@ constexpr char kBaseline[] = "baseline";
 constexpr size_t kSpeedPrompts = 64;
 constexpr size_t kStemDigits = 12;  // of a digest, in file names
 
-const ReportTechnique* FindTechnique(const std::string& name) {
-  for (const ReportTechnique& technique : kReportTechniques) {
-    if (technique.name == name) return &technique;
-  }
-  return nullptr;
-}
-
 // Names of rows are all different, and cascades are of models that have one.
 Status CheckNames(const ReportOptions& options) {
   std::set<std::string> names = {kBaseline};
   const auto add = [&names](const std::string& name) {
     return names.insert(name).second ? Status() : InvalidArgument("two rows are named ", name);
   };
-  for (const std::string& name : options.techniques) {
-    if (FindTechnique(name) == nullptr) return InvalidArgument("--techniques: \"", name, "\" is not known");
-    RETURN_IF_ERROR(add(name));
-  }
+  for (const std::string& name : options.techniques) RETURN_IF_ERROR(add(name));
   for (const ReportVariant& variant : options.variants) RETURN_IF_ERROR(add(variant.name));
   const std::set<std::string> models = names;
   for (const ReportCascade& cascade : options.cascades) {
@@ -130,15 +119,13 @@ class ReportRun {
 
   Status Prepare() {
     RETURN_IF_ERROR(CheckNames(options_));
+    RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
     ASSIGN_OR_RETURN(rows_, LoadEvaluationRows(options_.evaluate, context_.argv0));
     scored_ = ScoredRows(rows_.rows);
     if (scored_.empty()) return InvalidArgument("--tasks: no row has a checker");
     RETURN_IF_ERROR(CheckDistinct(scored_));
-    for (const char* folder : {"answers", "rows", "models"}) {
-      std::error_code error;
-      fs::create_directories(fs::path(options_.work) / folder, error);
-      if (error) return Unavailable("--work: ", options_.work, "/", folder, ": ", error.message());
-    }
+    for (const char* folder : {"answers", "rows", "models"})
+      RETURN_IF_ERROR(MakeWorkFolder(options_.work, folder));
     return {};
   }
 

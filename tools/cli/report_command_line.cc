@@ -40,7 +40,7 @@ std::vector<CLI::Option*> AddSpeed(CLI::App& report, ReportOptions& options) {
       report
           .add_option("--speed-seconds", options.speed_seconds, "for which each batch is measured, at least")
           ->type_name(kRealNumber)
-          ->check(Quiet(CLI::Range(0.0, kMaxSpeedSeconds)))
+          ->check(Within(0, kMaxSpeedSeconds))
           ->capture_default_str();
   return {batches, tokens, seconds};
 }
@@ -126,12 +126,12 @@ void AddReport(CLI::App& app, ReportOptions& options) {
   report->add_option("--accuracy", options.levels, "levels to look at (default: those of the first frontier)")
       ->type_name("X,X,...")
       ->delimiter(',')
-      ->check(Quiet(CLI::Range(0.0, 1.0)))
+      ->check(Within(0, 1))
       ->needs(history);
   auto* const price =
       report->add_option("--price-per-hour", options.usd_per_hour, "of this machine, US dollars")
           ->type_name(kRealNumber)
-          ->check(Quiet(CLI::PositiveNumber));
+          ->check(AboveZero());
   model->needs(price);
   AddAskingOptions(*report, model, options.evaluate);
   auto* const divergence = report->add_flag_callback(

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tools/cli/format.h"
+#include "tools/report/significant.h"
 
 namespace terrace {
 namespace {
@@ -55,7 +56,10 @@ std::string Acceptance(const TechniqueRow& row) {
   });
 }
 
-std::string PriceOrNone(double usd) { return usd > 0 ? FormatUsd(usd) : kNone; }
+// A column has one unit, whatever its prices are.
+std::string Price(double usd) { return Concat("$", Significant(usd)); }
+
+std::string PriceOrNone(double usd) { return usd > 0 ? Price(usd) : kNone; }
 
 Cells RowCells(const TechniqueRow& row) {
   const EstimatedRate accuracy = row.accuracy();
@@ -68,8 +72,8 @@ Cells RowCells(const TechniqueRow& row) {
       Acceptance(row),
       PriceOrNone(row.price.tokens.usd_per_million_prompt_tokens),
       PriceOrNone(row.price.tokens.usd_per_million_completion_tokens),
-      FormatUsd(row.price.usd_per_million_tokens),
-      FormatUsd(row.price.usd_per_thousand_answers),
+      Price(row.price.usd_per_million_tokens),
+      Price(row.price.usd_per_thousand_answers),
       Concat(FormatFixed(accuracy.value, 3), " (", FormatFixed(accuracy.low, 3), " to ",
              FormatFixed(accuracy.high, 3), ")"),
       kNone,
@@ -160,9 +164,8 @@ std::string FormatHistory(std::span<const TechniqueReport> reports, std::span<co
   for (const PriceHistory& level : history) {
     Cells& cells = rows.emplace_back(Cells{FormatFixed(level.accuracy, 3)});
     for (const std::optional<QualityPrice>& price : level.prices) {
-      cells.push_back(price.has_value()
-                          ? Concat(FormatUsd(price->usd_per_thousand_answers), " (", price->name, ")")
-                          : kNone);
+      cells.push_back(
+          price.has_value() ? Concat(Price(price->usd_per_thousand_answers), " (", price->name, ")") : kNone);
     }
   }
   return Concat("Least price of 1,000 answers:\n\n", MarkdownTable(rows));

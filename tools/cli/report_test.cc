@@ -116,6 +116,8 @@ TEST_F(ReportCommand, MeasuresEveryRowAndKeepsWhatIsMeasured) {
   history.history = {options_.work + "/report.json", options_.work + "/report.json"};
   ASSERT_TRUE(RunReport(history, test.context).ok());
   EXPECT_THAT(test.out.str(), HasSubstr("$0.2 an hour"));
+  EXPECT_THAT(test.out.str(), Not(HasSubstr("µUSD"))) << "one unit in a column";
+  EXPECT_THAT(*ReadFile(options_.work + "/report.md"), Not(HasSubstr("µUSD")));
 }
 
 TEST_F(ReportCommand, GoesOnWhereItWasEnded) {
@@ -175,6 +177,12 @@ TEST_F(ReportCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
        },
        "no row is named nano", kExitUsage},
       {[](ReportOptions& o) { o.variants = {{.name = "a", .model = "/absent"}}; }, "a: ", kExitNoInput},
+      {[](ReportOptions& o) {
+         o.variants = {{.name = "a", .model = "models", .drafter = "model", .draft_model = "/none"}};
+       },
+       "a: /none", kExitNoInput},
+      {[](ReportOptions& o) { o.variants = {{.name = "a", .model = "models", .kv_dtype = "int4"}}; },
+       "a: kv \"int4\"", kExitUsage},
       {[](ReportOptions& o) { o.evaluate.tasks = {"/absent.jsonl"}; }, "/absent.jsonl", kExitNoInput},
       {[](ReportOptions& o) { o.techniques = {"int4-gptq"}; }, "int4-gptq: ", kExitUsage},
       {[](ReportOptions& o) { o.speed_tokens = 600; }, "--speed-tokens 600", kExitUsage},
@@ -190,6 +198,7 @@ TEST_F(ReportCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
     const Status status = RunReport(options, test.context);
     EXPECT_EQ(ExitCodeFor(status), each.exit_code) << status;
     EXPECT_THAT(Message(status), HasSubstr(each.error));
+    EXPECT_THAT(test.err.str(), Not(HasSubstr("baseline: "))) << "nothing was measured before";
   }
 }
 

@@ -13,6 +13,7 @@
 #include "base/machine.h"
 #include "base/mapped_file.h"
 #include "base/version.h"
+#include "tools/cli/model_target.h"
 #include "tools/optimize/quantize.h"
 #include "tools/report/technique_row.h"
 
@@ -65,6 +66,27 @@ Entry Named(const Entry (&entries)[kCount], std::string_view name) {
   const auto found = std::ranges::find(entries, name, &Entry::name);
   CHECK(found != std::end(entries), name);
   return *found;
+}
+
+Status CheckExists(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::exists(path, error) ? Status() : NotFound(path, ": is not there");
+}
+
+// "": of the baseline.
+template <size_t kCount>
+Status CheckType(const char* what, const std::string& type, const char* const (&types)[kCount]) {
+  if (type.empty() || std::ranges::find(types, type) != std::end(types)) return {};
+  std::string known;
+  for (const char* const each : types) known += Concat(known.empty() ? "" : ", ", each);
+  return InvalidArgument(what, " \"", type, "\" is none of ", known);
+}
+
+Status CheckVariant(const ReportVariant& variant) {
+  RETURN_IF_ERROR(CheckType("kv", variant.kv_dtype, kKvDTypeNames));
+  RETURN_IF_ERROR(CheckType("compute", variant.compute, kComputeNames));
+  RETURN_IF_ERROR(CheckExists(variant.model));
+  return variant.draft_model.empty() ? Status() : CheckExists(variant.draft_model);
 }
 
 // That what is there was made by Quantize of the same.
@@ -137,6 +159,34 @@ StatusOr<ReportCascade> ParseCascade(std::string_view text) {
       return InvalidArgument("\"", name, "\" is no name of a row: of at most 64 characters");
   }
   return cascade;
+}
+
+const ReportTechnique* FindTechnique(std::string_view name) {
+  const auto* const found = std::ranges::find(kReportTechniques, name, &ReportTechnique::name);
+  return found == std::end(kReportTechniques) ? nullptr : found;
+}
+
+Status CheckVariants(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
+                     const CalibrationOptions& calibration) {
+  if (!calibration.path.empty()) RETURN_IF_ERROR(Annotate(CheckExists(calibration.path), "--calibration"));
+  for (const std::string& name : techniques) {
+    const ReportTechnique* const technique = FindTechnique(name);
+    if (technique == nullptr) return InvalidArgument("--techniques: \"", name, "\" is not known");
+    const bool needs_text =
+        !technique->method.empty() && Named(kQuantizeMethods, technique->method).needs_calibration();
+    if (needs_text && calibration.path.empty())
+      return InvalidArgument(name, ": needs calibration text (--calibration)");
+  }
+  for (const ReportVariant& variant : variants)
+    RETURN_IF_ERROR(Annotate(CheckVariant(variant), variant.name));
+  return {};
+}
+
+Status MakeWorkFolder(const std::string& work, const char* name) {
+  const std::string folder = Concat(work, "/", name);
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  return error ? Unavailable("--work: ", folder, ": ", error.message()) : Status();
 }
 
 StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const MakeOptions& options,

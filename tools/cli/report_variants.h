@@ -1,8 +1,9 @@
 // The rows that `terrace report` can be asked for: models and how they run, cascades of them, and techniques
-// that it makes itself. Pure but for MakeVariant.
+// that it makes itself. Pure but for the last three.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,7 +22,7 @@ struct ReportVariant {
 };
 
 // "NAME=PATH[,kv=TYPE][,compute=TYPE][,draft=PATH]", where draft=ngram is the n-gram drafter. The path has no
-// comma. INVALID_ARGUMENT says what is wrong; whether types and paths are any is for who opens them.
+// comma. INVALID_ARGUMENT says what is wrong; whether types and paths are any is for CheckVariants.
 StatusOr<ReportVariant> ParseVariant(std::string_view text);
 
 // A row for each threshold.
@@ -55,6 +56,16 @@ inline constexpr ReportTechnique kReportTechniques[] = {
     {.name = "kv-int8", .kv_dtype = "int8"},
     {.name = "kv-fp8", .kv_dtype = "fp8"},
     {.name = "ngram", .drafter = "ngram"}};
+
+const ReportTechnique* FindTechnique(std::string_view name);  // null: none is named so
+
+// What would else come to light only after hours: every technique is known and has its calibration text,
+// every path is there, and every type is one. INVALID_ARGUMENT, NOT_FOUND.
+Status CheckVariants(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
+                     const CalibrationOptions& calibration);
+
+// A folder in --work. UNAVAILABLE.
+Status MakeWorkFolder(const std::string& work, const char* name);
 
 struct MakeOptions {
   std::string baseline = {}, baseline_digest = {};  // a model, and ModelFiles::digest of it

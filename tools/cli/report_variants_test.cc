@@ -88,6 +88,37 @@ TEST(ParseCascade, SaysWhatIsWrong) {
   }
 }
 
+TEST(CheckVariants, SaysWhatIsWrongBeforeAnythingIsMade) {
+  const std::string there = testing::TempDir() + "check_variants";
+  std::ofstream(there) << "a file";
+  const auto check = [](std::vector<std::string> techniques, const ReportVariant& variant,
+                        const std::string& calibration) {
+    return CheckVariants(techniques, {&variant, 1}, {.path = calibration});
+  };
+  const ReportVariant good = {
+      .name = "a", .model = there, .compute = "fp8", .kv_dtype = "bf16", .draft_model = there};
+  EXPECT_EQ(check({"q8_0", "ngram", "int4-gptq"}, good, there), Status());
+  const struct {
+    Status status;
+    const char* error;
+    int exit_code;
+  } cases[] = {
+      {check({"magic"}, good, ""), "\"magic\" is not known", kExitUsage},
+      {check({"int4-gptq"}, good, ""), "int4-gptq: needs calibration text (--calibration)", kExitUsage},
+      {check({"int4-gptq"}, good, "/none"), "--calibration: /none", kExitNoInput},
+      {check({}, {.name = "a", .model = "/none"}, ""), "a: /none", kExitNoInput},
+      {check({}, {.name = "a", .model = there, .draft_model = "/none"}, ""), "a: /none", kExitNoInput},
+      {check({}, {.name = "a", .model = there, .compute = "f64"}, ""),
+       "a: compute \"f64\" is none of auto, f32, fp8", kExitUsage},
+      {check({}, {.name = "a", .model = there, .kv_dtype = "int4"}, ""), "a: kv \"int4\" is none of auto",
+       kExitUsage},
+  };
+  for (const auto& each : cases) {
+    EXPECT_EQ(ExitCodeFor(each.status), each.exit_code) << each.status;
+    EXPECT_THAT(Message(each.status), HasSubstr(each.error));
+  }
+}
+
 TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
   const std::string folder = testing::TempDir() + "report_variants", rows = folder + "/rows.jsonl";
   std::filesystem::remove_all(folder);

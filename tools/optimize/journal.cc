@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kJob = "job";
+constexpr std::string_view kJob = "job", kFolderEnd = ".work";
 constexpr size_t kChecksumBytes = 32;  // hexadecimal digits behind the bytes
 
 std::string Checksum(std::span<const std::byte> bytes) { return HashBytes(AsText(bytes)).Hex(); }
@@ -40,16 +40,13 @@ StatusOr<Journal> Journal::Open(const std::string& output, const std::string& jo
   while (plain.size() > 1 && plain.ends_with('/')) plain.pop_back();
   if (plain.empty()) return InvalidArgument("the path of the output is empty");
   std::error_code error;
-  const std::string folder = plain + ".work";
+  const std::string folder = plain + std::string(kFolderEnd);
   if (fs::exists(fs::symlink_status(plain, error)))
     return InvalidArgument(
         plain, ": is there already, and nothing is overwritten",
         fs::exists(folder, error) ? Concat("; ", folder, " is left of a job and may be removed") : "");
   fs::create_directory(folder, error);
-  if (error)
-    return error == std::errc::no_such_file_or_directory
-               ? NotFound(folder, ": cannot create: ", error.message())
-               : Unavailable(folder, ": cannot create: ", error.message());
+  if (error) return Unavailable(plain, ": cannot be written: ", folder, ": ", error.message());
   const int lock = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (lock < 0) return Unavailable(folder, ": cannot open: ", std::strerror(errno));
   Journal journal(folder, lock);
@@ -87,7 +84,9 @@ StatusOr<Journal::Part> Journal::Find(const std::string& name) const {
 Status Journal::Save(const std::string& name, std::span<const std::byte> bytes) const {
   const std::string path = folder_ + "/" + name, temporary = path + ".partial";
   const std::string checksum = Checksum(bytes);
-  return ReplaceFile(path, temporary, {bytes, std::as_bytes(std::span(checksum))});
+  const Status saved = ReplaceFile(path, temporary, {bytes, std::as_bytes(std::span(checksum))});
+  const std::string_view output = std::string_view(folder_).substr(0, folder_.size() - kFolderEnd.size());
+  return saved.ok() ? saved : Unavailable(output, ": cannot be written: ", Message(saved));
 }
 
 Status Journal::Remove() {

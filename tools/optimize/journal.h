@@ -18,7 +18,7 @@ class Journal {
   // Makes the folder, or goes on with one that a run of the same job left. `job` is all that the output
   // follows from, best a JSON object: of another job's folder the error tells what differs. INVALID_ARGUMENT
   // for that, and when `output` is empty or there already, UNAVAILABLE while another process works there, and
-  // the errors of OutputFile.
+  // when it cannot be written.
   static StatusOr<Journal> Open(const std::string& output, const std::string& job);
   ~Journal();
   Journal(Journal&& other) noexcept;
@@ -38,6 +38,7 @@ class Journal {
   };
   // NOT_FOUND when there is none, or not as it was saved.
   StatusOr<Part> Find(const std::string& name) const;
+  // UNAVAILABLE, with the path of the output and the cause.
   Status Save(const std::string& name, std::span<const std::byte> bytes) const;
 
   // Removes the folder with all parts: the job is done. What is opened stays readable.

@@ -106,7 +106,21 @@ TEST_F(JournalTest, OtherJobsOtherFoldersAndOtherProcessesAreRefused) {
   std::ofstream(strange + ".work/file") << "mine";
   EXPECT_EQ(Journal::Open(strange, "job").status().code(), StatusCode::kInvalidArgument);
   EXPECT_TRUE(fs::exists(strange + ".work/file"));
-  EXPECT_EQ(Journal::Open(folder_ / "absent" / "out", "job").status().code(), StatusCode::kNotFound);
+  const std::string nowhere = folder_ / "absent" / "out";
+  const Status absent = Journal::Open(nowhere, "job").status();
+  EXPECT_EQ(absent.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Message(absent),
+            nowhere + ": cannot be written: " + nowhere + ".work: No such file or directory");
+}
+
+TEST_F(JournalTest, APartThatCannotBeSavedNamesTheOutputAndTheCause) {
+  auto journal = Journal::Open(out_, "job");
+  ASSERT_TRUE(journal.ok()) << journal.status();
+  fs::remove_all(journal->folder());
+  const Status status = journal->Save("a", Bytes("something"));
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+  EXPECT_TRUE(Message(status).starts_with(out_ + ": cannot be written: ")) << status;
+  EXPECT_TRUE(Message(status).ends_with(": No such file or directory")) << status;
 }
 
 }  // namespace

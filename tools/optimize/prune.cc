@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "kernels/gemm/weight_strips.h"
 #include "kernels/op_table.h"
 #include "tools/optimize/hessian_observer.h"
 #include "tools/optimize/input_removal.h"
@@ -346,15 +347,23 @@ class Pruning final : public ModelRewriter {
   std::vector<LayerPlan> plan_;  // of a cut
 };
 
-// Of all matrices that a step reads whole, as this machine's kernels keep them.
-uint64_t StepBytes(const ModelFiles& files) {
-  uint64_t bytes = 0;
+// The matrices that a step reads whole.
+std::vector<WeightMatrix> StepMatrices(const ModelFiles& files) {
+  std::vector<WeightMatrix> matrices;
   for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
     if (IsNorm(tensor.kind)) continue;
     if (tensor.kind == TensorKind::kEmbedding && !files.config.tied_embeddings) continue;
     const auto view = files.weights->Find(tensor.name);
-    if (view.ok()) bytes += CpuOps().packed_bytes(MatrixOf(*view), ComputeType::kAuto);
+    if (view.ok()) matrices.push_back(MatrixOf(*view));
   }
+  return matrices;
+}
+
+// Of all of them, as this machine's kernels keep them.
+uint64_t StepBytes(const ModelFiles& files) {
+  uint64_t bytes = 0;
+  for (const WeightMatrix& matrix : StepMatrices(files))
+    bytes += CpuOps().packed_bytes(matrix, ComputeType::kAuto);
   return bytes;
 }
 
@@ -364,6 +373,7 @@ StatusOr<PruneReport> Prune(const PruneRequest& request) {
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(request.model));
   PruneReport report;
   report.step_bytes_before = StepBytes(files);
+  report.was_two_of_four = std::ranges::any_of(StepMatrices(files), IsTwoOfFour);
   ModelConfig config = files.config;
   config.quantization.reset();
   {

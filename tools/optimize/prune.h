@@ -43,6 +43,7 @@ struct PruneRequest : RewriteRequest {
 struct PruneReport : RewriteReport {
   // Of matrices, as a CPU worker of this machine keeps them in memory and reads them in each step.
   uint64_t step_bytes_before = 0, step_bytes_after = 0;
+  bool was_two_of_four = false;  // zeros of some matrix were skipped before
 };
 
 // Writes request.out and, beside it, request.out + ".prune.json": what was done, digests, version, the error

@@ -6,6 +6,8 @@
 #include <utility>
 #include <variant>
 
+#include "tools/report/significant.h"
+
 namespace terrace {
 namespace {
 
@@ -18,8 +20,12 @@ std::string Fixed(double value, int decimals) {
   return {text.data(), std::min<size_t>(static_cast<size_t>(size), text.size() - 1)};
 }
 
-std::string Millis(double seconds) { return Fixed(seconds * 1e3, seconds < 0.01 ? 2 : 0) + " ms"; }
-std::string Mebibytes(uint64_t bytes) { return Fixed(static_cast<double>(bytes) / (1 << 20), 1) + " MiB"; }
+std::string Millis(double seconds) { return Significant(seconds * 1e3) + " ms"; }
+
+std::string Mebibytes(uint64_t bytes) {
+  const double value = static_cast<double>(bytes) / (1 << 20);
+  return (value < 100 ? Significant(value) : Fixed(value, 1)) + " MiB";
+}
 
 // Plans one candidate.
 class Planner {
@@ -27,14 +33,14 @@ class Planner {
   Planner(const PlanCandidate& candidate, const PlanSettings& settings)
       : candidate_(candidate), settings_(settings), constraints_(settings.constraints) {}
 
-  PlannedServing Plan() {
-    PlannedServing plan = WithOneWorkerEach();
+  StatusOr<PlannedServing> Plan() {
+    ASSIGN_OR_RETURN(PlannedServing plan, WithOneWorkerEach());
     while (plan.can_run() && !BrokenLoad(plan).empty() && plan.machines() < settings_.max_machines) {
       const std::vector<double>& sequences = plan.prediction.sequences;
       const auto busiest = static_cast<size_t>(std::ranges::max_element(sequences) - sequences.begin());
       if (plan.tiers[busiest].workers >= MostWorkers()) break;  // more have nothing to do
       ++plan.tiers[busiest].workers;
-      Simulate(plan);
+      RETURN_IF_ERROR(Simulate(plan));
     }
     if (plan.can_run()) plan.broken = BrokenLoad(plan);
     CheckRest(plan);
@@ -42,7 +48,7 @@ class Planner {
   }
 
  private:
-  PlannedServing WithOneWorkerEach() const {
+  StatusOr<PlannedServing> WithOneWorkerEach() const {
     PlannedServing plan;
     for (const PlanTier& tier : candidate_.tiers) {
       ServingTier& worker = plan.tiers.emplace_back();
@@ -55,7 +61,7 @@ class Planner {
                          .block_tokens = settings_.block_tokens};
       plan.memory_bytes.push_back(WeightBytes(tier) + worker.settings.kv_tokens * KvBytes(tier));
     }
-    Simulate(plan);
+    RETURN_IF_ERROR(Simulate(plan));
     return plan;
   }
 
@@ -83,9 +89,9 @@ class Planner {
   }
 
   // With the lengths of drafts at which answers end soonest, which may be none; tier by tier.
-  void Simulate(PlannedServing& plan) const {
+  Status Simulate(PlannedServing& plan) const {
     for (ServingTier& tier : plan.tiers) tier.settings.drafts = {};
-    RunOnce(plan);
+    RETURN_IF_ERROR(RunOnce(plan));
     for (size_t i = 0; i < plan.tiers.size() && plan.can_run(); ++i) {
       if (!candidate_.tiers[i].drafter.has_value()) continue;
       const PlanDrafter& drafter = *candidate_.tiers[i].drafter;
@@ -95,10 +101,11 @@ class Planner {
         drafts = {.acceptance = drafter.acceptance, .length = length};
         if (drafter.cost != nullptr)
           drafts.seconds = length * drafter.cost->Seconds({.decode_tokens = Together(plan.tiers[i])});
-        RunOnce(drafted);
+        RETURN_IF_ERROR(RunOnce(drafted));
         if (drafted.prediction.end_to_end.mean() < plan.prediction.end_to_end.mean()) plan = drafted;
       }
     }
+    return {};
   }
 
   // Sequences that are likely in a step.
@@ -113,15 +120,18 @@ class Planner {
     return closed == nullptr ? settings_.max_machines : closed->concurrency;
   }
 
-  void RunOnce(PlannedServing& plan) const {
-    auto run = SimulateServing(plan.tiers, settings_.traffic);
+  // What can never run is an answer too.
+  Status RunOnce(PlannedServing& plan) const {
+    auto run = SimulateServing(plan.tiers, settings_.traffic, settings_.is_cancelled);
+    if (run.status().code() == StatusCode::kCancelled) return run.status();
     if (!run.ok()) {
       plan.broken = {Message(run.status())};
-      return;
+      return {};
     }
     plan.prediction = *std::move(run);
     const double usd_per_second = settings_.usd_per_hour / 3600 * plan.machines();
     plan.usd_per_million_tokens = usd_per_second / plan.prediction.TokensPerSecond() * 1e6;
+    return {};
   }
 
   std::vector<std::string> BrokenLoad(const PlannedServing& plan) const {
@@ -147,7 +157,8 @@ class Planner {
       plan.broken.push_back(Concat("memory ", Mebibytes(plan.most_memory()), ", limit ", Mebibytes(*memory)));
     const auto& price = constraints_.max_usd_per_million_tokens;
     if (price.has_value() && plan.usd_per_million_tokens > *price)
-      plan.broken.push_back(Concat("$", plan.usd_per_million_tokens, " a million tokens, limit $", *price));
+      plan.broken.push_back(Concat("$", Significant(plan.usd_per_million_tokens),
+                                   " a million tokens, limit $", Significant(*price)));
     if (!constraints_.min_accuracy.has_value()) return;
     if (!candidate_.accuracy.has_value()) {
       plan.broken.push_back("accuracy is to be measured (terrace report), and a least one is asked for");
@@ -211,11 +222,11 @@ uint64_t PlannedServing::most_memory() const {
   return memory_bytes.empty() ? 0 : std::ranges::max(memory_bytes);
 }
 
-std::vector<PlannedServing> RankPlans(std::span<const PlanCandidate> candidates,
-                                      const PlanSettings& settings) {
+StatusOr<std::vector<PlannedServing>> RankPlans(std::span<const PlanCandidate> candidates,
+                                                const PlanSettings& settings) {
   std::vector<PlannedServing> plans;
   for (size_t i = 0; i < candidates.size(); ++i) {
-    plans.push_back(Planner(candidates[i], settings).Plan());
+    ASSIGN_OR_RETURN(plans.emplace_back(), Planner(candidates[i], settings).Plan());
     plans.back().candidate = i;
   }
   if (plans.empty()) return plans;

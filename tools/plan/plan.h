@@ -4,11 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "tools/plan/constraints.h"
 #include "tools/plan/serving_simulation.h"
 #include "tools/plan/step_cost.h"
@@ -45,6 +47,7 @@ struct PlanSettings {
   double usd_per_hour = 0;  // of a machine, which runs one worker
   uint32_t max_sequences = 16, block_tokens = 16;
   uint32_t max_machines = 16;
+  std::function<bool()> is_cancelled = nullptr;  // asked while it simulates
 };
 
 struct PlannedServing {
@@ -65,8 +68,8 @@ struct PlannedServing {
 // One for each candidate, the best first: those that keep every constraint, the cheapest first, then the
 // others, of the fewest that they break first. Each has as few machines as keep latencies and throughput;
 // where max_machines are not enough, those. One is added at a time, to the tier whose workers have the
-// most sequences.
-std::vector<PlannedServing> RankPlans(std::span<const PlanCandidate> candidates,
-                                      const PlanSettings& settings);
+// most sequences. CANCELLED when is_cancelled says so.
+StatusOr<std::vector<PlannedServing>> RankPlans(std::span<const PlanCandidate> candidates,
+                                                const PlanSettings& settings);
 
 }  // namespace terrace

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 
+#include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace terrace {
 namespace {
 
+using testing::AllOf;
 using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -34,6 +36,12 @@ PlanSettings Settings(uint32_t concurrency) {
   return settings;
 }
 
+std::vector<PlannedServing> Rank(std::span<const PlanCandidate> candidates, const PlanSettings& settings) {
+  auto plans = RankPlans(candidates, settings);
+  CHECK(plans.ok(), Message(plans.status()));
+  return *std::move(plans);
+}
+
 TEST(RankPlans, TheCheapestThatKeepsAllIsFirst) {
   const StepCost slow = Machine(0.02), fast = Machine(0.01), fastest = Machine(0.005);
   std::vector<PlanCandidate> candidates = {Candidate("baseline", slow, 4'000'000),
@@ -41,7 +49,7 @@ TEST(RankPlans, TheCheapestThatKeepsAllIsFirst) {
                                            Candidate("int4", fastest, 1'000'000)};
   candidates[2].accuracy = AccuracyOf(50, 100);
   PlanSettings settings = Settings(8);
-  std::vector<PlannedServing> plans = RankPlans(candidates, settings);
+  std::vector<PlannedServing> plans = Rank(candidates, settings);
   ASSERT_EQ(plans.size(), 3u);
   EXPECT_EQ(plans[0].candidate, 2u) << "nothing is asked of its answers";
   EXPECT_TRUE(plans[0].keeps_all());
@@ -51,13 +59,13 @@ TEST(RankPlans, TheCheapestThatKeepsAllIsFirst) {
   EXPECT_THAT(plans[0].reasons_against, Contains(HasSubstr("accuracy -0.400")));
 
   settings.constraints.min_accuracy = 0.8;
-  plans = RankPlans(candidates, settings);
+  plans = Rank(candidates, settings);
   EXPECT_EQ(plans[0].candidate, 1u);
   EXPECT_EQ(plans[2].candidate, 2u) << "what breaks a constraint is last";
   EXPECT_THAT(plans[2].broken, ElementsAre(HasSubstr("accuracy 0.500")));
 
   candidates[1].accuracy.reset();
-  plans = RankPlans(candidates, settings);
+  plans = Rank(candidates, settings);
   EXPECT_EQ(plans[0].candidate, 0u) << "unknown is not good enough";
   const auto unknown = std::ranges::find(plans, size_t{1}, &PlannedServing::candidate);
   EXPECT_THAT(unknown->broken, Contains(HasSubstr("to be measured")));
@@ -67,17 +75,17 @@ TEST(RankPlans, MemoryIsWeightsAndAPoolForTheBatchOrWhatIsLeft) {
   const StepCost cost = Machine(0.01);
   const PlanCandidate candidate = Candidate("a", cost, 1'000'000);
   PlanSettings settings = Settings(8);
-  PlannedServing plan = RankPlans({&candidate, 1}, settings).front();
+  PlannedServing plan = Rank({&candidate, 1}, settings).front();
   EXPECT_EQ(plan.tiers[0].settings.kv_tokens, 16u * 160) << "150 tokens in blocks of 16, for 16 sequences";
   EXPECT_EQ(plan.most_memory(), 1'000'000u + 16 * 160 * 1000);
   settings.constraints.memory_bytes = 1'000'000 + 3 * 160 * 1000 + 5;
   const double before = plan.prediction.OutputTokensPerSecond();
-  plan = RankPlans({&candidate, 1}, settings).front();
+  plan = Rank({&candidate, 1}, settings).front();
   EXPECT_EQ(plan.tiers[0].settings.kv_tokens, 3u * 160);
   EXPECT_TRUE(plan.keeps_all());
   EXPECT_LT(plan.prediction.OutputTokensPerSecond(), before) << "only three sequences at a time";
   settings.constraints.memory_bytes = 900'000;
-  plan = RankPlans({&candidate, 1}, settings).front();
+  plan = Rank({&candidate, 1}, settings).front();
   EXPECT_FALSE(plan.keeps_all());
   EXPECT_THAT(plan.broken, Contains(HasSubstr("memory ")));
 }
@@ -87,11 +95,11 @@ TEST(RankPlans, TakesAsFewMachinesAsLatenciesAllow) {
   const PlanCandidate candidate = Candidate("a", cost, 1'000'000);
   PlanSettings settings = Settings(16);
   settings.max_sequences = 16;
-  EXPECT_EQ(RankPlans({&candidate, 1}, settings).front().machines(), 1u);
+  EXPECT_EQ(Rank({&candidate, 1}, settings).front().machines(), 1u);
   double last = 0;
   for (const double limit : {0.4, 0.2, 0.15, 0.12}) {  // prompts of 100 tokens come between decodes
     settings.constraints.inter_token_p99_seconds = limit;
-    const PlannedServing plan = RankPlans({&candidate, 1}, settings).front();
+    const PlannedServing plan = Rank({&candidate, 1}, settings).front();
     EXPECT_GE(plan.machines(), last) << limit;
     last = plan.machines();
     if (plan.keeps_all()) {
@@ -99,7 +107,7 @@ TEST(RankPlans, TakesAsFewMachinesAsLatenciesAllow) {
     }
   }
   settings.constraints.inter_token_p99_seconds = 0.0001;
-  const PlannedServing plan = RankPlans({&candidate, 1}, settings).front();
+  const PlannedServing plan = Rank({&candidate, 1}, settings).front();
   EXPECT_EQ(plan.machines(), 16u) << "the most there may be";
   EXPECT_THAT(plan.broken, ElementsAre(HasSubstr("inter-token p99")));
 }
@@ -110,7 +118,7 @@ TEST(RankPlans, RatesAreSplitAmongMachines) {
   PlanSettings settings = Settings(1);
   settings.traffic.load = OpenLoop{.rate = 90, .arrivals = ArrivalKind::kConstant};  // 16 / 0.5 s are served
   settings.traffic.requests = 2000;
-  const PlannedServing plan = RankPlans({&candidate, 1}, settings).front();
+  const PlannedServing plan = Rank({&candidate, 1}, settings).front();
   EXPECT_TRUE(plan.keeps_all());
   EXPECT_GE(plan.machines(), 3u);
   EXPECT_LE(plan.machines(), 4u);
@@ -124,7 +132,7 @@ TEST(RankPlans, DraftsAreAsLongAsTheyPay) {
   const auto length = [&settings](const StepCost& cost, double acceptance, const StepCost* drafter) {
     PlanCandidate candidate = Candidate("a", cost, 1'000'000);
     candidate.tiers[0].drafter = PlanDrafter{.acceptance = acceptance, .cost = drafter};
-    return RankPlans({&candidate, 1}, settings).front().tiers[0].settings.drafts.length;
+    return Rank({&candidate, 1}, settings).front().tiers[0].settings.drafts.length;
   };
   EXPECT_EQ(length(flat, 0.9, nullptr), 8u) << "nothing costs less than a draft for nothing";
   EXPECT_EQ(length(linear, 0.5, nullptr), 0u) << "each token is paid for";
@@ -133,7 +141,7 @@ TEST(RankPlans, DraftsAreAsLongAsTheyPay) {
   EXPECT_GT(length(flat, 0.6, &draft), 0u);
   PlanCandidate candidate = Candidate("a", linear, 1'000'000);
   candidate.tiers[0].drafter = PlanDrafter{.acceptance = 0.5, .weight_bytes = 500, .kv_bytes_per_token = 10};
-  const PlannedServing plan = RankPlans({&candidate, 1}, settings).front();
+  const PlannedServing plan = Rank({&candidate, 1}, settings).front();
   EXPECT_EQ(plan.most_memory(), 1'000'500u + plan.tiers[0].settings.kv_tokens * 1010);
   EXPECT_THAT(plan.reasons_against, Contains(HasSubstr("drafts make nothing faster")));
 }
@@ -147,7 +155,7 @@ TEST(RankPlans, ACascadeTakesMachinesWhereTheyAreBusy) {
   PlanSettings settings = Settings(1);
   settings.traffic.load = OpenLoop{.rate = 60, .arrivals = ArrivalKind::kConstant};  // large serves 32
   settings.traffic.requests = 1000;
-  const std::vector<PlannedServing> plans = RankPlans(candidates, settings);
+  const std::vector<PlannedServing> plans = Rank(candidates, settings);
   for (const PlannedServing& plan : plans) EXPECT_TRUE(plan.keeps_all()) << plan.broken.front();
   const PlannedServing& plan = plans[plans[0].candidate == 1 ? 0 : 1];
   ASSERT_EQ(plan.tiers.size(), 2u);
@@ -161,11 +169,32 @@ TEST(RankPlans, WhatCanNeverRunIsLastAndSaysWhy) {
   const StepCost cost = Machine(0.01);
   std::vector<PlanCandidate> candidates = {Candidate("short", cost, 1), Candidate("long", cost, 1)};
   candidates[0].tiers[0].context_length = 120;
-  const std::vector<PlannedServing> plans = RankPlans(candidates, Settings(1));
+  const std::vector<PlannedServing> plans = Rank(candidates, Settings(1));
   EXPECT_EQ(plans[0].candidate, 1u);
   EXPECT_EQ(plans[1].candidate, 0u);
   EXPECT_THAT(plans[1].broken, ElementsAre(HasSubstr("context of 120")));
-  EXPECT_TRUE(RankPlans({}, Settings(1)).empty());
+  EXPECT_TRUE(Rank({}, Settings(1)).empty());
+}
+
+TEST(RankPlans, LimitsAndPricesKeepTheDigitsThatCount) {
+  const StepCost cost = Machine(0.0005);
+  const PlanCandidate candidate = Candidate("a", cost, 1'000);
+  PlanSettings settings = Settings(1);
+  settings.max_machines = 1;
+  settings.constraints = {
+      .memory_bytes = 1024, .inter_token_p99_seconds = 0.00004, .max_usd_per_million_tokens = 0.0004851};
+  const PlannedServing plan = Rank({&candidate, 1}, settings).front();
+  EXPECT_THAT(plan.broken, ElementsAre(HasSubstr("limit 0.0400 ms"), HasSubstr("limit 0.000977 MiB"),
+                                       AllOf(HasSubstr(" a million tokens"), HasSubstr("limit $0.000485"))));
+}
+
+TEST(RankPlans, EndsWhenItIsCancelled) {
+  const StepCost cost = Machine(0.01);
+  const PlanCandidate candidate = Candidate("a", cost, 1'000'000);
+  PlanSettings settings = Settings(1);
+  settings.is_cancelled = [] { return true; };
+  const Status status = RankPlans({&candidate, 1}, settings).status();
+  EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
 }
 
 TEST(RankPlans, AFasterMachineIsNeverRankedBehindASlowerOneOfTheSameMemory) {
@@ -173,7 +202,7 @@ TEST(RankPlans, AFasterMachineIsNeverRankedBehindASlowerOneOfTheSameMemory) {
   for (const double seconds : {0.001, 0.01, 0.1}) {
     const StepCost slow = Machine(seconds), fast = Machine(seconds / 1.5);
     const PlanCandidate candidates[] = {Candidate("slow", slow, 1000), Candidate("fast", fast, 1000)};
-    EXPECT_EQ(RankPlans(candidates, settings).front().candidate, 1u) << seconds;
+    EXPECT_EQ(Rank(candidates, settings).front().candidate, 1u) << seconds;
   }
 }
 

@@ -17,6 +17,7 @@ namespace {
 
 constexpr double kOverload = 0.95;     // share of the asked rate that is served, below which waits grow
 constexpr uint64_t kGateStream = 100;  // of random numbers, beside those of a benchmark
+constexpr uint64_t kAskEvery = 256;    // steps, whether it is cancelled
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 Duration ToDuration(double seconds) { return Duration(std::llround(seconds * 1e9)); }
@@ -175,7 +176,9 @@ class Worker {
 
 class Simulation {
  public:
-  Simulation(std::span<const ServingTier> tiers, const Traffic& traffic) : tiers_(tiers), traffic_(traffic) {
+  Simulation(std::span<const ServingTier> tiers, const Traffic& traffic,
+             const std::function<bool()>& is_cancelled)
+      : tiers_(tiers), traffic_(traffic), is_cancelled_(is_cancelled) {
     for (size_t i = 0; i < tiers.size(); ++i)
       workers_.emplace_back(tiers[i].workers, Worker(tiers[i], /*holds_back=*/i + 1 < tiers.size()));
   }
@@ -189,7 +192,8 @@ class Simulation {
       Arrivals arrivals(open.arrivals, open.rate, RandomBits(traffic_.seed, 0));  // as of a first level
       for (uint64_t i = 0; i < traffic_.requests; ++i) Plan(arrivals.Next());
     }
-    while (true) {
+    for (uint64_t i = 0;; ++i) {
+      if (i % kAskEvery == 0 && is_cancelled_ && is_cancelled_()) return Cancelled("interrupted");
       const auto [tier, worker] = Earliest();
       if (!asked_.empty() && (worker == nullptr || asked_.begin()->first <= worker->NextStep())) {
         RETURN_IF_ERROR(Dispatch());
@@ -292,6 +296,7 @@ class Simulation {
 
   const std::span<const ServingTier> tiers_;
   const Traffic& traffic_;
+  const std::function<bool()>& is_cancelled_;
   std::vector<std::vector<Worker>> workers_;  // by tier
   uint64_t planned_ = 0;
   std::multimap<double, std::pair<size_t, Sequence>> asked_;  // by arrival: of a tier, not yet of a worker
@@ -306,9 +311,10 @@ double DraftSteps::TokensPerStep() const {
   return sum;
 }
 
-StatusOr<ServingPrediction> SimulateServing(std::span<const ServingTier> tiers, const Traffic& traffic) {
+StatusOr<ServingPrediction> SimulateServing(std::span<const ServingTier> tiers, const Traffic& traffic,
+                                            const std::function<bool()>& is_cancelled) {
   CHECK(!tiers.empty());
-  return Simulation(tiers, traffic).Run();
+  return Simulation(tiers, traffic, is_cancelled).Run();
 }
 
 }  // namespace terrace

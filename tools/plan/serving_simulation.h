@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -76,7 +77,8 @@ struct ServingPrediction {
 
 // `tiers`, one at least (CHECK), are asked in order. INVALID_ARGUMENT for a request that can never run: more
 // tokens than a KV pool holds, or than a context; for no requests, no workers, or a step that has no room for
-// each sequence.
-StatusOr<ServingPrediction> SimulateServing(std::span<const ServingTier> tiers, const Traffic& traffic);
+// each sequence. CANCELLED when is_cancelled, asked every so many steps, says so.
+StatusOr<ServingPrediction> SimulateServing(std::span<const ServingTier> tiers, const Traffic& traffic,
+                                            const std::function<bool()>& is_cancelled = nullptr);
 
 }  // namespace terrace

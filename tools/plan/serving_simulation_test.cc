@@ -197,6 +197,17 @@ TEST(SimulateServing, ACascadeHoldsBackAndAsksOn) {
   EXPECT_GT(both.OutputTokensPerSecond(), 4 * out.OutputTokensPerSecond()) << "both work at the same time";
 }
 
+TEST(SimulateServing, EndsWhenItIsCancelled) {
+  const StepCost cost = Flat();
+  const ServingTier tier = Tier(cost, kSettings);
+  const Traffic traffic = Closed(1, 1000, 10, 10);
+  uint64_t asked = 0;
+  const Status status = SimulateServing({&tier, 1}, traffic, [&asked] { return ++asked == 3; }).status();
+  EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
+  EXPECT_EQ(asked, 3u);
+  EXPECT_TRUE(SimulateServing({&tier, 1}, traffic, [] { return false; }).ok());
+}
+
 TEST(SimulateServing, NamesWhatCanNeverRun) {
   ServingSettings small = kSettings;
   small.kv_tokens = 16;

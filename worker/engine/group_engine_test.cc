@@ -195,6 +195,7 @@ TEST(GroupEngine, WhatCannotBeSharedOutIsToldBeforeTheRanksMeet) {
                                        }});
   options.model = "models/terrace-demo-nano";
   const Status status = OpenEngine(options).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(Reason(status), "cannot_shard");
 }
 

@@ -110,6 +110,10 @@ struct OpenedEngine {
 // INVALID_ARGUMENT, reason invalid_value, for a number out of range or an unknown name; the message begins
 // with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
+// Whether this rank can have its part of the model, as it would say when it opens it; OK without a group and
+// virtual shards. Reads the model's shape and the list of its tensors. Errors of OpenWeights, and reason
+// cannot_shard.
+Status CheckShards(const OpenEngineOptions& options);
 // Of that, what a device does not do though CPUs do. An error where `device` is cuda; where it is auto, the
 // reason to run on the CPUs.
 Status CheckDeviceSettings(const OpenEngineOptions& options);

@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "worker/engine/open_engine.h"
+#include "worker/formats/model_files.h"
+#include "worker/model/transformer.h"
 #include "worker/parallel/shard_plan.h"
 
 namespace terrace {
@@ -129,6 +131,15 @@ Status CheckDeviceSettings(const OpenEngineOptions& options) {
                kLeastDeviceBlock, " on");
   }
   return {};
+}
+
+Status CheckShards(const OpenEngineOptions& options) {
+  const GroupOptions& group = options.group;
+  if (group.ranks == 1 && options.virtual_shards == 1) return {};
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenWeights(options.model));
+  const ShardOptions shard{
+      .rank = group.rank, .ranks = group.ranks, .virtual_shards = options.virtual_shards};
+  return Transformer::Plan(files.config, *files.weights, shard).status();
 }
 
 }  // namespace terrace

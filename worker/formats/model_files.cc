@@ -89,11 +89,11 @@ StatusOr<std::string> ReadConfig(const std::string& path) {
   return text;
 }
 
-StatusOr<ModelFiles> OpenFolder(const std::string& path) {
+// The configuration of `model`, from the text of config.json, and the weights.
+StatusOr<std::unique_ptr<MappedWeights>> OpenFolderWeights(const std::string& path, const std::string& config,
+                                                           ModelFiles& model) {
   const std::string config_path = path + "/config.json", generation_path = path + "/generation_config.json";
-  ModelFiles model;
   model.format = "safetensors";
-  ASSIGN_OR_RETURN(const std::string config, ReadConfig(config_path));
   ASSIGN_OR_RETURN(model.config, ParseConfigJson(config, config_path));
   model.config.name = FolderName(path);
   if (const auto generation = ReadConfig(generation_path); generation.ok()) {
@@ -105,6 +105,13 @@ StatusOr<ModelFiles> OpenFolder(const std::string& path) {
   const auto& quantization = model.config.quantization;
   ASSIGN_OR_RETURN(auto weights, OpenSafetensors(path, quantization ? &*quantization : nullptr));
   RETURN_IF_ERROR(CheckTensors(model.config, *weights));
+  return weights;
+}
+
+StatusOr<ModelFiles> OpenFolder(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string config, ReadConfig(path + "/config.json"));
+  ModelFiles model;
+  ASSIGN_OR_RETURN(auto weights, OpenFolderWeights(path, config, model));
   auto text = LoadTextAssets(path);
   if (!text.ok()) return AsDataLoss(text.status());
   RETURN_IF_ERROR(Annotate(CheckVocabulary(model.config, *text), path + "/tokenizer.json"));
@@ -116,13 +123,18 @@ StatusOr<ModelFiles> OpenFolder(const std::string& path) {
   return model;
 }
 
-StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
-  ASSIGN_OR_RETURN(GgufFile gguf, OpenGguf(path));
-  ModelFiles model;
+// The configuration of `model`; the weights stay in `gguf`.
+Status SetGgufConfig(const GgufFile& gguf, const std::string& path, ModelFiles& model) {
   model.format = "gguf";
   ASSIGN_OR_RETURN(model.config, ParseGgufConfig(gguf, path));
   if (model.config.name.empty()) model.config.name = std::filesystem::path(path).stem().string();
-  RETURN_IF_ERROR(CheckTensors(model.config, *gguf.weights));
+  return CheckTensors(model.config, *gguf.weights);
+}
+
+StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
+  ASSIGN_OR_RETURN(GgufFile gguf, OpenGguf(path));
+  ModelFiles model;
+  RETURN_IF_ERROR(SetGgufConfig(gguf, path, model));
   ASSIGN_OR_RETURN(TextAssets text, LoadGgufText(gguf.metadata, path));
   if (const Status fits = CheckVocabulary(model.config, text); !fits.ok())
     return Annotate(gguf.metadata.Error(Reason(fits), "tokenizer.ggml.tokens", Message(fits)), path);
@@ -147,6 +159,21 @@ StatusOr<ModelFiles> OpenModel(const std::string& path) {
   if (std::filesystem::is_directory(path, error)) return OpenFolder(path);
   RETURN_IF_ERROR(CheckIsGguf(path));
   return OpenGgufModel(path);
+}
+
+StatusOr<ModelFiles> OpenWeights(const std::string& path) {
+  ModelFiles model;
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    ASSIGN_OR_RETURN(const std::string config, ReadConfig(path + "/config.json"));
+    ASSIGN_OR_RETURN(model.weights, OpenFolderWeights(path, config, model));
+    return model;
+  }
+  RETURN_IF_ERROR(CheckIsGguf(path));
+  ASSIGN_OR_RETURN(GgufFile gguf, OpenGguf(path));
+  RETURN_IF_ERROR(SetGgufConfig(gguf, path, model));
+  model.weights = std::move(gguf.weights);
+  return model;
 }
 
 StatusOr<TextAssets> OpenText(const std::string& path) {

@@ -25,6 +25,10 @@ struct ModelFiles {
 // message; NOT_FOUND for absent ones.
 StatusOr<ModelFiles> OpenModel(const std::string& path);
 
+// The configuration and weights alone, without `text` and `digest`, which would read all of the files. The
+// same errors.
+StatusOr<ModelFiles> OpenWeights(const std::string& path);
+
 // The tokenizer and chat template alone; a folder needs no weights for that. The same errors.
 StatusOr<TextAssets> OpenText(const std::string& path);
 

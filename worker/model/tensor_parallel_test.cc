@@ -263,7 +263,7 @@ TEST(TensorParallel, WhatCannotBeSharedOutIsNotLoaded) {
   const Status status =
       Transformer::Load(files.config, *files.weights, CpuOps(), pool, {.communicator = group[0].get()})
           .status();
-  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(Reason(status), "cannot_shard");
   EXPECT_NE(Message(status).find("2 attention heads are not a multiple of 4 ranks"), std::string::npos);
 }

@@ -301,6 +301,7 @@ TEST_P(EveryCommunicator, ARankThatEndedIsFoundWithoutAWait) {
   }
   EXPECT_EQ(found.code(), StatusCode::kUnavailable);
   EXPECT_NE(Message(found).find("rank 2 has ended"), std::string::npos) << found;
+  EXPECT_EQ(Message(found).find(".cc:"), std::string::npos) << "a place in somebody's source: " << found;
 }
 
 // Who leaves takes nothing from the others' last call.

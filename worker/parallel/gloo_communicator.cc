@@ -8,6 +8,8 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "gloo/transport/context.h"
@@ -37,6 +39,16 @@ struct Peer {
   std::unique_ptr<Frame> out, in;
   std::unique_ptr<UnboundBuffer> send, receive;  // last: they borrow the frames
 };
+
+// What Gloo threw, without the place in its source: "[./gloo/transport/tcp/pair.cc:598] Connection
+// closed...".
+std::string Why(const std::exception& error) {
+  const std::string_view text = error.what();
+  const size_t end = text.find("] ");
+  const bool has_place =
+      text.starts_with('[') && end != text.npos && text.substr(0, end).find("gloo/") != text.npos;
+  return std::string(has_place ? text.substr(end + 2) : text);
+}
 
 size_t InFrame(size_t bytes) { return std::min(bytes, kInFrame); }
 
@@ -79,7 +91,7 @@ class GlooCommunicator final : public Communicator {
       try {
         peers_[i].receive->recv(static_cast<int>(i), kFrameSlot, 0, sizeof(Frame));
       } catch (const std::exception& error) {
-        return Ended(i, error.what());
+        return Ended(i, Why(error));
       }
     }
     return Status();
@@ -196,7 +208,7 @@ class GlooCommunicator final : public Communicator {
       if (use(std::chrono::ceil<Milliseconds>(left))) return Status();
     } catch (const std::exception& error) {
       if (RealClock().Now() >= current.deadline) return Missed(peer, current.call, timeout());
-      return Ended(peer, error.what());
+      return Ended(peer, Why(error));
     }
     return Aborted("the wait was ended");  // Exchange returns why
   }
@@ -274,8 +286,8 @@ StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GlooOptions& options,
     }
     return std::unique_ptr<Communicator>(std::make_unique<GlooCommunicator>(options, context));
   } catch (const std::exception& error) {
-    return peer == options.rank ? Unavailable("cannot listen on ", options.host, ": ", error.what())
-                                : Unavailable("cannot connect to rank ", peer, ": ", error.what());
+    return peer == options.rank ? Unavailable("cannot listen on ", options.host, ": ", Why(error))
+                                : Unavailable("cannot connect to rank ", peer, ": ", Why(error));
   }
 }
 

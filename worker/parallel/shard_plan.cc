@@ -7,7 +7,7 @@ namespace {
 
 template <typename... Text>
 Status Refuse(const Text&... text) {
-  return WithReason(InvalidArgument(text...), "cannot_shard");
+  return WithReason(FailedPrecondition(text...), "cannot_shard");
 }
 
 Status CheckNumbers(uint32_t ranks, uint32_t shards) {

@@ -46,8 +46,8 @@ struct ShardPlan {
   }
 };
 
-// INVALID_ARGUMENT, reason cannot_shard, says with the numbers what cannot be shared out. Never with one rank
-// and one virtual shard.
+// FAILED_PRECONDITION, reason cannot_shard, says with the numbers what cannot be shared out. Never with one
+// rank and one virtual shard.
 StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& options);
 
 }  // namespace terrace

@@ -186,7 +186,7 @@ TEST(PlanShard, RefusesWhatCannotBeSharedOutWithTheNumbers) {
   };
   for (const auto& each : cases) {
     const Status status = PlanShard(each.config, each.options).status();
-    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
     EXPECT_EQ(Reason(status), "cannot_shard");
     EXPECT_THAT(Message(status), HasSubstr(each.message));
   }

@@ -157,7 +157,8 @@ int Main(int argc, char** argv) {
       ->allow_extra_args(false);
   app.add_flag(
       "--validate", flags.validate,
-      "say whether the configuration can be used, and end; the model has to be there, and is not read");
+      "say whether the configuration can be used, and end; the model has to be there, and is read only "
+      "to see whether a group can share it");
   app.set_version_flag("--version", std::string("terrace-worker ") + kVersion);
   app.footer(kFooter);
   try {

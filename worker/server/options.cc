@@ -266,6 +266,7 @@ Status CheckFiles(const WorkerServerOptions& options) {
     if (!model.empty() && !std::filesystem::exists(model, error))
       return NotFound(setting, ": no model folder or file ", model);
   }
+  RETURN_IF_ERROR(CheckShards(options.engine));
   if (options.tls.has_value()) RETURN_IF_ERROR(Annotate(LoadTls(*options.tls).status(), "tls"));
   if (!options.remote_drafter.has_value() || !options.remote_drafter->tls.has_value()) return {};
   return Annotate(LoadTls(*options.remote_drafter->tls).status(), "engine.speculation.remote.tls");

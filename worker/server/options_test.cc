@@ -285,6 +285,29 @@ TEST(CheckFiles, WhatIsNamedHasToBeThere) {
   }
 }
 
+TEST(CheckFiles, AGroupHasToSuitTheModel) {
+  const struct {
+    const char *model, *settings;
+    const char* refusal;  // "": none
+  } cases[] = {
+      {"terrace-demo-nano", "group: {ranks: 2, leader: '127.0.0.1:1'}", ""},
+      {"terrace-demo-nano", "group: {ranks: 64, rank: 3, leader: '127.0.0.1:1'}",
+       "2 attention heads are not a multiple of 64 ranks"},
+      {"terrace-demo-nano.f16.gguf", "group: {ranks: 4, leader: '127.0.0.1:1'}",
+       "2 attention heads are not a multiple of 4 ranks"},
+      {"terrace-demo-nano", "engine: {virtual_shards: 8}", ""},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(Concat(c.model, " ", c.settings));
+    const auto options = Make(Concat("{model: models/", c.model, ", ", c.settings, "}"));
+    ASSERT_TRUE(options.ok()) << options.status();
+    const Status status = CheckFiles(options->server);
+    EXPECT_EQ(status.code(), *c.refusal == '\0' ? StatusCode::kOk : StatusCode::kFailedPrecondition)
+        << status;
+    EXPECT_EQ(Message(status), c.refusal);
+  }
+}
+
 TEST(MakeWorkerOptions, NoWorkerDraftsForItself) {
   const struct {
     const char *grpc, *drafter;

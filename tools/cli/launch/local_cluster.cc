@@ -39,6 +39,7 @@ Status EndedEarly(const ChildExit& exit) {
       return NotFound(message);
     case kExitUnavailable:
       return Unavailable(message);
+    case kExitUsage:  // the one argument is the configuration
     case kExitConfig:
       return FailedPrecondition(message);
     default:
@@ -160,6 +161,20 @@ std::vector<ChildExit> LocalCluster::Poll(double seconds) {
   std::vector<ChildExit> exits = children_.Poll(seconds);
   for (Group& group : groups_) TendGroup(group, exits);
   return exits;
+}
+
+AfterEnd LocalCluster::AfterEndOf(const std::string& name) const {
+  const auto group = std::ranges::find_if(groups_, [&](const Group& each) {
+    return std::ranges::find(each.members, name) != each.members.end();
+  });
+  if (group == groups_.end()) return AfterEnd::kNothing;
+  const bool was_started_again = !group->is_given_up && !group->broken.has_value();
+  if (was_started_again) return AfterEnd::kGroupIsStartedAgain;
+  const MonoTime now = RealClock().Now();
+  const auto of_late = std::ranges::count_if(
+      group->restarts, [now](MonoTime at) { return Seconds(now - at) <= kRestartWindowSeconds; });
+  return group->is_given_up || static_cast<size_t>(of_late) >= kMostRestarts ? AfterEnd::kGroupStaysAway
+                                                                             : AfterEnd::kGroupIsStartedAgain;
 }
 
 // `exits`: of this poll; those that are killed here join them.

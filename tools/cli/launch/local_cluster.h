@@ -39,6 +39,9 @@ struct LocalClusterOptions {
 // more.
 const ChildExit& LikelyCause(std::span<const ChildExit> exits, const ClusterPlan& plan);
 
+// What becomes of a process that ended: nothing, or, of a rank, of its group.
+enum class AfterEnd { kNothing, kGroupIsStartedAgain, kGroupStaysAway };
+
 class LocalCluster {
  public:
   // Starts every process and waits until all are ready (CheckPorts first). On an error nothing is left
@@ -50,6 +53,8 @@ class LocalCluster {
 
   // Moves the children's output along for up to `seconds`, and looks after groups; those that ended.
   std::vector<ChildExit> Poll(double seconds);
+  // Of one that ended, as of the last Poll.
+  AfterEnd AfterEndOf(const std::string& name) const;
   bool is_router_running() const { return children_.IsRunning(kRouterName); }
   const ClusterPlan& plan() const { return plan_; }
 
