@@ -138,8 +138,18 @@ setup_cache() {
   for other in "$CACHE_HOME"/bazel-*; do
     if [[ -d $other && $other != "$BAZEL_CACHE" ]]; then rm -rf "$other"; fi
   done
-  if [[ -d $BAZEL_CACHE ]] && (($(du -sm "$BAZEL_CACHE" | cut -f1) > CACHE_LIMIT_MIB)); then rm -rf "$BAZEL_CACHE"; fi
   mkdir -p "$BAZEL_CACHE"
+  trim_cache
+}
+
+# Past the limit, what was not read for the longest time goes, until a quarter is free. To Bazel it then was never there.
+trim_cache() {
+  local mib
+  mib=$(du -sm "$BAZEL_CACHE" | cut -f1)
+  if ((mib <= CACHE_LIMIT_MIB)); then return; fi
+  find "$BAZEL_CACHE" -type f -printf '%A@ %s %p\n' | sort -n |
+    awk -v excess=$(((mib - CACHE_LIMIT_MIB * 3 / 4) << 20)) 'freed < excess {freed += $2; sub(/^[^ ]+ [^ ]+ /, ""); print}' |
+    xargs -d '\n' rm -f
 }
 
 # Bazel with the shared cache, quiet: its whole output is in $LOG, a terminal shows how far it is.
