@@ -81,21 +81,37 @@ class Random : public Balancer {
 class PrefixAware : public Balancer {
  public:
   size_t Pick(const Arrival& arrival, std::span<const Candidate> candidates) const override {
-    uint64_t sequences = 1;  // with this one
-    for (const Candidate& candidate : candidates) sequences += candidate.sequences;
+    uint64_t sequences = 1, queued_tokens = 0;  // with this one
+    for (const Candidate& candidate : candidates) {
+      sequences += candidate.sequences;
+      queued_tokens += candidate.queued_tokens;
+    }
+    const uint64_t delay = DelayOfOthers(arrival, queued_tokens / candidates.size());
     const double mean = static_cast<double>(sequences) / static_cast<double>(candidates.size());
     const uint64_t most = std::max(kFewSequences, static_cast<uint64_t>(kLoadBound * mean) + 1);
     return Cheapest(candidates, arrival.rotation,
-                    [most, prompt_tokens = arrival.prompt_tokens](const Candidate& candidate) {
+                    [most, delay, prompt_tokens = arrival.prompt_tokens](const Candidate& candidate) {
+                      const uint64_t own = prompt_tokens - std::min(candidate.cached_tokens, prompt_tokens);
                       const uint64_t cost = candidate.queued_tokens +
-                                            kTokensPerSequence * candidate.sequences + prompt_tokens -
-                                            std::min(candidate.cached_tokens, prompt_tokens);
+                                            kTokensPerSequence * candidate.sequences + own +
+                                            (own * delay >> kDelayBits);
                       // Who has the fewest has at most the mean, less this one: somebody is always allowed.
                       // Not a branch, which would be guessed wrongly for every third of a thousand.
                       const uint64_t is_full = candidate.sequences >= most;
                       return cost | (is_full * kNotAllowed);
                     });
   }
+
+ private:
+  // What this request computes delays who comes behind it, too: about as many prompts as wait at a replica on
+  // average. So the busier the tier, the more it is worth that nothing is computed twice, and the longer a
+  // request waits for that. In 1 / (1 << kDelayBits) prompts.
+  static uint64_t DelayOfOthers(const Arrival& arrival, uint64_t mean_queued_tokens) {
+    constexpr uint64_t kMost = 64;  // prompts
+    const uint64_t prompt_tokens = std::max(arrival.prompt_tokens, 1u);
+    return std::min(mean_queued_tokens, kMost * prompt_tokens) * (1 << kDelayBits) / prompt_tokens;
+  }
+  static constexpr int kDelayBits = 8;
 };
 
 }  // namespace

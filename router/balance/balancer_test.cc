@@ -69,14 +69,28 @@ TEST(PowerOfTwo, TheWorstIsNeverPickedAndTheBestNotAlways) {
   EXPECT_NEAR(picks[2], 1000, 150);
 }
 
-TEST(Prefix, TheCachedPromptIsWorthAsMuchAsTheQueueItSaves) {
+TEST(Prefix, TheCachedPromptIsWorthTheQueueThatItSavesToItselfAndToOthers) {
   const Candidate cold = {.cached_tokens = 0, .queued_tokens = 0};
   const auto pick = [&](const Candidate& warm) { return Pick(kPrefix, {cold, warm}); };
   EXPECT_EQ(pick({.cached_tokens = 512}), 1u);
-  EXPECT_EQ(pick({.cached_tokens = 512, .queued_tokens = 511}), 1u);
-  EXPECT_EQ(pick({.cached_tokens = 512, .queued_tokens = 513}), 0u);
+  // On average q / 2 wait, so of 1,000 tokens: q = 512 (1 + q / 2,000).
+  EXPECT_EQ(pick({.cached_tokens = 512, .queued_tokens = 680}), 1u);
+  EXPECT_EQ(pick({.cached_tokens = 512, .queued_tokens = 695}), 0u);
   EXPECT_EQ(pick({.sequences = 3, .cached_tokens = 512}), 1u) << "a few sequences beside it do not matter";
   EXPECT_EQ(pick({.sequences = 3, .cached_tokens = 16}), 0u) << "for one block they do";
+}
+
+// With nobody else in a queue the wait is what counts; where all replicas are behind, that nothing is
+// computed twice.
+TEST(Prefix, TheBusierTheTierTheMoreItKeepsToTheCache) {
+  const auto pick = [](uint64_t queued) {
+    return Pick(kPrefix, {{.queued_tokens = queued},
+                          {.cached_tokens = 512, .queued_tokens = queued + 1100},
+                          {.queued_tokens = queued}});
+  };
+  EXPECT_NE(pick(0), 1u);
+  EXPECT_EQ(pick(1000), 1u);
+  EXPECT_EQ(pick(uint64_t{1} << 40), 1u) << "no overflow";
 }
 
 TEST(Prefix, MoreThanThePromptIsNotCached) {
@@ -90,17 +104,20 @@ TEST(Prefix, AgreesWithItsDefinition) {
     std::vector<Candidate> candidates(1 + random() % 40);
     const uint32_t most_sequences = 1 + random() % 12;
     double sequences = 1;
+    uint64_t queued = 0;
     for (Candidate& candidate : candidates) {
       candidate = {.sequences = static_cast<uint32_t>(random() % most_sequences),
                    .cached_tokens = static_cast<uint32_t>(random() % 4 * 400),
                    .queued_tokens = random() % 3 * 32};
       sequences += candidate.sequences;
+      queued += candidate.queued_tokens;
     }
+    const uint64_t delay = queued / candidates.size() * 256 / 1000;  // of others, in 256ths
     const double mean = sequences / static_cast<double>(candidates.size());
     const double bound = std::max(4.0, std::floor(1.25 * mean) + 1);
-    const auto cost = [](const Candidate& candidate) {
-      return candidate.queued_tokens + 32 * candidate.sequences + 1000 -
-             std::min<uint64_t>(1000, candidate.cached_tokens);
+    const auto cost = [&](const Candidate& candidate) {
+      const uint64_t own = 1000 - std::min<uint64_t>(1000, candidate.cached_tokens);
+      return candidate.queued_tokens + 32 * candidate.sequences + own + own * delay / 256;
     };
     std::optional<size_t> want;
     for (size_t i = 0; i < candidates.size(); ++i) {

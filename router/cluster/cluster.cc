@@ -102,6 +102,7 @@ struct Cluster::Replica {
   Status admission;                        // what the tier's gate says of `description`
   std::shared_ptr<const TextAssets> text;  // of `description`
   ReplicaLoad load;
+  OthersLoad others;  // of `load`, when it came
   std::string last_error;
   MonoTime last_update;
   MonoTime in_use_since;  // when it took requests for the first time, or again
@@ -371,6 +372,7 @@ void Cluster::Resynchronise(const ReplicaPtr& replica, const Status& error) {
 void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   replica->last_update = update.arrived;
   replica->load = update.load;
+  replica->others = LoadOfOthers(update.load, *replica->in_flight);
   Tier& tier = *tiers_[replica->tier];
   const bool is_refused = !replica->admission.ok();  // then it need not fit
   if (const Status fits = is_refused ? Status() : CheckFits(tier, *replica); !fits.ok())
@@ -577,6 +579,7 @@ void Cluster::Publish() {
            .state = is_ejected ? ReplicaState::kEjected : replica->state,
            .description = replica->description,
            .load = replica->load,
+           .others = replica->others,
            .last_error = replica->last_error,
            .refusal = replica->state == ReplicaState::kRefused ? Reason(replica->admission) : std::string(),
            .client = replica->connection,

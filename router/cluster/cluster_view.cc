@@ -34,6 +34,15 @@ float SlowStartWeight(Duration in_use, Duration whole_after) {
   return static_cast<float>(kFirst + (1 - kFirst) * part);
 }
 
+OthersLoad LoadOfOthers(const ReplicaLoad& reported, const ReplicaInFlight& ours) {
+  const uint32_t sequences = reported.running_sequences + reported.waiting_sequences;
+  const uint32_t our_sequences = ours.requests.load(std::memory_order_relaxed);
+  const uint64_t our_tokens = ours.prompt_tokens.load(std::memory_order_relaxed);
+  return {
+      .sequences = sequences - std::min(sequences, our_sequences),
+      .prompt_tokens = reported.waiting_prompt_tokens - std::min(reported.waiting_prompt_tokens, our_tokens)};
+}
+
 void TierView::FindReady() {
   ready.clear();
   weights.clear();
@@ -44,8 +53,7 @@ void TierView::FindReady() {
     ready.push_back({.id = replica.id,
                      .index = i,
                      .prefix_slot = replica.prefix_slot,
-                     .sequences = replica.load.running_sequences + replica.load.waiting_sequences,
-                     .waiting_prompt_tokens = replica.load.waiting_prompt_tokens,
+                     .others = replica.others,
                      .in_flight = replica.in_flight.get()});
     weights.push_back(replica.weight);
     const ReplicaDescription& has = replica.description;

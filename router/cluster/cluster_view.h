@@ -50,6 +50,16 @@ struct ReplicaInFlight {
   std::atomic<uint64_t> prompt_tokens = 0;  // to be computed before their first tokens
 };
 
+// What a replica has to do for others than this router.
+struct OthersLoad {
+  uint32_t sequences = 0;      // running and waiting
+  uint64_t prompt_tokens = 0;  // to be computed
+};
+// As of now, when the replica's report has come: what it tells, less what this router has under way there.
+// Until the next report that is taken to stay, while the router's own requests are known from moment to
+// moment.
+OthersLoad LoadOfOthers(const ReplicaLoad& reported, const ReplicaInFlight& ours);
+
 // Who learns how the calls of one replica end. Thread-safe; never blocks.
 class CallObserver {
  public:
@@ -76,7 +86,8 @@ struct ReplicaView {
   std::string address = {};
   ReplicaState state = ReplicaState::kConnecting;
   ReplicaDescription description = {};  // of the last time it was reached
-  ReplicaLoad load = {};
+  ReplicaLoad load = {};                // as reported
+  OthersLoad others = {};               // of it
   std::string last_error = {};
   std::string refusal = {};  // of kRefused: one of kManifestReasons
   std::shared_ptr<ReplicaClient> client = {};
@@ -96,9 +107,8 @@ struct ReadyReplica {
   ReplicaId id = 0;
   uint32_t index = 0;  // in TierView::replicas
   PrefixIndex::Slot prefix_slot = 0;
-  uint32_t sequences = 0;  // running and waiting
-  uint64_t waiting_prompt_tokens = 0;
-  const ReplicaInFlight* in_flight = nullptr;  // the replica's
+  OthersLoad others = {};
+  const ReplicaInFlight* in_flight = nullptr;  // the replica's; what is ours
 };
 
 // How some of a tier's replicas name KV blocks: mostly all of them in one way.

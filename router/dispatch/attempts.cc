@@ -85,11 +85,9 @@ void ListCandidates(std::span<const ReadyReplica> ready, std::span<const uint32_
   for (size_t i = 0; i < ready.size(); ++i) {
     const ReadyReplica& replica = ready[i];
     const uint32_t known = replica.prefix_slot < cached.size() ? cached[replica.prefix_slot] : 0;
-    // Our own requests may not have reached the replica's report yet, or be in it already.
     const ReplicaInFlight& ours = *replica.in_flight;
-    const uint32_t sequences = std::max(replica.sequences, ours.requests.load(std::memory_order_relaxed));
-    const uint64_t queued =
-        std::max(replica.waiting_prompt_tokens, ours.prompt_tokens.load(std::memory_order_relaxed));
+    const uint32_t sequences = replica.others.sequences + ours.requests.load(std::memory_order_relaxed);
+    const uint64_t queued = replica.others.prompt_tokens + ours.prompt_tokens.load(std::memory_order_relaxed);
     out[i] = {.sequences = sequences, .cached_tokens = known, .queued_tokens = queued};
     if (replica.id != under_way.replica || known >= under_way.tokens) continue;
     // It computes this very beginning: what of it is queued is no work that this request adds, or has to do

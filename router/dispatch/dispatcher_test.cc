@@ -1,5 +1,6 @@
 #include <optional>
 
+#include "router/dispatch/attempts.h"
 #include "router/dispatch/testing_dispatcher.h"
 #include "router/request/param.h"
 
@@ -772,6 +773,22 @@ TEST_F(PrefixTest, OwnRequestsCountBeforeTheWorkerReportsThem) {
   cluster_.call(kBase, 0).Finish();
   EXPECT_EQ(in_flight.requests, 0u);
   EXPECT_EQ(cluster_.tier(kBase).replicas[1].in_flight->requests, 0u);
+}
+
+// A report stands for a quarter of a second, in which what it counted of this router's own has long ended.
+TEST_F(PrefixTest, WhatAReportToldOfOwnRequestsDoesNotCountOnceTheyHaveEnded) {
+  const std::string beginning(320, 'b');
+  cluster_.tier(kBase).context_length = 4096;
+  cluster_.Cache(kBase, 1, Tokens(beginning));
+  ReplicaView& replica = cluster_.tier(kBase).replicas[1];
+  {
+    const InFlightLease lease(replica.in_flight, 640);
+    replica.load = {.running_sequences = 1, .waiting_prompt_tokens = 700};
+    replica.others = LoadOfOthers(replica.load, *replica.in_flight);
+    EXPECT_EQ(replica.others.sequences, 0u);
+    EXPECT_EQ(replica.others.prompt_tokens, 60u) << "of another router";
+  }
+  Ask(beginning + "c", 1, 320);
 }
 
 TEST_F(DispatcherTest, TokenizeUsesTheTiersTokenizer) {
