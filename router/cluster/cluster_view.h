@@ -79,6 +79,7 @@ struct ReplicaDescription {
   std::string drafter = {};    // as of WorkerDescription, for people; "": none
   // Memory of each rank of the group that runs the model, weights and KV pool; empty: one process runs it.
   std::vector<uint64_t> rank_bytes = {};
+  uint32_t tensor_parallel = 1, pipeline_parallel = 1;  // of the group; as of WorkerDescription
 };
 
 struct ReplicaView {

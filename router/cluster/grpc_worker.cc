@@ -195,7 +195,9 @@ class GrpcWorkerConnection : public WorkerConnection {
                                      .max_sequences = from.max_sequences(),
                                      .kv_layout = from.kv_layout(),
                                      .drafter = from.drafter(),
-                                     .rank_bytes = std::move(rank_bytes)});
+                                     .rank_bytes = std::move(rank_bytes),
+                                     .tensor_parallel = from.tensor_parallel(),
+                                     .pipeline_parallel = from.pipeline_parallel()});
         });
     return std::make_unique<ContextHandle>(call->context);
   }

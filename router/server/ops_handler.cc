@@ -24,6 +24,8 @@ Json ReplicaJson(const ReplicaView& replica) {
           {"speculated_tokens", replica.load.speculated_tokens},
           {"accepted_speculated_tokens", replica.load.accepted_speculated_tokens},
           {"rank_bytes", replica.description.rank_bytes},
+          {"tensor_parallel", replica.description.tensor_parallel},
+          {"pipeline_parallel", replica.description.pipeline_parallel},
           {"running", replica.load.running_sequences},
           {"waiting", replica.load.waiting_sequences},
           {"free_blocks", replica.load.free_blocks},

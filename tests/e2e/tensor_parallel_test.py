@@ -39,9 +39,10 @@ def body(tier, max_tokens=MAX_TOKENS, **fields):
 
 
 class Group:
-    """A worker of several ranks, each a process. `models` are those of ranks with another one than the leader's."""
+    """A worker of several ranks, each a process. `models` are those of ranks with another one than the leader's, `degrees` more of
+    GroupConfig."""
 
-    def __init__(self, ranks, models=None, **engine):
+    def __init__(self, ranks, models=None, degrees=None, **engine):
         self.stack = contextlib.ExitStack()
         leader, grpc, ops = steady_ports(3)
         self.grpc = f"127.0.0.1:{grpc}"
@@ -50,7 +51,7 @@ class Group:
             "grpc": self.grpc,
             "ops": f"127.0.0.1:{ops}",
             "engine": {"threads": 1, "compute": "f32", "kernels": "reference", **engine},
-            "group": {"ranks": ranks, "leader": f"127.0.0.1:{leader}"},
+            "group": {"ranks": ranks, "leader": f"127.0.0.1:{leader}", **(degrees or {})},
         }
         with self.stack:  # closes what there is when something fails
             self.followers = [self.start_follower(rank, (models or {}).get(rank)) for rank in range(1, ranks)]
@@ -110,9 +111,13 @@ class SameTextTest(unittest.TestCase):
 
 
 class LossTest(unittest.TestCase):
+    DEGREES = {"tensor_parallel": 2}  # of two ranks
+    VIRTUAL_SHARDS = 2  # that these have
+
     @classmethod
     def setUpClass(cls):
-        cls.alone = cls.enterClassContext(Worker("base", kernels="reference", engine={"virtual_shards": 2}))
+        engine = {"virtual_shards": cls.VIRTUAL_SHARDS}
+        cls.alone = cls.enterClassContext(Worker("base", kernels="reference", engine=engine))
 
     def test_a_lost_rank_takes_its_group_down_and_the_answer_goes_on_elsewhere(self):
         for number in (signal.SIGKILL, signal.SIGSTOP):
@@ -122,7 +127,7 @@ class LossTest(unittest.TestCase):
 
     def lose_in_an_answer(self, rank, number):
         asked = body("base", temperature=0)
-        with Group(2) as group, Router(
+        with Group(2, degrees=self.DEGREES) as group, Router(
             {"base": [group.grpc, self.alone.grpc]},
             balance={"policy": "round_robin"},
             cluster={"watch_timeout_seconds": 1.5, "slow_start_seconds": 0},
@@ -151,7 +156,7 @@ class LossTest(unittest.TestCase):
 
     def test_a_rank_is_missed_without_requests(self):
         for rank in (0, 1):
-            with self.subTest(rank=rank), Group(2) as group:
+            with self.subTest(rank=rank), Group(2, degrees=self.DEGREES) as group:
                 lost_at = group.lose(rank, signal.SIGSTOP)
                 self.assertEqual(group.await_end(rank), [LOST])
                 self.assertLess(time.monotonic() - lost_at, BOUND_SECONDS)
@@ -201,8 +206,10 @@ class ManifestsTest(unittest.TestCase):
 class GroupOfUp(Cluster):
     """`terrace up` with base on two ranks."""
 
+    DEGREES = {"ranks": 2}
+
     def adjust(self, config, directory):
-        config["workers"][2]["group"] = {"ranks": 2, "leader": f"127.0.0.1:{free_ports(1)[0]}"}
+        config["workers"][2]["group"] = {**self.DEGREES, "leader": f"127.0.0.1:{free_ports(1)[0]}"}
 
     def ranks(self):
         """Process ids of base, by rank."""
@@ -219,9 +226,11 @@ class GroupOfUp(Cluster):
 
 
 class UpTest(unittest.TestCase):
+    CLUSTER = GroupOfUp
+
     def test_up_starts_a_group_that_broke_again(self):
         chat = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
-        with GroupOfUp() as cluster:
+        with self.CLUSTER() as cluster:
             want = cluster.chat(chat)[2]["choices"]
             for rank in (1, 0):
                 before = cluster.ranks()

@@ -28,10 +28,15 @@ std::string Cell(const Json& object, const char* key) {
   return found->is_string() ? found->get<std::string>() : found->dump();
 }
 
-// Of a group of ranks their number too.
+// Of a group of ranks their number too, of a pipeline of them also its degrees.
 std::string DeviceCell(const Json& replica) {
   const size_t ranks = replica.value("rank_bytes", Json::array()).size();
-  return ranks == 0 ? Cell(replica, "device") : Concat(Cell(replica, "device"), ", ", ranks, " ranks");
+  const std::string device = Cell(replica, "device");
+  if (ranks == 0) return device;
+  if (replica.value("pipeline_parallel", 1u) <= 1)  // 0: of a worker that does not tell
+    return Concat(device, ", ", ranks, " ranks");
+  return Concat(device, ", ", ranks, " ranks (TP ", Cell(replica, "tensor_parallel"), " x PP ",
+                Cell(replica, "pipeline_parallel"), ")");
 }
 
 std::string Uptime(double seconds) {

@@ -31,11 +31,15 @@ TEST(FormatStatus, ShowsEveryReplicaAndItsError) {
           {Replica("a:1", "ready", ""), Replica("b:2", "down", "refused"), Replica("c:3", "ready", "")}}},
         {{"name", "empty"}, {"replicas", Json::array()}}}}};
   statusz["tiers"][0]["replicas"][2]["rank_bytes"] = {100, 101};
+  statusz["tiers"][0]["replicas"][2]["pipeline_parallel"] = 0;  // an older worker's
+  statusz["tiers"][0]["replicas"][1]["rank_bytes"] = {100, 101, 102, 103, 104, 105};
+  statusz["tiers"][0]["replicas"][1]["tensor_parallel"] = 2;
+  statusz["tiers"][0]["replicas"][1]["pipeline_parallel"] = 3;
   const StatusOr<std::string> text = FormatStatus(statusz, test.context);
   ASSERT_TRUE(text.ok()) << text.status();
   EXPECT_THAT(*text, HasSubstr("up 1 h 1 min, 5 requests in flight"));
   EXPECT_THAT(*text, testing::ContainsRegex("nano +a:1 +ready +m +cpu +0.0026 +0.0026 +1 +2 +3/40 +30"));
-  EXPECT_THAT(*text, testing::ContainsRegex("nano +b:2 +down"));
+  EXPECT_THAT(*text, testing::ContainsRegex("nano +b:2 +down +m +cpu, 6 ranks \\(TP 2 x PP 3\\) +0.0026"));
   EXPECT_THAT(*text, HasSubstr("b:2: refused\n"));
   EXPECT_THAT(*text, testing::ContainsRegex("nano +c:3 +ready +m +cpu, 2 ranks +0.0026"));
   EXPECT_THAT(*text, testing::ContainsRegex("empty +\\(none\\)"));

@@ -1,5 +1,5 @@
-// A whole model on several ranks, here threads of one process: its answers are those of one process with the
-// same virtual shards.
+// A whole model on several ranks, here threads of one process, that share its layers, or have some of them
+// each, or both: its answers are those of one process with the same virtual shards.
 #include <atomic>
 #include <future>
 #include <random>
@@ -11,6 +11,7 @@
 #include "worker/engine/follower.h"
 #include "worker/engine/open_engine.h"
 #include "worker/engine/testing_group.h"
+#include "worker/parallel/shard_plan.h"
 
 namespace terrace {
 namespace {
@@ -25,7 +26,7 @@ OpenEngineOptions Options(const GroupOptions& group = {}) {
   return {.model = "models/terrace-demo-base",
           .threads = 1,
           .max_sequences = 12,
-          .max_step_tokens = 48,
+          .max_step_tokens = 64,  // several micro-batches of two stages or more
           .compute = "f32",
           .device = "cpu",
           .virtual_shards = kShards,
@@ -99,6 +100,7 @@ TEST(GroupEngine, AnswersAreThoseOfOneProcessWithTheSameVirtualShards) {
   std::vector<CollectingSink::Answer> want;
   std::string layout;
   uint64_t parameters = 0, block_bytes = 0;
+  uint32_t layers = 0;
   {
     auto alone = OpenEngine(Options());
     ASSERT_TRUE(alone.ok()) << alone.status();
@@ -106,17 +108,21 @@ TEST(GroupEngine, AnswersAreThoseOfOneProcessWithTheSameVirtualShards) {
     layout = alone->engine->scheduler_options().scope.layout;
     parameters = alone->parameters;
     block_bytes = alone->kv_bytes / alone->blocks;
+    layers = alone->files->config.layers;
     EXPECT_TRUE(alone->ranks.empty());
   }
-  for (const uint32_t ranks : {2u, 4u}) {
-    SCOPED_TRACE(Concat(ranks, " ranks"));
-    TestingGroup group(ranks, kLong);
+  const struct { uint32_t ranks, stages; } cases[] = {{2, 1}, {4, 1}, {2, 2}, {3, 3}, {4, 2}};
+  for (const auto& [ranks, stages] : cases) {
+    SCOPED_TRACE(Concat(ranks, " ranks in ", stages, " stages"));
+    TestingGroup group(ranks, kLong, stages);
+    const uint32_t tensor = ranks / stages;
     // One context takes 32 blocks, and all sequences want more than there are: of the leader 48 blocks, of
     // the last rank 40.
-    const auto options_of = [&](uint32_t rank) {
+    const auto options_of = [&, last = ranks - 1, stages = stages](uint32_t rank) {
       OpenEngineOptions options = Options(group.OptionsOf(rank));
-      const uint64_t own_block = block_bytes / ranks;
-      options.kv_pool_bytes = own_block * (rank + 1 == ranks ? 40 : 48);
+      const uint64_t own_layers = LayersOfStage(layers, rank / tensor, stages).size();
+      const uint64_t own_block = block_bytes / layers / tensor * own_layers;
+      options.kv_pool_bytes = own_block * (rank == last ? 40 : 48);
       options.host_swap_bytes = own_block * 64;
       return options;
     };
@@ -129,6 +135,10 @@ TEST(GroupEngine, AnswersAreThoseOfOneProcessWithTheSameVirtualShards) {
       EXPECT_EQ(opened->blocks, 40u);
       EXPECT_EQ(opened->parameters, parameters);
       EXPECT_EQ(opened->ranks.size(), ranks);
+      EXPECT_EQ(opened->stages, stages);
+      uint64_t kv_bytes = 0;
+      for (const RankMemory& memory : opened->ranks) kv_bytes += memory.kv_bytes;
+      EXPECT_EQ(kv_bytes, 40 * block_bytes) << "of all layers and heads, each once";
       EXPECT_EQ(opened->engine->scheduler_options().scope.layout, layout);
       const auto got = AnswersOf(*opened->engine, specs);
       for (size_t i = 0; i < specs.size(); ++i) ExpectSame(got[i], want[i]);
@@ -148,8 +158,11 @@ TEST(GroupEngine, AnswersAreThoseOfOneProcessWithTheSameVirtualShards) {
   }
 }
 
-TEST(GroupEngine, ARankThatLeavesEndsAnswersForAnotherWorkerToGoOnWith) {
-  TestingGroup group(2, kLong);
+class GroupEngineOfStages : public testing::TestWithParam<uint32_t> {};
+INSTANTIATE_TEST_SUITE_P(All, GroupEngineOfStages, testing::Values(1u, 2u));
+
+TEST_P(GroupEngineOfStages, ARankThatLeavesEndsAnswersForAnotherWorkerToGoOnWith) {
+  TestingGroup group(2, kLong, GetParam());
   std::atomic<bool> is_stopped = false;
   RankThread follower(Options(group.OptionsOf(1)), [&] { return is_stopped.load(); });
   OpenEngineOptions options = Options(group.OptionsOf(0));
@@ -174,8 +187,8 @@ TEST(GroupEngine, ARankThatLeavesEndsAnswersForAnotherWorkerToGoOnWith) {
 }
 
 // Nobody asks for anything: the device is lost all the same.
-TEST(GroupEngine, ARankThatLeavesAnIdleGroupIsMissed) {
-  TestingGroup group(2, kLong);
+TEST_P(GroupEngineOfStages, ARankThatLeavesAnIdleGroupIsMissed) {
+  TestingGroup group(2, kLong, GetParam());
   std::atomic<bool> is_stopped = false;
   RankThread follower(Options(group.OptionsOf(1)), [&] { return is_stopped.load(); });
   std::promise<Status> lost;
@@ -197,6 +210,8 @@ TEST(GroupEngine, WhatCannotBeSharedOutIsToldBeforeTheRanksMeet) {
   const Status status = OpenEngine(options).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(Reason(status), "cannot_shard");
+  options.group.stages = 4;
+  EXPECT_EQ(Message(OpenEngine(options).status()), "3 layers for 4 pipeline stages");
 }
 
 TEST(GroupEngine, ARankThatCannotLoadEndsTheOthersWait) {

@@ -116,11 +116,10 @@ StatusOr<std::unique_ptr<RankGroup>> Join(const ModelFiles& files, const OpenEng
   const GroupOptions& group = options.group;
   if (group.ranks == 1) return std::unique_ptr<RankGroup>();
   CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
-  const ShardOptions shard{
-      .rank = group.rank, .ranks = group.ranks, .virtual_shards = options.virtual_shards};
-  RETURN_IF_ERROR(Transformer::Plan(files.config, *files.weights, shard).status());
+  RETURN_IF_ERROR(Transformer::Plan(files.config, *files.weights, ShardOptionsOf(options)).status());
   return group.join({.model_digest = files.digest.Hex(),
-                     .settings = {{"engine.virtual_shards", std::to_string(options.virtual_shards)},
+                     .settings = {{"group.pipeline_parallel", std::to_string(group.stages)},
+                                  {"engine.virtual_shards", std::to_string(options.virtual_shards)},
                                   {"engine.compute", options.compute},
                                   {"engine.kernels", std::string(ops.name)},
                                   {"kv.dtype", std::string(KvDTypeName(shape.dtype))},
@@ -150,10 +149,11 @@ Status AgreeOnBlocks(Communicator& communicator, uint64_t weight_bytes, LoadedMo
 
 // What the pools of all ranks on this machine will take when they are first used.
 uint64_t PoolBytes(const LoadedModel& loaded, bool shares_machine) {
-  const uint64_t swap_bytes = loaded.kv_shape.host_blocks * loaded.kv_shape.BlockBytes();
-  if (!shares_machine) return loaded.kv.bytes + swap_bytes;
-  uint64_t bytes = loaded.ranks.size() * swap_bytes;
-  for (const RankMemory& rank : loaded.ranks) bytes += rank.kv_bytes;
+  const KvShape& shape = loaded.kv_shape;
+  const uint64_t blocks = uint64_t{shape.blocks} + shape.host_blocks;
+  if (!shares_machine) return blocks * shape.BlockBytes();
+  uint64_t bytes = 0;
+  for (const RankMemory& rank : loaded.ranks) bytes += blocks * (rank.kv_bytes / shape.blocks);
   return bytes;
 }
 
@@ -173,9 +173,11 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
                                         .free_bytes = free_bytes,
                                         .is_cancelled = options.is_cancelled,
                                         .virtual_shards = options.virtual_shards,
-                                        .communicator = communicator});
+                                        .communicator = communicator,
+                                        .stages = options.group.stages});
   RETURN_IF_ERROR(NameModel(transformer.status(), options));
   loaded.load_times.weights = lap.Seconds();
+  loaded.kv_shape.layers = static_cast<uint32_t>((*transformer)->plan().layers.size());
   loaded.kv_shape.kv_heads = static_cast<uint32_t>((*transformer)->plan().kv_heads.size());
   if (communicator != nullptr) RETURN_IF_ERROR(loaded.group->AwaitAll());  // all have taken their memory
   ASSIGN_OR_RETURN(free_bytes, FreeMemoryBytes());

@@ -18,7 +18,7 @@ std::string KvLayoutName(const ModelConfig& config, const LoadedModel& loaded,
   const KvShape& shape = loaded.kv_shape;
   const std::string_view mode =
       loaded.device_model != nullptr && loaded.numerics == "invariant" ? " invariant" : "";
-  return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", shape.layers, "x", config.kv_heads,
+  return Concat(KvDTypeName(shape.dtype), " ", shape.block_tokens, "x", config.layers, "x", config.kv_heads,
                 "x", shape.head_dim, " ", loaded.device, " ", options.compute, mode,
                 options.virtual_shards > 1 ? Concat(" shards ", options.virtual_shards) : "");
 }
@@ -131,6 +131,7 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   opened.device_note = loaded.device_note;
   opened.weight_dtype = MainFormat(*opened.files);
   opened.ranks = std::move(loaded.ranks);
+  opened.stages = options.group.stages;
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter, TakeDrafter(options, loaded, opened));
   if (loaded.group != nullptr) {  // nothing takes long any more: from now on the others are told of steps
     RETURN_IF_ERROR(loaded.group->AwaitAll());

@@ -13,6 +13,7 @@
 #include "worker/engine/engine.h"
 #include "worker/engine/rank_group.h"
 #include "worker/formats/model_files.h"
+#include "worker/parallel/shard_plan.h"
 #include "worker/speculative/drafter.h"
 
 namespace terrace {
@@ -49,9 +50,10 @@ struct OpenEngineOptions {
   bool pin_threads = false;       // see ThreadPool
   std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
-  uint32_t virtual_shards = 1;    // of the CPUs, a multiple of group.ranks: see worker/parallel/shard_plan.h
-  GroupOptions group = {};        // of the CPUs
-  bool audits = false;            // see SchedulerOptions
+  // Of the CPUs, a multiple of the ranks of a stage of `group`: see worker/parallel/shard_plan.h.
+  uint32_t virtual_shards = 1;
+  GroupOptions group = {};  // of the CPUs
+  bool audits = false;      // see SchedulerOptions
   SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;
   std::function<void()> on_flush = nullptr;
@@ -89,6 +91,7 @@ struct OpenedEngine {
   // Memory that weights take as they are computed with, a drafter's too; weight_bytes are the file's.
   uint64_t weight_memory_bytes = 0;
   std::vector<RankMemory> ranks;  // of a group
+  uint32_t stages = 1;            // of the pipeline that they are
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t max_step_tokens = 0;
   uint32_t host_blocks = 0;  // of the swap memory
@@ -110,6 +113,8 @@ struct OpenedEngine {
 // INVALID_ARGUMENT, reason invalid_value, for a number out of range or an unknown name; the message begins
 // with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
+// What of a model's parts this rank asks for.
+ShardOptions ShardOptionsOf(const OpenEngineOptions& options);
 // Whether this rank can have its part of the model, as it would say when it opens it; OK without a group and
 // virtual shards. Reads the model's shape and the list of its tensors. Errors of OpenWeights, and reason
 // cannot_shard.

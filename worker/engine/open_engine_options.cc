@@ -1,7 +1,7 @@
 // Which settings can be used: ValidateOpenEngineOptions and CheckDeviceSettings.
 #include <bit>
 #include <span>
-#include <utility>
+#include <tuple>
 
 #include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
@@ -11,7 +11,7 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
+constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096, kMaxRanks = 64;
 constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 constexpr uint32_t kLeastDeviceBlock = 16;
@@ -59,12 +59,21 @@ Status CheckSizes(const OpenEngineOptions& options) {
 
 // Of a group.
 Status CheckRanks(const OpenEngineOptions& options) {
-  const auto [rank, ranks] = std::pair(options.group.rank, options.group.ranks);
-  if (!std::has_single_bit(ranks) || ranks > kMaxVirtualShards)
-    return Bad("group.ranks is ", ranks, ", not a power of two up to ", kMaxVirtualShards);
+  const auto [rank, ranks, stages] =
+      std::tuple(options.group.rank, options.group.ranks, options.group.stages);
+  RETURN_IF_ERROR(CheckRange("group.ranks", ranks, 1, kMaxRanks));
+  RETURN_IF_ERROR(CheckRange("group.pipeline_parallel", stages, 1, kMaxRanks));
   if (rank >= ranks) return Bad("group.rank is ", rank, ", group.ranks ", ranks);
-  if (options.virtual_shards % ranks == 0) return {};
-  return Bad("engine.virtual_shards is ", options.virtual_shards, ", not a multiple of group.ranks, ", ranks);
+  if (ranks % stages != 0)
+    return Bad("group.ranks is ", ranks, ", not a multiple of group.pipeline_parallel, ", stages);
+  const uint32_t tensor = ranks / stages;
+  if (!std::has_single_bit(tensor)) {
+    return Bad("group.ranks is ", ranks, ": ", tensor, " for each of ", stages,
+               " pipeline stages, not a power of two");
+  }
+  if (options.virtual_shards % tensor == 0) return {};
+  return Bad("engine.virtual_shards is ", options.virtual_shards,
+             ", not a multiple of group.tensor_parallel, ", tensor);
 }
 
 Status CheckTimes(const OpenEngineOptions& options) {
@@ -133,13 +142,17 @@ Status CheckDeviceSettings(const OpenEngineOptions& options) {
   return {};
 }
 
+ShardOptions ShardOptionsOf(const OpenEngineOptions& options) {
+  return {.rank = options.group.rank,
+          .ranks = options.group.ranks,
+          .stages = options.group.stages,
+          .virtual_shards = options.virtual_shards};
+}
+
 Status CheckShards(const OpenEngineOptions& options) {
-  const GroupOptions& group = options.group;
-  if (group.ranks == 1 && options.virtual_shards == 1) return {};
+  if (options.group.ranks == 1 && options.virtual_shards == 1) return {};
   ASSIGN_OR_RETURN(const ModelFiles files, OpenWeights(options.model));
-  const ShardOptions shard{
-      .rank = group.rank, .ranks = group.ranks, .virtual_shards = options.virtual_shards};
-  return Transformer::Plan(files.config, *files.weights, shard).status();
+  return Transformer::Plan(files.config, *files.weights, ShardOptionsOf(options)).status();
 }
 
 }  // namespace terrace

@@ -1,6 +1,6 @@
-// Several processes that run one model together, each a part of it (docs/adr/0009-tensor-parallelism.md):
-// what opening a model needs of them. Rank 0 leads: it has the Engine, with a GroupExecutor; the others are
-// Followers.
+// Several processes that run one model together, each a part of it (docs/adr/0009-tensor-parallelism.md and
+// docs/adr/0011-pipeline-parallelism.md): what opening a model needs of them. Rank 0 leads: it has the
+// Engine, with a GroupExecutor; the others are Followers.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,9 @@ class RankGroup {
 };
 
 struct GroupOptions {
-  uint32_t rank = 0, ranks = 1;  // ranks: a power of two
-  bool shares_machine = false;   // all ranks are on one machine: each has its share of the free memory
+  uint32_t rank = 0, ranks = 1;
+  uint32_t stages = 1;          // of the pipeline that the ranks are; each has the same power of two of them
+  bool shares_machine = false;  // all ranks are on one machine: each has its share of the free memory
   // Needed with several ranks: returns when all are connected. FAILED_PRECONDITION, reason ranks_differ, when
   // they have not the same traits; CANCELLED.
   std::function<StatusOr<std::unique_ptr<RankGroup>>(const RankTraits& traits)> join = nullptr;

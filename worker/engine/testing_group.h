@@ -15,11 +15,11 @@ namespace terrace {
 // Outlives its ranks. Each rank joins once.
 class TestingGroup {
  public:
-  TestingGroup(uint32_t ranks, Duration timeout)
-      : communicators_(MakeLocalCommunicators(ranks, timeout)), ranks_(ranks) {}
+  TestingGroup(uint32_t ranks, Duration timeout, uint32_t stages = 1)
+      : communicators_(MakeLocalCommunicators(ranks, timeout)), ranks_(ranks), stages_(stages) {}
 
   GroupOptions OptionsOf(uint32_t rank) {
-    return {.rank = rank, .ranks = ranks_, .join = [this, rank](const RankTraits& traits) {
+    return {.rank = rank, .ranks = ranks_, .stages = stages_, .join = [this, rank](const RankTraits& traits) {
               std::lock_guard lock(mutex_);
               traits_.push_back(traits);
               return StatusOr<std::unique_ptr<RankGroup>>(
@@ -60,7 +60,7 @@ class TestingGroup {
   }
 
   std::vector<std::unique_ptr<Communicator>> communicators_;  // until they are taken
-  const uint32_t ranks_;
+  const uint32_t ranks_, stages_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<RankTraits> traits_;  // GUARDED_BY(mutex_)

@@ -2,99 +2,17 @@
 // shards, and each rank keeps its own part of it alone.
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/gemm/weight_strips.h"
 #include "worker/model/model_testing.h"
+#include "worker/model/testing_split.h"
 #include "worker/parallel/local_communicator.h"
 
 namespace terrace {
 namespace {
-
-constexpr Duration kLong = std::chrono::seconds(120);  // no rank misses it
-constexpr uint32_t kBlocks = 16;                       // of 16 tokens
-
-// How a model is run.
-struct Split {
-  const ModelConfig& config;
-  const WeightSource& weights;
-  uint32_t ranks = 1, virtual_shards = 0;
-  ComputeType compute = ComputeType::kAuto;
-  KvDType kv_dtype = KvDType::kF32;
-  size_t threads = 1;
-};
-
-// One rank's model and KV pool.
-struct Rank {
-  Rank(const Split& split, Communicator* communicator) : pool(std::make_unique<ThreadPool>(split.threads)) {
-    auto loaded = Transformer::Load(
-        split.config, split.weights, CpuOps(), *pool,
-        {.compute = split.compute, .virtual_shards = split.virtual_shards, .communicator = communicator});
-    CHECK(loaded.ok(), Message(loaded.status()));
-    transformer = *std::move(loaded);
-    auto created = KvPool::Create({.layers = split.config.layers,
-                                   .kv_heads = static_cast<uint32_t>(transformer->plan().kv_heads.size()),
-                                   .head_dim = split.config.head_dim,
-                                   .blocks = kBlocks,
-                                   .dtype = split.kv_dtype});
-    CHECK(created.ok(), Message(created.status()));
-    kv = *std::move(created);
-  }
-
-  std::unique_ptr<ThreadPool> pool;
-  std::unique_ptr<Transformer> transformer;
-  std::unique_ptr<KvPool> kv;
-};
-
-// Logits of all positions of two sequences: a prompt in two parts, then token by token beside another one.
-std::vector<float> RunSteps(Rank& rank, const std::vector<int32_t>& tokens) {
-  const std::vector<BlockId> others = {0};
-  std::vector<BlockId> blocks;
-  for (BlockId block = kBlocks - 1; block > 0; --block) blocks.push_back(block);
-  std::vector<float> out;
-  const auto forward = [&](const Batch& batch) {
-    const auto logits = rank.transformer->Forward(batch, *rank.kv);
-    CHECK(logits.ok(), Message(logits.status()));
-    out.insert(out.end(), logits->begin(), logits->end());
-  };
-  const std::span<const int32_t> all = tokens;
-  const size_t half = all.size() / 2, prompt = all.size() - 3;
-  forward({.sequences = {{.tokens = all.first(half), .blocks = blocks, .logits = 0}}});
-  forward({.sequences = {{.tokens = all.subspan(half, prompt - half),
-                          .first_position = static_cast<uint32_t>(half),
-                          .blocks = blocks,
-                          .logits = static_cast<uint32_t>(prompt - half)}}});
-  for (size_t i = prompt; i < all.size(); ++i) {
-    const auto position = static_cast<uint32_t>(i), other = static_cast<uint32_t>(i - prompt);
-    forward({.sequences = {
-                 {.tokens = all.subspan(i, 1), .first_position = position, .blocks = blocks, .logits = 1},
-                 {.tokens = all.subspan(i, 1), .first_position = other, .blocks = others, .logits = 1}}});
-  }
-  return out;
-}
-
-std::vector<float> LogitsOf(const Split& split, const std::vector<int32_t>& tokens) {
-  if (split.ranks == 1) {
-    Rank alone(split, nullptr);
-    return RunSteps(alone, tokens);
-  }
-  auto group = MakeLocalCommunicators(split.ranks, kLong);
-  std::vector<std::vector<float>> logits(split.ranks);
-  std::vector<std::thread> threads;
-  for (uint32_t i = 0; i < split.ranks; ++i) {
-    threads.emplace_back([&, i] {
-      Rank rank(split, group[i].get());
-      logits[i] = RunSteps(rank, tokens);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (uint32_t i = 1; i < split.ranks; ++i) EXPECT_TRUE(logits[i].empty()) << "rank " << i;
-  return logits[0];
-}
 
 double LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
   EXPECT_EQ(a.size(), b.size());
@@ -206,7 +124,7 @@ TEST(TensorParallel, AGroupOfOneGivesTheBitsOfNone) {
   const auto tokens = RandomTokens(40, model.config.vocab_size, /*seed=*/9);
   const Split split{.config = model.config, .weights = model};
   const auto group = MakeLocalCommunicators(1, kLong);
-  Rank rank(split, group[0].get());
+  ModelRank rank(split, group[0].get());
   EXPECT_EQ(RunSteps(rank, tokens), LogitsOf(split, tokens));
 }
 
@@ -231,7 +149,7 @@ TEST(TensorParallel, EachRankKeepsItsOwnPartAlone) {
   for (const uint32_t ranks : {1u, 2u, 4u}) {
     const auto group = MakeLocalCommunicators(ranks, kLong);
     for (uint32_t i = 0; i < ranks; ++i) {
-      const Rank rank({.config = config, .weights = model, .ranks = ranks}, group[i].get());
+      const ModelRank rank({.config = config, .weights = model, .ranks = ranks}, group[i].get());
       const size_t hidden = config.hidden_size, heads = config.heads / ranks * config.head_dim;
       const size_t kv_heads = std::max(1u, config.kv_heads / ranks), kv = kv_heads * config.head_dim;
       const size_t ffn = config.ffn_size / ranks, vocabulary = config.vocab_size / ranks;
@@ -271,7 +189,7 @@ TEST(TensorParallel, WhatCannotBeSharedOutIsNotLoaded) {
 TEST(TensorParallel, AStepWithoutARankIsAnErrorThatNamesIt) {
   const ModelFiles files = OpenTestModel(DemoFolder("terrace-demo-nano"));
   auto group = MakeLocalCommunicators(2, kLong);
-  Rank rank({.config = files.config, .weights = *files.weights, .ranks = 2}, group[0].get());
+  ModelRank rank({.config = files.config, .weights = *files.weights, .ranks = 2}, group[0].get());
   group[1].reset();
   const std::vector<int32_t> tokens = {1, 2, 3};
   const std::vector<BlockId> blocks = {0};

@@ -4,10 +4,13 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "kernels/quant/weight_values.h"
 #include "worker/model/arch_spec.h"
+#include "worker/parallel/pipeline.h"
+#include "worker/parallel/sub_communicator.h"
 #include "worker/parallel/tree_sum.h"
 #include "worker/tensor/large_buffer.h"
 
@@ -27,10 +30,11 @@ struct Layer {
 };
 
 struct Weights {
-  WeightMatrix embedding;         // [vocabulary, hidden], as the file holds it
-  GemmWeights output;             // the same shape, but for this rank's part of the vocabulary
+  WeightMatrix embedding;  // [vocabulary, hidden], as the file holds it; of the first stage
+  // The same shape, but for this rank's part of the vocabulary; of the last stage, like the norm.
+  GemmWeights output;
   std::vector<float> final_norm;  // [hidden]
-  std::vector<Layer> layers;
+  std::vector<Layer> layers;      // of this stage
   uint64_t parameters = 0, bytes = 0, packed_bytes = 0;
   uint64_t model_parameters = 0;  // on all ranks
   LargeBuffer packed;             // what the matrices borrow
@@ -57,6 +61,19 @@ std::vector<float> VectorOf(const WeightMatrix& row) {
   return out;
 }
 
+// Whether this rank's stage uses the tensor.
+bool IsHere(const TensorRequirement& required, const ModelConfig& config, const ShardPlan& plan) {
+  switch (required.kind) {
+    case TensorKind::kEmbedding:
+      return plan.is_first_stage() || (plan.is_last_stage() && config.tied_embeddings);
+    case TensorKind::kOutput:
+    case TensorKind::kFinalNorm:
+      return plan.is_last_stage();
+    default:
+      return plan.layers.begin <= required.layer && required.layer < plan.layers.end;
+  }
+}
+
 // Where a tensor goes: to a vector, rows of it to a matrix, columns of it to the shards of one, or (null all)
 // to the embedding.
 struct Place {
@@ -69,7 +86,7 @@ struct Place {
 
 Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, const ShardPlan& plan,
               Weights& weights) {
-  const auto layer = [&]() -> Layer& { return weights.layers[required.layer]; };
+  const auto layer = [&]() -> Layer& { return weights.layers[required.layer - plan.layers.begin]; };
   const auto of_heads = [&](const IndexRange& heads) -> IndexRange {
     return {.begin = heads.begin * config.head_dim, .end = heads.end * config.head_dim};
   };
@@ -153,11 +170,12 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
                               ThreadPool& pool) {
   Weights weights;
   std::vector<ToPack> matrices;
-  weights.layers.resize(config.layers);
+  weights.layers.resize(plan.layers.size());
   for (const auto& [required, tensor] : tensors) {
-    const Place place = PlaceOf(required, config, plan, weights);
     const WeightMatrix matrix = MatrixOf(tensor);
     weights.model_parameters += matrix.rows * matrix.columns;
+    if (!IsHere(required, config, plan)) continue;
+    const Place place = PlaceOf(required, config, plan, weights);
     if (place.matrix != nullptr || place.shards != nullptr) {
       AddParts(matrix, place, matrices);
       continue;
@@ -166,12 +184,14 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
       *place.vector = VectorOf(matrix);
     } else {
       weights.embedding = matrix;
+      if (!plan.is_first_stage()) continue;  // as the output matrix only
     }
     Count(matrix, weights);
   }
   for (const ToPack& each : matrices) Count(each.matrix, weights);
-  if (config.tied_embeddings) {
+  if (config.tied_embeddings && plan.is_last_stage()) {
     AddParts(weights.embedding, {.matrix = &weights.output, .rows = plan.vocabulary}, matrices);
+    if (!plan.is_first_stage()) Count(matrices.back().matrix, weights);  // else it was, as the embedding
   }
   RETURN_IF_ERROR(Pack(matrices, options, ops, pool, weights));
   return weights;
@@ -204,10 +224,22 @@ float* Fit(std::vector<float>& buffer, size_t size) {
 struct Transformer::Impl {
   // Lays `batch` out in `rows`. What breaks its contract is a bug of the caller.
   void Gather(const Batch& batch, const KvPool& kv);
-  Status RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape);
+  void SetAngles();
+  Status RunStages(KvPool& kv);
+  // A micro-batch is a run of `rows`. What goes into the stage is in its part of scratch.hidden, but for the
+  // first stage's, and so is what comes out.
+  Status RunStage(const IndexRange& micro_batch, KvPool& kv);
+  Status PassOn(const MicroBatches& micro_batches, size_t tick);
+  Status RunLayer(const Layer& layer, const IndexRange& micro_batch, const KvLayer& kv, const KvShape& shape);
   Status AddProduct(const float* input, const ColumnShards& shards, size_t tokens, float* x);
   StatusOr<std::span<const float>> Logits();
-  StatusOr<std::span<const float>> GatherLogits(std::span<const float> own, size_t wanted);
+  std::span<const float> OwnLogits();
+  StatusOr<std::span<const float>> GatherLogits(std::span<const float> own);
+
+  std::span<float> Hidden(const IndexRange& micro_batch) {  // [rows, hidden]
+    return std::span(scratch.hidden)
+        .subspan(micro_batch.begin * config.hidden_size, micro_batch.size() * config.hidden_size);
+  }
 
   // The parts' products of x or, with `norm`, of RmsNorm(x) * norm; for all rows.
   void Multiply(const float* x, const std::vector<float>* norm, std::initializer_list<GemmPart> parts,
@@ -225,7 +257,9 @@ struct Transformer::Impl {
   const OpTable& ops;
   ThreadPool& pool;
   const ShardPlan plan;
-  Communicator* const communicator;  // null: the whole model is here
+  Communicator* const group;                      // null: the whole model is here
+  const std::unique_ptr<Communicator> sub_group;  // what `stage` is, where it is not the whole group
+  Communicator* const stage;  // of the ranks that share each layer with this one; null: none do
   const Weights weights;
   Rows rows;
   Scratch scratch;
@@ -249,17 +283,74 @@ void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
   }
 }
 
+void Transformer::Impl::SetAngles() {
+  const size_t tokens = rows.tokens.size(), pairs = config.head_dim / 2;
+  float *cos = Fit(scratch.cos, tokens * pairs), *sin = Fit(scratch.sin, tokens * pairs);
+  constexpr size_t kTogether = 16;  // tokens whose angles are worth another thread
+  pool.ParallelFor(tokens, kTogether, [&](size_t begin, size_t end) {
+    RopeAngles(rows.positions.data() + begin, end - begin, config.rope_base, config.head_dim,
+               cos + begin * pairs, sin + begin * pairs);
+  });
+}
+
+Status Transformer::Impl::RunStages(KvPool& kv) {
+  const MicroBatches micro_batches(rows.tokens.size(), plan.stages);
+  for (size_t tick = 0; tick < micro_batches.ticks(); ++tick) {
+    const std::optional<IndexRange> micro_batch = micro_batches.At(tick, plan.stage);
+    if (micro_batch.has_value()) RETURN_IF_ERROR(RunStage(*micro_batch, kv));
+    if (plan.stages > 1) RETURN_IF_ERROR(PassOn(micro_batches, tick));
+  }
+  return Status();
+}
+
+Status Transformer::Impl::RunStage(const IndexRange& micro_batch, KvPool& kv) {
+  if (plan.is_first_stage()) {
+    ops.embed({.tokens = rows.tokens.data() + micro_batch.begin,
+               .table = weights.embedding,
+               .out = Hidden(micro_batch).data(),
+               .count = micro_batch.size()},
+              pool);
+  }
+  for (uint32_t i = 0; i < weights.layers.size(); ++i)
+    RETURN_IF_ERROR(RunLayer(weights.layers[i], micro_batch, kv.layer(i), kv.shape()));
+  return Status();
+}
+
+// What was computed in this tick goes to the next stage, from each rank to the one of the same place there.
+// First all ranks meet: so every rank misses one that hangs in its layers itself. Were only its neighbour to
+// wait for it, and that one's for that one, those further on would name a neighbour.
+Status Transformer::Impl::PassOn(const MicroBatches& micro_batches, size_t tick) {
+  const Status met = group->Barrier();
+  if (!met.ok() && group->ranks() > 2)
+    return Annotate(met, "missed, or itself waiting for a rank that is beside it");
+  RETURN_IF_ERROR(met);
+  if (!plan.is_last_stage()) {
+    const auto computed = micro_batches.At(tick, plan.stage);
+    if (computed.has_value())
+      RETURN_IF_ERROR(group->Send(std::as_bytes(Hidden(*computed)), group->rank() + plan.tensor_ranks));
+  }
+  if (!plan.is_first_stage()) {
+    const auto next = micro_batches.At(tick, plan.stage - 1);
+    if (next.has_value()) {
+      RETURN_IF_ERROR(
+          group->Receive(std::as_writable_bytes(Hidden(*next)), group->rank() - plan.tensor_ranks));
+    }
+  }
+  return Status();
+}
+
 // x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)
-Status Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const KvShape& shape) {
-  const size_t tokens = rows.tokens.size();
-  float* x = scratch.hidden.data();
+Status Transformer::Impl::RunLayer(const Layer& layer, const IndexRange& micro_batch, const KvLayer& kv,
+                                   const KvShape& shape) {
+  const size_t tokens = micro_batch.size(), angles = micro_batch.begin * (config.head_dim / 2);
+  float* x = Hidden(micro_batch).data();
   float* q = Fit(scratch.query, tokens * layer.query.rows);
   float* k = Fit(scratch.key, tokens * layer.key.rows);
   float* v = Fit(scratch.value, tokens * layer.value.rows);
   float* attended = Fit(scratch.attended, tokens * layer.query.rows);
   float* gate = Fit(scratch.gate, tokens * layer.gate.rows);
-  const PagedTokens batch{.positions = rows.positions.data(),
-                          .block_tables = rows.block_tables.data(),
+  const PagedTokens batch{.positions = rows.positions.data() + micro_batch.begin,
+                          .block_tables = rows.block_tables.data() + micro_batch.begin,
                           .tokens = tokens,
                           .kv_heads = plan.kv_heads.size(),
                           .head_dim = config.head_dim,
@@ -271,8 +362,8 @@ Status Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const 
                .q = q,
                .k = k,
                .v = v,
-               .cos = scratch.cos.data(),
-               .sin = scratch.sin.data(),
+               .cos = scratch.cos.data() + angles,
+               .sin = scratch.sin.data() + angles,
                .heads = plan.heads.size(),
                .neighbours = config.rope_pairing == RopePairing::kNeighbours,
                .kv = kv},
@@ -290,10 +381,10 @@ Status Transformer::Impl::RunLayer(const Layer& layer, const KvLayer& kv, const 
   return AddProduct(gate, layer.down, tokens, x);
 }
 
-// x += the product of `input`, this rank's inputs, and the matrix of `shards`, summed over all ranks.
+// x += the product of `input`, this rank's inputs, and the matrix of `shards`, summed over the stage's ranks.
 Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& shards, size_t tokens,
                                      float* x) {
-  if (shards.size() == 1 && communicator == nullptr) {
+  if (shards.size() == 1 && stage == nullptr) {
     Multiply(input, nullptr, {{shards[0], x, /*add_to_out=*/true}}, tokens);
     return Status();
   }
@@ -316,15 +407,22 @@ Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& sha
     }
   }
   CHECK(kept == 1, shards.size(), " virtual shards");
-  if (communicator != nullptr) RETURN_IF_ERROR(communicator->AllReduceSum({sums, count}));
+  if (stage != nullptr) RETURN_IF_ERROR(stage->AllReduceSum({sums, count}));
   pool.ParallelFor(count, kTogether, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) x[i] += sums[i];
   });
   return Status();
 }
 
-// Only the wanted rows pass the last norm and the output matrix.
 StatusOr<std::span<const float>> Transformer::Impl::Logits() {
+  if (rows.wanted.empty()) return std::span<const float>();
+  const std::span<const float> own = plan.is_last_stage() ? OwnLogits() : std::span<const float>();
+  if (group == nullptr) return own;
+  return GatherLogits(own);
+}
+
+// Only the wanted rows pass the last norm and the output matrix.
+std::span<const float> Transformer::Impl::OwnLogits() {
   const size_t wanted = rows.wanted.size(), hidden = config.hidden_size;
   float* x = scratch.hidden.data();
   for (size_t i = 0; i < wanted; ++i) {  // rising, so a row never covers one that is still to move
@@ -333,30 +431,35 @@ StatusOr<std::span<const float>> Transformer::Impl::Logits() {
   const size_t count = wanted * weights.output.rows;
   float* logits = Fit(scratch.logits, count);
   Multiply(x, &weights.final_norm, {{weights.output, logits}}, wanted);
-  if (communicator == nullptr || wanted == 0) return std::span<const float>(logits, count);
-  return GatherLogits({logits, count}, wanted);
+  return {logits, count};
 }
 
-// Every rank has the logits of its part of the vocabulary, `own`; rank 0 lays them side by side.
-StatusOr<std::span<const float>> Transformer::Impl::GatherLogits(std::span<const float> own, size_t wanted) {
-  if (communicator->rank() != 0) {
-    RETURN_IF_ERROR(communicator->Send(std::as_bytes(own), 0));
+// Every rank of the last stage has the logits of its part of the vocabulary, `own`; rank 0 lays them side by
+// side.
+StatusOr<std::span<const float>> Transformer::Impl::GatherLogits(std::span<const float> own) {
+  if (group->rank() != 0) {
+    if (plan.is_last_stage()) RETURN_IF_ERROR(group->Send(std::as_bytes(own), 0));
     return std::span<const float>();
   }
-  const size_t vocabulary = config.vocab_size;
+  const size_t wanted = rows.wanted.size(), vocabulary = config.vocab_size;
   float* all = Fit(scratch.all_logits, wanted * vocabulary);
   const auto put = [&](const float* logits, const IndexRange& columns) {
     for (size_t row = 0; row < wanted; ++row) {
       std::copy_n(logits + row * columns.size(), columns.size(), all + row * vocabulary + columns.begin);
     }
   };
-  put(own.data(), plan.vocabulary);
-  for (uint32_t rank = 1; rank < communicator->ranks(); ++rank) {
-    const IndexRange columns = ShareOf(vocabulary, rank, communicator->ranks());
-    const std::span<float> theirs(Fit(scratch.other_logits, wanted * columns.size()),
-                                  wanted * columns.size());
-    RETURN_IF_ERROR(communicator->Receive(std::as_writable_bytes(theirs), rank));
-    put(theirs.data(), columns);
+  for (uint32_t i = 0; i < plan.tensor_ranks; ++i) {
+    const IndexRange columns = ShareOf(vocabulary, i, plan.tensor_ranks);
+    const uint32_t rank = (plan.stages - 1) * plan.tensor_ranks + i;
+    if (rank == 0) {
+      put(own.data(), columns);
+      continue;
+    }
+    const bool is_whole = plan.tensor_ranks == 1;  // then it goes where it belongs at once
+    const size_t count = wanted * columns.size();
+    const std::span<float> theirs(is_whole ? all : Fit(scratch.other_logits, count), count);
+    RETURN_IF_ERROR(group->Receive(std::as_writable_bytes(theirs), rank));
+    if (!is_whole) put(theirs.data(), columns);
   }
   return std::span<const float>(all, wanted * vocabulary);
 }
@@ -366,14 +469,19 @@ StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& conf
                                                          ThreadPool& pool,
                                                          const TransformerOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
-  const Communicator* const group = options.communicator;
+  Communicator* const group = options.communicator;
   ASSIGN_OR_RETURN(const ShardPlan plan, PlanOf(config, tensors,
                                                 {.rank = group == nullptr ? 0 : group->rank(),
                                                  .ranks = group == nullptr ? 1 : group->ranks(),
+                                                 .stages = options.stages,
                                                  .virtual_shards = options.virtual_shards}));
   ASSIGN_OR_RETURN(Weights loaded, LoadWeights(config, tensors, plan, options, ops, pool));
+  std::unique_ptr<Communicator> sub_group;
+  if (plan.stages > 1 && plan.tensor_ranks > 1)
+    sub_group = MakeSubCommunicator(*group, plan.stage * plan.tensor_ranks, plan.tensor_ranks);
+  Communicator* const stage = plan.stages > 1 ? sub_group.get() : group;
   return std::unique_ptr<Transformer>(new Transformer(std::unique_ptr<Impl>(
-      new Impl{config, ops, pool, plan, options.communicator, std::move(loaded), {}, {}})));
+      new Impl{config, ops, pool, plan, group, std::move(sub_group), stage, std::move(loaded), {}, {}})));
 }
 
 StatusOr<ShardPlan> Transformer::Plan(const ModelConfig& config, const WeightSource& weights,
@@ -387,26 +495,14 @@ Transformer::~Transformer() = default;
 
 StatusOr<std::span<const float>> Transformer::Forward(const Batch& batch, KvPool& kv) {
   Impl& m = *impl_;
-  CHECK(kv.shape().layers == m.config.layers && kv.shape().kv_heads == m.plan.kv_heads.size() &&
+  CHECK(kv.shape().layers == m.plan.layers.size() && kv.shape().kv_heads == m.plan.kv_heads.size() &&
             kv.shape().head_dim == m.config.head_dim,
         "the KV pool is another model's");
   m.Gather(batch, kv);
-  const size_t tokens = m.rows.tokens.size(), pairs = m.config.head_dim / 2;
-  if (tokens == 0) return std::span<const float>();
-  m.ops.embed({.tokens = m.rows.tokens.data(),
-               .table = m.weights.embedding,
-               .out = Fit(m.scratch.hidden, tokens * m.config.hidden_size),
-               .count = tokens},
-              m.pool);
-  float *cos = Fit(m.scratch.cos, tokens * pairs), *sin = Fit(m.scratch.sin, tokens * pairs);
-  constexpr size_t kTogether = 16;  // tokens whose angles are worth another thread
-  m.pool.ParallelFor(tokens, kTogether, [&](size_t begin, size_t end) {
-    RopeAngles(m.rows.positions.data() + begin, end - begin, m.config.rope_base, m.config.head_dim,
-               cos + begin * pairs, sin + begin * pairs);
-  });
-  for (uint32_t i = 0; i < m.config.layers; ++i) {
-    RETURN_IF_ERROR(m.RunLayer(m.weights.layers[i], kv.layer(i), kv.shape()));
-  }
+  if (m.rows.tokens.empty()) return std::span<const float>();
+  Fit(m.scratch.hidden, m.rows.tokens.size() * m.config.hidden_size);
+  m.SetAngles();
+  RETURN_IF_ERROR(m.RunStages(kv));
   return m.Logits();
 }
 

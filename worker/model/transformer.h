@@ -5,9 +5,9 @@
 // before and at it, never on what else is in the batch, how the prompt was cut into chunks, which blocks hold
 // its KV, how many threads ran, or on how many ranks.
 //
-// Tensor parallel: with a Communicator this is one rank's share of the model (worker/parallel/shard_plan.h).
-// All ranks call Forward with the same batches, each with a KV pool of its own KV heads; rank 0 has the
-// logits.
+// Parallel: with a Communicator this is one rank's share of the model (worker/parallel/shard_plan.h). All
+// ranks call Forward with the same batches, each with a KV pool of its own layers and KV heads; rank 0 has
+// the logits. With several pipeline stages a batch passes them in micro-batches (worker/parallel/pipeline.h).
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,7 @@ struct TransformerOptions {
   std::function<bool()> is_cancelled = nullptr;  // asked before each matrix
   uint32_t virtual_shards = 0;                   // as of ShardOptions
   Communicator* communicator = nullptr;          // outlives the transformer; null: the whole model
+  uint32_t stages = 1;                           // of the pipeline that its ranks are
 };
 
 class Transformer {
@@ -72,7 +73,7 @@ class Transformer {
 
   const ModelConfig& config() const;
   const ShardPlan& plan() const;  // what of it is here
-  // Of what is here; the embedding and norms are on every rank.
+  // Of what is here; the embedding and norms are on every rank of their stage.
   uint64_t parameters() const;        // elements of all weights, tied ones once
   uint64_t weight_bytes() const;      // in the file
   uint64_t packed_bytes() const;      // of memory

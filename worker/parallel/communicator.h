@@ -1,7 +1,8 @@
 // What the ranks of a group tell each other: every rank makes the same calls in the same order, and each call
 // returns when this rank has what it needs and no longer lends its memory. Implementations:
-// LocalCommunicator (threads of one process), GlooCommunicator (TCP), NcclCommunicator (GPUs). They only
-// carry messages; what is added in which order is here, so that it is the same for all.
+// LocalCommunicator (threads of one process), GlooCommunicator (TCP), NcclCommunicator (GPUs), and over
+// another one SubCommunicator (some of its ranks). They only carry messages; what is added in which order is
+// here, so that it is the same for all.
 //
 // One thread at a time makes the calls; Abort is for any thread. Every call has the group's timeout. A rank
 // that does not take part in time gives DEADLINE_EXCEEDED, one that ended UNAVAILABLE, both with its number;

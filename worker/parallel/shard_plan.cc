@@ -1,5 +1,6 @@
 #include "worker/parallel/shard_plan.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace terrace {
@@ -20,6 +21,8 @@ Status CheckNumbers(uint32_t ranks, uint32_t shards) {
   }
   return Status();
 }
+
+// From here on `options` are of a stage: its ranks share each layer.
 
 // The virtual shards of `options.rank` of [0, width): whole blocks. There are enough for the ranks.
 std::vector<IndexRange> VirtualShards(size_t width, size_t block, uint32_t shards,
@@ -63,12 +66,10 @@ IndexRange KvHeads(const ModelConfig& config, const ShardOptions& options) {
   return {.begin = head, .end = head + 1};
 }
 
-}  // namespace
-
-StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& options) {
+// Of each layer, for `options.rank` of a stage.
+StatusOr<ShardPlan> PlanTensorShard(const ModelConfig& config, const ShardOptions& options) {
   const uint32_t ranks = options.ranks;
   const uint32_t shards = options.virtual_shards > 0 ? options.virtual_shards : ranks;
-  CHECK(options.rank < ranks, "rank ", options.rank, " of ", ranks);
   RETURN_IF_ERROR(CheckNumbers(ranks, shards));
   RETURN_IF_ERROR(CheckHeads(config, options));
   for (uint32_t layer = 0; layer < config.layers; ++layer) {
@@ -82,6 +83,8 @@ StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& opt
   if (config.vocab_size < ranks)
     return Refuse("a vocabulary of ", config.vocab_size, " for ", ranks, " ranks");
   ShardPlan plan;
+  plan.tensor_rank = options.rank;
+  plan.tensor_ranks = ranks;
   plan.heads = ShareOf(config.heads, options.rank, ranks);
   plan.kv_heads = KvHeads(config, options);
   plan.vocabulary = ShareOf(config.vocab_size, options.rank, ranks);
@@ -90,6 +93,33 @@ StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& opt
   for (uint32_t layer = 0; layer < config.layers; ++layer)
     plan.ffn_shards.push_back(
         VirtualShards(config.FfnSize(layer), FfnBlock(options, layer), shards, options));
+  return plan;
+}
+
+}  // namespace
+
+IndexRange LayersOfStage(uint32_t layers, uint32_t stage, uint32_t stages) {
+  const uint32_t each = layers / stages, more = layers % stages;
+  const uint32_t begin = stage * each + std::min(stage, more);
+  return {.begin = begin, .end = begin + each + (stage < more ? 1 : 0)};
+}
+
+StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& options) {
+  const uint32_t stages = options.stages;
+  CHECK(options.rank < options.ranks, "rank ", options.rank, " of ", options.ranks);
+  if (stages == 0 || options.ranks % stages != 0)
+    return Refuse(options.ranks, " ranks are not a multiple of ", stages, " pipeline stages");
+  if (stages > config.layers) return Refuse(config.layers, " layers for ", stages, " pipeline stages");
+  ShardOptions tensor = options;
+  tensor.ranks = options.ranks / stages;
+  tensor.rank = options.rank % tensor.ranks;
+  StatusOr<ShardPlan> plan = PlanTensorShard(config, tensor);
+  if (!plan.ok() && stages > 1)
+    return Annotate(plan.status(), Concat("each of ", stages, " pipeline stages"));
+  RETURN_IF_ERROR(plan.status());
+  plan->stage = options.rank / tensor.ranks;
+  plan->stages = stages;
+  plan->layers = LayersOfStage(config.layers, plan->stage, stages);
   return plan;
 }
 

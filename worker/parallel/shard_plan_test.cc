@@ -29,6 +29,11 @@ ModelConfig Config(uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_
   return config;
 }
 
+ModelConfig OfLayers(uint32_t layers, ModelConfig config) {
+  config.layers = layers;
+  return config;
+}
+
 ShardPlan Plan(const ModelConfig& config, const ShardOptions& options) {
   const auto plan = PlanShard(config, options);
   CHECK(plan.ok(), Message(plan.status()));
@@ -111,6 +116,46 @@ TEST(PlanShard, LayersOfUnequalWidthHaveShardsOfTheirOwn) {
   EXPECT_EQ(mixed.Ffn(2), (IndexRange{0, 20}));
 }
 
+TEST(PlanShard, StagesHaveRunsOfLayersAndTheirRanksShareEach) {
+  const ModelConfig config = OfLayers(5, Config(8, 4, 16, 96, 1000));
+  for (uint32_t rank = 0; rank < 6; ++rank) {
+    SCOPED_TRACE(rank);
+    const ShardPlan plan = Plan(config, {.rank = rank, .ranks = 6, .stages = 3, .virtual_shards = 4});
+    const uint32_t stage = rank / 2;
+    EXPECT_EQ(plan.stage, stage);
+    EXPECT_EQ(plan.stages, 3u);
+    EXPECT_EQ(plan.tensor_rank, rank % 2);
+    EXPECT_EQ(plan.tensor_ranks, 2u);
+    EXPECT_EQ(plan.is_first_stage(), stage == 0);
+    EXPECT_EQ(plan.is_last_stage(), stage == 2);
+    const IndexRange layers[] = {{0, 2}, {2, 4}, {4, 5}};
+    EXPECT_EQ(plan.layers, layers[stage]);
+    // Of each layer what a group of one stage has.
+    const ShardPlan of_one = Plan(config, {.rank = rank % 2, .ranks = 2, .virtual_shards = 4});
+    EXPECT_EQ(of_one.layers, (IndexRange{0, 5}));
+    EXPECT_EQ(plan.heads, of_one.heads);
+    EXPECT_EQ(plan.kv_heads, of_one.kv_heads);
+    EXPECT_EQ(plan.vocabulary, of_one.vocabulary);
+    EXPECT_EQ(plan.attention_shards, of_one.attention_shards);
+    EXPECT_EQ(plan.ffn_shards, of_one.ffn_shards);
+  }
+}
+
+TEST(LayersOfStage, CoverTheModelAndDifferByOneAtMostTheFirstHavingMore) {
+  for (uint32_t layers = 1; layers <= 40; ++layers) {
+    for (uint32_t stages = 1; stages <= layers; ++stages) {
+      size_t end = 0;
+      for (uint32_t stage = 0; stage < stages; ++stage) {
+        const IndexRange own = LayersOfStage(layers, stage, stages);
+        EXPECT_EQ(own.begin, end);
+        EXPECT_EQ(own.size(), layers / stages + (stage < layers % stages ? 1 : 0));
+        end = own.end;
+      }
+      EXPECT_EQ(end, layers);
+    }
+  }
+}
+
 // The virtual shards are the model's, and each rank's are neighbours that cover what it owns.
 TEST(PlanShard, TheSameVirtualShardsWhateverTheNumberOfRanks) {
   const struct {
@@ -183,6 +228,15 @@ TEST(PlanShard, RefusesWhatCannotBeSharedOutWithTheNumbers) {
        {.ranks = 4, .ffn_blocks = {256}},
        "the feed-forward width of 768 has 3 blocks of 256, as the file has down, for 4 ranks"},
       {Config(8, 8, 64, 512, 3), {.ranks = 4}, "a vocabulary of 3 for 4 ranks"},
+      {fine, {.ranks = 4, .stages = 3}, "4 ranks are not a multiple of 3 pipeline stages"},
+      {fine, {.ranks = 4, .stages = 0}, "4 ranks are not a multiple of 0 pipeline stages"},
+      {fine, {.ranks = 2, .stages = 2}, "1 layers for 2 pipeline stages"},
+      {OfLayers(3, fine),
+       {.ranks = 6, .stages = 2},
+       "each of 2 pipeline stages: 3 ranks: not a power of two"},
+      {OfLayers(3, Config(6, 6, 64, 512, 64)),
+       {.ranks = 8, .stages = 2},
+       "each of 2 pipeline stages: 6 attention heads are not a multiple of 4 ranks"},
   };
   for (const auto& each : cases) {
     const Status status = PlanShard(each.config, each.options).status();

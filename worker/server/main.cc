@@ -37,7 +37,7 @@ constexpr double kDevicePollSeconds = 0.25;  // for how long a lost device may g
 
 struct Flags {
   std::string config, model, served_name, grpc, ops, device, leader;
-  uint32_t threads = 0, rank = 0, ranks = 1;
+  uint32_t threads = 0, rank = 0, ranks = 1, pipeline_parallel = 1;
   bool validate = false;
   std::vector<std::string> overrides;
 };
@@ -67,6 +67,8 @@ StatusOr<WorkerOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   if (app.count("--device") > 0) config.mutable_engine()->set_device(flags.device);
   if (app.count("--rank") > 0) config.mutable_group()->set_rank(flags.rank);
   if (app.count("--ranks") > 0) config.mutable_group()->set_ranks(flags.ranks);
+  if (app.count("--pipeline-parallel") > 0)
+    config.mutable_group()->set_pipeline_parallel(flags.pipeline_parallel);
   if (app.count("--leader") > 0) config.mutable_group()->set_leader(flags.leader);
   RETURN_IF_ERROR(ApplyGroupEnvironment(ReadGroupEnvironment(), config));
   return MakeWorkerOptions(config);
@@ -152,6 +154,8 @@ int Main(int argc, char** argv) {
                  "auto (CUDA where there is a device that can run the model), cpu or cuda (default auto)");
   app.add_option("--ranks", flags.ranks, "processes that run the model together (default 1: this one alone)");
   app.add_option("--rank", flags.rank, "which of them this is; 0, the default, leads and serves");
+  app.add_option("--pipeline-parallel", flags.pipeline_parallel,
+                 "stages of layers that the ranks form (default 1: all of them share every layer)");
   app.add_option("--leader", flags.leader, "host:port at which the leader listens for the other ranks");
   app.add_option("--set", flags.overrides, "override one setting: --set engine.max_sequences=8 (repeatable)")
       ->allow_extra_args(false);

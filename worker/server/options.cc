@@ -1,8 +1,10 @@
 #include "worker/server/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <filesystem>
+#include <limits>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -166,9 +168,24 @@ Status SetLeader(const v1::GroupConfig& config, GroupEndpoint& out) {
   return {};
 }
 
+// How many ranks there are, and stages that they form. ValidateOpenEngineOptions says what else has to hold.
+Status SetDegrees(const v1::GroupConfig& config, GroupOptions& out) {
+  uint32_t tensor = 1;
+  RETURN_IF_ERROR(
+      SetCount("group.tensor_parallel", config.has_tensor_parallel(), config.tensor_parallel(), tensor));
+  RETURN_IF_ERROR(SetCount("group.pipeline_parallel", config.has_pipeline_parallel(),
+                           config.pipeline_parallel(), out.stages));
+  const uint64_t product = uint64_t{tensor} * out.stages;
+  out.ranks = static_cast<uint32_t>(std::min<uint64_t>(product, std::numeric_limits<uint32_t>::max()));
+  RETURN_IF_ERROR(SetCount("group.ranks", config.has_ranks(), config.ranks(), out.ranks));
+  if (!config.has_tensor_parallel() || out.ranks == product) return {};
+  return Bad("group.ranks", out.ranks, " is not group.tensor_parallel, ", tensor,
+             ", times group.pipeline_parallel, ", out.stages);
+}
+
 Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   const v1::GroupConfig& group = config.group();
-  RETURN_IF_ERROR(SetCount("group.ranks", group.has_ranks(), group.ranks(), out.engine.group.ranks));
+  RETURN_IF_ERROR(SetDegrees(group, out.engine.group));
   out.engine.group.rank = group.rank();
   if (out.engine.group.ranks == 1) {
     if (group.has_leader()) return Bad("group.leader", "is for several ranks, but group.ranks is 1");
@@ -194,7 +211,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   RETURN_IF_ERROR(SetCount("engine.max_step_tokens", engine.has_max_step_tokens(), engine.max_step_tokens(),
                            out.max_step_tokens));
   RETURN_IF_ERROR(SetCount("engine.inbox", engine.has_inbox(), engine.inbox(), out.inbox));
-  out.virtual_shards = out.group.ranks;
+  out.virtual_shards = std::max(out.group.ranks / out.group.stages, 1u);
   RETURN_IF_ERROR(SetCount("engine.virtual_shards", engine.has_virtual_shards(), engine.virtual_shards(),
                            out.virtual_shards));
   if (engine.has_kernels()) out.kernels = engine.kernels();

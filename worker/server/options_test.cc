@@ -162,6 +162,26 @@ TEST(MakeWorkerOptions, AGroupHasALeaderAndAsManyVirtualShardsAsRanksUnlessTheyA
   EXPECT_EQ(Seconds(more->server.group.timeout), 7.5);
 }
 
+TEST(MakeWorkerOptions, TheDegreesOfAGroupMakeItsRanksOrTheRanksTheDegreeThatIsNotSet) {
+  const struct {
+    const char* degrees;
+    uint32_t ranks, stages, virtual_shards;
+  } cases[] = {{"pipeline_parallel: 3", 3, 3, 1},
+               {"tensor_parallel: 4", 4, 1, 4},
+               {"tensor_parallel: 2, pipeline_parallel: 3", 6, 3, 2},
+               {"ranks: 6, tensor_parallel: 2, pipeline_parallel: 3", 6, 3, 2},
+               {"ranks: 8, pipeline_parallel: 2", 8, 2, 4},
+               {"ranks: 8, tensor_parallel: 8", 8, 1, 8}};
+  for (const auto& each : cases) {
+    const auto options = Make(Concat("{model: m, group: {leader: '127.0.0.1:7', ", each.degrees, "}}"));
+    ASSERT_TRUE(options.ok()) << each.degrees << ": " << options.status();
+    const OpenEngineOptions& engine = options->server.engine;
+    EXPECT_EQ(engine.group.ranks, each.ranks) << each.degrees;
+    EXPECT_EQ(engine.group.stages, each.stages) << each.degrees;
+    EXPECT_EQ(engine.virtual_shards, each.virtual_shards) << each.degrees;
+  }
+}
+
 TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
   v1::WorkerConfig config;
   config.mutable_group()->set_environment("lws");
@@ -296,6 +316,11 @@ TEST(CheckFiles, AGroupHasToSuitTheModel) {
       {"terrace-demo-nano.f16.gguf", "group: {ranks: 4, leader: '127.0.0.1:1'}",
        "2 attention heads are not a multiple of 4 ranks"},
       {"terrace-demo-nano", "engine: {virtual_shards: 8}", ""},
+      {"terrace-demo-nano", "group: {pipeline_parallel: 3, leader: '127.0.0.1:1'}", ""},
+      {"terrace-demo-nano", "group: {pipeline_parallel: 4, rank: 3, leader: '127.0.0.1:1'}",
+       "3 layers for 4 pipeline stages"},
+      {"terrace-demo-nano", "group: {tensor_parallel: 4, pipeline_parallel: 2, leader: '127.0.0.1:1'}",
+       "each of 2 pipeline stages: 2 attention heads are not a multiple of 4 ranks"},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(Concat(c.model, " ", c.settings));
@@ -401,8 +426,23 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.speculation.remote.tls: certificate_file and key_file are needed together"},
       {"{model: m, group: {ranks: 0}}", "group.ranks: must be at least 1"},
       {"{model: m, group: {ranks: 3, leader: '127.0.0.1:1'}}",
-       "group.ranks is 3, not a power of two up to 64"},
-      {"{model: m, group: {ranks: 128, leader: '127.0.0.1:1'}}", "group.ranks is 128, not a power"},
+       "group.ranks is 3: 3 for each of 1 pipeline stages, not a power of two"},
+      {"{model: m, group: {ranks: 128, leader: '127.0.0.1:1'}}", "group.ranks is 128, not in [1, 64]"},
+      {"{model: m, group: {tensor_parallel: 0}}", "group.tensor_parallel: must be at least 1"},
+      {"{model: m, group: {pipeline_parallel: 0}}", "group.pipeline_parallel: must be at least 1"},
+      {"{model: m, group: {ranks: 4, tensor_parallel: 2, pipeline_parallel: 3, leader: '127.0.0.1:1'}}",
+       "group.ranks: 4 is not group.tensor_parallel, 2, times group.pipeline_parallel, 3"},
+      {"{model: m, group: {ranks: 1, pipeline_parallel: 2}}",
+       "group.ranks is 1, not a multiple of group.pipeline_parallel, 2"},
+      {"{model: m, group: {ranks: 4, pipeline_parallel: 3, leader: '127.0.0.1:1'}}",
+       "group.ranks is 4, not a multiple of group.pipeline_parallel, 3"},
+      {"{model: m, group: {ranks: 6, pipeline_parallel: 2, leader: '127.0.0.1:1'}}",
+       "group.ranks is 6: 3 for each of 2 pipeline stages, not a power of two"},
+      {"{model: m, group: {tensor_parallel: 4294967295, pipeline_parallel: 4294967295, leader: "
+       "'127.0.0.1:1'}}",
+       "group.ranks: 4294967295 is not group.tensor_parallel, 4294967295, times group.pipeline_parallel"},
+      {"{model: m, group: {pipeline_parallel: 65, leader: '127.0.0.1:1'}}",
+       "group.ranks is 65, not in [1, 64]"},
       {"{model: m, group: {ranks: 2, rank: 2, leader: '127.0.0.1:1'}}", "group.rank is 2, group.ranks 2"},
       {"{model: m, group: {rank: 1}}", "group.rank is 1, group.ranks 1"},
       {"{model: m, group: {leader: '127.0.0.1:1'}}", "group.leader: is for several ranks"},
@@ -419,7 +459,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', timeout_seconds: 0}}",
        "group.timeout_seconds: 0 is not in [5, 60]"},
       {"{model: m, engine: {virtual_shards: 2}, group: {ranks: 4, leader: '127.0.0.1:1'}}",
-       "engine.virtual_shards is 2, not a multiple of group.ranks, 4"},
+       "engine.virtual_shards is 2, not a multiple of group.tensor_parallel, 4"},
       {"{model: m, engine: {device: cuda}, group: {ranks: 2, leader: '127.0.0.1:1'}}",
        "group.ranks: 2 is for CPUs only; CUDA has 1"},
       {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},

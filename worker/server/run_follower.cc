@@ -16,6 +16,8 @@ Status RunFollower(const WorkerServerOptions& options, const std::function<bool(
   Log(LogLevel::kInfo, "worker_rank_ready",
       {{"rank", engine.group.rank},
        {"ranks", engine.group.ranks},
+       {"pipeline_parallel", engine.group.stages},
+       {"layers", loaded.kv_shape.layers},
        {"model", follower->files().config.name},
        {"device", loaded.device},
        {"threads", loaded.threads},

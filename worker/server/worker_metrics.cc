@@ -125,8 +125,14 @@ void WorkerMetrics::OnLoaded(const KvInfo& kv, double load_seconds) {
   registry_.GetGauge("terrace_kv_cache_info", shape).Set(1);
 }
 
-void WorkerMetrics::OnGroup(std::span<const RankMemory> ranks) {
-  registry_.GetGauge("terrace_group_ranks").Set(static_cast<double>(std::max<size_t>(ranks.size(), 1)));
+void WorkerMetrics::OnGroup(std::span<const RankMemory> ranks, uint32_t stages) {
+  const size_t count = std::max<size_t>(ranks.size(), 1);
+  registry_.GetGauge("terrace_group_ranks").Set(static_cast<double>(count));
+  const auto set_degree = [this](const char* kind, size_t degree) {
+    registry_.GetGauge("terrace_group_parallel_degree", Labels{kind}).Set(static_cast<double>(degree));
+  };
+  set_degree("tensor", count / stages);
+  set_degree("pipeline", stages);
   for (size_t i = 0; i < ranks.size(); ++i) {
     const auto set = [rank = std::to_string(i), this](const char* kind, uint64_t bytes) {
       registry_.GetGauge("terrace_group_rank_memory_bytes", Labels{rank, kind})

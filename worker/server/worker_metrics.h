@@ -35,7 +35,8 @@ class WorkerMetrics {
   void OnFinished(const SequenceResult& result);
   void OnRefused();
   void OnLoaded(const KvInfo& kv, double load_seconds);
-  void OnGroup(std::span<const RankMemory> ranks);  // empty: the model is this process's alone
+  // No ranks: the model is this process's alone. `stages`: of the pipeline that they are.
+  void OnGroup(std::span<const RankMemory> ranks, uint32_t stages);
   void OnRemoteDrafter(RemoteDrafterState state);
   void OnRemoteTokens(const RemoteTokens& tokens);
   // Of drafts for other workers: streams that there are now; tokens that were drafted.

@@ -44,15 +44,18 @@ TEST(WorkerMetrics, EverySeriesExistsFromTheStart) {
   }
 }
 
-TEST(WorkerMetrics, AGroupTellsTheMemoryOfItsRanks) {
+TEST(WorkerMetrics, AGroupTellsItsDegreesAndTheMemoryOfItsRanks) {
   WorkerMetrics alone;
-  alone.OnGroup({});
+  alone.OnGroup({}, /*stages=*/1);
   EXPECT_THAT(alone.Render({}, {}), HasSubstr("terrace_group_ranks 1\n"));
+  EXPECT_THAT(alone.Render({}, {}), HasSubstr("terrace_group_parallel_degree{kind=\"pipeline\"} 1\n"));
   WorkerMetrics metrics;
   const RankMemory ranks[] = {{.weight_bytes = 10, .kv_bytes = 20}, {.weight_bytes = 11, .kv_bytes = 21}};
-  metrics.OnGroup(ranks);
+  metrics.OnGroup(ranks, /*stages=*/2);
   const std::string text = metrics.Render({}, {});
   EXPECT_THAT(text, HasSubstr("terrace_group_ranks 2\n"));
+  EXPECT_THAT(text, HasSubstr("terrace_group_parallel_degree{kind=\"tensor\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("terrace_group_parallel_degree{kind=\"pipeline\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("terrace_group_rank_memory_bytes{kind=\"weights\",rank=\"0\"} 10\n"));
   EXPECT_THAT(text, HasSubstr("terrace_group_rank_memory_bytes{kind=\"kv\",rank=\"1\"} 21\n"));
 }

@@ -37,6 +37,12 @@ std::string DescribeDrafter(const OpenedEngine& opened, const WorkerServerOption
   return Concat(opened.draft_files->config.name, " on ", opened.drafter_device);
 }
 
+uint32_t Ranks(const OpenedEngine& opened) {
+  return std::max(static_cast<uint32_t>(opened.ranks.size()), 1u);
+}
+
+uint32_t TensorParallel(const OpenedEngine& opened) { return Ranks(opened) / opened.stages; }
+
 v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& served_name,
                                const WorkerServerOptions& options) {
   const ModelFiles& files = *opened.files;
@@ -59,6 +65,8 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_drafter(DescribeDrafter(opened, options));
   const SchedulerOptions& scheduler = opened.engine->scheduler_options();
   if (scheduler.prefix_cache) description.set_kv_layout(scheduler.scope.layout);
+  description.set_tensor_parallel(TensorParallel(opened));
+  description.set_pipeline_parallel(opened.stages);
   for (const RankMemory& memory : opened.ranks) {
     v1::RankDescription& rank = *description.add_ranks();
     rank.set_weight_bytes(memory.weight_bytes);
@@ -108,7 +116,7 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
   const OpenedEngine& opened = server->opened_;
   server->metrics_.OnLoaded(
       {.block_tokens = opened.block_tokens, .blocks = opened.blocks, .dtype = opened.kv_dtype}, load_seconds);
-  server->metrics_.OnGroup(opened.ranks);
+  server->metrics_.OnGroup(opened.ranks, opened.stages);
   server->service_->SetReady();
   server->UpdateHealth();
   server->LogReady(load_seconds, warm_up_seconds);
@@ -305,7 +313,9 @@ void WorkerServer::LogReady(double load_seconds, double warm_up_seconds) const {
        {"weight_bytes", opened_.weight_bytes},
        {"device", opened_.device},
        {"threads", opened_.threads},
-       {"ranks", std::max<size_t>(opened_.ranks.size(), 1)},
+       {"ranks", Ranks(opened_)},
+       {"tensor_parallel", TensorParallel(opened_)},
+       {"pipeline_parallel", opened_.stages},
        {"compute", opened_.compute},
        {"numerics", opened_.numerics},
        {"max_sequences", opened_.max_sequences},

@@ -135,6 +135,9 @@ TEST_F(WorkerServerTest, DescribesItsModel) {
   EXPECT_EQ(description.kv_dtype(), "f32");
   EXPECT_THAT(description.device(), HasSubstr("cpu"));
   EXPECT_EQ(description.drafter(), "");
+  EXPECT_TRUE(description.ranks().empty());
+  EXPECT_EQ(description.tensor_parallel(), 1u);
+  EXPECT_EQ(description.pipeline_parallel(), 1u);
   EXPECT_EQ(description.model_digest().size(), 32u);
   EXPECT_FALSE(description.instance().empty());
 }

@@ -1,6 +1,7 @@
 #include "tools/cli/launch/cluster_plan.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <system_error>
@@ -84,7 +85,12 @@ Status ExpandGroup(int index, v1::WorkerConfig& worker) {
                               "].group: ranks says how many there are; all are started, so "
                               "rank and environment have no meaning here");
   }
-  if (group.has_ranks() && (group.ranks() == 0 || group.ranks() > kMostRanks)) {
+  if (!group.has_ranks()) {
+    const uint64_t tensor = group.has_tensor_parallel() ? group.tensor_parallel() : 1,
+                   pipeline = group.has_pipeline_parallel() ? group.pipeline_parallel() : 1;
+    group.set_ranks(static_cast<uint32_t>(std::min<uint64_t>(tensor * pipeline, UINT32_MAX)));
+  }
+  if (group.ranks() == 0 || group.ranks() > kMostRanks) {
     return FailedPrecondition("workers[", index, "].group.ranks is ", group.ranks(), ", not in [1, ",
                               kMostRanks, "]");
   }

@@ -100,6 +100,7 @@ TEST_F(ClusterPlanTest, WorkersWithoutThreadsShareTheCores) {
   EXPECT_THAT(threads("{model: m}, {model: m, engine: {threads: 99}}", 8), ElementsAre(1, 99));
   // As many processes as there are ranks.
   EXPECT_THAT(threads("{model: m}, {model: m, group: {ranks: 2}}", 9), ElementsAre(3, 3));
+  EXPECT_THAT(threads("{model: m}, {model: m, group: {pipeline_parallel: 2}}", 9), ElementsAre(3, 3));
   EXPECT_THAT(threads("{model: m}, {model: m, group: {ranks: 2}, engine: {threads: 3}}", 8),
               ElementsAre(2, 3));
 }
@@ -133,6 +134,21 @@ TEST_F(ClusterPlanTest, AGroupsOtherRanksAreItsLeaderButForRankAndListeners) {
   }
 }
 
+TEST_F(ClusterPlanTest, TheDegreesOfAGroupSayHowManyRanksThereAre) {
+  const StatusOr<ClusterPlan> plan =
+      PlanFromFile(Write("router: {tiers: [{name: a}]}\n"
+                         "workers: [{model: m, group: {tensor_parallel: 2, pipeline_parallel: 3}}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->workers[0].ranks(), 6u);
+  const std::vector<WorkerPlan> followers = FollowersOf(plan->workers[0]);
+  ASSERT_EQ(followers.size(), 5u);
+  for (const WorkerPlan& follower : followers) {
+    EXPECT_EQ(follower.config.group().ranks(), 6u);
+    EXPECT_EQ(follower.config.group().tensor_parallel(), 2u);
+    EXPECT_EQ(follower.config.group().pipeline_parallel(), 3u);
+  }
+}
+
 TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
   const struct {
     const char* yaml;
@@ -148,6 +164,9 @@ TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
       {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {environment: lws}}]", "workers[0].group"},
       {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {ranks: 65}}]",
        "workers[0].group.ranks is 65, not in [1, 64]"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {tensor_parallel: 16, pipeline_parallel: "
+       "5}}]",
+       "workers[0].group.ranks is 80, not in [1, 64]"},
   };
   for (const auto& c : cases) {
     const Status status = PlanFromFile(Write(c.yaml)).status();
