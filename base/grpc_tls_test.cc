@@ -1,10 +1,12 @@
 // gRPC's handshake over loopback, with credentials of a TlsSource on both sides.
 #include "base/grpc_tls.h"
 
+#include <csignal>
 #include <filesystem>
 #include <thread>
 
 #include "base/testing_tls.h"
+#include "base/tls_probe.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
@@ -27,8 +29,10 @@ class GrpcTlsTest : public ::testing::Test {
     return *source;
   }
   void Serve(const TlsSource* tls) {
+    server_ = nullptr;
+    service_ = std::make_unique<grpc::CallbackGenericService>();  // one is of one server
     grpc::ServerBuilder builder;
-    builder.RegisterCallbackGenericService(&service_);
+    builder.RegisterCallbackGenericService(service_.get());
     builder.AddListeningPort("127.0.0.1:0", MakeServerCredentials(tls), &port_);
     server_ = builder.BuildAndStart();
     CHECK(server_ != nullptr && port_ != 0);
@@ -51,7 +55,7 @@ class GrpcTlsTest : public ::testing::Test {
   const std::string folder_ = Folder();
   TestAuthority ours_{folder_, "ours"}, theirs_{folder_, "theirs"};
   std::vector<std::shared_ptr<TlsSource>> sources_;
-  grpc::CallbackGenericService service_;
+  std::unique_ptr<grpc::CallbackGenericService> service_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -76,6 +80,23 @@ TEST_F(GrpcTlsTest, WithAuthoritiesAServerWantsACertificateOfThem) {
   EXPECT_TRUE(Connects(Open(friends).get()));
   EXPECT_FALSE(Connects(Open(stranger).get()));
   EXPECT_FALSE(Connects(Open({.ca = ours_.ca_path()}).get()));
+}
+
+TEST_F(GrpcTlsTest, WhetherAServerSpeaksTlsCanBeAsked) {
+  std::signal(SIGPIPE, SIG_IGN);  // the server may close before the probe does
+  const auto asked = [this] { return SpeaksTls(Concat("127.0.0.1:", port_)); };
+  Serve(nullptr);
+  ASSERT_TRUE(asked().ok()) << asked().status();
+  EXPECT_FALSE(*asked());
+  TlsFiles files = ours_.Issue("server");
+  for (const std::string& ca : {std::string(), ours_.ca_path()}) {  // who asks shows no certificate
+    files.ca = ca;
+    Serve(Open(files).get());
+    ASSERT_TRUE(asked().ok()) << ca << ": " << asked().status();
+    EXPECT_TRUE(*asked()) << ca;
+  }
+  server_ = nullptr;
+  EXPECT_EQ(asked().status().code(), StatusCode::kUnavailable);
 }
 
 TEST_F(GrpcTlsTest, NewConnectionsUseTheNewCertificates) {

@@ -61,7 +61,7 @@ class AnonymousFile {
 class TlsSource {
  public:
   struct Options {
-    std::string use = {};               // the metrics' label: "listen", "workers" or "drafter"
+    std::string use = {};               // the metrics' label: "listen", "workers", "drafter" or "ranks"
     MetricRegistry* metrics = nullptr;  // outlives the source; null: nothing is told
     double period_seconds = 5;          // between looks at the files
   };

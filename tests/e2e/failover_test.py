@@ -12,20 +12,12 @@ import signal
 import statistics
 import unittest
 
-from fleet import Fleet, long_chat, percentile
+from fleet import KINDS, Fleet, long_chat, percentile
 
 LAST_POSITION = 64
 MAX_TOKENS = 128  # so many more than the last position that the answer is not over before the worker is
 DRAIN_SECONDS = 0.05  # soon enough for an answer to be handed over
 
-SEEDED = {"temperature": 0.8, "seed": 7}
-KINDS = {
-    "greedy": {"temperature": 0},
-    "seeded": SEEDED,
-    "n=2": {**SEEDED, "n": 2},
-    "logprobs": {"temperature": 0, "logprobs": True, "top_logprobs": 3},
-    "penalties": {**SEEDED, "frequency_penalty": 0.5, "presence_penalty": 0.3, "stop": ["never to be said"]},
-}
 BODIES = {kind: long_chat(MAX_TOKENS, **fields) for kind, fields in KINDS.items()}
 
 

@@ -33,6 +33,16 @@ def long_chat(max_tokens, **fields):
     return {"model": "base", "messages": [QUESTION], "ignore_eos": True, "logit_bias": bias, "max_tokens": max_tokens, **fields}
 
 
+SEEDED = {"temperature": 0.8, "seed": 7}
+KINDS = {  # of requests
+    "greedy": {"temperature": 0},
+    "seeded": SEEDED,
+    "n=2": {**SEEDED, "n": 2},
+    "logprobs": {"temperature": 0, "logprobs": True, "top_logprobs": 3},
+    "penalties": {**SEEDED, "frequency_penalty": 0.5, "presence_penalty": 0.3, "stop": ["never to be said"]},
+}
+
+
 def steady_ports(count):
     """Ports below the range that the system gives to outgoing connections: while a worker is down none of those, not even the
     router's own that looks for it, gets its port."""

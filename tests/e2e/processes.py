@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import tempfile
@@ -24,6 +25,21 @@ def http_call(port, method, path, body=None, headers=None):
         connection.request(method, path, data, {**json_type, **(headers or {})})
         response = connection.getresponse()
         return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+
+
+def samples_at(port, name):
+    """The samples of one metric of the process with that ops port: labels and value of each."""
+    lines = http_call(port, "GET", "/metrics")[2].decode().splitlines()
+    return [(dict(re.findall(r'(\w+)="([^"]*)"', line)), float(line.split()[-1]))
+            for line in lines if line.startswith((name + " ", name + "{"))]
+
+
+def metric_at(port, name, default=None):
+    """Their sum; `default` when there is none yet."""
+    samples = samples_at(port, name)
+    if not samples and default is None:
+        raise AssertionError(f"no metric {name}")
+    return sum(value for _, value in samples) if samples else default
 
 
 def open_files(pid):
@@ -87,11 +103,7 @@ class Process:
 
     def metric(self, name):
         """Sum of the samples of one metric, over its labels."""
-        lines = http_call(self.port("ops"), "GET", "/metrics")[2].decode().splitlines()
-        samples = [line for line in lines if line.startswith((name + " ", name + "{"))]
-        if not samples:
-            raise AssertionError(f"no metric {name}")
-        return sum(float(line.split()[-1]) for line in samples)
+        return metric_at(self.port("ops"), name)
 
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)

@@ -119,7 +119,7 @@ class Distillation {
   Status Steps(const Journal& journal);
   Status Write(const Journal& journal);
   Status MeasureDraft(const std::string& draft);
-  Status WriteReport();
+  Status WriteReport(const Journal& journal);
 
   std::vector<size_t> SizesOf(std::span<const uint32_t> rows) const {
     std::vector<size_t> sizes;
@@ -397,7 +397,7 @@ Status Distillation::Write(const Journal& journal) {
                       [&](const Hash128& digest) {
                         report_.digest = digest;
                         if (request_.is_draft) RETURN_IF_ERROR(MeasureDraft(temporary));
-                        return WriteReport();
+                        return WriteReport(journal);
                       })
       .status();
 }
@@ -417,7 +417,7 @@ Status Distillation::MeasureDraft(const std::string& draft) {
   return Status();
 }
 
-Status Distillation::WriteReport() {
+Status Distillation::WriteReport(const Journal& journal) {
   Json json = Job();
   json["parameters"] = report_.parameters;
   json["trained"] = {{"steps", report_.steps}, {"tokens", report_.tokens}};
@@ -431,13 +431,7 @@ Status Distillation::WriteReport() {
   json["output"] = {{"digest", report_.digest.Hex()}};
   const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   report_.path = ReportPath();
-  std::error_code ignored;
-  fs::remove(report_.path, ignored);  // of a run of this job that was killed behind this
-  ASSIGN_OR_RETURN(StagedPath staged, StagedPath::Create(report_.path));
-  ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(staged.temporary(), text.size()));
-  RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(text))));
-  RETURN_IF_ERROR(file.Close());
-  return staged.Commit();
+  return ReplaceFile(report_.path, journal.folder() + "/report", {std::as_bytes(std::span(text))});
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The Communicator of processes, on one machine or several: Gloo's TCP transport, one connection for each two
-// ranks and a thread of Gloo's. Plain text and open to whoever reaches its ports while the group connects:
-// for networks of one's own. Gloo writes to connections that the other side may have closed: SIGPIPE has to
-// be ignored (base/shutdown.h does).
+// ranks and a thread of Gloo's. Plain text, as Debian's Gloo is built without its TLS transport, and open to
+// whoever reaches its ports while the group connects: for networks of one's own. Gloo writes to connections
+// that the other side may have closed: SIGPIPE has to be ignored (base/shutdown.h does).
 //
 // Of Gloo's collectives none is used: they add in an order of their own, and end the process when ranks
 // disagree about sizes. A message has a frame of a fixed size with its call and length and its first bytes;

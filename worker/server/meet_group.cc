@@ -13,8 +13,10 @@
 
 #include "base/grpc_channel.h"
 #include "base/grpc_keepalive.h"
+#include "base/grpc_tls.h"
 #include "base/host_port.h"
 #include "base/log.h"
+#include "base/tls_probe.h"
 #include "base/version.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
@@ -59,10 +61,11 @@ class LeaderGroup : public RankGroup {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
 
-  Status Listen(const std::string& leader) {
+  Status Listen(const std::string& leader, std::shared_ptr<TlsSource> tls) {
+    tls_ = std::move(tls);
     grpc::ServerBuilder builder;
     int port = 0;
-    builder.AddListeningPort(ListenAddress(leader), grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(ListenAddress(leader), MakeServerCredentials(tls_.get()), &port);
     builder.RegisterService(&service_);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     SetKeepalive(builder);  // a rank that is gone without a word is missed while the others load
@@ -85,6 +88,7 @@ class LeaderGroup : public RankGroup {
  private:
   const IsCancelled is_cancelled_;
   RanksService service_;
+  std::shared_ptr<TlsSource> tls_;  // null: plain text
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Communicator> communicator_;
 };
@@ -129,8 +133,29 @@ StatusOr<std::string> HostTowards(const HostPort& leader) {
   return std::string(host);
 }
 
+// Null without files.
+StatusOr<std::shared_ptr<TlsSource>> OpenTls(const GroupEndpoint& endpoint) {
+  if (!endpoint.tls.has_value()) return std::shared_ptr<TlsSource>();
+  auto source = TlsSource::Open(*endpoint.tls, {.use = "ranks"});
+  if (!source.ok()) return Annotate(source.status(), "group.tls");
+  return source;
+}
+
+// Behind an attempt that failed: a leader that is there, and speaks otherwise, would not let this rank in
+// however often it came.
+Status CheckSpeaksAlike(const GroupEndpoint& endpoint) {
+  const StatusOr<bool> leader_speaks_tls = SpeaksTls(endpoint.leader);
+  if (!leader_speaks_tls.ok() || *leader_speaks_tls == endpoint.tls.has_value()) return Status();
+  return WithReason(*leader_speaks_tls ? FailedPrecondition("group.tls: is not set here, but the leader at ",
+                                                            endpoint.leader, " speaks TLS")
+                                       : FailedPrecondition("group.tls: is set here, but the leader at ",
+                                                            endpoint.leader, " speaks plain text"),
+                    "ranks_differ");
+}
+
 // One attempt of a rank that does not lead. `may_try_again`: the leader was not there, or not ready for it.
-StatusOr<std::unique_ptr<RankGroup>> TryToJoin(const GroupEndpoint& endpoint, const v1::RankHello& hello,
+StatusOr<std::unique_ptr<RankGroup>> TryToJoin(const GroupEndpoint& endpoint,
+                                               const PeerChannelOptions& channel, const v1::RankHello& hello,
                                                const IsCancelled& is_cancelled, bool& may_try_again) {
   may_try_again = true;
   std::string host = endpoint.host;
@@ -139,7 +164,7 @@ StatusOr<std::unique_ptr<RankGroup>> TryToJoin(const GroupEndpoint& endpoint, co
     ASSIGN_OR_RETURN(host, HostTowards(leader));
   }
   may_try_again = false;
-  auto call = std::make_unique<JoinCall>(MakePeerChannel(endpoint.leader, {}), hello);
+  auto call = std::make_unique<JoinCall>(MakePeerChannel(endpoint.leader, channel), hello);
   ASSIGN_OR_RETURN(auto communicator,
                    ConnectGloo(ConnectOptions(endpoint, hello, host), [&](const std::string& mine) {
                      auto told = call->Tell(mine, is_cancelled);
@@ -161,11 +186,15 @@ bool Sleep(Duration wait, const IsCancelled& is_cancelled) {
 
 StatusOr<std::unique_ptr<RankGroup>> JoinLeader(const GroupEndpoint& endpoint, const v1::RankHello& hello,
                                                 const IsCancelled& is_cancelled) {
+  ASSIGN_OR_RETURN(const auto tls, OpenTls(endpoint));
+  const PeerChannelOptions channel{.credentials = MakeChannelCredentials(tls.get()),
+                                   .server_name = endpoint.server_name};
   std::string told;  // in the log: every kind of failure once
   for (Duration wait = kFirstWait;; wait = std::min(2 * wait, kLongestWait)) {
     bool may_try_again = false;
-    auto joined = TryToJoin(endpoint, hello, is_cancelled, may_try_again);
+    auto joined = TryToJoin(endpoint, channel, hello, is_cancelled, may_try_again);
     if (joined.ok() || !may_try_again) return joined;
+    RETURN_IF_ERROR(CheckSpeaksAlike(endpoint));  // each time: it may have got no answer before
     if (std::string error = Message(joined.status()); error != told) {
       told = std::move(error);
       Log(LogLevel::kInfo, "worker_waits_for_leader", {{"leader", endpoint.leader}, {"error", told}});
@@ -177,11 +206,21 @@ StatusOr<std::unique_ptr<RankGroup>> JoinLeader(const GroupEndpoint& endpoint, c
 StatusOr<std::unique_ptr<RankGroup>> Lead(const GroupEndpoint& endpoint, const v1::RankHello& hello,
                                           const IsCancelled& is_cancelled) {
   ASSIGN_OR_RETURN(const HostPort leader, ParseHostPort(endpoint.leader));
+  ASSIGN_OR_RETURN(auto tls, OpenTls(endpoint));
   auto group = std::make_unique<LeaderGroup>(hello, is_cancelled);
-  RETURN_IF_ERROR(group->Listen(endpoint.leader));
+  RETURN_IF_ERROR(group->Listen(endpoint.leader, std::move(tls)));
   RETURN_IF_ERROR(
       group->Connect(ConnectOptions(endpoint, hello, endpoint.host.empty() ? leader.host : endpoint.host)));
   return std::unique_ptr<RankGroup>(std::move(group));
+}
+
+// Who asked for TLS may take it that all is behind it.
+void WarnOfPlainText(const GroupEndpoint& endpoint) {
+  const StatusOr<HostPort> leader = ParseHostPort(endpoint.leader);
+  if (!endpoint.tls.has_value() || !leader.ok() || leader->is_loopback()) return;
+  Log(LogLevel::kWarn, "worker_group_plain_text",
+      {{"leader", endpoint.leader},
+       {"reason", "group.tls is of the meeting alone: steps go between ranks over Gloo, which has no TLS"}});
 }
 
 bool IsNumeric(const std::string& host) {
@@ -201,6 +240,7 @@ StatusOr<std::unique_ptr<RankGroup>> MeetGroup(const GroupEndpoint& endpoint, ui
                                                const RankTraits& traits,
                                                const std::function<bool()>& is_cancelled) {
   Log(LogLevel::kInfo, "worker_group_forms", {{"rank", rank}, {"ranks", ranks}, {"leader", endpoint.leader}});
+  WarnOfPlainText(endpoint);
   const v1::RankHello hello = HelloOf(rank, ranks, traits);
   auto group = rank == 0 ? Lead(endpoint, hello, is_cancelled) : JoinLeader(endpoint, hello, is_cancelled);
   RETURN_IF_ERROR(group.status());

@@ -4,10 +4,12 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "base/tls.h"
 #include "worker/engine/rank_group.h"
 
 namespace terrace {
@@ -16,6 +18,10 @@ struct GroupEndpoint {
   std::string leader;  // host:port, at which rank 0 listens
   std::string host;  // of this rank; "": of the leader that of `leader`, of others the one that reaches that
   Duration timeout = std::chrono::seconds(5);  // of each call of the communicator
+  // Of the meeting, not of what follows it: with what the leader listens, or another rank connects; absent:
+  // plain text.
+  std::optional<TlsFiles> tls = {};
+  std::string server_name = {};  // that the leader's certificate is for; "": the host of `leader`
 };
 
 // Where the leader listens: at its address; a name, which the system may not know so early, stands for all of
@@ -23,8 +29,9 @@ struct GroupEndpoint {
 std::string ListenAddress(const std::string& leader);
 
 // Rank `rank` of `ranks`. The leader waits for the others, and they for the leader, until `is_cancelled` says
-// so: CANCELLED. FAILED_PRECONDITION, reason ranks_differ, for a rank that does not fit; UNAVAILABLE when
-// `leader` or `host` cannot be listened on, and when a rank is lost while they connect.
+// so: CANCELLED. FAILED_PRECONDITION, reason ranks_differ, for a rank that does not fit, also one that comes
+// with TLS to a leader without, or without to one with it; UNAVAILABLE when `leader` or `host` cannot be
+// listened on, and when a rank is lost while they connect; errors of LoadTls.
 StatusOr<std::unique_ptr<RankGroup>> MeetGroup(const GroupEndpoint& endpoint, uint32_t rank, uint32_t ranks,
                                                const RankTraits& traits,
                                                const std::function<bool()>& is_cancelled);

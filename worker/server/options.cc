@@ -41,6 +41,16 @@ Status SetTls(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   return {};
 }
 
+// `path`: of the setting.
+Status SetClientTls(const std::string& path, const v1::ClientTlsConfig& tls, std::optional<TlsFiles>& files,
+                    std::string& server_name) {
+  if (tls.certificate_file().empty() != tls.key_file().empty())
+    return Bad(path, "certificate_file and key_file are needed together");
+  files = {.certificate = tls.certificate_file(), .key = tls.key_file(), .ca = tls.ca_file()};
+  server_name = tls.server_name();
+  return {};
+}
+
 // An address that other machines reach: whoever is there may use the model, or look at it.
 Status CheckReach(const v1::WorkerConfig& config, const WorkerServerOptions& out) {
   constexpr char kOpen[] = " can be reached by other machines: needs ";
@@ -99,13 +109,8 @@ Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions
     return Bad(kAddress, remote.address(), " is this worker's own grpc: another one is to draft");
   out.remote_drafter = {.address = remote.address()};
   if (!remote.has_tls()) return {};
-  const v1::ClientTlsConfig& tls = remote.tls();
-  if (tls.certificate_file().empty() != tls.key_file().empty())
-    return Bad(Concat(kPath, ".tls"), "certificate_file and key_file are needed together");
-  out.remote_drafter->tls = {
-      .certificate = tls.certificate_file(), .key = tls.key_file(), .ca = tls.ca_file()};
-  out.remote_drafter->server_name = tls.server_name();
-  return {};
+  return SetClientTls(Concat(kPath, ".tls"), remote.tls(), out.remote_drafter->tls,
+                      out.remote_drafter->server_name);
 }
 
 constexpr uint16_t kLeaderPort = 8201;  // of a group, where only the leader's host is told
@@ -157,8 +162,8 @@ Status SetLeader(const v1::GroupConfig& config, GroupEndpoint& out) {
   if (leader.port == 0) return Bad(kLeader, "port 0 has no meaning here");
   if (!leader.is_loopback() && !config.insecure()) {
     return Bad(kLeader, out.leader,
-               " can be reached by other machines, and ranks speak in plain text: needs "
-               "group.insecure: true");
+               " can be reached by other machines, and steps go between ranks in plain text",
+               config.has_tls() ? ", which group.tls does not change" : "", ": needs group.insecure: true");
   }
   if (config.rank() > 0 && IsWildcard(leader.host))
     return Bad(kLeader, out.leader, " is no address that a rank could connect to");
@@ -183,6 +188,19 @@ Status SetDegrees(const v1::GroupConfig& config, GroupOptions& out) {
              ", times group.pipeline_parallel, ", out.stages);
 }
 
+// Of a group: the leader listens with what `tls` has, the others connect with what group.tls has.
+Status SetGroupTls(const v1::GroupConfig& config, WorkerServerOptions& out) {
+  constexpr char kTls[] = "group.tls";
+  if (!config.has_tls()) return {};
+  RETURN_IF_ERROR(SetClientTls(kTls, config.tls(), out.group.tls, out.group.server_name));
+  if (config.rank() > 0) return {};
+  if (!out.tls.has_value()) return Bad(kTls, "needs tls, whose certificate the leader shows");
+  if (!out.tls->ca.empty() && config.tls().certificate_file().empty())
+    return Bad("group.tls.certificate_file", "is needed, as tls.client_ca_file has the leader ask for one");
+  out.group.tls = out.tls;
+  return {};
+}
+
 Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   const v1::GroupConfig& group = config.group();
   RETURN_IF_ERROR(SetDegrees(group, out.engine.group));
@@ -192,6 +210,7 @@ Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
     return {};
   }
   RETURN_IF_ERROR(SetLeader(group, out.group));
+  RETURN_IF_ERROR(SetGroupTls(group, out));
   out.engine.group.shares_machine = ParseHostPort(out.group.leader)->is_loopback();
   if (!group.has_timeout_seconds()) return {};
   const double timeout = group.timeout_seconds();
@@ -285,6 +304,8 @@ Status CheckFiles(const WorkerServerOptions& options) {
   }
   RETURN_IF_ERROR(CheckShards(options.engine));
   if (options.tls.has_value()) RETURN_IF_ERROR(Annotate(LoadTls(*options.tls).status(), "tls"));
+  if (options.group.tls.has_value())
+    RETURN_IF_ERROR(Annotate(LoadTls(*options.group.tls).status(), "group.tls"));
   if (!options.remote_drafter.has_value() || !options.remote_drafter->tls.has_value()) return {};
   return Annotate(LoadTls(*options.remote_drafter->tls).status(), "engine.speculation.remote.tls");
 }

@@ -1,6 +1,7 @@
 #include "worker/server/options.h"
 
 #include "base/config.h"
+#include "base/testing_tls.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -182,6 +183,25 @@ TEST(MakeWorkerOptions, TheDegreesOfAGroupMakeItsRanksOrTheRanksTheDegreeThatIsN
   }
 }
 
+TEST(MakeWorkerOptions, TheLeaderOfAGroupListensAsAWorkerDoesAndOtherRanksAreItsClients) {
+  const auto group = [](uint32_t rank) {
+    return Make(
+        Concat("{model: m, tls: {certificate_file: c, key_file: k, client_ca_file: a}, group: {ranks: 2, ",
+               "rank: ", rank, ", leader: '127.0.0.1:7', tls: {ca_file: b, certificate_file: d, ",
+               "key_file: e, server_name: s}}}"));
+  };
+  const auto leader = group(0), other = group(1);
+  ASSERT_TRUE(leader.ok()) << leader.status();
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(leader->server.group.tls, (TlsFiles{.certificate = "c", .key = "k", .ca = "a"}));
+  EXPECT_EQ(other->server.group.tls, (TlsFiles{.certificate = "d", .key = "e", .ca = "b"}));
+  EXPECT_EQ(other->server.group.server_name, "s");
+  const auto plain =
+      Make("{model: m, tls: {certificate_file: c, key_file: k}, group: {ranks: 2, leader: '127.0.0.1:7'}}");
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  EXPECT_FALSE(plain->server.group.tls.has_value()) << "that was not asked for";
+}
+
 TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
   v1::WorkerConfig config;
   config.mutable_group()->set_environment("lws");
@@ -303,6 +323,18 @@ TEST(CheckFiles, WhatIsNamedHasToBeThere) {
     EXPECT_EQ(status.code(), *c.names == '\0' ? StatusCode::kOk : StatusCode::kNotFound) << c.yaml;
     EXPECT_THAT(Message(status), ::testing::StartsWith(c.names));
   }
+}
+
+TEST(CheckFiles, WhatARankMeetsItsLeaderWithHasToBeThere) {
+  const TestAuthority authority(::testing::TempDir(), "ranks");
+  const TlsFiles leader = authority.Issue("ranks-leader");
+  const auto options =
+      Make(Concat("{model: models/terrace-demo-nano, tls: {certificate_file: ", leader.certificate,
+                  ", key_file: ", leader.key,
+                  "}, group: {ranks: 2, rank: 1, leader: 'localhost:1', tls: {ca_file: /absent.pem}}}"));
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_THAT(Message(CheckFiles(options->server)),
+              ::testing::StartsWith("group.tls: /absent.pem cannot be read"));
 }
 
 TEST(CheckFiles, AGroupHasToSuitTheModel) {
@@ -450,8 +482,18 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, group: {ranks: 2, leader: a}}", "group.leader: \"a\" is not host:port"},
       {"{model: m, group: {ranks: 2, leader: '127.0.0.1:0'}}", "group.leader: port 0"},
       {"{model: m, group: {ranks: 2, leader: 'a:1'}}",
-       "group.leader: a:1 can be reached by other machines, and ranks speak in plain text: needs "
-       "group.insecure"},
+       "group.leader: a:1 can be reached by other machines, and steps go between ranks in plain text: needs "
+       "group.insecure: true"},
+      {"{model: m, tls: {certificate_file: c, key_file: k}, group: {ranks: 2, leader: 'a:1', tls: {}}}",
+       "group.leader: a:1 can be reached by other machines, and steps go between ranks in plain text, which "
+       "group.tls does not change: needs group.insecure: true"},
+      {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', tls: {ca_file: a}}}", "group.tls: needs tls"},
+      {"{model: m, tls: {certificate_file: c, key_file: k}, group: {ranks: 2, leader: '127.0.0.1:1', tls: "
+       "{key_file: k}}}",
+       "group.tls: certificate_file and key_file are needed together"},
+      {"{model: m, tls: {certificate_file: c, key_file: k, client_ca_file: a}, group: {ranks: 2, leader: "
+       "'127.0.0.1:1', tls: {ca_file: a}}}",
+       "group.tls.certificate_file: is needed, as tls.client_ca_file has the leader ask for one"},
       {"{model: m, group: {ranks: 2, rank: 1, leader: '0.0.0.0:1', insecure: true}}",
        "group.leader: 0.0.0.0:1 is no address that a rank could connect to"},
       {"{model: m, group: {ranks: 2, leader: '[::]:1', insecure: true}}",

@@ -38,17 +38,21 @@ void ResolveTls(const fs::path& folder, Tls& tls) {
   Resolve(folder, *tls.mutable_key_file());
 }
 
+void ResolveFiles(const fs::path& folder, v1::ClientTlsConfig& tls) {
+  ResolveTls(folder, tls);
+  Resolve(folder, *tls.mutable_ca_file());
+}
+
 void ResolveFiles(const fs::path& folder, v1::SpeculationConfig& speculation) {
   if (speculation.has_model()) Resolve(folder, *speculation.mutable_model());
-  if (!speculation.remote().has_tls()) return;
-  ResolveTls(folder, *speculation.mutable_remote()->mutable_tls());
-  Resolve(folder, *speculation.mutable_remote()->mutable_tls()->mutable_ca_file());
+  if (speculation.remote().has_tls()) ResolveFiles(folder, *speculation.mutable_remote()->mutable_tls());
 }
 
 void ResolveFiles(const fs::path& folder, v1::WorkerConfig& worker) {
   Resolve(folder, *worker.mutable_model());
   if (worker.engine().has_speculation())
     ResolveFiles(folder, *worker.mutable_engine()->mutable_speculation());
+  if (worker.group().has_tls()) ResolveFiles(folder, *worker.mutable_group()->mutable_tls());
   if (!worker.has_tls()) return;
   ResolveTls(folder, *worker.mutable_tls());
   Resolve(folder, *worker.mutable_tls()->mutable_client_ca_file());
@@ -59,10 +63,7 @@ void ResolveFiles(const fs::path& folder, v1::RouterConfig& router) {
     ResolveTls(folder, *router.mutable_listen()->mutable_tls());
     Resolve(folder, *router.mutable_listen()->mutable_tls()->mutable_client_ca_file());
   }
-  if (router.cluster().has_tls()) {
-    ResolveTls(folder, *router.mutable_cluster()->mutable_tls());
-    Resolve(folder, *router.mutable_cluster()->mutable_tls()->mutable_ca_file());
-  }
+  if (router.cluster().has_tls()) ResolveFiles(folder, *router.mutable_cluster()->mutable_tls());
   for (v1::TierConfig& tier : *router.mutable_tiers()) {
     for (std::string& file : *tier.mutable_manifests()) Resolve(folder, file);
     for (std::string& file : *tier.mutable_manifest_keys()) Resolve(folder, file);

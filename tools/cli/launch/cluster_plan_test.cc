@@ -47,6 +47,20 @@ TEST_F(ClusterPlanTest, SoAreTheFilesOfAWorkersDrafter) {
   EXPECT_EQ(tls.key_file(), "/k.pem");
 }
 
+TEST_F(ClusterPlanTest, SoAreTheFilesThatRanksMeetWithWhichAllOfThemHave) {
+  const StatusOr<ClusterPlan> plan = PlanFromFile(
+      Write("router: {tiers: [{name: a}]}\n"
+            "workers: [{model: m, tls: {certificate_file: c.pem, key_file: k.pem}, group: {ranks: 2, tls: "
+            "{ca_file: a.pem}}}]\n"));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const std::string ca = (fs::absolute(testing::TempDir()) / "a.pem").lexically_normal();
+  EXPECT_EQ(plan->workers[0].config.group().tls().ca_file(), ca);
+  const std::vector<WorkerPlan> followers = FollowersOf(plan->workers[0]);
+  ASSERT_EQ(followers.size(), 1u);
+  EXPECT_EQ(followers[0].config.group().tls().ca_file(), ca);
+  EXPECT_FALSE(followers[0].config.has_tls()) << "it listens for nobody";
+}
+
 TEST_F(ClusterPlanTest, ManifestsAndTheirKeysAreRelativeToTheFile) {
   const StatusOr<ClusterPlan> plan = PlanFromFile(
       Write("router: {tiers: [{name: a, manifests: [m.json, /n.json], manifest_keys: [k.pem]}]}\n"
