@@ -1,6 +1,7 @@
 // Monotonic time behind one interface, so that policies and tests never read the machine's clock.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 
 namespace terrace {
@@ -19,5 +20,11 @@ class Clock {
 const Clock& RealClock();
 
 inline double Seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+// The wall-clock time in `wait`, or now where that is over: what gRPC's deadlines and alarms are.
+inline std::chrono::system_clock::time_point WallTimeIn(Duration wait) {
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(wait, Duration(0)));
+}
 
 }  // namespace terrace

@@ -44,10 +44,16 @@ TEST_P(EveryCpu, GemmStaysInItsBuffers) {
     for (const size_t inputs : {3, 96, 160, 288, 512}) {
       if (inputs % Info(dtype).block_elements != 0) continue;
       const size_t rows = 70;  // four strips and a broken one
-      const RandomWeights weights(dtype, rows, inputs, /*seed=*/inputs);
+      RandomWeights weights(dtype, rows, inputs, /*seed=*/inputs);
+      const DTypeInfo& info = Info(dtype);
+      if (inputs == 288 && info.block_elements == 1) {  // 2:4, where the format may be
+        for (size_t i = 2; i < rows * inputs; i += 4)
+          std::memset(weights.bytes.data() + 1 + i * info.block_bytes, 0, 2 * info.block_bytes);
+      }
       for (const ComputeType compute : {ComputeType::kAuto, ComputeType::kF32}) {
-        Guarded<std::byte> memory(ops().packed_bytes(weights.matrix, compute));
-        const GemmWeights packed = ops().pack(weights.matrix, compute, memory.data(), pool_);
+        const GemmWeights layout = ops().layout(weights.matrix, compute, pool_);
+        Guarded<std::byte> memory(layout.bytes);
+        const GemmWeights packed = ops().pack(weights.matrix, layout, memory.data(), pool_);
         for (const size_t tokens : {1, 2, 5, 13}) {
           SCOPED_TRACE(testing::Message()
                        << Info(dtype).name << " of " << inputs << ", " << tokens << " tokens");

@@ -173,7 +173,7 @@ template <const CpuLeaves& kLeaves>
 OpTable MakeCpuTable(std::string_view name) {
   return {.name = name,
           .embed = Embed<kLeaves>,
-          .packed_bytes = PackedBytes,
+          .layout = LayOutStrips,
           .pack = PackStrips,
           .gemm = Gemm<kLeaves>,
           .rope_kv = RopeKv<kLeaves>,

@@ -4,8 +4,7 @@ namespace terrace {
 namespace {
 
 // The reference reads rows where they lie.
-size_t NoBytes(const WeightMatrix&, ComputeType) { return 0; }
-GemmWeights AsItLies(const WeightMatrix& matrix, ComputeType, std::byte*, ThreadPool&) {
+GemmWeights AsItLies(const WeightMatrix& matrix, ComputeType, ThreadPool&) {
   return {.dtype = matrix.dtype,
           .packed = false,
           .data = matrix.data,
@@ -14,14 +13,17 @@ GemmWeights AsItLies(const WeightMatrix& matrix, ComputeType, std::byte*, Thread
           .row_scales = matrix.row_scales,
           .row_pitch = matrix.row_pitch};
 }
+GemmWeights Unchanged(const WeightMatrix&, const GemmWeights& layout, std::byte*, ThreadPool&) {
+  return layout;
+}
 
 }  // namespace
 
 const OpTable& ReferenceOps() {
   static constexpr OpTable kTable = {.name = "reference",
                                      .embed = EmbedRef,
-                                     .packed_bytes = NoBytes,
-                                     .pack = AsItLies,
+                                     .layout = AsItLies,
+                                     .pack = Unchanged,
                                      .gemm = GemmRef,
                                      .rope_kv = RopeKvRef,
                                      .paged_attention = PagedAttentionRef,

@@ -21,10 +21,10 @@ struct OpTable {
   std::string_view
       name;  // "reference", "cpu avx512-dot", "cpu avx512-vnni", "cpu avx512", "cpu avx2", "cpu generic"
   void (*embed)(const EmbedArgs&, ThreadPool&);
-  // How gemm wants a matrix: packed into `memory` of packed_bytes(), aligned to 64 bytes, which the result
-  // borrows; or, where packed_bytes() is 0, as it lies.
-  size_t (*packed_bytes)(const WeightMatrix&, ComputeType);
-  GemmWeights (*pack)(const WeightMatrix&, ComputeType, std::byte* memory, ThreadPool&);
+  // How gemm wants a matrix: layout() reads it and says so, without data; pack() makes that in `memory` of
+  // layout.bytes, aligned to 64 bytes, which the result borrows. Where bytes are 0 it is taken as it lies.
+  GemmWeights (*layout)(const WeightMatrix&, ComputeType, ThreadPool&);
+  GemmWeights (*pack)(const WeightMatrix&, const GemmWeights& layout, std::byte* memory, ThreadPool&);
   void (*gemm)(const GemmArgs&, ThreadPool&);
   void (*rope_kv)(const RopeKvArgs&, ThreadPool&);
   void (*paged_attention)(const PagedAttentionArgs&, ThreadPool&);

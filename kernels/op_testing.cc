@@ -98,12 +98,13 @@ RandomWeights::RandomWeights(DType dtype, size_t rows, size_t columns, uint64_t 
 }
 
 PackedWeights::PackedWeights(const OpTable& ops, const WeightMatrix& matrix, ThreadPool& pool,
-                             ComputeType compute)
-    : memory(ops.packed_bytes(matrix, compute) + 64) {
+                             ComputeType compute) {
+  const GemmWeights layout = ops.layout(matrix, compute, pool);
+  memory.resize(layout.bytes + 64);
   void* place = memory.data();
   size_t space = memory.size();
   CHECK(std::align(64, space - 64, place, space) != nullptr);
-  weights = ops.pack(matrix, compute, static_cast<std::byte*>(place), pool);
+  weights = ops.pack(matrix, layout, static_cast<std::byte*>(place), pool);
 }
 
 std::vector<float> Gemm(const OpTable& ops, const std::vector<float>& x, const WeightMatrix& matrix,

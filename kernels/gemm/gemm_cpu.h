@@ -113,20 +113,28 @@ struct BF16Strip {
 struct F32Strip {
   static constexpr DType kDType = DType::kF32;
 };
-// Its groups are spread to those of BF16Strip before they are multiplied.
+// Two of four: their groups are spread to those of Dense before they are multiplied.
 struct TwoOfFourStrip {
-  static constexpr DType kDType = DType::kBF16;
+  using Dense = BF16Strip;
+};
+struct TwoOfFourInt8Strip {
+  using Dense = Int8Strip;
+};
+template <typename Strip>
+concept IsSpread = requires {
+  typename Strip::Dense;
 };
 
 template <typename Strip>
 constexpr StripFormat kFormatOf = FormatOf(Strip::kDType);
-template <>
-constexpr StripFormat kFormatOf<TwoOfFourStrip> = kTwoOfFourFormat;
+template <IsSpread Strip>
+constexpr StripFormat kFormatOf<Strip> = TwoOfFourFormat(Strip::Dense::kDType);
 
 // Calls use(strip) with the struct of the weights.
 template <typename Use>
 inline void WithStrip(const GemmWeights& weights, Use use) {
-  if (weights.two_of_four) return use(TwoOfFourStrip());
+  if (weights.two_of_four)
+    return weights.dtype == DType::kInt8 ? use(TwoOfFourInt8Strip()) : use(TwoOfFourStrip());
   switch (weights.dtype) {
     case DType::kF32:
       return use(F32Strip());
@@ -341,23 +349,54 @@ TERRACE_INLINE inline void AddGroup(const std::byte* const (&chunks)[kStrips], s
   }
 }
 
-// A group of a strip of two of four elements as BF16Strip has it, with the zeros, into `to`. Memory is asked
-// for `ahead` bytes before it is read.
-inline void SpreadGroup(const std::byte* chunk, size_t blocks, size_t ahead, std::byte* to) {
-  for (size_t block = 0; block < blocks; ++block, chunk += kTwoOfFourFormat.block_bytes) {
-    Prefetch(chunk + ahead);
-    Bytes64 places = LoadBytes(chunk);
-    TERRACE_UNROLL(8)
-    for (size_t four = 0; four < 8; ++four, to += 128) {
-      Prefetch(chunk + ahead + 64 * (four + 1));
-      const Bytes64 pairs = LoadBytes(chunk + 64 * (four + 1));
-      StoreBytes(to, SpreadPairs<0>(pairs, places));
-      StoreBytes(to + 64, SpreadPairs<1>(pairs, places));
-      places = NextPlaces(places);
-    }
+// A block of 32 elements of two of four as the dense strip has it, with the zeros: `kept` are the lines
+// behind its places. Memory is asked for `ahead` bytes before it is read.
+inline void SpreadBlock(TwoOfFourStrip, const std::byte* kept, Bytes64 places, size_t ahead, std::byte* to) {
+  TERRACE_UNROLL(8)
+  for (size_t four = 0; four < 8; ++four, kept += 64, to += 128) {
+    Prefetch(kept + ahead);
+    const Bytes64 pairs = LoadBytes(kept);
+    StoreBytes(to, Spread(pairs, places, kSpreadControls[0]));
+    StoreBytes(to + 64, Spread(pairs, places, kSpreadControls[1]));
+    places = NextPlaces(places);
   }
 }
-constexpr size_t kSpreadBytes = FormatOf(DType::kBF16).ChunkBytes();  // of a group
+inline void SpreadBlock(TwoOfFourInt8Strip, const std::byte* kept, Bytes64 places, size_t ahead,
+                        std::byte* to) {
+  TERRACE_UNROLL(4)
+  for (size_t two = 0; two < 4; ++two, kept += 64, to += 128) {
+    Prefetch(kept + ahead);
+    const Bytes64 values = LoadBytes(kept);
+    StoreBytes(to, FlipSigns(Spread(values, places, kSpreadCodeControls[0])));
+    places = NextPlaces(places);
+    StoreBytes(to + 64, FlipSigns(Spread(values, places, kSpreadCodeControls[1])));
+    places = NextPlaces(places);
+  }
+}
+
+// A group likewise, which is a chunk: its scales, then its blocks.
+template <IsSpread Strip>
+inline void SpreadGroup(const std::byte* chunk, size_t blocks, size_t ahead, std::byte* to) {
+  constexpr StripFormat kFormat = kFormatOf<Strip>, kDense = kFormatOf<typename Strip::Dense>;
+  static_assert(kFormat.chunk == kGroup && kDense.chunk == kGroup);
+  static_assert(kFormat.scale_bytes == kDense.scale_bytes && kFormat.scale_bytes % 64 == 0);
+  for (size_t left = kFormat.scale_bytes; left > 0; left -= 64, chunk += 64, to += 64) {
+    Prefetch(chunk + ahead);
+    StoreBytes(to, LoadBytes(chunk));
+  }
+  for (size_t block = 0; block < blocks; ++block, chunk += kFormat.block_bytes, to += kDense.block_bytes) {
+    Prefetch(chunk + ahead);
+    SpreadBlock(Strip(), chunk + 64, LoadBytes(chunk), ahead, to);
+  }
+}
+
+// Memory for a spread group of each of kStrips strips; none where nothing is spread.
+template <typename Strip, size_t kStrips>
+struct SpreadMemory {};
+template <IsSpread Strip, size_t kStrips>
+struct SpreadMemory<Strip, kStrips> {
+  alignas(64) std::byte groups[kStrips][kFormatOf<typename Strip::Dense>.ChunkBytes()];
+};
 
 // How many blocks of 32 inputs a group has.
 inline size_t BlocksOf(size_t inputs, size_t group) {
@@ -382,20 +421,31 @@ Vec16 MultiplyOne(const GemmWeights& weights, const ActivationGroups& in, size_t
   return sum.Get(0);
 }
 
-template <>
-Vec16 MultiplyOne<TwoOfFourStrip>(const GemmWeights& weights, const ActivationGroups& in, size_t strip) {
-  const std::byte* chunk = weights.data + strip * StripBytes(kTwoOfFourFormat, weights.columns);
-  alignas(64) std::byte spread[kSpreadBytes];
-  const std::byte* const dense[1] = {spread};
+template <IsSpread Strip>
+Vec16 MultiplyOne(const GemmWeights& weights, const ActivationGroups& in, size_t strip) {
+  constexpr StripFormat kFormat = kFormatOf<Strip>;
+  const std::byte* chunk = weights.data + strip * StripBytes(kFormat, weights.columns);
+  SpreadMemory<Strip, 1> spread;
+  const std::byte* const dense[1] = {spread.groups[0]};
   SumsInRegisters<1> sum = {{Zero()}};
   for (size_t group = 0; group < GroupsOf(weights.columns); ++group) {
     const size_t blocks = BlocksOf(weights.columns, group);
-    SpreadGroup(chunk, blocks, kGemmAhead, spread);
-    AddGroup<BF16Strip, 1, 1>(dense, 0, blocks, in, group, 0, sum);
-    chunk += kTwoOfFourFormat.ChunkBytes();
+    SpreadGroup<Strip>(chunk, blocks, kGemmAhead, spread.groups[0]);
+    AddGroup<typename Strip::Dense, 1, 1>(dense, 0, blocks, in, group, 0, sum);
+    chunk += kFormat.ChunkBytes();
   }
   return sum.Get(0);
 }
+
+// The strip whose groups are multiplied.
+template <typename Strip>
+struct DenseOf {
+  using Type = Strip;
+};
+template <IsSpread Strip>
+struct DenseOf<Strip> {
+  using Type = typename Strip::Dense;
+};
 
 // One block of tokens, whose sums are [kTokens][kStrips][16] in memory.
 template <typename Strip, size_t kStrips, size_t kTokens, typename Ahead = NothingAhead>
@@ -413,9 +463,9 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
   constexpr StripFormat kFormat = kFormatOf<Strip>;
   constexpr size_t kGroups = kFormat.chunk / kGroup;
   const std::byte* chunks[kStrips];
-  constexpr bool kIsSpread = std::is_same_v<Strip, TwoOfFourStrip>;
-  using Dense = std::conditional_t<kIsSpread, BF16Strip, Strip>;
-  [[maybe_unused]] alignas(64) std::byte spread[kIsSpread ? kStrips : 1][kIsSpread ? kSpreadBytes : 1];
+  constexpr bool kIsSpread = IsSpread<Strip>;
+  using Dense = typename DenseOf<Strip>::Type;
+  [[maybe_unused]] SpreadMemory<Strip, kStrips> spread;
   const size_t strip_bytes = StripBytes(kFormat, weights.columns);
   for (size_t i = 0; i < kStrips; ++i) chunks[i] = weights.data + (strip + i) * strip_bytes;
   for (size_t i = 0; i < tokens * kStrips; ++i) Store(sums + 16 * i, Zero());
@@ -435,8 +485,8 @@ void MultiplyStrips(const GemmWeights& weights, const ActivationGroups& in, size
     for (size_t i = 0; i < kStrips; ++i) {
       from[i] = chunks[i];
       if constexpr (kIsSpread) {
-        SpreadGroup(chunks[i], blocks, kGroupBytes, spread[i]);
-        from[i] = spread[i];
+        SpreadGroup<Strip>(chunks[i], blocks, kGroupBytes, spread.groups[i]);
+        from[i] = spread.groups[i];
       }
     }
     size_t line = 0;

@@ -1,5 +1,6 @@
 #include "kernels/gemm/gemm.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -196,13 +197,14 @@ TEST_P(GemmOfEveryFormat, ATokenDoesNotDependOnTheBatch) {
 // Two of each four elements of `weights` become zero, at random; of some fours three or all.
 void MakeTwoOfFour(RandomWeights& weights, uint64_t seed) {
   const size_t fours = weights.matrix.rows * weights.matrix.columns / 4;
+  const size_t bytes = Info(weights.matrix.dtype).block_bytes;  // of an element
   const std::vector<float> random = RandomNormal(2 * fours, seed);
   for (size_t i = 0; i < fours; ++i) {
     const auto one = static_cast<size_t>(std::abs(random[2 * i]) * 1000) % 4;
     const auto other = (one + 1 + static_cast<size_t>(std::abs(random[2 * i + 1]) * 1000) % 3) % 4;
     for (size_t k = 0; k < 4; ++k) {
       const bool is_kept = i % 13 == 0 ? false : i % 7 == 0 ? k == one : k == one || k == other;
-      if (!is_kept) std::memset(weights.bytes.data() + 1 + 8 * i + 2 * k, 0, 2);
+      if (!is_kept) std::memset(weights.bytes.data() + 1 + (4 * i + k) * bytes, 0, bytes);
     }
   }
 }
@@ -210,12 +212,12 @@ void MakeTwoOfFour(RandomWeights& weights, uint64_t seed) {
 class GemmOfTwoOfFour : public EveryCpu {
  protected:
   void ForEveryShape(const std::function<void(const WeightMatrix&)>& check) {
-    for (const DType dtype : {DType::kF16, DType::kBF16}) {
-      for (const size_t inputs : {32, 96, 128, 160, 512}) {
+    for (const DType dtype : {DType::kF16, DType::kBF16, DType::kInt8}) {
+      for (const size_t inputs : {32, 96, 128, 160, 288, 512}) {
         const size_t outputs = 1 + inputs % 7 * 13;
         RandomWeights weights(dtype, outputs, inputs, /*seed=*/inputs);
         MakeTwoOfFour(weights, /*seed=*/inputs + 1);
-        ASSERT_TRUE(IsTwoOfFour(weights.matrix));
+        ASSERT_TRUE(IsTwoOfFour(weights.matrix, pool_));
         SCOPED_TRACE(testing::Message() << Info(dtype).name << " inputs " << inputs);
         check(weights.matrix);
         if (testing::Test::HasFatalFailure()) return;
@@ -241,33 +243,74 @@ TEST_P(GemmOfTwoOfFour, IsItsDefinitionToTheBitAndNearTheReference) {
   });
 }
 
-TEST_P(GemmOfTwoOfFour, TakesNineSixteenthsOfTheMemory) {
+// Nine sixteenths of 16 bits.
+TEST_P(GemmOfTwoOfFour, OfEachBlockOfARowHalfIsSavedAndFourBytesOfPlacesAreAdded) {
   ForEveryShape([&](const WeightMatrix& matrix) {
     WeightMatrix dense = matrix;
     std::vector<std::byte> bytes(matrix.rows * matrix.RowBytes(), std::byte{0x3c});
     dense.data = bytes.data();
-    EXPECT_EQ(ops().packed_bytes(matrix, ComputeType::kAuto) * 16,
-              ops().packed_bytes(dense, ComputeType::kAuto) * 9);
-    EXPECT_EQ(ops().packed_bytes(matrix, ComputeType::kF32), ops().packed_bytes(dense, ComputeType::kF32));
+    const size_t blocks = StripsOf(matrix.rows) * kStripRows * matrix.columns / kStripBlock;
+    const auto bytes_of = [&](const WeightMatrix& each, ComputeType compute) {
+      return ops().layout(each, compute, pool_).bytes;
+    };
+    EXPECT_EQ(bytes_of(dense, ComputeType::kAuto) - bytes_of(matrix, ComputeType::kAuto),
+              blocks * (16 * Info(matrix.dtype).block_bytes - 4));
+    EXPECT_EQ(bytes_of(matrix, ComputeType::kF32), bytes_of(dense, ComputeType::kF32));
   });
 }
 
 // Products of pairs where one part has the pattern and the other has not.
 TEST_P(GemmOfTwoOfFour, MayStandBesideADenseMatrix) {
   const size_t inputs = 256, outputs = 48;
-  RandomWeights sparse(DType::kBF16, outputs, inputs, /*seed=*/1);
-  MakeTwoOfFour(sparse, /*seed=*/2);
-  const RandomWeights dense(DType::kBF16, outputs, inputs, /*seed=*/3);
-  for (const size_t tokens : {1, 20}) {
-    const auto x = RandomNormal(tokens * inputs, /*seed=*/4);
-    const PackedWeights a(ops(), sparse.matrix, pool_), b(ops(), dense.matrix, pool_);
-    std::vector<float> of_a(tokens * outputs), of_b(tokens * outputs);
-    const GemmPart parts[] = {{.weights = a.weights, .out = of_a.data()},
-                              {.weights = b.weights, .out = of_b.data()}};
-    ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts}, pool_);
-    EXPECT_TRUE(SameBits(of_a, Gemm(ops(), x, sparse.matrix, pool_)));
-    EXPECT_TRUE(SameBits(of_b, Gemm(ops(), x, dense.matrix, pool_)));
+  for (const DType dtype : {DType::kBF16, DType::kInt8}) {
+    SCOPED_TRACE(Info(dtype).name);
+    RandomWeights sparse(dtype, outputs, inputs, /*seed=*/1);
+    MakeTwoOfFour(sparse, /*seed=*/2);
+    const RandomWeights dense(dtype, outputs, inputs, /*seed=*/3);
+    for (const size_t tokens : {1, 20}) {
+      const auto x = RandomNormal(tokens * inputs, /*seed=*/4);
+      const PackedWeights a(ops(), sparse.matrix, pool_), b(ops(), dense.matrix, pool_);
+      std::vector<float> of_a(tokens * outputs), of_b(tokens * outputs);
+      const GemmPart parts[] = {{.weights = a.weights, .out = of_a.data()},
+                                {.weights = b.weights, .out = of_b.data()}};
+      ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts}, pool_);
+      EXPECT_TRUE(SameBits(of_a, Gemm(ops(), x, sparse.matrix, pool_)));
+      EXPECT_TRUE(SameBits(of_b, Gemm(ops(), x, dense.matrix, pool_)));
+    }
   }
+}
+
+TEST(IsTwoOfFour, CountsWhatIsNotZeroInEachFour) {
+  ThreadPool pool(2);
+  const float scale = 1;
+  std::vector<int8_t> codes(64);
+  const WeightMatrix bytes = {.dtype = DType::kInt8,
+                              .data = reinterpret_cast<const std::byte*>(codes.data()),
+                              .rows = 2,
+                              .columns = 32,
+                              .row_scales = &scale};
+  std::vector<uint16_t> halves(64);
+  const WeightMatrix floats = {.dtype = DType::kF16,
+                               .data = reinterpret_cast<const std::byte*>(halves.data()),
+                               .rows = 2,
+                               .columns = 32};
+  EXPECT_TRUE(IsTwoOfFour(bytes, pool));
+  EXPECT_TRUE(IsTwoOfFour(floats, pool));
+  for (size_t four = 0; four < 64; four += 4) {
+    for (uint32_t kept = 0; kept < 16; ++kept) {
+      for (size_t i = 0; i < 4; ++i) {
+        const bool is_kept = (kept >> i & 1) != 0;
+        constexpr int8_t kCodesOf[] = {-128, 127, 1, -1};  // all that is not 0 counts
+        codes[four + i] = is_kept ? kCodesOf[i] : int8_t{0};
+        halves[four + i] = is_kept ? 1 : 0x8000;  // the smallest, and -0
+      }
+      EXPECT_EQ(IsTwoOfFour(bytes, pool), std::popcount(kept) <= 2) << four << " " << kept;
+      EXPECT_EQ(IsTwoOfFour(floats, pool), std::popcount(kept) <= 2) << four << " " << kept;
+    }
+    for (size_t i = 0; i < 4; ++i) codes[four + i] = 0, halves[four + i] = 0;
+  }
+  const WeightMatrix short_rows = {.dtype = DType::kInt8, .data = bytes.data, .rows = 2, .columns = 28};
+  EXPECT_FALSE(IsTwoOfFour(short_rows, pool));  // no whole block of 32
 }
 
 TEST_P(GemmOfEveryFormat, ExtremeCodesDoNotOverflow) {

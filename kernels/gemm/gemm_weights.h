@@ -30,6 +30,7 @@ struct GemmWeights {
   bool two_of_four = false;
   const std::byte* data = nullptr;
   size_t rows = 0, columns = 0;
+  size_t bytes = 0;                   // of the strips; 0: not packed
   const float* row_scales = nullptr;  // [rows], of kInt8 that is not packed
   size_t row_pitch = 0;               // as of WeightMatrix, of what is not packed
 

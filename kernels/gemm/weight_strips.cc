@@ -1,5 +1,6 @@
 #include "kernels/gemm/weight_strips.h"
 
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <vector>
@@ -132,25 +133,51 @@ void PackPairs(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byt
   }
 }
 
-// Rows of 16-bit elements, of each four of which two are kept: all that are not zero, in their order.
+// The places of two of four elements, all that are not zero among them.
+template <typename IsKept>
+PairPlaces KeptPlaces(IsKept is_kept) {
+  uint32_t first = 0, second = 3;
+  while (first < 2 && !is_kept(first)) ++first;
+  while (second > first + 1 && !is_kept(second)) --second;
+  return {first, second};
+}
+
+// Rows of 16-bit elements, of each four of which two are kept, in their order.
 template <typename Convert>
 void PackTwoOfFour(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byte* strip,
                    Convert convert) {
   const std::byte* from = matrix.Row(row);
   for (size_t first = 0; first < matrix.columns; first += kStripBlock) {
-    std::byte* const block = strip + first / kStripBlock * kTwoOfFourFormat.block_bytes;
+    std::byte* const block = strip + first / kStripBlock * TwoOfFourFormat(DType::kBF16).block_bytes;
     uint32_t places = 0;
     for (uint32_t four = 0; four < 8; ++four, from += 8) {
       const auto bits = [&](uint32_t i) { return LoadUnaligned<uint16_t>(from + 2 * i); };
-      const auto is_kept = [&](uint32_t i) { return (bits(i) & 0x7fff) != 0; };
-      uint32_t one = 0, other = 3;
-      while (one < 2 && !is_kept(one)) ++one;
-      while (other > one + 1 && !is_kept(other)) --other;
-      const uint16_t two[2] = {convert(bits(one)), convert(bits(other))};
+      const PairPlaces kept = KeptPlaces([&](uint32_t i) { return (bits(i) & 0x7fff) != 0; });
+      const uint16_t two[2] = {convert(bits(kept.first)), convert(bits(kept.second))};
       std::memcpy(block + 64 + 64 * four + 4 * in_strip, two, 4);
-      places |= CodeOfPlaces(one, other) << (3 * four);
+      places |= CodeOfPlaces(kept.first, kept.second) << (3 * four);
     }
     PutLine(places, in_strip, block);
+  }
+}
+
+// The same of INT8.
+void PackTwoOfFourBytes(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byte* strip) {
+  constexpr StripFormat kFormat = TwoOfFourFormat(DType::kInt8);
+  const std::byte* from = matrix.Row(row);
+  for (size_t first = 0; first < matrix.columns; first += kStripBlock) {
+    std::byte* const chunk = strip + first / kFormat.chunk * kFormat.ChunkBytes();
+    std::byte* const block =
+        chunk + kFormat.scale_bytes + first % kFormat.chunk / kStripBlock * kFormat.block_bytes;
+    uint32_t places = 0;
+    for (uint32_t four = 0; four < 8; ++four, from += 4) {
+      const PairPlaces kept = KeptPlaces([&](uint32_t i) { return from[i] != std::byte{0}; });
+      const std::byte two[2] = {from[kept.first], from[kept.second]};
+      std::memcpy(block + 64 + 64 * (four / 2) + 4 * in_strip + 2 * (four % 2), two, 2);
+      places |= CodeOfPlaces(kept.first, kept.second) << (3 * four);
+    }
+    PutLine(places, in_strip, block);
+    PutLine(matrix.row_scales[row], in_strip, chunk);
   }
 }
 
@@ -186,38 +213,51 @@ void PackCodes(const WeightMatrix& matrix, size_t row, size_t in_strip, std::byt
   }
 }
 
-// How a matrix is packed, but for its memory.
-GemmWeights StripsFor(const WeightMatrix& matrix, ComputeType compute) {
-  return {.dtype = StripDType(matrix.dtype, compute),
-          .packed = true,
-          .two_of_four = compute == ComputeType::kAuto && IsTwoOfFour(matrix),
-          .rows = matrix.rows,
-          .columns = matrix.columns};
-}
-
-}  // namespace
-
-bool IsTwoOfFour(const WeightMatrix& matrix) {
-  const bool is_16_bits = matrix.dtype == DType::kF16 || matrix.dtype == DType::kBF16;
-  if (!is_16_bits || matrix.columns % kStripBlock != 0) return false;
-  for (size_t row = 0; row < matrix.rows; ++row) {
-    const std::byte* four = matrix.Row(row);
-    for (size_t first = 0; first < matrix.columns; first += 4, four += 8) {
-      constexpr uint64_t kMagnitudes =
-          0x7fff7fff7fff7fff;  // adding it carries into the sign of what is not 0
-      const uint64_t kept = ((LoadUnaligned<uint64_t>(four) & kMagnitudes) + kMagnitudes) & ~kMagnitudes;
-      if (std::popcount(kept) > 2) return false;
-    }
+// Adding what all bits but the sign's are carries into the sign of what is not 0; of INT8, whose only zero
+// has no sign, the sign counts, too. Eight bytes are one four, or two.
+bool IsRowTwoOfFour(const WeightMatrix& matrix, size_t row) {
+  const bool is_int8 = matrix.dtype == DType::kInt8;
+  const uint64_t magnitudes = is_int8 ? 0x7f7f7f7f7f7f7f7f : 0x7fff7fff7fff7fff;
+  const std::byte* at = matrix.Row(row);
+  for (const std::byte* const end = at + matrix.RowBytes(); at < end; at += 8) {
+    const auto bits = LoadUnaligned<uint64_t>(at);
+    const uint64_t kept = (((bits & magnitudes) + magnitudes) | (is_int8 ? bits : 0)) & ~magnitudes;
+    if (is_int8 ? std::popcount(static_cast<uint32_t>(kept)) > 2 || std::popcount(kept >> 32) > 2
+                : std::popcount(kept) > 2)
+      return false;
   }
   return true;
 }
 
-size_t PackedBytes(const WeightMatrix& matrix, ComputeType compute) {
-  return StripsOf(matrix.rows) * StripBytes(FormatOf(StripsFor(matrix, compute)), matrix.columns);
+}  // namespace
+
+bool IsTwoOfFour(const WeightMatrix& matrix, ThreadPool& pool) {
+  const bool may_be =
+      matrix.dtype == DType::kF16 || matrix.dtype == DType::kBF16 || matrix.dtype == DType::kInt8;
+  if (!may_be || matrix.columns % kStripBlock != 0) return false;
+  if (matrix.rows > 0 && !IsRowTwoOfFour(matrix, 0)) return false;  // wakes nobody
+  std::atomic<bool> holds = true;
+  pool.ParallelFor(matrix.rows, /*grain=*/64, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end && holds.load(std::memory_order_relaxed); ++row) {
+      if (!IsRowTwoOfFour(matrix, row)) holds.store(false, std::memory_order_relaxed);
+    }
+  });
+  return holds;
 }
 
-GemmWeights PackStrips(const WeightMatrix& matrix, ComputeType compute, std::byte* memory, ThreadPool& pool) {
-  GemmWeights out = StripsFor(matrix, compute);
+GemmWeights LayOutStrips(const WeightMatrix& matrix, ComputeType compute, ThreadPool& pool) {
+  GemmWeights out = {.dtype = StripDType(matrix.dtype, compute),
+                     .packed = true,
+                     .two_of_four = compute == ComputeType::kAuto && IsTwoOfFour(matrix, pool),
+                     .rows = matrix.rows,
+                     .columns = matrix.columns};
+  out.bytes = StripsOf(matrix.rows) * StripBytes(FormatOf(out), matrix.columns);
+  return out;
+}
+
+GemmWeights PackStrips(const WeightMatrix& matrix, const GemmWeights& layout, std::byte* memory,
+                       ThreadPool& pool) {
+  GemmWeights out = layout;
   out.data = memory;
   const DType dtype = out.dtype;
   const size_t bytes = StripBytes(FormatOf(out), matrix.columns);
@@ -229,7 +269,9 @@ GemmWeights PackStrips(const WeightMatrix& matrix, ComputeType compute, std::byt
       std::memset(to, 0, bytes);
       for (size_t i = 0; i < kStripRows && strip * kStripRows + i < matrix.rows; ++i) {
         const size_t row = strip * kStripRows + i;
-        if (FormatOf(dtype).activations == ActivationFormat::kInt8) {
+        if (out.two_of_four && dtype == DType::kInt8) {
+          PackTwoOfFourBytes(matrix, row, i, to);
+        } else if (FormatOf(dtype).activations == ActivationFormat::kInt8) {
           PackCodes(matrix, row, i, to);
         } else if (out.two_of_four && matrix.dtype == DType::kBF16) {
           PackTwoOfFour(matrix, row, i, to, same);

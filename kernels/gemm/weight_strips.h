@@ -10,11 +10,13 @@
 // of 32 after block of 32. A matrix is its strips, one after the other, so that a thread which multiplies one
 // token reads memory in one stream. Columns are padded to 32 and rows to 16, with zeros.
 //
-// A matrix of F16 or BF16 of whose every four neighbours of a row at most two are not zero (2:4, as `terrace
-// prune` makes them), with rows of whole blocks of 32, becomes strips of 0.5625 of the bytes: a block is 32
-// bits of each row with the places of its 8 x 2 elements ([16 rows], three bits for each four,
+// A matrix of F16, BF16 or INT8 of whose every four neighbours of a row at most two are not zero (2:4, as
+// `terrace prune` makes them), with rows of whole blocks of 32, becomes strips of less. Of 16 bits 0.5625: a
+// block is 32 bits of each row with the places of its 8 x 2 elements ([16 rows], three bits for each four,
 // pair_places.h), then these ([four][16 rows][2]). Groups are spread to those of BF16 in the first cache
-// before they are multiplied, so that the sums are those of BF16 to the bit.
+// before they are multiplied, so that the sums are those of BF16 to the bit. INT8 likewise, 0.636 of the
+// bytes: behind the scales of the chunk a block is its places and then the codes as they are, signed ([two
+// fours] [16 rows][2 of the one, 2 of the other]).
 //
 // Codes are unsigned: the dot-product instructions take unsigned bytes times signed ones. Of quantized
 // formats a value is scale * (code - bias), or scale * code - minimum; see StripFormat.
@@ -79,13 +81,20 @@ constexpr StripFormat FormatOf(DType dtype) {
   return {};
 }
 
-inline constexpr StripFormat kTwoOfFourFormat = {ActivationFormat::kBF16, kGroup, 0, 64 + 512};
-
-constexpr StripFormat FormatOf(const GemmWeights& strips) {
-  return strips.two_of_four ? kTwoOfFourFormat : FormatOf(strips.dtype);
+// Of strips with two of each four elements, of kBF16 or kInt8: places before half of the codes of a block.
+constexpr StripFormat TwoOfFourFormat(DType dtype) {
+  StripFormat format = FormatOf(dtype);
+  format.block_bytes = 64 + format.block_bytes / 2;
+  return format;
 }
 
-bool IsTwoOfFour(const WeightMatrix& matrix);
+constexpr StripFormat FormatOf(const GemmWeights& strips) {
+  return strips.two_of_four ? TwoOfFourFormat(strips.dtype) : FormatOf(strips.dtype);
+}
+
+// Whether a matrix of F16, BF16 or INT8 has the pattern, in rows of whole blocks of 32. Reads all of one that
+// has, by all threads, and of others little.
+bool IsTwoOfFour(const WeightMatrix& matrix, ThreadPool& pool);
 
 // The dtype that strips of a matrix of `dtype` have.
 constexpr DType StripDType(DType dtype, ComputeType compute) {
@@ -109,10 +118,12 @@ constexpr size_t StripBytes(const StripFormat& format, size_t columns) {
 
 constexpr size_t StripBytes(DType dtype, size_t columns) { return StripBytes(FormatOf(dtype), columns); }
 
-// Bytes of all strips of a matrix; a multiple of 64.
-size_t PackedBytes(const WeightMatrix& matrix, ComputeType compute);
+// The strips of a matrix, without data; `bytes` are a multiple of 64.
+GemmWeights LayOutStrips(const WeightMatrix& matrix, ComputeType compute, ThreadPool& pool);
 
-// Fills `memory`, aligned to 64 bytes, and returns the strips in it.
-GemmWeights PackStrips(const WeightMatrix& matrix, ComputeType compute, std::byte* memory, ThreadPool& pool);
+// Fills `memory`, aligned to 64 bytes, and returns the strips in it. `layout` is what LayOutStrips says of
+// the matrix.
+GemmWeights PackStrips(const WeightMatrix& matrix, const GemmWeights& layout, std::byte* memory,
+                       ThreadPool& pool);
 
 }  // namespace terrace

@@ -34,6 +34,22 @@ constexpr std::array<uint32_t, 16> SpreadControls(uint32_t half) {
 }
 inline constexpr std::array<uint32_t, 16> kSpreadControls[2] = {SpreadControls(0), SpreadControls(1)};
 
+// For four bytes of which a lane has two, as its bytes 2 half and 2 half + 1 (those of two fours share a
+// lane).
+constexpr std::array<uint32_t, 16> SpreadCodeControls(uint32_t half) {
+  std::array<uint32_t, 16> out{};
+  for (uint32_t i = 0; i < 16; ++i) {
+    const PairPlaces places = kPairPlaces[i % 8 < 6 ? i % 8 : 0];
+    for (uint32_t place = 0; place < 4; ++place) {
+      const uint32_t byte = place == places.first ? 2 * half : place == places.second ? 2 * half + 1 : 0x80;
+      out[i] |= byte << (8 * place);
+    }
+  }
+  return out;
+}
+inline constexpr std::array<uint32_t, 16> kSpreadCodeControls[2] = {SpreadCodeControls(0),
+                                                                    SpreadCodeControls(1)};
+
 // Where each lane begins in its 16 bytes, for each of its bytes.
 inline constexpr std::array<uint32_t, 16> kLaneStarts = [] {
   std::array<uint32_t, 16> out{};

@@ -153,18 +153,20 @@ inline void StoreBytes(std::byte* to, Bytes64 a) {
   Store32Bytes(to, a.low);
   Store32Bytes(to + 32, a.high);
 }
-template <size_t kHalf>
-inline Bytes64 SpreadPairs(Bytes64 pairs, Bytes64 places) {
-  const __m256i controls = Load32Bytes(kSpreadControls[kHalf].data()),
-                starts = Load32Bytes(kLaneStarts.data());
-  const auto spread = [&](__m256i pair, __m256i place) {
+inline Bytes64 Spread(Bytes64 kept, Bytes64 places, const std::array<uint32_t, 16>& by_place) {
+  const __m256i controls = Load32Bytes(by_place.data()), starts = Load32Bytes(kLaneStarts.data());
+  const auto spread = [&](__m256i elements, __m256i place) {
     const __m256i control = _mm256_permutevar8x32_epi32(controls, place);
-    return _mm256_shuffle_epi8(pair, _mm256_or_si256(control, starts));
+    return _mm256_shuffle_epi8(elements, _mm256_or_si256(control, starts));
   };
-  return {spread(pairs.low, places.low), spread(pairs.high, places.high)};
+  return {spread(kept.low, places.low), spread(kept.high, places.high)};
 }
 inline Bytes64 NextPlaces(Bytes64 places) {
   return {_mm256_srli_epi32(places.low, 3), _mm256_srli_epi32(places.high, 3)};
+}
+inline Bytes64 FlipSigns(Bytes64 a) {
+  const __m256i signs = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(a.low, signs), _mm256_xor_si256(a.high, signs)};
 }
 inline __m256i SumPairs(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 inline Sums16 SumFours(Bytes64 a) {

@@ -134,15 +134,15 @@ inline Bytes64 AddBits(Bytes64 codes, Bytes64 bits, int shift) {
   return {_mm512_or_si512(codes.v, _mm512_and_si512(moved, _mm512_set1_epi8(kMask)))};
 }
 inline void StoreBytes(std::byte* to, Bytes64 a) { _mm512_storeu_si512(to, a.v); }
-// Each lane has two of four 16-bit elements, and their places in its three lowest bits (pair_places.h): the
-// elements 2 kHalf and 2 kHalf + 1 of the four. Then the places of the next four.
-template <size_t kHalf>
-inline Bytes64 SpreadPairs(Bytes64 pairs, Bytes64 places) {
-  const __m512i control =
-      _mm512_permutexvar_epi32(places.v, _mm512_loadu_si512(kSpreadControls[kHalf].data()));
-  return {_mm512_shuffle_epi8(pairs.v, _mm512_or_si512(control, _mm512_loadu_si512(kLaneStarts.data())))};
+// Each lane has elements that are kept of each four, and the places of the next two in its three lowest bits:
+// what `by_place` (one of the controls of pair_places.h) makes of them. Then the places of the next four.
+inline Bytes64 Spread(Bytes64 kept, Bytes64 places, const std::array<uint32_t, 16>& by_place) {
+  const __m512i control = _mm512_permutexvar_epi32(places.v, _mm512_loadu_si512(by_place.data()));
+  return {_mm512_shuffle_epi8(kept.v, _mm512_or_si512(control, _mm512_loadu_si512(kLaneStarts.data())))};
 }
 inline Bytes64 NextPlaces(Bytes64 places) { return {_mm512_srli_epi32(places.v, 3)}; }
+// Each byte with its highest bit turned over: signed ones become unsigned ones, 128 more.
+inline Bytes64 FlipSigns(Bytes64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }
 // The sums of the four signed bytes of each lane.
 inline Sums16 SumFours(Bytes64 a) {
   const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), a.v);

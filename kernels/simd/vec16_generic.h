@@ -155,12 +155,14 @@ inline Bytes64 AddBits(const Bytes64& codes, const Bytes64& bits, int shift) {
   });
 }
 inline void StoreBytes(std::byte* to, const Bytes64& a) { __builtin_memcpy(to, a.v, sizeof(a.v)); }
-template <size_t kHalf>
-inline Bytes64 SpreadPairs(const Bytes64& pairs, const Bytes64& places) {
+inline Bytes64 Spread(const Bytes64& kept, const Bytes64& places, const std::array<uint32_t, 16>& by_place) {
   return EachByte([&](size_t i) {
-    const uint32_t control = kSpreadControls[kHalf][places.v[i / 4 * 4] & 7] >> (8 * (i % 4));
-    return (control & 0x80) != 0 ? 0 : pairs.v[i / 4 * 4 + (control & 3)];
+    const uint32_t control = by_place[places.v[i / 4 * 4] & 7] >> (8 * (i % 4));
+    return (control & 0x80) != 0 ? 0 : kept.v[i / 4 * 4 + (control & 3)];
   });
+}
+inline Bytes64 FlipSigns(const Bytes64& a) {
+  return EachByte([&](size_t i) { return a.v[i] ^ 0x80; });
 }
 inline Bytes64 NextPlaces(const Bytes64& places) {
   auto lanes = std::bit_cast<std::array<uint32_t, 16>>(places);

@@ -1,10 +1,10 @@
 #include "router/cluster/grpc_worker.h"
 
-#include <algorithm>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/grpc_channel.h"
 #include "base/grpc_status.h"
 #include "grpcpp/grpcpp.h"
@@ -42,12 +42,6 @@ void KeepCallbackThreads() {
     return made;
   }();
   static_cast<void>(anchor);
-}
-
-// gRPC deadlines are wall-clock times.
-std::chrono::system_clock::time_point WallDeadline(Duration remaining) {
-  return std::chrono::system_clock::now() +
-         std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(remaining, Duration(0)));
 }
 
 class ContextHandle : public CallHandle {
@@ -170,7 +164,7 @@ class GrpcWorkerConnection : public WorkerConnection {
       v1::WorkerDescription response;
     };
     auto call = std::make_shared<Call>();
-    call->context->set_deadline(WallDeadline(timeout));
+    call->context->set_deadline(WallTimeIn(timeout));
     stub_->async()->Describe(
         call->context.get(), &call->request, &call->response,
         [call, on_done = std::move(on_done), described = described_](const grpc::Status& status) {
@@ -205,7 +199,7 @@ class GrpcWorkerConnection : public WorkerConnection {
   std::unique_ptr<CallHandle> FetchText(const std::string& digest, Duration timeout,
                                         Done<std::string> on_done) override {
     auto context = std::make_shared<grpc::ClientContext>();
-    context->set_deadline(WallDeadline(timeout));
+    context->set_deadline(WallTimeIn(timeout));
     auto bytes = std::make_shared<std::string>();
     auto* call = new StreamCall<v1::TextChunk>(
         context,

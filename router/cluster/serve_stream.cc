@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/grpc_status.h"
 #include "router/cluster/ejection.h"
 
@@ -25,12 +26,6 @@ google::protobuf::ArenaOptions ArenaIn(std::span<char> block) {
   options.initial_block = block.data();
   options.initial_block_size = block.size();
   return options;
-}
-
-std::chrono::system_clock::time_point WallTime(MonoTime when) {
-  const Duration remaining = std::max(when - RealClock().Now(), Duration(0));
-  return std::chrono::system_clock::now() +
-         std::chrono::duration_cast<std::chrono::system_clock::duration>(remaining);
 }
 
 v1::ServeCommand StartCommand(const ExecuteSpec& spec) {
@@ -235,7 +230,7 @@ void ServeStream::SetAlarm() {
   if (deadline_alarm_ != nullptr && alarm_at_ <= first) return;  // it sets the next one
   alarm_at_ = first;
   deadline_alarm_ = std::make_unique<grpc::Alarm>();
-  deadline_alarm_->Set(WallTime(first), [weak = weak_from_this()](bool is_due) {
+  deadline_alarm_->Set(WallTimeIn(first - RealClock().Now()), [weak = weak_from_this()](bool is_due) {
     const auto self = is_due ? weak.lock() : nullptr;
     if (self != nullptr) self->OnDeadline();
   });

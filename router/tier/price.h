@@ -1,6 +1,8 @@
 // What tokens cost. Values; pure.
 #pragma once
 
+#include <cstdint>
+
 #include "router/request/answer.h"
 
 namespace terrace {
@@ -10,11 +12,15 @@ struct TierPrice {
   double usd_per_million_completion_tokens = 0;
 };
 
+inline double PriceUsd(const TierPrice& price, uint64_t prompt_tokens, uint64_t completion_tokens) {
+  return (price.usd_per_million_prompt_tokens * static_cast<double>(prompt_tokens) +
+          price.usd_per_million_completion_tokens * static_cast<double>(completion_tokens)) /
+         1e6;
+}
+
 // Cached prompt tokens cost what other prompt tokens do.
 inline double PriceUsd(const TierPrice& price, const TokenUsage& usage) {
-  return (price.usd_per_million_prompt_tokens * usage.prompt_tokens +
-          price.usd_per_million_completion_tokens * usage.completion_tokens) /
-         1e6;
+  return PriceUsd(price, usage.prompt_tokens, usage.completion_tokens);
 }
 
 }  // namespace terrace

@@ -24,9 +24,7 @@ StatusOr<double> MostUsd(const PlanQuery& query, const TierView& tier, const Tie
   ASSIGN_OR_RETURN(const size_t prompt, query.prompt.Tokens(tier));
   const size_t answer =
       MostAnswerTokens(query.request, tier, prompt, expected_answer_tokens) * query.request.draws();
-  return (price.usd_per_million_prompt_tokens * static_cast<double>(prompt) +
-          price.usd_per_million_completion_tokens * static_cast<double>(answer)) /
-         1e6;
+  return PriceUsd(price, prompt, answer);
 }
 
 StatusOr<double> ExpectedSeconds(const PlanQuery& query, size_t tier, uint32_t expected_answer_tokens) {

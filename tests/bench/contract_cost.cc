@@ -39,10 +39,11 @@ struct Matrix {
     std::vector<std::byte> bytes(rows * matrix.RowBytes());
     EncodeWeights(dtype, values, bytes);
     matrix.data = bytes.data();
-    memory.resize(CpuOps().packed_bytes(matrix, ComputeType::kAuto) + 64);
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
     ThreadPool one(1);
-    view = CpuOps().pack(matrix, ComputeType::kAuto, memory.data() + -address % 64, one);
+    const GemmWeights layout = CpuOps().layout(matrix, ComputeType::kAuto, one);
+    memory.resize(layout.bytes + 64);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    view = CpuOps().pack(matrix, layout, memory.data() + -address % 64, one);
   }
   std::vector<std::byte> memory;
   GemmWeights view;  // borrows `memory`

@@ -26,6 +26,7 @@
 
 #include "base/binomial.h"
 #include "base/mapped_file.h"
+#include "base/median.h"
 #include "base/rng.h"
 #include "base/shuffle.h"
 #include "base/status.h"
@@ -163,17 +164,11 @@ size_t CountAbove(const std::vector<Judged>& judged, double epsilon) {
       std::ranges::count_if(judged, [&](const Judged& each) { return each.rate() > epsilon; }));
 }
 
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::ranges::sort(values);
-  return values[values.size() / 2];
-}
-
 template <typename Value>
 double MedianOf(const std::vector<Judged>& judged, Value value) {
   std::vector<double> values;
   for (const Judged& each : judged) values.push_back(value(each));
-  return Median(std::move(values));
+  return values.empty() ? 0 : Median(std::move(values));
 }
 
 void Print(const char* name, const std::vector<Judged>& judged, size_t runs, double epsilon) {

@@ -20,6 +20,7 @@
 
 #include "base/clock.h"
 #include "base/machine.h"
+#include "base/median.h"
 #include "base/rng.h"
 #include "tests/bench/forced_executor.h"
 #include "tests/bench/speculation_prompts.h"
@@ -90,11 +91,6 @@ StatusOr<Measured> Answer(Engine& engine, std::span<const SequenceSpec> specs, u
   }
   measured.tokens_per_second = static_cast<double>(tokens) / Seconds(RealClock().Now() - begin);
   return measured;
-}
-
-double Median(std::vector<double> values) {
-  std::ranges::sort(values);
-  return values[values.size() / 2];
 }
 
 // The answer's token with that chance, else another.

@@ -2,8 +2,6 @@
 // Cancel happens on gRPC's threads.
 #pragma once
 
-#include <algorithm>
-#include <chrono>
 #include <memory>
 #include <utility>
 
@@ -14,20 +12,14 @@
 
 namespace terrace {
 
-// gRPC deadlines are wall-clock times.
-inline std::chrono::system_clock::time_point WallDeadline(MonoTime deadline) {
-  const Duration left = std::max(deadline - RealClock().Now(), Duration(0));
-  return std::chrono::system_clock::now() +
-         std::chrono::duration_cast<std::chrono::system_clock::duration>(left);
-}
-
 template <typename Response>
 class BenchStream : public grpc::ClientReadReactor<Response>,
                     public std::enable_shared_from_this<BenchStream<Response>> {
  public:
   BenchStream(const BenchRequest& request, std::shared_ptr<BenchObserver> observer)
       : observer_(std::move(observer)) {
-    if (request.deadline.has_value()) context_.set_deadline(WallDeadline(*request.deadline));
+    if (request.deadline.has_value())
+      context_.set_deadline(WallTimeIn(*request.deadline - RealClock().Now()));
   }
 
   grpc::ClientContext& context() { return context_; }

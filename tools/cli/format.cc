@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <ctime>
 
 #include "base/status.h"
@@ -24,12 +23,6 @@ std::string FormatCount(uint64_t count) {
 
 std::string FormatCount(uint64_t count, const std::string& noun) {
   return Concat(FormatCount(count), " ", noun, count == 1 ? "" : "s");
-}
-
-std::string FormatFixed(double value, int decimals) {
-  std::array<char, 64> text;
-  const int size = std::snprintf(text.data(), text.size(), "%.*f", decimals, value);
-  return std::string(text.data(), std::min<size_t>(size, text.size() - 1));
 }
 
 std::string FormatBytes(uint64_t bytes) {

@@ -6,12 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "base/format.h"  // FormatFixed
+
 namespace terrace {
 
 std::string FormatCount(uint64_t count);                           // "2,722,560"
 std::string FormatCount(uint64_t count, const std::string& noun);  // "1 row", "1,200 rows"
 std::string FormatBytes(uint64_t bytes);                           // "5.2 MiB"
-std::string FormatFixed(double value, int decimals);               // "0.857"
 std::string FormatSeconds(double seconds);                         // "800 µs", "12 ms", "3.4 s"
 // Millionths of a dollar below a tenth of a cent: nobody reads what an answer of a small model costs as
 // $0.0000002.

@@ -5,7 +5,6 @@
 #include <map>
 #include <memory>
 #include <random>
-#include <set>
 #include <system_error>
 #include <utility>
 #include <variant>
@@ -27,8 +26,6 @@ namespace terrace {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr char kBaseline[] = "baseline";
 
 std::vector<TokenId> Vocabulary(const ModelFiles& files) {
   return TextTokens(*files.text->tokenizer, files.config.vocab_size);
@@ -54,7 +51,11 @@ class PlanRun {
 
   Status Run() {
     if (!options_.out.empty()) RETURN_IF_ERROR(CheckCanReplace(options_.out));  // before the work
-    RETURN_IF_ERROR(CheckNames());
+    for (const ReportCascade& cascade : options_.cascades) {
+      if (cascade.tiers.size() != 2)
+        return InvalidArgument("--cascade: of two tiers, not ", cascade.tiers.size());
+    }
+    RETURN_IF_ERROR(CheckNames(options_.techniques, options_.variants, options_.cascades, "plan"));
     RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
     if (!options_.techniques.empty()) RETURN_IF_ERROR(MakeWorkFolder(options_.work, "models"));
     RETURN_IF_ERROR(ReadReport());
@@ -99,26 +100,6 @@ class PlanRun {
     return {};
   }
 
-  // Names are all different, and cascades are of models that have one.
-  Status CheckNames() const {
-    std::set<std::string> names = {kBaseline};
-    const auto add = [&names](const std::string& name) {
-      return names.insert(name).second ? Status() : InvalidArgument("two plans are named ", name);
-    };
-    for (const std::string& name : options_.techniques) RETURN_IF_ERROR(add(name));
-    for (const ReportVariant& variant : options_.variants) RETURN_IF_ERROR(add(variant.name));
-    const std::set<std::string> models = names;
-    for (const ReportCascade& cascade : options_.cascades) {
-      if (cascade.tiers.size() != 2)
-        return InvalidArgument("--cascade: of two tiers, not ", cascade.tiers.size());
-      for (const std::string& tier : cascade.tiers) {
-        if (!models.contains(tier)) return InvalidArgument("--cascade: no plan is named ", tier);
-      }
-      for (const double threshold : cascade.thresholds) RETURN_IF_ERROR(add(cascade.RowName(threshold)));
-    }
-    return {};
-  }
-
   Status MakeVariants() {
     variants_.push_back({.name = kBaseline, .model = options_.target.model});
     ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options_.target.model));
@@ -132,15 +113,6 @@ class PlanRun {
     }
     variants_.insert(variants_.end(), options_.variants.begin(), options_.variants.end());
     return {};
-  }
-
-  ModelTarget TargetOf(const ReportVariant& variant) const {
-    ModelTarget target = options_.target;
-    target.model = variant.model;
-    target.max_sequences = options_.max_sequences;
-    if (!variant.compute.empty()) target.compute = variant.compute;
-    if (!variant.kv_dtype.empty()) target.kv_dtype = variant.kv_dtype;
-    return target;
   }
 
   // An engine is measured once, whatever drafts for it.
@@ -173,7 +145,8 @@ class PlanRun {
   }
 
   Status AddVariant(const ReportVariant& variant) {
-    const ModelTarget target = TargetOf(variant);
+    ModelTarget target = TargetOf(options_.target, variant);
+    target.max_sequences = options_.max_sequences;
     ASSIGN_OR_RETURN(const ProbedEngine* const probed, Probe(target));
     PlanTier tier{.cost = &probed->cost,
                   .weight_bytes = probed->engine.weight_bytes,

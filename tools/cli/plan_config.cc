@@ -1,11 +1,11 @@
 #include "tools/cli/plan_config.h"
 
 #include "base/status.h"
+#include "tools/cli/launch/ports.h"
 
 namespace terrace {
 namespace {
 
-constexpr uint32_t kFirstPort = 8101, kFirstOpsPort = 9091;
 constexpr char kPolicy[] = "planned";
 
 void SetSpeculation(const ServingSettings& settings, const PlannedWorker& worker, v1::EngineConfig& engine) {
@@ -21,8 +21,8 @@ void SetSpeculation(const ServingSettings& settings, const PlannedWorker& worker
 v1::WorkerConfig WorkerOf(const ServingSettings& settings, const PlannedWorker& worker, uint32_t index) {
   v1::WorkerConfig config;
   config.set_model(worker.model);
-  config.set_grpc(Concat("127.0.0.1:", kFirstPort + index));
-  config.set_ops(Concat("127.0.0.1:", kFirstOpsPort + index));
+  config.set_grpc(Concat("127.0.0.1:", kFirstWorkerPort + index));
+  config.set_ops(Concat("127.0.0.1:", kFirstWorkerOpsPort + index));
   v1::EngineConfig& engine = *config.mutable_engine();
   if (worker.threads > 0) engine.set_threads(worker.threads);
   engine.set_max_sequences(settings.max_sequences);

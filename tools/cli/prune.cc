@@ -6,12 +6,18 @@
 namespace terrace {
 namespace {
 
+// In the order of kLinears.
+constexpr size_t kKey = 1, kOutput = 3, kGate = 4, kDown = 6;
+constexpr size_t kGpuHiddenMultiple = 64;  // docs/how-to/gpu.md
+
 // Of a cut: what is left of the layer, and what the linears that read what went have lost.
-std::string CutText(const LayerReport& layer) {
-  constexpr size_t kKey = 1, kOutput = 3, kGate = 4, kDown = 6;  // in the order of kLinears
+std::string CutText(const Cut& cut, const LayerReport& layer) {
   const auto error = [&](size_t i) { return FormatFixed(layer.linears[i].relative_error, 4); };
-  return Concat("KV width ", layer.linears[kKey].shape[0], ", ", layer.linears[kGate].shape[0],
-                " channels, output ", error(kOutput), ", down ", error(kDown));
+  const std::string sizes =
+      Concat("KV width ", layer.linears[kKey].shape[0], ", ", layer.linears[kGate].shape[0], " channels, ");
+  if (cut.hidden > 0)
+    return Concat("stream width ", layer.linears[kKey].shape[1], ", ", sizes, ErrorsText(layer));
+  return Concat(sizes, "output ", error(kOutput), ", down ", error(kDown));
 }
 
 StatusOr<PruneRequest> MakeRequest(const PruneOptions& options, const CommandContext& context) {
@@ -28,7 +34,12 @@ StatusOr<PruneRequest> MakeRequest(const PruneOptions& options, const CommandCon
   }
   request.cut = options.cut;
   request.repair = !options.no_repair;
-  FillRequest(options, context, request.cut.is_empty() ? ErrorsText : CutText, request);
+  if (request.cut.is_empty()) {
+    FillRequest(options, context, ErrorsText, request);
+  } else {
+    const auto text = [cut = request.cut](const LayerReport& layer) { return CutText(cut, layer); };
+    FillRequest(options, context, text, request);
+  }
   return request;
 }
 
@@ -36,7 +47,18 @@ StatusOr<PruneRequest> MakeRequest(const PruneOptions& options, const CommandCon
 std::string StepText(const PruneRequest& request, const PruneReport& report) {
   std::string text = Concat("a step on a CPU reads ", FormatBytes(report.step_bytes_after),
                             " of weights, of the model before ", FormatBytes(report.step_bytes_before));
-  if (!request.cut.is_empty()) return text;
+  if (report.step_bytes_after > report.step_bytes_before)
+    return Concat(
+        text,
+        ": it does not pay as it is: matrices that were quantized became F16, and columns that went "
+        "break 2:4; quantize what came out (int8 keeps 2:4)");
+  if (!request.cut.is_empty()) {
+    if (report.step_bytes_after == report.step_bytes_before) text += ": it does not pay on CPUs";
+    const size_t width = report.layers[0].linears[kKey].shape[1];
+    if (request.cut.hidden > 0 && width % kGpuHiddenMultiple != 0)
+      text += Concat("; CPU workers only: GPUs take widths that are multiples of ", kGpuHiddenMultiple);
+    return text;
+  }
   if (report.step_bytes_after < report.step_bytes_before)
     return Concat(text, ": it skips the zeros. Files, GPUs and prompts gain nothing");
   if (report.step_bytes_after == report.step_bytes_before && report.was_two_of_four)

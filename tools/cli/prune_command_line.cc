@@ -6,7 +6,8 @@ namespace terrace {
 
 void AddPrune(CLI::App& app, PruneOptions& options) {
   CLI::App* const prune = app.add_subcommand(
-      "prune", "Write a model with fewer weights: zeros, or fewer heads, channels and layers.");
+      "prune",
+      "Write a model with fewer weights: zeros, or fewer heads, channels and layers, or a smaller width.");
   AddRewritePaths(*prune, options);
   CLI::Option* const sparsity =
       prune->add_option("--sparsity", options.sparsity, "share of the weights that become zero; pays nowhere")
@@ -39,6 +40,11 @@ void AddPrune(CLI::App& app, PruneOptions& options) {
                    "KV heads of each layer, with the query heads that share them")
       ->type_name(kWholeNumber);
   prune->add_option("--remove-layers", options.cut.layers, "layers: those that change the least")
+      ->type_name(kWholeNumber);
+  prune
+      ->add_option("--remove-hidden", options.cut.hidden,
+                   Concat("channels of the residual stream: those that matter least; a multiple of ",
+                          kHiddenMultiple, " stays"))
       ->type_name(kWholeNumber);
   prune->add_flag("--no-repair", options.no_repair,
                   "of --remove-...: what is left does not make up for what went");

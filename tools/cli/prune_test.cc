@@ -6,6 +6,7 @@
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/cli/quantize.h"
 #include "tools/cli/test_context.h"
 #include "worker/formats/model_files.h"
 
@@ -80,6 +81,32 @@ TEST_F(PruneCommand, TellsWhatIsLeftOfEachLayer) {
   TestContext test;
   ASSERT_EQ(RunPrune(options, test.context), Status());
   EXPECT_THAT(test.out.str(), HasSubstr("layer 2/2  KV width 32, 256 channels, output 0."));
+}
+
+TEST_F(PruneCommand, OfANarrowerStreamTellsItsWidthAndWhatEachLinearLost) {
+  PruneOptions options = Options();
+  options.cut = {.hidden = 32};
+  TestContext test;
+  ASSERT_EQ(RunPrune(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("layer 3/3  stream width 32, KV width "));
+  EXPECT_THAT(test.out.str(), HasSubstr("256 channels, query 0."));
+  EXPECT_THAT(test.out.str(), HasSubstr("GPUs take widths that are multiples of 64"));
+  EXPECT_THAT(test.out.str(), testing::Not(HasSubstr("does not pay")));
+}
+
+TEST_F(PruneCommand, SaysWhenACutDoesNotPay) {
+  QuantizeOptions quantize;  // what is cut from it becomes F16
+  quantize.model = "models/terrace-demo-nano";
+  quantize.out = folder_ / "int4";
+  quantize.to = "int4-g32";
+  quantize.method = "rtn";
+  PruneOptions options = Options();
+  options.model = quantize.out;
+  options.cut = {.kv_heads = 1};
+  TestContext test;
+  ASSERT_EQ(RunQuantize(quantize, test.context), Status());
+  ASSERT_EQ(RunPrune(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("it does not pay as it is"));
 }
 
 TEST_F(PruneCommand, OptionsThatDoNotGoTogetherAreUsageErrors) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <set>
 #include <utility>
 
 #include "base/clock.h"
@@ -27,28 +26,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kBaseline[] = "baseline";
 constexpr size_t kSpeedPrompts = 64;
 constexpr size_t kStemDigits = 12;  // of a digest, in file names
-
-// Names of rows are all different, and cascades are of models that have one.
-Status CheckNames(const ReportOptions& options) {
-  std::set<std::string> names = {kBaseline};
-  const auto add = [&names](const std::string& name) {
-    return names.insert(name).second ? Status() : InvalidArgument("two rows are named ", name);
-  };
-  for (const std::string& name : options.techniques) RETURN_IF_ERROR(add(name));
-  for (const ReportVariant& variant : options.variants) RETURN_IF_ERROR(add(variant.name));
-  const std::set<std::string> models = names;
-  for (const ReportCascade& cascade : options.cascades) {
-    for (const std::string& tier : cascade.tiers) {
-      if (!models.contains(tier))
-        return InvalidArgument("--cascade: no row is named ", tier, ": baseline, a technique or a variant");
-    }
-    for (const double threshold : cascade.thresholds) RETURN_IF_ERROR(add(cascade.RowName(threshold)));
-  }
-  return {};
-}
 
 struct Digests {
   std::string model = {}, text = {};  // as a worker tells them
@@ -118,7 +97,7 @@ class ReportRun {
   };
 
   Status Prepare() {
-    RETURN_IF_ERROR(CheckNames(options_));
+    RETURN_IF_ERROR(CheckNames(options_.techniques, options_.variants, options_.cascades, "row"));
     RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
     ASSIGN_OR_RETURN(rows_, LoadEvaluationRows(options_.evaluate, context_.argv0));
     scored_ = ScoredRows(rows_.rows);
@@ -143,16 +122,6 @@ class ReportRun {
     }
     for (const ReportVariant& variant : options_.variants) RETURN_IF_ERROR(Measure(variant));
     return {};
-  }
-
-  ModelTarget TargetOf(const ReportVariant& variant) const {
-    ModelTarget target = options_.evaluate.target;
-    target.model = variant.model;
-    if (!variant.compute.empty()) target.compute = variant.compute;
-    if (!variant.kv_dtype.empty()) target.kv_dtype = variant.kv_dtype;
-    target.drafter = variant.drafter;
-    target.draft_model = variant.draft_model;
-    return target;
   }
 
   StatusOr<Files> FilesOf(const std::string& name, const ModelTarget& target) {
@@ -189,7 +158,9 @@ class ReportRun {
 
   Status Measure(const ReportVariant& variant) {
     const MonoTime start = RealClock().Now();
-    Measured measured{.target = TargetOf(variant)};
+    Measured measured{.target = TargetOf(options_.evaluate.target, variant)};
+    measured.target.drafter = variant.drafter;
+    measured.target.draft_model = variant.draft_model;
     auto files = FilesOf(variant.name, measured.target);
     if (!files.ok()) return Annotate(files.status(), variant.name);
     const bool is_kept = ReadKept(*files, measured).ok();

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iterator>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -13,7 +14,6 @@
 #include "base/machine.h"
 #include "base/mapped_file.h"
 #include "base/version.h"
-#include "tools/cli/model_target.h"
 #include "tools/optimize/quantize.h"
 #include "tools/report/technique_row.h"
 
@@ -159,6 +159,33 @@ StatusOr<ReportCascade> ParseCascade(std::string_view text) {
       return InvalidArgument("\"", name, "\" is no name of a row: of at most 64 characters");
   }
   return cascade;
+}
+
+Status CheckNames(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
+                  std::span<const ReportCascade> cascades, const char* row) {
+  std::set<std::string> names = {kBaseline};
+  const auto add = [&](const std::string& name) {
+    return names.insert(name).second ? Status() : InvalidArgument("two ", row, "s are named ", name);
+  };
+  for (const std::string& name : techniques) RETURN_IF_ERROR(add(name));
+  for (const ReportVariant& variant : variants) RETURN_IF_ERROR(add(variant.name));
+  const std::set<std::string> models = names;
+  for (const ReportCascade& cascade : cascades) {
+    for (const std::string& tier : cascade.tiers) {
+      if (!models.contains(tier))
+        return InvalidArgument("--cascade: no ", row, " is named ", tier,
+                               ": baseline, a technique or a variant");
+    }
+    for (const double threshold : cascade.thresholds) RETURN_IF_ERROR(add(cascade.RowName(threshold)));
+  }
+  return {};
+}
+
+ModelTarget TargetOf(ModelTarget baseline, const ReportVariant& variant) {
+  baseline.model = variant.model;
+  if (!variant.compute.empty()) baseline.compute = variant.compute;
+  if (!variant.kv_dtype.empty()) baseline.kv_dtype = variant.kv_dtype;
+  return baseline;
 }
 
 const ReportTechnique* FindTechnique(std::string_view name) {

@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "tools/cli/command_context.h"
+#include "tools/cli/model_target.h"
 #include "tools/optimize/calibration.h"
 
 namespace terrace {
@@ -35,6 +36,16 @@ struct ReportCascade {
 
 // "SMALL+LARGE@T[,T...]". INVALID_ARGUMENT says what is wrong.
 StatusOr<ReportCascade> ParseCascade(std::string_view text);
+
+inline constexpr char kBaseline[] = "baseline";  // the name of the row that others are compared with
+
+// Names are all different, and cascades are of models that have one. `row` is what messages call what has the
+// names. INVALID_ARGUMENT.
+Status CheckNames(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
+                  std::span<const ReportCascade> cascades, const char* row);
+
+// `baseline` with a variant's model and types. Who drafts is left to the caller.
+ModelTarget TargetOf(ModelTarget baseline, const ReportVariant& variant);
 
 // A technique by its name, of the baseline: another format of its weights, which is made, or another way to
 // run it.

@@ -12,11 +12,12 @@ namespace {
 class Strip {
  public:
   Strip(const FloatMatrix& matrix, const RowFormat& format, const InverseHessian& inverse,
-        std::span<const float> importance, size_t first, size_t rows)
+        std::span<const float> importance, bool keeps_zeros, size_t first, size_t rows)
       : matrix_(matrix),
         format_(format),
         inverse_(inverse),
         importance_(importance),
+        keeps_zeros_(keeps_zeros),
         in_order_(std::ranges::is_sorted(inverse.order)),
         first_(first),
         weights_(matrix, inverse, first, rows),
@@ -75,7 +76,8 @@ class Strip {
     const BlockLevels& levels = levels_[row * format_.blocks() + column / format_.block()];
     const WeightLevel& level = levels.levels[column % format_.block() / format_.shared()];
     const double weight = weights_.At(row, k);
-    const int code = CodeOf(level, format_.codes(), static_cast<float>(weight));
+    const bool stays_zero = keeps_zeros_ && matrix_.Row(first_ + row)[column] == 0;
+    const int code = CodeOf(level, format_.codes(), stays_zero ? 0 : static_cast<float>(weight));
     codes_[row * matrix_.columns + column] = static_cast<uint8_t>(code);
     return weight - level.ValueOf(code);
   }
@@ -84,6 +86,7 @@ class Strip {
   const RowFormat& format_;
   const InverseHessian& inverse_;
   const std::span<const float> importance_;  // by column; empty: plain levels
+  const bool keeps_zeros_;
   const bool in_order_;
   const size_t first_;
   CompensatedRows weights_;
@@ -107,7 +110,7 @@ QuantizedMatrix Gptq(const FloatMatrix& matrix, const RowFormat& format, const I
                    [&](size_t begin, size_t end) {
                      for (size_t i = begin; i < end; ++i) {
                        const size_t first = i * kCompensatedRows;
-                       Strip strip(matrix, format, inverse, importance, first,
+                       Strip strip(matrix, format, inverse, importance, options.keeps_zeros, first,
                                    std::min(kCompensatedRows, matrix.rows - first));
                        strip.Round();
                        strip.PutInto(out);

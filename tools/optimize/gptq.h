@@ -13,6 +13,7 @@ namespace terrace {
 struct GptqOptions {
   // Levels lose least by what an error of each input costs; else they are plain (min and max).
   bool searches_levels = true;
+  bool keeps_zeros = false;  // weights that are 0 stay 0; of formats that have a level 0
 };
 
 // `matrix` in `format`. Where `inverse` has the inputs in their own order, the levels of a block are chosen

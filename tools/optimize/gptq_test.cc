@@ -7,6 +7,7 @@
 
 #include "gtest/gtest.h"
 #include "tools/optimize/testing_matrices.h"
+#include "tools/optimize/weight_pruning.h"
 
 namespace terrace {
 namespace {
@@ -75,6 +76,29 @@ FloatMatrix PlainGptq(const FloatMatrix& matrix, const RowFormat& format, const 
     }
   }
   return out;
+}
+
+TEST(Gptq, KeepsZerosWhereAskedAndTheOthersStillTakeOver) {
+  ThreadPool pool(2);
+  const FloatMatrix matrix = PruneByMagnitude(RandomFloats(40, 256, /*seed=*/21), {.kept = 2, .of = 4});
+  const Hessian hessian = HessianOf(CorrelatedInputs(600, 256, /*seed=*/22));
+  const RowFormat format = FormatOf(DType::kInt8, 0, 256);
+  const double rounded =
+      RelativeOutputError(matrix, RoundToNearest(matrix, format, {}, pool).ToFloat(pool), hessian, pool);
+  for (const bool by_size : {false, true}) {
+    const auto inverse = InvertHessian(hessian, kDamping, by_size);
+    ASSERT_TRUE(inverse.ok()) << inverse.status();
+    for (const bool keeps : {false, true}) {
+      const FloatMatrix quantized =
+          Gptq(matrix, format, *inverse, {.searches_levels = false, .keeps_zeros = keeps}, pool)
+              .ToFloat(pool);
+      SCOPED_TRACE(testing::Message() << "by size " << by_size << ", keeps " << keeps);
+      EXPECT_EQ(HasPattern(quantized, {.kept = 2, .of = 4}), keeps);
+      for (size_t i = 0; keeps && i < matrix.values.size(); ++i)
+        ASSERT_TRUE(matrix.values[i] != 0 || quantized.values[i] == 0) << i;
+      EXPECT_LT(RelativeOutputError(matrix, quantized, hessian, pool), rounded);
+    }
+  }
 }
 
 TEST(Gptq, IsThePlainMethodOfThePaper) {

@@ -20,13 +20,17 @@ class LayerRunner::Packed {
   static StatusOr<Packed> Make(std::initializer_list<const FloatMatrix*> matrices, const OpTable& ops,
                                ThreadPool& pool) {
     size_t bytes = 0;
-    for (const FloatMatrix* matrix : matrices) bytes += ops.packed_bytes(matrix->view(), ComputeType::kF32);
     Packed packed;
+    for (const FloatMatrix* matrix : matrices) {
+      packed.weights_.push_back(ops.layout(matrix->view(), ComputeType::kF32, pool));
+      bytes += packed.weights_.back().bytes;
+    }
     ASSIGN_OR_RETURN(packed.memory_, LargeBuffer::Allocate(bytes, "a layer's packed weights"));
     std::byte* at = packed.memory_.data();
+    auto weights = packed.weights_.begin();
     for (const FloatMatrix* matrix : matrices) {
-      packed.weights_.push_back(ops.pack(matrix->view(), ComputeType::kF32, at, pool));
-      at += ops.packed_bytes(matrix->view(), ComputeType::kF32);
+      *weights = ops.pack(matrix->view(), *weights, at, pool);
+      at += (weights++)->bytes;
     }
     return packed;
   }
@@ -103,6 +107,7 @@ std::span<const float> LayerRunner::Normalized(const std::vector<float>& hidden,
 Status LayerRunner::ObserveNormalized(LinearInput input, const std::vector<float>& hidden,
                                       const std::vector<float>& norm, LayerObserver* observer) {
   if (observer == nullptr) return Status();
+  observer->OnStream(input, hidden);
   for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
     const size_t count = std::min(kPieceTokens, tokens_ - begin);
     RETURN_IF_ERROR(observer->OnInputs(input, Normalized(hidden, norm, begin, count), count));

@@ -24,6 +24,9 @@ namespace terrace {
 class LayerObserver {
  public:
   virtual ~LayerObserver() = default;
+  // The residual stream, [tokens, hidden], whose rows are normalized for the linears of `input`, kAttention
+  // or kFfn.
+  virtual void OnStream(LinearInput, std::span<const float>) {}
   // Rows of what goes into the linears of `input`: x is [tokens, inputs]; all calibration tokens in order, in
   // pieces that depend on the sequences alone.
   virtual Status OnInputs(LinearInput input, std::span<const float> x, size_t tokens) = 0;

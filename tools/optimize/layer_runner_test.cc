@@ -73,7 +73,7 @@ std::vector<float> Logits(const ModelFiles& files, const std::vector<std::vector
   const WeightMatrix output =
       MatrixOf(files.weights->Find(TensorName(files.config.names, TensorKind::kEmbedding)).value());
   std::vector<float> logits((*runner)->tokens() * output.rows);
-  const GemmPart part = {ReferenceOps().pack(output, ComputeType::kF32, nullptr, pool), logits.data()};
+  const GemmPart part = {ReferenceOps().layout(output, ComputeType::kF32, pool), logits.data()};
   ReferenceOps().gemm({.x = hidden.data(),
                        .norm = norm.data(),
                        .norm_epsilon = files.config.norm_epsilon,

@@ -141,20 +141,21 @@ StatusOr<std::vector<float>> ModelRewriter::Embed() const {
   if (!is_calibrated()) return hidden;
   ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
   const WeightMatrix from = MatrixOf(tensor);
-  WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = from.columns};
+  WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = config_.hidden_size};
   std::vector<float> values;
   std::vector<std::byte> bytes(row.RowBytes());
   row.data = bytes.data();
-  hidden.resize(set_.tokens * from.columns);
-  float* out = hidden.data();
+  hidden.reserve(set_.tokens * row.columns);
   for (const auto& sequence : set_.sequences) {
     for (const TokenId token : sequence) {
-      DecodeRow(from, static_cast<size_t>(token), out);
+      values.resize(from.columns);
+      DecodeRow(from, static_cast<size_t>(token), values.data());
+      if (is_narrower()) Narrow(TensorKind::kEmbedding, values);
       if (row.dtype != from.dtype) {
-        EncodeWeights(row.dtype, {out, from.columns}, bytes);
-        DecodeRow(row, 0, out);
+        EncodeWeights(row.dtype, values, bytes);
+        DecodeRow(row, 0, values.data());
       }
-      out += from.columns;
+      hidden.insert(hidden.end(), values.begin(), values.end());
     }
   }
   return hidden;
@@ -276,7 +277,10 @@ Status ModelRewriter::CheckKept() const {
 }
 
 StatusOr<std::vector<float>> ModelRewriter::FinalNorm() const {
-  return LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm));
+  ASSIGN_OR_RETURN(std::vector<float> norm,
+                   LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm)));
+  if (is_narrower()) Narrow(TensorKind::kFinalNorm, norm);
+  return norm;
 }
 
 Status ModelRewriter::Write(const ModelToWrite& plan, const Journal& journal) {
@@ -307,23 +311,25 @@ Status ModelRewriter::ConvertMatrix(TensorKind kind,
                                     const std::function<Status(std::span<const std::byte>)>& use) const {
   ASSIGN_OR_RETURN(const TensorView tensor, Source(kind));
   const WeightMatrix from = MatrixOf(tensor);
-  WeightMatrix to = {.dtype = DTypeOf(kind, 0), .rows = from.rows, .columns = from.columns};
+  WeightMatrix to = {.dtype = DTypeOf(kind, 0), .rows = from.rows, .columns = config_.hidden_size};
   const size_t chunk = std::max<size_t>(1, kChunkBytes / to.RowBytes());
   const auto fail = [&](size_t row, const auto&... what) {
     return Malformed("nonfinite", files_.weights->path(), ": tensor \"",
                      TensorName(files_.config.names, kind), "\": row ", row, " has a value that ", what...);
   };
-  std::vector<float> values(from.columns);
+  std::vector<float> values;
   std::vector<std::byte> bytes;
   for (size_t first = 0; first < from.rows; first += chunk) {
     const size_t count = std::min(chunk, from.rows - first);
     bytes.resize(count * to.RowBytes());
     to.data = bytes.data();
     for (size_t i = 0; i < count; ++i) {
+      values.resize(from.columns);
       DecodeRow(from, first + i, values.data());
       if (!IsFinite(values)) return fail(first + i, "is infinite or not a number");
+      if (is_narrower()) Narrow(kind, values);
       const auto row = std::span(bytes).subspan(i * to.RowBytes(), to.RowBytes());
-      if (from.dtype == to.dtype) {
+      if (from.dtype == to.dtype && !is_narrower()) {
         std::memcpy(row.data(), from.Row(first + i), row.size());
         continue;
       }

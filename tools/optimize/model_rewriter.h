@@ -92,6 +92,8 @@ class ModelRewriter {
   virtual uint32_t SourceLayer(uint32_t layer) const { return layer; }  // which one becomes layer `layer`
   // `hidden`, [tokens, hidden], goes into the layer and becomes what comes out of the one that is written.
   virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) = 0;
+  // Where the residual stream of the output is narrower: a row of a tensor that no layer has becomes so, too.
+  virtual void Narrow(TensorKind, std::vector<float>&) const {}
   virtual void AddToReport(Json&) const {}
 
   // For commands:
@@ -115,6 +117,7 @@ class ModelRewriter {
  private:
   std::string Out() const;  // request_.out without slashes at its end
   std::string ReportPath() const;
+  bool is_narrower() const { return config_.hidden_size < files_.config.hidden_size; }
   Status CheckRequest() const;
   Json Job() const;
   Status Calibrate();

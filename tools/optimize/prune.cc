@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <iterator>
+#include <memory>
 #include <optional>
 #include <utility>
 
-#include "kernels/gemm/weight_strips.h"
 #include "kernels/op_table.h"
+#include "kernels/quant/weight_values.h"
 #include "tools/optimize/hessian_observer.h"
 #include "tools/optimize/input_removal.h"
 #include "worker/formats/byte_reader.h"
@@ -63,11 +66,45 @@ double Turned(std::span<const float> before, std::span<const float> after, size_
   return sum / static_cast<double>(before.size() / width);
 }
 
-// What the heads and channels of a layer add to the residual stream.
+// What each channel has of the squares of a stream's rows, [tokens, width]: the mean over tokens.
+std::vector<double> EnergyOf(std::span<const float> stream, size_t width) {
+  std::vector<double> energy(width);
+  const size_t tokens = stream.size() / width;
+  for (size_t first = 0; first < stream.size(); first += width) {
+    double squares = 0;
+    for (size_t i = first; i < first + width; ++i) squares += double{stream[i]} * stream[i];
+    if (squares == 0) continue;
+    const double weight = 1 / (squares * static_cast<double>(tokens));
+    for (size_t i = 0; i < width; ++i) energy[i] += weight * stream[first + i] * stream[first + i];
+  }
+  return energy;
+}
+
+// Adds the squares of a row of a matrix to the sums of its columns.
+void AddSquares(std::span<const float> row, std::vector<double>& sums) {
+  for (size_t i = 0; i < row.size(); ++i) sums[i] += double{row[i]} * row[i];
+}
+
+// What the heads and channels of a layer add to the residual stream and, where the stream becomes narrower,
+// what the layer takes from each of its channels.
 class ImportanceObserver final : public HessianObserver {
  public:
-  ImportanceObserver(const ModelConfig& config, const FloatLayer& layer, uint32_t index, ThreadPool& pool)
-      : HessianObserver(index, pool), config_(config), layer_values_(layer) {}
+  ImportanceObserver(const ModelConfig& config, const FloatLayer& layer, uint32_t index, bool is_narrowed,
+                     ThreadPool& pool)
+      : HessianObserver(index, pool), config_(config), layer_values_(layer), is_narrowed_(is_narrowed) {}
+
+  void OnStream(LinearInput input, std::span<const float> stream) override {
+    if (!is_narrowed_) return;
+    std::vector<double> squares(config_.hidden_size);
+    for (const TensorKind linear : LinearsOf(input)) {
+      const FloatMatrix& matrix = layer_values_.matrix(linear);
+      for (size_t row = 0; row < matrix.rows; ++row) AddSquares(matrix.Row(row), squares);
+    }
+    const bool is_ffn = input == LinearInput::kFfn;
+    (is_ffn ? importance_.ffn : importance_.attention) =
+        UseOfStream(EnergyOf(stream, config_.hidden_size),
+                    is_ffn ? layer_values_.ffn_norm : layer_values_.attention_norm, squares);
+  }
 
   LayerImportance Take() { return std::move(importance_); }
 
@@ -90,6 +127,7 @@ class ImportanceObserver final : public HessianObserver {
 
   const ModelConfig& config_;
   const FloatLayer& layer_values_;
+  const bool is_narrowed_;
   LayerImportance importance_;
 };
 
@@ -179,12 +217,71 @@ class InputRemover final : public HessianObserver {
   double attention_error_ = 0, down_error_ = 0;
 };
 
+// Makes a layer of a narrower residual stream while the layer runs as it is: what reads the stream makes up
+// for the channels that go.
+class StreamNarrower final : public HessianObserver {
+ public:
+  StreamNarrower(const PruneRequest& request, const CutPlan& plan, const LayerPlan& layer_plan,
+                 const FloatLayer& layer, ThreadPool& pool)
+      : HessianObserver(layer_plan.layer, pool), request_(request), kept_(plan.hidden), values_(layer) {
+    out_.attention_norm = Gains(layer.attention_norm, layer_plan.attention_gain);
+    out_.ffn_norm = Gains(layer.ffn_norm, layer_plan.ffn_gain);
+    out_.attention_output = RowsAt(layer.attention_output, kept_);
+    out_.down = RowsAt(layer.down, kept_);
+  }
+
+  FloatLayer TakeLayer() { return std::move(out_); }
+  const std::vector<double>& errors() const { return errors_; }  // in the order of kLinears
+
+ private:
+  bool Wants(LinearInput input) const override {
+    return input == LinearInput::kAttention || input == LinearInput::kFfn;
+  }
+
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
+    FloatMatrix all = {.rows = 0, .columns = hessian.inputs(), .values = {}};  // one Hessian, solved once
+    for (const TensorKind linear : LinearsOf(input)) {
+      const FloatMatrix& matrix = values_.matrix(linear);
+      all.values.insert(all.values.end(), matrix.values.begin(), matrix.values.end());
+      all.rows += matrix.rows;
+    }
+    auto left = WithInputs(all, hessian, kept_, request_.repair, request_.damping, pool_);
+    if (!left.ok())
+      return Annotate(left.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+    auto next = left->values.begin();
+    for (const TensorKind linear : LinearsOf(input)) {
+      const FloatMatrix& matrix = values_.matrix(linear);
+      const auto end = next + static_cast<std::ptrdiff_t>(matrix.values.size());
+      const FloatMatrix part = {.rows = matrix.rows, .columns = matrix.columns, .values = {next, end}};
+      errors_[static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears))] =
+          RelativeOutputError(matrix, part, hessian, pool_);
+      out_.matrix(linear) = ColumnsAt(part, kept_);
+      next = end;
+    }
+    return Status();
+  }
+
+  std::vector<float> Gains(const std::vector<float>& gains, double factor) const {
+    std::vector<float> out;
+    for (const uint32_t i : kept_) out.push_back(static_cast<float>(factor * gains[i]));
+    return out;
+  }
+
+  const PruneRequest& request_;
+  const std::span<const uint32_t> kept_;  // channels of the stream
+  const FloatLayer& values_;
+  FloatLayer out_;
+  std::vector<double> errors_ = std::vector<double>(std::size(kLinears));
+};
+
 class Pruning final : public ModelRewriter {
  public:
   Pruning(const PruneRequest& request, ModelFiles files, ModelConfig config)
       : ModelRewriter(request, "prune", std::move(files), std::move(config)), prune_(request) {}
 
  private:
+  bool is_narrowed() const { return prune_.cut.hidden > 0; }
   bool prunes_weights() const { return prune_.pattern.has_groups() || prune_.pattern.share != 0; }
 
   Status Check() override {
@@ -193,7 +290,7 @@ class Pruning final : public ModelRewriter {
       return InvalidArgument(cuts ? "--sparsity and --pattern clear weights, --remove-... takes whole parts; "
                                     "first the one, then, of what came out, the other"
                                   : "nothing to remove: one of --sparsity, --pattern, --remove-ffn, "
-                                    "--remove-kv-heads and --remove-layers is needed");
+                                    "--remove-kv-heads, --remove-layers and --remove-hidden is needed");
     RETURN_IF_ERROR(cuts ? CheckWholeParts() : CheckPattern());
     return Plan().status();
   }
@@ -243,6 +340,7 @@ class Pruning final : public ModelRewriter {
                   {{"ffn", cut.ffn_share},
                    {"kv_heads", cut.kv_heads},
                    {"layers", cut.layers},
+                   {"hidden", cut.hidden},
                    {"ffn_multiple", cut.multiple}}},
                  {"repair", prune_.repair}};
     if (prune_.repair) json["damping"] = prune_.damping;
@@ -254,30 +352,39 @@ class Pruning final : public ModelRewriter {
     if (const auto part = journal.Find(kPlanPart); part.ok()) {
       ASSIGN_OR_RETURN(plan_, PlanFromText(AsText(part->bytes()), files_.config));
     } else {
-      ASSIGN_OR_RETURN(const std::vector<LayerImportance> importance, MeasureImportance());
+      ASSIGN_OR_RETURN(const ModelImportance importance, MeasureImportance());
       plan_ = PlanCut(prune_.cut, files_.config, importance);
       const std::string text = PlanToText(plan_);
       RETURN_IF_ERROR(journal.Save(kPlanPart, std::as_bytes(std::span(text))));
     }
+    if (!is_narrowed()) {
+      config_ = ConfigAfter(config_, plan_);
+      return Status();
+    }
+    ASSIGN_OR_RETURN(original_, Embed());
+    original_runner_ = std::move(runner_);
+    ModelConfig narrower = config_;  // but for its heads: a layer runs with all before some go
     config_ = ConfigAfter(config_, plan_);
+    narrower.hidden_size = config_.hidden_size;
+    ASSIGN_OR_RETURN(runner_, LayerRunner::Create(narrower, set_.sequences, CpuOps(), pool_));
     return Status();
   }
 
   // The whole model over the calibration text, as it is.
-  StatusOr<std::vector<LayerImportance>> MeasureImportance() {
-    std::vector<LayerImportance> out;
+  StatusOr<ModelImportance> MeasureImportance() {
+    ModelImportance out;
     ASSIGN_OR_RETURN(std::vector<float> hidden, Embed());
     for (uint32_t layer = 0; layer < files_.config.layers; ++layer) {
       if (is_cancelled()) return Cancelled("interrupted");
       ASSIGN_OR_RETURN(const FloatLayer values, LoadSource(layer));
-      ImportanceObserver observer(files_.config, values, layer, pool_);
+      ImportanceObserver observer(files_.config, values, layer, is_narrowed(), pool_);
       const std::vector<float> before = hidden;
       RETURN_IF_ERROR(runner_->Run(values, hidden, &observer));
       if (!IsFinite(hidden))
         return WithReason(DataLoss("what comes out of layer ", layer,
                                    " is infinite or not a number, for some token of the calibration text"),
                           "nonfinite");
-      LayerImportance& importance = out.emplace_back(observer.Take());
+      LayerImportance& importance = out.layers.emplace_back(observer.Take());
       importance.turned = Turned(before, hidden, files_.config.hidden_size);
       double stream = 0;
       for (const float x : hidden) stream += double{x} * x;
@@ -285,35 +392,83 @@ class Pruning final : public ModelRewriter {
         for (double& cost : *costs) cost = stream > 0 ? cost / stream : cost;
       }
     }
+    if (is_narrowed()) {
+      ASSIGN_OR_RETURN(out.output, MeasureOutput(hidden));
+    }
     return out;
+  }
+
+  // What the output matrix takes from the channels of `hidden`, which comes out of the last layer.
+  StatusOr<StreamUse> MeasureOutput(std::span<const float> hidden) const {
+    const size_t width = files_.config.hidden_size;
+    ASSIGN_OR_RETURN(const TensorView tensor,
+                     Source(files_.config.tied_embeddings ? TensorKind::kEmbedding : TensorKind::kOutput));
+    ASSIGN_OR_RETURN(const std::vector<float> gains,
+                     LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm)));
+    const WeightMatrix matrix = MatrixOf(tensor);
+    std::vector<float> row(width);
+    std::vector<double> squares(width);
+    for (size_t i = 0; i < matrix.rows; ++i) {
+      DecodeRow(matrix, i, row.data());
+      AddSquares(row, squares);
+    }
+    return UseOfStream(EnergyOf(hidden, width), gains, squares);
   }
 
   DType DTypeOf(TensorKind kind, uint32_t layer) const override {
     const auto source = files_.weights->Find(
         TensorName(files_.config.names, kind, IsPerLayer(kind) ? SourceLayer(layer) : 0));
     if (!source.ok()) return DType::kF32;  // OpenModel found all
-    return IsPerLayer(kind) && IsQuantized(source->dtype) ? DType::kF16 : source->dtype;
+    return (IsPerLayer(kind) || is_narrowed()) && IsQuantized(source->dtype) ? DType::kF16 : source->dtype;
   }
 
-  uint32_t SourceLayer(uint32_t layer) const override { return plan_.empty() ? layer : plan_[layer].layer; }
+  uint32_t SourceLayer(uint32_t layer) const override {
+    return plan_.is_empty() ? layer : plan_.layers[layer].layer;
+  }
+
+  void Narrow(TensorKind kind, std::vector<float>& row) const override {
+    const double factor = kind == TensorKind::kFinalNorm ? plan_.final_gain : 1;
+    for (size_t i = 0; i < plan_.hidden.size(); ++i)  // rising, so what is read was not written
+      row[i] = static_cast<float>(factor * row[plan_.hidden[i]]);
+    row.resize(plan_.hidden.size());
+  }
 
   StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) override {
-    RewrittenLayer out = {
-        .attention_norm = source.attention_norm, .ffn_norm = source.ffn_norm, .linears = {}, .errors = {}};
     std::vector<DType> dtypes;
     for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf(linear, layer));
-    if (!plan_.empty()) {
-      RETURN_IF_ERROR(CutLayer(plan_[layer], dtypes, source, hidden, out));
-      return out;
-    }
+    if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), hidden);
+    RewrittenLayer out = {
+        .attention_norm = source.attention_norm, .ffn_norm = source.ffn_norm, .linears = {}, .errors = {}};
     WeightPruner pruner(prune_, dtypes, layer, pool_, source, out);
     RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(source, hidden, &pruner) : pruner.PruneAll());
     return out;
   }
 
-  // `layer` becomes a smaller one, and `hidden` what comes out of that.
-  Status CutLayer(const LayerPlan& plan, std::span<const DType> dtypes, FloatLayer& layer,
-                  std::vector<float>& hidden, RewrittenLayer& out) {
+  // The layer with the channels of the residual stream that stay, and the errors of that. What goes into the
+  // layer as it is comes from the layers before it as they are.
+  StatusOr<std::vector<double>> NarrowLayer(const LayerPlan& plan, FloatLayer& layer) {
+    for (; original_layers_ < plan.layer; ++original_layers_) {
+      if (is_cancelled()) return Cancelled("interrupted");
+      ASSIGN_OR_RETURN(const FloatLayer before, LoadSource(original_layers_));
+      RETURN_IF_ERROR(original_runner_->Run(before, original_, nullptr));
+    }
+    StreamNarrower narrower(prune_, plan_, plan, layer, pool_);
+    RETURN_IF_ERROR(original_runner_->Run(layer, original_, &narrower));
+    ++original_layers_;
+    layer = narrower.TakeLayer();
+    return narrower.errors();
+  }
+
+  // The smaller layer; `hidden` becomes what comes out of it.
+  StatusOr<RewrittenLayer> CutLayer(const LayerPlan& plan, std::span<const DType> dtypes, FloatLayer layer,
+                                    std::vector<float>& hidden) {
+    RewrittenLayer out;
+    out.errors.resize(std::size(kLinears));
+    if (is_narrowed()) {
+      ASSIGN_OR_RETURN(out.errors, NarrowLayer(plan, layer));
+    }
+    out.attention_norm = layer.attention_norm;
+    out.ffn_norm = layer.ffn_norm;
     const ModelConfig& config = files_.config;
     const std::vector<uint32_t> of_queries =
         OfHeads(plan.kv_heads, config.heads / config.kv_heads * config.head_dim);
@@ -332,19 +487,30 @@ class Pruning final : public ModelRewriter {
     layer.down = ColumnsAt(layer.down, plan.channels);
     for (size_t i = 0; i < std::size(kLinears); ++i)
       RETURN_IF_ERROR(PutLinear(kLinears[i], plan.layer, dtypes[i], pool_, layer.matrix(kLinears[i]), out));
-    out.errors = {0, 0, 0, remover.attention_error(), 0, 0, remover.down_error()};
-    return runner_->Run(layer, hidden, nullptr);
+    // In the order of kLinears.
+    out.errors[3] = remover.attention_error();
+    out.errors[6] = remover.down_error();
+    RETURN_IF_ERROR(runner_->Run(layer, hidden, nullptr));
+    return out;
   }
 
   void AddToReport(Json& json) const override {
-    for (size_t i = 0; i < plan_.size(); ++i) {
-      json["layers"][i]["of_layer"] = plan_[i].layer;
-      json["layers"][i]["kept"] = {{"kv_heads", plan_[i].kv_heads}, {"channels", plan_[i].channels}};
+    for (size_t i = 0; i < plan_.layers.size(); ++i) {
+      const LayerPlan& plan = plan_.layers[i];
+      json["layers"][i]["of_layer"] = plan.layer;
+      json["layers"][i]["kept"] = {{"kv_heads", plan.kv_heads}, {"channels", plan.channels}};
+      if (is_narrowed())
+        json["layers"][i]["norm_factors"] = {{"attention", plan.attention_gain}, {"ffn", plan.ffn_gain}};
     }
+    if (is_narrowed()) json["hidden"] = {{"kept", plan_.hidden}, {"final_norm_factor", plan_.final_gain}};
   }
 
   const PruneRequest& prune_;
-  std::vector<LayerPlan> plan_;  // of a cut
+  CutPlan plan_;  // of a cut
+  // Where the residual stream becomes narrower: the model as it is.
+  std::unique_ptr<LayerRunner> original_runner_;
+  std::vector<float> original_;   // [tokens, hidden], what comes out of
+  uint32_t original_layers_ = 0;  // its first layers
 };
 
 // The matrices that a step reads whole.
@@ -359,12 +525,19 @@ std::vector<WeightMatrix> StepMatrices(const ModelFiles& files) {
   return matrices;
 }
 
-// Of all of them, as this machine's kernels keep them.
-uint64_t StepBytes(const ModelFiles& files) {
+// All of them, as this machine's kernels keep them.
+struct StepWeights {
   uint64_t bytes = 0;
-  for (const WeightMatrix& matrix : StepMatrices(files))
-    bytes += CpuOps().packed_bytes(matrix, ComputeType::kAuto);
-  return bytes;
+  bool has_two_of_four = false;
+};
+StepWeights StepWeightsOf(const ModelFiles& files, ThreadPool& pool) {
+  StepWeights out;
+  for (const WeightMatrix& matrix : StepMatrices(files)) {
+    const GemmWeights layout = CpuOps().layout(matrix, ComputeType::kAuto, pool);
+    out.bytes += layout.bytes;
+    out.has_two_of_four |= layout.two_of_four;
+  }
+  return out;
 }
 
 }  // namespace
@@ -372,8 +545,8 @@ uint64_t StepBytes(const ModelFiles& files) {
 StatusOr<PruneReport> Prune(const PruneRequest& request) {
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(request.model));
   PruneReport report;
-  report.step_bytes_before = StepBytes(files);
-  report.was_two_of_four = std::ranges::any_of(StepMatrices(files), IsTwoOfFour);
+  ThreadPool pool(request.threads);
+  const StepWeights before = StepWeightsOf(files, pool);
   ModelConfig config = files.config;
   config.quantization.reset();
   {
@@ -381,7 +554,9 @@ StatusOr<PruneReport> Prune(const PruneRequest& request) {
     ASSIGN_OR_RETURN(static_cast<RewriteReport&>(report), pruning.Run());
   }
   ASSIGN_OR_RETURN(const ModelFiles after, OpenModel(request.out));
-  report.step_bytes_after = StepBytes(after);
+  report.step_bytes_before = before.bytes;
+  report.step_bytes_after = StepWeightsOf(after, pool).bytes;
+  report.was_two_of_four = before.has_two_of_four;
   return report;
 }
 

@@ -1,13 +1,17 @@
 // Prunes a model, layer by layer from its mapped file: weights become zero (tools/optimize/weight_pruning.h),
-// or whole heads, feed-forward channels and layers go (prune_plan.h, input_removal.h). The output is of the
-// input's format; matrices that were quantized become F16, norms F32.
+// or whole heads, feed-forward channels, layers and channels of the residual stream go (prune_plan.h,
+// input_removal.h). The output is of the input's format; matrices that were quantized become F16 (those of
+// layers, and all where the stream becomes narrower), norms F32.
 //
 // With calibration text a layer's inputs come from the pruned layers before it, and a linear's from the
 // pruned linears before it. Where whole parts go, the model passes the text once more beforehand, to learn
 // what they matter, and the linear that read what went (the attention's output, down) makes up for it by
-// least squares.
+// least squares. Of channels of the residual stream those are query, key, value, gate and up, over the inputs
+// they have in the model as it is, which then goes over the text beside the smaller one. The output matrix
+// only loses columns: tied, it is the embedding.
 //
-// Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix.
+// Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix; twice the calibration
+// text's hidden states where the residual stream becomes narrower.
 #pragma once
 
 #include <cstdint>

@@ -55,7 +55,7 @@ class PruneTest : public testing::Test {
   const fs::path folder_ = fs::path(testing::TempDir()) / "prune";
 };
 
-constexpr Cut kEverything = {.ffn_share = 0.3, .kv_heads = 1, .layers = 1, .multiple = 32};
+constexpr Cut kEverything = {.ffn_share = 0.3, .kv_heads = 1, .layers = 1, .hidden = 32, .multiple = 32};
 
 PruneReport Pruned(const PruneRequest& request) {
   const auto report = Prune(request);
@@ -134,12 +134,27 @@ TEST_F(PruneTest, GgufStaysGgufAndQuantizedMatricesBecomeF16) {
   EXPECT_EQ(files.weights->Find("model.layers.0.mlp.down_proj.weight")->dtype, DType::kF16);
 }
 
-// A model whose linears' columns that a report does not list are zero; layers that went add nothing.
+// A model whose linears' columns that a report does not list are zero; layers that went add nothing. Nor do
+// channels of the residual stream that went: nothing writes to them. Its norms still divide by the root of
+// the mean square of all channels, of which those are zero: their gains are those of the smaller model for
+// that.
 class ZeroedModel : public WeightSource {
  public:
   ZeroedModel(const ModelFiles& files, const Json& report) : files_(files), path_("zeroed") {
     const ModelConfig& config = files.config;
     const size_t of_group = config.heads / config.kv_heads * config.head_dim;
+    std::vector<bool> stream(config.hidden_size, !report.contains("hidden"));
+    double left = config.hidden_size;  // of the stream's channels
+    if (report.contains("hidden")) {
+      const Json& kept = report["hidden"]["kept"];
+      left = static_cast<double>(kept.size());
+      for (const Json& channel : kept) stream[channel.get<size_t>()] = true;
+      Change(TensorKind::kFinalNorm, 0, [&](size_t, float value) {
+        return value * report["hidden"]["final_norm_factor"].get<double>() *
+               std::sqrt(left / config.hidden_size);
+      });
+      Zero(TensorKind::kEmbedding, 0, stream);
+    }
     for (uint32_t layer = 0; layer < config.layers; ++layer) {
       std::vector<bool> queries(size_t{config.heads} * config.head_dim), channels(config.ffn_size);
       for (const Json& each : report["layers"]) {
@@ -148,9 +163,19 @@ class ZeroedModel : public WeightSource {
           std::fill_n(queries.begin() + static_cast<ptrdiff_t>(head.get<size_t>() * of_group), of_group,
                       true);
         for (const Json& channel : each["kept"]["channels"]) channels[channel.get<size_t>()] = true;
+        if (!each.contains("norm_factors")) continue;
+        for (const auto& [kind, name] :
+             {std::pair{TensorKind::kAttentionNorm, "attention"}, std::pair{TensorKind::kFfnNorm, "ffn"}}) {
+          const double factor =
+              each["norm_factors"][name].get<double>() * std::sqrt(left / config.hidden_size);
+          Change(kind, layer, [&](size_t, float value) { return value * factor; });
+        }
       }
-      Zero(TensorKind::kAttentionOutput, layer, queries);
-      Zero(TensorKind::kDown, layer, channels);
+      for (const auto& [kind, inputs] :
+           {std::pair{TensorKind::kAttentionOutput, &queries}, std::pair{TensorKind::kDown, &channels}})
+        Change(kind, layer, [&](size_t i, float value) {
+          return (*inputs)[i % inputs->size()] && stream[i / inputs->size()] ? value : 0;
+        });
     }
   }
   StatusOr<TensorView> Find(std::string_view name) const override {
@@ -166,12 +191,16 @@ class ZeroedModel : public WeightSource {
   const std::string& path() const override { return path_; }
 
  private:
+  // Columns that are not `kept`.
   void Zero(TensorKind kind, uint32_t layer, const std::vector<bool>& kept) {
+    Change(kind, layer, [&](size_t i, float value) { return kept[i % kept.size()] ? value : 0; });
+  }
+
+  // Each value by its place.
+  void Change(TensorKind kind, uint32_t layer, const std::function<double(size_t, float)>& change) {
     const std::string name = TensorName(files_.config.names, kind, layer);
     std::vector<float> values = ValuesOf(files_.weights->Find(name).value());
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (!kept[i % kept.size()]) values[i] = 0;
-    }
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(change(i, values[i]));
     zeroed_[name] = std::move(values);
   }
 
@@ -188,6 +217,7 @@ TEST_F(PruneTest, ASmallerModelIsTheOneWhosePartsAreZero) {
                {"odd_widths", {.ffn_share = 0.25, .multiple = 5}},
                {"heads", {.kv_heads = 1}},
                {"layers", {.layers = 1}},
+               {"stream", {.hidden = 32}},
                {"everything", kEverything}};
   for (const std::string& model : {DemoFolder(kNano), DemoGguf("terrace-demo-small")}) {
     const ModelFiles before = OpenTestModel(model);
@@ -201,12 +231,16 @@ TEST_F(PruneTest, ASmallerModelIsTheOneWhosePartsAreZero) {
       EXPECT_LT(report.bytes_after, report.bytes_before);
       EXPECT_LT(report.step_bytes_after, report.step_bytes_before);
       const ModelFiles after = OpenTestModel(request.out);
+      EXPECT_EQ(after.config.hidden_size, before.config.hidden_size - c.cut.hidden);
       EXPECT_EQ(after.config.layers, before.config.layers - c.cut.layers);
       EXPECT_EQ(after.config.kv_heads, before.config.kv_heads - c.cut.kv_heads);
       EXPECT_EQ(after.config.heads / after.config.kv_heads, before.config.heads / before.config.kv_heads);
 
       const ZeroedModel zeroed(before, ReportOf(request.out));
-      TestModel reference(before.config, zeroed, CpuOps(), 2, 64, KvDType::kF32, ComputeType::kF32),
+      ModelConfig config = before.config;  // its epsilon is added to means over more channels
+      config.norm_epsilon *=
+          static_cast<float>(after.config.hidden_size) / static_cast<float>(before.config.hidden_size);
+      TestModel reference(config, zeroed, CpuOps(), 2, 64, KvDType::kF32, ComputeType::kF32),
           pruned(after.config, *after.weights, CpuOps(), 2, 64, KvDType::kF32, ComputeType::kF32);
       for (const std::vector<int32_t>& tokens : Texts()) {
         const auto want = SequenceLogits(reference, tokens), got = SequenceLogits(pruned, tokens);
@@ -235,6 +269,25 @@ TEST_F(PruneTest, LayersEndWithDifferentWidthsAndTheReportSaysWhich) {
     all += width;
   }
   EXPECT_NEAR(all, 0.6 * 3 * 256, 16);
+}
+
+TEST_F(PruneTest, RepairOfANarrowerStreamLosesLessOfEachLinear) {
+  PruneRequest repaired = Less({.hidden = 32}, "repaired"), plain = Less({.hidden = 32}, "plain");
+  plain.repair = false;
+  const PruneReport after = Pruned(repaired), before = Pruned(plain);
+  for (size_t layer = 0; layer < after.layers.size(); ++layer) {
+    for (size_t i = 0; i < std::size(kLinears); ++i) {
+      const double error = after.layers[layer].linears[i].relative_error;
+      const bool reads_stream =
+          kLinears[i] != TensorKind::kAttentionOutput && kLinears[i] != TensorKind::kDown;
+      SCOPED_TRACE(after.layers[layer].linears[i].name);
+      if (reads_stream) {
+        EXPECT_LT(error, before.layers[layer].linears[i].relative_error);
+      } else {
+        EXPECT_EQ(error, 0);
+      }
+    }
+  }
 }
 
 TEST_F(PruneTest, RepairLosesLess) {
@@ -268,10 +321,11 @@ TEST_F(PruneTest, WhatWasCutCanBeCutAndQuantizedAgain) {
 
 std::vector<PruneRequest> EveryKind(const std::function<PruneRequest(const std::string& out)>& make) {
   std::vector<PruneRequest> kinds;
-  for (const char* out : {"half", "2of4", "cut"}) kinds.push_back(make(out));
+  for (const char* out : {"half", "2of4", "cut", "narrow"}) kinds.push_back(make(out));
   kinds[0].pattern = kHalf;
   kinds[1].pattern = kTwoOfFour;
   kinds[2].cut = {.ffn_share = 0.3, .kv_heads = 1, .multiple = 32};
+  kinds[3].cut = {.ffn_share = 0.3, .kv_heads = 1, .hidden = 32, .multiple = 32};
   return kinds;
 }
 
@@ -364,6 +418,9 @@ TEST_F(PruneTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
        }},
       {"all heads", StatusCode::kInvalidArgument, "--remove-kv-heads: 2 of the 2",
        [](PruneRequest& r, const fs::path&) { r.cut.kv_heads = 2; }},
+      {"a width that is no multiple", StatusCode::kInvalidArgument,
+       "--remove-hidden: 10 of 64 leave 54, which is no multiple of 32",
+       [](PruneRequest& r, const fs::path&) { r.cut.hidden = 10; }},
       {"an absent file", StatusCode::kNotFound, "absent",
        [](PruneRequest& r, const fs::path&) {
          r.pattern = kHalf;
@@ -426,6 +483,63 @@ TEST_F(OddModel, PatternsNeedWholeGroups) {
   EXPECT_NE(Message(status).find("rows of 66"), std::string::npos) << status;
 }
 
+// Every other channel of the residual stream is written by nothing.
+TEST_F(OddModel, ChannelsOfTheStreamThatNothingUsesGoFirstAndNothingIsLost) {
+  Make(/*ffn=*/64);
+  constexpr uint32_t kHidden = 64;
+  const fs::path path = folder_ / "model";
+  std::map<std::string, uint64_t> offsets;
+  std::map<std::string, Shape> shapes;
+  {
+    const ModelFiles files = OpenTestModel(path);
+    for (const auto& entry : files.weights->entries()) {
+      offsets[entry.name] = entry.offset;
+      shapes[entry.name] = files.weights->Find(entry.name)->shape;
+    }
+  }
+  {
+    std::fstream file(path / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+    const auto clear = [&](const std::string& name, uint64_t element, uint64_t count) {
+      file.seekp(static_cast<std::streamoff>(offsets.at(name) + element * sizeof(float)));
+      const std::vector<float> zeros(count);
+      file.write(reinterpret_cast<const char*>(zeros.data()),
+                 static_cast<std::streamsize>(count * sizeof(float)));
+    };
+    for (const auto& [name, shape] : shapes) {
+      const bool is_embedding = name == "model.embed_tokens.weight";
+      const bool writes_stream = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+      for (uint64_t row = 0; row < shape[0] && (is_embedding || writes_stream); ++row) {
+        for (uint64_t column = 1; column < shape[1] && is_embedding; column += 2)
+          clear(name, row * shape[1] + column, 1);
+        if (writes_stream && row % 2 == 1) clear(name, row * shape[1], shape[1]);
+      }
+    }
+    ASSERT_TRUE(file.good());
+  }
+  for (const bool repair : {true, false}) {
+    PruneRequest request = Of({}, {.hidden = kHidden / 2});
+    request.out += repair ? "-repaired" : "-plain";
+    request.repair = repair;
+    const PruneReport report = Pruned(request);
+    EXPECT_EQ(MeanError(report), 0);
+    const Json json = ReportOf(request.out);
+    const Json& kept = json["hidden"]["kept"];
+    ASSERT_EQ(kept.size(), kHidden / 2);
+    for (uint32_t i = 0; i < kept.size(); ++i) EXPECT_EQ(kept[i], 2 * i);
+    EXPECT_NEAR(json["hidden"]["final_norm_factor"].get<double>(), std::sqrt(2), 1e-9);
+
+    const ModelFiles before = OpenTestModel(path), after = OpenTestModel(request.out);
+    ModelConfig config = before.config;
+    config.norm_epsilon /= 2;  // of means over twice the channels
+    TestModel reference(config, *before.weights, CpuOps(), 2, 64, KvDType::kF32, ComputeType::kF32),
+        pruned(after.config, *after.weights, CpuOps(), 2, 64, KvDType::kF32, ComputeType::kF32);
+    const std::vector<int32_t> tokens = {1, 5, 9, 200, 31, 7};
+    const auto want = SequenceLogits(reference, tokens), got = SequenceLogits(pruned, tokens);
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-3 * (1 + std::abs(want[i]))) << i;
+  }
+}
+
 TEST_F(OddModel, ValuesThatAreNotFiniteAreTold) {
   Make(/*ffn=*/64);
   uint64_t offset = 0;
@@ -440,8 +554,8 @@ TEST_F(OddModel, ValuesThatAreNotFiniteAreTold) {
   const float bad = NAN;
   file.write(reinterpret_cast<const char*>(&bad), sizeof(bad));
   file.close();
-  for (const PruneRequest& request :
-       {Of(kHalf, {}), Of({}, {.ffn_share = 0.5, .multiple = 8}), Of({}, {.kv_heads = 1})}) {
+  for (const PruneRequest& request : {Of(kHalf, {}), Of({}, {.ffn_share = 0.5, .multiple = 8}),
+                                      Of({}, {.kv_heads = 1}), Of({}, {.hidden = 32})}) {
     const Status status = Prune(request).status();
     EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
     EXPECT_EQ(Reason(status), "nonfinite");

@@ -7,6 +7,7 @@
 #include "tools/optimize/channel_scales.h"
 #include "tools/optimize/gptq.h"
 #include "tools/optimize/hessian_observer.h"
+#include "tools/optimize/weight_pruning.h"
 
 namespace terrace {
 namespace {
@@ -83,9 +84,12 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
     FloatMatrix& matrix = values_.matrix(linear);
     const RowFormat& format = quantizer_.formats_[PlaceOf(linear)];
+    // Kernels skip the zeros of INT8 that is 2:4. Rounding alone keeps them, as scales do.
+    const bool keeps_zeros = format.dtype() == DType::kInt8 && HasPattern(matrix, {.kept = 2, .of = 4});
     const QuantizedMatrix quantized =
         inverse != nullptr
-            ? Gptq(matrix, format, *inverse, {.searches_levels = options.method.searches_levels}, pool_)
+            ? Gptq(matrix, format, *inverse,
+                   {.searches_levels = options.method.searches_levels, .keeps_zeros = keeps_zeros}, pool_)
             : RoundToNearest(matrix, format, importance, pool_);
     FloatMatrix rounded = quantized.ToFloat(pool_);
     RETURN_IF_ERROR(CheckHeld(rounded, format.dtype(), linear, layer_));  // a scale may pass F16

@@ -8,7 +8,9 @@
 
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
+#include "kernels/gemm/weight_strips.h"
 #include "tools/optimize/model_shapes.h"
+#include "tools/optimize/prune.h"
 #include "tools/optimize/synthesize.h"
 #include "tools/optimize/synthetic_text.h"
 #include "tools/optimize/testing_rewrite.h"
@@ -101,6 +103,29 @@ TEST_F(QuantizeTest, CalibratedMethodsLoseLessThanRounding) {
     EXPECT_LT(reports["gptq"].layers[0].linears[i].relative_error, rounded);
   }
   EXPECT_LT(divergences["gptq"], divergences["rtn"]);
+}
+
+TEST_F(QuantizeTest, ZerosOfTwoOfFourStayInInt8) {
+  PruneRequest prune;
+  prune.model = DemoFolder(kNano);
+  prune.out = folder_ / "2of4";
+  prune.pattern = {.kept = 2, .of = 4};
+  prune.method = kPruneMethods[1];
+  ASSERT_TRUE(Prune(prune).ok());
+  for (const QuantizeMethod& method : kQuantizeMethods) {
+    QuantizeRequest request = Request("int8", method.name, Concat("sparse-", method.name));
+    request.model = prune.out;
+    Quantized(request);
+    const ModelFiles files = OpenTestModel(request.out);
+    ThreadPool pool(2);
+    for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
+      if (!IsPerLayer(tensor.kind) || IsNorm(tensor.kind)) continue;
+      const WeightMatrix matrix = MatrixOf(files.weights->Find(tensor.name).value());
+      EXPECT_EQ(matrix.dtype, DType::kInt8);
+      EXPECT_TRUE(IsTwoOfFour(matrix, pool)) << method.name << ": " << tensor.name;
+    }
+    EXPECT_GT(Divergence(request.out), 0);  // it runs
+  }
 }
 
 TEST_F(QuantizeTest, ImportanceLosesLessThanPlainLevels) {

@@ -86,6 +86,17 @@ class Strip {
 
 }  // namespace
 
+bool HasPattern(const FloatMatrix& matrix, const SparsityPattern& pattern) {
+  CHECK(pattern.has_groups(), "a pattern without groups");
+  if (matrix.columns % pattern.of != 0) return false;
+  for (size_t first = 0; first < matrix.values.size(); first += pattern.of) {
+    const auto group = std::span(matrix.values).subspan(first, pattern.of);
+    const auto zeros = static_cast<size_t>(std::ranges::count(group, 0.0f));
+    if (zeros + pattern.kept < pattern.of) return false;
+  }
+  return true;
+}
+
 FloatMatrix PruneByMagnitude(const FloatMatrix& matrix, const SparsityPattern& pattern) {
   FloatMatrix out = matrix;
   std::vector<float> sizes(matrix.values.size());

@@ -22,6 +22,10 @@ struct SparsityPattern {
   bool has_groups() const { return of > 0; }
 };
 
+// Whether a matrix has a pattern of groups: no group of a row has more than `kept` weights that are not zero.
+// False for rows that are not whole groups.
+bool HasPattern(const FloatMatrix& matrix, const SparsityPattern& pattern);
+
 FloatMatrix PruneByMagnitude(const FloatMatrix& matrix, const SparsityPattern& pattern);
 
 // `inverse` has the inputs in their own order. A share is that of each panel of 128 inputs, over all rows.

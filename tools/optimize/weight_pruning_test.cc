@@ -71,6 +71,18 @@ TEST(Magnitude, KeepsTheLargestAsTheyAreAndOfEqualOnesTheLast) {
   EXPECT_EQ(PruneByMagnitude(matrix, kTwoOfFour).values, (std::vector<float>{0, -5, 0, 3, 0, 0, 1, -1}));
 }
 
+TEST(HasPattern, CountsTheZerosOfEachGroup) {
+  const FloatMatrix matrix = RandomFloats(3, 64, /*seed=*/8);
+  for (const SparsityPattern& pattern : {kTwoOfFour, kFourOfEight}) {
+    FloatMatrix pruned = PruneByMagnitude(matrix, pattern);
+    EXPECT_FALSE(HasPattern(matrix, pattern));
+    EXPECT_TRUE(HasPattern(pruned, pattern));
+    *std::ranges::find(pruned.Row(2), 0.0f) = 1;  // one more than its group may keep
+    EXPECT_FALSE(HasPattern(pruned, pattern));
+  }
+  EXPECT_FALSE(HasPattern({1, 6, std::vector<float>(6)}, kTwoOfFour));  // no whole groups
+}
+
 // Where the first input is the one that goes, all others take over: the optimal brain surgeon's update
 // (Hassibi and Stork, 1993), w - w_0 / [H^-1]_00 H^-1 e_0.
 TEST(SparseGpt, RemovingOneWeightIsTheOptimalUpdate) {

@@ -1,11 +1,10 @@
 #include "tools/plan/plan.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdio>
 #include <utility>
 #include <variant>
 
+#include "base/format.h"
 #include "tools/report/significant.h"
 
 namespace terrace {
@@ -14,17 +13,11 @@ namespace {
 constexpr uint32_t kDraftLengths[] = {1, 2, 4, 8};
 constexpr double kTelling = 0.02;  // of a ratio, that is worth a reason
 
-std::string Fixed(double value, int decimals) {
-  std::array<char, 64> text = {};
-  const int size = std::snprintf(text.data(), text.size(), "%.*f", decimals, value);
-  return {text.data(), std::min<size_t>(static_cast<size_t>(size), text.size() - 1)};
-}
-
 std::string Millis(double seconds) { return Significant(seconds * 1e3) + " ms"; }
 
 std::string Mebibytes(uint64_t bytes) {
   const double value = static_cast<double>(bytes) / (1 << 20);
-  return (value < 100 ? Significant(value) : Fixed(value, 1)) + " MiB";
+  return (value < 100 ? Significant(value) : FormatFixed(value, 1)) + " MiB";
 }
 
 // Plans one candidate.
@@ -146,8 +139,8 @@ class Planner {
     at_most("inter-token p99", out.inter_token.Percentile(99), constraints_.inter_token_p99_seconds);
     const auto& throughput = constraints_.output_tokens_per_second;
     if (throughput.has_value() && out.OutputTokensPerSecond() < *throughput)
-      broken.push_back(Concat(Fixed(out.OutputTokensPerSecond(), 1), " output tok/s, at least ",
-                              Fixed(*throughput, 1), " are asked for"));
+      broken.push_back(Concat(FormatFixed(out.OutputTokensPerSecond(), 1), " output tok/s, at least ",
+                              FormatFixed(*throughput, 1), " are asked for"));
     return broken;
   }
 
@@ -163,8 +156,8 @@ class Planner {
     if (!candidate_.accuracy.has_value()) {
       plan.broken.push_back("accuracy is to be measured (terrace report), and a least one is asked for");
     } else if (candidate_.accuracy->value < *constraints_.min_accuracy) {
-      plan.broken.push_back(Concat("accuracy ", Fixed(candidate_.accuracy->value, 3), ", at least ",
-                                   Fixed(*constraints_.min_accuracy, 3), " is asked for"));
+      plan.broken.push_back(Concat("accuracy ", FormatFixed(candidate_.accuracy->value, 3), ", at least ",
+                                   FormatFixed(*constraints_.min_accuracy, 3), " is asked for"));
     }
   }
 
@@ -179,7 +172,7 @@ void Compare(const char* what, double value, double first, PlannedServing& plan)
   const double ratio = value / first;
   if (ratio > 1 - kTelling && ratio < 1 + kTelling) return;
   (ratio < 1 ? plan.reasons_for : plan.reasons_against)
-      .push_back(Concat(what, " ", Fixed(ratio, 2), " of the first row's"));
+      .push_back(Concat(what, " ", FormatFixed(ratio, 2), " of the first row's"));
 }
 
 void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
@@ -199,10 +192,10 @@ void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candi
   } else {
     if (constraints.min_accuracy.has_value() && candidate.accuracy->low < *constraints.min_accuracy)
       plan.reasons_against.push_back(
-          Concat("its accuracy may be as low as ", Fixed(candidate.accuracy->low, 3)));
+          Concat("its accuracy may be as low as ", FormatFixed(candidate.accuracy->low, 3)));
     if (first_candidate.accuracy.has_value() && candidate.accuracy->value < first_candidate.accuracy->value)
       plan.reasons_against.push_back(
-          Concat("accuracy ", Fixed(candidate.accuracy->value - first_candidate.accuracy->value, 3)));
+          Concat("accuracy ", FormatFixed(candidate.accuracy->value - first_candidate.accuracy->value, 3)));
   }
   for (size_t i = 0; i < plan.tiers.size(); ++i) {
     if (plan.tiers[i].settings.drafts.length == 0 && candidate.tiers[i].drafter.has_value())

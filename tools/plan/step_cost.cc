@@ -4,16 +4,12 @@
 #include <iterator>
 #include <vector>
 
+#include "base/median.h"
+
 namespace terrace {
 namespace {
 
 constexpr int kRounds = 50;  // of the fit: curve and contexts in turn, each round nearer
-
-double Median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::ranges::nth_element(values, middle);
-  return *middle;
-}
 
 // The slope through the origin of (x, y) by least squares; 0 without an x.
 class Slope {

@@ -55,21 +55,13 @@ class StepProbe {
   }
 
   Status Run(const ProbeRound& round) {
-    if (is_cancelled_ && is_cancelled_()) return Cancelled("interrupted");
     steps_.clear();  // the engine is idle
-    meter_.Begin(round.sequences);
-    for (uint32_t i = 0; i < round.sequences; ++i) {
-      SequenceSpec spec;
+    std::vector<std::vector<TokenId>> prompts(round.sequences);
+    for (std::vector<TokenId>& prompt : prompts) {
       for (uint32_t token = 0; token < round.prompt_tokens; ++token)
-        spec.prompt.push_back(vocabulary_[RandomBits(/*seed=*/0, drawn_++) % vocabulary_.size()]);
-      spec.max_tokens = round.answer_tokens;
-      spec.ignore_eos = true;
-      spec.sampling.temperature = 0;
-      RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), meter_.MakeSink()));
+        prompt.push_back(vocabulary_[RandomBits(/*seed=*/0, drawn_++) % vocabulary_.size()]);
     }
-    meter_.Open();
-    opened_.engine->Wake();
-    return meter_.Await(is_cancelled_).status();
+    return meter_.Run(*opened_.engine, std::move(prompts), round.answer_tokens, is_cancelled_).status();
   }
 
   RoundMeter meter_;

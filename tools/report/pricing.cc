@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "router/tier/gate.h"
+#include "router/tier/price.h"
 
 namespace terrace {
 namespace {
@@ -20,10 +21,9 @@ bool IsKept(const TierAnswer& answer, double min_mean_logprob) {
                 .mean_logprob = answer.mean_logprob});
 }
 
-double PriceUsd(const TokenPrice& price, const TierAnswer& answer) {
-  return (price.usd_per_million_prompt_tokens * static_cast<double>(answer.prompt_tokens) +
-          price.usd_per_million_completion_tokens * static_cast<double>(answer.completion_tokens)) /
-         1e6;
+TierPrice AsTierPrice(const TokenPrice& price) {
+  return {.usd_per_million_prompt_tokens = price.usd_per_million_prompt_tokens,
+          .usd_per_million_completion_tokens = price.usd_per_million_completion_tokens};
 }
 
 }  // namespace
@@ -46,7 +46,7 @@ PricedAnswers CombineAnswers(std::span<const CascadeTier> tiers, double min_mean
     for (;; ++tier) {
       CHECK(tiers[tier].answers.size() == rows);
       const TierAnswer& answer = tiers[tier].answers[row];
-      usd += PriceUsd(tiers[tier].price, answer);
+      usd += PriceUsd(AsTierPrice(tiers[tier].price), answer.prompt_tokens, answer.completion_tokens);
       if (tier + 1 == tiers.size() || IsKept(answer, min_mean_logprob)) break;
     }
     out.tiers.push_back(tier);

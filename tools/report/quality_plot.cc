@@ -1,10 +1,9 @@
 #include "tools/report/quality_plot.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdio>
 
+#include "base/format.h"
 #include "base/status.h"
 
 namespace terrace {
@@ -19,12 +18,6 @@ constexpr char kStyle[] = R"(
   .frontier { stroke: #888; stroke-width: 6; stroke-opacity: 0.25; fill: none }
   @media (prefers-color-scheme: dark) { text { fill: #bbb } }
 )";
-
-std::string Fixed(double value, int decimals) {
-  std::array<char, 64> text = {};
-  const int size = std::snprintf(text.data(), text.size(), "%.*f", decimals, value);
-  return {text.data(), std::min<size_t>(static_cast<size_t>(size), text.size() - 1)};
-}
 
 std::string Escaped(const std::string& text) {
   std::string out;
@@ -78,9 +71,9 @@ class Plot {
     low_y_ = std::floor(low * 20) / 20;
     high_y_ = std::min(1.0, std::ceil(high * 20) / 20);
     if (high_y_ <= low_y_) low_y_ = high_y_ - 0.05;
-    out_ = Concat("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 ", Fixed(kWidth, 0), " ",
-                  Fixed(kHeight, 0), "\" role=\"img\">\n<title>", Escaped(title), "</title>\n<style>", kStyle,
-                  "</style>\n");
+    out_ = Concat("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 ", FormatFixed(kWidth, 0), " ",
+                  FormatFixed(kHeight, 0), "\" role=\"img\">\n<title>", Escaped(title), "</title>\n<style>",
+                  kStyle, "</style>\n");
     Text(kLeft, 22, title, "start", "title");
   }
 
@@ -103,13 +96,13 @@ class Plot {
 
   void Text(double x, double y, const std::string& words, const char* anchor, const char* kind = "",
             const std::string& more = "") {
-    out_ += Concat("<text x=\"", Fixed(x, 1), "\" y=\"", Fixed(y, 1), "\" text-anchor=\"", anchor,
+    out_ += Concat("<text x=\"", FormatFixed(x, 1), "\" y=\"", FormatFixed(y, 1), "\" text-anchor=\"", anchor,
                    "\" class=\"", kind, "\"", more, ">", Escaped(words), "</text>\n");
   }
 
   void Line(double x1, double y1, double x2, double y2, const std::string& look) {
-    out_ += Concat("<line x1=\"", Fixed(x1, 1), "\" y1=\"", Fixed(y1, 1), "\" x2=\"", Fixed(x2, 1),
-                   "\" y2=\"", Fixed(y2, 1), "\" ", look, "/>\n");
+    out_ += Concat("<line x1=\"", FormatFixed(x1, 1), "\" y1=\"", FormatFixed(y1, 1), "\" x2=\"",
+                   FormatFixed(x2, 1), "\" y2=\"", FormatFixed(y2, 1), "\" ", look, "/>\n");
   }
 
   void Axes() {
@@ -118,12 +111,12 @@ class Plot {
     for (int i = 0; i * x_step <= high_x_; ++i) {
       const double x = X(i * x_step / unit_);
       Line(x, bottom, x, kTop, "class=\"grid\"");
-      Text(x, bottom + 18, Fixed(i * x_step, DecimalsOf(x_step)), "middle");
+      Text(x, bottom + 18, FormatFixed(i * x_step, DecimalsOf(x_step)), "middle");
     }
     for (int i = static_cast<int>(std::ceil(low_y_ / y_step - 1e-9)); i * y_step <= high_y_ + 1e-9; ++i) {
       const double y = Y(i * y_step);
       Line(kLeft, y, right, y, "class=\"grid\"");
-      Text(kLeft - 8, y + 4, Fixed(i * y_step, std::max(2, DecimalsOf(y_step))), "end");
+      Text(kLeft - 8, y + 4, FormatFixed(i * y_step, std::max(2, DecimalsOf(y_step))), "end");
     }
     Line(kLeft, bottom, kLeft, kTop, "class=\"axis\"");
     Line(kLeft, bottom, right, bottom, "class=\"axis\"");
@@ -131,7 +124,7 @@ class Plot {
                              : unit_ == 1e3 ? "thousandths of a USD"
                                             : "millionths of a USD";
     Text((kLeft + right) / 2, kHeight - 16, Concat("price of 1,000 answers, ", unit), "middle");
-    const std::string middle = Fixed((kTop + bottom) / 2, 1);
+    const std::string middle = FormatFixed((kTop + bottom) / 2, 1);
     Text(18, (kTop + bottom) / 2, "accuracy, with its 95% interval", "middle", "",
          Concat(" transform=\"rotate(-90 18 ", middle, ")\""));
   }
@@ -139,8 +132,8 @@ class Plot {
   void Band() {
     std::string points;
     for (const size_t i : frontier_) {
-      points += Concat(points.empty() ? "" : " ", Fixed(X(rows_[i].price.usd_per_thousand_answers), 1), ",",
-                       Fixed(Y(rows_[i].accuracy().value), 1));
+      points += Concat(points.empty() ? "" : " ", FormatFixed(X(rows_[i].price.usd_per_thousand_answers), 1),
+                       ",", FormatFixed(Y(rows_[i].accuracy().value), 1));
     }
     out_ += Concat("<polyline class=\"frontier\" points=\"", points, "\"/>\n");
   }
@@ -150,8 +143,8 @@ class Plot {
     const double x = X(row.price.usd_per_thousand_answers), y = Y(accuracy.value);
     Line(x, Y(accuracy.low), x, Y(accuracy.high),
          Concat("stroke=\"", ColourOf(row), "\" stroke-opacity=\"0.35\""));
-    out_ += Concat("<circle cx=\"", Fixed(x, 1), "\" cy=\"", Fixed(y, 1), "\" r=\"4\" fill=\"", ColourOf(row),
-                   "\"/>\n");
+    out_ += Concat("<circle cx=\"", FormatFixed(x, 1), "\" cy=\"", FormatFixed(y, 1), "\" r=\"4\" fill=\"",
+                   ColourOf(row), "\"/>\n");
     taken_.push_back({x - 4, y - 4, x + 4, y + 4});
   }
 

@@ -1,6 +1,7 @@
 #include "tools/report/round_meter.h"
 
 #include <chrono>
+#include <utility>
 
 namespace terrace {
 namespace {
@@ -81,6 +82,23 @@ StatusOr<RoundTimes> RoundMeter::Await(const std::function<bool()>& is_cancelled
   }
   RETURN_IF_ERROR(error_);
   return times_;
+}
+
+StatusOr<RoundTimes> RoundMeter::Run(Engine& engine, std::vector<std::vector<TokenId>> prompts,
+                                     uint32_t answer_tokens, const std::function<bool()>& is_cancelled) {
+  if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
+  Begin(static_cast<uint32_t>(prompts.size()));
+  for (std::vector<TokenId>& prompt : prompts) {
+    SequenceSpec spec;
+    spec.prompt = std::move(prompt);
+    spec.max_tokens = answer_tokens;
+    spec.ignore_eos = true;
+    spec.sampling.temperature = 0;
+    RETURN_IF_ERROR(engine.Submit(std::move(spec), MakeSink()));
+  }
+  Open();
+  engine.Wake();
+  return Await(is_cancelled);
 }
 
 }  // namespace terrace

@@ -1,5 +1,5 @@
 // Takes the time of one round: sequences that an engine begins together. Made before the engine, which it
-// outlives. Begin, MakeSink, Open and Await are called by one thread, in this order; the rest by the
+// outlives. Run, or Begin, MakeSink, Open and Await in this order, are called by one thread; the rest by the
 // engine's.
 #pragma once
 
@@ -9,9 +9,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "text/tokenizer.h"
+#include "worker/engine/engine.h"
 #include "worker/engine/sequence.h"
 
 namespace terrace {
@@ -35,6 +38,11 @@ class RoundMeter {
   // Until all sequences have ended. The error of one that failed; CANCELLED when `is_cancelled`, asked about
   // every 50 ms, says so: the sequences may then go on.
   StatusOr<RoundTimes> Await(const std::function<bool()>& is_cancelled);
+
+  // All of that: greedy answers of `answer_tokens` tokens, which the model's end tokens do not end. Errors of
+  // Await and of Engine::Submit.
+  StatusOr<RoundTimes> Run(Engine& engine, std::vector<std::vector<TokenId>> prompts, uint32_t answer_tokens,
+                           const std::function<bool()>& is_cancelled);
 
  private:
   class Sink;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/median.h"
 #include "text/text_assets.h"
 #include "tools/report/round_meter.h"
 #include "worker/formats/weight_source.h"
@@ -11,12 +12,6 @@
 
 namespace terrace {
 namespace {
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::ranges::nth_element(values, middle);
-  return *middle;
-}
 
 StatusOr<uint64_t> KvBytesPerToken(const ModelConfig& config, const std::string& kv_dtype) {
   ASSIGN_OR_RETURN(const KvDType dtype, ParseKvDType(kv_dtype));
@@ -94,21 +89,15 @@ class SpeedMeter {
   }
 
   StatusOr<BatchSpeed> Round(uint32_t batch) {
-    if (options_.engine.is_cancelled && options_.engine.is_cancelled()) return Cancelled("interrupted");
-    meter_.Begin(batch);
+    std::vector<std::vector<TokenId>> prompts;
     uint64_t prompt_tokens = 0;
     for (uint32_t i = 0; i < batch; ++i) {
-      SequenceSpec spec;
-      spec.prompt = options_.prompts[next_prompt_++ % options_.prompts.size()];
-      spec.max_tokens = options_.answer_tokens;
-      spec.ignore_eos = true;
-      spec.sampling.temperature = 0;
-      prompt_tokens += spec.prompt.size();
-      RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), meter_.MakeSink()));
+      prompts.push_back(options_.prompts[next_prompt_++ % options_.prompts.size()]);
+      prompt_tokens += prompts.back().size();
     }
-    meter_.Open();
-    opened_.engine->Wake();
-    ASSIGN_OR_RETURN(const RoundTimes times, meter_.Await(options_.engine.is_cancelled));
+    ASSIGN_OR_RETURN(const RoundTimes times,
+                     meter_.Run(*opened_.engine, std::move(prompts), options_.answer_tokens,
+                                options_.engine.is_cancelled));
     if (times.decode_tokens == 0) {
       return FailedPrecondition("answers of ", options_.answer_tokens, " tokens end before the last of ",
                                 batch, " prompts is read: longer ones are needed");

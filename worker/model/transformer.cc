@@ -130,7 +130,11 @@ Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options,
             ThreadPool& pool, Weights& weights) {
   const ComputeType compute = options.compute;
   uint64_t& bytes = weights.packed_bytes;
-  for (const ToPack& each : matrices) bytes += ops.packed_bytes(each.matrix, compute);
+  for (const ToPack& each : matrices) {
+    if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
+    *each.out = ops.layout(each.matrix, compute, pool);
+    bytes += each.out->bytes;
+  }
   if (bytes > options.free_bytes) {  // the system would promise it, and end the process later
     return WithReason(
         ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", options.free_bytes,
@@ -141,8 +145,8 @@ Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options,
   std::byte* at = weights.packed.data();
   for (const ToPack& each : matrices) {
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
-    *each.out = ops.pack(each.matrix, compute, at, pool);
-    at += ops.packed_bytes(each.matrix, compute);
+    *each.out = ops.pack(each.matrix, *each.out, at, pool);
+    at += each.out->bytes;
   }
   return absl::OkStatus();
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/grpc_status.h"
 #include "grpcpp/alarm.h"
 #include "proto/terrace/v1/worker.pb.h"
@@ -34,8 +35,7 @@ class DraftService::Stream : public grpc::ServerBidiReactor<v1::ProposeRequest, 
 
   void Open(std::shared_ptr<Stream> self) {
     const std::chrono::duration<double> patience(service_.options_.hello_seconds);
-    hello_alarm_.Set(std::chrono::system_clock::now() +
-                         std::chrono::duration_cast<std::chrono::system_clock::duration>(patience),
+    hello_alarm_.Set(WallTimeIn(std::chrono::duration_cast<Duration>(patience)),
                      [weak = std::weak_ptr(self)](bool is_due) {
                        if (!is_due) return;  // it was cancelled, perhaps with mutex_ held
                        if (const auto stream = weak.lock()) stream->OnHelloDue();

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/grpc_status.h"
 #include "base/log.h"
 #include "proto/terrace/v1/worker.pb.h"
@@ -268,9 +269,7 @@ void RemoteDrafter::ConnectIn(Duration wait) {
   // A new one each time: an alarm must not be set again from its own callback.
   alarm_ = std::make_unique<grpc::Alarm>();
   is_armed_ = true;
-  const auto due = std::chrono::system_clock::now() +
-                   std::chrono::duration_cast<std::chrono::system_clock::duration>(wait);
-  alarm_->Set(due, [this](bool) { OnAlarm(); });
+  alarm_->Set(WallTimeIn(wait), [this](bool) { OnAlarm(); });
 }
 
 void RemoteDrafter::OnAlarm() {

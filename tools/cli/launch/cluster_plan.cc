@@ -13,8 +13,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kFirstWorkerPort = 8101;
-constexpr int kFirstWorkerOpsPort = 9091;
 constexpr int kFirstLeaderPort = 8201;
 constexpr uint32_t kMostRanks = 64;
 constexpr size_t kMaxTierName = 64;

@@ -1,6 +1,7 @@
 // The listening addresses of a cluster that is about to start: checked before any process is.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +9,10 @@
 #include "base/status.h"
 
 namespace terrace {
+
+// Of the workers of a cluster that are given none, on 127.0.0.1, one after the other: gRPC, and the ops
+// listener.
+inline constexpr uint32_t kFirstWorkerPort = 8101, kFirstWorkerOpsPort = 9091;
 
 struct PortUse {
   std::string address;
