@@ -14,7 +14,7 @@
 #include "gloo/rendezvous/context.h"
 #include "gloo/rendezvous/hash_store.h"
 #include "gloo/transport/tcp/device.h"
-#include "tests/bench/gloo_group.h"
+#include "worker/parallel/gloo_group.h"
 #include "worker/parallel/local_communicator.h"
 
 namespace terrace {
@@ -74,7 +74,8 @@ void Measure(const char* name, uint32_t ranks, const Sum& sum) {
 void Run(const std::vector<uint32_t>& sizes) {
   std::printf("%-12s %6s %10s %12s %12s\n", "sum", "ranks", "bytes", "us, p10", "us, median");
   for (const uint32_t ranks : sizes) {
-    const Group threads = MakeLocalCommunicators(ranks, kTimeout), tcp = GlooGroup(ranks, kTimeout);
+    const Group threads = MakeLocalCommunicators(ranks, kTimeout),
+                tcp = MakeGlooGroup(ranks, kTimeout).value();
     const auto plain = PlainGloo(ranks);
     Measure("threads", ranks, SumOf(threads));
     Measure("gloo", ranks, SumOf(tcp));

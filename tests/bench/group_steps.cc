@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
-#include "tests/bench/gloo_group.h"
 #include "worker/engine/group_executor.h"
+#include "worker/parallel/gloo_group.h"
 
 namespace terrace {
 namespace {
@@ -27,7 +27,7 @@ class NoModel : public Executor {
 
 // Decodes: `sequences` of `context` tokens, one token each.
 void Measure(uint32_t ranks, size_t sequences, size_t context) {
-  const auto group = GlooGroup(ranks, kTimeout);
+  const auto group = MakeGlooGroup(ranks, kTimeout).value();
   std::vector<std::jthread> followers;
   for (uint32_t rank = 1; rank < ranks; ++rank) {
     followers.emplace_back([&group, rank] {

@@ -19,6 +19,7 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kMaxThreads = 1024, kMaxAnswers = 16;
+constexpr uint32_t kMaxFitBatch = 65'536, kMaxFitTokens = 1u << 24;
 
 const char* const kAbout =
     "Serves language models, each request from the cheapest one that can do the job.\n"
@@ -194,13 +195,61 @@ void AddValidate(CLI::App& app, ValidateOptions& options) {
   validate->footer("Example: terrace validate deploy/demo/cluster.yaml");
 }
 
+// --fit, which is returned, and what goes with it.
+CLI::Option* AddFit(CLI::App& inspect, InspectFitOptions& options) {
+  auto* const fit =
+      inspect
+          .add_option("--fit", options.devices,
+                      "instead: which splits over these devices fit, and what they would do: 8x80GB, "
+                      "2x24GB, 8xH100")
+          ->type_name("DEVICES");
+  inspect
+      .add_option("--batch", options.fit.batch,
+                  "sequences at once, of all devices together (default: 16 for each device)")
+      ->type_name(kWholeNumber)
+      ->check(Quiet(CLI::Range(1u, kMaxFitBatch)))
+      ->needs(fit);
+  inspect
+      .add_option("--context", options.fit.context,
+                  "tokens of each sequence (default: 4096, or the model's context where that is shorter)")
+      ->type_name(kWholeNumber)
+      ->check(Quiet(CLI::Range(1u, kMaxFitTokens)))
+      ->needs(fit);
+  inspect.add_option("--prompt-tokens", options.fit.prefill_tokens, "of the prompt that is read")
+      ->type_name(kWholeNumber)
+      ->check(Quiet(CLI::Range(1u, kMaxFitTokens)))
+      ->capture_default_str()
+      ->needs(fit);
+  inspect.add_option("--kv-dtype", options.fit.kv_dtype, "of keys and values: f32, f16, bf16, int8 or fp8")
+      ->type_name("TYPE")
+      ->check(Quiet(CLI::IsMember({"f32", "f16", "bf16", "int8", "fp8"})))
+      ->capture_default_str()
+      ->needs(fit);
+  inspect
+      .add_option("--weights", options.weights,
+                  "of a model without: the format that its matrices are to have, such as q4_k or int8 "
+                  "(default: bf16)")
+      ->type_name("TYPE")
+      ->needs(fit);
+  return fit;
+}
+
 void AddInspect(CLI::App& app, InspectOptions& options) {
   CLI::App* const inspect =
       app.add_subcommand("inspect", "What a model on disk is, and the memory it needs.");
-  inspect->add_option("model", options.model, "model folder or .gguf")->type_name("MODEL")->required();
-  inspect->add_flag("--tensors", options.all_tensors, "every tensor, not one line for all layers");
+  inspect
+      ->add_option("model", options.model,
+                   "model folder or .gguf; with --fit a folder without weights or a config.json, too")
+      ->type_name("MODEL")
+      ->required();
+  auto* const tensors =
+      inspect->add_flag("--tensors", options.all_tensors, "every tensor, not one line for all layers");
   inspect->add_flag("--json", options.json, "one JSON object");
-  inspect->footer("Example: terrace inspect models/terrace-demo-base.f16.gguf");
+  AddFit(*inspect, options.fit)->excludes(tensors);
+  inspect->footer(
+      "Examples: terrace inspect models/terrace-demo-base.f16.gguf\n"
+      "          terrace inspect llama-70b/config.json --fit 8xH100 --batch 64\n"
+      "Exit code 1 with --fit: nothing fits. docs/how-to/tensor-parallel.md says what is predicted.");
 }
 
 void AddEvaluate(CLI::App& app, EvaluateOptions& options) {

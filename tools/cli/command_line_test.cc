@@ -112,6 +112,16 @@ TEST(CommandLine, EveryCommandParses) {
   EXPECT_EQ(Parse<StatusOptions>({"status", "--once"}).refresh, StatusOptions::Refresh::kNever);
   EXPECT_EQ(Parse<StatusOptions>({"status", "--watch"}).refresh, StatusOptions::Refresh::kAlways);
   EXPECT_TRUE(Parse<InspectOptions>({"inspect", "m", "--tensors"}).all_tensors);
+  const auto fit =
+      Parse<InspectOptions>({"inspect", "m", "--fit", "8x80GB", "--batch", "64", "--context", "999",
+                             "--prompt-tokens", "7", "--kv-dtype", "int8", "--weights", "q4_k"})
+          .fit;
+  EXPECT_EQ(fit.devices, "8x80GB");
+  EXPECT_EQ(fit.weights, "q4_k");
+  EXPECT_EQ(fit.fit.batch, 64u);
+  EXPECT_EQ(fit.fit.context, 999u);
+  EXPECT_EQ(fit.fit.prefill_tokens, 7u);
+  EXPECT_EQ(fit.fit.kv_dtype, "int8");
   const auto evaluate =
       Parse<EvaluateOptions>({"evaluate", "--model", "m", "--tasks", "a", "b", "--limit", "3"});
   EXPECT_THAT(evaluate.tasks, ElementsAre("a", "b"));
@@ -330,6 +340,11 @@ TEST(CommandLine, PlanReadsEveryFlag) {
       Parse<PlanOptions>({"plan", "--model", "m", "--price-per-hour", "1", "--concurrency", "9"});
   EXPECT_EQ(std::get<ClosedLoop>(closed.traffic.load).concurrency, 9u);
   EXPECT_EQ(closed.constraints.memory_bytes, std::nullopt);
+  EXPECT_THAT(closed.ranks, ElementsAre(1u));
+  const auto traced = Parse<PlanOptions>(
+      {"plan", "--model", "m", "--price-per-hour", "1", "--trace", "t", "--ranks", "1,2,4"});
+  EXPECT_EQ(traced.trace, "t");
+  EXPECT_THAT(traced.ranks, ElementsAre(1u, 2u, 4u));
 }
 
 TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
@@ -367,6 +382,10 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"generate", "--prompt", "a", "extra"},
       {"status", "--once", "--watch"},
       {"inspect"},
+      {"inspect", "m", "--batch", "4"},  // on what?
+      {"inspect", "m", "--fit", "2xL4", "--tensors"},
+      {"inspect", "m", "--fit", "2xL4", "--batch", "0"},
+      {"inspect", "m", "--fit", "2xL4", "--kv-dtype", "auto"},
       {"evaluate", "--model", "m", "--concurrency", "0"},
       {"demo", "chat"},
       {"synthesize", "--shape", "135m"},
@@ -398,6 +417,11 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"plan", "--model", "m", "--price-per-hour", "1", "--shared-prefix-tokens", "128"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--acceptance", "1.5"},
       {"plan", "--model", "m", "--price-per-hour", "1", "--max-machines", "0"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--ranks", "1,3"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--ranks", "32"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--trace", "t", "--rate", "1"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--trace", "t", "--prompt-tokens", "9"},
+      {"plan", "--model", "m", "--price-per-hour", "1", "--trace", "t", "--verify"},
       {"report"},
       {"report", "--model", "m"},  // at what price?
       {"report", "--model", "m", "--price-per-hour", "0"},

@@ -172,6 +172,7 @@ StatusOr<Json> InspectionToJson(const ModelFiles& files) {
 }
 
 Status RunInspect(const InspectOptions& options, const CommandContext& context) {
+  if (!options.fit.devices.empty()) return RunInspectFit(options.model, options.fit, options.json, context);
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.model));
   ASSIGN_OR_RETURN(const Json json, InspectionToJson(files));
   context.out << (options.json ? ToJsonText(json) + "\n"

@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "base/status.h"
 #include "tools/cli/command_context.h"
+#include "tools/cli/inspect_fit.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {
@@ -14,8 +15,10 @@ struct InspectOptions {
   std::string model;
   bool all_tensors = false;  // else layers are shown once
   bool json = false;
+  InspectFitOptions fit = {};  // with devices: only whether the model fits them is told
 };
 
+// Errors of OpenModel; with devices those of RunInspectFit.
 Status RunInspect(const InspectOptions& options, const CommandContext& context);
 
 // All that is shown, as JSON: architecture, tensors, tokenizer, memory.

@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"
+#include "tools/cli/verdict.h"
 
 namespace terrace {
 namespace {
@@ -53,6 +54,68 @@ TEST(Inspect, AMalformedModelIsExitCode65) {
   EXPECT_EQ(ExitCodeFor(status), kExitData) << status;
   EXPECT_THAT(Message(status), HasSubstr("bad.gguf"));
   EXPECT_EQ(test.out.str(), "");
+}
+
+TEST(InspectFit, TellsOfEverySplitAndRecommendsOne) {
+  for (const char* model : {"models/terrace-demo-small", "models/terrace-demo-small.f16.gguf"}) {
+    TestContext table, json;
+    const InspectFitOptions fit{.devices = "2xL4", .fit = {.batch = 4, .context = 512}};
+    ASSERT_EQ(RunInspect({.model = model, .fit = fit}, table.context), Status());
+    for (const char* text :
+         {"TP 1 x PP 1", "TP 1 x PP 2", "TP 2 x PP 1", "recommended: ", "4 sequences of 512 tokens"})
+      EXPECT_THAT(table.out.str(), HasSubstr(text));
+    ASSERT_EQ(RunInspect({.model = model, .json = true, .fit = fit}, json.context), Status());
+    const Json out = ParseJson(json.out.str()).value();
+    ASSERT_EQ(out["splits"].size(), 3u);
+    EXPECT_TRUE(out["has_weights"].get<bool>());
+    EXPECT_FALSE(out["recommended"].is_null());
+    const Json whole = InspectionToJson(OpenModel(model).value()).value();
+    // The embedding is the output matrix, too, and counts as both.
+    const uint64_t tied = uint64_t{1024} * 128 * 2;
+    EXPECT_EQ(out["splits"][0]["weight_bytes"], whole["memory"]["weight_bytes"].get<uint64_t>() + tied);
+    EXPECT_EQ(out["splits"][0]["kv_bytes_per_token"], 2 * 5 * 2 * 32 * 2) << "bf16";
+    EXPECT_EQ(out["splits"][0]["decode"]["sum_bytes"], 0);
+    EXPECT_GT(out["splits"][2]["decode"]["sum_bytes"], 0);
+  }
+}
+
+TEST(InspectFit, NeedsNoWeights) {
+  const std::string config = "models/terrace-demo-base/config.json";
+  TestContext test;
+  ASSERT_EQ(
+      RunInspect({.model = config, .json = true, .fit = {.devices = "24GB", .weights = "f16"}}, test.context),
+      Status());
+  const Json alone = ParseJson(test.out.str()).value();
+  EXPECT_FALSE(alone["has_weights"].get<bool>());
+  EXPECT_TRUE(alone["devices"]["has_assumed_rates"].get<bool>());
+  TestContext text;
+  ASSERT_EQ(RunInspect({.model = config, .fit = {.devices = "24GB"}}, text.context), Status());
+  EXPECT_THAT(text.out.str(), HasSubstr("there are no weights: matrices are taken as BF16"));
+}
+
+TEST(InspectFit, WhatDoesNotFitIsAnAnswerWithItsNumbers) {
+  TestContext test;
+  const Status status =
+      RunInspect({.model = "models/terrace-demo-small", .fit = {.devices = "2x1MB"}}, test.context);
+  EXPECT_EQ(Reason(status), kAnswerIsNoReason) << status;
+  EXPECT_THAT(test.out.str(), HasSubstr("are not less than the 980000 of a device"));
+}
+
+TEST(InspectFit, NamesWhatIsWrong) {
+  const struct {
+    InspectFitOptions fit;
+    const char* error;
+  } cases[] = {{{.devices = "8xTPU"}, "TPU"},
+               {{.devices = "2xL4", .weights = "f16"}, "formats of their own"},
+               {{.devices = "2xL4", .weights = "q1"}, "\"q1\" is not one of"},
+               {{.devices = "2xL4", .fit = {.context = 513}}, "513 tokens is more than the model's 512"}};
+  for (const auto& each : cases) {
+    TestContext test;
+    const Status status = RunInspect({.model = "models/terrace-demo-small", .fit = each.fit}, test.context);
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << status;
+    EXPECT_THAT(Message(status), HasSubstr(each.error));
+    EXPECT_EQ(test.out.str(), "");
+  }
 }
 
 }  // namespace

@@ -19,6 +19,8 @@
 #include "tools/cli/verdict.h"
 #include "tools/plan/plan.h"
 #include "tools/plan/step_probe.h"
+#include "tools/plan/tier_on_ranks.h"
+#include "tools/plan/trace_file.h"
 #include "tools/report/report.h"
 #include "worker/formats/model_files.h"
 
@@ -29,6 +31,10 @@ namespace fs = std::filesystem;
 
 std::vector<TokenId> Vocabulary(const ModelFiles& files) {
   return TextTokens(*files.text->tokenizer, files.config.vocab_size);
+}
+
+std::string NameOnRanks(const std::string& variant, uint32_t ranks) {
+  return ranks == 1 ? variant : Concat(variant, "-tp", ranks);
 }
 
 StatusOr<std::string> Absolute(const std::string& path) {
@@ -47,7 +53,8 @@ bool IsSameEngine(const TechniqueRow& row, const TechniqueRow& engine) {
 
 class PlanRun {
  public:
-  PlanRun(const PlanOptions& options, const CommandContext& context) : options_(options), context_(context) {}
+  PlanRun(const PlanOptions& options, const CommandContext& context)
+      : options_(options), context_(context), traffic_(options.traffic) {}
 
   Status Run() {
     if (!options_.out.empty()) RETURN_IF_ERROR(CheckCanReplace(options_.out));  // before the work
@@ -56,15 +63,23 @@ class PlanRun {
         return InvalidArgument("--cascade: of two tiers, not ", cascade.tiers.size());
     }
     RETURN_IF_ERROR(CheckNames(options_.techniques, options_.variants, options_.cascades, "plan"));
+    RETURN_IF_ERROR(CheckNamesOnRanks());
     RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
     if (!options_.techniques.empty()) RETURN_IF_ERROR(MakeWorkFolder(options_.work, "models"));
+    RETURN_IF_ERROR(ReadTrace());
     RETURN_IF_ERROR(ReadReport());
     RETURN_IF_ERROR(MakeVariants());
-    for (const ReportVariant& variant : variants_)
-      RETURN_IF_ERROR(Annotate(AddVariant(variant), variant.name));
+    for (const ReportVariant& variant : variants_) {
+      for (const uint32_t ranks : options_.ranks)
+        RETURN_IF_ERROR(Annotate(AddVariant(variant, ranks), variant.name));
+    }
     for (const ReportCascade& cascade : options_.cascades) AddCascade(cascade);
+    if (candidates_.empty()) {
+      context_.out << notes_;
+      return AnswerIsNo("no plan is left");
+    }
     const PlanSettings settings{.constraints = options_.constraints,
-                                .traffic = options_.traffic,
+                                .traffic = traffic_,
                                 .usd_per_hour = options_.usd_per_hour,
                                 .max_sequences = options_.max_sequences,
                                 .max_machines = options_.max_machines,
@@ -90,6 +105,17 @@ class PlanRun {
     std::vector<const Source*> tiers = {};
     double min_mean_logprob = 0;  // of a cascade
   };
+
+  // Its requests are asked whether answers come or not.
+  Status ReadTrace() {
+    if (options_.trace.empty()) return {};
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(options_.trace));
+    auto trace = ParseTrace(text);
+    if (!trace.ok()) return Annotate(trace.status(), options_.trace);
+    traffic_.trace = *std::move(trace);
+    traffic_.load = OpenLoop{};
+    return {};
+  }
 
   Status ReadReport() {
     if (options_.report.empty()) return {};
@@ -144,38 +170,92 @@ class PlanRun {
     return std::nullopt;
   }
 
-  Status AddVariant(const ReportVariant& variant) {
+  // Names are different with the number of ranks, too.
+  Status CheckNamesOnRanks() const {
+    std::vector<std::string> names;
+    const auto add = [&](const std::string& name) {
+      for (const uint32_t ranks : options_.ranks) names.push_back(NameOnRanks(name, ranks));
+    };
+    add(kBaseline);
+    std::ranges::for_each(options_.techniques, add);
+    std::ranges::for_each(options_.variants, add, &ReportVariant::name);
+    std::ranges::sort(names);
+    const auto same = std::ranges::adjacent_find(names);
+    return same == names.end() ? Status() : InvalidArgument("two plans are named ", *same);
+  }
+
+  // Sums over so many ranks are measured once.
+  StatusOr<LinkCost> LinkOf(uint32_t ranks) {
+    if (const auto found = links_.find(ranks); found != links_.end()) return found->second;
+    ASSIGN_OR_RETURN(
+        const std::vector<SumSample> sums,
+        MeasureSumsHere(ranks, {.is_cancelled = [this] { return context_.shutdown.IsPending(); }}));
+    ASSIGN_OR_RETURN(links_[ranks], FitLink(sums, ranks));
+    return links_[ranks];
+  }
+
+  // What `tier`, which is of one rank, and the candidate are with several. False: it is left out.
+  StatusOr<bool> SpreadOver(uint32_t ranks, const ReportVariant& variant, const ProbedEngine& probed,
+                            PlanTier& tier, PlanCandidate& candidate) {
+    ASSIGN_OR_RETURN(const ModelShape shape, ReadModelShape(variant.model, std::nullopt));
+    if (const Status can = CheckRanks(probed, shape, ranks); !can.ok()) {
+      notes_ += Concat(candidate.name, ": left out: ", Message(can), "\n");
+      return false;
+    }
+    ASSIGN_OR_RETURN(const LinkCost link, LinkOf(ranks));
+    ASSIGN_OR_RETURN(TierOnRanks spread, PutOnRanks(probed, shape, ranks, link, options_.max_sequences));
+    tier.ranks = ranks;
+    tier.weight_bytes = spread.weight_bytes;
+    tier.kv_bytes_per_token = spread.kv_bytes_per_token;
+    candidate.reasons_against = std::move(spread.reasons_against);
+    tier.cost = Keep(std::move(spread.cost));
+    return true;
+  }
+
+  const StepCost* Keep(StepCost cost) {
+    return costs_.emplace_back(std::make_unique<StepCost>(std::move(cost))).get();
+  }
+
+  Status AddVariant(const ReportVariant& variant, uint32_t ranks) {
     ModelTarget target = TargetOf(options_.target, variant);
     target.max_sequences = options_.max_sequences;
     ASSIGN_OR_RETURN(const ProbedEngine* const probed, Probe(target));
+    PlanCandidate candidate{.name = NameOnRanks(variant.name, ranks),
+                            .accuracy = AccuracyOfEngine(probed->engine)};
     PlanTier tier{.cost = &probed->cost,
                   .weight_bytes = probed->engine.weight_bytes,
                   .kv_bytes_per_token = probed->engine.kv_bytes_per_token,
                   .context_length = probed->context_length,
                   .max_step_tokens = probed->max_step_tokens};
+    if (ranks > 1) {
+      ASSIGN_OR_RETURN(const bool is_in, SpreadOver(ranks, variant, *probed, tier, candidate));
+      if (!is_in) return {};
+    }
     if (variant.drafter != "none") {
       const std::optional<double> acceptance = AcceptanceOf(variant, probed->engine);
       if (!acceptance.has_value()) {
-        notes_ += Concat(variant.name, ": left out, as nothing says how often its drafts are accepted: ",
+        notes_ += Concat(candidate.name, ": left out, as nothing says how often its drafts are accepted: ",
                          "--acceptance, or a --report that has measured it\n");
         return {};
       }
-      ASSIGN_OR_RETURN(tier.drafter, DrafterOf(variant, target, *acceptance));
+      ASSIGN_OR_RETURN(tier.drafter, DrafterOf(variant, target, *acceptance, ranks));
     }
-    Source& source = sources_[variant.name];
+    Source& source = sources_[candidate.name];
     source = {.variant = &variant, .target = target, .engine = &probed->engine, .tier = tier};
-    candidates_.push_back(
-        {.name = variant.name, .tiers = {tier}, .accuracy = AccuracyOfEngine(probed->engine)});
+    candidate.tiers = {tier};
+    candidates_.push_back(std::move(candidate));
     origins_.push_back({.tiers = {&source}});
     return {};
   }
 
-  StatusOr<PlanDrafter> DrafterOf(const ReportVariant& variant, ModelTarget target, double acceptance) {
+  StatusOr<PlanDrafter> DrafterOf(const ReportVariant& variant, ModelTarget target, double acceptance,
+                                  uint32_t ranks) {
     PlanDrafter drafter{.acceptance = acceptance};
     if (variant.drafter != "model") return drafter;
     target.model = variant.draft_model;
     ASSIGN_OR_RETURN(const ProbedEngine* const probed, Probe(target));
-    drafter.cost = &probed->cost;
+    // The model runs at the leader alone, which has its share of the cores.
+    drafter.cost = Keep(probed->cost.Changed(ranks, [](uint32_t) { return 0.0; }));
     drafter.weight_bytes = probed->engine.weight_bytes;
     drafter.kv_bytes_per_token = probed->engine.kv_bytes_per_token;
     return drafter;
@@ -205,8 +285,9 @@ class PlanRun {
                          .device = source.target.device,
                          .compute = source.engine->compute,
                          .threads = source.target.threads,
+                         .ranks = source.tier.ranks,
                          .drafter = source.variant->drafter,
-                         .kv_bytes_per_token = source.engine->kv_bytes_per_token};
+                         .kv_bytes_per_token = source.tier.kv_bytes_per_token};
     std::ranges::transform(worker.name, worker.name.begin(), [](char c) {
       return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
     });
@@ -239,8 +320,13 @@ class PlanRun {
       context_.out << "--verify: a cascade is not run here; terrace bench measures one that is served\n";
       return {};
     }
+    if (const uint32_t ranks = origins_[plan.candidate].tiers.front()->tier.ranks; ranks > 1) {
+      context_.out << "--verify: a group of " << ranks
+                   << " ranks is not run here; terrace bench measures one that is served\n";
+      return {};
+    }
     ServingTier tier = plan.tiers.front();
-    Traffic traffic = options_.traffic;
+    Traffic traffic = traffic_;
     if (auto* const closed = std::get_if<ClosedLoop>(&traffic.load)) {
       closed->concurrency = (closed->concurrency + tier.workers - 1) / tier.workers;
     } else {
@@ -293,12 +379,15 @@ class PlanRun {
 
   const PlanOptions& options_;
   const CommandContext& context_;
+  Traffic traffic_;
   std::vector<TechniqueRow> rows_;       // of the report
   std::vector<ReportVariant> variants_;  // the baseline first
   std::map<std::string, std::unique_ptr<ProbedEngine>> probed_;
-  std::map<std::string, Source> sources_;  // by name
-  std::vector<PlanCandidate> candidates_;  // borrow from probed_
-  std::vector<Origin> origins_;            // [candidates_], borrow from sources_
+  std::map<uint32_t, LinkCost> links_;            // by ranks
+  std::vector<std::unique_ptr<StepCost>> costs_;  // that were made of those measured
+  std::map<std::string, Source> sources_;         // by name
+  std::vector<PlanCandidate> candidates_;         // borrow from probed_ and costs_
+  std::vector<Origin> origins_;                   // [candidates_], borrow from sources_
   std::string notes_;
 };
 

@@ -1,5 +1,6 @@
 #include "tools/cli/plan_command_line.h"
 
+#include <bit>
 #include <memory>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kMostMachines = 512, kMostSequences = 256, kMostRepeats = 100;
+constexpr uint32_t kMostRanks = 16;  // of one machine
 constexpr uint64_t kMostRequests = 100'000;
 
 // With its unit: who thinks of milliseconds would ask for seconds.
@@ -44,7 +46,7 @@ void AddConstraints(CLI::App& plan, PlanConstraints& constraints) {
           [&constraints](const std::string& text) {
             constraints.memory_bytes = ValueOrThrow("--memory", ParseBytes(text));
           },
-          "of a worker, at most: 8GiB, 512MiB; weights and KV pool")
+          "of a worker, or of each of its ranks, at most: 8GiB, 512MiB; weights and KV pool")
       ->type_name("SIZE");
   AddTime(plan, "--ttft-p99", constraints.first_token_p99_seconds,
           "99th percentile of the time to the first token, at most: 300ms");
@@ -64,7 +66,7 @@ struct LoadFlags {
   std::optional<double> rate = {};
 };
 
-void AddTraffic(CLI::App& plan, LoadFlags& load, Traffic& traffic) {
+void AddTraffic(CLI::App& plan, LoadFlags& load, Traffic& traffic, std::string& trace) {
   AddLengthOption(plan, "--prompt-tokens", traffic.prompt_tokens,
                   "a number, uniform:LOW-HIGH or lognormal:MEDIAN,SIGMA");
   AddLengthOption(plan, "--output-tokens", traffic.output_tokens, "likewise");
@@ -85,6 +87,14 @@ void AddTraffic(CLI::App& plan, LoadFlags& load, Traffic& traffic) {
       ->type_name(kWholeNumber)
       ->check(Quiet(CLI::Range(uint64_t{1}, kMostRequests)))
       ->capture_default_str();
+  CLI::Option* const recorded =
+      plan.add_option("--trace", trace,
+                      "recorded requests instead, a JSON object a line: arrival in seconds, prompt_tokens, "
+                      "output_tokens and, where it shares one, prefix and prefix_tokens")
+          ->type_name("FILE");
+  for (const char* drawn : {"--prompt-tokens", "--output-tokens", "--shared-prefix-tokens", "--concurrency",
+                            "--rate", "--requests"})
+    recorded->excludes(plan.get_option(drawn));
   plan.add_option("--seed", traffic.seed, "of lengths and arrivals")
       ->type_name(kWholeNumber)
       ->capture_default_str();
@@ -96,6 +106,12 @@ Status Finish(const VariantFlags& variants, const LoadFlags& load, PlanOptions& 
   } else {
     options.traffic.load = ClosedLoop{load.concurrency.value_or(1)};
   }
+  for (const uint32_t ranks : options.ranks) {
+    if (!std::has_single_bit(ranks) || ranks > kMostRanks)
+      return InvalidArgument("--ranks: ", ranks, " is not a power of two up to ", kMostRanks);
+  }
+  if (options.verify && !options.trace.empty())
+    return InvalidArgument("--verify runs a traffic that is drawn, not a --trace");
   if (options.traffic.prompt_tokens.max() <= options.traffic.shared_prefix_tokens)
     return InvalidArgument("--shared-prefix-tokens ", options.traffic.shared_prefix_tokens,
                            " leaves nothing of its own to a prompt (--prompt-tokens counts the prefix too)");
@@ -117,7 +133,7 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
       ->check(AboveZero())
       ->required();
   AddConstraints(*plan, options.constraints);
-  AddTraffic(*plan, *load, options.traffic);
+  AddTraffic(*plan, *load, options.traffic, options.trace);
   AddVariantOptions(*plan, *variants, options.calibration, options.work);
   plan->add_option(
           "--report", options.report,
@@ -133,6 +149,11 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
   plan->add_option("--max-machines", options.max_machines, "at most, each with one worker")
       ->type_name(kWholeNumber)
       ->check(Quiet(CLI::Range(1u, kMostMachines)))
+      ->capture_default_str();
+  plan->add_option("--ranks", options.ranks,
+                   "processes of this machine that a worker is split over, each number considered: 1,2,4")
+      ->type_name("N,N,...")
+      ->delimiter(',')
       ->capture_default_str();
   plan->add_option("--repeats", options.probe_repeats, "how often each kind of step is measured")
       ->type_name(kWholeNumber)

@@ -1,5 +1,7 @@
 #include "tools/cli/plan_config.h"
 
+#include <algorithm>
+
 #include "base/status.h"
 #include "tools/cli/launch/ports.h"
 
@@ -24,10 +26,11 @@ v1::WorkerConfig WorkerOf(const ServingSettings& settings, const PlannedWorker& 
   config.set_grpc(Concat("127.0.0.1:", kFirstWorkerPort + index));
   config.set_ops(Concat("127.0.0.1:", kFirstWorkerOpsPort + index));
   v1::EngineConfig& engine = *config.mutable_engine();
-  if (worker.threads > 0) engine.set_threads(worker.threads);
+  if (worker.threads > 0) engine.set_threads(std::max(worker.threads / worker.ranks, 1u));
   engine.set_max_sequences(settings.max_sequences);
   engine.set_max_step_tokens(settings.max_step_tokens);
-  engine.set_device(worker.device);
+  engine.set_device(worker.ranks > 1 ? "cpu" : worker.device);  // groups are of CPUs
+  if (worker.ranks > 1) config.mutable_group()->set_ranks(worker.ranks);
   engine.set_compute(worker.compute);
   SetSpeculation(settings, worker, engine);
   v1::KvConfig& kv = *config.mutable_kv();

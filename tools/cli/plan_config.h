@@ -16,10 +16,11 @@ struct PlannedWorker {
   std::string model = {};     // an absolute path
   std::string kv_dtype = {};  // as of KvConfig, like the others of their messages
   std::string device = {}, compute = {};
-  uint32_t threads = 0;          // 0: left out
+  uint32_t threads = 0;          // of the worker; ranks share them. 0: left out
+  uint32_t ranks = 1;            // of its group, which terrace up starts; 1: there is none
   std::string drafter = "none";  // none, ngram or model
   std::string draft_model = {};  // an absolute path
-  uint64_t kv_bytes_per_token = 0, draft_kv_bytes_per_token = 0;
+  uint64_t kv_bytes_per_token = 0, draft_kv_bytes_per_token = 0;  // of each rank; of the drafter
 };
 
 // A tier for each of the plan's, with its workers on addresses of this machine. A single one has the plan's

@@ -123,6 +123,45 @@ TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {
   EXPECT_EQ(cluster->router.policies(0).cascade().steps(0).min_mean_logprob(), -0.5);
 }
 
+TEST_F(PlanCommand, RanksOfThisMachineAreConsideredWithWhatTheyTellEachOther) {
+  options_.ranks = {1, 2};
+  ASSERT_TRUE(RunPlan(options_, test_.context).ok());
+  EXPECT_THAT(test_.out.str(), HasSubstr("baseline-tp2"));
+  EXPECT_THAT(test_.out.str(), HasSubstr("against: a step of 4 decodes takes"));
+  EXPECT_THAT(test_.out.str(), HasSubstr("what 2 ranks tell each other"));
+
+  options_.ranks = {2, 16};
+  options_.verify = true;
+  TestContext only;
+  const Status status = RunPlan(options_, only.context);
+  ASSERT_TRUE(status.ok()) << status << only.out.str();
+  EXPECT_THAT(only.out.str(), HasSubstr("baseline-tp16: left out: "));
+  EXPECT_THAT(only.out.str(), HasSubstr("a group of 2 ranks is not run here"));
+  const auto cluster = PlanFromFile(options_.out);
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  ASSERT_EQ(cluster->workers.size(), 1u);
+  EXPECT_EQ(cluster->workers[0].ranks(), 2u);
+  EXPECT_EQ(cluster->workers[0].config.engine().device(), "cpu");
+}
+
+TEST_F(PlanCommand, WhereEverythingIsLeftOutTheAnswerIsNo) {
+  options_.ranks = {16};
+  EXPECT_EQ(Reason(RunPlan(options_, test_.context)), kAnswerIsNoReason);
+  EXPECT_THAT(test_.out.str(), HasSubstr("2 attention heads are not a multiple of 16 ranks"));
+}
+
+TEST_F(PlanCommand, ATraceIsPlannedFor) {
+  options_.trace = folder_ / "trace.jsonl";
+  ASSERT_TRUE(ReplaceFile(options_.trace,
+                          R"({"arrival": 0, "prompt_tokens": 24, "output_tokens": 8}
+{"arrival": 0.1, "prompt_tokens": 40, "output_tokens": 4, "prefix": "a", "prefix_tokens": 16}
+)")
+                  .ok());
+  const Status status = RunPlan(options_, test_.context);
+  ASSERT_TRUE(status.ok()) << status << test_.out.str();
+  EXPECT_TRUE(PlanFromFile(options_.out).ok());
+}
+
 TEST_F(PlanCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
   const struct {
     std::function<void(PlanOptions&)> change;
@@ -131,6 +170,12 @@ TEST_F(PlanCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
   } cases[] = {
       {[](PlanOptions& o) { o.target.model = "/absent"; }, "/absent", kExitNoInput},
       {[](PlanOptions& o) { o.report = "/absent.json"; }, "/absent.json", kExitNoInput},
+      {[](PlanOptions& o) { o.trace = "/absent.jsonl"; }, "/absent.jsonl", kExitNoInput},
+      {[](PlanOptions& o) { o.trace = "models/eval/classify.jsonl"; }, "classify.jsonl: line 1: ", kExitData},
+      {[](PlanOptions& o) {
+         o.ranks = {2, 2};
+       },
+       "two plans are named baseline-tp2", kExitUsage},
       {[](PlanOptions& o) { o.report = "models/eval/classify.jsonl"; }, "classify.jsonl", kExitData},
       {[](PlanOptions& o) {
          o.techniques = {"q8_0", "q8_0"};
@@ -212,6 +257,23 @@ TEST(ClusterOf, HasEachWorkerOfATierAndItsDrafter) {
   plan.tiers[0].settings.drafts.length = 0;
   file = ClusterOf(plan, {&worker, 1}, 0);
   EXPECT_FALSE(file.workers(0).engine().has_speculation()) << "it makes nothing faster";
+}
+
+TEST(ClusterOf, AWorkerOfSeveralRanksIsAGroupThatSharesTheThreads) {
+  PlannedWorker worker = WorkerOf("a");
+  worker.drafter = "none";
+  worker.device = "auto";
+  worker.ranks = 4;
+  const v1::ClusterFile file = ClusterOf(PlanOf({2}), {&worker, 1}, 0);
+  ASSERT_EQ(file.workers_size(), 2);
+  for (const v1::WorkerConfig& config : file.workers()) {
+    EXPECT_EQ(config.group().ranks(), 4u);
+    EXPECT_EQ(config.engine().threads(), 1u) << "of two, one each";
+    EXPECT_EQ(config.engine().device(), "cpu");
+    EXPECT_EQ(config.kv().pool_bytes(), 102'400u) << "of each rank";
+  }
+  worker.ranks = 1;
+  EXPECT_FALSE(ClusterOf(PlanOf({1}), {&worker, 1}, 0).workers(0).has_group());
 }
 
 TEST(ClusterOf, OfACascadeHasATierForEachAndAPolicy) {

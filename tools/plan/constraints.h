@@ -10,7 +10,7 @@
 namespace terrace {
 
 struct PlanConstraints {
-  std::optional<uint64_t> memory_bytes = {};           // of a worker: weights and KV pool
+  std::optional<uint64_t> memory_bytes = {};           // of a worker, or a rank of one: weights and KV pool
   std::optional<double> first_token_p99_seconds = {};  // from a request's arrival
   std::optional<double> inter_token_p99_seconds = {};
   std::optional<double> output_tokens_per_second = {};    // of all workers together, at least

@@ -68,9 +68,7 @@ class Planner {
   // What the longest requests need in every place of the batch, or what the memory leaves for it; one whole
   // context at least, without which no worker starts.
   uint64_t KvTokens(const PlanTier& tier) const {
-    const uint64_t longest = std::min<uint64_t>(
-        uint64_t{settings_.traffic.prompt_tokens.max()} + settings_.traffic.output_tokens.max(),
-        tier.context_length);
+    const uint64_t longest = std::min<uint64_t>(settings_.traffic.longest(), tier.context_length);
     const uint64_t block = settings_.block_tokens;
     uint64_t blocks = settings_.max_sequences * ((longest + block - 1) / block);
     if (constraints_.memory_bytes.has_value()) {
@@ -186,6 +184,8 @@ void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candi
     Compare("time between tokens", plan.prediction.inter_token.mean(), first.prediction.inter_token.mean(),
             plan);
   }
+  plan.reasons_against.insert(plan.reasons_against.end(), candidate.reasons_against.begin(),
+                              candidate.reasons_against.end());
   if (plan.machines() > 1) plan.reasons_against.push_back(Concat("takes ", plan.machines(), " machines"));
   if (!candidate.accuracy.has_value()) {
     plan.reasons_against.push_back("accuracy is to be measured");

@@ -25,13 +25,14 @@ struct PlanDrafter {
   uint64_t weight_bytes = 0, kv_bytes_per_token = 0;
 };
 
-// One way to run the workers of a tier.
+// One way to run the workers of a tier. With several ranks bytes are those of the rank that has the most.
 struct PlanTier {
   const StepCost* cost = nullptr;  // borrowed, of the engine without drafts
   uint64_t weight_bytes = 0, kv_bytes_per_token = 0;
   uint32_t context_length = 0, max_step_tokens = 256;
   std::optional<PlanDrafter> drafter = {};
-  double kept = 1;  // as of ServingTier
+  double kept = 1;     // as of ServingTier
+  uint32_t ranks = 1;  // processes of one machine that are a worker together
 };
 
 // One way to serve: a tier, or several as a cascade.
@@ -39,6 +40,8 @@ struct PlanCandidate {
   std::string name = {};
   std::vector<PlanTier> tiers = {};            // one at least
   std::optional<EstimatedRate> accuracy = {};  // absent: it was not measured
+  // What is known before anything is simulated.
+  std::vector<std::string> reasons_against = {};
 };
 
 struct PlanSettings {
@@ -52,17 +55,18 @@ struct PlanSettings {
 
 struct PlannedServing {
   size_t candidate = 0;
-  std::vector<ServingTier> tiers = {};      // with their workers, and the lengths of drafts that were best
-  std::vector<uint64_t> memory_bytes = {};  // [tiers] of each worker: weights and KV pool, drafter's included
-  ServingPrediction prediction = {};        // of all workers
-  double usd_per_million_tokens = 0;        // of prompts and answers that were given
-  std::vector<std::string> broken = {};     // constraints that are not kept, in words; none: it can be chosen
+  std::vector<ServingTier> tiers = {};  // with their workers, and the lengths of drafts that were best
+  // [tiers] of each worker, or each of its ranks: weights and KV pool, drafter's included.
+  std::vector<uint64_t> memory_bytes = {};
+  ServingPrediction prediction = {};     // of all workers
+  double usd_per_million_tokens = 0;     // of prompts and answers that were given
+  std::vector<std::string> broken = {};  // constraints that are not kept, in words; none: it can be chosen
   std::vector<std::string> reasons_for = {}, reasons_against = {};  // beside the first candidate
 
   bool keeps_all() const { return broken.empty(); }
   bool can_run() const { return prediction.seconds > 0; }
   uint32_t machines() const;
-  uint64_t most_memory() const;  // of a worker
+  uint64_t most_memory() const;  // of a worker, or of one of its ranks
 };
 
 // One for each candidate, the best first: those that keep every constraint, the cheapest first, then the

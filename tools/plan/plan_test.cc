@@ -188,6 +188,26 @@ TEST(RankPlans, LimitsAndPricesKeepTheDigitsThatCount) {
                                        AllOf(HasSubstr(" a million tokens"), HasSubstr("limit $0.000485"))));
 }
 
+TEST(RankPlans, ATraceDecidesPoolsAndMachines) {
+  const StepCost cost = Machine(0.01);
+  const PlanCandidate candidate = Candidate("a", cost, 1'000'000);
+  PlanSettings settings = Settings(1);
+  settings.traffic.load = OpenLoop{};
+  settings.traffic.trace.assign(64, {.prompt_tokens = 30, .output_tokens = 50});
+  settings.constraints.first_token_p99_seconds = 0.5;
+  const PlannedServing plan = Rank({&candidate, 1}, settings).front();
+  EXPECT_EQ(plan.tiers[0].settings.kv_tokens, 16u * 80) << "80 tokens in blocks of 16, for 16 sequences";
+  EXPECT_TRUE(plan.keeps_all());
+  EXPECT_GT(plan.machines(), 1u) << "of one the last waits for three batches before it";
+}
+
+TEST(RankPlans, TellsWhatSpeaksAgainstACandidateBeforehand) {
+  const StepCost cost = Machine(0.01);
+  PlanCandidate candidate = Candidate("a", cost, 1'000'000);
+  candidate.reasons_against = {"ranks wait"};
+  EXPECT_THAT(Rank({&candidate, 1}, Settings(1)).front().reasons_against, Contains("ranks wait"));
+}
+
 TEST(RankPlans, EndsWhenItIsCancelled) {
   const StepCost cost = Machine(0.01);
   const PlanCandidate candidate = Candidate("a", cost, 1'000'000);

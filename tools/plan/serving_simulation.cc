@@ -5,6 +5,8 @@
 #include <deque>
 #include <limits>
 #include <map>
+#include <set>
+#include <string>
 #include <utility>
 #include <variant>
 
@@ -29,8 +31,10 @@ struct Sequence {
   uint32_t prompt = 0, output = 0;  // tokens
   uint32_t read = 0;                // of the prompt: what is cached, then what is computed
   uint32_t written = 0;
-  double owed = 0;        // of drafts: parts of tokens
-  double last_token = 0;  // when it came
+  std::string prefix = {};     // of its prompt, by name
+  uint32_t prefix_tokens = 0;  // 0: it has none
+  double owed = 0;             // of drafts: parts of tokens
+  double last_token = 0;       // when it came
 
   bool is_decoding() const { return read == prompt; }
 };
@@ -56,7 +60,7 @@ class Worker {
   }
 
   // In the order of their arrival.
-  Status Add(Sequence sequence, uint32_t cached) {
+  Status Add(Sequence sequence) {
     const uint64_t tokens = uint64_t{sequence.prompt} + sequence.output;
     if (tokens > tier_.context_length)
       return InvalidArgument("a request of ", tokens, " tokens is more than the context of ",
@@ -64,8 +68,9 @@ class Worker {
     if (BlocksOf(sequence) > AllBlocks())
       return InvalidArgument("a request of ", tokens, " tokens is more than the KV memory, which holds ",
                              tier_.settings.kv_tokens);
-    sequence.read = std::exchange(has_prefix_, true) ? cached : 0;
-    waiting_.push_back(sequence);
+    const bool is_first = sequence.prefix_tokens > 0 && prefixes_.insert(sequence.prefix).second;
+    sequence.read = is_first ? 0 : sequence.prefix_tokens;
+    waiting_.push_back(std::move(sequence));
     return {};
   }
 
@@ -103,7 +108,7 @@ class Worker {
     while (!waiting_.empty() && waiting_.front().arrived <= now_ &&
            running_.size() < tier_.settings.max_sequences && BlocksOf(waiting_.front()) <= free_blocks_) {
       free_blocks_ -= BlocksOf(waiting_.front());
-      running_.push_back(waiting_.front());
+      running_.push_back(std::move(waiting_.front()));
       waiting_.pop_front();
     }
   }
@@ -145,7 +150,7 @@ class Worker {
         free_blocks_ += BlocksOf(sequence);
         sequence_seconds_ += now_ - sequence.arrived;
       }
-      (has_ended ? ended : still).push_back(sequence);
+      (has_ended ? ended : still).push_back(std::move(sequence));
     }
     running_ = std::move(still);
     last_ended_ = ended.size();
@@ -167,8 +172,8 @@ class Worker {
   const ServingTier& tier_;
   const bool holds_back_;
   uint64_t free_blocks_;
-  bool has_prefix_ = false;
-  size_t last_ended_ = 0;  // with the last step
+  std::set<std::string> prefixes_;  // that it has read
+  size_t last_ended_ = 0;           // with the last step
   double now_ = 0, busy_ = 0, sequence_seconds_ = 0;
   std::deque<Sequence> waiting_;   // by arrival
   std::vector<Sequence> running_;  // by admission
@@ -185,7 +190,9 @@ class Simulation {
 
   StatusOr<ServingPrediction> Run() {
     RETURN_IF_ERROR(Check());
-    if (const auto* closed = std::get_if<ClosedLoop>(&traffic_.load)) {
+    if (!traffic_.trace.empty()) {
+      for (const TracedRequest& request : traffic_.trace) Plan(request.arrival_seconds);
+    } else if (const auto* closed = std::get_if<ClosedLoop>(&traffic_.load)) {
       for (uint32_t i = 0; i < closed->concurrency; ++i) Plan(0);
     } else {
       const auto& open = std::get<OpenLoop>(traffic_.load);
@@ -208,7 +215,7 @@ class Simulation {
 
  private:
   Status Check() const {
-    if (traffic_.requests == 0) return InvalidArgument("a traffic of no requests");
+    if (Requests() == 0) return InvalidArgument("a traffic of no requests");
     for (const ServingTier& tier : tiers_) {
       const ServingSettings& settings = tier.settings;
       if (tier.workers == 0) return InvalidArgument("a tier without workers");
@@ -219,26 +226,42 @@ class Simulation {
     return {};
   }
 
-  // The next request, if there is one left: lengths as terrace bench draws them.
+  uint64_t Requests() const { return traffic_.trace.empty() ? traffic_.requests : traffic_.trace.size(); }
+
+  // The next request, if there is one left.
   void Plan(double now) {
-    if (planned_ == traffic_.requests) return;
+    if (planned_ == Requests()) return;
     Sequence sequence{.index = planned_++, .asked = now, .arrived = now};
+    traffic_.trace.empty() ? Draw(sequence) : Take(traffic_.trace[sequence.index], sequence);
+    Ask(0, std::move(sequence));
+  }
+
+  // Lengths as terrace bench draws them.
+  void Draw(Sequence& sequence) const {
     sequence.prompt =
         std::max(traffic_.prompt_tokens.Draw(traffic_.seed, sequence.index, kPromptLengthStream),
                  traffic_.shared_prefix_tokens + 1);
     sequence.output = traffic_.output_tokens.Draw(traffic_.seed, sequence.index, kOutputLengthStream);
-    Ask(0, sequence);
+    sequence.prefix_tokens = traffic_.shared_prefix_tokens;
   }
 
-  void Ask(size_t tier, const Sequence& sequence) {
-    asked_.emplace(sequence.arrived, std::pair(tier, sequence));
+  static void Take(const TracedRequest& request, Sequence& sequence) {
+    sequence.prompt = request.prompt_tokens;
+    sequence.output = request.output_tokens;
+    sequence.prefix = request.prefix;
+    sequence.prefix_tokens = request.prefix_tokens;
+  }
+
+  void Ask(size_t tier, Sequence sequence) {
+    const double arrived = sequence.arrived;
+    asked_.emplace(arrived, std::pair(tier, std::move(sequence)));
   }
 
   // Gives what was asked first to a worker, when all that happens before is known.
   Status Dispatch() {
-    const auto [tier, sequence] = asked_.extract(asked_.begin()).mapped();
+    auto [tier, sequence] = asked_.extract(asked_.begin()).mapped();
     const auto load = [when = sequence.arrived](const Worker& worker) { return worker.Load(when); };
-    return std::ranges::min_element(workers_[tier], {}, load)->Add(sequence, traffic_.shared_prefix_tokens);
+    return std::ranges::min_element(workers_[tier], {}, load)->Add(std::move(sequence));
   }
 
   // Whose step begins first: nothing that happens later can change it.
@@ -261,7 +284,9 @@ class Simulation {
       Sequence next{.index = sequence.index, .asked = sequence.asked, .arrived = now};
       next.prompt = sequence.prompt;
       next.output = sequence.output;
-      Ask(tier + 1, next);
+      next.prefix = sequence.prefix;
+      next.prefix_tokens = sequence.prefix_tokens;
+      Ask(tier + 1, std::move(next));
       return;
     }
     if (!is_last) {  // it was held back, and comes whole
@@ -272,7 +297,7 @@ class Simulation {
     out_.prompt_tokens += sequence.prompt;
     out_.output_tokens += sequence.output;
     out_.seconds = std::max(out_.seconds, now);
-    if (std::holds_alternative<ClosedLoop>(traffic_.load)) Plan(now);
+    if (traffic_.trace.empty() && std::holds_alternative<ClosedLoop>(traffic_.load)) Plan(now);
   }
 
   void Finish() {
@@ -287,7 +312,7 @@ class Simulation {
       out_.sequences.push_back(sequences / time);
     }
     const auto* const open = std::get_if<OpenLoop>(&traffic_.load);
-    if (open == nullptr || out_.seconds == 0) return;
+    if (open == nullptr || out_.seconds == 0 || !traffic_.trace.empty()) return;
     // A short run ends with its last answer: that alone makes its rate low.
     const bool is_busy = std::ranges::max(out_.busy_shares) > kOverload;
     out_.is_overloaded =
@@ -304,6 +329,13 @@ class Simulation {
 };
 
 }  // namespace
+
+uint64_t Traffic::longest() const {
+  uint64_t most = 0;
+  for (const TracedRequest& request : trace)
+    most = std::max<uint64_t>(most, uint64_t{request.prompt_tokens} + request.output_tokens);
+  return trace.empty() ? uint64_t{prompt_tokens.max()} + output_tokens.max() : most;
+}
 
 double DraftSteps::TokensPerStep() const {
   double sum = 1, power = 1;

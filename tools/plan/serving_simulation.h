@@ -5,7 +5,7 @@
 // sequence and spends the rest of max_step_tokens on prompts, the shortest rest first, then on drafts;
 // sequences are admitted in the order of their arrival while there is a place and memory for all that they
 // may hold. A request goes to the worker of its tier with the fewest. Left out: preemption (so memory is held
-// from the start), priorities, and the time outside steps.
+// from the start), priorities, balancing by cached prefix, and the time outside steps.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,11 @@
 #include "tools/bench/latency_histogram.h"
 #include "tools/bench/length_distribution.h"
 #include "tools/plan/step_cost.h"
+#include "tools/plan/trace_file.h"
 
 namespace terrace {
 
+// What is asked: drawn, or as it was recorded.
 struct Traffic {
   LengthDistribution prompt_tokens = LengthDistribution::Fixed(128);  // the shared prefix included
   LengthDistribution output_tokens = LengthDistribution::Fixed(64);
@@ -27,6 +29,9 @@ struct Traffic {
   LoadShape load = ClosedLoop{};
   uint64_t requests = 200;
   uint64_t seed = 0;
+  std::vector<TracedRequest> trace = {};  // not empty: these, instead of all above but the seed
+
+  uint64_t longest() const;  // tokens of a prompt and its answer, at most
 };
 
 // What is drafted in a worker's steps: `length` tokens of every sequence and step, each accepted with this
@@ -64,7 +69,8 @@ struct ServingPrediction {
   LatencyHistogram first_token = {}, inter_token = {}, end_to_end = {};
   // [tiers], of its workers: share of the time in steps, and sequences that were there, waiting or running.
   std::vector<double> busy_shares = {}, sequences = {};
-  // Of an open loop: more came than could be served, and waits grow for as long as it lasts.
+  // Of an open loop: more came than could be served, and waits grow for as long as it lasts. A trace ends:
+  // what it waited is among its latencies.
   bool is_overloaded = false;
 
   double OutputTokensPerSecond() const {

@@ -197,6 +197,46 @@ TEST(SimulateServing, ACascadeHoldsBackAndAsksOn) {
   EXPECT_GT(both.OutputTokensPerSecond(), 4 * out.OutputTokensPerSecond()) << "both work at the same time";
 }
 
+TEST(SimulateServing, ATraceIsServedAsItWasRecorded) {
+  Traffic traffic;
+  traffic.trace = {{.arrival_seconds = 0, .prompt_tokens = 600, .output_tokens = 2},
+                   {.arrival_seconds = 1, .prompt_tokens = 10, .output_tokens = 5},
+                   {.arrival_seconds = 1, .prompt_tokens = 10, .output_tokens = 1}};
+  EXPECT_EQ(traffic.longest(), 602u);
+  const ServingPrediction out = Predict(Flat(), kSettings, traffic);
+  EXPECT_EQ(out.prompt_tokens, 620u);
+  EXPECT_EQ(out.output_tokens, 8u);
+  EXPECT_EQ(out.first_token.count(), 3u);
+  EXPECT_NEAR(out.first_token.max(), 3 * kStep, 1e-8) << "256 + 256 + 88";
+  EXPECT_NEAR(out.seconds, 1 + 5 * kStep, 1e-8);
+  EXPECT_FALSE(out.is_overloaded);
+}
+
+TEST(SimulateServing, ATraceOfOneMomentIsABurst) {
+  Traffic traffic;
+  traffic.trace.assign(32, {.prompt_tokens = 10, .output_tokens = 10});
+  const ServingPrediction burst = Predict(Flat(), kSettings, traffic);
+  const ServingPrediction closed = Predict(Flat(), kSettings, Closed(32, 32, 10, 10));
+  EXPECT_NEAR(burst.seconds, closed.seconds, 1e-8);
+  EXPECT_NEAR(burst.first_token.max(), closed.first_token.max(), 1e-8);
+}
+
+TEST(SimulateServing, APrefixOfATraceIsReadOnceByEachWorker) {
+  const auto seconds = [](const char* second_prefix) {
+    Traffic traffic;
+    traffic.trace = {{.prompt_tokens = 600, .output_tokens = 1, .prefix = "a", .prefix_tokens = 590},
+                     {.arrival_seconds = 1,
+                      .prompt_tokens = 600,
+                      .output_tokens = 1,
+                      .prefix = second_prefix,
+                      .prefix_tokens = 590},
+                     {.arrival_seconds = 2, .prompt_tokens = 600, .output_tokens = 1}};
+    return Predict(Flat(), kSettings, traffic).busy_shares[0] * (2 + 3 * kStep);
+  };
+  EXPECT_NEAR(seconds("a"), (3 + 1 + 3) * kStep, 1e-6);
+  EXPECT_NEAR(seconds("b"), (3 + 3 + 3) * kStep, 1e-6);
+}
+
 TEST(SimulateServing, EndsWhenItIsCancelled) {
   const StepCost cost = Flat();
   const ServingTier tier = Tier(cost, kSettings);

@@ -69,6 +69,14 @@ double StepCost::Seconds(const StepWork& work) const {
   return work.tokens() == 0 ? 0 : Curve(work.tokens()) + OfContexts(work);
 }
 
+StepCost StepCost::Changed(double factor, const std::function<double(uint32_t tokens)>& more) const {
+  StepCost changed = *this;
+  double last = 0;
+  for (auto& [tokens, seconds] : changed.curve_)
+    last = seconds = std::max(last, seconds * factor + more(tokens));
+  return changed;
+}
+
 double StepCost::Curve(uint32_t tokens) const {
   const auto above = curve_.lower_bound(tokens);
   if (above != curve_.end() && above->first == tokens) return above->second;

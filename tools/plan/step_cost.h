@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 
@@ -39,6 +40,10 @@ class StepCost {
   static StatusOr<StepCost> Fit(std::span<const StepSample> samples);
 
   double Seconds(const StepWork& work) const;  // 0 of no tokens
+
+  // What it is where the curve takes `factor`, above 0, times as long and `more(tokens)` seconds, not below
+  // 0, besides. Contexts cost the same. The curve never falls.
+  StepCost Changed(double factor, const std::function<double(uint32_t tokens)>& more) const;
 
   const std::map<uint32_t, double>& curve() const { return curve_; }  // seconds by tokens
   double seconds_per_decode_context() const { return decode_context_; }

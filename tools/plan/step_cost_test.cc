@@ -88,6 +88,21 @@ TEST(StepCost, TellsOfWhatWasMeasuredOnce) {
   EXPECT_DOUBLE_EQ(cost->Seconds(Decode(8, 0)), 0.02) << "nothing says that more tokens come for nothing";
 }
 
+TEST(StepCost, AChangedCurveNeverFallsAndContextsCostTheSame) {
+  const StepSample samples[] = {{.work = Decode(1, 0), .seconds = 0.01},
+                                {.work = Decode(8, 0), .seconds = 0.02},
+                                {.work = Decode(1, 5000), .seconds = 0.03}};
+  const StepCost cost = StepCost::Fit(samples).value();
+  const StepCost same = cost.Changed(1, [](uint32_t) { return 0.0; });
+  EXPECT_EQ(same.curve(), cost.curve());
+  const StepCost more = cost.Changed(2, [](uint32_t tokens) { return 0.001 * tokens; });
+  EXPECT_DOUBLE_EQ(more.Seconds(Decode(1, 0)), 2 * cost.Seconds(Decode(1, 0)) + 0.001);
+  EXPECT_DOUBLE_EQ(more.Seconds(Decode(8, 0)), 2 * cost.Seconds(Decode(8, 0)) + 0.008);
+  EXPECT_DOUBLE_EQ(more.seconds_per_decode_context(), cost.seconds_per_decode_context());
+  const StepCost flat = cost.Changed(1, [](uint32_t tokens) { return tokens == 1 ? 1.0 : 0; });
+  EXPECT_GE(flat.Seconds(Decode(8, 0)), flat.Seconds(Decode(1, 0)));
+}
+
 TEST(StepCost, RefusesWhatIsNoMeasurement) {
   EXPECT_EQ(ExitCodeFor(StepCost::Fit({}).status()), kExitUsage);
   const StepSample far[] = {{.work = Decode(1, 5000), .seconds = 1}};

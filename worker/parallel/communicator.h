@@ -24,6 +24,10 @@ namespace terrace {
 
 class Communicator {
  public:
+  // Up to here a sum takes one message to each rank, of all values, rather than two of a share: what counts
+  // is how often ranks wait for each other.
+  static constexpr size_t kAtOnceBytes = 64 << 10;
+
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
   virtual ~Communicator() = default;
@@ -77,10 +81,6 @@ class Communicator {
   // failed.
   virtual Status Exchange(Call call, std::span<const Outgoing> outgoing, std::span<const Incoming> incoming,
                           MonoTime deadline) = 0;
-
-  // Up to here a sum takes one message to each rank, of all values, rather than two of a share: what counts
-  // is how often ranks wait for each other.
-  static constexpr size_t kAtOnceBytes = 64 << 10;
 
   // An exchange of `other`, on whose connections an implementation agrees with its peers.
   static Status ExchangeOver(Communicator& other, Call call, std::span<const Outgoing> outgoing,

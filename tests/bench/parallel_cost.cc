@@ -1,0 +1,251 @@
+// The cost model of tensor parallelism (tools/plan/parallel_cost.h) against runs: steps of a synthesized
+// model on 1, 2, 4 ranks of this machine, which share its cores, are connected over TCP and are threads of
+// this process. Predicted in two ways:
+//
+//   from one rank  the steps of one rank, measured, and sums over the ranks, measured on their own: what
+//                  `terrace plan --ranks` does
+//   roofline       the machine's read bandwidth and int8 rate, shared out over the ranks, and the same sums:
+//                  what `terrace inspect --fit` does, with measured figures for a data sheet's
+//
+// Ranks are run one degree after the other; a machine that does other work meanwhile shows in the errors.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <iterator>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/machine.h"
+#include "tests/bench/fill_kv.h"
+#include "tests/bench/machine_limits.h"
+#include "tools/optimize/model_shapes.h"
+#include "tools/optimize/synthesize.h"
+#include "tools/optimize/synthetic_text.h"
+#include "tools/plan/parallel_cost.h"
+#include "worker/formats/model_files.h"
+#include "worker/model/transformer.h"
+#include "worker/parallel/collective_probe.h"
+#include "worker/parallel/gloo_group.h"
+
+namespace terrace {
+namespace {
+
+constexpr Duration kTimeout = std::chrono::seconds(120);
+constexpr uint32_t kBlockTokens = 16, kMaxSequences = 16;
+
+struct Flags {
+  std::string model;  // "": one is synthesized
+  uint32_t threads = 0, steps = 15;
+  std::vector<uint32_t> ranks = {1, 2, 4};
+};
+
+// One kind of step: sequences that are all alike.
+struct Work {
+  uint32_t sequences = 1, tokens = 1, context = 0;
+
+  std::string name() const {
+    return tokens == 1 ? Concat("decode ", sequences, " at ", context) : Concat("prefill ", tokens);
+  }
+  StepWork work() const {
+    if (tokens == 1) return {.decode_tokens = sequences, .decode_context = 1.0 * sequences * context};
+    return {.prefill_tokens = tokens, .prefill_context = tokens * (context + tokens / 2.0)};
+  }
+};
+// The first ones are what the curve of one rank is made of; all are predicted.
+constexpr Work kWorks[] = {{.sequences = 1, .context = 48},
+                           {.sequences = 4, .context = 48},
+                           {.sequences = 16, .context = 48},
+                           {.tokens = 32},
+                           {.tokens = 128},
+                           {.tokens = 256},
+                           {.sequences = 1, .context = 1000},
+                           {.sequences = 8, .context = 1000}};
+
+uint32_t BlocksOf(const Work& work) { return (work.context + work.tokens + kBlockTokens - 1) / kBlockTokens; }
+
+// One rank's model and KV pool.
+class Rank {
+ public:
+  Rank(const ModelFiles& files, uint32_t threads, Communicator* communicator) : pool_(threads) {
+    auto loaded =
+        Transformer::Load(files.config, *files.weights, CpuOps(), pool_, {.communicator = communicator});
+    CHECK(loaded.ok(), Message(loaded.status()));
+    model_ = *std::move(loaded);
+    uint32_t blocks = 0;
+    for (const Work& work : kWorks) blocks = std::max(blocks, work.sequences * BlocksOf(work));
+    auto kv = KvPool::Create({.layers = files.config.layers,
+                              .kv_heads = static_cast<uint32_t>(model_->plan().kv_heads.size()),
+                              .head_dim = files.config.head_dim,
+                              .block_tokens = kBlockTokens,
+                              .blocks = blocks});
+    CHECK(kv.ok(), Message(kv.status()));
+    kv_ = *std::move(kv);
+    FillKv(*kv_);
+    blocks_.resize(blocks);
+    std::iota(blocks_.begin(), blocks_.end(), 0);
+    tokens_.resize(std::ranges::max_element(kWorks, {}, &Work::tokens)->tokens, 1);
+  }
+
+  double Seconds(const Work& work) {
+    Batch batch;
+    for (uint32_t i = 0; i < work.sequences; ++i) {
+      batch.sequences.push_back(
+          {.tokens = std::span<const int32_t>(tokens_).first(work.tokens),
+           .first_position = work.context,
+           .blocks = std::span<const BlockId>(blocks_).subspan(i * BlocksOf(work), BlocksOf(work)),
+           .logits = 1});
+    }
+    const MonoTime begin = RealClock().Now();
+    const auto logits = model_->Forward(batch, *kv_);
+    CHECK(logits.ok(), Message(logits.status()));
+    return terrace::Seconds(RealClock().Now() - begin);
+  }
+
+ private:
+  ThreadPool pool_;
+  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<KvPool> kv_;
+  std::vector<BlockId> blocks_;
+  std::vector<int32_t> tokens_;
+};
+
+// Median seconds of each of kWorks, as rank 0 has them.
+std::vector<double> Measure(const ModelFiles& files, const Flags& flags, uint32_t ranks) {
+  std::vector<std::unique_ptr<Communicator>> group(ranks);
+  if (ranks > 1) group = MakeGlooGroup(ranks, kTimeout).value();
+  std::vector<double> medians(std::size(kWorks));
+  OnEachRank(ranks, [&](uint32_t number) {
+    Rank rank(files, std::max(flags.threads / ranks, 1u), group[number].get());
+    for (size_t i = 0; i < std::size(kWorks); ++i) {
+      std::vector<double> seconds;
+      rank.Seconds(kWorks[i]);  // warms up
+      for (uint32_t step = 0; step < flags.steps; ++step) seconds.push_back(rank.Seconds(kWorks[i]));
+      std::ranges::sort(seconds);
+      if (number == 0) medians[i] = seconds[seconds.size() / 2];
+    }
+  });
+  return medians;
+}
+
+StepCost CostOfOneRank(const std::vector<double>& seconds) {
+  std::vector<StepSample> samples;
+  for (size_t i = 0; i < std::size(kWorks); ++i)
+    samples.push_back({.work = kWorks[i].work(), .seconds = seconds[i]});
+  return StepCost::Fit(samples).value();
+}
+
+// A rank's share of the machine.
+DeviceSpec DeviceOf(const MachineLimits& limits, uint32_t ranks, const LinkCost& link) {
+  return {.name = "this machine",
+          .bytes_per_second = limits.read_bytes / ranks,
+          .operations_per_second = limits.int8 / ranks,
+          .link = link,
+          .activation_bytes = sizeof(float)};
+}
+
+void Print(uint32_t ranks, const Work& work, double measured, double from_one, double roofline) {
+  std::printf("%5u  %-16s %12.3f %14.3f %8.1f%% %12.3f %8.1f%%\n", ranks, work.name().c_str(), measured * 1e3,
+              from_one * 1e3, 100 * (from_one / measured - 1), roofline * 1e3,
+              100 * (roofline / measured - 1));
+  std::fflush(stdout);
+}
+
+Status Compare(const ModelFiles& files, const Flags& flags) {
+  ASSIGN_OR_RETURN(const ModelShape shape, ShapeOf(files.config, *files.weights));
+  const MachineLimits limits = LimitsMeter(flags.threads).Measure();
+  std::printf("%u threads; reads %.1f GB/s, int8 %.0f GOP/s\n", flags.threads, limits.read_bytes / 1e9,
+              limits.int8 / 1e9);
+  const std::vector<double> one = Measure(files, flags, 1);
+  const StepCost alone = CostOfOneRank(one);
+  std::vector<double> errors;
+  for (const uint32_t ranks : flags.ranks) {
+    ASSIGN_OR_RETURN(const ModelSplit split, SplitModel(shape, {.tensor = ranks}));
+    LinkCost link;
+    if (ranks > 1) {
+      ASSIGN_OR_RETURN(const std::vector<SumSample> sums, MeasureSumsHere(ranks));
+      ASSIGN_OR_RETURN(link, FitLink(sums, ranks));
+      std::printf("%u ranks: a message of n bytes takes %.1f us + n / %.2f GB/s\n", ranks,
+                  link.round_seconds * 1e6, 1e-9 / link.seconds_per_byte);
+    }
+    const std::vector<double> measured = ranks == 1 ? one : Measure(files, flags, ranks);
+    const StepCost cost = CostOnRanks(alone, split, files.config, link, kMaxSequences);
+    const DeviceSpec device = DeviceOf(limits, ranks, link);
+    std::printf("%5s  %-16s %12s %14s %9s %12s %9s\n", "ranks", "step", "measured, ms", "from one, ms",
+                "error", "roofline, ms", "error");
+    for (size_t i = 0; i < std::size(kWorks); ++i) {
+      const Work& work = kWorks[i];
+      const double from_one = cost.Seconds(work.work());
+      const StepEstimate roofline =
+          EstimateStep(split, files.config, device, KvDType::kF32,
+                       {.sequences = work.sequences, .tokens = work.tokens, .context = work.context});
+      Print(ranks, work, measured[i], from_one, roofline.seconds);
+      if (ranks > 1) errors.push_back(std::abs(from_one / measured[i] - 1));
+    }
+  }
+  if (errors.empty()) return {};
+  std::ranges::sort(errors);
+  std::printf("from one rank: error %.1f%% in the median, %.1f%% at most, of %zu steps on several ranks\n",
+              100 * errors[errors.size() / 2], 100 * errors.back(), errors.size());
+  return {};
+}
+
+// About 170 million parameters in Q8_0, that four ranks can share out.
+Status SynthesizeModel(const std::string& path, uint32_t threads) {
+  ModelToSynthesize request;
+  request.path = path;
+  request.dtype = DType::kQ8_0;
+  request.text = ByteLevelText();
+  request.threads = threads;
+  ASSIGN_OR_RETURN(const ModelConfig known, FindModelShape("1b"));
+  ASSIGN_OR_RETURN(request.config, ChangeShape(known, {.layers = 12,
+                                                       .hidden = 1024,
+                                                       .heads = 16,
+                                                       .kv_heads = 4,
+                                                       .head_dim = 64,
+                                                       .ffn = 2816,
+                                                       .vocab = 32'000,
+                                                       .context = 4096,
+                                                       .tied = true}));
+  return Synthesize(request).status();
+}
+
+Status Run(Flags flags) {
+  if (flags.threads == 0) flags.threads = UsableCores();
+  if (!flags.model.empty()) {
+    ASSIGN_OR_RETURN(const ModelFiles files, OpenWeights(flags.model));
+    return Compare(files, flags);
+  }
+  const std::string path =
+      std::filesystem::temp_directory_path() / Concat("terrace-parallel-cost-", getpid(), ".gguf");
+  RETURN_IF_ERROR(SynthesizeModel(path, flags.threads));
+  const auto files = OpenWeights(path);
+  std::filesystem::remove(path);  // what is mapped stays
+  return files.ok() ? Compare(*files, flags) : files.status();
+}
+
+}  // namespace
+}  // namespace terrace
+
+int main(int argc, char** argv) {
+  terrace::Flags flags;
+  CLI::App app("The cost model of tensor parallelism against runs on this machine");
+  app.add_option("--model", flags.model, "a .gguf file or a model folder (default: one is synthesized)");
+  app.add_option("--threads", flags.threads, "of all ranks together (default: all cores)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--steps", flags.steps, "that are measured of each kind")->check(CLI::Range(1, 10000));
+  app.add_option("--ranks", flags.ranks, "numbers of ranks")->delimiter(',')->check(CLI::Range(1, 64));
+  CLI11_PARSE(app, argc, argv);
+  std::signal(SIGPIPE, SIG_IGN);
+  const terrace::Status status = terrace::Run(flags);
+  if (!status.ok()) std::fprintf(stderr, "%s\n", terrace::Message(status).c_str());
+  return status.ok() ? 0 : 1;
+}
