@@ -93,7 +93,7 @@ TERRACE_DEVICE void PutTile(const GpuSiluMulArgs& a, uint32_t tile, const SiluTi
 }
 
 TERRACE_DEVICE float InverseOfRow(const GpuSiluMulArgs& a, uint32_t largest) {
-  const E4M3Row row = E4M3RowOf(LargestOfBlock(largest));
+  const CodeRow row = E4M3RowOf(LargestOfBlock(largest));
   if (threadIdx.x == 0) a.scales[blockIdx.x] = row.scale;
   return row.inverse;
 }

@@ -33,6 +33,11 @@ cudaError_t DequantizeCuda(const GpuMatrix& matrix, uint16_t* out, CudaLaunch ho
     case GpuFormat::kW8:
       return matrix.group == 16 ? DequantizeTiles<W8Pieces<2>>(matrix, out, how)
                                 : DequantizeTiles<W8Pieces<1>>(matrix, out, how);
+    case GpuFormat::kSparse: {
+      const uint64_t warps = uint64_t{TilesOf(matrix)} * (matrix.columns / SparsePieces::kColumns);
+      return LaunchCuda(how, SpreadSparseKernel, dim3(BlocksOf(warps * simt::kWarp)), kDequantizeThreads, 0,
+                        matrix, out);
+    }
   }
   return cudaErrorInvalidValue;
 }

@@ -6,8 +6,8 @@
 
 namespace terrace {
 
-// out, [rows, columns], each value rounded once; columns a multiple of 64. Not for kBF16, which is that
-// already.
+// out, [rows, columns], each value rounded once (of kSparse exact); columns a multiple of 64. Not for kBF16,
+// which is that already.
 cudaError_t DequantizeCuda(const GpuMatrix& matrix, uint16_t* out, CudaLaunch how);
 
 }  // namespace terrace

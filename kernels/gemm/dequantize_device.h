@@ -77,4 +77,30 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kDequantizeThreads, 1)
   }
 }
 
+// kSparse: each warp a piece. columns a multiple of 64.
+TERRACE_KERNEL void TERRACE_BOUNDS(kDequantizeThreads, 1)
+    SpreadSparseKernel(GpuMatrix matrix, uint16_t* out) {
+  simt::LetNextStart();
+  const uint32_t of_tile = matrix.columns / SparsePieces::kColumns, lane = simt::Lane();
+  const uint32_t i = blockIdx.x * (blockDim.x / simt::kWarp) + simt::WarpIndex();
+  const uint32_t tile = i / of_tile, piece = i % of_tile;
+  if (tile * kTileRows >= matrix.rows) return simt::WaitForPrevious();
+  const SparsePieces::Piece from = SparsePieces(matrix, tile, piece, lane).Load();
+  simt::WaitForPrevious();
+  const uint32_t row = tile * kTileRows + lane / 4;
+  uint16_t* const to = out + uint64_t{row} * matrix.columns + piece * SparsePieces::kColumns +
+                       lane % 4 * SparsePieces::kLaneStride;
+  TERRACE_UNROLL
+  for (uint32_t run = 0; run < SparsePieces::kRuns; ++run) {
+    uint32_t a[4];
+    SparsePieces::Fragment(from, run, 0, a);
+    TERRACE_UNROLL
+    for (uint32_t half = 0; half < 2; ++half) {
+      if (row + 8 * half >= matrix.rows) continue;
+      *reinterpret_cast<uint2*>(to + 8 * half * uint64_t{matrix.columns} + run * SparsePieces::kRunStride) = {
+          a[half], a[half + 2]};
+    }
+  }
+}
+
 }  // namespace terrace

@@ -15,6 +15,8 @@ void Dequantize(const GpuMatrix& matrix, uint16_t* out, uint64_t seed) {
   const uint64_t tiles = TilesOf(matrix);
   if (matrix.format == GpuFormat::kE4M3) {
     run(DequantizeE4M3Kernel, uint64_t{matrix.rows} * matrix.columns / 8);
+  } else if (matrix.format == GpuFormat::kSparse) {
+    run(SpreadSparseKernel, tiles * (matrix.columns / kSparsePieceColumns) * 32);
   } else if (matrix.format == GpuFormat::kW4) {
     run(matrix.group == 32 ? DequantizeTilesKernel<W4Pieces<2>> : DequantizeTilesKernel<W4Pieces<1>>,
         tiles * (matrix.columns / kW4PieceColumns) * 32);
@@ -50,6 +52,24 @@ TEST(Dequantize, EveryElementIsItsValueRoundedOnce) {
         for (uint32_t i = 0; i < 8; ++i) EXPECT_EQ(out[rows * 768 + i], 0xffff);
       }
     }
+  }
+}
+
+TEST(Dequantize, WhatIsTwoOfFourIsItsValues) {
+  ThreadPool pool(2);
+  for (const uint32_t rows : {1u, 16u, 43u}) {
+    FileWeights weights(DType::kBF16, rows, 320, /*seed=*/rows);
+    KeepTwoOfFour(weights, /*seed=*/rows + 1);
+    const GpuMatrixParts parts{.parts = {&weights.matrix, 1}};
+    const PackedGpuMatrix packed(parts, GpuMatrixOf(parts, pool));
+    ASSERT_EQ(packed.matrix.format, GpuFormat::kSparse);
+    std::vector<uint16_t> out(rows * 320 + 8, 0xffff);
+    Dequantize(packed.matrix, out.data(), /*seed=*/rows);
+    for (uint32_t i = 0; i < rows * 320; ++i) {
+      ASSERT_EQ(FloatFromBF16(out[i]), GpuElementAt(packed.matrix, i / 320, i % 320).value())
+          << "row " << i / 320 << " column " << i % 320;
+    }
+    for (uint32_t i = 0; i < 8; ++i) EXPECT_EQ(out[rows * 320 + i], 0xffff);
   }
 }
 

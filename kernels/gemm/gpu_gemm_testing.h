@@ -69,11 +69,15 @@ inline void ExpectGemmRow(const GpuMatrix& matrix, const uint16_t* x, GpuGemmOut
   }
 }
 
-// A random matrix in the form a file's dtype takes, or as E4M3 with kF32.
+// A random matrix in the form a file's dtype takes; with kF32 as E4M3, with kF16 2:4.
 struct TestGpuMatrix {
   TestGpuMatrix(DType dtype, uint32_t rows, uint32_t columns, uint64_t seed, bool gated = false)
       : gate(dtype, gated ? rows / 2 : rows, columns, seed),
         up(dtype, gated ? rows / 2 : 0, columns, seed + 1) {
+    if (dtype == DType::kF16) {
+      KeepTwoOfFour(gate, seed + 2);
+      KeepTwoOfFour(up, seed + 3);
+    }
     const WeightMatrix both[] = {gate.matrix, up.matrix};
     const GpuMatrixParts parts{.parts = {both, gated ? 2u : 1u}, .gated = gated};
     ThreadPool pool(2);
@@ -88,7 +92,8 @@ struct TestGpuMatrix {
 };
 
 // One for each kind of GpuMatrix that kernels tell apart.
-inline constexpr DType kGpuMatrixDTypes[] = {DType::kBF16,     DType::kF32,  DType::kQ4_0, DType::kQ4_K,
-                                             DType::kInt4G128, DType::kQ8_0, DType::kQ6_K, DType::kInt8};
+inline constexpr DType kGpuMatrixDTypes[] = {DType::kBF16, DType::kF32,  DType::kF16,
+                                             DType::kQ4_0, DType::kQ4_K, DType::kInt4G128,
+                                             DType::kQ8_0, DType::kQ6_K, DType::kInt8};
 
 }  // namespace terrace

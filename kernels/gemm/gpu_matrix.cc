@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
+#include "kernels/gemm/weight_strips.h"
 #include "kernels/quant/weight_codes.h"
 #include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
@@ -16,11 +18,12 @@ namespace {
 
 constexpr float kLargestF16 = 65504, kLargestE4M3 = 448;
 constexpr uint32_t kInt8Group = 128;
+constexpr size_t kSparseSampleRows = 16;
 
 bool IsFloat(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
 
 // Of a dtype that has codes.
-GpuFormat FormatOf(DType dtype) {
+GpuFormat CodesOf(DType dtype) {
   const bool is_narrow =
       dtype == DType::kQ4_0 || dtype == DType::kQ4_K || dtype == DType::kInt4G32 || dtype == DType::kInt4G128;
   return is_narrow ? GpuFormat::kW4 : GpuFormat::kW8;
@@ -170,6 +173,49 @@ void PackTiles(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* 
   });
 }
 
+// What is kept of four bf16, at most two of which are not zero, and where it was.
+struct PackedFour {
+  uint16_t kept[2];
+  uint32_t places;
+};
+PackedFour PackFour(const uint16_t* four) {
+  const auto is_kept = [&](uint32_t i) { return (four[i] & 0x7fff) != 0; };
+  uint32_t first = 0, second = 3, count = 0;
+  for (uint32_t i = 0; i < 4; ++i) count += is_kept(i) ? 1 : 0;
+  CHECK(count <= 2, count, " of four are not zero");
+  while (first < 2 && !is_kept(first)) ++first;
+  while (second > first + 1 && !is_kept(second)) --second;
+  return {{four[first], four[second]}, first | second << 2};
+}
+
+void PackSparse(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, ThreadPool& pool) {
+  const size_t pieces = matrix.columns / kSparsePieceColumns;
+  pool.ParallelFor(TilesOf(matrix), 1, [&](size_t begin, size_t end) {
+    std::vector<float> values(matrix.columns);
+    std::vector<uint16_t> rounded(matrix.columns);
+    for (size_t tile = begin; tile < end; ++tile) {
+      std::byte* const to = codes + tile * pieces * kSparsePieceBytes;
+      std::memset(to, 0, pieces * kSparsePieceBytes);
+      for (uint32_t row = 0; row < kTileRows; ++row) {
+        std::ranges::fill(values, 0.0f);
+        if (tile * kTileRows + row < matrix.rows) {
+          const PartRow from = RowOf(parts, tile * kTileRows + row);
+          DecodeRow(*from.part, from.row, values.data());
+        }
+        std::ranges::transform(values, rounded.begin(), BF16FromFloat);
+        for (uint32_t four = 0; four < matrix.columns / 4; ++four) {
+          const PackedFour packed = PackFour(&rounded[4 * four]);
+          const SparsePlace place = SparsePlaceOf(row, four % (kSparsePieceColumns / 4));
+          std::byte* const piece = to + four / (kSparsePieceColumns / 4) * size_t{kSparsePieceBytes};
+          std::memcpy(piece + place.kept, packed.kept, 4);
+          const uint32_t word = LoadUnaligned<uint32_t>(piece + place.places) | packed.places << place.bit;
+          std::memcpy(piece + place.places, &word, 4);
+        }
+      }
+    }
+  });
+}
+
 void PackRows(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
               ThreadPool& pool) {
   const size_t columns = matrix.columns;
@@ -207,6 +253,8 @@ size_t GpuCodeBytes(const GpuMatrix& matrix) {
       return TilesOf(matrix) * (columns / kW4PieceColumns) * kPieceBytes;
     case GpuFormat::kW8:
       return TilesOf(matrix) * (columns / kW8PieceColumns) * kPieceBytes;
+    case GpuFormat::kSparse:
+      return TilesOf(matrix) * (columns / kSparsePieceColumns) * kSparsePieceBytes;
   }
   return 0;
 }
@@ -214,6 +262,7 @@ size_t GpuCodeBytes(const GpuMatrix& matrix) {
 size_t GpuScaleBytes(const GpuMatrix& matrix) {
   switch (matrix.format) {
     case GpuFormat::kBF16:
+    case GpuFormat::kSparse:
       return 0;
     case GpuFormat::kE4M3:
       return size_t{matrix.rows} * 4;
@@ -233,7 +282,7 @@ GpuMatrix GpuMatrixByFormat(const GpuMatrixParts& parts) {
     CHECK(part.columns == matrix.columns);
     matrix.rows += static_cast<uint32_t>(part.rows);
     has_codes = has_codes && !IsFloat(part.dtype);
-    if (FormatOf(part.dtype) == GpuFormat::kW8) narrowest = GpuFormat::kW8;
+    if (CodesOf(part.dtype) == GpuFormat::kW8) narrowest = GpuFormat::kW8;
     group = std::min(group, GroupOf(part.dtype));
   }
   CHECK(!parts.gated || (parts.parts.size() == 2 && parts.parts[0].rows == parts.parts[1].rows &&
@@ -241,21 +290,38 @@ GpuMatrix GpuMatrixByFormat(const GpuMatrixParts& parts) {
   if (!has_codes) return matrix;
   matrix.format = narrowest;
   matrix.group = group;
+  matrix.has_row_scales =
+      std::ranges::all_of(parts.parts, [](const WeightMatrix& part) { return part.dtype == DType::kInt8; });
   return matrix;
 }
 
 GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool) {
   GpuMatrix matrix = GpuMatrixByFormat(parts);
+  if (MayBeSparse(parts, pool) &&
+      std::ranges::all_of(parts.parts, [&](const WeightMatrix& part) { return IsTwoOfFour(part, pool); })) {
+    matrix.format = GpuFormat::kSparse;
+    return matrix;
+  }
   if (matrix.format != GpuFormat::kBF16 &&
       !std::ranges::all_of(parts.parts, [&](const auto& part) { return ScalesFit(part, pool); })) {
     matrix.format = GpuFormat::kBF16;
     matrix.group = 0;
+    matrix.has_row_scales = false;
   }
   return matrix;
 }
 
+bool MayBeSparse(const GpuMatrixParts& parts, ThreadPool& pool) {
+  return std::ranges::all_of(parts.parts, [&](const WeightMatrix& part) {
+    const bool is_16_bits = part.dtype == DType::kF16 || part.dtype == DType::kBF16;  // INT8 may be 2:4 too
+    return is_16_bits && part.columns % kSparsePieceColumns == 0 &&
+           IsTwoOfFour(RowsOf(part, 0, std::min(part.rows, kSparseSampleRows)), pool);
+  });
+}
+
 void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
                    ThreadPool& pool) {
+  if (matrix.format == GpuFormat::kSparse) return PackSparse(parts, matrix, codes, pool);
   if (matrix.format == GpuFormat::kBF16 || matrix.format == GpuFormat::kE4M3) {
     PackRows(parts, matrix, codes, scales, pool);
   } else {

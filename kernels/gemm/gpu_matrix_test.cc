@@ -61,6 +61,7 @@ TEST_F(GpuMatrixTest, EveryDTypeBecomesWhatHoldsIt) {
     const GpuMatrix format = GpuMatrixOf(parts, pool_);
     EXPECT_EQ(format.format, c.format);
     EXPECT_EQ(format.group, c.group);
+    EXPECT_EQ(format.has_row_scales, c.dtype == DType::kInt8);
     EXPECT_EQ(format.rows, 37u);
     const PackedGpuMatrix packed(parts, format);
     ExpectValues(packed.matrix, {&weights.matrix}, false);
@@ -79,6 +80,7 @@ TEST_F(GpuMatrixTest, StackedPartsShareTheNarrowestFormatThatHoldsAll) {
         const GpuMatrixParts parts{.parts = both, .gated = gated};
         const GpuMatrix format = GpuMatrixOf(parts, pool_);
         EXPECT_NE(format.format, GpuFormat::kBF16);
+        EXPECT_EQ(format.has_row_scales, a == DType::kInt8 && b == DType::kInt8);
         const PackedGpuMatrix packed(parts, format);
         ExpectValues(packed.matrix, {&both[0], &both[1]}, gated);
       }
@@ -95,6 +97,54 @@ TEST_F(GpuMatrixTest, PartsOfDifferentRowsFollowEachOther) {
   EXPECT_EQ(format.group, 16u);
   const PackedGpuMatrix packed({.parts = all}, format);
   ExpectValues(packed.matrix, {&all[0], &all[1], &all[2]}, false);
+}
+
+TEST_F(GpuMatrixTest, WhatIsTwoOfFourInAllItsRowsIsSparse) {
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    SCOPED_TRACE(Info(dtype).name);
+    FileWeights q(dtype, 40, 192, /*seed=*/12), k(dtype, 9, 192, /*seed=*/13);
+    KeepTwoOfFour(q, /*seed=*/14);
+    const WeightMatrix both[] = {q.matrix, k.matrix};
+    EXPECT_FALSE(MayBeSparse({.parts = both}, pool_));
+    EXPECT_EQ(GpuMatrixOf({.parts = both}, pool_).format, GpuFormat::kBF16);
+    KeepTwoOfFour(k, /*seed=*/15);
+    EXPECT_TRUE(MayBeSparse({.parts = both}, pool_));
+    const GpuMatrix format = GpuMatrixOf({.parts = both}, pool_);
+    EXPECT_EQ(format.format, GpuFormat::kSparse);
+    EXPECT_EQ(GpuCodeBytes(format), 4u * 16 * 192 * 2 * 9 / 16);
+    const PackedGpuMatrix packed({.parts = both}, format);
+    ExpectValues(packed.matrix, {&both[0], &both[1]}, false);
+    const uint16_t ones[] = {0x3c00, 0x3c00, 0x3c00};
+    std::memcpy(&q.bytes[1 + 39 * 192 * 2], ones, sizeof(ones));  // its last row
+    EXPECT_TRUE(MayBeSparse({.parts = both}, pool_));
+    EXPECT_EQ(GpuMatrixOf({.parts = both}, pool_).format, GpuFormat::kBF16);
+  }
+  FileWeights narrow(DType::kBF16, 16, 32, /*seed=*/16);
+  KeepTwoOfFour(narrow, /*seed=*/17);
+  EXPECT_FALSE(MayBeSparse({.parts = {&narrow.matrix, 1}}, pool_));  // no whole pieces
+}
+
+TEST_F(GpuMatrixTest, Int8OfZerosIsNotSparse) {
+  FileWeights codes(DType::kInt8, 16, 128, /*seed=*/18), floats(DType::kBF16, 16, 128, /*seed=*/19);
+  std::ranges::fill(codes.bytes, std::byte{0});
+  KeepTwoOfFour(floats, /*seed=*/20);
+  const WeightMatrix both[] = {codes.matrix, floats.matrix};
+  EXPECT_FALSE(MayBeSparse({.parts = both}, pool_));
+  EXPECT_EQ(GpuMatrixOf({.parts = both}, pool_).format, GpuFormat::kBF16);
+  EXPECT_EQ(GpuMatrixOf({.parts = {&codes.matrix, 1}}, pool_).format, GpuFormat::kW8);
+}
+
+// Each four of a piece has bits and bytes of its own, and all of it is used.
+TEST_F(GpuMatrixTest, PlacesOfAPieceDoNotMeet) {
+  std::vector<int> used(kSparsePieceBytes * 2);  // by four bits
+  for (uint32_t row = 0; row < kTileRows; ++row) {
+    for (uint32_t four = 0; four < kSparsePieceColumns / 4; ++four) {
+      const SparsePlace place = SparsePlaceOf(row, four);
+      for (uint32_t i = 0; i < 8; ++i) ++used[place.kept * 2 + i];
+      ++used[place.places * 2 + place.bit / 4];
+    }
+  }
+  for (const int times : used) EXPECT_EQ(times, 1);
 }
 
 TEST_F(GpuMatrixTest, AMinimumNeedsNoScale) {

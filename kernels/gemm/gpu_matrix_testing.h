@@ -76,6 +76,21 @@ struct FileWeights {
   WeightMatrix matrix;  // borrows both
 };
 
+// Makes a matrix of F16 or BF16 2:4: of each four at most two stay, at random places; now and then fewer, as
+// where a weight is zero anyway.
+inline void KeepTwoOfFour(FileWeights& weights, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  for (size_t i = 0; i < weights.matrix.rows * weights.matrix.columns / 4; ++i) {
+    std::byte* const four = weights.bytes.data() + 1 + 8 * i;
+    const uint64_t choice = random();
+    const size_t one = choice % 4, other = (one + 1 + choice / 4 % 3) % 4;
+    for (size_t k = 0; k < 4; ++k) {
+      const bool is_kept = (k == one && choice / 16 % 16 != 0) || (k == other && choice / 256 % 16 != 0);
+      if (!is_kept) std::memset(four + 2 * k, 0, 2);
+    }
+  }
+}
+
 // A packed matrix in memory of the host.
 struct PackedGpuMatrix {
   PackedGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& format)
@@ -104,6 +119,18 @@ inline GpuElement GpuElementAt(const GpuMatrix& matrix, uint32_t row, uint32_t c
   if (matrix.format == GpuFormat::kE4M3) {
     return {.scale = LoadUnaligned<float>(scales + 4 * row),
             .code = FloatFromE4M3(std::to_integer<uint8_t>(codes[index]))};
+  }
+  if (matrix.format == GpuFormat::kSparse) {
+    const size_t pieces = matrix.columns / kSparsePieceColumns;
+    const std::byte* piece =
+        codes + (row / kTileRows * pieces + column / kSparsePieceColumns) * kSparsePieceBytes;
+    const SparsePlace place = SparsePlaceOf(row % kTileRows, column % kSparsePieceColumns / 4);
+    const uint32_t places = LoadUnaligned<uint32_t>(piece + place.places) >> place.bit & 15;
+    for (uint32_t i = 0; i < 2; ++i) {
+      if ((places >> 2 * i & 3) == column % 4)
+        return {.code = FloatFromBF16(LoadUnaligned<uint16_t>(piece + place.kept + 2 * i))};
+    }
+    return {};
   }
   const bool is_narrow = matrix.format == GpuFormat::kW4;
   const uint32_t piece_columns = is_narrow ? kW4PieceColumns : kW8PieceColumns;

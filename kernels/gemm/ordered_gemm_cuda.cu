@@ -76,6 +76,8 @@ cudaError_t OrderedGemmCuda(const GpuGemmArgs& args, OrderedGemmTile tile, CudaL
     case GpuFormat::kW8:
       return weights.group == 16 ? LaunchTile<W8Pieces<2>>(args, tile, how)
                                  : LaunchTile<W8Pieces<1>>(args, tile, how);
+    case GpuFormat::kSparse:
+      return LaunchTile<SparsePieces>(args, tile, how);
   }
   return cudaErrorInvalidValue;
 }

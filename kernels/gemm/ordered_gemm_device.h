@@ -12,6 +12,8 @@
 // Before what this kernel depends on is done, the first stages of the weights are under way.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/gemm/stream_gemm_device.h"
 
 namespace terrace {
@@ -39,15 +41,11 @@ struct OrderedBlock {
   static constexpr uint32_t kShared = kTotals + kStages * kStage;
   static_assert(kStages >= 2);
 
-  // Chunk c of a token lies at c ^ Swizzle(token).
+  // Chunk c of a token lies at c ^ Swizzle(token). Of runs of 8 bytes sixteen lanes read at once.
   TERRACE_DEVICE static uint32_t Swizzle(uint32_t token) {
-    return kTokenBytes == 128 ? (token & 1) * 5 : token & 2;
+    return kTokenBytes != 128 ? token & 2 : Pieces::kRun == 4 ? (token & 3) * 2 : (token & 1) * 5;
   }
 };
-
-TERRACE_DEVICE const std::byte* ChunkOf(const void* from, uint32_t i) {
-  return static_cast<const std::byte*>(from) + uint64_t{i} * 16;
-}
 
 // What a thread copies of a block's weights: some chunks of 16 bytes of each stage, whose places are numbers
 // of chunks, as registers are short. Zeros take the place of rows beyond the last.
@@ -57,7 +55,9 @@ class OrderedWeightCopies {
   TERRACE_DEVICE OrderedWeightCopies(const GpuMatrix& matrix, uint32_t first_tile)
       : tiles_(matrix.rows / kTileRows - first_tile) {
     const uint32_t i = threadIdx.x;
-    if constexpr (Pieces::kGroups == 0) {
+    if constexpr (std::is_same_v<Pieces, SparsePieces>) {
+      at_ = first_tile * (matrix.columns / Pieces::kColumns) * kSparseChunks;
+    } else if constexpr (Pieces::kIsRowMajor) {
       at_ = (first_tile * kTileRows + i / kRowChunks) * RowChunks(matrix) + i % kRowChunks;
     } else {
       while (Pieces::kColumns << shift_ < matrix.group) ++shift_;
@@ -71,7 +71,19 @@ class OrderedWeightCopies {
   // Starts to copy piece `piece`.
   TERRACE_DEVICE void Copy(const GpuMatrix& matrix, uint32_t piece, std::byte* to) const {
     const uint32_t i = threadIdx.x;
-    if constexpr (Pieces::kGroups == 0) {
+    if constexpr (std::is_same_v<Pieces, SparsePieces>) {
+      const uint32_t of_tile = matrix.columns / Pieces::kColumns * kSparseChunks;
+      TERRACE_UNROLL
+      for (uint32_t first = 0; first < Block::kTiles * kSparseChunks; first += kOrderedThreads) {
+        const uint32_t chunk = first + i, tile = chunk / kSparseChunks;
+        if (tile >= Block::kTiles) break;
+        const bool is_tile = tile < tiles_;
+        simt::CpAsync16(to + chunk * 16,
+                        ChunkOf(matrix.codes, at_ + (is_tile ? tile * of_tile : 0) + piece * kSparseChunks +
+                                                  chunk % kSparseChunks),
+                        is_tile);
+      }
+    } else if constexpr (Pieces::kIsRowMajor) {
       constexpr uint32_t kTilesAtOnce = kOrderedThreads / (kTileRows * kRowChunks);
       static_assert(Pieces::kSlotBytes == kTileRows * 64 && Block::kTiles % kTilesAtOnce == 0);
       TERRACE_UNROLL
@@ -96,6 +108,7 @@ class OrderedWeightCopies {
 
  private:
   static constexpr uint32_t kRowChunks = 4, kTileChunks = kPieceBytes / 16;  // of a row's piece, a tile's
+  static constexpr uint32_t kSparseChunks = kSparsePieceBytes / 16;
   static constexpr uint32_t kScaleChunks = Pieces::kGroups == 2 ? 8 : 4;
   TERRACE_DEVICE static uint32_t RowChunks(const GpuMatrix& matrix) {
     return matrix.columns / Pieces::kColumns * kRowChunks;

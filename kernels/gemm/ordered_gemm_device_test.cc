@@ -41,6 +41,7 @@ void Multiply(const GpuGemmArgs& args, const How& how) {
   const GpuMatrix& weights = args.weights;
   if (weights.format == GpuFormat::kBF16) return MultiplyPieces<BF16Pieces>(args, how);
   if (weights.format == GpuFormat::kE4M3) return MultiplyPieces<E4M3Pieces>(args, how);
+  if (weights.format == GpuFormat::kSparse) return MultiplyPieces<SparsePieces>(args, how);
   if (weights.format == GpuFormat::kW4) {
     return weights.group == 32 ? MultiplyPieces<W4Pieces<2>>(args, how)
                                : MultiplyPieces<W4Pieces<1>>(args, how);

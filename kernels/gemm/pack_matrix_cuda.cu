@@ -30,6 +30,9 @@ cudaError_t PackMatrixCuda(const GpuPackArgs& args, CudaLaunch how) {
       return pack_tiles(PackTilesKernel<true>, kW4PieceColumns);
     case GpuFormat::kW8:
       return pack_tiles(PackTilesKernel<false>, kW8PieceColumns);
+    case GpuFormat::kSparse:
+      if (matrix.columns % kSparsePieceColumns != 0) return cudaErrorInvalidValue;
+      return pack_tiles(PackSparseKernel, kSparsePieceColumns);
   }
   return cudaErrorInvalidValue;
 }

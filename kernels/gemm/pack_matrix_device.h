@@ -257,6 +257,65 @@ TERRACE_DEVICE void EightValues(const PackRow& row, uint32_t column, float (&out
   });
 }
 
+// The bf16 of a column, of a dtype of 16 bits.
+TERRACE_DEVICE uint32_t BF16BitsAt(const PackRow& row, uint32_t column) {
+  const std::byte* at = row.bytes + 2 * column;
+  return row.dtype == DType::kBF16 ? TwoBytes(at) : simt::PackBF16(F16At(at), 0) & 0xffff;
+}
+
+// What is kept of columns [column, column + 4) and where it was, as PackFour of gpu_matrix.cc.
+struct SparseFour {
+  uint32_t kept = 0, places = 2 | 3 << 2;
+  bool fits = true;
+};
+TERRACE_DEVICE SparseFour SparseFourOf(const PackRow& row, uint32_t column) {
+  if (row.bytes == nullptr) return {};
+  uint32_t v[4], not_zero = 0;
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < 4; ++i) {
+    v[i] = BF16BitsAt(row, column + i);
+    if ((v[i] & 0x7fff) != 0) not_zero |= 1u << i;
+  }
+  const uint32_t first = (not_zero & 1) != 0 ? 0 : (not_zero & 2) != 0 ? 1 : 2;
+  const uint32_t second = (not_zero & 8) != 0 || first == 2 ? 3 : (not_zero & 4) != 0 || first == 1 ? 2 : 1;
+  const uint32_t low = first == 0 ? v[0] : first == 1 ? v[1] : v[2];
+  const uint32_t high = second == 1 ? v[1] : second == 2 ? v[2] : v[3];
+  const uint32_t others = not_zero & ~(1u << first | 1u << second);
+  return {low | high << 16, first | second << 2, others == 0};
+}
+
+// kSparse: each warp a piece. Grid: enough for the tiles of row_count rows.
+TERRACE_KERNEL void TERRACE_BOUNDS(kPackThreads, 1) PackSparseKernel(GpuPackArgs a) {
+  const uint32_t of_tile = a.to.matrix.columns / kSparsePieceColumns, lane = simt::Lane(), t = lane % 4;
+  const uint32_t i = blockIdx.x * (blockDim.x / simt::kWarp) + simt::WarpIndex();
+  const uint32_t tile = a.first_row / kTileRows + i / of_tile, piece = i % of_tile;
+  if (tile * kTileRows >= a.first_row + a.row_count) return;
+  const PackRow low = PackRowOf(a, tile * kTileRows + lane / 4),
+                high = PackRowOf(a, tile * kTileRows + lane / 4 + 8);
+  uint32_t kept[2][4], own_places = 0;
+  bool fits = true;
+  TERRACE_UNROLL
+  for (uint32_t run = 0; run < 4; ++run) {
+    const uint32_t column = piece * kSparsePieceColumns + run * 16 + t * 4;
+    const SparseFour of_low = SparseFourOf(low, column), of_high = SparseFourOf(high, column);
+    kept[run / 2][run % 2 * 2] = of_low.kept;
+    kept[run / 2][run % 2 * 2 + 1] = of_high.kept;
+    fits = fits && of_low.fits && of_high.fits;
+    uint32_t places = of_low.places << 4 * t | of_high.places << (16 + 4 * t);
+    places |= simt::ShuffleXor(places, 1);
+    places |= simt::ShuffleXor(places, 2);
+    if (run == t) own_places = places;
+  }
+  std::byte* const to = a.to.codes + (uint64_t{tile} * of_tile + piece) * kSparsePieceBytes;
+  TERRACE_UNROLL
+  for (uint32_t step = 0; step < 2; ++step) {
+    *reinterpret_cast<uint4*>(to + step * 512 + lane * 16) = {kept[step][0], kept[step][1], kept[step][2],
+                                                              kept[step][3]};
+  }
+  *reinterpret_cast<uint32_t*>(to + kSparseKeptBytes + lane * 4) = own_places;
+  if (!fits) simt::AtomicMax(a.to.unfit, 1);
+}
+
 // kBF16: each thread eight columns.
 TERRACE_KERNEL void TERRACE_BOUNDS(kPackThreads, 1) PackRowsKernel(GpuPackArgs a) {
   const uint32_t of_row = a.to.matrix.columns / kPackColumns;

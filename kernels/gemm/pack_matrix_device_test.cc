@@ -43,6 +43,9 @@ Packed PackOnDevice(const PackCase& c, uint32_t most_rows, uint64_t seed) {
       case GpuFormat::kW8:
         run(PackTilesKernel<false>, tiles * (columns / kW8PieceColumns) * simt::kWarp, 64);
         break;
+      case GpuFormat::kSparse:
+        run(PackSparseKernel, tiles * (columns / kSparsePieceColumns) * simt::kWarp, 64);
+        break;
     }
   }
   return out;
@@ -115,6 +118,25 @@ TEST(PackMatrix, ARowThatNeedsNoScaleHasNoCodes) {
   const Packed got = PackOnDevice(c, 16, 1);
   EXPECT_EQ(got.codes, want.codes);
   EXPECT_EQ(got.scales, want.scales);
+}
+
+TEST(PackMatrix, FindsWhatIsNotTwoOfFour) {
+  ThreadPool pool(1);
+  const GpuFormat format = GpuFormat::kSparse;
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    for (const size_t at : {size_t{0}, size_t{2047}, size_t{37 * 128 - 1}}) {
+      SCOPED_TRACE(testing::Message() << Info(dtype).name << " element " << at);
+      PackCase c = MakePackCase({dtype}, {37}, 128, false, &format);
+      KeepTwoOfFour(*c.owned[0], /*seed=*/at);
+      EXPECT_EQ(GpuMatrixOf(c.parts(), pool).format, GpuFormat::kSparse);
+      EXPECT_EQ(PackOnDevice(c, 16, 0).unfit, 0u);
+      std::byte* const four = &c.owned[0]->bytes[1 + at / 4 * 8];
+      const uint16_t ones[] = {0x3c00, 0x3c00, 0x3c00};  // not zero in either
+      std::memcpy(four + at % 2 * 2, ones, sizeof(ones));
+      EXPECT_EQ(GpuMatrixOf(c.parts(), pool).format, GpuFormat::kBF16);
+      EXPECT_EQ(PackOnDevice(c, 16, 0).unfit, 1u);
+    }
+  }
 }
 
 // What is staged is of so many bytes at most, wherever it begins, and no less than it must be.

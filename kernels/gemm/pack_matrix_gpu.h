@@ -26,7 +26,8 @@ struct GpuPackPart {
 struct GpuPackTarget {
   GpuMatrix matrix;                               // its own pointers are not used
   std::byte *codes = nullptr, *scales = nullptr;  // of the whole matrix; multiples of 16
-  // Set to 1 when a scale does not fit f16: then the matrix is to be made anew as kBF16. For kW4 and kW8.
+  // Set to 1 when a scale does not fit f16, or of kSparse more than two of four are not zero: then the matrix
+  // is to be made anew as kBF16. For kW4, kW8 and kSparse.
   uint32_t* unfit = nullptr;
 };
 

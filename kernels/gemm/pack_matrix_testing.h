@@ -62,6 +62,19 @@ inline std::vector<PackCase> AllPackCases() {
   out.push_back(MakePackCase({DType::kQ4_K, DType::kQ4_K, DType::kQ6_K}, {40, 8, 8}, 256, false));
   out.push_back(MakePackCase({DType::kInt4G128, DType::kInt4G128, DType::kInt4G128}, {9, 30, 1}, 384, false));
   out.push_back(MakePackCase({DType::kInt8, DType::kInt8}, {16, 16}, 192, false));  // a group and a half
+  // 2:4: alone, gated, stacked, of both dtypes.
+  constexpr GpuFormat kSparse = GpuFormat::kSparse;
+  const size_t sparse = out.size();
+  for (const DType a : {DType::kF16, DType::kBF16}) {
+    out.push_back(MakePackCase({a}, {1}, 64, false, &kSparse));
+    out.push_back(MakePackCase({a}, {37}, 512, false, &kSparse));
+    out.push_back(MakePackCase({a, DType::kBF16}, {24, 24}, 192, true, &kSparse));
+    out.push_back(MakePackCase({DType::kF16, a, DType::kBF16}, {21, 8, 19}, 256, false, &kSparse));
+  }
+  for (size_t i = sparse; i < out.size(); ++i) {
+    for (size_t part = 0; part < out[i].owned.size(); ++part)
+      KeepTwoOfFour(*out[i].owned[part], /*seed=*/i + part);
+  }
   return out;
 }
 

@@ -72,7 +72,7 @@ uint32_t StreamGemmParts(uint32_t rows, uint32_t columns, GpuFormat format) {
   const bool is_short = format == GpuFormat::kBF16 || format == GpuFormat::kW8;
   const uint32_t most_warps = columns / (is_short ? 128 : 256);
   static_assert(BF16Pieces::kColumns == 32 && W8Pieces<1>::kColumns == 32);
-  static_assert(E4M3Pieces::kColumns == 64 && W4Pieces<1>::kColumns == 64);
+  static_assert(E4M3Pieces::kColumns == 64 && W4Pieces<1>::kColumns == 64 && SparsePieces::kColumns == 64);
   uint32_t warps = rows / kTileRows < kFewTiles ? kMostStreamWarps : 8;
   while (warps > kLeastStreamWarps && warps > most_warps) warps /= 2;
   return warps;
@@ -109,6 +109,8 @@ cudaError_t StreamGemmCuda(const GpuGemmArgs& args, const StreamGemmShape& shape
     case GpuFormat::kW8:
       return weights.group == 16 ? LaunchTokens<W8Pieces<2>>(args, shape, how)
                                  : LaunchTokens<W8Pieces<1>>(args, shape, how);
+    case GpuFormat::kSparse:
+      return LaunchTokens<SparsePieces>(args, shape, how);
   }
   return cudaErrorInvalidValue;
 }

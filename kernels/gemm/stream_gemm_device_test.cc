@@ -47,6 +47,7 @@ void StreamGemm(const GpuGemmArgs& args, const Shape& shape, uint64_t seed = 0) 
   const GpuMatrix& weights = args.weights;
   if (weights.format == GpuFormat::kBF16) return LaunchPieces<BF16Pieces>(args, shape, seed);
   if (weights.format == GpuFormat::kE4M3) return LaunchPieces<E4M3Pieces>(args, shape, seed);
+  if (weights.format == GpuFormat::kSparse) return LaunchPieces<SparsePieces>(args, shape, seed);
   if (weights.format == GpuFormat::kW4) {
     return weights.group == 32 ? LaunchPieces<W4Pieces<2>>(args, shape, seed)
                                : LaunchPieces<W4Pieces<1>>(args, shape, seed);

@@ -47,11 +47,13 @@ cudaError_t TileGemmCuda(const GpuGemmArgs& args, const TileGemmScratch& scratch
       weights.columns % kTileUnitColumns != 0) {
     return cudaErrorInvalidValue;
   }
-  if (weights.format == GpuFormat::kBF16) return cudaErrorInvalidValue;
+  if (weights.format == GpuFormat::kBF16 || weights.format == GpuFormat::kSparse)
+    return cudaErrorInvalidValue;
   if (args.next_norm != nullptr || args.x_squares != nullptr) return cudaErrorInvalidValue;
   if (args.tokens == 0) return cudaSuccess;
   switch (weights.format) {
     case GpuFormat::kBF16:
+    case GpuFormat::kSparse:
       break;
     case GpuFormat::kE4M3:
       return LaunchTokens<E4M3Pieces>(args, scratch, how);

@@ -9,6 +9,7 @@
 //   E4M3  its bits, where those of a bf16 are, make 2^-120 of the value, subnormals too; then times 2^120
 //   W4    as the upper bits of the mantissa of 16: 16 + code. (As the lower bits of 128 the rounding of what
 //         is taken off later would be eight times as much.)
+//   2:4   what is kept goes to its places by prmt, whose selector is made of these
 //   W8    as the lower 8 bits of a bf16: code * 2^-133, also where it reaches the exponent, for the first
 //         normal binade has the step of the subnormals; then times 2^127: code / 64
 #pragma once
@@ -63,6 +64,7 @@ class RowPieces {
   static constexpr uint32_t kGroups = 0;        // scales that a piece has
   static constexpr uint32_t kSlotBytes = 1024;  // of shared memory
   static constexpr uint32_t kRun = 8, kRunStride = 8, kLaneStride = 16 / kBytes;
+  static constexpr bool kIsRowMajor = true;
   static constexpr float kStep = 1;  // of what fragments hold
 
   struct Piece {
@@ -123,12 +125,93 @@ class E4M3Pieces : public RowPieces<1> {
   }
 };
 
+// Columns 0 and 1, and 2 and 3, of four of which `kept` is a pair; its places are the lowest bits of
+// `places`.
+TERRACE_DEVICE uint2 SpreadFour(uint32_t kept, uint32_t places) {
+  // Bytes of {kept, 0} for each column: 0x54, which is 0, but 0x10 and 0x32 at the places.
+  const uint32_t first = places << 3 & 24, second = places << 1 & 24;
+  const uint32_t selector = 0x54545454u ^ 0x44u << first ^ 0x66u << second;
+  return {simt::BytePermute(kept, 0, selector & 0xffff), simt::BytePermute(kept, 0, selector >> 16)};
+}
+
+// Chunk of 16 bytes.
+TERRACE_DEVICE const std::byte* ChunkOf(const void* from, uint32_t i) {
+  return static_cast<const std::byte*>(from) + uint64_t{i} * 16;
+}
+
+// Of kSparse. Fragments are dense: zeros take the places of what is not kept.
+class SparsePieces {
+ public:
+  static constexpr uint32_t kColumns = kSparsePieceColumns, kGroups = 0, kSlotBytes = kSparsePieceBytes;
+  static constexpr uint32_t kRuns = 4, kRun = 4, kRunStride = 16, kLaneStride = 4;
+  static constexpr bool kHasRowScales = false, kIsRowMajor = false;
+  static constexpr float kStep = 1;
+
+  struct Piece {
+    uint4 first, second;  // what is kept of both steps: rows g and g + 8 of run 2 s, then of run 2 s + 1
+    uint4 places;         // of the lane in each run: of row g in bits 0 to 3, of row g + 8 in bits 16 to 19
+  };
+
+  TERRACE_DEVICE SparsePieces(const GpuMatrix& matrix, uint32_t tile, uint32_t piece, uint32_t lane)
+      : lane_(lane),
+        step_(uint64_t{matrix.columns / kColumns} * kSparsePieceBytes),
+        from_(static_cast<const std::byte*>(matrix.codes) + tile * step_ +
+              uint64_t{piece} * kSparsePieceBytes) {}
+
+  TERRACE_DEVICE void Skip(uint32_t pieces) { from_ += uint64_t{pieces} * kSparsePieceBytes; }
+  TERRACE_DEVICE void MoveOn(uint32_t tiles, uint32_t pieces) {
+    from_ += tiles * step_ - uint64_t{pieces} * kSparsePieceBytes;
+  }
+  template <bool kTwoTiles>
+  TERRACE_DEVICE void CopyTwo(std::byte* slot, bool has_second) const {
+    const std::byte* second = from_ + (kTwoTiles ? step_ : has_second ? kSparsePieceBytes : 0);
+    const uint32_t at = lane_ * 16;
+    simt::CpAsync16(slot + at, from_ + at, true);
+    simt::CpAsync16(slot + 512 + at, from_ + 512 + at, true);
+    simt::CpAsync16(slot + kSlotBytes + at, second + at, true);
+    simt::CpAsync16(slot + kSlotBytes + 512 + at, second + 512 + at, true);
+    // The places of both at once; lanes that are left over copy the same once more.
+    const uint32_t of = lane_ / 8 % 2, places = kSparseKeptBytes + lane_ % 8 * 16;
+    simt::CpAsync16(slot + of * kSlotBytes + places, (of == 0 ? from_ : second) + places, true);
+  }
+  TERRACE_DEVICE Piece Read(const std::byte* slot) const {
+    return Make(*reinterpret_cast<const uint4*>(slot + lane_ * 16),
+                *reinterpret_cast<const uint4*>(slot + 512 + lane_ * 16),
+                *reinterpret_cast<const uint4*>(slot + kSparseKeptBytes + lane_ / 4 * 16));
+  }
+  // From memory at once.
+  TERRACE_DEVICE Piece Load() const {
+    return Make(
+        simt::LoadStream(reinterpret_cast<const uint4*>(from_ + lane_ * 16)),
+        simt::LoadStream(reinterpret_cast<const uint4*>(from_ + 512 + lane_ * 16)),
+        simt::LoadReadOnly(reinterpret_cast<const uint4*>(from_ + kSparseKeptBytes + lane_ / 4 * 16)));
+  }
+
+  TERRACE_DEVICE static void Fragment(const Piece& piece, uint32_t run, uint32_t, uint32_t (&a)[4]) {
+    const uint4& kept = run < 2 ? piece.first : piece.second;
+    const uint32_t places = WordOf(piece.places, run);
+    const uint2 low = SpreadFour(WordOf(kept, run % 2 * 2), places);
+    const uint2 high = SpreadFour(WordOf(kept, run % 2 * 2 + 1), places >> 16);
+    a[0] = low.x, a[1] = high.x, a[2] = low.y, a[3] = high.y;
+  }
+
+ private:
+  TERRACE_DEVICE Piece Make(const uint4& first, const uint4& second, const uint4& places) const {
+    const uint32_t shift = lane_ % 4 * 4;
+    return {first, second, {places.x >> shift, places.y >> shift, places.z >> shift, places.w >> shift}};
+  }
+
+  uint32_t lane_;
+  uint64_t step_;  // bytes of a tile
+  const std::byte* from_;
+};
+
 // Of tiles. kGroups: scales of a piece, 1 or 2; with 1 several pieces may share them.
 template <uint32_t kPieceColumns, uint32_t kPieceGroups>
 class TilePieces {
  public:
   static constexpr uint32_t kColumns = kPieceColumns, kGroups = kPieceGroups;
-  static constexpr bool kHasRowScales = false;
+  static constexpr bool kHasRowScales = false, kIsRowMajor = false;
   static constexpr uint32_t kSlotBytes = kPieceBytes + 64 * kGroups;
 
   struct Piece {

@@ -61,11 +61,13 @@ cudaError_t WideGemmCuda(const GpuGemmArgs& args, const WideGemmShape& shape, co
   if (shape.splits > 1 && (scratch.partials == nullptr || scratch.arrived == nullptr)) {
     return cudaErrorInvalidValue;
   }
-  if (weights.format == GpuFormat::kBF16) return cudaErrorInvalidValue;
+  if (weights.format == GpuFormat::kBF16 || weights.format == GpuFormat::kSparse)
+    return cudaErrorInvalidValue;
   if (!HasWarpgroups()) return cudaErrorNotSupported;
   if (args.tokens == 0) return cudaSuccess;
   switch (weights.format) {
     case GpuFormat::kBF16:
+    case GpuFormat::kSparse:
       break;
     case GpuFormat::kE4M3:
       return LaunchTokens<E4M3Pieces>(args, shape, scratch, how);

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "kernels/norm/rms_norm_gpu.h"
-#include "kernels/quant/e4m3_device.h"
+#include "kernels/quant/int8_device.h"
 #include "kernels/simt/simt.h"
 
 namespace terrace {
@@ -31,13 +31,13 @@ TERRACE_DEVICE void AddQuad(RmsNormSums& sums, const float4& x, const float4& we
 }
 
 // Of the block; every thread gets it. Called once a kernel.
-template <bool kE4M3>
+template <RowCodes kCodes>
 TERRACE_DEVICE RmsNormSums SumOfBlock(RmsNormSums mine) {
   TERRACE_SHARED float squares[simt::kWarp];
   TERRACE_SHARED uint32_t largest[simt::kWarp];
   const auto sum_of_warp = [](RmsNormSums sums) {
     sums.squares = simt::WarpSum(sums.squares);
-    if constexpr (kE4M3) {
+    if constexpr (kCodes != RowCodes::kNone) {
       for (uint32_t mask = simt::kWarp / 2; mask > 0; mask /= 2) {
         sums.largest = Larger(sums.largest, simt::ShuffleXor(sums.largest, mask));
       }
@@ -60,34 +60,33 @@ TERRACE_DEVICE RmsNormSums SumOfBlock(RmsNormSums mine) {
 // What turns x * weight into the outputs of a row.
 struct RmsNormRow {
   float r;
-  E4M3Row codes;
+  CodeRow codes;
 };
 
-template <bool kE4M3>
+template <RowCodes kCodes>
 TERRACE_DEVICE RmsNormRow RowOfSums(const GpuRmsNormArgs& a, const RmsNormSums& sums) {
   RmsNormRow row = {
       simt::ReciprocalSqrt(sums.squares * simt::Reciprocal(static_cast<float>(a.width)) + a.epsilon), {}};
-  if constexpr (kE4M3) {
-    row.codes = E4M3RowOf(Magnitude(simt::FloatOfBits(sums.largest) * row.r));
+  if constexpr (kCodes != RowCodes::kNone) {
+    row.codes = CodeRowOf<kCodes>(Magnitude(simt::FloatOfBits(sums.largest) * row.r));
     if (threadIdx.x == 0) a.scales[blockIdx.x] = row.codes.scale;
   }
   return row;
 }
 
 // Elements 4 quad to 4 quad + 3 of the row of this block.
-template <bool kE4M3>
+template <RowCodes kCodes>
 TERRACE_DEVICE void PutQuad(const GpuRmsNormArgs& a, const RmsNormRow& row, uint32_t quad, const float4& x,
                             const float4& weight) {
   const float v0 = x.x * weight.x * row.r, v1 = x.y * weight.y * row.r;
   const float v2 = x.z * weight.z * row.r, v3 = x.w * weight.w * row.r;
   const uint64_t first = uint64_t{blockIdx.x} * a.width;
-  if (!kE4M3 || a.out != nullptr) {
+  if (kCodes == RowCodes::kNone || a.out != nullptr) {
     reinterpret_cast<uint2*>(a.out + first)[quad] = {simt::PackBF16(v0, v1), simt::PackBF16(v2, v3)};
   }
-  if constexpr (kE4M3) {
-    const float inverse = row.codes.inverse;
-    reinterpret_cast<uint32_t*>(a.out_e4m3 + first)[quad] =
-        PackE4M3(v0 * inverse, v1 * inverse, v2 * inverse, v3 * inverse);
+  if constexpr (kCodes != RowCodes::kNone) {
+    reinterpret_cast<uint32_t*>(a.out_codes + first)[quad] =
+        PackCodes<kCodes>(v0, v1, v2, v3, row.codes.inverse);
   }
 }
 
@@ -97,7 +96,7 @@ TERRACE_DEVICE const float4* RowOfBlock(const GpuRmsNormArgs& a) {
 }
 
 // Grid: [count]; up to kQuads * threads quads a row.
-template <uint32_t kQuads, bool kE4M3>
+template <uint32_t kQuads, RowCodes kCodes>
 TERRACE_KERNEL void TERRACE_BOUNDS(kRmsNormThreads, 2) RmsNormKernel(GpuRmsNormArgs a) {
   simt::LetNextStart();
   const uint32_t quads = a.width / 4;
@@ -120,16 +119,16 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRmsNormThreads, 2) RmsNormKernel(GpuRmsNormA
   RmsNormSums sums;
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kQuads; ++i) AddQuad(sums, x[i], weight[i]);
-  const RmsNormRow row = RowOfSums<kE4M3>(a, SumOfBlock<kE4M3>(sums));
+  const RmsNormRow row = RowOfSums<kCodes>(a, SumOfBlock<kCodes>(sums));
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kQuads; ++i) {
     const uint32_t quad = i * blockDim.x + threadIdx.x;
-    if (quad < quads) PutQuad<kE4M3>(a, row, quad, x[i], weight[i]);
+    if (quad < quads) PutQuad<kCodes>(a, row, quad, x[i], weight[i]);
   }
 }
 
 // Grid: [count]; rows of any width.
-template <bool kE4M3>
+template <RowCodes kCodes>
 TERRACE_KERNEL void TERRACE_BOUNDS(kRmsNormWideThreads, 1) RmsNormWideKernel(GpuRmsNormArgs a) {
   simt::LetNextStart();
   simt::WaitForPrevious();
@@ -139,29 +138,36 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRmsNormWideThreads, 1) RmsNormWideKernel(Gpu
   for (uint32_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
     AddQuad(sums, from[quad], simt::LoadReadOnly(weight + quad));
   }
-  const RmsNormRow row = RowOfSums<kE4M3>(a, SumOfBlock<kE4M3>(sums));
+  const RmsNormRow row = RowOfSums<kCodes>(a, SumOfBlock<kCodes>(sums));
   for (uint32_t quad = threadIdx.x; quad < quads; quad += blockDim.x) {
-    PutQuad<kE4M3>(a, row, quad, from[quad], simt::LoadReadOnly(weight + quad));
+    PutQuad<kCodes>(a, row, quad, from[quad], simt::LoadReadOnly(weight + quad));
   }
 }
 
-template <bool kE4M3, typename Launch>
+template <RowCodes kCodes, typename Launch>
 auto LaunchRmsNormAs(uint32_t width, const Launch& launch) {
   const uint32_t quads = width / 4;
   const auto threads = [quads](uint32_t per_thread) {  // whole warps
     return (quads + per_thread * simt::kWarp - 1) / (per_thread * simt::kWarp) * simt::kWarp;
   };
-  if (quads <= kRmsNormThreads) return launch(RmsNormKernel<1, kE4M3>, threads(1));
-  if (quads <= 2 * kRmsNormThreads) return launch(RmsNormKernel<2, kE4M3>, threads(2));
-  if (width <= kRmsNormKept) return launch(RmsNormKernel<4, kE4M3>, threads(4));
-  return launch(RmsNormWideKernel<kE4M3>, kRmsNormWideThreads);
+  if (quads <= kRmsNormThreads) return launch(RmsNormKernel<1, kCodes>, threads(1));
+  if (quads <= 2 * kRmsNormThreads) return launch(RmsNormKernel<2, kCodes>, threads(2));
+  if (width <= kRmsNormKept) return launch(RmsNormKernel<4, kCodes>, threads(4));
+  return launch(RmsNormWideKernel<kCodes>, kRmsNormWideThreads);
 }
 
 // Of the host: calls launch(kernel, threads of a block) with the kernel for `args`, whose grid is [count].
 template <typename Launch>
 auto LaunchRmsNorm(const GpuRmsNormArgs& args, const Launch& launch) {
-  return args.out_e4m3 != nullptr ? LaunchRmsNormAs<true>(args.width, launch)
-                                  : LaunchRmsNormAs<false>(args.width, launch);
+  switch (args.codes) {
+    case RowCodes::kE4M3:
+      return LaunchRmsNormAs<RowCodes::kE4M3>(args.width, launch);
+    case RowCodes::kInt8:
+      return LaunchRmsNormAs<RowCodes::kInt8>(args.width, launch);
+    case RowCodes::kNone:
+      break;
+  }
+  return LaunchRmsNormAs<RowCodes::kNone>(args.width, launch);
 }
 
 }  // namespace terrace

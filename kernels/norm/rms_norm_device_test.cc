@@ -4,6 +4,7 @@
 #include <random>
 
 #include "kernels/norm/rms_norm_testing.h"
+#include "kernels/quant/int8_testing.h"
 
 namespace terrace {
 namespace {
@@ -20,18 +21,18 @@ std::vector<float> RandomNormal(size_t count, uint64_t seed) {
 
 struct Outputs {
   std::vector<uint16_t> bf16;
-  std::vector<uint8_t> e4m3;
+  std::vector<uint8_t> codes;
   std::vector<float> scales;
   bool operator==(const Outputs&) const = default;
 };
 
-enum Kinds { kBF16Only, kE4M3Only, kBoth };
+enum Kinds { kBF16Only, kCodesOnly, kBoth };
 
 // Rows `rows` of x; all of it, in order, without any.
 Outputs Norm(const std::vector<float>& x, const std::vector<float>& weight, const std::vector<uint32_t>& rows,
-             Kinds kinds, uint64_t seed) {
+             Kinds kinds, uint64_t seed, RowCodes codes = RowCodes::kE4M3) {
   const size_t width = weight.size(), count = rows.empty() ? x.size() / width : rows.size();
-  Outputs out = {std::vector<uint16_t>(kinds == kE4M3Only ? 0 : count * width, 0xffff),
+  Outputs out = {std::vector<uint16_t>(kinds == kCodesOnly ? 0 : count * width, 0xffff),
                  std::vector<uint8_t>(kinds == kBF16Only ? 0 : count * width, 0xff),
                  std::vector<float>(kinds == kBF16Only ? 0 : count, std::numeric_limits<float>::quiet_NaN())};
   const GpuRmsNormArgs args = {.x = x.data(),
@@ -40,8 +41,9 @@ Outputs Norm(const std::vector<float>& x, const std::vector<float>& weight, cons
                                .count = static_cast<uint32_t>(count),
                                .width = static_cast<uint32_t>(width),
                                .epsilon = kEpsilon,
-                               .out = kinds == kE4M3Only ? nullptr : out.bf16.data(),
-                               .out_e4m3 = kinds == kBF16Only ? nullptr : out.e4m3.data(),
+                               .out = kinds == kCodesOnly ? nullptr : out.bf16.data(),
+                               .codes = kinds == kBF16Only ? RowCodes::kNone : codes,
+                               .out_codes = kinds == kBF16Only ? nullptr : out.codes.data(),
                                .scales = out.scales.data()};
   LaunchRmsNorm(args, [&](void (*kernel)(GpuRmsNormArgs), uint32_t threads) {
     simt::RunSeeded(seed, {args.count}, threads, 0, kernel, args);
@@ -60,10 +62,26 @@ TEST(RmsNormDevice, MatchesTheReference) {
     for (size_t row = 0; row < 3; ++row) {
       const std::vector<double> want = RmsNormRef(&x[row * width], weight, kEpsilon);
       ExpectRmsNormRow(want, &both.bf16[row * width]);
-      ExpectE4M3Row(want, &both.e4m3[row * width], both.scales[row], kRmsNormError);
+      ExpectE4M3Row(want, &both.codes[row * width], both.scales[row], kRmsNormError);
     }
     EXPECT_EQ(Norm(x, weight, {}, kBF16Only, /*seed=*/1).bf16, both.bf16);
-    EXPECT_EQ(Norm(x, weight, {}, kE4M3Only, /*seed=*/2).e4m3, both.e4m3);
+    EXPECT_EQ(Norm(x, weight, {}, kCodesOnly, /*seed=*/2).codes, both.codes);
+  }
+}
+
+TEST(RmsNormDevice, Int8MatchesTheReference) {
+  for (const size_t width : kWidths) {
+    const std::vector<float> x = RandomNormal(2 * width, /*seed=*/width + 1),
+                             weight = RandomNormal(width, /*seed=*/1);
+    SCOPED_TRACE(testing::Message() << "width " << width);
+    const Outputs both = Norm(x, weight, {}, kBoth, /*seed=*/3, RowCodes::kInt8);
+    for (size_t row = 0; row < 2; ++row) {
+      const std::vector<double> want = RmsNormRef(&x[row * width], weight, kEpsilon);
+      ExpectRmsNormRow(want, &both.bf16[row * width]);
+      ExpectInt8Row(want, reinterpret_cast<const int8_t*>(&both.codes[row * width]), both.scales[row],
+                    kRmsNormError);
+    }
+    EXPECT_EQ(Norm(x, weight, {}, kCodesOnly, /*seed=*/4, RowCodes::kInt8).codes, both.codes);
   }
 }
 
@@ -78,7 +96,7 @@ TEST(RmsNormDevice, ARowIsTheSameWhereverItComes) {
       EXPECT_EQ(picked.scales[i], all.scales[row]);
       for (size_t k = 0; k < width; ++k) {
         ASSERT_EQ(picked.bf16[i * width + k], all.bf16[row * width + k]);
-        ASSERT_EQ(picked.e4m3[i * width + k], all.e4m3[row * width + k]);
+        ASSERT_EQ(picked.codes[i * width + k], all.codes[row * width + k]);
       }
     }
   }
@@ -93,7 +111,7 @@ TEST(RmsNormDevice, ZerosStayZerosAndWhatIsNotFiniteShows) {
   const Outputs out = Norm(x, std::vector<float>(width, 2), {}, kBoth, 0);
   for (size_t k = 0; k < width; ++k) {
     EXPECT_EQ(out.bf16[k], 0);
-    EXPECT_EQ(out.e4m3[k], 0);
+    EXPECT_EQ(out.codes[k], 0);
   }
   EXPECT_EQ(out.scales[0], 0);
   EXPECT_TRUE(std::isnan(out.scales[1]));

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/quant/row_codes_gpu.h"
+
 namespace terrace {
 
 struct GpuRmsNormArgs {
@@ -12,9 +14,10 @@ struct GpuRmsNormArgs {
   const uint32_t* rows = nullptr;  // [count], or null: row i is i
   uint32_t count = 0, width = 0;   // width a multiple of 8, at most 131072
   float epsilon = 0;
-  uint16_t* out = nullptr;      // [count, width] bf16, or null with out_e4m3
-  uint8_t* out_e4m3 = nullptr;  // [count, width], or null: codes, largest |value| of a row at 448
-  float* scales = nullptr;      // [count], of out_e4m3: value = scale * code
+  uint16_t* out = nullptr;  // [count, width] bf16, or null with codes
+  RowCodes codes = RowCodes::kNone;
+  uint8_t* out_codes = nullptr;  // of codes: [count, width]
+  float* scales = nullptr;       // of codes: [count], value = scale * code
 };
 
 }  // namespace terrace

@@ -86,12 +86,12 @@ TERRACE_DEVICE uint32_t PackE4M3OrNaN(float v0, float v1, float v2, float v3) {
   return codes;
 }
 
-struct E4M3Row {
+struct CodeRow {
   float scale, inverse;  // value = scale * code, code = value * inverse
 };
 
 // Of a row whose largest Magnitude is `largest`.
-TERRACE_DEVICE E4M3Row E4M3RowOf(uint32_t largest) {
+TERRACE_DEVICE CodeRow E4M3RowOf(uint32_t largest) {
   if (largest >= kInfinityBits) return {simt::FloatOfBits(0x7fc00000), 0};
   const float value = simt::FloatOfBits(largest);
   if (value < kSmallestE4M3Row) return {0, 0};

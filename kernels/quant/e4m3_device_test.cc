@@ -78,7 +78,7 @@ TEST(E4M3Device, PacksTheFirstLowest) { EXPECT_EQ(PackE4M3(0, 1, -2, 448), 0x7ec
 
 TEST(E4M3Device, ARowIsScaledToItsLargest) {
   for (const float largest : {448.0f, 1.0f, 3e38f, kSmallestE4M3Row, 0.1f}) {
-    const E4M3Row row = E4M3RowOf(Magnitude(-largest));
+    const CodeRow row = E4M3RowOf(Magnitude(-largest));
     EXPECT_EQ(row.scale, largest / 448);
     EXPECT_EQ(E4M3Code(largest * row.inverse), 0x7eu) << largest;
   }

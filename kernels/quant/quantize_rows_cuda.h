@@ -6,7 +6,7 @@
 
 namespace terrace {
 
-// The launch's error; cudaErrorInvalidValue for a width that is not a multiple of 8.
+// The launch's error; cudaErrorInvalidValue for a width that is not a multiple of 8, and for no codes.
 cudaError_t QuantizeRowsCuda(const GpuQuantizeRowsArgs& args, CudaLaunch how);
 
 }  // namespace terrace

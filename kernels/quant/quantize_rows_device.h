@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/quant/e4m3_device.h"
+#include "kernels/quant/int8_device.h"
 #include "kernels/quant/quantize_rows_gpu.h"
 #include "kernels/simt/simt.h"
 
@@ -15,12 +15,14 @@ TERRACE_DEVICE uint32_t LargestOfPair(uint32_t largest, uint32_t pair) {
   return Larger(largest, Larger(Magnitude(simt::BF16Low(pair)), Magnitude(simt::BF16High(pair))));
 }
 
+template <RowCodes kCodes>
 TERRACE_DEVICE uint32_t CodesOf(uint32_t pair0, uint32_t pair1, float inverse) {
-  return PackE4M3(simt::BF16Low(pair0) * inverse, simt::BF16High(pair0) * inverse,
-                  simt::BF16Low(pair1) * inverse, simt::BF16High(pair1) * inverse);
+  return PackCodes<kCodes>(simt::BF16Low(pair0), simt::BF16High(pair0), simt::BF16Low(pair1),
+                           simt::BF16High(pair1), inverse);
 }
 
 // Grid: [rows].
+template <RowCodes kCodes>
 TERRACE_KERNEL void TERRACE_BOUNDS(kQuantizeThreads, 4) QuantizeRowsKernel(GpuQuantizeRowsArgs a) {
   TERRACE_SHARED uint32_t of_warps[kQuantizeThreads / simt::kWarp];
   simt::LetNextStart();
@@ -39,11 +41,11 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kQuantizeThreads, 4) QuantizeRowsKernel(GpuQu
   if (simt::Lane() == 0) of_warps[simt::WarpIndex()] = largest;
   simt::SyncThreads();
   for (uint32_t i = 0; i < kQuantizeThreads / simt::kWarp; ++i) largest = Larger(largest, of_warps[i]);
-  const E4M3Row row = E4M3RowOf(largest);
+  const CodeRow row = CodeRowOf<kCodes>(largest);
   if (threadIdx.x == 0) a.scales[blockIdx.x] = row.scale;
   for (uint32_t i = threadIdx.x; i < eights; i += kQuantizeThreads) {
     const uint4 v = x[i];
-    out[i] = {CodesOf(v.x, v.y, row.inverse), CodesOf(v.z, v.w, row.inverse)};
+    out[i] = {CodesOf<kCodes>(v.x, v.y, row.inverse), CodesOf<kCodes>(v.z, v.w, row.inverse)};
   }
 }
 

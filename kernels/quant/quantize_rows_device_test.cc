@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/quant/int8_testing.h"
 #include "kernels/scalar_convert.h"
 
 namespace terrace {
@@ -15,9 +16,10 @@ struct Rows {
   std::vector<float> scales;
 };
 
+template <RowCodes kCodes = RowCodes::kE4M3>
 Rows Quantize(const std::vector<uint16_t>& x, uint32_t rows, uint32_t width, uint64_t seed) {
   Rows out{std::vector<uint8_t>(x.size(), 0xff), std::vector<float>(rows, std::nanf(""))};
-  simt::RunSeeded(seed, {rows, 1, 1}, kQuantizeThreads, 0, QuantizeRowsKernel,
+  simt::RunSeeded(seed, {rows, 1, 1}, kQuantizeThreads, 0, QuantizeRowsKernel<kCodes>,
                   GpuQuantizeRowsArgs{x.data(), rows, width, out.codes.data(), out.scales.data()});
   return out;
 }
@@ -44,6 +46,32 @@ TEST(QuantizeRows, ValuesAreWithinHalfAStep) {
       }
     }
   }
+}
+
+TEST(QuantizeRows, Int8IsWithinHalfAStep) {
+  std::mt19937_64 random(2);
+  std::normal_distribution<float> normal;
+  for (const uint32_t width : {8u, 64u, 2056u, 4096u}) {
+    const uint32_t rows = 3;
+    std::vector<uint16_t> x(rows * width);
+    for (auto& v : x) v = BF16FromFloat(normal(random));
+    const Rows out = Quantize<RowCodes::kInt8>(x, rows, width, width);
+    for (uint32_t r = 0; r < rows; ++r) {
+      std::vector<double> want(width);
+      for (uint32_t i = 0; i < width; ++i) want[i] = FloatFromBF16(x[r * width + i]);
+      ExpectInt8Row(want, reinterpret_cast<const int8_t*>(&out.codes[r * width]), out.scales[r], 0);
+    }
+  }
+}
+
+TEST(QuantizeRows, Int8RowsOfZerosAndOfNaN) {
+  const uint32_t width = 16;
+  std::vector<uint16_t> x(2 * width, 0);
+  x[width + 5] = 0x7fc0;
+  const Rows out = Quantize<RowCodes::kInt8>(x, 2, width, 7);
+  EXPECT_EQ(out.scales[0], 0);
+  for (uint32_t i = 0; i < width; ++i) EXPECT_EQ(out.codes[i], 0);
+  EXPECT_TRUE(std::isnan(out.scales[1]));
 }
 
 TEST(QuantizeRows, RowsOfZerosAndOfNaN) {

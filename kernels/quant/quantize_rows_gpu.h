@@ -1,7 +1,10 @@
-// Rows of bf16 to FP8 E4M3 with one f32 scale each (kernels/quant/e4m3_device.h says how), on a GPU.
+// Rows of bf16 to codes with one f32 scale each (kernels/quant/e4m3_device.h and int8_device.h say how), on a
+// GPU.
 #pragma once
 
 #include <cstdint>
+
+#include "kernels/quant/row_codes_gpu.h"
 
 namespace terrace {
 
@@ -10,6 +13,7 @@ struct GpuQuantizeRowsArgs {
   uint32_t rows = 0, width = 0;  // width a multiple of 8
   uint8_t* out = nullptr;        // [rows, width] codes
   float* scales = nullptr;       // [rows]
+  RowCodes codes = RowCodes::kE4M3;
 };
 
 }  // namespace terrace

@@ -13,6 +13,9 @@
 //   Shuffle(v, lane), ShuffleXor(v, mask)          of a warp; v is float, int32_t or uint32_t
 //   Ballot(bool)                                   of a warp: bit i is lane i's
 //   MmaBF16(c, a, b), MmaF16(c, a, b)              of a warp: c[16,8] += a[16,16] * b[16,8], f32 sums
+//   MmaS8(c, a, b)                                 of a warp: c[16,8] += a[16,32] * b[32,8], int8, int32 sums
+//   MmaSparseBF16<s>(c, a, b, places)              of a warp: c[16,8] += a[16,32] * b[32,8], of each four
+//                                                  neighbours of a row of a two are kept; s is 0 or 1
 //   LdMatrix4(r, row), LdMatrix4Trans(r, row)      of a warp: four 8x8 matrices of 16-bit elements
 //   CpAsync16(shared, global, valid)               16 bytes, zeros unless valid; CpAsyncCommit();
 //   CpAsyncWait<n>()                               ... until at most n committed groups are under way
@@ -34,6 +37,15 @@
 //   a[2]: row g,     k 2t+8, 2t+9    a[3]: row g + 8, k 2t+8, 2t+9
 //   b[0]: k 2t, 2t+1, column g       b[1]: k 2t+8, 2t+9, column g
 //   c[0], c[1]: row g, columns 2t, 2t+1      c[2], c[3]: row g + 8, columns 2t, 2t+1
+// Of mma.m16n8k32 of int8, c as above, four elements to a word, k 4t to 4t+3 or 4t+16 to 4t+19:
+//   a[0]: row g, k 4t     a[1]: row g + 8, k 4t     a[2]: row g, k 4t+16     a[3]: row g + 8, k 4t+16
+//   b[0]: k 4t, column g     b[1]: k 4t+16, column g
+// Of mma.sp.m16n8k32 ("Matrix fragments for sparse mma.m16n8k32"), c as above, j a group of k 4j to 4j+3:
+//   a[0]: what is kept of row g, j = t       a[1]: of row g + 8, j = t
+//   a[2]: of row g, j = t + 4                a[3]: of row g + 8, j = t + 4
+//   b[i]: k 8i+2t, 8i+2t+1, column g
+//   places of lane 4 g + 2 s + h: of rows g (lower 16 bits) and g + 8, four bits for each j = 4h to 4h+3:
+//   where the two were in their four, two bits each, the first one lower. Other lanes' are not looked at.
 #pragma once
 
 #ifdef __CUDACC__

@@ -148,6 +148,68 @@ void MmaAll(void* const (&all)[32]) {
   }
 }
 
+struct MmaS8Operand {
+  int32_t* c;
+  const uint32_t* a;
+  const uint32_t* b;
+};
+
+void MmaS8All(void* const (&all)[32]) {
+  int32_t a[16][32], b[32][8];
+  const auto element = [](uint32_t word, size_t i) -> int32_t {
+    return static_cast<int8_t>(word >> (8 * i));
+  };
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const auto& mine = *static_cast<const MmaS8Operand*>(all[lane]);
+    const size_t g = lane / 4, t = lane % 4;
+    for (size_t e = 0; e < 4; ++e) {
+      for (size_t i = 0; i < 4; ++i) a[g + 8 * (i % 2)][4 * t + 16 * (i / 2) + e] = element(mine.a[i], e);
+      for (size_t i = 0; i < 2; ++i) b[4 * t + 16 * i + e][g] = element(mine.b[i], e);
+    }
+  }
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const auto& mine = *static_cast<const MmaS8Operand*>(all[lane]);
+    for (size_t i = 0; i < 4; ++i) {
+      const size_t row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+      for (size_t k = 0; k < 32; ++k) mine.c[i] += a[row][k] * b[k][column];
+    }
+  }
+}
+
+struct MmaSparseOperand {
+  float* c;
+  const uint32_t* a;
+  const uint32_t* b;
+  uint32_t places, selector;
+};
+
+void MmaSparseAll(void* const (&all)[32]) {
+  float a[16][32] = {}, b[32][8];
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const auto& mine = *static_cast<const MmaSparseOperand*>(all[lane]);
+    const size_t g = lane / 4, t = lane % 4;
+    for (size_t i = 0; i < 4; ++i) {
+      const size_t half = i % 2, j = t + 4 * (i / 2), from = 4 * g + 2 * mine.selector + j / 4;
+      const uint32_t word = static_cast<const MmaSparseOperand*>(all[from])->places;
+      const uint32_t places = word >> (16 * half + 4 * (j % 4)) & 15, first = places & 3,
+                     second = places >> 2;
+      if (first >= second) Fail("places of MmaSparse that do not rise: " + std::to_string(places));
+      a[g + 8 * half][4 * j + first] = Element(mine.a[i], 0, true);
+      a[g + 8 * half][4 * j + second] = Element(mine.a[i], 1, true);
+      for (size_t e = 0; e < 2; ++e) b[8 * i + 2 * t + e][g] = Element(mine.b[i], e, true);
+    }
+  }
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    const auto& mine = *static_cast<const MmaSparseOperand*>(all[lane]);
+    for (size_t i = 0; i < 4; ++i) {
+      const size_t row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+      double sum = mine.c[i];
+      for (size_t k = 0; k < 32; ++k) sum += double{a[row][k]} * b[k][column];
+      mine.c[i] = static_cast<float>(sum);
+    }
+  }
+}
+
 struct LdMatrixOperand {
   uint32_t* r;
   const void* row;
@@ -258,6 +320,15 @@ void MmaBF16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 void MmaF16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   MmaOperand mine{c, a, b};
   Together("MmaF16", &mine, MmaAll<false>);
+}
+void MmaS8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaS8Operand mine{c, a, b};
+  Together("MmaS8", &mine, MmaS8All);
+}
+void MmaSparse(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t places,
+               uint32_t selector) {
+  MmaSparseOperand mine{c, a, b, places, selector};
+  Together(selector == 0 ? "MmaSparseBF16<0>" : "MmaSparseBF16<1>", &mine, MmaSparseAll);
 }
 void LdMatrix4(uint32_t (&r)[4], const void* row) {
   LdMatrixOperand mine{r, row};

@@ -95,6 +95,14 @@ uint32_t Ballot(bool vote);
 
 void MmaBF16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void MmaF16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void MmaS8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void MmaSparse(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t places,
+               uint32_t selector);
+template <uint32_t kSelector>
+void MmaSparseBF16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t places) {
+  static_assert(kSelector < 2);
+  MmaSparse(c, a, b, places, kSelector);
+}
 void LdMatrix4(uint32_t (&r)[4], const void* row);
 void LdMatrix4Trans(uint32_t (&r)[4], const void* row);
 

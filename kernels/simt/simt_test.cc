@@ -66,6 +66,80 @@ TEST(Simt, MmaMultiplies) {
   });
 }
 
+TEST(Simt, Int8MmaMultiplies) {
+  int a[16][32], b[32][8];
+  for (int k = 0; k < 32; ++k) {
+    for (int i = 0; i < 16; ++i) a[i][k] = (37 * i + 11 * k) % 256 - 128;
+    for (int j = 0; j < 8; ++j) b[k][j] = (29 * k + 53 * j) % 256 - 128;
+  }
+  simt::RunBody({}, 32, 0, [&] {
+    const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+    uint32_t fragment_a[4] = {}, fragment_b[2] = {};
+    for (uint32_t e = 0; e < 4; ++e) {
+      const auto put = [e](uint32_t& word, int value) {
+        word |= uint32_t{static_cast<uint8_t>(value)} << (8 * e);
+      };
+      for (uint32_t i = 0; i < 4; ++i) put(fragment_a[i], a[g + i % 2 * 8][4 * t + i / 2 * 16 + e]);
+      for (uint32_t i = 0; i < 2; ++i) put(fragment_b[i], b[4 * t + 16 * i + e][g]);
+    }
+    int32_t c[4] = {1, -2, 3, -4};
+    simt::MmaS8(c, fragment_a, fragment_b);
+    for (uint32_t i = 0; i < 4; ++i) {
+      int32_t expected = i % 2 == 0 ? static_cast<int32_t>(i) + 1 : -static_cast<int32_t>(i) - 1;
+      for (int k = 0; k < 32; ++k) expected += a[g + 8 * (i / 2)][k] * b[k][2 * t + i % 2];
+      EXPECT_EQ(c[i], expected);
+    }
+  });
+}
+
+// The same of A that keeps two of each four, each row and four at places of their own.
+TEST(Simt, SparseMmaMultiplies) {
+  constexpr int kPlaces[6][2] = {{0, 1}, {0, 2}, {0, 3}, {1, 2}, {1, 3}, {2, 3}};
+  float a[16][32] = {}, b[32][8];
+  const auto places_of = [&](uint32_t row, uint32_t four) { return kPlaces[(5 * row + four) % 6]; };
+  for (uint32_t i = 0; i < 16; ++i) {
+    for (uint32_t four = 0; four < 8; ++four) {
+      a[i][4 * four + static_cast<uint32_t>(places_of(i, four)[0])] =
+          static_cast<float>((7 * i + four) % 11) - 5;
+      a[i][4 * four + static_cast<uint32_t>(places_of(i, four)[1])] =
+          static_cast<float>((3 * i + four) % 13) - 6;
+    }
+  }
+  for (int k = 0; k < 32; ++k) {
+    for (int j = 0; j < 8; ++j) b[k][j] = static_cast<float>((5 * k + 2 * j) % 13 - 6);
+  }
+  const auto test = [&]<uint32_t kSelector>() {
+    simt::RunBody({}, 32, 0, [&] {
+      const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
+      const auto kept = [&](uint32_t row, uint32_t four) {
+        const auto& places = places_of(row, four);
+        return simt::PackBF16(a[row][4 * four + static_cast<uint32_t>(places[0])],
+                              a[row][4 * four + static_cast<uint32_t>(places[1])]);
+      };
+      const uint32_t fragment_a[4] = {kept(g, t), kept(g + 8, t), kept(g, t + 4), kept(g + 8, t + 4)};
+      uint32_t fragment_b[4], places = 0xffffffff;  // which nobody may look at
+      for (uint32_t i = 0; i < 4; ++i)
+        fragment_b[i] = simt::PackBF16(b[8 * i + 2 * t][g], b[8 * i + 2 * t + 1][g]);
+      if (t / 2 == kSelector) {
+        places = 0;
+        for (uint32_t i = 0; i < 8; ++i) {
+          const auto& of = places_of(g + i / 4 * 8, t % 2 * 4 + i % 4);
+          places |= static_cast<uint32_t>(of[0] | of[1] << 2) << 4 * i;
+        }
+      }
+      float c[4] = {1, 2, 3, 4};
+      simt::MmaSparseBF16<kSelector>(c, fragment_a, fragment_b, places);
+      for (uint32_t i = 0; i < 4; ++i) {
+        float expected = static_cast<float>(i + 1);
+        for (int k = 0; k < 32; ++k) expected += a[g + 8 * (i / 2)][k] * b[k][2 * t + i % 2];
+        EXPECT_EQ(c[i], expected);
+      }
+    });
+  };
+  test.template operator()<0>();
+  test.template operator()<1>();
+}
+
 TEST(Simt, LdMatrixGivesFragments) {
   simt::RunBody({}, 32, 4 * 8 * 16, [&] {
     auto* shared = reinterpret_cast<uint16_t*>(simt::DynamicShared());
@@ -112,6 +186,19 @@ TEST(SimtDeathTest, WhatWouldHangEnds) {
                                if (threadIdx.x < 16) simt::SyncWarp();
                              }),
                "can go on");
+}
+
+// A device does what it likes with these.
+TEST(SimtDeathTest, PlacesThatDoNotRiseEnd) {
+  for (const uint32_t places : {0x00000000u, 0x44444445u, 0x44444441u}) {
+    EXPECT_DEATH(simt::RunBody({}, 32, 0,
+                               [&] {
+                                 const uint32_t a[4] = {}, b[4] = {};
+                                 float c[4] = {};
+                                 simt::MmaSparseBF16<0>(c, a, b, places);
+                               }),
+                 "do not rise");
+  }
 }
 
 TEST(SimtDeathTest, SharedMemoryEndsWhereItEnds) {

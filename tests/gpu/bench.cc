@@ -2,7 +2,7 @@
 // steps of a model of Llama 3.1 8B's shape with random weights. Results are checked to be finite, no more:
 // tests check what they are.
 //
-//   tests/gpu/run_bundle.sh bench --json bench.json      about 135 s of device time
+//   tests/gpu/run_bundle.sh bench --json bench.json      about 150 s of device time
 //   tests/gpu/run_bundle.sh bench --quick --only decode
 //   tests/gpu/run_bundle.sh bench --only load --load-folder /dev/shm
 //
@@ -35,6 +35,7 @@ const Part kParts[] = {
     {"kernels", 28, [](BenchContext& bench, const Flags&) { return BenchKernels(bench); }},
     {"layer", 12, [](BenchContext& bench, const Flags&) { return BenchLayer(bench); }},
     {"products", 20, [](BenchContext& bench, const Flags&) { return BenchWideGemm(bench); }},
+    {"sparse", 14, [](BenchContext& bench, const Flags&) { return BenchSparse(bench); }},
     {"prefill_attention", 10, [](BenchContext& bench, const Flags&) { return BenchPrefillAttention(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},
     {"drafts", 12, [](BenchContext& bench, const Flags&) { return BenchDrafts(bench); }},

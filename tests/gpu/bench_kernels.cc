@@ -161,6 +161,8 @@ class Products {
         return BenchGoal::Fraction(0.85);
       case GpuFormat::kW4:  // beyond 16 the ratio to bf16 is the goal
         return tokens <= 16 ? BenchGoal::Fraction(0.75) : BenchGoal();
+      case GpuFormat::kSparse:  // bench_sparse.cc
+        break;
     }
     return {};
   }
@@ -483,7 +485,8 @@ Status NormAndEmbed(BenchContext& bench) {
   RETURN_IF_ERROR(Stream(bench, "rms_norm to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal,
                          [&](uint32_t i, const CudaLaunch& how) {
                            norm.x = x.as<float>() + i % kTurns * kElements;
-                           norm.out_e4m3 = out.as<uint8_t>() + i % kTurns * kElements;
+                           norm.codes = RowCodes::kE4M3;
+                           norm.out_codes = out.as<uint8_t>() + i % kTurns * kElements;
                            return RmsNormCuda(norm, how);
                          }));
   RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of rms_norm", bench.stream));

@@ -469,6 +469,8 @@ std::string_view NameOf(GpuFormat format) {
       return "int4";
     case GpuFormat::kW8:
       return "int8";
+    case GpuFormat::kSparse:
+      return "2:4";
   }
   return "?";
 }

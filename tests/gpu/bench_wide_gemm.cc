@@ -1,11 +1,12 @@
 // Products of the layers of Llama 3.1 8B's shape with quantized weights for tens to thousands of tokens:
-// wide_gemm in each of its shapes, beside tile_gemm and what cuBLASLt does with bf16 weights.
+// wide_gemm in each of its shapes, beside tile_gemm, int8_gemm and what cuBLASLt does with bf16 weights.
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "kernels/gemm/int8_gemm_cuda.h"
 #include "kernels/gemm/tile_gemm_cuda.h"
 #include "kernels/gemm/wide_gemm_cuda.h"
 #include "tests/gpu/bench_arrays.h"
@@ -77,6 +78,9 @@ class WideGemmBench {
                                        WideGemmCounters(static_cast<uint32_t>(widest), kMostWideSplitTokens));
     ASSIGN_OR_RETURN(arrived_, CudaBuffer::Device(counters * sizeof(uint32_t), "counters"));
     RETURN_IF_CUDA_ERROR(cudaMemset(arrived_.data(), 0, arrived_.bytes()));
+    ASSIGN_OR_RETURN(scales_, CudaBuffer::Device(kMostTokens * sizeof(float), "scales"));
+    RETURN_IF_CUDA_ERROR(
+        FillF32(scales_.as<float>(), kMostTokens, {.mean = 0.01f, .deviation = 0.001f}, bench_.stream));
     ASSIGN_OR_RETURN(cublas_, CublasLt::Create());
     return {};
   }
@@ -157,8 +161,33 @@ class WideGemmBench {
     }
     bench_.report.Add(
         {.name = name + ": times cuBLASLt bf16's speed", .value = library_seconds / wide, .unit = ""});
+    if (format == GpuFormat::kW8) RETURN_IF_ERROR(Int8Layer(*weights, tokens, library_seconds));
     return CheckFinite(f32_.as<float>(), uint64_t{tokens} * weights->layers[0].down.rows, name.c_str(),
                        bench_.stream);
+  }
+
+  // Of int8 activations, which are the bytes of x; scales of groups stand for those of rows.
+  Status Int8Layer(const CudaWeights& weights, uint32_t tokens, double library_seconds) {
+    const std::string name = Concat("int8_gemm, ", tokens, " tokens");
+    double layer = 0, operations = 0;
+    for (const Product& product : kProducts) {
+      const GpuMatrix& m = weights.layers[0].*product.matrix;
+      ASSIGN_OR_RETURN(const double seconds,
+                       Seconds(weights, product, tokens, [&](GpuGemmArgs args, const CudaLaunch& how) {
+                         args.weights.has_row_scales = true;
+                         return Int8GemmCuda(args, {x_.as<uint8_t>(), scales_.as<float>()}, how);
+                       }));
+      layer += seconds;
+      operations += 2.0 * tokens * m.rows * m.columns;
+    }
+    bench_.report.Add({.name = name + ": a layer",
+                       .value = layer * 1e6,
+                       .unit = "us",
+                       .fraction = operations / 2 / bench_.limits.matmul / layer,
+                       .limit = "twice matmul"});
+    bench_.report.Add(
+        {.name = name + ": times cuBLASLt bf16's speed", .value = library_seconds / layer, .unit = ""});
+    return {};
   }
 
   StatusOr<double> LibraryLayer(uint32_t tokens) {
@@ -198,7 +227,7 @@ class WideGemmBench {
   }
 
   BenchContext& bench_;
-  CudaBuffer x_, bf16_, f32_, partials_, arrived_;
+  CudaBuffer x_, bf16_, f32_, partials_, arrived_, scales_;
   std::unique_ptr<CublasLt> cublas_;
 };
 

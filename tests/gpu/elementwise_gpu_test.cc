@@ -13,6 +13,8 @@
 #include "kernels/norm/rms_norm_cuda.h"
 #include "kernels/norm/rms_norm_testing.h"
 #include "kernels/quant/e4m3_testing.h"
+#include "kernels/quant/int8_testing.h"
+#include "kernels/quant/quantize_rows_cuda.h"
 #include "kernels/rope/rope_kv_cuda.h"
 #include "kernels/rope/rope_kv_testing.h"
 #include "kernels/scalar_convert.h"
@@ -56,7 +58,8 @@ TEST(RmsNormGpu, MatchesTheReference) {
     CUDA_MUST(RmsNormCuda(args, {}));
     args.rows = device_rows.data();
     args.out = gathered.data();
-    args.out_e4m3 = codes.data();
+    args.codes = RowCodes::kE4M3;
+    args.out_codes = codes.data();
     args.scales = scales.data();
     CUDA_MUST(RmsNormCuda(args, {.follows = true}));
     const std::vector<uint16_t> got = plain.Get(), got_gathered = gathered.Get();
@@ -68,6 +71,59 @@ TEST(RmsNormGpu, MatchesTheReference) {
       for (size_t k = 0; k < width; ++k) ASSERT_EQ(got_gathered[i * width + k], got[row * width + k]);
       ExpectE4M3Row(RmsNormRef(&x[row * width], weight, kEpsilon), &got_codes[i * width], got_scales[i],
                     kRmsNormError);
+    }
+  }
+}
+
+TEST(RmsNormGpu, Int8MatchesTheReference) {
+  constexpr float kEpsilon = 1e-5f;
+  for (const auto [count, width] : {Sizes{1, 8}, {5, 2048}, {300, 4096}, {7, 8200}}) {
+    SCOPED_TRACE(testing::Message() << count << " rows of " << width);
+    const std::vector<float> x = RandomNormal(size_t{count} * width, /*seed=*/width),
+                             weight = RandomNormal(width, 1);
+    const DeviceArray<float> device_x(x), device_weight(weight);
+    DeviceArray<uint8_t> codes(x.size());
+    DeviceArray<float> scales(count);
+    CUDA_MUST(RmsNormCuda({.x = device_x.data(),
+                           .weight = device_weight.data(),
+                           .count = count,
+                           .width = width,
+                           .epsilon = kEpsilon,
+                           .codes = RowCodes::kInt8,
+                           .out_codes = codes.data(),
+                           .scales = scales.data()},
+                          {.follows = true}));
+    const std::vector<uint8_t> got = codes.Get();
+    const std::vector<float> got_scales = scales.Get();
+    for (size_t i = 0; i < count; ++i) {
+      ExpectInt8Row(RmsNormRef(&x[i * width], weight, kEpsilon),
+                    reinterpret_cast<const int8_t*>(&got[i * width]), got_scales[i], kRmsNormError);
+    }
+  }
+}
+
+TEST(QuantizeRowsGpu, Int8IsWithinHalfAStep) {
+  for (const auto [count, width] : {Sizes{1, 8}, {3, 2056}, {70, 14336}}) {
+    SCOPED_TRACE(testing::Message() << count << " rows of " << width);
+    std::vector<uint16_t> x;
+    for (const float value : RandomNormal(size_t{count} * width, /*seed=*/width))
+      x.push_back(BF16FromFloat(value));
+    const DeviceArray<uint16_t> device_x(x);
+    DeviceArray<uint8_t> codes(x.size());
+    DeviceArray<float> scales(count);
+    CUDA_MUST(QuantizeRowsCuda({.x = device_x.data(),
+                                .rows = count,
+                                .width = width,
+                                .out = codes.data(),
+                                .scales = scales.data(),
+                                .codes = RowCodes::kInt8},
+                               {.follows = true}));
+    const std::vector<uint8_t> got = codes.Get();
+    const std::vector<float> got_scales = scales.Get();
+    for (size_t i = 0; i < count; ++i) {
+      std::vector<double> want(width);
+      for (size_t k = 0; k < width; ++k) want[k] = FloatFromBF16(x[i * width + k]);
+      ExpectInt8Row(want, reinterpret_cast<const int8_t*>(&got[i * width]), got_scales[i], 0);
     }
   }
 }

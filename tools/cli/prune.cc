@@ -60,7 +60,7 @@ std::string StepText(const PruneRequest& request, const PruneReport& report) {
     return text;
   }
   if (report.step_bytes_after < report.step_bytes_before)
-    return Concat(text, ": it skips the zeros. Files, GPUs and prompts gain nothing");
+    return Concat(text, ": it skips the zeros, as a GPU does. Files and a CPU's prompts gain nothing");
   if (report.step_bytes_after == report.step_bytes_before && report.was_two_of_four)
     return Concat(text, ": as before: the model was 2:4 already");
   return Concat(text, ": nothing is skipped, so nothing is smaller or faster; ",

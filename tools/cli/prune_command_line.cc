@@ -15,7 +15,7 @@ void AddPrune(CLI::App& app, PruneOptions& options) {
           ->check(Quiet(CLI::Range(0.0, 1.0)));
   prune
       ->add_option("--pattern", options.pattern,
-                   "2:4 (two of four neighbours stay; CPUs skip the others), 4:8")
+                   "2:4 (two of four neighbours stay; the others are skipped), 4:8")
       ->type_name("N:M")
       ->check(Quiet(CLI::IsMember(Names(kPrunePatterns))))
       ->excludes(sparsity);

@@ -1,6 +1,8 @@
 #include "worker/cuda/cublas_gemm.h"
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 namespace terrace {
@@ -8,6 +10,7 @@ namespace {
 
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int kGuesses = 8;
+static_assert(sizeof(GemmAlgorithm) == sizeof(cublasLtMatmulAlgo_t));
 
 Status CublasStatus(cublasStatus_t status, const char* call, const char* file, int line) {
   if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
@@ -25,6 +28,19 @@ Status CublasStatus(cublasStatus_t status, const char* call, const char* file, i
     }                                                               \
   } while (false)
 
+// Of the device that is current.
+StatusOr<GemmMachine> ThisMachine() {
+  int device = 0, driver = 0;
+  cudaDeviceProp properties = {};
+  RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
+  RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, device));
+  RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver));
+  return GemmMachine{.device = Concat(properties.name, ", ", properties.major, ".", properties.minor, ", ",
+                                      properties.multiProcessorCount, " multiprocessors"),
+                     .driver = static_cast<uint64_t>(driver),
+                     .library = cublasLtGetVersion()};
+}
+
 }  // namespace
 
 // Row-major [tokens, rows] is column-major [rows, tokens]: out = op(W) x, W [columns, rows] transposed.
@@ -33,6 +49,7 @@ struct CublasLt::Plan {
   cublasLtMatrixLayout_t weights = nullptr, x = nullptr, out = nullptr;
   std::vector<cublasLtMatmulHeuristicResult_t> guesses;
   cublasLtMatmulAlgo_t algorithm = {};
+  bool is_kept = false;  // the algorithm is an earlier process's choice, and the only guess
   ~Plan() {
     if (operation != nullptr) cublasLtMatmulDescDestroy(operation);
     for (const auto layout : {weights, x, out}) {
@@ -41,8 +58,13 @@ struct CublasLt::Plan {
   }
 };
 
-StatusOr<std::unique_ptr<CublasLt>> CublasLt::Create() {
-  auto out = std::unique_ptr<CublasLt>(new CublasLt);
+CublasLt::CublasLt(const DeviceTuning& tuning, GemmMachine machine)
+    : tuning_(tuning), choices_(tuning.folder, std::move(machine)) {}
+
+StatusOr<std::unique_ptr<CublasLt>> CublasLt::Create(const DeviceTuning& tuning) {
+  ASSIGN_OR_RETURN(GemmMachine machine, ThisMachine());
+  auto out = std::unique_ptr<CublasLt>(new CublasLt(tuning, std::move(machine)));
+  out->TellOnce(out->choices_.Read());
   RETURN_IF_CUBLAS_ERROR(cublasLtCreate(&out->handle_));
   ASSIGN_OR_RETURN(out->workspace_, CudaBuffer::Device(kWorkspaceBytes, "cuBLASLt workspace"));
   return out;
@@ -53,11 +75,21 @@ CublasLt::~CublasLt() {
   if (handle_ != nullptr) cublasLtDestroy(handle_);
 }
 
-CublasLt::Key CublasLt::KeyOf(const CublasGemm& g) {
-  return {g.tokens, g.rows, g.columns, g.x_scales != nullptr, g.out_is_f32, g.add_to_out};
+void CublasLt::TellOnce(const Status& status) {
+  if (status.ok() || std::exchange(is_told_, true) || !tuning_.on_failed) return;
+  tuning_.on_failed(status);
 }
 
-StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const CublasGemm& g) const {
+GemmShape CublasLt::ShapeOf(const CublasGemm& g) {
+  return {.tokens = g.tokens,
+          .rows = g.rows,
+          .columns = g.columns,
+          .is_e4m3 = g.x_scales != nullptr,
+          .out_is_f32 = g.out_is_f32,
+          .adds_to_out = g.add_to_out};
+}
+
+StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const CublasGemm& g, bool uses_kept) const {
   auto plan = std::make_unique<Plan>();
   const bool is_e4m3 = g.x_scales != nullptr;
   const cudaDataType_t in = is_e4m3 ? CUDA_R_8F_E4M3 : CUDA_R_16BF,
@@ -77,6 +109,19 @@ StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const CublasGemm& g
   RETURN_IF_CUBLAS_ERROR(cublasLtMatrixLayoutCreate(&plan->weights, in, g.columns, g.rows, g.columns));
   RETURN_IF_CUBLAS_ERROR(cublasLtMatrixLayoutCreate(&plan->x, in, g.columns, g.tokens, g.columns));
   RETURN_IF_CUBLAS_ERROR(cublasLtMatrixLayoutCreate(&plan->out, out, g.rows, g.tokens, g.rows));
+
+  if (const GemmAlgorithm* const kept = uses_kept ? choices_.Find(ShapeOf(g)) : nullptr) {
+    std::memcpy(&plan->algorithm, kept->data(), sizeof(plan->algorithm));
+    cublasLtMatmulHeuristicResult_t result = {};
+    if (cublasLtMatmulAlgoCheck(handle_, plan->operation, plan->weights, plan->x, plan->out, plan->out,
+                                &plan->algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
+        result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace_.bytes()) {
+      result.algo = plan->algorithm;
+      plan->guesses = {result};
+      plan->is_kept = true;
+      return plan;
+    }
+  }
 
   cublasLtMatmulPreference_t preference = nullptr;
   RETURN_IF_CUBLAS_ERROR(cublasLtMatmulPreferenceCreate(&preference));
@@ -116,33 +161,56 @@ Status CublasLt::Multiply(Plan& plan, const CublasGemm& g, const cublasLtMatmulA
 }
 
 Status CublasLt::Run(const CublasGemm& gemm, cudaStream_t stream) {
-  std::unique_ptr<Plan>& plan = plans_[KeyOf(gemm)];
+  std::unique_ptr<Plan>& plan = plans_[ShapeOf(gemm)];
   if (plan == nullptr) {
-    auto made = MakePlan(gemm);
+    auto made = MakePlan(gemm, /*uses_kept=*/true);
     if (!made.ok()) {
-      plans_.erase(KeyOf(gemm));
+      plans_.erase(ShapeOf(gemm));
       return made.status();
     }
     plan = *std::move(made);
     plan->guesses.clear();
   }
+  const Status status = Multiply(*plan, gemm, &plan->algorithm, stream);
+  if (status.ok() || !plan->is_kept) return status;
+  // What was kept passed its check and does not run all the same.
+  ASSIGN_OR_RETURN(plan, MakePlan(gemm, /*uses_kept=*/false));
+  plan->guesses.clear();
   return Multiply(*plan, gemm, &plan->algorithm, stream);
 }
 
 StatusOr<double> CublasLt::Tune(std::span<const CublasGemm> samples, cudaStream_t stream) {
   CHECK(!samples.empty());
-  ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan, MakePlan(samples.front()));
+  ASSIGN_OR_RETURN(std::unique_ptr<Plan> plan, MakePlan(samples.front(), /*uses_kept=*/true));
+  StatusOr<double> seconds = TimeGuesses(*plan, samples, stream);
+  if (!seconds.ok() && plan->is_kept) {
+    ASSIGN_OR_RETURN(plan, MakePlan(samples.front(), /*uses_kept=*/false));
+    seconds = TimeGuesses(*plan, samples, stream);
+  }
+  RETURN_IF_ERROR(seconds.status());
+  if (!plan->is_kept) {
+    GemmAlgorithm chosen;
+    std::memcpy(chosen.data(), &plan->algorithm, sizeof(chosen));
+    TellOnce(choices_.Keep(ShapeOf(samples.front()), chosen));
+  }
+  plan->guesses.clear();
+  plans_[ShapeOf(samples.front())] = std::move(plan);
+  return seconds;
+}
+
+// Leaves the fastest as the plan's algorithm; the mean seconds of a sample with it.
+StatusOr<double> CublasLt::TimeGuesses(Plan& plan, std::span<const CublasGemm> samples, cudaStream_t stream) {
   cudaEvent_t begin = nullptr, end = nullptr;
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&begin));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&end));
   double best = -1;
-  for (const cublasLtMatmulHeuristicResult_t& guess : plan->guesses) {
+  for (const cublasLtMatmulHeuristicResult_t& guess : plan.guesses) {
     bool works = true;
     float milliseconds = 0;
     for (int round = 0; round < 2 && works; ++round) {  // the first warms up
       cudaEventRecord(begin, stream);
       for (const CublasGemm& sample : samples) {
-        works = works && Multiply(*plan, sample, &guess.algo, stream).ok();
+        works = works && Multiply(plan, sample, &guess.algo, stream).ok();
       }
       cudaEventRecord(end, stream);
       works = works && cudaEventSynchronize(end) == cudaSuccess &&
@@ -151,7 +219,7 @@ StatusOr<double> CublasLt::Tune(std::span<const CublasGemm> samples, cudaStream_
     const double seconds = milliseconds / 1e3 / static_cast<double>(samples.size());
     if (!works || (best >= 0 && seconds >= best)) continue;
     best = seconds;
-    plan->algorithm = guess.algo;
+    plan.algorithm = guess.algo;
   }
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
@@ -159,8 +227,6 @@ StatusOr<double> CublasLt::Tune(std::span<const CublasGemm> samples, cudaStream_
     RETURN_IF_CUDA_ERROR(cudaGetLastError());
     return WithReason(Unimplemented("no algorithm of cuBLASLt ran"), "unsupported_device");
   }
-  plan->guesses.clear();
-  plans_[KeyOf(samples.front())] = std::move(plan);
   return best;
 }
 

@@ -1,20 +1,20 @@
 // Large products through cuBLASLt: out[t][n] (+)= sum_k x[t][k] * weights[n][k], bf16 or FP8 E4M3 in, f32
 // sums. One thread at a time. Of each shape cuBLASLt's first guess is used, until Tune has timed the first
-// few on what they will multiply and kept the fastest.
+// few on what they will multiply and kept the fastest: for this process and, with a folder, for later ones.
 #pragma once
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <span>
-#include <tuple>
 
 #include "base/status.h"
 #include "worker/cuda/cuda_memory.h"
+#include "worker/cuda/gemm_choices.h"
+#include "worker/engine/device_backend.h"
 
 namespace terrace {
 
@@ -32,7 +32,7 @@ struct CublasGemm {
 
 class CublasLt {
  public:
-  static StatusOr<std::unique_ptr<CublasLt>> Create();
+  static StatusOr<std::unique_ptr<CublasLt>> Create(const DeviceTuning& tuning = {});
   ~CublasLt();
 
   // Queues the product. UNIMPLEMENTED when there is no algorithm.
@@ -43,18 +43,23 @@ class CublasLt {
   StatusOr<double> Tune(std::span<const CublasGemm> samples, cudaStream_t stream);
 
  private:
-  // tokens, rows, columns, is E4M3, out is f32, adds
-  using Key = std::tuple<uint32_t, uint32_t, uint32_t, bool, bool, bool>;
   struct Plan;
-  CublasLt() = default;
-  static Key KeyOf(const CublasGemm& gemm);
-  StatusOr<std::unique_ptr<Plan>> MakePlan(const CublasGemm& gemm) const;
+  CublasLt(const DeviceTuning& tuning, GemmMachine machine);
+  static GemmShape ShapeOf(const CublasGemm& gemm);
+  // With `uses_kept` of the algorithm that was kept, where there is one that runs here, else of cuBLASLt's
+  // guesses.
+  StatusOr<std::unique_ptr<Plan>> MakePlan(const CublasGemm& gemm, bool uses_kept) const;
   Status Multiply(Plan& plan, const CublasGemm& gemm, const cublasLtMatmulAlgo_t* algorithm,
                   cudaStream_t stream);
+  StatusOr<double> TimeGuesses(Plan& plan, std::span<const CublasGemm> samples, cudaStream_t stream);
+  void TellOnce(const Status& status);
 
+  const DeviceTuning tuning_;
+  GemmChoices choices_;
+  bool is_told_ = false;
   cublasLtHandle_t handle_ = nullptr;
   CudaBuffer workspace_;
-  std::map<Key, std::unique_ptr<Plan>> plans_;
+  std::map<GemmShape, std::unique_ptr<Plan>> plans_;
 };
 
 }  // namespace terrace

@@ -70,7 +70,8 @@ Status CudaTransformer::Impl::Allocate() {
     for (const GpuMatrix& m : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
       if (m.format != GpuFormat::kBF16) widest = std::max(widest, uint64_t{m.rows} * m.columns);
       most_rows = std::max(most_rows, m.rows);
-      if (m.format == GpuFormat::kE4M3) code_width = std::max(code_width, uint64_t{m.columns});
+      if (m.format == GpuFormat::kE4M3 || m.has_row_scales)
+        code_width = std::max(code_width, uint64_t{m.columns});
     }
   }
   arrived_count = tokens * config.kv_heads;

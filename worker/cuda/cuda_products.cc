@@ -4,6 +4,8 @@
 
 #include "kernels/activation/silu_mul_cuda.h"
 #include "kernels/gemm/dequantize_cuda.h"
+#include "kernels/gemm/int8_gemm_cuda.h"
+#include "kernels/gemm/sparse_gemm_cuda.h"
 #include "kernels/gemm/tile_gemm_cuda.h"
 #include "kernels/gemm/wide_gemm_cuda.h"
 #include "kernels/quant/quantize_rows_cuda.h"
@@ -31,26 +33,44 @@ CublasGemm CudaTransformer::Impl::CublasOf(const GpuMatrix& m, const uint16_t* x
 }
 
 bool CudaTransformer::Impl::IsFp8(const GpuMatrix& m, uint32_t tokens, GpuGemmOut kind) const {
-  return m.format == GpuFormat::kE4M3 && has_fp8 && !fp8_refused.contains({tokens, m.rows, m.columns, kind});
+  if (m.format != GpuFormat::kE4M3 || !has_fp8) return false;
+  const auto found = fp8_products.find({tokens, m.rows, m.columns, kind});
+  return found == fp8_products.end() || found->second;
+}
+
+RowCodes CudaTransformer::Impl::CodesRead(const GemmPlan& plan, const GpuMatrix& m, uint32_t tokens,
+                                          GpuGemmOut kind) const {
+  if (plan.kernel == GemmPlan::Kernel::kInt8) return RowCodes::kInt8;
+  if (plan.kernel != GemmPlan::Kernel::kCublas || !IsFp8(m, tokens, kind)) return RowCodes::kNone;
+  return fp8_products.contains({tokens, m.rows, m.columns, kind}) ? RowCodes::kE4M3 : RowCodes::kNone;
 }
 
 Status CudaTransformer::Impl::MultiplyCublas(const GpuMatrix& m, const uint16_t* x, uint32_t tokens,
-                                             void* out, GpuGemmOut kind) {
-  if (IsFp8(m, tokens, kind)) {
-    RETURN_IF_CUDA_ERROR(QuantizeRowsCuda(
-        {.x = x, .rows = tokens, .width = m.columns, .out = codes, .scales = code_scales}, launch()));
+                                             void* out, GpuGemmOut kind, const ProductEnds& ends) {
+  const bool is_fp8 = IsFp8(m, tokens, kind);
+  CHECK(is_fp8 || !ends.has_codes);
+  if (is_fp8) {
+    if (!ends.has_codes) {
+      RETURN_IF_CUDA_ERROR(QuantizeRowsCuda(
+          {.x = x, .rows = tokens, .width = m.columns, .out = codes, .scales = code_scales}, launch()));
+    }
   } else if (m.format != GpuFormat::kBF16) {
     RETURN_IF_CUDA_ERROR(DequantizeCuda(m, dequantized, launch()));
   }
   const Status status = cublas->Run(CublasOf(m, x, tokens, out, kind), stream.get());
-  if (status.code() == StatusCode::kUnimplemented && IsFp8(m, tokens, kind)) {
-    fp8_refused.insert({tokens, m.rows, m.columns, kind});
-    return MultiplyCublas(m, x, tokens, out, kind);
+  if (is_fp8 && !ends.has_codes && (status.ok() || status.code() == StatusCode::kUnimplemented)) {
+    fp8_products[{tokens, m.rows, m.columns, kind}] = status.ok();
+    if (!status.ok()) return MultiplyCublas(m, x, tokens, out, kind, ends);
   }
   RETURN_IF_ERROR(status);
   if (kind != GpuGemmOut::kGated) return {};
-  RETURN_IF_CUDA_ERROR(SiluMulCuda(
-      {.in = gate_up, .tokens = tokens, .width = m.rows / 2, .out = static_cast<uint16_t*>(out)}, launch()));
+  RETURN_IF_CUDA_ERROR(SiluMulCuda({.in = gate_up,
+                                    .tokens = tokens,
+                                    .width = m.rows / 2,
+                                    .out = ends.leaves_codes ? nullptr : static_cast<uint16_t*>(out),
+                                    .out_e4m3 = ends.leaves_codes ? codes : nullptr,
+                                    .scales = code_scales},
+                                   launch()));
   return {};
 }
 
@@ -64,7 +84,9 @@ std::vector<const GpuMatrix*> CudaTransformer::Impl::MatricesOf(Role role, const
                                           : &layer.down);
   }
   if (role == Role::kHead) out = {&weights.head};
-  std::erase_if(out, [&](const GpuMatrix* m) { return m->format != like.format || m->group != like.group; });
+  std::erase_if(out, [&](const GpuMatrix* m) {
+    return m->format != like.format || m->group != like.group || m->has_row_scales != like.has_row_scales;
+  });
   uint64_t bytes = 0;
   size_t count = 0;
   while (count < out.size() && bytes < kTuningBytes) {
@@ -99,20 +121,21 @@ StatusOr<double> CudaTransformer::Impl::Time(const std::function<Status(size_t)>
 }
 
 Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& m, const uint16_t* x,
-                                         uint32_t tokens, void* out, GpuGemmOut kind, const NormPart& norm) {
+                                         uint32_t tokens, void* out, GpuGemmOut kind,
+                                         const ProductEnds& ends) {
   const GpuGemmArgs args{.x = x,
                          .tokens = tokens,
                          .weights = m,
                          .out = out,
                          .kind = kind,
-                         .next_norm = norm.next_norm,
-                         .next_x = norm.next_norm == nullptr ? nullptr : normed,
-                         .next_squares = norm.next_norm == nullptr ? nullptr : squares,
-                         .x_squares = norm.divides ? squares : nullptr,
+                         .next_norm = ends.next_norm,
+                         .next_x = ends.next_norm == nullptr ? nullptr : normed,
+                         .next_squares = ends.next_norm == nullptr ? nullptr : squares,
+                         .x_squares = ends.divides ? squares : nullptr,
                          .epsilon = config.norm_epsilon};
   switch (plan.kernel) {
     case GemmPlan::Kernel::kCublas:
-      return MultiplyCublas(m, x, tokens, out, kind);
+      return MultiplyCublas(m, x, tokens, out, kind, ends);
     case GemmPlan::Kernel::kStream:
       RETURN_IF_CUDA_ERROR(StreamGemmCuda(args, plan.shape, launch()));
       return {};
@@ -126,6 +149,21 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
       RETURN_IF_CUDA_ERROR(
           WideGemmCuda(args, plan.wide, {.partials = partials, .arrived = tile_arrived}, launch()));
       return {};
+    case GemmPlan::Kernel::kSparse:
+      RETURN_IF_CUDA_ERROR(SparseGemmCuda(args, launch()));
+      return {};
+    case GemmPlan::Kernel::kInt8:
+      if (!ends.has_codes) {
+        RETURN_IF_CUDA_ERROR(QuantizeRowsCuda({.x = x,
+                                               .rows = tokens,
+                                               .width = m.columns,
+                                               .out = codes,
+                                               .scales = code_scales,
+                                               .codes = RowCodes::kInt8},
+                                              launch()));
+      }
+      RETURN_IF_CUDA_ERROR(Int8GemmCuda(args, {.codes = codes, .scales = code_scales}, launch()));
+      return {};
   }
   return {};
 }
@@ -134,7 +172,13 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
 CudaTransformer::Impl::GemmPlan CudaTransformer::Impl::UntimedPlan(Role role, const GpuMatrix& m,
                                                                    uint32_t tokens) const {
   if (is_invariant && tokens > kMostStreamTokens) return {.kernel = GemmPlan::Kernel::kOrdered};
-  if (!is_invariant && CanCublas(role, m, tokens)) return {};
+  if (!is_invariant && m.format == GpuFormat::kSparse && tokens > kMostStreamTokens) {
+    return {.kernel = GemmPlan::Kernel::kSparse};
+  }
+  if (!is_invariant && m.has_row_scales && tokens > kMostStreamTokens && role != Role::kHead) {
+    return {.kernel = GemmPlan::Kernel::kInt8};
+  }
+  if (!is_invariant && m.format != GpuFormat::kSparse && CanCublas(role, m, tokens)) return {};
   return {.kernel = GemmPlan::Kernel::kStream,
           .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
 }
@@ -166,7 +210,7 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
   const std::vector<const GpuMatrix*> all = MatricesOf(role, m);
   std::vector<GemmPlan> candidates;
   if (can_cublas) {
-    RETURN_IF_ERROR(MultiplyCublas(m, x, tokens, out, kind));  // finds out whether there is one of FP8
+    RETURN_IF_ERROR(MultiplyCublas(m, x, tokens, out, kind, {}));  // finds out whether there is one of FP8
     std::vector<CublasGemm> samples;
     for (const GpuMatrix* each : all) samples.push_back(CublasOf(*each, x, tokens, out, kind));
     RETURN_IF_ERROR(cublas->Tune(samples, stream.get()).status());
@@ -177,11 +221,18 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
       candidates.push_back({.kernel = Kernel::kStream, .shape = each});
     }
   }
-  if (m.format != GpuFormat::kBF16 && m.rows >= kTileWarpRows && tokens >= kLeastTileTokens &&
-      tokens <= kMostTileTokens && TileGemmPartialFloats(m.rows, m.columns, tokens) <= kPartialFloats / 2) {
+  if (m.format == GpuFormat::kSparse && tokens >= kLeastTileTokens) {
+    candidates.push_back({.kernel = Kernel::kSparse});
+  }
+  if (m.has_row_scales && tokens > kMostStreamTokens && role != Role::kHead) {
+    candidates.push_back({.kernel = Kernel::kInt8});
+  }
+  const bool has_codes = m.format != GpuFormat::kBF16 && m.format != GpuFormat::kSparse;
+  if (has_codes && m.rows >= kTileWarpRows && tokens >= kLeastTileTokens && tokens <= kMostTileTokens &&
+      TileGemmPartialFloats(m.rows, m.columns, tokens) <= kPartialFloats / 2) {
     candidates.push_back({.kernel = Kernel::kTile});
   }
-  if (m.format != GpuFormat::kBF16 && tokens >= kLeastTileTokens && HasWarpgroups()) {
+  if (has_codes && tokens >= kLeastTileTokens && HasWarpgroups()) {
     for (const WideGemmShape& each : WideGemmShapes(m, tokens)) {
       if (WideGemmPartialFloats(each, m.rows, tokens) > kPartialFloats / 2) continue;
       candidates.push_back({.kernel = Kernel::kWide, .wide = each});
@@ -190,8 +241,12 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
   double best_seconds = -1;
   Status last_error;
   for (const GemmPlan& candidate : candidates) {
-    const auto seconds =
-        Time([&](size_t i) { return MultiplyAs(candidate, *all[i], x, tokens, out, kind); }, all.size());
+    // What a norm makes comes as codes to whoever reads these.
+    const bool is_of_norm = role == Role::kQkv || role == Role::kGateUp;
+    const ProductEnds ends{.has_codes =
+                               is_of_norm && CodesRead(candidate, m, tokens, kind) != RowCodes::kNone};
+    const auto seconds = Time(
+        [&](size_t i) { return MultiplyAs(candidate, *all[i], x, tokens, out, kind, ends); }, all.size());
     if (!seconds.ok()) {  // not on this device
       cudaGetLastError();
       last_error = seconds.status();
@@ -205,10 +260,11 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
   return best;
 }
 
-Status CudaTransformer::Impl::Multiply(Role role, const GpuMatrix& m, const uint16_t* x, uint32_t tokens,
-                                       void* out, GpuGemmOut kind, const NormPart& norm) {
+StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanOf(Role role, const GpuMatrix& m,
+                                                                        const uint16_t* x, uint32_t tokens,
+                                                                        GpuGemmOut kind) {
   const uint32_t like = tokens <= kMostStreamTokens ? std::min(TokenBucket(tokens), max_tokens()) : tokens;
-  const auto key = std::make_tuple(role, like, kind, m.format, m.group);
+  const auto key = std::make_tuple(role, like, kind, m.format, m.group, m.has_row_scales);
   KnownShape& known =
       plans.try_emplace(key, KnownShape{.plan = UntimedPlan(role, m, like), .first_step = steps})
           .first->second;
@@ -216,7 +272,13 @@ Status CudaTransformer::Impl::Multiply(Role role, const GpuMatrix& m, const uint
     ASSIGN_OR_RETURN(known.plan, TimedPlan(role, m, x, like, kind));
     known.is_timed = true;
   }
-  return MultiplyAs(known.plan, m, x, tokens, out, kind, norm);
+  return known.plan;
+}
+
+Status CudaTransformer::Impl::Multiply(Role role, const GpuMatrix& m, const uint16_t* x, uint32_t tokens,
+                                       void* out, GpuGemmOut kind, const ProductEnds& ends) {
+  ASSIGN_OR_RETURN(const GemmPlan plan, PlanOf(role, m, x, tokens, kind));
+  return MultiplyAs(plan, m, x, tokens, out, kind, ends);
 }
 
 }  // namespace terrace

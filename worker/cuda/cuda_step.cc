@@ -170,28 +170,43 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
   const bool fuses = FusesNorms(tokens);
   const float* const next_norm =
       fuses && index + 1 < config.layers ? weights.layers[index + 1].attention_norm : nullptr;
-  const auto norm = [&](const float* weight) {
+  const auto norm = [&](const float* weight, RowCodes as) {
     return RmsNormCuda({.x = hidden,
                         .weight = weight,
                         .count = tokens,
                         .width = config.hidden_size,
                         .epsilon = config.norm_epsilon,
-                        .out = normed},
+                        .out = as == RowCodes::kNone ? normed : nullptr,
+                        .codes = as,
+                        .out_codes = codes,
+                        .scales = code_scales},
                        launch());
   };
   const bool is_normed = fuses && index > 0;  // by the layer before
-  if (!is_normed) RETURN_IF_CUDA_ERROR(norm(layer.attention_norm));
-  RETURN_IF_ERROR(
-      Multiply(Role::kQkv, layer.qkv, normed, tokens, qkv, GpuGemmOut::kBF16, {.divides = is_normed}));
+  ASSIGN_OR_RETURN(const GemmPlan qkv_plan, PlanOf(Role::kQkv, layer.qkv, normed, tokens, GpuGemmOut::kBF16));
+  const RowCodes qkv_reads = CodesRead(qkv_plan, layer.qkv, tokens, GpuGemmOut::kBF16);
+  if (!is_normed) RETURN_IF_CUDA_ERROR(norm(layer.attention_norm, qkv_reads));
+  RETURN_IF_ERROR(MultiplyAs(qkv_plan, layer.qkv, normed, tokens, qkv, GpuGemmOut::kBF16,
+                             {.divides = is_normed, .has_codes = qkv_reads != RowCodes::kNone}));
   RETURN_IF_ERROR(Rope(batch, kv, step.ropes_in_attention ? decode_tokens : 0));
   RETURN_IF_ERROR(Attend(batch, kv, layout, decode_tokens, runs, spans));
   RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, hidden, GpuGemmOut::kAddF32,
                            {.next_norm = fuses ? layer.ffn_norm : nullptr}));
-  if (!fuses) RETURN_IF_CUDA_ERROR(norm(layer.ffn_norm));
-  RETURN_IF_ERROR(
-      Multiply(Role::kGateUp, layer.gate_up, normed, tokens, gate, GpuGemmOut::kGated, {.divides = fuses}));
-  return Multiply(Role::kDown, layer.down, gate, tokens, hidden, GpuGemmOut::kAddF32,
-                  {.next_norm = next_norm});
+  ASSIGN_OR_RETURN(const GemmPlan down_plan,
+                   PlanOf(Role::kDown, layer.down, gate, tokens, GpuGemmOut::kAddF32));
+  ASSIGN_OR_RETURN(const GemmPlan gate_up_plan,
+                   PlanOf(Role::kGateUp, layer.gate_up, normed, tokens, GpuGemmOut::kGated));
+  const RowCodes gate_up_reads = CodesRead(gate_up_plan, layer.gate_up, tokens, GpuGemmOut::kGated);
+  // Kernels that gate while they multiply write bf16.
+  const bool gates_to_codes =
+      gate_up_plan.kernel == GemmPlan::Kernel::kCublas &&
+      CodesRead(down_plan, layer.down, tokens, GpuGemmOut::kAddF32) == RowCodes::kE4M3;
+  if (!fuses) RETURN_IF_CUDA_ERROR(norm(layer.ffn_norm, gate_up_reads));
+  RETURN_IF_ERROR(MultiplyAs(
+      gate_up_plan, layer.gate_up, normed, tokens, gate, GpuGemmOut::kGated,
+      {.divides = fuses, .has_codes = gate_up_reads != RowCodes::kNone, .leaves_codes = gates_to_codes}));
+  return MultiplyAs(down_plan, layer.down, gate, tokens, hidden, GpuGemmOut::kAddF32,
+                    {.next_norm = next_norm, .has_codes = gates_to_codes});
 }
 
 Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice,

@@ -46,11 +46,9 @@ Status CheckCudaModel(const ModelConfig& config) {
   return {};
 }
 
-StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(const ModelConfig& config,
-                                                                   const CudaWeights& weights,
-                                                                   const KvShape& shape,
-                                                                   const DeviceLimits& limits,
-                                                                   bool is_invariant) {
+StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
+    const ModelConfig& config, const CudaWeights& weights, const KvShape& shape, const DeviceLimits& limits,
+    bool is_invariant, const DeviceTuning& tuning) {
   RETURN_IF_ERROR(CheckCudaModel(config));
   if (shape.dtype == KvDType::kF32) return Unsupported("f32 keys and values; bf16, f16, int8 and fp8 are");
   if (shape.block_tokens < 16 || !std::has_single_bit(shape.block_tokens)) {
@@ -76,7 +74,7 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(const ModelCo
                                    .heads = config.heads};
   impl->has_run_attention = RunAttentionSharedBytes(attention) <= static_cast<size_t>(most_shared);
   ASSIGN_OR_RETURN(impl->stream, CudaStream::Create());
-  ASSIGN_OR_RETURN(impl->cublas, CublasLt::Create());
+  ASSIGN_OR_RETURN(impl->cublas, CublasLt::Create(tuning));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_begin));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_end));
   RETURN_IF_ERROR(impl->Allocate());

@@ -56,7 +56,8 @@ class CudaTransformer {
   // Borrows `weights`. UNIMPLEMENTED, reason unsupported_device.
   static StatusOr<std::unique_ptr<CudaTransformer>> Create(const ModelConfig& config,
                                                            const CudaWeights& weights, const KvShape& shape,
-                                                           const DeviceLimits& limits, bool is_invariant);
+                                                           const DeviceLimits& limits, bool is_invariant,
+                                                           const DeviceTuning& tuning = {});
   // What Create takes beside the KV pool.
   static uint64_t ScratchBytes(const ModelConfig& config, const CudaWeights& weights,
                                const DeviceLimits& limits);

@@ -9,7 +9,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -20,6 +19,7 @@
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/gpu_batch.h"
+#include "kernels/quant/row_codes_gpu.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
 
@@ -52,10 +52,14 @@ inline uint32_t TokenBucket(uint32_t tokens) {
   return (tokens + step - 1) / step * step;
 }
 
-// How a product of the layers takes part in RMSNorm, where no kernel does it (gpu_gemm.h).
-struct NormPart {
+// What passes between a product of the layers and those before and behind it, beside x and out.
+struct ProductEnds {
+  // Of RMSNorm, where no kernel does it (gpu_gemm.h)
   bool divides = false;              // its x is not yet divided
   const float* next_norm = nullptr;  // it leaves the x of the next product
+  // Of products that take activations as codes (RowCodes), in `codes` and `code_scales`
+  bool has_codes = false;     // they hold its x; what it is given as x is not read
+  bool leaves_codes = false;  // of cuBLASLt's kGated: they get what is gated as FP8, `out` nothing
 };
 
 struct CudaTransformer::Impl {
@@ -96,7 +100,7 @@ struct CudaTransformer::Impl {
 
   // How a product of one shape is made.
   struct GemmPlan {
-    enum class Kernel : uint8_t { kCublas, kStream, kOrdered, kTile, kWide };
+    enum class Kernel : uint8_t { kCublas, kStream, kOrdered, kTile, kWide, kSparse, kInt8 };
     Kernel kernel = Kernel::kCublas;
     StreamGemmShape shape = {};  // of kStream
     WideGemmShape wide = {};     // of kWide
@@ -110,8 +114,8 @@ struct CudaTransformer::Impl {
   bool can_follow = false;         // programmatic dependent launch: sm_90
   bool has_fp8 = false;            // products of FP8: sm_89
   bool has_run_attention = false;  // blocks have the shared memory it takes
-  std::set<std::tuple<uint32_t, uint32_t, uint32_t, GpuGemmOut>>
-      fp8_refused;  // tokens, rows, columns: cuBLASLt has none
+  // Tokens, rows, columns, output: whether cuBLASLt has this product of FP8. Absent: it was not asked.
+  std::map<std::tuple<uint32_t, uint32_t, uint32_t, GpuGemmOut>, bool> fp8_products;
   CudaStream stream;
   std::unique_ptr<CublasLt> cublas;
 
@@ -135,7 +139,7 @@ struct CudaTransformer::Impl {
   float *hidden = nullptr, *logits = nullptr, *partials = nullptr, *cos = nullptr, *sin = nullptr;
   uint16_t *normed = nullptr, *qkv = nullptr, *attended = nullptr, *gate_up = nullptr, *gate = nullptr,
            *last_normed = nullptr, *dequantized = nullptr;
-  uint8_t* codes = nullptr;      // activations in FP8, [tokens, widest]
+  uint8_t* codes = nullptr;      // activations in FP8 or int8, [tokens, widest]
   float* code_scales = nullptr;  // [tokens]
   uint32_t *arrived = nullptr, *tile_arrived = nullptr;
   uint64_t arrived_count = 0;
@@ -147,8 +151,8 @@ struct CudaTransformer::Impl {
     bool is_timed = false;
     uint64_t first_step = 0;
   };
-  // By role, tokens, output, and the weights' format and group: layers may differ in these.
-  std::map<std::tuple<Role, uint32_t, GpuGemmOut, GpuFormat, uint32_t>, KnownShape> plans;
+  // By role, tokens, output, and the weights' format, group and has_row_scales: layers may differ in these.
+  std::map<std::tuple<Role, uint32_t, GpuGemmOut, GpuFormat, uint32_t, bool>, KnownShape> plans;
   struct Graph {
     cudaGraphExec_t exec = nullptr;
     uint64_t last_step = 0;  // that used it, of `steps`
@@ -232,10 +236,17 @@ struct CudaTransformer::Impl {
   }
   // Without norms of their own the residual stream's products are stream_gemm's.
   bool FusesNorms(uint32_t tokens) const { return !is_invariant && tokens <= kMostNormTokens; }
+  // How the product is made. May time candidates, which overwrites codes, partials and what a product of the
+  // role writes: so before what makes its x, or behind what reads the same.
+  StatusOr<GemmPlan> PlanOf(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
+                            GpuGemmOut kind);
+  // As what it reads its x from `codes`, so that whoever makes it may write that alone: FP8 only where
+  // cuBLASLt is known to have the product, as there is no x in bf16 to fall back to.
+  RowCodes CodesRead(const GemmPlan& plan, const GpuMatrix& matrix, uint32_t tokens, GpuGemmOut kind) const;
   Status Multiply(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
-                  GpuGemmOut kind, const NormPart& norm = {});
+                  GpuGemmOut kind, const ProductEnds& ends = {});
   Status MultiplyCublas(const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
-                        GpuGemmOut kind);
+                        GpuGemmOut kind, const ProductEnds& ends);
   CublasGemm CublasOf(const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
                       GpuGemmOut kind) const;
   bool IsFp8(const GpuMatrix& matrix, uint32_t tokens, GpuGemmOut kind) const;
@@ -247,7 +258,7 @@ struct CudaTransformer::Impl {
                                GpuGemmOut kind);
   std::vector<const GpuMatrix*> MatricesOf(Role role, const GpuMatrix& like) const;
   Status MultiplyAs(const GemmPlan& plan, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,
-                    void* out, GpuGemmOut kind, const NormPart& norm = {});
+                    void* out, GpuGemmOut kind, const ProductEnds& ends);
   StatusOr<double> Time(const std::function<Status(size_t)>& queue, size_t count) const;
   Status MoveBlock(const Slot& slot, uint32_t block, bool to_pool);
   Status QueueAsGraph(const StepLayout& layout, uint32_t tokens, uint32_t spans, Sampling samples);

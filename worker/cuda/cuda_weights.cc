@@ -72,6 +72,7 @@ class Loader {
     const bool is_bf16 = Add(table_, {MatrixOf(*embedding)}).out->format == GpuFormat::kBF16;
     table_.format = GpuFormat::kBF16;
     table_.group = 0;
+    table_.has_row_scales = false;
     is_head_table_ = output == nullptr && is_bf16;
     if (!is_head_table_) Add(weights_.head, {MatrixOf(output == nullptr ? *embedding : *output)});
     return {};
@@ -87,6 +88,8 @@ class Loader {
       Planned& planned = Add(out, std::move(parts), is_gated);
       planned.may_be_fp8 = true;
       if (out.format == GpuFormat::kBF16) out.format = WithoutCodes(planned);
+      if (out.format == GpuFormat::kBF16 && MayBeSparse(planned.sources(), *options_.pool))
+        out.format = GpuFormat::kSparse;
     };
     vector(layer.attention_norm, TensorKind::kAttentionNorm);
     matrix(layer.qkv, {TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue});
@@ -161,7 +164,7 @@ class Loader {
     return {};
   }
 
-  // The few matrices that have a scale beyond f16, once more, without their codes.
+  // The few matrices that have a scale beyond f16, or seemed to be 2:4 and are not, once more, without codes.
   Status PackUnfit() {
     std::vector<uint32_t> unfit(matrices_.size());
     RETURN_IF_CUDA_ERROR(cudaMemcpy(unfit.data(), weights_.memory[0].data() + unfit_at_,
@@ -171,6 +174,7 @@ class Loader {
       GpuMatrix& matrix = *matrices_[i].out;
       matrix.format = WithoutCodes(matrices_[i]);
       matrix.group = 0;
+      matrix.has_row_scales = false;
       ASSIGN_OR_RETURN(CudaBuffer memory, CudaBuffer::Device(BytesOf(matrix), "model weights"));
       Place(matrices_[i], memory.data());
       weights_.memory.push_back(std::move(memory));

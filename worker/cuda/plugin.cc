@@ -41,6 +41,7 @@ class CudaModel : public DeviceModel {
   CudaModel(const DeviceLoadOptions& options, CudaWeights weights, std::string name)
       : config_(*options.config),
         is_invariant_(options.is_invariant),
+        tuning_(options.tuning),
         weights_(std::move(weights)),
         name_(std::move(name)) {}
 
@@ -61,13 +62,14 @@ class CudaModel : public DeviceModel {
   StatusOr<std::unique_ptr<Executor>> MakeExecutor(const KvShape& shape,
                                                    const DeviceLimits& limits) override {
     ASSIGN_OR_RETURN(auto transformer,
-                     CudaTransformer::Create(config_, weights_, shape, limits, is_invariant_));
+                     CudaTransformer::Create(config_, weights_, shape, limits, is_invariant_, tuning_));
     return std::unique_ptr<Executor>(std::make_unique<CudaRunner>(config_, std::move(transformer)));
   }
 
  private:
   const ModelConfig config_;
   const bool is_invariant_;
+  const DeviceTuning tuning_;
   const CudaWeights weights_;
   const std::string name_;
 };

@@ -13,19 +13,22 @@ namespace {
 // two matrices are near each other in it.
 class RandomFill {
  public:
+  // Copies begin at multiples of `unit` bytes, a multiple of 512: what the block consists of stays whole.
   template <typename Make>
-  static StatusOr<RandomFill> Create(Make make) {
+  static StatusOr<RandomFill> Create(Make make, size_t unit = 512) {
     RandomFill out;
-    std::vector<std::byte> block(kBlock);
+    out.unit_ = unit;
+    std::vector<std::byte> block(kBlock / unit * unit);
     std::mt19937_64 random(1);
     make(random, block);
-    ASSIGN_OR_RETURN(out.block_, CudaBuffer::Device(kBlock, "random weights"));
-    RETURN_IF_CUDA_ERROR(cudaMemcpy(out.block_.data(), block.data(), kBlock, cudaMemcpyHostToDevice));
+    ASSIGN_OR_RETURN(out.block_, CudaBuffer::Device(block.size(), "random weights"));
+    RETURN_IF_CUDA_ERROR(cudaMemcpy(out.block_.data(), block.data(), block.size(), cudaMemcpyHostToDevice));
     return out;
   }
   Status Fill(std::byte* to, size_t bytes) {
     while (bytes > 0) {
-      const size_t from = offset_ % (kBlock / 2) / 512 * 512, part = std::min(bytes, kBlock - from);
+      const size_t from = offset_ % (kBlock / 2) / unit_ * unit_,
+                   part = std::min(bytes, block_.bytes() - from);
       RETURN_IF_CUDA_ERROR(cudaMemcpy(to, block_.data() + from, part, cudaMemcpyDeviceToDevice));
       offset_ += 7'340'032 + 512 * 13;
       to += part;
@@ -37,7 +40,7 @@ class RandomFill {
  private:
   static constexpr size_t kBlock = size_t{32} << 20;
   CudaBuffer block_;
-  size_t offset_ = 0;
+  size_t offset_ = 0, unit_ = 512;
 };
 
 }  // namespace
@@ -57,6 +60,24 @@ StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat for
                        one = std::byte{code};
                      }
                    }));
+  constexpr size_t kSparseUnit = 4 * kSparsePieceBytes;
+  static_assert(kSparseUnit % 512 == 0);
+  RandomFill sparse;
+  if (format == GpuFormat::kSparse) {
+    const auto fill_pieces = [](auto& random, std::vector<std::byte>& block) {
+      constexpr uint8_t kPlaces[] = {0x4, 0x8, 0xc, 0x9, 0xd, 0xe};
+      std::normal_distribution<float> normal(0, kDeviation);
+      for (size_t piece = 0; piece < block.size(); piece += kSparsePieceBytes) {
+        auto* kept = reinterpret_cast<uint16_t*>(&block[piece]);
+        for (size_t i = 0; i < kSparseKeptBytes / 2; ++i) kept[i] = BF16FromFloat(normal(random));
+        for (size_t i = kSparseKeptBytes; i < kSparsePieceBytes; ++i) {
+          const auto both = static_cast<uint32_t>(random() % 36);
+          block[piece + i] = static_cast<std::byte>(kPlaces[both % 6] | kPlaces[both / 6] << 4);
+        }
+      }
+    };
+    ASSIGN_OR_RETURN(sparse, RandomFill::Create(fill_pieces, kSparseUnit));
+  }
   // The deviation of codes: 4.6 of 4 bits, 74 of 8, about 110 of E4M3's even bit patterns.
   const float of_codes = format == GpuFormat::kW4 ? 4.6f : format == GpuFormat::kW8 ? 74.0f : 110.0f;
   ASSIGN_OR_RETURN(RandomFill scales, RandomFill::Create([&](auto& random, std::vector<std::byte>& block) {
@@ -86,7 +107,8 @@ StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat for
     if (as == GpuFormat::kW8) matrix.group = 32;
     const size_t code_bytes = GpuCodeBytes(matrix), scale_bytes = GpuScaleBytes(matrix);
     ASSIGN_OR_RETURN(std::byte * code_memory, allocate(code_bytes));
-    RETURN_IF_ERROR((as == GpuFormat::kBF16 ? values : codes).Fill(code_memory, code_bytes));
+    RandomFill& fill = as == GpuFormat::kBF16 ? values : as == GpuFormat::kSparse ? sparse : codes;
+    RETURN_IF_ERROR(fill.Fill(code_memory, code_bytes));
     matrix.codes = code_memory;
     if (scale_bytes > 0) {
       ASSIGN_OR_RETURN(std::byte * scale_memory, allocate(scale_bytes));
@@ -111,9 +133,10 @@ StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat for
     ASSIGN_OR_RETURN(layer.down, matrix_of(config.hidden_size, config.ffn_size, format));
     weights.layers.push_back(layer);
   }
-  // As LoadCudaWeights: FP8 is for the layers.
+  // As LoadCudaWeights: FP8 and 2:4 are for the layers.
+  const bool is_of_layers = format == GpuFormat::kE4M3 || format == GpuFormat::kSparse;
   ASSIGN_OR_RETURN(weights.head, matrix_of(config.vocab_size, config.hidden_size,
-                                           format == GpuFormat::kE4M3 ? GpuFormat::kBF16 : format));
+                                           is_of_layers ? GpuFormat::kBF16 : format));
   ASSIGN_OR_RETURN(const GpuMatrix embedding,
                    matrix_of(config.vocab_size, config.hidden_size, GpuFormat::kBF16));
   weights.embedding = static_cast<const uint16_t*>(embedding.codes);

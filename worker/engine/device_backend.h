@@ -18,12 +18,21 @@
 
 namespace terrace {
 
+// What was measured of a device's kernels, kept from one process to the next.
+struct DeviceTuning {
+  std::string folder = "";  // that is there; "": nothing is kept
+  // Why nothing is read from there or written to it, at most once for each model; nothing else changes. On
+  // the thread that loads, or the engine's.
+  std::function<void(const Status&)> on_failed = nullptr;
+};
+
 struct DeviceLoadOptions {
   const ModelConfig* config = nullptr;    // copied
   const WeightSource* weights = nullptr;  // read during the call only
   ThreadPool* pool = nullptr;             // of the calling thread, for the call
   std::string compute = "auto";           // auto, or fp8: 16-bit weights become FP8 E4M3
   bool is_invariant = false;              // numerics: invariant
+  DeviceTuning tuning = {};
   std::function<bool()> is_cancelled = nullptr;
 };
 

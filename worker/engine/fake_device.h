@@ -36,6 +36,7 @@ class FakeDevice {
   struct Loaded {
     std::string model, compute;
     bool is_invariant = false;
+    std::string tuning_folder = "";
     KvShape shape = {};  // then of its executor
     DeviceLimits limits = {};
   };
@@ -85,8 +86,10 @@ class FakeDevice {
     RETURN_IF_ERROR(device.loaded);
     if (name == device.unsupported_model)
       return WithReason(Unimplemented("no kernels for ", name), "unsupported_device");
-    device.models.push_back(
-        {.model = name, .compute = options.compute, .is_invariant = options.is_invariant});
+    device.models.push_back({.model = name,
+                             .compute = options.compute,
+                             .is_invariant = options.is_invariant,
+                             .tuning_folder = options.tuning.folder});
     return std::unique_ptr<DeviceModel>(std::make_unique<Model>(*options.config, device.models.size() - 1));
   }
 

@@ -111,6 +111,7 @@ StatusOr<DraftWeights> LoadDraftWeights(const DeviceBackend& backend, const Mode
                              .pool = &pool,
                              .compute = options.compute,
                              .is_invariant = false,
+                             .tuning = options.tuning,
                              .is_cancelled = options.is_cancelled});
   if (model.ok()) return DraftWeights{.model = *std::move(model)};
   const Status error = Annotate(model.status(), kModelSetting);

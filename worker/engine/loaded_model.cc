@@ -215,6 +215,7 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
                               .pool = pool.get(),
                               .compute = options.compute,
                               .is_invariant = options.numerics == "invariant",
+                              .tuning = options.tuning,
                               .is_cancelled = options.is_cancelled});
   RETURN_IF_ERROR(NameModel(model.status(), options));
   loaded.device_model = *std::move(model);

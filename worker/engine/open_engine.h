@@ -50,6 +50,7 @@ struct OpenEngineOptions {
   bool pin_threads = false;       // see ThreadPool
   std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
+  DeviceTuning tuning = {};       // of a device
   // Of the CPUs, a multiple of the ranks of a stage of `group`: see worker/parallel/shard_plan.h.
   uint32_t virtual_shards = 1;
   GroupOptions group = {};  // of the CPUs

@@ -418,6 +418,7 @@ TEST(OpenEngine, WhatIsSetHoldsOnADeviceToo) {
   options.block_tokens = 32;
   options.compute = "fp8";
   options.numerics = "invariant";
+  options.tuning.folder = "/var/cache/terrace";
   options.host_swap_bytes = 1 << 20;
   device.free_bytes = 1 << 20;
   const auto opened = OpenEngine(options);
@@ -433,6 +434,7 @@ TEST(OpenEngine, WhatIsSetHoldsOnADeviceToo) {
       << "it is not the device's memory";
   EXPECT_EQ(loaded.compute, "fp8");
   EXPECT_TRUE(loaded.is_invariant);
+  EXPECT_EQ(loaded.tuning_folder, "/var/cache/terrace");
   EXPECT_EQ(opened->numerics, "invariant");
   EXPECT_EQ(opened->engine->scheduler_options().scope.layout, "int8 32x3x2x32 cuda Fake 9000 fp8 invariant");
 }

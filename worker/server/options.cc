@@ -238,6 +238,7 @@ Status SetEngine(const v1::WorkerConfig& config, OpenEngineOptions& out) {
   if (engine.has_pin_threads()) out.pin_threads = engine.pin_threads();
   if (engine.has_device()) out.device = engine.device();
   if (engine.has_numerics()) out.numerics = engine.numerics();
+  if (engine.has_tuning_folder()) out.tuning.folder = engine.tuning_folder();
   if (engine.has_max_prefill_wait_seconds()) out.max_prefill_wait_seconds = engine.max_prefill_wait_seconds();
   RETURN_IF_ERROR(SetSpeculation(engine.speculation(), out.speculation));
   if (config.has_drain_seconds()) out.drain_seconds = config.drain_seconds();

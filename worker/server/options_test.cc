@@ -38,6 +38,7 @@ TEST(MakeWorkerOptions, FillsInTheDefaultsOfTheSchema) {
   EXPECT_FALSE(server.engine.pin_threads);
   EXPECT_EQ(server.engine.device, "auto");
   EXPECT_EQ(server.engine.numerics, "auto");
+  EXPECT_EQ(server.engine.tuning.folder, "");
   EXPECT_EQ(server.engine.virtual_shards, 1u);
   EXPECT_EQ(server.engine.speculation.drafter, "none");
   EXPECT_EQ(server.engine.speculation.model, "");
@@ -56,6 +57,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "engine: {threads: 3, max_sequences: 4, max_step_tokens: 5, inbox: 6, kernels: reference, compute: "
       "f32, pin_threads: true,\n"
       "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant, virtual_shards: 4,\n"
+      "         tuning_folder: t,\n"
       "         speculation: {drafter: model, model: d, device: cpu, max_tokens: 4, min_match: 2,\n"
       "                       max_branch_tokens: 3, kv_pool_bytes: 3000}}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
@@ -82,6 +84,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_TRUE(server.engine.pin_threads);
   EXPECT_EQ(server.engine.device, "cpu");
   EXPECT_EQ(server.engine.numerics, "invariant");
+  EXPECT_EQ(server.engine.tuning.folder, "t");
   EXPECT_EQ(server.engine.virtual_shards, 4u);
   EXPECT_EQ(server.engine.speculation.drafter, "model");
   EXPECT_EQ(server.engine.speculation.model, "d");

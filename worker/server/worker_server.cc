@@ -152,6 +152,9 @@ Status WorkerServer::Open(const WorkerServerOptions& options) {
   engine.on_drafter_failed = [](const Status& error) {
     Log(LogLevel::kError, "worker_drafter_failed", {{"error", Message(error)}});
   };
+  engine.tuning.on_failed = [](const Status& error) {
+    Log(LogLevel::kWarn, "worker_tuning_not_kept", {{"reason", Message(error)}});
+  };
   ASSIGN_OR_RETURN(opened_, OpenEngine(engine));
   served_name_ = options.served_name.empty() ? opened_.files->config.name : options.served_name;
   OpenServices(options);

@@ -1,0 +1,87 @@
+#include "kernels/gemm/int8_gemm_device.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "gtest/gtest.h"
+#include "kernels/gemm/int8_gemm_testing.h"
+
+namespace terrace {
+namespace {
+
+void Int8Gemm(const GpuGemmArgs& args, const Int8Rows& x, uint64_t seed) {
+  const simt::Dim3 grid{Int8GemmTokenBlocks(args.tokens), Int8GemmRowBlocks(args.weights.rows), 1};
+  simt::RunSeeded(seed, grid, kInt8Threads, kInt8SharedBytes, Int8GemmKernel, args, x.rows());
+}
+
+// The output's bytes, a row of `row_bytes` for each token; kAddF32 adds to 2.5. What is behind them stays.
+std::vector<std::byte> Product(const GpuMatrix& matrix, const Int8Rows& x, GpuGemmOut kind, size_t row_bytes,
+                               uint64_t seed) {
+  const auto tokens = static_cast<uint32_t>(x.scales.size());
+  std::vector<std::byte> out((tokens + 1) * row_bytes, std::byte{0xff});
+  constexpr float kBefore = 2.5f;
+  if (kind == GpuGemmOut::kAddF32) {
+    for (size_t i = 0; i < size_t{tokens} * matrix.rows; ++i) std::memcpy(&out[4 * i], &kBefore, 4);
+  }
+  Int8Gemm({.tokens = tokens, .weights = matrix, .out = out.data(), .kind = kind}, x, seed);
+  for (size_t i = tokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
+  out.resize(tokens * row_bytes);
+  return out;
+}
+
+TEST(Int8Gemm, IsItsValuesTimesX) {
+  const struct {
+    uint32_t rows, columns, tokens;
+  } cases[] = {{16, 64, 1},      // a stage, most of the block is beyond the matrix
+               {128, 128, 128},  // a whole block
+               {144, 256, 20},   // as many stages as slots; a tile is left over
+               {80, 576, 70},    // more stages; the tokens of two warps
+               {64, 320, 131}};  // two blocks of tokens
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << "[" << c.rows << ", " << c.columns << "] " << c.tokens << " tokens");
+    const TestGpuMatrix weights(DType::kInt8, c.rows, c.columns, /*seed=*/c.rows + c.tokens);
+    ASSERT_TRUE(weights.matrix().has_row_scales);
+    const Int8Rows x(c.tokens, c.columns, /*seed=*/c.tokens);
+    const std::vector<std::byte> out =
+        Product(weights.matrix(), x, GpuGemmOut::kF32, size_t{c.rows} * 4, /*seed=*/c.tokens);
+    for (uint32_t token = 0; token < c.tokens; token += 3) {
+      ExpectInt8GemmRow(weights.matrix(), x, token, GpuGemmOut::kF32, &out[size_t{token} * c.rows * 4], 0);
+    }
+  }
+}
+
+TEST(Int8Gemm, EveryKindOfOutput) {
+  constexpr uint32_t kRows = 48, kColumns = 256, kTokens = 13;
+  for (const GpuGemmOut kind :
+       {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+    SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind));
+    const bool is_gated = kind == GpuGemmOut::kGated;
+    const bool is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32;
+    const size_t row_bytes = (is_gated ? kRows / 2 : kRows) * (is_f32 ? 4 : 2);
+    const TestGpuMatrix weights(DType::kInt8, kRows, kColumns, /*seed=*/3, is_gated);
+    const Int8Rows x(kTokens, kColumns, /*seed=*/4);
+    const std::vector<std::byte> out = Product(weights.matrix(), x, kind, row_bytes, /*seed=*/5);
+    for (uint32_t token = 0; token < kTokens; ++token) {
+      ExpectInt8GemmRow(weights.matrix(), x, token, kind, &out[token * row_bytes], 2.5f);
+    }
+  }
+}
+
+// Sums are exact where they are largest: all codes -127 and -128.
+TEST(Int8Gemm, LargestSumsAreExact) {
+  constexpr uint32_t kColumns = 4096;
+  FileWeights file(DType::kInt8, 16, kColumns, /*seed=*/6);
+  std::ranges::fill(file.bytes, std::byte{0x80});
+  std::ranges::fill(file.row_scales, 1.0f);
+  ThreadPool pool(2);
+  const GpuMatrixParts parts{.parts = {&file.matrix, 1}};
+  const PackedGpuMatrix weights(parts, GpuMatrixOf(parts, pool));
+  Int8Rows x(2, kColumns, /*seed=*/7);
+  std::ranges::fill(x.codes, static_cast<uint8_t>(-127));
+  std::ranges::fill(x.scales, 1.0f);
+  const std::vector<std::byte> out = Product(weights.matrix, x, GpuGemmOut::kF32, 16 * 4, 0);
+  for (uint32_t i = 0; i < 32; ++i) EXPECT_EQ(LoadUnaligned<float>(&out[4 * i]), 127.0f * 128 * kColumns);
+}
+
+}  // namespace
+}  // namespace terrace
