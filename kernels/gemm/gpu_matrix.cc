@@ -9,6 +9,7 @@
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "kernels/gemm/weight_strips.h"
+#include "kernels/quant/e4m3_row.h"
 #include "kernels/quant/weight_codes.h"
 #include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
@@ -16,7 +17,7 @@
 namespace terrace {
 namespace {
 
-constexpr float kLargestF16 = 65504, kLargestE4M3 = 448;
+constexpr float kLargestF16 = 65504;
 constexpr uint32_t kInt8Group = 128;
 constexpr size_t kSparseSampleRows = 16;
 
@@ -327,17 +328,6 @@ void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::by
   } else {
     PackTiles(parts, matrix, codes, scales, pool);
   }
-}
-
-float QuantizeE4M3(std::span<const float> row, uint8_t* codes) {
-  float largest = 0;
-  for (const float value : row) largest = std::max(largest, std::abs(value));
-  const float scale = largest / kLargestE4M3;
-  for (size_t i = 0; i < row.size(); ++i) {
-    // A quotient may pass the largest: by its rounding, by more where the scale is subnormal.
-    codes[i] = E4M3FromFloat(scale == 0 ? 0.0f : std::clamp(row[i] / scale, -kLargestE4M3, kLargestE4M3));
-  }
-  return scale;
 }
 
 }  // namespace terrace

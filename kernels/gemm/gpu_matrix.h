@@ -123,7 +123,4 @@ bool MayBeSparse(const GpuMatrixParts& parts, ThreadPool& pool);
 void PackGpuMatrix(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, std::byte* scales,
                    ThreadPool& pool);
 
-// Codes of a row at which its largest magnitude is 448; returns its scale.
-float QuantizeE4M3(std::span<const float> row, uint8_t* codes);
-
 }  // namespace terrace

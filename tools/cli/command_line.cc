@@ -1,6 +1,7 @@
 #include "tools/cli/command_line.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <map>
 
 #include "CLI/CLI.hpp"
@@ -14,6 +15,7 @@
 #include "tools/cli/prune_command_line.h"
 #include "tools/cli/quantize_command_line.h"
 #include "tools/cli/report_command_line.h"
+#include "worker/formats/model_config.h"
 
 namespace terrace {
 namespace {
@@ -252,6 +254,31 @@ void AddInspect(CLI::App& app, InspectOptions& options) {
       "Exit code 1 with --fit: nothing fits. docs/how-to/tensor-parallel.md says what is predicted.");
 }
 
+// `others` are of tasks.
+void AddPerplexity(CLI::App& evaluate, EvaluateOptions& options, std::initializer_list<CLI::Option*> others) {
+  auto* const perplexity =
+      evaluate
+          .add_option(
+              "--perplexity", options.perplexity,
+              "instead of tasks: how likely a model in this process finds the text of files, on CPUs; a "
+              ".jsonl has a chat or text a line, --limit of them")
+          ->type_name("FILE");
+  for (CLI::Option* const option : others) perplexity->excludes(option);
+  evaluate
+      .add_option("--window", options.window,
+                  "of --perplexity: tokens that are read together (default: 2048, or the context)")
+      ->type_name(kWholeNumber)
+      ->check(Quiet(CLI::Range(2u, kMaxContext)))
+      ->needs(perplexity);
+  evaluate
+      .add_option(
+          "--stride", options.stride,
+          "of --perplexity: tokens from the beginning of a window to the next (default: half a window)")
+      ->type_name(kWholeNumber)
+      ->check(AboveZero())
+      ->needs(perplexity);
+}
+
 void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
   CLI::App* const evaluate =
       app.add_subcommand("evaluate", "Accuracy, tokens, price and cost on task files.");
@@ -266,13 +293,16 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
       ->type_name("MODEL")
       ->excludes(compare);
   AddComparisonOptions(*evaluate, options);
-  AddRowOptions(*evaluate, {options.tasks, options.limit, options.concurrency, options.max_tokens,
-                            "the six test files of models/eval"});
+  const auto [tasks, limit, concurrency, max_tokens] =
+      AddRowOptions(*evaluate, {options.tasks, options.limit, options.concurrency, options.max_tokens,
+                                "the six test files of models/eval"});
+  AddPerplexity(*evaluate, options, {compare, tasks, concurrency, max_tokens});
   evaluate->add_flag("--json", options.json, "one JSON object");
   evaluate->footer(
       "Examples: terrace evaluate --router 127.0.0.1:8081 --model auto --compare base\n"
       "          terrace evaluate --model models/terrace-demo-nano\n"
-      "          terrace evaluate --model small-q8.gguf --baseline models/terrace-demo-small");
+      "          terrace evaluate --model small-q8.gguf --baseline models/terrace-demo-small\n"
+      "          terrace evaluate --model small-q8.gguf --perplexity text.txt");
 }
 
 void AddShapeChanges(CLI::App& command, ShapeChanges& changes) {
@@ -348,6 +378,10 @@ void AddSynthesize(CLI::App& app, SynthesizeOptions& options) {
 
 // What CLI11 cannot say.
 Status Validate(const EvaluateOptions& options) {
+  if (!options.perplexity.empty() &&
+      (options.has_baseline() || !options.records.empty() || options.probe > 0))
+    return InvalidArgument(
+        "--perplexity excludes --baseline, --baseline-records, --save-records and --probe");
   if (options.baseline_records.empty() || options.compare.empty()) return {};
   return InvalidArgument("--baseline-records excludes --compare");
 }

@@ -126,6 +126,11 @@ TEST(CommandLine, EveryCommandParses) {
       Parse<EvaluateOptions>({"evaluate", "--model", "m", "--tasks", "a", "b", "--limit", "3"});
   EXPECT_THAT(evaluate.tasks, ElementsAre("a", "b"));
   EXPECT_EQ(evaluate.concurrency, 16u);
+  const auto perplexity = Parse<EvaluateOptions>({"evaluate", "--model", "m", "--perplexity", "a", "b",
+                                                  "--window", "64", "--stride", "8", "--limit", "3"});
+  EXPECT_THAT(perplexity.perplexity, ElementsAre("a", "b"));
+  EXPECT_EQ(perplexity.window, 64u);
+  EXPECT_EQ(perplexity.stride, 8u);
 }
 
 TEST(CommandLine, SynthesizeReadsEveryFlag) {
@@ -169,8 +174,17 @@ TEST(CommandLine, QuantizeReadsEveryFlag) {
   EXPECT_EQ(options.damping, 0.1);
   EXPECT_TRUE(options.act_order && options.imatrix);
   EXPECT_EQ(options.threads, 2u);
-  EXPECT_EQ(Parse<QuantizeOptions>({"quantize", "--model", "m", "--to", "q4_k", "--out", "o"}).method,
-            "gptq");
+  const auto plain = Parse<QuantizeOptions>({"quantize", "--model", "m", "--to", "q4_k", "--out", "o"});
+  EXPECT_EQ(plain.method, "gptq");
+  EXPECT_FALSE(plain.budget.is_set());
+  const auto fit = Parse<QuantizeOptions>({"quantize", "--model", "m", "--to", "q4_k", "--out", "o", "--fit",
+                                           "1.5GiB", "--sensitivity-tokens", "500"});
+  EXPECT_EQ(fit.budget.bytes, uint64_t{3} << 29);
+  EXPECT_EQ(fit.budget.tokens, 500u);
+  const auto faster =
+      Parse<QuantizeOptions>({"quantize", "--model", "m", "--to", "q4_k", "--out", "o", "--faster", "25%"});
+  EXPECT_EQ(faster.budget.faster, 0.25);
+  EXPECT_EQ(faster.budget.bytes, 0u);
 }
 
 TEST(CommandLine, PruneReadsEveryFlag) {
@@ -387,6 +401,15 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"inspect", "m", "--fit", "2xL4", "--batch", "0"},
       {"inspect", "m", "--fit", "2xL4", "--kv-dtype", "auto"},
       {"evaluate", "--model", "m", "--concurrency", "0"},
+      {"evaluate", "--model", "m", "--window", "8"},  // of what?
+      {"evaluate", "--model", "m", "--perplexity", "f", "--window", "1"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--stride", "0"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--tasks", "t"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--compare", "n"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--max-tokens", "5"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--baseline", "n"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--save-records", "n"},
+      {"evaluate", "--model", "m", "--perplexity", "f", "--probe", "1"},
       {"demo", "chat"},
       {"synthesize", "--shape", "135m"},
       {"synthesize", "--out", "m"},
@@ -442,6 +465,13 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "magic"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--damping", "2"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--threads", "0"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--fit", "small"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--fit", "0"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--faster", "20"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--faster", "0%"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--faster", "inf%"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--faster", "5%", "--fit", "1GB"},
+      {"quantize", "--model", "m", "--to", "q4_0", "--out", "o", "--fit", "1GB", "--sensitivity-tokens", "0"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "rtn", "--samples", "5"},
       {"quantize", "--model", "m", "--to", "q8_0", "--out", "o", "--method", "rtn", "--seed", "1"},
       {"prune", "--model", "m", "--out", "o", "--pattern", "1:2"},

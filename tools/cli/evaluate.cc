@@ -1,6 +1,7 @@
 #include "tools/cli/evaluate.h"
 
 #include "tools/cli/paired_evaluation.h"
+#include "tools/cli/perplexity.h"
 
 namespace terrace {
 namespace {
@@ -39,6 +40,7 @@ Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context
   if (options.comparison.margin != usual.margin || options.comparison.level != usual.level ||
       !options.divergence)
     return InvalidArgument("--margin, --level and --no-divergence need --baseline or --baseline-records");
+  if (!options.perplexity.empty()) return RunPerplexity(options, context);
   ASSIGN_OR_RETURN(const EvaluationRows rows, LoadEvaluationRows(options, context.argv0));
   ASSIGN_OR_RETURN(const EvaluationResult result,
                    EvaluateTarget(options.target, rows.rows, options, options.records, context));

@@ -1,5 +1,5 @@
 // `terrace evaluate`: the task files against a tier, a policy or a bare model, alone or row by row against
-// another one.
+// another one; or the perplexity of texts.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,10 @@ struct EvaluateOptions {
   uint32_t concurrency = 16;
   uint32_t max_tokens = 128;
   bool json = false;
+  // Files of text: how likely the model finds them, instead of all above (perplexity.h). 0: the usual
+  // windows.
+  std::vector<std::string> perplexity;
+  uint32_t window = 0, stride = 0;  // tokens
 
   bool has_baseline() const { return !baseline.empty() || !baseline_records.empty(); }
 };

@@ -10,6 +10,7 @@
 
 #include "text/text_assets.h"
 #include "tools/cli/answer_journal.h"
+#include "tools/cli/answered_text.h"
 #include "tools/cli/find_files.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/quality/scoring_model.h"
@@ -83,15 +84,11 @@ JournalHead HeadOf(const ModelTarget& target, const std::optional<ModelFacts>& f
   return head;
 }
 
-// The prompt, the answer that is expected, and its end; a text without a prompt as the beginning of one.
+// The prompt and the answer that is expected; a text without a prompt as the beginning of one.
 StatusOr<std::vector<TokenId>> TokensOf(const TextAssets& text, const TaskRow& row) {
   if (row.chat.messages().empty()) return text.EncodePrompt(row.expected);
-  ASSIGN_OR_RETURN(std::vector<TokenId> tokens, text.EncodeChat(MessagesOf(row.chat)));
-  const std::vector<TokenId> answer = text.tokenizer->Encode(row.expected);
-  tokens.insert(tokens.end(), answer.begin(), answer.end());
-  const std::vector<TokenId>& end = text.tokenizer->special().end;
-  if (!end.empty()) tokens.push_back(end.front());
-  return tokens;
+  ASSIGN_OR_RETURN(AnsweredText answered, EncodeAnswered(text, MessagesOf(row.chat), row.expected));
+  return std::move(answered.tokens);
 }
 
 StatusOr<std::unique_ptr<ScoringModel>> OpenScoring(const ModelTarget& target, size_t max_tokens,

@@ -6,6 +6,16 @@
 namespace terrace {
 namespace {
 
+// "INT8, F16, INT4_G64, INT8": the formats of the linears of each input, and their errors.
+std::string MixedText(const LayerReport& layer) {
+  std::string formats;
+  for (const LinearInput input : kLinearInputs) {
+    const LinearReport& linear = layer.linears[PlaceOf(LinearsOf(input)[0])];
+    formats += Concat(formats.empty() ? "" : ", ", linear.dtype);
+  }
+  return Concat(formats, ";  ", ErrorsText(layer));
+}
+
 StatusOr<QuantizeRequest> MakeRequest(const QuantizeOptions& options, const CommandContext& context) {
   QuantizeRequest request;
   ASSIGN_OR_RETURN(request.target, Named(kQuantizeTargets, "--to", options.to));
@@ -15,7 +25,12 @@ StatusOr<QuantizeRequest> MakeRequest(const QuantizeOptions& options, const Comm
                            " weighs errors by activations anyway");
   request.method.searches_levels |= options.imatrix;
   request.act_order = options.act_order;
-  FillRequest(options, context, ErrorsText, request);
+  request.budget = options.budget;
+  request.on_measured = [&context](uint32_t layer, uint32_t layers) {
+    context.out << "sensitivity of layer " << layer + 1 << "/" << layers << "\n" << std::flush;
+    return context.shutdown.IsPending() ? Cancelled("interrupted") : Status();
+  };
+  FillRequest(options, context, options.budget.is_set() ? MixedText : ErrorsText, request);
   return request;
 }
 

@@ -15,6 +15,7 @@ struct QuantizeOptions : RewriteOptions {
   std::string method = "gptq";  // of kQuantizeMethods
   bool act_order = false;
   bool imatrix = false;  // levels are searched for by what goes into the linears
+  QuantizeBudget budget;
 };
 
 // Tells each layer as it is done, and what came of all.

@@ -1,8 +1,10 @@
 // One layer of a model in f32, to be looked at and changed. Values; memory is four bytes a weight.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <vector>
 
@@ -52,6 +54,9 @@ std::span<const TensorKind> LinearsOf(LinearInput input);
 inline constexpr TensorKind kLinears[] = {
     TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue, TensorKind::kAttentionOutput,
     TensorKind::kGate,  TensorKind::kUp,  TensorKind::kDown};
+inline size_t PlaceOf(TensorKind linear) {  // among them
+  return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
+}
 
 struct FloatLayer {
   std::vector<float> attention_norm, ffn_norm;  // [hidden]

@@ -127,19 +127,6 @@ TEST(Gptq, IsThePlainMethodOfThePaper) {
   }
 }
 
-// The generator of tests/bench/gptq_golden.py: numbers in [-1, 1).
-class Generator {
- public:
-  explicit Generator(uint64_t seed) : state_(seed) {}
-  double Next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<double>(state_ >> 40) / 0x1p23 - 1;
-  }
-
- private:
-  uint64_t state_;
-};
-
 TEST(Gptq, IsWhatItsAuthorsCodeMakes) {
   std::ifstream file("tools/optimize/testdata/gptq_golden.txt");
   std::string comment;
@@ -149,19 +136,11 @@ TEST(Gptq, IsWhatItsAuthorsCodeMakes) {
   double damping = 0;
   file >> rows >> columns >> tokens >> group >> damping;
   ASSERT_TRUE(file && rows == 6 && columns == 64);
-  FloatMatrix want = {rows, columns, std::vector<float>(rows * columns)}, matrix = want;
+  FloatMatrix want = {rows, columns, std::vector<float>(rows * columns)};
   for (float& value : want.values) file >> value;
   ASSERT_FALSE(file.fail());
 
-  Generator of_weights(1), of_inputs(2), of_causes(3);
-  for (float& value : matrix.values) value = static_cast<float>(of_weights.Next());
-  FloatMatrix x = {tokens, columns, std::vector<float>(tokens * columns)};
-  for (size_t token = 0; token < tokens; ++token) {
-    double causes[4];
-    for (double& cause : causes) cause = of_causes.Next();
-    for (size_t i = 0; i < columns; ++i)
-      x.Row(token)[i] = static_cast<float>((causes[i % 4] + of_inputs.Next() / 4) * (i % 16 == 5 ? 8 : 1));
-  }
+  const auto [matrix, x] = MakeGptqInputs(rows, columns, tokens);
   ThreadPool pool(1);
   const Hessian hessian = HessianOf(x);
   const FloatMatrix got =

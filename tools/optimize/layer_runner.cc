@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "worker/tensor/large_buffer.h"
+#include "tools/optimize/packed_matrices.h"
 
 namespace terrace {
 namespace {
@@ -13,33 +13,6 @@ constexpr size_t kPieceTokens = 512;
 constexpr uint32_t kBlockTokens = 16;
 
 }  // namespace
-
-// Matrices as gemm takes them.
-class LayerRunner::Packed {
- public:
-  static StatusOr<Packed> Make(std::initializer_list<const FloatMatrix*> matrices, const OpTable& ops,
-                               ThreadPool& pool) {
-    size_t bytes = 0;
-    Packed packed;
-    for (const FloatMatrix* matrix : matrices) {
-      packed.weights_.push_back(ops.layout(matrix->view(), ComputeType::kF32, pool));
-      bytes += packed.weights_.back().bytes;
-    }
-    ASSIGN_OR_RETURN(packed.memory_, LargeBuffer::Allocate(bytes, "a layer's packed weights"));
-    std::byte* at = packed.memory_.data();
-    auto weights = packed.weights_.begin();
-    for (const FloatMatrix* matrix : matrices) {
-      *weights = ops.pack(matrix->view(), *weights, at, pool);
-      at += (weights++)->bytes;
-    }
-    return packed;
-  }
-  const GemmWeights& operator[](size_t i) const { return weights_[i]; }
-
- private:
-  LargeBuffer memory_;
-  std::vector<GemmWeights> weights_;  // borrow memory_, or the matrices
-};
 
 LayerRunner::LayerRunner(const ModelConfig& config, const std::vector<std::vector<TokenId>>& sequences,
                          const OpTable& ops, ThreadPool& pool)
@@ -127,7 +100,8 @@ Status LayerRunner::Observe(LinearInput input, size_t width, LayerObserver* obse
 
 // Sequence by sequence: each writes its keys and values over those of the one before.
 Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hidden) {
-  ASSIGN_OR_RETURN(const Packed weights, Packed::Make({&layer.query, &layer.key, &layer.value}, ops_, pool_));
+  ASSIGN_OR_RETURN(const PackedMatrices weights,
+                   PackedMatrices::Make({&layer.query, &layer.key, &layer.value}, ops_, pool_));
   const size_t width = layer.query.rows, kv_width = layer.key.rows, heads = width / config_.head_dim,
                kv_heads = kv_width / config_.head_dim;
   CHECK(heads <= config_.heads && kv_heads <= config_.kv_heads, "a layer of another model");
@@ -174,7 +148,7 @@ Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hi
 }
 
 Status LayerRunner::Gate(const FloatLayer& layer, const std::vector<float>& hidden) {
-  ASSIGN_OR_RETURN(const Packed weights, Packed::Make({&layer.gate, &layer.up}, ops_, pool_));
+  ASSIGN_OR_RETURN(const PackedMatrices weights, PackedMatrices::Make({&layer.gate, &layer.up}, ops_, pool_));
   const size_t width = layer.gate.rows;
   inner_.resize(tokens_ * width);
   for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
@@ -190,7 +164,7 @@ Status LayerRunner::Gate(const FloatLayer& layer, const std::vector<float>& hidd
 }
 
 Status LayerRunner::AddProducts(const FloatMatrix& matrix, std::vector<float>& hidden) const {
-  ASSIGN_OR_RETURN(const Packed weights, Packed::Make({&matrix}, ops_, pool_));
+  ASSIGN_OR_RETURN(const PackedMatrices weights, PackedMatrices::Make({&matrix}, ops_, pool_));
   for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
     const size_t count = std::min(kPieceTokens, tokens_ - begin);
     const GemmPart parts[] = {{weights[0], hidden.data() + begin * matrix.rows, /*add_to_out=*/true}};

@@ -51,8 +51,6 @@ class LayerRunner {
   Status Run(const FloatLayer& layer, std::vector<float>& hidden, LayerObserver* observer);
 
  private:
-  class Packed;
-
   LayerRunner(const ModelConfig& config, const std::vector<std::vector<TokenId>>& sequences,
               const OpTable& ops, ThreadPool& pool);
   // The rows of [begin, begin + count) of `hidden`, normalized.

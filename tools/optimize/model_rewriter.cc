@@ -34,17 +34,6 @@ constexpr TensorKind kLayerTensors[] = {TensorKind::kAttentionNorm,
                                         TensorKind::kUp,
                                         TensorKind::kDown};
 
-size_t PlaceOf(TensorKind linear) {
-  return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
-}
-
-// What ModelWriter takes of a matrix whose rows are whole blocks.
-uint64_t BytesOf(DType dtype, const Shape& shape) {
-  const DTypeInfo& info = Info(dtype);
-  const uint64_t bytes = shape[0] * (shape[1] / info.block_elements * info.block_bytes);
-  return dtype == DType::kInt8 ? bytes + shape[0] * sizeof(float) : bytes;
-}
-
 void Append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
   const size_t before = to.size();
   to.resize(before + bytes.size());
@@ -52,6 +41,12 @@ void Append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
 }
 
 }  // namespace
+
+uint64_t MatrixBytes(DType dtype, const Shape& shape) {
+  const DTypeInfo& info = Info(dtype);
+  const uint64_t bytes = shape[0] * (shape[1] / info.block_elements * info.block_bytes);
+  return dtype == DType::kInt8 ? bytes + shape[0] * sizeof(float) : bytes;
+}
 
 Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uint32_t layer) {
   if (IsFinite(written.values)) return Status();
@@ -136,17 +131,18 @@ StatusOr<FloatLayer> ModelRewriter::LoadSource(uint32_t layer) {
   return LoadLayer(files_.config, *files_.weights, layer, config_.rope_pairing, pool_);
 }
 
-StatusOr<std::vector<float>> ModelRewriter::Embed() const {
+StatusOr<std::vector<float>> ModelRewriter::Embed(const std::vector<std::vector<TokenId>>& sequences) const {
   std::vector<float> hidden;
-  if (!is_calibrated()) return hidden;
   ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
   const WeightMatrix from = MatrixOf(tensor);
   WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = config_.hidden_size};
   std::vector<float> values;
   std::vector<std::byte> bytes(row.RowBytes());
   row.data = bytes.data();
-  hidden.reserve(set_.tokens * row.columns);
-  for (const auto& sequence : set_.sequences) {
+  size_t tokens = 0;
+  for (const auto& sequence : sequences) tokens += sequence.size();
+  hidden.reserve(tokens * row.columns);
+  for (const auto& sequence : sequences) {
     for (const TokenId token : sequence) {
       values.resize(from.columns);
       DecodeRow(from, static_cast<size_t>(token), values.data());
@@ -162,7 +158,7 @@ StatusOr<std::vector<float>> ModelRewriter::Embed() const {
 }
 
 Status ModelRewriter::RewriteLayers(const Journal& journal) {
-  ASSIGN_OR_RETURN(std::vector<float> hidden, Embed());
+  ASSIGN_OR_RETURN(std::vector<float> hidden, Embed(set_.sequences));
   for (uint32_t layer = 0; layer < config_.layers; ++layer) {
     LayerReport report = {.layer = layer, .layers = config_.layers};
     if (const auto part = journal.Find(PartName(layer)); part.ok()) {
@@ -202,7 +198,7 @@ std::vector<std::byte> ModelRewriter::MakePart(const RewrittenLayer& layer, uint
       continue;
     }
     const std::vector<std::byte>& bytes = layer.linears[PlaceOf(kind)];
-    CHECK(bytes.size() == BytesOf(DTypeOf(kind, index), TensorShape(config_, kind, index)), bytes.size(),
+    CHECK(bytes.size() == MatrixBytes(DTypeOf(kind, index), TensorShape(config_, kind, index)), bytes.size(),
           " bytes for ", TensorName(config_.names, kind, index));
     Append(part, bytes);
   }
@@ -218,12 +214,14 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
   ASSIGN_OR_RETURN(const Json errors, ParseJson(AsText(text)));
   if (!errors.is_array() || errors.size() != std::size(kLinears))
     return Malformed("truncated", "a part of the journal has no errors of its linears");
+  const bool is_fp8 = config_.quantization && config_.quantization->is_float;  // until it is opened
   for (size_t i = 0; i < std::size(kLinears); ++i) {
     const TensorKind linear = kLinears[i];
-    report.linears.push_back({.name = TensorName(config_.names, linear, report.layer),
-                              .dtype = FormatName(DTypeOf(linear, report.layer), config_),
-                              .shape = TensorShape(config_, linear, report.layer),
-                              .relative_error = errors[i].is_number() ? errors[i].get<double>() : 0});
+    report.linears.push_back(
+        {.name = TensorName(config_.names, linear, report.layer),
+         .dtype = is_fp8 ? "FP8_E4M3" : FormatName(DTypeOf(linear, report.layer), config_),
+         .shape = TensorShape(config_, linear, report.layer),
+         .relative_error = errors[i].is_number() ? errors[i].get<double>() : 0});
   }
   return in.Read(in.remaining());
 }
@@ -241,7 +239,7 @@ StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, u
       continue;
     }
     WeightMatrix from = {.dtype = DTypeOf(kind, layer), .rows = shape[0], .columns = shape[1]};
-    ASSIGN_OR_RETURN(const auto bytes, in.Read(BytesOf(from.dtype, shape)));
+    ASSIGN_OR_RETURN(const auto bytes, in.Read(MatrixBytes(from.dtype, shape)));
     from.data = bytes.data();
     std::vector<float> scales(from.dtype == DType::kInt8 ? from.rows : 0);
     if (!scales.empty()) {
@@ -350,8 +348,8 @@ Status ModelRewriter::WriteLayer(const Journal& journal, uint32_t layer, ModelWr
   ByteReader in(tensors);
   for (const TensorKind kind : kLayerTensors) {
     const Shape shape = TensorShape(config_, kind, layer);
-    ASSIGN_OR_RETURN(const auto bytes,
-                     in.Read(IsNorm(kind) ? shape[0] * sizeof(float) : BytesOf(DTypeOf(kind, layer), shape)));
+    ASSIGN_OR_RETURN(const auto bytes, in.Read(IsNorm(kind) ? shape[0] * sizeof(float)
+                                                            : MatrixBytes(DTypeOf(kind, layer), shape)));
     RETURN_IF_ERROR(writer.Append(bytes));
   }
   return Status();

@@ -67,6 +67,9 @@ struct RewrittenLayer {
   std::vector<double> errors;
 };
 
+// What ModelWriter takes, and kernels read, of a matrix whose rows are whole blocks.
+uint64_t MatrixBytes(DType dtype, const Shape& shape);
+
 // DATA_LOSS, reason nonfinite, where a value of a linear became infinite or not a number in `dtype`.
 Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uint32_t layer);
 
@@ -101,9 +104,9 @@ class ModelRewriter {
   bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
   StatusOr<TensorView> Source(TensorKind kind) const;  // of those that no layer has
   StatusOr<FloatLayer> LoadSource(uint32_t layer);     // of the model that is read
-  // What goes into the first layer: rows of the embedding as the output will have it. Empty without
-  // calibration.
-  StatusOr<std::vector<float>> Embed() const;
+  // What goes into the first layer, [tokens, hidden]: rows of the embedding as the output will have it.
+  StatusOr<std::vector<float>> Embed(const std::vector<std::vector<TokenId>>& sequences) const;
+  StatusOr<std::vector<float>> FinalNorm() const;
   // The output but for its data; an error for what cannot be written.
   StatusOr<ModelToWrite> Plan() const;
 
@@ -128,7 +131,6 @@ class ModelRewriter {
   StatusOr<FloatLayer> Decode(std::span<const std::byte> tensors, uint32_t layer);
   Status Write(const ModelToWrite& plan, const Journal& journal);
   Status WriteLayer(const Journal& journal, uint32_t layer, ModelWriter& writer) const;
-  StatusOr<std::vector<float>> FinalNorm() const;
   Status ConvertMatrix(TensorKind kind, const std::function<Status(std::span<const std::byte>)>& use) const;
   void Measure(uint64_t bytes_after);
   Status WriteReport(const Journal& journal);

@@ -361,7 +361,7 @@ class Pruning final : public ModelRewriter {
       config_ = ConfigAfter(config_, plan_);
       return Status();
     }
-    ASSIGN_OR_RETURN(original_, Embed());
+    ASSIGN_OR_RETURN(original_, Embed(set_.sequences));
     original_runner_ = std::move(runner_);
     ModelConfig narrower = config_;  // but for its heads: a layer runs with all before some go
     config_ = ConfigAfter(config_, plan_);
@@ -373,7 +373,7 @@ class Pruning final : public ModelRewriter {
   // The whole model over the calibration text, as it is.
   StatusOr<ModelImportance> MeasureImportance() {
     ModelImportance out;
-    ASSIGN_OR_RETURN(std::vector<float> hidden, Embed());
+    ASSIGN_OR_RETURN(std::vector<float> hidden, Embed(set_.sequences));
     for (uint32_t layer = 0; layer < files_.config.layers; ++layer) {
       if (is_cancelled()) return Cancelled("interrupted");
       ASSIGN_OR_RETURN(const FloatLayer values, LoadSource(layer));

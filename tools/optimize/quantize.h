@@ -1,18 +1,24 @@
-// Quantizes a model, layer by layer from its mapped file: a .gguf file in block formats, or a folder of INT4
-// or INT8 matrices (worker/formats/compressed_tensors.h). The matrices of the layers are quantized; the
+// Quantizes a model, layer by layer from its mapped file: a .gguf file in block formats, or a folder of INT4,
+// INT8 or FP8 matrices (worker/formats/compressed_tensors.h). The matrices of the layers are quantized; the
 // embedding and the output matrix stay as they are in a folder, and become Q8_0 in GGUF; norms are F32.
+//
+// With a budget the formats are mixed: the target is then the smallest one, and those matrices get a larger
+// one, or stay as they are, that lose the model most for their bytes (sensitivity.h, format_choice.h). The
+// linears of one input of a layer have the same format.
 //
 // With calibration text a layer's inputs come from the quantized layers before it, and a linear's from the
 // quantized linears before it. The bytes of the output follow from the request and the files it names, on one
 // kind of processor; neither threads nor interruptions change them.
 //
-// Memory: two layers in f32, Hessians of one input (8 bytes * inputs^2, three times while it is inverted),
-// and of all calibration tokens what layer_runner.h says; with scales (AWQ, SmoothQuant) what goes into the
-// layer once more, 4 bytes * tokens * hidden. At the end, without those, the output is opened: one of INT4
-// takes about its size.
+// Memory: two layers in f32, three while sensitivities are measured, Hessians of one input (8 bytes *
+// inputs^2, three times while it is inverted), and of all calibration tokens what layer_runner.h says; with
+// scales (AWQ, SmoothQuant) what goes into the layer once more, 4 bytes * tokens * hidden. At the end,
+// without those, the output is opened: one of INT4 takes about its size, one of FP8 twice that.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 
 #include "base/status.h"
@@ -26,8 +32,9 @@ struct QuantizeTarget {
   std::string_view name;
   DType dtype = DType::kQ8_0;  // of matrices whose rows are whole blocks (WithWholeBlocks)
   uint32_t group = 0;          // of INT4: columns that share a scale and a zero point
+  bool is_fp8 = false;         // E4M3 with a scale for each row, which `dtype` holds (RoundToFp8)
 
-  bool is_gguf() const { return Info(dtype).gguf_type >= 0; }
+  bool is_gguf() const { return !is_fp8 && Info(dtype).gguf_type >= 0; }
 };
 inline constexpr QuantizeTarget kQuantizeTargets[] = {{"int4-g32", DType::kInt4G32, 32},
                                                       {"int4-g64", DType::kInt4G32, 64},
@@ -36,7 +43,8 @@ inline constexpr QuantizeTarget kQuantizeTargets[] = {{"int4-g32", DType::kInt4G
                                                       {"q8_0", DType::kQ8_0, 0},
                                                       {"q4_0", DType::kQ4_0, 0},
                                                       {"q4_k", DType::kQ4_K, 0},
-                                                      {"q6_k", DType::kQ6_K, 0}};
+                                                      {"q6_k", DType::kQ6_K, 0},
+                                                      {"fp8", DType::kBF16, 0, true}};
 
 inline constexpr QuantizeMethod kQuantizeMethods[] = {
     {"rtn", QuantizeMethod::Scales::kNone, false, false},
@@ -45,10 +53,27 @@ inline constexpr QuantizeMethod kQuantizeMethods[] = {
     {"awq-gptq", QuantizeMethod::Scales::kAwq, true, true},
     {"smoothquant", QuantizeMethod::Scales::kSmooth, false, false}};
 
+// What the output may cost; one of the first two.
+struct QuantizeBudget {
+  uint64_t bytes = 0;  // of all weights in the output's file, at most; 0: no limit
+  // By how much more tokens a second are to be decoded than with the model that is read (0.2: 20%), in so far
+  // as time goes as the bytes of the matrices that each token reads; 0: no limit.
+  double faster = 0;
+  size_t tokens = 2048;  // of the calibration text, at most, by which sensitivities are measured
+
+  bool is_set() const { return bytes > 0 || faster != 0; }
+};
+
 struct QuantizeRequest : RewriteRequest {
-  QuantizeTarget target = kQuantizeTargets[0];
+  QuantizeTarget target = kQuantizeTargets[0];  // with a budget, the smallest format
   QuantizeMethod method = kQuantizeMethods[0];
   bool act_order = false;  // GPTQ takes inputs in falling order of their size
+  QuantizeBudget budget = {};
+  // Called after the sensitivity of each layer was measured, not for those of an earlier run; an error of it
+  // ends the work and is returned, what is finished is kept.
+  std::function<Status(uint32_t layer, uint32_t layers)> on_measured = [](uint32_t, uint32_t) {
+    return Status();
+  };
 };
 
 using QuantizeReport = RewriteReport;
@@ -56,8 +81,9 @@ using QuantizeReport = RewriteReport;
 // Writes request.out and, beside it, request.out + ".quantize.json": method, settings, digests of the model,
 // of the calibration file and of the output, version, and the error of each linear. A run that was ended goes
 // on where it was when it is repeated with the same request (journal.h). INVALID_ARGUMENT for what makes no
-// sense (a path that is taken, the report's too, rows that are not whole groups, a method without its
-// calibration, settings that the method does not have), DATA_LOSS for files that are malformed, and, reason
+// sense (a path that is taken, the report's too, rows that are not whole groups, a method or a budget without
+// its calibration, a budget that the target's format does not reach, settings that the method does not have),
+// DATA_LOSS for files that are malformed, and, reason
 // nonfinite, for weights or activations that are infinite, not a number or past what the target can hold,
 // RESOURCE_EXHAUSTED for a full disk.
 StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request);

@@ -10,13 +10,6 @@
 #include "tools/optimize/weight_pruning.h"
 
 namespace terrace {
-namespace {
-
-size_t PlaceOf(TensorKind linear) {
-  return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
-}
-
-}  // namespace
 
 // Scales for each input of a layer, which is not changed while it runs.
 class LayerQuantizer::ScaleChooser final : public HessianObserver {
@@ -25,25 +18,28 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
       : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), layer_values_(layer) {}
 
   void Fold(FloatLayer& layer) const {
-    for (const LinearInput input : kLinearInputs)
-      FoldScales(quantizer_.config_, input, scales_[static_cast<size_t>(input)], layer);
+    for (const LinearInput input : kLinearInputs) {
+      const std::vector<float>& scales = scales_[static_cast<size_t>(input)];
+      if (!scales.empty()) FoldScales(quantizer_.config_, input, scales, layer);
+    }
   }
 
  private:
   Status Use(LinearInput input, const Hessian& hessian) override {
     if (quantizer_.options_.is_cancelled && quantizer_.options_.is_cancelled())
       return Cancelled("interrupted");
-    const RowFormat& format = quantizer_.formats_[PlaceOf(LinearsOf(input)[0])];
+    const auto& blocks = quantizer_.formats_[PlaceOf(LinearsOf(input)[0])].blocks;
+    if (!blocks) return Status();  // floats gain nothing by scales
     scales_[static_cast<size_t>(input)] =
         quantizer_.options_.method.scales == QuantizeMethod::Scales::kAwq
-            ? AwqScales(quantizer_.config_, layer_values_, input, hessian, format, pool_)
+            ? AwqScales(quantizer_.config_, layer_values_, input, hessian, *blocks, pool_)
             : SmoothScales(quantizer_.config_, layer_values_, input, hessian);
     return Status();
   }
 
   const LayerQuantizer& quantizer_;
   const FloatLayer& layer_values_;
-  std::array<std::vector<float>, std::size(kLinearInputs)> scales_;
+  std::array<std::vector<float>, std::size(kLinearInputs)> scales_;  // empty: none
 };
 
 // Rounds the linears of an input as soon as all of it was seen. The layer then has what they became.
@@ -63,7 +59,7 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     const Options& options = quantizer_.options_;
     std::optional<InverseHessian> inverse;
     std::vector<float> importance;
-    if (options.method.passes_errors_on) {
+    if (options.method.passes_errors_on && HasBlocks(input)) {
       auto inverted = InvertHessian(hessian, options.damping, options.act_order);
       if (!inverted.ok())
         return Annotate(inverted.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
@@ -77,26 +73,35 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     return Status();
   }
 
+  bool HasBlocks(LinearInput input) const {
+    return std::ranges::any_of(LinearsOf(input), [&](TensorKind linear) {
+      return quantizer_.formats_[PlaceOf(linear)].blocks.has_value();
+    });
+  }
+
   // The linears come in the order of kLinears.
   Status Round(TensorKind linear, const Hessian* hessian, const InverseHessian* inverse,
                std::span<const float> importance) {
     const Options& options = quantizer_.options_;
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
     FloatMatrix& matrix = values_.matrix(linear);
-    const RowFormat& format = quantizer_.formats_[PlaceOf(linear)];
+    const LinearFormat& format = quantizer_.formats_[PlaceOf(linear)];
     // Kernels skip the zeros of INT8 that is 2:4. Rounding alone keeps them, as scales do.
-    const bool keeps_zeros = format.dtype() == DType::kInt8 && HasPattern(matrix, {.kept = 2, .of = 4});
-    const QuantizedMatrix quantized =
-        inverse != nullptr
-            ? Gptq(matrix, format, *inverse,
-                   {.searches_levels = options.method.searches_levels, .keeps_zeros = keeps_zeros}, pool_)
-            : RoundToNearest(matrix, format, importance, pool_);
-    FloatMatrix rounded = quantized.ToFloat(pool_);
-    RETURN_IF_ERROR(CheckHeld(rounded, format.dtype(), linear, layer_));  // a scale may pass F16
-    result_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, rounded, *hessian, pool_)
-                                                : RelativeWeightError(matrix, rounded));
-    result_.linears.push_back(quantized.Bytes());
-    matrix = std::move(rounded);
+    const bool keeps_zeros = format.dtype == DType::kInt8 && HasPattern(matrix, {.kept = 2, .of = 4});
+    WrittenMatrix written;
+    if (format.blocks && inverse != nullptr) {
+      const QuantizedMatrix rounded =
+          Gptq(matrix, *format.blocks, *inverse,
+               {.searches_levels = options.method.searches_levels, .keeps_zeros = keeps_zeros}, pool_);
+      written = {rounded.Bytes(), rounded.ToFloat(pool_)};
+    } else {
+      written = WriteNearest(matrix, format, importance, pool_);
+    }
+    RETURN_IF_ERROR(CheckHeld(written.values, format.dtype, linear, layer_));  // a scale may pass F16
+    result_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, written.values, *hessian, pool_)
+                                                : RelativeWeightError(matrix, written.values));
+    result_.linears.push_back(std::move(written.bytes));
+    matrix = std::move(written.values);
     return Status();
   }
 

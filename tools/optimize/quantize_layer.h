@@ -40,7 +40,7 @@ class LayerQuantizer {
   };
   // `formats` are of the linears, in the order of kLinears; they, `config`, `runner` and `pool` outlive the
   // object. A null `runner`, for methods that need no calibration: weights alone.
-  LayerQuantizer(const ModelConfig& config, std::span<const RowFormat> formats, Options options,
+  LayerQuantizer(const ModelConfig& config, std::span<const LinearFormat> formats, Options options,
                  LayerRunner* runner, ThreadPool& pool)
       : config_(config), formats_(formats), options_(std::move(options)), runner_(runner), pool_(pool) {}
 
@@ -54,7 +54,7 @@ class LayerQuantizer {
   class Rounder;
 
   const ModelConfig& config_;
-  const std::span<const RowFormat> formats_;
+  const std::span<const LinearFormat> formats_;
   const Options options_;
   LayerRunner* const runner_;
   ThreadPool& pool_;

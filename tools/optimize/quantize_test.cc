@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -13,7 +14,7 @@
 #include "tools/optimize/prune.h"
 #include "tools/optimize/synthesize.h"
 #include "tools/optimize/synthetic_text.h"
-#include "tools/optimize/testing_rewrite.h"
+#include "tools/optimize/testing_quantize.h"
 #include "worker/formats/testing_limits.h"
 #include "worker/model/model_testing.h"
 
@@ -22,55 +23,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-template <typename Entry, size_t kCount>
-Entry Named(const Entry (&entries)[kCount], std::string_view name) {
-  for (const Entry& entry : entries) {
-    if (entry.name == name) return entry;
-  }
-  CHECK(false, "no ", name);
-  return entries[0];
-}
-
-class QuantizeTest : public testing::Test {
- protected:
-  QuantizeTest() {
-    fs::remove_all(folder_);
-    fs::create_directory(folder_);
-  }
-  QuantizeRequest Request(std::string_view target, std::string_view method, const std::string& out) const {
-    QuantizeRequest request;
-    request.model = DemoFolder(kNano);
-    request.out = folder_ / out;
-    request.target = Named(kQuantizeTargets, target);
-    request.method = Named(kQuantizeMethods, method);
-    request.calibration = {.path = kRows, .samples = 10, .seed = 1};
-    request.threads = 2;
-    return request;
-  }
-  std::vector<std::string> Entries() const { return EntriesOf(folder_); }
-  const fs::path folder_ = fs::path(testing::TempDir()) / "quantize";
-};
-
-QuantizeReport Quantized(const QuantizeRequest& request) {
-  const auto report = Quantize(request);
-  CHECK(report.ok(), Message(report.status()));
-  return *report;
-}
-
-std::map<std::string, std::string> BytesOf(const std::string& out) {
-  return terrace::BytesOf(out, "quantize");
-}
-
-// From the demo model, in nats a token.
-double Divergence(const std::string& path) { return terrace::Divergence(path, GoldenTexts(8)); }
-
 TEST_F(QuantizeTest, WhatIsWrittenLoadsAndAnswersNearly) {
   const struct {
     const char *target, *method;
     double bound;  // nats a token: several times what 4 and 8 bits lose of such a small model
   } cases[] = {{"int4-g32", "gptq", 0.5},     {"int4-g64", "awq", 0.5}, {"int8", "rtn", 0.02},
                {"int8", "smoothquant", 0.02}, {"q8_0", "gptq", 0.02},   {"q4_0", "awq-gptq", 0.5},
-               {"q4_k", "gptq", 0.5},         {"q6_k", "awq", 0.02}};
+               {"q4_k", "gptq", 0.5},         {"q6_k", "awq", 0.02},    {"fp8", "rtn", 0.1}};
   for (const auto& c : cases) {
     SCOPED_TRACE(testing::Message() << c.target << " " << c.method);
     const QuantizeRequest request = Request(c.target, c.method, Concat(c.target, "-", c.method));
@@ -133,6 +92,21 @@ TEST_F(QuantizeTest, ImportanceLosesLessThanPlainLevels) {
                   weighed = Request("q4_0", "rtn", "weighed.gguf");
   weighed.method.searches_levels = true;
   EXPECT_LT(MeanError(Quantized(weighed)), MeanError(Quantized(plain)));
+}
+
+TEST_F(QuantizeTest, Fp8StaysWhatItIsWhenItIsQuantizedAgain) {
+  QuantizeRequest first = Request("fp8", "rtn", "first"), second = Request("fp8", "rtn", "second");
+  second.model = first.out;
+  const QuantizeReport before = Quantized(first), after = Quantized(second);
+  EXPECT_EQ(before.layers[0].linears[0].dtype, "FP8_E4M3");
+  EXPECT_EQ(before.bytes_after, after.bytes_after);
+  EXPECT_EQ(MeanError(after), 0);
+  const ModelFiles one = OpenTestModel(first.out), two = OpenTestModel(second.out);
+  for (const TensorRequirement& tensor : RequiredTensors(one.config)) {
+    const TensorView a = one.weights->Find(tensor.name).value(), b = two.weights->Find(tensor.name).value();
+    ASSERT_EQ(a.bytes, b.bytes);
+    EXPECT_EQ(std::memcmp(a.data, b.data, a.bytes), 0) << tensor.name;
+  }
 }
 
 TEST_F(QuantizeTest, BothFormatsOfAModelBecomeTheSameWeights) {
@@ -272,6 +246,30 @@ TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
        [](QuantizeRequest& r, const fs::path&) {
          r.method = Named(kQuantizeMethods, "rtn");
          r.act_order = true;
+       }},
+      {"a budget without calibration", StatusCode::kInvalidArgument, "--fit needs calibration text",
+       [](QuantizeRequest& r, const fs::path&) {
+         r.method = Named(kQuantizeMethods, "rtn");
+         r.calibration.path.clear();
+         r.budget.bytes = 1u << 30;
+       }},
+      {"two budgets", StatusCode::kInvalidArgument, "give one",
+       [](QuantizeRequest& r, const fs::path&) { r.budget = {.bytes = 1u << 30, .faster = 0.1}; }},
+      {"a budget that is no number", StatusCode::kInvalidArgument, "--faster",
+       [](QuantizeRequest& r, const fs::path&) { r.budget.faster = NAN; }},
+      {"tokens for no budget", StatusCode::kInvalidArgument, "--sensitivity-tokens",
+       [](QuantizeRequest& r, const fs::path&) { r.budget.tokens = 5; }},
+      {"a size that is not reached", StatusCode::kInvalidArgument, "the smallest that --to int4-g32 makes",
+       [](QuantizeRequest& r, const fs::path&) { r.budget.bytes = 1000; }},
+      {"a speed that is not reached", StatusCode::kInvalidArgument, "% faster",
+       [](QuantizeRequest& r, const fs::path&) { r.budget.faster = 9; }},
+      {"fp8 by gptq", StatusCode::kInvalidArgument, "--method rtn",
+       [](QuantizeRequest& r, const fs::path&) { r.target = Named(kQuantizeTargets, "fp8"); }},
+      {"a budget with fp8", StatusCode::kInvalidArgument, "no mixture",
+       [](QuantizeRequest& r, const fs::path&) {
+         r.target = Named(kQuantizeTargets, "fp8");
+         r.method = Named(kQuantizeMethods, "rtn");
+         r.budget.bytes = 1u << 30;
        }},
       {"an absent model", StatusCode::kNotFound, "absent",
        [](QuantizeRequest& r, const fs::path&) { r.model = "absent"; }},

@@ -1,6 +1,9 @@
 #include "tools/optimize/quantized_matrix.h"
 
+#include <utility>
+
 #include "tools/optimize/level_search.h"
+#include "worker/formats/weight_encoding.h"
 
 namespace terrace {
 
@@ -96,6 +99,35 @@ QuantizedMatrix RoundToNearest(const FloatMatrix& matrix, const RowFormat& forma
       }
     }
   });
+  return out;
+}
+
+StatusOr<LinearFormat> LinearFormat::Create(DType dtype, uint32_t group, size_t columns) {
+  if (!IsQuantized(dtype)) return LinearFormat{.dtype = dtype};
+  ASSIGN_OR_RETURN(RowFormat blocks, RowFormat::Create(dtype, group, columns));
+  return LinearFormat{.dtype = dtype, .blocks = std::move(blocks)};
+}
+
+WrittenMatrix WriteNearest(const FloatMatrix& matrix, const LinearFormat& format,
+                           std::span<const float> importance, ThreadPool& pool) {
+  if (format.blocks) {
+    const QuantizedMatrix rounded = RoundToNearest(matrix, *format.blocks, importance, pool);
+    return {rounded.Bytes(), rounded.ToFloat(pool)};
+  }
+  WrittenMatrix out;
+  out.bytes.resize(matrix.values.size() * Info(format.dtype).block_bytes);
+  if (format.is_fp8) {
+    const size_t row_bytes = out.bytes.size() / matrix.rows;
+    pool.ParallelFor(matrix.rows, /*grain=*/4, [&](size_t begin, size_t end) {
+      for (size_t row = begin; row < end; ++row)
+        RoundToFp8(matrix.Row(row), std::span(out.bytes).subspan(row * row_bytes, row_bytes));
+    });
+  } else {
+    EncodeWeights(format.dtype, matrix.values, out.bytes);
+  }
+  out.values = ToFloats(
+      {.dtype = format.dtype, .data = out.bytes.data(), .rows = matrix.rows, .columns = matrix.columns},
+      pool);
   return out;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -78,5 +79,24 @@ class QuantizedMatrix {
 // Every weight becomes the nearest level; `importance`, of each column or empty, is as of Choose.
 QuantizedMatrix RoundToNearest(const FloatMatrix& matrix, const RowFormat& format,
                                std::span<const float> importance, ThreadPool& pool);
+
+// What a matrix is written as.
+struct LinearFormat {
+  DType dtype = DType::kF16;
+  std::optional<RowFormat> blocks = {};  // of `dtype`; without: it is of floats
+  bool is_fp8 = false;                   // BF16 that FP8 E4M3 with a scale for each row holds (RoundToFp8)
+
+  // As RowFormat's, for any dtype.
+  static StatusOr<LinearFormat> Create(DType dtype, uint32_t group, size_t columns);
+};
+
+struct WrittenMatrix {
+  std::vector<std::byte> bytes = {};  // as ModelWriter takes them
+  FloatMatrix values = {};            // that they stand for
+};
+
+// RoundToNearest, and of floats each the nearest one; `importance` is of blocks.
+WrittenMatrix WriteNearest(const FloatMatrix& matrix, const LinearFormat& format,
+                           std::span<const float> importance, ThreadPool& pool);
 
 }  // namespace terrace

@@ -4,30 +4,15 @@
 #include <cmath>
 #include <numeric>
 
+#include "tools/quality/logits.h"
+
 namespace terrace {
-namespace {
-
-struct Normalized {
-  size_t likeliest = 0;  // the first of equals
-  double log_sum = 0;    // ln of the sum of exp(logit)
-};
-
-StatusOr<Normalized> Normalize(std::span<const float> logits, const char* whose) {
-  if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); }))
-    return WithReason(Internal("a logit of the ", whose, " is not finite"), "numeric_error");
-  const auto top = std::ranges::max_element(logits);
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(double{logit} - *top);
-  return Normalized{static_cast<size_t>(top - logits.begin()), *top + std::log(sum)};
-}
-
-}  // namespace
 
 Status DivergenceMeter::Add(std::span<const float> candidate, std::span<const float> baseline, int32_t next) {
   CHECK(candidate.size() == baseline.size() && next >= 0 && static_cast<size_t>(next) < candidate.size(),
         candidate.size(), " and ", baseline.size(), " logits, token ", next);
-  ASSIGN_OR_RETURN(const Normalized of_candidate, Normalize(candidate, "candidate"));
-  ASSIGN_OR_RETURN(const Normalized of_baseline, Normalize(baseline, "baseline"));
+  ASSIGN_OR_RETURN(const NormalizedLogits of_candidate, Normalize(candidate, "candidate"));
+  ASSIGN_OR_RETURN(const NormalizedLogits of_baseline, Normalize(baseline, "baseline"));
   double divergence = 0;
   for (size_t i = 0; i < baseline.size(); ++i) {
     const double log_p = baseline[i] - of_baseline.log_sum, log_q = candidate[i] - of_candidate.log_sum;

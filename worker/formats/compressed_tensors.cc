@@ -1,6 +1,7 @@
 #include "worker/formats/compressed_tensors.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "base/machine.h"
 #include "base/parallel_for.h"
+#include "kernels/quant/e4m3_row.h"
 #include "kernels/scalar_convert.h"
 #include "worker/formats/byte_reader.h"
 
@@ -70,6 +72,83 @@ StatusOr<WeightQuantization> ParseInt8(const Json& scheme) {
   return WeightQuantization{.bits = 8, .group = 0, .has_zero_points = false};
 }
 
+StatusOr<WeightQuantization> ParseFp8(const Json& scheme) {
+  const Json &weights = At(scheme, "weights"), &inputs = At(scheme, "input_activations");
+  RETURN_IF_ERROR(Expect(weights, "weights.", "type", "float"));
+  RETURN_IF_ERROR(Expect(weights, "weights.", "num_bits", 8));
+  RETURN_IF_ERROR(Expect(weights, "weights.", "symmetric", true));
+  if (At(weights, "strategy") != "tensor")
+    RETURN_IF_ERROR(Expect(weights, "weights.", "strategy", "channel"));  // or that
+  if (!inputs.is_null()) {
+    RETURN_IF_ERROR(Expect(inputs, "input_activations.", "type", "float"));
+    RETURN_IF_ERROR(Expect(inputs, "input_activations.", "dynamic", true));
+  }
+  return WeightQuantization{.bits = 8, .group = 0, .has_zero_points = false, .is_float = true};
+}
+
+StatusOr<WeightQuantization> ParseScheme(const Json& scheme, const Json& format) {
+  RETURN_IF_ERROR(Expect(scheme, "", "output_activations", nullptr));
+  if (format == "float-quantized") return ParseFp8(scheme);
+  RETURN_IF_ERROR(Expect(At(scheme, "weights"), "weights.", "type", "int"));
+  if (format == "pack-quantized") return ParsePacked(scheme);
+  if (format == "int-quantized") return ParseInt8(scheme);
+  return InvalidArgument("format: ", ToJsonText(format).substr(0, 100),
+                         " is not supported; supported are \"pack-quantized\", \"int-quantized\" and "
+                         "\"float-quantized\"");
+}
+
+StatusOr<std::vector<std::string>> ParseTargets(const Json& targets) {
+  const auto is_string = [](const Json& name) { return name.is_string(); };
+  if (!targets.is_array() || targets.empty() || !std::all_of(targets.begin(), targets.end(), is_string))
+    return InvalidArgument("targets is not a list of names");
+  return targets.get<std::vector<std::string>>();
+}
+
+// A group of each format, or of one of them.
+StatusOr<WeightQuantization> ParseMixed(const Json& groups) {
+  std::optional<WeightQuantization> int4, int8;
+  for (const auto& [name, scheme] : groups.items()) {
+    const std::string path = Concat("config_groups.", name.substr(0, 100));
+    auto parsed = ParseScheme(scheme, At(scheme, "format"));
+    if (!parsed.ok()) return Annotate(parsed.status(), path);
+    auto targets = ParseTargets(At(scheme, "targets"));
+    if (!targets.ok()) return Annotate(targets.status(), path);
+    if (parsed->is_float) return InvalidArgument(path, ": FP8 beside other formats is not supported");
+    const bool is_int4 = parsed->bits == 4;
+    std::optional<WeightQuantization>& of_bits = is_int4 ? int4 : int8;
+    if (of_bits)
+      return InvalidArgument(path, ": is the second group of ", parsed->bits,
+                             " bits; one of 4 bits and one of 8 are supported");
+    (is_int4 ? parsed->int4_modules : parsed->int8_modules) = *std::move(targets);
+    of_bits = *std::move(parsed);
+  }
+  if (int4 && int8) {
+    int4->has_int8_too = true;
+    int4->int8_modules = std::move(int8->int8_modules);
+  }
+  WeightQuantization mixed = int4 ? *std::move(int4) : *std::move(int8);
+  if (!mixed.has_int8_too) mixed.int4_modules = mixed.int8_modules = {};
+  return mixed;
+}
+
+// Of the matrices of 8 bits, or of those of 4.
+Json SchemeJson(const WeightQuantization& quantization, bool is_8_bits) {
+  const char* const type = quantization.is_float ? "float" : "int";
+  const Json weights = {{"num_bits", is_8_bits ? 8 : 4},
+                        {"type", type},
+                        {"symmetric", is_8_bits || !quantization.has_zero_points},
+                        {"strategy", is_8_bits ? "channel" : "group"},
+                        {"group_size", is_8_bits ? Json() : Json(quantization.group)},
+                        {"dynamic", false},
+                        {"actorder", nullptr}};
+  const Json inputs = {
+      {"num_bits", 8}, {"type", type}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
+  return {{"targets", Json::array({"Linear"})},
+          {"weights", weights},
+          {"input_activations", is_8_bits ? inputs : Json()},
+          {"output_activations", nullptr}};
+}
+
 // A matrix on its way from a file: `base` is what its tensors' names begin with.
 class Matrix {
  public:
@@ -121,7 +200,51 @@ class Matrix {
     return Status();
   }
 
+  // As BF16.
+  Status AppendFp8(ThreadPool& pool, KernelTensors& out) const {
+    if (codes_.shape.rank != 2) return Error(codes_, "bad_shape", codes_.shape.ToString(), " is no matrix");
+    if (Has(kZeroPoint)) return Error(codes_, "bad_dtype", "has zero points, and FP8 is symmetric");
+    const uint64_t rows = codes_.shape[0], columns = codes_.shape[1];
+    const auto scale = tensors_.find(Name(kScale));
+    const bool is_one = scale != tensors_.end() && scale->second->shape == Shape{1};  // for all rows
+    ASSIGN_OR_RETURN(const SafetensorsTensor* scales, Find(kScale, is_one ? Shape{1} : Shape{rows, 1}));
+    const uint64_t bytes = rows * columns * sizeof(uint16_t);
+    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
+    std::byte* const to = out.memory.back().get();
+    Append(DType::kBF16, codes_.shape, {to, bytes}, out);
+    std::array<float, 256> values;  // of all codes
+    for (size_t code = 0; code < values.size(); ++code)
+      values[code] = FloatFromE4M3(static_cast<uint8_t>(code));
+    return ForEachRow(rows, pool, [&](uint64_t row) -> Status {
+      ASSIGN_OR_RETURN(const float row_scale, ScaleAt(*scales, is_one ? 0 : row));
+      for (uint64_t i = row * columns; i < (row + 1) * columns; ++i) {
+        const uint16_t bits = BF16FromFloat(row_scale * values[std::to_integer<size_t>(codes_.data[i])]);
+        if ((bits & 0x7f80) == 0x7f80)
+          return Error(codes_, "nonfinite", "row ", row,
+                       " has a value that is no number, or more than BF16 holds");
+        std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
+      }
+      return Status();
+    });
+  }
+
  private:
+  // Calls make(row) for each row, on all threads; the error of the first row that has one.
+  template <typename Make>
+  static Status ForEachRow(uint64_t rows, ThreadPool& pool, Make make) {
+    std::atomic<uint64_t> first_bad = rows;
+    pool.ParallelFor(rows, 64, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t row = begin; row < end; ++row) {
+        if (make(row).ok()) continue;
+        uint64_t found = first_bad;
+        while (row < found && !first_bad.compare_exchange_weak(found, row)) {
+        }
+        return;
+      }
+    });
+    return first_bad == rows ? Status() : make(first_bad);  // once more: it says what is wrong
+  }
+
   std::string Name(std::string_view part) const { return Concat(base_, part); }
   bool Has(std::string_view part) const { return tensors_.contains(Name(part)); }
 
@@ -185,18 +308,8 @@ class Matrix {
     out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(rows * row_bytes));
     std::byte* const to = out.memory.back().get();
     Append(info.dtype, {rows, columns}, {to, rows * row_bytes}, out);
-    std::atomic<uint64_t> first_bad = rows;
-    pool.ParallelFor(rows, 64, [&](uint64_t begin, uint64_t end) {
-      for (uint64_t row = begin; row < end; ++row) {
-        if (PackRow(info, from, row, to + row * row_bytes).ok()) continue;
-        uint64_t found = first_bad;
-        while (row < found && !first_bad.compare_exchange_weak(found, row)) {
-        }
-        return;
-      }
-    });
-    if (first_bad == rows) return Status();
-    return PackRow(info, from, first_bad, to + first_bad * row_bytes);  // once more: it says what is wrong
+    return ForEachRow(rows, pool,
+                      [&](uint64_t row) { return PackRow(info, from, row, to + row * row_bytes); });
   }
 
   Status PackRow(const DTypeInfo& info, const PackedSource& source, uint64_t row, std::byte* to) const {
@@ -289,6 +402,20 @@ std::vector<std::byte> StoredInt4(const WeightQuantization& quantization, const 
   return out;
 }
 
+// Of rows of BF16.
+std::vector<std::byte> StoredFp8(const Shape& shape, std::span<const std::byte> blocks) {
+  const uint64_t rows = shape[0], columns = shape[1];
+  std::vector<std::byte> out(rows * columns + rows * sizeof(float));
+  std::vector<float> values(columns);
+  for (uint64_t row = 0; row < rows; ++row) {
+    for (uint64_t i = 0; i < columns; ++i)
+      values[i] = FloatFromBF16(LoadUnaligned<uint16_t>(blocks.data() + 2 * (row * columns + i)));
+    const float scale = QuantizeE4M3(values, reinterpret_cast<uint8_t*>(out.data() + row * columns));
+    std::memcpy(out.data() + rows * columns + row * sizeof(float), &scale, sizeof(scale));
+  }
+  return out;
+}
+
 }  // namespace
 
 StatusOr<WeightQuantization> ParseQuantizationConfig(const Json& json) {
@@ -303,43 +430,48 @@ StatusOr<WeightQuantization> ParseQuantizationConfig(const Json& json) {
   const Json& transforms = At(json, "transform_config");
   if (!transforms.empty() && !(transforms.is_object() && At(transforms, "config_groups").empty()))
     return InvalidArgument("transform_config is not supported");
-  const Json& groups = At(json, "config_groups");
-  if (!groups.is_object() || groups.size() != 1)
-    return InvalidArgument("config_groups is not one group; one for all matrices is supported");
-  const Json& scheme = *groups.begin();
-  RETURN_IF_ERROR(Expect(scheme, "", "targets", Json::array({"Linear"})));
-  RETURN_IF_ERROR(Expect(scheme, "", "output_activations", nullptr));
-  RETURN_IF_ERROR(Expect(At(scheme, "weights"), "weights.", "type", "int"));
-  const Json& format = At(json, "format");
-  if (format == "pack-quantized") return ParsePacked(scheme);
-  if (format == "int-quantized") return ParseInt8(scheme);
-  return InvalidArgument("format: ", ToJsonText(format).substr(0, 100),
-                         " is not supported; supported are \"pack-quantized\" and \"int-quantized\"");
+  const Json &groups = At(json, "config_groups"), &format = At(json, "format");
+  if (!groups.is_object() || groups.empty()) return InvalidArgument("config_groups has no group");
+  if (format == "mixed-precision") return ParseMixed(groups);
+  if (groups.size() != 1)
+    return InvalidArgument(
+        "config_groups is not one group; one for all matrices is supported, or format "
+        "\"mixed-precision\"");
+  RETURN_IF_ERROR(Expect(*groups.begin(), "", "targets", Json::array({"Linear"})));
+  return ParseScheme(*groups.begin(), format);
 }
 
 Json QuantizationConfigJson(const WeightQuantization& quantization) {
-  const bool is_int8 = quantization.bits == 8;
-  const Json weights = {{"num_bits", quantization.bits},
-                        {"type", "int"},
-                        {"symmetric", is_int8 || !quantization.has_zero_points},
-                        {"strategy", is_int8 ? "channel" : "group"},
-                        {"group_size", is_int8 ? Json() : Json(quantization.group)},
-                        {"dynamic", false},
-                        {"actorder", nullptr}};
-  const Json inputs = {
-      {"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
-  const Json scheme = {{"targets", Json::array({"Linear"})},
-                       {"weights", weights},
-                       {"input_activations", is_int8 ? inputs : Json()},
-                       {"output_activations", nullptr}};
-  return {{"quant_method", "compressed-tensors"}, {"format", is_int8 ? "int-quantized" : "pack-quantized"},
-          {"quantization_status", "compressed"},  {"config_groups", {{"group_0", scheme}}},
-          {"ignore", Json::array({"lm_head"})},   {"kv_cache_scheme", nullptr}};
+  const bool is_8_bits = quantization.bits == 8;
+  std::string_view format = is_8_bits ? "int-quantized" : "pack-quantized";
+  if (quantization.is_float) format = "float-quantized";
+  Json groups = {{"group_0", SchemeJson(quantization, is_8_bits)}};
+  if (quantization.has_int8_too) {
+    groups["group_0"]["format"] = std::string(format);
+    groups["group_0"]["targets"] = quantization.int4_modules;
+    groups["group_1"] = SchemeJson(quantization, /*is_8_bits=*/true);
+    groups["group_1"]["format"] = "int-quantized";
+    groups["group_1"]["targets"] = quantization.int8_modules;
+    format = "mixed-precision";
+  }
+  Json ignore = Json::array({"lm_head"});
+  for (const std::string& module : quantization.float_modules) ignore.push_back(module);
+  return {{"quant_method", "compressed-tensors"},
+          {"format", std::string(format)},
+          {"quantization_status", "compressed"},
+          {"config_groups", groups},
+          {"ignore", ignore},
+          {"kv_cache_scheme", nullptr}};
 }
 
 DType KernelDType(const WeightQuantization& quantization) {
+  if (quantization.is_float) return DType::kBF16;
   if (quantization.bits == 8) return DType::kInt8;
   return quantization.group % 128 == 0 ? DType::kInt4G128 : DType::kInt4G32;
+}
+
+bool IsStoredInParts(const WeightQuantization& quantization, DType dtype) {
+  return dtype == KernelDType(quantization) || (dtype == DType::kInt8 && quantization.has_int8_too);
 }
 
 std::string FormatName(DType dtype, uint32_t group) {
@@ -352,18 +484,19 @@ std::string FormatName(DType dtype, const ModelConfig& config) {
 }
 
 std::vector<StoredTensor> StoredTensors(const WeightQuantization& quantization, const std::string& name,
-                                        const Shape& shape) {
+                                        DType dtype, const Shape& shape) {
   const auto base = BaseOf(name, kWeight);
   CHECK(base.has_value(), name, " is no weight");
   const uint64_t rows = shape[0], columns = shape[1];
-  const auto tensor = [&](std::string_view part, std::string_view dtype, uint64_t bytes,
+  const auto tensor = [&](std::string_view part, std::string_view stored_dtype, uint64_t bytes,
                           std::vector<uint64_t> dims) {
     uint64_t all = bytes;
     for (const uint64_t dim : dims) all *= dim;
-    return StoredTensor{Concat(*base, part), dtype, std::move(dims), all};
+    return StoredTensor{Concat(*base, part), stored_dtype, std::move(dims), all};
   };
-  if (quantization.bits == 8)
-    return {tensor(kWeight, "I8", 1, {rows, columns}), tensor(kScale, "F32", 4, {rows, 1})};
+  if (dtype == DType::kInt8 || quantization.is_float)
+    return {tensor(kWeight, quantization.is_float ? "F8_E4M3" : "I8", 1, {rows, columns}),
+            tensor(kScale, "F32", 4, {rows, 1})};
   const uint64_t groups = columns / quantization.group;
   std::vector<StoredTensor> out = {tensor(kPacked, "I32", 4, {rows, columns / kCodesPerWord})};
   if (quantization.has_zero_points)
@@ -373,9 +506,10 @@ std::vector<StoredTensor> StoredTensors(const WeightQuantization& quantization, 
   return out;
 }
 
-std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, const Shape& shape,
+std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, DType dtype, const Shape& shape,
                                    std::span<const std::byte> blocks) {
-  if (quantization.bits == 8) return std::vector<std::byte>(blocks.begin(), blocks.end());
+  if (dtype == DType::kInt8) return std::vector<std::byte>(blocks.begin(), blocks.end());
+  if (quantization.is_float) return StoredFp8(shape, blocks);
   return StoredInt4(quantization, shape, blocks);
 }
 
@@ -384,8 +518,8 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
   std::map<std::string_view, const SafetensorsTensor*> by_name;
   for (const SafetensorsTensor& tensor : tensors) by_name.emplace(tensor.name, &tensor);
   KernelTensors out;
-  const bool is_packed = quantization != nullptr && quantization->bits == 4;
-  ThreadPool pool(is_packed ? OpeningThreads() : 1);
+  const bool is_copied = quantization != nullptr && (quantization->bits == 4 || quantization->is_float);
+  ThreadPool pool(is_copied ? OpeningThreads() : 1);
   for (const SafetensorsTensor& tensor : tensors) {
     const auto fail = [&](std::string_view reason, const auto&... message) {
       return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
@@ -401,8 +535,12 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
         RETURN_IF_ERROR(Matrix(by_name, tensor, *packed).AppendPacked(*quantization, pool, out));
         continue;
       }
-      if (quantization->bits == 8 && plain && tensor.dtype == "I8") {
+      if (IsStoredInParts(*quantization, DType::kInt8) && plain && tensor.dtype == "I8") {
         RETURN_IF_ERROR(Matrix(by_name, tensor, *plain).AppendInt8(out));
+        continue;
+      }
+      if (quantization->is_float && plain && tensor.dtype == "F8_E4M3") {
+        RETURN_IF_ERROR(Matrix(by_name, tensor, *plain).AppendFp8(pool, out));
         continue;
       }
     }

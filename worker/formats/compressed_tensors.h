@@ -10,11 +10,20 @@
 //   format "int-quantized", 8 bits, activations are rounded to 8 bits as they come; value = scale * code
 //     P.weight             I8 [rows, columns]
 //     P.weight_scale       F32, F16 or BF16 [rows, 1]
+//   format "float-quantized", FP8 E4M3 (kernels/scalar_convert.h); value = scale * code
+//     P.weight             F8_E4M3 [rows, columns]
+//     P.weight_scale       F32, F16 or BF16 [rows, 1], or [1] for all rows
 //
-// and config.json says which in quantization_config. Matrices that are stored as floats (the embedding, the
-// output) are among them. Groups are runs of columns: an activation order that needs weight_g_idx is refused.
-// Kernels take the blocks of kernels/dtype.h, so 4 bits are copied once when a model is opened; a group of 64
-// becomes two blocks of 32 with one scale. Scales of BF16 become F16, exactly from 2^-17 on.
+// and config.json says which in quantization_config, or in format "mixed-precision" that both are there: one
+// config group of each, and the tensors of a matrix say which it is. Matrices that are stored as floats (the
+// embedding, the output, those of layers that were left) are among them. Groups are runs of columns: an
+// activation order that needs weight_g_idx is refused. Kernels take the blocks of kernels/dtype.h, so 4 bits
+// are copied once when a model is opened; a group of 64 becomes two blocks of 32 with one scale. Scales of
+// BF16 become F16, exactly from 2^-17 on.
+//
+// FP8 becomes BF16, of twice the memory, as CPUs have no products of it. `engine.compute: fp8` makes FP8 of
+// that again on a device, with the codes and scales of the file where RoundToFp8 (weight_encoding.h) made
+// them; without it activations are not rounded to 8 bits.
 #pragma once
 
 #include <cstddef>
@@ -37,8 +46,10 @@ namespace terrace {
 StatusOr<WeightQuantization> ParseQuantizationConfig(const Json& json);
 Json QuantizationConfigJson(const WeightQuantization& quantization);
 
-// The dtype that kernels take such a matrix in.
+// The dtype that kernels take such a matrix in; of the 4-bit ones where there are both.
 DType KernelDType(const WeightQuantization& quantization);
+// Whether a layer's matrices of `dtype` are stored as above, rather than as floats or not at all.
+bool IsStoredInParts(const WeightQuantization& quantization, DType dtype);
 
 // What people call weights of `dtype`: INT4 after the `group` of columns that share a scale (INT4_G64), which
 // the kernels' dtype does not tell. 0: not known, or not of INT4.
@@ -46,8 +57,8 @@ std::string FormatName(DType dtype, uint32_t group);
 // Of a model's matrices.
 std::string FormatName(DType dtype, const ModelConfig& config);
 
-// The tensors that store the matrix `name` of `shape`, whose columns are whole groups, in the order of their
-// data.
+// The tensors that store the matrix `name` of `shape` in parts, whose columns are whole groups, in the order
+// of their data.
 struct StoredTensor {
   std::string name;
   std::string_view dtype;
@@ -55,11 +66,12 @@ struct StoredTensor {
   uint64_t bytes = 0;
 };
 std::vector<StoredTensor> StoredTensors(const WeightQuantization& quantization, const std::string& name,
-                                        const Shape& shape);
+                                        DType dtype, const Shape& shape);
 
-// Their data, one after the other. `blocks` is the matrix in its KernelDType; of INT8 the codes, then the f32
-// scales of the rows. The blocks of a group have the same scale and zero point.
-std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, const Shape& shape,
+// Their data, one after the other. `blocks` is the matrix in `dtype`; of INT8 the codes, then the f32 scales
+// of the rows; of FP8 rows as RoundToFp8 makes them, of which codes and scales are found again. The blocks of
+// a group have the same scale and zero point.
+std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, DType dtype, const Shape& shape,
                                    std::span<const std::byte> blocks);
 
 // What kernels take, of all tensors of a model's files.
@@ -68,7 +80,7 @@ struct KernelTensors {
   std::vector<std::unique_ptr<std::byte[]>> memory;  // this
 };
 // Null `quantization`: all are floats. DATA_LOSS with file, tensor and byte and the reasons bad_dtype,
-// bad_shape, missing_tensor, nonfinite (a scale), unsupported_tensor (weight_g_idx).
+// bad_shape, missing_tensor, nonfinite (a scale, or a value of FP8), unsupported_tensor (weight_g_idx).
 StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& tensors,
                                           const WeightQuantization* quantization);
 

@@ -1,5 +1,6 @@
 #include "worker/formats/compressed_tensors.h"
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <random>
@@ -10,6 +11,7 @@
 #include "worker/formats/model_writer.h"
 #include "worker/formats/tensor_names.h"
 #include "worker/formats/testing_files.h"
+#include "worker/formats/weight_encoding.h"
 #include "worker/formats/weight_levels.h"
 
 namespace terrace {
@@ -17,17 +19,34 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr WeightQuantization kInt4 = {.bits = 4, .group = 64, .has_zero_points = true},
-                             kSymmetric = {.bits = 4, .group = 32, .has_zero_points = false},
-                             kInt8 = {.bits = 8, .group = 0, .has_zero_points = false};
+const WeightQuantization kInt4 = {.bits = 4, .group = 64, .has_zero_points = true},
+                         kSymmetric = {.bits = 4, .group = 32, .has_zero_points = false},
+                         kInt8 = {.bits = 8, .group = 0, .has_zero_points = false},
+                         kFp8 = {.bits = 8, .group = 0, .has_zero_points = false, .is_float = true},
+                         kMixed = {.bits = 4,
+                                   .group = 64,
+                                   .has_zero_points = true,
+                                   .has_int8_too = true,
+                                   .int4_modules = {"model.layers.0.self_attn.q_proj"},
+                                   .int8_modules = {"model.layers.0.mlp.down_proj", "re:.*up_proj"}};
 
 // A matrix as kernels take it, with any codes; blocks of a group have one head.
-std::vector<std::byte> RandomBlocks(const WeightQuantization& quantization, const Shape& shape,
+std::vector<std::byte> RandomBlocks(const WeightQuantization& quantization, DType dtype, const Shape& shape,
                                     unsigned seed) {
   std::mt19937 random(seed);
   const uint64_t rows = shape[0], columns = shape[1];
   std::vector<std::byte> out;
-  if (quantization.bits == 8) {
+  if (quantization.is_float) {
+    std::normal_distribution<float> normal;
+    std::vector<float> row(columns);
+    for (uint64_t i = 0; i < rows; ++i) {
+      for (float& value : row) value = normal(random) * static_cast<float>(1 + i);
+      out.resize(out.size() + 2 * columns);
+      RoundToFp8(row, std::span(out).last(2 * columns));
+    }
+    return out;
+  }
+  if (dtype == DType::kInt8) {
     for (uint64_t i = 0; i < rows * columns; ++i) out.push_back(static_cast<std::byte>(random() % 256));
     for (uint64_t i = 0; i < rows; ++i) {
       const float scale = static_cast<float>(1 + random() % 100) / 1000;
@@ -36,7 +55,6 @@ std::vector<std::byte> RandomBlocks(const WeightQuantization& quantization, cons
     }
     return out;
   }
-  const DType dtype = KernelDType(quantization);
   const size_t elements = Info(dtype).block_elements, block_bytes = Info(dtype).block_bytes;
   for (uint64_t first = 0; first < rows * columns; first += quantization.group) {
     const BlockHead head = {
@@ -52,7 +70,7 @@ std::vector<std::byte> RandomBlocks(const WeightQuantization& quantization, cons
   return out;
 }
 
-// A model whose linears are quantized, written as a folder; what its linears are.
+// A model whose linears are quantized, written as a folder; what its linears are. Mixed: by turns.
 struct WrittenModel {
   explicit WrittenModel(const WeightQuantization& quantization, const std::string& name)
       : path(testing::TempDir() + "compressed_" + name) {
@@ -74,24 +92,36 @@ struct WrittenModel {
     std::vector<std::vector<std::byte>> data;
     for (const TensorRequirement& tensor : RequiredTensors(plan.config)) {
       const bool is_linear = !IsNorm(tensor.kind) && tensor.kind != TensorKind::kEmbedding;
-      const DType dtype = is_linear ? KernelDType(quantization) : DType::kF32;
+      DType dtype = is_linear ? KernelDType(quantization) : DType::kF32;
+      if (is_linear && quantization.has_int8_too && linears.size() % 2 == 1) dtype = DType::kInt8;
       plan.tensors.push_back({tensor.name, dtype, tensor.shape});
-      data.push_back(is_linear ? RandomBlocks(quantization, tensor.shape, ++seed)
+      data.push_back(is_linear ? RandomBlocks(quantization, dtype, tensor.shape, ++seed)
                                : std::vector<std::byte>(4 * ElementCount(tensor.shape).value()));
-      if (is_linear) linears.emplace_back(tensor.name, data.back());
+      if (is_linear) linears.push_back({tensor.name, dtype, data.back()});
     }
+    const auto sizes = StoredSizes(plan);
+    CHECK(sizes.ok(), Message(sizes.status()));
+    for (const uint64_t size : *sizes) stored_bytes += size;
     fs::remove_all(path);
     auto writer = ModelWriter::Create(path, plan);
     CHECK(writer.ok(), Message(writer.status()));
+    const uint64_t head = (*writer)->size();
     for (const auto& bytes : data) {
       CHECK((*writer)->Append(std::span(bytes).first(bytes.size() / 3)).ok());
       CHECK((*writer)->Append(std::span(bytes).subspan(bytes.size() / 3)).ok());
     }
+    written_bytes = (*writer)->size() - head;
     const auto digest = (*writer)->Finish();
     CHECK(digest.ok(), Message(digest.status()));
   }
+  struct Linear {
+    std::string name;
+    DType dtype;
+    std::vector<std::byte> bytes;
+  };
   const std::string path;
-  std::vector<std::pair<std::string, std::vector<std::byte>>> linears;
+  std::vector<Linear> linears;
+  uint64_t stored_bytes = 0, written_bytes = 0;
 };
 
 TEST(CompressedTensors, AModelThatIsWrittenOpensWithTheSameBlocks) {
@@ -102,18 +132,21 @@ TEST(CompressedTensors, AModelThatIsWrittenOpensWithTheSameBlocks) {
                {"g64", kInt4},
                {"g128", {.bits = 4, .group = 128, .has_zero_points = true}},
                {"symmetric", kSymmetric},
-               {"int8", kInt8}};
+               {"int8", kInt8},
+               {"fp8", kFp8},
+               {"mixed", kMixed}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
     const WrittenModel written(c.quantization, c.name);
     const auto model = OpenModel(written.path);
     ASSERT_TRUE(model.ok()) << model.status();
     EXPECT_EQ(model->config.quantization, c.quantization);
-    for (const auto& [name, bytes] : written.linears) {
+    EXPECT_EQ(written.stored_bytes, written.written_bytes);
+    for (const auto& [name, dtype, bytes] : written.linears) {
       const TensorView tensor = model->weights->Find(name).value();
-      EXPECT_EQ(tensor.dtype, KernelDType(c.quantization));
+      EXPECT_EQ(tensor.dtype, dtype);
       ASSERT_EQ(std::memcmp(tensor.data, bytes.data(), tensor.bytes), 0) << name;
-      if (c.quantization.bits == 4) {
+      if (dtype != DType::kInt8) {
         EXPECT_EQ(tensor.bytes, bytes.size());
         continue;
       }
@@ -134,7 +167,7 @@ TEST(CompressedTensors, PacksAsTheLibraryDoes) {
   }
   const WeightQuantization quantization = {.bits = 4, .group = 32, .has_zero_points = true};
   const Shape shape = {10, 32};
-  const auto stored = StoredTensors(quantization, "a.weight", shape);
+  const auto stored = StoredTensors(quantization, "a.weight", DType::kInt4G32, shape);
   ASSERT_EQ(stored.size(), 4u);
   const struct {
     const char *name, *dtype;
@@ -143,7 +176,7 @@ TEST(CompressedTensors, PacksAsTheLibraryDoes) {
               {"a.weight_zero_point", "I32", {2, 1}},
               {"a.weight_scale", "F16", {10, 1}},
               {"a.weight_shape", "I32", {2}}};
-  const auto bytes = StoredBytes(quantization, shape, blocks);
+  const auto bytes = StoredBytes(quantization, DType::kInt4G32, shape, blocks);
   size_t total = 0;
   for (size_t i = 0; i < 4; ++i) {
     EXPECT_EQ(stored[i].name, want[i].name);
@@ -179,7 +212,7 @@ TEST(CompressedTensors, Int4IsCalledAfterTheGroupOfTheFile) {
 }
 
 TEST(ParseQuantizationConfig, ReadsWhatIsWritten) {
-  for (const WeightQuantization& quantization : {kInt4, kSymmetric, kInt8}) {
+  for (const WeightQuantization& quantization : {kInt4, kSymmetric, kInt8, kFp8, kMixed}) {
     const auto parsed = ParseQuantizationConfig(Config(quantization));
     ASSERT_TRUE(parsed.ok()) << parsed.status();
     EXPECT_EQ(*parsed, quantization);
@@ -197,6 +230,36 @@ TEST(ParseQuantizationConfig, ReadsWhatLlmCompressorWrites) {
     "transform_config": {}})"));
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_EQ(*parsed, (WeightQuantization{.bits = 4, .group = 128, .has_zero_points = false}));
+}
+
+// FP8 as a group of a mixture.
+Json MixedInFp8() {
+  Json group = Config(kFp8)["config_groups"]["group_0"];
+  group["format"] = "float-quantized";
+  return group;
+}
+
+TEST(ParseQuantizationConfig, TakesFp8WithAScaleForAllAndFloatActivations) {
+  Json json = Config(kFp8);
+  json["config_groups"]["group_0"]["weights"]["strategy"] = "tensor";
+  json["config_groups"]["group_0"]["input_activations"] = nullptr;
+  const auto parsed = ParseQuantizationConfig(json);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(*parsed, kFp8);
+}
+
+TEST(ParseQuantizationConfig, TakesAMixtureOfOneFormatForThatFormat) {
+  Json json = Config(kMixed);
+  json["config_groups"].erase("group_0");
+  const auto parsed = ParseQuantizationConfig(json);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(*parsed, kInt8);
+}
+
+TEST(QuantizationConfigJson, NamesTheMatricesThatAreFloats) {
+  WeightQuantization quantization = kInt4;
+  quantization.float_modules = {"model.layers.0.mlp.down_proj"};
+  EXPECT_EQ(Config(quantization)["ignore"], Json::array({"lm_head", "model.layers.0.mlp.down_proj"}));
 }
 
 TEST(ParseQuantizationConfig, RefusesWhatWouldChangeTheResults) {
@@ -229,6 +292,21 @@ TEST(ParseQuantizationConfig, RefusesWhatWouldChangeTheResults) {
       {"/config_groups/group_0/input_activations/dynamic", "dynamic", false, kInt8},
       {"/config_groups/group_0/input_activations/strategy", "strategy", "tensor", kInt8},
       {"/config_groups/group_0/weights/symmetric", "symmetric", false, kInt8},
+      {"/config_groups/group_0/targets", "config_groups.group_0", Json::array(), kMixed},
+      {"/config_groups/group_1/targets", "config_groups.group_1", Json::array({1}), kMixed},
+      {"/config_groups/group_1/format", "config_groups.group_1", "pack-quantized", kMixed},
+      {"/config_groups/group_1/format", "marlin-24", "marlin-24", kMixed},
+      {"/config_groups/group_1", "FP8 beside", MixedInFp8(), kMixed},
+      {"/config_groups/group_0/weights/type", "type", "int", kFp8},
+      {"/config_groups/group_0/weights/num_bits", "num_bits", 4, kFp8},
+      {"/config_groups/group_0/weights/strategy", "strategy", "block", kFp8},
+      {"/config_groups/group_0/weights/symmetric", "symmetric", false, kFp8},
+      {"/config_groups/group_0/input_activations/dynamic", "dynamic", false, kFp8},
+      {"/config_groups/group_0/input_activations/type", "type", "int", kFp8},
+      {"/config_groups/group_2", "second group of 4 bits", Config(kMixed)["config_groups"]["group_0"],
+       kMixed},
+      {"/config_groups/group_0/weights/num_bits", "num_bits", 8, kMixed},
+      {"/format", "config_groups", "pack-quantized", kMixed},
   };
   for (const auto& c : cases) {
     Json json = Config(c.of);
@@ -247,9 +325,10 @@ TEST(ParseQuantizationConfig, RefusesWhatWouldChangeTheResults) {
 struct OneMatrix {
   explicit OneMatrix(const WeightQuantization& quantization, uint64_t rows = 8) : of(quantization) {
     const Shape shape = {rows, 64};
-    bytes = StoredBytes(of, shape, RandomBlocks(of, shape, /*seed=*/1));
+    const DType dtype = KernelDType(of);
+    bytes = StoredBytes(of, dtype, shape, RandomBlocks(of, dtype, shape, /*seed=*/1));
     size_t at = 0;
-    for (const StoredTensor& part : StoredTensors(of, "a.weight", shape)) {
+    for (const StoredTensor& part : StoredTensors(of, "a.weight", dtype, shape)) {
       SafetensorsTensor tensor = {.name = part.name,
                                   .dtype = std::string(part.dtype),
                                   .shape = {},
@@ -335,6 +414,27 @@ TEST(MakeKernelTensors, RefusesWhatDoesNotFitTogether) {
        }},
       {"int8 with integer scales", "bad_dtype", "a.weight_scale", kInt8,
        [](OneMatrix& m) { m["weight_scale"].dtype = "I32"; }},
+      {"fp8 without scales", "missing_tensor", "a.weight_scale", kFp8,
+       [](OneMatrix& m) { m.Remove("weight_scale"); }},
+      {"fp8 with zero points", "bad_dtype", "symmetric", kFp8,
+       [](OneMatrix& m) {
+         m.tensors.push_back(m["weight_scale"]);
+         m.tensors.back().name = "a.weight_zero_point";
+       }},
+      {"an fp8 code that is no number", "nonfinite", "row 0 ", kFp8,
+       [](OneMatrix& m) { *m.DataOf("weight") = std::byte{0xff}; }},
+      {"an fp8 scale that is no number", "nonfinite", "scale 1 ", kFp8,
+       [](OneMatrix& m) {
+         const float nan = NAN;
+         std::memcpy(m.DataOf("weight_scale") + 4, &nan, 4);
+       }},
+      {"an fp8 scale that is too large", "nonfinite", "row 1 ", kFp8,
+       [](OneMatrix& m) {
+         const float large = 1e38f;
+         std::memcpy(m.DataOf("weight_scale") + 4, &large, 4);
+       }},
+      {"int8 for fp8", "bad_dtype", "I8", kFp8, [](OneMatrix& m) { m["weight"].dtype = "I8"; }},
+      {"fp8 for int8", "bad_dtype", "F8_E4M3", kInt8, [](OneMatrix& m) { m["weight"].dtype = "F8_E4M3"; }},
       {"integers that nothing explains", "bad_dtype", "I32", kInt8,
        [](OneMatrix& m) { m["weight"].dtype = "I32"; }},
   };
@@ -350,6 +450,26 @@ TEST(MakeKernelTensors, RefusesWhatDoesNotFitTogether) {
   }
   const OneMatrix matrix(kInt4);
   EXPECT_EQ(Reason(MakeKernelTensors(matrix.tensors, nullptr).status()), "bad_dtype");
+}
+
+TEST(MakeKernelTensors, Fp8IsItsCodesTimesTheScaleOfTheirRowOrOfAll) {
+  OneMatrix matrix(kFp8);
+  for (const bool is_one : {false, true}) {
+    SCOPED_TRACE(is_one);
+    if (is_one) {
+      matrix["weight_scale"].shape = {1};
+      matrix["weight_scale"].data = matrix["weight_scale"].data.first(4);
+    }
+    const auto made = MakeKernelTensors(matrix.tensors, &kFp8);
+    ASSERT_TRUE(made.ok()) << made.status();
+    const TensorView& tensor = made->entries.at(0).tensor;
+    ASSERT_EQ(tensor.dtype, DType::kBF16);
+    for (size_t i = 0; i < 8 * 64; ++i) {
+      const auto scale = LoadUnaligned<float>(matrix.DataOf("weight_scale") + (is_one ? 0 : i / 64 * 4));
+      const float want = scale * FloatFromE4M3(std::to_integer<uint8_t>(matrix.DataOf("weight")[i]));
+      ASSERT_EQ(LoadUnaligned<uint16_t>(tensor.data + 2 * i), BF16FromFloat(want)) << i;
+    }
+  }
 }
 
 // Rows are read by several threads.

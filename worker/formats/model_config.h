@@ -24,6 +24,11 @@ struct WeightQuantization {
   uint32_t bits = 4;            // 4; or 8: a scale for each row, and activations rounded to 8 bits too
   uint32_t group = 128;         // of 4 bits: columns that share a scale; a multiple of 32
   bool has_zero_points = true;  // of 4 bits; without them the code 8 is zero
+  bool has_int8_too = false;    // of 4 bits: some matrices are of 8 bits instead
+  bool is_float = false;        // of 8 bits: FP8 E4M3, which becomes BF16 when it is opened; else INT8
+  // What config.json tells other loaders of matrices that differ, by the names of their modules; here the
+  // tensors of each matrix say what it is. The first two with has_int8_too; floats are only written.
+  std::vector<std::string> int4_modules = {}, int8_modules = {}, float_modules = {};
   friend bool operator==(const WeightQuantization&, const WeightQuantization&) = default;
 };
 

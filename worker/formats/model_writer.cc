@@ -37,11 +37,11 @@ StatusOr<std::string> GgufHeadOf(const ModelToWrite& model, const std::vector<ui
   return GgufHead(keys, infos);
 }
 
-// Whether a folder stores this tensor in parts (compressed_tensors.h).
-bool IsInParts(const ModelToWrite& model, const ModelToWrite::Tensor& tensor) {
-  const auto& quantization = model.config.quantization;
-  return model.config.names == NameScheme::kHuggingFace && quantization &&
-         tensor.dtype == KernelDType(*quantization);
+// Whether a folder stores this tensor in parts (compressed_tensors.h): one of a layer. What FP8 becomes an
+// embedding may be, too.
+bool IsInParts(const std::optional<WeightQuantization>& quantization, const ModelToWrite::Tensor& tensor) {
+  return quantization && IsStoredInParts(*quantization, tensor.dtype) &&
+         tensor.name.starts_with("model.layers.");
 }
 
 // What Append takes of each tensor.
@@ -54,29 +54,33 @@ StatusOr<uint64_t> BytesOf(const ModelToWrite& model, const ModelToWrite::Tensor
       return InvalidArgument("tensor \"", tensor.name, "\": GGUF has no ", dtype.name, "; a folder has");
     return *bytes;
   }
-  if (!IsInParts(model, tensor)) {
+  if (!IsInParts(model.config.quantization, tensor)) {
     if (dtype.gguf_type >= 0 && dtype.block_elements == 1) return *bytes;
     return InvalidArgument("tensor \"", tensor.name, "\": safetensors has no ", dtype.name,
                            dtype.gguf_type >= 0 ? "; GGUF has" : " without a quantization that says so");
   }
+  if (tensor.dtype == DType::kInt8) return *bytes + tensor.shape[0] * sizeof(float);
   const uint32_t group = model.config.quantization->group;
   if (group > 0 && tensor.shape[1] % group != 0)
     return InvalidArgument("tensor \"", tensor.name, "\": rows of ", tensor.shape[1],
                            " are not whole groups of ", group);
-  return tensor.dtype == DType::kInt8 ? *bytes + tensor.shape[0] * sizeof(float) : *bytes;
+  return *bytes;
 }
 
-// What a folder has of the tensors, in order; `sizes` are those of their data.
+// What a folder has of a tensor; `size` is that of its data.
+std::vector<StoredTensor> StoredInFolder(const ModelToWrite& model, const ModelToWrite::Tensor& tensor,
+                                         uint64_t size) {
+  if (IsInParts(model.config.quantization, tensor))
+    return StoredTensors(*model.config.quantization, tensor.name, tensor.dtype, tensor.shape);
+  return {{tensor.name, Info(tensor.dtype).name, Dims(tensor.shape), size}};
+}
+
+// Of all tensors, in order.
 std::vector<StoredTensor> StoredInFolder(const ModelToWrite& model, const std::vector<uint64_t>& sizes) {
   std::vector<StoredTensor> stored;
   for (size_t i = 0; i < sizes.size(); ++i) {
-    const ModelToWrite::Tensor& tensor = model.tensors[i];
-    if (IsInParts(model, tensor)) {
-      for (StoredTensor& part : StoredTensors(*model.config.quantization, tensor.name, tensor.shape))
-        stored.push_back(std::move(part));
-    } else {
-      stored.push_back({tensor.name, Info(tensor.dtype).name, Dims(tensor.shape), sizes[i]});
-    }
+    for (StoredTensor& part : StoredInFolder(model, model.tensors[i], sizes[i]))
+      stored.push_back(std::move(part));
   }
   return stored;
 }
@@ -113,6 +117,20 @@ Status WriteFolder(const std::string& folder, const ModelToWrite& model) {
 
 }  // namespace
 
+StatusOr<std::vector<uint64_t>> StoredSizes(const ModelToWrite& model) {
+  std::vector<uint64_t> stored;
+  for (const ModelToWrite::Tensor& tensor : model.tensors) {
+    ASSIGN_OR_RETURN(const uint64_t size, BytesOf(model, tensor));
+    if (model.config.names == NameScheme::kGguf) {
+      stored.push_back(RoundUp(size, kGgufAlignment));
+      continue;
+    }
+    stored.push_back(0);
+    for (const StoredTensor& part : StoredInFolder(model, tensor, size)) stored.back() += part.bytes;
+  }
+  return stored;
+}
+
 StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& path, const ModelToWrite& model,
                                                            const std::string& temporary) {
   const bool is_gguf = model.config.names == NameScheme::kGguf;
@@ -138,10 +156,8 @@ StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& pa
   RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(head))));
   auto writer = std::unique_ptr<ModelWriter>(
       new ModelWriter(std::move(staged), std::move(file), std::move(sizes), alignment));
-  for (const ModelToWrite::Tensor& tensor : model.tensors) {
-    writer->in_parts_.push_back(IsInParts(model, tensor) ? std::optional(tensor.shape) : std::nullopt);
-  }
-  writer->quantization_ = model.config.quantization;
+  writer->tensors_ = model.tensors;
+  if (!is_gguf) writer->quantization_ = model.config.quantization;
   return writer;
 }
 
@@ -150,9 +166,10 @@ Status ModelWriter::Append(std::span<const std::byte> bytes) {
         " bytes for tensor ", tensor_, " of ", sizes_.size());
   done_ += bytes.size();
   const bool is_whole = done_ == sizes_[tensor_];
-  if (const auto& shape = in_parts_[tensor_]; shape) {
+  if (const ModelToWrite::Tensor& tensor = tensors_[tensor_]; IsInParts(quantization_, tensor)) {
     pending_.insert(pending_.end(), bytes.begin(), bytes.end());
-    if (is_whole) RETURN_IF_ERROR(file_.Append(StoredBytes(*quantization_, *shape, pending_)));
+    if (is_whole)
+      RETURN_IF_ERROR(file_.Append(StoredBytes(*quantization_, tensor.dtype, tensor.shape, pending_)));
     if (is_whole) pending_.clear();
   } else {
     RETURN_IF_ERROR(file_.Append(bytes));

@@ -33,6 +33,10 @@ struct ModelToWrite {
   std::vector<Tensor> tensors = {};  // in the order of their data
 };
 
+// What the weight file will have of each tensor, in their order, without its head: the tensors' data, what
+// lies beside it in folders, and padding. The errors that ModelWriter::Create has for a tensor.
+StatusOr<std::vector<uint64_t>> StoredSizes(const ModelToWrite& model);
+
 class ModelWriter {
  public:
   // Writes everything but the tensors' data. INVALID_ARGUMENT when something is at `path`, for a dtype that
@@ -61,10 +65,10 @@ class ModelWriter {
   const std::vector<uint64_t> sizes_;  // of each tensor's data
   const uint64_t alignment_;           // of each tensor's data in the file
   std::optional<WeightQuantization> quantization_;
-  std::vector<std::optional<Shape>> in_parts_;  // of each tensor that is stored as several
-  std::vector<std::byte> pending_;              // what there is of such a one
-  size_t tensor_ = 0;                           // the one that is being written,
-  uint64_t done_ = 0;                           // and how much of it is
+  std::vector<ModelToWrite::Tensor> tensors_;
+  std::vector<std::byte> pending_;  // what there is of one that is stored as several
+  size_t tensor_ = 0;               // the one that is being written,
+  uint64_t done_ = 0;               // and how much of it is
 };
 
 }  // namespace terrace

@@ -41,7 +41,7 @@ std::optional<uint64_t> ElementBytes(const Json& dtype) {
   constexpr struct {
     const char* name;
     uint64_t bytes;
-  } kElements[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I8", 1}, {"I32", 4}, {"I64", 8}};
+  } kElements[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"I8", 1}, {"F8_E4M3", 1}, {"I32", 4}, {"I64", 8}};
   for (const auto& element : kElements) {
     if (dtype == element.name) return element.bytes;
   }
@@ -67,7 +67,7 @@ StatusOr<Shape> CheckData(const Json& description, std::span<const std::byte> da
   if (!element)
     return Malformed(
         "bad_dtype", "dtype ", ToJsonText(description["dtype"]).substr(0, 32),
-        " is not supported; supported are F32, F16 and BF16, of quantized models I8, I32 and I64");
+        " is not supported; supported are F32, F16 and BF16, of quantized models I8, F8_E4M3, I32 and I64");
   ASSIGN_OR_RETURN(const Shape shape, ParseShape(description["shape"]));
   const auto elements = ElementCount(shape);
   if (!elements.ok()) return AsDataLoss(elements.status());

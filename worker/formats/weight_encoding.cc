@@ -3,8 +3,10 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "base/status.h"
+#include "kernels/quant/e4m3_row.h"
 #include "kernels/scalar_convert.h"
 #include "worker/formats/weight_levels.h"
 
@@ -77,6 +79,16 @@ float EncodeInt8Row(std::span<const float> values, std::span<std::byte> codes) {
   for (size_t i = 0; i < values.size(); ++i)
     codes[i] = static_cast<std::byte>(CodeOf(level, format, values[i]) - level.zero);
   return level.scale;
+}
+
+void RoundToFp8(std::span<const float> values, std::span<std::byte> out) {
+  CHECK(out.size() == values.size() * sizeof(uint16_t), values.size(), " values into ", out.size(), " bytes");
+  std::vector<float> rounded(values.begin(), values.end());
+  for (float& value : rounded) value = FloatFromBF16(BF16FromFloat(value));  // the scale's bits depend on it
+  std::vector<uint8_t> codes(values.size());
+  const float scale = QuantizeE4M3(rounded, codes.data());
+  for (size_t i = 0; i < codes.size(); ++i) rounded[i] = scale * FloatFromE4M3(codes[i]);
+  EncodeWeights(DType::kBF16, rounded, out);
 }
 
 }  // namespace terrace

@@ -16,4 +16,10 @@ void EncodeWeights(DType dtype, std::span<const float> values, std::span<std::by
 // One row of kInt8, likewise: the codes, and the row's scale.
 float EncodeInt8Row(std::span<const float> values, std::span<std::byte> codes);
 
+// One row of FP8 E4M3 with a scale, as the BF16 that it becomes when it is opened: each value is rounded to
+// the nearest code times the scale, which is the largest magnitude over 448. `out` is two bytes a value. Of
+// what this made QuantizeE4M3 (kernels/quant/e4m3_row.h) gives the same codes and scale back, but for values
+// near the least that f32 can hold.
+void RoundToFp8(std::span<const float> values, std::span<std::byte> out);
+
 }  // namespace terrace

@@ -1,11 +1,14 @@
 #include "worker/formats/weight_encoding.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/quant/e4m3_row.h"
 #include "kernels/quant/weight_values.h"
+#include "kernels/scalar_convert.h"
 
 namespace terrace {
 namespace {
@@ -113,6 +116,42 @@ TEST(EncodeInt8Row, IsOffByHalfAStepAtMost) {
       .dtype = DType::kInt8, .data = codes.data(), .rows = 1, .columns = values.size(), .row_scales = &scale};
   for (size_t i = 0; i < values.size(); ++i)
     EXPECT_LE(std::abs(WeightAt(matrix, 0, i) - values[i]), scale * 0.5001f) << i;
+}
+
+std::vector<float> Fp8ThereAndBack(const std::vector<float>& values) {
+  std::vector<std::byte> bytes(2 * values.size());
+  RoundToFp8(values, bytes);
+  const WeightMatrix matrix = {
+      .dtype = DType::kBF16, .data = bytes.data(), .rows = 1, .columns = values.size()};
+  std::vector<float> back(values.size());
+  DecodeRow(matrix, 0, back.data());
+  return back;
+}
+
+TEST(RoundToFp8, IsOffByHalfAStepOfThreeBitsAndWhatItMadeStays) {
+  for (unsigned seed = 0; seed < 50; ++seed) {
+    SCOPED_TRACE(seed);
+    auto values = RandomNormal(300, seed);
+    for (float& value : values) value *= std::exp2(static_cast<float>(seed) - 25);
+    const auto rounded = Fp8ThereAndBack(values);
+    float largest = 0;
+    for (const float value : values) largest = std::max(largest, std::abs(value));
+    for (size_t i = 0; i < values.size(); ++i) {
+      // Of a value half a step of its power of 2, of the smallest half of 2^-9 of the scale; and BF16 twice.
+      const float bound =
+          std::max(std::abs(values[i]) / 16, largest / 448 / 1024) + 0.01f * std::abs(values[i]);
+      ASSERT_LE(std::abs(rounded[i] - values[i]), bound) << i;
+    }
+    EXPECT_EQ(Fp8ThereAndBack(rounded), rounded);
+
+    std::vector<uint8_t> codes(values.size());
+    const float scale = QuantizeE4M3(rounded, codes.data());
+    for (size_t i = 0; i < codes.size(); ++i) {
+      const float value = scale * FloatFromE4M3(codes[i]);
+      ASSERT_EQ(FloatFromBF16(BF16FromFloat(value)), rounded[i]) << i;
+    }
+  }
+  EXPECT_EQ(Fp8ThereAndBack({0, 0, 0}), (std::vector<float>{0, 0, 0}));
 }
 
 }  // namespace

@@ -1,0 +1,135 @@
+#include "tools/optimize/sensitivity.h"
+
+#include <cmath>
+#include <utility>
+
+#include "base/json.h"
+#include "tools/optimize/hessian_observer.h"
+#include "tools/optimize/model_rewriter.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kInputs = std::size(kLinearInputs);
+
+bool IsLoss(const Json& json) {
+  return json.is_number() && std::isfinite(json.get<double>()) && json.get<double>() >= 0;
+}
+
+void SwapLinears(LinearInput input, FloatLayer& a, FloatLayer& b) {
+  for (const TensorKind linear : LinearsOf(input)) std::swap(a.matrix(linear), b.matrix(linear));
+}
+
+}  // namespace
+
+double LayerSensitivity::LossOf(LinearInput input, size_t format) const {
+  const size_t place = static_cast<size_t>(input);
+  const double smallest = errors[place][0];
+  return smallest > 0 ? divergences[place] * (errors[place][format] / smallest) : 0;
+}
+
+std::string SensitivityToText(const LayerSensitivity& sensitivity) {
+  return ToJsonText(Json{{"divergences", sensitivity.divergences}, {"errors", sensitivity.errors}});
+}
+
+StatusOr<LayerSensitivity> SensitivityFromText(std::string_view text, size_t formats) {
+  const Status error = WithReason(DataLoss("a part of the journal is no layer's sensitivity"), "truncated");
+  const auto json = ParseJson(text);
+  if (!json.ok() || !json->is_object() || !json->contains("divergences") || !json->contains("errors"))
+    return error;
+  const Json &divergences = json->at("divergences"), &errors = json->at("errors");
+  if (!divergences.is_array() || divergences.size() != kInputs || !errors.is_array() ||
+      errors.size() != kInputs)
+    return error;
+  LayerSensitivity out;
+  for (size_t i = 0; i < kInputs; ++i) {
+    if (!IsLoss(divergences[i]) || !errors[i].is_array() || errors[i].size() != formats) return error;
+    out.divergences[i] = divergences[i].get<double>();
+    for (const Json& each : errors[i]) {
+      if (!IsLoss(each)) return error;
+      out.errors[i].push_back(each.get<double>());
+    }
+  }
+  return out;
+}
+
+// Rounds the linears of each input to every format, while the layer stays as it is.
+class SensitivityMeter::Observer final : public HessianObserver {
+ public:
+  Observer(const FloatLayer& layer, uint32_t index, std::span<const LayerFormats> formats,
+           LayerSensitivity& result, ThreadPool& pool)
+      : HessianObserver(index, pool), values_(layer), formats_(formats), result_(result) {}
+
+  FloatLayer& smallest() { return smallest_; }
+
+ private:
+  Status Use(LinearInput input, const Hessian& hessian) override {
+    std::vector<double>& errors = result_.errors[static_cast<size_t>(input)];
+    errors.assign(formats_.size(), 0);
+    for (const TensorKind linear : LinearsOf(input)) {
+      const FloatMatrix& matrix = values_.matrix(linear);
+      for (size_t i = 0; i < formats_.size(); ++i) {
+        const LinearFormat& format = formats_[i][PlaceOf(linear)];
+        FloatMatrix rounded = WriteNearest(matrix, format, {}, pool_).values;
+        if (i == 0) RETURN_IF_ERROR(CheckHeld(rounded, format.dtype, linear, layer_));
+        const double error = RelativeOutputError(matrix, rounded, hessian, pool_);
+        errors[i] += error * error;
+        if (i == 0) smallest_.matrix(linear) = std::move(rounded);
+      }
+    }
+    return Status();
+  }
+
+  const FloatLayer& values_;
+  const std::span<const LayerFormats> formats_;
+  LayerSensitivity& result_;
+  FloatLayer smallest_;  // its linears in the smallest format
+};
+
+StatusOr<FloatLayer> SensitivityMeter::Load(uint32_t layer) const {
+  if (is_cancelled_ && is_cancelled_()) return Cancelled("interrupted");
+  return model_.load(layer);
+}
+
+Status SensitivityMeter::Begin(std::vector<float> hidden) {
+  next_ = 0;
+  last_ = hidden;
+  hidden_ = std::move(hidden);
+  for (uint32_t layer = 0; layer < model_.layers; ++layer) {
+    ASSIGN_OR_RETURN(const FloatLayer values, Load(layer));
+    RETURN_IF_ERROR(runner_.Run(values, last_, nullptr));
+  }
+  return Status();
+}
+
+Status SensitivityMeter::Skip() {
+  ASSIGN_OR_RETURN(const FloatLayer values, Load(next_));
+  ++next_;
+  return runner_.Run(values, hidden_, nullptr);
+}
+
+StatusOr<LayerSensitivity> SensitivityMeter::Measure(std::span<const LayerFormats> formats) {
+  ASSIGN_OR_RETURN(FloatLayer values, Load(next_));
+  LayerSensitivity result;
+  std::vector<float> after = hidden_;
+  Observer observer(values, next_, formats, result, pool_);
+  RETURN_IF_ERROR(runner_.Run(values, after, &observer));
+
+  std::vector<std::vector<float>> streams(kInputs, hidden_);
+  for (size_t i = 0; i < kInputs; ++i) {
+    SwapLinears(kLinearInputs[i], values, observer.smallest());
+    RETURN_IF_ERROR(runner_.Run(values, streams[i], nullptr));
+    SwapLinears(kLinearInputs[i], values, observer.smallest());
+  }
+  for (uint32_t layer = next_ + 1; layer < model_.layers; ++layer) {
+    ASSIGN_OR_RETURN(const FloatLayer later, Load(layer));
+    for (std::vector<float>& stream : streams) RETURN_IF_ERROR(runner_.Run(later, stream, nullptr));
+  }
+  ASSIGN_OR_RETURN(const std::vector<double> divergences, output_.Measure(last_, streams));
+  for (size_t i = 0; i < kInputs; ++i) result.divergences[i] = divergences[i];
+  hidden_ = std::move(after);
+  ++next_;
+  return result;
+}
+
+}  // namespace terrace
