@@ -7,11 +7,13 @@
 //   shape  a synthesized model of the 1B shape, whose drafter takes what a model of the 135M shape takes and
 //          is right as often as --right has it
 //   free   the same without a drafter's model: guesses that cost nothing
-//   ngram  what came before, of text that comes in circles and of text with nothing to go by
+//   ngram  what came before, of text that comes in circles and of text with nothing to go by: base, whose
+//          steps compute, and a synthesized model of the 135M shape, whose steps read weights
 //   load   base on tasks with each drafter, from 1 to 64 answers at once
 //   trees  as demo and ngram, with second guesses beside the first; forced ones too
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <map>
@@ -35,9 +37,12 @@ namespace terrace {
 namespace {
 
 // What is asked of speculation, of the tokens a second without it: of text that comes in circles, of one
-// answer at a time, and of anything.
+// answer at a time by a model whose steps read weights, and of anything.
 constexpr double kCopyGoal = 1.5, kAnyGoal = 0.98;
 constexpr uint32_t kLeastRounds = 3;
+// Of each engine in a round: prompts are answered again and again for as long, so that a moment in which the
+// machine does something else is no result.
+constexpr double kRoundSeconds = 0.4;
 constexpr uint64_t kForcedStream = 77;  // not that of the answers' draws
 // Of the synthesized models: what fits a machine of little memory.
 constexpr uint32_t kShapeVocabulary = 49'152, kShapeContext = 1024;
@@ -67,14 +72,15 @@ struct Setting {
 
 struct Measured {
   Answers answers;
-  double tokens_per_second = 0;
+  uint64_t tokens = 0;
+  double seconds = 0;
+  double tokens_per_second() const { return static_cast<double>(tokens) / seconds; }
 };
 
 // `batch` of them at once.
 StatusOr<Measured> Answer(Engine& engine, std::span<const SequenceSpec> specs, uint32_t batch) {
   Measured measured;
   const MonoTime begin = RealClock().Now();
-  size_t tokens = 0;
   for (; !specs.empty(); specs = specs.subspan(std::min<size_t>(batch, specs.size()))) {
     const auto together = specs.first(std::min<size_t>(batch, specs.size()));
     std::vector<std::shared_ptr<CollectingSink>> sinks;
@@ -85,13 +91,28 @@ StatusOr<Measured> Answer(Engine& engine, std::span<const SequenceSpec> specs, u
     for (size_t i = 0; i < together.size(); ++i) {
       const CollectingSink::Answer answer = sinks[i]->Wait();
       RETURN_IF_ERROR(answer.result.error);
-      tokens += answer.tokens.size();
+      measured.tokens += answer.tokens.size();
       measured.answers[together[i].sampling.seed] = answer.ids();
     }
   }
-  measured.tokens_per_second = static_cast<double>(tokens) / Seconds(RealClock().Now() - begin);
+  measured.seconds = Seconds(RealClock().Now() - begin);
   return measured;
 }
+
+// All of them, `times` times. INTERNAL where the answers are not those `wanted`.
+StatusOr<Measured> AnswerAgain(Engine& engine, std::span<const SequenceSpec> specs, uint32_t batch,
+                               uint32_t times, const Answers& wanted) {
+  Measured all;
+  for (uint32_t i = 0; i < times; ++i) {
+    ASSIGN_OR_RETURN(const Measured once, Answer(engine, specs, batch));
+    if (once.answers != wanted) return Internal("the answers differ");
+    all.tokens += once.tokens;
+    all.seconds += once.seconds;
+  }
+  return all;
+}
+
+std::string NameOf(const std::string& model) { return std::filesystem::path(model).stem().string(); }
 
 // The answer's token with that chance, else another.
 int32_t ForcedToken(const Answers& answers, uint64_t seed, uint64_t index, double right,
@@ -130,10 +151,7 @@ class Bench {
   }
 
   Setting OfNgram(const std::string& prompts, uint32_t batch) const {
-    return {.model = flags_.model,
-            .prompts = {.kind = prompts, .count = batch},
-            .batch = batch,
-            .goal = prompts == "copy" && batch == 1 ? kCopyGoal : kAnyGoal};
+    return {.model = flags_.model, .prompts = {.kind = prompts, .count = batch}, .batch = batch};
   }
 
   StatusOr<std::vector<Setting>> SettingsOf(const std::string& part) const {
@@ -154,6 +172,14 @@ class Bench {
     } else if (part == "ngram") {
       for (const char* prompts : {"copy", "random"})
         for (const uint32_t batch : Batches({1, 4, 16})) settings.push_back(OfNgram(prompts, batch));
+      ASSIGN_OR_RETURN(const std::string model, Synthesized("135m"));
+      for (const char* prompts : {"copy", "random"}) {
+        for (const uint32_t batch : Batches({1, 4})) {
+          settings.push_back(OfNgram(prompts, batch));
+          settings.back().model = model;
+          if (settings.back().prompts.kind == "copy" && batch == 1) settings.back().goal = kCopyGoal;
+        }
+      }
     } else if (part == "load") {
       for (const uint32_t batch : Batches({1, 2, 4, 8, 16, 32, 64})) {
         for (const char* drafter : {"ngram", "model"}) {
@@ -232,8 +258,8 @@ class Bench {
 
   // What is left of the part's time is shared by the lines that are left.
   Status RunPart(const std::string& part, const std::vector<Setting>& settings) {
-    std::printf("\n%-6s %-8s %-10s %-5s %5s %5s %9s %9s %23s %8s %8s %6s %s\n", part.c_str(), "prompts",
-                "drafter", "right", "trees", "batch", "off tok/s", "on tok/s", "ratio", "accepted",
+    std::printf("\n%-6s %-17s %-8s %-10s %-5s %5s %5s %9s %9s %23s %8s %8s %6s %s\n", part.c_str(), "model",
+                "prompts", "drafter", "right", "trees", "batch", "off tok/s", "on tok/s", "ratio", "accepted",
                 "tok/pass", "rounds", "goal");
     const MonoTime begin = RealClock().Now();
     for (size_t i = 0; i < settings.size(); ++i) {
@@ -297,21 +323,25 @@ class Bench {
     ASSIGN_OR_RETURN(const std::vector<SequenceSpec> specs, MakePrompts(wanted, *off.files->text));
     ASSIGN_OR_RETURN(const Measured first, Answer(*off.engine, specs, setting.batch));
     ASSIGN_OR_RETURN(const OpenedEngine on, OpenDrafted(setting, first.answers, wanted.vocab_size));
+    const auto times = static_cast<uint32_t>(std::ceil(kRoundSeconds / first.seconds));
+    const auto answer = [&](Engine& engine) {
+      return AnswerAgain(engine, specs, setting.batch, times, first.answers);
+    };
     // The first steps of all tell what one takes.
-    RETURN_IF_ERROR(Answer(*on.engine, specs, setting.batch).status());
+    RETURN_IF_ERROR(answer(*on.engine).status());
     const SpeculationStats before = on.engine->Stats().speculation;
     std::vector<double> off_rates, on_rates, ratios;
     double round_seconds = 0;
     for (uint32_t round = 0; round < flags_.rounds; ++round) {
       const MonoTime round_begin = RealClock().Now();
       if (round >= kLeastRounds && Seconds(round_begin - begin) + round_seconds > seconds) break;
-      Measured measured[2];  // off, on
+      double rates[2];  // off, on
       for (const uint32_t turn : {round % 2, (round + 1) % 2}) {
-        ASSIGN_OR_RETURN(measured[turn], Answer(turn == 0 ? *off.engine : *on.engine, specs, setting.batch));
-        if (measured[turn].answers != first.answers) return Internal("the answers differ");
+        ASSIGN_OR_RETURN(const Measured measured, answer(turn == 0 ? *off.engine : *on.engine));
+        rates[turn] = measured.tokens_per_second();
       }
-      off_rates.push_back(measured[0].tokens_per_second);
-      on_rates.push_back(measured[1].tokens_per_second);
+      off_rates.push_back(rates[0]);
+      on_rates.push_back(rates[1]);
       ratios.push_back(on_rates.back() / off_rates.back());
       round_seconds = Seconds(RealClock().Now() - round_begin);
     }
@@ -327,11 +357,12 @@ class Bench {
     const bool is_met = Median(ratios) >= setting.goal;
     (is_met ? met_ : missed_) += 1;
     const std::string right = setting.right.has_value() ? Concat(*setting.right) : "own";
-    std::printf("%-6s %-8s %-10s %-5s %5u %5u %9.1f %9.1f %6.3f (%6.3f to %6.3f) %8.3f %8.2f %6zu %.2f %s\n",
-                "", setting.prompts.kind.c_str(), setting.drafter.c_str(), right.c_str(),
-                setting.max_branch_tokens, setting.batch, Median(off), Median(on), Median(ratios),
-                std::ranges::min(ratios), std::ranges::max(ratios), verified > 0 ? accepted / verified : 0,
-                stats.tokens_per_pass(), ratios.size(), setting.goal, is_met ? "met" : "MISSED");
+    std::printf(
+        "%-6s %-17s %-8s %-10s %-5s %5u %5u %9.1f %9.1f %6.3f (%6.3f to %6.3f) %8.3f %8.2f %6zu %.2f %s\n",
+        "", NameOf(setting.model).c_str(), setting.prompts.kind.c_str(), setting.drafter.c_str(),
+        right.c_str(), setting.max_branch_tokens, setting.batch, Median(off), Median(on), Median(ratios),
+        std::ranges::min(ratios), std::ranges::max(ratios), verified > 0 ? accepted / verified : 0,
+        stats.tokens_per_pass(), ratios.size(), setting.goal, is_met ? "met" : "MISSED");
     if (stats.branch_verified > 0) {
       std::printf("%-6s second guesses: %llu tokens verified, %llu accepted\n", "",
                   static_cast<unsigned long long>(stats.branch_verified),
@@ -361,10 +392,11 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", flags.rounds, "of a line, at most")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  app.add_option("--model", flags.model, "a model folder or .gguf file, of all parts but shape")
+  app.add_option("--model", flags.model,
+                 "a model folder or .gguf file, of all parts but shape and lines of ngram")
       ->capture_default_str();
   app.add_option("--draft-model", flags.draft_model, "of its drafter")->capture_default_str();
-  app.add_option("--work-folder", flags.work_folder, "of the models that shape writes, once")
+  app.add_option("--work-folder", flags.work_folder, "of the models that shape and ngram write, once")
       ->capture_default_str();
   app.add_option("--batch", flags.batch, "answers at once, instead of each part's own")
       ->delimiter(',')

@@ -577,8 +577,8 @@ void CheckedScheduler::CheckOutcomes() {
     Expect(outcome.accepted == 0 || outcome.branch.accepted == 0, "both guesses are right");
     if (outcome.branch.verified > 0) accepted_branch_tokens_ += outcome.branch.accepted;
   }
-  for (const uint64_t id : scheduler_.TakeEndedDrafted())
-    Expect(id < sequences_.size() && has_ended(id), "sequence ", id, " has not ended");
+  for (const EndedDrafted& ended : scheduler_.TakeEndedDrafted())
+    Expect(ended.id < sequences_.size() && has_ended(ended.id), "sequence ", ended.id, " has not ended");
 }
 
 // What was computed how often, of prompts.

@@ -927,7 +927,8 @@ void Scheduler::Finish(Sequence& sequence, FinishReason reason, const Status& er
   free_host_blocks_.insert(free_host_blocks_.end(), sequence.host_blocks.begin(), sequence.host_blocks.end());
   sequence.host_blocks.clear();
   sequence.is_finished = true;
-  if (sequence.wished_for_draft) ended_drafted_.push_back(sequence.id);
+  if (sequence.wished_for_draft)
+    ended_drafted_.push_back({.id = sequence.id, .tokens = sequence.generated()});
   switch (reason) {
     case FinishReason::kStop:
     case FinishReason::kLength:

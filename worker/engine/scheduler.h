@@ -96,6 +96,12 @@ struct DraftWish {
   const Acceptance* branch = nullptr;  // of the first tokens of second guesses
 };
 
+// A sequence that wished for drafts and has ended.
+struct EndedDrafted {
+  uint64_t id = 0;
+  uint32_t tokens = 0;  // of its answer
+};
+
 // How guessed tokens compare with the answer.
 struct GuessOutcome {
   uint32_t verified = 0;  // tokens that went with the plan, without those behind the answer's end
@@ -147,7 +153,7 @@ class Scheduler {
   // Of the drafts offered, since the last call.
   std::vector<DraftOutcome> TakeDraftOutcomes() { return std::exchange(draft_outcomes_, {}); }
   // Sequences that wished for drafts and have ended, since the last call.
-  std::vector<uint64_t> TakeEndedDrafted() { return std::exchange(ended_drafted_, {}); }
+  std::vector<EndedDrafted> TakeEndedDrafted() { return std::exchange(ended_drafted_, {}); }
   // Applies the result of the plan last scheduled: sends tokens to sinks, ends what is finished.
   void Commit(const StepPlan& plan, StepResult result, MonoTime now);
   // Ends everything with `status`.
@@ -236,7 +242,7 @@ class Scheduler {
   std::vector<Sequence*> planned_;
   uint32_t draft_room_ = 0;  // of the last plan: tokens that may be proposed beside what is
   std::vector<DraftOutcome> draft_outcomes_;
-  std::vector<uint64_t> ended_drafted_;
+  std::vector<EndedDrafted> ended_drafted_;
   uint64_t next_id_ = 0;
   SchedulerStats totals_;  // its totals only
   LatencySamples latencies_;

@@ -37,16 +37,16 @@ void Speculation::Draft(Scheduler& scheduler, StepPlan& plan) {
   load_ = LoadOf(plan);
   verified_ = 0;
   ForgetEnded(scheduler);
-  was_asked_ = Ask(scheduler, plan);
+  was_weighed_ = Ask(scheduler, plan);
   drafting_seconds_ = Seconds(clock_.Now() - begin);
   stats_.drafting_seconds += drafting_seconds_;
 }
 
-// Whether the drafter was asked.
+// Whether it was weighed what to ask the drafter for, which takes time even where that is nothing.
 bool Speculation::Ask(Scheduler& scheduler, StepPlan& plan) {
   if (load_.decodes == 0 || scheduler.draft_room() == 0) return false;
   const std::vector<DraftWish> wishes = scheduler.Wishes(plan);
-  if (wishes.empty() || !controller_.WantsDrafts()) return false;
+  if (wishes.empty() || !controller_.WantsDrafts(load_)) return false;
   std::vector<DraftCandidate> candidates;
   for (const DraftWish& wish : wishes) {
     const std::optional<uint32_t> missing = drafter_->MissingTokens(wish.request);
@@ -66,7 +66,7 @@ bool Speculation::Ask(Scheduler& scheduler, StepPlan& plan) {
     requests.back().most = asked[i];
     requests.back().most_branch = has_places ? max_branch_tokens_ : 0;
   }
-  if (requests.empty()) return false;
+  if (requests.empty()) return true;
 
   const MonoTime begin = clock_.Now();
   StatusOr<Drafts> drafts = drafter_->Propose(requests);
@@ -129,11 +129,14 @@ void Speculation::Learn(Scheduler& scheduler, std::optional<double> seconds) {
   const double seconds_per_token = controller_.StepSeconds(load_.decodes) / load_.decodes;
   const double saved = gained * seconds_per_token - controller_.ExtraSeconds(load_, verified_);
   stats_.saved_seconds += saved - drafting_seconds_;
-  if (was_asked_ && seconds.has_value()) controller_.LearnAsking(drafting_seconds_, saved);
+  if (was_weighed_ && seconds.has_value()) controller_.LearnAsking(load_, drafting_seconds_, saved);
 }
 
 void Speculation::ForgetEnded(Scheduler& scheduler) {
-  for (const uint64_t id : scheduler.TakeEndedDrafted()) drafter_->Forget(id);
+  for (const EndedDrafted& ended : scheduler.TakeEndedDrafted()) {
+    controller_.LearnAnswer(ended.tokens);
+    drafter_->Forget(ended.id);
+  }
 }
 
 // The streams go on without.

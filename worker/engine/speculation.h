@@ -58,7 +58,7 @@ class Speculation {
 
   // Of the step between Draft and Learn.
   StepLoad load_;
-  bool was_asked_ = false;
+  bool was_weighed_ = false;
   uint32_t verified_ = 0;  // tokens that drafts and branches add to it
   double drafting_seconds_ = 0;
 };

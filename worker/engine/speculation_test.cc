@@ -263,6 +263,29 @@ TEST(Speculation, EndsWhereDraftsAreWrongOrCostTooMuch) {
   }
 }
 
+// All drafts are right and no pass tells what they take: that it is more than they save is only measured.
+TEST(Speculation, ADrafterThatTakesMoreThanItSavesIsOffWithin16Steps) {
+  uint32_t calls = 0;
+  Drafting* steps = nullptr;
+  FakeDrafter::Options options = RightBy(1);
+  options.is_cheap = false;
+  options.on_propose = [&](std::span<const DraftRequest>) {
+    ++calls;
+    steps->Advance(20 * Memory().seconds_per_step);
+  };
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  steps = &drafting;
+  for (int answer = 0; answer < 8; ++answer) {
+    const uint64_t seed = 1 + answer % 4;
+    const auto sink = drafting.Add(Spec(10, 100, seed));
+    drafting.RunAll();
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(seed, 100));
+  }
+  EXPECT_GT(drafting.steps, 500);
+  EXPECT_GT(calls, 0u);
+  EXPECT_LE(calls, 16u);
+}
+
 TEST(Speculation, StopTokensAndLimitsInsideADraftEndTheAnswer) {
   const uint64_t says_end = SeedThatSays(kEnd, 12), says_stop = SeedThatSays(500, 12);
   const struct {

@@ -22,10 +22,12 @@ class Asking {
                                     std::span<const DraftCandidate> candidates) = 0;
 
   // What was measured, in seconds: of a step; of a call of the drafter (see Drafts::passes); and of the step
-  // last learned, which the drafter was asked in, what asking took and what its drafts saved.
+  // last learned, if it was weighed for drafts, what that and asking took and what its drafts saved.
   virtual void LearnStep(double seconds) = 0;
   virtual void LearnDrafting(std::span<const uint32_t> passes, double seconds) = 0;
   virtual void LearnAsking(double asking, double saved) = 0;
+  // An answer that might have had drafts has ended, with so many tokens.
+  virtual void LearnAnswer(uint32_t tokens) = 0;
 };
 
 }  // namespace terrace

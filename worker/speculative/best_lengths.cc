@@ -49,7 +49,8 @@ std::vector<uint32_t> BestLengths(const DraftableStep& step, std::span<const Dra
   for (size_t i = 0; i < guesses.size(); ++i) {
     const Guess& guess = guesses[i];
     worth += guess.worth;
-    const double rate = (step.load.decodes + worth) / bill.Add(candidates[guess.candidate], guess.index);
+    const double seconds = bill.Add(candidates[guess.candidate], guess.index, guess.worth);
+    const double rate = (step.load.decodes + worth) / seconds;
     if (rate <= best) continue;
     best = rate;
     taken = i + 1;

@@ -48,8 +48,8 @@ class StepBill {
  public:
   virtual ~StepBill() = default;
   // Seconds of the step, with what is to be done before it, when it gets the token at `index` of the
-  // candidate's draft too. A draft's tokens come in their order.
-  virtual double Add(const DraftCandidate& candidate, uint32_t index) = 0;
+  // candidate's draft too, which is worth so many tokens. A draft's tokens come in their order.
+  virtual double Add(const DraftCandidate& candidate, uint32_t index, double worth) = 0;
 };
 
 // Tokens of each candidate's draft: its first ones. All 0 while it is not known what a step takes. `bill` is

@@ -18,7 +18,7 @@ constexpr double kPlain = 1;  // seconds of a step without drafts
 class FakeBill : public StepBill {
  public:
   explicit FakeBill(std::function<double(size_t tokens)> seconds) : seconds_(std::move(seconds)) {}
-  double Add(const DraftCandidate& candidate, uint32_t index) override {
+  double Add(const DraftCandidate& candidate, uint32_t index, double) override {
     asked.push_back({candidate.id, index});
     return seconds_(asked.size());
   }

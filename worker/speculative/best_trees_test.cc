@@ -42,7 +42,7 @@ DraftableStep StepOf(const StepCosts& costs, uint32_t decodes, uint32_t room = 1
 class PlainBill : public StepBill {
  public:
   explicit PlainBill(const DraftableStep& step) : step_(step) {}
-  double Add(const DraftCandidate&, uint32_t) override {
+  double Add(const DraftCandidate&, uint32_t, double) override {
     return step_.seconds() + step_.costs->ExtraSeconds(step_.load, ++tokens_);
   }
 

@@ -23,6 +23,7 @@ class CheapAsking : public Asking {
   void LearnStep(double seconds) override;
   void LearnDrafting(std::span<const uint32_t>, double) override {}  // it is part of the asking
   void LearnAsking(double asking, double saved) override;
+  void LearnAnswer(uint32_t) override {}
 
  private:
   ProbeSavings savings_;

@@ -22,10 +22,12 @@ class CostCurve {
 
   void Learn(double tokens, double seconds);
   // 0 while nothing was measured.
-  double Seconds(double tokens) const { return At(curve_, tokens); }
+  double Seconds(double tokens) const { return At(&Point::believed, tokens); }
   // The same, with all that was measured believed, however long ago.
-  double Measured(double tokens) const { return At(measured_, tokens); }
+  double Measured(double tokens) const { return At(&Point::measured, tokens); }
   bool is_known() const { return steps_ > 0; }
+  // Whether the figure nearest to it was measured in the last steps.
+  bool is_fresh(double tokens) const;
 
  private:
   static constexpr std::array<double, 25> kTokens = {1,   2,    3,    4,    6,    8,    12,  16,  24,
@@ -36,14 +38,28 @@ class CostCurve {
     uint64_t step = 0;   // of the last measurement
   };
 
-  using Curve = std::array<double, kTokens.size()>;  // where a figure is known
+  // Of the curves, where a figure is known.
+  struct Point {
+    double tokens = 0;
+    double believed = 0, measured = 0;  // seconds; the latter if nothing were forgotten
+  };
 
-  double At(const Curve& curve, double tokens) const;
+  // Between which figures a number of tokens is, and how much nearer to the upper one: from 0 to 1.
+  struct Place {
+    double at = 0;  // tokens, within those that figures are kept for
+    size_t lower = 0, upper = 0;
+    double share = 0;
+    size_t nearest() const { return share >= 0.5 ? upper : lower; }
+  };
+
+  static Place PlaceOf(double tokens);
+  double At(double Point::*curve, double tokens) const;
   void Draw();
 
   double half_life_ = 512;
   std::array<Figure, kTokens.size()> figures_;
-  Curve curve_{}, measured_{};  // what is believed, and what would be if nothing were forgotten
+  std::array<Point, kTokens.size()> points_;
+  size_t known_ = 0;  // points: the first ones
   uint64_t steps_ = 0;
 };
 

@@ -33,6 +33,22 @@ TEST(CostCurve, FindsALineThroughNoise) {
     EXPECT_NEAR(curve.Seconds(tokens), truth(tokens), 0.15 * truth(tokens)) << tokens;
 }
 
+TEST(CostCurve, AFigureIsFreshForSomeSteps) {
+  CostCurve curve;
+  EXPECT_FALSE(curve.is_fresh(4));
+  curve.Learn(4, 1);
+  EXPECT_TRUE(curve.is_fresh(4));
+  EXPECT_FALSE(curve.is_fresh(1)) << "it has a figure of its own";
+  for (int step = 0; step < 50; ++step) curve.Learn(64, 2);
+  EXPECT_TRUE(curve.is_fresh(4));
+  for (int step = 0; step < 50; ++step) curve.Learn(64, 2);
+  EXPECT_FALSE(curve.is_fresh(4));
+  for (double tokens = 0.5; tokens < 20'000; tokens *= 1.1) {
+    curve.Learn(tokens, 3);
+    EXPECT_TRUE(curve.is_fresh(tokens)) << tokens;
+  }
+}
+
 TEST(CostCurve, NeverFalls) {
   for (uint32_t seed = 1; seed <= 50; ++seed) {
     std::mt19937 random(seed);

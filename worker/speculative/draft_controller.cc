@@ -13,7 +13,7 @@ class VerifyingBill : public StepBill {
  public:
   explicit VerifyingBill(const DraftableStep& step) : step_(step), plain_(step.seconds()) {}
 
-  double Add(const DraftCandidate&, uint32_t) override {
+  double Add(const DraftCandidate&, uint32_t, double) override {
     return plain_ + step_.costs->ExtraSeconds(step_.load, ++tokens_);
   }
 
@@ -34,7 +34,8 @@ DraftController::DraftController(const Options& options)
     : max_tokens_(options.max_tokens),
       max_branch_tokens_(options.max_branch_tokens),
       adapts_(options.adapts),
-      asking_(MakeAsking(options)) {}
+      asking_(MakeAsking(options)),
+      balance_(2 * options.probe_share) {}  // so that probing alone never ends drafts
 
 DraftableStep DraftController::StepOf(const StepLoad& load, uint32_t room) const {
   return {.load = load,
@@ -85,6 +86,7 @@ DraftLengths DraftController::Verify(const StepLoad& load, std::span<const Draft
 void DraftController::LearnStep(const StepLoad& load, uint32_t drafted, double seconds) {
   costs_.Learn(load, drafted, seconds);
   asking_->LearnStep(seconds);
+  if (load.decodes > 0) balance_.Earn(load.decodes, seconds, costs_.Seconds(load.decodes));
 }
 
 }  // namespace terrace

@@ -1,7 +1,8 @@
 // How many tokens of a step's sequences are drafted, and how many of the drafts are verified. It knows what
 // steps took (StepCosts), how often drafts were right (Acceptance), and by them weighs what a draft is worth
-// (BestLengths, BestTrees); whether and how much to ask depends on the drafter (Asking). It has no clock and
-// no thread. Owned by Speculation (worker/engine/speculation.h); one thread.
+// (BestLengths, BestTrees); whether and how much to ask depends on the drafter (Asking). Where that was
+// wrong, what drafts have cost more than they saved ends them for a while (AskingBalance). It has no clock
+// and no thread. Owned by Speculation (worker/engine/speculation.h); one thread.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 
 #include "worker/speculative/acceptance.h"
 #include "worker/speculative/asking.h"
+#include "worker/speculative/asking_balance.h"
 #include "worker/speculative/best_lengths.h"
 #include "worker/speculative/best_trees.h"
 #include "worker/speculative/step_costs.h"
@@ -30,9 +32,13 @@ class DraftController {
 
   explicit DraftController(const Options& options);
 
-  // Whether to ask at all. False where a cheap drafter gives less than asking takes; then what is saved up
-  // for probing pays for asking now and then.
-  bool WantsDrafts() { return !adapts_ || asking_->WantsDrafts(); }
+  // Whether to ask at all. False where what a step without drafts takes has to be measured again; where
+  // drafts of so many sequences have cost more than they saved; and where a cheap drafter gives less than
+  // asking takes: then what is saved up for probing pays for asking now and then.
+  bool WantsDrafts(const StepLoad& load) {
+    if (!adapts_) return true;
+    return !costs_.wants_plain_step(load) && balance_.may_ask(load.decodes) && asking_->WantsDrafts();
+  }
   // Tokens to ask the drafter for, of each candidate; `room` are those that the step can verify in all.
   std::vector<uint32_t> Ask(const StepLoad& load, std::span<const DraftCandidate> candidates, uint32_t room);
   // Tokens to verify of each draft and of each second guess. What drafting took is spent.
@@ -47,9 +53,14 @@ class DraftController {
   void LearnOutcome(uint32_t compared, uint32_t right) { acceptance_.Add(compared, right); }
   // Whether the first token of a second guess was the one that was chosen.
   void LearnBranch(bool is_right) { branch_acceptance_.Add(1, is_right ? 1 : 0); }
-  // Of the step last learned, which the drafter was asked in: what asking took, and what its drafts saved, in
-  // seconds.
-  void LearnAsking(double asking, double saved) { asking_->LearnAsking(asking, saved); }
+  // Of the step last learned, if it was weighed for drafts: what that and asking took, and what its drafts
+  // saved, in seconds.
+  void LearnAsking(const StepLoad& load, double asking, double saved) {
+    balance_.Settle(load.decodes, asking, saved);
+    asking_->LearnAsking(asking, saved);
+  }
+  // An answer that might have had drafts has ended, with so many tokens.
+  void LearnAnswer(uint32_t tokens) { asking_->LearnAnswer(tokens); }
 
   // Of a step without drafts, and what drafted tokens add to it; 0 while nothing is known.
   double StepSeconds(uint32_t decodes) const { return costs_.Seconds(decodes); }
@@ -75,6 +86,7 @@ class DraftController {
   const uint32_t max_tokens_, max_branch_tokens_;
   const bool adapts_;
   const std::unique_ptr<Asking> asking_;
+  AskingBalance balance_;
   StepCosts costs_;
   // Of all sequences: of drafts, and of the first tokens of second guesses.
   Acceptance acceptance_{kMemory}, branch_acceptance_{kMemory};

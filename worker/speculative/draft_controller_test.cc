@@ -23,6 +23,9 @@ struct World {
   uint32_t sequences = 1;
   uint32_t others = 0;                         // tokens of prompts in every step
   std::function<double(uint32_t step)> right;  // the chance of a drafted token
+  uint32_t prompt = 50;                        // tokens that the drafter's model has to read
+  uint32_t answer_tokens = 0;                  // then another sequence takes the place; 0: never
+  double weighing = 0;                         // seconds that a step takes which is weighed for drafts
 };
 
 struct Simulated {
@@ -41,20 +44,25 @@ Simulated Simulate(const World& world, uint32_t steps, uint32_t seed = 1) {
       {.max_tokens = kMost, .is_drafting_cheap = !world.pass, .max_pass_tokens = kMaxPass});
   const StepLoad load{.decodes = world.sequences, .others = world.others};
   std::vector<Acceptance> acceptance(world.sequences);
-  std::vector<uint32_t> missing(world.sequences, 50);  // a prompt
+  std::vector<uint32_t> missing(world.sequences, world.prompt), given(world.sequences, 0);
+  std::vector<uint64_t> ids(world.sequences);
+  std::iota(ids.begin(), ids.end(), 0u);
+  uint64_t next_id = world.sequences;
   Simulated run;
   for (uint32_t step = 0; step < steps; ++step) {
     std::vector<DraftCandidate> candidates;
     for (uint32_t i = 0; i < world.sequences; ++i) {
-      candidates.push_back({.id = i,
+      candidates.push_back({.id = ids[i],
                             .most = kMost,
                             .missing = world.pass ? missing[i] : 0,
                             .left = 1000,
                             .acceptance = &acceptance[i]});
     }
-    std::vector<uint32_t> asked = controller.Ask(load, candidates, kRoom);
-    double seconds = 0;
-    if (world.pass) {
+    const bool is_weighed = controller.WantsDrafts(load);
+    std::vector<uint32_t> asked(world.sequences, 0);
+    if (is_weighed) asked = controller.Ask(load, candidates, kRoom);
+    double seconds = is_weighed ? world.weighing : 0;
+    if (is_weighed && world.pass) {
       std::vector<uint32_t> passes;
       for (uint32_t index = 0; index < kMost; ++index) {
         uint32_t tokens = 0;
@@ -70,7 +78,7 @@ Simulated Simulate(const World& world, uint32_t steps, uint32_t seed = 1) {
         passes.push_back(tokens);
         seconds += noisy(world.pass(tokens));
       }
-      controller.LearnDrafting(passes, seconds);
+      controller.LearnDrafting(passes, seconds - world.weighing);
     }
     for (size_t i = 0; i < candidates.size(); ++i) candidates[i].most = asked[i];
     const std::vector<uint32_t> verified = controller.Verify(load, candidates, kRoom).chains;
@@ -78,6 +86,7 @@ Simulated Simulate(const World& world, uint32_t steps, uint32_t seed = 1) {
     EXPECT_LE(drafted, kRoom);
     const double step_seconds = noisy(world.step(world.sequences + world.others + drafted));
     controller.LearnStep(load, drafted, step_seconds);
+    uint32_t gained = 0;
     for (size_t i = 0; i < candidates.size(); ++i) {
       EXPECT_LE(verified[i], asked[i]);
       const uint32_t compared = verified[i] > 0 ? verified[i] : std::min(asked[i], 1u);
@@ -86,10 +95,21 @@ Simulated Simulate(const World& world, uint32_t steps, uint32_t seed = 1) {
       acceptance[i].Age();
       acceptance[i].Add(compared, right);
       if (compared > 0) controller.LearnOutcome(compared, right);
-      const uint32_t given = verified[i] > 0 ? right : 0;
-      run.tokens += 1 + given;
-      missing[i] += 1 + given - std::min(given, std::max(asked[i], 1u) - 1);  // of a draft all but the last
+      const uint32_t accepted = verified[i] > 0 ? right : 0;
+      gained += accepted;
+      run.tokens += 1 + accepted;
+      missing[i] += 1 + accepted - std::min(accepted, std::max(asked[i], 1u) - 1);  // all but the last
+      given[i] += 1 + accepted;
+      if (world.answer_tokens == 0 || given[i] < world.answer_tokens) continue;
+      controller.LearnAnswer(given[i]);
+      ids[i] = next_id++;
+      acceptance[i] = Acceptance();
+      missing[i] = world.prompt;
+      given[i] = 0;
     }
+    const double saved =
+        gained * controller.StepSeconds(load.decodes) / load.decodes - controller.ExtraSeconds(load, drafted);
+    if (is_weighed) controller.LearnAsking(load, seconds, saved);
     run.seconds += seconds + step_seconds;
     run.verified.push_back(drafted);
   }
@@ -160,6 +180,51 @@ TEST(DraftController, ProbingCostsAtMostItsShare) {
   EXPECT_GT(run.rate(), 0.99 * RateOfLength(world, 0));
 }
 
+// Each answer is over before what was read for it has paid: at first it is believed to be long.
+TEST(DraftController, AModelWhoseReadingCostsMoreThanItSavesIsOffWithin100Steps) {
+  const World world{.step = Line(1, 0.05),
+                    .pass = Line(0.1, 0.02),
+                    .sequences = 4,
+                    .right = [](uint32_t) { return 0.9; },
+                    .prompt = 200,
+                    .answer_tokens = 20};
+  World longer = world;
+  longer.answer_tokens = 400;
+  const uint32_t steps = 6000;
+  const Simulated run = Simulate(world, steps);
+  EXPECT_LE(std::accumulate(run.verified.begin() + 100, run.verified.end(), 0u), 600u);
+  EXPECT_GT(run.rate(), 0.975 * RateOfLength(world, 0));
+  EXPECT_GT(Simulate(longer, steps).rate(), 1.3 * RateOfLength(world, 0)) << "what is read pays there";
+}
+
+// Of what weighing itself takes nothing is believed: it is measured.
+TEST(DraftController, WhatIsBelievedNowhereIsLostOnceAndThenBoundedByAShare) {
+  World world{.step = Line(1, 0.05), .pass = Line(0.1, 0.02), .right = [](uint32_t) { return 0.0; }};
+  world.weighing = 0.1;
+  EXPECT_GT(Simulate(world, 6000).rate(), 0.98 * RateOfLength(world, 0));
+  world.right = [](uint32_t) { return 0.9; };
+  EXPECT_GT(Simulate(world, 6000).rate(), 1.5 * RateOfLength(world, 0)) << "it pays all the same";
+}
+
+// The first step was slow, by chance: were it never measured again, drafts would be taken to cost nothing.
+TEST(DraftController, WhatAStepWithoutDraftsTakesIsMeasuredAgain) {
+  DraftController controller({.is_drafting_cheap = true});
+  const StepLoad load{.decodes = 4};
+  EXPECT_FALSE(controller.WantsDrafts(load)) << "it was never measured";
+  controller.LearnStep(load, 0, 2);
+  uint32_t plain = 0;
+  for (int step = 0; step < 1000; ++step) {
+    const bool is_plain = !controller.WantsDrafts(load);
+    controller.LearnStep(load, is_plain ? 0 : 4, is_plain ? 1 : 2);
+    if (!is_plain) controller.LearnAsking(load, 0, 1);
+    plain += is_plain ? 1 : 0;
+  }
+  EXPECT_GE(plain, 10u);
+  EXPECT_LE(plain, 1000 / 50u);
+  EXPECT_LT(controller.StepSeconds(load.decodes), 1.2);
+  EXPECT_TRUE(controller.WantsDrafts({.decodes = 7, .others = 100})) << "such a step would tell nothing";
+}
+
 TEST(DraftController, DraftsNothingBeforeItKnowsWhatAStepTakes) {
   DraftController controller({.is_drafting_cheap = true});
   const Acceptance acceptance{};
@@ -176,9 +241,9 @@ TEST(DraftController, ACheapDrafterThatFindsNothingIsAskedSeldom) {
     int count = 0;
     for (int step = 0; step < steps; ++step) {
       controller.LearnStep({.decodes = 1}, 0, 1);
-      if (!controller.WantsDrafts()) continue;
+      if (!controller.WantsDrafts({.decodes = 1})) continue;
       ++count;
-      controller.LearnAsking(0.02, saved);
+      controller.LearnAsking({.decodes = 1}, 0.02, saved);
     }
     return count;
   };
@@ -194,9 +259,9 @@ TEST(DraftController, OneSlowAskingDoesNotEndACheapDrafter) {
     int asked = 0;
     for (int step = 0; step < 5000; ++step) {
       controller.LearnStep({.decodes = 1}, 0, 0.005);
-      if (!controller.WantsDrafts()) continue;
+      if (!controller.WantsDrafts({.decodes = 1})) continue;
       ++asked;
-      controller.LearnAsking(asked == stall ? 5 : 0.00005, asked < 40 ? 0 : 0.002);
+      controller.LearnAsking({.decodes = 1}, asked == stall ? 5 : 0.00005, asked < 40 ? 0 : 0.002);
     }
     EXPECT_GT(asked, 4000) << "call " << stall << " took long";
   }
@@ -293,7 +358,7 @@ TEST(DraftController, WithoutAdaptingDraftsAreWhole) {
                                        {.id = 3, .most = 8, .left = 100, .acceptance = &wrong}};
   const uint32_t passes[] = {1};
   for (int i = 0; i < 2; ++i) {
-    EXPECT_TRUE(controller.WantsDrafts());
+    EXPECT_TRUE(controller.WantsDrafts({.decodes = 3}));
     EXPECT_EQ(controller.Ask({.decodes = 3}, candidates, 9), (std::vector<uint32_t>{4, 3, 2}));
     EXPECT_EQ(controller.Verify({.decodes = 3}, candidates, 5).chains, (std::vector<uint32_t>{4, 1, 0}));
     controller.LearnDrafting(passes, 100);

@@ -1,6 +1,9 @@
 // Asks a drafter that is a model: for as much as gives the most tokens of answers a second (BestLengths),
-// with the passes of that model in the bill and, written off over the answer, what it has to read first. A
-// Prober looks at those who would get nothing.
+// with the passes of that model in the bill and, written off over what an answer is expected to get still,
+// what it has to read first. A Prober looks at those who would get nothing.
+//
+// How long an answer will be nobody knows: what it may get still is a limit that few reach. So it is expected
+// to get as much as answers had lately.
 #pragma once
 
 #include <cstdint>
@@ -25,13 +28,18 @@ class ModelAsking : public Asking {
     costs_.Learn(passes, seconds);
   }
   void LearnAsking(double, double) override {}
+  void LearnAnswer(uint32_t tokens) override;
 
  private:
   std::vector<DraftCandidate> WorthReading(const DraftableStep& step,
                                            std::span<const DraftCandidate> candidates) const;
 
+  // Over so many tokens of the answer at most what a model has to catch up on is written off.
+  static constexpr double kWriteOffTokens = 64;
+
   PassCosts costs_;
   Prober prober_;
+  double answer_tokens_ = kWriteOffTokens;  // of an answer lately, of longer ones those
 };
 
 }  // namespace terrace

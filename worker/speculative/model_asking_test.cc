@@ -63,6 +63,21 @@ TEST(ModelAsking, WhatItHasToReadIsWrittenOffOverTheAnswer) {
   EXPECT_GT(asked(1000, 500), 0u);
 }
 
+// As many tokens as it may get still, few answers get.
+TEST(ModelAsking, AnAnswerIsExpectedToBeAsLongAsAnswersWereLately) {
+  const StepCosts costs = KnownCosts(1);
+  const Acceptance good = Good();
+  ModelAsking asking(kMaxPass, kShare);
+  LearnPasses(asking);
+  const DraftCandidate candidate{.most = 8, .missing = 1000, .left = 500, .acceptance = &good};
+  const auto asked = [&] { return asking.Ask(StepOf(costs, 1), {&candidate, 1}).at(0); };
+  EXPECT_GT(asked(), 0u);
+  for (int answer = 0; answer < 100; ++answer) asking.LearnAnswer(4);
+  EXPECT_EQ(asked(), 0u);
+  for (int answer = 0; answer < 100; ++answer) asking.LearnAnswer(1000);
+  EXPECT_GT(asked(), 0u);
+}
+
 TEST(ModelAsking, WhoIsNotWorthReadingForTakesNothingFromTheOthers) {
   const StepCosts costs = KnownCosts(2);
   const Acceptance good = Good();

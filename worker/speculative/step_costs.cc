@@ -33,6 +33,11 @@ void StepCosts::LearnPrompts(const StepLoad& load, uint32_t drafted, double seco
   knows_prompts_ = true;
 }
 
+// A step with many tokens of prompts would not tell it.
+bool StepCosts::wants_plain_step(const StepLoad& load) const {
+  return load.decodes > 0 && load.others <= kFewTokens && !curve_.is_fresh(load.decodes);
+}
+
 double StepCosts::ExtraSeconds(const StepLoad& load, uint32_t drafted) const {
   const double more = curve_.Seconds(load.decodes + drafted) - curve_.Seconds(load.decodes);
   return load.others == 0 ? more : std::max(more, drafted * prompt_seconds_);

@@ -49,6 +49,17 @@ TEST(StepCosts, AFewTokensOfPromptsInEveryStepHideNothing) {
   EXPECT_EQ(costs.Seconds(8), 0) << "mostly prompts";
 }
 
+TEST(StepCosts, APlainStepIsWantedWhereItTellsWhatIsNotKnown) {
+  StepCosts costs;
+  EXPECT_TRUE(costs.wants_plain_step({.decodes = 4}));
+  EXPECT_FALSE(costs.wants_plain_step({.decodes = 4, .others = 100})) << "it would tell nothing";
+  EXPECT_FALSE(costs.wants_plain_step({})) << "nor would one without answers";
+  costs.Learn({.decodes = 4}, 0, 1);
+  EXPECT_FALSE(costs.wants_plain_step({.decodes = 4}));
+  for (int step = 0; step < 100; ++step) costs.Learn({.decodes = 4}, 28, 2);
+  EXPECT_TRUE(costs.wants_plain_step({.decodes = 4}));
+}
+
 TEST(StepCosts, OneSlowPromptSaysLittle) {
   const StepLoad load{.decodes = 1, .others = 100};
   StepCosts costs;
