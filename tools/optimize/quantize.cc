@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,20 +24,21 @@ constexpr size_t kInputs = std::size(kLinearInputs);
 
 WeightQuantization Int8Rows() { return {.bits = 8, .group = 0, .has_zero_points = false}; }
 
+// How the output's layers are stored; of GGUF each tensor says it.
+std::optional<WeightQuantization> TargetQuantization(const QuantizeTarget& target, bool is_mixed) {
+  if (target.is_fp8)
+    return WeightQuantization{.bits = 8, .group = 0, .has_zero_points = false, .is_float = true};
+  if (target.dtype == DType::kInt8) return Int8Rows();
+  if (target.is_gguf()) return std::nullopt;
+  return WeightQuantization{
+      .bits = 4, .group = target.group, .has_zero_points = true, .has_int8_too = is_mixed};
+}
+
 // The model as the output has it.
 ModelConfig TargetConfig(ModelConfig config, const QuantizeTarget& target, bool is_mixed) {
   config.names = target.is_gguf() ? NameScheme::kGguf : NameScheme::kHuggingFace;
   config.rope_pairing = target.is_gguf() ? RopePairing::kNeighbours : RopePairing::kHalves;
-  config.quantization.reset();
-  if (target.is_fp8) {
-    config.quantization =
-        WeightQuantization{.bits = 8, .group = 0, .has_zero_points = false, .is_float = true};
-  } else if (target.dtype == DType::kInt8) {
-    config.quantization = Int8Rows();
-  } else if (!target.is_gguf()) {
-    config.quantization = WeightQuantization{
-        .bits = 4, .group = target.group, .has_zero_points = true, .has_int8_too = is_mixed};
-  }
+  config.quantization = TargetQuantization(target, is_mixed);
   return config;
 }
 
