@@ -9,6 +9,10 @@ namespace terrace {
 namespace {
 
 constexpr uint64_t kSeed = 3;
+// Of so much of the greatest weight a candidate is no newer than the others: replicas that were started
+// together are ready some moments apart, and the first of them is not to get all requests but the others'
+// exact shares.
+constexpr float kAsOld = 0.9f;
 
 }  // namespace
 
@@ -23,7 +27,7 @@ size_t PickBySlowStart(const Balancer& balancer, const Arrival& arrival,
     sum += weights[i] / greatest;
   }
   const auto takes_part = [&](size_t i) {
-    if (weights[i] == greatest) return true;
+    if (weights[i] >= kAsOld * greatest) return true;
     const double ratio = weights[i] / greatest;
     if (RandomUniform(kSeed, arrival.rotation, i) >= ratio) return false;
     return candidates[i].sequences == 0 || candidates[i].sequences + 1 <= ratio * sequences / sum;

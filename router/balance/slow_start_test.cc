@@ -85,6 +85,16 @@ TEST_P(SlowStart, TheFirstOfATierGetsAll) {
   EXPECT_EQ(Pick(0), 0u);
 }
 
+TEST_P(SlowStart, ReplicasThatWereStartedTogetherAreEquals) {
+  weights_ = {0.104f, 0.1f, 0.102f, 0.101f};  // within tenths of a second
+  candidates_.assign(weights_.size(), {});
+  for (uint64_t rotation = 0; rotation < 1000; ++rotation) {
+    for (size_t i = 0; i < candidates_.size(); ++i)
+      candidates_[i].sequences = static_cast<uint32_t>(RandomBits(1, rotation, i) % 9);
+    EXPECT_EQ(Pick(rotation), balancer_->Pick({.prompt_tokens = 1000, .rotation = rotation}, candidates_));
+  }
+}
+
 TEST_P(SlowStart, OnlyTheRatioOfTheWeightsCounts) {
   weights_.assign(weights_.size(), 0.2f);
   weights_[3] = 0.1f;  // it came a moment later
