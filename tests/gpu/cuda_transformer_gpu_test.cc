@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/quant/e4m3_row.h"
 #include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
 #include "tools/optimize/prune.h"
