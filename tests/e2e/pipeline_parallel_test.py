@@ -52,7 +52,7 @@ class LossTest(tensor.LossTest):
 class RefusalTest(unittest.TestCase):
     def test_degrees_that_do_not_suit_the_model_are_told_before_anything_is_loaded(self):
         for degrees, refusal in (
-            ({"pipeline_parallel": 6}, "5 layers for 6 pipeline stages"),
+            ({"pipeline_parallel": 6}, "group.pipeline_parallel is 6, and the model has 5 layers"),
             ({"ranks": 4, "pipeline_parallel": 3}, "group.ranks is 4, not a multiple of group.pipeline_parallel, 3"),
         ):
             with self.subTest(degrees=degrees), tempfile.TemporaryDirectory() as folder:

@@ -222,14 +222,14 @@ CLI::Option* AddFit(CLI::App& inspect, InspectFitOptions& options) {
       ->check(Quiet(CLI::Range(1u, kMaxFitTokens)))
       ->capture_default_str()
       ->needs(fit);
-  inspect.add_option("--kv-dtype", options.fit.kv_dtype, "of keys and values: f32, f16, bf16, int8 or fp8")
+  inspect.add_option("--kv-dtype", options.fit.kv_dtype, "of keys and values: f16, bf16, int8 or fp8")
       ->type_name("TYPE")
-      ->check(Quiet(CLI::IsMember({"f32", "f16", "bf16", "int8", "fp8"})))
+      ->check(Quiet(CLI::IsMember({"f16", "bf16", "int8", "fp8"})))
       ->capture_default_str()
       ->needs(fit);
   inspect
       .add_option("--weights", options.weights,
-                  "of a model without: the format that its matrices are to have, such as q4_k or int8 "
+                  "of a model without: the format that its matrices are to have, such as q4_k or int4-g64 "
                   "(default: bf16)")
       ->type_name("TYPE")
       ->needs(fit);

@@ -27,14 +27,18 @@ Row RowOf(const SplitFit& fit) {
     row.insert(row.end(), 9, "-");
     return row;
   }
+  row.insert(row.end(), {FormatBytes(fit.weight_bytes), FormatBytes(fit.workspace_bytes),
+                         FormatBytes(fit.kv_bytes_per_token), FormatCount(fit.kv_tokens)});
+  if (!fit.fits()) {  // and has no speed
+    row.insert(row.end(), 5, "-");
+    return row;
+  }
   const StepEstimate& decode = fit.decode;
-  row.insert(
-      row.end(),
-      {FormatBytes(fit.weight_bytes), FormatBytes(fit.workspace_bytes), FormatBytes(fit.kv_bytes_per_token),
-       FormatCount(fit.kv_tokens), Rate(fit.decode_tokens_per_second), FormatSeconds(decode.seconds),
-       FormatBytes(static_cast<uint64_t>(decode.sum_bytes)),
-       Concat(FormatFixed(100 * (decode.sum_seconds + decode.send_seconds) / decode.seconds, 0), "%"),
-       Rate(fit.prefill_tokens_per_second)});
+  row.insert(row.end(),
+             {Rate(fit.decode_tokens_per_second), FormatSeconds(decode.seconds),
+              FormatBytes(static_cast<uint64_t>(decode.sum_bytes)),
+              Concat(FormatFixed(100 * (decode.sum_seconds + decode.send_seconds) / decode.seconds, 0), "%"),
+              Rate(fit.prefill_tokens_per_second)});
   return row;
 }
 

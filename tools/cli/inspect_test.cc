@@ -98,7 +98,8 @@ TEST(InspectFit, WhatDoesNotFitIsAnAnswerWithItsNumbers) {
   const Status status =
       RunInspect({.model = "models/terrace-demo-small", .fit = {.devices = "2x1MB"}}, test.context);
   EXPECT_EQ(Reason(status), kAnswerIsNoReason) << status;
-  EXPECT_THAT(test.out.str(), HasSubstr("are not less than the 980000 of a device"));
+  EXPECT_THAT(test.out.str(), HasSubstr("are not less than the 980000 bytes (0.9 MiB) that a device has"));
+  EXPECT_THAT(test.out.str(), testing::ContainsRegex("TP 1 x PP 1 [^\n]* - +- +- +- +-\n")) << "no speeds";
 }
 
 TEST(InspectFit, NamesWhatIsWrong) {

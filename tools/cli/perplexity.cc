@@ -8,6 +8,7 @@
 
 #include "base/json.h"
 #include "base/mapped_file.h"
+#include "text/unicode.h"
 #include "tools/cli/answered_text.h"
 #include "tools/cli/format.h"
 #include "tools/cli/progress_bar.h"
@@ -43,6 +44,15 @@ StatusOr<TextWindows> WindowsOf(const EvaluateOptions& options, uint32_t context
   return windows;
 }
 
+Status CheckUtf8(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const Utf8Step step = DecodeUtf8(text.substr(at));
+    if (!step.valid) return DataLoss("is not UTF-8 at byte ", at);
+    at += step.length;
+  }
+  return Status();
+}
+
 StatusOr<AnsweredText> EncodeRow(std::string_view line, const TextAssets& text) {
   ASSIGN_OR_RETURN(const TextRow row, ParseTextRow(line));
   if (row.messages.empty()) return EncodePlain(text, row.text);
@@ -53,7 +63,10 @@ StatusOr<std::vector<AnsweredText>> LoadTexts(const std::string& path, uint32_t 
                                               const TextAssets& text) {
   ASSIGN_OR_RETURN(const std::string file, ReadFile(path));
   if (file.empty()) return DataLoss(path, ": has no text");
-  if (!path.ends_with(".jsonl")) return std::vector{EncodePlain(text, file)};
+  if (!path.ends_with(".jsonl")) {
+    RETURN_IF_ERROR(Annotate(CheckUtf8(file), path));
+    return std::vector{EncodePlain(text, file)};
+  }
   std::vector<AnsweredText> texts;
   for (const std::string_view line : SplitLines(file)) {
     if (limit > 0 && texts.size() == limit) break;

@@ -119,6 +119,8 @@ TEST_F(PerplexityTest, WhatCannotBeMeasuredSaysWhy) {
        [](EvaluateOptions& o) { o.perplexity = {"absent"}; }},
       {"an empty file", StatusCode::kDataLoss, "no text",
        [&](EvaluateOptions& o) { o.perplexity = {Write("empty.txt", "")}; }},
+      {"no UTF-8", StatusCode::kDataLoss, "latin.txt: is not UTF-8 at byte 3",
+       [&](EvaluateOptions& o) { o.perplexity = {Write("latin.txt", "caf\xE9 au lait")}; }},
       {"a row that is none", StatusCode::kDataLoss, "rows.jsonl:2",
        [&](EvaluateOptions& o) { o.perplexity = {Write("rows.jsonl", "{\"text\": \"a b\"}\n{}\n")}; }},
       {"nothing behind a token", StatusCode::kDataLoss, "no token behind",

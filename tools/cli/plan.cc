@@ -110,9 +110,7 @@ class PlanRun {
   Status ReadTrace() {
     if (options_.trace.empty()) return {};
     ASSIGN_OR_RETURN(const std::string text, ReadFile(options_.trace));
-    auto trace = ParseTrace(text);
-    if (!trace.ok()) return Annotate(trace.status(), options_.trace);
-    traffic_.trace = *std::move(trace);
+    ASSIGN_OR_RETURN(traffic_.trace, ParseTrace(text, options_.trace));
     traffic_.load = OpenLoop{};
     return {};
   }
@@ -337,7 +335,11 @@ class PlanRun {
                      SimulateServing({&tier, 1}, traffic, [this] { return context_.shutdown.IsPending(); }));
     ASSIGN_OR_RETURN(const LevelResult measured,
                      Measure(*origins_[plan.candidate].tiers.front(), tier.settings, traffic));
-    context_.out << "\n" << FormatVerification(predicted, measured);
+    context_.out << "\n"
+                 << FormatVerification(predicted, measured)
+                 << FormatMeasuredConstraints(
+                        BrokenFigures(options_.constraints, measured.first_token, measured.inter_token,
+                                      measured.output_tokens_per_second() * plan.tiers.front().workers));
     return {};
   }
 

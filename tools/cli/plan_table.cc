@@ -86,4 +86,11 @@ std::string FormatVerification(const ServingPrediction& predicted, const LevelRe
   return FormatTable(rows, 1);
 }
 
+std::string FormatMeasuredConstraints(const std::vector<std::string>& broken) {
+  std::string out = broken.empty() ? "as measured, it keeps to its limits of latency and throughput\n" : "";
+  for (const std::string& each : broken) out += Concat("as measured, it breaks: ", each, "\n");
+  return out +
+         "predicted 99th percentiles come out too low where steps of one size differ, as beside other work\n";
+}
+
 }  // namespace terrace

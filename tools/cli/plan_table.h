@@ -3,6 +3,7 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 #include "tools/bench/level_result.h"
 #include "tools/plan/plan.h"
@@ -14,5 +15,8 @@ std::string FormatPlans(std::span<const PlanCandidate> candidates, std::span<con
 
 // What was predicted against what was measured, each with the relative error.
 std::string FormatVerification(const ServingPrediction& predicted, const LevelResult& measured);
+
+// Below it: which limits measured figures break, in words as of BrokenFigures.
+std::string FormatMeasuredConstraints(const std::vector<std::string>& broken);
 
 }  // namespace terrace

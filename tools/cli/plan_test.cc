@@ -76,7 +76,8 @@ TEST_F(PlanCommand, WritesAClusterOfTheBestAndComparesItWithWhatIsMeasured) {
   ASSERT_TRUE(status.ok()) << status;
   const std::string out = test_.out.str();
   EXPECT_THAT(out, Not(HasSubstr("µUSD"))) << "one unit in a column";
-  for (const char* text : {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted"})
+  for (const char* text :
+       {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted", "as measured, it "})
     EXPECT_THAT(out, HasSubstr(text));
   const auto cluster = PlanFromFile(options_.out);
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -171,7 +172,7 @@ TEST_F(PlanCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
       {[](PlanOptions& o) { o.target.model = "/absent"; }, "/absent", kExitNoInput},
       {[](PlanOptions& o) { o.report = "/absent.json"; }, "/absent.json", kExitNoInput},
       {[](PlanOptions& o) { o.trace = "/absent.jsonl"; }, "/absent.jsonl", kExitNoInput},
-      {[](PlanOptions& o) { o.trace = "models/eval/classify.jsonl"; }, "classify.jsonl: line 1: ", kExitData},
+      {[](PlanOptions& o) { o.trace = "models/eval/classify.jsonl"; }, "classify.jsonl:1: ", kExitData},
       {[](PlanOptions& o) {
          o.ranks = {2, 2};
        },

@@ -16,10 +16,36 @@ std::string MixedText(const LayerReport& layer) {
   return Concat(formats, ";  ", ErrorsText(layer));
 }
 
+std::string MethodOf(const QuantizeOptions& options) {
+  if (!options.method.empty()) return options.method;
+  return options.to == "fp8" ? "rtn" : "gptq";
+}
+
+// What a budget came to.
+std::string MixtureText(const QuantizeBudget& budget, const MixtureReport& mixture) {
+  std::string text = budget.bytes > 0
+                         ? Concat(FormatBytes(mixture.bytes), " of ", FormatBytes(budget.bytes), " at most")
+                         : Concat(FormatFixed(100 * mixture.faster, 1), "% faster of ",
+                                  FormatFixed(100 * budget.faster, 1), "% asked");
+  text += Concat("; predicted divergence ", FormatFixed(mixture.predicted_divergence, 4), "\n");
+  if (mixture.is_all_floats)
+    text += "the budget has room for the layers' matrices as floats: none was quantized\n";
+  return text;
+}
+
+// Of FP8 where it is opened on CPUs, which hold its matrices in 16 bits.
+uint64_t BytesAsBf16(const QuantizeReport& report) {
+  uint64_t bytes = report.bytes_after;
+  for (const LayerReport& layer : report.layers) {
+    for (const LinearReport& linear : layer.linears) bytes += linear.shape[0] * linear.shape[1];
+  }
+  return bytes;
+}
+
 StatusOr<QuantizeRequest> MakeRequest(const QuantizeOptions& options, const CommandContext& context) {
   QuantizeRequest request;
   ASSIGN_OR_RETURN(request.target, Named(kQuantizeTargets, "--to", options.to));
-  ASSIGN_OR_RETURN(request.method, Named(kQuantizeMethods, "--method", options.method));
+  ASSIGN_OR_RETURN(request.method, Named(kQuantizeMethods, "--method", MethodOf(options)));
   if (options.imatrix && request.method.searches_levels)
     return InvalidArgument("--imatrix: --method ", request.method.name,
                            " weighs errors by activations anyway");
@@ -46,7 +72,11 @@ Status RunQuantize(const QuantizeOptions& options, const CommandContext& context
               << " parameters, " << FormatBytes(report->bytes_before) << " -> "
               << FormatBytes(report->bytes_after) << ", " << FormatFixed(bits, 2) << " bits a weight, "
               << FormatSeconds(Seconds(RealClock().Now() - start)) << ", digest " << report->digest.Hex()
-              << "\nreport: " << report->path << "\n";
+              << "\n";
+  if (request.target.is_fp8)
+    context.out << "on CPUs it takes about " << FormatBytes(BytesAsBf16(*report)) << ", as BF16\n";
+  if (options.budget.is_set()) context.out << MixtureText(options.budget, report->mixture);
+  context.out << "report: " << report->path << "\n";
   return Status();
 }
 

@@ -11,8 +11,8 @@
 namespace terrace {
 
 struct QuantizeOptions : RewriteOptions {
-  std::string to;               // a name of kQuantizeTargets
-  std::string method = "gptq";  // of kQuantizeMethods
+  std::string to;      // a name of kQuantizeTargets
+  std::string method;  // of kQuantizeMethods; empty: gptq, and rtn for fp8
   bool act_order = false;
   bool imatrix = false;  // levels are searched for by what goes into the linears
   QuantizeBudget budget;

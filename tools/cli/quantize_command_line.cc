@@ -68,7 +68,7 @@ void AddQuantize(CLI::App& app, QuantizeOptions& options) {
           "scaled by what goes into them), awq-gptq, smoothquant")
       ->type_name("METHOD")
       ->check(Quiet(CLI::IsMember(Names(kQuantizeMethods))))
-      ->capture_default_str();
+      ->default_str("gptq; rtn for fp8");
   AddRewriteSettings(*quantize, options, "rtn can do without", "of gptq and awq-gptq");
   quantize->add_flag("--act-order", options.act_order,
                      "of gptq and awq-gptq: round the inputs of the largest activations first");

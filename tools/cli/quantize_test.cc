@@ -61,6 +61,31 @@ TEST_F(QuantizeCommand, RoundsWithoutCalibrationAndWithAnImportanceMatrixOnlyWit
   EXPECT_THAT(Message(status), HasSubstr("--calibration"));
 }
 
+TEST_F(QuantizeCommand, Fp8IsRoundedUnlessAMethodIsAskedFor) {
+  QuantizeOptions options = Options();
+  options.to = "fp8";
+  options.calibration = {};
+  TestContext test;
+  ASSERT_EQ(RunQuantize(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("on CPUs it takes about "));
+  options.out += "-2";
+  options.method = "gptq";
+  EXPECT_THAT(Message(RunQuantize(options, test.context)), HasSubstr("--method rtn"));
+}
+
+TEST_F(QuantizeCommand, ABudgetTellsWhatItCameTo) {
+  QuantizeOptions options = Options();
+  options.budget = {.faster = 0.2, .tokens = 50};
+  TestContext faster, roomy;
+  ASSERT_EQ(RunQuantize(options, faster.context), Status());
+  EXPECT_THAT(faster.out.str(), HasSubstr("% faster of 20.0% asked; predicted divergence 0."));
+  options.out += "-2";
+  options.budget = {.bytes = uint64_t{1} << 30, .tokens = 50};
+  ASSERT_EQ(RunQuantize(options, roomy.context), Status());
+  EXPECT_THAT(roomy.out.str(), HasSubstr(" of 1.0 GiB at most; predicted divergence 0.0000"));
+  EXPECT_THAT(roomy.out.str(), HasSubstr("none was quantized"));
+}
+
 TEST_F(QuantizeCommand, CtrlCKeepsWhatIsFinishedAndTheSameCommandGoesOn) {
   {
     TestContext test;  // blocks the signal: it waits until the command looks

@@ -84,15 +84,16 @@ TEST(LoadCalibration, WhatCannotBeUsedIsToldWithItsLine) {
     const TextAssets& text;
     ModelConfig config;
     const char* mention;
-  } cases[] = {{"empty", "", text, Config(), "no rows"},
-               {"json", "{\"text\": \"a\"}\n{\"text\": \n", text, Config(), ":2:"},
-               {"list", "[]", text, Config(), ":1: not a JSON object"},
-               {"nothing", "{\"id\": 1}", text, Config(), "\"expected\" is not a string"},
-               {"number", "{\"text\": 1}", text, Config(), "\"text\" is not a string"},
-               {"messages", "{\"messages\": \"hi\"}", text, Config(), "\"messages\" is not a list"},
-               {"role", "{\"messages\": [{\"content\": \"hi\"}]}", text, Config(), "\"role\""},
-               {"template", kRows, no_template, Config(), "no chat template"},
-               {"vocabulary", kRows, text, small, "vocabulary of 100"}};
+  } cases[] = {
+      {"empty", "", text, Config(), "no rows"},
+      {"json", "{\"text\": \"a\"}\n{\"text\": \n", text, Config(), ":2:"},
+      {"list", "[]", text, Config(), ":1: not a JSON object"},
+      {"nothing", "{\"id\": 1}", text, Config(), "has none of \"messages\", \"text\" and \"expected\""},
+      {"number", "{\"text\": 1}", text, Config(), "\"text\" is not a string"},
+      {"messages", "{\"messages\": \"hi\"}", text, Config(), "\"messages\" is not a list"},
+      {"role", "{\"messages\": [{\"content\": \"hi\"}]}", text, Config(), "\"role\""},
+      {"template", kRows, no_template, Config(), "no chat template"},
+      {"vocabulary", kRows, text, small, "vocabulary of 100"}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
     const Status status = LoadCalibration({.path = Written(c.name, c.rows)}, c.text, c.config).status();

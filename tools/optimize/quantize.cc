@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/format.h"
 #include "base/shuffle.h"
 #include "tools/optimize/format_choice.h"
 #include "tools/optimize/output_divergence.h"
@@ -100,6 +101,17 @@ class Quantization final : public ModelRewriter {
   Quantization(const QuantizeRequest& request, ModelFiles files, ModelConfig config)
       : ModelRewriter(request, "quantize", std::move(files), std::move(config)), quantize_(request) {}
 
+  // After Run.
+  MixtureReport Mixture() const {
+    if (!is_mixed()) return {};
+    const uint64_t bytes = choice_.bytes + other_bytes_;
+    const size_t floats = candidates_[0].size() - 1;
+    return {.bytes = bytes,
+            .faster = quantize_.budget.faster > 0 ? Faster(bytes) : 0,
+            .predicted_divergence = choice_.loss,
+            .is_all_floats = std::ranges::all_of(choice_.chosen, [&](size_t i) { return i == floats; })};
+  }
+
  private:
   using LayerFormats = SensitivityMeter::LayerFormats;
 
@@ -108,12 +120,12 @@ class Quantization final : public ModelRewriter {
     if (!method.passes_errors_on && (quantize_.act_order || quantize_.damping != kDefaultDamping))
       return InvalidArgument("--method ", method.name,
                              " has neither --damping nor --act-order; they are of gptq and awq-gptq");
+    if (quantize_.target.is_fp8 && method.needs_calibration())
+      return InvalidArgument("--to fp8 rounds each weight to the nearest: --method rtn, without --imatrix");
     if (!is_calibrated() && method.needs_calibration())
       return InvalidArgument("--method ", method.name, method.name == "rtn" ? " with --imatrix" : "",
                              ": needs calibration text (--calibration)");
     RETURN_IF_ERROR(CheckBudget());
-    if (quantize_.target.is_fp8 && method.needs_calibration())
-      return InvalidArgument("--to fp8 rounds each weight to the nearest: --method rtn, without --imatrix");
     RETURN_IF_ERROR(ListFormats());
     RETURN_IF_ERROR(Plan().status());
     return is_mixed() ? WeighFormats() : Status();
@@ -245,7 +257,7 @@ class Quantization final : public ModelRewriter {
       limit_ = budget.bytes - other_bytes_;
       return Status();
     }
-    uint64_t now = 0;
+    uint64_t& now = bytes_now_;
     for (const TensorRequirement& tensor : RequiredTensors(files_.config)) {
       const auto view = files_.weights->Find(tensor.name);
       if (!view.ok() || !IsReadByTokens(files_.config, tensor.kind)) continue;  // OpenModel found all
@@ -253,12 +265,17 @@ class Quantization final : public ModelRewriter {
     }
     const double limit = static_cast<double>(now) / (1 + budget.faster);
     if (static_cast<double>(smallest) > limit)
-      return InvalidArgument(
-          "--faster: ", 100 * budget.faster, "%; with --to ", quantize_.target.name, " a token reads ",
-          smallest, " bytes of weights at least, and ", now, " of this model: at most ",
-          100 * (static_cast<double>(now) / static_cast<double>(smallest) - 1), "% faster");
+      return InvalidArgument("--faster: ", 100 * budget.faster, "%; with --to ", quantize_.target.name,
+                             " a token reads ", smallest, " bytes of weights at least, and ", now,
+                             " of this model: at most ",
+                             FormatFixed(std::floor(1000 * Faster(smallest)) / 10, 1), "% faster");
     limit_ = static_cast<uint64_t>(limit) - other_bytes_;
     return Status();
+  }
+
+  // Than the model that is read.
+  double Faster(uint64_t bytes) const {
+    return static_cast<double>(bytes_now_) / static_cast<double>(bytes) - 1;
   }
 
   // With a budget: chooses formats_.
@@ -397,6 +414,7 @@ class Quantization final : public ModelRewriter {
   // With a budget:
   std::vector<std::vector<FormatOption>> options_;  // by PartOf, of each candidate
   uint64_t other_bytes_ = 0, limit_ = 0;            // of what is no part; of all parts
+  uint64_t bytes_now_ = 0;                          // with `faster`: that a token reads of the model
   FormatChoice choice_;
 };
 
@@ -405,7 +423,9 @@ class Quantization final : public ModelRewriter {
 StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request) {
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(request.model));
   ModelConfig config = TargetConfig(files.config, request.target, request.budget.is_set());
-  return Quantization(request, std::move(files), std::move(config)).Run();
+  Quantization quantization(request, std::move(files), std::move(config));
+  ASSIGN_OR_RETURN(RewriteReport report, quantization.Run());
+  return QuantizeReport{std::move(report), quantization.Mixture()};
 }
 
 }  // namespace terrace

@@ -76,7 +76,17 @@ struct QuantizeRequest : RewriteRequest {
   };
 };
 
-using QuantizeReport = RewriteReport;
+// What a budget came to.
+struct MixtureReport {
+  uint64_t bytes = 0;  // of what the budget counts
+  double faster = 0;   // with QuantizeBudget::faster, as it has it
+  double predicted_divergence = 0;
+  bool is_all_floats = false;  // nothing was quantized
+};
+
+struct QuantizeReport : RewriteReport {
+  MixtureReport mixture = {};  // with a budget
+};
 
 // Writes request.out and, beside it, request.out + ".quantize.json": method, settings, digests of the model,
 // of the calibration file and of the output, version, and the error of each linear. A run that was ended goes

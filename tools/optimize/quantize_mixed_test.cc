@@ -126,7 +126,20 @@ TEST_F(MixedTest, ASpeedIsReachedByWhatTokensRead) {
     const double after = read(OpenTestModel(request.out));
     EXPECT_LE(after, read(before) / 1.3);
     EXPECT_EQ(Told(report)["bytes"], after);
+    EXPECT_EQ(report.mixture.bytes, after);
+    EXPECT_NEAR(report.mixture.faster, read(before) / after - 1, 1e-9);
+    EXPECT_FALSE(report.mixture.is_all_floats);
   }
+}
+
+TEST_F(MixedTest, ThePercentageThatAnErrorNamesIsReached) {
+  QuantizeRequest request = Small("int4-g64", "rtn", "fastest");
+  request.budget = {.faster = 9, .tokens = 50};
+  const std::string message = Message(Quantize(request).status());
+  const size_t at = message.find("at most ");
+  ASSERT_NE(at, std::string::npos) << message;
+  request.budget.faster = std::stod(message.substr(at + 8)) / 100;
+  EXPECT_GE(Quantized(request).mixture.faster, request.budget.faster);
 }
 
 TEST_F(MixedTest, TheBytesAreTheSameWithAnyNumberOfThreads) {

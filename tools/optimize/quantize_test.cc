@@ -264,7 +264,10 @@ TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
       {"a speed that is not reached", StatusCode::kInvalidArgument, "% faster",
        [](QuantizeRequest& r, const fs::path&) { r.budget.faster = 9; }},
       {"fp8 by gptq", StatusCode::kInvalidArgument, "--method rtn",
-       [](QuantizeRequest& r, const fs::path&) { r.target = Named(kQuantizeTargets, "fp8"); }},
+       [](QuantizeRequest& r, const fs::path&) {
+         r.target = Named(kQuantizeTargets, "fp8");
+         r.calibration.path.clear();
+       }},
       {"a budget with fp8", StatusCode::kInvalidArgument, "no mixture",
        [](QuantizeRequest& r, const fs::path&) {
          r.target = Named(kQuantizeTargets, "fp8");

@@ -34,6 +34,8 @@ StatusOr<TextRow> ParseTextRow(std::string_view line) {
   if (list != row.end() && !list->is_array()) return InvalidArgument("\"messages\" is not a list");
   TextRow out;
   if (list == row.end() || list->empty()) {
+    if (!row.contains("text") && !row.contains("expected"))
+      return InvalidArgument("has none of \"messages\", \"text\" and \"expected\"");
     ASSIGN_OR_RETURN(out.text, Text(row, row.contains("text") ? "text" : "expected"));
     return out;
   }

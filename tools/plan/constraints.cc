@@ -12,11 +12,15 @@ struct Unit {
   std::string_view name;
   double bytes;
 };
-constexpr Unit kUnits[] = {{"", 1},          {"B", 1},
-                           {"KB", 1e3},      {"MB", 1e6},
-                           {"GB", 1e9},      {"TB", 1e12},
-                           {"KiB", 1024},    {"MiB", 1024.0 * 1024},
-                           {"GiB", 1 << 30}, {"TiB", 1099511627776.0}};
+constexpr Unit kUnits[] = {{"B", 1},
+                           {"KB", 1e3},
+                           {"MB", 1e6},
+                           {"GB", 1e9},
+                           {"TB", 1e12},
+                           {"KiB", 1024},
+                           {"MiB", 1024.0 * 1024},
+                           {"GiB", 1 << 30},
+                           {"TiB", 1099511627776.0}};
 
 }  // namespace
 
@@ -29,6 +33,8 @@ StatusOr<uint64_t> ParseBytes(std::string_view text) {
   for (const Unit& known : kUnits) {
     if (known.name == unit) scale = known.bytes;
   }
+  if (error == std::errc() && unit.empty())
+    return InvalidArgument("\"", text, "\" has no unit; a size is such as 8GiB, 512MiB or 1.5GB");
   if (error != std::errc() || scale == 0)
     return InvalidArgument("\"", text, "\" is not a size such as 8GiB, 512MiB or 1.5GB");
   const double bytes = std::floor(value * scale);

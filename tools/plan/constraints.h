@@ -18,7 +18,8 @@ struct PlanConstraints {
   std::optional<double> max_usd_per_million_tokens = {};  // of prompts and answers as the traffic mixes them
 };
 
-// "8GiB", "1.5 GB", "512MiB", "100000": bytes, above 0; units to TB and TiB. INVALID_ARGUMENT.
+// "8GiB", "1.5 GB", "512MiB", "100000B": bytes, above 0; units to TB and TiB. INVALID_ARGUMENT, also for a
+// number without its unit.
 StatusOr<uint64_t> ParseBytes(std::string_view text);
 
 }  // namespace terrace

@@ -7,8 +7,8 @@ namespace terrace {
 namespace {
 
 TEST(ParseBytes, ReadsDecimalAndBinaryUnits) {
-  const std::pair<const char*, uint64_t> cases[] = {{"1", 1},
-                                                    {"100000", 100'000},
+  const std::pair<const char*, uint64_t> cases[] = {{"1B", 1},
+                                                    {"100000B", 100'000},
                                                     {"17B", 17},
                                                     {"8GiB", uint64_t{8} << 30},
                                                     {"1.5 GB", 1'500'000'000},
@@ -20,9 +20,16 @@ TEST(ParseBytes, ReadsDecimalAndBinaryUnits) {
 
 TEST(ParseBytes, RefusesWhatIsNoSize) {
   for (const char* text :
-       {"", "GiB", "8 ", "8gib", "8GiB ", "8  GiB", "-1GiB", "0", "0.1", "nan", "inf", "1e300", "8GiB8"}) {
+       {"", "GiB", "8 ", "8gib", "8GiB ", "8  GiB", "-1GiB", "0B", "0.1B", "nan", "inf", "1e300B", "8GiB8"}) {
     const auto bytes = ParseBytes(text);
     EXPECT_EQ(ExitCodeFor(bytes.status()), kExitUsage) << text;
+  }
+}
+
+TEST(ParseBytes, WantsAUnit) {
+  for (const char* text : {"0", "5", "2.5", "100000"}) {
+    EXPECT_EQ(Message(ParseBytes(text).status()),
+              Concat("\"", text, "\" has no unit; a size is such as 8GiB, 512MiB or 1.5GB"));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/format.h"
 #include "tools/plan/constraints.h"
 #include "worker/kv/kv_pool.h"
 
@@ -21,8 +22,8 @@ constexpr uint32_t kSequencesPerDevice = 16, kUsualContext = 4096;
 constexpr uint64_t kBlockTokens = 16;
 constexpr double kAsFast = 0.98;  // of the fastest: then fewer ranks are better
 
-// Of data sheets: bytes, bytes a second, dense bf16 operations a second, bytes a second of the link in one
-// direction.
+// Of data sheets, all of the compute capability that workers need, 8.0 or newer: bytes, bytes a second, dense
+// bf16 operations a second, bytes a second of the link in one direction.
 struct KnownDevice {
   std::string_view name;
   double memory, bandwidth, rate, link;
@@ -34,7 +35,7 @@ constexpr KnownDevice kDevices[] = {
     {"H200", 141e9, 4.8e12, 989e12, 450e9, true},       {"B200", 180e9, 8e12, 2250e12, 900e9, true},
     {"A100-40GB", 40e9, 1.555e12, 312e12, 300e9, true}, {"L40S", 48e9, 0.864e12, 362e12, 32e9, false},
     {"RTX4090", 24e9, 1.008e12, 165e12, 32e9, false},   {"A10", 24e9, 0.6e12, 125e12, 32e9, false},
-    {"L4", 24e9, 0.3e12, 121e12, 32e9, false},          {"T4", 16e9, 0.32e12, 65e12, 16e9, false},
+    {"L4", 24e9, 0.3e12, 121e12, 32e9, false},
 };
 
 char Upper(char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c; }
@@ -93,6 +94,36 @@ uint64_t WorkspaceBytes(const RankShare& share, const ModelConfig& config, uint6
   return step_tokens * per_token + logits;
 }
 
+std::string BytesText(uint64_t bytes) {
+  const bool is_large = bytes >= uint64_t{1} << 30;
+  const double unit = is_large ? 1 << 30 : 1 << 20;
+  return Concat(bytes, " bytes (", FormatFixed(static_cast<double>(bytes) / unit, 1),
+                is_large ? " GiB)" : " MiB)");
+}
+
+// What keeps a worker on a GPU from the model, as CheckCudaModel has it (worker/cuda/cuda_transformer.cc).
+std::string WhyNoGpu(const ModelConfig& config) {
+  constexpr uint32_t kMostQueryHeads = 16, kMostVocab = 1 << 19;
+  if (!config.ffn_sizes.empty()) {
+    const auto [least, most] = std::ranges::minmax(config.ffn_sizes);
+    return Concat("feed-forward sizes from ", least, " to ", most, "; GPU workers take layers of equal ones");
+  }
+  if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
+    return Concat("heads of ", config.head_dim, " elements; GPU workers take 32, 64 and 128");
+  if (config.heads / config.kv_heads > kMostQueryHeads)
+    return Concat(config.heads / config.kv_heads, " query heads to a key-value head; GPU workers take up to ",
+                  kMostQueryHeads);
+  for (const auto& [name, width] :
+       {std::pair{"hidden size", config.hidden_size}, std::pair{"feed-forward size", config.ffn_size},
+        std::pair{"query width", config.heads * config.head_dim}}) {
+    if (width % 64 != 0) return Concat("a ", name, " of ", width, "; GPU workers take multiples of 64");
+  }
+  if (config.vocab_size % 16 != 0 || config.vocab_size > kMostVocab)
+    return Concat("a vocabulary of ", config.vocab_size, "; GPU workers take multiples of 16 up to ",
+                  kMostVocab);
+  return "";
+}
+
 class Fitter {
  public:
   Fitter(const ModelShape& shape, const DeviceGroup& group, const FitOptions& options)
@@ -107,6 +138,8 @@ class Fitter {
     if (options_.prefill_tokens == 0) return InvalidArgument("a prompt of no tokens");
     options_.prefill_tokens = std::min(options_.prefill_tokens, config_.context_length);
     ASSIGN_OR_RETURN(kv_dtype_, ParseKvDType(options_.kv_dtype));
+    if (kv_dtype_ == KvDType::kF32)
+      return InvalidArgument("f32 keys and values are for CPUs; GPU workers take f16, bf16, int8 and fp8");
     return {};
   }
 
@@ -150,10 +183,12 @@ class Fitter {
 
   // Numbers in bytes: a short memory is often short of little.
   std::string WhyNot(const SplitFit& fit, uint64_t usable) const {
+    if (std::string why_not = WhyNoGpu(config_); !why_not.empty()) return why_not;
     const uint64_t taken = fit.weight_bytes + fit.workspace_bytes;
     if (taken >= usable) {
-      return Concat("weights of ", fit.weight_bytes, " bytes and a workspace of ", fit.workspace_bytes,
-                    " are not less than the ", usable, " of a device");
+      return Concat("weights of ", BytesText(fit.weight_bytes), " and a workspace of ",
+                    BytesText(fit.workspace_bytes), " are not less than the ", BytesText(usable),
+                    " that a device has after 2% for libraries");
     }
     if (fit.kv_tokens < config_.context_length) {
       return Concat("the KV pool holds ", fit.kv_tokens, " tokens, and a worker needs one context of ",

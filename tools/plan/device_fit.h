@@ -36,7 +36,7 @@ struct FitOptions {
   uint32_t batch = 0;              // sequences at once, of all devices together; 0: 16 for each device
   uint32_t context = 0;            // tokens of each; 0: 4,096, or the model's context where that is shorter
   uint32_t prefill_tokens = 2048;  // of a prompt, above 0; a longer one is cut to the model's context
-  std::string kv_dtype = "bf16";   // as of ParseKvDType
+  std::string kv_dtype = "bf16";   // as of ParseKvDType, but f32, which GPU workers refuse
 };
 
 // One way: `replicas` groups of ranks, one on each device.
@@ -60,7 +60,8 @@ struct SplitFits {
   FitOptions options = {};  // with what was left to be chosen
   std::vector<SplitFit> splits = {};
 };
-// INVALID_ARGUMENT for a context longer than the model's, a prompt of no tokens, or an unknown kv_dtype.
+// INVALID_ARGUMENT for a context longer than the model's, a prompt of no tokens, or a kv_dtype that is
+// unknown or f32.
 StatusOr<SplitFits> FitSplits(const ModelShape& shape, const DeviceGroup& group, const FitOptions& options);
 
 // The one with the most decoded tokens a second of those that fit; of several within 2% the one with the

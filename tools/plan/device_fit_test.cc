@@ -55,7 +55,7 @@ TEST(ParseDevices, KnowsNamesAndSizes) {
                {"8xH100", 8, 80'000'000'000, "H100", false},
                {"4xa100-40gb", 4, 40'000'000'000, "A100-40GB", false},
                {"rtx4090", 1, 24'000'000'000, "RTX4090", false},
-               {"16GB", 1, 16'000'000'000, "T4", true}};
+               {"16GB", 1, 16'000'000'000, "RTX4090", true}};
   for (const auto& each : cases) {
     const auto group = ParseDevices(each.text);
     ASSERT_TRUE(group.ok()) << each.text << ": " << group.status();
@@ -76,6 +76,8 @@ TEST(ParseDevices, NamesWhatIsWrongAndItsLimit) {
       {"99999999999x80GB", "not 1 to 64"},
       {"8x", "\"\" is neither a size"},
       {"8xTPU", "\"TPU\" is neither a size"},
+      {"8x80", "\"80\" is neither a size"},
+      {"8xT4", "\"T4\" is neither a size"},
       {"8x80GBx2", "\"80GBx2\" is neither"},
       {"-1x80GB", "\"-1x80GB\" is neither"}};
   for (const auto& [text, error] : cases) {
@@ -154,6 +156,41 @@ TEST(FitSplits, AShortPoolSaysWhatIsThereAndWhatIsNeeded) {
   EXPECT_EQ(Recommend(fits), std::nullopt);
 }
 
+TEST(FitSplits, BytesAreToldInUnitsToo) {
+  EXPECT_THAT(Fits(Large(), "H100").front().why_not,
+              HasSubstr("are not less than the 78400000000 bytes (73.0 GiB) that a device has after 2% for "
+                        "libraries"));
+  EXPECT_THAT(Fits(Large(), "1MB").front().why_not, HasSubstr("980000 bytes (0.9 MiB)"));
+}
+
+TEST(FitSplits, WhatGpuWorkersRefuseFitsNowhere) {
+  const struct {
+    void (*change)(ModelConfig&);
+    const char* why_not;
+  } cases[] = {
+      {[](ModelConfig& c) { c.head_dim = 96; }, "heads of 96 elements; GPU workers take 32, 64 and 128"},
+      {[](ModelConfig& c) { c.kv_heads = 2; },
+       "32 query heads to a key-value head; GPU workers take up to 16"},
+      {[](ModelConfig& c) { c.hidden_size = 8224; },
+       "a hidden size of 8224; GPU workers take multiples of 64"},
+      {[](ModelConfig& c) { c.ffn_size = 28'704; }, "a feed-forward size of 28704; "},
+      {[](ModelConfig& c) { c.heads = c.kv_heads = 9, c.head_dim = 32; }, "a query width of 288; "},
+      {[](ModelConfig& c) { c.vocab_size = 32'001; },
+       "a vocabulary of 32001; GPU workers take multiples of 16"},
+      {[](ModelConfig& c) {
+         c.ffn_sizes.assign(c.layers, c.ffn_size);
+         c.ffn_sizes.front() = 64;
+       },
+       "feed-forward sizes from 64 to 28672; GPU workers take layers of equal ones"}};
+  for (const auto& [change, why_not] : cases) {
+    ModelConfig config = LargeConfig();
+    change(config);
+    const std::vector<SplitFit> fits = Fits(ShapeOf(config, DType::kBF16).value(), "8xB200");
+    EXPECT_THAT(fits.front().why_not, HasSubstr(why_not));
+    EXPECT_EQ(Recommend(fits), std::nullopt);
+  }
+}
+
 TEST(FitSplits, RefusesWhatTheModelCannotDo) {
   const DeviceGroup group = ParseDevices("H100").value();
   const struct {
@@ -161,6 +198,7 @@ TEST(FitSplits, RefusesWhatTheModelCannotDo) {
     const char* error;
   } cases[] = {{{.context = 8193}, "a context of 8193 tokens is more than the model's 8192"},
                {{.prefill_tokens = 0}, "no tokens"},
+               {{.kv_dtype = "f32"}, "f32 keys and values are for CPUs"},
                {{.kv_dtype = "f64"}, "f64"}};
   for (const auto& [options, error] : cases) {
     const Status status = FitSplits(Large(), group, options).status();

@@ -14,6 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kMaxConfigBytes = 8 << 20;
+constexpr std::string_view kInt4G64 = "INT4_G64";
 
 // The config.json that is all there is of a model; nothing where there are weights, or no model at all.
 std::optional<std::string> LoneConfig(const std::string& path) {
@@ -29,10 +30,13 @@ std::optional<std::string> LoneConfig(const std::string& path) {
   return error ? std::nullopt : std::optional(config);
 }
 
-char Lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+char Folded(char c) {
+  if (c == '-') return '_';
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+}
 
 bool IsSameName(std::string_view a, std::string_view b) {
-  return std::ranges::equal(a, b, [](char x, char y) { return Lower(x) == Lower(y); });
+  return std::ranges::equal(a, b, [](char x, char y) { return Folded(x) == Folded(y); });
 }
 
 }  // namespace
@@ -81,7 +85,8 @@ StatusOr<DType> ParseDType(std::string_view name) {
     if (IsSameName(info.name, name)) return info.dtype;
     known += Concat(known.empty() ? "" : ", ", info.name);
   }
-  return InvalidArgument("\"", name, "\" is not one of ", known);
+  if (IsSameName(name, kInt4G64)) return DType::kInt4G32;  // which becomes that when it is opened
+  return InvalidArgument("\"", name, "\" is not one of ", known, ", ", kInt4G64);
 }
 
 }  // namespace terrace

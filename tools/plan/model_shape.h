@@ -39,7 +39,8 @@ StatusOr<ModelShape> ShapeOf(const ModelConfig& config, DType dtype);
 // INVALID_ARGUMENT for a `dtype` of weights that are there; errors of OpenWeights and ParseConfigJson.
 StatusOr<ModelShape> ReadModelShape(const std::string& path, std::optional<DType> dtype);
 
-// "q8_0": DTypeInfo::name in any case. INVALID_ARGUMENT names those there are.
+// "q8_0", "int4-g64": DTypeInfo::name, or INT4_G64, in any case and with - for _. INVALID_ARGUMENT names
+// those there are.
 StatusOr<DType> ParseDType(std::string_view name);
 
 }  // namespace terrace

@@ -97,6 +97,9 @@ TEST(ParseDType, ReadsEveryNameInAnyCase) {
     EXPECT_EQ(ParseDType(info.name).value(), info.dtype);
     EXPECT_EQ(ParseDType(lower).value(), info.dtype);
   }
+  EXPECT_EQ(ParseDType("int4-g128").value(), DType::kInt4G128);
+  for (const char* name : {"int4-g64", "INT4_G64"}) EXPECT_EQ(ParseDType(name).value(), DType::kInt4G32);
+  EXPECT_THAT(Message(ParseDType("fp8").status()), HasSubstr("INT8, INT4_G64"));
   EXPECT_THAT(Message(ParseDType("q3_k").status()), HasSubstr("\"q3_k\" is not one of F32"));
   EXPECT_FALSE(ParseDType("").ok());
 }

@@ -1,6 +1,7 @@
 #include "tools/plan/plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 #include <variant>
 
@@ -129,16 +130,9 @@ class Planner {
     std::vector<std::string> broken;
     const ServingPrediction& out = plan.prediction;
     if (out.is_overloaded) broken.push_back("more requests come than are served");
-    const auto at_most = [&](const char* what, double value, const std::optional<double>& limit) {
-      if (limit.has_value() && value > *limit)
-        broken.push_back(Concat(what, " ", Millis(value), ", limit ", Millis(*limit)));
-    };
-    at_most("first token p99", out.first_token.Percentile(99), constraints_.first_token_p99_seconds);
-    at_most("inter-token p99", out.inter_token.Percentile(99), constraints_.inter_token_p99_seconds);
-    const auto& throughput = constraints_.output_tokens_per_second;
-    if (throughput.has_value() && out.OutputTokensPerSecond() < *throughput)
-      broken.push_back(Concat(FormatFixed(out.OutputTokensPerSecond(), 1), " output tok/s, at least ",
-                              FormatFixed(*throughput, 1), " are asked for"));
+    std::ranges::move(
+        BrokenFigures(constraints_, out.first_token, out.inter_token, out.OutputTokensPerSecond()),
+        std::back_inserter(broken));
     return broken;
   }
 
@@ -213,6 +207,23 @@ uint32_t PlannedServing::machines() const {
 
 uint64_t PlannedServing::most_memory() const {
   return memory_bytes.empty() ? 0 : std::ranges::max(memory_bytes);
+}
+
+std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
+                                       const LatencyHistogram& first_token,
+                                       const LatencyHistogram& inter_token, double output_tokens_per_second) {
+  std::vector<std::string> broken;
+  const auto at_most = [&](const char* what, double value, const std::optional<double>& limit) {
+    if (limit.has_value() && value > *limit)
+      broken.push_back(Concat(what, " ", Millis(value), ", limit ", Millis(*limit)));
+  };
+  at_most("first token p99", first_token.Percentile(99), constraints.first_token_p99_seconds);
+  at_most("inter-token p99", inter_token.Percentile(99), constraints.inter_token_p99_seconds);
+  const auto& throughput = constraints.output_tokens_per_second;
+  if (throughput.has_value() && output_tokens_per_second < *throughput)
+    broken.push_back(Concat(FormatFixed(output_tokens_per_second, 1), " output tok/s, at least ",
+                            FormatFixed(*throughput, 1), " are asked for"));
+  return broken;
 }
 
 StatusOr<std::vector<PlannedServing>> RankPlans(std::span<const PlanCandidate> candidates,

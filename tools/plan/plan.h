@@ -69,6 +69,11 @@ struct PlannedServing {
   uint64_t most_memory() const;  // of a worker, or of one of its ranks
 };
 
+// What these figures of all workers break, in words.
+std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
+                                       const LatencyHistogram& first_token,
+                                       const LatencyHistogram& inter_token, double output_tokens_per_second);
+
 // One for each candidate, the best first: those that keep every constraint, the cheapest first, then the
 // others, of the fewest that they break first. Each has as few machines as keep latencies and throughput;
 // where max_machines are not enough, those. One is added at a time, to the tier whose workers have the

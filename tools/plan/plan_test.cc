@@ -208,6 +208,20 @@ TEST(RankPlans, TellsWhatSpeaksAgainstACandidateBeforehand) {
   EXPECT_THAT(Rank({&candidate, 1}, Settings(1)).front().reasons_against, Contains("ranks wait"));
 }
 
+TEST(BrokenFigures, NamesEachLimitThatIsPassed) {
+  LatencyHistogram first_token, inter_token;
+  first_token.Record(std::chrono::milliseconds(100));
+  inter_token.Record(std::chrono::milliseconds(10));
+  PlanConstraints limits;
+  EXPECT_TRUE(BrokenFigures(limits, first_token, inter_token, 0).empty());
+  limits = {
+      .first_token_p99_seconds = 0.05, .inter_token_p99_seconds = 0.05, .output_tokens_per_second = 100};
+  const auto broken = BrokenFigures(limits, first_token, inter_token, 50);
+  ASSERT_EQ(broken.size(), 2u);
+  EXPECT_THAT(broken[0], testing::HasSubstr("first token p99"));
+  EXPECT_EQ(broken[1], "50.0 output tok/s, at least 100.0 are asked for");
+}
+
 TEST(RankPlans, EndsWhenItIsCancelled) {
   const StepCost cost = Machine(0.01);
   const PlanCandidate candidate = Candidate("a", cost, 1'000'000);

@@ -51,6 +51,9 @@ StatusOr<TierOnRanks> PutOnRanks(const ProbedEngine& alone, const ModelShape& sh
   if (ranks == 1) return out;
   out.reasons_against.push_back(SumsAgainst(alone.cost, out.cost, ranks, max_sequences));
   out.reasons_against.push_back(Concat("its ", ranks, " processes share the cores of one machine"));
+  out.reasons_against.push_back(
+      "not verified: ranks wait for the slowest of them in every layer, so where they share cores with each "
+      "other or with other work, they are slower than this");
   return out;
 }
 

@@ -47,6 +47,7 @@ TEST(PutOnRanks, EachRankHasItsShareAndTheStepItsSums) {
   EXPECT_EQ(two.kv_bytes_per_token * 2, one.kv_bytes_per_token);
   EXPECT_GT(two.cost.Seconds({.decode_tokens = 1}), one.cost.Seconds({.decode_tokens = 1}));
   EXPECT_THAT(two.reasons_against, Contains(HasSubstr("what 2 ranks tell each other")));
+  EXPECT_THAT(two.reasons_against, Contains(HasSubstr("not verified: ")));
 
   const TierOnRanks four = PutOnRanks(alone, Shape(), 4, link, 8).value();
   EXPECT_GT(four.weight_bytes, 250'000u) << "a KV head is on two ranks";

@@ -73,19 +73,19 @@ class Trace {
 
 }  // namespace
 
-StatusOr<std::vector<TracedRequest>> ParseTrace(std::string_view text) {
+StatusOr<std::vector<TracedRequest>> ParseTrace(std::string_view text, const std::string& file) {
   Trace trace;
   for (size_t number = 1; !text.empty(); ++number) {
     const size_t end = std::min(text.find('\n'), text.size());
     const std::string_view line = text.substr(0, end);
     text.remove_prefix(std::min(end + 1, text.size()));
-    const std::string place = Concat("line ", number);
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     auto request = ParseRequest(line);
     const Status added = request.ok() ? trace.Add(*std::move(request)) : request.status();
-    if (!added.ok()) return DataLoss(place, ": ", Message(added));
+    if (!added.ok()) return DataLoss(file, ":", number, ": ", Message(added));
   }
   std::vector<TracedRequest> requests = trace.Finish();
-  if (requests.empty()) return DataLoss("no request");
+  if (requests.empty()) return DataLoss(file, ": no request");
   return requests;
 }
 

@@ -25,7 +25,8 @@ struct TracedRequest {
 
 inline constexpr size_t kMostTracedRequests = 1'000'000;
 
-// DATA_LOSS, with the line, for anything else, no request or more than kMostTracedRequests.
-StatusOr<std::vector<TracedRequest>> ParseTrace(std::string_view text);
+// Empty lines are skipped. DATA_LOSS, "file:line: ...", for anything else, no request or more than
+// kMostTracedRequests.
+StatusOr<std::vector<TracedRequest>> ParseTrace(std::string_view text, const std::string& file);
 
 }  // namespace terrace

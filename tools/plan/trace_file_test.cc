@@ -15,7 +15,8 @@ TEST(ParseTrace, ReadsRequestsAndCountsTimeFromTheFirst) {
   const auto trace = ParseTrace(R"({"arrival": 1000.5, "prompt_tokens": 10, "output_tokens": 3}
 {"arrival": 1000.5, "prompt_tokens": 900, "output_tokens": 1, "prefix": "a", "prefix_tokens": 600}
 {"arrival": 1002, "prompt_tokens": 700, "output_tokens": 64, "prefix": "a", "prefix_tokens": 600}
-)");
+)",
+                                "t.jsonl");
   ASSERT_TRUE(trace.ok()) << trace.status();
   ASSERT_EQ(trace->size(), 3u);
   EXPECT_EQ((*trace)[0].arrival_seconds, 0);
@@ -29,7 +30,12 @@ TEST(ParseTrace, ReadsRequestsAndCountsTimeFromTheFirst) {
 }
 
 TEST(ParseTrace, TheLastLineNeedsNoEnd) {
-  EXPECT_EQ(ParseTrace(R"({"arrival": -3, "prompt_tokens": 1, "output_tokens": 1})").value().size(), 1u);
+  EXPECT_EQ(ParseTrace(R"({"arrival": -3, "prompt_tokens": 1, "output_tokens": 1})", "t").value().size(), 1u);
+}
+
+TEST(ParseTrace, SkipsEmptyLines) {
+  const std::string line = R"({"arrival": 1, "prompt_tokens": 1, "output_tokens": 1})";
+  EXPECT_EQ(ParseTrace(Concat("\n", line, "\n\r\n", line, "\n\n"), "t").value().size(), 2u);
 }
 
 TEST(ParseTrace, RefusesWhatIsNoRequestWithItsLine) {
@@ -37,10 +43,11 @@ TEST(ParseTrace, RefusesWhatIsNoRequestWithItsLine) {
   const std::string shared =
       R"({"arrival": 1, "prompt_tokens": 9, "output_tokens": 3, "prefix": "p", "prefix_tokens": 4})";
   const std::pair<std::string, const char*> cases[] = {
-      {"", "no request"},
-      {good + "\n\n" + good, "line 2: "},
-      {good + "\n[]", "line 2: not a JSON object"},
-      {R"({"arrival": 1, "prompt_tokens": 9})", "line 1: \"output_tokens\""},
+      {"", "t.jsonl: no request"},
+      {"\n \r\n", "t.jsonl: no request"},
+      {good + "\n\n[]", "t.jsonl:3: not a JSON object"},
+      {good + "\n[]", "t.jsonl:2: not a JSON object"},
+      {R"({"arrival": 1, "prompt_tokens": 9})", "t.jsonl:1: \"output_tokens\""},
       {R"({"arrival": 1, "prompt_tokens": 0, "output_tokens": 3})",
        "prompt_tokens is 0, not in [1, 1048576]"},
       {R"({"arrival": 1, "prompt_tokens": 9, "output_tokens": 1048577})", "output_tokens is 1048577"},
@@ -54,13 +61,13 @@ TEST(ParseTrace, RefusesWhatIsNoRequestWithItsLine) {
       {R"({"arrival": 1, "prompt_tokens": 9, "output_tokens": 3, "prefix": "p", "prefix_tokens": 0})",
        "prefix_tokens is 0"},
       {good + "\n" + R"({"arrival": 0.5, "prompt_tokens": 9, "output_tokens": 3})",
-       "line 2: arrives 0.5 s before the request above it"},
+       "t.jsonl:2: arrives 0.5 s before the request above it"},
       {shared + "\n" +
            R"({"arrival": 1, "prompt_tokens": 9, "output_tokens": 3, "prefix": "p", "prefix_tokens": 5})",
-       "line 2: the prefix \"p\" has 5 tokens, and 4 above"},
+       "t.jsonl:2: the prefix \"p\" has 5 tokens, and 4 above"},
   };
   for (const auto& [text, error] : cases) {
-    const Status status = ParseTrace(text).status();
+    const Status status = ParseTrace(text, "t.jsonl").status();
     EXPECT_EQ(ExitCodeFor(status), kExitData) << text;
     EXPECT_THAT(Message(status), HasSubstr(error));
   }

@@ -211,7 +211,8 @@ TEST(GroupEngine, WhatCannotBeSharedOutIsToldBeforeTheRanksMeet) {
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(Reason(status), "cannot_shard");
   options.group.stages = 4;
-  EXPECT_EQ(Message(OpenEngine(options).status()), "3 layers for 4 pipeline stages");
+  EXPECT_EQ(Message(OpenEngine(options).status()),
+            "group.pipeline_parallel is 4, and the model has 3 layers");
 }
 
 TEST(GroupEngine, ARankThatCannotLoadEndsTheOthersWait) {

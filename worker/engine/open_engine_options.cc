@@ -11,7 +11,7 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096, kMaxRanks = 64;
+constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
 constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 constexpr uint32_t kLeastDeviceBlock = 16;

@@ -69,8 +69,9 @@ class ConfigFile {
   }
 
   // The start of the value, in ASCII, for messages.
-  std::string Shown(std::string_view key) const {
-    return at(key).dump(-1, ' ', /*ensure_ascii=*/true).substr(0, 100);
+  std::string Shown(std::string_view key) const { return ShownValue(at(key)); }
+  static std::string ShownValue(const Json& value) {
+    return value.dump(-1, ' ', /*ensure_ascii=*/true).substr(0, 100);
   }
 
  private:
@@ -117,8 +118,11 @@ StatusOr<float> RopeBase(const ConfigFile& config) {
     const Json kind = !rope.is_object()            ? Json()
                       : rope.contains("rope_type") ? rope["rope_type"]
                                                    : rope.value("type", Json());
-    if (kind != "default")
-      return config.Error(key, config.Shown(key), " is not supported; supported is null");
+    if (kind != "default") {
+      constexpr std::string_view kSupported = " is not supported; supported are null and \"default\"";
+      if (!kind.is_string()) return config.Error(key, config.Shown(key), kSupported);
+      return config.Error(key, "kind ", ConfigFile::ShownValue(kind), kSupported);
+    }
     if (!rope.contains("rope_theta")) continue;
     ASSIGN_OR_RETURN(base, config.ToFloat(key, rope["rope_theta"]));
   }

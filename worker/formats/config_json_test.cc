@@ -1,3 +1,4 @@
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/testing_files.h"
@@ -68,6 +69,15 @@ TEST(ParseConfigJson, AcceptsPlainRopeInEverySpelling) {
   json["rope_scaling"] = nullptr;
   json["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 250000.0}};
   EXPECT_EQ(Parsed(json).rope_base, 250000.0f);
+}
+
+TEST(ParseConfigJson, NamesTheKindOfRopeThatIsNotSupported) {
+  Json json = TinyFolder().config;
+  for (const char* key : {"rope_type", "type"}) {
+    json["rope_scaling"] = {{"factor", 8.0}, {key, "llama3"}};
+    EXPECT_THAT(Message(ParseConfigJson(json.dump(), "config.json").status()),
+                testing::HasSubstr("kind \"llama3\" is not supported; supported are null and \"default\""));
+  }
 }
 
 TEST(ParseConfigJson, LayersMayHaveFeedForwardSizesOfTheirOwn) {

@@ -176,7 +176,7 @@ TEST(PipelineParallel, MoreStagesThanLayersAreNotLoaded) {
           .status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(Reason(status), "cannot_shard");
-  EXPECT_EQ(Message(status), "2 layers for 3 pipeline stages");
+  EXPECT_EQ(Message(status), "group.pipeline_parallel is 3, and the model has 2 layers");
 }
 
 TEST(PipelineParallel, AStepWithoutAStageIsAnErrorThatNamesIt) {

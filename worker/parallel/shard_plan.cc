@@ -109,7 +109,8 @@ StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& opt
   CHECK(options.rank < options.ranks, "rank ", options.rank, " of ", options.ranks);
   if (stages == 0 || options.ranks % stages != 0)
     return Refuse(options.ranks, " ranks are not a multiple of ", stages, " pipeline stages");
-  if (stages > config.layers) return Refuse(config.layers, " layers for ", stages, " pipeline stages");
+  if (stages > config.layers)
+    return Refuse("group.pipeline_parallel is ", stages, ", and the model has ", config.layers, " layers");
   ShardOptions tensor = options;
   tensor.ranks = options.ranks / stages;
   tensor.rank = options.rank % tensor.ranks;

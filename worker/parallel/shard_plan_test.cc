@@ -230,7 +230,7 @@ TEST(PlanShard, RefusesWhatCannotBeSharedOutWithTheNumbers) {
       {Config(8, 8, 64, 512, 3), {.ranks = 4}, "a vocabulary of 3 for 4 ranks"},
       {fine, {.ranks = 4, .stages = 3}, "4 ranks are not a multiple of 3 pipeline stages"},
       {fine, {.ranks = 4, .stages = 0}, "4 ranks are not a multiple of 0 pipeline stages"},
-      {fine, {.ranks = 2, .stages = 2}, "1 layers for 2 pipeline stages"},
+      {fine, {.ranks = 2, .stages = 2}, "group.pipeline_parallel is 2, and the model has 1 layers"},
       {OfLayers(3, fine),
        {.ranks = 6, .stages = 2},
        "each of 2 pipeline stages: 3 ranks: not a power of two"},

@@ -1,6 +1,7 @@
 #include "worker/server/options.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <chrono>
 #include <filesystem>
@@ -180,7 +181,12 @@ Status SetDegrees(const v1::GroupConfig& config, GroupOptions& out) {
       SetCount("group.tensor_parallel", config.has_tensor_parallel(), config.tensor_parallel(), tensor));
   RETURN_IF_ERROR(SetCount("group.pipeline_parallel", config.has_pipeline_parallel(),
                            config.pipeline_parallel(), out.stages));
+  if (!std::has_single_bit(tensor)) return Bad("group.tensor_parallel", tensor, " is not a power of two");
   const uint64_t product = uint64_t{tensor} * out.stages;
+  if (!config.has_ranks() && product > kMaxRanks) {
+    return Bad("group", "tensor_parallel ", tensor, " x pipeline_parallel ", out.stages, " is ", product,
+               ", not in [1, ", kMaxRanks, "]");
+  }
   out.ranks = static_cast<uint32_t>(std::min<uint64_t>(product, std::numeric_limits<uint32_t>::max()));
   RETURN_IF_ERROR(SetCount("group.ranks", config.has_ranks(), config.ranks(), out.ranks));
   if (!config.has_tensor_parallel() || out.ranks == product) return {};

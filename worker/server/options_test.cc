@@ -353,7 +353,7 @@ TEST(CheckFiles, AGroupHasToSuitTheModel) {
       {"terrace-demo-nano", "engine: {virtual_shards: 8}", ""},
       {"terrace-demo-nano", "group: {pipeline_parallel: 3, leader: '127.0.0.1:1'}", ""},
       {"terrace-demo-nano", "group: {pipeline_parallel: 4, rank: 3, leader: '127.0.0.1:1'}",
-       "3 layers for 4 pipeline stages"},
+       "group.pipeline_parallel is 4, and the model has 3 layers"},
       {"terrace-demo-nano", "group: {tensor_parallel: 4, pipeline_parallel: 2, leader: '127.0.0.1:1'}",
        "each of 2 pipeline stages: 2 attention heads are not a multiple of 4 ranks"},
   };
@@ -473,11 +473,13 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "group.ranks is 4, not a multiple of group.pipeline_parallel, 3"},
       {"{model: m, group: {ranks: 6, pipeline_parallel: 2, leader: '127.0.0.1:1'}}",
        "group.ranks is 6: 3 for each of 2 pipeline stages, not a power of two"},
-      {"{model: m, group: {tensor_parallel: 4294967295, pipeline_parallel: 4294967295, leader: "
+      {"{model: m, group: {tensor_parallel: 2147483648, pipeline_parallel: 4294967295, leader: "
        "'127.0.0.1:1'}}",
-       "group.ranks: 4294967295 is not group.tensor_parallel, 4294967295, times group.pipeline_parallel"},
+       "group: tensor_parallel 2147483648 x pipeline_parallel 4294967295 is 9223372034707292160, not in"},
+      {"{model: m, group: {tensor_parallel: 3, leader: '127.0.0.1:1'}}",
+       "group.tensor_parallel: 3 is not a power of two"},
       {"{model: m, group: {pipeline_parallel: 65, leader: '127.0.0.1:1'}}",
-       "group.ranks is 65, not in [1, 64]"},
+       "group: tensor_parallel 1 x pipeline_parallel 65 is 65, not in [1, 64]"},
       {"{model: m, group: {ranks: 2, rank: 2, leader: '127.0.0.1:1'}}", "group.rank is 2, group.ranks 2"},
       {"{model: m, group: {rank: 1}}", "group.rank is 1, group.ranks 1"},
       {"{model: m, group: {leader: '127.0.0.1:1'}}", "group.leader: is for several ranks"},

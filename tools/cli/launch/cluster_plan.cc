@@ -1,6 +1,7 @@
 #include "tools/cli/launch/cluster_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -84,10 +85,21 @@ Status ExpandGroup(int index, v1::WorkerConfig& worker) {
                               "].group: ranks says how many there are; all are started, so "
                               "rank and environment have no meaning here");
   }
+  const uint64_t tensor = group.has_tensor_parallel() ? group.tensor_parallel() : 1,
+                 pipeline = group.has_pipeline_parallel() ? group.pipeline_parallel() : 1;
+  if (!std::has_single_bit(tensor)) {
+    return FailedPrecondition("workers[", index, "].group.tensor_parallel is ", tensor,
+                              ", not a power of two");
+  }
+  if (pipeline == 0)
+    return FailedPrecondition("workers[", index, "].group.pipeline_parallel is 0, not at least 1");
   if (!group.has_ranks()) {
-    const uint64_t tensor = group.has_tensor_parallel() ? group.tensor_parallel() : 1,
-                   pipeline = group.has_pipeline_parallel() ? group.pipeline_parallel() : 1;
-    group.set_ranks(static_cast<uint32_t>(std::min<uint64_t>(tensor * pipeline, UINT32_MAX)));
+    if (tensor * pipeline > kMostRanks) {
+      return FailedPrecondition("workers[", index, "].group: tensor_parallel ", tensor,
+                                " x pipeline_parallel ", pipeline, " is ", tensor * pipeline, ", not in [1, ",
+                                kMostRanks, "]");
+    }
+    group.set_ranks(static_cast<uint32_t>(tensor * pipeline));
   }
   if (group.ranks() == 0 || group.ranks() > kMostRanks) {
     return FailedPrecondition("workers[", index, "].group.ranks is ", group.ranks(), ", not in [1, ",

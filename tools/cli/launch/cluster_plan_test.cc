@@ -180,7 +180,13 @@ TEST_F(ClusterPlanTest, RefusesFilesThatCannotStart) {
        "workers[0].group.ranks is 65, not in [1, 64]"},
       {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {tensor_parallel: 16, pipeline_parallel: "
        "5}}]",
-       "workers[0].group.ranks is 80, not in [1, 64]"},
+       "workers[0].group: tensor_parallel 16 x pipeline_parallel 5 is 80, not in [1, 64]"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {tensor_parallel: 0}}]",
+       "workers[0].group.tensor_parallel is 0, not a power of two"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {tensor_parallel: 3}}]",
+       "workers[0].group.tensor_parallel is 3, not a power of two"},
+      {"router: {tiers: [{name: a}]}\nworkers: [{model: m, group: {pipeline_parallel: 0}}]",
+       "workers[0].group.pipeline_parallel is 0, not at least 1"},
   };
   for (const auto& c : cases) {
     const Status status = PlanFromFile(Write(c.yaml)).status();
