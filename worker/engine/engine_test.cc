@@ -445,6 +445,7 @@ TEST(Engine, APausedSequenceIsCancelledOrOverdueWithoutAStep) {
 }
 
 TEST(Engine, PreemptionCostsAreLearntFromSteps) {
+  StepGate gate;
   FakeClock clock;
   Engine::Options options = SmallOptions();
   options.scheduler.blocks = 16;
@@ -452,6 +453,7 @@ TEST(Engine, PreemptionCostsAreLearntFromSteps) {
   options.scheduler.audits = true;
   // A step that takes this long a token makes swapping pay, however long a transfer takes.
   FakeExecutor::Options slow{
+      .before_step = [&gate](const StepPlan&) { gate.Pass(); },
       .time = {.seconds_per_token = 1, .seconds_per_transfer = 0.001},
       .on_step_time = [&clock](double seconds) {
         clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
@@ -460,6 +462,7 @@ TEST(Engine, PreemptionCostsAreLearntFromSteps) {
   SequenceSpec first = Spec(60, 150, 1), second = Spec(60, 150, 2);
   second.prompt.assign(60, 2);
   const auto older = Submit(engine, first), newer = Submit(engine, second);
+  gate.Open();  // not before both are there: together they need more blocks than there are
   EXPECT_EQ(older->Wait().ids(), WantedTokens(1, 150));
   EXPECT_EQ(newer->Wait().ids(), WantedTokens(2, 150));
   engine.Stop();
