@@ -34,6 +34,7 @@ Speculation::Speculation(const Options& options, std::unique_ptr<Drafter> drafte
 void Speculation::Draft(Scheduler& scheduler, StepPlan& plan) {
   if (drafter_ == nullptr) return;
   const MonoTime begin = clock_.Now();
+  if (plan.empty()) turn_end_.reset();  // what comes is waited for
   load_ = LoadOf(plan);
   verified_ = 0;
   ForgetEnded(scheduler);
@@ -129,7 +130,12 @@ void Speculation::Learn(Scheduler& scheduler, std::optional<double> seconds) {
   const double seconds_per_token = controller_.StepSeconds(load_.decodes) / load_.decodes;
   const double saved = gained * seconds_per_token - controller_.ExtraSeconds(load_, verified_);
   stats_.saved_seconds += saved - drafting_seconds_;
-  if (was_weighed_ && seconds.has_value()) controller_.LearnAsking(load_, drafting_seconds_, saved);
+  const MonoTime now = clock_.Now();
+  DraftedTurn turn{
+      .was_weighed = was_weighed_, .asking = drafting_seconds_, .saved = saved, .gained = gained};
+  if (seconds.has_value() && turn_end_.has_value()) turn.seconds = Seconds(now - *turn_end_);
+  if (seconds.has_value()) controller_.LearnTurn(load_, turn);
+  turn_end_ = now;
 }
 
 void Speculation::ForgetEnded(Scheduler& scheduler) {

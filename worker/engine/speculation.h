@@ -61,6 +61,7 @@ class Speculation {
   bool was_weighed_ = false;
   uint32_t verified_ = 0;  // tokens that drafts and branches add to it
   double drafting_seconds_ = 0;
+  std::optional<MonoTime> turn_end_;  // of the last step, where the engine has had work since
 };
 
 }  // namespace terrace

@@ -35,10 +35,10 @@ class AskingBalance {
     entry.credit = kCreditSteps * plain_seconds;
     Change(entry, share_ * seconds);
   }
-  // Of a step that was weighed for drafts, after Earn: seconds that asking took, and that its drafts saved.
-  void Settle(uint32_t decodes, double asking, double saved) {
+  // Of a step that the drafter was asked in, after Earn: seconds that this gained, or lost.
+  void Settle(uint32_t decodes, double gained) {
     Entry& entry = entries_[Index(decodes)];
-    entry.unsettled += std::clamp(saved - asking, -entry.credit, entry.credit);
+    entry.unsettled += std::clamp(gained, -entry.credit, entry.credit);
     const double part = entry.unsettled / kSettleSteps;
     entry.unsettled -= part;
     Change(entry, part);

@@ -15,7 +15,7 @@ double Lost(AskingBalance& balance, uint32_t decodes, uint32_t steps, double ask
     const bool asks = balance.may_ask(decodes);
     balance.Earn(decodes, 1, 1);
     if (!asks) continue;
-    balance.Settle(decodes, asking, saved);
+    balance.Settle(decodes, saved - asking);
     lost += asking - saved;
   }
   return lost;

@@ -8,6 +8,9 @@
 namespace terrace {
 namespace {
 
+// A turn that, asking apart, took so many times what its step was believed to take was a stall.
+constexpr double kMostSurprise = 2;
+
 // Of a step whose drafts are there.
 class VerifyingBill : public StepBill {
  public:
@@ -35,7 +38,8 @@ DraftController::DraftController(const Options& options)
       max_branch_tokens_(options.max_branch_tokens),
       adapts_(options.adapts),
       asking_(MakeAsking(options)),
-      balance_(2 * options.probe_share) {}  // so that probing alone never ends drafts
+      balance_(2 * options.probe_share),  // so that probing alone never ends drafts
+      plain_turns_(options.probe_share) {}
 
 DraftableStep DraftController::StepOf(const StepLoad& load, uint32_t room) const {
   return {.load = load,
@@ -87,6 +91,23 @@ void DraftController::LearnStep(const StepLoad& load, uint32_t drafted, double s
   costs_.Learn(load, drafted, seconds);
   asking_->LearnStep(seconds);
   if (load.decodes > 0) balance_.Earn(load.decodes, seconds, costs_.Seconds(load.decodes));
+}
+
+void DraftController::LearnTurn(const StepLoad& load, const DraftedTurn& turn) {
+  if (turn.was_weighed) asking_->LearnAsking(turn.asking, turn.saved);
+  plain_turns_.Count(turn.was_weighed);
+  const bool is_alone = turn.seconds.has_value() && load.others == 0;
+  if (is_alone) plain_turns_.Learn(load.decodes, *turn.seconds);
+  if (plain_turns_.is_plain()) return;
+  const double plain = is_alone ? plain_turns_.Seconds(load.decodes, costs_) : 0;
+  double gain = turn.was_weighed ? turn.saved - turn.asking : 0;
+  if (plain > 0) {
+    const double tokens_worth = plain * (load.decodes + turn.gained) / load.decodes;
+    const double most = kMostSurprise * std::max(tokens_worth - turn.saved, plain);
+    gain = tokens_worth - turn.asking - std::min(*turn.seconds - turn.asking, most);
+  }
+  balance_.Settle(load.decodes, gain);
+  if (is_alone) plain_turns_.LearnGain(load.decodes, *turn.seconds, gain / *turn.seconds);
 }
 
 }  // namespace terrace

@@ -1,12 +1,14 @@
 // How many tokens of a step's sequences are drafted, and how many of the drafts are verified. It knows what
 // steps took (StepCosts), how often drafts were right (Acceptance), and by them weighs what a draft is worth
 // (BestLengths, BestTrees); whether and how much to ask depends on the drafter (Asking). Where that was
-// wrong, what drafts have cost more than they saved ends them for a while (AskingBalance). It has no clock
-// and no thread. Owned by Speculation (worker/engine/speculation.h); one thread.
+// wrong, what drafts have cost more than they saved, beside turns without any (PlainTurns), ends them for a
+// while (AskingBalance). It has no clock and no thread. Owned by Speculation (worker/engine/speculation.h);
+// one thread.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,9 +17,19 @@
 #include "worker/speculative/asking_balance.h"
 #include "worker/speculative/best_lengths.h"
 #include "worker/speculative/best_trees.h"
+#include "worker/speculative/plain_turns.h"
 #include "worker/speculative/step_costs.h"
 
 namespace terrace {
+
+// What the engine did from the end of a step to the end of the next one.
+struct DraftedTurn {
+  bool was_weighed = false;  // for drafts
+  double asking = 0;         // seconds that weighing and asking took
+  double saved = 0;          // seconds that drafts saved, asking apart, by what steps are believed to take
+  uint32_t gained = 0;       // tokens that drafts gave
+  std::optional<double> seconds = std::nullopt;  // in all; none where that tells nothing of others
+};
 
 class DraftController {
  public:
@@ -32,12 +44,13 @@ class DraftController {
 
   explicit DraftController(const Options& options);
 
-  // Whether to ask at all. False where what a step without drafts takes has to be measured again; where
-  // drafts of so many sequences have cost more than they saved; and where a cheap drafter gives less than
-  // asking takes: then what is saved up for probing pays for asking now and then.
+  // Whether to ask at all. False where what a step or a turn without drafts takes has to be measured again;
+  // where drafts of so many sequences have cost more than they saved; and where a cheap drafter gives less
+  // than asking takes: then what is saved up for probing pays for asking now and then.
   bool WantsDrafts(const StepLoad& load) {
     if (!adapts_) return true;
-    return !costs_.wants_plain_step(load) && balance_.may_ask(load.decodes) && asking_->WantsDrafts();
+    return !costs_.wants_plain_step(load) && !plain_turns_.is_window() && balance_.may_ask(load.decodes) &&
+           asking_->WantsDrafts();
   }
   // Tokens to ask the drafter for, of each candidate; `room` are those that the step can verify in all.
   std::vector<uint32_t> Ask(const StepLoad& load, std::span<const DraftCandidate> candidates, uint32_t room);
@@ -53,12 +66,9 @@ class DraftController {
   void LearnOutcome(uint32_t compared, uint32_t right) { acceptance_.Add(compared, right); }
   // Whether the first token of a second guess was the one that was chosen.
   void LearnBranch(bool is_right) { branch_acceptance_.Add(1, is_right ? 1 : 0); }
-  // Of the step last learned, if it was weighed for drafts: what that and asking took, and what its drafts
-  // saved, in seconds.
-  void LearnAsking(const StepLoad& load, double asking, double saved) {
-    balance_.Settle(load.decodes, asking, saved);
-    asking_->LearnAsking(asking, saved);
-  }
+  // Of the turn with the step last learned, which had answers. Where it had nothing else, it is compared with
+  // turns that had no drafter near; else what steps are believed to take has to do.
+  void LearnTurn(const StepLoad& load, const DraftedTurn& turn);
   // An answer that might have had drafts has ended, with so many tokens.
   void LearnAnswer(uint32_t tokens) { asking_->LearnAnswer(tokens); }
 
@@ -87,6 +97,7 @@ class DraftController {
   const bool adapts_;
   const std::unique_ptr<Asking> asking_;
   AskingBalance balance_;
+  PlainTurns plain_turns_;
   StepCosts costs_;
   // Of all sequences: of drafts, and of the first tokens of second guesses.
   Acceptance acceptance_{kMemory}, branch_acceptance_{kMemory};

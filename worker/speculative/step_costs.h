@@ -25,7 +25,7 @@ class StepCosts {
   void Learn(const StepLoad& load, uint32_t drafted, double seconds);
 
   // Of a step without drafts or prompts; 0 while nothing is known.
-  double Seconds(uint32_t decodes) const { return curve_.Seconds(decodes); }
+  double Seconds(double decodes) const { return curve_.Seconds(decodes); }
   // Whether a step without drafts has to be measured again: it is what steps with drafts are compared with,
   // and where all steps had drafts nobody would notice that it was taken for too slow.
   bool wants_plain_step(const StepLoad& load) const;
