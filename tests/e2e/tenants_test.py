@@ -182,6 +182,8 @@ class Validate(unittest.TestCase):
         demo = BIN.parent / "deploy" / "demo" / "cluster.yaml"
         result = subprocess.run([BIN / "terrace", "validate", demo], capture_output=True, text=True, timeout=60)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        for line in result.stdout.splitlines():  # one a process: of this file, not of those made of it
+            self.assertTrue(line.endswith(f": {demo}: can be used"), line)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,8 @@ TEST(CommandLine, ReportReadsEveryFlag) {
                                              "5",
                                              "--calibration",
                                              "x",
+                                             "--mixed-fit",
+                                             "1.5MiB",
                                              "--speed-seconds",
                                              "0.5"});
   EXPECT_EQ(options.evaluate.target.model, "m");
@@ -266,6 +268,7 @@ TEST(CommandLine, ReportReadsEveryFlag) {
   EXPECT_FALSE(options.evaluate.divergence);
   EXPECT_EQ(options.calibration.path, "x");
   EXPECT_EQ(options.calibration.samples, 5u);
+  EXPECT_EQ(options.mixed_bytes, 3u << 19);
   EXPECT_EQ(Parse<ReportOptions>({"report", "--model", "m", "--price-per-hour", "1", "--techniques", "all"})
                 .techniques.size(),
             std::size(kReportTechniques));
@@ -306,6 +309,8 @@ TEST(CommandLine, PlanReadsEveryFlag) {
                                            "7",
                                            "--techniques",
                                            "q8_0",
+                                           "--mixed-fit",
+                                           "2MiB",
                                            "--variant",
                                            "a=b",
                                            "--report",
@@ -342,6 +347,7 @@ TEST(CommandLine, PlanReadsEveryFlag) {
   EXPECT_EQ(options.traffic.requests, 50u);
   EXPECT_EQ(options.traffic.seed, 7u);
   EXPECT_THAT(options.techniques, ElementsAre("q8_0"));
+  EXPECT_EQ(options.mixed_bytes, 2u << 20);
   EXPECT_EQ(options.variants.size(), 1u);
   EXPECT_EQ(options.report, "r");
   EXPECT_EQ(options.acceptance, 0.6);
@@ -453,6 +459,8 @@ TEST(CommandLine, WrongFlagsAreOneLineUsageErrors) {
       {"report", "--model", "m", "--price-per-hour", "1", "--history", "a"},
       {"report", "--history", "a", "--price-per-hour", "1"},
       {"report", "--history", "a", "--techniques", "q8_0"},
+      {"report", "--history", "a", "--mixed-fit", "2MiB"},
+      {"report", "--model", "m", "--price-per-hour", "1", "--mixed-fit", "2"},
       {"report", "--history", "a", "--accuracy", "2"},
       {"report", "--model", "m", "--price-per-hour", "1", "--accuracy", "0.5"},
       {"report", "--model", "m", "--price-per-hour", "1", "--techniques", "q3_k"},

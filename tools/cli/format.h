@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "base/format.h"  // FormatFixed
+#include "base/format.h"  // FormatFixed and FormatSignificant
 
 namespace terrace {
 

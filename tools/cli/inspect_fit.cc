@@ -6,7 +6,6 @@
 
 #include "tools/cli/format.h"
 #include "tools/cli/verdict.h"
-#include "tools/report/significant.h"
 
 namespace terrace {
 namespace {
@@ -45,11 +44,12 @@ Row RowOf(const SplitFit& fit) {
 std::string DevicesText(const DeviceGroup& group) {
   const DeviceSpec& device = group.device;
   return Concat(group.count, group.count == 1 ? " device" : " devices", " of ",
-                FormatBytes(device.memory_bytes), ", ", Significant(device.bytes_per_second / 1e12),
-                " TB/s and ", Significant(device.operations_per_second / 1e12), " TFLOP/s",
+                FormatBytes(device.memory_bytes), ", ", FormatSignificant(device.bytes_per_second / 1e12),
+                " TB/s and ", FormatSignificant(device.operations_per_second / 1e12), " TFLOP/s",
                 group.has_assumed_rates ? " as of the nearest device known, " : " as steps reach of ",
                 device.name, "; messages between them in ", FormatSeconds(device.link.round_seconds),
-                " and at ", Significant(1e-9 / device.link.seconds_per_byte), " GB/s, which is assumed\n");
+                " and at ", FormatSignificant(1e-9 / device.link.seconds_per_byte),
+                " GB/s, which is assumed\n");
 }
 
 std::string FormatFits(const ModelShape& shape, const DeviceGroup& group, const SplitFits& fits,

@@ -65,6 +65,7 @@ class PlanRun {
     RETURN_IF_ERROR(CheckNames(options_.techniques, options_.variants, options_.cascades, "plan"));
     RETURN_IF_ERROR(CheckNamesOnRanks());
     RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
+    RETURN_IF_ERROR(CheckTargets(options_.techniques, options_.target.model, options_.mixed_bytes));
     if (!options_.techniques.empty()) RETURN_IF_ERROR(MakeWorkFolder(options_.work, "models"));
     RETURN_IF_ERROR(ReadTrace());
     RETURN_IF_ERROR(ReadReport());
@@ -85,7 +86,7 @@ class PlanRun {
                                 .max_machines = options_.max_machines,
                                 .is_cancelled = [this] { return context_.shutdown.IsPending(); }};
     ASSIGN_OR_RETURN(const std::vector<PlannedServing> plans, RankPlans(candidates_, settings));
-    context_.out << FormatPlans(candidates_, plans) << notes_;
+    context_.out << FormatPlans(candidates_, plans) << notes_ << KvHint(plans);
     const PlannedServing& best = plans.front();
     if (!best.keeps_all()) return AnswerIsNo("no plan keeps every constraint");
     RETURN_IF_ERROR(Write(best));
@@ -131,6 +132,7 @@ class PlanRun {
                               .baseline_digest = files.digest.Hex(),
                               .folder = options_.work + "/models",
                               .calibration = options_.calibration,
+                              .mixed_bytes = options_.mixed_bytes,
                               .threads = options_.target.threads};
     for (const std::string& name : options_.techniques) {
       ASSIGN_OR_RETURN(variants_.emplace_back(), MakeVariant(*FindTechnique(name), make, context_));
@@ -150,11 +152,24 @@ class PlanRun {
   }
 
   // The answers of a row are those of any engine with the same weights in the same arithmetic.
-  std::optional<EstimatedRate> AccuracyOfEngine(const TechniqueRow& engine) const {
-    for (const TechniqueRow& row : rows_) {
-      if (IsSameEngine(row, engine)) return row.accuracy();
-    }
-    return std::nullopt;
+  void AddQuality(const TechniqueRow& engine, PlanCandidate& candidate) const {
+    const auto row =
+        std::ranges::find_if(rows_, [&](const auto& each) { return IsSameEngine(each, engine); });
+    if (row == rows_.end()) return;
+    candidate.accuracy = row->accuracy();
+    candidate.shift = row->shift;
+  }
+
+  // Where the memory has no room for a whole batch, and no smaller keys and values were considered.
+  std::string KvHint(const std::vector<PlannedServing>& plans) const {
+    const auto is_small = [](const auto& source) {
+      return source.second.engine->kv_dtype == "int8" || source.second.engine->kv_dtype == "fp8";
+    };
+    if (std::ranges::any_of(sources_, is_small) ||
+        std::ranges::none_of(plans, &PlannedServing::is_memory_short))
+      return "";
+    return "the memory is short of sequences: smaller keys and values hold more of them (--techniques "
+           "kv-int8,kv-fp8, or kv= of a --variant)\n";
   }
 
   // As it was said, or as the report has measured it of the same drafter at the last batch.
@@ -218,8 +233,8 @@ class PlanRun {
     ModelTarget target = TargetOf(options_.target, variant);
     target.max_sequences = options_.max_sequences;
     ASSIGN_OR_RETURN(const ProbedEngine* const probed, Probe(target));
-    PlanCandidate candidate{.name = NameOnRanks(variant.name, ranks),
-                            .accuracy = AccuracyOfEngine(probed->engine)};
+    PlanCandidate candidate{.name = NameOnRanks(variant.name, ranks)};
+    AddQuality(probed->engine, candidate);
     PlanTier tier{.cost = &probed->cost,
                   .weight_bytes = probed->engine.weight_bytes,
                   .kv_bytes_per_token = probed->engine.kv_bytes_per_token,

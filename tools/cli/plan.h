@@ -28,6 +28,7 @@ struct PlanOptions {
   std::vector<ReportVariant> variants = {};
   std::vector<ReportCascade> cascades = {};  // of those and the baseline; the report has to have them
   CalibrationOptions calibration = {};       // of techniques that need it
+  uint64_t mixed_bytes = 0;                  // as of MakeOptions
   std::string work = "report";               // folder for models that are made
   std::string report = {};                // of terrace report: what answers are worth, and drafts; "": none
   std::optional<double> acceptance = {};  // of drafts; absent: as the report has it

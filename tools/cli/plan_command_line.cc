@@ -134,7 +134,7 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
       ->required();
   AddConstraints(*plan, options.constraints);
   AddTraffic(*plan, *load, options.traffic, options.trace);
-  AddVariantOptions(*plan, *variants, options.calibration, options.work);
+  AddVariantOptions(*plan, *variants, {options.calibration, options.mixed_bytes, options.work});
   plan->add_option(
           "--report", options.report,
           "report.json of terrace report: what the answers of each way are worth, and how often drafts "

@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "tools/cli/format.h"
-#include "tools/report/significant.h"
 
 namespace terrace {
 namespace {
@@ -24,7 +23,7 @@ Row RowOf(const PlanCandidate& candidate, const PlannedServing& plan) {
   if (plan.can_run()) {
     row.insert(row.end(), {BothLatencies(out.first_token), BothLatencies(out.inter_token),
                            FormatFixed(out.OutputTokensPerSecond(), 1),
-                           Concat("$", Significant(plan.usd_per_million_tokens))});
+                           Concat("$", FormatSignificant(plan.usd_per_million_tokens))});
   } else {
     row.insert(row.end(), 4, "-");
   }

@@ -42,7 +42,8 @@ class PlanCommand : public testing::Test {
                         .requests = 8};
   }
 
-  // Of terrace-demo-nano as it is: with a drafter that is right half of the time.
+  // Of terrace-demo-nano as it is, with a drafter that is right half of the time; and with smaller keys and
+  // values.
   std::string Report() const {
     const ModelFiles files = OpenModel(options_.target.model).value();
     TechniqueRow row{.name = "drafted", .model = "m"};
@@ -54,11 +55,16 @@ class PlanCommand : public testing::Test {
     row.tasks = {{.name = "t", .rows = 10, .right = 9}};
     row.speeds = {
         {.batch = 4, .prefill_tokens_per_second = 1, .decode_tokens_per_second = 1, .acceptance = 0.5}};
+    TechniqueRow small_kv = row;
+    small_kv.name = "kv-int8";
+    small_kv.drafter = "none";
+    small_kv.kv_dtype = "int8";
+    small_kv.shift = DistributionShift{.positions = 400, .mean_kl = 0.0004, .flip_rate = 0.0125};
     TechniqueRow cascade{.name = "baseline+small@-0.5", .is_cascade = true};
     cascade.tasks = {{.name = "t", .rows = 10, .right = 10}};
     cascade.first_tier_share = 0.5;
     TechniqueReport report;
-    report.rows = {row, cascade};
+    report.rows = {row, small_kv, cascade};
     const std::string file = folder_ / "report.json";
     CHECK(ReplaceFile(file, ReportToJson(report).dump()).ok());
     return file;
@@ -105,6 +111,27 @@ TEST_F(PlanCommand, AReportSaysWhatAnswersAreWorthAndHowOftenDraftsAreRight) {
   ASSERT_TRUE(RunPlan(options_, known.context).ok());
   EXPECT_THAT(known.out.str(), Not(HasSubstr("left out")));
   EXPECT_THAT(known.out.str(), HasSubstr("0.900"));
+}
+
+TEST_F(PlanCommand, SmallerKeysAndValuesAreSuggestedWhereTheMemoryIsShortAndJudgedByAReport) {
+  constexpr char kHint[] = "smaller keys and values hold more of them";
+  options_.max_sequences = 16;
+  options_.traffic.prompt_tokens = LengthDistribution::Fixed(150);  // 8 of them are more than a context
+  options_.traffic.load = ClosedLoop{8};
+  options_.constraints.memory_bytes = 1;
+  EXPECT_EQ(Reason(RunPlan(options_, test_.context)), kAnswerIsNoReason);
+  EXPECT_THAT(test_.out.str(), HasSubstr(kHint));
+  options_.techniques = {"kv-int8"};
+  options_.report = Report();
+  TestContext considered;
+  EXPECT_EQ(Reason(RunPlan(options_, considered.context)), kAnswerIsNoReason);
+  EXPECT_THAT(considered.out.str(), Not(HasSubstr(kHint)));
+  EXPECT_THAT(considered.out.str(), HasSubstr("KL 0.000400 nats, another likeliest one at 1.25% of the"));
+  options_.techniques.clear();
+  options_.constraints = {};
+  TestContext roomy;
+  ASSERT_TRUE(RunPlan(options_, roomy.context).ok());
+  EXPECT_THAT(roomy.out.str(), Not(HasSubstr(kHint)));
 }
 
 TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {

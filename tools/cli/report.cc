@@ -99,6 +99,7 @@ class ReportRun {
   Status Prepare() {
     RETURN_IF_ERROR(CheckNames(options_.techniques, options_.variants, options_.cascades, "row"));
     RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
+    RETURN_IF_ERROR(CheckTargets(options_.techniques, options_.evaluate.target.model, options_.mixed_bytes));
     ASSIGN_OR_RETURN(rows_, LoadEvaluationRows(options_.evaluate, context_.argv0));
     scored_ = ScoredRows(rows_.rows);
     if (scored_.empty()) return InvalidArgument("--tasks: no row has a checker");
@@ -115,6 +116,7 @@ class ReportRun {
                               .baseline_digest = measured_.front().row.model_digest,
                               .folder = options_.work + "/models",
                               .calibration = options_.calibration,
+                              .mixed_bytes = options_.mixed_bytes,
                               .threads = target.threads};
     for (const std::string& name : options_.techniques) {
       ASSIGN_OR_RETURN(const ReportVariant variant, MakeVariant(*FindTechnique(name), make, context_));

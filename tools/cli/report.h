@@ -23,6 +23,7 @@ struct ReportOptions {
   std::vector<ReportVariant> variants = {};
   std::vector<ReportCascade> cascades = {};
   CalibrationOptions calibration = {};      // of techniques that need it
+  uint64_t mixed_bytes = 0;                 // as of MakeOptions
   std::vector<uint32_t> batches = {1, 16};  // sequences at once whose speed is measured
   uint32_t speed_tokens = 64;               // that each of them generates
   double speed_seconds = 1;                 // for which each batch is measured, at least

@@ -7,6 +7,7 @@
 
 #include "tools/cli/certify_command_line.h"
 #include "tools/cli/option_values.h"
+#include "tools/plan/constraints.h"  // ParseBytes
 #include "tools/report/speed_meter.h"
 
 namespace terrace {
@@ -14,12 +15,6 @@ namespace {
 
 constexpr char kAllTechniques[] = "all";
 constexpr double kMaxSpeedSeconds = 3600;
-
-std::string TechniqueNames() {
-  std::string names;
-  for (const ReportTechnique& technique : kReportTechniques) names += Concat(technique.name, ", ");
-  return names;
-}
 
 std::vector<CLI::Option*> AddSpeed(CLI::App& report, ReportOptions& options) {
   auto* const batches =
@@ -48,7 +43,7 @@ std::vector<CLI::Option*> AddSpeed(CLI::App& report, ReportOptions& options) {
 }  // namespace
 
 std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& flags,
-                                            CalibrationOptions& calibration, std::string& work) {
+                                            const TechniqueSettings& settings) {
   std::vector<std::string> names = {kAllTechniques};
   for (const ReportTechnique& technique : kReportTechniques) names.emplace_back(technique.name);
   auto* const techniques =
@@ -56,7 +51,7 @@ std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& fla
           .add_option("--techniques", flags.techniques,
                       Concat("the baseline in another format, which is made in the work folder, or run "
                              "another way: ",
-                             TechniqueNames(), "or all"))
+                             TechniqueNames(), ", or all"))
           ->type_name("NAME,NAME,...")
           ->delimiter(',')
           ->check(Quiet(CLI::IsMember(names)));
@@ -69,14 +64,26 @@ std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& fla
           ->type_name("VARIANT")
           ->allow_extra_args(false);
   auto* const text = command
-                         .add_option("--calibration", calibration.path,
-                                     "text for int4-gptq and int4-awq, as of terrace quantize")
+                         .add_option("--calibration", settings.calibration.path,
+                                     "text for int4-gptq, int4-awq and mixed, as of terrace quantize")
                          ->type_name("FILE");
-  auto* const samples = command.add_option("--samples", calibration.samples, "rows of it to take; 0: all")
-                            ->type_name(kWholeNumber)
-                            ->needs(text)
-                            ->capture_default_str();
-  auto* const folder = command.add_option("--work", work, "folder for all that is made")
+  auto* const samples =
+      command.add_option("--samples", settings.calibration.samples, "rows of it to take; 0: all")
+          ->type_name(kWholeNumber)
+          ->needs(text)
+          ->capture_default_str();
+  auto* const fit =
+      command
+          .add_option_function<std::string>(
+              "--mixed-fit",
+              [&bytes = settings.mixed_bytes](const std::string& size) {
+                bytes = ValueOrThrow("--mixed-fit", ParseBytes(size));
+              },
+              Concat("of the technique mixed: all weights take at most this, as of terrace quantize --fit "
+                     "(default: what ",
+                     kUniformSize, " everywhere takes)"))
+          ->type_name("SIZE");
+  auto* const folder = command.add_option("--work", settings.work, "folder for all that is made")
                            ->type_name("FOLDER")
                            ->capture_default_str();
   auto* const cascades =
@@ -86,7 +93,7 @@ std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& fla
                       "SMALL+LARGE@T[,T...]; may be repeated")
           ->type_name("CASCADE")
           ->allow_extra_args(false);
-  return {techniques, variants, text, samples, folder, cascades};
+  return {techniques, variants, text, samples, fit, folder, cascades};
 }
 
 Status ReadVariants(const VariantFlags& flags, std::vector<std::string>& techniques,
@@ -138,7 +145,8 @@ void AddReport(CLI::App& app, ReportOptions& options) {
       "--no-divergence", [&options] { options.evaluate.divergence = false; },
       "do not compare the distributions of the next token");
   for (CLI::Option* const option : {price, divergence}) option->needs(model);
-  for (CLI::Option* const option : AddVariantOptions(*report, *flags, options.calibration, options.work))
+  for (CLI::Option* const option :
+       AddVariantOptions(*report, *flags, {options.calibration, options.mixed_bytes, options.work}))
     option->needs(model);
   for (CLI::Option* const option : AddSpeed(*report, options)) option->needs(model);
   report->callback([flags, &options] {

@@ -15,10 +15,17 @@ struct VariantFlags {
   std::vector<std::string> techniques = {}, variants = {}, cascades = {};
 };
 
-// --techniques, --variant, --cascade, --calibration, --samples and --work. All that is given outlives
-// `command`.
+// What techniques are made with; all borrowed.
+struct TechniqueSettings {
+  CalibrationOptions& calibration;
+  uint64_t& mixed_bytes;
+  std::string& work;
+};
+
+// --techniques, --variant, --cascade, --calibration, --samples, --mixed-fit and --work. All that is given
+// outlives `command`.
 std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& flags,
-                                            CalibrationOptions& calibration, std::string& work);
+                                            const TechniqueSettings& settings);
 // INVALID_ARGUMENT names the flag.
 Status ReadVariants(const VariantFlags& flags, std::vector<std::string>& techniques,
                     std::vector<ReportVariant>& variants, std::vector<ReportCascade>& cascades);

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "tools/cli/format.h"
-#include "tools/report/significant.h"
 
 namespace terrace {
 namespace {
@@ -57,7 +56,7 @@ std::string Acceptance(const TechniqueRow& row) {
 }
 
 // A column has one unit, whatever its prices are.
-std::string Price(double usd) { return Concat("$", Significant(usd)); }
+std::string Price(double usd) { return Concat("$", FormatSignificant(usd)); }
 
 std::string PriceOrNone(double usd) { return usd > 0 ? Price(usd) : kNone; }
 

@@ -10,6 +10,11 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"
+#include "tools/optimize/model_shapes.h"
+#include "tools/optimize/prune.h"
+#include "tools/optimize/quantize.h"
+#include "tools/optimize/synthesize.h"
+#include "tools/optimize/synthetic_text.h"
 #include "tools/report/pricing.h"
 #include "tools/report/report.h"
 
@@ -118,6 +123,96 @@ TEST_F(ReportCommand, MeasuresEveryRowAndKeepsWhatIsMeasured) {
   EXPECT_THAT(test.out.str(), HasSubstr("$0.2 an hour"));
   EXPECT_THAT(test.out.str(), Not(HasSubstr("µUSD"))) << "one unit in a column";
   EXPECT_THAT(*ReadFile(options_.work + "/report.md"), Not(HasSubstr("µUSD")));
+}
+
+TEST_F(ReportCommand, Fp8AndAMixtureAreRowsLikeTheOthers) {
+  options_.techniques = {"int4-rtn", "mixed", "fp8"};
+  options_.calibration = {.path = "models/eval/calibration.jsonl", .samples = 8};
+  const TechniqueReport report = Run();
+  ASSERT_EQ(report.rows.size(), 4u);
+  const TechniqueRow &int4 = report.rows[1], &mixed = report.rows[2], &fp8 = report.rows[3];
+  EXPECT_EQ(mixed.name, "mixed");
+  EXPECT_EQ(fp8.name, "fp8");
+  for (const TechniqueRow* row : {&mixed, &fp8}) {
+    ASSERT_TRUE(row->shift.has_value()) << row->name;
+    EXPECT_GT(row->shift->mean_kl, 0);
+    EXPECT_THAT(*ReadFile(options_.work + "/report.md"), HasSubstr(row->name));
+    EXPECT_THAT(*ReadFile(options_.work + "/report.svg"), HasSubstr(row->name));
+  }
+  EXPECT_LT(fp8.shift->mean_kl, int4.shift->mean_kl);
+  const auto bytes_of = [&](const char* name) {
+    const Json made = *ParseJson(*ReadFile(Concat(options_.work, "/models/", name, ".quantize.json")));
+    return made["output"]["weight_bytes"].get<uint64_t>();
+  };
+  EXPECT_LE(bytes_of("mixed"), bytes_of("int4-rtn")) << "what is compared has one size";
+
+  options_.mixed_bytes = bytes_of("int4-rtn") + 1;
+  TestContext test;
+  EXPECT_THAT(Message(RunReport(options_, test.context)), HasSubstr("name another --work"));
+}
+
+TEST_F(ReportCommand, WhatCannotBeMadeOfTheModelIsToldBeforeAnythingIsMeasured) {
+  ModelToSynthesize request;
+  request.path = testing::TempDir() + "report_rows_of_96";
+  fs::remove_all(request.path);
+  request.format = ModelFormat::kSafetensors;
+  request.config =
+      ChangeShape(FindModelShape("135m").value(),
+                  {.layers = 1, .hidden = 96, .heads = 3, .kv_heads = 3, .ffn = 192, .vocab = 300})
+          .value();
+  request.text = ByteLevelText();
+  const auto written = Synthesize(request);
+  ASSERT_TRUE(written.ok()) << written.status();
+  const auto least = QuantizedBytes(options_.evaluate.target.model, {"int4-g64", DType::kInt4G32, 64});
+  ASSERT_TRUE(least.ok()) << least.status();
+  const struct {
+    std::string model;
+    uint64_t mixed_bytes;
+    const char* error;
+  } cases[] = {{request.path, 0, "--techniques: mixed: --to int4-g64: model.layers.0."},
+               {options_.evaluate.target.model, *least - 1, "--mixed-fit: "}};
+  options_.techniques = {"int4-rtn", "kv-int8", "mixed"};
+  options_.calibration = {.path = "models/eval/calibration.jsonl", .samples = 8};
+  for (const auto& each : cases) {
+    options_.evaluate.target.model = each.model;
+    options_.mixed_bytes = each.mixed_bytes;
+    TestContext test;
+    const Status status = RunReport(options_, test.context);
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << status;
+    EXPECT_THAT(Message(status), HasSubstr(each.error));
+    EXPECT_EQ(test.err.str(), "") << "nothing was measured before";
+  }
+}
+
+TEST_F(ReportCommand, WhatPruneMakesIsAVariantLikeAnyOtherModel) {
+  const std::string made = testing::TempDir() + "report_pruned";
+  fs::remove_all(made);
+  fs::create_directory(made);
+  PruneRequest zeros;
+  zeros.model = options_.evaluate.target.model;
+  zeros.out = made + "/2of4";
+  zeros.method = kPruneMethods[1];  // magnitude
+  zeros.pattern = {.kept = 2, .of = 4};
+  PruneRequest narrow;
+  narrow.model = zeros.model;
+  narrow.out = made + "/narrow";
+  narrow.cut.ffn_share = 0.25;
+  narrow.calibration = {.path = "models/eval/calibration.jsonl", .samples = 8};
+  for (const PruneRequest* request : {&zeros, &narrow}) {
+    const Status pruned = Prune(*request).status();
+    ASSERT_TRUE(pruned.ok()) << pruned;
+  }
+  options_.variants = {{.name = "2of4", .model = zeros.out}, {.name = "narrow", .model = narrow.out}};
+  options_.cascades = {{.tiers = {"2of4", "baseline"}, .thresholds = {-0.1}}};
+  const TechniqueReport report = Run();
+  ASSERT_EQ(report.rows.size(), 4u);
+  for (const size_t row : {1, 2}) {
+    EXPECT_LT(report.rows[row].weight_bytes, report.rows[0].weight_bytes) << report.rows[row].name;
+    EXPECT_NE(report.rows[row].model_digest, report.rows[0].model_digest);
+    ASSERT_TRUE(report.rows[row].shift.has_value());
+    EXPECT_GT(report.rows[row].shift->mean_kl, 0);
+  }
+  EXPECT_EQ(report.rows[3].name, "2of4+baseline@-0.1");
 }
 
 TEST_F(ReportCommand, GoesOnWhereItWasEnded) {

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <iterator>
 #include <set>
 #include <system_error>
@@ -73,13 +74,18 @@ Status CheckExists(const std::string& path) {
   return std::filesystem::exists(path, error) ? Status() : NotFound(path, ": is not there");
 }
 
+template <typename Names, typename Name = std::identity>
+std::string ListOf(const Names& entries, Name name = {}) {
+  std::string list;
+  for (const auto& entry : entries) list += Concat(list.empty() ? "" : ", ", std::invoke(name, entry));
+  return list;
+}
+
 // "": of the baseline.
 template <size_t kCount>
 Status CheckType(const char* what, const std::string& type, const char* const (&types)[kCount]) {
   if (type.empty() || std::ranges::find(types, type) != std::end(types)) return {};
-  std::string known;
-  for (const char* const each : types) known += Concat(known.empty() ? "" : ", ", each);
-  return InvalidArgument(what, " \"", type, "\" is none of ", known);
+  return InvalidArgument(what, " \"", type, "\" is none of ", ListOf(types));
 }
 
 Status CheckVariant(const ReportVariant& variant) {
@@ -87,6 +93,12 @@ Status CheckVariant(const ReportVariant& variant) {
   RETURN_IF_ERROR(CheckType("compute", variant.compute, kComputeNames));
   RETURN_IF_ERROR(CheckExists(variant.model));
   return variant.draft_model.empty() ? Status() : CheckExists(variant.draft_model);
+}
+
+// As Quantize's report has it.
+Json BudgetJson(const QuantizeBudget& budget) {
+  if (!budget.is_set()) return {};
+  return {{"sensitivity_tokens", budget.tokens}, {"bytes", budget.bytes}};
 }
 
 // That what is there was made by Quantize of the same.
@@ -109,13 +121,15 @@ Status CheckMade(const QuantizeRequest& request, const std::string& model_digest
                        is("model", "digest", model_digest) &&
                        is(nullptr, "target", std::string(request.target.name)) &&
                        is(nullptr, "method", std::string(request.method.name)) &&
+                       json->value("budget", Json()) == BudgetJson(request.budget) &&
                        (calibration.path.empty() ? is(nullptr, "calibration", nullptr)
                                                  : is("calibration", "digest", text_digest) &&
                                                        is("calibration", "samples", calibration.samples) &&
                                                        is("calibration", "seed", calibration.seed));
   if (is_same) return {};
   return FailedPrecondition(
-      report_file, ": tells of another model, format, method, calibration or version: name another --work");
+      report_file,
+      ": tells of another model, format, method, budget, calibration or version: name another --work");
 }
 
 }  // namespace
@@ -193,12 +207,15 @@ const ReportTechnique* FindTechnique(std::string_view name) {
   return found == std::end(kReportTechniques) ? nullptr : found;
 }
 
+std::string TechniqueNames() { return ListOf(kReportTechniques, &ReportTechnique::name); }
+
 Status CheckVariants(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
                      const CalibrationOptions& calibration) {
   if (!calibration.path.empty()) RETURN_IF_ERROR(Annotate(CheckExists(calibration.path), "--calibration"));
   for (const std::string& name : techniques) {
     const ReportTechnique* const technique = FindTechnique(name);
-    if (technique == nullptr) return InvalidArgument("--techniques: \"", name, "\" is not known");
+    if (technique == nullptr)
+      return InvalidArgument("--techniques: \"", name, "\" is none of ", TechniqueNames());
     const bool needs_text =
         !technique->method.empty() && Named(kQuantizeMethods, technique->method).needs_calibration();
     if (needs_text && calibration.path.empty())
@@ -206,6 +223,20 @@ Status CheckVariants(std::span<const std::string> techniques, std::span<const Re
   }
   for (const ReportVariant& variant : variants)
     RETURN_IF_ERROR(Annotate(CheckVariant(variant), variant.name));
+  return {};
+}
+
+Status CheckTargets(std::span<const std::string> techniques, const std::string& baseline,
+                    uint64_t mixed_bytes) {
+  for (const std::string& name : techniques) {
+    const ReportTechnique& technique = *FindTechnique(name);
+    if (technique.target.empty()) continue;
+    const auto bytes = QuantizedBytes(baseline, Named(kQuantizeTargets, technique.target));
+    if (!bytes.ok()) return Annotate(bytes.status(), Concat("--techniques: ", name));
+    if (technique.is_mixed && mixed_bytes > 0 && mixed_bytes < *bytes)
+      return InvalidArgument("--mixed-fit: ", mixed_bytes,
+                             " bytes; the smallest mixture of this model takes ", *bytes);
+  }
   return {};
 }
 
@@ -229,6 +260,14 @@ StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const Make
   request.method = Named(kQuantizeMethods, technique.method);
   request.out = Concat(options.folder, "/", technique.name, request.target.is_gguf() ? ".gguf" : "");
   if (request.method.needs_calibration()) request.calibration = options.calibration;
+  if (technique.is_mixed) {
+    request.budget.bytes = options.mixed_bytes;
+    if (request.budget.bytes == 0) {
+      auto bytes = QuantizedBytes(options.baseline, Named(kQuantizeTargets, kUniformSize));
+      if (!bytes.ok()) return Annotate(bytes.status(), technique.name);
+      request.budget.bytes = *bytes;
+    }
+  }
   variant.model = request.out;
   std::error_code ignored;
   if (std::filesystem::exists(request.out, ignored)) {

@@ -1,5 +1,5 @@
 // The rows that `terrace report` can be asked for: models and how they run, cascades of them, and techniques
-// that it makes itself. Pure but for the last three.
+// that it makes itself. Pure but for the last four.
 #pragma once
 
 #include <cstdint>
@@ -54,12 +54,16 @@ struct ReportTechnique {
   std::string_view target = "", method = "";  // of Quantize; "": the baseline's own weights
   std::string_view kv_dtype = "";             // "": the baseline's
   std::string_view drafter = "none";
+  // Formats are mixed: the target is the smallest one, and all weights take at most MakeOptions::mixed_bytes.
+  bool is_mixed = false;
 };
 inline constexpr ReportTechnique kReportTechniques[] = {
     {.name = "int8", .target = "int8", .method = "rtn"},
     {.name = "int4-rtn", .target = "int4-g32", .method = "rtn"},
     {.name = "int4-gptq", .target = "int4-g32", .method = "gptq"},
     {.name = "int4-awq", .target = "int4-g32", .method = "awq"},
+    {.name = "mixed", .target = "int4-g64", .method = "gptq", .is_mixed = true},
+    {.name = "fp8", .target = "fp8", .method = "rtn"},
     {.name = "q8_0", .target = "q8_0", .method = "rtn"},
     {.name = "q6_k", .target = "q6_k", .method = "rtn"},
     {.name = "q4_k", .target = "q4_k", .method = "rtn"},
@@ -69,11 +73,18 @@ inline constexpr ReportTechnique kReportTechniques[] = {
     {.name = "ngram", .drafter = "ngram"}};
 
 const ReportTechnique* FindTechnique(std::string_view name);  // null: none is named so
+std::string TechniqueNames();                                 // "int8, int4-rtn, ..."
 
 // What would else come to light only after hours: every technique is known and has its calibration text,
 // every path is there, and every type is one. INVALID_ARGUMENT, NOT_FOUND.
 Status CheckVariants(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
                      const CalibrationOptions& calibration);
+
+// Likewise, that each technique can be made of `baseline`, a model, and that a mixture fits `mixed_bytes`, as
+// of MakeOptions. The techniques are known. INVALID_ARGUMENT names the technique or --mixed-fit; errors of
+// OpenModel.
+Status CheckTargets(std::span<const std::string> techniques, const std::string& baseline,
+                    uint64_t mixed_bytes);
 
 // A folder in --work. UNAVAILABLE.
 Status MakeWorkFolder(const std::string& work, const char* name);
@@ -82,11 +93,16 @@ struct MakeOptions {
   std::string baseline = {}, baseline_digest = {};  // a model, and ModelFiles::digest of it
   std::string folder = {};                          // for models, there
   CalibrationOptions calibration = {};              // of those methods that need it
+  uint64_t mixed_bytes = 0;                         // 0: what kUniformSize everywhere takes
   uint32_t threads = 0;                             // 0: all cores
 };
 
+// The target whose size a mixture has by default: that of the other INT4 techniques, so that what differs is
+// how well the bytes are spent.
+inline constexpr char kUniformSize[] = "int4-g32";
+
 // The technique as a variant. Its model is made in the folder, or is there from before: FAILED_PRECONDITION
-// when that is of another baseline, target, method, calibration or version. Errors of Quantize.
+// when that is of another baseline, target, method, budget, calibration or version. Errors of Quantize.
 StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const MakeOptions& options,
                                     const CommandContext& context);
 

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"
+#include "tools/optimize/quantize.h"
 
 namespace terrace {
 namespace {
@@ -103,7 +104,12 @@ TEST(CheckVariants, SaysWhatIsWrongBeforeAnythingIsMade) {
     const char* error;
     int exit_code;
   } cases[] = {
-      {check({"magic"}, good, ""), "\"magic\" is not known", kExitUsage},
+      {check({"magic"}, good, ""),
+       "\"magic\" is none of int8, int4-rtn, int4-gptq, int4-awq, mixed, fp8, q8_0, q6_k, q4_k, q4_0, "
+       "kv-int8, "
+       "kv-fp8, ngram",
+       kExitUsage},
+      {check({"mixed"}, good, ""), "mixed: needs calibration text (--calibration)", kExitUsage},
       {check({"int4-gptq"}, good, ""), "int4-gptq: needs calibration text (--calibration)", kExitUsage},
       {check({"int4-gptq"}, good, "/none"), "--calibration: /none", kExitNoInput},
       {check({}, {.name = "a", .model = "/none"}, ""), "a: /none", kExitNoInput},
@@ -127,7 +133,8 @@ TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
   const MakeOptions options = {.baseline = "/absent",
                                .baseline_digest = "d1",
                                .folder = folder,
-                               .calibration = {.path = rows, .samples = 8, .seed = 3}};
+                               .calibration = {.path = rows, .samples = 8, .seed = 3},
+                               .mixed_bytes = 1000};
   const Json calibration = {
       {"digest", HashBytes(std::string_view("the rows")).Hex()}, {"samples", 8}, {"seed", 3}, {"tokens", 99}};
   const auto made = [&](const ReportTechnique& technique, const char* name, const Json& of,
@@ -145,12 +152,23 @@ TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
     return MakeVariant(technique, options, test.context).status();
   };
   const ReportTechnique gptq = {.name = "int4-gptq", .target = "int4-g32", .method = "gptq"},
-                        q8 = {.name = "q8_0", .target = "q8_0", .method = "rtn"};
+                        q8 = {.name = "q8_0", .target = "q8_0", .method = "rtn"},
+                        mixed = {.name = "mixed", .target = "int4-g64", .method = "gptq", .is_mixed = true};
   const auto same = [](Json&) {};
   EXPECT_EQ(made(gptq, "int4-gptq", calibration, same), Status());
   EXPECT_EQ(made(q8, "q8_0.gguf", nullptr, same), Status());
   EXPECT_EQ(made(q8, "q8_0.gguf", calibration, same).code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(made(gptq, "int4-gptq", nullptr, same).code(), StatusCode::kFailedPrecondition);
+  const auto of_budget = [&](const ReportTechnique& technique, const Json& budget) {
+    return made(technique, std::string(technique.name).c_str(), calibration,
+                [&](Json& json) { json["budget"] = budget; });
+  };
+  const Json budget = {{"bytes", 1000}, {"sensitivity_tokens", QuantizeBudget().tokens}};
+  EXPECT_EQ(of_budget(mixed, budget), Status());
+  for (const Json& other : {Json{{"bytes", 1001}, {"sensitivity_tokens", QuantizeBudget().tokens}},
+                            Json{{"bytes", 1000}, {"sensitivity_tokens", 1}}, Json()})
+    EXPECT_EQ(of_budget(mixed, other).code(), StatusCode::kFailedPrecondition) << other;
+  EXPECT_EQ(of_budget(gptq, budget).code(), StatusCode::kFailedPrecondition) << "it is no mixture";
   const std::function<void(Json&)> changes[] = {[](Json& json) { json["version"] = "0.0.0"; },
                                                 [](Json& json) { json.erase("version"); },
                                                 [](Json& json) { json["model"]["digest"] = "d2"; },

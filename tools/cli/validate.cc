@@ -26,6 +26,7 @@ constexpr char kRouterBinary[] = "/terrace-router", kWorkerBinary[] = "/terrace-
 
 struct Check {
   std::string name, binary, file;
+  std::string given = {};  // the user's file that `file` was made of; "": it is that one
 };
 
 // Of a file that is no valid cluster's, by its top-level keys, whatever is wrong behind them; a router's when
@@ -41,16 +42,16 @@ std::string KindOf(const std::string& file) {
   return "router";
 }
 
-// A cluster file is what `terrace up` makes of it: one file a process, kept in `folder`.
-StatusOr<std::vector<Check>> ChecksOf(const ClusterPlan& plan, const std::string& bin_dir,
-                                      ConfigFolder& folder) {
+// A cluster file is what `terrace up` makes of it: one file a process, kept in `folder`. `given` is its name.
+StatusOr<std::vector<Check>> ChecksOf(const ClusterPlan& plan, const std::string& given,
+                                      const std::string& bin_dir, ConfigFolder& folder) {
   const std::string router = bin_dir + kRouterBinary, worker = bin_dir + kWorkerBinary;
   std::vector<Check> checks;
   ASSIGN_OR_RETURN(const std::string router_file, folder.Write(kRouterName, plan.router));
-  checks.push_back({kRouterName, router, router_file});
+  checks.push_back({kRouterName, router, router_file, given});
   for (const WorkerPlan& one : plan.workers) {
     ASSIGN_OR_RETURN(const std::string worker_file, folder.Write(one.name, one.config));
-    checks.push_back({one.name, worker, worker_file});
+    checks.push_back({one.name, worker, worker_file, given});
   }
   return checks;
 }
@@ -83,10 +84,19 @@ ModelVerdicts JudgeModels(const ClusterPlan& plan, const CommandContext& context
   return out;
 }
 
+// What a binary said, with the user's file for the one that was made of it.
+std::string WithGivenFile(const Check& check, std::string line) {
+  if (check.given.empty()) return line;
+  for (size_t at = 0; (at = line.find(check.file, at)) != std::string::npos; at += check.given.size())
+    line.replace(at, check.file.size(), check.given);
+  return line;
+}
+
 // What the binary itself says of the file, and how it ended.
 StatusOr<ChildExit> RunCheck(const Check& check, const CommandContext& context) {
-  ChildProcesses children(
-      [&](const std::string& name, const std::string& line) { context.out << name << ": " << line << "\n"; });
+  ChildProcesses children([&](const std::string& name, const std::string& line) {
+    context.out << name << ": " << WithGivenFile(check, line) << "\n";
+  });
   RETURN_IF_ERROR(children.Start({check.name, {check.binary, "--validate", "--config", check.file}}));
   std::vector<ChildExit> ended;
   while (ended.empty()) ended = children.Poll(kPollSeconds);
@@ -110,7 +120,7 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
   if (kind == "cluster") {
     RETURN_IF_ERROR(as_cluster);
     ASSIGN_OR_RETURN(plan, PlanFor(std::move(cluster), options.file));
-    ASSIGN_OR_RETURN(checks, ChecksOf(*plan, bin_dir, *folder));
+    ASSIGN_OR_RETURN(checks, ChecksOf(*plan, options.file, bin_dir, *folder));
   }
   size_t wrong = 0;
   bool is_refusing = false;

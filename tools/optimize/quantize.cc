@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -100,6 +101,14 @@ class Quantization final : public ModelRewriter {
  public:
   Quantization(const QuantizeRequest& request, ModelFiles files, ModelConfig config)
       : ModelRewriter(request, "quantize", std::move(files), std::move(config)), quantize_(request) {}
+
+  // Of the output, without a budget. Instead of Run.
+  StatusOr<uint64_t> StoredBytes() {
+    RETURN_IF_ERROR(ListFormats());
+    ASSIGN_OR_RETURN(const ModelToWrite plan, Plan());
+    ASSIGN_OR_RETURN(const std::vector<uint64_t> sizes, StoredSizes(plan));
+    return std::accumulate(sizes.begin(), sizes.end(), uint64_t{0});
+  }
 
   // After Run.
   MixtureReport Mixture() const {
@@ -426,6 +435,15 @@ StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request) {
   Quantization quantization(request, std::move(files), std::move(config));
   ASSIGN_OR_RETURN(RewriteReport report, quantization.Run());
   return QuantizeReport{std::move(report), quantization.Mixture()};
+}
+
+StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target) {
+  QuantizeRequest request;
+  request.model = model;
+  request.target = target;
+  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(model));
+  ModelConfig config = TargetConfig(files.config, target, /*is_mixed=*/false);
+  return Quantization(request, std::move(files), std::move(config)).StoredBytes();
 }
 
 }  // namespace terrace

@@ -98,4 +98,8 @@ struct QuantizeReport : RewriteReport {
 // RESOURCE_EXHAUSTED for a full disk.
 StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request);
 
+// Bytes of all weights in the file that Quantize would make of `model` with one format for all linears.
+// Errors of OpenModel; INVALID_ARGUMENT for rows that are not whole groups.
+StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target);
+
 }  // namespace terrace

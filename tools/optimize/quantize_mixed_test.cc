@@ -90,6 +90,15 @@ TEST_F(MixedTest, TheSmallestSizeIsTheSmallestFormatsAndOneByteLessIsAnError) {
   EXPECT_EQ(Quantized(request).digest, plain.digest);
 }
 
+TEST_F(MixedTest, TheSizeOfAFormatEverywhereIsKnownBeforehand) {
+  for (const char* target : {"int4-g32", "int4-g64", "int8", "fp8", "q8_0", "q4_k"}) {
+    const QuantizeRequest request = Small(target, "rtn", target);
+    const auto bytes = QuantizedBytes(request.model, request.target);
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    EXPECT_EQ(*bytes, Quantized(request).bytes_after) << target;
+  }
+}
+
 TEST_F(MixedTest, WhatFitsAsItIsStaysSo) {
   for (const char* target : {"int4-g64", "q8_0"}) {
     SCOPED_TRACE(target);

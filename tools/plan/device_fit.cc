@@ -8,6 +8,7 @@
 
 #include "base/format.h"
 #include "tools/plan/constraints.h"
+#include "worker/engine/device_rules.h"
 #include "worker/kv/kv_pool.h"
 
 namespace terrace {
@@ -101,29 +102,6 @@ std::string BytesText(uint64_t bytes) {
                 is_large ? " GiB)" : " MiB)");
 }
 
-// What keeps a worker on a GPU from the model, as CheckCudaModel has it (worker/cuda/cuda_transformer.cc).
-std::string WhyNoGpu(const ModelConfig& config) {
-  constexpr uint32_t kMostQueryHeads = 16, kMostVocab = 1 << 19;
-  if (!config.ffn_sizes.empty()) {
-    const auto [least, most] = std::ranges::minmax(config.ffn_sizes);
-    return Concat("feed-forward sizes from ", least, " to ", most, "; GPU workers take layers of equal ones");
-  }
-  if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
-    return Concat("heads of ", config.head_dim, " elements; GPU workers take 32, 64 and 128");
-  if (config.heads / config.kv_heads > kMostQueryHeads)
-    return Concat(config.heads / config.kv_heads, " query heads to a key-value head; GPU workers take up to ",
-                  kMostQueryHeads);
-  for (const auto& [name, width] :
-       {std::pair{"hidden size", config.hidden_size}, std::pair{"feed-forward size", config.ffn_size},
-        std::pair{"query width", config.heads * config.head_dim}}) {
-    if (width % 64 != 0) return Concat("a ", name, " of ", width, "; GPU workers take multiples of 64");
-  }
-  if (config.vocab_size % 16 != 0 || config.vocab_size > kMostVocab)
-    return Concat("a vocabulary of ", config.vocab_size, "; GPU workers take multiples of 16 up to ",
-                  kMostVocab);
-  return "";
-}
-
 class Fitter {
  public:
   Fitter(const ModelShape& shape, const DeviceGroup& group, const FitOptions& options)
@@ -183,7 +161,7 @@ class Fitter {
 
   // Numbers in bytes: a short memory is often short of little.
   std::string WhyNot(const SplitFit& fit, uint64_t usable) const {
-    if (std::string why_not = WhyNoGpu(config_); !why_not.empty()) return why_not;
+    if (const Status can = CheckDeviceModel(config_); !can.ok()) return Message(can);
     const uint64_t taken = fit.weight_bytes + fit.workspace_bytes;
     if (taken >= usable) {
       return Concat("weights of ", BytesText(fit.weight_bytes), " and a workspace of ",

@@ -175,6 +175,7 @@ TEST(FitSplits, WhatGpuWorkersRefuseFitsNowhere) {
        "a hidden size of 8224; GPU workers take multiples of 64"},
       {[](ModelConfig& c) { c.ffn_size = 28'704; }, "a feed-forward size of 28704; "},
       {[](ModelConfig& c) { c.heads = c.kv_heads = 9, c.head_dim = 32; }, "a query width of 288; "},
+      {[](ModelConfig& c) { c.context_length = 1 << 24; }, "a context of 16777216 tokens; "},
       {[](ModelConfig& c) { c.vocab_size = 32'001; },
        "a vocabulary of 32001; GPU workers take multiples of 16"},
       {[](ModelConfig& c) {

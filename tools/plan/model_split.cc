@@ -22,39 +22,15 @@ ShardOptions BlocksOf(const ModelShape& shape) {
 }
 
 // The rows and columns of a matrix that a rank with this plan has; norms are rows.
-WeightMatrix PartOf(const ShapedTensor& tensor, const ModelConfig& config, const ShardPlan& plan) {
+WeightMatrix MatrixPartOf(const ShapedTensor& tensor, const ModelConfig& config, const ShardPlan& plan) {
   const bool is_vector = tensor.shape.rank == 1;
-  WeightMatrix part{.dtype = tensor.dtype,
-                    .rows = is_vector ? 1 : static_cast<size_t>(tensor.shape[0]),
-                    .columns = static_cast<size_t>(tensor.shape[is_vector ? 0 : 1])};
-  switch (tensor.kind) {
-    case TensorKind::kQuery:
-      part.rows = plan.heads.size() * config.head_dim;
-      break;
-    case TensorKind::kKey:
-    case TensorKind::kValue:
-      part.rows = plan.kv_heads.size() * config.head_dim;
-      break;
-    case TensorKind::kAttentionOutput:
-      part.columns = plan.attention_shards.back().end - plan.attention_shards.front().begin;
-      break;
-    case TensorKind::kGate:
-    case TensorKind::kUp:
-      part.rows = plan.Ffn(tensor.layer).size();
-      break;
-    case TensorKind::kDown:
-      part.columns = plan.Ffn(tensor.layer).size();
-      break;
-    case TensorKind::kOutput:
-      part.rows = plan.vocabulary.size();
-      break;
-    case TensorKind::kEmbedding:
-    case TensorKind::kFinalNorm:
-    case TensorKind::kAttentionNorm:
-    case TensorKind::kFfnNorm:
-      break;
-  }
-  return part;
+  WeightMatrix matrix{.dtype = tensor.dtype,
+                      .rows = is_vector ? 1 : static_cast<size_t>(tensor.shape[0]),
+                      .columns = static_cast<size_t>(tensor.shape[is_vector ? 0 : 1])};
+  const TensorPart part = PartOf(plan, config, tensor.kind, tensor.layer);
+  if (part.rows.has_value()) matrix.rows = part.rows->size();
+  if (!part.columns.empty()) matrix.columns = part.columns.back().end - part.columns.front().begin;
+  return matrix;
 }
 
 uint64_t BytesOf(const WeightMatrix& matrix) { return uint64_t{matrix.rows} * matrix.RowBytes(); }
@@ -64,21 +40,19 @@ void AddOutput(const WeightMatrix& part, RankShare& share) {
   share.output_elements += uint64_t{part.rows} * part.columns;
 }
 
-void Add(const ShapedTensor& tensor, const ModelConfig& config, const ShardPlan& plan, bool is_first,
-         bool is_last, RankShare& share) {
-  if (IsPerLayer(tensor.kind) && (tensor.layer < share.layers.begin || tensor.layer >= share.layers.end))
-    return;
-  const WeightMatrix part = PartOf(tensor, config, plan);
+void Add(const ShapedTensor& tensor, const ModelConfig& config, const ShardPlan& plan, RankShare& share) {
+  if (!IsHere(plan, config, tensor.kind, tensor.layer)) return;
+  const WeightMatrix part = MatrixPartOf(tensor, config, plan);
   if (tensor.kind == TensorKind::kEmbedding) {
-    if (is_first) share.embedding_bytes += BytesOf(part);
-    if (!is_last || !config.tied_embeddings) return;
+    if (plan.is_first_stage()) share.embedding_bytes += BytesOf(part);
+    if (!plan.is_last_stage() || !config.tied_embeddings) return;
     WeightMatrix output = part;
     output.rows = plan.vocabulary.size();
     AddOutput(output, share);
   } else if (tensor.kind == TensorKind::kOutput) {
-    if (is_last) AddOutput(part, share);
+    AddOutput(part, share);
   } else if (IsNorm(tensor.kind)) {
-    if (is_last || IsPerLayer(tensor.kind)) share.norm_bytes += BytesOf(part);
+    share.norm_bytes += BytesOf(part);
   } else {
     share.layer_bytes += BytesOf(part);
     share.layer_elements += uint64_t{part.rows} * part.columns;
@@ -96,19 +70,17 @@ StatusOr<ModelSplit> SplitModel(const ModelShape& shape, const ParallelDegrees& 
   }
   ModelSplit split{.degrees = degrees};
   ShardOptions options = BlocksOf(shape);
-  options.ranks = degrees.tensor;
-  for (uint32_t stage = 0; stage < degrees.pipeline; ++stage) {
-    for (options.rank = 0; options.rank < degrees.tensor; ++options.rank) {
-      ASSIGN_OR_RETURN(const ShardPlan plan, PlanShard(config, options));
-      RankShare& share = split.ranks.emplace_back();
-      share.stage = stage;
-      share.rank = options.rank;
-      share.layers = LayersOfStage(config.layers, stage, degrees.pipeline);
-      share.heads = static_cast<uint32_t>(plan.heads.size());
-      share.kv_heads = static_cast<uint32_t>(plan.kv_heads.size());
-      for (const ShapedTensor& tensor : shape.tensors)
-        Add(tensor, config, plan, stage == 0, stage + 1 == degrees.pipeline, share);
-    }
+  options.ranks = degrees.ranks();
+  options.stages = degrees.pipeline;
+  for (options.rank = 0; options.rank < options.ranks; ++options.rank) {
+    ASSIGN_OR_RETURN(const ShardPlan plan, PlanShard(config, options));
+    RankShare& share = split.ranks.emplace_back();
+    share.stage = plan.stage;
+    share.rank = plan.tensor_rank;
+    share.layers = plan.layers;
+    share.heads = static_cast<uint32_t>(plan.heads.size());
+    share.kv_heads = static_cast<uint32_t>(plan.kv_heads.size());
+    for (const ShapedTensor& tensor : shape.tensors) Add(tensor, config, plan, share);
   }
   return split;
 }

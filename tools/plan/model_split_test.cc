@@ -1,10 +1,18 @@
 #include "tools/plan/model_split.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/optimize/model_shapes.h"
+#include "tools/optimize/synthesize.h"
+#include "tools/optimize/synthetic_text.h"
 #include "worker/model/model_testing.h"
 #include "worker/parallel/local_communicator.h"
 
@@ -54,6 +62,98 @@ TEST(SplitModel, EveryRankHasWhatItLoads) {
           EXPECT_EQ(share.weight_bytes() - (is_tied ? share.output_bytes : 0), (*loaded)->weight_bytes());
           EXPECT_EQ(share.kv_heads, (*loaded)->plan().kv_heads.size());
         }
+      }
+    }
+  }
+}
+
+// Of a tensor of a file by its name, "blk.3.ffn_up.weight" or "model.layers.3.mlp.up_proj.weight".
+std::optional<uint32_t> LayerOf(std::string_view name) {
+  for (const std::string_view before : {"blk.", "model.layers."}) {
+    if (name.starts_with(before))
+      return static_cast<uint32_t>(std::stoul(std::string(name.substr(before.size()))));
+  }
+  return std::nullopt;
+}
+
+// Bytes of a file's tensors, by what has them.
+struct CountedBytes {
+  std::vector<uint64_t> matrices, norms;  // by layer
+  uint64_t embedding = 0, output = 0, final_norm = 0;
+};
+
+CountedBytes Count(const ModelFiles& files) {
+  CountedBytes counted{.matrices = std::vector<uint64_t>(files.config.layers),
+                       .norms = std::vector<uint64_t>(files.config.layers)};
+  for (const WeightSource::Entry& entry : files.weights->entries()) {
+    const bool is_norm = entry.tensor.shape.rank == 1;
+    const bool is_embedding = entry.name.find("emb") != std::string::npos;
+    const std::optional<uint32_t> layer = LayerOf(entry.name);
+    uint64_t& bytes = layer.has_value() ? (is_norm ? counted.norms : counted.matrices).at(*layer)
+                      : is_norm         ? counted.final_norm
+                      : is_embedding    ? counted.embedding
+                                        : counted.output;
+    bytes += entry.tensor.bytes;
+  }
+  return counted;
+}
+
+// Layers of one model take different formats, so that the wrong ones would show.
+TEST(SplitModel, AStageHasTheBytesThatTheFileHasOfItsLayers) {
+  for (const bool is_gguf : {false, true}) {
+    ModelToSynthesize request;
+    request.path = Concat(testing::TempDir(), "split_model", is_gguf ? ".gguf" : "");
+    std::filesystem::remove_all(request.path);
+    request.format = is_gguf ? ModelFormat::kGguf : ModelFormat::kSafetensors;
+    request.config = ChangeShape(FindModelShape("135m").value(), {.layers = 5,
+                                                                  .hidden = 256,
+                                                                  .heads = 4,
+                                                                  .kv_heads = 2,
+                                                                  .head_dim = 128,
+                                                                  .ffn = 512,
+                                                                  .vocab = 300,
+                                                                  .context = 64,
+                                                                  .tied = is_gguf})
+                         .value();
+    request.dtype = is_gguf ? DType::kQ4_K : DType::kF16;
+    request.more_bits = is_gguf;
+    request.text = ByteLevelText();
+    const auto written = Synthesize(request);
+    ASSERT_TRUE(written.ok()) << written.status();
+    const CountedBytes file = Count(OpenTestModel(request.path));
+    EXPECT_EQ(std::ranges::min(file.matrices) < std::ranges::max(file.matrices), is_gguf);
+    const ModelShape shape = ReadModelShape(request.path, std::nullopt).value();
+    for (const uint32_t tensor : {1u, 2u}) {
+      for (uint32_t stages = 1; stages <= 5; ++stages) {
+        const ModelSplit split = Split(shape, {.tensor = tensor, .pipeline = stages});
+        ASSERT_EQ(split.ranks.size(), tensor * stages);
+        uint32_t layer = 0;  // the first of the stage
+        for (uint32_t stage = 0; stage < stages; ++stage) {
+          SCOPED_TRACE(testing::Message()
+                       << request.path << ", " << tensor << " x " << stages << ", stage " << stage);
+          const bool is_last = stage + 1 == stages;
+          const uint32_t end = layer + (5 - layer + stages - stage - 1) / (stages - stage);
+          uint64_t matrices = 0, norms = is_last ? file.final_norm : 0;
+          for (uint32_t each = layer; each < end; ++each) {
+            matrices += file.matrices[each];
+            norms += file.norms[each];
+          }
+          uint64_t layer_bytes = 0, output_bytes = 0;
+          for (uint32_t rank = 0; rank < tensor; ++rank) {
+            const RankShare& share = split.ranks[stage * tensor + rank];
+            EXPECT_EQ(share.stage, stage);
+            EXPECT_EQ(share.rank, rank);
+            EXPECT_EQ(share.layers, (IndexRange{.begin = layer, .end = end}));
+            EXPECT_EQ(share.norm_bytes, norms) << "each rank has all of them";
+            EXPECT_EQ(share.embedding_bytes, stage == 0 ? file.embedding : 0) << "and all of this";
+            layer_bytes += share.layer_bytes;
+            output_bytes += share.output_bytes;
+          }
+          EXPECT_EQ(layer_bytes, matrices);
+          EXPECT_EQ(output_bytes, !is_last ? 0 : is_gguf ? file.embedding : file.output);
+          layer = end;
+        }
+        EXPECT_EQ(layer, 5u);
       }
     }
   }

@@ -6,7 +6,6 @@
 #include <variant>
 
 #include "base/format.h"
-#include "tools/report/significant.h"
 
 namespace terrace {
 namespace {
@@ -14,11 +13,15 @@ namespace {
 constexpr uint32_t kDraftLengths[] = {1, 2, 4, 8};
 constexpr double kTelling = 0.02;  // of a ratio, that is worth a reason
 
-std::string Millis(double seconds) { return Significant(seconds * 1e3) + " ms"; }
-
 std::string Mebibytes(uint64_t bytes) {
   const double value = static_cast<double>(bytes) / (1 << 20);
-  return (value < 100 ? Significant(value) : FormatFixed(value, 1)) + " MiB";
+  return (value < 100 ? FormatSignificant(value) : FormatFixed(value, 1)) + " MiB";
+}
+
+std::string PoolText(const PlannedServing& plan, size_t tier) {
+  const ServingSettings& settings = plan.tiers[tier].settings;
+  return Concat("its KV pool of ", settings.kv_tokens / settings.block_tokens, " blocks holds ",
+                plan.fitting_sequences[tier], " of the longest requests at once");
 }
 
 // Plans one candidate.
@@ -38,6 +41,7 @@ class Planner {
     }
     if (plan.can_run()) plan.broken = BrokenLoad(plan);
     CheckRest(plan);
+    CheckPools(plan);
     return plan;
   }
 
@@ -54,6 +58,9 @@ class Planner {
                          .kv_tokens = KvTokens(tier),
                          .block_tokens = settings_.block_tokens};
       plan.memory_bytes.push_back(WeightBytes(tier) + worker.settings.kv_tokens * KvBytes(tier));
+      const uint64_t fitting = worker.settings.kv_tokens / settings_.block_tokens / LongestBlocks(tier);
+      plan.fitting_sequences.push_back(
+          static_cast<uint32_t>(std::min<uint64_t>(fitting, settings_.max_sequences)));
     }
     RETURN_IF_ERROR(Simulate(plan));
     return plan;
@@ -66,12 +73,17 @@ class Planner {
     return tier.kv_bytes_per_token + (tier.drafter.has_value() ? tier.drafter->kv_bytes_per_token : 0);
   }
 
+  // KV blocks of the longest request.
+  uint64_t LongestBlocks(const PlanTier& tier) const {
+    const uint64_t longest = std::min<uint64_t>(settings_.traffic.longest(), tier.context_length);
+    return std::max<uint64_t>(1, (longest + settings_.block_tokens - 1) / settings_.block_tokens);
+  }
+
   // What the longest requests need in every place of the batch, or what the memory leaves for it; one whole
   // context at least, without which no worker starts.
   uint64_t KvTokens(const PlanTier& tier) const {
-    const uint64_t longest = std::min<uint64_t>(settings_.traffic.longest(), tier.context_length);
     const uint64_t block = settings_.block_tokens;
-    uint64_t blocks = settings_.max_sequences * ((longest + block - 1) / block);
+    uint64_t blocks = settings_.max_sequences * LongestBlocks(tier);
     if (constraints_.memory_bytes.has_value()) {
       const uint64_t left =
           *constraints_.memory_bytes - std::min(*constraints_.memory_bytes, WeightBytes(tier));
@@ -142,14 +154,25 @@ class Planner {
       plan.broken.push_back(Concat("memory ", Mebibytes(plan.most_memory()), ", limit ", Mebibytes(*memory)));
     const auto& price = constraints_.max_usd_per_million_tokens;
     if (price.has_value() && plan.usd_per_million_tokens > *price)
-      plan.broken.push_back(Concat("$", Significant(plan.usd_per_million_tokens),
-                                   " a million tokens, limit $", Significant(*price)));
+      plan.broken.push_back(Concat("$", FormatSignificant(plan.usd_per_million_tokens),
+                                   " a million tokens, limit $", FormatSignificant(*price)));
     if (!constraints_.min_accuracy.has_value()) return;
     if (!candidate_.accuracy.has_value()) {
       plan.broken.push_back("accuracy is to be measured (terrace report), and a least one is asked for");
     } else if (candidate_.accuracy->value < *constraints_.min_accuracy) {
       plan.broken.push_back(Concat("accuracy ", FormatFixed(candidate_.accuracy->value, 3), ", at least ",
                                    FormatFixed(*constraints_.min_accuracy, 3), " is asked for"));
+    }
+  }
+
+  // Sequences that could be in a batch, but for the memory.
+  void CheckPools(PlannedServing& plan) const {
+    for (size_t i = 0; i < plan.tiers.size(); ++i) {
+      const uint32_t together = Together(plan.tiers[i]);
+      if (plan.fitting_sequences[i] >= together) continue;
+      plan.is_memory_short = true;
+      plan.reasons_against.push_back(
+          Concat("the memory is short: ", PoolText(plan, i), ", and ", together, " may come"));
     }
   }
 
@@ -167,20 +190,21 @@ void Compare(const char* what, double value, double first, PlannedServing& plan)
       .push_back(Concat(what, " ", FormatFixed(ratio, 2), " of the first row's"));
 }
 
-void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
-                const PlannedServing& first, const PlanConstraints& constraints, PlannedServing& plan) {
-  if (plan.candidate != first.candidate) {
-    Compare("price", plan.usd_per_million_tokens, first.usd_per_million_tokens, plan);
-    Compare("memory", static_cast<double>(plan.most_memory()), static_cast<double>(first.most_memory()),
-            plan);
-    Compare("time to the first token", plan.prediction.first_token.Percentile(99),
-            first.prediction.first_token.Percentile(99), plan);
-    Compare("time between tokens", plan.prediction.inter_token.mean(), first.prediction.inter_token.mean(),
-            plan);
-  }
-  plan.reasons_against.insert(plan.reasons_against.end(), candidate.reasons_against.begin(),
-                              candidate.reasons_against.end());
-  if (plan.machines() > 1) plan.reasons_against.push_back(Concat("takes ", plan.machines(), " machines"));
+// What a smaller or a larger KV cache gives, where each has one tier.
+void CompareKv(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
+               const PlannedServing& first, PlannedServing& plan) {
+  if (candidate.tiers.size() != 1 || first_candidate.tiers.size() != 1) return;
+  Compare("KV cache of a token", static_cast<double>(candidate.tiers[0].kv_bytes_per_token),
+          static_cast<double>(first_candidate.tiers[0].kv_bytes_per_token), plan);
+  const uint32_t ours = plan.fitting_sequences[0], theirs = first.fitting_sequences[0];
+  if (ours == theirs) return;
+  (ours > theirs ? plan.reasons_for : plan.reasons_against)
+      .push_back(Concat(PoolText(plan, 0), ", the first row's ", theirs));
+}
+
+// What is worse about its answers, as a report has measured it.
+void AddQualityReasons(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
+                       const PlanConstraints& constraints, PlannedServing& plan) {
   if (!candidate.accuracy.has_value()) {
     plan.reasons_against.push_back("accuracy is to be measured");
   } else {
@@ -191,6 +215,29 @@ void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candi
       plan.reasons_against.push_back(
           Concat("accuracy ", FormatFixed(candidate.accuracy->value - first_candidate.accuracy->value, 3)));
   }
+  if (!candidate.shift.has_value()) return;
+  plan.reasons_against.push_back(
+      Concat("next tokens are not quite those of the report's baseline: KL ",
+             FormatSignificant(candidate.shift->mean_kl), " nats, another likeliest one at ",
+             FormatSignificant(100 * candidate.shift->flip_rate), "% of the positions"));
+}
+
+void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
+                const PlannedServing& first, const PlanConstraints& constraints, PlannedServing& plan) {
+  if (plan.candidate != first.candidate) {
+    Compare("price", plan.usd_per_million_tokens, first.usd_per_million_tokens, plan);
+    Compare("memory", static_cast<double>(plan.most_memory()), static_cast<double>(first.most_memory()),
+            plan);
+    Compare("time to the first token", plan.prediction.first_token.Percentile(99),
+            first.prediction.first_token.Percentile(99), plan);
+    Compare("time between tokens", plan.prediction.inter_token.mean(), first.prediction.inter_token.mean(),
+            plan);
+    CompareKv(candidate, first_candidate, first, plan);
+  }
+  plan.reasons_against.insert(plan.reasons_against.end(), candidate.reasons_against.begin(),
+                              candidate.reasons_against.end());
+  if (plan.machines() > 1) plan.reasons_against.push_back(Concat("takes ", plan.machines(), " machines"));
+  AddQualityReasons(candidate, first_candidate, constraints, plan);
   for (size_t i = 0; i < plan.tiers.size(); ++i) {
     if (plan.tiers[i].settings.drafts.length == 0 && candidate.tiers[i].drafter.has_value())
       plan.reasons_against.push_back("drafts make nothing faster here");
@@ -215,7 +262,7 @@ std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
   std::vector<std::string> broken;
   const auto at_most = [&](const char* what, double value, const std::optional<double>& limit) {
     if (limit.has_value() && value > *limit)
-      broken.push_back(Concat(what, " ", Millis(value), ", limit ", Millis(*limit)));
+      broken.push_back(Concat(what, " ", FormatMillis(value), ", limit ", FormatMillis(*limit)));
   };
   at_most("first token p99", first_token.Percentile(99), constraints.first_token_p99_seconds);
   at_most("inter-token p99", inter_token.Percentile(99), constraints.inter_token_p99_seconds);

@@ -40,6 +40,8 @@ struct PlanCandidate {
   std::string name = {};
   std::vector<PlanTier> tiers = {};            // one at least
   std::optional<EstimatedRate> accuracy = {};  // absent: it was not measured
+  // From the distributions of the baseline that it was measured against; absent likewise.
+  std::optional<DistributionShift> shift = {};
   // What is known before anything is simulated.
   std::vector<std::string> reasons_against = {};
 };
@@ -58,6 +60,10 @@ struct PlannedServing {
   std::vector<ServingTier> tiers = {};  // with their workers, and the lengths of drafts that were best
   // [tiers] of each worker, or each of its ranks: weights and KV pool, drafter's included.
   std::vector<uint64_t> memory_bytes = {};
+  // [tiers] Of the longest requests, whose keys and values a worker's KV pool holds at once; at most
+  // max_sequences, and fewer where the memory has no more.
+  std::vector<uint32_t> fitting_sequences = {};
+  bool is_memory_short = false;          // these are fewer than would be in a batch otherwise
   ServingPrediction prediction = {};     // of all workers
   double usd_per_million_tokens = 0;     // of prompts and answers that were given
   std::vector<std::string> broken = {};  // constraints that are not kept, in words; none: it can be chosen

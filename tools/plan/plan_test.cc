@@ -90,6 +90,36 @@ TEST(RankPlans, MemoryIsWeightsAndAPoolForTheBatchOrWhatIsLeft) {
   EXPECT_THAT(plan.broken, Contains(HasSubstr("memory ")));
 }
 
+TEST(RankPlans, ASmallerKvCacheIsChosenWhereTheMemoryIsShortOfSequencesAndSaysWhatItGives) {
+  const StepCost cost = Machine(0.01);
+  std::vector<PlanCandidate> candidates = {Candidate("baseline", cost, 1'000'000),
+                                           Candidate("kv-int8", cost, 1'000'000)};
+  candidates[1].tiers[0].kv_bytes_per_token = 250;
+  candidates[1].shift = DistributionShift{.positions = 1000, .mean_kl = 0.00031, .flip_rate = 0.0025};
+  PlanSettings settings = Settings(8);
+  std::vector<PlannedServing> plans = Rank(candidates, settings);
+  for (const PlannedServing& plan : plans) EXPECT_THAT(plan.fitting_sequences, ElementsAre(16u));
+  EXPECT_EQ(plans[0].candidate, 0u) << "of equals the first";
+  EXPECT_THAT(plans[1].reasons_for, Contains("KV cache of a token 0.25 of the first row's"));
+  EXPECT_THAT(plans[1].reasons_against,
+              Contains(AllOf(HasSubstr("KL 0.000310 nats"), HasSubstr("at 0.250% of the positions"))));
+
+  settings.constraints.memory_bytes = 1'000'000 + 3 * 160 * 1000;  // 150 tokens in blocks of 16, thrice
+  plans = Rank(candidates, settings);
+  EXPECT_EQ(plans[0].candidate, 1u);
+  EXPECT_THAT(plans[0].fitting_sequences, ElementsAre(12u));
+  EXPECT_THAT(plans[1].fitting_sequences, ElementsAre(3u));
+  EXPECT_THAT(
+      plans[0].reasons_for,
+      Contains("its KV pool of 120 blocks holds 12 of the longest requests at once, the first row's 3"));
+  EXPECT_FALSE(plans[0].is_memory_short) << "no more than 8 come";
+  EXPECT_TRUE(plans[1].is_memory_short);
+  EXPECT_THAT(
+      plans[1].reasons_against,
+      Contains("the memory is short: its KV pool of 30 blocks holds 3 of the longest requests at once, "
+               "and 8 may come"));
+}
+
 TEST(RankPlans, TakesAsFewMachinesAsLatenciesAllow) {
   const StepCost cost = Machine(0.001, 0.001);  // a step of n sequences takes 1 + n ms
   const PlanCandidate candidate = Candidate("a", cost, 1'000'000);

@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tools/report/significant.h"
+#include "base/format.h"
 #include "worker/kv/kv_pool.h"
 
 namespace terrace {
 namespace {
-
-std::string Millis(double seconds) { return Significant(seconds * 1e3) + " ms"; }
 
 // What the sums cost where most of the time goes, by the numbers.
 std::string SumsAgainst(const StepCost& alone, const StepCost& on_ranks, uint32_t ranks,
@@ -17,7 +15,7 @@ std::string SumsAgainst(const StepCost& alone, const StepCost& on_ranks, uint32_
   const StepWork decodes{.decode_tokens = max_sequences};
   const double before = alone.Seconds(decodes), after = on_ranks.Seconds(decodes);
   return Concat("a step of ", max_sequences, max_sequences == 1 ? " decode" : " decodes", " takes ",
-                Millis(after), " with what ", ranks, " ranks tell each other, ", Millis(before),
+                FormatMillis(after), " with what ", ranks, " ranks tell each other, ", FormatMillis(before),
                 " in one process");
 }
 

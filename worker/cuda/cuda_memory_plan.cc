@@ -23,7 +23,7 @@ uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& 
     }
   }
   return tokens * per_token + rows * (4ull * c.vocab_size + 2ull * c.hidden_size) + dequantized +
-         4 * kPartialFloats + GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
+         4 * kDevicePartialFloats + GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
          4ull * limits.context_length * c.head_dim + (uint64_t{128} << 20) +
          16ull * limits.max_sequences * (limits.context_length / 16 + 1) +
          sizeof(GpuLogitAdjustment) * kMostAdjustments;
@@ -85,7 +85,7 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t at_gate = layout.Add<uint16_t>(tokens * config.ffn_size);
   const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);
   const uint64_t at_logits = layout.Add<float>(rows * config.vocab_size);
-  const uint64_t at_partials = layout.Add<float>(kPartialFloats);
+  const uint64_t at_partials = layout.Add<float>(kDevicePartialFloats);
   const uint64_t at_arrived = layout.Add<uint32_t>(arrived_count);
   const uint64_t tile_counters = std::max(TileGemmCounters(most_rows, kMostTileTokens),
                                           WideGemmCounters(most_rows, kMostWideSplitTokens));

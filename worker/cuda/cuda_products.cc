@@ -201,8 +201,8 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
   const uint64_t outputs = uint64_t{tokens} * m.rows;
   void* out = role == Role::kHead ? static_cast<void*>(logits) : static_cast<void*>(qkv);
   if (kind == GpuGemmOut::kAddF32) {
-    if (outputs > kPartialFloats / 2) return best;
-    out = partials + kPartialFloats / 2;
+    if (outputs > kDevicePartialFloats / 2) return best;
+    out = partials + kDevicePartialFloats / 2;
     RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out, 0, outputs * sizeof(float), stream.get()));
   } else if (kind == GpuGemmOut::kGated) {
     out = gate;
@@ -229,12 +229,12 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
   }
   const bool has_codes = m.format != GpuFormat::kBF16 && m.format != GpuFormat::kSparse;
   if (has_codes && m.rows >= kTileWarpRows && tokens >= kLeastTileTokens && tokens <= kMostTileTokens &&
-      TileGemmPartialFloats(m.rows, m.columns, tokens) <= kPartialFloats / 2) {
+      TileGemmPartialFloats(m.rows, m.columns, tokens) <= kDevicePartialFloats / 2) {
     candidates.push_back({.kernel = Kernel::kTile});
   }
   if (has_codes && tokens >= kLeastTileTokens && HasWarpgroups()) {
     for (const WideGemmShape& each : WideGemmShapes(m, tokens)) {
-      if (WideGemmPartialFloats(each, m.rows, tokens) > kPartialFloats / 2) continue;
+      if (WideGemmPartialFloats(each, m.rows, tokens) > kDevicePartialFloats / 2) continue;
       candidates.push_back({.kernel = Kernel::kWide, .wide = each});
     }
   }

@@ -148,8 +148,8 @@ Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, c
                         .runs = staging.as<GpuQueryRun>(layout.runs),
                         .run_count = runs};
   const uint64_t per_token = GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans);
-  const auto together =
-      static_cast<uint32_t>(std::max<uint64_t>(1, std::min<uint64_t>(kPartialFloats / per_token, 65535)));
+  const auto together = static_cast<uint32_t>(
+      std::max<uint64_t>(1, std::min<uint64_t>(kDevicePartialFloats / per_token, 65535)));
   for (uint32_t i = 0; i < decode_tokens; i += together) {
     args.first = i;
     args.count = std::min(together, decode_tokens - i);

@@ -8,6 +8,7 @@
 #include "kernels/attention/run_attention_cuda.h"
 #include "kernels/copy/kv_copy_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
+#include "worker/engine/device_rules.h"
 
 namespace terrace {
 
@@ -19,37 +20,10 @@ Status Unsupported(const std::string& what) {
 
 }  // namespace
 
-Status CheckCudaModel(const ModelConfig& config) {
-  if (!config.ffn_sizes.empty()) {
-    return Unsupported("layers of unequal feed-forward sizes, as terrace prune --remove-ffn makes them");
-  }
-  if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128) {
-    return Unsupported(Concat("heads of ", config.head_dim, " elements; 32, 64 and 128 are"));
-  }
-  if (config.heads / config.kv_heads > 16) {
-    return Unsupported(
-        Concat(config.heads / config.kv_heads, " query heads to a key-value head; up to 16 are"));
-  }
-  for (const auto& [name, width] :
-       {std::pair{"hidden size", config.hidden_size}, std::pair{"feed-forward size", config.ffn_size},
-        std::pair{"query width", config.heads * config.head_dim}}) {
-    if (width % 64 != 0) return Unsupported(Concat("a ", name, " of ", width, "; multiples of 64 are"));
-  }
-  if (config.vocab_size % 16 != 0 || config.vocab_size > kGpuMostSampleVocab) {
-    return Unsupported(Concat("a vocabulary of ", config.vocab_size, "; multiples of 16 up to ",
-                              kGpuMostSampleVocab, " are"));
-  }
-  const uint32_t spans = std::bit_ceil((config.context_length + kGpuAttentionSpan - 1) / kGpuAttentionSpan);
-  if (GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans) > kPartialFloats) {
-    return Unsupported(Concat("a context of ", config.context_length, " tokens"));
-  }
-  return {};
-}
-
 StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
     const ModelConfig& config, const CudaWeights& weights, const KvShape& shape, const DeviceLimits& limits,
     bool is_invariant, const DeviceTuning& tuning) {
-  RETURN_IF_ERROR(CheckCudaModel(config));
+  RETURN_IF_ERROR(Annotate(CheckDeviceModel(config), "CUDA"));
   if (shape.dtype == KvDType::kF32) return Unsupported("f32 keys and values; bf16, f16, int8 and fp8 are");
   if (shape.block_tokens < 16 || !std::has_single_bit(shape.block_tokens)) {
     return Unsupported(Concat("KV blocks of ", shape.block_tokens, "; powers of two from 16 are"));

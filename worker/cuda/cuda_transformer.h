@@ -43,9 +43,6 @@ struct CudaWeights {
   std::vector<CudaBuffer> memory;
 };
 
-// UNIMPLEMENTED, reason unsupported_device, names what of the model there are no kernels for.
-Status CheckCudaModel(const ModelConfig& config);
-
 // Errors of Transformer::Load and of the device. The model was checked.
 StatusOr<CudaWeights> LoadCudaWeights(const DeviceLoadOptions& options);
 // For benchmarks: normal values of a trained model's size, or random codes. kW4 is INT4_G128's layout.

@@ -22,6 +22,7 @@
 #include "kernels/quant/row_codes_gpu.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
+#include "worker/engine/device_rules.h"
 
 namespace terrace {
 
@@ -39,7 +40,6 @@ inline constexpr uint32_t kMostGraphTokens = 512;
 inline constexpr size_t kMostGraphs = 256;  // kept at a time: some MB each
 // Logits are made of so many rows at a time.
 inline constexpr uint32_t kLogitRows = 512;
-inline constexpr uint64_t kPartialFloats = uint64_t{64} << 20;  // of decode attention: 256 MiB
 // Matrices timed to choose an algorithm: together beyond the device's cache.
 inline constexpr uint64_t kTuningBytes = uint64_t{192} << 20;
 

@@ -6,6 +6,7 @@
 #include "worker/cuda/cuda_runner.h"
 #include "worker/cuda/cuda_transformer.h"
 #include "worker/engine/device_backend.h"
+#include "worker/engine/device_rules.h"
 
 namespace terrace {
 namespace {
@@ -77,7 +78,7 @@ class CudaModel : public DeviceModel {
 StatusOr<std::unique_ptr<DeviceModel>> Load(const DeviceLoadOptions& options) {
   cudaDeviceProp properties = {};
   RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, 0));
-  RETURN_IF_ERROR(CheckCudaModel(*options.config));
+  RETURN_IF_ERROR(Annotate(CheckDeviceModel(*options.config), "CUDA"));
   ASSIGN_OR_RETURN(CudaWeights weights, LoadCudaWeights(options));
   return std::unique_ptr<DeviceModel>(
       std::make_unique<CudaModel>(options, std::move(weights), Concat("cuda ", properties.name)));

@@ -3,6 +3,7 @@
 #include <span>
 #include <tuple>
 
+#include "worker/engine/max_ranks.h"
 #include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
 #include "worker/model/transformer.h"

@@ -32,8 +32,6 @@ class RankGroup {
   virtual Status AwaitAll() = 0;
 };
 
-inline constexpr uint32_t kMaxRanks = 64;  // of a group
-
 struct GroupOptions {
   uint32_t rank = 0, ranks = 1;
   uint32_t stages = 1;          // of the pipeline that the ranks are; each has the same power of two of them

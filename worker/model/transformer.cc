@@ -61,19 +61,6 @@ std::vector<float> VectorOf(const WeightMatrix& row) {
   return out;
 }
 
-// Whether this rank's stage uses the tensor.
-bool IsHere(const TensorRequirement& required, const ModelConfig& config, const ShardPlan& plan) {
-  switch (required.kind) {
-    case TensorKind::kEmbedding:
-      return plan.is_first_stage() || (plan.is_last_stage() && config.tied_embeddings);
-    case TensorKind::kOutput:
-    case TensorKind::kFinalNorm:
-      return plan.is_last_stage();
-    default:
-      return plan.layers.begin <= required.layer && required.layer < plan.layers.end;
-  }
-}
-
 // Where a tensor goes: to a vector, rows of it to a matrix, columns of it to the shards of one, or (null all)
 // to the embedding.
 struct Place {
@@ -86,35 +73,37 @@ struct Place {
 
 Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, const ShardPlan& plan,
               Weights& weights) {
+  const TensorPart part = PartOf(plan, config, required.kind, required.layer);
   const auto layer = [&]() -> Layer& { return weights.layers[required.layer - plan.layers.begin]; };
-  const auto of_heads = [&](const IndexRange& heads) -> IndexRange {
-    return {.begin = heads.begin * config.head_dim, .end = heads.end * config.head_dim};
+  const auto rows_of = [&](GemmWeights& matrix) -> Place { return {.matrix = &matrix, .rows = *part.rows}; };
+  const auto columns_of = [&](ColumnShards& shards) -> Place {
+    return {.shards = &shards, .columns = part.columns};
   };
   switch (required.kind) {
     case TensorKind::kEmbedding:
       return {};
     case TensorKind::kOutput:
-      return {.matrix = &weights.output, .rows = plan.vocabulary};
+      return rows_of(weights.output);
     case TensorKind::kFinalNorm:
       return {.vector = &weights.final_norm};
     case TensorKind::kAttentionNorm:
       return {.vector = &layer().attention_norm};
     case TensorKind::kQuery:
-      return {.matrix = &layer().query, .rows = of_heads(plan.heads)};
+      return rows_of(layer().query);
     case TensorKind::kKey:
-      return {.matrix = &layer().key, .rows = of_heads(plan.kv_heads)};
+      return rows_of(layer().key);
     case TensorKind::kValue:
-      return {.matrix = &layer().value, .rows = of_heads(plan.kv_heads)};
+      return rows_of(layer().value);
     case TensorKind::kAttentionOutput:
-      return {.shards = &layer().attention_output, .columns = plan.attention_shards};
+      return columns_of(layer().attention_output);
     case TensorKind::kFfnNorm:
       return {.vector = &layer().ffn_norm};
     case TensorKind::kGate:
-      return {.matrix = &layer().gate, .rows = plan.Ffn(required.layer)};
+      return rows_of(layer().gate);
     case TensorKind::kUp:
-      return {.matrix = &layer().up, .rows = plan.Ffn(required.layer)};
+      return rows_of(layer().up);
     case TensorKind::kDown:
-      return {.shards = &layer().down, .columns = plan.ffn_shards[required.layer]};
+      return columns_of(layer().down);
   }
   return {};
 }
@@ -178,7 +167,7 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
   for (const auto& [required, tensor] : tensors) {
     const WeightMatrix matrix = MatrixOf(tensor);
     weights.model_parameters += matrix.rows * matrix.columns;
-    if (!IsHere(required, config, plan)) continue;
+    if (!IsHere(plan, config, required.kind, required.layer)) continue;
     const Place place = PlaceOf(required, config, plan, weights);
     if (place.matrix != nullptr || place.shards != nullptr) {
       AddParts(matrix, place, matrices);

@@ -124,4 +124,44 @@ StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& opt
   return plan;
 }
 
+bool IsHere(const ShardPlan& plan, const ModelConfig& config, TensorKind kind, uint32_t layer) {
+  switch (kind) {
+    case TensorKind::kEmbedding:
+      return plan.is_first_stage() || (plan.is_last_stage() && config.tied_embeddings);
+    case TensorKind::kOutput:
+    case TensorKind::kFinalNorm:
+      return plan.is_last_stage();
+    default:
+      return plan.layers.begin <= layer && layer < plan.layers.end;
+  }
+}
+
+TensorPart PartOf(const ShardPlan& plan, const ModelConfig& config, TensorKind kind, uint32_t layer) {
+  const auto of_heads = [&](const IndexRange& heads) -> IndexRange {
+    return {.begin = heads.begin * config.head_dim, .end = heads.end * config.head_dim};
+  };
+  switch (kind) {
+    case TensorKind::kQuery:
+      return {.rows = of_heads(plan.heads)};
+    case TensorKind::kKey:
+    case TensorKind::kValue:
+      return {.rows = of_heads(plan.kv_heads)};
+    case TensorKind::kAttentionOutput:
+      return {.columns = plan.attention_shards};
+    case TensorKind::kGate:
+    case TensorKind::kUp:
+      return {.rows = plan.Ffn(layer)};
+    case TensorKind::kDown:
+      return {.columns = plan.ffn_shards[layer]};
+    case TensorKind::kOutput:
+      return {.rows = plan.vocabulary};
+    case TensorKind::kEmbedding:
+    case TensorKind::kFinalNorm:
+    case TensorKind::kAttentionNorm:
+    case TensorKind::kFfnNorm:
+      break;
+  }
+  return {};
+}
+
 }  // namespace terrace

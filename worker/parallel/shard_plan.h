@@ -15,10 +15,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "worker/formats/model_config.h"
+#include "worker/formats/tensor_names.h"
 #include "worker/parallel/index_range.h"
 
 namespace terrace {
@@ -64,5 +67,16 @@ IndexRange LayersOfStage(uint32_t layers, uint32_t stage, uint32_t stages);
 // FAILED_PRECONDITION, reason cannot_shard, says with the numbers what cannot be shared out. Never with one
 // rank and one virtual shard.
 StatusOr<ShardPlan> PlanShard(const ModelConfig& config, const ShardOptions& options);
+
+// Whether this rank's stage uses the tensor; `layer` counts for kinds per layer only. A tied embedding is
+// used by the last stage too, as the output matrix.
+bool IsHere(const ShardPlan& plan, const ModelConfig& config, TensorKind kind, uint32_t layer);
+
+// What this rank has of a tensor that is here: these rows, these columns of all rows, or (neither) all.
+struct TensorPart {
+  std::optional<IndexRange> rows = {};
+  std::span<const IndexRange> columns = {};  // virtual shards; borrowed from the plan
+};
+TensorPart PartOf(const ShardPlan& plan, const ModelConfig& config, TensorKind kind, uint32_t layer);
 
 }  // namespace terrace

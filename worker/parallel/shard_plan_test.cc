@@ -201,6 +201,45 @@ TEST(PlanShard, TheSameVirtualShardsWhateverTheNumberOfRanks) {
   }
 }
 
+// Of each tensor the rows, or the columns, of all ranks of its stages are those of the model, once each; of
+// keys and values twice, where two ranks have the same KV head.
+TEST(PlanShard, PartsOfATensorAreTheWholeOfItOnTheStagesThatUseIt) {
+  ModelConfig config = OfLayers(3, Config(8, 2, 16, 64, 32));
+  config.hidden_size = 24;
+  for (const bool is_tied : {false, true}) {
+    config.tied_embeddings = is_tied;
+    for (const uint32_t stages : {1u, 2u, 3u}) {
+      for (const TensorRequirement& tensor : RequiredTensors(config)) {
+        SCOPED_TRACE(testing::Message() << tensor.name << ", " << stages << " stages, tied " << is_tied);
+        std::vector<int> rows(tensor.shape[0]), columns(tensor.shape[tensor.shape.rank - 1]);
+        int whole = 0, users = 0;
+        for (uint32_t rank = 0; rank < 4 * stages; ++rank) {
+          const ShardPlan plan = Plan(config, {.rank = rank, .ranks = 4 * stages, .stages = stages});
+          if (!IsHere(plan, config, tensor.kind, tensor.layer)) continue;
+          ++users;
+          const TensorPart part = PartOf(plan, config, tensor.kind, tensor.layer);
+          whole += !part.rows.has_value() && part.columns.empty();
+          if (part.rows.has_value())
+            for (size_t i = part.rows->begin; i < part.rows->end; ++i) ++rows.at(i);
+          for (const IndexRange& shard : part.columns)
+            for (size_t i = shard.begin; i < shard.end; ++i) ++columns.at(i);
+        }
+        const bool is_embedding = tensor.kind == TensorKind::kEmbedding;
+        EXPECT_EQ(users, is_embedding && is_tied && stages > 1 ? 8 : 4) << "ranks of one stage, or of two";
+        const bool is_cut_by_columns =
+            tensor.kind == TensorKind::kAttentionOutput || tensor.kind == TensorKind::kDown;
+        const bool is_kv = tensor.kind == TensorKind::kKey || tensor.kind == TensorKind::kValue;
+        if (is_embedding || IsNorm(tensor.kind)) {
+          EXPECT_EQ(whole, users);
+        } else {
+          EXPECT_EQ(whole, 0);
+          EXPECT_THAT(is_cut_by_columns ? columns : rows, testing::Each(is_kv ? 2 : 1));
+        }
+      }
+    }
+  }
+}
+
 TEST(PlanShard, RefusesWhatCannotBeSharedOutWithTheNumbers) {
   const ModelConfig fine = Config(8, 8, 64, 512, 64);
   const struct {

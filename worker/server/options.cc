@@ -12,6 +12,7 @@
 
 #include "base/host_port.h"
 #include "base/tls.h"
+#include "worker/engine/max_ranks.h"
 
 namespace terrace {
 namespace {
@@ -136,6 +137,10 @@ Status ApplyLws(const GroupEnvironment& environment, v1::GroupConfig& group) {
   group.set_rank(rank);
   if (ranks > 1 && !group.has_leader())
     group.set_leader(Concat(environment.leader_address, ":", kLeaderPort));
+  if (ranks == 1) {  // the file is that of any size, and one pod meets nobody
+    group.clear_leader();
+    group.clear_tls();
+  }
   return {};
 }
 
@@ -212,7 +217,10 @@ Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   RETURN_IF_ERROR(SetDegrees(group, out.engine.group));
   out.engine.group.rank = group.rank();
   if (out.engine.group.ranks == 1) {
-    if (group.has_leader()) return Bad("group.leader", "is for several ranks, but group.ranks is 1");
+    for (const auto& [path, is_set] :
+         {std::pair{"group.leader", group.has_leader()}, std::pair{"group.tls", group.has_tls()}}) {
+      if (is_set) return Bad(path, "is for several ranks, but group.ranks is 1");
+    }
     return {};
   }
   RETURN_IF_ERROR(SetLeader(group, out.group));

@@ -229,6 +229,13 @@ TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
   ASSERT_EQ(ApplyGroupEnvironment(one, alone), Status());
   EXPECT_FALSE(alone.group().has_leader());
   EXPECT_EQ(MakeWorkerOptions(alone).status(), Status());
+  v1::WorkerConfig of_any_size = other;
+  of_any_size.set_model("m");
+  of_any_size.mutable_group()->clear_rank();
+  of_any_size.mutable_group()->clear_ranks();
+  of_any_size.mutable_group()->mutable_tls()->set_ca_file("ca");
+  ASSERT_EQ(ApplyGroupEnvironment(one, of_any_size), Status());
+  EXPECT_EQ(MakeWorkerOptions(of_any_size).status(), Status()) << "leader and tls are for more pods";
 }
 
 TEST(MakeWorkerOptions, OnlyARankThatServesMayNotDraftForItself) {
@@ -483,6 +490,7 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, group: {ranks: 2, rank: 2, leader: '127.0.0.1:1'}}", "group.rank is 2, group.ranks 2"},
       {"{model: m, group: {rank: 1}}", "group.rank is 1, group.ranks 1"},
       {"{model: m, group: {leader: '127.0.0.1:1'}}", "group.leader: is for several ranks"},
+      {"{model: m, group: {ranks: 1, tls: {ca_file: ca}}}", "group.tls: is for several ranks"},
       {"{model: m, group: {ranks: 2}}", "group.leader: is needed with several ranks"},
       {"{model: m, group: {ranks: 2, leader: a}}", "group.leader: \"a\" is not host:port"},
       {"{model: m, group: {ranks: 2, leader: '127.0.0.1:0'}}", "group.leader: port 0"},

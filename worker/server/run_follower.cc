@@ -21,7 +21,7 @@ Status RunFollower(const WorkerServerOptions& options, const std::function<bool(
        {"model", follower->files().config.name},
        {"device", loaded.device},
        {"threads", loaded.threads},
-       {"weight_bytes", memory.weight_bytes},
+       {"weight_memory_bytes", memory.weight_bytes},
        {"kv_bytes", memory.kv_bytes},
        {"kv_pool", loaded.kv.arithmetic},
        {"load_seconds", Seconds(RealClock().Now() - begin)},

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "base/config.h"
+#include "worker/engine/max_ranks.h"
 
 namespace terrace {
 namespace {
@@ -15,7 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kFirstLeaderPort = 8201;
-constexpr uint32_t kMostRanks = 64;
 constexpr size_t kMaxTierName = 64;
 
 // The first tier that lists `address`; "" when none does.
@@ -94,16 +94,16 @@ Status ExpandGroup(int index, v1::WorkerConfig& worker) {
   if (pipeline == 0)
     return FailedPrecondition("workers[", index, "].group.pipeline_parallel is 0, not at least 1");
   if (!group.has_ranks()) {
-    if (tensor * pipeline > kMostRanks) {
+    if (tensor * pipeline > kMaxRanks) {
       return FailedPrecondition("workers[", index, "].group: tensor_parallel ", tensor,
                                 " x pipeline_parallel ", pipeline, " is ", tensor * pipeline, ", not in [1, ",
-                                kMostRanks, "]");
+                                kMaxRanks, "]");
     }
     group.set_ranks(static_cast<uint32_t>(tensor * pipeline));
   }
-  if (group.ranks() == 0 || group.ranks() > kMostRanks) {
+  if (group.ranks() == 0 || group.ranks() > kMaxRanks) {
     return FailedPrecondition("workers[", index, "].group.ranks is ", group.ranks(), ", not in [1, ",
-                              kMostRanks, "]");
+                              kMaxRanks, "]");
   }
   if (group.ranks() > 1 && !group.has_leader())
     group.set_leader(Concat("127.0.0.1:", kFirstLeaderPort + index));

@@ -1,0 +1,50 @@
+#include "worker/engine/device_rules.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/sample/sample_gpu.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint32_t kMostQueryHeads = 16;  // to a key-value head
+
+template <typename... Text>
+Status Unsupported(const Text&... text) {
+  return WithReason(Unimplemented(text...), "unsupported_device");
+}
+
+}  // namespace
+
+Status CheckDeviceModel(const ModelConfig& config) {
+  if (!config.ffn_sizes.empty()) {
+    const auto [least, most] = std::ranges::minmax(config.ffn_sizes);
+    return Unsupported(
+        "feed-forward sizes from ", least, " to ", most,
+        "; GPU workers take layers of equal ones, which terrace prune --remove-ffn does not leave");
+  }
+  if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
+    return Unsupported("heads of ", config.head_dim, " elements; GPU workers take 32, 64 and 128");
+  if (config.heads / config.kv_heads > kMostQueryHeads)
+    return Unsupported(config.heads / config.kv_heads,
+                       " query heads to a key-value head; GPU workers take up to ", kMostQueryHeads);
+  for (const auto& [name, width] :
+       {std::pair{"hidden size", config.hidden_size}, std::pair{"feed-forward size", config.ffn_size},
+        std::pair{"query width", config.heads * config.head_dim}}) {
+    if (width % 64 != 0) return Unsupported("a ", name, " of ", width, "; GPU workers take multiples of 64");
+  }
+  if (config.vocab_size % 16 != 0 || config.vocab_size > kGpuMostSampleVocab)
+    return Unsupported("a vocabulary of ", config.vocab_size, "; GPU workers take multiples of 16 up to ",
+                       kGpuMostSampleVocab);
+  const uint32_t spans = std::bit_ceil((config.context_length + kGpuAttentionSpan - 1) / kGpuAttentionSpan);
+  if (GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans) > kDevicePartialFloats)
+    return Unsupported("a context of ", config.context_length,
+                       " tokens; the partial results of its attention take more than the ",
+                       kDevicePartialFloats * sizeof(float), " bytes that GPU workers have for them");
+  return {};
+}
+
+}  // namespace terrace

@@ -1,0 +1,17 @@
+// Which models there are kernels for on a CUDA device: for workers there, and for those who plan without one.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "worker/formats/model_config.h"
+
+namespace terrace {
+
+// Scratch memory for partial results, of decode attention above all: 256 MiB.
+inline constexpr uint64_t kDevicePartialFloats = uint64_t{64} << 20;
+
+// UNIMPLEMENTED, reason unsupported_device, names what of the model there are no kernels for, with the limit.
+Status CheckDeviceModel(const ModelConfig& config);
+
+}  // namespace terrace
