@@ -1,6 +1,6 @@
-// What a sum over the ranks of a group costs: AllReduceSum, which adds in a fixed order, among threads and
-// over TCP on one host, against Gloo's own all-reduce over TCP, which adds in an order of its own. Each rank
-// is a thread; times are those of the clock, as ranks mostly wait for each other.
+// What a sum over the ranks of a group costs: AllReduceSum, which adds in a fixed order, among threads, over
+// TCP and over Gloo on one host, against Gloo's own all-reduce over TCP, which adds in an order of its own.
+// Each rank is a thread; times are those of the clock, as ranks mostly wait for each other.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -14,8 +14,8 @@
 #include "gloo/rendezvous/context.h"
 #include "gloo/rendezvous/hash_store.h"
 #include "gloo/transport/tcp/device.h"
-#include "worker/parallel/gloo_group.h"
 #include "worker/parallel/local_communicator.h"
+#include "worker/parallel/socket_group.h"
 
 namespace terrace {
 namespace {
@@ -75,10 +75,12 @@ void Run(const std::vector<uint32_t>& sizes) {
   std::printf("%-12s %6s %10s %12s %12s\n", "sum", "ranks", "bytes", "us, p10", "us, median");
   for (const uint32_t ranks : sizes) {
     const Group threads = MakeLocalCommunicators(ranks, kTimeout),
-                tcp = MakeGlooGroup(ranks, kTimeout).value();
+                tcp = MakeSocketGroup(ranks, kTimeout, Transport::kTcp).value(),
+                gloo = MakeSocketGroup(ranks, kTimeout, Transport::kGloo).value();
     const auto plain = PlainGloo(ranks);
     Measure("threads", ranks, SumOf(threads));
-    Measure("gloo", ranks, SumOf(tcp));
+    Measure("tcp", ranks, SumOf(tcp));
+    Measure("gloo", ranks, SumOf(gloo));
     Measure("gloo plain", ranks,
             [&](uint32_t rank, std::vector<float>& values) { SumPlainly(plain[rank], values); });
   }

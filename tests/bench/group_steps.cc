@@ -2,14 +2,13 @@
 // over TCP on one host, whose models, like its own, do nothing. Each rank is a thread. Goal: 100 us.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <thread>
 #include <vector>
 
 #include "worker/engine/group_executor.h"
-#include "worker/parallel/gloo_group.h"
+#include "worker/parallel/socket_group.h"
 
 namespace terrace {
 namespace {
@@ -27,7 +26,7 @@ class NoModel : public Executor {
 
 // Decodes: `sequences` of `context` tokens, one token each.
 void Measure(uint32_t ranks, size_t sequences, size_t context) {
-  const auto group = MakeGlooGroup(ranks, kTimeout).value();
+  const auto group = MakeSocketGroup(ranks, kTimeout).value();
   std::vector<std::jthread> followers;
   for (uint32_t rank = 1; rank < ranks; ++rank) {
     followers.emplace_back([&group, rank] {
@@ -73,6 +72,5 @@ int main(int argc, char** argv) {
   CLI::App app("What leading a group of ranks costs each step");
   app.add_option("--ranks", ranks, "sizes of groups")->delimiter(',');
   CLI11_PARSE(app, argc, argv);
-  std::signal(SIGPIPE, SIG_IGN);
   terrace::Run(ranks);
 }

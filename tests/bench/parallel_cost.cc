@@ -1,6 +1,6 @@
 // The cost model of tensor parallelism (tools/plan/parallel_cost.h) against runs: steps of a synthesized
-// model on 1, 2, 4 ranks of this machine, which share its cores, are connected over TCP and are threads of
-// this process. Predicted in two ways:
+// model on 1, 2, 4 ranks of this machine, which share its cores, are threads of this process and connected
+// by --transport. Predicted in two ways:
 //
 //   from one rank  the steps of one rank, measured, and sums over the ranks, measured on their own: what
 //                  `terrace plan --ranks` does
@@ -34,7 +34,8 @@
 #include "worker/formats/model_files.h"
 #include "worker/model/transformer.h"
 #include "worker/parallel/collective_probe.h"
-#include "worker/parallel/gloo_group.h"
+#include "worker/parallel/local_communicator.h"
+#include "worker/parallel/socket_group.h"
 
 namespace terrace {
 namespace {
@@ -44,6 +45,7 @@ constexpr uint32_t kBlockTokens = 16, kMaxSequences = 16;
 
 struct Flags {
   std::string model;  // "": one is synthesized
+  std::string transport = "tcp";
   uint32_t threads = 0, steps = 15;
   std::vector<uint32_t> ranks = {1, 2, 4};
 };
@@ -118,10 +120,16 @@ class Rank {
   std::vector<int32_t> tokens_;
 };
 
+StatusOr<std::vector<std::unique_ptr<Communicator>>> MakeGroup(const Flags& flags, uint32_t ranks) {
+  if (flags.transport == "threads") return MakeLocalCommunicators(ranks, kTimeout);
+  ASSIGN_OR_RETURN(const Transport transport, ParseTransport(flags.transport));
+  return MakeSocketGroup(ranks, kTimeout, transport);
+}
+
 // Median seconds of each of kWorks, as rank 0 has them.
 std::vector<double> Measure(const ModelFiles& files, const Flags& flags, uint32_t ranks) {
   std::vector<std::unique_ptr<Communicator>> group(ranks);
-  if (ranks > 1) group = MakeGlooGroup(ranks, kTimeout).value();
+  if (ranks > 1) group = MakeGroup(flags, ranks).value();
   std::vector<double> medians(std::size(kWorks));
   OnEachRank(ranks, [&](uint32_t number) {
     Rank rank(files, std::max(flags.threads / ranks, 1u), group[number].get());
@@ -171,7 +179,8 @@ Status Compare(const ModelFiles& files, const Flags& flags) {
     ASSIGN_OR_RETURN(const ModelSplit split, SplitModel(shape, {.tensor = ranks}));
     LinkCost link;
     if (ranks > 1) {
-      ASSIGN_OR_RETURN(const std::vector<SumSample> sums, MeasureSumsHere(ranks));
+      ASSIGN_OR_RETURN(const auto group, MakeGroup(flags, ranks));
+      ASSIGN_OR_RETURN(const std::vector<SumSample> sums, MeasureSums(group));
       ASSIGN_OR_RETURN(link, FitLink(sums, ranks));
       std::printf("%u ranks: a message of n bytes takes %.1f us + n / %.2f GB/s\n", ranks,
                   link.round_seconds * 1e6, 1e-9 / link.seconds_per_byte);
@@ -243,8 +252,10 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1024));
   app.add_option("--steps", flags.steps, "that are measured of each kind")->check(CLI::Range(1, 10000));
   app.add_option("--ranks", flags.ranks, "numbers of ranks")->delimiter(',')->check(CLI::Range(1, 64));
+  app.add_option("--transport", flags.transport, "that connects ranks: tcp, gloo, or threads (by memory)")
+      ->check(CLI::IsMember({"tcp", "gloo", "threads"}));
   CLI11_PARSE(app, argc, argv);
-  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);  // of Gloo
   const terrace::Status status = terrace::Run(flags);
   if (!status.ok()) std::fprintf(stderr, "%s\n", terrace::Message(status).c_str());
   return status.ok() ? 0 : 1;

@@ -317,19 +317,19 @@ Status Transformer::Impl::PassOn(const MicroBatches& micro_batches, size_t tick)
   if (!met.ok() && group->ranks() > 2)
     return Annotate(met, "missed, or itself waiting for a rank that is beside it");
   RETURN_IF_ERROR(met);
-  if (!plan.is_last_stage()) {
-    const auto computed = micro_batches.At(tick, plan.stage);
-    if (computed.has_value())
-      RETURN_IF_ERROR(group->Send(std::as_bytes(Hidden(*computed)), group->rank() + plan.tensor_ranks));
+  std::optional<Communicator::Outgoing> outgoing;
+  std::optional<Communicator::Incoming> incoming;
+  const auto computed = micro_batches.At(tick, plan.stage);
+  if (!plan.is_last_stage() && computed.has_value()) {
+    outgoing = {.to = group->rank() + plan.tensor_ranks, .data = std::as_bytes(Hidden(*computed))};
   }
   if (!plan.is_first_stage()) {
     const auto next = micro_batches.At(tick, plan.stage - 1);
     if (next.has_value()) {
-      RETURN_IF_ERROR(
-          group->Receive(std::as_writable_bytes(Hidden(*next)), group->rank() - plan.tensor_ranks));
+      incoming = {.from = group->rank() - plan.tensor_ranks, .data = std::as_writable_bytes(Hidden(*next))};
     }
   }
-  return Status();
+  return group->SendReceive(outgoing, incoming);
 }
 
 // x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)

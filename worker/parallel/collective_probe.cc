@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
-#include "worker/parallel/gloo_group.h"
+#include "worker/parallel/socket_group.h"
 
 namespace terrace {
 namespace {
@@ -47,7 +47,7 @@ StatusOr<std::vector<SumSample>> MeasureSums(std::span<const std::unique_ptr<Com
 
 StatusOr<std::vector<SumSample>> MeasureSumsHere(uint32_t ranks, const SumProbeOptions& options) {
   CHECK(ranks > 1, ranks, " ranks");
-  ASSIGN_OR_RETURN(const auto group, MakeGlooGroup(ranks, kTimeout));
+  ASSIGN_OR_RETURN(const auto group, MakeSocketGroup(ranks, kTimeout));
   return MeasureSums(group, options);
 }
 

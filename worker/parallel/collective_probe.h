@@ -28,7 +28,7 @@ StatusOr<std::vector<SumSample>> MeasureSums(std::span<const std::unique_ptr<Com
                                              const SumProbeOptions& options = {});
 
 // Of `ranks`, 2 at least, that are connected over TCP on this machine, as groups of `terrace up` are. Errors
-// of MakeGlooGroup too.
+// of MakeSocketGroup too.
 StatusOr<std::vector<SumSample>> MeasureSumsHere(uint32_t ranks, const SumProbeOptions& options = {});
 
 }  // namespace terrace

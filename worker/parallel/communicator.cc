@@ -97,15 +97,27 @@ Status Communicator::Broadcast(std::span<std::byte> data, uint32_t root) {
 }
 
 Status Communicator::Send(std::span<const std::byte> data, uint32_t to) {
-  CHECK(to < ranks_ && to != rank_, "rank ", rank_, " sends to ", to, " of ", ranks_);
-  const Outgoing outgoing{.to = to, .data = data};
-  return Run(Call::kSend, {&outgoing, 1}, {}, Deadline());
+  return SendReceive(Outgoing{.to = to, .data = data}, std::nullopt);
 }
 
 Status Communicator::Receive(std::span<std::byte> data, uint32_t from) {
-  CHECK(from < ranks_ && from != rank_, "rank ", rank_, " receives from ", from, " of ", ranks_);
-  const Incoming incoming{.from = from, .data = data};
-  return Run(Call::kSend, {}, {&incoming, 1}, Deadline());
+  return SendReceive(std::nullopt, Incoming{.from = from, .data = data});
+}
+
+Status Communicator::SendReceive(const std::optional<Outgoing>& outgoing,
+                                 const std::optional<Incoming>& incoming) {
+  const auto is_other = [this](uint32_t rank) { return rank < ranks_ && rank != rank_; };
+  std::span<const Outgoing> to;
+  std::span<const Incoming> from;
+  if (outgoing.has_value()) {
+    CHECK(is_other(outgoing->to), "rank ", rank_, " sends to ", outgoing->to, " of ", ranks_);
+    to = {&*outgoing, 1};
+  }
+  if (incoming.has_value()) {
+    CHECK(is_other(incoming->from), "rank ", rank_, " receives from ", incoming->from, " of ", ranks_);
+    from = {&*incoming, 1};
+  }
+  return Run(Call::kSend, to, from, Deadline());
 }
 
 Status Communicator::AllReduceSum(std::span<float> values) {

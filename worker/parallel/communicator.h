@@ -1,8 +1,8 @@
 // What the ranks of a group tell each other: every rank makes the same calls in the same order, and each call
 // returns when this rank has what it needs and no longer lends its memory. Implementations:
-// LocalCommunicator (threads of one process), GlooCommunicator (TCP), NcclCommunicator (GPUs), and over
-// another one SubCommunicator (some of its ranks). They only carry messages; what is added in which order is
-// here, so that it is the same for all.
+// LocalCommunicator (threads of one process), TcpCommunicator and GlooCommunicator (processes),
+// NcclCommunicator (GPUs), and over another one SubCommunicator (some of its ranks). They only carry
+// messages; what is added in which order is here, so that it is the same for all.
 //
 // One thread at a time makes the calls; Abort is for any thread. Every call has the group's timeout. A rank
 // that does not take part in time gives DEADLINE_EXCEEDED, one that ended UNAVAILABLE, both with its number;
@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -46,6 +47,17 @@ class Communicator {
   // To another rank, which calls Receive; may return before it does.
   Status Send(std::span<const std::byte> data, uint32_t to);
   Status Receive(std::span<std::byte> data, uint32_t from);
+  struct Outgoing {
+    uint32_t to = 0;
+    std::span<const std::byte> data;
+  };
+  struct Incoming {
+    uint32_t from = 0;
+    std::span<std::byte> data;
+  };
+  // A Send and a Receive at once, or one of them: ranks in a row pass on what they have without a wait for
+  // those behind them.
+  Status SendReceive(const std::optional<Outgoing>& outgoing, const std::optional<Incoming>& incoming);
   // Returns when every rank has called it.
   Status Barrier();
 
@@ -60,15 +72,6 @@ class Communicator {
  protected:
   enum class Call : uint32_t { kAllReduceSum, kAllGather, kBroadcast, kSend, kBarrier };
   static std::string_view Name(Call call);
-  struct Outgoing {
-    uint32_t to = 0;
-    std::span<const std::byte> data;
-  };
-  struct Incoming {
-    uint32_t from = 0;
-    std::span<std::byte> data;
-  };
-
   Communicator(uint32_t rank, uint32_t ranks, Duration timeout);
 
   // The errors of whoever takes part, worded alike by all implementations.

@@ -1,10 +1,10 @@
 // The Communicator of ranks that have a GPU each, over NCCL, and calls on the memory of their devices.
 //
 // NCCL does not say who is missing, takes it that ranks agree about sizes, and waits without end. So the
-// ranks first meet on their hosts, over another Communicator (`control`, such as Gloo's): who does not come
-// within the timeout is named there, and sizes that differ are refused before NCCL is called. NCCL works
-// without blocking, and is polled for errors whenever this waits for it or for the device. On an error, a
-// deadline or Abort its communicator is aborted, which ends what its kernels still wait for, and `control`
+// ranks first meet on their hosts, over another Communicator (`control`, such as TcpCommunicator): who does
+// not come within the timeout is named there, and sizes that differ are refused before NCCL is called. NCCL
+// works without blocking, and is polled for errors whenever this waits for it or for the device. On an error,
+// a deadline or Abort its communicator is aborted, which ends what its kernels still wait for, and `control`
 // tells the others.
 //
 // What goes wrong between a meeting and the end of what it was for names a rank that has ended meanwhile;

@@ -2,10 +2,13 @@
 // it.
 #pragma once
 
+#include <chrono>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace terrace {
@@ -13,5 +16,13 @@ namespace terrace {
 // Tells `mine` to all ranks and returns what each of them told, in their order, this one's too. Any bytes.
 // Errors end the connecting. Called once.
 using Rendezvous = std::function<StatusOr<std::vector<std::string>>(const std::string& mine)>;
+
+// Of one rank of processes that connect over a network.
+struct ConnectOptions {
+  uint32_t rank = 0, ranks = 1;
+  std::string host = "127.0.0.1";                       // of this rank, as the others reach it
+  Duration timeout = std::chrono::seconds(10);          // of each call of the communicator
+  Duration connect_timeout = std::chrono::seconds(30);  // behind the rendezvous
+};
 
 }  // namespace terrace

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -20,7 +21,7 @@
 #include "base/version.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
-#include "worker/parallel/gloo_communicator.h"
+#include "worker/parallel/transport.h"
 #include "worker/server/join_call.h"
 #include "worker/server/ranks_service.h"
 
@@ -32,22 +33,25 @@ constexpr Duration kCancelPoll = std::chrono::milliseconds(50);
 
 using IsCancelled = std::function<bool()>;
 
-v1::RankHello HelloOf(uint32_t rank, uint32_t ranks, const RankTraits& traits) {
+v1::RankHello HelloOf(const GroupEndpoint& endpoint, uint32_t rank, uint32_t ranks,
+                      const RankTraits& traits) {
   v1::RankHello hello;
   hello.set_protocol(v1::RANKS_PROTOCOL_CURRENT);
   hello.set_version(kVersion);
   hello.set_rank(rank);
   hello.set_ranks(ranks);
   hello.set_model_digest(traits.model_digest);
-  for (const auto& [name, value] : traits.settings) {
+  const auto add = [&hello](std::string_view name, std::string_view value) {
     v1::RankSetting& setting = *hello.add_settings();
-    setting.set_name(name);
-    setting.set_value(value);
-  }
+    setting.set_name(std::string(name));
+    setting.set_value(std::string(value));
+  };
+  add("group.transport", TransportName(endpoint.transport));
+  for (const auto& [name, value] : traits.settings) add(name, value);
   return hello;
 }
 
-GlooOptions ConnectOptions(const GroupEndpoint& endpoint, const v1::RankHello& hello, std::string host) {
+ConnectOptions ConnectOptionsOf(const GroupEndpoint& endpoint, const v1::RankHello& hello, std::string host) {
   return {.rank = hello.rank(), .ranks = hello.ranks(), .host = std::move(host), .timeout = endpoint.timeout};
 }
 
@@ -75,8 +79,8 @@ class LeaderGroup : public RankGroup {
                                   ": the port is in use, or it is no address of this machine"),
                       "address_unavailable");
   }
-  Status Connect(const GlooOptions& options) {
-    ASSIGN_OR_RETURN(communicator_, ConnectGloo(options, [this](const std::string& mine) {
+  Status Connect(Transport transport, const ConnectOptions& options) {
+    ASSIGN_OR_RETURN(communicator_, terrace::Connect(transport, options, [this](const std::string& mine) {
                        return service_.Tell(mine, is_cancelled_);
                      }));
     return Status();
@@ -165,12 +169,13 @@ StatusOr<std::unique_ptr<RankGroup>> TryToJoin(const GroupEndpoint& endpoint,
   }
   may_try_again = false;
   auto call = std::make_unique<JoinCall>(MakePeerChannel(endpoint.leader, channel), hello);
-  ASSIGN_OR_RETURN(auto communicator,
-                   ConnectGloo(ConnectOptions(endpoint, hello, host), [&](const std::string& mine) {
-                     auto told = call->Tell(mine, is_cancelled);
-                     may_try_again = told.status().code() == StatusCode::kUnavailable;
-                     return told;
-                   }));
+  ASSIGN_OR_RETURN(
+      auto communicator,
+      Connect(endpoint.transport, ConnectOptionsOf(endpoint, hello, host), [&](const std::string& mine) {
+        auto told = call->Tell(mine, is_cancelled);
+        may_try_again = told.status().code() == StatusCode::kUnavailable;
+        return told;
+      }));
   return std::unique_ptr<RankGroup>(
       std::make_unique<FollowerGroup>(std::move(call), std::move(communicator), is_cancelled));
 }
@@ -210,7 +215,8 @@ StatusOr<std::unique_ptr<RankGroup>> Lead(const GroupEndpoint& endpoint, const v
   auto group = std::make_unique<LeaderGroup>(hello, is_cancelled);
   RETURN_IF_ERROR(group->Listen(endpoint.leader, std::move(tls)));
   RETURN_IF_ERROR(
-      group->Connect(ConnectOptions(endpoint, hello, endpoint.host.empty() ? leader.host : endpoint.host)));
+      group->Connect(endpoint.transport,
+                     ConnectOptionsOf(endpoint, hello, endpoint.host.empty() ? leader.host : endpoint.host)));
   return std::unique_ptr<RankGroup>(std::move(group));
 }
 
@@ -220,7 +226,7 @@ void WarnOfPlainText(const GroupEndpoint& endpoint) {
   if (!endpoint.tls.has_value() || !leader.ok() || leader->is_loopback()) return;
   Log(LogLevel::kWarn, "worker_group_plain_text",
       {{"leader", endpoint.leader},
-       {"reason", "group.tls is of the meeting alone: steps go between ranks over Gloo, which has no TLS"}});
+       {"reason", "group.tls is of the meeting alone: steps go between ranks over TCP without it"}});
 }
 
 bool IsNumeric(const std::string& host) {
@@ -241,7 +247,7 @@ StatusOr<std::unique_ptr<RankGroup>> MeetGroup(const GroupEndpoint& endpoint, ui
                                                const std::function<bool()>& is_cancelled) {
   Log(LogLevel::kInfo, "worker_group_forms", {{"rank", rank}, {"ranks", ranks}, {"leader", endpoint.leader}});
   WarnOfPlainText(endpoint);
-  const v1::RankHello hello = HelloOf(rank, ranks, traits);
+  const v1::RankHello hello = HelloOf(endpoint, rank, ranks, traits);
   auto group = rank == 0 ? Lead(endpoint, hello, is_cancelled) : JoinLeader(endpoint, hello, is_cancelled);
   RETURN_IF_ERROR(group.status());
   Log(LogLevel::kInfo, "worker_group_connected", {{"rank", rank}, {"ranks", ranks}});

@@ -1,5 +1,5 @@
 // From an address to a group of connected ranks: over gRPC they find out that they fit, and tell each other
-// where they listen; then Gloo's TCP connections are theirs.
+// where they listen; then connections of the transport are theirs.
 #pragma once
 
 #include <functional>
@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "base/tls.h"
 #include "worker/engine/rank_group.h"
+#include "worker/parallel/transport.h"
 
 namespace terrace {
 
@@ -18,6 +19,7 @@ struct GroupEndpoint {
   std::string leader;  // host:port, at which rank 0 listens
   std::string host;  // of this rank; "": of the leader that of `leader`, of others the one that reaches that
   Duration timeout = std::chrono::seconds(5);  // of each call of the communicator
+  Transport transport = Transport::kTcp;       // of all ranks
   // Of the meeting, not of what follows it: with what the leader listens, or another rank connects; absent:
   // plain text.
   std::optional<TlsFiles> tls = {};

@@ -175,6 +175,8 @@ Status SetLeader(const v1::GroupConfig& config, GroupEndpoint& out) {
     return Bad(kLeader, out.leader, " is no address that a rank could connect to");
   if (config.rank() == 0 && IsWildcard(leader.host) && config.host().empty())
     return Bad("group.host", "is needed where group.leader is ", out.leader);
+  if (IsWildcard(config.host()))
+    return Bad("group.host", config.host(), " is no address that a rank could connect to");
   out.host = config.host();
   return {};
 }
@@ -226,6 +228,11 @@ Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   RETURN_IF_ERROR(SetLeader(group, out.group));
   RETURN_IF_ERROR(SetGroupTls(group, out));
   out.engine.group.shares_machine = ParseHostPort(out.group.leader)->is_loopback();
+  if (group.has_transport()) {
+    const auto transport = ParseTransport(group.transport());
+    if (!transport.ok()) return Bad("group.transport", Message(transport.status()));
+    out.group.transport = *transport;
+  }
   if (!group.has_timeout_seconds()) return {};
   const double timeout = group.timeout_seconds();
   if (!(timeout >= kLeastGroupTimeout && timeout <= kMostGroupTimeout)) {

@@ -155,15 +155,17 @@ TEST(MakeWorkerOptions, AGroupHasALeaderAndAsManyVirtualShardsAsRanksUnlessTheyA
   EXPECT_EQ(options->server.group.leader, "127.0.0.1:7");
   EXPECT_EQ(options->server.group.host, "");
   EXPECT_EQ(Seconds(options->server.group.timeout), 5);
+  EXPECT_EQ(options->server.group.transport, Transport::kTcp);
   const auto more = Make(
       "{model: m, engine: {virtual_shards: 8}, group: {ranks: 2, leader: 'a:7', insecure: true, host: h,\n"
-      "  timeout_seconds: 7.5}}");
+      "  timeout_seconds: 7.5, transport: gloo}}");
   ASSERT_TRUE(more.ok()) << more.status();
   EXPECT_EQ(more->server.engine.group.rank, 0u);
   EXPECT_FALSE(more->server.engine.group.shares_machine);
   EXPECT_EQ(more->server.engine.virtual_shards, 8u);
   EXPECT_EQ(more->server.group.host, "h");
   EXPECT_EQ(Seconds(more->server.group.timeout), 7.5);
+  EXPECT_EQ(more->server.group.transport, Transport::kGloo);
 }
 
 TEST(MakeWorkerOptions, TheDegreesOfAGroupMakeItsRanksOrTheRanksTheDegreeThatIsNotSet) {
@@ -511,8 +513,12 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "group.leader: 0.0.0.0:1 is no address that a rank could connect to"},
       {"{model: m, group: {ranks: 2, leader: '[::]:1', insecure: true}}",
        "group.host: is needed where group.leader is [::]:1"},
+      {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', host: '0.0.0.0'}}",
+       "group.host: 0.0.0.0 is no address that a rank could connect to"},
       {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', timeout_seconds: 0}}",
        "group.timeout_seconds: 0 is not in [5, 60]"},
+      {"{model: m, group: {ranks: 2, leader: '127.0.0.1:1', transport: rdma}}",
+       "group.transport: \"rdma\", not one of tcp, gloo"},
       {"{model: m, engine: {virtual_shards: 2}, group: {ranks: 4, leader: '127.0.0.1:1'}}",
        "engine.virtual_shards is 2, not a multiple of group.tensor_parallel, 4"},
       {"{model: m, engine: {device: cuda}, group: {ranks: 2, leader: '127.0.0.1:1'}}",

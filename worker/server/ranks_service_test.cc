@@ -4,7 +4,9 @@
 #include <future>
 #include <thread>
 
+#include "base/version.h"
 #include "gmock/gmock.h"
+#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
@@ -157,6 +159,28 @@ TEST(RanksService, WhoWaitsCanBeCancelled) {
   const auto always = [] { return true; };
   EXPECT_EQ(leader.service.Tell("0", always).status().code(), StatusCode::kCancelled);
   EXPECT_EQ(leader.Call(Hello(1, 2))->Tell("1", always).status().code(), StatusCode::kCancelled);
+}
+
+TEST(MeetGroup, ARankWithAnotherTransportIsRefused) {
+  v1::RankHello hello = Hello(0, 2);
+  hello.set_version(kVersion);
+  hello.clear_settings();
+  v1::RankSetting& setting = *hello.add_settings();
+  setting.set_name("group.transport");
+  setting.set_value("gloo");
+  RanksService service(hello);
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  const GroupEndpoint endpoint{
+      .leader = Concat("127.0.0.1:", port), .host = "127.0.0.1", .transport = Transport::kTcp};
+  const Status refused = MeetGroup(endpoint, 1, 2, {.model_digest = "d1", .settings = {}}, Never).status();
+  EXPECT_EQ(Reason(refused), "ranks_differ");
+  EXPECT_THAT(Message(refused), HasSubstr("group.transport is tcp at rank 1, gloo at rank 0"));
+  service.Stop();
+  server->Shutdown(std::chrono::system_clock::now());
 }
 
 TEST(ListenAddress, ANameStandsForAllAddressesOfTheMachine) {
