@@ -126,16 +126,20 @@ void Speculation::Learn(Scheduler& scheduler, std::optional<double> seconds) {
   if (drafter_ == nullptr) return;
   ForgetEnded(scheduler);
   if (seconds.has_value()) controller_.LearnStep(load_, verified_, *seconds);
-  if (load_.decodes == 0) return;
+  if (load_.decodes == 0) return turn_end_.reset();
   const double seconds_per_token = controller_.StepSeconds(load_.decodes) / load_.decodes;
   const double saved = gained * seconds_per_token - controller_.ExtraSeconds(load_, verified_);
   stats_.saved_seconds += saved - drafting_seconds_;
   const MonoTime now = clock_.Now();
-  DraftedTurn turn{
-      .was_weighed = was_weighed_, .asking = drafting_seconds_, .saved = saved, .gained = gained};
-  if (seconds.has_value() && turn_end_.has_value()) turn.seconds = Seconds(now - *turn_end_);
-  if (seconds.has_value()) controller_.LearnTurn(load_, turn);
-  turn_end_ = now;
+  DraftedTurn turn{.was_weighed = was_weighed_,
+                   .tells_costs = seconds.has_value(),
+                   .asking = drafting_seconds_,
+                   .saved = saved,
+                   .gained = gained};
+  if (turn_end_.has_value()) turn.seconds = Seconds(now - *turn_end_);
+  controller_.LearnTurn(load_, turn);
+  turn_end_.reset();
+  if (!scheduler.idle()) turn_end_ = now;  // else what comes is waited for
 }
 
 void Speculation::ForgetEnded(Scheduler& scheduler) {

@@ -286,6 +286,26 @@ TEST(Speculation, ADrafterThatTakesMoreThanItSavesIsOffWithin16Steps) {
   EXPECT_LE(calls, 16u);
 }
 
+// The engine waits for each request, whose prompt takes long: neither is the drafter's doing.
+TEST(Speculation, WhatIsWaitedForBetweenShortAnswersDoesNotEndDrafts) {
+  FakeDrafter::Options options = RightBy(1);
+  options.is_cheap = false;
+  Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(options));
+  uint64_t before = 0, after = 0;
+  constexpr int kAnswers = 600;
+  for (int answer = 0; answer < kAnswers; ++answer) {
+    drafting.Advance(20);
+    SequenceSpec spec = Spec(200, 7, 1 + answer % 4);
+    spec.prompt[0] = 1 + answer % 500;
+    const auto sink = drafting.Add(spec);
+    drafting.RunAll();
+    EXPECT_EQ(sink->Wait().ids(), WantedTokens(spec.sampling.seed, 7));
+    (answer < kAnswers / 2 ? before : after) += sink->Wait().result.stats.accepted_speculated_tokens;
+  }
+  EXPECT_GT(before, 600u);
+  EXPECT_GT(after, before * 8 / 10);
+}
+
 TEST(Speculation, StopTokensAndLimitsInsideADraftEndTheAnswer) {
   const uint64_t says_end = SeedThatSays(kEnd, 12), says_stop = SeedThatSays(500, 12);
   const struct {

@@ -8,8 +8,8 @@
 namespace terrace {
 namespace {
 
-// A turn that, asking apart, took so many times what its step was believed to take was a stall.
-constexpr double kMostSurprise = 2;
+// A turn that took so many times what it should was a stall; the weight of a new one in what it should.
+constexpr double kMostSurprise = 2, kExcessWeight = 1.0 / 16;
 
 // Of a step whose drafts are there.
 class VerifyingBill : public StepBill {
@@ -94,20 +94,29 @@ void DraftController::LearnStep(const StepLoad& load, uint32_t drafted, double s
 }
 
 void DraftController::LearnTurn(const StepLoad& load, const DraftedTurn& turn) {
-  if (turn.was_weighed) asking_->LearnAsking(turn.asking, turn.saved);
   plain_turns_.Count(turn.was_weighed);
+  if (!turn.tells_costs) return;
+  if (turn.was_weighed) asking_->LearnAsking(turn.asking, turn.saved);
+  const double step = costs_.Seconds(load.decodes);
   const bool is_alone = turn.seconds.has_value() && load.others == 0;
-  if (is_alone) plain_turns_.Learn(load.decodes, *turn.seconds);
+  if (is_alone) plain_turns_.Learn(load.decodes, *turn.seconds, step);
   if (plain_turns_.is_plain()) return;
-  const double plain = is_alone ? plain_turns_.Seconds(load.decodes, costs_) : 0;
+  const double known = is_alone ? plain_turns_.Seconds(load.decodes, costs_) : 0;
+  const double plain = known > 0 ? known : step;
+  const double worth = plain * (load.decodes + turn.gained) / load.decodes;
   double gain = turn.was_weighed ? turn.saved - turn.asking : 0;
-  if (plain > 0) {
-    const double tokens_worth = plain * (load.decodes + turn.gained) / load.decodes;
-    const double most = kMostSurprise * std::max(tokens_worth - turn.saved, plain);
-    gain = tokens_worth - turn.asking - std::min(*turn.seconds - turn.asking, most);
-  }
+  if (known > 0) gain = worth - turn.asking - WithoutStalls(*turn.seconds - turn.asking, worth - turn.saved);
   balance_.Settle(load.decodes, gain);
-  if (is_alone) plain_turns_.LearnGain(load.decodes, *turn.seconds, gain / *turn.seconds);
+  if (is_alone && turn.was_weighed && worth > 0) plain_turns_.LearnGain(load.decodes, plain, gain / worth);
+}
+
+// A turn that took much longer than others of its kind did lately, by what they are believed to take, was a
+// stall; where all do, that is what they take.
+double DraftController::WithoutStalls(double seconds, double believed) {
+  if (!(believed > 0)) return seconds;
+  const double ratio = std::min(seconds / believed, kMostSurprise * std::max(excess_, 1.0));
+  excess_ += kExcessWeight * (ratio - excess_);
+  return ratio * believed;
 }
 
 }  // namespace terrace

@@ -25,10 +25,11 @@ namespace terrace {
 // What the engine did from the end of a step to the end of the next one.
 struct DraftedTurn {
   bool was_weighed = false;  // for drafts
+  bool tells_costs = true;   // what its step took says something of others like it
   double asking = 0;         // seconds that weighing and asking took
   double saved = 0;          // seconds that drafts saved, asking apart, by what steps are believed to take
   uint32_t gained = 0;       // tokens that drafts gave
-  std::optional<double> seconds = std::nullopt;  // in all; none where that tells nothing of others
+  std::optional<double> seconds = std::nullopt;  // in all; none where the engine waited in it
 };
 
 class DraftController {
@@ -88,6 +89,7 @@ class DraftController {
 
   static constexpr AcceptanceMemory kMemory = {.kept = 0.95, .most_trials = 100, .doubt = 0};
 
+  double WithoutStalls(double seconds, double believed);
   DraftableStep StepOf(const StepLoad& load, uint32_t room) const;
 
   std::vector<uint32_t> FullLengths(std::span<const DraftCandidate> candidates, uint32_t room) const;
@@ -98,6 +100,7 @@ class DraftController {
   const std::unique_ptr<Asking> asking_;
   AskingBalance balance_;
   PlainTurns plain_turns_;
+  double excess_ = 1;  // what turns took lately, asking apart, of what they were believed to take
   StepCosts costs_;
   // Of all sequences: of drafts, and of the first tokens of second guesses.
   Acceptance acceptance_{kMemory}, branch_acceptance_{kMemory};
