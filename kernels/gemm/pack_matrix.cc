@@ -20,6 +20,17 @@ void AddPieces(uint64_t at, const void* from, size_t bytes, std::vector<StagedPi
   }
 }
 
+// Columns of a wider matrix lie apart in the file: each row is a piece.
+void AddRows(const WeightMatrix& from, const GpuPackPart& part, std::vector<StagedPiece>& out) {
+  if (from.RowPitch() == part.row_bytes) {
+    AddPieces(part.rows_at, from.Row(part.first), size_t{part.count} * part.row_bytes, out);
+    return;
+  }
+  for (uint32_t i = 0; i < part.count; ++i) {
+    AddPieces(part.rows_at + uint64_t{i} * part.row_bytes, from.Row(part.first + i), part.row_bytes, out);
+  }
+}
+
 }  // namespace
 
 GpuPackArgs GpuPackArgsOf(const GpuMatrixParts& parts, const GpuPackTarget& to, uint32_t first_row,
@@ -31,7 +42,6 @@ GpuPackArgs GpuPackArgsOf(const GpuMatrixParts& parts, const GpuPackTarget& to, 
   uint32_t before = 0;  // rows of the parts before this one
   for (size_t i = 0; i < parts.parts.size(); ++i) {
     const WeightMatrix& part = parts.parts[i];
-    CHECK(part.RowPitch() == part.RowBytes());
     const auto rows = static_cast<uint32_t>(part.rows);
     const auto of_part = [&](uint32_t row) {  // how many of its rows are before row `row` of the matrix
       if (parts.gated) return row / 2;        // a multiple of 16, or the end
@@ -75,8 +85,7 @@ std::vector<StagedPiece> StagedPieces(const GpuMatrixParts& parts, const GpuPack
   for (size_t i = 0; i < parts.parts.size(); ++i) {
     const WeightMatrix& from = parts.parts[i];
     const GpuPackPart& part = args.parts[i];
-    AddPieces(part.rows_at, from.data + uint64_t{part.first} * part.row_bytes,
-              size_t{part.count} * part.row_bytes, out);
+    AddRows(from, part, out);
     if (from.dtype == DType::kInt8) {
       AddPieces(part.scales_at, from.row_scales + part.first, part.count * sizeof(float), out);
     }

@@ -64,6 +64,26 @@ TEST(PackMatrix, EveryBitIsThatOfTheHost) {
   }
 }
 
+// A rank of a group has columns of what lies in the file: of every dtype, alone and beside another one, whole
+// blocks somewhere in wider rows.
+TEST(PackMatrix, ColumnsOfAWiderMatrixArePackedAsTheMatrixThatTheyAre) {
+  for (const DTypeInfo& info : kDTypes) {
+    for (const size_t begin : {0u, 256u, 512u}) {
+      SCOPED_TRACE(testing::Message() << info.name << ", columns from " << begin << " on");
+      PackCase c = MakePackCase({info.dtype, info.dtype}, {21, 27}, 768, false);
+      for (WeightMatrix& matrix : c.matrices) matrix = ColumnsOf(matrix, begin, 256);
+      c.format = GpuMatrixByFormat(c.parts());
+      ASSERT_EQ(c.format.columns, 256u);
+      const PackedGpuMatrix want(c.parts(), c.format);
+      for (const uint32_t most_rows : {16u, 1024u}) {
+        const Packed got = PackOnDevice(c, most_rows, /*seed=*/begin + most_rows % 64);
+        ASSERT_EQ(got.codes, want.codes);
+        ASSERT_EQ(got.scales, want.scales);
+      }
+    }
+  }
+}
+
 // Blocks of random bytes, scales with all their bits: what fits is packed to the same bits, what does not is
 // found.
 TEST(PackMatrix, FindsScalesThatDoNotFit) {

@@ -47,7 +47,8 @@ uint64_t StagedBytes(const GpuPackArgs& args);
 // even a tile's are.
 uint32_t RowsStagedIn(const GpuMatrixParts& parts, uint64_t bytes);
 
-// What is to be copied to where in staged memory, in pieces of at most kMostStagedPieceBytes.
+// What is to be copied to where in staged memory, in pieces of at most kMostStagedPieceBytes. Parts may be
+// columns of wider matrices (WeightMatrix::row_pitch), as a rank of a group has them.
 struct StagedPiece {
   uint64_t at = 0;
   const std::byte* from = nullptr;

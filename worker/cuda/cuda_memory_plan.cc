@@ -10,7 +10,7 @@
 namespace terrace {
 
 uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& weights,
-                                       const DeviceLimits& limits) {
+                                       const DeviceLimits& limits, uint32_t ranks) {
   const uint64_t tokens = std::max(limits.max_step_tokens, limits.max_sequences);
   const uint64_t q = uint64_t{c.heads} * c.head_dim, kv = uint64_t{c.kv_heads} * c.head_dim;
   const uint64_t per_token =
@@ -22,7 +22,8 @@ uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& 
       if (m.format != GpuFormat::kBF16) dequantized = std::max(dequantized, uint64_t{2} * m.rows * m.columns);
     }
   }
-  return tokens * per_token + rows * (4ull * c.vocab_size + 2ull * c.hidden_size) + dequantized +
+  const uint64_t gathered = ranks > 1 ? rows * 4ull * c.vocab_size : 0;
+  return tokens * per_token + rows * (4ull * c.vocab_size + 2ull * c.hidden_size) + gathered + dequantized +
          4 * kDevicePartialFloats + GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
          4ull * limits.context_length * c.head_dim + (uint64_t{128} << 20) +
          16ull * limits.max_sequences * (limits.context_length / 16 + 1) +
@@ -84,7 +85,8 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t at_gate_up = layout.Add<uint16_t>(tokens * 2 * config.ffn_size);
   const uint64_t at_gate = layout.Add<uint16_t>(tokens * config.ffn_size);
   const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);
-  const uint64_t at_logits = layout.Add<float>(rows * config.vocab_size);
+  const uint64_t at_logits = layout.Add<float>(rows * (has_logits() ? config.vocab_size : weights.head.rows));
+  const uint64_t at_gathered = layout.Add<float>(group == nullptr ? 0 : rows * config.vocab_size);
   const uint64_t at_partials = layout.Add<float>(kDevicePartialFloats);
   const uint64_t at_arrived = layout.Add<uint32_t>(arrived_count);
   const uint64_t tile_counters = std::max(TileGemmCounters(most_rows, kMostTileTokens),
@@ -103,6 +105,7 @@ Status CudaTransformer::Impl::Allocate() {
   gate = scratch.as<uint16_t>(at_gate);
   last_normed = scratch.as<uint16_t>(at_last);
   logits = scratch.as<float>(at_logits);
+  gathered = group == nullptr ? nullptr : scratch.as<float>(at_gathered);
   partials = scratch.as<float>(at_partials);
   arrived = scratch.as<uint32_t>(at_arrived);
   tile_arrived = scratch.as<uint32_t>(at_tile_arrived);

@@ -194,13 +194,15 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role 
   // Sizes that come again: decode steps and full chunks. Another takes cuBLASLt's first guess.
   const bool is_timed = tokens <= kMostStreamTokens || std::has_single_bit(tokens) ||
                         (tokens <= kMostGraphTokens && TokenBucket(tokens) == tokens);
-  if (is_invariant || !is_timed) return best;
+  // Ranks wait for the one that times for longest, within the group's timeout: they time what is short.
+  const bool is_too_long = group != nullptr && tokens > kMostGraphTokens;
+  if (is_invariant || !is_timed || is_too_long) return best;
   step.is_first_of_its_kind = true;
   // Half of attention's partial sums may be tile_gemm's and wide_gemm's; the other half stands for the
   // residual stream.
   const uint64_t outputs = uint64_t{tokens} * m.rows;
   void* out = role == Role::kHead ? static_cast<void*>(logits) : static_cast<void*>(qkv);
-  if (kind == GpuGemmOut::kAddF32) {
+  if (kind == GpuGemmOut::kAddF32 || (kind == GpuGemmOut::kF32 && role != Role::kHead)) {
     if (outputs > kDevicePartialFloats / 2) return best;
     out = partials + kDevicePartialFloats / 2;
     RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out, 0, outputs * sizeof(float), stream.get()));
@@ -268,11 +270,26 @@ StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::PlanOf(Role rol
   KnownShape& known =
       plans.try_emplace(key, KnownShape{.plan = UntimedPlan(role, m, like), .first_step = steps})
           .first->second;
-  if (!known.is_timed && (step.as_graph || known.first_step != steps)) {
+  if (step.may_time && !known.is_timed && (step.as_graph || known.first_step != steps)) {
     ASSIGN_OR_RETURN(known.plan, TimedPlan(role, m, x, like, kind));
     known.is_timed = true;
   }
   return known.plan;
+}
+
+// Those of QueueLayer and QueueHead.
+Status CudaTransformer::Impl::PlanProducts(uint32_t tokens, uint32_t wanted) {
+  for (const CudaLayer& layer : weights.layers) {
+    RETURN_IF_ERROR(PlanOf(Role::kQkv, layer.qkv, normed, tokens, GpuGemmOut::kBF16).status());
+    RETURN_IF_ERROR(PlanOf(Role::kOutput, layer.output, attended, tokens, ResidualOut()).status());
+    RETURN_IF_ERROR(PlanOf(Role::kGateUp, layer.gate_up, normed, tokens, GpuGemmOut::kGated).status());
+    RETURN_IF_ERROR(PlanOf(Role::kDown, layer.down, gate, tokens, ResidualOut()).status());
+  }
+  for (uint32_t begin = 0; begin < wanted; begin += logit_rows()) {
+    const uint32_t count = std::min(logit_rows(), wanted - begin);
+    RETURN_IF_ERROR(PlanOf(Role::kHead, weights.head, last_normed, count, GpuGemmOut::kF32).status());
+  }
+  return {};
 }
 
 Status CudaTransformer::Impl::Multiply(Role role, const GpuMatrix& m, const uint16_t* x, uint32_t tokens,

@@ -61,6 +61,7 @@ StepResult CudaRunner::Run(const StepPlan& plan) {
 }
 
 Status CudaRunner::RunInto(const StepPlan& plan, StepResult& result) {
+  RETURN_IF_CUDA_ERROR(cudaSetDevice(device_));  // of this thread; the one that loaded was another
   result.outputs.resize(plan.sequences.size());
   const MonoTime begin = RealClock().Now();
   RETURN_IF_ERROR(Transfer(plan.transfers));
@@ -75,6 +76,7 @@ Status CudaRunner::RunInto(const StepPlan& plan, StepResult& result) {
     scores = scores || !planned.score_targets.empty();
   }
   if (batch.sequences.empty()) return {};
+  if (!transformer_->has_logits()) return transformer_->Forward(batch);  // rank 0 chooses
   return Step(plan, batch, scores, result);
 }
 

@@ -1,5 +1,5 @@
 // The Executor of a CUDA device: plan -> Batch -> CudaTransformer, which chooses the tokens too. Owned by the
-// Engine, used by its loop thread only; borrows the model.
+// Engine, or by a Follower, used by its loop thread only; borrows the model.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,9 @@ namespace terrace {
 
 class CudaRunner : public Executor {
  public:
-  explicit CudaRunner(const ModelConfig& config, std::unique_ptr<CudaTransformer> transformer)
-      : config_(config), transformer_(std::move(transformer)) {}
+  // `device`: its number, on which the transformer is.
+  CudaRunner(const ModelConfig& config, std::unique_ptr<CudaTransformer> transformer, int device)
+      : config_(config), transformer_(std::move(transformer)), device_(device) {}
 
   // An error of the device is the result's device_error: the device cannot go on.
   StepResult Run(const StepPlan& plan) override;
@@ -30,6 +31,7 @@ class CudaRunner : public Executor {
 
   const ModelConfig config_;
   const std::unique_ptr<CudaTransformer> transformer_;
+  const int device_;
   Sampler sampler_;  // of scores
   std::vector<GpuSampleRow> rows_;
   std::vector<GpuLogitAdjustment> adjustments_;

@@ -190,23 +190,42 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
                              {.divides = is_normed, .has_codes = qkv_reads != RowCodes::kNone}));
   RETURN_IF_ERROR(Rope(batch, kv, step.ropes_in_attention ? decode_tokens : 0));
   RETURN_IF_ERROR(Attend(batch, kv, layout, decode_tokens, runs, spans));
-  RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, hidden, GpuGemmOut::kAddF32,
+  const GpuGemmOut residual = ResidualOut();
+  RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, hidden, residual,
                            {.next_norm = fuses ? layer.ffn_norm : nullptr}));
-  ASSIGN_OR_RETURN(const GemmPlan down_plan,
-                   PlanOf(Role::kDown, layer.down, gate, tokens, GpuGemmOut::kAddF32));
+  RETURN_IF_ERROR(AddUp(tokens));
+  ASSIGN_OR_RETURN(const GemmPlan down_plan, PlanOf(Role::kDown, layer.down, gate, tokens, residual));
   ASSIGN_OR_RETURN(const GemmPlan gate_up_plan,
                    PlanOf(Role::kGateUp, layer.gate_up, normed, tokens, GpuGemmOut::kGated));
   const RowCodes gate_up_reads = CodesRead(gate_up_plan, layer.gate_up, tokens, GpuGemmOut::kGated);
   // Kernels that gate while they multiply write bf16.
-  const bool gates_to_codes =
-      gate_up_plan.kernel == GemmPlan::Kernel::kCublas &&
-      CodesRead(down_plan, layer.down, tokens, GpuGemmOut::kAddF32) == RowCodes::kE4M3;
+  const bool gates_to_codes = gate_up_plan.kernel == GemmPlan::Kernel::kCublas &&
+                              CodesRead(down_plan, layer.down, tokens, residual) == RowCodes::kE4M3;
   if (!fuses) RETURN_IF_CUDA_ERROR(norm(layer.ffn_norm, gate_up_reads));
   RETURN_IF_ERROR(MultiplyAs(
       gate_up_plan, layer.gate_up, normed, tokens, gate, GpuGemmOut::kGated,
       {.divides = fuses, .has_codes = gate_up_reads != RowCodes::kNone, .leaves_codes = gates_to_codes}));
-  return MultiplyAs(down_plan, layer.down, gate, tokens, hidden, GpuGemmOut::kAddF32,
-                    {.next_norm = next_norm, .has_codes = gates_to_codes});
+  RETURN_IF_ERROR(MultiplyAs(down_plan, layer.down, gate, tokens, hidden, residual,
+                             {.next_norm = next_norm, .has_codes = gates_to_codes}));
+  return AddUp(tokens);
+}
+
+Status CudaTransformer::Impl::AddUp(uint32_t tokens) {
+  return group == nullptr ? Status() : group->AddUp(hidden, tokens, stream.get());
+}
+
+// Behind it rank 0 has all of the vocabulary in `logits`, where each rank had its own part.
+Status CudaTransformer::Impl::GatherLogits(uint32_t rows) {
+  if (group == nullptr) return {};
+  RETURN_IF_ERROR(group->Gather(logits, rows, weights.head.rows, gathered, stream.get()));
+  if (!has_logits()) return {};
+  for (const StridedCopy& copy : LogitCopies(rows, config.vocab_size, group->ranks())) {
+    RETURN_IF_CUDA_ERROR(cudaMemcpy2DAsync(logits + copy.to, copy.to_pitch * sizeof(float),
+                                           gathered + copy.from, copy.from_pitch * sizeof(float),
+                                           copy.width * sizeof(float), copy.height, cudaMemcpyDeviceToDevice,
+                                           stream.get()));
+  }
+  return {};
 }
 
 Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice,
@@ -215,6 +234,7 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
   if (logits_on_host) host_logits.resize(uint64_t{wanted} * config.vocab_size);
   for (uint32_t begin = 0; begin < wanted; begin += logit_rows()) {
     const uint32_t count = std::min(logit_rows(), wanted - begin);
+    if (group != nullptr && begin > 0) RETURN_IF_ERROR(group->Begin(0, wanted - begin));
     RETURN_IF_CUDA_ERROR(RmsNormCuda({.x = hidden,
                                       .weight = weights.final_norm,
                                       .rows = staging.as<uint32_t>(layout.wanted) + begin,
@@ -224,6 +244,7 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
                                       .out = last_normed},
                                      launch()));
     RETURN_IF_ERROR(Multiply(Role::kHead, weights.head, last_normed, count, logits, GpuGemmOut::kF32));
+    RETURN_IF_ERROR(GatherLogits(count));
     if (has_choice) {
       RETURN_IF_CUDA_ERROR(SampleCuda({.logits = logits,
                                        .rows = count,
@@ -237,7 +258,8 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
                                        .scratch = sample_scratch.data()},
                                       launch()));
     }
-    if (logits_on_host) {
+    if (group != nullptr) RETURN_IF_ERROR(group->End(stream.get()));
+    if (logits_on_host) {  // which waits for the device
       RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(host_logits.data() + uint64_t{begin} * config.vocab_size, logits,
                                            uint64_t{count} * config.vocab_size * sizeof(float),
                                            cudaMemcpyDeviceToHost, stream.get()));
@@ -261,7 +283,9 @@ Status CudaTransformer::Impl::Queue(const StepLayout& layout, uint32_t tokens, u
   const GpuBatch batch = BatchOf(layout, tokens);
   for (uint32_t i = 0; i < config.layers; ++i) {
     RETURN_IF_ERROR(QueueLayer(i, batch, layout, decode_tokens, runs, spans));
+    if (group != nullptr) RETURN_IF_ERROR(group->EndLayer(stream.get()));
   }
+  if (group != nullptr && wanted == 0) return group->End(stream.get());
   return QueueHead(layout, wanted, has_choice, samples);
 }
 

@@ -22,7 +22,7 @@ Status Unsupported(const std::string& what) {
 
 StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
     const ModelConfig& config, const CudaWeights& weights, const KvShape& shape, const DeviceLimits& limits,
-    bool is_invariant, const DeviceTuning& tuning) {
+    bool is_invariant, const DeviceTuning& tuning, NcclCommunicator* nccl) {
   RETURN_IF_ERROR(Annotate(CheckDeviceModel(config), "CUDA"));
   if (shape.dtype == KvDType::kF32) return Unsupported("f32 keys and values; bf16, f16, int8 and fp8 are");
   if (shape.block_tokens < 16 || !std::has_single_bit(shape.block_tokens)) {
@@ -33,7 +33,12 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
   RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  impl->can_follow = major >= 9;
+  if (nccl != nullptr) {
+    CHECK(weights.head.rows * nccl->ranks() == config.vocab_size, weights.head.rows, " logits of ",
+          config.vocab_size);
+    impl->group = std::make_unique<RankStep>(*nccl, config.hidden_size, is_invariant);
+  }
+  impl->can_follow = major >= 9 && nccl == nullptr;
   impl->has_fp8 = major * 10 + minor >= 89;
   int most_shared = 0;
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
@@ -59,23 +64,30 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
 CudaTransformer::CudaTransformer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 CudaTransformer::~CudaTransformer() = default;
 
+bool CudaTransformer::has_logits() const { return impl_->has_logits(); }
+
+// What was queued before an error may wait for another rank, and others for this one.
 Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
-  Impl& m = *impl_;
-  Impl::Step& step = m.step;
+  const Status status = impl_->Forward(batch, choice);
+  if (!status.ok() && impl_->group != nullptr) impl_->group->Abort(status);
+  return status;
+}
+
+Status CudaTransformer::Impl::Forward(const Batch& batch, const Choice* choice) {
   step = {};
-  ++m.steps;
-  step.wants_logits = choice == nullptr || choice->wants_logits;
+  ++steps;
+  CHECK(choice == nullptr || has_logits(), "a choice without logits");
+  step.wants_logits = has_logits() && (choice == nullptr || choice->wants_logits);
   step.sequences = static_cast<uint32_t>(batch.sequences.size());
   uint32_t furthest = 1;
   for (const BatchSequence& sequence : batch.sequences) {
     const auto count = static_cast<uint32_t>(sequence.tokens.size());
     const uint32_t end = sequence.first_position + count;
-    CHECK(sequence.logits <= count && end <= m.limits.context_length, end, " positions");
+    CHECK(sequence.logits <= count && end <= limits.context_length, end, " positions");
     step.tokens += count;
     step.wanted += sequence.logits;
-    step.table_columns =
-        std::max(step.table_columns, (end + m.shape.block_tokens - 1) / m.shape.block_tokens);
-    if (m.IsDecoded(count)) {
+    step.table_columns = std::max(step.table_columns, (end + shape.block_tokens - 1) / shape.block_tokens);
+    if (IsDecoded(count)) {
       step.decode_tokens += count;
       step.ropes_in_attention = step.ropes_in_attention && count <= 1;
       furthest = std::max(furthest, end);
@@ -83,8 +95,8 @@ Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
       step.runs += (count + kGpuQueryTile - 1) / kGpuQueryTile;
     }
   }
-  CHECK(step.tokens <= m.max_tokens(), step.tokens, " tokens of ", m.max_tokens());
-  m.result_rows = 0;
+  CHECK(step.tokens <= max_tokens(), step.tokens, " tokens of ", max_tokens());
+  result_rows = 0;
   if (step.tokens == 0) return {};
   step.most_spans = std::bit_ceil((furthest + kGpuAttentionSpan - 1) / kGpuAttentionSpan);
   step.table_columns = std::max(step.table_columns, 1u);
@@ -97,27 +109,33 @@ Status CudaTransformer::Forward(const Batch& batch, const Choice* choice) {
       step.samples.tops = step.samples.tops || row.top > 0;
     }
   }
-  const bool as_graph = step.decode_tokens == step.tokens && 2 * step.wanted >= step.tokens &&
-                        choice != nullptr && step.tokens <= std::min(kMostGraphTokens, m.logit_rows());
+  const bool as_graph = group == nullptr && step.decode_tokens == step.tokens &&
+                        2 * step.wanted >= step.tokens && choice != nullptr &&
+                        step.tokens <= std::min(kMostGraphTokens, logit_rows());
   step.as_graph = as_graph;
   // A graph has as many rows of logits as it has tokens.
-  const uint32_t tokens = as_graph ? std::min(TokenBucket(step.tokens), m.logit_rows()) : step.tokens;
+  const uint32_t tokens = as_graph ? std::min(TokenBucket(step.tokens), logit_rows()) : step.tokens;
   const uint32_t wanted = as_graph ? tokens : step.wanted;
-  const Impl::StepLayout layout(tokens, wanted, step.runs);
-  RETURN_IF_ERROR(m.Describe(batch, choice, layout, tokens, wanted));
-  RETURN_IF_ERROR(m.UploadTables());
-  RETURN_IF_ERROR(m.Upload(as_graph ? layout.adjustments : 0,
-                           layout.adjustments + adjustments * sizeof(GpuLogitAdjustment)));
-  RETURN_IF_CUDA_ERROR(cudaEventRecord(m.step_begin, m.stream.get()));
-  if (as_graph) {
-    RETURN_IF_ERROR(m.QueueAsGraph(layout, tokens, step.most_spans, step.samples));
-  } else {
-    RETURN_IF_ERROR(m.Queue(layout, step.tokens, step.decode_tokens, step.runs, step.wanted, step.most_spans,
-                            choice != nullptr, step.samples));
-    if (choice != nullptr && step.wanted > 0) RETURN_IF_ERROR(m.Download(step.wanted));
+  const StepLayout layout(tokens, wanted, step.runs);
+  RETURN_IF_ERROR(Describe(batch, choice, layout, tokens, wanted));
+  if (group != nullptr) {
+    RETURN_IF_ERROR(PlanProducts(step.tokens, step.wanted));
+    step.may_time = false;
+    RETURN_IF_ERROR(group->Begin(step.tokens, step.wanted));
   }
-  RETURN_IF_CUDA_ERROR(cudaEventRecord(m.step_end, m.stream.get()));
-  if (choice != nullptr) m.result_rows = step.wanted;
+  RETURN_IF_ERROR(UploadTables());
+  RETURN_IF_ERROR(Upload(as_graph ? layout.adjustments : 0,
+                         layout.adjustments + adjustments * sizeof(GpuLogitAdjustment)));
+  RETURN_IF_CUDA_ERROR(cudaEventRecord(step_begin, stream.get()));
+  if (as_graph) {
+    RETURN_IF_ERROR(QueueAsGraph(layout, tokens, step.most_spans, step.samples));
+  } else {
+    RETURN_IF_ERROR(Queue(layout, step.tokens, step.decode_tokens, step.runs, step.wanted, step.most_spans,
+                          choice != nullptr, step.samples));
+    if (choice != nullptr && step.wanted > 0) RETURN_IF_ERROR(Download(step.wanted));
+  }
+  RETURN_IF_CUDA_ERROR(cudaEventRecord(step_end, stream.get()));
+  if (choice != nullptr) result_rows = step.wanted;
   return {};
 }
 
@@ -128,6 +146,7 @@ StatusOr<std::span<const GpuSampleResult>> CudaTransformer::Results() {
 
 StatusOr<std::vector<float>> CudaTransformer::Logits(size_t rows) {
   Impl& m = *impl_;
+  CHECK(m.has_logits(), "logits of a rank that has none");
   RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(m.stream.get()));
   if (m.logits_on_host) return std::move(m.host_logits);
   CHECK(rows <= m.logit_rows(), rows, " rows");

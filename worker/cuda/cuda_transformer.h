@@ -1,6 +1,9 @@
 // The transformer on a CUDA device: weights, KV pool and the kernels of a step, in order, on one stream. One
 // thread at a time calls it. Nothing here waits for the device but where it says so.
 //
+// Of a group it is one rank's part of a model (worker/engine/device_shard.h), on that rank's device, over
+// NCCL: all ranks call Forward with the same batches, and rank 0 has the logits (worker/cuda/rank_step.h).
+//
 // A step's activations are bf16 and the residual stream f32. Small batches go through stream_gemm and large
 // ones through cuBLASLt, whichever was faster when a shape came a second time or a graph was made of it. In
 // the invariant mode large ones go through ordered_gemm, which makes the bits of stream_gemm, and prompts
@@ -21,9 +24,11 @@
 #include "worker/cuda/cuda_memory.h"
 #include "worker/engine/device_backend.h"
 #include "worker/model/transformer.h"
+#include "worker/parallel/nccl_communicator.h"
 
 namespace terrace {
 
+// Of a group all sizes but hidden are this rank's.
 struct CudaLayer {
   const float *attention_norm = nullptr, *ffn_norm = nullptr;  // [hidden]
   GpuMatrix qkv;                                               // [(heads + 2 kv_heads) * head_dim, hidden]
@@ -36,9 +41,10 @@ struct CudaLayer {
 struct CudaWeights {
   const uint16_t* embedding = nullptr;  // [vocabulary, hidden] bf16
   const float* final_norm = nullptr;    // [hidden]
-  GpuMatrix head;                       // [vocabulary, hidden]
+  GpuMatrix head;                       // [vocabulary, hidden]; of a group this rank's part of the vocabulary
   std::vector<CudaLayer> layers;
-  uint64_t parameters = 0, bytes = 0;  // of the file; on the device: memory
+  // Of the file: parameters of the whole model, bytes of what of it is here. On the device: memory.
+  uint64_t parameters = 0, bytes = 0;
   DeviceLoadTimes load;
   std::vector<CudaBuffer> memory;
 };
@@ -50,14 +56,16 @@ StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat for
 
 class CudaTransformer {
  public:
-  // Borrows `weights`. UNIMPLEMENTED, reason unsupported_device.
+  // Borrows `weights`, and of a group `nccl`, which is null where the whole model is here; then `config` is
+  // that of the rank (ConfigOfRank), and so is `shape`. UNIMPLEMENTED, reason unsupported_device.
   static StatusOr<std::unique_ptr<CudaTransformer>> Create(const ModelConfig& config,
                                                            const CudaWeights& weights, const KvShape& shape,
                                                            const DeviceLimits& limits, bool is_invariant,
-                                                           const DeviceTuning& tuning = {});
-  // What Create takes beside the KV pool.
+                                                           const DeviceTuning& tuning = {},
+                                                           NcclCommunicator* nccl = nullptr);
+  // What Create takes beside the KV pool, on one of `ranks`.
   static uint64_t ScratchBytes(const ModelConfig& config, const CudaWeights& weights,
-                               const DeviceLimits& limits);
+                               const DeviceLimits& limits, uint32_t ranks = 1);
   ~CudaTransformer();
 
   static constexpr uint32_t kMostAdjustments = 1u << 20;
@@ -69,8 +77,12 @@ class CudaTransformer {
     bool wants_logits =
         false;  // Logits() will be called: those of rows without adjustments are as the model gave them
   };
-  // Queues a step. Wanted logits [rows, vocabulary] lie at logits() behind it.
+  // Queues a step. Of a group it waits until all ranks have come, and for the device until nothing more of
+  // the step waits for another rank; on an error the group has ended.
   Status Forward(const Batch& batch, const Choice* choice = nullptr);
+  // Whether there are logits here, to choose from or to copy; not on other ranks than 0, which take no
+  // Choice.
+  bool has_logits() const;
   // Waits; the results of the last step's choice, good until the next step.
   StatusOr<std::span<const GpuSampleResult>> Results();
   // Waits; the logits of the last step, copied to the host: of one without a choice, or that wants them.

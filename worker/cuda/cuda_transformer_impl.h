@@ -22,6 +22,7 @@
 #include "kernels/quant/row_codes_gpu.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
+#include "worker/cuda/rank_step.h"
 #include "worker/engine/device_rules.h"
 
 namespace terrace {
@@ -111,9 +112,10 @@ struct CudaTransformer::Impl {
   const KvShape shape;
   const DeviceLimits limits;
   const bool is_invariant;
-  bool can_follow = false;         // programmatic dependent launch: sm_90
-  bool has_fp8 = false;            // products of FP8: sm_89
-  bool has_run_attention = false;  // blocks have the shared memory it takes
+  std::unique_ptr<RankStep> group;  // null where the whole model is here
+  bool can_follow = false;          // programmatic dependent launch: sm_90, not behind what NCCL queues
+  bool has_fp8 = false;             // products of FP8: sm_89
+  bool has_run_attention = false;   // blocks have the shared memory it takes
   // Tokens, rows, columns, output: whether cuBLASLt has this product of FP8. Absent: it was not asked.
   std::map<std::tuple<uint32_t, uint32_t, uint32_t, GpuGemmOut>, bool> fp8_products;
   CudaStream stream;
@@ -137,6 +139,7 @@ struct CudaTransformer::Impl {
       results_pinned;
   float* squares = nullptr;  // [kMostNormTokens, hidden / kTileRows]
   float *hidden = nullptr, *logits = nullptr, *partials = nullptr, *cos = nullptr, *sin = nullptr;
+  float* gathered = nullptr;  // of a group: the logits of all ranks, [ranks, rows, vocabulary / ranks]
   uint16_t *normed = nullptr, *qkv = nullptr, *attended = nullptr, *gate_up = nullptr, *gate = nullptr,
            *last_normed = nullptr, *dequantized = nullptr;
   uint8_t* codes = nullptr;      // activations in FP8 or int8, [tokens, widest]
@@ -173,6 +176,7 @@ struct CudaTransformer::Impl {
     bool wants_logits = false;
     bool is_first_of_its_kind = false;  // kernels were timed, or a graph captured
     bool as_graph = false;
+    bool may_time = true;  // kernels: a wait for the device, and so not while that waits for other ranks
   } step;
   uint64_t steps = 0;  // begun
   uint32_t result_rows = 0;
@@ -213,6 +217,15 @@ struct CudaTransformer::Impl {
   uint32_t logit_rows() const { return std::min(kLogitRows, std::max(max_tokens(), 1u)); }
   CudaLaunch launch() const { return {.stream = stream.get(), .follows = can_follow}; }
 
+  Status Forward(const Batch& batch, const Choice* choice);
+  // Of a group, before a step: times what it would time.
+  Status PlanProducts(uint32_t tokens, uint32_t wanted);
+  bool has_logits() const { return group == nullptr || group->leads(); }
+  // How a product gets into the residual stream: of a group see RankStep::leads.
+  GpuGemmOut ResidualOut() const { return has_logits() ? GpuGemmOut::kAddF32 : GpuGemmOut::kF32; }
+  Status AddUp(uint32_t tokens);  // of a group: what all ranks have of the residual stream
+  Status GatherLogits(uint32_t rows);
+
   Status Allocate();
   KvLayer Layer(uint32_t layer) const;
   GpuBatch BatchOf(const StepLayout& layout, uint32_t tokens) const;
@@ -234,8 +247,11 @@ struct CudaTransformer::Impl {
   bool IsDecoded(size_t count) const {
     return count <= kMostDecodeTokens || (is_invariant && !has_run_attention);
   }
-  // Without norms of their own the residual stream's products are stream_gemm's.
-  bool FusesNorms(uint32_t tokens) const { return !is_invariant && tokens <= kMostNormTokens; }
+  // Without norms of their own the residual stream's products are stream_gemm's. Of a group what a product
+  // makes is not yet the stream, so there are norms.
+  bool FusesNorms(uint32_t tokens) const {
+    return !is_invariant && group == nullptr && tokens <= kMostNormTokens;
+  }
   // How the product is made. May time candidates, which overwrites codes, partials and what a product of the
   // role writes: so before what makes its x, or behind what reads the same.
   StatusOr<GemmPlan> PlanOf(Role role, const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens,

@@ -7,6 +7,7 @@
 #include "kernels/quant/weight_values.h"
 #include "worker/cuda/cuda_transformer_impl.h"
 #include "worker/cuda/weight_uploader.h"
+#include "worker/engine/device_shard.h"
 #include "worker/model/arch_spec.h"
 
 namespace terrace {
@@ -26,7 +27,7 @@ class Loader {
     RETURN_IF_ERROR(uploader_->Wait());
     RETURN_IF_ERROR(PackUnfit());
     weights_.embedding = static_cast<const uint16_t*>(table_.codes);
-    if (is_head_table_) weights_.head = table_;
+    if (is_head_table_) weights_.head = HeadOf(table_);
     weights_.load = uploader_->times();
     return std::move(weights_);
   }
@@ -56,8 +57,9 @@ class Loader {
     const TensorView *embedding = nullptr, *output = nullptr, *final_norm = nullptr;
     for (const auto& [required, tensor] : found) {
       ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
+      const WeightMatrix part = PartOf(required.kind, required.layer, tensor);
       weights_.parameters += elements;
-      weights_.bytes += tensor.bytes;
+      weights_.bytes += part.rows * part.RowBytes();
       if (required.kind == TensorKind::kEmbedding) embedding = &tensor;
       if (required.kind == TensorKind::kOutput) output = &tensor;
       if (required.kind == TensorKind::kFinalNorm) final_norm = &tensor;
@@ -65,26 +67,46 @@ class Loader {
     }
     CHECK(embedding != nullptr && final_norm != nullptr, "a tensor map without an embedding or a norm");
     weights_.layers.resize(by_layer.size());
-    for (size_t i = 0; i < by_layer.size(); ++i) PlanLayer(by_layer[i], weights_.layers[i]);
+    for (uint32_t i = 0; i < by_layer.size(); ++i) PlanLayer(i, by_layer[i], weights_.layers[i]);
     vectors_.push_back({&weights_.final_norm, *final_norm});
     // The embedding is looked up in bf16, whatever the file holds; a tied output matrix of 16 bits is the
     // same.
-    const bool is_bf16 = Add(table_, {MatrixOf(*embedding)}).out->format == GpuFormat::kBF16;
+    const bool is_bf16 =
+        Add(table_, {PartOf(TensorKind::kEmbedding, 0, *embedding)}).out->format == GpuFormat::kBF16;
     table_.format = GpuFormat::kBF16;
     table_.group = 0;
     table_.has_row_scales = false;
     is_head_table_ = output == nullptr && is_bf16;
-    if (!is_head_table_) Add(weights_.head, {MatrixOf(output == nullptr ? *embedding : *output)});
+    if (!is_head_table_)
+      Add(weights_.head, {PartOf(TensorKind::kOutput, 0, output == nullptr ? *embedding : *output)});
     return {};
   }
 
-  void PlanLayer(const LayerTensors& tensors, CudaLayer& layer) {
+  // What of a tensor is loaded.
+  WeightMatrix PartOf(TensorKind kind, uint32_t layer, const TensorView& tensor) const {
+    const WeightMatrix whole = MatrixOf(tensor);
+    if (options_.shard == nullptr) return whole;
+    return PartOfRank(kind, layer, whole, *options_.config, *options_.shard);
+  }
+
+  // Its rows of an embedding that is in bf16, row behind row.
+  GpuMatrix HeadOf(const GpuMatrix& table) const {
+    GpuMatrix head = table;
+    if (options_.shard == nullptr) return head;
+    const IndexRange& rows = options_.shard->vocabulary;
+    head.rows = static_cast<uint32_t>(rows.size());
+    head.codes = static_cast<const uint16_t*>(table.codes) + rows.begin * table.columns;
+    return head;
+  }
+
+  void PlanLayer(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
     const auto vector = [&](const float*& out, TensorKind kind) {
       vectors_.push_back({&out, *tensors[static_cast<size_t>(kind)]});
     };
     const auto matrix = [&](GpuMatrix& out, std::initializer_list<TensorKind> kinds, bool is_gated = false) {
       std::vector<WeightMatrix> parts;
-      for (const TensorKind kind : kinds) parts.push_back(MatrixOf(*tensors[static_cast<size_t>(kind)]));
+      for (const TensorKind kind : kinds)
+        parts.push_back(PartOf(kind, index, *tensors[static_cast<size_t>(kind)]));
       Planned& planned = Add(out, std::move(parts), is_gated);
       planned.may_be_fp8 = true;
       if (out.format == GpuFormat::kBF16) out.format = WithoutCodes(planned);

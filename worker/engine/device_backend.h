@@ -15,8 +15,16 @@
 #include "worker/formats/model_config.h"
 #include "worker/formats/weight_source.h"
 #include "worker/kv/kv_pool.h"
+#include "worker/parallel/communicator.h"
+#include "worker/parallel/shard_plan.h"
 
 namespace terrace {
+
+// Which device a process takes: see DeviceOfRank (worker/engine/device_shard.h).
+struct DeviceChoice {
+  uint32_t rank = 0;            // of a group
+  bool shares_machine = false;  // with all other ranks of it
+};
 
 // What was measured of a device's kernels, kept from one process to the next.
 struct DeviceTuning {
@@ -32,6 +40,9 @@ struct DeviceLoadOptions {
   ThreadPool* pool = nullptr;             // of the calling thread, for the call
   std::string compute = "auto";           // auto, or fp8: 16-bit weights become FP8 E4M3
   bool is_invariant = false;              // numerics: invariant
+  uint32_t device = 0;                    // as DeviceBackend::open has it
+  // Of a group: this rank's part of the model, which is all that is loaded; copied. Null: the whole model.
+  const ShardPlan* shard = nullptr;
   DeviceTuning tuning = {};
   std::function<bool()> is_cancelled = nullptr;
 };
@@ -51,23 +62,33 @@ class DeviceModel {
  public:
   virtual ~DeviceModel() = default;
   virtual std::string name() const = 0;  // "cuda NVIDIA H100 80GB HBM3"
+  // Of a group: parameters are the model's, bytes this rank's.
   virtual uint64_t parameters() const = 0;
   virtual uint64_t weight_bytes() const = 0;
   virtual DeviceLoadTimes load_times() const = 0;
+  // Of a group, before FreeBytes is asked: connects this rank's device with those of the others, which call
+  // it at the same time, for steps of these limits. `group` tells what hosts tell each other, and outlives
+  // this and its executor. UNAVAILABLE where what connects devices cannot be had; errors of the communicator
+  // and the device.
+  virtual Status Connect(Communicator& group, const DeviceLimits& limits) = 0;
   // Memory of the device that nobody has, now.
   virtual StatusOr<uint64_t> FreeBytes() const = 0;
   // What steps of these limits need of it beside the KV pool: MakeExecutor takes both.
   virtual uint64_t StepBytes(const DeviceLimits& limits) const = 0;
-  // What runs its steps; borrows the model. UNIMPLEMENTED, reason unsupported_device, names what of the shape
-  // the device has no kernels for; RESOURCE_EXHAUSTED.
+  // What runs its steps; borrows the model. Of a group `shape` has this rank's KV heads, all ranks run the
+  // same steps, and rank 0 alone chooses tokens: the outputs of others are empty. UNIMPLEMENTED, reason
+  // unsupported_device, names what of the shape the device has no kernels for; RESOURCE_EXHAUSTED.
   virtual StatusOr<std::unique_ptr<Executor>> MakeExecutor(const KvShape& shape,
                                                            const DeviceLimits& limits) = 0;
 };
 
 // What the library exports as terrace_device_backend().
 struct DeviceBackend {
-  // UNAVAILABLE, reason no_device, in one line: no driver, no device, or one that is too old.
+  // UNAVAILABLE, reason no_device, in one line: no driver, or no device. Takes none.
   Status (*probe)() = nullptr;
+  // Takes a device for this process, and tells its number. UNAVAILABLE, reason no_device, in one line: one
+  // that is too old, or that another process has for itself; errors of DeviceOfRank.
+  StatusOr<uint32_t> (*open)(const DeviceChoice&) = nullptr;
   // Errors of Transformer::Load, and those of the device: INTERNAL, reason device_error, with file, line and
   // call.
   StatusOr<std::unique_ptr<DeviceModel>> (*load)(const DeviceLoadOptions&) = nullptr;
@@ -77,13 +98,29 @@ struct DeviceBackend {
 // anything else: the version, and the sizes of what passes between them, which differ where an old library
 // was left beside a new program.
 inline std::string DeviceAbi() {
-  constexpr size_t kExecutorCalls = 3;  // of its interface: counted by hand, as no size tells
+  // Of interfaces: counted by hand, as no size tells.
+  constexpr size_t kExecutorCalls = 3, kModelCalls = 8, kCommunicatorCalls = 3;
   std::string abi = kVersion;
-  for (const size_t size :
-       {sizeof(PlannedSequence), sizeof(BlockTransfer), sizeof(StepPlan), sizeof(SequenceOutput),
-        sizeof(StepResult), sizeof(SampledToken), sizeof(SamplingParams), sizeof(TokenCounts),
-        sizeof(ModelConfig), sizeof(KvShape), sizeof(DeviceLoadOptions), sizeof(DeviceLoadTimes),
-        sizeof(DeviceLimits), sizeof(DeviceBackend), kExecutorCalls}) {
+  for (const size_t size : {sizeof(PlannedSequence),
+                            sizeof(BlockTransfer),
+                            sizeof(StepPlan),
+                            sizeof(SequenceOutput),
+                            sizeof(StepResult),
+                            sizeof(SampledToken),
+                            sizeof(SamplingParams),
+                            sizeof(TokenCounts),
+                            sizeof(ModelConfig),
+                            sizeof(KvShape),
+                            sizeof(DeviceLoadOptions),
+                            sizeof(DeviceLoadTimes),
+                            sizeof(DeviceLimits),
+                            sizeof(DeviceBackend),
+                            sizeof(DeviceChoice),
+                            sizeof(ShardPlan),
+                            sizeof(Communicator),
+                            kExecutorCalls,
+                            kModelCalls,
+                            kCommunicatorCalls}) {
     abi += Concat(".", size);
   }
   return abi;

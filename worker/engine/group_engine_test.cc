@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
+#include "worker/engine/fake_device.h"
 #include "worker/engine/follower.h"
 #include "worker/engine/open_engine.h"
 #include "worker/engine/testing_group.h"
@@ -213,6 +214,81 @@ TEST(GroupEngine, WhatCannotBeSharedOutIsToldBeforeTheRanksMeet) {
   options.group.stages = 4;
   EXPECT_EQ(Message(OpenEngine(options).status()),
             "group.pipeline_parallel is 4, and the model has 3 layers");
+}
+
+// Of a group whose ranks have a device each, on one machine.
+OpenEngineOptions DeviceOptions(TestingGroup& group, uint32_t rank, uint32_t ranks, const char* device) {
+  OpenEngineOptions options = Options(group.OptionsOf(rank));
+  options.compute = "auto";
+  options.device = device;
+  options.virtual_shards = ranks;
+  options.group.shares_machine = true;
+  options.find_device = FakeDevice::Find;
+  return options;
+}
+
+TEST(GroupEngine, RanksOnDevicesHaveTheirPartsAndTheLeaderAnswers) {
+  constexpr uint32_t kRanks = 2;
+  FakeDevice device;
+  device.devices = 4;
+  TestingGroup group(kRanks, kLong);
+  RankThread follower(DeviceOptions(group, 1, kRanks, "cuda"));
+  {
+    auto opened = OpenEngine(DeviceOptions(group, 0, kRanks, "cuda"));
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_EQ(opened->device, FakeDevice::kName);
+    EXPECT_EQ(opened->ranks.size(), kRanks);
+    SequenceSpec spec;
+    spec.prompt = {7, 8};
+    spec.max_tokens = 5;
+    spec.ignore_eos = true;
+    EXPECT_EQ(AnswersOf(*opened->engine, {spec})[0].tokens.size(), 5u);
+  }
+  follower.Join();
+  EXPECT_EQ(follower.opened, Status());
+  EXPECT_EQ(follower.end, Status());
+  ASSERT_EQ(device.models.size(), kRanks);
+  for (const FakeDevice::Loaded& each : device.models) {
+    EXPECT_EQ(each.ranks, kRanks);
+    EXPECT_EQ(each.device, each.rank) << "each its own";
+    EXPECT_TRUE(each.is_connected);
+    EXPECT_EQ(each.shape.kv_heads, 2u) << "of the model's four";
+    EXPECT_EQ(each.shape.blocks, device.models[0].shape.blocks);
+    EXPECT_EQ(each.steps > 0, each.rank > 0) << "as many as the leader's";
+  }
+  ASSERT_EQ(group.traits().size(), kRanks);
+  EXPECT_EQ(group.traits()[0].settings, group.traits()[1].settings);
+  const auto settings = group.traits()[0].settings;
+  EXPECT_THAT(settings, testing::Contains(std::pair<std::string, std::string>("engine.kernels", "cuda")));
+  EXPECT_THAT(settings,
+              testing::Contains(std::pair<std::string, std::string>("engine.max_step_tokens", "64")));
+}
+
+TEST(GroupEngine, WithDeviceAutoAGroupStaysOnTheCpusAndSaysWhy) {
+  FakeDevice device;
+  TestingGroup group(2, kLong);
+  RankThread follower(DeviceOptions(group, 1, 2, "auto"));
+  {
+    auto opened = OpenEngine(DeviceOptions(group, 0, 2, "auto"));
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    EXPECT_THAT(opened->device_note, HasSubstr("on GPUs it needs engine.device: cuda"));
+    EXPECT_EQ(opened->device_model, nullptr);
+  }
+  follower.Join();
+  EXPECT_EQ(follower.opened, Status());
+  EXPECT_EQ(follower.end, Status());
+  EXPECT_TRUE(device.models.empty());
+}
+
+TEST(GroupEngine, WhatDevicesCannotShareOutIsToldBeforeTheRanksMeet) {
+  FakeDevice device;
+  TestingGroup group(2, kLong);
+  OpenEngineOptions options = DeviceOptions(group, 0, 2, "cuda");
+  options.model = "models/terrace-demo-nano";  // a rank would have one head of 32
+  const Status status = OpenEngine(options).status();
+  EXPECT_EQ(Reason(status), "cannot_shard");
+  EXPECT_THAT(Message(status), HasSubstr("32 wide, not whole blocks of 64"));
+  EXPECT_TRUE(group.traits().empty());
 }
 
 TEST(GroupEngine, ARankThatCannotLoadEndsTheOthersWait) {

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/machine.h"
+#include "worker/engine/device_shard.h"
 #include "worker/engine/model_runner.h"
 
 namespace terrace {
@@ -71,7 +72,7 @@ Status SizeKv(const ModelConfig& config, const OpenEngineOptions& options, KvPla
   ASSIGN_OR_RETURN(uint64_t host_bytes, FreeMemoryBytes());
   if (options.group.shares_machine) {
     host_bytes /= options.group.ranks;
-    free_bytes /= options.group.ranks;
+    if (place == KvPlace::kHost) free_bytes /= options.group.ranks;  // each rank has a device of its own
   }
   KvShape& shape = loaded.kv_shape;
   ASSIGN_OR_RETURN(shape.host_blocks, HostBlocks(shape, options.host_swap_bytes, host_bytes));
@@ -110,6 +111,18 @@ DraftTarget TargetOf(const LoadedModel& loaded, const ModelConfig& config) {
           .group = loaded.group == nullptr ? nullptr : &loaded.group->communicator()};
 }
 
+// What all ranks of a group have alike. `kernels`: of what.
+RankTraits TraitsOf(const ModelFiles& files, const OpenEngineOptions& options, std::string_view kernels,
+                    const KvShape& shape) {
+  return {.model_digest = files.digest.Hex(),
+          .settings = {{"group.pipeline_parallel", std::to_string(options.group.stages)},
+                       {"engine.virtual_shards", std::to_string(options.virtual_shards)},
+                       {"engine.compute", options.compute},
+                       {"engine.kernels", std::string(kernels)},
+                       {"kv.dtype", std::string(KvDTypeName(shape.dtype))},
+                       {"kv.block_tokens", std::to_string(shape.block_tokens)}}};
+}
+
 // Connects this rank with the others; null without any. What cannot be shared out is told before.
 StatusOr<std::unique_ptr<RankGroup>> Join(const ModelFiles& files, const OpenEngineOptions& options,
                                           const OpTable& ops, const KvShape& shape) {
@@ -117,13 +130,29 @@ StatusOr<std::unique_ptr<RankGroup>> Join(const ModelFiles& files, const OpenEng
   if (group.ranks == 1) return std::unique_ptr<RankGroup>();
   CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
   RETURN_IF_ERROR(Transformer::Plan(files.config, *files.weights, ShardOptionsOf(options)).status());
-  return group.join({.model_digest = files.digest.Hex(),
-                     .settings = {{"group.pipeline_parallel", std::to_string(group.stages)},
-                                  {"engine.virtual_shards", std::to_string(options.virtual_shards)},
-                                  {"engine.compute", options.compute},
-                                  {"engine.kernels", std::string(ops.name)},
-                                  {"kv.dtype", std::string(KvDTypeName(shape.dtype))},
-                                  {"kv.block_tokens", std::to_string(shape.block_tokens)}}});
+  return group.join(TraitsOf(files, options, ops.name, shape));
+}
+
+// The same for ranks with a device each; what of the model this one has goes to `shard`. A step is cut where
+// its limits say, so that all need the same.
+StatusOr<std::unique_ptr<RankGroup>> JoinOnDevice(const ModelFiles& files, const OpenEngineOptions& options,
+                                                  const LoadedModel& loaded, ShardPlan& shard) {
+  const GroupOptions& group = options.group;
+  if (group.ranks == 1) return std::unique_ptr<RankGroup>();
+  CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
+  ASSIGN_OR_RETURN(shard, PlanDeviceShard(files.config, *files.weights, ShardOptionsOf(options)));
+  RankTraits traits = TraitsOf(files, options, "cuda", loaded.kv_shape);
+  traits.settings.push_back({"engine.numerics", options.numerics});
+  traits.settings.push_back({"engine.max_sequences", std::to_string(loaded.max_sequences)});
+  traits.settings.push_back({"engine.max_step_tokens", std::to_string(loaded.max_step_tokens)});
+  return group.join(traits);
+}
+
+// Of a group, once all have taken their memory: its devices.
+Status ConnectDevices(const DeviceLimits& limits, LoadedModel& loaded) {
+  RETURN_IF_ERROR(loaded.group->AwaitAll());
+  RETURN_IF_ERROR(loaded.device_model->Connect(loaded.group->communicator(), limits));
+  return loaded.group->AwaitAll();
 }
 
 // All ranks take the fewest blocks that one of them has: they are told their numbers.
@@ -207,14 +236,22 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   RETURN_IF_ERROR(CheckDeviceSettings(options));
   Lap lap;
   ASSIGN_OR_RETURN(const DeviceBackend* backend, options.find_device());
+  ASSIGN_OR_RETURN(const uint32_t device, backend->open({.rank = options.group.rank,
+                                                         .shares_machine = options.group.shares_machine}));
   const double device_seconds = lap.Seconds();
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kDeviceDefaults));
+  ShardPlan shard;
+  ASSIGN_OR_RETURN(loaded.group, JoinOnDevice(files, options, loaded, shard));
+  const bool is_group = loaded.group != nullptr;
+  if (is_group) lap.Seconds();  // waiting for the others is no part of the load
   auto pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   auto model = backend->load({.config = &config,
                               .weights = files.weights.get(),
                               .pool = pool.get(),
                               .compute = options.compute,
                               .is_invariant = options.numerics == "invariant",
+                              .device = device,
+                              .shard = is_group ? &shard : nullptr,
                               .tuning = options.tuning,
                               .is_cancelled = options.is_cancelled});
   RETURN_IF_ERROR(NameModel(model.status(), options));
@@ -225,13 +262,17 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
                        .read = times.read_seconds,
                        .wait = times.wait_seconds};
   DraftWeights weights;
-  if (draft != nullptr) {
+  if (is_group) {
+    loaded.kv_shape.kv_heads = static_cast<uint32_t>(shard.kv_heads.size());
+    if (options.speculation.device == "auto") weights.note = "in a group on GPUs drafts are made on the CPUs";
+  } else if (draft != nullptr) {
     ASSIGN_OR_RETURN(weights, LoadDraftWeights(*backend, *draft, options, *pool));
     loaded.load_times.drafter = lap.Seconds();
   }
   const DeviceLimits limits{.max_sequences = loaded.max_sequences,
                             .max_step_tokens = loaded.max_step_tokens,
                             .context_length = config.context_length};
+  if (is_group) RETURN_IF_ERROR(ConnectDevices(limits, loaded));
   ASSIGN_OR_RETURN(uint64_t free_bytes, loaded.device_model->FreeBytes());
   free_bytes -= std::min(free_bytes, loaded.device_model->StepBytes(limits));
   const DraftTarget target = TargetOf(loaded, config);
@@ -242,6 +283,9 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   }
   RETURN_IF_ERROR(
       NameDrafter(SizeKv(config, options, KvPlace::kDevice, free_bytes, loaded), weights, draft_plan));
+  if (is_group) {
+    RETURN_IF_ERROR(AgreeOnBlocks(loaded.group->communicator(), loaded.device_model->weight_bytes(), loaded));
+  }
   auto executor = loaded.device_model->MakeExecutor(loaded.kv_shape, limits);
   RETURN_IF_ERROR(NameDrafter(executor.status(), weights, draft_plan));
   loaded.executor = *std::move(executor);

@@ -20,9 +20,9 @@
 namespace terrace {
 
 struct LoadedModel {
-  std::unique_ptr<ThreadPool> pool;           // null on a device, unless the drafter runs on it
-  std::unique_ptr<DeviceModel> device_model;  // null on CPUs
   std::unique_ptr<RankGroup> group;           // null where this process has the model alone
+  std::unique_ptr<ThreadPool> pool;           // null on a device, unless the drafter runs on it
+  std::unique_ptr<DeviceModel> device_model;  // null on CPUs; borrows `group`
   // Borrows what it runs on and what it runs: those, and the files, which outlive it.
   std::unique_ptr<Executor> executor;
   std::string device;  // as of OpenedEngine, like the next two

@@ -51,9 +51,9 @@ struct OpenEngineOptions {
   std::string device = "auto";    // cpu; cuda; auto: CUDA where it can run the model with these settings
   std::string numerics = "auto";  // auto or invariant, of a device: see DeviceLoadOptions
   DeviceTuning tuning = {};       // of a device
-  // Of the CPUs, a multiple of the ranks of a stage of `group`: see worker/parallel/shard_plan.h.
+  // A multiple of the ranks of a stage of `group`, on a device as many: see worker/parallel/shard_plan.h.
   uint32_t virtual_shards = 1;
-  GroupOptions group = {};  // of the CPUs
+  GroupOptions group = {};  // on devices of one stage, and with device: cuda
   bool audits = false;      // see SchedulerOptions
   SpeculationOptions speculation = {};
   std::function<void(const StepObservation&)> on_step = nullptr;

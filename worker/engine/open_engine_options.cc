@@ -3,6 +3,7 @@
 #include <span>
 #include <tuple>
 
+#include "worker/engine/device_shard.h"
 #include "worker/engine/max_ranks.h"
 #include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
@@ -16,6 +17,7 @@ constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
 constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 constexpr uint32_t kLeastDeviceBlock = 16;
+constexpr uint32_t kMaxDeviceRanks = 16;  // that sums of devices are trees over
 constexpr uint32_t kMaxSpeculatedTokens = 64, kMaxMinMatch = 16;
 
 constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"}, kNumerics[] = {"auto", "invariant"},
@@ -107,6 +109,28 @@ Status CheckSpeculation(const SpeculationOptions& options) {
   return CheckName("engine.speculation.device", options.device, kDevices);
 }
 
+// Of a group whose ranks have a GPU each.
+Status CheckDeviceRanks(const OpenEngineOptions& options) {
+  const GroupOptions& group = options.group;
+  if (group.ranks > 1 && options.device != "cuda") {  // or some ranks would be on GPUs and others not
+    return Bad("group.ranks: ", group.ranks, " with engine.device: ", options.device,
+               " is for CPUs only; on GPUs it needs engine.device: cuda");
+  }
+  if (group.stages > 1)
+    return Bad("group.pipeline_parallel: ", group.stages, " is for CPUs only; CUDA has 1");
+  if (group.ranks > kMaxDeviceRanks)
+    return Bad("group.ranks: ", group.ranks, " is for CPUs only; CUDA has up to ", kMaxDeviceRanks);
+  if (options.virtual_shards != group.ranks) {
+    return Bad("engine.virtual_shards: ", options.virtual_shards, " is for CPUs only; CUDA has ", group.ranks,
+               group.ranks > 1 ? ", as many as ranks" : "");
+  }
+  if (group.ranks > 1 && options.speculation.device == "cuda") {
+    return Bad("engine.speculation.device: cuda is for one GPU; with group.ranks: ", group.ranks,
+               " a model drafts on the CPUs of the leader: cpu, or auto");
+  }
+  return {};
+}
+
 }  // namespace
 
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
@@ -130,10 +154,7 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options) {
 Status CheckDeviceSettings(const OpenEngineOptions& options) {
   if (options.kernels != "auto") return Bad("engine.kernels: ", options.kernels, " is for CPUs only");
   if (options.compute == "f32") return Bad("engine.compute: f32 is for CPUs only; CUDA has auto, fp8");
-  if (options.group.ranks > 1)
-    return Bad("group.ranks: ", options.group.ranks, " is for CPUs only; CUDA has 1");
-  if (options.virtual_shards > 1)
-    return Bad("engine.virtual_shards: ", options.virtual_shards, " is for CPUs only; CUDA has 1");
+  RETURN_IF_ERROR(CheckDeviceRanks(options));
   if (options.kv_dtype == "f32")
     return Bad("kv.dtype: f32 is for CPUs only; CUDA has auto, bf16, f16, int8, fp8");
   if (options.block_tokens < kLeastDeviceBlock || !std::has_single_bit(options.block_tokens)) {
@@ -153,6 +174,8 @@ ShardOptions ShardOptionsOf(const OpenEngineOptions& options) {
 Status CheckShards(const OpenEngineOptions& options) {
   if (options.group.ranks == 1 && options.virtual_shards == 1) return {};
   ASSIGN_OR_RETURN(const ModelFiles files, OpenWeights(options.model));
+  if (options.device == "cuda")
+    return PlanDeviceShard(files.config, *files.weights, ShardOptionsOf(options)).status();
   return Transformer::Plan(files.config, *files.weights, ShardOptionsOf(options)).status();
 }
 

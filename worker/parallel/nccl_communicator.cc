@@ -15,6 +15,7 @@ namespace {
 constexpr size_t kAlignment = 16;       // bytes, of messages on the device
 constexpr size_t kShareElements = 8;    // shares of a sum are of whole vectors
 constexpr uint32_t kBusyPolls = 1'000;  // of a wait that may end within microseconds
+constexpr uint64_t kMostTold = 4096;    // bytes of an introduction
 
 size_t RoundUp(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
@@ -92,6 +93,23 @@ StatusOr<NcclUniqueId> MeetForId(const NcclApi& nccl, const Communicator& contro
   return id;
 }
 
+// A rendezvous of ranks that are connected: their sizes first, as those of a gathering are equal.
+StatusOr<std::vector<std::string>> TellOver(Communicator& control, const std::string& mine) {
+  const uint64_t size = mine.size();
+  std::vector<uint64_t> sizes(control.ranks());
+  RETURN_IF_ERROR(control.AllGather(std::as_bytes(std::span(&size, 1)),
+                                    std::as_writable_bytes(std::span<uint64_t>(sizes))));
+  const uint64_t longest = *std::max_element(sizes.begin(), sizes.end());
+  if (longest > kMostTold) return Unavailable("a rank tells ", longest, " bytes, limit ", kMostTold);
+  std::string padded = mine, all(longest * control.ranks(), '\0');
+  padded.resize(longest);
+  RETURN_IF_ERROR(control.AllGather(std::as_bytes(std::span<const char>(padded)),
+                                    std::as_writable_bytes(std::span<char>(all))));
+  std::vector<std::string> told;
+  for (uint32_t i = 0; i < control.ranks(); ++i) told.push_back(all.substr(i * longest, sizes[i]));
+  return told;
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<NcclCommunicator>> ConnectNccl(NcclOptions options, const Rendezvous& rendezvous) {
@@ -106,6 +124,13 @@ StatusOr<std::unique_ptr<NcclCommunicator>> ConnectNccl(NcclOptions options, con
   std::unique_ptr<NcclCommunicator> made(new NcclCommunicator(std::move(options)));
   RETURN_IF_ERROR(made->Connect(id, {.deadline = RealClock().Now() + timeout, .timeout = timeout}));
   return made;
+}
+
+StatusOr<std::unique_ptr<NcclCommunicator>> ConnectNccl(NcclOptions options) {
+  CHECK(options.control != nullptr, "NCCL needs a control group");
+  Communicator& control = *options.control;  // stays where it is
+  return ConnectNccl(std::move(options),
+                     [&control](const std::string& mine) { return TellOver(control, mine); });
 }
 
 NcclCommunicator::NcclCommunicator(NcclOptions options)
@@ -343,6 +368,10 @@ Status NcclCommunicator::Meet(uint64_t what) {
     is_in_step_ = true;
     return Status();
   });
+}
+
+Status NcclCommunicator::Drain(CUstream_st* stream) {
+  return RunInStep([&] { return WaitIdle(stream, step_); });
 }
 
 Status NcclCommunicator::Wait(CUstream_st* stream) {

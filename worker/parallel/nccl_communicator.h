@@ -73,7 +73,10 @@ class NcclCommunicator final : public Communicator {
   Status QueueSend(const DeviceValues& data, uint32_t to, CUstream_st* stream);
   Status QueueReceive(const DeviceValues& data, uint32_t from, CUstream_st* stream);
 
-  // Until all that was queued on `stream` is done. Ends the step.
+  // Until all that was queued on `stream` is done; the step goes on. For one of many kernels: a launch waits
+  // without end where the device's queue is full behind a call that another rank takes no part in.
+  Status Drain(CUstream_st* stream);
+  // The same, and ends the step.
   Status Wait(CUstream_st* stream);
 
   void Abort(const Status& why) override;
@@ -151,5 +154,7 @@ class NcclCommunicator final : public Communicator {
 // DEADLINE_EXCEEDED; INVALID_ARGUMENT when a rank has another version of NCCL, with its number; UNAVAILABLE
 // when one told something else; errors of `rendezvous`, NCCL and the device.
 StatusOr<std::unique_ptr<NcclCommunicator>> ConnectNccl(NcclOptions options, const Rendezvous& rendezvous);
+// Of ranks that come at the same time: they tell each other over `control`.
+StatusOr<std::unique_ptr<NcclCommunicator>> ConnectNccl(NcclOptions options);
 
 }  // namespace terrace

@@ -219,6 +219,39 @@ TEST_F(Nccl, GatherBroadcastSendAndReceiveOnDevices) {
   });
 }
 
+TEST_F(Nccl, RanksThatAreConnectedMeetOverTheirControlGroup) {
+  for (const uint32_t ranks : {1u, 2u, 4u}) {
+    auto controls = MakeLocalCommunicators(ranks, kLong);
+    NcclGroup group(ranks);
+    OnEachRank(ranks, [&](uint32_t rank) {
+      auto made = ConnectNccl(
+          {.nccl = FakeNccl(), .control = std::move(controls[rank]), .device = MakeFakeNcclDevice()});
+      ASSERT_TRUE(made.ok()) << made.status();
+      group[rank] = *std::move(made);
+      std::vector<float> values = {static_cast<float>(rank), 1};
+      EXPECT_EQ(group[rank]->AllReduceSum(values), Status());
+      EXPECT_EQ(values[0], static_cast<float>(ranks * (ranks - 1) / 2));
+      EXPECT_EQ(values[1], static_cast<float>(ranks));
+    });
+  }
+}
+
+TEST_F(Nccl, AStepGoesOnBehindADrain) {
+  const NcclGroup group = Make(2);
+  OnEachRank(2, [&](uint32_t rank) {
+    NcclCommunicator& mine = *group[rank];
+    Values values(DType::kF32, 10, /*seed=*/rank);
+    values.Set(3, 1);
+    EXPECT_EQ(mine.Meet(1), Status());
+    for (const float sum : {2.0f, 4.0f, 8.0f}) {
+      EXPECT_EQ(mine.QueueSum(values.device(), SumOrder::kFastest, mine.stream()), Status());
+      EXPECT_EQ(mine.Drain(mine.stream()), Status());
+      EXPECT_EQ(values.At(3), sum) << "it is done";
+    }
+    EXPECT_EQ(mine.Wait(mine.stream()), Status());
+  });
+}
+
 // Before NCCL is called: it would wait for ever, or write past the end.
 TEST_F(Nccl, SizesThatDifferNeverReachNccl) {
   const NcclGroup group = Make(2);

@@ -166,6 +166,9 @@ TEST(MakeWorkerOptions, AGroupHasALeaderAndAsManyVirtualShardsAsRanksUnlessTheyA
   EXPECT_EQ(more->server.group.host, "h");
   EXPECT_EQ(Seconds(more->server.group.timeout), 7.5);
   EXPECT_EQ(more->server.group.transport, Transport::kGloo);
+  const auto on_gpus = Make("{model: m, engine: {device: cuda}, group: {ranks: 2, leader: '127.0.0.1:7'}}");
+  ASSERT_TRUE(on_gpus.ok()) << on_gpus.status();
+  EXPECT_EQ(on_gpus->server.engine.virtual_shards, 2u);
 }
 
 TEST(MakeWorkerOptions, TheDegreesOfAGroupMakeItsRanksOrTheRanksTheDegreeThatIsNotSet) {
@@ -521,8 +524,15 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "group.transport: \"rdma\", not one of tcp, gloo"},
       {"{model: m, engine: {virtual_shards: 2}, group: {ranks: 4, leader: '127.0.0.1:1'}}",
        "engine.virtual_shards is 2, not a multiple of group.tensor_parallel, 4"},
-      {"{model: m, engine: {device: cuda}, group: {ranks: 2, leader: '127.0.0.1:1'}}",
-       "group.ranks: 2 is for CPUs only; CUDA has 1"},
+      {"{model: m, engine: {device: cuda}, group: {ranks: 32, leader: '127.0.0.1:1'}}",
+       "group.ranks: 32 is for CPUs only; CUDA has up to 16"},
+      {"{model: m, engine: {device: cuda}, group: {ranks: 4, pipeline_parallel: 2, leader: '127.0.0.1:1'}}",
+       "group.pipeline_parallel: 2 is for CPUs only; CUDA has 1"},
+      {"{model: m, engine: {device: cuda, virtual_shards: 4}, group: {ranks: 2, leader: '127.0.0.1:1'}}",
+       "engine.virtual_shards: 4 is for CPUs only; CUDA has 2, as many as ranks"},
+      {"{model: m, engine: {device: cuda, speculation: {drafter: model, model: d, device: cuda}},\n"
+       "  group: {ranks: 2, leader: '127.0.0.1:1'}}",
+       "engine.speculation.device: cuda is for one GPU; with group.ranks: 2 a model drafts on the CPUs"},
       {"{model: m, drain_seconds: -1}", "drain_seconds is -1, not in [0"},
       {"{model: m, kv: {dtype: f8}}", "kv.dtype: "},
       {"{model: m, kv: {block_tokens: 0}}", "kv.block_tokens: "},
