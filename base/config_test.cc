@@ -223,7 +223,7 @@ TEST(ApplyOverride, SaysWhatIsWrong) {
       {"default_model", "expected name=value"},
       {"=5",
        ": unknown key, known: listen, tiers, policies, default_model, admission, log, cluster, balance, "
-       "auth"},
+       "auth, drain_seconds"},
       {"lisen.http=a", "lisen: unknown key, did you mean \"listen\"?"},
       {"listen.htp=a", "listen.htp: unknown key, did you mean \"http\"?"},
       {"listen.http.x=a", "listen.http: has no fields to step into"},

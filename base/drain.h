@@ -7,10 +7,7 @@
 
 namespace terrace {
 
-inline constexpr double kDrainSeconds = 30;
-
 // Returns when `is_drained`, asked about every 50 ms, says so, after `limit_seconds`, or at another signal.
-void AwaitDrained(ShutdownSignal& shutdown, const std::function<bool()>& is_drained,
-                  double limit_seconds = kDrainSeconds);
+void AwaitDrained(ShutdownSignal& shutdown, const std::function<bool()>& is_drained, double limit_seconds);
 
 }  // namespace terrace

@@ -33,12 +33,16 @@ Action ToAction(std::string_view text) {
   return text == "error" ? Action::kError : Action::kNone;
 }
 
+[[noreturn]] void Refuse(const Status& error) {
+  std::fprintf(stderr, "%s: %s\n", kVariable, Message(error).c_str());
+  std::_Exit(kExitConfig);
+}
+
 Failpoints FromEnvironment() {
   const char* const text = std::getenv(kVariable);
   auto armed = Failpoints::Parse(text == nullptr ? "" : text);
-  if (armed.ok()) return *std::move(armed);
-  std::fprintf(stderr, "%s: %s\n", kVariable, Message(armed.status()).c_str());
-  std::_Exit(kExitConfig);
+  if (!armed.ok()) Refuse(armed.status());
+  return *std::move(armed);
 }
 
 void Signal(std::string_view name, const char* what, int number) {
@@ -79,6 +83,22 @@ StatusOr<Failpoints::Fault> Failpoints::ParseFault(std::string_view text) {
   return fault;
 }
 
+Status Failpoints::Check(std::span<const FailpointPlace> places) const {
+  for (const Fault& fault : faults_) {
+    const auto place = std::ranges::find(places, fault.name, &FailpointPlace::name);
+    if (place == places.end()) {
+      std::string known;
+      for (const FailpointPlace& each : places) known += Concat(known.empty() ? "" : ", ", each.name);
+      return InvalidArgument("there is no place \"", fault.name, "\", known: ", known);
+    }
+    if (fault.value.has_value() && !place->has_values)
+      return InvalidArgument(fault.name, " has no values, got :", *fault.value);
+    if (fault.action == Action::kError && !place->takes_error)
+      return InvalidArgument(fault.name, " can give no error, only kill or stop");
+  }
+  return {};
+}
+
 Action Failpoints::Reach(std::string_view name, std::span<const int32_t> values) {
   Action worst = Action::kNone;
   for (Fault& fault : faults_) {
@@ -92,6 +112,10 @@ Action Failpoints::Reach(std::string_view name, std::span<const int32_t> values)
 }
 
 namespace failpoint_internal {
+
+void Arm() {
+  if (const Status wrong = FromEnvironment().Check(kFailpointPlaces); !wrong.ok()) Refuse(wrong);
+}
 
 Status Reach(std::string_view name, std::span<const int32_t> values) {
   static std::mutex mutex;

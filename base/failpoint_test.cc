@@ -60,6 +60,25 @@ TEST(Failpoints, WhatIsNoFaultIsAnErrorThatShowsIt) {
   }
 }
 
+TEST(Failpoints, AFaultThatCannotHappenIsAnErrorThatSaysWhy) {
+  const FailpointPlace places[] = {
+      {.name = "plain"}, {.name = "values", .has_values = true}, {.name = "call", .takes_error = true}};
+  const auto check = [&](const char* text) { return Failpoints::Parse(text)->Check(places); };
+  EXPECT_TRUE(check("plain=kill@3;values=stop;values:7=kill;call=error@2;call=kill").ok());
+  const struct {
+    const char* faults;
+    const char* error;
+  } cases[] = {{"plian=kill", "there is no place \"plian\", known: plain, values, call"},
+               {"plain=kill;plain:7=kill", "plain has no values, got :7"},
+               {"values=error", "values can give no error, only kill or stop"},
+               {"plain:5=error", "plain has no values"}};
+  for (const auto& c : cases) {
+    const Status status = check(c.faults);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << c.faults;
+    EXPECT_THAT(Message(status), HasSubstr(c.error));
+  }
+}
+
 // The environment is read once: when the first place below is reached.
 [[maybe_unused]] const int kArmed =
     setenv("TERRACE_FAILPOINTS", "test.error=error@2;test.kill:5=kill;test.pass=error", /*overwrite=*/1);
@@ -84,6 +103,10 @@ TEST(FailpointDeathTest, AProcessKillsItselfAndSaysWhere) {
   TERRACE_FAILPOINT("test.kill", harmless);
   EXPECT_EXIT(TERRACE_FAILPOINT("test.kill", harmful), testing::KilledBySignal(SIGKILL),
               "failpoint test.kill: kill");
+}
+
+TEST(FailpointDeathTest, AProcessDoesNotStartWithAFaultOfNoPlaceOfTheCode) {
+  EXPECT_EXIT(TERRACE_ARM_FAILPOINTS(), testing::ExitedWithCode(78), "there is no place \"test.error\"");
 }
 
 TEST(FailpointDeathTest, AnErrorWhereNoneCanBeGivenIsNotPassedOver) {

@@ -161,7 +161,8 @@ const std::vector<MetricInfo> kMetrics = {
     {"terrace_policy_shadow_requests_total",
      kCounter,
      "Requests that a smaller tier answered and that were drawn for the last tier too. Results: agreed, "
-     "disagreed, failed, dropped (others wanted the tier, or it could not take them).",
+     "disagreed, failed, dropped (max_in_flight of them were under way, others wanted the tier, or it could "
+     "not take them).",
      {"policy", "result"},
      {}},
     {"terrace_config_reload_success",
@@ -237,8 +238,8 @@ const std::vector<MetricInfo> kMetrics = {
      kRequestBuckets},
     {"terrace_poison_requests_total",
      kCounter,
-     "Requests that took workers down. Events: quarantined (the second worker was lost), refused (such a "
-     "request came again).",
+     "Requests that took workers down, killed or hung. Events: quarantined (another worker was lost at the "
+     "same place), refused (such a request came again).",
      {"tier", "event"},
      {}},
     {"terrace_worker_state",

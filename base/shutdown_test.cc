@@ -63,7 +63,8 @@ TEST(ShutdownSignal, ABrokenPipeIsNotFatal) {
 TEST(AwaitDrained, EndsWhenAllIsDoneOrTheTimeIsUpOrASignalComes) {
   ShutdownSignal shutdown;
   int calls = 0;
-  AwaitDrained(shutdown, [&] { return ++calls == 3; });
+  AwaitDrained(
+      shutdown, [&] { return ++calls == 3; }, /*limit_seconds=*/1e6);
   EXPECT_EQ(calls, 3);
   AwaitDrained(
       shutdown, [] { return false; }, /*limit_seconds=*/0);

@@ -33,8 +33,6 @@ Status Overloaded(double retry_seconds, std::string_view why) {
                         std::clamp(std::ceil(retry_seconds), 1.0, kMaxRetrySeconds));
 }
 
-Status Draining() { return WithReason(Unavailable("the router is shutting down"), "draining"); }
-
 Status TooMany() { return Overloaded(1, "too many requests wait"); }
 
 Status TooLate() { return Overloaded(1, "the first token would come too late"); }
@@ -50,6 +48,8 @@ void Smooth(double value, double& average) { average += kSmoothing * (value - av
 thread_local const AdmissionBook* calling = nullptr;
 
 }  // namespace
+
+Status RouterDraining() { return WithReason(Unavailable("the router is shutting down"), "draining"); }
 
 AdmissionBook::User AdmissionBook::Join(std::span<const std::string> tiers, const AdmissionOptions& options) {
   std::lock_guard lock(mutex_);
@@ -102,7 +102,7 @@ Status AdmissionBook::Peek(const Request& request, PoolId pool) const {
 
 Status AdmissionBook::PeekTenant(const Tenant& tenant) const {
   std::lock_guard lock(mutex_);
-  return is_closed_ ? Draining() : ledger_.Peek(tenant);
+  return is_closed_ ? RouterDraining() : ledger_.Peek(tenant);
 }
 
 AdmissionBook::EntryId AdmissionBook::Enter(const Request& request, PoolId pool_id, OnAdmitted on_admitted) {
@@ -158,13 +158,13 @@ AdmissionBook::EntryId AdmissionBook::Enter(const Request& request, PoolId pool_
 
 StatusOr<TenantLedger::Lease> AdmissionBook::EnterAside(const Request& request) {
   std::lock_guard lock(mutex_);
-  if (is_closed_) return Draining();
+  if (is_closed_) return RouterDraining();
   return ledger_.Enter(request.tenant(), 0);
 }
 
 // Whether it makes sense for the request to pass or to wait.
 Status AdmissionBook::CheckEnter(const Request& request, const Pool& pool, MonoTime now) const {
-  if (is_closed_) return Draining();
+  if (is_closed_) return RouterDraining();
   if (Passes(pool)) return {};
   const Tenant& tenant = *request.tenant();
   const bool is_full = pool.queue.size() >= options_.max_queued;
@@ -299,6 +299,18 @@ void AdmissionBook::Expire() {
 void AdmissionBook::Close() {
   std::lock_guard lock(mutex_);
   is_closed_ = true;
+}
+
+void AdmissionBook::RefuseWaiting() {
+  {
+    std::lock_guard lock(mutex_);
+    while (!waiters_.empty()) {
+      const EntryId id = waiters_.begin()->first;
+      pools_.at(waiters_.begin()->second.pool).queue.Erase(id);
+      GiveUp(id, RouterDraining());
+    }
+  }
+  CallReady();
 }
 
 size_t AdmissionBook::queued(PoolId pool) const {

@@ -41,6 +41,8 @@ struct AdmissionOptions {
   Duration max_first_token = std::chrono::seconds(30);
 };
 
+Status RouterDraining();  // UNAVAILABLE (draining): the router is shutting down
+
 class AdmissionBook {
  public:
   using PoolId = uint64_t;
@@ -77,7 +79,8 @@ class AdmissionBook {
   void Cancel(EntryId id);
   StatusOr<TenantLedger::Lease> EnterAside(const Request& request);
   void Expire();
-  void Close();
+  void Close();          // refuses what is new from now on
+  void RefuseWaiting();  // what waits now (RouterDraining)
 
   // Of what has been admitted.
   void Release(EntryId id);

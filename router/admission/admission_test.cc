@@ -91,6 +91,22 @@ TEST_F(AdmissionTest, RefusesEverythingNewOnceClosedAndKeepsWhatWaits) {
   EXPECT_TRUE(waiting->ticket);
 }
 
+TEST_F(AdmissionTest, RefusesWhatWaitsInEveryPoolWhenItIsTold) {
+  Make({}, {1, 1});
+  const auto running = Enter(), waiting = Enter(), other = Enter(MakeRequest(), 1),
+             others = Enter(MakeRequest(), 1);
+  book_.Close();
+  book_.RefuseWaiting();
+  EXPECT_EQ(Reason(waiting->error), "draining");
+  EXPECT_EQ(Reason(others->error), "draining");
+  EXPECT_TRUE(running->ticket && other->ticket);
+  EXPECT_EQ(admission_->queued(0) + admission_->queued(1), 0u);
+  EXPECT_EQ(admission_->in_flight(), 2u);
+  End(running);
+  End(other);
+  EXPECT_EQ(admission_->in_flight(), 0u);
+}
+
 TEST_F(AdmissionTest, WaitsWhileTheRouterIsFullWhateverThePool) {
   Make({.max_in_flight = 1}, {8, 8});
   const auto first = Enter(), other_pool = Enter(MakeRequest(), 1);

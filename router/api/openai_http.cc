@@ -34,6 +34,10 @@ std::string_view HeaderOf(const HttpRequest& request, const char* name) {
   return found == request.headers.end() ? std::string_view() : std::string_view(found->second);
 }
 
+bool HasHeader(const HttpRequest& request, const char* name) {
+  return request.headers.find(name) != request.headers.end();
+}
+
 std::string LowerCase(std::string_view text) {
   std::string out(text);
   std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -297,16 +301,18 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
 
   // What the request's headers say about who answers, and how.
   static Status ReadOverrides(const HttpRequest& http, RequestFields& fields) {
-    fields.tier = HeaderOf(http, TierParam(fields.api));
+    const char* const tier = TierParam(fields.api);
+    fields.tier = HeaderOf(http, tier);
+    if (fields.tier.empty() && HasHeader(http, tier))
+      return ParamError("invalid_value", tier, "must not be empty");
     const std::pair<const char*, std::optional<double>&> limits[] = {
         {MaxUsdParam(fields.api), fields.max_usd}, {MaxSecondsParam(fields.api), fields.max_seconds}};
     for (const auto& [name, limit] : limits) {
-      const std::string_view value = HeaderOf(http, name);
-      if (value.empty()) continue;
-      ASSIGN_OR_RETURN(limit, ParseNumberHeader(name, value));
+      if (!HasHeader(http, name)) continue;
+      ASSIGN_OR_RETURN(limit, ParseNumberHeader(name, HeaderOf(http, name)));
     }
-    if (const std::string_view tokens = HeaderOf(http, SpeculationParam(fields.api)); !tokens.empty()) {
-      ASSIGN_OR_RETURN(fields.speculation_max_tokens, ParseSpeculationHeader(tokens));
+    if (const char* const tokens = SpeculationParam(fields.api); HasHeader(http, tokens)) {
+      ASSIGN_OR_RETURN(fields.speculation_max_tokens, ParseSpeculationHeader(HeaderOf(http, tokens)));
     }
     return {};
   }

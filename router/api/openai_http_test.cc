@@ -806,13 +806,20 @@ TEST_F(OpenAiHttpTest, HeadersMayNameTheTierAndLimitPriceAndTime) {
   EXPECT_EQ(seen->tier(), "");
   EXPECT_FALSE(seen->has_limits());
   for (const char* header : {"x-terrace-max-usd", "x-terrace-max-seconds"}) {
-    for (const char* bad : {"cheap", "-1", "nan", "1e7", "1, 2"}) {
+    for (const char* bad : {"", "cheap", "-1", "nan", "1e7", "1, 2"}) {
       const Reply refused = Chat("", Concat(json, header, ": ", bad, "\r\n"));
       EXPECT_EQ(refused.status, 400) << bad;
       EXPECT_EQ(refused.json()["error"]["code"], "invalid_value") << bad;
       EXPECT_EQ(refused.json()["error"]["param"], header) << bad;
     }
   }
+}
+
+TEST_F(OpenAiHttpTest, AHeaderThatNamesNoTierIsNotPassedOver) {
+  const Reply refused = Chat("", "content-type: application/json\r\nx-terrace-tier:\r\n");
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_EQ(refused.json()["error"]["code"], "invalid_value") << refused.body;
+  EXPECT_EQ(refused.json()["error"]["param"], "x-terrace-tier") << refused.body;
 }
 
 TEST_F(OpenAiHttpTest, AHeaderMayLimitTheWorkersDrafts) {
@@ -829,7 +836,7 @@ TEST_F(OpenAiHttpTest, AHeaderMayLimitTheWorkersDrafts) {
   EXPECT_EQ(seen->speculation_max_tokens(), 64u);
   Chat();
   EXPECT_FALSE(seen->speculation_max_tokens().has_value());
-  for (const char* bad : {"65", "-1", "few", "1.5", "1, 2"}) {
+  for (const char* bad : {"", "65", "-1", "few", "1.5", "1, 2"}) {
     const Reply refused = Chat("", Concat(json, "x-terrace-speculation-max-tokens: ", bad, "\r\n"));
     EXPECT_EQ(refused.status, 400) << bad;
     EXPECT_EQ(refused.json()["error"]["code"], "invalid_value") << bad;

@@ -11,6 +11,8 @@
 namespace terrace {
 namespace {
 
+std::atomic<ReplicaId> next_replica_id = 0;  // of all clusters: a reload may make another beside this one
+
 constexpr int kMaxBackoffDoublings = 4;
 constexpr auto kPublishDelay = std::chrono::milliseconds(10);
 constexpr size_t kMostUpdates = 256;  // of one Watch that are not looked at yet: a minute of them
@@ -218,7 +220,7 @@ void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& ad
 
 Cluster::ReplicaPtr Cluster::MakeReplica(size_t tier, const std::string& address) {
   auto replica = std::make_shared<Replica>();
-  replica->id = next_id_++;
+  replica->id = next_replica_id++;
   replica->tier = tier;
   replica->address = address;
   replica->connection = WorkerConnection::Make(address, options_.channels);

@@ -115,7 +115,6 @@ class Cluster : public ClusterSource {
   ClusterMetrics metrics_;                         // thread-safe
   std::vector<std::unique_ptr<Tier>> tiers_;       // cluster thread
   std::map<std::string, TextEntry> texts_;         // cluster thread; by digest
-  ReplicaId next_id_ = 0;                          // cluster thread
   uint64_t jitter_draws_ = 0;                      // cluster thread
   bool is_publish_due_ = false;                    // cluster thread
   std::vector<ReplicaPtr> lost_;                   // cluster thread: their prefixes are to be forgotten

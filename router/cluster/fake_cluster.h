@@ -162,7 +162,7 @@ class FakeCluster : public ClusterSource {
       tier.text_digest = "bytes";
       tier.vocab_size = 258;
       tier.context_length = spec.context_length;
-      tier.model_digest = "bytes model";
+      tier.model_digest = spec.name + " model";
       tier.prefixes = prefixes_.emplace_back(std::make_shared<PrefixIndex>());
       for (size_t i = 0; i < spec.replicas; ++i) {
         replicas_.push_back(std::make_shared<FakeReplica>());

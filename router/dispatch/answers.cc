@@ -76,7 +76,9 @@ void Answers::Resume() {
 Status Answers::CancelReason() const {
   std::lock_guard lock(mutex_);
   if (!failure_.ok()) return failure_;
-  return sink_->is_too_slow() ? ClientTooSlow() : ClientGone();
+  if (sink_->is_too_slow()) return ClientTooSlow();
+  const bool is_ours = shared_->state().running.has_ended() && !sink_->is_closed();
+  return is_ours ? RouterDraining() : ClientGone();
 }
 
 void Answers::OnPromptTokens(std::vector<AnswerToken> tokens) {

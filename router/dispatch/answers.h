@@ -32,7 +32,8 @@ class Answers : public std::enable_shared_from_this<Answers> {
   // For the generations. `draw` counts the answers drawn from 0; draw 0 is the one that scores the prompt.
   bool is_closed() const { return sink_->is_closed(); }
   bool is_full() const { return sink_->is_full(); }  // then all of them pause
-  Status CancelReason() const;  // of a cancelled generation: the client is gone, or another answer's error
+  // Of a cancelled generation: the client is gone, another answer's error, or the router's end.
+  Status CancelReason() const;
   void OnPromptTokens(std::vector<AnswerToken> tokens);
   void OnPiece(uint32_t draw, AnswerPiece piece);
   void OnFirstToken() { ticket_.OnFirstToken(); }  // of the first tier asked

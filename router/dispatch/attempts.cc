@@ -115,9 +115,9 @@ void KeepPlaces(std::span<const size_t> places, std::vector<T>& values) {
 
 constexpr Duration kMostApart = std::chrono::seconds(1);  // that others than prime suspects wait
 
-Hash128 FingerprintOf(const DispatchState& state, size_t tier, const Request& request,
-                      std::span<const TokenId> prompt) {
-  return RequestFingerprint(state.parts.catalog.tiers()[tier].name, request.tenant()->name, prompt);
+Hash128 FingerprintOf(const AttemptQuery& query) {
+  return RequestFingerprint(query.view.tiers[query.tier].model_digest, query.request.tenant()->name,
+                            query.prompt);
 }
 
 // Which replicas a suspect keeps away from, the best choice first.
@@ -206,11 +206,10 @@ std::string_view ResumeReason(const Status& failure) {
   return RetryReason(failure);
 }
 
-Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request,
-                       std::span<const TokenId> prompt) {
-  if (state.quarantine.is_empty()) return {};  // nearly always: then nothing is hashed
-  if (!state.quarantine.Has(FingerprintOf(state, tier, request, prompt))) return {};
-  state.parts.recorder.OnPoison(tier, Recorder::PoisonEvent::kRefused);
+Status CheckQuarantine(DispatchState& state, const AttemptQuery& query) {
+  if (state.quarantine->is_empty()) return {};  // nearly always: then nothing is hashed
+  if (!state.quarantine->Has(FingerprintOf(query))) return {};
+  state.parts.recorder.OnPoison(query.tier, Recorder::PoisonEvent::kRefused);
   return PoisonRequest();
 }
 
@@ -221,23 +220,23 @@ void RecordQuarantined(const DispatcherParts& parts, size_t tier, const Request&
 }
 
 Status JudgeDeath(DispatchState& state, const DeadAttempt& dead, WorkerLosses& losses, const Status& error) {
-  using enum WorkerLosses::Blame;
-  const Hash128 request = FingerprintOf(state, dead.tier, dead.request, dead.prompt);
-  const auto of_answer = losses.OnLoss(dead.death.had_begun);
-  const bool is_second = state.quarantine.OnDeath(request, dead.death);
-  if (!is_second && of_answer == kNone) return {};
-  if (!is_second && of_answer == kUnclear) return ClientError(error);
-  state.quarantine.Add(request);
+  const Hash128 request = RequestFingerprint(dead.model_digest, dead.request.tenant()->name, dead.prompt);
+  const IsBack is_back = BackAt(state.parts);
+  const Blame of_answer = losses.OnLoss(dead.death, is_back);
+  const Blame of_prompt = state.quarantine->OnDeath(request, dead.death, is_back);
+  const Blame blame = std::max(of_answer, of_prompt);
+  if (blame == Blame::kNone) return {};
+  if (blame == Blame::kUnclear) return ClientError(error);
+  state.quarantine->Add(request);
   RecordQuarantined(state.parts, dead.tier, dead.request);
   return PoisonRequest();
 }
 
 StatusOr<Boarded> PickApart(DispatchState& state, const AttemptQuery& query, const Pick& pick) {
-  Quarantine& quarantine = state.quarantine;
+  Quarantine& quarantine = *state.quarantine;
   const TierView& tier = query.view.tiers[query.tier];
   const bool may_be_suspect = !quarantine.is_empty();  // rarely: else nothing is hashed
-  const Hash128 request =
-      may_be_suspect ? FingerprintOf(state, query.tier, query.request, query.prompt) : Hash128();
+  const Hash128 request = may_be_suspect ? FingerprintOf(query) : Hash128();
   if (!may_be_suspect || !quarantine.IsSuspect(request)) {
     ASSIGN_OR_RETURN(const PickedReplica picked, pick(query.tried));
     return Boarded{.picked = picked};
@@ -262,15 +261,30 @@ StatusOr<Boarded> PickApart(DispatchState& state, const AttemptQuery& query, con
                     kKeptApartReason);
 }
 
-bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error) {
-  if (Reason(error) == kDeviceLostReason) return true;  // it drains by now, and not by its will
-  // What else a worker says itself, as that it drains, has a reason, and so has that it was not there or is
-  // silent.
-  if (error.code() != StatusCode::kUnavailable || !Reason(error).empty()) return false;
+bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error,
+                   bool had_begun) {
+  const std::string reason = Reason(error);
+  if (reason == kDeviceLostReason) return true;  // it drains by now, and not by its will
+  if (error.code() != StatusCode::kUnavailable) return false;
+  // What else a worker says itself, as that it drains, has a reason, and so has that it was not there.
+  if (!reason.empty() && !(reason == kSilentReason && had_begun)) return false;
   const auto view = parts.cluster.View();
   const auto& replicas = view->tiers[tier].replicas;
   const auto found = std::ranges::find(replicas, replica, &ReplicaView::id);
   return found != replicas.end() && !found->is_leaving;  // else it was to go
+}
+
+IsBack BackAt(const DispatcherParts& parts) {
+  return [&parts](const std::string& process) {
+    const auto view = parts.cluster.View();
+    const auto is_it = [&](const ReplicaView& replica) {
+      const bool is_heard =
+          replica.state != ReplicaState::kSilent && replica.state != ReplicaState::kConnecting;
+      return is_heard && replica.description.instance == process;
+    };
+    return std::ranges::any_of(
+        view->tiers, [&](const TierView& tier) { return std::ranges::any_of(tier.replicas, is_it); });
+  };
 }
 
 InFlightLease::InFlightLease(std::shared_ptr<ReplicaInFlight> replica, uint32_t prompt_tokens)

@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "router/balance/recent_prefixes.h"
+#include "router/cluster/replica_client.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/dispatch/poison.h"
+#include "router/dispatch/running_requests.h"
 #include "router/dispatch/shadows.h"
 #include "router/dispatch/timers.h"
 #include "router/dispatch/waiting_room.h"
@@ -25,7 +27,9 @@ namespace terrace {
 // Of one dispatcher. Thread-safe; shared by its requests.
 struct DispatchState {
   explicit DispatchState(const DispatcherParts& from)
-      : parts(from), picks(from.catalog.tiers().size()), quarantine(from.clock) {
+      : parts(from),
+        picks(from.catalog.tiers().size()),
+        quarantine(from.quarantine != nullptr ? from.quarantine : std::make_shared<Quarantine>(from.clock)) {
     while (budgets.size() < picks.size()) budgets.emplace_back(from.retries.ratio, from.clock);
     while (recent.size() < picks.size()) recent.emplace_back();
   }
@@ -36,8 +40,9 @@ struct DispatchState {
   std::atomic<uint64_t> seeds = 0;           // drawn so far
   WaitingRoom waiting;
   Timers timers;
-  Quarantine quarantine;
-  const std::shared_ptr<Shadows> shadows = std::make_shared<Shadows>(parts, quarantine);
+  RunningRequests running;
+  const std::shared_ptr<Quarantine> quarantine;
+  const std::shared_ptr<Shadows> shadows = std::make_shared<Shadows>(parts, *quarantine);
 };
 
 // A replica, and how much of the prompt it is believed to have in its cache.
@@ -67,25 +72,6 @@ Status CountAttempt(DispatchState& state, size_t tier, bool is_first, const Stat
 // Why an answer that had begun needs another attempt: one of kResumeReasons.
 std::string_view ResumeReason(const Status& failure);
 
-// INTERNAL, kPoisonReason, for a prompt of the request's tenant that is quarantined at `tier`.
-Status CheckQuarantine(DispatchState& state, size_t tier, const Request& request,
-                       std::span<const TokenId> prompt);
-// Whether a call that ended with `error` lost its worker, by no will of the worker's or its operator's.
-bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error);
-void RecordQuarantined(const DispatcherParts& parts, size_t tier, const Request& request);
-// An attempt whose worker died.
-struct DeadAttempt {
-  size_t tier = 0;
-  const Request& request;
-  std::span<const TokenId> prompt = {};
-  WorkerDeath death = {};
-};
-// OK: it may be tried at another worker. Else the request's end: kPoisonReason when it is quarantined from
-// now on, or `error` as its client may see it. `losses` are of its answer.
-Status JudgeDeath(DispatchState& state, const DeadAttempt& dead, WorkerLosses& losses, const Status& error);
-
-// Of what waits to be kept apart from other suspects (poison.h), by the WaitingRoom; no client sees it.
-inline constexpr char kKeptApartReason[] = "kept_apart";
 struct AttemptQuery {
   const Request& request;
   const ClusterView& view;
@@ -95,6 +81,33 @@ struct AttemptQuery {
   bool has_begun = false;          // the answer
   Duration waited = {};            // so far
 };
+// INTERNAL, kPoisonReason, for a prompt of the request's tenant that is quarantined for the tier's model.
+Status CheckQuarantine(DispatchState& state, const AttemptQuery& query);
+// Whether a call that ended with `error` lost its worker, by no will of the worker's or its operator's; one
+// that is silent only where it `had_begun` with the call (poison.h).
+bool IsWorkerDeath(const DispatcherParts& parts, size_t tier, ReplicaId replica, const Status& error,
+                   bool had_begun);
+// WorkerDeath::silent of a call to the process `instance` that ended with `error`.
+inline std::string SilentProcess(const std::string& instance, const Status& error) {
+  return Reason(error) == kSilentReason ? instance : "";
+}
+// For Quarantine: what the view says now.
+IsBack BackAt(const DispatcherParts& parts);
+void RecordQuarantined(const DispatcherParts& parts, size_t tier, const Request& request);
+// An attempt whose worker died.
+struct DeadAttempt {
+  size_t tier = 0;
+  const std::string& model_digest;
+  const Request& request;
+  std::span<const TokenId> prompt = {};
+  WorkerDeath death = {};
+};
+// OK: it may be tried at another worker. Else the request's end: kPoisonReason when it is quarantined from
+// now on, or `error` as its client may see it (worker_lost). `losses` are of its answer.
+Status JudgeDeath(DispatchState& state, const DeadAttempt& dead, WorkerLosses& losses, const Status& error);
+
+// Of what waits to be kept apart from other suspects (poison.h), by the WaitingRoom; no client sees it.
+inline constexpr char kKeptApartReason[] = "kept_apart";
 struct Boarded {
   PickedReplica picked = {};
   Quarantine::Trial trial = {};  // of a suspect

@@ -101,7 +101,10 @@ class ClusterDispatcher : public Dispatcher {
     state_->timers.RunDue(state_->parts.clock.Now());
     state_->waiting.WakeAll();
     state_->shadows->Housekeep(*state_);
+    state_->running.ForgetOver();
   }
+
+  void EndRequests() override { state_->running.EndAll(); }
 
   void RecordRefused(const RefusedRequest& refused) override {
     state_->parts.recorder.OnRequest({.api = refused.api,
@@ -174,8 +177,8 @@ class ClusterDispatcher : public Dispatcher {
   CancelCall Admit(const Request& request, size_t tier, Make start, Refusal refuse) {
     Admission& admission = state_->parts.admission;
     const auto cancel = std::make_shared<LateCancel>();
-    const auto id =
-        admission.Enter(request, tier, [cancel, start, refuse](StatusOr<Admission::Ticket> ticket) {
+    const auto id = admission.Enter(
+        request, tier, [state = state_, cancel, start, refuse](StatusOr<Admission::Ticket> ticket) {
           if (ticket.ok() && cancel->is_cancelled()) {
             ticket->Charge(0, 0);
             ticket = ClientGone();
@@ -183,9 +186,11 @@ class ClusterDispatcher : public Dispatcher {
           if (!ticket.ok()) return refuse(ticket.status());
           const std::shared_ptr<Work> work = start(*std::move(ticket));
           work->Start();
-          cancel->Set([running = std::weak_ptr(work)] {  // its calls keep it alive
+          const auto end = [running = std::weak_ptr(work)] {  // its calls keep it alive
             if (const auto alive = running.lock()) alive->Cancel();
-          });
+          };
+          cancel->Set(end);
+          state->running.Add(work, end);
         });
     return [&admission, cancel, id] {
       cancel->Cancel();

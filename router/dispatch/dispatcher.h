@@ -21,6 +21,8 @@
 
 namespace terrace {
 
+class Quarantine;
+
 struct ScoreAnswer {
   TokenId first_token = 0;               // has no log-probability
   std::vector<AnswerToken> tokens = {};  // the others
@@ -80,6 +82,8 @@ class Dispatcher {
   // one, and ends those that waited for too long; starts shadow requests. To be called ten times a second and
   // when the cluster has changed.
   virtual void Housekeep() {}
+  // Ends all requests with RouterDraining, now and those that are still to come.
+  virtual void EndRequests() {}
   // Counts and logs it.
   virtual void RecordRefused(const RefusedRequest& refused) = 0;
 };
@@ -94,6 +98,7 @@ struct DispatcherParts {
   const Clock& clock;
   uint64_t seed = 0;  // of the seeds drawn for requests
   RetryOptions retries = {};
+  std::shared_ptr<Quarantine> quarantine = nullptr;  // of all dispatchers there are; null: of this one alone
 };
 
 std::unique_ptr<Dispatcher> MakeDispatcher(const DispatcherParts& parts);

@@ -584,6 +584,69 @@ TEST_F(DispatcherTest, ModelsArePoliciesAndTiersWithWhatTheClusterKnows) {
   EXPECT_DOUBLE_EQ(models[3].price.usd_per_million_prompt_tokens, 100);
 }
 
+TEST_F(DispatcherTest, ARequestThatTheRouterEndsIsToldSoAndCostsNothing) {
+  Generate(Fields("base"));
+  cluster_.call(kBase).SendText("ab");
+  dispatcher_->EndRequests();
+  EXPECT_TRUE(cluster_.call(kBase).is_cancelled);
+  cluster_.call(kBase).SendText("c");  // was on its way
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  EXPECT_EQ(End().status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(End().status()), "draining");
+  EXPECT_EQ(sink_->text, "ab");
+  ExpectMetered("base", {4, 0, 2}, 0);
+  EXPECT_EQ(Metric("terrace_requests_total{api=\"generate\",model=\"base\",outcome=\"unavailable\","
+                   "tier=\"base\"}"),
+            1);
+  EXPECT_THAT(cluster_.replica(kBase, 0).observer->ends(), ::testing::IsEmpty())
+      << "no fault of the replica's";
+}
+
+TEST_F(DispatcherTest, SoIsOneThatWaitsForAReplicaAndOneThatWantsScores) {
+  Generate(Fields("small"));
+  cluster_.call(kSmall).SendText("ab");
+  cluster_.tier(kSmall).replicas[0].state = ReplicaState::kConnecting;
+  cluster_.call(kSmall).Fail(Unavailable("gone"));
+  RequestFields fields = Fields("base", std::string("abc"));
+  fields.api = ApiKind::kScore;
+  std::optional<StatusOr<ScoreAnswer>> scored;
+  dispatcher_->Score(*Request::Make(fields),
+                     [&](StatusOr<ScoreAnswer> answer) { scored = std::move(answer); });
+  dispatcher_->EndRequests();
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  ASSERT_TRUE(scored.has_value());
+  EXPECT_EQ(Reason(scored->status()), "draining");
+  EXPECT_FALSE(sink_->end.has_value()) << "the housekeeper ends it";
+  dispatcher_->Housekeep();
+  EXPECT_EQ(Reason(End().status()), "draining");
+  EXPECT_EQ(Metric("terrace_cost_usd_total{tier=\"base\"}"), 0);
+}
+
+TEST_F(DispatcherTest, WhatBeginsAfterTheEndOfAllRequestsEndsToo) {
+  dispatcher_->EndRequests();
+  Generate(Fields("base"));
+  EXPECT_TRUE(cluster_.call(kBase).is_cancelled);
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  EXPECT_EQ(Reason(End().status()), "draining");
+}
+
+TEST_F(DispatcherTest, AClientThatIsGoneIsNotToldOfTheRoutersEnd) {
+  Generate(Fields("base"));
+  cluster_.call(kBase).SendText("ab");
+  sink_->closed = true;
+  dispatcher_->EndRequests();
+  cluster_.call(kBase).Fail(Cancelled("by us"));
+  EXPECT_EQ(Reason(End().status()), "client_closed");
+}
+
+TEST_F(DispatcherTest, WhatIsOverIsEndedNoMore) {
+  Generate(Fields("base"));
+  cluster_.call(kBase).Answer("ok");
+  dispatcher_->Housekeep();
+  dispatcher_->EndRequests();
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
 // Five replicas of nano and of base.
 class RetryTest : public DispatcherTest {
  protected:

@@ -79,8 +79,6 @@ Status Generation::TryStart() {
   }
   if (!answer_.has_value()) RETURN_IF_ERROR(Begin(tier));
   const std::vector<TokenId>& prompt = *answer_->prompt();
-  // What has come so far was not what takes workers down.
-  if (!answer_->has_begun()) RETURN_IF_ERROR(CheckQuarantine(state, step().tier, *request_, prompt));
   const AttemptQuery query{.request = *request_,
                            .view = *view,
                            .tier = step().tier,
@@ -88,6 +86,8 @@ Status Generation::TryStart() {
                            .tried = failover_.TriedAt(Now()),
                            .has_begun = answer_->has_begun(),
                            .waited = failover_.WaitedAt(Now())};
+  // What has come so far was not what takes workers down.
+  if (!answer_->has_begun()) RETURN_IF_ERROR(CheckQuarantine(state, query));
   ASSIGN_OR_RETURN(Boarded boarded, PickApart(state, query, [&](const std::set<ReplicaId>& excluded) {
                      return shared_->Pick(*view, step().tier, prompt, excluded);
                    }));
@@ -130,7 +130,8 @@ void Generation::Call(Boarded boarded, const TierView& tier) {
                     .draft_tokens = static_cast<uint32_t>(spec.draft.size())};
   attempt.replica = replica.id;
   attempt.pays_for_prompt = pays_for_prompt;
-  attempt.boarded = shared_->state().quarantine.deaths();
+  attempt.instance = replica.description.instance;
+  attempt.boarded = shared_->state().quarantine->deaths();
   attempt.trial = std::move(boarded.trial);
   attempt.slot = cancellation_.NextSlot();
   attempt.observer = replica.observer;
@@ -386,8 +387,9 @@ void Generation::OnFailed(const Status& error) {
   Record(ResultOf(error), UsageSoFar());
   if (error.code() == StatusCode::kDeadlineExceeded) return Finish(ClientError(error));
   DispatchState& state = shared_->state();
-  if (IsWorkerDeath(state.parts, step().tier, attempt_->replica, error)) {
-    if (const Status end = JudgeDeath(state, AfterDeath(), losses_, error); !end.ok()) return Finish(end);
+  if (IsWorkerDeath(state.parts, step().tier, attempt_->replica, error, attempt_->has_started)) {
+    if (const Status end = JudgeDeath(state, AfterDeath(error), losses_, error); !end.ok())
+      return Finish(end);
   }
   is_interrupted_ = answer_->has_begun();
   failover_.OnFailure(attempt_->replica, error, attempt_->has_started || !is_interrupted_, Now());
@@ -402,12 +404,15 @@ void Generation::OnFailed(const Status& error) {
   Advance();
 }
 
-DeadAttempt Generation::AfterDeath() const {
+DeadAttempt Generation::AfterDeath(const Status& error) const {
   const AnswerAttempt& report = attempt_->report;
   DeadAttempt dead{.tier = step().tier,
+                   .model_digest = answer_->model_digest(),
                    .request = *request_,
                    .prompt = *answer_->prompt(),
-                   .death = {.boarded = attempt_->boarded, .had_begun = attempt_->has_started}};
+                   .death = {.boarded = attempt_->boarded,
+                             .had_begun = attempt_->has_started,
+                             .silent = SilentProcess(attempt_->instance, error)}};
   dead.death.SetPlace(answer_->log().size(), size_t{report.resumed_tokens} + report.draft_tokens);
   return dead;
 }

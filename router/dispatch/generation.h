@@ -47,6 +47,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   struct Attempt {  // the call in progress
     AnswerAttempt report = {};
     ReplicaId replica = 0;
+    std::string instance = {};
     bool pays_for_prompt = false;
     bool has_started = false;  // the worker has begun with it
     uint64_t boarded = 0;      // Quarantine::deaths, before it
@@ -84,7 +85,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void OnCancelled(const StatusOr<ExecuteResult>& result);
   void OnAnswered(AnswerEnd end, const TokenUsage& usage);
   void OnFailed(const Status& error);
-  DeadAttempt AfterDeath() const;
+  DeadAttempt AfterDeath(const Status& error) const;
   void Record(Recorder::AttemptResult result, const TokenUsage& usage);
   TokenUsage Usage(uint32_t completion_tokens) const;
   TokenUsage UsageSoFar() const { return Usage(static_cast<uint32_t>(answer_->log().size())); }

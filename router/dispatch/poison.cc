@@ -1,6 +1,7 @@
 #include "router/dispatch/poison.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace terrace {
 
@@ -9,9 +10,10 @@ Status PoisonRequest() {
                     kPoisonReason);
 }
 
-Hash128 RequestFingerprint(std::string_view tier, std::string_view tenant, std::span<const TokenId> prompt) {
+Hash128 RequestFingerprint(std::string_view model_digest, std::string_view tenant,
+                           std::span<const TokenId> prompt) {
   const std::string_view tokens(reinterpret_cast<const char*>(prompt.data()), prompt.size_bytes());
-  return Hasher().Add(tier).Add(tenant).Add(tokens).Finish();
+  return Hasher().Add(model_digest).Add(tenant).Add(tokens).Finish();
 }
 
 bool Quarantine::is_empty() const {
@@ -30,29 +32,35 @@ bool Quarantine::Has(const Hash128& request) {
   return std::ranges::find(refused_, request, &Refused::request) != refused_.end();
 }
 
-bool Quarantine::OnDeath(const Hash128& request, const WorkerDeath& death) {
+Blame Quarantine::OnDeath(const Hash128& request, const WorkerDeath& death, const IsBack& is_back) {
   std::lock_guard lock(mutex_);
   Expire();
   Suspect next{.request = request, .until = clock_.Now() + kTime, .death = death, .number = ++deaths_};
-  if (const Suspect* before = Find(request); before != nullptr) {
+  const Suspect* const before = Find(request);
+  if (before != nullptr && !before->death.WasNone(is_back)) {
     const WorkerDeath& last = before->death;
     if (death.boarded < before->number) {  // another answer that ran beside it, at that worker or another
       next.number = before->number;
+      next.is_doubtful = before->is_doubtful;
       next.death.first = std::min(death.first, last.first);
+      next.death.likely_last = std::max(death.likely_last, last.likely_last);
       next.death.last = std::max(death.last, last.last);
       next.death.had_begun |= last.had_begun;
+      if (last.silent.empty()) next.death.silent.clear();
     } else if (death.MayBeAt(last)) {
-      next.death.had_begun |= last.had_begun;
-      if (next.death.had_begun) {
+      next.death.had_begun |= last.had_begun_and_died();
+      next.is_doubtful = next.death.had_begun;
+      if (next.death.had_begun && (before->is_doubtful || death.IsAt(last))) {
         AddRefused(request);
-        return true;
+        return Blame::kRequest;
       }
     }
-    Clear(request);
   }
+  const Blame blame = next.is_doubtful && next.number == deaths_ ? Blame::kUnclear : Blame::kNone;
+  Clear(request);
   if (suspects_.size() == kMost) suspects_.pop_front();
-  suspects_.push_back(next);
-  return false;
+  suspects_.push_back(std::move(next));
+  return blame;
 }
 
 bool Quarantine::IsSuspect(const Hash128& request) {

@@ -13,19 +13,62 @@
 namespace terrace {
 namespace {
 
-TEST(WorkerLosses, TheSecondOneAtOnePlaceIsTheRequestsDoing) {
+const IsBack kNobodyIsBack = [](const std::string&) { return false; };
+
+TEST(WorkerLosses, TheSecondOneAtOnePlaceIsTheRequestsDoingAndOneNearItMayBe) {
   const struct {
     uint32_t tokens_between;
-    bool is_second;
-  } cases[] = {{0, true}, {kMostUnsent, true}, {kMostUnsent + 1, false}};
+    Blame blame;
+  } cases[] = {{0, Blame::kRequest},
+               {kUsuallyUnsent, Blame::kRequest},
+               {kUsuallyUnsent + 1, Blame::kUnclear},
+               {kMostUnsent, Blame::kUnclear},
+               {kMostUnsent + 1, Blame::kNone}};
   for (const auto& c : cases) {
+    SCOPED_TRACE(c.tokens_between);
     WorkerLosses losses;
     for (int i = 0; i < 5; ++i) losses.OnToken();
-    EXPECT_EQ(losses.OnLoss(true), WorkerLosses::Blame::kNone);
+    EXPECT_EQ(losses.OnLoss({.had_begun = true}, kNobodyIsBack), Blame::kNone);
     for (uint32_t i = 0; i < c.tokens_between; ++i) losses.OnToken();
-    EXPECT_EQ(losses.OnLoss(true) == WorkerLosses::Blame::kRequest, c.is_second) << c.tokens_between;
-    EXPECT_EQ(losses.OnLoss(true), WorkerLosses::Blame::kRequest) << "the next one is at that place";
+    EXPECT_EQ(losses.OnLoss({.had_begun = true}, kNobodyIsBack), c.blame);
+    EXPECT_EQ(losses.OnLoss({.had_begun = true}, kNobodyIsBack), Blame::kRequest) << "it is at that place";
   }
+}
+
+TEST(WorkerLosses, WhereNeitherWorkerHadBegunOthersMayHaveBeenTheCause) {
+  WorkerLosses losses;
+  EXPECT_EQ(losses.OnLoss({}, kNobodyIsBack), Blame::kNone);
+  EXPECT_EQ(losses.OnLoss({}, kNobodyIsBack), Blame::kUnclear);
+  EXPECT_EQ(losses.OnLoss({.had_begun = true}, kNobodyIsBack), Blame::kRequest);
+}
+
+TEST(WorkerLosses, WhatHungTheFirstIsNotWhatTookOneThatHadNotBegun) {
+  WorkerLosses losses;
+  EXPECT_EQ(losses.OnLoss({.had_begun = true, .silent = "first"}, kNobodyIsBack), Blame::kNone);
+  EXPECT_EQ(losses.OnLoss({}, kNobodyIsBack), Blame::kUnclear);
+}
+
+TEST(WorkerLosses, WhereverTheyAreAnAnswerLosesNoMoreThanSoMany) {
+  WorkerLosses losses;
+  for (uint32_t lost = 1; lost <= kMostLost; ++lost) {
+    const Blame blame = losses.OnLoss({.had_begun = true}, kNobodyIsBack);
+    EXPECT_EQ(blame, lost < kMostLost ? Blame::kNone : Blame::kUnclear) << lost;
+    for (uint32_t i = 0; i <= kMostUnsent; ++i) losses.OnToken();
+  }
+}
+
+TEST(WorkerLosses, AWorkerThatWasSilentAndIsBackHungInNothing) {
+  for (const bool is_back : {true, false}) {
+    WorkerLosses losses;
+    EXPECT_EQ(losses.OnLoss({.had_begun = true, .silent = "first"}, kNobodyIsBack), Blame::kNone);
+    const IsBack first_is_back = [&](const std::string& process) { return is_back && process == "first"; };
+    EXPECT_EQ(losses.OnLoss({.had_begun = true, .silent = "second"}, first_is_back),
+              is_back ? Blame::kNone : Blame::kRequest);
+  }
+  WorkerLosses losses;
+  const IsBack everybody_is_back = [](const std::string&) { return true; };
+  for (uint32_t i = 0; i < 2 * kMostLost; ++i)
+    EXPECT_EQ(losses.OnLoss({.had_begun = true, .silent = "it"}, everybody_is_back), Blame::kNone) << i;
 }
 
 TEST(Quarantine, EntriesExpireAndTheOldestGiveWay) {
@@ -61,35 +104,74 @@ WorkerDeath DeathAfter(size_t tokens, uint64_t boarded, bool had_begun = true) {
   return death;
 }
 
-TEST(Quarantine, TheSecondDeathUnderARequestAtOnePlaceIsItsDoing) {
+TEST(Quarantine, TheSecondDeathUnderARequestAtOnePlaceIsItsDoingAndOneNearItMayBe) {
   const size_t far = 100;
   const struct {
     const char* name;
     WorkerDeath first, second;
-    bool is_second;
+    Blame blame;
   } cases[] = {
-      {"at the same token", DeathAfter(far, 0), DeathAfter(far, 1), true},
-      {"a few further on", DeathAfter(far, 0), DeathAfter(far + kMostUnsent, 1), true},
+      {"at the same token", DeathAfter(far, 0), DeathAfter(far, 1), Blame::kRequest},
+      {"as far on as is usual", DeathAfter(far, 0), DeathAfter(far + kUsuallyUnsent, 1), Blame::kRequest},
+      {"a few further on", DeathAfter(far, 0), DeathAfter(far + kUsuallyUnsent + 1, 1), Blame::kUnclear},
+      {"as far as may be", DeathAfter(far, 0), DeathAfter(far + kMostUnsent, 1), Blame::kUnclear},
       {"further than a worker computes unseen", DeathAfter(far, 0), DeathAfter(far + kMostUnsent + 1, 1),
-       false},
-      {"long before", DeathAfter(far, 0), DeathAfter(far - kMostUnsent - 1, 1), false},
-      {"of an attempt that ran already at the first one", DeathAfter(far, 0), DeathAfter(far, 0), false},
-      {"where the first worker had not begun", DeathAfter(0, 0, false), DeathAfter(0, 1), true},
-      {"where the second had not", DeathAfter(0, 0), DeathAfter(0, 1, false), true},
-      {"where neither had", DeathAfter(0, 0, false), DeathAfter(0, 1, false), false},
+       Blame::kNone},
+      {"a few before", DeathAfter(far, 0), DeathAfter(far - kMostUnsent, 1), Blame::kUnclear},
+      {"long before", DeathAfter(far, 0), DeathAfter(far - kMostUnsent - 1, 1), Blame::kNone},
+      {"of an attempt that ran already at the first one", DeathAfter(far, 0), DeathAfter(far, 0),
+       Blame::kNone},
+      {"where the first worker had not begun", DeathAfter(0, 0, false), DeathAfter(0, 1), Blame::kRequest},
+      {"where the second had not", DeathAfter(0, 0), DeathAfter(0, 1, false), Blame::kRequest},
+      {"where neither had", DeathAfter(0, 0, false), DeathAfter(0, 1, false), Blame::kNone},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
     FakeClock clock;
     Quarantine quarantine(clock);
-    EXPECT_FALSE(quarantine.OnDeath(kRequest, c.first));
+    EXPECT_EQ(quarantine.OnDeath(kRequest, c.first, kNobodyIsBack), Blame::kNone);
     EXPECT_EQ(quarantine.deaths(), 1u);
     EXPECT_TRUE(quarantine.IsSuspect(kRequest));
-    EXPECT_EQ(quarantine.OnDeath(kRequest, c.second), c.is_second);
-    EXPECT_EQ(quarantine.Has(kRequest), c.is_second);
-    EXPECT_EQ(quarantine.IsSuspect(kRequest), !c.is_second);
+    EXPECT_EQ(quarantine.OnDeath(kRequest, c.second, kNobodyIsBack), c.blame);
+    EXPECT_EQ(quarantine.Has(kRequest), c.blame == Blame::kRequest);
+    EXPECT_EQ(quarantine.IsSuspect(kRequest), c.blame != Blame::kRequest);
     EXPECT_FALSE(quarantine.IsSuspect(kOther));
   }
+}
+
+TEST(Quarantine, TheThirdDeathNearOnePlaceLeavesNoDoubt) {
+  FakeClock clock;
+  Quarantine quarantine(clock);
+  EXPECT_EQ(quarantine.OnDeath(kRequest, DeathAfter(10, 0), kNobodyIsBack), Blame::kNone);
+  EXPECT_EQ(quarantine.OnDeath(kRequest, DeathAfter(18, 1), kNobodyIsBack), Blame::kUnclear);
+  EXPECT_EQ(quarantine.OnDeath(kRequest, DeathAfter(18, 1), kNobodyIsBack), Blame::kNone) << "beside that";
+  EXPECT_FALSE(quarantine.Has(kRequest));
+  EXPECT_EQ(quarantine.OnDeath(kRequest, DeathAfter(10, 3), kNobodyIsBack), Blame::kRequest);
+  EXPECT_TRUE(quarantine.Has(kRequest));
+}
+
+TEST(Quarantine, ASilentWorkerThatIsBackHungInNothing) {
+  for (const bool is_back : {true, false}) {
+    FakeClock clock;
+    Quarantine quarantine(clock);
+    WorkerDeath first = DeathAfter(0, 0), second = DeathAfter(0, 1);
+    first.silent = "first";
+    second.silent = "second";
+    const IsBack first_is_back = [&](const std::string& process) { return is_back && process == "first"; };
+    EXPECT_EQ(quarantine.OnDeath(kRequest, first, first_is_back), Blame::kNone);
+    EXPECT_EQ(quarantine.OnDeath(kRequest, second, first_is_back), is_back ? Blame::kNone : Blame::kRequest);
+    EXPECT_EQ(quarantine.IsSuspect(kRequest), is_back) << "of the second";
+  }
+}
+
+TEST(Quarantine, WhatHungTheFirstIsNotWhatTookOneThatHadNotBegun) {
+  FakeClock clock;
+  Quarantine quarantine(clock);
+  WorkerDeath first = DeathAfter(0, 0);
+  first.silent = "first";
+  EXPECT_EQ(quarantine.OnDeath(kRequest, first, kNobodyIsBack), Blame::kNone);
+  EXPECT_EQ(quarantine.OnDeath(kRequest, DeathAfter(0, 1, false), kNobodyIsBack), Blame::kNone);
+  EXPECT_FALSE(quarantine.Has(kRequest));
 }
 
 TEST(Quarantine, ADraftsTokensAreComputedAtOnceSoADeathMayBeAtAnyOfThem) {
@@ -97,14 +179,14 @@ TEST(Quarantine, ADraftsTokensAreComputedAtOnceSoADeathMayBeAtAnyOfThem) {
   Quarantine quarantine(clock);
   WorkerDeath drafted{.had_begun = true};
   drafted.SetPlace(/*come=*/0, /*drafted=*/50);
-  EXPECT_FALSE(quarantine.OnDeath(kRequest, drafted));
-  EXPECT_TRUE(quarantine.OnDeath(kRequest, DeathAfter(50, 1)));
+  EXPECT_EQ(quarantine.OnDeath(kRequest, drafted, kNobodyIsBack), Blame::kNone);
+  EXPECT_EQ(quarantine.OnDeath(kRequest, DeathAfter(50, 1), kNobodyIsBack), Blame::kRequest);
 }
 
 TEST(Quarantine, ASuspectIsOneUntilItGetsFurtherOrIsAnsweredOrForSomeTime) {
   FakeClock clock;
   Quarantine quarantine(clock);
-  quarantine.OnDeath(kRequest, DeathAfter(3, 0));
+  quarantine.OnDeath(kRequest, DeathAfter(3, 0), kNobodyIsBack);
   auto trial = quarantine.Board(kRequest, /*is_prime=*/false, /*replica=*/7);
   trial.OnTokens(3 + kMostUnsent);
   EXPECT_TRUE(quarantine.IsSuspect(kRequest));
@@ -112,7 +194,7 @@ TEST(Quarantine, ASuspectIsOneUntilItGetsFurtherOrIsAnsweredOrForSomeTime) {
   EXPECT_FALSE(quarantine.IsSuspect(kRequest));
   EXPECT_TRUE(quarantine.OthersThan(kOther).suspects.empty());
 
-  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0), kNobodyIsBack);
   trial = quarantine.Board(kRequest, true, 7);
   trial.End();
   EXPECT_TRUE(quarantine.IsSuspect(kRequest)) << "an attempt that ended without an answer shows nothing";
@@ -120,7 +202,7 @@ TEST(Quarantine, ASuspectIsOneUntilItGetsFurtherOrIsAnsweredOrForSomeTime) {
   trial.OnAnswered();
   EXPECT_TRUE(quarantine.is_empty());
 
-  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0), kNobodyIsBack);
   clock.Advance(Quarantine::kTime - Duration(1));
   EXPECT_TRUE(quarantine.IsSuspect(kRequest));
   clock.Advance(Duration(1));
@@ -131,9 +213,9 @@ TEST(Quarantine, ASuspectIsOneUntilItGetsFurtherOrIsAnsweredOrForSomeTime) {
 TEST(Quarantine, AnAttemptIsNoWitnessOfADeathThatCameAfterIt) {
   FakeClock clock;
   Quarantine quarantine(clock);
-  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0), kNobodyIsBack);
   auto trial = quarantine.Board(kRequest, true, 7);
-  quarantine.OnDeath(kRequest, DeathAfter(90, 1));  // another answer to it
+  quarantine.OnDeath(kRequest, DeathAfter(90, 1), kNobodyIsBack);  // another answer to it
   trial.OnAnswered();
   EXPECT_TRUE(quarantine.IsSuspect(kRequest));
 }
@@ -141,8 +223,8 @@ TEST(Quarantine, AnAttemptIsNoWitnessOfADeathThatCameAfterIt) {
 TEST(Quarantine, ASuspectSeesWhereOthersRunAndWhereItIsTriedItself) {
   FakeClock clock;
   Quarantine quarantine(clock);
-  quarantine.OnDeath(kRequest, DeathAfter(0, 0));
-  quarantine.OnDeath(kOther, DeathAfter(9, 0));
+  quarantine.OnDeath(kRequest, DeathAfter(0, 0), kNobodyIsBack);
+  quarantine.OnDeath(kOther, DeathAfter(9, 0), kNobodyIsBack);
   const auto prime = quarantine.Board(kRequest, true, 7), other = quarantine.Board(kOther, false, 8);
   const auto none = quarantine.Board({.low = 3}, false, 9);  // no suspect
   const Quarantine::Others of_request = quarantine.OthersThan(kRequest);
@@ -155,7 +237,7 @@ TEST(Quarantine, ASuspectSeesWhereOthersRunAndWhereItIsTriedItself) {
   EXPECT_TRUE(of_other.own.empty());
 }
 
-TEST(Quarantine, FingerprintsAreOfTheTierAndAllTokens) {
+TEST(Quarantine, FingerprintsAreOfTheModelTheTenantAndAllTokens) {
   const std::vector<TokenId> prompt = {1, 2}, longer = {1, 2, 3};
   EXPECT_EQ(RequestFingerprint("base", "acme", prompt), RequestFingerprint("base", "acme", prompt));
   EXPECT_NE(RequestFingerprint("base", "acme", prompt), RequestFingerprint("nano", "acme", prompt));
@@ -163,10 +245,16 @@ TEST(Quarantine, FingerprintsAreOfTheTierAndAllTokens) {
   EXPECT_NE(RequestFingerprint("base", "acme", prompt), RequestFingerprint("base", "other", prompt));
 }
 
+const Status kGone = Unavailable("ipv4:10.0.0.1:8101: Socket closed");
+const Status kQuiet = WithReason(Unavailable("no update for 3 s"), kSilentReason);
+
 // Four replicas of nano and of base.
 class PoisonTest : public DispatcherTest {
  protected:
   PoisonTest() {
+    for (const size_t tier : {kNano, kSmall, kBase}) {
+      for (ReplicaView& replica : wide_.tier(tier).replicas) replica.description.instance = replica.address;
+    }
     dispatcher_ = MakeDispatcher({wide_, *catalog_, balancer_, admission_, recorder_, clock_, 7});
   }
 
@@ -180,6 +268,13 @@ class PoisonTest : public DispatcherTest {
       calls += wide_.replica(tier, i).calls.size();
     return calls;
   }
+  // A worker that had begun with its calls, of which this is the last one, says nothing any more.
+  void Hang(size_t tier, size_t replica) {
+    FakeCall& call = wide_.call(tier, replica);
+    call.Start(0);
+    wide_.tier(tier).replicas[replica].state = ReplicaState::kSilent;
+    call.Fail(kQuiet);
+  }
   double Events(const std::string& tier, const std::string& event) const {
     return Metric("terrace_poison_requests_total{event=\"" + event + "\",tier=\"" + tier + "\"}");
   }
@@ -187,8 +282,6 @@ class PoisonTest : public DispatcherTest {
   FakeCluster wide_{
       std::array<FakeCluster::TierSpec, 3>{{{"nano", 4, 64}, {"small", 1, 64}, {"base", 4, 64}}}};
 };
-
-const Status kGone = Unavailable("ipv4:10.0.0.1:8101: Socket closed");
 
 // The worker of a call that it had begun with.
 void Lose(FakeCall& call) {
@@ -233,6 +326,154 @@ TEST_F(PoisonTest, SoIsAnAnswerInTheMiddleThatGetsNoFurther) {
   EXPECT_EQ(Calls(kBase), 2u);
 }
 
+// What the first worker may or may not have had unsent: nobody knows whether it killed both.
+TEST_F(PoisonTest, WhoLosesTwoWorkersAFewTokensApartIsTriedOnNoThirdOneButMayComeAgain) {
+  Ask("base");
+  wide_.call(kBase, 0).SendText("ten tokens");
+  Lose(wide_.call(kBase, 0));
+  wide_.call(kBase, 1).SendText("8 more..");
+  Lose(wide_.call(kBase, 1));
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  EXPECT_EQ(sink_->text, "ten tokens8 more..");
+  EXPECT_EQ(Calls(kBase), 2u);
+  EXPECT_EQ(Events("base", "quarantined"), 0);
+  Ask("base");
+  wide_.call(kBase, 0).Answer("ten tokens8 more..and so on");
+  EXPECT_TRUE(End().ok()) << End().status();
+
+  Ask("base");  // it was innocent of both
+  wide_.call(kBase, 0).SendText("ten tokens");
+  Lose(wide_.call(kBase, 0));
+  wide_.call(kBase, 1).Answer("8 more..");
+  EXPECT_TRUE(End().ok()) << End().status();
+}
+
+TEST_F(PoisonTest, WhoComesAgainAfterThatAndLosesAnotherThereIsQuarantined) {
+  Ask("base");
+  wide_.call(kBase, 0).SendText("ten tokens");
+  Lose(wide_.call(kBase, 0));
+  wide_.call(kBase, 1).SendText("8 more..");
+  Lose(wide_.call(kBase, 1));
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  Ask("base");
+  wide_.call(kBase, 0).SendText("ten tokens8 more..");
+  Lose(wide_.call(kBase, 0));
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  EXPECT_EQ(Events("base", "quarantined"), 1);
+}
+
+TEST_F(PoisonTest, HoweverFarItGetsEachTimeAnAnswerLosesNoMoreThanSoManyWorkers) {
+  wide_.tier(kBase).context_length = 4 + kMostLost * (kMostUnsent + 1) + 1;
+  Ask("base");
+  for (uint32_t i = 0; i < kMostLost; ++i) {
+    ASSERT_FALSE(sink_->end.has_value()) << i;
+    wide_.call(kBase, i % 2).SendText(std::string(kMostUnsent + 1, 'x'));
+    Lose(wide_.call(kBase, i % 2));
+  }
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  EXPECT_EQ(Calls(kBase), kMostLost);
+  EXPECT_EQ(Events("base", "quarantined"), 0);
+}
+
+// No sign of life from a worker that had begun with the request: it may hang in it.
+TEST_F(PoisonTest, WhatHangsItsWorkersIsQuarantinedAsWhatKillsThem) {
+  for (const bool has_begun : {true, false}) {  // the answer
+    SCOPED_TRACE(has_begun);
+    const std::string prompt = has_begun ? "late" : "soon";
+    const size_t before = Calls(kBase);
+    Ask("base", prompt);
+    if (has_begun) wide_.call(kBase, 0).SendText("some text");
+    Hang(kBase, 0);
+    EXPECT_FALSE(sink_->end.has_value());
+    Hang(kBase, 1);
+    EXPECT_EQ(Reason(End().status()), kPoisonReason);
+    EXPECT_EQ(Calls(kBase), before + 2);
+    Ask("base", prompt);
+    EXPECT_EQ(Reason(End().status()), kPoisonReason);
+    EXPECT_EQ(Calls(kBase), before + 2);
+    for (ReplicaView& replica : wide_.tier(kBase).replicas) replica.state = ReplicaState::kReady;
+  }
+}
+
+TEST_F(PoisonTest, OneThatIsKilledAndOneThatHangsAreTwo) {
+  Ask("base");
+  Lose(wide_.call(kBase, 0));
+  Hang(kBase, 1);
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+}
+
+// The calls of the first worker go on at one that the router does not know yet to be cut off too.
+TEST_F(PoisonTest, ANetworkThatIsCutBlamesNobody) {
+  Ask("base");
+  wide_.call(kBase, 0).SendText("some text");
+  Hang(kBase, 0);
+  for (const size_t i : {1, 2}) {
+    wide_.tier(kBase).replicas[i].state = ReplicaState::kSilent;
+    wide_.call(kBase, i).Fail(kQuiet);  // it never began
+  }
+  EXPECT_FALSE(sink_->end.has_value());
+  wide_.call(kBase, 3).Answer(" to its end");
+  EXPECT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "some text to its end");
+}
+
+TEST_F(PoisonTest, AWorkerThatIsBackWasNotTakenDown) {
+  Ask("base");
+  Hang(kBase, 0);
+  wide_.tier(kBase).replicas[0].state = ReplicaState::kReady;
+  Hang(kBase, 1);
+  EXPECT_FALSE(sink_->end.has_value());
+  wide_.call(kBase, 2).Answer("ok");
+  EXPECT_TRUE(End().ok()) << End().status();
+
+  Ask("base", "abce");
+  Hang(kBase, 0);
+  wide_.tier(kBase).replicas[0].description.instance = "another process at its address";
+  wide_.tier(kBase).replicas[0].state = ReplicaState::kReady;
+  Hang(kBase, 2);
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+}
+
+TEST_F(PoisonTest, AReloadForgetsNobody) {
+  const auto quarantine = std::make_shared<Quarantine>(clock_);
+  const auto reload = [&] {
+    dispatcher_ =
+        MakeDispatcher({wide_, *catalog_, balancer_, admission_, recorder_, clock_, 7, {}, quarantine});
+  };
+  reload();
+  Ask("base");
+  Lose(wide_.call(kBase, 0));
+  Lose(wide_.call(kBase, 1));
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  reload();
+  Ask("base");
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  EXPECT_EQ(Calls(kBase), 2u);
+  // A suspect is one still.
+  const auto cancel = [&] {
+    sink_ = std::make_shared<FakeSink>();
+    return Generate(Fields("base", std::string("abce")));
+  }();
+  Lose(wide_.call(kBase, 0));
+  cancel();
+  wide_.call(kBase, 1).Fail(Cancelled("by us"));
+  reload();
+  Ask("base", "abce");
+  Lose(wide_.call(kBase, 0));
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+}
+
+TEST_F(PoisonTest, AnotherTierOfTheSameModelRefusesItToo) {
+  wide_.tier(kNano).model_digest = wide_.tier(kBase).model_digest;
+  Ask("base");
+  Lose(wide_.call(kBase, 0));
+  Lose(wide_.call(kBase, 1));
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  Ask("nano");
+  EXPECT_EQ(Reason(End().status()), kPoisonReason);
+  EXPECT_EQ(Calls(kNano), 0u);
+}
+
 TEST_F(PoisonTest, AnAnswerThatGetsFurtherIsNotWhatTookItsWorkersDown) {
   Ask("base");
   const std::string piece(kMostUnsent + 1, 'x');
@@ -263,7 +504,6 @@ TEST_F(PoisonTest, OnlyWorkersThatDieCount) {
   const Status others[] = {WithReason(Unavailable("stopping"), "draining"),
                            WithReason(Unavailable("another"), "wrong_instance"),
                            WithReason(Unavailable("no connection"), kUnreachedReason),
-                           WithReason(Unavailable("quiet"), kSilentReason),
                            WithReason(ResourceExhausted("full"), "overloaded"),
                            Cancelled("going down"),
                            Internal("bug")};
@@ -312,7 +552,7 @@ TEST_F(PoisonTest, ThreeWorkersAreLostByNoRequestAlsoOverSeveralTiers) {
   Lose(wide_.call(kNano, 0));
   wide_.call(kNano, 1).Answer("hm", kUnsure);
   Lose(wide_.call(kSmall, 0));
-  EXPECT_EQ(Reason(End().status()), kPoisonReason) << "it got three tokens further";
+  EXPECT_EQ(Reason(End().status()), "worker_lost") << "it got three tokens further";
 }
 
 TEST_F(PoisonTest, OneThatOthersFoundOutIsNotTriedFurtherEither) {

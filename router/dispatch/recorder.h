@@ -61,9 +61,10 @@ class TenantLabels {
 
 class Recorder {
  public:
-  // Abandoned: the client went away, or the time it gave is over. Failed: the worker did.
+  // Abandoned: the client went away, or the time it gave is over. Failed: the worker did, or the router ended
+  // it.
   enum class AttemptResult { kAccepted, kEscalated, kAbandoned, kFailed };
-  // Quarantined: two workers were lost. Refused: because of that, later.
+  // Quarantined: two workers were lost at one place (poison.h). Refused: because of that, later.
   enum class PoisonEvent { kQuarantined, kRefused };
   // Of a request that a smaller tier had answered: the last tier's answer agreed, disagreed or failed, or the
   // request was not given to it, or taken away.

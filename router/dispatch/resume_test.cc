@@ -465,7 +465,7 @@ TEST_F(ResumeTest, AClientMayLeaveAndItsTimeMayPassWhileItsAnswerWaits) {
 TEST_F(ResumeTest, AnotherModelDoesNotGoOnWithAnAnswer) {
   for (const bool is_model : {true, false}) {
     sink_ = std::make_shared<FakeSink>();
-    cluster_.tier(kBase).model_digest = "bytes model";
+    cluster_.tier(kBase).model_digest = "base model";
     Generate(Fields("base"));
     cluster_.call(kBase, 0).SendText("ab");
     (is_model ? cluster_.tier(kBase).model_digest : cluster_.tier(kBase).text_digest) = "another";

@@ -39,7 +39,7 @@ Scoring::Scoring(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket
 
 // As in Generation, nothing may be touched after a call has been started.
 void Scoring::Advance() {
-  if (cancellation_.is_cancelled()) return Finish(ClientGone());
+  if (cancellation_.is_cancelled()) return Finish(CancelReason());
   if (Now() >= request_->deadline()) return Finish(DeadlinePassed());
   const Status refused = TryStart();
   if (refused.ok()) return;
@@ -53,7 +53,6 @@ Status Scoring::TryStart() {
   const TierView& in = view->tiers[tier()];
   if (in.text == nullptr) return NoCapacity(in);
   ASSIGN_OR_RETURN(prompt_, shared_->PromptFor(in));
-  RETURN_IF_ERROR(CheckQuarantine(state(), tier(), *request_, *prompt_));
   // A prompt that is scored is computed whole, whatever is cached.
   const AttemptQuery query{.request = *request_,
                            .view = *view,
@@ -61,18 +60,21 @@ Status Scoring::TryStart() {
                            .prompt = *prompt_,
                            .tried = tried_,
                            .waited = waiting_since_.has_value() ? Now() - *waiting_since_ : Duration(0)};
+  RETURN_IF_ERROR(CheckQuarantine(state(), query));
   ASSIGN_OR_RETURN(Boarded boarded, PickApart(state(), query, [&](const std::set<ReplicaId>& excluded) {
                      return PickReplica(state(), *request_, *view, tier(), {}, excluded);
                    }));
   RETURN_IF_ERROR(CountAttempt(state(), tier(), tried_.empty(), worker_error_));
   const ReplicaView* replica = boarded.picked.replica;
   waiting_since_.reset();
-  boarded_ = state().quarantine.deaths();
+  boarded_ = state().quarantine->deaths();
   trial_ = std::move(boarded.trial);
   observer_ = replica->observer;
   lease_ = InFlightLease(replica->in_flight, static_cast<uint32_t>(prompt_->size()));
   tried_.insert(replica->id);
   replica_ = replica->id;
+  instance_ = replica->description.instance;
+  model_digest_ = in.model_digest;
   has_started_ = false;
   record_.summary.tier = in.name;
   attempt_ = {.tier = in.name, .replica = replica->address};
@@ -97,6 +99,8 @@ Status Scoring::TryStart() {
   return {};
 }
 
+Status Scoring::CancelReason() const { return state().running.has_ended() ? RouterDraining() : ClientGone(); }
+
 void Scoring::Wait() {
   if (!waiting_since_.has_value()) waiting_since_ = Now();
   state().waiting.Add([self = shared_from_this()] { self->Advance(); });
@@ -113,8 +117,10 @@ void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   if (result.ok()) trial_.OnAnswered();
   trial_.End();
   if (cancellation_.is_cancelled()) {
-    RecordBrokenOff(Recorder::AttemptResult::kAbandoned);
-    return Finish(ClientGone());
+    const Status reason = CancelReason();
+    const bool is_clients = reason.code() == StatusCode::kCancelled;
+    RecordBrokenOff(is_clients ? Recorder::AttemptResult::kAbandoned : ResultOf(reason));
+    return Finish(reason);
   }
   if (!protocol_error_.ok()) return OnFailed(protocol_error_);
   if (!result.ok()) return OnFailed(result.status());
@@ -141,11 +147,13 @@ void Scoring::OnFailed(const Status& error) {
   RecordBrokenOff(ResultOf(error));
   failure_ = ClientError(error);
   worker_error_ = error;
-  if (IsWorkerDeath(state().parts, tier(), replica_, error)) {
-    const DeadAttempt dead{.tier = tier(),
-                           .request = *request_,
-                           .prompt = *prompt_,
-                           .death = {.boarded = boarded_, .had_begun = has_started_}};
+  if (IsWorkerDeath(state().parts, tier(), replica_, error, has_started_)) {
+    const DeadAttempt dead{
+        .tier = tier(),
+        .model_digest = model_digest_,
+        .request = *request_,
+        .prompt = *prompt_,
+        .death = {.boarded = boarded_, .had_begun = has_started_, .silent = SilentProcess(instance_, error)}};
     if (const Status end = JudgeDeath(state(), dead, losses_, error); !end.ok()) return Finish(end);
   }
   if (IsRetryable(error) && tried_.size() < state().parts.retries.max_attempts) return Advance();

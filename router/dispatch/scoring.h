@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "router/dispatch/attempts.h"
@@ -26,6 +27,7 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   void Advance();
   Status TryStart();
   void Wait();
+  Status CancelReason() const;
   void OnScores(const std::vector<WorkerToken>& scores);
   void OnAttemptDone(const StatusOr<ExecuteResult>& result);
   void TakeScores();
@@ -49,7 +51,8 @@ class Scoring : public std::enable_shared_from_this<Scoring> {
   bool has_started_ = false;               // the worker, with the attempt in progress
   // Of the attempt in progress.
   ReplicaId replica_ = 0;
-  uint64_t boarded_ = 0;  // Quarantine::deaths, before it
+  std::string instance_, model_digest_;  // of it
+  uint64_t boarded_ = 0;                 // Quarantine::deaths, before it
   Quarantine::Trial trial_;
   PromptPtr prompt_;
   std::optional<PromptScores> scores_;

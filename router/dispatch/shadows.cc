@@ -227,8 +227,9 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   if (tier.text == nullptr) return NoCapacity(tier);
   ASSIGN_OR_RETURN(const PromptPtr prompt, PromptOf(pair, tier));
   RETURN_IF_ERROR(CheckContext(request, prompt->size(), tier));
-  RETURN_IF_ERROR(CheckQuarantine(state, tier_index, request, *prompt));
-  const Hash128 fingerprint = RequestFingerprint(tier.name, request.tenant()->name, *prompt);
+  RETURN_IF_ERROR(
+      CheckQuarantine(state, {.request = request, .view = *view, .tier = tier_index, .prompt = *prompt}));
+  const Hash128 fingerprint = RequestFingerprint(tier.model_digest, request.tenant()->name, *prompt);
   if (quarantine_.IsSuspect(fingerprint)) return PoisonRequest();
   ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(state, request, *view, tier_index, *prompt, {}));
   const ReplicaView& replica = *picked.replica;
@@ -243,7 +244,12 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   {
     std::lock_guard lock(mutex_);
     parts.id = ++last_id_;
-    running_[parts.id] = {pair.policy, pair.request, slot, replica.id, fingerprint};
+    running_[parts.id] = {.policy = pair.policy,
+                          .request = pair.request,
+                          .slot = slot,
+                          .replica = replica.id,
+                          .instance = replica.description.instance,
+                          .fingerprint = fingerprint};
   }
   std::vector<TokenId> draft = EncodeDraft(pair.answer, tier);
   const auto call = std::make_shared<Call>(std::move(parts), tier, prompt, pair, draft);
@@ -255,7 +261,7 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   return {};
 }
 
-void Shadows::OnDone(uint64_t id, CallObserver& observer, const WorkerDeath& death,
+void Shadows::OnDone(uint64_t id, CallObserver& observer, WorkerDeath death,
                      const StatusOr<double>& agreement) {
   using enum Recorder::ShadowResult;
   std::lock_guard lock(mutex_);
@@ -266,8 +272,9 @@ void Shadows::OnDone(uint64_t id, CallObserver& observer, const WorkerDeath& dea
   const bool gave_way = agreement.status().code() == StatusCode::kCancelled;
   if (!gave_way) observer.OnCallEnd(agreement.status());
   const size_t tier = policy.entry.tiers.back();
-  if (IsWorkerDeath(parts_, tier, call.replica, agreement.status()) &&
-      quarantine_.OnDeath(call.fingerprint, death)) {
+  death.silent = SilentProcess(call.instance, agreement.status());
+  if (IsWorkerDeath(parts_, tier, call.replica, agreement.status(), death.had_begun) &&
+      quarantine_.OnDeath(call.fingerprint, death, BackAt(parts_)) == Blame::kRequest) {
     RecordQuarantined(parts_, tier, *call.request);
   }
   if (agreement.ok()) return Compare(policy, *agreement);

@@ -20,6 +20,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "base/hash.h"
@@ -70,6 +71,7 @@ class Shadows : public std::enable_shared_from_this<Shadows> {
     RequestPtr request = {};
     std::shared_ptr<CancelSlot> slot = {};
     ReplicaId replica = 0;
+    std::string instance = {};
     Hash128 fingerprint = {};  // RequestFingerprint
   };
 
@@ -77,8 +79,7 @@ class Shadows : public std::enable_shared_from_this<Shadows> {
   Status Begin(DispatchState& state, const Pair& pair);
   // The call is over: how far the answers agree, or why that is not known; CANCELLED: it gave way. `death` is
   // its worker's, if it died.
-  void OnDone(uint64_t id, CallObserver& observer, const WorkerDeath& death,
-              const StatusOr<double>& agreement);
+  void OnDone(uint64_t id, CallObserver& observer, WorkerDeath death, const StatusOr<double>& agreement);
   void Compare(Watched& policy, double agreement);
 
   const DispatcherParts parts_;                     // not touched after Close

@@ -25,8 +25,8 @@ class ShadowsTest : public DispatcherTest {
         .threshold = 0.5};
     const Calibration calibration = {
         .policy = "auto",
-        .steps = {{.tier = "nano", .model_digest = "bytes model", .text_digest = "bytes", .gate = gate},
-                  {.tier = "base", .model_digest = "bytes model", .text_digest = "bytes"}}};
+        .steps = {{.tier = "nano", .model_digest = "nano model", .text_digest = "bytes", .gate = gate},
+                  {.tier = "base", .model_digest = "base model", .text_digest = "bytes"}}};
     dispatcher_ = nullptr;
     catalog_ = *ModelCatalog::Make({{.name = "nano", .price = {1, 1}},
                                     {.name = "small", .price = {10, 10}},

@@ -28,6 +28,7 @@ class TierAnswer {
   bool IsOf(const TierView& tier) const {
     return tier.model_digest == model_digest_ && tier.text_digest == text_digest_;
   }
+  const std::string& model_digest() const { return model_digest_; }
   const PromptPtr& prompt() const { return prompt_; }
   const std::vector<TokenId>& log() const { return log_; }
   bool has_begun() const { return !log_.empty(); }

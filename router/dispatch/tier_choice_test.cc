@@ -253,8 +253,8 @@ TEST_F(TierChoiceTest, AClassifierYieldsToTheCacheOfALargerTier) {
   const Calibration calibration = {
       .kind = CalibrationKind::kClassifier,
       .policy = "auto",
-      .steps = {{.tier = "nano", .model_digest = "bytes model", .text_digest = "bytes", .gate = always},
-                {.tier = "base", .model_digest = "bytes model", .text_digest = "bytes"}}};
+      .steps = {{.tier = "nano", .model_digest = "nano model", .text_digest = "bytes", .gate = always},
+                {.tier = "base", .model_digest = "base model", .text_digest = "bytes"}}};
   Use({.name = "auto", .calibration = calibration, .cache_affinity = true});
   const std::string prompt(33, 'x');
   Generate(Fields("auto", prompt));

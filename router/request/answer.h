@@ -43,8 +43,9 @@ struct AnswerSpeed {
 };
 
 // One worker that was asked. `usage` is what it did as far as the router knows: of an attempt that broke off,
-// the prompt and the tokens that came. What the client abandoned is priced as done; what a worker failed at
-// costs nothing, but the tokens that the next one went on behind are priced with what it gave.
+// the prompt and the tokens that came. What the client abandoned is priced as done; what a worker failed at,
+// or the router ended, costs nothing, but the tokens that the next one went on behind are priced with what it
+// gave.
 struct AnswerAttempt {
   uint32_t choice = 0;  // the answer it was for
   std::string tier = {};

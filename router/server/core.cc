@@ -84,8 +84,9 @@ StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricR
                        ? previous->cluster_
                        : MakeCluster(options, core->gates_, metrics, lasting.worker_tls.get(),
                                      std::move(lasting.on_change));
-  core->dispatcher_ = MakeDispatcher({*core->cluster_, *core->catalog_, *core->balancer_, *core->admission_,
-                                      core->recorder_, RealClock(), RandomSeed(), options.retries});
+  core->dispatcher_ =
+      MakeDispatcher({*core->cluster_, *core->catalog_, *core->balancer_, *core->admission_, core->recorder_,
+                      RealClock(), RandomSeed(), options.retries, std::move(lasting.quarantine)});
   core->Housekeep();
   return core;
 }

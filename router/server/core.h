@@ -33,6 +33,7 @@ class Core {
     TenantLedger& ledger;
     AdmissionBook& book;
     std::shared_ptr<TenantLabels> labels;
+    std::shared_ptr<Quarantine> quarantine;
     std::shared_ptr<TlsSource> worker_tls;  // null: plain text
     std::function<void()> on_change;  // on the cluster's thread after each change of its view; must not block
   };
@@ -59,6 +60,7 @@ class Core {
   bool HasUnreadableManifest() const;
   // Its limits, its workers and its manifests count for all requests from now on.
   void TakeCharge();
+  void EndRequests() { dispatcher_->EndRequests(); }  // any thread
   // Any thread. Tells the admission how much the workers take now, and lets go of what waits in vain.
   void Housekeep();
 

@@ -31,8 +31,13 @@ struct Flags {
   bool validate = false;
 };
 
+constexpr char kFooter[] =
+    "SIGTERM and SIGINT drain: running answers may finish for drain_seconds of the configuration, then they "
+    "end\nwith the error draining; a second signal ends them at once. SIGHUP reads the configuration anew.";
+
 constexpr double kLookSeconds = 1;  // between looks at the files
 constexpr int kLooksToRetry = 5;
+constexpr double kEndSeconds = 2;  // for requests that are ended: their worker calls end here, at once
 
 StatusOr<RouterOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
   v1::RouterConfig config;
@@ -137,11 +142,18 @@ class Reloader {
   bool manifests_alone_ = false;  // of this reload or the last one: nothing else is read
 };
 
-// Requests in flight may finish; a second signal ends at once.
-void Drain(Router& router, ShutdownSignal& shutdown) {
+// Requests in flight may finish, for as long as they are given or until a second signal; then they are ended.
+// How many those are.
+size_t Drain(Router& router, ShutdownSignal& shutdown) {
   Log(LogLevel::kInfo, "router_draining", {{"in_flight", router.in_flight()}});
   router.BeginDrain();
-  AwaitDrained(shutdown, [&router] { return router.in_flight() == 0; });
+  const auto is_drained = [&router] { return router.in_flight() == 0; };
+  AwaitDrained(shutdown, is_drained, router.drain_seconds());
+  const size_t cut_off = router.in_flight();
+  if (cut_off == 0) return 0;
+  router.EndRequests();
+  AwaitDrained(shutdown, is_drained, kEndSeconds);
+  return cut_off;
 }
 
 Status Serve(const Flags& flags, const CLI::App& app, ShutdownSignal& shutdown) {
@@ -156,8 +168,8 @@ Status Serve(const Flags& flags, const CLI::App& app, ShutdownSignal& shutdown) 
        {"grpc", router->grpc_address()},
        {"ops", router->ops_address()}});
   reloader.Run(*router, shutdown);
-  Drain(*router, shutdown);
-  Log(LogLevel::kInfo, "router_stopped", {{"cut_off", router->in_flight()}});
+  const size_t cut_off = Drain(*router, shutdown);
+  Log(LogLevel::kInfo, "router_stopped", {{"cut_off", cut_off}});
   return {};
 }
 
@@ -195,6 +207,7 @@ int Main(int argc, char** argv) {
       "say whether the configuration can be used, and end; exit code 1: it can, and a tier's manifests let "
       "no model in");
   app.set_version_flag("--version", std::string("terrace-router ") + kVersion);
+  app.footer(kFooter);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help, --version

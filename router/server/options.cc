@@ -23,6 +23,7 @@ constexpr uint32_t kMaxShadowWindow = 10'000;
 constexpr double kMinMaxSeconds = 0.001;            // of a budget
 constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
 constexpr size_t kDigestDigits = 32;                // of Hash128::Hex
+constexpr double kMaxDrainSeconds = 3600;           // of a router that is told to end
 constexpr uint64_t kMinTokenCacheBytes = 1 << 20;   // less keeps hardly a prompt
 
 template <typename... Text>
@@ -223,6 +224,10 @@ StatusOr<Gate> MakeGate(const std::string& path, const v1::CascadeStep& step, bo
   RETURN_IF_ERROR(CheckLogprob(path + ".min_mean_logprob", step.min_mean_logprob()));
   if (!step.has_hold()) return Gate(step.min_mean_logprob());
   ASSIGN_OR_RETURN(const HoldBudget hold, MakeHold(path + ".hold", step.hold()));
+  if (hold.accept_above.has_value() && *hold.accept_above < step.min_mean_logprob()) {
+    return Bad(path + ".hold.accept_above", "must be at least min_mean_logprob, ", step.min_mean_logprob(),
+               ", which it overrules, got ", *hold.accept_above);
+  }
   return Gate(step.min_mean_logprob(), hold);
 }
 
@@ -245,6 +250,10 @@ StatusOr<std::vector<PlanStep>> MakeVerify(const std::string& path, const v1::Ve
   ASSIGN_OR_RETURN(const size_t draft, FindTier(path + ".draft", verify.draft(), tiers));
   ASSIGN_OR_RETURN(const size_t tier, FindTier(path + ".tier", verify.tier(), tiers));
   if (draft == tier) return Bad(path + ".draft", "must be another tier than the one that answers");
+  if (draft > tier) {
+    return Bad(path + ".draft", "must be a cheaper tier than the one that answers: \"", verify.draft(),
+               "\" is behind \"", verify.tier(), "\" in tiers, which are listed cheapest first");
+  }
   return std::vector<PlanStep>{{.tier = draft, .gate = Gate::Closed()}, {.tier = tier, .verifies = true}};
 }
 
@@ -541,6 +550,8 @@ StatusOr<RouterOptions> MakeRouterOptions(const v1::RouterConfig& config) {
   RETURN_IF_ERROR(SetHttpLimits(config, out.max_body_bytes, out.http_limits));
   RETURN_IF_ERROR(SetGrpcLimits(config, out.grpc_limits));
   RETURN_IF_ERROR(SetHealth(config.cluster(), out));
+  RETURN_IF_ERROR(SetSeconds("drain_seconds", config.has_drain_seconds(), config.drain_seconds(), 0,
+                             kMaxDrainSeconds, out.drain_seconds));
   RETURN_IF_ERROR(SetLog(config.log(), out));
   return out;
 }

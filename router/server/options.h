@@ -61,6 +61,7 @@ struct RouterOptions {
   RetryOptions retries;
   uint64_t token_cache_bytes = 64 << 20;       // 0: none
   std::string keys_file, cluster_secret_file;  // both or neither
+  double drain_seconds = 30;
   LogOptions log;
 
   // That are read besides the configuration and those of the manifests.

@@ -53,6 +53,7 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   EXPECT_EQ(options->ejection.longest, std::chrono::seconds(120));
   EXPECT_EQ(options->ejection.max_share, 0.5);
   EXPECT_EQ(options->slow_start_seconds, 30);
+  EXPECT_EQ(options->drain_seconds, 30);
   EXPECT_EQ(options->retries.ratio, 0.1);
   EXPECT_EQ(options->retries.max_attempts, 3u);
   EXPECT_EQ(options->retries.resume_patience, std::chrono::seconds(10));
@@ -325,6 +326,15 @@ TEST(RouterOptions, WhatACalibrationCannotDoIsAnErrorOfItsSetting) {
   }
 }
 
+TEST(RouterOptions, ADrainMayTakeNoTimeOrAnHour) {
+  EXPECT_EQ(Parse(kDemo, "drain_seconds=0")->drain_seconds, 0);
+  EXPECT_EQ(Parse(kDemo, "drain_seconds=3600")->drain_seconds, 3600);
+}
+
+TEST(RouterOptions, AHoldMayAcceptByTheBoundOfTheEnd) {
+  EXPECT_TRUE(Parse(kDemo, "policies[0].cascade.steps[0].hold={tokens: 1, accept_above: -0.1}").ok());
+}
+
 TEST(RouterOptions, AnEjectionLongerThanTheDefaultLimitRaisesIt) {
   EXPECT_EQ(Parse(kDemo, "cluster.ejection.seconds=300")->ejection.longest, std::chrono::seconds(300));
 }
@@ -367,6 +377,8 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
        "policies[0].cascade.steps[0].hold.seconds:"},
       {"policies[0].cascade.steps[0].hold={tokens: 1, accept_above: 1}",
        "policies[0].cascade.steps[0].hold.accept_above:"},
+      {"policies[0].cascade.steps[0].hold={tokens: 1, accept_above: -0.11}",
+       "policies[0].cascade.steps[0].hold.accept_above:"},
       {"policies[0].cascade.steps[0].hold={tokens: 1, accept_above: -2, reject_below: -1}",
        "policies[0].cascade.steps[0].hold.reject_below:"},
       {"policies[0].cascade.steps[1].hold={tokens: 1, accept_above: -1}",
@@ -375,6 +387,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"policies=[{name: p, verify: {draft: nano, tier: absent}}]", "policies[0].verify.tier:"},
       {"policies=[{name: p, verify: {draft: absent, tier: base}}]", "policies[0].verify.draft:"},
       {"policies=[{name: p, verify: {draft: base, tier: base}}]", "policies[0].verify.draft:"},
+      {"policies=[{name: p, verify: {draft: base, tier: nano}}]", "policies[0].verify.draft:"},
       {"policies[0].shadow={}", "policies[0].shadow:"},
       {"policies[0].cache_affinity=true", "policies[0].cache_affinity:"},
       {"policies=[{name: p, budget: {}}]", "policies[0].budget.candidates:"},
@@ -427,6 +440,8 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"admission.max_first_token_seconds=0", "admission.max_first_token_seconds:"},
       {"auth.keys_file=keys.yaml", "auth.cluster_secret_file:"},
       {"auth.cluster_secret_file=secret", "auth.keys_file:"},
+      {"drain_seconds=-1", "drain_seconds:"},
+      {"drain_seconds=3601", "drain_seconds:"},
       {"log.level=loud", "log.level:"},
       {"log.format=xml", "log.format:"},
   };

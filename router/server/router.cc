@@ -26,6 +26,7 @@
 #include "router/api/grpc_service.h"
 #include "router/api/openai_format.h"
 #include "router/api/openai_http.h"
+#include "router/dispatch/poison.h"
 #include "router/server/checks.h"
 #include "router/server/cores.h"
 #include "router/server/ops_handler.h"
@@ -185,6 +186,12 @@ class RealRouter : public Router {
     book_.Close();
     UpdateHealth();
   }
+  void EndRequests() override {
+    BeginDrain();
+    book_.RefuseWaiting();  // before those that run make room
+    for (const auto& core : cores_.All()) core->EndRequests();
+  }
+  double drain_seconds() const override { return cores_.Current()->options().drain_seconds; }
   size_t in_flight() const override {
     const size_t pooled = text_pool_.size();  // first: they go from the pool to the cores
     return pooled + cores_.in_flight();
@@ -193,9 +200,10 @@ class RealRouter : public Router {
  private:
   StatusOr<std::shared_ptr<Core>> MakeCore(const RouterOptions& options) {
     const auto current = cores_.Current();
-    return Core::Make(options, metrics_,
-                      {ledger_, book_, labels_, tls_.workers, [waker = waker_] { waker->Wake(); }},
-                      current.get());
+    return Core::Make(
+        options, metrics_,
+        {ledger_, book_, labels_, quarantine_, tls_.workers, [waker = waker_] { waker->Wake(); }},
+        current.get());
   }
 
   // New requests go to `core` from now on.
@@ -356,6 +364,7 @@ class RealRouter : public Router {
   TenantLedger ledger_{RealClock()};
   AdmissionBook book_{ledger_, RealClock()};
   const std::shared_ptr<TenantLabels> labels_ = std::make_shared<TenantLabels>();
+  const std::shared_ptr<Quarantine> quarantine_ = std::make_shared<Quarantine>(RealClock());
   Cores cores_;
   TextPool text_pool_{TextThreads(), options_.max_queued};
   CurrentDispatcher dispatcher_{cores_, text_pool_};

@@ -42,7 +42,11 @@ class Router {
 
   // Not ready, and refuses new requests, from now on.
   virtual void BeginDrain() = 0;
+  // Drains, and tells the clients of all that is in flight or waits that it ends here (UNAVAILABLE,
+  // draining). Those requests are soon over, in moments: in_flight says so.
+  virtual void EndRequests() = 0;
   virtual size_t in_flight() const = 0;
+  virtual double drain_seconds() const = 0;  // of the configuration in use
 };
 
 }  // namespace terrace

@@ -246,6 +246,14 @@ TEST_F(RouterTest, ADrainingRouterRefusesNewRequests) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
+TEST_F(RouterTest, ARouterThatHasEndedItsRequestsIsDraining) {
+  Start();
+  EXPECT_EQ(router_->drain_seconds(), 30);
+  router_->EndRequests();
+  EXPECT_EQ(router_->in_flight(), 0u);
+  EXPECT_THAT(Exchange(router_->ops_address(), Head("GET", "/readyz")), HasSubstr("\"draining\":true"));
+}
+
 // Files of two tenants, whose keys are "key of a" and "key of b".
 void UseKeys(RouterOptions& options) {
   options.keys_file = ::testing::TempDir() + "/keys.yaml";
@@ -368,6 +376,13 @@ TEST_F(ReloadTest, WhatNeedsARestartSaysSo) {
     EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition) << path;
     EXPECT_THAT(Message(refused), AllOf(StartsWith(path), HasSubstr("restart")));
   }
+}
+
+TEST_F(ReloadTest, TheTimeToDrainIsTheNewOne) {
+  Start();
+  options_.drain_seconds = 5;
+  ASSERT_TRUE(Reload(options_).ok());
+  EXPECT_EQ(router_->drain_seconds(), 5);
 }
 
 TEST_F(ReloadTest, ADrainingRouterGoesOnDraining) {

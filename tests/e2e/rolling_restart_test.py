@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """End to end: four workers under load are told to end and started again, one after the other. No stream fails or changes, and
-each worker hands over what it has and exits with 0 in time."""
+each worker hands over what it has and exits with 0. The rule is an exit within 2 s of SIGTERM, whatever the answers' lengths: one
+of them keeps it at least, as a loaded machine may hold up the others, and none takes as long as something that hangs."""
 
 import http.client
 import signal
@@ -13,8 +14,7 @@ from fleet import Fleet, long_chat
 
 WORKERS, STREAMS = 4, 8
 DRAIN_SECONDS = 1
-# The rule is an exit within 2 s of SIGTERM, whatever the answers' lengths. What a loaded machine needs for it is its own.
-RULE_SECONDS, SLACK_SECONDS = 2, 20
+RULE_SECONDS, MOST_SECONDS = 2, 21  # from SIGTERM to the exit
 BODIES = [long_chat(400, temperature=0.8, seed=seed) for seed in range(STREAMS)]
 
 
@@ -56,16 +56,20 @@ class RollingRestart(unittest.TestCase):
         with Fleet(WORKERS, worker={"drain_seconds": DRAIN_SECONDS}, router=settings) as fleet:
             wants = [fleet.stream(body).read_to_end().transcript() for body in BODIES]
             with Load(fleet, BODIES, wants) as load:
-                handed_over = sum(self.restart(fleet, member) for member in fleet.members)
+                restarts = [self.restart(fleet, member) for member in fleet.members]
+                handed_over = sum(sequences for sequences, _ in restarts)
                 before = list(load.whole)
                 wait_until(lambda: load.failures or all(now > then for now, then in zip(load.whole, before)), "every client had another answer")
             self.assertEqual(load.failures, [])
             self.assertFalse(any(thread.is_alive() for thread in load.threads))
             self.assertGreater(handed_over, 0, "the workers had nothing to hand over")
+            exits = [seconds for _, seconds in restarts]
+            self.assertLessEqual(min(exits), RULE_SECONDS, exits)
+            self.assertLessEqual(max(exits), MOST_SECONDS, exits)
             print(f"\n{sum(load.whole)} streams, 0 failed; the workers had {handed_over} when they were told to end", flush=True)
 
     def restart(self, fleet, member):
-        """How many sequences it had when it was told to end."""
+        """How many sequences it had when it was told to end, and the seconds from then to its exit."""
         wait_until(lambda: member.running() > 0, "the worker has work")
         begin = time.monotonic()
         member.send(signal.SIGTERM)
@@ -77,8 +81,7 @@ class RollingRestart(unittest.TestCase):
         fleet.await_ready()
         print(f"\nexit {took:.2f} s after SIGTERM (the rule: {RULE_SECONDS} s)", end="", flush=True)
         self.assertEqual(status, 0, log)
-        self.assertLess(took, DRAIN_SECONDS + SLACK_SECONDS)
-        return sum(record["running"] + record["waiting"] for record in draining)
+        return sum(record["running"] + record["waiting"] for record in draining), took
 
 
 if __name__ == "__main__":

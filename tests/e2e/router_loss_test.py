@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """End to end: routers share nothing. Of three behind a balancer (haproxy) one is killed under load: the connections through
-it notice, nobody else does."""
+it notice, nobody else does. One that is told to end lets its answers end for a while, and tells the clients of the others."""
 
 import concurrent.futures
 import contextlib
@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -133,6 +134,37 @@ class RouterLoss(unittest.TestCase):
                     self.assertFalse(stream.is_whole(), "it was over before the router was killed")
                     self.assertTrue(others[0].text().startswith(stream.text()), "what came of it is not the beginning of the answer")
             wait_until(lambda: workers["base"].metric("terrace_engine_requests_running") == 0, "the worker gave up what the dead router had asked for")
+
+
+class RouterEnd(unittest.TestCase):
+    def end(self, drain_seconds, last_payload):
+        """What a router that is told to end while it has an answer logs of that; `last_payload` checks the end of the stream."""
+        with Worker("base", "reference") as worker, Router({"base": [worker.grpc]}, drain_seconds=drain_seconds) as router:
+            stream = Stream(router.port("http"))
+            os.kill(router.pid, signal.SIGTERM)
+            stream.thread.join(PATIENCE_SECONDS)
+            self.assertFalse(stream.thread.is_alive())
+            last_payload(stream.payloads)
+            self.assertEqual(router.process.wait(PATIENCE_SECONDS), 0, router.log_text())
+            wait_until(lambda: worker.metric("terrace_engine_requests_running") == 0, "the worker is done with it")
+            records = router.log_records()
+            stopped = next(record for record in records if record["event"] == "router_stopped")
+            return stopped["cut_off"], next(record for record in records if record["event"] == "request")
+
+    def test_an_answer_that_ends_in_time_is_whole(self):
+        def is_whole(payloads):
+            self.assertEqual(payloads[-1], "[DONE]")
+
+        cut_off, record = self.end(600, is_whole)
+        self.assertEqual((cut_off, record["outcome"]), (0, "ok"))
+
+    def test_an_answer_that_does_not_ends_with_an_error_that_says_why_and_is_billed_to_nobody(self):
+        def is_told(payloads):
+            self.assertEqual(json.loads(payloads[-1])["error"]["code"], "draining")
+            self.assertNotIn("[DONE]", payloads)
+
+        cut_off, record = self.end(0, is_told)
+        self.assertEqual((cut_off, record["outcome"], record["code"], record["price_usd"]), (1, "unavailable", "draining", 0))
 
 
 if __name__ == "__main__":

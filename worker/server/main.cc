@@ -14,6 +14,7 @@
 #include "base/config.h"
 #include "base/drain.h"
 #include "base/exit_code.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/shutdown.h"
 #include "base/version.h"
@@ -136,6 +137,7 @@ int Fail(const Status& status) {
 }
 
 int Main(int argc, char** argv) {
+  TERRACE_ARM_FAILPOINTS();
   ShutdownSignal shutdown;
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its errors come back as ours, one line each
   CLI::App app("Terrace worker: runs one model and serves it to routers, tokens in and tokens out.",

@@ -19,6 +19,7 @@ constexpr double kReadyPollSeconds = 0.05;
 constexpr double kReadyRequestSeconds = 1;
 constexpr char kRouterBinary[] = "terrace-router";
 constexpr char kWorkerBinary[] = "terrace-worker";
+constexpr double kRouterEndSeconds = 5;  // that a router may take when its drain_seconds are over
 // For how long the processes of a broken group may take to end, which they do once they miss each other.
 constexpr double kGroupEndSeconds = 10;
 // A group that breaks more often is not started again.
@@ -225,7 +226,9 @@ void LocalCluster::Restart(Group& group, MonoTime now, std::vector<ChildExit>& e
 void LocalCluster::Stop() {
   bool has_signal = false;  // a second one ends everything that is left at once
   const auto is_urgent = [&] { return has_signal = has_signal || shutdown_.WaitFor(0) != 0; };
-  if (is_router_running()) children_.Stop({kRouterName}, options_.stop_grace_seconds, is_urgent);
+  const double router_grace =
+      std::max(options_.stop_grace_seconds, plan_.router.drain_seconds() + kRouterEndSeconds);
+  if (is_router_running()) children_.Stop({kRouterName}, router_grace, is_urgent);
   children_.Stop(children_.running(), options_.stop_grace_seconds, is_urgent);
 }
 

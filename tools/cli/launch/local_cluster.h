@@ -26,7 +26,8 @@ struct LocalClusterOptions {
   std::string bin_dir;     // holds terrace-router and terrace-worker
   std::string log_format;  // of processes whose configuration names none; "": their default
   double ready_timeout_seconds = 120;
-  double stop_grace_seconds = 35;  // the router, which stops first, lets answers end for 30 s
+  // The router, which stops first, lets answers end for 30 s. It gets more when its drain_seconds are more.
+  double stop_grace_seconds = 35;
   ChildProcesses::OnLine on_line = [](const std::string&, const std::string&) {};
   // Once for each process that answers, the router and workers.
   std::function<void(const std::string& name)> on_ready = [](const std::string&) {};
