@@ -158,6 +158,10 @@ void SummaryToProto(const AnswerSummary& summary, bool shows_replicas, v1::Gener
     if (shows_replicas) next.set_replica(attempt.replica);
     UsageToProto(attempt.usage, *next.mutable_usage());
     next.set_mean_logprob(attempt.mean_logprob);
+    next.set_min_logprob(attempt.min_logprob);
+    if (attempt.mean_margin.has_value()) next.set_mean_margin(*attempt.mean_margin);
+    if (attempt.mean_entropy.has_value()) next.set_mean_entropy(*attempt.mean_entropy);
+    if (attempt.score.has_value()) next.set_score(*attempt.score);
     if (attempt.threshold.has_value()) next.set_threshold(*attempt.threshold);
     next.set_accepted(attempt.accepted);
     next.set_price_usd(ShownUsd(attempt.price_usd));

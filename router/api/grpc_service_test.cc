@@ -80,8 +80,13 @@ TEST_F(GrpcServiceTest, PiecesComeInOrderAndTheSummaryLast) {
   EXPECT_EQ(finished.tier(), "base");
   EXPECT_EQ(finished.tier_reason(), "cascade: accepted at step 2");
   ASSERT_EQ(finished.attempts_size(), 2);
-  EXPECT_TRUE(finished.attempts(0).has_threshold());
-  EXPECT_FALSE(finished.attempts(1).has_threshold());
+  const v1::TierAttempt &first = finished.attempts(0), &last = finished.attempts(1);
+  EXPECT_EQ(first.min_logprob(), -0.5);
+  EXPECT_EQ(first.mean_margin(), 1.5);
+  EXPECT_EQ(first.mean_entropy(), 0.75);
+  EXPECT_EQ(first.score(), -0.3);
+  EXPECT_TRUE(first.has_threshold());
+  EXPECT_FALSE(last.has_threshold() || last.has_score() || last.has_mean_margin() || last.has_mean_entropy());
 }
 
 TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {

@@ -1,6 +1,7 @@
 #include "router/api/openai_format.h"
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -20,13 +21,19 @@ Json UsageJson(const TokenUsage& usage) {
             {"rejected_prediction_tokens", usage.speculated_tokens - usage.accepted_speculated_tokens}}}};
 }
 
+Json OrNull(const std::optional<double>& value) { return value.has_value() ? Json(*value) : Json(); }
+
 Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
   Json attempts = Json::array();
   for (const AnswerAttempt& attempt : summary.attempts) {
     attempts.push_back({{"choice", attempt.choice},
                         {"tier", attempt.tier},
                         {"mean_logprob", attempt.mean_logprob},
-                        {"threshold", attempt.threshold.has_value() ? Json(*attempt.threshold) : Json()},
+                        {"min_logprob", attempt.min_logprob},
+                        {"mean_margin", OrNull(attempt.mean_margin)},
+                        {"mean_entropy", OrNull(attempt.mean_entropy)},
+                        {"score", OrNull(attempt.score)},
+                        {"threshold", OrNull(attempt.threshold)},
                         {"accepted", attempt.accepted},
                         {"prompt_tokens", attempt.usage.prompt_tokens},
                         {"cached_tokens", attempt.usage.cached_tokens},

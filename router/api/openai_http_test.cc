@@ -496,8 +496,14 @@ TEST_F(OpenAiHttpTest, AWholeAnswerHasTextUsageAndWhatItCost) {
   EXPECT_EQ(json["terrace"]["reason"], "cascade: accepted at step 2");
   EXPECT_EQ(json["terrace"]["price_usd"], 0.25);
   EXPECT_EQ(json["terrace"]["attempts"].size(), 2u);
-  EXPECT_EQ(json["terrace"]["attempts"][0]["threshold"], -0.2);
-  EXPECT_TRUE(json["terrace"]["attempts"][1]["threshold"].is_null());
+  const Json &first = json["terrace"]["attempts"][0], &last = json["terrace"]["attempts"][1];
+  EXPECT_EQ(first["min_logprob"], -0.5);
+  EXPECT_EQ(first["mean_margin"], 1.5);
+  EXPECT_EQ(first["mean_entropy"], 0.75);
+  EXPECT_EQ(first["score"], -0.3);
+  EXPECT_EQ(first["threshold"], -0.2);
+  for (const char* member : {"mean_margin", "mean_entropy", "score", "threshold"})
+    EXPECT_TRUE(last[member].is_null()) << member;
 }
 
 TEST_F(OpenAiHttpTest, LogprobsNameEveryTokenAndItsRivals) {

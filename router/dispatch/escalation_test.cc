@@ -1,4 +1,6 @@
 // What one tier hands to the next, and when: drafts, early verdicts, signals.
+#include <cmath>
+#include <string>
 #include <thread>
 
 #include "router/dispatch/draft.h"
@@ -211,6 +213,8 @@ TEST_F(EscalationTest, ASureAnswerGoesOutFromItsHoldBudgetOnAndIsTheAnswerWhatev
   EXPECT_EQ(End()->tier, "nano");
   EXPECT_TRUE(End()->attempts[0].accepted);
   EXPECT_EQ(End()->attempts[0].threshold, kAcceptAbove) << "by which it was accepted";
+  EXPECT_FLOAT_EQ(static_cast<float>(End()->attempts[0].score.value_or(-9)), kConfident) << "as it was then";
+  EXPECT_EQ(End()->attempts[0].min_logprob, -99) << "of the whole";
   EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 1);
 }
 
@@ -240,6 +244,8 @@ TEST_F(EscalationTest, BetweenTheBoundsAnAnswerIsJudgedAtItsEnd) {
   cluster_.call(kBase).Answer("yes");
   EXPECT_EQ(End()->tier, "base");
   EXPECT_EQ(End()->attempts[0].threshold, -0.2);
+  EXPECT_EQ(End()->attempts[0].score, -1);
+  EXPECT_EQ(End()->attempts[1].score, std::nullopt) << "the last one's answer is not judged";
 }
 
 TEST_F(EscalationTest, AHoldBudgetMayBeOfTime) {
@@ -423,6 +429,174 @@ TEST_F(EscalationTest, SignalsAreAskedForWhereAGateLooksAtThemAndDecideThere) {
     }
     EXPECT_EQ(End()->tier, margin < 2 ? "base" : "nano");
     EXPECT_EQ(End()->attempts[0].threshold, 0.5);
+  }
+}
+
+// Of nano, small and base: sure first tokens stay, middling ones are small's.
+class FirstTokenTest : public EscalationTest {
+ protected:
+  static constexpr double kStays = 0.6, kIsSmalls = 0.4;  // log-probabilities above -0.405 and -1.216
+
+  FirstTokenTest() {
+    GateScorer scorer;
+    scorer.weights[2] = 1;         // the odds that it is good are
+    scorer.bias = std::log(2.25);  // so many times the first token's probability
+    UsePlan(scorer, scorer);
+  }
+  void UsePlan(const GateScorer& of_nano, const GateScorer& of_small) {
+    dispatcher_ = nullptr;
+    catalog_ = *ModelCatalog::Make({{.name = "nano", .price = {1, 1}},
+                                    {.name = "small", .price = {10, 10}},
+                                    {.name = "base", .price = {100, 100}}},
+                                   {{.name = "auto", .calibration = Calibrated(of_nano, of_small)}}, "");
+    dispatcher_ = MakeDispatcher({cluster_, *catalog_, balancer_, admission_, recorder_, clock_, 7});
+  }
+  static Calibration Calibrated(const GateScorer& of_nano, const GateScorer& of_small) {
+    const auto gate = [](const GateScorer& scorer, double threshold) {
+      return CalibratedGate{
+          .scorer = {.features = {{.feature = *FindFeature("first_logprob"), .weight = scorer.weights[2]},
+                                  {.feature = *FindFeature("first_margin"), .weight = scorer.weights[6]}},
+                     .bias = scorer.bias},
+          .threshold = threshold};
+    };
+    const std::string model = "bytes model", text = "bytes";
+    return {
+        .kind = CalibrationKind::kClassifier,
+        .policy = "auto",
+        .steps = {
+            {.tier = "nano", .model_digest = model, .text_digest = text, .gate = gate(of_nano, kStays)},
+            {.tier = "small", .model_digest = model, .text_digest = text, .gate = gate(of_small, kIsSmalls)},
+            {.tier = "base", .model_digest = model, .text_digest = text}}};
+  }
+};
+
+TEST_F(FirstTokenTest, ASureBeginningGoesOnAtItsTierWithoutARestart) {
+  Generate(Fields("auto"));
+  FakeCall& call = cluster_.call(kNano);
+  clock_.Advance(std::chrono::seconds(1));
+  call.SendText("a", -0.1f);
+  EXPECT_EQ(sink_->text, "a") << "at once";
+  call.SendText("b", -99);
+  EXPECT_EQ(sink_->text, "ab") << "whatever follows";
+  EXPECT_FALSE(call.is_cancelled);
+  call.Answer("");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "nano");
+  EXPECT_EQ(End()->reason, "classifier: first token");
+  EXPECT_DOUBLE_EQ(End()->time_to_first_token_seconds, 1);
+  ASSERT_EQ(End()->attempts.size(), 1u);
+  EXPECT_TRUE(End()->attempts[0].accepted);
+  EXPECT_EQ(End()->attempts[0].threshold, kStays);
+  const double odds = 2.25 * std::exp(double{-0.1f});
+  EXPECT_NEAR(End()->attempts[0].score.value_or(-1), odds / (1 + odds), 1e-9) << "of the first token";
+  EXPECT_FLOAT_EQ(static_cast<float>(End()->attempts[0].min_logprob), -99);
+  EXPECT_EQ(cluster_.replica(kNano, 0).calls.size(), 1u);
+}
+
+TEST_F(FirstTokenTest, OthersAreAskedDirectlyWithTheTokenAsADraftAndOneTokenIsPaid) {
+  const struct {
+    float logprob;
+    size_t tier;
+    const char* name;
+    double price;
+  } cases[] = {{-0.6f, kSmall, "small", 10}, {-3, kBase, "base", 100}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("auto"));
+    FakeCall& first = *cluster_.replica(kNano, 0).calls.back();
+    first.SendText("a", c.logprob);
+    EXPECT_TRUE(first.is_cancelled);
+    EXPECT_EQ(sink_->text, "");
+    first.Fail(Cancelled("by us"));
+    FakeCall& call = *cluster_.replica(c.tier, 0).calls.back();
+    EXPECT_THAT(call.spec.draft, ElementsAre('a'));
+    call.SendText("y", -99);
+    EXPECT_EQ(sink_->text, "y") << "its answer is not judged";
+    call.Answer("es", -99);
+    ASSERT_TRUE(End().ok()) << End().status();
+    EXPECT_EQ(End()->tier, c.name);
+    EXPECT_EQ(End()->reason, "classifier: first token");
+    ASSERT_EQ(End()->attempts.size(), 2u);
+    EXPECT_EQ(End()->attempts[0].usage, (TokenUsage{4, 0, 1}));
+    EXPECT_FALSE(End()->attempts[0].accepted);
+    EXPECT_LE(End()->attempts[0].score.value_or(1), kStays);
+    EXPECT_DOUBLE_EQ(End()->price_usd, ((4 + 1) * 1 + (4 + 4) * c.price) / 1e6) << "both are paid";
+    const AnswerAttempt& last = End()->attempts[1];
+    EXPECT_EQ(last.threshold.has_value(), c.tier == kSmall);
+    if (c.tier == kSmall) {
+      EXPECT_GT(last.score.value_or(0), kIsSmalls) << "why it was chosen";
+    }
+    EXPECT_EQ(Metric(Concat("terrace_escalations_total{from=\"nano\",to=\"", c.name, "\"}")), 1);
+  }
+  EXPECT_EQ(cluster_.replica(kSmall, 0).calls.size(), 1u) << "it is left out where base was chosen";
+}
+
+TEST_F(FirstTokenTest, AFirstTokenThatEndsTheAnswerIsJudgedToo) {
+  for (const float logprob : {-0.1f, -3.0f}) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("auto"));
+    FakeCall& first = *cluster_.replica(kNano, 0).calls.back();
+    first.SendToken(kEnd, logprob);
+    first.Finish();
+    if (logprob < -1) cluster_.call(kBase).Answer("yes");
+    ASSERT_TRUE(End().ok()) << End().status();
+    EXPECT_EQ(End()->tier, logprob < -1 ? "base" : "nano");
+  }
+}
+
+TEST_F(FirstTokenTest, WithoutAFirstTokenTheLastTierAnswers) {
+  for (ReplicaView& replica : cluster_.tier(kNano).replicas) replica.state = ReplicaState::kSilent;
+  Generate(Fields("auto"));
+  EXPECT_THAT(cluster_.replica(kSmall, 0).calls, IsEmpty());
+  cluster_.call(kBase).Answer("yes");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "base");
+  EXPECT_EQ(End()->reason, "fallback: no first token");
+}
+
+TEST_F(FirstTokenTest, WhereTheChosenTierCannotBeHadALargerOneAnswers) {
+  for (ReplicaView& replica : cluster_.tier(kSmall).replicas) replica.state = ReplicaState::kSilent;
+  Generate(Fields("auto"));
+  cluster_.call(kNano).SendText("a", -0.6f);
+  cluster_.call(kNano).Fail(Cancelled("by us"));
+  cluster_.call(kBase).Answer("yes");
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(End()->tier, "base");
+}
+
+TEST_F(FirstTokenTest, AnAnswerThatWasKeptGoesOnAtAnotherReplicaOfItsTier) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).SendText("a", -0.1f);
+  cluster_.call(kNano, 0).Fail(Unavailable("gone"));
+  EXPECT_THAT(cluster_.call(kNano, 1).spec.resume, ElementsAre('a'));
+  cluster_.call(kNano, 1).Answer("b", -9);
+  ASSERT_TRUE(End().ok()) << End().status();
+  EXPECT_EQ(sink_->text, "ab");
+  EXPECT_EQ(End()->tier, "nano");
+}
+
+TEST_F(FirstTokenTest, TheFirstTierIsAskedForTheSignalsOfEveryScorer) {
+  GateScorer logprob, margin;
+  logprob.weights[2] = 1;
+  margin.weights[6] = 1;
+  margin.bias = -2;
+  for (const float of_first : {3.0f, 1.0f}) {
+    UsePlan(logprob, margin);
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Fields("auto"));
+    FakeCall& first = *cluster_.replica(kNano, 0).calls.back();
+    EXPECT_TRUE(first.spec.signals);
+    first.Send({.token = 'a', .logprob = -9, .margin = of_first, .entropy = 0.5f});
+    first.Fail(Cancelled("by us"));
+    FakeCall& next = *cluster_.replica(of_first > 2 ? kSmall : kBase, 0).calls.back();
+    EXPECT_FALSE(next.spec.signals) << "it is not judged";
+    next.Answer("b");
+    ASSERT_TRUE(End().ok()) << End().status();
+    EXPECT_EQ(End()->tier, of_first > 2 ? "small" : "base");
+    EXPECT_EQ(End()->attempts[0].mean_margin, of_first);
+    EXPECT_EQ(End()->attempts[0].mean_entropy, 0.5);
+    EXPECT_EQ(End()->attempts[1].mean_margin, std::nullopt);
   }
 }
 

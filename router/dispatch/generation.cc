@@ -160,7 +160,7 @@ ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tie
                    .ignore_eos = request_->ignore_eos(),
                    .top_logprobs = request_->top_logprobs(),
                    .score_prompt = answer_->needs_scores(),
-                   .signals = step().gate.needs_signals(),
+                   .signals = NeedsSignals(shared_->plan(), step_),
                    .speculation_max_tokens = request_->speculation_max_tokens(),
                    .priority = request_->priority(),
                    .cache_salt = request_->cache_salt(),
@@ -369,7 +369,7 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   const bool has_calls = end == AnswerEnd::kStop && answer_->text().has_tool_calls();
   record_.summary.end = has_calls ? AnswerEnd::kToolCalls : end;
   record_.summary.stop = answer_->text().stop();
-  record_.summary.reason = shared_->ReasonOf(step_);
+  record_.summary.reason = shared_->ReasonOf(step_, FirstSignals());
   shared_->OfferToShadow(step().tier, *answer_, end);
   Finish({});
 }
@@ -431,11 +431,25 @@ void Generation::Record(Recorder::AttemptResult result, const TokenUsage& usage)
   report.usage = attempt_->pays_for_prompt ? own : without_prompt(own);
   if (report.draft_tokens > 0)
     report.accepted_draft_tokens = answer_->accepted_draft_tokens() - report.resumed_tokens;
-  report.mean_logprob = answer_->text().signals().mean_logprob;
-  report.threshold = step().gate.threshold(answer_->verdict());
+  ReportSignals();
   RecordAttempt(shared_->state(), step().tier, result, report, record_.summary);
   const TokenUsage whole = BrokenOffUsage(result, usage);
   record_.summary.usage = draw_ == 0 ? whole : without_prompt(whole);
+}
+
+// What the answer was judged by; of a tier that another's first token chose that one, which it was chosen by.
+void Generation::ReportSignals() {
+  AnswerAttempt& report = attempt_->report;
+  const AnswerSignals signals = answer_->text().signals();
+  report.mean_logprob = signals.mean_logprob;
+  report.min_logprob = signals.min_logprob;
+  if (NeedsSignals(shared_->plan(), step_)) {
+    report.mean_margin = signals.mean_margin;
+    report.mean_entropy = signals.mean_entropy;
+  }
+  const Gate& gate = step().gate.is_open() ? step().choice : step().gate;
+  report.score = gate.Score(step().gate.is_open() ? FirstSignals() : answer_->judged());
+  report.threshold = gate.threshold(answer_->verdict());
 }
 
 // Of the answer as one attempt would have given it.
@@ -448,10 +462,12 @@ TokenUsage Generation::Usage(uint32_t completion_tokens) const {
 }
 
 void Generation::ToNextStep() {
-  owner_->OnNextTier(shared_->plan()[step_].tier, shared_->plan()[step_ + 1].tier);
+  first_ = FirstSignals();
+  const size_t next = NextStep(shared_->plan(), step_, first_);
+  owner_->OnNextTier(step().tier, shared_->plan()[next].tier);
   if (answer_.has_value() && answer_->has_begun()) draft_ = answer_->ToDraft();
   answer_.reset();
-  ++step_;
+  step_ = next;
   failover_ = Failover(shared_->state().parts.retries);
   is_interrupted_ = false;
 }

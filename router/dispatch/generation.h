@@ -14,7 +14,8 @@
 //
 // The last step's text goes out as it comes; an earlier step's is held back until its gate accepts it, so a
 // client never sees an answer that is thrown away. A gate may judge it early: with a token, or by a timer
-// between two, when the time of its hold is over.
+// between two, when the time of its hold is over. Where the plan chooses by the first token, the first step's
+// gate judges that, and NextStep may leave steps out.
 #pragma once
 
 #include <memory>
@@ -87,6 +88,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void OnFailed(const Status& error);
   DeadAttempt AfterDeath(const Status& error) const;
   void Record(Recorder::AttemptResult result, const TokenUsage& usage);
+  void ReportSignals();
   TokenUsage Usage(uint32_t completion_tokens) const;
   TokenUsage UsageSoFar() const { return Usage(static_cast<uint32_t>(answer_->log().size())); }
   void Show(AnswerPiece piece, MonoTime now);
@@ -97,6 +99,10 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   const PlanStep& step() const { return shared_->plan()[step_]; }
   bool is_last_step() const { return step_ + 1 == shared_->plan().size(); }
+  // Of the first step's answer as far as it has come.
+  AnswerSignals FirstSignals() const {
+    return step_ == 0 && answer_.has_value() ? answer_->judged() : first_;
+  }
   // The text goes out as it comes.
   bool is_live() const {
     return !request_->is_ranked() && (step().gate.is_open() || answer_->verdict() == Verdict::kAccepted);
@@ -125,6 +131,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::optional<TierAnswer> answer_;  // of this step, from its first attempt on
   std::optional<Attempt> attempt_;    // at it
   Draft draft_;                       // what the steps before answered last
+  AnswerSignals first_ = {};          // of the first step's answer, once another is asked
   WorkerLosses losses_;
   bool is_shown_ = false;               // something was sent: from now on this step's answer is the answer
   bool is_interrupted_ = false;         // an attempt broke off, and no token has come since

@@ -45,13 +45,28 @@ MetricRegistry::Histogram& AgreementHistogram(MetricRegistry& metrics, const std
   return metrics.GetHistogram("terrace_policy_answer_agreement_ratio", Labels{policy});
 }
 
+Json OrNull(const std::optional<double>& value) { return value.has_value() ? Json(*value) : Json(); }
+
+// What an attempt's answer was judged by.
+Json SignalsJson(const AnswerAttempt& attempt) {
+  return {{"mean_logprob", attempt.mean_logprob},
+          {"min_logprob", attempt.min_logprob},
+          {"mean_margin", OrNull(attempt.mean_margin)},
+          {"mean_entropy", OrNull(attempt.mean_entropy)},
+          {"score", OrNull(attempt.score)},
+          {"threshold", OrNull(attempt.threshold)},
+          {"accepted", attempt.accepted}};
+}
+
 void LogRequest(const RequestRecord& record) {
   if (!IsLogged(LogLevel::kInfo)) return;  // before anything is made for it
   const AnswerSummary& summary = record.summary;
   const bool ok = record.status.ok();
-  Json attempts = Json::array();
-  for (const AnswerAttempt& attempt : summary.attempts)
+  Json attempts = Json::array(), signals = Json::array();
+  for (const AnswerAttempt& attempt : summary.attempts) {
     attempts.push_back(attempt.tier + "@" + attempt.replica);
+    signals.push_back(SignalsJson(attempt));
+  }
   const std::string reason = Reason(record.status);
   Log(LogLevel::kInfo, "request",
       {{"request_id", record.request_id},
@@ -63,6 +78,7 @@ void LogRequest(const RequestRecord& record) {
        {"tier", summary.tier},
        {"tier_reason", summary.reason.empty() ? Json() : Json(summary.reason)},
        {"attempts", std::move(attempts)},
+       {"attempt_signals", std::move(signals)},
        {"outcome", std::string(OutcomeOf(record.status))},
        {"finish_reason", ok ? Json(AnswerEndName(summary.end)) : Json()},
        {"code", ok ? Json() : Json(reason.empty() ? absl::StatusCodeToString(record.status.code()) : reason)},

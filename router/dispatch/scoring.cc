@@ -1,5 +1,6 @@
 #include "router/dispatch/scoring.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace terrace {
@@ -34,7 +35,7 @@ Scoring::Scoring(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket
   record_.model = shared_->model();
   record_.tenant = request_->tenant();
   record_.trace = request_->trace();
-  record_.summary.reason = shared_->ReasonOf(0);
+  record_.summary.reason = shared_->ReasonOf(0, {});
 }
 
 // As in Generation, nothing may be touched after a call has been started.
@@ -129,6 +130,8 @@ void Scoring::OnAttemptDone(const StatusOr<ExecuteResult>& result) {
   TakeScores();
   attempt_.usage = result->usage;
   attempt_.mean_logprob = answer_.sum_logprob / static_cast<double>(answer_.tokens.size());
+  for (const AnswerToken& token : answer_.tokens)
+    attempt_.min_logprob = std::min(attempt_.min_logprob, double{token.logprob});
   RecordAttempt(state(), tier(), Recorder::AttemptResult::kAccepted, attempt_, record_.summary);
   answer_.price_usd = attempt_.price_usd;
   record_.queue_seconds = result->queue_seconds;

@@ -63,10 +63,6 @@ Status SharedRequest::MakePlan() {
   return {};
 }
 
-std::string SharedRequest::ReasonOf(size_t step) const {
-  return plan_.names_step ? Concat(plan_.reason, ": accepted at step ", step + 1) : plan_.reason;
-}
-
 StatusOr<PromptPtr> SharedRequest::EncodedFor(const TierView& tier) {
   std::lock_guard lock(mutex_);
   const auto found = std::ranges::find(prompts_, tier.text_digest, &Encoded::text_digest);

@@ -27,8 +27,11 @@ class SharedRequest {
   // Once, before all that looks at the plan. Errors of PlanRequest.
   Status MakePlan();
   const std::vector<PlanStep>& plan() const { return plan_.steps; }
-  std::string ReasonOf(size_t step) const;  // why its tier answered
-  uint64_t SeedOf(uint32_t draw) const;     // the same for every attempt at it
+  // Why its tier answered; `first` as of NextStep.
+  std::string ReasonOf(size_t step, const AnswerSignals& first) const {
+    return terrace::ReasonOf(plan_, step, first);
+  }
+  uint64_t SeedOf(uint32_t draw) const;  // the same for every attempt at it
   MonoTime Now() const { return state_->parts.clock.Now(); }
 
   // Errors of EncodeInput and CheckContext.

@@ -50,8 +50,9 @@ std::optional<AnswerEnd> TierAnswer::EndOfLog() const {
 }
 
 Verdict TierAnswer::JudgeEarly(const Gate& gate, MonoTime now) {
-  if (verdict_ == Verdict::kUndecided) verdict_ = gate.JudgeEarly(text_.signals(), now - first_token_);
-  return verdict_;
+  if (verdict_ != Verdict::kUndecided) return verdict_;
+  judged_ = text_.signals();
+  return verdict_ = gate.JudgeEarly(judged_, now - first_token_);
 }
 
 std::optional<MonoTime> TierAnswer::HoldEnd(const Gate& gate) const {

@@ -65,6 +65,8 @@ class TierAnswer {
   // When that is due though no further token comes; absent: it is not, or has not begun, or it is decided.
   std::optional<MonoTime> HoldEnd(const Gate& gate) const;
   Verdict verdict() const { return verdict_; }
+  // What a gate has judged, or would judge now.
+  AnswerSignals judged() const { return verdict_ == Verdict::kUndecided ? text_.signals() : judged_; }
   bool IsAcceptedBy(const Gate& gate) const;  // at its end
   // No further token is wanted.
   bool is_over() const { return text_.is_stopped() || verdict_ == Verdict::kRejected; }
@@ -88,6 +90,7 @@ class TierAnswer {
   uint32_t limit_ = 0;
   MonoTime first_token_ = {};
   Verdict verdict_ = Verdict::kUndecided;
+  AnswerSignals judged_ = {};  // with the verdict
   std::optional<uint32_t> cached_tokens_;
 };
 

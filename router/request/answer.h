@@ -52,11 +52,18 @@ struct AnswerAttempt {
   std::string replica = {};              // its address
   uint32_t predicted_cached_tokens = 0;  // what the router believed of usage.cached_tokens
   TokenUsage usage = {};
-  uint32_t resumed_tokens = 0;           // of the answer: from the attempts before, and not in `usage`
-  uint32_t draft_tokens = 0;             // of the tier before, that this one was to verify
-  uint32_t accepted_draft_tokens = 0;    // of those, that its answer has too
-  double mean_logprob = 0;               // of the answer's tokens so far, end token included
-  std::optional<double> threshold = {};  // of the gate, or of the hold that decided; absent on the last tier
+  uint32_t resumed_tokens = 0;         // of the answer: from the attempts before, and not in `usage`
+  uint32_t draft_tokens = 0;           // of the tier before, that this one was to verify
+  uint32_t accepted_draft_tokens = 0;  // of those, that its answer has too
+  // Of the answer's tokens so far, end token included; margin (the likeliest token's log-probability less the
+  // second's) and entropy where the policy looks at one of the two.
+  double mean_logprob = 0, min_logprob = 0;
+  std::optional<double> mean_margin = {}, mean_entropy = {};
+  // What was judged, and what it had to be above: of the gate, or of the hold that decided, by the answer as
+  // far as it was then. A mean log-probability, or of a calibrated gate the scorer's probability that the
+  // answer is good; of a tier that another's first token chose, by that token. Absent where nothing is
+  // judged.
+  std::optional<double> score = {}, threshold = {};
   bool accepted = false;
   double price_usd = 0;
 };

@@ -189,7 +189,13 @@ Status CheckLogprob(const std::string& path, double value) {
   return value <= 0 ? Status() : Bad(path, "must be at most 0, got ", value);  // also NaN
 }
 
-StatusOr<HoldBudget> MakeHold(const std::string& path, const v1::HoldConfig& config) {
+Status CheckProbability(const std::string& path, double value) {
+  return value >= 0 && value <= 1 ? Status() : Bad(path, "must be in [0, 1], got ", value);  // also NaN
+}
+
+// `check_bound`: of what the gate looks at.
+StatusOr<HoldBudget> MakeHold(const std::string& path, const v1::HoldConfig& config,
+                              Status (&check_bound)(const std::string& path, double value)) {
   if (!config.has_tokens() && !config.has_seconds()) return Bad(path, "needs tokens or seconds");
   if (!config.has_accept_above() && !config.has_reject_below())
     return Bad(path, "needs accept_above or reject_below");
@@ -202,11 +208,11 @@ StatusOr<HoldBudget> MakeHold(const std::string& path, const v1::HoldConfig& con
   }
   if (config.has_accept_above()) {
     out.accept_above = config.accept_above();
-    RETURN_IF_ERROR(CheckLogprob(path + ".accept_above", config.accept_above()));
+    RETURN_IF_ERROR(check_bound(path + ".accept_above", config.accept_above()));
   }
   if (config.has_reject_below()) {
     out.reject_below = config.reject_below();
-    RETURN_IF_ERROR(CheckLogprob(path + ".reject_below", config.reject_below()));
+    RETURN_IF_ERROR(check_bound(path + ".reject_below", config.reject_below()));
   }
   if (config.has_accept_above() && config.has_reject_below() &&
       config.reject_below() > config.accept_above()) {
@@ -223,7 +229,7 @@ StatusOr<Gate> MakeGate(const std::string& path, const v1::CascadeStep& step, bo
   if (is_last) return Gate();
   RETURN_IF_ERROR(CheckLogprob(path + ".min_mean_logprob", step.min_mean_logprob()));
   if (!step.has_hold()) return Gate(step.min_mean_logprob());
-  ASSIGN_OR_RETURN(const HoldBudget hold, MakeHold(path + ".hold", step.hold()));
+  ASSIGN_OR_RETURN(const HoldBudget hold, MakeHold(path + ".hold", step.hold(), CheckLogprob));
   if (hold.accept_above.has_value() && *hold.accept_above < step.min_mean_logprob()) {
     return Bad(path + ".hold.accept_above", "must be at least min_mean_logprob, ", step.min_mean_logprob(),
                ", which it overrules, got ", *hold.accept_above);
@@ -343,15 +349,38 @@ StatusOr<BudgetOptions> MakeBudget(const std::string& path, const v1::BudgetConf
 Status CheckExtras(const std::string& path, const v1::PolicyConfig& policy) {
   if (!policy.calibration().empty()) return {};
   if (policy.has_shadow()) return Bad(path + ".shadow", "needs a calibration");
+  if (!policy.holds().empty()) return Bad(path + ".holds", "needs a calibration");
   return policy.cache_affinity() ? Bad(path + ".cache_affinity", "needs a calibration") : Status();
+}
+
+using TierHolds = std::map<std::string, HoldBudget>;
+
+StatusOr<TierHolds> MakeHolds(const std::string& path, const v1::PolicyConfig& policy,
+                              const Calibration& calibration) {
+  if (!policy.holds().empty() && calibration.kind != CalibrationKind::kCascade)
+    return Bad(path, "needs a calibration that is a cascade: a classifier's answers are not held");
+  TierHolds out;
+  for (int i = 0; i < policy.holds_size(); ++i) {
+    const std::string here = Concat(path, "[", i, "]"), &tier = policy.holds(i).tier();
+    const auto step = std::ranges::find(calibration.steps, tier, &CalibratedStep::tier);
+    if (step == calibration.steps.end() || !step->gate.has_value())
+      return Bad(here + ".tier", "the calibration has no gate of a tier \"", tier, "\"");
+    ASSIGN_OR_RETURN(const HoldBudget hold,
+                     MakeHold(here + ".hold", policy.holds(i).hold(), CheckProbability));
+    if (hold.accept_above.has_value() && *hold.accept_above < step->gate->threshold) {
+      return Bad(here + ".hold.accept_above", "must be at least the gate's threshold, ",
+                 step->gate->threshold, ", got ", *hold.accept_above);
+    }
+    if (!out.emplace(tier, hold).second) return Bad(here + ".tier", "occurs twice");
+  }
+  return out;
 }
 
 StatusOr<CatalogPolicy> MakeCalibrated(const std::string& path, const v1::PolicyConfig& policy) {
   ASSIGN_OR_RETURN(Calibration calibration, ReadCalibration(path, policy.calibration()));
   CatalogPolicy out{.name = policy.name(), .calibration_file = policy.calibration()};
   out.cache_affinity = policy.cache_affinity();
-  if (out.cache_affinity && calibration.kind != CalibrationKind::kClassifier)
-    return Bad(path + ".cache_affinity", "needs a calibration that chooses by the prompt");
+  ASSIGN_OR_RETURN(out.holds, MakeHolds(path + ".holds", policy, calibration));
   if (policy.has_shadow()) {
     ASSIGN_OR_RETURN(out.shadow, MakeShadow(path + ".shadow", policy.shadow()));
   }

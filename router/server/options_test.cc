@@ -291,6 +291,23 @@ TEST(RouterOptions, ACalibrationMayBeShadowedAndOutweighedByTheCache) {
   EXPECT_FALSE(none->policies[0].shadow.has_value());
 }
 
+TEST(RouterOptions, ACalibratedCascadeMayJudgeEarlyByItsScorersProbabilities) {
+  const auto options =
+      Parse(kDemo, "policies=[{name: auto, calibration: " + WriteCalibration(CalibrationKind::kCascade) +
+                       ", cache_affinity: true, holds: [{tier: nano, hold: {tokens: 8, seconds: 0.25, "
+                       "accept_above: 0.5, reject_below: 0.125}}]}]");
+  ASSERT_TRUE(options.ok()) << options.status();
+  const CatalogPolicy& policy = options->policies[0];
+  EXPECT_TRUE(policy.cache_affinity);
+  ASSERT_EQ(policy.holds.size(), 1u);
+  const HoldBudget& hold = policy.holds.at("nano");
+  EXPECT_EQ(hold.tokens, 8u);
+  EXPECT_EQ(hold.time, std::chrono::milliseconds(250));
+  EXPECT_EQ(hold.accept_above, 0.5) << "the gate's own threshold is the least";
+  EXPECT_EQ(hold.reject_below, 0.125);
+  EXPECT_FALSE(hold.is_final);
+}
+
 TEST(RouterOptions, WhatACalibrationCannotDoIsAnErrorOfItsSetting) {
   const std::string classifier = WriteCalibration(CalibrationKind::kClassifier),
                     cascade = WriteCalibration(CalibrationKind::kCascade);
@@ -298,7 +315,23 @@ TEST(RouterOptions, WhatACalibrationCannotDoIsAnErrorOfItsSetting) {
     std::string policy;
     const char* path;
   } cases[] = {
-      {"calibration: " + cascade + ", cache_affinity: true", "policies[0].cache_affinity:"},
+      {"calibration: " + classifier + ", holds: [{tier: nano, hold: {tokens: 1, reject_below: 0.1}}]",
+       "policies[0].holds:"},
+      {"calibration: " + cascade + ", holds: [{tier: base, hold: {tokens: 1, reject_below: 0.1}}]",
+       "policies[0].holds[0].tier:"},
+      {"calibration: " + cascade + ", holds: [{tier: absent, hold: {tokens: 1, reject_below: 0.1}}]",
+       "policies[0].holds[0].tier:"},
+      {"calibration: " + cascade + ", holds: [{tier: nano}]", "policies[0].holds[0].hold:"},
+      {"calibration: " + cascade + ", holds: [{tier: nano, hold: {tokens: 1, reject_below: -0.1}}]",
+       "policies[0].holds[0].hold.reject_below:"},
+      {"calibration: " + cascade + ", holds: [{tier: nano, hold: {tokens: 1, accept_above: 1.1}}]",
+       "policies[0].holds[0].hold.accept_above:"},
+      {"calibration: " + cascade + ", holds: [{tier: nano, hold: {tokens: 1, accept_above: 0.49}}]",
+       "policies[0].holds[0].hold.accept_above:"},
+      {"calibration: " + cascade +
+           ", holds: [{tier: nano, hold: {tokens: 1, accept_above: 0.9}}, {tier: nano, hold: {tokens: 2, "
+           "reject_below: 0.1}}]",
+       "policies[0].holds[1].tier:"},
       {"calibration: " + cascade + ", shadow: {share: 0}", "policies[0].shadow.share:"},
       {"calibration: " + cascade + ", shadow: {max_in_flight: 0}", "policies[0].shadow.max_in_flight:"},
       {"calibration: " + cascade + ", shadow: {min_agreement: 1.5}", "policies[0].shadow.min_agreement:"},
@@ -390,6 +423,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"policies=[{name: p, verify: {draft: base, tier: nano}}]", "policies[0].verify.draft:"},
       {"policies[0].shadow={}", "policies[0].shadow:"},
       {"policies[0].cache_affinity=true", "policies[0].cache_affinity:"},
+      {"policies[0].holds=[{tier: nano}]", "policies[0].holds:"},
       {"policies=[{name: p, budget: {}}]", "policies[0].budget.candidates:"},
       {"policies=[{name: p, budget: {candidates: [{tier: base}]}}]",
        "policies[0].budget.candidates[0].expected_quality:"},

@@ -152,6 +152,10 @@ StatusOr<std::unique_ptr<TierPolicy>> MakeBudgetPolicy(BudgetOptions options,
     if (options.calibration->kind != CalibrationKind::kClassifier)
       return FailedPrecondition("a budget takes a calibration of the kind classifier");
     ASSIGN_OR_RETURN(measured, FindCalibratedTiers(*options.calibration, tiers));
+    if (const ScoredFeature* const early = FindFirstTokenFeature(measured)) {
+      return FailedPrecondition("a budget takes scorers of the prompt alone, not of the first token (",
+                                early->feature->name, ")");
+    }
   }
   return std::unique_ptr<TierPolicy>(
       new BudgetPolicy(std::move(options), std::move(measured), std::move(prices)));

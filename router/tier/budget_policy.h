@@ -42,7 +42,7 @@ struct BudgetOptions {
 // Its errors: the first PromptMeter's, when no candidate is left; else INVALID_ARGUMENT (budget_too_small).
 //
 // `tiers` and `prices` are of ClusterView::tiers, in order. Errors of FindCalibratedTiers, and
-// FAILED_PRECONDITION for a calibration that is no classifier.
+// FAILED_PRECONDITION for a calibration that is no classifier of the prompt alone.
 StatusOr<std::unique_ptr<TierPolicy>> MakeBudgetPolicy(BudgetOptions options,
                                                        std::span<const std::string> tiers,
                                                        std::vector<TierPrice> prices);

@@ -283,6 +283,9 @@ TEST(BudgetPolicy, RefusesCalibrationsThatItCannotUse) {
   EXPECT_EQ(policy.status().code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(Message(policy.status()), HasSubstr("classifier"));
   options.calibration = Example(CalibrationKind::kClassifier);
+  options.calibration->steps[0].gate->scorer.features[0].feature = *FindFeature("first_margin");
+  EXPECT_THAT(Message(MakeBudgetPolicy(options, kTiers, kPrices).status()), HasSubstr("first_margin"));
+  options.calibration = Example(CalibrationKind::kClassifier);
   options.calibration->steps[0].tier = "absent";
   EXPECT_EQ(MakeBudgetPolicy(options, kTiers, kPrices).status().code(), StatusCode::kFailedPrecondition);
 }

@@ -2,22 +2,32 @@
 
 #include <algorithm>
 
-#include "router/tier/calibration_policy.h"
-
 namespace terrace {
 namespace {
 
 // Whether the router can do what the gate asks for.
 Status CheckGate(const FeatureScorer& scorer, CalibrationKind kind) {
-  RETURN_IF_ERROR(GateScorerOf(scorer, {}).status());
   for (const ScoredFeature& each : scorer.features) {
-    if (kind == CalibrationKind::kClassifier && each.feature->source != FeatureSource::kPrompt)
-      return Unimplemented("a classifier that waits for the first token (", each.feature->name, ")");
+    if (kind == CalibrationKind::kClassifier && !IsKnownEarly(*each.feature)) {
+      return FailedPrecondition("feature ", each.feature->name,
+                                " is of an answer, which a classifier does not wait for");
+    }
+    if (!IsReadByGates(*each.feature)) return NotReadByGates(*each.feature);
   }
   return {};
 }
 
 }  // namespace
+
+const ScoredFeature* FindFirstTokenFeature(std::span<const CalibratedTier> tiers) {
+  for (const CalibratedTier& tier : tiers) {
+    if (!tier.gate.has_value()) continue;
+    for (const ScoredFeature& each : tier.gate->scorer.features) {
+      if (each.feature->source == FeatureSource::kFirstToken) return &each;
+    }
+  }
+  return nullptr;
+}
 
 StatusOr<std::vector<CalibratedTier>> FindCalibratedTiers(const Calibration& calibration,
                                                           std::span<const std::string> tiers) {

@@ -20,9 +20,13 @@ struct CalibratedTier {
 };
 
 // `tiers`: the names of ClusterView::tiers, in order. FAILED_PRECONDITION for a tier that is not among them,
-// UNIMPLEMENTED names a feature that the router's gates do not take.
+// or a feature of an answer in a classifier; UNIMPLEMENTED names a feature that the router's gates do not
+// take.
 StatusOr<std::vector<CalibratedTier>> FindCalibratedTiers(const Calibration& calibration,
                                                           std::span<const std::string> tiers);
+
+// One that a scorer looks at and that needs the first token of an answer; null: there is none.
+const ScoredFeature* FindFirstTokenFeature(std::span<const CalibratedTier> tiers);
 
 // Whether one of them serves another model than was measured. Of a tier that was never ready nothing is
 // known yet.

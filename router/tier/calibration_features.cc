@@ -53,6 +53,10 @@ void PromptTraits::Add(std::string_view text) {
   }
 }
 
+Status NotReadByGates(const Feature& feature) {
+  return Unimplemented("the router's gates do not look at ", feature.name);
+}
+
 std::span<const Feature> AllFeatures() { return kFeatures; }
 
 StatusOr<const Feature*> FindFeature(std::string_view name) {

@@ -51,6 +51,12 @@ inline bool IsKnownEarly(const Feature& feature) {
   return feature.source == FeatureSource::kPrompt || feature.source == FeatureSource::kFirstToken;
 }
 
+// Whether the router's gates look at it; studies may look at all.
+inline bool IsReadByGates(const Feature& feature) {
+  return feature.source != FeatureSource::kDerived && feature.source != FeatureSource::kAgreement;
+}
+Status NotReadByGates(const Feature& feature);  // UNIMPLEMENTED
+
 std::span<const Feature> AllFeatures();
 // One of AllFeatures(), which live as long as the process. INVALID_ARGUMENT.
 StatusOr<const Feature*> FindFeature(std::string_view name);

@@ -21,8 +21,9 @@ constexpr std::string_view kGateFeatures[GateScorer::kSignals] = {
 // While a tier serves another model than was measured, the last one answers alone.
 class CalibratedPolicy : public TierPolicy {
  public:
-  CalibratedPolicy(Calibration calibration, std::vector<CalibratedTier> steps)
-      : calibration_(std::move(calibration)), steps_(std::move(steps)) {}
+  CalibratedPolicy(Calibration calibration, std::vector<CalibratedTier> steps,
+                   CalibratedPolicyOptions options)
+      : calibration_(std::move(calibration)), steps_(std::move(steps)), options_(std::move(options)) {}
 
   StatusOr<TierPlan> Plan(const PlanQuery& query) const final {
     if (!IsStale(steps_, query.view)) return PlanFor(query);
@@ -33,59 +34,101 @@ class CalibratedPolicy : public TierPolicy {
 
  protected:
   const std::vector<CalibratedTier>& steps() const { return steps_; }
+  const CalibratedPolicyOptions& options() const { return options_; }
+
+  // Of a step that has one.
+  Gate GateOf(size_t step, const PromptTraits& traits, const HoldBudget& hold) const {
+    const CalibratedGate& gate = *steps_[step].gate;
+    return Gate(GateScorerOf(gate.scorer, traits).value(), gate.threshold, hold);
+  }
+
+  // Of a cascade's step; without bounds where none is set.
+  HoldBudget HoldOf(size_t step) const {
+    const auto found = options_.holds.find(calibration_.steps[step].tier);
+    return found == options_.holds.end() ? HoldBudget() : found->second;
+  }
+
+  // The step whose tier is to be asked instead of that of `step`, for its cache; else `step`. So it is where
+  // its tier cannot have the prompt: whether another can is the dispatcher's to find out.
+  size_t AfterVeto(const PlanQuery& query, size_t step) const {
+    if (options_.affinity_prices.empty()) return step;
+    std::vector<size_t> larger;
+    for (size_t i = step + 1; i < steps_.size(); ++i) larger.push_back(steps_[i].tier);
+    const StatusOr<size_t> tier = VetoDowngrade(query, options_.affinity_prices, steps_[step].tier, larger);
+    if (!tier.ok()) return step;
+    return static_cast<size_t>(std::ranges::find(steps_, *tier, &CalibratedTier::tier) - steps_.begin());
+  }
 
  private:
   virtual StatusOr<TierPlan> PlanFor(const PlanQuery& query) const = 0;
 
   const Calibration calibration_;
   const std::vector<CalibratedTier> steps_;
+  const CalibratedPolicyOptions options_;
 };
 
 class CalibratedCascade : public CalibratedPolicy {
  public:
-  CalibratedCascade(Calibration calibration, std::vector<CalibratedTier> steps, bool verifies)
-      : CalibratedPolicy(std::move(calibration), std::move(steps)), verifies_(verifies) {}
+  using CalibratedPolicy::CalibratedPolicy;
 
  private:
+  // Where a larger tier has more of the prompt, the smaller ones are left out; the others keep their gates.
   StatusOr<TierPlan> PlanFor(const PlanQuery& query) const override {
     const PromptTraits traits = TraitsOf(query.request.input());
+    const size_t first = AfterVeto(query, 0);
     TierPlan plan{.reason = "cascade", .names_step = true, .is_measured = true};
-    for (const CalibratedTier& step : steps()) {
-      PlanStep next{.tier = step.tier, .verifies = verifies_ && !plan.steps.empty()};
-      if (step.gate.has_value())
-        next.gate = Gate(GateScorerOf(step.gate->scorer, traits).value(), step.gate->threshold);
+    if (first > 0) plan = {.reason = "cache affinity"};
+    for (size_t i = first; i < steps().size(); ++i) {
+      PlanStep next{.tier = steps()[i].tier, .verifies = options().verifies && i > first};
+      if (steps()[i].gate.has_value()) next.gate = GateOf(i, traits, HoldOf(i));
       plan.steps.push_back(std::move(next));
     }
     return plan;
   }
-
-  const bool verifies_;
 };
 
-class CalibratedClassifier : public CalibratedPolicy {
+// By the prompt alone: one tier is asked.
+class PromptClassifier : public CalibratedPolicy {
  public:
-  CalibratedClassifier(Calibration calibration, std::vector<CalibratedTier> steps,
-                       std::vector<TierPrice> affinity_prices)
-      : CalibratedPolicy(std::move(calibration), std::move(steps)),
-        affinity_prices_(std::move(affinity_prices)) {}
+  using CalibratedPolicy::CalibratedPolicy;
 
  private:
   StatusOr<TierPlan> PlanFor(const PlanQuery& query) const override {
     const FeatureInputs inputs = {.prompt = TraitsOf(query.request.input())};
-    auto chosen = std::ranges::find_if(steps(), [&](const CalibratedTier& step) {
+    const auto chosen = std::ranges::find_if(steps(), [&](const CalibratedTier& step) {
       return !step.gate.has_value() || step.gate->Accepts(inputs);  // the last one has none
     });
-    const size_t tier = chosen->tier;
-    if (!affinity_prices_.empty()) {
-      std::vector<size_t> larger;
-      while (++chosen != steps().end()) larger.push_back(chosen->tier);
-      ASSIGN_OR_RETURN(const size_t cached, VetoDowngrade(query, affinity_prices_, tier, larger));
-      if (cached != tier) return TierPlan{.steps = {{.tier = cached}}, .reason = "cache affinity"};
-    }
-    return TierPlan{.steps = {{.tier = tier}}, .reason = "classifier", .is_measured = true};
+    const auto step = static_cast<size_t>(chosen - steps().begin());
+    const size_t cached = AfterVeto(query, step);
+    if (cached != step)
+      return TierPlan{.steps = {{.tier = steps()[cached].tier}}, .reason = "cache affinity"};
+    return TierPlan{.steps = {{.tier = chosen->tier}}, .reason = "classifier", .is_measured = true};
   }
+};
 
-  const std::vector<TierPrice> affinity_prices_;  // of all tiers; empty: the cache has no say
+// By the prompt and the first token of the first tier, which is asked and held: it goes on, or one of the
+// others is asked with the token as a draft. The cache has its say before.
+class FirstTokenClassifier : public CalibratedPolicy {
+ public:
+  using CalibratedPolicy::CalibratedPolicy;
+
+ private:
+  StatusOr<TierPlan> PlanFor(const PlanQuery& query) const override {
+    const size_t cached = AfterVeto(query, 0);
+    if (cached > 0) return TierPlan{.steps = {{.tier = steps()[cached].tier}}, .reason = "cache affinity"};
+    const PromptTraits traits = TraitsOf(query.request.input());
+    TierPlan plan{.reason = "classifier: first token", .is_measured = true, .chooses_by_first_token = true};
+    for (size_t i = 0; i < steps().size(); ++i) {
+      PlanStep next{.tier = steps()[i].tier, .verifies = options().verifies && i > 0};
+      if (i == 0) {
+        next.gate = GateOf(i, traits, {.tokens = 1, .is_final = true});
+      } else if (steps()[i].gate.has_value()) {
+        next.choice = GateOf(i, traits, {});
+      }
+      plan.steps.push_back(std::move(next));
+    }
+    return plan;
+  }
 };
 
 }  // namespace
@@ -110,8 +153,7 @@ StatusOr<GateScorer> GateScorerOf(const FeatureScorer& scorer, const PromptTrait
       continue;
     }
     const auto* const place = std::find(std::begin(kGateFeatures), std::end(kGateFeatures), feature->name);
-    if (place == std::end(kGateFeatures))
-      return Unimplemented("the router's gates do not look at ", feature->name);
+    if (place == std::end(kGateFeatures)) return NotReadByGates(*feature);
     out.weights[static_cast<size_t>(place - std::begin(kGateFeatures))] = weight / scale;
     out.bias -= weight * mean / scale;
   }
@@ -119,14 +161,19 @@ StatusOr<GateScorer> GateScorerOf(const FeatureScorer& scorer, const PromptTrait
 }
 
 StatusOr<std::unique_ptr<TierPolicy>> MakeCalibratedPolicy(const Calibration& calibration,
-                                                           std::span<const std::string> tiers, bool verifies,
-                                                           std::vector<TierPrice> affinity_prices) {
+                                                           std::span<const std::string> tiers,
+                                                           CalibratedPolicyOptions options) {
   ASSIGN_OR_RETURN(std::vector<CalibratedTier> steps, FindCalibratedTiers(calibration, tiers));
   if (calibration.kind == CalibrationKind::kClassifier) {
+    if (FindFirstTokenFeature(steps) != nullptr) {
+      return std::unique_ptr<TierPolicy>(
+          new FirstTokenClassifier(calibration, std::move(steps), std::move(options)));
+    }
     return std::unique_ptr<TierPolicy>(
-        new CalibratedClassifier(calibration, std::move(steps), std::move(affinity_prices)));
+        new PromptClassifier(calibration, std::move(steps), std::move(options)));
   }
-  return std::unique_ptr<TierPolicy>(new CalibratedCascade(calibration, std::move(steps), verifies));
+  return std::unique_ptr<TierPolicy>(
+      new CalibratedCascade(calibration, std::move(steps), std::move(options)));
 }
 
 }  // namespace terrace

@@ -1,6 +1,7 @@
 // The tier policy that a calibration describes.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -23,12 +24,20 @@ PromptTraits TraitsOf(const RequestInput& input);
 // feature that gates do not take.
 StatusOr<GateScorer> GateScorerOf(const FeatureScorer& scorer, const PromptTraits& prompt);
 
-// A cascade with the calibration's gates, or of a classifier the one tier that its scorers choose. `tiers`:
-// the names of ClusterView::tiers, in order; `verifies`: of every step but the first (PlanStep);
-// `affinity_prices`: of all tiers, where a classifier's choice yields to a larger tier's cache
-// (VetoDowngrade). FAILED_PRECONDITION for a tier that is not among them, UNIMPLEMENTED as above.
+struct CalibratedPolicyOptions {
+  bool verifies = false;  // every step but the first (PlanStep)
+  // Of all tiers: what is to be asked first yields to a larger tier's cache (VetoDowngrade); empty: it does
+  // not.
+  std::vector<TierPrice> affinity_prices = {};
+  // By tier, of a cascade's that have a gate: the bounds are of the scorer's probability.
+  std::map<std::string, HoldBudget> holds = {};
+};
+
+// A cascade with the calibration's gates; or of a classifier the one tier that its scorers choose, by the
+// prompt or, where they look at the first token too, once the first tier has given one. `tiers`: the names of
+// ClusterView::tiers, in order. Errors of FindCalibratedTiers.
 StatusOr<std::unique_ptr<TierPolicy>> MakeCalibratedPolicy(const Calibration& calibration,
-                                                           std::span<const std::string> tiers, bool verifies,
-                                                           std::vector<TierPrice> affinity_prices = {});
+                                                           std::span<const std::string> tiers,
+                                                           CalibratedPolicyOptions options = {});
 
 }  // namespace terrace

@@ -95,7 +95,7 @@ ClusterView Serving(const std::string& digest_of_small) {
 
 TEST(CalibratedPolicy, WhileATierServesAnotherModelTheLastOneAnswersAlone) {
   for (const auto kind : {CalibrationKind::kCascade, CalibrationKind::kClassifier}) {
-    const auto policy = MakeCalibratedPolicy(Example(kind), kTiers, true);
+    const auto policy = MakeCalibratedPolicy(Example(kind), kTiers, {.verifies = true});
     ASSERT_TRUE(policy.ok()) << policy.status();
     const TierPlan plan = PlanOf(**policy, Ask(std::string("1234567890")), Serving("another"));
     ASSERT_EQ(plan.steps.size(), 1u);
@@ -110,7 +110,7 @@ TEST(CalibratedPolicy, WhileATierServesAnotherModelTheLastOneAnswersAlone) {
 }
 
 TEST(CalibratedPolicy, ACascadeAsksTheTiersInOrderWithTheirGates) {
-  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers, /*verifies=*/true);
+  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers, {.verifies = true});
   ASSERT_TRUE(policy.ok()) << policy.status();
   for (const char* prompt : {"words", "1234567890"}) {
     const TierPlan all = PlanOf(**policy, Ask(std::string(prompt)), Serving(""));
@@ -130,7 +130,7 @@ TEST(CalibratedPolicy, ACascadeAsksTheTiersInOrderWithTheirGates) {
 }
 
 TEST(CalibratedPolicy, AClassifierChoosesTheFirstTierThatIsSure) {
-  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, false);
+  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers);
   ASSERT_TRUE(policy.ok()) << policy.status();
   const struct {
     const char* prompt;
@@ -149,7 +149,7 @@ TEST(CalibratedPolicy, AClassifierChoosesTheFirstTierThatIsSure) {
 TEST(CalibratedPolicy, ALargerTiersCacheMayOutweighTheClassifiersChoiceAndNoSmallerOnes) {
   const std::vector<TierPrice> prices = {{100, 100}, {10, 10}, {1, 1}};  // base, small, nano
   const auto policy =
-      MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, /*verifies=*/false, prices);
+      MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, {.affinity_prices = prices});
   ASSERT_TRUE(policy.ok()) << policy.status();
   const struct {
     const char* name;
@@ -179,7 +179,7 @@ TEST(CalibratedPolicy, ALargerTiersCacheMayOutweighTheClassifiersChoiceAndNoSmal
 TEST(CalibratedPolicy, TheCacheOfATierThatTheRequestCannotHaveOutweighsNothing) {
   const std::vector<TierPrice> prices = {{100, 100}, {10, 10}, {1, 1}};  // base, small, nano
   const auto policy =
-      MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, /*verifies=*/false, prices);
+      MakeCalibratedPolicy(Example(CalibrationKind::kClassifier), kTiers, {.affinity_prices = prices});
   ASSERT_TRUE(policy.ok()) << policy.status();
   ClusterView view = Serving("as measured");
   for (TierView& tier : view.tiers) tier.ready.emplace_back();
@@ -197,13 +197,114 @@ TEST(CalibratedPolicy, TheCacheOfATierThatTheRequestCannotHaveOutweighsNothing) 
   EXPECT_EQ(PlanOf(**policy, ask({}), view, meter).steps[0].tier, 2u);
 }
 
-TEST(CalibratedPolicy, RefusesTiersAndFeaturesThatTheRouterDoesNotHave) {
+// As Example, but small's scorer adds the first log-probability of nano's answer, and nano's alone looks at
+// it.
+Calibration OfFirstToken() {
   Calibration calibration = Example(CalibrationKind::kClassifier);
+  calibration.steps[0].gate->scorer = {.features = {{.feature = *FindFeature("first_logprob"), .weight = 2}},
+                                       .bias = 3};
+  calibration.steps[1].gate->scorer.features.push_back(
+      {.feature = *FindFeature("first_logprob"), .weight = 1, .mean = -1, .scale = 2});
+  return calibration;
+}
+
+TEST(CalibratedPolicy, AClassifierOfTheFirstTokenHoldsItAndChoosesAsItsScorersDo) {
+  const Calibration calibration = OfFirstToken();
+  const auto policy = MakeCalibratedPolicy(calibration, kTiers, {.verifies = true});
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    const std::string prompt = std::string(1 + seed % 5, '7') + std::string(seed % 7, 'x');
+    const TierPlan plan = PlanOf(**policy, Ask(prompt), Serving(kMeasured));
+    EXPECT_EQ(plan.reason, "classifier: first token");
+    EXPECT_TRUE(plan.is_measured && plan.chooses_by_first_token);
+    ASSERT_EQ(plan.steps.size(), 3u);
+    EXPECT_FALSE(plan.steps[0].verifies);
+    for (const size_t later : {1u, 2u}) {
+      EXPECT_TRUE(plan.steps[later].gate.is_open()) << "what is chosen is accepted";
+      EXPECT_TRUE(plan.steps[later].verifies);
+    }
+    const AnswerSignals first{.tokens = 1, .first_logprob = -3 * RandomUniform(seed, 0)};
+    const FeatureInputs inputs = {.answer = first, .prompt = TraitsOf(prompt)};
+    size_t want = 0;
+    while (want < 2 && !calibration.steps[want].gate->Accepts(inputs)) ++want;
+    const Verdict verdict = plan.steps[0].gate.JudgeEarly(first, Duration(0));
+    EXPECT_EQ(verdict == Verdict::kAccepted, want == 0) << "seed " << seed;
+    EXPECT_NE(verdict, Verdict::kUndecided);
+    if (want == 0) continue;
+    EXPECT_EQ(NextStep(plan.steps, 0, first), want) << "seed " << seed;
+  }
+}
+
+TEST(CalibratedPolicy, TheCacheSpeaksBeforeTheFirstTierIsAskedForAToken) {
+  const std::vector<TierPrice> prices = {{100, 100}, {10, 10}, {1, 1}};  // base, small, nano
+  const auto policy = MakeCalibratedPolicy(OfFirstToken(), kTiers, {.affinity_prices = prices});
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  ClusterView view = Serving(kMeasured);
+  for (TierView& tier : view.tiers) tier.ready.emplace_back();
+  const TierPlan cached = PlanOf(**policy, Ask(std::string("x")), view, FixedMeter(1000, {{"small", 901}}));
+  ASSERT_EQ(cached.steps.size(), 1u);
+  EXPECT_EQ(cached.steps[0].tier, 1u);
+  EXPECT_EQ(cached.reason, "cache affinity");
+  EXPECT_FALSE(cached.is_measured);
+  EXPECT_EQ(PlanOf(**policy, Ask(std::string("x")), view, FixedMeter(1000, {{"small", 899}})).steps.size(),
+            3u);
+}
+
+TEST(CalibratedPolicy, ACascadeBeginsWhereTheCacheIs) {
+  const std::vector<TierPrice> prices = {{100, 100}, {10, 10}, {1, 1}};  // base, small, nano
+  const auto policy = MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers,
+                                           {.verifies = true, .affinity_prices = prices});
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  ClusterView view = Serving(kMeasured);
+  for (TierView& tier : view.tiers) tier.ready.emplace_back();
+  const struct {
+    std::map<std::string, size_t> cached;
+    std::vector<size_t> tiers;
+  } cases[] = {{{}, {2, 1, 0}}, {{{"small", 901}}, {1, 0}}, {{{"small", 901}, {"base", 999}}, {0}}};
+  for (const auto& c : cases) {
+    const TierPlan plan = PlanOf(**policy, Ask(std::string("x")), view, FixedMeter(1000, c.cached));
+    std::vector<size_t> tiers;
+    for (const PlanStep& step : plan.steps) tiers.push_back(step.tier);
+    EXPECT_EQ(tiers, c.tiers);
+    EXPECT_FALSE(plan.steps.front().verifies);
+    EXPECT_EQ(plan.is_measured, c.tiers.size() == 3);
+    EXPECT_EQ(plan.reason, c.tiers.size() == 3 ? "cascade" : "cache affinity");
+    for (const PlanStep& step : plan.steps) EXPECT_EQ(step.gate.is_open(), step.tier == 0);
+  }
+  FixedMeter meter(1000, {{"base", 1000}});
+  meter.errors["nano"] = InvalidArgument("too long");
+  EXPECT_EQ(PlanOf(**policy, Ask(std::string("x")), view, meter).steps.size(), 3u) << "others may answer";
+}
+
+TEST(CalibratedPolicy, ACascadesAnswersMayBeHeldForLess) {
+  const auto policy =
+      MakeCalibratedPolicy(Example(CalibrationKind::kCascade), kTiers,
+                           {.holds = {{"nano", {.tokens = 3, .accept_above = 0.95, .reject_below = 0.2}}}});
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  const std::pair<const char*, Verdict> cases[] = {
+      {"1234", Verdict::kAccepted}, {"12ab", Verdict::kUndecided}, {"abcd", Verdict::kRejected}};
+  for (const auto& [prompt, want] : cases) {  // probabilities 0.98, 0.5, 0.02
+    const TierPlan plan = PlanOf(**policy, Ask(std::string(prompt)), Serving(kMeasured));
+    EXPECT_EQ(plan.steps[0].gate.JudgeEarly({.tokens = 3}, Duration(0)), want) << prompt;
+    EXPECT_EQ(plan.steps[0].gate.JudgeEarly({.tokens = 2}, Duration(0)), Verdict::kUndecided);
+    EXPECT_EQ(plan.steps[1].gate.JudgeEarly({.tokens = 9}, Duration(0)), Verdict::kUndecided) << "has none";
+  }
+}
+
+TEST(CalibratedPolicy, RefusesTiersAndFeaturesThatTheRouterDoesNotHave) {
+  Calibration calibration = Example(CalibrationKind::kCascade);
+  EXPECT_TRUE(MakeCalibratedPolicy(calibration, kTiers).ok());
+  calibration.steps[1].gate->scorer.features[0].feature = *FindFeature("sum_logprob");
+  const Status unknown = MakeCalibratedPolicy(calibration, kTiers).status();
+  EXPECT_EQ(unknown.code(), StatusCode::kUnimplemented);
+  EXPECT_THAT(Message(unknown), HasSubstr("sum_logprob"));
+  calibration.steps[1].gate->scorer.features[0].feature = *FindFeature("min_margin");
+  EXPECT_TRUE(MakeCalibratedPolicy(calibration, kTiers).ok());
+  calibration.kind = CalibrationKind::kClassifier;
+  EXPECT_THAT(Message(MakeCalibratedPolicy(calibration, kTiers).status()), HasSubstr("min_margin"));
   calibration.steps[1].gate->scorer.features[0].feature = *FindFeature("first_margin");
-  EXPECT_EQ(MakeCalibratedPolicy(calibration, kTiers, false).status().code(), StatusCode::kUnimplemented);
-  calibration.kind = CalibrationKind::kCascade;
-  EXPECT_TRUE(MakeCalibratedPolicy(calibration, kTiers, false).ok());
-  const Status status = MakeCalibratedPolicy(calibration, {kTiers.data(), 2}, false).status();
+  EXPECT_TRUE(MakeCalibratedPolicy(calibration, kTiers).ok());
+  const Status status = MakeCalibratedPolicy(calibration, {kTiers.data(), 2}).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(Message(status), HasSubstr("nano"));
 }

@@ -31,11 +31,18 @@ bool Gate::Accepts(const AnswerSignals& signals) const {
   return !threshold_.has_value() || (signals.tokens > 0 && Measure(signals) > *threshold_);
 }
 
+std::optional<double> Gate::Score(const AnswerSignals& signals) const {
+  if (!threshold_.has_value() || signals.tokens == 0) return std::nullopt;
+  return Measure(signals);
+}
+
 Verdict Gate::JudgeEarly(const AnswerSignals& so_far, Duration held) const {
   const bool is_due = (hold_.tokens.has_value() && so_far.tokens >= *hold_.tokens) ||
                       (hold_.time.has_value() && held >= *hold_.time);
   if (!is_due || so_far.tokens == 0) return Verdict::kUndecided;
   const double measure = Measure(so_far);
+  if (hold_.is_final)
+    return measure > *threshold_ ? Verdict::kAccepted : Verdict::kRejected;  // NaN: rejected
   if (hold_.accept_above.has_value() && measure > *hold_.accept_above) return Verdict::kAccepted;
   if (hold_.reject_below.has_value() && measure < *hold_.reject_below) return Verdict::kRejected;
   return Verdict::kUndecided;

@@ -33,6 +33,8 @@ struct HoldBudget {
   // Bounds of the gate's measure, over the answer so far. Above the first the text goes out, and the answer
   // is this tier's; below the second the next tier is asked at once; between them both wait.
   std::optional<double> accept_above = {}, reject_below = {};
+  // Instead of the bounds the gate's threshold decides, one way or the other.
+  bool is_final = false;
 };
 
 enum class Verdict : uint8_t { kUndecided, kAccepted, kRejected };
@@ -54,9 +56,12 @@ class Gate {
   bool Accepts(const AnswerSignals& signals) const;
   // Before it; `held` is the time since its first token.
   Verdict JudgeEarly(const AnswerSignals& so_far, Duration held) const;
-  // What the answer's measure had to pass: that of its end, or the bound of the hold that decided `early`.
+  // What is compared with the threshold: the scorer's probability, or the mean log-probability. Absent:
+  // nothing is, as there is no threshold, or the answer has no tokens.
+  std::optional<double> Score(const AnswerSignals& signals) const;
+  // What the score had to pass: that of the answer's end, or the bound of the hold that decided `early`.
   const std::optional<double>& threshold(Verdict early = Verdict::kUndecided) const {
-    if (early == Verdict::kUndecided) return threshold_;
+    if (early == Verdict::kUndecided || hold_.is_final) return threshold_;
     return early == Verdict::kAccepted ? hold_.accept_above : hold_.reject_below;
   }
   // From when on JudgeEarly may decide though no further token comes; absent: only with tokens, or never.

@@ -31,9 +31,9 @@ StatusOr<std::unique_ptr<ModelCatalog>> ModelCatalog::Make(std::vector<CatalogTi
       entry.tiers.push_back(step.tier);
     }
     if (policy.calibration.has_value()) {
-      ASSIGN_OR_RETURN(entry.policy,
-                       MakeCalibratedPolicy(*policy.calibration, names, /*verifies=*/true,
-                                            policy.cache_affinity ? prices : std::vector<TierPrice>()));
+      CalibratedPolicyOptions options{.verifies = true, .holds = std::move(policy.holds)};
+      if (policy.cache_affinity) options.affinity_prices = prices;
+      ASSIGN_OR_RETURN(entry.policy, MakeCalibratedPolicy(*policy.calibration, names, std::move(options)));
       for (const CalibratedStep& step : policy.calibration->steps)
         entry.tiers.push_back(static_cast<size_t>(std::ranges::find(names, step.tier) - names.begin()));
     } else if (policy.budget.has_value()) {

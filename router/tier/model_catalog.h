@@ -12,6 +12,7 @@
 #include "router/tier/budget_policy.h"
 #include "router/tier/calibration.h"
 #include "router/tier/drift.h"
+#include "router/tier/gate.h"
 #include "router/tier/price.h"
 #include "router/tier/tier_policy.h"
 
@@ -25,12 +26,13 @@ struct CatalogTier {
 
 struct CatalogPolicy {
   std::string name = {};
-  std::vector<PlanStep> steps = {};             // as MakeCascadePolicy takes them
-  std::optional<Calibration> calibration = {};  // instead
-  std::optional<BudgetOptions> budget = {};     // instead
-  std::string calibration_file = {};            // that either was read from
-  bool cache_affinity = false;                  // of a calibration that is a classifier
-  std::optional<ShadowOptions> shadow = {};     // of a calibration
+  std::vector<PlanStep> steps = {};              // as MakeCascadePolicy takes them
+  std::optional<Calibration> calibration = {};   // instead
+  std::optional<BudgetOptions> budget = {};      // instead
+  std::string calibration_file = {};             // that either was read from
+  bool cache_affinity = false;                   // of a calibration
+  std::map<std::string, HoldBudget> holds = {};  // by tier, of those that a calibrated cascade has gates for
+  std::optional<ShadowOptions> shadow = {};      // of a calibration
 };
 
 struct CatalogEntry {

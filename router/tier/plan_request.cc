@@ -52,7 +52,13 @@ StatusOr<TierPlan> Within(const ModelCatalog& catalog, const PlanQuery& query, T
     kept.push_back(std::move(step));
   }
   if (kept.empty()) return LimitsTooSmall(query.request, of_answers);
-  kept.back().gate = Gate();
+  if (plan.chooses_by_first_token && kept.front().gate.is_open()) {  // without the tier that would begin
+    kept.erase(kept.begin(), kept.end() - 1);
+    kept.back().verifies = false;
+    plan.reason = kNoFirstToken;
+  }
+  kept.back().gate = kept.back().choice = Gate();
+  plan.chooses_by_first_token = plan.chooses_by_first_token && kept.size() > 1;
   plan.steps = std::move(kept);
   plan.reason += ", within the request's limit";
   plan.is_measured = false;

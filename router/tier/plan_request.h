@@ -12,7 +12,8 @@ namespace terrace {
 // drifted from that; else the policy's plan. Of that, when the request limits its price or its time, the
 // steps whose costs (CostAt) fit in it together, from the first one on: a draft is the first to be left out,
 // and the last step that is left accepts every answer. A step before the last one that cannot have the prompt
-// costs nothing, as it is never asked.
+// costs nothing, as it is never asked. Of a plan that chooses by the first token all steps are counted,
+// though one at most is asked after the first; where the first is left out, the last of the others answers.
 //
 // `entry` is one of the catalog's, which has the tiers of the view. INVALID_ARGUMENT for a tier that is none
 // of the entry's (invalid_value) and where nothing fits (budget_too_small), PERMISSION_DENIED

@@ -19,6 +19,15 @@ using ::testing::HasSubstr;
 // A prompt of 10 tokens and an answer of 90 cost 100, 1,000 and 10,000 millionths.
 constexpr double kNanoUsd = 100e-6, kSmallUsd = 1000e-6, kBaseUsd = 10'000e-6;
 
+// A classifier that looks at the first token.
+Calibration OfFirstToken() {
+  const CalibratedGate gate = {.scorer = {.features = {{.feature = *FindFeature("first_logprob")}}},
+                               .threshold = 0.9};
+  return {.kind = CalibrationKind::kClassifier,
+          .policy = "begun",
+          .steps = {{.tier = "nano", .gate = gate}, {.tier = "small", .gate = gate}, {.tier = "base"}}};
+}
+
 class PlanRequestTest : public ::testing::Test {
  protected:
   PlanRequestTest()
@@ -28,6 +37,7 @@ class PlanRequestTest : public ::testing::Test {
              {.name = "base", .price = {100, 100}}},
             {{.name = "auto", .steps = {{0, Gate(-0.1)}, {1, Gate(-0.2), true}, {2, {}, true}}},
              {.name = "checked", .steps = {{0, Gate::Closed()}, {2, {}, true}}},
+             {.name = "begun", .calibration = OfFirstToken()},
              {.name = "priced", .budget = BudgetOptions{.candidates = {{0, 0.5}, {1, 0.9}}, .max_usd = 1}}},
             "")) {}
 
@@ -167,6 +177,33 @@ TEST_F(PlanRequestTest, StepsThatDoNotFitTheRequestsTimeTogetherAreLeftOutToo) {
   EXPECT_THAT(Message(PlanWithin("checked", "", 50).status()), HasSubstr("take 100 seconds"));
   speeds_.clear();
   EXPECT_THAT(Tiers(PlanWithin("auto", "", 0)), ElementsAre(0, 1, 2)) << "nothing is known";
+}
+
+TEST_F(PlanRequestTest, WhatIsLeftOfAChoiceByTheFirstTokenChoosesAmongWhatFits) {
+  const double all = kNanoUsd + kSmallUsd + kBaseUsd;
+  const struct {
+    double max_usd;
+    std::vector<size_t> tiers;
+    bool chooses;
+  } cases[] = {{all * 1.001, {0, 1, 2}, true}, {all * 0.999, {0, 1}, true}, {kNanoUsd * 1.001, {0}, false}};
+  for (const auto& c : cases) {
+    const auto plan = Plan("begun", "", c.max_usd);
+    EXPECT_EQ(Tiers(plan), c.tiers) << c.max_usd;
+    EXPECT_EQ(plan->chooses_by_first_token, c.chooses);
+    EXPECT_EQ(plan->steps.front().gate.is_open(), !c.chooses);
+    EXPECT_TRUE(plan->steps.back().gate.is_open() && plan->steps.back().choice.is_open());
+    EXPECT_EQ(plan->is_measured, c.tiers.size() == 3);
+  }
+  FixedMeter meter;
+  meter.errors["nano"] = ParamError("context_length_exceeded", "prompt", "too long");
+  const auto without = Plan("begun", "", kSmallUsd * 1.001, false, meter);
+  EXPECT_THAT(Tiers(without), ElementsAre(1));
+  EXPECT_FALSE(without->chooses_by_first_token) << "there is nobody to begin";
+  EXPECT_EQ(without->reason, "fallback: no first token, within the request's limit");
+  speeds_ = {{11, 1}, {0.11, 0.01}, {1.1, 0.1}};  // nano's queue is long
+  const auto late = PlanWithin("begun", "", 12);
+  EXPECT_THAT(Tiers(late), ElementsAre(2)) << "small and base fit: unjudged the best one answers";
+  EXPECT_FALSE(late->steps[0].verifies || late->chooses_by_first_token);
 }
 
 TEST_F(PlanRequestTest, WhereNothingFitsTheErrorHasTheLeastPrice) {

@@ -17,6 +17,25 @@ class FixedPlanPolicy : public TierPolicy {
 
 }  // namespace
 
+size_t NextStep(std::span<const PlanStep> steps, size_t step, const AnswerSignals& first) {
+  CHECK(step + 1 < steps.size(), "step ", step, " of ", steps.size());
+  do {
+    ++step;
+  } while (step + 1 < steps.size() && !steps[step].choice.Accepts(first));
+  return step;
+}
+
+bool NeedsSignals(std::span<const PlanStep> steps, size_t step) {
+  if (steps[step].gate.needs_signals()) return true;
+  return step == 0 &&
+         std::ranges::any_of(steps, [](const PlanStep& each) { return each.choice.needs_signals(); });
+}
+
+std::string ReasonOf(const TierPlan& plan, size_t step, const AnswerSignals& first) {
+  if (plan.chooses_by_first_token && first.tokens == 0) return kNoFirstToken;
+  return plan.names_step ? Concat(plan.reason, ": accepted at step ", step + 1) : plan.reason;
+}
+
 std::unique_ptr<TierPolicy> MakeNamedPolicy(size_t tier) {
   return std::make_unique<FixedPlanPolicy>(TierPlan{.steps = {{.tier = tier}}, .reason = "named"});
 }

@@ -12,6 +12,7 @@
 #include "router/cluster/cluster_view.h"
 #include "router/request/answer.h"
 #include "router/request/request.h"
+#include "router/tier/answer_signals.h"
 #include "router/tier/gate.h"
 
 namespace terrace {
@@ -21,17 +22,36 @@ struct PlanStep {
   Gate gate = {};
   // The answer of the step before is verified as a draft: this step's own comes sooner, and is no other.
   bool verifies = false;
+  // What the beginning of the first step's answer has to be for this step to be asked after it; else one
+  // behind this is.
+  Gate choice = {};
 };
 
 struct TierPlan {
-  // In order; the last one's gate is open. At least one: a tier without a ready replica may come back while
-  // the request is under way, so it is the dispatcher's to skip.
+  // In order; the last one's `gate` and `choice` are open. At least one: a tier without a ready replica may
+  // come back while the request is under way, so it is the dispatcher's to skip.
   std::vector<PlanStep> steps = {};
   std::string reason = {};   // why these, as replies and logs say it (docs/how-to/policies.md)
   bool names_step = false;   // the reason goes on with the step that answered
   bool is_measured = false;  // what a calibration makes of the request: its bound is about such plans alone
   bool is_limited = false;   // the request's own limits of price and time have been kept to
+  // The first step's gate judges its answer's first token, and the steps' `choice` who else answers.
+  bool chooses_by_first_token = false;
 };
+
+// The step after `step`: the next one whose `choice` accepts `first`, the signals of the first step's answer
+// as far as it came. Those of none (it could not be asked) are accepted by open ones alone. `step` is not the
+// last one (CHECK).
+size_t NextStep(std::span<const PlanStep> steps, size_t step, const AnswerSignals& first);
+
+// Whether margins or entropies of the answer of `step` are looked at, by its gate or by the choice that the
+// first one's answer makes.
+bool NeedsSignals(std::span<const PlanStep> steps, size_t step);
+
+// Why the last tier answered where the first one was to begin.
+inline constexpr char kNoFirstToken[] = "fallback: no first token";
+// Why `step` answered, as replies and logs say it; `first` as of NextStep.
+std::string ReasonOf(const TierPlan& plan, size_t step, const AnswerSignals& first);
 
 // A request's prompt as the tiers see it: what a plan may look at besides the request and the snapshot, and
 // follows from them. Counted only when asked for. One thread at a time.

@@ -1,5 +1,7 @@
 #include <chrono>
 #include <cmath>
+#include <optional>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -92,6 +94,35 @@ TEST(Gate, AScorersProbabilityIsMeasuredAgainstTheThreshold) {
   EXPECT_EQ(Gate(scorer, 0.5, hold).JudgeEarly({10, -9}, Duration(0)), Verdict::kRejected);
 }
 
+TEST(Gate, AFinalHoldDecidesByTheGatesThresholdAlone) {
+  GateScorer scorer;
+  scorer.weights[2] = 1;  // of the first log-probability
+  const Gate gate(scorer, 0.5, {.tokens = 2, .is_final = true});
+  const struct {
+    uint32_t tokens;
+    double first_logprob;
+    Verdict want;
+  } cases[] = {{1, 1, Verdict::kUndecided}, {2, 1, Verdict::kAccepted},
+               {2, 0, Verdict::kRejected},  {2, -1, Verdict::kRejected},
+               {0, 1, Verdict::kUndecided}, {2, std::nan(""), Verdict::kRejected}};
+  for (const auto& c : cases) {
+    const AnswerSignals signals{.tokens = c.tokens, .first_logprob = c.first_logprob};
+    EXPECT_EQ(gate.JudgeEarly(signals, Duration(0)), c.want) << c.tokens << " " << c.first_logprob;
+  }
+  for (const Verdict verdict : {Verdict::kUndecided, Verdict::kAccepted, Verdict::kRejected})
+    EXPECT_EQ(gate.threshold(verdict), 0.5);
+}
+
+TEST(Gate, TheScoreIsWhatIsComparedWithTheThreshold) {
+  const GateScorer scorer{.bias = 0.7};
+  const AnswerSignals signals = {3, -0.25};
+  EXPECT_EQ(Gate(-0.5).Score(signals), -0.25);
+  EXPECT_EQ(Gate(scorer, 0.5).Score(signals), scorer.Probability(signals));
+  EXPECT_EQ(Gate(scorer, 0.5).Score({}), std::nullopt) << "no tokens";
+  EXPECT_EQ(Gate().Score(signals), std::nullopt);
+  EXPECT_EQ(Gate::Closed().Score(signals), std::nullopt);
+}
+
 TEST(Gate, WorkersAreAskedForSignalsOnlyWhenAScorerLooksAtThem) {
   EXPECT_FALSE(Gate().needs_signals());
   EXPECT_FALSE(Gate(-0.5).needs_signals());
@@ -133,6 +164,50 @@ TEST(Price, IsLinearInPromptAndCompletionTokensAndCountsCachedOnesAsPrompt) {
   EXPECT_DOUBLE_EQ(PriceUsd(price, {0, 0, 1'000'000}), 6);
   EXPECT_DOUBLE_EQ(PriceUsd(price, {100, 100, 10}), (200 + 60) / 1e6);
   EXPECT_DOUBLE_EQ(PriceUsd(price, {}), 0);
+}
+
+// Asks for a first log-probability above ln(threshold / (1 - threshold)).
+Gate OfFirstToken(double threshold) {
+  GateScorer scorer;
+  scorer.weights[2] = 1;
+  return Gate(scorer, threshold);
+}
+
+TEST(NextStep, IsTheNextOneUnlessStepsAskForMoreOfTheFirstAnswer) {
+  const std::vector<PlanStep> cascade = {{.gate = Gate(-1)}, {.gate = Gate(-1)}, {}};
+  const std::vector<PlanStep> choosing = {
+      {.gate = OfFirstToken(0.9)}, {.choice = OfFirstToken(0.5)}, {.choice = OfFirstToken(0.1)}, {}};
+  const auto first = [](double logprob) { return AnswerSignals{.tokens = 1, .first_logprob = logprob}; };
+  for (const AnswerSignals& any : {AnswerSignals(), first(-9)}) {
+    EXPECT_EQ(NextStep(cascade, 0, any), 1u);
+    EXPECT_EQ(NextStep(cascade, 1, any), 2u);
+  }
+  EXPECT_EQ(NextStep(choosing, 0, first(0.1)), 1u);
+  EXPECT_EQ(NextStep(choosing, 0, first(0)), 2u) << "strictly above";
+  EXPECT_EQ(NextStep(choosing, 0, first(-9)), 3u);
+  EXPECT_EQ(NextStep(choosing, 0, first(std::nan(""))), 3u);
+  EXPECT_EQ(NextStep(choosing, 0, {}), 3u) << "nothing is known: the last one";
+  EXPECT_EQ(NextStep(choosing, 1, first(0.1)), 2u) << "the one that was chosen cannot be had";
+  EXPECT_EQ(NextStep(choosing, 2, first(0.1)), 3u);
+}
+
+TEST(NeedsSignals, OfAStepForItsOwnGateAndOfTheFirstForAllChoices) {
+  GateScorer margins;
+  margins.weights[GateScorer::kOfLogprobs] = 1;
+  const std::vector<PlanStep> steps = {{.gate = OfFirstToken(0.5)}, {.choice = Gate(margins, 0.5)}, {}};
+  EXPECT_TRUE(NeedsSignals(steps, 0));
+  EXPECT_FALSE(NeedsSignals(steps, 1));
+  const std::vector<PlanStep> cascade = {{.gate = Gate(-1)}, {.gate = Gate(margins, 0.5)}, {}};
+  EXPECT_FALSE(NeedsSignals(cascade, 0));
+  EXPECT_TRUE(NeedsSignals(cascade, 1));
+}
+
+TEST(ReasonOf, SaysTheStepOfACascadeAndWhetherTheFirstTokenWasThere) {
+  EXPECT_EQ(ReasonOf({.reason = "cascade", .names_step = true}, 1, {}), "cascade: accepted at step 2");
+  EXPECT_EQ(ReasonOf({.reason = "named"}, 0, {}), "named");
+  const TierPlan choosing{.reason = "classifier: first token", .chooses_by_first_token = true};
+  EXPECT_EQ(ReasonOf(choosing, 1, {.tokens = 1}), "classifier: first token");
+  EXPECT_EQ(ReasonOf(choosing, 1, {}), "fallback: no first token");
 }
 
 TEST(CascadePolicy, KeepsTheOrderAndOnlyTheLastGateIsOpen) {

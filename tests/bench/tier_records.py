@@ -18,6 +18,10 @@ LEAST_SURPRISE = 1e-6  # nats, as router/tier/calibration_features.cc
 WORD_BUCKETS = 256
 
 
+class Begun(int):
+    """A tier that is asked for the first token of its answer alone."""
+
+
 @dataclasses.dataclass
 class Row:
     id: str
@@ -68,19 +72,22 @@ class Records:
         for row in self.rows:
             row.words = words[row.id]
 
+    def generated(self, row, tier):
+        return 1 if isinstance(tier, Begun) else row.answers[tier]["tokens"]
+
     def tokens(self, row, tier):
-        answer = row.answers[tier]
-        return answer["prompt_tokens"] + answer["tokens"]
+        return row.answers[tier]["prompt_tokens"] + self.generated(row, tier)
 
     def cost(self, row, tier):
         return self.tiers[tier]["parameters"] * self.tokens(row, tier)
 
     def computed(self, row, tier, draft_of, prefill):
         """`draft_of`: the tier whose answer is verified, or None."""
-        answer = row.answers[tier]
-        drafted = row.answers[draft_of]["tokens"] if draft_of is not None else 0
-        accepted = min(answer["tokens"], round(row.agreement[draft_of, tier] * drafted)) if drafted else 0
-        read, written = answer["prompt_tokens"] + drafted, answer["tokens"] - accepted
+        answer, generated = row.answers[tier], self.generated(row, tier)
+        drafted = self.generated(row, draft_of) if draft_of is not None else 0
+        common = round(row.agreement[draft_of, tier] * row.answers[draft_of]["tokens"]) if drafted else 0
+        accepted = min(generated, drafted, common)
+        read, written = answer["prompt_tokens"] + drafted, generated - accepted
         return self.tiers[tier]["parameters"] * (prefill * read + written)
 
 

@@ -21,11 +21,12 @@ import sys
 
 from calibration_study import EVAL, TESTS, TIERS, ask, row_of, run
 from quality_plot import quality_plot
-from tier_records import Point, Records, cascade, oracle, outcome_of, probability
+from tier_records import Begun, Point, Records, cascade, oracle, outcome_of, probability
 
 LOGPROBS = (-0.2, -0.1, -0.05, -0.02, -0.01, -0.005, -0.002, -0.001)
 FEATURES = ("mean_logprob", "signals", "signals,prompt")  # that the router's gates take
 PROMPT_FEATURES = ("prompt",)
+FIRST_TOKEN_FEATURES = ("prompt,first_token", "first_token")
 TARGETS = ("right", "no_worse")
 EPSILONS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.13)
 BOUNDS = (0.12, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # of the last tier's mean price
@@ -74,11 +75,21 @@ def calibrated(command, features, validation_path, test_path, test, options):
         score = lambda row, tier, gates=gates: probability(gates[tier]["scorer"], row, tier if is_cascade else 0)
         asked_of = cascade([gate["threshold"] for gate in gates], score)
         if not is_cascade:
-            asked_of = lambda row, walk=asked_of: walk(row)[-1:]
+            asked_of = classified(asked_of, begins="first_token" in names.split(","))
         point = Point(setting, gain, statistics.mean(e["relative_cost"] for e in evidence), asked_of)
         check(point, test, files[0][1])
         points.append(point)
     return points
+
+
+def classified(walk, begins):
+    """A classifier asks one tier; where it looks at the first token it has the first tier begin, whoever answers."""
+
+    def asked_of(row):
+        tier = walk(row)[-1]
+        return [Begun(0), tier] if begins and tier > 0 else [tier]
+
+    return asked_of
 
 
 def check(point, test, told):
@@ -151,6 +162,7 @@ def study(options):
         "mean log-probability": by_logprob(validation),
         "calibrated cascade": calibrated("calibrate", options.features.split(";"), validation_path, test_path, test, options),
         "classifier": calibrated("train-router", PROMPT_FEATURES, validation_path, test_path, test, options),
+        "first-token classifier": calibrated("train-router", FIRST_TOKEN_FEATURES, validation_path, test_path, test, options),
         "budget": by_budget(validation_path, validation, options),
     }
     if options.options:

@@ -11,46 +11,12 @@ namespace {
 
 constexpr char kFormat[] = "terrace-records-1";
 
-Json ToJson(const RecordedTier& tier) {
-  return {{"name", tier.name},
-          {"model_digest", tier.model_digest},
-          {"text_digest", tier.text_digest},
-          {"parameters", tier.parameters}};
-}
-
 Json ToJson(const PromptTraits& prompt) {
   return {{"bytes", prompt.bytes},
           {"digits", prompt.digits},
           {"questions", prompt.questions},
           {"newlines", prompt.newlines},
           {"braces", prompt.braces}};
-}
-
-Json ToJson(const RecordedAnswer& answer) {
-  const AnswerSignals& signals = answer.signals;
-  return {{"right", answer.is_right},
-          {"prompt_tokens", answer.prompt_tokens},
-          {"tokens", signals.tokens},
-          {"mean_logprob", signals.mean_logprob},
-          {"min_logprob", signals.min_logprob},
-          {"mean_margin", signals.mean_margin},
-          {"min_margin", signals.min_margin},
-          {"mean_entropy", signals.mean_entropy},
-          {"first_logprob", signals.first_logprob},
-          {"first_margin", signals.first_margin},
-          {"first_entropy", signals.first_entropy},
-          {"draft_agreement", answer.draft_agreement}};
-}
-
-StatusOr<RecordedTier> ParseTier(const Json& json, const std::string& place) {
-  StrictFields fields(json, place);
-  RecordedTier tier;
-  tier.name = fields.Text("name");
-  tier.model_digest = fields.Text("model_digest");
-  tier.text_digest = fields.Text("text_digest");
-  tier.parameters = fields.Count("parameters");
-  RETURN_IF_ERROR(fields.Finish());
-  return tier;
 }
 
 StatusOr<PromptTraits> ParsePrompt(const Json& json) {
@@ -65,27 +31,6 @@ StatusOr<PromptTraits> ParsePrompt(const Json& json) {
   return prompt;
 }
 
-StatusOr<RecordedAnswer> ParseAnswer(const Json& json, const std::string& place) {
-  StrictFields fields(json, place);
-  RecordedAnswer answer;
-  AnswerSignals& signals = answer.signals;
-  answer.is_right = fields.Flag("right");
-  answer.prompt_tokens = fields.SmallCount("prompt_tokens");
-  signals.tokens = fields.SmallCount("tokens");
-  signals.mean_logprob = fields.Number("mean_logprob");
-  signals.min_logprob = fields.Number("min_logprob");
-  signals.mean_margin = fields.Number("mean_margin");
-  signals.min_margin = fields.Number("min_margin");
-  signals.mean_entropy = fields.Number("mean_entropy");
-  signals.first_logprob = fields.Number("first_logprob");
-  signals.first_margin = fields.Number("first_margin");
-  signals.first_entropy = fields.Number("first_entropy");
-  answer.draft_agreement = fields.Number("draft_agreement");
-  RETURN_IF_ERROR(fields.Finish());
-  if (signals.tokens == 0) return InvalidArgument(place, ": an answer has at least one token");
-  return answer;
-}
-
 StatusOr<std::vector<RecordedTier>> ParseHead(std::string_view line) {
   ASSIGN_OR_RETURN(const Json json, ParseJson(line));
   StrictFields fields(json, "");
@@ -95,7 +40,7 @@ StatusOr<std::vector<RecordedTier>> ParseHead(std::string_view line) {
   if (format != kFormat) return InvalidArgument("format \"", format, "\", this version reads ", kFormat);
   std::vector<RecordedTier> tiers;
   for (size_t i = 0; i < list.size(); ++i) {
-    ASSIGN_OR_RETURN(RecordedTier tier, ParseTier(list[i], Concat("tiers[", i, "]")));
+    ASSIGN_OR_RETURN(RecordedTier tier, ParseRecordedTier(list[i], Concat("tiers[", i, "]")));
     const bool is_known =
         std::any_of(tiers.begin(), tiers.end(), [&](const auto& other) { return other.name == tier.name; });
     if (is_known) return InvalidArgument("tier ", tier.name, " occurs twice");
@@ -118,13 +63,68 @@ StatusOr<Record> ParseRow(std::string_view line, size_t tiers) {
   if (answers.size() != tiers)
     return InvalidArgument("\"answers\" must be one a tier, ", tiers, ", got ", answers.size());
   for (size_t i = 0; i < answers.size(); ++i) {
-    ASSIGN_OR_RETURN(RecordedAnswer answer, ParseAnswer(answers[i], Concat("answers[", i, "]")));
+    ASSIGN_OR_RETURN(RecordedAnswer answer, ParseRecordedAnswer(answers[i], Concat("answers[", i, "]")));
     record.answers.push_back(std::move(answer));
   }
   return record;
 }
 
 }  // namespace
+
+Json RecordedTierJson(const RecordedTier& tier) {
+  return {{"name", tier.name},
+          {"model_digest", tier.model_digest},
+          {"text_digest", tier.text_digest},
+          {"parameters", tier.parameters}};
+}
+
+Json RecordedAnswerJson(const RecordedAnswer& answer) {
+  const AnswerSignals& signals = answer.signals;
+  return {{"right", answer.is_right},
+          {"prompt_tokens", answer.prompt_tokens},
+          {"tokens", signals.tokens},
+          {"mean_logprob", signals.mean_logprob},
+          {"min_logprob", signals.min_logprob},
+          {"mean_margin", signals.mean_margin},
+          {"min_margin", signals.min_margin},
+          {"mean_entropy", signals.mean_entropy},
+          {"first_logprob", signals.first_logprob},
+          {"first_margin", signals.first_margin},
+          {"first_entropy", signals.first_entropy},
+          {"draft_agreement", answer.draft_agreement}};
+}
+
+StatusOr<RecordedTier> ParseRecordedTier(const Json& json, const std::string& place) {
+  StrictFields fields(json, place);
+  RecordedTier tier;
+  tier.name = fields.Text("name");
+  tier.model_digest = fields.Text("model_digest");
+  tier.text_digest = fields.Text("text_digest");
+  tier.parameters = fields.Count("parameters");
+  RETURN_IF_ERROR(fields.Finish());
+  return tier;
+}
+
+StatusOr<RecordedAnswer> ParseRecordedAnswer(const Json& json, const std::string& place) {
+  StrictFields fields(json, place);
+  RecordedAnswer answer;
+  AnswerSignals& signals = answer.signals;
+  answer.is_right = fields.Flag("right");
+  answer.prompt_tokens = fields.SmallCount("prompt_tokens");
+  signals.tokens = fields.SmallCount("tokens");
+  signals.mean_logprob = fields.Number("mean_logprob");
+  signals.min_logprob = fields.Number("min_logprob");
+  signals.mean_margin = fields.Number("mean_margin");
+  signals.min_margin = fields.Number("min_margin");
+  signals.mean_entropy = fields.Number("mean_entropy");
+  signals.first_logprob = fields.Number("first_logprob");
+  signals.first_margin = fields.Number("first_margin");
+  signals.first_entropy = fields.Number("first_entropy");
+  answer.draft_agreement = fields.Number("draft_agreement");
+  RETURN_IF_ERROR(fields.Finish());
+  if (signals.tokens == 0) return InvalidArgument(place, ": an answer has at least one token");
+  return answer;
+}
 
 double Records::Cost(const Record& record, size_t tier) const {
   const RecordedAnswer& answer = record.answers[tier];
@@ -134,11 +134,11 @@ double Records::Cost(const Record& record, size_t tier) const {
 
 std::string RecordsText(const Records& records) {
   Json tiers = Json::array();
-  for (const RecordedTier& tier : records.tiers) tiers.push_back(ToJson(tier));
+  for (const RecordedTier& tier : records.tiers) tiers.push_back(RecordedTierJson(tier));
   std::string text = ToJsonText({{"format", kFormat}, {"tiers", std::move(tiers)}}) + "\n";
   for (const Record& record : records.rows) {
     Json answers = Json::array();
-    for (const RecordedAnswer& answer : record.answers) answers.push_back(ToJson(answer));
+    for (const RecordedAnswer& answer : record.answers) answers.push_back(RecordedAnswerJson(answer));
     text += ToJsonText({{"id", record.id},
                         {"task", record.task},
                         {"prompt", ToJson(record.prompt)},

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/json.h"
 #include "base/status.h"
 #include "router/tier/calibration.h"
 #include "router/tier/calibration_features.h"
@@ -16,6 +17,8 @@ namespace terrace {
 struct RecordedTier {
   std::string name = {}, model_digest = {}, text_digest = {};
   uint64_t parameters = 0;
+
+  friend bool operator==(const RecordedTier&, const RecordedTier&) = default;
 };
 
 struct RecordedAnswer {
@@ -38,6 +41,13 @@ struct Records {
   // What an answer costs, whatever the hardware: parameters x (prompt + generated tokens).
   double Cost(const Record& record, size_t tier) const;
 };
+
+// Parts of their lines, for who keeps them before the lines are whole. INVALID_ARGUMENT names what is wrong
+// at `place`.
+Json RecordedTierJson(const RecordedTier& tier);
+Json RecordedAnswerJson(const RecordedAnswer& answer);
+StatusOr<RecordedTier> ParseRecordedTier(const Json& json, const std::string& place);
+StatusOr<RecordedAnswer> ParseRecordedAnswer(const Json& json, const std::string& place);
 
 std::string RecordsText(const Records& records);
 // DATA_LOSS "line N: ..." for what is not as RecordsText writes it.

@@ -1,9 +1,5 @@
 #include "tools/cli/answer_journal.h"
 
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 
 #include "base/json.h"
@@ -138,32 +134,13 @@ StatusOr<AnswerJournal> AnswerJournal::Open(const std::string& path, const Journ
   } else if (text.ok() && !head_line.starts_with(*text)) {
     return FailedPrecondition(path, ": has no answers but something else: name another file, or remove it");
   }
-  if (text.ok() && text->size() > found->bytes) {  // a line that was being written
-    std::error_code error;
-    std::filesystem::resize_file(path, found->bytes, error);
-    if (error) return Unavailable(path, ": ", error.message());
-  }
-  AnswerJournal journal(path, std::move(found->outcomes));
-  errno = 0;
-  journal.file_.open(path, std::ios::binary | std::ios::app);
-  if (!journal.file_) return journal.CannotWrite();
-  if (is_new) RETURN_IF_ERROR(journal.Append(head_line));
-  return journal;
+  ASSIGN_OR_RETURN(LineAppender lines, LineAppender::Open(path, found->bytes));
+  if (is_new) RETURN_IF_ERROR(lines.Append(head_line));
+  return AnswerJournal(std::move(lines), std::move(found->outcomes));
 }
 
 Status AnswerJournal::Add(size_t place, const RowOutcome& outcome) {
-  return Append(ToJsonText(ToJson(place, outcome)));
-}
-
-Status AnswerJournal::Append(const std::string& line) {
-  errno = 0;
-  file_ << line << '\n' << std::flush;
-  return file_ ? Status() : CannotWrite();
-}
-
-// Once `file_` has failed; errno was 0 before.
-Status AnswerJournal::CannotWrite() const {
-  return Unavailable(path_, ": cannot be written: ", std::strerror(errno != 0 ? errno : EIO));
+  return lines_.Append(ToJsonText(ToJson(place, outcome)));
 }
 
 }  // namespace terrace

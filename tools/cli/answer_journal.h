@@ -4,14 +4,15 @@
 #pragma once
 
 #include <cstddef>
-#include <fstream>
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
 #include "tools/cli/evaluation.h"
+#include "tools/cli/line_appender.h"
 #include "tools/cli/task_file.h"
 
 namespace terrace {
@@ -55,14 +56,11 @@ class AnswerJournal {
   Status Add(size_t place, const RowOutcome& outcome);
 
  private:
-  AnswerJournal(std::string path, std::map<size_t, RowOutcome> known)
-      : path_(std::move(path)), known_(std::move(known)) {}
-  Status Append(const std::string& line);
-  Status CannotWrite() const;
+  AnswerJournal(LineAppender lines, std::map<size_t, RowOutcome> known)
+      : lines_(std::move(lines)), known_(std::move(known)) {}
 
-  std::string path_;
+  LineAppender lines_;
   std::map<size_t, RowOutcome> known_;
-  std::ofstream file_;
 };
 
 }  // namespace terrace

@@ -1,7 +1,9 @@
 #include "tools/cli/calibrate.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <iterator>
+#include <system_error>
 #include <utility>
 
 #include "base/hash.h"
@@ -30,6 +32,25 @@ StatusOr<std::vector<TaskRow>> LoadRows(const CalibrateOptions& options, const s
     std::move(more.begin(), more.end(), std::back_inserter(rows));
   }
   return rows;
+}
+
+// The text of the records. Where they are saved, what a run has had is kept beside them until they are whole.
+StatusOr<std::string> AskForRecords(const std::vector<TaskRow>& rows, const CalibrateOptions& options,
+                                    const CommandContext& context) {
+  AskTiersOptions ask = options.ask;
+  const std::string& path = options.save_records;
+  if (!path.empty()) {
+    RETURN_IF_ERROR(CheckCanReplace(path));
+    ask.journal = path + ".journal";
+  }
+  ASSIGN_OR_RETURN(const Records records, AskTiers(rows, ask, context));
+  std::string text = RecordsText(records);
+  if (path.empty()) return text;
+  RETURN_IF_ERROR(ReplaceFile(path, text));
+  std::error_code error;
+  if (!std::filesystem::remove(ask.journal, error) && error)
+    return Unavailable(ask.journal, ": ", error.message());
+  return text;
 }
 
 StatusOr<Records> ParseRecordsFile(const std::string& text, const std::string& path) {
@@ -102,6 +123,19 @@ StatusOr<std::vector<const Feature*>> ChooseFeatures(const std::vector<std::stri
   return chosen;
 }
 
+Status CheckFlags(const CalibrationFlags& flags, CalibrationKind kind) {
+  ASSIGN_OR_RETURN(const std::vector<const Feature*> features, ChooseFeatures(flags.features, kind));
+  for (const Feature* feature : features) {
+    if (kind == CalibrationKind::kClassifier && !IsKnownEarly(*feature)) {
+      return InvalidArgument("--features: ", feature->name,
+                             " is of an answer, which a classifier does not wait for");
+    }
+    if (!flags.out.empty() && !IsReadByGates(*feature))
+      return InvalidArgument("--features: ", Message(NotReadByGates(*feature)), ": leave it out, or --out");
+  }
+  return {};
+}
+
 Status RunCalibrator(const std::string& records_text, CalibrationKind kind, const CalibrationFlags& flags,
                      const CommandContext& context) {
   CalibratorOptions options = {.kind = kind,
@@ -125,16 +159,15 @@ Status RunCalibrator(const std::string& records_text, CalibrationKind kind, cons
 }
 
 Status RunCalibrate(const CalibrateOptions& options, const CommandContext& context) {
+  RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kCascade));
   if (!options.records.empty()) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(options.records));
     return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);
   }
   ASSIGN_OR_RETURN(const std::vector<TaskRow> rows, LoadRows(options, context.argv0));
-  ASSIGN_OR_RETURN(const Records records, AskTiers(rows, options.ask, context));
-  const std::string text = RecordsText(records);
-  if (!options.save_records.empty()) RETURN_IF_ERROR(ReplaceFile(options.save_records, text));
+  ASSIGN_OR_RETURN(const std::string text, AskForRecords(rows, options, context));
   if (options.records_only) {
-    context.out << FormatCount(records.rows.size(), "record") << " in " << options.save_records << "\n";
+    context.out << FormatCount(ScoredRows(rows).size(), "record") << " in " << options.save_records << "\n";
     return {};
   }
   return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);

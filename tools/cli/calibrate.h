@@ -32,13 +32,18 @@ struct CalibrateOptions {
   std::vector<std::string> tasks;  // files; empty: models/eval/validation.jsonl
   uint32_t limit = 0;              // rows of each file; 0: all
   bool records_only = false;       // what was asked is saved, and that is all
-  std::string save_records = {};   // a file for what was asked; "": none
+  std::string save_records = {};   // a file for what was asked, in FILE.journal until it is whole; "": none
   CalibrationFlags calibration = {};
 };
 
 Status RunCalibrate(const CalibrateOptions& options, const CommandContext& context);
 
-// Calibrates from the text of a records file, shows what came of it and writes the calibration.
+// INVALID_ARGUMENT for features that do not exist, that a classifier would have to wait for, or, where a file
+// is to be written, that the router does not look at.
+Status CheckFlags(const CalibrationFlags& flags, CalibrationKind kind);
+
+// Calibrates from the text of a records file, shows what came of it and writes the calibration. `flags` are
+// as CheckFlags takes them.
 Status RunCalibrator(const std::string& records_text, CalibrationKind kind, const CalibrationFlags& flags,
                      const CommandContext& context);
 

@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kMaxStarts = 64;
 
-void AddCalibration(CLI::App& command, CalibrationFlags& flags) {
+void AddCalibration(CLI::App& command, const char* features, CalibrationFlags& flags) {
   command.add_option("--policy", flags.policy, "name of the policy that the file is for")
       ->type_name("NAME")
       ->capture_default_str();
@@ -32,10 +32,8 @@ void AddCalibration(CLI::App& command, CalibrationFlags& flags) {
       ->check(CLI::Range(size_t{1}, kMaxStarts).description(""))
       ->capture_default_str();
   command
-      .add_option(
-          "--features", flags.features,
-          "what scorers look at, by name or group: signals, prompt, first_token, and derived, agreement, "
-          "which the router does not take (default: signals,prompt; of train-router: prompt)")
+      .add_option("--features", flags.features,
+                  Concat("what scorers look at, by name (docs/how-to/calibrate.md) or group: ", features))
       ->type_name("NAME,NAME,...")
       ->delimiter(',');
   static const std::map<std::string, ScoreTarget> kTargets = {{"right", ScoreTarget::kRight},
@@ -84,7 +82,10 @@ void AddAsking(CLI::App& command, CLI::Option* tiers, CalibrateOptions& options)
       AddRowOptions(command, {options.tasks, options.limit, options.ask.concurrency, options.ask.max_tokens,
                               "models/eval/validation.jsonl"});
   auto* const save =
-      command.add_option("--save-records", options.save_records, "file for what was asked, to be used again")
+      command
+          .add_option("--save-records", options.save_records,
+                      "file for what was asked, to be used again; until it is whole FILE.journal has the "
+                      "answers, and the same command goes on with them")
           ->type_name("FILE");
   command.add_flag("--records-only", options.records_only, "save the records, and end")->needs(save);
   for (CLI::Option* const option : {router, router_ops, threads, device, compute, kv_dtype, drafter,
@@ -107,7 +108,10 @@ void AddCalibrate(CLI::App& app, CalibrateOptions& options) {
                           ->type_name("NAME,NAME,...")
                           ->delimiter(',');
   AddAsking(*calibrate, tiers, options);
-  AddCalibration(*calibrate, options.calibration);
+  AddCalibration(*calibrate,
+                 "signals (of the answer), prompt, first_token; for tables without --out also derived and "
+                 "agreement, which the router does not take (default: signals,prompt)",
+                 options.calibration);
   calibrate->footer(
       "docs/how-to/calibrate.md says what the bound means.\n"
       "Examples: terrace calibrate --tiers nano,small,base --save-records r.jsonl --out auto.json\n"
@@ -120,8 +124,14 @@ void AddTrainRouter(CLI::App& app, TrainRouterOptions& options) {
   train->add_option("--records", options.records, "labelled records of terrace calibrate --save-records")
       ->type_name("FILE")
       ->required();
-  AddCalibration(*train, options.calibration);
-  train->footer("Example: terrace train-router --records r.jsonl --out by-prompt.json");
+  AddCalibration(*train,
+                 "prompt, or prompt,first_token: then the router asks the first tier for one token before it "
+                 "chooses (default: prompt)",
+                 options.calibration);
+  train->footer(
+      "docs/how-to/calibrate.md has the format of the records.\n"
+      "Examples: terrace train-router --records r.jsonl --out by-prompt.json\n"
+      "          terrace train-router --records r.jsonl --features prompt,first_token --out begun.json");
 }
 
 }  // namespace terrace

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "base/http_server.h"
 #include "text/text_assets.h"
 #include "tools/cli/ask_rows.h"
 #include "tools/cli/progress_bar.h"
+#include "tools/cli/record_journal.h"
 #include "tools/cli/router_client.h"
 #include "worker/formats/model_files.h"
 
@@ -21,7 +23,8 @@ constexpr uint32_t kAlternatives = 20;  // the most that a request may ask for
 // A tier, opened.
 struct OpenedTier {
   RecordedTier described = {};
-  std::string model = {};  // as requests name it
+  std::string runtime = {};  // as of JournaledTier
+  std::string model = {};    // as requests name it
   std::unique_ptr<Answerer> answerer = {};
 };
 
@@ -46,6 +49,7 @@ StatusOr<OpenedTier> OpenTier(const std::string& text, const AskTiersOptions& op
     tier.described.name = text.substr(0, equals);
     tier.described.model_digest = files.digest.Hex();
     tier.described.text_digest = Digest(*files.text).Hex();
+    tier.runtime = Concat(target.device, " ", target.compute, " ", target.kv_dtype);
   } else {
     if (target.router.empty()) target.router = kDefaultRouter;
     target.model = text;
@@ -82,25 +86,54 @@ std::vector<int32_t> IdsOf(const Answer& answer) {
   return ids;
 }
 
-// Adds the tier's answers to `records`. `drafts`: the tokens of the tier before, empty where they are none of
-// this tier's; becomes its own.
+using DraftTokens = std::vector<std::vector<int32_t>>;  // [rows]
+
+StatusOr<JournaledAnswer> JournaledAnswerOf(const TaskRow& row, const Answer& answer,
+                                            const std::vector<int32_t>& draft) {
+  JournaledAnswer out{.ids = IdsOf(answer)};
+  out.answer = {.is_right = IsRight(row.checker, answer.text, row.expected),
+                .prompt_tokens = answer.finished.usage().prompt_tokens(),
+                .draft_agreement = AgreementWith(draft, out.ids)};
+  ASSIGN_OR_RETURN(out.answer.signals, SignalsOf(answer));
+  return out;
+}
+
+// Adds the tier's answers to `records`: those that the journal, if there is one, has, and of other rows those
+// that it gives. `drafts`: of the tier before, empty where they are none of this tier's tokens; becomes its
+// own.
 Status AskTier(const OpenedTier& tier, const std::vector<TaskRow>& rows, const AskTiersOptions& options,
-               const CommandContext& context, Records& records, std::vector<std::vector<int32_t>>& drafts) {
+               const CommandContext& context, RecordJournal* journal, Records& records, DraftTokens& drafts) {
+  const auto take = [&](size_t row, JournaledAnswer answer) {
+    records.rows[row].answers.push_back(answer.answer);
+    drafts[row] = std::move(answer.ids);
+  };
+  RecordJournal::Answers known;
+  if (journal != nullptr) {
+    ASSIGN_OR_RETURN(const RecordJournal::Answers* const found,
+                     journal->Begin({tier.described, tier.runtime}));
+    known = *found;
+  }
+  std::vector<TaskRow> asked;
+  std::vector<size_t> places;  // [asked]: among `rows`
+  for (size_t row = 0; row < rows.size(); ++row) {
+    if (const auto found = known.find(row); found != known.end()) {
+      take(row, found->second);
+    } else {
+      asked.push_back(rows[row]);
+      places.push_back(row);
+    }
+  }
   ProgressBar bar(context, tier.described.name);
-  size_t done = 0;
-  const auto on_answer = [&](size_t row, const Answer& answer) -> Status {
-    ASSIGN_OR_RETURN(const AnswerSignals signals, SignalsOf(answer));
-    std::vector<int32_t> ids = IdsOf(answer);
-    records.rows[row].answers.push_back(
-        {.is_right = IsRight(rows[row].checker, answer.text, rows[row].expected),
-         .prompt_tokens = answer.finished.usage().prompt_tokens(),
-         .signals = signals,
-         .draft_agreement = AgreementWith(drafts[row], ids)});
-    drafts[row] = std::move(ids);
+  size_t done = known.size();
+  const auto on_answer = [&](size_t index, const Answer& answer) -> Status {
+    const size_t row = places[index];
+    ASSIGN_OR_RETURN(JournaledAnswer next, JournaledAnswerOf(rows[row], answer, drafts[row]));
+    if (journal != nullptr) RETURN_IF_ERROR(journal->Add(row, next));
+    take(row, std::move(next));
     bar.Show(++done, rows.size());
     return {};
   };
-  return AskRows(*tier.answerer, rows,
+  return AskRows(*tier.answerer, asked,
                  {.model = tier.model,
                   .concurrency = options.concurrency,
                   .max_tokens = options.max_tokens,
@@ -116,14 +149,21 @@ StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptio
   Records records;
   for (const TaskRow& row : scored)
     records.rows.push_back({.id = row.id, .task = row.task, .prompt = TraitsOf(row.chat)});
-  std::vector<std::vector<int32_t>> drafts(scored.size());
+  std::optional<RecordJournal> journal;
+  if (!options.journal.empty()) {
+    const RecordJournalHead head{.scored_rows_digest = TaskSetDigest(scored).Hex(),
+                                 .max_tokens = options.max_tokens};
+    ASSIGN_OR_RETURN(journal, RecordJournal::Open(options.journal, head, scored.size()));
+  }
+  DraftTokens drafts(scored.size());
   for (const std::string& text : options.tiers) {
     StatusOr<OpenedTier> tier = OpenTier(text, options, context);
     if (!tier.ok()) return Annotate(tier.status(), text);
     const bool speaks_alike =
         !records.tiers.empty() && records.tiers.back().text_digest == tier->described.text_digest;
     if (!speaks_alike) drafts.assign(scored.size(), {});
-    const Status asked = AskTier(*tier, scored, options, context, records, drafts);
+    const Status asked =
+        AskTier(*tier, scored, options, context, journal ? &*journal : nullptr, records, drafts);
     if (!asked.ok()) return Annotate(asked, text);
     records.tiers.push_back(std::move(tier->described));
   }

@@ -23,10 +23,12 @@ struct AskTiersOptions {
   std::string router_ops = "127.0.0.1:9090";  // tells which models the served tiers have
   uint32_t concurrency = 16;
   uint32_t max_tokens = 128;
+  // A file where every answer is kept as it comes, and that a second run goes on with; "": none.
+  std::string journal = {};
 };
 
 // Greedy answers, one tier after the other; rows without a checker are left out. The first request that fails
-// ends it with that error, which names tier and row; CANCELLED on a signal.
+// ends it with that error, which names tier and row; CANCELLED on a signal; errors of RecordJournal.
 StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptions& options,
                            const CommandContext& context);
 

@@ -151,6 +151,47 @@ TEST(TrainRouter, WritesAClassifier) {
   EXPECT_EQ(calibration->kind, CalibrationKind::kClassifier);
 }
 
+TEST(TrainRouter, MayReadTheFirstToken) {
+  TrainRouterOptions options;
+  options.records = WriteRecords("tune.jsonl", 600, /*seed=*/3);
+  options.calibration.features = {"prompt", "first_token"};
+  options.calibration.limit.epsilon = 0.1;
+  options.calibration.out = PathOf("begun.json");
+  TestContext test;
+  const Status status = RunTrainRouter(options, test.context);
+  ASSERT_TRUE(status.ok()) << status;
+  const auto calibration = ParseCalibration(ReadFile(options.calibration.out).value());
+  ASSERT_TRUE(calibration.ok()) << calibration.status();
+  EXPECT_EQ(calibration->kind, CalibrationKind::kClassifier);
+  size_t of_first_token = 0;
+  for (const ScoredFeature& each : calibration->steps[0].gate->scorer.features) {
+    EXPECT_TRUE(IsReadByGates(*each.feature)) << each.feature->name;
+    of_first_token += each.feature->source == FeatureSource::kFirstToken;
+  }
+  EXPECT_EQ(of_first_token, 3u);
+}
+
+TEST(Calibrate, WhatTheRouterWouldNotReadIsRefusedBeforeAnyWork) {
+  TestContext test;
+  CalibrateOptions options;
+  options.records = "/nowhere.jsonl";  // is not looked at
+  for (const char* features : {"derived", "agreement", "sum_logprob"}) {
+    options.calibration.features = {"signals", features};
+    options.calibration.out = PathOf("unread.json");
+    const Status status = RunCalibrate(options, test.context);
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << features;
+    EXPECT_THAT(Message(status), HasSubstr("--features"));
+    options.calibration.out = "";
+    EXPECT_EQ(ExitCodeFor(RunCalibrate(options, test.context)), kExitNoInput) << "tables alone may";
+  }
+  TrainRouterOptions train;
+  train.records = "/nowhere.jsonl";
+  for (const char* features : {"signals", "min_margin", "derived"}) {
+    train.calibration.features = {features};
+    EXPECT_EQ(ExitCodeFor(RunTrainRouter(train, test.context)), kExitUsage) << features;
+  }
+}
+
 TEST(Calibrate, FilesThatAreNoRecordsAreNamedByLine) {
   CalibrateOptions options;
   options.records = PathOf("broken.jsonl");
@@ -200,6 +241,35 @@ TEST(AskTiers, AModelAgreesWithItselfAsADraft) {
     EXPECT_EQ(record.answers[1].draft_agreement, 1);
     EXPECT_GT(record.prompt.bytes, 0u);
   }
+}
+
+TEST(AskTiers, ARunThatWasEndedGoesOnToTheSameRecords) {
+  auto rows = LoadTaskFile("models/eval/validation.jsonl");
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  rows->resize(4);
+  AskTiersOptions options;
+  options.tiers = {Concat("one=", kNano), Concat("other=", kNano)};
+  options.target.threads = 1;
+  options.concurrency = 2;
+  options.max_tokens = 16;
+  TestContext test;
+  const auto whole = AskTiers(*rows, options, test.context);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  options.journal = PathOf("records.jsonl.journal");
+  std::filesystem::remove(options.journal);
+  const auto kept = AskTiers(*rows, options, test.context);
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  EXPECT_EQ(RecordsText(*kept), RecordsText(*whole));
+  const std::string text = ReadFile(options.journal).value();
+  for (size_t lines = 0, end = 0; end != std::string::npos; ++lines, end = text.find('\n', end + 1)) {
+    if (lines % 3 != 1) continue;  // behind the head, and within both tiers
+    std::ofstream(options.journal, std::ios::binary | std::ios::trunc) << text.substr(0, end + 1);
+    const auto again = AskTiers(*rows, options, test.context);
+    ASSERT_TRUE(again.ok()) << lines << ": " << again.status();
+    EXPECT_EQ(RecordsText(*again), RecordsText(*whole)) << "after " << lines << " lines";
+  }
+  options.max_tokens = 1;
+  EXPECT_EQ(ExitCodeFor(AskTiers(*rows, options, test.context).status()), kExitConfig);
 }
 
 TEST(AskTiers, ADrafterChangesNoRecord) {

@@ -67,6 +67,7 @@ class LocalAnswers::Sink : public TokenSink {
       if (token_count_ == 0) first_token_ = RealClock().Now();
       ++token_count_;
       sum_logprob_ += token.logprob;
+      min_logprob_ = std::min(min_logprob_, double{token.logprob});
       ToProto(token, *piece.add_tokens());
       piece.mutable_text()->append(stops_.Push(detokenizer_.Push(token.token)));
     }
@@ -109,6 +110,7 @@ class LocalAnswers::Sink : public TokenSink {
     attempt.set_tier(owner_->name_);
     *attempt.mutable_usage() = finished.usage();
     attempt.set_mean_logprob(token_count_ == 0 ? 0 : sum_logprob_ / token_count_);
+    attempt.set_min_logprob(min_logprob_);
     attempt.set_accepted(true);
     return finished;
   }
@@ -120,8 +122,8 @@ class LocalAnswers::Sink : public TokenSink {
   v1::GenerateResponse first_;
   MonoTime first_token_;
   uint32_t token_count_ = 0;
-  double sum_logprob_ = 0;
-  std::atomic<bool> is_stopped_ = false;  // by a text: the engine drops the sequence
+  double sum_logprob_ = 0, min_logprob_ = 0;  // log-probabilities are at most 0
+  std::atomic<bool> is_stopped_ = false;      // by a text: the engine drops the sequence
 };
 
 LocalAnswers::LocalAnswers(const Tokenizer& tokenizer, v1::GenerateRequest request, std::string name,

@@ -109,9 +109,13 @@ Json AnswerToJson(const Answer& answer) {
     Json entry = {{"tier", attempt.tier()},
                   {"usage", UsageToJson(attempt.usage())},
                   {"mean_logprob", attempt.mean_logprob()},
+                  {"min_logprob", attempt.min_logprob()},
                   {"accepted", attempt.accepted()},
                   {"price_usd", attempt.price_usd()}};
     if (!attempt.replica().empty()) entry["replica"] = attempt.replica();
+    if (attempt.has_mean_margin()) entry["mean_margin"] = attempt.mean_margin();
+    if (attempt.has_mean_entropy()) entry["mean_entropy"] = attempt.mean_entropy();
+    if (attempt.has_score()) entry["score"] = attempt.score();
     if (attempt.has_threshold()) entry["threshold"] = attempt.threshold();
     json["attempts"].push_back(std::move(entry));
   }

@@ -5,6 +5,7 @@
 namespace terrace {
 
 Status RunTrainRouter(const TrainRouterOptions& options, const CommandContext& context) {
+  RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kClassifier));
   ASSIGN_OR_RETURN(const std::string text, ReadFile(options.records));
   return RunCalibrator(text, CalibrationKind::kClassifier, options.calibration, context);
 }
