@@ -335,11 +335,23 @@ const std::vector<MetricInfo> kMetrics = {
      "have on).",
      {"result"},
      {}},
+    {"terrace_speculation_proposed_tokens_total",
+     kCounter,
+     "Tokens that the worker's own drafter gave, by their place in the draft: 1, 2, 3, 4, 5-8, 9+. Those "
+     "that "
+     "are not worth it are not verified. Drafters: ngram, model, remote.",
+     {"drafter", "position"},
+     {}},
     {"terrace_speculation_tokens_total",
      kCounter,
      "Tokens of the worker's own drafts that were verified, by their place in the draft: 1, 2, 3, 4, 5-8, "
      "9+. Results: accepted (the answer has them), rejected. Drafters: ngram, model, remote.",
      {"drafter", "position", "result"},
+     {}},
+    {"terrace_speculation_branch_proposed_tokens_total",
+     kCounter,
+     "Tokens of second guesses that the drafter gave beside such drafts.",
+     {"drafter"},
      {}},
     {"terrace_speculation_branch_tokens_total",
      kCounter,

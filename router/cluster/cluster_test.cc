@@ -783,6 +783,10 @@ TEST_F(ClusterTest, WhoBeginsToTakeRequestsStartsSlowly) {
 class Collector : public ExecuteEvents {
  public:
   void OnStarted(uint32_t cached_tokens) override { cached_ = cached_tokens; }
+  void OnDraftRecord(const std::string& record) override {
+    std::lock_guard lock(mutex_);
+    draft_record_ = record;
+  }
   void OnTokens(std::vector<WorkerToken> more) override {
     std::lock_guard lock(mutex_);
     if (fills) full = true;
@@ -812,6 +816,10 @@ class Collector : public ExecuteEvents {
     std::lock_guard lock(mutex_);
     return tokens_.back();
   }
+  std::string draft_record() {
+    std::lock_guard lock(mutex_);
+    return draft_record_;
+  }
   uint32_t cached() const { return cached_; }
   bool is_full() const override { return full; }
 
@@ -828,6 +836,7 @@ class Collector : public ExecuteEvents {
   std::condition_variable changed_;
   std::atomic<uint32_t> cached_ = 0;
   std::vector<WorkerToken> tokens_;                // GUARDED_BY(mutex_)
+  std::string draft_record_;                       // GUARDED_BY(mutex_)
   std::optional<StatusOr<ExecuteResult>> result_;  // GUARDED_BY(mutex_)
 };
 
@@ -907,10 +916,12 @@ TEST_F(ExecuteTest, LostRepeatedMissingOrSenselessEventsAreTheWorkersError) {
   using Events = std::vector<v1::ExecuteEvent>;
   v1::ExecuteEvent more_than_drafted = FinishedEvent(0);
   more_than_drafted.mutable_finished()->set_accepted_speculated_tokens(1);
+  v1::ExecuteEvent large_record = TokenEvent(0, 0);
+  large_record.mutable_tokens()->set_draft_record(std::string(257, 'r'));
   for (const Events& events :
        {Events{TokenEvent(1, 0)}, Events{TokenEvent(0, 0), TokenEvent(0, 0)},
         Events{TokenEvent(0, 0), FinishedEvent(2)}, Events{TokenEvent(0, 0)}, Events{StartedEvent(3)},
-        Events{StartedEvent(0), StartedEvent(0)}, Events{more_than_drafted}}) {
+        Events{StartedEvent(0), StartedEvent(0)}, Events{more_than_drafted}, Events{large_record}}) {
     events_ = std::make_shared<Collector>();
     worker_.SetExecution([&](FakeCall& call, auto&) {
       for (const auto& event : events) call.Write(event);
@@ -928,17 +939,20 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
   spec_.draft = {1, 1};
   spec_.signals = true;
   spec_.speculation_max_tokens = 0;
+  spec_.draft_record = "known";
   worker_.SetExecution([](FakeCall& call, const auto& request) {
     EXPECT_EQ(request.instance(), "first");
     EXPECT_THAT(request.resume_tokens(), ElementsAre(1, 0));
     EXPECT_THAT(request.draft_tokens(), ElementsAre(1, 1));
     EXPECT_TRUE(request.signals());
     EXPECT_TRUE(request.speculation().has_max_tokens());
+    EXPECT_EQ(request.draft_record(), "known");
     EXPECT_EQ(request.speculation().max_tokens(), 0u) << "none, and not the worker's own limit";
     call.Write(StartedEvent(2));
     v1::ExecuteEvent event = TokenEvent(2, 1);
     event.mutable_tokens()->mutable_tokens(0)->set_margin(0.5f);
     event.mutable_tokens()->mutable_tokens(0)->set_entropy(0.25f);
+    event.mutable_tokens()->set_draft_record("learned");
     call.Write(event);
     event = FinishedEvent(3);
     event.mutable_finished()->set_cached_tokens(2);
@@ -954,6 +968,7 @@ TEST_F(ExecuteTest, AResumedAnswersTokensAndCountsGoOnWhereItWas) {
   EXPECT_EQ(events_->tokens(), 1u);
   EXPECT_EQ(events_->last_token().margin, 0.5f);
   EXPECT_EQ(events_->last_token().entropy, 0.25f);
+  EXPECT_EQ(events_->draft_record(), "learned");
   EXPECT_EQ(result->usage, (TokenUsage{2, 2, 3, 7, 4}));
 }
 

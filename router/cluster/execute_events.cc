@@ -21,6 +21,8 @@ std::vector<WorkerToken> FromProto(const GeneratedTokens& tokens) {
   return out;
 }
 
+constexpr size_t kMostDraftRecordBytes = 256;
+
 size_t Count(const GeneratedTokens& tokens) {
   size_t count = 0;
   for (const v1::GeneratedToken& token : tokens) count += 1 + static_cast<size_t>(token.top_size());
@@ -59,6 +61,7 @@ v1::ExecuteRequest ToProto(const ExecuteSpec& spec) {
   out.set_signals(spec.signals);
   if (spec.speculation_max_tokens.has_value())
     out.mutable_speculation()->set_max_tokens(*spec.speculation_max_tokens);
+  out.set_draft_record(spec.draft_record);
   out.set_priority(spec.priority);
   out.set_cache_salt(spec.cache_salt);
   return out;
@@ -93,7 +96,10 @@ std::optional<StatusOr<ExecuteResult>> ExecuteOrder::Take(const v1::ExecuteEvent
 
 Status ExecuteOrder::TakeTokens(const v1::TokenBatch& batch, ExecuteEvents& events) {
   if (batch.first_index() != next_token_) return ProtocolError("tokens lost or repeated");
+  if (const size_t bytes = batch.draft_record().size(); bytes > kMostDraftRecordBytes)
+    return ProtocolError(Concat("a draft_record of ", bytes, " bytes, limit ", kMostDraftRecordBytes));
   next_token_ += static_cast<uint64_t>(batch.tokens_size());
+  if (!batch.draft_record().empty()) events.OnDraftRecord(batch.draft_record());
   events.OnTokens(FromProto(batch.tokens()));
   return {};
 }

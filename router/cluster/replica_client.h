@@ -36,6 +36,8 @@ struct ExecuteSpec {
   bool signals = false;  // tokens have margin and entropy
   // That the worker may draft itself in a step; 0: none; absent: as it is configured.
   std::optional<uint32_t> speculation_max_tokens = {};
+  // That the earlier call told last (ExecuteEvents::OnDraftRecord); "": none did.
+  std::string draft_record = {};
   int32_t priority = 0;
   std::string cache_salt = {};
   std::string traceparent = {}, tracestate = {};  // W3C; "": none
@@ -66,6 +68,9 @@ class ExecuteEvents {
   virtual ~ExecuteEvents() = default;
   // At most once, first: so much of the prompt was in the worker's cache.
   virtual void OnStarted(uint32_t cached_tokens) = 0;
+  // Before tokens: what their worker has learnt of its own drafts, for the call that may have to go on behind
+  // them (ExecuteSpec::draft_record). Bytes of the workers'.
+  virtual void OnDraftRecord([[maybe_unused]] const std::string& record) {}
   virtual void OnTokens(std::vector<WorkerToken> tokens) = 0;        // behind `resume`: no gap, no repeat
   virtual void OnPromptScores(std::vector<WorkerToken> scores) = 0;  // of prompt tokens 1, 2, ...
   // An error is the worker's, or UNAVAILABLE when it is lost (see above), DEADLINE_EXCEEDED, or CANCELLED

@@ -53,6 +53,45 @@ TEST_F(AnswersTest, EachAnswerIsACallWithASeedOfItsOwnAndTheFirstIsTheOnlyAnswer
   EXPECT_EQ(Call(kBase, 3).spec.sampling.seed, Call(kBase, 0).spec.sampling.seed);
 }
 
+// As workers send what they guessed right, also behind a stop string that they know nothing of.
+TEST_F(AnswersTest, TokensThatComeTogetherGiveTheAnswersOfTokensThatComeOneByOne) {
+  const std::string texts[] = {"hello END of it", "good day, friEND"};
+  const auto run = [&](size_t at_once) {
+    sink_ = std::make_shared<FakeSink>();
+    RequestFields fields = Several("base", 2);
+    fields.seed = 42;
+    fields.stop = {"END"};
+    const size_t before = Calls(kBase);
+    Generate(fields);
+    for (size_t i = 0; i < std::size(texts); ++i) {
+      FakeCall& call = Call(kBase, before + i);
+      for (size_t from = 0; from < texts[i].size() && !call.is_cancelled; from += at_once) {
+        std::vector<WorkerToken> tokens;
+        for (const char c : texts[i].substr(from, at_once))
+          tokens.push_back({.token = static_cast<unsigned char>(c), .logprob = -0.1f});
+        call.events->OnTokens(std::move(tokens));
+      }
+      EXPECT_TRUE(call.is_cancelled) << "nobody wants the rest";
+      call.Fail(Cancelled("by us"));
+    }
+    return sink_->choices;
+  };
+  auto wanted = run(1);
+  EXPECT_EQ(wanted[0].text, "hello ");
+  EXPECT_EQ(wanted[1].text, "good day, fri");
+  for (const size_t at_once : {2u, 3u, 5u, 9u, 64u}) {
+    SCOPED_TRACE(at_once);
+    auto choices = run(at_once);
+    for (uint32_t i = 0; i < std::size(texts); ++i) {
+      EXPECT_EQ(choices[i].text, wanted[i].text);
+      EXPECT_EQ(choices[i].details, wanted[i].details);
+      ASSERT_TRUE(choices[i].end.has_value() && wanted[i].end.has_value());
+      EXPECT_EQ(choices[i].end->stop, "END");
+      EXPECT_EQ(choices[i].end->usage, wanted[i].end->usage);
+    }
+  }
+}
+
 TEST_F(AnswersTest, AnswersStreamMixedAndEndOneByOne) {
   Generate(Several("base", 3));
   Call(kBase, 1).SendText("b");

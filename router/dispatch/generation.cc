@@ -21,6 +21,9 @@ class Generation::Events : public ExecuteEvents {
   void OnStarted(uint32_t cached_tokens) override {
     if (!is_over_) owner_->OnStarted(cached_tokens);
   }
+  void OnDraftRecord(const std::string& record) override {
+    if (!is_over_) owner_->OnDraftRecord(record);
+  }
   void OnTokens(std::vector<WorkerToken> tokens) override {
     if (!is_over_) owner_->OnTokens(tokens, was_full_.exchange(false));
   }
@@ -162,6 +165,7 @@ ExecuteSpec Generation::MakeSpec(const ReplicaView& replica, const TierView& tie
                    .score_prompt = answer_->needs_scores(),
                    .signals = NeedsSignals(shared_->plan(), step_),
                    .speculation_max_tokens = request_->speculation_max_tokens(),
+                   .draft_record = answer_->draft_record(),
                    .priority = request_->priority(),
                    .cache_salt = request_->cache_salt(),
                    .traceparent = request_->trace().Header(),
@@ -203,6 +207,11 @@ void Generation::OnPromptScores(const std::vector<WorkerToken>& scores) {
   if (!attempt_->protocol_error.ok()) return;
   attempt_->protocol_error = answer_->AddScores(scores);
   if (!attempt_->protocol_error.ok()) attempt_->slot->Cancel();
+}
+
+void Generation::OnDraftRecord(const std::string& record) {
+  std::lock_guard lock(mutex_);
+  answer_->SetDraftRecord(record);
 }
 
 void Generation::OnTokens(const std::vector<WorkerToken>& tokens, bool paused) {

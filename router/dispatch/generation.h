@@ -73,6 +73,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   void OnStarted(uint32_t cached_tokens);
   void OnPromptScores(const std::vector<WorkerToken>& scores);
+  void OnDraftRecord(const std::string& record);
   // `paused`: they, or those before, were not read at once, as the client was slow.
   void OnTokens(const std::vector<WorkerToken>& tokens, bool paused);
   void Measure(size_t tokens, bool paused, MonoTime now);

@@ -273,6 +273,28 @@ TEST_F(ResumeTest, WhatACallSaysAfterItsEndChangesNothing) {
   EXPECT_EQ(cluster_.replica(kBase, 1).calls.size(), 1u);
 }
 
+TEST_F(ResumeTest, WhatAWorkerLearnedOfItsDraftsGoesToTheOneThatGoesOnAsItCame) {
+  Generate(Fields("base"));
+  EXPECT_EQ(cluster_.call(kBase, 0).spec.draft_record, "");
+  cluster_.call(kBase, 0).events->OnDraftRecord("first");
+  cluster_.call(kBase, 0).SendText("a");
+  cluster_.call(kBase, 0).events->OnDraftRecord(std::string("la\0st", 5));
+  cluster_.call(kBase, 0).SendText("b");
+  cluster_.call(kBase, 0).Fail(kDraining);
+  EXPECT_EQ(cluster_.call(kBase, 1).spec.draft_record, std::string("la\0st", 5));
+  cluster_.call(kBase, 1).Answer("c");  // of a worker that tells nothing
+  EXPECT_TRUE(End().ok());
+}
+
+TEST_F(ResumeTest, WhatWasLearnedAtOneTierIsNotToldToTheNext) {
+  Generate(Fields("auto"));
+  cluster_.call(kNano, 0).events->OnDraftRecord("of nano");
+  cluster_.call(kNano, 0).Answer("no", kUnsure);
+  EXPECT_EQ(cluster_.call(kSmall, 0).spec.draft_record, "");
+  cluster_.call(kSmall, 0).Answer("yes", kConfident);
+  EXPECT_TRUE(End().ok());
+}
+
 TEST_F(ResumeTest, AReplicaIsAskedForTheProcessThatTheViewTellsOf) {
   cluster_.tier(kBase).replicas[1].description.instance = "second";
   Generate(Fields("base"));

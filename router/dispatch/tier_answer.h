@@ -54,6 +54,10 @@ class TierAnswer {
   void Hold(AnswerPiece piece) { held_.Append(std::move(piece)); }
   AnswerPiece TakeHeld() { return std::exchange(held_, {}); }
 
+  // What its worker has learnt of its own drafts, for the next attempt; "": nothing.
+  void SetDraftRecord(const std::string& record) { draft_record_ = record; }
+  const std::string& draft_record() const { return draft_record_; }
+
   // The tokens that it may have; before the first of them.
   void SetLimit(uint32_t tokens) { limit_ = tokens; }
   uint32_t limit() const { return limit_; }
@@ -87,6 +91,7 @@ class TierAnswer {
   std::unique_ptr<PromptScores> scores_;  // null: nobody wants them of this answer
   std::vector<TokenId> log_, draft_;
   AnswerPiece held_;  // one piece, so that no sink's buffer is flooded
+  std::string draft_record_;
   uint32_t limit_ = 0;
   MonoTime first_token_ = {};
   Verdict verdict_ = Verdict::kUndecided;

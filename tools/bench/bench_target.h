@@ -70,8 +70,8 @@ class BenchTarget {
   virtual const std::vector<TokenId>& vocabulary() const = 0;  // ids that prompts may hold
   virtual std::unique_ptr<BenchCall> Start(const BenchRequest& request,
                                            std::shared_ptr<BenchObserver> observer) = 0;
-  // What its engine has drafted since its start, perhaps without its last step. Absent where it has no
-  // drafter, or is not in this process.
+  // What its engine has drafted since its start, perhaps without its last step; may block. Absent where it
+  // has no drafter, or does not tell.
   virtual std::optional<SpeculationStats> Speculation() const { return std::nullopt; }
 };
 

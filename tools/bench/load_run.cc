@@ -94,8 +94,8 @@ class LoadRun {
         part_(part),
         time_(*time),
         hooks_(hooks),
-        start_(time_.Now()),
         drafted_before_(target.Speculation()),
+        start_(time_.Now()),
         box_(std::make_shared<RecordBox>(std::move(time))),
         pacer_(MakePacer(settings.levels[part.level], ArrivalSeed(), start_)) {
     result_.shape = settings.levels[part.level];
@@ -119,8 +119,9 @@ class LoadRun {
     }
     result_.unfinished = in_flight_.size();
     result_.seconds = Seconds(last_event_ - start_);
-    if (drafted_before_.has_value())
-      result_.speculation.engine = target_.Speculation().value_or(*drafted_before_).Since(*drafted_before_);
+    if (!drafted_before_.has_value()) return std::move(result_);
+    if (const auto drafted = target_.Speculation(); drafted.has_value())
+      result_.speculation.engine = drafted->Since(*drafted_before_);
     return std::move(result_);
   }
 
@@ -229,8 +230,8 @@ class LoadRun {
   const LoadPart part_;
   BenchTime& time_;  // box_'s
   const LoadHooks& hooks_;
+  const std::optional<SpeculationStats> drafted_before_;  // asked for before the clock runs
   const MonoTime start_;
-  const std::optional<SpeculationStats> drafted_before_;
   const std::shared_ptr<RecordBox> box_;
   const std::unique_ptr<Pacer> pacer_;
   uint64_t requests_ = 0;           // to plan

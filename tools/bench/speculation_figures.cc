@@ -11,6 +11,13 @@ Json TokensToJson(uint64_t verified, uint64_t accepted) {
           {"acceptance", OrNull(AcceptedShare(verified, accepted))}};
 }
 
+// The same with what the drafter gave.
+Json TokensToJson(uint64_t proposed, uint64_t verified, uint64_t accepted) {
+  Json json = TokensToJson(verified, accepted);
+  json["proposed"] = proposed;
+  return json;
+}
+
 }  // namespace
 
 Json SpeculationToJson(const SpeculationFigures& figures) {
@@ -24,11 +31,12 @@ Json SpeculationToJson(const SpeculationFigures& figures) {
             {"tokens_per_pass", stats.tokens_per_pass()},
             {"drafting_seconds", stats.drafting_seconds},
             {"saved_seconds", stats.saved_seconds},
-            {"branches", TokensToJson(stats.branch_verified, stats.branch_accepted)},
+            {"proposed", SpeculationStats::Sum(stats.proposed) + stats.branch_proposed},
+            {"branches", TokensToJson(stats.branch_proposed, stats.branch_verified, stats.branch_accepted)},
             {"positions", Json::object()}};
   for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {
     engine["positions"][SpeculationStats::kPositionNames[i]] =
-        TokensToJson(stats.verified[i], stats.accepted[i]);
+        TokensToJson(stats.proposed[i], stats.verified[i], stats.accepted[i]);
   }
   return json;
 }

@@ -11,8 +11,9 @@ namespace terrace {
 
 struct SpeculationFigures {
   uint64_t verified = 0, accepted = 0;  // tokens, as the answers told
-  // Of a model in this process: all that its engine verified meanwhile, of answers that were not completed
-  // too, perhaps without its last step. Absent where it has no drafter.
+  // Of a model in this process, or of one worker, whoever asked it: all that its engine verified meanwhile,
+  // of answers that were not completed too, perhaps without its last step. Absent where it has no drafter, or
+  // does not tell.
   std::optional<SpeculationStats> engine = {};
 
   bool empty() const { return verified == 0 && !engine.has_value(); }

@@ -49,13 +49,14 @@ class FakeWorker : public v1::Worker::Service {
  public:
   grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*,
                         v1::WorkerDescription* out) override {
-    out->set_instance("i1");
+    out->set_instance(instance);
     out->set_model("fake");
     out->set_text_digest("d1");
     out->set_vocab_size(kVocabulary);
     out->set_context_length(4096);
     out->set_device("cpu");
     out->set_weight_dtype("F16");
+    if (drafted.has_value()) *out->mutable_speculation() = *drafted;
     return grpc::Status::OK;
   }
   grpc::Status FetchText(grpc::ServerContext*, const v1::FetchTextRequest* request,
@@ -93,6 +94,9 @@ class FakeWorker : public v1::Worker::Service {
   }
 
   v1::ExecuteRequest last_request;  // read it after the end
+  // Set while nobody asks.
+  std::string instance = "i1";
+  std::optional<v1::SpeculationTotals> drafted;
 };
 
 class FakeRouter : public v1::Inference::Service {
@@ -183,7 +187,7 @@ TEST_P(BenchTargetsTest, AnAnswerIsCountedAndItsEndSaysWhatTheServerDid) {
   EXPECT_EQ(end.cached_tokens, 2u);
   EXPECT_EQ(end.speculated_tokens, 6u);
   EXPECT_EQ(end.accepted_speculated_tokens, 4u);
-  EXPECT_FALSE((*target)->Speculation().has_value()) << "its engine is not in this process";
+  EXPECT_FALSE((*target)->Speculation().has_value()) << "it tells nothing";
   EXPECT_EQ(end.queue_seconds, is_worker() ? std::optional(0.25) : std::nullopt);
   const auto check = [](const auto& request) {
     EXPECT_TRUE(request.ignore_eos());
@@ -201,6 +205,43 @@ TEST_P(BenchTargetsTest, AnAnswerIsCountedAndItsEndSaysWhatTheServerDid) {
     EXPECT_THAT(router_.last_request.prompt_tokens().ids(), testing::ElementsAre(40, 41, 42));
     check(router_.last_request);
   }
+}
+
+TEST_P(BenchTargetsTest, AWorkerTellsWhatItDraftedAndARouterDoesNot) {
+  const auto target = Open();
+  ASSERT_TRUE(target.ok()) << target.status();
+  v1::SpeculationTotals& totals = worker_.drafted.emplace();
+  totals.set_drafter("model");
+  for (const uint64_t count : {9, 8, 7, 6, 5, 4, 3}) totals.add_proposed(count);  // of a newer one: one more
+  for (const uint64_t count : {6, 5, 4}) totals.add_verified(count);
+  totals.add_accepted(3);
+  totals.set_branch_proposed(12);
+  totals.set_branch_verified(11);
+  totals.set_branch_accepted(10);
+  totals.set_passes(5);
+  totals.set_failures(1);
+  totals.set_drafting_seconds(0.5);
+  totals.set_saved_seconds(-0.25);
+  const std::optional<SpeculationStats> told = (*target)->Speculation();
+  ASSERT_EQ(told.has_value(), is_worker());
+  if (!is_worker()) return;
+  EXPECT_EQ(told->drafter, "model");
+  EXPECT_EQ(told->proposed, (SpeculationStats::Tokens{9, 8, 7, 6, 5, 4}));
+  EXPECT_EQ(told->verified, (SpeculationStats::Tokens{6, 5, 4, 0, 0, 0}));
+  EXPECT_EQ(told->accepted, (SpeculationStats::Tokens{3, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(told->branch_proposed, 12u);
+  EXPECT_EQ(told->branch_verified, 11u);
+  EXPECT_EQ(told->branch_accepted, 10u);
+  EXPECT_EQ(told->passes, 5u);
+  EXPECT_EQ(told->failures, 1u);
+  EXPECT_EQ(told->drafting_seconds, 0.5);
+  EXPECT_EQ(told->saved_seconds, -0.25);
+  totals.set_drafter("oracle");
+  EXPECT_EQ((*target)->Speculation()->drafter, "unknown");
+  worker_.instance = "i2";
+  EXPECT_FALSE((*target)->Speculation().has_value()) << "another process counts from 0";
+  server_->Shutdown();
+  EXPECT_FALSE((*target)->Speculation().has_value());
 }
 
 TEST_P(BenchTargetsTest, WhatGoesWrongHasItsReason) {

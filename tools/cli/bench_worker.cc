@@ -1,4 +1,7 @@
+#include <algorithm>
 #include <chrono>
+#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "proto/terrace/v1/worker.grpc.pb.h"
@@ -52,18 +55,43 @@ class ExecuteStream : public BenchStream<v1::ExecuteEvent> {
   v1::ExecuteFinished finished_;
 };
 
+// SpeculationStats keeps no text of its own.
+std::string_view DrafterName(const std::string& name) {
+  for (const std::string_view known : {"ngram", "model", "remote"}) {
+    if (name == known) return known;
+  }
+  return "unknown";  // of a newer worker
+}
+
+SpeculationStats FromProto(const v1::SpeculationTotals& in) {
+  const auto tokens = [](const google::protobuf::RepeatedField<uint64_t>& counts) {
+    SpeculationStats::Tokens out{};
+    const auto known = std::min<ptrdiff_t>(counts.size(), SpeculationStats::kPositions);
+    std::copy_n(counts.begin(), known, out.begin());
+    return out;
+  };
+  return {.drafter = DrafterName(in.drafter()),
+          .proposed = tokens(in.proposed()),
+          .verified = tokens(in.verified()),
+          .accepted = tokens(in.accepted()),
+          .branch_proposed = in.branch_proposed(),
+          .branch_verified = in.branch_verified(),
+          .branch_accepted = in.branch_accepted(),
+          .passes = in.passes(),
+          .failures = in.failures(),
+          .drafting_seconds = in.drafting_seconds(),
+          .saved_seconds = in.saved_seconds()};
+}
+
 class WorkerTarget : public BenchTarget {
  public:
   WorkerTarget(const std::string& address, const ChannelSecurity& security)
       : address_(address), stub_(v1::Worker::NewStub(MakeKeptChannel(address, security))) {}
 
   Status Describe() {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kDescribeTimeout);
-    v1::WorkerDescription worker;
-    const grpc::Status called = stub_->Describe(&context, {}, &worker);
-    const Status status = FromGrpcStatus(called, context);
-    if (!status.ok()) return NoneAnswers("worker", address_, status);
+    const StatusOr<v1::WorkerDescription> described = Ask();
+    if (!described.ok()) return NoneAnswers("worker", address_, described.status());
+    const v1::WorkerDescription& worker = *described;
     instance_ = worker.instance();
     description_.kind = "worker";
     description_.name = address_;
@@ -82,6 +110,12 @@ class WorkerTarget : public BenchTarget {
 
   const TargetDescription& description() const override { return description_; }
   const std::vector<TokenId>& vocabulary() const override { return vocabulary_; }
+  // Absent, too, where the worker does not answer or is another one by now: its requests fail for it.
+  std::optional<SpeculationStats> Speculation() const override {
+    const StatusOr<v1::WorkerDescription> worker = Ask();
+    if (!worker.ok() || worker->instance() != instance_ || !worker->has_speculation()) return std::nullopt;
+    return FromProto(worker->speculation());
+  }
 
   std::unique_ptr<BenchCall> Start(const BenchRequest& request,
                                    std::shared_ptr<BenchObserver> observer) override {
@@ -101,6 +135,15 @@ class WorkerTarget : public BenchTarget {
   }
 
  private:
+  StatusOr<v1::WorkerDescription> Ask() const {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + kDescribeTimeout);
+    v1::WorkerDescription worker;
+    const grpc::Status called = stub_->Describe(&context, {}, &worker);
+    RETURN_IF_ERROR(FromGrpcStatus(called, context));
+    return worker;
+  }
+
   StatusOr<TextAssets> FetchText(const std::string& digest) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + kFetchTimeout);

@@ -526,6 +526,8 @@ TEST(CommandLine, NumbersAreFiniteTimesHaveUnitsAndTheLimitIsSaid) {
       {report, "--speed-seconds", "nan", "nan is not a finite number"},
       {{"report", "--history", "a"}, "--accuracy", "0.5,nan", "nan is not a finite number"},
       {report, "--max-tokens", "0", "0 is not above 0"},
+      {{"generate", "--prompt", "a", "--model", "m"}, "--drafter", "model", "model needs --draft-model"},
+      {{"bench", "--model", "m"}, "--drafter", "model", "model needs --draft-model"},
       {generate, "--temperature", "nan", "nan is not a finite number"},
       {generate, "--top-p", "1.5", "1.5 is not in [0, 1]"},
       {generate, "--top-k", "-1", "\"-1\" is not a whole number, 0 or more"},

@@ -132,6 +132,12 @@ std::array<CLI::Option*, 2> AddDraftOptions(CLI::App& command, std::string& draf
                       "model folder or .gguf of the drafter: smaller, with the same tokenizer")
           ->type_name("MODEL")
           ->needs(who);
+  // Checks run when all flags are read.
+  who->check(Quiet(CLI::Validator(
+      [model](std::string& value) -> std::string {
+        return value == "model" && model->count() == 0 ? "model needs --draft-model" : "";
+      },
+      "")));
   return {who, model};
 }
 

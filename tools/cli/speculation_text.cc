@@ -14,7 +14,8 @@ std::string Percent(uint64_t verified, uint64_t accepted, int decimals) {
 }
 
 std::string DescribeEngine(const SpeculationStats& stats) {
-  std::string out;
+  std::string out =
+      Concat("; ", FormatCount(SpeculationStats::Sum(stats.proposed) + stats.branch_proposed), " proposed");
   if (stats.passes > 0) {
     out += "; by place";
     for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {

@@ -59,6 +59,32 @@ Status CheckSameTokens(const ModelFiles& target, const ModelFiles& draft) {
                     "tokenizer_mismatch");
 }
 
+Status CheckDraftModel(const OpenEngineOptions& options) {
+  const SpeculationOptions& speculation = options.speculation;
+  if (speculation.drafter != "model") return {};
+  const auto read = [](const std::string& path) -> StatusOr<ModelFiles> {
+    ASSIGN_OR_RETURN(ModelFiles files, OpenWeights(path));
+    ASSIGN_OR_RETURN(TextAssets text, OpenText(path));
+    files.text = std::make_shared<const TextAssets>(std::move(text));
+    return files;
+  };
+  ASSIGN_OR_RETURN(const ModelFiles target, read(options.model));
+  ASSIGN_OR_RETURN(const ModelFiles draft, read(speculation.model));
+  RETURN_IF_ERROR(CheckSameTokens(target, draft));
+  if (speculation.kv_pool_bytes == 0) return {};
+  // Where it will run is not known: on a device blocks may be half as large.
+  const bool is_for_cpus = options.device == "cpu" || speculation.device == "cpu";
+  const std::string_view usual = is_for_cpus ? "f32" : "bf16";
+  ASSIGN_OR_RETURN(const KvDType dtype,
+                   ParseKvDType(options.kv_dtype == "auto" ? usual : std::string_view(options.kv_dtype)));
+  const uint64_t block = ShapeOf(draft.config, {.block_tokens = options.block_tokens}, dtype).BlockBytes();
+  if (speculation.kv_pool_bytes >= block) return {};
+  return WithReason(
+      ResourceExhausted("engine.speculation.kv_pool_bytes is ", speculation.kv_pool_bytes, "; a block of ",
+                        options.block_tokens, " tokens takes ", block, " bytes in ", KvDTypeName(dtype)),
+      "kv_pool_too_small");
+}
+
 StatusOr<LoadedDrafter> LoadDrafterOnCpus(const ModelFiles& draft, const DraftTarget& target,
                                           const OpenEngineOptions& options, uint64_t reserved_bytes,
                                           ThreadPool& pool) {

@@ -114,15 +114,20 @@ struct OpenedEngine {
 // INVALID_ARGUMENT, reason invalid_value, for a number out of range or an unknown name; the message begins
 // with the setting as the worker's configuration has it, such as engine.threads.
 Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
+// Of that, what a device does not do though CPUs do. An error where `device` is cuda; where it is auto, the
+// reason to run on the CPUs.
+Status CheckDeviceSettings(const OpenEngineOptions& options);
 // What of a model's parts this rank asks for.
 ShardOptions ShardOptionsOf(const OpenEngineOptions& options);
 // Whether this rank can have its part of the model, as it would say when it opens it; OK without a group and
 // virtual shards. Reads the model's shape and the list of its tensors. Errors of OpenWeights, and reason
 // cannot_shard.
 Status CheckShards(const OpenEngineOptions& options);
-// Of that, what a device does not do though CPUs do. An error where `device` is cuda; where it is auto, the
-// reason to run on the CPUs.
-Status CheckDeviceSettings(const OpenEngineOptions& options);
+// Whether the model of speculation.model, if it drafts, has the tokens of the one it drafts for, and its
+// pool, if its size is set, room for a block: as OpenEngine would say. Reads what CheckShards does, and
+// tokenizers. Errors of OpenWeights and OpenText; FAILED_PRECONDITION, reason tokenizer_mismatch;
+// RESOURCE_EXHAUSTED, reason kv_pool_too_small.
+Status CheckDraftModel(const OpenEngineOptions& options);
 
 // Of a group only its leader opens an engine; the others are Followers (worker/engine/follower.h). Errors of
 // ValidateOpenEngineOptions and OpenModel, of a group those of GroupOptions::join, RankGroup::AwaitAll and

@@ -326,6 +326,31 @@ TEST(OpenEngine, RefusesWhatItCannotRun) {
   EXPECT_NE(Message(swap).find("kv.host_swap_bytes is 1000"), std::string::npos) << Message(swap);
 }
 
+TEST(OpenEngine, ADraftersPoolHasRoomForABlockAndThatCanBeToldBeforeAStart) {
+  OpenEngineOptions options = {.model = "models/terrace-demo-base",
+                               .device = "cpu",
+                               .speculation = {.drafter = "model", .model = "models/terrace-demo-nano"}};
+  EXPECT_EQ(CheckDraftModel(options), Status());
+  const auto nano = OpenWeights(options.speculation.model);
+  ASSERT_TRUE(nano.ok()) << nano.status();
+  const KvShape shape = {.layers = nano->config.layers,
+                         .kv_heads = nano->config.kv_heads,
+                         .head_dim = nano->config.head_dim,
+                         .block_tokens = options.block_tokens,
+                         .dtype = KvDType::kF32};
+  options.speculation.kv_pool_bytes = shape.BlockBytes();
+  EXPECT_EQ(CheckDraftModel(options), Status());
+  EXPECT_TRUE(OpenEngine(options).ok());
+  options.speculation.kv_pool_bytes = shape.BlockBytes() - 1;
+  for (const Status& refused : {CheckDraftModel(options), OpenEngine(options).status()}) {
+    EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
+    EXPECT_EQ(Reason(refused), "kv_pool_too_small");
+    EXPECT_NE(Message(refused).find(Concat(shape.BlockBytes())), std::string::npos) << Message(refused);
+  }
+  options.speculation = {.drafter = "ngram"};
+  EXPECT_EQ(CheckDraftModel(options), Status()) << "no model drafts";
+}
+
 TEST(OpenEngine, ADrafterNeedsTheTokensOfTheModelItDraftsFor) {
   const std::string other = testing::TempDir() + "other_tokens";
   std::filesystem::remove_all(other);
@@ -343,6 +368,10 @@ TEST(OpenEngine, ADrafterNeedsTheTokensOfTheModelItDraftsFor) {
     const std::string digest = HashBytes(files->text->tokenizer->Serialize()).Hex();
     EXPECT_NE(Message(refused).find(digest), std::string::npos) << Message(refused);
   }
+  const Status found = CheckDraftModel({.model = "models/terrace-demo-nano",
+                                        .device = "cpu",
+                                        .speculation = {.drafter = "model", .model = other}});
+  EXPECT_EQ(found, refused) << "what a start would say";
   const Status absent = OpenEngine({.model = "models/terrace-demo-nano",
                                     .device = "cpu",
                                     .speculation = {.drafter = "model", .model = "models/nothing-here"}})

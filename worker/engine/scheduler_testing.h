@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -37,6 +38,7 @@ class WatchedSink : public CollectingSink {
     sent += tokens.size();
     CollectingSink::OnTokens(first_index, tokens);
   }
+  void OnDraftRecord(const DraftRecord& record) override { draft_record = record; }
   void OnFinish(const SequenceResult& result) override {
     has_ended = true;
     CollectingSink::OnFinish(result);
@@ -44,6 +46,7 @@ class WatchedSink : public CollectingSink {
   bool is_full() const override { return is_stuck; }
   size_t sent = 0;  // tokens
   bool has_ended = false, is_stuck = false;
+  std::optional<DraftRecord> draft_record;  // the last one
 };
 
 inline SequenceSpec Spec(uint32_t prompt, uint32_t max_tokens, uint64_t seed = 1) {

@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "worker/sample/sampler.h"
 #include "worker/sample/sampling_params.h"
+#include "worker/speculative/acceptance.h"
 
 namespace terrace {
 
@@ -26,6 +27,9 @@ struct SequenceSpec {
   std::vector<int32_t> draft;
   // Tokens that the engine's drafter may propose in a step, at most; 0: none. Absent: as the engine has it.
   std::optional<uint32_t> speculation = std::nullopt;
+  // How often drafts of `resume` were right, as the sink of an earlier run was told; absent: nothing is
+  // known.
+  std::optional<DraftRecord> draft_record = std::nullopt;
   SamplingParams sampling;
   uint32_t max_tokens = 0;  // of the answer; 0: as many as the context holds, or none when score_prompt
   std::vector<int32_t> stop_tokens;  // beside the model's end tokens
@@ -68,6 +72,8 @@ class TokenSink {
   virtual ~TokenSink() = default;
   // Before all else, once: the sequence runs, and so much of its prompt was found in the prefix cache.
   virtual void OnStarted([[maybe_unused]] uint32_t cached_tokens) {}
+  // Before the tokens that the engine's own drafts were compared with: what is known of such drafts by then.
+  virtual void OnDraftRecord([[maybe_unused]] const DraftRecord& record) {}
   // Tokens [first_index, first_index + tokens.size()) of the answer, from the first behind `resume` on: no
   // gap, no repeat. The end token is sent too.
   virtual void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) = 0;

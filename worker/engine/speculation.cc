@@ -99,6 +99,7 @@ void Speculation::Offer(std::span<const DraftWish> wishes, std::vector<DraftCand
     drafted[i] = first(drafts.tokens[next], asked[i]);
     if (!drafts.branches.empty()) branches[i] = first(drafts.branches[next], max_branch_tokens_);
     ++next;
+    CountProposed(drafted[i].size(), branches[i].size());
     candidates[i].most = static_cast<uint32_t>(drafted[i].size());
     if (drafted[i].empty() || branches[i].empty() || places == 0) continue;
     candidates[i].most_branch = static_cast<uint32_t>(first(branches[i], wishes[i].request.most).size());
@@ -154,6 +155,12 @@ void Speculation::Drop(const Status& error) {
   drafter_.reset();
   ++stats_.failures;
   if (on_failed_) on_failed_(error);
+}
+
+void Speculation::CountProposed(size_t draft, size_t branch) {
+  for (size_t i = 0; i < draft; ++i)
+    ++stats_.proposed[SpeculationStats::PositionOf(static_cast<uint32_t>(i))];
+  stats_.branch_proposed += branch;
 }
 
 // Tokens that the draft gave.

@@ -47,6 +47,7 @@ class Speculation {
              std::span<const uint32_t> asked, const Drafts& drafts, Scheduler& scheduler, StepPlan& plan);
   void ForgetEnded(Scheduler& scheduler);
   void Drop(const Status& error);
+  void CountProposed(size_t draft, size_t branch);
   uint32_t Count(const DraftOutcome& outcome);
 
   const uint32_t max_branch_tokens_;

@@ -18,9 +18,10 @@ struct SpeculationStats {
   using Tokens = std::array<uint64_t, kPositions>;  // by position
 
   std::string_view drafter = "";  // its name, a literal; "": there is none
-  Tokens verified{}, accepted{};
-  // Tokens of second guesses that were verified beside the drafts, and accepted.
-  uint64_t branch_verified = 0, branch_accepted = 0;
+  // That the drafter gave, of those that it was asked for; that were verified; that the answers have.
+  Tokens proposed{}, verified{}, accepted{};
+  // The same of second guesses beside the drafts.
+  uint64_t branch_proposed = 0, branch_verified = 0, branch_accepted = 0;
   // Of a sequence through the model with a draft: each gives one token more than it accepts, of the draft or
   // of its branch, but where the answer ends.
   uint64_t passes = 0;
@@ -40,9 +41,11 @@ struct SpeculationStats {
   SpeculationStats Since(const SpeculationStats& before) const {
     SpeculationStats out = *this;
     for (size_t i = 0; i < kPositions; ++i) {
+      out.proposed[i] -= before.proposed[i];
       out.verified[i] -= before.verified[i];
       out.accepted[i] -= before.accepted[i];
     }
+    out.branch_proposed -= before.branch_proposed;
     out.branch_verified -= before.branch_verified;
     out.branch_accepted -= before.branch_accepted;
     out.passes -= before.passes;

@@ -2,6 +2,7 @@
 // answer is that of one token a step; and what guessing costs decides whether anything is guessed.
 #include "worker/engine/speculation.h"
 
+#include <limits>
 #include <numeric>
 #include <random>
 #include <set>
@@ -412,6 +413,131 @@ TEST(Speculation, WhatWasLearnedOfASequenceOutlivesAPreemption) {
   EXPECT_LE(proposed, 8u);
   EXPECT_EQ(sink->Wait().result.stats.preemptions, 1u);
   EXPECT_EQ(sink->Wait().ids(), WantedTokens(1, 150));
+}
+
+TEST(Speculation, WhatTheDrafterGaveIsCountedWhetherItIsVerifiedOrNot) {
+  for (const double right : {0.0, 0.5, 1.0}) {
+    SCOPED_TRACE(Concat("right ", right));
+    FakeDrafter::Options fake = RightBy(right);
+    fake.branch_right = [](const DraftRequest&) { return 0.7; };
+    uint64_t asked = 0, asked_branches = 0;
+    fake.on_propose = [&](std::span<const DraftRequest> requests) {
+      for (const DraftRequest& request : requests) {
+        asked += request.most;
+        asked_branches += request.most_branch;
+      }
+    };
+    Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(fake), Memory(), {}, 4);
+    drafting.Add(Spec(10, 100, 1));
+    drafting.Add(Spec(10, 100, 2));
+    drafting.RunAll();
+    const SpeculationStats& stats = drafting.speculation.stats();
+    EXPECT_GT(asked, 0u);
+    EXPECT_EQ(SpeculationStats::Sum(stats.proposed), asked) << "this drafter gives what it is asked for";
+    // Without a draft that begins otherwise there is no branch: it may have been asked for and not be there.
+    EXPECT_LE(stats.branch_proposed, asked_branches);
+    EXPECT_GE(stats.branch_proposed, stats.branch_verified);
+    for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {
+      EXPECT_GE(stats.proposed[i], stats.verified[i]) << i;
+      EXPECT_GE(stats.verified[i], stats.accepted[i]) << i;
+    }
+  }
+}
+
+TEST(Speculation, WhatWasLearnedOfAnAnswerGoesOnWithItElsewhere) {
+  constexpr uint32_t kTokens = 120;
+  for (const double right : {0.0, 0.5, 1.0}) {
+    SCOPED_TRACE(Concat("right ", right));
+    Drafting first(LargeSteps(), Trees(right, 0.7), Memory(), {}, /*max_branch_tokens=*/4);
+    const auto sink = first.Add(Spec(10, kTokens));
+    while (sink->sent < 50) ASSERT_TRUE(first.Step());
+    ASSERT_TRUE(sink->draft_record.has_value());
+    EXPECT_NE(sink->draft_record->drafts, AcceptanceState());
+
+    Drafting second(LargeSteps(), nullptr);
+    SequenceSpec spec = Spec(10, kTokens);
+    spec.resume = WantedTokens(1, static_cast<uint32_t>(sink->sent));
+    spec.draft_record = sink->draft_record;
+    const auto rest = second.Add(spec);
+    bool has_wished = false;
+    while (!has_wished) {
+      const StepPlan plan = second.scheduler.Schedule(second.clock.Now());
+      ASSERT_FALSE(plan.empty());
+      for (const DraftWish& wish : second.scheduler.Wishes(plan)) {
+        has_wished = true;
+        EXPECT_EQ(wish.acceptance->state(), sink->draft_record->drafts);
+        EXPECT_EQ(wish.branch->state(), sink->draft_record->branches);
+      }
+      second.scheduler.Commit(plan, second.executor.Run(plan), second.clock.Now());
+    }
+    second.RunAll();
+    const std::vector<int32_t> whole = WantedTokens(1, kTokens);
+    EXPECT_EQ(rest->Wait().ids(), std::vector<int32_t>(whole.begin() + spec.resume.size(), whole.end()));
+  }
+}
+
+TEST(Speculation, AnAnswerWhoseDraftsWereWrongElsewhereHasFewHere) {
+  const auto drafted = [](const std::optional<DraftRecord>& record) {
+    Drafting drafting(LargeSteps(), std::make_unique<FakeDrafter>(RightBy(0)));
+    SequenceSpec spec = Spec(10, 100);
+    spec.resume = WantedTokens(1, 50);
+    spec.draft_record = record;
+    drafting.Add(spec);
+    uint32_t proposed = 0;
+    while (drafting.Step()) proposed += drafting.proposed;
+    return proposed;
+  };
+  const DraftRecord wrong = {.drafts = {.right = 0, .trials = 8, .prior_trials = 0.01, .wait = 100}};
+  EXPECT_LT(drafted(wrong), drafted(std::nullopt));
+}
+
+TEST(Speculation, NothingIsToldOfAnAnswerWithoutDrafts) {
+  Drafting drafting(LargeSteps(), nullptr);
+  const auto sink = drafting.Add(Spec(10, 20));
+  drafting.RunAll();
+  EXPECT_FALSE(sink->draft_record.has_value());
+}
+
+TEST(Speculation, ARecordOfDraftsThatCannotBeIsRefused) {
+  const struct {
+    const char* name;
+    AcceptanceState state;
+  } cases[] = {{"more right than tried", {.right = 2, .trials = 1}},
+               {"more trials than are kept", {.trials = 9}},
+               {"less than nothing", {.right = -1, .trials = 1}},
+               {"a prior that is too strong", {.prior_trials = 3}},
+               {"nothing to divide by", {.prior_trials = 0}},
+               {"no number", {.trials = std::numeric_limits<double>::quiet_NaN()}},
+               {"a wait without end", {.wait = std::numeric_limits<double>::infinity()}}};
+  for (const auto& c : cases) {
+    for (const bool is_branch : {false, true}) {
+      SequenceSpec spec = Spec(10, 20);
+      DraftRecord& record = spec.draft_record.emplace();
+      (is_branch ? record.branches : record.drafts) = c.state;
+      const Status status = Scheduler::Validate(spec, LargeSteps());
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << c.name;
+      EXPECT_EQ(Reason(status), "invalid_value") << c.name;
+      EXPECT_THAT(Message(status),
+                  ::testing::HasSubstr(is_branch ? "draft_record.branches" : "draft_record.drafts"));
+    }
+  }
+}
+
+// Whatever the drafts were, what is told is taken.
+TEST(Speculation, EveryRecordThatIsToldCanBeResumedWith) {
+  for (uint32_t seed = 1; seed <= 200; ++seed) {
+    SCOPED_TRACE(Concat("seed ", seed));
+    std::mt19937 random(seed);
+    Acceptance acceptance;
+    for (int i = 0; i < 2000; ++i) {
+      const auto compared = std::uniform_int_distribution<uint32_t>(0, 8)(random);
+      const uint32_t right = seed % 3 == 0 ? 0 : std::uniform_int_distribution<uint32_t>(0, compared)(random);
+      acceptance.Add(compared, right);
+      if (i % 3 != 0) acceptance.Age();
+      ASSERT_TRUE(acceptance.state().is_possible()) << i;
+      ASSERT_EQ(Acceptance(acceptance.state()).state(), acceptance.state()) << i;
+    }
+  }
 }
 
 TEST(Speculation, TheDrafterIsToldOfEnds) {

@@ -89,6 +89,11 @@ void ExecuteCall::OnStarted(uint32_t cached_tokens) {
   OnReady();
 }
 
+void ExecuteCall::OnDraftRecord(const DraftRecord& record) {
+  std::lock_guard lock(mutex_);
+  draft_record_ = record;
+}
+
 void ExecuteCall::OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) {
   {
     std::lock_guard lock(mutex_);
@@ -97,6 +102,11 @@ void ExecuteCall::OnTokens(uint32_t first_index, std::span<const SampledToken> t
     v1::TokenBatch& batch = *event->mutable_tokens();
     if (batch.tokens().empty()) batch.set_first_index(first_index);
     for (const SampledToken& token : tokens) ToProto(token, *batch.add_tokens());
+    if (draft_record_.has_value()) {
+      v1::DraftRecord record;
+      ToProto(*std::exchange(draft_record_, std::nullopt), record);
+      record.SerializeToString(batch.mutable_draft_record());
+    }
   }
   OnReady();
 }

@@ -60,6 +60,7 @@ class ExecuteCall : public TokenSink, public std::enable_shared_from_this<Execut
   std::optional<Status> TakeEnd();
 
   void OnStarted(uint32_t cached_tokens) override;
+  void OnDraftRecord(const DraftRecord& record) override;
   void OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) override;
   void OnPromptScores(uint32_t first_index, std::span<const SampledToken> scores) override;
   void OnFinish(const SequenceResult& result) override;
@@ -85,7 +86,9 @@ class ExecuteCall : public TokenSink, public std::enable_shared_from_this<Execut
   std::mutex mutex_;
   std::deque<Waiting> buffer_;    // GUARDED_BY(mutex_)
   size_t buffered_logprobs_ = 0;  // GUARDED_BY(mutex_): of buffer_
-  std::optional<Status> end_;     // GUARDED_BY(mutex_): of the sequence, until it is taken
+  // GUARDED_BY(mutex_): goes with the tokens that come next.
+  std::optional<DraftRecord> draft_record_;
+  std::optional<Status> end_;  // GUARDED_BY(mutex_): of the sequence, until it is taken
 };
 
 }  // namespace terrace

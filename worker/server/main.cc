@@ -164,7 +164,7 @@ int Main(int argc, char** argv) {
   app.add_flag(
       "--validate", flags.validate,
       "say whether the configuration can be used, and end; the model has to be there, and is read only "
-      "to see whether a group can share it");
+      "to see whether a group can share it and a draft model has its tokens");
   app.set_version_flag("--version", std::string("terrace-worker ") + kVersion);
   app.footer(kFooter);
   try {

@@ -87,6 +87,29 @@ Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& o
   return {};
 }
 
+// What a drafter that is not there would take is a mistake. Of one that is known.
+Status CheckDrafterSettings(const v1::SpeculationConfig& config, const std::string& drafter) {
+  const bool drafts = drafter != "none", guesses_twice = drafter == "ngram" || drafter == "model";
+  const struct {
+    const char* name;
+    bool is_set, is_used;
+    const char* drafters;
+  } settings[] = {
+      {"max_tokens", config.has_max_tokens(), drafts, "ngram, model or remote"},
+      // 0, none, is what a remote one has.
+      {"max_branch_tokens", config.has_max_branch_tokens(), guesses_twice || drafter == "remote",
+       "ngram or model"},
+      {"min_match", config.has_min_match(), drafter == "ngram", "ngram"},
+      {"kv_pool_bytes", config.has_kv_pool_bytes(), drafter == "model", "model"},
+  };
+  for (const auto& setting : settings) {
+    if (setting.is_set && !setting.is_used)
+      return Bad(Concat("engine.speculation.", setting.name), "is for drafter: ", setting.drafters, ", not ",
+                 drafter);
+  }
+  return {};
+}
+
 // Whether who connects to `address` reaches who listens on `own`, as far as their texts tell.
 bool Reaches(const HostPort& address, const HostPort& own) {
   const auto host_of = [](const HostPort& of) { return of.host == "localhost" ? "127.0.0.1" : of.host; };
@@ -311,6 +334,7 @@ StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config) {
   RETURN_IF_ERROR(CheckReach(config, out.server));
   RETURN_IF_ERROR(SetGroup(config, out.server));
   RETURN_IF_ERROR(SetEngine(config, out.server.engine));
+  RETURN_IF_ERROR(CheckDrafterSettings(config.engine().speculation(), out.server.engine.speculation.drafter));
   RETURN_IF_ERROR(SetRemoteDrafter(config.engine().speculation(), out.server));
   RETURN_IF_ERROR(SetLog(config.log(), out.log));
   return out;
@@ -325,6 +349,7 @@ Status CheckFiles(const WorkerServerOptions& options) {
       return NotFound(setting, ": no model folder or file ", model);
   }
   RETURN_IF_ERROR(CheckShards(options.engine));
+  RETURN_IF_ERROR(CheckDraftModel(options.engine));
   if (options.tls.has_value()) RETURN_IF_ERROR(Annotate(LoadTls(*options.tls).status(), "tls"));
   if (options.group.tls.has_value())
     RETURN_IF_ERROR(Annotate(LoadTls(*options.group.tls).status(), "group.tls"));

@@ -29,8 +29,9 @@ struct WorkerOptions {
 // be used.
 StatusOr<WorkerOptions> MakeWorkerOptions(const v1::WorkerConfig& config);
 
-// Whether the files that the options name are there, certificates can be used, and a group or virtual shards
-// suit the model; other models are not read. NOT_FOUND; errors of OpenWeights, PlanShard and LoadTls.
+// Whether the files that the options name are there, certificates can be used, a group or virtual shards suit
+// the model, and so does a draft model with its pool; other models are not read. NOT_FOUND; errors of
+// OpenWeights, OpenText, PlanShard, CheckDraftModel and LoadTls.
 Status CheckFiles(const WorkerServerOptions& options);
 
 }  // namespace terrace

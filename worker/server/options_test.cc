@@ -58,7 +58,7 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
       "f32, pin_threads: true,\n"
       "         max_prefill_wait_seconds: 0.5, device: cpu, numerics: invariant, virtual_shards: 4,\n"
       "         tuning_folder: t,\n"
-      "         speculation: {drafter: model, model: d, device: cpu, max_tokens: 4, min_match: 2,\n"
+      "         speculation: {drafter: model, model: d, device: cpu, max_tokens: 4,\n"
       "                       max_branch_tokens: 3, kv_pool_bytes: 3000}}\n"
       "kv: {block_tokens: 8, pool_bytes: 1000, dtype: bf16, prefix_cache: false, host_swap_bytes: 2000}\n"
       "log: {level: debug, format: text}\n"
@@ -91,7 +91,6 @@ TEST(MakeWorkerOptions, TakesEverySetting) {
   EXPECT_EQ(server.engine.speculation.device, "cpu");
   EXPECT_EQ(server.engine.speculation.max_tokens, 4u);
   EXPECT_EQ(server.engine.speculation.max_branch_tokens, 3u);
-  EXPECT_EQ(server.engine.speculation.min_match, 2u);
   EXPECT_EQ(server.engine.speculation.kv_pool_bytes, 3000u);
   EXPECT_EQ(options->log.level, LogLevel::kDebug);
   EXPECT_FALSE(options->log.as_json);
@@ -101,6 +100,9 @@ TEST(MakeWorkerOptions, WhatADeviceDoesNotDoIsAnErrorOnlyWhereItIsAskedForByName
   EXPECT_TRUE(
       Make("{model: m, engine: {device: cuda, compute: fp8}, kv: {dtype: int8, block_tokens: 64}}").ok());
   EXPECT_TRUE(Make("{model: m, engine: {device: cuda, speculation: {drafter: model, model: d}}}").ok());
+  const auto ngram = Make("{model: m, engine: {speculation: {drafter: ngram, min_match: 2}}}");
+  ASSERT_TRUE(ngram.ok()) << ngram.status();
+  EXPECT_EQ(ngram->server.engine.speculation.min_match, 2u);
   EXPECT_TRUE(
       Make("{model: m, engine: {compute: f32, kernels: cpu}, kv: {dtype: f32, block_tokens: 5}}").ok());
   for (const char* device : {"auto", "cpu", "cuda"})
@@ -340,6 +342,23 @@ TEST(CheckFiles, WhatIsNamedHasToBeThere) {
   }
 }
 
+TEST(CheckFiles, ADraftModelHasTheTokensOfTheOneItDraftsForAndAPoolForABlock) {
+  const auto check = [](const std::string& more) {
+    const auto options =
+        Make(Concat("{model: models/terrace-demo-base, engine: {device: cpu, speculation: "
+                    "{drafter: model, model: models/terrace-demo-nano",
+                    more, "}}}"));
+    EXPECT_TRUE(options.ok()) << options.status();
+    return CheckFiles(options->server);
+  };
+  EXPECT_EQ(check(""), Status());
+  EXPECT_EQ(check(", kv_pool_bytes: 100000000"), Status());
+  const Status refused = check(", kv_pool_bytes: 100");
+  EXPECT_EQ(Reason(refused), "kv_pool_too_small");
+  EXPECT_THAT(Message(refused),
+              ::testing::StartsWith("engine.speculation.kv_pool_bytes is 100; a block of "));
+}
+
 TEST(CheckFiles, WhatARankMeetsItsLeaderWithHasToBeThere) {
   const TestAuthority authority(::testing::TempDir(), "ranks");
   const TlsFiles leader = authority.Issue("ranks-leader");
@@ -449,6 +468,18 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
        "engine.speculation.min_match is 17, not in [1, 16]"},
       {"{model: m, engine: {speculation: {kv_pool_bytes: 0}}}",
        "engine.speculation.kv_pool_bytes: must be at least 1"},
+      {"{model: m, engine: {speculation: {max_tokens: 4}}}",
+       "engine.speculation.max_tokens: is for drafter: ngram, model or remote, not none"},
+      {"{model: m, engine: {speculation: {drafter: none, max_branch_tokens: 0}}}",
+       "engine.speculation.max_branch_tokens: is for drafter: ngram or model, not none"},
+      {"{model: m, engine: {speculation: {min_match: 3}}}",
+       "engine.speculation.min_match: is for drafter: ngram, not none"},
+      {"{model: m, engine: {speculation: {drafter: model, model: d, min_match: 2}}}",
+       "engine.speculation.min_match: is for drafter: ngram, not model"},
+      {"{model: m, engine: {speculation: {kv_pool_bytes: 100}}}",
+       "engine.speculation.kv_pool_bytes: is for drafter: model, not none"},
+      {"{model: m, engine: {speculation: {drafter: ngram, kv_pool_bytes: 100}}}",
+       "engine.speculation.kv_pool_bytes: is for drafter: model, not ngram"},
       {"{model: m, engine: {speculation: {drafter: model}}}",
        "engine.speculation.model: is needed with drafter: model"},
       {"{model: m, engine: {speculation: {drafter: ngram, model: d}}}",

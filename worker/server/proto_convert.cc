@@ -21,6 +21,29 @@ v1::FinishReason ToProto(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+AcceptanceState FromProto(const v1::DraftAcceptance& in) {
+  return {.right = in.right(), .trials = in.trials(), .prior_trials = in.prior_trials(), .wait = in.wait()};
+}
+
+void ToProto(const AcceptanceState& state, v1::DraftAcceptance& out) {
+  out.set_right(static_cast<float>(state.right));
+  out.set_trials(static_cast<float>(state.trials));
+  out.set_prior_trials(static_cast<float>(state.prior_trials));
+  out.set_wait(static_cast<float>(state.wait));
+}
+
+StatusOr<DraftRecord> ToDraftRecord(const std::string& bytes) {
+  v1::DraftRecord in;
+  if (!in.ParseFromString(bytes)) {
+    return WithReason(InvalidArgument("draft_record of ", bytes.size(), " bytes is no DraftRecord"),
+                      "invalid_value");
+  }
+  DraftRecord out;  // holds the defaults
+  if (in.has_drafts()) out.drafts = FromProto(in.drafts());
+  if (in.has_branches()) out.branches = FromProto(in.branches());
+  return out;
+}
+
 }  // namespace
 
 StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in) {
@@ -58,6 +81,9 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   spec.priority = request.priority();
   spec.cache_salt = request.cache_salt();
   if (request.speculation().has_max_tokens()) spec.speculation = request.speculation().max_tokens();
+  if (!request.draft_record().empty()) {
+    ASSIGN_OR_RETURN(spec.draft_record, ToDraftRecord(request.draft_record()));
+  }
   const bool only_scores = request.score_prompt() && request.max_tokens() == 0;  // nothing is drawn
   if (!only_scores || request.has_sampling()) {
     ASSIGN_OR_RETURN(spec.sampling, ToSamplingParams(request.sampling()));
@@ -93,6 +119,25 @@ void ToProto(const SampledToken& token, v1::GeneratedToken& out) {
     top->set_token(alternative.token);
     top->set_logprob(alternative.logprob);
   }
+}
+
+void ToProto(const SpeculationStats& stats, v1::SpeculationTotals& out) {
+  out.set_drafter(std::string(stats.drafter));
+  out.mutable_proposed()->Assign(stats.proposed.begin(), stats.proposed.end());
+  out.mutable_verified()->Assign(stats.verified.begin(), stats.verified.end());
+  out.mutable_accepted()->Assign(stats.accepted.begin(), stats.accepted.end());
+  out.set_branch_proposed(stats.branch_proposed);
+  out.set_branch_verified(stats.branch_verified);
+  out.set_branch_accepted(stats.branch_accepted);
+  out.set_passes(stats.passes);
+  out.set_failures(stats.failures);
+  out.set_drafting_seconds(stats.drafting_seconds);
+  out.set_saved_seconds(stats.saved_seconds);
+}
+
+void ToProto(const DraftRecord& record, v1::DraftRecord& out) {
+  ToProto(record.drafts, *out.mutable_drafts());
+  if (record.branches != AcceptanceState{}) ToProto(record.branches, *out.mutable_branches());
 }
 
 void ToProto(const SequenceResult& result, v1::ExecuteFinished& out) {

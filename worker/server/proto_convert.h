@@ -7,12 +7,14 @@
 #include "base/status.h"
 #include "proto/terrace/v1/worker.pb.h"
 #include "worker/engine/sequence.h"
+#include "worker/engine/speculation_stats.h"
 
 namespace terrace {
 
 // INVALID_ARGUMENT, reason invalid_value, when a seed is needed and absent; every other check is
 // Scheduler::Validate's.
 StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in);
+// The same for a draft_record that cannot be parsed.
 StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request);
 
 // A call's deadline on the monotonic clock; none when the call has none.
@@ -21,6 +23,8 @@ std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point dea
 
 void ToProto(const SamplingParams& params, v1::SamplingParams& out);
 void ToProto(const SampledToken& token, v1::GeneratedToken& out);
+void ToProto(const SpeculationStats& stats, v1::SpeculationTotals& out);
+void ToProto(const DraftRecord& record, v1::DraftRecord& out);
 void ToProto(const SequenceResult& result, v1::ExecuteFinished& out);
 
 }  // namespace terrace

@@ -82,9 +82,11 @@ WorkerMetrics::WorkerMetrics()
   }
   for (const char* const drafter : kDrafterNames) {
     for (const char* const position : kPositionNames) {
+      registry_.GetCounter("terrace_speculation_proposed_tokens_total", Labels{drafter, position});
       for (const char* const verdict : kVerdictNames)
         registry_.GetCounter("terrace_speculation_tokens_total", Labels{drafter, position, verdict});
     }
+    registry_.GetCounter("terrace_speculation_branch_proposed_tokens_total", Labels{drafter});
     for (const char* verdict : kVerdictNames)
       registry_.GetCounter("terrace_speculation_branch_tokens_total", Labels{drafter, verdict});
     registry_.GetCounter("terrace_speculation_passes_total", Labels{drafter});
@@ -188,18 +190,22 @@ void WorkerMetrics::SetFrom(const EngineStats& stats, MonoTime now) {
 void WorkerMetrics::SetSpeculation(const SpeculationStats& stats) {
   const std::string drafter(stats.drafter);
   for (size_t i = 0; i < SpeculationStats::kPositions; ++i) {
+    Follow("terrace_speculation_proposed_tokens_total", Labels{drafter, kPositionNames[i]},
+           static_cast<double>(stats.proposed[i]), told_proposed_[i]);
     const uint64_t totals[] = {stats.accepted[i], stats.verified[i] - stats.accepted[i]};
     for (size_t verdict = 0; verdict < kVerdictNames.size(); ++verdict) {
       Follow("terrace_speculation_tokens_total", Labels{drafter, kPositionNames[i], kVerdictNames[verdict]},
              static_cast<double>(totals[verdict]), told_speculation_[verdict][i]);
     }
   }
+  const Labels labels{drafter};
+  Follow("terrace_speculation_branch_proposed_tokens_total", labels,
+         static_cast<double>(stats.branch_proposed), told_branch_proposed_);
   const uint64_t branches[] = {stats.branch_accepted, stats.branch_verified - stats.branch_accepted};
   for (size_t verdict = 0; verdict < kVerdictNames.size(); ++verdict) {
     Follow("terrace_speculation_branch_tokens_total", Labels{drafter, kVerdictNames[verdict]},
            static_cast<double>(branches[verdict]), told_branches_[verdict]);
   }
-  const Labels labels{drafter};
   Follow("terrace_speculation_passes_total", labels, static_cast<double>(stats.passes), told_passes_);
   Follow("terrace_speculation_drafting_seconds_total", labels, stats.drafting_seconds,
          told_drafting_seconds_);

@@ -66,6 +66,8 @@ class WorkerMetrics {
   std::mutex mutex_;
   // GUARDED_BY(mutex_): the engine's totals, as far as counted here.
   std::array<double, kTotals> told_{};
+  std::array<double, SpeculationStats::kPositions> told_proposed_{};
+  double told_branch_proposed_ = 0;
   std::array<std::array<double, SpeculationStats::kPositions>, 2> told_speculation_{};  // accepted, rejected
   std::array<double, 2> told_branches_{};                                               // the same
   double told_passes_ = 0, told_drafting_seconds_ = 0, told_failures_ = 0;

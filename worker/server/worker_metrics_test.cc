@@ -99,6 +99,7 @@ TEST(WorkerMetrics, DraftsAreCountedByDrafterPositionAndVerdict) {
   EngineStats stats;
   SpeculationStats& speculation = stats.speculation;
   speculation.drafter = "model";
+  speculation.proposed[0] = 14, speculation.proposed[4] = 9, speculation.branch_proposed = 8;
   speculation.verified[0] = 10, speculation.accepted[0] = 7;
   speculation.verified[4] = 5, speculation.accepted[4] = 1;
   speculation.branch_verified = 6, speculation.branch_accepted = 2;
@@ -107,7 +108,11 @@ TEST(WorkerMetrics, DraftsAreCountedByDrafterPositionAndVerdict) {
   metrics.Render(stats, {});
   const std::string text = metrics.Render(stats, {});
   for (const char* series :
-       {"terrace_speculation_tokens_total{drafter=\"model\",position=\"1\",result=\"accepted\"} 7\n",
+       {"terrace_speculation_proposed_tokens_total{drafter=\"model\",position=\"1\"} 14\n",
+        "terrace_speculation_proposed_tokens_total{drafter=\"model\",position=\"5-8\"} 9\n",
+        "terrace_speculation_proposed_tokens_total{drafter=\"ngram\",position=\"1\"} 0\n",
+        "terrace_speculation_branch_proposed_tokens_total{drafter=\"model\"} 8\n",
+        "terrace_speculation_tokens_total{drafter=\"model\",position=\"1\",result=\"accepted\"} 7\n",
         "terrace_speculation_tokens_total{drafter=\"model\",position=\"1\",result=\"rejected\"} 3\n",
         "terrace_speculation_tokens_total{drafter=\"model\",position=\"5-8\",result=\"rejected\"} 4\n",
         "terrace_speculation_tokens_total{drafter=\"ngram\",position=\"1\",result=\"accepted\"} 0\n",

@@ -300,6 +300,13 @@ void WorkerServer::LogReady(double load_seconds, double warm_up_seconds) const {
   }
   if (!opened_.drafter_note.empty())
     Log(LogLevel::kWarn, "worker_drafter_on_cpu", {{"reason", opened_.drafter_note}});
+  if (opened_.drafter_parameters > opened_.parameters) {
+    Log(LogLevel::kWarn, "worker_drafter_is_larger",
+        {{"reason",
+          "the drafter has more parameters than the model that it drafts for: it costs more than it saves"},
+         {"drafter_parameters", opened_.drafter_parameters},
+         {"parameters", opened_.parameters}});
+  }
   if (opened_.draft_files != nullptr) {
     Log(LogLevel::kInfo, "worker_drafter",
         {{"model", opened_.draft_files->config.name},

@@ -372,6 +372,22 @@ TEST_F(WorkerServerTest, ATakenAddressIsAnError) {
   EXPECT_EQ(WorkerServer::Start(options).status().code(), StatusCode::kUnavailable);
 }
 
+TEST(WorkerServer, WarnsOfADrafterThatIsLargerThanTheModelItDraftsFor) {
+  const auto log_of = [](const char* model, const char* drafter) {
+    WorkerServerOptions options = Options();
+    options.engine.model = Concat("models/terrace-demo-", model);
+    options.engine.speculation = {.drafter = "model", .model = Concat("models/terrace-demo-", drafter)};
+    testing::internal::CaptureStderr();
+    const auto server = WorkerServer::Start(options);
+    const std::string log = testing::internal::GetCapturedStderr();
+    EXPECT_TRUE(server.ok()) << server.status();
+    return log;
+  };
+  EXPECT_THAT(log_of("nano", "small"), HasSubstr("worker_drafter_is_larger"));
+  EXPECT_THAT(log_of("small", "nano"), ::testing::Not(HasSubstr("worker_drafter_is_larger")));
+  EXPECT_THAT(log_of("nano", "nano"), ::testing::Not(HasSubstr("worker_drafter_is_larger")));
+}
+
 TEST(WorkerServer, SaysWhatItsKvCacheIsMadeOf) {
   WorkerServerOptions options = Options();
   options.engine.kv_dtype = "int8";

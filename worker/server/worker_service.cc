@@ -8,6 +8,7 @@
 
 #include "base/grpc_status.h"
 #include "worker/server/execute_reactor.h"
+#include "worker/server/proto_convert.h"
 
 namespace terrace {
 namespace {
@@ -126,6 +127,8 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
                                                   const v1::DescribeRequest*,
                                                   v1::WorkerDescription* response) {
   *response = options_.description;
+  if (const SpeculationStats drafted = engine_.Stats().speculation; !drafted.drafter.empty())
+    ToProto(drafted, *response->mutable_speculation());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);
   return reactor;

@@ -14,6 +14,7 @@
 #include "worker/engine/step_gate.h"
 #include "worker/server/proto_convert.h"
 #include "worker/server/testing_worker.h"
+#include "worker/speculative/fake_drafter.h"
 
 namespace terrace {
 namespace {
@@ -22,6 +23,7 @@ namespace {
 struct Answer {
   std::vector<int32_t> tokens, scored;  // tokens: behind what was resumed
   std::vector<v1::GeneratedToken> generated;
+  std::string draft_record;  // the last one
   v1::ExecuteFinished finished;
   Status status;
 };
@@ -34,6 +36,7 @@ Answer Finish(grpc::ClientContext& context, grpc::ClientReader<v1::ExecuteEvent>
     if (event.has_tokens()) {
       EXPECT_EQ(event.tokens().first_index(), resumed + answer.tokens.size());
     }
+    if (!event.tokens().draft_record().empty()) answer.draft_record = event.tokens().draft_record();
     for (const auto& token : event.tokens().tokens()) {
       answer.tokens.push_back(token.token());
       answer.generated.push_back(token);
@@ -99,6 +102,15 @@ TEST(WorkerService, WrongRequestsAreRefusedWithCodeAndReason) {
        },
        "invalid_value", "resume[1] is 2, which ends the answer"},
       {"drafted token", [](auto& r) { r.add_draft_tokens(kVocab); }, "invalid_value", "draft[0] is 1000"},
+      {"draft record", [](auto& r) { r.set_draft_record("\xff"); }, "invalid_value",
+       "draft_record of 1 bytes"},
+      {"numbers of a draft record",
+       [](auto& r) {
+         v1::DraftRecord record;
+         record.mutable_drafts()->set_right(1);
+         r.set_draft_record(record.SerializeAsString());
+       },
+       "invalid_value", "draft_record.drafts has 1 right of 0 trials"},
       {"too long", [](auto& r) { r.set_max_tokens(1 << 20); }, "context_length_exceeded", "1048577"},
       {"top_logprobs", [](auto& r) { r.set_top_logprobs(21); }, "invalid_value", "top_logprobs is 21"},
       {"priority", [](auto& r) { r.set_priority(101); }, "invalid_value", "priority is 101"},
@@ -173,8 +185,15 @@ TEST(WorkerService, ARequestBecomesASequenceWithAllThatItAsksFor) {
   request.add_draft_tokens(10);
   request.set_signals(true);
   request.mutable_speculation()->set_max_tokens(0);
+  const DraftRecord record = {.drafts = {.right = 1.5, .trials = 2, .prior_trials = 0.5, .wait = 3}};
+  v1::DraftRecord told;
+  ToProto(record, told);
+  EXPECT_FALSE(told.has_branches());
+  request.set_draft_record(told.SerializeAsString());
   const auto spec = ToSequenceSpec(request);
   ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->draft_record, record);
+  EXPECT_EQ(ToSequenceSpec(Request(5))->draft_record, std::nullopt);
   EXPECT_EQ(spec->speculation, 0u);
   EXPECT_EQ(ToSequenceSpec(Request(5))->speculation, std::nullopt);
   EXPECT_EQ(spec->priority, -7);
@@ -183,6 +202,62 @@ TEST(WorkerService, ARequestBecomesASequenceWithAllThatItAsksFor) {
   EXPECT_EQ(spec->resume, std::vector<int32_t>{8});
   EXPECT_EQ(spec->draft, (std::vector<int32_t>{9, 10}));
   EXPECT_TRUE(spec->signals);
+}
+
+std::unique_ptr<Drafter> RightDrafter() {
+  return std::make_unique<FakeDrafter>(
+      FakeDrafter::Options{.answer =
+                               [](const DraftRequest& request, uint32_t index) {
+                                 return FakeExecutor::AnswerToken(request.sampling->seed, index, kVocab);
+                               },
+                           .vocab_size = kVocab});
+}
+
+TEST(WorkerService, AnAnswerTellsWithItsTokensWhatIsKnownOfItsDraftsAndAnotherWorkerGoesOnWithIt) {
+  FakeWorker first({}, {}, /*inbox=*/64, /*drain_seconds=*/600, RightDrafter());
+  const std::vector<int32_t> whole = ExpectedAnswer(200);
+  const Answer answer = Execute(first, Request(200));
+  EXPECT_EQ(answer.status, Status());
+  EXPECT_EQ(answer.tokens, whole);
+  EXPECT_GT(answer.finished.accepted_speculated_tokens(), 0u);
+  v1::DraftRecord record;
+  ASSERT_TRUE(record.ParseFromString(answer.draft_record));
+  EXPECT_GT(record.drafts().trials(), 0);
+  EXPECT_EQ(record.drafts().right(), record.drafts().trials());
+  EXPECT_LE(answer.draft_record.size(), 256u) << "what routers take";
+
+  FakeWorker second;
+  v1::ExecuteRequest rest = Resumed(Request(200), {whole.begin(), whole.begin() + 50});
+  rest.set_draft_record(answer.draft_record);
+  const Answer resumed = Execute(second, rest);
+  EXPECT_EQ(resumed.status, Status());
+  EXPECT_EQ(resumed.tokens, std::vector<int32_t>(whole.begin() + 50, whole.end()));
+  EXPECT_EQ(resumed.draft_record, "") << "it drafts nothing";
+}
+
+TEST(WorkerService, ItsDescriptionHasWhatWasDraftedUntilThen) {
+  FakeWorker worker({}, {}, /*inbox=*/64, /*drain_seconds=*/600, RightDrafter());
+  EXPECT_EQ(Execute(worker, Request(200)).status, Status());
+  worker.engine.Stop();  // nothing is counted any more
+  const SpeculationStats stats = worker.engine.Stats().speculation;
+  grpc::ClientContext context;
+  v1::WorkerDescription description;
+  ASSERT_TRUE(worker.stub->Describe(&context, {}, &description).ok());
+  const v1::SpeculationTotals& totals = description.speculation();
+  EXPECT_EQ(totals.drafter(), "fake");
+  EXPECT_THAT(totals.proposed(), ::testing::ElementsAreArray(stats.proposed));
+  EXPECT_THAT(totals.verified(), ::testing::ElementsAreArray(stats.verified));
+  EXPECT_THAT(totals.accepted(), ::testing::ElementsAreArray(stats.accepted));
+  EXPECT_GT(SpeculationStats::Sum(stats.accepted), 0u);
+  EXPECT_EQ(totals.passes(), stats.passes);
+  EXPECT_EQ(totals.failures(), 0u);
+  EXPECT_EQ(totals.drafting_seconds(), stats.drafting_seconds);
+  EXPECT_EQ(totals.saved_seconds(), stats.saved_seconds);
+
+  FakeWorker plain;
+  grpc::ClientContext other;
+  ASSERT_TRUE(plain.stub->Describe(&other, {}, &description).ok());
+  EXPECT_FALSE(description.has_speculation()) << "nobody drafts";
 }
 
 TEST(WorkerService, AnAnswerGoesOnBehindWhatIsResumedAndTakesOfADraftWhatIsRight) {

@@ -17,10 +17,48 @@ struct AcceptanceMemory {
   double doubt = 0.7;   // standard errors below the mean: who is taken for better than he is costs time
 };
 
+// What a sequence's Acceptance knows, for another one to go on with.
+struct AcceptanceState {
+  static constexpr double kMostTrials = AcceptanceMemory{}.most_trials, kMostPriorTrials = 2;
+  static constexpr double kMostWait = 1 << 20;
+
+  double right = 0;   // of `trials`
+  double trials = 0;  // tokens compared, what is forgotten of them apart
+  double prior_trials = kMostPriorTrials;
+  double wait = 0;  // steps from the last draft to the next look
+
+  bool operator==(const AcceptanceState&) const = default;
+  // Whether an Acceptance may be so. NaN is in no range.
+  bool is_possible() const {
+    const auto is_in = [](double value, double most) { return value >= 0 && value <= most; };
+    return is_in(trials, kMostTrials) && is_in(right, trials) && is_in(prior_trials, kMostPriorTrials) &&
+           is_in(wait, kMostWait) && trials + prior_trials > 0;
+  }
+};
+
+// Of a sequence: of its drafts, and of the first tokens of its second guesses.
+struct DraftRecord {
+  AcceptanceState drafts = {}, branches = {};
+
+  bool operator==(const DraftRecord&) const = default;
+};
+
 class Acceptance {
  public:
   Acceptance() = default;
   explicit Acceptance(const AcceptanceMemory& memory) : memory_(memory) {}
+  // Goes on with what is known already: of a sequence, and is_possible().
+  explicit Acceptance(const AcceptanceState& state)
+      : right_(state.right), trials_(state.trials), prior_trials_(state.prior_trials), wait_(state.wait) {}
+
+  // Of a sequence. When the last look was is left out: the next one may be a wait later.
+  AcceptanceState state() const {
+    const double trials = std::min(trials_, AcceptanceState::kMostTrials);  // rounding may pass it
+    return {.right = std::min(right_, trials),
+            .trials = trials,
+            .prior_trials = prior_trials_,
+            .wait = std::min(wait_, AcceptanceState::kMostWait)};
+  }
 
   // Of a draft so many tokens were compared with the answer, and the first `right` of them are in it. Behind
   // the first wrong one nothing is known.
@@ -55,7 +93,7 @@ class Acceptance {
   }
 
  private:
-  static constexpr double kPriorTrials = 2, kLongerWait = 1.25;
+  static constexpr double kPriorTrials = AcceptanceState::kMostPriorTrials, kLongerWait = 1.25;
 
   AcceptanceMemory memory_;
   double right_ = 0, trials_ = 0, prior_trials_ = kPriorTrials;
