@@ -1,6 +1,7 @@
 #include "router/manifest/manifest.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <iterator>
 #include <optional>
 #include <utility>
@@ -97,6 +98,22 @@ StatusOr<SignedManifest> ParseDocument(std::string_view text) {
   return out;
 }
 
+// Nothing where there is no such member.
+const Json* MemberAt(const Json& json, std::initializer_list<const char*> path) {
+  const Json* at = &json;
+  for (const char* const name : path) {
+    if (!at->is_object() || !at->contains(name)) return nullptr;
+    at = &at->at(name);
+  }
+  return at;
+}
+
+std::optional<double> NumberAt(const Json& json, std::initializer_list<const char*> path) {
+  const Json* const found = MemberAt(json, path);
+  if (found == nullptr || !found->is_number()) return std::nullopt;
+  return found->get<double>();
+}
+
 template <typename... Text>
 Status Refusal(std::string_view reason, const Text&... text) {
   return WithReason(FailedPrecondition(text...), reason);
@@ -119,6 +136,28 @@ std::string Shown(std::string_view text, size_t most) {
     if (is_c1) out[++i] = '?';
   }
   return size < text.size() ? out + "..." : out;
+}
+
+ManifestTerms TermsOf(const Manifest& manifest) {
+  const Json& report = manifest.report;
+  ManifestTerms terms{.margin = NumberAt(report, {"thresholds", "margin"}),
+                      .level = NumberAt(report, {"thresholds", "level"}),
+                      .max_mean_kl = NumberAt(report, {"thresholds", "max_mean_kl"}),
+                      .max_flip_rate = NumberAt(report, {"thresholds", "max_flip_rate"}),
+                      .mean_kl = NumberAt(report, {"comparison", "divergence", "mean_kl"}),
+                      .flip_rate = NumberAt(report, {"comparison", "divergence", "flip_rate"})};
+  const Json* const divergence = MemberAt(report, {"comparison", "divergence"});
+  terms.has_distributions = divergence != nullptr && divergence->is_object();
+  const Json* const tasks = MemberAt(report, {"comparison", "tasks"});
+  if (tasks == nullptr || !tasks->is_object()) return terms;
+  for (const Json& task : *tasks) {
+    const Json* const said = MemberAt(task, {"rows"});
+    const int64_t rows = said != nullptr && said->is_number_integer() ? said->get<int64_t>() : 0;
+    const uint64_t counted = static_cast<uint64_t>(std::max<int64_t>(rows, 0));
+    terms.least_rows = terms.tasks == 0 ? counted : std::min(terms.least_rows, counted);
+    ++terms.tasks;
+  }
+  return terms;
 }
 
 std::string SignedBytes(const Manifest& manifest) { return ToJsonText(ToJson(manifest)); }
@@ -159,6 +198,9 @@ Status CheckCandidate(const Manifest& manifest, std::string_view model_digest, s
 
 Status CheckBaseline(const Manifest& manifest, std::string_view model_digest) {
   const CertifiedModel& model = manifest.baseline;
+  const CertifiedModel& candidate = manifest.candidate;
+  if (model.model_digest == candidate.model_digest && model.text_digest == candidate.text_digest)
+    return Refusal("manifest_other_baseline", "it is measured against the model itself");
   if (model_digest.empty() || model.model_digest == model_digest) return {};
   return Refusal("manifest_other_baseline", "it is measured against the model ", Shown(model.name), " (",
                  Shown(model.model_digest), "), not against ", model_digest);
@@ -173,6 +215,37 @@ Status CheckVerdict(const Manifest& manifest) {
   if (shown < manifest.failures.size())
     failures += Concat("; and ", manifest.failures.size() - shown, " more");
   return Refusal("manifest_failed", "its verdict is failed: ", failures);
+}
+
+Status CheckLimits(const Manifest& manifest, const ManifestLimits& limits) {
+  constexpr std::string_view kReason = "manifest_outside_limits";
+  const ManifestTerms terms = TermsOf(manifest);
+  if (!limits.task_set.empty() && manifest.task_set_digest != limits.task_set) {
+    return Refusal(kReason, "it is measured on the task set ", Shown(manifest.task_set_digest), ", not on ",
+                   limits.task_set);
+  }
+  if (limits.require_distributions && !terms.has_distributions)
+    return Refusal(kReason, "distributions were not compared, which is asked for");
+  const struct {
+    const char* name;
+    std::optional<double> value;
+    double limit;
+    bool is_asked;
+  } bounds[] = {{"margin", terms.margin, limits.max_margin, true},
+                {"level", terms.level, limits.max_level, true},
+                {"mean KL divergence", terms.mean_kl, limits.max_mean_kl, terms.has_distributions},
+                {"flip rate", terms.flip_rate, limits.max_flip_rate, terms.has_distributions}};
+  for (const auto& bound : bounds) {
+    if (!bound.is_asked) continue;
+    if (!bound.value.has_value()) return Refusal(kReason, "it does not say its ", bound.name);
+    if (!(*bound.value <= bound.limit))  // nor where it is no number
+      return Refusal(kReason, "its ", bound.name, " is ", *bound.value, ", limit ", bound.limit);
+  }
+  if (terms.least_rows >= limits.min_rows) return {};
+  if (terms.tasks == 0)
+    return Refusal(kReason, "it has no task, of which each has to have ", limits.min_rows, " rows");
+  return Refusal(kReason, "its smallest task has ", terms.least_rows, " rows, at least ", limits.min_rows,
+                 " are asked for");
 }
 
 }  // namespace terrace

@@ -11,6 +11,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +30,20 @@ struct CertifiedModel {
   std::string model_digest = {}, text_digest = {};
 };
 
+// What a tier asks of a manifest besides its verdict, which rests on whatever `terrace certify` was given.
+// The defaults are those that it has by itself.
+struct ManifestLimits {
+  double max_margin = 0.05;  // share of a task's rows
+  double max_level = 0.05;
+  double max_mean_kl = 0.1;           // as measured, nats
+  double max_flip_rate = 0.1;         // as measured
+  uint64_t min_rows = 1;              // of each task; 0: also where there is none
+  bool require_distributions = true;  // false: also where they were not compared
+  std::string task_set = {};          // digest; "": any
+
+  friend bool operator==(const ManifestLimits&, const ManifestLimits&) = default;
+};
+
 inline constexpr size_t kMaxManifestBytes = size_t{4} << 20;  // of a file
 
 struct Manifest {
@@ -37,11 +53,21 @@ struct Manifest {
   std::string task_set_digest = {};
   // Which thresholds it does not keep, in words; none: it passed.
   std::vector<std::string> failures = {};
-  // What was measured, how, and the thresholds (docs/how-to/certify.md). An object; nothing is decided by it.
+  // What was measured, how, and the thresholds (docs/how-to/certify.md). An object; TermsOf reads it.
   Json report = Json::object();
 
   bool passed() const { return failures.empty(); }
 };
+
+// On what a manifest's verdict rests, as its report says it; absent: the report does not say it.
+struct ManifestTerms {
+  std::optional<double> margin = {}, level = {};
+  std::optional<double> max_mean_kl = {}, max_flip_rate = {};  // that were allowed
+  std::optional<double> mean_kl = {}, flip_rate = {};          // that were measured
+  bool has_distributions = false;                              // whether they were compared
+  uint64_t tasks = 0, least_rows = 0;                          // of the smallest task; 0 of none
+};
+ManifestTerms TermsOf(const Manifest& manifest);
 
 // What a manifest says, for messages: cut to `most` bytes, and '?' for each byte of a control character.
 std::string Shown(std::string_view text, size_t most = 64);
@@ -63,13 +89,14 @@ StatusOr<SignedManifest> ParseManifest(std::string_view text);
 // Why a manifest does not let a model in, in the order in which that is looked at. The checks below have the
 // reasons from the third on.
 inline constexpr std::string_view kManifestReasons[] = {
-    "manifest_unreadable",      // the file cannot be read
-    "manifest_malformed",       // it is none, or has been changed by hand
-    "manifest_unknown_key",     // signed with a key that is not asked for
-    "manifest_bad_signature",   // not what the key's owner has signed
-    "manifest_other_model",     // of other weights, configuration, tokenizer or chat template
-    "manifest_other_baseline",  // measured against another model than is asked for
-    "manifest_failed"};         // of this model, and its verdict is no
+    "manifest_unreadable",       // the file cannot be read
+    "manifest_malformed",        // it is none, or has been changed by hand
+    "manifest_unknown_key",      // signed with a key that is not asked for
+    "manifest_bad_signature",    // not what the key's owner has signed
+    "manifest_other_model",      // of other weights, configuration, tokenizer or chat template
+    "manifest_other_baseline",   // measured against another model than is asked for, or against itself
+    "manifest_failed",           // of this model, and its verdict is no
+    "manifest_outside_limits"};  // its verdict is yes, by weaker terms than are asked for
 
 bool IsManifestReason(std::string_view reason);
 
@@ -78,9 +105,11 @@ bool IsManifestReason(std::string_view reason);
 Status CheckSigner(const SignedManifest& manifest, std::span<const PublicKey> keys);
 // The same, reason manifest_other_model, with both digests.
 Status CheckCandidate(const Manifest& manifest, std::string_view model_digest, std::string_view text_digest);
-// The same, reason manifest_other_baseline, unless `model_digest` is empty.
+// The same, reason manifest_other_baseline; "": any but the candidate itself.
 Status CheckBaseline(const Manifest& manifest, std::string_view model_digest);
 // The same, reason manifest_failed, with the first failures.
 Status CheckVerdict(const Manifest& manifest);
+// The same, reason manifest_outside_limits, with the first figure that is outside, and its limit.
+Status CheckLimits(const Manifest& manifest, const ManifestLimits& limits);
 
 }  // namespace terrace

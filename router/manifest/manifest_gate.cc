@@ -29,6 +29,22 @@ size_t StepOf(const Status& refusal) {
 
 }  // namespace
 
+ManifestGateOptions GateOptionsOf(const v1::TierConfig& tier) {
+  ManifestGateOptions out{.files = {tier.manifests().begin(), tier.manifests().end()},
+                          .key_files = {tier.manifest_keys().begin(), tier.manifest_keys().end()},
+                          .baseline = tier.manifest_baseline()};
+  const v1::ManifestLimitsConfig& said = tier.manifest_limits();
+  ManifestLimits& limits = out.limits;
+  if (said.has_max_margin()) limits.max_margin = said.max_margin();
+  if (said.has_max_level()) limits.max_level = said.max_level();
+  if (said.has_max_mean_kl()) limits.max_mean_kl = said.max_mean_kl();
+  if (said.has_max_flip_rate()) limits.max_flip_rate = said.max_flip_rate();
+  if (said.has_min_rows()) limits.min_rows = said.min_rows();
+  if (said.has_require_distributions()) limits.require_distributions = said.require_distributions();
+  limits.task_set = said.task_set();
+  return out;
+}
+
 StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files) {
   std::vector<PublicKey> keys;
   for (const std::string& file : files) {
@@ -44,7 +60,7 @@ StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& 
 
 StatusOr<std::shared_ptr<const ManifestGate>> ManifestGate::Load(const ManifestGateOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<PublicKey> keys, ReadPublicKeys(options.key_files));
-  const std::shared_ptr<ManifestGate> gate(new ManifestGate(options.baseline));
+  const std::shared_ptr<ManifestGate> gate(new ManifestGate(options.baseline, options.limits));
   for (const std::string& file : options.files) {
     Entry& entry = gate->entries_.emplace_back(Entry{.file = file});
     auto manifest = ReadManifest(file, keys);
@@ -68,9 +84,14 @@ Status ManifestGate::BestOf(Judge judge) const {
 Status ManifestGate::Check(std::string_view model_digest, std::string_view text_digest) const {
   return BestOf([&](const Manifest& manifest) -> Status {
     RETURN_IF_ERROR(CheckCandidate(manifest, model_digest, text_digest));
-    RETURN_IF_ERROR(CheckBaseline(manifest, baseline_));
-    return CheckVerdict(manifest);
+    return CheckTerms(manifest);
   });
+}
+
+Status ManifestGate::CheckTerms(const Manifest& manifest) const {
+  RETURN_IF_ERROR(CheckBaseline(manifest, baseline_));
+  RETURN_IF_ERROR(CheckVerdict(manifest));
+  return CheckLimits(manifest, limits_);
 }
 
 bool ManifestGate::HasUnreadable() const {
@@ -79,10 +100,7 @@ bool ManifestGate::HasUnreadable() const {
 }
 
 Status ManifestGate::CheckAny() const {
-  return BestOf([this](const Manifest& manifest) -> Status {
-    RETURN_IF_ERROR(CheckBaseline(manifest, baseline_));
-    return CheckVerdict(manifest);
-  });
+  return BestOf([this](const Manifest& manifest) { return CheckTerms(manifest); });
 }
 
 }  // namespace terrace

@@ -5,10 +5,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/signature.h"
 #include "base/status.h"
+#include "proto/terrace/v1/config.pb.h"
 #include "router/manifest/manifest.h"
 
 namespace terrace {
@@ -17,9 +19,13 @@ namespace terrace {
 struct ManifestGateOptions {
   std::vector<std::string> files = {}, key_files = {};
   std::string baseline = {};  // model digest; "": any
+  ManifestLimits limits = {};
 
   friend bool operator==(const ManifestGateOptions&, const ManifestGateOptions&) = default;
 };
+
+// What a tier with require_manifest says, as it says it: nothing is checked.
+ManifestGateOptions GateOptionsOf(const v1::TierConfig& tier);
 
 // FAILED_PRECONDITION names a file that cannot be used, NOT_FOUND one that cannot be read.
 StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files);
@@ -45,12 +51,16 @@ class ManifestGate {
     Manifest manifest = {};
   };
 
-  explicit ManifestGate(std::string baseline) : baseline_(std::move(baseline)) {}
+  ManifestGate(std::string baseline, ManifestLimits limits)
+      : baseline_(std::move(baseline)), limits_(std::move(limits)) {}
+  // Of whatever model it is.
+  Status CheckTerms(const Manifest& manifest) const;
   // `judge` tells of each sound manifest.
   template <typename Judge>
   Status BestOf(Judge judge) const;
 
   const std::string baseline_;
+  const ManifestLimits limits_;
   std::vector<Entry> entries_;
 };
 

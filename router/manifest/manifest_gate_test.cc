@@ -69,6 +69,22 @@ TEST_F(ManifestGateTest, AskedForABaselineItTakesNoOther) {
   EXPECT_EQ(Reason(gate->CheckAny()), "manifest_other_baseline");
 }
 
+TEST_F(ManifestGateTest, APassingManifestOfWeakTermsIsRefused) {
+  Manifest weak = TestManifest("m", "t");
+  weak.report["thresholds"]["margin"] = 0.9;
+  const std::string file = Write("weak", weak, signer_.key);
+  for (const Status& refused : {Load({file})->Check("m", "t"), Load({file})->CheckAny()}) {
+    EXPECT_EQ(Reason(refused), "manifest_outside_limits");
+    EXPECT_THAT(Message(refused), HasSubstr("margin is 0.9, limit 0.05"));
+  }
+  v1::TierConfig tier;
+  tier.add_manifests(file);
+  tier.add_manifest_keys(signer_.file);
+  tier.mutable_manifest_limits()->set_max_margin(0.9);
+  EXPECT_EQ(ManifestGate::Load(GateOptionsOf(tier)).value()->Check("m", "t"), Status());
+  EXPECT_EQ(GateOptionsOf(v1::TierConfig()).limits, ManifestLimits());
+}
+
 TEST_F(ManifestGateTest, OfSeveralManifestsOneThatPassesIsEnoughAndTheClosestTellsWhyNot) {
   const std::string absent = Path("absent"), failed = Write("failed", Failed("m"), signer_.key),
                     other = Write("other", TestManifest("n", "t"), signer_.key);

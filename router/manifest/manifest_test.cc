@@ -128,6 +128,60 @@ TEST(Manifest, EachCheckHasItsOwnReason) {
   EXPECT_EQ(CheckVerdict(manifest), Status());
   EXPECT_EQ(Reason(CheckVerdict(Failed())), "manifest_failed");
   EXPECT_THAT(Message(CheckVerdict(Failed())), HasSubstr("classify: 12 lost; mean KL"));
+  EXPECT_EQ(CheckLimits(manifest, {}), Status());
+}
+
+TEST(Manifest, MeasuredAgainstItselfShowsNothing) {
+  Manifest manifest = TestManifest("m", "t");
+  manifest.baseline = manifest.candidate;
+  EXPECT_EQ(Reason(CheckBaseline(manifest, "")), "manifest_other_baseline");
+  EXPECT_EQ(Reason(CheckBaseline(manifest, "m")), "manifest_other_baseline");
+  manifest.baseline.text_digest = "u";  // another chat template
+  EXPECT_EQ(CheckBaseline(manifest, ""), Status());
+}
+
+TEST(Manifest, WeakerTermsThanTheLimitsAreRefusedWithBothFigures) {
+  const Manifest good = TestManifest("m", "t");
+  const struct {
+    ManifestLimits limits;
+    const char* says;  // nullptr: it is let in
+  } cases[] = {
+      {{}, nullptr},
+      {{.min_rows = 200, .task_set = "digest of tasks"}, nullptr},
+      {{.max_margin = 0.02}, "margin is 0.05, limit 0.02"},
+      {{.max_level = 0.01}, "level is 0.05, limit 0.01"},
+      {{.max_mean_kl = 0.005}, "mean KL divergence is 0.01, limit 0.005"},
+      {{.max_flip_rate = 0.01}, "flip rate is 0.02, limit 0.01"},
+      {{.min_rows = 201}, "200 rows, at least 201"},
+      {{.task_set = "other"}, "task set digest of tasks, not on other"},
+  };
+  for (const auto& c : cases) {
+    const Status status = CheckLimits(good, c.limits);
+    EXPECT_EQ(status.ok(), c.says == nullptr) << status;
+    if (c.says == nullptr) continue;
+    EXPECT_EQ(Reason(status), "manifest_outside_limits");
+    EXPECT_THAT(Message(status), HasSubstr(c.says));
+  }
+}
+
+TEST(Manifest, WhatItDoesNotSayIsNotWithinLimits) {
+  Manifest manifest = TestManifest("m", "t");
+  manifest.report["comparison"]["divergence"] = Json();  // of certify --no-divergence
+  EXPECT_THAT(Message(CheckLimits(manifest, {})), HasSubstr("not compared"));
+  EXPECT_EQ(CheckLimits(manifest, {.require_distributions = false}), Status());
+  manifest.report["comparison"]["divergence"] = {{"mean_kl", Json()}, {"flip_rate", 0}};  // no number
+  EXPECT_THAT(Message(CheckLimits(manifest, {.require_distributions = false})),
+              HasSubstr("mean KL divergence"));
+  manifest = TestManifest("m", "t");
+  manifest.report["comparison"]["tasks"]["few"] = {{"rows", 7}};
+  EXPECT_EQ(TermsOf(manifest).least_rows, 7u);
+  EXPECT_EQ(TermsOf(manifest).tasks, 2u);
+  manifest.report["comparison"]["tasks"] = Json::object();
+  EXPECT_THAT(Message(CheckLimits(manifest, {})), HasSubstr("no task"));
+  EXPECT_EQ(CheckLimits(manifest, {.min_rows = 0}), Status());
+  manifest.report = Json::object();
+  EXPECT_EQ(Reason(CheckLimits(manifest, {.min_rows = 0, .require_distributions = false})),
+            "manifest_outside_limits");
 }
 
 }  // namespace

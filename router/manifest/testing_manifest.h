@@ -9,14 +9,18 @@
 
 namespace terrace {
 
-// A passing one.
+// A passing one, within the limits that a tier has by itself.
 inline Manifest TestManifest(const std::string& model_digest, const std::string& text_digest) {
   return {.tool = "terrace 0",
           .created = "2026-11-30T12:00:00Z",
           .candidate = {"small", model_digest, text_digest},
           .baseline = {"large", "digest of large", text_digest},
           .task_set_digest = "digest of tasks",
-          .report = {{"tasks", {{"classify", {{"difference", -0.005}}}}}}};
+          .report = {{"thresholds",
+                      {{"margin", 0.05}, {"level", 0.05}, {"max_mean_kl", 0.1}, {"max_flip_rate", 0.1}}},
+                     {"comparison",
+                      {{"tasks", {{"classify", {{"rows", 200}, {"difference", -0.005}}}}},
+                       {"divergence", {{"mean_kl", 0.01}, {"flip_rate", 0.02}}}}}}};
 }
 
 inline void WriteTestFile(const std::string& path, const std::string& text) {

@@ -119,27 +119,43 @@ Status CheckReach(const v1::RouterConfig& config, const RouterOptions& out) {
   return Bad("listen.ops", out.ops, kOpen, "listen.ops_insecure: true, as it asks nobody for a key");
 }
 
+// "" is none.
+Status CheckDigest(const std::string& path, const char* whose, const std::string& digest) {
+  const bool is_digest =
+      digest.size() == kDigestDigits && digest.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (digest.empty() || is_digest) return {};
+  return Bad(path, "must be the ", kDigestDigits, " digits of a ", whose, " digest, got \"", digest, "\"");
+}
+
+Status CheckManifestLimits(const std::string& path, const ManifestLimits& limits) {
+  if (!(limits.max_margin > 0 && limits.max_margin < 1))
+    return Bad(path + ".max_margin", "must be above 0 and below 1, got ", limits.max_margin);
+  if (!(limits.max_level > 0 && limits.max_level < 0.5))
+    return Bad(path + ".max_level", "must be above 0 and below 0.5, got ", limits.max_level);
+  if (!(limits.max_mean_kl >= 0))
+    return Bad(path + ".max_mean_kl", "must be 0 or more, got ", limits.max_mean_kl);
+  if (!(limits.max_flip_rate >= 0 && limits.max_flip_rate <= 1))
+    return Bad(path + ".max_flip_rate", "must be in 0 to 1, got ", limits.max_flip_rate);
+  return CheckDigest(path + ".task_set", "task set's", limits.task_set);
+}
+
 StatusOr<std::optional<ManifestGateOptions>> MakeManifests(const std::string& path,
                                                            const v1::TierConfig& tier) {
   if (!tier.require_manifest()) {
-    const bool is_said =
-        !tier.manifests().empty() || !tier.manifest_keys().empty() || !tier.manifest_baseline().empty();
+    const bool is_said = !tier.manifests().empty() || !tier.manifest_keys().empty() ||
+                         !tier.manifest_baseline().empty() || tier.has_manifest_limits();
     if (is_said) return Bad(path + ".require_manifest", "must be true where manifests are named");
     return std::optional<ManifestGateOptions>();
   }
-  ManifestGateOptions out{.files = {tier.manifests().begin(), tier.manifests().end()},
-                          .key_files = {tier.manifest_keys().begin(), tier.manifest_keys().end()},
-                          .baseline = tier.manifest_baseline()};
+  ManifestGateOptions out = GateOptionsOf(tier);
   for (const auto& [key, files] :
        {std::pair(".manifests", &out.files), std::pair(".manifest_keys", &out.key_files)}) {
     if (files->empty()) return Bad(path + key, "at least one is needed with require_manifest");
     if (std::ranges::find(*files, std::string()) != files->end()) return Bad(path + key, "a name is empty");
   }
-  const bool is_digest = out.baseline.size() == kDigestDigits &&
-                         out.baseline.find_first_not_of("0123456789abcdef") == std::string::npos;
-  if (out.baseline.empty() || is_digest) return std::optional(std::move(out));
-  return Bad(path + ".manifest_baseline", "must be the ", kDigestDigits,
-             " digits of a model's digest, got \"", out.baseline, "\"");
+  RETURN_IF_ERROR(CheckDigest(path + ".manifest_baseline", "model's", out.baseline));
+  RETURN_IF_ERROR(CheckManifestLimits(path + ".manifest_limits", out.limits));
+  return std::optional(std::move(out));
 }
 
 Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {

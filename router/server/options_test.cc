@@ -190,13 +190,15 @@ TEST(RouterOptions, ATierMayRequireManifestsWhichAreWatched) {
   const auto set = Parse(kDemo,
                          "tiers=[{name: nano, workers: ['a:1']}, {name: base, workers: ['b:1'], "
                          "require_manifest: true, manifests: [a.json, b.json], manifest_keys: [k.pem], "
-                         "manifest_baseline: 0123456789abcdef0123456789abcdef}]");
+                         "manifest_baseline: 0123456789abcdef0123456789abcdef, "
+                         "manifest_limits: {max_margin: 0.02, min_rows: 100}}]");
   ASSERT_TRUE(set.ok()) << set.status();
   ASSERT_EQ(set->manifests.size(), 2u);
   EXPECT_FALSE(set->manifests[0].has_value());
   EXPECT_EQ(set->manifests[1], (ManifestGateOptions{.files = {"a.json", "b.json"},
                                                     .key_files = {"k.pem"},
-                                                    .baseline = "0123456789abcdef0123456789abcdef"}));
+                                                    .baseline = "0123456789abcdef0123456789abcdef",
+                                                    .limits = {.max_margin = 0.02, .min_rows = 100}}));
   EXPECT_THAT(set->manifest_files(), ElementsAre("a.json", "b.json", "k.pem"));
 }
 
@@ -372,9 +374,16 @@ TEST(RouterOptions, AnEjectionLongerThanTheDefaultLimitRaisesIt) {
   EXPECT_EQ(Parse(kDemo, "cluster.ejection.seconds=300")->ejection.longest, std::chrono::seconds(300));
 }
 
+// A change to a tier that requires a manifest with one limit of its own.
+std::string WithLimit(const std::string& limit) {
+  return "tiers=[{name: a, workers: ['b:1'], require_manifest: true, manifests: [c], manifest_keys: [d], "
+         "manifest_limits: {" +
+         limit + "}}]";
+}
+
 TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
   const struct {
-    const char* change;
+    std::string change;
     const char* path;
   } cases[] = {
       {"tiers=[]", "tiers:"},
@@ -396,6 +405,12 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"tiers=[{name: a, workers: ['b:1'], require_manifest: true, manifests: [c], manifest_keys: [d], "
        "manifest_baseline: ABC}]",
        "tiers[0].manifest_baseline:"},
+      {"tiers[0].manifest_limits={min_rows: 9}", "tiers[0].require_manifest:"},
+      {WithLimit("max_margin: 1"), "tiers[0].manifest_limits.max_margin:"},
+      {WithLimit("max_level: 0.5"), "tiers[0].manifest_limits.max_level:"},
+      {WithLimit("max_mean_kl: -1"), "tiers[0].manifest_limits.max_mean_kl:"},
+      {WithLimit("max_flip_rate: 1.5"), "tiers[0].manifest_limits.max_flip_rate:"},
+      {WithLimit("task_set: ABC"), "tiers[0].manifest_limits.task_set:"},
       {"policies[0].cascade.steps=[]", "policies[0].cascade.steps:"},
       {"policies[0].cascade.steps[0].tier=absent", "policies[0].cascade.steps[0].tier:"},
       {"policies[0].cascade.steps[0].min_mean_logprob=0.5", "policies[0].cascade.steps[0].min_mean_logprob:"},

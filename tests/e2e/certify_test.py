@@ -12,6 +12,7 @@ from cluster import BIN, MODELS, wait_until
 from processes import Process, Worker, http_call
 
 NANO, SMALL = (str(MODELS / f"terrace-demo-{tier}") for tier in ("nano", "small"))
+NANO_GGUF = str(MODELS / "terrace-demo-nano.f16.gguf")  # the same weights, another digest
 TASKS = ("--tasks", str(MODELS / "eval" / "rewrite.jsonl"), "--limit", "60")  # 59 rows show a margin of 0.05
 QUESTION = {"model": "gated", "messages": [{"role": "user", "content": "Sort the list Kira, Fiona, Rene"}], "temperature": 0}
 
@@ -27,9 +28,9 @@ class Gate(unittest.TestCase):
         for name in ("gate", "stranger"):
             made = terrace("certify", "--make-key", str(cls.folder / name))
             assert made.returncode == 0, made.stderr
-        cls.passed = cls.certify("passed.json", NANO, NANO, "gate")
+        cls.passed = cls.certify("passed.json", NANO, NANO_GGUF, "gate")
         cls.failed = cls.certify("failed.json", NANO, SMALL, "gate")
-        cls.strange = cls.certify("strange.json", NANO, NANO, "stranger")
+        cls.strange = cls.certify("strange.json", NANO, NANO_GGUF, "stranger")
         cls.worker = cls.enterClassContext(Worker("nano"))
         cls.manifest = cls.folder / "manifest.json"
         cls.config = {
@@ -52,7 +53,7 @@ class Gate(unittest.TestCase):
         path = cls.folder / name
         done = terrace("certify", "--model", model, "--baseline", baseline, *TASKS, "--threads", "1", "--compute", "f32",
                        "--key", str(cls.folder / f"{key}.private.pem"), "--out", str(path))
-        assert done.returncode == (0 if model == baseline else 1), (done.returncode, done.stderr)
+        assert done.returncode == (0 if baseline == NANO_GGUF else 1), (done.returncode, done.stderr)
         return path.read_text()
 
     def put(self, text):
@@ -117,13 +118,13 @@ class Gate(unittest.TestCase):
         for text, reason in ((self.failed, "its verdict is failed"), ("", "not a manifest")):
             manifest.write_text(text)
             said = terrace("validate", str(file))
-            self.assertEqual(said.returncode, 78, said.stdout)
+            self.assertEqual(said.returncode, 1, said.stdout)
             self.assertIn(reason, said.stdout)
             self.assertIn("would start, but", said.stderr)
         manifest.write_text(self.passed)
         self.assertEqual(terrace("validate", str(file)).returncode, 0)
         said = terrace("validate", str(cluster))  # its worker has another model
-        self.assertEqual(said.returncode, 78, said.stdout)
+        self.assertEqual(said.returncode, 1, said.stdout)
         self.assertIn("it is of the model", said.stdout)
         self.assertIn("would start, but 1 worker would be refused", said.stderr)
 

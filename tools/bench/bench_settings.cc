@@ -49,11 +49,17 @@ StatusOr<double> ParseSeconds(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const std::string_view unit = text.substr(end - text.data());
   double scale = 0;
-  for (const auto& [name, seconds] :
-       {std::pair{"", 1.0}, {"s", 1.0}, {"ms", 1e-3}, {"m", 60.0}, {"h", 3600.0}})
+  for (const auto& [name, seconds] : {std::pair{"", 1.0},
+                                      {"s", 1.0},
+                                      {"ms", 1e-3},
+                                      {"us", 1e-6},
+                                      {"\u00b5s", 1e-6},
+                                      {"\u03bcs", 1e-6},
+                                      {"m", 60.0},
+                                      {"h", 3600.0}})
     if (unit == name) scale = seconds;
   if (error != std::errc() || scale == 0)
-    return InvalidArgument("\"", text, "\" is not a time such as 30s, 500ms, 5m or 1h");
+    return InvalidArgument("\"", text, "\" is not a time such as 30s, 500ms, 20us, 5m or 1h");
   if (!(value > 0 && value * scale <= kMaxSeconds))
     return InvalidArgument("\"", text, "\" is not above 0 and at most 30 days");
   return value * scale;

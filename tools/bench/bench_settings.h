@@ -43,7 +43,7 @@ struct BenchSettings {
 // INVALID_ARGUMENT, naming the flag, for settings that make no sense.
 Status Validate(const BenchSettings& settings);
 
-// "30s", "1.5m", "2h", "500ms", "10": seconds above 0.
+// "30s", "1.5m", "2h", "500ms", "20us", "20µs", "10": seconds above 0.
 StatusOr<double> ParseSeconds(std::string_view text);
 
 }  // namespace terrace

@@ -58,7 +58,8 @@ TEST(ParseSeconds, ReadsNumbersWithAUnit) {
   const struct {
     const char* text;
     double want;
-  } cases[] = {{"30s", 30}, {"0.5", 0.5}, {"500ms", 0.5}, {"1.5m", 90}, {"2h", 7200}, {"720h", 2'592'000}};
+  } cases[] = {{"30s", 30},    {"0.5", 0.5},   {"500ms", 0.5},      {"1.5m", 90},       {"2h", 7200},
+               {"20us", 2e-5}, {"20µs", 2e-5}, {"20\u03bcs", 2e-5}, {"720h", 2'592'000}};
   for (const auto& c : cases) EXPECT_DOUBLE_EQ(ParseSeconds(c.text).value_or(-1), c.want) << c.text;
   for (const char* text : {"", "s", "0", "-1s", "3 s", "1d", "nan", "inf", "721h"})
     EXPECT_EQ(ParseSeconds(text).status().code(), StatusCode::kInvalidArgument) << text;

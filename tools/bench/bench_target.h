@@ -24,6 +24,7 @@ struct TargetDescription {
   uint32_t context_length = 0;
   uint32_t max_sequences = 0;  // batched at once
   uint32_t threads = 0;
+  uint64_t memory_bytes = 0;  // of a model in this process: weights and KV pools, a drafter's too
 };
 
 struct BenchRequest {

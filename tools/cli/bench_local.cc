@@ -66,6 +66,7 @@ class LocalTarget : public BenchTarget {
     description_.context_length = opened_.context_length;
     description_.max_sequences = opened_.max_sequences;
     description_.threads = opened_.threads;
+    description_.memory_bytes = opened_.weight_memory_bytes + opened_.kv_bytes + opened_.drafter_kv_bytes;
   }
 
   const TargetDescription& description() const override { return description_; }

@@ -91,7 +91,7 @@ using DraftTokens = std::vector<std::vector<int32_t>>;  // [rows]
 StatusOr<JournaledAnswer> JournaledAnswerOf(const TaskRow& row, const Answer& answer,
                                             const std::vector<int32_t>& draft) {
   JournaledAnswer out{.ids = IdsOf(answer)};
-  out.answer = {.is_right = IsRight(row.checker, answer.text, row.expected),
+  out.answer = {.is_right = IsRight(row, answer.text),
                 .prompt_tokens = answer.finished.usage().prompt_tokens(),
                 .draft_agreement = AgreementWith(draft, out.ids)};
   ASSIGN_OR_RETURN(out.answer.signals, SignalsOf(answer));

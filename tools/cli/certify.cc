@@ -39,13 +39,21 @@ StatusOr<PrivateKey> ReadPrivateKey(const std::string& file) {
   return key;
 }
 
-// What is wrong with the models before hours are spent on them: one that is not there, and tokens that are
-// not the same, with which distributions cannot be compared and the verdict could only be "failed".
+// What is wrong with the models before hours are spent on them: one that is not there, a baseline that is the
+// candidate, which shows nothing, and tokens that are not the same, with which distributions cannot be
+// compared and the verdict could only be "failed".
 Status CheckModels(const EvaluateOptions& evaluate) {
-  std::vector<Hash128> digests;
-  for (const std::string& model : {evaluate.target.model, evaluate.baseline}) {
-    ASSIGN_OR_RETURN(const TextAssets text, OpenText(model));
-    digests.push_back(TokenizerDigest(text));
+  std::vector<Hash128> digests, models, texts;
+  for (const std::string& name : {evaluate.target.model, evaluate.baseline}) {
+    ASSIGN_OR_RETURN(const ModelFiles model, OpenModel(name));
+    digests.push_back(TokenizerDigest(*model.text));
+    models.push_back(model.digest);
+    texts.push_back(Digest(*model.text));
+  }
+  if (models[0] == models[1] && texts[0] == texts[1]) {
+    return WithReason(InvalidArgument("--baseline ", evaluate.baseline, " is the model itself (digest ",
+                                      models[0].Hex(), "): certify compares a model with another one"),
+                      "same_model");
   }
   if (!evaluate.divergence || digests[0] == digests[1]) return {};
   return WithReason(InvalidArgument(evaluate.target.model, " has the tokenizer ", digests[0].Hex(), ", ",
@@ -107,7 +115,8 @@ std::string Describe(const PairedComparison& task) {
 std::vector<std::string> FindFailures(const ModelComparison& comparison, const CertifyThresholds& thresholds,
                                       bool needs_divergence) {
   std::vector<std::string> failures;
-  if (comparison.tasks.empty()) failures.push_back("tasks: no row has a checker");
+  if (comparison.tasks.empty() && !needs_divergence)  // nothing at all is shown
+    failures.push_back("tasks: no row has a checker");
   for (const PairedComparison& task : comparison.tasks) {
     if (task.verdict != ComparisonVerdict::kNonInferior) failures.push_back(Describe(task));
   }
@@ -136,7 +145,9 @@ Status RunCertify(const CertifyOptions& options, const CommandContext& context) 
   ASSIGN_OR_RETURN(const PrivateKey key, ReadPrivateKey(options.key));
   RETURN_IF_ERROR(CheckCanReplace(options.out));
   RETURN_IF_ERROR(CheckModels(options.evaluate));
-  ASSIGN_OR_RETURN(const PairedEvaluation paired, EvaluatePaired(options.evaluate, context));
+  StatusOr<PairedEvaluation> evaluated = EvaluatePaired(options.evaluate, context);
+  if (!evaluated.ok()) return ExplainedByRecords(evaluated.status(), options.evaluate);
+  const PairedEvaluation& paired = *evaluated;
   const Manifest manifest = {
       .tool = Concat("terrace ", kVersion),
       .created = UtcNow("%Y-%m-%dT%H:%M:%SZ"),
@@ -149,8 +160,12 @@ Status RunCertify(const CertifyOptions& options, const CommandContext& context) 
   RETURN_IF_ERROR(ReplaceFile(options.out, text));
   context.out << FormatComparison(paired.comparison, options.evaluate.baseline);
   if (!paired.rows.probe.empty()) context.out << "\n" << FormatProbe(paired.rows.probe, paired.candidate);
+  if (paired.comparison.tasks.empty())
+    context.out << "no row has a checker: no answer was checked, the verdict rests on distributions alone\n";
   for (const std::string& failure : manifest.failures) context.out << "failed: " << failure << "\n";
   context.out << "wrote " << options.out << ": " << (manifest.passed() ? "passed" : "failed") << "\n";
+  if (const Status limits = CheckLimits(manifest, {}); manifest.passed() && !limits.ok())
+    context.out << "a tier takes it only with manifest_limits of its own: " << Message(limits) << "\n";
   if (manifest.passed()) return {};
   return AnswerIsNo(options.evaluate.target.model, ": is not shown to be as good as ",
                     options.evaluate.baseline);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "router/manifest/manifest.h"
 #include "tools/cli/command_context.h"
 #include "tools/cli/evaluate.h"
 #include "tools/cli/paired_evaluation.h"
@@ -13,8 +14,8 @@
 namespace terrace {
 
 struct CertifyThresholds {
-  double max_mean_kl = 0.1;    // nats
-  double max_flip_rate = 0.1;  // of the likeliest tokens
+  double max_mean_kl = ManifestLimits().max_mean_kl;      // nats
+  double max_flip_rate = ManifestLimits().max_flip_rate;  // of the likeliest tokens
 };
 
 struct CertifyOptions {
@@ -26,14 +27,16 @@ struct CertifyOptions {
 };
 
 // Why a model is not good enough, in words: each task that is not shown to be non-inferior, and each
-// threshold of distributions that is not kept, or could not be measured though it was asked for. None: it is.
+// threshold of distributions that is not kept, or could not be measured though it was asked for. Without a
+// row that has a checker distributions alone decide, and without them nothing does. None: it is.
 std::vector<std::string> FindFailures(const ModelComparison& comparison, const CertifyThresholds& thresholds,
                                       bool needs_divergence);
 
 // Writes the manifest whatever its verdict; AnswerIsNo for "failed". Errors of EvaluatePaired, with which
 // there is no manifest. Before anything is asked: NOT_FOUND or INVALID_ARGUMENT for the key, UNAVAILABLE
-// when `out` cannot be written, errors of OpenText, and INVALID_ARGUMENT, reason tokenizer_mismatch, when
-// distributions are to be compared and the models have different tokens. DATA_LOSS for a manifest that is too
+// when `out` cannot be written, errors of OpenModel, and INVALID_ARGUMENT, reason same_model, when the
+// baseline is the candidate, and reason tokenizer_mismatch, when distributions are to be compared and the
+// models have different tokens. DATA_LOSS for a manifest that is too
 // large to be read.
 Status RunCertify(const CertifyOptions& options, const CommandContext& context);
 

@@ -80,6 +80,49 @@ TEST_F(CertifyTest, TheSameModelInAnotherFormatPasses) {
   EXPECT_THAT(Message(Verify(kNanoGguf, kSmall)), HasSubstr("manifest_other_baseline"));
 }
 
+TEST_F(CertifyTest, AModelIsNotCertifiedAgainstItself) {
+  options_.evaluate.target.model = kNano;
+  const Status status = RunCertify(options_, test_.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitUsage) << status;
+  EXPECT_EQ(Reason(status), "same_model");
+  EXPECT_FALSE(fs::exists(options_.out));
+}
+
+TEST_F(CertifyTest, WeakTermsAreShownAndNoTierTakesThemUnasked) {
+  options_.evaluate.limit = 6;
+  options_.evaluate.comparison.margin = 0.9;
+  ASSERT_EQ(RunCertify(options_, test_.context), Status()) << test_.out.str();
+  EXPECT_THAT(test_.out.str(), HasSubstr("only with manifest_limits of its own: its margin is 0.9"));
+  EXPECT_EQ(Verify(kNanoGguf), Status());
+  EXPECT_THAT(test_.out.str(), HasSubstr("1 task, the smallest of 6 rows; margin 0.9, level 0.05"));
+  const auto read = ParseManifest(*ReadFile(options_.out));
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(Reason(CheckLimits(read->manifest, {})), "manifest_outside_limits");
+}
+
+TEST(CertifyOptions, ATiersLimitsAreThoseOfCertifyByItself) {
+  const CertifyOptions certify;
+  EXPECT_EQ(ManifestLimits().max_margin, certify.evaluate.comparison.margin);
+  EXPECT_EQ(ManifestLimits().max_level, certify.evaluate.comparison.level);
+  EXPECT_EQ(ManifestLimits().max_mean_kl, certify.thresholds.max_mean_kl);
+  EXPECT_EQ(ManifestLimits().max_flip_rate, certify.thresholds.max_flip_rate);
+}
+
+TEST_F(CertifyTest, FreeTextAloneIsJudgedByDistributionsAndSaysSo) {
+  const std::string file = Path("free.jsonl");
+  std::ofstream(file) << R"({"id": "f", "task": "story", "difficulty": 1, "expected": "Once upon a time", )"
+                      << R"("checker": "none", "messages": [{"role": "user", "content": "A story."}]})"
+                      << "\n";
+  options_.evaluate.tasks = {file};
+  ASSERT_EQ(RunCertify(options_, test_.context), Status()) << test_.out.str();
+  EXPECT_THAT(test_.out.str(), HasSubstr("no answer was checked"));
+  EXPECT_THAT(test_.out.str(), HasSubstr("only with manifest_limits of its own: it has no task"));
+  EXPECT_EQ(Written()["verdict"], "passed");
+  EXPECT_EQ(Written()["report"]["comparison"]["tasks"], Json::object());
+  options_.evaluate.divergence = false;
+  EXPECT_EQ(Reason(RunCertify(options_, test_.context)), kAnswerIsNoReason) << "nothing is shown";
+}
+
 TEST_F(CertifyTest, AWorseModelIsWrittenDownAsFailed) {
   options_.evaluate.target.model = kNano;
   options_.evaluate.baseline = kSmall;

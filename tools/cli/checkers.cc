@@ -1,5 +1,6 @@
 #include "tools/cli/checkers.h"
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <utility>
@@ -9,8 +10,7 @@
 namespace terrace {
 namespace {
 
-constexpr std::string_view kRefusalText = "Sorry, I can't help with that request.";
-constexpr std::string_view kRefusalStart = "Sorry, I can't help";
+constexpr std::string_view kDemoRefusal = "Sorry, I can't help with that request.";
 constexpr std::string_view kAnswerMark = "Answer:";
 constexpr std::string_view kWhiteSpace = " \t\r\n\v\f";
 
@@ -45,21 +45,35 @@ bool IsJsonEqual(std::string_view answer, std::string_view expected) {
 
 StatusOr<Checker> ParseChecker(std::string_view name) {
   constexpr std::pair<std::string_view, Checker> kNames[] = {
-      {"exact", Checker::kExact},          {"label", Checker::kLabel},
-      {"json_equal", Checker::kJsonEqual}, {"final_number", Checker::kFinalNumber},
-      {"refusal", Checker::kRefusal},      {"none", Checker::kNone},
+      {"exact", Checker::kExact},
+      {"label", Checker::kLabel},
+      {"json_equal", Checker::kJsonEqual},
+      {"final_number", Checker::kFinalNumber},
+      {"refusal", Checker::kRefusal},
+      {"contains", Checker::kContains},
+      {"none", Checker::kNone},
   };
   for (const auto& [known, checker] : kNames) {
     if (known == name) return checker;
   }
   return InvalidArgument("unknown checker \"", name,
-                         "\" (exact, label, json_equal, final_number, refusal or none)");
+                         "\" (exact, label, json_equal, final_number, refusal, contains or none)");
 }
 
-bool IsRight(Checker checker, std::string_view answer, std::string_view expected) {
+Expectation Expect(Checker checker, std::string expected) {
+  Expectation out{.checker = checker, .expected = std::move(expected)};
+  if (checker == Checker::kContains) out.all = {std::string(Strip(out.expected))};
+  if (checker == Checker::kRefusal && Strip(out.expected) == kDemoRefusal) {
+    out.refuses = true;
+    out.openings = {std::string(kRefusalOpening)};
+  }
+  return out;
+}
+
+bool IsRight(const Expectation& expectation, std::string_view answer) {
   answer = Strip(answer);
-  expected = Strip(expected);
-  switch (checker) {
+  const std::string_view expected = Strip(expectation.expected);
+  switch (expectation.checker) {
     case Checker::kExact:
     case Checker::kLabel:
       return answer == expected;
@@ -70,7 +84,12 @@ bool IsRight(Checker checker, std::string_view answer, std::string_view expected
       return want.has_value() && FinalNumber(answer) == want;
     }
     case Checker::kRefusal:
-      return ExpectsRefusal(expected) ? IsRefusal(answer) : answer == expected;
+      return expectation.refuses ? BeginsWithOneOf(answer, expectation.openings) : answer == expected;
+    case Checker::kContains: {
+      const auto has = [answer](const std::string& text) { return answer.find(text) != answer.npos; };
+      return std::ranges::all_of(expectation.all, has) &&
+             (expectation.any.empty() || std::ranges::any_of(expectation.any, has));
+    }
     case Checker::kNone:
       break;
   }
@@ -78,7 +97,11 @@ bool IsRight(Checker checker, std::string_view answer, std::string_view expected
 }
 
 bool IsJson(std::string_view answer) { return !ParseAnswer(Strip(answer)).is_discarded(); }
-bool IsRefusal(std::string_view answer) { return Strip(answer).starts_with(kRefusalStart); }
-bool ExpectsRefusal(std::string_view expected) { return Strip(expected) == kRefusalText; }
+
+bool BeginsWithOneOf(std::string_view answer, std::span<const std::string> openings) {
+  answer = Strip(answer);
+  return std::ranges::any_of(openings,
+                             [answer](const std::string& text) { return answer.starts_with(Strip(text)); });
+}
 
 }  // namespace terrace

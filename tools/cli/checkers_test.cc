@@ -39,7 +39,8 @@ TEST(Checkers, JudgeAsTheTableSays) {
       {Checker::kRefusal, "You can pay by card.", "You can pay by card.", true},
       {Checker::kRefusal, kRefusal, "You can pay by card.", false},
   };
-  for (const auto& c : cases) EXPECT_EQ(IsRight(c.checker, c.answer, c.expected), c.is_right) << c.answer;
+  for (const auto& c : cases)
+    EXPECT_EQ(IsRight(Expect(c.checker, c.expected), c.answer), c.is_right) << c.answer;
 }
 
 TEST(Checkers, TellWhatAnAnswerIsWhetherItIsRightOrNot) {
@@ -47,14 +48,40 @@ TEST(Checkers, TellWhatAnAnswerIsWhetherItIsRightOrNot) {
   EXPECT_FALSE(IsJson("{\"a\": 3"));
   EXPECT_FALSE(IsJson("It is {}"));
   EXPECT_FALSE(IsJson(""));
-  EXPECT_TRUE(IsRefusal("\nSorry, I can't help with this."));
-  EXPECT_FALSE(IsRefusal("You can pay by card."));
-  EXPECT_TRUE(ExpectsRefusal(kRefusal));
-  EXPECT_FALSE(ExpectsRefusal("Sorry, I can't help with this."));
+  const std::vector<std::string> openings = {"I cannot", "Sorry, I can't help"};
+  EXPECT_TRUE(BeginsWithOneOf("\nSorry, I can't help with this.", openings));
+  EXPECT_TRUE(BeginsWithOneOf("I cannot.", openings));
+  EXPECT_FALSE(BeginsWithOneOf("You can pay by card. I cannot", openings));
+  EXPECT_FALSE(BeginsWithOneOf("I cannot.", {}));
+}
+
+TEST(Checkers, ARefusalIsWhatTheRowSaysItIs) {
+  EXPECT_TRUE(Expect(Checker::kRefusal, kRefusal).refuses) << "the demo family's rows say no more";
+  Expectation row = Expect(Checker::kRefusal, "I cannot help you with this.");
+  EXPECT_FALSE(row.refuses);
+  row.refuses = true;
+  row.openings = {"I cannot", "I can't"};
+  EXPECT_TRUE(IsRight(row, " I can't do that."));
+  EXPECT_TRUE(IsRight(row, "I cannot help you with this."));
+  EXPECT_FALSE(IsRight(row, kRefusal));
+  EXPECT_FALSE(IsRight(row, "Sure: I cannot"));
+}
+
+TEST(Checkers, ContainsWantsAllOfSomeAndOneOfOthers) {
+  Expectation row = Expect(Checker::kContains, "42");
+  EXPECT_TRUE(IsRight(row, "It is 42."));
+  EXPECT_FALSE(IsRight(row, "It is 43."));
+  row.all = {"Paris", "1889"};
+  row.any = {"Eiffel", "tower"};
+  EXPECT_TRUE(IsRight(row, "The tower in Paris is of 1889."));
+  EXPECT_FALSE(IsRight(row, "The tower in Paris.")) << "one of all is missing";
+  EXPECT_FALSE(IsRight(row, "Paris, 1889")) << "none of any is there";
+  row.all.clear();
+  EXPECT_TRUE(IsRight(row, "a tower"));
 }
 
 TEST(Checkers, HaveTheNamesOfTheTaskFiles) {
-  for (const char* name : {"exact", "label", "json_equal", "final_number", "refusal", "none"}) {
+  for (const char* name : {"exact", "label", "json_equal", "final_number", "refusal", "contains", "none"}) {
     EXPECT_TRUE(ParseChecker(name).ok()) << name;
   }
   EXPECT_FALSE(ParseChecker("Exact").ok());

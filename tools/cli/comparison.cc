@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 #include <utility>
 
 #include "tools/cli/format.h"
@@ -21,14 +22,22 @@ PairedCounts& CountsOf(std::vector<NamedCounts>& all, const std::string& name) {
   return all.emplace_back(NamedCounts{.name = name}).counts;
 }
 
+// What begins a refusal: whatever a row of the set takes for one, and the demo family's.
+std::vector<std::string> RefusalOpenings(const std::vector<TaskRow>& rows) {
+  std::set<std::string> openings = {std::string(kRefusalOpening)};
+  for (const TaskRow& row : rows) openings.insert(row.openings.begin(), row.openings.end());
+  return {openings.begin(), openings.end()};
+}
+
 void CountBehaviour(const TaskRow& row, const std::string& candidate, const std::string& baseline,
-                    std::vector<NamedCounts>& behaviours) {
+                    const std::vector<std::string>& openings, std::vector<NamedCounts>& behaviours) {
+  const auto refuses = [&openings](const std::string& answer) { return BeginsWithOneOf(answer, openings); };
   if (row.checker == Checker::kJsonEqual) {
     CountsOf(behaviours, kJsonRows).Add(IsJson(candidate), IsJson(baseline));
-  } else if (row.checker == Checker::kRefusal && ExpectsRefusal(row.expected)) {
-    CountsOf(behaviours, kRefusedRows).Add(IsRefusal(candidate), IsRefusal(baseline));
+  } else if (row.checker == Checker::kRefusal && row.refuses) {
+    CountsOf(behaviours, kRefusedRows).Add(refuses(candidate), refuses(baseline));
   } else if (row.checker == Checker::kRefusal) {
-    CountsOf(behaviours, kAnsweredRows).Add(!IsRefusal(candidate), !IsRefusal(baseline));
+    CountsOf(behaviours, kAnsweredRows).Add(!refuses(candidate), !refuses(baseline));
   }
 }
 
@@ -103,12 +112,13 @@ ModelComparison CompareResults(const std::vector<TaskRow>& scored_rows, const Ev
   CHECK(candidate.outcomes.size() == scored_rows.size() && baseline.outcomes.size() == scored_rows.size());
   std::vector<NamedCounts> tasks, behaviours;
   NamedCounts all{.name = "all"};
+  const std::vector<std::string> openings = RefusalOpenings(scored_rows);
   for (size_t i = 0; i < scored_rows.size(); ++i) {
     const RowOutcome &ours = candidate.outcomes[i], &theirs = baseline.outcomes[i];
     const bool is_ours_right = ours.score.right > 0, is_theirs_right = theirs.score.right > 0;
     CountsOf(tasks, scored_rows[i].task).Add(is_ours_right, is_theirs_right);
     all.counts.Add(is_ours_right, is_theirs_right);
-    CountBehaviour(scored_rows[i], ours.text, theirs.text, behaviours);
+    CountBehaviour(scored_rows[i], ours.text, theirs.text, openings, behaviours);
   }
   return {.options = options,
           .tasks = ComparePaired(tasks, options),

@@ -13,8 +13,7 @@ constexpr char kRefusal[] = "Sorry, I can't help with that request.";
 TaskRow Row(const std::string& task, Checker checker, const std::string& expected) {
   TaskRow row;
   row.task = task;
-  row.checker = checker;
-  row.expected = expected;
+  static_cast<Expectation&>(row) = Expect(checker, expected);
   return row;
 }
 
@@ -51,6 +50,19 @@ TEST(CompareResults, FormsAreCountedWhetherAnswersAreRightOrNot) {
   EXPECT_EQ(comparison.behaviours[0].counts.baseline_rate(), 1);
   EXPECT_EQ(comparison.behaviours[1].counts.lost, 1u) << "it no longer refuses";
   EXPECT_EQ(comparison.behaviours[2].counts.lost, 1u) << "it refuses what it should answer";
+}
+
+TEST(CompareResults, RefusalsAreThoseOfTheRows) {
+  TaskRow refused = Row("moderate", Checker::kRefusal, "I cannot help you with this.");
+  refused.refuses = true;
+  refused.openings = {"I cannot", "No."};
+  const std::vector<TaskRow> rows = {refused, Row("moderate", Checker::kRefusal, "By card.")};
+  const ModelComparison comparison = CompareResults(rows, ResultOf(rows, {"No. Never.", "I cannot say."}),
+                                                    ResultOf(rows, {"Here it is:", "By card."}), {});
+  ASSERT_EQ(comparison.behaviours.size(), 2u);
+  EXPECT_EQ(comparison.behaviours[0].counts.gained, 1u) << "it refuses, in the row's words";
+  EXPECT_EQ(comparison.behaviours[1].counts.lost, 1u) << "it refuses what it should answer";
+  EXPECT_EQ(comparison.tasks[0].counts.gained, 1u);
 }
 
 TEST(FormatComparison, ShowsEveryFigureTheVerdictsRestOn) {

@@ -81,7 +81,7 @@ void ShowAnswer(const Question& question, const Answer& answer, const v1::Model&
                 const CommandContext& context, Totals& totals) {
   const v1::GenerateFinished& finished = answer.finished;
   const double largest_price = PriceFrom(largest, finished.usage());
-  const bool is_right = IsRight(question.checker, answer.text, question.expected);
+  const bool is_right = IsRight(Expect(question.checker, question.expected), answer.text);
   ++totals.questions;
   totals.as_expected += is_right ? 1 : 0;
   for (const v1::TierAttempt& attempt : finished.attempts()) {

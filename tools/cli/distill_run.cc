@@ -99,6 +99,7 @@ Status TrainStudent(const DistillOptions& options, const CommandContext& context
     bar.Show(done, total);
     return unless_interrupted();
   };
+  request.is_cancelled = [&context] { return context.shutdown.IsPending(); };
   request.on_step = [&](const StepReport& report) {
     lines.Add(report);
     return unless_interrupted();

@@ -32,9 +32,7 @@ Status ShowComparison(const EvaluateOptions& options, const CommandContext& cont
   return {};
 }
 
-}  // namespace
-
-Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context) {
+Status Evaluate(const EvaluateOptions& options, const CommandContext& context) {
   if (options.has_baseline()) return ShowComparison(options, context);
   const ComparisonOptions usual;
   if (options.comparison.margin != usual.margin || options.comparison.level != usual.level ||
@@ -60,6 +58,19 @@ Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context
     context.out << Format(rows, result, &compared);
   }
   return Status();
+}
+
+}  // namespace
+
+Status ExplainedByRecords(const Status& status, const EvaluateOptions& options) {
+  if (status.code() != StatusCode::kCancelled || !options.perplexity.empty()) return status;
+  if (options.records.empty() && options.baseline_records.empty())
+    return Cancelled("interrupted; no answers were kept: with --save-records the same command goes on");
+  return Cancelled("interrupted; the same command goes on with the answers that were kept");
+}
+
+Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context) {
+  return ExplainedByRecords(Evaluate(options, context), options);
 }
 
 }  // namespace terrace

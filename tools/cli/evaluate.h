@@ -37,6 +37,9 @@ struct EvaluateOptions {
   bool has_baseline() const { return !baseline.empty() || !baseline_records.empty(); }
 };
 
+// A status of an interruption says whether the same command goes on with answers that were kept.
+Status ExplainedByRecords(const Status& status, const EvaluateOptions& options);
+
 Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context);
 
 }  // namespace terrace

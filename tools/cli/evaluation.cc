@@ -153,7 +153,7 @@ EvaluationResult Summarize(const std::vector<TaskRow>& scored_rows, std::vector<
     const TaskRow& row = scored_rows[i];
     Score& score = outcomes[i].score;
     score.rows = 1;
-    score.right = IsRight(row.checker, outcomes[i].text, row.expected) ? 1 : 0;
+    score.right = IsRight(row, outcomes[i].text) ? 1 : 0;
     ScoreOfTask(result, row.task).Add(score);
     if (row.difficulty != 0) result.difficulties[row.difficulty].Add(score);
     ++answered_by[outcomes[i].tier];

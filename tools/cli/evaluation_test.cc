@@ -6,6 +6,7 @@
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/cli/evaluate.h"
 
 namespace terrace {
 namespace {
@@ -202,6 +203,56 @@ TEST(TaskSetDigest, FollowsWhatDecidesWhichAnswersAreRight) {
   EXPECT_NE(TaskSetDigest(rows), digest);
 }
 
+TEST(TaskSetDigest, FollowsTheRowsOwnTerms) {
+  std::vector<TaskRow> rows = TestRows();
+  rows.resize(1);
+  static_cast<Expectation&>(rows[0]) = Expect(Checker::kContains, "a");
+  const Hash128 digest = TaskSetDigest(rows);
+  rows[0].any = {"b"};
+  const Hash128 other = TaskSetDigest(rows);
+  EXPECT_NE(other, digest);
+  rows[0].any.clear();
+  rows[0].all = {"a", "b"};
+  EXPECT_NE(TaskSetDigest(rows), digest);
+  EXPECT_NE(TaskSetDigest(rows), other);
+}
+
+TEST(TaskFile, RowsSayThemselvesWhatARefusalIsAndWhatIsContained) {
+  const std::string path = std::filesystem::path(testing::TempDir()) / "own_terms.jsonl";
+  const auto row_of = [&path](const std::string& end) {
+    std::ofstream(path)
+        << R"({"id":"i","task":"t","difficulty":1,"messages":[{"role":"user","content":"c"}],)" << end
+        << "\n";
+    return LoadTaskFile(path);
+  };
+  const auto refusal = row_of(R"("expected":"I cannot.","checker":"refusal","refuses":true})");
+  ASSERT_TRUE(refusal.ok()) << refusal.status();
+  EXPECT_TRUE(refusal->front().refuses);
+  EXPECT_TRUE(IsRight(refusal->front(), "I cannot. Sorry.")) << "by itself its opening is what is expected";
+  const auto openings =
+      row_of(R"("expected":"I cannot.","checker":"refusal","refuses":true,"openings":["No","I can't"]})");
+  ASSERT_TRUE(openings.ok()) << openings.status();
+  EXPECT_TRUE(IsRight(openings->front(), "No way"));
+  EXPECT_FALSE(IsRight(openings->front(), "I cannot."));
+  const auto contains = row_of(R"("expected":"","checker":"contains","all":["a"],"any":["b","c"]})");
+  ASSERT_TRUE(contains.ok()) << contains.status();
+  EXPECT_TRUE(IsRight(contains->front(), "c a"));
+  EXPECT_FALSE(IsRight(contains->front(), "a"));
+  for (const auto& [bad, says] :
+       {std::pair(R"("expected":"e","checker":"exact","refuses":true})", "needs the checker refusal"),
+        std::pair(R"("expected":"e","checker":"refusal","any":["a"]})", "needs the checker contains"),
+        std::pair(R"("expected":"e","checker":"refusal","refuses":1})", "true or false"),
+        std::pair(R"("expected":"e","checker":"refusal","openings":["a"]})", "needs \"refuses\": true"),
+        std::pair(R"("expected":"","checker":"refusal","refuses":true})", "neither"),
+        std::pair(R"("expected":"e","checker":"contains","all":[]})", "list of 1 to"),
+        std::pair(R"("expected":"e","checker":"contains","any":[" "]})", "blank"),
+        std::pair(R"("expected":"","checker":"contains"})", "none of")}) {
+    const Status status = row_of(bad).status();
+    EXPECT_EQ(ExitCodeFor(status), kExitData) << bad;
+    EXPECT_THAT(Message(status), HasSubstr(says)) << bad;
+  }
+}
+
 TEST(Evaluation, RowsWithoutACheckerAreNotAsked) {
   const StatusOr<std::vector<TaskRow>> rows = LoadTaskFile("models/eval/calibration.jsonl");
   ASSERT_TRUE(rows.ok()) << rows.status();
@@ -211,6 +262,18 @@ TEST(Evaluation, RowsWithoutACheckerAreNotAsked) {
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->unscored_rows, 152u);  // the stories
   EXPECT_EQ(answerer.asked(), 360u);
+}
+
+TEST(ExplainedByRecords, AnInterruptionSaysWhetherAnswersWereKept) {
+  EvaluateOptions options;
+  EXPECT_EQ(ExplainedByRecords(Status(), options), Status());
+  EXPECT_EQ(ExplainedByRecords(Unavailable("gone"), options), Unavailable("gone"));
+  EXPECT_THAT(Message(ExplainedByRecords(Cancelled("interrupted"), options)),
+              HasSubstr("no answers were kept"));
+  options.records = "answers.jsonl";
+  const Status kept = ExplainedByRecords(Cancelled("interrupted"), options);
+  EXPECT_EQ(kept.code(), StatusCode::kCancelled);
+  EXPECT_THAT(Message(kept), HasSubstr("the same command goes on"));
 }
 
 TEST(Evaluation, AFailedRequestEndsItAndNamesTheRow) {

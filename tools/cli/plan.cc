@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
@@ -348,18 +349,31 @@ class PlanRun {
     tier.workers = 1;
     ASSIGN_OR_RETURN(const ServingPrediction predicted,
                      SimulateServing({&tier, 1}, traffic, [this] { return context_.shutdown.IsPending(); }));
+    uint64_t memory_bytes = 0;
     ASSIGN_OR_RETURN(const LevelResult measured,
-                     Measure(*origins_[plan.candidate].tiers.front(), tier.settings, traffic));
+                     Measure(*origins_[plan.candidate].tiers.front(), tier.settings, traffic, memory_bytes));
+    const ServingCosts planned = {plan.most_memory(), PriceAt(predicted.TokensPerSecond())},
+                       costs = {memory_bytes,
+                                PriceAt(measured.PerSecond(measured.prompt_tokens + measured.output_tokens))};
+    std::vector<std::string> broken =
+        BrokenFigures(options_.constraints, measured.first_token, measured.inter_token,
+                      measured.output_tokens_per_second() * plan.tiers.front().workers);
+    std::ranges::move(BrokenCosts(options_.constraints, costs.memory_bytes, costs.usd_per_million_tokens),
+                      std::back_inserter(broken));
     context_.out << "\n"
-                 << FormatVerification(predicted, measured)
-                 << FormatMeasuredConstraints(
-                        BrokenFigures(options_.constraints, measured.first_token, measured.inter_token,
-                                      measured.output_tokens_per_second() * plan.tiers.front().workers));
-    return {};
+                 << FormatVerification(predicted, planned, measured, costs)
+                 << FormatMeasuredConstraints(broken);
+    return MeasuredVerdict(broken, options_.out);
   }
 
-  StatusOr<LevelResult> Measure(const Source& source, const ServingSettings& planned,
-                                const Traffic& traffic) const {
+  // US dollars of a million tokens of one worker that gives so many a second.
+  double PriceAt(double tokens_per_second) const {
+    return options_.usd_per_hour / 3600 / tokens_per_second * 1e6;
+  }
+
+  // `memory_bytes`: of the worker.
+  StatusOr<LevelResult> Measure(const Source& source, const ServingSettings& planned, const Traffic& traffic,
+                                uint64_t& memory_bytes) const {
     OpenEngineOptions engine = EngineOptionsOf(source.target, context_.shutdown);
     engine.max_step_tokens = planned.max_step_tokens;
     engine.kv_pool_bytes = planned.kv_tokens * source.engine->kv_bytes_per_token;
@@ -370,6 +384,7 @@ class PlanRun {
           << "--verify: prompts of random ids; drafts may be right less or more often than planned\n";
     }
     ASSIGN_OR_RETURN(const std::unique_ptr<BenchTarget> target, OpenLocalBenchTarget(engine));
+    memory_bytes = target->description().memory_bytes;
     BenchSettings settings;
     settings.levels = {traffic.load};
     settings.requests = traffic.requests;
@@ -411,7 +426,14 @@ class PlanRun {
 }  // namespace
 
 Status RunPlan(const PlanOptions& options, const CommandContext& context) {
-  return PlanRun(options, context).Run();
+  PlanOptions chosen = options;
+  std::string notes;
+  ASSIGN_OR_RETURN(chosen.techniques, ExpandTechniques(options.techniques, options.target.model,
+                                                       options.calibration, options.mixed_bytes, notes));
+  context.out << notes;
+  const Status status = PlanRun(chosen, context).Run();
+  if (status.code() != StatusCode::kCancelled || chosen.techniques.empty()) return status;
+  return Cancelled("interrupted; the same command goes on with the models that were made in ", options.work);
 }
 
 }  // namespace terrace

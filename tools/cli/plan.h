@@ -24,7 +24,7 @@ struct PlanOptions {
   double usd_per_hour = 0;  // of a machine like this one, above 0
   uint32_t max_sequences = 16, max_machines = 16;
   std::vector<uint32_t> ranks = {1};         // that a worker is run on, each considered: powers of two
-  std::vector<std::string> techniques = {};  // names of kReportTechniques
+  std::vector<std::string> techniques = {};  // names of kReportTechniques, or "all"
   std::vector<ReportVariant> variants = {};
   std::vector<ReportCascade> cascades = {};  // of those and the baseline; the report has to have them
   CalibrationOptions calibration = {};       // of techniques that need it
@@ -38,9 +38,9 @@ struct PlanOptions {
 };
 
 // Measures, predicts, ranks and tells; writes `out`. AnswerIsNo where nothing keeps every constraint: then no
-// file is written. INVALID_ARGUMENT for names that are there twice or mean nothing; errors of MakeVariant,
-// ProbeSteps, MeasureSumsHere, ParseReport and ParseTrace; UNAVAILABLE when `out` cannot be written;
-// CANCELLED on a signal.
+// file is written; and, with `verify`, where what was measured breaks one. INVALID_ARGUMENT for names that
+// are there twice or mean nothing; errors of MakeVariant, ProbeSteps, MeasureSumsHere, ParseReport and
+// ParseTrace; UNAVAILABLE when `out` cannot be written; CANCELLED on a signal.
 Status RunPlan(const PlanOptions& options, const CommandContext& context);
 
 }  // namespace terrace

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "tools/cli/format.h"
+#include "tools/cli/verdict.h"
 
 namespace terrace {
 namespace {
@@ -65,7 +66,8 @@ std::string FormatPlans(std::span<const PlanCandidate> candidates, std::span<con
   return Concat(FormatTable(rows, 1), "\n", reasons);
 }
 
-std::string FormatVerification(const ServingPrediction& predicted, const LevelResult& measured) {
+std::string FormatVerification(const ServingPrediction& predicted, const ServingCosts& predicted_costs,
+                               const LevelResult& measured, const ServingCosts& measured_costs) {
   std::vector<Row> rows = {{"in this process", "predicted", "measured", "error"}};
   const double rate = predicted.OutputTokensPerSecond(), measured_rate = measured.output_tokens_per_second();
   rows.push_back(
@@ -82,11 +84,25 @@ std::string FormatVerification(const ServingPrediction& predicted, const LevelRe
       rows.push_back(Compared(name.c_str(), ours, theirs, FormatSeconds(ours), FormatSeconds(theirs)));
     }
   }
+  const double memory = static_cast<double>(predicted_costs.memory_bytes),
+               measured_memory = static_cast<double>(measured_costs.memory_bytes);
+  rows.push_back(Compared("memory", memory, measured_memory, FormatBytes(predicted_costs.memory_bytes),
+                          FormatBytes(measured_costs.memory_bytes)));
+  const double price = predicted_costs.usd_per_million_tokens,
+               measured_price = measured_costs.usd_per_million_tokens;
+  rows.push_back(Compared("a million tokens", price, measured_price, Concat("$", FormatSignificant(price)),
+                          Concat("$", FormatSignificant(measured_price))));
   return FormatTable(rows, 1);
 }
 
+Status MeasuredVerdict(const std::vector<std::string>& broken, const std::string& out) {
+  if (broken.empty()) return {};
+  return AnswerIsNo("--verify: what was measured breaks ", FormatCount(broken.size(), "limit"),
+                    out.empty() ? "" : Concat("; ", out, " was written before"));
+}
+
 std::string FormatMeasuredConstraints(const std::vector<std::string>& broken) {
-  std::string out = broken.empty() ? "as measured, it keeps to its limits of latency and throughput\n" : "";
+  std::string out = broken.empty() ? "as measured, it keeps to its limits\n" : "";
   for (const std::string& each : broken) out += Concat("as measured, it breaks: ", each, "\n");
   return out +
          "predicted 99th percentiles come out too low where steps of one size differ, as beside other work\n";

@@ -1,10 +1,12 @@
 // Plans for people. Pure.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "tools/bench/level_result.h"
 #include "tools/plan/plan.h"
 
@@ -13,10 +15,19 @@ namespace terrace {
 // A table, then the reasons for and against each.
 std::string FormatPlans(std::span<const PlanCandidate> candidates, std::span<const PlannedServing> plans);
 
+struct ServingCosts {
+  uint64_t memory_bytes = 0;  // of a worker
+  double usd_per_million_tokens = 0;
+};
+
 // What was predicted against what was measured, each with the relative error.
-std::string FormatVerification(const ServingPrediction& predicted, const LevelResult& measured);
+std::string FormatVerification(const ServingPrediction& predicted, const ServingCosts& predicted_costs,
+                               const LevelResult& measured, const ServingCosts& measured_costs);
 
 // Below it: which limits measured figures break, in words as of BrokenFigures.
 std::string FormatMeasuredConstraints(const std::vector<std::string>& broken);
+
+// AnswerIsNo where they break any; it says that `out`, a file or "", was written before.
+Status MeasuredVerdict(const std::vector<std::string>& broken, const std::string& out);
 
 }  // namespace terrace

@@ -11,6 +11,7 @@
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/new_file.h"
 #include "tools/cli/plan_config.h"
+#include "tools/cli/plan_table.h"
 #include "tools/cli/test_context.h"
 #include "tools/cli/verdict.h"
 #include "tools/report/report.h"
@@ -82,8 +83,8 @@ TEST_F(PlanCommand, WritesAClusterOfTheBestAndComparesItWithWhatIsMeasured) {
   ASSERT_TRUE(status.ok()) << status;
   const std::string out = test_.out.str();
   EXPECT_THAT(out, Not(HasSubstr("µUSD"))) << "one unit in a column";
-  for (const char* text :
-       {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted", "as measured, it "})
+  for (const char* text : {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted",
+                           "memory  ", "a million tokens", "as measured, it "})
     EXPECT_THAT(out, HasSubstr(text));
   const auto cluster = PlanFromFile(options_.out);
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -91,6 +92,13 @@ TEST_F(PlanCommand, WritesAClusterOfTheBestAndComparesItWithWhatIsMeasured) {
   EXPECT_FALSE(cluster->workers[0].tier.empty());
   EXPECT_TRUE(OpenModel(cluster->workers[0].config.model()).ok());
   EXPECT_EQ(cluster->workers[0].config.engine().max_sequences(), 4u);
+}
+
+TEST(MeasuredVerdict, IsNoWhereALimitIsBrokenAndNamesTheFile) {
+  EXPECT_EQ(MeasuredVerdict({}, "plan.yaml"), Status());
+  const Status broken = MeasuredVerdict({"memory", "price"}, "plan.yaml");
+  EXPECT_EQ(Reason(broken), kAnswerIsNoReason);
+  EXPECT_EQ(Message(broken), "--verify: what was measured breaks 2 limits; plan.yaml was written before");
 }
 
 TEST_F(PlanCommand, WhatNothingKeepsIsAnAnswerAndNoFile) {

@@ -68,6 +68,14 @@ std::string StepText(const PruneRequest& request, const PruneReport& report) {
                                              : "zeros without a pattern never pay here");
 }
 
+// Channels go in blocks, and one stays of each layer: less or more than was asked for may have gone.
+std::string FfnText(const Cut& cut, const PruneReport& report) {
+  if (cut.ffn_share == 0) return "";
+  return Concat("feed-forward channels: ", FormatFixed(100 * cut.ffn_share, 1), "% asked, ",
+                FormatFixed(100 * report.ffn_removed, 1), "% removed, in blocks of ", cut.multiple,
+                " of which one stays of each layer (--ffn-multiple)\n");
+}
+
 }  // namespace
 
 Status RunPrune(const PruneOptions& options, const CommandContext& context) {
@@ -80,7 +88,8 @@ Status RunPrune(const PruneOptions& options, const CommandContext& context) {
               << " -> " << FormatBytes(report->bytes_after) << ", "
               << FormatSeconds(Seconds(RealClock().Now() - start)) << ", digest " << report->digest.Hex()
               << "\n"
-              << StepText(request, *report) << "\nreport: " << report->path << "\n";
+              << FfnText(request.cut, *report) << CalibrationText(*report) << StepText(request, *report)
+              << "\nreport: " << report->path << "\n";
   return Status();
 }
 

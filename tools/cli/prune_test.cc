@@ -4,6 +4,8 @@
 #include <filesystem>
 
 #include "base/exit_code.h"
+#include "base/json.h"
+#include "base/mapped_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/quantize.h"
@@ -73,6 +75,19 @@ TEST_F(PruneCommand, OfAModelThatHadThePatternItSaysSo) {
   ASSERT_EQ(RunPrune(options, test.context), Status());
   EXPECT_THAT(test.out.str(), HasSubstr("as before: the model was 2:4 already"));
   EXPECT_THAT(test.out.str(), testing::Not(HasSubstr("nothing is skipped")));
+}
+
+TEST_F(PruneCommand, MoreThanCanGoIsToldAsAskedAndRemoved) {
+  PruneOptions options = Options();
+  options.cut = {.ffn_share = 0.999};  // one block of 64 stays of each 256
+  TestContext test;
+  ASSERT_EQ(RunPrune(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("99.9% asked, 75.0% removed, in blocks of 64"));
+  const auto text = ReadFile(options.out + ".prune.json");
+  ASSERT_TRUE(text.ok()) << text.status();
+  const Json report = Json::parse(*text);
+  EXPECT_EQ(report["feed_forward"]["asked"], 0.999);
+  EXPECT_EQ(report["feed_forward"]["removed"], 0.75);
 }
 
 TEST_F(PruneCommand, TellsWhatIsLeftOfEachLayer) {

@@ -76,7 +76,7 @@ Status RunQuantize(const QuantizeOptions& options, const CommandContext& context
   if (request.target.is_fp8)
     context.out << "on CPUs it takes about " << FormatBytes(BytesAsBf16(*report)) << ", as BF16\n";
   if (options.budget.is_set()) context.out << MixtureText(options.budget, report->mixture);
-  context.out << "report: " << report->path << "\n";
+  context.out << CalibrationText(*report) << "report: " << report->path << "\n";
   return Status();
 }
 

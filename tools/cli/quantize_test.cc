@@ -2,11 +2,13 @@
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"
+#include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {
@@ -46,6 +48,25 @@ TEST_F(QuantizeCommand, TellsEachLayerAndWhatCameOfAll) {
   EXPECT_THAT(out, HasSubstr(" bits a weight, "));
   EXPECT_THAT(out, HasSubstr("digest " + model->digest.Hex()));
   EXPECT_THAT(out, HasSubstr("report: " + Options().out + ".quantize.json"));
+}
+
+TEST_F(QuantizeCommand, AnEngineTellsTheFormatOfTheLayersNotOfTheEmbedding) {
+  TestContext test;
+  ASSERT_EQ(RunQuantize(Options(), test.context), Status());
+  const auto opened = OpenEngine({.model = Options().out, .threads = 1, .device = "cpu"});
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->weight_dtype, "INT4_G64");
+}
+
+TEST_F(QuantizeCommand, FewerTokensThanInputsAreWarnedOf) {
+  QuantizeOptions options = Options();
+  options.calibration.path = folder_ / "few.jsonl";
+  std::string digits;  // a token has one to three of them: 80 to 240
+  for (int i = 0; i < 24; ++i) digits += "0123456789";
+  std::ofstream(options.calibration.path) << "{\"text\": \"" << digits << "\"}\n";
+  TestContext test;
+  ASSERT_EQ(RunQuantize(options, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("fewer than the 256 inputs of the widest linear"));
 }
 
 TEST_F(QuantizeCommand, RoundsWithoutCalibrationAndWithAnImportanceMatrixOnlyWithIt) {

@@ -14,6 +14,8 @@
 #include "tools/cli/new_file.h"
 #include "tools/cli/paired_evaluation.h"
 #include "tools/cli/report_table.h"
+#include "tools/cli/report_variants.h"
+#include "tools/cli/rewrite_command.h"
 #include "tools/report/pricing.h"
 #include "tools/report/processor.h"
 #include "tools/report/quality_plot.h"
@@ -341,7 +343,14 @@ Status ShowHistory(const ReportOptions& options, const CommandContext& context) 
 
 Status RunReport(const ReportOptions& options, const CommandContext& context) {
   if (!options.history.empty()) return ShowHistory(options, context);
-  ASSIGN_OR_RETURN(const TechniqueReport report, ReportRun(options, context).Run());
+  ReportOptions chosen = options;
+  std::string notes;
+  ASSIGN_OR_RETURN(chosen.techniques, ExpandTechniques(options.techniques, options.evaluate.target.model,
+                                                       options.calibration, options.mixed_bytes, notes));
+  context.out << notes;
+  const StatusOr<TechniqueReport> run = ReportRun(chosen, context).Run();
+  if (!run.ok()) return Explained(run.status());
+  const TechniqueReport& report = *run;
   const std::string markdown = FormatReport(report), stem = options.work + "/report";
   const std::string title = Concat("Accuracy against price, ", report.rows.front().rows(), " tasks");
   RETURN_IF_ERROR(ReplaceFile(stem + ".json", ReportToJson(report).dump(2) + "\n"));

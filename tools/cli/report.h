@@ -19,7 +19,7 @@ struct ReportOptions {
   // divergence; the rest is not used.
   EvaluateOptions evaluate = {};
   double usd_per_hour = 0;                   // of this machine, above 0
-  std::vector<std::string> techniques = {};  // names of kReportTechniques
+  std::vector<std::string> techniques = {};  // names of kReportTechniques, or "all"
   std::vector<ReportVariant> variants = {};
   std::vector<ReportCascade> cascades = {};
   CalibrationOptions calibration = {};      // of techniques that need it

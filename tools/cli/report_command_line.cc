@@ -13,7 +13,6 @@
 namespace terrace {
 namespace {
 
-constexpr char kAllTechniques[] = "all";
 constexpr double kMaxSpeedSeconds = 3600;
 
 std::vector<CLI::Option*> AddSpeed(CLI::App& report, ReportOptions& options) {
@@ -51,7 +50,7 @@ std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& fla
           .add_option("--techniques", flags.techniques,
                       Concat("the baseline in another format, which is made in the work folder, or run "
                              "another way: ",
-                             TechniqueNames(), ", or all"))
+                             TechniqueNames(), ", or all that the model can do"))
           ->type_name("NAME,NAME,...")
           ->delimiter(',')
           ->check(Quiet(CLI::IsMember(names)));
@@ -98,13 +97,7 @@ std::vector<CLI::Option*> AddVariantOptions(CLI::App& command, VariantFlags& fla
 
 Status ReadVariants(const VariantFlags& flags, std::vector<std::string>& techniques,
                     std::vector<ReportVariant>& variants, std::vector<ReportCascade>& cascades) {
-  for (const std::string& name : flags.techniques) {
-    if (name != kAllTechniques) {
-      techniques.push_back(name);
-      continue;
-    }
-    for (const ReportTechnique& technique : kReportTechniques) techniques.emplace_back(technique.name);
-  }
+  techniques = flags.techniques;
   for (const std::string& text : flags.variants) {
     auto variant = ParseVariant(text);
     if (!variant.ok()) return Annotate(variant.status(), "--variant");

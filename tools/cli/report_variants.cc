@@ -240,6 +240,32 @@ Status CheckTargets(std::span<const std::string> techniques, const std::string& 
   return {};
 }
 
+StatusOr<std::vector<std::string>> ExpandTechniques(std::span<const std::string> names,
+                                                    const std::string& baseline,
+                                                    const CalibrationOptions& calibration,
+                                                    uint64_t mixed_bytes, std::string& notes) {
+  std::vector<std::string> out;
+  for (const std::string& name : names) {
+    if (name != kAllTechniques) {
+      out.push_back(name);
+      continue;
+    }
+    for (const ReportTechnique& technique : kReportTechniques) {
+      const std::string each(technique.name);
+      Status can = CheckVariants({&each, 1}, {}, calibration);
+      if (can.ok()) can = CheckTargets({&each, 1}, baseline, mixed_bytes);
+      if (can.ok()) {
+        out.push_back(each);
+      } else if (can.code() == StatusCode::kInvalidArgument) {
+        notes += Concat(each, ": left out: ", Message(can), "\n");
+      } else {
+        return can;
+      }
+    }
+  }
+  return out;
+}
+
 Status MakeWorkFolder(const std::string& work, const char* name) {
   const std::string folder = Concat(work, "/", name);
   std::error_code error;

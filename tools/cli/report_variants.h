@@ -80,6 +80,17 @@ std::string TechniqueNames();                                 // "int8, int4-rtn
 Status CheckVariants(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
                      const CalibrationOptions& calibration);
 
+// The name that stands for every technique.
+inline constexpr char kAllTechniques[] = "all";
+
+// `names` with all techniques that `baseline` and the options can do in place of "all"; `notes` gets a line
+// for each that they cannot, with the reason. What is named itself stays, whether it can be done or not.
+// NOT_FOUND and errors of OpenModel.
+StatusOr<std::vector<std::string>> ExpandTechniques(std::span<const std::string> names,
+                                                    const std::string& baseline,
+                                                    const CalibrationOptions& calibration,
+                                                    uint64_t mixed_bytes, std::string& notes);
+
 // Likewise, that each technique can be made of `baseline`, a model, and that a mixture fits `mixed_bytes`, as
 // of MakeOptions. The techniques are known. INVALID_ARGUMENT names the technique or --mixed-fit; errors of
 // OpenModel.

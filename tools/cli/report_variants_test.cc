@@ -125,6 +125,33 @@ TEST(CheckVariants, SaysWhatIsWrongBeforeAnythingIsMade) {
   }
 }
 
+TEST(ExpandTechniques, AllIsWhatTheModelAndTheTextAllowAndSaysWhatIsLeftOut) {
+  const std::string nano = "models/terrace-demo-nano";
+  const auto expand = [&](std::vector<std::string> names, const std::string& calibration, uint64_t fit,
+                          std::string& notes) {
+    auto out = ExpandTechniques(names, nano, {.path = calibration}, fit, notes);
+    CHECK(out.ok(), Message(out.status()));
+    return *std::move(out);
+  };
+  std::string notes;
+  const auto without_text = expand({"all"}, "", 0, notes);
+  EXPECT_THAT(without_text, testing::Contains("int4-rtn"));
+  for (const char* name : {"int4-gptq", "int4-awq", "mixed"}) {
+    EXPECT_THAT(without_text, testing::Not(testing::Contains(name)));
+    EXPECT_THAT(notes, HasSubstr(Concat(name, ": left out: ", name, ": needs calibration text")));
+  }
+  notes.clear();
+  const auto small = expand({"all"}, "models/eval/calibration.jsonl", 1, notes);
+  EXPECT_THAT(small, testing::Contains("int4-gptq"));
+  EXPECT_THAT(notes, HasSubstr("mixed: left out: --mixed-fit: 1 bytes"));
+  notes.clear();
+  EXPECT_THAT(expand({"mixed", "q8_0"}, "", 0, notes), testing::ElementsAre("mixed", "q8_0"))
+      << "what is named stays, and its error is told";
+  EXPECT_EQ(notes, "");
+  const std::vector<std::string> all = {"all"};
+  EXPECT_EQ(ExpandTechniques(all, nano, {.path = "/none"}, 0, notes).status().code(), StatusCode::kNotFound);
+}
+
 TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
   const std::string folder = testing::TempDir() + "report_variants", rows = folder + "/rows.jsonl";
   std::filesystem::remove_all(folder);

@@ -80,6 +80,13 @@ std::string ErrorsText(const LayerReport& layer) {
   return out;
 }
 
+std::string CalibrationText(const RewriteReport& report) {
+  if (report.calibration_tokens == 0 || report.calibration_tokens >= report.most_inputs) return "";
+  return Concat("warning: ", FormatCount(report.calibration_tokens),
+                " tokens of calibration text, fewer than the ", FormatCount(report.most_inputs),
+                " inputs of the widest linear: take more rows (--samples)\n");
+}
+
 std::string WorstText(const RewriteReport& report) {
   std::vector<const LinearReport*> linears;
   for (const LayerReport& layer : report.layers) {

@@ -1,13 +1,17 @@
 #include "tools/cli/task_file.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <iterator>
+#include <utility>
 
 #include "base/json.h"
 #include "base/mapped_file.h"
 
 namespace terrace {
 namespace {
+
+constexpr size_t kMaxStrings = 100;  // of each list of a row
 
 StatusOr<std::string> StringField(const Json& object, const char* key) {
   const auto found = object.find(key);
@@ -31,15 +35,82 @@ StatusOr<v1::ChatMessages> MessagesFrom(const Json& list) {
   return chat;
 }
 
+bool IsBlank(std::string_view text) { return text.find_first_not_of(" \t\r\n\v\f") == text.npos; }
+
+// A list of strings, none of them blank; empty where the member is absent.
+StatusOr<std::vector<std::string>> StringsField(const Json& object, const char* key) {
+  std::vector<std::string> out;
+  const auto found = object.find(key);
+  if (found == object.end()) return out;
+  if (!found->is_array() || found->empty() || found->size() > kMaxStrings)
+    return InvalidArgument("\"", key, "\" is not a list of 1 to ", kMaxStrings, " strings");
+  for (const Json& each : *found) {
+    if (!each.is_string() || IsBlank(each.get_ref<const std::string&>()))
+      return InvalidArgument("\"", key, "\" has an element that is no string, or a blank one");
+    out.push_back(each.get<std::string>());
+  }
+  return out;
+}
+
+// What only rows of one checker may have.
+Status CheckMembers(const Json& object, bool is_allowed, std::initializer_list<const char*> keys,
+                    const char* checker) {
+  for (const char* const key : keys) {
+    if (!is_allowed && object.contains(key))
+      return InvalidArgument("\"", key, "\" needs the checker ", checker);
+  }
+  return {};
+}
+
+Status ParseRefusal(const Json& object, Expectation& out) {
+  if (const auto refuses = object.find("refuses"); refuses != object.end()) {
+    if (!refuses->is_boolean()) return InvalidArgument("\"refuses\" is not true or false");
+    out.refuses = refuses->get<bool>();
+  }
+  if (object.contains("openings")) {
+    if (!out.refuses) return InvalidArgument("\"openings\" needs \"refuses\": true");
+    ASSIGN_OR_RETURN(out.openings, StringsField(object, "openings"));
+  }
+  if (!out.refuses) {
+    out.openings.clear();
+  } else if (out.openings.empty()) {
+    if (IsBlank(out.expected))
+      return InvalidArgument("a row that refuses has neither \"expected\" nor \"openings\"");
+    out.openings = {out.expected};
+  }
+  return {};
+}
+
+Status ParseContains(const Json& object, Expectation& out) {
+  if (object.contains("all") || object.contains("any")) {
+    ASSIGN_OR_RETURN(out.all, StringsField(object, "all"));
+    ASSIGN_OR_RETURN(out.any, StringsField(object, "any"));
+  } else if (IsBlank(out.expected)) {
+    return InvalidArgument("a row of the checker contains has none of \"all\", \"any\" and \"expected\"");
+  }
+  return {};
+}
+
+StatusOr<Expectation> ParseExpectation(const Json& object) {
+  ASSIGN_OR_RETURN(std::string expected, StringField(object, "expected"));
+  ASSIGN_OR_RETURN(const std::string name, StringField(object, "checker"));
+  ASSIGN_OR_RETURN(const Checker checker, ParseChecker(name));
+  Expectation out = Expect(checker, std::move(expected));
+  const bool is_refusal = checker == Checker::kRefusal, is_contains = checker == Checker::kContains;
+  RETURN_IF_ERROR(CheckMembers(object, is_refusal, {"refuses", "openings"}, "refusal"));
+  RETURN_IF_ERROR(CheckMembers(object, is_contains, {"all", "any"}, "contains"));
+  if (is_refusal) RETURN_IF_ERROR(ParseRefusal(object, out));
+  if (is_contains) RETURN_IF_ERROR(ParseContains(object, out));
+  return out;
+}
+
 StatusOr<TaskRow> ParseRow(std::string_view line) {
   ASSIGN_OR_RETURN(const Json object, ParseJson(line));
   if (!object.is_object()) return InvalidArgument("not a JSON object");
   TaskRow row;
   ASSIGN_OR_RETURN(row.id, StringField(object, "id"));
   ASSIGN_OR_RETURN(row.task, StringField(object, "task"));
-  ASSIGN_OR_RETURN(row.expected, StringField(object, "expected"));
-  ASSIGN_OR_RETURN(const std::string checker, StringField(object, "checker"));
-  ASSIGN_OR_RETURN(row.checker, ParseChecker(checker));
+  ASSIGN_OR_RETURN(static_cast<Expectation&>(row), ParseExpectation(object));
   const auto difficulty = object.find("difficulty");
   if (difficulty == object.end() || !difficulty->is_number_integer()) {
     return InvalidArgument("\"difficulty\" is not an integer");
@@ -51,6 +122,16 @@ StatusOr<TaskRow> ParseRow(std::string_view line) {
   if (row.chat.messages().empty() && row.checker != Checker::kNone)
     return InvalidArgument("\"messages\" is empty");
   return row;
+}
+
+// What a row says beyond its checker; nothing where it says no more, so that the digests of such sets stay.
+void AddOwnTerms(const Expectation& row, Hasher& hasher) {
+  if (row == Expect(row.checker, row.expected)) return;
+  hasher.Add("terms of its own").Add(static_cast<uint64_t>(row.refuses ? 1 : 0));
+  for (const auto* const list : {&row.openings, &row.all, &row.any}) {
+    hasher.Add(static_cast<uint64_t>(list->size()));
+    for (const std::string& text : *list) hasher.Add(text);
+  }
 }
 
 }  // namespace
@@ -82,6 +163,7 @@ Hash128 TaskSetDigest(const std::vector<TaskRow>& rows) {
   Hasher hasher;
   for (const TaskRow& row : rows) {
     hasher.Add(row.id).Add(row.task).Add(row.expected).Add(static_cast<uint64_t>(row.checker));
+    AddOwnTerms(row, hasher);
     hasher.Add(static_cast<uint64_t>(row.chat.messages_size()));
     for (const v1::ChatMessage& message : row.chat.messages())
       hasher.Add(message.role()).Add(message.content());

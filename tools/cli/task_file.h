@@ -1,4 +1,4 @@
-// Task files (models/eval/*.jsonl): one JSON object a line, a chat and the one answer that is right.
+// Task files (docs/how-to/evaluate.md): one JSON object a line, a chat and what a right answer to it is.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,11 @@
 
 namespace terrace {
 
-struct TaskRow {
+struct TaskRow : Expectation {
   std::string id;
   std::string task;
   int64_t difficulty = 0;  // 1 easy to 5 hard; 0: not said
   v1::ChatMessages chat;
-  std::string expected;
-  Checker checker = Checker::kExact;
 };
 
 // NOT_FOUND when the file cannot be read; DATA_LOSS "file:line: ..." for a row that is not as above.

@@ -16,6 +16,7 @@
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/launch/config_folder.h"
 #include "tools/cli/launch/local_cluster.h"
+#include "tools/cli/verdict.h"
 #include "worker/formats/model_files.h"
 
 namespace terrace {
@@ -66,10 +67,7 @@ ModelVerdicts JudgeModels(const ClusterPlan& plan, const CommandContext& context
   ModelVerdicts out;
   for (const v1::TierConfig& tier : plan.router.tiers()) {
     if (!tier.require_manifest()) continue;
-    const auto gate =
-        ManifestGate::Load({.files = {tier.manifests().begin(), tier.manifests().end()},
-                            .key_files = {tier.manifest_keys().begin(), tier.manifest_keys().end()},
-                            .baseline = tier.manifest_baseline()});
+    const auto gate = ManifestGate::Load(GateOptionsOf(tier));
     if (!gate.ok()) continue;  // the router has said so
     for (const WorkerPlan& worker : plan.workers) {
       if (worker.tier != tier.name()) continue;
@@ -135,10 +133,9 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
   if (wrong > 0)
     return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start");
   if (models.refused > 0)
-    return FailedPrecondition(options.file, ": would start, but ", FormatCount(models.refused, "worker"),
-                              " would be refused by manifests");
-  if (is_refusing)
-    return FailedPrecondition(options.file, ": would start, but a tier's manifests let no model in");
+    return AnswerIsNo(options.file, ": would start, but ", FormatCount(models.refused, "worker"),
+                      " would be refused by manifests");
+  if (is_refusing) return AnswerIsNo(options.file, ": would start, but a tier's manifests let no model in");
   return {};
 }
 

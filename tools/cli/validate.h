@@ -15,9 +15,9 @@ struct ValidateOptions {
   std::string bin_dir;  // "": beside this program
 };
 
-// NOT_FOUND without the file; FAILED_PRECONDITION when a process would not start, or all would but manifests
-// keep the model of a cluster's worker, or any model, out of a tier: the message says which; why is on `out`,
-// one line each.
+// NOT_FOUND without the file; FAILED_PRECONDITION when a process would not start; AnswerIsNo, as of
+// `terrace-router --validate`, when all would but manifests keep the model of a cluster's worker, or any
+// model, out of a tier. The message says which; why is on `out`, one line each.
 Status RunValidate(const ValidateOptions& options, const CommandContext& context);
 
 }  // namespace terrace

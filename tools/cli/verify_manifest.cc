@@ -1,9 +1,12 @@
 #include "tools/cli/verify_manifest.h"
 
+#include <optional>
+
 #include "base/mapped_file.h"
 #include "router/manifest/manifest.h"
 #include "router/manifest/manifest_gate.h"
 #include "text/text_assets.h"
+#include "tools/cli/format.h"
 #include "tools/cli/verdict.h"
 #include "worker/formats/model_files.h"
 
@@ -46,6 +49,30 @@ void Show(const char* what, const CertifiedModel& model, const CommandContext& c
               << Shown(model.text_digest) << "\n";
 }
 
+std::string Figure(const std::optional<double>& value) {
+  return value.has_value() ? Concat(*value) : std::string("not said");
+}
+
+// On what the verdict rests, and whether a tier takes that without manifest_limits of its own.
+void ShowTerms(const Manifest& manifest, const CommandContext& context) {
+  const ManifestTerms terms = TermsOf(manifest);
+  context.out << "rows       " << FormatCount(terms.tasks, "task") << ", the smallest of "
+              << FormatCount(terms.least_rows, "row") << "; margin " << Figure(terms.margin) << ", level "
+              << Figure(terms.level) << "\ndistributions  ";
+  if (terms.has_distributions) {
+    context.out << "mean KL " << Figure(terms.mean_kl) << " (allowed " << Figure(terms.max_mean_kl)
+                << "), flip rate " << Figure(terms.flip_rate) << " (allowed " << Figure(terms.max_flip_rate)
+                << ")\n";
+  } else {
+    context.out << "not compared\n";
+  }
+  const Status limits = CheckLimits(manifest, {});
+  context.out << "limits     "
+              << (limits.ok() ? "within those of a tier that names none"
+                              : "needs manifest_limits of the tier's own: " + Message(limits))
+              << "\n";
+}
+
 }  // namespace
 
 Status RunVerifyManifest(const VerifyManifestOptions& options, const CommandContext& context) {
@@ -62,6 +89,7 @@ Status RunVerifyManifest(const VerifyManifestOptions& options, const CommandCont
   context.out << "tasks      " << Shown(manifest.task_set_digest) << "\nmade       "
               << Shown(manifest.created) << " by " << Shown(manifest.tool) << "\nkey        " << read.key_id
               << "\n";
+  ShowTerms(manifest, context);
   RETURN_IF_ERROR(AsAnswer(CheckModels(manifest, options), options.file));
   context.out << "verdict    passed\n";
   return {};

@@ -1,4 +1,5 @@
-// `terrace verify-manifest`: whether a manifest lets a model in, as a router would say.
+// `terrace verify-manifest`: whether a manifest lets a model in, as a router would say, and on what its
+// verdict rests: a tier's own limits (manifest_limits) are not known here.
 #pragma once
 
 #include <string>

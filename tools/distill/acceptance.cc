@@ -63,11 +63,13 @@ void DraftAcceptance::Add(std::span<const bool> agrees, uint32_t draft_tokens) {
 }
 
 StatusOr<DraftAcceptance> MeasureAcceptance(ScoringModel& model, ScoringModel& draft,
-                                            std::span<const std::vector<TokenId>> prompts) {
+                                            std::span<const std::vector<TokenId>> prompts,
+                                            const std::function<bool()>& is_cancelled) {
   CHECK(model.files().config.vocab_size == draft.files().config.vocab_size);
   const size_t most = std::min(model.max_tokens(), draft.max_tokens());
   DraftAcceptance out;
   for (const std::vector<TokenId>& prompt : prompts) {
+    if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
     if (prompt.empty() || prompt.size() >= most) continue;
     ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                      Answered(model, prompt, std::min(most, prompt.size() + kAnswerTokens)));

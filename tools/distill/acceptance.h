@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -32,8 +33,9 @@ inline constexpr uint32_t kAnswerTokens = 64;  // of an answer, at most
 
 // Lets `model` answer each prompt greedily and asks `draft` about every token. Both have one vocabulary
 // (CHECK); prompts that leave no room for an answer are passed over. INTERNAL, reason numeric_error, when a
-// logit is not finite.
+// logit is not finite; CANCELLED when is_cancelled, asked before each prompt, says so.
 StatusOr<DraftAcceptance> MeasureAcceptance(ScoringModel& model, ScoringModel& draft,
-                                            std::span<const std::vector<TokenId>> prompts);
+                                            std::span<const std::vector<TokenId>> prompts,
+                                            const std::function<bool()>& is_cancelled = nullptr);
 
 }  // namespace terrace

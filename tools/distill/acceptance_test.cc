@@ -68,6 +68,12 @@ TEST(DraftAcceptance, AModelAgreesWithItselfAndAnotherOneLess) {
   EXPECT_GE(of_nano->passes, own->passes);
 }
 
+TEST(DraftAcceptance, EndsWhenItIsCancelled) {
+  const auto model = Opened("nano"), draft = Opened("nano");
+  const auto ended = MeasureAcceptance(*model, *draft, Prompts(*model), [] { return true; });
+  EXPECT_EQ(ended.status().code(), StatusCode::kCancelled) << ended.status();
+}
+
 TEST(DraftAcceptance, PromptsThatLeaveNoRoomAreLeftOut) {
   const auto model = Opened("nano"), draft = Opened("nano");
   const std::vector<std::vector<TokenId>> prompts = {{}, std::vector<TokenId>(model->max_tokens(), 7)};

@@ -338,7 +338,7 @@ Status Distillation::Train(const ModelWeights& student, const Journal& journal) 
   if (const auto part = journal.Find(kBefore); part.ok()) {
     ASSIGN_OR_RETURN(report_.before, ParseMeasurement(AsText(part->bytes())));
   } else {
-    ASSIGN_OR_RETURN(report_.before, trainer_->Measure(batches));
+    ASSIGN_OR_RETURN(report_.before, trainer_->Measure(batches, request_.is_cancelled));
     const std::string text = ToJsonText(ToJson(report_.before));
     RETURN_IF_ERROR(journal.Save(kBefore, std::as_bytes(std::span(text))));
   }
@@ -347,7 +347,7 @@ Status Distillation::Train(const ModelWeights& student, const Journal& journal) 
   result_ = trainer_->weights();
   RETURN_IF_ERROR(RoundWeights(request_.dtype, result_));
   trainer_->SetWeights(result_);
-  ASSIGN_OR_RETURN(report_.after, trainer_->Measure(batches));
+  ASSIGN_OR_RETURN(report_.after, trainer_->Measure(batches, request_.is_cancelled));
   trainer_.reset();  // its memory
   return Status();
 }
@@ -404,8 +404,12 @@ Status Distillation::Write(const Journal& journal) {
 
 Status Distillation::MeasureDraft(const std::string& draft) {
   const auto threads = static_cast<uint32_t>(request_.trainer.threads);
-  ASSIGN_OR_RETURN(const auto model, ScoringModel::Open({.model = request_.teacher, .threads = threads}));
-  ASSIGN_OR_RETURN(const auto drafter, ScoringModel::Open({.model = draft, .threads = threads}));
+  ASSIGN_OR_RETURN(const auto model, ScoringModel::Open({.model = request_.teacher,
+                                                         .threads = threads,
+                                                         .is_cancelled = request_.is_cancelled}));
+  ASSIGN_OR_RETURN(
+      const auto drafter,
+      ScoringModel::Open({.model = draft, .threads = threads, .is_cancelled = request_.is_cancelled}));
   std::vector<std::vector<TokenId>> prompts;
   const size_t count = std::min(held_out_.size(), kAcceptanceRows);
   for (size_t i = 0; i < count; ++i) {  // evenly from all files
@@ -413,7 +417,7 @@ Status Distillation::MeasureDraft(const std::string& draft) {
     const size_t size = row.is_chat ? row.answer : std::max<size_t>(1, row.tokens.size() / kPromptShare);
     prompts.emplace_back(row.tokens.begin(), row.tokens.begin() + static_cast<std::ptrdiff_t>(size));
   }
-  ASSIGN_OR_RETURN(report_.acceptance, MeasureAcceptance(*model, *drafter, prompts));
+  ASSIGN_OR_RETURN(report_.acceptance, MeasureAcceptance(*model, *drafter, prompts, request_.is_cancelled));
   return Status();
 }
 

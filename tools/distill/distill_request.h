@@ -49,6 +49,9 @@ struct DistillRequest {
   uint32_t top_k = 64;  // of it
 
   uint32_t checkpoint_steps = 100;
+  // Asked between batches and answers that are measured, before and after the training and of a draft:
+  // CANCELLED.
+  std::function<bool()> is_cancelled = nullptr;
   // Called after each step, and while a cache is made, with rows; an error of it ends the work and is
   // returned. With CANCELLED the state is saved first.
   std::function<Status(const StepReport&)> on_step = [](const StepReport&) { return Status(); };

@@ -126,6 +126,25 @@ TEST_F(DistillTest, AnInterruptedRunGoesOnToTheSameBytes) {
   }
 }
 
+TEST_F(DistillTest, MeasuringIsInterruptedTooAndGoneOnWith) {
+  DistillRequest request = Request("measured");
+  bool is_trained = false;
+  request.on_step = [&](const StepReport& report) {
+    is_trained = report.step == report.steps;
+    return Status();
+  };
+  request.is_cancelled = [] { return true; };
+  EXPECT_EQ(Distill(request).status().code(), StatusCode::kCancelled) << "before the first step";
+  EXPECT_FALSE(is_trained);
+  request.is_cancelled = [&] { return is_trained; };
+  EXPECT_EQ(Distill(request).status().code(), StatusCode::kCancelled) << "after the last one";
+  EXPECT_TRUE(is_trained);
+  EXPECT_FALSE(fs::exists(request.out));
+  request.is_cancelled = nullptr;
+  const DistillReport report = Distilled(request);
+  EXPECT_EQ(report.resumed_from, report.steps);
+}
+
 TEST_F(DistillTest, ARunIsNotGoneOnWithUnderOtherSettingsWhichAreNamed) {
   DistillRequest request = Request("out");
   request.on_step = [](const StepReport&) { return Cancelled("stopped"); };

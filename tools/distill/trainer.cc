@@ -128,7 +128,8 @@ struct Trainer::Impl {
   // Without `targets` there is neither kl nor hidden.
   Positions Predict(const Batch& batch, const std::optional<TeacherTargets>& targets) const;
   StatusOr<StepLosses> Step(const TrainingStep& step, double learning_rate);
-  StatusOr<Measurement> Measure(std::span<const MicroBatch> batches) const;
+  StatusOr<Measurement> Measure(std::span<const MicroBatch> batches,
+                                const std::function<bool()>& is_cancelled) const;
   StatusOr<std::vector<TeacherRow>> Ask(const MicroBatch& indices, uint32_t top_k) const;
 
   const TrainerOptions options;
@@ -227,11 +228,13 @@ StatusOr<StepLosses> Trainer::Impl::Step(const TrainingStep& step, double learni
   return out;
 }
 
-StatusOr<Measurement> Trainer::Impl::Measure(std::span<const MicroBatch> micro_batches) const {
+StatusOr<Measurement> Trainer::Impl::Measure(std::span<const MicroBatch> micro_batches,
+                                             const std::function<bool()>& is_cancelled) const {
   const at::NoGradGuard no_gradients;
   Measurement out;
   double weight = 0, scored = 0;
   for (const MicroBatch& indices : micro_batches) {
+    if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
     const Batch batch = MakeBatch(rows, indices, options.loss.rows);
     ASSIGN_OR_RETURN(const std::optional<TeacherTargets> targets, Targets(indices, batch));
     const Positions said = Predict(batch, targets);
@@ -292,8 +295,9 @@ StatusOr<StepLosses> Trainer::Step(const TrainingStep& step, double learning_rat
   return Guarded([&] { return impl_->Step(step, learning_rate); });
 }
 
-StatusOr<Measurement> Trainer::Measure(std::span<const MicroBatch> batches) {
-  return Guarded([&] { return impl_->Measure(batches); });
+StatusOr<Measurement> Trainer::Measure(std::span<const MicroBatch> batches,
+                                       const std::function<bool()>& is_cancelled) {
+  return Guarded([&] { return impl_->Measure(batches, is_cancelled); });
 }
 
 StatusOr<std::vector<TeacherRow>> Trainer::Ask(const MicroBatch& batch, uint32_t top_k) {

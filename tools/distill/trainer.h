@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -79,7 +80,8 @@ class Trainer {
 
   // INTERNAL, reason numeric_error, when loss or gradient is not finite; the weights are as before then.
   StatusOr<StepLosses> Step(const TrainingStep& step, double learning_rate);
-  StatusOr<Measurement> Measure(std::span<const MicroBatch> batches);
+  StatusOr<Measurement> Measure(std::span<const MicroBatch> batches,
+                                const std::function<bool()>& is_cancelled = nullptr);
   // What the teacher, which is no cache, says of the rows of a batch, in their order.
   StatusOr<std::vector<TeacherRow>> Ask(const MicroBatch& batch, uint32_t top_k);
 

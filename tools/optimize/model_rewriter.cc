@@ -119,6 +119,16 @@ Json ModelRewriter::Job() const {
 Status ModelRewriter::Calibrate() {
   if (!is_calibrated()) return Status();
   ASSIGN_OR_RETURN(set_, LoadCalibration(request_.calibration, *files_.text, files_.config));
+  report_.calibration_tokens = set_.tokens;
+  report_.most_inputs = std::max<uint64_t>({files_.config.hidden_size, files_.config.ffn_size,
+                                            uint64_t{files_.config.heads} * files_.config.head_dim});
+  // Fewer tokens than inputs say nothing of some directions: no layer has fewer inputs than the stream.
+  if (set_.tokens < files_.config.hidden_size) {
+    return WithReason(DataLoss(request_.calibration.path, ": ", set_.tokens,
+                               " tokens to calibrate with, and each layer has ", files_.config.hidden_size,
+                               " inputs at least: more rows or longer ones are needed"),
+                      "too_little_text");
+  }
   ASSIGN_OR_RETURN(runner_, LayerRunner::Create(config_, set_.sequences, CpuOps(), pool_));
   return Status();
 }

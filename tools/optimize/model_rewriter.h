@@ -56,7 +56,9 @@ struct RewriteReport {
   uint64_t bytes_before = 0, bytes_after = 0;  // of the weights
   Hash128 digest;                              // of the output: ModelFiles::digest
   std::vector<LayerReport> layers;
-  std::string path;  // of the report
+  std::string path;                 // of the report
+  uint64_t calibration_tokens = 0;  // 0: it was not calibrated
+  uint64_t most_inputs = 0;         // of a linear of the model that was read
 };
 
 // A layer as it is written.
@@ -76,8 +78,9 @@ Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uin
 class ModelRewriter {
  public:
   virtual ~ModelRewriter() = default;
-  // INVALID_ARGUMENT for a path that is taken, DATA_LOSS, reason nonfinite, for weights that are infinite,
-  // not a number or past what the output's formats can hold; the errors of what is called.
+  // INVALID_ARGUMENT for a path that is taken, DATA_LOSS, reason too_little_text, for fewer tokens of
+  // calibration text than the residual stream has channels, DATA_LOSS, reason nonfinite, for weights that are
+  // infinite, not a number or past what the output's formats can hold; the errors of what is called.
   StatusOr<RewriteReport> Run();
 
  protected:

@@ -280,6 +280,16 @@ class Pruning final : public ModelRewriter {
   Pruning(const PruneRequest& request, ModelFiles files, ModelConfig config)
       : ModelRewriter(request, "prune", std::move(files), std::move(config)), prune_(request) {}
 
+  // Share of the feed-forward channels of the layers that stay; once it has run.
+  double ffn_removed() const {
+    double before = 0, after = 0;
+    for (const LayerPlan& layer : plan_.layers) {
+      before += files_.config.FfnSize(layer.layer);
+      after += static_cast<double>(layer.channels.size());
+    }
+    return before > 0 ? 1 - after / before : 0;
+  }
+
  private:
   bool is_narrowed() const { return prune_.cut.hidden > 0; }
   bool prunes_weights() const { return prune_.pattern.has_groups() || prune_.pattern.share != 0; }
@@ -503,6 +513,8 @@ class Pruning final : public ModelRewriter {
         json["layers"][i]["norm_factors"] = {{"attention", plan.attention_gain}, {"ffn", plan.ffn_gain}};
     }
     if (is_narrowed()) json["hidden"] = {{"kept", plan_.hidden}, {"final_norm_factor", plan_.final_gain}};
+    if (prune_.cut.ffn_share > 0)
+      json["feed_forward"] = {{"asked", prune_.cut.ffn_share}, {"removed", ffn_removed()}};
   }
 
   const PruneRequest& prune_;
@@ -552,6 +564,7 @@ StatusOr<PruneReport> Prune(const PruneRequest& request) {
   {
     Pruning pruning(request, std::move(files), std::move(config));
     ASSIGN_OR_RETURN(static_cast<RewriteReport&>(report), pruning.Run());
+    report.ffn_removed = pruning.ffn_removed();
   }
   ASSIGN_OR_RETURN(const ModelFiles after, OpenModel(request.out));
   report.step_bytes_before = before.bytes;

@@ -47,6 +47,7 @@ struct PruneRequest : RewriteRequest {
 struct PruneReport : RewriteReport {
   // Of matrices, as a CPU worker of this machine keeps them in memory and reads them in each step.
   uint64_t step_bytes_before = 0, step_bytes_after = 0;
+  double ffn_removed = 0;        // of the feed-forward channels of the layers that stayed
   bool was_two_of_four = false;  // zeros of some matrix were skipped before
 };
 

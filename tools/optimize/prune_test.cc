@@ -464,7 +464,11 @@ class OddModel : public PruneTest {
     model.dtype = DType::kF32;
     model.text = ByteLevelText();
     CHECK(Synthesize(model).ok());
-    std::ofstream(folder_ / "rows.jsonl") << "{\"text\": \"some text\"}\n{\"text\": \"and more of it\"}\n";
+    std::ofstream rows(folder_ / "rows.jsonl");  // of more tokens than a layer has inputs
+    for (const char* text :
+         {"some text", "and more of it", "0123456789", "The quick brown fox", "jumps over", "the lazy dog",
+          "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "!?.,;:-_#+*~<>|", "once upon a time"})
+      rows << "{\"text\": \"" << text << "\"}\n";
   }
   PruneRequest Of(const SparsityPattern& pattern, const Cut& cut) const {
     PruneRequest request = Request("out");

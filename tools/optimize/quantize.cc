@@ -273,6 +273,10 @@ class Quantization final : public ModelRewriter {
       now += view->bytes + (view->row_scales != nullptr ? sizeof(float) * view->shape[0] : 0);
     }
     const double limit = static_cast<double>(now) / (1 + budget.faster);
+    if (smallest >= now)
+      return InvalidArgument("--faster: with --to ", quantize_.target.name, " a token reads ", smallest,
+                             " bytes of weights at least, and ", now,
+                             " of this model: what comes out cannot be faster than the source");
     if (static_cast<double>(smallest) > limit)
       return InvalidArgument("--faster: ", 100 * budget.faster, "%; with --to ", quantize_.target.name,
                              " a token reads ", smallest, " bytes of weights at least, and ", now,

@@ -215,13 +215,14 @@ TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
   std::ofstream(folder_ / "taken") << "mine";
   std::ofstream(folder_ / "told.quantize.json") << "mine";
   std::ofstream(folder_ / "empty.jsonl") << "";
+  std::ofstream(folder_ / "short.jsonl") << "{\"text\": \"a\"}\n";
   const struct {
     const char* name;
     StatusCode code;
     const char* mention;
     void (*change)(QuantizeRequest&, const fs::path&);
   } cases[] = {
-      {"groups", StatusCode::kInvalidArgument, "blocks of 128",
+      {"groups", StatusCode::kInvalidArgument, "blocks of 128 of INT4_G128",
        [](QuantizeRequest& r, const fs::path&) { r.target = Named(kQuantizeTargets, "int4-g128"); }},
       {"no calibration", StatusCode::kInvalidArgument, "--calibration",
        [](QuantizeRequest& r, const fs::path&) { r.calibration.path.clear(); }},
@@ -229,6 +230,8 @@ TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
        [](QuantizeRequest& r, const fs::path&) { r.calibration.path = "absent"; }},
       {"an empty file", StatusCode::kDataLoss, "no rows",
        [](QuantizeRequest& r, const fs::path& f) { r.calibration.path = f / "empty.jsonl"; }},
+      {"hardly any text", StatusCode::kDataLoss, " tokens to calibrate with, and each layer has 64 inputs",
+       [](QuantizeRequest& r, const fs::path& f) { r.calibration = {.path = f / "short.jsonl"}; }},
       {"a taken path", StatusCode::kInvalidArgument, "is there already",
        [](QuantizeRequest& r, const fs::path& f) { r.out = f / "taken"; }},
       {"a taken path of the report", StatusCode::kInvalidArgument, "told.quantize.json: is there already",
@@ -261,6 +264,12 @@ TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
        [](QuantizeRequest& r, const fs::path&) { r.budget.tokens = 5; }},
       {"a size that is not reached", StatusCode::kInvalidArgument, "the smallest that --to int4-g32 makes",
        [](QuantizeRequest& r, const fs::path&) { r.budget.bytes = 1000; }},
+      {"a format that is no smaller", StatusCode::kInvalidArgument, "cannot be faster than the source",
+       [](QuantizeRequest& r, const fs::path& f) {
+         r.model = f / "int4";
+         r.target = Named(kQuantizeTargets, "int8");
+         r.budget.faster = 0.2;
+       }},
       {"a speed that is not reached", StatusCode::kInvalidArgument, "% faster",
        [](QuantizeRequest& r, const fs::path&) { r.budget.faster = 9; }},
       {"fp8 by gptq", StatusCode::kInvalidArgument, "--method rtn",
@@ -277,6 +286,7 @@ TEST_F(QuantizeTest, WhatCannotBeDoneIsToldAndLeavesNothing) {
       {"an absent model", StatusCode::kNotFound, "absent",
        [](QuantizeRequest& r, const fs::path&) { r.model = "absent"; }},
   };
+  Quantized(Request("int4-g32", "rtn", "int4"));
   const auto before = Entries();
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
@@ -314,7 +324,11 @@ class BrokenModel : public QuantizeTest {
     model.dtype = DType::kF32;
     model.text = ByteLevelText();
     CHECK(Synthesize(model).ok());
-    std::ofstream(folder_ / "rows.jsonl") << "{\"text\": \"some text\"}\n{\"text\": \"and more of it\"}\n";
+    std::ofstream rows(folder_ / "rows.jsonl");  // of more tokens than a layer has inputs
+    for (const char* text :
+         {"some text", "and more of it", "0123456789", "The quick brown fox", "jumps over", "the lazy dog",
+          "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "!?.,;:-_#+*~<>|", "once upon a time"})
+      rows << "{\"text\": \"" << text << "\"}\n";
   }
   // Puts a value into a tensor of the file.
   void Break(const std::string& tensor, size_t element, float value) {

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "tools/optimize/level_search.h"
+#include "worker/formats/compressed_tensors.h"
 #include "worker/formats/weight_encoding.h"
 
 namespace terrace {
@@ -23,7 +24,8 @@ StatusOr<RowFormat> RowFormat::Create(DType dtype, uint32_t group, size_t column
     block = shared = group;
   }
   if (columns % block != 0)
-    return InvalidArgument("rows of ", columns, " are not whole blocks of ", block, " of ", Info(dtype).name);
+    return InvalidArgument("rows of ", columns, " are not whole blocks of ", block, " of ",
+                           FormatName(dtype, group));
   return RowFormat(dtype, codes, columns, block, shared);
 }
 

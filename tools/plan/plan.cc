@@ -149,13 +149,8 @@ class Planner {
   }
 
   void CheckRest(PlannedServing& plan) const {
-    const auto& memory = constraints_.memory_bytes;
-    if (memory.has_value() && plan.most_memory() > *memory)
-      plan.broken.push_back(Concat("memory ", Mebibytes(plan.most_memory()), ", limit ", Mebibytes(*memory)));
-    const auto& price = constraints_.max_usd_per_million_tokens;
-    if (price.has_value() && plan.usd_per_million_tokens > *price)
-      plan.broken.push_back(Concat("$", FormatSignificant(plan.usd_per_million_tokens),
-                                   " a million tokens, limit $", FormatSignificant(*price)));
+    std::ranges::move(BrokenCosts(constraints_, plan.most_memory(), plan.usd_per_million_tokens),
+                      std::back_inserter(plan.broken));
     if (!constraints_.min_accuracy.has_value()) return;
     if (!candidate_.accuracy.has_value()) {
       plan.broken.push_back("accuracy is to be measured (terrace report), and a least one is asked for");
@@ -270,6 +265,19 @@ std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
   if (throughput.has_value() && output_tokens_per_second < *throughput)
     broken.push_back(Concat(FormatFixed(output_tokens_per_second, 1), " output tok/s, at least ",
                             FormatFixed(*throughput, 1), " are asked for"));
+  return broken;
+}
+
+std::vector<std::string> BrokenCosts(const PlanConstraints& constraints, uint64_t memory_bytes,
+                                     double usd_per_million_tokens) {
+  std::vector<std::string> broken;
+  const auto& memory = constraints.memory_bytes;
+  if (memory.has_value() && memory_bytes > *memory)
+    broken.push_back(Concat("memory ", Mebibytes(memory_bytes), ", limit ", Mebibytes(*memory)));
+  const auto& price = constraints.max_usd_per_million_tokens;
+  if (price.has_value() && usd_per_million_tokens > *price)
+    broken.push_back(Concat("$", FormatSignificant(usd_per_million_tokens), " a million tokens, limit $",
+                            FormatSignificant(*price)));
   return broken;
 }
 

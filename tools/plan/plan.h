@@ -80,6 +80,10 @@ std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
                                        const LatencyHistogram& first_token,
                                        const LatencyHistogram& inter_token, double output_tokens_per_second);
 
+// The same of memory, of the worker or rank that has most, and of a price.
+std::vector<std::string> BrokenCosts(const PlanConstraints& constraints, uint64_t memory_bytes,
+                                     double usd_per_million_tokens);
+
 // One for each candidate, the best first: those that keep every constraint, the cheapest first, then the
 // others, of the fewest that they break first. Each has as few machines as keep latencies and throughput;
 // where max_machines are not enough, those. One is added at a time, to the tier whose workers have the

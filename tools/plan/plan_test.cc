@@ -252,6 +252,16 @@ TEST(BrokenFigures, NamesEachLimitThatIsPassed) {
   EXPECT_EQ(broken[1], "50.0 output tok/s, at least 100.0 are asked for");
 }
 
+TEST(BrokenCosts, NamesMemoryAndPriceThatArePassed) {
+  EXPECT_TRUE(BrokenCosts({}, uint64_t{1} << 40, 1e9).empty());
+  const PlanConstraints limits = {.memory_bytes = 1 << 20, .max_usd_per_million_tokens = 2};
+  EXPECT_TRUE(BrokenCosts(limits, 1 << 20, 2).empty());
+  const auto broken = BrokenCosts(limits, (1 << 20) + 1, 2.5);
+  ASSERT_EQ(broken.size(), 2u);
+  EXPECT_THAT(broken[0], testing::HasSubstr("memory "));
+  EXPECT_EQ(broken[1], "$2.5 a million tokens, limit $2");
+}
+
 TEST(RankPlans, EndsWhenItIsCancelled) {
   const StepCost cost = Machine(0.01);
   const PlanCandidate candidate = Candidate("a", cost, 1'000'000);

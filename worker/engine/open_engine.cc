@@ -7,6 +7,7 @@
 #include "worker/engine/group_executor.h"
 #include "worker/engine/loaded_model.h"
 #include "worker/formats/compressed_tensors.h"
+#include "worker/formats/tensor_names.h"
 #include "worker/speculative/ngram_drafter.h"
 
 namespace terrace {
@@ -23,13 +24,18 @@ std::string KvLayoutName(const ModelConfig& config, const LoadedModel& loaded,
                 options.virtual_shards > 1 ? Concat(" shards ", options.virtual_shards) : "");
 }
 
-// What most weight bytes are.
+// What most weights of the layers' matrices are: of a small model the embedding, which stays as it was, has
+// more bytes than all of them.
 std::string MainFormat(const ModelFiles& files) {
-  std::map<DType, uint64_t> bytes;
-  for (const auto& entry : files.weights->entries()) bytes[entry.tensor.dtype] += entry.tensor.bytes;
+  std::map<DType, uint64_t> weights;
+  for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
+    if (!IsPerLayer(tensor.kind) || IsNorm(tensor.kind)) continue;
+    const auto view = files.weights->Find(tensor.name);
+    if (view.ok()) weights[view->dtype] += tensor.shape[0] * tensor.shape[1];  // OpenModel found all
+  }
   DType main = DType::kF32;
   uint64_t most = 0;
-  for (const auto& [dtype, size] : bytes) {
+  for (const auto& [dtype, size] : weights) {
     if (size > most) {
       main = dtype;
       most = size;

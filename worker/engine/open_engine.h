@@ -102,7 +102,7 @@ struct OpenedEngine {
   std::string device;         // "cpu avx512", "cuda NVIDIA H100 80GB HBM3"
   std::string device_note;    // why it is the CPUs, in one line, where device: auto looked for another one
   std::string numerics;       // invariant or auto; on CPUs always invariant
-  std::string weight_dtype;   // of the largest tensors
+  std::string weight_dtype;   // of most weights of the layers' matrices
   std::string drafter;        // none, ngram, model or remote
   // Of drafter: model, as of the model that answers; else empty.
   std::string drafter_device, drafter_note, drafter_kv_arithmetic;
