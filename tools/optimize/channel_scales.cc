@@ -62,18 +62,19 @@ std::vector<float> ByColumn(const ModelConfig& config, LinearInput input, std::s
   return out;
 }
 
-// What rounding loses of the outputs of `samples` when their columns are scaled before it.
+// What rounding loses of the outputs of `samples` when their columns are scaled before it: of each linear the
+// share of its own outputs, so that none counts more because its outputs are large.
 double Loss(const std::vector<FloatMatrix>& samples, const std::vector<float>& factors,
             const Hessian& hessian, const RowFormat& format, ThreadPool& pool) {
-  std::vector<float> inverse(factors.size());
-  for (size_t i = 0; i < factors.size(); ++i) inverse[i] = 1 / factors[i];
+  const Hessian divided = hessian.Divided(factors, pool);
+  const std::vector<float> importance = divided.Diagonal();
   double loss = 0;
   for (const FloatMatrix& sample : samples) {
     FloatMatrix scaled = sample;
     ScaleColumns(factors, scaled);
-    FloatMatrix rounded = RoundToNearest(scaled, format, {}, pool).ToFloat(pool);
-    ScaleColumns(inverse, rounded);
-    loss += OutputSquares(Difference(rounded, sample), hessian, pool);
+    const FloatMatrix rounded = RoundToNearest(scaled, format, importance, pool).ToFloat(pool);
+    const double error = RelativeOutputError(scaled, rounded, divided, pool);
+    loss += error * error;
   }
   return loss;
 }

@@ -19,8 +19,9 @@
 namespace terrace {
 
 // AWQ (Lin et al., "AWQ: Activation-aware Weight Quantization", MLSys 2024): mean|x|^a, of the a from 0 to 1
-// in twentieths whose plainly rounded weights lose least of the linears' outputs (of 128 rows of each). One
-// scale for each channel of what divides. `hessian` is of `input`.
+// in twentieths with which nearest levels, weighed by the activations, lose least of the linears' outputs: of
+// 128 rows of each, as shares of their squares, so that queries and keys do not decide alone. One scale for
+// each channel of what divides. `hessian` is of `input`; another of its size is made.
 std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer, LinearInput input,
                              const Hessian& hessian, const RowFormat& format, ThreadPool& pool);
 

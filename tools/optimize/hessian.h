@@ -24,11 +24,15 @@ class Hessian {
   // Adds x, [tokens, inputs].
   void Add(std::span<const float> x, size_t tokens, ThreadPool& pool);
 
+  // That of the inputs divided by `divisors`, of each one above 0.
+  Hessian Divided(std::span<const float> divisors, ThreadPool& pool) const;
+
   size_t inputs() const { return inputs_; }
   uint64_t tokens() const { return tokens_; }
   std::span<const double> values() const { return values_; }  // [inputs, inputs], symmetric
   double Diagonal(size_t input) const { return values_[input * inputs_ + input]; }
-  double MeanMagnitude(size_t input) const;                               // of x
+  std::vector<float> Diagonal() const;       // all of it: what an error of each weight of a row costs
+  double MeanMagnitude(size_t input) const;  // of x
   float LargestMagnitude(size_t input) const { return largest_[input]; }  // of x
   // The first input that was infinite or not a number at some token, or whose sums passed a double.
   std::optional<size_t> FirstNonFinite() const;

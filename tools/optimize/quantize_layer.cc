@@ -7,6 +7,7 @@
 #include "tools/optimize/channel_scales.h"
 #include "tools/optimize/gptq.h"
 #include "tools/optimize/hessian_observer.h"
+#include "tools/optimize/output_rounding.h"
 #include "tools/optimize/weight_pruning.h"
 
 namespace terrace {
@@ -65,8 +66,7 @@ class LayerQuantizer::Rounder final : public HessianObserver {
         return Annotate(inverted.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
       inverse = *std::move(inverted);
     } else if (options.method.searches_levels) {
-      for (size_t i = 0; i < hessian.inputs(); ++i)
-        importance.push_back(static_cast<float>(hessian.Diagonal(i)));
+      importance = hessian.Diagonal();
     }
     for (const TensorKind linear : LinearsOf(input))
       RETURN_IF_ERROR(Round(linear, &hessian, inverse ? &*inverse : nullptr, importance));
@@ -93,6 +93,9 @@ class LayerQuantizer::Rounder final : public HessianObserver {
       const QuantizedMatrix rounded =
           Gptq(matrix, *format.blocks, *inverse,
                {.searches_levels = options.method.searches_levels, .keeps_zeros = keeps_zeros}, pool_);
+      written = {rounded.Bytes(), rounded.ToFloat(pool_)};
+    } else if (format.blocks && options.method.scales == QuantizeMethod::Scales::kAwq) {
+      const QuantizedMatrix rounded = RoundForOutputs(matrix, *format.blocks, *hessian, pool_);
       written = {rounded.Bytes(), rounded.ToFloat(pool_)};
     } else {
       written = WriteNearest(matrix, format, importance, pool_);

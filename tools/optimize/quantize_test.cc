@@ -60,8 +60,10 @@ TEST_F(QuantizeTest, CalibratedMethodsLoseLessThanRounding) {
   for (size_t i = 0; i < 3; ++i) {
     const double rounded = reports["rtn"].layers[0].linears[i].relative_error;
     EXPECT_LT(reports["gptq"].layers[0].linears[i].relative_error, rounded);
+    EXPECT_LT(reports["awq"].layers[0].linears[i].relative_error, rounded);
   }
   EXPECT_LT(divergences["gptq"], divergences["rtn"]);
+  EXPECT_LT(divergences["awq"], divergences["rtn"]);
 }
 
 TEST_F(QuantizeTest, ZerosOfTwoOfFourStayInInt8) {
