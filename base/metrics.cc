@@ -337,9 +337,8 @@ const std::vector<MetricInfo> kMetrics = {
      {}},
     {"terrace_speculation_proposed_tokens_total",
      kCounter,
-     "Tokens that the worker's own drafter gave, by their place in the draft: 1, 2, 3, 4, 5-8, 9+. Those "
-     "that "
-     "are not worth it are not verified. Drafters: ngram, model, remote.",
+     "Tokens that the worker's own drafter gave, by their place in the draft: 1, 2, 3, 4, 5-8, 9+. "
+     "Those that are not worth it are not verified. Drafters: ngram, model, remote.",
      {"drafter", "position"},
      {}},
     {"terrace_speculation_tokens_total",

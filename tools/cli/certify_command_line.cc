@@ -130,7 +130,7 @@ void AddVerifyManifest(CLI::App& app, VerifyManifestOptions& options) {
           ->type_name("MODEL");
   for (CLI::Option* const option : {model, baseline}) option->needs(keys);
   verify->footer(
-      "Exit code 1: it does not, and the reason is said.\n"
+      "Exit code 1: it does not, and the reason is said; a tier's own manifest_limits are not known here.\n"
       "Example: terrace verify-manifest small-q8.json --keys gate.public.pem --model small-q8.gguf");
 }
 

@@ -194,7 +194,9 @@ void AddValidate(CLI::App& app, ValidateOptions& options) {
       ->check(Quiet(CLI::IsMember({"router", "worker", "cluster"})));
   validate->add_option("--bin-dir", options.bin_dir, "folder of the binaries (default: this one's)")
       ->type_name("FOLDER");
-  validate->footer("Example: terrace validate deploy/demo/cluster.yaml");
+  validate->footer(
+      "Exit code 1: all would start, and a tier's manifests keep models out.\n"
+      "Example: terrace validate deploy/demo/cluster.yaml");
 }
 
 // --fit, which is returned, and what goes with it.
@@ -299,6 +301,7 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
   AddPerplexity(*evaluate, options, {compare, tasks, concurrency, max_tokens});
   evaluate->add_flag("--json", options.json, "one JSON object");
   evaluate->footer(
+      "docs/how-to/evaluate.md has the format of task files.\n"
       "Examples: terrace evaluate --router 127.0.0.1:8081 --model auto --compare base\n"
       "          terrace evaluate --model models/terrace-demo-nano\n"
       "          terrace evaluate --model small-q8.gguf --baseline models/terrace-demo-small\n"

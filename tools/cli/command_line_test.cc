@@ -1,7 +1,5 @@
 #include "tools/cli/command_line.h"
 
-#include <iterator>
-
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -65,8 +65,8 @@ Status Evaluate(const EvaluateOptions& options, const CommandContext& context) {
 Status ExplainedByRecords(const Status& status, const EvaluateOptions& options) {
   if (status.code() != StatusCode::kCancelled || !options.perplexity.empty()) return status;
   if (options.records.empty() && options.baseline_records.empty())
-    return Cancelled("interrupted; no answers were kept: with --save-records the same command goes on");
-  return Cancelled("interrupted; the same command goes on with the answers that were kept");
+    return Cancelled(Message(status), "; no answers were kept: with --save-records the same command goes on");
+  return Cancelled(Message(status), "; the same command goes on with the answers that were kept");
 }
 
 Status RunEvaluate(const EvaluateOptions& options, const CommandContext& context) {

@@ -380,6 +380,7 @@ class PlanRun {
     if (planned.drafts.length > 0) {
       engine.speculation.drafter = source.variant->drafter;
       engine.speculation.model = source.variant->draft_model;
+      engine.speculation.kv_pool_bytes = planned.kv_tokens * source.tier.drafter->kv_bytes_per_token;
       context_.out
           << "--verify: prompts of random ids; drafts may be right less or more often than planned\n";
     }

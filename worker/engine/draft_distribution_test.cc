@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kVocab = 5, kAnswer = 3;              // tokens
 constexpr size_t kAnswers = kVocab * kVocab * kVocab;  // that there are
-constexpr uint64_t kDraws = 120'000, kManyDraws = 1'000'000;
+constexpr uint64_t kDraws = 60'000, kManyDraws = 1'000'000;
 constexpr uint64_t kSeed = 1'000'000;                    // of the first draw; then one more each
 constexpr uint64_t kDraftStream = 7, kLengthStream = 8;  // beside that of the sampler, 0
 

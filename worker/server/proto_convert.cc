@@ -32,15 +32,15 @@ void ToProto(const AcceptanceState& state, v1::DraftAcceptance& out) {
   out.set_wait(static_cast<float>(state.wait));
 }
 
-StatusOr<DraftRecord> ToDraftRecord(const std::string& bytes) {
+// It comes from another worker, perhaps of another version, and changes no token: what cannot be used is no
+// reason to end a client's answer.
+std::optional<DraftRecord> ToDraftRecord(const std::string& bytes) {
   v1::DraftRecord in;
-  if (!in.ParseFromString(bytes)) {
-    return WithReason(InvalidArgument("draft_record of ", bytes.size(), " bytes is no DraftRecord"),
-                      "invalid_value");
-  }
+  if (bytes.empty() || !in.ParseFromString(bytes)) return std::nullopt;
   DraftRecord out;  // holds the defaults
   if (in.has_drafts()) out.drafts = FromProto(in.drafts());
   if (in.has_branches()) out.branches = FromProto(in.branches());
+  if (!out.drafts.is_possible() || !out.branches.is_possible()) return std::nullopt;
   return out;
 }
 
@@ -81,9 +81,7 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request) {
   spec.priority = request.priority();
   spec.cache_salt = request.cache_salt();
   if (request.speculation().has_max_tokens()) spec.speculation = request.speculation().max_tokens();
-  if (!request.draft_record().empty()) {
-    ASSIGN_OR_RETURN(spec.draft_record, ToDraftRecord(request.draft_record()));
-  }
+  spec.draft_record = ToDraftRecord(request.draft_record());
   const bool only_scores = request.score_prompt() && request.max_tokens() == 0;  // nothing is drawn
   if (!only_scores || request.has_sampling()) {
     ASSIGN_OR_RETURN(spec.sampling, ToSamplingParams(request.sampling()));

@@ -14,7 +14,7 @@ namespace terrace {
 // INVALID_ARGUMENT, reason invalid_value, when a seed is needed and absent; every other check is
 // Scheduler::Validate's.
 StatusOr<SamplingParams> ToSamplingParams(const v1::SamplingParams& in);
-// The same for a draft_record that cannot be parsed.
+// The same. A draft_record that cannot be used is left out.
 StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request);
 
 // A call's deadline on the monotonic clock; none when the call has none.

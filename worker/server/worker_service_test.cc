@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <future>
+#include <limits>
 #include <numeric>
 #include <set>
 
@@ -102,15 +103,6 @@ TEST(WorkerService, WrongRequestsAreRefusedWithCodeAndReason) {
        },
        "invalid_value", "resume[1] is 2, which ends the answer"},
       {"drafted token", [](auto& r) { r.add_draft_tokens(kVocab); }, "invalid_value", "draft[0] is 1000"},
-      {"draft record", [](auto& r) { r.set_draft_record("\xff"); }, "invalid_value",
-       "draft_record of 1 bytes"},
-      {"numbers of a draft record",
-       [](auto& r) {
-         v1::DraftRecord record;
-         record.mutable_drafts()->set_right(1);
-         r.set_draft_record(record.SerializeAsString());
-       },
-       "invalid_value", "draft_record.drafts has 1 right of 0 trials"},
       {"too long", [](auto& r) { r.set_max_tokens(1 << 20); }, "context_length_exceeded", "1048577"},
       {"top_logprobs", [](auto& r) { r.set_top_logprobs(21); }, "invalid_value", "top_logprobs is 21"},
       {"priority", [](auto& r) { r.set_priority(101); }, "invalid_value", "priority is 101"},
@@ -202,6 +194,22 @@ TEST(WorkerService, ARequestBecomesASequenceWithAllThatItAsksFor) {
   EXPECT_EQ(spec->resume, std::vector<int32_t>{8});
   EXPECT_EQ(spec->draft, (std::vector<int32_t>{9, 10}));
   EXPECT_TRUE(spec->signals);
+}
+
+// The router passes it on unread: it must not end the answer of a client.
+TEST(WorkerService, ADraftRecordThatCannotBeUsedIsAsNone) {
+  v1::DraftRecord impossible, no_number, too_large;
+  impossible.mutable_drafts()->set_right(1);  // of no trial
+  no_number.mutable_branches()->set_trials(std::numeric_limits<float>::quiet_NaN());
+  too_large.mutable_drafts()->set_trials(1e30f);
+  for (const std::string& bytes : {std::string("\xff"), impossible.SerializeAsString(),
+                                   no_number.SerializeAsString(), too_large.SerializeAsString()}) {
+    v1::ExecuteRequest request = Request(4);
+    request.set_draft_record(bytes);
+    const auto spec = ToSequenceSpec(request);
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    EXPECT_FALSE(spec->draft_record.has_value());
+  }
 }
 
 std::unique_ptr<Drafter> RightDrafter() {
