@@ -96,13 +96,14 @@ class Shadows::Call : public ExecuteEvents {
     uint64_t id = 0;
     std::shared_ptr<CancelSlot> slot = {};
     std::shared_ptr<CallObserver> observer = {};
-    WorkerDeath death = {};  // as far as it is known before
+    uint64_t boarded = 0;  // see WorkerDeath
     InFlightLease lease = {};
   };
   // `draft`: the pair's answer in the tokens of the tier.
   Call(Parts parts, const TierView& tier, const PromptPtr& prompt, const Pair& pair,
        const std::vector<TokenId>& draft)
       : parts_(std::move(parts)),
+        death_{.boarded = parts_.boarded},
         pair_(pair),
         text_(tier.text),
         draft_tokens_(draft.size()),
@@ -110,11 +111,11 @@ class Shadows::Call : public ExecuteEvents {
     answer_.Propose(draft);
   }
 
-  void OnStarted(uint32_t) override { parts_.death.had_begun = true; }
+  void OnStarted(uint32_t) override { death_.had_begun = true; }
   void OnPromptScores(std::vector<WorkerToken>) override {}  // none are asked for
   void OnTokens(std::vector<WorkerToken> tokens) override {
     parts_.lease.EndPrompt();
-    parts_.death.had_begun = true;
+    death_.had_begun = true;
     for (const WorkerToken& token : tokens) {
       if (is_ended()) return;
       protocol_error_ = answer_.Push(token, MonoTime()).status();
@@ -126,8 +127,8 @@ class Shadows::Call : public ExecuteEvents {
     const Status end = is_ended() ? protocol_error_ : result.status();
     const auto owner = std::move(parts_.owner);
     const bool is_cut = !is_ended() && result.ok() && result->end == AnswerEnd::kLength;
-    parts_.death.SetPlace(answer_.log().size(), draft_tokens_);
-    owner->OnDone(parts_.id, *parts_.observer, parts_.death,
+    death_.SetPlace(answer_.log().size(), draft_tokens_);
+    owner->OnDone(parts_.id, *parts_.observer, death_,
                   end.ok() ? StatusOr<double>(HowFarItAgrees(is_cut)) : end);
   }
 
@@ -147,6 +148,7 @@ class Shadows::Call : public ExecuteEvents {
   }
 
   Parts parts_;
+  WorkerDeath death_;  // as far as it is known
   const Pair pair_;
   const std::shared_ptr<const TextAssets> text_;
   const size_t draft_tokens_;
@@ -238,7 +240,7 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   Call::Parts parts{.owner = shared_from_this(),
                     .slot = slot,
                     .observer = replica.observer,
-                    .death = {.boarded = quarantine_.deaths()},
+                    .boarded = quarantine_.deaths(),
                     .lease = InFlightLease(replica.in_flight,
                                            prompt_tokens - std::min(prompt_tokens, picked.cached_tokens))};
   {
