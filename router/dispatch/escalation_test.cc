@@ -459,14 +459,18 @@ class FirstTokenTest : public EscalationTest {
                      .bias = scorer.bias},
           .threshold = threshold};
     };
-    const std::string model = "bytes model", text = "bytes";
-    return {
-        .kind = CalibrationKind::kClassifier,
-        .policy = "auto",
-        .steps = {
-            {.tier = "nano", .model_digest = model, .text_digest = text, .gate = gate(of_nano, kStays)},
-            {.tier = "small", .model_digest = model, .text_digest = text, .gate = gate(of_small, kIsSmalls)},
-            {.tier = "base", .model_digest = model, .text_digest = text}}};
+    const std::string text = "bytes";
+    return {.kind = CalibrationKind::kClassifier,
+            .policy = "auto",
+            .steps = {{.tier = "nano",
+                       .model_digest = "nano model",
+                       .text_digest = text,
+                       .gate = gate(of_nano, kStays)},
+                      {.tier = "small",
+                       .model_digest = "small model",
+                       .text_digest = text,
+                       .gate = gate(of_small, kIsSmalls)},
+                      {.tier = "base", .model_digest = "base model", .text_digest = text}}};
   }
 };
 

@@ -115,7 +115,8 @@ Seen Observe(CudaTransformer& model, uint32_t vocab) {
     const Status decoded = model.Forward(decode, model.has_logits() ? &choice : nullptr);
     CHECK(decoded.ok(), Message(decoded));
     if (!model.has_logits()) continue;
-    for (const GpuSampleResult& result : model.Results().value()) seen.tokens.push_back(result.token);
+    const std::span<const GpuSampleResult> results = model.Results().value();
+    for (const GpuSampleResult& result : results) seen.tokens.push_back(result.token);
     const std::vector<float> logits = model.Logits(2).value();
     seen.logits.insert(seen.logits.end(), logits.begin(), logits.end());
   }

@@ -259,7 +259,7 @@ TEST(BrokenCosts, NamesMemoryAndPriceThatArePassed) {
   const auto broken = BrokenCosts(limits, (1 << 20) + 1, 2.5);
   ASSERT_EQ(broken.size(), 2u);
   EXPECT_THAT(broken[0], testing::HasSubstr("memory "));
-  EXPECT_EQ(broken[1], "$2.5 a million tokens, limit $2");
+  EXPECT_EQ(broken[1], "$2.50 a million tokens, limit $2.00");
 }
 
 TEST(RankPlans, EndsWhenItIsCancelled) {
