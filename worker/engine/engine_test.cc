@@ -455,9 +455,10 @@ TEST(Engine, PreemptionCostsAreLearntFromSteps) {
   FakeExecutor::Options slow{
       .before_step = [&gate](const StepPlan&) { gate.Pass(); },
       .time = {.seconds_per_token = 1, .seconds_per_transfer = 0.001},
-      .on_step_time = [&clock](double seconds) {
-        clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
-      }};
+      .on_step_time =
+          [&clock](double seconds) {
+            clock.Advance(std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds)));
+          }};
   Engine engine(std::move(options), std::make_unique<FakeExecutor>(std::move(slow)), clock);
   SequenceSpec first = Spec(60, 150, 1), second = Spec(60, 150, 2);
   second.prompt.assign(60, 2);
