@@ -5,9 +5,11 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -17,6 +19,7 @@
 #include "gloo/transport/device.h"
 #include "gloo/transport/tcp/device.h"
 #include "gloo/transport/unbound_buffer.h"
+#include "worker/parallel/descriptor.h"
 
 namespace terrace {
 namespace {
@@ -229,15 +232,21 @@ class GlooCommunicator final : public Communicator {
   std::vector<Rest> rests_;     // of the call, which alone changes them, under the mutex
 };
 
-// Gloo takes it that a name can be resolved.
+// Gloo takes it that a name can be resolved, and leaks where it is not this machine's.
 Status CheckHost(const std::string& host) {
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
   const int error = getaddrinfo(host.c_str(), nullptr, &hints, &found);
   if (error != 0) return Unavailable("cannot resolve ", host, ": ", gai_strerror(error));
-  freeaddrinfo(found);
-  return Status();
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> all(found, freeaddrinfo);
+  int why = 0;
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+    const Descriptor probe(socket(each->ai_family, each->ai_socktype, each->ai_protocol));
+    if (probe.is_open() && bind(probe.number(), each->ai_addr, each->ai_addrlen) == 0) return Status();
+    why = errno;
+  }
+  return Unavailable("cannot listen on ", host, ": ", std::strerror(why));
 }
 
 // The addresses at which this rank waits for each of the others, one after the other.
