@@ -2,6 +2,7 @@
 // double precision, and how far from that a kernel may be.
 #pragma once
 
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -67,6 +68,22 @@ inline void ExpectGemmRow(const GpuMatrix& matrix, const uint16_t* x, GpuGemmOut
     }
     ASSERT_NEAR(got, value, bound) << "output " << i;
   }
+}
+
+// What `run` makes of args: its bytes, a row of `row_bytes` for each token. kAddF32 adds to `before`. What is
+// behind them stays.
+template <typename Run>
+std::vector<std::byte> GemmOutput(GpuGemmArgs args, size_t row_bytes, float before, const Run& run) {
+  std::vector<std::byte> out((args.tokens + 1) * row_bytes, std::byte{0xff});
+  if (args.kind == GpuGemmOut::kAddF32) {
+    for (size_t i = 0; i < size_t{args.tokens} * args.weights.rows; ++i)
+      std::memcpy(&out[4 * i], &before, sizeof(before));
+  }
+  args.out = out.data();
+  run(args);
+  for (size_t i = args.tokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
+  out.resize(args.tokens * row_bytes);
+  return out;
 }
 
 // A random matrix in the form a file's dtype takes; with kF32 as E4M3, with kF16 2:4.

@@ -7,10 +7,9 @@
 // Its columns come in stages of kInt8StageColumns, copied to shared memory ahead: the weights as they lie in
 // memory, and x as rows of 64 bytes whose halves are exchanged for every second pair of tokens, so that what
 // sixteen lanes read at once lies in different banks.
-//
-// Before what this kernel depends on is done, the first stages of the weights are under way.
 #pragma once
 
+#include "kernels/gemm/gemm_stages_device.h"
 #include "kernels/gemm/int8_gemm_gpu.h"
 #include "kernels/gemm/stream_gemm_device.h"
 
@@ -110,42 +109,18 @@ TERRACE_DEVICE void MultiplyInt8Stage(const std::byte* weights, const std::byte*
 TERRACE_KERNEL void TERRACE_BOUNDS(kInt8Threads, 2) Int8GemmKernel(GpuGemmArgs args, GpuInt8Rows x) {
   simt::LetNextStart();
   const uint32_t lane = simt::Lane(), row_warp = simt::WarpIndex() % 2, token_warp = simt::WarpIndex() / 2;
-  const uint32_t count = args.weights.columns / kInt8StageColumns;
   const uint32_t first_tile = blockIdx.y * kInt8BlockTiles, first_token = blockIdx.x * kInt8BlockTokens;
-  std::byte* const stages = simt::DynamicShared();
-  TERRACE_UNROLL
-  for (uint32_t i = 0; i < kInt8Stages - 1; ++i) {
-    if (i < count) CopyInt8Weights(args.weights, first_tile, i, stages + i * kInt8StageBytes);
-  }
-  // A loop of one round is a block of its own for ptxas, which may otherwise put the wait before the copies.
-  do {
-    simt::WaitForPrevious();
-  } while (args.tokens == 0);
-  TERRACE_UNROLL
-  for (uint32_t i = 0; i < kInt8Stages - 1; ++i) {
-    if (i < count) CopyInt8Tokens(args, x, first_token, i, stages + i * kInt8StageBytes + kInt8WeightBytes);
-    simt::CpAsyncCommit();
-  }
-
   const uint32_t lane_x = lane / 4 * kInt8StageColumns + ((lane % 4 * 8) ^ Int8Exchange(lane / 4));
   const uint32_t weights_of_warp = row_warp * kInt8RowTiles * kInt8TileBytes;
   const uint32_t x_of_warp = kInt8WeightBytes + token_warp * kInt8TokenTiles * 8 * kInt8StageColumns;
   int32_t sums[kInt8TokenTiles][kInt8RowTiles][4] = {};
-  uint32_t slot = 0;
-  TERRACE_NO_UNROLL
-  for (uint32_t stage = 0; stage < count; ++stage) {
-    simt::CpAsyncWait<kInt8Stages - 2>();
-    simt::SyncThreads();  // what others copied is here, and what they read of the free stage was read
-    const uint32_t free = slot > 0 ? slot - 1 : kInt8Stages - 1;
-    if (const uint32_t next = stage + kInt8Stages - 1; next < count) {
-      CopyInt8Weights(args.weights, first_tile, next, stages + free * kInt8StageBytes);
-      CopyInt8Tokens(args, x, first_token, next, stages + free * kInt8StageBytes + kInt8WeightBytes);
-    }
-    simt::CpAsyncCommit();
-    const std::byte* const now = stages + slot * kInt8StageBytes;
-    MultiplyInt8Stage(now + weights_of_warp, now + x_of_warp, lane_x, sums);
-    slot = slot + 1 < kInt8Stages ? slot + 1 : 0;
-  }
+  RunStages<kInt8Stages, kInt8StageBytes>(
+      args.weights.columns / kInt8StageColumns, args.tokens,
+      [&](uint32_t stage, std::byte* to) { CopyInt8Weights(args.weights, first_tile, stage, to); },
+      [&](uint32_t stage, std::byte* to) {
+        CopyInt8Tokens(args, x, first_token, stage, to + kInt8WeightBytes);
+      },
+      [&](const std::byte* at) { MultiplyInt8Stage(at + weights_of_warp, at + x_of_warp, lane_x, sums); });
 
   // A row tile at a time, of which all that is read is asked for before any is used.
   const uint32_t groups = (args.weights.columns + args.weights.group - 1) / args.weights.group;

@@ -1,7 +1,6 @@
 #include "kernels/gemm/int8_gemm_device.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "gtest/gtest.h"
 #include "kernels/gemm/int8_gemm_testing.h"
@@ -9,24 +8,16 @@
 namespace terrace {
 namespace {
 
-void Int8Gemm(const GpuGemmArgs& args, const Int8Rows& x, uint64_t seed) {
-  const simt::Dim3 grid{Int8GemmTokenBlocks(args.tokens), Int8GemmRowBlocks(args.weights.rows), 1};
-  simt::RunSeeded(seed, grid, kInt8Threads, kInt8SharedBytes, Int8GemmKernel, args, x.rows());
-}
+constexpr float kBefore = 2.5f;
 
-// The output's bytes, a row of `row_bytes` for each token; kAddF32 adds to 2.5. What is behind them stays.
 std::vector<std::byte> Product(const GpuMatrix& matrix, const Int8Rows& x, GpuGemmOut kind, size_t row_bytes,
                                uint64_t seed) {
   const auto tokens = static_cast<uint32_t>(x.scales.size());
-  std::vector<std::byte> out((tokens + 1) * row_bytes, std::byte{0xff});
-  constexpr float kBefore = 2.5f;
-  if (kind == GpuGemmOut::kAddF32) {
-    for (size_t i = 0; i < size_t{tokens} * matrix.rows; ++i) std::memcpy(&out[4 * i], &kBefore, 4);
-  }
-  Int8Gemm({.tokens = tokens, .weights = matrix, .out = out.data(), .kind = kind}, x, seed);
-  for (size_t i = tokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
-  out.resize(tokens * row_bytes);
-  return out;
+  const simt::Dim3 grid{Int8GemmTokenBlocks(tokens), Int8GemmRowBlocks(matrix.rows), 1};
+  return GemmOutput(
+      {.tokens = tokens, .weights = matrix, .kind = kind}, row_bytes, kBefore, [&](const GpuGemmArgs& args) {
+        simt::RunSeeded(seed, grid, kInt8Threads, kInt8SharedBytes, Int8GemmKernel, args, x.rows());
+      });
 }
 
 TEST(Int8Gemm, IsItsValuesTimesX) {
@@ -62,7 +53,7 @@ TEST(Int8Gemm, EveryKindOfOutput) {
     const Int8Rows x(kTokens, kColumns, /*seed=*/4);
     const std::vector<std::byte> out = Product(weights.matrix(), x, kind, row_bytes, /*seed=*/5);
     for (uint32_t token = 0; token < kTokens; ++token) {
-      ExpectInt8GemmRow(weights.matrix(), x, token, kind, &out[token * row_bytes], 2.5f);
+      ExpectInt8GemmRow(weights.matrix(), x, token, kind, &out[token * row_bytes], kBefore);
     }
   }
 }

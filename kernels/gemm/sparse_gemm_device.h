@@ -8,10 +8,10 @@
 // they lie in memory, which is as lanes read them, and x as rows of 128 bytes whose chunks of 16 are permuted
 // (chunk c of a token at c ^ token % 8), so that ldmatrix reads different banks.
 //
-// A sum's order depends on the columns alone. Before what this kernel depends on is done, the first stages of
-// the weights are under way.
+// A sum's order depends on the columns alone.
 #pragma once
 
+#include "kernels/gemm/gemm_stages_device.h"
 #include "kernels/gemm/stream_gemm_device.h"
 
 namespace terrace {
@@ -97,53 +97,29 @@ TERRACE_DEVICE void MultiplySparseStep(const std::byte* weights, const std::byte
 TERRACE_KERNEL void TERRACE_BOUNDS(kSparseThreads, 2) SparseGemmKernel(GpuGemmArgs args) {
   simt::LetNextStart();
   const uint32_t lane = simt::Lane(), row_warp = simt::WarpIndex() % 2, token_warp = simt::WarpIndex() / 2;
-  const uint32_t pieces = args.weights.columns / kSparsePieceColumns;
   const uint32_t first_tile = blockIdx.y * kSparseBlockTiles, first_token = blockIdx.x * kSparseBlockTokens;
-  std::byte* const stages = simt::DynamicShared();
-  TERRACE_UNROLL
-  for (uint32_t i = 0; i < kSparseStages - 1; ++i) {
-    if (i < pieces) CopySparseWeights(args.weights, first_tile, i, stages + i * kSparseStageBytes);
-  }
-  // A loop of one round is a block of its own for ptxas, which may otherwise put the wait before the copies.
-  do {
-    simt::WaitForPrevious();
-  } while (args.tokens == 0);
-  TERRACE_UNROLL
-  for (uint32_t i = 0; i < kSparseStages - 1; ++i) {
-    if (i < pieces) {
-      CopySparseTokens(args, first_token, i, stages + i * kSparseStageBytes + kSparseWeightBytes);
-    }
-    simt::CpAsyncCommit();
-  }
-
   // Lane 8 i + r gives ldmatrix token r and chunk i of a step.
   const uint32_t lane_x = lane % 8 * kSparseTokenBytes + ((lane / 8) ^ (lane % 8)) * 16;
   const uint32_t weights_of_warp = row_warp * kSparseRowTiles * kSparsePieceBytes;
   const uint32_t x_of_warp = kSparseWeightBytes + token_warp * kSparseTokenTiles * 8 * kSparseTokenBytes;
   float sums[kSparseTokenTiles][kSparseRowTiles][4] = {};
-  uint32_t slot = 0;
-  TERRACE_NO_UNROLL
-  for (uint32_t piece = 0; piece < pieces; ++piece) {
-    simt::CpAsyncWait<kSparseStages - 2>();
-    simt::SyncThreads();  // what others copied is here, and what they read of the free stage was read
-    const uint32_t free = slot > 0 ? slot - 1 : kSparseStages - 1;
-    if (const uint32_t next = piece + kSparseStages - 1; next < pieces) {
-      CopySparseWeights(args.weights, first_tile, next, stages + free * kSparseStageBytes);
-      CopySparseTokens(args, first_token, next, stages + free * kSparseStageBytes + kSparseWeightBytes);
-    }
-    simt::CpAsyncCommit();
-    const std::byte* const stage = stages + slot * kSparseStageBytes;
-    const std::byte* const weights = stage + weights_of_warp;
-    uint32_t places[kSparseRowTiles];
-    TERRACE_UNROLL
-    for (uint32_t row = 0; row < kSparseRowTiles; ++row) {
-      places[row] =
-          *reinterpret_cast<const uint32_t*>(weights + row * kSparsePieceBytes + kSparseKeptBytes + lane * 4);
-    }
-    MultiplySparseStep<0>(weights, stage + x_of_warp, lane_x, places, sums);
-    MultiplySparseStep<1>(weights, stage + x_of_warp, lane_x, places, sums);
-    slot = slot + 1 < kSparseStages ? slot + 1 : 0;
-  }
+  RunStages<kSparseStages, kSparseStageBytes>(
+      args.weights.columns / kSparsePieceColumns, args.tokens,
+      [&](uint32_t piece, std::byte* to) { CopySparseWeights(args.weights, first_tile, piece, to); },
+      [&](uint32_t piece, std::byte* to) {
+        CopySparseTokens(args, first_token, piece, to + kSparseWeightBytes);
+      },
+      [&](const std::byte* at) {
+        const std::byte* const weights = at + weights_of_warp;
+        uint32_t places[kSparseRowTiles];
+        TERRACE_UNROLL
+        for (uint32_t row = 0; row < kSparseRowTiles; ++row) {
+          places[row] = *reinterpret_cast<const uint32_t*>(weights + row * kSparsePieceBytes +
+                                                           kSparseKeptBytes + lane * 4);
+        }
+        MultiplySparseStep<0>(weights, at + x_of_warp, lane_x, places, sums);
+        MultiplySparseStep<1>(weights, at + x_of_warp, lane_x, places, sums);
+      });
 
   // A row tile at a time, of which what the sums are added to is asked for before any is used.
   TERRACE_UNROLL

@@ -11,24 +11,16 @@ namespace {
 
 constexpr DType kTwoOfFour = DType::kF16;  // what TestGpuMatrix makes kSparse of
 
-void SparseGemm(const GpuGemmArgs& args, uint64_t seed) {
-  const simt::Dim3 grid{SparseGemmTokenBlocks(args.tokens), SparseGemmRowBlocks(args.weights.rows), 1};
-  simt::RunSeeded(seed, grid, kSparseThreads, kSparseSharedBytes, SparseGemmKernel, args);
-}
+constexpr float kBefore = 2.5f;
 
-// The output's bytes, `tokens` rows of `row_bytes`; kAddF32 adds to 2.5. What is behind them stays.
 std::vector<std::byte> Product(const GpuMatrix& matrix, const std::vector<uint16_t>& x, GpuGemmOut kind,
                                size_t row_bytes, uint64_t seed) {
   const auto tokens = static_cast<uint32_t>(x.size() / matrix.columns);
-  std::vector<std::byte> out((tokens + 1) * row_bytes, std::byte{0xff});
-  constexpr float kBefore = 2.5f;
-  if (kind == GpuGemmOut::kAddF32) {
-    for (size_t i = 0; i < size_t{tokens} * matrix.rows; ++i) std::memcpy(&out[4 * i], &kBefore, 4);
-  }
-  SparseGemm({.x = x.data(), .tokens = tokens, .weights = matrix, .out = out.data(), .kind = kind}, seed);
-  for (size_t i = tokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
-  out.resize(tokens * row_bytes);
-  return out;
+  const simt::Dim3 grid{SparseGemmTokenBlocks(tokens), SparseGemmRowBlocks(matrix.rows), 1};
+  return GemmOutput({.x = x.data(), .tokens = tokens, .weights = matrix, .kind = kind}, row_bytes, kBefore,
+                    [&](const GpuGemmArgs& args) {
+                      simt::RunSeeded(seed, grid, kSparseThreads, kSparseSharedBytes, SparseGemmKernel, args);
+                    });
 }
 
 TEST(SparseGemm, IsItsValuesTimesX) {
@@ -65,7 +57,7 @@ TEST(SparseGemm, EveryKindOfOutput) {
     const std::vector<uint16_t> x = RandomBF16(kTokens * kColumns, /*seed=*/4);
     const std::vector<std::byte> out = Product(weights.matrix(), x, kind, row_bytes, /*seed=*/5);
     for (uint32_t token = 0; token < kTokens; ++token) {
-      ExpectGemmRow(weights.matrix(), &x[token * kColumns], kind, &out[token * row_bytes], 2.5f);
+      ExpectGemmRow(weights.matrix(), &x[token * kColumns], kind, &out[token * row_bytes], kBefore);
     }
   }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""What `terrace plan` predicts against what it measures: models, key-value types and a drafter under several kinds of traffic.
+"""What `terrace plan` predicts against what it measures: models and key-value types under several kinds of traffic.
 
     ./quickstart --once                                  # builds bin/terrace
     tests/bench/plan_study.py [--model models/terrace-demo-base]... [--rounds 3] [--json FILE]
