@@ -9,24 +9,12 @@
 #include <cstring>
 #include <utility>
 
+#include "base/descriptor.h"
+
 namespace terrace {
 namespace {
 
 constexpr off_t kMaxBytes = 1 << 20;
-
-class OwnedFd {
- public:
-  explicit OwnedFd(int fd) : fd_(fd) {}
-  ~OwnedFd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  OwnedFd(const OwnedFd&) = delete;
-  OwnedFd& operator=(const OwnedFd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
 
 std::string_view Trim(std::string_view text) {
   constexpr std::string_view kSpace = " \t\r";
@@ -74,10 +62,10 @@ Status AddressFile::Refresh() {
 }
 
 StatusOr<std::optional<std::string>> AddressFile::ReadIfChanged() {
-  const OwnedFd file(open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.get() < 0) return SystemError("cannot be opened");
+  const Descriptor file(open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!file.is_open()) return SystemError("cannot be opened");
   struct stat now {};
-  if (fstat(file.get(), &now) != 0) return SystemError("cannot be looked at");
+  if (fstat(file.number(), &now) != 0) return SystemError("cannot be looked at");
   if (!S_ISREG(now.st_mode)) return InvalidArgument("is not a file");
   if (now.st_size > kMaxBytes) return InvalidArgument("has ", now.st_size, " bytes, limit ", kMaxBytes);
   const FileStamp stamp = StampOf(now);
@@ -85,7 +73,7 @@ StatusOr<std::optional<std::string>> AddressFile::ReadIfChanged() {
   std::string text(static_cast<size_t>(now.st_size), '\0');
   size_t size = 0;
   while (size < text.size()) {
-    const ssize_t more = read(file.get(), text.data() + size, text.size() - size);
+    const ssize_t more = read(file.number(), text.data() + size, text.size() - size);
     if (more < 0) return SystemError("cannot be read");
     if (more == 0) break;  // it has become shorter meanwhile
     size += static_cast<size_t>(more);

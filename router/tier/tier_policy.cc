@@ -32,7 +32,7 @@ bool NeedsSignals(std::span<const PlanStep> steps, size_t step) {
 }
 
 std::string ReasonOf(const TierPlan& plan, size_t step, const AnswerSignals& first) {
-  if (plan.chooses_by_first_token && first.tokens == 0) return kNoFirstToken;
+  if (plan.chooses_by_first_token && step > 0 && first.tokens == 0) return kNoFirstToken;
   return plan.names_step ? Concat(plan.reason, ": accepted at step ", step + 1) : plan.reason;
 }
 

@@ -208,6 +208,7 @@ TEST(ReasonOf, SaysTheStepOfACascadeAndWhetherTheFirstTokenWasThere) {
   const TierPlan choosing{.reason = "classifier: first token", .chooses_by_first_token = true};
   EXPECT_EQ(ReasonOf(choosing, 1, {.tokens = 1}), "classifier: first token");
   EXPECT_EQ(ReasonOf(choosing, 1, {}), "fallback: no first token");
+  EXPECT_EQ(ReasonOf(choosing, 0, {}), "classifier: first token") << "as a request that only scores has it";
 }
 
 TEST(CascadePolicy, KeepsTheOrderAndOnlyTheLastGateIsOpen) {

@@ -64,7 +64,7 @@ class Process:
             )
         try:
             self.addresses = wait_until(self._addresses_or_dead, f"{name} is up")
-            if self.process.poll() is not None:
+            if self.addresses is True:
                 raise AssertionError(f"{name} ended with {self.process.returncode}:\n{self.log_text()}")
         except BaseException:
             self.__exit__()
@@ -84,8 +84,10 @@ class Process:
         self.folder.cleanup()
 
     def _addresses_or_dead(self):
+        """The record of the ready event, of a process that has ended since too; True when it ended without."""
+        ended = self.process.poll() is not None  # asked first: what it logged before its end is then all there
         ready = [r for r in self.log_records() if r["event"] == self.ready_event]
-        return ready[0] if ready else self.process.poll() is not None
+        return ready[0] if ready else ended
 
     @property
     def pid(self):

@@ -117,10 +117,13 @@ Status CheckMade(const QuantizeRequest& request, const std::string& model_digest
     const Json object = part == nullptr ? *json : json->value(part, Json());
     return object.is_object() && object.contains(key) && object[key] == want;
   };
+  const Json awq_revision =
+      request.method.scales == QuantizeMethod::Scales::kAwq ? Json(kAwqRevision) : Json();
   const bool is_same = json->is_object() && is(nullptr, "version", kVersion) &&
                        is("model", "digest", model_digest) &&
                        is(nullptr, "target", std::string(request.target.name)) &&
                        is(nullptr, "method", std::string(request.method.name)) &&
+                       json->value("awq_revision", Json()) == awq_revision &&
                        json->value("budget", Json()) == BudgetJson(request.budget) &&
                        (calibration.path.empty() ? is(nullptr, "calibration", nullptr)
                                                  : is("calibration", "digest", text_digest) &&

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace terrace {
 namespace {
@@ -62,19 +63,29 @@ std::vector<float> ByColumn(const ModelConfig& config, LinearInput input, std::s
   return out;
 }
 
+// Rows of a linear, and the squares of their outputs.
+struct Sample {
+  FloatMatrix rows;
+  double size = 0;
+};
+
 // What rounding loses of the outputs of `samples` when their columns are scaled before it: of each linear the
 // share of its own outputs, so that none counts more because its outputs are large.
-double Loss(const std::vector<FloatMatrix>& samples, const std::vector<float>& factors,
-            const Hessian& hessian, const RowFormat& format, ThreadPool& pool) {
-  const Hessian divided = hessian.Divided(factors, pool);
-  const std::vector<float> importance = divided.Diagonal();
+double Loss(const std::vector<Sample>& samples, const std::vector<float>& factors, const Hessian& hessian,
+            const RowFormat& format, ThreadPool& pool) {
+  std::vector<float> inverse(factors.size()), importance(factors.size());
+  for (size_t i = 0; i < factors.size(); ++i) {
+    inverse[i] = 1 / factors[i];
+    importance[i] = static_cast<float>(hessian.Diagonal(i) / (double{factors[i]} * factors[i]));
+  }
   double loss = 0;
-  for (const FloatMatrix& sample : samples) {
-    FloatMatrix scaled = sample;
+  for (const Sample& sample : samples) {
+    FloatMatrix scaled = sample.rows;
     ScaleColumns(factors, scaled);
-    const FloatMatrix rounded = RoundToNearest(scaled, format, importance, pool).ToFloat(pool);
-    const double error = RelativeOutputError(scaled, rounded, divided, pool);
-    loss += error * error;
+    FloatMatrix error = Difference(RoundToNearest(scaled, format, importance, pool).ToFloat(pool), scaled);
+    ScaleColumns(inverse, error);
+    const double share = RelativeError(OutputSquares(error, hessian, pool), sample.size);
+    loss += share * share;
   }
   return loss;
 }
@@ -87,8 +98,12 @@ std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer,
   std::vector<float> magnitudes(channels);
   for (size_t i = 0; i < columns; ++i)
     magnitudes[ChannelOf(config, input, i)] += static_cast<float>(hessian.MeanMagnitude(i));
-  std::vector<FloatMatrix> samples;
-  for (const TensorKind linear : LinearsOf(input)) samples.push_back(SampledRows(layer.matrix(linear)));
+  std::vector<Sample> samples;
+  for (const TensorKind linear : LinearsOf(input)) {
+    FloatMatrix rows = SampledRows(layer.matrix(linear));
+    const double size = OutputSquares(rows, hessian, pool);
+    samples.push_back({.rows = std::move(rows), .size = size});
+  }
 
   std::vector<float> best(channels, 1.0f);  // an exponent of 0
   double least = Loss(samples, ByColumn(config, input, best, columns), hessian, format, pool);

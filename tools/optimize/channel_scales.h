@@ -21,7 +21,7 @@ namespace terrace {
 // AWQ (Lin et al., "AWQ: Activation-aware Weight Quantization", MLSys 2024): mean|x|^a, of the a from 0 to 1
 // in twentieths with which nearest levels, weighed by the activations, lose least of the linears' outputs: of
 // 128 rows of each, as shares of their squares, so that queries and keys do not decide alone. One scale for
-// each channel of what divides. `hessian` is of `input`; another of its size is made.
+// each channel of what divides. `hessian` is of `input`.
 std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer, LinearInput input,
                              const Hessian& hessian, const RowFormat& format, ThreadPool& pool);
 

@@ -94,12 +94,12 @@ TEST(AwqScales, LoseNoMoreThanNoneAndFarLessThanRoundingWhereSomeInputsAreLarge)
     // The folded linears on inputs that were divided. Of both a linear's outputs are the same.
     FloatLayer folded = layer;
     FoldScales(config, input, scales, folded);
-    std::vector<float> divisors;
     for (size_t i = 0; i < columns; ++i) {
-      const FloatMatrix& first = layer.matrix(LinearsOf(input)[0]);
-      divisors.push_back(folded.matrix(LinearsOf(input)[0]).Row(0)[i] / first.Row(0)[i]);
+      const TensorKind first = LinearsOf(input)[0];
+      const float divisor = folded.matrix(first).Row(0)[i] / layer.matrix(first).Row(0)[i];
+      for (size_t token = 0; token < x.rows; ++token) x.Row(token)[i] /= divisor;
     }
-    const Hessian divided = hessian.Divided(divisors, one);
+    const Hessian divided = HessianOf(x);
     const auto squared = [](double error) { return error * error; };
     double with = 0, without = 0, rounding = 0;  // all rows of these linears are sampled
     for (const TensorKind linear : LinearsOf(input)) {

@@ -86,19 +86,6 @@ void Hessian::AddTile(std::span<const float> x, size_t tokens, size_t row, size_
   }
 }
 
-Hessian Hessian::Divided(std::span<const float> divisors, ThreadPool& pool) const {
-  CHECK(divisors.size() == inputs_, divisors.size(), " divisors of ", inputs_, " inputs");
-  Hessian out = *this;
-  pool.ParallelFor(inputs_, kTile, [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      for (size_t k = 0; k < inputs_; ++k) out.values_[i * inputs_ + k] /= double{divisors[i]} * divisors[k];
-      out.magnitudes_[i] /= divisors[i];
-      out.largest_[i] /= divisors[i];
-    }
-  });
-  return out;
-}
-
 std::vector<float> Hessian::Diagonal() const {
   std::vector<float> out;
   for (size_t i = 0; i < inputs_; ++i) out.push_back(static_cast<float>(Diagonal(i)));

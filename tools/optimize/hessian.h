@@ -24,9 +24,6 @@ class Hessian {
   // Adds x, [tokens, inputs].
   void Add(std::span<const float> x, size_t tokens, ThreadPool& pool);
 
-  // That of the inputs divided by `divisors`, of each one above 0.
-  Hessian Divided(std::span<const float> divisors, ThreadPool& pool) const;
-
   size_t inputs() const { return inputs_; }
   uint64_t tokens() const { return tokens_; }
   std::span<const double> values() const { return values_; }  // [inputs, inputs], symmetric

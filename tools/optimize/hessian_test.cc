@@ -38,27 +38,6 @@ TEST(Hessian, IsTwiceTheSumOfProducts) {
   }
 }
 
-TEST(Hessian, DividedIsThatOfDividedInputs) {
-  FloatMatrix x = CorrelatedInputs(/*tokens=*/90, /*inputs=*/70, /*seed=*/8);
-  const Hessian hessian = HessianOf(x);
-  std::vector<float> divisors;
-  for (size_t i = 0; i < x.columns; ++i)
-    divisors.push_back(std::exp2(static_cast<float>(i % 9) - 4));  // exact
-  for (size_t t = 0; t < x.rows; ++t) {
-    for (size_t i = 0; i < x.columns; ++i) x.Row(t)[i] /= divisors[i];
-  }
-  const Hessian want = HessianOf(x);
-  ThreadPool pool(2);
-  const Hessian got = hessian.Divided(divisors, pool);
-  EXPECT_EQ(got.tokens(), want.tokens());
-  for (size_t i = 0; i < x.columns; ++i) {
-    EXPECT_EQ(got.MeanMagnitude(i), want.MeanMagnitude(i));
-    EXPECT_EQ(got.LargestMagnitude(i), want.LargestMagnitude(i));
-    for (size_t k = 0; k < x.columns; ++k)
-      ASSERT_EQ(got.values()[i * x.columns + k], want.values()[i * x.columns + k]) << i << " " << k;
-  }
-}
-
 TEST(Hessian, HasTheSameBitsWithAnyNumberOfThreads) {
   const FloatMatrix x = CorrelatedInputs(700, 200, /*seed=*/2);
   const auto values = [&](size_t threads) {

@@ -1,11 +1,12 @@
 #include "tools/optimize/output_rounding.h"
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <vector>
+
+#include "base/status.h"
 
 namespace terrace {
 namespace {
@@ -143,7 +144,8 @@ QuantizedMatrix RoundForOutputs(const FloatMatrix& matrix, const RowFormat& form
                                 ThreadPool& pool) {
   CHECK(matrix.columns == hessian.inputs() && matrix.columns == format.columns(), "matrices of two shapes");
   const std::vector<float> importance = hessian.Diagonal();
-  if (format.block() > kMostBlock) return RoundToNearest(matrix, format, importance, pool);
+  if (format.dtype() == DType::kInt8 || format.block() > kMostBlock)
+    return RoundToNearest(matrix, format, importance, pool);
   QuantizedMatrix out(format, matrix.rows);
   pool.ParallelFor(matrix.rows, /*grain=*/4, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {

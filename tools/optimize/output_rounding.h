@@ -14,7 +14,7 @@ namespace terrace {
 // Begins with the levels of RowFormat::Choose, weighed by the Hessian's diagonal, and goes over the blocks of
 // each row, a few times at most: ranges somewhat smaller and larger are tried for each block, and the one
 // that leaves the least error of the row's outputs is kept. So the outputs never lose more than with
-// RoundToNearest and that importance. Blocks longer than 256, which are INT8's rows, stay as they begin.
+// RoundToNearest and that importance, on the text of the Hessian. INT8's rows stay as they begin.
 // `hessian` is of the matrix's inputs.
 QuantizedMatrix RoundForOutputs(const FloatMatrix& matrix, const RowFormat& format, const Hessian& hessian,
                                 ThreadPool& pool);

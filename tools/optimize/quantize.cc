@@ -168,6 +168,7 @@ class Quantization final : public ModelRewriter {
       json["damping"] = quantize_.damping;
       json["act_order"] = quantize_.act_order;
     }
+    if (quantize_.method.scales == QuantizeMethod::Scales::kAwq) json["awq_revision"] = kAwqRevision;
     const QuantizeBudget& budget = quantize_.budget;
     if (is_mixed()) {
       json["budget"] = {{"sensitivity_tokens", budget.tokens}};

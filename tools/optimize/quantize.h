@@ -53,6 +53,9 @@ inline constexpr QuantizeMethod kQuantizeMethods[] = {
     {"awq-gptq", QuantizeMethod::Scales::kAwq, true, true},
     {"smoothquant", QuantizeMethod::Scales::kSmooth, false, false}};
 
+// Raised when a request with AWQ comes to other bytes: what an older build began is not gone on with.
+inline constexpr int kAwqRevision = 2;
+
 // What the output may cost; one of the first two.
 struct QuantizeBudget {
   uint64_t bytes = 0;  // of all weights in the output's file, at most; 0: no limit

@@ -51,7 +51,7 @@ StatusOr<TierOnRanks> PutOnRanks(const ProbedEngine& alone, const ModelShape& sh
   out.reasons_against.push_back(Concat("its ", ranks, " processes share the cores of one machine"));
   out.reasons_against.push_back(
       "not verified: ranks wait for the slowest of them in every layer, so where they share cores with each "
-      "other or with other work, they are slower than this");
+      "other or with other work, they may be slower than this");
   return out;
 }
 

@@ -4,17 +4,21 @@
 #include <string>
 #include <utility>
 
+#include "kernels/reduce/tree_sum_gpu.h"
 #include "worker/cuda/cuda_nccl_device.h"
 #include "worker/cuda/cuda_runner.h"
 #include "worker/cuda/cuda_transformer.h"
 #include "worker/engine/device_backend.h"
 #include "worker/engine/device_rules.h"
 #include "worker/engine/device_shard.h"
+#include "worker/engine/max_ranks.h"
 #include "worker/parallel/nccl_communicator.h"
 #include "worker/parallel/sub_communicator.h"
 
 namespace terrace {
 namespace {
+
+static_assert(kMaxDeviceRanks <= kMaxTreeParts);
 
 constexpr int kOldestMajor = 8;  // compute capability 8.0: Ampere
 

@@ -23,17 +23,6 @@ size_t BlockOf(const std::vector<FoundTensor>& tensors, TensorKind kind) {
   return block;
 }
 
-IndexRange All(const std::vector<IndexRange>& shards) {
-  return {.begin = shards.front().begin, .end = shards.back().end};
-}
-
-WeightMatrix RowsOf(const WeightMatrix& matrix, const IndexRange& rows) {
-  return RowsOf(matrix, rows.begin, rows.size());
-}
-WeightMatrix ColumnsOf(const WeightMatrix& matrix, const IndexRange& columns) {
-  return ColumnsOf(matrix, columns.begin, columns.size());
-}
-
 }  // namespace
 
 StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const WeightSource& weights,
@@ -70,31 +59,11 @@ ModelConfig ConfigOfRank(const ModelConfig& config, const ShardPlan& plan) {
 
 WeightMatrix PartOfRank(TensorKind kind, uint32_t layer, const WeightMatrix& matrix,
                         const ModelConfig& config, const ShardPlan& plan) {
-  const auto of_heads = [&](const IndexRange& heads) -> IndexRange {
-    return {.begin = heads.begin * config.head_dim, .end = heads.end * config.head_dim};
-  };
-  switch (kind) {
-    case TensorKind::kEmbedding:
-    case TensorKind::kFinalNorm:
-    case TensorKind::kAttentionNorm:
-    case TensorKind::kFfnNorm:
-      return matrix;
-    case TensorKind::kOutput:
-      return RowsOf(matrix, plan.vocabulary);
-    case TensorKind::kQuery:
-      return RowsOf(matrix, of_heads(plan.heads));
-    case TensorKind::kKey:
-    case TensorKind::kValue:
-      return RowsOf(matrix, of_heads(plan.kv_heads));
-    case TensorKind::kAttentionOutput:
-      return ColumnsOf(matrix, All(plan.attention_shards));
-    case TensorKind::kGate:
-    case TensorKind::kUp:
-      return RowsOf(matrix, plan.Ffn(layer));
-    case TensorKind::kDown:
-      return ColumnsOf(matrix, All(plan.ffn_shards[layer]));
-  }
-  return matrix;
+  const TensorPart part = PartOf(plan, config, kind, layer);
+  if (part.rows.has_value()) return RowsOf(matrix, part.rows->begin, part.rows->size());
+  if (part.columns.empty()) return matrix;
+  const size_t begin = part.columns.front().begin;
+  return ColumnsOf(matrix, begin, part.columns.back().end - begin);
 }
 
 StatusOr<uint32_t> DeviceOfRank(const DeviceChoice& choice, uint32_t devices) {

@@ -3,7 +3,6 @@
 #include "worker/engine/device_shard.h"
 
 #include <functional>
-#include <string>
 #include <vector>
 
 #include "gmock/gmock.h"

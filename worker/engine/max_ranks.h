@@ -6,6 +6,7 @@
 
 namespace terrace {
 
-inline constexpr uint32_t kMaxRanks = 64;  // of a group
+inline constexpr uint32_t kMaxRanks = 64;        // of a group
+inline constexpr uint32_t kMaxDeviceRanks = 16;  // of one on GPUs, whose sums may be trees over all of them
 
 }  // namespace terrace

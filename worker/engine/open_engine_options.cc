@@ -17,7 +17,6 @@ constexpr uint32_t kMaxThreads = 1024, kMaxSequences = 4096;
 constexpr double kMaxPrefillWait = 3600, kMaxDrain = 3600;
 constexpr uint32_t kMaxStepTokens = 1u << 16, kMaxInbox = 1u << 16;
 constexpr uint32_t kLeastDeviceBlock = 16;
-constexpr uint32_t kMaxDeviceRanks = 16;  // that sums of devices are trees over
 constexpr uint32_t kMaxSpeculatedTokens = 64, kMaxMinMatch = 16;
 
 constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"}, kNumerics[] = {"auto", "invariant"},

@@ -82,19 +82,6 @@ Status CheckResume(const SequenceSpec& spec, const SchedulerOptions& options) {
                              ": none is left to generate"));
 }
 
-Status CheckDraftRecord(const SequenceSpec& spec) {
-  if (!spec.draft_record.has_value()) return {};
-  const auto check = [](std::string_view name, const AcceptanceState& state) -> Status {
-    if (state.is_possible()) return {};
-    return InvalidValue(Concat("draft_record.", name, " has ", state.right, " right of ", state.trials,
-                               " trials (limit ", AcceptanceState::kMostTrials, "), prior_trials ",
-                               state.prior_trials, " (limit ", AcceptanceState::kMostPriorTrials,
-                               ") and wait ", state.wait, " (limit ", AcceptanceState::kMostWait, ")"));
-  };
-  RETURN_IF_ERROR(check("drafts", spec.draft_record->drafts));
-  return check("branches", spec.draft_record->branches);
-}
-
 // A guess, of which `verified` tokens were, with what the answer has got. Where it ended, nothing is known of
 // the rest.
 GuessOutcome CompareGuess(std::span<const int32_t> guess, uint32_t verified,
@@ -204,7 +191,6 @@ Status Scheduler::Validate(const SequenceSpec& spec, const SchedulerOptions& opt
   RETURN_IF_ERROR(CheckTokens(spec.stop_tokens, options.vocab_size, "stop_tokens"));
   RETURN_IF_ERROR(CheckResume(spec, options));
   RETURN_IF_ERROR(CheckTokens(spec.draft, options.vocab_size, "draft"));
-  RETURN_IF_ERROR(CheckDraftRecord(spec));
   if (spec.top_logprobs > kMaxTopLogprobs) {
     return InvalidValue(Concat("top_logprobs is ", spec.top_logprobs, ", limit ", kMaxTopLogprobs));
   }

@@ -15,11 +15,11 @@
 #include <string_view>
 #include <utility>
 
+#include "base/descriptor.h"
 #include "gloo/transport/context.h"
 #include "gloo/transport/device.h"
 #include "gloo/transport/tcp/device.h"
 #include "gloo/transport/unbound_buffer.h"
-#include "worker/parallel/descriptor.h"
 
 namespace terrace {
 namespace {
@@ -274,7 +274,8 @@ StatusOr<std::vector<char>> AddressFor(const std::string& addresses, uint32_t fr
 // Threads that this one starts meanwhile do not preempt others when they wake. Gloo's does nothing but wake
 // when something comes, also while the thread that makes a call writes to the same connection, whose lock
 // that one holds: then it asks for the lock, and for events, again and again. Woken on the writer's processor
-// it would take that for as long as the scheduler lets it, 2 to 4 ms, in which nothing is written.
+// it would take that for as long as the scheduler lets it, in which nothing is written
+// (docs/adr/0012-tcp-between-ranks.md).
 class StartsBatchThreads {
  public:
   StartsBatchThreads() : policy_(sched_getscheduler(0)) { Set(SCHED_BATCH); }

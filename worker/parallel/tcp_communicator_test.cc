@@ -8,10 +8,8 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstring>
 #include <functional>
 #include <future>
 #include <limits>

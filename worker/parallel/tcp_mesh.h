@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "worker/parallel/descriptor.h"
+#include "base/descriptor.h"
 #include "worker/parallel/rendezvous.h"
 
 namespace terrace {

@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/descriptor.h"
 #include "base/grpc_channel.h"
 #include "base/grpc_keepalive.h"
 #include "base/grpc_tls.h"
@@ -123,11 +123,10 @@ StatusOr<std::string> HostTowards(const HostPort& leader) {
   if (error != 0) return Unavailable("cannot resolve ", leader.host, ": ", gai_strerror(error));
   sockaddr_storage own = {};
   socklen_t size = sizeof(own);
-  const int socket_fd = socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-  const bool is_known = socket_fd >= 0 && connect(socket_fd, found->ai_addr, found->ai_addrlen) == 0 &&
-                        getsockname(socket_fd, reinterpret_cast<sockaddr*>(&own), &size) == 0;
+  const Descriptor way(socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const bool is_known = way.is_open() && connect(way.number(), found->ai_addr, found->ai_addrlen) == 0 &&
+                        getsockname(way.number(), reinterpret_cast<sockaddr*>(&own), &size) == 0;
   const int unknown = errno;
-  if (socket_fd >= 0) close(socket_fd);
   freeaddrinfo(found);
   if (!is_known) return Unavailable("no way to ", leader.ToString(), ": ", std::strerror(unknown));
   char host[NI_MAXHOST];

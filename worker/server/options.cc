@@ -89,7 +89,7 @@ Status SetSpeculation(const v1::SpeculationConfig& config, SpeculationOptions& o
 
 // What a drafter that is not there would take is a mistake. Of one that is known.
 Status CheckDrafterSettings(const v1::SpeculationConfig& config, const std::string& drafter) {
-  const bool drafts = drafter != "none", guesses_twice = drafter == "ngram" || drafter == "model";
+  const bool drafts = drafter != "none";
   const struct {
     const char* name;
     bool is_set, is_used;
@@ -97,10 +97,10 @@ Status CheckDrafterSettings(const v1::SpeculationConfig& config, const std::stri
   } settings[] = {
       {"max_tokens", config.has_max_tokens(), drafts, "ngram, model or remote"},
       // 0, none, is what a remote one has.
-      {"max_branch_tokens", config.has_max_branch_tokens(), guesses_twice || drafter == "remote",
-       "ngram or model"},
+      {"max_branch_tokens", config.has_max_branch_tokens(), drafts, "ngram or model"},
       {"min_match", config.has_min_match(), drafter == "ngram", "ngram"},
       {"kv_pool_bytes", config.has_kv_pool_bytes(), drafter == "model", "model"},
+      {"remote", config.has_remote(), drafter == "remote", "remote"},
   };
   for (const auto& setting : settings) {
     if (setting.is_set && !setting.is_used)
@@ -118,12 +118,10 @@ bool Reaches(const HostPort& address, const HostPort& own) {
          (host_of(address) == host_of(own) || (is_everywhere && address.is_loopback()));
 }
 
-// Of a drafter that is known.
+// Behind CheckDrafterSettings.
 Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions& out) {
-  constexpr char kPath[] = "engine.speculation.remote", kAddress[] = "engine.speculation.remote.address";
-  const std::string& drafter = out.engine.speculation.drafter;
-  if (drafter != "remote")
-    return config.has_remote() ? Bad(kPath, "is for drafter: remote, not ", drafter) : Status();
+  constexpr char kAddress[] = "engine.speculation.remote.address";
+  if (out.engine.speculation.drafter != "remote") return {};
   const v1::RemoteDrafterConfig& remote = config.remote();
   if (remote.address().empty()) return Bad(kAddress, "is needed with drafter: remote");
   RETURN_IF_ERROR(CheckAddress(kAddress, remote.address()));
@@ -134,7 +132,7 @@ Status SetRemoteDrafter(const v1::SpeculationConfig& config, WorkerServerOptions
     return Bad(kAddress, remote.address(), " is this worker's own grpc: another one is to draft");
   out.remote_drafter = {.address = remote.address()};
   if (!remote.has_tls()) return {};
-  return SetClientTls(Concat(kPath, ".tls"), remote.tls(), out.remote_drafter->tls,
+  return SetClientTls("engine.speculation.remote.tls", remote.tls(), out.remote_drafter->tls,
                       out.remote_drafter->server_name);
 }
 

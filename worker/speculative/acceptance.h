@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "base/status.h"
+
 namespace terrace {
 
 // What is remembered, and how sure one has to be. The defaults are those of a sequence: drafts that were
@@ -49,7 +51,9 @@ class Acceptance {
   explicit Acceptance(const AcceptanceMemory& memory) : memory_(memory) {}
   // Goes on with what is known already: of a sequence, and is_possible().
   explicit Acceptance(const AcceptanceState& state)
-      : right_(state.right), trials_(state.trials), prior_trials_(state.prior_trials), wait_(state.wait) {}
+      : right_(state.right), trials_(state.trials), prior_trials_(state.prior_trials), wait_(state.wait) {
+    CHECK(state.is_possible(), "no state of an Acceptance");
+  }
 
   // Of a sequence. When the last look was is left out: the next one may be a wait later.
   AcceptanceState state() const {
