@@ -76,6 +76,11 @@ class ReportRun {
   StatusOr<TechniqueReport> Run() {
     RETURN_IF_ERROR(Prepare());
     RETURN_IF_ERROR(MeasureAll());
+    for (uint32_t pass = 2; pass <= options_.speed_passes; ++pass) RETURN_IF_ERROR(MeasureSpeeds(pass));
+    for (Measured& measured : measured_) {
+      measured.row.speeds = MedianSpeeds(measured.speeds);
+      measured.row.price = PriceOf(measured);
+    }
     TechniqueReport report = Describe();
     for (const Measured& measured : measured_) report.rows.push_back(measured.row);
     for (const ReportCascade& cascade : options_.cascades) {
@@ -86,16 +91,20 @@ class ReportRun {
   }
 
  private:
-  // A model, run in one way, and what came of it.
-  struct Measured {
-    ModelTarget target = {};
-    TechniqueRow row = {};
-    EvaluationResult answers = {};
-  };
-
   // Where a measurement is kept: each follows from all that its file is named after.
   struct Files {
     std::string answers = {}, row = {};
+
+    std::string OfPass(uint32_t pass) const { return Concat(row, ".pass-", pass); }
+  };
+
+  // A model, run in one way, and what came of it.
+  struct Measured {
+    ModelTarget target = {};
+    Files files = {};
+    TechniqueRow row = {};
+    std::vector<std::vector<BatchSpeed>> speeds = {};  // of each pass
+    EvaluationResult answers = {};
   };
 
   Status Prepare() {
@@ -167,9 +176,10 @@ class ReportRun {
     measured.target.draft_model = variant.draft_model;
     auto files = FilesOf(variant.name, measured.target);
     if (!files.ok()) return Annotate(files.status(), variant.name);
-    const bool is_kept = ReadKept(*files, measured).ok();
-    if (!is_kept) RETURN_IF_ERROR(Annotate(MeasureAnew(variant, *files, measured), variant.name));
-    measured.row.price = PriceOf(measured);
+    measured.files = *std::move(files);
+    const bool is_kept = ReadKept(measured).ok();
+    if (!is_kept) RETURN_IF_ERROR(Annotate(MeasureAnew(variant, measured), variant.name));
+    measured.speeds = {measured.row.speeds};
     context_.err << variant.name << ": "
                  << (is_kept ? "kept from an earlier run" : FormatSeconds(Seconds(RealClock().Now() - start)))
                  << "\n";
@@ -177,20 +187,52 @@ class ReportRun {
     return {};
   }
 
-  // What is not there whole is measured again.
-  Status ReadKept(const Files& files, Measured& out) const {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(files.row));
+  // The speeds of all rows once more: what else the machine does for a while is in one pass of some rows, not
+  // in all passes of one.
+  Status MeasureSpeeds(uint32_t pass) {
+    const MonoTime start = RealClock().Now();
+    for (Measured& measured : measured_) {
+      auto speeds = SpeedsOfPass(measured, pass);
+      if (!speeds.ok()) return Annotate(speeds.status(), measured.row.name);
+      measured.speeds.push_back(*std::move(speeds));
+    }
+    context_.err << "speeds, pass " << pass << " of " << options_.speed_passes << ": "
+                 << FormatSeconds(Seconds(RealClock().Now() - start)) << "\n";
+    return {};
+  }
+
+  StatusOr<std::vector<BatchSpeed>> SpeedsOfPass(const Measured& measured, uint32_t pass) const {
+    const std::string file = measured.files.OfPass(pass);
+    if (const auto kept = RowOfFile(file); kept.ok()) return kept->speeds;
+    ASSIGN_OR_RETURN(const TechniqueRow fresh, SpeedOf(measured.target));
+    if (fresh.model_digest != measured.row.model_digest)
+      return FailedPrecondition(measured.target.model, ": has changed while it was measured");
+    TechniqueRow row = measured.row;
+    row.speeds = fresh.speeds;
+    RETURN_IF_ERROR(ReplaceFile(file, RowToJson(row).dump(2) + "\n"));
+    return row.speeds;
+  }
+
+  static StatusOr<TechniqueRow> RowOfFile(const std::string& file) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
     ASSIGN_OR_RETURN(const Json json, ParseJson(text));
-    ASSIGN_OR_RETURN(out.row, RowFromJson(json, "row"));
-    if (out.row.speeds.empty()) return DataLoss(files.row, ": has no speeds");
-    ASSIGN_OR_RETURN(out.answers, ResultFromRecords(files.answers, rows_.rows, options_.evaluate.max_tokens));
+    ASSIGN_OR_RETURN(TechniqueRow row, RowFromJson(json, "row"));
+    if (row.speeds.empty()) return DataLoss(file, ": has no speeds");
+    return row;
+  }
+
+  // What is not there whole is measured again.
+  Status ReadKept(Measured& out) const {
+    ASSIGN_OR_RETURN(out.row, RowOfFile(out.files.row));
+    ASSIGN_OR_RETURN(out.answers,
+                     ResultFromRecords(out.files.answers, rows_.rows, options_.evaluate.max_tokens));
     out.answers.facts = ModelFacts{.model_digest = out.row.model_digest, .text_digest = out.row.text_digest};
     return {};
   }
 
-  Status MeasureAnew(const ReportVariant& variant, const Files& files, Measured& out) {
+  Status MeasureAnew(const ReportVariant& variant, Measured& out) {
     ASSIGN_OR_RETURN(out.answers,
-                     EvaluateTarget(out.target, rows_.rows, options_.evaluate, files.answers, context_));
+                     EvaluateTarget(out.target, rows_.rows, options_.evaluate, out.files.answers, context_));
     ASSIGN_OR_RETURN(out.row, SpeedOf(out.target));
     CHECK(out.answers.facts.has_value(), "the model is in this process");
     if (out.row.model_digest != out.answers.facts->model_digest)
@@ -201,7 +243,7 @@ class ReportRun {
     out.row.completion_tokens = all.completion_tokens;
     AddQuality(out.answers, out.row);
     if (!measured_.empty()) RETURN_IF_ERROR(CompareWithBaseline(out));
-    return ReplaceFile(files.row, RowToJson(out.row).dump(2) + "\n");
+    return ReplaceFile(out.files.row, RowToJson(out.row).dump(2) + "\n");
   }
 
   StatusOr<TechniqueRow> SpeedOf(const ModelTarget& target) const {

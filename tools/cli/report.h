@@ -26,7 +26,8 @@ struct ReportOptions {
   uint64_t mixed_bytes = 0;                 // as of MakeOptions
   std::vector<uint32_t> batches = {1, 16};  // sequences at once whose speed is measured
   uint32_t speed_tokens = 64;               // that each of them generates
-  double speed_seconds = 1;                 // for which each batch is measured, at least
+  double speed_seconds = 1;                 // for which each batch is measured in a pass, at least
+  uint32_t speed_passes = 3;                // over all rows; medians of passes are told
   std::string work = "report";              // folder for the report, and all that it was made from
   // Instead of all that: report.json files, and the levels of accuracy to look at.
   std::vector<std::string> history = {};

@@ -14,6 +14,7 @@ namespace terrace {
 namespace {
 
 constexpr double kMaxSpeedSeconds = 3600;
+constexpr uint32_t kMaxSpeedPasses = 100;
 
 std::vector<CLI::Option*> AddSpeed(CLI::App& report, ReportOptions& options) {
   auto* const batches =
@@ -30,13 +31,20 @@ std::vector<CLI::Option*> AddSpeed(CLI::App& report, ReportOptions& options) {
                            ->type_name(kWholeNumber)
                            ->check(Quiet(CLI::Range(kMinSpeedTokens, 1u << 20)))
                            ->capture_default_str();
-  auto* const seconds =
+  auto* const seconds = report
+                            .add_option("--speed-seconds", options.speed_seconds,
+                                        "for which each batch is measured in a pass, at least")
+                            ->type_name(kRealNumber)
+                            ->check(Within(0, kMaxSpeedSeconds))
+                            ->capture_default_str();
+  auto* const passes =
       report
-          .add_option("--speed-seconds", options.speed_seconds, "for which each batch is measured, at least")
-          ->type_name(kRealNumber)
-          ->check(Within(0, kMaxSpeedSeconds))
+          .add_option("--speed-passes", options.speed_passes,
+                      "times that all rows' speeds are measured, one row after the other; medians are told")
+          ->type_name(kWholeNumber)
+          ->check(Quiet(CLI::Range(1u, kMaxSpeedPasses)))
           ->capture_default_str();
-  return {batches, tokens, seconds};
+  return {batches, tokens, seconds, passes};
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
 #include "tools/cli/report.h"
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 
 #include "base/exit_code.h"
 #include "base/mapped_file.h"
@@ -17,6 +19,7 @@
 #include "tools/optimize/synthetic_text.h"
 #include "tools/report/pricing.h"
 #include "tools/report/report.h"
+#include "tools/report/speed_meter.h"
 
 namespace terrace {
 namespace {
@@ -42,6 +45,7 @@ class ReportCommand : public testing::Test {
     options_.batches = {1, 2};
     options_.speed_tokens = 8;
     options_.speed_seconds = 0;
+    options_.speed_passes = 1;
   }
 
   TechniqueReport Run() {
@@ -233,6 +237,28 @@ TEST_F(ReportCommand, GoesOnWhereItWasEnded) {
   EXPECT_THAT(told_, Not(HasSubstr("kept")));
   for (const char* member : {"tasks", "prompt_tokens", "completion_tokens"})
     EXPECT_EQ(again[member], whole[member]) << member;
+}
+
+TEST_F(ReportCommand, SpeedsAreMediansOfPassesWhichAreKept) {
+  options_.speed_passes = 3;
+  options_.techniques = {"kv-int8"};
+  const TechniqueReport report = Run();
+  EXPECT_THAT(told_, HasSubstr("speeds, pass 3 of 3: "));
+  std::map<std::string, std::vector<std::vector<BatchSpeed>>> kept;  // by the file of the first pass
+  for (const auto& file : fs::directory_iterator(options_.work + "/rows")) {
+    const std::string path = file.path().string();
+    const TechniqueRow row = *RowFromJson(*ParseJson(*ReadFile(path)), "row");
+    kept[path.substr(0, path.find(".pass-"))].push_back(row.speeds);
+  }
+  ASSERT_EQ(kept.size(), report.rows.size());
+  for (const TechniqueRow& row : report.rows) {
+    const bool is_a_median = std::ranges::any_of(kept, [&](const auto& each) {
+      return each.second.size() == 3 &&
+             MedianSpeeds(each.second)[0].decode_tokens_per_second == row.speeds[0].decode_tokens_per_second;
+    });
+    EXPECT_TRUE(is_a_median) << row.name;
+  }
+  EXPECT_EQ(RowToJson(Run().rows[1]), RowToJson(report.rows[1])) << "nothing is measured again";
 }
 
 TEST_F(ReportCommand, OtherSettingsAreMeasuredAgain) {

@@ -138,4 +138,20 @@ StatusOr<TechniqueRow> DescribeEngine(const OpenedEngine& engine, const std::str
 
 StatusOr<TechniqueRow> MeasureSpeed(const SpeedOptions& options) { return SpeedMeter(options).Measure(); }
 
+std::vector<BatchSpeed> MedianSpeeds(std::span<const std::vector<BatchSpeed>> measured) {
+  std::vector<BatchSpeed> medians = measured.front();
+  for (size_t i = 0; i < medians.size(); ++i) {
+    std::vector<double> prefill, decode, acceptance;
+    for (const std::vector<BatchSpeed>& each : measured) {
+      prefill.push_back(each[i].prefill_tokens_per_second);
+      decode.push_back(each[i].decode_tokens_per_second);
+      if (each[i].acceptance.has_value()) acceptance.push_back(*each[i].acceptance);
+    }
+    medians[i].prefill_tokens_per_second = Median(std::move(prefill));
+    medians[i].decode_tokens_per_second = Median(std::move(decode));
+    if (!acceptance.empty()) medians[i].acceptance = Median(std::move(acceptance));
+  }
+  return medians;
+}
+
 }  // namespace terrace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,5 +38,8 @@ StatusOr<TechniqueRow> DescribeEngine(const OpenedEngine& engine, const std::str
 // one that leaves no room for the answer in the model's context; FAILED_PRECONDITION when the answers end
 // before the last prompt of a batch is read; errors of OpenEngine and of the sequences; CANCELLED.
 StatusOr<TechniqueRow> MeasureSpeed(const SpeedOptions& options);
+
+// Of each batch the medians of several measurements, one or more, of the same batches in the same order.
+std::vector<BatchSpeed> MedianSpeeds(std::span<const std::vector<BatchSpeed>> measured);
 
 }  // namespace terrace

@@ -93,6 +93,27 @@ TEST(MeasureSpeed, NamesWhatCannotBeMeasured) {
   }
 }
 
+TEST(MedianSpeeds, AreOfEachBatchAndQuantityAlone) {
+  const auto speed = [](double prefill, double decode, std::optional<double> acceptance) {
+    return BatchSpeed{.batch = 1,
+                      .prefill_tokens_per_second = prefill,
+                      .decode_tokens_per_second = decode,
+                      .acceptance = acceptance};
+  };
+  BatchSpeed wide = speed(100, 7, {});
+  wide.batch = 16;
+  const std::vector<BatchSpeed> measured[] = {
+      {speed(1, 30, {}), wide}, {speed(2, 10, 0.5), wide}, {speed(90, 20, 0.5), wide}};
+  const std::vector<BatchSpeed> medians = MedianSpeeds(measured);
+  ASSERT_EQ(medians.size(), 2u);
+  EXPECT_EQ(medians[0].prefill_tokens_per_second, 2);
+  EXPECT_EQ(medians[0].decode_tokens_per_second, 20);
+  EXPECT_EQ(medians[0].acceptance, 0.5);
+  EXPECT_EQ(medians[1].batch, 16u);
+  EXPECT_EQ(medians[1].prefill_tokens_per_second, 100);
+  EXPECT_EQ(medians[1].acceptance, std::nullopt);
+}
+
 TEST(MeasureSpeed, AnInterruptionEndsIt) {
   SpeedOptions options = Options();
   options.least_seconds = 3600;
