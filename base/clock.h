@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <ctime>
 
 namespace terrace {
 
@@ -25,6 +26,13 @@ inline double Seconds(Duration duration) { return std::chrono::duration<double>(
 inline std::chrono::system_clock::time_point WallTimeIn(Duration wait) {
   return std::chrono::system_clock::now() +
          std::chrono::duration_cast<std::chrono::system_clock::duration>(std::max(wait, Duration(0)));
+}
+
+// `wait` as system calls take it; of one that is over, none.
+inline timespec TimespecOf(Duration wait) {
+  const Duration left = std::max(wait, Duration(0));
+  const auto seconds = std::chrono::floor<std::chrono::seconds>(left);
+  return {.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
 }
 
 }  // namespace terrace

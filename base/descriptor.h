@@ -1,9 +1,13 @@
-// A file descriptor that closes itself.
+// A file descriptor that closes itself, and the wait for several.
 #pragma once
 
+#include <poll.h>
 #include <unistd.h>
 
+#include <span>
 #include <utility>
+
+#include "base/clock.h"
 
 namespace terrace {
 
@@ -26,5 +30,12 @@ class Descriptor {
  private:
   int number_ = -1;
 };
+
+// poll(2): waits until one of `set` has what it is asked for, or `wait` is over, and not at all where it was
+// over before. How many have; -1 with errno (EINTR: a signal came).
+inline int Poll(std::span<pollfd> set, Duration wait) {
+  const timespec left = TimespecOf(wait);
+  return ppoll(set.data(), set.size(), &left, nullptr);
+}
 
 }  // namespace terrace

@@ -227,6 +227,12 @@ std::string_view FindJsonMember(std::string_view object, std::string_view name) 
   return {};
 }
 
+StatusOr<std::string> StringMember(const Json& object, const char* key) {
+  const auto found = object.find(key);
+  if (found == object.end() || !found->is_string()) return InvalidArgument("\"", key, "\" is not a string");
+  return found->get<std::string>();
+}
+
 std::string ToJsonText(const Json& value) {
   std::string out;
   AppendJsonText(value, out);

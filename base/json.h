@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -32,6 +33,15 @@ std::string JsonPath(const Status& error);
 // The text of the member `name` of `object`, which is one that ParseJson took; "" when there is none, or when
 // its name is written with escapes.
 std::string_view FindJsonMember(std::string_view object, std::string_view name);
+
+// The string `key` of an object. INVALID_ARGUMENT where it is absent or something else.
+StatusOr<std::string> StringMember(const Json& object, const char* key);
+
+// null when there is no value.
+template <typename T>
+Json OrNull(const std::optional<T>& value) {
+  return value.has_value() ? Json(*value) : Json();
+}
 
 // Compact text of `value`; invalid UTF-8 in strings becomes U+FFFD, never an exception.
 std::string ToJsonText(const Json& value);

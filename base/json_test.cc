@@ -1,7 +1,9 @@
 #include "base/json.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
@@ -82,6 +84,24 @@ TEST(ParseJson, AnEscapedNulIsText) { EXPECT_EQ(*ParseJson("\"\\u0000\""), std::
 TEST(ParseJson, KeysAreLimited) {
   EXPECT_TRUE(ParseJson(R"({"abc":1})", {.key_bytes = 3}).ok());
   EXPECT_EQ(Reason(ParseJson(R"({"abcd":1})", {.key_bytes = 3}).status()), "json_limit");
+}
+
+TEST(StringMember, IsThatStringOrAnErrorThatNamesIt) {
+  const Json object = {{"a", "text"}, {"b", ""}, {"c", 1}, {"d", nullptr}};
+  EXPECT_EQ(StringMember(object, "a").value(), "text");
+  EXPECT_EQ(StringMember(object, "b").value(), "");
+  for (const char* const key : {"c", "d", "e"}) {
+    const Status error = StringMember(object, key).status();
+    EXPECT_EQ(error.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(Message(error), Concat("\"", key, "\" is not a string"));
+  }
+}
+
+TEST(OrNull, IsTheValueInItsOwnTypeOrNull) {
+  EXPECT_EQ(ToJsonText(OrNull(std::optional(0.0))), "0.0") << "none is not zero";
+  EXPECT_EQ(ToJsonText(OrNull(std::optional(uint64_t{3}))), "3");
+  EXPECT_EQ(ToJsonText(OrNull(std::optional(std::string()))), "\"\"");
+  EXPECT_EQ(ToJsonText(OrNull(std::optional<double>())), "null");
 }
 
 TEST(ToJsonText, ReplacesInvalidUtf8) { EXPECT_EQ(ToJsonText("a\xff"), "\"a\xef\xbf\xbd\""); }

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cmath>
 
+#include "base/clock.h"
 #include "base/status.h"
 
 namespace terrace {
@@ -38,15 +38,10 @@ ShutdownSignal::~ShutdownSignal() {
 }
 
 int ShutdownSignal::WaitFor(double seconds) {
-  using Clock = std::chrono::steady_clock;
-  const auto deadline =
-      Clock::now() + std::chrono::nanoseconds(std::llround(std::clamp(seconds, 0.0, 1e8) * 1e9));
+  const MonoTime deadline = RealClock().Now() + Duration(std::llround(std::clamp(seconds, 0.0, 1e8) * 1e9));
   const sigset_t signals = Signals(hangup_);
   while (true) {
-    const auto left =
-        std::max(std::chrono::nanoseconds(0), std::chrono::nanoseconds(deadline - Clock::now()));
-    const timespec timeout = {.tv_sec = left.count() / 1'000'000'000,
-                              .tv_nsec = left.count() % 1'000'000'000};
+    const timespec timeout = TimespecOf(deadline - RealClock().Now());
     const int signal = sigtimedwait(&signals, nullptr, &timeout);
     if (signal > 0) return signal;
     if (errno == EAGAIN) return 0;

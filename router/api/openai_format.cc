@@ -1,7 +1,6 @@
 #include "router/api/openai_format.h"
 
 #include <algorithm>
-#include <optional>
 #include <span>
 #include <utility>
 
@@ -20,8 +19,6 @@ Json UsageJson(const TokenUsage& usage) {
            {{"accepted_prediction_tokens", usage.accepted_speculated_tokens},
             {"rejected_prediction_tokens", usage.speculated_tokens - usage.accepted_speculated_tokens}}}};
 }
-
-Json OrNull(const std::optional<double>& value) { return value.has_value() ? Json(*value) : Json(); }
 
 Json TerraceJson(const CompletionHead& head, const AnswerSummary& summary) {
   Json attempts = Json::array();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/json.h"
 #include "base/log.h"
 
 namespace terrace {
@@ -44,8 +45,6 @@ MetricRegistry::Counter& ShadowCounter(MetricRegistry& metrics, const std::strin
 MetricRegistry::Histogram& AgreementHistogram(MetricRegistry& metrics, const std::string& policy) {
   return metrics.GetHistogram("terrace_policy_answer_agreement_ratio", Labels{policy});
 }
-
-Json OrNull(const std::optional<double>& value) { return value.has_value() ? Json(*value) : Json(); }
 
 // What an attempt's answer was judged by.
 Json SignalsJson(const AnswerAttempt& attempt) {

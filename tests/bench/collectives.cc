@@ -15,6 +15,7 @@
 #include "gloo/rendezvous/hash_store.h"
 #include "gloo/transport/tcp/device.h"
 #include "worker/parallel/local_communicator.h"
+#include "worker/parallel/on_each_rank.h"
 #include "worker/parallel/socket_group.h"
 
 namespace terrace {

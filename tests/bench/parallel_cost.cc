@@ -35,6 +35,7 @@
 #include "worker/model/transformer.h"
 #include "worker/parallel/collective_probe.h"
 #include "worker/parallel/local_communicator.h"
+#include "worker/parallel/on_each_rank.h"
 #include "worker/parallel/socket_group.h"
 
 namespace terrace {

@@ -21,8 +21,6 @@ bool IsMet(const BenchEntry& entry) {
 
 const char* SignOf(BenchGoal::Kind kind) { return kind == BenchGoal::Kind::kAtMost ? "<=" : ">="; }
 
-Json OrNull(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
-
 }  // namespace
 
 void BenchReport::Begin(std::string_view part, double seconds) {

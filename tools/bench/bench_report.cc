@@ -9,11 +9,11 @@ constexpr char kFormat[] = "terrace-bench-1";
 constexpr char kPercentiles[] =
     "nearest rank over all samples in logarithmic buckets: never below the true value, at most 0.4% above it";
 
-Json OrNull(bool is_known, Json value) { return is_known ? std::move(value) : Json(); }
+Json IfKnown(bool is_known, Json value) { return is_known ? std::move(value) : Json(); }
 
 Json ToJson(const TargetDescription& target) {
-  const auto text = [](const std::string& value) { return OrNull(!value.empty(), value); };
-  const auto number = [](uint64_t value) { return OrNull(value > 0, value); };
+  const auto text = [](const std::string& value) { return IfKnown(!value.empty(), value); };
+  const auto number = [](uint64_t value) { return IfKnown(value > 0, value); };
   return {{"kind", target.kind},
           {"name", target.name},
           {"model", text(target.model)},
@@ -30,24 +30,20 @@ Json ToJson(const TargetDescription& target) {
 
 Json ToJson(const BenchSettings& settings) {
   const WorkloadSettings& workload = settings.workload;
-  Json json = {{"requests", Json()},
-               {"duration_seconds", Json()},
-               {"warmup_requests", settings.warmup_requests},
-               {"prompt_tokens", workload.prompt_tokens.text()},
-               {"output_tokens", workload.output_tokens.text()},
-               {"shared_prefix_tokens", workload.shared_prefix_tokens},
-               {"prefix_groups", workload.prefix_groups},
-               {"prefix_zipf", workload.prefix_zipf},
-               {"cancel_fraction", workload.cancel_fraction},
-               {"seed", workload.seed},
-               {"temperature", settings.temperature},
-               {"priority", settings.priority},
-               {"deadline_seconds", Json()},
-               {"ignore_eos", true}};
-  if (settings.requests.has_value()) json["requests"] = *settings.requests;
-  if (settings.duration_seconds.has_value()) json["duration_seconds"] = *settings.duration_seconds;
-  if (settings.deadline_seconds.has_value()) json["deadline_seconds"] = *settings.deadline_seconds;
-  return json;
+  return {{"requests", OrNull(settings.requests)},
+          {"duration_seconds", OrNull(settings.duration_seconds)},
+          {"warmup_requests", settings.warmup_requests},
+          {"prompt_tokens", workload.prompt_tokens.text()},
+          {"output_tokens", workload.output_tokens.text()},
+          {"shared_prefix_tokens", workload.shared_prefix_tokens},
+          {"prefix_groups", workload.prefix_groups},
+          {"prefix_zipf", workload.prefix_zipf},
+          {"cancel_fraction", workload.cancel_fraction},
+          {"seed", workload.seed},
+          {"temperature", settings.temperature},
+          {"priority", settings.priority},
+          {"deadline_seconds", OrNull(settings.deadline_seconds)},
+          {"ignore_eos", true}};
 }
 
 Json ToJson(const LoadShape& shape) {
@@ -95,8 +91,8 @@ Json ToJson(const LevelResult& level, const LevelResult& first) {
           {"tokens",
            {{"prompt", level.prompt_tokens},
             {"output", level.output_tokens},
-            {"cached", OrNull(has_cache_counts, level.cached_tokens)},
-            {"cached_share", OrNull(has_cache_counts, level.cached_share())}}},
+            {"cached", IfKnown(has_cache_counts, level.cached_tokens)},
+            {"cached_share", IfKnown(has_cache_counts, level.cached_share())}}},
           {"speculation", SpeculationToJson(level.speculation)},
           {"output_tokens_per_request", {{"min", level.min_output_tokens}, {"max", level.max_output_tokens}}},
           {"short_answers", {{"count", level.short_answers}, {"examples", std::move(short_answers)}}},
@@ -104,7 +100,7 @@ Json ToJson(const LevelResult& level, const LevelResult& first) {
            {{"first_token", ToJson(level.first_token)},
             {"inter_token", ToJson(level.inter_token)},
             {"end_to_end", ToJson(level.end_to_end)},
-            {"queue", OrNull(level.queue.count() > 0, ToJson(level.queue))},
+            {"queue", IfKnown(level.queue.count() > 0, ToJson(level.queue))},
             {"send_lag", ToJson(level.send_lag)}}}};
 }
 

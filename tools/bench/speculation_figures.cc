@@ -3,8 +3,6 @@
 namespace terrace {
 namespace {
 
-Json OrNull(std::optional<double> value) { return value.has_value() ? Json(*value) : Json(); }
-
 Json TokensToJson(uint64_t verified, uint64_t accepted) {
   return {{"verified", verified},
           {"accepted", accepted},

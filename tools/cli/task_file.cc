@@ -13,12 +13,6 @@ namespace {
 
 constexpr size_t kMaxStrings = 100;  // of each list of a row
 
-StatusOr<std::string> StringField(const Json& object, const char* key) {
-  const auto found = object.find(key);
-  if (found == object.end() || !found->is_string()) return InvalidArgument("\"", key, "\" is not a string");
-  return found->get<std::string>();
-}
-
 StatusOr<v1::ChatMessages> MessagesFrom(const Json& list) {
   if (!list.is_array()) return InvalidArgument("messages are not a list");
   v1::ChatMessages chat;
@@ -27,7 +21,7 @@ StatusOr<v1::ChatMessages> MessagesFrom(const Json& list) {
     v1::ChatMessage& message = *chat.add_messages();
     for (const auto& [key, field] :
          {std::pair("role", message.mutable_role()), {"content", message.mutable_content()}}) {
-      StatusOr<std::string> text = StringField(list[i], key);
+      StatusOr<std::string> text = StringMember(list[i], key);
       if (!text.ok()) return Annotate(text.status(), Concat("message ", i));
       *field = *std::move(text);
     }
@@ -92,8 +86,8 @@ Status ParseContains(const Json& object, Expectation& out) {
 }
 
 StatusOr<Expectation> ParseExpectation(const Json& object) {
-  ASSIGN_OR_RETURN(std::string expected, StringField(object, "expected"));
-  ASSIGN_OR_RETURN(const std::string name, StringField(object, "checker"));
+  ASSIGN_OR_RETURN(std::string expected, StringMember(object, "expected"));
+  ASSIGN_OR_RETURN(const std::string name, StringMember(object, "checker"));
   ASSIGN_OR_RETURN(const Checker checker, ParseChecker(name));
   Expectation out = Expect(checker, std::move(expected));
   const bool is_refusal = checker == Checker::kRefusal, is_contains = checker == Checker::kContains;
@@ -108,8 +102,8 @@ StatusOr<TaskRow> ParseRow(std::string_view line) {
   ASSIGN_OR_RETURN(const Json object, ParseJson(line));
   if (!object.is_object()) return InvalidArgument("not a JSON object");
   TaskRow row;
-  ASSIGN_OR_RETURN(row.id, StringField(object, "id"));
-  ASSIGN_OR_RETURN(row.task, StringField(object, "task"));
+  ASSIGN_OR_RETURN(row.id, StringMember(object, "id"));
+  ASSIGN_OR_RETURN(row.task, StringMember(object, "task"));
   ASSIGN_OR_RETURN(static_cast<Expectation&>(row), ParseExpectation(object));
   const auto difficulty = object.find("difficulty");
   if (difficulty == object.end() || !difficulty->is_number_integer()) {

@@ -59,13 +59,28 @@ TEST(RoundForOutputs, WithInputsThatHaveNothingInCommonIsNoWorse) {
 
 TEST(RoundForOutputs, IsTheSameForAnyNumberOfThreads) {
   ThreadPool one(1), three(3);
-  const auto [matrix, x] = MakeGptqInputs(/*rows=*/13, /*columns=*/256, /*tokens=*/300);
+  const auto [matrix, x] = MakeGptqInputs(/*rows=*/37, /*columns=*/256, /*tokens=*/300);
   const Hessian hessian = HessianOf(x);
   for (const Case& c : kCases) {
     const RowFormat format = RowFormat::Create(c.dtype, c.group, matrix.columns).value();
     EXPECT_EQ(RoundForOutputs(matrix, format, hessian, one).Bytes(),
               RoundForOutputs(matrix, format, hessian, three).Bytes())
         << Info(c.dtype).name;
+  }
+}
+
+// More rows than take turns, and more columns than are added at once.
+TEST(RoundForOutputs, EachRowIsAsItWouldBeAlone) {
+  ThreadPool pool(2);
+  const auto [matrix, x] = MakeGptqInputs(/*rows=*/19, /*columns=*/768, /*tokens=*/300);
+  const Hessian hessian = HessianOf(x);
+  for (const Case& c : kCases) {
+    const RowFormat format = RowFormat::Create(c.dtype, c.group, matrix.columns).value();
+    const FloatMatrix together = RoundForOutputs(matrix, format, hessian, pool).ToFloat(pool);
+    for (const size_t row : {0, 7, 15, 16, 18}) {
+      const FloatMatrix alone = RoundForOutputs(RowOf(matrix, row), format, hessian, pool).ToFloat(pool);
+      EXPECT_TRUE(std::ranges::equal(together.Row(row), alone.values)) << Info(c.dtype).name << " " << row;
+    }
   }
 }
 

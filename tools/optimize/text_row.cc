@@ -7,19 +7,13 @@
 namespace terrace {
 namespace {
 
-StatusOr<std::string> Text(const Json& object, const char* key) {
-  const auto found = object.find(key);
-  if (found == object.end() || !found->is_string()) return InvalidArgument("\"", key, "\" is not a string");
-  return found->get<std::string>();
-}
-
 StatusOr<std::vector<ChatMessage>> Messages(const Json& list) {
   std::vector<ChatMessage> messages;
   for (const Json& each : list) {
     if (!each.is_object()) return InvalidArgument("message ", messages.size(), " is not an object");
     ChatMessage message;
-    ASSIGN_OR_RETURN(message.role, Text(each, "role"));
-    ASSIGN_OR_RETURN(message.content, Text(each, "content"));
+    ASSIGN_OR_RETURN(message.role, StringMember(each, "role"));
+    ASSIGN_OR_RETURN(message.content, StringMember(each, "content"));
     messages.push_back(std::move(message));
   }
   return messages;
@@ -36,12 +30,12 @@ StatusOr<TextRow> ParseTextRow(std::string_view line) {
   if (list == row.end() || list->empty()) {
     if (!row.contains("text") && !row.contains("expected"))
       return InvalidArgument("has none of \"messages\", \"text\" and \"expected\"");
-    ASSIGN_OR_RETURN(out.text, Text(row, row.contains("text") ? "text" : "expected"));
+    ASSIGN_OR_RETURN(out.text, StringMember(row, row.contains("text") ? "text" : "expected"));
     return out;
   }
   ASSIGN_OR_RETURN(out.messages, Messages(*list));
   if (row.contains("expected")) {
-    ASSIGN_OR_RETURN(out.answer, Text(row, "expected"));
+    ASSIGN_OR_RETURN(out.answer, StringMember(row, "expected"));
   }
   return out;
 }

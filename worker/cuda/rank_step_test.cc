@@ -3,10 +3,8 @@
 #include "worker/cuda/rank_step.h"
 
 #include <algorithm>
-#include <functional>
 #include <memory>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "base/rng.h"
@@ -15,6 +13,7 @@
 #include "worker/parallel/fake_nccl.h"
 #include "worker/parallel/index_range.h"
 #include "worker/parallel/local_communicator.h"
+#include "worker/parallel/on_each_rank.h"
 
 namespace terrace {
 namespace {
@@ -23,12 +22,6 @@ using ::testing::HasSubstr;
 
 constexpr Duration kLong = std::chrono::seconds(120);  // no rank misses it
 constexpr uint32_t kHidden = 24, kVocabulary = 64;
-
-void OnEachRank(uint32_t ranks, const std::function<void(uint32_t rank)>& run) {
-  std::vector<std::thread> threads;
-  for (uint32_t rank = 0; rank < ranks; ++rank) threads.emplace_back(run, rank);
-  for (std::thread& thread : threads) thread.join();
-}
 
 using NcclGroup = std::vector<std::unique_ptr<NcclCommunicator>>;
 

@@ -34,11 +34,12 @@ Status CheckDeviceModel(const ModelConfig& config) {
   for (const auto& [name, width] :
        {std::pair{"hidden size", config.hidden_size}, std::pair{"feed-forward size", config.ffn_size},
         std::pair{"query width", config.heads * config.head_dim}}) {
-    if (width % 64 != 0) return Unsupported("a ", name, " of ", width, "; GPU workers take multiples of 64");
+    if (width % kDeviceColumns != 0)
+      return Unsupported("a ", name, " of ", width, "; GPU workers take multiples of ", kDeviceColumns);
   }
-  if (config.vocab_size % 16 != 0 || config.vocab_size > kGpuMostSampleVocab)
-    return Unsupported("a vocabulary of ", config.vocab_size, "; GPU workers take multiples of 16 up to ",
-                       kGpuMostSampleVocab);
+  if (config.vocab_size % kDeviceRows != 0 || config.vocab_size > kGpuMostSampleVocab)
+    return Unsupported("a vocabulary of ", config.vocab_size, "; GPU workers take multiples of ", kDeviceRows,
+                       " up to ", kGpuMostSampleVocab);
   const uint32_t spans = std::bit_ceil((config.context_length + kGpuAttentionSpan - 1) / kGpuAttentionSpan);
   if (GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans) > kDevicePartialFloats)
     return Unsupported("a context of ", config.context_length,

@@ -8,6 +8,9 @@
 
 namespace terrace {
 
+// Kernels of devices take so many columns of a matrix together, and so many rows.
+inline constexpr uint32_t kDeviceColumns = 64, kDeviceRows = 16;
+
 // Scratch memory for partial results, of decode attention above all: 256 MiB.
 inline constexpr uint64_t kDevicePartialFloats = uint64_t{64} << 20;
 

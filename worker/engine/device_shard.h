@@ -8,15 +8,13 @@
 #include "base/status.h"
 #include "kernels/weight_matrix.h"
 #include "worker/engine/device_backend.h"
+#include "worker/engine/device_rules.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/tensor_names.h"
 #include "worker/formats/weight_source.h"
 #include "worker/parallel/shard_plan.h"
 
 namespace terrace {
-
-// Kernels of devices take so many columns of a matrix together, and so many rows.
-inline constexpr uint32_t kDeviceColumns = 64, kDeviceRows = 16;
 
 // As PlanShard, of one stage and with a virtual shard for each rank: the columns of every layer are cut
 // alike, where both the formats of `weights` and kernels let them. Also FAILED_PRECONDITION, reason

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "base/json.h"
@@ -156,6 +157,17 @@ std::vector<int32_t> GreedyTokens(TestModel& model, const std::vector<int32_t>& 
     answer.push_back(part[0]);
   }
   return answer;
+}
+
+double LargestDifference(std::span<const float> a, std::span<const float> b) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  if (a.size() != b.size()) return kInfinity;
+  double largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!std::isfinite(a[i]) || !std::isfinite(b[i])) return kInfinity;
+    largest = std::max(largest, std::abs(double{a[i]} - b[i]));
+  }
+  return largest;
 }
 
 std::vector<double> Logprobs(std::span<const float> logits) {

@@ -62,6 +62,8 @@ std::vector<float> SequenceLogits(TestModel& model, const std::vector<int32_t>& 
 // token.
 std::vector<int32_t> GreedyTokens(TestModel& model, const std::vector<int32_t>& prompt, size_t count,
                                   std::vector<float>& first_logits);
+// Infinite where a value of either is not finite, or there is not one of each.
+double LargestDifference(std::span<const float> a, std::span<const float> b);
 // ln softmax of one row.
 std::vector<double> Logprobs(std::span<const float> logits);
 

@@ -14,16 +14,6 @@
 namespace terrace {
 namespace {
 
-double LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    EXPECT_TRUE(std::isfinite(a[i]) && std::isfinite(b[i])) << i;
-    worst = std::max(worst, std::abs(double{a[i]} - b[i]));
-  }
-  return worst;
-}
-
 // Four ranks can share it out in every format: an attention's output of four blocks of 256, a feed-forward
 // width of five; KV heads for two of them.
 ModelConfig WideConfig() {

@@ -72,16 +72,6 @@ class FakeWeights : public WeightSource {
   const std::string path_ = "fake";
 };
 
-double LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double worst = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    EXPECT_TRUE(std::isfinite(a[i]) && std::isfinite(b[i])) << i;
-    worst = std::max(worst, std::abs(double{a[i]} - b[i]));
-  }
-  return worst;
-}
-
 std::vector<float> LogitsOf(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
                             const std::vector<int32_t>& tokens, ComputeType compute = ComputeType::kF32) {
   TestModel model(config, weights, ops, /*threads=*/1, /*blocks=*/64, KvDType::kF32, compute);

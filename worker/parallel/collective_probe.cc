@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/clock.h"
+#include "worker/parallel/on_each_rank.h"
 #include "worker/parallel/socket_group.h"
 
 namespace terrace {

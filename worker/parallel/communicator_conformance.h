@@ -18,6 +18,7 @@
 #include "base/rng.h"
 #include "gtest/gtest.h"
 #include "worker/parallel/communicator.h"
+#include "worker/parallel/on_each_rank.h"
 #include "worker/parallel/tree_sum.h"
 
 namespace terrace {
@@ -27,12 +28,6 @@ constexpr Duration kLong = std::chrono::seconds(120);  // no rank misses it
 constexpr Duration kShort = std::chrono::milliseconds(1);
 
 using Group = std::vector<std::unique_ptr<Communicator>>;
-
-void OnEachRank(uint32_t ranks, const std::function<void(uint32_t rank)>& run) {
-  std::vector<std::thread> threads;
-  for (uint32_t rank = 0; rank < ranks; ++rank) threads.emplace_back(run, rank);
-  for (std::thread& thread : threads) thread.join();
-}
 
 // A rendezvous of threads.
 class Board {

@@ -27,8 +27,10 @@ namespace {
 using gloo::transport::UnboundBuffer;
 using Milliseconds = std::chrono::milliseconds;
 
-constexpr uint64_t kFrameSlot = 0, kRestSlot = 1;  // Gloo's tags
-constexpr size_t kInFrame = 64 << 10;              // bytes of a message
+// Gloo's tags: of frames, of what does not fit them, of the empty message behind that, and of one that nobody
+// sends.
+constexpr uint64_t kFrameSlot = 0, kRestSlot = 1, kEndSlot = 2, kNeverSlot = 3;
+constexpr size_t kInFrame = 64 << 10;  // bytes of a message
 
 struct Header {
   uint64_t call = 0, bytes = 0;
@@ -55,6 +57,7 @@ std::string Why(const std::exception& error) {
 }
 
 size_t InFrame(size_t bytes) { return std::min(bytes, kInFrame); }
+bool HasRest(size_t bytes) { return bytes > kInFrame; }
 
 class GlooCommunicator final : public Communicator {
  public:
@@ -72,6 +75,14 @@ class GlooCommunicator final : public Communicator {
     }
   }
 
+  // Once a rank is connected, before the first call; throws what Gloo does. When a connection is closed Gloo
+  // tells the buffers whose messages have not begun, not the one that it reads into and those that it writes
+  // from, whose waits would last until the deadline. So each buffer has one that never begins.
+  void HearOfTheEndOf(uint32_t rank) {
+    for (UnboundBuffer* const buffer : {peers_[rank].send.get(), peers_[rank].receive.get()})
+      buffer->recv(static_cast<int>(rank), kNeverSlot, 0, 0);
+  }
+
   void Abort(const Status& why) override {
     std::lock_guard lock(mutex_);
     if (ended_.ok()) ended_ = why;
@@ -85,7 +96,6 @@ class GlooCommunicator final : public Communicator {
       end_waits(*peer.send);
       end_waits(*peer.receive);
     }
-    for (const Rest& rest : rests_) end_waits(*rest.buffer);
   }
 
   // Gloo tells that a connection was closed when it is used.
@@ -102,12 +112,6 @@ class GlooCommunicator final : public Communicator {
   }
 
  private:
-  // What of a message does not fit its frame, in memory of the caller.
-  struct Rest {
-    uint32_t peer = 0;
-    bool is_sent = false;
-    std::unique_ptr<UnboundBuffer> buffer;
-  };
   // The call that this rank is in.
   struct Current {
     Call call;
@@ -138,12 +142,12 @@ class GlooCommunicator final : public Communicator {
     }
     for (const Outgoing& each : outgoing) RETURN_IF_ERROR(StartSend(current, each));
     for (const Incoming& each : incoming) RETURN_IF_ERROR(TakeFrame(current, each));
-    for (const Rest& each : rests_) {
-      RETURN_IF_ERROR(each.is_sent ? WaitSend(current, each.peer, *each.buffer)
-                                   : WaitReceive(current, each.peer, *each.buffer));
+    for (const Incoming& each : incoming) {
+      if (HasRest(each.data.size())) RETURN_IF_ERROR(WaitReceive(current, each.from));
     }
     for (const Outgoing& each : outgoing) {
-      RETURN_IF_ERROR(WaitSend(current, each.to, *peers_[each.to].send));
+      RETURN_IF_ERROR(WaitSend(current, each.to));
+      if (HasRest(each.data.size())) RETURN_IF_ERROR(WaitSend(current, each.to));
     }
     return Status();
   }
@@ -157,37 +161,38 @@ class GlooCommunicator final : public Communicator {
     RETURN_IF_ERROR(Start(current, message.to, [&] {
       peers_[message.to].send->send(to, kFrameSlot, 0, sizeof(Header) + in_frame);
     }));
-    if (in_frame == message.data.size()) return Status();
+    if (!HasRest(message.data.size())) return Status();
     const std::span<const std::byte> rest = message.data.subspan(in_frame);
     // Gloo only reads what it sends.
-    ASSIGN_OR_RETURN(UnboundBuffer* const buffer,
-                     AddRest(message.to, /*is_sent=*/true, const_cast<std::byte*>(rest.data()), rest.size()));
-    return Start(current, message.to, [&] { buffer->send(to, kRestSlot, 0, rest.size()); });
+    UnboundBuffer& buffer = AddRest(const_cast<std::byte*>(rest.data()), rest.size());
+    return Start(current, message.to, [&] {
+      buffer.send(to, kRestSlot, 0, rest.size());
+      peers_[message.to].send->send(to, kEndSlot, 0, 0);
+    });
   }
 
   // The rest is asked for only when the sender means the same.
   Status TakeFrame(const Current& current, const Incoming& message) {
     const size_t in_frame = InFrame(message.data.size());
-    RETURN_IF_ERROR(WaitReceive(current, message.from, *peers_[message.from].receive));
+    const auto from = static_cast<int>(message.from);
+    RETURN_IF_ERROR(WaitReceive(current, message.from));
     const Frame& frame = *peers_[message.from].in;
     RETURN_IF_ERROR(CheckMessage(message.from, static_cast<Call>(frame.header.call), frame.header.bytes,
                                  current.call, message.data.size()));
     if (in_frame > 0) std::memcpy(message.data.data(), frame.data, in_frame);
-    if (in_frame == message.data.size()) return Status();
+    if (!HasRest(message.data.size())) return Status();
     const std::span<std::byte> rest = message.data.subspan(in_frame);
-    ASSIGN_OR_RETURN(UnboundBuffer* const buffer,
-                     AddRest(message.from, /*is_sent=*/false, rest.data(), rest.size()));
-    return Start(current, message.from,
-                 [&] { buffer->recv(static_cast<int>(message.from), kRestSlot, 0, rest.size()); });
+    UnboundBuffer& buffer = AddRest(rest.data(), rest.size());
+    return Start(current, message.from, [&] {
+      buffer.recv(from, kRestSlot, 0, rest.size());
+      peers_[message.from].receive->recv(from, kEndSlot, 0, 0);
+    });
   }
 
-  // The error of an Abort that came before.
-  StatusOr<UnboundBuffer*> AddRest(uint32_t peer, bool is_sent, std::byte* data, size_t bytes) {
-    std::lock_guard lock(mutex_);
-    RETURN_IF_ERROR(ended_);
-    rests_.push_back(
-        {.peer = peer, .is_sent = is_sent, .buffer = context_->createUnboundBuffer(data, bytes)});
-    return rests_.back().buffer.get();
+  // Of memory of the caller. Not waited for: the rest has gone, or come, when the end behind it has.
+  UnboundBuffer& AddRest(std::byte* data, size_t bytes) {
+    rests_.push_back(context_->createUnboundBuffer(data, bytes));
+    return *rests_.back();
   }
 
   template <typename Use>
@@ -197,11 +202,25 @@ class GlooCommunicator final : public Communicator {
       return true;
     });
   }
-  Status WaitSend(const Current& current, uint32_t peer, UnboundBuffer& buffer) {
-    return Try(current, peer, [&](Milliseconds left) { return buffer.waitSend(nullptr, left); });
+  // One message to, or from, the peer's frame.
+  Status WaitSend(const Current& current, uint32_t peer) {
+    return Wait(current, peer, [&](Milliseconds left) { return peers_[peer].send->waitSend(nullptr, left); });
   }
-  Status WaitReceive(const Current& current, uint32_t peer, UnboundBuffer& buffer) {
-    return Try(current, peer, [&](Milliseconds left) { return buffer.waitRecv(nullptr, left); });
+  Status WaitReceive(const Current& current, uint32_t peer) {
+    return Wait(current, peer,
+                [&](Milliseconds left) { return peers_[peer].receive->waitRecv(nullptr, left); });
+  }
+  // A wait that is woken by the end of a connection throws, also when the message was whole before: asked
+  // again, without a wait, Gloo says which it is.
+  template <typename Use>
+  Status Wait(const Current& current, uint32_t peer, Use use) {
+    return Try(current, peer, [&](Milliseconds left) {
+      try {
+        return use(left);
+      } catch (const std::exception&) {
+        return use(Milliseconds(0));
+      }
+    });
   }
 
   // What Gloo throws, and that a wait was ended by Abort, as a Status. `use` gets the time that is left.
@@ -229,7 +248,8 @@ class GlooCommunicator final : public Communicator {
   std::mutex mutex_;
   Status ended_;                // GUARDED_BY(mutex_): why
   bool is_exchanging_ = false;  // GUARDED_BY(mutex_): a call waits for buffers
-  std::vector<Rest> rests_;     // of the call, which alone changes them, under the mutex
+  // What of the call's messages does not fit their frames; the call's thread alone uses it.
+  std::vector<std::unique_ptr<UnboundBuffer>> rests_;
 };
 
 // Gloo takes it that a name can be resolved, and leaks where it is not this machine's.
@@ -314,13 +334,15 @@ StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const ConnectOptions& option
     ASSIGN_OR_RETURN(const std::vector<std::string> all, rendezvous(mine));
     if (all.size() != options.ranks)
       return Unavailable("the rendezvous told of ", all.size(), " ranks, not ", options.ranks);
+    auto made = std::make_unique<GlooCommunicator>(options, context);
     for (uint32_t i = 0; i < options.ranks; ++i) {
       if (i == options.rank) continue;
       peer = i;
       ASSIGN_OR_RETURN(const std::vector<char> address, AddressFor(all[i], i, options.rank, options.ranks));
       context->getPair(static_cast<int>(i))->connect(address);
+      made->HearOfTheEndOf(i);
     }
-    return std::unique_ptr<Communicator>(std::make_unique<GlooCommunicator>(options, context));
+    return std::unique_ptr<Communicator>(std::move(made));
   } catch (const std::exception& error) {
     return peer == options.rank ? Unavailable("cannot listen on ", options.host, ": ", Why(error))
                                 : Unavailable("cannot connect to rank ", peer, ": ", Why(error));

@@ -6,7 +6,7 @@
 //
 // Of Gloo's collectives none is used: they add in an order of their own, and end the process when ranks
 // disagree about sizes. A message has a frame of a fixed size with its call and length and its first bytes;
-// what does not fit follows once the receiver has agreed.
+// what does not fit follows once the receiver has agreed, with an empty message behind it.
 #pragma once
 
 #include <memory>

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -19,6 +18,7 @@
 #include "kernels/scalar_convert.h"
 #include "worker/parallel/fake_nccl.h"
 #include "worker/parallel/local_communicator.h"
+#include "worker/parallel/on_each_rank.h"
 #include "worker/parallel/tree_sum.h"
 
 namespace terrace {
@@ -35,12 +35,6 @@ constexpr size_t kMostBytes = 300'000;
 constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
 using NcclGroup = std::vector<std::unique_ptr<NcclCommunicator>>;
-
-void OnEachRank(size_t ranks, const std::function<void(uint32_t rank)>& run) {
-  std::vector<std::thread> threads;
-  for (uint32_t rank = 0; rank < ranks; ++rank) threads.emplace_back(run, rank);
-  for (std::thread& thread : threads) thread.join();
-}
 
 // What `ranks` fake ranks of one process would tell each other, without anybody to wait for.
 Rendezvous Told(uint32_t ranks, const NcclUniqueId& id) {

@@ -2,14 +2,10 @@
 
 #include <barrier>
 #include <string>
-#include <thread>
+
+#include "worker/parallel/on_each_rank.h"
 
 namespace terrace {
-
-void OnEachRank(uint32_t ranks, const std::function<void(uint32_t rank)>& run) {
-  std::vector<std::jthread> threads;
-  for (uint32_t rank = 0; rank < ranks; ++rank) threads.emplace_back(run, rank);
-}
 
 StatusOr<std::vector<std::unique_ptr<Communicator>>> MakeSocketGroup(uint32_t ranks, Duration timeout,
                                                                      Transport transport) {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -11,9 +10,6 @@
 #include "worker/parallel/transport.h"
 
 namespace terrace {
-
-// Runs `run` as every rank at once; returns when all have ended.
-void OnEachRank(uint32_t ranks, const std::function<void(uint32_t rank)>& run);
 
 // One for each rank. The first error of Connect.
 StatusOr<std::vector<std::unique_ptr<Communicator>>> MakeSocketGroup(uint32_t ranks, Duration timeout,

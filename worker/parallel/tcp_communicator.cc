@@ -95,7 +95,7 @@ class TcpCommunicator final : public Communicator {
   Status FindClosed(IsAsked is_asked) {
     for (uint32_t i = 0; i < ranks(); ++i)
       poll_set_[i] = {.fd = is_asked(i) ? sockets_[i].number() : -1, .events = POLLRDHUP, .revents = 0};
-    if (poll(poll_set_.data(), poll_set_.size(), 0) <= 0) return Status();
+    if (Poll(poll_set_, Duration(0)) <= 0) return Status();
     const auto found = std::ranges::find_if(poll_set_, [](const pollfd& each) { return each.revents != 0; });
     return Ended(static_cast<uint32_t>(found - poll_set_.begin()), kClosed);
   }
@@ -206,9 +206,7 @@ class TcpCommunicator final : public Communicator {
                       .events = static_cast<short>(events),
                       .revents = 0};
     }
-    const auto seconds = std::chrono::floor<std::chrono::seconds>(left);
-    const timespec wait{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
-    if (ppoll(poll_set_.data(), poll_set_.size(), &wait, nullptr) < 0)
+    if (Poll(poll_set_, left) < 0)
       return errno == EINTR ? Status() : Unavailable("ppoll: ", std::strerror(errno));
     for (uint32_t i = 0; i < ranks(); ++i) {
       const Transfer& each = transfers_[i];  // what is left to receive ends with the news

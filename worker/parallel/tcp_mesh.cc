@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -87,9 +86,7 @@ bool WaitUntil(MonoTime deadline, std::vector<pollfd>& set) {
   while (true) {
     const Duration left = deadline - RealClock().Now();
     if (left <= Duration(0)) return false;
-    const auto seconds = std::chrono::floor<std::chrono::seconds>(left);
-    const timespec wait{.tv_sec = seconds.count(), .tv_nsec = (left - seconds).count()};
-    if (ppoll(set.data(), set.size(), &wait, nullptr) > 0) return true;
+    if (Poll(set, left) > 0) return true;
   }
 }
 bool WaitUntil(MonoTime deadline, const Descriptor& socket, short events) {
