@@ -165,6 +165,14 @@ const std::vector<MetricInfo> kMetrics = {
      "not take them).",
      {"policy", "result"},
      {}},
+    {"terrace_policy_shadow_records_total",
+     kCounter,
+     "Requests that were drawn for a record of all tiers' answers. Results: written, dropped "
+     "(max_in_flight were under way, others wanted a tier, or it could not take them), failed (a tier "
+     "did, or its answer has no finite signals), unwritten (the file could not be written), refused "
+     "(it is full or of other tiers, and no more are drawn).",
+     {"policy", "result"},
+     {}},
     {"terrace_config_reload_success",
      kGauge,
      "1 while what the configuration's files say is what runs, 0 after a reload that was refused.",

@@ -379,7 +379,6 @@ void Generation::OnAnswered(AnswerEnd end, const TokenUsage& usage) {
   record_.summary.end = has_calls ? AnswerEnd::kToolCalls : end;
   record_.summary.stop = answer_->text().stop();
   record_.summary.reason = shared_->ReasonOf(step_, FirstSignals());
-  shared_->OfferToShadow(step().tier, *answer_, end);
   Finish({});
 }
 
@@ -482,6 +481,7 @@ void Generation::ToNextStep() {
 }
 
 void Generation::Finish(const Status& status) {
+  shared_->OfferToShadow(step().tier, status.ok() ? &*answer_ : nullptr, record_.summary.end);
   record_.status = status;
   record_.summary.total_seconds = Seconds(Now() - request_->arrival());
   owner_->OnEnd(draw_, step().tier, std::move(record_));

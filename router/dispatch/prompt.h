@@ -13,6 +13,12 @@ namespace terrace {
 
 using PromptPtr = std::shared_ptr<const std::vector<TokenId>>;
 
+// A request's, in the tokens of one tokenizer.
+struct EncodedPrompt {
+  std::string text_digest = {};
+  PromptPtr prompt = {};
+};
+
 // INVALID_ARGUMENT when the request names a token id that the tier's model does not have.
 Status CheckTokenIds(const Request& request, const TierView& tier);
 

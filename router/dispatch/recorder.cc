@@ -42,6 +42,13 @@ MetricRegistry::Counter& ShadowCounter(MetricRegistry& metrics, const std::strin
                             Labels{policy, kResults[static_cast<size_t>(result)]});
 }
 
+MetricRegistry::Counter& RecordCounter(MetricRegistry& metrics, const std::string& policy,
+                                       Recorder::RecordResult result) {
+  constexpr const char* kResults[] = {"written", "dropped", "failed", "unwritten", "refused"};
+  return metrics.GetCounter("terrace_policy_shadow_records_total",
+                            Labels{policy, kResults[static_cast<size_t>(result)]});
+}
+
 MetricRegistry::Histogram& AgreementHistogram(MetricRegistry& metrics, const std::string& policy) {
   return metrics.GetHistogram("terrace_policy_answer_agreement_ratio", Labels{policy});
 }
@@ -223,9 +230,19 @@ void Recorder::OnShadowedPolicy(const std::string& policy) {
   OnAgreement(policy, 1, false);
 }
 
+void Recorder::OnRecordedPolicy(const std::string& policy) {
+  using enum RecordResult;
+  for (const RecordResult result : {kWritten, kDropped, kFailed, kUnwritten, kRefused})
+    RecordCounter(metrics_, policy, result);
+}
+
 void Recorder::OnShadow(const std::string& policy, ShadowResult result, std::optional<double> agreement) {
   ShadowCounter(metrics_, policy, result).Add();
   if (agreement.has_value()) AgreementHistogram(metrics_, policy).Observe(*agreement);
+}
+
+void Recorder::OnRecord(const std::string& policy, RecordResult result) {
+  RecordCounter(metrics_, policy, result).Add();
 }
 
 void Recorder::OnAgreement(const std::string& policy, double agreement, bool has_drifted) {

@@ -69,6 +69,9 @@ class Recorder {
   // Of a request that a smaller tier had answered: the last tier's answer agreed, disagreed or failed, or the
   // request was not given to it, or taken away.
   enum class ShadowResult { kAgreed, kDisagreed, kFailed, kDropped };
+  // Of a request that all tiers were to be given: a record was written; not all of them could take it, or one
+  // failed; it could not be written now; or never will be to this file.
+  enum class RecordResult { kWritten, kDropped, kFailed, kUnwritten, kRefused };
 
   // `tiers` as configured; metrics have a series for each from the start.
   // `tenants` may be shared with other recorders of the registry.
@@ -89,8 +92,10 @@ class Recorder {
   void OnRequest(const RequestRecord& record);
   // Policies by their names. Metrics have their series from the first call on.
   void OnShadowedPolicy(const std::string& policy);
+  void OnRecordedPolicy(const std::string& policy);
   // `agreement` is of the two answers, when there are two.
   void OnShadow(const std::string& policy, ShadowResult result, std::optional<double> agreement = {});
+  void OnRecord(const std::string& policy, RecordResult result);
   // `agreement` is of the pairs of late.
   void OnAgreement(const std::string& policy, double agreement, bool has_drifted);
 

@@ -10,19 +10,27 @@
 #include "router/dispatch/answer_text.h"
 #include "router/dispatch/attempts.h"
 #include "router/dispatch/poison.h"
+#include "router/tier/calibration_policy.h"
 
 namespace terrace {
 namespace {
 
 constexpr uint64_t kDrawStream = 1;          // of the dispatcher's seed; 0 is of requests' seeds
-constexpr double kMostSaturation = 0.5;      // of the last tier's places, from which on it is left alone
+constexpr double kMostSaturation = 0.5;      // of a tier's places, from which on it is left alone
 constexpr uint32_t kMoreTokens = 16;         // than twice the smaller tier's: a longer answer does not agree
 constexpr size_t kMostTextBytes = 16 << 10;  // that the housekeeper tokenizes for one
 constexpr auto kPatience = std::chrono::minutes(2);
 
+constexpr char kRecordedTask[] = "shadow";
+
 bool IsComparable(const Request& request) {
   return request.sampling().temperature == 0 && request.draws() == 1 &&
          !request.prompt_logprobs().has_value();
+}
+
+// Of those, one whose tier the policy chooses by itself; an answer is wanted.
+bool IsRecordable(const Request& request) {
+  return request.tier().empty() && !request.has_limits() && !request.is_prompt_only();
 }
 
 std::string_view WithoutBlanks(std::string_view text) {
@@ -57,6 +65,37 @@ bool IsSame(const ShownText& a, const ShownText& b) {
   return of_a == of_b || (a.is_cut && of_b.starts_with(of_a)) || (b.is_cut && of_a.starts_with(of_b));
 }
 
+struct ComparedAnswer {
+  const Draft& answer;
+  bool is_cut = false;
+};
+
+// How far two answers to a request agree; `encoded` is the first one in the tokens of the second one's tier.
+// Behind the end of an answer that was cut nothing is compared.
+double HowFarTheyAgree(const RequestPtr& request, const ComparedAnswer& first,
+                       const std::vector<TokenId>& encoded, const ComparedAnswer& second) {
+  const std::vector<TokenId>& tokens = second.answer.tokens;
+  const ShownText a = Show(first.answer.text, request, first.answer.tokens, first.is_cut);
+  const ShownText b = Show(second.answer.text, request, tokens, second.is_cut);
+  const bool is_shorter_cut = encoded.size() <= tokens.size() ? first.is_cut : second.is_cut;
+  const size_t compared =
+      is_shorter_cut ? std::min(encoded.size(), tokens.size()) : std::max(encoded.size(), tokens.size());
+  const auto differ = std::ranges::mismatch(encoded, tokens);
+  return Agreement(IsSame(a, b), static_cast<size_t>(differ.in1 - encoded.begin()), compared);
+}
+
+// Of the answer's text, if another tokenizer has to make tokens of it.
+size_t BytesToEncode(const Draft& answer, const std::string& text_digest) {
+  if (answer.tokens.empty() || answer.text_digest == text_digest) return 0;
+  return answer.text->tokenizer->Decode(answer.tokens).size();
+}
+
+// The housekeeper has other things to do.
+Status CheckBytes(size_t bytes) {
+  if (bytes <= kMostTextBytes) return {};
+  return ResourceExhausted("there are ", bytes, " bytes to tokenize, limit ", kMostTextBytes);
+}
+
 // It gives way: not a failure.
 Status InTheWay() { return Cancelled("others wait for the tier"); }
 
@@ -88,7 +127,7 @@ ExecuteSpec MakeSpec(const Request& request, const ReplicaView& replica, PromptP
 
 }  // namespace
 
-// One call at the last tier. Events come from one thread at a time.
+// One call of a job. Events come from one thread at a time.
 class Shadows::Call : public ExecuteEvents {
  public:
   struct Parts {
@@ -99,17 +138,15 @@ class Shadows::Call : public ExecuteEvents {
     uint64_t boarded = 0;  // see WorkerDeath
     InFlightLease lease = {};
   };
-  // `draft`: the pair's answer in the tokens of the tier.
-  Call(Parts parts, const TierView& tier, const PromptPtr& prompt, const Pair& pair,
-       const std::vector<TokenId>& draft)
+  // `draft`: what was said before, in the tokens of the tier.
+  Call(Parts parts, const TierView& tier, const PromptPtr& prompt, Job job, std::vector<TokenId> draft)
       : parts_(std::move(parts)),
         death_{.boarded = parts_.boarded},
-        pair_(pair),
-        text_(tier.text),
-        draft_tokens_(draft.size()),
-        answer_(tier, prompt, pair.request, /*draw=*/0) {
-    answer_.Propose(draft);
-  }
+        job_(std::move(job)),
+        tier_{tier.name, tier.model_digest, tier.text_digest, tier.parameters},
+        vocab_size_(tier.vocab_size),
+        draft_(std::move(draft)),
+        answer_(tier, prompt, job_.request, /*draw=*/0) {}
 
   void OnStarted(uint32_t) override { death_.had_begun = true; }
   void OnPromptScores(std::vector<WorkerToken>) override {}  // none are asked for
@@ -124,37 +161,48 @@ class Shadows::Call : public ExecuteEvents {
   }
   void OnDone(StatusOr<ExecuteResult> result) override {
     parts_.lease.End();
-    const Status end = is_ended() ? protocol_error_ : result.status();
+    CallEnd end{.status = is_ended() ? protocol_error_ : result.status()};
     const auto owner = std::move(parts_.owner);
     const bool is_cut = !is_ended() && result.ok() && result->end == AnswerEnd::kLength;
-    death_.SetPlace(answer_.log().size(), draft_tokens_);
-    owner->OnDone(parts_.id, *parts_.observer, death_,
-                  end.ok() ? StatusOr<double>(HowFarItAgrees(is_cut)) : end);
+    death_.SetPlace(answer_.log().size(), draft_.size());
+    if (end.status.ok()) Say(is_cut);
+    if (end.status.ok() && !job_.is_recorded) {
+      const Said& first = job_.said.front();
+      end.agreement = HowFarTheyAgree(job_.request, {first.answer, first.is_cut}, draft_,
+                                      {job_.said.back().answer, is_cut});
+    }
+    end.job = std::move(job_);
+    owner->OnDone(parts_.id, *parts_.observer, death_, std::move(end));
   }
 
  private:
   // No further token is wanted.
   bool is_ended() const { return answer_.is_over() || !protocol_error_.ok(); }
 
-  // Behind the end of an answer that was cut nothing is compared.
-  double HowFarItAgrees(bool is_cut) const {
+  void Say(bool is_cut) {
     const std::vector<TokenId>& log = answer_.log();
-    const ShownText first = Show(pair_.answer.text, pair_.request, pair_.answer.tokens, pair_.is_cut);
-    const ShownText second = Show(text_, pair_.request, log, is_cut);
-    const bool is_shorter_cut = draft_tokens_ <= log.size() ? pair_.is_cut : is_cut;
-    const size_t compared =
-        is_shorter_cut ? std::min(draft_tokens_, log.size()) : std::max(draft_tokens_, log.size());
-    return Agreement(IsSame(first, second), answer_.accepted_draft_tokens(), compared);
+    RecordedAnswer record{.prompt_tokens = static_cast<uint32_t>(answer_.prompt()->size()),
+                          .signals = answer_.text().signals()};
+    if (!job_.said.empty() && job_.said.back().answer.text_digest == tier_.text_digest)
+      record.draft_agreement = AgreementWith(job_.said.back().answer.tokens, log);
+    job_.said.push_back({answer_.ToDraft(), is_cut, tier_, vocab_size_, record});
+    job_.left = job_.left.subspan(1);
   }
 
   Parts parts_;
   WorkerDeath death_;  // as far as it is known
-  const Pair pair_;
-  const std::shared_ptr<const TextAssets> text_;
-  const size_t draft_tokens_;
+  Job job_;
+  const RecordedTier tier_;
+  const uint32_t vocab_size_;
+  const std::vector<TokenId> draft_;
   TierAnswer answer_;
   Status protocol_error_;
 };
+
+Shadows::Watched::Watched(const CatalogEntry& of)
+    : entry(of), takes_records(!of.shadow->records_file.empty()), window(*of.shadow) {
+  if (takes_records) records.emplace(of.shadow->records_file, of.shadow->max_records);
+}
 
 Shadows::Shadows(const DispatcherParts& parts, Quarantine& quarantine)
     : parts_(parts), quarantine_(quarantine) {
@@ -162,6 +210,7 @@ Shadows::Shadows(const DispatcherParts& parts, Quarantine& quarantine)
     if (!entry.shadow.has_value()) continue;
     watched_.try_emplace(&entry, entry);
     parts_.recorder.OnShadowedPolicy(entry.id);
+    if (!entry.shadow->records_file.empty()) parts_.recorder.OnRecordedPolicy(entry.id);
   }
 }
 
@@ -170,64 +219,73 @@ bool Shadows::HasDrifted(const CatalogEntry& entry) const {
   return found != watched_.end() && found->second.has_drifted;
 }
 
-void Shadows::Offer(const CatalogEntry& entry, const RequestPtr& request, const TierAnswer& answer,
-                    AnswerEnd end) {
+void Shadows::Offer(const CatalogEntry& entry, const Ended& ended) {
   const auto found = watched_.find(&entry);
-  if (found == watched_.end() || !IsComparable(*request)) return;
+  if (found == watched_.end() || !IsComparable(*ended.request)) return;
   Watched& policy = found->second;
+  Job job{.policy = &policy, .is_recorded = policy.takes_records && IsRecordable(*ended.request)};
+  const bool is_pair = ended.answer != nullptr && (job.is_recorded || entry.shadow->judges_drift());
+  if (!job.is_recorded && !is_pair) return;
   if (RandomUniform(parts_.seed, policy.seen++, kDrawStream) >= entry.shadow->share) return;
+  const std::span<const size_t> tiers = entry.tiers;
+  job.request = ended.request;
+  job.prompts.assign(ended.prompts.begin(), ended.prompts.end());
+  job.left = job.is_recorded ? tiers : tiers.last(1);
+  if (!job.is_recorded) job.said.push_back({.answer = ended.answer->ToDraft(), .is_cut = ended.is_cut});
+  if (is_pair) {
+    const auto place = std::ranges::find(tiers, ended.tier) - tiers.begin();
+    job.watched = job.is_recorded ? static_cast<size_t>(place) : 0;
+  }
   std::lock_guard lock(mutex_);
   if (is_closed_) return;
-  if (policy.in_flight >= entry.shadow->max_in_flight)
-    return parts_.recorder.OnShadow(entry.id, Recorder::ShadowResult::kDropped);
   ++policy.in_flight;
-  offered_.push_back({&policy, request, answer.prompt(), answer.ToDraft(), end == AnswerEnd::kLength});
+  if (policy.in_flight > entry.shadow->max_in_flight) return Lose(job, /*has_failed=*/false);
+  offered_.push_back(std::move(job));
 }
 
 void Shadows::Housekeep(DispatchState& state) {
-  std::vector<Pair> offered;
+  std::vector<Job> offered;
   std::vector<std::shared_ptr<CancelSlot>> in_the_way;
   {
     std::lock_guard lock(mutex_);
     offered.swap(offered_);
     for (const auto& [id, running] : running_) {
-      if (parts_.admission.queued(running.policy->entry.tiers.back()) > 0) in_the_way.push_back(running.slot);
+      if (parts_.admission.queued(running.tier) > 0) in_the_way.push_back(running.slot);
     }
     for (const auto& [entry, policy] : watched_)
       parts_.recorder.OnAgreement(entry->id, policy.window.agreement(), policy.has_drifted);
   }
   for (const auto& slot : in_the_way) slot->Cancel();
-  for (const Pair& pair : offered) {
-    if (Begin(state, pair).ok()) continue;
-    std::lock_guard lock(mutex_);
-    --pair.policy->in_flight;
-    parts_.recorder.OnShadow(pair.policy->entry.id, Recorder::ShadowResult::kDropped);
+  for (Job& job : offered) {
+    if (job.left.empty()) {
+      Finish(job);
+    } else if (!Begin(state, job).ok()) {
+      std::lock_guard lock(mutex_);
+      Lose(job, /*has_failed=*/false);
+    }
   }
 }
 
-// The answer's own where the tokenizer is one. Another one's work is kept small: the housekeeper has other
-// things to do.
-StatusOr<PromptPtr> Shadows::PromptOf(const Pair& pair, const TierView& tier) {
-  const Request& request = *pair.request;
-  if (pair.answer.text_digest == tier.text_digest) {
-    RETURN_IF_ERROR(CheckTokenIds(request, tier));
-    return pair.prompt;
-  }
-  const size_t bytes = TextBytes(request) + pair.answer.text->tokenizer->Decode(pair.answer.tokens).size();
-  if (bytes > kMostTextBytes)
-    return ResourceExhausted("there are ", bytes, " bytes to tokenize, limit ", kMostTextBytes);
-  return EncodeInput(pair.request, tier);
+// What the tier's tokenizer has to make anew is kept small.
+StatusOr<PromptPtr> Shadows::PromptOf(const Job& job, const TierView& tier) {
+  const auto known = std::ranges::find(job.prompts, tier.text_digest, &EncodedPrompt::text_digest);
+  size_t bytes = known == job.prompts.end() ? TextBytes(*job.request) : 0;
+  if (!job.said.empty()) bytes += BytesToEncode(job.said.back().answer, tier.text_digest);
+  RETURN_IF_ERROR(CheckBytes(bytes));
+  if (known == job.prompts.end()) return EncodeInput(job.request, tier);
+  RETURN_IF_ERROR(CheckTokenIds(*job.request, tier));
+  return known->prompt;
 }
 
-Status Shadows::Begin(DispatchState& state, const Pair& pair) {
-  const size_t tier_index = pair.policy->entry.tiers.back();
-  const Request& request = *pair.request;
+Status Shadows::Begin(DispatchState& state, Job& job) {
+  const size_t tier_index = job.left.front();
+  const Request& request = *job.request;
   if (parts_.admission.queued(tier_index) > 0 || parts_.admission.saturation(tier_index) >= kMostSaturation)
     return InTheWay();
   const auto view = parts_.cluster.View();
   const TierView& tier = view->tiers[tier_index];
   if (tier.text == nullptr) return NoCapacity(tier);
-  ASSIGN_OR_RETURN(const PromptPtr prompt, PromptOf(pair, tier));
+  ASSIGN_OR_RETURN(const PromptPtr prompt, PromptOf(job, tier));
   RETURN_IF_ERROR(CheckContext(request, prompt->size(), tier));
   RETURN_IF_ERROR(
       CheckQuarantine(state, {.request = request, .view = *view, .tier = tier_index, .prompt = *prompt}));
@@ -246,41 +304,54 @@ Status Shadows::Begin(DispatchState& state, const Pair& pair) {
   {
     std::lock_guard lock(mutex_);
     parts.id = ++last_id_;
-    running_[parts.id] = {.policy = pair.policy,
-                          .request = pair.request,
+    running_[parts.id] = {.tier = tier_index,
                           .slot = slot,
                           .replica = replica.id,
                           .instance = replica.description.instance,
                           .fingerprint = fingerprint};
   }
-  std::vector<TokenId> draft = EncodeDraft(pair.answer, tier);
-  const auto call = std::make_shared<Call>(std::move(parts), tier, prompt, pair, draft);
-  const size_t draft_tokens = draft.size();
-  ExecuteSpec spec = MakeSpec(request, replica, prompt, std::move(draft), parts_.clock.Now());
-  spec.max_tokens = MostTokens(request, draft_tokens, tier.context_length - prompt_tokens);
+  std::vector<TokenId> draft;
+  if (!job.said.empty()) draft = EncodeDraft(job.said.back().answer, tier);
+  ExecuteSpec spec = MakeSpec(request, replica, prompt, draft, parts_.clock.Now());
+  const uint32_t room = tier.context_length - prompt_tokens;
+  if (!job.is_recorded) {
+    spec.max_tokens = MostTokens(request, draft.size(), room);
+  } else {  // all of its own answer
+    spec.max_tokens = request.max_tokens() == 0 ? room : request.max_tokens();
+    spec.signals = true;
+  }
+  const auto call = std::make_shared<Call>(std::move(parts), tier, prompt, std::move(job), std::move(draft));
   const auto client = replica.client;
   slot->Set(client->Execute(spec, call));
   return {};
 }
 
-void Shadows::OnDone(uint64_t id, CallObserver& observer, WorkerDeath death,
-                     const StatusOr<double>& agreement) {
-  using enum Recorder::ShadowResult;
+void Shadows::OnDone(uint64_t id, CallObserver& observer, WorkerDeath death, CallEnd end) {
   std::lock_guard lock(mutex_);
   if (is_closed_) return;  // the observer's cluster may be gone too
   const Running call = std::move(running_.extract(id).mapped());
-  Watched& policy = *call.policy;
-  --policy.in_flight;
-  const bool gave_way = agreement.status().code() == StatusCode::kCancelled;
-  if (!gave_way) observer.OnCallEnd(agreement.status());
-  const size_t tier = policy.entry.tiers.back();
-  death.silent = SilentProcess(call.instance, agreement.status());
-  if (IsWorkerDeath(parts_, tier, call.replica, agreement.status(), death.had_begun) &&
+  const bool gave_way = end.status.code() == StatusCode::kCancelled;
+  if (!gave_way) observer.OnCallEnd(end.status);
+  death.silent = SilentProcess(call.instance, end.status);
+  if (IsWorkerDeath(parts_, call.tier, call.replica, end.status, death.had_begun) &&
       quarantine_.OnDeath(call.fingerprint, death, BackAt(parts_)) == Blame::kRequest) {
-    RecordQuarantined(parts_, tier, *call.request);
+    RecordQuarantined(parts_, call.tier, *end.job.request);
   }
-  if (agreement.ok()) return Compare(policy, *agreement);
-  parts_.recorder.OnShadow(policy.entry.id, gave_way ? kDropped : kFailed);
+  if (!end.status.ok()) return Lose(end.job, !gave_way);
+  if (end.job.is_recorded) return offered_.push_back(std::move(end.job));
+  --end.job.policy->in_flight;
+  Compare(*end.job.policy, end.agreement);
+}
+
+// With mutex_ held.
+void Shadows::Lose(const Job& job, bool has_failed) {
+  --job.policy->in_flight;
+  const std::string& policy = job.policy->entry.id;
+  using OfPair = Recorder::ShadowResult;
+  using OfRecord = Recorder::RecordResult;
+  if (job.watched.has_value())
+    parts_.recorder.OnShadow(policy, has_failed ? OfPair::kFailed : OfPair::kDropped);
+  if (job.is_recorded) parts_.recorder.OnRecord(policy, has_failed ? OfRecord::kFailed : OfRecord::kDropped);
 }
 
 // With mutex_ held.
@@ -295,6 +366,66 @@ void Shadows::Compare(Watched& policy, double agreement) {
        {"pairs", policy.window.pairs()},
        {"disagreements", policy.window.disagreements()},
        {"max_disagreement", policy.entry.shadow->max_disagreement}});
+}
+
+// Of each but the last with the last.
+StatusOr<std::vector<double>> Shadows::AgreementsOf(const Job& job) {
+  const Said& last = job.said.back();
+  const TierView in_tokens_of{
+      .text = last.answer.text, .text_digest = last.answer.text_digest, .vocab_size = last.vocab_size};
+  std::vector<double> out;
+  for (const Said& each : std::span(job.said).first(job.said.size() - 1)) {
+    RETURN_IF_ERROR(CheckBytes(BytesToEncode(each.answer, last.answer.text_digest)));
+    out.push_back(HowFarTheyAgree(job.request, {each.answer, each.is_cut},
+                                  EncodeDraft(each.answer, in_tokens_of), {last.answer, last.is_cut}));
+  }
+  return out;
+}
+
+// All tiers have answered.
+void Shadows::Finish(const Job& job) {
+  const StatusOr<std::vector<double>> agreements = AgreementsOf(job);
+  {
+    std::lock_guard lock(mutex_);
+    if (!agreements.ok()) return Lose(job, /*has_failed=*/false);
+    --job.policy->in_flight;
+    if (job.watched.has_value()) Compare(*job.policy, (*agreements)[*job.watched]);
+  }
+  Write(job, *agreements);
+}
+
+void Shadows::Write(const Job& job, const std::vector<double>& agreements) {
+  Watched& policy = *job.policy;
+  Record record{.task = kRecordedTask, .prompt = TraitsOf(job.request->input())};
+  std::vector<RecordedTier> tiers;
+  for (const Said& each : job.said) {
+    if (!each.record.is_recordable())
+      return parts_.recorder.OnRecord(policy.entry.id, Recorder::RecordResult::kFailed);
+    const size_t place = tiers.size();
+    tiers.push_back(each.tier);
+    record.answers.push_back(each.record);
+    record.answers.back().is_right =
+        place == agreements.size() || agreements[place] >= policy.entry.shadow->min_agreement;
+  }
+  OnWritten(policy, policy.takes_records ? policy.records->Append(tiers, std::move(record))
+                                         : FailedPrecondition("no more are taken"));
+}
+
+void Shadows::OnWritten(Watched& policy, const Status& status) {
+  using enum Recorder::RecordResult;
+  const bool is_over =
+      status.code() == StatusCode::kFailedPrecondition || status.code() == StatusCode::kResourceExhausted;
+  const bool is_unwritten = !status.ok() && !is_over;
+  parts_.recorder.OnRecord(policy.entry.id, status.ok() ? kWritten : is_over ? kRefused : kUnwritten);
+  if (is_over && policy.takes_records.exchange(false)) {
+    Log(status.code() == StatusCode::kResourceExhausted ? LogLevel::kInfo : LogLevel::kError,
+        "shadow_records_ended", {{"policy", policy.entry.id}, {"error", Message(status)}});
+  }
+  if (is_unwritten && !policy.is_unwritten) {
+    Log(LogLevel::kError, "shadow_record_unwritten",
+        {{"policy", policy.entry.id}, {"error", Message(status)}});
+  }
+  policy.is_unwritten = is_unwritten;
 }
 
 void Shadows::Close() {

@@ -1,14 +1,22 @@
-// Requests that a smaller tier answered, given to the last tier too.
+// Requests that are given to tiers that did not answer them.
 #include "router/dispatch/shadows.h"
 
+#include <sys/stat.h>
+
+#include <algorithm>
 #include <array>
+#include <filesystem>
+#include <fstream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "router/dispatch/testing_dispatcher.h"
+#include "router/tier/records.h"
 
 namespace terrace {
 namespace {
@@ -27,11 +35,18 @@ class ShadowsTest : public DispatcherTest {
         .policy = "auto",
         .steps = {{.tier = "nano", .model_digest = "nano model", .text_digest = "bytes", .gate = gate},
                   {.tier = "base", .model_digest = "base model", .text_digest = "bytes"}}};
+    UsePolicy({.name = "auto", .calibration = calibration, .shadow = shadow});
+  }
+  // It asks nano, with this gate, and base.
+  void UseSteps(const ShadowOptions& shadow, const Gate& gate = Gate(kThreshold)) {
+    UsePolicy({.name = "auto", .steps = {{kNano, gate}, {kBase, {}, true}}, .shadow = shadow});
+  }
+  void UsePolicy(CatalogPolicy policy) {
     dispatcher_ = nullptr;
     catalog_ = *ModelCatalog::Make({{.name = "nano", .price = {1, 1}},
                                     {.name = "small", .price = {10, 10}},
                                     {.name = "base", .price = {100, 100}}},
-                                   {{.name = "auto", .calibration = calibration, .shadow = shadow}}, "");
+                                   {std::move(policy)}, "");
     dispatcher_ = MakeDispatcher({cluster_, *catalog_, balancer_, admission_, recorder_, clock_, 7});
   }
   RequestFields Greedy(const std::string& model = "auto") {
@@ -452,6 +467,383 @@ TEST_F(ShadowsTest, TheEndMayComeFromAnotherThreadWhileTheDispatcherGoes) {
   EXPECT_EQ(cluster_.tier(kBase).replicas[0].in_flight->requests.load(), 0u);
   EXPECT_EQ(cluster_.tier(kBase).replicas[0].in_flight->prompt_tokens.load(), 0u);
   EXPECT_EQ(admission_.in_flight(), 0u);
+}
+
+TEST_F(ShadowsTest, ATierThatAnswersAllIsComparedWithItsBaselineAndFallsBackToIt) {
+  UseSteps({.share = 1, .max_disagreement = 0.1, .window = 10, .delta = 0.02},
+           Gate(-1000, {.tokens = 1, .accept_above = -1000}));
+  for (int i = 0; i < 2; ++i) {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(Greedy());
+    cluster_.call(kNano).SendText("y", -500);
+    EXPECT_EQ(sink_->text, "y") << "it is not held back";
+    cluster_.call(kNano).Answer("es");
+    EXPECT_EQ(End()->tier, "nano");
+    dispatcher_->Housekeep();
+    cluster_.call(kBase).Answer("no");
+  }
+  EXPECT_EQ(Shadowed("disagreed"), 2);
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Greedy());
+  cluster_.call(kBase).Answer("yes");
+  EXPECT_EQ(End()->reason, "fallback: drift");
+  EXPECT_EQ(End()->tier, "base");
+}
+
+// The same policy, with a file of records.
+class ShadowRecordsTest : public ShadowsTest {
+ protected:
+  ShadowRecordsTest() {
+    std::filesystem::remove_all(path_);
+    for (const size_t tier : {kNano, kBase}) cluster_.tier(tier).parameters = 1000 * (tier + 1);
+  }
+  ShadowOptions Recording(double share = 1) const {
+    return {.share = share, .max_disagreement = 1, .records_file = path_};
+  }
+  double Recorded(const std::string& result) const {
+    return Metric("terrace_policy_shadow_records_total{policy=\"auto\",result=\"" + result + "\"}");
+  }
+  // Nano's answer is not good enough.
+  void AnswerByBase(RequestFields fields, const std::string& answer = "yes") {
+    sink_ = std::make_shared<FakeSink>();
+    Generate(std::move(fields));
+    cluster_.call(kNano).Answer("hm", kUnsure);
+    cluster_.call(kBase).Answer(answer);
+    CHECK(End().ok(), Message(End().status()));
+  }
+  // What was offered last, to its end.
+  void RecordOne(const std::string& of_nano, const std::string& of_base) {
+    dispatcher_->Housekeep();
+    cluster_.call(kNano).Answer(of_nano);
+    dispatcher_->Housekeep();
+    cluster_.call(kBase).Answer(of_base);
+    dispatcher_->Housekeep();
+  }
+  bool HasBegun() { return !cluster_.call(kNano).is_done; }
+  std::string Text() const { return ReadFile(path_).value(); }
+  Records Read() const { return ParseRecords(Text()).value(); }
+
+  const std::string path_ = ::testing::TempDir() + "shadow_records_test.jsonl";
+};
+
+TEST_F(ShadowRecordsTest, EveryTierIsAskedAloneForAllOfItsOwnAnswerWithItsSignals) {
+  UseSteps(Recording());
+  EXPECT_EQ(Recorded("written"), 0) << "the series is there from the start";
+  AnswerByNano(Greedy());
+  EXPECT_EQ(cluster_.replica(kNano, 0).calls.size(), 1u);
+  dispatcher_->Housekeep();
+  ASSERT_EQ(cluster_.replica(kNano, 0).calls.size(), 2u);
+  EXPECT_THAT(BaseCalls(), IsEmpty()) << "one after the other";
+  FakeCall& of_nano = cluster_.call(kNano);
+  EXPECT_THAT(of_nano.spec.draft, IsEmpty());
+  of_nano.Send({.token = 'y', .logprob = -0.5f, .margin = 1, .entropy = 0.25f});
+  of_nano.Send({.token = ByteTokenizer::kEnd, .logprob = -0.25f, .margin = 2, .entropy = 0.5f});
+  of_nano.Finish();
+  dispatcher_->Housekeep();
+  ASSERT_EQ(BaseCalls().size(), 1u);
+  EXPECT_THAT(BaseCalls()[0]->spec.draft, ElementsAre('y', ByteTokenizer::kEnd));
+  for (const FakeCall* call : {&of_nano, BaseCalls()[0].get()}) {
+    EXPECT_TRUE(call->spec.signals);
+    EXPECT_EQ(call->spec.max_tokens, 60u) << "all that the context holds";
+    EXPECT_EQ(call->spec.priority, -100);
+  }
+  BaseCalls()[0]->Answer("yo");
+  EXPECT_FALSE(std::filesystem::exists(path_)) << "the housekeeper writes it";
+  dispatcher_->Housekeep();
+  const Records records = Read();
+  EXPECT_THAT(records.tiers, ElementsAre(RecordedTier{"nano", "nano model", "bytes", 1000},
+                                         RecordedTier{"base", "base model", "bytes", 3000}));
+  ASSERT_EQ(records.rows.size(), 1u);
+  EXPECT_EQ(records.rows[0].task, "shadow");
+  EXPECT_EQ(records.rows[0].prompt.bytes, 4u);
+  const RecordedAnswer &first = records.rows[0].answers[0], &last = records.rows[0].answers[1];
+  EXPECT_FALSE(first.is_right);
+  EXPECT_EQ(first.prompt_tokens, 4u);
+  EXPECT_EQ(first.signals.tokens, 2u);
+  EXPECT_EQ(first.signals.mean_logprob, -0.375);
+  EXPECT_EQ(first.signals.min_logprob, -0.5);
+  EXPECT_EQ(first.signals.mean_margin, 1.5);
+  EXPECT_EQ(first.signals.first_entropy, 0.25);
+  EXPECT_EQ(first.draft_agreement, 0);
+  EXPECT_TRUE(last.is_right) << "by definition";
+  EXPECT_EQ(last.signals.tokens, 3u);
+  EXPECT_EQ(last.draft_agreement, 0.5);
+  EXPECT_EQ(Recorded("written"), 1);
+  EXPECT_EQ(Shadowed("disagreed"), 1) << "the client was answered by nano: that is a pair too";
+}
+
+TEST_F(ShadowRecordsTest, AnAnswerIsRightWhereItAgreesWithTheLastTiers) {
+  const struct {
+    double min_agreement;
+    const char* answer;
+    bool is_right;
+  } cases[] = {
+      {1, "yes", true}, {1, " yes\n", true}, {1, "yea", false}, {0.5, "yea", true}, {0.51, "yea", false}};
+  for (const auto& c : cases) {
+    std::filesystem::remove(path_);
+    ShadowOptions options = Recording();
+    options.min_agreement = c.min_agreement;
+    UseSteps(options);
+    AnswerByNano(Greedy());
+    RecordOne(c.answer, "yes");
+    EXPECT_EQ(Read().rows[0].answers[0].is_right, c.is_right) << c.answer << " " << c.min_agreement;
+  }
+}
+
+TEST_F(ShadowRecordsTest, WhoAnsweredTheClientOrWhetherAnybodyDidChangesNothing) {
+  UseSteps(Recording());
+  AnswerByNano(Greedy());
+  RecordOne("yes", "yes");
+  AnswerByBase(Greedy());
+  RecordOne("yes", "yes");
+  sink_ = std::make_shared<FakeSink>();
+  const auto cancel = Generate(Greedy());
+  cancel();
+  cluster_.call(kNano).Fail(Cancelled("by us"));
+  RecordOne("yes", "yes");
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Greedy());
+  cluster_.call(kNano).Fail(DeadlineExceeded("it is over"));
+  RecordOne("yes", "yes");
+  Records records = Read();
+  ASSERT_EQ(records.rows.size(), 4u);
+  for (Record& row : records.rows) {
+    row.id = records.rows[0].id;
+    EXPECT_EQ(RecordLine(row), RecordLine(records.rows[0]));
+  }
+  EXPECT_EQ(Shadowed("agreed"), 1) << "of the one that nano answered";
+}
+
+TEST_F(ShadowRecordsTest, TheDrawKnowsNothingOfWhoAnswered) {
+  std::vector<bool> drawn[2];
+  for (const bool by_base : {false, true}) {
+    std::filesystem::remove(path_);
+    UseSteps(Recording(0.25));
+    for (size_t i = 0; i < 200; ++i) {
+      by_base ? AnswerByBase(Greedy()) : AnswerByNano(Greedy());
+      dispatcher_->Housekeep();
+      drawn[by_base].push_back(HasBegun());
+      if (HasBegun()) RecordOne("yes", "yes");
+    }
+    const auto count = static_cast<size_t>(std::ranges::count(drawn[by_base], true));
+    EXPECT_GT(count, 25u);
+    EXPECT_LT(count, 75u);
+    EXPECT_EQ(Read().rows.size(), count);
+  }
+  EXPECT_EQ(drawn[0], drawn[1]);
+}
+
+TEST_F(ShadowRecordsTest, OnlyWhatThePolicyChoosesATierForByItselfIsRecorded) {
+  UseSteps(Recording());
+  RequestFields drawn = Fields("auto"), several = Greedy(), named = Greedy(), limited = Greedy();
+  several.choices = 2;
+  named.tier = "nano";
+  limited.max_tokens = 8;
+  limited.max_usd = 1;
+  for (const RequestFields& fields : {drawn, several, named, limited, Greedy("nano")}) {
+    AnswerByNano(fields);
+    dispatcher_->Housekeep();
+    EXPECT_FALSE(HasBegun());
+  }
+}
+
+TEST_F(ShadowRecordsTest, NoTextIsInTheFile) {
+  UseSteps(Recording());
+  RequestFields fields = Greedy();
+  fields.input = std::string("secret of the prompt");
+  fields.request_id = "secret of the id";
+  AnswerByNano(fields);
+  RecordOne("secret of nano", "secret of base");
+  EXPECT_EQ(Text().find("secret"), std::string::npos) << Text();
+  struct stat info = {};
+  ASSERT_EQ(stat(path_.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+}
+
+TEST_F(ShadowRecordsTest, WhatATierCannotTakeOrFailsAtIsNoRecord) {
+  UseSteps(Recording());
+  AnswerByNano(Greedy());
+  dispatcher_->Housekeep();
+  cluster_.call(kNano).Answer("yes");
+  for (ReplicaView& replica : cluster_.tier(kBase).replicas) replica.state = ReplicaState::kSilent;
+  dispatcher_->Housekeep();
+  EXPECT_EQ(Recorded("dropped"), 1);
+  EXPECT_EQ(Shadowed("dropped"), 1);
+  for (ReplicaView& replica : cluster_.tier(kBase).replicas) replica.state = ReplicaState::kReady;
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  cluster_.call(kNano).Fail(Internal("broken"));
+  EXPECT_EQ(Recorded("failed"), 1);
+  EXPECT_EQ(Shadowed("failed"), 0) << "base had answered the client";
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  cluster_.call(kNano).Send({.token = ByteTokenizer::kEnd, .margin = std::numeric_limits<float>::infinity()});
+  cluster_.call(kNano).Finish();
+  dispatcher_->Housekeep();
+  cluster_.call(kBase).Answer("yes");
+  dispatcher_->Housekeep();
+  EXPECT_EQ(Recorded("failed"), 2) << "its margin is not finite";
+  EXPECT_FALSE(std::filesystem::exists(path_));
+}
+
+TEST_F(ShadowRecordsTest, OneUnderWayCountsUntilItIsWritten) {
+  ShadowOptions options = Recording();
+  options.max_in_flight = 1;
+  UseSteps(options);
+  AnswerByBase(Greedy());
+  AnswerByBase(Greedy());
+  EXPECT_EQ(Recorded("dropped"), 1) << "one is offered";
+  dispatcher_->Housekeep();
+  const auto of_nano = cluster_.replica(kNano, 0).calls.back();
+  AnswerByBase(Greedy());
+  EXPECT_EQ(Recorded("dropped"), 2) << "it is under way";
+  of_nano->Answer("yes");
+  AnswerByBase(Greedy());
+  EXPECT_EQ(Recorded("dropped"), 3) << "between two tiers";
+  dispatcher_->Housekeep();
+  BaseCalls().back()->Answer("yes");
+  AnswerByBase(Greedy());
+  EXPECT_EQ(Recorded("dropped"), 4) << "not written yet";
+  dispatcher_->Housekeep();
+  EXPECT_EQ(Recorded("written"), 1);
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  EXPECT_TRUE(HasBegun());
+  EXPECT_EQ(Recorded("dropped"), 4);
+}
+
+TEST_F(ShadowRecordsTest, WhoWaitsForATierComesFirst) {
+  UseSteps(Recording());
+  admission_.SetPlaces(std::array<uint32_t, 3>{1, 8, 8});
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  const auto of_nano = cluster_.replica(kNano, 0).calls.back();
+  const auto first = std::make_shared<FakeSink>(), second = std::make_shared<FakeSink>();
+  for (const auto& sink : {first, second}) dispatcher_->Generate(*Request::Make(Greedy("nano")), sink);
+  ASSERT_EQ(admission_.queued(kNano), 1u);
+  dispatcher_->Housekeep();
+  EXPECT_TRUE(of_nano->is_cancelled);
+  of_nano->Fail(Cancelled("by us"));
+  EXPECT_EQ(Recorded("dropped"), 1);
+  cluster_.call(kNano).Answer("a");
+  cluster_.call(kNano).Answer("b");
+  EXPECT_TRUE(first->end.has_value() && second->end.has_value());
+}
+
+TEST_F(ShadowRecordsTest, AFileOfOtherTiersIsLeftAloneAndNoMoreAreDrawnButDriftIsStillJudged) {
+  const std::string other =
+      RecordsHead({{"nano", "old model", "bytes", 1000}, {"base", "base model", "bytes", 3000}});
+  std::ofstream(path_) << other;
+  ShadowOptions options = Recording();
+  options.max_disagreement = 0.5;
+  UseSteps(options);
+  AnswerByNano(Greedy());
+  RecordOne("yes", "yes");
+  EXPECT_EQ(Recorded("refused"), 1);
+  EXPECT_EQ(Text(), other);
+  AnswerByNano(Greedy());
+  dispatcher_->Housekeep();
+  EXPECT_FALSE(HasBegun());
+  cluster_.call(kBase).Answer("yes");
+  EXPECT_EQ(Shadowed("agreed"), 2);
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  EXPECT_FALSE(HasBegun());
+  EXPECT_EQ(Recorded("refused"), 1);
+}
+
+TEST_F(ShadowRecordsTest, AnotherModelOfATierEndsThem) {
+  UseSteps(Recording());
+  AnswerByBase(Greedy());
+  RecordOne("yes", "yes");
+  const std::string before = Text();
+  cluster_.tier(kBase).model_digest = "new model";
+  AnswerByBase(Greedy());
+  RecordOne("yes", "yes");
+  cluster_.tier(kBase).model_digest = "base model";
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  EXPECT_FALSE(HasBegun()) << "until a reload";
+  EXPECT_EQ(Recorded("refused"), 1);
+  EXPECT_EQ(Text(), before);
+}
+
+TEST_F(ShadowRecordsTest, AsManyAsAreWantedAreWritten) {
+  ShadowOptions options = Recording();
+  options.max_records = 2;
+  UseSteps(options);
+  for (int i = 0; i < 3; ++i) {
+    AnswerByBase(Greedy());
+    RecordOne("yes", "yes");
+  }
+  EXPECT_EQ(Read().rows.size(), 2u);
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  EXPECT_FALSE(HasBegun());
+}
+
+TEST_F(ShadowRecordsTest, WhatCannotBeWrittenIsCountedAndTheNextIsTried) {
+  std::filesystem::create_directory(path_);
+  UseSteps(Recording());
+  for (int i = 0; i < 2; ++i) {
+    AnswerByBase(Greedy());
+    RecordOne("yes", "yes");
+  }
+  EXPECT_EQ(Recorded("unwritten"), 2);
+  std::filesystem::remove(path_);
+  AnswerByBase(Greedy());
+  RecordOne("yes", "yes");
+  EXPECT_EQ(Recorded("written"), 1);
+  EXPECT_EQ(Read().rows.size(), 1u);
+}
+
+TEST_F(ShadowRecordsTest, AVerifyHasThemToo) {
+  UsePolicy({.name = "auto", .steps = {{kNano, Gate::Closed()}, {kBase, {}, true}}, .shadow = Recording()});
+  AnswerByBase(Greedy());
+  RecordOne("yea", "yes");
+  EXPECT_FALSE(Read().rows[0].answers[0].is_right);
+  for (const char* result : {"agreed", "disagreed"})
+    EXPECT_EQ(Shadowed(result), 0) << "a draft answers nobody";
+}
+
+TEST_F(ShadowRecordsTest, ThePairsAmongThemDriftAndRecordsGoOn) {
+  ShadowOptions options = Recording();
+  options.max_disagreement = 0.1;
+  options.window = 10;
+  options.delta = 0.02;
+  UseSteps(options);
+  for (int i = 0; i < 2; ++i) {
+    AnswerByNano(Greedy());
+    RecordOne("yes", "no");
+  }
+  sink_ = std::make_shared<FakeSink>();
+  Generate(Greedy());
+  cluster_.call(kBase).Answer("no");
+  EXPECT_EQ(End()->reason, "fallback: drift");
+  RecordOne("yes", "no");
+  EXPECT_EQ(Read().rows.size(), 3u) << "a calibration may be made from them";
+}
+
+TEST_F(ShadowRecordsTest, WithoutALimitTheAgreementIsShownAndNothingDrifts) {
+  UseSteps(Recording());
+  for (int i = 0; i < 20; ++i) {
+    AnswerByNano(Greedy());
+    RecordOne("yes", "no");
+  }
+  dispatcher_->Housekeep();
+  EXPECT_EQ(Metric("terrace_policy_agreement_ratio{policy=\"auto\"}"), 0);
+  EXPECT_EQ(Metric("terrace_policy_drifted{policy=\"auto\"}"), 0);
+}
+
+TEST_F(ShadowRecordsTest, TheEndOfTheDispatcherEndsThem) {
+  UseSteps(Recording());
+  AnswerByBase(Greedy());
+  dispatcher_->Housekeep();
+  ASSERT_TRUE(HasBegun());
+  dispatcher_ = nullptr;
+  EXPECT_TRUE(cluster_.call(kNano).is_cancelled);
+  cluster_.call(kNano).Answer("yes");
+  EXPECT_FALSE(std::filesystem::exists(path_));
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ Status SharedRequest::MakePlan() {
 
 StatusOr<PromptPtr> SharedRequest::EncodedFor(const TierView& tier) {
   std::lock_guard lock(mutex_);
-  const auto found = std::ranges::find(prompts_, tier.text_digest, &Encoded::text_digest);
+  const auto found = std::ranges::find(prompts_, tier.text_digest, &EncodedPrompt::text_digest);
   if (found != prompts_.end()) {  // models of one tokenizer may have vocabularies of several sizes
     RETURN_IF_ERROR(CheckTokenIds(*request_, tier));
     return found->prompt;
@@ -120,9 +120,15 @@ bool SharedRequest::PaysForPrompt(size_t tier, uint32_t draw) {
   return payer == draw;
 }
 
-void SharedRequest::OfferToShadow(size_t tier, const TierAnswer& answer, AnswerEnd end) const {
-  if (!plan_.is_measured || tier == entry_.tiers.back()) return;
-  state_->shadows->Offer(entry_, request_, answer, end);
+void SharedRequest::OfferToShadow(size_t tier, const TierAnswer* answer, AnswerEnd end) {
+  if (!entry_.shadow.has_value()) return;
+  const bool is_watched = plan_.is_measured && tier != entry_.tiers.back();
+  std::lock_guard lock(mutex_);
+  state_->shadows->Offer(entry_, {.request = request_,
+                                  .prompts = prompts_,
+                                  .tier = tier,
+                                  .answer = is_watched ? answer : nullptr,
+                                  .is_cut = end == AnswerEnd::kLength});
 }
 
 }  // namespace terrace

@@ -45,9 +45,9 @@ class SharedRequest {
                                const std::set<ReplicaId>& tried);
   // Whether `draw` is the one that asks `tier` first: the prompt is billed with it, the others share it.
   bool PaysForPrompt(size_t tier, uint32_t draw);
-  // The answer of the request's only draw, which `tier` gave, and how it ended: it may be compared with the
-  // last tier's. While the request has its ticket.
-  void OfferToShadow(size_t tier, const TierAnswer& answer, AnswerEnd end) const;
+  // An answer is over: `answer` is what `tier` gave, null when there is none, and `end` how it ended. While
+  // the request has its ticket.
+  void OfferToShadow(size_t tier, const TierAnswer* answer, AnswerEnd end);
 
  private:
   class Meter;
@@ -59,10 +59,6 @@ class SharedRequest {
   const uint64_t seed_;
   TierPlan plan_;  // not changed after MakePlan
 
-  struct Encoded {
-    std::string text_digest = {};
-    PromptPtr prompt = {};
-  };
   struct Picked {
     ReplicaId id = 0;
     uint32_t cached_tokens = 0;
@@ -76,8 +72,8 @@ class SharedRequest {
 
   std::mutex mutex_;
   // A few at most, and kept as long as the request runs.
-  std::vector<Encoded> prompts_;  // GUARDED_BY(mutex_)
-  std::vector<AskedTier> asked_;  // GUARDED_BY(mutex_)
+  std::vector<EncodedPrompt> prompts_;  // GUARDED_BY(mutex_)
+  std::vector<AskedTier> asked_;        // GUARDED_BY(mutex_)
 };
 
 }  // namespace terrace

@@ -19,7 +19,7 @@ namespace {
 
 constexpr size_t kMaxNameBytes = 64;
 constexpr size_t kMaxCalibrationBytes = 1 << 20;
-constexpr uint32_t kMaxShadowWindow = 10'000;
+constexpr uint32_t kMaxShadowWindow = 10'000, kMaxShadowRecords = 100'000;
 constexpr double kMinMaxSeconds = 0.001;            // of a budget
 constexpr uint32_t kMinGrpcMemoryBytes = 16 << 20;  // less stops connections that are in order
 constexpr size_t kDigestDigits = 32;                // of Hash128::Hex
@@ -307,14 +307,52 @@ StatusOr<ShadowOptions> MakeShadow(const std::string& path, const v1::ShadowConf
                            out.max_in_flight));
   RETURN_IF_ERROR(SetShare(path + ".min_agreement", config.has_min_agreement(), config.min_agreement(), false,
                            true, out.min_agreement));
-  if (!config.has_max_disagreement()) return Bad(path + ".max_disagreement", "is needed");
-  RETURN_IF_ERROR(SetShare(path + ".max_disagreement", true, config.max_disagreement(), true, false,
-                           out.max_disagreement));
+  if (!config.has_max_disagreement() && config.records_file().empty())
+    return Bad(path + ".max_disagreement", "is needed where there is no records_file");
+  if (!config.has_max_disagreement()) out.max_disagreement = 1;  // drift is not judged
+  RETURN_IF_ERROR(SetShare(path + ".max_disagreement", config.has_max_disagreement(),
+                           config.max_disagreement(), true, false, out.max_disagreement));
   RETURN_IF_ERROR(SetCount(path + ".window", config.has_window(), config.window(), out.window));
   if (out.window > kMaxShadowWindow)
     return Bad(path + ".window", "must be at most ", kMaxShadowWindow, ", got ", out.window);
   RETURN_IF_ERROR(SetShare(path + ".delta", config.has_delta(), config.delta(), false, false, out.delta));
+  out.records_file = config.records_file();
+  if (config.has_max_records() && out.records_file.empty())
+    return Bad(path + ".max_records", "needs records_file");
+  RETURN_IF_ERROR(
+      SetCount(path + ".max_records", config.has_max_records(), config.max_records(), out.max_records));
+  if (out.max_records > kMaxShadowRecords)
+    return Bad(path + ".max_records", "must be at most ", kMaxShadowRecords, ", got ", out.max_records);
   return out;
+}
+
+// Of a hand-set policy that asks `steps`.
+StatusOr<ShadowOptions> MakeShadowOf(const std::string& path, const v1::PolicyConfig& policy,
+                                     const std::vector<PlanStep>& steps) {
+  std::set<size_t> tiers;
+  for (const PlanStep& step : steps) tiers.insert(step.tier);
+  if (tiers.size() < 2 || tiers.size() < steps.size())
+    return Bad(path, "needs a policy that asks two tiers or more, each once");
+  if (policy.has_verify() && policy.shadow().has_max_disagreement())
+    return Bad(path + ".max_disagreement", "a draft of verify is nobody's answer: it cannot drift");
+  if (policy.has_verify() && policy.shadow().records_file().empty())
+    return Bad(path + ".records_file", "is needed: of verify there is no drift to look for");
+  return MakeShadow(path, policy.shadow());
+}
+
+// A file holds the records of one policy.
+Status CheckRecordsFiles(const std::vector<CatalogPolicy>& policies) {
+  std::map<std::string, std::string> policy_of;  // by file
+  for (size_t i = 0; i < policies.size(); ++i) {
+    const auto& shadow = policies[i].shadow;
+    if (!shadow.has_value() || shadow->records_file.empty()) continue;
+    const auto [found, is_first] = policy_of.emplace(shadow->records_file, policies[i].name);
+    if (!is_first) {
+      return Bad(Concat("policies[", i, "].shadow.records_file"), "\"", shadow->records_file, "\" is policy ",
+                 found->second, "'s");
+    }
+  }
+  return {};
 }
 
 StatusOr<BudgetCandidate> MakeCandidate(const std::string& path, const v1::BudgetCandidate& config,
@@ -361,10 +399,11 @@ StatusOr<BudgetOptions> MakeBudget(const std::string& path, const v1::BudgetConf
   return out;
 }
 
-// What goes with a calibration alone.
+// What goes with a calibration alone, or not with a budget.
 Status CheckExtras(const std::string& path, const v1::PolicyConfig& policy) {
   if (!policy.calibration().empty()) return {};
-  if (policy.has_shadow()) return Bad(path + ".shadow", "needs a calibration");
+  if (policy.has_shadow() && policy.has_budget())
+    return Bad(path + ".shadow", "needs a cascade, a verify or a calibration");
   if (!policy.holds().empty()) return Bad(path + ".holds", "needs a calibration");
   return policy.cache_affinity() ? Bad(path + ".cache_affinity", "needs a calibration") : Status();
 }
@@ -432,8 +471,13 @@ Status SetPolicies(const v1::RouterConfig& config, RouterOptions& out) {
     auto steps = policy.has_verify() ? MakeVerify(path + ".verify", policy.verify(), tiers)
                                      : MakeCascade(path + ".cascade", policy.cascade(), tiers);
     RETURN_IF_ERROR(steps.status());
-    out.policies.push_back({.name = policy.name(), .steps = *std::move(steps)});
+    CatalogPolicy& made =
+        out.policies.emplace_back(CatalogPolicy{.name = policy.name(), .steps = *std::move(steps)});
+    if (policy.has_shadow()) {
+      ASSIGN_OR_RETURN(made.shadow, MakeShadowOf(path + ".shadow", policy, made.steps));
+    }
   }
+  RETURN_IF_ERROR(CheckRecordsFiles(out.policies));
   out.default_model = config.default_model();
   const auto catalog = ModelCatalog::Make(out.tiers, out.policies, out.default_model);
   return catalog.ok() ? Status() : Bad("default_model", Message(catalog.status()));

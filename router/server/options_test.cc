@@ -293,6 +293,63 @@ TEST(RouterOptions, ACalibrationMayBeShadowedAndOutweighedByTheCache) {
   EXPECT_FALSE(none->policies[0].shadow.has_value());
 }
 
+TEST(RouterOptions, AHandSetCascadeMayBeShadowedAndAnyPolicyOfSeveralTiersRecorded) {
+  const std::string cascade = "cascade: {steps: [{tier: nano, min_mean_logprob: -0.1}, {tier: base}]}";
+  const std::string verify = "verify: {draft: nano, tier: base}";
+  const std::string calibration = "calibration: " + WriteCalibration(CalibrationKind::kCascade);
+  const auto shadow = [](const std::string& policy, const std::string& settings) -> ShadowOptions {
+    const auto options = Parse(kDemo, "policies=[{name: auto, " + policy + ", shadow: {" + settings + "}}]");
+    EXPECT_TRUE(options.ok()) << options.status();
+    return options.ok() ? options->policies[0].shadow.value() : ShadowOptions();
+  };
+  EXPECT_EQ(shadow(cascade, "max_disagreement: 0.1").max_disagreement, 0.1);
+  EXPECT_TRUE(shadow(cascade, "max_disagreement: 0.1").records_file.empty());
+  for (const std::string& policy : {cascade, verify, calibration}) {
+    const ShadowOptions alone = shadow(policy, "records_file: r.jsonl");
+    EXPECT_EQ(alone.records_file, "r.jsonl");
+    EXPECT_EQ(alone.max_records, 10'000u);
+    EXPECT_FALSE(alone.judges_drift()) << "none was asked for";
+    EXPECT_EQ(shadow(policy, "records_file: r.jsonl, max_records: 100000").max_records, 100'000u);
+  }
+  for (const std::string& policy : {cascade, calibration})
+    EXPECT_TRUE(shadow(policy, "records_file: r.jsonl, max_disagreement: 0").judges_drift());
+}
+
+TEST(RouterOptions, AShadowThatCannotBeIsAnErrorOfItsSetting) {
+  const std::string cascade = "cascade: {steps: [{tier: nano, min_mean_logprob: -0.1}, {tier: base}]}";
+  const struct {
+    std::string policies;
+    const char* path;
+  } cases[] = {
+      {"{name: p, cascade: {steps: [{tier: base}]}, shadow: {max_disagreement: 0.1}}", "policies[0].shadow:"},
+      {"{name: p, cascade: {steps: [{tier: nano, min_mean_logprob: -1}, {tier: nano, min_mean_logprob: -2}, "
+       "{tier: base}]}, shadow: {records_file: r}}",
+       "policies[0].shadow:"},
+      {"{name: p, budget: {candidates: [{tier: base, expected_quality: 1}, {tier: nano, expected_quality: "
+       "0}]}, shadow: {records_file: r}}",
+       "policies[0].shadow:"},
+      {"{name: p, verify: {draft: nano, tier: base}, shadow: {}}", "policies[0].shadow.records_file:"},
+      {"{name: p, verify: {draft: nano, tier: base}, shadow: {records_file: r, max_disagreement: 0.1}}",
+       "policies[0].shadow.max_disagreement:"},
+      {"{name: p, " + cascade + ", shadow: {}}", "policies[0].shadow.max_disagreement:"},
+      {"{name: p, " + cascade + ", shadow: {records_file: r, max_records: 0}}",
+       "policies[0].shadow.max_records:"},
+      {"{name: p, " + cascade + ", shadow: {records_file: r, max_records: 100001}}",
+       "policies[0].shadow.max_records:"},
+      {"{name: p, " + cascade + ", shadow: {max_disagreement: 0.1, max_records: 1}}",
+       "policies[0].shadow.max_records:"},
+      {"{name: p, " + cascade + ", shadow: {records_file: r}}, {name: q, " + cascade +
+           ", shadow: {records_file: r}}",
+       "policies[1].shadow.records_file:"},
+  };
+  for (const auto& c : cases) {
+    const auto options = Parse(kDemo, "policies=[" + c.policies + "]");
+    ASSERT_FALSE(options.ok()) << c.policies;
+    EXPECT_EQ(options.status().code(), StatusCode::kFailedPrecondition) << c.policies;
+    EXPECT_THAT(Message(options.status()), StartsWith(c.path)) << c.policies;
+  }
+}
+
 TEST(RouterOptions, ACalibratedCascadeMayJudgeEarlyByItsScorersProbabilities) {
   const auto options =
       Parse(kDemo, "policies=[{name: auto, calibration: " + WriteCalibration(CalibrationKind::kCascade) +
@@ -436,7 +493,7 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"policies=[{name: p, verify: {draft: absent, tier: base}}]", "policies[0].verify.draft:"},
       {"policies=[{name: p, verify: {draft: base, tier: base}}]", "policies[0].verify.draft:"},
       {"policies=[{name: p, verify: {draft: base, tier: nano}}]", "policies[0].verify.draft:"},
-      {"policies[0].shadow={}", "policies[0].shadow:"},
+      {"policies[0].shadow={}", "policies[0].shadow.max_disagreement:"},
       {"policies[0].cache_affinity=true", "policies[0].cache_affinity:"},
       {"policies[0].holds=[{tier: nano}]", "policies[0].holds:"},
       {"policies=[{name: p, budget: {}}]", "policies[0].budget.candidates:"},

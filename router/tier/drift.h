@@ -5,17 +5,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <string>
 
 namespace terrace {
 
 // Of `shadow` in config.proto.
 struct ShadowOptions {
-  double share = 0.01;         // of the requests that a smaller tier answered
-  uint32_t max_in_flight = 4;  // given to the last tier too, at once
-  double min_agreement = 1;    // from which on a pair agrees
-  double max_disagreement = 0;
-  uint32_t window = 200;  // pairs
+  double share = 0.01;          // of the requests that a smaller tier answered; with records of all
+  uint32_t max_in_flight = 4;   // at once
+  double min_agreement = 1;     // from which on a pair agrees
+  double max_disagreement = 0;  // 1: drift is not judged
+  uint32_t window = 200;        // pairs
   double delta = 0.001;
+  std::string records_file = {};  // "": none are written
+  uint32_t max_records = 10'000;
+
+  bool judges_drift() const { return max_disagreement < 1; }
 };
 
 // Of two answers' texts and tokens: 1 for the same text, else the share of `compared` tokens, from the first

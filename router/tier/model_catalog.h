@@ -32,7 +32,7 @@ struct CatalogPolicy {
   std::string calibration_file = {};             // that either was read from
   bool cache_affinity = false;                   // of a calibration
   std::map<std::string, HoldBudget> holds = {};  // by tier, of those that a calibrated cascade has gates for
-  std::optional<ShadowOptions> shadow = {};      // of a calibration
+  std::optional<ShadowOptions> shadow = {};      // of all but a budget
 };
 
 struct CatalogEntry {

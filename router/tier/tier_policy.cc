@@ -47,8 +47,10 @@ std::unique_ptr<TierPolicy> MakeCascadePolicy(std::vector<PlanStep> steps) {
     CHECK(steps[i].gate.is_open() == is_last, "step ", i);
   }
   const bool drafts = std::ranges::any_of(steps, [](const PlanStep& step) { return step.gate.is_closed(); });
-  return std::make_unique<FixedPlanPolicy>(
-      TierPlan{.steps = std::move(steps), .reason = drafts ? "verify" : "cascade", .names_step = !drafts});
+  return std::make_unique<FixedPlanPolicy>(TierPlan{.steps = std::move(steps),
+                                                    .reason = drafts ? "verify" : "cascade",
+                                                    .names_step = !drafts,
+                                                    .is_measured = true});
 }
 
 }  // namespace terrace

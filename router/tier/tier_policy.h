@@ -33,7 +33,7 @@ struct TierPlan {
   std::vector<PlanStep> steps = {};
   std::string reason = {};   // why these, as replies and logs say it (docs/how-to/policies.md)
   bool names_step = false;   // the reason goes on with the step that answered
-  bool is_measured = false;  // what a calibration makes of the request: its bound is about such plans alone
+  bool is_measured = false;  // the policy's own plan, whole: calibrations and shadows are about these
   bool is_limited = false;   // the request's own limits of price and time have been kept to
   // The first step's gate judges its answer's first token, and the steps' `choice` who else answers.
   bool chooses_by_first_token = false;

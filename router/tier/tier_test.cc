@@ -231,13 +231,14 @@ TEST(TierPolicy, SaysWhy) {
   const struct {
     const TierPolicy& policy;
     const char* reason;
-    bool names_step;
-  } cases[] = {{*named, "named", false}, {*cascade, "cascade", true}, {*verify, "verify", false}};
+    bool names_step, is_measured;
+  } cases[] = {
+      {*named, "named", false, false}, {*cascade, "cascade", true, true}, {*verify, "verify", false, true}};
   for (const auto& c : cases) {
     const TierPlan plan = PlanOf(c.policy, AnyRequest(), {});
     EXPECT_EQ(plan.reason, c.reason);
     EXPECT_EQ(plan.names_step, c.names_step) << c.reason;
-    EXPECT_FALSE(plan.is_measured) << c.reason;
+    EXPECT_EQ(plan.is_measured, c.is_measured) << c.reason;
   }
 }
 

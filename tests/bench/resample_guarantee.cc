@@ -18,20 +18,18 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/binomial.h"
-#include "base/mapped_file.h"
 #include "base/median.h"
 #include "base/rng.h"
 #include "base/shuffle.h"
 #include "base/status.h"
+#include "router/tier/records.h"
 #include "tools/calibrate/calibrator.h"
-#include "tools/calibrate/records.h"
 #include "tools/cli/calibrate.h"
 
 namespace terrace {
@@ -47,23 +45,6 @@ struct Flags {
   bool is_classifier = false;
   uint64_t seed = 1;
 };
-
-// Of all files together, which are of the same tiers.
-StatusOr<Records> Load(const std::vector<std::string>& paths) {
-  Records all;
-  for (const std::string& path : paths) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-    StatusOr<Records> records = ParseRecords(text);
-    if (!records.ok()) return Annotate(records.status(), path);
-    const bool are_same = std::equal(
-        all.tiers.begin(), all.tiers.end(), records->tiers.begin(), records->tiers.end(),
-        [](const auto& a, const auto& b) { return a.name == b.name && a.model_digest == b.model_digest; });
-    if (!all.tiers.empty() && !are_same) return InvalidArgument(path, ": is of other tiers than the first");
-    all.tiers = records->tiers;
-    std::move(records->rows.begin(), records->rows.end(), std::back_inserter(all.rows));
-  }
-  return all;
-}
 
 // What a calibration does to rows that it was not made from.
 struct Judged {
@@ -195,7 +176,8 @@ bool Holds(size_t above, const Flags& flags) {
 }
 
 StatusOr<bool> Run(const Flags& flags) {
-  ASSIGN_OR_RETURN(Records records, Load(flags.records));
+  ASSIGN_OR_RETURN(const std::string text, ReadRecords(flags.records));
+  ASSIGN_OR_RETURN(Records records, ParseRecords(text));
   const size_t all = records.rows.size();
   const CalibrationKind kind = flags.is_classifier ? CalibrationKind::kClassifier : CalibrationKind::kCascade;
   ASSIGN_OR_RETURN(std::vector<const Feature*> features, ChooseFeatures(flags.features, kind));

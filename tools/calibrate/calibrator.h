@@ -9,8 +9,8 @@
 
 #include "base/status.h"
 #include "router/tier/calibration.h"
+#include "router/tier/records.h"
 #include "tools/calibrate/choices.h"
-#include "tools/calibrate/records.h"
 #include "tools/calibrate/risk.h"
 #include "tools/calibrate/scorer.h"
 

@@ -9,7 +9,7 @@
 #include "base/binomial.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tools/calibrate/testing_records.h"
+#include "router/tier/testing_records.h"
 
 namespace terrace {
 namespace {

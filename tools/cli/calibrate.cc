@@ -103,6 +103,26 @@ StatusOr<std::vector<const Feature*>> FeaturesNamed(const std::string& name) {
 
 }  // namespace
 
+StatusOr<std::string> ReadRecords(const std::vector<std::string>& paths) {
+  std::string all;
+  std::vector<RecordedTier> tiers;
+  for (const std::string& path : paths) {
+    if (std::count(paths.begin(), paths.end(), path) > 1) return InvalidArgument(path, ": is there twice");
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+    ASSIGN_OR_RETURN(const Records records, ParseRecordsFile(text, path));
+    if (all.empty()) {
+      tiers = records.tiers;
+      all = text;
+      continue;
+    }
+    if (records.tiers != tiers)
+      return InvalidArgument(path, ": is of other tiers, or models, than ", paths[0]);
+    if (!all.ends_with('\n')) all += '\n';
+    all += text.substr(text.find('\n') + 1);  // behind the head
+  }
+  return all;
+}
+
 StatusOr<std::vector<const Feature*>> ChooseFeatures(const std::vector<std::string>& names,
                                                      CalibrationKind kind) {
   if (names.empty()) {
@@ -161,7 +181,7 @@ Status RunCalibrator(const std::string& records_text, CalibrationKind kind, cons
 Status RunCalibrate(const CalibrateOptions& options, const CommandContext& context) {
   RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kCascade));
   if (!options.records.empty()) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(options.records));
+    ASSIGN_OR_RETURN(const std::string text, ReadRecords(options.records));
     return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);
   }
   ASSIGN_OR_RETURN(const std::vector<TaskRow> rows, LoadRows(options, context.argv0));

@@ -27,16 +27,20 @@ struct CalibrationFlags {
 };
 
 struct CalibrateOptions {
-  std::string records = {};        // a file; or
-  AskTiersOptions ask = {};        // the tiers that are asked
-  std::vector<std::string> tasks;  // files; empty: models/eval/validation.jsonl
-  uint32_t limit = 0;              // rows of each file; 0: all
-  bool records_only = false;       // what was asked is saved, and that is all
-  std::string save_records = {};   // a file for what was asked, in FILE.journal until it is whole; "": none
+  std::vector<std::string> records = {};  // files; or
+  AskTiersOptions ask = {};               // the tiers that are asked
+  std::vector<std::string> tasks;         // files; empty: models/eval/validation.jsonl
+  uint32_t limit = 0;                     // rows of each file; 0: all
+  bool records_only = false;              // what was asked is saved, and that is all
+  std::string save_records = {};  // a file for what was asked, in FILE.journal until it is whole; "": none
   CalibrationFlags calibration = {};
 };
 
 Status RunCalibrate(const CalibrateOptions& options, const CommandContext& context);
+
+// The text of records files of the same tiers, as that of one. INVALID_ARGUMENT when one is of other tiers
+// than the first, or is there twice; errors of ReadFile and ParseRecords.
+StatusOr<std::string> ReadRecords(const std::vector<std::string>& paths);
 
 // INVALID_ARGUMENT for features that do not exist, that a classifier would have to wait for, or, where a file
 // is to be written, that the router does not look at.

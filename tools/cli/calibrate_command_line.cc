@@ -99,7 +99,11 @@ void AddCalibrate(CLI::App& app, CalibrateOptions& options) {
   CLI::App* const calibrate = app.add_subcommand(
       "calibrate", "Find when a cascade may keep a smaller tier's answer, with a bound on the loss.");
   auto* const source = calibrate->add_option_group("records")->require_option(1);
-  source->add_option("--records", options.records, "labelled records of an earlier --save-records")
+  source
+      ->add_option(
+          "--records", options.records,
+          "labelled records of an earlier --save-records, or of routers' shadow.records_file; several "
+          "files of the same tiers are taken together")
       ->type_name("FILE");
   auto* const tiers = source
                           ->add_option("--tiers", options.ask.tiers,
@@ -121,7 +125,7 @@ void AddCalibrate(CLI::App& app, CalibrateOptions& options) {
 void AddTrainRouter(CLI::App& app, TrainRouterOptions& options) {
   CLI::App* const train =
       app.add_subcommand("train-router", "Learn from labelled records which tier is enough for a prompt.");
-  train->add_option("--records", options.records, "labelled records of terrace calibrate --save-records")
+  train->add_option("--records", options.records, "records, as terrace calibrate --records reads them")
       ->type_name("FILE")
       ->required();
   AddCalibration(*train,

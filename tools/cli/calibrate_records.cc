@@ -1,6 +1,5 @@
 #include "tools/cli/calibrate_records.h"
 
-#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -179,12 +178,6 @@ StatusOr<AnswerSignals> SignalsOf(const Answer& answer) {
   }
   if (answer.tokens.empty()) return FailedPrecondition("the answer has no tokens");
   return meter.signals();
-}
-
-double AgreementWith(const std::vector<int32_t>& draft, const std::vector<int32_t>& answer) {
-  if (draft.empty()) return 0;
-  const auto differs = std::mismatch(draft.begin(), draft.end(), answer.begin(), answer.end()).first;
-  return static_cast<double>(differs - draft.begin()) / static_cast<double>(draft.size());
 }
 
 StatusOr<RecordedTier> DescribeServedTier(const Json& statusz, const std::string& name) {

@@ -7,7 +7,7 @@
 
 #include "base/json.h"
 #include "base/status.h"
-#include "tools/calibrate/records.h"
+#include "router/tier/records.h"
 #include "tools/cli/answerer.h"
 #include "tools/cli/command_context.h"
 #include "tools/cli/model_target.h"
@@ -36,9 +36,6 @@ StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptio
 // are a little low: what lies beyond the alternatives counts as if all of it were as likely as the last of
 // them.
 StatusOr<AnswerSignals> SignalsOf(const Answer& answer);
-
-// The share of `draft`, counted from its start, that `answer` has too.
-double AgreementWith(const std::vector<int32_t>& draft, const std::vector<int32_t>& answer);
 
 // What a router's /statusz says of a tier's ready replicas: its digests. FAILED_PRECONDITION when none is
 // ready, DATA_LOSS when a member is missing. `parameters` is left out.

@@ -14,8 +14,8 @@
 #include "base/mapped_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "router/tier/testing_records.h"
 #include "text/text_assets.h"
-#include "tools/calibrate/testing_records.h"
 #include "tools/cli/command_line.h"
 #include "tools/cli/test_context.h"
 #include "worker/formats/model_files.h"
@@ -66,20 +66,6 @@ TEST(SignalsOf, AreThoseOfTheAlternatives) {
   EXPECT_EQ(SignalsOf(Answer()).status().code(), StatusCode::kFailedPrecondition);
 }
 
-TEST(AgreementWith, IsTheShareOfTheDraftThatIsTheBeginningOfTheAnswer) {
-  for (const size_t draft_size : {1u, 4u, 9u}) {
-    for (size_t common = 0; common <= draft_size; ++common) {
-      for (const size_t more : {0u, 3u}) {
-        std::vector<int32_t> draft(draft_size, 7), answer(common, 7);
-        answer.resize(common + more, 8);
-        EXPECT_EQ(AgreementWith(draft, answer),
-                  static_cast<double>(common) / static_cast<double>(draft_size));
-      }
-    }
-  }
-  EXPECT_EQ(AgreementWith({}, {1, 2}), 0) << "no draft";
-}
-
 TEST(DescribeServedTier, IsWhatItsReadyReplicasServe) {
   const auto replica = [](const char* state, const char* digest) {
     return Json{{"state", state}, {"model_digest", digest}, {"text_digest", Concat("text of ", digest)}};
@@ -123,7 +109,7 @@ TEST(ChooseFeatures, GroupsHaveEveryFeatureOnceAndTheDefaultsAreWhatTheRouterTak
 
 TEST(Calibrate, FromRecordsWritesAFileThatTheRouterReads) {
   CalibrateOptions options;
-  options.records = WriteRecords("tune.jsonl", 600, /*seed=*/1);
+  options.records = {WriteRecords("tune.jsonl", 600, /*seed=*/1)};
   options.calibration.features = {"mean_logprob", "min_margin"};
   options.calibration.report = WriteRecords("test.jsonl", 200, /*seed=*/2);
   options.calibration.out = PathOf("auto.json");
@@ -136,12 +122,12 @@ TEST(Calibrate, FromRecordsWritesAFileThatTheRouterReads) {
   ASSERT_TRUE(calibration.ok()) << calibration.status();
   EXPECT_EQ(calibration->kind, CalibrationKind::kCascade);
   EXPECT_EQ(calibration->policy, "auto");
-  EXPECT_EQ(calibration->evidence.data_digest, HashBytes(ReadFile(options.records).value()).Hex());
+  EXPECT_EQ(calibration->evidence.data_digest, HashBytes(ReadFile(options.records[0]).value()).Hex());
 }
 
 TEST(TrainRouter, WritesAClassifier) {
   TrainRouterOptions options;
-  options.records = WriteRecords("tune.jsonl", 600, /*seed=*/3);
+  options.records = {WriteRecords("tune.jsonl", 600, /*seed=*/3)};
   options.calibration.out = PathOf("by-prompt.json");
   TestContext test;
   const Status status = RunTrainRouter(options, test.context);
@@ -153,7 +139,7 @@ TEST(TrainRouter, WritesAClassifier) {
 
 TEST(TrainRouter, MayReadTheFirstToken) {
   TrainRouterOptions options;
-  options.records = WriteRecords("tune.jsonl", 600, /*seed=*/3);
+  options.records = {WriteRecords("tune.jsonl", 600, /*seed=*/3)};
   options.calibration.features = {"prompt", "first_token"};
   options.calibration.limit.epsilon = 0.1;
   options.calibration.out = PathOf("begun.json");
@@ -174,7 +160,7 @@ TEST(TrainRouter, MayReadTheFirstToken) {
 TEST(Calibrate, WhatTheRouterWouldNotReadIsRefusedBeforeAnyWork) {
   TestContext test;
   CalibrateOptions options;
-  options.records = "/nowhere.jsonl";  // is not looked at
+  options.records = {"/nowhere.jsonl"};  // is not looked at
   for (const char* features : {"derived", "agreement", "sum_logprob"}) {
     options.calibration.features = {"signals", features};
     options.calibration.out = PathOf("unread.json");
@@ -185,7 +171,7 @@ TEST(Calibrate, WhatTheRouterWouldNotReadIsRefusedBeforeAnyWork) {
     EXPECT_EQ(ExitCodeFor(RunCalibrate(options, test.context)), kExitNoInput) << "tables alone may";
   }
   TrainRouterOptions train;
-  train.records = "/nowhere.jsonl";
+  train.records = {"/nowhere.jsonl"};
   for (const char* features : {"signals", "min_margin", "derived"}) {
     train.calibration.features = {features};
     EXPECT_EQ(ExitCodeFor(RunTrainRouter(train, test.context)), kExitUsage) << features;
@@ -194,14 +180,41 @@ TEST(Calibrate, WhatTheRouterWouldNotReadIsRefusedBeforeAnyWork) {
 
 TEST(Calibrate, FilesThatAreNoRecordsAreNamedByLine) {
   CalibrateOptions options;
-  options.records = PathOf("broken.jsonl");
-  std::ofstream(options.records) << "{}\n";
+  options.records = {PathOf("broken.jsonl")};
+  std::ofstream(options.records[0]) << "{}\n";
   TestContext test;
   Status status = RunCalibrate(options, test.context);
   EXPECT_EQ(ExitCodeFor(status), kExitData);
   EXPECT_THAT(Message(status), HasSubstr("line 1"));
-  options.records = "/nowhere.jsonl";
+  options.records = {"/nowhere.jsonl"};
   EXPECT_EQ(ExitCodeFor(RunCalibrate(options, test.context)), kExitNoInput);
+}
+
+TEST(ReadRecords, SeveralFilesOfTheSameTiersAreOne) {
+  const Records all = DrawRecords(30, /*seed=*/4);
+  std::vector<std::string> paths;
+  for (const size_t part : {0u, 1u, 2u}) {
+    Records each{.tiers = all.tiers,
+                 .rows = {all.rows.begin() + 10 * part, all.rows.begin() + 10 * (part + 1)}};
+    std::string text = RecordsText(each);
+    if (part == 1) text.pop_back();  // the last line need not end
+    paths.push_back(PathOf(Concat("part-", part, ".jsonl")));
+    std::ofstream(paths.back()) << text;
+  }
+  const auto text = ReadRecords(paths);
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_EQ(*text, RecordsText(all));
+  const std::string twice[] = {paths[0], paths[1], paths[0]};
+  EXPECT_EQ(ExitCodeFor(ReadRecords({std::begin(twice), std::end(twice)}).status()), kExitUsage);
+  for (size_t tier = 0; tier < all.tiers.size(); ++tier) {
+    Records other = all;
+    other.tiers[tier].model_digest += "'";
+    const std::string path = PathOf("other.jsonl");
+    std::ofstream(path) << RecordsText(other);
+    const Status status = ReadRecords({paths[0], path}).status();
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage);
+    EXPECT_THAT(Message(status), HasSubstr("other.jsonl"));
+  }
 }
 
 TEST(AskTiers, AModelAgreesWithItselfAsADraft) {
@@ -342,9 +355,9 @@ TEST(CommandLine, CalibrateAndTrainRouterReadTheirFlags) {
   EXPECT_EQ(options.calibration.seed, 7u);
   EXPECT_EQ(options.calibration.report, "t");
   EXPECT_EQ(options.calibration.out, "o");
-  const CommandLine train = ParseCommandLine({"train-router", "--records", "r"});
+  const CommandLine train = ParseCommandLine({"train-router", "--records", "r", "s", "--seed", "7"});
   ASSERT_TRUE(train.options.ok()) << train.options.status();
-  EXPECT_EQ(std::get<TrainRouterOptions>(*train.options).records, "r");
+  EXPECT_THAT(std::get<TrainRouterOptions>(*train.options).records, ElementsAre("r", "s"));
 }
 
 TEST(CommandLine, CalibrateRefusesFlagsThatMakeNoSense) {

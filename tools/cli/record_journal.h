@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "tools/calibrate/records.h"
+#include "router/tier/records.h"
 #include "tools/cli/line_appender.h"
 
 namespace terrace {

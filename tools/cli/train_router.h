@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 #include "tools/cli/calibrate.h"
@@ -10,7 +11,7 @@
 namespace terrace {
 
 struct TrainRouterOptions {
-  std::string records = {};  // a file of `terrace calibrate --save-records`
+  std::vector<std::string> records = {};  // files of `terrace calibrate --save-records`, or of a router
   CalibrationFlags calibration = {};
 };
 

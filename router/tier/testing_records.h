@@ -8,7 +8,7 @@
 
 #include "base/rng.h"
 #include "base/status.h"
-#include "tools/calibrate/records.h"
+#include "router/tier/records.h"
 
 namespace terrace {
 

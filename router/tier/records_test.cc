@@ -1,11 +1,14 @@
-#include "tools/calibrate/records.h"
+#include "router/tier/records.h"
 
+#include <cmath>
+#include <limits>
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tools/calibrate/testing_records.h"
+#include "router/tier/testing_records.h"
 
 namespace terrace {
 namespace {
@@ -93,6 +96,36 @@ TEST(Records, WhatMakesNoSenseIsRefused) {
   Records silent = DrawRecords(1, /*seed=*/6);
   silent.rows[0].answers[1].signals.tokens = 0;
   EXPECT_THAT(ErrorOf(RecordsText(silent)), HasSubstr("answers[1]"));
+}
+
+TEST(AgreementWith, IsTheShareOfTheDraftThatIsTheBeginningOfTheAnswer) {
+  for (const size_t draft_size : {1u, 4u, 9u}) {
+    for (size_t common = 0; common <= draft_size; ++common) {
+      for (const size_t more : {0u, 3u}) {
+        std::vector<int32_t> draft(draft_size, 7), answer(common, 7);
+        answer.resize(common + more, 8);
+        EXPECT_EQ(AgreementWith(draft, answer),
+                  static_cast<double>(common) / static_cast<double>(draft_size));
+      }
+    }
+  }
+  EXPECT_EQ(AgreementWith({}, {1, 2}), 0) << "no draft";
+}
+
+TEST(RecordedAnswer, WhatNoFileCanHaveIsNotRecordable) {
+  const RecordedAnswer good = DrawRecords(1, /*seed=*/7).rows[0].answers[0];
+  EXPECT_TRUE(good.is_recordable());
+  for (double AnswerSignals::*const signal : {&AnswerSignals::mean_logprob, &AnswerSignals::min_margin,
+                                              &AnswerSignals::mean_margin, &AnswerSignals::first_entropy}) {
+    for (const double value : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+      RecordedAnswer bad = good;
+      bad.signals.*signal = value;
+      EXPECT_FALSE(bad.is_recordable());
+    }
+  }
+  RecordedAnswer silent = good;
+  silent.signals.tokens = 0;
+  EXPECT_FALSE(silent.is_recordable());
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
-#include "tools/calibrate/records.h"
+#include "router/tier/records.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/json.h"
 #include "base/strict_fields.h"
+#include "router/tier/gate.h"
 
 namespace terrace {
 namespace {
@@ -29,25 +31,6 @@ StatusOr<PromptTraits> ParsePrompt(const Json& json) {
   prompt.braces = fields.SmallCount("braces");
   RETURN_IF_ERROR(fields.Finish());
   return prompt;
-}
-
-StatusOr<std::vector<RecordedTier>> ParseHead(std::string_view line) {
-  ASSIGN_OR_RETURN(const Json json, ParseJson(line));
-  StrictFields fields(json, "");
-  const std::string format = fields.Text("format");
-  const Json& list = fields.List("tiers");
-  RETURN_IF_ERROR(fields.Finish());
-  if (format != kFormat) return InvalidArgument("format \"", format, "\", this version reads ", kFormat);
-  std::vector<RecordedTier> tiers;
-  for (size_t i = 0; i < list.size(); ++i) {
-    ASSIGN_OR_RETURN(RecordedTier tier, ParseRecordedTier(list[i], Concat("tiers[", i, "]")));
-    const bool is_known =
-        std::any_of(tiers.begin(), tiers.end(), [&](const auto& other) { return other.name == tier.name; });
-    if (is_known) return InvalidArgument("tier ", tier.name, " occurs twice");
-    tiers.push_back(std::move(tier));
-  }
-  if (tiers.size() < 2) return InvalidArgument("\"tiers\" must be 2 or more, got ", tiers.size());
-  return tiers;
 }
 
 StatusOr<Record> ParseRow(std::string_view line, size_t tiers) {
@@ -126,25 +109,61 @@ StatusOr<RecordedAnswer> ParseRecordedAnswer(const Json& json, const std::string
   return answer;
 }
 
+bool RecordedAnswer::is_recordable() const {
+  return signals.tokens > 0 && std::ranges::all_of(GateScorer::ValuesOf(signals),
+                                                   [](double value) { return std::isfinite(value); });
+}
+
+double AgreementWith(const std::vector<int32_t>& draft, const std::vector<int32_t>& answer) {
+  if (draft.empty()) return 0;
+  const auto differs = std::mismatch(draft.begin(), draft.end(), answer.begin(), answer.end()).first;
+  return static_cast<double>(differs - draft.begin()) / static_cast<double>(draft.size());
+}
+
 double Records::Cost(const Record& record, size_t tier) const {
   const RecordedAnswer& answer = record.answers[tier];
   return static_cast<double>(tiers[tier].parameters) *
          (static_cast<double>(answer.prompt_tokens) + answer.signals.tokens);
 }
 
-std::string RecordsText(const Records& records) {
-  Json tiers = Json::array();
-  for (const RecordedTier& tier : records.tiers) tiers.push_back(RecordedTierJson(tier));
-  std::string text = ToJsonText({{"format", kFormat}, {"tiers", std::move(tiers)}}) + "\n";
-  for (const Record& record : records.rows) {
-    Json answers = Json::array();
-    for (const RecordedAnswer& answer : record.answers) answers.push_back(RecordedAnswerJson(answer));
-    text += ToJsonText({{"id", record.id},
-                        {"task", record.task},
-                        {"prompt", ToJson(record.prompt)},
-                        {"answers", std::move(answers)}}) +
-            "\n";
+std::string RecordsHead(const std::vector<RecordedTier>& tiers) {
+  Json list = Json::array();
+  for (const RecordedTier& tier : tiers) list.push_back(RecordedTierJson(tier));
+  return ToJsonText({{"format", kFormat}, {"tiers", std::move(list)}}) + "\n";
+}
+
+std::string RecordLine(const Record& record) {
+  Json answers = Json::array();
+  for (const RecordedAnswer& answer : record.answers) answers.push_back(RecordedAnswerJson(answer));
+  return ToJsonText({{"id", record.id},
+                     {"task", record.task},
+                     {"prompt", ToJson(record.prompt)},
+                     {"answers", std::move(answers)}}) +
+         "\n";
+}
+
+StatusOr<std::vector<RecordedTier>> ParseRecordsHead(std::string_view line) {
+  ASSIGN_OR_RETURN(const Json json, ParseJson(line));
+  StrictFields fields(json, "");
+  const std::string format = fields.Text("format");
+  const Json& list = fields.List("tiers");
+  RETURN_IF_ERROR(fields.Finish());
+  if (format != kFormat) return InvalidArgument("format \"", format, "\", this version reads ", kFormat);
+  std::vector<RecordedTier> tiers;
+  for (size_t i = 0; i < list.size(); ++i) {
+    ASSIGN_OR_RETURN(RecordedTier tier, ParseRecordedTier(list[i], Concat("tiers[", i, "]")));
+    const bool is_known =
+        std::any_of(tiers.begin(), tiers.end(), [&](const auto& other) { return other.name == tier.name; });
+    if (is_known) return InvalidArgument("tier ", tier.name, " occurs twice");
+    tiers.push_back(std::move(tier));
   }
+  if (tiers.size() < 2) return InvalidArgument("\"tiers\" must be 2 or more, got ", tiers.size());
+  return tiers;
+}
+
+std::string RecordsText(const Records& records) {
+  std::string text = RecordsHead(records.tiers);
+  for (const Record& record : records.rows) text += RecordLine(record);
   return text;
 }
 
@@ -156,7 +175,7 @@ StatusOr<Records> ParseRecords(std::string_view text) {
     const std::string_view line = text.substr(begin, end - begin);
     const std::string place = Concat("line ", ++line_number);
     if (line_number == 1) {
-      StatusOr<std::vector<RecordedTier>> tiers = ParseHead(line);
+      StatusOr<std::vector<RecordedTier>> tiers = ParseRecordsHead(line);
       if (!tiers.ok()) return DataLoss(place, ": ", Message(tiers.status()));
       records.tiers = *std::move(tiers);
     } else {
