@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "base/log.h"
@@ -66,24 +67,27 @@ void LogErrors(const std::string& tier, const std::vector<Status>& before, const
 }
 
 // Tells of the calls that failed by a replica's fault, and of the first that succeeds afterwards: most calls
-// cost a look at a flag. Thread-safe.
+// cost a count and a look at a flag. Thread-safe; of calls that end at the same time the order is anyone's.
 class CallReports : public CallObserver {
  public:
-  // `report` gets the fault, "" for a success; must not block.
-  explicit CallReports(std::function<void(std::string_view)> report) : report_(std::move(report)) {}
+  // Gets the fault, "" for a success, and of a fault the successes since the one before. Must not block.
+  using Report = std::function<void(std::string_view fault, uint64_t successes)>;
+  explicit CallReports(Report report) : report_(std::move(report)) {}
 
   void OnCallEnd(const Status& status) override {
     if (const std::string_view fault = FaultOf(status); !fault.empty()) {
       waits_for_success_ = true;
-      report_(fault);
-    } else if (status.ok() && waits_for_success_ && waits_for_success_.exchange(false)) {
-      report_("");
+      report_(fault, successes_.exchange(0));
+    } else if (status.ok()) {
+      successes_.fetch_add(1, std::memory_order_relaxed);
+      if (waits_for_success_ && waits_for_success_.exchange(false)) report_("", 0);
     }
   }
   void WaitForSuccess() { waits_for_success_ = true; }
 
  private:
-  const std::function<void(std::string_view)> report_;
+  const Report report_;
+  std::atomic<uint64_t> successes_ = 0;  // since the last fault
   std::atomic<bool> waits_for_success_ = false;
 };
 
@@ -119,6 +123,7 @@ struct Cluster::Replica {
 
 struct Cluster::Tier {
   std::string name = {};
+  std::map<std::string, Discovered> found = {};  // by entry, of those that have looked
   std::vector<ReplicaPtr> replicas = {};
   ReplicaDescription served = {};  // what the ready replicas share
   MonoTime last_ready = {};        // some replica was
@@ -127,6 +132,18 @@ struct Cluster::Tier {
   std::shared_ptr<const ManifestGate> gate = {};  // null: any model
   Ejections ejections;
 
+  // What each Discovery has found last, together, each once.
+  std::vector<std::string> Addresses() const {
+    std::set<std::string> all;
+    for (const auto& [entry, latest] : found) all.insert(latest.addresses.begin(), latest.addresses.end());
+    return {all.begin(), all.end()};
+  }
+  std::vector<Status> DiscoveryErrors() const {
+    std::vector<Status> all;
+    for (const auto& [entry, latest] : found)
+      all.insert(all.end(), latest.errors.begin(), latest.errors.end());
+    return all;
+  }
   bool IsInUse(const Replica& replica) const {
     return replica.state == ReplicaState::kReady && !ejections.IsEjected(replica.id);
   }
@@ -153,12 +170,20 @@ Cluster::Cluster(ClusterOptions options, MetricRegistry& metrics)
     view_ = std::move(view);
   }
   Post([this] { CheckSilence(RealClock().Now()); });
-  discovery_ = std::jthread([this](std::stop_token stop) { DiscoverForever(stop); });
+  for (size_t i = 0; i < options_.tiers.size(); ++i) {
+    for (const auto& each : options_.tiers[i].discoveries) {
+      const auto latest = each.second->latest();
+      if (latest.has_value())
+        Post([this, i, entry = each.first, latest] { OnDiscovered(i, entry, *latest, /*failures=*/0); });
+      discoverers_.emplace_back(
+          [this, i, entry = each.first](const std::stop_token& stop) { DiscoverForever(stop, i, entry); });
+    }
+  }
 }
 
 Cluster::~Cluster() {
-  discovery_.request_stop();
-  discovery_.join();
+  for (std::jthread& discoverer : discoverers_) discoverer.request_stop();
+  discoverers_.clear();  // joins
   loop_->Stop();
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
@@ -172,23 +197,39 @@ std::shared_ptr<const ClusterView> Cluster::View() const {
   return view_;
 }
 
-void Cluster::DiscoverForever(std::stop_token stop) {
+Discoveries Cluster::discoveries() const {
+  Discoveries all;
+  for (const auto& tier : options_.tiers) all.insert(tier.discoveries.begin(), tier.discoveries.end());
+  return all;
+}
+
+void Cluster::DiscoverForever(const std::stop_token& stop, size_t tier, const std::string& entry) {
+  Discovery& discovery = *options_.tiers[tier].discoveries.at(entry);
+  const Duration period = discovery.asks_names() ? options_.dns_refresh : options_.discovery_period;
   std::mutex mutex;
   std::condition_variable_any stopped;
-  std::vector<Discovered> latest(options_.tiers.size());
   while (!stop.stop_requested()) {
-    for (size_t i = 0; i < options_.tiers.size() && !stop.stop_requested(); ++i) {
-      Discovered found = options_.tiers[i].discovery->Resolve();
-      metrics_.OnDiscovery(i, found.failures, found.errors.empty());
-      LogErrors(options_.tiers[i].name, latest[i].errors, found.errors);
-      if (found.addresses != latest[i].addresses) {
-        Post([this, i, addresses = found.addresses] { SetAddresses(i, addresses); });
-      }
-      latest[i] = std::move(found);
-    }
+    Post([this, tier, entry, found = discovery.Resolve()] {
+      OnDiscovered(tier, entry, found, found.errors.size());
+    });
     std::unique_lock lock(mutex);
-    stopped.wait_for(lock, stop, options_.discovery_period, [] { return false; });
+    stopped.wait_for(lock, stop, period, [] { return false; });
   }
+}
+
+// What a Discovery has not told yet takes nobody away: it adds to what the others found.
+void Cluster::OnDiscovered(size_t tier_index, const std::string& entry, const Discovered& found,
+                           size_t failures) {
+  Tier& tier = *tiers_[tier_index];
+  const std::vector<Status> errors_before = tier.DiscoveryErrors();
+  Discovered& latest = tier.found[entry];
+  const bool is_same = found.addresses == latest.addresses;
+  latest = found;
+  const std::vector<Status> errors = tier.DiscoveryErrors();
+  const bool have_all_looked = tier.found.size() == options_.tiers[tier_index].discoveries.size();
+  metrics_.OnDiscovery(tier_index, failures, have_all_looked && errors.empty());
+  LogErrors(tier.name, errors_before, errors);
+  if (!is_same) SetAddresses(tier_index, tier.Addresses());
 }
 
 void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& addresses) {
@@ -224,10 +265,11 @@ Cluster::ReplicaPtr Cluster::MakeReplica(size_t tier, const std::string& address
   replica->tier = tier;
   replica->address = address;
   replica->connection = WorkerConnection::Make(address, options_.channels);
-  replica->reports = std::make_shared<CallReports>(
-      [this, loop = loop_, weak = std::weak_ptr<Replica>(replica)](std::string_view fault) {
-        loop->Post([this, weak, fault] {
-          if (const ReplicaPtr found = weak.lock(); found != nullptr) OnCallEnd(found, fault);
+  replica->reports =
+      std::make_shared<CallReports>([this, loop = loop_, weak = std::weak_ptr<Replica>(replica)](
+                                        std::string_view fault, uint64_t successes) {
+        loop->Post([this, weak, fault, successes] {
+          if (const ReplicaPtr found = weak.lock(); found != nullptr) OnCallEnd(found, fault, successes);
         });
       });
   replica->prefix_slot = tiers_[tier]->prefixes->Add();
@@ -386,7 +428,9 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   }
   replica->is_synchronised = true;
   replica->failures = 0;
-  if (is_refused) {
+  if (update.state == ReplicaState::kStalled) {
+    replica->last_error = "its engine makes no steps, though it has work";
+  } else if (is_refused) {
     replica->last_error = Message(replica->admission);
   } else if (!tier.ejections.IsEjected(replica->id)) {
     replica->last_error.clear();
@@ -401,6 +445,7 @@ void Cluster::OnUpdate(const ReplicaPtr& replica, const WatchUpdate& update) {
   if (state == replica->state) return PublishSoon();
   SetState(replica, state);
   Publish();
+  if (IsHung(state)) EndCallsOfHung(*replica);
 }
 
 // A process that is found at two addresses is one replica, the first that was ready. While any replica of
@@ -485,13 +530,14 @@ void Cluster::SetState(const ReplicaPtr& replica, ReplicaState state) {
 
 // `fault`: as FaultOf has it, "" when the call succeeded. What a replica fails at that is lost, silent or
 // draining does not matter: it takes no requests anyway.
-void Cluster::OnCallEnd(const ReplicaPtr& replica, std::string_view fault) {
+void Cluster::OnCallEnd(const ReplicaPtr& replica, std::string_view fault, uint64_t successes_before) {
   if (replica->is_removed) return;
   Tier& tier = *tiers_[replica->tier];
   if (fault.empty()) return tier.ejections.OnSuccess(replica->id);
   if (replica->state != ReplicaState::kReady) return;
-  const auto ejected = tier.ejections.OnFailure(replica->id, RealClock().Now(),
-                                                {.replicas = tier.replicas.size(), .in_use = tier.in_use()});
+  const auto ejected =
+      tier.ejections.OnFailure(replica->id, RealClock().Now(),
+                               {.replicas = tier.replicas.size(), .in_use = tier.in_use()}, successes_before);
   if (!ejected.has_value()) return;
   metrics_.OnEjection(replica->tier, fault);
   replica->last_error =
@@ -524,29 +570,32 @@ void Cluster::LetInWhenNobodyIsLeft(Tier& tier) {
 // `due`: when it was to run. What arrived in time counts, also where this thread was too busy to look at it.
 void Cluster::CheckSilence(MonoTime due) {
   bool changed = false;
-  std::vector<ReplicaPtr> silent;
+  std::vector<ReplicaPtr> hung;
   const Duration period = options_.watch_timeout / 8;  // it may be so long until the next look
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
       const bool is_watched =
           replica->state == ReplicaState::kReady || replica->state == ReplicaState::kDraining ||
-          replica->state == ReplicaState::kRefused || replica->state == ReplicaState::kStarting;
+          replica->state == ReplicaState::kRefused || replica->state == ReplicaState::kStarting ||
+          replica->state == ReplicaState::kStalled;
       if (is_watched && due - replica->last_update >= options_.watch_timeout - period) {
         replica->last_error = Concat("no update for ", Seconds(options_.watch_timeout), " s");
         SetState(replica, ReplicaState::kSilent);
         changed = true;
       }
-      if (replica->state == ReplicaState::kSilent) silent.push_back(replica);
+      if (IsHung(replica->state)) hung.push_back(replica);
     }
   }
   if (changed) Publish();
   // Their answers go on elsewhere, now that nobody picks them any more. Each time again: a call may have been
   // on its way.
-  for (const ReplicaPtr& replica : silent) {
-    replica->connection->EndCalls(WithReason(Unavailable(replica->last_error), kSilentReason));
-  }
+  for (const ReplicaPtr& replica : hung) EndCallsOfHung(*replica);
   if (token_cache_ != nullptr) metrics_.OnTokenCache(token_cache_->counts());
   loop_->After(period, [this, next = RealClock().Now() + period] { CheckSilence(next); });
+}
+
+void Cluster::EndCallsOfHung(const Replica& replica) {
+  replica.connection->EndCalls(WithReason(Unavailable(replica.last_error), kSilentReason));
 }
 
 void Cluster::PublishSoon() {

@@ -1,6 +1,6 @@
 // Keeps a connection to every worker of every tier and is the single writer of ClusterView snapshots. Owns
-// the cluster thread (its EventLoop) and a discovery thread. View may be called from any thread; construction
-// and destruction from the owner's.
+// the cluster thread (its EventLoop) and a thread for each of its Discoveries. View may be called from any
+// thread; construction and destruction from the owner's.
 //
 // A replica's life: Describe -> FetchText once per text digest -> Watch. It takes requests while its watch
 // says READY, its last update is younger than watch_timeout and its model is the one its tier serves. When a
@@ -8,7 +8,8 @@
 // prefixes do not have the digest they should, is begun anew at once: the replica keeps its place, but
 // nothing is known of its prefixes until the new snapshot.
 //
-// One that is silent loses the calls under way there too: they end with UNAVAILABLE, kSilentReason.
+// One that is silent loses the calls under way there too: they end with UNAVAILABLE, kSilentReason. So does
+// one whose watch says that its engine stalls, though it speaks.
 //
 // A tier may have a gate (router/manifest): a replica whose model it does not let in takes no requests, and
 // no part in what its tier serves, however ready it is. Gates may change at any time; what is under way goes
@@ -46,14 +47,15 @@ namespace terrace {
 struct ClusterOptions {
   struct Tier {
     std::string name;
-    std::unique_ptr<Discovery> discovery;
+    Discoveries discoveries = {};                   // what they have found so far is used at once
     std::shared_ptr<const ManifestGate> gate = {};  // null: any model
   };
   std::vector<Tier> tiers = {};
   Duration connect_backoff = std::chrono::milliseconds(250);  // the first; at most 16 times it
   Duration watch_timeout = std::chrono::seconds(3);
   Duration call_timeout = std::chrono::seconds(10);     // of Describe; FetchText has 6 times it
-  Duration discovery_period = std::chrono::seconds(1);  // between two calls of each Discovery
+  Duration discovery_period = std::chrono::seconds(1);  // between two looks of a Discovery
+  Duration dns_refresh = std::chrono::seconds(10);      // of one that asks name servers
   EjectionOptions ejection = {};
   Duration slow_start = std::chrono::seconds(30);
   // A tier without a ready replica takes another version of its model, and only after so long another model.
@@ -68,8 +70,11 @@ struct ClusterOptions {
 class Cluster : public ClusterSource {
  public:
   Cluster(ClusterOptions options, MetricRegistry& metrics);  // `metrics` outlives it
-  ~Cluster() override;                                       // cancels its own calls; Execute calls go on
+  // Cancels its own calls; Execute calls go on. May wait for name servers.
+  ~Cluster() override;
 
+  // Of all tiers, for the next configuration's cluster.
+  Discoveries discoveries() const;
   std::shared_ptr<const ClusterView> View() const override;
 
   // Of the tiers, in order, from now on; null: any model. Any thread; takes effect a moment later.
@@ -85,11 +90,13 @@ class Cluster : public ClusterSource {
   };
   using ReplicaPtr = std::shared_ptr<Replica>;
 
-  void DiscoverForever(std::stop_token stop);
+  void DiscoverForever(const std::stop_token& stop, size_t tier, const std::string& entry);
   void Post(std::function<void()> function) { loop_->Post(std::move(function)); }
 
   // All below: the cluster thread.
   ReplicaPtr MakeReplica(size_t tier, const std::string& address);
+  // `failures`: look-ups that failed just now.
+  void OnDiscovered(size_t tier, const std::string& entry, const Discovered& found, size_t failures);
   void SetAddresses(size_t tier, const std::vector<std::string>& addresses);
   void Connect(const ReplicaPtr& replica);
   void OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription> description);
@@ -100,7 +107,8 @@ class Cluster : public ClusterSource {
   void Resynchronise(const ReplicaPtr& replica, const Status& error);
   void Fail(const ReplicaPtr& replica, const Status& error);
   void CheckSilence(MonoTime due);
-  void OnCallEnd(const ReplicaPtr& replica, std::string_view fault);
+  void EndCallsOfHung(const Replica& replica);
+  void OnCallEnd(const ReplicaPtr& replica, std::string_view fault, uint64_t successes_before);
   void LetIn(Tier& tier, const std::vector<ReplicaId>& replicas);
   void LetInWhenNobodyIsLeft(Tier& tier);
   void ForgetPrefixesSoon(const ReplicaPtr& replica);
@@ -121,7 +129,7 @@ class Cluster : public ClusterSource {
   mutable std::mutex view_mutex_;
   std::shared_ptr<const ClusterView> view_;  // GUARDED_BY(view_mutex_)
   const std::shared_ptr<EventLoop> loop_;    // shared with callbacks that may outlive this object
-  std::jthread discovery_;                   // joins before anything it uses dies
+  std::vector<std::jthread> discoverers_;    // join before anything they use dies
 };
 
 }  // namespace terrace

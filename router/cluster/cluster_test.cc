@@ -4,6 +4,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <latch>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -143,6 +144,14 @@ class FakeWorker : public v1::Worker::Service {
     changed_.notify_all();
   }
 
+  // It says from now on that its engine stalls, or does not.
+  void SetStalled(bool is_stalled) {
+    std::lock_guard lock(mutex_);
+    is_stalled_ = is_stalled;
+    ++wanted_updates_;
+    changed_.notify_all();
+  }
+
   // Its cache has one block more; `is_wrong`: the next digest is not that of its blocks.
   void Cache(uint64_t key, bool is_wrong = false) {
     std::lock_guard lock(mutex_);
@@ -183,6 +192,7 @@ class FakeWorker : public v1::Worker::Service {
       sequence += std::exchange(skip_, 0);
       update.set_sequence(sequence);
       update.set_state(state_);
+      update.set_is_stalled(is_stalled_);
       update.mutable_load()->set_running_sequences(3);
       v1::PrefixDelta& prefixes = *update.mutable_prefixes();
       prefixes.set_is_snapshot(std::exchange(is_first, false));
@@ -271,6 +281,7 @@ class FakeWorker : public v1::Worker::Service {
   std::mutex mutex_;
   std::condition_variable changed_;
   v1::WorkerState state_ = v1::WORKER_STATE_READY;
+  bool is_stalled_ = false;
   uint64_t skip_ = 0, wanted_updates_ = 0;
   std::vector<uint64_t> held_, added_;
   uint64_t digest_error_ = 0;
@@ -281,18 +292,37 @@ class FakeWorker : public v1::Worker::Service {
 class FakeDiscovery : public Discovery {
  public:
   explicit FakeDiscovery(std::vector<std::string> addresses) : addresses_(std::move(addresses)) {}
-  Discovered Resolve() override {
-    std::lock_guard lock(mutex_);
-    return {.addresses = addresses_};
-  }
   void Set(std::vector<std::string> addresses) {
     std::lock_guard lock(mutex_);
     addresses_ = std::move(addresses);
   }
 
  private:
+  Discovered Look() override {
+    std::lock_guard lock(mutex_);
+    return {.addresses = addresses_};
+  }
+
   std::mutex mutex_;
   std::vector<std::string> addresses_;
+};
+
+// Finds the addresses so many times; then it waits for a name server, until Release.
+class StuckDiscovery : public Discovery {
+ public:
+  StuckDiscovery(std::vector<std::string> addresses, int looks)
+      : addresses_(std::move(addresses)), looks_(looks) {}
+  void Release() { released_.count_down(); }
+
+ private:
+  Discovered Look() override {
+    if (looks_-- <= 0) released_.wait();
+    return {.addresses = addresses_};
+  }
+
+  const std::vector<std::string> addresses_;
+  int looks_;  // one thread's at a time
+  std::latch released_{1};
 };
 
 class ClusterTest : public ::testing::Test {
@@ -301,8 +331,9 @@ class ClusterTest : public ::testing::Test {
 
   void Start(std::vector<std::string> addresses, Duration watch_timeout = std::chrono::seconds(60),
              Duration connect_backoff = std::chrono::milliseconds(5)) {
-    auto discovery = std::make_unique<FakeDiscovery>(std::move(addresses));
-    discovery_ = discovery.get();
+    discovery_ = std::make_shared<FakeDiscovery>(std::move(addresses));
+    Discoveries discoveries = more_discoveries_;
+    discoveries[""] = discovery_;
     ClusterOptions options{.connect_backoff = connect_backoff,
                            .watch_timeout = watch_timeout,
                            .discovery_period = std::chrono::milliseconds(5),
@@ -316,7 +347,7 @@ class ClusterTest : public ::testing::Test {
                              views_.push_back(view);
                              changed_.notify_all();
                            }};
-    options.tiers.push_back({"letters", std::move(discovery), gate_});
+    options.tiers.push_back({"letters", std::move(discoveries), gate_});
     cluster_ = std::make_unique<Cluster>(std::move(options), metrics_);
   }
   double Metric(const std::string& series) const {
@@ -360,7 +391,8 @@ class ClusterTest : public ::testing::Test {
   Duration slow_start_ = std::chrono::hours(1), model_kept_ = std::chrono::hours(1);
   std::shared_ptr<const ManifestGate> gate_;
   MetricRegistry metrics_;
-  FakeDiscovery* discovery_ = nullptr;  // the cluster's
+  std::shared_ptr<FakeDiscovery> discovery_;
+  Discoveries more_discoveries_;  // by other entries
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<ClusterView> views_;  // not looked at yet; GUARDED_BY(mutex_)
@@ -377,6 +409,31 @@ TEST_F(ClusterTest, AReachedWorkerIsReadyWithItsModelAndText) {
   EXPECT_THAT(tier.text->EncodePrompt("ab"), ElementsAre(0, 1));
   EXPECT_EQ(tier.replicas[0].load.running_sequences, 3u);
   EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 1u);
+}
+
+TEST_F(ClusterTest, ANameServerThatDoesNotAnswerHoldsUpNobodyElse) {
+  first_.Serve();
+  const auto stuck = std::make_shared<StuckDiscovery>(std::vector<std::string>(), /*looks=*/0);
+  more_discoveries_ = {{"dns:///stuck", stuck}};
+  Start({first_.address});
+  WaitForReady(1);
+  EXPECT_LE(Metric("terrace_discovery_success_timestamp_seconds{tier=\"letters\"}"), 0) << "not all of it";
+  stuck->Release();
+}
+
+TEST_F(ClusterTest, WhatAnEarlierClusterFoundIsUsedBeforeTheNextLookEnds) {
+  first_.Serve();
+  second_.Serve();
+  const auto stuck = std::make_shared<StuckDiscovery>(std::vector{first_.address}, /*looks=*/1);
+  stuck->Resolve();
+  more_discoveries_ = {{"dns:///stuck", stuck}};
+  Start({second_.address});
+  WaitForReady(2);
+  EXPECT_EQ(cluster_->discoveries().at("dns:///stuck"), stuck);
+  discovery_->Set({});
+  EXPECT_EQ(WaitFor([](const TierView& tier) { return tier.replicas.size() == 1; }).replicas[0].address,
+            first_.address);
+  stuck->Release();
 }
 
 TEST_F(ClusterTest, WhatWasTokenizedOnceIsKnown) {
@@ -717,6 +774,17 @@ TEST_F(EjectionTest, AReplicaWhoseCallsFailGetsNoRequestsForAWhile) {
   EXPECT_EQ(WaitForState(1, ReplicaState::kEjected).ready_replicas(), 1u);
 }
 
+TEST_F(EjectionTest, AReplicaThatFailsNowAndThenIsEjectedToo) {
+  StartTwo();
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(cluster_->View()->tiers[0].replicas[0].state, ReplicaState::kReady) << i;
+    replicas_[0].observer->OnCallEnd({});
+    replicas_[0].observer->OnCallEnd({});
+    Fail(0, 1);
+  }
+  WaitForState(0, ReplicaState::kEjected);
+}
+
 TEST_F(EjectionTest, TheLastOneThatTakesRequestsIsNeverEjected) {
   StartTwo();
   Fail(0);
@@ -1043,6 +1111,41 @@ TEST_F(ClusterTest, TheCallsOfASilentWorkerEndWhenNobodyPicksItAnyMore) {
   const auto handle = tier.replicas[0].client->Execute(spec, events);
   EXPECT_EQ(Reason(events->Result().status()), kSilentReason);
   EXPECT_EQ(cluster_->View()->tiers[0].ready_replicas(), 0u);
+}
+
+TEST_F(ClusterTest, AWorkerWhoseEngineStallsIsNotUsedAndItsCallsEnd) {
+  first_.SetExecution([](FakeCall& call, auto&) {
+    for (uint32_t i = 0; !call.IsCancelled(); ++i) {
+      if (!call.Write(TokenEvent(i, 0))) break;
+    }
+    return Cancelled("by its caller");
+  });
+  first_.Serve();
+  Start({first_.address});
+  const TierView tier = WaitForReady(1);
+  const auto events = std::make_shared<Collector>();
+  ExecuteSpec spec;
+  spec.request_id = "r";
+  spec.instance = tier.replicas[0].description.instance;
+  spec.prompt = std::make_shared<const std::vector<TokenId>>(2, 0);
+  spec.deadline = RealClock().Now() + kPatience;
+  const auto handle = tier.replicas[0].client->Execute(spec, events);
+  first_.SetStalled(true);
+  const TierView stalled = WaitForState(0, ReplicaState::kStalled);
+  EXPECT_EQ(stalled.ready_replicas(), 0u);
+  EXPECT_THAT(stalled.replicas[0].last_error, HasSubstr("engine"));
+  EXPECT_EQ(Reason(events->Result().status()), kSilentReason);
+  first_.SetStalled(false);
+  EXPECT_EQ(WaitForReady(1).replicas[0].last_error, "");
+  first_.Update(v1::WORKER_STATE_STARTING);
+  WaitForState(0, ReplicaState::kStarting);
+  first_.SetStalled(true);  // its first step may take long
+  first_.SetStalled(false);
+  first_.Update(v1::WORKER_STATE_READY);
+  EXPECT_EQ(WaitFor([](const TierView& t) { return t.replicas[0].state != ReplicaState::kStarting; })
+                .replicas[0]
+                .state,
+            ReplicaState::kReady);
 }
 
 TEST_F(ExecuteTest, CancelReachesTheWorker) {

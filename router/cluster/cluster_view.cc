@@ -23,6 +23,8 @@ const char* ReplicaStateName(ReplicaState state) {
       return "ejected";
     case ReplicaState::kRefused:
       return "refused";
+    case ReplicaState::kStalled:
+      return "stalled";
   }
   return "";
 }

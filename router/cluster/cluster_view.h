@@ -29,11 +29,17 @@ enum class ReplicaState : uint8_t {
   kMismatch,    // another model or tokenizer than the rest of its tier, or another protocol
   kEjected,     // ready, but its calls kept failing: no requests for a while
   kRefused,     // ready, but no manifest of its tier lets its model in
+  kStalled,     // it says that its engine makes no steps, though it has work
 };
 inline constexpr ReplicaState kReplicaStates[] = {
-    ReplicaState::kConnecting, ReplicaState::kStarting, ReplicaState::kReady,   ReplicaState::kDraining,
-    ReplicaState::kSilent,     ReplicaState::kMismatch, ReplicaState::kEjected, ReplicaState::kRefused};
+    ReplicaState::kConnecting, ReplicaState::kStarting, ReplicaState::kReady,
+    ReplicaState::kDraining,   ReplicaState::kSilent,   ReplicaState::kMismatch,
+    ReplicaState::kEjected,    ReplicaState::kRefused,  ReplicaState::kStalled};
 const char* ReplicaStateName(ReplicaState state);
+// Nothing comes of the calls under way there.
+inline bool IsHung(ReplicaState state) {
+  return state == ReplicaState::kSilent || state == ReplicaState::kStalled;
+}
 
 struct ReplicaLoad {
   uint32_t running_sequences = 0, waiting_sequences = 0;

@@ -20,7 +20,7 @@ constexpr auto kNameKept = std::chrono::minutes(10);  // that does not exist any
 
 using Addresses = std::vector<std::string>;
 
-// What a name was found to be, the last time that it was. MakeDiscovery has the rule.
+// What a name was found to be, the last time that it was. MakeDiscoveries has the rule.
 template <typename Value>
 class LastGood {
  public:
@@ -123,49 +123,32 @@ class FileSource : public Source {
 
 class ListedDiscovery : public Discovery {
  public:
-  using Sources = std::vector<std::unique_ptr<Source>>;
-
-  ListedDiscovery(std::set<std::string> addresses, Sources names, Sources files,
-                  const DiscoveryOptions& options)
-      : addresses_(std::move(addresses)),
-        names_(std::move(names)),
-        files_(std::move(files)),
-        dns_refresh_(options.dns_refresh),
-        clock_(options.clock) {}
-
-  Discovered Resolve() override {
-    const MonoTime now = clock_.Now();
-    Discovered out;
-    if (!names_due_.has_value() || now >= *names_due_) {
-      name_errors_ = RefreshAll(names_, now);
-      out.failures += name_errors_.size();
-      names_due_ = now + dns_refresh_;
-    }
-    out.errors = RefreshAll(files_, now);
-    out.failures += out.errors.size();
-    std::ranges::copy(name_errors_, std::back_inserter(out.errors));
-    std::set<std::string> all = addresses_;
-    for (const Sources* sources : {&names_, &files_}) {
-      for (const auto& source : *sources)
-        std::ranges::move(source->addresses(), std::inserter(all, all.end()));
-    }
-    out.addresses = {all.begin(), all.end()};
-    return out;
-  }
+  explicit ListedDiscovery(const std::set<std::string>& addresses)
+      : addresses_(addresses.begin(), addresses.end()) {}
 
  private:
-  static std::vector<Status> RefreshAll(const Sources& sources, MonoTime now) {
-    std::vector<Status> errors;
-    for (const auto& source : sources) std::ranges::move(source->Refresh(now), std::back_inserter(errors));
-    return errors;
+  Discovered Look() override { return {.addresses = addresses_}; }
+
+  const Addresses addresses_;
+};
+
+class SourceDiscovery : public Discovery {
+ public:
+  SourceDiscovery(std::unique_ptr<Source> source, bool asks_names, const Clock& clock)
+      : source_(std::move(source)), asks_names_(asks_names), clock_(clock) {}
+  bool asks_names() const override { return asks_names_; }
+
+ private:
+  Discovered Look() override {
+    std::vector<Status> errors = source_->Refresh(clock_.Now());
+    const Addresses found = source_->addresses();
+    const std::set<std::string> sorted(found.begin(), found.end());
+    return {.addresses = {sorted.begin(), sorted.end()}, .errors = std::move(errors)};
   }
 
-  const std::set<std::string> addresses_;
-  const Sources names_, files_;
-  const Duration dns_refresh_;
+  const std::unique_ptr<Source> source_;
+  const bool asks_names_;
   const Clock& clock_;
-  std::optional<MonoTime> names_due_;
-  std::vector<Status> name_errors_;  // of the last time
 };
 
 StatusOr<std::string> ParseSrvName(std::string_view name) {
@@ -181,6 +164,23 @@ StatusOr<std::string> ParseSrvName(std::string_view name) {
 StatusOr<std::string> ParsePath(std::string_view path) {
   if (path.size() > 1 && path.front() == '/') return std::string(path);
   return InvalidArgument("\"", kFilePrefix, path, "\": expected file:///path, which is absolute");
+}
+
+// Null for an address.
+StatusOr<std::unique_ptr<Source>> MakeSource(std::string_view worker, const DiscoveryOptions& options) {
+  if (worker.starts_with(kDnsPrefix)) {
+    ASSIGN_OR_RETURN(HostPort name, ParseWorkerAddress(worker.substr(kDnsPrefix.size())));
+    return std::make_unique<DnsName>(std::move(name), options.look_up);
+  }
+  if (worker.starts_with(kSrvPrefix)) {
+    ASSIGN_OR_RETURN(std::string name, ParseSrvName(worker.substr(kSrvPrefix.size())));
+    return std::make_unique<SrvName>(std::move(name), options);
+  }
+  if (worker.starts_with(kFilePrefix)) {
+    ASSIGN_OR_RETURN(std::string path, ParsePath(worker.substr(kFilePrefix.size())));
+    return std::make_unique<FileSource>(std::move(path));
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -204,29 +204,39 @@ StatusOr<std::vector<std::string>> SystemDnsLookup(const HostPort& name) {
   return out;
 }
 
-StatusOr<std::unique_ptr<Discovery>> MakeDiscovery(const std::vector<std::string>& workers,
-                                                   const DiscoveryOptions& options) {
+Discovered Discovery::Resolve() {
+  std::lock_guard turn(turn_);
+  Discovered found = Look();
+  std::lock_guard lock(mutex_);
+  latest_ = found;
+  return found;
+}
+
+std::optional<Discovered> Discovery::latest() const {
+  std::lock_guard lock(mutex_);
+  return latest_;
+}
+
+StatusOr<Discoveries> MakeDiscoveries(const std::vector<std::string>& workers,
+                                      const DiscoveryOptions& options, const Discoveries& known) {
   std::set<std::string> addresses;
-  ListedDiscovery::Sources names, files;
+  Discoveries out;
   for (const std::string& worker : workers) {
-    const auto rest_after = [&](std::string_view prefix) {
-      return std::string_view(worker).substr(prefix.size());
-    };
-    if (worker.starts_with(kDnsPrefix)) {
-      ASSIGN_OR_RETURN(HostPort name, ParseWorkerAddress(rest_after(kDnsPrefix)));
-      names.push_back(std::make_unique<DnsName>(std::move(name), options.look_up));
-    } else if (worker.starts_with(kSrvPrefix)) {
-      ASSIGN_OR_RETURN(std::string name, ParseSrvName(rest_after(kSrvPrefix)));
-      names.push_back(std::make_unique<SrvName>(std::move(name), options));
-    } else if (worker.starts_with(kFilePrefix)) {
-      ASSIGN_OR_RETURN(std::string path, ParsePath(rest_after(kFilePrefix)));
-      files.push_back(std::make_unique<FileSource>(std::move(path)));
-    } else {
+    ASSIGN_OR_RETURN(std::unique_ptr<Source> source, MakeSource(worker, options));
+    if (source == nullptr) {
       ASSIGN_OR_RETURN(const HostPort address, ParseWorkerAddress(worker));
       addresses.insert(address.ToString());
+    } else if (const auto found = known.find(worker); found != known.end()) {
+      out.insert(*found);
+    } else {
+      out[worker] = std::make_shared<SourceDiscovery>(std::move(source), !worker.starts_with(kFilePrefix),
+                                                      options.clock);
     }
   }
-  return std::make_unique<ListedDiscovery>(std::move(addresses), std::move(names), std::move(files), options);
+  if (out.size() > kMostNames)
+    return InvalidArgument(out.size(), " names and files, limit ", kMostNames, ": use one SRV name for many");
+  if (!addresses.empty()) out[""] = std::make_shared<ListedDiscovery>(addresses);
+  return out;
 }
 
 }  // namespace terrace

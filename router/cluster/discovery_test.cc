@@ -1,6 +1,8 @@
 #include "router/cluster/discovery.h"
 
+#include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <map>
 
 #include "base/fake_clock.h"
@@ -13,39 +15,60 @@ namespace {
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::Pair;
 
 TEST(Discovery, ListedAddressesComeSortedAndOnce) {
-  const auto discovery = MakeDiscovery({"b:2", "a:1", "b:2", "[::1]:3"});
-  ASSERT_TRUE(discovery.ok()) << discovery.status();
-  EXPECT_THAT((*discovery)->Resolve().addresses, ElementsAre("[::1]:3", "a:1", "b:2"));
+  const auto discoveries = MakeDiscoveries({"b:2", "a:1", "b:2", "[::1]:3"});
+  ASSERT_TRUE(discoveries.ok()) << discoveries.status();
+  EXPECT_THAT(discoveries->at("")->Resolve().addresses, ElementsAre("[::1]:3", "a:1", "b:2"));
 }
 
 TEST(Discovery, ADnsNameGivesItsAddressesWithThePort) {
-  const auto discovery = MakeDiscovery({"dns:///localhost:8101"});
-  ASSERT_TRUE(discovery.ok()) << discovery.status();
-  const auto found = (*discovery)->Resolve();
+  const auto discoveries = MakeDiscoveries({"dns:///localhost:8101"});
+  ASSERT_TRUE(discoveries.ok()) << discoveries.status();
+  const auto found = discoveries->at("dns:///localhost:8101")->Resolve();
   EXPECT_TRUE(found.errors.empty());
   EXPECT_THAT(found.addresses, Contains("127.0.0.1:8101"));
 }
 
-// DNS as a test writes it, and a list of workers that asks it every 10 s.
+TEST(Discovery, NamesAndFilesAreEachLookedAtForThemselves) {
+  const auto discoveries = MakeDiscoveries({"dns:///a:1", "srv:///_grpc._tcp.w", "file:///w", "b:1", "c:1"});
+  ASSERT_TRUE(discoveries.ok()) << discoveries.status();
+  std::map<std::string, bool> asks_names;
+  for (const auto& [entry, discovery] : *discoveries) asks_names[entry] = discovery->asks_names();
+  EXPECT_THAT(asks_names, ElementsAre(Pair("", false), Pair("dns:///a:1", true), Pair("file:///w", false),
+                                      Pair("srv:///_grpc._tcp.w", true)));
+}
+
+TEST(Discovery, TooManyNamesAreRefused) {
+  std::vector<std::string> workers;
+  for (size_t i = 0; i < kMostNames; ++i) workers.push_back(Concat("dns:///w", i, ":1"));
+  EXPECT_TRUE(MakeDiscoveries(workers).ok());
+  workers.push_back("w:1");  // no name
+  EXPECT_TRUE(MakeDiscoveries(workers).ok());
+  workers.push_back("dns:///w:1");
+  EXPECT_EQ(MakeDiscoveries(workers).status().code(), StatusCode::kInvalidArgument);
+}
+
+// DNS as a test writes it, and a list of workers that asks it.
 class NamesTest : public ::testing::Test {
  protected:
   using Addresses = std::vector<std::string>;
 
   void Make(const std::vector<std::string>& workers) {
-    auto made = MakeDiscovery(
-        workers, {.look_up =
-                      [this](const HostPort& name) {
-                        ++look_ups_;
-                        const auto found = dns_.find(name.host);
-                        return found == dns_.end() ? StatusOr<Addresses>(NotFound("no such name ", name.host))
-                                                   : WithPort(found->second, name.port);
-                      },
-                  .look_up_srv = [this](const std::string& name) { return srv_.at(name); },
-                  .clock = clock_});
+    auto made = MakeDiscoveries(workers,
+                                {.look_up =
+                                     [this](const HostPort& name) {
+                                       const auto found = dns_.find(name.host);
+                                       return found == dns_.end()
+                                                  ? StatusOr<Addresses>(NotFound("no such name ", name.host))
+                                                  : WithPort(found->second, name.port);
+                                     },
+                                 .look_up_srv = [this](const std::string& name) { return srv_.at(name); },
+                                 .clock = clock_},
+                                discoveries_);
     ASSERT_TRUE(made.ok()) << made.status();
-    discovery_ = *std::move(made);
+    discoveries_ = *std::move(made);
   }
   static StatusOr<Addresses> WithPort(StatusOr<Addresses> hosts, uint16_t port) {
     if (hosts.ok()) {
@@ -53,17 +76,23 @@ class NamesTest : public ::testing::Test {
     }
     return hosts;
   }
-  // What is found when the names are looked up again.
+  // What all find together when they look again.
   Discovered Resolve() {
     clock_.Advance(std::chrono::seconds(10));
-    return discovery_->Resolve();
+    Discovered all;
+    for (const auto& [entry, discovery] : discoveries_) {
+      const Discovered found = discovery->Resolve();
+      std::ranges::copy(found.addresses, std::back_inserter(all.addresses));
+      std::ranges::copy(found.errors, std::back_inserter(all.errors));
+    }
+    std::ranges::sort(all.addresses);
+    return all;
   }
 
   FakeClock clock_;
-  int look_ups_ = 0;
   std::map<std::string, StatusOr<Addresses>> dns_;
   std::map<std::string, StatusOr<std::vector<HostPort>>> srv_;
-  std::unique_ptr<Discovery> discovery_;
+  Discoveries discoveries_;  // what is made knows those before
 };
 
 TEST_F(NamesTest, ANameThatCannotBeResolvedKeepsItsLastAddressesAndTouchesNoOther) {
@@ -82,27 +111,24 @@ TEST_F(NamesTest, ANameThatCannotBeResolvedKeepsItsLastAddressesAndTouchesNoOthe
   const Discovered kept = Resolve();
   EXPECT_THAT(kept.addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"));
   EXPECT_EQ(kept.errors.size(), 2u);
-  EXPECT_EQ(kept.failures, 2u);
 
   dns_.at("a") = Addresses{"10.0.0.4"};
   EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:1", "10.0.0.4:1"))
       << "an answer replaces";
 }
 
-TEST_F(NamesTest, NamesAreLookedUpWhenTheyAreDue) {
-  dns_ = {{"a", Unavailable("timeout")}};
-  Make({"dns:///a:1"});
-  EXPECT_EQ(Resolve().failures, 1u);
-  for (int second = 1; second < 10; ++second) {
-    clock_.Advance(std::chrono::seconds(1));
-    const Discovered between = discovery_->Resolve();
-    EXPECT_EQ(between.failures, 0u);
-    EXPECT_EQ(between.errors.size(), 1u) << "it still cannot be trusted";
-  }
-  EXPECT_EQ(look_ups_, 1);
-  clock_.Advance(std::chrono::seconds(1));
-  EXPECT_EQ(discovery_->Resolve().failures, 1u);
-  EXPECT_EQ(look_ups_, 2);
+TEST_F(NamesTest, AnEntryThatStaysKeepsWhatItHasFound) {
+  dns_ = {{"a", Addresses{"10.0.0.1"}}, {"b", Addresses{"10.0.0.2"}}};
+  srv_ = {{"_grpc._tcp.w", std::vector<HostPort>{{"b", 7}}}};
+  Make({"dns:///a:1", "dns:///b:1", "srv:///_grpc._tcp.w"});
+  EXPECT_FALSE(discoveries_.at("dns:///a:1")->latest().has_value()) << "it has not looked";
+  Resolve();
+  dns_ = {{"a", Unavailable("timeout")}, {"b", Unavailable("timeout")}, {"c", Unavailable("timeout")}};
+  srv_.at("_grpc._tcp.w") = Unavailable("timeout");
+  Make({"dns:///a:1", "srv:///_grpc._tcp.w", "dns:///c:1", "10.0.0.9:1"});
+  ASSERT_TRUE(discoveries_.at("dns:///a:1")->latest().has_value()) << "without another look";
+  EXPECT_THAT(discoveries_.at("dns:///a:1")->latest()->addresses, ElementsAre("10.0.0.1:1"));
+  EXPECT_THAT(Resolve().addresses, ElementsAre("10.0.0.1:1", "10.0.0.2:7", "10.0.0.9:1"));
 }
 
 TEST_F(NamesTest, AnOutageOfDnsKeepsTheAddressesForHours) {
@@ -157,7 +183,7 @@ TEST_F(NamesTest, WhatOfAnSrvNameCannotBeLookedUpIsKept) {
   dns_.at("pod-1") = Addresses{"10.0.0.3"};
   const Discovered half = Resolve();
   EXPECT_THAT(half.addresses, ElementsAre("10.0.0.1:7", "10.0.0.3:8"));
-  EXPECT_EQ(half.failures, 1u);
+  EXPECT_EQ(half.errors.size(), 1u);
 
   for (const auto& answer : {StatusOr<std::vector<HostPort>>(Unavailable("SERVFAIL")),
                              StatusOr<std::vector<HostPort>>(std::vector<HostPort>{}),
@@ -165,7 +191,7 @@ TEST_F(NamesTest, WhatOfAnSrvNameCannotBeLookedUpIsKept) {
     srv_.at("_grpc._tcp.w") = answer;
     const Discovered kept = Resolve();
     EXPECT_THAT(kept.addresses, ElementsAre("10.0.0.1:7", "10.0.0.3:8"));
-    EXPECT_EQ(kept.failures, 2u) << "and pod-0";
+    EXPECT_EQ(kept.errors.size(), 2u) << "and pod-0";
   }
 }
 
@@ -187,20 +213,20 @@ TEST_F(NamesTest, AFileIsReadAgainAtOnce) {
   const std::string path = ::testing::TempDir() + "discovery_test.workers";
   std::ofstream(path) << "b:2\na:1\n";
   Make({"file://" + path});
-  EXPECT_THAT(discovery_->Resolve().addresses, ElementsAre("a:1", "b:2"));
+  EXPECT_THAT(Resolve().addresses, ElementsAre("a:1", "b:2"));
   std::ofstream(path) << "c:3\n";
-  EXPECT_THAT(discovery_->Resolve().addresses, ElementsAre("c:3"));
+  EXPECT_THAT(Resolve().addresses, ElementsAre("c:3"));
   std::ofstream(path) << "half a li";
-  const Discovered kept = discovery_->Resolve();
+  const Discovered kept = Resolve();
   EXPECT_THAT(kept.addresses, ElementsAre("c:3"));
-  EXPECT_EQ(kept.failures, 1u);
+  EXPECT_EQ(kept.errors.size(), 1u);
 }
 
 TEST(Discovery, MalformedAddressesAreRefused) {
   for (const char* bad :
        {"", "host", "host:", ":1", "host:0", "host:65536", "host:1x", "http://host:1", "a b:1", "dns:///host",
         "srv:///", "srv:///a b", "srv:///a:1", "srv://a/b", "file:///", "file://workers", "file:workers"}) {
-    EXPECT_EQ(MakeDiscovery({bad}).status().code(), StatusCode::kInvalidArgument) << bad;
+    EXPECT_EQ(MakeDiscoveries({bad}).status().code(), StatusCode::kInvalidArgument) << bad;
   }
 }
 

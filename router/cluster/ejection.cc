@@ -1,6 +1,7 @@
 #include "router/cluster/ejection.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace terrace {
 namespace {
@@ -41,21 +42,31 @@ void Ejections::OnSuccess(ReplicaId replica) {
   found->second.is_on_trial = false;
 }
 
-std::optional<Duration> Ejections::OnFailure(ReplicaId replica, MonoTime now, const Counts& tier) {
+std::optional<Duration> Ejections::OnFailure(ReplicaId replica, MonoTime now, const Counts& tier,
+                                             uint64_t successes_before) {
   if (options_.consecutive_failures == 0) return std::nullopt;
   Record& record = records_[replica];
   if (record.until.has_value()) return std::nullopt;  // of a call from before
   ++record.failures;
-  if (!record.is_on_trial && record.failures < options_.consecutive_failures) return std::nullopt;
+  record.window = successes_before >= 63 ? 1 : record.window << (successes_before + 1) | 1;
+  if (!record.is_on_trial && !IsTooMany(record)) return std::nullopt;
   if (!IsOneMoreAllowed(tier)) return std::nullopt;
   ForgetDoublings(record, now);
   const Duration time = TimeAfter(record.doublings);
   if (time < options_.longest) ++record.doublings;
   record.failures = 0;
+  record.window = 0;
   record.is_on_trial = false;
   record.until = now + time;
   ++ejected_;
   return time;
+}
+
+bool Ejections::IsTooMany(const Record& record) const {
+  if (record.failures >= options_.consecutive_failures) return true;
+  const uint64_t last = ~uint64_t{0} >> (EjectionOptions::kMostWindowCalls - options_.window_calls);
+  return options_.window_failures > 0 &&
+         static_cast<uint32_t>(std::popcount(record.window & last)) >= options_.window_failures;
 }
 
 bool Ejections::IsOneMoreAllowed(const Counts& tier) const {
@@ -88,6 +99,7 @@ void Ejections::OnConnectionLost(ReplicaId replica, MonoTime now) {
   const auto found = records_.find(replica);
   if (found == records_.end()) return;
   found->second.failures = 0;
+  found->second.window = 0;
   if (found->second.until.has_value()) End(found->second, now);
 }
 

@@ -1,9 +1,9 @@
 // Which replicas of one tier get no requests because their calls keep failing. A state machine: times come as
 // arguments, and it knows neither calls nor clocks. One thread at a time (the cluster's).
 //
-// So many failures in a row eject a replica; each time it is ejected again twice as long, up to a limit. For
-// as long as its last ejection that it stays in, one doubling is forgotten. When its time is over it is on
-// trial: the first failure ejects it again, the first success makes it as good as any.
+// So many failures in a row eject a replica, or among its last calls; each time it is ejected again twice as
+// long, up to a limit. For as long as its last ejection that it stays in, one doubling is forgotten. When its
+// time is over it is on trial: the first failure ejects it again, the first success makes it as good as any.
 //
 // Only a share of the tier's replicas is ejected at once (rounded down, but one may always be), and never the
 // last one that takes requests: beyond that a replica that fails stays in.
@@ -30,7 +30,11 @@ std::string_view FaultOf(const Status& status);
 Status CountedAlready(Status status);
 
 struct EjectionOptions {
+  static constexpr uint32_t kMostWindowCalls = 64;
+
   uint32_t consecutive_failures = 3;               // 0: nobody is ejected
+  uint32_t window_failures = 5;                    // of the last window_calls; 0: those in a row count alone
+  uint32_t window_calls = 20;                      // 1 to kMostWindowCalls
   Duration first_time = std::chrono::seconds(10);  // then doubling
   Duration longest = std::chrono::seconds(120);
   double max_share = 0.5;
@@ -47,9 +51,12 @@ class Ejections {
 
   explicit Ejections(const EjectionOptions& options) : options_(options) {}
 
+  // The first one after a failure; more need not be told.
   void OnSuccess(ReplicaId replica);
   // For how long this failure ejects the replica, which takes requests; nullopt when it does not.
-  std::optional<Duration> OnFailure(ReplicaId replica, MonoTime now, const Counts& tier);
+  // `successes_before`: all of the replica since its failure before this one.
+  std::optional<Duration> OnFailure(ReplicaId replica, MonoTime now, const Counts& tier,
+                                    uint64_t successes_before);
   // All calls to it failed at once, which says no more than that: its failures do not count, and it is let in
   // on trial when it is back.
   void OnConnectionLost(ReplicaId replica, MonoTime now);
@@ -63,6 +70,7 @@ class Ejections {
  private:
   struct Record {
     uint32_t failures = 0;                // in a row
+    uint64_t window = 0;                  // its last calls, the last one's bit 0: 1 for a failure
     uint32_t doublings = 0;               // of the next ejection
     std::optional<MonoTime> until = {};   // while it is ejected
     std::optional<MonoTime> let_in = {};  // the last time
@@ -71,6 +79,7 @@ class Ejections {
 
   Duration TimeAfter(uint32_t doublings) const;
   void ForgetDoublings(Record& record, MonoTime now) const;
+  bool IsTooMany(const Record& record) const;
   bool IsOneMoreAllowed(const Counts& tier) const;
   void End(Record& record, MonoTime now);
   std::vector<ReplicaId> EndThoseUntil(MonoTime last, MonoTime now);

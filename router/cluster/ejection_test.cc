@@ -22,7 +22,7 @@ class EjectionsTest : public ::testing::Test {
 
   std::optional<Duration> Fail(ReplicaId replica, int times = 1) {
     std::optional<Duration> ejected;
-    for (int i = 0; i < times; ++i) ejected = ejections_.OnFailure(replica, clock_.Now(), tier_);
+    for (int i = 0; i < times; ++i) ejected = ejections_.OnFailure(replica, clock_.Now(), tier_, 0);
     return ejected;
   }
   // Lets the time of an ejection pass and the trial fail.
@@ -72,9 +72,56 @@ TEST_F(EjectionsTest, OnlyFailuresInARowEject) {
   EXPECT_FALSE(ejections_.IsEjected(kB));
 }
 
+TEST_F(EjectionsTest, SoManyOfTheLastCallsEjectWhateverComesBetween) {
+  const struct {
+    const char* name;
+    std::vector<uint64_t> successes;  // before each failure
+    EjectionOptions options;
+    bool is_ejected;  // by the last one, and not before
+  } cases[] = {
+      {"every second call", {1, 1, 1, 1, 1}, {}, true},
+      {"one fewer", {1, 1, 1, 1}, {}, false},
+      {"the fifth in the last twenty", {9, 14, 0, 1, 0}, {.consecutive_failures = 9}, true},
+      {"the first is the 21st from the end", {9, 15, 0, 1, 0}, {.consecutive_failures = 9}, false},
+      {"long ago", {0, 0, 1u << 20, 0, 62, 0, 63, 0, 64, 0}, {}, false},
+      {"those in a row alone", {1, 1, 1, 1, 1, 1, 1, 1}, {.window_failures = 0}, false},
+      {"two of three", {0, 1}, {.window_failures = 2, .window_calls = 3}, true},
+      {"two of two", {0, 1, 1}, {.window_failures = 2, .window_calls = 2}, false},
+      {"two of sixty-four", {0, 62}, {.window_failures = 2, .window_calls = 64}, true},
+      {"the first is too old", {0, 63}, {.window_failures = 2, .window_calls = 64}, false},
+  };
+  for (const auto& c : cases) {
+    Ejections ejections(c.options);
+    for (size_t i = 0; i < c.successes.size(); ++i) {
+      if (c.successes[i] > 0) ejections.OnSuccess(kA);
+      EXPECT_EQ(ejections.OnFailure(kA, clock_.Now(), tier_, c.successes[i]).has_value(),
+                c.is_ejected && i + 1 == c.successes.size())
+          << c.name << ", failure " << i;
+    }
+  }
+}
+
+TEST_F(EjectionsTest, AnEjectionAndALostConnectionClearTheWindow) {
+  const auto fail_now_and_then = [&](int times) {
+    std::optional<Duration> ejected;
+    for (int i = 0; i < times; ++i) {
+      ejections_.OnSuccess(kA);
+      ejected = ejections_.OnFailure(kA, clock_.Now(), tier_, 1);
+    }
+    return ejected;
+  };
+  EXPECT_THAT(fail_now_and_then(5), Optional(seconds(10)));
+  clock_.Advance(seconds(10));
+  ejections_.EndDue(clock_.Now());
+  EXPECT_EQ(fail_now_and_then(4), std::nullopt);
+  ejections_.OnConnectionLost(kA, clock_.Now());
+  EXPECT_EQ(fail_now_and_then(4), std::nullopt);
+  EXPECT_THAT(fail_now_and_then(1), Optional(seconds(20)));
+}
+
 TEST_F(EjectionsTest, NobodyIsEjectedWhereNoFailureIsTooMany) {
   Ejections never(EjectionOptions{.consecutive_failures = 0});
-  for (int i = 0; i < 100; ++i) EXPECT_EQ(never.OnFailure(kA, clock_.Now(), tier_), std::nullopt);
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(never.OnFailure(kA, clock_.Now(), tier_, 0), std::nullopt);
 }
 
 TEST_F(EjectionsTest, ItsTimeDoublesUpToTheLimit) {
@@ -145,7 +192,7 @@ TEST_F(EjectionsTest, NoMoreThanAShareOfTheTierIsEjectedButOneMayBe) {
     for (ReplicaId id = 0; id < c.replicas; ++id) {
       for (int i = 0; i < 9; ++i) {
         const Ejections::Counts tier = {.replicas = c.replicas, .in_use = c.replicas - ejected};
-        if (ejections.OnFailure(id, clock_.Now(), tier).has_value()) ++ejected;
+        if (ejections.OnFailure(id, clock_.Now(), tier, 0).has_value()) ++ejected;
       }
     }
     EXPECT_EQ(ejected, c.ejected) << c.replicas << " replicas, " << c.max_share;
@@ -211,7 +258,7 @@ TEST_F(EjectionsTest, TheBoundsHoldForAnySequenceOfEvents) {
           ejections.EndDue(clock_.Now());
           break;
         default:
-          ejections.OnFailure(id, clock_.Now(), {replicas, replicas - ejected()});
+          ejections.OnFailure(id, clock_.Now(), {replicas, replicas - ejected()}, draw(9));
       }
       ASSERT_LE(ejected(), most);
       ASSERT_LT(ejected(), replicas);

@@ -125,6 +125,8 @@ class WatchState {
                     .digest = prefixes.digest()};
     if (update.state() == v1::WORKER_STATE_READY) out.state = ReplicaState::kReady;
     if (update.state() == v1::WORKER_STATE_DRAINING) out.state = ReplicaState::kDraining;
+    // One that starts has a first step that may take long, and no requests.
+    if (update.is_stalled() && out.state != ReplicaState::kStarting) out.state = ReplicaState::kStalled;
     return out;
   }
 

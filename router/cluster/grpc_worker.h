@@ -20,7 +20,7 @@ namespace terrace {
 inline constexpr char kMismatchReason[] = "mismatch";
 
 struct WatchUpdate {
-  ReplicaState state = ReplicaState::kStarting;  // kStarting, kReady or kDraining
+  ReplicaState state = ReplicaState::kStarting;  // kStarting, kReady, kDraining or kStalled
   ReplicaLoad load = {};
   PrefixDelta prefixes = {};
   MonoTime arrived = {};

@@ -41,11 +41,17 @@ StatusOr<std::vector<HostPort>> ParseSrvAnswer(std::span<const unsigned char> me
   return out;
 }
 
-StatusOr<std::vector<HostPort>> SystemSrvLookup(const std::string& name) {
+StatusOr<std::vector<HostPort>> SystemSrvLookup(const std::string& name) { return SrvLookupAt({}, name); }
+
+StatusOr<std::vector<HostPort>> SrvLookupAt(std::span<const sockaddr_in> servers, const std::string& name) {
   struct __res_state resolver {};
   if (res_ninit(&resolver) != 0) return Unavailable("SRV records of ", name, ": there is no resolver");
   resolver.retrans = kSecondsPerTry;
   resolver.retry = kTries;
+  if (!servers.empty()) {
+    resolver.nscount = static_cast<int>(std::min<size_t>(servers.size(), MAXNS));
+    std::copy_n(servers.begin(), resolver.nscount, resolver.nsaddr_list);
+  }
   std::vector<unsigned char> answer(NS_MAXMSG);
   const int size =
       res_nsearch(&resolver, name.c_str(), ns_c_in, ns_t_srv, answer.data(), static_cast<int>(answer.size()));

@@ -1,6 +1,13 @@
 #include "router/cluster/srv_lookup.h"
 
+#include <arpa/inet.h>
+#include <arpa/nameser.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "base/rng.h"
 #include "gmock/gmock.h"
@@ -10,6 +17,7 @@ namespace terrace {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 using Bytes = std::vector<unsigned char>;
@@ -83,6 +91,95 @@ TEST(SrvAnswer, ATruncatedOneIsAnErrorAtEveryByte) {
   for (size_t size = 0; size < whole.size(); ++size) {
     const auto found = ParseSrvAnswer(std::span(whole).first(size));
     EXPECT_EQ(found.status().code(), StatusCode::kDataLoss) << size;
+  }
+}
+
+// A name server on loopback that answers every question in one way, on a thread of its own.
+class NameServer {
+ public:
+  // `code`: of the response, as of RFC 1035.
+  NameServer(unsigned code, std::vector<Bytes> records) : code_(code), records_(std::move(records)) {
+    address_.sin_family = AF_INET;
+    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address_);
+    CHECK(bind(socket_, reinterpret_cast<sockaddr*>(&address_), size) == 0);
+    CHECK(getsockname(socket_, reinterpret_cast<sockaddr*>(&address_), &size) == 0);
+    thread_ = std::jthread([this] { Run(); });
+  }
+  ~NameServer() {
+    is_over_ = true;
+    const int waker = socket(AF_INET, SOCK_DGRAM, 0);
+    sendto(waker, "", 0, 0, reinterpret_cast<sockaddr*>(&address_), sizeof(address_));
+    thread_.join();
+    close(waker);
+    close(socket_);
+  }
+  sockaddr_in address() const { return address_; }
+  int questions() const { return questions_; }
+
+ private:
+  void Run() {
+    for (;;) {
+      Bytes question(NS_PACKETSZ);
+      sockaddr_in client{};
+      socklen_t size = sizeof(client);
+      const ssize_t received =
+          recvfrom(socket_, question.data(), question.size(), 0, reinterpret_cast<sockaddr*>(&client), &size);
+      if (is_over_) return;
+      if (received <= kHeader) continue;
+      ++questions_;
+      question.resize(static_cast<size_t>(received));
+      const Bytes answer = AnswerTo(question);
+      sendto(socket_, answer.data(), answer.size(), 0, reinterpret_cast<sockaddr*>(&client), size);
+    }
+  }
+  Bytes AnswerTo(const Bytes& question) const {
+    size_t end = kHeader;  // of the question's name
+    while (end < question.size() && question[end] != 0) end += question[end] + 1u;
+    end = std::min(end + 5, question.size());  // its root label, type and class
+    Bytes out = Bytes{question[0], question[1]} + Short(0x8180 | code_) + Short(1) +
+                Short(static_cast<unsigned>(records_.size())) + Short(0) + Short(0) +
+                Bytes(question.begin() + kHeader, question.begin() + static_cast<ptrdiff_t>(end));
+    for (const Bytes& record : records_) out = out + record;
+    return out;
+  }
+
+  static constexpr int kHeader = 12;  // bytes
+  const unsigned code_;
+  const std::vector<Bytes> records_;
+  const int socket_ = socket(AF_INET, SOCK_DGRAM, 0);
+  sockaddr_in address_{};
+  std::atomic<bool> is_over_ = false;
+  std::atomic<int> questions_ = 0;
+  std::jthread thread_;
+};
+
+StatusOr<std::vector<HostPort>> AskServer(const NameServer& server) {
+  const sockaddr_in servers[] = {server.address()};
+  return SrvLookupAt(servers, "_grpc._tcp.w.");  // ends in a dot: no search list
+}
+
+TEST(SrvLookup, TheServersRecordsAreTheAnswer) {
+  const NameServer server(0, {Record(kSrv, SrvData(8101, Name("pod-0.workers"))),
+                              Record(kSrv, SrvData(7, Name("pod-1.workers")))});
+  const auto found = AskServer(server);
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_EQ(found->size(), 2u);
+  EXPECT_EQ((*found)[0].ToString(), "pod-0.workers:8101");
+  EXPECT_EQ((*found)[1].ToString(), "pod-1.workers:7");
+  EXPECT_EQ(server.questions(), 1);
+}
+
+TEST(SrvLookup, ANameWithoutRecordsOneThatDoesNotExistAndAFailureAreToldApart) {
+  constexpr unsigned kServerFailed = 2, kNoSuchName = 3, kRefused = 5;
+  const auto none = AskServer(NameServer(0, {}));
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_THAT(*none, IsEmpty());
+  EXPECT_EQ(AskServer(NameServer(kNoSuchName, {})).status().code(), StatusCode::kNotFound);
+  for (const unsigned failure : {kServerFailed, kRefused}) {
+    const Status error = AskServer(NameServer(failure, {})).status();
+    EXPECT_EQ(error.code(), StatusCode::kUnavailable) << failure;
+    EXPECT_THAT(Message(error), HasSubstr("_grpc._tcp.w."));
   }
 }
 

@@ -278,8 +278,7 @@ IsBack BackAt(const DispatcherParts& parts) {
   return [&parts](const std::string& process) {
     const auto view = parts.cluster.View();
     const auto is_it = [&](const ReplicaView& replica) {
-      const bool is_heard =
-          replica.state != ReplicaState::kSilent && replica.state != ReplicaState::kConnecting;
+      const bool is_heard = !IsHung(replica.state) && replica.state != ReplicaState::kConnecting;
       return is_heard && replica.description.instance == process;
     };
     return std::ranges::any_of(

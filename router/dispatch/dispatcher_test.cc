@@ -1,6 +1,7 @@
 #include <optional>
 
 #include "router/dispatch/attempts.h"
+#include "router/dispatch/failover.h"
 #include "router/dispatch/testing_dispatcher.h"
 #include "router/request/param.h"
 
@@ -684,6 +685,19 @@ TEST_F(RetryTest, SoManyReplicasOfATierAreTriedAndNoneTwice) {
     EXPECT_TRUE(wide_.replica(kBase, attempts).calls.empty());
   }
   EXPECT_EQ(Retries("base", "unavailable"), 0 + 2 + 3);
+}
+
+TEST_F(RetryTest, NoneIsTriedTwiceBeforeTheFirstTokenHoweverLongTheOthersTake) {
+  Use({.max_attempts = 64});
+  Generate(Fields("base"));
+  for (size_t i = 0; i < 5; ++i) {
+    ASSERT_EQ(wide_.replica(kBase, i).calls.size(), 1u) << i;
+    EXPECT_FALSE(sink_->end.has_value());
+    clock_.Advance(2 * Failover::kRest);
+    wide_.call(kBase, i).Fail(WithReason(Unavailable("refused"), kUnreachedReason));
+  }
+  EXPECT_EQ(Reason(End().status()), "worker_lost");
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(wide_.replica(kBase, i).calls.size(), 1u) << i;
 }
 
 TEST_F(RetryTest, ScoresAreTriedAsOften) {

@@ -30,10 +30,10 @@ bool Failover::may_retry() const {
          !is_out_of_patience_;
 }
 
-std::set<ReplicaId> Failover::TriedAt(MonoTime now) const {
+std::set<ReplicaId> Failover::TriedAt(MonoTime now, bool has_begun) const {
   std::set<ReplicaId> tried;
   for (const auto& [replica, when] : failed_) {
-    if (now - when < kRest) tried.insert(replica);
+    if (!has_begun || now - when < kRest) tried.insert(replica);
   }
   return tried;
 }

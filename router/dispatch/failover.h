@@ -1,9 +1,10 @@
 // What an answer has met with at the tier it is at, and whether it may be tried again there. Knows no calls
 // and no clock: times are arguments. One thread at a time.
 //
-// So many attempts in a row may bring no token. An answer that has begun may wait for a replica to go on at;
-// an attempt that no worker began with does not count against it then, as it costs nobody anything: those
-// have as long as the wait may be.
+// So many attempts in a row may bring no token. Before its first token an answer never asks a replica twice.
+// One that has begun may wait for a replica to go on at, and ask one that failed again after a rest: it may
+// be the only one, and come back. An attempt that no worker began with does not count against it then, as it
+// costs nobody anything: those have as long as the wait may be.
 #pragma once
 
 #include <chrono>
@@ -21,11 +22,12 @@ namespace terrace {
 
 class Failover {
  public:
-  // A replica that failed is not asked again for so long, unless a token came meanwhile.
+  // A replica that failed is not asked again for so long, once the answer has begun and unless a token came
+  // meanwhile.
   static constexpr Duration kRest = std::chrono::seconds(1);
 
   // In all, however much each of them brings.
-  static constexpr uint32_t kMostAttempts = 64;
+  static constexpr uint32_t kMostAttempts = RetryOptions::kMostAttempts;
 
   explicit Failover(const RetryOptions& options) : options_(options) {}
 
@@ -39,7 +41,7 @@ class Failover {
   uint32_t attempts() const { return attempts_; }
   const Status& error() const { return error_; }  // the last one, as the worker gave it; OK: none yet
   bool may_retry() const;
-  std::set<ReplicaId> TriedAt(MonoTime now) const;  // not to be asked
+  std::set<ReplicaId> TriedAt(MonoTime now, bool has_begun) const;  // not to be asked
   // Whether an answer that has nobody to ask may wait longer than `now`; the wait begins with the first call.
   bool MayWait(MonoTime now);
   Duration WaitedAt(MonoTime now) const;  // 0: it does not

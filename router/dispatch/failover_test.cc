@@ -56,10 +56,18 @@ TEST(Failover, AReplicaThatFailedRestsUntilATokenComesFromAnother) {
   Failover failover(RetryOptions{});
   failover.OnFailure(7, kLost, true, At(seconds(10)));
   failover.OnFailure(3, kLost, true, At(seconds(10) + Failover::kRest / 2));
-  EXPECT_THAT(failover.TriedAt(At(seconds(10) + Failover::kRest - Duration(1))), ElementsAre(3, 7));
-  EXPECT_THAT(failover.TriedAt(At(seconds(10) + Failover::kRest)), ElementsAre(3));
+  constexpr bool kHasBegun = true;
+  EXPECT_THAT(failover.TriedAt(At(seconds(10) + Failover::kRest - Duration(1)), kHasBegun),
+              ElementsAre(3, 7));
+  EXPECT_THAT(failover.TriedAt(At(seconds(10) + Failover::kRest), kHasBegun), ElementsAre(3));
   failover.OnToken();
-  EXPECT_THAT(failover.TriedAt(At(seconds(10))), IsEmpty());
+  EXPECT_THAT(failover.TriedAt(At(seconds(10)), kHasBegun), IsEmpty());
+}
+
+TEST(Failover, BeforeTheFirstTokenAReplicaThatFailedIsNotTriedAgain) {
+  Failover failover(RetryOptions{});
+  failover.OnFailure(7, kLost, true, At(seconds(10)));
+  EXPECT_THAT(failover.TriedAt(At(seconds(3600)), /*has_begun=*/false), ElementsAre(7));
 }
 
 TEST(Failover, AttemptsThatNobodyBeginsWithHaveAsLongAsAWait) {

@@ -86,7 +86,7 @@ Status Generation::TryStart() {
                            .view = *view,
                            .tier = step().tier,
                            .prompt = prompt,
-                           .tried = failover_.TriedAt(Now()),
+                           .tried = failover_.TriedAt(Now(), answer_->has_begun()),
                            .has_begun = answer_->has_begun(),
                            .waited = failover_.WaitedAt(Now())};
   // What has come so far was not what takes workers down.

@@ -13,6 +13,8 @@
 namespace terrace {
 
 struct RetryOptions {
+  static constexpr uint32_t kMostAttempts = 64;
+
   uint32_t max_attempts = 3;  // of one answer at one tier, in a row that bring no token
   double ratio = 0.1;         // retries to requests
   // Of an answer that has begun, and for which there is no replica.

@@ -20,12 +20,13 @@ using Gates = std::vector<std::shared_ptr<const ManifestGate>>;
 
 std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, const Gates& gates,
                                      MetricRegistry& metrics, const TlsSource* tls,
-                                     std::function<void()> on_change) {
+                                     std::function<void()> on_change, const Discoveries& known) {
   const Duration dns_refresh = FromSeconds(options.dns_refresh_seconds);
   ClusterOptions out{
       .connect_backoff = FromSeconds(options.connect_backoff_seconds),
       .watch_timeout = FromSeconds(options.watch_timeout_seconds),
       .discovery_period = std::min<Duration>(std::chrono::seconds(1), dns_refresh),
+      .dns_refresh = dns_refresh,
       .ejection = options.ejection,
       .slow_start = FromSeconds(options.slow_start_seconds),
       .channels = {tls == nullptr ? nullptr : MakeChannelCredentials(tls), options.worker_server_name},
@@ -33,9 +34,9 @@ std::shared_ptr<Cluster> MakeCluster(const RouterOptions& options, const Gates& 
       .seed = RandomSeed(),
       .on_change = [on_change = std::move(on_change)](const ClusterView&) { on_change(); }};
   for (size_t i = 0; i < options.tiers.size(); ++i) {
-    auto discovery = MakeDiscovery(options.workers[i], {.dns_refresh = dns_refresh});
-    CHECK(discovery.ok(), "options check workers: ", Message(discovery.status()));
-    out.tiers.push_back({options.tiers[i].name, *std::move(discovery), gates[i]});
+    auto discoveries = MakeDiscoveries(options.workers[i], {}, known);
+    CHECK(discoveries.ok(), "options check workers: ", Message(discoveries.status()));
+    out.tiers.push_back({options.tiers[i].name, *std::move(discoveries), gates[i]});
   }
   return std::make_shared<Cluster>(std::move(out), metrics);
 }
@@ -83,7 +84,8 @@ StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricR
   core->cluster_ = previous != nullptr && HaveSameCluster(previous->options_, options)
                        ? previous->cluster_
                        : MakeCluster(options, core->gates_, metrics, lasting.worker_tls.get(),
-                                     std::move(lasting.on_change));
+                                     std::move(lasting.on_change),
+                                     previous == nullptr ? Discoveries() : previous->cluster_->discoveries());
   core->dispatcher_ =
       MakeDispatcher({*core->cluster_, *core->catalog_, *core->balancer_, *core->admission_, core->recorder_,
                       RealClock(), RandomSeed(), options.retries, std::move(lasting.quarantine)});
@@ -181,6 +183,21 @@ StatusOr<std::vector<std::shared_ptr<const ManifestGate>>> LoadGates(const Route
 uint64_t RandomSeed() {
   std::random_device device;
   return (uint64_t{device()} << 32) | device();
+}
+
+Status CheckAsReady(const ClusterView& before, const ClusterView& after) {
+  for (const TierView& tier : before.tiers) {
+    const auto found = std::ranges::find(after.tiers, tier.name, &TierView::name);
+    const bool may_be_empty = tier.ready_replicas() == 0 || found == after.tiers.end() || found->is_refused();
+    if (may_be_empty || found->ready_replicas() > 0) continue;
+    const auto told = std::ranges::find_if(
+        found->replicas, [](const ReplicaView& replica) { return !replica.last_error.empty(); });
+    return Unavailable("tier ", tier.name, " has ready workers now, and would have none: ",
+                       found->replicas.empty()         ? "none is found"
+                       : told == found->replicas.end() ? found->replicas.front().address + " is not ready yet"
+                                                       : Concat(told->address, ": ", told->last_error));
+  }
+  return {};
 }
 
 bool IsReady(const ClusterView& view) {

@@ -1,8 +1,9 @@
 // Everything that one configuration makes: models, tenants, admission, balancer, cluster, dispatcher. A
 // reload makes a new one beside the old one, which answers the requests it has and is then destroyed. The
 // cluster, with its connections and prefix index, is handed on when the settings that it is made of are the
-// same but for manifests; what is at work and what waits is counted over all of them (AdmissionBook). What
-// requests reach through a Core is thread-safe.
+// same but for manifests; else the Discovery of each entry that stays is, with what it has found. What is at
+// work and what waits is counted over all of them (AdmissionBook). What requests reach through a Core is
+// thread-safe.
 #pragma once
 
 #include <functional>
@@ -93,6 +94,10 @@ uint64_t RandomSeed();  // from the system
 // What the tiers' manifests say now, by tier; null where none is required. FAILED_PRECONDITION for a key that
 // cannot be used.
 StatusOr<std::vector<std::shared_ptr<const ManifestGate>>> LoadGates(const RouterOptions& options);
+
+// UNAVAILABLE, with the tier and a cause, for one that is ready in `before` and in `after` has no ready
+// replica, though it is still there and no manifest keeps all of its models out.
+Status CheckAsReady(const ClusterView& before, const ClusterView& after);
 
 // One tier that can answer is enough.
 bool IsReady(const ClusterView& view);

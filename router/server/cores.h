@@ -26,6 +26,11 @@ class Cores {
     if (current_ != nullptr) old_.push_back(std::move(current_));
     current_ = std::move(core);
   }
+  // One that is not used after all.
+  void Retire(CorePtr core) {
+    std::lock_guard lock(mutex_);
+    old_.push_back(std::move(core));
+  }
   std::vector<CorePtr> All() const {
     std::lock_guard lock(mutex_);
     std::vector<CorePtr> all = old_;

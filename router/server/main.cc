@@ -29,6 +29,7 @@ struct Flags {
   std::vector<std::string> overrides;
   std::string http, grpc, ops;
   bool validate = false;
+  std::string running;  // what a router runs with that is to take the configuration; "": none does
 };
 
 constexpr char kFooter[] =
@@ -39,9 +40,9 @@ constexpr double kLookSeconds = 1;  // between looks at the files
 constexpr int kLooksToRetry = 5;
 constexpr double kEndSeconds = 2;  // for requests that are ended: their worker calls end here, at once
 
-StatusOr<RouterOptions> LoadOptions(const Flags& flags, const CLI::App& app) {
+StatusOr<RouterOptions> LoadOptions(const Flags& flags, const CLI::App& app, const std::string& file) {
   v1::RouterConfig config;
-  RETURN_IF_ERROR(LoadYamlFile(flags.config, config));
+  RETURN_IF_ERROR(LoadYamlFile(file, config));
   for (const std::string& assignment : flags.overrides) RETURN_IF_ERROR(ApplyOverride(assignment, config));
   if (app.count("--http") > 0) config.mutable_listen()->set_http(flags.http);
   if (app.count("--grpc") > 0) config.mutable_listen()->set_grpc(flags.grpc);
@@ -81,7 +82,7 @@ class Reloader {
 
   StatusOr<RouterOptions> Load() {
     files_.Watch(flags_.config);
-    ASSIGN_OR_RETURN(RouterOptions options, LoadOptions(flags_, app_));
+    ASSIGN_OR_RETURN(RouterOptions options, LoadOptions(flags_, app_, flags_.config));
     for (const std::string& file : options.files()) files_.Watch(file);
     for (const std::string& file : options.manifest_files()) manifests_.Watch(file);
     return options;
@@ -173,6 +174,17 @@ Status Serve(const Flags& flags, const CLI::App& app, ShutdownSignal& shutdown) 
   return {};
 }
 
+// Whether a router would start with it, and one that runs would take it.
+Status CheckUsable(const Flags& flags, const CLI::App& app) {
+  ASSIGN_OR_RETURN(const RouterOptions options, LoadOptions(flags, app, flags.config));
+  if (!flags.running.empty()) {
+    const auto running = LoadOptions(flags, app, flags.running);
+    if (!running.ok()) return Annotate(running.status(), "--running");
+    RETURN_IF_ERROR(CheckReloadable(*running, options));
+  }
+  return CheckFiles(options);
+}
+
 int Fail(const Status& status) {
   std::fprintf(stderr, "terrace-router: %s\n", Message(status).c_str());
   return ExitCodeFor(status);
@@ -202,10 +214,14 @@ int Main(int argc, char** argv) {
                  "host:port of the OpenAI-compatible API, \"\" for none; port 0: any free one");
   app.add_option("--grpc", flags.grpc, "host:port of the gRPC API");
   app.add_option("--ops", flags.ops, "host:port of /metrics /healthz /readyz /statusz");
-  app.add_flag(
+  auto* const validate = app.add_flag(
       "--validate", flags.validate,
       "say whether the configuration can be used, and end; exit code 1: it can, and a tier's manifests let "
       "no model in");
+  app.add_option("--running", flags.running,
+                 "with --validate: whether a router that runs with this file can change to the other, too")
+      ->type_name("FILE")
+      ->needs(validate);
   app.set_version_flag("--version", std::string("terrace-router ") + kVersion);
   app.footer(kFooter);
   try {
@@ -216,8 +232,7 @@ int Main(int argc, char** argv) {
     return Fail(InvalidArgument(error.what(), " (see terrace-router --help)"));
   }
   if (flags.validate) {
-    const auto options = LoadOptions(flags, app);
-    const Status usable = options.ok() ? CheckFiles(*options) : options.status();
+    const Status usable = CheckUsable(flags, app);
     if (IsManifestReason(Reason(usable))) {
       std::printf("%s: would start, and the tier would be refused: %s\n", flags.config.c_str(),
                   Message(usable).c_str());

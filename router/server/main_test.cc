@@ -93,5 +93,27 @@ TEST(RouterMain, ValidateSaysWhatAStartWouldSay) {
   EXPECT_THAT(run.output, HasSubstr("/absent"));
 }
 
+TEST(RouterMain, ValidateSaysWhatAReloadWouldSay) {
+  const std::string file = ConfigFile(), changed = ::testing::TempDir() + "/changed.yaml";
+  const auto change = [&](const std::string& line) {
+    std::ofstream(changed) << "listen: {http: \"\", ops: \"\"}\n"
+                              "tiers: [{name: nano, workers: [\"127.0.0.1:1\"]}]\n" +
+                                  line;
+    return RunRouter("--validate --config " + changed + " --running " + file);
+  };
+  Ended run = change("cluster: {slow_start_seconds: 5}\n");
+  EXPECT_EQ(run.exit_code, kExitOk) << run.output;
+  EXPECT_EQ(run.output, changed + ": can be used\n");
+  run = change("log: {level: debug}\n");
+  EXPECT_EQ(run.exit_code, kExitConfig);
+  ExpectOneLine(run);
+  EXPECT_THAT(run.output, HasSubstr("log.level: cannot change while the router runs"));
+  run = RunRouter("--validate --config " + file + " --running /absent.yaml");
+  EXPECT_EQ(run.exit_code, kExitNoInput);
+  ExpectOneLine(run);
+  EXPECT_THAT(run.output, HasSubstr("--running: "));
+  EXPECT_EQ(RunRouter("--config " + file + " --running " + file).exit_code, kExitUsage) << "of --validate";
+}
+
 }  // namespace
 }  // namespace terrace

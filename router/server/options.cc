@@ -178,7 +178,7 @@ Status SetTiers(const v1::RouterConfig& config, RouterOptions& out) {
         CheckPrice(path + ".usd_per_million_completion_tokens", tier.usd_per_million_completion_tokens()));
     std::vector<std::string> workers(tier.workers().begin(), tier.workers().end());
     if (workers.empty()) return Bad(path + ".workers", "at least one is needed");
-    if (const auto found = MakeDiscovery(workers); !found.ok())
+    if (const auto found = MakeDiscoveries(workers); !found.ok())
       return Bad(path + ".workers", Message(found.status()));
     out.workers.push_back(std::move(workers));
     ASSIGN_OR_RETURN(out.manifests.emplace_back(), MakeManifests(path, tier));
@@ -574,6 +574,17 @@ Status SetGrpcLimits(const v1::RouterConfig& config, GrpcLimits& out) {
 Status SetEjection(const v1::EjectionConfig& config, EjectionOptions& out) {
   const std::string path = "cluster.ejection.";
   if (config.has_consecutive_failures()) out.consecutive_failures = config.consecutive_failures();
+  if (config.has_window_failures()) out.window_failures = config.window_failures();
+  RETURN_IF_ERROR(
+      SetCount(path + "window_calls", config.has_window_calls(), config.window_calls(), out.window_calls));
+  if (out.window_calls > EjectionOptions::kMostWindowCalls) {
+    return Bad(path + "window_calls", "must be at most ", EjectionOptions::kMostWindowCalls, ", got ",
+               out.window_calls);
+  }
+  if (out.window_failures > out.window_calls) {
+    return Bad(path + "window_failures", "must be at most window_calls, ", out.window_calls, ", got ",
+               out.window_failures);
+  }
   RETURN_IF_ERROR(
       SetDuration(path + "seconds", config.has_seconds(), config.seconds(), 0.1, 3600, out.first_time));
   if (!config.has_max_seconds()) out.longest = std::max(out.longest, out.first_time);
@@ -596,6 +607,10 @@ Status SetHealth(const v1::ClusterConfig& config, RouterOptions& out) {
   }
   RETURN_IF_ERROR(SetCount("cluster.max_attempts", config.has_max_attempts(), config.max_attempts(),
                            out.retries.max_attempts));
+  if (out.retries.max_attempts > RetryOptions::kMostAttempts) {
+    return Bad("cluster.max_attempts", "must be at most ", RetryOptions::kMostAttempts, ", got ",
+               out.retries.max_attempts);
+  }
   return SetDuration("cluster.resume_patience_seconds", config.has_resume_patience_seconds(),
                      config.resume_patience_seconds(), 0, 3600, out.retries.resume_patience);
 }
@@ -614,6 +629,17 @@ Status SetLog(const v1::LogConfig& config, RouterOptions& out) {
     out.log.as_json = config.format() == "json";
   }
   return {};
+}
+
+Status CheckUnchanged(std::string_view path, const std::string& before, const std::string& after) {
+  if (before == after) return {};
+  return Bad(path, "cannot change from \"", before, "\" while the router runs: restart it");
+}
+
+template <typename T>
+Status CheckSame(std::string_view path, const T& before, const T& after) {
+  if (before == after) return {};
+  return Bad(path, "cannot change while the router runs: restart it");
 }
 
 }  // namespace
@@ -643,6 +669,20 @@ StatusOr<RouterOptions> MakeRouterOptions(const v1::RouterConfig& config) {
                              kMaxDrainSeconds, out.drain_seconds));
   RETURN_IF_ERROR(SetLog(config.log(), out));
   return out;
+}
+
+Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) {
+  RETURN_IF_ERROR(CheckUnchanged("listen.http", before.http, after.http));
+  RETURN_IF_ERROR(CheckUnchanged("listen.grpc", before.grpc, after.grpc));
+  RETURN_IF_ERROR(CheckUnchanged("listen.ops", before.ops, after.ops));
+  RETURN_IF_ERROR(CheckSame("listen.tls", before.tls, after.tls));
+  RETURN_IF_ERROR(CheckSame("listen.http_limits", before.http_limits, after.http_limits));
+  RETURN_IF_ERROR(CheckSame("listen.grpc_limits", before.grpc_limits, after.grpc_limits));
+  RETURN_IF_ERROR(CheckSame("listen.grpc_reflection", before.grpc_reflection, after.grpc_reflection));
+  RETURN_IF_ERROR(CheckSame("cluster.tls", before.worker_tls, after.worker_tls));
+  RETURN_IF_ERROR(CheckSame("admission.max_body_bytes", before.max_body_bytes, after.max_body_bytes));
+  RETURN_IF_ERROR(CheckSame("log.level", before.log.level, after.log.level));
+  return CheckSame("log.format", before.log.as_json, after.log.as_json);
 }
 
 }  // namespace terrace

@@ -85,4 +85,7 @@ struct RouterOptions {
 // FAILED_PRECONDITION "tiers[1].name: ..." for the first value that cannot be used.
 StatusOr<RouterOptions> MakeRouterOptions(const v1::RouterConfig& config);
 
+// FAILED_PRECONDITION, as above, for the first setting that differs and that a running router cannot change.
+Status CheckReloadable(const RouterOptions& before, const RouterOptions& after);
+
 }  // namespace terrace

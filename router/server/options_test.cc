@@ -52,6 +52,8 @@ TEST(RouterOptions, AbsentSettingsHaveTheirDefaults) {
   EXPECT_EQ(options->ejection.first_time, std::chrono::seconds(10));
   EXPECT_EQ(options->ejection.longest, std::chrono::seconds(120));
   EXPECT_EQ(options->ejection.max_share, 0.5);
+  EXPECT_EQ(options->ejection.window_failures, 5u);
+  EXPECT_EQ(options->ejection.window_calls, 20u);
   EXPECT_EQ(options->slow_start_seconds, 30);
   EXPECT_EQ(options->drain_seconds, 30);
   EXPECT_EQ(options->retries.ratio, 0.1);
@@ -165,13 +167,16 @@ TEST(RouterOptions, WhatOtherMachinesReachNeedsTlsAndKeysOrToBeCalledInsecure) {
 TEST(RouterOptions, HealthIsSetAsWritten) {
   const auto options = Parse(kDemo,
                              "cluster={ejection: {consecutive_failures: 0, seconds: 0.5, max_seconds: 2, "
-                             "max_share: 1}, slow_start_seconds: 0, retry_ratio: 0, max_attempts: 1, "
+                             "max_share: 1, window_failures: 7, window_calls: 64}, slow_start_seconds: 0, "
+                             "retry_ratio: 0, max_attempts: 1, "
                              "resume_patience_seconds: 0.5}");
   ASSERT_TRUE(options.ok()) << options.status();
   EXPECT_EQ(options->ejection.consecutive_failures, 0u);
   EXPECT_EQ(options->ejection.first_time, std::chrono::milliseconds(500));
   EXPECT_EQ(options->ejection.longest, std::chrono::seconds(2));
   EXPECT_EQ(options->ejection.max_share, 1);
+  EXPECT_EQ(options->ejection.window_failures, 7u);
+  EXPECT_EQ(options->ejection.window_calls, 64u);
   EXPECT_EQ(options->slow_start_seconds, 0);
   EXPECT_EQ(options->retries.ratio, 0);
   EXPECT_EQ(options->retries.max_attempts, 1u);
@@ -536,9 +541,14 @@ TEST(RouterOptions, EveryErrorNamesThePathOfItsSetting) {
       {"cluster.ejection.max_seconds=9", "cluster.ejection.max_seconds:"},
       {"cluster.ejection.max_share=0", "cluster.ejection.max_share:"},
       {"cluster.ejection.max_share=1.1", "cluster.ejection.max_share:"},
+      {"cluster.ejection.window_calls=0", "cluster.ejection.window_calls:"},
+      {"cluster.ejection.window_calls=65", "cluster.ejection.window_calls: must be at most 64, got 65"},
+      {"cluster.ejection.window_failures=21",
+       "cluster.ejection.window_failures: must be at most window_calls, 20, got 21"},
       {"cluster.slow_start_seconds=-1", "cluster.slow_start_seconds:"},
       {"cluster.retry_ratio=1.5", "cluster.retry_ratio:"},
       {"cluster.max_attempts=0", "cluster.max_attempts:"},
+      {"cluster.max_attempts=65", "cluster.max_attempts: must be at most 64, got 65"},
       {"cluster.resume_patience_seconds=-1", "cluster.resume_patience_seconds:"},
       {"cluster.token_cache_bytes=1000", "cluster.token_cache_bytes:"},
       {"balance.policy=best", "balance.policy:"},

@@ -27,7 +27,6 @@
 #include "router/api/openai_format.h"
 #include "router/api/openai_http.h"
 #include "router/dispatch/poison.h"
-#include "router/server/checks.h"
 #include "router/server/cores.h"
 #include "router/server/ops_handler.h"
 
@@ -44,17 +43,6 @@ constexpr char kInferenceService[] = "terrace.v1.Inference";
 // All processors that it may use but the one that passes answers on.
 size_t TextThreads() { return std::clamp<size_t>(UsableCores(), 2, 9) - 1; }
 
-Status CheckUnchanged(std::string_view path, const std::string& before, const std::string& after) {
-  if (before == after) return {};
-  return BadSetting(path, "cannot change from \"", before, "\" while the router runs: restart it");
-}
-
-template <typename T>
-Status CheckSame(std::string_view path, const T& before, const T& after) {
-  if (before == after) return {};
-  return BadSetting(path, "cannot change while the router runs: restart it");
-}
-
 // What was read of the files of both uses; null: plain text.
 struct RouterTls {
   std::shared_ptr<TlsSource> listen, workers;
@@ -66,30 +54,6 @@ StatusOr<std::shared_ptr<TlsSource>> OpenTls(const std::optional<TlsFiles>& file
   auto source = TlsSource::Open(*files, {.use = use, .metrics = &metrics});
   if (!source.ok()) return Annotate(source.status(), path);
   return source;
-}
-
-Status CheckReloadable(const RouterOptions& before, const RouterOptions& after) {
-  RETURN_IF_ERROR(CheckUnchanged("listen.http", before.http, after.http));
-  RETURN_IF_ERROR(CheckUnchanged("listen.grpc", before.grpc, after.grpc));
-  RETURN_IF_ERROR(CheckUnchanged("listen.ops", before.ops, after.ops));
-  RETURN_IF_ERROR(CheckSame("listen.tls", before.tls, after.tls));
-  RETURN_IF_ERROR(CheckSame("listen.http_limits", before.http_limits, after.http_limits));
-  RETURN_IF_ERROR(CheckSame("listen.grpc_limits", before.grpc_limits, after.grpc_limits));
-  RETURN_IF_ERROR(CheckSame("listen.grpc_reflection", before.grpc_reflection, after.grpc_reflection));
-  RETURN_IF_ERROR(CheckSame("cluster.tls", before.worker_tls, after.worker_tls));
-  RETURN_IF_ERROR(CheckSame("admission.max_body_bytes", before.max_body_bytes, after.max_body_bytes));
-  RETURN_IF_ERROR(CheckSame("log.level", before.log.level, after.log.level));
-  return CheckSame("log.format", before.log.as_json, after.log.as_json);
-}
-
-// Whether every tier of `before` that is ready there, and is still there, is ready in `after`, or is not to
-// be.
-bool IsAsReadyAs(const ClusterView& before, const ClusterView& after) {
-  return std::ranges::all_of(before.tiers, [&](const TierView& tier) {
-    const auto found = std::ranges::find(after.tiers, tier.name, &TierView::name);
-    return tier.ready_replicas() == 0 || found == after.tiers.end() || found->ready_replicas() > 0 ||
-           found->is_refused();
-  });
 }
 
 // gRPC's library of reflection adds it to every server of the process: this takes it out of one.
@@ -164,13 +128,19 @@ class RealRouter : public Router {
   Status Reload(const RouterOptions& options, const std::function<bool()>& is_interrupted) override {
     RETURN_IF_ERROR(CheckReloadable(options_, options));
     ASSIGN_OR_RETURN(auto core, MakeCore(options));
-    const auto before = cores_.Current()->View();
+    const auto current = cores_.Current();
     const MonoTime limit = RealClock().Now() + kReloadPatience;
-    while (!IsAsReadyAs(*before, *core->View()) && RealClock().Now() < limit && !is_interrupted()) {
+    Status as_ready = CheckAsReady(*current->View(), *core->View());
+    while (!as_ready.ok() && RealClock().Now() < limit && !is_interrupted()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      as_ready = CheckAsReady(*current->View(), *core->View());
     }
-    Use(std::move(core));
-    return {};
+    if (as_ready.ok()) {
+      Use(std::move(core));
+    } else {
+      cores_.Retire(std::move(core));
+    }
+    return as_ready;
   }
 
   Status ReloadManifests() override { return cores_.Current()->ReloadManifests(); }
@@ -214,6 +184,7 @@ class RealRouter : public Router {
     auto api =
         core->MakeApiOptions([this] { return IsReadyNow(); }, run_aside, started_unix_seconds_, api_seed_);
     core->TakeCharge();
+    text_pool_.SetMaxWaiting(core->options().max_queued);
     cores_.Replace(std::move(core));
     std::lock_guard lock(api_mutex_);
     api_options_ = std::move(api);

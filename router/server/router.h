@@ -25,8 +25,9 @@ class Router {
 
   // Works with `options` from now on, and with what is in the files they name; requests in flight go on as
   // they began. All or nothing: after an error everything is as it was. FAILED_PRECONDITION as of Start, and
-  // for settings that need a restart: listen and log. With other workers than before it waits until the tiers
-  // that are ready now are ready again, for at most ten seconds, or until `is_interrupted`.
+  // for settings that need a restart, as of CheckReloadable. With other workers than before it waits until
+  // the tiers that are ready now are ready again, for at most ten seconds, or until `is_interrupted`:
+  // UNAVAILABLE when one is not by then.
   virtual Status Reload(const RouterOptions& options, const std::function<bool()>& is_interrupted) = 0;
 
   // Reads the manifests and their keys anew, and nothing else. FAILED_PRECONDITION for a key that cannot be

@@ -6,9 +6,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <mutex>
 
 #include "base/crypto.h"
 #include "base/grpc_tls.h"
@@ -21,7 +23,11 @@
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
 #include "proto/terrace/v1/inference.grpc.pb.h"
+#include "proto/terrace/v1/worker.grpc.pb.h"
 #include "router/manifest/testing_manifest.h"
+#include "router/server/core.h"
+#include "text/text_assets.h"
+#include "text/tokenizer.h"
 
 namespace terrace {
 namespace {
@@ -375,6 +381,158 @@ TEST_F(ReloadTest, WhatNeedsARestartSaysSo) {
     const Status refused = Reload(options);
     EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition) << path;
     EXPECT_THAT(Message(refused), AllOf(StartsWith(path), HasSubstr("restart")));
+  }
+}
+
+// A worker that is ready.
+class FakeWorker : public v1::Worker::Service {
+ public:
+  FakeWorker() {
+    BpeData data;
+    data.tokens = {"a", "<end>"};
+    data.added = {{1, "<end>", true}};
+    data.special.end = {1};
+    auto tokenizer = MakeBpeTokenizer(std::move(data));
+    CHECK(tokenizer.ok(), Message(tokenizer.status()));
+    const TextAssets text{
+        .tokenizer = *std::move(tokenizer), .chat_template = nullptr, .bos_text = "", .eos_text = ""};
+    text_ = Serialize(text);
+    text_digest_ = Digest(text).Hex();
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    CHECK(server_ != nullptr && port != 0);
+    address = Concat("127.0.0.1:", port);
+  }
+  ~FakeWorker() override {
+    server_->Shutdown(std::chrono::system_clock::now());  // cancels the Watch calls
+    server_->Wait();
+  }
+
+  grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*,
+                        v1::WorkerDescription* out) override {
+    out->set_protocol(v1::WORKER_PROTOCOL_CURRENT);
+    out->set_instance("the only one");
+    out->set_model("letters");
+    out->set_model_digest("m");
+    out->set_text_digest(text_digest_);
+    out->set_context_length(32);
+    out->set_vocab_size(2);
+    return grpc::Status::OK;
+  }
+  grpc::Status FetchText(grpc::ServerContext*, const v1::FetchTextRequest*,
+                         grpc::ServerWriter<v1::TextChunk>* writer) override {
+    v1::TextChunk chunk;
+    chunk.set_data(text_);
+    writer->Write(chunk);
+    return grpc::Status::OK;
+  }
+  grpc::Status Watch(grpc::ServerContext* context, const v1::WatchRequest*,
+                     grpc::ServerWriter<v1::WorkerUpdate>* writer) override {
+    v1::WorkerUpdate update;
+    update.set_epoch(1);
+    update.set_state(v1::WORKER_STATE_READY);
+    update.mutable_prefixes()->set_is_snapshot(true);
+    std::mutex mutex;
+    std::condition_variable never;
+    for (uint64_t sequence = 0; !context->IsCancelled(); ++sequence) {
+      update.set_sequence(sequence);
+      if (!writer->Write(update)) break;
+      std::unique_lock lock(mutex);
+      never.wait_for(lock, std::chrono::milliseconds(20));
+    }
+    return grpc::Status::OK;
+  }
+
+  std::string address;
+
+ private:
+  std::string text_, text_digest_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+class ReadyReloadTest : public ReloadTest {
+ protected:
+  // One tier of these workers.
+  void StartReady(std::vector<std::string> workers) {
+    options_.tiers.pop_back();
+    options_.workers = {std::move(workers)};
+    options_.watch_timeout_seconds = 60;
+    Start();
+    const MonoTime limit = RealClock().Now() + std::chrono::seconds(30);
+    while (!IsReadyNow() && RealClock().Now() < limit) continue;
+    ASSERT_TRUE(IsReadyNow());
+  }
+  bool IsReadyNow() { return Ops("/readyz").ok(); }
+
+  ~ReadyReloadTest() override { router_ = nullptr; }  // before the worker it talks to
+
+  FakeWorker worker_;
+};
+
+TEST_F(ReadyReloadTest, WorkersAreKeptWhenWhatListsThemIsGone) {
+  const std::string file = ::testing::TempDir() + "/router_test.workers";
+  std::ofstream(file) << worker_.address << "\n";
+  StartReady({"file://" + file});
+  std::filesystem::remove(file);
+  options_.slow_start_seconds = 1;  // another cluster
+  ASSERT_EQ(Reload(options_), Status());
+  EXPECT_TRUE(IsReadyNow());
+}
+
+TEST_F(ReadyReloadTest, ATierIsNotEmptied) {
+  StartReady({worker_.address});
+  RouterOptions options = options_;
+  options.workers = {{"127.0.0.1:1"}};
+  const Status refused = router_->Reload(options, /*is_interrupted=*/[] { return true; });
+  EXPECT_EQ(refused.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(Message(refused), HasSubstr("tier nano"));
+  EXPECT_TRUE(IsReadyNow()) << "with the workers from before";
+  options.workers = {{"127.0.0.1:1", worker_.address}};
+  EXPECT_EQ(Reload(options), Status()) << "one that is ready is enough";
+  EXPECT_TRUE(IsReadyNow());
+}
+
+TEST(CheckAsReady, ATierThatIsReadyHasToStaySo) {
+  const auto tier = [](const char* name, std::vector<ReplicaState> states) {
+    TierView out{.name = name};
+    for (const ReplicaState state : states) {
+      ReplicaView replica{
+          .id = static_cast<ReplicaId>(out.replicas.size()), .address = "w:1", .state = state};
+      replica.in_flight = std::make_shared<ReplicaInFlight>();
+      if (state == ReplicaState::kConnecting) replica.last_error = "refused";
+      out.replicas.push_back(std::move(replica));
+    }
+    out.FindReady();
+    return out;
+  };
+  using enum ReplicaState;
+  const struct {
+    const char* name;
+    std::vector<TierView> before, after;
+    const char* error;
+  } cases[] = {
+      {"the same", {tier("a", {kReady})}, {tier("a", {kReady})}, nullptr},
+      {"one of them", {tier("a", {kReady, kReady})}, {tier("a", {kConnecting, kReady})}, nullptr},
+      {"none", {tier("a", {kReady})}, {tier("a", {kConnecting})}, "w:1: refused"},
+      {"nobody has tried yet", {tier("a", {kReady})}, {tier("a", {kStarting})}, "w:1 is not ready yet"},
+      {"none is there", {tier("a", {kReady})}, {tier("a", {})}, "none is found"},
+      {"none was ready before", {tier("a", {kSilent})}, {tier("a", {kConnecting})}, nullptr},
+      {"the tier is gone", {tier("a", {kReady})}, {tier("b", {kConnecting})}, nullptr},
+      {"the other tier is",
+       {tier("a", {kReady}), tier("b", {kReady})},
+       {tier("b", {}), tier("a", {kReady})},
+       "tier b"},
+      {"manifests keep all out", {tier("a", {kReady})}, {tier("a", {kRefused})}, nullptr},
+  };
+  for (const auto& c : cases) {
+    const Status status = CheckAsReady({c.before}, {c.after});
+    EXPECT_EQ(status.ok(), c.error == nullptr) << c.name << ": " << status;
+    if (c.error != nullptr) {
+      EXPECT_THAT(Message(status), HasSubstr(c.error)) << c.name;
+    }
   }
 }
 

@@ -34,6 +34,11 @@ bool TextPool::Post(const std::string& tenant, std::function<void()> task) {
   return true;
 }
 
+void TextPool::SetMaxWaiting(size_t max_waiting) {
+  std::lock_guard lock(mutex_);
+  max_waiting_ = max_waiting;
+}
+
 size_t TextPool::size() const {
   std::lock_guard lock(mutex_);
   return waiting_ + running_;

@@ -21,8 +21,9 @@ class TextPool {
 
   // False when too many wait: max_waiting in all, unless the tenant has less than its share of them.
   bool Post(const std::string& tenant, std::function<void()> task);
-  size_t size() const;       // that wait or run
-  static bool IsOnThread();  // of a pool
+  void SetMaxWaiting(size_t max_waiting);  // of what is posted from now on
+  size_t size() const;                     // that wait or run
+  static bool IsOnThread();                // of a pool
 
  private:
   struct Line {
@@ -32,9 +33,9 @@ class TextPool {
   void Run(const std::stop_token& stop);
   std::function<void()> TakeNext();
 
-  const size_t max_waiting_;
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
+  size_t max_waiting_;                 // GUARDED_BY(mutex_)
   std::deque<Line> lines_;             // GUARDED_BY(mutex_): of the tenants with tasks, the next one's first
   size_t waiting_ = 0, running_ = 0;   // GUARDED_BY(mutex_)
   std::vector<std::jthread> threads_;  // last: they join before what they use dies

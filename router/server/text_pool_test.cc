@@ -37,6 +37,7 @@ class HeldPool {
   bool Post(const std::string& tenant) {
     return pool_->Post(tenant, [this, tenant] { ran_.push_back(tenant); });
   }
+  void SetMaxWaiting(size_t max_waiting) { pool_->SetMaxWaiting(max_waiting); }
   size_t size() const { return pool_->size(); }
   const std::vector<std::string>& RunAll() {
     if (pool_ != nullptr) go_.set_value();
@@ -56,6 +57,18 @@ TEST(TextPool, RefusesWhenTooManyWaitAndCountsWhatIsThere) {
   EXPECT_TRUE(pool.Post("a"));
   EXPECT_FALSE(pool.Post("a"));
   EXPECT_EQ(pool.size(), 3u);
+}
+
+TEST(TextPool, HowManyMayWaitCanChange) {
+  HeldPool pool(1);
+  EXPECT_TRUE(pool.Post("a"));
+  EXPECT_FALSE(pool.Post("a"));
+  pool.SetMaxWaiting(2);
+  EXPECT_TRUE(pool.Post("a"));
+  EXPECT_FALSE(pool.Post("a"));
+  pool.SetMaxWaiting(1);
+  EXPECT_FALSE(pool.Post("a"));
+  EXPECT_EQ(pool.RunAll().size(), 2u) << "what was taken runs";
 }
 
 TEST(TextPool, TenantsTakeTurns) {

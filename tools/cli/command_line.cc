@@ -190,6 +190,11 @@ void AddValidate(CLI::App& app, ValidateOptions& options) {
       "validate", "Whether a router, a worker or a cluster would start with a configuration.");
   validate->add_option("file", options.file, "YAML file")->type_name("FILE")->required();
   validate
+      ->add_option(
+          "--running", options.running,
+          "file that a router or a cluster runs with: whether its router can change to the other, too")
+      ->type_name("FILE");
+  validate
       ->add_option("--kind", options.kind, "router, worker or cluster (default: what the file looks like)")
       ->check(Quiet(CLI::IsMember({"router", "worker", "cluster"})));
   validate->add_option("--bin-dir", options.bin_dir, "folder of the binaries (default: this one's)")

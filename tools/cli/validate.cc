@@ -25,9 +25,15 @@ namespace {
 constexpr double kPollSeconds = 0.1;
 constexpr char kRouterBinary[] = "/terrace-router", kWorkerBinary[] = "/terrace-worker";
 
+// A file for a binary, and the user's file that it was made of, or is.
+struct CheckedFile {
+  std::string path = {}, given = {};
+};
+
 struct Check {
-  std::string name, binary, file;
-  std::string given = {};  // the user's file that `file` was made of; "": it is that one
+  std::string name, binary;
+  CheckedFile file;
+  CheckedFile running = {};  // of the router that is to change to it; no path: none is
 };
 
 // Of a file that is no valid cluster's, by its top-level keys, whatever is wrong behind them; a router's when
@@ -49,12 +55,21 @@ StatusOr<std::vector<Check>> ChecksOf(const ClusterPlan& plan, const std::string
   const std::string router = bin_dir + kRouterBinary, worker = bin_dir + kWorkerBinary;
   std::vector<Check> checks;
   ASSIGN_OR_RETURN(const std::string router_file, folder.Write(kRouterName, plan.router));
-  checks.push_back({kRouterName, router, router_file, given});
+  checks.push_back({kRouterName, router, {router_file, given}});
   for (const WorkerPlan& one : plan.workers) {
     ASSIGN_OR_RETURN(const std::string worker_file, folder.Write(one.name, one.config));
-    checks.push_back({one.name, worker, worker_file, given});
+    checks.push_back({one.name, worker, {worker_file, given}});
   }
   return checks;
+}
+
+// The router's part of the cluster file that runs, kept in `folder`.
+StatusOr<CheckedFile> RunningRouterOf(const std::string& given, ConfigFolder& folder) {
+  v1::ClusterFile cluster;
+  RETURN_IF_ERROR(LoadYamlFile(given, cluster));
+  ASSIGN_OR_RETURN(const ClusterPlan plan, PlanFor(std::move(cluster), given));
+  ASSIGN_OR_RETURN(std::string path, folder.Write("running", plan.router));
+  return CheckedFile{std::move(path), given};
 }
 
 struct ModelVerdicts {
@@ -83,19 +98,21 @@ ModelVerdicts JudgeModels(const ClusterPlan& plan, const CommandContext& context
 }
 
 // What a binary said, with the user's file for the one that was made of it.
-std::string WithGivenFile(const Check& check, std::string line) {
-  if (check.given.empty()) return line;
-  for (size_t at = 0; (at = line.find(check.file, at)) != std::string::npos; at += check.given.size())
-    line.replace(at, check.file.size(), check.given);
+std::string WithGivenFile(const CheckedFile& file, std::string line) {
+  if (file.path == file.given) return line;
+  for (size_t at = 0; (at = line.find(file.path, at)) != std::string::npos; at += file.given.size())
+    line.replace(at, file.path.size(), file.given);
   return line;
 }
 
 // What the binary itself says of the file, and how it ended.
 StatusOr<ChildExit> RunCheck(const Check& check, const CommandContext& context) {
   ChildProcesses children([&](const std::string& name, const std::string& line) {
-    context.out << name << ": " << WithGivenFile(check, line) << "\n";
+    context.out << name << ": " << WithGivenFile(check.running, WithGivenFile(check.file, line)) << "\n";
   });
-  RETURN_IF_ERROR(children.Start({check.name, {check.binary, "--validate", "--config", check.file}}));
+  std::vector<std::string> argv = {check.binary, "--validate", "--config", check.file.path};
+  if (!check.running.path.empty()) argv.insert(argv.end(), {"--running", check.running.path});
+  RETURN_IF_ERROR(children.Start({check.name, std::move(argv)}));
   std::vector<ChildExit> ended;
   while (ended.empty()) ended = children.Poll(kPollSeconds);
   return ended.front();
@@ -112,13 +129,21 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
   const std::string kind = !options.kind.empty() ? options.kind
                            : as_cluster.ok()     ? "cluster"
                                                  : KindOf(options.file);
+  if (!options.running.empty() && kind == "worker")
+    return InvalidArgument("--running: ", options.file,
+                           " is a worker's, which changes nothing while it runs");
   std::optional<ClusterPlan> plan;
-  std::vector<Check> checks = {
-      {kind, bin_dir + (kind == "worker" ? kWorkerBinary : kRouterBinary), options.file}};
+  std::vector<Check> checks = {{.name = kind,
+                                .binary = bin_dir + (kind == "worker" ? kWorkerBinary : kRouterBinary),
+                                .file = {options.file, options.file},
+                                .running = {options.running, options.running}}};
   if (kind == "cluster") {
     RETURN_IF_ERROR(as_cluster);
     ASSIGN_OR_RETURN(plan, PlanFor(std::move(cluster), options.file));
     ASSIGN_OR_RETURN(checks, ChecksOf(*plan, options.file, bin_dir, *folder));
+    if (!options.running.empty()) {
+      ASSIGN_OR_RETURN(checks.front().running, RunningRouterOf(options.running, *folder));  // the router's
+    }
   }
   size_t wrong = 0;
   bool is_refusing = false;
@@ -131,7 +156,8 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
   const ModelVerdicts models = plan.has_value() ? JudgeModels(*plan, context) : ModelVerdicts();
   if (wrong == 0) wrong = models.unusable;  // else it may have been counted
   if (wrong > 0)
-    return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start");
+    return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start",
+                              options.running.empty() ? "" : " with it, or change to it");
   if (models.refused > 0)
     return AnswerIsNo(options.file, ": would start, but ", FormatCount(models.refused, "worker"),
                       " would be refused by manifests");

@@ -11,13 +11,15 @@ namespace terrace {
 
 struct ValidateOptions {
   std::string file;
+  std::string running;  // of the router that is to change to it; "": none is
   std::string kind;     // router, worker or cluster; "": what the file looks like
   std::string bin_dir;  // "": beside this program
 };
 
-// NOT_FOUND without the file; FAILED_PRECONDITION when a process would not start; AnswerIsNo, as of
-// `terrace-router --validate`, when all would but manifests keep the model of a cluster's worker, or any
-// model, out of a tier. The message says which; why is on `out`, one line each.
+// NOT_FOUND without a file; INVALID_ARGUMENT for `running` beside a worker's; FAILED_PRECONDITION when a
+// process would not start; AnswerIsNo, as of `terrace-router --validate`, when all would but manifests keep
+// the model of a cluster's worker, or any model, out of a tier. The message says which; why is on `out`, one
+// line each.
 Status RunValidate(const ValidateOptions& options, const CommandContext& context);
 
 }  // namespace terrace

@@ -19,7 +19,8 @@ inline constexpr uint32_t kVocab = 1000;
 // Its sequences run for as long as a test may take.
 struct FakeWorker {
   explicit FakeWorker(FakeExecutor::Options fake = {}, ServeHub::Options serve = {}, size_t inbox = 64,
-                      double drain_seconds = 600, std::unique_ptr<Drafter> drafter = nullptr)
+                      double drain_seconds = 600, std::unique_ptr<Drafter> drafter = nullptr,
+                      const Clock& clock = RealClock())
       : engine({.scheduler = {.max_sequences = 4,
                               .max_step_tokens = 16,
                               .context_length = 1 << 20,
@@ -30,7 +31,7 @@ struct FakeWorker {
                 .drain_seconds = drain_seconds,
                 .on_flush = [this] { service.Flush(); },
                 .adapts_speculation = false},
-               std::make_unique<FakeExecutor>(std::move(fake)), RealClock(), std::move(drafter)),
+               std::make_unique<FakeExecutor>(std::move(fake)), clock, std::move(drafter)),
         service({.description = Description(), .text_assets = std::string(2'500'000, 't'), .serve = serve},
                 engine, metrics) {
     grpc::ServerBuilder builder;

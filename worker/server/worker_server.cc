@@ -19,7 +19,6 @@ namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr size_t kWarmUpTokens = 96;  // of a device: more than its kernels for few tokens take
-constexpr std::chrono::seconds kStallLimit(10);
 constexpr std::chrono::milliseconds kCloseLimit(500);  // for clients to take the last words
 
 Status CannotListen(const std::string& address) {
@@ -93,7 +92,7 @@ Json LoadJson(const OpenedEngine& opened, double warm_up_seconds) {
 }  // namespace
 
 bool IsAlive(const EngineStats& stats, MonoTime now) {
-  return !stats.is_device_lost && (stats.is_idle || now - stats.last_step <= kStallLimit);
+  return !stats.is_device_lost && !IsStalled(stats, now);
 }
 
 decltype(GroupOptions::join) JoinOf(const WorkerServerOptions& options) {

@@ -14,6 +14,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{1} << 20;
+constexpr std::chrono::seconds kStallLimit(10);
 
 std::string DrawInstance() {
   std::random_device device;
@@ -63,6 +64,10 @@ class FailedCall : public grpc::ServerWriteReactor<Response> {
 
 }  // namespace
 
+bool IsStalled(const EngineStats& stats, MonoTime now) {
+  return !stats.is_idle && now - stats.last_step > kStallLimit;
+}
+
 WorkerService::WorkerService(Options options, Engine& engine, WorkerMetrics& metrics)
     : options_(std::move(options)),
       engine_(engine),
@@ -102,6 +107,7 @@ v1::WorkerUpdate WorkerService::Snapshot(std::optional<uint64_t>& position) cons
   v1::WorkerUpdate update;
   update.set_epoch(epoch_);
   update.set_state(state_);
+  update.set_is_stalled(IsStalled(stats, RealClock().Now()));
   v1::WorkerLoad& load = *update.mutable_load();
   // Background work gives way to requests.
   load.set_running_sequences(stats.running - stats.background_running);

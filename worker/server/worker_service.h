@@ -15,6 +15,9 @@
 
 namespace terrace {
 
+// There is work, and no step has begun or ended for 10 s. What it has still to do is done elsewhere then.
+bool IsStalled(const EngineStats& stats, MonoTime now);
+
 class WorkerService : public v1::Worker::CallbackService {
  public:
   struct Options {

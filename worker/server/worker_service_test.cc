@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "base/fake_clock.h"
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -453,6 +454,21 @@ TEST(WorkerService, WatchNumbersItsUpdatesWithoutGapAndTellsEveryStateAtOnce) {
   while (second->Read(&update)) {
   }
   EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST(WorkerService, WatchTellsThatTheEngineStallsWhileThereIsWork) {
+  FakeClock long_ago;  // by which the engine's last step is long over
+  FakeWorker worker({}, {}, /*inbox=*/64, /*drain_seconds=*/600, /*drafter=*/nullptr, long_ago);
+  const auto says = [](bool is_stalled) {
+    return [is_stalled](const v1::WorkerUpdate& update) { return update.is_stalled() == is_stalled; };
+  };
+  EXPECT_TRUE(worker.AwaitUpdate(says(false))) << "it has nothing to do";
+  grpc::ClientContext context;
+  const auto reader = worker.stub->Execute(&context, Request(1 << 19));
+  EXPECT_TRUE(worker.AwaitUpdate(says(true)));
+  context.TryCancel();
+  EXPECT_EQ(Finish(context, *reader).status.code(), StatusCode::kCancelled);
+  EXPECT_TRUE(worker.AwaitUpdate(says(false)));
 }
 
 TEST(WorkerService, WatchFollowsThePrefixCacheBlockByBlock) {
