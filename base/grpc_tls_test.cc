@@ -1,10 +1,14 @@
 // gRPC's handshake over loopback, with credentials of a TlsSource on both sides.
 #include "base/grpc_tls.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <csignal>
 #include <filesystem>
 #include <thread>
 
+#include "base/descriptor.h"
 #include "base/testing_tls.h"
 #include "base/tls_probe.h"
 #include "grpcpp/generic/async_generic_service.h"
@@ -97,6 +101,24 @@ TEST_F(GrpcTlsTest, WhetherAServerSpeaksTlsCanBeAsked) {
   }
   server_ = nullptr;
   EXPECT_EQ(asked().status().code(), StatusCode::kUnavailable);
+}
+
+// For whoever says nothing it would wait.
+TEST_F(GrpcTlsTest, WhoAsksWhetherItSpeaksTlsCanBeCancelled) {
+  const Descriptor silent(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* const any = reinterpret_cast<sockaddr*>(&address);
+  ASSERT_EQ(bind(silent.number(), any, size), 0);
+  ASSERT_EQ(getsockname(silent.number(), any, &size), 0);
+  ASSERT_EQ(listen(silent.number(), 1), 0);
+  int asked = 0;
+  const Status status =
+      SpeaksTls(Concat("127.0.0.1:", ntohs(address.sin_port)), [&asked] { return ++asked == 3; }).status();
+  EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
+  EXPECT_EQ(asked, 3);
 }
 
 TEST_F(GrpcTlsTest, NewConnectionsUseTheNewCertificates) {

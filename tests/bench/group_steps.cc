@@ -1,9 +1,12 @@
 // What leading a group costs each step beside the model: a GroupExecutor tells the plan to the other ranks
-// over TCP on one host, whose models, like its own, do nothing. Each rank is a thread. Goal: 100 us.
+// as workers do it, over --transport on one host, whose models, like its own, do nothing. Each rank is a
+// thread. Goal: 100 us.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -25,8 +28,8 @@ class NoModel : public Executor {
 };
 
 // Decodes: `sequences` of `context` tokens, one token each.
-void Measure(uint32_t ranks, size_t sequences, size_t context) {
-  const auto group = MakeSocketGroup(ranks, kTimeout).value();
+void Measure(Transport transport, uint32_t ranks, size_t sequences, size_t context) {
+  const auto group = MakeSocketGroup(ranks, kTimeout, transport).value();
   std::vector<std::jthread> followers;
   for (uint32_t rank = 1; rank < ranks; ++rank) {
     followers.emplace_back([&group, rank] {
@@ -54,12 +57,13 @@ void Measure(uint32_t ranks, size_t sequences, size_t context) {
   std::fflush(stdout);
 }
 
-void Run(const std::vector<uint32_t>& sizes) {
+void Run(Transport transport, const std::vector<uint32_t>& sizes) {
+  std::printf("over %s\n", std::string(TransportName(transport)).c_str());
   std::printf("%6s %10s %10s %12s %12s %12s\n", "ranks", "sequences", "context", "us, p10", "us, median",
               "us, p99");
   for (const uint32_t ranks : sizes) {
     for (const size_t sequences : {1, 16, 256}) {
-      for (const size_t context : {512, 32768}) Measure(ranks, sequences, context);
+      for (const size_t context : {512, 32768}) Measure(transport, ranks, sequences, context);
     }
   }
 }
@@ -71,6 +75,9 @@ int main(int argc, char** argv) {
   std::vector<uint32_t> ranks = {2, 4};
   CLI::App app("What leading a group of ranks costs each step");
   app.add_option("--ranks", ranks, "sizes of groups")->delimiter(',');
+  std::string transport = "tcp";  // as workers have it by default
+  app.add_option("--transport", transport, "tcp or gloo")->check(CLI::IsMember({"tcp", "gloo"}));
   CLI11_PARSE(app, argc, argv);
-  terrace::Run(ranks);
+  std::signal(SIGPIPE, SIG_IGN);  // of Gloo
+  terrace::Run(terrace::ParseTransport(transport).value(), ranks);
 }

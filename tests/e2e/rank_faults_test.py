@@ -33,7 +33,8 @@ VIRTUAL_SHARDS = 4  # of all groups: the same bits
 BREAKS = 5  # as often as `terrace up` starts a group again in ten minutes: then comes another cluster
 
 LAST_POSITION = 64  # of the tokens at which something happens
-MAX_TOKENS = 128  # so many more that the answer is not over before its group is
+MAX_TOKENS = 256  # so many more that the answer is not over before its group is
+AIMS = 10  # answers that are tried for one that still runs when it happens: the client may be behind what it reads
 BODIES = {kind: long_chat(MAX_TOKENS, **fields) for kind, fields in KINDS.items()}
 BOUND_SECONDS = 10  # from the loss of a rank to the end of its group
 LOST = 69  # exit status of the other ranks
@@ -165,7 +166,7 @@ class RankFaults(unittest.TestCase):
                 else:
                     self.check_log(cluster)
         self.show()
-        self.assertGreaterEqual(2 * self.moved, FAULTS, "most answers were over before anything happened")
+        self.assertGreaterEqual(self.moved, FAULTS - max(1, FAULTS // 10), "answers were over before anything happened")
 
     def check_quiet(self, cluster):
         """All groups give the answers that the first ones gave."""
@@ -189,19 +190,30 @@ class RankFaults(unittest.TestCase):
         position, place = self.random.randint(1, LAST_POSITION), self.random.random()
         is_sound = False
         with self.subTest(fault=number.name, is_leader=is_leader, position=position, kind=kinds[0]), contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(contextlib.closing(cluster.stream(kinds[0])))]
-            streams[0].read_pieces(1)
-            victim = cluster.serving()
-            rank = 0 if is_leader else 1 + int(place * (victim.size - 1))
             before = {group: cluster.ranks(group) for group in cluster.groups}
             resumes = cluster.resumes()
-            streams.append(stack.enter_context(contextlib.closing(cluster.stream(kinds[1]))))  # by turns, at the other group
-            streams[0].read_pieces(position)
+            victim, streams = self.aim(cluster, stack, kinds, position)
+            rank = 0 if is_leader else 1 + int(place * (victim.size - 1))
             self.lose(cluster, victim, before, rank, number, list(zip(kinds, streams)))
             self.moved += cluster.resumes() > resumes
             self.await_traffic(cluster, victim)
             is_sound = True
         return is_sound
+
+    def aim(self, cluster, stack, kinds, position):
+        """A group that gives an answer of which the client has `position` tokens and more are to come, and the two streams: that one,
+        and one of the other group."""
+        for _ in range(AIMS):
+            streams = [stack.enter_context(contextlib.closing(cluster.stream(kinds[0])))]
+            streams[0].read_pieces(1)
+            victim = cluster.serving()
+            streams.append(stack.enter_context(contextlib.closing(cluster.stream(kinds[1]))))  # by turns, at the other group
+            streams[0].read_pieces(position)
+            if metric_at(victim.ops, "terrace_engine_requests_running") > 0:
+                return victim, streams
+            for stream in streams:
+                stream.read_to_end()
+        self.fail(f"{AIMS} answers were over before the client had {position} tokens of them")
 
     def lose(self, cluster, victim, before, rank, number, streams):
         """`before`: the ranks of each group; `streams`: each with its kind, the victim's first."""

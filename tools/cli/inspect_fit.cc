@@ -68,18 +68,14 @@ std::string FormatFits(const ModelShape& shape, const DeviceGroup& group, const 
   for (const SplitFit& fit : fits.splits) {
     rows.push_back(RowOf(fit));
     if (!fit.fits()) reasons += Concat(NameOf(fit.degrees), ": ", fit.why_not, "\n");
-    if (fit.fits() && fit.degrees.pipeline > 1)
-      reasons += Concat(NameOf(fit.degrees), ": stages wait ", FormatFixed(100 * fit.decode.bubble, 0),
-                        "% of a decode, which is cut into ", fit.decode.micro_batches, ", and ",
-                        FormatFixed(100 * fit.prefill.bubble, 0), "% of a prompt, which is cut into ",
-                        fit.prefill.micro_batches, "\n");
   }
   out += Concat(FormatTable(rows, 1), "\n", reasons);
   if (const std::optional<size_t> best = Recommend(fits.splits); best.has_value()) {
     const SplitFit& fit = fits.splits[*best];
     out += Concat("recommended: ", NameOf(fit.degrees), ", ", FormatCount(fit.replicas, "replica"),
                   ": of those that fit none is predicted to decode faster by more than 2%\n");
-    if (fit.degrees.ranks() > 1) out += "which is a forecast: Terrace runs several ranks on CPUs only\n";
+    if (fit.degrees.ranks() > 1)
+      out += "which is a forecast: no group of ranks on GPUs was measured, and links are assumed\n";
   }
   return out;
 }

@@ -21,8 +21,8 @@ std::string DescribeEnd(const ChildExit& exit, AfterEnd after) {
   switch (after) {
     case AfterEnd::kGroupIsStartedAgain:
       return exit.Describe() + "; its group is lost and is started again";
-    case AfterEnd::kGroupStaysAway:
-      return exit.Describe() + "; its group is lost and is not started again, and the others go on";
+    case AfterEnd::kGroupWaits:
+      return exit.Describe() + "; its group is lost and is started again later, and the others go on";
     case AfterEnd::kNothing:
       break;
   }

@@ -28,8 +28,8 @@ TEST(DescribeEnd, SaysThatAWorkerStaysAwayAndWhatBecomesOfAGroup) {
   EXPECT_EQ(DescribeEnd(killed, AfterEnd::kGroupIsStartedAgain),
             "worker-nano was killed by signal 9 (Killed); its group is lost and is started again");
   EXPECT_EQ(
-      DescribeEnd(killed, AfterEnd::kGroupStaysAway),
-      "worker-nano was killed by signal 9 (Killed); its group is lost and is not started again, and the "
+      DescribeEnd(killed, AfterEnd::kGroupWaits),
+      "worker-nano was killed by signal 9 (Killed); its group is lost and is started again later, and the "
       "others go on");
   EXPECT_THAT(
       DescribeEnd({.name = kRouterName, .exit_code = 70, .signal = 0, .last_lines = {}}, AfterEnd::kNothing),

@@ -9,6 +9,7 @@
 #include "base/format.h"
 #include "tools/plan/constraints.h"
 #include "worker/engine/device_rules.h"
+#include "worker/engine/device_shard.h"
 #include "worker/kv/kv_pool.h"
 
 namespace terrace {
@@ -102,6 +103,20 @@ std::string BytesText(uint64_t bytes) {
                 is_large ? " GiB)" : " MiB)");
 }
 
+// What keeps workers on GPUs from such a group, as they say it themselves.
+Status CheckDeviceSplit(const ModelShape& shape, const ParallelDegrees& degrees) {
+  RETURN_IF_ERROR(CheckDeviceGroup(degrees.ranks(), degrees.pipeline));
+  if (degrees.ranks() == 1) return {};
+  ColumnBlocks blocks;
+  for (const ShapedTensor& tensor : shape.tensors) {
+    const size_t block = Info(tensor.dtype).block_elements;
+    if (tensor.kind == TensorKind::kAttentionOutput)
+      blocks.attention_output = std::max(blocks.attention_output, block);
+    if (tensor.kind == TensorKind::kDown) blocks.down = std::max(blocks.down, block);
+  }
+  return PlanDeviceShard(shape.config, blocks, {.ranks = degrees.ranks()}).status();
+}
+
 class Fitter {
  public:
   Fitter(const ModelShape& shape, const DeviceGroup& group, const FitOptions& options)
@@ -126,7 +141,8 @@ class Fitter {
   SplitFit Fit(const ParallelDegrees& degrees) const {
     SplitFit fit{.degrees = degrees, .replicas = group_.count / degrees.ranks()};
     fit.batch = (options_.batch + fit.replicas - 1) / fit.replicas;
-    const StatusOr<ModelSplit> split = SplitModel(shape_, degrees);
+    const Status can = CheckDeviceSplit(shape_, degrees);
+    const StatusOr<ModelSplit> split = can.ok() ? SplitModel(shape_, degrees) : can;
     if (!split.ok()) {
       fit.why_not = Message(split.status());
       return fit;

@@ -43,7 +43,7 @@ struct FitOptions {
 struct SplitFit {
   ParallelDegrees degrees = {};
   uint32_t replicas = 1;
-  std::string why_not = {};  // "": it fits
+  std::string why_not = {};  // "": it fits; else what a worker says that refuses it, or what is short
   // Of the rank with the most; 0 where the model cannot be split so.
   uint64_t weight_bytes = 0, workspace_bytes = 0;
   uint64_t kv_bytes_per_token = 0;  // of the rank with the most

@@ -110,7 +110,6 @@ TEST(FitSplits, ALargeModelFitsOnlyWhereItIsSplitEnough) {
   EXPECT_FALSE(Find(fits, {.tensor = 2}).fits()) << "71 GB of weights leave too little";
   EXPECT_TRUE(Find(fits, {.tensor = 4}).fits()) << Find(fits, {.tensor = 4}).why_not;
   EXPECT_TRUE(Find(fits, {.tensor = 8}).fits());
-  EXPECT_TRUE(Find(fits, {.pipeline = 8}).fits());
   EXPECT_TRUE(Recommend(fits).has_value());
   EXPECT_TRUE(fits[*Recommend(fits)].fits());
 }
@@ -190,6 +189,35 @@ TEST(FitSplits, WhatGpuWorkersRefuseFitsNowhere) {
     EXPECT_THAT(fits.front().why_not, HasSubstr(why_not));
     EXPECT_EQ(Recommend(fits), std::nullopt);
   }
+}
+
+// Of groups: the rules and the words are theirs.
+TEST(FitSplits, SplitsThatGpuWorkersRefuseDoNotFit) {
+  const auto why_not = [](const ParallelDegrees& degrees, void (*change)(ModelConfig&), DType dtype) {
+    ModelConfig config = LargeConfig();
+    if (change != nullptr) change(config);
+    return Find(Fits(ShapeOf(config, dtype).value(), "32xB200"), degrees).why_not;
+  };
+  const struct {
+    ParallelDegrees degrees;
+    void (*change)(ModelConfig&);
+    const char* why_not;
+  } cases[] = {
+      {{.tensor = 1, .pipeline = 2}, nullptr, "group.pipeline_parallel: 2 is for CPUs only; CUDA has 1"},
+      {{.tensor = 4, .pipeline = 2}, nullptr, "group.pipeline_parallel: 2 is for CPUs only; CUDA has 1"},
+      {{.tensor = 32}, nullptr, "group.ranks: 32 is for CPUs only; CUDA has up to 16"},
+      {{.tensor = 4},
+       [](ModelConfig& c) { c.vocab_size = 32'016; },
+       "a vocabulary of 32016 for 4 ranks; on GPUs multiples of 16 for each are"},
+      {{.tensor = 4},
+       [](ModelConfig& c) { c.head_dim = 32, c.heads = c.kv_heads = 4; },
+       "on GPUs, which take 64 columns together: the 1 attention heads of a rank are 32 wide"}};
+  for (const auto& each : cases)
+    EXPECT_THAT(why_not(each.degrees, each.change, DType::kBF16), HasSubstr(each.why_not));
+  // Blocks are those of the format, where they are longer than the kernels'.
+  const auto narrow = [](ModelConfig& c) { c.ffn_size = 2048; };
+  EXPECT_EQ(why_not({.tensor = 16}, narrow, DType::kBF16), "");
+  EXPECT_THAT(why_not({.tensor = 16}, narrow, DType::kQ4_K), HasSubstr("has 8 blocks of 256"));
 }
 
 TEST(FitSplits, RefusesWhatTheModelCannotDo) {

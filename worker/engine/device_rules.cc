@@ -6,6 +6,7 @@
 
 #include "kernels/attention/paged_attention_gpu.h"
 #include "kernels/sample/sample_gpu.h"
+#include "worker/engine/max_ranks.h"
 
 namespace terrace {
 namespace {
@@ -45,6 +46,14 @@ Status CheckDeviceModel(const ModelConfig& config) {
     return Unsupported("a context of ", config.context_length,
                        " tokens; the partial results of its attention take more than the ",
                        kDevicePartialFloats * sizeof(float), " bytes that GPU workers have for them");
+  return {};
+}
+
+Status CheckDeviceGroup(uint32_t ranks, uint32_t stages) {
+  const auto bad = [](const auto&... text) { return WithReason(InvalidArgument(text...), "invalid_value"); };
+  if (stages > 1) return bad("group.pipeline_parallel: ", stages, " is for CPUs only; CUDA has 1");
+  if (ranks > kMaxDeviceRanks)
+    return bad("group.ranks: ", ranks, " is for CPUs only; CUDA has up to ", kMaxDeviceRanks);
   return {};
 }
 

@@ -13,10 +13,9 @@ Status Refuse(const Text&... text) {
   return WithReason(FailedPrecondition(text...), "cannot_shard");
 }
 
-// What the formats of a kind's matrices and kernels keep together of their columns. Powers of two, as all of
-// them are.
+// Powers of two, as all blocks are.
 size_t BlockOf(const std::vector<FoundTensor>& tensors, TensorKind kind) {
-  size_t block = kDeviceColumns;
+  size_t block = 1;
   for (const auto& [required, tensor] : tensors) {
     if (required.kind == kind) block = std::max(block, size_t{Info(tensor.dtype).block_elements});
   }
@@ -25,7 +24,7 @@ size_t BlockOf(const std::vector<FoundTensor>& tensors, TensorKind kind) {
 
 }  // namespace
 
-StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const WeightSource& weights,
+StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const ColumnBlocks& blocks,
                                     const ShardOptions& options) {
   CHECK(options.stages == 1, options.stages, " stages on devices");
   if (!config.ffn_sizes.empty()) return Refuse("layers of unequal feed-forward sizes are for CPUs only");
@@ -37,16 +36,23 @@ StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const WeightSourc
     return Refuse("a vocabulary of ", config.vocab_size, " for ", options.ranks,
                   " ranks; on GPUs multiples of ", kDeviceRows, " for each are");
   }
-  ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
   ShardOptions on_device = options;
   on_device.virtual_shards = options.ranks;
-  on_device.attention_block = BlockOf(tensors, TensorKind::kAttentionOutput);
-  on_device.ffn_blocks.assign(config.layers, BlockOf(tensors, TensorKind::kDown));
+  on_device.attention_block = std::max<size_t>(kDeviceColumns, blocks.attention_output);
+  on_device.ffn_blocks.assign(config.layers, std::max<size_t>(kDeviceColumns, blocks.down));
   auto plan = PlanShard(config, on_device);
   if (!plan.ok()) {
     return Annotate(plan.status(), Concat("on GPUs, which take ", kDeviceColumns, " columns together"));
   }
   return plan;
+}
+
+StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const WeightSource& weights,
+                                    const ShardOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<FoundTensor> tensors, FindTensors(config, weights));
+  const ColumnBlocks blocks{.attention_output = BlockOf(tensors, TensorKind::kAttentionOutput),
+                            .down = BlockOf(tensors, TensorKind::kDown)};
+  return PlanDeviceShard(config, blocks, options);
 }
 
 ModelConfig ConfigOfRank(const ModelConfig& config, const ShardPlan& plan) {

@@ -3,6 +3,7 @@
 // Pure.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "base/status.h"
@@ -16,10 +17,18 @@
 
 namespace terrace {
 
+// What the formats of matrices that are cut by columns keep together of these.
+struct ColumnBlocks {
+  size_t attention_output = 1, down = 1;
+};
+
 // As PlanShard, of one stage and with a virtual shard for each rank: the columns of every layer are cut
-// alike, where both the formats of `weights` and kernels let them. Also FAILED_PRECONDITION, reason
+// alike, where both the formats and kernels let them. Also FAILED_PRECONDITION, reason
 // cannot_shard: a vocabulary that has not equal multiples of kDeviceRows for all ranks, a feed-forward width
-// that is no multiple of kDeviceColumns or differs from layer to layer. Errors of FindTensors.
+// that is no multiple of kDeviceColumns or differs from layer to layer.
+StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const ColumnBlocks& blocks,
+                                    const ShardOptions& options);
+// The same of the formats of `weights`. Errors of FindTensors.
 StatusOr<ShardPlan> PlanDeviceShard(const ModelConfig& config, const WeightSource& weights,
                                     const ShardOptions& options);
 

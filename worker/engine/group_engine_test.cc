@@ -12,6 +12,7 @@
 #include "worker/engine/follower.h"
 #include "worker/engine/open_engine.h"
 #include "worker/engine/testing_group.h"
+#include "worker/parallel/local_communicator.h"
 #include "worker/parallel/shard_plan.h"
 
 namespace terrace {
@@ -278,6 +279,25 @@ TEST(GroupEngine, WithDeviceAutoAGroupStaysOnTheCpusAndSaysWhy) {
   EXPECT_EQ(follower.opened, Status());
   EXPECT_EQ(follower.end, Status());
   EXPECT_TRUE(device.models.empty());
+}
+
+// It would be missed only when this one has loaded all of its part.
+TEST(GroupEngine, ALoadEndsWhenAnotherRankIsLost) {
+  struct Lost : RankGroup {
+    Communicator& communicator() override { return *ranks[0]; }
+    Status AwaitAll() override { return Internal("asked after the load"); }
+    Status FindLost() override { return Unavailable("rank 1 has left the group"); }
+    std::vector<std::unique_ptr<Communicator>> ranks = MakeLocalCommunicators(2, kLong);
+  };
+  bool is_cancelled = false;
+  OpenEngineOptions options =
+      Options({.ranks = 2, .join = [](const RankTraits&) {
+                 return StatusOr<std::unique_ptr<RankGroup>>(std::make_unique<Lost>());
+               }});
+  options.is_cancelled = [&is_cancelled] { return is_cancelled; };
+  EXPECT_EQ(OpenEngine(options).status(), Unavailable("rank 1 has left the group"));
+  is_cancelled = true;
+  EXPECT_EQ(OpenEngine(options).status().code(), StatusCode::kCancelled) << "somebody asked for it";
 }
 
 TEST(GroupEngine, WhatDevicesCannotShareOutIsToldBeforeTheRanksMeet) {

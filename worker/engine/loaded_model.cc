@@ -1,9 +1,11 @@
 #include "worker/engine/loaded_model.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <utility>
 
+#include "base/build_id.h"
 #include "base/clock.h"
 #include "base/machine.h"
 #include "worker/engine/device_shard.h"
@@ -91,6 +93,23 @@ Status NameModel(const Status& status, const OpenEngineOptions& options) {
   return status.code() == StatusCode::kResourceExhausted ? Annotate(status, options.model) : status;
 }
 
+// Asked while weights are loaded: without several ranks `group` is null. A rank that is lost meanwhile would
+// not be missed before this one has loaded all, which may take minutes.
+std::function<bool()> EndsLoad(const OpenEngineOptions& options, RankGroup* group) {
+  if (group == nullptr) return options.is_cancelled;
+  return [is_cancelled = options.is_cancelled, group] {
+    return (is_cancelled && is_cancelled()) || !group->FindLost().ok();
+  };
+}
+
+// The same of what it ended, with the rank that was lost.
+Status NameLoad(const Status& error, const OpenEngineOptions& options, RankGroup* group) {
+  const bool is_asked = options.is_cancelled && options.is_cancelled();
+  if (error.code() == StatusCode::kCancelled && group != nullptr && !is_asked)
+    RETURN_IF_ERROR(group->FindLost());
+  return NameModel(error, options);
+}
+
 // Of a device whose memory is short for the model that answers: what a drafter there has taken before.
 Status NameDrafter(const Status& error, const DraftWeights& weights,
                    const std::optional<DeviceDraftPlan>& plan) {
@@ -136,12 +155,14 @@ StatusOr<std::unique_ptr<RankGroup>> Join(const ModelFiles& files, const OpenEng
 // The same for ranks with a device each; what of the model this one has goes to `shard`. A step is cut where
 // its limits say, so that all need the same.
 StatusOr<std::unique_ptr<RankGroup>> JoinOnDevice(const ModelFiles& files, const OpenEngineOptions& options,
-                                                  const LoadedModel& loaded, ShardPlan& shard) {
+                                                  const DeviceBackend& backend, const LoadedModel& loaded,
+                                                  ShardPlan& shard) {
   const GroupOptions& group = options.group;
   if (group.ranks == 1) return std::unique_ptr<RankGroup>();
   CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
   ASSIGN_OR_RETURN(shard, PlanDeviceShard(files.config, *files.weights, ShardOptionsOf(options)));
   RankTraits traits = TraitsOf(files, options, "cuda", loaded.kv_shape);
+  traits.settings.push_back({"the build of CUDA's library", BuildIdAt(&backend)});
   traits.settings.push_back({"engine.numerics", options.numerics});
   traits.settings.push_back({"engine.max_sequences", std::to_string(loaded.max_sequences)});
   traits.settings.push_back({"engine.max_step_tokens", std::to_string(loaded.max_step_tokens)});
@@ -200,11 +221,11 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
   auto transformer = Transformer::Load(config, *files.weights, *ops, *loaded.pool,
                                        {.compute = compute,
                                         .free_bytes = free_bytes,
-                                        .is_cancelled = options.is_cancelled,
+                                        .is_cancelled = EndsLoad(options, loaded.group.get()),
                                         .virtual_shards = options.virtual_shards,
                                         .communicator = communicator,
                                         .stages = options.group.stages});
-  RETURN_IF_ERROR(NameModel(transformer.status(), options));
+  RETURN_IF_ERROR(NameLoad(transformer.status(), options, loaded.group.get()));
   loaded.load_times.weights = lap.Seconds();
   loaded.kv_shape.layers = static_cast<uint32_t>((*transformer)->plan().layers.size());
   loaded.kv_shape.kv_heads = static_cast<uint32_t>((*transformer)->plan().kv_heads.size());
@@ -241,7 +262,7 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   const double device_seconds = lap.Seconds();
   ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kDeviceDefaults));
   ShardPlan shard;
-  ASSIGN_OR_RETURN(loaded.group, JoinOnDevice(files, options, loaded, shard));
+  ASSIGN_OR_RETURN(loaded.group, JoinOnDevice(files, options, *backend, loaded, shard));
   const bool is_group = loaded.group != nullptr;
   if (is_group) lap.Seconds();  // waiting for the others is no part of the load
   auto pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
@@ -253,8 +274,8 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
                               .device = device,
                               .shard = is_group ? &shard : nullptr,
                               .tuning = options.tuning,
-                              .is_cancelled = options.is_cancelled});
-  RETURN_IF_ERROR(NameModel(model.status(), options));
+                              .is_cancelled = EndsLoad(options, loaded.group.get())});
+  RETURN_IF_ERROR(NameLoad(model.status(), options, loaded.group.get()));
   loaded.device_model = *std::move(model);
   const DeviceLoadTimes times = loaded.device_model->load_times();
   loaded.load_times = {.device = device_seconds,

@@ -3,6 +3,7 @@
 #include <span>
 #include <tuple>
 
+#include "worker/engine/device_rules.h"
 #include "worker/engine/device_shard.h"
 #include "worker/engine/max_ranks.h"
 #include "worker/engine/open_engine.h"
@@ -115,10 +116,7 @@ Status CheckDeviceRanks(const OpenEngineOptions& options) {
     return Bad("group.ranks: ", group.ranks, " with engine.device: ", options.device,
                " is for CPUs only; on GPUs it needs engine.device: cuda");
   }
-  if (group.stages > 1)
-    return Bad("group.pipeline_parallel: ", group.stages, " is for CPUs only; CUDA has 1");
-  if (group.ranks > kMaxDeviceRanks)
-    return Bad("group.ranks: ", group.ranks, " is for CPUs only; CUDA has up to ", kMaxDeviceRanks);
+  RETURN_IF_ERROR(CheckDeviceGroup(group.ranks, group.stages));
   if (options.virtual_shards != group.ranks) {
     return Bad("engine.virtual_shards: ", options.virtual_shards, " is for CPUs only; CUDA has ", group.ranks,
                group.ranks > 1 ? ", as many as ranks" : "");

@@ -30,6 +30,9 @@ class RankGroup {
   // Returns when every rank has called it, however long that takes: the communicator's calls have a timeout.
   // UNAVAILABLE when a rank has gone; CANCELLED.
   virtual Status AwaitAll() = 0;
+  // UNAVAILABLE when another rank is known to have gone since all were connected, at the leader with its
+  // number; waits for nothing. Any thread. For what takes long without a word to the others, such as loading.
+  virtual Status FindLost() = 0;
 };
 
 struct GroupOptions {

@@ -39,6 +39,7 @@ class TestingGroup {
     ~Rank() override { group_.Leave(); }
     Communicator& communicator() override { return *communicator_; }
     Status AwaitAll() override { return group_.AwaitAll(); }
+    Status FindLost() override { return group_.FindLost(); }
 
    private:
     TestingGroup& group_;
@@ -52,6 +53,10 @@ class TestingGroup {
     changed_.notify_all();
     changed_.wait(lock, [&] { return arrived_ >= all || has_left_; });
     return arrived_ >= all ? Status() : Unavailable("a rank has left");
+  }
+  Status FindLost() {
+    std::lock_guard lock(mutex_);
+    return has_left_ ? Unavailable("a rank has left") : Status();
   }
   void Leave() {
     std::lock_guard lock(mutex_);

@@ -200,10 +200,10 @@ std::function<Status(Communicator&)> Reduce(size_t count) {
     return c.AllReduceSum(values);
   };
 }
-std::function<Status(Communicator&)> Gather(size_t bytes) {  // of two ranks
+std::function<Status(Communicator&)> Gather(size_t bytes) {
   return [bytes](Communicator& c) {
     const std::vector<std::byte> mine(bytes);
-    std::vector<std::byte> all(2 * bytes);
+    std::vector<std::byte> all(c.ranks() * bytes);
     return c.AllGather(mine, all);
   };
 }
@@ -254,6 +254,32 @@ TEST_P(EveryCommunicator, OfSeveralTheOneThatIsMissingIsNamed) {
   const Status status = group[0]->Receive(data, 2);
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
   EXPECT_NE(Message(status).find("rank 2 did not take part in send"), std::string::npos) << status;
+}
+
+// All others are there. The first of them that gives up names who is missing; those behind it may hear of its
+// end first, and name it.
+TEST_P(EveryCommunicator, InACallOfAllTheOneThatIsMissingIsNamed) {
+  constexpr uint32_t kRanks = 4, kMissing = 2;
+  SKIP_WITHOUT_RANKS(kRanks);
+  const NamedCall calls[] = {{"all-reduce", Reduce(10)},
+                             {"all-reduce of many", Reduce(100000)},
+                             {"all-gather", Gather(4)},
+                             {"broadcast", Broadcast(4, /*root=*/kMissing)},
+                             {"barrier", Barrier}};
+  for (const NamedCall& each : calls) {
+    SCOPED_TRACE(each.name);
+    const Group group = Make(kRanks, std::chrono::milliseconds(200));
+    size_t named = 0;
+    std::mutex mutex;
+    OnEachRank(kRanks, [&](uint32_t rank) {
+      if (rank == kMissing) return;
+      const Status status = each.call(*group[rank]);
+      EXPECT_FALSE(status.ok());
+      std::lock_guard lock(mutex);
+      named += Message(status).find("rank 2 did not take part in ") != std::string::npos;
+    });
+    EXPECT_GT(named, 0u);
+  }
 }
 
 TEST_P(EveryCommunicator, AbortEndsTheCallThatIsUnderWayAndThoseToCome) {

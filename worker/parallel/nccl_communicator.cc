@@ -15,7 +15,9 @@ namespace {
 constexpr size_t kAlignment = 16;       // bytes, of messages on the device
 constexpr size_t kShareElements = 8;    // shares of a sum are of whole vectors
 constexpr uint32_t kBusyPolls = 1'000;  // of a wait that may end within microseconds
-constexpr uint64_t kMostTold = 4096;    // bytes of an introduction
+// How much later than the last one's time for a step is over the roll is closed.
+constexpr Duration kRollTime = std::chrono::seconds(1);
+constexpr uint64_t kMostTold = 4096;  // bytes of an introduction
 
 size_t RoundUp(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
@@ -245,8 +247,26 @@ Status NcclCommunicator::PollUntil(const char* what, Limit limit, Place at,
 }
 
 Status NcclCommunicator::Blamed(const Status& status) {
-  const Status ended = control_->FindEnded();
-  return ended.ok() ? status : Annotate(status, Message(ended));
+  Status cause = control_->FindEnded();
+  if (cause.ok() && is_in_step_ && status.code() == StatusCode::kDeadlineExceeded) cause = CallRoll();
+  return cause.ok() ? status : Annotate(status, Message(cause));
+}
+
+// Whoever came first to the step is here first, and would be taken for lost by the others if it did not wait
+// for them: the last one's time began when all had met. A rank that is in another call than this is not the
+// one that hangs.
+Status NcclCommunicator::CallRoll() {
+  std::vector<Outgoing> tell;
+  std::vector<Incoming> hear;
+  for (uint32_t i = 0; i < ranks(); ++i) {
+    if (i == rank()) continue;
+    tell.push_back({.to = i, .data = {}});
+    hear.push_back({.from = i, .data = {}});
+  }
+  const Status status = ExchangeOver(*control_, Call::kBarrier, tell, hear, met_ + timeout() + kRollTime);
+  const bool names_one =
+      status.code() == StatusCode::kDeadlineExceeded || status.code() == StatusCode::kUnavailable;
+  return names_one ? status : Status();
 }
 
 Status NcclCommunicator::Settle(const char* call, Limit limit, Place at) {
@@ -366,6 +386,7 @@ Status NcclCommunicator::Meet(uint64_t what) {
                              what);
     }
     is_in_step_ = true;
+    met_ = RealClock().Now();
     return Status();
   });
 }

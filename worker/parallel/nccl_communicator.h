@@ -7,8 +7,10 @@
 // a deadline or Abort its communicator is aborted, which ends what its kernels still wait for, and `control`
 // tells the others.
 //
-// What goes wrong between a meeting and the end of what it was for names a rank that has ended meanwhile;
-// where none has, a device or a link hangs, and DEADLINE_EXCEEDED says that every rank had come. Errors of
+// What goes wrong between a meeting and the end of what it was for names a rank that has ended meanwhile.
+// Where none has and the time of a step is over, ranks call the roll over `control`, as every one that still
+// runs gets there: who does not answer is named. Where all do, a device or a link hangs, and
+// DEADLINE_EXCEEDED says that every rank had come. Errors of
 // NCCL are INTERNAL, those of a peer UNAVAILABLE, with file, line and call, reason device_error.
 //
 // The inherited calls take (pageable) memory of the host and go through the device's: for whatever is no part
@@ -129,8 +131,10 @@ class NcclCommunicator final : public Communicator {
   Status WaitIdle(CUstream_st* stream, Limit limit, Place at = Place::current());
   Status PollUntil(const char* what, Limit limit, Place at,
                    const std::function<StatusOr<bool>(NcclResult state)>& is_done);
-  // Of an error behind a meeting: with the rank that has ended meanwhile, if one has.
+  // Of an error behind a meeting: with the rank that has ended or hangs meanwhile, if one is known to.
   Status Blamed(const Status& status);
+  // Of a step whose time is over: with its number, a rank that does not come to say so too, or has ended.
+  Status CallRoll();
   // All of it as one operation, which needs no order among ranks.
   Status QueueTransfers(std::span<const Transfer> transfers, CUstream_st* stream, Limit limit);
 
@@ -142,7 +146,8 @@ class NcclCommunicator final : public Communicator {
   DeviceBytes staging_;  // of the inherited calls; grows to the largest and stays
   size_t staging_bytes_ = 0;
   bool is_in_step_ = false;
-  Limit step_ = {};  // the time that the step has
+  Limit step_ = {};    // the time that the step has
+  MonoTime met_ = {};  // when all ranks had come to it
 
   std::mutex mutex_;
   Status ended_;             // GUARDED_BY(mutex_): why

@@ -337,6 +337,22 @@ TEST_F(Nccl, ARankThatEndedBehindTheMeetingIsNamed) {
   EXPECT_THAT(Message(status), AllOf(HasSubstr("rank 2 has ended"), HasSubstr("a fault of the test")));
 }
 
+// The others' time is over, one's earlier than another's: none of them names the one that reported first.
+TEST_F(Nccl, ARankThatHangsBehindTheMeetingIsNamedByAllOthers) {
+  constexpr uint32_t kRanks = 4, kHangs = 2;
+  const NcclGroup group = Make(kRanks, /*timeout=*/std::chrono::seconds(2));
+  NcclFaults().never_finishes = true;
+  OnEachRank(kRanks, [&](uint32_t rank) {
+    EXPECT_EQ(group[rank]->Meet(1), Status());
+    if (rank == kHangs) return;
+    Values values(DType::kF32, 10, /*seed=*/rank);
+    Status status = group[rank]->QueueSum(values.device(), SumOrder::kFastest, group[rank]->stream());
+    if (status.ok()) status = group[rank]->Wait(group[rank]->stream());
+    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(Message(status), AllOf(HasSubstr("rank 2 did not take part"), Not(HasSubstr("has ended"))));
+  });
+}
+
 TEST_F(Nccl, AbortEndsAWaitForADeviceAndCountsOnce) {
   const NcclGroup group = Make(1);
   NcclFaults().never_finishes = true;

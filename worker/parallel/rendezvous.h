@@ -23,6 +23,9 @@ struct ConnectOptions {
   std::string host = "127.0.0.1";                       // of this rank, as the others reach it
   Duration timeout = std::chrono::seconds(10);          // of each call of the communicator
   Duration connect_timeout = std::chrono::seconds(30);  // behind the rendezvous
+  // Asked some times a second while ranks connect behind the rendezvous: its error, such as that a rank is
+  // lost or that somebody wants an end, ends that. Over TCP only.
+  std::function<Status()> find_end = nullptr;
 };
 
 }  // namespace terrace

@@ -148,6 +148,25 @@ TEST(TcpMesh, ARankThatDoesNotConnectIsNamedWhoeverElseDoes) {
   EXPECT_EQ(status, Unavailable("rank 1 did not connect within 0.001 s"));
 }
 
+// Not for the whole of connect_timeout.
+TEST(TcpMesh, WhoWaitsForRanksOrTheirAnswersHearsOfAnEnd) {
+  const Place silent(/*listens=*/true);
+  for (const uint32_t rank : {0u, 1u}) {  // one takes connections, the other one makes one
+    int asked = 0;
+    const ConnectOptions options{
+        .rank = rank, .ranks = 2, .connect_timeout = kLong, .find_end = [&asked]() -> Status {
+          return ++asked < 3 ? Status() : Cancelled("by the test");
+        }};
+    const Status status = ConnectTcp(options, [&](const std::string& mine) {
+                            return rank == 0 ? std::vector<std::string>{mine, mine}
+                                             : std::vector<std::string>{silent.told, mine};
+                          }).status();
+    EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
+    EXPECT_THAT(Message(status), HasSubstr("by the test"));
+    EXPECT_EQ(asked, 3);
+  }
+}
+
 TEST(TcpMesh, ARankThatIsNotWhereItSaidIsNamed) {
   const auto connect_to = [](const std::string& told, Duration timeout) {
     return ConnectTcp({.rank = 1, .ranks = 2, .connect_timeout = timeout},

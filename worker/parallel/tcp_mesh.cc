@@ -21,7 +21,8 @@
 namespace terrace {
 namespace {
 
-constexpr std::string_view kToldPrefix = "terrace-tcp ";  // then the token, the port and the host
+constexpr std::string_view kToldPrefix = "terrace-tcp ";       // then the token, the port and the host
+constexpr Duration kAskEvery = std::chrono::milliseconds(50);  // ConnectOptions::find_end
 constexpr size_t kMostUnknown = 128;  // connections that have not said who they are; the oldest one goes
 
 using Token = uint64_t;
@@ -79,19 +80,6 @@ StatusOr<AddressList> Resolve(const std::string& host, uint16_t port, int flags)
 
 Descriptor OpenSocket(int family) {
   return Descriptor(socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-}
-
-// False when `deadline` is over.
-bool WaitUntil(MonoTime deadline, std::vector<pollfd>& set) {
-  while (true) {
-    const Duration left = deadline - RealClock().Now();
-    if (left <= Duration(0)) return false;
-    if (Poll(set, left) > 0) return true;
-  }
-}
-bool WaitUntil(MonoTime deadline, const Descriptor& socket, short events) {
-  std::vector<pollfd> set = {{.fd = socket.number(), .events = events, .revents = 0}};
-  return WaitUntil(deadline, set);
 }
 
 bool WouldBlock() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
@@ -195,6 +183,22 @@ class Mesh {
     return Unavailable(std::strerror(error));
   }
 
+  // False when the time is over.
+  StatusOr<bool> Wait(std::vector<pollfd>& set) const {
+    while (true) {
+      if (options_.find_end) RETURN_IF_ERROR(options_.find_end());
+      const Duration left = deadline_ - RealClock().Now();
+      if (left <= Duration(0)) return false;
+      if (Poll(set, std::min(left, kAskEvery)) > 0) return true;
+    }
+  }
+  // An error, too, when the time is over.
+  Status Wait(const Descriptor& socket, short events) const {
+    std::vector<pollfd> set = {{.fd = socket.number(), .events = events, .revents = 0}};
+    ASSIGN_OR_RETURN(const bool is_in_time, Wait(set));
+    return is_in_time ? Status() : Unavailable("not within ", Seconds(options_.connect_timeout), " s");
+  }
+
   Hello HelloTo(uint32_t rank) const {
     return {.from = options_.rank, .to = rank, .token = addresses_[rank].token};
   }
@@ -209,14 +213,13 @@ class Mesh {
   }
 
   Status ConnectTo(uint32_t rank) {
-    const auto too_late = [&] { return Unavailable("not within ", Seconds(options_.connect_timeout), " s"); };
     ASSIGN_OR_RETURN(const AddressList found,
                      Resolve(addresses_[rank].host, addresses_[rank].port, AI_NUMERICHOST));
     Descriptor socket = OpenSocket(found->ai_family);
     if (!socket.is_open()) return Unavailable(std::strerror(errno));
     if (connect(socket.number(), found->ai_addr, found->ai_addrlen) != 0) {
       if (errno != EINPROGRESS && errno != EINTR) return Unavailable(std::strerror(errno));
-      if (!WaitUntil(deadline_, socket, POLLOUT)) return too_late();
+      RETURN_IF_ERROR(Wait(socket, POLLOUT));
       int error = 0;
       socklen_t size = sizeof(error);
       getsockopt(socket.number(), SOL_SOCKET, SO_ERROR, &error, &size);
@@ -225,7 +228,7 @@ class Mesh {
     if (!Say(socket, HelloTo(rank))) return Unavailable(std::strerror(errno));
     HelloReader answer;
     while (!answer.is_whole()) {
-      if (!WaitUntil(deadline_, socket, POLLIN)) return too_late();
+      RETURN_IF_ERROR(Wait(socket, POLLIN));
       if (!answer.Read(socket)) return Unavailable("it closed the connection");
     }
     if (!IsForThisRank(answer.hello) || answer.hello.from != rank)
@@ -250,7 +253,8 @@ class Mesh {
       std::vector<pollfd> set = {{.fd = listener_.number(), .events = POLLIN, .revents = 0}};
       for (const Unknown& each : unknown)
         set.push_back({.fd = each.socket.number(), .events = POLLIN, .revents = 0});
-      if (!WaitUntil(deadline_, set)) {
+      ASSIGN_OR_RETURN(const bool is_in_time, Wait(set));
+      if (!is_in_time) {
         return Unavailable("rank ", missing - sockets_.begin(), " did not connect within ",
                            Seconds(options_.connect_timeout), " s");
       }

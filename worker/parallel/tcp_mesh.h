@@ -14,7 +14,7 @@ namespace terrace {
 // By rank: connected sockets that do not delay small messages; this rank's own is none. UNAVAILABLE when a
 // rank cannot be reached or does not come within connect_timeout (of all connections together), with its
 // number, when `host` is not this machine's, or when `rendezvous` tells of another number of ranks; errors of
-// `rendezvous`.
+// `rendezvous` and of find_end.
 StatusOr<std::vector<Descriptor>> ConnectTcpMesh(const ConnectOptions& options, const Rendezvous& rendezvous);
 
 }  // namespace terrace

@@ -43,6 +43,11 @@ StatusOr<std::vector<std::string>> JoinCall::Tell(const std::string& mine,
   return *end_;
 }
 
+Status JoinCall::FindEnd() {
+  std::lock_guard lock(mutex_);
+  return end_.value_or(Status());
+}
+
 void JoinCall::OnReadDone(bool ok) {
   std::lock_guard lock(mutex_);
   if (!ok) {

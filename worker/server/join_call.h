@@ -26,6 +26,8 @@ class JoinCall : private grpc::ClientBidiReactor<v1::JoinRequest, v1::JoinRespon
   // of the stream's end: of the leader's refusal, UNAVAILABLE when it cannot be reached or has gone;
   // CANCELLED.
   StatusOr<std::vector<std::string>> Tell(const std::string& mine, const std::function<bool()>& is_cancelled);
+  // Why the stream has ended; OK while it has not. Any thread.
+  Status FindEnd();
 
  private:
   void OnReadDone(bool ok) override;

@@ -11,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/build_id.h"
 #include "base/descriptor.h"
 #include "base/grpc_channel.h"
 #include "base/grpc_keepalive.h"
@@ -46,6 +47,7 @@ v1::RankHello HelloOf(const GroupEndpoint& endpoint, uint32_t rank, uint32_t ran
     setting.set_name(std::string(name));
     setting.set_value(std::string(value));
   };
+  add("the build", OwnBuildId());
   add("group.transport", TransportName(endpoint.transport));
   for (const auto& [name, value] : traits.settings) add(name, value);
   return hello;
@@ -54,6 +56,8 @@ v1::RankHello HelloOf(const GroupEndpoint& endpoint, uint32_t rank, uint32_t ran
 ConnectOptions ConnectOptionsOf(const GroupEndpoint& endpoint, const v1::RankHello& hello, std::string host) {
   return {.rank = hello.rank(), .ranks = hello.ranks(), .host = std::move(host), .timeout = endpoint.timeout};
 }
+
+bool IsSo(const IsCancelled& is_cancelled) { return is_cancelled && is_cancelled(); }
 
 class LeaderGroup : public RankGroup {
  public:
@@ -79,7 +83,8 @@ class LeaderGroup : public RankGroup {
                                   ": the port is in use, or it is no address of this machine"),
                       "address_unavailable");
   }
-  Status Connect(Transport transport, const ConnectOptions& options) {
+  Status Connect(Transport transport, ConnectOptions options) {
+    options.find_end = [this] { return IsSo(is_cancelled_) ? Cancelled("interrupted") : FindLost(); };
     ASSIGN_OR_RETURN(communicator_, terrace::Connect(transport, options, [this](const std::string& mine) {
                        return service_.Tell(mine, is_cancelled_);
                      }));
@@ -88,6 +93,7 @@ class LeaderGroup : public RankGroup {
 
   Communicator& communicator() override { return *communicator_; }
   Status AwaitAll() override { return service_.Tell("", is_cancelled_).status(); }
+  Status FindLost() override { return service_.FindLost(); }
 
  private:
   const IsCancelled is_cancelled_;
@@ -107,6 +113,7 @@ class FollowerGroup : public RankGroup {
 
   Communicator& communicator() override { return *communicator_; }
   Status AwaitAll() override { return call_->Tell("", is_cancelled_).status(); }
+  Status FindLost() override { return call_->FindEnd(); }
 
  private:
   const IsCancelled is_cancelled_;
@@ -146,8 +153,8 @@ StatusOr<std::shared_ptr<TlsSource>> OpenTls(const GroupEndpoint& endpoint) {
 
 // Behind an attempt that failed: a leader that is there, and speaks otherwise, would not let this rank in
 // however often it came.
-Status CheckSpeaksAlike(const GroupEndpoint& endpoint) {
-  const StatusOr<bool> leader_speaks_tls = SpeaksTls(endpoint.leader);
+Status CheckSpeaksAlike(const GroupEndpoint& endpoint, const IsCancelled& is_cancelled) {
+  const StatusOr<bool> leader_speaks_tls = SpeaksTls(endpoint.leader, is_cancelled);
   if (!leader_speaks_tls.ok() || *leader_speaks_tls == endpoint.tls.has_value()) return Status();
   return WithReason(*leader_speaks_tls ? FailedPrecondition("group.tls: is not set here, but the leader at ",
                                                             endpoint.leader, " speaks TLS")
@@ -168,13 +175,13 @@ StatusOr<std::unique_ptr<RankGroup>> TryToJoin(const GroupEndpoint& endpoint,
   }
   may_try_again = false;
   auto call = std::make_unique<JoinCall>(MakePeerChannel(endpoint.leader, channel), hello);
-  ASSIGN_OR_RETURN(
-      auto communicator,
-      Connect(endpoint.transport, ConnectOptionsOf(endpoint, hello, host), [&](const std::string& mine) {
-        auto told = call->Tell(mine, is_cancelled);
-        may_try_again = told.status().code() == StatusCode::kUnavailable;
-        return told;
-      }));
+  ConnectOptions options = ConnectOptionsOf(endpoint, hello, host);
+  options.find_end = [&] { return IsSo(is_cancelled) ? Cancelled("interrupted") : call->FindEnd(); };
+  ASSIGN_OR_RETURN(auto communicator, Connect(endpoint.transport, options, [&](const std::string& mine) {
+                     auto told = call->Tell(mine, is_cancelled);
+                     may_try_again = told.status().code() == StatusCode::kUnavailable;
+                     return told;
+                   }));
   return std::unique_ptr<RankGroup>(
       std::make_unique<FollowerGroup>(std::move(call), std::move(communicator), is_cancelled));
 }
@@ -182,7 +189,7 @@ StatusOr<std::unique_ptr<RankGroup>> TryToJoin(const GroupEndpoint& endpoint,
 // False when it was cancelled.
 bool Sleep(Duration wait, const IsCancelled& is_cancelled) {
   for (; wait > Duration(0); wait -= kCancelPoll) {
-    if (is_cancelled && is_cancelled()) return false;
+    if (IsSo(is_cancelled)) return false;
     std::this_thread::sleep_for(std::min(wait, kCancelPoll));
   }
   return true;
@@ -198,7 +205,7 @@ StatusOr<std::unique_ptr<RankGroup>> JoinLeader(const GroupEndpoint& endpoint, c
     bool may_try_again = false;
     auto joined = TryToJoin(endpoint, channel, hello, is_cancelled, may_try_again);
     if (joined.ok() || !may_try_again) return joined;
-    RETURN_IF_ERROR(CheckSpeaksAlike(endpoint));  // each time: it may have got no answer before
+    RETURN_IF_ERROR(CheckSpeaksAlike(endpoint, is_cancelled));  // each time: it may have got no answer before
     if (std::string error = Message(joined.status()); error != told) {
       told = std::move(error);
       Log(LogLevel::kInfo, "worker_waits_for_leader", {{"leader", endpoint.leader}, {"error", told}});

@@ -161,6 +161,7 @@ Status ApplyLws(const GroupEnvironment& environment, v1::GroupConfig& group) {
   if (ranks == 1) {  // the file is that of any size, and one pod meets nobody
     group.clear_leader();
     group.clear_tls();
+    group.clear_follower_ops();
   }
   return {};
 }
@@ -235,19 +236,34 @@ Status SetGroupTls(const v1::GroupConfig& config, WorkerServerOptions& out) {
   return {};
 }
 
+// The ops listener of a rank that does not lead.
+Status SetFollowerOps(const v1::WorkerConfig& config, std::string& out) {
+  constexpr char kPath[] = "group.follower_ops";
+  out = config.group().follower_ops();
+  if (out.empty()) return {};
+  RETURN_IF_ERROR(CheckAddress(kPath, out));
+  if (config.insecure() || ParseHostPort(out)->is_loopback()) return {};
+  return Bad(kPath, out,
+             " can be reached by other machines: needs insecure: true, as it asks nobody for a key");
+}
+
 Status SetGroup(const v1::WorkerConfig& config, WorkerServerOptions& out) {
   const v1::GroupConfig& group = config.group();
   RETURN_IF_ERROR(SetDegrees(group, out.engine.group));
   out.engine.group.rank = group.rank();
   if (out.engine.group.ranks == 1) {
     for (const auto& [path, is_set] :
-         {std::pair{"group.leader", group.has_leader()}, std::pair{"group.tls", group.has_tls()}}) {
+         {std::pair{"group.leader", group.has_leader()}, std::pair{"group.tls", group.has_tls()},
+          std::pair{"group.follower_ops", group.has_follower_ops()}}) {
       if (is_set) return Bad(path, "is for several ranks, but group.ranks is 1");
     }
     return {};
   }
   RETURN_IF_ERROR(SetLeader(group, out.group));
   RETURN_IF_ERROR(SetGroupTls(group, out));
+  std::string follower_ops;
+  RETURN_IF_ERROR(SetFollowerOps(config, follower_ops));
+  if (group.rank() > 0) out.ops = std::move(follower_ops);
   out.engine.group.shares_machine = ParseHostPort(out.group.leader)->is_loopback();
   if (group.has_transport()) {
     const auto transport = ParseTransport(group.transport());

@@ -245,6 +245,23 @@ TEST(ApplyGroupEnvironment, ALeaderWorkerSetTellsRankRanksAndLeader) {
   EXPECT_EQ(MakeWorkerOptions(of_any_size).status(), Status()) << "leader and tls are for more pods";
 }
 
+TEST(MakeWorkerOptions, ARankThatDoesNotLeadListensForProbesWhereItIsTold) {
+  const auto ops = [](uint32_t rank, const char* more) {
+    const auto options =
+        Make(Concat("{model: m, ops: '127.0.0.1:1', ", more, "group: {ranks: 2, rank: ", rank,
+                    ", leader: '127.0.0.1:7', follower_ops: '0.0.0.0:2'}}"));
+    return options.ok() ? options->server.ops : Message(options.status());
+  };
+  EXPECT_EQ(ops(0, "insecure: true, "), "127.0.0.1:1");
+  EXPECT_EQ(ops(1, "insecure: true, "), "0.0.0.0:2");
+  for (const uint32_t rank : {0u, 1u})
+    EXPECT_THAT(ops(rank, ""),
+                ::testing::HasSubstr("group.follower_ops: 0.0.0.0:2 can be reached by other machines"));
+  const auto none = Make("{model: m, group: {ranks: 2, rank: 1, leader: '127.0.0.1:7'}}");
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->server.ops, "");
+}
+
 TEST(MakeWorkerOptions, OnlyARankThatServesMayNotDraftForItself) {
   const auto drafts = [](uint32_t rank) {
     return Make(Concat("{model: m, group: {ranks: 2, rank: ", rank,
@@ -426,6 +443,8 @@ TEST(MakeWorkerOptions, NamesTheFirstValueThatCannotBeUsed) {
       {"{model: m, grpc: ''}", "grpc: "},
       {"{model: m, grpc: nowhere}", "grpc: "},
       {"{model: m, ops: '127.0.0.1:99999'}", "ops: "},
+      {"{model: m, group: {ranks: 2, leader: '127.0.0.1:7', follower_ops: nowhere}}", "group.follower_ops: "},
+      {"{model: m, group: {follower_ops: '127.0.0.1:7'}}", "group.follower_ops: is for several ranks"},
       {"{model: m, tls: {}}", "tls.certificate_file: is needed"},
       {"{model: m, tls: {certificate_file: c.pem}}", "tls.key_file: is needed"},
       {"{model: m, engine: {threads: 0}}", "engine.threads: must be at least 1"},

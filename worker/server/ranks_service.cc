@@ -146,9 +146,17 @@ Status RanksService::Enter(Stream& stream, const v1::RankHello& hello) {
 void RanksService::Leave(const Stream& stream, const Status& why) {
   if (stream.rank == 0 || ranks_[stream.rank] != &stream) return;
   ranks_[stream.rank] = nullptr;
-  if (rounds_ > 0 && lost_.ok())
+  if (rounds_ > 0 && lost_.ok()) {
     lost_ = Unavailable("rank ", stream.rank, " has left the group: ", Message(why));
+  } else if (lost_.ok()) {  // it may come back, and is waited for
+    Log(LogLevel::kWarn, "worker_rank_left", {{"rank", stream.rank}, {"error", Message(why)}});
+  }
   changed_.notify_all();
+}
+
+Status RanksService::FindLost() {
+  std::lock_guard lock(mutex_);
+  return lost_;
 }
 
 bool RanksService::HaveAllTold() const {

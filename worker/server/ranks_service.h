@@ -24,6 +24,8 @@ class RanksService : public v1::Ranks::CallbackService {
   // `is_cancelled` while it waits. UNAVAILABLE when a rank has gone since the first round, CANCELLED. One
   // thread at a time.
   StatusOr<std::vector<std::string>> Tell(const std::string& mine, const std::function<bool()>& is_cancelled);
+  // UNAVAILABLE when a rank has gone since the first round, with its number; waits for nothing.
+  Status FindLost();
   // Ends every stream, now and from now on. Idempotent.
   void Stop();
 

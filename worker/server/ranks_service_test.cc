@@ -4,6 +4,7 @@
 #include <future>
 #include <thread>
 
+#include "base/build_id.h"
 #include "base/version.h"
 #include "gmock/gmock.h"
 #include "grpcpp/security/server_credentials.h"
@@ -145,13 +146,23 @@ TEST(RanksService, ARankThatGoesLaterIsTheEndOfTheGroup) {
   auto one = leader.Call(Hello(1, 3)), two = leader.Call(Hello(2, 3));
   auto leads = leader.Tell("0"), first = TellOf(*one, "1"), second = TellOf(*two, "2");
   EXPECT_TRUE(leads.get().ok() && first.get().ok() && second.get().ok());
+  EXPECT_EQ(leader.service.FindLost(), Status());
+  EXPECT_EQ(one->FindEnd(), Status());
   two.reset();
+  Status found;
+  while (found.ok()) {  // until the news has come
+    std::this_thread::yield();
+    found = leader.service.FindLost();
+  }
+  EXPECT_THAT(Message(found), HasSubstr("rank 2 has left the group"));
   const Status lost = leader.Tell("0").get().status();
   EXPECT_EQ(lost.code(), StatusCode::kUnavailable);
   EXPECT_THAT(Message(lost), HasSubstr("rank 2 has left the group"));
   EXPECT_THAT(Message(leader.Call(Hello(2, 3))->Tell("", Never).status()), HasSubstr("rank 2 has left"));
   leader.service.Stop();
-  EXPECT_EQ(one->Tell("1", Never).status().code(), StatusCode::kUnavailable);
+  const Status end = one->Tell("1", Never).status();
+  EXPECT_EQ(end.code(), StatusCode::kUnavailable);
+  EXPECT_EQ(one->FindEnd(), end);
 }
 
 TEST(RanksService, WhoWaitsCanBeCancelled) {
@@ -161,26 +172,43 @@ TEST(RanksService, WhoWaitsCanBeCancelled) {
   EXPECT_EQ(leader.Call(Hello(1, 2))->Tell("1", always).status().code(), StatusCode::kCancelled);
 }
 
-TEST(MeetGroup, ARankWithAnotherTransportIsRefused) {
-  v1::RankHello hello = Hello(0, 2);
-  hello.set_version(kVersion);
-  hello.clear_settings();
-  v1::RankSetting& setting = *hello.add_settings();
-  setting.set_name("group.transport");
-  setting.set_value("gloo");
-  RanksService service(hello);
-  grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(&service);
-  const auto server = builder.BuildAndStart();
-  const GroupEndpoint endpoint{
-      .leader = Concat("127.0.0.1:", port), .host = "127.0.0.1", .transport = Transport::kTcp};
-  const Status refused = MeetGroup(endpoint, 1, 2, {.model_digest = "d1", .settings = {}}, Never).status();
-  EXPECT_EQ(Reason(refused), "ranks_differ");
-  EXPECT_THAT(Message(refused), HasSubstr("group.transport is tcp at rank 1, gloo at rank 0"));
-  service.Stop();
-  server->Shutdown(std::chrono::system_clock::now());
+// Over the network, as processes of different builds would meet.
+TEST(MeetGroup, ARankOfAnotherProtocolBuildOrTransportIsRefused) {
+  const struct {
+    std::function<void(v1::RankHello&)> change;  // of the leader's
+    std::string message;
+  } cases[] = {
+      {[](auto& hello) { hello.set_protocol(99); },
+       Concat("the protocol of ranks is ", int{v1::RANKS_PROTOCOL_CURRENT}, " at rank 1, 99 at rank 0")},
+      {[](auto& hello) { hello.set_version("0.0.1"); },
+       Concat("the version is ", kVersion, " at rank 1, 0.0.1 at rank 0")},
+      {[](auto& hello) { hello.mutable_settings(0)->set_value("feed"); },
+       Concat("the build is ", OwnBuildId(), " at rank 1, feed at rank 0")},
+      {[](auto& hello) { hello.mutable_settings(1)->set_value("gloo"); },
+       "group.transport is tcp at rank 1, gloo at rank 0"}};
+  for (const auto& each : cases) {
+    v1::RankHello hello = Hello(0, 2);
+    hello.set_version(kVersion);
+    hello.mutable_settings(0)->set_name("the build");
+    hello.mutable_settings(0)->set_value(OwnBuildId());
+    hello.mutable_settings(1)->set_name("group.transport");
+    hello.mutable_settings(1)->set_value("tcp");
+    each.change(hello);
+    RanksService service(hello);
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service);
+    const auto server = builder.BuildAndStart();
+    const GroupEndpoint endpoint{
+        .leader = Concat("127.0.0.1:", port), .host = "127.0.0.1", .transport = Transport::kTcp};
+    const Status refused = MeetGroup(endpoint, 1, 2, {.model_digest = "d1", .settings = {}}, Never).status();
+    EXPECT_EQ(refused.code(), StatusCode::kFailedPrecondition);
+    EXPECT_EQ(Reason(refused), "ranks_differ");
+    EXPECT_THAT(Message(refused), HasSubstr(each.message));
+    service.Stop();
+    server->Shutdown(std::chrono::system_clock::now());
+  }
 }
 
 TEST(ListenAddress, ANameStandsForAllAddressesOfTheMachine) {

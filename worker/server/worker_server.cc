@@ -19,7 +19,9 @@ namespace {
 
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr size_t kWarmUpTokens = 96;  // of a device: more than its kernels for few tokens take
-constexpr std::chrono::milliseconds kCloseLimit(500);  // for clients to take the last words
+constexpr Duration kStallLimit = std::chrono::seconds(10);
+constexpr Duration kBehindGroupTimeout = std::chrono::seconds(5);  // for a step that did succeed in the end
+constexpr std::chrono::milliseconds kCloseLimit(500);              // for clients to take the last words
 
 Status CannotListen(const std::string& address) {
   return WithReason(
@@ -91,8 +93,13 @@ Json LoadJson(const OpenedEngine& opened, double warm_up_seconds) {
 
 }  // namespace
 
-bool IsAlive(const EngineStats& stats, MonoTime now) {
-  return !stats.is_device_lost && !IsStalled(stats, now);
+Duration StallLimit(const WorkerServerOptions& options) {
+  if (options.engine.group.ranks == 1) return kStallLimit;
+  return std::max(kStallLimit, options.group.timeout + kBehindGroupTimeout);
+}
+
+bool IsAlive(const EngineStats& stats, MonoTime now, Duration stall_limit) {
+  return !stats.is_device_lost && !IsStalled(stats, now, stall_limit);
 }
 
 decltype(GroupOptions::join) JoinOf(const WorkerServerOptions& options) {
@@ -106,6 +113,7 @@ decltype(GroupOptions::join) JoinOf(const WorkerServerOptions& options) {
 StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions options) {
   const MonoTime begin = RealClock().Now();
   std::unique_ptr<WorkerServer> server(new WorkerServer);
+  server->stall_limit_ = StallLimit(options);
   RETURN_IF_ERROR(server->Open(options));
   RETURN_IF_ERROR(server->Listen(options));
   const MonoTime cold = RealClock().Now();
@@ -187,6 +195,7 @@ void WorkerServer::OpenServices(const WorkerServerOptions& options) {
   }
   WorkerService::Options service{.description = Describe(opened_, served_name_, options),
                                  .text_assets = Serialize(*opened_.files->text),
+                                 .stall_limit = stall_limit_,
                                  .on_draining = [this] { OnDraining(); }};
   service_ = std::make_unique<WorkerService>(std::move(service), *opened_.engine, metrics_);
   opened_service_ = service_.get();
@@ -272,7 +281,7 @@ void WorkerServer::Answer(const HttpRequest& request, HttpResponder& responder) 
   if (request.path == "/metrics") {
     responder.Send(200, metrics_.Render(stats, now), MetricRegistry::kContentType);
   } else if (request.path == "/healthz") {
-    const bool is_alive = IsAlive(stats, now);
+    const bool is_alive = IsAlive(stats, now, stall_limit_);
     const Json body = {{"status", is_alive               ? "alive"
                                   : stats.is_device_lost ? "device lost"
                                                          : "stalled"},

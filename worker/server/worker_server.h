@@ -34,7 +34,8 @@ struct WorkerServerOptions {
   OpenEngineOptions engine;  // its callbacks are the server's
   std::string served_name;   // "": the model's own name
   std::string grpc = "127.0.0.1:0";
-  std::string ops = "";                                // "": no ops listener
+  // "": no ops listener. Of a rank that does not lead its group it has FollowerHealth alone.
+  std::string ops = "";
   std::optional<TlsFiles> tls = {};                    // of grpc; absent: plain text
   std::optional<DrafterEndpoint> remote_drafter = {};  // with engine.speculation.drafter: remote
   GroupEndpoint group = {};                            // with several engine.group.ranks
@@ -43,9 +44,12 @@ struct WorkerServerOptions {
 // GroupOptions::join of engine.group and `group`.
 decltype(GroupOptions::join) JoinOf(const WorkerServerOptions& options);
 
-// Liveness follows the engine's steps: false when there is work and no step was made for 10 s, and when the
-// device, or a rank of the group, is lost.
-bool IsAlive(const EngineStats& stats, MonoTime now);
+// For how long there may be work and no step: 10 s, and in a group 5 s more than a rank may keep the others
+// waiting, if that is longer.
+Duration StallLimit(const WorkerServerOptions& options);
+// Liveness follows the engine's steps: false when there is work and no step was made for `stall_limit`, and
+// when the device, or a rank of the group, is lost.
+bool IsAlive(const EngineStats& stats, MonoTime now, Duration stall_limit);
 
 class WorkerServer {
  public:
@@ -94,6 +98,7 @@ class WorkerServer {
   std::mutex health_mutex_;  // a Drain call may come while the server is being made
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // of grpc_; GUARDED_BY(health_mutex_)
   std::unique_ptr<HttpServer> ops_;
+  Duration stall_limit_ = {};
   bool has_stopped_ = false;
 };
 

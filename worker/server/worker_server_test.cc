@@ -493,13 +493,28 @@ TEST(IsAlive, FollowsTheStepsWhileThereIsWork) {
   EngineStats stats;
   stats.last_step = now - std::chrono::seconds(10);
   stats.is_idle = false;
-  EXPECT_TRUE(IsAlive(stats, now));
+  EXPECT_TRUE(IsAlive(stats, now, std::chrono::seconds(10)));
   stats.last_step -= std::chrono::nanoseconds(1);
-  EXPECT_FALSE(IsAlive(stats, now));
+  EXPECT_FALSE(IsAlive(stats, now, std::chrono::seconds(10)));
   stats.is_idle = true;
-  EXPECT_TRUE(IsAlive(stats, now));
+  EXPECT_TRUE(IsAlive(stats, now, std::chrono::seconds(10)));
   stats.is_device_lost = true;
-  EXPECT_FALSE(IsAlive(stats, now));
+  EXPECT_FALSE(IsAlive(stats, now, std::chrono::seconds(10)));
+}
+
+// A step that waits for a slow rank, as long as the group lets it, is no reason to be ended.
+TEST(StallLimit, FollowsTheTimeoutOfTheGroup) {
+  const struct {
+    uint32_t ranks;
+    int timeout, limit;
+  } cases[] = {{1, 60, 10}, {2, 5, 10}, {2, 8, 13}, {4, 60, 65}};
+  for (const auto& each : cases) {
+    WorkerServerOptions options;
+    options.engine.group.ranks = each.ranks;
+    options.group.timeout = std::chrono::seconds(each.timeout);
+    EXPECT_EQ(StallLimit(options), std::chrono::seconds(each.limit))
+        << each.ranks << " ranks, " << each.timeout;
+  }
 }
 
 }  // namespace

@@ -14,7 +14,6 @@ namespace terrace {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{1} << 20;
-constexpr std::chrono::seconds kStallLimit(10);
 
 std::string DrawInstance() {
   std::random_device device;
@@ -64,8 +63,8 @@ class FailedCall : public grpc::ServerWriteReactor<Response> {
 
 }  // namespace
 
-bool IsStalled(const EngineStats& stats, MonoTime now) {
-  return !stats.is_idle && now - stats.last_step > kStallLimit;
+bool IsStalled(const EngineStats& stats, MonoTime now, Duration limit) {
+  return !stats.is_idle && now - stats.last_step > limit;
 }
 
 WorkerService::WorkerService(Options options, Engine& engine, WorkerMetrics& metrics)
@@ -107,7 +106,7 @@ v1::WorkerUpdate WorkerService::Snapshot(std::optional<uint64_t>& position) cons
   v1::WorkerUpdate update;
   update.set_epoch(epoch_);
   update.set_state(state_);
-  update.set_is_stalled(IsStalled(stats, RealClock().Now()));
+  update.set_is_stalled(IsStalled(stats, RealClock().Now(), options_.stall_limit));
   v1::WorkerLoad& load = *update.mutable_load();
   // Background work gives way to requests.
   load.set_running_sequences(stats.running - stats.background_running);

@@ -15,8 +15,9 @@
 
 namespace terrace {
 
-// There is work, and no step has begun or ended for 10 s. What it has still to do is done elsewhere then.
-bool IsStalled(const EngineStats& stats, MonoTime now);
+// There is work, and no step has begun or ended for longer than `limit`. What it has still to do is done
+// elsewhere then.
+bool IsStalled(const EngineStats& stats, MonoTime now, Duration limit);
 
 class WorkerService : public v1::Worker::CallbackService {
  public:
@@ -24,6 +25,7 @@ class WorkerService : public v1::Worker::CallbackService {
     v1::WorkerDescription description;  // `instance` is drawn by the service
     std::string text_assets;            // serialized; its digest is in the description
     ServeHub::Options serve = {};
+    Duration stall_limit = std::chrono::seconds(10);  // behind which Watch says is_stalled
     std::function<void()> on_draining = nullptr;  // called once, before the first sequence is refused
   };
 

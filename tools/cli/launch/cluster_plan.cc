@@ -189,6 +189,7 @@ std::vector<WorkerPlan> FollowersOf(const WorkerPlan& leader) {
     follower.config.clear_tls();
     if (follower.config.has_engine()) follower.config.mutable_engine()->clear_speculation();
     follower.config.mutable_group()->set_rank(rank);
+    follower.config.mutable_group()->clear_follower_ops();  // all of them would listen there
   }
   return followers;
 }

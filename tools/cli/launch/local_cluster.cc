@@ -1,6 +1,7 @@
 #include "tools/cli/launch/local_cluster.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <system_error>
 
@@ -20,11 +21,7 @@ constexpr double kReadyRequestSeconds = 1;
 constexpr char kRouterBinary[] = "terrace-router";
 constexpr char kWorkerBinary[] = "terrace-worker";
 constexpr double kRouterEndSeconds = 5;  // that a router may take when its drain_seconds are over
-// For how long the processes of a broken group may take to end, which they do once they miss each other.
-constexpr double kGroupEndSeconds = 10;
-// A group that breaks more often is not started again.
-constexpr size_t kMostRestarts = 5;
-constexpr double kRestartWindowSeconds = 600;
+constexpr Duration kAskEvery = std::chrono::seconds(1);  // a group that forms again
 // For how long others of a group may end before the one that was the first to fail.
 constexpr double kCauseSeconds = 1;
 
@@ -51,6 +48,11 @@ Status EndedEarly(const ChildExit& exit) {
 // An exit that may be no more than the answer to another one's.
 bool MayFollow(const ChildExit& exit) {
   return exit.signal == 0 && (exit.exit_code == kExitOk || exit.exit_code == kExitUnavailable);
+}
+
+// The answer of a process that is ready.
+StatusOr<std::string> Readiness(const std::string& ops) {
+  return HttpGet(ClientAddress(ops) + "/readyz", kReadyRequestSeconds);
 }
 
 // Whether the router, by its answer to /readyz, has a worker for every tier that this cluster starts one for.
@@ -97,7 +99,10 @@ Status LocalCluster::StartAll() {
   for (const WorkerPlan& worker : plan_.workers) {
     RETURN_IF_ERROR(StartWorker(worker));
     if (worker.ranks() == 1) continue;
-    Group& group = groups_.emplace_back(Group{.name = worker.name, .members = {worker.name}});
+    Group& group = groups_.emplace_back(Group{
+        .name = worker.name,
+        .members = {worker.name},
+        .recovery = GroupRecovery(GroupRecovery::Options{.ready_seconds = options_.ready_timeout_seconds})});
     for (const WorkerPlan& follower : FollowersOf(worker)) group.members.push_back(follower.name);
   }
   RETURN_IF_ERROR(StartProcess(kRouterName, kRouterBinary, plan_.router));
@@ -135,7 +140,7 @@ Status LocalCluster::AwaitReady() {
     std::erase_if(waiting, [&](const auto& process) {
       const bool is_router = process.first == kRouterName;
       if (is_router && waiting.size() > 1) return false;
-      const auto answer = HttpGet(ClientAddress(process.second) + "/readyz", kReadyRequestSeconds);
+      const auto answer = Readiness(process.second);
       const bool is_ready = answer.ok() && (!is_router || HasEveryTier(plan_, *answer));
       if (is_ready) options_.on_ready(process.first);
       return is_ready;
@@ -169,25 +174,47 @@ AfterEnd LocalCluster::AfterEndOf(const std::string& name) const {
     return std::ranges::find(each.members, name) != each.members.end();
   });
   if (group == groups_.end()) return AfterEnd::kNothing;
-  const bool was_started_again = !group->is_given_up && !group->broken.has_value();
-  if (was_started_again) return AfterEnd::kGroupIsStartedAgain;
-  const MonoTime now = RealClock().Now();
-  const auto of_late = std::ranges::count_if(
-      group->restarts, [now](MonoTime at) { return Seconds(now - at) <= kRestartWindowSeconds; });
-  return group->is_given_up || static_cast<size_t>(of_late) >= kMostRestarts ? AfterEnd::kGroupStaysAway
-                                                                             : AfterEnd::kGroupIsStartedAgain;
+  const GroupRecovery& recovery = group->recovery;
+  const bool waits = recovery.is_broken() && recovery.wait_seconds(RealClock().Now()) > 0;
+  return waits ? AfterEnd::kGroupWaits : AfterEnd::kGroupIsStartedAgain;
 }
 
 // `exits`: of this poll; those that are killed here join them.
 void LocalCluster::TendGroup(Group& group, std::vector<ChildExit>& exits) {
-  if (group.is_given_up) return;
-  const std::vector<std::string> running = RunningOf(group);
-  if (running.size() == group.members.size()) return;
   const MonoTime now = RealClock().Now();
-  if (!group.broken.has_value()) group.broken = now;
-  if (running.empty()) return Restart(group, now, exits);
-  if (Seconds(now - *group.broken) < kGroupEndSeconds) return;
-  Kill(running, exits);
+  AskWhetherReady(group, now);
+  const std::vector<std::string> running = RunningOf(group);
+  const auto tell = [&](const auto&... text) {
+    options_.on_group(Concat(group.name, ": its group ", text...));
+  };
+  switch (group.recovery.Next(running.size(), group.members.size(), now)) {
+    case GroupRecovery::Action::kNone:
+      return;
+    case GroupRecovery::Action::kKillUnready:
+      tell("was started again and is not ready after ", options_.ready_timeout_seconds,
+           " s: its processes are killed");
+      return Kill(running, exits);
+    case GroupRecovery::Action::kKill:
+      return Kill(running, exits);
+    case GroupRecovery::Action::kWait:
+      return tell("breaks too often; it is started again in ", std::ceil(group.recovery.wait_seconds(now)),
+                  " s");
+    case GroupRecovery::Action::kStart:
+      return Restart(group, now, exits);
+  }
+}
+
+// Once a second, as a leader that hangs takes as long to not answer.
+void LocalCluster::AskWhetherReady(Group& group, MonoTime now) {
+  if (!group.recovery.is_forming() || now - group.asked < kAskEvery) return;
+  group.asked = now;
+  if (!Readiness(LeaderOf(group).config.ops()).ok()) return;
+  group.recovery.OnReady();
+  options_.on_group(Concat(group.name, ": its group is ready again"));
+}
+
+const WorkerPlan& LocalCluster::LeaderOf(const Group& group) const {
+  return *std::ranges::find(plan_.workers, group.name, &WorkerPlan::name);
 }
 
 std::vector<std::string> LocalCluster::RunningOf(const Group& group) const {
@@ -204,23 +231,16 @@ void LocalCluster::Kill(const std::vector<std::string>& names, std::vector<Child
 
 // `exits`: where it cannot be started, those of the ranks that were join them.
 void LocalCluster::Restart(Group& group, MonoTime now, std::vector<ChildExit>& exits) {
-  group.broken.reset();
-  while (!group.restarts.empty() && Seconds(now - group.restarts.front()) > kRestartWindowSeconds)
-    group.restarts.pop_front();
-  if (group.restarts.size() >= kMostRestarts) {
-    group.is_given_up = true;
-    return options_.on_group(Concat(group.name, ": its group broke ", kMostRestarts + 1, " times in ",
-                                    kRestartWindowSeconds, " s; it is not started again"));
+  const Status started = StartWorker(LeaderOf(group));
+  if (started.ok()) {
+    group.recovery.OnStarted(now);
+    return options_.on_group(
+        Concat(group.name, ": its group is started again, with all ", group.members.size(), " ranks"));
   }
-  group.restarts.push_back(now);
-  const auto worker = std::ranges::find(plan_.workers, group.name, &WorkerPlan::name);
-  const Status started = StartWorker(*worker);
-  group.is_given_up = !started.ok();                     // the binary is gone, or the disk is full
-  if (group.is_given_up) Kill(RunningOf(group), exits);  // some would wait for the others for ever
-  options_.on_group(
-      started.ok()
-          ? Concat(group.name, ": its group is started again, with all ", group.members.size(), " ranks")
-          : Concat(group.name, ": its group cannot be started again: ", Message(started)));
+  Kill(RunningOf(group), exits);      // some would wait for the others
+  group.recovery.OnStartFailed(now);  // the binary is gone, or the disk is full
+  options_.on_group(Concat(group.name, ": its group cannot be started again: ", Message(started),
+                           "; it is tried again in ", group.recovery.wait_seconds(now), " s"));
 }
 
 void LocalCluster::Stop() {

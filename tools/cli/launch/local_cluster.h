@@ -1,12 +1,10 @@
 // A router and its workers as child processes of this one: started together, watched, stopped in order. Used
 // by the thread that made it. A group of ranks that breaks, because one of its processes ended, is started
-// again: its other processes end by themselves, or are killed after a while.
+// again: its other processes end by themselves, or are killed after a while (GroupRecovery).
 #pragma once
 
-#include <deque>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,15 +15,16 @@
 #include "tools/cli/launch/child_process.h"
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/launch/config_folder.h"
+#include "tools/cli/launch/group_recovery.h"
 
 namespace terrace {
 
 inline constexpr char kRouterName[] = "router";  // of the router's child process
 
 struct LocalClusterOptions {
-  std::string bin_dir;     // holds terrace-router and terrace-worker
-  std::string log_format;  // of processes whose configuration names none; "": their default
-  double ready_timeout_seconds = 120;
+  std::string bin_dir;                 // holds terrace-router and terrace-worker
+  std::string log_format;              // of processes whose configuration names none; "": their default
+  double ready_timeout_seconds = 120;  // of the start, and of every group that is started again
   // The router, which stops first, lets answers end for 30 s. It gets more when its drain_seconds are more.
   double stop_grace_seconds = 35;
   ChildProcesses::OnLine on_line = [](const std::string&, const std::string&) {};
@@ -41,7 +40,7 @@ struct LocalClusterOptions {
 const ChildExit& LikelyCause(std::span<const ChildExit> exits, const ClusterPlan& plan);
 
 // What becomes of a process that ended: nothing, or, of a rank, of its group.
-enum class AfterEnd { kNothing, kGroupIsStartedAgain, kGroupStaysAway };
+enum class AfterEnd { kNothing, kGroupIsStartedAgain, kGroupWaits };
 
 class LocalCluster {
  public:
@@ -66,11 +65,10 @@ class LocalCluster {
   LocalCluster(const ClusterPlan& plan, LocalClusterOptions options, ShutdownSignal& shutdown);
   // A worker of several ranks.
   struct Group {
-    std::string name;                     // of its leader
-    std::vector<std::string> members;     // names of all its processes
-    std::optional<MonoTime> broken = {};  // since when; while it is not started again
-    std::deque<MonoTime> restarts = {};   // of late
-    bool is_given_up = false;
+    std::string name;                  // of its leader
+    std::vector<std::string> members;  // names of all its processes
+    GroupRecovery recovery;
+    MonoTime asked = {};  // whether it is ready, while it forms again
   };
 
   template <typename Config>
@@ -79,7 +77,9 @@ class LocalCluster {
   Status StartAll();
   Status AwaitReady();
   void TendGroup(Group& group, std::vector<ChildExit>& exits);
+  void AskWhetherReady(Group& group, MonoTime now);
   void Restart(Group& group, MonoTime now, std::vector<ChildExit>& exits);
+  const WorkerPlan& LeaderOf(const Group& group) const;
   std::vector<std::string> RunningOf(const Group& group) const;
   void Kill(const std::vector<std::string>& names, std::vector<ChildExit>& exits);
   Status StartFailed(std::vector<ChildExit> exits);
