@@ -35,6 +35,8 @@ struct Source {
   bool has_lines;
   ConfigValues values = ConfigValues::kShown;
 
+  bool is_secret() const { return values == ConfigValues::kSecret; }
+
   template <typename... Args>
   Status Error(const YAML::Mark& mark, const Args&... args) const {
     const std::string place =
@@ -79,7 +81,9 @@ class SubsetCheck : public YAML::EventHandler {
   }
   void Value(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {
     if (anchor != 0) Refuse(mark, "anchors (&name) are not supported");
-    if (tag.size() > 1) Refuse(mark, Concat("tags (", tag, ") are not supported"));
+    if (tag.size() <= 1) return;
+    Refuse(mark,
+           source_.is_secret() ? "tags are not supported" : Concat("tags (", tag, ") are not supported"));
   }
   void Refuse(const YAML::Mark& mark, const std::string& why) {
     if (status_.ok()) status_ = source_.Error(mark, why);
@@ -100,7 +104,8 @@ StatusOr<YAML::Node> ParseTree(std::string_view text, const Source& source) try 
   RETURN_IF_ERROR(check.status());
   return YAML::Load(std::string(text));
 } catch (const YAML::Exception& error) {
-  return source.Error(error.mark, error.msg);
+  // What the parser says may repeat a name of the text.
+  return source.Error(error.mark, source.is_secret() ? "it is no YAML that can be read" : error.msg);
 }
 
 // Insertions, deletions and replacements that turn `a` into `b`.
@@ -151,11 +156,11 @@ std::optional<double> PlainNumber(const YAML::Node& node) {
   return error == std::errc() ? value : std::numeric_limits<double>::infinity();
 }
 
-std::string Describe(const YAML::Node& node, ConfigValues values) {
+std::string Describe(const YAML::Node& node, const Source& source) {
   if (node.IsSequence()) return "a list";
   if (node.IsMap()) return "a mapping";
   if (node.IsNull()) return "nothing";
-  if (values == ConfigValues::kSecret) return "a value";
+  if (source.is_secret()) return "a value";
   const std::string text = node.Scalar().substr(0, 64);
   if (!IsPlain(node)) return Concat("the string \"", text, "\"");
   if (text == "true" || text == "false" || PlainNumber(node)) return text;
@@ -176,10 +181,9 @@ class Filler {
       const YAML::Node &key = pair.first, &value = pair.second;
       RETURN_IF_ERROR(CheckKey(key, path, seen));
       const FieldDescriptor* field = type.FindFieldByName(key.Scalar());
-      const std::string field_path = Below(path, key.Scalar());
       if (field == nullptr)
-        return source_.Error(key.Mark(), field_path, ": ", UnknownKey(key.Scalar(), type));
-      RETURN_IF_ERROR(FillField(value, key.Mark(), field_path, message, *field));
+        return source_.Error(key.Mark(), Below(path, Shown(key)), ": ", UnknownKey(key.Scalar(), type));
+      RETURN_IF_ERROR(FillField(value, key.Mark(), Below(path, key.Scalar()), message, *field));
     }
     return absl::OkStatus();
   }
@@ -203,18 +207,21 @@ class Filler {
     return path.empty() ? key : Concat(path, ".", key);
   }
 
+  // What errors may say of a key or value that no message declares: in a file of secrets it may be one.
+  std::string Shown(const YAML::Node& node) const { return source_.is_secret() ? "***" : node.Scalar(); }
+
   Status Expected(std::string_view what, const YAML::Node& node, const YAML::Mark& at,
                   const std::string& path) {
     const YAML::Mark mark = node.IsNull() ? at : node.Mark();
     return source_.Error(mark, path, path.empty() ? "" : ": ", "expected ", what, ", found ",
-                         Describe(node, source_.values));
+                         Describe(node, source_));
   }
 
   Status CheckKey(const YAML::Node& key, const std::string& path, std::set<std::string>& seen) {
     if (!key.IsScalar()) return Expected("a key", key, key.Mark(), path);
     if (key.Scalar() == "<<") return source_.Error(key.Mark(), "merge keys (<<) are not supported");
     if (seen.insert(key.Scalar()).second) return absl::OkStatus();
-    return source_.Error(key.Mark(), Below(path, key.Scalar()), ": given twice");
+    return source_.Error(key.Mark(), Below(path, Shown(key)), ": given twice");
   }
 
   Status FillMap(const YAML::Node& node, const YAML::Mark& at, const std::string& path, ProtoMessage& message,
@@ -227,7 +234,7 @@ class Filler {
     for (const auto& pair : node) {
       const YAML::Node &key = pair.first, &value = pair.second;
       RETURN_IF_ERROR(CheckKey(key, path, seen));
-      const std::string entry_path = Below(path, key.Scalar());
+      const std::string entry_path = Below(path, Shown(key));
       ProtoMessage& entry = *reflection.AddMessage(&message, &field);
       RETURN_IF_ERROR(FillOne(key, key.Mark(), entry_path, entry, *entry_type.map_key()));
       RETURN_IF_ERROR(FillOne(value, key.Mark(), entry_path, entry, *entry_type.map_value()));
@@ -277,8 +284,8 @@ class Filler {
       return Expected(node.IsNull() ? "a string (\"\" for an empty one)" : "a string", node, at, path);
     const std::string text = node.Scalar();
     if (IsPlain(node) && (text == "true" || text == "false" || PlainNumber(node))) {
-      const bool is_secret = source_.values == ConfigValues::kSecret;
-      return Expected(is_secret ? "a string" : Concat("a string (write \"", text, "\")"), node, at, path);
+      return Expected(source_.is_secret() ? "a string" : Concat("a string (write \"", text, "\")"), node, at,
+                      path);
     }
     return text;
   }
@@ -304,7 +311,7 @@ class Filler {
     if (error != std::errc() ||
         end != text.data() + text.size()) {  // an unsigned type stops at the minus sign
       using Limits = std::numeric_limits<T>;
-      return source_.Error(node.Mark(), path, ": ", text, " is out of range, ", Limits::min(), " to ",
+      return source_.Error(node.Mark(), path, ": ", Shown(node), " is out of range, ", Limits::min(), " to ",
                            Limits::max());
     }
     return value;
@@ -315,7 +322,7 @@ class Filler {
     const std::optional<double> value = node.IsScalar() ? PlainNumber(node) : std::nullopt;
     if (!value) return Expected("a number", node, at, path);
     if (!(std::abs(*value) <= std::numeric_limits<T>::max())) {
-      return source_.Error(node.Mark(), path, ": ", node.Scalar(), " is not a finite number");
+      return source_.Error(node.Mark(), path, ": ", Shown(node), " is not a finite number");
     }
     return static_cast<T>(*value);
   }
@@ -327,7 +334,7 @@ class Filler {
     if (const auto* value = type.FindValueByName(node.Scalar())) return value;
     std::vector<std::string> known;
     for (int i = 0; i < type.value_count(); ++i) known.push_back(type.value(i)->name());
-    return source_.Error(node.Mark(), path, ": unknown name \"", node.Scalar(), "\", ",
+    return source_.Error(node.Mark(), path, ": unknown name \"", Shown(node), "\", ",
                          Hint(node.Scalar(), known));
   }
 

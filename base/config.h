@@ -15,7 +15,7 @@ namespace terrace {
 
 enum class ConfigValues : bool {
   kShown,   // in errors
-  kSecret,  // in none: a value at the wrong place may be a key
+  kSecret,  // in none, nor are keys that no message declares: what is at the wrong place may be a secret
 };
 
 // Merges `yaml` into `message` (lists and maps are replaced); `file` names it in errors. On an error

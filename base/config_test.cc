@@ -121,6 +121,37 @@ TEST(ParseYaml, UnknownKeysAreErrorsWithTheirPlaceAndAHint) {
   EXPECT_EQ(RouterError("log: {colour: red}"), "c.yaml:1:7: log.colour: unknown key, known: level, format");
 }
 
+TEST(ParseYaml, ErrorsOfAFileOfSecretsSayNothingThatItHasButDeclaredKeys) {
+  const struct {
+    const char* yaml;
+    const char* error;
+  } cases[] = {
+      {"tenants: [{sk-live-abc: acme}]", "c.yaml:1:12: tenants[0].***: unknown key, known: name, "},
+      {"sk-live-abc: acme", "c.yaml:1:1: ***: unknown key, known: tenants"},
+      {"tenants: [{nmae: sk-live-abc}]", "c.yaml:1:12: tenants[0].***: unknown key, did you mean \"name\"?"},
+      {"tenants: [{name: a, max_priority: sk-live-abc}]", "c.yaml:1:35: tenants[0].max_priority: expected"},
+      {"tenants: [{name: a, max_priority: 77777777777777}]",
+       "c.yaml:1:35: tenants[0].max_priority: *** is out of range"},
+      {"tenants: [{name: a, weight: 1e777}]", "c.yaml:1:29: tenants[0].weight: *** is not a finite number"},
+      {"tenants: [{name: a, name: sk-live-abc}]", "c.yaml:1:21: tenants[0].***: given twice"},
+      {"tenants: !sk-live-abc []", "c.yaml:1:"},
+      {"tenants: *sk-live-abc", "c.yaml:1:"},
+      {"tenants: &sk-live-abc []", "c.yaml:1:"},
+      {"tenants: [\"sk-live-abc", "c.yaml:1:"},
+  };
+  for (const auto& c : cases) {
+    v1::TenantsFile file;
+    const std::string error = ErrorOf(ParseYaml(c.yaml, "c.yaml", file, ConfigValues::kSecret));
+    EXPECT_THAT(error, StartsWith(c.error)) << c.yaml;
+    EXPECT_THAT(error, testing::Not(HasSubstr("live"))) << c.yaml;
+    EXPECT_THAT(error, testing::Not(HasSubstr("777"))) << c.yaml;
+  }
+  google::protobuf::Struct map;
+  const std::string error =
+      ErrorOf(ParseYaml("fields: {sk-live-abc: {number_value: x}}", "c.yaml", map, ConfigValues::kSecret));
+  EXPECT_THAT(error, StartsWith("c.yaml:1:38: fields.***.number_value: expected a number"));
+}
+
 TEST(ParseYaml, TypesAreStrict) {
   const struct {
     const char* yaml;

@@ -161,10 +161,11 @@ bool HttpAnswer::keep_alive() const {
   return keep_alive_;
 }
 
-void HttpAnswer::SendError(int status, std::string_view message, HttpHeaders headers) {
+HttpHeaders HttpAnswer::SendError(int status, std::string_view message, HttpHeaders headers) {
   if (options_.error_headers) std::ranges::copy(options_.error_headers(), std::back_inserter(headers));
   const std::string body = options_.error_body ? options_.error_body(status, message) : Concat(message, "\n");
   Send(status, body, options_.error_body ? "application/json" : "text/plain; charset=utf-8", headers);
+  return headers;
 }
 
 void HttpAnswer::Send(int status, std::string_view body, std::string_view content_type,

@@ -44,7 +44,7 @@ class HttpAnswer {
   void KeepAlive();
   void EndKeepAlive();
   bool keep_alive() const;
-  void SendError(int status, std::string_view message, HttpHeaders headers = {});
+  HttpHeaders SendError(int status, std::string_view message, HttpHeaders headers = {});  // those it has
 
   // The responder's side: see HttpResponder.
   void Send(int status, std::string_view body, std::string_view content_type, const HttpHeaders& headers);

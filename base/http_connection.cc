@@ -74,7 +74,8 @@ struct IncomingRequest {
   explicit IncomingRequest(const HttpServerOptions& options)
       : head(HttpHeadCheck::Limits{.max_bytes = options.max_header_bytes,
                                    .max_target_bytes = options.max_target_bytes,
-                                   .max_fields = options.max_headers}) {
+                                   .max_fields = options.max_headers,
+                                   .max_field_bytes = options.max_field_bytes}) {
     parser.header_limit(static_cast<uint32_t>(options.max_header_bytes));
     parser.body_limit(options.max_body_bytes);
   }
@@ -290,21 +291,22 @@ class ClientConnection final : public HttpConnection, public std::enable_shared_
 
   // Answers a request that will not be handled, and hangs up: what follows on the wire cannot be trusted.
   void Fail(const HttpRefusal& refusal) {
-    Count(refusal.reason);
     if (!answer_) answer_ = MakeAnswer(true, false, false);
     answer_->EndKeepAlive();
-    answer_->SendError(refusal.status, refusal.message, HeadersOf(refusal));
+    HttpHeaders sent = answer_->SendError(refusal.status, refusal.message, HeadersOf(refusal));
+    Tell({.reason = refusal.reason, .peer = peer_, .status = refusal.status, .headers = std::move(sent)});
     ignores_input_ = true;
     BeginAnswer();
   }
 
   void Reject(std::string_view reason) {
-    Count(reason);
+    Tell({.reason = reason, .peer = peer_});
     Close();
   }
 
-  void Count(std::string_view reason) const {
-    if (owner_.options().on_rejected) owner_.options().on_rejected(reason);
+  // Before the answer goes out, which another step does.
+  void Tell(const HttpRejection& rejection) const {
+    if (owner_.options().on_rejected) owner_.options().on_rejected(rejection);
   }
 
   void Dispatch() {

@@ -33,7 +33,9 @@ std::optional<HttpRefusal> HttpHeadCheck::CheckByte(char c) {
   }
   if (!is_first_line_) {
     if (is_line_start && (c == ' ' || c == '\t')) return Malformed("a folded header line");
-    return std::nullopt;
+    if (looked_at_ - line_start_ <= limits_.max_field_bytes + 2) return std::nullopt;  // with CR LF
+    return HttpRefusal{431, "header_too_large",
+                       Concat("one header is larger than ", limits_.max_field_bytes, " bytes")};
   }
   if (c == ' ') ++spaces_;
   if (c != ' ' && spaces_ == 1) ++target_bytes_;

@@ -23,6 +23,7 @@ class HttpHeadCheck {
     size_t max_bytes = 0;         // of the head: 431
     size_t max_target_bytes = 0;  // of the URI: 414
     size_t max_fields = 0;        // 431
+    size_t max_field_bytes = 0;   // of each, name and value: 431
   };
   explicit HttpHeadCheck(const Limits& limits) : limits_(limits) {}
 

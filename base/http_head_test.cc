@@ -6,7 +6,8 @@
 namespace terrace {
 namespace {
 
-constexpr HttpHeadCheck::Limits kLimits = {.max_bytes = 400, .max_target_bytes = 20, .max_fields = 3};
+constexpr HttpHeadCheck::Limits kLimits = {
+    .max_bytes = 400, .max_target_bytes = 20, .max_fields = 3, .max_field_bytes = 380};
 
 TEST(HttpHeadCheck, IsCompleteAtTheEmptyLineHoweverTheBytesCome) {
   const std::string head = "POST /path HTTP/1.1\r\nHost: x\r\nX-Empty:\r\nX-Tab: a\tb \xc3\xa9\r\n\r\n";
@@ -47,7 +48,9 @@ TEST(HttpHeadCheck, RefusesWhatIsAmbiguousOrTooLargeAsSoonAsItIsThere) {
       {"empty first line", "\r\n", 400, "malformed"},
       {"long URI", "GET /" + std::string(20, 'x'), 414, "uri_too_long"},
       {"many fields", line + "a: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\n", 431, "too_many_headers"},
-      {"long field", line + "X: " + std::string(401 - 19, 'x'), 431, "header_too_large"},
+      {"long field", line + "X: " + std::string(383 - 3, 'x'), 431, "header_too_large"},
+      {"long fields", line + "X: " + std::string(189, 'x') + "\r\nY: " + std::string(188, 'x'), 431,
+       "header_too_large"},
       {"long method", std::string(401, 'x'), 431, "header_too_large"},
   };
   for (const auto& c : cases) {
@@ -68,6 +71,16 @@ TEST(HttpHeadCheck, AcceptsWhatIsJustWithinTheLimits) {
   HttpHeadCheck check(kLimits);
   EXPECT_FALSE(check.Check(head).has_value());
   EXPECT_TRUE(check.is_complete());
+}
+
+TEST(HttpHeadCheck, AFieldMayHaveAsManyBytesAsItsLimitSays) {
+  const auto head = [](size_t field_bytes) {
+    return "GET / HTTP/1.1\r\nX: " + std::string(field_bytes - 3, 'x') + "\r\n\r\n";
+  };
+  EXPECT_FALSE(HttpHeadCheck(kLimits).Check(head(380)).has_value());
+  const auto refusal = HttpHeadCheck(kLimits).Check(head(381));
+  ASSERT_TRUE(refusal.has_value());
+  EXPECT_EQ(refusal->message, "one header is larger than 380 bytes");
 }
 
 }  // namespace

@@ -128,11 +128,14 @@ class BeastServer final : public HttpServer, public HttpConnectionOwner {
   }
 
   void Accept() {
+    bool is_full = false;
     {
       std::lock_guard lock(mutex_);
-      full_ = connections_.size() >= options_.max_connections;
-      if (full_ || stopping_) return;
+      if (stopping_) return;
+      is_full = full_ = connections_.size() >= options_.max_connections;
     }
+    if (is_full && options_.on_full) options_.on_full();
+    if (is_full) return;
     acceptor_.async_accept(asio::make_strand(io_), [this](error_code error, SocketStream::Socket socket) {
       OnAccept(error, std::move(socket));
     });

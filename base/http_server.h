@@ -71,6 +71,13 @@ inline constexpr std::array<std::string_view, 14> kHttpRejections = {
     "header_too_large", "too_many_headers",  "body_too_large", "chunk_overhead", "overloaded",
     "slow_header",      "slow_body",         "slow_reader",    "tls_handshake"};
 
+struct HttpRejection {
+  std::string_view reason;  // one of kHttpRejections
+  std::string_view peer;
+  int status = 0;            // of the answer; 0: there was none of the server's own
+  HttpHeaders headers = {};  // of that answer: those of error_headers are among them
+};
+
 struct HttpServerOptions {
   std::string address = "127.0.0.1:0";  // host:port; port 0: any free one
   size_t threads = 1;
@@ -80,6 +87,7 @@ struct HttpServerOptions {
   size_t max_buffered_body_bytes = size_t{1} << 30;
   size_t max_header_bytes = size_t{60} << 10;  // of the first line and all headers; more: 431
   size_t max_headers = 100;                    // more: 431
+  size_t max_field_bytes = size_t{16} << 10;   // of each header, name and value; more: 431
   size_t max_target_bytes = size_t{8} << 10;   // of the URI; more: 414
   size_t max_connections = 16384;              // more wait to be accepted
   size_t stream_buffer_bytes = size_t{256} << 10;
@@ -94,9 +102,10 @@ struct HttpServerOptions {
   // status and a message.
   std::function<std::string(int status, std::string_view message)> error_body;
   std::function<HttpHeaders()> error_headers = {};  // of the same replies, beside the usual ones
-  // Both on the io threads; must not block.
-  std::function<void(std::string_view reason)> on_rejected = {};  // with one of kHttpRejections
+  // On the io threads; must not block.
+  std::function<void(const HttpRejection& rejection)> on_rejected = {};
   std::function<void(size_t open)> on_connections = {};  // their number has changed; one call at a time
+  std::function<void()> on_full = {};  // nothing more is accepted until a connection ends; one call at a time
 };
 
 class HttpServer {

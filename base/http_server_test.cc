@@ -300,8 +300,12 @@ TEST_F(HttpServerTest, RefusesWhatItCannotTrustAndHangsUp) {
   options.max_target_bytes = 500;
   options.max_body_bytes = 1000;
   std::atomic<size_t> counted = 0;
-  options.on_rejected = [&](std::string_view reason) {
-    counted += std::ranges::count(kHttpRejections, reason);
+  options.on_rejected = [&](const HttpRejection& rejection) {
+    counted += std::ranges::count(kHttpRejections, rejection.reason);
+    EXPECT_THAT(rejection.headers,
+                testing::Contains(std::pair<std::string, std::string>("x-request-id", "drawn")));
+    EXPECT_GE(rejection.status, 400);
+    EXPECT_THAT(rejection.peer, StartsWith("127.0.0.1:"));
   };
   options.error_body = [](int status, std::string_view message) {
     return Concat("{", status, " ", message, "}");
@@ -463,7 +467,9 @@ TEST_F(HttpServerTest, BodiesThatAreHandledShareTheMemoryOfAll) {
   HttpServerOptions options;
   options.max_buffered_body_bytes = 100'000;
   std::atomic<int> overloaded = 0;
-  options.on_rejected = [&](std::string_view reason) { overloaded += reason == "overloaded" ? 1 : 0; };
+  options.on_rejected = [&](const HttpRejection& rejection) {
+    overloaded += rejection.reason == "overloaded" ? 1 : 0;
+  };
   Start(options);
   Client first = Connect();
   first.Write(Post(90'000));
@@ -541,9 +547,9 @@ TEST_F(HttpServerTest, SlowRequestsTimeOut) {
   options.header_timeout_seconds = options.body_grace_seconds = options.idle_timeout_seconds = 0.05;
   std::mutex mutex;
   std::multiset<std::string> rejected;
-  options.on_rejected = [&](std::string_view reason) {
+  options.on_rejected = [&](const HttpRejection& rejection) {
     std::lock_guard lock(mutex);
-    rejected.emplace(reason);
+    rejected.emplace(rejection.reason);
   };
   StartEcho(options);
   Client silent = Connect(), header = Connect(), body = Connect(), idle = Connect();
@@ -735,7 +741,10 @@ TEST_F(HttpServerTest, APeerThatReadsNothingIsHungUpOn) {
   options.stream_buffer_bytes = 10'000;
   options.slow_reader_seconds = 0.05;
   std::promise<std::string> rejected;
-  options.on_rejected = [&](std::string_view reason) { rejected.set_value(std::string(reason)); };
+  options.on_rejected = [&](const HttpRejection& rejection) {
+    EXPECT_EQ(rejection.status, 0) << "the answer was the handler's";
+    rejected.set_value(std::string(rejection.reason));
+  };
   Start(options);
   Client client = Connect(), idle = Connect();
   client.Write(kRequest);
@@ -871,7 +880,10 @@ TEST_F(HttpServerTest, AnOpenStreamHoldsLittleMemory) {
 TEST_F(HttpServerTest, ConnectionsPastTheLimitWait) {
   HttpServerOptions options;
   options.max_connections = 1;
+  std::atomic<int> times_full = 0;
+  options.on_full = [&] { ++times_full; };
   StartEcho(options);
+  EXPECT_EQ(times_full, 0);
   Client first = Connect();
   EXPECT_THAT(first.Get("/1", "~"), EndsWith("/1|~"));
   Client second = Connect();
@@ -879,6 +891,7 @@ TEST_F(HttpServerTest, ConnectionsPastTheLimitWait) {
   EXPECT_THAT(first.Get("/2", "~"), EndsWith("/2|~"));
   first.Close();
   EXPECT_THAT(second.ReadUntil("~"), EndsWith("/x|~"));
+  EXPECT_GE(times_full, 1) << "with the first connection, and perhaps with the second";
 }
 
 TEST_F(HttpServerTest, SaysWhyItCannotListen) {

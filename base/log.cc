@@ -23,6 +23,8 @@ constexpr size_t kPieceBytes =
     4096;  // PIPE_BUF: a pipe that polls as writable takes this much without blocking
 constexpr int kPatienceMillis = 100;  // how long one line may wait for a reader that does not read
 
+std::atomic<uint64_t> all_dropped = 0;
+
 // Standard error, written so that neither a missing nor a stuck reader can end or stop the process: lines
 // that find no room are dropped, and the next one that does says how many.
 class StderrSink : public spdlog::sinks::base_sink<std::mutex> {
@@ -34,7 +36,9 @@ class StderrSink : public spdlog::sinks::base_sink<std::mutex> {
         Put(Concat(broken_ ? "\n" : "", "{\"event\":\"log_dropped\",\"lines\":", dropped_, "}\n"))) {
       dropped_ = 0;
     }
-    if (dropped_ > 0 || !Put(std::string_view(line.data(), line.size()))) ++dropped_;
+    if (dropped_ == 0 && Put(std::string_view(line.data(), line.size()))) return;
+    ++dropped_;
+    ++all_dropped;
   }
   void flush_() override {}
 
@@ -133,6 +137,8 @@ StatusOr<LogLevel> ParseLogLevel(std::string_view text) {
 }
 
 void InitLog(const LogOptions& options) { CurrentSetup().store(MakeSetup(options, CurrentSetup().load())); }
+
+uint64_t DroppedLogLines() { return all_dropped; }
 
 bool IsLogged(LogLevel level) { return level >= CurrentSetup().load()->options.level; }
 

@@ -31,5 +31,7 @@ using LogFields = std::initializer_list<std::pair<std::string_view, Json>>;
 // {"seconds", 1.5}}).
 void Log(LogLevel level, std::string_view event, LogFields fields = {});
 bool IsLogged(LogLevel level);
+// How many lines this process has lost because nobody read standard error in time.
+uint64_t DroppedLogLines();
 
 }  // namespace terrace

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/log_limit.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -123,7 +124,9 @@ TEST(Log, AReaderThatDoesNotReadCostsLinesNotTheProcess) {
   InitLog({.component = "router", .level = LogLevel::kInfo});
   CapturedStderr captured;
   captured.FillUp();
+  const uint64_t before = DroppedLogLines();
   for (int i = 0; i < 5; ++i) Log(LogLevel::kInfo, "lost");
+  EXPECT_EQ(DroppedLogLines() - before, 5u);
   captured.Read();
   Log(LogLevel::kInfo, "kept");
   const auto lines = captured.Lines();
@@ -140,6 +143,18 @@ TEST(Log, AClosedStandardErrorIsNoError) {
   Log(LogLevel::kError, "nobody_reads");
   close(STDERR_FILENO);
   Log(LogLevel::kError, "nowhere_to_write");
+}
+
+TEST(LogLimit, LeavesOutWhatIsTooManyInAPeriodAndTheNextLineSaysHowMany) {
+  LogLimit limit(2, std::chrono::seconds(1));
+  const MonoTime begin{};
+  EXPECT_EQ(limit.Take(begin), 0u);
+  EXPECT_EQ(limit.Take(begin + std::chrono::milliseconds(500)), 0u);
+  EXPECT_EQ(limit.Take(begin + std::chrono::milliseconds(999)), std::nullopt);
+  EXPECT_EQ(limit.Take(begin + std::chrono::milliseconds(999)), std::nullopt);
+  EXPECT_EQ(limit.Take(begin + std::chrono::seconds(1)), 2u);
+  EXPECT_EQ(limit.Take(begin + std::chrono::seconds(1)), 0u);
+  EXPECT_EQ(limit.Take(begin + std::chrono::seconds(1)), std::nullopt);
 }
 
 TEST(ParseLogLevel, KnowsItsFourNames) {

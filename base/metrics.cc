@@ -28,6 +28,9 @@ const std::vector<double> kTokenBuckets = {0.0001, 0.00025, 0.0005, 0.001, 0.002
 const std::vector<double> kSizeBuckets = {1,    4,    16,   64,   128,   256,   512,
                                           1024, 2048, 4096, 8192, 16384, 32768, 131072};
 const std::vector<double> kCountBuckets = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+// A choice among a thousand replicas takes some ten microseconds.
+const std::vector<double> kPickBuckets = {1e-6, 2.5e-6, 5e-6,   1e-5, 2.5e-5, 5e-5,
+                                          1e-4, 2.5e-4, 0.0005, 1e-3, 0.0025, 0.01};
 const std::vector<double> kShareBuckets = {0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99};
 
 const std::vector<MetricInfo> kMetrics = {
@@ -44,13 +47,18 @@ const std::vector<MetricInfo> kMetrics = {
      "Times that changed certificate files could not be used and the old ones stayed in use.",
      {"use"},
      {}},
+    {"terrace_log_dropped_total",
+     kCounter,
+     "Lines of the log that were lost because nobody read them in time.",
+     {},
+     {}},
 
     // Router: requests.
     {"terrace_requests_total",
      kCounter,
      "Finished requests. Outcomes: ok, client_error, cancelled, deadline, limited, overloaded, unavailable, "
-     "error.",
-     {"api", "model", "tier", "outcome"},
+     "error. Finish reasons, of answers that are ok: stop, length, tool_calls; else none.",
+     {"api", "model", "tier", "outcome", "finish_reason"},
      {}},
     {"terrace_requests_in_flight", kGauge, "Requests that run or wait.", {}, {}},
     {"terrace_requests_queued",
@@ -113,6 +121,11 @@ const std::vector<MetricInfo> kMetrics = {
 
     // Router: connections.
     {"terrace_http_connections", kGauge, "Open connections of the HTTP listener.", {}, {}},
+    {"terrace_http_full_total",
+     kCounter,
+     "Times that the HTTP listener stopped accepting connections because max_connections were open.",
+     {},
+     {}},
     {"terrace_http_rejections_total",
      kCounter,
      "Requests that the HTTP listener itself refused, and connections that it closed. Reasons: malformed, "
@@ -120,6 +133,13 @@ const std::vector<MetricInfo> kMetrics = {
      "body_too_large, "
      "chunk_overhead, overloaded, slow_header, slow_body, slow_reader, tls_handshake.",
      {"reason"},
+     {}},
+    {"terrace_http_resets_total",
+     kCounter,
+     "Calls of the gRPC listener that their client reset, or lost with its connection, before anything of "
+     "their "
+     "answer was sent.",
+     {},
      {}},
 
     // Router: tenants, the first 50 and "other".
@@ -132,6 +152,11 @@ const std::vector<MetricInfo> kMetrics = {
      kCounter,
      "Tokens of the tenant's answered requests. Directions: prompt, completion.",
      {"tenant", "direction"},
+     {}},
+    {"terrace_tenant_rejections_total",
+     kCounter,
+     "Requests of the tenant that were refused; reasons as of terrace_router_rejections_total.",
+     {"tenant", "reason"},
      {}},
 
     // Router: configuration.
@@ -183,6 +208,11 @@ const std::vector<MetricInfo> kMetrics = {
      "Reloads of the configuration. Results: ok, refused.",
      {"result"},
      {}},
+    {"terrace_config_hash",
+     kGauge,
+     "A number (48 bits of a SHA-256) of the configuration in use: where it differs, configurations do.",
+     {},
+     {}},
 
     // Router: tokens and money.
     {"terrace_prompt_tokens_total",
@@ -221,6 +251,13 @@ const std::vector<MetricInfo> kMetrics = {
      "them too), rejected.",
      {"tier", "result"},
      {}},
+    {"terrace_router_picks_total",
+     kCounter,
+     "Choices of a replica for an attempt. Results: cached (it has some of the prompt, as far as the router "
+     "knows), uncached, none (no replica was ready).",
+     {"tier", "result"},
+     {}},
+    {"terrace_router_pick_seconds", kHistogram, "Time that such a choice took.", {"tier"}, kPickBuckets},
     {"terrace_router_retries_total",
      kCounter,
      "Attempts at an answer after another one on the same tier failed before its first token. Reasons: "

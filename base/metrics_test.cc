@@ -63,7 +63,7 @@ TEST(MetricTable, IsWhatTheDocumentationLists) {
 TEST(MetricRegistry, RendersWhatWasCounted) {
   MetricRegistry registry;
   EXPECT_EQ(registry.Render(), "");
-  const std::vector<std::string> labels = {"chat", "demo", "nano", "ok"};
+  const std::vector<std::string> labels = {"chat", "demo", "nano", "ok", "stop"};
   auto& counter = registry.GetCounter("terrace_requests_total", labels);
   counter.Add();
   counter.Add(2);
@@ -77,7 +77,9 @@ TEST(MetricRegistry, RendersWhatWasCounted) {
   EXPECT_THAT(text, HasSubstr("# TYPE terrace_requests_total counter\n"));
   EXPECT_THAT(
       text,
-      HasSubstr("terrace_requests_total{api=\"chat\",model=\"demo\",outcome=\"ok\",tier=\"nano\"} 3\n"));
+      HasSubstr(
+          "terrace_requests_total{api=\"chat\",finish_reason=\"stop\",model=\"demo\",outcome=\"ok\",tier="
+          "\"nano\"} 3\n"));
   EXPECT_THAT(text, HasSubstr("terrace_requests_in_flight 7\n"));
   EXPECT_THAT(text, HasSubstr("terrace_time_to_first_token_seconds_bucket{tier=\"nano\",le=\"0.5\"} 1\n"));
   EXPECT_THAT(text, HasSubstr("terrace_time_to_first_token_seconds_bucket{tier=\"nano\",le=\"+Inf\"} 2\n"));

@@ -102,6 +102,7 @@ RequestFields FieldsFromProto(const v1::GenerateRequest& request) {
   out.echo = request.echo();
   out.tools = ToolsFromProto(request.tools());
   out.parallel_tool_calls = !request.single_tool_call();
+  out.add_generation_prompt = !request.without_generation_prompt();
   out.priority = request.priority();
   out.cache_salt = request.cache_salt();
   return out;

@@ -1,6 +1,7 @@
 #include "router/api/grpc_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <iterator>
 #include <list>
 #include <mutex>
@@ -15,11 +16,24 @@
 #include "proto/terrace/v1/inference.grpc.pb.h"
 #include "router/api/grpc_convert.h"
 #include "router/dispatch/late_cancel.h"
+#include "router/request/param.h"
 
 namespace terrace {
 namespace {
 
-constexpr size_t kMessageTokens = 1024;  // at most, in one message
+constexpr size_t kMessageTokens = 1024;            // at most, in one message
+constexpr char kParamTrailer[] = "terrace-param";  // the field at fault
+
+void SetTrailers(grpc::ServerContextBase& context, const Status& status) {
+  SetReasonTrailer(context, status);
+  if (const std::string param = Param(status); !param.empty())
+    context.AddTrailingMetadata(kParamTrailer, param);
+}
+
+// Of a call that was cancelled: the client did it, or is gone.
+bool IsBeforeDeadline(const grpc::CallbackServerContext& context) {
+  return context.deadline() > std::chrono::system_clock::now();
+}
 
 // One Generate call: the sink of its answers and the writer of its stream. It is full while more than
 // stream_buffer_bytes wait to be written (beside them gRPC holds up to 64 KiB that others were waiting
@@ -30,14 +44,16 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                      public AnswerSink,
                      public std::enable_shared_from_this<GenerateCall> {
  public:
-  GenerateCall(grpc::CallbackServerContext& context, const ApiOptions& options)
+  GenerateCall(grpc::CallbackServerContext& context, const ApiOptions& options, ResetLimit& resets)
       : context_(context),
+        resets_(resets),
         buffer_bytes_(options.stream_buffer_bytes),
         slow_reader_seconds_(options.slow_reader_seconds),
         shows_replicas_(options.shows_replicas()) {}
 
-  static std::shared_ptr<GenerateCall> Make(grpc::CallbackServerContext& context, const ApiOptions& options) {
-    auto call = std::make_shared<GenerateCall>(context, options);
+  static std::shared_ptr<GenerateCall> Make(grpc::CallbackServerContext& context, const ApiOptions& options,
+                                            ResetLimit& resets) {
+    auto call = std::make_shared<GenerateCall>(context, options, resets);
     call->self_ = call;
     return call;
   }
@@ -112,6 +128,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   }
   void OnCancel() override {
     is_closed_ = true;
+    if (IsUnanswered() && IsBeforeDeadline(context_)) resets_.OnReset(context_.peer());
     cancel_.Cancel();
   }
   void OnDone() override {
@@ -123,6 +140,11 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   }
 
  private:
+  bool IsUnanswered() {
+    std::lock_guard lock(mutex_);
+    return written_ == 0 && !is_writing_ && unsent_.empty() && !end_.has_value();
+  }
+
   v1::GenerateResponse NewResponse() const {
     v1::GenerateResponse response;
     response.set_request_id(request_id_);
@@ -204,11 +226,12 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
       }
     }
     if (!end.has_value()) return StartWrite(&current_, options);
-    SetReasonTrailer(context_, *end);
+    SetTrailers(context_, *end);
     Finish(ToGrpcStatus(*end));
   }
 
   grpc::CallbackServerContext& context_;  // gRPC's, until OnDone
+  ResetLimit& resets_;
   std::string request_id_;
   bool with_logprobs_ = false;
   LateCancel cancel_;
@@ -234,8 +257,8 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
 // One Score call; gRPC's until OnDone, which comes only after Finish.
 class ScoreCall : public grpc::ServerUnaryReactor {
  public:
-  explicit ScoreCall(grpc::CallbackServerContext& context, v1::ScoreResponse& response)
-      : context_(context), response_(response) {}
+  ScoreCall(grpc::CallbackServerContext& context, v1::ScoreResponse& response, ResetLimit& resets)
+      : context_(context), response_(response), resets_(resets) {}
 
   void Start(Dispatcher& dispatcher, RequestPtr request) {
     const auto cancel = cancel_;  // this may be deleted before Set
@@ -246,27 +269,37 @@ class ScoreCall : public grpc::ServerUnaryReactor {
   }
 
   void End(const Status& status) {
-    SetReasonTrailer(context_, status);
+    has_ended_ = true;
+    SetTrailers(context_, status);
     Finish(ToGrpcStatus(status));
   }
 
-  void OnCancel() override { cancel_->Cancel(); }
+  void OnCancel() override {
+    if (!has_ended_ && IsBeforeDeadline(context_)) resets_.OnReset(context_.peer());
+    cancel_->Cancel();
+  }
   void OnDone() override { delete this; }
 
  private:
   grpc::CallbackServerContext& context_;
   v1::ScoreResponse& response_;
+  ResetLimit& resets_;
+  std::atomic<bool> has_ended_ = false;
   const std::shared_ptr<LateCancel> cancel_ = std::make_shared<LateCancel>();
 };
 
 class InferenceService : public v1::Inference::CallbackService {
  public:
-  InferenceService(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock)
-      : dispatcher_(dispatcher), options_(std::move(options)), clock_(clock), ids_(options_()->seed + 1) {}
+  InferenceService(Dispatcher& dispatcher, ApiOptionsSource options, const Clock& clock, ResetLimit& resets)
+      : dispatcher_(dispatcher),
+        options_(std::move(options)),
+        clock_(clock),
+        resets_(resets),
+        ids_(options_()->seed + 1) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* message) override {
-    const auto call = GenerateCall::Make(*context, *options_());
+    const auto call = GenerateCall::Make(*context, *options_(), resets_);
     const std::string id = message->request_id().empty() ? ids_.Next() : message->request_id();
     const auto request = MakeRequest(*context, id, FieldsFromProto(*message));
     if (request.ok()) {
@@ -279,7 +312,7 @@ class InferenceService : public v1::Inference::CallbackService {
 
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* message,
                                   v1::ScoreResponse* response) override {
-    auto* call = new ScoreCall(*context, *response);
+    auto* call = new ScoreCall(*context, *response, resets_);
     const auto request = MakeRequest(*context, ids_.Next(), FieldsFromProto(*message));
     if (request.ok()) {
       call->Start(dispatcher_, *request);
@@ -340,7 +373,9 @@ class InferenceService : public v1::Inference::CallbackService {
   StatusOr<RequestPtr> MakeRequest(const grpc::CallbackServerContext& context, const std::string& id,
                                    RequestFields fields) {
     const ApiKind api = fields.api;
-    auto tenant = TenantOf(context);
+    std::string peer = context.peer();
+    const Status limited = resets_.is_empty() ? Status() : resets_.Check(peer);
+    auto tenant = limited.ok() ? TenantOf(context) : limited;
     if (!tenant.ok()) {
       // The id given may be anything.
       RecordRefused(context, {.api = api, .request_id = ids_.Next(), .status = tenant.status()});
@@ -349,6 +384,7 @@ class InferenceService : public v1::Inference::CallbackService {
     fields.tenant = *tenant;
     fields.request_id = id;
     fields.trace = TraceOf(context);
+    fields.peer = std::move(peer);
     fields.arrival = clock_.Now();
     fields.deadline = DeadlineOf(*options_(), fields.arrival, TimeoutOf(context));
     auto request = Request::Make(std::move(fields));
@@ -367,6 +403,7 @@ class InferenceService : public v1::Inference::CallbackService {
 
   void RecordRefused(const grpc::CallbackServerContext& context, RefusedRequest refused) {
     refused.trace = TraceOf(context);
+    refused.peer = context.peer();
     dispatcher_.RecordRefused(refused);
   }
 
@@ -384,7 +421,7 @@ class InferenceService : public v1::Inference::CallbackService {
   // Afterwards both may be gone.
   static void End(grpc::CallbackServerContext& context, grpc::ServerUnaryReactor& call,
                   const Status& status) {
-    SetReasonTrailer(context, status);
+    SetTrailers(context, status);
     call.Finish(ToGrpcStatus(status));
   }
 
@@ -399,14 +436,15 @@ class InferenceService : public v1::Inference::CallbackService {
   Dispatcher& dispatcher_;
   const ApiOptionsSource options_;
   const Clock& clock_;
+  ResetLimit& resets_;
   RequestIds ids_;
 };
 
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeInferenceService(Dispatcher& dispatcher, ApiOptionsSource options,
-                                                    const Clock& clock) {
-  return std::make_unique<InferenceService>(dispatcher, std::move(options), clock);
+                                                    const Clock& clock, ResetLimit& resets) {
+  return std::make_unique<InferenceService>(dispatcher, std::move(options), clock, resets);
 }
 
 }  // namespace terrace

@@ -6,6 +6,7 @@
 #include <map>
 #include <utility>
 
+#include "base/fake_clock.h"
 #include "base/grpc_status.h"
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
@@ -21,7 +22,7 @@ class GrpcServiceTest : public ::testing::Test {
   explicit GrpcServiceTest(const ApiOptions& options = {})
       : options_(options),
         service_(MakeInferenceService(
-            dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock())) {
+            dispatcher_, [this] { return std::make_shared<ApiOptions>(options_); }, RealClock(), resets_)) {
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -44,6 +45,8 @@ class GrpcServiceTest : public ::testing::Test {
   }
 
   FakeDispatcher dispatcher_;
+  FakeClock reset_clock_;
+  ResetLimit resets_{{.max_resets = 2}, reset_clock_};
   std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Inference::Stub> stub_;
@@ -114,6 +117,7 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   request.set_max_usd(0.5);
   request.set_max_seconds(1.5);
   request.set_speculation_max_tokens(0);
+  request.set_without_generation_prompt(true);
   std::vector<v1::GenerateResponse> responses;
   ASSERT_TRUE(Generate(request, responses).ok());
   ASSERT_NE(seen, nullptr);
@@ -125,6 +129,9 @@ TEST_F(GrpcServiceTest, TheRequestArrivesAsItWasSent) {
   EXPECT_EQ(seen->stop().front(), "END");
   EXPECT_EQ(seen->max_tokens(), 0u);
   EXPECT_TRUE(seen->ignore_eos());
+  EXPECT_FALSE(seen->add_generation_prompt());
+  EXPECT_FALSE(seen->is_http());
+  EXPECT_THAT(seen->peer(), testing::StartsWith("ipv4:127.0.0.1:"));
   EXPECT_FALSE(seen->request_id().empty()) << "drawn";
   EXPECT_EQ(seen->choices(), 2u);
   EXPECT_EQ(seen->draws(), 3u);
@@ -418,6 +425,49 @@ TEST_F(GrpcServiceTest, TokensComeWithTheirBytesAndBecomeTextAgain) {
   grpc::ClientContext context;
   ASSERT_TRUE(stub_->Detokenize(&context, request, &response).ok());
   EXPECT_EQ(response.text(), "ab");
+}
+
+TEST_F(GrpcServiceTest, TheFieldAtFaultIsInATrailer) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Prompt("x");
+  request.mutable_sampling()->set_temperature(9);
+  const auto reader = stub_->Generate(&context, request);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const auto& trailers = context.GetServerTrailingMetadata();
+  const auto param = trailers.find("terrace-param");
+  ASSERT_NE(param, trailers.end());
+  EXPECT_EQ(std::string(param->second.data(), param->second.size()), "temperature");
+}
+
+TEST_F(GrpcServiceTest, AConnectionThatResetsTooManyCallsIsRefusedForAWhile) {
+  std::shared_ptr<AnswerSink> open;
+  std::promise<void>* has_begun = nullptr;
+  std::promise<void>* has_cancelled = nullptr;
+  dispatcher_.script = [&](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
+    open = sink;
+    has_begun->set_value();
+  };
+  dispatcher_.on_cancel = [&] { has_cancelled->set_value(); };
+  for (int i = 0; i < 3; ++i) {
+    std::promise<void> begun, cancelled;
+    has_begun = &begun, has_cancelled = &cancelled;
+    grpc::ClientContext context;
+    const auto reader = stub_->Generate(&context, Prompt("x"));
+    begun.get_future().get();
+    context.TryCancel();
+    cancelled.get_future().get();
+    open->OnFinish(Cancelled("the client is gone"));
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  dispatcher_.on_cancel = [] {};
+  dispatcher_.script = FakeDispatcher::Answers({"hello"});
+  std::vector<v1::GenerateResponse> responses;
+  const Status refused = Generate(Prompt("x"), responses);
+  EXPECT_EQ(refused.code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Reason(refused), "too_many_resets");
+  EXPECT_EQ(dispatcher_.refused.size(), 1u) << "in the log";
+  reset_clock_.Advance(ResetLimit::kWindow);
+  EXPECT_TRUE(Generate(Prompt("x"), responses).ok());
 }
 
 class OneKey : public Authenticator {

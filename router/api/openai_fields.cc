@@ -75,4 +75,11 @@ StatusOr<std::vector<TokenId>> Fields::Tokens(const char* name, const Json& valu
   return tokens;
 }
 
+Status CheckSpecialTokens(const Fields& request, bool is_chat) {
+  bool adds = !is_chat;
+  RETURN_IF_ERROR(request.Read("add_special_tokens", adds));
+  if (adds == !is_chat) return {};
+  return request.Unsupported("add_special_tokens", "only ", is_chat ? "false" : "true", " is supported here");
+}
+
 }  // namespace terrace

@@ -48,14 +48,16 @@ class Fields {
   // A list of token ids; `what` the member must be, for the message.
   StatusOr<std::vector<TokenId>> Tokens(const char* name, const Json& value, std::string_view what) const;
 
-  // UNSUPPORTED for the first of `names` that is there, and neither false nor what is neutral for it.
+  // UNSUPPORTED for the first of `names` that is there and not what is as good as absent: what `neutral` has
+  // for it, else false.
   template <size_t count>
   Status RefuseSet(const char* const (&names)[count], const std::map<std::string, Json>& neutral) const {
     for (const char* name : names) {
       const Json* value = Find(name);
-      if (value == nullptr || *value == false) continue;
+      if (value == nullptr) continue;
       const auto found = neutral.find(name);
-      if (found == neutral.end() || *value != found->second) return Unsupported(name, "is not supported");
+      if (*value != (found == neutral.end() ? Json(false) : found->second))
+        return Unsupported(name, "is not supported");
     }
     return {};
   }
@@ -64,5 +66,8 @@ class Fields {
   const Json& object_;
   const std::string path_;
 };
+
+// A prompt has the special tokens that the model wants, and a chat those of its template: always.
+Status CheckSpecialTokens(const Fields& request, bool is_chat);
 
 }  // namespace terrace

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "router/dispatch/dispatcher.h"
 #include "router/request/answer.h"
+#include "router/request/http_status.h"
 
 namespace terrace {
 
@@ -54,8 +55,6 @@ Json ModelJson(const ModelInfo& model, int64_t created_unix_seconds);
 std::string_view HttpErrorCode(int status);
 // {"error":{"message","type","param","code"}}.
 Json ErrorJson(const Status& error);
-// 400, 401, 403, 404, 429, 499, 500, 501, 503 or 504.
-int HttpStatusOf(const Status& error);
 // The body of an error that the HTTP server itself found: 400, 408, 413, 431, 500, 503, or a route's 404,
 // 405, 415.
 std::string HttpErrorBody(int status, std::string_view message);

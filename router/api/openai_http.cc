@@ -188,7 +188,7 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   // What HTTP itself has words for.
   void SendHttpError(int status, std::string_view message, const Call& call, const HttpHeaders& more = {}) {
     const Status error = status == 404 ? NotFound(message) : InvalidArgument(message);
-    Record(ApiOf(call.http.path), WithReason(error, HttpErrorCode(status)), call);
+    Record(ApiOf(call.http.path), WithReason(error, HttpErrorCode(status)), call, status);
     HttpHeaders headers = HeadersOf(call)();
     headers.insert(headers.end(), more.begin(), more.end());
     call.responder->Send(status, HttpErrorBody(status, message), "application/json", headers);
@@ -287,12 +287,16 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     SendError(error, HeadersOf(call)(), *call.responder);
   }
 
-  void Record(ApiKind api, const Status& error, const Call& call) {
+  // `http_status` 0: that of the error.
+  void Record(ApiKind api, const Status& error, const Call& call, int http_status = 0) {
     dispatcher_.RecordRefused({.api = api,
                                .request_id = call.id,
                                .tenant = call.tenant,
                                .trace = TraceOf(call.http),
-                               .status = error});
+                               .status = error,
+                               .is_http = true,
+                               .http_status = http_status,
+                               .peer = call.http.peer});
   }
 
   TraceContext TraceOf(const HttpRequest& http) {
@@ -326,6 +330,8 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
     fields.request_id = call.id;
     fields.tenant = call.tenant;
     fields.trace = TraceOf(call.http);
+    fields.is_http = true;
+    fields.peer = call.http.peer;
     fields.arrival = clock_.Now();
     fields.deadline = DeadlineOf(*call.options, fields.arrival, timeout_seconds);
     fields.memory = call.memory;

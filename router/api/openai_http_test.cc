@@ -751,6 +751,33 @@ TEST_F(OpenAiHttpTest, ARefusedRequestIsRecordedWithItsCallersTrace) {
   expect_trace(404, Call("GET", "/v1/models/absent", "", trace));
 }
 
+TEST_F(OpenAiHttpTest, ARefusedRequestIsRecordedWithWhereItCameFromAndWhatHttpAnswered) {
+  const auto expect_status = [&](int status, const Reply& reply) {
+    EXPECT_EQ(reply.status, status);
+    const RefusedRequest& refused = dispatcher_.last_refused;
+    EXPECT_TRUE(refused.is_http);
+    EXPECT_EQ(refused.http_status == 0 ? HttpStatusOf(refused.status) : refused.http_status, status);
+    EXPECT_THAT(refused.peer, testing::StartsWith("127.0.0.1:"));
+    dispatcher_.last_refused = {};
+  };
+  expect_status(400, Chat(R"(,"temperature":9)"));
+  expect_status(405, Call("GET", "/v1/chat/completions", ""));
+  expect_status(415, Chat("", "content-type: text/plain\r\n"));
+  expect_status(404, Call("GET", "/nothing", ""));
+}
+
+TEST_F(OpenAiHttpTest, ARequestKnowsWhereItCameFrom) {
+  RequestPtr seen;
+  dispatcher_.script = [&](const RequestPtr& request, const std::shared_ptr<AnswerSink>& sink) {
+    seen = request;
+    FakeDispatcher::Answers({"hello"})(request, sink);
+  };
+  EXPECT_EQ(Chat().status, 200);
+  ASSERT_NE(seen, nullptr);
+  EXPECT_TRUE(seen->is_http());
+  EXPECT_THAT(seen->peer(), testing::StartsWith("127.0.0.1:"));
+}
+
 TEST_F(OpenAiHttpTest, PricesAreWithoutTheLastDigitsOfASum) {
   dispatcher_.script = [](const RequestPtr&, const std::shared_ptr<AnswerSink>& sink) {
     const AnswerSummary summary{.attempts = {{.price_usd = 0.1 + 0.2}}, .price_usd = 0.7 + 0.1 + 1e-12};

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "router/api/openai_fields.h"
 #include "router/api/openai_messages.h"
@@ -14,7 +15,7 @@ namespace terrace {
 namespace {
 
 // Fields of the OpenAI API, or of servers like this one, that would change the answer and are not served;
-// null and false are as good as absent, and so is what kNeutral says.
+// null is as good as absent, and so is what kNeutral says, or false where it says nothing.
 constexpr const char* kUnsupportedInBoth[] = {"prompt_embeds",
                                               "min_tokens",
                                               "bad_words",
@@ -30,6 +31,8 @@ constexpr const char* kUnsupportedInBoth[] = {"prompt_embeds",
                                               "guided_grammar",
                                               "structured_outputs",
                                               "grammar",
+                                              "regex",
+                                              "ebnf",
                                               "json_schema",
                                               "return_token_ids",
                                               "return_tokens_as_token_ids",
@@ -188,6 +191,9 @@ Status ParseStreaming(const Fields& request, OpenAiRequest& out) {
   bool is_obfuscated = false;
   RETURN_IF_ERROR(fields.Read("include_obfuscation", is_obfuscated));
   if (is_obfuscated) return fields.Unsupported("include_obfuscation", "events are not padded");
+  bool is_continuous = false;
+  RETURN_IF_ERROR(fields.Read("continuous_usage_stats", is_continuous));
+  if (is_continuous) return fields.Unsupported("continuous_usage_stats", "usage is in the last chunk alone");
   return fields.Read("include_usage", out.include_usage);
 }
 
@@ -299,6 +305,7 @@ StatusOr<OpenAiRequest> ParseOpenAiChat(std::string_view body) {
   const Fields request(json);
   OpenAiRequest out{.fields = {.api = ApiKind::kOpenAiChat}};
   RETURN_IF_ERROR(CheckChat(request));
+  RETURN_IF_ERROR(CheckSpecialTokens(request, /*is_chat=*/true));
   ASSIGN_OR_RETURN(out.fields.input, ParseMessages(request));
   RETURN_IF_ERROR(ParseTools(request, body, out.fields));
   RETURN_IF_ERROR(request.Read("add_generation_prompt", out.fields.add_generation_prompt));
@@ -313,6 +320,9 @@ StatusOr<OpenAiRequest> ParseOpenAiCompletion(std::string_view body) {
   OpenAiRequest out{.fields = {.api = ApiKind::kOpenAiCompletion}};
   RETURN_IF_ERROR(CheckCompletion(request));
   RETURN_IF_ERROR(ParsePrompts(request, out));
+  const bool is_text =
+      std::holds_alternative<std::string>(out.fields.input);  // else they are as they are sent
+  if (is_text) RETURN_IF_ERROR(CheckSpecialTokens(request, /*is_chat=*/false));
   RETURN_IF_ERROR(ParseCommon(request, out));
   RETURN_IF_ERROR(request.Read("best_of", out.fields.best_of));
   RETURN_IF_ERROR(request.Read("echo", out.fields.echo));

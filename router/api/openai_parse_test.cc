@@ -24,7 +24,7 @@ TEST(OpenAiParse, TakesEveryFieldThatIsServed) {
       "stop":["a","b"],"stream":true,"stream_options":{"include_usage":true,"include_obfuscation":false},"logprobs":true,"top_logprobs":2,
       "logit_bias":{"7":-100,"8":1.5},"ignore_eos":true,"n":3,"priority":-5,"cache_salt":"s","echo":false,"user":"u","metadata":{"k":"v"},"unknown":{"x":[1]},
       "safety_identifier":"s","prompt_cache_key":"k","prompt_cache_retention":"in_memory","stop_token_ids":[5.0],
-      "add_generation_prompt":false,"use_beam_search":false,"parallel_tool_calls":true,"tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"],
+      "add_generation_prompt":false,"use_beam_search":false,"skip_special_tokens":true,"add_special_tokens":false,"regex":null,"parallel_tool_calls":true,"tools":null,"tool_choice":"none","response_format":{"type":"text"},"modalities":["text"],
       "store":false,"service_tier":"auto","verbosity":null)"));
   ASSERT_TRUE(chat.ok()) << chat.status();
   const RequestFields& fields = chat->fields;
@@ -121,6 +121,14 @@ TEST(OpenAiParse, ACompletionsOwnFields) {
   EXPECT_TRUE(plain->fields.logprobs) << "of the chosen tokens";
   EXPECT_FALSE(plain->fields.prompt_logprobs.has_value());
   EXPECT_EQ(plain->fields.max_tokens, 5);
+}
+
+TEST(OpenAiParse, SpecialTokensAreAddedToATextAsTheModelWantsThem) {
+  EXPECT_TRUE(ParseOpenAiCompletion(R"({"prompt":"a","add_special_tokens":true})").ok());
+  EXPECT_TRUE(ParseOpenAiCompletion(R"({"prompt":[1],"add_special_tokens":false})").ok())
+      << "nothing is added";
+  EXPECT_EQ(Reason(ParseOpenAiCompletion(R"({"prompt":"a","add_special_tokens":false})").status()),
+            "unsupported_parameter");
 }
 
 TEST(OpenAiParse, APromptIsScoredWithoutAnAnswer) {
@@ -292,6 +300,14 @@ TEST(OpenAiParse, EveryErrorHasItsReasonAndParameter) {
       {Body(R"("stop_token_ids":[-1])"), "invalid_value", "stop_token_ids"},
       {Body(R"("stream":true,"stream_options":{"include_obfuscation":true})"), "unsupported_parameter",
        "stream_options.include_obfuscation"},
+      {Body(R"("stream":true,"stream_options":{"continuous_usage_stats":true})"), "unsupported_parameter",
+       "stream_options.continuous_usage_stats"},
+      {Body(R"("regex":"a+")"), "unsupported_parameter", "regex"},
+      {Body(R"("ebnf":"root ::= a")"), "unsupported_parameter", "ebnf"},
+      {Body(R"("add_special_tokens":true)"), "unsupported_parameter", "add_special_tokens"},
+      {Body(R"("skip_special_tokens":false)"), "unsupported_parameter", "skip_special_tokens"},
+      {Body(R"("spaces_between_special_tokens":false)"), "unsupported_parameter",
+       "spaces_between_special_tokens"},
       {Body(R"("functions":[])"), "unsupported_parameter", "functions"},
       {Body(R"("audio":{})"), "unsupported_parameter", "audio"},
       {Body(R"("tool_choice":"auto")"), "invalid_value", "tool_choice"},

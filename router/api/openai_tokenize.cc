@@ -12,14 +12,6 @@ namespace {
 constexpr const char* kUnsupportedFields[] = {"continue_final_message", "chat_template",
                                               "chat_template_kwargs", "mm_processor_kwargs"};
 
-// A prompt has the special tokens that the model wants, and a chat those of its template: always.
-Status CheckSpecialTokens(const Fields& request, bool is_chat) {
-  bool adds = !is_chat;
-  RETURN_IF_ERROR(request.Read("add_special_tokens", adds));
-  if (adds == !is_chat) return {};
-  return request.Unsupported("add_special_tokens", "only ", is_chat ? "false" : "true", " is supported here");
-}
-
 }  // namespace
 
 StatusOr<TokenizeFields> ParseTokenize(std::string_view body) {

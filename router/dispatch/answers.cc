@@ -14,10 +14,11 @@ void SetChoice(uint32_t choice, AnswerSummary& summary) {
 }
 
 // `records` are in the order of their choices.
-RequestRecord Total(const std::vector<const AnswerRecord*>& records) {
-  RequestRecord total{.summary = records.front()->summary,
-                      .has_first_token = records.front()->has_first_token,
-                      .queue_seconds = records.front()->queue_seconds};
+RequestRecord Total(const Request& request, const std::vector<const AnswerRecord*>& records) {
+  RequestRecord total = RequestRecord::Of(request);
+  total.summary = records.front()->summary;
+  total.has_first_token = records.front()->has_first_token;
+  total.queue_seconds = records.front()->queue_seconds;
   for (const AnswerRecord* record : records) {
     if (record != records.front()) AddCosts(record->summary, total.summary);
     if (total.summary.tier.empty()) total.summary.tier = record->summary.tier;
@@ -121,12 +122,8 @@ void Answers::Finish() {
   if (request_->is_ranked() && failure_.ok()) SendBest();
   std::vector<const AnswerRecord*> records;
   for (const Draw& draw : draws_) records.push_back(&draw.record);
-  RequestRecord total = Total(records);
-  total.api = request_->api();
-  total.request_id = request_->request_id();
+  RequestRecord total = Total(*request_, records);
   total.model = shared_->model();
-  total.tenant = request_->tenant();
-  total.trace = request_->trace();
   total.status = failure_;
   total.answers = request_->draws();
   total.summary.total_seconds = Seconds(shared_->Now() - request_->arrival());

@@ -161,7 +161,8 @@ TEST_F(AnswersTest, ThePromptCountsOnceAndTheTokensOfAllAnswers) {
   ExpectMetered("base", {4, 3, 8}, (4 + 8) * 100 / 1e6);
   ASSERT_EQ(End()->attempts.size(), 3u);
   for (uint32_t i = 0; i < 3; ++i) EXPECT_EQ(End()->attempts[i].choice, i);
-  EXPECT_EQ(Metric("terrace_requests_total{api=\"generate\",model=\"base\",outcome=\"ok\",tier=\"base\"}"),
+  EXPECT_EQ(Metric("terrace_requests_total{api=\"generate\",finish_reason=\"stop\",model=\"base\",outcome="
+                   "\"ok\",tier=\"base\"}"),
             1);
 }
 
@@ -251,10 +252,9 @@ TEST_F(AnswersTest, ARefusalIsSaidOnceAndAsksNobodyFurther) {
   Generate(Several("small", 16));
   EXPECT_EQ(Reason(End().status()), "no_capacity");
   EXPECT_EQ(Calls(kSmall), 0u);
-  EXPECT_EQ(
-      Metric(
-          "terrace_requests_total{api=\"generate\",model=\"small\",outcome=\"unavailable\",tier=\"none\"}"),
-      1);
+  EXPECT_EQ(Metric("terrace_requests_total{api=\"generate\",finish_reason=\"none\",model=\"small\",outcome="
+                   "\"unavailable\",tier=\"none\"}"),
+            1);
 }
 
 TEST_F(AnswersTest, EachAnswerClimbsTheTiersOnItsOwnAndEachTierBillsThePromptOnce) {

@@ -189,6 +189,17 @@ StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request
   return PickedReplica{&replica, candidates[picked].cached_tokens};
 }
 
+StatusOr<PickedReplica> PickAndCount(DispatchState& state, const Request& request, const ClusterView& view,
+                                     size_t tier, std::span<const TokenId> prompt,
+                                     const std::set<ReplicaId>& tried) {
+  using enum Recorder::PickResult;
+  const MonoTime begin = state.parts.clock.Now();
+  const auto picked = PickReplica(state, request, view, tier, prompt, tried);
+  const auto result = !picked.ok() ? kNone : picked->cached_tokens > 0 ? kCached : kUncached;
+  state.parts.recorder.OnPick(tier, result, Seconds(state.parts.clock.Now() - begin));
+  return picked;
+}
+
 size_t MostCachedTokens(const TierView& tier, const std::string& salt, std::span<const TokenId> prompt) {
   thread_local PickMemory memory;
   const std::span<const uint32_t> cached = CachedTokens(tier, NameBlocks(tier, salt, prompt, memory), memory);

@@ -55,6 +55,10 @@ struct PickedReplica {
 StatusOr<PickedReplica> PickReplica(DispatchState& state, const Request& request, const ClusterView& view,
                                     size_t tier, std::span<const TokenId> prompt,
                                     const std::set<ReplicaId>& tried);
+// The same, counted and timed.
+StatusOr<PickedReplica> PickAndCount(DispatchState& state, const Request& request, const ClusterView& view,
+                                     size_t tier, std::span<const TokenId> prompt,
+                                     const std::set<ReplicaId>& tried);
 // How much of `prompt` the ready replica of the tier that has most of it has in its cache, as far as is
 // known.
 size_t MostCachedTokens(const TierView& tier, const std::string& salt, std::span<const TokenId> prompt);

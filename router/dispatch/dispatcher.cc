@@ -111,6 +111,9 @@ class ClusterDispatcher : public Dispatcher {
                                       .request_id = refused.request_id,
                                       .tenant = refused.tenant,
                                       .trace = refused.trace,
+                                      .is_http = refused.is_http,
+                                      .http_status = refused.http_status,
+                                      .peer = refused.peer,
                                       .status = refused.status});
   }
 
@@ -124,10 +127,7 @@ class ClusterDispatcher : public Dispatcher {
   // `run` on the first tier of the request's model, counted and logged: nothing that a worker does.
   template <typename Result, typename Run>
   StatusOr<Result> OnFirstTier(const Request& request, const Run& run) {
-    RequestRecord record{.api = request.api(),
-                         .request_id = request.request_id(),
-                         .tenant = request.tenant(),
-                         .trace = request.trace()};
+    RequestRecord record = RequestRecord::Of(request);
     const auto entry = Find(request);
     if (entry.ok()) record.model = (*entry)->id;
     const auto lease = entry.ok() ? state_->parts.admission.EnterAside(request) : entry.status();
@@ -199,11 +199,8 @@ class ClusterDispatcher : public Dispatcher {
   }
 
   void RecordRefusal(const Request& request, const std::string& model, const Status& status) {
-    RequestRecord record{.api = request.api(),
-                         .request_id = request.request_id(),
-                         .tenant = request.tenant(),
-                         .trace = request.trace(),
-                         .status = status};
+    RequestRecord record = RequestRecord::Of(request);
+    record.status = status;
     if (!model.empty()) record.model = model;
     record.summary.total_seconds = Seconds(state_->parts.clock.Now() - request.arrival());
     state_->parts.recorder.OnRequest(record);

@@ -54,10 +54,19 @@ struct RefusedRequest {
   TenantPtr tenant = nullptr;  // null: nobody knows whose it is
   std::optional<TraceContext> trace = {};
   Status status = {};
+  bool is_http = false;   // else it came over gRPC
+  int http_status = 0;    // 0: that of `status`
+  std::string peer = {};  // the address that it came from
 
   // One that was, and that nothing was done for.
   static RefusedRequest Of(const Request& request, const Status& status) {
-    return {request.api(), request.request_id(), request.tenant(), request.trace(), status};
+    return {.api = request.api(),
+            .request_id = request.request_id(),
+            .tenant = request.tenant(),
+            .trace = request.trace(),
+            .status = status,
+            .is_http = request.is_http(),
+            .peer = request.peer()};
   }
 };
 

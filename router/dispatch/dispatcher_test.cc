@@ -596,7 +596,8 @@ TEST_F(DispatcherTest, ARequestThatTheRouterEndsIsToldSoAndCostsNothing) {
   EXPECT_EQ(Reason(End().status()), "draining");
   EXPECT_EQ(sink_->text, "ab");
   ExpectMetered("base", {4, 0, 2}, 0);
-  EXPECT_EQ(Metric("terrace_requests_total{api=\"generate\",model=\"base\",outcome=\"unavailable\","
+  EXPECT_EQ(Metric("terrace_requests_total{api=\"generate\",finish_reason=\"none\",model=\"base\",outcome="
+                   "\"unavailable\","
                    "tier=\"base\"}"),
             1);
   EXPECT_THAT(cluster_.replica(kBase, 0).observer->ends(), ::testing::IsEmpty())
@@ -797,6 +798,8 @@ TEST_F(PrefixTest, APromptGoesWhereItsBeginningIsCached) {
         << "whoever's turn it is";
   }
   EXPECT_EQ(Metric("terrace_prefix_predicted_tokens_total{tier=\"base\"}"), 4 * 32);
+  EXPECT_EQ(Metric("terrace_router_picks_total{result=\"cached\",tier=\"base\"}"), 4);
+  EXPECT_EQ(Metric("terrace_router_pick_seconds_count{tier=\"base\"}"), 4);
   EXPECT_EQ(Metric("terrace_prefix_error_tokens_total{direction=\"over\",tier=\"base\"}"), 0);
   EXPECT_EQ(Metric("terrace_prefix_error_tokens_total{direction=\"under\",tier=\"base\"}"), 0);
   Ask(beginning + "4", 1, 16);  // a block was evicted meanwhile
@@ -886,7 +889,8 @@ TEST_F(DispatcherTest, TokensBecomeTextAgain) {
   EXPECT_EQ(*detokenize({'h', 0xc3, 0xa9}), "h\xc3\xa9");
   EXPECT_EQ(*detokenize({'h', 0xc3}), "h\xEF\xBF\xBD") << "half a character";
   EXPECT_EQ(Param(detokenize({'h', 9999}).status()), "tokens") << "there is no such token";
-  EXPECT_EQ(Metric("terrace_requests_total{api=\"tokenize\",model=\"base\",outcome=\"ok\",tier=\"none\"}"),
+  EXPECT_EQ(Metric("terrace_requests_total{api=\"tokenize\",finish_reason=\"none\",model=\"base\",outcome="
+                   "\"ok\",tier=\"none\"}"),
             2);
 }
 
@@ -971,6 +975,7 @@ TEST_F(DispatcherTest, ATenantPaysForTheTokensOfItsAnswers) {
   Generate(fields);
   EXPECT_EQ(Reason(End().status()), "rate_limit_exceeded");
   EXPECT_EQ(Metric("terrace_router_rejections_total{reason=\"rate_limit_exceeded\"}"), 1);
+  EXPECT_EQ(Metric("terrace_tenant_rejections_total{reason=\"rate_limit_exceeded\",tenant=\"acme\"}"), 1);
 }
 
 TEST_F(DispatcherTest, WorkersAreToldTheTrace) {

@@ -6,6 +6,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "router/request/http_status.h"
 
 namespace terrace {
 namespace {
@@ -64,6 +65,37 @@ Json SignalsJson(const AnswerAttempt& attempt) {
           {"accepted", attempt.accepted}};
 }
 
+// How an answer ended; "" of what is none, or was cut off.
+std::string_view FinishReason(const RequestRecord& record) {
+  const bool is_answer = record.api == ApiKind::kOpenAiChat || record.api == ApiKind::kOpenAiCompletion ||
+                         record.api == ApiKind::kGenerate;
+  return is_answer && record.status.ok() ? AnswerEndName(record.summary.end) : "";
+}
+
+// That of its outcome: a client whose stream had begun has seen 200.
+Json HttpStatusJson(const RequestRecord& record) {
+  if (!record.is_http) return {};
+  if (record.http_status != 0) return Json(record.http_status);
+  return Json(record.status.ok() ? 200 : HttpStatusOf(record.status));
+}
+
+// Attempts at an answer on the tier of the one before.
+size_t RetriesOf(const std::vector<AnswerAttempt>& attempts) {
+  size_t retries = 0;
+  for (size_t i = 1; i < attempts.size(); ++i) {
+    const AnswerAttempt &before = attempts[i - 1], &attempt = attempts[i];
+    retries += attempt.choice == before.choice && attempt.tier == before.tier ? 1 : 0;
+  }
+  return retries;
+}
+
+// One of kRejections, or null.
+const char* RejectionOf(const Status& status) {
+  if (status.ok()) return nullptr;
+  const auto found = std::ranges::find(kRejections, Reason(status));
+  return found == std::end(kRejections) ? nullptr : *found;
+}
+
 void LogRequest(const RequestRecord& record) {
   if (!IsLogged(LogLevel::kInfo)) return;  // before anything is made for it
   const AnswerSummary& summary = record.summary;
@@ -73,20 +105,23 @@ void LogRequest(const RequestRecord& record) {
     attempts.push_back(attempt.tier + "@" + attempt.replica);
     signals.push_back(SignalsJson(attempt));
   }
-  const std::string reason = Reason(record.status);
+  const std::string reason = Reason(record.status), finish_reason(FinishReason(record));
   Log(LogLevel::kInfo, "request",
       {{"request_id", record.request_id},
        {"trace_id", record.trace.has_value() ? Json(record.trace->TraceIdHex()) : Json()},
        {"span_id", record.trace.has_value() ? Json(record.trace->SpanIdHex()) : Json()},
        {"tenant", record.tenant == nullptr ? Json() : Json(record.tenant->name)},
+       {"peer", record.peer},
        {"api", std::string(ApiName(record.api))},
        {"model", record.model},
        {"tier", summary.tier},
        {"tier_reason", summary.reason.empty() ? Json() : Json(summary.reason)},
        {"attempts", std::move(attempts)},
        {"attempt_signals", std::move(signals)},
+       {"retries", RetriesOf(summary.attempts)},
        {"outcome", std::string(OutcomeOf(record.status))},
-       {"finish_reason", ok ? Json(AnswerEndName(summary.end)) : Json()},
+       {"http_status", HttpStatusJson(record)},
+       {"finish_reason", finish_reason.empty() ? Json() : Json(finish_reason)},
        {"code", ok ? Json() : Json(reason.empty() ? absl::StatusCodeToString(record.status.code()) : reason)},
        {"answers", record.answers},
        {"prompt_tokens", summary.usage.prompt_tokens},
@@ -116,7 +151,8 @@ std::string_view OutcomeOf(const Status& status) {
     case StatusCode::kDeadlineExceeded:
       return "deadline";
     case StatusCode::kResourceExhausted:
-      return Reason(status) == "rate_limit_exceeded" ? "limited" : "overloaded";
+      return Reason(status) == "rate_limit_exceeded" || Reason(status) == kTooManyResets ? "limited"
+                                                                                         : "overloaded";
     case StatusCode::kUnavailable:
       return "unavailable";
     default:
@@ -159,7 +195,17 @@ Recorder::Recorder(MetricRegistry& metrics, std::span<const std::string> tiers,
     for (size_t i = 0; i < tier.attempts.size(); ++i) {
       tier.attempts[i] = &metrics.GetCounter("terrace_tier_attempts_total", Labels{name, results[i]});
     }
+    const char* picks[] = {"cached", "uncached", "none"};
+    for (size_t i = 0; i < tier.picks.size(); ++i) {
+      tier.picks[i] = &metrics.GetCounter("terrace_router_picks_total", Labels{name, picks[i]});
+    }
+    tier.pick_seconds = &metrics.GetHistogram("terrace_router_pick_seconds", labels);
   }
+}
+
+void Recorder::OnPick(size_t tier, PickResult result, double seconds) {
+  tiers_[tier].picks[static_cast<size_t>(result)]->Add();
+  tiers_[tier].pick_seconds->Observe(seconds);
 }
 
 void Recorder::OnAttempt(size_t tier_index, AttemptResult result, const AnswerAttempt& attempt) {
@@ -200,9 +246,11 @@ void Recorder::OnRequest(const RequestRecord& record) {
   const AnswerSummary& summary = record.summary;
   const std::string outcome(OutcomeOf(record.status));
   const std::string tier = summary.tier.empty() ? "none" : summary.tier;
+  const std::string_view finish_reason = FinishReason(record);
   metrics_
       .GetCounter("terrace_requests_total",
-                  Labels{std::string(ApiName(record.api)), record.model, tier, outcome})
+                  Labels{std::string(ApiName(record.api)), record.model, tier, outcome,
+                         std::string(finish_reason.empty() ? "none" : finish_reason)})
       .Add();
   if (Reason(record.status) == "slow_reader") {
     metrics_.GetCounter("terrace_slow_readers_total", Labels{std::string(ApiName(record.api))}).Add();
@@ -217,7 +265,8 @@ void Recorder::OnRequest(const RequestRecord& record) {
     found->prompt_size->Observe(summary.usage.prompt_tokens);
     found->answer_size->Observe(summary.usage.completion_tokens);
   }
-  if (!record.status.ok()) OnError(Reason(record.status));
+  if (const char* reason = RejectionOf(record.status); reason != nullptr)
+    metrics_.GetCounter("terrace_router_rejections_total", Labels{reason}).Add();
   OnTenant(record);
   LogRequest(record);
 }
@@ -250,13 +299,6 @@ void Recorder::OnAgreement(const std::string& policy, double agreement, bool has
   metrics_.GetGauge("terrace_policy_drifted", Labels{policy}).Set(has_drifted ? 1 : 0);
 }
 
-void Recorder::OnError(const std::string& reason) {
-  const auto found = std::ranges::find(kRejections, reason);
-  if (found != std::end(kRejections)) {
-    metrics_.GetCounter("terrace_router_rejections_total", Labels{*found}).Add();
-  }
-}
-
 void Recorder::OnTenant(const RequestRecord& record) {
   const std::string tenant = tenants_->LabelOf(record.tenant);
   const TokenUsage& usage = record.summary.usage;
@@ -265,6 +307,8 @@ void Recorder::OnTenant(const RequestRecord& record) {
   metrics_.GetCounter("terrace_tenant_tokens_total", Labels{tenant, "prompt"}).Add(usage.prompt_tokens);
   metrics_.GetCounter("terrace_tenant_tokens_total", Labels{tenant, "completion"})
       .Add(usage.completion_tokens);
+  if (const char* reason = RejectionOf(record.status); reason != nullptr)
+    metrics_.GetCounter("terrace_tenant_rejections_total", Labels{tenant, reason}).Add();
 }
 
 }  // namespace terrace

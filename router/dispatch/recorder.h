@@ -22,6 +22,9 @@ namespace terrace {
 // ok, client_error, cancelled, deadline, limited, overloaded, unavailable or error: the outcome label.
 std::string_view OutcomeOf(const Status& status);
 
+// The reason of what is refused because its connection resets too many calls.
+inline constexpr char kTooManyResets[] = "too_many_resets";
+
 // Why an attempt failed that another replica may do.
 inline constexpr std::string_view kRetryReasons[] = {"unavailable", "unknown", "internal", "protocol",
                                                      "overloaded"};
@@ -35,12 +38,25 @@ struct RequestRecord {
   std::string request_id = {};
   TenantPtr tenant = nullptr;  // null: nobody knows whose it is
   std::optional<TraceContext> trace = {};
+  bool is_http = false;           // else it came over gRPC
+  int http_status = 0;            // 0: that of `status`
+  std::string peer = {};          // the address that it came from
   std::string model = "unknown";  // a configured name: client text never becomes a label
   Status status = {};
   AnswerSummary summary = {};
   uint32_t answers = 0;  // asked for, those included that are drawn and not sent
   bool has_first_token = false;
   double queue_seconds = -1;  // negative: it never reached a worker
+
+  // What is known of a request from its beginning.
+  static RequestRecord Of(const Request& request) {
+    return {.api = request.api(),
+            .request_id = request.request_id(),
+            .tenant = request.tenant(),
+            .trace = request.trace(),
+            .is_http = request.is_http(),
+            .peer = request.peer()};
+  }
 };
 
 // The tenants that metrics tell apart: the first fifty; the others are "other". Thread-safe.
@@ -72,12 +88,15 @@ class Recorder {
   // Of a request that all tiers were to be given: a record was written; not all of them could take it, or one
   // failed; it could not be written now; or never will be to this file.
   enum class RecordResult { kWritten, kDropped, kFailed, kUnwritten, kRefused };
+  // A replica that has some of the prompt, one that has nothing of it, or no replica.
+  enum class PickResult { kCached, kUncached, kNone };
 
   // `tiers` as configured; metrics have a series for each from the start.
   // `tenants` may be shared with other recorders of the registry.
   Recorder(MetricRegistry& metrics, std::span<const std::string> tiers,
            std::shared_ptr<TenantLabels> tenants = std::make_shared<TenantLabels>());
 
+  void OnPick(size_t tier, PickResult result, double seconds);
   void OnInterToken(size_t tier, double seconds) { tiers_[tier].inter_token->Observe(seconds); }
   void OnAttempt(size_t tier, AttemptResult result, const AnswerAttempt& attempt);
   void OnEscalation(size_t from, size_t to);
@@ -114,8 +133,9 @@ class Recorder {
     MetricRegistry::Counter *accepted_draft_tokens, *rejected_draft_tokens;
     MetricRegistry::Counter* cost;
     std::array<MetricRegistry::Counter*, 4> attempts;  // by AttemptResult
+    std::array<MetricRegistry::Counter*, 3> picks;     // by PickResult
+    MetricRegistry::Histogram* pick_seconds;
   };
-  void OnError(const std::string& reason);
   void OnTenant(const RequestRecord& record);
 
   MetricRegistry& metrics_;

@@ -30,11 +30,8 @@ Scoring::Scoring(std::shared_ptr<SharedRequest> shared, Admission::Ticket ticket
       request_(shared_->request()),
       ticket_(std::move(ticket)),
       on_score_(std::move(on_score)) {
-  record_.api = request_->api();
-  record_.request_id = request_->request_id();
+  record_ = RequestRecord::Of(*request_);
   record_.model = shared_->model();
-  record_.tenant = request_->tenant();
-  record_.trace = request_->trace();
   record_.summary.reason = shared_->ReasonOf(0, {});
 }
 
@@ -63,7 +60,7 @@ Status Scoring::TryStart() {
                            .waited = waiting_since_.has_value() ? Now() - *waiting_since_ : Duration(0)};
   RETURN_IF_ERROR(CheckQuarantine(state(), query));
   ASSIGN_OR_RETURN(Boarded boarded, PickApart(state(), query, [&](const std::set<ReplicaId>& excluded) {
-                     return PickReplica(state(), *request_, *view, tier(), {}, excluded);
+                     return PickAndCount(state(), *request_, *view, tier(), {}, excluded);
                    }));
   RETURN_IF_ERROR(CountAttempt(state(), tier(), tried_.empty(), worker_error_));
   const ReplicaView* replica = boarded.picked.replica;

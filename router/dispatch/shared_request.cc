@@ -108,7 +108,7 @@ StatusOr<PickedReplica> SharedRequest::Pick(const ClusterView& view, size_t tier
   }
   // A prompt whose scores are wanted is computed whole.
   const auto reusable = request_->prompt_logprobs().has_value() ? std::span<const TokenId>() : prompt;
-  ASSIGN_OR_RETURN(const PickedReplica picked, PickReplica(*state_, *request_, view, tier, reusable, tried));
+  ASSIGN_OR_RETURN(const PickedReplica picked, PickAndCount(*state_, *request_, view, tier, reusable, tried));
   last = Picked{.id = picked.replica->id, .cached_tokens = picked.cached_tokens};
   return picked;
 }

@@ -94,6 +94,8 @@ struct RequestFields {
   std::string cache_salt = {};  // the caller's
   TenantPtr tenant = DefaultTenant();
   TraceContext trace = {};
+  bool is_http = false;   // else it came over gRPC
+  std::string peer = {};  // the address that it came from, for logs
   bool is_streamed = true;
   MonoTime arrival = {};
   MonoTime deadline = {};
@@ -146,6 +148,8 @@ class Request {
   const std::string& cache_salt() const { return fields_.cache_salt; }  // the tenant's
   const TenantPtr& tenant() const { return fields_.tenant; }
   const TraceContext& trace() const { return fields_.trace; }
+  bool is_http() const { return fields_.is_http; }
+  const std::string& peer() const { return fields_.peer; }
   bool is_streamed() const { return fields_.is_streamed; }
   MonoTime arrival() const { return fields_.arrival; }
   MonoTime deadline() const { return fields_.deadline; }

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/config.h"
+#include "base/crypto.h"
 #include "base/host_port.h"
 #include "router/cluster/discovery.h"
 #include "router/request/request.h"
@@ -566,6 +567,7 @@ Status SetGrpcLimits(const v1::RouterConfig& config, GrpcLimits& out) {
       SetCount(path + "max_streams", limits.has_max_streams(), limits.max_streams(), out.max_streams));
   RETURN_IF_ERROR(SetCount(path + "max_memory_bytes", limits.has_max_memory_bytes(),
                            limits.max_memory_bytes(), out.max_memory_bytes));
+  if (limits.has_max_resets()) out.max_resets = limits.max_resets();
   if (out.max_memory_bytes >= kMinGrpcMemoryBytes) return {};
   return Bad(path + "max_memory_bytes", "must be at least ", kMinGrpcMemoryBytes, ", got ",
              out.max_memory_bytes);
@@ -642,6 +644,14 @@ Status CheckSame(std::string_view path, const T& before, const T& after) {
   return Bad(path, "cannot change while the router runs: restart it");
 }
 
+// 48 bits: as many are exact in a double.
+uint64_t HashOf(const v1::RouterConfig& config) {
+  const Digest256 digest = Sha256(config.SerializeAsString());  // there are no maps in it
+  uint64_t hash = 0;
+  for (size_t i = 0; i < 6; ++i) hash = hash << 8 | digest[i];
+  return hash;
+}
+
 }  // namespace
 
 Status CheckSettingName(const std::string& path, const std::string& name) {
@@ -655,6 +665,7 @@ Status CheckSettingName(const std::string& path, const std::string& name) {
 
 StatusOr<RouterOptions> MakeRouterOptions(const v1::RouterConfig& config) {
   RouterOptions out;
+  out.config_hash = HashOf(config);
   RETURN_IF_ERROR(SetListen(config.listen(), out));
   RETURN_IF_ERROR(SetTls(config, out));
   RETURN_IF_ERROR(CheckReach(config, out));

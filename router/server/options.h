@@ -33,6 +33,7 @@ struct HttpLimits {
 // Of the gRPC listener: see GrpcLimitsConfig.
 struct GrpcLimits {
   uint32_t max_streams = 1024, max_memory_bytes = 1 << 30;
+  uint32_t max_resets = 200;  // 0: no limit
 
   friend bool operator==(const GrpcLimits&, const GrpcLimits&) = default;
 };
@@ -63,6 +64,7 @@ struct RouterOptions {
   std::string keys_file, cluster_secret_file;  // both or neither
   double drain_seconds = 30;
   LogOptions log;
+  uint64_t config_hash = 0;  // 48 bits of what it was made from
 
   // That are read besides the configuration and those of the manifests.
   std::vector<std::string> files() const {

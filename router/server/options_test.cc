@@ -123,6 +123,25 @@ TEST(RouterOptions, EveryHttpLimitIsTaken) {
   EXPECT_EQ(limits.max_buffered_body_bytes, 8388608u);
 }
 
+TEST(RouterOptions, EveryGrpcLimitIsTaken) {
+  const auto defaults = Parse(kDemo);
+  EXPECT_EQ(defaults->grpc_limits.max_streams, 1024u);
+  EXPECT_EQ(defaults->grpc_limits.max_memory_bytes, 1u << 30);
+  EXPECT_EQ(defaults->grpc_limits.max_resets, 200u);
+  const auto options =
+      Parse(std::string(kDemo) +
+            "listen: {grpc_limits: {max_streams: 1, max_memory_bytes: 16777216, max_resets: 0}}\n");
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->grpc_limits,
+            (GrpcLimits{.max_streams = 1, .max_memory_bytes = 16777216, .max_resets = 0}));
+}
+
+TEST(RouterOptions, TheHashTellsConfigurationsApart) {
+  EXPECT_EQ(Parse(kDemo)->config_hash, Parse(std::string(kDemo) + "# a comment\n")->config_hash);
+  EXPECT_NE(Parse(kDemo)->config_hash, Parse(kDemo, "admission.max_queued=7")->config_hash);
+  EXPECT_LT(Parse(kDemo)->config_hash, uint64_t{1} << 48);
+}
+
 TEST(RouterOptions, ABodyOfTheLargestSizeFitsIntoTheMemoryOfAll) {
   const auto options = Parse(kDemo, "admission.max_body_bytes=2000000000");
   ASSERT_TRUE(options.ok()) << options.status();

@@ -16,6 +16,7 @@
 #include "base/host_port.h"
 #include "base/http_server.h"
 #include "base/log.h"
+#include "base/log_limit.h"
 #include "base/machine.h"
 #include "base/version.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
@@ -36,6 +37,8 @@ namespace {
 constexpr size_t kHttpThreads = 2;
 constexpr double kFlushSeconds = 1;           // for the last bytes of answers when a listener stops
 constexpr int kClientTimeoutMillis = 20'000;  // to answer a ping
+constexpr int kMaxMetadataBytes = 16 << 10;   // of a call; more: RESOURCE_EXHAUSTED
+constexpr int kMaxPingStrikes = 2;            // pings that come too early; more: the client is sent away
 constexpr auto kHousekeeping = std::chrono::milliseconds(100);
 constexpr auto kReloadPatience = std::chrono::seconds(10);
 constexpr char kInferenceService[] = "terrace.v1.Inference";
@@ -185,6 +188,7 @@ class RealRouter : public Router {
         core->MakeApiOptions([this] { return IsReadyNow(); }, run_aside, started_unix_seconds_, api_seed_);
     core->TakeCharge();
     text_pool_.SetMaxWaiting(core->options().max_queued);
+    metrics_.GetGauge("terrace_config_hash").Set(static_cast<double>(core->options().config_hash));
     cores_.Replace(std::move(core));
     std::lock_guard lock(api_mutex_);
     api_options_ = std::move(api);
@@ -208,8 +212,15 @@ class RealRouter : public Router {
       for (const auto& core : cores_.All()) core->Housekeep();
       UpdateHealth();
       metrics_.GetGauge("terrace_texts_waiting").Set(static_cast<double>(text_pool_.size()));
+      CountDroppedLogLines();
       BuryIdleCores();
     }
+  }
+
+  void CountDroppedLogLines() {
+    const uint64_t dropped = DroppedLogLines();
+    metrics_.GetCounter("terrace_log_dropped_total")
+        .Add(static_cast<double>(dropped - std::exchange(told_dropped_lines_, dropped)));
   }
 
   // On a thread of its own: a cluster's end may wait for a name server.
@@ -241,6 +252,40 @@ class RealRouter : public Router {
                                std::vector<std::string>{std::string(reason)});
   }
 
+  // Anyone can make as many as they like: they are counted, and logged within limits.
+  void OnRejected(const HttpRejection& rejection) {
+    RejectionsOf(rejection.reason).Add();
+    if (rejection.status == 0) return;  // it was no request yet, or has its line in the log
+    const auto left_out = rejections_log_.Take(RealClock().Now());
+    if (!left_out.has_value()) return;
+    const auto id = std::ranges::find(rejection.headers, "x-request-id", &HttpHeaders::value_type::first);
+    Log(LogLevel::kInfo, "http_refused",
+        {{"request_id", id == rejection.headers.end() ? "" : id->second},
+         {"peer", std::string(rejection.peer)},
+         {"reason", std::string(rejection.reason)},
+         {"code", std::string(HttpErrorCode(rejection.status))},
+         {"http_status", rejection.status},
+         {"left_out", *left_out}});
+  }
+
+  void OnHttpFull() {
+    metrics_.GetCounter("terrace_http_full_total").Add();
+    if (const auto left_out = full_log_.Take(RealClock().Now()); left_out.has_value()) {
+      Log(LogLevel::kWarn, "http_full",
+          {{"max_connections", options_.http_limits.max_connections}, {"left_out", *left_out}});
+    }
+  }
+
+  // gRPC clients' resets, by connection.
+  void OnResetsLimited(std::string_view peer) {
+    if (const auto left_out = resets_log_.Take(RealClock().Now()); left_out.has_value()) {
+      Log(LogLevel::kWarn, "grpc_resets_limited",
+          {{"peer", std::string(peer)},
+           {"max_resets", options_.grpc_limits.max_resets},
+           {"left_out", *left_out}});
+    }
+  }
+
   Status ListenHttp() {
     if (options_.http.empty()) return {};
     const HttpLimits& limits = options_.http_limits;
@@ -262,11 +307,13 @@ class RealRouter : public Router {
                                [this] {
                                  return HttpHeaders{{"x-request-id", unread_ids_.Next()}};
                                },
-                           .on_rejected = [this](std::string_view reason) { RejectionsOf(reason).Add(); },
+                           .on_rejected = [this](const HttpRejection& rejection) { OnRejected(rejection); },
                            .on_connections = [&open = metrics_.GetGauge("terrace_http_connections")](
-                                                 size_t count) { open.Set(static_cast<double>(count)); }};
+                                                 size_t count) { open.Set(static_cast<double>(count)); },
+                           .on_full = [this] { OnHttpFull(); }};
     for (const std::string_view reason : kHttpRejections) RejectionsOf(reason);
     metrics_.GetGauge("terrace_http_connections").Set(0);
+    metrics_.GetCounter("terrace_http_full_total");
     auto server = HttpServer::StartByHead(
         std::move(http), MakeOpenAiHandler(dispatcher_, MakeApiOptionsSource(), RealClock()));
     if (!server.ok()) return Annotate(server.status(), "listen.http");
@@ -278,7 +325,7 @@ class RealRouter : public Router {
     if (options_.grpc.empty()) return {};
     ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options_.grpc));
     grpc::EnableDefaultHealthCheckService(true);
-    service_ = MakeInferenceService(dispatcher_, MakeApiOptionsSource(), RealClock());
+    service_ = MakeInferenceService(dispatcher_, MakeApiOptionsSource(), RealClock(), resets_);
     grpc::ServerBuilder builder;
     if (!options_.grpc_reflection) builder.SetOption(std::make_unique<WithoutReflection>());
     int port = 0;
@@ -291,6 +338,11 @@ class RealRouter : public Router {
     builder.AddChannelArgument(
         GRPC_ARG_MAX_CONCURRENT_STREAMS,
         static_cast<int>(std::min<uint32_t>(options_.grpc_limits.max_streams, INT32_MAX)));
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, kMaxPingStrikes);
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+    // For TLS and HTTP/2's settings.
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                               static_cast<int>(1000 * options_.http_limits.header_timeout_seconds));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS,
                                static_cast<int>(1000 * options_.http_limits.idle_timeout_seconds));
     grpc::ResourceQuota quota("router");
@@ -345,7 +397,15 @@ class RealRouter : public Router {
   std::atomic<bool> is_burying_ = false;
   std::jthread undertaker_;  // the housekeeper's
   std::jthread housekeeper_;
-  RequestIds unread_ids_{RandomSeed()};  // of requests that HTTP itself refuses
+  uint64_t told_dropped_lines_ = DroppedLogLines();  // the housekeeper's
+  RequestIds unread_ids_{RandomSeed()};              // of requests that HTTP itself refuses
+  LogLimit rejections_log_{10, std::chrono::seconds(1)};
+  LogLimit full_log_{1, std::chrono::seconds(10)}, resets_log_{10, std::chrono::seconds(1)};
+  ResetLimit resets_{
+      {.max_resets = options_.grpc_limits.max_resets,
+       .on_reset = [&resets = metrics_.GetCounter("terrace_http_resets_total")] { resets.Add(); },
+       .on_limited = [this](std::string_view peer) { OnResetsLimited(peer); }},
+      RealClock()};
   std::unique_ptr<grpc::Service> service_;
   // The listeners last: they go first.
   std::unique_ptr<HttpServer> ops_, http_;

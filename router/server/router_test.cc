@@ -148,6 +148,10 @@ TEST_F(RouterTest, MetricsHaveASeriesForEveryTierFromTheStart) {
   EXPECT_THAT(*text, HasSubstr("terrace_tier_attempts_total{result=\"failed\",tier=\"nano\"} 0"));
   EXPECT_THAT(*text, HasSubstr("component=\"router\""));
   EXPECT_THAT(*text, HasSubstr("terrace_http_connections 0"));
+  EXPECT_THAT(*text, HasSubstr("terrace_http_full_total 0"));
+  EXPECT_THAT(*text, HasSubstr("terrace_http_resets_total 0"));
+  EXPECT_THAT(*text, HasSubstr("terrace_config_hash 0"));
+  EXPECT_THAT(*text, HasSubstr("terrace_router_picks_total{result=\"none\",tier=\"nano\"} 0"));
   EXPECT_THAT(*text, HasSubstr("terrace_http_rejections_total{reason=\"slow_header\"} 0"));
 }
 

@@ -31,11 +31,14 @@ Status SetLimit(const std::string& path, bool is_set, double value, double& out)
 StatusOr<std::shared_ptr<Tenant>> MakeTenant(const std::string& path, const v1::TenantConfig& config,
                                              const ModelCatalog& catalog, std::string_view cluster_secret) {
   auto out = std::make_shared<Tenant>();
-  RETURN_IF_ERROR(CheckSettingName(path + ".name", config.name()));
+  // What is in the file is not repeated: it may be a key at the wrong place.
+  if (!CheckSettingName("", config.name()).ok())
+    return BadSetting(path + ".name", "must be 1 to 64 of a-z 0-9 . _ -");
   out->name = config.name();
   for (int i = 0; i < config.models_size(); ++i) {
     const auto entry = config.models(i).empty() ? NotFound("it is empty") : catalog.Find(config.models(i));
-    if (!entry.ok()) return BadSetting(Concat(path, ".models[", i, "]"), Message(entry.status()));
+    if (!entry.ok())
+      return BadSetting(Concat(path, ".models[", i, "]"), "no tier, policy or alias of that name");
     out->models.insert((*entry)->id);
   }
   RETURN_IF_ERROR(SetLimit(path + ".requests_per_minute", config.has_requests_per_minute(),
@@ -87,7 +90,7 @@ StatusOr<std::shared_ptr<const Tenants>> Tenants::Make(const v1::TenantsFile& fi
       if (!digest.has_value()) {
         return BadSetting(key_path, "must be the 64 hexadecimal digits of a key's SHA-256");
       }
-      if (!out->by_digest_.emplace(AsBytes(*digest), tenant).second) {
+      if (!out->by_digest_.emplace(*digest, tenant).second) {
         return BadSetting(key_path, "the same key is there twice");
       }
     }
@@ -114,8 +117,7 @@ StatusOr<TenantPtr> Tenants::Authenticate(std::string_view authorization) const 
   for (size_t i = 0; i < kScheme.size(); ++i) {
     if (std::tolower(static_cast<unsigned char>(authorization[i])) != kScheme[i]) return InvalidKey();
   }
-  const Digest256 digest = Sha256(authorization.substr(kScheme.size()));
-  const auto found = by_digest_.find(std::string(AsBytes(digest)));
+  const auto found = by_digest_.find(Sha256(authorization.substr(kScheme.size())));
   if (found == by_digest_.end()) return InvalidKey();
   return found->second;
 }

@@ -1,11 +1,13 @@
 // The tenants of a keys file, and who holds which key. Immutable. Thread-safe.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 
+#include "base/crypto.h"
 #include "base/status.h"
 #include "proto/terrace/v1/config.pb.h"
 #include "router/request/tenant.h"
@@ -32,8 +34,18 @@ class Tenants : public Authenticator {
   size_t keys() const { return by_digest_.size(); }
 
  private:
-  // By the SHA-256 of the key: what a lookup's time tells is about a digest that nobody chooses.
-  std::unordered_map<std::string, TenantPtr> by_digest_;
+  struct DigestHash {
+    size_t operator()(const Digest256& digest) const {
+      return std::hash<std::string_view>()(AsBytes(digest));
+    }
+  };
+  struct IsSameDigest {
+    bool operator()(const Digest256& a, const Digest256& b) const { return AreEqualInConstantTime(a, b); }
+  };
+
+  // By the SHA-256 of the key. What a look-up's time may tell is in which bucket a digest is, and nobody
+  // chooses a digest.
+  std::unordered_map<Digest256, TenantPtr, DigestHash, IsSameDigest> by_digest_;
 };
 
 }  // namespace terrace

@@ -139,7 +139,9 @@ TEST_F(TenantsTest, AKeyAtTheWrongPlaceOfTheFileIsNotRepeated) {
   for (const char* yaml :
        {"tenants: [{name: a, key_sha256: sk-terrace-1234}]", "tenants: [sk-terrace-1234]",
         "tenants: sk-terrace-1234", "sk-terrace-1234", "tenants: [{name: a, key_sha256: [123412341234]}]",
-        "tenants: [{name: a, weight: sk-terrace-1234}]"}) {
+        "tenants: [{name: a, weight: sk-terrace-1234}]", "tenants: [{sk-terrace-1234: a}]",
+        "tenants: [{name: SK-terrace-1234}]", "tenants: [{name: a, models: [sk-terrace-1234]}]",
+        "sk-terrace-1234: a", "sk-terrace-1234: {name: a}"}) {
     std::ofstream(keys) << yaml;
     const Status error = Tenants::Load(keys, secret, *catalog_).status();
     EXPECT_EQ(error.code(), StatusCode::kFailedPrecondition) << yaml;

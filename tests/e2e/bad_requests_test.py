@@ -110,6 +110,8 @@ HTTP_ROWS = [
     bad("H3 a header of 70 KiB", http("GET", MODELS_PATH, ["X-Long: " + "a" * 70_000]), "headers_too_large", status=431, closes=True),
     bad("H3 headers of 70 KiB together", http("GET", MODELS_PATH, [f"X-{i}: " + "a" * 1000 for i in range(70)]),
         "headers_too_large", status=431, closes=True),
+    bad("H3 one header of 17 KiB", http("GET", MODELS_PATH, ["X-Long: " + "a" * 17_408]), "headers_too_large", status=431, closes=True),
+    Row("H3 one header of 15 KiB", http("GET", MODELS_PATH, ["X-Long: " + "a" * 15_360]), 200),
     bad("H3 101 headers", http("GET", MODELS_PATH, [f"X-{i}: a" for i in range(101)]), "headers_too_large", status=431, closes=True),
     bad("H3 a target of 9 KiB", http("GET", MODELS_PATH + "?" + "a" * 9000), "uri_too_long", status=414),
     bad("H3 a request line that never ends", b"GET /" + b"a" * 100_000, "uri_too_long", status=414, closes=True),
@@ -162,7 +164,7 @@ KEY_ROWS = [
     key_row("another scheme", "Basic c2s6eA=="),
     key_row("two keys", f"Bearer {KEY}", f"Bearer {KEY}"),
     key_row("the hash in place of the key", f"Bearer {hashlib.sha256(KEY.encode()).hexdigest()}"),
-    key_row("a key of 50 KB", "Bearer " + "k" * 50_000),
+    key_row("a key of 15 KB", "Bearer " + "k" * 15_000),
     bad("H1 no key for the list of models", http("GET", MODELS_PATH), "invalid_api_key", status=401, with_keys=True),
     bad("H1 a model that is not this tenant's", post({"model": "nano", "messages": [MESSAGE]}, f"Authorization: Bearer {LIMITED_KEY}"),
         "model_not_allowed", "model", status=403, with_keys=True),
@@ -199,6 +201,10 @@ JSON_ROWS = [
     bad("J5 a zero byte", chat_text(b'"user":"\0"'), "invalid_unicode"),
     Row("J5 a zero character in text", says({"role": "user", "content": "a\0b"}), 200),
     Row("J6 a field nobody knows", chat(field_of_tomorrow={"a": [1]}), 200),
+    bad("J6 a grammar", chat(ebnf="root ::= \"a\""), "unsupported_parameter", "ebnf"),
+    bad("J6 a flag whose default is true", chat(skip_special_tokens=False), "unsupported_parameter", "skip_special_tokens"),
+    bad("J6 usage in every chunk", chat(stream=True, stream_options={"continuous_usage_stats": True}),
+        "unsupported_parameter", "stream_options.continuous_usage_stats"),
     bad("J6 a field that is known and not served", chat(prediction={"type": "content"}), "unsupported_parameter", "prediction"),
 ]
 
@@ -325,6 +331,7 @@ class Call:
     message: bytes
     code: grpc.StatusCode
     reason: str = None  # the trailer terrace-reason
+    param: str = None  # the trailer terrace-param
     method: str = GENERATE
     metadata: tuple = ()
     timeout: float = PATIENCE_SECONDS
@@ -346,6 +353,9 @@ CALLS = [
     Call("Q2 no such method", b"", grpc.StatusCode.UNIMPLEMENTED, method="/terrace.v1.Inference/Nothing"),
     Call("Q2 no such service", b"", grpc.StatusCode.UNIMPLEMENTED, method="/terrace.v1.Nothing/Generate"),
     Call("Q2 the workers' service", b"", grpc.StatusCode.UNIMPLEMENTED, method="/terrace.v1.Worker/Execute"),
+    Call("Q1 a temperature of 9", generate() + field(6, b"\x0d" + struct.pack("<f", 9)), grpc.StatusCode.INVALID_ARGUMENT,
+         "invalid_value", "temperature"),
+    Call("Q2 14 KiB of metadata", generate(), grpc.StatusCode.OK, metadata=(("x-long", "a" * 14_336),)),
     Call("Q2 17 KiB of metadata", generate(), grpc.StatusCode.RESOURCE_EXHAUSTED, metadata=(("x-long", "a" * 17_408),)),
     Call("Q3 a deadline of 1,000 hours", generate(), grpc.StatusCode.OK, timeout=3_600_000),
     Call("Q3 a deadline that is over", generate(), grpc.StatusCode.DEADLINE_EXCEEDED, timeout=-1),
@@ -453,6 +463,31 @@ class BadRequests(unittest.TestCase):
                         self.assertIsNotNone(http2.end_of(stream), "the connection is gone")
         self.check_nothing_is_left(before)
 
+    def test_a_grpc_connection_that_does_not_shake_hands_is_closed(self):
+        before = self.settled_files()
+        with socket.create_connection(("127.0.0.1", self.router.port("grpc")), timeout=PATIENCE_SECONDS) as silent:
+            while silent.recv(65_536):  # the server's own settings
+                pass
+        self.check_nothing_is_left(before)
+
+    def test_what_http_itself_refuses_is_in_the_log_with_its_id(self):
+        def refusal():
+            with socket.create_connection(("127.0.0.1", self.router.port("http")), timeout=PATIENCE_SECONDS) as client:
+                headers = exchange(client, malformed("", b"nonsense\r\n\r\n"))[1]
+            return [r for r in self.router.log_records() if r.get("request_id") == headers["x-request-id"]]
+
+        records = wait_until(refusal, "one that is logged: a few in a second are")
+        self.assertEqual([(r["event"], r["code"], r["http_status"]) for r in records], [("http_refused", "bad_request", 400)])
+        self.assertRegex(records[0]["peer"], r"^127\.0\.0\.1:\d+$")
+
+    def test_the_line_of_a_request_says_where_it_came_from_and_what_http_answered(self):
+        for request_id, body, status in (("log-good", {"max_tokens": 1}, 200), ("log-bad", {"temperature": 9}, 400)):
+            with self.subTest(request_id):
+                http_call(self.router.port("http"), "POST", CHAT, {"model": "nano", "messages": [MESSAGE], **body}, {"X-Request-Id": request_id})
+                records = wait_until(lambda: [r for r in self.router.log_records() if r.get("request_id") == request_id], "its line")
+                self.assertEqual([(r["event"], r["http_status"], r["retries"]) for r in records], [("request", status, 0)])
+                self.assertRegex(records[0]["peer"], r"^127\.0\.0\.1:\d+$")
+
     def test_a_client_that_does_not_read_or_goes_away_stops_the_work(self):
         before = self.settled_files()
         for leave in ("at once", "after the head", "in the middle"):
@@ -529,6 +564,8 @@ class BadRequests(unittest.TestCase):
         self.assertEqual(stream.code(), call.code, stream.details())
         trailers = {key: value for key, value in stream.trailing_metadata() or ()}
         self.assertEqual(trailers.get("terrace-reason"), call.reason, stream.details())
+        if call.param is not None:
+            self.assertEqual(trailers.get("terrace-param"), call.param)
         if call.reason:
             self.check_message(stream.details())
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <vector>
 
+#include "base/log.h"
 #include "base/version.h"
 
 namespace terrace {
@@ -179,6 +180,7 @@ void WorkerMetrics::SetFrom(const EngineStats& stats, MonoTime now) {
   registry_.GetGauge("terrace_kv_cache_usage_ratio")
       .Set(static_cast<double>(stats.held_blocks) / std::max(stats.total_blocks, 1u));
   std::lock_guard lock(mutex_);
+  Follow("terrace_log_dropped_total", Labels{}, static_cast<double>(DroppedLogLines()), told_dropped_lines_);
   for (size_t i = 0; i < kTotals; ++i) {
     const FollowedTotal& followed = kFollowedTotals[i];
     const Labels labels = followed.label == nullptr ? Labels{} : Labels{followed.label};

@@ -64,7 +64,8 @@ class WorkerMetrics {
   std::array<MetricRegistry::Gauge*, kRemoteStates> remote_states_;
   std::array<MetricRegistry::Counter*, kRemoteResults> remote_tokens_;
   std::mutex mutex_;
-  // GUARDED_BY(mutex_): the engine's totals, as far as counted here.
+  // GUARDED_BY(mutex_): the totals of the log and of the engine, as far as counted here.
+  double told_dropped_lines_ = 0;
   std::array<double, kTotals> told_{};
   std::array<double, SpeculationStats::kPositions> told_proposed_{};
   double told_branch_proposed_ = 0;
