@@ -30,16 +30,17 @@ std::string Hex(std::span<const std::byte> bytes) {
   return out;
 }
 
-// A run of notes: a header, then its owner's name and its content, each padded to `alignment`.
+// A run of notes: a header, its owner's name and its content, which begins, as the next note does, at a
+// multiple of `alignment`.
 std::string FindBuildId(std::span<const std::byte> notes, size_t alignment) {
   const auto padded = [alignment](size_t size) { return (size + alignment - 1) / alignment * alignment; };
   while (notes.size() >= sizeof(ElfW(Nhdr))) {
     ElfW(Nhdr) header;
     std::memcpy(&header, notes.data(), sizeof(header));
-    notes = notes.subspan(sizeof(header));
-    const size_t content = padded(header.n_namesz);
+    const size_t content = padded(sizeof(header) + header.n_namesz);
     if (content > notes.size() || header.n_descsz > notes.size() - content) return "";
-    const std::string_view name(reinterpret_cast<const char*>(notes.data()), header.n_namesz);
+    const std::string_view name(reinterpret_cast<const char*>(notes.data()) + sizeof(header),
+                                header.n_namesz);
     if (header.n_type == NT_GNU_BUILD_ID && name == kGnu) return Hex(notes.subspan(content, header.n_descsz));
     notes = notes.subspan(std::min(notes.size(), content + padded(header.n_descsz)));
   }

@@ -150,11 +150,11 @@ TEST(LogLimit, LeavesOutWhatIsTooManyInAPeriodAndTheNextLineSaysHowMany) {
   const MonoTime begin{};
   EXPECT_EQ(limit.Take(begin), 0u);
   EXPECT_EQ(limit.Take(begin + std::chrono::milliseconds(500)), 0u);
-  EXPECT_EQ(limit.Take(begin + std::chrono::milliseconds(999)), std::nullopt);
-  EXPECT_EQ(limit.Take(begin + std::chrono::milliseconds(999)), std::nullopt);
+  EXPECT_FALSE(limit.Take(begin + std::chrono::milliseconds(999)).has_value());
+  EXPECT_FALSE(limit.Take(begin + std::chrono::milliseconds(999)).has_value());
   EXPECT_EQ(limit.Take(begin + std::chrono::seconds(1)), 2u);
   EXPECT_EQ(limit.Take(begin + std::chrono::seconds(1)), 0u);
-  EXPECT_EQ(limit.Take(begin + std::chrono::seconds(1)), std::nullopt);
+  EXPECT_FALSE(limit.Take(begin + std::chrono::seconds(1)).has_value());
 }
 
 TEST(ParseLogLevel, KnowsItsFourNames) {

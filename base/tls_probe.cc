@@ -16,13 +16,13 @@ namespace {
 constexpr Duration kTimeout = std::chrono::seconds(2);
 constexpr int kPollMilliseconds = 50;
 
-// Until it can go on, or for a moment.
-void Await(BIO* connection) {
+// Until it can go on, for a moment at most: false when it cannot yet.
+bool Await(BIO* connection) {
   const bool reads = BIO_should_read(connection) != 0;
   pollfd waits = {.fd = static_cast<int>(BIO_get_fd(connection, nullptr)),
                   .events = static_cast<short>(reads ? POLLIN : POLLOUT),
                   .revents = 0};
-  poll(&waits, 1, kPollMilliseconds);
+  return poll(&waits, 1, kPollMilliseconds) > 0;
 }
 
 // What the error of a handshake tells.
@@ -54,11 +54,12 @@ StatusOr<bool> SpeaksTls(const std::string& address, const std::function<bool()>
   const MonoTime deadline = RealClock().Now() + kTimeout;
   while (BIO_do_connect(connection.get()) != 1) {
     if (BIO_should_retry(connection.get()) == 0) return WhyNot(address);
-    if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
-    if (RealClock().Now() >= deadline)
-      return Unavailable(address, ": nothing is known of what it speaks: no answer within ",
-                         Seconds(kTimeout), " s");
-    Await(connection.get());
+    do {  // asked before it can go on, OpenSSL 3.0 would spin until the connection is there
+      if (is_cancelled && is_cancelled()) return Cancelled("interrupted");
+      if (RealClock().Now() >= deadline)
+        return Unavailable(address, ": nothing is known of what it speaks: no answer within ",
+                           Seconds(kTimeout), " s");
+    } while (!Await(connection.get()));
   }
   return true;
 }

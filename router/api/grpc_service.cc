@@ -30,9 +30,12 @@ void SetTrailers(grpc::ServerContextBase& context, const Status& status) {
     context.AddTrailingMetadata(kParamTrailer, param);
 }
 
+// A client resets a call whose deadline is over too, by its own clock: a little before ours.
+constexpr auto kDeadlineSlack = std::chrono::milliseconds(100);
+
 // Of a call that was cancelled: the client did it, or is gone.
 bool IsBeforeDeadline(const grpc::CallbackServerContext& context) {
-  return context.deadline() > std::chrono::system_clock::now();
+  return context.deadline() - std::chrono::system_clock::now() > kDeadlineSlack;
 }
 
 // One Generate call: the sink of its answers and the writer of its stream. It is full while more than
@@ -128,7 +131,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   }
   void OnCancel() override {
     is_closed_ = true;
-    if (IsUnanswered() && IsBeforeDeadline(context_)) resets_.OnReset(context_.peer());
+    if (IsUnanswered() && IsBeforeDeadline(context_)) resets_.OnReset(context_.peer(), begin_);
     cancel_.Cancel();
   }
   void OnDone() override {
@@ -232,6 +235,7 @@ class GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>,
 
   grpc::CallbackServerContext& context_;  // gRPC's, until OnDone
   ResetLimit& resets_;
+  const MonoTime begin_ = resets_.Now();
   std::string request_id_;
   bool with_logprobs_ = false;
   LateCancel cancel_;
@@ -275,7 +279,7 @@ class ScoreCall : public grpc::ServerUnaryReactor {
   }
 
   void OnCancel() override {
-    if (!has_ended_ && IsBeforeDeadline(context_)) resets_.OnReset(context_.peer());
+    if (!has_ended_ && IsBeforeDeadline(context_)) resets_.OnReset(context_.peer(), begin_);
     cancel_->Cancel();
   }
   void OnDone() override { delete this; }
@@ -284,6 +288,7 @@ class ScoreCall : public grpc::ServerUnaryReactor {
   grpc::CallbackServerContext& context_;
   v1::ScoreResponse& response_;
   ResetLimit& resets_;
+  const MonoTime begin_ = resets_.Now();
   std::atomic<bool> has_ended_ = false;
   const std::shared_ptr<LateCancel> cancel_ = std::make_shared<LateCancel>();
 };

@@ -5,9 +5,10 @@
 
 namespace terrace {
 
-void ResetLimit::OnReset(const std::string& peer) {
+void ResetLimit::OnReset(const std::string& peer, MonoTime begin) {
   if (options_.on_reset) options_.on_reset();
-  if (options_.max_resets > 0 && Count(peer) && options_.on_limited) options_.on_limited(peer);
+  if (options_.max_resets == 0 || Now() - begin >= kQuick) return;
+  if (Count(peer) && options_.on_limited) options_.on_limited(peer);
 }
 
 bool ResetLimit::Count(const std::string& peer) {
@@ -36,9 +37,10 @@ Status ResetLimit::Check(const std::string& peer) const {
   const Duration left = kWindow - (clock_.Now() - found->second.window_begin);
   if (left <= Duration(0)) return {};
   return WithRetryAfter(
-      WithReason(ResourceExhausted("this connection has reset more than ", options_.max_resets,
-                                   " calls before their answers within ", Seconds(kWindow), " seconds"),
-                 kTooManyResets),
+      WithReason(
+          ResourceExhausted("this connection has reset more than ", options_.max_resets,
+                            " calls at once, before their answers, within ", Seconds(kWindow), " seconds"),
+          kTooManyResets),
       Seconds(left));
 }
 

@@ -13,7 +13,7 @@ namespace {
 class ResetLimitTest : public ::testing::Test {
  protected:
   void Reset(const std::string& peer, int times) {
-    for (int i = 0; i < times; ++i) limit_.OnReset(peer);
+    for (int i = 0; i < times; ++i) limit_.OnReset(peer, clock_.Now());
   }
 
   FakeClock clock_;
@@ -50,10 +50,20 @@ TEST_F(ResetLimitTest, AConnectionIsRefusedFromOneMoreThanItsLimitOnUntilTheWind
 TEST_F(ResetLimitTest, WithoutALimitResetsAreCountedOnly) {
   int resets = 0;
   ResetLimit limit({.max_resets = 0, .on_reset = [&] { ++resets; }}, clock_);
-  for (int i = 0; i < 1000; ++i) limit.OnReset("a:1");
+  for (int i = 0; i < 1000; ++i) limit.OnReset("a:1", clock_.Now());
   EXPECT_EQ(resets, 1000);
   EXPECT_TRUE(limit.is_empty());
   EXPECT_TRUE(limit.Check("a:1").ok());
+}
+
+TEST_F(ResetLimitTest, CallsThatWereOpenForLongAreCountedAndNotLimited) {
+  const MonoTime begin = clock_.Now();
+  clock_.Advance(ResetLimit::kQuick);
+  for (int i = 0; i < 9; ++i) limit_.OnReset("a:1", begin);
+  EXPECT_EQ(resets_, 9);
+  EXPECT_TRUE(limit_.Check("a:1").ok()) << "they gave up";
+  Reset("a:1", 4);
+  EXPECT_FALSE(limit_.Check("a:1").ok());
 }
 
 TEST_F(ResetLimitTest, ItRemembersABoundedNumberOfConnectionsAndForgetsThoseWhoseWindowIsOver) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <utility>
@@ -16,6 +17,7 @@ std::atomic<ReplicaId> next_replica_id = 0;  // of all clusters: a reload may ma
 
 constexpr int kMaxBackoffDoublings = 4;
 constexpr auto kPublishDelay = std::chrono::milliseconds(10);
+constexpr auto kLongestLook = std::chrono::minutes(1);  // of a Discovery that nobody worries about
 constexpr size_t kMostUpdates = 256;  // of one Watch that are not looked at yet: a minute of them
 
 StatusOr<std::shared_ptr<const TextAssets>> CheckText(const std::string& bytes, const std::string& digest,
@@ -124,6 +126,7 @@ struct Cluster::Replica {
 struct Cluster::Tier {
   std::string name = {};
   std::map<std::string, Discovered> found = {};  // by entry, of those that have looked
+  std::map<std::string, MonoTime> looked = {};   // by entry, the last time
   std::vector<ReplicaPtr> replicas = {};
   ReplicaDescription served = {};  // what the ready replicas share
   MonoTime last_ready = {};        // some replica was
@@ -132,11 +135,15 @@ struct Cluster::Tier {
   std::shared_ptr<const ManifestGate> gate = {};  // null: any model
   Ejections ejections;
 
-  // What each Discovery has found last, together, each once.
+  // What each Discovery has found last, one after the other, each once.
   std::vector<std::string> Addresses() const {
-    std::set<std::string> all;
-    for (const auto& [entry, latest] : found) all.insert(latest.addresses.begin(), latest.addresses.end());
-    return {all.begin(), all.end()};
+    std::vector<std::string> all;
+    std::set<std::string_view> known;
+    for (const auto& [entry, latest] : found) {
+      std::ranges::copy_if(latest.addresses, std::back_inserter(all),
+                           [&](const std::string& address) { return known.insert(address).second; });
+    }
+    return all;
   }
   std::vector<Status> DiscoveryErrors() const {
     std::vector<Status> all;
@@ -183,13 +190,13 @@ Cluster::Cluster(ClusterOptions options, MetricRegistry& metrics)
 
 Cluster::~Cluster() {
   for (std::jthread& discoverer : discoverers_) discoverer.request_stop();
-  discoverers_.clear();  // joins
   loop_->Stop();
   for (const auto& tier : tiers_) {
     for (const ReplicaPtr& replica : tier->replicas) {
       if (replica->call != nullptr) replica->call->Cancel();
     }
   }
+  discoverers_.clear();  // joins; last, as a name server may take long, and nobody is to be watched meanwhile
 }
 
 std::shared_ptr<const ClusterView> Cluster::View() const {
@@ -205,7 +212,7 @@ Discoveries Cluster::discoveries() const {
 
 void Cluster::DiscoverForever(const std::stop_token& stop, size_t tier, const std::string& entry) {
   Discovery& discovery = *options_.tiers[tier].discoveries.at(entry);
-  const Duration period = discovery.asks_names() ? options_.dns_refresh : options_.discovery_period;
+  const Duration period = PeriodOf(discovery);
   std::mutex mutex;
   std::condition_variable_any stopped;
   while (!stop.stop_requested()) {
@@ -217,6 +224,20 @@ void Cluster::DiscoverForever(const std::stop_token& stop, size_t tier, const st
   }
 }
 
+Duration Cluster::PeriodOf(const Discovery& discovery) const {
+  return discovery.asks_names() ? options_.dns_refresh : options_.discovery_period;
+}
+
+// One whose look never ends, as at a file of a file server that is gone, is not up to date for ever.
+bool Cluster::HaveAllLooked(size_t tier) const {
+  const std::map<std::string, MonoTime>& looked = tiers_[tier]->looked;
+  const MonoTime now = RealClock().Now();
+  return std::ranges::all_of(options_.tiers[tier].discoveries, [&](const auto& each) {
+    const auto found = looked.find(each.first);
+    return found != looked.end() && now - found->second <= PeriodOf(*each.second) + kLongestLook;
+  });
+}
+
 // What a Discovery has not told yet takes nobody away: it adds to what the others found.
 void Cluster::OnDiscovered(size_t tier_index, const std::string& entry, const Discovered& found,
                            size_t failures) {
@@ -226,8 +247,8 @@ void Cluster::OnDiscovered(size_t tier_index, const std::string& entry, const Di
   const bool is_same = found.addresses == latest.addresses;
   latest = found;
   const std::vector<Status> errors = tier.DiscoveryErrors();
-  const bool have_all_looked = tier.found.size() == options_.tiers[tier_index].discoveries.size();
-  metrics_.OnDiscovery(tier_index, failures, have_all_looked && errors.empty());
+  tier.looked[entry] = RealClock().Now();
+  metrics_.OnDiscovery(tier_index, failures, errors.empty() && HaveAllLooked(tier_index));
   LogErrors(tier.name, errors_before, errors);
   if (!is_same) SetAddresses(tier_index, tier.Addresses());
 }

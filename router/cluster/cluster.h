@@ -91,12 +91,14 @@ class Cluster : public ClusterSource {
   using ReplicaPtr = std::shared_ptr<Replica>;
 
   void DiscoverForever(const std::stop_token& stop, size_t tier, const std::string& entry);
+  Duration PeriodOf(const Discovery& discovery) const;  // from the end of a look to the next
   void Post(std::function<void()> function) { loop_->Post(std::move(function)); }
 
   // All below: the cluster thread.
   ReplicaPtr MakeReplica(size_t tier, const std::string& address);
   // `failures`: look-ups that failed just now.
   void OnDiscovered(size_t tier, const std::string& entry, const Discovered& found, size_t failures);
+  bool HaveAllLooked(size_t tier) const;  // lately
   void SetAddresses(size_t tier, const std::vector<std::string>& addresses);
   void Connect(const ReplicaPtr& replica);
   void OnDescribed(const ReplicaPtr& replica, StatusOr<ReplicaDescription> description);

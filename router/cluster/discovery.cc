@@ -205,10 +205,19 @@ StatusOr<std::vector<std::string>> SystemDnsLookup(const HostPort& name) {
 }
 
 Discovered Discovery::Resolve() {
-  std::lock_guard turn(turn_);
+  std::unique_lock lock(mutex_);
+  if (is_looking_) {
+    ended_.wait(lock, [this, look = looks_] { return looks_ != look; });
+    return *latest_;
+  }
+  is_looking_ = true;
+  lock.unlock();
   Discovered found = Look();
-  std::lock_guard lock(mutex_);
+  lock.lock();
+  is_looking_ = false;
+  ++looks_;
   latest_ = found;
+  ended_.notify_all();
   return found;
 }
 

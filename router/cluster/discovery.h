@@ -7,6 +7,8 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -31,7 +33,8 @@ struct Discovered {
 class Discovery {
  public:
   virtual ~Discovery() = default;
-  // Looks now. May block for as long as name servers take, and for whoever looks already.
+  // Looks now, or waits for whoever looks already, and finds the same: a name server that does not answer is
+  // waited for once, however many clusters share this. May block for as long as name servers take.
   Discovered Resolve();
   // What was found last; absent before the first time. Never blocks.
   std::optional<Discovered> latest() const;
@@ -41,8 +44,10 @@ class Discovery {
  private:
   virtual Discovered Look() = 0;  // one thread at a time
 
-  std::mutex turn_;  // to look
   mutable std::mutex mutex_;
+  std::condition_variable ended_;     // a look
+  bool is_looking_ = false;           // GUARDED_BY(mutex_)
+  uint64_t looks_ = 0;                // GUARDED_BY(mutex_): that have ended
   std::optional<Discovered> latest_;  // GUARDED_BY(mutex_)
 };
 // By entry: names and files; and all listed addresses together, by "".

@@ -62,6 +62,8 @@ ShownText Show(std::shared_ptr<const TextAssets> assets, const RequestPtr& reque
 
 bool IsSame(const ShownText& a, const ShownText& b) {
   const std::string_view of_a = WithoutBlanks(a.text), of_b = WithoutBlanks(b.text);
+  // Nothing is shown of it: only its tokens may say what it would have become.
+  if ((a.is_cut && of_a.empty()) || (b.is_cut && of_b.empty())) return false;
   return of_a == of_b || (a.is_cut && of_b.starts_with(of_a)) || (b.is_cut && of_a.starts_with(of_b));
 }
 
@@ -94,6 +96,12 @@ size_t BytesToEncode(const Draft& answer, const std::string& text_digest) {
 Status CheckBytes(size_t bytes) {
   if (bytes <= kMostTextBytes) return {};
   return ResourceExhausted("there are ", bytes, " bytes to tokenize, limit ", kMostTextBytes);
+}
+
+// Of all of them there is one tokenizer.
+bool SpeakAlike(const ClusterView& view, const std::vector<size_t>& tiers) {
+  const std::string& digest = view.tiers[tiers.back()].text_digest;
+  return std::ranges::all_of(tiers, [&](size_t tier) { return view.tiers[tier].text_digest == digest; });
 }
 
 // It gives way: not a failure.
@@ -266,10 +274,13 @@ void Shadows::Housekeep(DispatchState& state) {
   }
 }
 
-// What the tier's tokenizer has to make anew is kept small.
-StatusOr<PromptPtr> Shadows::PromptOf(const Job& job, const TierView& tier) {
+// What the tier's tokenizer has to make anew is kept small. Which prompts are known tells who was asked for
+// the client's answer: what is recorded must not depend on that, so with several tokenizers each counts.
+StatusOr<PromptPtr> Shadows::PromptOf(const Job& job, const ClusterView& view, const TierView& tier) {
   const auto known = std::ranges::find(job.prompts, tier.text_digest, &EncodedPrompt::text_digest);
-  size_t bytes = known == job.prompts.end() ? TextBytes(*job.request) : 0;
+  const bool is_free =
+      known != job.prompts.end() && (!job.is_recorded || SpeakAlike(view, job.policy->entry.tiers));
+  size_t bytes = is_free ? 0 : TextBytes(*job.request);
   if (!job.said.empty()) bytes += BytesToEncode(job.said.back().answer, tier.text_digest);
   RETURN_IF_ERROR(CheckBytes(bytes));
   if (known == job.prompts.end()) return EncodeInput(job.request, tier);
@@ -285,7 +296,7 @@ Status Shadows::Begin(DispatchState& state, Job& job) {
   const auto view = parts_.cluster.View();
   const TierView& tier = view->tiers[tier_index];
   if (tier.text == nullptr) return NoCapacity(tier);
-  ASSIGN_OR_RETURN(const PromptPtr prompt, PromptOf(job, tier));
+  ASSIGN_OR_RETURN(const PromptPtr prompt, PromptOf(job, *view, tier));
   RETURN_IF_ERROR(CheckContext(request, prompt->size(), tier));
   RETURN_IF_ERROR(
       CheckQuarantine(state, {.request = request, .view = *view, .tier = tier_index, .prompt = *prompt}));

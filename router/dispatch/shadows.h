@@ -111,7 +111,7 @@ class Shadows : public std::enable_shared_from_this<Shadows> {
     Hash128 fingerprint = {};  // RequestFingerprint
   };
 
-  static StatusOr<PromptPtr> PromptOf(const Job& job, const TierView& tier);
+  static StatusOr<PromptPtr> PromptOf(const Job& job, const ClusterView& view, const TierView& tier);
   static StatusOr<std::vector<double>> AgreementsOf(const Job& job);
   // Takes the job when that is OK.
   Status Begin(DispatchState& state, Job& job);

@@ -178,7 +178,9 @@ TEST_F(ShadowsTest, OfAnAnswerThatWasCutOffOnlyWhatThereIsOfItIsCompared) {
                {"they differ", "yes", cut, "yea", whole, false},
                {"the second ends where the first goes on", "yes", cut, "ye", whole, false},
                {"the first ended where the second goes on", "yes", whole, "yes, it", cut, false},
-               {"in the middle of a character", "yes\xc3", cut, "yes\xc3\xa9", whole, true}};
+               {"in the middle of a character", "yes\xc3", cut, "yes\xc3\xa9", whole, true},
+               {"in the middle of the first one", "\xc3", cut, "\xc3\xa9", whole, true},
+               {"nothing of it is shown", "\xc3", cut, "yes", whole, false}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
     Use({.share = 1, .max_disagreement = 0.9});
@@ -631,6 +633,24 @@ TEST_F(ShadowRecordsTest, TheDrawKnowsNothingOfWhoAnswered) {
     EXPECT_EQ(Read().rows.size(), count);
   }
   EXPECT_EQ(drawn[0], drawn[1]);
+}
+
+TEST_F(ShadowRecordsTest, NorDoesTheSizeOfThePromptsThatAreTaken) {
+  UseSteps(Recording());
+  for (const size_t tier : {kNano, kBase}) cluster_.tier(tier).context_length = 1 << 20;
+  RequestFields fields = Greedy();
+  fields.input = std::string(17 << 10, 'x');
+  for (const bool is_one_tokenizer : {true, false}) {
+    cluster_.tier(kBase).text_digest = is_one_tokenizer ? "bytes" : "other";
+    for (const bool by_base : {false, true}) {
+      by_base ? AnswerByBase(fields) : AnswerByNano(fields);
+      dispatcher_->Housekeep();
+      EXPECT_EQ(HasBegun(), is_one_tokenizer) << by_base;
+      if (HasBegun()) RecordOne("yes", "yes");
+    }
+  }
+  EXPECT_EQ(Recorded("written"), 2);
+  EXPECT_EQ(Recorded("dropped"), 2);
 }
 
 TEST_F(ShadowRecordsTest, OnlyWhatThePolicyChoosesATierForByItselfIsRecorded) {

@@ -63,6 +63,15 @@ uint32_t PlacesOf(const TierView& tier) {
   return places;
 }
 
+// Who has been reached is kept out by manifests, and nobody else is about to be.
+bool IsKeptOut(const TierView& tier) {
+  const auto is_refused = [](const ReplicaView& replica) { return replica.state == ReplicaState::kRefused; };
+  const auto is_settled = [&](const ReplicaView& replica) {
+    return is_refused(replica) || !replica.last_error.empty();
+  };
+  return std::ranges::any_of(tier.replicas, is_refused) && std::ranges::all_of(tier.replicas, is_settled);
+}
+
 }  // namespace
 
 StatusOr<std::shared_ptr<Core>> Core::Make(const RouterOptions& options, MetricRegistry& metrics,
@@ -188,7 +197,7 @@ uint64_t RandomSeed() {
 Status CheckAsReady(const ClusterView& before, const ClusterView& after) {
   for (const TierView& tier : before.tiers) {
     const auto found = std::ranges::find(after.tiers, tier.name, &TierView::name);
-    const bool may_be_empty = tier.ready_replicas() == 0 || found == after.tiers.end() || found->is_refused();
+    const bool may_be_empty = tier.ready_replicas() == 0 || found == after.tiers.end() || IsKeptOut(*found);
     if (may_be_empty || found->ready_replicas() > 0) continue;
     const auto told = std::ranges::find_if(
         found->replicas, [](const ReplicaView& replica) { return !replica.last_error.empty(); });

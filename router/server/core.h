@@ -96,7 +96,7 @@ uint64_t RandomSeed();  // from the system
 StatusOr<std::vector<std::shared_ptr<const ManifestGate>>> LoadGates(const RouterOptions& options);
 
 // UNAVAILABLE, with the tier and a cause, for one that is ready in `before` and in `after` has no ready
-// replica, though it is still there and no manifest keeps all of its models out.
+// replica, though it is still there and manifests do not keep out all of its workers that can be reached.
 Status CheckAsReady(const ClusterView& before, const ClusterView& after);
 
 // One tier that can answer is enough.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <utility>
@@ -316,6 +317,7 @@ StatusOr<ShadowOptions> MakeShadow(const std::string& path, const v1::ShadowConf
   RETURN_IF_ERROR(SetCount(path + ".window", config.has_window(), config.window(), out.window));
   if (out.window > kMaxShadowWindow)
     return Bad(path + ".window", "must be at most ", kMaxShadowWindow, ", got ", out.window);
+  if (config.has_delta() && !out.judges_drift()) return Bad(path + ".delta", "needs max_disagreement");
   RETURN_IF_ERROR(SetShare(path + ".delta", config.has_delta(), config.delta(), false, false, out.delta));
   out.records_file = config.records_file();
   if (config.has_max_records() && out.records_file.empty())
@@ -347,7 +349,8 @@ Status CheckRecordsFiles(const std::vector<CatalogPolicy>& policies) {
   for (size_t i = 0; i < policies.size(); ++i) {
     const auto& shadow = policies[i].shadow;
     if (!shadow.has_value() || shadow->records_file.empty()) continue;
-    const auto [found, is_first] = policy_of.emplace(shadow->records_file, policies[i].name);
+    const std::filesystem::path file(shadow->records_file);
+    const auto [found, is_first] = policy_of.emplace(file.lexically_normal().string(), policies[i].name);
     if (!is_first) {
       return Bad(Concat("policies[", i, "].shadow.records_file"), "\"", shadow->records_file, "\" is policy ",
                  found->second, "'s");

@@ -363,8 +363,9 @@ TEST(RouterOptions, AShadowThatCannotBeIsAnErrorOfItsSetting) {
       {"{name: p, " + cascade + ", shadow: {max_disagreement: 0.1, max_records: 1}}",
        "policies[0].shadow.max_records:"},
       {"{name: p, " + cascade + ", shadow: {records_file: r}}, {name: q, " + cascade +
-           ", shadow: {records_file: r}}",
+           ", shadow: {records_file: ./r}}",
        "policies[1].shadow.records_file:"},
+      {"{name: p, " + cascade + ", shadow: {records_file: r, delta: 0.1}}", "policies[0].shadow.delta:"},
   };
   for (const auto& c : cases) {
     const auto options = Parse(kDemo, "policies=[" + c.policies + "]");

@@ -530,6 +530,11 @@ TEST(CheckAsReady, ATierThatIsReadyHasToStaySo) {
        {tier("b", {}), tier("a", {kReady})},
        "tier b"},
       {"manifests keep all out", {tier("a", {kReady})}, {tier("a", {kRefused})}, nullptr},
+      {"and one is down", {tier("a", {kReady})}, {tier("a", {kConnecting, kRefused})}, nullptr},
+      {"and one has not been asked",
+       {tier("a", {kReady})},
+       {tier("a", {kRefused, kStarting})},
+       "w:1 is not ready yet"},
   };
   for (const auto& c : cases) {
     const Status status = CheckAsReady({c.before}, {c.after});

@@ -82,8 +82,7 @@ StatusOr<std::shared_ptr<const Tenants>> Tenants::Make(const v1::TenantsFile& fi
     const v1::TenantConfig& config = file.tenants(i);
     const std::string path = Concat("tenants[", i, "]");
     ASSIGN_OR_RETURN(const TenantPtr tenant, MakeTenant(path, config, catalog, cluster_secret));
-    if (!names.insert(tenant->name).second)
-      return BadSetting(path + ".name", "\"", tenant->name, "\" is taken");
+    if (!names.insert(tenant->name).second) return BadSetting(path + ".name", "another tenant has this name");
     for (int k = 0; k < config.key_sha256_size(); ++k) {
       const std::string key_path = Concat(path, ".key_sha256[", k, "]");
       const auto digest = ParseDigest256(config.key_sha256(k));

@@ -12,10 +12,11 @@
 #include <utility>
 
 #include "base/descriptor.h"
-#include "base/mapped_file.h"
 
 namespace terrace {
 namespace {
+
+constexpr size_t kMostBytes = size_t{256} << 20;  // that ReadFile, and with it `terrace calibrate`, takes
 
 std::string Described(const RecordedTier& tier) {
   return Concat(tier.name, " (model ", tier.model_digest, ", text ", tier.text_digest, ", ", tier.parameters,
@@ -34,25 +35,34 @@ Status RecordsFile::CheckTiers(const std::vector<RecordedTier>& tiers) const {
   return FailedPrecondition(path_, ": has records of ", Described(*has), ", not of ", Described(*asked));
 }
 
+// Of what is open: another file may be at the path by now.
+StatusOr<std::string> RecordsFile::Read(int file, size_t bytes) const {
+  if (bytes > kMostBytes) return FailedPrecondition(path_, ": has ", bytes, " bytes, limit ", kMostBytes);
+  std::string text(bytes, '\0');
+  size_t got = 0;
+  while (got < bytes) {
+    const ssize_t count = ::pread(file, text.data() + got, bytes - got, static_cast<off_t>(got));
+    if (count < 0 && errno != EINTR) return Failed(errno);
+    if (count == 0) break;
+    if (count > 0) got += static_cast<size_t>(count);
+  }
+  text.resize(got);
+  return text;
+}
+
 // `head` is what a new file begins with.
-Status RecordsFile::Look(int file, const std::string& head) {
-  const StatusOr<std::string> text = ReadFile(path_);
-  if (text.status().code() == StatusCode::kResourceExhausted)
-    return FailedPrecondition(Message(text.status()));
-  if (!text.ok()) return Unavailable(Message(text.status()));
-  const size_t whole = text->rfind('\n') + 1;  // 0 without an end of a line
+Status RecordsFile::Look(int file, size_t bytes, const std::string& head) {
+  ASSIGN_OR_RETURN(const std::string text, Read(file, bytes));
+  bytes_ = text.rfind('\n') + 1;  // 0 without an end of a line
   tiers_.clear();
   rows_ = 0;
-  if (whole > 0) {
-    StatusOr<std::vector<RecordedTier>> tiers =
-        ParseRecordsHead(std::string_view(*text).substr(0, text->find('\n')));
-    if (!tiers.ok()) return FailedPrecondition(path_, ": is no file of records: ", Message(tiers.status()));
-    tiers_ = *std::move(tiers);
-    rows_ = static_cast<size_t>(std::ranges::count(*text, '\n')) - 1;
-  } else if (!head.starts_with(*text)) {
-    return FailedPrecondition(path_, ": is no file of records");
-  }
-  if (whole < text->size() && ::ftruncate(file, static_cast<off_t>(whole)) != 0) return Failed(errno);
+  if (bytes_ == 0)
+    return head.starts_with(text) ? Status() : FailedPrecondition(path_, ": is no file of records");
+  StatusOr<std::vector<RecordedTier>> tiers =
+      ParseRecordsHead(std::string_view(text).substr(0, text.find('\n')));
+  if (!tiers.ok()) return FailedPrecondition(path_, ": is no file of records: ", Message(tiers.status()));
+  tiers_ = *std::move(tiers);
+  rows_ = static_cast<size_t>(std::ranges::count(text, '\n')) - 1;
   return {};
 }
 
@@ -84,16 +94,20 @@ Status RecordsFile::Append(const std::vector<RecordedTier>& tiers, Record record
   struct stat info = {};
   if (::fstat(file.number(), &info) != 0) return Failed(errno);
   if (!S_ISREG(info.st_mode)) return FailedPrecondition(path_, ": is not a regular file");
+  const auto size = static_cast<size_t>(info.st_size);
   const std::string head = RecordsHead(tiers);
   if (StampOf(info) != seen_) {
     seen_ = {};  // until all of it was looked at
-    RETURN_IF_ERROR(Look(file.number(), head));
+    RETURN_IF_ERROR(Look(file.number(), size, head));
   }
   if (!tiers_.empty()) RETURN_IF_ERROR(CheckTiers(tiers));
   if (rows_ >= max_rows_) return ResourceExhausted(path_, ": has ", rows_, " records, limit ", max_rows_);
   record.id = Concat(rows_ + 1);
-  RETURN_IF_ERROR(Write(file.number(), (tiers_.empty() ? head : "") + RecordLine(record)));
+  if (bytes_ < size && ::ftruncate(file.number(), static_cast<off_t>(bytes_)) != 0) return Failed(errno);
+  const std::string text = (tiers_.empty() ? head : "") + RecordLine(record);
+  RETURN_IF_ERROR(Write(file.number(), text));
   tiers_ = tiers;
+  bytes_ += text.size();
   ++rows_;
   seen_ = ::fstat(file.number(), &info) == 0 ? StampOf(info) : FileStamp();
   return {};

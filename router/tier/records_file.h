@@ -29,7 +29,8 @@ class RecordsFile {
   Status Append(const std::vector<RecordedTier>& tiers, Record record);
 
  private:
-  Status Look(int file, const std::string& head);
+  StatusOr<std::string> Read(int file, size_t bytes) const;
+  Status Look(int file, size_t bytes, const std::string& head);
   Status CheckTiers(const std::vector<RecordedTier>& tiers) const;
   Status Write(int file, const std::string& text) const;
   Status Failed(int error) const;
@@ -39,7 +40,7 @@ class RecordsFile {
   // Of the file as it was seen last.
   FileStamp seen_ = {};
   std::vector<RecordedTier> tiers_ = {};  // empty: it has no line
-  size_t rows_ = 0;
+  size_t rows_ = 0, bytes_ = 0;           // of whole lines
 };
 
 }  // namespace terrace

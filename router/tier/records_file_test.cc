@@ -116,6 +116,19 @@ TEST_F(RecordsFileTest, WhatIsNoFileOfRecordsIsLeftAlone) {
   }
 }
 
+TEST_F(RecordsFileTest, WhatIsRefusedIsLeftAsItIsItsLastLineToo) {
+  const std::string text = Expected(2) + "{\"id\":";
+  std::vector<RecordedTier> other = drawn_.tiers;
+  other[1].model_digest = "another";
+  for (const bool is_full : {false, true}) {
+    Put(text);
+    RecordsFile file(path_, is_full ? 2 : 100);
+    const Status status = file.Append(is_full ? drawn_.tiers : other, drawn_.rows[2]);
+    EXPECT_EQ(status.code(), is_full ? StatusCode::kResourceExhausted : StatusCode::kFailedPrecondition);
+    EXPECT_EQ(Text(), text);
+  }
+}
+
 TEST_F(RecordsFileTest, ATierThatDoesNotSayItsParametersHasNoCost) {
   std::vector<RecordedTier> tiers = drawn_.tiers;
   tiers[1].parameters = 0;

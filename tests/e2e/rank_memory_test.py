@@ -24,8 +24,8 @@ DEGREES = (1, 2, 4)
 BLOCK_TOKENS = 16
 WEIGHT_BYTES, KV_BYTES = 2, 4  # of an element: F16 weights, which kernels take as BF16, and f32 keys and values
 # By how much more a rank may hold beside its weights than the process with the whole model does: threads, what allocators keep, huge
-# pages. A rank holds less there, as its parts of KV blocks and of activations are smaller: 16 MiB at most to 25, and 11 at least. So
-# one more share, of which that of four ranks is the smallest (29 MiB), gives 40 MiB or more, above 25 and this: each run checks it.
+# pages. It holds less there, as its parts of KV blocks and of activations are smaller: 11 to 16 MiB, and the one process 25. With one
+# more share, of 29 MiB for four ranks at least, that were 40 MiB or more, above 25 and this: each run checks it.
 SLACK_BYTES = 6 << 20
 
 

@@ -40,6 +40,12 @@ Status DeviceLost() {
                     "device_lost");
 }
 
+double CountTokens(const StepPlan& plan) {
+  size_t tokens = 0;
+  for (const PlannedSequence& part : plan.sequences) tokens += part.tokens.size();
+  return static_cast<double>(tokens);
+}
+
 StepObservation Observe(const StepPlan& plan, Duration took) {
   StepObservation observation{.seconds = Seconds(took)};
   for (const PlannedSequence& part : plan.sequences) {
@@ -181,6 +187,7 @@ void Engine::Flush() {
 void Engine::Step() {
   const MonoTime begin = clock_.Now();
   StepPlan plan = scheduler_.Schedule(begin);
+  usual_step_ = ToDuration(seconds_per_token_.value_or(0) * CountTokens(plan));
   Publish(begin);
   if (!scheduler_.idle()) Flush();
   is_stalled_ = plan.empty();
@@ -192,6 +199,10 @@ void Engine::Step() {
   if (!result.device_error.ok()) return LoseDevice(result.device_error);
   const MonoTime end = clock_.Now();
   StepObservation observation = Observe(plan, end - begin);
+  if (const double tokens = CountTokens(plan); tokens > 0) {
+    const double rate = observation.seconds / tokens;
+    seconds_per_token_ = std::min(seconds_per_token_.value_or(rate), rate);
+  }
   const double compute_seconds = Seconds(end - run) - result.transfer_seconds;
   const bool tells_costs = !result.is_first_of_its_kind;
   if (tells_costs) LearnCosts(plan, observation, compute_seconds, result.transfer_seconds);
@@ -241,6 +252,7 @@ void Engine::Publish(MonoTime now) {
   EngineStats stats{scheduler_.Stats()};
   stats.steps = steps_;
   stats.last_step = now;
+  stats.usual_step = usual_step_;
   stats.is_idle = scheduler_.idle();
   stats.speculation = speculation_.stats();
   std::lock_guard lock(mutex_);

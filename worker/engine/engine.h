@@ -24,7 +24,8 @@ namespace terrace {
 // A consistent copy, made when a step begins and when it ends.
 struct EngineStats : SchedulerStats {
   uint64_t steps = 0;
-  MonoTime last_step = {};  // when the loop last made progress: liveness follows it
+  MonoTime last_step = {};   // when the loop last made progress: liveness follows it
+  Duration usual_step = {};  // what the step that began last takes at the fastest rate so far; 0: not known
   bool is_idle = true;
   bool is_device_lost = false;
   SpeculationStats speculation = {};
@@ -111,11 +112,13 @@ class Engine {
   const Options options_;
   const Clock& clock_;  // outlives the engine
   const std::unique_ptr<Executor> executor_;
-  Scheduler scheduler_;      // the loop thread's, but for its options
-  Speculation speculation_;  // the loop thread's
-  uint64_t steps_ = 0;       // the loop thread's
-  bool is_stalled_ = false;  // the loop thread's: all that is left is paused
-  PreemptionCosts costs_;    // the loop thread's
+  Scheduler scheduler_;                      // the loop thread's, but for its options
+  Speculation speculation_;                  // the loop thread's
+  uint64_t steps_ = 0;                       // the loop thread's
+  bool is_stalled_ = false;                  // the loop thread's: all that is left is paused
+  std::optional<double> seconds_per_token_;  // the loop thread's: of the fastest step so far
+  Duration usual_step_ = {};                 // the loop thread's
+  PreemptionCosts costs_;                    // the loop thread's
   PrefixJournal prefixes_;
 
   BoundedQueue<Submission> inbox_;

@@ -342,6 +342,29 @@ TEST(Engine, StatsTellAStepInProgressFromIdleness) {
   EXPECT_EQ(stats.steps, 1u);
 }
 
+TEST(Engine, StatsTellWhatAStepTakesAtTheFastestRateSoFar) {
+  using std::chrono::seconds;
+  StepGate gate;
+  FakeClock clock;
+  Engine engine(SmallOptions(), GatedExecutor(gate), clock);
+  const struct {
+    uint32_t tokens;
+    seconds usual, takes;
+  } steps[] = {{1, seconds(0), seconds(6)},  // nothing is known
+               {16, seconds(96), seconds(32)},
+               {2, seconds(4), seconds(60)},  // a slow one says nothing
+               {2, seconds(4), seconds(1)}};
+  int number = 0;
+  for (const auto& step : steps) {
+    const auto sink = Submit(engine, Spec(step.tokens, 1, ++number));
+    gate.AwaitStep(number);
+    EXPECT_EQ(engine.Stats().usual_step, step.usual) << number;
+    clock.Advance(step.takes);
+    gate.LetOneStep();
+    sink->Wait();
+  }
+}
+
 TEST(Engine, ObservationsOfStepsAddUpToTheTokensComputed) {
   StepObservation sum;  // written by the loop thread, read after it has ended
   Engine::Options options = SmallOptions();

@@ -268,7 +268,7 @@ TEST_P(EveryCommunicator, InACallOfAllTheOneThatIsMissingIsNamed) {
                              {"barrier", Barrier}};
   for (const NamedCall& each : calls) {
     SCOPED_TRACE(each.name);
-    const Group group = Make(kRanks, std::chrono::milliseconds(200));
+    const Group group = Make(kRanks, std::chrono::milliseconds(500));
     size_t named = 0;
     std::mutex mutex;
     OnEachRank(kRanks, [&](uint32_t rank) {

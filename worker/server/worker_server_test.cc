@@ -496,6 +496,16 @@ TEST(IsAlive, FollowsTheStepsWhileThereIsWork) {
   EXPECT_TRUE(IsAlive(stats, now, std::chrono::seconds(10)));
   stats.last_step -= std::chrono::nanoseconds(1);
   EXPECT_FALSE(IsAlive(stats, now, std::chrono::seconds(10)));
+  stats.usual_step = std::chrono::seconds(25);  // a long prompt on few processors
+  stats.last_step = now - std::chrono::seconds(100);
+  EXPECT_TRUE(IsAlive(stats, now, std::chrono::seconds(10)));
+  stats.last_step -= std::chrono::nanoseconds(1);
+  EXPECT_FALSE(IsAlive(stats, now, std::chrono::seconds(10)));
+  stats.usual_step = std::chrono::hours(1);
+  stats.last_step = now - std::chrono::seconds(300);
+  EXPECT_TRUE(IsAlive(stats, now, std::chrono::seconds(10)));
+  stats.last_step -= std::chrono::nanoseconds(1);
+  EXPECT_FALSE(IsAlive(stats, now, std::chrono::seconds(10))) << "not for ever";
   stats.is_idle = true;
   EXPECT_TRUE(IsAlive(stats, now, std::chrono::seconds(10)));
   stats.is_device_lost = true;

@@ -14,6 +14,8 @@ namespace terrace {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{1} << 20;
+constexpr std::chrono::seconds kMostStallLimit(300);
+constexpr int kSlower = 4;  // than the fastest a step may be: behind a long context, beside other programs
 
 std::string DrawInstance() {
   std::random_device device;
@@ -63,7 +65,9 @@ class FailedCall : public grpc::ServerWriteReactor<Response> {
 
 }  // namespace
 
-bool IsStalled(const EngineStats& stats, MonoTime now, Duration limit) {
+bool IsStalled(const EngineStats& stats, MonoTime now, Duration least_limit) {
+  const Duration limit = std::clamp<Duration>(kSlower * stats.usual_step, least_limit,
+                                              std::max<Duration>(least_limit, kMostStallLimit));
   return !stats.is_idle && now - stats.last_step > limit;
 }
 

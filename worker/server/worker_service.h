@@ -15,9 +15,10 @@
 
 namespace terrace {
 
-// There is work, and no step has begun or ended for longer than `limit`. What it has still to do is done
-// elsewhere then.
-bool IsStalled(const EngineStats& stats, MonoTime now, Duration limit);
+// There is work, and no step has begun or ended for `least_limit`; or for longer, up to 300 s, where so many
+// tokens take a quarter of that even at the fastest rate so far: a long prompt is computed on few processors.
+// What it has still to do is done elsewhere then.
+bool IsStalled(const EngineStats& stats, MonoTime now, Duration least_limit);
 
 class WorkerService : public v1::Worker::CallbackService {
  public:
@@ -25,8 +26,8 @@ class WorkerService : public v1::Worker::CallbackService {
     v1::WorkerDescription description;  // `instance` is drawn by the service
     std::string text_assets;            // serialized; its digest is in the description
     ServeHub::Options serve = {};
-    Duration stall_limit = std::chrono::seconds(10);  // behind which Watch says is_stalled
-    std::function<void()> on_draining = nullptr;  // called once, before the first sequence is refused
+    Duration stall_limit = std::chrono::seconds(10);  // IsStalled's least, by which Watch tells
+    std::function<void()> on_draining = nullptr;      // called once, before the first sequence is refused
   };
 
   WorkerService(Options options, Engine& engine, WorkerMetrics& metrics);

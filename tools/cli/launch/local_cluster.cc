@@ -204,11 +204,12 @@ void LocalCluster::TendGroup(Group& group, std::vector<ChildExit>& exits) {
   }
 }
 
-// Once a second, as a leader that hangs takes as long to not answer.
+// A second behind the last answer, as a leader that hangs takes as long to not answer.
 void LocalCluster::AskWhetherReady(Group& group, MonoTime now) {
   if (!group.recovery.is_forming() || now - group.asked < kAskEvery) return;
-  group.asked = now;
-  if (!Readiness(LeaderOf(group).config.ops()).ok()) return;
+  const bool is_ready = Readiness(LeaderOf(group).config.ops()).ok();
+  group.asked = RealClock().Now();
+  if (!is_ready) return;
   group.recovery.OnReady();
   options_.on_group(Concat(group.name, ": its group is ready again"));
 }
