@@ -671,7 +671,7 @@ TEST_F(ShadowRecordsTest, NoTextIsInTheFile) {
   UseSteps(Recording());
   RequestFields fields = Greedy();
   fields.input = std::string("secret of the prompt");
-  fields.request_id = "secret of the id";
+  fields.request_id = "secret-of-the-id";
   AnswerByNano(fields);
   RecordOne("secret of nano", "secret of base");
   EXPECT_EQ(Text().find("secret"), std::string::npos) << Text();
