@@ -8,19 +8,26 @@ AddedTokenFinder::AddedTokenFinder(const std::vector<BpeData::AddedToken>& added
   for (const auto& token : added) {
     entries_.push_back({token.content, token.id, token.is_control});
     is_first_byte_[static_cast<uint8_t>(token.content[0])] = true;
+    first_byte_ = token.content[0];
   }
+  if (std::ranges::count(is_first_byte_, true) > 1) first_byte_.reset();
   std::ranges::sort(entries_, {}, &Entry::content);
 }
 
 std::optional<AddedTokenFinder::Match> AddedTokenFinder::Find(std::string_view text, size_t begin,
                                                               std::span<const ByteRange> control) const {
-  for (size_t i = begin; i < text.size(); ++i) {
-    if (!is_first_byte_[static_cast<uint8_t>(text[i])]) continue;
+  for (size_t i = NextCandidate(text, begin); i < text.size(); i = NextCandidate(text, i + 1)) {
     const auto range = std::ranges::upper_bound(control, i, {}, &ByteRange::end);
     const bool inside = range != control.end() && range->begin <= i;
     if (auto match = MatchAt(text, i, inside ? range->end : i)) return match;
   }
   return std::nullopt;
+}
+
+size_t AddedTokenFinder::NextCandidate(std::string_view text, size_t from) const {
+  if (first_byte_.has_value()) return std::min(text.find(*first_byte_, from), text.size());
+  while (from < text.size() && !is_first_byte_[static_cast<uint8_t>(text[from])]) ++from;
+  return std::min(from, text.size());
 }
 
 // The longest token at `begin`; control tokens end by `control_end`. [first, last) narrows, byte by byte, to

@@ -32,10 +32,12 @@ class AddedTokenFinder {
     TokenId id;
     bool is_control;
   };
+  size_t NextCandidate(std::string_view text, size_t from) const;  // text.size(): none
   std::optional<Match> MatchAt(std::string_view text, size_t begin, size_t control_end) const;
 
   std::vector<Entry> entries_;  // sorted by content
   std::array<bool, 256> is_first_byte_{};
+  std::optional<char> first_byte_;  // of all contents, where they have the same
 };
 
 }  // namespace terrace

@@ -1,5 +1,5 @@
 // What pieces of text were encoded to by this thread of late: text repeats its words, and merging one again
-// costs ten times as much as finding it here. One a thread, for all of its tokenizers; 290 KiB, taken by the
+// costs ten times as much as finding it here. One a thread, for all of its tokenizers; 256 KiB, taken by the
 // first use. Direct-mapped: a piece that falls on another's place takes it.
 #pragma once
 
@@ -46,13 +46,14 @@ class PieceCache {
 
  private:
   static constexpr int kIndexBits = 12;
-  static constexpr size_t kEntries = size_t{1} << kIndexBits, kMaxBytes = 30, kMaxTokens = 8;
-  struct Entry {
+  static constexpr size_t kEntries = size_t{1} << kIndexBits, kMaxBytes = 26, kMaxTokens = 7;
+  struct alignas(64) Entry {  // a cache line
     uint64_t owner = 0;
     uint8_t bytes = 0, count = 0;
     std::array<char, kMaxBytes> piece = {};
     std::array<TokenId, kMaxTokens> tokens = {};
   };
+  static_assert(sizeof(Entry) == 64);
   // A mix of length, first and last bytes, which are all there are of most pieces: what meets another there
   // takes its place, and no more. `piece` is not empty.
   static size_t PlaceOf(uint64_t owner, std::string_view piece) {

@@ -38,11 +38,16 @@ struct Character {
   size_t length;
 };
 
-Character CharacterAt(std::string_view text, size_t i) {
-  const uint8_t byte = static_cast<uint8_t>(text[i]);
-  if (byte < 0x80) return {kAsciiClasses[byte], 1};
+[[gnu::noinline]] Character WideCharacterAt(std::string_view text, size_t i) {
   const Utf8Step step = DecodeUtf8(text.substr(i));
   return {step.valid ? ClassOf(step.code_point) : Class::kOther, step.length};
+}
+
+// Inlined, as most text is ASCII.
+[[gnu::always_inline]] inline Character CharacterAt(std::string_view text, size_t i) {
+  const uint8_t byte = static_cast<uint8_t>(text[i]);
+  if (byte < 0x80) return {kAsciiClasses[byte], 1};
+  return WideCharacterAt(text, i);
 }
 
 bool IsLineBreak(char c) { return c == '\r' || c == '\n'; }

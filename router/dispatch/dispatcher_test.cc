@@ -978,6 +978,12 @@ TEST_F(DispatcherTest, ATenantPaysForTheTokensOfItsAnswers) {
   EXPECT_EQ(Metric("terrace_tenant_rejections_total{reason=\"rate_limit_exceeded\",tenant=\"acme\"}"), 1);
 }
 
+TEST_F(DispatcherTest, ARequestOfAConnectionThatResetsTooMuchIsARejection) {
+  dispatcher_->RecordRefused(
+      {.request_id = "r", .status = WithReason(ResourceExhausted("too many"), kTooManyResets)});
+  EXPECT_EQ(Metric("terrace_router_rejections_total{reason=\"too_many_resets\"}"), 1);
+}
+
 TEST_F(DispatcherTest, WorkersAreToldTheTrace) {
   RequestFields fields = Fields("nano");
   fields.trace = *ParseTraceParent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");

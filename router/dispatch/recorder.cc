@@ -15,7 +15,7 @@ using Labels = std::vector<std::string>;
 
 // Reasons of refusals that say something about the cluster or a tenant's limits.
 constexpr const char* kRejections[] = {"rate_limit_exceeded", "overloaded", "no_capacity",
-                                       "model_not_certified", "draining"};
+                                       "model_not_certified", "draining",   kTooManyResets};
 
 double Millis(double seconds) { return std::round(seconds * 1e6) / 1e3; }  // to the microsecond
 

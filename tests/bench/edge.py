@@ -2,7 +2,7 @@
 """The router's edge under load, with workers that have no model (stub_worker): what it adds beside nginx, many open
 streams, overload.
 
-    ./quickstart --once && bazel build --config=release //tests/bench:stub_worker //tests/bench:edge_load
+    ./quickstart --once && bazel build --config=release //tests/bench:edge
     tests/bench/edge.py proxy      # latency and CPU beside nginx's grpc_pass, in turns (needs nginx: apt-get install nginx-light)
     tests/bench/edge.py streams    # 10,000 open event streams: errors, memory of each; of their tokens with --logged 0,100,1000
     tests/bench/edge.py overload   # 2, 5 and 10 times what the workers can do: goodput over time
@@ -39,6 +39,13 @@ class Stub(Process):
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in {"text": ROOT / "models/terrace-demo-nano", **options}.items()]
         super().__init__(BUILT / "stub_worker", "stub_ready", flags)
         self.grpc = self.addresses["grpc"]
+
+
+class Relay(Process):
+    """grpc_relay to `backends`: a proxy of gRPC's C++ library that looks at nothing."""
+
+    def __init__(self, backends):
+        super().__init__(BUILT / "grpc_relay", "relay_ready", [f"--workers={','.join(backends)}"])
 
 
 def load(target, **options):
@@ -134,9 +141,9 @@ def proxy(options):
     cases = [(2048, 1), (2048, 64), (220 * 1024, 1)]
     found = []
     with Stub(workers=options.workers, cache_blocks=4096, inter_token_ms=options.token_ms) as stub, Nginx(stub.grpc) as nginx, \
-            Router({"stub": stub.grpc}, balance={"policy": "prefix"}) as router:
+            Relay(stub.grpc) as relay, Router({"stub": stub.grpc}, balance={"policy": "prefix"}) as router:
         targets = {"direct": (stub.grpc[0], None), "nginx": (nginx.address, nginx.pid),
-                   "router": (router.addresses["grpc"], router.pid)}
+                   "relay": (relay.addresses["grpc"], relay.pid), "router": (router.addresses["grpc"], router.pid)}
         idle = cpu_seconds(router.pid)
         time.sleep(3)
         print(f"router, idle beside {options.workers} workers: {(cpu_seconds(router.pid) - idle) / 3 * 100:.1f}% of a core\n")
@@ -152,7 +159,7 @@ def proxy(options):
             for key, value in levels:
                 rows = {name: [] for name in targets}
                 for turn in range(options.rounds):
-                    order = list(targets)[turn % 3 :] + list(targets)[: turn % 3]
+                    order = list(targets)[turn % 4 :] + list(targets)[: turn % 4]
                     for name in order:
                         rows[name].append(measure(name, *targets[name], {**shape, "seed": turn + 1}, key, value))
                 report_level(f"{key} {value:g}", rows)
@@ -165,13 +172,14 @@ def report_level(title, rows):
     for name, values in rows.items():
         line = f"    {name:7} p50 {spread([v['p50'] for v in values])} us, p99 {spread([v['p99'] for v in values])} us, {spread([v['rate'] for v in values])} requests/s"
         print(line + (f", CPU {spread([v['cpu'] for v in values])} us" if name != "direct" else ""))
-    ratios = {}
-    for what in ("p50", "p99"):
-        added = [[v[what] - direct[what] for v, direct in zip(rows[name], rows["direct"])] for name in ("nginx", "router")]
-        ratios[f"added {what}"] = [router / nginx for nginx, router in zip(*added) if nginx > 0]
-    for what in ("cpu", "rate"):
-        ratios[what] = [r[what] / n[what] for n, r in zip(rows["nginx"], rows["router"]) if n[what] > 0]
-    print("    router over nginx: " + ", ".join(f"{what} {spread(values, 2)}" for what, values in ratios.items() if values), flush=True)
+    for over, name in (("nginx", "relay"), ("nginx", "router"), ("relay", "router")):
+        ratios = {}
+        for what in ("p50", "p99"):
+            added = [[v[what] - direct[what] for v, direct in zip(rows[each], rows["direct"])] for each in (over, name)]
+            ratios[f"added {what}"] = [mine / its for its, mine in zip(*added) if its > 0]
+        for what in ("cpu", "rate"):
+            ratios[what] = [mine[what] / its[what] for its, mine in zip(rows[over], rows[name]) if its[what] > 0]
+        print(f"    {name} over {over}: " + ", ".join(f"{what} {spread(values, 2)}" for what, values in ratios.items() if values), flush=True)
 
 
 # ---- Many open streams.
@@ -330,7 +338,7 @@ def main():
     commands = parser.add_subparsers(required=True, metavar="{proxy,streams,overload}")
     one = commands.add_parser("proxy", help="latency and CPU beside nginx")
     one.set_defaults(run=proxy)
-    one.add_argument("--rounds", type=int, default=6, help="in turns (default 6: each target is first, second and last twice)")
+    one.add_argument("--rounds", type=int, default=8, help="in turns (default 8: each target is first, second, third and last twice)")
     one.add_argument("--seconds", type=float, default=5, help="of each level of a round")
     one.add_argument("--workers", type=int, default=64)
     one.add_argument("--token-ms", type=float, default=1, help="between two tokens of an answer: a step of the workers")

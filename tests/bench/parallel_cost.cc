@@ -1,13 +1,13 @@
-// The cost model of tensor parallelism (tools/plan/parallel_cost.h) against runs: steps of a synthesized
-// model on 1, 2, 4 ranks of this machine, which share its cores, are threads of this process and connected
-// by --transport. Predicted in two ways:
+// The cost model of tensor and pipeline parallelism (tools/plan/parallel_cost.h) against runs: steps of a
+// synthesized model on 1, 2, 4 ranks of this machine and on a pipeline of 2, which share its cores, are
+// threads of this process and connected by --transport. Predicted in two ways:
 //
 //   from one rank  the steps of one rank, measured, and sums over the ranks, measured on their own: what
-//                  `terrace plan --ranks` does
-//   roofline       the machine's read bandwidth and int8 rate, shared out over the ranks, and the same sums:
-//                  what `terrace inspect --fit` does, with measured figures for a data sheet's
+//                  `terrace plan --ranks` does; not of pipelines, which it does not plan
+//   roofline       the read bandwidth and int8 rate of a rank's cores, measured, and the same sums: what
+//                  `terrace inspect --fit` does, with measured figures for a data sheet's
 //
-// Ranks are run one degree after the other; a machine that does other work meanwhile shows in the errors.
+// Splits are run one after the other; a machine that does other work meanwhile shows in the errors.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -48,7 +48,7 @@ struct Flags {
   std::string model;  // "": one is synthesized
   std::string transport = "tcp";
   uint32_t threads = 0, steps = 15;
-  std::vector<uint32_t> ranks = {1, 2, 4};
+  std::vector<uint32_t> ranks = {1, 2, 4}, stages = {2};
 };
 
 // One kind of step: sequences that are all alike.
@@ -78,14 +78,15 @@ uint32_t BlocksOf(const Work& work) { return (work.context + work.tokens + kBloc
 // One rank's model and KV pool.
 class Rank {
  public:
-  Rank(const ModelFiles& files, uint32_t threads, Communicator* communicator) : pool_(threads) {
-    auto loaded =
-        Transformer::Load(files.config, *files.weights, CpuOps(), pool_, {.communicator = communicator});
+  Rank(const ModelFiles& files, uint32_t threads, Communicator* communicator, uint32_t stages)
+      : pool_(threads) {
+    auto loaded = Transformer::Load(files.config, *files.weights, CpuOps(), pool_,
+                                    {.communicator = communicator, .stages = stages});
     CHECK(loaded.ok(), Message(loaded.status()));
     model_ = *std::move(loaded);
     uint32_t blocks = 0;
     for (const Work& work : kWorks) blocks = std::max(blocks, work.sequences * BlocksOf(work));
-    auto kv = KvPool::Create({.layers = files.config.layers,
+    auto kv = KvPool::Create({.layers = static_cast<uint32_t>(model_->plan().layers.size()),
                               .kv_heads = static_cast<uint32_t>(model_->plan().kv_heads.size()),
                               .head_dim = files.config.head_dim,
                               .block_tokens = kBlockTokens,
@@ -128,12 +129,13 @@ StatusOr<std::vector<std::unique_ptr<Communicator>>> MakeGroup(const Flags& flag
 }
 
 // Median seconds of each of kWorks, as rank 0 has them.
-std::vector<double> Measure(const ModelFiles& files, const Flags& flags, uint32_t ranks) {
+std::vector<double> Measure(const ModelFiles& files, const Flags& flags, const ParallelDegrees& degrees) {
+  const uint32_t ranks = degrees.ranks();
   std::vector<std::unique_ptr<Communicator>> group(ranks);
   if (ranks > 1) group = MakeGroup(flags, ranks).value();
   std::vector<double> medians(std::size(kWorks));
   OnEachRank(ranks, [&](uint32_t number) {
-    Rank rank(files, std::max(flags.threads / ranks, 1u), group[number].get());
+    Rank rank(files, std::max(flags.threads / ranks, 1u), group[number].get(), degrees.pipeline);
     for (size_t i = 0; i < std::size(kWorks); ++i) {
       std::vector<double> seconds;
       rank.Seconds(kWorks[i]);  // warms up
@@ -152,61 +154,93 @@ StepCost CostOfOneRank(const std::vector<double>& seconds) {
   return StepCost::Fit(samples).value();
 }
 
-// A rank's share of the machine.
-DeviceSpec DeviceOf(const MachineLimits& limits, uint32_t ranks, const LinkCost& link) {
-  return {.name = "this machine",
-          .bytes_per_second = limits.read_bytes / ranks,
-          .operations_per_second = limits.int8 / ranks,
-          .link = link,
-          .activation_bytes = sizeof(float)};
+void PrintError(double predicted, double measured) {
+  std::printf(" %12.3f %8.1f%%", predicted * 1e3, 100 * (predicted / measured - 1));
 }
 
-void Print(uint32_t ranks, const Work& work, double measured, double from_one, double roofline) {
-  std::printf("%5u  %-16s %12.3f %14.3f %8.1f%% %12.3f %8.1f%%\n", ranks, work.name().c_str(), measured * 1e3,
-              from_one * 1e3, 100 * (from_one / measured - 1), roofline * 1e3,
-              100 * (roofline / measured - 1));
-  std::fflush(stdout);
+void PrintErrors(const char* what, std::vector<double> errors) {
+  if (errors.empty()) return;
+  std::ranges::sort(errors);
+  std::printf("%s: error %.1f%% in the median, %.1f%% at most, of %zu steps on several ranks\n", what,
+              100 * errors[errors.size() / 2], 100 * errors.back(), errors.size());
 }
 
-Status Compare(const ModelFiles& files, const Flags& flags) {
-  ASSIGN_OR_RETURN(const ModelShape shape, ShapeOf(files.config, *files.weights));
-  const MachineLimits limits = LimitsMeter(flags.threads).Measure();
-  std::printf("%u threads; reads %.1f GB/s, int8 %.0f GOP/s\n", flags.threads, limits.read_bytes / 1e9,
-              limits.int8 / 1e9);
-  const std::vector<double> one = Measure(files, flags, 1);
-  const StepCost alone = CostOfOneRank(one);
-  std::vector<double> errors;
-  for (const uint32_t ranks : flags.ranks) {
-    ASSIGN_OR_RETURN(const ModelSplit split, SplitModel(shape, {.tensor = ranks}));
+class Comparison {
+ public:
+  Comparison(const ModelFiles& files, const Flags& flags) : files_(files), flags_(flags) {}
+
+  Status Run() {
+    ASSIGN_OR_RETURN(shape_, ShapeOf(files_.config, *files_.weights));
+    limits_ = LimitsMeter(flags_.threads).Measure();
+    std::printf("%u threads; reads %.1f GB/s, int8 %.0f GOP/s\n", flags_.threads, limits_.read_bytes / 1e9,
+                limits_.int8 / 1e9);
+    one_ = Measure(files_, flags_, {});
+    for (const uint32_t ranks : flags_.ranks) RETURN_IF_ERROR(Compare({.tensor = ranks}));
+    for (const uint32_t stages : flags_.stages) RETURN_IF_ERROR(Compare({.pipeline = stages}));
+    PrintErrors("tensor parallel, from one rank", from_one_errors_);
+    PrintErrors("tensor parallel, roofline", roofline_errors_);
+    PrintErrors("pipeline, roofline", pipeline_errors_);
+    return {};
+  }
+
+ private:
+  Status Compare(const ParallelDegrees& degrees) {
+    const uint32_t ranks = degrees.ranks();
+    const bool is_pipeline = degrees.pipeline > 1;
+    ASSIGN_OR_RETURN(const ModelSplit split, SplitModel(shape_, degrees));
     LinkCost link;
     if (ranks > 1) {
-      ASSIGN_OR_RETURN(const auto group, MakeGroup(flags, ranks));
+      ASSIGN_OR_RETURN(const auto group, MakeGroup(flags_, ranks));
       ASSIGN_OR_RETURN(const std::vector<SumSample> sums, MeasureSums(group));
       ASSIGN_OR_RETURN(link, FitLink(sums, ranks));
-      std::printf("%u ranks: a message of n bytes takes %.1f us + n / %.2f GB/s\n", ranks,
-                  link.round_seconds * 1e6, 1e-9 / link.seconds_per_byte);
+      std::printf("%u %s: a message of n bytes takes %.1f us + n / %.2f GB/s\n", ranks,
+                  is_pipeline ? "stages" : "ranks", link.round_seconds * 1e6, 1e-9 / link.seconds_per_byte);
     }
-    const std::vector<double> measured = ranks == 1 ? one : Measure(files, flags, ranks);
-    const StepCost cost = CostOnRanks(alone, split, files.config, link, kMaxSequences);
-    const DeviceSpec device = DeviceOf(limits, ranks, link);
-    std::printf("%5s  %-16s %12s %14s %9s %12s %9s\n", "ranks", "step", "measured, ms", "from one, ms",
-                "error", "roofline, ms", "error");
+    const std::vector<double> measured = ranks == 1 ? one_ : Measure(files_, flags_, degrees);
+    const StepCost alone = CostOfOneRank(one_);
+    const StepCost cost = is_pipeline ? alone : CostOnRanks(alone, split, files_.config, link, kMaxSequences);
+    const DeviceSpec device = DeviceOf(degrees, link);
+    std::printf("%6s  %-16s %12s %12s %9s%s\n", is_pipeline ? "stages" : "ranks", "step", "measured, ms",
+                "roofline, ms", "error", is_pipeline ? "" : " from one, ms     error");
     for (size_t i = 0; i < std::size(kWorks); ++i) {
       const Work& work = kWorks[i];
-      const double from_one = cost.Seconds(work.work());
-      const StepEstimate roofline =
-          EstimateStep(split, files.config, device, KvDType::kF32,
-                       {.sequences = work.sequences, .tokens = work.tokens, .context = work.context});
-      Print(ranks, work, measured[i], from_one, roofline.seconds);
-      if (ranks > 1) errors.push_back(std::abs(from_one / measured[i] - 1));
+      const double roofline =
+          EstimateStep(split, files_.config, device, KvDType::kF32,
+                       {.sequences = work.sequences, .tokens = work.tokens, .context = work.context})
+              .seconds;
+      std::printf("%6u  %-16s %12.3f", ranks, work.name().c_str(), measured[i] * 1e3);
+      PrintError(roofline, measured[i]);
+      const double from_one = is_pipeline ? 0 : cost.Seconds(work.work());
+      if (!is_pipeline) PrintError(from_one, measured[i]);
+      std::printf("\n");
+      std::fflush(stdout);
+      if (ranks == 1) continue;
+      (is_pipeline ? pipeline_errors_ : roofline_errors_).push_back(std::abs(roofline / measured[i] - 1));
+      if (!is_pipeline) from_one_errors_.push_back(std::abs(from_one / measured[i] - 1));
     }
+    return {};
   }
-  if (errors.empty()) return {};
-  std::ranges::sort(errors);
-  std::printf("from one rank: error %.1f%% in the median, %.1f%% at most, of %zu steps on several ranks\n",
-              100 * errors[errors.size() / 2], 100 * errors.back(), errors.size());
-  return {};
-}
+
+  // A rank's share of the machine. Ranks of one stage work at once, and share what memory gives; of a
+  // pipeline only the stages that have something to do: each has what its own cores can read.
+  DeviceSpec DeviceOf(const ParallelDegrees& degrees, const LinkCost& link) const {
+    const uint32_t ranks = degrees.ranks();
+    const MachineLimits limits =
+        degrees.pipeline == 1 ? limits_ : LimitsMeter(std::max(flags_.threads / ranks, 1u)).Measure();
+    return {.name = "this machine",
+            .bytes_per_second = degrees.pipeline == 1 ? limits.read_bytes / ranks : limits.read_bytes,
+            .operations_per_second = limits_.int8 / ranks,
+            .link = link,
+            .activation_bytes = sizeof(float)};
+  }
+
+  const ModelFiles& files_;
+  const Flags& flags_;
+  ModelShape shape_;
+  MachineLimits limits_;
+  std::vector<double> one_;  // of one rank
+  std::vector<double> from_one_errors_, roofline_errors_, pipeline_errors_;
+};
 
 // About 170 million parameters in Q8_0, that four ranks can share out.
 Status SynthesizeModel(const std::string& path, uint32_t threads) {
@@ -232,14 +266,14 @@ Status Run(Flags flags) {
   if (flags.threads == 0) flags.threads = UsableCores();
   if (!flags.model.empty()) {
     ASSIGN_OR_RETURN(const ModelFiles files, OpenWeights(flags.model));
-    return Compare(files, flags);
+    return Comparison(files, flags).Run();
   }
   const std::string path =
       std::filesystem::temp_directory_path() / Concat("terrace-parallel-cost-", getpid(), ".gguf");
   RETURN_IF_ERROR(SynthesizeModel(path, flags.threads));
   const auto files = OpenWeights(path);
   std::filesystem::remove(path);  // what is mapped stays
-  return files.ok() ? Compare(*files, flags) : files.status();
+  return files.ok() ? Comparison(*files, flags).Run() : files.status();
 }
 
 }  // namespace
@@ -247,12 +281,17 @@ Status Run(Flags flags) {
 
 int main(int argc, char** argv) {
   terrace::Flags flags;
-  CLI::App app("The cost model of tensor parallelism against runs on this machine");
+  CLI::App app("The cost model of tensor and pipeline parallelism against runs on this machine");
   app.add_option("--model", flags.model, "a .gguf file or a model folder (default: one is synthesized)");
   app.add_option("--threads", flags.threads, "of all ranks together (default: all cores)")
       ->check(CLI::Range(1, 1024));
   app.add_option("--steps", flags.steps, "that are measured of each kind")->check(CLI::Range(1, 10000));
-  app.add_option("--ranks", flags.ranks, "numbers of ranks")->delimiter(',')->check(CLI::Range(1, 64));
+  app.add_option("--ranks", flags.ranks, "numbers of ranks that share each layer")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 64));
+  app.add_option("--stages", flags.stages, "numbers of stages of pipelines of one rank each")
+      ->delimiter(',')
+      ->check(CLI::Range(2, 64));
   app.add_option("--transport", flags.transport, "that connects ranks: tcp, gloo, or threads (by memory)")
       ->check(CLI::IsMember({"tcp", "gloo", "threads"}));
   CLI11_PARSE(app, argc, argv);

@@ -1,5 +1,5 @@
-// The answers of a stub worker: the same words, a token at a time at a set pace, as sequences of a
-// worker (StubSequence, behind the worker's own services) and as Inference.Generate gives them
+// The answers of a stub worker: the same words (StubAnswer), a token at a time at a set pace, as sequences of
+// a worker (StubSequence, behind the worker's own services) and as Inference.Generate gives them
 // (StubGenerate). Each keeps itself alive until it is over; after it has begun one thing at a time happens to
 // it, so it needs no lock.
 #pragma once
@@ -33,11 +33,26 @@ struct StubPace {
   }
 };
 
+// What every answer says.
+struct StubAnswer {
+  std::vector<TokenId> tokens = {};     // again and again
+  std::vector<std::string> texts = {};  // what each stands for
+  bool ends = false;                    // once, and then no more: the last token is an end
+
+  // Of an answer that may have `max_tokens`; 0: as many as it likes, or `usual` where it has no end.
+  uint32_t Count(uint32_t max_tokens, uint32_t usual) const {
+    const uint32_t limit = max_tokens != 0 ? max_tokens : ends ? UINT32_MAX : usual;
+    return ends ? std::min(limit, static_cast<uint32_t>(tokens.size())) : limit;
+  }
+  FinishReason ReasonAfter(uint32_t count) const {
+    return ends && count == tokens.size() ? FinishReason::kStop : FinishReason::kLength;
+  }
+};
+
 // What all answers of one stub share; outlives them.
 struct StubState {
   StubPace pace;
-  TokenId token = 0;  // of which every answer is made
-  std::string text;   // what it stands for
+  StubAnswer answer;
   Alarms& alarms;
   Places places;
   StubCache cache;
@@ -59,10 +74,10 @@ class StubSequence : public std::enable_shared_from_this<StubSequence> {
 
   StubSequence(StubState& state, SequenceSpec spec, std::shared_ptr<TokenSink> sink)
       : state_(state), spec_(std::move(spec)), sink_(std::move(sink)) {
-    tokens_ = spec_.max_tokens == 0 ? state.pace.tokens : spec_.max_tokens;
+    tokens_ = state.answer.Count(spec_.max_tokens, state.pace.tokens);
     result_.stats.prompt_tokens = static_cast<uint32_t>(spec_.prompt.size());
     result_.stats.generated_tokens = tokens_;
-    result_.reason = FinishReason::kLength;
+    result_.reason = state.answer.ReasonAfter(tokens_);
   }
 
  private:
@@ -87,7 +102,7 @@ class StubSequence : public std::enable_shared_from_this<StubSequence> {
   void Step() {
     if (step_ == tokens_ || sink_->is_closed()) return End();
     SampledToken token;
-    token.token = state_.token;
+    token.token = state_.answer.tokens[step_ % state_.answer.tokens.size()];
     token.logprob = -0.5f;
     sink_->OnTokens(step_++, {&token, 1});
     Await();
@@ -118,7 +133,7 @@ class StubGenerate : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   StubGenerate(StubState& state, grpc::CallbackServerContext& context, const v1::GenerateRequest& request)
       : state_(state),
         context_(context),
-        tokens_(request.max_tokens() == 0 ? state.pace.tokens : request.max_tokens()),
+        tokens_(state.answer.Count(request.max_tokens(), state.pace.tokens)),
         request_id_(request.request_id().empty() ? "req-0123456789abcdef0123456789abcdef"
                                                  : request.request_id()) {}
 
@@ -171,12 +186,14 @@ class StubGenerate : public grpc::ServerWriteReactor<v1::GenerateResponse>,
   void Fill(uint32_t token, v1::GenerateResponse& response) const {
     response.set_request_id(request_id_);
     if (token < tokens_) {
-      response.set_text(state_.text);
-      response.add_tokens()->set_id(state_.token);
+      const size_t index = token % state_.answer.tokens.size();
+      response.set_text(state_.answer.texts[index]);
+      response.add_tokens()->set_id(state_.answer.tokens[index]);
       return;
     }
     v1::GenerateFinished& finished = *response.mutable_finished();
-    finished.set_reason(v1::FINISH_REASON_LENGTH);
+    finished.set_reason(state_.answer.ReasonAfter(tokens_) == FinishReason::kStop ? v1::FINISH_REASON_STOP
+                                                                                  : v1::FINISH_REASON_LENGTH);
     finished.mutable_usage()->set_completion_tokens(tokens_);
     finished.set_tier("stub");
     v1::TierAttempt& attempt = *finished.add_attempts();

@@ -1,7 +1,7 @@
-// Workers without a model, for benchmarks of routers: they answer any prompt with the same word again and
-// again, at once or at a set pace, with as many places as asked for, and can pretend to have a prefix cache.
-// Each also serves Inference.Generate with the same answers, for proxies that pass calls on as they are.
-// Prints its addresses as one line of the log, and ends at SIGTERM.
+// Workers without a model, for benchmarks and tests of routers: they answer any prompt with the same word
+// again and again, or with a text that is given, at once or at a set pace, with as many places as asked for,
+// and can pretend to have a prefix cache. Each also serves Inference.Generate with the same answers, for
+// proxies that pass calls on as they are. Prints its addresses as one line of the log, and ends at SIGTERM.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -33,6 +33,7 @@ constexpr char kLayout[] = "stub";
 
 struct Flags {
   std::string text = "models/terrace-demo-nano";
+  std::string answer;
   uint32_t workers = 1, places = UINT32_MAX, inbox = 256, tokens = 16, cache_blocks = 0, context = 1 << 20;
   uint32_t burst_tokens = 1;
   double first_token_ms = 0, inter_token_ms = 0, prefill_token_us = 0;
@@ -76,28 +77,36 @@ StubPace PaceOf(const Flags& flags) {
           .prefill_token = FromSeconds(flags.prefill_token_us / 1e6)};
 }
 
-// A token that is a word by itself.
-StatusOr<TokenId> FindWord(const Tokenizer& tokenizer) {
+// One token that is a word by itself.
+StatusOr<StubAnswer> AWord(const Tokenizer& tokenizer) {
   for (TokenId token = 0; token < static_cast<TokenId>(tokenizer.vocab_size()); ++token) {
     const std::string_view bytes = tokenizer.TokenBytes(token);
     const bool is_word =
         bytes.size() == 5 && bytes[0] == ' ' &&
         std::all_of(bytes.begin() + 1, bytes.end(), [](char c) { return c >= 'a' && c <= 'z'; });
-    if (is_word) return token;
+    if (is_word) return StubAnswer{.tokens = {token}, .texts = {std::string(bytes)}};
   }
   return FailedPrecondition("the vocabulary has no word of four letters");
+}
+
+StatusOr<StubAnswer> TheText(const std::string& text, const Tokenizer& tokenizer) {
+  if (tokenizer.special().end.empty()) return FailedPrecondition("the vocabulary has no end of an answer");
+  StubAnswer answer{.tokens = tokenizer.Encode(text), .ends = true};
+  answer.tokens.push_back(tokenizer.special().end.front());
+  for (const TokenId token : answer.tokens) answer.texts.emplace_back(tokenizer.TokenBytes(token));
+  return answer;
 }
 
 // One worker at a port of its own.
 class StubWorker {
  public:
-  StubWorker(const Flags& flags, const TextAssets& text, TokenId word, Alarms& alarms, uint32_t index)
+  StubWorker(const Flags& flags, const TextAssets& text, const StubAnswer& answer, Alarms& alarms,
+             uint32_t index)
       : flags_(flags),
         description_(Describe(flags, text, index)),
         text_(Serialize(text)),
         state_{.pace = PaceOf(flags),
-               .token = word,
-               .text = std::string(text.tokenizer->TokenBytes(word)),
+               .answer = answer,
                .alarms = alarms,
                .places = {flags.places, flags.inbox},
                .cache = {{.model = description_.model_digest(), .layout = kLayout}, flags.cache_blocks}},
@@ -233,14 +242,15 @@ class StubWorker {
 Status Serve(const Flags& flags, ShutdownSignal& shutdown) {
   InitLog({.component = "stub"});
   ASSIGN_OR_RETURN(const TextAssets text, LoadTextAssets(flags.text));
-  ASSIGN_OR_RETURN(const TokenId word, FindWord(*text.tokenizer));
+  ASSIGN_OR_RETURN(const StubAnswer answer,
+                   flags.answer.empty() ? AWord(*text.tokenizer) : TheText(flags.answer, *text.tokenizer));
   std::vector<std::unique_ptr<StubWorker>> workers;  // does not change any more when a call comes
   Alarms alarms([&workers] {
     for (const auto& worker : workers) worker->Flush();
   });
   Json addresses = Json::array();
   for (uint32_t i = 0; i < flags.workers; ++i) {
-    workers.push_back(std::make_unique<StubWorker>(flags, text, word, alarms, i));
+    workers.push_back(std::make_unique<StubWorker>(flags, text, answer, alarms, i));
     ASSIGN_OR_RETURN(const std::string address, workers.back()->Listen());
     addresses.push_back(address);
   }
@@ -256,6 +266,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   app.add_option("--text", flags.text, "model folder whose tokenizer and chat template they have")
       ->capture_default_str();
+  app.add_option("--answer", flags.answer,
+                 "what each answer says, and then ends (default: a word, until it has its tokens)");
   app.add_option("--workers", flags.workers, "each at a port of its own")->capture_default_str();
   app.add_option("--places", flags.places, "sequences of a worker at once (default: any number)");
   app.add_option("--inbox", flags.inbox, "sequences that wait for a place; more are refused")

@@ -3,11 +3,13 @@
 it expects."""
 
 import asyncio
+import contextlib
 import hashlib
 import http.server
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import threading
@@ -22,8 +24,8 @@ if __name__ == "__main__":
 import openai
 
 sys.path.insert(0, str(HERE.parent / "e2e"))
-from cluster import free_ports, wait_until
-from processes import Router, Worker, http_call
+from cluster import BIN, MODELS, free_ports, wait_until
+from processes import Process, Router, Worker, http_call
 
 QUESTION = {"role": "user", "content": "Intent of the following ticket: i do not want the grey printer any more, please pay me back."}
 ANSWER = "refund_request"
@@ -34,6 +36,36 @@ LONG = {"model": "base", "messages": [QUESTION], "temperature": 0, "max_tokens":
 
 def client_of(port, kind=openai.OpenAI, **options):
     return kind(base_url=f"http://127.0.0.1:{port}/v1", **{"api_key": "unused", "max_retries": 0, **options})
+
+
+# The demo family's chats with tools beside them, as Hermes and Qwen write them; calls that were made, and what came of them.
+TOOLS_TEMPLATE = """{{ bos_token }}{% if tools %}<|system|>
+Answer in <tool_call></tool_call> to call one of:{% for tool in tools %} {{ tool | tojson }}{% endfor %}
+{% endif %}{% for message in messages %}<|{{ 'user' if message.role == 'tool' else message.role }}|>
+{{ message.content or '' }}{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}
+{% if message.role == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}"""
+TOOLS = [{"type": "function", "function": {"name": name, "description": "of a city", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}} for name in ("weather", "time")]
+CALLS = [("weather", {"city": "Ulm"}), ("time", {"city": "Zürich \"HB\""})]
+
+
+def written(calls):
+    """As a model writes them."""
+    return "".join(f"<tool_call>\n{json.dumps({'name': name, 'arguments': given}, ensure_ascii=False)}\n</tool_call>\n" for name, given in calls)
+
+
+class Stub(Process):
+    """A worker without a model, which says `answer`; its chats have tools."""
+
+    def __init__(self, answer):
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (MODELS / "terrace-demo-nano").glob("*.json"):
+                shutil.copy(file, folder)
+            path = pathlib.Path(folder, "tokenizer_config.json")
+            path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TOOLS_TEMPLATE}))
+            super().__init__(BIN / "stub_worker", "stub_ready", ["--text", folder, "--answer", answer])
+        self.grpc = self.addresses["grpc"][0]
 
 
 class Relay:
@@ -150,6 +182,74 @@ class OpenAiClient(unittest.TestCase):
         self.assertEqual(first.prompt_tokens, second.prompt_tokens)
         self.assertLess(first.prompt_tokens_details.cached_tokens, 16)
         self.assertGreater(second.prompt_tokens_details.cached_tokens, second.prompt_tokens // 2)
+
+    # ---- Tools.
+
+    def test_calls_of_tools(self):
+        with self.tools_client("Let me see. " + written(CALLS)) as client:
+            choice = client.chat.completions.create(model="stub", messages=[QUESTION], tools=TOOLS).choices[0]
+        self.assertEqual(choice.finish_reason, "tool_calls")
+        self.assertEqual(choice.message.content, "Let me see.")
+        self.assertEqual([(c.type, c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls],
+                         [("function", *call) for call in CALLS])
+        self.assertEqual(len({c.id for c in choice.message.tool_calls}), 2)
+
+    def test_one_call_where_several_are_not_wanted(self):
+        with self.tools_client(written(CALLS)) as client:
+            choice = client.chat.completions.create(model="stub", messages=[QUESTION], tools=TOOLS, parallel_tool_calls=False).choices[0]
+        self.assertIsNone(choice.message.content)
+        self.assertEqual([c.function.name for c in choice.message.tool_calls], ["weather"])
+
+    def test_calls_in_a_stream_are_those_of_the_plain_answer(self):
+        with self.tools_client(written(CALLS)) as client:
+            ask = {"model": "stub", "messages": [QUESTION], "tools": TOOLS}
+            plain = client.chat.completions.create(**ask).choices[0]
+            calls, reasons = {}, []
+            for chunk in client.chat.completions.create(**ask, stream=True):
+                reasons += [chunk.choices[0].finish_reason]
+                for delta in chunk.choices[0].delta.tool_calls or []:
+                    call = calls.setdefault(delta.index, {"id": delta.id, "type": delta.type, "name": delta.function.name, "arguments": ""})
+                    call["arguments"] += delta.function.arguments or ""
+            with client.chat.completions.stream(**ask) as helper:
+                kinds = {event.type for event in helper}
+                built = helper.get_final_completion().choices[0]
+        self.assertEqual(reasons[-1], "tool_calls")
+        for choice in (plain, built):
+            self.assertEqual([(c.type, c.function.name, c.function.arguments) for c in choice.message.tool_calls],
+                             [(c["type"], c["name"], c["arguments"]) for c in calls.values()])
+        self.assertIn("tool_calls.function.arguments.done", kinds)
+
+    def test_what_tools_answered_is_in_the_next_prompt(self):
+        with self.tools_client(written(CALLS)) as client:
+            first = client.chat.completions.create(model="stub", messages=[QUESTION], tools=TOOLS)
+            said = first.choices[0].message
+            results = [{"role": "tool", "tool_call_id": call.id, "content": "rain"} for call in said.tool_calls]
+            then = client.chat.completions.create(model="stub", messages=[QUESTION, said, *results], tools=TOOLS)
+        self.assertGreater(then.usage.prompt_tokens, first.usage.prompt_tokens + first.usage.completion_tokens)
+
+    def test_without_tools_what_looks_like_a_call_is_text(self):
+        with self.tools_client(written(CALLS)) as client:
+            for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
+                choice = client.chat.completions.create(model="stub", messages=[QUESTION], **more).choices[0]
+                self.assertEqual((choice.finish_reason, choice.message.content, choice.message.tool_calls), ("stop", written(CALLS), None))
+
+    def test_what_cannot_be_kept_about_tools_is_refused(self):
+        strict = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]
+        with self.tools_client(written(CALLS)) as client:
+            for more, param in (({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+                                ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "time"}}}, "tool_choice"),
+                                ({"tools": strict}, "tools[0].function.strict")):
+                with self.assertRaises(openai.BadRequestError) as raised:
+                    client.chat.completions.create(model="stub", messages=[QUESTION], **more)
+                self.assertEqual((raised.exception.code, raised.exception.param), ("unsupported_parameter", param))
+        with self.assertRaises(openai.BadRequestError) as raised:
+            self.chat(tools=TOOLS)  # the demo family's template has none
+        self.assertEqual(raised.exception.param, "tools")
+
+    @contextlib.contextmanager
+    def tools_client(self, answer):
+        with Stub(answer) as stub, Router({"stub": [stub.grpc]}) as router, client_of(router.port("http")) as client:
+            yield client
 
     # ---- Streams.
 
