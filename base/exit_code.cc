@@ -17,6 +17,9 @@ ExitCode ExitCodeFor(const Status& status) {
     case StatusCode::kResourceExhausted:
     case StatusCode::kDeadlineExceeded:
       return kExitUnavailable;
+    case StatusCode::kUnauthenticated:
+    case StatusCode::kPermissionDenied:
+      return kExitNoPermission;
     case StatusCode::kFailedPrecondition:
       return kExitConfig;
     default:

@@ -88,7 +88,7 @@ const std::vector<MetricInfo> kMetrics = {
     {"terrace_router_rejections_total",
      kCounter,
      "Requests that were refused. Reasons: rate_limit_exceeded (a tenant's limit), overloaded, no_capacity, "
-     "model_not_certified, draining.",
+     "model_not_certified, draining, too_many_resets (a connection's limit).",
      {"reason"},
      {}},
     {"terrace_request_duration_seconds",

@@ -1,15 +1,17 @@
-// SIGINT and SIGTERM, and SIGHUP where it is asked for, as something a main can wait for. Made once, first
-// thing in main, before any thread: it blocks the signals for all threads. SIGPIPE is ignored.
+// SIGINT, SIGTERM and SIGHUP as something a main can wait for. Made once, first thing in main, before any
+// thread: it blocks the signals for all threads. SIGPIPE is ignored, and SIGHUP where it was, as
+// under nohup, but where it does not stop.
 #pragma once
 
+#include <csignal>
 #include <functional>
 
 namespace terrace {
 
 class ShutdownSignal {
  public:
-  enum class Hangup { kEnds, kIsWaitedFor };  // what SIGHUP does; by default it ends the process
-  explicit ShutdownSignal(Hangup hangup = Hangup::kEnds);
+  enum class Hangup { kStops, kDoesNotStop };  // whether SIGHUP is one more signal to stop
+  explicit ShutdownSignal(Hangup hangup = Hangup::kStops);
   ~ShutdownSignal();
   // Blocks until the first signal, or until `poll`, called about every `poll_seconds`, returns true. Returns
   // the signal number, or 0 for the poll.
@@ -21,6 +23,7 @@ class ShutdownSignal {
 
  private:
   const Hangup hangup_;
+  const sigset_t signals_;
 };
 
 }  // namespace terrace

@@ -13,8 +13,9 @@ namespace terrace {
 namespace {
 
 TEST(ShutdownSignal, ReportsTheSignalThatCame) {
+  std::signal(SIGHUP, SIG_DFL);  // whatever these tests run under
   ShutdownSignal shutdown;
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     kill(getpid(), signal);
     EXPECT_EQ(shutdown.Wait(), signal);
   }
@@ -28,6 +29,32 @@ TEST(ShutdownSignal, IsPendingUntilACallReturnsIt) {
   EXPECT_TRUE(shutdown.IsPending());
   EXPECT_EQ(shutdown.WaitFor(0), SIGTERM);
   EXPECT_FALSE(shutdown.IsPending());
+}
+
+TEST(ShutdownSignal, AHangupStopsUnlessItIsWantedForSomethingElse) {
+  std::signal(SIGHUP, SIG_DFL);
+  for (const auto hangup : {ShutdownSignal::Hangup::kStops, ShutdownSignal::Hangup::kDoesNotStop}) {
+    ShutdownSignal shutdown(hangup);
+    kill(getpid(), SIGHUP);
+    EXPECT_EQ(shutdown.IsPending(), hangup == ShutdownSignal::Hangup::kStops);
+    EXPECT_EQ(shutdown.WaitFor(0), SIGHUP);
+  }
+}
+
+TEST(ShutdownSignal, AHangupThatIsIgnoredStaysSo) {
+  std::signal(SIGHUP, SIG_IGN);
+  {
+    ShutdownSignal shutdown;
+    kill(getpid(), SIGHUP);
+    EXPECT_FALSE(shutdown.IsPending());
+    EXPECT_EQ(shutdown.WaitFor(0), 0);
+  }
+  {
+    ShutdownSignal shutdown(ShutdownSignal::Hangup::kDoesNotStop);
+    kill(getpid(), SIGHUP);
+    EXPECT_EQ(shutdown.WaitFor(0), SIGHUP) << "a router that runs under nohup is told to reload";
+  }
+  std::signal(SIGHUP, SIG_DFL);
 }
 
 TEST(ShutdownSignal, WakesAWaiterWhicheverThreadRaisesIt) {

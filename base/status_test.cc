@@ -34,6 +34,7 @@ TEST(ExitCode, MalformedDataIs65AndConfigIs78) {
   EXPECT_EQ(ExitCodeFor(DataLoss("x")), 65);
   EXPECT_EQ(ExitCodeFor(FailedPrecondition("x")), 78);
   EXPECT_EQ(ExitCodeFor(NotFound("x")), 66);
+  EXPECT_EQ(ExitCodeFor(Status(StatusCode::kUnauthenticated, "x")), 77);
 }
 
 TEST(CheckDeathTest, PrintsConditionAndValues) {

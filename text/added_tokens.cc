@@ -8,9 +8,8 @@ AddedTokenFinder::AddedTokenFinder(const std::vector<BpeData::AddedToken>& added
   for (const auto& token : added) {
     entries_.push_back({token.content, token.id, token.is_control});
     is_first_byte_[static_cast<uint8_t>(token.content[0])] = true;
-    first_byte_ = token.content[0];
   }
-  if (std::ranges::count(is_first_byte_, true) > 1) first_byte_.reset();
+  if (std::ranges::count(is_first_byte_, true) == 1) first_byte_ = added.front().content[0];
   std::ranges::sort(entries_, {}, &Entry::content);
 }
 
@@ -25,6 +24,7 @@ std::optional<AddedTokenFinder::Match> AddedTokenFinder::Find(std::string_view t
 }
 
 size_t AddedTokenFinder::NextCandidate(std::string_view text, size_t from) const {
+  if (entries_.empty()) return text.size();
   if (first_byte_.has_value()) return std::min(text.find(*first_byte_, from), text.size());
   while (from < text.size() && !is_first_byte_[static_cast<uint8_t>(text[from])]) ++from;
   return std::min(from, text.size());

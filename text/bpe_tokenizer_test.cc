@@ -158,6 +158,16 @@ TEST(AddedTokens, TheLeftmostThenTheLongestWins) {
   EXPECT_THAT(encode("<<t", 3), ElementsAre('<', 259));
 }
 
+TEST(AddedTokens, MayBeginDifferently) {
+  BpeData data = DataWithAdded();
+  const auto encode = [](const BpeData& of, const std::string& text) { return Make(of)->Encode(text); };
+  EXPECT_THAT(encode(data, "a[x]<tool>["), ElementsAre('a', '[', 'x', ']', 258, '['));
+  data.added.push_back({260, "[x]", /*is_control=*/false});
+  data.tokens.push_back("[x]");
+  EXPECT_THAT(encode(data, "a[x]<tool>[x]["), ElementsAre('a', 260, 258, 260, '['));
+  EXPECT_THAT(encode(ByteData(), "<t["), ElementsAre('<', 't', '[')) << "none at all";
+}
+
 TEST(AddedTokens, OnlyControlTokensHaveNoBytes) {
   const auto tokenizer = Make(DataWithAdded());
   EXPECT_EQ(tokenizer->TokenBytes(256), "");

@@ -93,6 +93,13 @@ class CallReports : public CallObserver {
   std::atomic<bool> waits_for_success_ = false;
 };
 
+constexpr size_t kMostLogged = 20;  // addresses of a list
+
+Json FirstOf(const std::vector<std::string>& addresses) {
+  const auto end = addresses.begin() + static_cast<ptrdiff_t>(std::min(addresses.size(), kMostLogged));
+  return std::vector<std::string>(addresses.begin(), end);
+}
+
 }  // namespace
 
 struct Cluster::Replica {
@@ -256,8 +263,10 @@ void Cluster::OnDiscovered(size_t tier_index, const std::string& entry, const Di
 void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& addresses) {
   Tier& tier = *tiers_[tier_index];
   std::vector<PrefixIndex::Slot> removed;
+  std::vector<std::string> came, went;
   std::erase_if(tier.replicas, [&](const ReplicaPtr& replica) {
     if (std::find(addresses.begin(), addresses.end(), replica->address) != addresses.end()) return false;
+    went.push_back(replica->address);
     replica->is_removed = true;
     if (replica->call != nullptr) replica->call->Cancel();
     tier.ejections.Forget(replica->id);
@@ -274,8 +283,18 @@ void Cluster::SetAddresses(size_t tier_index, const std::vector<std::string>& ad
       break;
     }
     added.push_back(tier.replicas.emplace_back(MakeReplica(tier_index, address)));
+    came.push_back(address);
   }
-  if (!removed.empty() || !added.empty()) Publish();
+  if (!removed.empty() || !added.empty()) {
+    Log(LogLevel::kInfo, "replicas_changed",
+        {{"tier", tier.name},
+         {"came", came.size()},
+         {"went", went.size()},
+         {"first_came", FirstOf(came)},
+         {"first_went", FirstOf(went)},
+         {"now", tier.replicas.size()}});
+    Publish();
+  }
   tier.prefixes->Remove(removed);
   for (const ReplicaPtr& replica : added) Connect(replica);
 }

@@ -13,7 +13,7 @@ namespace {
 
 using Labels = std::vector<std::string>;
 
-// Reasons of refusals that say something about the cluster or a tenant's limits.
+// Reasons of refusals that say something about the cluster, or a tenant's or a connection's limits.
 constexpr const char* kRejections[] = {"rate_limit_exceeded", "overloaded", "no_capacity",
                                        "model_not_certified", "draining",   kTooManyResets};
 

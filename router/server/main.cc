@@ -146,7 +146,6 @@ class Reloader {
 // Requests in flight may finish, for as long as they are given or until a second signal; then they are ended.
 // How many those are.
 size_t Drain(Router& router, ShutdownSignal& shutdown) {
-  Log(LogLevel::kInfo, "router_draining", {{"in_flight", router.in_flight()}});
   router.BeginDrain();
   const auto is_drained = [&router] { return router.in_flight() == 0; };
   AwaitDrained(shutdown, is_drained, router.drain_seconds());
@@ -200,7 +199,7 @@ void RaiseDescriptorLimit() {
 
 int Main(int argc, char** argv) {
   RaiseDescriptorLimit();
-  ShutdownSignal shutdown(ShutdownSignal::Hangup::kIsWaitedFor);
+  ShutdownSignal shutdown(ShutdownSignal::Hangup::kDoesNotStop);
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its errors come back as ours, one line each
   CLI::App app("Terrace router: answers requests from the cheapest model tier that is good enough.",
                "terrace-router");

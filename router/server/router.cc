@@ -105,7 +105,7 @@ class RealRouter : public Router {
   }
 
   ~RealRouter() override {
-    BeginDrain();
+    TakeNoMore();
     {
       std::lock_guard lock(health_mutex_);
       health_ = nullptr;
@@ -154,6 +154,10 @@ class RealRouter : public Router {
   std::string ops_address() const override { return ops_ == nullptr ? "" : ops_->address(); }
 
   void BeginDrain() override {
+    if (!is_draining_) Log(LogLevel::kInfo, "router_draining", {{"in_flight", in_flight()}});
+    TakeNoMore();
+  }
+  void TakeNoMore() {
     is_draining_ = true;
     ops_handler_.SetDraining();
     book_.Close();

@@ -16,10 +16,11 @@ namespace {
 constexpr double kMinWeight = 0.001, kMaxWeight = 1000;
 constexpr size_t kMaxSecretBytes = 64 << 10;
 
-Status InvalidKey() {
-  return WithReason(Status(StatusCode::kUnauthenticated, "an API key is needed: Authorization: Bearer <key>"),
-                    "invalid_api_key");
+Status InvalidKey(const char* text) {
+  return WithReason(Status(StatusCode::kUnauthenticated, text), "invalid_api_key");
 }
+
+Status NoKey() { return InvalidKey("an API key is needed: Authorization: Bearer <key>"); }
 
 Status SetLimit(const std::string& path, bool is_set, double value, double& out) {
   if (!is_set) return {};
@@ -111,13 +112,13 @@ StatusOr<std::shared_ptr<const Tenants>> Tenants::Load(const std::string& keys_f
 StatusOr<TenantPtr> Tenants::Authenticate(std::string_view authorization) const {
   constexpr std::string_view kScheme = "bearer ";
   if (authorization.size() <= kScheme.size() || authorization.size() > kScheme.size() + kMaxKeyBytes) {
-    return InvalidKey();
+    return NoKey();
   }
   for (size_t i = 0; i < kScheme.size(); ++i) {
-    if (std::tolower(static_cast<unsigned char>(authorization[i])) != kScheme[i]) return InvalidKey();
+    if (std::tolower(static_cast<unsigned char>(authorization[i])) != kScheme[i]) return NoKey();
   }
   const auto found = by_digest_.find(Sha256(authorization.substr(kScheme.size())));
-  if (found == by_digest_.end()) return InvalidKey();
+  if (found == by_digest_.end()) return InvalidKey("no tenant has this API key");
   return found->second;
 }
 

@@ -4,8 +4,9 @@
 //
 //   from one rank  the steps of one rank, measured, and sums over the ranks, measured on their own: what
 //                  `terrace plan --ranks` does; not of pipelines, which it does not plan
-//   roofline       the read bandwidth and int8 rate of a rank's cores, measured, and the same sums: what
-//                  `terrace inspect --fit` does, with measured figures for a data sheet's
+//   roofline       the machine's read bandwidth and int8 rate, measured and shared out over the ranks (of a
+//                  pipeline those of a stage's own cores, as stages often run alone), and messages of the
+//                  same cost: what `terrace inspect --fit` does, with measured figures for a data sheet's
 //
 // Splits are run one after the other; a machine that does other work meanwhile shows in the errors.
 #include <unistd.h>
@@ -19,6 +20,7 @@
 #include <iterator>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -174,9 +176,12 @@ class Comparison {
     limits_ = LimitsMeter(flags_.threads).Measure();
     std::printf("%u threads; reads %.1f GB/s, int8 %.0f GOP/s\n", flags_.threads, limits_.read_bytes / 1e9,
                 limits_.int8 / 1e9);
+    std::vector<ParallelDegrees> splits;
+    for (const uint32_t ranks : flags_.ranks) splits.push_back({.tensor = ranks});
+    for (const uint32_t stages : flags_.stages) splits.push_back({.pipeline = stages});
+    for (const ParallelDegrees& split : splits) RETURN_IF_ERROR(SplitModel(shape_, split).status());
     one_ = Measure(files_, flags_, {});
-    for (const uint32_t ranks : flags_.ranks) RETURN_IF_ERROR(Compare({.tensor = ranks}));
-    for (const uint32_t stages : flags_.stages) RETURN_IF_ERROR(Compare({.pipeline = stages}));
+    for (const ParallelDegrees& split : splits) RETURN_IF_ERROR(Compare(split));
     PrintErrors("tensor parallel, from one rank", from_one_errors_);
     PrintErrors("tensor parallel, roofline", roofline_errors_);
     PrintErrors("pipeline, roofline", pipeline_errors_);
@@ -197,8 +202,8 @@ class Comparison {
                   is_pipeline ? "stages" : "ranks", link.round_seconds * 1e6, 1e-9 / link.seconds_per_byte);
     }
     const std::vector<double> measured = ranks == 1 ? one_ : Measure(files_, flags_, degrees);
-    const StepCost alone = CostOfOneRank(one_);
-    const StepCost cost = is_pipeline ? alone : CostOnRanks(alone, split, files_.config, link, kMaxSequences);
+    std::optional<StepCost> from_one;
+    if (!is_pipeline) from_one = CostOnRanks(CostOfOneRank(one_), split, files_.config, link, kMaxSequences);
     const DeviceSpec device = DeviceOf(degrees, link);
     std::printf("%6s  %-16s %12s %12s %9s%s\n", is_pipeline ? "stages" : "ranks", "step", "measured, ms",
                 "roofline, ms", "error", is_pipeline ? "" : " from one, ms     error");
@@ -210,26 +215,28 @@ class Comparison {
               .seconds;
       std::printf("%6u  %-16s %12.3f", ranks, work.name().c_str(), measured[i] * 1e3);
       PrintError(roofline, measured[i]);
-      const double from_one = is_pipeline ? 0 : cost.Seconds(work.work());
-      if (!is_pipeline) PrintError(from_one, measured[i]);
+      if (from_one.has_value()) PrintError(from_one->Seconds(work.work()), measured[i]);
       std::printf("\n");
       std::fflush(stdout);
       if (ranks == 1) continue;
       (is_pipeline ? pipeline_errors_ : roofline_errors_).push_back(std::abs(roofline / measured[i] - 1));
-      if (!is_pipeline) from_one_errors_.push_back(std::abs(from_one / measured[i] - 1));
+      if (from_one.has_value())
+        from_one_errors_.push_back(std::abs(from_one->Seconds(work.work()) / measured[i] - 1));
     }
     return {};
   }
 
-  // A rank's share of the machine. Ranks of one stage work at once, and share what memory gives; of a
-  // pipeline only the stages that have something to do: each has what its own cores can read.
+  // Ranks of one stage work at once, and share what memory gives; of a pipeline only the stages that have
+  // something to do.
   DeviceSpec DeviceOf(const ParallelDegrees& degrees, const LinkCost& link) const {
     const uint32_t ranks = degrees.ranks();
+    const bool is_pipeline = degrees.pipeline > 1;
     const MachineLimits limits =
-        degrees.pipeline == 1 ? limits_ : LimitsMeter(std::max(flags_.threads / ranks, 1u)).Measure();
+        is_pipeline ? LimitsMeter(std::max(flags_.threads / ranks, 1u)).Measure() : limits_;
+    const uint32_t sharers = is_pipeline ? 1 : ranks;
     return {.name = "this machine",
-            .bytes_per_second = degrees.pipeline == 1 ? limits.read_bytes / ranks : limits.read_bytes,
-            .operations_per_second = limits_.int8 / ranks,
+            .bytes_per_second = limits.read_bytes / sharers,
+            .operations_per_second = limits.int8 / sharers,
             .link = link,
             .activation_bytes = sizeof(float)};
   }

@@ -35,9 +35,9 @@ struct StubPace {
 
 // What every answer says.
 struct StubAnswer {
-  std::vector<TokenId> tokens = {};     // again and again
+  std::vector<TokenId> tokens = {};     // again and again, unless it ends
   std::vector<std::string> texts = {};  // what each stands for
-  bool ends = false;                    // once, and then no more: the last token is an end
+  bool ends = false;                    // once, whatever the request says of ends: the last token is one
 
   // Of an answer that may have `max_tokens`; 0: as many as it likes, or `usual` where it has no end.
   uint32_t Count(uint32_t max_tokens, uint32_t usual) const {

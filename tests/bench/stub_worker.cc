@@ -19,6 +19,7 @@
 #include "proto/terrace/v1/inference.grpc.pb.h"
 #include "proto/terrace/v1/worker.grpc.pb.h"
 #include "tests/bench/stub_calls.h"
+#include "text/detokenizer.h"
 #include "text/text_assets.h"
 #include "worker/server/execute_reactor.h"
 #include "worker/server/serve_hub.h"
@@ -93,7 +94,8 @@ StatusOr<StubAnswer> TheText(const std::string& text, const Tokenizer& tokenizer
   if (tokenizer.special().end.empty()) return FailedPrecondition("the vocabulary has no end of an answer");
   StubAnswer answer{.tokens = tokenizer.Encode(text), .ends = true};
   answer.tokens.push_back(tokenizer.special().end.front());
-  for (const TokenId token : answer.tokens) answer.texts.emplace_back(tokenizer.TokenBytes(token));
+  Detokenizer detokenizer(tokenizer);  // whole characters
+  for (const TokenId token : answer.tokens) answer.texts.push_back(detokenizer.Push(token));
   return answer;
 }
 
@@ -262,7 +264,7 @@ Status Serve(const Flags& flags, ShutdownSignal& shutdown) {
 int Main(int argc, char** argv) {
   ShutdownSignal shutdown;
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
-  CLI::App app("Workers without a model, for benchmarks of routers.", "stub_worker");
+  CLI::App app("Workers without a model, for benchmarks and tests of routers.", "stub_worker");
   Flags flags;
   app.add_option("--text", flags.text, "model folder whose tokenizer and chat template they have")
       ->capture_default_str();
@@ -272,7 +274,8 @@ int Main(int argc, char** argv) {
   app.add_option("--places", flags.places, "sequences of a worker at once (default: any number)");
   app.add_option("--inbox", flags.inbox, "sequences that wait for a place; more are refused")
       ->capture_default_str();
-  app.add_option("--tokens", flags.tokens, "of answers whose request does not say how many")
+  app.add_option("--tokens", flags.tokens,
+                 "of answers whose request does not say how many; not with --answer")
       ->capture_default_str();
   app.add_option("--context", flags.context, "tokens, prompt and answer together")->capture_default_str();
   app.add_option("--cache-blocks", flags.cache_blocks,

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """OpenAI's own client for Python, unchanged, against a real router: what it sends is understood, and what it gets is what
-it expects."""
+it expects. Needs what ./run_tests puts into bin/, stub_worker too."""
 
 import asyncio
 import contextlib
@@ -32,12 +32,6 @@ ANSWER = "refund_request"
 KEY, SLOW_KEY = "sk-terrace-all", "sk-terrace-once-a-minute"
 # A long answer of a model that is slow: there is time to leave in the middle of it.
 LONG = {"model": "base", "messages": [QUESTION], "temperature": 0, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
-
-
-def client_of(port, kind=openai.OpenAI, **options):
-    return kind(base_url=f"http://127.0.0.1:{port}/v1", **{"api_key": "unused", "max_retries": 0, **options})
-
-
 # The demo family's chats with tools beside them, as Hermes and Qwen write them; calls that were made, and what came of them.
 TOOLS_TEMPLATE = """{{ bos_token }}{% if tools %}<|system|>
 Answer in <tool_call></tool_call> to call one of:{% for tool in tools %} {{ tool | tojson }}{% endfor %}
@@ -48,6 +42,10 @@ Answer in <tool_call></tool_call> to call one of:{% for tool in tools %} {{ tool
 TOOLS = [{"type": "function", "function": {"name": name, "description": "of a city", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}} for name in ("weather", "time")]
 CALLS = [("weather", {"city": "Ulm"}), ("time", {"city": "Zürich \"HB\""})]
+
+
+def client_of(port, kind=openai.OpenAI, **options):
+    return kind(base_url=f"http://127.0.0.1:{port}/v1", **{"api_key": "unused", "max_retries": 0, **options})
 
 
 def written(calls):
@@ -197,8 +195,8 @@ class OpenAiClient(unittest.TestCase):
     def test_one_call_where_several_are_not_wanted(self):
         with self.tools_client(written(CALLS)) as client:
             choice = client.chat.completions.create(model="stub", messages=[QUESTION], tools=TOOLS, parallel_tool_calls=False).choices[0]
-        self.assertIsNone(choice.message.content)
-        self.assertEqual([c.function.name for c in choice.message.tool_calls], ["weather"])
+        self.assertEqual((choice.finish_reason, choice.message.content), ("tool_calls", None))
+        self.assertEqual([(c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls], CALLS[:1])
 
     def test_calls_in_a_stream_are_those_of_the_plain_answer(self):
         with self.tools_client(written(CALLS)) as client:
@@ -223,9 +221,14 @@ class OpenAiClient(unittest.TestCase):
         with self.tools_client(written(CALLS)) as client:
             first = client.chat.completions.create(model="stub", messages=[QUESTION], tools=TOOLS)
             said = first.choices[0].message
-            results = [{"role": "tool", "tool_call_id": call.id, "content": "rain"} for call in said.tool_calls]
-            then = client.chat.completions.create(model="stub", messages=[QUESTION, said, *results], tools=TOOLS)
-        self.assertGreater(then.usage.prompt_tokens, first.usage.prompt_tokens + first.usage.completion_tokens)
+
+            def prompt_tokens(answered, calls):
+                results = [{"role": "tool", "tool_call_id": call.id, "content": answered} for call in said.tool_calls]
+                message = {**said.model_dump(exclude_none=True), **({} if calls else {"tool_calls": None, "content": ""})}
+                return client.chat.completions.create(model="stub", messages=[QUESTION, message, *results], tools=TOOLS).usage.prompt_tokens
+
+            self.assertGreaterEqual(prompt_tokens("rain" + ", rain" * 50, True), prompt_tokens("rain", True) + len(CALLS) * 50)
+            self.assertGreater(prompt_tokens("rain", True), prompt_tokens("rain", False) + 20)
 
     def test_without_tools_what_looks_like_a_call_is_text(self):
         with self.tools_client(written(CALLS)) as client:

@@ -144,8 +144,8 @@ class Tenants(unittest.TestCase):
         file.write_text("key-of-acme\n")
         command = [BIN / "terrace", "generate", "--router", f"127.0.0.1:{self.cluster.grpc}", "--model", "nano", "--prompt", "x"]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        self.assertNotEqual(refused.returncode, 0)
-        self.assertIn("API key", refused.stderr)
+        self.assertEqual(refused.returncode, 77)
+        self.assertIn("--api-key-file", refused.stderr)
         allowed = subprocess.run([*command, "--api-key-file", file], capture_output=True, text=True, timeout=60)
         self.assertEqual(allowed.returncode, 0, allowed.stderr)
 

@@ -50,7 +50,10 @@ StatusOr<std::vector<Answer>> AskSeveral(Answerer& answerer, const v1::GenerateR
     }
     if (options.on_wait) options.on_wait();
     if (!piece.has_value()) continue;
-    RETURN_IF_ERROR(piece->status());
+    if (!piece->ok()) {
+      call->Cancel();  // its other answers
+      return piece->status();
+    }
     const uint32_t choice = (*piece)->choice();
     if (choice >= answers.size()) return Internal("answer ", choice, " of ", answers.size(), " came");
     answers[choice].Add(**piece);

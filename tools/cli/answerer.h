@@ -1,5 +1,6 @@
-// Something that answers generate requests: a router over gRPC (router_client.h), a model in this process
-// (local_model.h), a fake in tests. The protocol's messages are the vocabulary of all.
+// Something that answers generate requests: a router over gRPC (router_client.h), one worker
+// (worker_model.h), a model in this process (local_model.h), a fake in tests. The protocol's messages are the
+// vocabulary of all.
 #pragma once
 
 #include <functional>
@@ -30,9 +31,12 @@ using AnswerPiece = StatusOr<v1::GenerateResponse>;
 // Called in order, on a thread of the Answerer; must not block.
 using OnAnswerPiece = std::function<void(AnswerPiece piece)>;
 
-// A model that runs in this process, and how: digests as a worker tells of them (v1.WorkerDescription).
+// A model that runs in this process or in the one worker that is asked, and how: digests as a worker tells of
+// them (v1.WorkerDescription). Of a worker's, `compute` and bytes are not known.
 struct ModelFacts {
+  bool is_in_process = true;
   std::string name = {}, model_digest = {}, text_digest = {};
+  std::string instance = {};  // of a worker: its process
   std::string device = {}, compute = {}, kv_dtype = {}, weight_dtype = {};
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
 };
@@ -54,7 +58,7 @@ class Answerer {
   // What a model in this process has drafted since its start, perhaps without its last step. Absent where it
   // has no drafter, or is elsewhere.
   virtual std::optional<SpeculationStats> Speculation() const { return std::nullopt; }
-  // Of a model in this process.
+  // Of a model in this process or in one worker.
   virtual std::optional<ModelFacts> Facts() const { return std::nullopt; }
 };
 

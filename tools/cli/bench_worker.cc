@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <chrono>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -8,12 +7,10 @@
 #include "tools/cli/bench_stream.h"
 #include "tools/cli/bench_targets.h"
 #include "tools/cli/kept_channel.h"
+#include "tools/cli/worker_client.h"
 
 namespace terrace {
 namespace {
-
-constexpr std::chrono::seconds kDescribeTimeout(10), kFetchTimeout(60);
-constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
 class ExecuteStream : public BenchStream<v1::ExecuteEvent> {
  public:
@@ -89,9 +86,7 @@ class WorkerTarget : public BenchTarget {
       : address_(address), stub_(v1::Worker::NewStub(MakeKeptChannel(address, security))) {}
 
   Status Describe() {
-    const StatusOr<v1::WorkerDescription> described = Ask();
-    if (!described.ok()) return NoneAnswers("worker", address_, described.status());
-    const v1::WorkerDescription& worker = *described;
+    ASSIGN_OR_RETURN(const v1::WorkerDescription worker, DescribeWorker(*stub_, address_));
     instance_ = worker.instance();
     description_.kind = "worker";
     description_.name = address_;
@@ -103,7 +98,7 @@ class WorkerTarget : public BenchTarget {
     description_.parameters = worker.parameters();
     description_.context_length = worker.context_length();
     description_.max_sequences = worker.max_sequences();
-    ASSIGN_OR_RETURN(const TextAssets text, FetchText(worker.text_digest()));
+    ASSIGN_OR_RETURN(const TextAssets text, FetchText(*stub_, address_, worker.text_digest()));
     vocabulary_ = TextTokens(*text.tokenizer, worker.vocab_size());
     return Status();
   }
@@ -112,7 +107,7 @@ class WorkerTarget : public BenchTarget {
   const std::vector<TokenId>& vocabulary() const override { return vocabulary_; }
   // Absent, too, where the worker does not answer or is another one by now: its requests fail for it.
   std::optional<SpeculationStats> Speculation() const override {
-    const StatusOr<v1::WorkerDescription> worker = Ask();
+    const StatusOr<v1::WorkerDescription> worker = DescribeWorker(*stub_, address_);
     if (!worker.ok() || worker->instance() != instance_ || !worker->has_speculation()) return std::nullopt;
     return FromProto(worker->speculation());
   }
@@ -135,32 +130,6 @@ class WorkerTarget : public BenchTarget {
   }
 
  private:
-  StatusOr<v1::WorkerDescription> Ask() const {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kDescribeTimeout);
-    v1::WorkerDescription worker;
-    const grpc::Status called = stub_->Describe(&context, {}, &worker);
-    RETURN_IF_ERROR(FromGrpcStatus(called, context));
-    return worker;
-  }
-
-  StatusOr<TextAssets> FetchText(const std::string& digest) {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kFetchTimeout);
-    v1::FetchTextRequest request;
-    request.set_digest(digest);
-    const auto reader = stub_->FetchText(&context, request);
-    std::string text;
-    for (v1::TextChunk chunk; reader->Read(&chunk) && text.size() <= kMaxTextBytes;) text += chunk.data();
-    if (text.size() > kMaxTextBytes) {
-      context.TryCancel();
-      return DataLoss(address_, ": text assets over ", kMaxTextBytes, " bytes");
-    }
-    const grpc::Status called = reader->Finish();
-    RETURN_IF_ERROR(FromGrpcStatus(called, context));
-    return ParseTextAssets(text);
-  }
-
   const std::string address_;
   const std::unique_ptr<v1::Worker::Stub> stub_;
   std::string instance_;

@@ -90,6 +90,10 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
           .add_option("--router", target.router,
                       Concat("ask the router at host:port (default without --model: ", kDefaultRouter, ")"))
           ->type_name(kAddress);
+  auto* const worker =
+      command.add_option("--worker", target.worker, "ask one worker at host:port, without a router")
+          ->type_name(kAddress)
+          ->excludes(router);
   AddAccessOptions(command, target.access);
   auto* const model =
       command
@@ -97,7 +101,8 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
               "--model", target.model,
               "with --router: a served tier, policy or alias; without: a model folder or .gguf to run "
               "in this process")
-          ->type_name("MODEL");
+          ->type_name("MODEL")
+          ->excludes(worker);
   auto* const threads =
       command.add_option("--threads", target.threads, "of a model in this process (default: all cores)")
           ->type_name("N");
@@ -105,7 +110,7 @@ void AddTarget(CLI::App& command, ModelTarget& target) {
       AddEngineOptions(command, target.device, target.compute, target.kv_dtype);
   const auto [drafter, draft_model] = AddDraftOptions(command, target.drafter, target.draft_model);
   for (CLI::Option* const option : {threads, device, compute, kv_dtype, drafter, draft_model})
-    option->excludes(router)->needs(model);
+    option->excludes(router)->excludes(worker)->needs(model);
 }
 
 void AddChat(CLI::App& app, ChatOptions& options) {
@@ -121,7 +126,7 @@ void AddChat(CLI::App& app, ChatOptions& options) {
 
 void AddGenerate(CLI::App& app, GenerateOptions& options) {
   CLI::App* const generate = app.add_subcommand(
-      "generate", "One answer, streamed, or several, from a router or a model in this process.");
+      "generate", "One answer, streamed, or several, from a router, a worker or a model in this process.");
   AddTarget(*generate, options.target);
   auto* const input = generate->add_option_group("input")->require_option(1);
   input->add_option("--prompt", options.prompt, "plain text to continue");
@@ -290,13 +295,16 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
   CLI::App* const evaluate =
       app.add_subcommand("evaluate", "Accuracy, tokens, price and cost on task files.");
   AddTarget(*evaluate, options.target);
-  auto* const compare = evaluate
-                            ->add_option("--compare", options.compare,
-                                         "a second model of the same kind, shown beside the first")
-                            ->type_name("MODEL");
+  auto* const compare =
+      evaluate
+          ->add_option(
+              "--compare", options.compare,
+              "a second model of the same kind (with --worker: another worker), shown beside the first")
+          ->type_name("MODEL");
   evaluate
       ->add_option("--baseline", options.baseline,
-                   "a second model of the same kind: is the first one worse, row by row")
+                   "a second model of the same kind (with --worker: another worker): is the first one worse, "
+                   "row by row")
       ->type_name("MODEL")
       ->excludes(compare);
   AddComparisonOptions(*evaluate, options);
@@ -309,6 +317,7 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
       "docs/how-to/evaluate.md has the format of task files.\n"
       "Examples: terrace evaluate --router 127.0.0.1:8081 --model auto --compare base\n"
       "          terrace evaluate --model models/terrace-demo-nano\n"
+      "          terrace evaluate --worker 127.0.0.1:8101 --baseline 127.0.0.1:8103\n"
       "          terrace evaluate --model small-q8.gguf --baseline models/terrace-demo-small\n"
       "          terrace evaluate --model small-q8.gguf --perplexity text.txt");
 }

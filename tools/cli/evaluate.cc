@@ -46,9 +46,8 @@ Status Evaluate(const EvaluateOptions& options, const CommandContext& context) {
     context.out << (options.json ? ToJson(rows, result).dump(2) + "\n" : Format(rows, result, nullptr));
     return Status();
   }
-  ModelTarget other = options.target;
-  other.model = options.compare;
-  ASSIGN_OR_RETURN(const EvaluationResult compared, EvaluateTarget(other, rows.rows, options, "", context));
+  ASSIGN_OR_RETURN(const EvaluationResult compared,
+                   EvaluateTarget(options.target.Other(options.compare), rows.rows, options, "", context));
   if (options.json) {
     Json json = ToJson(rows, result);
     json["compared"] = ToJson(rows, compared);

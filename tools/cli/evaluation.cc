@@ -93,6 +93,13 @@ Json ScoreToJson(const Score& score) {
 }
 
 Json ToJson(const ModelFacts& facts) {
+  if (!facts.is_in_process)
+    return {{"model_digest", facts.model_digest},
+            {"text_digest", facts.text_digest},
+            {"device", facts.device},
+            {"kv_dtype", facts.kv_dtype},
+            {"weight_dtype", facts.weight_dtype},
+            {"parameters", facts.parameters}};
   return {{"model_digest", facts.model_digest},
           {"text_digest", facts.text_digest},
           {"device", facts.device},
@@ -234,7 +241,7 @@ std::string FormatEvaluation(const EvaluationResult& result, const EvaluationRes
                 FormatSeconds(result.LatencyQuantile(0.95)));
   if (result.unscored_rows > 0)
     out += Concat(", ", FormatCount(result.unscored_rows, "row"), " without a checker not asked");
-  if (result.facts.has_value()) {
+  if (result.facts.has_value() && result.facts->is_in_process) {
     out += Concat("\nmemory: weights ", FormatBytes(result.facts->weight_bytes), ", KV pool ",
                   FormatBytes(result.facts->kv_bytes));
   }
@@ -259,7 +266,8 @@ Json EvaluationToJson(const EvaluationResult& result) {
   for (const auto& [difficulty, score] : result.difficulties) {
     json["difficulties"][std::to_string(difficulty)] = ScoreToJson(score);
   }
-  if (result.facts.has_value()) json["in_process"] = ToJson(*result.facts);
+  if (result.facts.has_value())
+    json[result.facts->is_in_process ? "in_process" : "worker"] = ToJson(*result.facts);
   return json;
 }
 

@@ -50,7 +50,7 @@ struct EvaluationResult {
   uint64_t unscored_rows = 0;                                 // checker "none": not asked
   double wall_seconds = 0;
   std::optional<SpeculationStats> engine_speculation;  // of a model in this process with a drafter
-  std::optional<ModelFacts> facts;                     // of a model in this process
+  std::optional<ModelFacts> facts;                     // of a model in this process or in one worker
 
   Score All() const;
   SpeculationFigures Speculation() const;

@@ -44,6 +44,8 @@ Status NoneAnswers(const char* kind, const std::string& address, const Status& s
   // gRPC's word for a service that a server does not have, without a message.
   if (status.code() == StatusCode::kUnimplemented)
     return Unavailable("what answers at ", address, " is not a ", kind);
+  if (status.code() == StatusCode::kUnauthenticated || status.code() == StatusCode::kPermissionDenied)
+    return status;  // one does
   const bool is_router = std::string_view(kind) == "router";
   return Unavailable("no ", kind, " answers at ", address, is_router ? " (`terrace up` starts one)" : "",
                      ": ", Message(status));

@@ -88,8 +88,9 @@ std::string DefaultModel(const v1::RouterConfig& router) {
 std::string CurlExample(const ClusterPlan& plan, const std::string& question) {
   if (plan.router.listen().http().empty()) return "";
   return Concat("curl -s http://", ClientAddress(plan.router.listen().http()),
-                "/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{\"model\": ",
-                ToJsonText(DefaultModel(plan.router)),
+                "/v1/chat/completions -H 'Content-Type: application/json' ",
+                plan.router.has_auth() ? "-H 'Authorization: Bearer KEY' " : "",
+                "\\\n    -d '{\"model\": ", ToJsonText(DefaultModel(plan.router)),
                 ", \"messages\": [{\"role\": \"user\", \"content\": ", ToJsonText(question),
                 "}], \"temperature\": 0}'");
 }

@@ -2,14 +2,32 @@
 
 #include <algorithm>
 #include <functional>
+#include <random>
 #include <span>
 #include <utility>
 
+#include "base/rng.h"
 #include "text/detokenizer.h"
 #include "text/stop_matcher.h"
 
 namespace terrace {
 namespace {
+
+constexpr uint32_t kMaxChoices = 16;  // as the router has it
+
+SamplingParams ToSamplingParams(const v1::SamplingParams& from) {
+  SamplingParams params;
+  if (from.has_temperature()) params.temperature = from.temperature();
+  if (from.has_top_k()) params.top_k = from.top_k();
+  if (from.has_top_p()) params.top_p = from.top_p();
+  if (from.has_min_p()) params.min_p = from.min_p();
+  if (from.has_repetition_penalty()) params.repetition_penalty = from.repetition_penalty();
+  if (from.has_presence_penalty()) params.presence_penalty = from.presence_penalty();
+  if (from.has_frequency_penalty()) params.frequency_penalty = from.frequency_penalty();
+  params.logit_bias.assign(from.logit_bias().begin(), from.logit_bias().end());
+  params.seed = from.has_seed() ? from.seed() : std::random_device()();
+  return params;
+}
 
 v1::FinishReason ToProto(FinishReason reason) {
   switch (reason) {
@@ -43,15 +61,52 @@ std::string EchoOf(const v1::GenerateRequest& request, const std::vector<TokenId
 
 }  // namespace
 
+StatusOr<SequenceSpec> FirstSequence(const v1::GenerateRequest& request, const TextAssets& text,
+                                     uint32_t context_length) {
+  SequenceSpec spec;
+  switch (request.input_case()) {
+    case v1::GenerateRequest::kPrompt:
+      spec.prompt = text.EncodePrompt(request.prompt());
+      break;
+    case v1::GenerateRequest::kChat: {
+      ASSIGN_OR_RETURN(spec.prompt, text.EncodeChat(MessagesOf(request.chat())));
+      break;
+    }
+    case v1::GenerateRequest::kPromptTokens:
+      spec.prompt.assign(request.prompt_tokens().ids().begin(), request.prompt_tokens().ids().end());
+      break;
+    case v1::GenerateRequest::INPUT_NOT_SET:
+      return InvalidArgument("a prompt is missing");
+  }
+  if (spec.prompt.empty()) return InvalidArgument("the prompt has no token");
+  spec.request_id = request.request_id();
+  spec.sampling = ToSamplingParams(request.sampling());
+  spec.max_tokens = request.max_tokens();
+  spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
+  spec.ignore_eos = request.ignore_eos();
+  if (request.has_speculation_max_tokens()) spec.speculation = request.speculation_max_tokens();
+  spec.top_logprobs = request.top_logprobs();
+  if (request.prompt_logprobs() && spec.max_tokens == 0 && spec.prompt.size() < context_length) {
+    spec.max_tokens = context_length - static_cast<uint32_t>(spec.prompt.size());  // 0 would mean none
+  }
+  if (request.n() > kMaxChoices || request.best_of() > kMaxChoices) {
+    return InvalidArgument("at most ", kMaxChoices, " answers");
+  }
+  if (request.best_of() > 0 && request.best_of() < ChoicesOf(request)) {
+    return InvalidArgument("best_of: ", request.best_of(), " is less than n: ", ChoicesOf(request));
+  }
+  return spec;
+}
+
 // Turns the tokens of one sequence into pieces.
 class LocalAnswers::Sink : public TokenSink {
  public:
   Sink(std::shared_ptr<LocalAnswers> owner, uint32_t draw, const std::vector<TokenId>& prompt)
       : owner_(std::move(owner)),
         draw_(draw),
-        detokenizer_(owner_->tokenizer_),
+        detokenizer_(*owner_->tokenizer_),
         stops_({owner_->request_.stop().begin(), owner_->request_.stop().end()}) {
-    first_.set_text(EchoOf(owner_->request_, prompt, owner_->tokenizer_));
+    first_.set_text(EchoOf(owner_->request_, prompt, *owner_->tokenizer_));
     if (owner_->request_.prompt_logprobs() && draw == 0) first_.add_prompt_tokens()->set_id(prompt.front());
   }
 
@@ -126,17 +181,24 @@ class LocalAnswers::Sink : public TokenSink {
   std::atomic<bool> is_stopped_ = false;      // by a text: the engine drops the sequence
 };
 
-LocalAnswers::LocalAnswers(const Tokenizer& tokenizer, v1::GenerateRequest request, std::string name,
-                           OnAnswerPiece on_piece)
-    : tokenizer_(tokenizer),
+LocalAnswers::LocalAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::GenerateRequest request,
+                           std::string name, OnAnswerPiece on_piece)
+    : tokenizer_(std::move(tokenizer)),
       request_(std::move(request)),
       name_(std::move(name)),
       on_piece_(std::move(on_piece)),
       held_(draws()),
       running_(draws()) {}
 
-std::shared_ptr<TokenSink> LocalAnswers::MakeSink(uint32_t draw, const std::vector<TokenId>& prompt) {
-  return std::make_shared<Sink>(shared_from_this(), draw, prompt);
+Status LocalAnswers::Start(const SequenceSpec& first, const Run& run) {
+  for (uint32_t draw = 0; draw < draws(); ++draw) {
+    SequenceSpec spec = first;
+    spec.sampling.seed = ChoiceSeed(first.sampling.seed, draw);
+    spec.score_prompt = draw == 0 && request_.prompt_logprobs();
+    const auto sink = std::make_shared<Sink>(shared_from_this(), draw, spec.prompt);
+    RETURN_IF_ERROR(run(std::move(spec), sink));
+  }
+  return {};
 }
 
 void LocalAnswers::Fail(const Status& error) {

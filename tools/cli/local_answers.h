@@ -1,31 +1,42 @@
-// All answers to one request from a model in this process: a TokenSink for each sequence, whose tokens become
-// pieces; keeps what must be ranked until all are over. What a router's dispatcher does, without tiers.
-// Shared by the engine and the caller; the engine's thread calls the sinks, Close and Fail may come from any.
+// All answers to one request from one model, in this process or in a worker: a TokenSink for each sequence,
+// whose tokens become pieces; keeps what must be ranked until all are over. What a router's dispatcher does,
+// without tiers. Shared by whoever runs the sequences and the caller; the former calls the sinks, Close and
+// Fail may come from any thread.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "base/clock.h"
+#include "text/text_assets.h"
 #include "text/tokenizer.h"
 #include "tools/cli/answerer.h"
 #include "worker/engine/sequence.h"
 
 namespace terrace {
 
+// The sequence of a request's first answer. INVALID_ARGUMENT for a request that no router would take; what an
+// engine checks itself is left to it. A seed is drawn where none is given.
+StatusOr<SequenceSpec> FirstSequence(const v1::GenerateRequest& request, const TextAssets& text,
+                                     uint32_t context_length);
+
 class LocalAnswers : public std::enable_shared_from_this<LocalAnswers> {
  public:
-  // `tokenizer` outlives this object; `name` is the model's, shown as the tier.
-  LocalAnswers(const Tokenizer& tokenizer, v1::GenerateRequest request, std::string name,
+  // `name` is the model's, shown as the tier.
+  LocalAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::GenerateRequest request, std::string name,
                OnAnswerPiece on_piece);
 
   uint32_t draws() const { return std::max(request_.best_of(), ChoicesOf(request_)); }
-  std::shared_ptr<TokenSink> MakeSink(uint32_t draw, const std::vector<TokenId>& prompt);  // once each
-  void Close() { is_closed_ = true; }  // the engine drops the sequences
+  // Gives `run` a sequence and its sink for each draw, until it fails. They differ in their seeds, and the
+  // first one scores the prompt, if that is wanted.
+  using Run = std::function<Status(SequenceSpec spec, std::shared_ptr<TokenSink> sink)>;
+  Status Start(const SequenceSpec& first, const Run& run);
+  void Close() { is_closed_ = true; }  // whoever runs the sequences drops them
   void Fail(const Status& error);      // reports it, unless all is said, and closes
 
  private:
@@ -37,7 +48,7 @@ class LocalAnswers : public std::enable_shared_from_this<LocalAnswers> {
   void SendBest();
   void Send(uint32_t choice, v1::GenerateResponse piece);
 
-  const Tokenizer& tokenizer_;
+  const std::shared_ptr<const Tokenizer> tokenizer_;
   const v1::GenerateRequest request_;
   const std::string name_;
   const OnAnswerPiece on_piece_;

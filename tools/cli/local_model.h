@@ -11,8 +11,6 @@
 
 namespace terrace {
 
-class LocalAnswers;
-
 // Since its start; absent where it has no drafter.
 std::optional<SpeculationStats> DraftedBy(const Engine& engine);
 
@@ -27,8 +25,6 @@ class LocalModel : public Answerer {
 
  private:
   explicit LocalModel(OpenedEngine opened) : opened_(std::move(opened)) {}
-  StatusOr<SequenceSpec> MakeSpec(const v1::GenerateRequest& request) const;
-  Status Submit(const v1::GenerateRequest& request, LocalAnswers& answers) const;
 
   const OpenedEngine opened_;
 };

@@ -5,6 +5,7 @@
 
 #include "tools/cli/local_model.h"
 #include "tools/cli/router_client.h"
+#include "tools/cli/worker_model.h"
 
 namespace terrace {
 
@@ -25,6 +26,10 @@ OpenEngineOptions EngineOptionsOf(const ModelTarget& target, const ShutdownSigna
 StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown) {
   if (!target.is_in_process()) {
     ASSIGN_OR_RETURN(const ChannelSecurity security, OpenSecurity(target.access));
+    if (!target.worker.empty()) {
+      ASSIGN_OR_RETURN(std::unique_ptr<WorkerModel> worker, WorkerModel::Open(target.worker, security));
+      return std::unique_ptr<Answerer>(std::move(worker));
+    }
     return std::unique_ptr<Answerer>(
         new RouterClient(target.router.empty() ? kDefaultRouter : target.router, security));
   }

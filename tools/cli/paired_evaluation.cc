@@ -22,16 +22,10 @@ namespace {
 constexpr const char* kTestTasks[] = {"classify", "extract", "moderate", "compute", "rewrite", "lookup"};
 constexpr char kProbeTask[] = "probe";
 
-ModelTarget BaselineOf(const EvaluateOptions& options) {
-  ModelTarget target = options.target;
-  target.model = options.baseline;
-  return target;
-}
-
 // The models that a probe's prompts have to suit.
 StatusOr<std::vector<ModelFiles>> ProbedModels(const EvaluateOptions& options) {
   std::vector<ModelTarget> targets = {options.target};
-  if (!options.baseline.empty()) targets.push_back(BaselineOf(options));
+  if (!options.baseline.empty()) targets.push_back(options.target.Other(options.baseline));
   std::vector<ModelFiles> models;
   for (const ModelTarget& target : targets) {
     if (!target.is_in_process())
@@ -74,13 +68,15 @@ TaskRow RowOf(const ProbePrompt& prompt, size_t number) {
 
 JournalHead HeadOf(const ModelTarget& target, const std::optional<ModelFacts>& facts,
                    const std::vector<TaskRow>& scored_rows, uint32_t max_tokens) {
-  JournalHead head{.model = target.model,
+  JournalHead head{.model = target.name(),
                    .scored_rows_digest = TaskSetDigest(scored_rows).Hex(),
                    .max_tokens = max_tokens};
   if (!facts.has_value()) return head;
   head.model_digest = facts->model_digest;
   head.text_digest = facts->text_digest;
-  head.runtime = Concat(facts->device, " ", facts->compute, " ", facts->kv_dtype);
+  // A worker does not tell what it computes with: answers of another process may be of other arithmetic.
+  head.runtime = Concat(facts->device, " ", facts->is_in_process ? facts->compute : facts->instance, " ",
+                        facts->kv_dtype);
   return head;
 }
 
@@ -140,7 +136,7 @@ StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<
                                           const CommandContext& context) {
   target.max_sequences = options.concurrency;
   ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(target, context.shutdown));
-  ProgressBar bar(context, target.model.empty() ? "evaluate" : target.model);
+  ProgressBar bar(context, target.name().empty() ? "evaluate" : target.name());
   EvaluationOptions run;
   run.model = target.served_name();
   run.concurrency = options.concurrency;
@@ -158,7 +154,7 @@ StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<
     };
   }
   ASSIGN_OR_RETURN(EvaluationResult result, RunEvaluation(*answerer, rows, run, context.shutdown));
-  result.model = target.model.empty() ? "default model" : target.model;
+  result.model = target.name().empty() ? "default model" : target.name();
   return result;
 }
 
@@ -224,9 +220,9 @@ StatusOr<PairedEvaluation> EvaluatePaired(const EvaluateOptions& options, const 
   RETURN_IF_ERROR(CheckDistinct(ScoredRows(rows)));
   const bool is_asked = !options.baseline.empty();
   // First: a file that cannot be used is told before anything is asked.
-  auto baseline = is_asked
-                      ? EvaluateTarget(BaselineOf(options), rows, options, options.baseline_records, context)
-                      : ResultFromRecords(options.baseline_records, rows, options.max_tokens);
+  auto baseline = is_asked ? EvaluateTarget(options.target.Other(options.baseline), rows, options,
+                                            options.baseline_records, context)
+                           : ResultFromRecords(options.baseline_records, rows, options.max_tokens);
   if (!baseline.ok()) return Annotate(baseline.status(), "baseline");
   out.baseline = *std::move(baseline);
   ASSIGN_OR_RETURN(out.candidate, EvaluateTarget(options.target, rows, options, options.records, context));
@@ -236,7 +232,8 @@ StatusOr<PairedEvaluation> EvaluatePaired(const EvaluateOptions& options, const 
   } else if (is_asked && options.target.is_in_process()) {
     const auto of_files = std::span(rows).first(rows.size() - out.rows.probe.size());
     RETURN_IF_ERROR(MeasureDivergence(of_files, {options.target, out.candidate.facts},
-                                      {BaselineOf(options), out.baseline.facts}, context, out.comparison));
+                                      {options.target.Other(options.baseline), out.baseline.facts}, context,
+                                      out.comparison));
   } else {
     out.comparison.divergence_note = "that needs both models in this process";
   }

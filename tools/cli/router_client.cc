@@ -12,6 +12,8 @@ constexpr std::chrono::seconds kListTimeout(10);
 
 // These codes without a reason come from gRPC itself: no router answered at `address`.
 Status Explain(const Status& status, const std::string& address) {
+  if (status.code() == StatusCode::kUnauthenticated)
+    return WithReason(Status(status.code(), Concat(Message(status), " (--api-key-file)")), Reason(status));
   const bool is_of_grpc =
       status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kUnimplemented;
   return is_of_grpc && Reason(status).empty() ? NoneAnswers("router", address, status) : status;

@@ -16,6 +16,7 @@
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/launch/config_folder.h"
 #include "tools/cli/launch/local_cluster.h"
+#include "tools/cli/launch/ports.h"
 #include "tools/cli/verdict.h"
 #include "worker/formats/model_files.h"
 
@@ -114,7 +115,10 @@ StatusOr<ChildExit> RunCheck(const Check& check, const CommandContext& context) 
   if (!check.running.path.empty()) argv.insert(argv.end(), {"--running", check.running.path});
   RETURN_IF_ERROR(children.Start({check.name, std::move(argv)}));
   std::vector<ChildExit> ended;
-  while (ended.empty()) ended = children.Poll(kPollSeconds);
+  while (ended.empty()) {
+    if (context.shutdown.WaitFor(0) != 0) return Cancelled("interrupted");
+    ended = children.Poll(kPollSeconds);
+  }
   return ended.front();
 }
 
@@ -145,6 +149,8 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
       ASSIGN_OR_RETURN(checks.front().running, RunningRouterOf(options.running, *folder));  // the router's
     }
   }
+  const Status clash = plan.has_value() ? CheckAddresses(plan->ports()) : Status();
+  if (!clash.ok()) context.out << kind << ": " << Message(clash) << "\n";
   size_t wrong = 0;
   bool is_refusing = false;
   for (const Check& check : checks) {
@@ -158,6 +164,7 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
   if (wrong > 0)
     return FailedPrecondition(options.file, ": ", wrong, " of ", checks.size(), " processes would not start",
                               options.running.empty() ? "" : " with it, or change to it");
+  if (!clash.ok()) return Annotate(clash, options.file);
   if (models.refused > 0)
     return AnswerIsNo(options.file, ": would start, but ", FormatCount(models.refused, "worker"),
                       " would be refused by manifests");

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <climits>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -119,7 +120,8 @@ Status Follow(const WorkerOptions& options, ShutdownSignal& shutdown) {
   std::optional<MonoTime> asked;
   const Status end = RunFollower(server, [&] {
     const MonoTime now = RealClock().Now();
-    if (shutdown.WaitFor(0) != 0) {
+    if (const int signal = shutdown.WaitFor(0); signal != 0) {
+      if (asked.has_value() && signal == SIGHUP) return false;  // a terminal that is closed hangs up twice
       if (asked.has_value()) return true;
       asked = now;
       Log(LogLevel::kInfo, "worker_draining");

@@ -27,7 +27,7 @@ constexpr double kReapSeconds = 0.02;  // how late an end is noticed: waitpid ha
   if (getppid() != parent) _exit(127);  // it died before the line above
   sigset_t none;
   sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, nullptr);  // the parent blocks SIGINT and SIGTERM (base/shutdown.h)
+  sigprocmask(SIG_SETMASK, &none, nullptr);  // the parent blocks some (base/shutdown.h)
   signal(SIGPIPE, SIG_DFL);
   dup2(input, STDIN_FILENO);
   dup2(output, STDOUT_FILENO);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <system_error>
 
@@ -245,8 +246,12 @@ void LocalCluster::Restart(Group& group, MonoTime now, std::vector<ChildExit>& e
 }
 
 void LocalCluster::Stop() {
-  bool has_signal = false;  // a second one ends everything that is left at once
-  const auto is_urgent = [&] { return has_signal = has_signal || shutdown_.WaitFor(0) != 0; };
+  // A second signal ends everything that is left at once; but a terminal that is closed hangs up twice.
+  bool is_urgent_now = false;
+  const auto is_urgent = [&] {
+    const int signal = shutdown_.WaitFor(0);
+    return is_urgent_now = is_urgent_now || (signal != 0 && signal != SIGHUP);
+  };
   const double router_grace =
       std::max(options_.stop_grace_seconds, plan_.router.drain_seconds() + kRouterEndSeconds);
   if (is_router_running()) children_.Stop({kRouterName}, router_grace, is_urgent);

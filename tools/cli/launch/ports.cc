@@ -27,7 +27,7 @@ Status TryListen(const HostPort& address) {
   const int yes = 1;
   if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
       bind(fd, found->ai_addr, found->ai_addrlen) != 0 || listen(fd, 1) != 0) {
-    status = Unavailable(errno == EADDRINUSE ? "is taken by another program" : std::strerror(errno));
+    status = Unavailable(errno == EADDRINUSE ? "is in use" : std::strerror(errno));
   }
   if (fd >= 0) close(fd);
   freeaddrinfo(found);
@@ -36,7 +36,7 @@ Status TryListen(const HostPort& address) {
 
 }  // namespace
 
-Status CheckPorts(const std::vector<PortUse>& uses) {
+Status CheckAddresses(const std::vector<PortUse>& uses) {
   std::map<std::string, std::string> key_of;  // by address
   for (const PortUse& use : uses) {
     const StatusOr<HostPort> address = ParseHostPort(use.address);
@@ -49,12 +49,17 @@ Status CheckPorts(const std::vector<PortUse>& uses) {
       return FailedPrecondition(use.key, " and ", other->second, " are both ", use.address);
     }
   }
+  return {};
+}
+
+Status CheckPorts(const std::vector<PortUse>& uses) {
+  RETURN_IF_ERROR(CheckAddresses(uses));
   for (const PortUse& use : uses) {
     const HostPort address = ParseHostPort(use.address).value();
     if (const Status status = TryListen(address); !status.ok()) {
       if (status.code() != StatusCode::kUnavailable) return Annotate(status, use.key);
       return Unavailable("port ", address.port, " on ", address.host, " (", use.key, ") ", Message(status),
-                         ": stop that program, or choose another port with ", use.key);
+                         ": end what uses it, or choose another port with ", use.key);
     }
   }
   return Status();

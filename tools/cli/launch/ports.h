@@ -19,8 +19,10 @@ struct PortUse {
   std::string key;  // of the configuration: "router.listen.http"
 };
 
-// OK when every address can be listened on now. FAILED_PRECONDITION for a malformed address, port 0, or one
-// used twice; UNAVAILABLE (exit code 69), naming port, key and what to do, for one that is taken.
+// FAILED_PRECONDITION for a malformed address, port 0, or one used twice.
+Status CheckAddresses(const std::vector<PortUse>& uses);
+// OK when every address can be listened on now. Errors of CheckAddresses; UNAVAILABLE (exit code 69), naming
+// port, key and what to do, for one that is taken.
 Status CheckPorts(const std::vector<PortUse>& uses);
 
 // Where a client on this machine reaches a server that listens on `address`: wildcard hosts become loopback.
