@@ -342,6 +342,10 @@ class OpenAiApi : public std::enable_shared_from_this<OpenAiApi> {
   StatusOr<std::vector<RequestPtr>> MakeRequests(const Call& call, RequestFields fields,
                                                  std::vector<RequestInput> more_prompts) {
     std::vector<RequestInput> prompts(1 + more_prompts.size());
+    const uint32_t places = call.tenant->max_in_flight;
+    if (places > 0 && prompts.size() > places)  // it would be refused whenever it comes
+      return ParamError("invalid_value", "prompt", prompts.size(), " prompts, and the tenant may have ",
+                        places, " requests at once");
     prompts.front() = std::move(fields.input);
     std::move(more_prompts.begin(), more_prompts.end(), prompts.begin() + 1);
     std::vector<RequestPtr> out;

@@ -927,8 +927,8 @@ class OneKey : public Authenticator {
   }
 
  private:
-  const TenantPtr acme_ = std::make_shared<Tenant>(
-      Tenant{.name = "acme", .models = {"small"}, .max_priority = 0, .cache_key = "of acme"});
+  const TenantPtr acme_ = std::make_shared<Tenant>(Tenant{
+      .name = "acme", .models = {"small"}, .max_in_flight = 2, .max_priority = 0, .cache_key = "of acme"});
 };
 
 TEST_F(OpenAiHttpTest, WorkersAddressesAreForThoseWhoNeedNoKey) {
@@ -937,6 +937,21 @@ TEST_F(OpenAiHttpTest, WorkersAddressesAreForThoseWhoNeedNoKey) {
   const Reply reply = Chat("", "content-type: application/json\r\nauthorization: Bearer secret\r\n");
   ASSERT_EQ(reply.status, 200) << reply.body;
   EXPECT_FALSE(reply.json()["terrace"]["attempts"][0].contains("replica"));
+}
+
+// Whenever it came it would have to wait for itself: no error that a client tries again at.
+TEST_F(OpenAiHttpTest, MorePromptsThanTheTenantHasPlacesAreABadRequest) {
+  options_.authenticator = std::make_shared<OneKey>();
+  const auto complete = [this](const char* prompts) {
+    return Call("POST", "/v1/completions",
+                Concat(R"({"model":"small","max_tokens":1,"prompt":)", prompts, "}"),
+                "content-type: application/json\r\nauthorization: Bearer secret\r\n");
+  };
+  EXPECT_EQ(complete(R"(["a","b"])").status, 200);
+  const Reply reply = complete(R"(["a","b","c"])");
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(reply.json()["error"]["param"], "prompt");
+  EXPECT_FALSE(reply.headers.contains("retry-after"));
 }
 
 TEST_F(OpenAiHttpTest, WithoutAKeyEveryRouteIsClosed) {

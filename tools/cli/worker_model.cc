@@ -7,6 +7,7 @@
 #include "base/grpc_status.h"
 #include "grpcpp/support/client_callback.h"
 #include "tools/cli/local_answers.h"
+#include "worker/server/proto_convert.h"
 
 namespace terrace {
 namespace {
@@ -15,16 +16,7 @@ v1::ExecuteRequest ToProto(const SequenceSpec& spec) {
   v1::ExecuteRequest out;
   out.set_request_id(spec.request_id);
   out.mutable_prompt_tokens()->Add(spec.prompt.begin(), spec.prompt.end());
-  v1::SamplingParams& sampling = *out.mutable_sampling();
-  sampling.set_temperature(spec.sampling.temperature);
-  sampling.set_top_k(spec.sampling.top_k);
-  sampling.set_top_p(spec.sampling.top_p);
-  sampling.set_min_p(spec.sampling.min_p);
-  sampling.set_repetition_penalty(spec.sampling.repetition_penalty);
-  sampling.set_presence_penalty(spec.sampling.presence_penalty);
-  sampling.set_frequency_penalty(spec.sampling.frequency_penalty);
-  for (const auto& [token, bias] : spec.sampling.logit_bias) (*sampling.mutable_logit_bias())[token] = bias;
-  sampling.set_seed(spec.sampling.seed);
+  ToProto(spec.sampling, *out.mutable_sampling());
   out.set_max_tokens(spec.max_tokens);
   out.mutable_stop_tokens()->Add(spec.stop_tokens.begin(), spec.stop_tokens.end());
   out.set_ignore_eos(spec.ignore_eos);
