@@ -1,6 +1,6 @@
 // SIGINT, SIGTERM and SIGHUP as something a main can wait for. Made once, first thing in main, before any
-// thread: it blocks the signals for all threads. SIGPIPE is ignored, and SIGHUP where it was, as
-// under nohup, but where it does not stop.
+// thread: it blocks the signals for all threads. SIGPIPE is ignored. A SIGHUP that was ignored
+// before, as under nohup, stays so, unless it is wanted for something else than stopping.
 #pragma once
 
 #include <csignal>

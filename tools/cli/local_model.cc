@@ -2,18 +2,18 @@
 
 #include <utility>
 
-#include "tools/cli/local_answers.h"
+#include "tools/cli/sequence_answers.h"
 
 namespace terrace {
 namespace {
 
 class LocalCall : public AnswerCall {
  public:
-  explicit LocalCall(std::shared_ptr<LocalAnswers> answers) : answers_(std::move(answers)) {}
+  explicit LocalCall(std::shared_ptr<SequenceAnswers> answers) : answers_(std::move(answers)) {}
   void Cancel() override { answers_->Close(); }
 
  private:
-  const std::shared_ptr<LocalAnswers> answers_;
+  const std::shared_ptr<SequenceAnswers> answers_;
 };
 
 }  // namespace
@@ -30,8 +30,8 @@ StatusOr<std::unique_ptr<LocalModel>> LocalModel::Open(const OpenEngineOptions& 
 }
 
 std::unique_ptr<AnswerCall> LocalModel::Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) {
-  const auto answers = std::make_shared<LocalAnswers>(opened_.files->text->tokenizer, request,
-                                                      opened_.files->config.name, std::move(on_piece));
+  const auto answers = std::make_shared<SequenceAnswers>(opened_.files->text->tokenizer, request,
+                                                         opened_.files->config.name, std::move(on_piece));
   const auto first = FirstSequence(request, *opened_.files->text, opened_.context_length);
   const auto submit = [this](SequenceSpec spec, std::shared_ptr<TokenSink> sink) {
     return opened_.engine->Submit(std::move(spec), std::move(sink));

@@ -45,8 +45,7 @@ struct ModelTarget {
 OpenEngineOptions EngineOptionsOf(const ModelTarget& target, const ShutdownSignal& shutdown);
 
 // Errors of OpenEngine, OpenSecurity and WorkerModel::Open; NOT_FOUND for a path that does not exist, with
-// the hint that a served name needs
-// --router; CANCELLED when `shutdown` comes while the model loads.
+// the hint that a served name needs --router; CANCELLED when `shutdown` comes while the model loads.
 StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown);
 
 }  // namespace terrace

@@ -6,7 +6,7 @@
 
 #include "base/grpc_status.h"
 #include "grpcpp/support/client_callback.h"
-#include "tools/cli/local_answers.h"
+#include "tools/cli/sequence_answers.h"
 #include "worker/server/proto_convert.h"
 
 namespace terrace {
@@ -149,7 +149,7 @@ class SequenceCall : public grpc::ClientReadReactor<v1::ExecuteEvent> {
 
 class Call : public AnswerCall {
  public:
-  Call(std::shared_ptr<LocalAnswers> answers, std::vector<std::shared_ptr<SequenceCall>> sequences)
+  Call(std::shared_ptr<SequenceAnswers> answers, std::vector<std::shared_ptr<SequenceCall>> sequences)
       : answers_(std::move(answers)), sequences_(std::move(sequences)) {}
   void Cancel() override {
     answers_->Close();
@@ -157,7 +157,7 @@ class Call : public AnswerCall {
   }
 
  private:
-  const std::shared_ptr<LocalAnswers> answers_;
+  const std::shared_ptr<SequenceAnswers> answers_;
   const std::vector<std::shared_ptr<SequenceCall>> sequences_;
 };
 
@@ -181,7 +181,7 @@ StatusOr<std::unique_ptr<WorkerModel>> WorkerModel::Open(const std::string& addr
 
 std::unique_ptr<AnswerCall> WorkerModel::Start(const v1::GenerateRequest& request, OnAnswerPiece on_piece) {
   const auto answers =
-      std::make_shared<LocalAnswers>(text_.tokenizer, request, description_.model(), std::move(on_piece));
+      std::make_shared<SequenceAnswers>(text_.tokenizer, request, description_.model(), std::move(on_piece));
   std::vector<std::shared_ptr<SequenceCall>> sequences;
   const auto run = [&](const SequenceSpec& spec, std::shared_ptr<TokenSink> sink) {
     if (sink->is_closed()) return Status();  // one before has failed

@@ -25,11 +25,11 @@ namespace terrace {
 StatusOr<SequenceSpec> FirstSequence(const v1::GenerateRequest& request, const TextAssets& text,
                                      uint32_t context_length);
 
-class LocalAnswers : public std::enable_shared_from_this<LocalAnswers> {
+class SequenceAnswers : public std::enable_shared_from_this<SequenceAnswers> {
  public:
   // `name` is the model's, shown as the tier.
-  LocalAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::GenerateRequest request, std::string name,
-               OnAnswerPiece on_piece);
+  SequenceAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::GenerateRequest request, std::string name,
+                  OnAnswerPiece on_piece);
 
   uint32_t draws() const { return std::max(request_.best_of(), ChoicesOf(request_)); }
   // Gives `run` a sequence and its sink for each draw, until it fails. They differ in their seeds, and the

@@ -1,4 +1,4 @@
-#include "tools/cli/local_answers.h"
+#include "tools/cli/sequence_answers.h"
 
 #include <algorithm>
 #include <functional>
@@ -99,9 +99,9 @@ StatusOr<SequenceSpec> FirstSequence(const v1::GenerateRequest& request, const T
 }
 
 // Turns the tokens of one sequence into pieces.
-class LocalAnswers::Sink : public TokenSink {
+class SequenceAnswers::Sink : public TokenSink {
  public:
-  Sink(std::shared_ptr<LocalAnswers> owner, uint32_t draw, const std::vector<TokenId>& prompt)
+  Sink(std::shared_ptr<SequenceAnswers> owner, uint32_t draw, const std::vector<TokenId>& prompt)
       : owner_(std::move(owner)),
         draw_(draw),
         detokenizer_(*owner_->tokenizer_),
@@ -170,7 +170,7 @@ class LocalAnswers::Sink : public TokenSink {
     return finished;
   }
 
-  const std::shared_ptr<LocalAnswers> owner_;
+  const std::shared_ptr<SequenceAnswers> owner_;
   const uint32_t draw_;
   Detokenizer detokenizer_;
   StopMatcher stops_;
@@ -181,8 +181,8 @@ class LocalAnswers::Sink : public TokenSink {
   std::atomic<bool> is_stopped_ = false;      // by a text: the engine drops the sequence
 };
 
-LocalAnswers::LocalAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::GenerateRequest request,
-                           std::string name, OnAnswerPiece on_piece)
+SequenceAnswers::SequenceAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::GenerateRequest request,
+                                 std::string name, OnAnswerPiece on_piece)
     : tokenizer_(std::move(tokenizer)),
       request_(std::move(request)),
       name_(std::move(name)),
@@ -190,7 +190,7 @@ LocalAnswers::LocalAnswers(std::shared_ptr<const Tokenizer> tokenizer, v1::Gener
       held_(draws()),
       running_(draws()) {}
 
-Status LocalAnswers::Start(const SequenceSpec& first, const Run& run) {
+Status SequenceAnswers::Start(const SequenceSpec& first, const Run& run) {
   for (uint32_t draw = 0; draw < draws(); ++draw) {
     SequenceSpec spec = first;
     spec.sampling.seed = ChoiceSeed(first.sampling.seed, draw);
@@ -201,13 +201,13 @@ Status LocalAnswers::Start(const SequenceSpec& first, const Run& run) {
   return {};
 }
 
-void LocalAnswers::Fail(const Status& error) {
+void SequenceAnswers::Fail(const Status& error) {
   Close();
   std::lock_guard lock(mutex_);
   if (!std::exchange(is_over_, true)) on_piece_(error);
 }
 
-void LocalAnswers::OnPiece(uint32_t draw, v1::GenerateResponse piece) {
+void SequenceAnswers::OnPiece(uint32_t draw, v1::GenerateResponse piece) {
   std::lock_guard lock(mutex_);
   if (is_ranked()) {
     held_[draw].Add(piece);
@@ -216,7 +216,7 @@ void LocalAnswers::OnPiece(uint32_t draw, v1::GenerateResponse piece) {
   }
 }
 
-void LocalAnswers::OnEnd(uint32_t draw, v1::GenerateFinished finished) {
+void SequenceAnswers::OnEnd(uint32_t draw, v1::GenerateFinished finished) {
   std::lock_guard lock(mutex_);
   --running_;
   v1::GenerateResponse last;
@@ -227,7 +227,7 @@ void LocalAnswers::OnEnd(uint32_t draw, v1::GenerateFinished finished) {
 }
 
 // The first one bears what the prompt and those that are not sent cost.
-void LocalAnswers::SendBest() {
+void SequenceAnswers::SendBest() {
   v1::GenerateResponse scores;
   scores.mutable_prompt_tokens()->Assign(held_[0].prompt_tokens.begin(), held_[0].prompt_tokens.end());
   if (scores.prompt_tokens_size() > 0) Send(0, std::move(scores));
@@ -262,7 +262,7 @@ void LocalAnswers::SendBest() {
   }
 }
 
-void LocalAnswers::Send(uint32_t choice, v1::GenerateResponse piece) {
+void SequenceAnswers::Send(uint32_t choice, v1::GenerateResponse piece) {
   if (is_over_) return;  // another answer has failed
   piece.set_choice(choice);
   is_over_ = running_ == 0 && piece.has_finished() && (!is_ranked() || choice + 1 == ChoicesOf(request_));
