@@ -10,7 +10,7 @@ namespace terrace {
 
 struct WeightMatrix {
   DType dtype = DType::kF32;
-  const std::byte* data = nullptr;  // [rows, columns], rows contiguous
+  const std::byte* data = nullptr;  // [rows, columns], rows contiguous; null: an outline, which nobody reads
   size_t rows = 0;
   size_t columns = 0;                 // whole blocks of the dtype
   const float* row_scales = nullptr;  // [rows], of kInt8 only
@@ -25,7 +25,7 @@ struct WeightMatrix {
 // blocks of the dtype.
 inline WeightMatrix RowsOf(const WeightMatrix& matrix, size_t begin, size_t count) {
   WeightMatrix out = matrix;
-  out.data = matrix.Row(begin);
+  if (matrix.data != nullptr) out.data = matrix.Row(begin);
   out.rows = count;
   if (matrix.row_scales != nullptr) out.row_scales = matrix.row_scales + begin;
   return out;
@@ -33,7 +33,7 @@ inline WeightMatrix RowsOf(const WeightMatrix& matrix, size_t begin, size_t coun
 inline WeightMatrix ColumnsOf(const WeightMatrix& matrix, size_t begin, size_t count) {
   const DTypeInfo& info = Info(matrix.dtype);
   WeightMatrix out = matrix;
-  out.data = matrix.data + begin / info.block_elements * info.block_bytes;
+  if (matrix.data != nullptr) out.data = matrix.data + begin / info.block_elements * info.block_bytes;
   out.columns = count;
   out.row_pitch = matrix.RowPitch();
   return out;

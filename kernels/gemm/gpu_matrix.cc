@@ -19,7 +19,6 @@ namespace {
 
 constexpr float kLargestF16 = 65504;
 constexpr uint32_t kInt8Group = 128;
-constexpr size_t kSparseSampleRows = 16;
 
 bool IsFloat(DType dtype) { return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16; }
 

@@ -114,8 +114,9 @@ struct GpuMatrixParts {
 GpuMatrix GpuMatrixByFormat(const GpuMatrixParts& parts);
 GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool);
 
-// Whether the first rows of each are 2:4 and all may be kSparse: the rest shows when it is packed (`unfit` of
-// pack_matrix_gpu.h).
+// Whether the first rows of each are 2:4, kSparseSampleRows of which are read, and all may be kSparse: the
+// rest shows when it is packed (`unfit` of pack_matrix_gpu.h).
+inline constexpr size_t kSparseSampleRows = 16;
 bool MayBeSparse(const GpuMatrixParts& parts, ThreadPool& pool);
 
 // Fills GpuCodeBytes and GpuScaleBytes of memory of the host. It defines what pack_matrix_device.h does on a

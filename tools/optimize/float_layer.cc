@@ -5,6 +5,7 @@
 
 #include "kernels/quant/weight_values.h"
 #include "tools/optimize/rope_rows.h"
+#include "worker/tensor/held_rows.h"
 #include "worker/tensor/tensor.h"
 
 namespace terrace {
@@ -84,7 +85,8 @@ StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& 
                                  uint32_t layer, RopePairing pairing, ThreadPool& pool) {
   const std::string name = TensorName(config.names, kind, layer);
   ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
-  const WeightMatrix from = MatrixOf(tensor);
+  ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool));
+  const WeightMatrix& from = held.matrix();
   const bool is_rotated = kind == TensorKind::kQuery || kind == TensorKind::kKey;
   FloatMatrix matrix = {from.rows, from.columns, std::vector<float>(from.rows * from.columns)};
   pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {

@@ -13,6 +13,7 @@
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/gguf_tokenizer.h"
 #include "worker/formats/weight_encoding.h"
+#include "worker/tensor/held_rows.h"
 
 namespace terrace {
 namespace {
@@ -141,10 +142,11 @@ StatusOr<FloatLayer> ModelRewriter::LoadSource(uint32_t layer) {
   return LoadLayer(files_.config, *files_.weights, layer, config_.rope_pairing, pool_);
 }
 
-StatusOr<std::vector<float>> ModelRewriter::Embed(const std::vector<std::vector<TokenId>>& sequences) const {
+StatusOr<std::vector<float>> ModelRewriter::Embed(const std::vector<std::vector<TokenId>>& sequences) {
   std::vector<float> hidden;
   ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
-  const WeightMatrix from = MatrixOf(tensor);
+  ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
+  const WeightMatrix& from = held.matrix();
   WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = config_.hidden_size};
   std::vector<float> values;
   std::vector<std::byte> bytes(row.RowBytes());
@@ -277,7 +279,7 @@ StatusOr<ModelToWrite> ModelRewriter::Plan() const {
 }
 
 // What layers have no part in can be written, too: told before the work.
-Status ModelRewriter::CheckKept() const {
+Status ModelRewriter::CheckKept() {
   const auto drop = [](std::span<const std::byte>) { return Status(); };
   RETURN_IF_ERROR(ConvertMatrix(TensorKind::kEmbedding, drop));
   if (!config_.tied_embeddings) RETURN_IF_ERROR(ConvertMatrix(TensorKind::kOutput, drop));
@@ -316,9 +318,10 @@ Status ModelRewriter::Write(const ModelToWrite& plan, const Journal& journal) {
 
 // Gives the embedding or the output matrix in the output's dtype to `use`, in pieces.
 Status ModelRewriter::ConvertMatrix(TensorKind kind,
-                                    const std::function<Status(std::span<const std::byte>)>& use) const {
+                                    const std::function<Status(std::span<const std::byte>)>& use) {
   ASSIGN_OR_RETURN(const TensorView tensor, Source(kind));
-  const WeightMatrix from = MatrixOf(tensor);
+  ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
+  const WeightMatrix& from = held.matrix();
   WeightMatrix to = {.dtype = DTypeOf(kind, 0), .rows = from.rows, .columns = config_.hidden_size};
   const size_t chunk = std::max<size_t>(1, kChunkBytes / to.RowBytes());
   const auto fail = [&](size_t row, const auto&... what) {

@@ -108,7 +108,7 @@ class ModelRewriter {
   StatusOr<TensorView> Source(TensorKind kind) const;  // of those that no layer has
   StatusOr<FloatLayer> LoadSource(uint32_t layer);     // of the model that is read
   // What goes into the first layer, [tokens, hidden]: rows of the embedding as the output will have it.
-  StatusOr<std::vector<float>> Embed(const std::vector<std::vector<TokenId>>& sequences) const;
+  StatusOr<std::vector<float>> Embed(const std::vector<std::vector<TokenId>>& sequences);
   StatusOr<std::vector<float>> FinalNorm() const;
   // The output but for its data; an error for what cannot be written.
   StatusOr<ModelToWrite> Plan() const;
@@ -127,14 +127,14 @@ class ModelRewriter {
   Status CheckRequest() const;
   Json Job() const;
   Status Calibrate();
-  Status CheckKept() const;
+  Status CheckKept();
   Status RewriteLayers(const Journal& journal);
   std::vector<std::byte> MakePart(const RewrittenLayer& layer, uint32_t index) const;
   StatusOr<std::span<const std::byte>> ReadPart(std::span<const std::byte> part, LayerReport& report) const;
   StatusOr<FloatLayer> Decode(std::span<const std::byte> tensors, uint32_t layer);
   Status Write(const ModelToWrite& plan, const Journal& journal);
   Status WriteLayer(const Journal& journal, uint32_t layer, ModelWriter& writer) const;
-  Status ConvertMatrix(TensorKind kind, const std::function<Status(std::span<const std::byte>)>& use) const;
+  Status ConvertMatrix(TensorKind kind, const std::function<Status(std::span<const std::byte>)>& use);
   void Measure(uint64_t bytes_after);
   Status WriteReport(const Journal& journal);
 

@@ -14,6 +14,7 @@
 #include "tools/optimize/input_removal.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/weight_encoding.h"
+#include "worker/tensor/held_rows.h"
 
 namespace terrace {
 namespace {
@@ -409,13 +410,14 @@ class Pruning final : public ModelRewriter {
   }
 
   // What the output matrix takes from the channels of `hidden`, which comes out of the last layer.
-  StatusOr<StreamUse> MeasureOutput(std::span<const float> hidden) const {
+  StatusOr<StreamUse> MeasureOutput(std::span<const float> hidden) {
     const size_t width = files_.config.hidden_size;
     ASSIGN_OR_RETURN(const TensorView tensor,
                      Source(files_.config.tied_embeddings ? TensorKind::kEmbedding : TensorKind::kOutput));
     ASSIGN_OR_RETURN(const std::vector<float> gains,
                      LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm)));
-    const WeightMatrix matrix = MatrixOf(tensor);
+    ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
+    const WeightMatrix& matrix = held.matrix();
     std::vector<float> row(width);
     std::vector<double> squares(width);
     for (size_t i = 0; i < matrix.rows; ++i) {
@@ -525,27 +527,19 @@ class Pruning final : public ModelRewriter {
   uint32_t original_layers_ = 0;  // its first layers
 };
 
-// The matrices that a step reads whole.
-std::vector<WeightMatrix> StepMatrices(const ModelFiles& files) {
-  std::vector<WeightMatrix> matrices;
-  for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
-    if (IsNorm(tensor.kind)) continue;
-    if (tensor.kind == TensorKind::kEmbedding && !files.config.tied_embeddings) continue;
-    const auto view = files.weights->Find(tensor.name);
-    if (view.ok()) matrices.push_back(MatrixOf(*view));
-  }
-  return matrices;
-}
-
-// All of them, as this machine's kernels keep them.
+// The matrices that a step reads whole, as this machine's kernels keep them.
 struct StepWeights {
   uint64_t bytes = 0;
   bool has_two_of_four = false;
 };
-StepWeights StepWeightsOf(const ModelFiles& files, ThreadPool& pool) {
+StatusOr<StepWeights> StepWeightsOf(const ModelFiles& files, ThreadPool& pool) {
   StepWeights out;
-  for (const WeightMatrix& matrix : StepMatrices(files)) {
-    const GemmWeights layout = CpuOps().layout(matrix, ComputeType::kAuto, pool);
+  for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
+    if (IsNorm(tensor.kind)) continue;
+    if (tensor.kind == TensorKind::kEmbedding && !files.config.tied_embeddings) continue;
+    ASSIGN_OR_RETURN(const TensorView view, files.weights->Find(tensor.name));
+    ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(view, pool));
+    const GemmWeights layout = CpuOps().layout(held.matrix(), ComputeType::kAuto, pool);
     out.bytes += layout.bytes;
     out.has_two_of_four |= layout.two_of_four;
   }
@@ -558,7 +552,7 @@ StatusOr<PruneReport> Prune(const PruneRequest& request) {
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(request.model));
   PruneReport report;
   ThreadPool pool(request.threads);
-  const StepWeights before = StepWeightsOf(files, pool);
+  ASSIGN_OR_RETURN(const StepWeights before, StepWeightsOf(files, pool));
   ModelConfig config = files.config;
   config.quantization.reset();
   {
@@ -567,8 +561,9 @@ StatusOr<PruneReport> Prune(const PruneRequest& request) {
     report.ffn_removed = pruning.ffn_removed();
   }
   ASSIGN_OR_RETURN(const ModelFiles after, OpenModel(request.out));
+  ASSIGN_OR_RETURN(const StepWeights step_after, StepWeightsOf(after, pool));
   report.step_bytes_before = before.bytes;
-  report.step_bytes_after = StepWeightsOf(after, pool).bytes;
+  report.step_bytes_after = step_after.bytes;
   report.was_two_of_four = before.has_two_of_four;
   return report;
 }

@@ -18,6 +18,7 @@
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/model_writer.h"
+#include "worker/tensor/held_rows.h"
 
 namespace terrace {
 namespace {
@@ -330,8 +331,8 @@ class Quantization final : public ModelRewriter {
     ASSIGN_OR_RETURN(std::vector<float> norm, FinalNorm());
     ASSIGN_OR_RETURN(const TensorView output,
                      Source(config_.tied_embeddings ? TensorKind::kEmbedding : TensorKind::kOutput));
-    const OutputDivergence divergence(std::move(norm), config_.norm_epsilon, MatrixOf(output), CpuOps(),
-                                      pool_);
+    ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(output, pool_));
+    const OutputDivergence divergence(std::move(norm), config_.norm_epsilon, held.matrix(), CpuOps(), pool_);
     SensitivityMeter meter({config_.layers, [this](uint32_t layer) { return LoadSource(layer); }}, *runner,
                            divergence, pool_, request_.is_cancelled);
     ASSIGN_OR_RETURN(std::vector<float> hidden, Embed(sequences));

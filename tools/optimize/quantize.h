@@ -12,8 +12,7 @@
 //
 // Memory: two layers in f32, three while sensitivities are measured, Hessians of one input (8 bytes *
 // inputs^2, three times while it is inverted), and of all calibration tokens what layer_runner.h says; with
-// scales (AWQ, SmoothQuant) what goes into the layer once more, 4 bytes * tokens * hidden. At the end,
-// without those, the output is opened: one of INT4 takes about its size, one of FP8 twice that.
+// scales (AWQ, SmoothQuant) what goes into the layer once more, 4 bytes * tokens * hidden.
 #pragma once
 
 #include <cstddef>

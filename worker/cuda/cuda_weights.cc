@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -9,6 +11,7 @@
 #include "worker/cuda/weight_uploader.h"
 #include "worker/engine/device_shard.h"
 #include "worker/model/arch_spec.h"
+#include "worker/tensor/held_rows.h"
 
 namespace terrace {
 namespace {
@@ -33,10 +36,17 @@ class Loader {
   }
 
  private:
+  // A tensor of the model, and which one it is: which part of it is loaded follows.
+  struct Source {
+    TensorKind kind;
+    uint32_t layer;
+    const TensorView* tensor;
+  };
   // A matrix of the model, its format known, and what it is made of.
   struct Planned {
-    GpuMatrix* out;
-    std::vector<WeightMatrix> parts;
+    GpuMatrix* out = nullptr;
+    std::vector<Source> of;
+    std::vector<WeightMatrix> parts;  // outlines, where a file stores them otherwise
     bool is_gated = false;
     bool may_be_fp8 = false;  // of a layer: the output matrix decides between near tokens
     uint64_t at = 0;          // in the memory of all
@@ -52,10 +62,10 @@ class Loader {
   using LayerTensors = std::array<const TensorView*, static_cast<size_t>(TensorKind::kDown) + 1>;
 
   Status Plan() {
-    ASSIGN_OR_RETURN(const std::vector<FoundTensor> found, FindTensors(*options_.config, *options_.weights));
+    ASSIGN_OR_RETURN(found_, FindTensors(*options_.config, *options_.weights));
     std::vector<LayerTensors> by_layer(options_.config->layers);
     const TensorView *embedding = nullptr, *output = nullptr, *final_norm = nullptr;
-    for (const auto& [required, tensor] : found) {
+    for (const auto& [required, tensor] : found_) {
       ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
       const WeightMatrix part = PartOf(required.kind, required.layer, tensor);
       weights_.parameters += elements;
@@ -67,26 +77,59 @@ class Loader {
     }
     CHECK(embedding != nullptr && final_norm != nullptr, "a tensor map without an embedding or a norm");
     weights_.layers.resize(by_layer.size());
-    for (uint32_t i = 0; i < by_layer.size(); ++i) PlanLayer(i, by_layer[i], weights_.layers[i]);
+    for (uint32_t i = 0; i < by_layer.size(); ++i)
+      RETURN_IF_ERROR(PlanLayer(i, by_layer[i], weights_.layers[i]));
     vectors_.push_back({&weights_.final_norm, *final_norm});
     // The embedding is looked up in bf16, whatever the file holds; a tied output matrix of 16 bits is the
     // same.
     const bool is_bf16 =
-        Add(table_, {PartOf(TensorKind::kEmbedding, 0, *embedding)}).out->format == GpuFormat::kBF16;
+        Add(table_, {{TensorKind::kEmbedding, 0, embedding}}).out->format == GpuFormat::kBF16;
     table_.format = GpuFormat::kBF16;
     table_.group = 0;
     table_.has_row_scales = false;
     is_head_table_ = output == nullptr && is_bf16;
     if (!is_head_table_)
-      Add(weights_.head, {PartOf(TensorKind::kOutput, 0, output == nullptr ? *embedding : *output)});
+      Add(weights_.head, {{TensorKind::kOutput, 0, output == nullptr ? embedding : output}});
     return {};
   }
 
-  // What of a tensor is loaded.
+  // What of a tensor is loaded; its outline where it has to be made.
   WeightMatrix PartOf(TensorKind kind, uint32_t layer, const TensorView& tensor) const {
-    const WeightMatrix whole = MatrixOf(tensor);
+    const WeightMatrix whole = OutlineOf(tensor);
     if (options_.shard == nullptr) return whole;
     return PartOfRank(kind, layer, whole, *options_.config, *options_.shard);
+  }
+
+  // The first `most_rows` rows of that, or all, made. Appends to `held` what the result borrows.
+  StatusOr<WeightMatrix> Make(const Source& source, size_t most_rows, std::vector<HeldRows>& held) const {
+    const WeightMatrix whole = OutlineOf(*source.tensor);
+    IndexRange rows = {.begin = 0, .end = whole.rows}, columns = {.begin = 0, .end = whole.columns};
+    if (options_.shard != nullptr) {
+      const TensorPart part = terrace::PartOf(*options_.shard, *options_.config, source.kind, source.layer);
+      if (part.rows) rows = *part.rows;
+      if (!part.columns.empty()) columns = {part.columns.front().begin, part.columns.back().end};
+    }
+    rows.end = std::min(rows.end, rows.begin + most_rows);
+    ASSIGN_OR_RETURN(HeldRows made, HeldRows::Hold(*source.tensor, rows.begin, rows.end, *options_.pool));
+    held.push_back(std::move(made));
+    return ColumnsOf(held.back().matrix(), columns.begin, columns.size());
+  }
+
+  // The parts with bytes.
+  StatusOr<std::vector<WeightMatrix>> Made(const Planned& planned, size_t most_rows,
+                                           std::vector<HeldRows>& held) const {
+    std::vector<WeightMatrix> parts = planned.parts;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (planned.of[i].tensor->maker == nullptr) continue;
+      ASSIGN_OR_RETURN(parts[i], Make(planned.of[i], most_rows, held));
+    }
+    return parts;
+  }
+
+  StatusOr<bool> MayBeSparse(const Planned& planned) const {
+    std::vector<HeldRows> held;
+    ASSIGN_OR_RETURN(const std::vector<WeightMatrix> parts, Made(planned, kSparseSampleRows, held));
+    return terrace::MayBeSparse({.parts = parts, .gated = planned.is_gated}, *options_.pool);
   }
 
   // Its rows of an embedding that is in bf16, row behind row.
@@ -99,26 +142,28 @@ class Loader {
     return head;
   }
 
-  void PlanLayer(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
+  Status PlanLayer(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
     const auto vector = [&](const float*& out, TensorKind kind) {
       vectors_.push_back({&out, *tensors[static_cast<size_t>(kind)]});
     };
-    const auto matrix = [&](GpuMatrix& out, std::initializer_list<TensorKind> kinds, bool is_gated = false) {
-      std::vector<WeightMatrix> parts;
-      for (const TensorKind kind : kinds)
-        parts.push_back(PartOf(kind, index, *tensors[static_cast<size_t>(kind)]));
-      Planned& planned = Add(out, std::move(parts), is_gated);
+    const auto matrix = [&](GpuMatrix& out, std::initializer_list<TensorKind> kinds,
+                            bool is_gated = false) -> Status {
+      std::vector<Source> of;
+      for (const TensorKind kind : kinds) of.push_back({kind, index, tensors[static_cast<size_t>(kind)]});
+      Planned& planned = Add(out, std::move(of), is_gated);
       planned.may_be_fp8 = true;
       if (out.format == GpuFormat::kBF16) out.format = WithoutCodes(planned);
-      if (out.format == GpuFormat::kBF16 && MayBeSparse(planned.sources(), *options_.pool))
-        out.format = GpuFormat::kSparse;
+      if (out.format != GpuFormat::kBF16) return {};
+      ASSIGN_OR_RETURN(const bool may_be_sparse, MayBeSparse(planned));
+      if (may_be_sparse) out.format = GpuFormat::kSparse;
+      return {};
     };
     vector(layer.attention_norm, TensorKind::kAttentionNorm);
-    matrix(layer.qkv, {TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue});
-    matrix(layer.output, {TensorKind::kAttentionOutput});
+    RETURN_IF_ERROR(matrix(layer.qkv, {TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue}));
+    RETURN_IF_ERROR(matrix(layer.output, {TensorKind::kAttentionOutput}));
     vector(layer.ffn_norm, TensorKind::kFfnNorm);
-    matrix(layer.gate_up, {TensorKind::kGate, TensorKind::kUp}, /*is_gated=*/true);
-    matrix(layer.down, {TensorKind::kDown});
+    RETURN_IF_ERROR(matrix(layer.gate_up, {TensorKind::kGate, TensorKind::kUp}, /*is_gated=*/true));
+    return matrix(layer.down, {TensorKind::kDown});
   }
 
   // What a matrix is that does not keep the codes of its file.
@@ -126,10 +171,15 @@ class Loader {
     return planned.may_be_fp8 && options_.compute == "fp8" ? GpuFormat::kE4M3 : GpuFormat::kBF16;
   }
 
-  Planned& Add(GpuMatrix& out, std::vector<WeightMatrix> parts, bool is_gated = false) {
-    matrices_.push_back({.out = &out, .parts = std::move(parts), .is_gated = is_gated});
-    out = GpuMatrixByFormat(matrices_.back().sources());
-    return matrices_.back();
+  Planned& Add(GpuMatrix& out, std::vector<Source> of, bool is_gated = false) {
+    Planned& planned = matrices_.emplace_back();
+    planned.out = &out;
+    planned.is_gated = is_gated;
+    for (const Source& source : of)
+      planned.parts.push_back(PartOf(source.kind, source.layer, *source.tensor));
+    planned.of = std::move(of);
+    out = GpuMatrixByFormat(planned.sources());
+    return planned;
   }
 
   static uint64_t BytesOf(const GpuMatrix& matrix) {
@@ -172,7 +222,10 @@ class Loader {
 
   Status Pack(const Planned& each) {
     if (options_.is_cancelled && options_.is_cancelled()) return Cancelled("interrupted");
-    return uploader_->Pack(each.sources(), each.target);
+    std::vector<HeldRows> held;  // until the uploader has read them
+    ASSIGN_OR_RETURN(const std::vector<WeightMatrix> parts,
+                     Made(each, std::numeric_limits<uint32_t>::max(), held));
+    return uploader_->Pack({.parts = parts, .gated = each.is_gated}, each.target);
   }
 
   Status UploadVectors() {
@@ -206,6 +259,7 @@ class Loader {
   }
 
   const DeviceLoadOptions& options_;
+  std::vector<FoundTensor> found_;  // what sources borrow
   std::vector<Planned> matrices_;
   std::vector<PlannedVector> vectors_;
   uint64_t vectors_at_ = 0, unfit_at_ = 0;  // in weights_.memory[0]

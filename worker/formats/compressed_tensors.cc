@@ -149,6 +149,109 @@ Json SchemeJson(const WeightQuantization& quantization, bool is_8_bits) {
           {"output_activations", nullptr}};
 }
 
+template <typename... Text>
+Status TensorError(const SafetensorsTensor& tensor, std::string_view reason, const Text&... message) {
+  return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
+                   tensor.offset, ")");
+}
+
+StatusOr<float> ScaleAt(const SafetensorsTensor& scales, uint64_t i) {
+  float scale = 0;
+  if (scales.dtype == "F32") {
+    scale = ByteReader::Load<float>(scales.data.subspan(4 * i));
+  } else if (scales.dtype == "F16" || scales.dtype == "BF16") {
+    const auto bits = ByteReader::Load<uint16_t>(scales.data.subspan(2 * i));
+    scale = scales.dtype == "F16" ? FloatFromF16(bits) : FloatFromBF16(bits);
+  } else {
+    return TensorError(scales, "bad_dtype", scales.dtype, " is no float");
+  }
+  if (!std::isfinite(scale))
+    return TensorError(scales, "nonfinite", "scale ", i, " is infinite or not a number");
+  return scale;
+}
+
+// The scale of a group of 4-bit codes, as blocks have it.
+StatusOr<uint16_t> BlockScaleAt(const SafetensorsTensor& scales, uint64_t i) {
+  ASSIGN_OR_RETURN(const float scale, ScaleAt(scales, i));
+  const uint16_t bits = F16FromFloat(scale);
+  if ((bits & 0x7c00) == 0x7c00)
+    return TensorError(scales, "nonfinite", "scale ", i, " is too large for F16");
+  return bits;
+}
+
+// Blocks of 4 bits, of codes, scales and zero points that lie apart.
+class Int4Rows final : public RowMaker {
+ public:
+  struct Source {
+    SafetensorsTensor codes, scales;
+    std::optional<SafetensorsTensor> zeros;  // without: all are 8
+    uint64_t groups, blocks_of_group, row_blocks;
+  };
+  Int4Rows(DType dtype, Source source) : info_(Info(dtype)), source_(std::move(source)) {}
+
+  Status Make(uint64_t begin, uint64_t end, std::byte* to) const override {
+    for (uint64_t row = begin; row < end; ++row, to += source_.row_blocks * info_.block_bytes)
+      RETURN_IF_ERROR(MakeRow(row, to));
+    return Status();
+  }
+
+ private:
+  Status MakeRow(uint64_t row, std::byte* to) const {
+    const uint64_t code_bytes = info_.block_elements / 2;
+    const std::byte* from = source_.codes.data.data() + row * source_.row_blocks * code_bytes;
+    for (uint64_t block = 0; block < source_.row_blocks;
+         ++block, from += code_bytes, to += info_.block_bytes) {
+      const uint64_t group = block / source_.blocks_of_group;
+      ASSIGN_OR_RETURN(const uint16_t scale, BlockScaleAt(source_.scales, row * source_.groups + group));
+      std::memcpy(to, &scale, sizeof(scale));
+      to[2] = static_cast<std::byte>(ZeroPoint(row, group));
+      to[3] = std::byte{0};
+      std::memcpy(to + 4, from, code_bytes);  // both count nibbles from the lowest
+    }
+    return Status();
+  }
+
+  uint32_t ZeroPoint(uint64_t row, uint64_t group) const {
+    if (!source_.zeros) return 8;
+    const uint64_t word = row / kCodesPerWord * source_.groups + group;
+    return ByteReader::Load<uint32_t>(source_.zeros->data.subspan(4 * word)) >> 4 * (row % kCodesPerWord) &
+           15;
+  }
+
+  const DTypeInfo info_;
+  const Source source_;
+};
+
+// BF16, of FP8 codes and the scales of their rows, or of all rows.
+class Fp8Rows final : public RowMaker {
+ public:
+  Fp8Rows(const SafetensorsTensor& codes, const SafetensorsTensor& scales)
+      : codes_(codes), scales_(scales), has_one_scale_(scales.shape.rank == 1) {}
+
+  Status Make(uint64_t begin, uint64_t end, std::byte* to) const override {
+    std::array<float, 256> values;  // of all codes
+    for (size_t code = 0; code < values.size(); ++code)
+      values[code] = FloatFromE4M3(static_cast<uint8_t>(code));
+    const uint64_t columns = codes_.shape[1];
+    for (uint64_t row = begin; row < end; ++row) {
+      ASSIGN_OR_RETURN(const float scale, ScaleAt(scales_, has_one_scale_ ? 0 : row));
+      const std::byte* const from = codes_.data.data() + row * columns;
+      for (uint64_t i = 0; i < columns; ++i, to += sizeof(uint16_t)) {
+        const uint16_t bits = BF16FromFloat(scale * values[std::to_integer<size_t>(from[i])]);
+        if ((bits & 0x7f80) == 0x7f80)
+          return TensorError(codes_, "nonfinite", "row ", row,
+                             " has a value that is no number, or more than BF16 holds");
+        std::memcpy(to, &bits, sizeof(bits));
+      }
+    }
+    return Status();
+  }
+
+ private:
+  const SafetensorsTensor codes_, scales_;
+  const bool has_one_scale_;
+};
+
 // A matrix on its way from a file: `base` is what its tensors' names begin with.
 class Matrix {
  public:
@@ -176,13 +279,18 @@ class Matrix {
     } else if (Has(kZeroPoint)) {
       return Error(codes_, "bad_dtype", "has zero points, and quantization_config says symmetric");
     }
-    const uint64_t block = Info(KernelDType(quantization)).block_elements;
-    const PackedSource from{.scales = *scales,
-                            .zeros = zeros,
+    RETURN_IF_ERROR(CheckBlockScales(*scales, pool));
+    const DType dtype = KernelDType(quantization);
+    const DTypeInfo& info = Info(dtype);
+    Int4Rows::Source source{.codes = codes_,
+                            .scales = *scales,
+                            .zeros = zeros == nullptr ? std::nullopt : std::optional(*zeros),
                             .groups = groups,
-                            .blocks_of_group = quantization.group / block,
-                            .row_blocks = columns / block};
-    return AppendBlocks(quantization, rows, columns, from, pool, out);
+                            .blocks_of_group = quantization.group / info.block_elements,
+                            .row_blocks = columns / info.block_elements};
+    const uint64_t bytes = rows * source.row_blocks * info.block_bytes;
+    AppendMade(dtype, {rows, columns}, bytes, std::make_unique<Int4Rows>(dtype, std::move(source)), out);
+    return Status();
   }
 
   Status AppendInt8(KernelTensors& out) const {
@@ -201,48 +309,34 @@ class Matrix {
   }
 
   // As BF16.
-  Status AppendFp8(ThreadPool& pool, KernelTensors& out) const {
+  Status AppendFp8(KernelTensors& out) const {
     if (codes_.shape.rank != 2) return Error(codes_, "bad_shape", codes_.shape.ToString(), " is no matrix");
     if (Has(kZeroPoint)) return Error(codes_, "bad_dtype", "has zero points, and FP8 is symmetric");
     const uint64_t rows = codes_.shape[0], columns = codes_.shape[1];
     const auto scale = tensors_.find(Name(kScale));
     const bool is_one = scale != tensors_.end() && scale->second->shape == Shape{1};  // for all rows
     ASSIGN_OR_RETURN(const SafetensorsTensor* scales, Find(kScale, is_one ? Shape{1} : Shape{rows, 1}));
-    const uint64_t bytes = rows * columns * sizeof(uint16_t);
-    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(bytes));
-    std::byte* const to = out.memory.back().get();
-    Append(DType::kBF16, codes_.shape, {to, bytes}, out);
-    std::array<float, 256> values;  // of all codes
-    for (size_t code = 0; code < values.size(); ++code)
-      values[code] = FloatFromE4M3(static_cast<uint8_t>(code));
-    return ForEachRow(rows, pool, [&](uint64_t row) -> Status {
-      ASSIGN_OR_RETURN(const float row_scale, ScaleAt(*scales, is_one ? 0 : row));
-      for (uint64_t i = row * columns; i < (row + 1) * columns; ++i) {
-        const uint16_t bits = BF16FromFloat(row_scale * values[std::to_integer<size_t>(codes_.data[i])]);
-        if ((bits & 0x7f80) == 0x7f80)
-          return Error(codes_, "nonfinite", "row ", row,
-                       " has a value that is no number, or more than BF16 holds");
-        std::memcpy(to + i * sizeof(bits), &bits, sizeof(bits));
-      }
-      return Status();
-    });
+    for (uint64_t i = 0; i < (is_one ? 1 : rows); ++i) RETURN_IF_ERROR(ScaleAt(*scales, i).status());
+    AppendMade(DType::kBF16, codes_.shape, rows * columns * sizeof(uint16_t),
+               std::make_unique<Fp8Rows>(codes_, *scales), out);
+    return Status();
   }
 
  private:
-  // Calls make(row) for each row, on all threads; the error of the first row that has one.
-  template <typename Make>
-  static Status ForEachRow(uint64_t rows, ThreadPool& pool, Make make) {
-    std::atomic<uint64_t> first_bad = rows;
-    pool.ParallelFor(rows, 64, [&](uint64_t begin, uint64_t end) {
-      for (uint64_t row = begin; row < end; ++row) {
-        if (make(row).ok()) continue;
+  // That of the first that is none is told, whatever thread finds it.
+  static Status CheckBlockScales(const SafetensorsTensor& scales, ThreadPool& pool) {
+    const uint64_t count = scales.shape[0] * scales.shape[1];
+    std::atomic<uint64_t> first_bad = count;
+    pool.ParallelFor(count, 4096, [&](uint64_t begin, uint64_t end) {
+      for (uint64_t i = begin; i < end; ++i) {
+        if (BlockScaleAt(scales, i).ok()) continue;
         uint64_t found = first_bad;
-        while (row < found && !first_bad.compare_exchange_weak(found, row)) {
+        while (i < found && !first_bad.compare_exchange_weak(found, i)) {
         }
         return;
       }
     });
-    return first_bad == rows ? Status() : make(first_bad);  // once more: it says what is wrong
+    return first_bad == count ? Status() : BlockScaleAt(scales, first_bad).status();
   }
 
   std::string Name(std::string_view part) const { return Concat(base_, part); }
@@ -250,8 +344,7 @@ class Matrix {
 
   template <typename... Text>
   static Status Error(const SafetensorsTensor& tensor, std::string_view reason, const Text&... message) {
-    return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
-                     tensor.offset, ")");
+    return TensorError(tensor, reason, message...);
   }
 
   StatusOr<const SafetensorsTensor*> Find(std::string_view part, const Shape& shape) const {
@@ -280,67 +373,21 @@ class Matrix {
     return Status();
   }
 
-  static StatusOr<float> ScaleAt(const SafetensorsTensor& scales, uint64_t i) {
-    float scale = 0;
-    if (scales.dtype == "F32") {
-      scale = ByteReader::Load<float>(scales.data.subspan(4 * i));
-    } else if (scales.dtype == "F16" || scales.dtype == "BF16") {
-      const auto bits = ByteReader::Load<uint16_t>(scales.data.subspan(2 * i));
-      scale = scales.dtype == "F16" ? FloatFromF16(bits) : FloatFromBF16(bits);
-    } else {
-      return Error(scales, "bad_dtype", scales.dtype, " is no float");
-    }
-    if (!std::isfinite(scale)) return Error(scales, "nonfinite", "scale ", i, " is infinite or not a number");
-    return scale;
-  }
-
-  // What the rows of a matrix of 4 bits are made of.
-  struct PackedSource {
-    const SafetensorsTensor& scales;
-    const SafetensorsTensor* zeros;  // null: all are 8
-    uint64_t groups, blocks_of_group, row_blocks;
-  };
-
-  Status AppendBlocks(const WeightQuantization& quantization, uint64_t rows, uint64_t columns,
-                      const PackedSource& from, ThreadPool& pool, KernelTensors& out) const {
-    const DTypeInfo& info = Info(KernelDType(quantization));
-    const uint64_t row_bytes = from.row_blocks * info.block_bytes;
-    out.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(rows * row_bytes));
-    std::byte* const to = out.memory.back().get();
-    Append(info.dtype, {rows, columns}, {to, rows * row_bytes}, out);
-    return ForEachRow(rows, pool,
-                      [&](uint64_t row) { return PackRow(info, from, row, to + row * row_bytes); });
-  }
-
-  Status PackRow(const DTypeInfo& info, const PackedSource& source, uint64_t row, std::byte* to) const {
-    const uint64_t code_bytes = info.block_elements / 2;
-    const std::byte* from = codes_.data.data() + row * source.row_blocks * code_bytes;
-    for (uint64_t block = 0; block < source.row_blocks; ++block, from += code_bytes, to += info.block_bytes) {
-      const uint64_t group = block / source.blocks_of_group, at = row * source.groups + group;
-      ASSIGN_OR_RETURN(const float scale, ScaleAt(source.scales, at));
-      const uint16_t bits = F16FromFloat(scale);
-      if ((bits & 0x7c00) == 0x7c00)
-        return Error(source.scales, "nonfinite", "scale ", at, " is too large for F16");
-      uint32_t zero = 8;
-      if (source.zeros != nullptr) {
-        const uint64_t word = row / kCodesPerWord * source.groups + group;
-        zero = ByteReader::Load<uint32_t>(source.zeros->data.subspan(4 * word)) >> 4 * (row % kCodesPerWord) &
-               15;
-      }
-      std::memcpy(to, &bits, sizeof(bits));
-      to[2] = static_cast<std::byte>(zero);
-      to[3] = std::byte{0};
-      std::memcpy(to + 4, from, code_bytes);  // both count nibbles from the lowest
-    }
-    return Status();
-  }
-
   void Append(DType dtype, const Shape& shape, std::span<const std::byte> data, KernelTensors& out) const {
     out.entries.push_back(
         {.name = Name(kWeight),
          .tensor = {.dtype = dtype, .shape = shape, .data = data.data(), .bytes = data.size()},
          .offset = codes_.offset,
          .file = codes_.file});
+  }
+
+  void AppendMade(DType dtype, const Shape& shape, uint64_t bytes, std::unique_ptr<RowMaker> maker,
+                  KernelTensors& out) const {
+    out.entries.push_back({.name = Name(kWeight),
+                           .tensor = {.dtype = dtype, .shape = shape, .bytes = bytes, .maker = maker.get()},
+                           .offset = codes_.offset,
+                           .file = codes_.file});
+    out.makers.push_back(std::move(maker));
   }
 
   const std::map<std::string_view, const SafetensorsTensor*>& tensors_;
@@ -518,8 +565,7 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
   std::map<std::string_view, const SafetensorsTensor*> by_name;
   for (const SafetensorsTensor& tensor : tensors) by_name.emplace(tensor.name, &tensor);
   KernelTensors out;
-  const bool is_copied = quantization != nullptr && (quantization->bits == 4 || quantization->is_float);
-  ThreadPool pool(is_copied ? OpeningThreads() : 1);
+  ThreadPool pool(quantization != nullptr && quantization->bits == 4 ? OpeningThreads() : 1);
   for (const SafetensorsTensor& tensor : tensors) {
     const auto fail = [&](std::string_view reason, const auto&... message) {
       return Malformed(reason, tensor.file, ": tensor \"", tensor.name, "\": ", message..., " (data at byte ",
@@ -540,7 +586,7 @@ StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& 
         continue;
       }
       if (quantization->is_float && plain && tensor.dtype == "F8_E4M3") {
-        RETURN_IF_ERROR(Matrix(by_name, tensor, *plain).AppendFp8(pool, out));
+        RETURN_IF_ERROR(Matrix(by_name, tensor, *plain).AppendFp8(out));
         continue;
       }
     }

@@ -17,13 +17,13 @@
 // and config.json says which in quantization_config, or in format "mixed-precision" that both are there: one
 // config group of each, and the tensors of a matrix say which it is. Matrices that are stored as floats (the
 // embedding, the output, those of layers that were left) are among them. Groups are runs of columns: an
-// activation order that needs weight_g_idx is refused. Kernels take the blocks of kernels/dtype.h, so 4 bits
-// are copied once when a model is opened; a group of 64 becomes two blocks of 32 with one scale. Scales of
-// BF16 become F16, exactly from 2^-17 on.
+// activation order that needs weight_g_idx is refused. Kernels take the blocks of kernels/dtype.h, which are
+// made of 4 bits row by row while weights are loaded (RowMaker); a group of 64 becomes two blocks of 32 with
+// one scale. Scales of BF16 become F16, exactly from 2^-17 on.
 //
-// FP8 becomes BF16, of twice the memory, as CPUs have no products of it. `engine.compute: fp8` makes FP8 of
-// that again on a device, with the codes and scales of the file where RoundToFp8 (weight_encoding.h) made
-// them; without it activations are not rounded to 8 bits.
+// FP8 becomes BF16 likewise, of twice the memory, as CPUs have no products of it. `engine.compute: fp8` makes
+// FP8 of that again on a device, with the codes and scales of the file where RoundToFp8 (weight_encoding.h)
+// made them; without it activations are not rounded to 8 bits.
 #pragma once
 
 #include <cstddef>
@@ -77,10 +77,12 @@ std::vector<std::byte> StoredBytes(const WeightQuantization& quantization, DType
 // What kernels take, of all tensors of a model's files.
 struct KernelTensors {
   std::vector<WeightSource::Entry> entries;          // borrow the files, and
-  std::vector<std::unique_ptr<std::byte[]>> memory;  // this
+  std::vector<std::unique_ptr<std::byte[]>> memory;  // this, and
+  std::vector<std::unique_ptr<RowMaker>> makers;     // these
 };
 // Null `quantization`: all are floats. DATA_LOSS with file, tensor and byte and the reasons bad_dtype,
-// bad_shape, missing_tensor, nonfinite (a scale, or a value of FP8), unsupported_tensor (weight_g_idx).
+// bad_shape, missing_tensor, nonfinite (a scale), unsupported_tensor (weight_g_idx). A value of FP8 that is
+// no number, or too large, is an error of its maker.
 StatusOr<KernelTensors> MakeKernelTensors(const std::vector<SafetensorsTensor>& tensors,
                                           const WeightQuantization* quantization);
 

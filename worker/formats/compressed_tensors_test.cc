@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <random>
 
+#include "base/parallel_for.h"
 #include "gtest/gtest.h"
 #include "kernels/scalar_convert.h"
 #include "worker/formats/model_files.h"
@@ -13,6 +14,7 @@
 #include "worker/formats/testing_files.h"
 #include "worker/formats/weight_encoding.h"
 #include "worker/formats/weight_levels.h"
+#include "worker/tensor/held_rows.h"
 
 namespace terrace {
 namespace {
@@ -29,6 +31,13 @@ const WeightQuantization kInt4 = {.bits = 4, .group = 64, .has_zero_points = tru
                                    .has_int8_too = true,
                                    .int4_modules = {"model.layers.0.self_attn.q_proj"},
                                    .int8_modules = {"model.layers.0.mlp.down_proj", "re:.*up_proj"}};
+
+HeldRows Held(const TensorView& tensor) {
+  ThreadPool pool(2);
+  auto held = HeldRows::Hold(tensor, pool);
+  CHECK(held.ok(), Message(held.status()));
+  return *std::move(held);
+}
 
 // A matrix as kernels take it, with any codes; blocks of a group have one head.
 std::vector<std::byte> RandomBlocks(const WeightQuantization& quantization, DType dtype, const Shape& shape,
@@ -145,7 +154,8 @@ TEST(CompressedTensors, AModelThatIsWrittenOpensWithTheSameBlocks) {
     for (const auto& [name, dtype, bytes] : written.linears) {
       const TensorView tensor = model->weights->Find(name).value();
       EXPECT_EQ(tensor.dtype, dtype);
-      ASSERT_EQ(std::memcmp(tensor.data, bytes.data(), tensor.bytes), 0) << name;
+      const HeldRows held = Held(tensor);
+      ASSERT_EQ(std::memcmp(held.matrix().data, bytes.data(), tensor.bytes), 0) << name;
       if (dtype != DType::kInt8) {
         EXPECT_EQ(tensor.bytes, bytes.size());
         continue;
@@ -421,17 +431,10 @@ TEST(MakeKernelTensors, RefusesWhatDoesNotFitTogether) {
          m.tensors.push_back(m["weight_scale"]);
          m.tensors.back().name = "a.weight_zero_point";
        }},
-      {"an fp8 code that is no number", "nonfinite", "row 0 ", kFp8,
-       [](OneMatrix& m) { *m.DataOf("weight") = std::byte{0xff}; }},
       {"an fp8 scale that is no number", "nonfinite", "scale 1 ", kFp8,
        [](OneMatrix& m) {
          const float nan = NAN;
          std::memcpy(m.DataOf("weight_scale") + 4, &nan, 4);
-       }},
-      {"an fp8 scale that is too large", "nonfinite", "row 1 ", kFp8,
-       [](OneMatrix& m) {
-         const float large = 1e38f;
-         std::memcpy(m.DataOf("weight_scale") + 4, &large, 4);
        }},
       {"int8 for fp8", "bad_dtype", "I8", kFp8, [](OneMatrix& m) { m["weight"].dtype = "I8"; }},
       {"fp8 for int8", "bad_dtype", "F8_E4M3", kInt8, [](OneMatrix& m) { m["weight"].dtype = "F8_E4M3"; }},
@@ -462,12 +465,61 @@ TEST(MakeKernelTensors, Fp8IsItsCodesTimesTheScaleOfTheirRowOrOfAll) {
     }
     const auto made = MakeKernelTensors(matrix.tensors, &kFp8);
     ASSERT_TRUE(made.ok()) << made.status();
-    const TensorView& tensor = made->entries.at(0).tensor;
-    ASSERT_EQ(tensor.dtype, DType::kBF16);
+    const HeldRows held = Held(made->entries.at(0).tensor);
+    ASSERT_EQ(held.matrix().dtype, DType::kBF16);
     for (size_t i = 0; i < 8 * 64; ++i) {
       const auto scale = LoadUnaligned<float>(matrix.DataOf("weight_scale") + (is_one ? 0 : i / 64 * 4));
       const float want = scale * FloatFromE4M3(std::to_integer<uint8_t>(matrix.DataOf("weight")[i]));
-      ASSERT_EQ(LoadUnaligned<uint16_t>(tensor.data + 2 * i), BF16FromFloat(want)) << i;
+      ASSERT_EQ(LoadUnaligned<uint16_t>(held.matrix().data + 2 * i), BF16FromFloat(want)) << i;
+    }
+  }
+}
+
+// What all rows have to be read for is told when they are.
+TEST(MakeKernelTensors, ValuesOfFp8ThatAreNoNumbersAreErrorsOfWhoMakesThem) {
+  for (const bool is_scale : {false, true}) {
+    SCOPED_TRACE(is_scale);
+    OneMatrix matrix(kFp8, /*rows=*/1000);
+    for (const size_t row : {999, 700, 333, 400}) {
+      const float large = 1e38f;
+      if (is_scale) {
+        std::memcpy(matrix.DataOf("weight_scale") + 4 * row, &large, 4);
+      } else {
+        matrix.DataOf("weight")[64 * row + 7] = std::byte{0xff};
+      }
+    }
+    const auto made = MakeKernelTensors(matrix.tensors, &kFp8);
+    ASSERT_TRUE(made.ok()) << made.status();
+    const TensorView& tensor = made->entries[0].tensor;
+    ThreadPool pool(4);
+    for (int round = 0; round < 20; ++round) {
+      const Status status = HeldRows::Hold(tensor, pool).status();
+      ASSERT_EQ(Reason(status), "nonfinite");
+      ASSERT_NE(Message(status).find("row 333 "), std::string::npos) << status;
+    }
+    EXPECT_TRUE(HeldRows::Hold(tensor, 0, 333, pool).ok());
+    EXPECT_TRUE(HeldRows::Hold(tensor, 401, 700, pool).ok());
+  }
+}
+
+// A part is made without the rest.
+TEST(MakeKernelTensors, RowsOfAPartAreThoseOfTheWhole) {
+  for (const WeightQuantization& quantization : {kInt4, kSymmetric, kFp8}) {
+    OneMatrix matrix(quantization, /*rows=*/200);
+    const auto made = MakeKernelTensors(matrix.tensors, &quantization);
+    ASSERT_TRUE(made.ok()) << made.status();
+    const TensorView& tensor = made->entries[0].tensor;
+    EXPECT_EQ(tensor.data, nullptr);
+    const HeldRows whole = Held(tensor);
+    EXPECT_EQ(whole.matrix().rows * whole.matrix().RowBytes(), tensor.bytes);
+    ThreadPool pool(2);
+    for (const auto& [begin, end] : {std::pair(0u, 1u), std::pair(13u, 99u), std::pair(199u, 200u)}) {
+      const auto part = HeldRows::Hold(tensor, begin, end, pool);
+      ASSERT_TRUE(part.ok()) << part.status();
+      ASSERT_EQ(part->matrix().rows, end - begin);
+      EXPECT_EQ(std::memcmp(part->matrix().data, whole.matrix().Row(begin),
+                            (end - begin) * whole.matrix().RowBytes()),
+                0);
     }
   }
 }
@@ -499,9 +551,9 @@ TEST(MakeKernelTensors, TakesScalesInBf16AndShapesInI64OrNone) {
     const auto made = MakeKernelTensors(matrix.tensors, &kInt4);
     ASSERT_TRUE(made.ok()) << made.status();
     ASSERT_EQ(made->entries.size(), 1u);
-    const TensorView& tensor = made->entries[0].tensor;
+    const HeldRows held = Held(made->entries[0].tensor);
     for (size_t row = 0; row < 8; ++row) {
-      const std::byte* blocks = tensor.data + row * 2 * Info(DType::kInt4G32).block_bytes;
+      const std::byte* blocks = held.matrix().Row(row);
       EXPECT_EQ(FloatFromF16(LoadUnaligned<uint16_t>(blocks)), static_cast<float>(row) * 0x1p-10f);
     }
     matrix.Remove("weight_shape");

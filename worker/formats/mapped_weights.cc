@@ -17,10 +17,12 @@ size_t AlignmentOf(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DTy
 }  // namespace
 
 MappedWeights::MappedWeights(std::string path, std::vector<std::unique_ptr<MappedFile>> files,
-                             std::vector<Entry> entries, std::vector<std::unique_ptr<std::byte[]>> memory)
+                             std::vector<Entry> entries, std::vector<std::unique_ptr<std::byte[]>> memory,
+                             std::vector<std::unique_ptr<RowMaker>> makers)
     : path_(std::move(path)),
       files_(std::move(files)),
       memory_(std::move(memory)),
+      makers_(std::move(makers)),
       entries_(std::move(entries)) {
   for (size_t i = 0; i < entries_.size(); ++i) {
     CHECK(index_.emplace(entries_[i].name, i).second, "tensor ", entries_[i].name, " occurs twice");

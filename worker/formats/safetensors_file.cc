@@ -130,7 +130,7 @@ StatusOr<std::unique_ptr<MappedWeights>> MakeWeights(const std::string& path,
                                                      const WeightQuantization* quantization) {
   ASSIGN_OR_RETURN(KernelTensors made, MakeKernelTensors(tensors, quantization));
   return std::make_unique<MappedWeights>(path, std::move(files), std::move(made.entries),
-                                         std::move(made.memory));
+                                         std::move(made.memory), std::move(made.makers));
 }
 
 // Which shard holds which tensors, from the text of an index.

@@ -117,6 +117,39 @@ StatusOr<TensorView> RandomModel::Find(std::string_view name) const {
   return NotFound(name);
 }
 
+namespace {
+
+class CopiedRows final : public RowMaker {
+ public:
+  explicit CopiedRows(const WeightMatrix& matrix) : matrix_(matrix) {}
+  Status Make(uint64_t begin, uint64_t end, std::byte* to) const override {
+    CHECK(begin <= end && end <= matrix_.rows);
+    std::memcpy(to, matrix_.Row(begin), (end - begin) * matrix_.RowBytes());
+    return Status();
+  }
+
+ private:
+  const WeightMatrix matrix_;
+};
+
+}  // namespace
+
+MadeModel::MadeModel(const WeightSource& original) : entries_(original.entries()) {
+  for (Entry& entry : entries_) {
+    if (entry.tensor.shape.rank != 2) continue;
+    makers_.push_back(std::make_unique<CopiedRows>(MatrixOf(entry.tensor)));
+    entry.tensor.data = nullptr;
+    entry.tensor.maker = makers_.back().get();
+  }
+}
+
+StatusOr<TensorView> MadeModel::Find(std::string_view name) const {
+  for (const Entry& entry : entries_) {
+    if (entry.name == name) return entry.tensor;
+  }
+  return NotFound(name);
+}
+
 ModelFiles OpenTestModel(const std::string& path) {
   auto files = OpenModel(path);
   CHECK(files.ok(), Message(files.status()));

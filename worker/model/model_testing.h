@@ -50,6 +50,20 @@ class RandomModel : public WeightSource {
   const std::string path_ = "random";
 };
 
+// The same model as `original`, which it borrows, with matrices whose rows have to be made.
+class MadeModel : public WeightSource {
+ public:
+  explicit MadeModel(const WeightSource& original);
+  StatusOr<TensorView> Find(std::string_view name) const override;
+  const std::vector<Entry>& entries() const override { return entries_; }
+  const std::string& path() const override { return path_; }
+
+ private:
+  std::vector<std::unique_ptr<RowMaker>> makers_;
+  std::vector<Entry> entries_;
+  const std::string path_ = "made";
+};
+
 ModelFiles OpenTestModel(const std::string& path);
 
 std::vector<int32_t> RandomTokens(size_t count, uint32_t vocab_size, uint64_t seed);

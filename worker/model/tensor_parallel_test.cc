@@ -37,6 +37,16 @@ TEST_P(TensorParallelOfWeights, TheBitsDoNotDependOnTheNumberOfRanks) {
   }
 }
 
+// Embedding and all, on every rank its own rows or all of them.
+TEST_P(TensorParallelOfWeights, MatricesThatHaveToBeMadeGiveTheSameBits) {
+  const RandomModel model(GetParam().dtype, /*seed=*/13, WideConfig());
+  const MadeModel made(model);
+  const auto tokens = RandomTokens(20, model.config.vocab_size, /*seed=*/14);
+  const auto want = LogitsOf({model.config, model, 1, 8}, tokens);
+  for (const uint32_t ranks : {1u, 2u, 4u})
+    EXPECT_EQ(LogitsOf({model.config, made, ranks, 8}, tokens), want) << ranks << " ranks";
+}
+
 TEST(TensorParallel, LayersOfUnequalWidthGiveTheSameBitsOnAnyNumberOfRanks) {
   ModelConfig config = WideConfig();
   SetFfnSizes({4 * 32, 5 * 256}, config);

@@ -12,6 +12,7 @@
 #include "worker/parallel/pipeline.h"
 #include "worker/parallel/sub_communicator.h"
 #include "worker/parallel/tree_sum.h"
+#include "worker/tensor/held_rows.h"
 #include "worker/tensor/large_buffer.h"
 
 namespace terrace {
@@ -37,7 +38,9 @@ struct Weights {
   std::vector<Layer> layers;      // of this stage
   uint64_t parameters = 0, bytes = 0, packed_bytes = 0;
   uint64_t model_parameters = 0;  // on all ranks
-  LargeBuffer packed;             // what the matrices borrow
+  // What the matrices borrow, beside the source.
+  LargeBuffer packed;
+  std::vector<HeldRows> held;
 };
 
 // The sequences of a batch, laid side by side: one row per token.
@@ -110,8 +113,49 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
 
 // A matrix of the file, or a part of one, that gemm will multiply by.
 struct ToPack {
-  WeightMatrix matrix;
+  const TensorView* tensor;
+  IndexRange rows;                    // of it, and of these
+  std::optional<IndexRange> columns;  // those, or all
   GemmWeights* out;
+
+  WeightMatrix Of(const WeightMatrix& held_rows) const {
+    return columns ? ColumnsOf(held_rows, columns->begin, columns->size()) : held_rows;
+  }
+  WeightMatrix Outline() const { return Of(RowsOf(OutlineOf(*tensor), rows.begin, rows.size())); }
+};
+
+// Holds the rows of one matrix after the other; neighbours that are parts of the same rows have them
+// together.
+class Holder {
+ public:
+  // `kept` has those that Keep says, when the next ones are held or this goes.
+  Holder(ThreadPool& pool, std::vector<HeldRows>& kept) : pool_(pool), kept_(kept) {}
+  ~Holder() { Let(); }
+
+  StatusOr<WeightMatrix> Hold(const ToPack& part) {
+    if (part.tensor != tensor_ || part.rows != rows_) {
+      Let();
+      ASSIGN_OR_RETURN(held_, HeldRows::Hold(*part.tensor, part.rows.begin, part.rows.end, pool_));
+      tensor_ = part.tensor;
+      rows_ = part.rows;
+    }
+    return part.Of(held_.matrix());
+  }
+  void Keep() { is_kept_ = true; }
+
+ private:
+  void Let() {
+    if (std::exchange(is_kept_, false)) kept_.push_back(std::move(held_));
+    held_ = {};
+    tensor_ = nullptr;
+  }
+
+  ThreadPool& pool_;
+  std::vector<HeldRows>& kept_;
+  const TensorView* tensor_ = nullptr;
+  IndexRange rows_ = {};
+  HeldRows held_;
+  bool is_kept_ = false;
 };
 
 // Into one buffer, in the order given: the order in which a step reads them.
@@ -119,10 +163,13 @@ Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options,
             ThreadPool& pool, Weights& weights) {
   const ComputeType compute = options.compute;
   uint64_t& bytes = weights.packed_bytes;
+  Holder holder(pool, weights.held);
   for (const ToPack& each : matrices) {
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
-    *each.out = ops.layout(each.matrix, compute, pool);
+    ASSIGN_OR_RETURN(const WeightMatrix matrix, holder.Hold(each));
+    *each.out = ops.layout(matrix, compute, pool);
     bytes += each.out->bytes;
+    if (each.out->bytes == 0) holder.Keep();  // it is multiplied as it lies
   }
   if (bytes > options.free_bytes) {  // the system would promise it, and end the process later
     return WithReason(
@@ -134,23 +181,24 @@ Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options,
   std::byte* at = weights.packed.data();
   for (const ToPack& each : matrices) {
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
-    *each.out = ops.pack(each.matrix, *each.out, at, pool);
+    if (each.out->bytes == 0) continue;
+    ASSIGN_OR_RETURN(const WeightMatrix matrix, holder.Hold(each));
+    *each.out = ops.pack(matrix, *each.out, at, pool);
     at += each.out->bytes;
   }
   return absl::OkStatus();
 }
 
 // What of `tensor` goes to `place`.
-void AddParts(const WeightMatrix& tensor, const Place& place, std::vector<ToPack>& parts) {
+void AddParts(const TensorView& tensor, const Place& place, std::vector<ToPack>& parts) {
   if (place.matrix != nullptr) {
-    parts.push_back({RowsOf(tensor, place.rows.begin, place.rows.size()), place.matrix});
+    parts.push_back({&tensor, place.rows, std::nullopt, place.matrix});
     return;
   }
+  const IndexRange all = {.begin = 0, .end = OutlineOf(tensor).rows};
   place.shards->resize(place.columns.size());
-  for (size_t i = 0; i < place.columns.size(); ++i) {
-    const IndexRange& columns = place.columns[i];
-    parts.push_back({ColumnsOf(tensor, columns.begin, columns.size()), &(*place.shards)[i]});
-  }
+  for (size_t i = 0; i < place.columns.size(); ++i)
+    parts.push_back({&tensor, all, place.columns[i], &(*place.shards)[i]});
 }
 
 void Count(const WeightMatrix& matrix, Weights& weights) {
@@ -163,28 +211,32 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
                               ThreadPool& pool) {
   Weights weights;
   std::vector<ToPack> matrices;
+  const TensorView* embedding = nullptr;
   weights.layers.resize(plan.layers.size());
   for (const auto& [required, tensor] : tensors) {
-    const WeightMatrix matrix = MatrixOf(tensor);
-    weights.model_parameters += matrix.rows * matrix.columns;
+    const WeightMatrix outline = OutlineOf(tensor);
+    weights.model_parameters += outline.rows * outline.columns;
     if (!IsHere(plan, config, required.kind, required.layer)) continue;
     const Place place = PlaceOf(required, config, plan, weights);
     if (place.matrix != nullptr || place.shards != nullptr) {
-      AddParts(matrix, place, matrices);
+      AddParts(tensor, place, matrices);
       continue;
     }
     if (place.vector != nullptr) {
-      *place.vector = VectorOf(matrix);
+      *place.vector = VectorOf(MatrixOf(tensor));
     } else {
-      weights.embedding = matrix;
+      embedding = &tensor;
       if (!plan.is_first_stage()) continue;  // as the output matrix only
+      ASSIGN_OR_RETURN(HeldRows held, HeldRows::Hold(tensor, pool));
+      weights.embedding = held.matrix();
+      weights.held.push_back(std::move(held));
     }
-    Count(matrix, weights);
+    Count(outline, weights);
   }
-  for (const ToPack& each : matrices) Count(each.matrix, weights);
+  for (const ToPack& each : matrices) Count(each.Outline(), weights);
   if (config.tied_embeddings && plan.is_last_stage()) {
-    AddParts(weights.embedding, {.matrix = &weights.output, .rows = plan.vocabulary}, matrices);
-    if (!plan.is_first_stage()) Count(matrices.back().matrix, weights);  // else it was, as the embedding
+    AddParts(*embedding, {.matrix = &weights.output, .rows = plan.vocabulary}, matrices);
+    if (!plan.is_first_stage()) Count(matrices.back().Outline(), weights);  // else it was, as the embedding
   }
   RETURN_IF_ERROR(Pack(matrices, options, ops, pool, weights));
   return weights;

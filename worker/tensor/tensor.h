@@ -32,23 +32,39 @@ StatusOr<uint64_t> ElementCount(const Shape& shape);
 // INVALID_ARGUMENT with reason bad_shape or bad_dtype.
 StatusOr<uint64_t> ByteCount(DType dtype, const Shape& shape);
 
+// Makes the rows of a matrix that its file stores otherwise than kernels read it. Immutable; any thread.
+class RowMaker {
+ public:
+  virtual ~RowMaker() = default;
+  // Rows [begin, end), in the tensor's dtype, one behind the other. DATA_LOSS names file, tensor and row.
+  virtual Status Make(uint64_t begin, uint64_t end, std::byte* to) const = 0;
+};
+
 // Borrowed: the WeightSource (or buffer) it came from must outlive it.
 struct TensorView {
   DType dtype = DType::kF32;
   Shape shape;
-  const std::byte* data = nullptr;
+  const std::byte* data = nullptr;  // null where `maker` makes it: worker/tensor/held_rows.h
   uint64_t bytes = 0;
   const float* row_scales = nullptr;  // [rows], of kInt8 only; not among `bytes`
+  const RowMaker* maker = nullptr;
 };
 
-// As the kernels read it: of one or two dimensions, a vector is a matrix of one row.
-inline WeightMatrix MatrixOf(const TensorView& tensor) {
+// As the kernels read it: of one or two dimensions, a vector is a matrix of one row. Without bytes (null)
+// where they are made.
+inline WeightMatrix OutlineOf(const TensorView& tensor) {
   const bool is_vector = tensor.shape.rank == 1;
   return {.dtype = tensor.dtype,
           .data = tensor.data,
           .rows = is_vector ? 1 : tensor.shape[0],
           .columns = tensor.shape[is_vector ? 0 : 1],
           .row_scales = tensor.row_scales};
+}
+
+// The same of one whose bytes are there.
+inline WeightMatrix MatrixOf(const TensorView& tensor) {
+  CHECK(tensor.maker == nullptr, "a matrix that has to be made is read");
+  return OutlineOf(tensor);
 }
 
 }  // namespace terrace
