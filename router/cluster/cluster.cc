@@ -361,7 +361,11 @@ void Cluster::SetGates(std::vector<std::shared_ptr<const ManifestGate>> gates) {
 void Cluster::AskGate(const ReplicaPtr& replica) {
   const Tier& tier = *tiers_[replica->tier];
   const ReplicaDescription& has = replica->description;
-  Status verdict = tier.gate == nullptr ? Status() : tier.gate->Check(has.model_digest, has.text_digest);
+  Status verdict;
+  if (tier.gate != nullptr) {
+    verdict = tier.gate->Check(has.model_digest, has.text_digest,
+                               {.compute = has.compute, .kv_dtype = has.kv_dtype});
+  }
   if (verdict != replica->admission && verdict.ok()) {
     Log(LogLevel::kInfo, "model_let_in",
         {{"tier", tier.name}, {"replica", replica->address}, {"model", has.model}});

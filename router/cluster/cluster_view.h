@@ -76,7 +76,7 @@ class CallObserver {
 
 struct ReplicaDescription {
   std::string instance = {}, model = {}, model_digest = {}, text_digest = {}, version = {}, device = {},
-              weight_dtype = {};
+              weight_dtype = {}, kv_dtype = {}, compute = {};
   uint64_t parameters = 0;
   uint32_t vocab_size = 0, context_length = 0;
   uint32_t block_tokens = 0;

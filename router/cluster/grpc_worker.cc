@@ -184,6 +184,8 @@ class GrpcWorkerConnection : public WorkerConnection {
                                      .version = from.version(),
                                      .device = from.device(),
                                      .weight_dtype = from.weight_dtype(),
+                                     .kv_dtype = from.kv_dtype(),
+                                     .compute = from.compute(),
                                      .parameters = from.parameters(),
                                      .vocab_size = from.vocab_size(),
                                      .context_length = from.context_length(),

@@ -196,6 +196,25 @@ Status CheckCandidate(const Manifest& manifest, std::string_view model_digest, s
                  Shown(model.text_digest), ", not of ", text_digest);
 }
 
+Status CheckArithmetic(const Manifest& manifest, const Arithmetic& served) {
+  const auto measured = [&](const char* name) {
+    const Json* const found = MemberAt(manifest.report, {"candidate", "in_process", name});
+    return found != nullptr && found->is_string() ? found->get<std::string>() : std::string();
+  };
+  const std::string compute = measured("compute"), kv_dtype = measured("kv_dtype");
+  const bool rounds_more = served.compute == "auto"  ? compute == "f32"
+                           : served.compute == "fp8" ? compute != "fp8"
+                                                     : false;
+  if (rounds_more)
+    return Refusal("manifest_other_arithmetic", "it is measured with compute ", Shown(compute),
+                   ", the worker has ", served.compute);
+  const bool is_8_bits = served.kv_dtype == "int8" || served.kv_dtype == "fp8";
+  if (is_8_bits && kv_dtype != served.kv_dtype)
+    return Refusal("manifest_other_arithmetic", "it is measured with keys and values in ", Shown(kv_dtype),
+                   ", the worker has them in ", served.kv_dtype);
+  return {};
+}
+
 Status CheckBaseline(const Manifest& manifest, std::string_view model_digest) {
   const CertifiedModel& model = manifest.baseline;
   const CertifiedModel& candidate = manifest.candidate;

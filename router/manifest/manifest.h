@@ -30,6 +30,12 @@ struct CertifiedModel {
   std::string model_digest = {}, text_digest = {};
 };
 
+// What a worker rounds to besides the weights, as it tells of it: engine.compute, and the dtype of keys and
+// values. Empty: not said, and not looked at.
+struct Arithmetic {
+  std::string_view compute = {}, kv_dtype = {};
+};
+
 // What a tier asks of a manifest besides its verdict, which rests on whatever `terrace certify` was given.
 // The defaults are those that it has by itself.
 struct ManifestLimits {
@@ -89,14 +95,15 @@ StatusOr<SignedManifest> ParseManifest(std::string_view text);
 // Why a manifest does not let a model in, in the order in which that is looked at. The checks below have the
 // reasons from the third on.
 inline constexpr std::string_view kManifestReasons[] = {
-    "manifest_unreadable",       // the file cannot be read
-    "manifest_malformed",        // it is none, or has been changed by hand
-    "manifest_unknown_key",      // signed with a key that is not asked for
-    "manifest_bad_signature",    // not what the key's owner has signed
-    "manifest_other_model",      // of other weights, configuration, tokenizer or chat template
-    "manifest_other_baseline",   // measured against another model than is asked for, or against itself
-    "manifest_failed",           // of this model, and its verdict is no
-    "manifest_outside_limits"};  // its verdict is yes, by weaker terms than are asked for
+    "manifest_unreadable",        // the file cannot be read
+    "manifest_malformed",         // it is none, or has been changed by hand
+    "manifest_unknown_key",       // signed with a key that is not asked for
+    "manifest_bad_signature",     // not what the key's owner has signed
+    "manifest_other_model",       // of other weights, configuration, tokenizer or chat template
+    "manifest_other_arithmetic",  // measured with less rounding than the worker does
+    "manifest_other_baseline",    // measured against another model than is asked for, or against itself
+    "manifest_failed",            // of this model, and its verdict is no
+    "manifest_outside_limits"};   // its verdict is yes, by weaker terms than are asked for
 
 bool IsManifestReason(std::string_view reason);
 
@@ -105,6 +112,9 @@ bool IsManifestReason(std::string_view reason);
 Status CheckSigner(const SignedManifest& manifest, std::span<const PublicKey> keys);
 // The same, reason manifest_other_model, with both digests.
 Status CheckCandidate(const Manifest& manifest, std::string_view model_digest, std::string_view text_digest);
+// The same, reason manifest_other_arithmetic: what is served may round less than what was measured, not more.
+// In this order: f32, auto, fp8 for `compute`; 32 and 16 bits, then int8 or fp8, for `kv_dtype`.
+Status CheckArithmetic(const Manifest& manifest, const Arithmetic& served);
 // The same, reason manifest_other_baseline; "": any but the candidate itself.
 Status CheckBaseline(const Manifest& manifest, std::string_view model_digest);
 // The same, reason manifest_failed, with the first failures.

@@ -81,9 +81,11 @@ Status ManifestGate::BestOf(Judge judge) const {
   return best;
 }
 
-Status ManifestGate::Check(std::string_view model_digest, std::string_view text_digest) const {
+Status ManifestGate::Check(std::string_view model_digest, std::string_view text_digest,
+                           const Arithmetic& served) const {
   return BestOf([&](const Manifest& manifest) -> Status {
     RETURN_IF_ERROR(CheckCandidate(manifest, model_digest, text_digest));
+    RETURN_IF_ERROR(CheckArithmetic(manifest, served));
     return CheckTerms(manifest);
   });
 }

@@ -38,7 +38,8 @@ class ManifestGate {
 
   // Whether a passing manifest is of this model. Else a Status with one of kManifestReasons, of the manifest
   // that came closest, and its file in the message.
-  Status Check(std::string_view model_digest, std::string_view text_digest) const;
+  Status Check(std::string_view model_digest, std::string_view text_digest,
+               const Arithmetic& served = {}) const;
   // Whether a file could not be read, which may be so for a moment alone.
   bool HasUnreadable() const;
   // Whether a passing manifest is of any model; else the same.

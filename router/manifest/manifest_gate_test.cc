@@ -61,6 +61,33 @@ TEST_F(ManifestGateTest, EachRefusalHasItsReasonAndNamesTheFile) {
   }
 }
 
+TEST_F(ManifestGateTest, AWorkerThatRoundsMoreThanWasMeasuredIsRefused) {
+  const struct {
+    const char *compute, *kv_dtype;  // measured
+    Arithmetic served;
+    bool is_let_in;
+  } cases[] = {{"auto", "f32", {"auto", "f32"}, true},   {"auto", "f32", {"auto", "bf16"}, true},
+               {"auto", "f32", {"f32", "f32"}, true},    {"auto", "f32", {"auto", "int8"}, false},
+               {"auto", "f32", {"auto", "fp8"}, false},  {"auto", "int8", {"auto", "int8"}, true},
+               {"auto", "int8", {"auto", "fp8"}, false}, {"auto", "int8", {"auto", "f16"}, true},
+               {"f32", "f32", {"auto", "f32"}, false},   {"f32", "f32", {"f32", "f32"}, true},
+               {"auto", "f32", {"fp8", "f32"}, false},   {"fp8", "bf16", {"fp8", "bf16"}, true},
+               {"fp8", "bf16", {"auto", "bf16"}, true},  {"fp8", "bf16", {"f32", "f32"}, true}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(Concat(c.compute, " ", c.kv_dtype, " for ", c.served.compute, " ", c.served.kv_dtype));
+    Manifest manifest = TestManifest("m", "t");
+    manifest.report["candidate"]["in_process"] = {{"compute", c.compute}, {"kv_dtype", c.kv_dtype}};
+    const Status verdict = Load({Write("arithmetic", manifest, signer_.key)})->Check("m", "t", c.served);
+    EXPECT_EQ(verdict.ok(), c.is_let_in) << verdict;
+    if (!c.is_let_in) EXPECT_EQ(Reason(verdict), "manifest_other_arithmetic");
+  }
+  Manifest silent = TestManifest("m", "t");
+  silent.report.erase("candidate");
+  const auto gate = Load({Write("silent", silent, signer_.key)});
+  EXPECT_EQ(Reason(gate->Check("m", "t", {"auto", "int8"})), "manifest_other_arithmetic");
+  EXPECT_EQ(gate->Check("m", "t", {"auto", "f32"}), Status());
+}
+
 TEST_F(ManifestGateTest, AskedForABaselineItTakesNoOther) {
   const std::string file = Write("a", TestManifest("m", "t"), signer_.key);
   EXPECT_EQ(Load({file}, "digest of large")->Check("m", "t"), Status());

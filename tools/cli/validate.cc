@@ -73,6 +73,14 @@ StatusOr<CheckedFile> RunningRouterOf(const std::string& given, ConfigFolder& fo
   return CheckedFile{std::move(path), given};
 }
 
+// What the worker will say; keys and values of "auto" are of a device's choice, which rounds to 16 bits at
+// most.
+Arithmetic ArithmeticOf(const v1::WorkerConfig& worker) {
+  const bool is_chosen = worker.kv().dtype() != "auto";
+  return {.compute = worker.engine().has_compute() ? worker.engine().compute() : std::string_view("auto"),
+          .kv_dtype = is_chosen ? worker.kv().dtype() : std::string_view()};
+}
+
 struct ModelVerdicts {
   size_t refused = 0, unusable = 0;  // workers, by a manifest, and whose model cannot be opened
 };
@@ -88,8 +96,9 @@ ModelVerdicts JudgeModels(const ClusterPlan& plan, const CommandContext& context
     for (const WorkerPlan& worker : plan.workers) {
       if (worker.tier != tier.name()) continue;
       const auto model = OpenModel(worker.config.model());
-      const Status verdict =
-          model.ok() ? (*gate)->Check(model->digest.Hex(), Digest(*model->text).Hex()) : model.status();
+      const Status verdict = model.ok() ? (*gate)->Check(model->digest.Hex(), Digest(*model->text).Hex(),
+                                                         ArithmeticOf(worker.config))
+                                        : model.status();
       if (verdict.ok()) continue;
       ++(model.ok() ? out.refused : out.unusable);
       context.out << worker.name << (model.ok() ? ": refused: " : ": ") << Message(verdict) << "\n";

@@ -63,6 +63,7 @@ v1::WorkerDescription Describe(const OpenedEngine& opened, const std::string& se
   description.set_device(opened.device);
   description.set_weight_dtype(opened.weight_dtype);
   description.set_kv_dtype(opened.kv_dtype);
+  description.set_compute(opened.compute);
   description.set_drafter(DescribeDrafter(opened, options));
   const SchedulerOptions& scheduler = opened.engine->scheduler_options();
   if (scheduler.prefix_cache) description.set_kv_layout(scheduler.scope.layout);
