@@ -396,7 +396,7 @@ Status ParseYaml(std::string_view yaml, const std::string& file, google::protobu
 
 StatusOr<std::string> ReadConfigFile(const std::string& path, size_t limit) {
   auto bytes = ReadFile(path, limit);
-  if (bytes.ok() || bytes.status().code() == StatusCode::kNotFound) return bytes;
+  if (bytes.status().code() != StatusCode::kResourceExhausted) return bytes;
   return FailedPrecondition(Message(bytes.status()));
 }
 

@@ -22,8 +22,8 @@ enum class ConfigValues : bool {
 // `message` is as before.
 Status ParseYaml(std::string_view yaml, const std::string& file, google::protobuf::Message& message,
                  ConfigValues values = ConfigValues::kShown);
-// What a file has that a configuration names: NOT_FOUND (exit code 66) when it cannot be read, as ReadFile,
-// but FAILED_PRECONDITION (78) when it is larger than `limit`.
+// What a file has that a configuration names: errors of ReadFile (exit code 66 where it is not there, 69
+// where it cannot be read), but FAILED_PRECONDITION (78) when it is larger than `limit`.
 StatusOr<std::string> ReadConfigFile(const std::string& path, size_t limit);
 
 // Errors of ReadConfigFile too.

@@ -12,11 +12,18 @@
 namespace terrace {
 namespace {
 constexpr size_t kPieceBytes = 4096;
+
+// Of a file that could not be opened: only these say that none is there.
+Status CannotOpen(const std::string& path, int error) {
+  const std::string message = Concat(path, ": ", std::strerror(error));
+  return error == ENOENT || error == ENOTDIR ? NotFound(message) : Unavailable(message);
 }
+
+}  // namespace
 
 StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO must not block us
-  if (fd < 0) return NotFound(path, ": ", std::strerror(errno));
+  if (fd < 0) return CannotOpen(path, errno);
   struct stat info = {};
   const bool is_regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
   const size_t size = is_regular ? static_cast<size_t>(info.st_size) : 0;
@@ -25,7 +32,8 @@ StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) 
   const int map_error = errno;
   ::close(fd);
   if (!is_regular) return NotFound(path, ": not a regular file");
-  if (data == MAP_FAILED) return NotFound(path, ": cannot map ", size, " bytes: ", std::strerror(map_error));
+  if (data == MAP_FAILED)
+    return Unavailable(path, ": cannot map ", size, " bytes: ", std::strerror(map_error));
   return std::unique_ptr<MappedFile>(new MappedFile(path, data, size));
 }
 
@@ -35,7 +43,7 @@ MappedFile::~MappedFile() {
 
 StatusOr<std::string> ReadFile(const std::string& path, size_t limit) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO must not block us
-  if (fd < 0) return NotFound(path, ": ", std::strerror(errno));
+  if (fd < 0) return CannotOpen(path, errno);
   struct stat info = {};
   const bool is_regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
   const size_t expected = is_regular ? static_cast<size_t>(info.st_size) : 0;
@@ -53,7 +61,7 @@ StatusOr<std::string> ReadFile(const std::string& path, size_t limit) {
   const int read_error = errno;
   ::close(fd);
   if (!is_regular) return NotFound(path, ": not a regular file");
-  if (got < 0) return NotFound(path, ": ", std::strerror(read_error));
+  if (got < 0) return Unavailable(path, ": ", std::strerror(read_error));
   if (bytes.size() > limit) {
     return ResourceExhausted(path, ": ", std::max(bytes.size(), expected), " bytes, limit ", limit);
   }

@@ -14,7 +14,8 @@ namespace terrace {
 
 class MappedFile {
  public:
-  // NOT_FOUND when the file is absent, unreadable or not a regular file.
+  // NOT_FOUND when there is no such file, or what is there is none (a folder, a pipe); UNAVAILABLE when it
+  // cannot be read: too many open files, no permission, an error of the disk.
   static StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -30,7 +31,7 @@ class MappedFile {
   const size_t size_;
 };
 
-// The whole file as a string. NOT_FOUND as above; RESOURCE_EXHAUSTED when larger than `limit` bytes.
+// The whole file as a string. The same errors, and RESOURCE_EXHAUSTED when larger than `limit` bytes.
 StatusOr<std::string> ReadFile(const std::string& path, size_t limit = size_t{256} << 20);
 
 }  // namespace terrace

@@ -1,5 +1,7 @@
 #include "text/chat_template.h"
 
+#include <filesystem>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "text/testing_text.h"
@@ -363,6 +365,10 @@ TEST(LoadChatTemplate, TheFileOfItsOwnComesFirst) {
   EXPECT_EQ(source(), "{{ bos_token }}");
   folder.Write("chat_template.jinja", "{{");
   EXPECT_EQ(source(), "bad_template");
+  folder.Remove("chat_template.jinja");
+  const std::string file = folder.path() + "/chat_template.jinja";
+  std::filesystem::create_symlink(file, file);  // cannot be opened, and is not absent
+  EXPECT_EQ(LoadChatTemplate(folder.path()).status().code(), StatusCode::kUnavailable);
   folder.Remove("chat_template.jinja");
   folder.Edit("tokenizer_config.json", [](Json& json) { json.erase("chat_template"); });
   EXPECT_EQ(LoadChatTemplate(folder.path()).status().code(), StatusCode::kNotFound);

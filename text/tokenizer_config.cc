@@ -85,8 +85,10 @@ StatusOr<TokenizerConfig> ReadTokenizerConfig(const std::string& directory) {
   auto source = ReadFile(directory + "/chat_template.jinja", kMaxTemplateBytes);
   if (source.ok()) {
     config.chat_template = *std::move(source);
-  } else if (source.status().code() != StatusCode::kNotFound) {
+  } else if (source.status().code() == StatusCode::kResourceExhausted) {
     return WithReason(DataLoss(Message(source.status())), "bad_template");
+  } else if (source.status().code() != StatusCode::kNotFound) {
+    return source.status();
   }
   return config;
 }

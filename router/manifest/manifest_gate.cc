@@ -49,8 +49,9 @@ StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& 
   std::vector<PublicKey> keys;
   for (const std::string& file : files) {
     const auto pem = ReadFile(file, kMaxKeyFileBytes);
-    if (pem.status().code() == StatusCode::kNotFound) return pem.status();
-    if (!pem.ok()) return FailedPrecondition(Message(pem.status()));
+    if (pem.status().code() == StatusCode::kResourceExhausted)
+      return FailedPrecondition(Message(pem.status()));
+    RETURN_IF_ERROR(pem.status());
     auto key = PublicKey::Parse(*pem);
     if (!key.ok()) return FailedPrecondition(file, ": ", Message(key.status()));
     keys.push_back(*std::move(key));

@@ -27,7 +27,7 @@ struct ManifestGateOptions {
 // What a tier with require_manifest says, as it says it: nothing is checked.
 ManifestGateOptions GateOptionsOf(const v1::TierConfig& tier);
 
-// FAILED_PRECONDITION names a file that cannot be used, NOT_FOUND one that cannot be read.
+// FAILED_PRECONDITION names a file that cannot be used, NOT_FOUND or UNAVAILABLE one that cannot be read.
 StatusOr<std::vector<PublicKey>> ReadPublicKeys(const std::vector<std::string>& files);
 
 class ManifestGate {

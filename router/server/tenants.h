@@ -25,7 +25,7 @@ class Tenants : public Authenticator {
                                                        const ModelCatalog& catalog,
                                                        std::string_view cluster_secret);
   // Reads both files; FAILED_PRECONDITION with the file's name in front, never with anything of its content
-  // that is secret; NOT_FOUND for one that cannot be read.
+  // that is secret; NOT_FOUND or UNAVAILABLE for one that cannot be read.
   static StatusOr<std::shared_ptr<const Tenants>> Load(const std::string& keys_file,
                                                        const std::string& secret_file,
                                                        const ModelCatalog& catalog);

@@ -19,7 +19,7 @@ struct TaskRow : Expectation {
   v1::ChatMessages chat;
 };
 
-// NOT_FOUND when the file cannot be read; DATA_LOSS "file:line: ..." for a row that is not as above.
+// Errors of ReadFile; DATA_LOSS "file:line: ..." for a row that is not as above.
 StatusOr<std::vector<TaskRow>> LoadTaskFile(const std::string& path);
 
 // Those that have a checker, in their order.

@@ -138,7 +138,8 @@ Status RunValidate(const ValidateOptions& options, const CommandContext& context
   ASSIGN_OR_RETURN(const auto folder, ConfigFolder::Make());
   v1::ClusterFile cluster;
   const Status as_cluster = LoadYamlFile(options.file, cluster);
-  if (as_cluster.code() == StatusCode::kNotFound) return as_cluster;
+  if (as_cluster.code() == StatusCode::kNotFound || as_cluster.code() == StatusCode::kUnavailable)
+    return as_cluster;
   const std::string kind = !options.kind.empty() ? options.kind
                            : as_cluster.ok()     ? "cluster"
                                                  : KindOf(options.file);

@@ -16,10 +16,10 @@ struct ValidateOptions {
   std::string bin_dir;  // "": beside this program
 };
 
-// NOT_FOUND without a file; INVALID_ARGUMENT for `running` beside a worker's; FAILED_PRECONDITION when a
-// process would not start; AnswerIsNo, as of `terrace-router --validate`, when all would but manifests keep
-// the model of a cluster's worker, or any model, out of a tier. The message says which; why is on `out`, one
-// line each.
+// NOT_FOUND without a file, UNAVAILABLE when it cannot be read; INVALID_ARGUMENT for `running` beside a
+// worker's; FAILED_PRECONDITION when a process would not start; AnswerIsNo, as of `terrace-router
+// --validate`, when all would but manifests keep the model of a cluster's worker, or any model, out of a
+// tier. The message says which; why is on `out`, one line each.
 Status RunValidate(const ValidateOptions& options, const CommandContext& context);
 
 }  // namespace terrace

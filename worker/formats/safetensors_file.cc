@@ -198,7 +198,9 @@ StatusOr<std::unique_ptr<MappedWeights>> OpenShards(const std::string& directory
   std::vector<SafetensorsTensor> all;
   for (const auto& [shard, expected] : *shards) {
     auto file = MappedFile::Open(Concat(directory, "/", shard));
-    if (!file.ok()) return Malformed("bad_index", path, ": shard ", shard, ": ", Message(file.status()));
+    if (file.status().code() == StatusCode::kNotFound)
+      return Malformed("bad_index", path, ": shard ", shard, ": ", Message(file.status()));
+    RETURN_IF_ERROR(file.status());
     ASSIGN_OR_RETURN(auto tensors, ParseNamed(**file));
     RETURN_IF_ERROR(Annotate(CheckShard(shard, expected, tensors), path));
     std::move(tensors.begin(), tensors.end(), std::back_inserter(all));
@@ -246,11 +248,12 @@ StatusOr<std::unique_ptr<MappedWeights>> OpenSafetensors(const std::string& dire
                                                          const WeightQuantization* quantization) {
   const std::string path = directory + "/model.safetensors";
   auto file = MappedFile::Open(path);
-  if (!file.ok()) {
+  if (file.status().code() == StatusCode::kNotFound) {
     auto shards = OpenShards(directory, quantization);
     if (shards.status().code() == StatusCode::kNotFound) return NoWeights(directory);
     return shards;
   }
+  RETURN_IF_ERROR(file.status());
   ASSIGN_OR_RETURN(const auto tensors, ParseNamed(**file));
   std::vector<std::unique_ptr<MappedFile>> files;
   files.push_back(*std::move(file));

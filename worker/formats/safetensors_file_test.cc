@@ -1,6 +1,7 @@
 #include "worker/formats/safetensors_file.h"
 
 #include <cstring>
+#include <filesystem>
 
 #include "base/rng.h"
 #include "gtest/gtest.h"
@@ -120,6 +121,16 @@ TEST(OpenSafetensors, ReadsShardsAsOneModel) {
   EXPECT_EQ(absent.code(), StatusCode::kNotFound);
   EXPECT_EQ(Reason(absent), "missing_tensor");
   EXPECT_NE(Message(absent).find("\"c\""), std::string::npos);
+}
+
+TEST(OpenSafetensors, AFileThatCannotBeReadIsNotTakenForAnAbsentOne) {
+  FolderParts folder = TinyFolder();
+  folder.absent = {"model.safetensors"};
+  folder.Write(Folder("circle"));
+  const std::string file = Folder("circle") + "/model.safetensors";
+  std::filesystem::remove(file);
+  std::filesystem::create_symlink(file, file);
+  EXPECT_EQ(OpenSafetensors(Folder("circle")).status().code(), StatusCode::kUnavailable);
 }
 
 TEST(OpenSafetensors, TakesTheDigestOfAllShards) {
