@@ -123,19 +123,18 @@ StatusOr<RecordedAnswers> ReadAnswers(const std::string& path, const std::vector
 
 StatusOr<AnswerJournal> AnswerJournal::Open(const std::string& path, const JournalHead& head,
                                             const std::vector<TaskRow>& scored_rows) {
-  const StatusOr<std::string> text = ReadFile(path);
-  if (!text.ok() && text.status().code() != StatusCode::kNotFound) return text.status();
-  StatusOr<RecordedAnswers> found = ParseAnswers(text.ok() ? *text : std::string(), scored_rows);
+  ASSIGN_OR_RETURN(LineAppender lines, LineAppender::Open(path));
+  StatusOr<RecordedAnswers> found = ParseAnswers(lines.text(), scored_rows);
   if (!found.ok()) return Annotate(found.status(), path);
-  const bool is_new = found->bytes == 0;
   const std::string head_line = ToJsonText(ToJson(head));
-  if (!is_new) {
+  if (found->bytes > 0) {
     if (const char* const what = Difference(found->head, head)) return OfOthers(path, what);
-  } else if (text.ok() && !head_line.starts_with(*text)) {
+    RETURN_IF_ERROR(lines.Keep(found->bytes));
+  } else if (head_line.starts_with(lines.text())) {
+    RETURN_IF_ERROR(lines.Append(head_line.substr(lines.text().size())));
+  } else {
     return FailedPrecondition(path, ": has no answers but something else: name another file, or remove it");
   }
-  ASSIGN_OR_RETURN(LineAppender lines, LineAppender::Open(path, found->bytes));
-  if (is_new) RETURN_IF_ERROR(lines.Append(head_line));
   return AnswerJournal(std::move(lines), std::move(found->outcomes));
 }
 

@@ -45,8 +45,8 @@ StatusOr<RecordedAnswers> ReadAnswers(const std::string& path, const std::vector
 class AnswerJournal {
  public:
   // Goes on with what is at `path`, which may be nothing yet. FAILED_PRECONDITION when that has another head
-  // (but for the model's name, where there is a digest), or is no such file; errors of ParseAnswers;
-  // UNAVAILABLE when it cannot be written.
+  // (but for the model's name, where there is a digest), or is no such file; errors of ParseAnswers
+  // and LineAppender::Open: no two runs write to one.
   static StatusOr<AnswerJournal> Open(const std::string& path, const JournalHead& head,
                                       const std::vector<TaskRow>& scored_rows);
 

@@ -1,6 +1,7 @@
 #include "tools/cli/answer_journal.h"
 
 #include <filesystem>
+#include <fstream>
 
 #include "base/exit_code.h"
 #include "base/mapped_file.h"
@@ -99,6 +100,16 @@ TEST_F(AnswerJournalTest, AnswersOfAnythingElseAreNotMixedIn) {
   EXPECT_TRUE(Open().ok()) << "the digest says which model it is";
   rows_.pop_back();
   EXPECT_THAT(Message(ReadAnswers(path_, rows_, 128).status()), HasSubstr("other rows"));
+}
+
+TEST_F(AnswerJournalTest, NoTwoRunsWriteToOneFile) {
+  auto first = Open();
+  ASSERT_TRUE(first.ok()) << first.status();
+  const Status second = Open().status();
+  EXPECT_EQ(ExitCodeFor(second), kExitUnavailable);
+  EXPECT_EQ(Message(second), path_ + ": another process is at work there");
+  first = Cancelled("it is over");
+  EXPECT_TRUE(Open().ok());
 }
 
 TEST_F(AnswerJournalTest, AFileOfSomethingElseStaysAsItIs) {

@@ -1,38 +1,56 @@
 #include "tools/cli/line_appender.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
-#include <system_error>
+#include <string_view>
+
+#include "base/mapped_file.h"
 
 namespace terrace {
+namespace {
 
-StatusOr<LineAppender> LineAppender::Open(const std::string& path, size_t bytes) {
-  std::error_code error;
-  const bool exists = std::filesystem::exists(path, error);
-  // What its caller could not read would be cut off whole.
-  if (exists && access(path.c_str(), R_OK) != 0) return Unavailable(path, ": ", std::strerror(errno));
-  if (exists && std::filesystem::file_size(path, error) > bytes)
-    std::filesystem::resize_file(path, bytes, error);
-  if (error) return Unavailable(path, ": ", error.message());
-  LineAppender out(path);
-  errno = 0;
-  out.file_.open(path, std::ios::binary | std::ios::app);
-  if (!out.file_) return out.CannotWrite();
+Status CannotWrite(const std::string& path, int error) {
+  return Unavailable(path, ": cannot be written: ", std::strerror(error));
+}
+
+}  // namespace
+
+StatusOr<LineAppender> LineAppender::Open(const std::string& path) {
+  LineAppender out(path, Descriptor(open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666)));
+  if (!out.file_.is_open()) return CannotWrite(path, errno);
+  struct stat info = {};
+  if (fstat(out.file_.number(), &info) != 0) return CannotWrite(path, errno);
+  if (!S_ISREG(info.st_mode)) return Unavailable(path, ": not a regular file");
+  if (flock(out.file_.number(), LOCK_EX | LOCK_NB) != 0) {
+    return errno == EWOULDBLOCK ? Unavailable(path, ": another process is at work there")
+                                : Unavailable(path, ": cannot lock: ", std::strerror(errno));
+  }
+  auto text = ReadFile(path);
+  if (!text.ok()) return Unavailable(Message(text.status()));  // it is there
+  out.text_ = *std::move(text);
   return out;
 }
 
-Status LineAppender::Append(const std::string& line) {
-  errno = 0;
-  file_ << line << '\n' << std::flush;
-  return file_ ? Status() : CannotWrite();
+Status LineAppender::Keep(size_t bytes) {
+  CHECK(bytes <= text_.size() && (bytes > 0 || text_.empty()), path_, ": ", bytes, " of ", text_.size());
+  if (bytes == text_.size()) return {};
+  text_.resize(bytes);
+  return ftruncate(file_.number(), static_cast<off_t>(bytes)) == 0 ? Status() : CannotWrite(path_, errno);
 }
 
-// Once `file_` has failed; errno was 0 before.
-Status LineAppender::CannotWrite() const {
-  return Unavailable(path_, ": cannot be written: ", std::strerror(errno != 0 ? errno : EIO));
+Status LineAppender::Append(std::string line) {
+  line += '\n';
+  for (std::string_view rest = line; !rest.empty() && error_ == 0;) {
+    const ssize_t written = write(file_.number(), rest.data(), rest.size());
+    if (written >= 0) rest.remove_prefix(static_cast<size_t>(written));
+    if (written < 0 && errno != EINTR) error_ = errno;
+  }
+  return error_ == 0 ? Status() : CannotWrite(path_, error_);
 }
 
 }  // namespace terrace

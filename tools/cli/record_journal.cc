@@ -1,7 +1,6 @@
 #include "tools/cli/record_journal.h"
 
 #include "base/json.h"
-#include "base/mapped_file.h"
 #include "base/strict_fields.h"
 
 namespace terrace {
@@ -106,16 +105,17 @@ StatusOr<RecordJournal::Parsed> RecordJournal::Parse(std::string_view text, cons
 
 StatusOr<RecordJournal> RecordJournal::Open(const std::string& path, const RecordJournalHead& head,
                                             size_t rows) {
-  const StatusOr<std::string> text = ReadFile(path);
-  if (!text.ok() && text.status().code() != StatusCode::kNotFound) return text.status();
-  StatusOr<Parsed> found = Parse(text.ok() ? *text : std::string(), head, rows);
+  ASSIGN_OR_RETURN(LineAppender lines, LineAppender::Open(path));
+  StatusOr<Parsed> found = Parse(lines.text(), head, rows);
   if (!found.ok()) return Annotate(found.status(), path);
-  const bool is_new = found->bytes == 0;
   const std::string head_line = ToJsonText(ToJson(head));
-  if (is_new && text.ok() && !head_line.starts_with(*text))
+  if (found->bytes > 0) {
+    RETURN_IF_ERROR(lines.Keep(found->bytes));
+  } else if (head_line.starts_with(lines.text())) {
+    RETURN_IF_ERROR(lines.Append(head_line.substr(lines.text().size())));
+  } else {
     return FailedPrecondition(path, ": is no journal of records: remove it, or name another --save-records");
-  ASSIGN_OR_RETURN(LineAppender lines, LineAppender::Open(path, found->bytes));
-  if (is_new) RETURN_IF_ERROR(lines.Append(head_line));
+  }
   return RecordJournal(path, std::move(found->tiers), std::move(lines));
 }
 

@@ -41,7 +41,7 @@ class RecordJournal {
 
   // Goes on with what is at `path`, which may be nothing yet, about so many rows. FAILED_PRECONDITION when
   // that has another head, DATA_LOSS "line 3: ..." for a whole line that is none of a journal (a last one
-  // without an end was being written, and is written again); UNAVAILABLE when it cannot be written.
+  // without an end was being written, and is written again); errors of LineAppender::Open.
   static StatusOr<RecordJournal> Open(const std::string& path, const RecordJournalHead& head, size_t rows);
 
   // The answers that are known of the tier, the one after that of the call before. FAILED_PRECONDITION when

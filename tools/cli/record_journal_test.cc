@@ -65,6 +65,7 @@ TEST_F(RecordJournalTest, GoesOnWithTheAnswersOfEachTier) {
   EXPECT_EQ((*base)->size(), 1u);
   EXPECT_EQ(*ReadFile(path_), text) << "nothing is written twice";
   ASSERT_TRUE(again->Add(0, Answer(4)).ok());
+  again = Cancelled("it is over");
   auto third = Open();
   ASSERT_TRUE(third.ok() && third->Begin(Tier("nano")).ok());
   EXPECT_EQ((*third->Begin(Tier("base")))->size(), 2u);
@@ -106,6 +107,16 @@ TEST_F(RecordJournalTest, AnswersOfAnythingElseAreNotMixedIn) {
     EXPECT_EQ(ExitCodeFor(status), kExitConfig);
     EXPECT_THAT(Message(status), testing::AllOf(HasSubstr(path_), HasSubstr(says)));
   }
+}
+
+TEST_F(RecordJournalTest, NoTwoRunsWriteToOneFile) {
+  auto first = Open();
+  ASSERT_TRUE(first.ok()) << first.status();
+  const Status second = Open().status();
+  EXPECT_EQ(ExitCodeFor(second), kExitUnavailable);
+  EXPECT_EQ(Message(second), path_ + ": another process is at work there");
+  first = Cancelled("it is over");
+  EXPECT_TRUE(Open().ok());
 }
 
 TEST_F(RecordJournalTest, AFileOfSomethingElseStaysAsItIs) {
