@@ -9,7 +9,7 @@
 namespace terrace {
 namespace {
 
-constexpr char kFormat[] = "terrace-answers-2";
+constexpr char kFormat[] = "terrace-answers-3";
 
 Json ToJson(const JournalHead& head) {
   return {{"format", kFormat},
@@ -17,6 +17,7 @@ Json ToJson(const JournalHead& head) {
           {"model_digest", head.model_digest},
           {"text_digest", head.text_digest},
           {"runtime", head.runtime},
+          {"build", head.build},
           {"scored_rows_digest", head.scored_rows_digest},
           {"max_tokens", head.max_tokens}};
 }
@@ -46,6 +47,7 @@ StatusOr<JournalHead> ParseHead(std::string_view line) {
                          .model_digest = fields.Text("model_digest"),
                          .text_digest = fields.Text("text_digest"),
                          .runtime = fields.Text("runtime"),
+                         .build = fields.Text("build"),
                          .scored_rows_digest = fields.Text("scored_rows_digest"),
                          .max_tokens = fields.SmallCount("max_tokens")};
   RETURN_IF_ERROR(fields.Finish());
@@ -81,12 +83,16 @@ Status OfOthers(const std::string& path, const char* what) {
 const char* Difference(const JournalHead& has, const JournalHead& wanted) {
   if (has.scored_rows_digest != wanted.scored_rows_digest) return "to other rows";
   if (has.max_tokens != wanted.max_tokens) return "of another --max-tokens";
+  if (has.model_digest.empty() && !wanted.model_digest.empty())
+    return "of a model whose weights were not known then (--router-ops)";
+  if (wanted.model_digest.empty() && !has.model_digest.empty())
+    return "of a model whose weights were known then, and are not now (--router-ops)";
   if (has.model_digest != wanted.model_digest || has.text_digest != wanted.text_digest)
     return "of another model";
   if (wanted.model_digest.empty() && has.model != wanted.model) return "of another model";
-  return has.runtime != wanted.runtime
-             ? "of a model on another device, or with another --compute or --kv-dtype"
-             : nullptr;
+  if (has.runtime != wanted.runtime)
+    return "of a model on another device, or with another --compute or --kv-dtype";
+  return has.build != wanted.build ? "of another build of terrace" : nullptr;
 }
 
 }  // namespace

@@ -20,8 +20,8 @@ namespace terrace {
 // What decides the answers: files of different heads have nothing to do with one another.
 struct JournalHead {
   std::string model = {};                           // as it was named
-  std::string model_digest = {}, text_digest = {};  // "" of a model that a router serves
-  std::string runtime = {};                         // device, compute and kv_dtype; "" likewise
+  std::string model_digest = {}, text_digest = {};  // "" where nobody tells them
+  std::string runtime = {}, build = {};             // of ModelFacts; "" of a model that a router serves
   std::string scored_rows_digest = {};              // TaskSetDigest of the rows with a checker
   uint32_t max_tokens = 0;
 

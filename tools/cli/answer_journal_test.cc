@@ -39,8 +39,12 @@ class AnswerJournalTest : public testing::Test {
 
   const std::string path_ = std::filesystem::path(testing::TempDir()) / "answers.jsonl";
   std::vector<TaskRow> rows_;
-  JournalHead head_ = {
-      .model = "models/a", .model_digest = "m", .text_digest = "t", .runtime = "cpu", .max_tokens = 128};
+  JournalHead head_ = {.model = "models/a",
+                       .model_digest = "m",
+                       .text_digest = "t",
+                       .runtime = "cpu",
+                       .build = "b",
+                       .max_tokens = 128};
 };
 
 TEST_F(AnswerJournalTest, GoesOnWithWhatWasWritten) {
@@ -83,6 +87,7 @@ TEST_F(AnswerJournalTest, AnswersOfAnythingElseAreNotMixedIn) {
       {&JournalHead::model_digest, "another model"},
       {&JournalHead::text_digest, "another model"},
       {&JournalHead::runtime, "another device"},
+      {&JournalHead::build, "another build"},
       {&JournalHead::scored_rows_digest, "other rows"}};
   for (const auto& [part, says] : parts) {
     head_ = ours;
@@ -95,6 +100,9 @@ TEST_F(AnswerJournalTest, AnswersOfAnythingElseAreNotMixedIn) {
   head_.max_tokens = 1;
   EXPECT_THAT(Message(Open().status()), HasSubstr("--max-tokens"));
   EXPECT_THAT(Message(ReadAnswers(path_, rows_, 1).status()), HasSubstr("--max-tokens"));
+  head_ = ours;
+  head_.model_digest.clear();
+  EXPECT_THAT(Message(Open().status()), HasSubstr("are not now (--router-ops)"));
   head_ = ours;
   head_.model = "models/../models/a";
   EXPECT_TRUE(Open().ok()) << "the digest says which model it is";
@@ -123,7 +131,7 @@ TEST_F(AnswerJournalTest, AFileOfSomethingElseStaysAsItIs) {
 TEST_F(AnswerJournalTest, AnotherFormatIsToldByItsName) {
   std::ofstream(path_, std::ios::binary) << "{\"format\":\"terrace-answers-1\",\"task_set_digest\":\"d\"}\n";
   EXPECT_THAT(Message(Open().status()),
-              HasSubstr("\"terrace-answers-1\", this version reads terrace-answers-2"));
+              HasSubstr("\"terrace-answers-1\", this version reads terrace-answers-3"));
 }
 
 TEST_F(AnswerJournalTest, AFileThatCannotBeWrittenIsToldWithItsCause) {

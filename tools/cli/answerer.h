@@ -32,13 +32,20 @@ using AnswerPiece = StatusOr<v1::GenerateResponse>;
 using OnAnswerPiece = std::function<void(AnswerPiece piece)>;
 
 // A model that runs in this process or in the one worker that is asked, and how: digests as a worker tells of
-// them (v1.WorkerDescription). Of a worker's, `compute` and bytes are not known.
+// them (v1.WorkerDescription). Of a worker's, `compute`, `build` and bytes are not known.
 struct ModelFacts {
   bool is_in_process = true;
   std::string name = {}, model_digest = {}, text_digest = {};
   std::string instance = {};  // of a worker: its process
   std::string device = {}, compute = {}, kv_dtype = {}, weight_dtype = {};
+  std::string build = {};  // BuildFor `device`
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
+
+  // What its answers follow from beside its files and the build. A worker does not tell what it computes
+  // with: its process stands for that.
+  std::string runtime() const {
+    return Concat(device, " ", is_in_process ? compute : instance, " ", kv_dtype);
+  }
 };
 
 // One request in progress. May be dropped at any time, which does not cancel; pieces may still come after

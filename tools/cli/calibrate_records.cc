@@ -6,12 +6,10 @@
 #include <utility>
 
 #include "base/http_server.h"
-#include "text/text_assets.h"
 #include "tools/cli/ask_rows.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/cli/record_journal.h"
 #include "tools/cli/router_client.h"
-#include "worker/formats/model_files.h"
 
 namespace terrace {
 namespace {
@@ -21,9 +19,8 @@ constexpr uint32_t kAlternatives = 20;  // the most that a request may ask for
 
 // A tier, opened.
 struct OpenedTier {
-  RecordedTier described = {};
-  std::string runtime = {};  // as of JournaledTier
-  std::string model = {};    // as requests name it
+  JournaledTier journaled = {};
+  std::string model = {};  // as requests name it
   std::unique_ptr<Answerer> answerer = {};
 };
 
@@ -38,27 +35,31 @@ StatusOr<uint64_t> ParametersOf(Answerer& answerer, const std::string& model) {
 StatusOr<OpenedTier> OpenTier(const std::string& text, const AskTiersOptions& options,
                               const CommandContext& context) {
   OpenedTier tier;
+  RecordedTier& described = tier.journaled.tier;
   ModelTarget target = options.target;
   target.max_sequences = options.concurrency;
   const size_t equals = text.find('=');
   if (equals != std::string::npos) {
     target.router.clear();
     target.model = text.substr(equals + 1);
-    ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(target.model));
-    tier.described.name = text.substr(0, equals);
-    tier.described.model_digest = files.digest.Hex();
-    tier.described.text_digest = Digest(*files.text).Hex();
-    tier.runtime = Concat(target.device, " ", target.compute, " ", target.kv_dtype);
+    described.name = text.substr(0, equals);
   } else {
     if (target.router.empty()) target.router = kDefaultRouter;
     target.model = text;
-    ASSIGN_OR_RETURN(const std::string body, HttpGet(options.router_ops + "/statusz", kStatusSeconds));
-    ASSIGN_OR_RETURN(const Json statusz, ParseJson(body));
-    ASSIGN_OR_RETURN(tier.described, DescribeServedTier(statusz, text));
+    StatusOr<RecordedTier> served = AskServedTier(options.router_ops, text);
+    if (served.status().code() == StatusCode::kNotFound)
+      return NotFound(Message(served.status()), " (a model on disk is named NAME=MODEL)");
+    ASSIGN_OR_RETURN(described, std::move(served));
   }
   tier.model = target.served_name();
   ASSIGN_OR_RETURN(tier.answerer, OpenTarget(target, context.shutdown));
-  ASSIGN_OR_RETURN(tier.described.parameters, ParametersOf(*tier.answerer, tier.model));
+  if (const auto facts = tier.answerer->Facts()) {
+    described.model_digest = facts->model_digest;
+    described.text_digest = facts->text_digest;
+    tier.journaled.runtime = facts->runtime();
+    tier.journaled.build = facts->build;
+  }
+  ASSIGN_OR_RETURN(described.parameters, ParametersOf(*tier.answerer, tier.model));
   return tier;
 }
 
@@ -108,8 +109,7 @@ Status AskTier(const OpenedTier& tier, const std::vector<TaskRow>& rows, const A
   };
   RecordJournal::Answers known;
   if (journal != nullptr) {
-    ASSIGN_OR_RETURN(const RecordJournal::Answers* const found,
-                     journal->Begin({tier.described, tier.runtime}));
+    ASSIGN_OR_RETURN(const RecordJournal::Answers* const found, journal->Begin(tier.journaled));
     known = *found;
   }
   std::vector<TaskRow> asked;
@@ -122,7 +122,7 @@ Status AskTier(const OpenedTier& tier, const std::vector<TaskRow>& rows, const A
       places.push_back(row);
     }
   }
-  ProgressBar bar(context, tier.described.name);
+  ProgressBar bar(context, tier.journaled.tier.name);
   size_t done = known.size();
   const auto on_answer = [&](size_t index, const Answer& answer) -> Status {
     const size_t row = places[index];
@@ -159,12 +159,12 @@ StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptio
     StatusOr<OpenedTier> tier = OpenTier(text, options, context);
     if (!tier.ok()) return Annotate(tier.status(), text);
     const bool speaks_alike =
-        !records.tiers.empty() && records.tiers.back().text_digest == tier->described.text_digest;
+        !records.tiers.empty() && records.tiers.back().text_digest == tier->journaled.tier.text_digest;
     if (!speaks_alike) drafts.assign(scored.size(), {});
     const Status asked =
         AskTier(*tier, scored, options, context, journal ? &*journal : nullptr, records, drafts);
     if (!asked.ok()) return Annotate(asked, text);
-    records.tiers.push_back(std::move(tier->described));
+    records.tiers.push_back(std::move(tier->journaled.tier));
   }
   return records;
 }
@@ -192,10 +192,16 @@ StatusOr<RecordedTier> DescribeServedTier(const Json& statusz, const std::string
       }
       return FailedPrecondition("no replica of tier ", name, " is ready");
     }
-    return NotFound("the router has no tier ", name, " (a model on disk is named NAME=MODEL)");
+    return NotFound("the router has no tier ", name);
   } catch (const Json::exception& error) {
     return DataLoss("unexpected /statusz: ", error.what());
   }
+}
+
+StatusOr<RecordedTier> AskServedTier(const std::string& router_ops, const std::string& name) {
+  ASSIGN_OR_RETURN(const std::string body, HttpGet(router_ops + "/statusz", kStatusSeconds));
+  ASSIGN_OR_RETURN(const Json statusz, ParseJson(body));
+  return DescribeServedTier(statusz, name);
 }
 
 }  // namespace terrace

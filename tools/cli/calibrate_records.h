@@ -37,8 +37,10 @@ StatusOr<Records> AskTiers(const std::vector<TaskRow>& rows, const AskTiersOptio
 // them.
 StatusOr<AnswerSignals> SignalsOf(const Answer& answer);
 
-// What a router's /statusz says of a tier's ready replicas: its digests. FAILED_PRECONDITION when none is
-// ready, DATA_LOSS when a member is missing. `parameters` is left out.
+// What a router's /statusz says of a tier's ready replicas: its digests. NOT_FOUND when there is no such
+// tier, FAILED_PRECONDITION when none is ready, DATA_LOSS when a member is missing. `parameters` is left out.
 StatusOr<RecordedTier> DescribeServedTier(const Json& statusz, const std::string& name);
+// The same of the router with that ops address. Also errors of HttpGet.
+StatusOr<RecordedTier> AskServedTier(const std::string& router_ops, const std::string& name);
 
 }  // namespace terrace

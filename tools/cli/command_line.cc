@@ -308,6 +308,13 @@ void AddEvaluate(CLI::App& app, EvaluateOptions& options) {
       ->type_name("MODEL")
       ->excludes(compare);
   AddComparisonOptions(*evaluate, options);
+  evaluate
+      ->add_option(
+          "--router-ops", options.router_ops,
+          "ops address of the router, host:port: tells which model a tier has, so that --save-records "
+          "has no answers of another one")
+      ->type_name(kAddress)
+      ->capture_default_str();
   const auto [tasks, limit, concurrency, max_tokens] =
       AddRowOptions(*evaluate, {options.tasks, options.limit, options.concurrency, options.max_tokens,
                                 "the six test files of models/eval"});

@@ -20,6 +20,8 @@ struct EvaluateOptions {
   // Files of AnswerJournal, "": none. What they have is not asked again, what is missing is added; without a
   // `baseline` the second one has to be whole.
   std::string records, baseline_records;
+  // Of a router, which tells there what model a tier has: what its recorded answers are tied to.
+  std::string router_ops = "127.0.0.1:9090";
   ComparisonOptions comparison;
   bool divergence = true;          // compare distributions too, where both models run in this process
   uint32_t probe = 0;              // prompts of each length and depth (MakeLookupProbe); 0: no probe

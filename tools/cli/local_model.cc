@@ -2,7 +2,9 @@
 
 #include <utility>
 
+#include "base/build_id.h"
 #include "tools/cli/sequence_answers.h"
+#include "worker/engine/device_plugin.h"
 
 namespace terrace {
 namespace {
@@ -22,6 +24,12 @@ std::optional<SpeculationStats> DraftedBy(const Engine& engine) {
   const SpeculationStats stats = engine.Stats().speculation;
   if (stats.drafter.empty()) return std::nullopt;
   return stats;
+}
+
+std::string BuildFor(const std::string& device) {
+  if (device.starts_with("cpu") || !HasDevicePlugin()) return OwnBuildId();
+  const auto backend = LoadDevicePlugin();
+  return backend.ok() ? Concat(OwnBuildId(), "+", BuildIdAt(*backend)) : OwnBuildId();
 }
 
 StatusOr<std::unique_ptr<LocalModel>> LocalModel::Open(const OpenEngineOptions& options) {
@@ -49,6 +57,7 @@ std::optional<ModelFacts> LocalModel::Facts() const {
                     .compute = opened_.compute,
                     .kv_dtype = opened_.kv_dtype,
                     .weight_dtype = opened_.weight_dtype,
+                    .build = BuildFor(opened_.device),
                     .parameters = opened_.parameters,
                     .weight_bytes = opened_.weight_bytes,
                     .kv_bytes = opened_.kv_bytes};

@@ -14,6 +14,10 @@ namespace terrace {
 // Since its start; absent where it has no drafter.
 std::optional<SpeculationStats> DraftedBy(const Engine& engine);
 
+// Which build computes in this process, by its build id: this program, and where `device`, as asked for or
+// resolved, may be more than CPUs, the library of such devices with it.
+std::string BuildFor(const std::string& device);
+
 class LocalModel : public Answerer {
  public:
   static StatusOr<std::unique_ptr<LocalModel>> Open(const OpenEngineOptions& options);

@@ -11,6 +11,7 @@
 #include "text/text_assets.h"
 #include "tools/cli/answer_journal.h"
 #include "tools/cli/answered_text.h"
+#include "tools/cli/calibrate_records.h"
 #include "tools/cli/find_files.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/quality/scoring_model.h"
@@ -74,9 +75,8 @@ JournalHead HeadOf(const ModelTarget& target, const std::optional<ModelFacts>& f
   if (!facts.has_value()) return head;
   head.model_digest = facts->model_digest;
   head.text_digest = facts->text_digest;
-  // A worker does not tell what it computes with: answers of another process may be of other arithmetic.
-  head.runtime = Concat(facts->device, " ", facts->is_in_process ? facts->compute : facts->instance, " ",
-                        facts->kv_dtype);
+  head.runtime = facts->runtime();
+  head.build = facts->build;
   return head;
 }
 
@@ -104,6 +104,18 @@ Status CheckUnchanged(const std::string& model, const ModelFiles& files,
       Digest(*files.text).Hex() == facts->text_digest)
     return {};
   return FailedPrecondition(model, ": has changed while it was evaluated");
+}
+
+// The answers of a tier whose model was replaced while it was asked are of both.
+Status CheckServesStill(const RecordedTier& tier, const EvaluateOptions& options, const std::string& records,
+                        const CommandContext& context) {
+  const StatusOr<RecordedTier> now = AskServedTier(options.router_ops, tier.name);
+  if (!now.ok())
+    context.err << tier.name << ": whether it is still the same model is not known: " << Message(now.status())
+                << "\n";
+  if (!now.ok() || *now == tier) return {};
+  return FailedPrecondition(tier.name, ": has changed while it was evaluated, and ", records,
+                            " may have answers of both models: remove it");
 }
 
 }  // namespace
@@ -142,18 +154,29 @@ StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<
   run.concurrency = options.concurrency;
   run.max_tokens = options.max_tokens;
   run.on_progress = [&bar](size_t done, size_t total) { bar.Show(done, total); };
+  StatusOr<RecordedTier> served = NotFound("nobody was asked");  // of a router, where records are kept
   std::optional<AnswerJournal> journal;
   if (!records.empty()) {
     const std::vector<TaskRow> scored = ScoredRows(rows);
-    ASSIGN_OR_RETURN(
-        journal,
-        AnswerJournal::Open(records, HeadOf(target, answerer->Facts(), scored, options.max_tokens), scored));
+    JournalHead head = HeadOf(target, answerer->Facts(), scored, options.max_tokens);
+    if (!answerer->Facts().has_value()) {
+      served = AskServedTier(options.router_ops, target.model);
+      if (served.ok()) {
+        head.model_digest = served->model_digest;
+        head.text_digest = served->text_digest;
+      } else {
+        context.err << records << ": is tied to the name \"" << target.name()
+                    << "\" and to no weights: " << Message(served.status()) << "\n";
+      }
+    }
+    ASSIGN_OR_RETURN(journal, AnswerJournal::Open(records, head, scored));
     run.known = journal->known();
     run.on_outcome = [&journal](size_t place, const RowOutcome& outcome) {
       return journal->Add(place, outcome);
     };
   }
   ASSIGN_OR_RETURN(EvaluationResult result, RunEvaluation(*answerer, rows, run, context.shutdown));
+  if (served.ok()) RETURN_IF_ERROR(CheckServesStill(*served, options, records, context));
   result.model = target.name().empty() ? "default model" : target.name();
   return result;
 }

@@ -6,7 +6,7 @@
 namespace terrace {
 namespace {
 
-constexpr char kFormat[] = "terrace-records-journal-1";
+constexpr char kFormat[] = "terrace-records-journal-2";
 
 Json ToJson(const RecordJournalHead& head) {
   return {
@@ -14,7 +14,7 @@ Json ToJson(const RecordJournalHead& head) {
 }
 
 Json ToJson(const JournaledTier& tier) {
-  return {{"tier", RecordedTierJson(tier.tier)}, {"runtime", tier.runtime}};
+  return {{"tier", RecordedTierJson(tier.tier)}, {"runtime", tier.runtime}, {"build", tier.build}};
 }
 
 Json ToJson(size_t row, const JournaledAnswer& answer) {
@@ -36,7 +36,7 @@ StatusOr<RecordJournalHead> ParseHead(std::string_view line) {
 StatusOr<JournaledTier> ParseTierLine(const Json& json) {
   StrictFields fields(json, "");
   const Json& tier = fields.Object("tier");
-  JournaledTier out{.runtime = fields.Text("runtime")};
+  JournaledTier out{.runtime = fields.Text("runtime"), .build = fields.Text("build")};
   RETURN_IF_ERROR(fields.Finish());
   ASSIGN_OR_RETURN(out.tier, ParseRecordedTier(tier, "tier"));
   return out;
@@ -132,6 +132,8 @@ StatusOr<const RecordJournal::Answers*> RecordJournal::Begin(const JournaledTier
     return OfOthers(
         path_, Concat("of ", tier.tier.name, " on another device, or with another --compute or --kv-dtype"));
   }
+  if (known.tier.build != tier.build)
+    return OfOthers(path_, Concat("of ", tier.tier.name, " of another build of terrace"));
   return &known.answers;
 }
 

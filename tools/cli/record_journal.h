@@ -27,7 +27,7 @@ struct RecordJournalHead {
 
 struct JournaledTier {
   RecordedTier tier = {};
-  std::string runtime = {};  // device, compute and kv_dtype, as they were asked for; "" of a served tier
+  std::string runtime = {}, build = {};  // of ModelFacts; "" of a served tier
 };
 
 struct JournaledAnswer {
@@ -45,7 +45,8 @@ class RecordJournal {
   static StatusOr<RecordJournal> Open(const std::string& path, const RecordJournalHead& head, size_t rows);
 
   // The answers that are known of the tier, the one after that of the call before. FAILED_PRECONDITION when
-  // they are of another model, or were computed in another way. The result is valid until the next call.
+  // they are of another model, or were computed in another way or by another build. The result is valid until
+  // the next call.
   StatusOr<const Answers*> Begin(const JournaledTier& tier);
   // Of the tier that was begun last. UNAVAILABLE when it cannot be written.
   Status Add(size_t row, JournaledAnswer answer);

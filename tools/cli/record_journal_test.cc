@@ -23,7 +23,8 @@ class RecordJournalTest : public testing::Test {
   StatusOr<RecordJournal> Open() { return RecordJournal::Open(path_, head_, kRows); }
   static JournaledTier Tier(const std::string& name) {
     return {.tier = {.name = name, .model_digest = "m of " + name, .text_digest = "t", .parameters = 7},
-            .runtime = "cpu auto auto"};
+            .runtime = "cpu auto auto",
+            .build = "b"};
   }
   static JournaledAnswer Answer(uint32_t tokens) {
     JournaledAnswer out{.ids = {1, 2, static_cast<int32_t>(tokens)}};
@@ -95,11 +96,14 @@ TEST_F(RecordJournalTest, AnswersOfAnythingElseAreNotMixedIn) {
   head_.max_tokens = 1;
   EXPECT_THAT(Message(Open().status()), HasSubstr("--max-tokens"));
   head_ = ours;
-  JournaledTier model = Tier("nano"), runtime = Tier("nano");
+  JournaledTier model = Tier("nano"), runtime = Tier("nano"), build = Tier("nano");
   model.tier.model_digest = "another";
   runtime.runtime = "cpu f32 auto";
-  const std::pair<JournaledTier, const char*> cases[] = {
-      {model, "another model"}, {Tier("base"), "another model"}, {runtime, "--compute"}};
+  build.build = "c";
+  const std::pair<JournaledTier, const char*> cases[] = {{model, "another model"},
+                                                         {Tier("base"), "another model"},
+                                                         {runtime, "--compute"},
+                                                         {build, "another build"}};
   for (const auto& [tier, says] : cases) {
     auto journal = Open();
     ASSERT_TRUE(journal.ok()) << journal.status();

@@ -11,6 +11,7 @@
 #include "base/version.h"
 #include "text/text_assets.h"
 #include "tools/cli/format.h"
+#include "tools/cli/local_model.h"
 #include "tools/cli/new_file.h"
 #include "tools/cli/paired_evaluation.h"
 #include "tools/cli/report_table.h"
@@ -140,6 +141,7 @@ class ReportRun {
   StatusOr<Files> FilesOf(const std::string& name, const ModelTarget& target) {
     ASSIGN_OR_RETURN(const Digests digests, DigestsOf(target.model));
     Json job = {{"version", kVersion},
+                {"build", BuildFor(target.device)},  // another one may be faster, or answer otherwise
                 {"model", digests.model},
                 {"text", digests.text},
                 {"device", target.device},
