@@ -131,6 +131,7 @@ class PlanRun {
     ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options_.target.model));
     const MakeOptions make = {.baseline = options_.target.model,
                               .baseline_digest = files.digest.Hex(),
+                              .baseline_text_digest = Digest(*files.text).Hex(),
                               .folder = options_.work + "/models",
                               .calibration = options_.calibration,
                               .mixed_bytes = options_.mixed_bytes,

@@ -126,6 +126,7 @@ class ReportRun {
     RETURN_IF_ERROR(Measure({.name = kBaseline, .model = target.model}));
     const MakeOptions make = {.baseline = target.model,
                               .baseline_digest = measured_.front().row.model_digest,
+                              .baseline_text_digest = measured_.front().row.text_digest,
                               .folder = options_.work + "/models",
                               .calibration = options_.calibration,
                               .mixed_bytes = options_.mixed_bytes,

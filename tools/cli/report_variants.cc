@@ -17,6 +17,7 @@
 #include "base/version.h"
 #include "tools/optimize/quantize.h"
 #include "tools/report/technique_row.h"
+#include "worker/formats/model_files.h"
 
 namespace terrace {
 namespace {
@@ -101,8 +102,8 @@ Json BudgetJson(const QuantizeBudget& budget) {
   return {{"sensitivity_tokens", budget.tokens}, {"bytes", budget.bytes}};
 }
 
-// That what is there was made by Quantize of the same.
-Status CheckMade(const QuantizeRequest& request, const std::string& model_digest) {
+// That what is there was made by Quantize of the same, and is what Quantize left.
+Status CheckMade(const QuantizeRequest& request, const MakeOptions& options) {
   const std::string report_file = request.out + ".quantize.json";
   ASSIGN_OR_RETURN(const std::string text, ReadFile(report_file));
   const auto json = ParseJson(text);
@@ -120,7 +121,8 @@ Status CheckMade(const QuantizeRequest& request, const std::string& model_digest
   const Json awq_revision =
       request.method.scales == QuantizeMethod::Scales::kAwq ? Json(kAwqRevision) : Json();
   const bool is_same = json->is_object() && is(nullptr, "version", kVersion) &&
-                       is("model", "digest", model_digest) &&
+                       is("model", "digest", options.baseline_digest) &&
+                       is(nullptr, "text_digest", options.baseline_text_digest) &&
                        is(nullptr, "target", std::string(request.target.name)) &&
                        is(nullptr, "method", std::string(request.method.name)) &&
                        json->value("awq_revision", Json()) == awq_revision &&
@@ -129,10 +131,16 @@ Status CheckMade(const QuantizeRequest& request, const std::string& model_digest
                                                  : is("calibration", "digest", text_digest) &&
                                                        is("calibration", "samples", calibration.samples) &&
                                                        is("calibration", "seed", calibration.seed));
-  if (is_same) return {};
-  return FailedPrecondition(
-      report_file,
-      ": tells of another model, format, method, budget, calibration or version: name another --work");
+  if (!is_same) {
+    return FailedPrecondition(
+        report_file,
+        ": tells of another model, format, method, budget, calibration or version: name another --work");
+  }
+  const auto made = OpenModel(request.out);
+  if (!made.ok()) return Annotate(made.status(), "--work");
+  if (is("output", "digest", made->digest.Hex())) return {};
+  return FailedPrecondition(request.out, ": is not the model that ", report_file,
+                            " tells of: name another --work, or remove both");
 }
 
 }  // namespace
@@ -300,7 +308,7 @@ StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const Make
   variant.model = request.out;
   std::error_code ignored;
   if (std::filesystem::exists(request.out, ignored)) {
-    RETURN_IF_ERROR(CheckMade(request, options.baseline_digest));
+    RETURN_IF_ERROR(CheckMade(request, options));
     return variant;
   }
   request.threads = options.threads > 0 ? options.threads : UsableCores();

@@ -101,11 +101,13 @@ Status CheckTargets(std::span<const std::string> techniques, const std::string& 
 Status MakeWorkFolder(const std::string& work, const char* name);
 
 struct MakeOptions {
-  std::string baseline = {}, baseline_digest = {};  // a model, and ModelFiles::digest of it
-  std::string folder = {};                          // for models, there
-  CalibrationOptions calibration = {};              // of those methods that need it
-  uint64_t mixed_bytes = 0;                         // 0: what kUniformSize everywhere takes
-  uint32_t threads = 0;                             // 0: all cores
+  std::string baseline = {};              // a model, and
+  std::string baseline_digest = {};       // ModelFiles::digest of it, and
+  std::string baseline_text_digest = {};  // Digest of its text
+  std::string folder = {};                // for models, there
+  CalibrationOptions calibration = {};    // of those methods that need it
+  uint64_t mixed_bytes = 0;               // 0: what kUniformSize everywhere takes
+  uint32_t threads = 0;                   // 0: all cores
 };
 
 // The target whose size a mixture has by default: that of the other INT4 techniques, so that what differs is

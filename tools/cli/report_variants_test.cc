@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"
 #include "tools/optimize/quantize.h"
+#include "worker/formats/model_files.h"
 
 namespace terrace {
 namespace {
@@ -159,21 +160,27 @@ TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
   std::ofstream(rows) << "the rows";
   const MakeOptions options = {.baseline = "/absent",
                                .baseline_digest = "d1",
+                               .baseline_text_digest = "t1",
                                .folder = folder,
                                .calibration = {.path = rows, .samples = 8, .seed = 3},
                                .mixed_bytes = 1000};
+  const auto output = std::filesystem::absolute("models/terrace-demo-nano.f16.gguf");
+  const std::string output_digest = OpenModel(output).value().digest.Hex();
   const Json calibration = {
       {"digest", HashBytes(std::string_view("the rows")).Hex()}, {"samples", 8}, {"seed", 3}, {"tokens", 99}};
   const auto made = [&](const ReportTechnique& technique, const char* name, const Json& of,
                         const std::function<void(Json&)>& change) {
     Json json = {{"version", kVersion},
                  {"model", {{"digest", "d1"}, {"name", "m"}}},
+                 {"text_digest", "t1"},
+                 {"output", {{"digest", output_digest}}},
                  {"target", std::string(technique.target)},
                  {"method", std::string(technique.method)},
                  {"calibration", of}};
     change(json);
     const std::string path = Concat(folder, "/", name);
-    std::ofstream(path) << "a model";
+    std::filesystem::remove(path);
+    std::filesystem::create_symlink(output, path);
     std::ofstream(path + ".quantize.json") << json.dump();
     TestContext test;
     return MakeVariant(technique, options, test.context).status();
@@ -200,6 +207,10 @@ TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
                                                 [](Json& json) { json.erase("version"); },
                                                 [](Json& json) { json["model"]["digest"] = "d2"; },
                                                 [](Json& json) { json["model"] = "d1"; },
+                                                [](Json& json) { json["text_digest"] = "t2"; },
+                                                [](Json& json) { json.erase("text_digest"); },
+                                                [](Json& json) { json["output"]["digest"] = "d2"; },
+                                                [](Json& json) { json.erase("output"); },
                                                 [](Json& json) { json["target"] = "int8"; },
                                                 [](Json& json) { json["method"] = "awq"; },
                                                 [](Json& json) { json["calibration"]["digest"] = "d1"; },
