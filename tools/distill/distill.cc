@@ -10,6 +10,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/build_id.h"
 #include "base/json.h"
 #include "base/mapped_file.h"
 #include "base/parallel_for.h"
@@ -90,7 +91,9 @@ class Distillation {
     ASSIGN_OR_RETURN(const ModelWeights student, Student());
     RETURN_IF_ERROR(LoadRows(student.config));
     RETURN_IF_ERROR(OpenCache(student));
-    ASSIGN_OR_RETURN(Journal journal, Journal::Open(request_.out, ToJsonText(Job())));
+    Json job = Job();
+    job["build"] = OwnBuildId();  // another one may compute other bits; not in the report
+    ASSIGN_OR_RETURN(Journal journal, Journal::Open(request_.out, ToJsonText(job)));
     RETURN_IF_ERROR(Train(student, journal));
     RETURN_IF_ERROR(Write(journal));
     RETURN_IF_ERROR(journal.Remove());
@@ -354,7 +357,8 @@ Status Distillation::Train(const ModelWeights& student, const Journal& journal) 
 
 Status Distillation::GoOn(const Journal& journal) {
   const auto part = journal.Find(kCheckpoint);
-  if (!part.ok()) return Status();
+  if (part.status().code() == StatusCode::kNotFound) return Status();
+  RETURN_IF_ERROR(part.status());  // one that cannot be read now is not begun anew
   ASSIGN_OR_RETURN(const TrainerState state, ParseState(part->bytes()));
   trainer_->Restore(state);
   report_.resumed_from = state.steps;

@@ -53,10 +53,12 @@ StatusOr<Journal> Journal::Open(const std::string& output, const std::string& jo
   if (::flock(lock, LOCK_EX | LOCK_NB) != 0)
     return errno == EWOULDBLOCK ? Unavailable(folder, ": another process is at work there")
                                 : Unavailable(folder, ": cannot lock: ", std::strerror(errno));
-  if (const auto known = journal.Find(std::string(kJob)); known.ok()) {
+  const auto known = journal.Find(std::string(kJob));
+  if (known.ok()) {
     if (AsText(known->bytes()) == job) return journal;
     return OtherJob(folder, AsText(known->bytes()), job);
   }
+  if (known.status().code() != StatusCode::kNotFound) return known.status();
   if (!fs::is_empty(folder, error) && !fs::exists(folder + "/" + std::string(kJob) + ".partial"))
     return InvalidArgument(folder, ": is there already, and is not of a job that can go on");
   RETURN_IF_ERROR(journal.Save(std::string(kJob), std::as_bytes(std::span(job))));

@@ -36,7 +36,7 @@ class Journal {
     std::unique_ptr<MappedFile> file_;
     std::span<const std::byte> bytes_;
   };
-  // NOT_FOUND when there is none, or not as it was saved.
+  // NOT_FOUND when there is none, or not as it was saved; UNAVAILABLE when it cannot be read.
   StatusOr<Part> Find(const std::string& name) const;
   // UNAVAILABLE, with the path of the output and the cause.
   Status Save(const std::string& name, std::span<const std::byte> bytes) const;

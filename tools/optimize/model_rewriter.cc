@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "base/build_id.h"
 #include "base/version.h"
 #include "kernels/op_table.h"
 #include "kernels/quant/weight_values.h"
@@ -72,7 +73,9 @@ StatusOr<RewriteReport> ModelRewriter::Run() {
   RETURN_IF_ERROR(Check());
   RETURN_IF_ERROR(Calibrate());
   RETURN_IF_ERROR(CheckKept());
-  ASSIGN_OR_RETURN(Journal journal, Journal::Open(request_.out, ToJsonText(Job())));
+  Json job = Job();
+  job["build"] = OwnBuildId();  // another one may compute other bits; not in the report, which tells results
+  ASSIGN_OR_RETURN(Journal journal, Journal::Open(request_.out, ToJsonText(job)));
   RETURN_IF_ERROR(Prepare(journal));
   ASSIGN_OR_RETURN(const ModelToWrite plan, Plan());
   RETURN_IF_ERROR(RewriteLayers(journal));

@@ -7,9 +7,11 @@
 #include <fstream>
 #include <map>
 
+#include "base/build_id.h"
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
 #include "kernels/gemm/weight_strips.h"
+#include "tools/optimize/journal.h"
 #include "tools/optimize/model_shapes.h"
 #include "tools/optimize/prune.h"
 #include "tools/optimize/synthesize.h"
@@ -313,6 +315,30 @@ TEST_F(QuantizeTest, WorkOfAnotherJobIsNotContinued) {
   const Status status = Quantize(request).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
   EXPECT_NE(Message(status).find(request.out + ".work"), std::string::npos) << status;
+}
+
+// As after an upgrade: the journal says which build began, and the report does not.
+TEST_F(QuantizeTest, WorkOfAnotherBuildIsNotContinued) {
+  QuantizeRequest request = Request("int4-g32", "rtn", "out");
+  request.on_layer = [](const LayerReport&) { return Cancelled("interrupted"); };
+  EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
+  std::string job;
+  {
+    const std::string kept = ReadFile(request.out + ".work/job").value();
+    job = kept.substr(0, kept.find_last_of('}') + 1);  // a checksum is behind it
+  }
+  ASSERT_NE(job.find(OwnBuildId()), std::string::npos) << job;
+  job.replace(job.find(OwnBuildId()), OwnBuildId().size(), "0123");
+  fs::remove_all(request.out + ".work");
+  ASSERT_TRUE(Journal::Open(request.out, job).ok());
+  const Status status = Quantize(request).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+  EXPECT_NE(Message(status).find("what differs: build (\"0123\" there, "), std::string::npos) << status;
+  fs::remove_all(request.out + ".work");
+  request.on_layer = [](const LayerReport&) { return Status(); };
+  Quantized(request);
+  for (const auto& [file, bytes] : BytesOf(request.out))
+    EXPECT_EQ(bytes.find(OwnBuildId()), std::string::npos) << file;
 }
 
 // A small model in F32 whose bytes tests may break.
