@@ -296,7 +296,16 @@ StatusOr<std::vector<float>> ModelRewriter::FinalNorm() const {
   return norm;
 }
 
-Status ModelRewriter::Write(const ModelToWrite& plan, const Journal& journal) {
+// The files were read all the time: what was written into them meanwhile has gone into the output.
+Status ModelRewriter::CheckSource() const {
+  ASSIGN_OR_RETURN(const ModelFiles now, OpenModel(request_.model));
+  if (now.digest == files_.digest) return Status();
+  return WithReason(FailedPrecondition(request_.model, ": has changed while it was read: its digest was ",
+                                       files_.digest.Hex(), " and is ", now.digest.Hex()),
+                    "model_changed");
+}
+
+Status ModelRewriter::Write(const ModelToWrite& plan, Journal& journal) {
   const std::string temporary = journal.folder() + "/model";
   std::error_code ignored;
   fs::remove_all(temporary, ignored);  // of a process that was killed
@@ -310,6 +319,10 @@ Status ModelRewriter::Write(const ModelToWrite& plan, const Journal& journal) {
   RETURN_IF_ERROR(writer->Append(std::as_bytes(std::span(norm))));
   if (!config_.tied_embeddings) RETURN_IF_ERROR(ConvertMatrix(TensorKind::kOutput, append));
 
+  if (const Status same = CheckSource(); !same.ok()) {
+    RETURN_IF_ERROR(journal.Remove());  // nobody knows which layers are of what
+    return same;
+  }
   Measure(writer->size() - head);
   return writer
       ->Finish([&](const Hash128& digest) {

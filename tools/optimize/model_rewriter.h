@@ -80,7 +80,8 @@ class ModelRewriter {
   virtual ~ModelRewriter() = default;
   // INVALID_ARGUMENT for a path that is taken, DATA_LOSS, reason too_little_text, for fewer tokens of
   // calibration text than the residual stream has channels, DATA_LOSS, reason nonfinite, for weights that are
-  // infinite, not a number or past what the output's formats can hold; the errors of what is called.
+  // infinite, not a number or past what the output's formats can hold; FAILED_PRECONDITION, reason
+  // model_changed, when the model's files have changed meanwhile; the errors of what is called.
   StatusOr<RewriteReport> Run();
 
  protected:
@@ -132,7 +133,8 @@ class ModelRewriter {
   std::vector<std::byte> MakePart(const RewrittenLayer& layer, uint32_t index) const;
   StatusOr<std::span<const std::byte>> ReadPart(std::span<const std::byte> part, LayerReport& report) const;
   StatusOr<FloatLayer> Decode(std::span<const std::byte> tensors, uint32_t layer);
-  Status Write(const ModelToWrite& plan, const Journal& journal);
+  Status CheckSource() const;
+  Status Write(const ModelToWrite& plan, Journal& journal);
   Status WriteLayer(const Journal& journal, uint32_t layer, ModelWriter& writer) const;
   Status ConvertMatrix(TensorKind kind, const std::function<Status(std::span<const std::byte>)>& use);
   void Measure(uint64_t bytes_after);

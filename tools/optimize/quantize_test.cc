@@ -387,6 +387,24 @@ class BrokenModel : public QuantizeTest {
 
 TEST_F(BrokenModel, IsFineBeforeItIsBroken) { EXPECT_TRUE(Quantize(OfBroken("gptq")).ok()); }
 
+TEST_F(BrokenModel, AModelThatChangesWhileItIsReadIsNotQuantized) {
+  for (const char* method : {"rtn", "gptq"}) {
+    QuantizeRequest request = OfBroken(method);
+    float value = 0.25f;
+    request.on_layer = [&](const LayerReport& layer) {
+      if (layer.layer == 0) Break("model.layers.1.mlp.down_proj.weight", 70, value);
+      return Status();
+    };
+    const Status status = Quantize(request).status();
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status;
+    EXPECT_EQ(Reason(status), "model_changed");
+    EXPECT_FALSE(fs::exists(request.out));
+    EXPECT_FALSE(fs::exists(request.out + ".work")) << "its layers may be of both";
+    EXPECT_FALSE(fs::exists(request.out + ".quantize.json"));
+    Break("model.layers.1.mlp.down_proj.weight", 70, 0.5f);
+  }
+}
+
 TEST_F(BrokenModel, WeightsThatAreNotFiniteAreToldWithTheirTensor) {
   Break("model.layers.1.mlp.down_proj.weight", 70, NAN);
   for (const char* method : {"rtn", "gptq"}) {
