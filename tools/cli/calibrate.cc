@@ -40,6 +40,9 @@ StatusOr<std::string> AskForRecords(const std::vector<TaskRow>& rows, const Cali
   AskTiersOptions ask = options.ask;
   const std::string& path = options.save_records;
   if (!path.empty()) {
+    std::vector<std::pair<const char*, std::string>> inputs = {{"--report", options.calibration.report}};
+    for (const std::string& file : options.tasks) inputs.emplace_back("--tasks", file);
+    RETURN_IF_ERROR(CheckIsNoInput("--save-records", path, inputs));
     RETURN_IF_ERROR(CheckCanReplace(path));
     ask.journal = path + ".journal";
   }
@@ -143,7 +146,11 @@ StatusOr<std::vector<const Feature*>> ChooseFeatures(const std::vector<std::stri
   return chosen;
 }
 
-Status CheckFlags(const CalibrationFlags& flags, CalibrationKind kind) {
+Status CheckFlags(const CalibrationFlags& flags, CalibrationKind kind,
+                  const std::vector<std::string>& records) {
+  std::vector<std::pair<const char*, std::string>> inputs = {{"--report", flags.report}};
+  for (const std::string& file : records) inputs.emplace_back("--records", file);
+  RETURN_IF_ERROR(CheckIsNoInput("--out", flags.out, inputs));
   ASSIGN_OR_RETURN(const std::vector<const Feature*> features, ChooseFeatures(flags.features, kind));
   for (const Feature* feature : features) {
     if (kind == CalibrationKind::kClassifier && !IsKnownEarly(*feature)) {
@@ -179,7 +186,7 @@ Status RunCalibrator(const std::string& records_text, CalibrationKind kind, cons
 }
 
 Status RunCalibrate(const CalibrateOptions& options, const CommandContext& context) {
-  RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kCascade));
+  RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kCascade, options.records));
   if (!options.records.empty()) {
     ASSIGN_OR_RETURN(const std::string text, ReadRecords(options.records));
     return RunCalibrator(text, CalibrationKind::kCascade, options.calibration, context);

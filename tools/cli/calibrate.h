@@ -43,8 +43,9 @@ Status RunCalibrate(const CalibrateOptions& options, const CommandContext& conte
 StatusOr<std::string> ReadRecords(const std::vector<std::string>& paths);
 
 // INVALID_ARGUMENT for features that do not exist, that a classifier would have to wait for, or, where a file
-// is to be written, that the router does not look at.
-Status CheckFlags(const CalibrationFlags& flags, CalibrationKind kind);
+// is to be written, that the router does not look at; and when that file is one of `records` or reported on.
+Status CheckFlags(const CalibrationFlags& flags, CalibrationKind kind,
+                  const std::vector<std::string>& records);
 
 // Calibrates from the text of a records file, shows what came of it and writes the calibration. `flags` are
 // as CheckFlags takes them.

@@ -178,6 +178,31 @@ TEST(Calibrate, WhatTheRouterWouldNotReadIsRefusedBeforeAnyWork) {
   }
 }
 
+TEST(Calibrate, WhatIsReadIsNotOverwritten) {
+  TestContext test;
+  CalibrateOptions options;
+  options.records = {WriteRecords("tune.jsonl", 10, /*seed=*/1)};
+  options.calibration.report = WriteRecords("test.jsonl", 10, /*seed=*/2);
+  for (const std::string& file : {options.records[0], options.calibration.report}) {
+    const std::string before = *ReadFile(file);
+    options.calibration.out = file;
+    const Status status = RunCalibrate(options, test.context);
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage);
+    EXPECT_THAT(Message(status), HasSubstr("would be overwritten"));
+    EXPECT_EQ(*ReadFile(file), before);
+  }
+  TrainRouterOptions train;
+  train.records = options.records;
+  train.calibration.out = train.records[0];
+  EXPECT_EQ(ExitCodeFor(RunTrainRouter(train, test.context)), kExitUsage);
+  CalibrateOptions ask;
+  ask.tasks = {PathOf("tasks.jsonl")};
+  std::ofstream(ask.tasks[0]) << *ReadFile("models/eval/validation.jsonl");
+  ask.ask.tiers = {Concat("one=", kNano)};
+  ask.save_records = ask.tasks[0];
+  EXPECT_EQ(ExitCodeFor(RunCalibrate(ask, test.context)), kExitUsage);
+}
+
 TEST(Calibrate, FilesThatAreNoRecordsAreNamedByLine) {
   CalibrateOptions options;
   options.records = {PathOf("broken.jsonl")};

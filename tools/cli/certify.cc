@@ -62,6 +62,19 @@ Status CheckModels(const EvaluateOptions& evaluate) {
                     "tokenizer_mismatch");
 }
 
+Status CheckOut(const CertifyOptions& options) {
+  const EvaluateOptions& evaluate = options.evaluate;
+  std::vector<std::pair<const char*, std::string>> inputs = {
+      {"--key", options.key},
+      {"--model", evaluate.target.model},
+      {"--baseline", evaluate.baseline},
+      {"--save-records", evaluate.records},
+      {"--baseline-records", evaluate.baseline_records}};
+  for (const std::string& file : evaluate.tasks) inputs.emplace_back("--tasks", file);
+  RETURN_IF_ERROR(CheckIsNoInput("--out", options.out, inputs));
+  return CheckCanReplace(options.out);
+}
+
 // The manifest's text, which is read back: what no gate could read is not written.
 StatusOr<std::string> CheckedText(const Manifest& manifest, const PrivateKey& key) {
   std::string text = ManifestText(manifest, key);
@@ -143,7 +156,7 @@ std::vector<std::string> FindFailures(const ModelComparison& comparison, const C
 Status RunCertify(const CertifyOptions& options, const CommandContext& context) {
   if (!options.make_key.empty()) return MakeKey(options.make_key, context);
   ASSIGN_OR_RETURN(const PrivateKey key, ReadPrivateKey(options.key));
-  RETURN_IF_ERROR(CheckCanReplace(options.out));
+  RETURN_IF_ERROR(CheckOut(options));
   RETURN_IF_ERROR(CheckModels(options.evaluate));
   StatusOr<PairedEvaluation> evaluated = EvaluatePaired(options.evaluate, context);
   if (!evaluated.ok()) return ExplainedByRecords(evaluated.status(), options.evaluate);

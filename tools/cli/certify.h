@@ -33,8 +33,9 @@ std::vector<std::string> FindFailures(const ModelComparison& comparison, const C
                                       bool needs_divergence);
 
 // Writes the manifest whatever its verdict; AnswerIsNo for "failed". Errors of EvaluatePaired, with which
-// there is no manifest. Before anything is asked: NOT_FOUND or INVALID_ARGUMENT for the key, UNAVAILABLE
-// when `out` cannot be written, errors of OpenModel, and INVALID_ARGUMENT, reason same_model, when the
+// there is no manifest. Before anything is asked: errors of ReadFile or INVALID_ARGUMENT for the key,
+// UNAVAILABLE when `out` cannot be written, INVALID_ARGUMENT when it is a file that is read, errors of
+// OpenModel, and INVALID_ARGUMENT, reason same_model, when the
 // baseline is the candidate, and reason tokenizer_mismatch, when distributions are to be compared and the
 // models have different tokens. DATA_LOSS for a manifest that is too
 // large to be read.

@@ -229,6 +229,19 @@ TEST_F(CertifyTest, AFileThatCannotBeWrittenIsToldBeforeAnythingIsAsked) {
   }
 }
 
+TEST_F(CertifyTest, WhatIsReadIsNotOverwritten) {
+  const std::string key = *ReadFile(options_.key);
+  options_.evaluate.baseline_records = Path("b.jsonl");
+  for (const std::string& out : {options_.key, options_.evaluate.tasks[0], options_.evaluate.target.model,
+                                 options_.evaluate.baseline_records}) {
+    options_.out = out;
+    const Status status = RunCertify(options_, test_.context);
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << status;
+    EXPECT_THAT(Message(status), HasSubstr("would be overwritten"));
+  }
+  EXPECT_EQ(*ReadFile(options_.key), key);
+}
+
 TEST_F(CertifyTest, RowsThatAskTheSameAndTasksLikeTheProbeAreRefused) {
   options_.evaluate.tasks = {"models/eval/classify.jsonl", "models/eval/classify.jsonl"};
   EXPECT_EQ(ExitCodeFor(RunCertify(options_, test_.context)), kExitUsage);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <span>
@@ -13,11 +14,19 @@
 
 namespace terrace {
 namespace {
-std::string Beside(const std::string& path) { return path + ".new"; }
-
 Status CannotWrite(const std::string& path, int error) {
   return Unavailable(path, ": cannot be written: ", std::strerror(error));
 }
+
+// A new, empty file beside `path`, of a name that nothing had.
+StatusOr<std::string> MakeBeside(const std::string& path) {
+  std::string name = path + ".new-XXXXXX";
+  const int fd = mkostemp(name.data(), O_CLOEXEC);
+  if (fd < 0) return CannotWrite(path, errno);
+  close(fd);
+  return name;
+}
+
 }  // namespace
 
 Status WriteNewFile(const std::string& path, std::string_view text, bool is_secret) {
@@ -29,26 +38,38 @@ Status WriteNewFile(const std::string& path, std::string_view text, bool is_secr
     if (written >= 0) text.remove_prefix(static_cast<size_t>(written));
     if (written < 0 && errno != EINTR) error = errno;
   }
+  if (error == 0 && fsync(fd) != 0) error = errno;
   if (close(fd) != 0 && error == 0) error = errno;
-  return error == 0 ? Status() : CannotWrite(path, error);
+  if (error == 0) return {};
+  unlink(path.c_str());  // half a file would be in the way of the next try
+  return CannotWrite(path, error);
 }
 
 Status ReplaceFile(const std::string& path, std::string_view text) {
-  const Status replaced = ReplaceFile(path, Beside(path), {std::as_bytes(std::span(text))});
+  ASSIGN_OR_RETURN(const std::string beside, MakeBeside(path));
+  const Status replaced = ReplaceFile(path, beside, {std::as_bytes(std::span(text))});
   if (replaced.ok()) return replaced;
   std::string message = Message(replaced);
-  if (message.starts_with(Beside(path))) message.replace(0, Beside(path).size(), path);
+  if (message.starts_with(beside)) message.replace(0, beside.size(), path);
   return Unavailable(message);
 }
 
 Status CheckCanReplace(const std::string& path) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) return Unavailable(path, ": is a folder");
-  const std::string beside = Beside(path);
-  const int fd = open(beside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) return CannotWrite(path, errno);
-  close(fd);
+  ASSIGN_OR_RETURN(const std::string beside, MakeBeside(path));
   std::filesystem::remove(beside, ignored);
+  return {};
+}
+
+Status CheckIsNoInput(const char* option, const std::string& path,
+                      const std::vector<std::pair<const char*, std::string>>& inputs) {
+  for (const auto& [name, input] : inputs) {
+    std::error_code ignored;  // where one is not there yet, names are compared
+    const bool is_same = std::filesystem::equivalent(path, input, ignored) || path == input;
+    if (is_same && !input.empty())
+      return InvalidArgument(option, " ", path, ": is the file of ", name, ", which would be overwritten");
+  }
   return {};
 }
 

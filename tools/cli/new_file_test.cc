@@ -1,6 +1,10 @@
 #include "tools/cli/new_file.h"
 
+#include <sys/resource.h>
+
+#include <csignal>
 #include <filesystem>
+#include <iterator>
 
 #include "base/mapped_file.h"
 #include "gmock/gmock.h"
@@ -31,6 +35,43 @@ TEST_F(NewFileTest, IsWrittenOnceOrReplaced) {
   EXPECT_EQ(ReplaceFile(path, "three"), Status());
   EXPECT_EQ(*ReadFile(path), "three");
   EXPECT_EQ(CheckCanReplace(folder_).code(), StatusCode::kUnavailable);
+}
+
+TEST_F(NewFileTest, NothingElseIsTouched) {
+  const std::string path = folder_ / "file", other = path + ".new";
+  EXPECT_EQ(WriteNewFile(other, "of the user", /*is_secret=*/false), Status());
+  EXPECT_EQ(CheckCanReplace(path), Status());
+  EXPECT_EQ(ReplaceFile(path, "text"), Status());
+  EXPECT_EQ(*ReadFile(other), "of the user");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 2);
+  EXPECT_EQ(fs::status(path).permissions(), fs::status(other).permissions());
+}
+
+TEST_F(NewFileTest, AFileThatIsNotWholeIsNotLeft) {
+  const std::string path = folder_ / "file";
+  rlimit usual = {};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &usual), 0);
+  const rlimit small = {.rlim_cur = 6, .rlim_max = usual.rlim_max};
+  signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  const Status status = WriteNewFile(path, "more than that", /*is_secret=*/true);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &usual), 0);
+  EXPECT_EQ(Message(status), path + ": cannot be written: File too large");
+  EXPECT_FALSE(fs::exists(path));
+  EXPECT_EQ(WriteNewFile(path, "again", /*is_secret=*/true), Status());
+}
+
+TEST_F(NewFileTest, WhatIsReadIsNotOverwritten) {
+  const std::string path = folder_ / "file", link = folder_ / "link", other = folder_ / "other";
+  EXPECT_EQ(WriteNewFile(path, "key", /*is_secret=*/true), Status());
+  fs::create_symlink("file", link);
+  for (const std::string& out : {path, link, (folder_ / "." / "file").string()}) {
+    const Status status = CheckIsNoInput("--out", out, {{"--tasks", other}, {"--key", path}});
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_EQ(Message(status), "--out " + out + ": is the file of --key, which would be overwritten");
+  }
+  EXPECT_EQ(CheckIsNoInput("--out", other, {{"--key", path}, {"--save-records", ""}}), Status());
+  EXPECT_FALSE(CheckIsNoInput("--out", other, {{"--save-records", other}}).ok()) << "it will be there";
 }
 
 TEST_F(NewFileTest, WhatCannotBeWrittenIsToldWithThePathAndTheCause) {

@@ -58,7 +58,11 @@ class PlanRun {
       : options_(options), context_(context), traffic_(options.traffic) {}
 
   Status Run() {
-    if (!options_.out.empty()) RETURN_IF_ERROR(CheckCanReplace(options_.out));  // before the work
+    if (!options_.out.empty()) {  // before the work
+      RETURN_IF_ERROR(CheckIsNoInput("--out", options_.out,
+                                     {{"--trace", options_.trace}, {"--report", options_.report}}));
+      RETURN_IF_ERROR(CheckCanReplace(options_.out));
+    }
     for (const ReportCascade& cascade : options_.cascades) {
       if (cascade.tiers.size() != 2)
         return InvalidArgument("--cascade: of two tiers, not ", cascade.tiers.size());

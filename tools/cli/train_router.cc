@@ -3,7 +3,7 @@
 namespace terrace {
 
 Status RunTrainRouter(const TrainRouterOptions& options, const CommandContext& context) {
-  RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kClassifier));
+  RETURN_IF_ERROR(CheckFlags(options.calibration, CalibrationKind::kClassifier, options.records));
   ASSIGN_OR_RETURN(const std::string text, ReadRecords(options.records));
   return RunCalibrator(text, CalibrationKind::kClassifier, options.calibration, context);
 }
