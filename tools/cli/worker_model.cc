@@ -108,6 +108,9 @@ class SequenceCall : public grpc::ClientReadReactor<v1::ExecuteEvent> {
   }
 
   Status Finish(const v1::ExecuteFinished& finished) {
+    if (finished.reason() != v1::FINISH_REASON_STOP && finished.reason() != v1::FINISH_REASON_LENGTH)
+      return WithReason(Internal("the answer ended with finish reason ", static_cast<int>(finished.reason())),
+                        "worker_protocol");
     if (finished.generated_tokens() != tokens_)
       return WithReason(
           Internal("the answer has ", finished.generated_tokens(), " tokens, ", tokens_, " came"),

@@ -7,7 +7,10 @@
 #include <thread>
 
 #include "gmock/gmock.h"
+#include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "proto/terrace/v1/worker.grpc.pb.h"
+#include "text/text_assets.h"
 #include "tools/cli/evaluate.h"
 #include "tools/cli/local_model.h"
 #include "tools/cli/test_context.h"
@@ -33,6 +36,41 @@ std::unique_ptr<WorkerServer> StartWorker(const char* model) {
   CHECK(started.ok(), Message(started.status()));
   return *std::move(started);
 }
+
+// Gives one token, and a finish reason that a test chooses.
+class EndingWorker : public v1::Worker::Service {
+ public:
+  grpc::Status Describe(grpc::ServerContext*, const v1::DescribeRequest*,
+                        v1::WorkerDescription* out) override {
+    out->set_protocol(v1::WORKER_PROTOCOL_CURRENT);
+    out->set_text_digest(Digest(text_).Hex());
+    out->set_vocab_size(1000);
+    out->set_context_length(4096);
+    return grpc::Status::OK;
+  }
+  grpc::Status FetchText(grpc::ServerContext*, const v1::FetchTextRequest*,
+                         grpc::ServerWriter<v1::TextChunk>* writer) override {
+    v1::TextChunk chunk;
+    chunk.set_data(Serialize(text_));
+    writer->Write(chunk);
+    return grpc::Status::OK;
+  }
+  grpc::Status Execute(grpc::ServerContext*, const v1::ExecuteRequest*,
+                       grpc::ServerWriter<v1::ExecuteEvent>* writer) override {
+    v1::ExecuteEvent token, end;
+    token.mutable_tokens()->add_tokens()->set_token(300);
+    end.mutable_finished()->set_generated_tokens(1);
+    end.mutable_finished()->set_reason(reason);
+    writer->Write(token);
+    writer->Write(end);
+    return grpc::Status::OK;
+  }
+
+  v1::FinishReason reason = v1::FINISH_REASON_STOP;  // set while nobody asks
+
+ private:
+  const TextAssets text_ = LoadTextAssets(kNano).value();
+};
 
 class WorkerModelTest : public ::testing::Test {
  protected:
@@ -162,6 +200,30 @@ TEST_F(WorkerModelTest, ARequestIsForTheProcessThatWasAsked) {
   while (Reason(answer.status()).empty() && answer.status().code() == StatusCode::kUnavailable)
     answer = Ask(*model_, Story(), shutdown_);  // the connection is still the old one
   EXPECT_EQ(Reason(answer.status()), "wrong_instance") << answer.status();
+}
+
+TEST(WorkerModel, AnAnswerThatDoesNotEndAsOneIsAnError) {
+  EndingWorker worker;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&worker);
+  const auto server = builder.BuildAndStart();
+  const auto model = WorkerModel::Open(Concat("127.0.0.1:", port)).value();
+  v1::GenerateRequest request;
+  request.set_prompt("Once");
+  request.set_max_tokens(1);
+  ShutdownSignal shutdown;
+  for (int reason = v1::FINISH_REASON_UNSPECIFIED; reason <= v1::FINISH_REASON_TOOL_CALLS; ++reason) {
+    worker.reason = static_cast<v1::FinishReason>(reason);
+    const auto answer = Ask(*model, request, shutdown);
+    if (reason == v1::FINISH_REASON_STOP || reason == v1::FINISH_REASON_LENGTH) {
+      EXPECT_TRUE(answer.ok()) << answer.status();
+      continue;
+    }
+    EXPECT_EQ(answer.status().code(), StatusCode::kInternal) << reason;
+    EXPECT_EQ(Reason(answer.status()), "worker_protocol") << answer.status();
+  }
 }
 
 TEST_F(WorkerModelTest, NoWorkerIsAnError) {
