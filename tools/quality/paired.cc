@@ -34,6 +34,47 @@ double LikeliestLoss(double n, double gained, double lost, double d) {
   return std::max({0.0, -d, (root - b) / (2 * a)});
 }
 
+// sum over i = 0 .. count of the product over j = 1 .. i of (count + 1 - j) / (first + j) x. The terms fall
+// faster and faster, once they do.
+double RatioSum(double count, double first, double x) {
+  double sum = 1, term = 1;
+  for (double j = 1; j <= count && term > 1e-18 * sum; ++j) {
+    term *= (count + 1 - j) / (first + j) * x;
+    sum += term;
+  }
+  return sum;
+}
+
+// The largest probability of so few lost rows and, more than 0, so many gained ones, L <= l and G >= k of n,
+// of all candidates that are worse by the margin m or more.
+//
+// A row is gained with probability g, lost with q >= g + m, and else neither. A row that is lost instead
+// makes that less likely, so q = g + m and r = 1 - m - 2 g is for neither, with g in [0, (1 - m) / 2]. With
+// P' of n - 1 rows, to which the last one may add,
+//   f'(g) / n = P'(G >= k - 1, L <= l) + P'(G >= k, L <= l - 1) - 2 P'(G >= k, L <= l)
+//             = P'(G = k - 1, L <= l) - P'(G >= k, L = l).
+// Divided by P'(G = k - 1, L = l), with o = n - k - l rows that are neither, the first is
+// RatioSum(l, o, r / q), which falls in g, and the second RatioSum(o, k - 1, g / r) - 1, which grows from 0.
+// So f rises to the one g where they are equal and falls behind it; for o = 0 it rises to its end.
+double LargestChance(uint64_t n, uint64_t k, uint64_t l, double m) {
+  const auto rows = static_cast<double>(n), lost = static_cast<double>(l),
+             neither = static_cast<double>(n - k - l);
+  double low = 0, g = (1 - m) / 2;
+  for (int i = 0; neither > 0 && i < kHalvings; ++i) {
+    const double middle = low + (g - low) / 2, r = 1 - m - 2 * middle;
+    const double fewer = RatioSum(lost, neither, r / (middle + m)),
+                 more = RatioSum(neither, static_cast<double>(k) - 1, middle / r) - 1;
+    (more < fewer ? low : g) = middle;
+  }
+  const double q = g + m, r = neither > 0 ? 1 - m - 2 * g : 0;
+  double sum = 0, log_lost = rows * std::log1p(-q);  // ln P(L = 0)
+  for (uint64_t b = 0; b <= l; ++b) {                // P(L = b + 1) = P(L = b) (n - b) / (b + 1) q / (1 - q)
+    sum += std::exp(log_lost + LogBinomialTail(n - b - k, n - b, r / (g + r)));  // of those that are neither
+    log_lost += std::log((rows - static_cast<double>(b)) / static_cast<double>(b + 1) * q / (1 - q));
+  }
+  return std::min(1.0, sum);
+}
+
 double Rate(uint64_t part, uint64_t rows) {
   return rows == 0 ? 0 : static_cast<double>(part) / static_cast<double>(rows);
 }
@@ -87,9 +128,12 @@ double NonInferiorityPValue(const PairedCounts& counts, double margin) {
   CHECK(margin > 0 && margin < 1, margin);
   if (counts.rows() == 0) return 1;
   const double score_p = NormalTail(TangoScore(counts, -margin));
-  if (counts.gained > 0) return score_p;
-  // The score is farthest from normal here; a loss of `margin` at least makes so few lost rows no likelier.
-  return std::max(score_p, std::exp(LogBinomialTail(counts.lost, counts.rows(), margin)));
+  // The score is farthest from normal where one of the three counts is small. A loss of `margin` at least
+  // makes so few lost rows no likelier than one of just that.
+  const double exact_p = counts.gained == 0
+                             ? std::exp(LogBinomialTail(counts.lost, counts.rows(), margin))
+                             : LargestChance(counts.rows(), counts.gained, counts.lost, margin);
+  return std::max(score_p, exact_p);
 }
 
 double McNemarPValue(const PairedCounts& counts) {

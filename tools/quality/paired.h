@@ -40,8 +40,10 @@ struct Interval {
 Interval TangoInterval(const PairedCounts& counts, double confidence);
 
 // Of the hypothesis that the candidate is worse by `margin`, in (0, 1), or more: the probability of a score
-// as high were it worse by just that, which is an approximation; where no row is gained, at least the exact
-// probability of so few lost rows. 1 of no rows.
+// as high were it worse by just that, which is an approximation, and at least the exact probability of so few
+// lost rows and so many gained ones, the largest for any share that is gained. Of what is worse by the margin
+// a p-value of 0.05 or less comes with a probability of at most 0.05 where that takes no lost row, and of
+// about 0.06 elsewhere, however many rows differ. 1 of no rows.
 double NonInferiorityPValue(const PairedCounts& counts, double margin);
 
 // Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages"

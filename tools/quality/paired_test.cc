@@ -130,6 +130,69 @@ TEST(NonInferiority, IsHardlyEverShownOfWhatIsWorseByTheMargin) {
   }
 }
 
+// Enumerated: the largest size of the test, whatever is gained, of few rows.
+TEST(NonInferiority, OfFewRowsIsShownHardlyMoreOftenThanTheLevelSays) {
+  constexpr int kGains = 60;
+  for (const double margin : {0.01, 0.05, 0.1, 0.3}) {
+    for (uint64_t rows = 1; rows <= 40; rows += rows < 20 ? 1 : 5) {
+      std::vector<std::vector<bool>> shows(rows + 1, std::vector<bool>(rows + 1));  // [gained][lost]
+      bool takes_no_loss = true;
+      for (uint64_t gained = 0; gained <= rows; ++gained) {
+        for (uint64_t lost = 0; gained + lost <= rows; ++lost) {
+          shows[gained][lost] = NonInferiorityPValue(Counts(rows, gained, lost), margin) <= kLevel;
+          takes_no_loss &= lost == 0 || !shows[gained][lost];
+        }
+      }
+      double most = 0;
+      for (int i = 0; i <= kGains; ++i) {
+        const double gain = std::min((1 - margin) / 2 * i / kGains, (1 - margin) / 2 - 1e-9);
+        double shown = 0;
+        EachOutcome(rows, gain, gain + margin, [&](const PairedCounts& counts, double p) {
+          if (shows[counts.gained][counts.lost]) shown += p;
+        });
+        most = std::max(most, shown);
+      }
+      EXPECT_LE(most, (takes_no_loss ? 1 : 1.26) * kLevel) << rows << " rows, margin " << margin;
+    }
+  }
+}
+
+// The exact part, against a search over what is gained.
+TEST(NonInferiority, IsAtLeastTheLargestChanceOfSoFewLostAndSoManyGained) {
+  for (const double margin : {0.01, 0.05, 0.4}) {
+    for (const uint64_t rows : {1u, 3u, 8u, 21u}) {
+      for (uint64_t gained = 0; gained <= rows; ++gained) {
+        for (uint64_t lost = 0; gained + lost <= rows; lost += 1 + lost) {
+          double most = 0;
+          for (const double share :
+               {0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999999}) {
+            const double gain = (1 - margin) / 2 * share;
+            double chance = 0;
+            EachOutcome(rows, gain, gain + margin, [&](const PairedCounts& counts, double p) {
+              if (counts.lost <= lost && counts.gained >= gained) chance += p;
+            });
+            most = std::max(most, chance);
+          }
+          EXPECT_GE(NonInferiorityPValue(Counts(rows, gained, lost), margin), most * (1 - 1e-9))
+              << gained << " gained, " << lost << " lost of " << rows << ", margin " << margin;
+        }
+      }
+    }
+  }
+}
+
+TEST(NonInferiority, OfThreeRowsIsNotShown) {  // two gained and none lost were once enough
+  for (uint64_t gained = 0; gained <= 3; ++gained)
+    EXPECT_GT(NonInferiorityPValue(Counts(3, gained, 0), 0.05), kLevel) << gained;
+  // As likely as that can be where each row is gained or lost.
+  EXPECT_NEAR(NonInferiorityPValue(Counts(3, 3, 0), 0.05), 0.475 * 0.475 * 0.475, 1e-12);
+}
+
+TEST(NonInferiority, OfManyRowsIsThatOfTheScore) {
+  EXPECT_LT(NonInferiorityPValue(Counts(14'000, 700, 700), 0.01), 1e-3);
+  EXPECT_GT(NonInferiorityPValue(Counts(14'000, 700, 900), 0.01), kLevel);
+}
+
 TEST(NonInferiority, IsShownWhenTheIntervalIsAboveTheMargin) {
   for (uint64_t lost = 0; lost <= 20; ++lost) {
     const PairedCounts counts = Counts(200, 1, lost);
