@@ -16,6 +16,7 @@
 #include "tools/cli/launch/yaml_writer.h"
 #include "tools/cli/new_file.h"
 #include "tools/cli/plan_config.h"
+#include "tools/cli/plan_report.h"
 #include "tools/cli/plan_table.h"
 #include "tools/cli/verdict.h"
 #include "tools/plan/plan.h"
@@ -43,13 +44,6 @@ StatusOr<std::string> Absolute(const std::string& path) {
   const fs::path absolute = fs::absolute(path, error);
   if (error) return Unavailable(path, ": ", error.message());
   return absolute.lexically_normal().string();
-}
-
-// What a row of the report says of a technique that is planned.
-bool IsSameEngine(const TechniqueRow& row, const TechniqueRow& engine) {
-  return !row.is_cascade && row.model_digest == engine.model_digest &&
-         row.text_digest == engine.text_digest && row.compute == engine.compute &&
-         row.kv_dtype == engine.kv_dtype;
 }
 
 class PlanRun {
@@ -159,9 +153,8 @@ class PlanRun {
 
   // The answers of a row are those of any engine with the same weights in the same arithmetic.
   void AddQuality(const TechniqueRow& engine, PlanCandidate& candidate) const {
-    const auto row =
-        std::ranges::find_if(rows_, [&](const auto& each) { return IsSameEngine(each, engine); });
-    if (row == rows_.end()) return;
+    const TechniqueRow* const row = RowOfEngine(rows_, engine);
+    if (row == nullptr) return;
     candidate.accuracy = row->accuracy();
     candidate.shift = row->shift;
   }
@@ -178,15 +171,12 @@ class PlanRun {
            "kv-int8,kv-fp8, or kv= of a --variant)\n";
   }
 
-  // As it was said, or as the report has measured it of the same drafter at the last batch.
-  std::optional<double> AcceptanceOf(const ReportVariant& variant, const TechniqueRow& engine) const {
-    if (options_.acceptance.has_value()) return options_.acceptance;
-    for (const TechniqueRow& row : rows_) {
-      const bool is_same = IsSameEngine(row, engine) && row.drafter == variant.drafter &&
-                           row.draft_model == variant.draft_model && !row.speeds.empty();
-      if (is_same && row.speeds.back().acceptance.has_value()) return row.speeds.back().acceptance;
-    }
-    return std::nullopt;
+  // As it was said, or as the report has measured it of the same drafter.
+  StatusOr<ReportedAcceptance> Acceptance(const ReportVariant& variant, const TechniqueRow& engine) const {
+    if (options_.acceptance.has_value()) return ReportedAcceptance{.share = options_.acceptance};
+    if (variant.drafter != "model") return AcceptanceOf(rows_, engine, variant.drafter, "");
+    ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(variant.draft_model));
+    return AcceptanceOf(rows_, engine, variant.drafter, files.digest.Hex());
   }
 
   // Names are different with the number of ranks, too.
@@ -251,13 +241,13 @@ class PlanRun {
       if (!is_in) return {};
     }
     if (variant.drafter != "none") {
-      const std::optional<double> acceptance = AcceptanceOf(variant, probed->engine);
-      if (!acceptance.has_value()) {
+      ASSIGN_OR_RETURN(const ReportedAcceptance acceptance, Acceptance(variant, probed->engine));
+      if (!acceptance.share.has_value()) {
         notes_ += Concat(candidate.name, ": left out, as nothing says how often its drafts are accepted: ",
-                         "--acceptance, or a --report that has measured it\n");
+                         "--acceptance, or a --report that has measured it", acceptance.note, "\n");
         return {};
       }
-      ASSIGN_OR_RETURN(tier.drafter, DrafterOf(variant, target, *acceptance, ranks));
+      ASSIGN_OR_RETURN(tier.drafter, DrafterOf(variant, target, *acceptance.share, ranks));
     }
     Source& source = sources_[candidate.name];
     source = {.variant = &variant, .target = target, .engine = &probed->engine, .tier = tier};
@@ -280,21 +270,27 @@ class PlanRun {
     return drafter;
   }
 
-  // How often its first tier's answer is kept only a report knows.
+  // How often its first tier's answer is kept only a report knows, and only of the same engines.
   void AddCascade(const ReportCascade& cascade) {
+    std::vector<const Source*> sources;
+    std::vector<CascadeTier> tiers;
+    for (const std::string& name : cascade.tiers) {
+      const auto found = sources_.find(name);
+      sources.push_back(found == sources_.end() ? nullptr : &found->second);
+      tiers.push_back({.name = name, .engine = sources.back() ? sources.back()->engine : nullptr});
+    }
     for (const double threshold : cascade.thresholds) {
-      const std::string name = cascade.RowName(threshold);
-      const auto row = std::ranges::find(rows_, name, &TechniqueRow::name);
-      const auto small = sources_.find(cascade.tiers[0]), large = sources_.find(cascade.tiers[1]);
-      if (row == rows_.end() || small == sources_.end() || large == sources_.end()) {
-        notes_ += Concat(name, ": left out, as no --report has it, or one of its tiers is left out\n");
+      PlanCandidate candidate{.name = cascade.RowName(threshold)};
+      const auto row = RowOfCascade(rows_, candidate.name, tiers);
+      if (!row.ok()) {
+        notes_ += Concat(candidate.name, ": left out: ", Message(row.status()), "\n");
         continue;
       }
-      PlanCandidate candidate{.name = name, .tiers = {small->second.tier, large->second.tier}};
-      candidate.tiers[0].kept = row->first_tier_share;
-      candidate.accuracy = row->accuracy();
+      for (const Source* source : sources) candidate.tiers.push_back(source->tier);
+      candidate.tiers[0].kept = (*row)->first_tier_share;
+      candidate.accuracy = (*row)->accuracy();
       candidates_.push_back(std::move(candidate));
-      origins_.push_back({.tiers = {&small->second, &large->second}, .min_mean_logprob = threshold});
+      origins_.push_back({.tiers = sources, .min_mean_logprob = threshold});
     }
   }
 

@@ -43,17 +43,24 @@ class PlanCommand : public testing::Test {
                         .requests = 8};
   }
 
-  // Of terrace-demo-nano as it is, with a drafter that is right half of the time; and with smaller keys and
-  // values.
-  std::string Report() const {
-    const ModelFiles files = OpenModel(options_.target.model).value();
-    TechniqueRow row{.name = "drafted", .model = "m"};
+  // As the report has a model.
+  static TechniqueRow RowOf(const std::string& name, const std::string& model) {
+    const ModelFiles files = OpenModel(model).value();
+    TechniqueRow row{.name = name, .model = "m"};
     row.model_digest = files.digest.Hex();
     row.text_digest = Digest(*files.text).Hex();
     row.compute = "auto";
     row.kv_dtype = "f32";
-    row.drafter = "ngram";
+    row.drafter = "none";
     row.tasks = {{.name = "t", .rows = 10, .right = 9}};
+    return row;
+  }
+
+  // Of terrace-demo-nano as it is, with a drafter that is right half of the time; with smaller keys and
+  // values; and as the first tier of a cascade.
+  std::string Report() const {
+    TechniqueRow row = RowOf("drafted", options_.target.model);
+    row.drafter = "ngram";
     row.speeds = {
         {.batch = 4, .prefill_tokens_per_second = 1, .decode_tokens_per_second = 1, .acceptance = 0.5}};
     TechniqueRow small_kv = row;
@@ -65,12 +72,13 @@ class PlanCommand : public testing::Test {
     cascade.tasks = {{.name = "t", .rows = 10, .right = 10}};
     cascade.first_tier_share = 0.5;
     TechniqueReport report;
-    report.rows = {row, small_kv, cascade};
+    report.rows = {RowOf("baseline", options_.target.model), RowOf("small", kSmall), row, small_kv, cascade};
     const std::string file = folder_ / "report.json";
     CHECK(ReplaceFile(file, ReportToJson(report).dump()).ok());
     return file;
   }
 
+  static constexpr char kSmall[] = "models/terrace-demo-small";
   const fs::path folder_ = fs::path(testing::TempDir()) / "plan";
   PlanOptions options_;
   TestContext test_;
@@ -143,7 +151,7 @@ TEST_F(PlanCommand, SmallerKeysAndValuesAreSuggestedWhereTheMemoryIsShortAndJudg
 }
 
 TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {
-  options_.variants = {{.name = "small", .model = "models/terrace-demo-small"}};
+  options_.variants = {{.name = "small", .model = kSmall}};
   options_.cascades = {{.tiers = {"baseline", "small"}, .thresholds = {-0.5, -0.25}}};
   options_.report = Report();
   options_.constraints.min_accuracy = 0.95;
@@ -157,6 +165,45 @@ TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   EXPECT_EQ(cluster->workers.size(), 2u);
   EXPECT_EQ(cluster->router.policies(0).cascade().steps(0).min_mean_logprob(), -0.5);
+}
+
+TEST_F(PlanCommand, ACascadeOfOtherEnginesThanTheReportHasIsLeftOut) {
+  options_.cascades = {{.tiers = {"baseline", "small"}, .thresholds = {-0.5}}};
+  options_.report = Report();
+  const ReportVariant others[] = {{.name = "small", .model = options_.target.model},
+                                  {.name = "small", .model = kSmall, .kv_dtype = "int8"}};
+  for (const ReportVariant& other : others) {
+    options_.variants = {other};
+    TestContext test;
+    ASSERT_TRUE(RunPlan(options_, test.context).ok());
+    EXPECT_THAT(test.out.str(),
+                HasSubstr("baseline+small@-0.5: left out: the report has it of another small: "));
+  }
+}
+
+TEST_F(PlanCommand, AReplacedDraftersModelDoesNotKeepItsAcceptance) {
+  const std::string draft = folder_ / "draft";
+  fs::copy(options_.target.model, draft);
+  TechniqueRow row = RowOf("drafted", options_.target.model);
+  row.drafter = "model";
+  row.draft_model = draft;
+  row.draft_model_digest = OpenModel(draft).value().digest.Hex();
+  row.speeds = {
+      {.batch = 4, .prefill_tokens_per_second = 1, .decode_tokens_per_second = 1, .acceptance = 0.5}};
+  TechniqueReport report;
+  report.rows = {row};
+  options_.report = folder_ / "report.json";
+  ASSERT_TRUE(ReplaceFile(options_.report, ReportToJson(report).dump()).ok());
+  options_.variants = {
+      {.name = "drafted", .model = options_.target.model, .drafter = "model", .draft_model = draft}};
+  ASSERT_TRUE(RunPlan(options_, test_.context).ok());
+  EXPECT_THAT(test_.out.str(), Not(HasSubstr("left out")));
+  fs::remove_all(draft);
+  fs::copy(kSmall, draft);
+  TestContext replaced;
+  ASSERT_TRUE(RunPlan(options_, replaced.context).ok());
+  EXPECT_THAT(replaced.out.str(), HasSubstr("drafted: left out"));
+  EXPECT_THAT(replaced.out.str(), HasSubstr("has another model that drafts"));
 }
 
 TEST_F(PlanCommand, RanksOfThisMachineAreConsideredWithWhatTheyTellEachOther) {

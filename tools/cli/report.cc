@@ -221,6 +221,8 @@ class ReportRun {
     ASSIGN_OR_RETURN(const Json json, ParseJson(text));
     ASSIGN_OR_RETURN(TechniqueRow row, RowFromJson(json, "row"));
     if (row.speeds.empty()) return DataLoss(file, ": has no speeds");
+    if (row.drafter == "model" && row.draft_model_digest.empty())  // of an earlier version
+      return DataLoss(file, ": has no digest of the drafter's model");
     return row;
   }
 

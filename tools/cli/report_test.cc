@@ -8,9 +8,11 @@
 #include <map>
 
 #include "base/exit_code.h"
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/cli/new_file.h"
 #include "tools/cli/test_context.h"
 #include "tools/optimize/model_shapes.h"
 #include "tools/optimize/prune.h"
@@ -62,6 +64,23 @@ class ReportCommand : public testing::Test {
   ReportOptions options_ = {.work = (fs::path(testing::TempDir()) / "report").string()};
   std::string told_;
 };
+
+TEST_F(ReportCommand, ARowThatWasKeptWithoutTheDigestOfItsDraftersModelIsMeasuredAgain) {
+  const std::string nano = options_.evaluate.target.model;
+  options_.speed_tokens = 64;  // a step gives several
+  options_.variants = {{.name = "drafted", .model = nano, .drafter = "model", .draft_model = nano}};
+  const TechniqueReport report = Run();
+  EXPECT_EQ(report.rows[0].draft_model_digest, "");
+  EXPECT_EQ(report.rows[1].draft_model_digest, report.rows[0].model_digest);
+  for (const auto& file : fs::directory_iterator(options_.work + "/rows")) {
+    Json row = Json::parse(*ReadFile(file.path()));
+    row.erase("draft_model_digest");
+    ASSERT_TRUE(ReplaceFile(file.path(), row.dump()).ok());
+  }
+  EXPECT_EQ(Run().rows[1].draft_model_digest, report.rows[0].model_digest);
+  EXPECT_THAT(told_, HasSubstr("baseline: kept"));
+  EXPECT_THAT(told_, Not(HasSubstr("drafted: kept")));
+}
 
 TEST_F(ReportCommand, MeasuresEveryRowAndKeepsWhatIsMeasured) {
   options_.techniques = {"q8_0", "kv-int8", "ngram"};

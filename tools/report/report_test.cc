@@ -54,6 +54,7 @@ TechniqueReport SmallReport() {
   TechniqueRow drafted = RowOf("base.ngram", 2, 91);
   drafted.speeds = full.speeds;
   drafted.speeds[0].acceptance = 0.25;
+  drafted.draft_model_digest = "draft";
   drafted.against_baseline = {.difference = 0.01, .low = -0.1, .high = 0.1, .gained = 2, .lost = 1};
   drafted.shift = {.positions = 7, .mean_kl = 0.125, .flip_rate = 0.5};
   TechniqueRow cascade = RowOf("a+b@-0.1", 1, 88);
@@ -70,7 +71,16 @@ TEST(Report, IsReadAsItWasWritten) {
   EXPECT_EQ(ReportToJson(*read), json);
   EXPECT_EQ(json["rows"][1]["speeds"][0]["acceptance"], 0.25);
   EXPECT_EQ(json["rows"][0]["accuracy"], 0.9);
+  EXPECT_EQ(json["rows"][1]["draft_model_digest"], "draft");
   EXPECT_FALSE(json["rows"][0].contains("shift")) << "absent is not measured";
+}
+
+TEST(Report, OfBeforeHasNoDigestOfADraftersModel) {
+  Json json = ReportToJson(SmallReport());
+  for (Json& row : json["rows"]) row.erase("draft_model_digest");
+  const auto read = ParseReport(json.dump());
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->rows[1].draft_model_digest, "");
 }
 
 TEST(Report, WhatIsOtherwiseIsMalformed) {

@@ -131,6 +131,7 @@ StatusOr<TechniqueRow> DescribeEngine(const OpenedEngine& engine, const std::str
   ASSIGN_OR_RETURN(row.kv_bytes_per_token, KvBytesPerToken(engine.files->config, engine.kv_dtype));
   if (engine.draft_files == nullptr) return row;
   row.draft_model = draft_model;
+  row.draft_model_digest = engine.draft_files->digest.Hex();
   ASSIGN_OR_RETURN(const uint64_t drafter, KvBytesPerToken(engine.draft_files->config, engine.kv_dtype));
   row.kv_bytes_per_token += drafter;
   return row;

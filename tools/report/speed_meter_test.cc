@@ -54,6 +54,8 @@ TEST(MeasureSpeed, ADrafterTakesMemoryAndIsMeasured) {
   const auto drafted = MeasureSpeed(options);
   ASSERT_TRUE(plain.ok() && drafted.ok()) << drafted.status();
   EXPECT_EQ(drafted->drafter, "model");
+  EXPECT_EQ(plain->draft_model_digest, "");
+  EXPECT_EQ(drafted->draft_model_digest, plain->model_digest);
   EXPECT_EQ(drafted->kv_bytes_per_token, 2 * plain->kv_bytes_per_token);
   EXPECT_GT(drafted->weight_bytes, plain->weight_bytes);
   for (const BatchSpeed& speed : drafted->speeds) EXPECT_EQ(speed.acceptance, 1) << "it drafts for itself";

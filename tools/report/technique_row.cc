@@ -126,6 +126,7 @@ Json RowToJson(const TechniqueRow& row) {
                {"kv_dtype", row.kv_dtype},
                {"drafter", row.drafter},
                {"draft_model", row.draft_model},
+               {"draft_model_digest", row.draft_model_digest},
                {"weight_bytes", row.weight_bytes},
                {"kv_bytes_per_token", row.kv_bytes_per_token},
                {"speeds", Json::array()},
@@ -172,6 +173,7 @@ StatusOr<TechniqueRow> RowFromJson(const Json& json, const std::string& place) {
       {"device", row.device},     {"compute", row.compute},           {"weight_dtype", row.weight_dtype},
       {"kv_dtype", row.kv_dtype}, {"drafter", row.drafter},           {"draft_model", row.draft_model}};
   for (const auto& each : texts) each.text = fields.Text(each.name);
+  if (json.contains("draft_model_digest")) row.draft_model_digest = fields.Text("draft_model_digest");
   row.weight_bytes = fields.Count("weight_bytes");
   row.kv_bytes_per_token = fields.Count("kv_bytes_per_token");
   row.prompt_tokens = fields.Count("prompt_tokens");

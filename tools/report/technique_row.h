@@ -64,6 +64,7 @@ struct TechniqueRow {
   // "" of a cascade, as is what follows; digests as a worker tells them.
   std::string model_digest = {}, text_digest = {}, device = {}, compute = {}, weight_dtype = {},
               kv_dtype = {}, drafter = {}, draft_model = {};
+  std::string draft_model_digest = {};  // of drafter: model; reports of before do not have it: ""
   // Of a drafter too, and of all tiers of a cascade.
   uint64_t weight_bytes = 0, kv_bytes_per_token = 0;
   std::vector<BatchSpeed> speeds = {};                // none of a cascade
