@@ -14,6 +14,7 @@ void SetSpeculation(const ServingSettings& settings, const PlannedWorker& worker
   if (worker.drafter == "none" || settings.drafts.length == 0) return;
   v1::SpeculationConfig& speculation = *engine.mutable_speculation();
   speculation.set_drafter(worker.drafter);
+  speculation.set_max_tokens(settings.drafts.length);
   if (worker.drafter != "model") return;
   speculation.set_model(worker.draft_model);
   speculation.set_kv_pool_bytes(settings.kv_tokens * worker.draft_kv_bytes_per_token);
@@ -50,6 +51,8 @@ v1::ClusterFile ClusterOf(const PlannedServing& plan, std::span<const PlannedWor
   for (size_t i = 0; i < workers.size(); ++i) {
     v1::TierConfig& tier = *router.add_tiers();
     tier.set_name(workers[i].name);
+    tier.set_usd_per_million_prompt_tokens(TierPrice(plan, i));
+    tier.set_usd_per_million_completion_tokens(TierPrice(plan, i));
     for (uint32_t replica = 0; replica < plan.tiers[i].workers; ++replica) {
       const auto index = static_cast<uint32_t>(file.workers_size());
       v1::WorkerConfig& config = *file.add_workers();
@@ -57,11 +60,7 @@ v1::ClusterFile ClusterOf(const PlannedServing& plan, std::span<const PlannedWor
       tier.add_workers(config.grpc());
     }
   }
-  if (workers.size() == 1) {
-    router.mutable_tiers(0)->set_usd_per_million_prompt_tokens(plan.usd_per_million_tokens);
-    router.mutable_tiers(0)->set_usd_per_million_completion_tokens(plan.usd_per_million_tokens);
-    return file;
-  }
+  if (workers.size() == 1) return file;
   v1::PolicyConfig& policy = *router.add_policies();
   policy.set_name(kPolicy);
   for (size_t i = 0; i < workers.size(); ++i) {

@@ -23,9 +23,9 @@ struct PlannedWorker {
   uint64_t kv_bytes_per_token = 0, draft_kv_bytes_per_token = 0;  // of each rank; of the drafter
 };
 
-// A tier for each of the plan's, with its workers on addresses of this machine. A single one has the plan's
-// price; of several there is a policy "planned": the cascade whose steps but the last accept above
-// `min_mean_logprob`. `workers` is [tiers] (CHECK).
+// A tier for each of the plan's, with its price (TierPrice) and its workers on addresses of this machine. Of
+// several there is a policy "planned": the cascade whose steps but the last accept above `min_mean_logprob`.
+// `workers` is [tiers] (CHECK).
 v1::ClusterFile ClusterOf(const PlannedServing& plan, std::span<const PlannedWorker> workers,
                           double min_mean_logprob);
 

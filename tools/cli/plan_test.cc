@@ -336,6 +336,7 @@ TEST(ClusterOf, HasEachWorkerOfATierAndItsDrafter) {
   EXPECT_EQ(file.workers(1).kv().pool_bytes(), 102'400u);
   EXPECT_EQ(file.workers(1).kv().dtype(), "int8");
   EXPECT_EQ(file.workers(1).engine().speculation().model(), "/d");
+  EXPECT_EQ(file.workers(1).engine().speculation().max_tokens(), 4u) << "as long as was planned";
   EXPECT_EQ(file.workers(1).engine().speculation().kv_pool_bytes(), 10'240u);
   plan.tiers[0].settings.drafts.length = 0;
   file = ClusterOf(plan, {&worker, 1}, 0);
@@ -361,8 +362,16 @@ TEST(ClusterOf, AWorkerOfSeveralRanksIsAGroupThatSharesTheThreads) {
 
 TEST(ClusterOf, OfACascadeHasATierForEachAndAPolicy) {
   const PlannedWorker workers[] = {WorkerOf("small"), WorkerOf("large")};
-  const v1::ClusterFile file = ClusterOf(PlanOf({1, 2}), workers, -0.25);
+  PlannedServing plan = PlanOf({1, 2});
+  plan.tiers[0].kept = 0.75;
+  const v1::ClusterFile file = ClusterOf(plan, workers, -0.25);
   ASSERT_EQ(file.workers_size(), 3);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(file.router().tiers(i).usd_per_million_prompt_tokens(),
+              TierPrice(plan, static_cast<size_t>(i)));
+    EXPECT_EQ(file.router().tiers(i).usd_per_million_completion_tokens(),
+              file.router().tiers(i).usd_per_million_prompt_tokens());
+  }
   EXPECT_EQ(file.workers(0).model(), "/small");
   EXPECT_EQ(file.workers(2).model(), "/large");
   EXPECT_EQ(file.router().tiers(1).workers(1), file.workers(2).grpc());

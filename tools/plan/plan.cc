@@ -251,6 +251,13 @@ uint64_t PlannedServing::most_memory() const {
   return memory_bytes.empty() ? 0 : std::ranges::max(memory_bytes);
 }
 
+double TierPrice(const PlannedServing& plan, size_t tier) {
+  double asked = 1;  // share of the requests that reach it
+  for (size_t i = 0; i < tier; ++i) asked *= 1 - plan.tiers[i].kept;
+  if (plan.tiers.size() == 1 || asked <= 0) return plan.usd_per_million_tokens;
+  return plan.usd_per_million_tokens * plan.tiers[tier].workers / plan.machines() / asked;
+}
+
 std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
                                        const LatencyHistogram& first_token,
                                        const LatencyHistogram& inter_token, double output_tokens_per_second) {

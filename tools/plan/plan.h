@@ -75,6 +75,11 @@ struct PlannedServing {
   uint64_t most_memory() const;  // of a worker, or of one of its ranks
 };
 
+// US dollars of a million tokens that a tier reads and writes, refused answers included: what the tiers get
+// for all requests together is what the plan's machines cost. The plan's own price of a single tier, and of
+// one that no request is expected to reach.
+double TierPrice(const PlannedServing& plan, size_t tier);
+
 // What these figures of all workers break, in words.
 std::vector<std::string> BrokenFigures(const PlanConstraints& constraints,
                                        const LatencyHistogram& first_token,

@@ -238,6 +238,19 @@ TEST(RankPlans, TellsWhatSpeaksAgainstACandidateBeforehand) {
   EXPECT_THAT(Rank({&candidate, 1}, Settings(1)).front().reasons_against, Contains("ranks wait"));
 }
 
+TEST(TierPrice, OfAllTiersPaysForThePlansMachines) {
+  PlannedServing plan;
+  plan.usd_per_million_tokens = 6;
+  plan.tiers = {{.workers = 1}};
+  EXPECT_EQ(TierPrice(plan, 0), 6);
+  plan.tiers = {{.workers = 1, .kept = 0.75}, {.workers = 2}};
+  EXPECT_DOUBLE_EQ(TierPrice(plan, 0), 2) << "all is asked of a third of the machines";
+  EXPECT_DOUBLE_EQ(TierPrice(plan, 1), 16) << "and a quarter of it of the others";
+  EXPECT_DOUBLE_EQ(TierPrice(plan, 0) + 0.25 * TierPrice(plan, 1), plan.usd_per_million_tokens);
+  plan.tiers[0].kept = 1;
+  EXPECT_EQ(TierPrice(plan, 1), 6) << "nothing comes";
+}
+
 TEST(BrokenFigures, NamesEachLimitThatIsPassed) {
   LatencyHistogram first_token, inter_token;
   first_token.Record(std::chrono::milliseconds(100));
