@@ -103,4 +103,11 @@ StatusOr<uint64_t> FreeMemoryBytes(const std::string& root) {
   return free;
 }
 
+StatusOr<uint64_t> ResidentBytes(const std::string& root) {
+  const std::string status = root + "/proc/self/status";
+  const auto anonymous = ReadField(status, "RssAnon:"), shared = ReadField(status, "RssShmem:");
+  if (!anonymous.has_value() || !shared.has_value()) return Internal(status, ": no RssAnon, or no RssShmem");
+  return (*anonymous + *shared) * 1024;  // kB
+}
+
 }  // namespace terrace

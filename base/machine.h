@@ -16,5 +16,8 @@ uint32_t OpeningThreads();
 // Memory that can be allocated without swapping, page cache that can be dropped included. INTERNAL without
 // /proc/meminfo.
 StatusOr<uint64_t> FreeMemoryBytes(const std::string& root = "");
+// Memory that this process has touched and that is no file's, so that the system cannot drop it: RssAnon and
+// RssShmem. INTERNAL where /proc/self/status does not tell (before Linux 4.5).
+StatusOr<uint64_t> ResidentBytes(const std::string& root = "");
 
 }  // namespace terrace

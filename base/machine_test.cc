@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -50,6 +51,19 @@ TEST(FreeMemoryBytes, IsWhatTheTightestGroupLeavesWithItsDroppableCache) {
                                          {"sys/fs/cgroup/memory.max", "1000\n"},
                                          {"sys/fs/cgroup/memory.current", "2000\n"}});
   EXPECT_EQ(*FreeMemoryBytes(over), 0u);
+}
+
+TEST(ResidentBytes, IsWhatNoFileBacksAndGrowsWithWhatIsTouched) {
+  EXPECT_EQ(*ResidentBytes(Root("rss", {{"proc/self/status",
+                                         "VmRSS:\t 999 kB\nRssAnon:\t  2048 kB\nRssFile:\t 700 kB\n"
+                                         "RssShmem:\t  1024 kB\n"}})),
+            3 * kMiB);
+  EXPECT_EQ(ResidentBytes(Root("no_rss", {{"proc/self/status", "VmRSS: 999 kB\n"}})).status().code(),
+            StatusCode::kInternal);
+  const uint64_t before = *ResidentBytes();
+  const std::vector<char> touched(64 * kMiB, 1);
+  EXPECT_GE(*ResidentBytes(), before + 60 * kMiB) << "the kernel counts in batches of pages";
+  EXPECT_EQ(touched.back(), 1);
 }
 
 TEST(UsableCores, AreAtMostTheQuotaRoundedUp) {

@@ -5,17 +5,16 @@
 #include <iterator>
 #include <map>
 #include <memory>
-#include <random>
 #include <system_error>
 #include <utility>
 #include <variant>
 
 #include "base/mapped_file.h"
-#include "tools/bench/load_run.h"
 #include "tools/cli/bench_targets.h"
 #include "tools/cli/launch/yaml_writer.h"
 #include "tools/cli/new_file.h"
 #include "tools/cli/plan_config.h"
+#include "tools/cli/plan_measure.h"
 #include "tools/cli/plan_report.h"
 #include "tools/cli/plan_table.h"
 #include "tools/cli/verdict.h"
@@ -89,7 +88,7 @@ class PlanRun {
     const PlannedServing& best = plans.front();
     if (!best.keeps_all()) return AnswerIsNo("no plan keeps every constraint");
     RETURN_IF_ERROR(Write(best));
-    return options_.verify ? Verify(best) : Status();
+    return options_.verify ? Verify(plans) : Status();
   }
 
  private:
@@ -329,17 +328,37 @@ class PlanRun {
     return {};
   }
 
-  // One worker with what it would get of the traffic, in this process: predicted anew, then measured.
-  Status Verify(const PlannedServing& plan) const {
-    if (plan.tiers.size() > 1) {
-      context_.out << "--verify: a cascade is not run here; terrace bench measures one that is served\n";
-      return {};
+  // What this process cannot run of a plan; "": it can.
+  std::string NotRunHere(const PlannedServing& plan) const {
+    if (plan.tiers.size() > 1) return "a cascade";
+    const uint32_t ranks = origins_[plan.candidate].tiers.front()->tier.ranks;
+    return ranks > 1 ? Concat("a group of ", ranks, " ranks") : "";
+  }
+
+  const std::string& NameOf(const PlannedServing& plan) const { return candidates_[plan.candidate].name; }
+
+  // The best, or else the best of those that can be run here: that is told, and no verification of the best.
+  Status Verify(const std::vector<PlannedServing>& plans) const {
+    const PlannedServing& best = plans.front();
+    const std::string what = NotRunHere(best);
+    if (what.empty()) {
+      ASSIGN_OR_RETURN(const std::vector<std::string> broken, VerifyWorker(best));
+      return MeasuredVerdict(broken, options_.out);
     }
-    if (const uint32_t ranks = origins_[plan.candidate].tiers.front()->tier.ranks; ranks > 1) {
-      context_.out << "--verify: a group of " << ranks
-                   << " ranks is not run here; terrace bench measures one that is served\n";
-      return {};
-    }
+    const std::string not_verified =
+        Concat("not verified: ", NameOf(best), " is ", what, ", which is not run here");
+    context_.out << "\n" << not_verified << "; terrace bench measures one that is served\n";
+    const auto other = std::ranges::find_if(
+        plans, [this](const PlannedServing& plan) { return plan.keeps_all() && NotRunHere(plan).empty(); });
+    if (other == plans.end()) return NotVerified(not_verified);
+    context_.out << "run instead, to compare what was predicted of it: " << NameOf(*other) << "\n";
+    RETURN_IF_ERROR(VerifyWorker(*other).status());
+    return NotVerified(Concat(not_verified, "; ", NameOf(*other), " was"));
+  }
+
+  // One worker with what it would get of the traffic, in this process: predicted anew, then measured. The
+  // limits that it breaks, in words.
+  StatusOr<std::vector<std::string>> VerifyWorker(const PlannedServing& plan) const {
     ServingTier tier = plan.tiers.front();
     Traffic traffic = traffic_;
     if (auto* const closed = std::get_if<ClosedLoop>(&traffic.load)) {
@@ -350,21 +369,28 @@ class PlanRun {
     tier.workers = 1;
     ASSIGN_OR_RETURN(const ServingPrediction predicted,
                      SimulateServing({&tier, 1}, traffic, [this] { return context_.shutdown.IsPending(); }));
-    uint64_t memory_bytes = 0;
-    ASSIGN_OR_RETURN(const LevelResult measured,
-                     Measure(*origins_[plan.candidate].tiers.front(), tier.settings, traffic, memory_bytes));
-    const ServingCosts planned = {plan.most_memory(), PriceAt(predicted.TokensPerSecond())},
-                       costs = {memory_bytes,
-                                PriceAt(measured.PerSecond(measured.prompt_tokens + measured.output_tokens))};
+    const Source& source = *origins_[plan.candidate].tiers.front();
+    ASSIGN_OR_RETURN(const MeasuredWorker measured,
+                     MeasureWorker({.engine = EngineOf(source, tier.settings),
+                                    .traffic = traffic,
+                                    .warmup_requests = options_.max_sequences,
+                                    .is_interrupted = [this] { return context_.shutdown.IsPending(); }}));
+    const LevelResult& result = measured.result;
+    const ServingCosts planned = {.memory_bytes = plan.most_memory(),
+                                  .usd_per_million_tokens = PriceAt(predicted.TokensPerSecond())},
+                       costs = {.memory_bytes = measured.allocated_bytes,
+                                .resident_bytes = measured.resident_bytes,
+                                .usd_per_million_tokens =
+                                    PriceAt(result.PerSecond(result.prompt_tokens + result.output_tokens))};
     std::vector<std::string> broken =
-        BrokenFigures(options_.constraints, measured.first_token, measured.inter_token,
-                      measured.output_tokens_per_second() * plan.tiers.front().workers);
+        BrokenFigures(options_.constraints, result.first_token, result.inter_token,
+                      result.output_tokens_per_second() * plan.tiers.front().workers);
     std::ranges::move(BrokenCosts(options_.constraints, costs.memory_bytes, costs.usd_per_million_tokens),
                       std::back_inserter(broken));
     context_.out << "\n"
-                 << FormatVerification(predicted, planned, measured, costs)
+                 << FormatVerification(predicted, planned, result, costs)
                  << FormatMeasuredConstraints(broken);
-    return MeasuredVerdict(broken, options_.out);
+    return broken;
   }
 
   // US dollars of a million tokens of one worker that gives so many a second.
@@ -372,43 +398,17 @@ class PlanRun {
     return options_.usd_per_hour / 3600 / tokens_per_second * 1e6;
   }
 
-  // `memory_bytes`: of the worker.
-  StatusOr<LevelResult> Measure(const Source& source, const ServingSettings& planned, const Traffic& traffic,
-                                uint64_t& memory_bytes) const {
+  OpenEngineOptions EngineOf(const Source& source, const ServingSettings& planned) const {
     OpenEngineOptions engine = EngineOptionsOf(source.target, context_.shutdown);
     engine.max_step_tokens = planned.max_step_tokens;
     engine.kv_pool_bytes = planned.kv_tokens * source.engine->kv_bytes_per_token;
-    if (planned.drafts.length > 0) {
-      engine.speculation.drafter = source.variant->drafter;
-      engine.speculation.model = source.variant->draft_model;
-      engine.speculation.kv_pool_bytes = planned.kv_tokens * source.tier.drafter->kv_bytes_per_token;
-      context_.out
-          << "--verify: prompts of random ids; drafts may be right less or more often than planned\n";
-    }
-    ASSIGN_OR_RETURN(const std::unique_ptr<BenchTarget> target, OpenLocalBenchTarget(engine));
-    memory_bytes = target->description().memory_bytes;
-    BenchSettings settings;
-    settings.levels = {traffic.load};
-    settings.requests = traffic.requests;
-    settings.warmup_requests = options_.max_sequences;
-    settings.workload = {.prompt_tokens = traffic.prompt_tokens,
-                         .output_tokens = traffic.output_tokens,
-                         .shared_prefix_tokens = traffic.shared_prefix_tokens,
-                         .seed = traffic.seed};
-    settings.cache_salt = Concat("plan-", std::random_device()());
-    RETURN_IF_ERROR(Validate(settings));
-    ASSIGN_OR_RETURN(const Workload workload, Workload::Make(settings.workload, target->vocabulary(),
-                                                             target->description().context_length));
-    const auto time = std::make_shared<RealBenchTime>();
-    LoadHooks hooks;
-    hooks.is_interrupted = [this] { return context_.shutdown.IsPending(); };
-    RunLoad(*target, workload, settings, {.level = 0, .is_warmup = true}, time, hooks);
-    LevelResult measured = RunLoad(*target, workload, settings, {.level = 0}, time, hooks);
-    if (measured.is_interrupted || context_.shutdown.IsPending()) return Cancelled("interrupted");
-    if (measured.ok < measured.planned)
-      return Unavailable("--verify: ", measured.planned - measured.ok, " of ", measured.planned,
-                         " requests were not answered");
-    return measured;
+    if (planned.drafts.length == 0) return engine;
+    engine.speculation.drafter = source.variant->drafter;
+    engine.speculation.max_tokens = planned.drafts.length;
+    engine.speculation.model = source.variant->draft_model;
+    engine.speculation.kv_pool_bytes = planned.kv_tokens * source.tier.drafter->kv_bytes_per_token;
+    context_.out << "--verify: prompts of random ids; drafts may be right less or more often than planned\n";
+    return engine;
   }
 
   const PlanOptions& options_;

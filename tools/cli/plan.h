@@ -38,9 +38,10 @@ struct PlanOptions {
 };
 
 // Measures, predicts, ranks and tells; writes `out`. AnswerIsNo where nothing keeps every constraint: then no
-// file is written; and, with `verify`, where what was measured breaks one. INVALID_ARGUMENT for names that
-// are there twice or mean nothing; errors of MakeVariant, ProbeSteps, MeasureSumsHere, ParseReport and
-// ParseTrace; UNAVAILABLE when `out` cannot be written; CANCELLED on a signal.
+// file is written; and, with `verify`, where what was measured breaks one. NotVerified where the best is not
+// run here, after the best of those that are was. INVALID_ARGUMENT for names that are there twice or mean
+// nothing; errors of MakeVariant, ProbeSteps, MeasureSumsHere, ParseReport and ParseTrace; UNAVAILABLE when
+// `out` cannot be written; CANCELLED on a signal.
 Status RunPlan(const PlanOptions& options, const CommandContext& context);
 
 }  // namespace terrace

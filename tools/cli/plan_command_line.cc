@@ -173,7 +173,8 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
       throw CLI::ValidationError(Message(status));
   });
   plan->footer(
-      "Exit code 1: nothing keeps every constraint, or --verify has measured that the best does not. "
+      "Exit code 1: nothing keeps every constraint, or --verify has measured that the best does not. 69: "
+      "--verify could not run the best, a cascade or a group of ranks. "
       "docs/how-to/plan.md says what is predicted, and how "
       "well.\n"
       "Example: terrace plan --model models/terrace-demo-base --price-per-hour 0.1 --techniques "

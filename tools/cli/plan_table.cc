@@ -86,8 +86,14 @@ std::string FormatVerification(const ServingPrediction& predicted, const Serving
   }
   const double memory = static_cast<double>(predicted_costs.memory_bytes),
                measured_memory = static_cast<double>(measured_costs.memory_bytes);
-  rows.push_back(Compared("memory", memory, measured_memory, FormatBytes(predicted_costs.memory_bytes),
+  rows.push_back(Compared("weights and KV pool", memory, measured_memory,
+                          FormatBytes(predicted_costs.memory_bytes),
                           FormatBytes(measured_costs.memory_bytes)));
+  if (measured_costs.resident_bytes.has_value()) {
+    rows.push_back(Compared("resident memory", memory, static_cast<double>(*measured_costs.resident_bytes),
+                            FormatBytes(predicted_costs.memory_bytes),
+                            FormatBytes(*measured_costs.resident_bytes)));
+  }
   const double price = predicted_costs.usd_per_million_tokens,
                measured_price = measured_costs.usd_per_million_tokens;
   rows.push_back(Compared("a million tokens", price, measured_price, Concat("$", FormatSignificant(price)),
@@ -100,6 +106,8 @@ Status MeasuredVerdict(const std::vector<std::string>& broken, const std::string
   return AnswerIsNo("--verify: what was measured breaks ", FormatCount(broken.size(), "limit"),
                     out.empty() ? "" : Concat("; ", out, " was written before"));
 }
+
+Status NotVerified(const std::string& text) { return WithReason(Unavailable(text), "not_verified"); }
 
 std::string FormatMeasuredConstraints(const std::vector<std::string>& broken) {
   std::string out = broken.empty() ? "as measured, it keeps to its limits\n" : "";

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,7 +17,9 @@ namespace terrace {
 std::string FormatPlans(std::span<const PlanCandidate> candidates, std::span<const PlannedServing> plans);
 
 struct ServingCosts {
-  uint64_t memory_bytes = 0;  // of a worker
+  uint64_t memory_bytes = 0;  // of a worker: weights and KV pool
+  // That it was seen to take of the process, with all that comes on top; absent: not measured.
+  std::optional<uint64_t> resident_bytes = {};
   double usd_per_million_tokens = 0;
 };
 
@@ -29,5 +32,8 @@ std::string FormatMeasuredConstraints(const std::vector<std::string>& broken);
 
 // AnswerIsNo where they break any; it says that `out`, a file or "", was written before.
 Status MeasuredVerdict(const std::vector<std::string>& broken, const std::string& out);
+
+// Where the best plan was not run: an error, reason not_verified, and no answer either way.
+Status NotVerified(const std::string& text);
 
 }  // namespace terrace

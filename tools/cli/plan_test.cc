@@ -11,6 +11,7 @@
 #include "tools/cli/launch/cluster_plan.h"
 #include "tools/cli/new_file.h"
 #include "tools/cli/plan_config.h"
+#include "tools/cli/plan_measure.h"
 #include "tools/cli/plan_table.h"
 #include "tools/cli/test_context.h"
 #include "tools/cli/verdict.h"
@@ -92,7 +93,7 @@ TEST_F(PlanCommand, WritesAClusterOfTheBestAndComparesItWithWhatIsMeasured) {
   const std::string out = test_.out.str();
   EXPECT_THAT(out, Not(HasSubstr("µUSD"))) << "one unit in a column";
   for (const char* text : {"baseline", "q8_0", "kv-int8", "to be measured", "inter-token p99", "predicted",
-                           "memory  ", "a million tokens", "as measured, it "})
+                           "weights and KV pool", "resident memory", "a million tokens", "as measured, it "})
     EXPECT_THAT(out, HasSubstr(text));
   const auto cluster = PlanFromFile(options_.out);
   ASSERT_TRUE(cluster.ok()) << cluster.status();
@@ -157,14 +158,40 @@ TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {
   options_.constraints.min_accuracy = 0.95;
   options_.verify = true;
   const Status status = RunPlan(options_, test_.context);
-  ASSERT_TRUE(status.ok()) << status << test_.out.str();
+  EXPECT_EQ(Reason(status), "not_verified") << status << test_.out.str();
+  EXPECT_EQ(Message(status), "not verified: baseline+small@-0.5 is a cascade, which is not run here");
+  EXPECT_EQ(ExitCodeFor(status), kExitUnavailable) << "neither yes nor no";
   EXPECT_THAT(test_.out.str(), HasSubstr("1 + 1"));
   EXPECT_THAT(test_.out.str(), HasSubstr("baseline+small@-0.25: left out"));
-  EXPECT_THAT(test_.out.str(), HasSubstr("a cascade is not run here"));
+  EXPECT_THAT(test_.out.str(), Not(HasSubstr("as measured"))) << "nothing else keeps every constraint";
   const auto cluster = PlanFromFile(options_.out);
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   EXPECT_EQ(cluster->workers.size(), 2u);
   EXPECT_EQ(cluster->router.policies(0).cascade().steps(0).min_mean_logprob(), -0.5);
+  for (const v1::TierConfig& tier : cluster->router.tiers())
+    EXPECT_GT(tier.usd_per_million_completion_tokens(), 0);
+}
+
+TEST_F(PlanCommand, WhereTheBestIsNotRunHereTheBestThatCanBeIsAndThatVerifiesNothing) {
+  const std::string base = "models/terrace-demo-base";
+  TechniqueRow large = RowOf("large", base), cascade{.name = "baseline+large@-0.5", .is_cascade = true};
+  large.tasks = cascade.tasks = {{.name = "t", .rows = 10, .right = 10}};
+  TechniqueReport report;  // two machines at the speed of nano cost less than one at that of base
+  report.rows = {RowOf("baseline", options_.target.model), large, cascade};
+  options_.report = folder_ / "report.json";
+  ASSERT_TRUE(ReplaceFile(options_.report, ReportToJson(report).dump()).ok());
+  options_.variants = {{.name = "large", .model = base}};
+  options_.cascades = {{.tiers = {"baseline", "large"}, .thresholds = {-0.5}}};
+  options_.constraints.min_accuracy = 0.95;
+  options_.verify = true;
+  const Status status = RunPlan(options_, test_.context);
+  EXPECT_EQ(Reason(status), "not_verified") << status;
+  EXPECT_EQ(Message(status),
+            "not verified: baseline+large@-0.5 is a cascade, which is not run here; large was");
+  EXPECT_THAT(test_.out.str(), HasSubstr("not verified: baseline+large@-0.5 is a cascade"));
+  EXPECT_THAT(test_.out.str(), HasSubstr("as measured, it keeps to its limits"));
+  ASSERT_TRUE(PlanFromFile(options_.out).ok());
+  EXPECT_EQ(PlanFromFile(options_.out)->workers.size(), 2u) << "the file is the best's";
 }
 
 TEST_F(PlanCommand, ACascadeOfOtherEnginesThanTheReportHasIsLeftOut) {
@@ -217,9 +244,8 @@ TEST_F(PlanCommand, RanksOfThisMachineAreConsideredWithWhatTheyTellEachOther) {
   options_.verify = true;
   TestContext only;
   const Status status = RunPlan(options_, only.context);
-  ASSERT_TRUE(status.ok()) << status << only.out.str();
+  EXPECT_EQ(Message(status), "not verified: baseline-tp2 is a group of 2 ranks, which is not run here");
   EXPECT_THAT(only.out.str(), HasSubstr("baseline-tp16: left out: "));
-  EXPECT_THAT(only.out.str(), HasSubstr("a group of 2 ranks is not run here"));
   const auto cluster = PlanFromFile(options_.out);
   ASSERT_TRUE(cluster.ok()) << cluster.status();
   ASSERT_EQ(cluster->workers.size(), 1u);
@@ -297,6 +323,25 @@ TEST_F(PlanCommand, WhatMakesNoSenseIsAnErrorThatNamesIt) {
     EXPECT_EQ(ExitCodeFor(status), each.exit_code) << status;
     EXPECT_THAT(Message(status), HasSubstr(each.error));
   }
+}
+
+TEST(MeasureWorker, TheMemoryThatItTakesIsSeenFromOutside) {
+  WorkerRun run;
+  run.engine.model = "models/terrace-demo-base";
+  run.engine.threads = 1;
+  run.engine.device = "cpu";
+  run.engine.max_sequences = 4;
+  run.traffic = {.prompt_tokens = LengthDistribution::Fixed(200),
+                 .output_tokens = LengthDistribution::Fixed(8),
+                 .load = ClosedLoop{4},
+                 .requests = 8};
+  const auto measured = MeasureWorker(run);
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  EXPECT_EQ(measured->result.ok, 8u);
+  ASSERT_TRUE(measured->resident_bytes.has_value());
+  // All weights are touched, 5.2 MiB, and of the KV pool what four sequences of 208 tokens hold.
+  EXPECT_GT(*measured->resident_bytes, (uint64_t{5} << 20) + 4 * 208 * 5120);
+  EXPECT_LT(*measured->resident_bytes, measured->allocated_bytes + (uint64_t{64} << 20));
 }
 
 PlannedServing PlanOf(std::initializer_list<uint32_t> workers) {
