@@ -40,7 +40,7 @@ TEST_F(PruneCommand, TellsEachLayerWhatCameOfAllAndWhetherItPays) {
     const char *sparsity, *pattern, *mention;
   } cases[] = {{"0.5", "", "zeros without a pattern never pay"},
                {"", "4:8", "only 2:4"},
-               {"", "2:4", "it skips the zeros"}};
+               {"", "2:4", "zeros are not read, and put back to multiply"}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.mention);
     PruneOptions options = Options();
@@ -59,7 +59,43 @@ TEST_F(PruneCommand, TellsEachLayerWhatCameOfAllAndWhetherItPays) {
     EXPECT_THAT(out, HasSubstr("a step on a CPU reads "));
     EXPECT_THAT(out, HasSubstr(c.mention));
     EXPECT_THAT(out, HasSubstr("report: " + options.out + ".prune.json"));
+    const bool reads_less = options.pattern == "2:4";
+    EXPECT_EQ(out.find("a step of decoding here") != std::string::npos, reads_less);
+    EXPECT_EQ(out.find("on these CPUs it ") != std::string::npos, reads_less);
   }
+}
+
+TEST_F(PruneCommand, TimesAreOfTheModelsAndNotInWhatIsWritten) {
+  PruneOptions options = Options();
+  options.pattern = "2:4";
+  std::vector<std::string> reports, models;
+  for (const bool is_timed : {true, false}) {
+    options.no_step_times = !is_timed;
+    TestContext test;
+    ASSERT_EQ(RunPrune(options, test.context), Status());
+    EXPECT_EQ(test.out.str().find("on these CPUs ") != std::string::npos, is_timed);
+    reports.push_back(ReadFile(options.out + ".prune.json").value());
+    models.push_back(OpenModel(options.out).value().digest.Hex());
+    fs::remove_all(options.out);
+    fs::remove(options.out + ".prune.json");
+  }
+  EXPECT_EQ(reports[0], reports[1]);
+  EXPECT_EQ(models[0], models[1]);
+}
+
+TEST(StepTimesText, SaysWhereItPaysAndWhereItDoesNot) {
+  const ComparedSteps less{.batch = 1, .before_seconds = 2e-3, .after_seconds = 1e-3, .ratio = 0.5},
+      more{.batch = 16, .before_seconds = 2e-3, .after_seconds = 3e-3, .ratio = 1.5},
+      same{.batch = 16, .before_seconds = 2e-3, .after_seconds = 2e-3, .ratio = 0.99};
+  const struct {
+    std::vector<ComparedSteps> steps;
+    const char* verdict;
+  } cases[] = {{{less}, "on these CPUs it pays: each step takes less\n"},
+               {{more}, "on these CPUs it does not pay: no step takes less\n"},
+               {{same}, "on these CPUs it does not pay: no step takes less\n"},
+               {{less, more}, "it pays at batch 1, and does not at batch 16\n"}};
+  for (const auto& each : cases) EXPECT_THAT(StepTimesText(each.steps), HasSubstr(each.verdict));
+  EXPECT_THAT(StepTimesText(cases[3].steps), HasSubstr("2.0 ms"));
 }
 
 TEST_F(PruneCommand, OfAModelThatHadThePatternItSaysSo) {
