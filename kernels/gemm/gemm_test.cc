@@ -11,6 +11,7 @@
 #include "kernels/op_testing.h"
 #include "kernels/quant/weight_codes.h"
 #include "kernels/quant/weight_values.h"
+#include "kernels/simd/pair_places.h"
 
 namespace terrace {
 namespace {
@@ -240,6 +241,37 @@ TEST_P(GemmOfTwoOfFour, IsItsDefinitionToTheBitAndNearTheReference) {
         ASSERT_NEAR(got[i], want[i], RoundingBound(matrix, false, row, i % matrix.rows)) << i;
       }
     }
+  });
+}
+
+// A product that never meets a zero: over the pairs that strips of 16 bits keep, in the order of K.
+float KeptProduct(const GemmWeights& strips, size_t output, const float* x) {
+  const size_t lane = output % kStripRows, block_bytes = FormatOf(strips).block_bytes;
+  const std::byte* block = strips.data + output / kStripRows * StripBytes(FormatOf(strips), strips.columns);
+  double sum = 0;
+  for (size_t k = 0; k < strips.columns; k += kStripBlock, block += block_bytes) {
+    const auto codes = LoadUnaligned<uint32_t>(block + 4 * lane);
+    for (size_t four = 0; four < kStripBlock / 4; ++four) {
+      const PairPlaces places = kPairPlaces[codes >> (3 * four) & 7];
+      const std::byte* const pair = block + 64 * (1 + four) + 4 * lane;
+      sum += double{x[k + 4 * four + places.first]} * FloatFromBF16(LoadUnaligned<uint16_t>(pair));
+      sum += double{x[k + 4 * four + places.second]} * FloatFromBF16(LoadUnaligned<uint16_t>(pair + 2));
+    }
+  }
+  return static_cast<float>(sum);
+}
+
+TEST_P(GemmOfTwoOfFour, WhatIsKeptGivesTheReferenceToTheBitWithoutTheZeros) {
+  ForEveryShape([&](const WeightMatrix& matrix) {
+    if (matrix.dtype != DType::kBF16) return;
+    const auto x = RandomNormal(matrix.columns, /*seed=*/matrix.columns);
+    const PackedWeights packed(ops(), matrix, pool_);
+    ASSERT_TRUE(packed.weights.two_of_four);
+    const auto want = Gemm(ReferenceOps(), x, matrix, pool_);
+    for (size_t output = 0; output < matrix.rows; ++output)
+      ASSERT_EQ(std::bit_cast<uint32_t>(KeptProduct(packed.weights, output, x.data())),
+                std::bit_cast<uint32_t>(want[output]))
+          << output;
   });
 }
 

@@ -80,6 +80,27 @@ std::vector<std::vector<int32_t>> Texts() { return GoldenTexts(4); }
 // From the demo model, in nats a token.
 double Divergence(const std::string& path) { return terrace::Divergence(path, Texts()); }
 
+// On the tokens that both were calibrated with, each behind its own pruned layers.
+TEST_F(PruneTest, SparseGptLosesLessThanMagnitudeInEachLinear) {
+  for (const SparsityPattern& pattern : {kHalf, kTwoOfFour}) {
+    const std::string name = pattern.has_groups() ? "2of4" : "half";
+    std::vector<std::vector<LinearReport>> linears;
+    for (const PruneMethod& method : {kSparseGpt, kMagnitude}) {
+      PruneRequest request = Zeros(pattern, method, Concat(name, method.name));
+      request.calibration.samples = 48;
+      std::vector<LinearReport>& all = linears.emplace_back();
+      for (const LayerReport& layer : Pruned(request).layers)
+        all.insert(all.end(), layer.linears.begin(), layer.linears.end());
+    }
+    ASSERT_EQ(linears[0].size(), 3u * 7) << "layers of nano, and linears of each";
+    for (size_t i = 0; i < linears[0].size(); ++i) {
+      ASSERT_EQ(linears[0][i].name, linears[1][i].name);
+      EXPECT_LT(linears[0][i].relative_error, 0.95 * linears[1][i].relative_error)
+          << name << " " << linears[0][i].name;
+    }
+  }
+}
+
 TEST_F(PruneTest, SparseGptLosesLessThanMagnitudeAndBothWriteThePattern) {
   for (const SparsityPattern& pattern : {kHalf, kTwoOfFour}) {
     const std::string name = pattern.has_groups() ? "2of4" : "half";
