@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 #include "tools/optimize/layer_runner.h"
 #include "tools/optimize/testing_matrices.h"
+#include "tools/optimize/testing_states.h"
 
 namespace terrace {
 namespace {
@@ -42,10 +43,11 @@ std::vector<float> Outputs(const ModelConfig& config, const FloatLayer& layer) {
   ThreadPool pool(1);
   auto runner = LayerRunner::Create(config, sequences, ReferenceOps(), pool);
   CHECK(runner.ok(), Message(runner.status()));
-  std::vector<float> hidden = CorrelatedInputs(27, config.hidden_size, /*seed=*/50).values;
-  const Status status = (*runner)->Run(layer, hidden, nullptr);
+  HiddenStates hidden =
+      StatesOf(CorrelatedInputs(27, config.hidden_size, /*seed=*/50).values, config.hidden_size);
+  const Status status = (*runner)->Run(layer, hidden, hidden, nullptr);
   CHECK(status.ok(), Message(status));
-  return hidden;
+  return ValuesOf(hidden);
 }
 
 size_t ChannelsOf(const ModelConfig& config, LinearInput input) {

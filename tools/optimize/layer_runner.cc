@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "tools/optimize/packed_matrices.h"
 
 namespace terrace {
 namespace {
 
-constexpr size_t kPieceTokens = 512;
 constexpr uint32_t kBlockTokens = 16;
 
 }  // namespace
@@ -26,6 +26,7 @@ StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConfig& co
   for (const auto& sequence : sequences) {
     CHECK(!sequence.empty(), "an empty sequence");
     longest = std::max(longest, sequence.size());
+    runner->starts_.push_back(runner->tokens_);
     runner->tokens_ += sequence.size();
   }
   CHECK(longest > 0, "no sequences");
@@ -37,6 +38,7 @@ StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConfig& co
                                                 .blocks = static_cast<uint32_t>(blocks)}));
   runner->blocks_.resize(blocks);
   std::iota(runner->blocks_.begin(), runner->blocks_.end(), 0);
+  runner->tables_.assign(kPieceTokens, runner->blocks_.data());
   runner->positions_.resize(longest);
   std::iota(runner->positions_.begin(), runner->positions_.end(), 0);
   runner->cos_.resize(longest * pairs);
@@ -46,27 +48,91 @@ StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConfig& co
   return runner;
 }
 
-Status LayerRunner::Run(const FloatLayer& layer, std::vector<float>& hidden, LayerObserver* observer) {
-  CHECK(hidden.size() == tokens_ * config_.hidden_size, hidden.size(), " values of ", tokens_, " tokens");
-  RETURN_IF_ERROR(ObserveNormalized(LinearInput::kAttention, hidden, layer.attention_norm, observer));
-  RETURN_IF_ERROR(Attend(layer, hidden));
-  RETURN_IF_ERROR(Observe(LinearInput::kAttentionOutput, layer.query.rows, observer));
-  RETURN_IF_ERROR(AddProducts(layer.attention_output, hidden));
+LayerRunner::Half LayerRunner::AttentionOf(const FloatLayer& layer) {
+  return {LinearInput::kAttention, LinearInput::kAttentionOutput, layer.attention_norm,
+          layer.attention_output};
+}
 
-  RETURN_IF_ERROR(ObserveNormalized(LinearInput::kFfn, hidden, layer.ffn_norm, observer));
-  RETURN_IF_ERROR(Gate(layer, hidden));
-  RETURN_IF_ERROR(Observe(LinearInput::kDown, layer.gate.rows, observer));
-  return AddProducts(layer.down, hidden);
+LayerRunner::Half LayerRunner::FfnOf(const FloatLayer& layer) {
+  return {LinearInput::kFfn, LinearInput::kDown, layer.ffn_norm, layer.down};
+}
+
+Status LayerRunner::Run(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to,
+                        LayerObserver* observer) {
+  RETURN_IF_ERROR(RunHalf(layer, AttentionOf(layer), from, &to, observer));
+  return RunHalf(layer, FfnOf(layer), to, &to, observer);
+}
+
+Status LayerRunner::Show(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer) {
+  ASSIGN_OR_RETURN(HiddenStates between, from.MakeAnother());
+  RETURN_IF_ERROR(RunHalf(layer, AttentionOf(layer), from, &between, &observer));
+  return RunHalf(layer, FfnOf(layer), between, nullptr, &observer);
+}
+
+Status LayerRunner::RunHalf(const FloatLayer& layer, const Half& half, const HiddenStates& from,
+                            HiddenStates* to, LayerObserver* observer) {
+  CHECK(from.tokens() == tokens_ && from.width() == config_.hidden_size, from.tokens(), " tokens of width ",
+        from.width());
+  if (observer == nullptr) return Pass(layer, half, from, to, nullptr);
+  RETURN_IF_ERROR(ShowNormalized(half, from, *observer));
+  const bool is_shown_first = observer->changes_linears() || to == nullptr;
+  RETURN_IF_ERROR(Pass(layer, half, from, is_shown_first ? nullptr : to, observer));
+  RETURN_IF_ERROR(observer->OnReady(half.last));
+  return is_shown_first && to != nullptr ? Pass(layer, half, from, to, nullptr) : Status();
+}
+
+Status LayerRunner::ShowNormalized(const Half& half, const HiddenStates& from, LayerObserver& observer) {
+  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
+    RETURN_IF_ERROR(ReadPiece(from, begin));
+    observer.OnStream(half.first, stream_);
+    Normalize(half.norm);
+    RETURN_IF_ERROR(observer.OnInputs(half.first, normalized_, count_));
+  }
+  return observer.OnReady(half.first);
+}
+
+// Shows what goes into the last linear to the observer, if any, and adds what comes out to the stream, if
+// that is wanted.
+Status LayerRunner::Pass(const FloatLayer& layer, const Half& half, const HiddenStates& from,
+                         HiddenStates* to, LayerObserver* observer) {
+  const bool is_attention = half.first == LinearInput::kAttention;
+  ASSIGN_OR_RETURN(const PackedMatrices weights,
+                   is_attention ? PackedMatrices::Make({&layer.query, &layer.key, &layer.value}, ops_, pool_)
+                                : PackedMatrices::Make({&layer.gate, &layer.up}, ops_, pool_));
+  std::optional<PackedMatrices> last;
+  if (to != nullptr) {
+    ASSIGN_OR_RETURN(last, PackedMatrices::Make({&half.last_linear}, ops_, pool_));
+  }
+  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
+    RETURN_IF_ERROR(ReadPiece(from, begin));
+    Normalize(half.norm);
+    if (is_attention) {
+      Attend(layer, weights, begin);
+    } else {
+      Gate(layer, weights);
+    }
+    if (observer != nullptr) RETURN_IF_ERROR(observer->OnInputs(half.last, inner_, count_));
+    if (to == nullptr) continue;
+    const GemmPart parts[] = {{(*last)[0], stream_.data(), /*add_to_out=*/true}};
+    ops_.gemm({.x = inner_.data(), .tokens = count_, .parts = parts}, pool_);
+    RETURN_IF_ERROR(to->Write(begin, stream_));
+  }
+  return Status();
+}
+
+Status LayerRunner::ReadPiece(const HiddenStates& from, size_t begin) {
+  count_ = std::min(kPieceTokens, tokens_ - begin);
+  stream_.resize(count_ * config_.hidden_size);
+  return from.Read(begin, stream_);
 }
 
 // x[i] / sqrt(mean(x^2) + epsilon) * norm[i]
-std::span<const float> LayerRunner::Normalized(const std::vector<float>& hidden,
-                                               const std::vector<float>& norm, size_t begin, size_t count) {
+void LayerRunner::Normalize(const std::vector<float>& norm) {
   const size_t width = config_.hidden_size;
-  normalized_.resize(count * width);
-  pool_.ParallelFor(count, /*grain=*/16, [&](size_t first, size_t end) {
+  normalized_.resize(count_ * width);
+  pool_.ParallelFor(count_, /*grain=*/16, [&](size_t first, size_t end) {
     for (size_t row = first; row < end; ++row) {
-      const float* x = hidden.data() + (begin + row) * width;
+      const float* x = stream_.data() + row * width;
       double squares = 0;
       for (size_t i = 0; i < width; ++i) squares += double{x[i]} * x[i];
       const double scale = 1 / std::sqrt(squares / static_cast<double>(width) + config_.norm_epsilon);
@@ -74,103 +140,65 @@ std::span<const float> LayerRunner::Normalized(const std::vector<float>& hidden,
       for (size_t i = 0; i < width; ++i) out[i] = static_cast<float>(x[i] * scale * norm[i]);
     }
   });
-  return normalized_;
 }
 
-Status LayerRunner::ObserveNormalized(LinearInput input, const std::vector<float>& hidden,
-                                      const std::vector<float>& norm, LayerObserver* observer) {
-  if (observer == nullptr) return Status();
-  observer->OnStream(input, hidden);
-  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
-    const size_t count = std::min(kPieceTokens, tokens_ - begin);
-    RETURN_IF_ERROR(observer->OnInputs(input, Normalized(hidden, norm, begin, count), count));
+// The piece has the end of a sequence, whole ones and the start of another; each writes its keys and values
+// over those of the one before.
+void LayerRunner::Attend(const FloatLayer& layer, const PackedMatrices& weights, size_t begin) {
+  const size_t width = layer.query.rows, kv_width = layer.key.rows;
+  CHECK(width <= size_t{config_.heads} * config_.head_dim &&
+            kv_width <= size_t{config_.kv_heads} * config_.head_dim,
+        "a layer of another model");
+  query_.resize(count_ * width);
+  key_.resize(count_ * kv_width);
+  value_.resize(count_ * kv_width);
+  inner_.resize(count_ * width);
+  const GemmPart parts[] = {
+      {weights[0], query_.data()}, {weights[1], key_.data()}, {weights[2], value_.data()}};
+  ops_.gemm({.x = normalized_.data(), .tokens = count_, .parts = parts}, pool_);
+  auto sequence = static_cast<size_t>(std::ranges::upper_bound(starts_, begin) - starts_.begin()) - 1;
+  for (size_t row = 0; row < count_; ++sequence) {
+    const size_t position = begin + row - starts_[sequence];
+    const size_t count = std::min(sequences_[sequence].size() - position, count_ - row);
+    AttendPart(layer, row, position, count);
+    row += count;
   }
-  return observer->OnReady(input);
 }
 
-Status LayerRunner::Observe(LinearInput input, size_t width, LayerObserver* observer) {
-  if (observer == nullptr) return Status();
-  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
-    const size_t count = std::min(kPieceTokens, tokens_ - begin);
-    RETURN_IF_ERROR(
-        observer->OnInputs(input, std::span(inner_).subspan(begin * width, count * width), count));
-  }
-  return observer->OnReady(input);
+// `count` tokens of a sequence from `position` on, which begin at `row` of the piece; those before them have
+// left their keys and values.
+void LayerRunner::AttendPart(const FloatLayer& layer, size_t row, size_t position, size_t count) {
+  const size_t width = layer.query.rows, kv_width = layer.key.rows, pairs = config_.head_dim / 2;
+  const PagedTokens batch{.positions = positions_.data() + position,
+                          .block_tables = tables_.data(),
+                          .tokens = count,
+                          .kv_heads = kv_width / config_.head_dim,
+                          .head_dim = config_.head_dim,
+                          .blocks = blocks_.size(),
+                          .block_tokens = kBlockTokens};
+  ops_.rope_kv({.batch = batch,
+                .q = query_.data() + row * width,
+                .k = key_.data() + row * kv_width,
+                .v = value_.data() + row * kv_width,
+                .cos = cos_.data() + position * pairs,
+                .sin = sin_.data() + position * pairs,
+                .heads = width / config_.head_dim,
+                .neighbours = config_.rope_pairing == RopePairing::kNeighbours,
+                .kv = kv_->layer(0)},
+               pool_);
+  ops_.paged_attention({.batch = batch,
+                        .q = query_.data() + row * width,
+                        .out = inner_.data() + row * width,
+                        .kv = kv_->layer(0),
+                        .heads = width / config_.head_dim,
+                        .scale = 1 / std::sqrt(static_cast<float>(config_.head_dim))},
+                       pool_);
 }
 
-// Sequence by sequence: each writes its keys and values over those of the one before.
-Status LayerRunner::Attend(const FloatLayer& layer, const std::vector<float>& hidden) {
-  ASSIGN_OR_RETURN(const PackedMatrices weights,
-                   PackedMatrices::Make({&layer.query, &layer.key, &layer.value}, ops_, pool_));
-  const size_t width = layer.query.rows, kv_width = layer.key.rows, heads = width / config_.head_dim,
-               kv_heads = kv_width / config_.head_dim;
-  CHECK(heads <= config_.heads && kv_heads <= config_.kv_heads, "a layer of another model");
-  inner_.resize(tokens_ * width);
-  size_t begin = 0;
-  for (const auto& sequence : sequences_) {
-    const size_t count = sequence.size();
-    query_.resize(count * width);
-    key_.resize(count * kv_width);
-    value_.resize(count * kv_width);
-    const GemmPart parts[] = {
-        {weights[0], query_.data()}, {weights[1], key_.data()}, {weights[2], value_.data()}};
-    ops_.gemm(
-        {.x = Normalized(hidden, layer.attention_norm, begin, count).data(), .tokens = count, .parts = parts},
-        pool_);
-    const std::vector<const int32_t*> tables(count, blocks_.data());
-    const PagedTokens batch{.positions = positions_.data(),
-                            .block_tables = tables.data(),
-                            .tokens = count,
-                            .kv_heads = kv_heads,
-                            .head_dim = config_.head_dim,
-                            .blocks = blocks_.size(),
-                            .block_tokens = kBlockTokens};
-    ops_.rope_kv({.batch = batch,
-                  .q = query_.data(),
-                  .k = key_.data(),
-                  .v = value_.data(),
-                  .cos = cos_.data(),
-                  .sin = sin_.data(),
-                  .heads = heads,
-                  .neighbours = config_.rope_pairing == RopePairing::kNeighbours,
-                  .kv = kv_->layer(0)},
-                 pool_);
-    ops_.paged_attention({.batch = batch,
-                          .q = query_.data(),
-                          .out = inner_.data() + begin * width,
-                          .kv = kv_->layer(0),
-                          .heads = heads,
-                          .scale = 1 / std::sqrt(static_cast<float>(config_.head_dim))},
-                         pool_);
-    begin += count;
-  }
-  return Status();
-}
-
-Status LayerRunner::Gate(const FloatLayer& layer, const std::vector<float>& hidden) {
-  ASSIGN_OR_RETURN(const PackedMatrices weights, PackedMatrices::Make({&layer.gate, &layer.up}, ops_, pool_));
-  const size_t width = layer.gate.rows;
-  inner_.resize(tokens_ * width);
-  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
-    const size_t count = std::min(kPieceTokens, tokens_ - begin);
-    const GemmPart parts[] = {{weights[0], inner_.data() + begin * width}, {weights[1]}};
-    ops_.gemm({.x = Normalized(hidden, layer.ffn_norm, begin, count).data(),
-               .tokens = count,
-               .parts = parts,
-               .gated = true},
-              pool_);
-  }
-  return Status();
-}
-
-Status LayerRunner::AddProducts(const FloatMatrix& matrix, std::vector<float>& hidden) const {
-  ASSIGN_OR_RETURN(const PackedMatrices weights, PackedMatrices::Make({&matrix}, ops_, pool_));
-  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
-    const size_t count = std::min(kPieceTokens, tokens_ - begin);
-    const GemmPart parts[] = {{weights[0], hidden.data() + begin * matrix.rows, /*add_to_out=*/true}};
-    ops_.gemm({.x = inner_.data() + begin * matrix.columns, .tokens = count, .parts = parts}, pool_);
-  }
-  return Status();
+void LayerRunner::Gate(const FloatLayer& layer, const PackedMatrices& weights) {
+  inner_.resize(count_ * layer.gate.rows);
+  const GemmPart parts[] = {{weights[0], inner_.data()}, {weights[1]}};
+  ops_.gemm({.x = normalized_.data(), .tokens = count_, .parts = parts, .gated = true}, pool_);
 }
 
 }  // namespace terrace

@@ -1,9 +1,14 @@
-// Runs a model layer by layer over all calibration tokens at once, in f32, and shows what goes into each
-// linear before the linear is applied, so that it can be changed first. What Transformer computes with
+// Runs a model layer by layer over all calibration tokens, in f32, and shows what goes into each linear
+// before the linear is applied, so that it can be changed first. What Transformer computes with
 // ComputeType::kF32, to rounding; the same bits for any number of threads. One thread at a time.
 //
-// Memory beside the layer's weights (twice: as they are and packed): 4 bytes * tokens * (hidden + the wider
-// of heads * head_dim and ffn).
+// Tokens pass in pieces of kPieceTokens. What goes into the last linear of the attention and of the
+// feed-forward part is not kept: where it has to be seen in full before the linear is applied, it is computed
+// a second time.
+//
+// Memory beside the layer's weights (packed, at most all of them once more): 4 bytes * kPieceTokens *
+// (2 * hidden + the wider of 2 * heads * head_dim + 2 * kv_heads * head_dim and ffn), and the longest
+// sequence's keys and values, 8 bytes * tokens * kv_heads * head_dim.
 #pragma once
 
 #include <cstdint>
@@ -16,21 +21,28 @@
 #include "kernels/op_table.h"
 #include "text/tokenizer.h"
 #include "tools/optimize/float_layer.h"
+#include "tools/optimize/hidden_states.h"
 #include "worker/kv/kv_pool.h"
 
 namespace terrace {
+
+class PackedMatrices;
 
 // What looks at a layer while it runs. An error of it ends the run and is returned.
 class LayerObserver {
  public:
   virtual ~LayerObserver() = default;
-  // The residual stream, [tokens, hidden], whose rows are normalized for the linears of `input`, kAttention
-  // or kFfn.
+  // Whether OnReady may change linears. If not, those of attention's output and down are applied to each
+  // piece as it is shown, before OnReady, and nothing is computed twice.
+  virtual bool changes_linears() const { return true; }
+  // Rows of the residual stream, [tokens, hidden], that are normalized for the linears of `input`, kAttention
+  // or kFfn; before OnInputs shows them.
   virtual void OnStream(LinearInput, std::span<const float>) {}
   // Rows of what goes into the linears of `input`: x is [tokens, inputs]; all calibration tokens in order, in
-  // pieces that depend on the sequences alone.
+  // pieces of kPieceTokens.
   virtual Status OnInputs(LinearInput input, std::span<const float> x, size_t tokens) = 0;
-  // That were all. The linears of `input` are applied after this returns, and may be changed here.
+  // That were all. The linears of `input` may be changed here, if changes_linears(), and no others; they are
+  // applied after this returns.
   virtual Status OnReady(LinearInput input) = 0;
 };
 
@@ -45,35 +57,51 @@ class LayerRunner {
 
   size_t tokens() const { return tokens_; }  // of all sequences
 
-  // `hidden`, [tokens, hidden], is what goes into the layer, and then what comes out of it. The layer may
-  // have fewer heads than the model, and any feed-forward width: its matrices say. A null observer sees
-  // nothing. RESOURCE_EXHAUSTED for the memory of packed weights.
-  Status Run(const FloatLayer& layer, std::vector<float>& hidden, LayerObserver* observer);
+  // `from` goes into the layer and is not changed, unless it is `to`, which becomes what comes out. The layer
+  // may have fewer heads than the model, and any feed-forward width: its matrices say. A null observer sees
+  // nothing. RESOURCE_EXHAUSTED for the memory of packed weights, the errors of HiddenStates.
+  Status Run(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to, LayerObserver* observer);
+  // Shows what Run does, but what comes out is not wanted. Takes the space of `from` once more on the disk.
+  Status Show(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer);
 
  private:
+  // The attention of a layer or its feed-forward part, with what goes into its last linear.
+  struct Half {
+    LinearInput first, last;
+    const std::vector<float>& norm;
+    const FloatMatrix& last_linear;
+  };
+
   LayerRunner(const ModelConfig& config, const std::vector<std::vector<TokenId>>& sequences,
               const OpTable& ops, ThreadPool& pool);
-  // The rows of [begin, begin + count) of `hidden`, normalized.
-  std::span<const float> Normalized(const std::vector<float>& hidden, const std::vector<float>& norm,
-                                    size_t begin, size_t count);
-  Status Observe(LinearInput input, size_t width, LayerObserver* observer);  // what is in inner_
-  Status ObserveNormalized(LinearInput input, const std::vector<float>& hidden,
-                           const std::vector<float>& norm, LayerObserver* observer);
-  Status Attend(const FloatLayer& layer, const std::vector<float>& hidden);         // into inner_
-  Status Gate(const FloatLayer& layer, const std::vector<float>& hidden);           // into inner_
-  Status AddProducts(const FloatMatrix& matrix, std::vector<float>& hidden) const;  // of inner_
+  static Half AttentionOf(const FloatLayer& layer);
+  static Half FfnOf(const FloatLayer& layer);
+  Status RunHalf(const FloatLayer& layer, const Half& half, const HiddenStates& from, HiddenStates* to,
+                 LayerObserver* observer);
+  Status ShowNormalized(const Half& half, const HiddenStates& from, LayerObserver& observer);
+  Status Pass(const FloatLayer& layer, const Half& half, const HiddenStates& from, HiddenStates* to,
+              LayerObserver* observer);
+  Status ReadPiece(const HiddenStates& from, size_t begin);                             // into stream_
+  void Normalize(const std::vector<float>& norm);                                       // stream_
+  void Attend(const FloatLayer& layer, const PackedMatrices& weights, size_t begin);    // into inner_
+  void AttendPart(const FloatLayer& layer, size_t row, size_t position, size_t count);  // of a sequence
+  void Gate(const FloatLayer& layer, const PackedMatrices& weights);                    // into inner_
 
   const ModelConfig config_;
   const std::vector<std::vector<TokenId>>& sequences_;
   const OpTable& ops_;
   ThreadPool& pool_;
   size_t tokens_ = 0;
-  std::unique_ptr<KvPool> kv_;                           // of one layer and the longest sequence
-  std::vector<BlockId> blocks_;                          // all of them
-  std::vector<uint32_t> positions_;                      // 0 to the longest
-  std::vector<float> cos_, sin_;                         // of them
-  std::vector<float> normalized_, query_, key_, value_;  // of a piece or a sequence
-  std::vector<float> inner_;                             // [tokens, heads * head_dim] or [tokens, ffn]
+  std::vector<size_t> starts_;          // the first token of each sequence
+  std::unique_ptr<KvPool> kv_;          // of one layer and the longest sequence
+  std::vector<BlockId> blocks_;         // all of them
+  std::vector<const BlockId*> tables_;  // of each token of a piece
+  std::vector<uint32_t> positions_;     // 0 to the longest
+  std::vector<float> cos_, sin_;        // of them
+  // Of the piece that passes:
+  size_t count_ = 0;  // tokens
+  std::vector<float> stream_, normalized_, query_, key_, value_;
+  std::vector<float> inner_;  // [tokens, heads * head_dim] or [tokens, ffn]
 };
 
 }  // namespace terrace

@@ -5,6 +5,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/quant/weight_values.h"
+#include "tools/optimize/testing_states.h"
 #include "worker/model/model_testing.h"
 
 namespace terrace {
@@ -40,7 +41,7 @@ class Watcher : public LayerObserver {
 };
 
 // Hidden states of the embedding.
-std::vector<float> Embedded(const ModelFiles& files, const std::vector<std::vector<TokenId>>& sequences) {
+HiddenStates Embedded(const ModelFiles& files, const std::vector<std::vector<TokenId>>& sequences) {
   const WeightMatrix table =
       MatrixOf(files.weights->Find(TensorName(files.config.names, TensorKind::kEmbedding)).value());
   std::vector<float> hidden;
@@ -50,7 +51,7 @@ std::vector<float> Embedded(const ModelFiles& files, const std::vector<std::vect
       DecodeRow(table, static_cast<size_t>(token), hidden.data() + hidden.size() - table.columns);
     }
   }
-  return hidden;
+  return StatesOf(hidden, table.columns);
 }
 
 // All layers, the last norm and the output matrix (which is the embedding).
@@ -61,13 +62,14 @@ std::vector<float> Logits(const ModelFiles& files, const std::vector<std::vector
   config.rope_pairing = pairing;
   auto runner = LayerRunner::Create(config, sequences, ops, pool);
   CHECK(runner.ok(), Message(runner.status()));
-  std::vector<float> hidden = Embedded(files, sequences);
+  HiddenStates states = Embedded(files, sequences);
   for (uint32_t layer = 0; layer < files.config.layers; ++layer) {
     const auto loaded = LoadLayer(files.config, *files.weights, layer, pairing, pool);
     CHECK(loaded.ok(), Message(loaded.status()));
-    const Status status = (*runner)->Run(*loaded, hidden, nullptr);
+    const Status status = (*runner)->Run(*loaded, states, states, nullptr);
     CHECK(status.ok(), Message(status));
   }
+  const std::vector<float> hidden = ValuesOf(states);
   const auto norm =
       LoadVector(*files.weights, TensorName(files.config.names, TensorKind::kFinalNorm)).value();
   const WeightMatrix output =
@@ -127,12 +129,12 @@ class RunnerOfNano : public testing::Test {
   const ModelFiles files_;
   FloatLayer layer_;
   const std::unique_ptr<LayerRunner> runner_;
-  std::vector<float> hidden_;
+  HiddenStates hidden_;
 };
 
 TEST_F(RunnerOfNano, ShowsEveryInputOnceAndInOrder) {
   Watcher watcher;
-  ASSERT_EQ(runner_->Run(layer_, hidden_, &watcher), Status());
+  ASSERT_EQ(runner_->Run(layer_, hidden_, hidden_, &watcher), Status());
   EXPECT_EQ(watcher.ready_, std::vector<LinearInput>(std::begin(kLinearInputs), std::end(kLinearInputs)));
   for (const LinearInput input : kLinearInputs) {
     const auto i = static_cast<size_t>(input);
@@ -153,17 +155,55 @@ TEST_F(RunnerOfNano, AppliesWhatTheObserverLeaves) {
     }
     FloatLayer& layer;
   } eraser(layer_);
-  const std::vector<float> before = hidden_;
-  ASSERT_EQ(runner_->Run(layer_, hidden_, &eraser), Status());
-  EXPECT_EQ(hidden_, before);
+  const std::vector<float> before = ValuesOf(hidden_);
+  ASSERT_EQ(runner_->Run(layer_, hidden_, hidden_, &eraser), Status());
+  EXPECT_EQ(ValuesOf(hidden_), before);
   const auto& last = eraser.rows_[static_cast<size_t>(LinearInput::kDown)];
   EXPECT_TRUE(std::ranges::all_of(last, [](float x) { return x == 0; }));
+}
+
+// Who only looks is shown the same, of the same layer; nothing else is to be had of Show.
+TEST_F(RunnerOfNano, ShowsTheSameInOnePassAndWithoutWhatComesOut) {
+  struct Looker : Watcher {
+    bool changes_linears() const override { return false; }
+  } looker, of_show;
+  Watcher watcher, changer_of_show;
+  HiddenStates to = hidden_.MakeAnother().value();
+  const std::vector<float> before = ValuesOf(hidden_);
+  ASSERT_EQ(runner_->Run(layer_, hidden_, to, &looker), Status());
+  ASSERT_EQ(runner_->Show(layer_, hidden_, of_show), Status());
+  ASSERT_EQ(runner_->Show(layer_, hidden_, changer_of_show), Status());
+  EXPECT_EQ(ValuesOf(hidden_), before);
+  ASSERT_EQ(runner_->Run(layer_, hidden_, hidden_, &watcher), Status());
+  EXPECT_EQ(ValuesOf(hidden_), ValuesOf(to));
+  for (const Watcher* const other :
+       {static_cast<Watcher*>(&looker), static_cast<Watcher*>(&of_show), &changer_of_show}) {
+    EXPECT_EQ(other->ready_, watcher.ready_);
+    for (size_t i = 0; i < 4; ++i) EXPECT_EQ(other->rows_[i], watcher.rows_[i]) << i;
+  }
+}
+
+// A sequence that is a piece, and the same one across the border of two.
+TEST_F(RunnerOfNano, WherePiecesBeginChangesNoBit) {
+  std::vector<TokenId> text(kPieceTokens - 1);
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<TokenId>(i * 31 % 1000);
+  const std::vector<std::vector<TokenId>> alone = {text}, behind = {{5, 6, 7}, text};
+  std::vector<std::vector<float>> got;
+  for (const auto* const sequences : {&alone, &behind}) {
+    HiddenStates hidden = Embedded(files_, *sequences);
+    const auto runner = LayerRunner::Create(files_.config, *sequences, CpuOps(), pool_);
+    ASSERT_TRUE(runner.ok()) << runner.status();
+    ASSERT_EQ((*runner)->Run(layer_, hidden, hidden, nullptr), Status());
+    const std::vector<float> all = ValuesOf(hidden);
+    got.emplace_back(all.end() - static_cast<std::ptrdiff_t>(text.size() * hidden.width()), all.end());
+  }
+  EXPECT_EQ(got[1], got[0]);
 }
 
 TEST_F(RunnerOfNano, AnErrorOfTheObserverEndsTheRun) {
   Watcher watcher;
   watcher.fails_at = LinearInput::kFfn;
-  EXPECT_EQ(runner_->Run(layer_, hidden_, &watcher), Cancelled("enough"));
+  EXPECT_EQ(runner_->Run(layer_, hidden_, hidden_, &watcher), Cancelled("enough"));
   EXPECT_EQ(watcher.ready_.size(), 3u);
 }
 

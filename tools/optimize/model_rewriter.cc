@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include "base/build_id.h"
@@ -145,18 +146,24 @@ StatusOr<FloatLayer> ModelRewriter::LoadSource(uint32_t layer) {
   return LoadLayer(files_.config, *files_.weights, layer, config_.rope_pairing, pool_);
 }
 
-StatusOr<std::vector<float>> ModelRewriter::Embed(const std::vector<std::vector<TokenId>>& sequences) {
-  std::vector<float> hidden;
+StatusOr<HiddenStates> ModelRewriter::Embed(const Journal& journal,
+                                            const std::vector<std::vector<TokenId>>& sequences) {
   ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
   ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
   const WeightMatrix& from = held.matrix();
   WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = config_.hidden_size};
-  std::vector<float> values;
+  std::vector<float> values, piece;
   std::vector<std::byte> bytes(row.RowBytes());
   row.data = bytes.data();
-  size_t tokens = 0;
+  size_t tokens = 0, written = 0;
   for (const auto& sequence : sequences) tokens += sequence.size();
-  hidden.reserve(tokens * row.columns);
+  ASSIGN_OR_RETURN(HiddenStates hidden, HiddenStates::Create(journal.folder(), tokens, row.columns));
+  const auto write = [&] {
+    const Status status = hidden.Write(written, piece);
+    written += piece.size() / row.columns;
+    piece.clear();
+    return status;
+  };
   for (const auto& sequence : sequences) {
     for (const TokenId token : sequence) {
       values.resize(from.columns);
@@ -166,14 +173,19 @@ StatusOr<std::vector<float>> ModelRewriter::Embed(const std::vector<std::vector<
         EncodeWeights(row.dtype, values, bytes);
         DecodeRow(row, 0, values.data());
       }
-      hidden.insert(hidden.end(), values.begin(), values.end());
+      piece.insert(piece.end(), values.begin(), values.end());
+      if (piece.size() == kPieceTokens * row.columns) RETURN_IF_ERROR(write());
     }
   }
+  RETURN_IF_ERROR(write());
   return hidden;
 }
 
 Status ModelRewriter::RewriteLayers(const Journal& journal) {
-  ASSIGN_OR_RETURN(std::vector<float> hidden, Embed(set_.sequences));
+  std::optional<HiddenStates> hidden;
+  if (is_calibrated()) {
+    ASSIGN_OR_RETURN(hidden, Embed(journal, set_.sequences));
+  }
   for (uint32_t layer = 0; layer < config_.layers; ++layer) {
     LayerReport report = {.layer = layer, .layers = config_.layers};
     if (const auto part = journal.Find(PartName(layer)); part.ok()) {
@@ -181,11 +193,12 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
       ASSIGN_OR_RETURN(const auto tensors, ReadPart(part->bytes(), report));
       if (is_calibrated()) {
         ASSIGN_OR_RETURN(const FloatLayer kept, Decode(tensors, layer));
-        RETURN_IF_ERROR(runner_->Run(kept, hidden, nullptr));
+        RETURN_IF_ERROR(runner_->Run(kept, *hidden, *hidden, nullptr));
       }
     } else {
       ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
-      ASSIGN_OR_RETURN(const RewrittenLayer rewritten, Rewrite(std::move(source), layer, hidden));
+      ASSIGN_OR_RETURN(const RewrittenLayer rewritten,
+                       Rewrite(std::move(source), layer, hidden ? &*hidden : nullptr));
       const std::vector<std::byte> made = MakePart(rewritten, layer);
       RETURN_IF_ERROR(ReadPart(made, report).status());
       RETURN_IF_ERROR(journal.Save(PartName(layer), made));

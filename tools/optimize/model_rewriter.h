@@ -20,6 +20,7 @@
 #include "tools/optimize/calibration.h"
 #include "tools/optimize/float_layer.h"
 #include "tools/optimize/hessian.h"
+#include "tools/optimize/hidden_states.h"
 #include "tools/optimize/journal.h"
 #include "tools/optimize/layer_runner.h"
 #include "worker/formats/model_files.h"
@@ -97,8 +98,9 @@ class ModelRewriter {
   virtual Status Prepare(const Journal&) { return Status(); }
   virtual DType DTypeOf(TensorKind kind, uint32_t layer) const = 0;     // of a matrix of the output
   virtual uint32_t SourceLayer(uint32_t layer) const { return layer; }  // which one becomes layer `layer`
-  // `hidden`, [tokens, hidden], goes into the layer and becomes what comes out of the one that is written.
-  virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) = 0;
+  // `hidden`, null without calibration, goes into the layer and becomes what comes out of the one that is
+  // written.
+  virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates* hidden) = 0;
   // Where the residual stream of the output is narrower: a row of a tensor that no layer has becomes so, too.
   virtual void Narrow(TensorKind, std::vector<float>&) const {}
   virtual void AddToReport(Json&) const {}
@@ -108,8 +110,8 @@ class ModelRewriter {
   bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
   StatusOr<TensorView> Source(TensorKind kind) const;  // of those that no layer has
   StatusOr<FloatLayer> LoadSource(uint32_t layer);     // of the model that is read
-  // What goes into the first layer, [tokens, hidden]: rows of the embedding as the output will have it.
-  StatusOr<std::vector<float>> Embed(const std::vector<std::vector<TokenId>>& sequences);
+  // What goes into the first layer: rows of the embedding as the output will have it.
+  StatusOr<HiddenStates> Embed(const Journal& journal, const std::vector<std::vector<TokenId>>& sequences);
   StatusOr<std::vector<float>> FinalNorm() const;
   // The output but for its data; an error for what cannot be written.
   StatusOr<ModelToWrite> Plan() const;

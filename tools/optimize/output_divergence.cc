@@ -10,7 +10,7 @@ namespace terrace {
 namespace {
 
 constexpr size_t kChunkRows = 1024;   // of the output matrix
-constexpr size_t kPieceTokens = 256;  // whose logits of a chunk are in memory
+constexpr size_t kLogitTokens = 256;  // whose logits of a chunk are in memory
 
 // KL(p || q) of one token, of logits that come in chunks: sums of exponentials relative to the largest logit
 // so far, as of softmax in one pass (Milakov and Gimelshein, "Online normalizer calculation for softmax",
@@ -45,31 +45,36 @@ class TokenDivergence {
 
 }  // namespace
 
-StatusOr<std::vector<double>> OutputDivergence::Measure(std::span<const float> reference,
-                                                        std::span<const std::vector<float>> streams) const {
-  const size_t width = output_.columns, tokens = reference.size() / width;
+StatusOr<std::vector<double>> OutputDivergence::Measure(const HiddenStates& reference,
+                                                        std::span<const HiddenStates> streams) const {
+  const size_t width = output_.columns, tokens = reference.tokens();
+  CHECK(reference.width() == width, "a stream of another model");
   std::vector<std::vector<TokenDivergence>> found(streams.size(), std::vector<TokenDivergence>(tokens));
-  std::vector<float> p, q;
+  std::vector<float> hidden, p, q;
   for (size_t row = 0; row < output_.rows; row += kChunkRows) {
     const size_t rows = std::min(kChunkRows, output_.rows - row);
     const FloatMatrix chunk = ToFloats(RowsOf(output_, row, rows), pool_);
     ASSIGN_OR_RETURN(const PackedMatrices packed, PackedMatrices::Make({&chunk}, ops_, pool_));
-    const auto multiply = [&](const float* hidden, size_t count, std::vector<float>& logits) {
+    const auto multiply = [&](const HiddenStates& states, size_t first, size_t count,
+                              std::vector<float>& logits) -> Status {
+      hidden.resize(count * width);
+      RETURN_IF_ERROR(states.Read(first, hidden));
       logits.resize(count * rows);
       const GemmPart part = {packed[0], logits.data()};
-      ops_.gemm({.x = hidden,
+      ops_.gemm({.x = hidden.data(),
                  .norm = norm_.data(),
                  .norm_epsilon = norm_epsilon_,
                  .tokens = count,
                  .parts = {&part, 1}},
                 pool_);
+      return Status();
     };
-    for (size_t begin = 0; begin < tokens; begin += kPieceTokens) {
-      const size_t count = std::min(kPieceTokens, tokens - begin);
-      multiply(reference.data() + begin * width, count, p);
+    for (size_t begin = 0; begin < tokens; begin += kLogitTokens) {
+      const size_t count = std::min(kLogitTokens, tokens - begin);
+      RETURN_IF_ERROR(multiply(reference, begin, count, p));
       for (size_t i = 0; i < streams.size(); ++i) {
-        CHECK(streams[i].size() == reference.size(), "streams of two lengths");
-        multiply(streams[i].data() + begin * width, count, q);
+        CHECK(streams[i].tokens() == tokens, "streams of two lengths");
+        RETURN_IF_ERROR(multiply(streams[i], begin, count, q));
         pool_.ParallelFor(count, /*grain=*/4, [&](size_t first, size_t end) {
           for (size_t token = first; token < end; ++token)
             found[i][begin + token].Add(std::span(p).subspan(token * rows, rows),

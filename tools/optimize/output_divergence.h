@@ -1,6 +1,6 @@
 // How far apart the next-token distributions are that two residual streams end in. Memory: a thousand rows of
-// the output matrix in f32. The same bits for any number of threads, on one kind of processor. One thread at
-// a time.
+// the output matrix in f32, and 48 bytes for each token of each stream. The same bits for any number of
+// threads, on one kind of processor. One thread at a time.
 #pragma once
 
 #include <span>
@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "kernels/op_table.h"
 #include "kernels/weight_matrix.h"
+#include "tools/optimize/hidden_states.h"
 
 namespace terrace {
 
@@ -23,10 +24,10 @@ class OutputDivergence {
       : norm_(std::move(norm)), norm_epsilon_(norm_epsilon), output_(output), ops_(ops), pool_(pool) {}
 
   // For each of `streams` the Kullback-Leibler divergence KL(reference || stream), the mean over the tokens,
-  // in nats. All are [tokens, hidden], what comes out of the last layer. DATA_LOSS, reason nonfinite, where a
-  // logit is infinite or not a number; RESOURCE_EXHAUSTED for memory.
-  StatusOr<std::vector<double>> Measure(std::span<const float> reference,
-                                        std::span<const std::vector<float>> streams) const;
+  // in nats. All are what comes out of the last layer. DATA_LOSS, reason nonfinite, where a logit is infinite
+  // or not a number; RESOURCE_EXHAUSTED for memory; the errors of HiddenStates.
+  StatusOr<std::vector<double>> Measure(const HiddenStates& reference,
+                                        std::span<const HiddenStates> streams) const;
 
  private:
   const std::vector<float> norm_;

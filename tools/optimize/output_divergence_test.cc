@@ -5,6 +5,7 @@
 
 #include "gtest/gtest.h"
 #include "tools/optimize/testing_matrices.h"
+#include "tools/optimize/testing_states.h"
 
 namespace terrace {
 namespace {
@@ -37,7 +38,10 @@ struct Head {
   StatusOr<std::vector<double>> Measure(const std::vector<std::vector<float>>& streams,
                                         size_t threads) const {
     ThreadPool pool(threads);
-    return OutputDivergence(norm, kEpsilon, output.view(), CpuOps(), pool).Measure(reference.values, streams);
+    std::vector<HiddenStates> states;
+    for (const std::vector<float>& stream : streams) states.push_back(StatesOf(stream, 32));
+    return OutputDivergence(norm, kEpsilon, output.view(), CpuOps(), pool)
+        .Measure(StatesOf(reference.values, 32), states);
   }
 };
 

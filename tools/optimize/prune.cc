@@ -36,9 +36,10 @@ std::vector<std::byte> Encode(const FloatMatrix& matrix, DType dtype, ThreadPool
 Status PutLinear(TensorKind linear, uint32_t layer, DType dtype, ThreadPool& pool, FloatMatrix& matrix,
                  RewrittenLayer& out) {
   out.linears.push_back(Encode(matrix, dtype, pool));
-  matrix = ToFloats(
-      {.dtype = dtype, .data = out.linears.back().data(), .rows = matrix.rows, .columns = matrix.columns},
-      pool);
+  const WeightMatrix written = {
+      .dtype = dtype, .data = out.linears.back().data(), .rows = matrix.rows, .columns = matrix.columns};
+  matrix = {};  // its memory
+  matrix = ToFloats(written, pool);
   return CheckHeld(matrix, dtype, linear, layer);
 }
 
@@ -51,35 +52,72 @@ std::vector<uint32_t> OfHeads(std::span<const uint32_t> heads, uint32_t count) {
   return out;
 }
 
-// 1 - the mean cosine of the rows of two states.
-double Turned(std::span<const float> before, std::span<const float> after, size_t width) {
-  double sum = 0;
-  for (size_t first = 0; first < before.size(); first += width) {
-    double product = 0, a = 0, b = 0;
-    for (size_t i = first; i < first + width; ++i) {
-      product += double{before[i]} * after[i];
-      a += double{before[i]} * before[i];
-      b += double{after[i]} * after[i];
+// What a layer did to the residual stream, of which rows of before and after come in turn.
+class StreamChange {
+ public:
+  explicit StreamChange(size_t width) : width_(width) {}
+
+  void Add(std::span<const float> before, std::span<const float> after) {
+    is_finite_ = is_finite_ && IsFinite(after);
+    rows_ += before.size() / width_;
+    for (const float x : after) squares_ += double{x} * x;
+    for (size_t first = 0; first < before.size(); first += width_) {
+      double product = 0, a = 0, b = 0;
+      for (size_t i = first; i < first + width_; ++i) {
+        product += double{before[i]} * after[i];
+        a += double{before[i]} * before[i];
+        b += double{after[i]} * after[i];
+      }
+      if (a == 0 && b == 0) continue;
+      turned_ += 1 - (a > 0 && b > 0 ? product / std::sqrt(a) / std::sqrt(b) : 0);
     }
-    if (a == 0 && b == 0) continue;
-    sum += 1 - (a > 0 && b > 0 ? product / std::sqrt(a) / std::sqrt(b) : 0);
   }
-  return sum / static_cast<double>(before.size() / width);
+
+  bool is_finite() const { return is_finite_; }                           // after
+  double squares() const { return squares_; }                             // after
+  double turned() const { return turned_ / static_cast<double>(rows_); }  // 1 - the mean cosine of rows
+
+ private:
+  const size_t width_;
+  size_t rows_ = 0;
+  bool is_finite_ = true;
+  double squares_ = 0, turned_ = 0;
+};
+
+StatusOr<StreamChange> ChangeOf(const HiddenStates& before, const HiddenStates& after) {
+  StreamChange change(before.width());
+  std::vector<float> rows;
+  const auto add = [&](size_t first, std::span<const float> from) {
+    rows.resize(from.size());
+    RETURN_IF_ERROR(after.Read(first, rows));
+    change.Add(from, rows);
+    return Status();
+  };
+  RETURN_IF_ERROR(before.EachPiece(add));
+  return change;
 }
 
 // What each channel has of the squares of a stream's rows, [tokens, width]: the mean over tokens.
-std::vector<double> EnergyOf(std::span<const float> stream, size_t width) {
-  std::vector<double> energy(width);
-  const size_t tokens = stream.size() / width;
-  for (size_t first = 0; first < stream.size(); first += width) {
-    double squares = 0;
-    for (size_t i = first; i < first + width; ++i) squares += double{stream[i]} * stream[i];
-    if (squares == 0) continue;
-    const double weight = 1 / (squares * static_cast<double>(tokens));
-    for (size_t i = 0; i < width; ++i) energy[i] += weight * stream[first + i] * stream[first + i];
+class StreamEnergy {
+ public:
+  StreamEnergy(size_t tokens, size_t width) : tokens_(tokens), sums_(width) {}
+
+  void Add(std::span<const float> rows) {
+    const size_t width = sums_.size();
+    for (size_t first = 0; first < rows.size(); first += width) {
+      double squares = 0;
+      for (size_t i = first; i < first + width; ++i) squares += double{rows[i]} * rows[i];
+      if (squares == 0) continue;
+      const double weight = 1 / (squares * static_cast<double>(tokens_));
+      for (size_t i = 0; i < width; ++i) sums_[i] += weight * rows[first + i] * rows[first + i];
+    }
   }
-  return energy;
-}
+  const std::vector<double>& values() const { return sums_; }  // when all were added
+
+ private:
+  const size_t tokens_;
+  std::vector<double> sums_;
+};
 
 // Adds the squares of a row of a matrix to the sums of its columns.
 void AddSquares(std::span<const float> row, std::vector<double>& sums) {
@@ -90,26 +128,39 @@ void AddSquares(std::span<const float> row, std::vector<double>& sums) {
 // what the layer takes from each of its channels.
 class ImportanceObserver final : public HessianObserver {
  public:
-  ImportanceObserver(const ModelConfig& config, const FloatLayer& layer, uint32_t index, bool is_narrowed,
-                     ThreadPool& pool)
-      : HessianObserver(index, pool), config_(config), layer_values_(layer), is_narrowed_(is_narrowed) {}
+  ImportanceObserver(const ModelConfig& config, const FloatLayer& layer, uint32_t index, size_t tokens,
+                     bool is_narrowed, ThreadPool& pool)
+      : HessianObserver(index, pool),
+        config_(config),
+        layer_values_(layer),
+        is_narrowed_(is_narrowed),
+        attention_energy_(tokens, config.hidden_size),
+        ffn_energy_(tokens, config.hidden_size) {}
 
+  bool changes_linears() const override { return false; }
   void OnStream(LinearInput input, std::span<const float> stream) override {
-    if (!is_narrowed_) return;
+    if (is_narrowed_) (input == LinearInput::kFfn ? ffn_energy_ : attention_energy_).Add(stream);
+  }
+
+  // When the layer was run.
+  LayerImportance Take() {
+    if (is_narrowed_) {
+      importance_.attention = UseBy(LinearInput::kAttention, attention_energy_, layer_values_.attention_norm);
+      importance_.ffn = UseBy(LinearInput::kFfn, ffn_energy_, layer_values_.ffn_norm);
+    }
+    return std::move(importance_);
+  }
+
+ private:
+  StreamUse UseBy(LinearInput input, const StreamEnergy& energy, const std::vector<float>& norm) const {
     std::vector<double> squares(config_.hidden_size);
     for (const TensorKind linear : LinearsOf(input)) {
       const FloatMatrix& matrix = layer_values_.matrix(linear);
       for (size_t row = 0; row < matrix.rows; ++row) AddSquares(matrix.Row(row), squares);
     }
-    const bool is_ffn = input == LinearInput::kFfn;
-    (is_ffn ? importance_.ffn : importance_.attention) =
-        UseOfStream(EnergyOf(stream, config_.hidden_size),
-                    is_ffn ? layer_values_.ffn_norm : layer_values_.attention_norm, squares);
+    return UseOfStream(energy.values(), norm, squares);
   }
 
-  LayerImportance Take() { return std::move(importance_); }
-
- private:
   bool Wants(LinearInput input) const override {
     return input == LinearInput::kAttentionOutput || input == LinearInput::kDown;
   }
@@ -129,6 +180,7 @@ class ImportanceObserver final : public HessianObserver {
   const ModelConfig& config_;
   const FloatLayer& layer_values_;
   const bool is_narrowed_;
+  StreamEnergy attention_energy_, ffn_energy_;
   LayerImportance importance_;
 };
 
@@ -231,6 +283,7 @@ class StreamNarrower final : public HessianObserver {
     out_.down = RowsAt(layer.down, kept_);
   }
 
+  bool changes_linears() const override { return false; }  // of the layer that runs
   FloatLayer TakeLayer() { return std::move(out_); }
   const std::vector<double>& errors() const { return errors_; }  // in the order of kLinears
 
@@ -250,6 +303,7 @@ class StreamNarrower final : public HessianObserver {
     auto left = WithInputs(all, hessian, kept_, request_.repair, request_.damping, pool_);
     if (!left.ok())
       return Annotate(left.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+    all = {};  // its memory
     auto next = left->values.begin();
     for (const TensorKind linear : LinearsOf(input)) {
       const FloatMatrix& matrix = values_.matrix(linear);
@@ -363,7 +417,7 @@ class Pruning final : public ModelRewriter {
     if (const auto part = journal.Find(kPlanPart); part.ok()) {
       ASSIGN_OR_RETURN(plan_, PlanFromText(AsText(part->bytes()), files_.config));
     } else {
-      ASSIGN_OR_RETURN(const ModelImportance importance, MeasureImportance());
+      ASSIGN_OR_RETURN(const ModelImportance importance, MeasureImportance(journal));
       plan_ = PlanCut(prune_.cut, files_.config, importance);
       const std::string text = PlanToText(plan_);
       RETURN_IF_ERROR(journal.Save(kPlanPart, std::as_bytes(std::span(text))));
@@ -372,7 +426,7 @@ class Pruning final : public ModelRewriter {
       config_ = ConfigAfter(config_, plan_);
       return Status();
     }
-    ASSIGN_OR_RETURN(original_, Embed(set_.sequences));
+    ASSIGN_OR_RETURN(original_, Embed(journal, set_.sequences));
     original_runner_ = std::move(runner_);
     ModelConfig narrower = config_;  // but for its heads: a layer runs with all before some go
     config_ = ConfigAfter(config_, plan_);
@@ -382,26 +436,26 @@ class Pruning final : public ModelRewriter {
   }
 
   // The whole model over the calibration text, as it is.
-  StatusOr<ModelImportance> MeasureImportance() {
+  StatusOr<ModelImportance> MeasureImportance(const Journal& journal) {
     ModelImportance out;
-    ASSIGN_OR_RETURN(std::vector<float> hidden, Embed(set_.sequences));
+    ASSIGN_OR_RETURN(HiddenStates hidden, Embed(journal, set_.sequences));
+    ASSIGN_OR_RETURN(HiddenStates after, hidden.MakeAnother());
     for (uint32_t layer = 0; layer < files_.config.layers; ++layer) {
       if (is_cancelled()) return Cancelled("interrupted");
       ASSIGN_OR_RETURN(const FloatLayer values, LoadSource(layer));
-      ImportanceObserver observer(files_.config, values, layer, is_narrowed(), pool_);
-      const std::vector<float> before = hidden;
-      RETURN_IF_ERROR(runner_->Run(values, hidden, &observer));
-      if (!IsFinite(hidden))
+      ImportanceObserver observer(files_.config, values, layer, hidden.tokens(), is_narrowed(), pool_);
+      RETURN_IF_ERROR(runner_->Run(values, hidden, after, &observer));
+      ASSIGN_OR_RETURN(const StreamChange change, ChangeOf(hidden, after));
+      if (!change.is_finite())
         return WithReason(DataLoss("what comes out of layer ", layer,
                                    " is infinite or not a number, for some token of the calibration text"),
                           "nonfinite");
       LayerImportance& importance = out.layers.emplace_back(observer.Take());
-      importance.turned = Turned(before, hidden, files_.config.hidden_size);
-      double stream = 0;
-      for (const float x : hidden) stream += double{x} * x;
+      importance.turned = change.turned();
       for (std::vector<double>* costs : {&importance.kv_heads, &importance.channels}) {
-        for (double& cost : *costs) cost = stream > 0 ? cost / stream : cost;
+        for (double& cost : *costs) cost = change.squares() > 0 ? cost / change.squares() : cost;
       }
+      std::swap(hidden, after);
     }
     if (is_narrowed()) {
       ASSIGN_OR_RETURN(out.output, MeasureOutput(hidden));
@@ -410,7 +464,7 @@ class Pruning final : public ModelRewriter {
   }
 
   // What the output matrix takes from the channels of `hidden`, which comes out of the last layer.
-  StatusOr<StreamUse> MeasureOutput(std::span<const float> hidden) {
+  StatusOr<StreamUse> MeasureOutput(const HiddenStates& hidden) {
     const size_t width = files_.config.hidden_size;
     ASSIGN_OR_RETURN(const TensorView tensor,
                      Source(files_.config.tied_embeddings ? TensorKind::kEmbedding : TensorKind::kOutput));
@@ -424,7 +478,12 @@ class Pruning final : public ModelRewriter {
       DecodeRow(matrix, i, row.data());
       AddSquares(row, squares);
     }
-    return UseOfStream(EnergyOf(hidden, width), gains, squares);
+    StreamEnergy energy(hidden.tokens(), width);
+    RETURN_IF_ERROR(hidden.EachPiece([&](size_t, std::span<const float> rows) {
+      energy.Add(rows);
+      return Status();
+    }));
+    return UseOfStream(energy.values(), gains, squares);
   }
 
   DType DTypeOf(TensorKind kind, uint32_t layer) const override {
@@ -445,14 +504,14 @@ class Pruning final : public ModelRewriter {
     row.resize(plan_.hidden.size());
   }
 
-  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) override {
+  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates* hidden) override {
     std::vector<DType> dtypes;
     for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf(linear, layer));
-    if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), hidden);
+    if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), *hidden);
     RewrittenLayer out = {
         .attention_norm = source.attention_norm, .ffn_norm = source.ffn_norm, .linears = {}, .errors = {}};
     WeightPruner pruner(prune_, dtypes, layer, pool_, source, out);
-    RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(source, hidden, &pruner) : pruner.PruneAll());
+    RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(source, *hidden, *hidden, &pruner) : pruner.PruneAll());
     return out;
   }
 
@@ -462,18 +521,19 @@ class Pruning final : public ModelRewriter {
     for (; original_layers_ < plan.layer; ++original_layers_) {
       if (is_cancelled()) return Cancelled("interrupted");
       ASSIGN_OR_RETURN(const FloatLayer before, LoadSource(original_layers_));
-      RETURN_IF_ERROR(original_runner_->Run(before, original_, nullptr));
+      RETURN_IF_ERROR(original_runner_->Run(before, *original_, *original_, nullptr));
     }
     StreamNarrower narrower(prune_, plan_, plan, layer, pool_);
-    RETURN_IF_ERROR(original_runner_->Run(layer, original_, &narrower));
+    RETURN_IF_ERROR(original_runner_->Run(layer, *original_, *original_, &narrower));
     ++original_layers_;
+    if (plan.layer == plan_.layers.back().layer) original_.reset();  // its space on the disk
     layer = narrower.TakeLayer();
     return narrower.errors();
   }
 
   // The smaller layer; `hidden` becomes what comes out of it.
   StatusOr<RewrittenLayer> CutLayer(const LayerPlan& plan, std::span<const DType> dtypes, FloatLayer layer,
-                                    std::vector<float>& hidden) {
+                                    HiddenStates& hidden) {
     RewrittenLayer out;
     out.errors.resize(std::size(kLinears));
     if (is_narrowed()) {
@@ -486,10 +546,7 @@ class Pruning final : public ModelRewriter {
         OfHeads(plan.kv_heads, config.heads / config.kv_heads * config.head_dim);
     const std::vector<uint32_t> of_keys = OfHeads(plan.kv_heads, config.head_dim);
     InputRemover remover(prune_, of_queries, plan.channels, plan.layer, pool_, layer);
-    if (remover.has_work()) {
-      std::vector<float> passed = hidden;
-      RETURN_IF_ERROR(runner_->Run(layer, passed, &remover));
-    }
+    if (remover.has_work()) RETURN_IF_ERROR(runner_->Show(layer, hidden, remover));
     layer.query = RowsAt(layer.query, of_queries);
     layer.key = RowsAt(layer.key, of_keys);
     layer.value = RowsAt(layer.value, of_keys);
@@ -502,7 +559,7 @@ class Pruning final : public ModelRewriter {
     // In the order of kLinears.
     out.errors[3] = remover.attention_error();
     out.errors[6] = remover.down_error();
-    RETURN_IF_ERROR(runner_->Run(layer, hidden, nullptr));
+    RETURN_IF_ERROR(runner_->Run(layer, hidden, hidden, nullptr));
     return out;
   }
 
@@ -523,8 +580,8 @@ class Pruning final : public ModelRewriter {
   CutPlan plan_;  // of a cut
   // Where the residual stream becomes narrower: the model as it is.
   std::unique_ptr<LayerRunner> original_runner_;
-  std::vector<float> original_;   // [tokens, hidden], what comes out of
-  uint32_t original_layers_ = 0;  // its first layers
+  std::optional<HiddenStates> original_;  // what comes out of
+  uint32_t original_layers_ = 0;          // its first layers
 };
 
 // The matrices that a step reads whole, as this machine's kernels keep them.

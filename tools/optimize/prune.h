@@ -10,8 +10,9 @@
 // they have in the model as it is, which then goes over the text beside the smaller one. The output matrix
 // only loses columns: tied, it is the embedding.
 //
-// Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix; twice the calibration
-// text's hidden states where the residual stream becomes narrower.
+// Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix, where the residual stream
+// becomes narrower a third layer in f32; hidden states are in two files where whole parts go, in three where
+// the stream becomes narrower.
 #pragma once
 
 #include <cstdint>

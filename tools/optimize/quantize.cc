@@ -335,7 +335,7 @@ class Quantization final : public ModelRewriter {
     const OutputDivergence divergence(std::move(norm), config_.norm_epsilon, held.matrix(), CpuOps(), pool_);
     SensitivityMeter meter({config_.layers, [this](uint32_t layer) { return LoadSource(layer); }}, *runner,
                            divergence, pool_, request_.is_cancelled);
-    ASSIGN_OR_RETURN(std::vector<float> hidden, Embed(sequences));
+    ASSIGN_OR_RETURN(HiddenStates hidden, Embed(journal, sequences));
     RETURN_IF_ERROR(meter.Begin(std::move(hidden)));
     for (size_t layer = 0; layer < out.size(); ++layer) RETURN_IF_ERROR(meter.Skip());
     while (out.size() < config_.layers) {
@@ -412,7 +412,7 @@ class Quantization final : public ModelRewriter {
     return formats_[layer][PlaceOf(linear)];
   }
 
-  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, std::vector<float>& hidden) override {
+  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates* hidden) override {
     const LayerQuantizer quantizer(config_, formats_[layer],
                                    {.method = quantize_.method,
                                     .damping = quantize_.damping,

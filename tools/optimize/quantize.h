@@ -10,9 +10,10 @@
 // quantized linears before it. The bytes of the output follow from the request and the files it names, on one
 // kind of processor; neither threads nor interruptions change them.
 //
-// Memory: two layers in f32, three while sensitivities are measured, Hessians of one input (8 bytes *
-// inputs^2, three times while it is inverted), and of all calibration tokens what layer_runner.h says; with
-// scales (AWQ, SmoothQuant) what goes into the layer once more, 4 bytes * tokens * hidden.
+// Memory, whatever the length of the calibration text (but for its tokens): two layers in f32, three while
+// sensitivities are measured, Hessians of one input (8 bytes * inputs^2, three times while it is inverted),
+// and what layer_runner.h says of a piece; docs/how-to/quantize.md has the sum. Hidden states are in a file
+// of the journal's folder, 4 bytes * tokens * hidden, twice with scales (AWQ, SmoothQuant).
 #pragma once
 
 #include <cstddef>

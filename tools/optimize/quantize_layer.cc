@@ -18,6 +18,8 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
   ScaleChooser(const LayerQuantizer& quantizer, const FloatLayer& layer, uint32_t index)
       : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), layer_values_(layer) {}
 
+  bool changes_linears() const override { return false; }
+
   void Fold(FloatLayer& layer) const {
     for (const LinearInput input : kLinearInputs) {
       const std::vector<float>& scales = scales_[static_cast<size_t>(input)];
@@ -114,18 +116,17 @@ class LayerQuantizer::Rounder final : public HessianObserver {
 };
 
 StatusOr<RewrittenLayer> LayerQuantizer::Quantize(FloatLayer layer, uint32_t index,
-                                                  std::vector<float>& hidden) const {
+                                                  HiddenStates* hidden) const {
   if (options_.method.scales != QuantizeMethod::Scales::kNone) {
     ScaleChooser chooser(*this, layer, index);
-    std::vector<float> passed = hidden;
-    RETURN_IF_ERROR(runner_->Run(layer, passed, &chooser));
+    RETURN_IF_ERROR(runner_->Show(layer, *hidden, chooser));
     chooser.Fold(layer);
   }
   RewrittenLayer result;
   result.attention_norm = layer.attention_norm;
   result.ffn_norm = layer.ffn_norm;
   Rounder rounder(*this, layer, index, result);
-  RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(layer, hidden, &rounder) : rounder.RoundAll());
+  RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(layer, *hidden, *hidden, &rounder) : rounder.RoundAll());
   return result;
 }
 

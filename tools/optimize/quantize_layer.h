@@ -13,6 +13,7 @@
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "tools/optimize/float_layer.h"
+#include "tools/optimize/hidden_states.h"
 #include "tools/optimize/layer_runner.h"
 #include "tools/optimize/model_rewriter.h"
 #include "tools/optimize/quantized_matrix.h"
@@ -44,10 +45,10 @@ class LayerQuantizer {
                  LayerRunner* runner, ThreadPool& pool)
       : config_(config), formats_(formats), options_(std::move(options)), runner_(runner), pool_(pool) {}
 
-  // Layer `index` of the model. With a runner `hidden`, [tokens, hidden], goes into the layer and becomes
-  // what comes out of the quantized one. CANCELLED, the errors of HessianObserver and InvertHessian,
+  // Layer `index` of the model. With a runner `hidden` goes into the layer and becomes what comes out of the
+  // quantized one; without, it is null. CANCELLED, the errors of HessianObserver and InvertHessian,
   // DATA_LOSS, reason nonfinite, for weights that the format cannot hold.
-  StatusOr<RewrittenLayer> Quantize(FloatLayer layer, uint32_t index, std::vector<float>& hidden) const;
+  StatusOr<RewrittenLayer> Quantize(FloatLayer layer, uint32_t index, HiddenStates* hidden) const;
 
  private:
   class ScaleChooser;

@@ -181,7 +181,8 @@ TEST_F(QuantizeTest, ALayerThatWasNotWrittenWholeIsDoneAgain) {
 }
 
 TEST_F(QuantizeTest, AFullDiskEndsTheRunWhichGoesOnWhenThereIsRoom) {
-  const QuantizeRequest request = Request("q8_0", "rtn", "out.gguf");
+  QuantizeRequest request = Request("q8_0", "rtn", "out.gguf");
+  request.calibration = {};
   {
     const FileSizeLimit limit(100'000);  // layers of about 66,000 bytes fit, the model does not
     const Status status = Quantize(request).status();
@@ -190,6 +191,21 @@ TEST_F(QuantizeTest, AFullDiskEndsTheRunWhichGoesOnWhenThereIsRoom) {
   }
   Quantized(request);
   EXPECT_EQ(Entries(), (std::vector<std::string>{"out.gguf", "out.gguf.quantize.json"}));
+}
+
+TEST_F(QuantizeTest, ADiskWithoutRoomForHiddenStatesEndsTheRunBeforeTheFirstLayer) {
+  QuantizeRequest request = Request("int4-g32", "awq", "out");
+  request.on_layer = [](const LayerReport&) { return Internal("a layer was done"); };
+  {
+    const FileSizeLimit limit(10'000);  // a token has 256 bytes
+    const Status status = Quantize(request).status();
+    EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status;
+    EXPECT_NE(Message(status).find(request.out + ".work: cannot take the space"), std::string::npos)
+        << status;
+  }
+  request.on_layer = [](const LayerReport&) { return Status(); };
+  Quantized(request);
+  EXPECT_EQ(Entries(), (std::vector<std::string>{"out", "out.quantize.json"}));
 }
 
 TEST_F(QuantizeTest, TheReportSaysWhatWasDone) {

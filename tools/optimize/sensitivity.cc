@@ -60,6 +60,7 @@ class SensitivityMeter::Observer final : public HessianObserver {
            LayerSensitivity& result, ThreadPool& pool)
       : HessianObserver(index, pool), values_(layer), formats_(formats), result_(result) {}
 
+  bool changes_linears() const override { return false; }
   FloatLayer& smallest() { return smallest_; }
 
  private:
@@ -91,13 +92,13 @@ StatusOr<FloatLayer> SensitivityMeter::Load(uint32_t layer) const {
   return model_.load(layer);
 }
 
-Status SensitivityMeter::Begin(std::vector<float> hidden) {
+Status SensitivityMeter::Begin(HiddenStates hidden) {
   next_ = 0;
-  last_ = hidden;
   hidden_ = std::move(hidden);
+  ASSIGN_OR_RETURN(last_, hidden_->MakeAnother());
   for (uint32_t layer = 0; layer < model_.layers; ++layer) {
     ASSIGN_OR_RETURN(const FloatLayer values, Load(layer));
-    RETURN_IF_ERROR(runner_.Run(values, last_, nullptr));
+    RETURN_IF_ERROR(runner_.Run(values, layer == 0 ? *hidden_ : *last_, *last_, nullptr));
   }
   return Status();
 }
@@ -105,27 +106,30 @@ Status SensitivityMeter::Begin(std::vector<float> hidden) {
 Status SensitivityMeter::Skip() {
   ASSIGN_OR_RETURN(const FloatLayer values, Load(next_));
   ++next_;
-  return runner_.Run(values, hidden_, nullptr);
+  return runner_.Run(values, *hidden_, *hidden_, nullptr);
 }
 
 StatusOr<LayerSensitivity> SensitivityMeter::Measure(std::span<const LayerFormats> formats) {
   ASSIGN_OR_RETURN(FloatLayer values, Load(next_));
   LayerSensitivity result;
-  std::vector<float> after = hidden_;
+  ASSIGN_OR_RETURN(HiddenStates after, hidden_->MakeAnother());
   Observer observer(values, next_, formats, result, pool_);
-  RETURN_IF_ERROR(runner_.Run(values, after, &observer));
+  RETURN_IF_ERROR(runner_.Run(values, *hidden_, after, &observer));
 
-  std::vector<std::vector<float>> streams(kInputs, hidden_);
+  std::vector<HiddenStates> streams;
   for (size_t i = 0; i < kInputs; ++i) {
+    ASSIGN_OR_RETURN(HiddenStates stream, hidden_->MakeAnother());
     SwapLinears(kLinearInputs[i], values, observer.smallest());
-    RETURN_IF_ERROR(runner_.Run(values, streams[i], nullptr));
+    RETURN_IF_ERROR(runner_.Run(values, *hidden_, stream, nullptr));
     SwapLinears(kLinearInputs[i], values, observer.smallest());
+    streams.push_back(std::move(stream));
   }
+  values = observer.smallest() = {};  // their memory
   for (uint32_t layer = next_ + 1; layer < model_.layers; ++layer) {
     ASSIGN_OR_RETURN(const FloatLayer later, Load(layer));
-    for (std::vector<float>& stream : streams) RETURN_IF_ERROR(runner_.Run(later, stream, nullptr));
+    for (HiddenStates& stream : streams) RETURN_IF_ERROR(runner_.Run(later, stream, stream, nullptr));
   }
-  ASSIGN_OR_RETURN(const std::vector<double> divergences, output_.Measure(last_, streams));
+  ASSIGN_OR_RETURN(const std::vector<double> divergences, output_.Measure(*last_, streams));
   for (size_t i = 0; i < kInputs; ++i) result.divergences[i] = divergences[i];
   hidden_ = std::move(after);
   ++next_;

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <iterator>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +27,7 @@
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "tools/optimize/float_layer.h"
+#include "tools/optimize/hidden_states.h"
 #include "tools/optimize/layer_runner.h"
 #include "tools/optimize/output_divergence.h"
 #include "tools/optimize/quantized_matrix.h"
@@ -65,8 +67,8 @@ class SensitivityMeter {
         pool_(pool),
         is_cancelled_(std::move(is_cancelled)) {}
 
-  // Before all else. `hidden`, [tokens, hidden], goes into the first layer.
-  Status Begin(std::vector<float> hidden);
+  // Before all else. `hidden` goes into the first layer. Takes its space seven times on the disk.
+  Status Begin(HiddenStates hidden);
   // Of the next layer in `formats`, smallest first. DATA_LOSS, reason nonfinite, for activations that are
   // infinite or not a number and for weights that the smallest format cannot hold.
   StatusOr<LayerSensitivity> Measure(std::span<const LayerFormats> formats);
@@ -84,8 +86,9 @@ class SensitivityMeter {
   ThreadPool& pool_;
   const std::function<bool()> is_cancelled_;
   uint32_t next_ = 0;
-  std::vector<float> hidden_;  // goes into layer next_
-  std::vector<float> last_;    // what comes out of the last layer
+  // From Begin on:
+  std::optional<HiddenStates> hidden_;  // goes into layer next_
+  std::optional<HiddenStates> last_;    // what comes out of the last layer
 };
 
 }  // namespace terrace

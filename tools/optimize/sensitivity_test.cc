@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "gtest/gtest.h"
+#include "tools/optimize/testing_states.h"
 #include "worker/model/model_testing.h"
 
 namespace terrace {
@@ -45,7 +46,7 @@ class SensitivityTest : public testing::Test {
     return SensitivityMeter({model_.config.layers, load}, *runner_, *output_, pool_, std::move(is_cancelled));
   }
 
-  std::vector<float> Embedded() {
+  HiddenStates Embedded() {
     const FloatMatrix table = ToFloats(MatrixOf(Tensor(TensorKind::kEmbedding)), pool_);
     std::vector<float> hidden;
     for (const auto& sequence : sequences_) {
@@ -54,7 +55,7 @@ class SensitivityTest : public testing::Test {
         hidden.insert(hidden.end(), row.begin(), row.end());
       }
     }
-    return hidden;
+    return StatesOf(hidden, table.columns);
   }
 
   LayerFormats Formats(DType dtype) const {
