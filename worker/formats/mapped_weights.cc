@@ -3,14 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/machine.h"
-#include "base/parallel_for.h"
-#include "worker/formats/byte_reader.h"
-
 namespace terrace {
 namespace {
-
-constexpr size_t kDigestPieceBytes = size_t{16} << 20;  // of a file; another number is another digest
 
 size_t AlignmentOf(DType dtype) { return dtype == DType::kF32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
 
@@ -39,25 +33,6 @@ StatusOr<TensorView> MappedWeights::Find(std::string_view name) const {
   if (found == index_.end())
     return WithReason(NotFound(path_, ": no tensor \"", name, "\""), "missing_tensor");
   return entries_[found->second].tensor;
-}
-
-Hash128 MappedWeights::Digest() const {
-  std::vector<std::span<const std::byte>> pieces;
-  for (const auto& file : files_) {
-    const std::span<const std::byte> bytes = file->bytes();
-    for (size_t at = 0; at < bytes.size(); at += kDigestPieceBytes) {
-      pieces.push_back(bytes.subspan(at, std::min(kDigestPieceBytes, bytes.size() - at)));
-    }
-  }
-  std::vector<Hash128> hashes(pieces.size());
-  ThreadPool pool(std::clamp<size_t>(pieces.size(), 1, OpeningThreads()));
-  pool.ParallelFor(pieces.size(), 1, [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) hashes[i] = HashBytes(AsText(pieces[i]));
-  });
-  Hasher hasher;
-  for (const auto& file : files_) hasher.Add(file->bytes().size());
-  for (const Hash128& hash : hashes) hasher.Add(hash.high).Add(hash.low);
-  return hasher.Finish();
 }
 
 }  // namespace terrace

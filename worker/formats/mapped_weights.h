@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "base/hash.h"
 #include "base/mapped_file.h"
+#include "worker/formats/digest_list.h"
 #include "worker/formats/weight_source.h"
 
 namespace terrace {
@@ -25,8 +25,7 @@ class MappedWeights final : public WeightSource {
   const std::vector<Entry>& entries() const override { return entries_; }
   const std::string& path() const override { return path_; }
 
-  // Of the bytes of all files, in order: of the hashes of their pieces, which all cores read.
-  Hash128 Digest() const;
+  MappedFiles files() const { return files_; }  // in the order of the digest
 
  private:
   const std::string path_;

@@ -108,18 +108,34 @@ StatusOr<std::unique_ptr<MappedWeights>> OpenFolderWeights(const std::string& pa
   return weights;
 }
 
-StatusOr<ModelFiles> OpenFolder(const std::string& path) {
+// The list of digests of model.weights; `path` is the model's.
+Status SetDigestList(const std::string& path, const OpenModelOptions& options, ModelFiles& model) {
+  if (options.use_digest_list) {
+    const std::string list_path = DigestListPath(path);
+    auto list = ReadDigestList(list_path);
+    if (list.ok()) {
+      model.digest_list = *std::move(list);
+      model.digest_list_path = list_path;
+      return CheckNamesAndSizes(model.listed());
+    }
+    if (list.status().code() != StatusCode::kNotFound) return list.status();
+  }
+  ASSIGN_OR_RETURN(model.digest_list, MakeDigestList(model.weights->files(), options.is_cancelled));
+  return {};
+}
+
+StatusOr<ModelFiles> OpenFolder(const std::string& path, const OpenModelOptions& options) {
   ASSIGN_OR_RETURN(const std::string config, ReadConfig(path + "/config.json"));
   ModelFiles model;
-  ASSIGN_OR_RETURN(auto weights, OpenFolderWeights(path, config, model));
+  ASSIGN_OR_RETURN(model.weights, OpenFolderWeights(path, config, model));
   auto text = LoadTextAssets(path);
   if (!text.ok()) return AsDataLoss(text.status());
   RETURN_IF_ERROR(Annotate(CheckVocabulary(model.config, *text), path + "/tokenizer.json"));
   model.text = std::make_shared<const TextAssets>(*std::move(text));
+  RETURN_IF_ERROR(SetDigestList(path, options, model));
   // The configuration says what the weights mean (rope_theta); a GGUF file has it among its bytes.
-  const Hash128 of_weights = weights->Digest();
+  const Hash128 of_weights = model.digest_list.Digest();
   model.digest = Hasher().Add(of_weights.high).Add(of_weights.low).Add(config).Finish();
-  model.weights = std::move(weights);
   return model;
 }
 
@@ -131,7 +147,7 @@ Status SetGgufConfig(const GgufFile& gguf, const std::string& path, ModelFiles& 
   return CheckTensors(model.config, *gguf.weights);
 }
 
-StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
+StatusOr<ModelFiles> OpenGgufModel(const std::string& path, const OpenModelOptions& options) {
   ASSIGN_OR_RETURN(GgufFile gguf, OpenGguf(path));
   ModelFiles model;
   RETURN_IF_ERROR(SetGgufConfig(gguf, path, model));
@@ -139,8 +155,9 @@ StatusOr<ModelFiles> OpenGgufModel(const std::string& path) {
   if (const Status fits = CheckVocabulary(model.config, text); !fits.ok())
     return Annotate(gguf.metadata.Error(Reason(fits), "tokenizer.ggml.tokens", Message(fits)), path);
   model.text = std::make_shared<const TextAssets>(std::move(text));
-  model.digest = gguf.weights->Digest();
   model.weights = std::move(gguf.weights);
+  RETURN_IF_ERROR(SetDigestList(path, options, model));
+  model.digest = model.digest_list.Digest();
   return model;
 }
 
@@ -154,11 +171,11 @@ Status CheckIsGguf(const std::string& path) {
 
 }  // namespace
 
-StatusOr<ModelFiles> OpenModel(const std::string& path) {
+StatusOr<ModelFiles> OpenModel(const std::string& path, const OpenModelOptions& options) {
   std::error_code error;
-  if (std::filesystem::is_directory(path, error)) return OpenFolder(path);
+  if (std::filesystem::is_directory(path, error)) return OpenFolder(path, options);
   RETURN_IF_ERROR(CheckIsGguf(path));
-  return OpenGgufModel(path);
+  return OpenGgufModel(path, options);
 }
 
 StatusOr<ModelFiles> OpenWeights(const std::string& path) {

@@ -7,6 +7,7 @@
 
 #include "text/text_files.h"
 #include "worker/formats/compressed_tensors.h"
+#include "worker/formats/digest_list.h"
 #include "worker/formats/gguf_config.h"
 #include "worker/formats/gguf_tokenizer.h"
 #include "worker/formats/gguf_writer.h"
@@ -158,6 +159,7 @@ StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& pa
       new ModelWriter(std::move(staged), std::move(file), std::move(sizes), alignment));
   writer->tensors_ = model.tensors;
   if (!is_gguf) writer->quantization_ = model.config.quantization;
+  if (is_gguf) writer->old_list_ = DigestListPath(path);
   return writer;
 }
 
@@ -188,6 +190,8 @@ StatusOr<Hash128> ModelWriter::Finish(const std::function<Status(const Hash128&)
   const auto model = OpenModel(staged_.temporary());
   if (!model.ok()) return Internal("what was written does not open: ", Message(model.status()));
   if (before_rename) RETURN_IF_ERROR(before_rename(model->digest));
+  std::error_code ignored;  // it would say what the new model is not
+  if (!old_list_.empty()) std::filesystem::remove(old_list_, ignored);
   RETURN_IF_ERROR(staged_.Commit());
   return model->digest;
 }

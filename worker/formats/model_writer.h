@@ -51,7 +51,8 @@ class ModelWriter {
   Status Append(std::span<const std::byte> bytes);
 
   // After the data of all tensors: opens the model as a worker would, calls `before_rename` with its digest,
-  // and renames it. Returns the digest; an error of `before_rename` leaves nothing behind.
+  // and renames it. Returns the digest; an error of `before_rename` leaves nothing behind. A digest list of a
+  // model that was at the path before goes.
   StatusOr<Hash128> Finish(const std::function<Status(const Hash128&)>& before_rename = nullptr);
 
   uint64_t size() const { return file_.size(); }  // of the weight file, as far as it is written
@@ -64,6 +65,7 @@ class ModelWriter {
   OutputFile file_;                    // the weight file
   const std::vector<uint64_t> sizes_;  // of each tensor's data
   const uint64_t alignment_;           // of each tensor's data in the file
+  std::string old_list_;               // where a digest list may be left: beside a .gguf file
   std::optional<WeightQuantization> quantization_;
   std::vector<ModelToWrite::Tensor> tensors_;
   std::vector<std::byte> pending_;  // what there is of one that is stored as several

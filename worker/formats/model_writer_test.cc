@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <tuple>
 
 #include "base/mapped_file.h"
@@ -77,6 +78,19 @@ TEST_P(EveryFormat, AModelThatIsWrittenAgainIsTheSame) {
     EXPECT_EQ(copy.shape, entry.tensor.shape) << entry.name;
     EXPECT_EQ(std::memcmp(copy.data, entry.tensor.data, entry.tensor.bytes), 0) << entry.name;
   }
+}
+
+// Of a model that was at the path before: ranks would refuse the new one by it.
+TEST_P(EveryFormat, ADigestListThatIsLeftGoes) {
+  const std::string list = DigestListPath(path_);
+  std::ofstream(list) << "{}";
+  auto writer = ModelWriter::Create(path_, PlanOf(model_));
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  for (const auto& entry : model_.weights->entries())
+    ASSERT_EQ((*writer)->Append({entry.tensor.data, entry.tensor.bytes}), Status());
+  ASSERT_TRUE((*writer)->Finish().ok());
+  const bool is_gguf = model_.format == "gguf";
+  EXPECT_EQ(fs::exists(list), !is_gguf) << "of a folder it would be in it: this is of some file";
 }
 
 TEST_P(EveryFormat, LayersOfUnequalFeedForwardSizesAreWrittenAndRead) {

@@ -145,7 +145,7 @@ TEST(OpenSafetensors, TakesTheDigestOfAllShards) {
     folder.files["model.safetensors.index.json"] =
         R"({"weight_map": {"b": "2.safetensors", "a": "1.safetensors"}})";
     folder.Write(Folder("digest"));
-    return (*OpenSafetensors(Folder("digest")))->Digest();
+    return MakeDigestList((*OpenSafetensors(Folder("digest")))->files())->Digest();
   };
   EXPECT_EQ(digest("bbbb"), digest("bbbb"));
   EXPECT_NE(digest("bbbb"), digest("bbbB"));
