@@ -9,7 +9,7 @@ namespace terrace {
 StatusOr<std::unique_ptr<Follower>> Follower::Open(const OpenEngineOptions& options) {
   RETURN_IF_ERROR(ValidateOpenEngineOptions(options));
   CHECK(options.group.rank > 0, "rank 0 leads");
-  ASSIGN_OR_RETURN(ModelFiles opened, OpenModel(options.model));
+  ASSIGN_OR_RETURN(ModelFiles opened, OpenModel(options.model, OpenModelOptionsOf(options)));
   auto files = std::make_unique<ModelFiles>(std::move(opened));
   ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(*files, /*draft=*/nullptr, options));
   RETURN_IF_ERROR(loaded.group->AwaitAll());

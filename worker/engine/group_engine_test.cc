@@ -289,14 +289,16 @@ TEST(GroupEngine, ALoadEndsWhenAnotherRankIsLost) {
     Status FindLost() override { return Unavailable("rank 1 has left the group"); }
     std::vector<std::unique_ptr<Communicator>> ranks = MakeLocalCommunicators(2, kLong);
   };
-  bool is_cancelled = false;
+  bool is_cancelled = false, has_joined = false;
   OpenEngineOptions options =
-      Options({.ranks = 2, .join = [](const RankTraits&) {
+      Options({.ranks = 2, .join = [&has_joined](const RankTraits&) {
+                 has_joined = true;
                  return StatusOr<std::unique_ptr<RankGroup>>(std::make_unique<Lost>());
                }});
-  options.is_cancelled = [&is_cancelled] { return is_cancelled; };
+  options.is_cancelled = [&] { return is_cancelled && has_joined; };
   EXPECT_EQ(OpenEngine(options).status(), Unavailable("rank 1 has left the group"));
   is_cancelled = true;
+  has_joined = false;
   EXPECT_EQ(OpenEngine(options).status().code(), StatusCode::kCancelled) << "somebody asked for it";
 }
 

@@ -10,6 +10,7 @@
 #include "base/machine.h"
 #include "worker/engine/device_shard.h"
 #include "worker/engine/model_runner.h"
+#include "worker/engine/verified_slice.h"
 
 namespace terrace {
 namespace {
@@ -34,9 +35,11 @@ struct Defaults {
 constexpr Defaults kCpuDefaults = {16, 256, KvDType::kF32}, kDeviceDefaults = {256, 8192, KvDType::kBF16};
 
 // Without weights and executor. A default gives way to what is set: a step has room for every decode.
-StatusOr<LoadedModel> Plan(const ModelConfig& config, const OpenEngineOptions& options,
+StatusOr<LoadedModel> Plan(const ModelFiles& files, const OpenEngineOptions& options,
                            const Defaults& defaults) {
+  const ModelConfig& config = files.config;
   LoadedModel loaded;
+  loaded.file_bytes = loaded.hashed_bytes = files.digest_list.bytes();
   const uint32_t sequences = options.max_sequences, tokens = options.max_step_tokens;
   const uint32_t most = tokens > 0 ? tokens : std::numeric_limits<uint32_t>::max();
   loaded.max_sequences = sequences > 0 ? sequences : std::min(defaults.max_sequences, most);
@@ -142,25 +145,39 @@ RankTraits TraitsOf(const ModelFiles& files, const OpenEngineOptions& options, s
                        {"kv.block_tokens", std::to_string(shape.block_tokens)}}};
 }
 
-// Connects this rank with the others; null without any. What cannot be shared out is told before.
+// That the part `shard` of the model, which this rank computes with, is of the digest that it tells the
+// others.
+Status Verify(const ModelFiles& files, const ShardPlan& shard, const OpenEngineOptions& options,
+              LoadedModel& loaded) {
+  Lap lap;
+  ASSIGN_OR_RETURN(loaded.hashed_bytes, VerifySlice(files, shard, options.is_cancelled));
+  loaded.load_times.open = lap.Seconds();
+  return {};
+}
+
+// Connects this rank with the others; null without any. What cannot be shared out, and files that are not
+// those of their digest, are told before.
 StatusOr<std::unique_ptr<RankGroup>> Join(const ModelFiles& files, const OpenEngineOptions& options,
-                                          const OpTable& ops, const KvShape& shape) {
+                                          const OpTable& ops, LoadedModel& loaded) {
   const GroupOptions& group = options.group;
   if (group.ranks == 1) return std::unique_ptr<RankGroup>();
   CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
-  RETURN_IF_ERROR(Transformer::Plan(files.config, *files.weights, ShardOptionsOf(options)).status());
-  return group.join(TraitsOf(files, options, ops.name, shape));
+  ASSIGN_OR_RETURN(const ShardPlan shard,
+                   Transformer::Plan(files.config, *files.weights, ShardOptionsOf(options)));
+  RETURN_IF_ERROR(Verify(files, shard, options, loaded));
+  return group.join(TraitsOf(files, options, ops.name, loaded.kv_shape));
 }
 
 // The same for ranks with a device each; what of the model this one has goes to `shard`. A step is cut where
 // its limits say, so that all need the same.
 StatusOr<std::unique_ptr<RankGroup>> JoinOnDevice(const ModelFiles& files, const OpenEngineOptions& options,
-                                                  const DeviceBackend& backend, const LoadedModel& loaded,
+                                                  const DeviceBackend& backend, LoadedModel& loaded,
                                                   ShardPlan& shard) {
   const GroupOptions& group = options.group;
   if (group.ranks == 1) return std::unique_ptr<RankGroup>();
   CHECK(group.join != nullptr, group.ranks, " ranks that cannot join");
   ASSIGN_OR_RETURN(shard, PlanDeviceShard(files.config, *files.weights, ShardOptionsOf(options)));
+  RETURN_IF_ERROR(Verify(files, shard, options, loaded));
   RankTraits traits = TraitsOf(files, options, "cuda", loaded.kv_shape);
   traits.settings.push_back({"the build of CUDA's library", BuildIdAt(&backend)});
   traits.settings.push_back({"engine.numerics", options.numerics});
@@ -212,8 +229,8 @@ StatusOr<LoadedModel> LoadOnCpus(const ModelFiles& files, const ModelFiles* draf
   const ModelConfig& config = files.config;
   ASSIGN_OR_RETURN(const OpTable* ops, FindOps(options.kernels));
   ASSIGN_OR_RETURN(const ComputeType compute, ParseComputeType(options.compute));
-  ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kCpuDefaults));
-  ASSIGN_OR_RETURN(loaded.group, Join(files, options, *ops, loaded.kv_shape));
+  ASSIGN_OR_RETURN(LoadedModel loaded, Plan(files, options, kCpuDefaults));
+  ASSIGN_OR_RETURN(loaded.group, Join(files, options, *ops, loaded));
   Communicator* const communicator = loaded.group == nullptr ? nullptr : &loaded.group->communicator();
   loaded.pool = std::make_unique<ThreadPool>(loaded.threads, options.pin_threads);
   ASSIGN_OR_RETURN(uint64_t free_bytes, FreeMemoryBytes());
@@ -260,7 +277,7 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   ASSIGN_OR_RETURN(const uint32_t device, backend->open({.rank = options.group.rank,
                                                          .shares_machine = options.group.shares_machine}));
   const double device_seconds = lap.Seconds();
-  ASSIGN_OR_RETURN(LoadedModel loaded, Plan(config, options, kDeviceDefaults));
+  ASSIGN_OR_RETURN(LoadedModel loaded, Plan(files, options, kDeviceDefaults));
   ShardPlan shard;
   ASSIGN_OR_RETURN(loaded.group, JoinOnDevice(files, options, *backend, loaded, shard));
   const bool is_group = loaded.group != nullptr;
@@ -278,7 +295,8 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
   RETURN_IF_ERROR(NameLoad(model.status(), options, loaded.group.get()));
   loaded.device_model = *std::move(model);
   const DeviceLoadTimes times = loaded.device_model->load_times();
-  loaded.load_times = {.device = device_seconds,
+  loaded.load_times = {.open = loaded.load_times.open,
+                       .device = device_seconds,
                        .weights = lap.Seconds(),
                        .read = times.read_seconds,
                        .wait = times.wait_seconds};
@@ -350,6 +368,9 @@ Status AsConfigurationError(const Status& error, std::string_view setting) {
 
 StatusOr<LoadedModel> LoadModel(const ModelFiles& files, const ModelFiles* draft,
                                 const OpenEngineOptions& options) {
+  // Only ranks of a group verify what a list says, of the model that answers.
+  CHECK(options.group.ranks > 1 || files.digest_list_path.empty(), "unverified: ", files.digest_list_path);
+  CHECK(draft == nullptr || draft->digest_list_path.empty(), "unverified: ", draft->digest_list_path);
   if (draft != nullptr) RETURN_IF_ERROR(CheckSameTokens(files, *draft));
   if (options.device == "cpu") return LoadOnCpus(files, draft, options);
   StatusOr<LoadedModel> on_device = LoadOnDevice(files, draft, options);

@@ -36,7 +36,9 @@ struct LoadedModel {
   KvShape kv_shape;
   KvSizing kv;
   std::optional<LoadedDrafter> drafter;  // borrows `pool` on CPUs
-  LoadTimes load_times = {};             // but `open`
+  // Of the weight files, without the drafter's: bytes, and how many of them were read for their digest.
+  uint64_t file_bytes = 0, hashed_bytes = 0;
+  LoadTimes load_times = {};  // of `open` what verifying the files took
 };
 
 // On a device or on CPUs, as `options`, which are valid, have it; with a drafter of the model `draft`, unless

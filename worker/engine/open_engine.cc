@@ -108,16 +108,19 @@ StatusOr<OpenedEngine> OpenEngine(const OpenEngineOptions& options) {
   CHECK(options.group.rank == 0, "rank ", options.group.rank, " does not lead");
   OpenedEngine opened;
   const MonoTime begin = RealClock().Now();
-  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model));
+  ASSIGN_OR_RETURN(ModelFiles files, OpenModel(options.model, OpenModelOptionsOf(options)));
   const double open_seconds = Seconds(RealClock().Now() - begin);
   opened.files = std::make_unique<ModelFiles>(std::move(files));
   if (options.speculation.drafter == "model" && !options.make_drafter) {
-    ASSIGN_OR_RETURN(ModelFiles draft_files, OpenModel(options.speculation.model));
+    ASSIGN_OR_RETURN(ModelFiles draft_files,
+                     OpenModel(options.speculation.model, {.is_cancelled = options.is_cancelled}));
     opened.draft_files = std::make_unique<ModelFiles>(std::move(draft_files));
   }
   ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(*opened.files, opened.draft_files.get(), options));
   opened.load_times = loaded.load_times;
-  opened.load_times.open = open_seconds;
+  opened.load_times.open += open_seconds;
+  opened.file_bytes = loaded.file_bytes;
+  opened.hashed_bytes = loaded.hashed_bytes;
   opened.parameters = loaded.parameters;
   opened.weight_bytes = loaded.weight_bytes;
   opened.weight_memory_bytes = loaded.weight_memory_bytes;

@@ -70,7 +70,7 @@ struct OpenEngineOptions {
 
 // Where the time of OpenEngine went, in seconds.
 struct LoadTimes {
-  double open = 0;      // the model's files: reading all of them once, for their digest
+  double open = 0;      // the model's files: reading them once, or what a rank uses of them, for their digest
   double device = 0;    // finding it, and its driver's part
   double weights = 0;   // to where they are computed with; on a device also
   double read = 0;      // ... of it, reading, and
@@ -91,8 +91,9 @@ struct OpenedEngine {
   uint64_t parameters = 0, weight_bytes = 0, kv_bytes = 0;
   // Memory that weights take as they are computed with, a drafter's too; weight_bytes are the file's.
   uint64_t weight_memory_bytes = 0;
-  std::vector<RankMemory> ranks;  // of a group
-  uint32_t stages = 1;            // of the pipeline that they are
+  uint64_t file_bytes = 0, hashed_bytes = 0;  // as of LoadedModel
+  std::vector<RankMemory> ranks;              // of a group
+  uint32_t stages = 1;                        // of the pipeline that they are
   uint32_t context_length = 0, blocks = 0, block_tokens = 0, max_sequences = 0, threads = 0;
   uint32_t max_step_tokens = 0;
   uint32_t host_blocks = 0;  // of the swap memory
@@ -119,6 +120,8 @@ Status ValidateOpenEngineOptions(const OpenEngineOptions& options);
 Status CheckDeviceSettings(const OpenEngineOptions& options);
 // What of a model's parts this rank asks for.
 ShardOptions ShardOptionsOf(const OpenEngineOptions& options);
+// How a process opens the model that answers: LoadModel verifies what a rank of a group uses of it.
+OpenModelOptions OpenModelOptionsOf(const OpenEngineOptions& options);
 // Whether this rank can have its part of the model, as it would say when it opens it; OK without a group and
 // virtual shards. Reads the model's shape and the list of its tensors. Errors of OpenWeights, and reason
 // cannot_shard.

@@ -168,6 +168,10 @@ ShardOptions ShardOptionsOf(const OpenEngineOptions& options) {
           .virtual_shards = options.virtual_shards};
 }
 
+OpenModelOptions OpenModelOptionsOf(const OpenEngineOptions& options) {
+  return {.use_digest_list = options.group.ranks > 1, .is_cancelled = options.is_cancelled};
+}
+
 Status CheckShards(const OpenEngineOptions& options) {
   if (options.group.ranks == 1 && options.virtual_shards == 1) return {};
   ASSIGN_OR_RETURN(const ModelFiles files, OpenWeights(options.model));

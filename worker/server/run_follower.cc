@@ -53,6 +53,8 @@ Status RunFollower(const WorkerServerOptions& options, const std::function<bool(
        {"model", follower->files().config.name},
        {"device", loaded.device},
        {"threads", loaded.threads},
+       {"file_bytes", loaded.file_bytes},
+       {"hashed_bytes", loaded.hashed_bytes},
        {"weight_memory_bytes", memory.weight_bytes},
        {"kv_bytes", memory.kv_bytes},
        {"kv_pool", loaded.kv.arithmetic},

@@ -330,6 +330,8 @@ void WorkerServer::LogReady(double load_seconds, double warm_up_seconds) const {
        {"parameters", opened_.parameters},
        {"weight_dtype", opened_.weight_dtype},
        {"weight_bytes", opened_.weight_bytes},
+       {"file_bytes", opened_.file_bytes},
+       {"hashed_bytes", opened_.hashed_bytes},
        {"device", opened_.device},
        {"threads", opened_.threads},
        {"ranks", Ranks(opened_)},
