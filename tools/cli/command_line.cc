@@ -209,6 +209,18 @@ void AddValidate(CLI::App& app, ValidateOptions& options) {
       "Example: terrace validate deploy/demo/cluster.yaml");
 }
 
+void AddDigest(CLI::App& app, DigestOptions& options) {
+  CLI::App* const digest = app.add_subcommand(
+      "digest",
+      "Write the hashes of a model's weights beside it, so that each rank of a group reads its part alone.");
+  digest->add_option("--model", options.model, "model folder or .gguf")->type_name("MODEL")->required();
+  digest->add_flag("--check", options.check,
+                   "instead: whether the weights are those of the list that is there");
+  digest->footer(
+      "Exit code 1 with --check: they are not. docs/how-to/tensor-parallel.md says who reads the list.\n"
+      "Example: terrace digest --model models/terrace-demo-base");
+}
+
 // --fit, which is returned, and what goes with it.
 CLI::Option* AddFit(CLI::App& inspect, InspectFitOptions& options) {
   auto* const fit =
@@ -447,6 +459,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   VerifyManifestOptions verify_manifest;
   ReportOptions report;
   PlanOptions plan;
+  DigestOptions digest;
   CLI::App app(kAbout, "terrace");
   app.set_version_flag("--version", Concat("terrace ", kVersion));
   app.require_subcommand(0, 1);
@@ -456,6 +469,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   AddGenerate(app, generate);
   AddStatus(app, status);
   AddInspect(app, inspect);
+  AddDigest(app, digest);
   AddEvaluate(app, evaluate);
   AddCalibrate(app, calibrate);
   AddTrainRouter(app, train_router);
@@ -520,6 +534,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& arguments) {
   if (name == "verify-manifest") return {name, verify_manifest};
   if (name == "report") return {name, report};
   if (name == "plan") return {name, plan};
+  if (name == "digest") return {name, digest};
   return {name, evaluate};
 }
 

@@ -11,6 +11,7 @@
 #include "tools/cli/certify.h"
 #include "tools/cli/chat.h"
 #include "tools/cli/demo.h"
+#include "tools/cli/digest.h"
 #include "tools/cli/distill.h"
 #include "tools/cli/evaluate.h"
 #include "tools/cli/generate.h"
@@ -37,7 +38,7 @@ using CommandOptions =
     std::variant<ShowText, UpOptions, DemoOptions, ChatOptions, GenerateOptions, StatusOptions,
                  InspectOptions, EvaluateOptions, CalibrateOptions, TrainRouterOptions, SynthesizeOptions,
                  BenchOptions, KeyOptions, ValidateOptions, QuantizeOptions, PruneOptions, DistillOptions,
-                 CertifyOptions, VerifyManifestOptions, ReportOptions, PlanOptions>;
+                 CertifyOptions, VerifyManifestOptions, ReportOptions, PlanOptions, DigestOptions>;
 
 struct CommandLine {
   std::string command;               // "generate"; "" when the error came before it was known

@@ -110,6 +110,10 @@ TEST(CommandLine, EveryCommandParses) {
   EXPECT_EQ(Parse<StatusOptions>({"status", "--once"}).refresh, StatusOptions::Refresh::kNever);
   EXPECT_EQ(Parse<StatusOptions>({"status", "--watch"}).refresh, StatusOptions::Refresh::kAlways);
   EXPECT_TRUE(Parse<InspectOptions>({"inspect", "m", "--tensors"}).all_tensors);
+  EXPECT_EQ(Parse<DigestOptions>({"digest", "--model", "m"}).model, "m");
+  EXPECT_FALSE(Parse<DigestOptions>({"digest", "--model", "m"}).check);
+  EXPECT_TRUE(Parse<DigestOptions>({"digest", "--model", "m", "--check"}).check);
+  EXPECT_FALSE(ParseCommandLine({"digest"}).options.ok()) << "of which model";
   const auto fit =
       Parse<InspectOptions>({"inspect", "m", "--fit", "8x80GB", "--batch", "64", "--context", "999",
                              "--prompt-tokens", "7", "--kv-dtype", "int8", "--weights", "q4_k"})
@@ -554,8 +558,9 @@ TEST(CommandLine, NumbersAreFiniteTimesHaveUnitsAndTheLimitIsSaid) {
 }
 
 TEST(CommandLine, HelpNamesEveryFlagAndAnExample) {
-  for (const char* command : {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize",
-                              "quantize", "prune", "bench", "certify", "verify-manifest", "report", "plan"}) {
+  for (const char* command :
+       {"up", "demo", "chat", "generate", "status", "inspect", "evaluate", "synthesize", "quantize", "prune",
+        "bench", "certify", "verify-manifest", "report", "plan", "digest"}) {
     EXPECT_THAT(Parse<ShowText>({command, "--help"}).text, HasSubstr(Concat(": terrace ", command)))
         << command;
     EXPECT_THAT(Parse<ShowText>({"--help"}).text, HasSubstr(command));

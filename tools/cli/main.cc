@@ -38,6 +38,7 @@ struct Dispatch {
   }
   Status operator()(const ReportOptions& options) const { return RunReport(options, context); }
   Status operator()(const PlanOptions& options) const { return RunPlan(options, context); }
+  Status operator()(const DigestOptions& options) const { return RunDigest(options, context); }
 };
 
 }  // namespace
