@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -86,6 +87,40 @@ class JoinTest(unittest.TestCase):
             self.assertFalse([r for r in leads.log_records() if r["event"] == "worker_ready"])
             with start("base", 1):
                 wait_until(lambda: [r for r in leads.log_records() if r["event"] == "worker_ready"], "the group is ready")
+
+
+class DigestListTest(unittest.TestCase):
+    def test_a_rank_verifies_what_it_uses_and_a_damaged_copy_is_refused_where_it_lies(self):
+        with tempfile.TemporaryDirectory(prefix="terrace-digest-") as folder:
+            whole, damaged = pathlib.Path(folder, "whole"), pathlib.Path(folder, "damaged")
+            shutil.copytree(MODELS / "terrace-demo-nano", whole)
+            subprocess.run([BIN / "terrace", "digest", "--model", whole], check=True, capture_output=True)
+            shutil.copytree(whole, damaged)
+            weights = damaged / "model.safetensors"
+            weights.chmod(0o644)
+            content = bytearray(weights.read_bytes())
+            content[-1] ^= 1
+            weights.write_bytes(content)
+            leader, grpc, ops = steady_ports(3)
+            config = {"grpc": f"127.0.0.1:{grpc}", "ops": f"127.0.0.1:{ops}", "engine": {"threads": 1}}
+
+            def settings(model, rank):
+                return {**config, "model": str(model), "group": {"ranks": 2, "rank": rank, "leader": f"127.0.0.1:{leader}"}}
+
+            path = pathlib.Path(folder, "worker.yaml")
+            path.write_text(json.dumps(settings(damaged, 1)))
+            refused = subprocess.run([BIN / "terrace-worker", "--config", path], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+            self.assertEqual(refused.returncode, 65, refused.stderr)
+            self.assertIn(f"{weights}: its bytes from 0 up to {len(content)} have the hash", refused.stderr)
+            checked = subprocess.run([BIN / "terrace", "digest", "--model", damaged, "--check"], capture_output=True, text=True)
+            self.assertEqual(checked.returncode, 1, checked.stderr)
+            with Process(BIN / "terrace-worker", "worker_group_forms", config=settings(whole, 0)) as leads:
+                with Process(BIN / "terrace-worker", "worker_group_forms", config=settings(whole, 1)):
+                    wait_until(lambda: [r for r in leads.log_records() if r["event"] == "worker_ready"], "the group is ready")
+                    (ready,) = [r for r in leads.log_records() if r["event"] == "worker_ready"]
+                    self.assertEqual([ready["file_bytes"], ready["hashed_bytes"]], [len(content)] * 2)  # one piece
+                    os.kill(leads.pid, signal.SIGTERM)
+                    leads.process.wait(PATIENCE_SECONDS)
 
 
 class TlsTest(unittest.TestCase):
