@@ -80,48 +80,10 @@ std::string FfnText(const Cut& cut, const PruneReport& report) {
 // Of a step that reads less than before; "" of others, which do not become faster.
 std::string TimesText(const PruneOptions& options, const PruneReport& report, const CommandContext& context) {
   if (options.no_step_times || report.step_bytes_after >= report.step_bytes_before) return "";
-  StepComparisonOptions comparison;
-  comparison.before = {
-      .model = options.model, .threads = options.threads, .device = "cpu", .is_cancelled = [&context] {
-        return context.shutdown.IsPending();
-      }};
-  comparison.after = comparison.before;
-  comparison.after.model = options.out;
-  const auto steps = CompareSteps(comparison);
-  // The model is written: no error.
-  return steps.ok() ? StepTimesText(*steps)
-                    : Concat("what a step takes was not measured: ", Message(steps.status()), "\n");
-}
-
-std::string Listed(const std::vector<std::string>& words) {
-  std::string out;
-  for (size_t i = 0; i < words.size(); ++i)
-    out += Concat(i == 0 ? "" : i + 1 == words.size() ? " and " : ", ", words[i]);
-  return out;
+  return StepTimesText(MeasureSteps(options, context));
 }
 
 }  // namespace
-
-std::string StepTimesText(std::span<const ComparedSteps> steps) {
-  constexpr double kTelling = 0.03;  // of the ratio
-  std::vector<std::vector<std::string>> rows = {
-      {"a step of decoding here", "before", "after", "after / before"}};
-  std::vector<std::string> pays, pays_not;
-  for (const ComparedSteps& each : steps) {
-    rows.push_back({FormatCount(each.batch, "answer"), FormatSeconds(each.before_seconds),
-                    FormatSeconds(each.after_seconds), FormatFixed(each.ratio, 2)});
-    (each.ratio < 1 - kTelling ? pays : pays_not).push_back(std::to_string(each.batch));
-  }
-  std::string verdict = "on these CPUs ";
-  if (pays.empty()) {
-    verdict += "it does not pay: no step takes less";
-  } else if (pays_not.empty()) {
-    verdict += "it pays: each step takes less";
-  } else {
-    verdict += Concat("it pays at batch ", Listed(pays), ", and does not at batch ", Listed(pays_not));
-  }
-  return Concat(FormatTable(rows, 1), verdict, "\n");
-}
 
 Status RunPrune(const PruneOptions& options, const CommandContext& context) {
   const MonoTime start = RealClock().Now();

@@ -48,9 +48,7 @@ void AddPrune(CLI::App& app, PruneOptions& options) {
       ->type_name(kWholeNumber);
   prune->add_flag("--no-repair", options.no_repair,
                   "of --remove-...: what is left does not make up for what went");
-  prune->add_flag(
-      "--no-step-times", options.no_step_times,
-      "do not measure what a step of decoding takes before and after, with both models in memory");
+  AddStepTimes(*prune, options);
   AddRewriteSettings(*prune, options, "magnitude can do without", "of sparsegpt and of repair");
   prune->footer(
       "Example: terrace prune --model models/terrace-demo-base --pattern 2:4 --out base-2of4 "

@@ -62,6 +62,17 @@ StatusOr<QuantizeRequest> MakeRequest(const QuantizeOptions& options, const Comm
 
 }  // namespace
 
+std::string FasterText(double asked, std::span<const ComparedSteps> steps) {
+  const double measured = 1 / steps.front().ratio - 1;
+  std::string text = Concat("one answer is decoded ", FormatFixed(100 * measured, 1), "% faster, ",
+                            FormatFixed(100 * asked, 1), "% asked");
+  if (measured < asked)
+    text +=
+        ": less than the bytes say, as where matrices stay in the cache; ask for more, or measure where "
+        "it will be served";
+  return text + "\n";
+}
+
 Status RunQuantize(const QuantizeOptions& options, const CommandContext& context) {
   const MonoTime start = RealClock().Now();
   ASSIGN_OR_RETURN(const QuantizeRequest request, MakeRequest(options, context));
@@ -76,6 +87,10 @@ Status RunQuantize(const QuantizeOptions& options, const CommandContext& context
   if (request.target.is_fp8)
     context.out << "on CPUs it takes about " << FormatBytes(BytesAsBf16(*report)) << ", as BF16\n";
   if (options.budget.is_set()) context.out << MixtureText(options.budget, report->mixture);
+  if (options.budget.faster > 0 && !options.no_step_times) {
+    const auto steps = MeasureSteps(options, context);
+    context.out << StepTimesText(steps) << (steps.ok() ? FasterText(options.budget.faster, *steps) : "");
+  }
   context.out << CalibrationText(*report) << "report: " << report->path << "\n";
   return Status();
 }

@@ -1,6 +1,7 @@
 // `terrace quantize`: a smaller model of a model.
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "base/status.h"
@@ -17,6 +18,10 @@ struct QuantizeOptions : RewriteOptions {
   bool imatrix = false;  // levels are searched for by what goes into the linears
   QuantizeBudget budget;
 };
+
+// Of a budget by speed: whether a step of one answer is faster by `asked`, a share, as it was planned by
+// bytes.
+std::string FasterText(double asked, std::span<const ComparedSteps> steps);
 
 // Tells each layer as it is done, and what came of all.
 Status RunQuantize(const QuantizeOptions& options, const CommandContext& context);

@@ -37,7 +37,7 @@ void AddBudget(CLI::App& quantize, QuantizeBudget& budget) {
             budget.faster = ValueOrThrow("--faster", ParsePercent(text));
           },
           "the same, as far as tokens are decoded faster by at least this, by the bytes of weights that one "
-          "reads: 20%")
+          "reads: 20%; what it comes to here is measured at the end")
       ->type_name("PERCENT")
       ->excludes(fit);
   quantize
@@ -75,6 +75,7 @@ void AddQuantize(CLI::App& app, QuantizeOptions& options) {
   quantize->add_flag("--imatrix", options.imatrix,
                      "of rtn and smoothquant: weigh errors by activations when scales are chosen");
   AddBudget(*quantize, options.budget);
+  AddStepTimes(*quantize, options);
   quantize->footer(
       "Examples: terrace quantize --model models/terrace-demo-base --to int4-g64 --out base-int4 "
       "--calibration models/eval/calibration.jsonl\n"

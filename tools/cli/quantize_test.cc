@@ -100,6 +100,8 @@ TEST_F(QuantizeCommand, ABudgetTellsWhatItCameTo) {
   TestContext faster, roomy;
   ASSERT_EQ(RunQuantize(options, faster.context), Status());
   EXPECT_THAT(faster.out.str(), HasSubstr("% faster of 20.0% asked; predicted divergence 0."));
+  EXPECT_THAT(faster.out.str(), HasSubstr("a step of decoding here"));
+  EXPECT_THAT(faster.out.str(), HasSubstr("% faster, 20.0% asked"));
   options.out += "-2";
   options.budget = {.bytes = uint64_t{1} << 30, .tokens = 50};
   ASSERT_EQ(RunQuantize(options, roomy.context), Status());
@@ -119,6 +121,14 @@ TEST_F(QuantizeCommand, CtrlCKeepsWhatIsFinishedAndTheSameCommandGoesOn) {
   TestContext test;
   EXPECT_EQ(RunQuantize(Options(), test.context), Status());
   EXPECT_TRUE(fs::exists(Options().out));
+}
+
+TEST(FasterText, ComparesWhatIsMeasuredWithWhatIsAsked) {
+  const auto steps = [](double ratio) {
+    return std::vector<ComparedSteps>{{.batch = 1, .ratio = ratio}, {.batch = 16, .ratio = 9}};
+  };
+  EXPECT_EQ(FasterText(0.25, steps(0.5)), "one answer is decoded 100.0% faster, 25.0% asked\n");
+  EXPECT_THAT(FasterText(0.25, steps(0.9)), HasSubstr("11.1% faster, 25.0% asked: less than the bytes say"));
 }
 
 }  // namespace

@@ -15,6 +15,13 @@ namespace {
 constexpr size_t kShownWorst = 5;
 constexpr uint32_t kMaxThreads = 1024;
 
+std::string Listed(const std::vector<std::string>& words) {
+  std::string out;
+  for (size_t i = 0; i < words.size(); ++i)
+    out += Concat(i == 0 ? "" : i + 1 == words.size() ? " and " : ", ", words[i]);
+  return out;
+}
+
 }  // namespace
 
 void AddRewritePaths(CLI::App& command, RewriteOptions& options) {
@@ -98,6 +105,46 @@ std::string WorstText(const RewriteReport& report) {
   for (const LinearReport* linear : linears)
     rows.push_back({linear->name, linear->dtype, FormatFixed(linear->relative_error, 4)});
   return FormatTable(rows, 2);
+}
+
+void AddStepTimes(CLI::App& command, RewriteOptions& options) {
+  command.add_flag(
+      "--no-step-times", options.no_step_times,
+      "do not measure what a step of decoding takes before and after, with both models in memory");
+}
+
+StatusOr<std::vector<ComparedSteps>> MeasureSteps(const RewriteOptions& options,
+                                                  const CommandContext& context) {
+  StepComparisonOptions comparison;
+  comparison.before = {
+      .model = options.model, .threads = options.threads, .device = "cpu", .is_cancelled = [&context] {
+        return context.shutdown.IsPending();
+      }};
+  comparison.after = comparison.before;
+  comparison.after.model = options.out;
+  return CompareSteps(comparison);
+}
+
+std::string StepTimesText(const StatusOr<std::vector<ComparedSteps>>& steps) {
+  constexpr double kTelling = 0.03;  // of the ratio
+  if (!steps.ok()) return Concat("what a step takes was not measured: ", Message(steps.status()), "\n");
+  std::vector<std::vector<std::string>> rows = {
+      {"a step of decoding here", "before", "after", "after / before"}};
+  std::vector<std::string> pays, pays_not;
+  for (const ComparedSteps& each : *steps) {
+    rows.push_back({FormatCount(each.batch, "answer"), FormatSeconds(each.before_seconds),
+                    FormatSeconds(each.after_seconds), FormatFixed(each.ratio, 2)});
+    (each.ratio < 1 - kTelling ? pays : pays_not).push_back(std::to_string(each.batch));
+  }
+  std::string verdict = "on these CPUs ";
+  if (pays.empty()) {
+    verdict += "it does not pay: no step takes less";
+  } else if (pays_not.empty()) {
+    verdict += "it pays: each step takes less";
+  } else {
+    verdict += Concat("it pays at batch ", Listed(pays), ", and does not at batch ", Listed(pays_not));
+  }
+  return Concat(FormatTable(rows, 1), verdict, "\n");
 }
 
 }  // namespace terrace

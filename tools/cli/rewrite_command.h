@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "base/status.h"
 #include "tools/cli/command_context.h"
 #include "tools/optimize/model_rewriter.h"
+#include "tools/report/step_comparison.h"
 
 namespace terrace {
 
@@ -18,6 +20,8 @@ struct RewriteOptions {
   CalibrationOptions calibration;
   double damping = kDefaultDamping;
   uint32_t threads = 0;  // 0: all cores this process may use
+  // Where a step of a worker reads less than before: do not measure what it takes on this machine.
+  bool no_step_times = false;
 };
 
 // --model and --out.
@@ -25,6 +29,9 @@ void AddRewritePaths(CLI::App& command, RewriteOptions& options);
 // --calibration, --samples, --seed, --damping and --threads; `data` and `damping` are added to their help.
 void AddRewriteSettings(CLI::App& command, RewriteOptions& options, const std::string& data,
                         const std::string& damping);
+
+// --no-step-times.
+void AddStepTimes(CLI::App& command, RewriteOptions& options);
 
 template <typename Entries>
 std::vector<std::string> Names(const Entries& entries) {
@@ -57,5 +64,12 @@ std::string CalibrationText(const RewriteReport& report);
 
 // The linears with the largest errors.
 std::string WorstText(const RewriteReport& report);
+
+// Steps of decoding on CPUs of what was read and of what was written. Errors of CompareSteps.
+StatusOr<std::vector<ComparedSteps>> MeasureSteps(const RewriteOptions& options,
+                                                  const CommandContext& context);
+// What was measured, and for how many answers at once it pays: whether steps take less by more than what two
+// measurements of the same differ in. An error is told: the model is written.
+std::string StepTimesText(const StatusOr<std::vector<ComparedSteps>>& steps);
 
 }  // namespace terrace
