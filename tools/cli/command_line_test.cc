@@ -349,6 +349,7 @@ TEST(CommandLine, PlanReadsEveryFlag) {
   EXPECT_EQ(options.traffic.requests, 50u);
   EXPECT_EQ(options.traffic.seed, 7u);
   EXPECT_THAT(options.techniques, ElementsAre("q8_0"));
+  EXPECT_FALSE(options.combine);
   EXPECT_EQ(options.mixed_bytes, 2u << 20);
   EXPECT_EQ(options.variants.size(), 1u);
   EXPECT_EQ(options.report, "r");

@@ -137,6 +137,12 @@ class PlanRun {
       ASSIGN_OR_RETURN(variants_.emplace_back(), MakeVariant(*FindTechnique(name), make, context_));
     }
     variants_.insert(variants_.end(), options_.variants.begin(), options_.variants.end());
+    if (!options_.combine) return {};
+    for (ReportVariant& each : CombinationsOf(variants_)) {
+      const auto same = std::ranges::find(variants_, each.name, &ReportVariant::name);
+      if (same != variants_.end()) return InvalidArgument("--combine: two plans are named ", each.name);
+      variants_.push_back(std::move(each));
+    }
     return {};
   }
 

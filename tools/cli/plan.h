@@ -26,6 +26,7 @@ struct PlanOptions {
   std::vector<uint32_t> ranks = {1};         // that a worker is run on, each considered: powers of two
   std::vector<std::string> techniques = {};  // names of kReportTechniques, or "all"
   std::vector<ReportVariant> variants = {};
+  bool combine = false;                      // consider CombinationsOf those, too
   std::vector<ReportCascade> cascades = {};  // of those and the baseline; the report has to have them
   CalibrationOptions calibration = {};       // of techniques that need it
   uint64_t mixed_bytes = 0;                  // as of MakeOptions

@@ -135,6 +135,9 @@ void AddPlan(CLI::App& app, PlanOptions& options) {
   AddConstraints(*plan, options.constraints);
   AddTraffic(*plan, *load, options.traffic, options.trace);
   AddVariantOptions(*plan, *variants, {options.calibration, options.mixed_bytes, options.work});
+  plan->add_flag("--combine", options.combine,
+                 "consider also every combination of the weights, types of keys and values and drafters that "
+                 "these have");
   plan->add_option(
           "--report", options.report,
           "report.json of terrace report: what the answers of each way are worth, and how often drafts "

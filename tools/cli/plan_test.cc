@@ -151,6 +151,15 @@ TEST_F(PlanCommand, SmallerKeysAndValuesAreSuggestedWhereTheMemoryIsShortAndJudg
   EXPECT_THAT(roomy.out.str(), Not(HasSubstr(kHint)));
 }
 
+TEST_F(PlanCommand, CombinationsArePlannedBesideTheirParts) {
+  options_.techniques = {"q8_0", "kv-int8"};
+  options_.combine = true;
+  ASSERT_TRUE(RunPlan(options_, test_.context).ok()) << test_.out.str();
+  EXPECT_THAT(test_.out.str(), HasSubstr("q8_0.kv-int8"));
+  options_.variants = {{.name = "q8_0.kv-int8", .model = options_.target.model}};
+  EXPECT_THAT(Message(RunPlan(options_, test_.context)), HasSubstr("two plans are named q8_0.kv-int8"));
+}
+
 TEST_F(PlanCommand, ACascadeIsPlannedFromTheSharesOfAReport) {
   options_.variants = {{.name = "small", .model = kSmall}};
   options_.cascades = {{.tiers = {"baseline", "small"}, .thresholds = {-0.5, -0.25}}};

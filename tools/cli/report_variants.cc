@@ -206,6 +206,37 @@ Status CheckNames(std::span<const std::string> techniques, std::span<const Repor
   return {};
 }
 
+std::vector<ReportVariant> CombinationsOf(std::span<const ReportVariant> variants) {
+  const ReportVariant& baseline = variants.front();
+  std::vector<const ReportVariant*> weights, types = {nullptr}, drafters = {nullptr};
+  for (const ReportVariant& each : variants) {
+    const bool has_types = !each.kv_dtype.empty(), drafts = each.drafter != "none";
+    if (!has_types && !drafts) weights.push_back(&each);
+    if (each.model != baseline.model || each.compute != baseline.compute) continue;
+    if (has_types && !drafts) types.push_back(&each);
+    if (!has_types && drafts) drafters.push_back(&each);
+  }
+  std::vector<ReportVariant> out;
+  for (const ReportVariant* const of : weights) {
+    for (const ReportVariant* const type : types) {
+      for (const ReportVariant* const drafter : drafters) {
+        std::vector<const ReportVariant*> parts = {of, type, drafter};
+        std::erase_if(parts, [&](const auto* part) { return part == nullptr || part == &baseline; });
+        if (parts.size() < 2) continue;
+        ReportVariant& combined = out.emplace_back(*of);
+        combined.name = "";
+        for (const ReportVariant* const part : parts)
+          combined.name += Concat(combined.name.empty() ? "" : ".", part->name);
+        if (type != nullptr) combined.kv_dtype = type->kv_dtype;
+        if (drafter == nullptr) continue;
+        combined.drafter = drafter->drafter;
+        combined.draft_model = drafter->draft_model;
+      }
+    }
+  }
+  return out;
+}
+
 ModelTarget TargetOf(ModelTarget baseline, const ReportVariant& variant) {
   baseline.model = variant.model;
   if (!variant.compute.empty()) baseline.compute = variant.compute;

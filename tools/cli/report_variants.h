@@ -44,6 +44,11 @@ inline constexpr char kBaseline[] = "baseline";  // the name of the row that oth
 Status CheckNames(std::span<const std::string> techniques, std::span<const ReportVariant> variants,
                   std::span<const ReportCascade> cascades, const char* row);
 
+// What comes of putting `variants`, of which the first is the baseline, together: every model with its own
+// weights, every type of keys and values and every drafter that one of them has alone, in all combinations
+// that none of them is. Named after their parts: "int8.kv-int8.ngram".
+std::vector<ReportVariant> CombinationsOf(std::span<const ReportVariant> variants);
+
 // `baseline` with a variant's model and types. Who drafts is left to the caller.
 ModelTarget TargetOf(ModelTarget baseline, const ReportVariant& variant);
 

@@ -1,5 +1,6 @@
 #include "tools/cli/report_variants.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -88,6 +89,31 @@ TEST(ParseCascade, SaysWhatIsWrong) {
     EXPECT_EQ(ExitCodeFor(status), kExitUsage) << text;
     EXPECT_THAT(Message(status), HasSubstr(error)) << text;
   }
+}
+
+TEST(CombinationsOf, AreAllThatNoVariantIsAlready) {
+  const std::vector<ReportVariant> variants = {
+      {.name = "baseline", .model = "m"},
+      {.name = "int8", .model = "m8"},
+      {.name = "int4", .model = "m4"},
+      {.name = "kv-int8", .model = "m", .kv_dtype = "int8"},
+      {.name = "ngram", .model = "m", .drafter = "ngram"},
+      {.name = "drafted", .model = "m", .drafter = "model", .draft_model = "d"},
+      {.name = "own", .model = "m4", .kv_dtype = "fp8", .drafter = "ngram"}};  // is one already
+  const std::vector<ReportVariant> combinations = CombinationsOf(variants);
+  std::vector<std::string> names;
+  for (const ReportVariant& each : combinations) names.push_back(each.name);
+  EXPECT_THAT(names, testing::UnorderedElementsAre(
+                         "int8.kv-int8", "int8.ngram", "int8.drafted", "int8.kv-int8.ngram",
+                         "int8.kv-int8.drafted", "int4.kv-int8", "int4.ngram", "int4.drafted",
+                         "int4.kv-int8.ngram", "int4.kv-int8.drafted", "kv-int8.ngram", "kv-int8.drafted"));
+  const auto all = std::ranges::find(combinations, "int4.kv-int8.drafted", &ReportVariant::name);
+  ASSERT_NE(all, combinations.end());
+  EXPECT_EQ(all->model, "m4");
+  EXPECT_EQ(all->kv_dtype, "int8");
+  EXPECT_EQ(all->drafter, "model");
+  EXPECT_EQ(all->draft_model, "d");
+  EXPECT_TRUE(CombinationsOf(std::span(variants).first(3)).empty()) << "weights alone";
 }
 
 TEST(CheckVariants, SaysWhatIsWrongBeforeAnythingIsMade) {
