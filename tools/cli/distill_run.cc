@@ -95,7 +95,9 @@ Status TrainStudent(const DistillOptions& options, const CommandContext& context
     return context.shutdown.IsPending() ? Cancelled("interrupted") : Status();
   };
   ProgressBar bar(context, "asking the teacher");
+  bool makes_cache = false;
   request.on_cache = [&](uint64_t done, uint64_t total) {
+    makes_cache = done < total;
     bar.Show(done, total);
     return unless_interrupted();
   };
@@ -105,8 +107,11 @@ Status TrainStudent(const DistillOptions& options, const CommandContext& context
     return unless_interrupted();
   };
   const StatusOr<DistillReport> report = Distill(request);
-  if (report.status().code() == StatusCode::kCancelled)
-    return Cancelled("interrupted; the same command goes on where this one was");
+  if (report.status().code() == StatusCode::kCancelled) {
+    return Cancelled(makes_cache
+                         ? "interrupted; the same command asks the teacher anew, from the first row on"
+                         : "interrupted; the same command goes on where this one was");
+  }
   if (!report.ok()) return report.status();
   Tell(*report, request.out, Seconds(RealClock().Now() - start), context);
   return Status();

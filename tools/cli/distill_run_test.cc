@@ -51,6 +51,17 @@ TEST_F(DistillRun, TellsHowFarItIsAndWhatCameOfIt) {
   EXPECT_THAT(out, HasSubstr("report: " + Options().request.out + ".distill.json"));
 }
 
+TEST_F(DistillRun, CtrlCWhileTheTeacherIsAskedSaysThatItIsAskedAnew) {
+  DistillOptions options = Options();
+  options.request.teacher_cache = folder_ / "cache";
+  TestContext test;
+  ASSERT_EQ(::raise(SIGINT), 0);
+  const Status status = TrainStudent(options, test.context);
+  EXPECT_EQ(status.code(), StatusCode::kCancelled) << status;
+  EXPECT_THAT(Message(status), HasSubstr("asks the teacher anew"));
+  EXPECT_FALSE(fs::exists(options.request.teacher_cache));
+}
+
 TEST_F(DistillRun, CtrlCKeepsWhatIsDoneAndTheSameCommandGoesOn) {
   {
     TestContext test;  // blocks the signal: it waits until the command looks
