@@ -324,7 +324,8 @@ const std::vector<MetricInfo> kMetrics = {
      kGauge,
      "Replicas of the tier that would be ready, but for their model: no manifest lets it in. Reasons: "
      "manifest_unreadable, manifest_malformed, manifest_unknown_key, manifest_bad_signature, "
-     "manifest_other_model, manifest_other_baseline, manifest_failed, manifest_outside_limits.",
+     "manifest_other_model, manifest_other_arithmetic, manifest_other_baseline, manifest_failed, "
+     "manifest_outside_limits.",
      {"tier", "reason"},
      {}},
 
