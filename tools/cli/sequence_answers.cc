@@ -9,38 +9,17 @@
 #include "base/rng.h"
 #include "text/detokenizer.h"
 #include "text/stop_matcher.h"
+#include "worker/server/proto_convert.h"
 
 namespace terrace {
 namespace {
 
 constexpr uint32_t kMaxChoices = 16;  // as the router has it
 
-SamplingParams ToSamplingParams(const v1::SamplingParams& from) {
-  SamplingParams params;
-  if (from.has_temperature()) params.temperature = from.temperature();
-  if (from.has_top_k()) params.top_k = from.top_k();
-  if (from.has_top_p()) params.top_p = from.top_p();
-  if (from.has_min_p()) params.min_p = from.min_p();
-  if (from.has_repetition_penalty()) params.repetition_penalty = from.repetition_penalty();
-  if (from.has_presence_penalty()) params.presence_penalty = from.presence_penalty();
-  if (from.has_frequency_penalty()) params.frequency_penalty = from.frequency_penalty();
-  params.logit_bias.assign(from.logit_bias().begin(), from.logit_bias().end());
-  params.seed = from.has_seed() ? from.seed() : std::random_device()();
-  return params;
-}
-
-v1::FinishReason ToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled:
-      return v1::FINISH_REASON_CANCELLED;
-    case FinishReason::kError:
-      return v1::FINISH_REASON_ERROR;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
+// A seed is drawn where none is given.
+StatusOr<SamplingParams> SamplingOf(v1::SamplingParams from) {
+  if (!from.has_seed()) from.set_seed(std::random_device()());
+  return ToSamplingParams(from);
 }
 
 void ToProto(const SampledToken& token, v1::OutputToken& out) {
@@ -80,7 +59,7 @@ StatusOr<SequenceSpec> FirstSequence(const v1::GenerateRequest& request, const T
   }
   if (spec.prompt.empty()) return InvalidArgument("the prompt has no token");
   spec.request_id = request.request_id();
-  spec.sampling = ToSamplingParams(request.sampling());
+  ASSIGN_OR_RETURN(spec.sampling, SamplingOf(request.sampling()));
   spec.max_tokens = request.max_tokens();
   spec.stop_tokens.assign(request.stop_tokens().begin(), request.stop_tokens().end());
   spec.ignore_eos = request.ignore_eos();

@@ -50,11 +50,14 @@ StatusOr<ComparedSteps> OfBatch(uint32_t batch, MeteredEngine& before, MeteredEn
   RETURN_IF_ERROR(after.Step(batch, options).status());
   std::vector<double> befores, afters, ratios;
   const MonoTime start = RealClock().Now();
-  while (ratios.size() < options.least_rounds || Seconds(RealClock().Now() - start) < options.least_seconds) {
+  double seconds = 0;
+  do {
     ASSIGN_OR_RETURN(befores.emplace_back(), before.Step(batch, options));
     ASSIGN_OR_RETURN(afters.emplace_back(), after.Step(batch, options));
     ratios.push_back(afters.back() / befores.back());
-  }
+    seconds = Seconds(RealClock().Now() - start);
+  } while (seconds < options.least_seconds ||
+           (ratios.size() < options.least_rounds && seconds < options.most_seconds));
   return ComparedSteps{.batch = batch,
                        .before_seconds = Median(std::move(befores)),
                        .after_seconds = Median(std::move(afters)),

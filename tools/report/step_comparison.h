@@ -17,9 +17,10 @@ struct StepComparisonOptions {
   OpenEngineOptions before = {}, after = {};
   std::vector<uint32_t> batches = {1, 16};  // sequences that are decoded together
   uint32_t prompt_tokens = 8, answer_tokens = 24;
-  // Of each batch, after one round that does not count: at least so many, for at least so long.
+  // Of each batch, after one round that does not count: at least so many, for at least so long; no more begin
+  // after so long, as of large models.
   uint32_t least_rounds = 5;
-  double least_seconds = 0.4;
+  double least_seconds = 0.4, most_seconds = 20;
 };
 
 struct ComparedSteps {

@@ -102,17 +102,15 @@ class Loader {
 
   // The first `most_rows` rows of that, or all, made. Appends to `held` what the result borrows.
   StatusOr<WeightMatrix> Make(const Source& source, size_t most_rows, std::vector<HeldRows>& held) const {
-    const WeightMatrix whole = OutlineOf(*source.tensor);
-    IndexRange rows = {.begin = 0, .end = whole.rows}, columns = {.begin = 0, .end = whole.columns};
-    if (options_.shard != nullptr) {
-      const TensorPart part = terrace::PartOf(*options_.shard, *options_.config, source.kind, source.layer);
-      if (part.rows) rows = *part.rows;
-      if (!part.columns.empty()) columns = {part.columns.front().begin, part.columns.back().end};
-    }
+    TensorPart part;
+    if (options_.shard != nullptr)
+      part = terrace::PartOf(*options_.shard, *options_.config, source.kind, source.layer);
+    IndexRange rows = part.rows.value_or(IndexRange{.begin = 0, .end = OutlineOf(*source.tensor).rows});
     rows.end = std::min(rows.end, rows.begin + most_rows);
     ASSIGN_OR_RETURN(HeldRows made, HeldRows::Hold(*source.tensor, rows.begin, rows.end, *options_.pool));
-    held.push_back(std::move(made));
-    return ColumnsOf(held.back().matrix(), columns.begin, columns.size());
+    const WeightMatrix& matrix = held.emplace_back(std::move(made)).matrix();
+    if (part.columns.empty()) return matrix;
+    return PartOfRank(source.kind, source.layer, matrix, *options_.config, *options_.shard);
   }
 
   // The parts with bytes.

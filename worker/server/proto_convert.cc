@@ -7,20 +7,6 @@ namespace {
 
 constexpr int kMostDraftTokens = 1 << 17;  // more are not looked at: no context holds them
 
-v1::FinishReason ToProto(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return v1::FINISH_REASON_STOP;
-    case FinishReason::kLength:
-      return v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled:
-      return v1::FINISH_REASON_CANCELLED;
-    case FinishReason::kError:
-      return v1::FINISH_REASON_ERROR;
-  }
-  return v1::FINISH_REASON_UNSPECIFIED;
-}
-
 AcceptanceState FromProto(const v1::DraftAcceptance& in) {
   return {.right = in.right(), .trials = in.trials(), .prior_trials = in.prior_trials(), .wait = in.wait()};
 }
@@ -93,6 +79,20 @@ std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point dea
                                        std::chrono::system_clock::time_point wall_now, MonoTime now) {
   if (deadline == std::chrono::system_clock::time_point::max()) return std::nullopt;
   return now + (deadline - wall_now);
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kError:
+      return v1::FINISH_REASON_ERROR;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
 }
 
 void ToProto(const SamplingParams& params, v1::SamplingParams& out) {

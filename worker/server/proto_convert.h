@@ -21,6 +21,7 @@ StatusOr<SequenceSpec> ToSequenceSpec(const v1::ExecuteRequest& request);
 std::optional<MonoTime> ToMonoDeadline(std::chrono::system_clock::time_point deadline,
                                        std::chrono::system_clock::time_point wall_now, MonoTime now);
 
+v1::FinishReason ToProto(FinishReason reason);
 void ToProto(const SamplingParams& params, v1::SamplingParams& out);
 void ToProto(const SampledToken& token, v1::GeneratedToken& out);
 void ToProto(const SpeculationStats& stats, v1::SpeculationTotals& out);
