@@ -205,14 +205,14 @@ Status CheckArithmetic(const Manifest& manifest, const Arithmetic& served) {
   const bool rounds_more = served.compute == "auto"  ? compute == "f32"
                            : served.compute == "fp8" ? compute != "fp8"
                                                      : false;
-  if (rounds_more)
-    return Refusal("manifest_other_arithmetic", "it is measured with compute ", Shown(compute),
-                   ", the worker has ", served.compute);
   const bool is_8_bits = served.kv_dtype == "int8" || served.kv_dtype == "fp8";
+  std::string differences;
+  if (rounds_more) differences = Concat("compute ", Shown(compute), ", the worker has ", served.compute);
   if (is_8_bits && kv_dtype != served.kv_dtype)
-    return Refusal("manifest_other_arithmetic", "it is measured with keys and values in ", Shown(kv_dtype),
-                   ", the worker has them in ", served.kv_dtype);
-  return {};
+    differences += Concat(differences.empty() ? "" : "; with ", "keys and values in ", Shown(kv_dtype),
+                          ", the worker has them in ", served.kv_dtype);
+  if (differences.empty()) return {};
+  return Refusal("manifest_other_arithmetic", "it is measured with ", differences);
 }
 
 Status CheckBaseline(const Manifest& manifest, std::string_view model_digest) {

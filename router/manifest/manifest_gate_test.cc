@@ -81,6 +81,11 @@ TEST_F(ManifestGateTest, AWorkerThatRoundsMoreThanWasMeasuredIsRefused) {
     EXPECT_EQ(verdict.ok(), c.is_let_in) << verdict;
     EXPECT_EQ(Reason(verdict), c.is_let_in ? "" : "manifest_other_arithmetic");
   }
+  Manifest both = TestManifest("m", "t");
+  both.report["candidate"]["in_process"] = {{"compute", "f32"}, {"kv_dtype", "f32"}};
+  EXPECT_THAT(Message(Load({Write("both", both, signer_.key)})->Check("m", "t", {"auto", "int8"})),
+              HasSubstr("compute f32, the worker has auto; with keys and values in f32, the worker has them"))
+      << "all that has to be measured anew, at once";
   Manifest silent = TestManifest("m", "t");
   silent.report.erase("candidate");
   const auto gate = Load({Write("silent", silent, signer_.key)});

@@ -48,7 +48,7 @@ Status Check(const std::string& model, const std::string& list, const IsCancelle
   RETURN_IF_ERROR(AsAnswer(opened.status()));
   const ListedFiles listed = opened->listed();
   RETURN_IF_ERROR(AsAnswer(VerifyPieces(listed, WholeFiles(listed.files), is_cancelled).status()));
-  Show(*opened, list, "agrees", context);
+  Show(*opened, list, "the weights agree", context);
   return {};
 }
 

@@ -55,7 +55,7 @@ TEST_P(DigestTest, WritesTheListThatRanksReadAndTellsTheDigest) {
   TestContext check;
   EXPECT_EQ(RunDigest({.model = model_, .check = true}, check.context), Status());
   EXPECT_THAT(check.out.str(), HasSubstr(Concat("digest  ", opened.digest.Hex())));
-  EXPECT_THAT(check.out.str(), HasSubstr(": agrees\n"));
+  EXPECT_THAT(check.out.str(), HasSubstr(": the weights agree\n"));
   EXPECT_FALSE(fs::exists(DigestListPath(model_) + ".new"));
 }
 

@@ -64,7 +64,10 @@ class PlanRun {
     RETURN_IF_ERROR(CheckNamesOnRanks());
     RETURN_IF_ERROR(CheckVariants(options_.techniques, options_.variants, options_.calibration));
     RETURN_IF_ERROR(CheckTargets(options_.techniques, options_.target.model, options_.mixed_bytes));
-    if (!options_.techniques.empty()) RETURN_IF_ERROR(MakeWorkFolder(options_.work, "models"));
+    if (!options_.techniques.empty()) {
+      constexpr const char* kFolders[] = {"models"};
+      ASSIGN_OR_RETURN(work_, OpenWorkFolder(options_.work, kFolders));
+    }
     RETURN_IF_ERROR(ReadTrace());
     RETURN_IF_ERROR(ReadReport());
     RETURN_IF_ERROR(MakeVariants());
@@ -395,6 +398,7 @@ class PlanRun {
                       std::back_inserter(broken));
     context_.out << "\n"
                  << FormatVerification(predicted, planned, result, costs)
+                 << FormatDrafts(tier.settings.drafts.acceptance, result.speculation)
                  << FormatMeasuredConstraints(broken);
     return broken;
   }
@@ -419,6 +423,7 @@ class PlanRun {
 
   const PlanOptions& options_;
   const CommandContext& context_;
+  Descriptor work_;  // locked
   Traffic traffic_;
   std::vector<TechniqueRow> rows_;       // of the report
   std::vector<ReportVariant> variants_;  // the baseline first

@@ -101,6 +101,13 @@ std::string FormatVerification(const ServingPrediction& predicted, const Serving
   return FormatTable(rows, 1);
 }
 
+std::string FormatDrafts(double planned, const SpeculationFigures& measured) {
+  const auto share = AcceptedShare(measured.verified, measured.accepted);
+  if (!share.has_value()) return "";
+  return Concat("drafts: planned with ", FormatFixed(planned, 2), " of them accepted; ",
+                FormatFixed(*share, 2), " of ", FormatCount(measured.verified, "drafted token"), " were\n");
+}
+
 Status MeasuredVerdict(const std::vector<std::string>& broken, const std::string& out) {
   if (broken.empty()) return {};
   return AnswerIsNo("--verify: what was measured breaks ", FormatCount(broken.size(), "limit"),

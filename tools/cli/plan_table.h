@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "tools/bench/level_result.h"
+#include "tools/bench/speculation_figures.h"
 #include "tools/plan/plan.h"
 
 namespace terrace {
@@ -28,6 +29,9 @@ std::string FormatVerification(const ServingPrediction& predicted, const Serving
                                const LevelResult& measured, const ServingCosts& measured_costs);
 
 // Below it: which limits measured figures break, in words as of BrokenFigures.
+// How often a drafted token was to be accepted, and the share of all that were; "" where none was verified.
+// The share is the lower one: those behind a wrong one count.
+std::string FormatDrafts(double planned, const SpeculationFigures& measured);
 std::string FormatMeasuredConstraints(const std::vector<std::string>& broken);
 
 // AnswerIsNo where they break any; it says that `out`, a file or "", was written before.

@@ -151,6 +151,12 @@ TEST_F(PlanCommand, SmallerKeysAndValuesAreSuggestedWhereTheMemoryIsShortAndJudg
   EXPECT_THAT(roomy.out.str(), Not(HasSubstr(kHint)));
 }
 
+TEST(FormatDrafts, ComparesTheShareOfDraftsWithWhatWasPlanned) {
+  EXPECT_EQ(FormatDrafts(0.5, {}), "") << "nothing was drafted";
+  EXPECT_EQ(FormatDrafts(0.5, {.verified = 200, .accepted = 20}),
+            "drafts: planned with 0.50 of them accepted; 0.10 of 200 drafted tokens were\n");
+}
+
 TEST_F(PlanCommand, CombinationsArePlannedBesideTheirParts) {
   options_.techniques = {"q8_0", "kv-int8"};
   options_.combine = true;

@@ -116,8 +116,8 @@ class ReportRun {
     scored_ = ScoredRows(rows_.rows);
     if (scored_.empty()) return InvalidArgument("--tasks: no row has a checker");
     RETURN_IF_ERROR(CheckDistinct(scored_));
-    for (const char* folder : {"answers", "rows", "models"})
-      RETURN_IF_ERROR(MakeWorkFolder(options_.work, folder));
+    constexpr const char* kFolders[] = {"answers", "rows", "models"};
+    ASSIGN_OR_RETURN(work_, OpenWorkFolder(options_.work, kFolders));
     return {};
   }
 
@@ -365,6 +365,7 @@ class ReportRun {
 
   const ReportOptions& options_;
   const CommandContext& context_;
+  Descriptor work_;  // locked
   const std::string processor_;
   EvaluationRows rows_;
   std::vector<TaskRow> scored_;

@@ -258,6 +258,17 @@ TEST_F(ReportCommand, GoesOnWhereItWasEnded) {
     EXPECT_EQ(again[member], whole[member]) << member;
 }
 
+// Each would have the other's work in its times.
+TEST_F(ReportCommand, NoTwoMeasureInOneFolder) {
+  constexpr const char* kFolders[] = {"rows"};
+  const auto other = OpenWorkFolder(options_.work, kFolders);
+  ASSERT_TRUE(other.ok()) << other.status();
+  TestContext test;
+  const Status status = RunReport(options_, test.context);
+  EXPECT_EQ(ExitCodeFor(status), kExitUnavailable) << status;
+  EXPECT_THAT(Message(status), HasSubstr("another process is at work there"));
+}
+
 TEST_F(ReportCommand, SpeedsAreMediansOfPassesWhichAreKept) {
   options_.speed_passes = 3;
   options_.techniques = {"kv-int8"};

@@ -1,8 +1,13 @@
 #include "tools/cli/report_variants.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <iterator>
@@ -308,11 +313,18 @@ StatusOr<std::vector<std::string>> ExpandTechniques(std::span<const std::string>
   return out;
 }
 
-Status MakeWorkFolder(const std::string& work, const char* name) {
-  const std::string folder = Concat(work, "/", name);
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  return error ? Unavailable("--work: ", folder, ": ", error.message()) : Status();
+StatusOr<Descriptor> OpenWorkFolder(const std::string& work, std::span<const char* const> folders) {
+  for (const char* const name : folders) {
+    const std::string folder = Concat(work, "/", name);
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error) return Unavailable("--work: ", folder, ": ", error.message());
+  }
+  Descriptor held(open(work.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!held.is_open()) return Unavailable("--work: ", work, ": ", std::strerror(errno));
+  if (flock(held.number(), LOCK_EX | LOCK_NB) == 0) return held;
+  return errno == EWOULDBLOCK ? Unavailable("--work: ", work, ": another process is at work there")
+                              : Unavailable("--work: ", work, ": cannot lock: ", std::strerror(errno));
 }
 
 StatusOr<ReportVariant> MakeVariant(const ReportTechnique& technique, const MakeOptions& options,

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/descriptor.h"
 #include "base/status.h"
 #include "tools/cli/command_context.h"
 #include "tools/cli/model_target.h"
@@ -102,8 +103,9 @@ StatusOr<std::vector<std::string>> ExpandTechniques(std::span<const std::string>
 Status CheckTargets(std::span<const std::string> techniques, const std::string& baseline,
                     uint64_t mixed_bytes);
 
-// A folder in --work. UNAVAILABLE.
-Status MakeWorkFolder(const std::string& work, const char* name);
+// Makes --work and folders in it. They are the caller's as long as the result lives: two that measure at once
+// would have each other's work in their times. UNAVAILABLE, also where another process is at work there.
+StatusOr<Descriptor> OpenWorkFolder(const std::string& work, std::span<const char* const> folders);
 
 struct MakeOptions {
   std::string baseline = {};              // a model, and

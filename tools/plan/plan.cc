@@ -176,13 +176,13 @@ class Planner {
   const PlanConstraints& constraints_;
 };
 
-// "price 0.52 of the first's" to the side that it speaks for.
-void Compare(const char* what, double value, double first, PlannedServing& plan) {
+// "price 0.52 of baseline's" to the side that it speaks for; `name` is the first candidate's.
+void Compare(const char* what, double value, double first, const std::string& name, PlannedServing& plan) {
   if (!(first > 0) || !(value > 0)) return;
   const double ratio = value / first;
   if (ratio > 1 - kTelling && ratio < 1 + kTelling) return;
   (ratio < 1 ? plan.reasons_for : plan.reasons_against)
-      .push_back(Concat(what, " ", FormatFixed(ratio, 2), " of the first row's"));
+      .push_back(Concat(what, " ", FormatFixed(ratio, 2), " of ", name, "'s"));
 }
 
 // What a smaller or a larger KV cache gives, where each has one tier.
@@ -190,11 +190,11 @@ void CompareKv(const PlanCandidate& candidate, const PlanCandidate& first_candid
                const PlannedServing& first, PlannedServing& plan) {
   if (candidate.tiers.size() != 1 || first_candidate.tiers.size() != 1) return;
   Compare("KV cache of a token", static_cast<double>(candidate.tiers[0].kv_bytes_per_token),
-          static_cast<double>(first_candidate.tiers[0].kv_bytes_per_token), plan);
+          static_cast<double>(first_candidate.tiers[0].kv_bytes_per_token), first_candidate.name, plan);
   const uint32_t ours = plan.fitting_sequences[0], theirs = first.fitting_sequences[0];
   if (ours == theirs) return;
   (ours > theirs ? plan.reasons_for : plan.reasons_against)
-      .push_back(Concat(PoolText(plan, 0), ", the first row's ", theirs));
+      .push_back(Concat(PoolText(plan, 0), ", ", first_candidate.name, "'s ", theirs));
 }
 
 // What is worse about its answers, as a report has measured it.
@@ -220,13 +220,14 @@ void AddQualityReasons(const PlanCandidate& candidate, const PlanCandidate& firs
 void AddReasons(const PlanCandidate& candidate, const PlanCandidate& first_candidate,
                 const PlannedServing& first, const PlanConstraints& constraints, PlannedServing& plan) {
   if (plan.candidate != first.candidate) {
-    Compare("price", plan.usd_per_million_tokens, first.usd_per_million_tokens, plan);
-    Compare("memory", static_cast<double>(plan.most_memory()), static_cast<double>(first.most_memory()),
+    const std::string& name = first_candidate.name;
+    Compare("price", plan.usd_per_million_tokens, first.usd_per_million_tokens, name, plan);
+    Compare("memory", static_cast<double>(plan.most_memory()), static_cast<double>(first.most_memory()), name,
             plan);
     Compare("time to the first token", plan.prediction.first_token.Percentile(99),
-            first.prediction.first_token.Percentile(99), plan);
+            first.prediction.first_token.Percentile(99), name, plan);
     Compare("time between tokens", plan.prediction.inter_token.mean(), first.prediction.inter_token.mean(),
-            plan);
+            name, plan);
     CompareKv(candidate, first_candidate, first, plan);
   }
   plan.reasons_against.insert(plan.reasons_against.end(), candidate.reasons_against.begin(),

@@ -100,7 +100,7 @@ TEST(RankPlans, ASmallerKvCacheIsChosenWhereTheMemoryIsShortOfSequencesAndSaysWh
   std::vector<PlannedServing> plans = Rank(candidates, settings);
   for (const PlannedServing& plan : plans) EXPECT_THAT(plan.fitting_sequences, ElementsAre(16u));
   EXPECT_EQ(plans[0].candidate, 0u) << "of equals the first";
-  EXPECT_THAT(plans[1].reasons_for, Contains("KV cache of a token 0.25 of the first row's"));
+  EXPECT_THAT(plans[1].reasons_for, Contains("KV cache of a token 0.25 of baseline's"));
   EXPECT_THAT(plans[1].reasons_against,
               Contains(AllOf(HasSubstr("KL 0.000310 nats"), HasSubstr("at 0.250% of the positions"))));
 
@@ -109,9 +109,8 @@ TEST(RankPlans, ASmallerKvCacheIsChosenWhereTheMemoryIsShortOfSequencesAndSaysWh
   EXPECT_EQ(plans[0].candidate, 1u);
   EXPECT_THAT(plans[0].fitting_sequences, ElementsAre(12u));
   EXPECT_THAT(plans[1].fitting_sequences, ElementsAre(3u));
-  EXPECT_THAT(
-      plans[0].reasons_for,
-      Contains("its KV pool of 120 blocks holds 12 of the longest requests at once, the first row's 3"));
+  EXPECT_THAT(plans[0].reasons_for,
+              Contains("its KV pool of 120 blocks holds 12 of the longest requests at once, baseline's 3"));
   EXPECT_FALSE(plans[0].is_memory_short) << "no more than 8 come";
   EXPECT_TRUE(plans[1].is_memory_short);
   EXPECT_THAT(
