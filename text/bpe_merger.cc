@@ -28,8 +28,7 @@ struct Candidate {
 
 }  // namespace
 
-bool BpeMerger::Add(TokenId left, TokenId right, TokenId merged) {
-  const auto rank = static_cast<uint32_t>(pairs_.size());
+bool BpeMerger::Add(TokenId left, TokenId right, TokenId merged, uint32_t rank) {
   if (!merges_.try_emplace(PairKey(left, right), Merge{rank, merged}).second) return false;
   pairs_.emplace_back(left, right);
   return true;

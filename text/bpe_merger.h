@@ -14,8 +14,8 @@ namespace terrace {
 
 class BpeMerger {
  public:
-  // The next merge by rank. False when the pair has one already.
-  bool Add(TokenId left, TokenId right, TokenId merged);
+  // A merge; ranks do not fall from one to the next. False when the pair has one already.
+  bool Add(TokenId left, TokenId right, TokenId merged, uint32_t rank);
 
   // `symbols` with all merges done, appended to `out`. At most 2^31 - 1 symbols.
   void Apply(const std::vector<TokenId>& symbols, std::vector<TokenId>& out) const;

@@ -1,9 +1,9 @@
-// Byte-level byte-pair encoding (GPT-2's): added tokens are cut out first, the rest is cut into pieces by the
-// pre-tokenizer, and the bytes of each piece are joined by the merges.
+// Byte-pair encoding: added tokens are cut out first, the rest is cut into pieces by the pre-tokenizer, and
+// what each piece consists of is joined by the merges: its bytes in byte-level encoding (GPT-2's), in the
+// manner of SentencePiece its characters.
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <functional>
 #include <optional>
 #include <span>
 #include <utility>
@@ -12,10 +12,13 @@
 #include "base/json.h"
 #include "text/added_tokens.h"
 #include "text/bpe_merger.h"
+#include "text/bpe_parts.h"
 #include "text/byte_alphabet.h"
 #include "text/json_fields.h"
+#include "text/nfc.h"
 #include "text/piece_cache.h"
 #include "text/pre_tokenizer.h"
+#include "text/sentencepiece.h"
 #include "text/token_cache.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
@@ -23,100 +26,11 @@
 namespace terrace {
 namespace {
 
-constexpr size_t kMaxTokens = size_t{1} << 20, kMaxMerges = size_t{1} << 22;
-constexpr size_t kMaxTokenBytes = size_t{64} << 10, kMaxAddedTokenBytes = 1024;
 // What a cache of tokens takes: the first place for a cut behind so many bytes ends a stretch; one that is
 // shorter, at a text's end, costs no more than looking it up, and one that is longer is no text.
 constexpr size_t kStretchBytes = 1024, kMinStretchBytes = 64, kMaxStretchBytes = 8192;
 constexpr size_t kBytesPerToken = 4;  // of most text
 constexpr std::string_view kFormat = "terrace-bpe-1";
-
-using TokenIndex = absl::flat_hash_map<std::string, TokenId>;  // content to id
-
-std::string Element(const std::string& key, size_t index) { return Concat(key, "[", index, "]"); }
-
-// The ids of all tokens by their text; an error for tokens that break a limit or occur twice.
-StatusOr<TokenIndex> IndexTokens(const BpeData& data, const BpeKeys& keys) {
-  const auto error = [&](const auto&... text) { return WithReason(DataLoss(text...), "vocab_size"); };
-  if (data.tokens.empty() || data.tokens.size() > kMaxTokens) {
-    return error(keys.tokens, ": ", data.tokens.size(), " tokens, limits 1 and ", kMaxTokens);
-  }
-  TokenIndex index;
-  index.reserve(data.tokens.size());
-  for (size_t id = 0; id < data.tokens.size(); ++id) {
-    const std::string& token = data.tokens[id];
-    if (token.empty() || token.size() > kMaxTokenBytes) {
-      return error(Element(keys.tokens, id), ": ", token.size(), " bytes, limits 1 and ", kMaxTokenBytes);
-    }
-    if (!IsValidUtf8(token)) return error(Element(keys.tokens, id), ": not UTF-8");
-    const auto [entry, is_new] = index.try_emplace(token, static_cast<TokenId>(id));
-    if (!is_new) return error(Element(keys.tokens, id), ": the same text as token ", entry->second);
-  }
-  return index;
-}
-
-Status CheckAddedTokens(const BpeData& data, const BpeKeys& keys) {
-  const auto error = [&](const auto&... text) { return WithReason(DataLoss(text...), "bad_added_token"); };
-  std::vector<bool> seen(data.tokens.size());
-  for (size_t i = 0; i < data.added.size(); ++i) {
-    const auto& [id, content, is_control] = data.added[i];
-    const std::string key = Element(keys.added, i);
-    if (id < 0 || static_cast<size_t>(id) >= data.tokens.size()) {
-      return error(key, ": id ", id, " is not below the ", data.tokens.size(), " tokens");
-    }
-    if (content.empty() || content.size() > kMaxAddedTokenBytes) {
-      return error(key, ": ", content.size(), " bytes, limits 1 and ", kMaxAddedTokenBytes);
-    }
-    if (data.tokens[id] != content) return error(key, ": token ", id, " has another text");
-    if (seen[id]) return error(key, ": id ", id, " occurs twice");
-    seen[id] = true;
-  }
-  return Status();
-}
-
-Status CheckSpecialTokens(const BpeData& data, const BpeKeys& keys) {
-  const auto check = [&](std::string_view name, TokenId id) {
-    if (id >= 0 && static_cast<size_t>(id) < data.tokens.size()) return Status();
-    return WithReason(DataLoss(keys.special, ".", name, ": id ", id, " of ", data.tokens.size(), " tokens"),
-                      "bad_special_id");
-  };
-  const SpecialTokens& special = data.special;
-  if (special.bos != -1 || special.add_bos) RETURN_IF_ERROR(check("bos", special.bos));
-  if (special.pad != -1) RETURN_IF_ERROR(check("pad", special.pad));
-  for (const TokenId id : special.end) RETURN_IF_ERROR(check("end", id));
-  return Status();
-}
-
-// The merges as their source has them; `pair` gives views that live as long as the BpeData.
-struct MergeSource {
-  size_t count;
-  std::function<std::pair<std::string_view, std::string_view>(const BpeData& data, size_t rank)> pair;
-};
-
-// `index` no longer holds control tokens, so no merge can make one.
-StatusOr<BpeMerger> MakeMerger(const BpeData& data, const MergeSource& merges, const BpeKeys& keys,
-                               const TokenIndex& index) {
-  const auto error = [&](const auto&... text) { return WithReason(DataLoss(text...), "bad_merge"); };
-  if (merges.count > kMaxMerges) return error(keys.merges, ": ", merges.count, " merges, limit ", kMaxMerges);
-  BpeMerger merger;
-  for (size_t rank = 0; rank < merges.count; ++rank) {
-    const auto [left, right] = merges.pair(data, rank);
-    const std::string names[3] = {std::string(left), std::string(right), Concat(left, right)};
-    TokenId ids[3];
-    for (int i = 0; i < 3; ++i) {
-      const auto found = index.find(names[i]);
-      if (found == index.end()) {
-        return error(Element(keys.merges, rank), ": \"", names[i].substr(0, 80),
-                     "\" is not an ordinary token");
-      }
-      ids[i] = found->second;
-    }
-    if (!merger.Add(ids[0], ids[1], ids[2])) {
-      return error(Element(keys.merges, rank), ": the pair \"", left, " ", right, "\" occurs twice");
-    }
-  }
-  return merger;
-}
 
 // `ranges` without empty ones and with adjacent ones joined.
 std::vector<ByteRange> JoinAdjacent(const std::vector<ByteRange>& ranges) {
@@ -134,14 +48,18 @@ std::vector<ByteRange> JoinAdjacent(const std::vector<ByteRange>& ranges) {
 
 class BpeTokenizer : public Tokenizer {
  public:
-  // What MakeBpeTokenizer has checked: `index` holds the ordinary tokens, that is all but control tokens.
+  // What MakeBpeTokenizer has checked: `index` is that of IndexTokens.
   BpeTokenizer(BpeData data, const TokenIndex& index, BpeMerger merger, const PreTokenizer& pre)
       : data_(std::move(data)), merger_(std::move(merger)), pre_(pre), added_(data_.added) {
-    for (const std::string& token : data_.tokens) bytes_.push_back(FromByteAlphabet(token));
+    for (const std::string& token : data_.tokens) bytes_.push_back(BytesOf(token));
     is_control_.resize(data_.tokens.size());
     for (const auto& added : data_.added) {
-      bytes_[added.id] = added.content;
+      bytes_[added.id] = pre_.marks_spaces ? UnmarkSpaces(added.content) : added.content;
       is_control_[added.id] = added.is_control;
+    }
+    if (pre_.marks_spaces) {
+      IndexCharacters(index);
+      return;
     }
     for (int byte = 0; byte < 256; ++byte) {
       const auto found = index.find(ToByteAlphabet(std::string(1, static_cast<char>(byte))));
@@ -149,6 +67,13 @@ class BpeTokenizer : public Tokenizer {
     }
     if (!pre_.ignores_merges) return;
     for (const auto& [token, id] : index) whole_pieces_.try_emplace(bytes_[id], id);
+  }
+
+  // The first byte that there is no token for, in the manner of SentencePiece.
+  std::optional<uint8_t> missing_byte() const {
+    const auto* missing = std::ranges::find(byte_tokens_, -1);
+    if (!pre_.marks_spaces || missing == byte_tokens_.end()) return std::nullopt;
+    return static_cast<uint8_t>(missing - byte_tokens_.begin());
   }
 
   std::vector<TokenId> Encode(std::string_view text) const override { return EncodeWithControl(text, {}); }
@@ -169,6 +94,7 @@ class BpeTokenizer : public Tokenizer {
 
   bool IsControl(TokenId token) const override { return Contains(token) && is_control_[token]; }
   size_t vocab_size() const override { return bytes_.size(); }
+  bool adds_space() const override { return pre_.prefix != SpacePrefix::kNone; }
   const SpecialTokens& special() const override { return data_.special; }
 
   std::string Serialize() const override {
@@ -179,14 +105,17 @@ class BpeTokenizer : public Tokenizer {
     }
     for (const auto& token : data_.added) added.push_back(Json::array({token.id, token.is_control}));
     const SpecialTokens& special = data_.special;
-    return ToJsonText(
-        {{"format", kFormat},
-         {"pre", pre_.name},
-         {"tokens", data_.tokens},
-         {"merges", std::move(merges)},
-         {"added", std::move(added)},
-         {"special",
-          {{"bos", special.bos}, {"end", special.end}, {"pad", special.pad}, {"add_bos", special.add_bos}}}});
+    Json json = {
+        {"format", kFormat},
+        {"pre", pre_.name},
+        {"tokens", data_.tokens},
+        {"merges", std::move(merges)},
+        {"added", std::move(added)},
+        {"special",
+         {{"bos", special.bos}, {"end", special.end}, {"pad", special.pad}, {"add_bos", special.add_bos}}}};
+    if (data_.is_normalized) json["nfc"] = true;
+    if (!data_.ties.empty()) json["ties"] = data_.ties;
+    return ToJsonText(json);
   }
 
  private:
@@ -195,27 +124,39 @@ class BpeTokenizer : public Tokenizer {
   // `cached`: may be null.
   std::vector<TokenId> EncodeWithControl(std::string_view text, std::span<const ByteRange> control,
                                          const TokenCacheScope* cached = nullptr) const {
-    CHECK(text.size() < size_t{1} << 31, "text of ", text.size(), " bytes");
+    CHECK(text.size() < (size_t{1} << 31) - 1, "text of ", text.size(), " bytes");
     const auto encode = [&](std::string_view ordinary, std::vector<TokenId>& out) {
       return cached == nullptr ? EncodeOrdinary(ordinary, out) : EncodeOrdinaryCached(ordinary, *cached, out);
     };
     std::vector<TokenId> out;
     out.reserve(text.size() / kBytesPerToken);
+    const auto encode_between = [&](size_t begin, size_t end) {
+      const std::string_view ordinary = text.substr(begin, end - begin);
+      if (pre_.marks_spaces && !ordinary.empty()) return encode(MarkSpaces(pre_, ordinary, begin == 0), out);
+      if (data_.is_normalized && !IsPlainlyNfc(ordinary)) return encode(ToNfc(ordinary), out);
+      encode(ordinary, out);
+    };
     size_t begin = 0;
     while (const auto match = added_.Find(text, begin, control)) {
-      encode(text.substr(begin, match->begin - begin), out);
+      encode_between(begin, match->begin);
       out.push_back(match->id);
       begin = match->end;
     }
-    encode(text.substr(begin), out);
+    encode_between(begin, text.size());
     return out;
+  }
+
+  // The first place behind `from` where `text` may be cut and each part encoded by itself.
+  size_t FindCutOf(std::string_view text, size_t from) const {
+    if (!pre_.marks_spaces) return FindCut(text, from);
+    return are_words_alone_ ? FindWord(text, from) : text.size();
   }
 
   void EncodeOrdinaryCached(std::string_view text, const TokenCacheScope& cached,
                             std::vector<TokenId>& out) const {
     const TokenCache::Space space = {cache_owner_, cached.scope};
     while (!text.empty()) {
-      const std::string_view stretch = text.substr(0, FindCut(text, kStretchBytes));
+      const std::string_view stretch = text.substr(0, FindCutOf(text, kStretchBytes));
       text.remove_prefix(stretch.size());
       const bool is_kept = stretch.size() >= kMinStretchBytes && stretch.size() <= kMaxStretchBytes;
       if (is_kept && cached.cache.Append(space, stretch, out)) continue;
@@ -225,7 +166,9 @@ class BpeTokenizer : public Tokenizer {
     }
   }
 
+  // `text` as its pieces are: normalized, with marks for spaces.
   void EncodeOrdinary(std::string_view text, std::vector<TokenId>& out) const {
+    if (pre_.marks_spaces) return EncodeWords(text, out);
     std::vector<TokenId> symbols;
     PieceCache& known = PieceCache::OfThisThread();
     ForEachPiece(pre_, text, [&](std::string_view piece) {
@@ -245,6 +188,64 @@ class BpeTokenizer : public Tokenizer {
     });
   }
 
+  // A piece is all of `text`, but where no merge joins words they may as well be taken one by one.
+  void EncodeWords(std::string_view text, std::vector<TokenId>& out) const {
+    std::vector<TokenId> symbols;
+    PieceCache& known = PieceCache::OfThisThread();
+    while (!text.empty()) {
+      const bool is_cut = pre_.splits_words || are_words_alone_;
+      const std::string_view word =
+          is_cut ? text.substr(0, FirstWordLength(text, /*at_each_mark=*/pre_.splits_words)) : text;
+      text.remove_prefix(word.size());
+      if (known.Append(cache_owner_, word, out)) continue;
+      symbols.clear();
+      AppendCharacters(word, symbols);
+      const size_t before = out.size();
+      merger_.Apply(symbols, out);
+      known.Put(cache_owner_, word, std::span(out).subspan(before));
+    }
+  }
+
+  // The tokens of the characters of `text`, of those that have none the tokens of their bytes.
+  void AppendCharacters(std::string_view text, std::vector<TokenId>& out) const {
+    while (!text.empty()) {
+      const Utf8Step step = DecodeUtf8(text);
+      const auto found = step.valid ? characters_.find(step.code_point) : characters_.end();
+      if (found != characters_.end()) {
+        out.push_back(found->second);
+      } else {
+        for (const char c : text.substr(0, step.length)) out.push_back(byte_tokens_[static_cast<uint8_t>(c)]);
+      }
+      text.remove_prefix(step.length);
+    }
+  }
+
+  // What `token`, no added one, stands for.
+  std::string BytesOf(std::string_view token) const {
+    if (!pre_.marks_spaces) return FromByteAlphabet(token);
+    if (const auto byte = ByteOfToken(token)) return std::string(1, static_cast<char>(*byte));
+    return UnmarkSpaces(token);
+  }
+
+  void IndexCharacters(const TokenIndex& index) {
+    byte_tokens_.fill(-1);
+    for (const auto& [name, id] : index) {
+      const Utf8Step step = DecodeUtf8(name);
+      if (step.length != name.size()) continue;
+      characters_.try_emplace(step.code_point, id);
+      if (name.size() == 1) byte_tokens_[static_cast<uint8_t>(name[0])] = id;
+    }
+    for (size_t id = 0; id < data_.tokens.size(); ++id) {
+      const auto byte = ByteOfToken(data_.tokens[id]);
+      if (byte && !is_control_[id] && data_.tokens[id] == ByteToken(*byte))
+        byte_tokens_[*byte] = static_cast<TokenId>(id);
+    }
+    for (const auto& [left, right] : merger_.pairs()) {
+      const std::string_view before = data_.tokens[left], after = data_.tokens[right];
+      if (after.starts_with(kSpaceMark) && !before.ends_with(kSpaceMark)) are_words_alone_ = false;
+    }
+  }
+
   static uint64_t NextCacheOwner() {
     static std::atomic<uint64_t> last = 0;
     return ++last;
@@ -257,7 +258,9 @@ class BpeTokenizer : public Tokenizer {
   const AddedTokenFinder added_;  // borrows from data_
   std::vector<std::string> bytes_;
   std::vector<bool> is_control_;
-  std::array<TokenId, 256> byte_tokens_;                         // -1: no token for this byte
+  std::array<TokenId, 256> byte_tokens_;               // -1: no token for this byte
+  absl::flat_hash_map<char32_t, TokenId> characters_;  // in the manner of SentencePiece
+  bool are_words_alone_ = true;  // and whether no merge joins the first mark of a word to what is before it
   absl::flat_hash_map<std::string_view, TokenId> whole_pieces_;  // empty unless pre_.ignores_merges
 };
 
@@ -268,20 +271,23 @@ StatusOr<std::unique_ptr<Tokenizer>> MakeTokenizer(BpeData data, const MergeSour
     return WithReason(DataLoss(keys.pre, ": \"", data.pre, "\" is not supported"),
                       "unsupported_pre_tokenizer");
   }
-  ASSIGN_OR_RETURN(TokenIndex index, IndexTokens(data, keys));
-  RETURN_IF_ERROR(CheckAddedTokens(data, keys));
-  RETURN_IF_ERROR(CheckSpecialTokens(data, keys));
-  for (const auto& added : data.added) {
-    if (added.is_control) index.erase(added.content);
+  if (pre->marks_spaces && data.is_normalized) {
+    return WithReason(DataLoss(keys.pre, ": \"", data.pre, "\" is not supported with NFC"),
+                      "unsupported_normalizer");
   }
+  ASSIGN_OR_RETURN(const TokenIndex index, IndexTokens(data, keys, *pre));
   ASSIGN_OR_RETURN(BpeMerger merger, MakeMerger(data, merges, keys, index));
   data.merges = {};
   data.pre = pre->name;  // not an alias
+  if (std::ranges::all_of(data.ties, [](uint32_t count) { return count == 1; })) data.ties = {};
   std::ranges::sort(data.added, {}, &BpeData::AddedToken::id);
   auto& end = data.special.end;
   std::ranges::sort(end);
   end.erase(std::ranges::unique(end).begin(), end.end());
-  return std::make_unique<BpeTokenizer>(std::move(data), index, std::move(merger), *pre);
+  auto tokenizer = std::make_unique<BpeTokenizer>(std::move(data), index, std::move(merger), *pre);
+  if (const auto byte = tokenizer->missing_byte())
+    return WithReason(DataLoss(keys.tokens, ": none is \"", ByteToken(*byte), "\""), "vocab_size");
+  return tokenizer;
 }
 
 StatusOr<SpecialTokens> ParseSpecialTokens(const JsonReader& reader, int64_t token_count) {
@@ -298,6 +304,16 @@ StatusOr<SpecialTokens> ParseSpecialTokens(const JsonReader& reader, int64_t tok
     special.end.push_back(static_cast<TokenId>(id));
   }
   return special;
+}
+
+StatusOr<std::vector<uint32_t>> ParseTies(const JsonReader& root) {
+  std::vector<uint32_t> out;
+  ASSIGN_OR_RETURN(const JsonReader ties, root.Array("ties"));
+  for (size_t i = 0; i < ties.size(); ++i) {
+    ASSIGN_OR_RETURN(const int64_t count, ties.Integer(i, 1, UINT32_MAX, "bad_merge"));
+    out.push_back(static_cast<uint32_t>(count));
+  }
+  return out;
 }
 
 StatusOr<std::unique_ptr<Tokenizer>> ParseSerialized(std::string_view serialized) {
@@ -323,6 +339,12 @@ StatusOr<std::unique_ptr<Tokenizer>> ParseSerialized(std::string_view serialized
     ASSIGN_OR_RETURN(const int64_t id, merges.Integer(i, 0, count - 1, "bad_merge"));
     merge_ids.push_back(id);
   }
+  if (root.Has("ties")) {
+    ASSIGN_OR_RETURN(data.ties, ParseTies(root));
+  }
+  if (root.Has("nfc")) {
+    ASSIGN_OR_RETURN(data.is_normalized, root.Bool("nfc"));
+  }
   ASSIGN_OR_RETURN(const JsonReader added, root.Array("added"));
   for (size_t i = 0; i < added.size(); ++i) {
     ASSIGN_OR_RETURN(const JsonReader entry, added.Array(i));
@@ -337,9 +359,14 @@ StatusOr<std::unique_ptr<Tokenizer>> ParseSerialized(std::string_view serialized
   }
   ASSIGN_OR_RETURN(const JsonReader special, root.Object("special"));
   ASSIGN_OR_RETURN(data.special, ParseSpecialTokens(special, count));
-  const MergeSource source = {merge_ids.size() / 2, [&merge_ids](const BpeData& from, size_t rank) {
-                                return std::pair<std::string_view, std::string_view>(
-                                    from.tokens[merge_ids[2 * rank]], from.tokens[merge_ids[2 * rank + 1]]);
+  const auto pre = FindPreTokenizer(data.pre);
+  const bool has_names = pre && pre->marks_spaces;
+  const auto name_of = [&](const BpeData& from, size_t i) -> std::string_view {
+    const std::string& token = from.tokens[merge_ids[i]];
+    return has_names ? NameInMerges(token) : token;
+  };
+  const MergeSource source = {merge_ids.size() / 2, [&name_of](const BpeData& from, size_t rank) {
+                                return std::pair(name_of(from, 2 * rank), name_of(from, 2 * rank + 1));
                               }};
   return MakeTokenizer(std::move(data), source, {});
 }

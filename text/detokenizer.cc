@@ -28,7 +28,9 @@ std::string PromptText(const Tokenizer& tokenizer, std::span<const TokenId> toke
   Detokenizer detokenizer(tokenizer, /*with_control=*/true);
   std::string text;
   for (const TokenId token : tokens) text += detokenizer.Push(token);
-  return text + detokenizer.Finish();
+  text += detokenizer.Finish();
+  if (tokenizer.adds_space() && text.starts_with(' ')) text.erase(0, 1);
+  return text;
 }
 
 }  // namespace terrace

@@ -1,4 +1,6 @@
 // Streaming detokenizer: token ids in, whole UTF-8 characters out. Owned by one stream; one thread at a time.
+// What is pushed goes on from a prompt: a space in front of its first word is the model's and stays, as in
+// llama.cpp and vLLM, so that prompt and answer joined are the text of all tokens.
 #pragma once
 
 #include <span>
@@ -26,7 +28,7 @@ class Detokenizer {
   std::string pending_;  // at most 3 bytes: the valid start of a character
 };
 
-// The text of a whole prompt, control tokens written out.
+// The text of a whole prompt, control tokens written out, without a space that encoding put in front.
 std::string PromptText(const Tokenizer& tokenizer, std::span<const TokenId> tokens);
 
 }  // namespace terrace

@@ -14,6 +14,13 @@ constexpr PreTokenizer kKinds[] = {
     {.name = "llama-bpe", .is_llama_style = true, .number_length = 3, .ignores_merges = true},
     {.name = "dbrx", .is_llama_style = true, .number_length = 3},
     {.name = "qwen2", .is_llama_style = true, .number_length = 1},
+    {.name = "spm", .marks_spaces = true, .prefix = SpacePrefix::kAlways},
+    {.name = "spm-always", .marks_spaces = true, .prefix = SpacePrefix::kMissing},
+    {.name = "spm-first", .marks_spaces = true, .prefix = SpacePrefix::kFirst},
+    {.name = "spm-none", .marks_spaces = true},
+    {.name = "spm-always-words", .marks_spaces = true, .prefix = SpacePrefix::kMissing, .splits_words = true},
+    {.name = "spm-first-words", .marks_spaces = true, .prefix = SpacePrefix::kFirst, .splits_words = true},
+    {.name = "spm-none-words", .marks_spaces = true, .splits_words = true},
 };
 
 constexpr std::pair<std::string_view, std::string_view> kAliases[] = {

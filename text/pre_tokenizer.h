@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string_view>
 
@@ -16,12 +17,26 @@ namespace terrace {
 //              |\s*[\r\n]+|\s+(?!\S)|\s+       and a piece that is a token stays whole
 //   dbrx       as llama-bpe, with merges only
 //   qwen2      as dbrx with \p{N} in place of \p{N}{1,3}
+//
+// Tokenizers in the manner of SentencePiece (sentencepiece.h) have names of Terrace's own. Spaces are written
+// as U+2581, and the names say where one more is put in front:
+//   spm         of all text between two added tokens (Llama 2, Mistral, TinyLlama; GGUF's add_space_prefix)
+//   spm-always  of such text that does not begin with one
+//   spm-first   of the whole text, if it does not begin with one
+//   spm-none    nowhere (Gemma)
+// All text between two added tokens is one piece; with "-words" behind all names but the first, each U+2581
+// begins a new one.
+enum class SpacePrefix : uint8_t { kNone, kFirst, kMissing, kAlways };
+
 struct PreTokenizer {
   std::string_view name;
   bool splits_digits_first = false;  // smollm
   bool is_llama_style = false;       // the second expression
   size_t number_length = 0;          // longest \p{N} piece; 0: no limit
   bool ignores_merges = false;
+  bool marks_spaces = false;  // spm; the functions below are about the others
+  SpacePrefix prefix = SpacePrefix::kNone;
+  bool splits_words = false;  // spm-...-words
 };
 
 // By name or alias ("gpt-2", "llama3", "llama-v3"); nothing for a name that is not known.

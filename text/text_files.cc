@@ -1,37 +1,29 @@
 #include "text/text_files.h"
 
 #include "text/json_fields.h"
-#include "text/split_patterns.h"
+#include "text/pre_tokenizer.h"
+#include "text/sentencepiece.h"
+#include "text/tokenizer_steps.h"
 
 namespace terrace {
 namespace {
 
-Json ByteLevel(bool with_regex) {
-  return {
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", with_regex}};
-}
-
-Json Sequence(Json first, Json second) {
-  return {{"type", "Sequence"}, {"pretokenizers", Json::array({std::move(first), std::move(second)})}};
-}
-
-// `pre` is a name of pre_tokenizer.h.
-Json PreTokenizerJson(std::string_view pre) {
-  if (pre == "gpt2") return ByteLevel(/*with_regex=*/true);
-  if (pre == "smollm")
-    return Sequence({{"type", "Digits"}, {"individual_digits", true}}, ByteLevel(/*with_regex=*/true));
-  const bool is_qwen2 = pre == "qwen2";
-  CHECK(is_qwen2 || pre == "llama-bpe" || pre == "dbrx", pre);
-  const std::string pattern(is_qwen2 ? kQwen2Pattern : kLlama3Pattern);
-  return Sequence(
-      {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}},
-      ByteLevel(/*with_regex=*/false));
-}
-
 Json TokenizerJson(const BpeData& data) {
+  const bool marks_spaces = FindPreTokenizer(data.pre)->marks_spaces;
   Json vocab = Json::object(), merges = Json::array(), added = Json::array();
-  for (size_t id = 0; id < data.tokens.size(); ++id) vocab[data.tokens[id]] = id;
-  for (const auto& [left, right] : data.merges) merges.push_back(Json::array({left, right}));
+  std::map<std::string_view, size_t>
+      ids_of_bytes;  // of characters that are merged by the token of their byte
+  for (size_t id = 0; id < data.tokens.size(); ++id) {
+    vocab[data.tokens[id]] = id;
+    const std::string_view name = NameInMerges(data.tokens[id]);
+    if (marks_spaces && name != data.tokens[id]) ids_of_bytes.emplace(name, id);
+  }
+  for (const auto& [left, right] : data.merges) {
+    merges.push_back(Json::array({left, right}));
+    for (const std::string& name : {left, right}) {
+      if (!vocab.contains(name)) vocab[name] = ids_of_bytes.at(name);
+    }
+  }
   for (const auto& token : data.added) {
     added.push_back({{"id", token.id},
                      {"content", token.content},
@@ -41,17 +33,18 @@ Json TokenizerJson(const BpeData& data) {
                      {"rstrip", false},
                      {"single_word", false}});
   }
-  return {{"version", "1.0"},
-          {"added_tokens", std::move(added)},
-          {"normalizer", nullptr},
-          {"pre_tokenizer", PreTokenizerJson(data.pre)},
-          {"post_processor", nullptr},
-          {"decoder", ByteLevel(/*with_regex=*/true)},
-          {"model",
-           {{"type", "BPE"},
-            {"ignore_merges", data.pre == "llama-bpe"},
-            {"vocab", std::move(vocab)},
-            {"merges", std::move(merges)}}}};
+  Json model = {{"type", "BPE"},
+                {"byte_fallback", marks_spaces},
+                {"ignore_merges", data.pre == "llama-bpe"},
+                {"vocab", std::move(vocab)},
+                {"merges", std::move(merges)}};
+  if (!data.ties.empty()) model["merge_ties"] = data.ties;
+  Json json = StepsJson({.pre = data.pre, .is_normalized = data.is_normalized});
+  json["version"] = "1.0";
+  json["added_tokens"] = std::move(added);
+  json["post_processor"] = nullptr;
+  json["model"] = std::move(model);
+  return json;
 }
 
 }  // namespace
@@ -63,8 +56,15 @@ BpeData DataOf(const Tokenizer& tokenizer) {
   BpeData data;
   data.pre = (*json)["pre"].get<std::string>();
   data.tokens = tokens.get<std::vector<std::string>>();
+  data.is_normalized = json->value("nfc", false);
+  data.ties = json->value("ties", std::vector<uint32_t>());
+  const bool marks_spaces = FindPreTokenizer(data.pre)->marks_spaces;
+  const auto name_of = [&](const Json& id) {
+    const std::string& token = data.tokens[id.get<size_t>()];
+    return std::string(marks_spaces ? NameInMerges(token) : token);
+  };
   for (size_t i = 0; i < merges.size(); i += 2)
-    data.merges.emplace_back(data.tokens[merges[i].get<size_t>()], data.tokens[merges[i + 1].get<size_t>()]);
+    data.merges.emplace_back(name_of(merges[i]), name_of(merges[i + 1]));
   for (const Json& token : (*json)["added"]) {
     const auto id = token[0].get<TokenId>();
     data.added.push_back({id, data.tokens[static_cast<size_t>(id)], token[1].get<bool>()});

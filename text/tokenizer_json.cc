@@ -1,101 +1,36 @@
-// Hugging Face's tokenizer.json, as far as it describes byte-level BPE.
+// Hugging Face's tokenizer.json, as far as it describes BPE, byte-level or in the manner of SentencePiece.
 #include <algorithm>
+#include <set>
 
-#include "text/byte_alphabet.h"
 #include "text/json_fields.h"
-#include "text/split_patterns.h"
+#include "text/pre_tokenizer.h"
+#include "text/sentencepiece.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_config.h"
+#include "text/tokenizer_steps.h"
 
 namespace terrace {
 namespace {
 
 constexpr int64_t kMaxTokenId = (int64_t{1} << 20) - 1;
 
-template <typename... Text>
-Status Unsupported(std::string_view reason, const Text&... text) {
-  return WithReason(DataLoss(text...), reason);
+Status Unsupported(const std::string& key, std::string_view why) {
+  return WithReason(DataLoss(key, ": ", why), "unsupported_tokenizer");
 }
 
-std::string TypeOf(const JsonReader& reader) { return reader.Text("type").value_or("(none)"); }
-
-bool Flag(const JsonReader& reader, std::string_view name, bool otherwise) {
-  return reader.Bool(name).value_or(otherwise);
-}
-
-// Whether `step` is a ByteLevel step that changes nothing but the alphabet (and cuts as gpt2, if
-// `with_regex`).
-bool IsByteLevel(const JsonReader& step, bool with_regex) {
-  return TypeOf(step) == "ByteLevel" && !Flag(step, "add_prefix_space", true) &&
-         Flag(step, "use_regex", true) == with_regex;
-}
-
-// The kind of pre_tokenizer.h for a Split step by a known expression, or "". The expressions match every
-// character, so that isolating the matches and removing what lies between them are the same.
-std::string_view SplitKind(const JsonReader& step, bool ignores_merges) {
-  const auto pattern = step.Object("pattern");
-  if (TypeOf(step) != "Split" || !pattern.ok()) return "";
-  const std::string behavior = step.Text("behavior").value_or("");
-  if (behavior != (Flag(step, "invert", false) ? "Removed" : "Isolated")) return "";
-  const std::string regex = pattern->Text("Regex").value_or("");
-  if (regex == kGpt2Pattern) return "gpt2";
-  if (regex == kQwen2Pattern) return "qwen2";
-  if (regex == kLlama3Pattern) return ignores_merges ? "llama-bpe" : "dbrx";
-  return "";
-}
-
-StatusOr<std::string> ReadPreTokenizer(const JsonReader& root, bool ignores_merges) {
-  std::string_view kind;
-  if (const auto whole = root.Object("pre_tokenizer"); whole.ok()) {
-    if (IsByteLevel(*whole, /*with_regex=*/true)) kind = "gpt2";
-    const auto steps = whole->Array("pretokenizers");
-    if (TypeOf(*whole) == "Sequence" && steps.ok() && steps->size() == 2) {
-      ASSIGN_OR_RETURN(const JsonReader first, steps->Object(size_t{0}));
-      ASSIGN_OR_RETURN(const JsonReader second, steps->Object(size_t{1}));
-      const bool splits_digits = TypeOf(first) == "Digits" && Flag(first, "individual_digits", false);
-      if (splits_digits && IsByteLevel(second, /*with_regex=*/true)) kind = "smollm";
-      if (IsByteLevel(second, /*with_regex=*/false)) kind = SplitKind(first, ignores_merges);
-    }
-  }
-  if (kind.empty()) {
-    return Unsupported("unsupported_pre_tokenizer",
-                       "pre_tokenizer: not one of the supported shapes of ByteLevel, Digits and Split");
-  }
-  if (ignores_merges && kind != "llama-bpe") {
-    return Unsupported("unsupported_pre_tokenizer",
-                       "model.ignore_merges: only with Llama 3's pre_tokenizer, not ", kind);
-  }
-  return std::string(kind);
-}
-
-Status CheckKinds(const JsonReader& root, const JsonReader& model) {
-  if (model.Has("type") && TypeOf(model) != "BPE") {
-    return Unsupported("unsupported_tokenizer", "model.type: ", TypeOf(model), ", supported is BPE");
-  }
-  for (const std::string_view key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
-    const bool is_empty = !model.Has(key) || model.Text(key).value_or("x").empty() || model.value()[key] == 0;
-    if (!is_empty) return Unsupported("unsupported_tokenizer", model.KeyOf(key), ": not supported");
-  }
-  if (Flag(model, "byte_fallback", false)) {
-    return Unsupported("unsupported_tokenizer", "model.byte_fallback: not supported");
-  }
-  if (const auto normalizer = root.Object("normalizer"); root.Has("normalizer")) {
-    const std::string type = normalizer.ok() ? TypeOf(*normalizer) : "(none)";
-    const bool is_empty =
-        type == "Sequence" && normalizer->value().value("normalizers", Json(0)) == Json::array();
-    if (type != "NFC" && !is_empty) {
-      return Unsupported("unsupported_normalizer", "normalizer: type ", type, " is not supported");
-    }
-  }
-  if (const auto decoder = root.Object("decoder"); root.Has("decoder")) {
-    const std::string type = decoder.ok() ? TypeOf(*decoder) : "(none)";
-    if (type != "ByteLevel")
-      return Unsupported("unsupported_tokenizer", "decoder: type ", type, " is not supported");
-  }
-  return Status();
+// Added tokens are looked for in the text as it stands. Those that are "normalized" are brought to the form
+// of normalized text themselves, and looked for in that: the same, unless a space or a mark for one is put
+// in.
+bool IsFoundAsItStands(const JsonReader& entry, const std::string& content, const PreTokenizer& pre) {
+  if (!pre.marks_spaces || !entry.Bool("normalized").value_or(!entry.Bool("special").value_or(false)))
+    return true;
+  if (pre.prefix == SpacePrefix::kAlways) return false;
+  return pre.prefix != SpacePrefix::kNone ||
+         (content.find(' ') == std::string::npos && content.find(kSpaceMark) == std::string::npos);
 }
 
 Status ReadAddedTokens(const JsonReader& root, BpeData& data) {
+  const auto pre = FindPreTokenizer(data.pre);
   if (!root.Has("added_tokens")) return Status();
   ASSIGN_OR_RETURN(const JsonReader list, root.Array("added_tokens"));
   for (size_t i = 0; i < list.size(); ++i) {
@@ -103,26 +38,34 @@ Status ReadAddedTokens(const JsonReader& root, BpeData& data) {
     ASSIGN_OR_RETURN(const int64_t id, entry.Integer("id", 0, kMaxTokenId, "bad_added_token"));
     ASSIGN_OR_RETURN(const std::string content, entry.Text("content"));
     for (const std::string_view flag : {"lstrip", "rstrip", "single_word"}) {
-      if (Flag(entry, flag, false))
-        return Unsupported("unsupported_tokenizer", entry.KeyOf(flag), ": not supported");
+      if (entry.Bool(flag).value_or(false)) return Unsupported(entry.KeyOf(flag), "not supported");
     }
+    if (!IsFoundAsItStands(entry, content, *pre))
+      return Unsupported(entry.KeyOf("normalized"), "not supported with this normalizer");
     if (static_cast<size_t>(id) >= data.tokens.size()) data.tokens.resize(id + 1);
     if (data.tokens[id].empty()) data.tokens[id] = content;
-    data.added.push_back({static_cast<TokenId>(id), content, Flag(entry, "special", false)});
+    data.added.push_back({static_cast<TokenId>(id), content, entry.Bool("special").value_or(false)});
   }
   return Status();
 }
 
+// Whether two texts of one token are the byte and its character, as "<0x09>" and "\t" in Gemma's vocabulary.
+bool IsByteAndCharacter(std::string_view byte, std::string_view character) {
+  return byte != character && NameInMerges(byte) == character;
+}
+
 Status ReadVocabulary(const JsonReader& root, const JsonReader& model, BpeData& data) {
   ASSIGN_OR_RETURN(const JsonReader vocab, model.Object("vocab"));
+  const bool has_bytes = FindPreTokenizer(data.pre)->marks_spaces;
   for (const auto& [token, ignored] : vocab.value().items()) {
     ASSIGN_OR_RETURN(const int64_t id, vocab.Integer(std::string_view(token), 0, kMaxTokenId, "vocab_size"));
     if (static_cast<size_t>(id) >= data.tokens.size()) data.tokens.resize(id + 1);
-    if (!data.tokens[id].empty()) {
-      return WithReason(DataLoss(vocab.KeyOf(token), ": id ", id, " is also \"", data.tokens[id], "\""),
-                        "vocab_size");
+    std::string& known = data.tokens[id];
+    if (has_bytes && IsByteAndCharacter(known, token)) continue;
+    if (!known.empty() && !(has_bytes && IsByteAndCharacter(token, known))) {
+      return WithReason(DataLoss(vocab.KeyOf(token), ": id ", id, " is also \"", known, "\""), "vocab_size");
     }
-    data.tokens[id] = token;
+    known = token;
   }
   RETURN_IF_ERROR(ReadAddedTokens(root, data));
   const auto hole = std::ranges::find(data.tokens, "");
@@ -130,6 +73,19 @@ Status ReadVocabulary(const JsonReader& root, const JsonReader& model, BpeData& 
   return WithReason(DataLoss("model.vocab: no token has id ", hole - data.tokens.begin(), ", the highest is ",
                              data.tokens.size() - 1),
                     "vocab_size");
+}
+
+// Takes out what merges to a control token or to that of a byte, or from one. Converters from SentencePiece
+// make a merge of any two tokens that are a third one joined; there, text never becomes such a token.
+void DropMergesToControl(BpeData& data) {
+  std::set<std::string_view> control;
+  for (const auto& added : data.added) {
+    if (added.is_control) control.insert(added.content);
+  }
+  const auto is_taken = [&](const std::string& name) { return control.contains(name) || ByteOfToken(name); };
+  std::erase_if(data.merges, [&](const auto& merge) {
+    return is_taken(merge.first) || is_taken(merge.second) || is_taken(merge.first + merge.second);
+  });
 }
 
 Status ReadMerges(const JsonReader& model, BpeData& data) {
@@ -149,6 +105,15 @@ Status ReadMerges(const JsonReader& model, BpeData& data) {
     }
     data.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
   }
+  if (!model.Has("merge_ties")) {
+    if (FindPreTokenizer(data.pre)->marks_spaces) DropMergesToControl(data);
+    return Status();
+  }
+  ASSIGN_OR_RETURN(const JsonReader ties, model.Array("merge_ties"));
+  for (size_t i = 0; i < ties.size(); ++i) {
+    ASSIGN_OR_RETURN(const int64_t count, ties.Integer(i, 1, UINT32_MAX, "bad_merge"));
+    data.ties.push_back(static_cast<uint32_t>(count));
+  }
   return Status();
 }
 
@@ -157,7 +122,9 @@ bool PostProcessorAddsBos(const JsonReader& processor, const std::string& bos) {
   if (const auto steps = processor.Array("processors"); steps.ok()) {
     for (size_t i = 0; i < steps->size(); ++i) {
       const auto step = steps->Object(i);
-      if (step.ok() && TypeOf(*step) == "TemplateProcessing" && PostProcessorAddsBos(*step, bos)) return true;
+      if (step.ok() && step->Text("type").value_or("") == "TemplateProcessing" &&
+          PostProcessorAddsBos(*step, bos))
+        return true;
     }
     return false;
   }
@@ -172,8 +139,9 @@ bool PostProcessorAddsBos(const JsonReader& processor, const std::string& bos) {
 StatusOr<BpeData> ReadTokenizer(const JsonReader& root) {
   BpeData data;
   ASSIGN_OR_RETURN(const JsonReader model, root.Object("model"));
-  RETURN_IF_ERROR(CheckKinds(root, model));
-  ASSIGN_OR_RETURN(data.pre, ReadPreTokenizer(root, Flag(model, "ignore_merges", false)));
+  ASSIGN_OR_RETURN(const TokenizerSteps steps, ReadSteps(root, model));
+  data.pre = steps.pre;
+  data.is_normalized = steps.is_normalized;
   RETURN_IF_ERROR(ReadVocabulary(root, model, data));
   RETURN_IF_ERROR(ReadMerges(model, data));
   return data;
@@ -231,9 +199,11 @@ StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizerJson(const std::string& direct
   auto data = ReadTokenizer(root);
   if (!data.ok()) return Annotate(data.status(), path);
   RETURN_IF_ERROR(ReadSpecialTokens(directory, root, *data));
-  auto tokenizer = MakeBpeTokenizer(
-      *std::move(data),
-      {.tokens = "model.vocab", .merges = "model.merges", .added = "added_tokens", .pre = "pre_tokenizer"});
+  auto tokenizer = MakeBpeTokenizer(*std::move(data), {.tokens = "model.vocab",
+                                                       .merges = "model.merges",
+                                                       .ties = "model.merge_ties",
+                                                       .added = "added_tokens",
+                                                       .pre = "pre_tokenizer"});
   if (!tokenizer.ok()) return Annotate(tokenizer.status(), path);
   return tokenizer;
 }
