@@ -335,6 +335,16 @@ StatusOr<std::vector<int64_t>> GgufMetadata::Integers(std::string_view key) cons
   return integers;
 }
 
+StatusOr<std::vector<float>> GgufMetadata::Floats(std::string_view key) const {
+  ASSIGN_OR_RETURN(const GgufValue value, Get(key, true));
+  if (value.type != GgufType::kFloat32)
+    return Error("type_mismatch", key, Concat("is an array of ", NameOf(value.type), ", not of float32"));
+  std::vector<float> floats;
+  for (uint64_t i = 0; i < value.count; ++i)
+    floats.push_back(ByteReader::Load<float>(value.bytes.subspan(i * sizeof(float))));
+  return floats;
+}
+
 StatusOr<GgufContents> ParseGguf(std::span<const std::byte> file) {
   ByteReader in(file);
   GgufContents contents;

@@ -55,6 +55,7 @@ class GgufMetadata {
   StatusOr<std::string_view> String(std::string_view key) const;
   StatusOr<std::vector<std::string_view>> Strings(std::string_view key) const;
   StatusOr<std::vector<int64_t>> Integers(std::string_view key) const;
+  StatusOr<std::vector<float>> Floats(std::string_view key) const;  // of type F32
   // An error about the value of `key`, which is there: "key ...: <message> (value at byte N)".
   Status Error(std::string_view reason, std::string_view key, std::string_view message) const;
 

@@ -29,6 +29,12 @@ GgufField GgufInts(const std::vector<int32_t>& values) {
   return ArrayOf(GgufType::kInt32, values.size(), elements);
 }
 
+GgufField GgufFloats(const std::vector<float>& values) {
+  std::string elements;
+  for (const float value : values) elements += Packed(value);
+  return ArrayOf(GgufType::kFloat32, values.size(), elements);
+}
+
 uint32_t GgufTensorType(DType dtype) {
   CHECK(Info(dtype).gguf_type >= 0, Info(dtype).name);
   return static_cast<uint32_t>(Info(dtype).gguf_type);

@@ -25,6 +25,7 @@ GgufField GgufBool(bool value);
 GgufField GgufString(std::string_view value);
 GgufField GgufStrings(const std::vector<std::string>& values);
 GgufField GgufInts(const std::vector<int32_t>& values);
+GgufField GgufFloats(const std::vector<float>& values);
 
 struct GgufKey {
   std::string name;

@@ -200,7 +200,7 @@ void AddHyperParameters(Table& table) {
 
 void AddTokenizers(Table& table) {
   table.AddKey("gguf_tokenizer_unknown", "unsupported_tokenizer", "tokenizer.ggml.model",
-               GgufString("llama"));
+               GgufString("bert"));
   table.AddKey("gguf_pre_tokenizer_unknown", "unsupported_pre_tokenizer", "tokenizer.ggml.pre",
                GgufString("no-such"));
   table.AddKey("gguf_tokens_as_integers", "type_mismatch", "tokenizer.ggml.tokens", GgufInts({1, 2, 3}));
