@@ -83,9 +83,32 @@ TEST_P(EveryCpu, EmbeddingStaysInItsBuffers) {
       weights.matrix.data = table.data();
       Guarded<int32_t> tokens(std::vector<int32_t>{4, 0, 4});
       Guarded<float> out(3 * width);
-      ops().embed({.tokens = tokens.data(), .table = weights.matrix, .out = out.data(), .count = 3}, pool_);
+      for (const float scale : {1.0f, 3.0f}) {
+        ops().embed(
+            {.tokens = tokens.data(), .table = weights.matrix, .out = out.data(), .count = 3, .scale = scale},
+            pool_);
+      }
       EXPECT_EQ(out.data()[0], out.data()[2 * width]);
     }
+  }
+}
+
+TEST_P(EveryCpu, RoutesStayInTheirBuffers) {
+  const size_t tokens = 3, pitch = 32, per_token = 3;
+  for (const size_t experts : {3, 17, 31}) {
+    Guarded<float> logits(RandomNormal((tokens - 1) * pitch + experts, /*seed=*/experts));
+    Guarded<uint32_t> chosen(tokens * per_token);
+    Guarded<float> weights(tokens * per_token);
+    ops().route_experts({.logits = logits.data(),
+                         .pitch = pitch,
+                         .tokens = tokens,
+                         .experts = experts,
+                         .per_token = per_token,
+                         .normalizes = true,
+                         .chosen = chosen.data(),
+                         .weights = weights.data()},
+                        pool_);
+    for (const uint32_t expert : chosen.Values()) EXPECT_LT(expert, experts);
   }
 }
 
@@ -109,7 +132,9 @@ TEST_P(EveryCpu, RopeAndAttentionStayInTheirBuffers) {
       Guarded<float> q(RandomNormal(tokens * heads * head_dim, 1)),
           k(RandomNormal(tokens * kv_heads * head_dim, 2)), v(RandomNormal(tokens * kv_heads * head_dim, 3)),
           cos(RandomNormal(tokens * (head_dim / 2), 4)), sin(RandomNormal(tokens * (head_dim / 2), 5)),
-          out(tokens * heads * head_dim);
+          out(tokens * heads * head_dim), q_bias(RandomNormal(heads * head_dim, 6)),
+          k_bias(RandomNormal(kv_heads * head_dim, 7)), v_bias(RandomNormal(kv_heads * head_dim, 8)),
+          q_norm(RandomNormal(head_dim, 9)), k_norm(RandomNormal(head_dim, 10));
       const PagedTokens batch{.positions = positions.data(),
                               .block_tables = tables.data(),
                               .tokens = tokens,
@@ -129,13 +154,39 @@ TEST_P(EveryCpu, RopeAndAttentionStayInTheirBuffers) {
                        .sin = sin.data(),
                        .heads = heads,
                        .neighbours = neighbours,
-                       .kv = kv},
+                       .kv = kv,
+                       .q_bias = q_bias.data(),
+                       .k_bias = k_bias.data(),
+                       .v_bias = v_bias.data(),
+                       .q_norm = q_norm.data(),
+                       .k_norm = k_norm.data(),
+                       .norm_epsilon = 1e-6f},
                       pool_);
       }
-      ops().paged_attention(
-          {.batch = batch, .q = q.data(), .out = out.data(), .kv = kv, .heads = heads, .scale = 0.1f}, pool_);
+      PagedAttentionArgs attention{
+          .batch = batch, .q = q.data(), .out = out.data(), .kv = kv, .heads = heads, .scale = 0.1f};
+      ops().paged_attention(attention, pool_);
+      for (const float each : out.Values()) ASSERT_TRUE(std::isfinite(each));
+      attention.window = 37;
+      attention.softcap = 3;
+      ops().paged_attention(attention, pool_);
       for (const float each : out.Values()) ASSERT_TRUE(std::isfinite(each));
     }
+  }
+}
+TEST_P(EveryCpu, AddNormAndCapLogitsStayInTheirBuffers) {
+  for (const size_t width : {1, 15, 16, 33}) {
+    Guarded<float> x(RandomNormal(3 * width, 1)), norm(RandomNormal(width, 2)),
+        hidden(RandomNormal(3 * width, 3));
+    ops().add_norm({.x = x.data(),
+                    .norm = norm.data(),
+                    .norm_epsilon = 1e-6f,
+                    .hidden = hidden.data(),
+                    .tokens = 3,
+                    .width = width},
+                   pool_);
+    ops().cap_logits({.logits = hidden.data(), .count = 3 * width, .cap = 30}, pool_);
+    for (const float each : hidden.Values()) ASSERT_TRUE(std::isfinite(each));
   }
 }
 INSTANTIATE_EVERY_CPU(EveryCpu);

@@ -6,7 +6,9 @@
 #include "kernels/embed/embed.h"
 #include "kernels/gemm/activation_groups.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/norm/add_norm.h"
 #include "kernels/rope/rope_kv.h"
+#include "kernels/sample/cap_logits.h"
 #include "kernels/sample/softmax_weights.h"
 
 namespace terrace {
@@ -23,6 +25,8 @@ struct CpuLeaves {
   void (*attend_span)(const PagedAttentionArgs&, const AttentionRun&, size_t span, float* partials);
   void (*merge_spans)(const PagedAttentionArgs&, const AttentionRun&, size_t begin, size_t end,
                       const float* partials, AttentionTotals&);
+  void (*add_norm)(const AddNormArgs&, size_t begin, size_t end);
+  void (*cap_logits)(const CapLogitsArgs&, size_t begin, size_t end);
   SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
 };
 

@@ -6,7 +6,9 @@
 #include "kernels/embed/embed_cpu.h"
 #include "kernels/gemm/encode_activations_cpu.h"
 #include "kernels/gemm/gemm_cpu.h"
+#include "kernels/norm/add_norm_cpu.h"
 #include "kernels/rope/rope_kv_cpu.h"
+#include "kernels/sample/cap_logits_cpu.h"
 #include "kernels/sample/softmax_weights_cpu.h"
 
 namespace terrace {
@@ -21,6 +23,8 @@ constexpr CpuLeaves kLeavesHere = {
     .rope_kv = RopeKvTokens,
     .attend_span = AttendSpan,
     .merge_spans = MergeSpans,
+    .add_norm = AddNormTokens,
+    .cap_logits = CapLogitsRange,
     .softmax_weights = SoftmaxWeightsRow,
 };
 

@@ -118,7 +118,7 @@ void AttendByRuns(const PagedAttentionArgs& a, std::span<const AttentionRun> run
     AttentionTotals totals;
     auto run = std::ranges::lower_bound(runs, begin, {}, &AttentionRun::unit);
     for (; run != runs.end() && run->unit < end; ++run) {
-      for (size_t span = 0; span < run->spans; ++span) {
+      for (size_t span = run->first_span; span < run->end_span(); ++span) {
         kLeaves.attend_span(a, *run, span, partials);
         kLeaves.merge_spans(a, *run, span, span + 1, partials, totals);
       }
@@ -133,13 +133,13 @@ void AttendBySpans(const PagedAttentionArgs& a, std::span<const AttentionRun> ru
   const size_t pitch = AttentionPartial{a.batch.head_dim}.pitch();
   auto* partials = reinterpret_cast<float*>(Scratch(units * pitch * sizeof(float)));
   const auto of_span = [&](const AttentionRun& run, size_t span) {
-    return partials + (run.unit + span * run.count) * pitch;
+    return partials + (run.unit + (span - run.first_span) * run.count) * pitch;
   };
   Share(pool, units, unit_work, 1, [&](size_t begin, size_t end) {
     auto run = std::ranges::upper_bound(runs, begin, {}, &AttentionRun::unit) - 1;
     for (; run != runs.end() && run->unit < end; ++run) {
-      for (size_t span = 0; span < run->spans; ++span) {
-        const size_t unit = run->unit + span * run->count;
+      for (size_t span = run->first_span; span < run->end_span(); ++span) {
+        const size_t unit = run->unit + (span - run->first_span) * run->count;
         if (unit >= begin && unit < end) kLeaves.attend_span(a, *run, span, of_span(*run, span));
       }
     }
@@ -148,7 +148,7 @@ void AttendBySpans(const PagedAttentionArgs& a, std::span<const AttentionRun> ru
   Share(pool, runs.size(), merge_work, 1, [&](size_t begin, size_t end) {
     for (const AttentionRun& run : runs.subspan(begin, end - begin)) {
       AttentionTotals totals;
-      kLeaves.merge_spans(a, run, 0, run.spans, of_span(run, 0), totals);
+      kLeaves.merge_spans(a, run, run.first_span, run.end_span(), of_span(run, run.first_span), totals);
     }
   });
 }
@@ -170,6 +170,26 @@ void PagedAttention(const PagedAttentionArgs& a, ThreadPool& pool) {
 }
 
 template <const CpuLeaves& kLeaves>
+void AddNorm(const AddNormArgs& a, ThreadPool& pool) {
+  Share(pool, a.tokens, kElementWork * a.width, 1,
+        [&](size_t begin, size_t end) { kLeaves.add_norm(a, begin, end); });
+}
+
+template <const CpuLeaves& kLeaves>
+void CapLogits(const CapLogitsArgs& a, ThreadPool& pool) {
+  constexpr size_t kTanhWork = 32, kVector = 16;
+  Share(pool, a.count, kTanhWork, kVector,
+        [&](size_t begin, size_t end) { kLeaves.cap_logits(a, begin, end); });
+}
+
+template <const CpuLeaves& kLeaves>
+void RouteExperts(const RouteExpertsArgs& a, ThreadPool& pool) {
+  CHECK(a.per_token > 0 && a.per_token <= a.experts, a.per_token, " of ", a.experts, " experts");
+  Share(pool, a.tokens, kElementWork * a.experts * (a.per_token + 1), 1,
+        [&](size_t begin, size_t end) { RouteTokens(a, kLeaves.softmax_weights, begin, end); });
+}
+
+template <const CpuLeaves& kLeaves>
 OpTable MakeCpuTable(std::string_view name) {
   return {.name = name,
           .embed = Embed<kLeaves>,
@@ -178,7 +198,10 @@ OpTable MakeCpuTable(std::string_view name) {
           .gemm = Gemm<kLeaves>,
           .rope_kv = RopeKv<kLeaves>,
           .paged_attention = PagedAttention<kLeaves>,
-          .softmax_weights = kLeaves.softmax_weights};
+          .add_norm = AddNorm<kLeaves>,
+          .cap_logits = CapLogits<kLeaves>,
+          .softmax_weights = kLeaves.softmax_weights,
+          .route_experts = RouteExperts<kLeaves>};
 }
 
 }  // namespace

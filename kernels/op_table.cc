@@ -27,7 +27,10 @@ const OpTable& ReferenceOps() {
                                      .gemm = GemmRef,
                                      .rope_kv = RopeKvRef,
                                      .paged_attention = PagedAttentionRef,
-                                     .softmax_weights = SoftmaxWeightsRef};
+                                     .add_norm = AddNormRef,
+                                     .cap_logits = CapLogitsRef,
+                                     .softmax_weights = SoftmaxWeightsRef,
+                                     .route_experts = RouteExpertsRef};
   return kTable;
 }
 

@@ -12,7 +12,10 @@
 #include "kernels/attention/paged_attention.h"
 #include "kernels/embed/embed.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/moe/route_experts.h"
+#include "kernels/norm/add_norm.h"
 #include "kernels/rope/rope_kv.h"
+#include "kernels/sample/cap_logits.h"
 #include "kernels/sample/softmax_weights.h"
 
 namespace terrace {
@@ -28,7 +31,10 @@ struct OpTable {
   void (*gemm)(const GemmArgs&, ThreadPool&);
   void (*rope_kv)(const RopeKvArgs&, ThreadPool&);
   void (*paged_attention)(const PagedAttentionArgs&, ThreadPool&);
+  void (*add_norm)(const AddNormArgs&, ThreadPool&);
+  void (*cap_logits)(const CapLogitsArgs&, ThreadPool&);
   SoftmaxSums (*softmax_weights)(const SoftmaxWeightsArgs&);
+  void (*route_experts)(const RouteExpertsArgs&, ThreadPool&);
 };
 
 const OpTable& ReferenceOps();

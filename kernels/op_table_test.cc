@@ -40,7 +40,8 @@ TEST_P(EveryCpu, NaNGoesThroughEveryOp) {
   const GemmPart part{.weights = packed.weights, .out = out.data()};
   ops().gemm({.x = x.data(), .tokens = 1, .parts = {&part, 1}}, pool_);
   for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(std::isnan(out[i]));
-  // The norm and the gate: gemm_fused_test.cc. Attention: paged_attention_test.cc, for every KV dtype.
+  // The norm and the gate: gemm_fused_test.cc. Attention: paged_attention_test.cc, for every KV dtype. Norms
+  // of heads: rope_kv_test.cc. add_norm and cap_logits: their tests.
 }
 
 TEST_P(EveryCpu, NoTokensAreNoWork) {
@@ -51,12 +52,14 @@ TEST_P(EveryCpu, NoTokensAreNoWork) {
   ops().gemm({.x = x.data(), .tokens = 0, .parts = {&part, 1}}, pool_);
   ops().embed({.table = weights.matrix, .out = out.data()}, pool_);
   RopeKvArgs rope;
-  rope.q = rope.k = out.data();
+  rope.q = rope.k = rope.v = out.data();
   ops().rope_kv(rope, pool_);
   PagedAttentionArgs attention;
   attention.batch.kv_heads = attention.heads = 2;
   attention.out = out.data();
   ops().paged_attention(attention, pool_);
+  ops().add_norm({.x = x.data(), .norm = x.data(), .hidden = out.data(), .width = 20}, pool_);
+  ops().cap_logits({.logits = out.data(), .cap = 1}, pool_);
   EXPECT_EQ(out, std::vector<float>(20, 2));
 }
 INSTANTIATE_EVERY_CPU(EveryCpu);

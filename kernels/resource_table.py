@@ -14,10 +14,12 @@ import sys
 ALLOWED = [
     ("SampleChooseKernel<true>", 96),
     ("DecodeAttentionKernel", 16),
+    ("DecodeAttentionKernel<BF16Rows, 128, 2, false, true>", 20),
     ("RunAttentionKernel", 400),  # some of it once for each tile, of 64 mma
     ("OrderedGemmKernel", 184),  # once for each stage
     ("PrefillAttentionKernel", 32),
     ("StreamGemmKernel", 24),  # sm_80 only
+    ("GroupedGemmKernel", 64),  # of 32 and 128 tokens, W4 only
 ]
 
 

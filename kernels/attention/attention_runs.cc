@@ -12,13 +12,18 @@ std::span<const AttentionRun> AttentionRuns(const PagedAttentionArgs& a) {
   size_t units = 0;  // of a key-value head
   for (size_t first = 0, end; first < queries; first = end) {
     const auto* table = a.batch.block_tables[first / group];
-    size_t furthest = 0;
+    size_t nearest = SIZE_MAX, furthest = 0;
     for (end = first; end < queries && end < first + AttentionRun::kMostQueries; ++end) {
       if (a.batch.block_tables[end / group] != table) break;
+      nearest = std::min<size_t>(nearest, a.batch.positions[end / group]);
       furthest = std::max<size_t>(furthest, a.batch.positions[end / group]);
     }
-    runs.push_back(
-        {.first = first, .count = end - first, .spans = furthest / kAttentionSpan + 1, .unit = units});
+    const size_t first_span = a.WindowBegin(nearest) / kAttentionSpan;
+    runs.push_back({.first = first,
+                    .count = end - first,
+                    .first_span = first_span,
+                    .spans = furthest / kAttentionSpan + 1 - first_span,
+                    .unit = units});
     units += runs.back().units();
   }
   const size_t per_head = runs.size();

@@ -16,9 +16,11 @@ struct AttentionRun {
 
   size_t kv_head = 0;
   size_t first = 0, count = 0;  // queries of kv_head: token * (heads / kv_heads) + head of its group
-  size_t spans = 0;             // of the query that reaches furthest
+  size_t first_span = 0;        // of the query whose window begins first
+  size_t spans = 0;             // from there to the end of the query that reaches furthest
   size_t unit = 0;              // units before this run
 
+  size_t end_span() const { return first_span + spans; }
   size_t units() const { return count * spans; }
 };
 

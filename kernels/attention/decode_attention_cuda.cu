@@ -23,8 +23,10 @@ bool IsDecodable(const GpuAttentionArgs& a) {
     }
   }
   if (a.q_pitch % 8 != 0 || !IsAligned(a.q) || !IsAligned(a.out)) return false;
-  if (a.cos != nullptr && (a.sin == nullptr || !IsAligned(a.cos) || !IsAligned(a.sin) ||
-                           a.q_pitch < (a.heads + 2 * batch.kv_heads) * batch.head_dim)) {
+  if (!(a.softcap >= 0)) return false;
+  if (a.cos != nullptr &&
+      (decode_attention::HasLimits(a) || a.sin == nullptr || !IsAligned(a.cos) || !IsAligned(a.sin) ||
+       a.q_pitch < (a.heads + 2 * batch.kv_heads) * batch.head_dim)) {
     return false;
   }
   return a.most_spans == 1 || (a.partials != nullptr && IsAligned(a.partials) && a.arrived != nullptr);

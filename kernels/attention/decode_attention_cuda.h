@@ -19,7 +19,9 @@ namespace terrace {
 //   head_dim is 32, 64 or 128, with 1 to 16 heads to a kv head,
 //   rows are not f32, in blocks of at least 16 positions,
 //   q_pitch is a multiple of 8, and q, out, keys, values, their scales and partials are aligned to 16 bytes,
-//   cos and sin, if there are any, are too, and q_pitch is at least (heads + 2 kv_heads) * head_dim,
+//   cos and sin, if there are any, are too, q_pitch is at least (heads + 2 kv_heads) * head_dim, and there is
+//   neither a window nor a cap,
+//   softcap is not negative,
 //   count and kv_heads are at most 65535, most_spans is at least 1, and there are `partials` and `arrived`
 //   where it is more.
 cudaError_t DecodeAttentionCuda(const GpuAttentionArgs& args, CudaLaunch how);

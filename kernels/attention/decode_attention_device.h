@@ -14,6 +14,9 @@
 // and groups in rising order the result. Blocks of whole groups or of single spans do the same sums: a
 // block's `unit`, which depends on the batch, says only which of the results between pass through memory.
 //
+// With kLimits there is a window or a cap. Spans before the one that the window begins in are no one's:
+// blocks count their units from there, but groups are the same ones as without a window.
+//
 // With kRopes every block rotates the queries it reads, and the block of a token's last span makes the
 // token's own key and value: it writes them to the pool, and its warps take them from shared memory. So
 // nothing but q is of the kernel before this one: the first keys and values are under way before that is
@@ -125,7 +128,34 @@ struct Fp8Rows : ByteRows<F16Rows, Fp8Codes> {
 };
 
 TERRACE_DEVICE uint32_t Least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+TERRACE_DEVICE uint32_t Most(uint32_t a, uint32_t b) { return a > b ? a : b; }
 TERRACE_DEVICE float MinusInfinity() { return simt::FloatOfBits(0xff800000); }
+
+// The first position that a token at `position` attends to.
+TERRACE_DEVICE uint32_t WindowBegin(const GpuAttentionArgs& a, uint32_t position) {
+  return a.window == 0 || position < a.window ? 0 : position + 1 - a.window;
+}
+
+// What a product of a query and a key is as a power of 2, with kLimits capped.
+template <bool kLimits>
+struct Octaves {
+  float scale, cap;
+
+  TERRACE_DEVICE explicit Octaves(const GpuAttentionArgs& a) : scale(a.scale * kLog2E), cap(0) {
+    if (!kLimits || a.softcap == 0) return;
+    cap = a.softcap * kLog2E;
+    scale = 2 * scale * simt::Reciprocal(a.softcap);
+  }
+  TERRACE_DEVICE float operator()(float product) const {
+    const float scaled = fmaf(product, scale, 0.f);  // not fused with what is done with it
+    if (!kLimits || cap == 0) return scaled;
+    // cap * tanh(x) = cap - 2 cap / (2^(2 x log2 e) + 1), off by some 2^-21 of the cap.
+    return fmaf(-2 * cap, simt::Reciprocal(simt::Exp2(scaled) + 1), cap);
+  }
+
+ private:
+  static constexpr float kLog2E = 1.4426950408889634f;
+};
 
 template <uint32_t kWords>
 TERRACE_DEVICE void LoadWords(const std::byte* from, uint32_t (&words)[kWords]) {
@@ -265,25 +295,29 @@ struct Warp {
     return pair / kPairs * 4 * kKeyPart + t * kKeyPart + pair % kPairs * 8;
   }
 
-  // `row` is the tile's first; rows behind the token's own, `last`, hold anything: its own stands for them,
-  // and weighs nothing there.
-  TERRACE_DEVICE void LoadKeys(const KvRows& rows, uint64_t row, uint32_t last) {
+  // `row` is the tile's first. Rows before the token's window, of which `before` are in the tile, and behind
+  // its own, `last`, hold anything: the window's first and the token's own stand for them, and weigh nothing
+  // there.
+  TERRACE_DEVICE static uint32_t RowFor(uint32_t i, uint32_t before, uint32_t last) {
+    return Least(Most(i, before), last);
+  }
+  TERRACE_DEVICE void LoadKeys(const KvRows& rows, uint64_t row, uint32_t before, uint32_t last) {
     const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
     const std::byte* from = rows.data + row * kRowBytes + t * kKeyPart * Rows::kBytes;
     TERRACE_UNROLL
     for (uint32_t j = 0; j < 2; ++j) {
-      const std::byte* key = from + Least(8 * j + g, last) * kRowBytes;
+      const std::byte* key = from + RowFor(8 * j + g, before, last) * kRowBytes;
       TERRACE_UNROLL
       for (uint32_t c = 0; c < kKeyLoads; ++c) LoadWords(key + c * 4 * kKeyPart * Rows::kBytes, keys[j][c]);
     }
     if constexpr (Rows::kScaled) LoadScales(rows.scales + row, key_scales);
   }
-  TERRACE_DEVICE void LoadValues(const KvRows& rows, uint64_t row, uint32_t last) {
+  TERRACE_DEVICE void LoadValues(const KvRows& rows, uint64_t row, uint32_t before, uint32_t last) {
     const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
     const std::byte* from = rows.data + row * kRowBytes + g * kValuePart * Rows::kBytes;
     TERRACE_UNROLL
     for (uint32_t k = 0; k < 4; ++k) {
-      const std::byte* value = from + Least(k / 2 * 8 + 2 * t + k % 2, last) * kRowBytes;
+      const std::byte* value = from + RowFor(k / 2 * 8 + 2 * t + k % 2, before, last) * kRowBytes;
       TERRACE_UNROLL
       for (uint32_t u = 0; u < kValueLoads; ++u)
         LoadWords(value + u * 8 * kValuePart * Rows::kBytes, values[u][k]);
@@ -378,41 +412,48 @@ struct Warp {
     }
   }
 
-  // Weighs the tile's positions by exp2(scale * scores) and adds their values; those behind `last` weigh
-  // nothing.
-  TERRACE_DEVICE void Add(const float (&scores)[kHeadTiles][4], float scale, uint32_t last) {
+  // Weighs the tile's positions by exp2(octaves(scores)) and adds their values; those before the first
+  // `before` and those behind `last` weigh nothing.
+  template <bool kLimits>
+  TERRACE_DEVICE void Add(const float (&scores)[kHeadTiles][4], const Octaves<kLimits>& octaves,
+                          uint32_t before, uint32_t last) {
     uint32_t b[kHeadTiles][2];
     float keep[kHeadTiles];
     Weigh<true>(
-        scores, scale, [&](uint32_t) { return static_cast<int32_t>(last); }, b, keep);
+        scores, octaves, [&](uint32_t) { return static_cast<int32_t>(before); },
+        [&](uint32_t) { return static_cast<int32_t>(last); }, b, keep);
     ScaleOutputs(keep);
     AddValues(b);
   }
 
   // The weights as fragments b; keep[h] is what head g of tile h scales what it had before by. Of head g of
-  // tile h positions behind last(h) weigh nothing; where that is negative, which kAllSee rules out, the tile
-  // changes nothing of it. Where a product is rounded is written out, as in Fold.
-  template <bool kAllSee, typename Last>
-  TERRACE_DEVICE void Weigh(const float (&scores)[kHeadTiles][4], float scale, const Last& last,
-                            uint32_t (&b)[kHeadTiles][2], float (&keep)[kHeadTiles]) {
+  // tile h positions before before(h), if there are limits, and behind last(h) weigh nothing; where these are
+  // all, which kAllSee rules out, the tile changes nothing of it. Where a product is rounded is written out,
+  // as in Fold.
+  template <bool kAllSee, bool kLimits, typename Before, typename Last>
+  TERRACE_DEVICE void Weigh(const float (&scores)[kHeadTiles][4], const Octaves<kLimits>& octaves,
+                            const Before& before, const Last& last, uint32_t (&b)[kHeadTiles][2],
+                            float (&keep)[kHeadTiles]) {
     const uint32_t t = simt::Lane() % 4;
     TERRACE_UNROLL
     for (uint32_t h = 0; h < kHeadTiles; ++h) {
-      const auto is_behind = [&](uint32_t i) {
-        return static_cast<int32_t>(i / 2 * 8 + 2 * t + i % 2) > last(h);
+      const auto is_outside = [&](uint32_t i) {
+        const auto place = static_cast<int32_t>(i / 2 * 8 + 2 * t + i % 2);
+        return place > last(h) || (kLimits && place < before(h));
       };
       float weights[4];
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 4; ++i) {
-        weights[i] = fmaf(scores[h][i], scale, 0.f);  // not fused with the subtraction below
-        if (is_behind(i)) weights[i] = MinusInfinity();
+        weights[i] = octaves(scores[h][i]);
+        if (is_outside(i)) weights[i] = MinusInfinity();
       }
       // Of the quad of lanes that share head g. NaN is nobody's largest; it comes through the sum.
       float most = fmaxf(fmaxf(weights[0], weights[1]), fmaxf(weights[2], weights[3]));
       most = fmaxf(most, simt::ShuffleXor(most, 1));
       most = fmaxf(most, simt::ShuffleXor(most, 2));
       most = fmaxf(most, largest[h]);
-      const bool is_seen = kAllSee || last(h) >= 0;  // else `most` may still be -infinity
+      // Else `most` may still be -infinity.
+      const bool is_seen = kAllSee || (last(h) >= 0 && (!kLimits || before(h) < int32_t{kTile}));
       keep[h] = is_seen ? simt::Exp2(largest[h] - most) : 1;
       largest[h] = most;
       TERRACE_UNROLL
@@ -421,8 +462,8 @@ struct Warp {
         sum[h] = fmaf(sum[h], keep[h], Rows::kStep * ((weights[0] + weights[1]) + (weights[2] + weights[3])));
         TERRACE_UNROLL
         for (uint32_t i = 0; i < 4; ++i) {
-          // The scale of a row behind the last may be NaN.
-          weights[i] = is_behind(i) ? 0 : weights[i] * ScaleOf(value_scales, i);
+          // The scale of a row that is not seen may be NaN.
+          weights[i] = is_outside(i) ? 0 : weights[i] * ScaleOf(value_scales, i);
         }
       }
       b[h][0] = Rows::Pack(weights[0], weights[1]);
@@ -587,27 +628,31 @@ TERRACE_DEVICE void StoreResult(uint16_t* out, uint32_t item, const Part& part) 
                                          simt::PackBF16(part.o.z * by, part.o.w * by)};
 }
 
-// The result of a token whose `units` units of `unit` spans have been stored.
+// The result of a token whose `units` units of `unit` spans have been stored; single spans, from the one
+// behind the first `before` of a group on.
 template <uint32_t kHeadDim>
 TERRACE_DEVICE Part MergeUnits(const PartialPlace<kHeadDim>& place, uint32_t item, uint32_t units,
-                               uint32_t unit) {
+                               uint32_t unit, uint32_t before) {
   constexpr uint32_t kAhead = 8;
   static_assert(kAhead % kGroupSpans == 0);
+  const uint32_t end = before + units;
   Part total = NoPositions();
-  for (uint32_t first = 0; first < units; first += kAhead) {
+  for (uint32_t first = 0; first < end; first += kAhead) {
     Part parts[kAhead];
     TERRACE_UNROLL
-    for (uint32_t i = 0; i < kAhead; ++i) parts[i] = place.Load(Least(first + i, units - 1), item);
+    for (uint32_t i = 0; i < kAhead; ++i)
+      parts[i] = place.Load(Least(Most(first + i, before), end - 1) - before, item);
     Part group = NoPositions();
     TERRACE_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
-      if (first + i >= units) break;
+      if (first + i >= end) break;
+      if (first + i < before) continue;
       if (unit == kGroupSpans) {
         Fold(parts[i], total);
         continue;
       }
       Fold(parts[i], group);
-      if (i % kGroupSpans == kGroupSpans - 1 || first + i == units - 1) {
+      if (i % kGroupSpans == kGroupSpans - 1 || first + i == end - 1) {
         Fold(group, total);
         group = NoPositions();
       }
@@ -618,13 +663,14 @@ TERRACE_DEVICE Part MergeUnits(const PartialPlace<kHeadDim>& place, uint32_t ite
 
 // A block's spans: part p of gridDim.x takes units p, p + gridDim.x, ... of `unit` spans each, 1 or
 // kGroupSpans.
-template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, bool kRopes>
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, bool kRopes, bool kLimits>
 TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPerSm<kHeadTiles>)
     DecodeAttentionKernel(GpuAttentionArgs a, uint32_t log2_unit, uint32_t heads) {
   using BlockShared = Shared<Rows, kHeadDim, kHeadTiles>;
   constexpr uint32_t kWarps = kWarpsOf<kHeadTiles>, kThreads = kWarps * simt::kWarp;
   constexpr uint32_t kStep = kWarps * kTile, kTiles = kGpuAttentionSpan / kStep;  // of a warp, in a span
   static_assert(kTiles >= 2 && kTiles * kStep == kGpuAttentionSpan);
+  static_assert(!kRopes || !kLimits);
   auto& shared = *reinterpret_cast<BlockShared*>(simt::DynamicShared());
   simt::LetNextStart();
   if constexpr (!kRopes) simt::WaitForPrevious();
@@ -634,12 +680,15 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   const uint32_t sequence = *static_cast<const volatile uint32_t*>(a.batch.sequences + token);
   const uint32_t position = a.batch.positions[token];
   const uint32_t spans = position / kGpuAttentionSpan + 1, unit = 1u << log2_unit;
-  const uint32_t units = (spans + unit - 1) >> log2_unit;
-  uint32_t span = blockIdx.x << log2_unit;
+  const uint32_t window_begin = kLimits ? WindowBegin(a, position) : 0;
+  const uint32_t first_span = window_begin / kGpuAttentionSpan, first_unit = first_span >> log2_unit;
+  const uint32_t units = ((spans + unit - 1) >> log2_unit) - first_unit;
+  uint32_t span = (first_unit + blockIdx.x) << log2_unit;
   if (span >= spans) {
     if constexpr (kRopes) simt::WaitForPrevious();  // whoever follows waits for this kernel alone
     return;
   }
+  span = Most(span, first_span);
 
   const uint32_t log2_block = a.batch.log2_block_tokens;
   const int32_t* table = a.batch.block_tables + uint64_t{sequence} * a.batch.table_pitch;
@@ -650,10 +699,28 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
     return ((head_blocks + static_cast<uint32_t>(block)) << log2_block) + (first & ((1u << log2_block) - 1));
   };
 
+  // How many positions of the tile at `first` are before the window.
+  const auto before_window = [&](uint32_t first) {
+    return kLimits && first < window_begin ? window_begin - first : 0;
+  };
+  // Whether the block's next span is not the one behind this one, but of its next unit.
+  const auto ends_its_unit = [&](uint32_t one) { return ((one + 1) & (unit - 1)) == 0 || one + 1 == spans; };
+
   Warp<Rows, kHeadDim, kHeadTiles> warp;
+  const auto load_keys = [&](int32_t block, uint32_t first) {
+    if (first > position) return;
+    warp.LoadKeys(a.kv.keys, row_of(block, first), before_window(first), position - first);
+  };
   uint32_t first = span * kGpuAttentionSpan + simt::WarpIndex() * kTile;
-  int32_t block = find_block(first), block_ahead = find_block(first + kStep);
-  if (first <= position) warp.LoadKeys(a.kv.keys, row_of(block, first), position - first);
+  uint32_t step = kStep;                           // from the warp's first tile to its second
+  if (kLimits && first + kTile <= window_begin) {  // those before the window are passed over
+    const uint32_t passed = (window_begin - first - kTile) / kStep + 1;
+    const uint32_t skipped = ends_its_unit(span) ? (gridDim.x - 1) * unit * kGpuAttentionSpan : 0;
+    first += passed * kStep + (passed == kTiles ? skipped : 0);
+    step += passed + 1 == kTiles ? skipped : 0;
+  }
+  int32_t block = find_block(first), block_ahead = find_block(first + step);
+  load_keys(block, first);
   const uint32_t items = heads * kHeadDim / 4;
   const uint16_t* const rows = a.q + uint64_t{token} * a.q_pitch;
   const uint16_t* const q = rows + kv_head * heads * kHeadDim;
@@ -661,7 +728,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   if constexpr (kRopes) {
     has_values = kHeadTiles == 1 && first <= position;  // with more heads there are no registers for both
     if (has_values) {
-      warp.LoadValues(a.kv.values, row_of(block, first), position - first);
+      warp.LoadValues(a.kv.values, row_of(block, first), 0, position - first);
     } else if (first <= position) {
       warp.Prefetch(a.kv.values, row_of(block, first));
     }
@@ -692,30 +759,31 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   const auto out = [&] {
     return a.out + (uint64_t{a.first + blockIdx.z} * a.heads + blockIdx.y * heads) * kHeadDim;
   };
-  const float scale = a.scale * 1.4426950408889634f;  // log2 e
+  const Octaves<kLimits> octaves(a);
   while (true) {
-    const bool begins_unit = (span & (unit - 1)) == 0;
-    const bool ends_unit = ((span + 1) & (unit - 1)) == 0 || span + 1 == spans;
+    const bool begins_unit = (span & (unit - 1)) == 0 || (kLimits && span == first_span);
+    const bool ends_unit = ends_its_unit(span);
     const uint32_t next = span + 1 + (ends_unit ? (gridDim.x - 1) * unit : 0);
     const uint32_t skipped = (next - span - 1) * kGpuAttentionSpan;
     warp.Begin();
     TERRACE_UNROLL
     for (uint32_t n = 0; n < kTiles; ++n) {
+      if (kLimits && first >= span * kGpuAttentionSpan + (n + 1) * kStep) continue;  // n has been passed over
       if (first > position) break;
-      const uint32_t last = position - first;
+      const uint32_t last = position - first, before = before_window(first);
       // Values are asked for before the keys on their way are waited for, the next keys before these values.
-      if (!kRopes || n > 0 || !has_values) warp.LoadValues(a.kv.values, row_of(block, first), last);
+      if (!kRopes || n > 0 || !has_values) warp.LoadValues(a.kv.values, row_of(block, first), before, last);
       simt::SyncWarp();  // so that the compiler does not keep q in registers, which all of these loads need
       if (kRopes && last < kTile) warp.TakeOwnKey(shared.own.key, last);
       float scores[kHeadTiles][4];
       warp.Score(shared.quads, scores);
       const uint32_t after = first + 2 * kStep + (n + 2 >= kTiles ? skipped : 0);
       first += kStep + (n + 1 == kTiles ? skipped : 0);
-      if (first <= position) warp.LoadKeys(a.kv.keys, row_of(block_ahead, first), position - first);
+      load_keys(block_ahead, first);
       block = block_ahead;
       block_ahead = find_block(after);
       if (kRopes && last < kTile) warp.TakeOwnValue(shared.own.value, last);
-      warp.Add(scores, scale, last);
+      warp.Add(scores, octaves, before, last);
     }
     has_values = false;
     shared.Put(warp, heads);
@@ -728,7 +796,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
         shared.unit[item] = of_unit;
       } else if (units > 1) {
         if (unit == 1) of_unit = of_span;
-        place().Store(span >> log2_unit, item, of_unit);
+        place().Store((span >> log2_unit) - first_unit, item, of_unit);
       } else {
         Part total = NoPositions();
         Fold(of_unit, total);
@@ -752,9 +820,18 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPer
   }
   simt::SyncThreads();
   if (!shared.is_last) return;
+  const uint32_t before = unit == 1 ? first_span % kGroupSpans : 0;
   for (uint32_t item = threadIdx.x; item < items; item += kThreads) {
-    StoreResult(out(), item, MergeUnits(place(), item, units, unit));
+    StoreResult(out(), item, MergeUnits(place(), item, units, unit, before));
   }
+}
+
+constexpr bool HasLimits(const GpuAttentionArgs& a) { return a.window != 0 || a.softcap != 0; }
+
+// The most stretches of `stretch` that `count` in a row may lie in, of `most` that there are.
+constexpr uint32_t MostTouched(uint32_t count, uint32_t stretch, uint32_t most) {
+  const uint64_t touched = (uint64_t{count} + stretch - 2) / stretch + 1;
+  return touched < most ? static_cast<uint32_t>(touched) : most;
 }
 
 // How the decode is laid out for its batch: blocks of whole groups once these alone fill a GPU many times
@@ -765,9 +842,13 @@ struct DecodeGeometry {
 inline constexpr uint32_t kManyBlocks = 4096;  // of a GPU that runs 264 at once
 constexpr DecodeGeometry GeometryOf(const GpuAttentionArgs& a) {
   const uint64_t pairs = uint64_t{a.count} * a.batch.kv_heads;  // of token and kv head
-  const uint32_t groups = (a.most_spans + kGroupSpans - 1) / kGroupSpans;
+  uint32_t spans = a.most_spans, groups = (spans + kGroupSpans - 1) / kGroupSpans;
+  if (a.window != 0) {
+    spans = MostTouched(a.window, kGpuAttentionSpan, spans);
+    groups = MostTouched(a.window, kGpuAttentionSpan * kGroupSpans, groups);
+  }
   const bool is_of_groups = pairs * groups >= kManyBlocks / 2;
-  const uint32_t units = is_of_groups ? groups : a.most_spans;
+  const uint32_t units = is_of_groups ? groups : spans;
   const auto parts = static_cast<uint32_t>((kManyBlocks + pairs - 1) / pairs);
   return {.log2_unit = is_of_groups ? kLog2GroupSpans : 0, .parts = parts < units ? parts : units};
 }
@@ -775,8 +856,9 @@ constexpr DecodeGeometry GeometryOf(const GpuAttentionArgs& a) {
 template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, typename Launch>
 auto LaunchKernel(const GpuAttentionArgs& a, const Launch& launch) {
   const auto [log2_unit, parts] = GeometryOf(a);
-  return launch(a.cos != nullptr ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, true>
-                                 : DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false>,
+  return launch(a.cos != nullptr ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, true, false>
+                : HasLimits(a)   ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false, true>
+                                 : DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false, false>,
                 parts, kWarpsOf<kHeadTiles> * simt::kWarp, sizeof(Shared<Rows, kHeadDim, kHeadTiles>),
                 log2_unit, a.heads / a.batch.kv_heads);
 }

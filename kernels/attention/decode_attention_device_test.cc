@@ -49,9 +49,8 @@ std::vector<uint16_t> Attend(DecodeBatch& batch, const Options& options = {}) {
 // By a kernel of its own.
 void Rope(RopeDecodeBatch& batch, uint64_t seed) {
   const GpuRopeKvArgs args = batch.RopeArgs();
-  LaunchRopeKv(args, [&](void (*kernel)(GpuRopeKvArgs, uint32_t), uint32_t blocks, uint32_t threads,
-                         uint32_t log2_group) {
-    simt::RunSeeded(seed, {args.batch.tokens, blocks}, threads, 0, kernel, args, log2_group);
+  LaunchRopeKv(args, {}, [&](uint32_t blocks, uint32_t threads, auto* kernel, const auto&... arguments) {
+    simt::RunSeeded(seed, {args.batch.tokens, blocks}, threads, 0, kernel, arguments...);
   });
 }
 
@@ -103,6 +102,47 @@ TEST(DecodeAttention, MatchesTheReferenceOfSeveralSpans) {
   }
 }
 
+// Windows that begin anywhere in a tile, a block of the pool and a span; what is before them is gone. Caps
+// that most scores are far below, and that they are at.
+TEST(DecodeAttention, WindowsAndCapsMatchTheReference) {
+  constexpr uint32_t kWindows[] = {0, 1, 2, 16, 17, 100, 256, 257, 600, 1024, 5000};
+  constexpr float kCaps[] = {0, 30, 1};
+  uint64_t seed = 300;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      for (const uint32_t group : {3u, 9u}) {
+        for (uint32_t i = 0; i < 3; ++i) {
+          DecodeBatch batch({.dtype = dtype,
+                             .heads = group,
+                             .head_dim = head_dim,
+                             .log2_block_tokens = static_cast<uint32_t>(4 + seed % 3),
+                             .positions = {0, 17, 255, 256, 300, 1300},
+                             .seed = seed,
+                             .window = kWindows[seed % std::size(kWindows)],
+                             .softcap = kCaps[(seed + i) % std::size(kCaps)]});
+          SCOPED_TRACE(testing::Message()
+                       << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", window "
+                       << batch.Args().window << ", cap " << batch.Args().softcap << ", seed " << seed);
+          ExpectReference(batch,
+                          Attend(batch, {.seed = seed, .spare_spans = static_cast<uint32_t>(seed % 2)}));
+          if (HasFatalFailure()) return;
+          ++seed;
+        }
+      }
+    }
+  }
+}
+
+TEST(DecodeAttention, AWindowOfTheWholeContextChangesNoBit) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
+    DecodeShape shape{.dtype = dtype, .head_dim = 32, .positions = {40, 299, 2570}};
+    DecodeBatch all(shape);
+    shape.window = 2571;
+    DecodeBatch limited(shape);
+    EXPECT_EQ(Attend(limited), Attend(all)) << KvDTypeName(dtype);
+  }
+}
+
 // Scores of up to 100, and larger with every tile: what was added before must be scaled down again and again.
 TEST(DecodeAttention, TakesScoresThatGrow) {
   for (const KvDType dtype : kEveryGpuKvDType) {
@@ -115,32 +155,58 @@ TEST(DecodeAttention, TakesScoresThatGrow) {
 // In the batch or alone, whatever blocks hold it, however spans are shared out among blocks, whichever thread
 // is first.
 TEST(DecodeAttention, ATokensBitsDependOnItsPositionOnly) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8, KvDType::kFp8}) {
-    for (const uint32_t group : {2u, 9u}) {
-      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads");
-      DecodeBatch batch({.dtype = dtype,
-                         .heads = group,
-                         .head_dim = 32,
-                         .positions = {40, 2570, 700},  // 1 span, 11 in 3 groups, 3
-                         .growth = 0.001f});
-      const auto expected = Attend(batch, {.seed = 1});
-      ExpectReference(batch, expected);
-      for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
-                                            {.log2_unit = 0, .parts = 4},
-                                            {.log2_unit = 2, .parts = 1},
-                                            {.log2_unit = 2, .parts = 2},
-                                            {.log2_unit = 2, .parts = 5}}) {
-        EXPECT_EQ(Attend(batch, {.seed = 2, .spare_spans = 9, .geometry = &geometry}), expected)
-            << "units of " << (1 << geometry.log2_unit) << ", " << geometry.parts << " parts";
+  const struct {
+    KvDType dtype;
+    uint32_t group, window;
+  } cases[] = {{KvDType::kBF16, 2, 0},    {KvDType::kBF16, 9, 0}, {KvDType::kInt8, 2, 0},
+               {KvDType::kInt8, 9, 0},    {KvDType::kFp8, 2, 0},  {KvDType::kFp8, 9, 0},
+               {KvDType::kBF16, 2, 2000},  // the longest from the third span of a group, which has two
+               {KvDType::kInt8, 9, 1400},  // from the last
+               {KvDType::kFp8, 2, 1300},   // from the first of the second group
+               {KvDType::kF16, 9, 20}};    // one span
+  for (const auto& [dtype, group, window] : cases) {
+    SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads, window " << window);
+    DecodeBatch batch({.dtype = dtype,
+                       .heads = group,
+                       .head_dim = 32,
+                       .positions = {40, 2570, 700},  // 1 span, 11 in 3 groups, 3
+                       .growth = 0.001f,
+                       .window = window});
+    const auto expected = Attend(batch, {.seed = 1});
+    ExpectReference(batch, expected);
+    for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
+                                          {.log2_unit = 0, .parts = 4},
+                                          {.log2_unit = 2, .parts = 1},
+                                          {.log2_unit = 2, .parts = 2},
+                                          {.log2_unit = 2, .parts = 5}}) {
+      EXPECT_EQ(Attend(batch, {.seed = 2, .spare_spans = 9, .geometry = &geometry}), expected)
+          << "units of " << (1 << geometry.log2_unit) << ", " << geometry.parts << " parts";
+    }
+    for (uint32_t t = 0; t < batch.tokens(); ++t) {
+      const auto alone = Attend(batch, {.seed = 3, .first = t, .count = 1});
+      for (size_t i = 0; i < alone.size(); ++i) {
+        ASSERT_EQ(alone[i], i / batch.width() == t ? expected[i] : 0xffff) << t;
       }
-      for (uint32_t t = 0; t < batch.tokens(); ++t) {
-        const auto alone = Attend(batch, {.seed = 3, .first = t, .count = 1});
-        for (size_t i = 0; i < alone.size(); ++i) {
-          ASSERT_EQ(alone[i], i / batch.width() == t ? expected[i] : 0xffff) << t;
-        }
-      }
-      batch.ReverseBlocks();
-      EXPECT_EQ(Attend(batch), expected);
+    }
+    batch.ReverseBlocks();
+    EXPECT_EQ(Attend(batch), expected);
+  }
+}
+
+TEST(DecodeAttention, SumsAreInOneOrderWhateverTheGeometry) {
+  DecodeBatch batch({.heads = 4, .head_dim = 64, .positions = {2559}});  // the last of 10 spans
+  CancelSpans(batch);
+  for (const uint32_t window : {0u, 2048u, 1024u}) {  // from spans 0, 2 and 6, of groups of 4
+    GpuAttentionArgs args = batch.Args();
+    args.window = window;
+    const auto expected = Attend(batch, args, {.seed = 1});
+    for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
+                                          {.log2_unit = 0, .parts = 3},
+                                          {.log2_unit = 2, .parts = 1},
+                                          {.log2_unit = 2, .parts = 2}}) {
+      EXPECT_EQ(Attend(batch, args, {.seed = 2, .geometry = &geometry}), expected)
+          << "window " << window << ", units of " << (1 << geometry.log2_unit) << ", " << geometry.parts
+          << " parts";
     }
   }
 }
@@ -289,6 +355,24 @@ TEST(DecodeAttention, BlocksAreOfGroupsOnceTheseFillAGpu) {
     const DecodeGeometry got = decode_attention::GeometryOf(args);
     EXPECT_EQ(got.log2_unit, c.log2_unit) << c.count << " x " << c.most_spans;
     EXPECT_EQ(got.parts, c.parts) << c.count << " x " << c.most_spans;
+  }
+}
+
+TEST(DecodeAttention, BlocksAreOfWhatAWindowMayTouch) {
+  const struct {
+    uint32_t count, window, log2_unit, parts;
+  } cases[] = {{1, 1, 0, 1},   {1, 2, 0, 2},      {1, 256, 0, 2},       {1, 257, 0, 2},
+               {1, 258, 0, 3}, {1, 4096, 0, 17},  {1, 1 << 20, 0, 512}, {1, UINT32_MAX, 0, 512},
+               {256, 1, 2, 1}, {256, 1024, 2, 2}, {128, 1026, 2, 3}};
+  for (const auto& c : cases) {
+    GpuAttentionArgs args;
+    args.batch.kv_heads = 8;
+    args.count = c.count;
+    args.most_spans = 512;
+    args.window = c.window;
+    const DecodeGeometry got = decode_attention::GeometryOf(args);
+    EXPECT_EQ(got.log2_unit, c.log2_unit) << c.count << " x " << c.window;
+    EXPECT_EQ(got.parts, c.parts) << c.count << " x " << c.window;
   }
 }
 

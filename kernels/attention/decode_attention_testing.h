@@ -10,6 +10,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/attention/prefill_attention_testing.h"
+#include "kernels/rope/rope_frequencies.h"
 #include "kernels/rope/rope_kv.h"
 #include "kernels/rope/rope_kv_gpu.h"
 
@@ -23,17 +24,67 @@ struct DecodeShape {
   uint32_t count = 1;               // tokens of each
   float magnitude = 1, growth = 0;  // as in PrefillShape
   uint64_t seed = 1;
+  uint32_t window = 0;
+  float softcap = 0;
 };
+
+// What lies before the window of a sequence's first token is gone: its rows are NaN, and where a whole block
+// is, the table leads nowhere.
+inline void LeaveBehind(PrefillBatch& batch, uint32_t window) {
+  const GpuAttentionArgs args = batch.Args();
+  const size_t row_bytes = args.batch.head_dim * KvElementBytes(args.kv.dtype);
+  const uint32_t log2_block = args.batch.log2_block_tokens;
+  for (const PrefillChunk& chunk : batch.chunks) {
+    if (window == 0 || chunk.position < window) continue;
+    const uint32_t begin = chunk.position + 1 - window, sequence = batch.sequences[chunk.first];
+    for (uint32_t position = 0; position < begin; ++position) {
+      for (uint32_t head = 0; head < args.batch.kv_heads; ++head) {
+        const uint64_t row = KvRow(args.batch, sequence, head, position);
+        std::memset(&batch.keys[row * row_bytes], 0xff, row_bytes);
+        std::memset(&batch.values[row * row_bytes], 0xff, row_bytes);
+        if (HasScales(args.kv.dtype)) batch.key_scales[row] = batch.value_scales[row] = std::nanf("");
+      }
+    }
+    std::fill_n(batch.tables.begin() + static_cast<ptrdiff_t>(sequence * size_t{batch.table_pitch}),
+                begin >> log2_block, 0x40000000);
+  }
+}
+
+// Every second span of a batch of bf16 becomes the keys of the one before it, with its values negated.
+// Outputs are then little more than what rounding left of large sums, so that another order of these is
+// another result; else most of the differences would vanish in bf16.
+inline void CancelSpans(PrefillBatch& batch) {
+  const GpuAttentionArgs args = batch.Args();
+  const size_t row_bytes = args.batch.head_dim * KvElementBytes(KvDType::kBF16);
+  for (const PrefillChunk& chunk : batch.chunks) {
+    for (uint32_t position = 0; position < chunk.position + chunk.count; ++position) {
+      if (position / kGpuAttentionSpan % 2 == 0) continue;
+      for (uint32_t head = 0; head < args.batch.kv_heads; ++head) {
+        const uint32_t sequence = batch.sequences[chunk.first];
+        const uint64_t to = KvRow(args.batch, sequence, head, position) * row_bytes;
+        const uint64_t from = KvRow(args.batch, sequence, head, position - kGpuAttentionSpan) * row_bytes;
+        std::memcpy(&batch.keys[to], &batch.keys[from], row_bytes);
+        std::memcpy(&batch.values[to], &batch.values[from], row_bytes);
+        for (size_t i = 1; i < row_bytes; i += 2) batch.values[to + i] ^= std::byte{0x80};
+      }
+    }
+  }
+}
 
 class DecodeBatch : public PrefillBatch {
  public:
-  explicit DecodeBatch(const DecodeShape& shape) : PrefillBatch(AsPrefill(shape)) {}
+  explicit DecodeBatch(const DecodeShape& shape)
+      : PrefillBatch(AsPrefill(shape)), window_(shape.window), softcap_(shape.softcap) {
+    LeaveBehind(*this, window_);
+  }
 
   // All but `out`, `partials` and `arrived`, in host memory; decodes every token.
   GpuAttentionArgs Args() {
     GpuAttentionArgs args = PrefillBatch::Args();
     args.runs = nullptr;
     args.run_count = 0;
+    args.window = window_;
+    args.softcap = softcap_;
     args.count = tokens();
     args.most_spans = *std::max_element(positions.begin(), positions.end()) / kGpuAttentionSpan + 1;
     return args;
@@ -42,7 +93,7 @@ class DecodeBatch : public PrefillBatch {
   // The reference reads the same rows. Weights are rounded to bf16 or f16, at most 2^-8 of each, and divided
   // by the sum of what they became: that moves the result by at most 2^-8 of the sum of the terms and of the
   // result, and it is rounded by 2^-8 itself. What f32 sums and 2^x add is below 2^-12 of the terms: scores
-  // of up to 100 are off by 2^-21 of themselves.
+  // of up to 100 are off by 2^-21 of themselves, capped ones by as much of the cap.
   Expected Reference() {
     const GpuAttentionArgs from = Args();
     std::vector<const int32_t*> of_each;
@@ -64,7 +115,9 @@ class DecodeBatch : public PrefillBatch {
                             .out = expected.out.data(),
                             .kv = from.kv,
                             .heads = from.heads,
-                            .scale = from.scale};
+                            .scale = from.scale,
+                            .window = from.window,
+                            .softcap = from.softcap};
     ThreadPool pool(1);
     PagedAttentionRef(args, pool);
     std::vector<std::byte> magnitudes = values;
@@ -123,6 +176,9 @@ class DecodeBatch : public PrefillBatch {
     for (const uint32_t position : shape.positions) as.sequences.push_back({position, shape.count});
     return as;
   }
+
+  uint32_t window_;
+  float softcap_;
 };
 
 // One token, at position 0, whose values are every code: they come out as they are, for their weight is 1.
@@ -166,7 +222,8 @@ class RopeDecodeBatch : public DecodeBatch {
     std::iota(every.begin(), every.end(), 0u);
     cos.resize(every.size() * batch.head_dim / 2);
     sin.resize(cos.size());
-    RopeAngles(every.data(), every.size(), 10000, batch.head_dim, cos.data(), sin.data());
+    RopeAngles(every.data(), every.size(), MakeRopeFrequencies(10000, batch.head_dim), cos.data(),
+               sin.data());
   }
 
   // In host memory, as Args().

@@ -11,7 +11,8 @@
 //     products run.
 //
 // Bits: tiles begin at multiples of kKeys, and what a query may not see adds exact zeros to it. So a token's
-// result depends on its own position only.
+// result depends on its own position only. With a window items begin at the tile in which that of their first
+// query begins, a group at that of its own first.
 #pragma once
 
 #include "kernels/attention/prefill_attention_device.h"
@@ -20,10 +21,11 @@
 namespace terrace {
 namespace hopper_prefill {
 
-using prefill::kLog2E;
+using prefill::kNoReference;
 using prefill::kSlack;
 using prefill::kTableTokens;
 using prefill::Source;
+using prefill::Window;
 
 inline constexpr uint32_t kGroups = 2;         // warpgroups that multiply
 inline constexpr uint32_t kGroupQueries = 64;  // rows of a wgmma
@@ -55,17 +57,25 @@ struct Barriers {
   uint64_t queries_full, queries_empty;
 };
 
-// A run of queries and a head, as it is told to the groups with the queries.
+// A run of queries and a head.
 struct Item {
   uint32_t token, count;  // of the batch
   uint32_t position;      // of the first
   uint32_t head;
-  uint32_t broken;  // ~position of the first value that is not finite among those not all queries see; or 0
 };
 
-template <uint32_t kHeadDim_, uint32_t kKeys_>
+// As it is told to the groups with the queries.
+template <bool kLimits>
+struct ToldItem : Item {
+  prefill::Broken<kLimits> broken;
+};
+
+// kLimits: as of prefill.
+template <uint32_t kHeadDim_, uint32_t kKeys_, bool kLimits_>
 struct Layout {
   static constexpr uint32_t kHeadDim = kHeadDim_, kKeys = kKeys_;
+  static constexpr bool kLimits = kLimits_;
+  using Told = ToldItem<kLimits>;
   static_assert(kHeadDim == 64 || kHeadDim == 128);
   static_assert(kKeys % kTableTokens == 0 && kKeys / kTableTokens <= simt::kWarp);
 
@@ -76,7 +86,7 @@ struct Layout {
   static constexpr uint32_t kValueTiles = kKeyTiles + kStages * kTileBytes;
   static constexpr uint32_t kBarriers = kValueTiles + kStages * kTileBytes;
   static constexpr uint32_t kItems = kBarriers + sizeof(Barriers);
-  static constexpr uint32_t kBytes = (kItems + 2 * sizeof(Item) + 1023) / 1024 * 1024;
+  static constexpr uint32_t kBytes = (kItems + 2 * sizeof(Told) + 1023) / 1024 * 1024;
   static_assert(kBytes <= 227 * 1024);
 
   // A thread copies always the same column of rows CopyRow() + i * kCopyRows.
@@ -88,7 +98,7 @@ struct Layout {
   TERRACE_DEVICE static Barriers& BarriersOf(std::byte* shared) {
     return *reinterpret_cast<Barriers*>(shared + kBarriers);
   }
-  TERRACE_DEVICE static Item* ItemsOf(std::byte* shared) { return reinterpret_cast<Item*>(shared + kItems); }
+  TERRACE_DEVICE static Told* ItemsOf(std::byte* shared) { return reinterpret_cast<Told*>(shared + kItems); }
 };
 
 // A place in a ring of tiles. Parity of the phase of its barriers: of `full` the one to wait for, of `empty`
@@ -111,11 +121,10 @@ TERRACE_DEVICE uint32_t ItemNumber(uint32_t round) {
 
 // ---- The warpgroup that copies
 
-// Begins to copy the tile at `begin`, `block` is from.Block<kKeys>(begin). Rows after the last become zeros:
-// their weights are 0, but 0 times what lies there may be NaN.
+// Begins to copy the tile at `begin`, `block` is from.Block<kKeys>(begin). As prefill::CopyTile.
 template <typename L>
-TERRACE_DEVICE void CopyTile(const Source& from, const KvRows& rows, uint32_t block, uint32_t begin,
-                             std::byte* tile) {
+TERRACE_DEVICE void CopyTile(const Source<L::kLimits>& from, const KvRows& rows, uint32_t block,
+                             uint32_t begin, std::byte* tile) {
   const uint32_t row = L::CopyRow(), column = L::CopyColumn();
   TERRACE_NO_UNROLL  // registers are few
       for (uint32_t above = 0; above < L::kKeys; above += kTableTokens) {
@@ -125,19 +134,19 @@ TERRACE_DEVICE void CopyTile(const Source& from, const KvRows& rows, uint32_t bl
     TERRACE_UNROLL
     for (uint32_t i = 0; i < kTableTokens; i += L::kCopyRows) {
       simt::CpAsync16(tile + TileByte<L::kKeys>(above + i + row, column), data + i * L::kRowBytes,
-                      begin + above + i + row <= from.last);
+                      from.Counts(begin + above + i + row));
     }
   }
 }
 
 // Of a tile that holds positions some queries may not see, what the calling thread has copied: see
 // prefill::MendValues.
-template <typename L>
-TERRACE_DEVICE void MendValues(std::byte* tile, uint32_t begin, uint32_t* broken) {
+template <typename L, typename Note>
+TERRACE_DEVICE void MendValues(std::byte* tile, const Note& note) {
   TERRACE_NO_UNROLL
   for (uint32_t i = 0; i < L::kKeys; i += L::kCopyRows) {
     const uint32_t row = L::CopyRow() + i;
-    prefill::MendChunk(tile + TileByte<L::kKeys>(row, L::CopyColumn()), begin + row, broken);
+    prefill::MendChunk(tile + TileByte<L::kKeys>(row, L::CopyColumn()), [&] { note(row); });
   }
 }
 
@@ -162,7 +171,7 @@ TERRACE_DEVICE void Publish(uint64_t* full) {
 
 TERRACE_DEVICE Item ReadItem(const GpuAttentionArgs& args, uint32_t number) {
   const GpuQueryRun run = args.runs[number / args.heads];
-  return {run.first, run.count, args.batch.positions[run.first], number % args.heads, 0};
+  return {run.first, run.count, args.batch.positions[run.first], number % args.heads};
 }
 
 // Of all of the block's items: keys; or values, and before those of an item its queries.
@@ -174,33 +183,37 @@ TERRACE_DEVICE void Copy(const GpuAttentionArgs& args, std::byte* shared) {
   const KvRows& rows = kIsValues ? args.kv.values : args.kv.keys;
   std::byte* const tiles = shared + (kIsValues ? L::kValueTiles : L::kKeyTiles);
   const uint32_t items = args.run_count * args.heads;
+  const Window<L::kLimits> window(args);
   RingPlace place;
   for (uint32_t round = 0; ItemNumber(round) < items; ++round) {
     const Item item = ReadItem(args, ItemNumber(round));
     const uint32_t kv_head = item.head / (args.heads / args.batch.kv_heads);
-    const Source source = {args, kv_head * args.batch.blocks,
-                           args.batch.sequences[item.token] * args.batch.table_pitch,
-                           item.position + item.count - 1};
-    Item& told = L::ItemsOf(shared)[round % 2];
-    uint32_t block = source.Block<L::kKeys>(0);
+    const Source<L::kLimits> source = {args, kv_head * args.batch.blocks,
+                                       args.batch.sequences[item.token] * args.batch.table_pitch,
+                                       item.position + item.count - 1, window.Begin(item.position)};
+    typename L::Told& told = L::ItemsOf(shared)[round % 2];
+    const uint32_t start = source.first / L::kKeys * L::kKeys;
+    uint32_t block = source.template Block<L::kKeys>(start);
     if constexpr (kIsValues) {
       simt::BarrierWait(&barriers.queries_empty, round % 2 ^ 1);
-      if (threadIdx.x % kCopyThreads == 0) told = item;
+      if (threadIdx.x % kCopyThreads == 0) static_cast<Item&>(told) = item;
+      told.broken.Clear(threadIdx.x % kCopyThreads, kCopyThreads);
       simt::SyncSome(kCopyBarrier, kCopyThreads);  // before one notes what is broken
       CopyQueries<L>(args, item, shared);
       simt::CpAsyncCommit();
       Publish(&barriers.queries_full);
     }
     TERRACE_NO_UNROLL
-    for (uint32_t begin = 0; begin <= source.last; begin += L::kKeys) {
+    for (uint32_t begin = start; begin <= source.last; begin += L::kKeys) {
       std::byte* const tile = tiles + place.stage * L::kTileBytes;
       simt::BarrierWait(empty + place.stage, place.parity ^ 1);
       CopyTile<L>(source, rows, block, begin, tile);
       simt::CpAsyncCommit();
-      block = source.Block<L::kKeys>(begin + L::kKeys);
-      if (kIsValues && begin + L::kKeys - 1 > item.position) {
+      block = source.template Block<L::kKeys>(begin + L::kKeys);
+      if (kIsValues && (begin + L::kKeys - 1 > item.position || window.Hides(begin, source.last))) {
         simt::CpAsyncWait<0>();
-        MendValues<L>(tile, begin, &told.broken);
+        MendValues<L>(tile,
+                      [&](uint32_t i) { told.broken.Note(begin + i, window, item.position, source.last); });
       }
       Publish(full + place.stage);
       place.Next();
@@ -250,17 +263,21 @@ TERRACE_DEVICE void QueueValues(float (&out)[L::kHeadDim / 2], const uint32_t (&
   simt::WgmmaCommit();
 }
 
-// -infinity where the key is behind the query; `seen` keys of the tile are not behind the group's first
-// query.
+// As prefill's.
 template <uint32_t kKeys>
-TERRACE_DEVICE void Mask(float (&scores)[kKeys / 2], int32_t seen) {
+TERRACE_DEVICE void Cap(float (&scores)[kKeys / 2], float scale) {
+  TERRACE_UNROLL
+  for (uint32_t i = 0; i < kKeys / 2; ++i) scores[i] = prefill::CappedScore(scores[i], scale);
+}
+template <bool kIsBehind, uint32_t kKeys>
+TERRACE_DEVICE void Mask(float (&scores)[kKeys / 2], int32_t edge) {
   TERRACE_UNROLL
   for (uint32_t i = 0; i < 4; ++i) {
     const int32_t left =
-        seen + static_cast<int32_t>(RowOfGroup() + i / 2 * 8) - static_cast<int32_t>(simt::Lane() % 4 * 2);
+        edge + static_cast<int32_t>(RowOfGroup() + i / 2 * 8) - static_cast<int32_t>(simt::Lane() % 4 * 2);
     TERRACE_UNROLL
     for (uint32_t n = 0; n < kKeys / 8; ++n) {
-      if (static_cast<int32_t>(8 * n + i % 2) >= left) scores[4 * n + i] = -INFINITY;
+      if ((static_cast<int32_t>(8 * n + i % 2) >= left) == kIsBehind) scores[4 * n + i] = -INFINITY;
     }
   }
 }
@@ -296,14 +313,15 @@ TERRACE_DEVICE bool MoveReferences(GroupState<kHeadDim>& state, const float (&sc
   return true;
 }
 
-// Weights of the scores, in their place.
+// Weights of the scores, in their place. The fused multiply-add is written out: an item's first tile is
+// weighed at a place of its own, and may be any tile of a query's.
 template <uint32_t kKeys, uint32_t kHeadDim>
 TERRACE_DEVICE void Weigh(GroupState<kHeadDim>& state, float (&scores)[kKeys / 2], float scale) {
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kKeys / 2; i += 2) {
     const uint32_t h = i / 2 % 2;
-    scores[i] = simt::Exp2(scores[i] * scale - state.reference[h]);
-    scores[i + 1] = simt::Exp2(scores[i + 1] * scale - state.reference[h]);
+    scores[i] = simt::Exp2(fmaf(scores[i], scale, -state.reference[h]));
+    scores[i + 1] = simt::Exp2(fmaf(scores[i + 1], scale, -state.reference[h]));
     state.sum[h] += scores[i] + scores[i + 1];
   }
 }
@@ -332,18 +350,18 @@ TERRACE_DEVICE void TransposeFour(uint32_t (&words)[4]) {
   }
 }
 
-// The rows of group `group` that exist. Those of a position at and behind a broken one are NaN.
-template <uint32_t kHeadDim>
-TERRACE_DEVICE void Store(const GroupState<kHeadDim>& state, const GpuAttentionArgs& args, const Item& item,
-                          uint32_t group) {
-  const uint32_t whole = ~item.broken;  // positions before it are
+// The rows of group `group` that exist. Those that see a broken value are NaN.
+template <uint32_t kHeadDim, bool kLimits>
+TERRACE_DEVICE void Store(const GroupState<kHeadDim>& state, const GpuAttentionArgs& args,
+                          const ToldItem<kLimits>& item, uint32_t group) {
+  const auto is_whole = item.broken.WholeRows(0, item.position);
   TERRACE_UNROLL
   for (uint32_t h = 0; h < 2; ++h) {
     float sum = state.sum[h];
     sum += simt::ShuffleXor(sum, 1);
     sum += simt::ShuffleXor(sum, 2);
     const uint32_t row = group * kGroupQueries + RowOfGroup() + 8 * h;
-    const float inverse = item.position + row < whole ? simt::Reciprocal(sum) : NAN;
+    const float inverse = is_whole(row) ? simt::Reciprocal(sum) : NAN;
     uint16_t* const to = args.out + ((uint64_t{item.token} + row) * args.heads + item.head) * kHeadDim;
     TERRACE_UNROLL
     for (uint32_t n = 0; n < kHeadDim / 8; n += 4) {  // lane t stores 16 bytes: columns 8 (n + t)
@@ -374,37 +392,43 @@ class Group {
         group_(group),
         keys_(simt::SharedTile(shared + L::kKeyTiles, 1024)),
         values_(simt::SharedTile(shared + L::kValueTiles, 1024, L::kKeys * 128)),
-        scale_(args.scale * kLog2E) {}
+        window_(args),
+        scale_(prefill::ScoreScale<L::kLimits>(args)) {}
 
   TERRACE_DEVICE void Run() {
     if (group_ == 1) EndTurn();  // the first is group 0's
     const uint32_t items = args_.run_count * args_.heads;
     for (uint32_t round = 0; ItemNumber(round) < items; ++round) {
       simt::BarrierWait(&barriers_.queries_full, round % 2);
-      const Item& item = items_[round % 2];
+      const Told& item = items_[round % 2];
       const uint32_t last = item.position + item.count - 1;
       const uint32_t first = item.position + group_ * kGroupQueries;
-      const uint32_t tiles = last / L::kKeys + 1;
+      const uint32_t begin = window_.Begin(item.position) / L::kKeys, end = last / L::kKeys + 1;
       const uint32_t most = first + kGroupQueries - 1;
-      const uint32_t seen = first > last ? 0 : (most < last ? most : last) / L::kKeys + 1;
-      if (seen > 0) {
-        Attend(item, first, seen);
+      const uint32_t seen = first > last ? begin : (most < last ? most : last) / L::kKeys + 1;
+      if (seen > begin) {
+        const uint32_t own = window_.Begin(first) / L::kKeys;
+        TERRACE_NO_UNROLL
+        for (uint32_t tile = begin; tile < own; ++tile) Pass();
+        Attend(item, first, own, seen);
       } else {
         Release(&barriers_.queries_empty);
       }
       TERRACE_NO_UNROLL
-      for (uint32_t tile = seen; tile < tiles; ++tile) Pass();
+      for (uint32_t tile = seen; tile < end; ++tile) Pass();
     }
     if (group_ == 0) BeginTurn();  // the other group's last EndTurn was for it
   }
 
  private:
-  // Tiles [0, tiles) of an item; the group's first query is at position `first`.
-  TERRACE_DEVICE void Attend(const Item& item, uint32_t first, uint32_t tiles) {
+  using Told = typename L::Told;
+
+  // Tiles [begin, end) of an item; the group's first query is at position `first`.
+  TERRACE_DEVICE void Attend(const Told& item, uint32_t first, uint32_t begin, uint32_t end) {
     GroupState<L::kHeadDim> state;
     TERRACE_UNROLL
     for (uint32_t i = 0; i < L::kHeadDim / 2; ++i) state.out[i] = 0;
-    state.reference[0] = state.reference[1] = -INFINITY;
+    state.reference[0] = state.reference[1] = kNoReference;
     state.sum[0] = state.sum[1] = 0;
     float scores[L::kKeys / 2], factor[2];
     uint32_t weights[L::kKeys / 16][4];
@@ -418,15 +442,15 @@ class Group {
     simt::WgmmaWait<0>();
     simt::PinRegisters(scores);
     ReleaseKeys();
-    auto seen = static_cast<int32_t>(first + 1);  // of the tile's keys, by the first query
-    if (seen < static_cast<int32_t>(L::kKeys)) Mask<L::kKeys>(scores, seen);
+    auto seen = static_cast<int32_t>(first + 1 - begin * L::kKeys);  // of the tile's keys, by the first query
+    CapAndMask(scores, seen);
     MoveReferences<L::kKeys>(state, scores, scale_, factor);
     Weigh<L::kKeys>(state, scores, scale_);
     PackWeights<L::kKeys>(weights, scores);
     WaitFor(barriers_.values_full, value_);
 
     TERRACE_NO_UNROLL
-    for (uint32_t tile = 1; tile < tiles; ++tile) {
+    for (uint32_t tile = begin + 1; tile < end; ++tile) {
       WaitFor(barriers_.keys_full, key_);
       PinWeights(weights);
       simt::PinRegisters(state.out);
@@ -439,7 +463,7 @@ class Group {
       simt::PinRegisters(scores);
       ReleaseKeys();
       seen -= static_cast<int32_t>(L::kKeys);
-      if (seen < static_cast<int32_t>(L::kKeys)) Mask<L::kKeys>(scores, seen);
+      CapAndMask(scores, seen);
       const bool moves = MoveReferences<L::kKeys>(state, scores, scale_, factor);
       Weigh<L::kKeys>(state, scores, scale_);
       simt::PinRegisters(scores);
@@ -466,7 +490,19 @@ class Group {
     PinWeights(weights);
     simt::PinRegisters(state.out);
     ReleaseValues();
-    Store<L::kHeadDim>(state, args_, item, group_);
+    Store(state, args_, item, group_);
+  }
+
+  // `seen` keys of the tile are not behind the group's first query.
+  TERRACE_DEVICE void CapAndMask(float (&scores)[L::kKeys / 2], int32_t seen) const {
+    if constexpr (L::kLimits) {
+      if (args_.softcap != 0) Cap<L::kKeys>(scores, prefill::CapScale(args_));
+    }
+    if (seen < static_cast<int32_t>(L::kKeys)) Mask<true, L::kKeys>(scores, seen);
+    if constexpr (L::kLimits) {
+      const int32_t before = seen - window_.size;  // of the tile's keys, the first query's window
+      if (before + static_cast<int32_t>(kGroupQueries) > 1) Mask<false, L::kKeys>(scores, before);
+    }
   }
 
   // A tile that no query of the group sees. Waited for, so that it is not released before it is there.
@@ -505,9 +541,10 @@ class Group {
   const GpuAttentionArgs& args_;
   const std::byte* const shared_;
   Barriers& barriers_;
-  const Item* const items_;
+  const Told* const items_;
   const uint32_t group_;
   const uint64_t keys_, values_;  // the rings' first tiles
+  const Window<L::kLimits> window_;
   const float scale_;
   RingPlace key_, value_;
 };

@@ -2,13 +2,16 @@
 // Memory Management for Large Language Model Serving with PagedAttention", 2023), with grouped heads: query
 // head h reads key-value head h / (heads / kv_heads).
 //   s[j] = scale * q . key[j],  out = sum_j softmax(s)[j] * value[j],  j over positions 0 to the token's own
+// or, with a window (Beltagy et al., "Longformer", 2020), over the last `window` of these: what is before it
+// may hold anything, and its blocks be another's. Scores may be capped (Gemma Team, "Gemma 2", 2024).
 // Position j of a sequence lies in block block_table[j / block_tokens], row j % block_tokens.
 //
 // Same bits: positions are taken in spans of kAttentionSpan that begin at its multiples, whatever the block
 // size. A span's softmax is relative to its own largest score, and spans are merged in rising order with a
-// running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). So the result
-// of a token depends on its own position only, not on how its prompt was cut nor on who computes which span.
-// A query whose scores overflow f32 gets NaN, or what its other spans say.
+// running maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018), the first
+// being the one that the token's window begins in. So the result of a token depends on its own position only,
+// not on how its prompt was cut nor on who computes which span. A query whose scores overflow f32 gets NaN,
+// or what its other spans say; a capped one is at the cap there.
 #pragma once
 
 #include <cstddef>
@@ -52,6 +55,14 @@ struct PagedAttentionArgs {
   KvLayer kv;                // read only
   size_t heads = 0;
   float scale = 0;
+  uint32_t window =
+      0;              // a token attends to so many positions at most, its own and those before it; 0: to all
+  float softcap = 0;  // scores become softcap * tanh(s / softcap); 0: they stay
+
+  // The first position that a token at `position` attends to.
+  size_t WindowBegin(size_t position) const {
+    return window == 0 || position < window ? 0 : position + 1 - window;
+  }
 };
 
 // What kv_layer.h says, element by element.

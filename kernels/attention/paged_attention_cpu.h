@@ -6,6 +6,7 @@
 #include "kernels/attention/attention_runs.h"
 #include "kernels/simd/exp.h"
 #include "kernels/simd/inlining.h"
+#include "kernels/simd/tanh.h"
 
 namespace terrace {
 namespace {
@@ -58,20 +59,22 @@ inline Vec16 LoadRow(const std::byte* row, size_t d, size_t left) {
 
 struct Query {
   const float* q;
-  float* out;    // of this span
-  size_t count;  // it attends to the first so many rows
+  float* out;         // of this span
+  size_t begin, end;  // the rows that it attends to
 };
 
-// The rows of a span.
+// The rows of a span that its queries attend to.
 struct Span {
-  size_t count = 0;
-  size_t ahead = 0;                // rows from asking to using; 0 once they are in the cache
-  size_t offsets[kAttentionSpan];  // in bytes, of keys and of values
-  // Of scaled rows; 0 from the last to a whole vector.
+  size_t begin = 0, end = 0;
+  size_t ahead = 0;  // rows from asking to using; 0 once they are in the cache
+  // In bytes, of keys and of values. To a whole vector before the first row, that row's.
+  size_t offsets[kAttentionSpan];
+  // Of scaled rows; 0 to whole vectors.
   alignas(64) float key_scales[kAttentionSpan], value_scales[kAttentionSpan];
 };
 
 inline size_t WholeVectors(size_t count) { return (count + 15) / 16 * 16; }
+inline size_t VectorOf(size_t row) { return row / 16 * 16; }
 
 // Rows lie in blocks anywhere in memory, which the processor cannot guess: they are asked for before they are
 // used.
@@ -92,31 +95,35 @@ template <typename Rows>
 inline void PrefetchBehindKey(const PagedAttentionArgs& a, const Span& span, size_t j) {
   if (span.ahead == 0) return;
   const size_t next = j + span.ahead;
-  if (next < span.count) return PrefetchRow<Rows>(a.kv.keys, span, next, a.batch.head_dim);
-  if (next < 2 * span.count) PrefetchRow<Rows>(a.kv.values, span, next - span.count, a.batch.head_dim);
+  if (next < span.end) return PrefetchRow<Rows>(a.kv.keys, span, next, a.batch.head_dim);
+  const size_t value = next - span.end + span.begin;
+  if (value < span.end) PrefetchRow<Rows>(a.kv.values, span, value, a.batch.head_dim);
 }
 
-// Finds positions [first, first + count).
+// Finds rows [begin, end) of the span whose first position is `first`.
 template <typename Rows>
-inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, size_t first, size_t count,
-                     Span& span) {
+inline void FindRows(const PagedAttentionArgs& a, size_t token, size_t kv_head, size_t first, size_t begin,
+                     size_t end, Span& span) {
   const size_t block_tokens = a.batch.block_tokens;
-  span.count = count;
+  span.begin = begin;
+  span.end = end;
   span.ahead = RowsAhead<Rows>(a.batch.head_dim);
-  for (size_t j = 0; j < count;) {
+  for (size_t j = begin; j < end;) {
     const size_t in_block = block_tokens - (first + j) % block_tokens;
-    const size_t end = j + in_block < count ? j + in_block : count;
-    for (size_t row = a.batch.Row(token, kv_head, first + j); j < end; ++j, ++row) {
+    const size_t last = j + in_block < end ? j + in_block : end;
+    for (size_t row = a.batch.Row(token, kv_head, first + j); j < last; ++j, ++row) {
       span.offsets[j] = row * a.batch.head_dim * Rows::kBytes;
-      if (j < span.ahead) PrefetchRow<Rows>(a.kv.keys, span, j, a.batch.head_dim);
+      if (j < begin + span.ahead) PrefetchRow<Rows>(a.kv.keys, span, j, a.batch.head_dim);
       if constexpr (Rows::kScaled) {
         span.key_scales[j] = a.kv.keys.scales[row];
         span.value_scales[j] = a.kv.values.scales[row];
       }
     }
   }
+  for (size_t j = VectorOf(begin); j < begin; ++j) span.offsets[j] = span.offsets[begin];
   if constexpr (Rows::kScaled) {
-    for (size_t j = count; j < WholeVectors(count); ++j) span.key_scales[j] = span.value_scales[j] = 0;
+    for (size_t j = VectorOf(begin); j < begin; ++j) span.key_scales[j] = span.value_scales[j] = 0;
+    for (size_t j = end; j < WholeVectors(end); ++j) span.key_scales[j] = span.value_scales[j] = 0;
   }
 }
 
@@ -187,13 +194,14 @@ TERRACE_INLINE inline void FoldKeys(const PagedAttentionArgs& a, const Span& spa
   }
 }
 
-// scores[i][j] = scale * q_i . key_j for j < count; what follows, to a whole vector, is anything.
+// scores[i][j] = scale * q_i . key_j for rows j of [begin, end); what is around them, to whole vectors, is
+// anything.
 template <typename Rows, size_t kQueries>
-inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t count, const Query* queries,
-                   float (&scores)[kQueries][kAttentionSpan]) {
-  for (size_t first = 0; first < count; first += 16) {
+inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t begin, size_t end,
+                   const Query* queries, float (&scores)[kQueries][kAttentionSpan]) {
+  for (size_t first = VectorOf(begin); first < end; first += 16) {
     Vec16 folds[4][kQueries];
-    FoldKeys<Rows>(a, span, first, count - first, queries, folds);
+    FoldKeys<Rows>(a, span, first, end - first, queries, folds);
     TERRACE_UNROLL(8)
     for (size_t i = 0; i < kQueries; ++i) {
       Vec16 dots = SumFolds(folds[0][i], folds[1][i], folds[2][i], folds[3][i]);
@@ -203,17 +211,30 @@ inline void Scores(const PagedAttentionArgs& a, const Span& span, size_t count, 
   }
 }
 
-// Makes the first `count` scores weights, exp(s - largest), in place; gives the largest and the weights' sum.
+// Caps the scores of rows [begin, end), and what is around them to whole vectors. Off by at most 4.2e-7 of
+// the cap: 3e-7 of Tanh, two roundings of x, whose weight x / cosh(x)^2 is at most 0.45, and one of the
+// product.
+inline void CapScores(float softcap, size_t begin, size_t end, float (&scores)[kAttentionSpan]) {
+  const Vec16 cap = Splat(softcap), inverse = Splat(1 / softcap);
+  for (size_t j = VectorOf(begin); j < end; j += 16) {
+    Store(scores + j, Mul(cap, Tanh(Mul(Load(scores + j), inverse))));
+  }
+}
+
+// Makes the scores of the query's rows weights, exp(s - largest), in place; gives the largest and the
+// weights' sum.
 template <typename Rows>
-inline void Weigh(const Span& span, size_t count, float (&weights)[kAttentionSpan], float& largest,
+inline void Weigh(const Span& span, const Query& query, float (&weights)[kAttentionSpan], float& largest,
                   float& sum) {
-  const size_t end = WholeVectors(count);
-  for (size_t j = count; j < end; ++j) weights[j] = -__builtin_inff();  // which weighs nothing
+  const size_t begin = VectorOf(query.begin), end = WholeVectors(query.end);
+  // What weighs nothing.
+  for (size_t j = begin; j < query.begin; ++j) weights[j] = -__builtin_inff();
+  for (size_t j = query.end; j < end; ++j) weights[j] = -__builtin_inff();
   Vec16 most = Splat(-__builtin_inff());
-  for (size_t j = 0; j < end; j += 16) most = Max(most, Load(weights + j));
+  for (size_t j = begin; j < end; j += 16) most = Max(most, Load(weights + j));
   largest = Largest(most);
   Vec16 sums = Zero();
-  for (size_t j = 0; j < end; j += 16) {
+  for (size_t j = begin; j < end; j += 16) {
     Vec16 weight = Exp(Sub(Load(weights + j), Splat(largest)));
     sums = Add(sums, weight);
     if constexpr (Rows::kScaled) weight = Mul(weight, Load(span.value_scales + j));
@@ -279,26 +300,28 @@ inline void AddValues(const PagedAttentionArgs& a, const Span& span, size_t begi
   }
 }
 
-// Fills the partials of kQueries queries.
+// Fills the partials of kQueries queries whose rows begin together.
 template <typename Rows, size_t kQueries>
 void AttendBlock(const PagedAttentionArgs& a, const Span& span, const Query* queries) {
-  size_t least = queries[0].count, most = least;
+  const size_t begin = queries[0].begin;
+  size_t least = queries[0].end, most = least;
   for (size_t i = 1; i < kQueries; ++i) {
-    if (queries[i].count < least) least = queries[i].count;
-    if (queries[i].count > most) most = queries[i].count;
+    if (queries[i].end < least) least = queries[i].end;
+    if (queries[i].end > most) most = queries[i].end;
   }
   alignas(64) float weights[kQueries][kAttentionSpan];
-  Scores<Rows>(a, span, most, queries, weights);
+  Scores<Rows>(a, span, begin, most, queries, weights);
   const AttentionPartial partial{a.batch.head_dim};
   for (size_t i = 0; i < kQueries; ++i) {
     float* out = queries[i].out;
-    Weigh<Rows>(span, queries[i].count, weights[i], out[partial.largest()], out[partial.sum()]);
+    if (a.softcap != 0) CapScores(a.softcap, begin, queries[i].end, weights[i]);
+    Weigh<Rows>(span, queries[i], weights[i], out[partial.largest()], out[partial.sum()]);
     for (size_t d = 0; d < partial.largest(); d += 16) Store(out + d, Zero());
   }
-  AddValues<Rows, kQueries>(a, span, 0, least, weights, queries);
+  AddValues<Rows, kQueries>(a, span, begin, least, weights, queries);
   for (size_t i = 0; i < kQueries; ++i) {
-    if (queries[i].count > least) {
-      AddValues<Rows, 1>(a, span, least, queries[i].count, weights + i, queries + i);
+    if (queries[i].end > least) {
+      AddValues<Rows, 1>(a, span, least, queries[i].end, weights + i, queries + i);
     }
   }
 }
@@ -313,8 +336,12 @@ inline void AttendQueries(const PagedAttentionArgs& a, const Span& span, const Q
 }
 
 struct QueryPlace {
-  size_t row;        // of q and of out: its first element
-  size_t positions;  // it attends to [0, positions)
+  size_t row;         // of q and of out: its first element
+  size_t begin, end;  // the positions that it attends to
+
+  bool AttendsTo(size_t span) const {
+    return begin < (span + 1) * kAttentionSpan && end > span * kAttentionSpan;
+  }
 };
 
 inline void FindQueries(const PagedAttentionArgs& a, const AttentionRun& run,
@@ -322,8 +349,10 @@ inline void FindQueries(const PagedAttentionArgs& a, const AttentionRun& run,
   const size_t group = a.heads / a.batch.kv_heads;
   size_t token = run.first / group, head = run.first % group;
   for (size_t i = 0; i < run.count; ++i) {
+    const size_t position = a.batch.positions[token];
     places[i] = {.row = (token * a.heads + run.kv_head * group + head) * a.batch.head_dim,
-                 .positions = size_t{a.batch.positions[token]} + 1};
+                 .begin = a.WindowBegin(position),
+                 .end = position + 1};
     if (++head == group) head = 0, ++token;
   }
 }
@@ -331,26 +360,35 @@ inline void FindQueries(const PagedAttentionArgs& a, const AttentionRun& run,
 template <typename Rows>
 inline void AttendRun(const PagedAttentionArgs& a, const AttentionRun& run, size_t span_index,
                       float* partials) {
-  const size_t begin = span_index * kAttentionSpan, pitch = AttentionPartial{a.batch.head_dim}.pitch();
+  const size_t first = span_index * kAttentionSpan, pitch = AttentionPartial{a.batch.head_dim}.pitch();
   QueryPlace places[AttentionRun::kMostQueries];
   FindQueries(a, run, places);
   Query queries[AttentionRun::kMostQueries];
-  size_t count = 0, most = 0;
+  size_t count = 0, begin = kAttentionSpan, end = 0;
   for (size_t i = 0; i < run.count; ++i) {
-    if (places[i].positions <= begin) continue;
-    const size_t left = places[i].positions - begin, rows = left < kAttentionSpan ? left : kAttentionSpan;
-    if (rows > most) most = rows;
-    queries[count++] = {.q = a.q + places[i].row, .out = partials + i * pitch, .count = rows};
+    if (!places[i].AttendsTo(span_index)) continue;
+    const size_t left = places[i].end - first;
+    Query& query = queries[count++];
+    query = {.q = a.q + places[i].row,
+             .out = partials + i * pitch,
+             .begin = places[i].begin < first ? 0 : places[i].begin - first,
+             .end = left < kAttentionSpan ? left : kAttentionSpan};
+    if (query.begin < begin) begin = query.begin;
+    if (query.end > end) end = query.end;
   }
+  if (count == 0) return;
   Span span;
-  FindRows<Rows>(a, run.first / (a.heads / a.batch.kv_heads), run.kv_head, begin, most, span);
-  for (size_t i = 0; i < count; i += kQueryBlock) {
-    AttendQueries<Rows>(a, span, queries + i, count - i < kQueryBlock ? count - i : kQueryBlock);
+  FindRows<Rows>(a, run.first / (a.heads / a.batch.kv_heads), run.kv_head, first, begin, end, span);
+  for (size_t i = 0, next; i < count; i = next) {
+    for (next = i + 1; next < count && next < i + kQueryBlock; ++next) {
+      if (queries[next].begin != queries[i].begin) break;
+    }
+    AttendQueries<Rows>(a, span, queries + i, next - i);
     span.ahead = 0;
   }
 }
 
-// Fills the partials of the queries that reach the span.
+// Fills the partials of the queries that attend to the span.
 inline void AttendSpan(const PagedAttentionArgs& a, const AttentionRun& run, size_t span, float* partials) {
   switch (a.kv.dtype) {
     case KvDType::kF32:
@@ -367,7 +405,7 @@ inline void AttendSpan(const PagedAttentionArgs& a, const AttentionRun& run, siz
 }
 
 // Merges the partials of spans [begin, end), the run's next, into `totals` and a.out; with the last span that
-// a query reaches, a.out is its result.
+// a query attends to, a.out is its result.
 inline void MergeSpans(const PagedAttentionArgs& a, const AttentionRun& run, size_t begin, size_t end,
                        const float* partials, AttentionTotals& totals) {
   static_assert(AttentionRun::kMostQueries == 16);
@@ -376,13 +414,14 @@ inline void MergeSpans(const PagedAttentionArgs& a, const AttentionRun& run, siz
   FindQueries(a, run, places);
   alignas(64) float largest[16] = {}, sums[16] = {}, keep[16], add[16];
   for (size_t span = begin; span < end; ++span, partials += run.count * partial.pitch()) {
-    const auto reaches = [&](size_t i) { return places[i].positions > span * kAttentionSpan; };
+    const auto is_first = [&](size_t i) { return places[i].begin >= span * kAttentionSpan; };
     for (size_t i = 0; i < run.count; ++i) {
-      if (!reaches(i)) continue;
+      if (!places[i].AttendsTo(span)) continue;
       largest[i] = partials[i * partial.pitch() + partial.largest()];
       sums[i] = partials[i * partial.pitch() + partial.sum()];
+      if (is_first(i)) totals.largest[i] = -__builtin_inff(), totals.sum[i] = 0;
     }
-    if (span == 0) {
+    if (span == run.first_span) {
       Store(totals.largest, Load(largest));
       Store(totals.sum, Load(sums));
     } else {
@@ -394,14 +433,14 @@ inline void MergeSpans(const PagedAttentionArgs& a, const AttentionRun& run, siz
       Store(totals.sum, Fma(Load(sums), new_weight, Mul(Load(totals.sum), old_weight)));
     }
     for (size_t i = 0; i < run.count; ++i) {
-      if (!reaches(i)) continue;
-      const bool is_last = places[i].positions <= (span + 1) * kAttentionSpan;
+      if (!places[i].AttendsTo(span)) continue;
+      const bool is_last = places[i].end <= (span + 1) * kAttentionSpan;
       const float* from = partials + i * partial.pitch();
       float* out = a.out + places[i].row;
       for (size_t d = 0; d < a.batch.head_dim; d += 16) {
         const size_t left = a.batch.head_dim - d;
         Vec16 sum = Load(from + d);
-        if (span > 0) sum = Fma(sum, Splat(add[i]), Mul(LoadUpTo16(out + d, left), Splat(keep[i])));
+        if (!is_first(i)) sum = Fma(sum, Splat(add[i]), Mul(LoadUpTo16(out + d, left), Splat(keep[i])));
         if (is_last) sum = Div(sum, Splat(totals.sum[i]));
         left >= 16 ? Store(out + d, sum) : StorePartial(out + d, left, sum);
       }

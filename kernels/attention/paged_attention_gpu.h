@@ -29,6 +29,8 @@ struct GpuAttentionArgs {
   KvLayer kv;                   // not f32
   uint32_t heads = 0;           // a multiple of kv_heads
   float scale = 0;
+  uint32_t window = 0;  // as in paged_attention.h
+  float softcap = 0;
   // Decode: tokens [first, first + count) of the batch.
   uint32_t first = 0, count = 0;
   uint32_t most_spans = 0;      // of any of them: ceil((position + 1) / kGpuAttentionSpan), bounded above

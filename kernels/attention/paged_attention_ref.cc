@@ -102,22 +102,24 @@ void PagedAttentionRef(const PagedAttentionArgs& a, ThreadPool&) {
   const size_t head_dim = a.batch.head_dim, group = a.heads / a.batch.kv_heads;
   std::vector<double> weights, row(head_dim), out(head_dim);
   for (size_t token = 0; token < a.batch.tokens; ++token) {
-    const size_t count = size_t{a.batch.positions[token]} + 1;
+    const size_t first = a.WindowBegin(a.batch.positions[token]);
+    const size_t count = size_t{a.batch.positions[token]} + 1 - first;
     weights.resize(count);
     for (size_t head = 0; head < a.heads; ++head) {
       const float* q = a.q + (token * a.heads + head) * head_dim;
       for (size_t j = 0; j < count; ++j) {
-        ReadRow(a.kv.dtype, a.kv.keys, a.batch.Row(token, head / group, j), row);
+        ReadRow(a.kv.dtype, a.kv.keys, a.batch.Row(token, head / group, first + j), row);
         weights[j] = 0;
         for (size_t d = 0; d < head_dim; ++d) weights[j] += q[d] * row[d];
         weights[j] *= a.scale;
+        if (a.softcap != 0) weights[j] = a.softcap * std::tanh(weights[j] / a.softcap);
       }
       const double largest = *std::max_element(weights.begin(), weights.end());
       double sum = 0;
       for (double& weight : weights) sum += weight = std::exp(weight - largest);
       std::fill(out.begin(), out.end(), 0);
       for (size_t j = 0; j < count; ++j) {
-        ReadRow(a.kv.dtype, a.kv.values, a.batch.Row(token, head / group, j), row);
+        ReadRow(a.kv.dtype, a.kv.values, a.batch.Row(token, head / group, first + j), row);
         for (size_t d = 0; d < head_dim; ++d) out[d] += weights[j] / sum * row[d];
       }
       for (size_t d = 0; d < head_dim; ++d) {

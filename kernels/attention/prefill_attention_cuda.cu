@@ -16,13 +16,21 @@ cudaError_t Prepare(void (*kernel)(GpuAttentionArgs), size_t shared_bytes) {
                               cudaSharedmemCarveoutMaxShared);
 }
 
-template <KvDType kDType, uint32_t kHeadDim>
-cudaError_t Launch(const GpuAttentionArgs& args, const CudaLaunch& launch) {
-  constexpr auto kernel = PrefillAttentionKernel<kDType, kHeadDim>;
+bool HasLimits(const GpuAttentionArgs& args) { return args.window != 0 || args.softcap != 0; }
+
+template <KvDType kDType, uint32_t kHeadDim, bool kLimits>
+cudaError_t LaunchKernel(const GpuAttentionArgs& args, const CudaLaunch& launch) {
+  constexpr auto kernel = PrefillAttentionKernel<kDType, kHeadDim, kLimits>;
   constexpr size_t kBytes = prefill::Layout<kDType, kHeadDim>::kBytes;
   static const cudaError_t prepared = Prepare(kernel, kBytes);
   if (prepared != cudaSuccess) return prepared;
   return LaunchCuda(launch, kernel, dim3(args.heads, args.run_count), prefill::kThreads, kBytes, args);
+}
+
+template <KvDType kDType, uint32_t kHeadDim>
+cudaError_t Launch(const GpuAttentionArgs& args, const CudaLaunch& launch) {
+  return HasLimits(args) ? LaunchKernel<kDType, kHeadDim, true>(args, launch)
+                         : LaunchKernel<kDType, kHeadDim, false>(args, launch);
 }
 
 template <KvDType kDType>
@@ -66,10 +74,11 @@ cudaError_t LaunchHopper(const GpuAttentionArgs& args, const CudaLaunch& launch)
                     L::kBytes, args);
 }
 
+template <bool kLimits>
 cudaError_t LaunchHopperOfHeadDim(const GpuAttentionArgs& args, const CudaLaunch& launch) {
   using hopper_prefill::Layout;
-  return args.batch.head_dim == 128 ? LaunchHopper<Layout<128, 128>>(args, launch)
-                                    : LaunchHopper<Layout<64, 128>>(args, launch);
+  return args.batch.head_dim == 128 ? LaunchHopper<Layout<128, 128, kLimits>>(args, launch)
+                                    : LaunchHopper<Layout<64, 128, kLimits>>(args, launch);
 }
 
 // The kernel numbers 16-byte chunks of a layer's keys in 32 bits.
@@ -103,15 +112,16 @@ cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, PrefillKernel ker
   constexpr uint32_t kMostGridRows = 65535;
   if (args.run_count > kMostGridRows || args.batch.kv_heads == 0 || args.heads == 0 ||
       args.heads % args.batch.kv_heads != 0 || args.batch.log2_block_tokens < 4 || !(args.scale > 0) ||
-      !IsSmallEnough(args) || args.q_pitch % 8 != 0 || !IsAligned(args.q) || !IsAligned(args.out) ||
-      !IsAligned(args.kv.keys.data) || !IsAligned(args.kv.values.data) || !IsAligned(args.kv.keys.scales) ||
-      !IsAligned(args.kv.values.scales)) {
+      !(args.softcap >= 0) || !IsSmallEnough(args) || args.q_pitch % 8 != 0 || !IsAligned(args.q) ||
+      !IsAligned(args.out) || !IsAligned(args.kv.keys.data) || !IsAligned(args.kv.values.data) ||
+      !IsAligned(args.kv.keys.scales) || !IsAligned(args.kv.values.scales)) {
     return cudaErrorInvalidValue;
   }
   if (kernel == PrefillKernel::kMma) return LaunchOfDType(args, launch);
   const auto kernels = PrefillKernels(args);
   if (std::find(kernels.begin(), kernels.end(), kernel) == kernels.end()) return cudaErrorNotSupported;
-  return LaunchHopperOfHeadDim(args, launch);
+  return HasLimits(args) ? LaunchHopperOfHeadDim<true>(args, launch)
+                         : LaunchHopperOfHeadDim<false>(args, launch);
 }
 
 }  // namespace terrace

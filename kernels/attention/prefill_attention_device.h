@@ -7,7 +7,10 @@
 //
 // Bits: tiles begin at multiples of kKeys, and what a query may not see adds exact zeros to it. So a token's
 // result depends on its own position only: not on how its prompt was cut into runs, nor on the rest of the
-// batch.
+// batch. With a window a run begins at the tile in which that of its first query begins; what lies before
+// that window in the tile is not read, not even in the block table.
+//
+// Windows and caps have instantiations of their own, kLimits: who has neither does not pay for them.
 //
 // Pools of f16, int8 and fp8 become bf16 in shared memory, rounded but for fp8, by the threads that copied
 // them.
@@ -26,6 +29,9 @@ inline constexpr uint32_t kWarpQueries = 32;  // two tiles of mma
 inline constexpr uint32_t kTableTokens = 16;  // the smallest block
 inline constexpr float kSlack = 8;            // log2 of how far weights may pass 1, see MoveReferences
 inline constexpr float kLog2E = 1.44269504f;
+// A row's reference before it has seen a score: less than any, but finite, so that weights of what is masked
+// are 0 in a tile of which the query sees nothing, too.
+inline constexpr float kNoReference = -0x1.fffffep127f;
 static_assert(kThreads / simt::kWarp * kWarpQueries == kGpuQueryTile);
 
 // Where chunk `chunk` (16 bytes) of row `row` of a tile lies: eight rows' chunks of one number, which
@@ -43,14 +49,13 @@ struct Layout {
   static constexpr bool kHasCodes = KvElementBytes(kDType) == 1, kHasScales = HasScales(kDType);
 
   // Bytes of shared memory: queries, at last outputs; two stages of keys and values; of int8 and fp8 the
-  // codes [2, kKeys, kHeadDim], ordered by the thread that copies; of int8 scales [2, kKeys]; how far values
-  // are whole.
+  // codes [2, kKeys, kHeadDim], ordered by the thread that copies; of int8 scales [2, kKeys]; a Broken.
   static constexpr uint32_t kRowBytes = 2 * kHeadDim, kTileBytes = kKeys * kRowBytes;
   static constexpr uint32_t kStages = kGpuQueryTile * kRowBytes;
   static constexpr uint32_t kCodes = kStages + 4 * kTileBytes;
   static constexpr uint32_t kScales = kCodes + (kHasCodes ? kTileBytes : 0);
   static constexpr uint32_t kBroken = kScales + (kHasScales ? 2 * kKeys * 4 : 0);
-  static constexpr uint32_t kBytes = kBroken + 16;
+  static constexpr uint32_t kBytes = kBroken + kGpuQueryTile;
 
   // Blocks of a multiprocessor that registers allow.
   static constexpr uint32_t kResident = kHeadDim == 128 ? 2 : 3;
@@ -72,19 +77,87 @@ struct Layout {
   }
 };
 
+// A query sees positions Begin(its own) to its own: not one that is hidden from it, so far before it.
+template <bool kLimits>
+struct Window {
+  TERRACE_DEVICE explicit Window(const GpuAttentionArgs&) {}
+  TERRACE_DEVICE uint32_t Begin(uint32_t) const { return 0; }
+  TERRACE_DEVICE bool Hides(uint32_t, uint32_t) const { return false; }
+};
+template <>
+struct Window<true> {
+  static constexpr int32_t kAll = 1 << 30;  // more positions than a sequence has
+  int32_t size;
+
+  TERRACE_DEVICE explicit Window(const GpuAttentionArgs& args)
+      : size(args.window == 0 || args.window > kAll ? kAll : static_cast<int32_t>(args.window)) {}
+  TERRACE_DEVICE uint32_t Begin(uint32_t query) const {
+    return Hides(0, query) ? query + 1 - static_cast<uint32_t>(size) : 0;
+  }
+  TERRACE_DEVICE bool Hides(uint32_t key, uint32_t query) const {
+    return static_cast<int32_t>(query - key) >= size;
+  }
+};
+
+// Which queries of a run, at positions [first, last], see one of the values that MendChunk took away. In
+// shared memory; Clear is of every thread of so many that share the queries out evenly.
+template <bool kLimits>
+struct Broken {
+  uint32_t from;  // ~position of the first at most, 0 for none: who is at or behind it does
+
+  TERRACE_DEVICE void Clear(uint32_t thread, uint32_t) {
+    if (thread == 0) from = 0;
+  }
+  TERRACE_DEVICE void Note(uint32_t position, const Window<false>&, uint32_t, uint32_t) {
+    simt::AtomicMax(&from, ~position);
+  }
+  // Whether row `row` + i, which is at `position` + i, sees none of them.
+  TERRACE_DEVICE auto WholeRows(uint32_t, uint32_t position) const {
+    const uint32_t whole = ~from > position ? ~from - position : 0;
+    return [whole](uint32_t i) { return i < whole; };
+  }
+};
+template <>
+struct Broken<true> {
+  uint8_t queries[kGpuQueryTile];  // 1: it does
+
+  TERRACE_DEVICE void Clear(uint32_t thread, uint32_t threads) {
+    for (uint32_t i = 0; i < kGpuQueryTile; i += threads) queries[i + thread] = 0;
+  }
+  TERRACE_DEVICE void Note(uint32_t position, const Window<true>& window, uint32_t first, uint32_t last) {
+    TERRACE_NO_UNROLL
+    for (uint32_t at = position > first ? position : first; at <= last && !window.Hides(position, at); ++at) {
+      queries[at - first] = 1;
+    }
+  }
+  TERRACE_DEVICE auto WholeRows(uint32_t row, uint32_t) const {
+    return [rows = queries + row](uint32_t i) { return rows[i] == 0; };
+  }
+};
+
 // A sequence's rows of one key-value head. Small, as registers are short: 32 bits number the rows of a layer
 // and their chunks.
+template <bool kLimits>
 struct Source {
   const GpuAttentionArgs& args;
   uint32_t head_block;  // blocks of the heads before
   uint32_t table;       // entries of the sequences before
   uint32_t last;        // position that counts
+  uint32_t first;       // that counts; 0 without a window
+
+  TERRACE_DEVICE bool Counts(uint32_t position) const {
+    if constexpr (kLimits) {
+      if (position < first) return false;
+    }
+    return position <= last;
+  }
 
   // What lane i has to know of the table before the tile of kPositions at `begin` is copied: the block of row
   // 16 (i % (kPositions / 16)).
   template <uint32_t kPositions = kKeys>
   TERRACE_DEVICE uint32_t Block(uint32_t begin) const {
-    const uint32_t position = begin + simt::Lane() % (kPositions / kTableTokens) * kTableTokens;
+    uint32_t position = begin + simt::Lane() % (kPositions / kTableTokens) * kTableTokens;
+    if constexpr (kLimits) position = position < first ? first : position;
     const uint32_t entry = (position < last ? position : last) >> args.batch.log2_block_tokens;
     return head_block + static_cast<uint32_t>(simt::LoadReadOnly(args.batch.block_tables + (table + entry)));
   }
@@ -94,10 +167,10 @@ struct Source {
   }
 };
 
-// Begins to copy the tile at `begin`, `block` is Block(begin). Rows after the last become zeros: their
+// Begins to copy the tile at `begin`, `block` is Block(begin). Rows that do not count become zeros: their
 // weights are 0, but 0 times what lies there may be NaN.
-template <KvDType kDType, uint32_t kHeadDim>
-TERRACE_DEVICE void CopyTile(const Source& from, uint32_t block, uint32_t begin, std::byte* shared,
+template <KvDType kDType, uint32_t kHeadDim, bool kLimits>
+TERRACE_DEVICE void CopyTile(const Source<kLimits>& from, uint32_t block, uint32_t begin, std::byte* shared,
                              std::byte* stage) {
   using L = Layout<kDType, kHeadDim>;
   const uint32_t row = L::CopyRow(threadIdx.x), column = L::CopyColumn(threadIdx.x);
@@ -115,7 +188,7 @@ TERRACE_DEVICE void CopyTile(const Source& from, uint32_t block, uint32_t begin,
           block, L::kCopyRows <= kTableTokens ? above / kTableTokens : (above + row) / kTableTokens);
     }
     const uint32_t position = begin + above + row;
-    const bool counts = position <= from.last;
+    const bool counts = from.Counts(position);
     const uint32_t chunk = from.Row(mine, position) * L::kColumns + column;
     simt::CpAsync16(to + i * kStep, kv.keys.data + uint64_t{chunk} * 16, counts);
     simt::CpAsync16(to + i * kStep + kValues, kv.values.data + uint64_t{chunk} * 16, counts);
@@ -187,10 +260,10 @@ TERRACE_DEVICE void DecodeTile(uint32_t begin, uint32_t last, const std::byte* s
   }
 }
 
-// 16 bytes of values at `position`, which some queries may not see: what is not finite becomes 0, as 0 times
-// it would not be, and the first such position is noted: *broken is what ~position it has at most, 0 for
-// none.
-TERRACE_DEVICE void MendChunk(std::byte* chunk, uint32_t position, uint32_t* broken) {
+// 16 bytes of values at a position that some queries may not see: what is not finite becomes 0, as 0 times it
+// would not be, and note() tells those who see it: Broken.
+template <typename Note>
+TERRACE_DEVICE void MendChunk(std::byte* chunk, const Note& note) {
   constexpr uint32_t kExponents = 0x7f807f80, kOne = 0x00800080, kCarries = 0x80008000;
   auto* at = reinterpret_cast<uint4*>(chunk);
   const uint4 v = *at;
@@ -198,17 +271,18 @@ TERRACE_DEVICE void MendChunk(std::byte* chunk, uint32_t position, uint32_t* bro
                            ((v.z & kExponents) + kOne) | ((v.w & kExponents) + kOne);
   if ((carries & kCarries) != 0) {
     *at = uint4{0, 0, 0, 0};
-    simt::AtomicMax(broken, ~position);
+    note();
   }
 }
 
-template <uint32_t kHeadDim>
-TERRACE_DEVICE void MendValues(std::byte* values, uint32_t begin, uint32_t* broken) {
+// note(i) is of row i.
+template <uint32_t kHeadDim, typename Note>
+TERRACE_DEVICE void MendValues(std::byte* values, const Note& note) {
   constexpr uint32_t kChunks = kHeadDim / 8;
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kKeys * kChunks / kThreads; ++i) {
     const uint32_t row = (i * kThreads + threadIdx.x) / kChunks, chunk = threadIdx.x % kChunks;
-    MendChunk(values + TileByte<kHeadDim>(row, chunk), begin + row, broken);
+    MendChunk(values + TileByte<kHeadDim>(row, chunk), [&] { note(row); });
   }
 }
 
@@ -247,17 +321,44 @@ TERRACE_DEVICE void Scores(float (&scores)[2][kKeys / 8][4], const std::byte* qu
   }
 }
 
-// -infinity where the key is behind the query; `seen` keys of the tile are not behind the warp's first query.
-TERRACE_DEVICE void Mask(float (&scores)[2][kKeys / 8][4], int32_t seen) {
+// What weights are 2^(scale * score - reference) of. With a cap the score is CappedScore.
+template <bool kLimits>
+TERRACE_DEVICE float ScoreScale(const GpuAttentionArgs& args) {
+  return (kLimits && args.softcap != 0 ? args.softcap : args.scale) * kLog2E;
+}
+
+// tanh(args.scale * product / args.softcap) to 2^-21; `scale` is CapScale(). (tanh.approx is good for 2^-11
+// only, which times a cap of 50 would be more than the rounding of weights to bf16.)
+TERRACE_DEVICE float CapScale(const GpuAttentionArgs& args) {
+  return 2 * kLog2E * args.scale * simt::Reciprocal(args.softcap);
+}
+TERRACE_DEVICE float CappedScore(float product, float scale) {
+  return 1 - 2 * simt::Reciprocal(1 + simt::Exp2(product * scale));
+}
+TERRACE_DEVICE void Cap(float (&scores)[2][kKeys / 8][4], float scale) {
+  TERRACE_UNROLL
+  for (uint32_t m = 0; m < 2; ++m) {
+    TERRACE_UNROLL
+    for (uint32_t n = 0; n < kKeys / 8; ++n) {
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 4; ++i) scores[m][n][i] = CappedScore(scores[m][n][i], scale);
+    }
+  }
+}
+
+// -infinity where the key is behind the query, or, unless kIsBehind, before its window. Of the warp's first
+// query `edge` keys of the tile are not behind it, or are before; of each further query one more.
+template <bool kIsBehind>
+TERRACE_DEVICE void Mask(float (&scores)[2][kKeys / 8][4], int32_t edge) {
   const auto lane = static_cast<int32_t>(simt::Lane());
   TERRACE_UNROLL
   for (uint32_t m = 0; m < 2; ++m) {
     TERRACE_UNROLL
     for (uint32_t i = 0; i < 4; ++i) {
-      const int32_t left = seen + static_cast<int32_t>(16 * m + i / 2 * 8) + lane / 4 - lane % 4 * 2;
+      const int32_t left = edge + static_cast<int32_t>(16 * m + i / 2 * 8) + lane / 4 - lane % 4 * 2;
       TERRACE_UNROLL
       for (uint32_t n = 0; n < kKeys / 8; ++n) {
-        if (static_cast<int32_t>(8 * n + i % 2) >= left) scores[m][n][i] = -INFINITY;
+        if ((static_cast<int32_t>(8 * n + i % 2) >= left) == kIsBehind) scores[m][n][i] = -INFINITY;
       }
     }
   }
@@ -265,7 +366,7 @@ TERRACE_DEVICE void Mask(float (&scores)[2][kKeys / 8][4], int32_t seen) {
 
 // Weights are 2^(score * scale - reference). The reference is moved, and all that is relative to it with it,
 // only when a weight would pass 2^kSlack: after the first tile that is rare, and bf16 and f32 do not mind. A
-// row's reference depends on its own scores only.
+// row's reference depends on its own scores only, and a tile of which it sees nothing leaves it as it is.
 template <uint32_t kHeadDim>
 TERRACE_DEVICE void MoveReferences(WarpState<kHeadDim>& state, const float (&scores)[2][kKeys / 8][4],
                                    float scale) {
@@ -342,10 +443,10 @@ TERRACE_DEVICE void AddValues(WarpState<kHeadDim>& state, const float (&scores)[
 }
 
 // The warp's rows, of which the first `count` exist, to out + row * pitch (elements), by way of `rows`: the
-// warp's own. NaN from row `broken` on.
-template <uint32_t kHeadDim>
-TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uint32_t count, uint32_t broken,
-                          uint16_t* out, uint32_t pitch) {
+// warp's own. NaN unless is_whole(row).
+template <uint32_t kHeadDim, typename IsWhole>
+TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uint32_t count,
+                          const IsWhole& is_whole, uint16_t* out, uint32_t pitch) {
   const uint32_t lane = simt::Lane();
   TERRACE_UNROLL
   for (uint32_t m = 0; m < 2; ++m) {
@@ -355,7 +456,7 @@ TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uin
       sum += simt::ShuffleXor(sum, 1);
       sum += simt::ShuffleXor(sum, 2);
       const uint32_t row = 16 * m + 8 * h + lane / 4;
-      const float inverse = row < broken ? simt::Reciprocal(sum) : NAN;
+      const float inverse = is_whole(row) ? simt::Reciprocal(sum) : NAN;
       TERRACE_UNROLL
       for (uint32_t n = 0; n < kHeadDim / 8; ++n) {
         *reinterpret_cast<uint32_t*>(rows + TileByte<kHeadDim>(row, n) + lane % 4 * 4) =
@@ -379,7 +480,7 @@ TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uin
 
 // Grid (heads, runs): query heads of one key-value head are neighbours in time; their tiles are in the L2
 // cache.
-template <KvDType kDType, uint32_t kHeadDim>
+template <KvDType kDType, uint32_t kHeadDim, bool kLimits>
 TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, kHeadDim>::kResident))
     PrefillAttentionKernel(GpuAttentionArgs args) {
   using namespace prefill;
@@ -389,11 +490,14 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
   const GpuQueryRun run = args.runs[blockIdx.y];
   const uint32_t head = blockIdx.x, kv_head = head / (args.heads / args.batch.kv_heads);
   const uint32_t first = args.batch.positions[run.first], last = first + run.count - 1;
-  const Source source = {args, kv_head * args.batch.blocks,
-                         args.batch.sequences[run.first] * args.batch.table_pitch, last};
+  const Window<kLimits> window(args);
+  const Source<kLimits> source = {args, kv_head * args.batch.blocks,
+                                  args.batch.sequences[run.first] * args.batch.table_pitch, last,
+                                  window.Begin(first)};
   std::byte* const shared = simt::DynamicShared();
-  auto* const broken = reinterpret_cast<uint32_t*>(shared + L::kBroken);
-  if (threadIdx.x == 0) *broken = 0;
+  auto& broken = *reinterpret_cast<Broken<kLimits>*>(shared + L::kBroken);
+  broken.Clear(threadIdx.x, kThreads);
+  const auto stage_of = [&](uint32_t tile) { return shared + L::kStages + tile % 2 * (2 * L::kTileBytes); };
 
   {  // Queries that do not exist are zeros.
     constexpr uint32_t kChunks = kHeadDim / 8;
@@ -406,14 +510,15 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
                       at < run.count);
     }
   }
-  CopyTile<kDType, kHeadDim>(source, source.Block(0), 0, shared, shared + L::kStages);
+  const uint32_t start = source.first / kKeys * kKeys;
+  CopyTile<kDType, kHeadDim>(source, source.Block(start), start, shared, stage_of(start / kKeys));
   simt::CpAsyncCommit();
-  uint32_t block = source.Block(kKeys);
+  uint32_t block = source.Block(start + kKeys);
 
   const uint32_t warp_row = simt::WarpIndex() * kWarpQueries;
   const uint32_t warp_first = first + warp_row;
   std::byte* const queries = shared + warp_row * L::kRowBytes;
-  const float scale = args.scale * kLog2E;
+  const float scale = ScoreScale<kLimits>(args);
   WarpState<kHeadDim> state;
   TERRACE_UNROLL
   for (uint32_t m = 0; m < 2; ++m) {
@@ -424,40 +529,46 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
     }
     TERRACE_UNROLL
     for (uint32_t h = 0; h < 2; ++h) {
-      state.reference[m][h] = -INFINITY;
+      state.reference[m][h] = kNoReference;
       state.sum[m][h] = 0;
     }
   }
 
-  for (uint32_t begin = 0; begin <= last; begin += kKeys) {
-    std::byte* const stage = shared + L::kStages + begin / kKeys % 2 * (2 * L::kTileBytes);
+  for (uint32_t begin = start; begin <= last; begin += kKeys) {
+    std::byte* const stage = stage_of(begin / kKeys);
     simt::CpAsyncWait<0>();
     if constexpr (L::kHasScales) simt::SyncThreads();  // they are others' copies
     if constexpr (kDType == KvDType::kF16) ConvertTile<kDType, kHeadDim>(stage);
     if constexpr (L::kHasCodes) DecodeTile<kDType, kHeadDim>(begin, last, shared, stage);
     simt::SyncThreads();  // the tile is here, and no one reads the one before it any more
     if (last - begin >= kKeys) {
-      std::byte* const next = shared + L::kStages + (begin / kKeys + 1) % 2 * (2 * L::kTileBytes);
-      CopyTile<kDType, kHeadDim>(source, block, begin + kKeys, shared, next);
+      CopyTile<kDType, kHeadDim>(source, block, begin + kKeys, shared, stage_of(begin / kKeys + 1));
       simt::CpAsyncCommit();
       block = source.Block(begin + 2 * kKeys);
     }
-    if (begin + kKeys - 1 > first) {
-      MendValues<kHeadDim>(stage + L::kTileBytes, begin, broken);
+    if (begin + kKeys - 1 > first || window.Hides(begin, last)) {
+      MendValues<kHeadDim>(stage + L::kTileBytes,
+                           [&](uint32_t i) { broken.Note(begin + i, window, first, last); });
       simt::SyncThreads();
     }
     if (warp_first > last || begin >= warp_first + kWarpQueries) continue;
+    if (window.Hides(begin + kKeys - 1, warp_first)) continue;
     float scores[2][kKeys / 8][4] = {};
     Scores<kHeadDim>(scores, queries, stage);
+    if constexpr (kLimits) {
+      if (args.softcap != 0) Cap(scores, CapScale(args));
+    }
     const auto seen = static_cast<int32_t>(warp_first + 1 - begin);
-    if (seen < static_cast<int32_t>(kKeys)) Mask(scores, seen);
+    if (seen < static_cast<int32_t>(kKeys)) Mask<true>(scores, seen);
+    if constexpr (kLimits) {
+      if (window.Hides(begin, warp_first + kWarpQueries - 1)) Mask<false>(scores, seen - window.size);
+    }
     MoveReferences<kHeadDim>(state, scores, scale);
     AddValues<kHeadDim>(state, scores, scale, stage + L::kTileBytes);
   }
   if (warp_first > last) return;
   const uint64_t row = (uint64_t{run.first} + warp_row) * args.heads + head;
-  const uint32_t whole = ~*broken;  // positions before it are
-  Store<kHeadDim>(state, queries, last + 1 - warp_first, whole > warp_first ? whole - warp_first : 0,
+  Store<kHeadDim>(state, queries, last + 1 - warp_first, broken.WholeRows(warp_row, warp_first),
                   args.out + row * kHeadDim, args.heads * kHeadDim);
 }
 

@@ -1,9 +1,12 @@
 #include "kernels/attention/prefill_attention_device.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
+#include <ostream>
 #include <set>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/attention/hopper_prefill_device.h"
@@ -12,10 +15,15 @@
 namespace terrace {
 namespace {
 
+bool HasLimits(const GpuAttentionArgs& args) { return args.window != 0 || args.softcap != 0; }
+
 template <KvDType kDType, uint32_t kHeadDim>
 void RunKernel(const GpuAttentionArgs& args, uint64_t seed) {
   simt::RunSeeded(seed, {args.heads, args.run_count, 1}, prefill::kThreads,
-                  prefill::Layout<kDType, kHeadDim>::kBytes, PrefillAttentionKernel<kDType, kHeadDim>, args);
+                  prefill::Layout<kDType, kHeadDim>::kBytes,
+                  HasLimits(args) ? PrefillAttentionKernel<kDType, kHeadDim, true>
+                                  : PrefillAttentionKernel<kDType, kHeadDim, false>,
+                  args);
 }
 
 template <KvDType kDType>
@@ -54,11 +62,14 @@ std::vector<uint16_t> Attend(PrefillBatch& batch, uint64_t seed) {
 // The same of the kernel for Hopper, in a grid of `blocks`.
 template <uint32_t kHeadDim, uint32_t kKeys>
 std::vector<uint16_t> AttendHopper(PrefillBatch& batch, uint64_t seed, uint32_t blocks = 2) {
-  using L = hopper_prefill::Layout<kHeadDim, kKeys>;
+  using L = hopper_prefill::Layout<kHeadDim, kKeys, false>;
+  using WithLimits = hopper_prefill::Layout<kHeadDim, kKeys, true>;
   std::vector<uint16_t> out(batch.tokens() * batch.width(), 0xffff);
   GpuAttentionArgs args = batch.Args();
   args.out = out.data();
-  simt::RunSeeded(seed, {blocks, 1, 1}, hopper_prefill::kThreads, L::kBytes, HopperPrefillKernel<L>, args);
+  const bool has_limits = HasLimits(args);
+  simt::RunSeeded(seed, {blocks, 1, 1}, hopper_prefill::kThreads, has_limits ? WithLimits::kBytes : L::kBytes,
+                  has_limits ? HopperPrefillKernel<WithLimits> : HopperPrefillKernel<L>, args);
   return out;
 }
 
@@ -81,6 +92,20 @@ const Kernel kKernels[] = {
      {KvDType::kBF16}},
 };
 
+// Windows and caps that a rule is tested of: bf16 has all, what other dtypes do in their own way needs a few.
+struct Limits {
+  uint32_t window = 0;
+  float softcap = 0;
+};
+std::vector<Limits> OfDType(KvDType dtype, const std::vector<Limits>& few, std::vector<Limits> more) {
+  if (dtype != KvDType::kBF16) return few;
+  more.insert(more.begin(), few.begin(), few.end());
+  return more;
+}
+std::ostream& operator<<(std::ostream& out, const Limits& limits) {
+  return out << "window " << limits.window << ", cap " << limits.softcap;
+}
+
 std::vector<uint32_t> EveryToken(const PrefillBatch& batch) {
   std::vector<uint32_t> tokens(batch.tokens());
   std::iota(tokens.begin(), tokens.end(), 0);
@@ -93,6 +118,11 @@ void ExpectReference(PrefillBatch& batch, const std::vector<uint16_t>& out) {
     ASSERT_NEAR(FloatFromBF16(out[i]), expected.out[i], expected.tolerance[i])
         << "token " << i / batch.width() << ", element " << i % batch.width();
   }
+}
+
+void ExpectFinite(const std::vector<uint16_t>& out) {
+  EXPECT_TRUE(
+      std::all_of(out.begin(), out.end(), [](uint16_t x) { return std::isfinite(FloatFromBF16(x)); }));
 }
 
 template <uint32_t kHeadDim>
@@ -174,6 +204,20 @@ TEST(PrefillAttention, RunsCoverEveryTokenOnceAndThoseThatReadMostComeFirst) {
   EXPECT_EQ(seen, std::vector<int>(558, 1));
 }
 
+// A run in the middle of a prompt reads a window and its own queries, however far it is; the first read less.
+TEST(PrefillAttention, WithAWindowRunsThatReadMostComeFirst) {
+  const std::vector<PrefillChunk> chunks = {{0, 300, 0}, {300, 128, 5000}, {428, 40, 9000}};
+  const auto firsts = [&](uint32_t window) {
+    std::vector<uint32_t> out;
+    for (const GpuQueryRun& run : PrefillRuns(chunks, window)) out.push_back(run.first);
+    return out;
+  };
+  EXPECT_EQ(firsts(0), (std::vector<uint32_t>{428, 300, 256, 128, 0}));
+  EXPECT_EQ(firsts(64), (std::vector<uint32_t>{128, 300, 0, 256, 428}));   // 191, 191, 128, 107, 103
+  EXPECT_EQ(firsts(200), (std::vector<uint32_t>{300, 128, 256, 428, 0}));  // 327, 256, 243, 239, 128
+  EXPECT_EQ(firsts(UINT32_MAX), firsts(0));
+}
+
 TEST(PrefillAttention, MatchesTheReference) {
   uint64_t seed = 0;
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
@@ -235,6 +279,86 @@ TEST(PrefillAttention, MatchesTheReferenceOnHopper) {
   }
 }
 
+// Windows that end within a tile, at its end and behind it, of which a run sees one tile, several, or all;
+// queries that see nothing of the first tile of their run, or of the first two.
+TEST(PrefillAttention, MatchesTheReferenceInAWindow) {
+  uint64_t seed = 0;
+  for (const Kernel& kernel : kKernels) {
+    for (const KvDType dtype : kernel.dtypes) {
+      for (const Limits& limits :
+           OfDType(dtype, {{1}, {65}, {200}}, {{16}, {63}, {64}, {129}, {1000}, {UINT32_MAX}})) {
+        SCOPED_TRACE(testing::Message()
+                     << kernel.name << ", " << KvDTypeName(dtype) << ", " << limits << ", seed " << seed);
+        PrefillBatch batch({.dtype = dtype,
+                            .heads = 2,
+                            .kv_heads = static_cast<uint32_t>(1 + seed % 2),
+                            .head_dim = kernel.head_dim,
+                            .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                            .sequences = {{301, 128}, {0, 70}, {63, 3}},
+                            .window = limits.window,
+                            .seed = seed});
+        ExpectReference(batch, kernel.attend(batch, seed++));
+      }
+    }
+  }
+}
+
+// Scores of up to 100 and caps below that, alone and with a window.
+TEST(PrefillAttention, MatchesTheReferenceWithACap) {
+  uint64_t seed = 0;
+  for (const Kernel& kernel : kKernels) {
+    for (const KvDType dtype : kernel.dtypes) {
+      for (const Limits& limits : OfDType(dtype, {{0, 30}, {50, 5}}, {{0, 1}, {0, 64}, {50, 1}, {50, 64}})) {
+        SCOPED_TRACE(testing::Message()
+                     << kernel.name << ", " << KvDTypeName(dtype) << ", " << limits << ", seed " << seed);
+        PrefillBatch batch({.dtype = dtype,
+                            .head_dim = kernel.head_dim,
+                            .sequences = {{100, 90}, {0, 33}},
+                            .magnitude = 2,
+                            .growth = 0.05f,
+                            .window = limits.window,
+                            .softcap = limits.softcap,
+                            .seed = seed});
+        ExpectReference(batch, kernel.attend(batch, seed++));
+      }
+    }
+  }
+}
+
+// The other instantiations: those of the largest heads, and the largest of Hopper.
+TEST(PrefillAttention, MatchesTheReferenceOfLargeHeadsWithAWindowAndACap) {
+  uint64_t seed = 0;
+  for (const uint32_t head_dim : {64u, 128u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      PrefillBatch batch({.dtype = dtype,
+                          .heads = 2,
+                          .head_dim = head_dim,
+                          .sequences = {{200, 70}, {0, 5}},
+                          .window = 100,
+                          .softcap = 2,
+                          .seed = seed});
+      SCOPED_TRACE(testing::Message()
+                   << KvDTypeName(dtype) << ", head_dim " << head_dim << ", seed " << seed);
+      ExpectReference(batch, Attend(batch, seed++));
+    }
+  }
+  PrefillBatch batch(
+      {.heads = 2, .head_dim = 128, .sequences = {{300, 128}, {0, 5}}, .window = 70, .softcap = 2});
+  ExpectReference(batch, AttendHopper<128, 128>(batch, seed));
+}
+
+// Groups pass over tiles before their window and behind it, while the other one multiplies.
+TEST(PrefillAttention, ManyItemsWithAWindowMatchTheReferenceInEverySchedule) {
+  PrefillBatch batch({.heads = 2,
+                      .sequences = {{319, 128}, {0, 1}, {250, 65}, {1000, 64}, {128, 128}, {60, 5}},
+                      .window = 66});
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    ExpectReference(batch, AttendHopper<64, 128>(batch, seed, /*blocks=*/1));
+    ExpectReference(batch, AttendHopper<64, 64>(batch, seed, /*blocks=*/1));
+  }
+}
+
 // Those that copy are in the next item while the groups are in the one before.
 TEST(PrefillAttention, ManyShortItemsOfABlockMatchTheReferenceInEverySchedule) {
   PrefillBatch batch(
@@ -292,57 +416,98 @@ TEST(PrefillAttention, TakesScoresThatGrow) {
 }
 
 // Tiles begin at the same positions whatever the run, and what is masked adds nothing.
+void ExpectSameBitsOfEveryCut(const Kernel& kernel, const PrefillShape& shape) {
+  PrefillBatch batch(shape);
+  const auto expected = kernel.attend(batch, /*seed=*/0);
+  ExpectFinite(expected);
+  for (const auto& runs : std::vector<std::vector<GpuQueryRun>>{{{0, 128}, {128, 40}},
+                                                                {{0, 1}, {1, 127}, {128, 33}, {161, 7}},
+                                                                {{150, 18}, {20, 108}, {128, 22}, {0, 20}}}) {
+    batch.runs = runs;
+    EXPECT_EQ(kernel.attend(batch, /*seed=*/runs.size()), expected);
+  }
+  batch.runs = {{5, 20}};
+  auto alone = kernel.attend(batch, /*seed=*/9);
+  for (size_t i = 0; i < alone.size(); ++i) {
+    const size_t token = i / batch.width();
+    EXPECT_EQ(alone[i], token >= 5 && token < 25 ? expected[i] : 0xffff);
+  }
+}
 TEST(PrefillAttention, ATokensBitsDependNeitherOnTheCutNorOnTheBatchNorOnTheSchedule) {
-  for (const auto& [name, attend, head_dim, dtypes] : kKernels) {
-    for (const KvDType dtype : dtypes) {
-      SCOPED_TRACE(testing::Message() << name << ", " << KvDTypeName(dtype));
-      PrefillBatch batch({.dtype = dtype,
-                          .heads = 1,
-                          .head_dim = head_dim,
-                          .sequences = {{37, 128}, {0, 40}},
-                          .growth = 0.02f});
-      const auto expected = attend(batch, /*seed=*/0);
-      for (const auto& runs :
-           std::vector<std::vector<GpuQueryRun>>{{{0, 128}, {128, 40}},
-                                                 {{0, 1}, {1, 127}, {128, 33}, {161, 7}},
-                                                 {{150, 18}, {20, 108}, {128, 22}, {0, 20}}}) {
-        batch.runs = runs;
-        EXPECT_EQ(attend(batch, /*seed=*/runs.size()), expected);
-      }
-      batch.runs = {{5, 20}};
-      auto alone = attend(batch, /*seed=*/9);
-      for (size_t i = 0; i < alone.size(); ++i) {
-        const size_t token = i / batch.width();
-        EXPECT_EQ(alone[i], token >= 5 && token < 25 ? expected[i] : 0xffff);
+  for (const Kernel& kernel : kKernels) {
+    for (const KvDType dtype : kernel.dtypes) {
+      for (const Limits& limits : OfDType(dtype, {{0, 0}, {100, 3}}, {{1}, {65}})) {
+        SCOPED_TRACE(testing::Message() << kernel.name << ", " << KvDTypeName(dtype) << ", " << limits);
+        ExpectSameBitsOfEveryCut(kernel, {.dtype = dtype,
+                                          .heads = 1,
+                                          .head_dim = kernel.head_dim,
+                                          .sequences = {{37, 128}, {0, 40}},
+                                          .growth = 0.02f,
+                                          .window = limits.window,
+                                          .softcap = limits.softcap});
       }
     }
   }
 }
 
-// A broken activation must reach the sampler, which reports it, and must not reach the positions before it:
+// Both instantiations compute the same.
+TEST(PrefillAttention, AWindowOfAllPositionsHasTheBitsOfNone) {
+  for (const Kernel& kernel : kKernels) {
+    SCOPED_TRACE(kernel.name);
+    PrefillShape shape{.head_dim = kernel.head_dim, .sequences = {{60, 80}}, .growth = 0.02f};
+    PrefillBatch batch(shape);
+    const auto expected = kernel.attend(batch, /*seed=*/0);
+    for (const uint32_t window : {140u, 1u << 31, UINT32_MAX}) {
+      shape.window = window;
+      PrefillBatch same(shape);
+      EXPECT_EQ(kernel.attend(same, /*seed=*/1), expected) << window;
+    }
+  }
+}
+
+// A key or value of the first sequence's head 1 becomes NaN: element 3, or of int8 all.
+void Break(PrefillBatch& batch, bool is_key, uint32_t position) {
+  const GpuAttentionArgs args = batch.Args();
+  const uint64_t row = KvRow(args.batch, 0, /*kv_head=*/1, position);
+  if (args.kv.dtype == KvDType::kInt8) {
+    (is_key ? batch.key_scales : batch.value_scales)[row] = std::nanf("");
+  } else {
+    const size_t bytes = KvElementBytes(args.kv.dtype);
+    std::fill_n(&(is_key ? batch.keys : batch.values)[(row * args.batch.head_dim + 3) * bytes], bytes,
+                std::byte{0xff});
+  }
+}
+
+// A broken activation must reach the sampler, which reports it, and must not reach those who do not see it:
 // their keys and values in later layers may be another request's, too.
-void ExpectNaNsStayBehind(const Kernel& kernel, KvDType dtype) {
-  constexpr uint32_t kPosition = 50, kCount = 100;
+void ExpectNaNsReachWhoSeesThem(const Kernel& kernel, KvDType dtype, uint32_t window) {
+  constexpr uint32_t kPosition = 150, kCount = 100;
   const uint32_t head_dim = kernel.head_dim;
-  PrefillBatch batch(
-      {.dtype = dtype, .heads = 2, .kv_heads = 2, .head_dim = head_dim, .sequences = {{kPosition, kCount}}});
+  PrefillBatch batch({.dtype = dtype,
+                      .heads = 2,
+                      .kv_heads = 2,
+                      .head_dim = head_dim,
+                      .sequences = {{kPosition, kCount}},
+                      .window = window});
   const auto good = kernel.attend(batch, /*seed=*/0);
+  ExpectFinite(good);
   for (const bool is_key : {true, false}) {
-    for (const uint32_t bad : {49u, 63u, 70u, 149u}) {
-      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << (is_key ? " key " : " value ") << bad);
+    for (const std::vector<uint32_t>& bad :
+         std::vector<std::vector<uint32_t>>{{149}, {191}, {249}, {100}, {100, 191}}) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", window " << window
+                                      << (is_key ? ", key " : ", value ") << bad[0]);
       PrefillBatch broken = batch;
-      const uint64_t row = KvRow(broken.Args().batch, 0, /*kv_head=*/1, bad);
-      auto& data = is_key ? broken.keys : broken.values;
-      if (dtype == KvDType::kInt8) {
-        (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
-      } else {
-        const size_t bytes = KvElementBytes(dtype);
-        std::fill_n(&data[(row * head_dim + 3) * bytes], bytes, std::byte{0xff});
+      for (const uint32_t position : bad) {
+        const bool is_kept = window == 0 || position + window > kPosition;  // else its block is no one's
+        if (is_kept) Break(broken, is_key, position);
       }
-      const auto out = kernel.attend(broken, /*seed=*/bad);
+      const auto out = kernel.attend(broken, /*seed=*/bad[0]);
       for (size_t i = 0; i < out.size(); ++i) {
         const size_t position = kPosition + i / batch.width(), head = i / head_dim % 2;
-        if (head == 0 || position < bad) {
+        const bool sees = std::any_of(bad.begin(), bad.end(), [&](uint32_t at) {
+          return at <= position && (window == 0 || position - at < window);
+        });
+        if (head == 0 || !sees) {
           ASSERT_EQ(out[i], good[i]) << position;
         } else if (is_key || i % head_dim == 3 || dtype == KvDType::kInt8) {
           ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << position;
@@ -351,10 +516,14 @@ void ExpectNaNsStayBehind(const Kernel& kernel, KvDType dtype) {
     }
   }
 }
-TEST(PrefillAttention, WhatIsNaNReachesItsOwnAndLaterPositionsOnly) {
+TEST(PrefillAttention, WhatIsNaNReachesThoseWhoSeeItOnly) {
   for (const Kernel& kernel : kKernels) {
     SCOPED_TRACE(kernel.name);
-    for (const KvDType dtype : kernel.dtypes) ExpectNaNsStayBehind(kernel, dtype);
+    for (const KvDType dtype : kernel.dtypes) {
+      for (const Limits& limits : OfDType(dtype, {{0}, {110}}, {{1}, {65}})) {
+        ExpectNaNsReachWhoSeesThem(kernel, dtype, limits.window);
+      }
+    }
   }
 }
 

@@ -27,14 +27,18 @@ struct PrefillShape {
   std::vector<Sequence> sequences;
   float magnitude = 1;  // of queries
   float growth = 0;     // keys at position p are 1 + growth * p times as large
+  uint32_t window = 0;  // as in GpuAttentionArgs
+  float softcap = 0;
   uint64_t seed = 1;
 };
 
-// In host memory. What no one may use is NaN, or a block far outside: rows behind a sequence's last position,
-// keys and values between the queries of a [heads + 2 kv_heads] row, entries of a table behind its last
-// block.
+// In host memory. What no one may use is NaN, or a block far outside: rows behind a sequence's last position
+// and before the window of its first query, keys and values between the queries of a [heads + 2 kv_heads]
+// row, entries of a table behind its last block and before that window.
 class PrefillBatch {
  public:
+  static constexpr int32_t kNowhere = 0x555555;  // far outside any pool, even if 32 bits number its bytes
+
   explicit PrefillBatch(const PrefillShape& shape) : shape_(shape) {
     std::mt19937_64 random(shape.seed);
     const uint32_t block_tokens = 1u << shape.log2_block_tokens;
@@ -52,20 +56,23 @@ class PrefillBatch {
     std::vector<int32_t> order(blocks);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
-    tables.assign(shape.sequences.size() * table_pitch, 0x40000000);
+    tables.assign(shape.sequences.size() * table_pitch, kNowhere);
     size_t used = 0;
     for (size_t i = 0; i < shape.sequences.size(); ++i) {
       const uint32_t length = shape.sequences[i].position + shape.sequences[i].count;
       for (size_t j = 0; j * block_tokens < length; ++j) tables[i * table_pitch + j] = order[used++];
     }
     FillPool(random);
+    for (size_t i = 0; i < shape.sequences.size(); ++i) {
+      std::fill_n(&tables[i * table_pitch], Unseen(i) / block_tokens, kNowhere);
+    }
     std::normal_distribution<float> normal(0, shape.magnitude);
     const size_t width = size_t{shape.heads} * shape.head_dim;
     q.assign(positions.size() * q_pitch(), 0xffff);
     for (size_t t = 0; t < positions.size(); ++t) {
       for (size_t i = 0; i < width; ++i) q[t * q_pitch() + i] = BF16FromFloat(normal(random));
     }
-    runs = PrefillRuns(chunks);
+    runs = PrefillRuns(chunks, shape.window);
   }
 
   uint32_t tokens() const { return static_cast<uint32_t>(positions.size()); }
@@ -90,6 +97,8 @@ class PrefillBatch {
     args.kv = {shape_.dtype, {keys.data(), key_scales.data()}, {values.data(), value_scales.data()}};
     args.heads = shape_.heads;
     args.scale = scale();
+    args.window = shape_.window;
+    args.softcap = shape_.softcap;
     args.runs = runs.data();
     args.run_count = static_cast<uint32_t>(runs.size());
     return args;
@@ -101,8 +110,8 @@ class PrefillBatch {
   };
   // The reference reads what the kernel does: the pool's values as bf16. Then what differs is that weights
   // are rounded to bf16 (2^-8 of each term), and so is the result. What f32 sums and 2^x add is below 2^-13
-  // of the terms: scores up to 100 are off by 2^-23 of themselves, 512 roundings of 2^-24 of sums of one
-  // sign.
+  // of the terms: scores up to 100 are off by 2^-23 of themselves, or with a cap of up to 64 by 2^-21 of
+  // that, 512 roundings of 2^-24 of sums of one sign.
   Expected Reference(const std::vector<uint32_t>& chosen) {
     std::vector<uint32_t> chosen_positions;
     std::vector<const int32_t*> chosen_tables;
@@ -128,7 +137,9 @@ class PrefillBatch {
                                    {reinterpret_cast<std::byte*>(read_keys.data())},
                                    {reinterpret_cast<std::byte*>(read_values.data())}},
                             .heads = shape_.heads,
-                            .scale = scale()};
+                            .scale = scale(),
+                            .window = shape_.window,
+                            .softcap = shape_.softcap};
     ThreadPool pool(1);
     PagedAttentionRef(args, pool);
     for (float& value : read_values) value = std::abs(value);
@@ -151,6 +162,11 @@ class PrefillBatch {
   std::vector<float> key_scales, value_scales;  // of int8
 
  private:
+  // Positions before the window of a sequence's first query.
+  size_t Unseen(size_t sequence) const {
+    const size_t seen = size_t{shape_.sequences[sequence].position} + 1;
+    return shape_.window == 0 || seen <= shape_.window ? 0 : seen - shape_.window;
+  }
   void FillPool(std::mt19937_64& random) {
     const size_t rows = (size_t{shape_.kv_heads} * blocks) << shape_.log2_block_tokens;
     keys.assign(rows * shape_.head_dim * KvElementBytes(shape_.dtype), std::byte{0xff});
@@ -168,6 +184,8 @@ class PrefillBatch {
         new_keys[j] = normal(random) * (1 + shape_.growth * static_cast<float>(j / row));
         new_values[j] = normal(random);
       }
+      std::fill_n(new_keys.begin(), Unseen(i) * row, std::nanf(""));
+      std::fill_n(new_values.begin(), Unseen(i) * row, std::nanf(""));
       const std::vector<const int32_t*> of_each(length, &tables[i * table_pitch]);
       WriteKv({.batch = {.positions = all.data(),
                          .block_tables = of_each.data(),

@@ -7,12 +7,12 @@
 // mma, and all else of decode_attention_device.h is of one row, so a row's bits are decode's: spans, their
 // tiles and the warps that take them, the order in which these are merged.
 //
-// What may differ is what a token must not see, behind its own position:
+// What may differ is what a token must not see, behind its own position and, with kLimits, before its window:
 //   - a tile that all tokens of the block see whole is added for all at once;
 //   - one that some see in part, or not at all, is weighed for all at once (Warp::Weigh), but its values are
-//     added token by token, as decode has them: rows behind the token's own are replaced by its own (0 times
-//     what others left there may be NaN), and only the token's columns are kept;
-//   - spans that a token does not reach are not merged into it.
+//     added token by token, as decode has them: rows that the token does not see are replaced by one that it
+//     does (0 times what others left there may be NaN), and only the token's columns are kept;
+//   - spans of which a token sees nothing are not merged into it.
 #pragma once
 
 #include "kernels/attention/decode_attention_device.h"
@@ -58,6 +58,14 @@ struct Tokens {
   uint32_t first, last, heads;
 };
 
+// Of positions from `begin` on, how many are before the window of a token at `position`.
+template <bool kLimits>
+TERRACE_DEVICE uint32_t BeforeWindow(const GpuAttentionArgs& a, uint32_t position, uint32_t begin) {
+  if constexpr (!kLimits) return 0;
+  const uint32_t first = decode::WindowBegin(a, position);
+  return first > begin ? first - begin : 0;
+}
+
 // o *= keep where that changes anything: once the largest scores have been seen, it no longer does.
 template <typename Warp>
 TERRACE_DEVICE void ScaleOutputs(Warp& warp, const float (&keep)[kHeadTiles]) {
@@ -67,34 +75,43 @@ TERRACE_DEVICE void ScaleOutputs(Warp& warp, const float (&keep)[kHeadTiles]) {
   if (simt::Ballot(!is_one) != 0) warp.ScaleOutputs(keep);
 }
 
-// Adds a tile, from position `begin` on, that all see whole.
-template <typename Warp>
-TERRACE_DEVICE void AddWhole(Warp& warp, const float (&scores)[kHeadTiles][4], float scale) {
+// Adds a tile that all see whole.
+template <typename Warp, bool kLimits>
+TERRACE_DEVICE void AddWhole(Warp& warp, const float (&scores)[kHeadTiles][4],
+                             const decode::Octaves<kLimits>& octaves) {
   uint32_t b[kHeadTiles][2];
   float keep[kHeadTiles];
   warp.template Weigh<true>(
-      scores, scale, [](uint32_t) { return int32_t{decode::kTile}; }, b, keep);
+      scores, octaves, [](uint32_t) { return 0; }, [](uint32_t) { return int32_t{decode::kTile}; }, b, keep);
   ScaleOutputs(warp, keep);
   warp.AddValues(b);
 }
 
-// Adds a tile of which some see nothing or only a part. `row` is its first in the pool.
-template <typename Warp>
-TERRACE_DEVICE void AddPartly(Warp& warp, const KvRows& values, uint64_t row, uint32_t begin,
-                              const Tokens& tokens, const float (&scores)[kHeadTiles][4], float scale) {
+// Adds a tile, from position `begin` on, of which some see nothing or only a part. `row` is its first in the
+// pool.
+template <typename Warp, bool kLimits>
+TERRACE_DEVICE void AddPartly(Warp& warp, const GpuAttentionArgs& a, uint64_t row, uint32_t begin,
+                              const Tokens& tokens, const float (&scores)[kHeadTiles][4],
+                              const decode::Octaves<kLimits>& octaves) {
   const uint32_t g = simt::Lane() / 4, t = simt::Lane() % 4;
   uint32_t b[kHeadTiles][2];
   float keep[kHeadTiles];
   // Rows behind the last token's are given to no one.
-  const auto last_of = [&](uint32_t h) {
-    return static_cast<int32_t>(tokens.first + (h * decode::kHeadTile + g) / tokens.heads - begin);
+  const auto position_of = [&](uint32_t h) {
+    return tokens.first + (h * decode::kHeadTile + g) / tokens.heads;
   };
-  warp.template Weigh<false>(scores, scale, last_of, b, keep);
+  const auto before_of = [&](uint32_t h) {
+    return kLimits ? static_cast<int32_t>(decode::WindowBegin(a, position_of(h)) - begin) : 0;
+  };
+  const auto last_of = [&](uint32_t h) { return static_cast<int32_t>(position_of(h) - begin); };
+  warp.template Weigh<false>(scores, octaves, before_of, last_of, b, keep);
   ScaleOutputs(warp, keep);
   TERRACE_NO_UNROLL
   for (uint32_t position = tokens.first < begin ? begin : tokens.first; position <= tokens.last; ++position) {
     const uint32_t first_row = (position - tokens.first) * tokens.heads, end_row = first_row + tokens.heads;
-    warp.LoadValues(values, row, position - begin);
+    const uint32_t before = BeforeWindow<kLimits>(a, position, begin);
+    if (before >= decode::kTile) break;  // those behind see no more of it
+    warp.LoadValues(a.kv.values, row, before, position - begin);
     warp.AddValues(b, [&](uint32_t h, uint32_t e) {
       const uint32_t of = h * decode::kHeadTile + 2 * t + e;
       return of >= first_row && of < end_row;
@@ -102,7 +119,7 @@ TERRACE_DEVICE void AddPartly(Warp& warp, const KvRows& values, uint64_t row, ui
   }
 }
 
-template <typename Rows, uint32_t kHeadDim, uint32_t kWarps>
+template <typename Rows, uint32_t kHeadDim, uint32_t kWarps, bool kLimits>
 TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
     RunAttentionKernel(GpuAttentionArgs a, uint32_t heads) {
   using BlockShared = Shared<Rows, kHeadDim, kWarps>;
@@ -133,35 +150,45 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
   };
 
   Warp warp;
-  uint32_t first = simt::WarpIndex() * decode::kTile;
+  // Before all windows.
+  const auto before_windows = [&](uint32_t begin) { return BeforeWindow<kLimits>(a, tokens.first, begin); };
+  const auto load_keys = [&](int32_t block, uint32_t begin) {
+    if (begin > tokens.last) return;
+    warp.LoadKeys(a.kv.keys, row_of(block, begin), before_windows(begin), tokens.last - begin);
+  };
+  const uint32_t first_span = kLimits ? decode::WindowBegin(a, tokens.first) / kGpuAttentionSpan : 0;
+  uint32_t first = first_span * kGpuAttentionSpan + simt::WarpIndex() * decode::kTile;
+  while (kLimits && before_windows(first) >= decode::kTile) first += kStep;  // tiles are passed over
   int32_t block = find_block(first), block_ahead = find_block(first + kStep);
-  if (first <= tokens.last) warp.LoadKeys(a.kv.keys, row_of(block, first), tokens.last - first);
+  load_keys(block, first);
   shared.SetQueries(a.q + uint64_t{token} * a.q_pitch + kv_head * heads * kHeadDim, a.q_pitch, heads, rows);
   simt::SyncThreads();
 
-  const float scale = a.scale * 1.4426950408889634f;  // log2 e
+  const decode::Octaves<kLimits> octaves(a);
   const uint32_t spans = tokens.last / kGpuAttentionSpan + 1;
-  for (uint32_t span = 0; span < spans; ++span) {
+  for (uint32_t span = first_span; span < spans; ++span) {
     warp.Begin();
+    // A warp may pass over a span's first tiles.
+    const auto is_of_span = [&](uint32_t n) {
+      return kLimits ? first < (span + 1) * kGpuAttentionSpan : n < kTiles;
+    };
     TERRACE_NO_UNROLL
-    for (uint32_t n = 0; n < kTiles && first <= tokens.last; ++n) {
+    for (uint32_t n = 0; is_of_span(n) && first <= tokens.last; ++n) {
       const uint32_t begin = first;
       const uint64_t row = row_of(block, begin);
       // Values are asked for before the keys on their way are waited for, the next keys before these values.
-      warp.LoadValues(a.kv.values, row, tokens.last - begin);
+      warp.LoadValues(a.kv.values, row, before_windows(begin), tokens.last - begin);
       simt::SyncWarp();
       float scores[kHeadTiles][4];
       warp.Score(shared.quads, scores);
       first += kStep;
-      if (first <= tokens.last) {
-        warp.LoadKeys(a.kv.keys, row_of(block_ahead, first), tokens.last - first);
-      }
+      load_keys(block_ahead, first);
       block = block_ahead;
       block_ahead = find_block(first + kStep);
-      if (begin + decode::kTile - 1 <= tokens.first) {
-        AddWhole(warp, scores, scale);
+      if (begin + decode::kTile - 1 <= tokens.first && BeforeWindow<kLimits>(a, tokens.last, begin) == 0) {
+        AddWhole(warp, scores, octaves);
       } else {
-        AddPartly(warp, a.kv.values, row, begin, tokens, scores, scale);
+        AddPartly(warp, a, row, begin, tokens, scores, octaves);
       }
     }
     shared.Put(warp, rows);
@@ -169,14 +196,17 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
     for (uint32_t item = threadIdx.x; item < rows * kItemsOfRow; item += kThreads) {
       const uint32_t row = item / kItemsOfRow, of = row / heads;
       const uint32_t last_span = (tokens.first + of) / kGpuAttentionSpan;
-      if (span > last_span) continue;
-      decode::Part group = span % decode::kGroupSpans == 0 ? decode::NoPositions() : shared.unit[item];
+      const uint32_t begin_span = kLimits ? decode::WindowBegin(a, tokens.first + of) / kGpuAttentionSpan : 0;
+      if (span > last_span || (kLimits && span < begin_span)) continue;
+      const bool begins_group = span % decode::kGroupSpans == 0 || (kLimits && span == begin_span);
+      decode::Part group = begins_group ? decode::NoPositions() : shared.unit[item];
       decode::Fold(shared.Merge(item), group);
       if (span < last_span && (span + 1) % decode::kGroupSpans != 0) {
         shared.unit[item] = group;
         continue;
       }
-      decode::Part total = span < decode::kGroupSpans ? decode::NoPositions() : shared.total[item];
+      const bool is_first_group = span / decode::kGroupSpans == begin_span / decode::kGroupSpans;
+      decode::Part total = is_first_group ? decode::NoPositions() : shared.total[item];
       decode::Fold(group, total);
       if (span < last_span) {
         shared.total[item] = total;
@@ -189,15 +219,19 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
   }
 }
 
+template <typename Rows, uint32_t kHeadDim, uint32_t kWarps, typename Launch>
+auto LaunchKernel(const GpuAttentionArgs& a, const Launch& launch) {
+  const uint32_t heads = a.heads / a.batch.kv_heads, tokens = kRows / heads;  // of a block
+  return launch(decode::HasLimits(a) ? RunAttentionKernel<Rows, kHeadDim, kWarps, true>
+                                     : RunAttentionKernel<Rows, kHeadDim, kWarps, false>,
+                (kGpuQueryTile + tokens - 1) / tokens, kWarps * simt::kWarp,
+                sizeof(Shared<Rows, kHeadDim, kWarps>), heads);
+}
 template <typename Rows, uint32_t kHeadDim, typename Launch>
 auto LaunchHeads(const GpuAttentionArgs& a, const Launch& launch) {
-  const uint32_t heads = a.heads / a.batch.kv_heads, tokens = kRows / heads;  // of a block
-  const uint32_t blocks = (kGpuQueryTile + tokens - 1) / tokens;
-  return heads <= decode::kHeadTile
-             ? launch(RunAttentionKernel<Rows, kHeadDim, kFewHeadWarps>, blocks, kFewHeadWarps * simt::kWarp,
-                      sizeof(Shared<Rows, kHeadDim, kFewHeadWarps>), heads)
-             : launch(RunAttentionKernel<Rows, kHeadDim, kManyHeadWarps>, blocks,
-                      kManyHeadWarps * simt::kWarp, sizeof(Shared<Rows, kHeadDim, kManyHeadWarps>), heads);
+  return a.heads / a.batch.kv_heads <= decode::kHeadTile
+             ? LaunchKernel<Rows, kHeadDim, kFewHeadWarps>(a, launch)
+             : LaunchKernel<Rows, kHeadDim, kManyHeadWarps>(a, launch);
 }
 template <typename Rows, typename Launch>
 auto LaunchHeadDim(const GpuAttentionArgs& a, const Launch& launch) {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/attention/prefill_attention_testing.h"
+#include "kernels/attention/decode_attention_testing.h"
 
 namespace terrace {
 
@@ -26,6 +26,13 @@ inline PrefillShape RunShape(KvDType dtype, uint32_t group, uint32_t head_dim, u
           .growth = 0.001f,
           .seed = seed};
 }
+
+// Within a tile, within a span, across spans, across groups of spans.
+struct RunLimits {
+  uint32_t window = 0;
+  float softcap = 0;
+};
+inline constexpr RunLimits kRunLimits[] = {{1, 0}, {5, 20}, {18, 0}, {200, 1}, {256, 0}, {700, 30}, {0, 5}};
 
 // That decode attention takes all tokens of the batch, for what a run must come to.
 inline void DecodeAll(GpuAttentionArgs& args, const PrefillBatch& batch) {

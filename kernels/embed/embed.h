@@ -1,4 +1,5 @@
-// Looks tokens up in the embedding matrix: out[t] = table[tokens[t]], as f32 (exactly).
+// Looks tokens up in the embedding matrix: out[t] = scale * table[tokens[t]], as f32 (exactly, but for the
+// one rounding of the product).
 #pragma once
 
 #include <cstddef>
@@ -15,6 +16,7 @@ struct EmbedArgs {
   WeightMatrix table;               // [vocabulary, width]
   float* out = nullptr;             // [count, width]
   size_t count = 0;
+  float scale = 1;  // sqrt(width) in Gemma
 };
 
 void EmbedRef(const EmbedArgs& args, ThreadPool& pool);

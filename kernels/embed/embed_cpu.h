@@ -9,7 +9,10 @@ namespace {
 
 inline void EmbedTokens(const EmbedArgs& a, size_t begin, size_t end) {
   for (size_t i = begin; i < end; ++i) {
-    UnpackRow(a.table, static_cast<size_t>(a.tokens[i]), a.out + i * a.table.columns);
+    float* out = a.out + i * a.table.columns;
+    UnpackRow(a.table, static_cast<size_t>(a.tokens[i]), out);
+    if (a.scale == 1) continue;
+    for (size_t k = 0; k < a.table.columns; ++k) out[k] *= a.scale;
   }
 }
 

@@ -32,8 +32,8 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kEmbedThreads, 4) EmbedKernel(GpuEmbedArgs a)
   for (uint32_t i = 0; i < kEmbedQuads; ++i) {
     const uint32_t quad = first + i * kEmbedThreads;
     if (quad >= quads) continue;
-    to[quad] = {simt::BF16Low(bits[i].x), simt::BF16High(bits[i].x), simt::BF16Low(bits[i].y),
-                simt::BF16High(bits[i].y)};
+    to[quad] = {a.scale * simt::BF16Low(bits[i].x), a.scale * simt::BF16High(bits[i].x),
+                a.scale * simt::BF16Low(bits[i].y), a.scale * simt::BF16High(bits[i].y)};
   }
 }
 

@@ -1,4 +1,4 @@
-// embed.h on a GPU: out[t] = table[tokens[t]], as f32 (exactly).
+// embed.h on a GPU: out[t] = scale * table[tokens[t]], as f32.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@ struct GpuEmbedArgs {
   const uint16_t* table = nullptr;  // [vocab, width] bf16
   uint32_t vocab = 0, width = 0;    // width a multiple of 8
   float* out = nullptr;             // [count, width]
+  float scale = 1;
 };
 
 }  // namespace terrace

@@ -14,13 +14,19 @@ TEST_P(EveryCpu, EmbedsExactlyAsTheReference) {
       std::vector<int32_t> tokens(1000);  // enough for more than one thread
       for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * i % 7);
       std::vector<float> want(tokens.size() * width), got(want.size());
-      const auto embed = [&](const OpTable& with, float* out) {
-        with.embed({.tokens = tokens.data(), .table = table.matrix, .out = out, .count = tokens.size()},
+      const auto embed = [&](const OpTable& with, float scale, float* out) {
+        with.embed({.tokens = tokens.data(),
+                    .table = table.matrix,
+                    .out = out,
+                    .count = tokens.size(),
+                    .scale = scale},
                    pool_);
       };
-      embed(ReferenceOps(), want.data());
-      embed(ops(), got.data());
-      EXPECT_TRUE(SameBits(got, want));
+      for (const float scale : {1.0f, 47.8f}) {
+        embed(ReferenceOps(), scale, want.data());
+        embed(ops(), scale, got.data());
+        EXPECT_TRUE(SameBits(got, want)) << "scale " << scale;
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/gemm/activation_groups.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/norm/rms_norm_cpu.h"
 
 namespace terrace {
 namespace {
@@ -54,18 +55,6 @@ inline void Encode(const Vec16 (&x)[kGroupVectors], Int8Group& out) {
     out.minus_sums32[i] = out.minus_sums16[2 * i] + out.minus_sums16[2 * i + 1];
   }
   out.minus_sum = -all;
-}
-
-// 1 / sqrt(mean(x^2) + epsilon); NaN where the squares overflow: all outputs would silently be 0.
-inline float RmsNormScale(const float* x, size_t width, float epsilon) {
-  const size_t whole = width / 16 * 16;
-  Vec16 squares = Zero();
-  for (size_t i = 0; i < whole; i += 16) squares = Fma(Load(x + i), Load(x + i), squares);
-  const Vec16 last = LoadPartial(x + whole, width - whole);
-  squares = Fma(last, last, squares);
-  const float sum = Sum(squares);
-  if (!(sum < __builtin_inff())) return __builtin_nanf("");
-  return 1 / __builtin_sqrtf(sum / static_cast<float>(width) + epsilon);
 }
 
 // Writes every format that `out` has memory for.

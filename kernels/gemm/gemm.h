@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <span>
 
+#include "kernels/activation/gate_function.h"
 #include "kernels/gemm/gemm_weights.h"
 
 namespace terrace {
@@ -33,9 +34,9 @@ struct GemmArgs {
   float norm_epsilon = 0;
   size_t tokens = 0;
   std::span<const GemmPart> parts;  // 1 to kMostParts, of equal inputs
-  // Two parts of equal outputs: parts[0].out = SiLU(parts[0]) * parts[1], SiLU(x) = x / (1 + exp(-x)); the
-  // other's out is not used (Shazeer, "GLU Variants Improve Transformer", 2020).
+  // Two parts of equal outputs: parts[0].out = gate(parts[0]) * parts[1]; the other's out is not used.
   bool gated = false;
+  GateFunction gate = GateFunction::kSilu;
 
   size_t inputs() const { return parts[0].weights.columns; }
   const float* Token(size_t token) const { return x + token * (x_pitch > 0 ? x_pitch : inputs()); }

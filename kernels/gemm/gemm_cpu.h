@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "kernels/activation/silu_mul_cpu.h"
+#include "kernels/activation/gate_mul_cpu.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/weight_strips.h"
 #include "kernels/simd/inlining.h"
@@ -537,9 +537,9 @@ inline void MultiplyTile(const GemmWeights& weights, const ActivationGroups& in,
   });
 }
 
-// Puts sums [tokens][strips][16] of `part` where they belong; with `up`, SiLU(sums) * up.
+// Puts sums [tokens][strips][16] of `part` where they belong; with `up`, gate(sums) * up.
 inline void Finish(const GemmPart& part, size_t strip, size_t strips, size_t token, size_t tokens,
-                   const float* sums, const float* up) {
+                   const float* sums, const float* up, GateFunction gate) {
   const size_t outputs = part.weights.rows;
   for (size_t i = 0; i < tokens; ++i) {
     for (size_t s = 0; s < strips; ++s, sums += 16) {
@@ -548,7 +548,7 @@ inline void Finish(const GemmPart& part, size_t strip, size_t strips, size_t tok
       float* out = part.out + (token + i) * outputs + output;
       Vec16 sum = Load(sums);
       if (up != nullptr) {
-        sum = SiluMul(sum, Load(up));
+        sum = GateMul(gate, sum, Load(up));
         up += 16;
       }
       if (part.add_to_out) sum = Add(left == 16 ? Load(out) : LoadPartial(out, left), sum);
@@ -586,7 +586,7 @@ inline void GemmStrips(const GemmArgs& a, const ActivationGroups& in, size_t beg
         strips = to - strip < kGemmStrips ? 1 : kGemmStrips;  // the few that are left one by one
         MultiplyTile(part.weights, in, strip, strips, token, tokens, sums[0]);
         if (a.gated) MultiplyTile(a.parts[1].weights, in, strip, strips, token, tokens, sums[1]);
-        Finish(part, strip, strips, token, tokens, sums[0], a.gated ? sums[1] : nullptr);
+        Finish(part, strip, strips, token, tokens, sums[0], a.gated ? sums[1] : nullptr, a.gate);
       }
       first += count;
     }

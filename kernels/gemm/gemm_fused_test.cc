@@ -36,15 +36,18 @@ std::vector<float> RmsNorm(const OpTable& ops, const std::vector<float>& x, cons
   return out;
 }
 
-// SiLU(gate) * up alone: one token whose only input is 1.
-std::vector<float> SiluMul(const OpTable& ops, const std::vector<float>& gate, const std::vector<float>& up,
-                           ThreadPool& pool) {
+constexpr GateFunction kGateFunctions[] = {GateFunction::kSilu, GateFunction::kGelu};
+const char* Name(GateFunction function) { return function == GateFunction::kSilu ? "SiLU" : "GELU"; }
+
+// Gate(gate) * up alone: one token whose only input is 1.
+std::vector<float> GateMul(const OpTable& ops, GateFunction function, const std::vector<float>& gate,
+                           const std::vector<float>& up, ThreadPool& pool) {
   const Floats gates(gate.size(), 1, gate), ups(up.size(), 1, up);
   const PackedWeights packed_gates(ops, gates.matrix, pool), packed_ups(ops, ups.matrix, pool);
   const float one = 1;
   std::vector<float> out(gate.size());
   const GemmPart parts[] = {{packed_gates.weights, out.data()}, {packed_ups.weights, nullptr}};
-  ops.gemm({.x = &one, .tokens = 1, .parts = parts, .gated = true}, pool);
+  ops.gemm({.x = &one, .tokens = 1, .parts = parts, .gated = true, .gate = function}, pool);
   return out;
 }
 
@@ -67,15 +70,42 @@ TEST_P(EveryCpu, RmsNormOfZeroIsZero) {
 }
 
 // exp is off by at most 2.5e-7 (simd/exp.h), and 1 + exp, the division, the product and the reference round
-// once each: 2.5e-7 + 4 * 2^-24 < 5e-7. Below a gate of -88 the result is 0, and the true one less than
+// once each: 2.5e-7 + 4 * 2^-24 < 5e-7. GELU's z = 2 sqrt(2/pi) (x + 0.044715 x^3) is off by five roundings,
+// which exp(-z) makes |z| times as much of. With z below -88 the result is 0, and the true one less than
 // 1e-36.
-TEST_P(EveryCpu, SiluMulMatchesTheReference) {
+TEST_P(EveryCpu, TheGateMatchesTheReference) {
   std::vector<float> gate = RandomNormal(4099, /*seed=*/1);
   for (float x = -120; x <= 120; x += 0.0625f) gate.push_back(x);
+  for (float x = -11; x <= 11; x += 0x1p-8f) gate.push_back(x);
   const std::vector<float> up = RandomNormal(gate.size(), /*seed=*/2);
-  const auto want = SiluMul(ReferenceOps(), gate, up, pool_), got = SiluMul(ops(), gate, up, pool_);
-  for (size_t i = 0; i < want.size(); ++i) {
-    EXPECT_NEAR(got[i], want[i], 5e-7 * std::abs(want[i]) + 1e-36 * std::abs(up[i])) << "gate " << gate[i];
+  for (const GateFunction function : kGateFunctions) {
+    SCOPED_TRACE(Name(function));
+    const auto want = GateMul(ReferenceOps(), function, gate, up, pool_);
+    const auto got = GateMul(ops(), function, gate, up, pool_);
+    for (size_t i = 0; i < want.size(); ++i) {
+      double error = 5e-7;
+      if (function == GateFunction::kGelu) {
+        const double z = 1.6 * gate[i] + 0.0714 * std::pow(gate[i], 3);
+        error += z > 0 ? kRounding * 5 : kRounding * 5 * -z;  // z * (1 - sigmoid(z)) is less than 1
+      }
+      EXPECT_NEAR(got[i], want[i], error * std::abs(want[i]) + 1e-36 * std::abs(up[i])) << "gate " << gate[i];
+    }
+  }
+}
+
+// As models define them: with tanh, of which double has 2^-52 left far below 0.
+TEST(GateReference, IsTheDefinition) {
+  ThreadPool pool(1);
+  std::vector<float> gate;
+  for (float x = -12; x <= 12; x += 0x1p-6f) gate.push_back(x);
+  const std::vector<float> ones(gate.size(), 1);
+  const auto silu = GateMul(ReferenceOps(), GateFunction::kSilu, gate, ones, pool);
+  const auto gelu = GateMul(ReferenceOps(), GateFunction::kGelu, gate, ones, pool);
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const double x = gate[i];
+    const double tanh_of = std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x));
+    EXPECT_NEAR(silu[i], x / 2 * (1 + std::tanh(x / 2)), kRounding * std::abs(silu[i]) + 1e-14) << x;
+    EXPECT_NEAR(gelu[i], x / 2 * (1 + tanh_of), kRounding * std::abs(gelu[i]) + 1e-14) << x;
   }
 }
 
@@ -106,11 +136,13 @@ TEST_P(EveryCpu, AGatedPairGivesTheBitsOfItsProductsAndTheActivation) {
   const PackedWeights packed_gate(ops(), gate.matrix, pool_), packed_up(ops(), up.matrix, pool_);
   for (const size_t tokens : {1, 6}) {
     const auto x = RandomNormal(tokens * inputs, 3);
-    std::vector<float> got(tokens * outputs);
-    const GemmPart parts[] = {{packed_gate.weights, got.data()}, {packed_up.weights, nullptr}};
-    ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts, .gated = true}, pool_);
     const auto g = Gemm(ops(), x, gate.matrix, pool_), u = Gemm(ops(), x, up.matrix, pool_);
-    EXPECT_TRUE(SameBits(got, SiluMul(ops(), g, u, pool_)));
+    for (const GateFunction function : kGateFunctions) {
+      std::vector<float> got(tokens * outputs);
+      const GemmPart parts[] = {{packed_gate.weights, got.data()}, {packed_up.weights, nullptr}};
+      ops().gemm({.x = x.data(), .tokens = tokens, .parts = parts, .gated = true, .gate = function}, pool_);
+      EXPECT_TRUE(SameBits(got, GateMul(ops(), function, g, u, pool_))) << Name(function);
+    }
   }
 }
 
@@ -134,21 +166,31 @@ TEST_P(EveryCpu, ANormWhoseSquaresOverflowIsNaN) {
   for (const float value : RmsNorm(ops(), x, ones, pool_)) EXPECT_TRUE(std::isnan(value));
 }
 
+// Also where a square or cube overflows.
 TEST_P(EveryCpu, TheGateOfLargeNumbersIsZeroOrItself) {
-  const std::vector<float> gate = {-89, -1e4f, -1e30f, -3e38f, 89, 1e30f}, up(6, 1000);
-  const auto got = SiluMul(ops(), gate, up, pool_);
-  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(got[i], 0) << gate[i];
-  for (size_t i = 4; i < 6; ++i) EXPECT_EQ(got[i], gate[i] * 1000) << gate[i];
+  const std::vector<float> gate = {-89, -1e4f, -1e13f, -1e20f, -1e30f, -3e38f, 89, 1e4f, 1e13f, 1e20f, 1e30f},
+                           up(gate.size(), 1000);
+  for (const GateFunction function : kGateFunctions) {
+    SCOPED_TRACE(Name(function));
+    const auto got = GateMul(ops(), function, gate, up, pool_);
+    for (size_t i = 0; i < gate.size(); ++i) {
+      EXPECT_EQ(got[i], gate[i] < 0 ? 0 : gate[i] * 1000) << gate[i];
+    }
+  }
 }
 
 TEST_P(EveryCpu, NaNGoesThroughTheNormAndTheGate) {
   std::vector<float> x(20, 1), ones(20, 1);
   x[18] = std::numeric_limits<float>::quiet_NaN();
   for (const float value : RmsNorm(ops(), x, ones, pool_)) EXPECT_TRUE(std::isnan(value));
-  EXPECT_TRUE(std::isnan(SiluMul(ops(), x, ones, pool_)[18]));
-  EXPECT_TRUE(std::isnan(SiluMul(ops(), ones, x, pool_)[18]));
+  for (const GateFunction function : kGateFunctions) {
+    EXPECT_TRUE(std::isnan(GateMul(ops(), function, x, ones, pool_)[18])) << Name(function);
+    EXPECT_TRUE(std::isnan(GateMul(ops(), function, ones, x, pool_)[18])) << Name(function);
+  }
   for (const float bad : {-INFINITY, INFINITY}) {
-    EXPECT_FALSE(std::isfinite(SiluMul(ops(), {bad}, {1}, pool_)[0]));
+    for (const GateFunction function : kGateFunctions) {
+      EXPECT_FALSE(std::isfinite(GateMul(ops(), function, {bad}, {1}, pool_)[0])) << Name(function);
+    }
     x[18] = bad;
     EXPECT_TRUE(std::isnan(RmsNorm(ops(), x, ones, pool_)[18]));
   }

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <numbers>
 #include <vector>
 
 #include "kernels/gemm/gemm.h"
@@ -16,6 +17,17 @@ void Normalize(const GemmArgs& a, std::vector<float>& x) {
     const double scale = 1 / std::sqrt(squares / static_cast<double>(width) + a.norm_epsilon);
     for (size_t i = 0; i < width; ++i) x[first + i] = static_cast<float>(x[first + i] * scale * a.norm[i]);
   }
+}
+
+// As x * sigmoid of GELU, too: 1 + tanh would have no digits left far below 0.
+double Gate(GateFunction function, double x) {
+  switch (function) {
+    case GateFunction::kSilu:
+      return x / (1 + std::exp(-x));
+    case GateFunction::kGelu:
+      return x / (1 + std::exp(-2 * std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+  }
+  return 0;
 }
 
 double Product(const std::vector<float>& weights, const float* x) {
@@ -42,7 +54,7 @@ void GemmRef(const GemmArgs& a, ThreadPool&) {
       for (size_t token = 0; token < a.tokens; ++token) {
         float& out = part.out[token * outputs + output];
         double sum = Product(row, &x[token * inputs]);
-        if (a.gated) sum = sum / (1 + std::exp(-sum)) * Product(up, &x[token * inputs]);
+        if (a.gated) sum = Gate(a.gate, sum) * Product(up, &x[token * inputs]);
         out = static_cast<float>(part.add_to_out ? out + sum : sum);
       }
     }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/activation/gate_function.h"
 #include "kernels/gemm/gpu_matrix.h"
 
 namespace terrace {
@@ -12,7 +13,7 @@ enum class GpuGemmOut : uint8_t {
   kF32,     // [tokens, rows] f32
   kAddF32,  // the same, added to what is there
   kGated,   // [tokens, rows / 2] bf16: rows come in tiles of 8 of the gate and the 8 of up beside them;
-            // SiLU(gate) * up
+            // gate function of the gate, times up
 };
 
 struct GpuGemmArgs {
@@ -21,6 +22,7 @@ struct GpuGemmArgs {
   GpuMatrix weights;
   void* out = nullptr;
   GpuGemmOut kind = GpuGemmOut::kBF16;
+  GateFunction gate = GateFunction::kSilu;  // of kGated
 
   // RMSNorm without a kernel of its own, by stream_gemm for up to kMostNormTokens tokens. What makes the
   // residual stream leaves bf16(out * next_norm) for the next product, and of each tile of rows the sum of

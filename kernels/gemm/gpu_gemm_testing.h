@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/activation/gate_mul_testing.h"
 #include "kernels/gemm/gpu_gemm.h"
 #include "kernels/gemm/gpu_matrix_testing.h"
 
@@ -18,6 +19,29 @@ inline std::vector<uint16_t> RandomBF16(size_t count, uint64_t seed) {
   std::vector<uint16_t> out(count);
   for (uint16_t& bits : out) bits = BF16FromFloat(normal(random));
   return out;
+}
+
+// What an output is: its kind and, of kGated, the gate function.
+struct TestGemmOut {
+  constexpr TestGemmOut(GpuGemmOut k, GateFunction g = GateFunction::kSilu) : kind(k), gate(g) {}
+  bool is_gated() const { return kind == GpuGemmOut::kGated; }
+  bool is_f32() const { return kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32; }
+  friend std::ostream& operator<<(std::ostream& to, const TestGemmOut& output) {
+    to << "kind " << static_cast<int>(output.kind);
+    return output.is_gated() ? to << " of " << GateFunctionName(output.gate) : to;
+  }
+
+  GpuGemmOut kind;
+  GateFunction gate;
+};
+inline constexpr TestGemmOut kEveryGemmOut[] = {GpuGemmOut::kBF16,
+                                                GpuGemmOut::kF32,
+                                                GpuGemmOut::kAddF32,
+                                                {GpuGemmOut::kGated, GateFunction::kSilu},
+                                                {GpuGemmOut::kGated, GateFunction::kGelu}};
+// Of a token's outputs.
+inline size_t RowBytes(uint32_t rows, const TestGemmOut& output) {
+  return size_t{output.is_gated() ? rows / 2 : rows} * (output.is_f32() ? 4 : 2);
 }
 
 struct GemmSum {
@@ -42,24 +66,24 @@ inline GemmSum GemmSumOf(const GpuMatrix& matrix, uint32_t row, const uint16_t* 
   return sum;
 }
 
-// `matrix` lies in memory of the host. `x` and `out` (of args.kind's type) are rows of one token; `before` is
-// what was added to. Every `stride`th row is looked at.
-inline void ExpectGemmRow(const GpuMatrix& matrix, const uint16_t* x, GpuGemmOut kind, const void* out,
-                          float before, uint32_t stride = 1) {
-  const bool is_gated = kind == GpuGemmOut::kGated;
+// `matrix` lies in memory of the host. `x` and `out` (of the type of `output`) are rows of one token;
+// `before` is what was added to. Every `stride`th row is looked at.
+inline void ExpectGemmRow(const GpuMatrix& matrix, const uint16_t* x, const TestGemmOut& output,
+                          const void* out, float before, uint32_t stride = 1) {
+  const bool is_gated = output.is_gated();
   const uint32_t outputs = is_gated ? matrix.rows / 2 : matrix.rows;
   for (uint32_t i = 0; i < outputs; i += stride) {
     const GemmSum sum = GemmSumOf(matrix, is_gated ? i / 8 * 16 + i % 8 : i, x);
     double value = sum.value, bound = sum.bound, got = 0;
-    if (is_gated) {  // |silu'| is at most 1.1
+    if (is_gated) {
       const GemmSum up = GemmSumOf(matrix, i / 8 * 16 + 8 + i % 8, x);
-      const double silu = sum.value / (1 + std::exp(-sum.value));
-      value = silu * up.value;
-      bound = 1.1 * sum.bound * (std::abs(up.value) + up.bound) + std::abs(silu) * up.bound +
-              0x1p-20 * std::abs(value);
+      const double gate = GateRef(output.gate, sum.value);
+      value = gate * up.value;
+      bound = GateSlope(output.gate) * sum.bound * (std::abs(up.value) + up.bound) +
+              std::abs(gate) * up.bound + GateMulError(output.gate) * std::abs(value);
     }
-    if (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32) {
-      value += kind == GpuGemmOut::kAddF32 ? before : 0;
+    if (output.is_f32()) {
+      value += output.kind == GpuGemmOut::kAddF32 ? before : 0;
       bound += 0x1p-23 * (std::abs(value) + std::abs(before));
       got = static_cast<const float*>(out)[i];
     } else {
@@ -70,10 +94,11 @@ inline void ExpectGemmRow(const GpuMatrix& matrix, const uint16_t* x, GpuGemmOut
   }
 }
 
-// What `run` makes of args: its bytes, a row of `row_bytes` for each token. kAddF32 adds to `before`. What is
-// behind them stays.
+// What `run` makes of args: its bytes, a row for each token. kAddF32 adds to `before`. What is behind them
+// stays.
 template <typename Run>
-std::vector<std::byte> GemmOutput(GpuGemmArgs args, size_t row_bytes, float before, const Run& run) {
+std::vector<std::byte> GemmOutput(GpuGemmArgs args, float before, const Run& run) {
+  const size_t row_bytes = RowBytes(args.weights.rows, args.kind);
   std::vector<std::byte> out((args.tokens + 1) * row_bytes, std::byte{0xff});
   if (args.kind == GpuGemmOut::kAddF32) {
     for (size_t i = 0; i < size_t{args.tokens} * args.weights.rows; ++i)

@@ -10,14 +10,15 @@ namespace {
 
 constexpr float kBefore = 2.5f;
 
-std::vector<std::byte> Product(const GpuMatrix& matrix, const Int8Rows& x, GpuGemmOut kind, size_t row_bytes,
+std::vector<std::byte> Product(const GpuMatrix& matrix, const Int8Rows& x, const TestGemmOut& output,
                                uint64_t seed) {
   const auto tokens = static_cast<uint32_t>(x.scales.size());
   const simt::Dim3 grid{Int8GemmTokenBlocks(tokens), Int8GemmRowBlocks(matrix.rows), 1};
-  return GemmOutput(
-      {.tokens = tokens, .weights = matrix, .kind = kind}, row_bytes, kBefore, [&](const GpuGemmArgs& args) {
-        simt::RunSeeded(seed, grid, kInt8Threads, kInt8SharedBytes, Int8GemmKernel, args, x.rows());
-      });
+  return GemmOutput({.tokens = tokens, .weights = matrix, .kind = output.kind, .gate = output.gate}, kBefore,
+                    [&](const GpuGemmArgs& args) {
+                      simt::RunSeeded(seed, grid, kInt8Threads, kInt8SharedBytes, Int8GemmKernel, args,
+                                      x.rows());
+                    });
 }
 
 TEST(Int8Gemm, IsItsValuesTimesX) {
@@ -33,8 +34,7 @@ TEST(Int8Gemm, IsItsValuesTimesX) {
     const TestGpuMatrix weights(DType::kInt8, c.rows, c.columns, /*seed=*/c.rows + c.tokens);
     ASSERT_TRUE(weights.matrix().has_row_scales);
     const Int8Rows x(c.tokens, c.columns, /*seed=*/c.tokens);
-    const std::vector<std::byte> out =
-        Product(weights.matrix(), x, GpuGemmOut::kF32, size_t{c.rows} * 4, /*seed=*/c.tokens);
+    const std::vector<std::byte> out = Product(weights.matrix(), x, GpuGemmOut::kF32, /*seed=*/c.tokens);
     for (uint32_t token = 0; token < c.tokens; token += 3) {
       ExpectInt8GemmRow(weights.matrix(), x, token, GpuGemmOut::kF32, &out[size_t{token} * c.rows * 4], 0);
     }
@@ -43,17 +43,14 @@ TEST(Int8Gemm, IsItsValuesTimesX) {
 
 TEST(Int8Gemm, EveryKindOfOutput) {
   constexpr uint32_t kRows = 48, kColumns = 256, kTokens = 13;
-  for (const GpuGemmOut kind :
-       {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
-    SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind));
-    const bool is_gated = kind == GpuGemmOut::kGated;
-    const bool is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32;
-    const size_t row_bytes = (is_gated ? kRows / 2 : kRows) * (is_f32 ? 4 : 2);
-    const TestGpuMatrix weights(DType::kInt8, kRows, kColumns, /*seed=*/3, is_gated);
+  for (const TestGemmOut& output : kEveryGemmOut) {
+    SCOPED_TRACE(testing::Message() << output);
+    const size_t row_bytes = RowBytes(kRows, output);
+    const TestGpuMatrix weights(DType::kInt8, kRows, kColumns, /*seed=*/3, output.is_gated());
     const Int8Rows x(kTokens, kColumns, /*seed=*/4);
-    const std::vector<std::byte> out = Product(weights.matrix(), x, kind, row_bytes, /*seed=*/5);
+    const std::vector<std::byte> out = Product(weights.matrix(), x, output, /*seed=*/5);
     for (uint32_t token = 0; token < kTokens; ++token) {
-      ExpectInt8GemmRow(weights.matrix(), x, token, kind, &out[token * row_bytes], kBefore);
+      ExpectInt8GemmRow(weights.matrix(), x, token, output, &out[token * row_bytes], kBefore);
     }
   }
 }
@@ -70,7 +67,7 @@ TEST(Int8Gemm, LargestSumsAreExact) {
   Int8Rows x(2, kColumns, /*seed=*/7);
   std::ranges::fill(x.codes, static_cast<uint8_t>(-127));
   std::ranges::fill(x.scales, 1.0f);
-  const std::vector<std::byte> out = Product(weights.matrix, x, GpuGemmOut::kF32, 16 * 4, 0);
+  const std::vector<std::byte> out = Product(weights.matrix, x, GpuGemmOut::kF32, 0);
   for (uint32_t i = 0; i < 32; ++i) EXPECT_EQ(LoadUnaligned<float>(&out[4 * i]), 127.0f * 128 * kColumns);
 }
 

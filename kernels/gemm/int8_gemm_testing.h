@@ -23,9 +23,9 @@ struct Int8Rows {
 };
 
 // The integers' sum is exact; it is made f32, scales are multiplied, and what it is added to: 2^-24 each.
-inline void ExpectInt8GemmRow(const GpuMatrix& matrix, const Int8Rows& x, uint32_t token, GpuGemmOut kind,
-                              const void* out, float before, uint32_t stride = 1) {
-  const bool is_gated = kind == GpuGemmOut::kGated;
+inline void ExpectInt8GemmRow(const GpuMatrix& matrix, const Int8Rows& x, uint32_t token,
+                              const TestGemmOut& output, const void* out, float before, uint32_t stride = 1) {
+  const bool is_gated = output.is_gated();
   const auto sum_of = [&](uint32_t row) {
     double sum = 0, scale = 0;
     for (uint32_t i = 0; i < matrix.columns; ++i) {
@@ -41,13 +41,14 @@ inline void ExpectInt8GemmRow(const GpuMatrix& matrix, const Int8Rows& x, uint32
   for (uint32_t i = 0; i < outputs; i += stride) {
     double value = sum_of(is_gated ? i / 8 * 16 + i % 8 : i), got = 0;
     double bound = kError * std::abs(value);
-    if (is_gated) {  // |silu'| is at most 1.1
-      const double up = sum_of(i / 8 * 16 + 8 + i % 8), silu = value / (1 + std::exp(-value));
-      bound = 1.1 * bound * std::abs(up) + std::abs(silu * up) * (kError + 0x1p-20);
-      value = silu * up;
+    if (is_gated) {
+      const double up = sum_of(i / 8 * 16 + 8 + i % 8), gate = GateRef(output.gate, value);
+      bound = GateSlope(output.gate) * bound * std::abs(up) +
+              std::abs(gate * up) * (kError + GateMulError(output.gate));
+      value = gate * up;
     }
-    if (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32) {
-      value += kind == GpuGemmOut::kAddF32 ? before : 0;
+    if (output.is_f32()) {
+      value += output.kind == GpuGemmOut::kAddF32 ? before : 0;
       bound += 0x1p-23 * (std::abs(value) + std::abs(before));
       got = static_cast<const float*>(out)[i];
     } else {

@@ -256,11 +256,12 @@ TERRACE_DEVICE void AddPart(const float (&sums)[kTokenTiles][kRowTiles][4], bool
   }
 }
 
-// Totals become outputs: a row tile at a time, of which all addends are asked for before any is used.
+// Totals become outputs: a row tile at a time, of which all addends are asked for before any is used. (Not
+// unrolled: that made the products spill.)
 template <typename Pieces, uint32_t kRowTiles, uint32_t kTokenTiles>
 TERRACE_DEVICE void StoreOrdered(const GpuGemmArgs& args, uint32_t first_tile, uint32_t first_token) {
   const uint32_t lane = simt::Lane();
-  TERRACE_UNROLL
+  TERRACE_NO_UNROLL
   for (uint32_t row = 0; row < kRowTiles; ++row) {
     if ((first_tile + row) * kTileRows >= args.weights.rows) break;
     const auto outputs = [&](uint32_t token) {
@@ -283,13 +284,27 @@ TERRACE_DEVICE void StoreOrdered(const GpuGemmArgs& args, uint32_t first_tile, u
   }
 }
 
-// grid: {token blocks, row blocks}, so that blocks which read the same weights run together; kOrderedThreads,
-// OrderedBlock::kShared. 1 << log2_parts: the warps of the stream_gemm whose bits these are.
-template <typename Pieces, uint32_t kRowTiles, uint32_t kTokenTiles>
-TERRACE_KERNEL void TERRACE_BOUNDS(kOrderedThreads, kRowTiles* kTokenTiles > 16 ? 1 : 2)
-    OrderedGemmKernel(GpuGemmArgs args, uint32_t log2_parts) {
+// The tokens of a block of OrderedGemmKernel.
+template <typename Block>
+struct OrderedTokens {
+  TERRACE_DEVICE static uint32_t First() { return blockIdx.x * Block::kTokens; }
+  TERRACE_DEVICE static OrderedTokenCopies<Block> Copies(const GpuGemmArgs& args) {
+    return OrderedTokenCopies<Block>(args, First());
+  }
+  TERRACE_DEVICE static void Wait(const GpuGemmArgs& args) {
+    // A loop of one round is a block of its own for ptxas, which may otherwise put the wait before the
+    // copies.
+    do {
+      simt::WaitForPrevious();
+    } while (args.tokens == 0);
+  }
+};
+
+// What a block does: row tiles of blockIdx.y, times what of_block.Copies(args) brings, to the outputs of
+// tokens from of_block.First() on; of_block.Wait(args) returns when x is there.
+template <typename Pieces, uint32_t kRowTiles, uint32_t kTokenTiles, typename Tokens>
+TERRACE_DEVICE void OrderedGemmBlock(const GpuGemmArgs& args, uint32_t log2_parts, const Tokens& of_block) {
   using Block = OrderedBlock<Pieces, kRowTiles, kTokenTiles>;
-  simt::LetNextStart();
   constexpr uint32_t kStages = Block::kStages;
   const uint32_t lane = simt::Lane(), warp = simt::WarpIndex();
   const uint32_t row_warp = warp % kOrderedRowWarps, token_warp = warp / kOrderedRowWarps;
@@ -301,11 +316,8 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kOrderedThreads, kRowTiles* kTokenTiles > 16 
   for (uint32_t i = 0; i < kStages - 1; ++i) {
     if (i < pieces) weights.Copy(args.weights, i, stages + i * Block::kStage);
   }
-  // A loop of one round is a block of its own for ptxas, which may otherwise put the wait before the copies.
-  do {
-    simt::WaitForPrevious();
-  } while (args.tokens == 0);
-  const OrderedTokenCopies<Block> tokens(args, blockIdx.x * Block::kTokens);
+  of_block.Wait(args);
+  const auto tokens = of_block.Copies(args);
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kStages - 1; ++i) {
     if (i < pieces) tokens.Copy(args, i, stages + i * Block::kStage + Block::kWeights);
@@ -339,7 +351,17 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kOrderedThreads, kRowTiles* kTokenTiles > 16 
     AddPart(sums, part == 0);
   }
   StoreOrdered<Pieces, kRowTiles, kTokenTiles>(args, blockIdx.y * Block::kTiles + row_warp * kRowTiles,
-                                               blockIdx.x * Block::kTokens + token_warp * kTokenTiles * 8);
+                                               of_block.First() + token_warp * kTokenTiles * 8);
+}
+
+// grid: {token blocks, row blocks}, so that blocks which read the same weights run together; kOrderedThreads,
+// OrderedBlock::kShared. 1 << log2_parts: the warps of the stream_gemm whose bits these are.
+template <typename Pieces, uint32_t kRowTiles, uint32_t kTokenTiles>
+TERRACE_KERNEL void TERRACE_BOUNDS(kOrderedThreads, kRowTiles* kTokenTiles > 16 ? 1 : 2)
+    OrderedGemmKernel(GpuGemmArgs args, uint32_t log2_parts) {
+  simt::LetNextStart();
+  OrderedGemmBlock<Pieces, kRowTiles, kTokenTiles>(
+      args, log2_parts, OrderedTokens<OrderedBlock<Pieces, kRowTiles, kTokenTiles>>());
 }
 
 }  // namespace terrace

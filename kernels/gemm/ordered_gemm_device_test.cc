@@ -52,37 +52,37 @@ void Multiply(const GpuGemmArgs& args, const How& how) {
 struct Case {
   DType dtype;
   uint32_t rows, columns, tokens;
-  GpuGemmOut kind;
+  TestGemmOut output;
 };
 
-bool IsF32(GpuGemmOut kind) { return kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32; }
-size_t RowBytes(const Case& c) {
-  return size_t{c.kind == GpuGemmOut::kGated ? c.rows / 2 : c.rows} * (IsF32(c.kind) ? 4 : 2);
-}
+size_t RowBytes(const Case& c) { return RowBytes(c.rows, c.output); }
 
 // The output's bytes and a row behind it; what is added to is random.
 std::vector<std::byte> Product(const Case& c, const TestGpuMatrix& weights, const std::vector<uint16_t>& x,
                                const How& how) {
   std::vector<std::byte> out((c.tokens + 1) * RowBytes(c), std::byte{0xff});
-  if (c.kind == GpuGemmOut::kAddF32) {
+  if (c.output.kind == GpuGemmOut::kAddF32) {
     const std::vector<uint16_t> before = RandomBF16(size_t{c.tokens} * c.rows, 99);
     for (size_t i = 0; i < before.size(); ++i) {
       const float value = FloatFromBF16(before[i]);
       std::memcpy(&out[4 * i], &value, 4);
     }
   }
-  Multiply(
-      {.x = x.data(), .tokens = c.tokens, .weights = weights.matrix(), .out = out.data(), .kind = c.kind},
-      how);
+  Multiply({.x = x.data(),
+            .tokens = c.tokens,
+            .weights = weights.matrix(),
+            .out = out.data(),
+            .kind = c.output.kind,
+            .gate = c.output.gate},
+           how);
   return out;
 }
 
 void ExpectStreamGemmsBits(const Case& c, const How& how) {
   SCOPED_TRACE(testing::Message() << Info(c.dtype).name << " [" << c.rows << ", " << c.columns << "] "
-                                  << c.tokens << " tokens, kind " << static_cast<int>(c.kind) << ", "
-                                  << how.parts << " parts, " << (how.is_large ? "large" : "small")
-                                  << ", seed " << how.seed);
-  const TestGpuMatrix weights(c.dtype, c.rows, c.columns, how.seed, c.kind == GpuGemmOut::kGated);
+                                  << c.tokens << " tokens, " << c.output << ", " << how.parts << " parts, "
+                                  << (how.is_large ? "large" : "small") << ", seed " << how.seed);
+  const TestGpuMatrix weights(c.dtype, c.rows, c.columns, how.seed, c.output.is_gated());
   std::vector<uint16_t> x = RandomBF16(size_t{c.tokens} * c.columns, how.seed + 1);
   // Zeros of both signs: their products' sums keep a sign.
   for (size_t i = 0; i < c.columns; ++i) x[i] = i % 2 == 0 ? 0 : 0x8000;
@@ -104,6 +104,13 @@ TEST(OrderedGemm, HasTheBitsOfStreamGemm) {
   }
 }
 
+TEST(OrderedGemm, HasTheBitsOfStreamGemmWhereItGates) {
+  for (const GateFunction gate : kGateFunctions) {
+    ExpectStreamGemmsBits({DType::kQ4_0, 80, 512, 70, {GpuGemmOut::kGated, gate}},
+                          {.is_ordered = true, .is_large = true, .parts = 4, .seed = 3});
+  }
+}
+
 TEST(OrderedGemm, HasTheBitsOfStreamGemmAtRandomShapes) {
   std::mt19937_64 random(20260101);
   const auto below = [&](uint32_t count) { return static_cast<uint32_t>(random() % count); };
@@ -112,7 +119,7 @@ TEST(OrderedGemm, HasTheBitsOfStreamGemmAtRandomShapes) {
                  .rows = 16 * (1 + below(10)),
                  .columns = 256 * (1 + below(4)),
                  .tokens = 1 + below(300),
-                 .kind = static_cast<GpuGemmOut>(below(4))};
+                 .output = kEveryGemmOut[below(std::size(kEveryGemmOut))]};
     ExpectStreamGemmsBits(
         c, {.is_ordered = true, .is_large = below(2) == 0, .parts = 4u << below(3), .seed = random()});
     if (HasFatalFailure()) return;
@@ -141,7 +148,7 @@ TEST(OrderedGemm, IsWithinItsBound) {
     const std::vector<std::byte> out =
         Product(c, weights, x, {.is_ordered = true, .is_large = true, .seed = 5});
     for (uint32_t token = 0; token < c.tokens; token += 23) {
-      ExpectGemmRow(weights.matrix(), &x[size_t{token} * c.columns], c.kind, &out[token * RowBytes(c)], 0);
+      ExpectGemmRow(weights.matrix(), &x[size_t{token} * c.columns], c.output, &out[token * RowBytes(c)], 0);
     }
   }
 }

@@ -13,14 +13,15 @@ constexpr DType kTwoOfFour = DType::kF16;  // what TestGpuMatrix makes kSparse o
 
 constexpr float kBefore = 2.5f;
 
-std::vector<std::byte> Product(const GpuMatrix& matrix, const std::vector<uint16_t>& x, GpuGemmOut kind,
-                               size_t row_bytes, uint64_t seed) {
+std::vector<std::byte> Product(const GpuMatrix& matrix, const std::vector<uint16_t>& x,
+                               const TestGemmOut& output, uint64_t seed) {
   const auto tokens = static_cast<uint32_t>(x.size() / matrix.columns);
   const simt::Dim3 grid{SparseGemmTokenBlocks(tokens), SparseGemmRowBlocks(matrix.rows), 1};
-  return GemmOutput({.x = x.data(), .tokens = tokens, .weights = matrix, .kind = kind}, row_bytes, kBefore,
-                    [&](const GpuGemmArgs& args) {
-                      simt::RunSeeded(seed, grid, kSparseThreads, kSparseSharedBytes, SparseGemmKernel, args);
-                    });
+  return GemmOutput(
+      {.x = x.data(), .tokens = tokens, .weights = matrix, .kind = output.kind, .gate = output.gate}, kBefore,
+      [&](const GpuGemmArgs& args) {
+        simt::RunSeeded(seed, grid, kSparseThreads, kSparseSharedBytes, SparseGemmKernel, args);
+      });
 }
 
 TEST(SparseGemm, IsItsValuesTimesX) {
@@ -36,8 +37,7 @@ TEST(SparseGemm, IsItsValuesTimesX) {
     const TestGpuMatrix weights(kTwoOfFour, c.rows, c.columns, /*seed=*/c.rows + c.tokens);
     ASSERT_EQ(weights.matrix().format, GpuFormat::kSparse);
     const std::vector<uint16_t> x = RandomBF16(size_t{c.tokens} * c.columns, /*seed=*/c.tokens);
-    const std::vector<std::byte> out =
-        Product(weights.matrix(), x, GpuGemmOut::kF32, size_t{c.rows} * 4, /*seed=*/c.tokens);
+    const std::vector<std::byte> out = Product(weights.matrix(), x, GpuGemmOut::kF32, /*seed=*/c.tokens);
     for (uint32_t token = 0; token < c.tokens; token += 3) {
       ExpectGemmRow(weights.matrix(), &x[size_t{token} * c.columns], GpuGemmOut::kF32,
                     &out[size_t{token} * c.rows * 4], 0);
@@ -47,17 +47,14 @@ TEST(SparseGemm, IsItsValuesTimesX) {
 
 TEST(SparseGemm, EveryKindOfOutput) {
   constexpr uint32_t kRows = 48, kColumns = 256, kTokens = 13;
-  for (const GpuGemmOut kind :
-       {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
-    SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind));
-    const bool is_gated = kind == GpuGemmOut::kGated;
-    const bool is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32;
-    const size_t row_bytes = (is_gated ? kRows / 2 : kRows) * (is_f32 ? 4 : 2);
-    const TestGpuMatrix weights(kTwoOfFour, kRows, kColumns, /*seed=*/3, is_gated);
+  for (const TestGemmOut& output : kEveryGemmOut) {
+    SCOPED_TRACE(testing::Message() << output);
+    const size_t row_bytes = RowBytes(kRows, output);
+    const TestGpuMatrix weights(kTwoOfFour, kRows, kColumns, /*seed=*/3, output.is_gated());
     const std::vector<uint16_t> x = RandomBF16(kTokens * kColumns, /*seed=*/4);
-    const std::vector<std::byte> out = Product(weights.matrix(), x, kind, row_bytes, /*seed=*/5);
+    const std::vector<std::byte> out = Product(weights.matrix(), x, output, /*seed=*/5);
     for (uint32_t token = 0; token < kTokens; ++token) {
-      ExpectGemmRow(weights.matrix(), &x[token * kColumns], kind, &out[token * row_bytes], kBefore);
+      ExpectGemmRow(weights.matrix(), &x[token * kColumns], output, &out[token * row_bytes], kBefore);
     }
   }
 }
@@ -66,13 +63,13 @@ TEST(SparseGemm, ATokenHasTheSameBitsInAnyBatch) {
   constexpr uint32_t kRows = 32, kColumns = 320;
   const TestGpuMatrix weights(kTwoOfFour, kRows, kColumns, /*seed=*/6);
   const std::vector<uint16_t> token = RandomBF16(kColumns, /*seed=*/7);
-  const auto alone = Product(weights.matrix(), token, GpuGemmOut::kF32, kRows * 4, 0);
+  const auto alone = Product(weights.matrix(), token, GpuGemmOut::kF32, 0);
   for (const uint32_t tokens : {9u, 66u, 130u}) {
     std::vector<uint16_t> x = RandomBF16(size_t{tokens} * kColumns, /*seed=*/8);
     for (const uint32_t place : {0u, 5u, tokens - 1}) {
       std::copy(token.begin(), token.end(), x.begin() + static_cast<ptrdiff_t>(place * kColumns));
     }
-    const auto out = Product(weights.matrix(), x, GpuGemmOut::kF32, kRows * 4, /*seed=*/tokens);
+    const auto out = Product(weights.matrix(), x, GpuGemmOut::kF32, /*seed=*/tokens);
     for (const uint32_t place : {0u, 5u, tokens - 1}) {
       EXPECT_EQ(std::memcmp(&out[place * kRows * 4], alone.data(), alone.size()), 0)
           << tokens << " tokens, place " << place;

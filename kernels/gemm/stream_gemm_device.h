@@ -19,6 +19,7 @@
 
 #include <cmath>
 
+#include "kernels/activation/gate_function_device.h"
 #include "kernels/gemm/gpu_gemm.h"
 #include "kernels/gemm/weight_pieces_device.h"
 
@@ -180,10 +181,10 @@ struct StreamOutputs {
       const uint32_t of_tile = kTileRows / 2, to = row / kTileRows * of_tile + row % kTileRows;
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 2; ++i) {
-        const float silu = v[i] * simt::Reciprocal(1 + simt::Exp2(v[i] * -1.44269504f));
+        const float gated = GateMul(args.gate, v[i], v[i + 2]);
         if (Has(i)) {
           static_cast<uint16_t*>(args.out)[uint64_t{token + i} * (args.weights.rows / 2) + to] =
-              static_cast<uint16_t>(simt::PackBF16(silu * v[i + 2], 0));
+              static_cast<uint16_t>(simt::PackBF16(gated, 0));
         }
       }
       return;
@@ -246,14 +247,28 @@ TERRACE_DEVICE void LeaveForNext(const GpuGemmArgs& args, const StreamOutputs& o
   }
 }
 
-// grid: {tokens / (8 * kTokenTiles) rounded up, row blocks}, so that blocks which read the same weights run
-// together; kStreamWarpBytes of shared memory for each warp. A row block is a group of kRowTiles tiles; with
-// kShares, of one token tile, every gridDim.y-th group: the next one's first pieces are copied while the
-// present one is summed.
-template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
-TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
-    StreamGemmKernel(GpuGemmArgs args, uint32_t log2_warps) {
-  simt::LetNextStart();
+// The tokens of a block of StreamGemmKernel.
+template <uint32_t kTokenTiles>
+struct StreamTokens {
+  TERRACE_DEVICE static uint32_t First() { return blockIdx.x * (8 * kTokenTiles); }
+  TERRACE_DEVICE static const uint16_t* X(const GpuGemmArgs& args) {
+    return args.x + uint64_t{First()} * args.weights.columns;
+  }
+  TERRACE_DEVICE static uint32_t RowOf(uint32_t token) { return token; }
+  TERRACE_DEVICE static void Wait(const GpuGemmArgs& args) {
+    // A loop of one round is a block of its own for ptxas, which may otherwise put the wait before the
+    // copies.
+    do {
+      simt::WaitForPrevious();
+    } while (args.tokens == 0);
+  }
+};
+
+// What a block does: groups of row tiles from blockIdx.y on, times tokens from of_block.First() on, to the
+// outputs of the same tokens. Token i of them is row of_block.RowOf(i) of of_block.X(args);
+// of_block.Wait(args) returns when they are there.
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares, typename Tokens>
+TERRACE_DEVICE void StreamGemmBlock(const GpuGemmArgs& args, uint32_t log2_warps, const Tokens& of_block) {
   constexpr uint32_t kDepth = kStreamDepth<Pieces>, kSlot = 2 * Pieces::kSlotBytes;
   constexpr uint32_t kSlotPieces = 2 / kRowTiles;
   constexpr uint32_t kFragments = kTokenTiles * kRowTiles, kRound = kStreamRound<kTokenTiles, kRowTiles>;
@@ -282,10 +297,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
   };
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kDepth - 1; ++i) copy(ring + i * kSlot);
-  // A loop of one round is a block of its own for ptxas, which may otherwise put the wait before the copies.
-  do {
-    simt::WaitForPrevious();
-  } while (args.tokens == 0);
+  of_block.Wait(args);
 
   TERRACE_SHARED float norm_factors[kMostNormTokens];  // read behind the barrier of the reduction
   if (kTokenTiles == 1 && args.x_squares != nullptr) {
@@ -296,15 +308,15 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
     }
   }
   // A lane brings token lane / 4 of each tile; past the last, again the last, whose sums are not stored.
-  const uint32_t first_token = blockIdx.x * (8 * kTokenTiles);
+  const uint32_t first_token = of_block.First();
   const uint32_t last = args.tokens - 1 - first_token;
-  const uint16_t* const first_x = args.x + uint64_t{first_token} * columns + lane % 4 * Pieces::kLaneStride +
-                                  uint64_t{begin} * Pieces::kColumns;
+  const uint16_t* const first_x =
+      of_block.X(args) + lane % 4 * Pieces::kLaneStride + uint64_t{begin} * Pieces::kColumns;
   uint32_t tokens[kTokenTiles];
   TERRACE_UNROLL
   for (uint32_t i = 0; i < kTokenTiles; ++i) {
     const uint32_t token = 8 * i + lane / 4;
-    tokens[i] = (token < last ? token : last) * columns;
+    tokens[i] = of_block.RowOf(token < last ? token : last) * columns;
   }
   // A warp's sums, [kRound][32 lanes], take the place of its ring; where the ring is filled for the next
   // group already, one of two places behind the rings in turns, so that one barrier a group is enough.
@@ -387,6 +399,17 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
     if (!kShares) return;
     turn ^= 1;
   }
+}
+
+// grid: {tokens / (8 * kTokenTiles) rounded up, row blocks}, so that blocks which read the same weights run
+// together; kStreamWarpBytes of shared memory for each warp. A row block is a group of kRowTiles tiles; with
+// kShares, of one token tile, every gridDim.y-th group: the next one's first pieces are copied while the
+// present one is summed.
+template <typename Pieces, uint32_t kTokenTiles, uint32_t kRowTiles, bool kShares>
+TERRACE_KERNEL void TERRACE_BOUNDS(kMostStreamWarps* simt::kWarp, 1)
+    StreamGemmKernel(GpuGemmArgs args, uint32_t log2_warps) {
+  simt::LetNextStart();
+  StreamGemmBlock<Pieces, kTokenTiles, kRowTiles, kShares>(args, log2_warps, StreamTokens<kTokenTiles>());
 }
 
 }  // namespace terrace

@@ -106,28 +106,29 @@ TEST(TileGemm, RoundedValuesAreNearTheValues) {
 
 TEST(TileGemm, EveryKindOfOutput) {
   for (const DType dtype : {DType::kF32, DType::kQ4_K, DType::kInt8}) {
-    for (const GpuGemmOut kind :
-         {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+    for (const TestGemmOut& output : kEveryGemmOut) {
       for (const TileGemmShape& shape : {TileGemmShape{2, 1, 1}, TileGemmShape{1, 1, 2}}) {
-        SCOPED_TRACE(testing::Message() << Info(dtype).name << " kind " << static_cast<int>(kind) << " "
-                                        << shape.splits << " splits");
+        SCOPED_TRACE(testing::Message()
+                     << Info(dtype).name << " " << output << " " << shape.splits << " splits");
         constexpr uint32_t kRows = 48, kColumns = 512, kTokens = 11;
-        const bool is_gated = kind == GpuGemmOut::kGated;
-        const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/3, is_gated);
+        const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/3, output.is_gated());
         const RoundedGpuMatrix rounded(weights.matrix());
         const std::vector<uint16_t> x = RandomBF16(kTokens * kColumns, /*seed=*/4);
-        const bool is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32;
-        const size_t row_bytes = (is_gated ? kRows / 2 : kRows) * (is_f32 ? 4 : 2);
+        const size_t row_bytes = RowBytes(kRows, output);
         std::vector<std::byte> out((kTokens + 1) * row_bytes, std::byte{0xff});
         constexpr float kBefore = 2.5f;
-        if (kind == GpuGemmOut::kAddF32) {
+        if (output.kind == GpuGemmOut::kAddF32) {
           for (size_t i = 0; i < kTokens * kRows; ++i) std::memcpy(&out[4 * i], &kBefore, 4);
         }
-        TileGemm(
-            {.x = x.data(), .tokens = kTokens, .weights = weights.matrix(), .out = out.data(), .kind = kind},
-            shape);
+        TileGemm({.x = x.data(),
+                  .tokens = kTokens,
+                  .weights = weights.matrix(),
+                  .out = out.data(),
+                  .kind = output.kind,
+                  .gate = output.gate},
+                 shape);
         for (uint32_t token = 0; token < kTokens; ++token) {
-          ExpectGemmRow(rounded.matrix, &x[token * kColumns], kind, &out[token * row_bytes], kBefore);
+          ExpectGemmRow(rounded.matrix, &x[token * kColumns], output, &out[token * row_bytes], kBefore);
         }
         for (size_t i = kTokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
       }

@@ -222,29 +222,30 @@ TEST(WideGemm, WordsOfAUnitHaveOnePlaceEach) {
 
 TEST(WideGemm, EveryKindOfOutput) {
   for (const DType dtype : {DType::kF32, DType::kQ4_K, DType::kInt8}) {
-    for (const GpuGemmOut kind :
-         {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+    for (const TestGemmOut& output : kEveryGemmOut) {
       for (const WideGemmShape& shape : {WideGemmShape{1, 1}, WideGemmShape{2, 2}}) {
         for (const uint32_t tokens : {11u, 67u}) {
-          SCOPED_TRACE(testing::Message() << Info(dtype).name << " kind " << static_cast<int>(kind) << " "
-                                          << shape.splits << " splits " << tokens << " tokens");
+          SCOPED_TRACE(testing::Message() << Info(dtype).name << " " << output << " " << shape.splits
+                                          << " splits " << tokens << " tokens");
           constexpr uint32_t kRows = 80, kColumns = 512;
-          const bool is_gated = kind == GpuGemmOut::kGated;
-          const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/3, is_gated);
+          const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/3, output.is_gated());
           const RoundedGpuMatrix rounded(weights.matrix(), WideValue);
           const std::vector<uint16_t> x = RandomBF16(tokens * kColumns, /*seed=*/4);
-          const bool is_f32 = kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32;
-          const size_t row_bytes = (is_gated ? kRows / 2 : kRows) * (is_f32 ? 4 : 2);
+          const size_t row_bytes = RowBytes(kRows, output);
           std::vector<std::byte> out((tokens + 1) * row_bytes, std::byte{0xff});
           constexpr float kBefore = 2.5f;
-          if (kind == GpuGemmOut::kAddF32) {
+          if (output.kind == GpuGemmOut::kAddF32) {
             for (size_t i = 0; i < tokens * kRows; ++i) std::memcpy(&out[4 * i], &kBefore, 4);
           }
-          WideGemm(
-              {.x = x.data(), .tokens = tokens, .weights = weights.matrix(), .out = out.data(), .kind = kind},
-              shape);
+          WideGemm({.x = x.data(),
+                    .tokens = tokens,
+                    .weights = weights.matrix(),
+                    .out = out.data(),
+                    .kind = output.kind,
+                    .gate = output.gate},
+                   shape);
           for (uint32_t token = 0; token < tokens; token += 3) {
-            ExpectGemmRow(rounded.matrix, &x[token * kColumns], kind, &out[token * row_bytes], kBefore);
+            ExpectGemmRow(rounded.matrix, &x[token * kColumns], output, &out[token * row_bytes], kBefore);
           }
           for (size_t i = tokens * row_bytes; i < out.size(); ++i) EXPECT_EQ(out[i], std::byte{0xff});
         }

@@ -1,10 +1,27 @@
 // Tokens [begin, end). Included once per instruction set, after simd/vec16_*.h.
 #pragma once
 
+#include "kernels/norm/rms_norm_cpu.h"
 #include "kernels/rope/rope_kv.h"
 
 namespace terrace {
 namespace {
+
+// x: [heads, head_dim], of one token.
+inline void AddBias(const RopeKvArgs& a, const float* bias, float* x, size_t heads) {
+  if (bias == nullptr) return;
+  const size_t count = heads * a.batch.head_dim;
+  for (size_t i = 0; i < count; ++i) x[i] += bias[i];
+}
+
+inline void NormalizeHeads(const RopeKvArgs& a, const float* norm, float* x, size_t heads) {
+  if (norm == nullptr) return;
+  const size_t head_dim = a.batch.head_dim;
+  for (size_t head = 0; head < heads; ++head, x += head_dim) {
+    const float scale = RmsNormScale(x, head_dim, a.norm_epsilon);
+    for (size_t i = 0; i < head_dim; ++i) x[i] = x[i] * scale * norm[i];
+  }
+}
 
 // Pair p is x[kStep * p] and partner[kStep * p].
 template <size_t kStep>
@@ -86,9 +103,15 @@ inline void PutRow(const RopeKvArgs& a, const float* from, size_t row, const KvR
 inline void RopeKvTokens(const RopeKvArgs& a, size_t begin, size_t end) {
   const size_t head_dim = a.batch.head_dim, kv_heads = a.batch.kv_heads;
   for (size_t token = begin; token < end; ++token) {
+    float* q = a.q + token * a.heads * head_dim;
     float* k = a.k + token * kv_heads * head_dim;
-    const float* v = a.v + token * kv_heads * head_dim;
-    RotateHeads(a, a.q + token * a.heads * head_dim, token, a.heads);
+    float* v = a.v + token * kv_heads * head_dim;
+    AddBias(a, a.q_bias, q, a.heads);
+    AddBias(a, a.k_bias, k, kv_heads);
+    AddBias(a, a.v_bias, v, kv_heads);
+    NormalizeHeads(a, a.q_norm, q, a.heads);
+    NormalizeHeads(a, a.k_norm, k, kv_heads);
+    RotateHeads(a, q, token, a.heads);
     RotateHeads(a, k, token, kv_heads);
     for (size_t head = 0; head < kv_heads; ++head) {
       const size_t row = a.batch.Row(token, head, a.batch.positions[token]);

@@ -7,7 +7,7 @@
 namespace terrace {
 
 // Queues the kernel; nothing for no tokens. cudaErrorInvalidValue for what the contract excludes. qkv, cos,
-// sin and the pool's rows are aligned to 16 bytes.
-cudaError_t RopeKvCuda(const GpuRopeKvArgs& args, CudaLaunch how);
+// sin, the pool's rows, bias and norms are aligned to 16 bytes.
+cudaError_t RopeKvCuda(const GpuRopeKvArgs& args, CudaLaunch how, const GpuHeadAdjustments& adjustments = {});
 
 }  // namespace terrace

@@ -4,7 +4,7 @@
 //
 // Every operation is written with its roundings: real = fma(first, cos, -(second * sin)) and
 // imaginary = fma(second, cos, first * sin), in f32 from bf16, are the values that are rounded once more to
-// what is stored, as kv_layer.h says, to the bit of WriteKv.
+// what is stored, as kv_layer.h says, to the bit of WriteKv. So are those of a norm (HeadAdjustment).
 #pragma once
 
 #include <cmath>
@@ -55,6 +55,73 @@ TERRACE_DEVICE void RotatePieces(RopePiece& low, RopePiece& high, const float4 (
     }
   }
 }
+
+// What is done to a lane's two pieces of a head before they are rotated: x + bias, then x * r * norm with
+// r = 1 / sqrt(mean(x^2) + epsilon).
+struct HeadAdjustment {
+  const GpuHeadAdjustments& all;
+  uint4 low_bias = {}, high_bias = {};
+  float4 norm[4] = {};  // of the low piece, then of the high one
+  bool is_normalized = false;
+
+  // Of the lane whose pieces begin at `first` and first + half of head `head`, which exists.
+  TERRACE_DEVICE void Load(const GpuRopeKvArgs& a, uint32_t head, uint32_t first, uint32_t half) {
+    if (all.bias != nullptr) {
+      const uint16_t* const bias = all.bias + head * (2 * half) + first;
+      low_bias = simt::LoadReadOnly(reinterpret_cast<const uint4*>(bias));
+      high_bias = simt::LoadReadOnly(reinterpret_cast<const uint4*>(bias + half));
+    }
+    const float* of_head = nullptr;
+    if (head < a.heads) {
+      of_head = all.q_norm;
+    } else if (head < a.heads + a.batch.kv_heads) {
+      of_head = all.k_norm;
+    }
+    is_normalized = of_head != nullptr;
+    if (!is_normalized) return;
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 4; ++i) {
+      const float* const from = of_head + first + (i < 2 ? 0 : half) + 4 * (i % 2);
+      norm[i] = simt::LoadReadOnly(reinterpret_cast<const float4*>(from));
+    }
+  }
+
+  // Every lane of the warp calls it; those that loaded nothing have zeros.
+  TERRACE_DEVICE void Apply(RopePiece& low, RopePiece& high, uint32_t group, uint32_t head_dim) const {
+    if (all.bias != nullptr) {
+      const RopePiece low_sum = UnpackBF16(low_bias), high_sum = UnpackBF16(high_bias);
+      TERRACE_UNROLL
+      for (uint32_t i = 0; i < 8; ++i) {
+        low.x[i] += low_sum.x[i];
+        high.x[i] += high_sum.x[i];
+      }
+    }
+    if (all.q_norm == nullptr && all.k_norm == nullptr) return;
+    float squares = 0;
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 8; ++i) squares = fmaf(low.x[i], low.x[i], squares);
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 8; ++i) squares = fmaf(high.x[i], high.x[i], squares);
+    for (uint32_t mask = group / 2; mask > 0; mask /= 2) squares += simt::ShuffleXor(squares, mask);
+    if (!is_normalized) return;
+    // Where squares overflow all outputs would silently be 0.
+    const float mean = squares / static_cast<float>(head_dim);
+    const float r = squares < INFINITY ? 1 / sqrtf(mean + all.norm_epsilon) : NAN;
+    TERRACE_UNROLL
+    for (uint32_t i = 0; i < 4; ++i) {
+      float* const x = (i < 2 ? low : high).x + 4 * (i % 2);
+      x[0] = x[0] * r * norm[i].x;
+      x[1] = x[1] * r * norm[i].y;
+      x[2] = x[2] * r * norm[i].z;
+      x[3] = x[3] * r * norm[i].w;
+    }
+  }
+};
+
+struct NoHeadAdjustment {
+  TERRACE_DEVICE void Load(const GpuRopeKvArgs&, uint32_t, uint32_t, uint32_t) {}
+  TERRACE_DEVICE void Apply(RopePiece&, RopePiece&, uint32_t, uint32_t) const {}
+};
 
 // cos or sin of the pairs of a lane's two pieces, from those of its position; with neighbours 4 of each
 // piece.
@@ -164,9 +231,13 @@ struct KvPieces {
   }
 };
 
-// Grid: [tokens, parts of its heads]; groups of 2^log2_group lanes, at least head_dim / 16.
-template <KvDType kDType, bool kNeighbours>
-TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a, uint32_t log2_group) {
+// Grid: [tokens, parts of its heads]; groups of 2^log2_group lanes, at least head_dim / 16. Adjustments:
+// none, or one GpuHeadAdjustments, an argument of its own: a larger GpuRopeKvArgs costs those without it
+// registers.
+template <KvDType kDType, bool kNeighbours, typename... Adjustments>
+TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2)
+    RopeKvKernel(GpuRopeKvArgs a, uint32_t log2_group, Adjustments... adjustments) {
+  constexpr bool kAdjusts = sizeof...(Adjustments) > 0;
   simt::LetNextStart();
   const uint32_t token = blockIdx.x, slot = blockIdx.y * blockDim.x + threadIdx.x;
   const uint32_t head = slot >> log2_group, lane = slot & ((1u << log2_group) - 1);
@@ -178,6 +249,8 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
       a.qkv + (uint64_t{token} * heads + (is_mine ? head : 0)) * (2 * half) + (is_mine ? 8 * lane : 0);
   auto* const low_piece = reinterpret_cast<uint4*>(elements);
   auto* const high_piece = reinterpret_cast<uint4*>(elements + half);
+  std::conditional_t<kAdjusts, HeadAdjustment, NoHeadAdjustment> adjustment{adjustments...};
+  if (is_mine) adjustment.Load(a, head, 8 * lane, half);
   simt::WaitForPrevious();
 
   // All that is loaded is asked for before the first of it is used.
@@ -197,6 +270,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
   if (is_stored) row = KvRow(a.batch, sequence, head - a.heads - (is_rotated ? 0 : kv_heads), position);
 
   RopePiece low = UnpackBF16(low_bits), high = UnpackBF16(high_bits);
+  adjustment.Apply(low, high, 1u << log2_group, 2 * half);
   if (is_rotated) RotatePieces<kNeighbours>(low, high, cos, sin);
   float scale = 0;
   if constexpr (kDType == KvDType::kInt8) scale = Int8Scale(low, high, 1u << log2_group);
@@ -214,32 +288,38 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kRopeThreads, 2) RopeKvKernel(GpuRopeKvArgs a
   }
 }
 
-// Of the host: calls launch(kernel, blocks of a token, threads of a block, log2_group) for `args`, whose
-// KvDType is not f32.
+// Of the host: calls launch(blocks of a token, threads of a block, kernel, the kernel's arguments...) for
+// `args`, whose KvDType is not f32.
 template <KvDType kDType, typename Launch>
-auto LaunchRopeKvAs(const GpuRopeKvArgs& args, const Launch& launch) {
+auto LaunchRopeKvAs(const GpuRopeKvArgs& args, const GpuHeadAdjustments& adjustments, const Launch& launch) {
   uint32_t log2_group = 0;
   while ((16u << log2_group) < args.batch.head_dim) ++log2_group;
   const uint32_t lanes = (args.heads + 2 * args.batch.kv_heads) << log2_group;
   const uint32_t blocks = (lanes + kRopeThreads - 1) / kRopeThreads;
   const uint32_t threads = ((lanes + blocks - 1) / blocks + simt::kWarp - 1) / simt::kWarp * simt::kWarp;
-  return args.neighbours ? launch(RopeKvKernel<kDType, true>, blocks, threads, log2_group)
-                         : launch(RopeKvKernel<kDType, false>, blocks, threads, log2_group);
+  const auto launch_with = [&](const auto&... its) {
+    return args.neighbours
+               ? launch(blocks, threads, RopeKvKernel<kDType, true, std::decay_t<decltype(its)>...>, args,
+                        log2_group, its...)
+               : launch(blocks, threads, RopeKvKernel<kDType, false, std::decay_t<decltype(its)>...>, args,
+                        log2_group, its...);
+  };
+  return adjustments.empty() ? launch_with() : launch_with(adjustments);
 }
 template <typename Launch>
-auto LaunchRopeKv(const GpuRopeKvArgs& args, const Launch& launch) {
+auto LaunchRopeKv(const GpuRopeKvArgs& args, const GpuHeadAdjustments& adjustments, const Launch& launch) {
   switch (args.kv.dtype) {
     case KvDType::kF16:
-      return LaunchRopeKvAs<KvDType::kF16>(args, launch);
+      return LaunchRopeKvAs<KvDType::kF16>(args, adjustments, launch);
     case KvDType::kInt8:
-      return LaunchRopeKvAs<KvDType::kInt8>(args, launch);
+      return LaunchRopeKvAs<KvDType::kInt8>(args, adjustments, launch);
     case KvDType::kFp8:
-      return LaunchRopeKvAs<KvDType::kFp8>(args, launch);
+      return LaunchRopeKvAs<KvDType::kFp8>(args, adjustments, launch);
     case KvDType::kF32:
     case KvDType::kBF16:
       break;
   }
-  return LaunchRopeKvAs<KvDType::kBF16>(args, launch);
+  return LaunchRopeKvAs<KvDType::kBF16>(args, adjustments, launch);
 }
 
 }  // namespace terrace

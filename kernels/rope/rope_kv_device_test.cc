@@ -24,10 +24,14 @@ void ExpectKernel(RopeKvCase& c, uint64_t seed) {
                               .heads = s.heads,
                               .neighbours = s.neighbours,
                               .kv = pool.Layer()};
-  LaunchRopeKv(args, [&](void (*kernel)(GpuRopeKvArgs, uint32_t), uint32_t blocks, uint32_t threads,
-                         uint32_t log2_group) {
-    simt::RunSeeded(seed, {s.tokens, blocks}, threads, 0, kernel, args, log2_group);
-  });
+  const GpuHeadAdjustments adjustments = {.bias = c.bias.empty() ? nullptr : c.bias.data(),
+                                          .q_norm = c.q_norm.empty() ? nullptr : c.q_norm.data(),
+                                          .k_norm = c.k_norm.empty() ? nullptr : c.k_norm.data(),
+                                          .norm_epsilon = RopeKvCase::kNormEpsilon};
+  LaunchRopeKv(args, adjustments,
+               [&](uint32_t blocks, uint32_t threads, auto* kernel, const auto&... arguments) {
+                 simt::RunSeeded(seed, {s.tokens, blocks}, threads, 0, kernel, arguments...);
+               });
   ExpectRopeKv(c, qkv, pool);
 }
 
@@ -42,6 +46,38 @@ TEST(RopeKvDevice, MatchesTheReference) {
         ExpectNearRopeKvRef(c);
       }
     }
+  }
+}
+
+TEST(RopeKvDevice, AddsBiasesAndNormalizesHeadsBeforeItRotates) {
+  for (const uint32_t head_dim : {16, 64, 80, 128, 176, 256}) {
+    for (const bool neighbours : {false, true}) {
+      for (const KvDType dtype : kEveryGpuKvDType) {
+        for (const auto& [has_bias, has_norms] : {std::pair(true, false), {false, true}, {true, true}}) {
+          SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", head_dim " << head_dim << " neighbours "
+                                          << neighbours << " bias " << has_bias << " norms " << has_norms);
+          RopeKvCase c(
+              {dtype, /*heads=*/5, /*kv_heads=*/2, head_dim, neighbours, /*tokens=*/4, has_bias, has_norms},
+              /*seed=*/head_dim);
+          ExpectKernel(c, /*seed=*/head_dim % 3);
+          ExpectNearRopeKvRef(c);
+        }
+      }
+    }
+  }
+}
+
+// Either norm without the other; a head that is not finite, or too large to square, is NaN alone.
+TEST(RopeKvDevice, NormsAreEachForItself) {
+  for (const bool of_queries : {false, true}) {
+    RopeKvCase c({KvDType::kBF16, /*heads=*/5, /*kv_heads=*/2, /*head_dim=*/80, false, /*tokens=*/3, false,
+                  /*has_norms=*/true},
+                 /*seed=*/6);
+    (of_queries ? c.k_norm : c.q_norm).clear();
+    c.Head(0, 1)[70] = BF16FromFloat(INFINITY);
+    c.Head(1, 2)[9] = BF16FromFloat(NAN);
+    c.Head(2, 3)[9] = c.Head(2, 5)[9] = BF16FromFloat(3e19f);
+    ExpectKernel(c, /*seed=*/3);
   }
 }
 

@@ -18,4 +18,15 @@ struct GpuRopeKvArgs {
   KvLayer kv;  // not f32
 };
 
+// What is done to the heads first, where a model has it; in f32, not rounded before the rotation. Each null:
+// none.
+struct GpuHeadAdjustments {
+  const uint16_t* bias = nullptr;  // [heads + 2 kv_heads, head_dim] bf16
+  const float* q_norm = nullptr;   // [head_dim]
+  const float* k_norm = nullptr;   // [head_dim]
+  float norm_epsilon = 0;
+
+  bool empty() const { return bias == nullptr && q_norm == nullptr && k_norm == nullptr; }
+};
+
 }  // namespace terrace

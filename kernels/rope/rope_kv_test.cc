@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/op_testing.h"
+#include "kernels/rope/rope_frequencies.h"
 
 namespace terrace {
 namespace {
@@ -11,7 +12,8 @@ namespace {
 struct Angles {
   Angles(const std::vector<uint32_t>& positions, size_t head_dim)
       : cos(positions.size() * head_dim / 2), sin(cos.size()) {
-    RopeAngles(positions.data(), positions.size(), 10000, head_dim, cos.data(), sin.data());
+    RopeAngles(positions.data(), positions.size(), MakeRopeFrequencies(10000, head_dim), cos.data(),
+               sin.data());
   }
   std::vector<float> cos, sin;
 };
@@ -48,11 +50,11 @@ std::vector<float> Rope(const OpTable& ops, const std::vector<float>& x,
   const std::vector<uint32_t> first(positions.size());  // where keys go: 0 of their block
   const Places places(positions.size());
   const KvMemory kv(KvDType::kF32, positions.size() * heads, head_dim);
-  std::vector<float> q = x, k = x;
+  std::vector<float> q = x, k = x, v = x;
   ops.rope_kv({.batch = places.Batch(first, heads, head_dim, 1),
                .q = q.data(),
                .k = k.data(),
-               .v = x.data(),
+               .v = v.data(),
                .cos = angles.cos.data(),
                .sin = angles.sin.data(),
                .heads = heads,
@@ -60,6 +62,7 @@ std::vector<float> Rope(const OpTable& ops, const std::vector<float>& x,
                .kv = kv.layer},
               pool);
   EXPECT_TRUE(SameBits(q, k));
+  EXPECT_TRUE(SameBits(v, x));
   return q;
 }
 
@@ -161,11 +164,152 @@ TEST_P(EveryCpu, KeysAndValuesAreWrittenToTheBitAsDefined) {
   }
 }
 
-TEST(RopeAngles, DoNotDependOnTheBatch) {
-  const Angles together({3, 70'000, 12}, 64), alone({70'000}, 64);
-  EXPECT_TRUE(SameBits({together.cos.begin() + 32, together.cos.begin() + 64}, alone.cos));
-  EXPECT_TRUE(SameBits({together.sin.begin() + 32, together.sin.begin() + 64}, alone.sin));
+// A batch of tokens with biases, norms or both, and what becomes of it.
+struct AdjustedHeads {
+  static constexpr size_t kHeads = 6, kKvHeads = 3;
+
+  AdjustedHeads(size_t tokens, size_t its_head_dim, bool has_biases, bool has_norms)
+      : head_dim(its_head_dim),
+        q(RandomNormal(tokens * kHeads * head_dim, /*seed=*/1)),
+        k(RandomNormal(tokens * kKvHeads * head_dim, /*seed=*/2)),
+        v(RandomNormal(k.size(), /*seed=*/3)) {
+    for (size_t i = 0; i < tokens; ++i) positions.push_back(static_cast<uint32_t>(i * i % 300));
+    if (has_biases) {
+      q_bias = RandomNormal(kHeads * head_dim, /*seed=*/4);
+      k_bias = RandomNormal(kKvHeads * head_dim, /*seed=*/5);
+      v_bias = RandomNormal(kKvHeads * head_dim, /*seed=*/6);
+    }
+    if (has_norms) {
+      q_norm = RandomNormal(head_dim, /*seed=*/7);
+      k_norm = RandomNormal(head_dim, /*seed=*/8);
+    }
+  }
+  // Token `index` alone.
+  AdjustedHeads Alone(size_t index) const {
+    AdjustedHeads one = *this;
+    const auto keep = [&](std::vector<float>& x) {
+      const size_t width = x.size() / positions.size();
+      x = {x.begin() + static_cast<ptrdiff_t>(index * width),
+           x.begin() + static_cast<ptrdiff_t>((index + 1) * width)};
+    };
+    keep(one.q);
+    keep(one.k);
+    keep(one.v);
+    one.positions = {positions[index]};
+    return one;
+  }
+  // q, k and v become what they are in place.
+  void Run(const OpTable& ops, bool neighbours, ThreadPool& pool) {
+    const auto data = [](const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); };
+    const Angles angles(positions, head_dim);
+    const std::vector<uint32_t> first(positions.size());  // where keys go: 0 of their block
+    const Places places(positions.size());
+    const KvMemory kv(KvDType::kF32, positions.size() * kKvHeads, head_dim);
+    ops.rope_kv({.batch = places.Batch(first, kKvHeads, head_dim, 1),
+                 .q = q.data(),
+                 .k = k.data(),
+                 .v = v.data(),
+                 .cos = angles.cos.data(),
+                 .sin = angles.sin.data(),
+                 .heads = kHeads,
+                 .neighbours = neighbours,
+                 .kv = kv.layer,
+                 .q_bias = data(q_bias),
+                 .k_bias = data(k_bias),
+                 .v_bias = data(v_bias),
+                 .q_norm = data(q_norm),
+                 .k_norm = data(k_norm),
+                 .norm_epsilon = 1e-6f},
+                pool);
+    const KvMemory want(KvDType::kF32, positions.size() * kKvHeads, head_dim);
+    WriteKv({.batch = places.Batch(first, kKvHeads, head_dim, 1),
+             .keys = k.data(),
+             .values = v.data(),
+             .kv = want.layer});
+    EXPECT_EQ(kv.keys, want.keys);
+    EXPECT_EQ(kv.values, want.values);
+  }
+
+  size_t head_dim;
+  std::vector<float> q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm;
+  std::vector<uint32_t> positions;
+};
+
+// A lane adds head_dim / 16 squares and the tree 4 times, of which the root leaves half, and half a dozen
+// operations follow; then a rotation's, and the reference's two. What is rotated is as long as what comes out
+// of it.
+TEST_P(EveryCpu, BiasesAndHeadNormsMatchTheReference) {
+  for (const size_t head_dim : {2, 6, 16, 34, 128, 256}) {
+    for (const auto& [has_biases, has_norms] : {std::pair(true, false), {false, true}, {true, true}}) {
+      for (const bool neighbours : {false, true}) {
+        SCOPED_TRACE(testing::Message() << "heads of " << head_dim << ", biases " << has_biases << ", norms "
+                                        << has_norms << ", neighbours " << neighbours);
+        const AdjustedHeads in(/*tokens=*/40, head_dim, has_biases, has_norms);
+        AdjustedHeads want = in, got = in;
+        want.Run(ReferenceOps(), neighbours, pool_);
+        got.Run(ops(), neighbours, pool_);
+        EXPECT_TRUE(SameBits(got.v, want.v));
+        EXPECT_EQ(SameBits(got.v, in.v), !has_biases);
+        const double roundings = (has_norms ? (static_cast<double>(head_dim) / 16 + 5) / 2 + 6 + 1 : 0) + 4;
+        const auto expect_near = [&](const std::vector<float>& x, const std::vector<float>& y) {
+          for (size_t i = 0; i < y.size(); ++i) {
+            const size_t head = i / head_dim * head_dim, element = i % head_dim, pairs = head_dim / 2;
+            const size_t partner = head + (neighbours ? element ^ 1 : (element + pairs) % head_dim);
+            const double length = std::hypot(y[i], y[partner]);
+            ASSERT_NEAR(x[i], y[i], roundings * kRounding * 1.4143 * length) << i;
+          }
+        };
+        expect_near(got.q, want.q);
+        expect_near(got.k, want.k);
+      }
+    }
+  }
 }
+
+// The reference, by what it is for: of norm 1 a head is as long as the root of its width; a bias moves it.
+TEST(RopeKvRef, AddsBiasesThenNormalizesThenRotates) {
+  ThreadPool pool(1);
+  AdjustedHeads in(/*tokens=*/5, /*head_dim=*/32, true, true);
+  AdjustedHeads rotated_only(/*tokens=*/5, /*head_dim=*/32, false, false);
+  for (size_t i = 0; i < in.q.size(); ++i) {
+    const size_t head = i / 32 * 32;
+    double squares = 0;
+    for (size_t e = head; e < head + 32; ++e) {
+      const double x = double{in.q[e]} + in.q_bias[e % in.q_bias.size()];
+      squares += x * x;
+    }
+    const double x = double{in.q[i]} + in.q_bias[i % in.q_bias.size()];
+    rotated_only.q[i] = static_cast<float>(x / std::sqrt(squares / 32 + 1e-6) * in.q_norm[i % 32]);
+  }
+  in.Run(ReferenceOps(), false, pool);
+  rotated_only.Run(ReferenceOps(), false, pool);
+  for (size_t i = 0; i < in.q.size(); ++i) EXPECT_NEAR(in.q[i], rotated_only.q[i], 1e-6) << i;
+}
+
+TEST_P(EveryCpu, AdjustedHeadsDoNotDependOnTheBatch) {
+  const AdjustedHeads in(/*tokens=*/90, /*head_dim=*/50, true, true);
+  AdjustedHeads together = in;
+  together.Run(ops(), false, pool_);
+  for (size_t token = 0; token < 90; ++token) {
+    AdjustedHeads alone = in.Alone(token);
+    alone.Run(ops(), false, pool_);
+    const AdjustedHeads want = together.Alone(token);
+    ASSERT_TRUE(SameBits(alone.q, want.q));
+    ASSERT_TRUE(SameBits(alone.k, want.k));
+    ASSERT_TRUE(SameBits(alone.v, want.v));
+  }
+}
+
+// A head is normalized on its own: what is not finite, or too large to square, spoils it and no other.
+TEST_P(EveryCpu, AHeadThatIsNotFiniteBecomesNaNAlone) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), INFINITY, 3e19f}) {
+    AdjustedHeads in(/*tokens=*/2, /*head_dim=*/20, false, true);
+    in.q[2 * 20 + 18] = bad;
+    in.Run(ops(), false, pool_);
+    for (size_t i = 0; i < in.q.size(); ++i) EXPECT_EQ(std::isnan(in.q[i]), i / 20 == 2) << bad << " " << i;
+  }
+}
+
 INSTANTIATE_EVERY_CPU(EveryCpu);
 
 }  // namespace

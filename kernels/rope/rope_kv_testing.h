@@ -12,6 +12,7 @@
 
 #include "base/parallel_for.h"
 #include "gtest/gtest.h"
+#include "kernels/rope/rope_frequencies.h"
 #include "kernels/rope/rope_kv.h"
 #include "kernels/rope/rope_kv_gpu.h"
 #include "kernels/scalar_convert.h"
@@ -23,6 +24,7 @@ struct RopeKvShape {
   uint32_t heads = 0, kv_heads = 0, head_dim = 0;
   bool neighbours = false;
   uint32_t tokens = 5;
+  bool has_bias = false, has_norms = false;
 };
 
 // The rows of a layer, poisoned until they are written.
@@ -60,6 +62,7 @@ struct RopeKvPool {
 // pool.
 struct RopeKvCase {
   static constexpr uint32_t kBlockTokens = 16, kSequences = 3;
+  static constexpr float kNormEpsilon = 1e-6f;
 
   RopeKvCase(const RopeKvShape& its_shape, uint64_t seed) : shape(its_shape) {
     table_pitch = shape.tokens / kSequences / kBlockTokens + 2;
@@ -77,10 +80,18 @@ struct RopeKvCase {
     std::iota(every.begin(), every.end(), 0u);
     cos.resize(size_t{contexts} * shape.head_dim / 2);
     sin.resize(cos.size());
-    RopeAngles(every.data(), contexts, 10000, shape.head_dim, cos.data(), sin.data());
+    RopeAngles(every.data(), contexts, MakeRopeFrequencies(10000, shape.head_dim), cos.data(), sin.data());
     std::normal_distribution<float> normal;
     qkv.resize(size_t{shape.tokens} * Heads() * shape.head_dim);
     for (uint16_t& each : qkv) each = BF16FromFloat(normal(random));
+    if (shape.has_bias) {
+      for (uint32_t i = 0; i < Heads() * shape.head_dim; ++i) bias.push_back(BF16FromFloat(normal(random)));
+    }
+    if (shape.has_norms) {
+      std::uniform_real_distribution<float> weight(0.5f, 1.5f);
+      for (uint32_t i = 0; i < shape.head_dim; ++i) q_norm.push_back(weight(random));
+      for (uint32_t i = 0; i < shape.head_dim; ++i) k_norm.push_back(weight(random));
+    }
   }
 
   uint32_t Heads() const { return shape.heads + 2 * shape.kv_heads; }
@@ -93,8 +104,8 @@ struct RopeKvCase {
   uint32_t table_pitch = 0, contexts = 0, blocks = 0;
   std::vector<uint32_t> positions, sequences;
   std::vector<int32_t> block_tables;
-  std::vector<float> cos, sin;
-  std::vector<uint16_t> qkv;
+  std::vector<float> cos, sin, q_norm, k_norm;  // no norms: empty
+  std::vector<uint16_t> qkv, bias;              // no bias: empty
 };
 
 struct RopeKvResult {
@@ -108,8 +119,12 @@ RopeKvResult RopeKvOnHost(RopeKvCase& c, KvDType dtype, const RopeKv& rope_kv) {
   const RopeKvShape& s = c.shape;
   const size_t pairs = s.head_dim / 2;
   RopeKvResult out = {.q = {}, .k = {}, .pool = RopeKvPool(dtype, c.Rows(), s.head_dim)};
-  std::vector<float> v, cos, sin;
+  std::vector<float> v, cos, sin, bias;
   std::vector<const int32_t*> tables;
+  for (const uint16_t each : c.bias) bias.push_back(FloatFromBF16(each));
+  const float* const of_queries = bias.empty() ? nullptr : bias.data();
+  const float* const of_keys = bias.empty() ? nullptr : of_queries + size_t{s.heads} * s.head_dim;
+  const float* const of_values = bias.empty() ? nullptr : of_keys + size_t{s.kv_heads} * s.head_dim;
   for (uint32_t token = 0; token < s.tokens; ++token) {
     tables.push_back(&c.block_tables[c.sequences[token] * c.table_pitch]);
     const float *its_cos = &c.cos[c.positions[token] * pairs], *its_sin = &c.sin[c.positions[token] * pairs];
@@ -134,13 +149,44 @@ RopeKvResult RopeKvOnHost(RopeKvCase& c, KvDType dtype, const RopeKv& rope_kv) {
                      .sin = sin.data(),
                      .heads = s.heads,
                      .neighbours = s.neighbours,
-                     .kv = out.pool.Layer()});
+                     .kv = out.pool.Layer(),
+                     .q_bias = of_queries,
+                     .k_bias = of_keys,
+                     .v_bias = of_values,
+                     .q_norm = c.q_norm.empty() ? nullptr : c.q_norm.data(),
+                     .k_norm = c.k_norm.empty() ? nullptr : c.k_norm.data(),
+                     .norm_epsilon = RopeKvCase::kNormEpsilon});
   return out;
+}
+
+// A head with the roundings of the kernel: a lane sums the squares of its two pieces, pairs of lanes are
+// added at half their number and ever closer.
+inline void NormalizeHeadInF32(float* head, size_t head_dim, const float* norm, float epsilon) {
+  size_t lanes = 1;
+  while (16 * lanes < head_dim) lanes *= 2;
+  std::vector<float> squares(lanes);
+  for (size_t lane = 0; lane < head_dim / 16; ++lane) {
+    for (const float* piece : {head + 8 * lane, head + head_dim / 2 + 8 * lane}) {
+      for (size_t i = 0; i < 8; ++i) squares[lane] = std::fma(piece[i], piece[i], squares[lane]);
+    }
+  }
+  for (size_t half = lanes / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) squares[i] += squares[i + half];
+  }
+  const float r = squares[0] < std::numeric_limits<float>::infinity()
+                      ? 1 / std::sqrt(squares[0] / static_cast<float>(head_dim) + epsilon)
+                      : std::numeric_limits<float>::quiet_NaN();
+  for (size_t i = 0; i < head_dim; ++i) head[i] = head[i] * r * norm[i];
 }
 
 // RopeKvRef with the roundings of the kernel (rope_kv_device.h).
 inline void RopeKvInF32(const RopeKvArgs& a) {
   const size_t head_dim = a.batch.head_dim, pairs = head_dim / 2;
+  const auto adjust = [&](float* x, size_t heads, const float* bias, const float* norm) {
+    for (size_t i = 0; bias != nullptr && i < heads * head_dim; ++i) x[i] += bias[i];
+    for (size_t head = 0; norm != nullptr && head < heads; ++head)
+      NormalizeHeadInF32(x + head * head_dim, head_dim, norm, a.norm_epsilon);
+  };
   const auto rotate = [&](float* x, size_t token, size_t heads) {
     for (float* head = x; head < x + heads * head_dim; head += head_dim) {
       for (size_t pair = 0; pair < pairs; ++pair) {
@@ -155,8 +201,13 @@ inline void RopeKvInF32(const RopeKvArgs& a) {
     }
   };
   for (size_t token = 0; token < a.batch.tokens; ++token) {
-    rotate(a.q + token * a.heads * head_dim, token, a.heads);
-    rotate(a.k + token * a.batch.kv_heads * head_dim, token, a.batch.kv_heads);
+    float* q = a.q + token * a.heads * head_dim;
+    float* k = a.k + token * a.batch.kv_heads * head_dim;
+    adjust(q, a.heads, a.q_bias, a.q_norm);
+    adjust(k, a.batch.kv_heads, a.k_bias, a.k_norm);
+    adjust(a.v + token * a.batch.kv_heads * head_dim, a.batch.kv_heads, a.v_bias, nullptr);
+    rotate(q, token, a.heads);
+    rotate(k, token, a.batch.kv_heads);
   }
   WriteKv({.batch = a.batch, .keys = a.k, .values = a.v, .kv = a.kv});
 }
@@ -180,14 +231,17 @@ inline void ExpectRopeKv(RopeKvCase& c, const std::vector<uint16_t>& qkv, const 
 }
 
 // Those bits are RopeKvRef's but for what f32 rounds: two roundings of at most |first| + |second| < 16, and
-// its own.
+// its own. Of a norm, whose values with their weights are below 32: its sum of squares passes 16 additions in
+// a lane and 4 among them, of which the root leaves half, half a dozen operations follow, and the reference
+// rounds once more.
 inline void ExpectNearRopeKvRef(RopeKvCase& c) {
   ThreadPool pool(1);
   const RopeKvResult f32 = RopeKvOnHost(c, KvDType::kF32, RopeKvInF32);
   const RopeKvResult ref =
       RopeKvOnHost(c, KvDType::kF32, [&](const RopeKvArgs& args) { RopeKvRef(args, pool); });
-  for (size_t i = 0; i < ref.q.size(); ++i) ASSERT_NEAR(f32.q[i], ref.q[i], 3 * 16 * 0x1p-24);
-  for (size_t i = 0; i < ref.k.size(); ++i) ASSERT_NEAR(f32.k[i], ref.k[i], 3 * 16 * 0x1p-24);
+  const double error = (c.shape.has_norms ? (3 + 10 + 6 + 1) * 32 : 3 * 16) * 0x1p-24;
+  for (size_t i = 0; i < ref.q.size(); ++i) ASSERT_NEAR(f32.q[i], ref.q[i], error);
+  for (size_t i = 0; i < ref.k.size(); ++i) ASSERT_NEAR(f32.k[i], ref.k[i], error);
 }
 
 }  // namespace terrace

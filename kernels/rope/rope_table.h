@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/parallel_for.h"
+#include "kernels/rope/rope_frequencies.h"
 
 namespace terrace {
 
@@ -12,7 +13,7 @@ struct RopeTable {
   std::vector<float> cos, sin;  // [positions, head_dim / 2]
 };
 
-// What RopeAngles (rope_kv.h) says of each position in [0, positions).
-RopeTable MakeRopeTable(size_t positions, double base, size_t head_dim, ThreadPool& pool);
+// What RopeAngles says of each position in [0, positions).
+RopeTable MakeRopeTable(size_t positions, const RopeFrequencies& frequencies, ThreadPool& pool);
 
 }  // namespace terrace

@@ -35,9 +35,9 @@ void AttendAtOnce(const PagedAttentionArgs& a, size_t token, size_t kv_head, siz
   for (Vec16& each : largest) each = Splat(-3e38f);
   for (size_t begin = first, s = 0; begin < last; begin += kAttentionSpan, ++s) {
     const size_t count = last - begin < kAttentionSpan ? last - begin : kAttentionSpan;
-    FindRows<F32Rows>(a, token, kv_head, begin, count, spans[s]);
+    FindRows<F32Rows>(a, token, kv_head, begin, 0, count, spans[s]);
     auto& scores = of_span(s);
-    Scores<F32Rows>(a, spans[s], count, queries, scores);
+    Scores<F32Rows>(a, spans[s], 0, count, queries, scores);
     const size_t end = WholeVectors(count);
     for (size_t i = 0; i < kQueries; ++i) {
       const size_t reached = more[i].positions > begin ? more[i].positions - begin : 0;
@@ -55,13 +55,13 @@ void AttendAtOnce(const PagedAttentionArgs& a, size_t token, size_t kv_head, siz
   for (size_t begin = first, s = 0; begin < last; begin += kAttentionSpan, ++s) {
     auto& scores = of_span(s);
     for (size_t i = 0; i < kQueries; ++i) {
-      for (size_t j = 0; j < WholeVectors(spans[s].count); j += 16) {
+      for (size_t j = 0; j < WholeVectors(spans[s].end); j += 16) {
         const Vec16 weight = Exp(Sub(Load(scores[i] + j), Splat(most[i])));
         Store(scores[i] + j, weight);
         sums[i] = Add(sums[i], weight);
       }
     }
-    AddValues<F32Rows, kQueries>(a, spans[s], 0, spans[s].count, scores, queries);
+    AddValues<F32Rows, kQueries>(a, spans[s], 0, spans[s].end, scores, queries);
   }
   for (size_t i = 0; i < kQueries; ++i) *more[i].part = {.largest = most[i], .sum = Sum(sums[i])};
 }
@@ -90,7 +90,7 @@ void FreeOrderAttention(const PagedAttentionArgs& a, size_t first, size_t last, 
         if (a.batch.block_tables[token] != table) break;
         const size_t row = token * a.heads + kv_head * group + item % group;
         const size_t positions = size_t{a.batch.positions[token]} + 1;
-        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .count = 0};
+        queries[count] = {.q = a.q + row * head_dim, .out = out + row * head_dim, .begin = 0, .end = 0};
         more[count] = {.positions = positions, .part = parts + row};
         if (positions > reach) reach = positions;
       }

@@ -10,14 +10,14 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/activation/silu_mul_cuda.h"
+#include "kernels/activation/gate_mul_cuda.h"
 #include "kernels/attention/decode_attention_cuda.h"
 #include "kernels/attention/prefill_attention_cuda.h"
 #include "kernels/copy/kv_copy_cuda.h"
 #include "kernels/embed/embed_cuda.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
-#include "kernels/rope/rope_kv.h"
+#include "kernels/rope/rope_frequencies.h"
 #include "kernels/rope/rope_kv_cuda.h"
 #include "kernels/sample/sample_cuda.h"
 #include "tests/gpu/bench_arrays.h"
@@ -516,7 +516,7 @@ struct Angles {
     std::vector<uint32_t> every(positions);
     std::iota(every.begin(), every.end(), 0);
     std::vector<float> cos(uint64_t{positions} * kHeadDim / 2), sin(cos.size());
-    RopeAngles(every.data(), positions, 5e5, kHeadDim, cos.data(), sin.data());
+    RopeAngles(every.data(), positions, MakeRopeFrequencies(5e5, kHeadDim), cos.data(), sin.data());
     Angles out;
     ASSIGN_OR_RETURN(out.cos, Upload(cos, "cos"));
     ASSIGN_OR_RETURN(out.sin, Upload(sin, "sin"));
@@ -551,21 +551,21 @@ Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
   return CheckFinite(qkv.as<uint16_t>(), kElements, "rope_kv", bench.stream);
 }
 
-Status SiluMul(BenchContext& bench) {
+Status GateMul(BenchContext& bench) {
   constexpr uint64_t kElements = uint64_t{kTokens} * kFfn;  // of the output
   ASSIGN_OR_RETURN(const CudaBuffer in, RandomBF16(2 * kElements, 51, bench.stream));
   ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(kElements * sizeof(uint16_t)));
   ASSIGN_OR_RETURN(const CudaBuffer scales, Poisoned(kTokens * sizeof(float)));
-  GpuSiluMulArgs args = {
+  GpuGateMulArgs args = {
       .in = in.as<uint16_t>(), .tokens = kTokens, .width = kFfn, .out = out.as<uint16_t>()};
-  const QueueCall queue = [&](uint32_t, const CudaLaunch& how) { return SiluMulCuda(args, how); };
-  RETURN_IF_ERROR(Stream(bench, "silu_mul to bf16, 4096 tokens", 6.0 * kElements, kStreamGoal, queue));
-  RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "silu_mul", bench.stream));
+  const QueueCall queue = [&](uint32_t, const CudaLaunch& how) { return GateMulCuda(args, how); };
+  RETURN_IF_ERROR(Stream(bench, "gate_mul to bf16, 4096 tokens", 6.0 * kElements, kStreamGoal, queue));
+  RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "gate_mul", bench.stream));
   args.out = nullptr;
   args.out_e4m3 = out.as<uint8_t>();
   args.scales = scales.as<float>();
-  RETURN_IF_ERROR(Stream(bench, "silu_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue));
-  return CheckFinite(scales.as<float>(), kTokens, "scales of silu_mul", bench.stream);
+  RETURN_IF_ERROR(Stream(bench, "gate_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue));
+  return CheckFinite(scales.as<float>(), kTokens, "scales of gate_mul", bench.stream);
 }
 
 Status KvCopy(BenchContext& bench) {
@@ -929,7 +929,7 @@ Status BenchKernels(BenchContext& bench) {
     RETURN_IF_ERROR(Attention(bench, pool));
   }
   RETURN_IF_ERROR(NormAndEmbed(bench));
-  RETURN_IF_ERROR(SiluMul(bench));
+  RETURN_IF_ERROR(GateMul(bench));
   RETURN_IF_ERROR(Sampling(bench));
   RETURN_IF_ERROR(KvCopy(bench));
   return Products::Run(bench);

@@ -16,7 +16,7 @@
 #include "kernels/scalar_convert.h"
 #include "tools/optimize/prune.h"
 #include "tools/optimize/quantize.h"
-#include "worker/model/arch_spec.h"
+#include "worker/model/found_tensors.h"
 #include "worker/model/model_testing.h"
 
 namespace terrace {
@@ -326,6 +326,25 @@ TEST(RandomModels, EveryFormatFollowsTheReference) {
   }
 }
 
+// Biases, norms of heads and of sublayers, windows, caps, GELU, scales: each moves logits by far more than
+// rounding does (tests/families/make_models.py). Prompts longer than a window and than a span of attention.
+TEST(RandomModels, WhatOtherFamiliesHaveFollowsTheReference) {
+  for (const ModelConfig& config : WithSwitches(RandomModel::SmallConfig(112))) {
+    SCOPED_TRACE(config.family);
+    const RandomModel model(DType::kBF16, 14, config);
+    TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
+    const std::vector<BlockId> blocks = BlocksFrom(1, 20);
+    for (const size_t count : {size_t{1}, size_t{5}, size_t{40}, size_t{300}}) {
+      const std::vector<int32_t> tokens = RandomTokens(count, 112, count);
+      const std::vector<float> want = SequenceLogits(cpu, tokens);
+      DeviceTransformer device(model.config, model, false);
+      const std::vector<float> got = device.Logits(
+          {.sequences = {{.tokens = tokens, .blocks = blocks, .logits = static_cast<uint32_t>(count)}}});
+      EXPECT_LT(RelativeDistance(want, got), 0.03) << count << " tokens";
+    }
+  }
+}
+
 TEST(RandomModels, SmallerKvAndFp8FollowToo) {
   const RandomModel model(DType::kBF16, 8, RandomModel::SmallConfig(112));
   TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
@@ -358,9 +377,14 @@ TEST(RandomModels, SmallerKvAndFp8FollowToo) {
 
 // Same bits: a position's logits, whatever the batch around it, the chunks, the blocks, graph or not.
 TEST(Invariant, ABatchChangesNoBit) {
-  for (const DType dtype : {DType::kBF16, DType::kQ4_0, DType::kQ8_0}) {
-    SCOPED_TRACE(Info(dtype).name);
-    const RandomModel model(dtype, 9, RandomModel::SmallConfig(112));
+  std::vector<std::pair<DType, ModelConfig>> cases;
+  for (const DType dtype : {DType::kBF16, DType::kQ4_0, DType::kQ8_0})
+    cases.emplace_back(dtype, RandomModel::SmallConfig(112));
+  for (const ModelConfig& config : WithSwitches(RandomModel::SmallConfig(112)))
+    cases.emplace_back(DType::kBF16, config);
+  for (const auto& [dtype, config] : cases) {
+    SCOPED_TRACE(testing::Message() << Info(dtype).name << ", " << config.family);
+    const RandomModel model(dtype, 9, config);
     DeviceTransformer device(model.config, model, /*is_invariant=*/true);
     const std::vector<int32_t> tokens = RandomTokens(150, 112, 1), others = RandomTokens(90, 112, 2);
     const std::vector<BlockId> blocks = BlocksFrom(0, 10), other_blocks = BlocksFrom(20, 10);

@@ -80,6 +80,32 @@ TEST(DecodeAttentionGpu, MatchesTheReference) {
   }
 }
 
+TEST(DecodeAttentionGpu, WindowsAndCapsMatchTheReference) {
+  constexpr uint32_t kWindows[] = {0, 1, 2, 16, 17, 100, 256, 257, 600, 1024, 5000};
+  constexpr float kCaps[] = {0, 30, 1};
+  uint64_t seed = 300;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      for (const uint32_t group : {1u, 4u, 7u, 8u, 9u, 16u}) {
+        DecodeBatch batch({.dtype = dtype,
+                           .heads = 2 * group,
+                           .kv_heads = 2,
+                           .head_dim = head_dim,
+                           .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                           .positions = {0, 17, 255, 256, 300, 700, 1500, 2570},
+                           .seed = seed,
+                           .window = kWindows[seed % std::size(kWindows)],
+                           .softcap = kCaps[(seed + 1) % std::size(kCaps)]});
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", window "
+                     << batch.Args().window << ", cap " << batch.Args().softcap << ", seed " << seed);
+        ExpectReference(batch, Attend(batch, /*spare_spans=*/seed % 3));
+        ++seed;
+      }
+    }
+  }
+}
+
 TEST(DecodeAttentionGpu, TakesScoresThatGrow) {
   for (const KvDType dtype : kEveryGpuKvDType) {
     DecodeBatch batch({.dtype = dtype, .head_dim = 128, .positions = {100, 600}, .growth = 0.01f});
@@ -90,9 +116,10 @@ TEST(DecodeAttentionGpu, TakesScoresThatGrow) {
 // Enough tokens for blocks of whole groups of spans; alone each is of single spans.
 TEST(DecodeAttentionGpu, ATokensBitsDependOnItsPositionOnly) {
   for (const KvDType dtype : kEveryGpuKvDType) {
-    for (const uint32_t group : {4u, 9u}) {
-      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads");
+    for (const auto& [group, window] : {std::pair{4u, 0u}, {9u, 0u}, {4u, 1300u}, {9u, 3000u}}) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads, window " << window);
       DecodeShape shape{.dtype = dtype, .heads = 8 * group, .kv_heads = 8, .head_dim = 32, .positions = {}};
+      shape.window = window;
       for (uint32_t i = 0; i < 64; ++i) shape.positions.push_back(i * i * 2);
       DecodeBatch batch(shape);
       const auto expected = Attend(batch);
@@ -110,6 +137,23 @@ TEST(DecodeAttentionGpu, ATokensBitsDependOnItsPositionOnly) {
       batch.ReverseBlocks();
       EXPECT_EQ(Attend(batch), expected);
     }
+  }
+}
+
+// Of 128 tokens blocks are of whole groups of spans, of one of single spans.
+TEST(DecodeAttentionGpu, SumsAreInOneOrderWhateverTheGeometry) {
+  DecodeBatch batch({.heads = 32, .kv_heads = 8, .head_dim = 64, .positions = {4800 - 128}, .count = 128});
+  CancelSpans(batch);
+  DeviceBatch device(batch);
+  for (const uint32_t window : {0u, 2048u, 2500u}) {
+    GpuAttentionArgs args = device.args();
+    args.window = window;
+    CUDA_MUST(DecodeAttentionCuda(args, {}));
+    const auto expected = device.out();
+    for (args.first = 0, args.count = 1; args.first < 128; ++args.first) {
+      CUDA_MUST(DecodeAttentionCuda(args, {}));
+    }
+    EXPECT_EQ(device.out(), expected) << window;
   }
 }
 
@@ -228,6 +272,16 @@ TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
   bad = good;
   bad.cos = bad.sin = angles.data();
   bad.q_pitch = good.heads * good.batch.head_dim;
+  expect(bad);
+  bad = good;
+  bad.cos = bad.sin = angles.data();
+  bad.window = 100;
+  expect(bad);
+  bad.window = 0;
+  bad.softcap = 30;
+  expect(bad);
+  bad = good;
+  bad.softcap = -1;
   expect(bad);
   bad = good;
   bad.count = 0;

@@ -5,11 +5,13 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/activation/silu_mul_cuda.h"
-#include "kernels/activation/silu_mul_testing.h"
+#include "kernels/activation/gate_mul_cuda.h"
+#include "kernels/activation/gate_mul_testing.h"
 #include "kernels/copy/kv_copy_cuda.h"
 #include "kernels/copy/kv_copy_testing.h"
 #include "kernels/embed/embed_cuda.h"
+#include "kernels/norm/add_norm_cuda.h"
+#include "kernels/norm/add_norm_testing.h"
 #include "kernels/norm/rms_norm_cuda.h"
 #include "kernels/norm/rms_norm_testing.h"
 #include "kernels/quant/e4m3_testing.h"
@@ -17,6 +19,8 @@
 #include "kernels/quant/quantize_rows_cuda.h"
 #include "kernels/rope/rope_kv_cuda.h"
 #include "kernels/rope/rope_kv_testing.h"
+#include "kernels/sample/cap_logits_cuda.h"
+#include "kernels/sample/cap_logits_testing.h"
 #include "kernels/scalar_convert.h"
 #include "tests/gpu/gpu_testing.h"
 
@@ -133,34 +137,113 @@ TEST(RmsNormGpu, RefusesWhatItCannot) {
   EXPECT_EQ(RmsNormCuda({.count = 1, .width = 16}, {}), cudaErrorInvalidValue);
 }
 
-TEST(SiluMulGpu, MatchesTheReference) {
+TEST(AddNormGpu, MatchesTheReference) {
+  constexpr float kEpsilon = 1e-6f;
+  for (const auto [count, width] :
+       {Sizes{1, 8}, {3, 136}, {5, 2048}, {70, 2304}, {300, 4096}, {33, 8192}, {7, 8200}, {2, 131072}}) {
+    SCOPED_TRACE(testing::Message() << count << " rows of " << width);
+    const std::vector<float> x = RandomNormal(size_t{count} * width, /*seed=*/width),
+                             weight = RandomNormal(width, 1), before = RandomNormal(x.size(), 2);
+    const DeviceArray<float> device_x(x), device_weight(weight);
+    const DeviceArray<float> hidden(before);
+    CUDA_MUST(AddNormCuda({.x = device_x.data(),
+                           .weight = device_weight.data(),
+                           .hidden = hidden.data(),
+                           .count = count,
+                           .width = width,
+                           .epsilon = kEpsilon},
+                          {.follows = true}));
+    const std::vector<float> got = hidden.Get();
+    for (size_t i = 0; i < count; ++i)
+      ExpectAddNormRow(&x[i * width], weight, kEpsilon, &before[i * width], &got[i * width]);
+  }
+}
+
+TEST(AddNormGpu, WhatIsNotFiniteShows) {
+  const uint32_t width = 256;
+  std::vector<float> x(3 * width, 1);
+  x[17] = NAN;
+  x[width + 255] = INFINITY;
+  x[2 * width + 200] = 3e19f;  // its square overflows
+  const DeviceArray<float> device_x(x), weight(std::vector<float>(width, 2)),
+      hidden(std::vector<float>(x.size(), 3));
+  CUDA_MUST(AddNormCuda(
+      {.x = device_x.data(), .weight = weight.data(), .hidden = hidden.data(), .count = 3, .width = width},
+      {}));
+  for (const float each : hidden.Get()) EXPECT_TRUE(std::isnan(each));
+}
+
+TEST(AddNormGpu, RefusesWhatItCannot) {
+  for (const uint32_t width : {0, 12, 131080})
+    EXPECT_EQ(AddNormCuda({.count = 1, .width = width}, {}), cudaErrorInvalidValue) << width;
+}
+
+TEST(CapLogitsGpu, MatchesTheReference) {
+  for (const size_t count : {4, 1024, 5000, 3 * 256'000}) {
+    for (const float cap : {0.5f, 30.0f}) {
+      SCOPED_TRACE(testing::Message() << count << " logits, cap " << cap);
+      std::vector<float> raw = RandomNormal(count, /*seed=*/count, /*deviation=*/30);
+      raw[0] = 3e38f;
+      raw[1] = -3e38f;
+      if (count > 4) raw[4] = INFINITY, raw[5] = -INFINITY, raw[6] = NAN;
+      const DeviceArray<float> logits(raw);
+      CUDA_MUST(CapLogitsCuda({.logits = logits.data(), .count = count, .cap = cap}, {.follows = true}));
+      const std::vector<float> got = logits.Get();
+      ExpectCappedLogits(raw, cap, got.data());
+      EXPECT_EQ(got[0], cap);
+      EXPECT_EQ(got[1], -cap);
+    }
+  }
+}
+
+TEST(CapLogitsGpu, RefusesWhatItCannot) {
+  EXPECT_EQ(CapLogitsCuda({.count = 6, .cap = 30}, {}), cudaErrorInvalidValue);
+  EXPECT_EQ(CapLogitsCuda({.count = 8, .cap = 0}, {}), cudaErrorInvalidValue);
+}
+
+TEST(GateMulGpu, MatchesTheReference) {
   for (const auto [tokens, width] :
        {Sizes{1, 8}, {5, 40}, {3, 4104}, {5, 8200}, {700, 14336}, {64, 28672}, {3, 33000}}) {
-    SCOPED_TRACE(testing::Message() << tokens << " tokens, width " << width);
     std::vector<uint16_t> in;
     for (const float value :
          RandomNormal(size_t{tokens} * 2 * width, /*seed=*/width, /*deviation=*/width < 100 ? 50 : 3)) {
-      in.push_back(BF16FromFloat(std::clamp(value, -kSiluMulMost, kSiluMulMost)));
+      in.push_back(BF16FromFloat(std::clamp(value, -kGateMulMost, kGateMulMost)));
     }
     const DeviceArray<uint16_t> device_in(in);
-    DeviceArray<uint16_t> plain(in.size() / 2), beside(in.size() / 2);
-    DeviceArray<uint8_t> codes(in.size() / 2);
-    DeviceArray<float> scales(tokens);
-    GpuSiluMulArgs args = {.in = device_in.data(), .tokens = tokens, .width = width, .out = plain.data()};
-    CUDA_MUST(SiluMulCuda(args, {}));
-    args.out = beside.data();
-    args.out_e4m3 = codes.data();
-    args.scales = scales.data();
-    CUDA_MUST(SiluMulCuda(args, {.follows = true}));
-    const std::vector<uint16_t> got = plain.Get();
-    const std::vector<uint8_t> got_codes = codes.Get();
-    const std::vector<float> got_scales = scales.Get();
-    EXPECT_EQ(beside.Get(), got);
-    for (size_t i = 0; i < tokens; ++i) {
-      const std::vector<double> want = SiluMulRef(&in[i * 2 * width], width);
-      ExpectSiluMulRow(want, &got[i * width]);
-      ExpectE4M3Row(want, &got_codes[i * width], got_scales[i], kSiluMulError);
+    for (const GateFunction function : kGateFunctions) {
+      SCOPED_TRACE(testing::Message()
+                   << GateFunctionName(function) << ", " << tokens << " tokens, width " << width);
+      DeviceArray<uint16_t> plain(in.size() / 2), beside(in.size() / 2);
+      DeviceArray<uint8_t> codes(in.size() / 2);
+      DeviceArray<float> scales(tokens);
+      GpuGateMulArgs args = {
+          .in = device_in.data(), .tokens = tokens, .width = width, .gate = function, .out = plain.data()};
+      CUDA_MUST(GateMulCuda(args, {}));
+      args.out = beside.data();
+      args.out_e4m3 = codes.data();
+      args.scales = scales.data();
+      CUDA_MUST(GateMulCuda(args, {.follows = true}));
+      const std::vector<uint16_t> got = plain.Get();
+      const std::vector<uint8_t> got_codes = codes.Get();
+      const std::vector<float> got_scales = scales.Get();
+      EXPECT_EQ(beside.Get(), got);
+      for (size_t i = 0; i < tokens; ++i) {
+        const std::vector<double> want = GateMulRef(function, &in[i * 2 * width], width);
+        ExpectGateMulRow(function, want, &got[i * width]);
+        ExpectE4M3Row(want, &got_codes[i * width], got_scales[i], GateMulError(function));
+      }
     }
+  }
+}
+
+TEST(GateMulGpu, GatesOfAnySizeVanishOrPass) {
+  const DeviceArray<uint16_t> in(FarGates());
+  for (const GateFunction function : kGateFunctions) {
+    SCOPED_TRACE(GateFunctionName(function));
+    const DeviceArray<uint16_t> out(16);
+    CUDA_MUST(
+        GateMulCuda({.in = in.data(), .tokens = 1, .width = 16, .gate = function, .out = out.data()}, {}));
+    ExpectFarGatesVanishOrPass(out.Get());
   }
 }
 
@@ -173,7 +256,8 @@ void ExpectRopeKvOnGpu(RopeKvCase& c) {
   const DeviceArray<uint32_t> positions(c.positions), sequences(c.sequences);
   const DeviceArray<int32_t> block_tables(c.block_tables);
   const DeviceArray<float> cos(c.cos), sin(c.sin);
-  const DeviceArray<uint16_t> qkv(c.qkv);
+  const DeviceArray<uint16_t> qkv(c.qkv), bias(c.bias);
+  const DeviceArray<float> q_norm(c.q_norm), k_norm(c.k_norm);
   const DeviceArray<std::byte> keys(pool.keys), values(pool.values);
   const DeviceArray<float> key_scales(pool.key_scales), value_scales(pool.value_scales);
   CUDA_MUST(RopeKvCuda({.batch = {.tokens = s.tokens,
@@ -193,7 +277,11 @@ void ExpectRopeKvOnGpu(RopeKvCase& c) {
                         .kv = {.dtype = s.dtype,
                                .keys = {.data = keys.data(), .scales = key_scales.data()},
                                .values = {.data = values.data(), .scales = value_scales.data()}}},
-                       {.follows = true}));
+                       {.follows = true},
+                       {.bias = bias.data(),
+                        .q_norm = q_norm.data(),
+                        .k_norm = k_norm.data(),
+                        .norm_epsilon = RopeKvCase::kNormEpsilon}));
   pool.keys = keys.Get();
   pool.values = values.Get();
   pool.key_scales = key_scales.Get();
@@ -227,6 +315,29 @@ TEST(RopeKvGpu, MatchesTheReferenceToTheBit) {
   }
 }
 
+// Norms too: roots and quotients are rounded as on the host.
+TEST(RopeKvGpu, BiasesAndHeadNormsMatchTheReferenceToTheBit) {
+  for (const KvDType dtype : kEveryGpuKvDType) {
+    for (const bool neighbours : {false, true}) {
+      for (const auto& [has_bias, has_norms] : {std::pair(true, false), {false, true}, {true, true}}) {
+        SCOPED_TRACE(testing::Message() << "bias " << has_bias << " norms " << has_norms);
+        for (const uint32_t head_dim : {16, 64, 80, 128, 176, 256}) {
+          RopeKvCase c(
+              {dtype, /*heads=*/5, /*kv_heads=*/2, head_dim, neighbours, /*tokens=*/9, has_bias, has_norms},
+              /*seed=*/head_dim);
+          ExpectRopeKvOnGpu(c);
+        }
+        RopeKvCase large({dtype, /*heads=*/32, /*kv_heads=*/8, /*head_dim=*/128, neighbours, /*tokens=*/300,
+                          has_bias, has_norms},
+                         /*seed=*/1);
+        large.Head(7, 1)[70] = BF16FromFloat(INFINITY);
+        large.Head(8, 33)[9] = BF16FromFloat(3e19f);
+        ExpectRopeKvOnGpu(large);
+      }
+    }
+  }
+}
+
 TEST(RopeKvGpu, RefusesWhatItCannot) {
   GpuRopeKvArgs args;
   args.batch.tokens = args.batch.kv_heads = 1;
@@ -252,12 +363,14 @@ TEST(EmbedGpu, LooksRowsUpExactly) {
     const DeviceArray<uint16_t> device_table(table);
     const DeviceArray<int32_t> device_tokens(tokens);
     DeviceArray<float> out(size_t{count} * width);
+    const float scale = count > 10 ? 47.8f : 1;
     CUDA_MUST(EmbedCuda({.tokens = device_tokens.data(),
                          .count = count,
                          .table = device_table.data(),
                          .vocab = vocab,
                          .width = width,
-                         .out = out.data()},
+                         .out = out.data(),
+                         .scale = scale},
                         {.follows = true}));
     const std::vector<float> got = out.Get();
     for (size_t i = 0; i < got.size(); ++i) {
@@ -265,7 +378,7 @@ TEST(EmbedGpu, LooksRowsUpExactly) {
       if (token < 0 || token >= static_cast<int32_t>(vocab)) {
         ASSERT_TRUE(std::isnan(got[i])) << i;
       } else {
-        ASSERT_EQ(got[i], FloatFromBF16(table[static_cast<size_t>(token) * width + i % width])) << i;
+        ASSERT_EQ(got[i], scale * FloatFromBF16(table[static_cast<size_t>(token) * width + i % width])) << i;
       }
     }
   }
@@ -309,6 +422,7 @@ TEST(ElementwiseGpu, IsCapturedInAGraph) {
   const DeviceArray<int32_t> tokens(std::vector<int32_t>{1});
   const DeviceArray<uint16_t> table(std::vector<uint16_t>(2 * width, BF16FromFloat(2)));
   const DeviceArray<float> x(width), weight(std::vector<float>(width, 3));
+  const DeviceArray<float> added(std::vector<float>(width, 1));
   const DeviceArray<uint16_t> normed(width), gated(width / 2);
   cudaStream_t stream;
   CUDA_MUST(cudaStreamCreate(&stream));
@@ -323,7 +437,10 @@ TEST(ElementwiseGpu, IsCapturedInAGraph) {
                       how));
   CUDA_MUST(RmsNormCuda(
       {.x = x.data(), .weight = weight.data(), .count = 1, .width = width, .out = normed.data()}, how));
-  CUDA_MUST(SiluMulCuda({.in = normed.data(), .tokens = 1, .width = width / 2, .out = gated.data()}, how));
+  CUDA_MUST(AddNormCuda(
+      {.x = x.data(), .weight = weight.data(), .hidden = added.data(), .count = 1, .width = width}, how));
+  CUDA_MUST(CapLogitsCuda({.logits = x.data(), .count = width, .cap = 30}, how));
+  CUDA_MUST(GateMulCuda({.in = normed.data(), .tokens = 1, .width = width / 2, .out = gated.data()}, how));
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   CUDA_MUST(cudaStreamEndCapture(stream, &graph));
@@ -331,6 +448,8 @@ TEST(ElementwiseGpu, IsCapturedInAGraph) {
   CUDA_MUST(cudaGraphLaunch(exec, stream));
   CUDA_MUST(cudaStreamSynchronize(stream));
   for (const uint16_t each : normed.Get()) EXPECT_EQ(each, BF16FromFloat(3));
+  for (const float each : added.Get()) EXPECT_NEAR(each, 4, 1e-5);
+  for (const float each : x.Get()) EXPECT_NEAR(each, 30 * std::tanh(2.0 / 30), 1e-4);
   for (const uint16_t each : gated.Get()) EXPECT_NEAR(FloatFromBF16(each), 9 / (1 + std::exp(-3.0)), 0.05);
   CUDA_MUST(cudaGraphExecDestroy(exec));
   CUDA_MUST(cudaGraphDestroy(graph));

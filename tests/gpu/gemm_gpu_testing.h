@@ -11,11 +11,6 @@
 
 namespace terrace {
 
-inline size_t RowBytes(uint32_t rows, GpuGemmOut kind) {
-  return size_t{kind == GpuGemmOut::kGated ? rows / 2 : rows} *
-         (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32 ? 4 : 2);
-}
-
 // Scratch of kernels whose blocks split the columns: see TileGemmScratch.
 struct SplitScratch {
   SplitScratch(size_t floats, size_t counters) : partials(floats), arrived(counters) {
@@ -27,18 +22,23 @@ struct SplitScratch {
 
 // Of a product that `queue`s: out's bytes, of `tokens` rows; kAddF32 adds to 2.5. What is behind them stays.
 inline std::vector<std::byte> OutputsOf(const GpuMatrix& weights, const std::vector<uint16_t>& x,
-                                        GpuGemmOut kind,
+                                        const TestGemmOut& output,
                                         const std::function<void(const GpuGemmArgs&)>& queue) {
   const auto tokens = static_cast<uint32_t>(x.size() / weights.columns);
   const DeviceArray<uint16_t> device_x(x);
-  DeviceArray<std::byte> out(tokens * RowBytes(weights.rows, kind) + 64);
-  if (kind == GpuGemmOut::kAddF32) {
+  DeviceArray<std::byte> out(tokens * RowBytes(weights.rows, output) + 64);
+  if (output.kind == GpuGemmOut::kAddF32) {
     const std::vector<float> before(size_t{tokens} * weights.rows, 2.5f);
     std::vector<std::byte> bytes(before.size() * 4);
     std::memcpy(bytes.data(), before.data(), bytes.size());
     out.Set(bytes);
   }
-  queue({.x = device_x.data(), .tokens = tokens, .weights = weights, .out = out.data(), .kind = kind});
+  queue({.x = device_x.data(),
+         .tokens = tokens,
+         .weights = weights,
+         .out = out.data(),
+         .kind = output.kind,
+         .gate = output.gate});
   std::vector<std::byte> bytes = out.Get();
   for (size_t i = bytes.size() - 64; i < bytes.size(); ++i) EXPECT_EQ(bytes[i], std::byte{0xff});
   bytes.resize(bytes.size() - 64);

@@ -8,29 +8,29 @@
 namespace terrace {
 namespace {
 
-std::vector<std::byte> Int8Gemm(const GpuMatrix& weights, const Int8Rows& x, GpuGemmOut kind, bool follows) {
+std::vector<std::byte> Int8Gemm(const GpuMatrix& weights, const Int8Rows& x, const TestGemmOut& output,
+                                bool follows) {
   const DeviceArray<uint8_t> codes(x.codes);
   const DeviceArray<float> scales(x.scales);
   // OutputsOf counts tokens by an x of bf16, which is not read.
   const std::vector<uint16_t> unread(x.codes.size());
-  return OutputsOf(weights, unread, kind, [&](const GpuGemmArgs& args) {
+  return OutputsOf(weights, unread, output, [&](const GpuGemmArgs& args) {
     CUDA_MUST(Int8GemmCuda(args, {codes.data(), scales.data()}, {.follows = follows}));
   });
 }
 
 TEST(Int8GemmGpu, EveryKindIsWithinItsBound) {
-  for (const GpuGemmOut kind :
-       {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+  for (const TestGemmOut& output : kEveryGemmOut) {
     for (const auto& [rows, columns] : {SpeedShape{16, 64}, {208, 2048}, {256, 448}}) {
-      const TestGpuMatrix weights(DType::kInt8, rows, columns, /*seed=*/1, kind == GpuGemmOut::kGated);
+      const TestGpuMatrix weights(DType::kInt8, rows, columns, /*seed=*/1, output.is_gated());
       const DeviceMatrix device(*weights.packed);
       for (const uint32_t tokens : {1u, 7u, 65u, 128u, 300u}) {
-        SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " [" << rows << ", "
-                                        << columns << "] " << tokens << " tokens");
+        SCOPED_TRACE(testing::Message()
+                     << output << " [" << rows << ", " << columns << "] " << tokens << " tokens");
         const Int8Rows x(tokens, columns, /*seed=*/tokens);
-        const std::vector<std::byte> out = Int8Gemm(device.matrix, x, kind, /*follows=*/tokens == 65);
+        const std::vector<std::byte> out = Int8Gemm(device.matrix, x, output, /*follows=*/tokens == 65);
         for (uint32_t token = 0; token < tokens; token += 5) {
-          ExpectInt8GemmRow(weights.matrix(), x, token, kind, &out[token * RowBytes(rows, kind)], 2.5f,
+          ExpectInt8GemmRow(weights.matrix(), x, token, output, &out[token * RowBytes(rows, output)], 2.5f,
                             /*stride=*/7);
         }
       }

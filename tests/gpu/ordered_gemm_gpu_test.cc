@@ -12,45 +12,42 @@
 namespace terrace {
 namespace {
 
-constexpr GpuGemmOut kEveryKind[] = {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32,
-                                     GpuGemmOut::kGated};
-
-size_t OutBytes(uint32_t rows, uint32_t tokens, GpuGemmOut kind) {
-  return size_t{tokens} * (kind == GpuGemmOut::kGated ? rows / 2 : rows) *
-         (kind == GpuGemmOut::kF32 || kind == GpuGemmOut::kAddF32 ? 4 : 2);
-}
-
 // What `multiply` makes; kAddF32 adds to other values in each place. 64 bytes behind it stay as they are.
 std::vector<std::byte> Product(const GpuMatrix& weights, const DeviceArray<uint16_t>& x, uint32_t tokens,
-                               GpuGemmOut kind,
+                               const TestGemmOut& output,
                                const std::function<cudaError_t(const GpuGemmArgs& args)>& multiply) {
-  DeviceArray<std::byte> out(OutBytes(weights.rows, tokens, kind) + 64);
-  if (kind == GpuGemmOut::kAddF32) {
-    std::vector<std::byte> bytes(OutBytes(weights.rows, tokens, kind));
+  DeviceArray<std::byte> out(tokens * RowBytes(weights.rows, output) + 64);
+  if (output.kind == GpuGemmOut::kAddF32) {
+    std::vector<std::byte> bytes(tokens * RowBytes(weights.rows, output));
     for (size_t i = 0; i < bytes.size() / 4; ++i) {
       const float before = static_cast<float>(i % 1013) / 7 - 60;
       std::memcpy(&bytes[4 * i], &before, 4);
     }
     out.Set(bytes);
   }
-  CUDA_MUST(multiply({.x = x.data(), .tokens = tokens, .weights = weights, .out = out.data(), .kind = kind}));
+  CUDA_MUST(multiply({.x = x.data(),
+                      .tokens = tokens,
+                      .weights = weights,
+                      .out = out.data(),
+                      .kind = output.kind,
+                      .gate = output.gate}));
   return out.Get();
 }
 
 void ExpectStreamGemmsBits(const GpuMatrix& weights, const DeviceArray<uint16_t>& x, uint32_t tokens,
-                           GpuGemmOut kind) {
-  const std::vector<std::byte> want = Product(weights, x, tokens, kind, [&](const GpuGemmArgs& args) {
+                           const TestGemmOut& output) {
+  const std::vector<std::byte> want = Product(weights, x, tokens, output, [&](const GpuGemmArgs& args) {
     return StreamGemmCuda(args, DefaultStreamGemmShape(weights.rows, weights.columns, weights.format, tokens),
                           {});
   });
   for (const OrderedGemmTile tile : {OrderedGemmTile::kSmall, OrderedGemmTile::kLarge}) {
-    const std::vector<std::byte> got = Product(weights, x, tokens, kind, [&](const GpuGemmArgs& args) {
+    const std::vector<std::byte> got = Product(weights, x, tokens, output, [&](const GpuGemmArgs& args) {
       return OrderedGemmCuda(args, tile, {.follows = tile == OrderedGemmTile::kLarge});
     });
     ASSERT_EQ(got.size(), want.size());
     size_t differ = 0;
     for (size_t i = 0; i < got.size(); ++i) differ += got[i] != want[i] ? 1 : 0;
-    EXPECT_EQ(differ, 0u) << "bytes, " << tokens << " tokens, kind " << static_cast<int>(kind) << ", "
+    EXPECT_EQ(differ, 0u) << "bytes, " << tokens << " tokens, output " << output << ", "
                           << (tile == OrderedGemmTile::kLarge ? "large" : "small");
   }
 }
@@ -58,13 +55,13 @@ void ExpectStreamGemmsBits(const GpuMatrix& weights, const DeviceArray<uint16_t>
 TEST(OrderedGemmGpu, HasTheBitsOfStreamGemm) {
   constexpr uint32_t kRows = 208, kColumns = 2048;
   for (const DType dtype : kGpuMatrixDTypes) {
-    for (const GpuGemmOut kind : kEveryKind) {
+    for (const TestGemmOut& output : kEveryGemmOut) {
       SCOPED_TRACE(Info(dtype).name);
-      const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/1, kind == GpuGemmOut::kGated);
+      const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/1, output.is_gated());
       const DeviceMatrix device(*weights.packed);
       for (const uint32_t tokens : {1u, 8u, 33u, 128u, 300u}) {
         const DeviceArray<uint16_t> x(RandomBF16(size_t{tokens} * kColumns, /*seed=*/tokens));
-        ExpectStreamGemmsBits(device.matrix, x, tokens, kind);
+        ExpectStreamGemmsBits(device.matrix, x, tokens, output);
       }
     }
   }

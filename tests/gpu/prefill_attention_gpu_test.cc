@@ -5,6 +5,8 @@
 #include <cmath>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
 #include "gtest/gtest.h"
@@ -72,6 +74,31 @@ TEST(PrefillAttentionGpu, MatchesTheReference) {
   }
 }
 
+TEST(PrefillAttentionGpu, MatchesTheReferenceInAWindowAndWithACap) {
+  uint64_t seed = 0;
+  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      for (const auto& [window, softcap] : std::vector<std::pair<uint32_t, float>>{
+               {1, 0}, {63, 0}, {64, 0}, {200, 50}, {1024, 0}, {UINT32_MAX, 0}, {0, 50}, {0, 2}}) {
+        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", head_dim " << head_dim << ", window "
+                                        << window << ", cap " << softcap << ", seed " << seed);
+        PrefillBatch batch({.dtype = dtype,
+                            .heads = 8,
+                            .kv_heads = 2,
+                            .head_dim = head_dim,
+                            .log2_block_tokens = static_cast<uint32_t>(4 + seed % 4),
+                            .sequences = {{0, 1}, {1003, 555}, {77, 300}, {0, 100}, {63, 2}},
+                            .magnitude = 2,
+                            .window = window,
+                            .softcap = softcap,
+                            .seed = seed});
+        ExpectReference(batch);
+        ++seed;
+      }
+    }
+  }
+}
+
 // Blocks of the kernels for Hopper take several items each, of one tile and of many.
 TEST(PrefillAttentionGpu, MatchesTheReferenceOfMoreItemsThanMultiprocessors) {
   for (const uint32_t head_dim : {64u, 128u}) {
@@ -89,43 +116,61 @@ TEST(PrefillAttentionGpu, TakesScoresThatGrow) {
   ExpectReference(batch);
 }
 
+void ExpectSameBitsOfEveryCut(const PrefillShape& shape) {
+  PrefillBatch batch(shape);
+  const auto whole = batch.runs;
+  for (const PrefillKernel kernel : KernelsOf(batch)) {
+    SCOPED_TRACE(NameOf(kernel));
+    batch.runs = whole;
+    const auto expected = Attend(batch, kernel);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(Attend(batch, kernel), expected);
+    for (const uint32_t most : {1u, 33u, 100u}) {
+      batch.runs.clear();
+      for (const PrefillChunk& chunk : batch.chunks) {
+        for (uint32_t begin = 0; begin < chunk.count; begin += most) {
+          batch.runs.push_back({chunk.first + begin, std::min(most, chunk.count - begin)});
+        }
+      }
+      EXPECT_EQ(Attend(batch, kernel), expected) << "runs of " << most;
+    }
+  }
+}
 TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
   for (const uint32_t head_dim : {32u, 64u, 128u}) {
-    PrefillBatch batch(
-        {.heads = 4, .head_dim = head_dim, .sequences = {{37, 1000}, {0, 40}}, .growth = 0.002f});
-    const auto whole = batch.runs;
-    for (const PrefillKernel kernel : KernelsOf(batch)) {
-      SCOPED_TRACE(NameOf(kernel));
-      batch.runs = whole;
-      const auto expected = Attend(batch, kernel);
-      for (int i = 0; i < 3; ++i) EXPECT_EQ(Attend(batch, kernel), expected);
-      for (const uint32_t most : {1u, 33u, 100u}) {
-        batch.runs.clear();
-        for (const PrefillChunk& chunk : batch.chunks) {
-          for (uint32_t begin = 0; begin < chunk.count; begin += most) {
-            batch.runs.push_back({chunk.first + begin, std::min(most, chunk.count - begin)});
-          }
-        }
-        EXPECT_EQ(Attend(batch, kernel), expected) << "runs of " << most;
-      }
+    for (const auto& [window, softcap] :
+         std::vector<std::pair<uint32_t, float>>{{0, 0}, {1, 0}, {65, 0}, {300, 0}, {300, 20}}) {
+      SCOPED_TRACE(testing::Message()
+                   << "head_dim " << head_dim << ", window " << window << ", cap " << softcap);
+      ExpectSameBitsOfEveryCut({.heads = 4,
+                                .head_dim = head_dim,
+                                .sequences = {{37, 1000}, {0, 40}},
+                                .growth = 0.002f,
+                                .window = window,
+                                .softcap = softcap});
     }
   }
 }
 
-TEST(PrefillAttentionGpu, NaNReachesItsOwnAndLaterPositionsOnly) {
-  for (const uint32_t bad : {70u, 130u, 299u}) {
-    PrefillBatch batch({.heads = 1, .head_dim = 128, .sequences = {{50, 250}}});
-    PrefillBatch broken = batch;
-    const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * 128 + 9;
-    broken.values[2 * at] = broken.values[2 * at + 1] = std::byte{0xff};
-    for (const PrefillKernel kernel : KernelsOf(batch)) {
-      SCOPED_TRACE(NameOf(kernel));
-      const auto good = Attend(batch, kernel), out = Attend(broken, kernel);
-      for (size_t i = 0; i < out.size(); ++i) {
-        if (50 + i / 128 < bad) {
-          ASSERT_EQ(out[i], good[i]) << i;
-        } else if (i % 128 == 9) {
-          ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
+TEST(PrefillAttentionGpu, NaNReachesThoseWhoSeeItOnly) {
+  for (const uint32_t window : {0u, 1u, 40u, 100u}) {
+    for (const uint32_t bad : {100u, 170u, 230u, 399u}) {
+      SCOPED_TRACE(testing::Message() << "window " << window << ", value " << bad);
+      PrefillBatch batch({.heads = 1, .head_dim = 128, .sequences = {{150, 250}}, .window = window});
+      if (window != 0 && bad + window <= 150) continue;  // its block is no one's
+      PrefillBatch broken = batch;
+      const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * 128 + 9;
+      broken.values[2 * at] = broken.values[2 * at + 1] = std::byte{0xff};
+      for (const PrefillKernel kernel : KernelsOf(batch)) {
+        SCOPED_TRACE(NameOf(kernel));
+        const auto good = Attend(batch, kernel), out = Attend(broken, kernel);
+        for (size_t i = 0; i < out.size(); ++i) {
+          const size_t position = 150 + i / 128;
+          ASSERT_TRUE(std::isfinite(FloatFromBF16(good[i]))) << i;
+          if (position < bad || (window != 0 && position - bad >= window)) {
+            ASSERT_EQ(out[i], good[i]) << i;
+          } else if (i % 128 == 9) {
+            ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
+          }
         }
       }
     }
@@ -147,6 +192,7 @@ TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.batch.head_dim = 96; }), cudaErrorInvalidValue);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.kv.dtype = KvDType::kF32; }), cudaErrorInvalidValue);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.scale = 0; }), cudaErrorInvalidValue);
+  EXPECT_EQ(error([](GpuAttentionArgs& a) { a.softcap = -1; }), cudaErrorInvalidValue);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.q += 1; }), cudaErrorInvalidValue);
   EXPECT_EQ(error([](GpuAttentionArgs& a) { a.batch.log2_block_tokens = 3; }), cudaErrorInvalidValue);
 }

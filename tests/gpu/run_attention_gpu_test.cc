@@ -2,6 +2,7 @@
 #include "kernels/attention/run_attention_cuda.h"
 
 #include <algorithm>
+#include <array>
 
 #include "gtest/gtest.h"
 #include "kernels/attention/decode_attention_cuda.h"
@@ -19,15 +20,20 @@ bool HasSharedFor(const GpuAttentionArgs& args) {
   return RunAttentionSharedBytes(args) <= static_cast<size_t>(shared);
 }
 
-std::vector<uint16_t> Attend(PrefillBatch& batch, bool follows = false) {
+std::vector<uint16_t> Attend(PrefillBatch& batch, bool follows = false, const RunLimits& limits = {}) {
   const DevicePrefillBatch device(batch);
-  CUDA_MUST(RunAttentionCuda(device.args(), {.follows = follows}));
+  GpuAttentionArgs args = device.args();
+  args.window = limits.window;
+  args.softcap = limits.softcap;
+  CUDA_MUST(RunAttentionCuda(args, {.follows = follows}));
   return device.out();
 }
 
-std::vector<uint16_t> Decode(PrefillBatch& batch) {
+std::vector<uint16_t> Decode(PrefillBatch& batch, const RunLimits& limits = {}) {
   const DevicePrefillBatch device(batch);
   GpuAttentionArgs args = device.args();
+  args.window = limits.window;
+  args.softcap = limits.softcap;
   DecodeAll(args, batch);
   const DeviceArray<float> partials(
       GpuAttentionPartialFloats(args.count, args.heads, args.batch.head_dim, args.most_spans));
@@ -53,6 +59,36 @@ TEST(RunAttentionGpu, HasTheBitsOfDecode) {
   }
 }
 
+TEST(RunAttentionGpu, HasTheBitsOfDecodeWithWindowsAndCaps) {
+  uint64_t seed = 60;
+  for (const RunLimits& limits : kRunLimits) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      for (const uint32_t head_dim : {32u, 64u, 128u}) {
+        const uint32_t group = std::to_array({1u, 4u, 7u, 8u, 9u, 16u})[seed % 6];
+        SCOPED_TRACE(testing::Message()
+                     << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", window "
+                     << limits.window << ", cap " << limits.softcap << ", seed " << seed);
+        PrefillBatch batch(RunShape(dtype, group, head_dim, seed++));
+        if (!HasSharedFor(batch.Args())) GTEST_SKIP() << "too little shared memory";
+        LeaveBehind(batch, limits.window);
+        ExpectSameBits(batch, Attend(batch, /*follows=*/seed % 2 == 0, limits), Decode(batch, limits));
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(RunAttentionGpu, SumsAreInTheOrderOfDecode) {
+  PrefillBatch batch({.heads = 8, .kv_heads = 2, .head_dim = 128, .sequences = {{4800 - 60, 60}}});
+  if (!HasSharedFor(batch.Args())) GTEST_SKIP() << "too little shared memory";
+  CancelSpans(batch);
+  for (const uint32_t window : {0u, 2048u, 2500u}) {
+    SCOPED_TRACE(window);
+    const RunLimits limits{.window = window};
+    ExpectSameBits(batch, Attend(batch, /*follows=*/false, limits), Decode(batch, limits));
+  }
+}
+
 // Whole prompts, and chunks far behind a prompt's beginning, cut anywhere.
 TEST(RunAttentionGpu, LongPromptsHaveTheBitsOfDecode) {
   for (const KvDType dtype : {KvDType::kBF16, KvDType::kInt8}) {
@@ -67,6 +103,8 @@ TEST(RunAttentionGpu, LongPromptsHaveTheBitsOfDecode) {
     if (!HasSharedFor(batch.Args())) GTEST_SKIP() << "too little shared memory";
     const std::vector<uint16_t> want = Decode(batch);
     ExpectSameBits(batch, Attend(batch), want);
+    const RunLimits limits{.window = 1000, .softcap = 30};
+    ExpectSameBits(batch, Attend(batch, /*follows=*/false, limits), Decode(batch, limits));
     batch.runs.clear();
     for (uint32_t first = 0; first < 1300; first += 13) batch.runs.push_back({first, 13});
     batch.runs.push_back({1300, 77});

@@ -11,27 +11,26 @@ namespace {
 
 constexpr DType kTwoOfFour = DType::kF16;  // what TestGpuMatrix makes kSparse of
 
-std::vector<std::byte> SparseGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x, GpuGemmOut kind,
-                                  bool follows) {
-  return OutputsOf(weights, x, kind,
+std::vector<std::byte> SparseGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x,
+                                  const TestGemmOut& output, bool follows) {
+  return OutputsOf(weights, x, output,
                    [&](const GpuGemmArgs& args) { CUDA_MUST(SparseGemmCuda(args, {.follows = follows})); });
 }
 
 TEST(SparseGemmGpu, EveryKindIsWithinItsBound) {
-  for (const GpuGemmOut kind :
-       {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+  for (const TestGemmOut& output : kEveryGemmOut) {
     for (const auto& [rows, columns] : {SpeedShape{16, 64}, {208, 2048}, {256, 448}}) {
-      if (kind == GpuGemmOut::kGated && rows % 16 != 0) continue;
-      const TestGpuMatrix weights(kTwoOfFour, rows, columns, /*seed=*/1, kind == GpuGemmOut::kGated);
+      if (output.is_gated() && rows % 16 != 0) continue;
+      const TestGpuMatrix weights(kTwoOfFour, rows, columns, /*seed=*/1, output.is_gated());
       const DeviceMatrix device(*weights.packed);
       for (const uint32_t tokens : {1u, 7u, 65u, 128u, 300u}) {
-        SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << " [" << rows << ", "
-                                        << columns << "] " << tokens << " tokens");
+        SCOPED_TRACE(testing::Message()
+                     << output << " [" << rows << ", " << columns << "] " << tokens << " tokens");
         const std::vector<uint16_t> x = RandomBF16(size_t{tokens} * columns, /*seed=*/tokens);
-        const std::vector<std::byte> out = SparseGemm(device.matrix, x, kind, /*follows=*/tokens == 65);
+        const std::vector<std::byte> out = SparseGemm(device.matrix, x, output, /*follows=*/tokens == 65);
         for (uint32_t token = 0; token < tokens; token += 5) {
-          ExpectGemmRow(weights.matrix(), &x[size_t{token} * columns], kind,
-                        &out[token * RowBytes(rows, kind)], 2.5f, /*stride=*/7);
+          ExpectGemmRow(weights.matrix(), &x[size_t{token} * columns], output,
+                        &out[token * RowBytes(rows, output)], 2.5f, /*stride=*/7);
         }
       }
     }

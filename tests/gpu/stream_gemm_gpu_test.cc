@@ -7,9 +7,10 @@
 namespace terrace {
 namespace {
 
-std::vector<std::byte> StreamGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x, GpuGemmOut kind,
-                                  const StreamGemmShape& shape, bool follows = false) {
-  return OutputsOf(weights, x, kind, [&](const GpuGemmArgs& args) {
+std::vector<std::byte> StreamGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x,
+                                  const TestGemmOut& output, const StreamGemmShape& shape,
+                                  bool follows = false) {
+  return OutputsOf(weights, x, output, [&](const GpuGemmArgs& args) {
     CUDA_MUST(StreamGemmCuda(args, shape, {.follows = follows}));
   });
 }
@@ -17,21 +18,19 @@ std::vector<std::byte> StreamGemm(const GpuMatrix& weights, const std::vector<ui
 TEST(StreamGemmGpu, EveryFormatAndKindIsWithinItsBound) {
   constexpr uint32_t kRows = 256, kColumns = 2048;
   for (const DType dtype : kGpuMatrixDTypes) {
-    for (const GpuGemmOut kind :
-         {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
-      const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/1, kind == GpuGemmOut::kGated);
+    for (const TestGemmOut& output : kEveryGemmOut) {
+      const TestGpuMatrix weights(dtype, kRows, kColumns, /*seed=*/1, output.is_gated());
       const DeviceMatrix device(*weights.packed);
       for (const uint32_t tokens : {1u, 7u, 16u, 27u, 70u}) {
         const std::vector<uint16_t> x = RandomBF16(size_t{tokens} * kColumns, /*seed=*/tokens);
         for (const StreamGemmShape& shape : StreamGemmShapes(tokens)) {
-          SCOPED_TRACE(testing::Message()
-                       << Info(dtype).name << " kind " << static_cast<int>(kind) << " " << tokens
-                       << " tokens " << shape.warps << " warps " << shape.row_tiles << " row tiles");
+          SCOPED_TRACE(testing::Message() << Info(dtype).name << " " << output << " " << tokens << " tokens "
+                                          << shape.warps << " warps " << shape.row_tiles << " row tiles");
           const std::vector<std::byte> out =
-              StreamGemm(device.matrix, x, kind, shape, /*follows=*/tokens == 16);
+              StreamGemm(device.matrix, x, output, shape, /*follows=*/tokens == 16);
           for (uint32_t token = 0; token < tokens; token += 5) {
-            ExpectGemmRow(weights.matrix(), &x[size_t{token} * kColumns], kind,
-                          &out[token * RowBytes(kRows, kind)], 2.5f, /*stride=*/37);
+            ExpectGemmRow(weights.matrix(), &x[size_t{token} * kColumns], output,
+                          &out[token * RowBytes(kRows, output)], 2.5f, /*stride=*/37);
           }
         }
       }

@@ -14,9 +14,9 @@ struct Scratch : SplitScratch {
   TileGemmScratch Get() const { return {partials.data(), arrived.data()}; }
 };
 
-std::vector<std::byte> TileGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x, GpuGemmOut kind,
-                                bool follows = false) {
-  return OutputsOf(weights, x, kind, [&](const GpuGemmArgs& args) {
+std::vector<std::byte> TileGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x,
+                                const TestGemmOut& output, bool follows = false) {
+  return OutputsOf(weights, x, output, [&](const GpuGemmArgs& args) {
     const Scratch scratch(weights.rows, weights.columns, args.tokens);
     CUDA_MUST(TileGemmCuda(args, scratch.Get(), {.follows = follows}));
     for (const uint32_t count : scratch.arrived.Get()) EXPECT_EQ(count, 0u);
@@ -27,22 +27,21 @@ TEST(TileGemmGpu, EveryFormatAndKindIsItsRoundedValuesTimesX) {
   const struct { uint32_t rows, columns; } shapes[] = {{272, 2048}, {1024, 1088}};
   for (const auto& [rows, columns] : shapes) {
     for (const DType dtype : kTileGemmDTypes) {
-      for (const GpuGemmOut kind :
-           {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+      for (const TestGemmOut& output : kEveryGemmOut) {
         // Superblocks of Q4_K and Q6_K have 256 columns.
         const bool is_super = dtype == DType::kQ4_K || dtype == DType::kQ6_K || dtype == DType::kInt4G128;
         const uint32_t whole = is_super ? columns / 256 * 256 : columns;
-        const TestGpuMatrix weights(dtype, rows, whole, /*seed=*/1, kind == GpuGemmOut::kGated);
+        const TestGpuMatrix weights(dtype, rows, whole, /*seed=*/1, output.is_gated());
         const DeviceMatrix device(*weights.packed);
         const RoundedGpuMatrix rounded(weights.matrix());
         for (const uint32_t tokens : {1u, 17u, 32u, 61u, 64u, 100u}) {
-          SCOPED_TRACE(testing::Message() << Info(dtype).name << " [" << rows << ", " << whole << "] kind "
-                                          << static_cast<int>(kind) << " " << tokens << " tokens");
+          SCOPED_TRACE(testing::Message() << Info(dtype).name << " [" << rows << ", " << whole << "] "
+                                          << output << " " << tokens << " tokens");
           const std::vector<uint16_t> x = RandomBF16(size_t{tokens} * whole, /*seed=*/tokens);
-          const std::vector<std::byte> out = TileGemm(device.matrix, x, kind, /*follows=*/tokens == 17);
+          const std::vector<std::byte> out = TileGemm(device.matrix, x, output, /*follows=*/tokens == 17);
           for (uint32_t token = 0; token < tokens; token += 9) {
-            ExpectGemmRow(rounded.matrix, &x[size_t{token} * whole], kind, &out[token * RowBytes(rows, kind)],
-                          2.5f, /*stride=*/37);
+            ExpectGemmRow(rounded.matrix, &x[size_t{token} * whole], output,
+                          &out[token * RowBytes(rows, output)], 2.5f, /*stride=*/37);
           }
         }
       }

@@ -14,9 +14,9 @@ struct Scratch : SplitScratch {
   TileGemmScratch Get() const { return {partials.data(), arrived.data()}; }
 };
 
-std::vector<std::byte> WideGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x, GpuGemmOut kind,
-                                const WideGemmShape& shape, bool follows = false) {
-  return OutputsOf(weights, x, kind, [&](const GpuGemmArgs& args) {
+std::vector<std::byte> WideGemm(const GpuMatrix& weights, const std::vector<uint16_t>& x,
+                                const TestGemmOut& output, const WideGemmShape& shape, bool follows = false) {
+  return OutputsOf(weights, x, output, [&](const GpuGemmArgs& args) {
     const Scratch scratch(shape, weights.rows, args.tokens);
     CUDA_MUST(WideGemmCuda(args, shape, scratch.Get(), {.follows = follows}));
     for (const uint32_t count : scratch.arrived.Get()) EXPECT_EQ(count, 0u);
@@ -37,22 +37,20 @@ TEST(WideGemmGpu, EveryFormatAndKindIsItsRoundedValuesTimesX) {
   } cases[] = {{272, 2048, {4, 1}}, {1024, 1088, {3, 4}}, {176, 1216, {1, 3}}};
   for (const auto& c : cases) {
     for (const DType dtype : kTileGemmDTypes) {
-      for (const GpuGemmOut kind :
-           {GpuGemmOut::kBF16, GpuGemmOut::kF32, GpuGemmOut::kAddF32, GpuGemmOut::kGated}) {
+      for (const TestGemmOut& output : kEveryGemmOut) {
         const uint32_t columns = WholeColumns(dtype, c.columns);
-        const TestGpuMatrix weights(dtype, c.rows, columns, /*seed=*/1, kind == GpuGemmOut::kGated);
+        const TestGpuMatrix weights(dtype, c.rows, columns, /*seed=*/1, output.is_gated());
         const DeviceMatrix device(*weights.packed);
         const RoundedGpuMatrix rounded(weights.matrix(), WideValue);
         for (const uint32_t tokens : {1u, 17u, 61u, 90u, 128u, 300u}) {
-          SCOPED_TRACE(testing::Message()
-                       << Info(dtype).name << " [" << c.rows << ", " << columns << "] kind "
-                       << static_cast<int>(kind) << " " << tokens << " tokens");
+          SCOPED_TRACE(testing::Message() << Info(dtype).name << " [" << c.rows << ", " << columns << "] "
+                                          << output << " " << tokens << " tokens");
           const std::vector<uint16_t> x = RandomBF16(size_t{tokens} * columns, /*seed=*/tokens);
           const std::vector<std::byte> out =
-              WideGemm(device.matrix, x, kind, c.shape, /*follows=*/tokens == 17);
+              WideGemm(device.matrix, x, output, c.shape, /*follows=*/tokens == 17);
           for (uint32_t token = 0; token < tokens; token += 29) {
-            ExpectGemmRow(rounded.matrix, &x[size_t{token} * columns], kind,
-                          &out[token * RowBytes(c.rows, kind)], 2.5f, /*stride=*/37);
+            ExpectGemmRow(rounded.matrix, &x[size_t{token} * columns], output,
+                          &out[token * RowBytes(c.rows, output)], 2.5f, /*stride=*/37);
           }
         }
       }
@@ -67,21 +65,21 @@ TEST(WideGemmGpu, ScaledSumsAreOfExactValues) {
     WideGemmShape shape;
   } cases[] = {{272, 2048, {4, 1, true}}, {1024, 4096, {3, 4, true}}, {176, 1280, {1, 3, true}}};
   for (const auto& c : cases) {
-    for (const GpuGemmOut kind : {GpuGemmOut::kF32, GpuGemmOut::kGated}) {
-      const TestGpuMatrix weights(DType::kInt4G128, c.rows, c.columns, /*seed=*/6,
-                                  kind == GpuGemmOut::kGated);
+    for (const TestGemmOut& output : kEveryGemmOut) {
+      const TestGpuMatrix weights(DType::kInt4G128, c.rows, c.columns, /*seed=*/6, output.is_gated());
       const DeviceMatrix device(*weights.packed);
       const std::vector<uint16_t> x = RandomBF16(size_t{32} * c.columns, /*seed=*/7);
-      const std::vector<std::byte> all = WideGemm(device.matrix, x, kind, c.shape);
-      const size_t row_bytes = RowBytes(c.rows, kind);
+      const std::vector<std::byte> all = WideGemm(device.matrix, x, output, c.shape);
+      const size_t row_bytes = RowBytes(c.rows, output);
       for (const uint32_t tokens : {1u, 16u, 23u, 32u}) {
-        SCOPED_TRACE(testing::Message() << "[" << c.rows << ", " << c.columns << "] kind "
-                                        << static_cast<int>(kind) << " " << tokens << " tokens");
+        SCOPED_TRACE(testing::Message()
+                     << "[" << c.rows << ", " << c.columns << "] " << output << " " << tokens << " tokens");
         const std::vector<std::byte> out =
-            WideGemm(device.matrix, {x.begin(), x.begin() + size_t{tokens} * c.columns}, kind, c.shape);
+            WideGemm(device.matrix, {x.begin(), x.begin() + size_t{tokens} * c.columns}, output, c.shape);
         EXPECT_EQ(std::memcmp(out.data(), all.data(), tokens * row_bytes), 0);
         for (uint32_t token = 0; token < tokens; token += 11) {
-          ExpectGemmRow(weights.matrix(), &x[size_t{token} * c.columns], kind, &out[token * row_bytes], 0,
+          ExpectGemmRow(weights.matrix(), &x[size_t{token} * c.columns], output, &out[token * row_bytes],
+                        2.5f,
                         /*stride=*/37);
         }
       }

@@ -7,6 +7,7 @@
 
 #include "tools/cli/format.h"
 #include "worker/formats/compressed_tensors.h"
+#include "worker/formats/tensor_names.h"
 
 namespace terrace {
 namespace {
@@ -75,6 +76,32 @@ std::string TensorTable(const Json& tensors, bool all) {
   return FormatTable(rows, 3);
 }
 
+// ", windows of 4,096 tokens in 13 of 26 layers"
+std::string WindowsText(const Json& windows) {
+  uint64_t most = 0, layers = 0;
+  for (const Json& window : windows) {
+    most = std::max(most, window.get<uint64_t>());
+    if (window != 0) ++layers;
+  }
+  if (layers == 0) return "";
+  return Concat(", windows of ", FormatCount(most), " tokens in ", layers, " of ", windows.size(), " layers");
+}
+
+std::string RopeScalingText(const RopeScaling& scaling) {
+  switch (scaling.kind) {
+    case RopeScaling::Kind::kNone:
+      break;
+    case RopeScaling::Kind::kLinear:
+      return Concat("scaled by ", scaling.factor);
+    case RopeScaling::Kind::kLlama3:
+      return Concat("scaled by up to ", scaling.factor, " (llama3, from ", scaling.original_context,
+                    " tokens)");
+    case RopeScaling::Kind::kDivisors:
+      return Concat("scaled by up to ", std::ranges::max(scaling.divisors), " (", kRopeDivisorsName, ")");
+  }
+  return "not scaled";
+}
+
 std::string FormatInspection(const Json& json, bool all_tensors, const CommandContext& context) {
   const Json &a = json["architecture"], &t = json["tokenizer"], &m = json["memory"];
   const auto count = [](const Json& value) { return FormatCount(value.get<uint64_t>()); };
@@ -95,7 +122,8 @@ std::string FormatInspection(const Json& json, bool all_tensors, const CommandCo
       {"layers", Concat(count(a["layers"]), " of width ", count(a["hidden_size"]), ", feed-forward ",
                         a["ffn_sizes"].empty() ? count(a["ffn_size"]) : a["ffn_sizes"].dump())},
       {"attention", Concat(count(a["heads"]), " heads, ", count(a["kv_heads"]), " key/value heads of ",
-                           count(a["head_dim"]), ", RoPE base ", a["rope_base"].dump())},
+                           count(a["head_dim"]), WindowsText(a["windows"]))},
+      {"RoPE", Concat("base ", a["rope_base"].dump(), ", ", a["rope_scaling"].get<std::string>())},
       {"context", Concat(count(a["context_length"]), " tokens")},
       {"embeddings",
        Concat(count(a["vocab_size"]), " rows", a["tied_embeddings"].get<bool>() ? ", output tied" : "")},
@@ -139,6 +167,11 @@ StatusOr<Json> InspectionToJson(const ModelFiles& files) {
                  {"ffn_sizes", config.ffn_sizes},
                  {"norm_epsilon", config.norm_epsilon},
                  {"rope_base", config.rope_base},
+                 {"rope_scaling", RopeScalingText(config.rope_scaling)},
+                 {"windows", config.windows},
+                 {"gate", config.gate == GateFunction::kSilu ? "silu" : "gelu"},
+                 {"attention_softcap", config.attention_softcap},
+                 {"logit_softcap", config.logit_softcap},
                  {"tied_embeddings", config.tied_embeddings}}},
                {"tensors", Json::array()},
                {"dtypes", Json::object()},

@@ -35,6 +35,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// What TorchLlama computes.
+Status CheckFamily(const std::string& path, const ModelConfig& config) {
+  if (IsPlainLlama(config)) return Status();
+  return WithReason(
+      DataLoss(
+          path, ": is of the family ", config.family,
+          "; distill takes models of the shape of Llama 2: no windows, biases, scaled RoPE or other norms"),
+      "unsupported_architecture");
+}
+
 constexpr size_t kMaxConfigBytes = 8 << 20;
 constexpr size_t kHeldOutShare = 10;    // a tenth of the rows at most
 constexpr size_t kAcceptanceRows = 64;  // of the held-out ones, at most
@@ -88,6 +98,7 @@ class Distillation {
   StatusOr<DistillReport> Run() {
     RETURN_IF_ERROR(CheckRequest());
     ASSIGN_OR_RETURN(teacher_, OpenModel(request_.teacher));
+    RETURN_IF_ERROR(CheckFamily(request_.teacher, teacher_.config));
     ASSIGN_OR_RETURN(const ModelWeights student, Student());
     RETURN_IF_ERROR(LoadRows(student.config));
     RETURN_IF_ERROR(OpenCache(student));
@@ -191,6 +202,7 @@ StatusOr<ModelWeights> Distillation::Student() {
   text_ = teacher_.text;
   if (!request_.student.empty()) {
     ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(request_.student));
+    RETURN_IF_ERROR(CheckFamily(request_.student, files.config));
     RETURN_IF_ERROR(
         CheckVocabularies(*teacher_.text, teacher_.config.vocab_size, *files.text, files.config.vocab_size));
     text_ = files.text;

@@ -34,9 +34,8 @@ StatusOr<ModelWeights> Load(const ModelFiles& files, const std::vector<uint32_t>
   SetFfnSizes(std::move(ffn_sizes), out.config);
   for (const TensorRequirement& tensor : RequiredTensors(out.config)) {
     const uint32_t layer = IsPerLayer(tensor.kind) ? layer_of[tensor.layer] : 0;
-    if (IsNorm(tensor.kind)) {
-      ASSIGN_OR_RETURN(auto values,
-                       LoadVector(*files.weights, TensorName(files.config.names, tensor.kind, layer)));
+    if (IsVector(tensor.kind)) {
+      ASSIGN_OR_RETURN(auto values, LoadVector(files.config, *files.weights, tensor.kind, layer));
       out.tensors.push_back(std::move(values));
     } else {
       ASSIGN_OR_RETURN(FloatMatrix matrix, LoadMatrix(files.config, *files.weights, tensor.kind, layer,

@@ -157,6 +157,8 @@ void FoldScales(const ModelConfig& config, LinearInput input, std::span<const fl
       break;
     case LinearInput::kAttentionOutput:
       divide_rows(layer.value);
+      if (const auto bias = layer.vectors.find(TensorKind::kValueBias); bias != layer.vectors.end())
+        divide_vector(bias->second);
       break;
     case LinearInput::kFfn:
       divide_vector(layer.ffn_norm);

@@ -71,19 +71,24 @@ const FloatMatrix& FloatLayer::matrix(TensorKind linear) const {
   return const_cast<FloatLayer*>(this)->matrix(linear);
 }
 
-StatusOr<std::vector<float>> LoadVector(const WeightSource& source, const std::string& name) {
+StatusOr<std::vector<float>> LoadVector(const ModelConfig& config, const WeightSource& source,
+                                        TensorKind kind, uint32_t layer) {
+  const std::string name = TensorName(config, kind, layer);
   ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
   const WeightMatrix row = {
       .dtype = tensor.dtype, .data = tensor.data, .rows = 1, .columns = tensor.shape[0]};
   std::vector<float> values(row.columns);
   DecodeRow(row, 0, values.data());
   if (!IsFinite(values)) return NotFinite(source, name, 0);
+  if (config.norms_less_one && IsNorm(kind)) {
+    for (float& value : values) value += 1;
+  }
   return values;
 }
 
 StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
                                  uint32_t layer, RopePairing pairing, ThreadPool& pool) {
-  const std::string name = TensorName(config.names, kind, layer);
+  const std::string name = TensorName(config, kind, layer);
   ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
   ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool));
   const WeightMatrix& from = held.matrix();
@@ -104,9 +109,15 @@ StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& 
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool) {
   FloatLayer out;
-  ASSIGN_OR_RETURN(out.attention_norm,
-                   LoadVector(source, TensorName(config.names, TensorKind::kAttentionNorm, layer)));
-  ASSIGN_OR_RETURN(out.ffn_norm, LoadVector(source, TensorName(config.names, TensorKind::kFfnNorm, layer)));
+  out.number = layer;
+  ASSIGN_OR_RETURN(out.attention_norm, LoadVector(config, source, TensorKind::kAttentionNorm, layer));
+  ASSIGN_OR_RETURN(out.ffn_norm, LoadVector(config, source, TensorKind::kFfnNorm, layer));
+  for (const TensorKind kind : LayerTensors(config)) {
+    if (!IsOtherVector(kind)) continue;
+    // Those of heads would have to be turned with their matrices; no family has them and other pairings.
+    CHECK(config.rope_pairing == pairing, "vectors of another pairing");
+    ASSIGN_OR_RETURN(out.vectors[kind], LoadVector(config, source, kind, layer));
+  }
   for (const TensorKind linear : kLinears) {
     ASSIGN_OR_RETURN(out.matrix(linear), LoadMatrix(config, source, linear, layer, pairing, pool));
   }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -58,8 +59,18 @@ inline size_t PlaceOf(TensorKind linear) {  // among them
   return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
 }
 
+// Of a layer, but for its two norms.
+constexpr bool IsOtherVector(TensorKind kind) {
+  return IsVector(kind) && IsPerLayer(kind) && kind != TensorKind::kAttentionNorm &&
+         kind != TensorKind::kFfnNorm;
+}
+// Norms as they multiply, whatever the file holds.
+using LayerVectors = std::map<TensorKind, std::vector<float>>;
+
 struct FloatLayer {
+  uint32_t number = 0;                          // which of the model's layers it is
   std::vector<float> attention_norm, ffn_norm;  // [hidden]
+  LayerVectors vectors;                         // the others that the family has
   FloatMatrix query, key, value, attention_output, gate, up, down;
 
   FloatMatrix& matrix(TensorKind linear);
@@ -75,7 +86,8 @@ StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& 
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool);
 
-// A tensor of one dimension.
-StatusOr<std::vector<float>> LoadVector(const WeightSource& source, const std::string& name);
+// A tensor of one dimension, likewise; a norm as it multiplies.
+StatusOr<std::vector<float>> LoadVector(const ModelConfig& config, const WeightSource& source,
+                                        TensorKind kind, uint32_t layer = 0);
 
 }  // namespace terrace

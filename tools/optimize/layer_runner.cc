@@ -5,12 +5,23 @@
 #include <numeric>
 #include <optional>
 
+#include "kernels/rope/rope_frequencies.h"
 #include "tools/optimize/packed_matrices.h"
 
 namespace terrace {
 namespace {
 
 constexpr uint32_t kBlockTokens = 16;
+
+// Or null where the layer has none.
+const std::vector<float>* Find(const FloatLayer& layer, TensorKind kind) {
+  const auto found = layer.vectors.find(kind);
+  return found == layer.vectors.end() ? nullptr : &found->second;
+}
+const float* Data(const FloatLayer& layer, TensorKind kind) {
+  const std::vector<float>* values = Find(layer, kind);
+  return values == nullptr ? nullptr : values->data();
+}
 
 }  // namespace
 
@@ -30,7 +41,7 @@ StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConfig& co
     runner->tokens_ += sequence.size();
   }
   CHECK(longest > 0, "no sequences");
-  const size_t blocks = BlocksFor(longest, kBlockTokens), pairs = config.head_dim / 2;
+  const size_t blocks = BlocksFor(longest, kBlockTokens);
   ASSIGN_OR_RETURN(runner->kv_, KvPool::Create({.layers = 1,
                                                 .kv_heads = config.kv_heads,
                                                 .head_dim = config.head_dim,
@@ -41,20 +52,27 @@ StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConfig& co
   runner->tables_.assign(kPieceTokens, runner->blocks_.data());
   runner->positions_.resize(longest);
   std::iota(runner->positions_.begin(), runner->positions_.end(), 0);
-  runner->cos_.resize(longest * pairs);
-  runner->sin_.resize(longest * pairs);
-  RopeAngles(runner->positions_.data(), longest, config.rope_base, config.head_dim, runner->cos_.data(),
-             runner->sin_.data());
+  runner->SetAngles(MakeRopeFrequencies(config.rope_base, config.head_dim, RopeDivisors(config)),
+                    runner->angles_);
+  if (config.window_rope_base > 0)
+    runner->SetAngles(MakeRopeFrequencies(config.window_rope_base, config.head_dim), runner->window_angles_);
   return runner;
+}
+
+void LayerRunner::SetAngles(const RopeFrequencies& frequencies, Angles& out) const {
+  out.cos.resize(positions_.size() * frequencies.steps.size());
+  out.sin.resize(out.cos.size());
+  RopeAngles(positions_.data(), positions_.size(), frequencies, out.cos.data(), out.sin.data());
 }
 
 LayerRunner::Half LayerRunner::AttentionOf(const FloatLayer& layer) {
   return {LinearInput::kAttention, LinearInput::kAttentionOutput, layer.attention_norm,
-          layer.attention_output};
+          layer.attention_output, Find(layer, TensorKind::kAttentionPostNorm)};
 }
 
 LayerRunner::Half LayerRunner::FfnOf(const FloatLayer& layer) {
-  return {LinearInput::kFfn, LinearInput::kDown, layer.ffn_norm, layer.down};
+  return {LinearInput::kFfn, LinearInput::kDown, layer.ffn_norm, layer.down,
+          Find(layer, TensorKind::kFfnPostNorm)};
 }
 
 Status LayerRunner::Run(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to,
@@ -113,8 +131,19 @@ Status LayerRunner::Pass(const FloatLayer& layer, const Half& half, const Hidden
     }
     if (observer != nullptr) RETURN_IF_ERROR(observer->OnInputs(half.last, inner_, count_));
     if (to == nullptr) continue;
-    const GemmPart parts[] = {{(*last)[0], stream_.data(), /*add_to_out=*/true}};
+    sublayer_.resize(half.post_norm == nullptr ? 0 : stream_.size());
+    float* out = half.post_norm == nullptr ? stream_.data() : sublayer_.data();
+    const GemmPart parts[] = {{(*last)[0], out, /*add_to_out=*/half.post_norm == nullptr}};
     ops_.gemm({.x = inner_.data(), .tokens = count_, .parts = parts}, pool_);
+    if (half.post_norm != nullptr) {
+      ops_.add_norm({.x = sublayer_.data(),
+                     .norm = half.post_norm->data(),
+                     .norm_epsilon = config_.norm_epsilon,
+                     .hidden = stream_.data(),
+                     .tokens = count_,
+                     .width = config_.hidden_size},
+                    pool_);
+    }
     RETURN_IF_ERROR(to->Write(begin, stream_));
   }
   return Status();
@@ -169,6 +198,7 @@ void LayerRunner::Attend(const FloatLayer& layer, const PackedMatrices& weights,
 // left their keys and values.
 void LayerRunner::AttendPart(const FloatLayer& layer, size_t row, size_t position, size_t count) {
   const size_t width = layer.query.rows, kv_width = layer.key.rows, pairs = config_.head_dim / 2;
+  const Angles& angles = config_.HasWindowRope(layer.number) ? window_angles_ : angles_;
   const PagedTokens batch{.positions = positions_.data() + position,
                           .block_tables = tables_.data(),
                           .tokens = count,
@@ -180,25 +210,34 @@ void LayerRunner::AttendPart(const FloatLayer& layer, size_t row, size_t positio
                 .q = query_.data() + row * width,
                 .k = key_.data() + row * kv_width,
                 .v = value_.data() + row * kv_width,
-                .cos = cos_.data() + position * pairs,
-                .sin = sin_.data() + position * pairs,
+                .cos = angles.cos.data() + position * pairs,
+                .sin = angles.sin.data() + position * pairs,
                 .heads = width / config_.head_dim,
                 .neighbours = config_.rope_pairing == RopePairing::kNeighbours,
-                .kv = kv_->layer(0)},
+                .kv = kv_->layer(0),
+                .q_bias = Data(layer, TensorKind::kQueryBias),
+                .k_bias = Data(layer, TensorKind::kKeyBias),
+                .v_bias = Data(layer, TensorKind::kValueBias),
+                .q_norm = Data(layer, TensorKind::kQueryNorm),
+                .k_norm = Data(layer, TensorKind::kKeyNorm),
+                .norm_epsilon = config_.norm_epsilon},
                pool_);
   ops_.paged_attention({.batch = batch,
                         .q = query_.data() + row * width,
                         .out = inner_.data() + row * width,
                         .kv = kv_->layer(0),
                         .heads = width / config_.head_dim,
-                        .scale = 1 / std::sqrt(static_cast<float>(config_.head_dim))},
+                        .scale = config_.AttentionScale(),
+                        .window = config_.Window(layer.number),
+                        .softcap = config_.attention_softcap},
                        pool_);
 }
 
 void LayerRunner::Gate(const FloatLayer& layer, const PackedMatrices& weights) {
   inner_.resize(count_ * layer.gate.rows);
   const GemmPart parts[] = {{weights[0], inner_.data()}, {weights[1]}};
-  ops_.gemm({.x = normalized_.data(), .tokens = count_, .parts = parts, .gated = true}, pool_);
+  ops_.gemm({.x = normalized_.data(), .tokens = count_, .parts = parts, .gated = true, .gate = config_.gate},
+            pool_);
 }
 
 }  // namespace terrace

@@ -19,6 +19,7 @@
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "kernels/op_table.h"
+#include "kernels/rope/rope_frequencies.h"
 #include "text/tokenizer.h"
 #include "tools/optimize/float_layer.h"
 #include "tools/optimize/hidden_states.h"
@@ -70,12 +71,18 @@ class LayerRunner {
     LinearInput first, last;
     const std::vector<float>& norm;
     const FloatMatrix& last_linear;
+    const std::vector<float>* post_norm;  // or null
+  };
+
+  struct Angles {
+    std::vector<float> cos, sin;  // [positions, head_dim / 2]
   };
 
   LayerRunner(const ModelConfig& config, const std::vector<std::vector<TokenId>>& sequences,
               const OpTable& ops, ThreadPool& pool);
   static Half AttentionOf(const FloatLayer& layer);
   static Half FfnOf(const FloatLayer& layer);
+  void SetAngles(const RopeFrequencies& frequencies, Angles& out) const;
   Status RunHalf(const FloatLayer& layer, const Half& half, const HiddenStates& from, HiddenStates* to,
                  LayerObserver* observer);
   Status ShowNormalized(const Half& half, const HiddenStates& from, LayerObserver& observer);
@@ -97,10 +104,10 @@ class LayerRunner {
   std::vector<BlockId> blocks_;         // all of them
   std::vector<const BlockId*> tables_;  // of each token of a piece
   std::vector<uint32_t> positions_;     // 0 to the longest
-  std::vector<float> cos_, sin_;        // of them
+  Angles angles_, window_angles_;       // of them; of layers with a window, where these have their own
   // Of the piece that passes:
   size_t count_ = 0;  // tokens
-  std::vector<float> stream_, normalized_, query_, key_, value_;
+  std::vector<float> stream_, normalized_, query_, key_, value_, sublayer_;
   std::vector<float> inner_;  // [tokens, heads * head_dim] or [tokens, ffn]
 };
 

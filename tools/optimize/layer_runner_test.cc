@@ -43,7 +43,7 @@ class Watcher : public LayerObserver {
 // Hidden states of the embedding.
 HiddenStates Embedded(const ModelFiles& files, const std::vector<std::vector<TokenId>>& sequences) {
   const WeightMatrix table =
-      MatrixOf(files.weights->Find(TensorName(files.config.names, TensorKind::kEmbedding)).value());
+      MatrixOf(files.weights->Find(TensorName(files.config, TensorKind::kEmbedding)).value());
   std::vector<float> hidden;
   for (const auto& sequence : sequences) {
     for (const TokenId token : sequence) {
@@ -70,10 +70,9 @@ std::vector<float> Logits(const ModelFiles& files, const std::vector<std::vector
     CHECK(status.ok(), Message(status));
   }
   const std::vector<float> hidden = ValuesOf(states);
-  const auto norm =
-      LoadVector(*files.weights, TensorName(files.config.names, TensorKind::kFinalNorm)).value();
+  const auto norm = LoadVector(files.config, *files.weights, TensorKind::kFinalNorm).value();
   const WeightMatrix output =
-      MatrixOf(files.weights->Find(TensorName(files.config.names, TensorKind::kEmbedding)).value());
+      MatrixOf(files.weights->Find(TensorName(files.config, TensorKind::kEmbedding)).value());
   std::vector<float> logits((*runner)->tokens() * output.rows);
   const GemmPart part = {ReferenceOps().layout(output, ComputeType::kF32, pool), logits.data()};
   ReferenceOps().gemm({.x = hidden.data(),

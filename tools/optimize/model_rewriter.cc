@@ -26,16 +26,12 @@ constexpr size_t kChunkBytes = 4 << 20;  // of an embedding that is written
 
 std::string PartName(uint32_t layer) { return Concat("layer-", layer); }
 
-// The tensors of a layer, in the order of the tensor map.
-constexpr TensorKind kLayerTensors[] = {TensorKind::kAttentionNorm,
-                                        TensorKind::kQuery,
-                                        TensorKind::kKey,
-                                        TensorKind::kValue,
-                                        TensorKind::kAttentionOutput,
-                                        TensorKind::kFfnNorm,
-                                        TensorKind::kGate,
-                                        TensorKind::kUp,
-                                        TensorKind::kDown};
+// Of either kind of layer.
+template <typename Layer>
+auto& VectorOf(Layer& layer, TensorKind kind) {
+  if (kind == TensorKind::kAttentionNorm) return layer.attention_norm;
+  return kind == TensorKind::kFfnNorm ? layer.ffn_norm : layer.vectors[kind];
+}
 
 void Append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
   const size_t before = to.size();
@@ -138,8 +134,17 @@ Status ModelRewriter::Calibrate() {
   return Status();
 }
 
+float ModelRewriter::MoreThanStored(TensorKind kind) const {
+  return config_.norms_less_one && IsNorm(kind) ? 1 : 0;
+}
+
+std::vector<float> ModelRewriter::Stored(TensorKind kind, std::vector<float> values) const {
+  for (float& value : values) value -= MoreThanStored(kind);
+  return values;
+}
+
 StatusOr<TensorView> ModelRewriter::Source(TensorKind kind) const {
-  return files_.weights->Find(TensorName(files_.config.names, kind));
+  return files_.weights->Find(TensorName(files_.config, kind));
 }
 
 StatusOr<FloatLayer> ModelRewriter::LoadSource(uint32_t layer) {
@@ -173,6 +178,7 @@ StatusOr<HiddenStates> ModelRewriter::Embed(const Journal& journal,
         EncodeWeights(row.dtype, values, bytes);
         DecodeRow(row, 0, values.data());
       }
+      for (float& value : values) value *= config_.embedding_scale;
       piece.insert(piece.end(), values.begin(), values.end());
       if (piece.size() == kPieceTokens * row.columns) RETURN_IF_ERROR(write());
     }
@@ -197,7 +203,7 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
       }
     } else {
       ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
-      ASSIGN_OR_RETURN(const RewrittenLayer rewritten,
+      ASSIGN_OR_RETURN(RewrittenLayer rewritten,
                        Rewrite(std::move(source), layer, hidden ? &*hidden : nullptr));
       const std::vector<std::byte> made = MakePart(rewritten, layer);
       RETURN_IF_ERROR(ReadPart(made, report).status());
@@ -211,7 +217,7 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
 
 // A part of the journal is the length of a text, the text, which has the errors, and then the data of the
 // layer's tensors, in the order of the tensor map.
-std::vector<std::byte> ModelRewriter::MakePart(const RewrittenLayer& layer, uint32_t index) const {
+std::vector<std::byte> ModelRewriter::MakePart(RewrittenLayer& layer, uint32_t index) const {
   Json errors = Json::array();
   for (const double error : layer.errors) errors.push_back(error);
   const std::string text = ToJsonText(errors);
@@ -219,15 +225,17 @@ std::vector<std::byte> ModelRewriter::MakePart(const RewrittenLayer& layer, uint
   std::vector<std::byte> part;
   Append(part, std::as_bytes(std::span(&length, 1)));
   Append(part, std::as_bytes(std::span(text)));
-  for (const TensorKind kind : kLayerTensors) {
-    if (IsNorm(kind)) {
-      const auto& norm = kind == TensorKind::kAttentionNorm ? layer.attention_norm : layer.ffn_norm;
-      Append(part, std::as_bytes(std::span(norm)));
+  for (const TensorKind kind : LayerTensors(config_)) {
+    if (IsVector(kind)) {
+      const std::vector<float> values = Stored(kind, VectorOf(layer, kind));
+      CHECK(values.size() == TensorShape(config_, kind, index)[0], values.size(), " values of ",
+            TensorName(config_, kind, index));
+      Append(part, std::as_bytes(std::span(values)));
       continue;
     }
     const std::vector<std::byte>& bytes = layer.linears[PlaceOf(kind)];
     CHECK(bytes.size() == MatrixBytes(DTypeOf(kind, index), TensorShape(config_, kind, index)), bytes.size(),
-          " bytes for ", TensorName(config_.names, kind, index));
+          " bytes for ", TensorName(config_, kind, index));
     Append(part, bytes);
   }
   return part;
@@ -246,7 +254,7 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
   for (size_t i = 0; i < std::size(kLinears); ++i) {
     const TensorKind linear = kLinears[i];
     report.linears.push_back(
-        {.name = TensorName(config_.names, linear, report.layer),
+        {.name = TensorName(config_, linear, report.layer),
          .dtype = is_fp8 ? "FP8_E4M3" : FormatName(DTypeOf(linear, report.layer), config_),
          .shape = TensorShape(config_, linear, report.layer),
          .relative_error = errors[i].is_number() ? errors[i].get<double>() : 0});
@@ -256,14 +264,16 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
 
 StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, uint32_t layer) {
   FloatLayer out;
+  out.number = layer;
   ByteReader in(tensors);
-  for (const TensorKind kind : kLayerTensors) {
+  for (const TensorKind kind : LayerTensors(config_)) {
     const Shape shape = TensorShape(config_, kind, layer);
-    if (IsNorm(kind)) {
-      std::vector<float>& norm = kind == TensorKind::kAttentionNorm ? out.attention_norm : out.ffn_norm;
-      norm.resize(shape[0]);
-      ASSIGN_OR_RETURN(const auto bytes, in.Read(norm.size() * sizeof(float)));
-      std::memcpy(norm.data(), bytes.data(), bytes.size());
+    if (IsVector(kind)) {
+      std::vector<float>& values = VectorOf(out, kind);
+      values.resize(shape[0]);
+      ASSIGN_OR_RETURN(const auto bytes, in.Read(values.size() * sizeof(float)));
+      std::memcpy(values.data(), bytes.data(), bytes.size());
+      for (float& value : values) value += MoreThanStored(kind);
       continue;
     }
     WeightMatrix from = {.dtype = DTypeOf(kind, layer), .rows = shape[0], .columns = shape[1]};
@@ -288,7 +298,7 @@ StatusOr<ModelToWrite> ModelRewriter::Plan() const {
     RETURN_IF_ERROR(GgufTextKeys(plan.text, plan.used_tokens).status());
   }
   for (const TensorRequirement& tensor : RequiredTensors(config_)) {
-    const DType dtype = IsNorm(tensor.kind) ? DType::kF32 : DTypeOf(tensor.kind, tensor.layer);
+    const DType dtype = IsVector(tensor.kind) ? DType::kF32 : DTypeOf(tensor.kind, tensor.layer);
     plan.tensors.push_back({tensor.name, dtype, tensor.shape});
   }
   return plan;
@@ -304,7 +314,7 @@ Status ModelRewriter::CheckKept() {
 
 StatusOr<std::vector<float>> ModelRewriter::FinalNorm() const {
   ASSIGN_OR_RETURN(std::vector<float> norm,
-                   LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm)));
+                   LoadVector(files_.config, *files_.weights, TensorKind::kFinalNorm));
   if (is_narrower()) Narrow(TensorKind::kFinalNorm, norm);
   return norm;
 }
@@ -328,9 +338,12 @@ Status ModelRewriter::Write(const ModelToWrite& plan, Journal& journal) {
   RETURN_IF_ERROR(ConvertMatrix(TensorKind::kEmbedding, append));
   for (uint32_t layer = 0; layer < config_.layers; ++layer)
     RETURN_IF_ERROR(WriteLayer(journal, layer, *writer));
-  ASSIGN_OR_RETURN(const std::vector<float> norm, FinalNorm());
+  ASSIGN_OR_RETURN(std::vector<float> norm, FinalNorm());
+  norm = Stored(TensorKind::kFinalNorm, std::move(norm));
   RETURN_IF_ERROR(writer->Append(std::as_bytes(std::span(norm))));
   if (!config_.tied_embeddings) RETURN_IF_ERROR(ConvertMatrix(TensorKind::kOutput, append));
+  if (plan.tensors.back().name == kRopeDivisorsName)
+    RETURN_IF_ERROR(writer->Append(std::as_bytes(std::span(config_.rope_scaling.divisors))));
 
   if (const Status same = CheckSource(); !same.ok()) {
     RETURN_IF_ERROR(journal.Remove());  // nobody knows which layers are of what
@@ -354,8 +367,8 @@ Status ModelRewriter::ConvertMatrix(TensorKind kind,
   WeightMatrix to = {.dtype = DTypeOf(kind, 0), .rows = from.rows, .columns = config_.hidden_size};
   const size_t chunk = std::max<size_t>(1, kChunkBytes / to.RowBytes());
   const auto fail = [&](size_t row, const auto&... what) {
-    return Malformed("nonfinite", files_.weights->path(), ": tensor \"",
-                     TensorName(files_.config.names, kind), "\": row ", row, " has a value that ", what...);
+    return Malformed("nonfinite", files_.weights->path(), ": tensor \"", TensorName(files_.config, kind),
+                     "\": row ", row, " has a value that ", what...);
   };
   std::vector<float> values;
   std::vector<std::byte> bytes;
@@ -388,10 +401,10 @@ Status ModelRewriter::WriteLayer(const Journal& journal, uint32_t layer, ModelWr
   LayerReport ignored = {.layer = layer};
   ASSIGN_OR_RETURN(const auto tensors, ReadPart(part->bytes(), ignored));
   ByteReader in(tensors);
-  for (const TensorKind kind : kLayerTensors) {
+  for (const TensorKind kind : LayerTensors(config_)) {
     const Shape shape = TensorShape(config_, kind, layer);
-    ASSIGN_OR_RETURN(const auto bytes, in.Read(IsNorm(kind) ? shape[0] * sizeof(float)
-                                                            : MatrixBytes(DTypeOf(kind, layer), shape)));
+    ASSIGN_OR_RETURN(const auto bytes, in.Read(IsVector(kind) ? shape[0] * sizeof(float)
+                                                              : MatrixBytes(DTypeOf(kind, layer), shape)));
     RETURN_IF_ERROR(writer.Append(bytes));
   }
   return Status();

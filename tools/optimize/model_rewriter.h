@@ -65,6 +65,7 @@ struct RewriteReport {
 // A layer as it is written.
 struct RewrittenLayer {
   std::vector<float> attention_norm, ffn_norm;
+  LayerVectors vectors;
   // In the order of kLinears: the data as ModelWriter takes it, and the error of each.
   std::vector<std::vector<std::byte>> linears;
   std::vector<double> errors;
@@ -132,7 +133,10 @@ class ModelRewriter {
   Status Calibrate();
   Status CheckKept();
   Status RewriteLayers(const Journal& journal);
-  std::vector<std::byte> MakePart(const RewrittenLayer& layer, uint32_t index) const;
+  // How much more a vector's values are than what the output holds of them; and what it holds.
+  float MoreThanStored(TensorKind kind) const;
+  std::vector<float> Stored(TensorKind kind, std::vector<float> values) const;
+  std::vector<std::byte> MakePart(RewrittenLayer& layer, uint32_t index) const;
   StatusOr<std::span<const std::byte>> ReadPart(std::span<const std::byte> part, LayerReport& report) const;
   StatusOr<FloatLayer> Decode(std::span<const std::byte> tensors, uint32_t layer);
   Status CheckSource() const;

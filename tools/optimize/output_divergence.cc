@@ -67,6 +67,8 @@ StatusOr<std::vector<double>> OutputDivergence::Measure(const HiddenStates& refe
                  .tokens = count,
                  .parts = {&part, 1}},
                 pool_);
+      if (softcap_ > 0)
+        ops_.cap_logits({.logits = logits.data(), .count = logits.size(), .cap = softcap_}, pool_);
       return Status();
     };
     for (size_t begin = 0; begin < tokens; begin += kLogitTokens) {

@@ -18,10 +18,15 @@ namespace terrace {
 class OutputDivergence {
  public:
   // `norm`, [hidden], is the model's last, `output`, [vocabulary, hidden], its output matrix, which `ops` and
-  // `pool` as well outlive the object.
-  OutputDivergence(std::vector<float> norm, float norm_epsilon, const WeightMatrix& output,
+  // `pool` as well outlive the object; `softcap` is ModelConfig's logit_softcap.
+  OutputDivergence(std::vector<float> norm, float norm_epsilon, float softcap, const WeightMatrix& output,
                    const OpTable& ops, ThreadPool& pool)
-      : norm_(std::move(norm)), norm_epsilon_(norm_epsilon), output_(output), ops_(ops), pool_(pool) {}
+      : norm_(std::move(norm)),
+        norm_epsilon_(norm_epsilon),
+        softcap_(softcap),
+        output_(output),
+        ops_(ops),
+        pool_(pool) {}
 
   // For each of `streams` the Kullback-Leibler divergence KL(reference || stream), the mean over the tokens,
   // in nats. All are what comes out of the last layer. DATA_LOSS, reason nonfinite, where a logit is infinite
@@ -31,7 +36,7 @@ class OutputDivergence {
 
  private:
   const std::vector<float> norm_;
-  const float norm_epsilon_;
+  const float norm_epsilon_, softcap_;
   const WeightMatrix output_;
   const OpTable& ops_;
   ThreadPool& pool_;

@@ -14,7 +14,7 @@ constexpr float kEpsilon = 1e-5f;
 
 // ln of the probabilities that a hidden state ends in, in double.
 std::vector<double> PlainLogprobs(std::span<const float> hidden, const std::vector<float>& norm,
-                                  const FloatMatrix& output) {
+                                  const FloatMatrix& output, double softcap) {
   double squares = 0;
   for (const float x : hidden) squares += double{x} * x;
   const double scale = 1 / std::sqrt(squares / static_cast<double>(hidden.size()) + kEpsilon);
@@ -23,6 +23,7 @@ std::vector<double> PlainLogprobs(std::span<const float> hidden, const std::vect
   for (size_t row = 0; row < output.rows; ++row) {
     const float* const weights = output.Row(row).data();
     for (size_t i = 0; i < hidden.size(); ++i) logits[row] += hidden[i] * scale * norm[i] * weights[i];
+    if (softcap > 0) logits[row] = softcap * std::tanh(logits[row] / softcap);
     sum += std::exp(logits[row]);
   }
   for (double& logit : logits) logit -= std::log(sum);
@@ -34,19 +35,25 @@ struct Head {
   FloatMatrix output = RandomFloats(2500, 32, /*seed=*/1);
   std::vector<float> norm = RandomFloats(1, 32, /*seed=*/2).values;
   FloatMatrix reference = RandomFloats(300, 32, /*seed=*/3);
+  float softcap = 0;
 
   StatusOr<std::vector<double>> Measure(const std::vector<std::vector<float>>& streams,
                                         size_t threads) const {
     ThreadPool pool(threads);
     std::vector<HiddenStates> states;
     for (const std::vector<float>& stream : streams) states.push_back(StatesOf(stream, 32));
-    return OutputDivergence(norm, kEpsilon, output.view(), CpuOps(), pool)
+    return OutputDivergence(norm, kEpsilon, softcap, output.view(), CpuOps(), pool)
         .Measure(StatesOf(reference.values, 32), states);
   }
 };
 
-TEST(OutputDivergence, IsTheMeanDivergenceOfTheDistributions) {
-  const Head head;
+// Some logits are beyond the cap of 1, as in models that have one.
+class OutputDivergenceOf : public testing::TestWithParam<float> {};
+INSTANTIATE_TEST_SUITE_P(Softcaps, OutputDivergenceOf, testing::Values(0.0f, 1.0f));
+
+TEST_P(OutputDivergenceOf, StreamsIsTheMeanDivergenceOfTheDistributions) {
+  Head head;
+  const float softcap = head.softcap = GetParam();
   std::vector<std::vector<float>> streams;
   for (const float size : {0.0f, 0.01f, 0.3f}) {
     FloatMatrix moved = head.reference;
@@ -60,8 +67,9 @@ TEST(OutputDivergence, IsTheMeanDivergenceOfTheDistributions) {
   for (size_t i = 1; i < streams.size(); ++i) {
     double want = 0;
     for (size_t token = 0; token < head.reference.rows; ++token) {
-      const auto p = PlainLogprobs(head.reference.Row(token), head.norm, head.output),
-                 q = PlainLogprobs(std::span(streams[i]).subspan(token * 32, 32), head.norm, head.output);
+      const auto p = PlainLogprobs(head.reference.Row(token), head.norm, head.output, softcap),
+                 q = PlainLogprobs(std::span(streams[i]).subspan(token * 32, 32), head.norm, head.output,
+                                   softcap);
       for (size_t k = 0; k < p.size(); ++k) want += std::exp(p[k]) * (p[k] - q[k]);
     }
     want /= static_cast<double>(head.reference.rows);

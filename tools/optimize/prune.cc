@@ -364,6 +364,10 @@ class Pruning final : public ModelRewriter {
     if (!is_calibrated()) return InvalidArgument("--remove-...: needs calibration text (--calibration)");
     if (!prune_.repair && prune_.damping != kDefaultDamping)
       return InvalidArgument("--no-repair has no --damping");
+    if (!IsPlainLlama(files_.config))
+      return InvalidArgument(
+          "--remove-...: takes models of the shape of Llama 2, without windows, biases, scaled ",
+          "RoPE or other norms; this is of the family ", files_.config.family);
     return CheckCut(prune_.cut, files_.config);
   }
 
@@ -382,8 +386,8 @@ class Pruning final : public ModelRewriter {
       for (const TensorKind linear : kLinears) {
         const uint64_t columns = TensorShape(config_, linear, layer)[1];
         if (columns % pattern.of != 0)
-          return InvalidArgument("--pattern: ", TensorName(config_.names, linear, layer), ": rows of ",
-                                 columns, " are not whole groups of ", pattern.of);
+          return InvalidArgument("--pattern: ", TensorName(config_, linear, layer), ": rows of ", columns,
+                                 " are not whole groups of ", pattern.of);
       }
     }
     return Status();
@@ -469,7 +473,7 @@ class Pruning final : public ModelRewriter {
     ASSIGN_OR_RETURN(const TensorView tensor,
                      Source(files_.config.tied_embeddings ? TensorKind::kEmbedding : TensorKind::kOutput));
     ASSIGN_OR_RETURN(const std::vector<float> gains,
-                     LoadVector(*files_.weights, TensorName(files_.config.names, TensorKind::kFinalNorm)));
+                     LoadVector(files_.config, *files_.weights, TensorKind::kFinalNorm));
     ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
     const WeightMatrix& matrix = held.matrix();
     std::vector<float> row(width);
@@ -487,8 +491,8 @@ class Pruning final : public ModelRewriter {
   }
 
   DType DTypeOf(TensorKind kind, uint32_t layer) const override {
-    const auto source = files_.weights->Find(
-        TensorName(files_.config.names, kind, IsPerLayer(kind) ? SourceLayer(layer) : 0));
+    const auto source =
+        files_.weights->Find(TensorName(files_.config, kind, IsPerLayer(kind) ? SourceLayer(layer) : 0));
     if (!source.ok()) return DType::kF32;  // OpenModel found all
     return (IsPerLayer(kind) || is_narrowed()) && IsQuantized(source->dtype) ? DType::kF16 : source->dtype;
   }
@@ -508,8 +512,11 @@ class Pruning final : public ModelRewriter {
     std::vector<DType> dtypes;
     for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf(linear, layer));
     if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), *hidden);
-    RewrittenLayer out = {
-        .attention_norm = source.attention_norm, .ffn_norm = source.ffn_norm, .linears = {}, .errors = {}};
+    RewrittenLayer out = {.attention_norm = source.attention_norm,
+                          .ffn_norm = source.ffn_norm,
+                          .vectors = source.vectors,
+                          .linears = {},
+                          .errors = {}};
     WeightPruner pruner(prune_, dtypes, layer, pool_, source, out);
     RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(source, *hidden, *hidden, &pruner) : pruner.PruneAll());
     return out;
@@ -592,7 +599,7 @@ struct StepWeights {
 StatusOr<StepWeights> StepWeightsOf(const ModelFiles& files, ThreadPool& pool) {
   StepWeights out;
   for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
-    if (IsNorm(tensor.kind)) continue;
+    if (IsVector(tensor.kind)) continue;
     if (tensor.kind == TensorKind::kEmbedding && !files.config.tied_embeddings) continue;
     ASSIGN_OR_RETURN(const TensorView view, files.weights->Find(tensor.name));
     ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(view, pool));

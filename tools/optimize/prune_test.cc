@@ -219,7 +219,7 @@ class ZeroedModel : public WeightSource {
 
   // Each value by its place.
   void Change(TensorKind kind, uint32_t layer, const std::function<double(size_t, float)>& change) {
-    const std::string name = TensorName(files_.config.names, kind, layer);
+    const std::string name = TensorName(files_.config, kind, layer);
     std::vector<float> values = ValuesOf(files_.weights->Find(name).value());
     for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(change(i, values[i]));
     zeroed_[name] = std::move(values);

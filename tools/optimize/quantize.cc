@@ -17,6 +17,7 @@
 #include "tools/optimize/sensitivity.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/compressed_tensors.h"
+#include "worker/formats/gguf_config.h"
 #include "worker/formats/model_writer.h"
 #include "worker/tensor/held_rows.h"
 
@@ -38,9 +39,11 @@ std::optional<WeightQuantization> TargetQuantization(const QuantizeTarget& targe
 }
 
 // The model as the output has it.
-ModelConfig TargetConfig(ModelConfig config, const QuantizeTarget& target, bool is_mixed) {
-  config.names = target.is_gguf() ? NameScheme::kGguf : NameScheme::kHuggingFace;
-  config.rope_pairing = target.is_gguf() ? RopePairing::kNeighbours : RopePairing::kHalves;
+StatusOr<ModelConfig> TargetConfig(const ModelConfig& source, const QuantizeTarget& target, bool is_mixed) {
+  ModelConfig config = AsFolderConfig(source);
+  if (target.is_gguf()) {
+    ASSIGN_OR_RETURN(config, AsGgufConfig(source));
+  }
   config.quantization = TargetQuantization(target, is_mixed);
   return config;
 }
@@ -80,9 +83,9 @@ LinearInput InputOf(TensorKind linear) {
   return LinearInput::kAttention;
 }
 
-// Whether each token that is decoded reads all of such a tensor; norms are too small to count.
+// Whether each token that is decoded reads all of such a tensor; vectors are too small to count.
 bool IsReadByTokens(const ModelConfig& config, TensorKind kind) {
-  return kind == TensorKind::kEmbedding ? config.tied_embeddings : !IsNorm(kind);
+  return kind == TensorKind::kEmbedding ? config.tied_embeddings : !IsVector(kind);
 }
 
 // Some of the sequences, of `tokens` together at most.
@@ -205,8 +208,8 @@ class Quantization final : public ModelRewriter {
       }
       auto format = LinearFormat::Create(WithWholeBlocks(dtype, columns), quantize_.target.group, columns);
       if (!format.ok())
-        return Annotate(format.status(), Concat("--to ", quantize_.target.name, ": ",
-                                                TensorName(config_.names, linear, layer)));
+        return Annotate(format.status(),
+                        Concat("--to ", quantize_.target.name, ": ", TensorName(config_, linear, layer)));
       formats.push_back(*std::move(format));
     }
     return formats;
@@ -216,7 +219,7 @@ class Quantization final : public ModelRewriter {
   LayerFormats FloatsOf(uint32_t layer) const {
     LayerFormats formats;
     for (const TensorKind linear : kLinears) {
-      const auto source = files_.weights->Find(TensorName(files_.config.names, linear, layer));
+      const auto source = files_.weights->Find(TensorName(files_.config, linear, layer));
       const bool is_float = source.ok() && !IsQuantized(source->dtype);  // OpenModel found it
       formats.push_back({.dtype = is_float ? source->dtype : DType::kF16});
     }
@@ -233,7 +236,7 @@ class Quantization final : public ModelRewriter {
       other_bytes_ = 0;
       for (size_t k = 0; k < tensors.size(); ++k) {
         const auto& [kind, layer, name, shape] = tensors[k];
-        const bool is_linear = IsPerLayer(kind) && !IsNorm(kind);
+        const bool is_linear = IsPerLayer(kind) && !IsVector(kind);
         (is_linear ? options_[PartOf(layer, InputOf(kind))][i].bytes : other_bytes_) += costs[k];
       }
     }
@@ -332,7 +335,8 @@ class Quantization final : public ModelRewriter {
     ASSIGN_OR_RETURN(const TensorView output,
                      Source(config_.tied_embeddings ? TensorKind::kEmbedding : TensorKind::kOutput));
     ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(output, pool_));
-    const OutputDivergence divergence(std::move(norm), config_.norm_epsilon, held.matrix(), CpuOps(), pool_);
+    const OutputDivergence divergence(std::move(norm), config_.norm_epsilon, config_.logit_softcap,
+                                      held.matrix(), CpuOps(), pool_);
     SensitivityMeter meter({config_.layers, [this](uint32_t layer) { return LoadSource(layer); }}, *runner,
                            divergence, pool_, request_.is_cancelled);
     ASSIGN_OR_RETURN(HiddenStates hidden, Embed(journal, sequences));
@@ -355,7 +359,7 @@ class Quantization final : public ModelRewriter {
     for (uint32_t layer = 0; layer < config_.layers; ++layer) {
       for (const TensorKind linear : kLinears) {
         const LinearFormat& format = FormatOf(linear, layer);
-        std::string module = TensorName(config_.names, linear, layer);
+        std::string module = TensorName(config_, linear, layer);
         module.resize(module.rfind('.'));  // ".weight"
         std::vector<std::string>& modules = format.dtype == DType::kInt8 ? int8 : int4;
         (format.blocks ? modules : floats).push_back(std::move(module));
@@ -393,8 +397,7 @@ class Quantization final : public ModelRewriter {
       return FormatName(candidates_[layer][candidate][place].dtype, quantize_.target.group);
     };
     Json linears = Json::array(), options = Json::array();
-    for (const TensorKind linear : LinearsOf(input))
-      linears.push_back(TensorName(config_.names, linear, layer));
+    for (const TensorKind linear : LinearsOf(input)) linears.push_back(TensorName(config_, linear, layer));
     for (size_t i = 0; i < options_[part].size(); ++i) {
       options.push_back(
           {{"dtype", name(i)}, {"bytes", options_[part][i].bytes}, {"divergence", options_[part][i].loss}});
@@ -437,7 +440,7 @@ class Quantization final : public ModelRewriter {
 
 StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request) {
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(request.model));
-  ModelConfig config = TargetConfig(files.config, request.target, request.budget.is_set());
+  ASSIGN_OR_RETURN(ModelConfig config, TargetConfig(files.config, request.target, request.budget.is_set()));
   Quantization quantization(request, std::move(files), std::move(config));
   ASSIGN_OR_RETURN(RewriteReport report, quantization.Run());
   return QuantizeReport{std::move(report), quantization.Mixture()};
@@ -448,7 +451,7 @@ StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget
   request.model = model;
   request.target = target;
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(model));
-  ModelConfig config = TargetConfig(files.config, target, /*is_mixed=*/false);
+  ASSIGN_OR_RETURN(ModelConfig config, TargetConfig(files.config, target, /*is_mixed=*/false));
   return Quantization(request, std::move(files), std::move(config)).StoredBytes();
 }
 

@@ -125,6 +125,7 @@ StatusOr<RewrittenLayer> LayerQuantizer::Quantize(FloatLayer layer, uint32_t ind
   RewrittenLayer result;
   result.attention_norm = layer.attention_norm;
   result.ffn_norm = layer.ffn_norm;
+  result.vectors = layer.vectors;
   Rounder rounder(*this, layer, index, result);
   RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(layer, *hidden, *hidden, &rounder) : rounder.RoundAll());
   return result;

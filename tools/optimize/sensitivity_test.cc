@@ -21,8 +21,8 @@ class SensitivityTest : public testing::Test {
     runner_ = LayerRunner::Create(model_.config, sequences_, CpuOps(), pool_).value();
     const bool is_tied = model_.config.tied_embeddings;
     const TensorView output = Tensor(is_tied ? TensorKind::kEmbedding : TensorKind::kOutput);
-    output_.emplace(LoadVector(model_, TensorName(model_.config.names, TensorKind::kFinalNorm)).value(),
-                    model_.config.norm_epsilon, MatrixOf(output), CpuOps(), pool_);
+    output_.emplace(LoadVector(model_.config, model_, TensorKind::kFinalNorm).value(),
+                    model_.config.norm_epsilon, /*softcap=*/0.0f, MatrixOf(output), CpuOps(), pool_);
   }
 
   static ModelConfig Config() {
@@ -35,9 +35,7 @@ class SensitivityTest : public testing::Test {
     return config;
   }
 
-  TensorView Tensor(TensorKind kind) const {
-    return model_.Find(TensorName(model_.config.names, kind)).value();
-  }
+  TensorView Tensor(TensorKind kind) const { return model_.Find(TensorName(model_.config, kind)).value(); }
 
   SensitivityMeter Meter(std::function<bool()> is_cancelled = nullptr) {
     const auto load = [this](uint32_t layer) {

@@ -8,6 +8,7 @@
 #include "tools/optimize/random_weights.h"
 #include "tools/optimize/rope_rows.h"
 #include "tools/optimize/synthetic_text.h"
+#include "worker/formats/gguf_config.h"
 #include "worker/formats/model_writer.h"
 #include "worker/formats/tensor_names.h"
 #include "worker/formats/weight_encoding.h"
@@ -27,9 +28,13 @@ class Synthesis {
         pool_(request.threads),
         total_bytes_(total_bytes) {}
 
-  Status WriteNorm(uint64_t size) {
-    const std::vector<float> ones(size, 1.0f);
-    return Write(std::as_bytes(std::span(ones)));
+  // Norms multiply by 1, biases add 0.
+  Status WriteVector(const TensorRequirement& tensor) {
+    if (tensor.kind == TensorKind::kRopeDivisors)
+      return Write(std::as_bytes(std::span(config_.rope_scaling.divisors)));
+    const bool is_one = IsNorm(tensor.kind) && !config_.norms_less_one;
+    const std::vector<float> values(tensor.shape[0], is_one ? 1.0f : 0.0f);
+    return Write(std::as_bytes(std::span(values)));
   }
 
   Status WriteMatrix(const TensorRequirement& tensor) {
@@ -100,15 +105,17 @@ StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
   model.config.name.clear();  // a model is named after its path
   model.config.warnings.clear();
   model.config.quantization.reset();
-  model.config.names = is_gguf ? NameScheme::kGguf : NameScheme::kHuggingFace;
-  model.config.rope_pairing = is_gguf ? RopePairing::kNeighbours : RopePairing::kHalves;
+  model.config = AsFolderConfig(model.config);
+  if (is_gguf) {
+    ASSIGN_OR_RETURN(model.config, AsGgufConfig(model.config));
+  }
   model.used_tokens = request.text.tokenizer->vocab_size();
   ASSIGN_OR_RETURN(model.text, PadVocabulary(request.text, model.config.vocab_size));
 
   SynthesizedModel result;
   const std::vector<TensorRequirement> tensors = RequiredTensors(model.config);
   for (const TensorRequirement& tensor : tensors) {
-    const DType dtype = IsNorm(tensor.kind) ? DType::kF32 : SynthesizedDType(request, tensor);
+    const DType dtype = IsVector(tensor.kind) ? DType::kF32 : SynthesizedDType(request, tensor);
     const auto bytes = ByteCount(dtype, tensor.shape);
     if (!bytes.ok()) return Annotate(bytes.status(), Concat("tensor \"", tensor.name, "\""));
     result.weight_bytes += *bytes;
@@ -119,8 +126,7 @@ StatusOr<SynthesizedModel> Synthesize(const ModelToSynthesize& request) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ModelWriter> writer, ModelWriter::Create(request.path, model));
   Synthesis synthesis(request, model.config, *writer, result.weight_bytes);
   for (const TensorRequirement& tensor : tensors)
-    RETURN_IF_ERROR(IsNorm(tensor.kind) ? synthesis.WriteNorm(tensor.shape[0])
-                                        : synthesis.WriteMatrix(tensor));
+    RETURN_IF_ERROR(IsVector(tensor.kind) ? synthesis.WriteVector(tensor) : synthesis.WriteMatrix(tensor));
   ASSIGN_OR_RETURN(result.digest, writer->Finish());
   return result;
 }

@@ -56,7 +56,7 @@ StatusOr<ModelShape> ShapeOf(const ModelConfig& config, DType dtype) {
   for (const TensorRequirement& required : RequiredTensors(config)) {
     ShapedTensor& tensor = shape.tensors.emplace_back();
     tensor = {.kind = required.kind, .layer = required.layer, .shape = required.shape};
-    if (IsNorm(required.kind)) continue;
+    if (IsVector(required.kind)) continue;
     const bool is_quantized = config.quantization.has_value() && IsPerLayer(required.kind);
     tensor.dtype = is_quantized ? KernelDType(*config.quantization) : dtype;
     if (const Status fits = ByteCount(tensor.dtype, tensor.shape).status(); !fits.ok())

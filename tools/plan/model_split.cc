@@ -51,7 +51,7 @@ void Add(const ShapedTensor& tensor, const ModelConfig& config, const ShardPlan&
     AddOutput(output, share);
   } else if (tensor.kind == TensorKind::kOutput) {
     AddOutput(part, share);
-  } else if (IsNorm(tensor.kind)) {
+  } else if (IsVector(tensor.kind)) {
     share.norm_bytes += BytesOf(part);
   } else {
     share.layer_bytes += BytesOf(part);

@@ -13,8 +13,8 @@ uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& 
                                        const DeviceLimits& limits, uint32_t ranks) {
   const uint64_t tokens = std::max(limits.max_step_tokens, limits.max_sequences);
   const uint64_t q = uint64_t{c.heads} * c.head_dim, kv = uint64_t{c.kv_heads} * c.head_dim;
-  const uint64_t per_token =
-      8ull * c.hidden_size + c.ffn_size + 2ull * c.hidden_size + 2 * (q + 2 * kv) + 2 * q + 6ull * c.ffn_size;
+  const uint64_t per_token = 8ull * c.hidden_size + c.ffn_size + 2ull * c.hidden_size + 2 * (q + 2 * kv) +
+                             2 * q + 6ull * c.ffn_size + (c.has_post_norms ? 4ull * c.hidden_size : 0);
   const uint64_t rows = std::min<uint64_t>(kLogitRows, std::max<uint64_t>(tokens, 1));
   uint64_t dequantized = 0;
   for (const CudaLayer& layer : weights.layers) {
@@ -25,7 +25,7 @@ uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& 
   const uint64_t gathered = ranks > 1 ? rows * 4ull * c.vocab_size : 0;
   return tokens * per_token + rows * (4ull * c.vocab_size + 2ull * c.hidden_size) + gathered + dequantized +
          4 * kDevicePartialFloats + GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
-         4ull * limits.context_length * c.head_dim + (uint64_t{128} << 20) +
+         (c.window_rope_base > 0 ? 8ull : 4ull) * limits.context_length * c.head_dim + (uint64_t{128} << 20) +
          16ull * limits.max_sequences * (limits.context_length / 16 + 1) +
          sizeof(GpuLogitAdjustment) * kMostAdjustments;
 }
@@ -78,6 +78,7 @@ Status CudaTransformer::Impl::Allocate() {
   arrived_count = tokens * config.kv_heads;
   Layout layout;
   const uint64_t at_hidden = layout.Add<float>(tokens * config.hidden_size);
+  const uint64_t at_sublayer = layout.Add<float>(config.has_post_norms ? tokens * config.hidden_size : 0);
   const uint64_t at_normed = layout.Add<uint16_t>(tokens * config.hidden_size);
   const uint64_t at_squares = layout.Add<float>(uint64_t{kMostNormTokens} * config.hidden_size / kTileRows);
   const uint64_t at_qkv = layout.Add<uint16_t>(tokens * (q_width() + 2 * kv_width()));
@@ -97,6 +98,7 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t at_code_scales = layout.Add<float>(tokens);
   ASSIGN_OR_RETURN(scratch, CudaBuffer::Device(layout.bytes(), "activations"));
   hidden = scratch.as<float>(at_hidden);
+  sublayer = scratch.as<float>(at_sublayer);
   normed = scratch.as<uint16_t>(at_normed);
   squares = scratch.as<float>(at_squares);
   qkv = scratch.as<uint16_t>(at_qkv);
@@ -115,15 +117,15 @@ Status CudaTransformer::Impl::Allocate() {
   code_scales = scratch.as<float>(at_code_scales);
   RETURN_IF_CUDA_ERROR(cudaMemset(arrived, 0, arrived_count * sizeof(uint32_t)));
 
-  const uint64_t angles = uint64_t{limits.context_length} * (config.head_dim / 2);
-  ASSIGN_OR_RETURN(rope, CudaBuffer::Device(2 * angles * sizeof(float), "RoPE tables"));
-  cos = rope.as<float>();
-  sin = cos + angles;
-  {
-    ThreadPool threads(OpeningThreads());
-    const RopeTable table = MakeRopeTable(limits.context_length, config.rope_base, config.head_dim, threads);
-    RETURN_IF_CUDA_ERROR(cudaMemcpy(cos, table.cos.data(), angles * sizeof(float), cudaMemcpyHostToDevice));
-    RETURN_IF_CUDA_ERROR(cudaMemcpy(sin, table.sin.data(), angles * sizeof(float), cudaMemcpyHostToDevice));
+  const uint64_t table = uint64_t{limits.context_length} * config.head_dim;  // cosines and sines
+  const bool has_window_rope = config.window_rope_base > 0;
+  ASSIGN_OR_RETURN(rope,
+                   CudaBuffer::Device((has_window_rope ? 2 : 1) * table * sizeof(float), "RoPE tables"));
+  RETURN_IF_ERROR(MakeAngles(MakeRopeFrequencies(config.rope_base, config.head_dim, RopeDivisors(config)),
+                             rope.as<float>(), angles));
+  if (has_window_rope) {
+    RETURN_IF_ERROR(MakeAngles(MakeRopeFrequencies(config.window_rope_base, config.head_dim),
+                               rope.as<float>() + table, window_angles));
   }
 
   const StepLayout largest(static_cast<uint32_t>(tokens + kMostGraphTokens),
@@ -142,6 +144,17 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t result_bytes = (tokens + kMostGraphTokens) * sizeof(GpuSampleResult);
   ASSIGN_OR_RETURN(results, CudaBuffer::Device(result_bytes, "results"));
   ASSIGN_OR_RETURN(results_pinned, CudaBuffer::Pinned(result_bytes, "results"));
+  return {};
+}
+
+// In `memory`, cosines and then sines.
+Status CudaTransformer::Impl::MakeAngles(const RopeFrequencies& frequencies, float* memory, Angles& out) {
+  ThreadPool threads(OpeningThreads());
+  const RopeTable table = MakeRopeTable(limits.context_length, frequencies, threads);
+  const uint64_t count = table.cos.size();
+  out = {.cos = memory, .sin = memory + count};
+  RETURN_IF_CUDA_ERROR(cudaMemcpy(out.cos, table.cos.data(), count * sizeof(float), cudaMemcpyHostToDevice));
+  RETURN_IF_CUDA_ERROR(cudaMemcpy(out.sin, table.sin.data(), count * sizeof(float), cudaMemcpyHostToDevice));
   return {};
 }
 

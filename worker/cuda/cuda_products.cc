@@ -2,7 +2,7 @@
 #include <memory>
 #include <utility>
 
-#include "kernels/activation/silu_mul_cuda.h"
+#include "kernels/activation/gate_mul_cuda.h"
 #include "kernels/gemm/dequantize_cuda.h"
 #include "kernels/gemm/int8_gemm_cuda.h"
 #include "kernels/gemm/sparse_gemm_cuda.h"
@@ -64,9 +64,10 @@ Status CudaTransformer::Impl::MultiplyCublas(const GpuMatrix& m, const uint16_t*
   }
   RETURN_IF_ERROR(status);
   if (kind != GpuGemmOut::kGated) return {};
-  RETURN_IF_CUDA_ERROR(SiluMulCuda({.in = gate_up,
+  RETURN_IF_CUDA_ERROR(GateMulCuda({.in = gate_up,
                                     .tokens = tokens,
                                     .width = m.rows / 2,
+                                    .gate = config.gate,
                                     .out = ends.leaves_codes ? nullptr : static_cast<uint16_t*>(out),
                                     .out_e4m3 = ends.leaves_codes ? codes : nullptr,
                                     .scales = code_scales},
@@ -128,6 +129,7 @@ Status CudaTransformer::Impl::MultiplyAs(const GemmPlan& plan, const GpuMatrix& 
                          .weights = m,
                          .out = out,
                          .kind = kind,
+                         .gate = config.gate,
                          .next_norm = ends.next_norm,
                          .next_x = ends.next_norm == nullptr ? nullptr : normed,
                          .next_squares = ends.next_norm == nullptr ? nullptr : squares,

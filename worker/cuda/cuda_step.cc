@@ -6,8 +6,10 @@
 #include "kernels/attention/prefill_runs.h"
 #include "kernels/attention/run_attention_cuda.h"
 #include "kernels/embed/embed_cuda.h"
+#include "kernels/norm/add_norm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
 #include "kernels/rope/rope_kv_cuda.h"
+#include "kernels/sample/cap_logits_cuda.h"
 #include "kernels/sample/sample_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
 
@@ -114,38 +116,45 @@ Status CudaTransformer::Impl::Download(uint32_t rows) {
   return {};
 }
 
-Status CudaTransformer::Impl::Rope(const GpuBatch& batch, const KvLayer& kv, uint32_t first) {
+Status CudaTransformer::Impl::Rope(uint32_t index, const GpuBatch& batch, uint32_t first) {
+  const CudaLayer& layer = weights.layers[index];
   GpuBatch rest = batch;
   rest.tokens -= first;
   rest.positions += first;
   rest.sequences += first;
   RETURN_IF_CUDA_ERROR(RopeKvCuda({.batch = rest,
                                    .qkv = qkv + uint64_t{first} * (q_width() + 2 * kv_width()),
-                                   .cos = cos,
-                                   .sin = sin,
+                                   .cos = AnglesOf(index).cos,
+                                   .sin = AnglesOf(index).sin,
                                    .heads = config.heads,
                                    .neighbours = config.rope_pairing == RopePairing::kNeighbours,
-                                   .kv = kv},
-                                  launch()));
+                                   .kv = Layer(index)},
+                                  launch(),
+                                  {.bias = layer.qkv_bias,
+                                   .q_norm = layer.query_norm,
+                                   .k_norm = layer.key_norm,
+                                   .norm_epsilon = config.norm_epsilon}));
   return {};
 }
 
-Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout,
+Status CudaTransformer::Impl::Attend(uint32_t layer, const GpuBatch& batch, const StepLayout& step_layout,
                                      uint32_t decode_tokens, uint32_t runs, uint32_t spans) {
   GpuAttentionArgs args{.batch = batch,
                         .q = qkv,
                         .q_pitch = q_width() + 2 * kv_width(),
                         .out = attended,
-                        .kv = kv,
+                        .kv = Layer(layer),
                         .heads = config.heads,
-                        .scale = 1 / std::sqrt(static_cast<float>(config.head_dim)),
+                        .scale = config.AttentionScale(),
+                        .window = config.Window(layer),
+                        .softcap = config.attention_softcap,
                         .most_spans = spans,
                         .partials = partials,
                         .arrived = arrived,
-                        .cos = step.ropes_in_attention ? cos : nullptr,
-                        .sin = sin,
+                        .cos = RopesInAttention(layer) ? AnglesOf(layer).cos : nullptr,
+                        .sin = AnglesOf(layer).sin,
                         .neighbours = config.rope_pairing == RopePairing::kNeighbours,
-                        .runs = staging.as<GpuQueryRun>(layout.runs),
+                        .runs = staging.as<GpuQueryRun>(step_layout.runs),
                         .run_count = runs};
   const uint64_t per_token = GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans);
   const auto together = static_cast<uint32_t>(
@@ -165,7 +174,6 @@ Status CudaTransformer::Impl::Attend(const GpuBatch& batch, const KvLayer& kv, c
 Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, const StepLayout& layout,
                                          uint32_t decode_tokens, uint32_t runs, uint32_t spans) {
   const CudaLayer& layer = weights.layers[index];
-  const KvLayer kv = Layer(index);
   const uint32_t tokens = batch.tokens;
   const bool fuses = FusesNorms(tokens);
   const float* const next_norm =
@@ -188,12 +196,12 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
   if (!is_normed) RETURN_IF_CUDA_ERROR(norm(layer.attention_norm, qkv_reads));
   RETURN_IF_ERROR(MultiplyAs(qkv_plan, layer.qkv, normed, tokens, qkv, GpuGemmOut::kBF16,
                              {.divides = is_normed, .has_codes = qkv_reads != RowCodes::kNone}));
-  RETURN_IF_ERROR(Rope(batch, kv, step.ropes_in_attention ? decode_tokens : 0));
-  RETURN_IF_ERROR(Attend(batch, kv, layout, decode_tokens, runs, spans));
+  RETURN_IF_ERROR(Rope(index, batch, RopesInAttention(index) ? decode_tokens : 0));
+  RETURN_IF_ERROR(Attend(index, batch, layout, decode_tokens, runs, spans));
   const GpuGemmOut residual = ResidualOut();
-  RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, hidden, residual,
+  RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, ResidualMemory(), residual,
                            {.next_norm = fuses ? layer.ffn_norm : nullptr}));
-  RETURN_IF_ERROR(AddUp(tokens));
+  RETURN_IF_ERROR(AddUp(tokens, layer.attention_post_norm));
   ASSIGN_OR_RETURN(const GemmPlan down_plan, PlanOf(Role::kDown, layer.down, gate, tokens, residual));
   ASSIGN_OR_RETURN(const GemmPlan gate_up_plan,
                    PlanOf(Role::kGateUp, layer.gate_up, normed, tokens, GpuGemmOut::kGated));
@@ -205,13 +213,22 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
   RETURN_IF_ERROR(MultiplyAs(
       gate_up_plan, layer.gate_up, normed, tokens, gate, GpuGemmOut::kGated,
       {.divides = fuses, .has_codes = gate_up_reads != RowCodes::kNone, .leaves_codes = gates_to_codes}));
-  RETURN_IF_ERROR(MultiplyAs(down_plan, layer.down, gate, tokens, hidden, residual,
+  RETURN_IF_ERROR(MultiplyAs(down_plan, layer.down, gate, tokens, ResidualMemory(), residual,
                              {.next_norm = next_norm, .has_codes = gates_to_codes}));
-  return AddUp(tokens);
+  return AddUp(tokens, layer.ffn_post_norm);
 }
 
-Status CudaTransformer::Impl::AddUp(uint32_t tokens) {
-  return group == nullptr ? Status() : group->AddUp(hidden, tokens, stream.get());
+Status CudaTransformer::Impl::AddUp(uint32_t tokens, const float* post_norm) {
+  if (group != nullptr) RETURN_IF_ERROR(group->AddUp(ResidualMemory(), tokens, stream.get()));
+  if (post_norm == nullptr) return {};
+  RETURN_IF_CUDA_ERROR(AddNormCuda({.x = sublayer,
+                                    .weight = post_norm,
+                                    .hidden = hidden,
+                                    .count = tokens,
+                                    .width = config.hidden_size,
+                                    .epsilon = config.norm_epsilon},
+                                   launch()));
+  return {};
 }
 
 // Behind it rank 0 has all of the vocabulary in `logits`, where each rank had its own part.
@@ -244,6 +261,11 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
                                       .out = last_normed},
                                      launch()));
     RETURN_IF_ERROR(Multiply(Role::kHead, weights.head, last_normed, count, logits, GpuGemmOut::kF32));
+    if (config.logit_softcap > 0) {
+      RETURN_IF_CUDA_ERROR(CapLogitsCuda(
+          {.logits = logits, .count = uint64_t{count} * weights.head.rows, .cap = config.logit_softcap},
+          launch()));
+    }
     RETURN_IF_ERROR(GatherLogits(count));
     if (has_choice) {
       RETURN_IF_CUDA_ERROR(SampleCuda({.logits = logits,
@@ -278,7 +300,8 @@ Status CudaTransformer::Impl::Queue(const StepLayout& layout, uint32_t tokens, u
                                   .table = weights.embedding,
                                   .vocab = config.vocab_size,
                                   .width = config.hidden_size,
-                                  .out = hidden},
+                                  .out = hidden,
+                                  .scale = config.embedding_scale},
                                  {.stream = stream.get(), .follows = false}));
   const GpuBatch batch = BatchOf(layout, tokens);
   for (uint32_t i = 0; i < config.layers; ++i) {

@@ -30,11 +30,14 @@ namespace terrace {
 
 // Of a group all sizes but hidden are this rank's.
 struct CudaLayer {
-  const float *attention_norm = nullptr, *ffn_norm = nullptr;  // [hidden]
-  GpuMatrix qkv;                                               // [(heads + 2 kv_heads) * head_dim, hidden]
-  GpuMatrix output;                                            // [hidden, heads * head_dim]
-  GpuMatrix gate_up;                                           // [2 ffn, hidden], by tiles of 8 and 8
-  GpuMatrix down;                                              // [hidden, ffn]
+  const float *attention_norm = nullptr, *ffn_norm = nullptr;            // [hidden]
+  const float *attention_post_norm = nullptr, *ffn_post_norm = nullptr;  // [hidden], or null
+  const uint16_t* qkv_bias = nullptr;                                    // [rows of qkv] bf16, or null
+  const float *query_norm = nullptr, *key_norm = nullptr;                // [head_dim], or null
+  GpuMatrix qkv;      // [(heads + 2 kv_heads) * head_dim, hidden]
+  GpuMatrix output;   // [hidden, heads * head_dim]
+  GpuMatrix gate_up;  // [2 ffn, hidden], by tiles of 8 and 8
+  GpuMatrix down;     // [hidden, ffn]
 };
 
 // On the device. Owns it.

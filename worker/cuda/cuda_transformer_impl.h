@@ -20,6 +20,7 @@
 #include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/gpu_batch.h"
 #include "kernels/quant/row_codes_gpu.h"
+#include "kernels/rope/rope_frequencies.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
 #include "worker/cuda/rank_step.h"
@@ -138,7 +139,11 @@ struct CudaTransformer::Impl {
   CudaBuffer scratch, rope, staging, staging_pinned, tables, tables_pinned, sample_scratch, results,
       results_pinned;
   float* squares = nullptr;  // [kMostNormTokens, hidden / kTileRows]
-  float *hidden = nullptr, *logits = nullptr, *partials = nullptr, *cos = nullptr, *sin = nullptr;
+  float *hidden = nullptr, *logits = nullptr, *partials = nullptr;
+  float* sublayer = nullptr;  // [tokens, hidden]: what a sublayer puts out, where that is normed
+  struct Angles {
+    float *cos = nullptr, *sin = nullptr;  // [context, head_dim / 2]
+  } angles, window_angles;                 // of layers with a window, where these have their own
   float* gathered = nullptr;  // of a group: the logits of all ranks, [ranks, rows, vocabulary / ranks]
   uint16_t *normed = nullptr, *qkv = nullptr, *attended = nullptr, *gate_up = nullptr, *gate = nullptr,
            *last_normed = nullptr, *dequantized = nullptr;
@@ -222,8 +227,13 @@ struct CudaTransformer::Impl {
   Status PlanProducts(uint32_t tokens, uint32_t wanted);
   bool has_logits() const { return group == nullptr || group->leads(); }
   // How a product gets into the residual stream: of a group see RankStep::leads.
-  GpuGemmOut ResidualOut() const { return has_logits() ? GpuGemmOut::kAddF32 : GpuGemmOut::kF32; }
-  Status AddUp(uint32_t tokens);  // of a group: what all ranks have of the residual stream
+  // Where what a sublayer puts out is normed, it does not.
+  GpuGemmOut ResidualOut() const {
+    return has_logits() && !config.has_post_norms ? GpuGemmOut::kAddF32 : GpuGemmOut::kF32;
+  }
+  float* ResidualMemory() const { return config.has_post_norms ? sublayer : hidden; }
+  // Behind a product of ResidualOut: `hidden` has the sublayer of all ranks, `post_norm` is null without one.
+  Status AddUp(uint32_t tokens, const float* post_norm);
   Status GatherLogits(uint32_t rows);
 
   Status Allocate();
@@ -239,8 +249,18 @@ struct CudaTransformer::Impl {
                uint32_t wanted, uint32_t spans, bool has_choice, Sampling samples);
   Status QueueLayer(uint32_t index, const GpuBatch& batch, const StepLayout& layout, uint32_t decode_tokens,
                     uint32_t runs, uint32_t spans);
-  Status Rope(const GpuBatch& batch, const KvLayer& kv, uint32_t first);  // tokens from `first` on
-  Status Attend(const GpuBatch& batch, const KvLayer& kv, const StepLayout& layout, uint32_t decode_tokens,
+  // Whether attention makes the keys and values of what is decoded: decode_attention does so only where
+  // nothing but RoPE lies between, and nothing but the position limits what a token sees.
+  bool RopesInAttention(uint32_t layer) const {
+    return step.ropes_in_attention && !config.has_attention_bias && !config.has_head_norms &&
+           config.Window(layer) == 0 && config.attention_softcap == 0;
+  }
+  const Angles& AnglesOf(uint32_t layer) const {
+    return config.HasWindowRope(layer) ? window_angles : angles;
+  }
+  Status MakeAngles(const RopeFrequencies& frequencies, float* memory, Angles& out);
+  Status Rope(uint32_t layer, const GpuBatch& batch, uint32_t first);  // tokens from `first` on
+  Status Attend(uint32_t layer, const GpuBatch& batch, const StepLayout& step_layout, uint32_t decode_tokens,
                 uint32_t runs, uint32_t spans);
   Status QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice, Sampling samples);
   // Whether a sequence's tokens of a step go through decode attention, else through one for runs of tokens.
@@ -250,7 +270,7 @@ struct CudaTransformer::Impl {
   // Without norms of their own the residual stream's products are stream_gemm's. Of a group what a product
   // makes is not yet the stream, so there are norms.
   bool FusesNorms(uint32_t tokens) const {
-    return !is_invariant && group == nullptr && tokens <= kMostNormTokens;
+    return !is_invariant && group == nullptr && tokens <= kMostNormTokens && !config.has_post_norms;
   }
   // How the product is made. May time candidates, which overwrites codes, partials and what a product of the
   // role writes: so before what makes its x, or behind what reads the same.

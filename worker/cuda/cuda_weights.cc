@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <memory>
@@ -7,10 +8,11 @@
 #include <vector>
 
 #include "kernels/quant/weight_values.h"
+#include "kernels/scalar_convert.h"
 #include "worker/cuda/cuda_transformer_impl.h"
 #include "worker/cuda/weight_uploader.h"
 #include "worker/engine/device_shard.h"
-#include "worker/model/arch_spec.h"
+#include "worker/model/found_tensors.h"
 #include "worker/tensor/held_rows.h"
 
 namespace terrace {
@@ -57,9 +59,19 @@ class Loader {
   struct PlannedVector {
     const float** out;
     TensorView tensor;
+    float more = 0;  // than what the file holds
     uint64_t at = 0;
   };
-  using LayerTensors = std::array<const TensorView*, static_cast<size_t>(TensorKind::kDown) + 1>;
+  // Of queries, keys and values, one behind the other.
+  struct PlannedBias {
+    const uint16_t** out;
+    std::array<TensorView, 3> tensors;
+    std::array<IndexRange, 3> elements;
+    uint64_t at = 0;
+
+    size_t size() const { return elements[0].size() + elements[1].size() + elements[2].size(); }
+  };
+  using LayerTensors = std::array<const TensorView*, static_cast<size_t>(TensorKind::kFfnPostNorm) + 1>;
 
   Status Plan() {
     ASSIGN_OR_RETURN(found_, FindTensors(*options_.config, *options_.weights));
@@ -67,8 +79,9 @@ class Loader {
     const TensorView *embedding = nullptr, *output = nullptr, *final_norm = nullptr;
     for (const auto& [required, tensor] : found_) {
       ASSIGN_OR_RETURN(const uint64_t elements, ElementCount(tensor.shape));
-      const WeightMatrix part = PartOf(required.kind, required.layer, tensor);
       weights_.parameters += elements;
+      if (required.kind == TensorKind::kRopeDivisors) continue;
+      const WeightMatrix part = PartOf(required.kind, required.layer, tensor);
       weights_.bytes += part.rows * part.RowBytes();
       if (required.kind == TensorKind::kEmbedding) embedding = &tensor;
       if (required.kind == TensorKind::kOutput) output = &tensor;
@@ -79,7 +92,7 @@ class Loader {
     weights_.layers.resize(by_layer.size());
     for (uint32_t i = 0; i < by_layer.size(); ++i)
       RETURN_IF_ERROR(PlanLayer(i, by_layer[i], weights_.layers[i]));
-    vectors_.push_back({&weights_.final_norm, *final_norm});
+    AddVector(weights_.final_norm, TensorKind::kFinalNorm, *final_norm);
     // The embedding is looked up in bf16, whatever the file holds; a tied output matrix of 16 bits is the
     // same.
     const bool is_bf16 =
@@ -142,7 +155,8 @@ class Loader {
 
   Status PlanLayer(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
     const auto vector = [&](const float*& out, TensorKind kind) {
-      vectors_.push_back({&out, *tensors[static_cast<size_t>(kind)]});
+      const TensorView* tensor = tensors[static_cast<size_t>(kind)];
+      if (tensor != nullptr) AddVector(out, kind, *tensor);
     };
     const auto matrix = [&](GpuMatrix& out, std::initializer_list<TensorKind> kinds,
                             bool is_gated = false) -> Status {
@@ -157,11 +171,33 @@ class Loader {
       return {};
     };
     vector(layer.attention_norm, TensorKind::kAttentionNorm);
+    if (options_.config->has_attention_bias) AddBias(index, tensors, layer.qkv_bias);
+    vector(layer.query_norm, TensorKind::kQueryNorm);
+    vector(layer.key_norm, TensorKind::kKeyNorm);
+    vector(layer.attention_post_norm, TensorKind::kAttentionPostNorm);
+    vector(layer.ffn_post_norm, TensorKind::kFfnPostNorm);
     RETURN_IF_ERROR(matrix(layer.qkv, {TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue}));
     RETURN_IF_ERROR(matrix(layer.output, {TensorKind::kAttentionOutput}));
     vector(layer.ffn_norm, TensorKind::kFfnNorm);
     RETURN_IF_ERROR(matrix(layer.gate_up, {TensorKind::kGate, TensorKind::kUp}, /*is_gated=*/true));
     return matrix(layer.down, {TensorKind::kDown});
+  }
+
+  void AddVector(const float*& out, TensorKind kind, const TensorView& tensor) {
+    vectors_.push_back({&out, tensor, options_.config->norms_less_one && IsNorm(kind) ? 1.0f : 0.0f});
+  }
+
+  void AddBias(uint32_t layer, const LayerTensors& tensors, const uint16_t*& out) {
+    PlannedBias& planned = biases_.emplace_back();
+    planned.out = &out;
+    constexpr TensorKind kKinds[] = {TensorKind::kQueryBias, TensorKind::kKeyBias, TensorKind::kValueBias};
+    for (size_t i = 0; i < std::size(kKinds); ++i) {
+      planned.tensors[i] = *tensors[static_cast<size_t>(kKinds[i])];
+      planned.elements[i] = {.begin = 0, .end = planned.tensors[i].shape[0]};
+      if (options_.shard == nullptr) continue;
+      planned.elements[i] =
+          *terrace::PartOf(*options_.shard, *options_.config, MatrixOfBias(kKinds[i]), layer).rows;
+    }
   }
 
   // What a matrix is that does not keep the codes of its file.
@@ -194,6 +230,8 @@ class Loader {
     for (PlannedVector& each : vectors_) {
       each.at = std::exchange(end, end + Aligned(each.tensor.shape[0] * sizeof(float)));
     }
+    for (PlannedBias& each : biases_)
+      each.at = std::exchange(end, end + Aligned(each.size() * sizeof(uint16_t)));
     unfit_at_ = end;
     end += matrices_.size() * sizeof(uint32_t);
     ASSIGN_OR_RETURN(CudaBuffer memory, CudaBuffer::Device(end, "model weights"));
@@ -202,6 +240,7 @@ class Loader {
       Place(each, memory.data() + each.at);
     }
     for (const PlannedVector& each : vectors_) *each.out = memory.as<float>(each.at);
+    for (const PlannedBias& each : biases_) *each.out = memory.as<uint16_t>(each.at);
     RETURN_IF_CUDA_ERROR(cudaMemset(memory.data() + unfit_at_, 0, end - unfit_at_));
     RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(nullptr));  // other streams do not wait for this one
     weights_.memory.push_back(std::move(memory));
@@ -227,13 +266,31 @@ class Loader {
   }
 
   Status UploadVectors() {
-    std::vector<float> values((unfit_at_ - vectors_at_) / sizeof(float));
+    std::vector<std::byte> bytes(unfit_at_ - vectors_at_);
+    std::vector<float> values;
+    const auto decode = [&](const TensorView& tensor) {
+      const WeightMatrix row = MatrixOf(tensor);
+      values.resize(row.columns);
+      DecodeRow(row, 0, values.data());
+    };
     for (const PlannedVector& each : vectors_) {
-      const WeightMatrix row = MatrixOf(each.tensor);
-      DecodeRow(row, 0, &values[(each.at - vectors_at_) / sizeof(float)]);
+      decode(each.tensor);
+      for (float& value : values) value += each.more;
+      std::memcpy(&bytes[each.at - vectors_at_], values.data(), values.size() * sizeof(float));
     }
-    RETURN_IF_CUDA_ERROR(cudaMemcpy(weights_.memory[0].data() + vectors_at_, values.data(),
-                                    values.size() * sizeof(float), cudaMemcpyHostToDevice));
+    for (const PlannedBias& each : biases_) {
+      std::byte* out = &bytes[each.at - vectors_at_];
+      for (size_t part = 0; part < each.tensors.size(); ++part) {
+        decode(each.tensors[part]);
+        for (size_t i = each.elements[part].begin; i < each.elements[part].end; ++i) {
+          const uint16_t value = BF16FromFloat(values[i]);
+          std::memcpy(out, &value, sizeof(value));
+          out += sizeof(value);
+        }
+      }
+    }
+    RETURN_IF_CUDA_ERROR(cudaMemcpy(weights_.memory[0].data() + vectors_at_, bytes.data(), bytes.size(),
+                                    cudaMemcpyHostToDevice));
     return {};
   }
 
@@ -260,6 +317,7 @@ class Loader {
   std::vector<FoundTensor> found_;  // what sources borrow
   std::vector<Planned> matrices_;
   std::vector<PlannedVector> vectors_;
+  std::vector<PlannedBias> biases_;
   uint64_t vectors_at_ = 0, unfit_at_ = 0;  // in weights_.memory[0]
   GpuMatrix table_;
   bool is_head_table_ = false;

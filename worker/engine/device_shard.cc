@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "worker/model/arch_spec.h"
+#include "worker/model/found_tensors.h"
 
 namespace terrace {
 namespace {

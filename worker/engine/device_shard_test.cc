@@ -8,7 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/quant/weight_values.h"
-#include "worker/model/arch_spec.h"
+#include "worker/model/found_tensors.h"
 #include "worker/model/model_testing.h"
 
 namespace terrace {

@@ -29,7 +29,7 @@ std::string KvLayoutName(const ModelConfig& config, const LoadedModel& loaded,
 std::string MainFormat(const ModelFiles& files) {
   std::map<DType, uint64_t> weights;
   for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
-    if (!IsPerLayer(tensor.kind) || IsNorm(tensor.kind)) continue;
+    if (!IsPerLayer(tensor.kind) || IsVector(tensor.kind)) continue;
     const auto view = files.weights->Find(tensor.name);
     if (view.ok()) weights[view->dtype] += tensor.shape[0] * tensor.shape[1];  // OpenModel found all
   }

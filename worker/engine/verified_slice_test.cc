@@ -55,7 +55,7 @@ TEST(SliceOf, ARankHasItsRowsAndAllOfWhatIsCutByColumnsOrNotAtAll) {
   for (const TensorRows& part : SliceOf(config, plan)) slice[part.name] = part;
   EXPECT_EQ(slice.size(), RequiredTensors(config).size());
   const auto rows_of = [&](TensorKind kind) {
-    const TensorRows& part = slice.at(TensorName(config.names, kind, 0));
+    const TensorRows& part = slice.at(TensorName(config, kind, 0));
     return std::pair(part.begin, part.end);
   };
   const uint64_t query = uint64_t{config.heads} * config.head_dim, ffn = config.FfnSize(0);

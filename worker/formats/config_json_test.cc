@@ -74,10 +74,118 @@ TEST(ParseConfigJson, AcceptsPlainRopeInEverySpelling) {
 TEST(ParseConfigJson, NamesTheKindOfRopeThatIsNotSupported) {
   Json json = TinyFolder().config;
   for (const char* key : {"rope_type", "type"}) {
-    json["rope_scaling"] = {{"factor", 8.0}, {key, "llama3"}};
+    json["rope_scaling"] = {{"factor", 8.0}, {key, "yarn"}};
     EXPECT_THAT(Message(ParseConfigJson(json.dump(), "config.json").status()),
-                testing::HasSubstr("kind \"llama3\" is not supported; supported are null and \"default\""));
+                testing::HasSubstr(
+                    R"(kind "yarn" is not supported; supported are null, "default", "linear" and "llama3")"));
   }
+}
+
+TEST(ParseConfigJson, RefusesImpossibleSwitches) {
+  const Json plain = TinyFolder().config;
+  const auto message = [&](const std::string& family, const std::string& architecture, const Json& more) {
+    Json json = plain;
+    json["model_type"] = family;
+    json["architectures"] = {architecture};
+    json.update(more);
+    const Status status = ParseConfigJson(json.dump(), "config.json").status();
+    EXPECT_EQ(Reason(status), "bad_config") << more;
+    return Message(status);
+  };
+  const auto llama = [&](const Json& rope) {
+    return message("llama", "LlamaForCausalLM", {{"rope_scaling", rope}});
+  };
+  EXPECT_THAT(llama({{"rope_type", "linear"}}), testing::HasSubstr("factor is missing"));
+  EXPECT_THAT(llama({{"rope_type", "linear"}, {"factor", 0}}), testing::HasSubstr("factor 0"));
+  const Json llama3 = {{"rope_type", "llama3"},
+                       {"factor", 8},
+                       {"low_freq_factor", 4},
+                       {"high_freq_factor", 4},
+                       {"original_max_position_embeddings", 8192}};
+  EXPECT_THAT(llama(llama3), testing::HasSubstr("are not two rising factors"));
+  EXPECT_THAT(message("gemma2", "Gemma2ForCausalLM", {{"hidden_activation", "gelu"}}),
+              testing::HasSubstr("gelu_pytorch_tanh"));
+  EXPECT_THAT(message("gemma2", "Gemma2ForCausalLM", {{"query_pre_attn_scalar", 0}}),
+              testing::HasSubstr("query_pre_attn_scalar"));
+  EXPECT_THAT(message("gemma2", "Gemma2ForCausalLM", {{"attn_logit_softcapping", -5}}),
+              testing::HasSubstr("attn_logit_softcapping"));
+  EXPECT_THAT(message("mistral", "MistralForCausalLM",
+                      {{"layer_types", {"sliding_attention", "full_attention", "full_attention"}}}),
+              testing::HasSubstr("layer_types"));
+  const uint32_t layers = plain["num_hidden_layers"].get<uint32_t>();
+  EXPECT_THAT(message("qwen2", "Qwen2ForCausalLM",
+                      {{"layer_types", std::vector<std::string>(layers, "sliding_attention")}}),
+              testing::HasSubstr("says no size"));
+  EXPECT_THAT(
+      message("qwen2", "Qwen2ForCausalLM", {{"layer_types", {"chunked_attention", "full_attention"}}}),
+      testing::HasSubstr("layer_types"));
+}
+
+// What is written says the same scale of scores, also where its square root has no exact inverse: 144 is
+// Gemma 2's of 27 billion weights.
+TEST(ParseConfigJson, TheScaleOfScoresSurvivesBeingWritten) {
+  Json json = TinyFolder().config;
+  json["model_type"] = "gemma2";
+  json["architectures"] = {"Gemma2ForCausalLM"};
+  for (uint32_t scalar = 1; scalar <= 2048; ++scalar) {
+    json["query_pre_attn_scalar"] = scalar;
+    const Json written = ParseJson(ConfigJsonText(Parsed(json))).value();
+    EXPECT_EQ(written["query_pre_attn_scalar"], scalar);
+  }
+  json["query_pre_attn_scalar"] = 168.25;
+  const ModelConfig config = Parsed(json);
+  EXPECT_EQ(Parsed(ParseJson(ConfigJsonText(config)).value()).attention_scale, config.attention_scale);
+}
+
+TEST(ParseConfigJson, RopeIsOfKindsOfLayersInGemma3Alone) {
+  const Json plain = {{"rope_type", "default"}, {"rope_theta", 500.0}};
+  const Json kinds = {{"full_attention", plain},
+                      {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 50.0}}}};
+  const auto with = [](const char* family, const char* architecture, const Json& rope) {
+    Json json = TinyFolder().config;
+    json["model_type"] = family;
+    json["architectures"] = {architecture};
+    json["rope_parameters"] = rope;
+    return ParseConfigJson(json.dump(), "config.json");
+  };
+  const auto gemma3 = with("gemma3_text", "Gemma3ForCausalLM", kinds);
+  ASSERT_TRUE(gemma3.ok()) << gemma3.status();
+  EXPECT_EQ(gemma3->rope_base, 500);
+  EXPECT_EQ(gemma3->window_rope_base, 50);
+  EXPECT_EQ(Reason(with("gemma3_text", "Gemma3ForCausalLM", plain).status()), "bad_config");
+  EXPECT_EQ(Reason(with("mistral", "MistralForCausalLM", kinds).status()), "bad_config");
+  EXPECT_TRUE(with("mistral", "MistralForCausalLM", plain).ok());
+  Json partial = plain;
+  partial["partial_rotary_factor"] = 0.5;
+  EXPECT_EQ(Reason(with("llama", "LlamaForCausalLM", partial).status()), "bad_config");
+}
+
+// The divisors that converters make of llama3 are llama3 again; others are a kind of their own.
+TEST(AsFolderConfig, KnowsLlama3ByItsDivisors) {
+  ModelConfig config = Parsed(TinyFolder().config);
+  config.head_dim = 128;
+  config.rope_base = 500'000;
+  config.rope_scaling.kind = RopeScaling::Kind::kLlama3;
+  config.rope_scaling.factor = 32;
+  ModelConfig divided = config;
+  divided.rope_scaling = {};
+  divided.rope_scaling.kind = RopeScaling::Kind::kDivisors;
+  divided.rope_scaling.divisors = RopeDivisors(config);
+  EXPECT_EQ(AsFolderConfig(divided).rope_scaling, config.rope_scaling);
+  divided.rope_scaling.divisors[3] = 2;
+  EXPECT_EQ(AsFolderConfig(divided).rope_scaling, divided.rope_scaling);
+}
+
+// A null cap is none; an absent one is the family's.
+TEST(ParseConfigJson, GemmaHasTheCapsOfItsFamilyUnlessItSaysOtherwise) {
+  Json json = TinyFolder().config;
+  json["model_type"] = "gemma2";
+  json["architectures"] = {"Gemma2ForCausalLM"};
+  EXPECT_EQ(Parsed(json).attention_softcap, 50);
+  EXPECT_EQ(Parsed(json).logit_softcap, 30);
+  json["attn_logit_softcapping"] = json["final_logit_softcapping"] = nullptr;
+  EXPECT_EQ(Parsed(json).attention_softcap, 0);
+  EXPECT_EQ(Parsed(json).logit_softcap, 0);
 }
 
 TEST(ParseConfigJson, LayersMayHaveFeedForwardSizesOfTheirOwn) {

@@ -1,11 +1,15 @@
 #include "worker/formats/gguf_config.h"
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <utility>
 
 #include "base/json.h"
+#include "worker/formats/byte_reader.h"
+#include "worker/formats/model_family.h"
 #include "worker/formats/tensor_names.h"
 
 namespace terrace {
@@ -13,38 +17,54 @@ namespace {
 
 constexpr std::string_view kReason = "bad_hparam";
 
-// A whole number from 1 to `limit`.
-StatusOr<uint32_t> Count(const GgufMetadata& metadata, std::string_view key, uint32_t limit,
-                         std::optional<uint32_t> fallback = {}) {
-  if (fallback && !metadata.Has(key)) return *fallback;
-  ASSIGN_OR_RETURN(const int64_t value, metadata.Integer(key));
-  if (value < 1 || value > limit)
-    return metadata.Error(kReason, key, Concat(value, " is not in 1 to ", limit));
-  return static_cast<uint32_t>(value);
-}
+// The keys of an architecture: "block_count" is "llama.block_count" in the file.
+class ArchitectureKeys {
+ public:
+  ArchitectureKeys(const GgufMetadata& metadata, std::string_view architecture)
+      : metadata_(metadata), architecture_(architecture) {}
 
-StatusOr<float> Number(const GgufMetadata& metadata, std::string_view key,
-                       std::optional<float> fallback = {}) {
-  if (fallback && !metadata.Has(key)) return *fallback;
-  ASSIGN_OR_RETURN(const double value, metadata.Float(key));
-  if (std::abs(value) > FLT_MAX) return metadata.Error(kReason, key, "is too large");
-  return static_cast<float>(value);
-}
+  const GgufMetadata& metadata() const { return metadata_; }
+  std::string Whole(std::string_view key) const { return Concat(architecture_, ".", key); }
+  bool Has(std::string_view key) const { return metadata_.Has(Whole(key)); }
+  Status Error(std::string_view key, const auto&... message) const {
+    return metadata_.Error(kReason, Whole(key), Concat(message...));
+  }
+
+  // A whole number from 1 to `limit`.
+  StatusOr<uint32_t> Count(std::string_view key, uint32_t limit,
+                           std::optional<uint32_t> fallback = {}) const {
+    if (fallback && !Has(key)) return *fallback;
+    ASSIGN_OR_RETURN(const int64_t value, metadata_.Integer(Whole(key)));
+    if (value < 1 || value > limit) return Error(key, value, " is not in 1 to ", limit);
+    return static_cast<uint32_t>(value);
+  }
+
+  StatusOr<float> Number(std::string_view key, std::optional<float> fallback = {}) const {
+    if (fallback && !Has(key)) return *fallback;
+    ASSIGN_OR_RETURN(const double value, metadata_.Float(Whole(key)));
+    if (std::abs(value) > FLT_MAX) return Error(key, "is too large");
+    return static_cast<float>(value);
+  }
+
+ private:
+  const GgufMetadata& metadata_;
+  const std::string_view architecture_;
+};
 
 // The size of all layers, or an array with that of each (as llama.cpp has it).
-Status ReadFfnSizes(const GgufMetadata& metadata, ModelConfig& config) {
-  constexpr std::string_view kKey = "llama.feed_forward_length";
-  if (!metadata.Has(kKey) || !metadata.values().at(kKey).is_array) {
-    ASSIGN_OR_RETURN(config.ffn_size, Count(metadata, kKey, kMaxFfn));
+Status ReadFfnSizes(const ArchitectureKeys& keys, ModelConfig& config) {
+  constexpr std::string_view kKey = "feed_forward_length";
+  const GgufMetadata& metadata = keys.metadata();
+  if (!keys.Has(kKey) || !metadata.values().at(keys.Whole(kKey)).is_array) {
+    ASSIGN_OR_RETURN(config.ffn_size, keys.Count(kKey, kMaxFfn));
     return Status();
   }
-  ASSIGN_OR_RETURN(const std::vector<int64_t> values, metadata.Integers(kKey));
+  ASSIGN_OR_RETURN(const std::vector<int64_t> values, metadata.Integers(keys.Whole(kKey)));
   if (values.size() != config.layers)
-    return metadata.Error(kReason, kKey, Concat(values.size(), " sizes for ", config.layers, " layers"));
+    return keys.Error(kKey, values.size(), " sizes for ", config.layers, " layers");
   std::vector<uint32_t> sizes;
   for (const int64_t value : values) {
-    if (value < 1 || value > kMaxFfn)
-      return metadata.Error(kReason, kKey, Concat(value, " is not in 1 to ", kMaxFfn));
+    if (value < 1 || value > kMaxFfn) return keys.Error(kKey, value, " is not in 1 to ", kMaxFfn);
     sizes.push_back(static_cast<uint32_t>(value));
   }
   SetFfnSizes(std::move(sizes), config);
@@ -56,94 +76,189 @@ GgufField FfnSizesField(const ModelConfig& config) {
   return GgufInts(std::vector<int32_t>(config.ffn_sizes.begin(), config.ffn_sizes.end()));
 }
 
-Status CheckArchitecture(const GgufMetadata& metadata) {
+StatusOr<const ModelFamily*> Family(const GgufMetadata& metadata) {
   constexpr std::string_view kKey = "general.architecture";
   ASSIGN_OR_RETURN(const std::string_view architecture, metadata.String(kKey));
-  if (architecture == "llama") return Status();
+  if (const ModelFamily* family = FindGgufFamily(architecture)) return family;
   const Json shown = std::string(architecture.substr(0, 64));
   return metadata.Error("unsupported_architecture", kKey,
-                        Concat(ToJsonText(shown), " is not supported; supported is \"llama\""));
+                        Concat(ToJsonText(shown), " is not supported; supported are ", GgufArchitectures()));
 }
 
 // Settings that would change the results and are not implemented. Silence about them would be wrong answers.
-Status CheckUnsupported(const GgufMetadata& metadata) {
+Status CheckUnsupported(const ArchitectureKeys& keys) {
+  const GgufMetadata& metadata = keys.metadata();
   if (metadata.Has("split.count")) {
     ASSIGN_OR_RETURN(const int64_t parts, metadata.Integer("split.count"));
     if (parts > 1)
       return metadata.Error("bad_split", "split.count",
                             Concat("one of ", parts, " parts; merge them into one file first"));
   }
-  if (metadata.Has("llama.expert_count")) {
-    ASSIGN_OR_RETURN(const int64_t experts, metadata.Integer("llama.expert_count"));
-    if (experts != 0) return metadata.Error(kReason, "llama.expert_count", "experts are not supported");
+  constexpr std::string_view kCausal = "attention.causal", kAttentionFactor = "rope.scaling.attn_factor";
+  if (keys.Has(kCausal)) {
+    ASSIGN_OR_RETURN(const bool is_causal, keys.metadata().Bool(keys.Whole(kCausal)));
+    if (!is_causal) return keys.Error(kCausal, "false is not supported");
   }
-  constexpr std::string_view kScaling = "llama.rope.scaling.type";
-  if (metadata.Has(kScaling)) {
-    ASSIGN_OR_RETURN(const std::string_view scaling, metadata.String(kScaling));
-    if (scaling != "none") return metadata.Error(kReason, kScaling, "RoPE scaling is not supported");
+  ASSIGN_OR_RETURN(const float attention_factor, keys.Number(kAttentionFactor, 1));
+  if (attention_factor != 1)
+    return keys.Error(kAttentionFactor, attention_factor, " is not supported; supported is 1");
+  constexpr std::string_view kExperts = "expert_count";
+  if (keys.Has(kExperts)) {
+    ASSIGN_OR_RETURN(const int64_t experts, metadata.Integer(keys.Whole(kExperts)));
+    if (experts != 0) return keys.Error(kExperts, "experts are not supported");
   }
-  constexpr std::string_view kLinear = "llama.rope.scale_linear";  // what files had before rope.scaling
-  ASSIGN_OR_RETURN(const float linear, Number(metadata, kLinear, 1));
-  if (linear != 1) return metadata.Error(kReason, kLinear, "RoPE scaling is not supported");
   return Status();
 }
 
-StatusOr<uint32_t> HeadDim(const GgufMetadata& metadata, const ModelConfig& config) {
-  constexpr std::string_view kKey = "llama.attention.key_length";
-  if (!metadata.Has(kKey) && config.hidden_size % config.heads != 0)
-    return metadata.Error(kReason, "llama.attention.head_count",
-                          Concat(config.heads, " does not divide embedding_length ", config.hidden_size));
-  ASSIGN_OR_RETURN(const uint32_t head_dim,
-                   Count(metadata, kKey, kMaxHeadDim, config.hidden_size / config.heads));
-  for (const std::string_view key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
-    ASSIGN_OR_RETURN(const uint32_t length, Count(metadata, key, kMaxHeadDim, head_dim));
-    if (length != head_dim)
-      return metadata.Error(kReason, key, Concat(length, " differs from the head size ", head_dim));
+// A kind and a factor, what older files had instead, or a tensor with a divisor for each pair.
+Status ReadScaling(const ArchitectureKeys& keys, const WeightSource& weights, ModelConfig& config) {
+  constexpr std::string_view kType = "rope.scaling.type", kFactor = "rope.scaling.factor",
+                             kOld = "rope.scale_linear";
+  RopeScaling& scaling = config.rope_scaling;
+  std::string_view kind = "none";
+  if (keys.Has(kType)) {
+    ASSIGN_OR_RETURN(kind, keys.metadata().String(keys.Whole(kType)));
+    if (kind != "none" && kind != "linear")
+      return keys.Error(kType, ToJsonText(std::string(kind.substr(0, 64))),
+                        R"( is not supported; supported are "none" and "linear")");
+  }
+  ASSIGN_OR_RETURN(const float old, keys.Number(kOld, 1));
+  ASSIGN_OR_RETURN(scaling.factor, keys.Number(kFactor, old));
+  if (keys.Has(kType) && kind == "none") scaling.factor = 1;
+  if (scaling.factor != 1) scaling.kind = RopeScaling::Kind::kLinear;
+  const auto tensor = weights.Find(kRopeDivisorsName);
+  if (!tensor.ok()) return Status();
+  if (FindModelFamily(config.family)->gguf != "llama")
+    return keys.metadata().Error(kReason, "general.architecture",
+                                 Concat("has no ", kRopeDivisorsName, ", which is there"));
+  if (scaling.kind != RopeScaling::Kind::kNone)
+    return keys.Error(keys.Has(kType) ? kType : kOld, "there is ", kRopeDivisorsName, ", too");
+  scaling.kind = RopeScaling::Kind::kDivisors;
+  if (tensor->dtype == DType::kF32 &&
+      tensor->shape == Shape{config.head_dim / 2}) {  // else CheckTensors tells
+    scaling.divisors.resize(config.head_dim / 2);
+    std::memcpy(scaling.divisors.data(), tensor->data, scaling.divisors.size() * sizeof(float));
+  } else {
+    scaling.divisors.assign(config.head_dim / 2, 1);
+  }
+  return Status();
+}
+
+StatusOr<uint32_t> HeadDim(const ArchitectureKeys& keys, const ModelConfig& config) {
+  constexpr std::string_view kKey = "attention.key_length";
+  if (!keys.Has(kKey) && config.hidden_size % config.heads != 0)
+    return keys.Error("attention.head_count", config.heads, " does not divide embedding_length ",
+                      config.hidden_size);
+  ASSIGN_OR_RETURN(const uint32_t head_dim, keys.Count(kKey, kMaxHeadDim, config.hidden_size / config.heads));
+  for (const std::string_view key : {"attention.value_length", "rope.dimension_count"}) {
+    ASSIGN_OR_RETURN(const uint32_t length, keys.Count(key, kMaxHeadDim, head_dim));
+    if (length != head_dim) return keys.Error(key, length, " differs from the head size ", head_dim);
   }
   return head_dim;
 }
 
+// The sizes of the published models whose scores are scaled by what a query head's share of the width is,
+// instead of by its size; GGUF has no key for it (llama.cpp goes by the layers, too).
+constexpr uint32_t kLayersOfGemma2With27B = 46, kLayersOfGemma3With27B = 62;
+
+// What a reader knows of `config` by its family and sizes, without a key, and where a window (0: none) is.
+// `pattern`: the last of so many layers is without a window; 0: the family's.
+void SetImplied(uint32_t window, uint32_t pattern, ModelConfig& config) {
+  const bool is_second = config.family == "gemma2", is_third = config.family == "gemma3_text";
+  config.has_attention_bias = config.family == "qwen2";
+  config.has_head_norms = config.family == "qwen3" || is_third;
+  config.norms_less_one = false;
+  config.windows.clear();
+  if (window > 0) {
+    if (pattern == 0) pattern = is_second ? 2 : is_third ? 6 : UINT32_MAX;
+    for (uint32_t layer = 0; layer < config.layers; ++layer)
+      config.windows.push_back((layer + 1) % pattern != 0 ? window : 0);
+  }
+  config.gate = is_second || is_third ? GateFunction::kGelu : GateFunction::kSilu;
+  config.has_post_norms = is_second || is_third;
+  config.embedding_scale = config.has_post_norms ? std::sqrt(static_cast<float>(config.hidden_size)) : 1;
+  config.attention_scale = 0;
+  if ((is_second && config.layers == kLayersOfGemma2With27B) ||
+      (is_third && config.layers == kLayersOfGemma3With27B)) {
+    config.attention_scale =
+        1 / std::sqrt(static_cast<float>(config.hidden_size) / static_cast<float>(config.heads));
+  }
+}
+
+// The inverse, of windows that one can say.
+uint32_t PatternOf(const ModelConfig& config) {
+  const auto full = std::ranges::find(config.windows, 0u);
+  return static_cast<uint32_t>(full - config.windows.begin()) + 1;
+}
+
+Status ReadSwitches(const ArchitectureKeys& keys, ModelConfig& config) {
+  constexpr std::string_view kWindow = "attention.sliding_window",
+                             kPattern = "attention.sliding_window_pattern", kCap = "attn_logit_softcapping",
+                             kLastCap = "final_logit_softcapping", kWindowBase = "rope.freq_base_swa";
+  const bool is_second = config.family == "gemma2", is_third = config.family == "gemma3_text";
+  uint32_t window = is_second ? 4096 : 0, pattern = 0;
+  if (keys.Has(kWindow)) {
+    ASSIGN_OR_RETURN(const int64_t value, keys.metadata().Integer(keys.Whole(kWindow)));
+    if (value < 0 || value > kMaxContext) return keys.Error(kWindow, value, " is not in 0 to ", kMaxContext);
+    window = static_cast<uint32_t>(value);
+  }
+  if (keys.Has(kPattern)) {
+    ASSIGN_OR_RETURN(pattern, keys.Count(kPattern, kMaxLayers));
+  }
+  SetImplied(window, pattern, config);
+  ASSIGN_OR_RETURN(config.attention_softcap, keys.Number(kCap, is_second ? 50 : 0));
+  ASSIGN_OR_RETURN(config.logit_softcap, keys.Number(kLastCap, is_second ? 30 : 0));
+  ASSIGN_OR_RETURN(config.window_rope_base, keys.Number(kWindowBase, is_third ? 10000 : 0));
+  return Status();
+}
+
 StatusOr<ModelConfig> Parse(const GgufFile& gguf) {
   const GgufMetadata& metadata = gguf.metadata;
-  RETURN_IF_ERROR(CheckArchitecture(metadata));
-  RETURN_IF_ERROR(CheckUnsupported(metadata));
+  ASSIGN_OR_RETURN(const ModelFamily* family, Family(metadata));
+  const ArchitectureKeys keys(metadata, family->gguf);
+  RETURN_IF_ERROR(CheckUnsupported(keys));
 
-  ModelConfig config = {.family = "llama",
-                        .name = "",
-                        .names = NameScheme::kGguf,
-                        .rope_pairing = RopePairing::kNeighbours,
-                        .warnings = {}};
+  ModelConfig config;
+  config.family = family->name;
+  config.names = NameScheme::kGguf;
+  config.rope_pairing = family->gguf_pairing;
   if (metadata.Has("general.name")) {
     ASSIGN_OR_RETURN(const std::string_view name, metadata.String("general.name"));
     config.name = name;
   }
-  if (metadata.Has("llama.vocab_size")) {
-    ASSIGN_OR_RETURN(config.vocab_size, Count(metadata, "llama.vocab_size", kMaxVocab));
+  if (keys.Has("vocab_size")) {
+    ASSIGN_OR_RETURN(config.vocab_size, keys.Count("vocab_size", kMaxVocab));
   } else {
     constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
     if (!metadata.Has(kTokens)) return metadata.Strings(kTokens).status();
     config.vocab_size = static_cast<uint32_t>(metadata.values().at(kTokens).count);
   }
-  ASSIGN_OR_RETURN(config.context_length, Count(metadata, "llama.context_length", kMaxContext));
-  ASSIGN_OR_RETURN(config.hidden_size, Count(metadata, "llama.embedding_length", kMaxHidden));
-  ASSIGN_OR_RETURN(config.layers, Count(metadata, "llama.block_count", kMaxLayers));
-  ASSIGN_OR_RETURN(config.heads, Count(metadata, "llama.attention.head_count", kMaxHeads));
-  ASSIGN_OR_RETURN(config.kv_heads,
-                   Count(metadata, "llama.attention.head_count_kv", kMaxHeads, config.heads));
-  ASSIGN_OR_RETURN(config.head_dim, HeadDim(metadata, config));
-  RETURN_IF_ERROR(ReadFfnSizes(metadata, config));
-  ASSIGN_OR_RETURN(config.norm_epsilon, Number(metadata, "llama.attention.layer_norm_rms_epsilon"));
-  ASSIGN_OR_RETURN(config.rope_base, Number(metadata, "llama.rope.freq_base", 10000));
+  ASSIGN_OR_RETURN(config.context_length, keys.Count("context_length", kMaxContext));
+  ASSIGN_OR_RETURN(config.hidden_size, keys.Count("embedding_length", kMaxHidden));
+  ASSIGN_OR_RETURN(config.layers, keys.Count("block_count", kMaxLayers));
+  ASSIGN_OR_RETURN(config.heads, keys.Count("attention.head_count", kMaxHeads));
+  ASSIGN_OR_RETURN(config.kv_heads, keys.Count("attention.head_count_kv", kMaxHeads, config.heads));
+  ASSIGN_OR_RETURN(config.head_dim, HeadDim(keys, config));
+  RETURN_IF_ERROR(ReadFfnSizes(keys, config));
+  ASSIGN_OR_RETURN(config.norm_epsilon, keys.Number("attention.layer_norm_rms_epsilon"));
+  ASSIGN_OR_RETURN(config.rope_base, keys.Number("rope.freq_base", 10000));
+  RETURN_IF_ERROR(ReadScaling(keys, *gguf.weights, config));
+  RETURN_IF_ERROR(ReadSwitches(keys, config));
   config.tied_embeddings = !gguf.weights->Find(TensorName(NameScheme::kGguf, TensorKind::kOutput)).ok();
   return config;
 }
 
 // About the value of `key`, or of the key that it follows from when the file does not have it.
-Status ValueError(const GgufMetadata& metadata, std::string_view key, std::string_view message) {
-  if (metadata.Has(key)) return metadata.Error(kReason, key, message);
-  const std::string_view source =
-      key == "llama.vocab_size" ? "tokenizer.ggml.tokens" : "llama.attention.head_count";
-  return metadata.Error(kReason, source, Concat(key, " follows from it: ", message));
+Status ValueError(const ArchitectureKeys& keys, const WeightSource& weights, std::string_view key,
+                  std::string_view message) {
+  if (keys.Has(key)) return keys.Error(key, message);
+  for (const WeightSource::Entry& entry : weights.entries()) {
+    if (key == kRopeDivisorsName && entry.name == key)
+      return Malformed(kReason, "tensor \"", key, "\": ", message, " (data at byte ", entry.offset, ")");
+  }
+  const std::string source =
+      key == "vocab_size" ? "tokenizer.ggml.tokens" : keys.Whole("attention.head_count");
+  return keys.metadata().Error(kReason, source, Concat(keys.Whole(key), " follows from it: ", message));
 }
 
 }  // namespace
@@ -151,33 +266,75 @@ Status ValueError(const GgufMetadata& metadata, std::string_view key, std::strin
 StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& file) {
   auto config = Parse(gguf);
   if (!config.ok()) return Annotate(config.status(), file);
+  const ArchitectureKeys keys(gguf.metadata, FindModelFamily(config->family)->gguf);
   RETURN_IF_ERROR(Annotate(ValidateModelConfig(*config,
                                                [&](std::string_view key, std::string_view message) {
-                                                 return ValueError(gguf.metadata, key, message);
+                                                 return ValueError(keys, *gguf.weights, key, message);
                                                }),
                            file));
   return config;
 }
 
 std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config) {
-  std::vector<GgufKey> keys = {{"general.architecture", GgufString(config.family)}};
+  const ModelFamily* family = FindModelFamily(config.family);
+  CHECK(family != nullptr, "a model of family ", config.family);
+  std::vector<GgufKey> keys = {{"general.architecture", GgufString(std::string(family->gguf))}};
   if (!config.name.empty()) keys.push_back({"general.name", GgufString(config.name)});
-  const std::vector<GgufKey> more = {
-      {"llama.vocab_size", GgufU32(config.vocab_size)},
-      {"llama.context_length", GgufU32(config.context_length)},
-      {"llama.embedding_length", GgufU32(config.hidden_size)},
-      {"llama.block_count", GgufU32(config.layers)},
-      {"llama.feed_forward_length", FfnSizesField(config)},
-      {"llama.rope.dimension_count", GgufU32(config.head_dim)},
-      {"llama.rope.freq_base", GgufF32(config.rope_base)},
-      {"llama.attention.head_count", GgufU32(config.heads)},
-      {"llama.attention.head_count_kv", GgufU32(config.kv_heads)},
-      {"llama.attention.key_length", GgufU32(config.head_dim)},
-      {"llama.attention.value_length", GgufU32(config.head_dim)},
-      {"llama.attention.layer_norm_rms_epsilon", GgufF32(config.norm_epsilon)},
+  const auto add = [&](std::string_view key, GgufField field) {
+    keys.push_back({Concat(family->gguf, ".", key), std::move(field)});
   };
-  keys.insert(keys.end(), more.begin(), more.end());
+  add("vocab_size", GgufU32(config.vocab_size));
+  add("context_length", GgufU32(config.context_length));
+  add("embedding_length", GgufU32(config.hidden_size));
+  add("block_count", GgufU32(config.layers));
+  add("feed_forward_length", FfnSizesField(config));
+  add("rope.dimension_count", GgufU32(config.head_dim));
+  add("rope.freq_base", GgufF32(config.rope_base));
+  if (config.rope_scaling.kind == RopeScaling::Kind::kLinear) {
+    add("rope.scaling.type", GgufString("linear"));
+    add("rope.scaling.factor", GgufF32(config.rope_scaling.factor));
+  }
+  add("attention.head_count", GgufU32(config.heads));
+  add("attention.head_count_kv", GgufU32(config.kv_heads));
+  add("attention.key_length", GgufU32(config.head_dim));
+  add("attention.value_length", GgufU32(config.head_dim));
+  add("attention.layer_norm_rms_epsilon", GgufF32(config.norm_epsilon));
+  // Of Gemma also what is none: a reader takes it for what the family has.
+  const bool is_gemma = config.has_post_norms;
+  if (is_gemma || !config.windows.empty())
+    add("attention.sliding_window", GgufU32(config.windows.empty() ? 0 : std::ranges::max(config.windows)));
+  if (ModelConfig read = config; !config.windows.empty()) {
+    SetImplied(std::ranges::max(config.windows), 0, read);
+    if (read.windows != config.windows) add("attention.sliding_window_pattern", GgufU32(PatternOf(config)));
+  }
+  if (is_gemma || config.attention_softcap > 0)
+    add("attn_logit_softcapping", GgufF32(config.attention_softcap));
+  if (is_gemma || config.logit_softcap > 0) add("final_logit_softcapping", GgufF32(config.logit_softcap));
+  if (config.window_rope_base > 0) add("rope.freq_base_swa", GgufF32(config.window_rope_base));
   return keys;
+}
+
+StatusOr<ModelConfig> AsGgufConfig(const ModelConfig& config) {
+  ModelConfig out = config;
+  out.names = NameScheme::kGguf;
+  const ModelFamily& family = *FindModelFamily(config.family);
+  out.rope_pairing = family.gguf_pairing;
+  if (config.rope_scaling.kind == RopeScaling::Kind::kLlama3) {
+    out.rope_scaling = {};
+    out.rope_scaling.kind = RopeScaling::Kind::kDivisors;
+    out.rope_scaling.divisors = RopeDivisors(config);
+  }
+  if (out.rope_scaling.kind == RopeScaling::Kind::kDivisors && family.gguf != "llama")
+    return InvalidArgument("a .gguf file of family ", config.family,
+                           " cannot say how RoPE is scaled; a folder can");
+  if (!config.windows.empty()) SetImplied(std::ranges::max(config.windows), PatternOf(config), out);
+  if (config.windows.empty()) SetImplied(0, 0, out);
+  if (out.windows != config.windows || out.AttentionScale() != config.AttentionScale() ||
+      out.gate != config.gate)
+    return InvalidArgument("a .gguf file of family ", config.family,
+                           " cannot say which layers have windows, how scores are scaled or what gates, but ",
+                           "what its family has; a folder can");
+  return out;
 }
 
 }  // namespace terrace

@@ -18,4 +18,7 @@ StatusOr<ModelConfig> ParseGgufConfig(const GgufFile& gguf, const std::string& f
 // no general.name.
 std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config);
 
+// The same model as a .gguf file has it. INVALID_ARGUMENT for what its keys cannot say.
+StatusOr<ModelConfig> AsGgufConfig(const ModelConfig& config);
+
 }  // namespace terrace

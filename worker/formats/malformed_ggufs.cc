@@ -148,7 +148,7 @@ void AddTensors(Table& table) {
 
 void AddHyperParameters(Table& table) {
   table.AddKey("gguf_architecture_unknown", "unsupported_architecture", "general.architecture",
-               GgufString("qwen2"));
+               GgufString("gpt2"));
   table.AddKey("gguf_2000_layers", "bad_hparam", "llama.block_count", GgufU32(2000));
   table.AddKey("gguf_negative_layers", "bad_hparam", "llama.block_count", GgufI32(-1));
   table.AddKey("gguf_0_heads", "bad_hparam", "llama.attention.head_count", GgufU32(0));
@@ -190,7 +190,7 @@ void AddHyperParameters(Table& table) {
   table.Add("gguf_bias", "unsupported_tensor", {"tensor \"blk.0.attn_q.bias\""}, [](GgufParts& g) {
     g.tensors.push_back({"blk.0.attn_q.bias", {32}, 0, std::string(128, '\0'), {}});
   });
-  table.Add("gguf_rope_factors", "unsupported_tensor", {"tensor \"rope_freqs.weight\""}, [](GgufParts& g) {
+  table.Add("gguf_rope_factors", "bad_hparam", {"tensor \"rope_freqs.weight\""}, [](GgufParts& g) {
     g.tensors.push_back({"rope_freqs.weight", {8}, 0, std::string(32, '\0'), {}});
   });
   table.Add("gguf_nan_in_norm", "nonfinite", {"tensor \"output_norm.weight\""}, [](GgufParts& g) {
@@ -199,8 +199,7 @@ void AddHyperParameters(Table& table) {
 }
 
 void AddTokenizers(Table& table) {
-  table.AddKey("gguf_tokenizer_unknown", "unsupported_tokenizer", "tokenizer.ggml.model",
-               GgufString("bert"));
+  table.AddKey("gguf_tokenizer_unknown", "unsupported_tokenizer", "tokenizer.ggml.model", GgufString("bert"));
   table.AddKey("gguf_pre_tokenizer_unknown", "unsupported_pre_tokenizer", "tokenizer.ggml.pre",
                GgufString("no-such"));
   table.AddKey("gguf_tokens_as_integers", "type_mismatch", "tokenizer.ggml.tokens", GgufInts({1, 2, 3}));

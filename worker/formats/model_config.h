@@ -11,6 +11,7 @@
 
 #include "base/json.h"
 #include "base/status.h"
+#include "kernels/activation/gate_function.h"
 
 namespace terrace {
 
@@ -32,8 +33,26 @@ struct WeightQuantization {
   friend bool operator==(const WeightQuantization&, const WeightQuantization&) = default;
 };
 
+// Positions beyond what a model was first trained for: the angle of pair p of a head is divided by divisor p.
+struct RopeScaling {
+  enum class Kind : uint8_t {
+    kNone,
+    kLinear,   // all by `factor` (Chen et al., "Extending Context Window of Large Language Models", 2023)
+    kLlama3,   // fast pairs by 1, slow ones by `factor`, between them by what lies between (Llama 3.1)
+    kDivisors  // by `divisors`, as GGUF's rope_freqs.weight has them
+  };
+  Kind kind = Kind::kNone;
+  float factor = 1;
+  // Of kLlama3: wavelengths of original_context / high_frequency positions are fast, those of
+  // original_context / low_frequency slow.
+  float low_frequency = 1, high_frequency = 4;
+  uint32_t original_context = 8192;
+  std::vector<float> divisors;  // [head_dim / 2]
+  friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
+};
+
 struct ModelConfig {
-  std::string family;  // "llama"
+  std::string family;  // model_family.h
   std::string name;    // general.name, or the folder's name
   NameScheme names = NameScheme::kHuggingFace;
   RopePairing rope_pairing = RopePairing::kHalves;
@@ -48,11 +67,32 @@ struct ModelConfig {
   std::vector<uint32_t> ffn_sizes = {};  // of each layer, where they differ; else empty
   float norm_epsilon = 1e-5f;
   float rope_base = 10000.0f;
-  bool tied_embeddings = false;                         // the output matrix is the embedding
+  RopeScaling rope_scaling;
+  bool tied_embeddings = false;  // the output matrix is the embedding
+
+  // What families do otherwise than Llama.
+  GateFunction gate = GateFunction::kSilu;
+  bool has_attention_bias = false;  // of queries, keys and values
+  bool has_head_norms = false;      // RMSNorm of each head of queries and keys, before RoPE
+  bool has_post_norms = false;      // of what attention and feed-forward put out, before it is added
+  bool norms_less_one = false;      // the file holds the weights of norms less 1
+  float embedding_scale = 1;
+  float attention_scale = 0;    // of scores; 0: 1 / sqrt(head_dim)
+  float attention_softcap = 0;  // 0: none
+  float logit_softcap = 0;      // 0: none
+  // How many positions the tokens of each layer attend to, their own and those before it; 0: to all. Empty:
+  // to all everywhere.
+  std::vector<uint32_t> windows = {};
+  float window_rope_base = 0;  // of layers with a window, without scaling; 0: they are as the others
+
   std::optional<WeightQuantization> quantization = {};  // of folders
   std::vector<std::string> warnings;  // what the file asks for and does not get: one line each, for the log
 
   uint32_t FfnSize(uint32_t layer) const { return ffn_sizes.empty() ? ffn_size : ffn_sizes[layer]; }
+  uint32_t Window(uint32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
+  float AttentionScale() const;
+  // Whether its layer has an angle of its own (window_rope_base).
+  bool HasWindowRope(uint32_t layer) const { return window_rope_base > 0 && Window(layer) > 0; }
 };
 
 // Limits of a ModelConfig; DATA_LOSS with reason bad_hparam (GGUF) or bad_config (config.json) beyond them.
@@ -60,10 +100,16 @@ inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext =
                           kMaxHidden = 1u << 17, kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024;
 
 // Checks ranges and products. What is wrong comes from `error`, which gets the key, as files of the config's
-// name scheme have it, and what is wrong with its value.
+// name scheme have it (GGUF's without the architecture in front), and what is wrong with its value.
 Status ValidateModelConfig(
     const ModelConfig& config,
     const std::function<Status(std::string_view key, std::string_view message)>& error);
+
+// Whether the model is what Llama 2 is, whatever its family: no switch is set, and RoPE is not scaled.
+bool IsPlainLlama(const ModelConfig& config);
+
+// [head_dim / 2], or empty where nothing is divided.
+std::vector<float> RopeDivisors(const ModelConfig& config);
 
 // Sets ffn_size and ffn_sizes from the sizes of all layers, which are not empty.
 void SetFfnSizes(std::vector<uint32_t> sizes, ModelConfig& config);
@@ -78,6 +124,8 @@ inline constexpr std::string_view kFfnSizesKey = "terrace_intermediate_sizes";
 StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& file);
 // The inverse: the text of a config.json.
 std::string ConfigJsonText(const ModelConfig& config);
+// The same model as a folder has it.
+ModelConfig AsFolderConfig(const ModelConfig& config);
 
 // The text of generation_config.json: its sampling defaults are not used, but must be possible ones. Reason
 // bad_config.

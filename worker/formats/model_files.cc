@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/file_kind.h"
@@ -40,18 +41,22 @@ Status TensorError(std::string_view reason, const WeightSource::Entry& entry, co
 }
 
 // Everything the model needs is there in the right shape. Other tensors are tolerated, but for those that
-// would have to change the results. Norms are scanned for values that are not finite: they touch every
+// would have to change the results. Vectors are scanned for values that are not finite: they touch every
 // activation, and are small; larger tensors are not read here.
 Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
   std::map<std::string_view, const WeightSource::Entry*> entries;
   for (const auto& entry : weights.entries()) {
-    if (entry.name.ends_with(".bias"))
-      return TensorError("unsupported_tensor", entry, "biases are not supported");
-    if (entry.name == "rope_freqs.weight")
-      return TensorError("unsupported_tensor", entry, "RoPE scaling is not supported");
     entries.emplace(entry.name, &entry);
   }
-  for (const TensorRequirement& required : RequiredTensors(config)) {
+  const std::vector<TensorRequirement> all = RequiredTensors(config);
+  std::set<std::string_view> names;
+  for (const TensorRequirement& required : all) names.insert(required.name);
+  for (const auto& entry : weights.entries()) {
+    const bool is_of_rows = entry.name.ends_with(".bias") || entry.name.ends_with("norm.weight");
+    if (is_of_rows && !names.contains(entry.name))
+      return TensorError("unsupported_tensor", entry, "models of the family ", config.family, " have none");
+  }
+  for (const TensorRequirement& required : all) {
     const auto found = entries.find(required.name);
     if (found == entries.end())
       return Malformed("missing_tensor", weights.path(), ": tensor \"", required.name, "\": is missing");
@@ -59,9 +64,11 @@ Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
     if (entry.tensor.shape != required.shape)
       return TensorError("shape_mismatch", entry, "shape ", entry.tensor.shape.ToString(),
                          ", the configuration wants ", required.shape.ToString());
-    if (!IsNorm(required.kind)) continue;
+    if (!IsVector(required.kind)) continue;
     if (Info(entry.tensor.dtype).block_elements > 1)
-      return TensorError("bad_dtype", entry, "a norm is not quantized");
+      return TensorError("bad_dtype", entry, "a vector is not quantized");
+    if (required.kind == TensorKind::kRopeDivisors && entry.tensor.dtype != DType::kF32)
+      return TensorError("bad_dtype", entry, "is not of F32");
     if (const auto at = FirstNonFinite(entry.tensor))
       return TensorError("nonfinite", entry, "the value at byte ", entry.offset + *at,
                          " is infinite or not a number");

@@ -1,9 +1,10 @@
-// The tensors of a Llama-family model: what each is called in a file, its shape, and which ones a model must
-// have. Pure functions of a ModelConfig.
+// The tensors of a model: what each is called in a file, its shape, and which ones a model must have. Pure
+// functions of a ModelConfig.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "worker/formats/model_config.h"
@@ -15,28 +16,68 @@ enum class TensorKind : uint8_t {
   kEmbedding,
   kOutput,  // absent when embeddings are tied
   kFinalNorm,
+  kRopeDivisors,  // of GGUF, with RopeScaling::Kind::kDivisors
   // One of each per layer:
   kAttentionNorm,
   kQuery,
   kKey,
   kValue,
+  kQueryBias,  // with has_attention_bias
+  kKeyBias,
+  kValueBias,
+  kQueryNorm,  // with has_head_norms
+  kKeyNorm,
   kAttentionOutput,
+  kAttentionPostNorm,  // with has_post_norms
   kFfnNorm,
   kGate,
   kUp,
   kDown,
+  kFfnPostNorm,  // with has_post_norms
 };
 
 constexpr bool IsPerLayer(TensorKind kind) { return kind >= TensorKind::kAttentionNorm; }
 constexpr bool IsNorm(TensorKind kind) {
-  return kind == TensorKind::kFinalNorm || kind == TensorKind::kAttentionNorm || kind == TensorKind::kFfnNorm;
+  switch (kind) {
+    case TensorKind::kFinalNorm:
+    case TensorKind::kAttentionNorm:
+    case TensorKind::kQueryNorm:
+    case TensorKind::kKeyNorm:
+    case TensorKind::kAttentionPostNorm:
+    case TensorKind::kFfnNorm:
+    case TensorKind::kFfnPostNorm:
+      return true;
+    default:
+      return false;
+  }
+}
+constexpr bool IsBias(TensorKind kind) {
+  return kind == TensorKind::kQueryBias || kind == TensorKind::kKeyBias || kind == TensorKind::kValueBias;
+}
+// The matrix whose products the bias is added to.
+constexpr TensorKind MatrixOfBias(TensorKind bias) {
+  return bias == TensorKind::kQueryBias ? TensorKind::kQuery
+         : bias == TensorKind::kKeyBias ? TensorKind::kKey
+                                        : TensorKind::kValue;
+}
+// Of one dimension.
+constexpr bool IsVector(TensorKind kind) {
+  return IsNorm(kind) || IsBias(kind) || kind == TensorKind::kRopeDivisors;
 }
 
+inline constexpr std::string_view kRopeDivisorsName = "rope_freqs.weight";
+
 // "model.layers.3.self_attn.q_proj.weight" or "blk.3.attn_q.weight"; `layer` counts for kinds per layer only.
+std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t layer = 0);
+// Of matrices, which all families call alike.
 std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer = 0);
 
-// Matrices are [outputs, inputs], norms [hidden]. `layer` counts for kinds per layer only.
+// Matrices are [outputs, inputs], norms and biases as wide as what they are of. `layer` counts for kinds per
+// layer only.
 Shape TensorShape(const ModelConfig& config, TensorKind kind, uint32_t layer);
+
+// The tensors of a layer, in the order the forward pass meets them.
+std::vector<TensorKind> LayerTensors(const ModelConfig& config);
 
 struct TensorRequirement {
   TensorKind kind;

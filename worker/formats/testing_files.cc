@@ -50,7 +50,7 @@ std::string Repeated(const std::string& piece, uint64_t count) {
 
 std::string Ones(const TensorRequirement& tensor) {
   const uint64_t count = *ElementCount(tensor.shape);
-  return IsNorm(tensor.kind) ? Repeated(Packed(1.0f), count) : Repeated(Packed(uint16_t{0x3C00}), count);
+  return IsVector(tensor.kind) ? Repeated(Packed(1.0f), count) : Repeated(Packed(uint16_t{0x3C00}), count);
 }
 
 Json TinyTokenizerJson() {
@@ -170,7 +170,7 @@ GgufParts TinyGguf() {
                 {"tokenizer.ggml.add_bos_token", GgufBool(true)},
                 {"tokenizer.chat_template", GgufString(kTemplate)}};
   for (const TensorRequirement& required : RequiredTensors(config)) {
-    GgufParts::Tensor tensor = {required.name, {}, IsNorm(required.kind) ? 0u : 1u, Ones(required), {}};
+    GgufParts::Tensor tensor = {required.name, {}, IsVector(required.kind) ? 0u : 1u, Ones(required), {}};
     for (size_t i = required.shape.rank; i-- > 0;) tensor.dims.push_back(required.shape[i]);
     parts.tensors.push_back(std::move(tensor));
   }
@@ -206,7 +206,7 @@ FolderParts TinyFolder() {
   for (const TensorRequirement& required : RequiredTensors(config)) {
     const std::vector<uint64_t> shape(required.shape.dims.begin(),
                                       required.shape.dims.begin() + required.shape.rank);
-    parts.weights.Add(required.name, IsNorm(required.kind) ? "F32" : "F16", shape, Ones(required));
+    parts.weights.Add(required.name, IsVector(required.kind) ? "F32" : "F16", shape, Ones(required));
   }
   return parts;
 }

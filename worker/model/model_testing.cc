@@ -62,6 +62,25 @@ void TestModel::PoisonKv() {
   }
 }
 
+std::vector<ModelConfig> WithSwitches(const ModelConfig& config) {
+  ModelConfig with_biases = config, with_norms = config;
+  with_biases.family = "qwen2";
+  with_biases.has_attention_bias = true;
+  with_biases.rope_scaling.kind = RopeScaling::Kind::kLinear;
+  with_biases.rope_scaling.factor = 4;
+  with_norms.family = "gemma3_text";
+  with_norms.has_head_norms = with_norms.has_post_norms = with_norms.norms_less_one = true;
+  with_norms.gate = GateFunction::kGelu;
+  with_norms.embedding_scale = 16;
+  with_norms.attention_scale = 0.2f;
+  with_norms.attention_softcap = 3;
+  with_norms.logit_softcap = 2;
+  for (uint32_t layer = 0; layer < config.layers; ++layer)
+    with_norms.windows.push_back(layer % 2 == 0 ? 9 : 0);
+  with_norms.window_rope_base = 1000;
+  return {with_biases, with_norms};
+}
+
 ModelConfig RandomModel::SmallConfig(uint32_t vocab_size) {
   ModelConfig small;
   small.family = "llama";
@@ -79,14 +98,17 @@ ModelConfig RandomModel::SmallConfig(uint32_t vocab_size) {
 
 RandomModel::RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_config) : config(model_config) {
   for (const TensorRequirement& required : RequiredTensors(config)) {
-    const bool is_norm = IsNorm(required.kind);
-    const size_t rows = is_norm ? 1 : required.shape[0], columns = required.shape[is_norm ? 0 : 1];
-    std::vector<float> values(rows * columns, 1);
-    for (size_t i = 0; i < values.size() && !is_norm; ++i) {  // of variance 1 / columns
-      values[i] = static_cast<float>((2 * RandomUniform(seed + storage_.size(), i) - 1) *
-                                     std::sqrt(3.0 / static_cast<double>(columns)));
+    const bool is_vector = IsVector(required.kind);
+    const size_t rows = is_vector ? 1 : required.shape[0], columns = required.shape[is_vector ? 0 : 1];
+    std::vector<float> values(rows * columns);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double random = 2 * RandomUniform(seed + storage_.size(), i) - 1;
+      values[i] = static_cast<float>(
+          !is_vector ? random * std::sqrt(3.0 / static_cast<double>(columns))  // variance 1 / columns
+          : IsBias(required.kind) ? random
+                                  : (config.norms_less_one ? 0 : 1) + random / 4);
     }
-    const DType of_tensor = is_norm ? DType::kF32 : dtype;
+    const DType of_tensor = is_vector ? DType::kF32 : dtype;
     std::vector<std::byte> bytes(values.size() / Info(of_tensor).block_elements *
                                  Info(of_tensor).block_bytes);
     std::vector<float> scales;

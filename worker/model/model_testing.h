@@ -32,6 +32,10 @@ struct TestModel {
   std::unique_ptr<KvPool> kv;
 };
 
+// `config` with everything that families do otherwise than Llama, in two models, as no family has all of it:
+// biases; and norms of heads and of sublayers, GELU, caps, scales, and windows in all layers but each second.
+std::vector<ModelConfig> WithSwitches(const ModelConfig& config);
+
 // A model in memory, with random matrices of one format.
 class RandomModel : public WeightSource {
  public:

@@ -67,6 +67,21 @@ TEST(PipelineParallel, AnOutputMatrixOfItsOwnAndLayersOfUnequalWidthGiveTheSameB
   }
 }
 
+// Each stage knows which of the model's layers its own are: windows differ.
+TEST(PipelineParallel, ModelsOfOtherFamiliesGiveTheBitsOfOneRank) {
+  for (const ModelConfig& config : WithSwitches(FiveLayers())) {
+    const RandomModel model(DType::kQ8_0, /*seed=*/21, config);
+    const auto tokens = RandomTokens(kPrompt, model.config.vocab_size, /*seed=*/22);
+    const auto want = LogitsOf({model.config, model}, tokens);
+    for (const uint32_t stages : {2u, 3u}) {
+      EXPECT_EQ(
+          LogitsOf({.config = model.config, .weights = model, .ranks = stages, .stages = stages}, tokens),
+          want)
+          << config.family << ", " << stages << " stages";
+    }
+  }
+}
+
 TEST(PipelineParallel, DemoModelsGiveTheBitsOfOneRank) {
   for (const std::string& path :
        {DemoFolder("terrace-demo-nano"), DemoGguf("terrace-demo-small"), DemoFolder("terrace-demo-base")}) {

@@ -47,6 +47,17 @@ TEST_P(TensorParallelOfWeights, MatricesThatHaveToBeMadeGiveTheSameBits) {
     EXPECT_EQ(LogitsOf({model.config, made, ranks, 8}, tokens), want) << ranks << " ranks";
 }
 
+TEST(TensorParallel, ModelsOfOtherFamiliesGiveTheSameBitsOnAnyNumberOfRanks) {
+  for (const ModelConfig& config : WithSwitches(WideConfig())) {
+    const RandomModel model(DType::kQ8_0, /*seed=*/15, config);
+    const auto tokens = RandomTokens(40, model.config.vocab_size, /*seed=*/16);
+    const auto want = LogitsOf({model.config, model, 1, 4}, tokens);
+    for (const uint32_t ranks : {2u, 4u})
+      EXPECT_EQ(LogitsOf({model.config, model, ranks, 4}, tokens), want)
+          << config.family << ", " << ranks << " ranks";
+  }
+}
+
 TEST(TensorParallel, LayersOfUnequalWidthGiveTheSameBitsOnAnyNumberOfRanks) {
   ModelConfig config = WideConfig();
   SetFfnSizes({4 * 32, 5 * 256}, config);

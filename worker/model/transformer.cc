@@ -8,7 +8,8 @@
 #include <utility>
 
 #include "kernels/quant/weight_values.h"
-#include "worker/model/arch_spec.h"
+#include "kernels/rope/rope_frequencies.h"
+#include "worker/model/found_tensors.h"
 #include "worker/parallel/pipeline.h"
 #include "worker/parallel/sub_communicator.h"
 #include "worker/parallel/tree_sum.h"
@@ -23,11 +24,14 @@ using ColumnShards = std::vector<GemmWeights>;
 
 // This rank's part of a layer; its own heads, KV heads and feed-forward inputs.
 struct Layer {
-  std::vector<float> attention_norm, ffn_norm;  // [hidden]
-  GemmWeights query, key, value;                // [heads or kv_heads * head_dim, hidden]
-  ColumnShards attention_output;                // [hidden, heads * head_dim]
-  GemmWeights gate, up;                         // [ffn, hidden]
-  ColumnShards down;                            // [hidden, ffn]
+  std::vector<float> attention_norm, ffn_norm;            // [hidden]
+  std::vector<float> attention_post_norm, ffn_post_norm;  // [hidden], or empty
+  GemmWeights query, key, value;                          // [heads or kv_heads * head_dim, hidden]
+  std::vector<float> query_bias, key_bias, value_bias;    // as wide, or empty
+  std::vector<float> query_norm, key_norm;                // [head_dim], or empty
+  ColumnShards attention_output;                          // [hidden, heads * head_dim]
+  GemmWeights gate, up;                                   // [ffn, hidden]
+  ColumnShards down;                                      // [hidden, ffn]
 };
 
 struct Weights {
@@ -51,23 +55,31 @@ struct Rows {
   std::vector<size_t> wanted;  // rows whose logits are wanted, rising
 };
 
+struct Angles {
+  std::vector<float> cos, sin;  // [rows, head_dim / 2]
+};
+
 // Activations of one step: [rows, width] each. They grow to the largest step seen and stay.
 struct Scratch {
-  std::vector<float> hidden, query, key, value, attended, gate, cos, sin, logits;
+  std::vector<float> hidden, query, key, value, attended, gate, logits;
+  Angles angles, window_angles;                 // of the step's positions
   std::vector<float> sums;                      // of each virtual shard
   std::vector<float> all_logits, other_logits;  // of all ranks, and of one that came in
 };
 
-std::vector<float> VectorOf(const WeightMatrix& row) {
-  std::vector<float> out(row.columns);
-  for (size_t i = 0; i < out.size(); ++i) out[i] = WeightAt(row, 0, i);
+// `elements` of a vector, or all.
+std::vector<float> VectorOf(const WeightMatrix& row, const std::optional<IndexRange>& elements, float more) {
+  const IndexRange range = elements.value_or(IndexRange{.begin = 0, .end = row.columns});
+  std::vector<float> out(range.size());
+  for (size_t i = 0; i < out.size(); ++i) out[i] = WeightAt(row, 0, range.begin + i) + more;
   return out;
 }
 
-// Where a tensor goes: to a vector, rows of it to a matrix, columns of it to the shards of one, or (null all)
-// to the embedding.
+// Where a tensor goes: to a vector (`rows` of it, or all), rows of it to a matrix, columns of it to the
+// shards of one, or (null all) to the embedding.
 struct Place {
   std::vector<float>* vector = nullptr;
+  std::optional<IndexRange> elements = {};
   GemmWeights* matrix = nullptr;
   IndexRange rows = {};
   ColumnShards* shards = nullptr;
@@ -82,15 +94,35 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
   const auto columns_of = [&](ColumnShards& shards) -> Place {
     return {.shards = &shards, .columns = part.columns};
   };
+  const auto vector = [](std::vector<float>& out) -> Place { return {.vector = &out}; };
+  const auto bias = [&](std::vector<float>& out) -> Place {
+    return {.vector = &out,
+            .elements = PartOf(plan, config, MatrixOfBias(required.kind), required.layer).rows};
+  };
   switch (required.kind) {
     case TensorKind::kEmbedding:
+    case TensorKind::kRopeDivisors:  // which is in the configuration
       return {};
     case TensorKind::kOutput:
       return rows_of(weights.output);
     case TensorKind::kFinalNorm:
-      return {.vector = &weights.final_norm};
+      return vector(weights.final_norm);
     case TensorKind::kAttentionNorm:
-      return {.vector = &layer().attention_norm};
+      return vector(layer().attention_norm);
+    case TensorKind::kQueryBias:
+      return bias(layer().query_bias);
+    case TensorKind::kKeyBias:
+      return bias(layer().key_bias);
+    case TensorKind::kValueBias:
+      return bias(layer().value_bias);
+    case TensorKind::kQueryNorm:
+      return vector(layer().query_norm);
+    case TensorKind::kKeyNorm:
+      return vector(layer().key_norm);
+    case TensorKind::kAttentionPostNorm:
+      return vector(layer().attention_post_norm);
+    case TensorKind::kFfnPostNorm:
+      return vector(layer().ffn_post_norm);
     case TensorKind::kQuery:
       return rows_of(layer().query);
     case TensorKind::kKey:
@@ -100,7 +132,7 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
     case TensorKind::kAttentionOutput:
       return columns_of(layer().attention_output);
     case TensorKind::kFfnNorm:
-      return {.vector = &layer().ffn_norm};
+      return vector(layer().ffn_norm);
     case TensorKind::kGate:
       return rows_of(layer().gate);
     case TensorKind::kUp:
@@ -223,8 +255,9 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
       continue;
     }
     if (place.vector != nullptr) {
-      *place.vector = VectorOf(MatrixOf(tensor));
-    } else {
+      const float more = config.norms_less_one && IsNorm(required.kind) ? 1 : 0;
+      *place.vector = VectorOf(MatrixOf(tensor), place.elements, more);
+    } else if (required.kind == TensorKind::kEmbedding) {
       embedding = &tensor;
       if (!plan.is_first_stage()) continue;  // as the output matrix only
       ASSIGN_OR_RETURN(HeldRows held, HeldRows::Hold(tensor, pool));
@@ -269,14 +302,18 @@ float* Fit(std::vector<float>& buffer, size_t size) {
 struct Transformer::Impl {
   // Lays `batch` out in `rows`. What breaks its contract is a bug of the caller.
   void Gather(const Batch& batch, const KvPool& kv);
-  void SetAngles();
+  void SetAngles(const RopeFrequencies& of, Angles& angles);
   Status RunStages(KvPool& kv);
   // A micro-batch is a run of `rows`. What goes into the stage is in its part of scratch.hidden, but for the
   // first stage's, and so is what comes out.
   Status RunStage(const IndexRange& micro_batch, KvPool& kv);
   Status PassOn(const MicroBatches& micro_batches, size_t tick);
-  Status RunLayer(const Layer& layer, const IndexRange& micro_batch, const KvLayer& kv, const KvShape& shape);
-  Status AddProduct(const float* input, const ColumnShards& shards, size_t tokens, float* x);
+  // `index` counts from the stage's first layer.
+  Status RunLayer(uint32_t index, const IndexRange& micro_batch, const KvLayer& kv, const KvShape& shape);
+  // x += the product of this rank's inputs and the matrix of `shards`, of all ranks, or its RMSNorm times
+  // `norm`, where that is not empty.
+  Status AddProduct(const float* input, const ColumnShards& shards, const std::vector<float>& norm,
+                    size_t tokens, float* x);
   StatusOr<std::span<const float>> Logits();
   std::span<const float> OwnLogits();
   StatusOr<std::span<const float>> GatherLogits(std::span<const float> own);
@@ -294,7 +331,8 @@ struct Transformer::Impl {
               .norm_epsilon = config.norm_epsilon,
               .tokens = tokens,
               .parts = {parts.begin(), parts.size()},
-              .gated = gated},
+              .gated = gated,
+              .gate = config.gate},
              pool);
   }
 
@@ -306,6 +344,7 @@ struct Transformer::Impl {
   const std::unique_ptr<Communicator> sub_group;  // what `stage` is, where it is not the whole group
   Communicator* const stage;  // of the ranks that share each layer with this one; null: none do
   const Weights weights;
+  const RopeFrequencies frequencies, window_frequencies;
   Rows rows;
   Scratch scratch;
 };
@@ -328,13 +367,12 @@ void Transformer::Impl::Gather(const Batch& batch, const KvPool& kv) {
   }
 }
 
-void Transformer::Impl::SetAngles() {
+void Transformer::Impl::SetAngles(const RopeFrequencies& of, Angles& angles) {
   const size_t tokens = rows.tokens.size(), pairs = config.head_dim / 2;
-  float *cos = Fit(scratch.cos, tokens * pairs), *sin = Fit(scratch.sin, tokens * pairs);
+  float *cos = Fit(angles.cos, tokens * pairs), *sin = Fit(angles.sin, tokens * pairs);
   constexpr size_t kTogether = 16;  // tokens whose angles are worth another thread
   pool.ParallelFor(tokens, kTogether, [&](size_t begin, size_t end) {
-    RopeAngles(rows.positions.data() + begin, end - begin, config.rope_base, config.head_dim,
-               cos + begin * pairs, sin + begin * pairs);
+    RopeAngles(rows.positions.data() + begin, end - begin, of, cos + begin * pairs, sin + begin * pairs);
   });
 }
 
@@ -353,11 +391,12 @@ Status Transformer::Impl::RunStage(const IndexRange& micro_batch, KvPool& kv) {
     ops.embed({.tokens = rows.tokens.data() + micro_batch.begin,
                .table = weights.embedding,
                .out = Hidden(micro_batch).data(),
-               .count = micro_batch.size()},
+               .count = micro_batch.size(),
+               .scale = config.embedding_scale},
               pool);
   }
   for (uint32_t i = 0; i < weights.layers.size(); ++i)
-    RETURN_IF_ERROR(RunLayer(weights.layers[i], micro_batch, kv.layer(i), kv.shape()));
+    RETURN_IF_ERROR(RunLayer(i, micro_batch, kv.layer(i), kv.shape()));
   return Status();
 }
 
@@ -384,10 +423,15 @@ Status Transformer::Impl::PassOn(const MicroBatches& micro_batches, size_t tick)
   return group->SendReceive(outgoing, incoming);
 }
 
-// x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x)
-Status Transformer::Impl::RunLayer(const Layer& layer, const IndexRange& micro_batch, const KvLayer& kv,
+// x += Attention(RmsNorm(x));  x += W_down (SiLU(W_gate h) * W_up h) with h = RmsNorm(x); with norms, biases
+// and other functions where the family has them
+Status Transformer::Impl::RunLayer(uint32_t index, const IndexRange& micro_batch, const KvLayer& kv,
                                    const KvShape& shape) {
-  const size_t tokens = micro_batch.size(), angles = micro_batch.begin * (config.head_dim / 2);
+  const Layer& layer = weights.layers[index];
+  const uint32_t number = static_cast<uint32_t>(plan.layers.begin) + index;
+  const Angles& angles = config.HasWindowRope(number) ? scratch.window_angles : scratch.angles;
+  const size_t tokens = micro_batch.size(), first_angle = micro_batch.begin * (config.head_dim / 2);
+  const auto data = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
   float* x = Hidden(micro_batch).data();
   float* q = Fit(scratch.query, tokens * layer.query.rows);
   float* k = Fit(scratch.key, tokens * layer.key.rows);
@@ -407,29 +451,36 @@ Status Transformer::Impl::RunLayer(const Layer& layer, const IndexRange& micro_b
                .q = q,
                .k = k,
                .v = v,
-               .cos = scratch.cos.data() + angles,
-               .sin = scratch.sin.data() + angles,
+               .cos = angles.cos.data() + first_angle,
+               .sin = angles.sin.data() + first_angle,
                .heads = plan.heads.size(),
                .neighbours = config.rope_pairing == RopePairing::kNeighbours,
-               .kv = kv},
+               .kv = kv,
+               .q_bias = data(layer.query_bias),
+               .k_bias = data(layer.key_bias),
+               .v_bias = data(layer.value_bias),
+               .q_norm = data(layer.query_norm),
+               .k_norm = data(layer.key_norm),
+               .norm_epsilon = config.norm_epsilon},
               pool);
   ops.paged_attention({.batch = batch,
                        .q = q,
                        .out = attended,
                        .kv = kv,
                        .heads = plan.heads.size(),
-                       .scale = 1 / std::sqrt(static_cast<float>(config.head_dim))},
+                       .scale = config.AttentionScale(),
+                       .window = config.Window(number),
+                       .softcap = config.attention_softcap},
                       pool);
-  RETURN_IF_ERROR(AddProduct(attended, layer.attention_output, tokens, x));
+  RETURN_IF_ERROR(AddProduct(attended, layer.attention_output, layer.attention_post_norm, tokens, x));
 
   Multiply(x, &layer.ffn_norm, {{layer.gate, gate}, {layer.up, nullptr}}, tokens, /*gated=*/true);
-  return AddProduct(gate, layer.down, tokens, x);
+  return AddProduct(gate, layer.down, layer.ffn_post_norm, tokens, x);
 }
 
-// x += the product of `input`, this rank's inputs, and the matrix of `shards`, summed over the stage's ranks.
-Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& shards, size_t tokens,
-                                     float* x) {
-  if (shards.size() == 1 && stage == nullptr) {
+Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& shards,
+                                     const std::vector<float>& norm, size_t tokens, float* x) {
+  if (shards.size() == 1 && stage == nullptr && norm.empty()) {
     Multiply(input, nullptr, {{shards[0], x, /*add_to_out=*/true}}, tokens);
     return Status();
   }
@@ -453,6 +504,16 @@ Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& sha
   }
   CHECK(kept == 1, shards.size(), " virtual shards");
   if (stage != nullptr) RETURN_IF_ERROR(stage->AllReduceSum({sums, count}));
+  if (!norm.empty()) {
+    ops.add_norm({.x = sums,
+                  .norm = norm.data(),
+                  .norm_epsilon = config.norm_epsilon,
+                  .hidden = x,
+                  .tokens = tokens,
+                  .width = config.hidden_size},
+                 pool);
+    return Status();
+  }
   pool.ParallelFor(count, kTogether, [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) x[i] += sums[i];
   });
@@ -476,6 +537,8 @@ std::span<const float> Transformer::Impl::OwnLogits() {
   const size_t count = wanted * weights.output.rows;
   float* logits = Fit(scratch.logits, count);
   Multiply(x, &weights.final_norm, {{weights.output, logits}}, wanted);
+  if (config.logit_softcap > 0)
+    ops.cap_logits({.logits = logits, .count = count, .cap = config.logit_softcap}, pool);
   return {logits, count};
 }
 
@@ -526,7 +589,20 @@ StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const ModelConfig& conf
     sub_group = MakeSubCommunicator(*group, plan.stage * plan.tensor_ranks, plan.tensor_ranks);
   Communicator* const stage = plan.stages > 1 ? sub_group.get() : group;
   return std::unique_ptr<Transformer>(new Transformer(std::unique_ptr<Impl>(
-      new Impl{config, ops, pool, plan, group, std::move(sub_group), stage, std::move(loaded), {}, {}})));
+      new Impl{.config = config,
+               .ops = ops,
+               .pool = pool,
+               .plan = plan,
+               .group = group,
+               .sub_group = std::move(sub_group),
+               .stage = stage,
+               .weights = std::move(loaded),
+               .frequencies = MakeRopeFrequencies(config.rope_base, config.head_dim, RopeDivisors(config)),
+               .window_frequencies = config.window_rope_base > 0
+                                         ? MakeRopeFrequencies(config.window_rope_base, config.head_dim)
+                                         : RopeFrequencies(),
+               .rows = {},
+               .scratch = {}})));
 }
 
 StatusOr<ShardPlan> Transformer::Plan(const ModelConfig& config, const WeightSource& weights,
@@ -546,7 +622,8 @@ StatusOr<std::span<const float>> Transformer::Forward(const Batch& batch, KvPool
   m.Gather(batch, kv);
   if (m.rows.tokens.empty()) return std::span<const float>();
   Fit(m.scratch.hidden, m.rows.tokens.size() * m.config.hidden_size);
-  m.SetAngles();
+  m.SetAngles(m.frequencies, m.scratch.angles);
+  if (m.config.window_rope_base > 0) m.SetAngles(m.window_frequencies, m.scratch.window_angles);
   RETURN_IF_ERROR(m.RunStages(kv));
   return m.Logits();
 }

@@ -1,4 +1,4 @@
-// One decoder-only transformer over an ArchSpec (worker/model/arch_spec.h), run by an OpTable. Immutable
+// One decoder-only transformer for all families (worker/formats/model_family.h), run by an OpTable. Immutable
 // weights; Forward has scratch memory of its own, so one thread at a time calls it.
 //
 // Same bits: the logits of a position depend only on the weights, the number of virtual shards and the tokens

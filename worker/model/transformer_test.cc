@@ -7,7 +7,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/quant/weight_values.h"
-#include "worker/model/arch_spec.h"
+#include "worker/model/found_tensors.h"
 #include "worker/model/model_testing.h"
 
 namespace terrace {
@@ -250,14 +250,6 @@ TEST(Transformer, AMissingOrMisshapenTensorIsADataLoss) {
   EXPECT_EQ(misshapen.code(), StatusCode::kDataLoss);
   EXPECT_EQ(Reason(misshapen), "shape_mismatch");
   EXPECT_NE(Message(misshapen).find("[256, 64]"), std::string::npos) << Message(misshapen);
-}
-
-TEST(ArchSpec, AnUnknownFamilyIsAnErrorThatNamesTheKnownOnes) {
-  EXPECT_EQ((*FindArchSpec("llama"))->family, "llama");
-  const Status status = FindArchSpec("mamba").status();
-  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
-  EXPECT_EQ(Reason(status), "unsupported_architecture");
-  EXPECT_NE(Message(status).find("llama"), std::string::npos);
 }
 
 }  // namespace

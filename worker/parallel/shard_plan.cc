@@ -131,6 +131,8 @@ bool IsHere(const ShardPlan& plan, const ModelConfig& config, TensorKind kind, u
     case TensorKind::kOutput:
     case TensorKind::kFinalNorm:
       return plan.is_last_stage();
+    case TensorKind::kRopeDivisors:
+      return true;
     default:
       return plan.layers.begin <= layer && layer < plan.layers.end;
   }
@@ -157,8 +159,16 @@ TensorPart PartOf(const ShardPlan& plan, const ModelConfig& config, TensorKind k
       return {.rows = plan.vocabulary};
     case TensorKind::kEmbedding:
     case TensorKind::kFinalNorm:
+    case TensorKind::kRopeDivisors:
     case TensorKind::kAttentionNorm:
+    case TensorKind::kQueryBias:  // whole in the file; a rank takes those of its heads
+    case TensorKind::kKeyBias:
+    case TensorKind::kValueBias:
+    case TensorKind::kQueryNorm:
+    case TensorKind::kKeyNorm:
+    case TensorKind::kAttentionPostNorm:
     case TensorKind::kFfnNorm:
+    case TensorKind::kFfnPostNorm:
       break;
   }
   return {};
