@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include "base/parallel_for.h"
@@ -36,6 +37,20 @@ void ChooseNone(const RouteExpertsArgs& a, size_t token) {
   std::fill_n(a.weights + token * a.per_token, a.per_token, std::numeric_limits<float>::quiet_NaN());
 }
 
+// weigh(expert) is proportional to its share; `sum` is that of all experts.
+template <typename Weigh>
+void Route(const RouteExpertsArgs& a, size_t token, double sum, const Weigh& weigh) {
+  if (std::isnan(sum)) return ChooseNone(a, token);
+  Choose(a, token);
+  const std::span<const uint32_t> chosen(a.chosen + token * a.per_token, a.per_token);
+  if (a.normalizes) {
+    sum = 0;
+    for (const uint32_t expert : chosen) sum += weigh(expert);
+  }
+  for (size_t slot = 0; slot < a.per_token; ++slot)
+    a.weights[token * a.per_token + slot] = static_cast<float>(weigh(chosen[slot]) / sum);
+}
+
 }  // namespace
 
 void RouteExpertsRef(const RouteExpertsArgs& a, ThreadPool&) {
@@ -45,18 +60,7 @@ void RouteExpertsRef(const RouteExpertsArgs& a, ThreadPool&) {
     const auto weigh = [&](size_t expert) { return std::exp(double{logits[expert]} - largest); };
     double sum = 0;
     for (size_t i = 0; i < a.experts; ++i) sum += weigh(i);
-    if (std::isnan(sum)) {
-      ChooseNone(a, token);
-      continue;
-    }
-    Choose(a, token);
-    const uint32_t* chosen = a.chosen + token * a.per_token;
-    if (a.normalizes) {
-      sum = 0;
-      for (size_t slot = 0; slot < a.per_token; ++slot) sum += weigh(chosen[slot]);
-    }
-    for (size_t slot = 0; slot < a.per_token; ++slot)
-      a.weights[token * a.per_token + slot] = static_cast<float>(weigh(chosen[slot]) / sum);
+    Route(a, token, sum, weigh);
   }
 }
 
@@ -64,19 +68,9 @@ void RouteTokens(const RouteExpertsArgs& a, SoftmaxSums (*softmax_weights)(const
                  size_t begin, size_t end) {
   std::vector<float> all(a.experts);
   for (size_t token = begin; token < end; ++token) {
-    double sum = softmax_weights({.logits = a.Token(token), .weights = all.data(), .count = a.experts}).sum;
-    if (std::isnan(sum)) {
-      ChooseNone(a, token);
-      continue;
-    }
-    Choose(a, token);
-    const uint32_t* chosen = a.chosen + token * a.per_token;
-    if (a.normalizes) {
-      sum = 0;
-      for (size_t slot = 0; slot < a.per_token; ++slot) sum += double{all[chosen[slot]]};
-    }
-    for (size_t slot = 0; slot < a.per_token; ++slot)
-      a.weights[token * a.per_token + slot] = static_cast<float>(all[chosen[slot]] / sum);
+    const double sum =
+        softmax_weights({.logits = a.Token(token), .weights = all.data(), .count = a.experts}).sum;
+    Route(a, token, sum, [&](size_t expert) { return double{all[expert]}; });
   }
 }
 

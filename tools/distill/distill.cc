@@ -217,6 +217,7 @@ StatusOr<ModelWeights> Distillation::Student() {
   if (!request_.config.empty()) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(request_.config, kMaxConfigBytes));
     ASSIGN_OR_RETURN(config, ParseConfigJson(text, request_.config));
+    RETURN_IF_ERROR(CheckFamily(request_.config, config));
   }
   RETURN_IF_ERROR(CheckVocabularies(*teacher_.text, teacher_.config.vocab_size, *text_, config.vocab_size));
   ModelWeights student = RandomWeights(config, request_.seed);

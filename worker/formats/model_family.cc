@@ -32,7 +32,6 @@ std::string Quoted(std::string_view ModelFamily::*name) {
 
 }  // namespace
 
-std::span<const ModelFamily> ModelFamilies() { return kFamilies; }
 const ModelFamily* FindModelFamily(std::string_view name) { return Find(&ModelFamily::name, name); }
 const ModelFamily* FindGgufFamily(std::string_view architecture) {
   return Find(&ModelFamily::gguf, architecture);

@@ -3,7 +3,6 @@
 // (tensor_names.h). Constants of the process.
 #pragma once
 
-#include <span>
 #include <string>
 #include <string_view>
 
@@ -18,7 +17,6 @@ struct ModelFamily {
   RopePairing gguf_pairing = RopePairing::kHalves;  // as converters leave the rows of Q and K
 };
 
-std::span<const ModelFamily> ModelFamilies();
 // Null when there is none of the name.
 const ModelFamily* FindModelFamily(std::string_view name);
 // The first of an architecture of GGUF, or null.

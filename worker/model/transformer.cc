@@ -75,8 +75,8 @@ std::vector<float> VectorOf(const WeightMatrix& row, const std::optional<IndexRa
   return out;
 }
 
-// Where a tensor goes: to a vector (`rows` of it, or all), rows of it to a matrix, columns of it to the
-// shards of one, or (null all) to the embedding.
+// Where a tensor goes: to a vector (`elements` of it, or all), rows of it to a matrix, columns of it to the
+// shards of one, or (null all) to the embedding or nowhere.
 struct Place {
   std::vector<float>* vector = nullptr;
   std::optional<IndexRange> elements = {};
