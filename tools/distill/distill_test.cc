@@ -239,6 +239,24 @@ TEST_F(DistillTest, ATokenizerThatIsNotTheTeachersIsRefusedBeforeAnything) {
   EXPECT_EQ(Reason(status), "tokenizer_mismatch");
 }
 
+// Of what TorchLlama does not compute: the teacher, the student, and a fresh student's shape.
+TEST_F(DistillTest, OtherFamiliesAreRefusedBeforeAnything) {
+  const std::string gemma = "tests/families/data/gemma2";
+  std::vector<DistillRequest> requests(3, Request("out"));
+  for (DistillRequest& request : requests) {
+    request.layers = 0;
+    request.data = {"absent"};
+  }
+  requests[0].teacher = requests[1].student = gemma;
+  requests[0].layers = 1;
+  requests[2].config = gemma + "/config.json";
+  for (const DistillRequest& request : requests) {
+    const Status status = Distill(request).status();
+    EXPECT_EQ(Reason(status), "unsupported_architecture") << status;
+    EXPECT_THAT(Message(status), HasSubstr(gemma));
+  }
+}
+
 TEST_F(DistillTest, ALossThatIsNotFiniteIsAnErrorAndChangesNothing) {
   const ModelFiles nano = OpenModel(kNano).value();
   ThreadPool pool(1);
