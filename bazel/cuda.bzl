@@ -17,8 +17,10 @@ def _nvcc_impl(ctx):
         resources = ctx.actions.declare_file("_nvcc/%s/%s.ptxas" % (ctx.label.name, src.basename))
         args.add(resources)
         args.add(CUDA_HOME + "/bin/nvcc")
-        args.add_all(["-c", "-x", "cu", "-std=c++20", "-O3", "-lineinfo", "-Werror", "all-warnings", "-Xcompiler=-fPIC,-Wall", "-ccbin", "/usr/bin/g++"])
+        args.add_all(["-c", "-x", "cu", "-std=c++20", "-O3", "-Werror", "all-warnings", "-Xcompiler=-fPIC,-Wall", "-ccbin", "/usr/bin/g++"])
         args.add_all(["--compress-mode=size", "-Xptxas=-v"])
+        if ctx.var.get("cuda_lineinfo"):  # half of an object: --define=cuda_lineinfo=1 is for profilers
+            args.add("-lineinfo")
         args.add_all(["-gencode=arch=compute_%s,code=sm_%s" % (arch, arch) for arch in ctx.attr.archs])
         args.add("-gencode=arch=compute_90,code=compute_90")  # PTX for anything newer
         args.add_all(["-I.", "-I" + ctx.bin_dir.path])

@@ -77,37 +77,21 @@ TEST(FamiliesOfTools, LayersAreThoseOfTheTransformer) {
 }
 
 // `before` with the matrices of `after`, which are those of `before`, rounded.
-class Rounded : public WeightSource {
+class Rounded : public WeightsInMemory {
  public:
-  Rounded(const ModelFiles& before, const ModelFiles& after) {
+  Rounded(const ModelFiles& before, const ModelFiles& after) : WeightsInMemory("rounded") {
     ThreadPool pool(2);
     for (const TensorRequirement& required : RequiredTensors(before.config)) {
       Entry& entry = entries_.emplace_back();
       entry.name = required.name;
       entry.tensor = before.weights->Find(required.name).value();
       if (IsVector(required.kind)) continue;
-      storage_.push_back(LoadMatrix(after.config, *after.weights, required.kind, required.layer,
-                                    before.config.rope_pairing, pool)
-                             .value()
-                             .values);
-      entry.tensor.dtype = DType::kF32;
-      entry.tensor.data = reinterpret_cast<const std::byte*>(storage_.back().data());
-      entry.tensor.bytes = storage_.back().size() * sizeof(float);
+      SetFloats(entry.tensor, LoadMatrix(after.config, *after.weights, required.kind, required.layer,
+                                         before.config.rope_pairing, pool)
+                                  .value()
+                                  .values);
     }
   }
-  StatusOr<TensorView> Find(std::string_view name) const override {
-    for (const Entry& entry : entries_) {
-      if (entry.name == name) return entry.tensor;
-    }
-    return NotFound(name);
-  }
-  const std::vector<Entry>& entries() const override { return entries_; }
-  const std::string& path() const override { return path_; }
-
- private:
-  std::vector<Entry> entries_;
-  std::vector<std::vector<float>> storage_;
-  const std::string path_ = "rounded";
 };
 
 // Everything but matrices is as it was: then only the order of operations differs, by codes times scales

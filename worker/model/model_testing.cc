@@ -62,6 +62,21 @@ void TestModel::PoisonKv() {
   }
 }
 
+StatusOr<TensorView> WeightsInMemory::Find(std::string_view name) const {
+  for (const Entry& entry : entries_) {
+    if (entry.name == name) return entry.tensor;
+  }
+  return NotFound(name);
+}
+
+void WeightsInMemory::SetFloats(TensorView& tensor, std::vector<float> values) {
+  floats_.push_back(std::move(values));
+  tensor = {.dtype = DType::kF32,
+            .shape = tensor.shape,
+            .data = reinterpret_cast<const std::byte*>(floats_.back().data()),
+            .bytes = floats_.back().size() * sizeof(float)};
+}
+
 std::vector<ModelConfig> WithSwitches(const ModelConfig& config) {
   ModelConfig with_biases = config, with_norms = config;
   with_biases.family = "qwen2";
@@ -96,7 +111,8 @@ ModelConfig RandomModel::SmallConfig(uint32_t vocab_size) {
   return small;
 }
 
-RandomModel::RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_config) : config(model_config) {
+RandomModel::RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_config)
+    : WeightsInMemory("random"), config(model_config) {
   for (const TensorRequirement& required : RequiredTensors(config)) {
     const bool is_vector = IsVector(required.kind);
     const size_t rows = is_vector ? 1 : required.shape[0], columns = required.shape[is_vector ? 0 : 1];
@@ -132,13 +148,6 @@ RandomModel::RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_co
   }
 }
 
-StatusOr<TensorView> RandomModel::Find(std::string_view name) const {
-  for (const Entry& entry : entries_) {
-    if (entry.name == name) return entry.tensor;
-  }
-  return NotFound(name);
-}
-
 namespace {
 
 class CopiedRows final : public RowMaker {
@@ -156,20 +165,13 @@ class CopiedRows final : public RowMaker {
 
 }  // namespace
 
-MadeModel::MadeModel(const WeightSource& original) : entries_(original.entries()) {
+MadeModel::MadeModel(const WeightSource& original) : WeightsInMemory("made", original.entries()) {
   for (Entry& entry : entries_) {
     if (entry.tensor.shape.rank != 2) continue;
     makers_.push_back(std::make_unique<CopiedRows>(MatrixOf(entry.tensor)));
     entry.tensor.data = nullptr;
     entry.tensor.maker = makers_.back().get();
   }
-}
-
-StatusOr<TensorView> MadeModel::Find(std::string_view name) const {
-  for (const Entry& entry : entries_) {
-    if (entry.name == name) return entry.tensor;
-  }
-  return NotFound(name);
 }
 
 ModelFiles OpenTestModel(const std::string& path) {

@@ -32,40 +32,50 @@ struct TestModel {
   std::unique_ptr<KvPool> kv;
 };
 
+// Tensors that whoever derives from this keeps.
+// A source of tensors that lie in memory.
+class WeightsInMemory : public WeightSource {
+ public:
+  explicit WeightsInMemory(std::string path, std::vector<Entry> entries = {})
+      : entries_(std::move(entries)), path_(std::move(path)) {}
+  WeightsInMemory(const WeightsInMemory&) = delete;  // tensors borrow
+  StatusOr<TensorView> Find(std::string_view name) const override;
+  const std::vector<Entry>& entries() const override { return entries_; }
+  const std::string& path() const override { return path_; }
+
+ protected:
+  // The tensor becomes one of F32 with these values, which are kept here.
+  void SetFloats(TensorView& tensor, std::vector<float> values);
+  std::vector<Entry> entries_;  // of anything else whoever derives from this keeps the data
+
+ private:
+  std::vector<std::vector<float>> floats_;
+  const std::string path_;
+};
+
 // `config` with everything that families do otherwise than Llama, in two models, as no family has all of it:
 // biases; and norms of heads and of sublayers, GELU, caps, scales, and windows in all layers but each second.
 std::vector<ModelConfig> WithSwitches(const ModelConfig& config);
 
 // A model in memory, with random matrices of one format.
-class RandomModel : public WeightSource {
+class RandomModel : public WeightsInMemory {
  public:
   static ModelConfig SmallConfig(uint32_t vocab_size = 100);  // of two layers; 100: broken strips
   RandomModel(DType dtype, uint64_t seed, const ModelConfig& model_config = SmallConfig());
-  StatusOr<TensorView> Find(std::string_view name) const override;
-  const std::vector<Entry>& entries() const override { return entries_; }
-  const std::string& path() const override { return path_; }
-
   ModelConfig config;
 
  private:
   std::vector<std::vector<std::byte>> storage_;
   std::vector<std::vector<float>> scales_;  // of INT8's rows
-  std::vector<Entry> entries_;              // borrow both
-  const std::string path_ = "random";
 };
 
 // The same model as `original`, which it borrows, with matrices whose rows have to be made.
-class MadeModel : public WeightSource {
+class MadeModel : public WeightsInMemory {
  public:
   explicit MadeModel(const WeightSource& original);
-  StatusOr<TensorView> Find(std::string_view name) const override;
-  const std::vector<Entry>& entries() const override { return entries_; }
-  const std::string& path() const override { return path_; }
 
  private:
   std::vector<std::unique_ptr<RowMaker>> makers_;
-  std::vector<Entry> entries_;
-  const std::string path_ = "made";
 };
 
 ModelFiles OpenTestModel(const std::string& path);

@@ -14,18 +14,9 @@ namespace terrace {
 namespace {
 
 // Weights in memory: copies of another source's tensors, to be changed.
-class FakeWeights : public WeightSource {
+class FakeWeights : public WeightsInMemory {
  public:
-  explicit FakeWeights(const WeightSource& original) : entries_(original.entries()) {}
-
-  StatusOr<TensorView> Find(std::string_view name) const override {
-    for (const Entry& entry : entries_) {
-      if (entry.name == name) return entry.tensor;
-    }
-    return NotFound(name);
-  }
-  const std::vector<Entry>& entries() const override { return entries_; }
-  const std::string& path() const override { return path_; }
+  explicit FakeWeights(const WeightSource& original) : WeightsInMemory("fake", original.entries()) {}
 
   void Remove(std::string_view name) {
     std::erase_if(entries_, [&](const Entry& entry) { return entry.name == name; });
@@ -67,9 +58,7 @@ class FakeWeights : public WeightSource {
     }
   }
 
-  std::vector<Entry> entries_;
   std::map<std::string, std::vector<std::byte>> storage_;
-  const std::string path_ = "fake";
 };
 
 std::vector<float> LogitsOf(const ModelConfig& config, const WeightSource& weights, const OpTable& ops,
