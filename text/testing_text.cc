@@ -76,6 +76,20 @@ std::string Mutate(std::string text, std::mt19937_64& random) {
   return text;
 }
 
+void ExpectATokenizerOrAnError(const std::string& serialized) {
+  for (uint64_t seed = 0; seed < 1500; ++seed) {
+    SCOPED_TRACE(seed);
+    std::mt19937_64 random(seed);
+    const auto tokenizer = ParseTokenizer(Mutate(serialized, random));
+    if (tokenizer.ok()) {
+      (*tokenizer)->Decode((*tokenizer)->Encode(RandomText(random, 10, /*broken=*/true)));
+    } else {
+      ASSERT_EQ(tokenizer.status().code(), StatusCode::kDataLoss);
+      ASSERT_NE(Reason(tokenizer.status()), "");
+    }
+  }
+}
+
 std::string ReadTestFile(const std::string& path) {
   auto text = ReadFile(path);
   EXPECT_TRUE(text.ok()) << text.status();

@@ -22,6 +22,8 @@ BpeData RandomData(uint64_t seed, int count);
 std::string RandomText(std::mt19937_64& random, size_t pieces, bool broken);
 // `text` with a few bytes, or a span of them, changed, dropped, doubled or inserted.
 std::string Mutate(std::string text, std::mt19937_64& random);
+// What becomes of `serialized` by that is a tokenizer, which takes any text, or DATA_LOSS with a reason.
+void ExpectATokenizerOrAnError(const std::string& serialized);
 
 // A file of the repository, by its path from the root.
 std::string ReadTestFile(const std::string& path);

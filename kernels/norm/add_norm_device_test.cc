@@ -1,21 +1,12 @@
 #include "kernels/norm/add_norm_device.h"
 
-#include <random>
-
 #include "kernels/norm/add_norm_testing.h"
+#include "kernels/op_testing.h"
 
 namespace terrace {
 namespace {
 
 constexpr float kEpsilon = 1e-6f;
-
-std::vector<float> RandomNormal(size_t count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> out(count);
-  for (float& each : out) each = normal(random);
-  return out;
-}
 
 void AddNorm(const std::vector<float>& x, const std::vector<float>& weight, float* hidden, uint64_t seed) {
   const GpuAddNormArgs args = {.x = x.data(),

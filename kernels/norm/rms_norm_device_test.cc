@@ -1,23 +1,15 @@
 #include "kernels/norm/rms_norm_device.h"
 
 #include <limits>
-#include <random>
 
 #include "kernels/norm/rms_norm_testing.h"
+#include "kernels/op_testing.h"
 #include "kernels/quant/int8_testing.h"
 
 namespace terrace {
 namespace {
 
 constexpr float kEpsilon = 1e-5f;
-
-std::vector<float> RandomNormal(size_t count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> out(count);
-  for (float& each : out) each = normal(random);
-  return out;
-}
 
 struct Outputs {
   std::vector<uint16_t> bf16;

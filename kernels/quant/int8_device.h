@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention/kv_layer.h"
 #include "kernels/quant/e4m3_device.h"
 #include "kernels/quant/row_codes_gpu.h"
 #include "kernels/simt/simt.h"
@@ -15,9 +16,6 @@
 namespace terrace {
 
 inline constexpr float kLargestInt8 = 127;
-
-// 127 times the smallest normal f32: below it a scale would lose bits.
-inline constexpr float kSmallestInt8Row = 127 * 0x1p-126f;
 
 // Four codes of values within 127.5, the first in the lowest byte. Added to 1.5 * 2^23 a value is rounded to
 // a whole number, whose two's complement is in the lowest bits.
