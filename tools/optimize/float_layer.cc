@@ -112,7 +112,7 @@ StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& so
   out.number = layer;
   ASSIGN_OR_RETURN(out.attention_norm, LoadVector(config, source, TensorKind::kAttentionNorm, layer));
   ASSIGN_OR_RETURN(out.ffn_norm, LoadVector(config, source, TensorKind::kFfnNorm, layer));
-  for (const TensorKind kind : LayerTensors(config)) {
+  for (const auto& [kind, expert] : LayerTensors(config)) {
     if (!IsOtherVector(kind)) continue;
     // Those of heads would have to be turned with their matrices; no family has them and other pairings.
     CHECK(config.rope_pairing == pairing, "vectors of another pairing");

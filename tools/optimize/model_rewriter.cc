@@ -91,6 +91,10 @@ std::string ModelRewriter::Out() const {
 std::string ModelRewriter::ReportPath() const { return Concat(Out(), ".", command_, ".json"); }
 
 Status ModelRewriter::CheckRequest() const {
+  if (files_.config.experts > 0)
+    return WithReason(Unimplemented(request_.model, ": has ", files_.config.experts,
+                                    " experts in each layer; models with experts are not rewritten"),
+                      "unsupported_model");
   if (!(request_.damping >= 0 && request_.damping <= 1))
     return InvalidArgument("--damping: ", request_.damping, " is not between 0 and 1");
   std::error_code ignored;
@@ -225,7 +229,7 @@ std::vector<std::byte> ModelRewriter::MakePart(RewrittenLayer& layer, uint32_t i
   std::vector<std::byte> part;
   Append(part, std::as_bytes(std::span(&length, 1)));
   Append(part, std::as_bytes(std::span(text)));
-  for (const TensorKind kind : LayerTensors(config_)) {
+  for (const auto& [kind, expert] : LayerTensors(config_)) {
     if (IsVector(kind)) {
       const std::vector<float> values = Stored(kind, VectorOf(layer, kind));
       CHECK(values.size() == TensorShape(config_, kind, index)[0], values.size(), " values of ",
@@ -266,7 +270,7 @@ StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, u
   FloatLayer out;
   out.number = layer;
   ByteReader in(tensors);
-  for (const TensorKind kind : LayerTensors(config_)) {
+  for (const auto& [kind, expert] : LayerTensors(config_)) {
     const Shape shape = TensorShape(config_, kind, layer);
     if (IsVector(kind)) {
       std::vector<float>& values = VectorOf(out, kind);
@@ -401,7 +405,7 @@ Status ModelRewriter::WriteLayer(const Journal& journal, uint32_t layer, ModelWr
   LayerReport ignored = {.layer = layer};
   ASSIGN_OR_RETURN(const auto tensors, ReadPart(part->bytes(), ignored));
   ByteReader in(tensors);
-  for (const TensorKind kind : LayerTensors(config_)) {
+  for (const auto& [kind, expert] : LayerTensors(config_)) {
     const Shape shape = TensorShape(config_, kind, layer);
     ASSIGN_OR_RETURN(const auto bytes, in.Read(IsVector(kind) ? shape[0] * sizeof(float)
                                                               : MatrixBytes(DTypeOf(kind, layer), shape)));

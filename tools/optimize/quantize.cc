@@ -235,9 +235,10 @@ class Quantization final : public ModelRewriter {
       ASSIGN_OR_RETURN(const std::vector<uint64_t> costs, Costs());
       other_bytes_ = 0;
       for (size_t k = 0; k < tensors.size(); ++k) {
-        const auto& [kind, layer, name, shape] = tensors[k];
-        const bool is_linear = IsPerLayer(kind) && !IsVector(kind);
-        (is_linear ? options_[PartOf(layer, InputOf(kind))][i].bytes : other_bytes_) += costs[k];
+        const TensorRequirement& tensor = tensors[k];
+        const bool is_linear = IsPerLayer(tensor.kind) && !IsVector(tensor.kind);
+        (is_linear ? options_[PartOf(tensor.layer, InputOf(tensor.kind))][i].bytes : other_bytes_) +=
+            costs[k];
       }
     }
     for (uint32_t layer = 0; layer < config_.layers; ++layer) formats_[layer] = candidates_[layer][0];

@@ -89,9 +89,12 @@ uint64_t WorkspaceBytes(const RankShare& share, const ModelConfig& config, uint6
                         uint64_t sequences, uint32_t tensor_ranks) {
   const uint64_t heads = uint64_t{share.heads} + 2 * uint64_t{share.kv_heads};
   const uint64_t ffn = (uint64_t{config.ffn_size} + tensor_ranks - 1) / tensor_ranks;
-  // Residual stream, its norm and a partial sum; queries, keys, values and what was attended; gate and up.
+  const uint64_t of_experts = config.experts > 0 ? config.experts_per_token * (ffn + config.hidden_size) : 0;
+  // Residual stream, its norm and a partial sum; queries, keys, values and what was attended; gate and up, or
+  // what a token's experts gate and put out.
   const uint64_t per_token =
-      sizeof(float) * (3 * uint64_t{config.hidden_size} + (heads + share.heads) * config.head_dim + 2 * ffn);
+      sizeof(float) * (3 * uint64_t{config.hidden_size} + (heads + share.heads) * config.head_dim +
+                       (config.experts > 0 ? of_experts : 2 * ffn));
   const uint64_t logits = share.output_elements > 0 ? sequences * config.vocab_size * sizeof(float) : 0;
   return step_tokens * per_token + logits;
 }

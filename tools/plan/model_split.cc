@@ -12,11 +12,15 @@ namespace {
 // Elements that the format keeps together, which no rank has a part of.
 ShardOptions BlocksOf(const ModelShape& shape) {
   ShardOptions options;
+  options.ffn_blocks.assign(shape.config.layers, 1);
   for (const ShapedTensor& tensor : shape.tensors) {
     const size_t block = Info(tensor.dtype).block_elements;
     if (tensor.kind == TensorKind::kAttentionOutput)
       options.attention_block = std::max(options.attention_block, block);
-    if (tensor.kind == TensorKind::kDown) options.ffn_blocks.push_back(block);
+    if (tensor.kind == TensorKind::kDown) {
+      size_t& of_layer = options.ffn_blocks[tensor.layer];
+      of_layer = std::max(of_layer, block);
+    }
   }
   return options;
 }
@@ -54,8 +58,12 @@ void Add(const ShapedTensor& tensor, const ModelConfig& config, const ShardPlan&
   } else if (IsVector(tensor.kind)) {
     share.norm_bytes += BytesOf(part);
   } else {
-    share.layer_bytes += BytesOf(part);
-    share.layer_elements += uint64_t{part.rows} * part.columns;
+    const uint64_t bytes = BytesOf(part), elements = uint64_t{part.rows} * part.columns;
+    share.layer_bytes += bytes;
+    share.layer_elements += elements;
+    if (config.experts == 0 || !IsPerExpert(tensor.kind)) return;
+    share.expert_bytes += bytes;
+    share.expert_elements += elements;
   }
 }
 

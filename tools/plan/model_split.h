@@ -29,6 +29,7 @@ struct RankShare {
   IndexRange layers = {};
   uint32_t heads = 0, kv_heads = 0;  // of each layer
   uint64_t layer_bytes = 0, layer_elements = 0;
+  uint64_t expert_bytes = 0, expert_elements = 0;  // of these, what experts have
   uint64_t output_bytes = 0, output_elements = 0;
   uint64_t embedding_bytes = 0, norm_bytes = 0;
 

@@ -1,6 +1,7 @@
 #include "tools/plan/parallel_cost.h"
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 #include <vector>
 
@@ -44,11 +45,25 @@ double ProductSeconds(uint64_t bytes, uint64_t elements, double rows, const Devi
                   2 * static_cast<double>(elements) * rows / device.operations_per_second);
 }
 
+// Of the matrices of the layers, where each row takes experts of its own at random: those that any of them
+// takes are read, and each row is multiplied by its own.
+double LayerProductSeconds(const RankShare& share, const ModelConfig& config, double rows,
+                           const DeviceSpec& device) {
+  if (config.experts == 0) return ProductSeconds(share.layer_bytes, share.layer_elements, rows, device);
+  const double taken = static_cast<double>(config.experts_per_token) / config.experts;
+  const double read = 1 - std::pow(1 - taken, rows);
+  const auto of = [](uint64_t all, uint64_t experts, double part) {
+    return all - experts + static_cast<uint64_t>(part * static_cast<double>(experts));
+  };
+  return ProductSeconds(of(share.layer_bytes, share.expert_bytes, read),
+                        of(share.layer_elements, share.expert_elements, taken), rows, device);
+}
+
 double ComputeSeconds(const RankShare& share, const ModelConfig& config, const DeviceSpec& device,
                       KvDType kv_dtype, const MicroBatch& part) {
   const auto kv_bytes = static_cast<double>(KvBytesPerToken(share, config, kv_dtype));
   const double scores = 4.0 * share.heads * config.head_dim * static_cast<double>(share.layers.size());
-  return ProductSeconds(share.layer_bytes, share.layer_elements, part.rows, device) +
+  return LayerProductSeconds(share, config, part.rows, device) +
          std::max(part.read_positions * kv_bytes / device.bytes_per_second,
                   part.positions * scores / device.operations_per_second);
 }

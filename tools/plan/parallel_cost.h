@@ -16,10 +16,11 @@
 //     + max(KV bytes read / bandwidth, 4 heads head_dim l c / rate)        attention
 //     + 2 l sum(bytes of r x hidden, p)                                    products cut by columns
 //
-// of its slowest rank. A step is cut into m micro-batches that pass the P stages in ticks (Huang et al.,
-// "GPipe", 2019): in tick k stage s has micro-batch k - s. A tick is as long as the slowest stage that has
-// one; then all ranks meet, and each stage sends on what it has computed. The output matrix is multiplied by
-// once, behind the last tick:
+// of its slowest rank. Of a mixture of E experts, of which a row takes k at random, the experts' part of w is
+// what r rows read, 1 - (1 - k/E)^r of it, and their part of e is k/E. A step is cut into m micro-batches
+// that pass the P stages in ticks (Huang et al., "GPipe", 2019): in tick k stage s has micro-batch k - s. A
+// tick is as long as the slowest stage that has one; then all ranks meet, and each stage sends on what it has
+// computed. The output matrix is multiplied by once, behind the last tick:
 //
 //   step = fixed + alpha (the plan) + sum over m + P - 1 ticks of (largest t + alpha)
 //        + (m + P - 2) (alpha + bytes of r x hidden * beta) + output matrix + logits to rank 0

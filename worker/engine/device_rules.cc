@@ -27,6 +27,8 @@ Status CheckDeviceModel(const ModelConfig& config) {
         "feed-forward sizes from ", least, " to ", most,
         "; GPU workers take layers of equal ones, which terrace prune --remove-ffn does not leave");
   }
+  if (config.experts > 0)
+    return Unsupported(config.experts, " experts in each layer; models with experts are for CPUs only");
   if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
     return Unsupported("heads of ", config.head_dim, " elements; GPU workers take 32, 64 and 128");
   if (config.heads / config.kv_heads > kMostQueryHeads)

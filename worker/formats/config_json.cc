@@ -228,13 +228,34 @@ Status SetWindows(const ConfigFile& json, uint32_t window, ModelConfig& config,
 
 bool IsGemma(const ModelConfig& config) { return config.family.starts_with("gemma"); }
 
+// Of one expert, of Qwen, whose intermediate_size is that of layers without any.
+constexpr std::string_view kMoeFfn = "moe_intermediate_size";
 constexpr std::string_view kKvHeads = "num_key_value_heads";
 
 // Files may leave out what transformers has by default for their family; a null is as many as heads.
 uint32_t KvHeadsWithoutKey(const ConfigFile& json, const ModelConfig& config) {
   if (config.family == "llama" || json.HasNull(kKvHeads)) return config.heads;
-  if (IsGemma(config)) return 4;
-  return config.family == "mistral" ? 8 : 32;
+  if (IsGemma(config) || config.family == "qwen3_moe") return 4;
+  return config.family == "mistral" || config.family == "mixtral" ? 8 : 32;
+}
+
+// Experts, of families that have them, in each layer.
+Status ReadExperts(const ConfigFile& json, ModelConfig& config) {
+  const bool is_mixtral = config.family == "mixtral";
+  // Older files of Qwen have num_experts.
+  const std::string_view count = is_mixtral || !json.Has("num_experts") ? "num_local_experts" : "num_experts";
+  ASSIGN_OR_RETURN(config.experts, json.Count(count, is_mixtral ? 8 : 128));
+  if (config.experts == 0) return json.Error(count, "0 is not in 1 to ", kMaxExperts);
+  ASSIGN_OR_RETURN(config.experts_per_token, json.Count("num_experts_per_tok", is_mixtral ? 2 : 8));
+  config.normalizes_experts = true;
+  if (is_mixtral) return Status();
+  ASSIGN_OR_RETURN(config.normalizes_experts, json.Bool("norm_topk_prob", false));
+  ASSIGN_OR_RETURN(const uint32_t step, json.Count("decoder_sparse_step", 1));
+  if (step != 1) return json.Error("decoder_sparse_step", step, " is not supported; supported is 1");
+  constexpr std::string_view kDense = "mlp_only_layers";
+  if (json.Has(kDense) && json.at(kDense) != Json::array())
+    return json.Error(kDense, json.Shown(kDense), " is not supported; supported is []");
+  return Status();
 }
 
 // Those of Gemma.
@@ -274,11 +295,17 @@ Status ReadSwitches(const ConfigFile& json, ModelConfig& config) {
   if (IsGemma(config)) return ReadGemma(json, config);
   ASSIGN_OR_RETURN(config.gate, Gate(json, "hidden_act", "silu"));
   config.has_attention_bias = config.family == "qwen2";
-  config.has_head_norms = config.family == "qwen3";
+  config.has_head_norms = config.family == "qwen3" || config.family == "qwen3_moe";
   if (config.family == "llama") return Status();
+  if (config.family == "qwen3_moe") {
+    ASSIGN_OR_RETURN(const bool has_windows, json.Bool("use_sliding_window", false));
+    return has_windows ? json.Error("use_sliding_window", "true is not supported") : Status();
+  }
   constexpr std::string_view kWindow = "sliding_window";
-  ASSIGN_OR_RETURN(const uint32_t window, json.Count(kWindow, json.HasNull(kWindow) ? 0 : 4096));
-  if (config.family == "mistral")
+  const bool is_mixtral = config.family == "mixtral";
+  ASSIGN_OR_RETURN(const uint32_t window,
+                   json.Count(kWindow, is_mixtral || json.HasNull(kWindow) ? 0 : 4096));
+  if (is_mixtral || config.family == "mistral")
     return SetWindows(json, window, config, [&](uint32_t) { return window > 0; });
   ASSIGN_OR_RETURN(const bool has_windows, json.Bool("use_sliding_window", false));
   ASSIGN_OR_RETURN(const uint32_t first, json.Count("max_window_layers", 28));
@@ -338,6 +365,16 @@ void WriteSwitches(const ModelConfig& config, Json& json) {
   for (uint32_t layer = 0; layer < config.layers; ++layer)
     kinds.push_back(config.Window(layer) > 0 ? kWindowed : kFull);
   json["layer_types"] = kinds;
+  if (config.experts > 0) {
+    json["num_experts_per_tok"] = config.experts_per_token;
+    json[config.family == "mixtral" ? "num_local_experts" : "num_experts"] = config.experts;
+  }
+  if (config.family == "qwen3_moe") {
+    json["norm_topk_prob"] = config.normalizes_experts;
+    json[std::string(kMoeFfn)] = config.ffn_size;
+    json["decoder_sparse_step"] = 1;
+    json["mlp_only_layers"] = Json::array();
+  }
   if (config.family.starts_with("qwen")) {
     json["use_sliding_window"] = window > 0;
     // What loaders without layer_types go by.
@@ -367,7 +404,9 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   ASSIGN_OR_RETURN(config.layers, json.Count("num_hidden_layers"));
   ASSIGN_OR_RETURN(config.heads, json.Count("num_attention_heads"));
   ASSIGN_OR_RETURN(config.kv_heads, json.Count(kKvHeads, KvHeadsWithoutKey(json, config)));
-  ASSIGN_OR_RETURN(config.ffn_size, json.Count("intermediate_size"));
+  if (family->has_experts) RETURN_IF_ERROR(ReadExperts(json, config));
+  ASSIGN_OR_RETURN(config.ffn_size,
+                   config.family == "qwen3_moe" ? json.Count(kMoeFfn, 768) : json.Count("intermediate_size"));
   if (json.Has(kFfnSizesKey)) {
     ASSIGN_OR_RETURN(config.ffn_sizes, json.Counts(kFfnSizesKey));
     if (config.ffn_sizes.empty()) return json.Error(kFfnSizesKey, "is empty");
@@ -382,8 +421,10 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
     ASSIGN_OR_RETURN(config.head_dim,
                      json.Count("head_dim", config.heads == 0 ? 0 : config.hidden_size / config.heads));
   }
-  ASSIGN_OR_RETURN(config.norm_epsilon, json.Number("rms_norm_eps", 1e-6f));
-  ASSIGN_OR_RETURN(const float base, json.Number("rope_theta", config.family == "gemma3_text" ? 1e6f : 1e4f));
+  const bool is_mixtral = config.family == "mixtral";
+  ASSIGN_OR_RETURN(config.norm_epsilon, json.Number("rms_norm_eps", is_mixtral ? 1e-5f : 1e-6f));
+  const float usual_base = is_mixtral || config.family == "gemma3_text" ? 1e6f : 1e4f;
+  ASSIGN_OR_RETURN(const float base, json.Number("rope_theta", usual_base));
   ASSIGN_OR_RETURN(const Rope rope, ReadRope(json, kFull, base, config.family == "gemma3_text"));
   config.rope_base = rope.base;
   config.rope_scaling = rope.scaling;

@@ -119,6 +119,48 @@ TEST(ParseConfigJson, RefusesImpossibleSwitches) {
   EXPECT_THAT(
       message("qwen2", "Qwen2ForCausalLM", {{"layer_types", {"chunked_attention", "full_attention"}}}),
       testing::HasSubstr("layer_types"));
+  for (const auto& [key, value] : {std::pair<std::string, Json>{"num_local_experts", 0},
+                                   {"num_local_experts", 513},
+                                   {"num_experts_per_tok", 0},
+                                   {"num_experts_per_tok", 9}})
+    EXPECT_THAT(message("mixtral", "MixtralForCausalLM", {{key, value}}), testing::HasSubstr(key)) << value;
+  for (const auto& [key, value] : {std::pair<std::string, Json>{"num_experts", 0},
+                                   {"num_experts_per_tok", 17},
+                                   {"decoder_sparse_step", 2},
+                                   {"mlp_only_layers", {0}},
+                                   {"use_sliding_window", true},
+                                   {"norm_topk_prob", 1}})
+    EXPECT_THAT(message("qwen3_moe", "Qwen3MoeForCausalLM", {{key, value}}), testing::HasSubstr(key))
+        << value;
+}
+
+// As transformers has them by default.
+TEST(ParseConfigJson, FamiliesWithExpertsHaveTheirDefaults) {
+  Json json = TinyFolder().config;
+  json.update({{"num_attention_heads", 8}, {"hidden_size", 128}, {"head_dim", nullptr}});
+  for (const char* key : {"num_key_value_heads", "rms_norm_eps", "rope_theta"}) json.erase(key);
+  json["architectures"] = {"MixtralForCausalLM"};
+  json["model_type"] = "mixtral";
+  const ModelConfig mixtral = Parsed(json);
+  EXPECT_EQ(mixtral.experts, 8u);
+  EXPECT_EQ(mixtral.experts_per_token, 2u);
+  EXPECT_TRUE(mixtral.normalizes_experts);
+  EXPECT_EQ(mixtral.kv_heads, 8u);
+  EXPECT_EQ(mixtral.norm_epsilon, 1e-5f);
+  EXPECT_EQ(mixtral.rope_base, 1e6f);
+  EXPECT_EQ(mixtral.ffn_size, json["intermediate_size"]);
+  EXPECT_TRUE(mixtral.windows.empty());
+
+  json["architectures"] = {"Qwen3MoeForCausalLM"};
+  json["model_type"] = "qwen3_moe";
+  const ModelConfig qwen = Parsed(json);
+  EXPECT_EQ(qwen.experts, 128u);
+  EXPECT_EQ(qwen.experts_per_token, 8u);
+  EXPECT_FALSE(qwen.normalizes_experts);
+  EXPECT_EQ(qwen.kv_heads, 4u);
+  EXPECT_EQ(qwen.head_dim, 16u);
+  EXPECT_EQ(qwen.rope_base, 1e4f);
+  EXPECT_EQ(qwen.ffn_size, 768u);  // of an expert
 }
 
 // What is written says the same scale of scores, also where its square root has no exact inverse: 144 is

@@ -53,6 +53,11 @@ class ArchitectureKeys {
 
 // The size of all layers, or an array with that of each (as llama.cpp has it).
 Status ReadFfnSizes(const ArchitectureKeys& keys, ModelConfig& config) {
+  if (constexpr std::string_view kOfExpert = "expert_feed_forward_length";
+      keys.Has(kOfExpert) || config.family == "qwen3_moe") {
+    ASSIGN_OR_RETURN(config.ffn_size, keys.Count(kOfExpert, kMaxFfn));
+    return Status();
+  }
   constexpr std::string_view kKey = "feed_forward_length";
   const GgufMetadata& metadata = keys.metadata();
   if (!keys.Has(kKey) || !metadata.values().at(keys.Whole(kKey)).is_array) {
@@ -102,11 +107,51 @@ Status CheckUnsupported(const ArchitectureKeys& keys) {
   ASSIGN_OR_RETURN(const float attention_factor, keys.Number(kAttentionFactor, 1));
   if (attention_factor != 1)
     return keys.Error(kAttentionFactor, attention_factor, " is not supported; supported is 1");
-  constexpr std::string_view kExperts = "expert_count";
-  if (keys.Has(kExperts)) {
-    ASSIGN_OR_RETURN(const int64_t experts, metadata.Integer(keys.Whole(kExperts)));
-    if (experts != 0) return keys.Error(kExperts, "experts are not supported");
+  // Experts that all tokens go to, groups of experts, layers without any; weights otherwise than by softmax.
+  for (const std::string_view key :
+       {"expert_shared_count", "expert_group_count", "leading_dense_block_count"}) {
+    if (!keys.Has(key)) continue;
+    ASSIGN_OR_RETURN(const int64_t value, metadata.Integer(keys.Whole(key)));
+    if (value != 0) return keys.Error(key, value, " is not supported; supported is 0");
   }
+  for (const std::string_view key :
+       {"expert_gating_func", "interleave_moe_layer_step", "moe_every_n_layers"}) {
+    if (!keys.Has(key)) continue;
+    ASSIGN_OR_RETURN(const int64_t value, metadata.Integer(keys.Whole(key)));
+    if (value != 1) return keys.Error(key, value, " is not supported; supported is 1");
+  }
+  constexpr std::string_view kScale = "expert_weights_scale", kNormalizes = "expert_weights_norm";
+  ASSIGN_OR_RETURN(const float scale, keys.Number(kScale, 1));
+  if (scale != 0 && scale != 1)  // 0 is none
+    return keys.Error(kScale, scale, " is not supported; supported is 1");
+  if (keys.Has(kNormalizes)) {
+    ASSIGN_OR_RETURN(const bool normalizes, metadata.Bool(keys.Whole(kNormalizes)));
+    if (!normalizes) return keys.Error(kNormalizes, "false is not supported");
+  }
+  return Status();
+}
+
+// How many there are; and the family, of those of the architecture, that has them or not.
+Status ReadExperts(const ArchitectureKeys& keys, const ModelFamily*& family, ModelConfig& config) {
+  constexpr std::string_view kCount = "expert_count";
+  int64_t experts = 0;
+  if (keys.Has(kCount)) {
+    ASSIGN_OR_RETURN(experts, keys.metadata().Integer(keys.Whole(kCount)));
+    if (experts < 0 || experts > kMaxExperts)
+      return keys.Error(kCount, experts, " is not in 0 to ", kMaxExperts);
+  }
+  const std::string_view architecture = family->gguf;
+  family = FindGgufFamily(architecture, experts > 0);
+  if (family == nullptr && experts > 0)
+    return keys.Error(kCount, "experts are not supported in the architecture ", architecture);
+  if (family == nullptr) {
+    if (keys.Has(kCount)) return keys.Error(kCount, "0 is not in 1 to ", kMaxExperts);
+    return keys.metadata().Integer(keys.Whole(kCount)).status();
+  }
+  if (experts == 0) return Status();
+  config.experts = static_cast<uint32_t>(experts);
+  ASSIGN_OR_RETURN(config.experts_per_token, keys.Count("expert_used_count", kMaxExpertsPerToken));
+  config.normalizes_experts = true;  // as llama.cpp has both architectures
   return Status();
 }
 
@@ -166,7 +211,7 @@ constexpr uint32_t kLayersOfGemma2With27B = 46, kLayersOfGemma3With27B = 62;
 void SetImplied(uint32_t window, uint32_t pattern, ModelConfig& config) {
   const bool is_second = config.family == "gemma2", is_third = config.family == "gemma3_text";
   config.has_attention_bias = config.family == "qwen2";
-  config.has_head_norms = config.family == "qwen3" || is_third;
+  config.has_head_norms = config.family == "qwen3" || config.family == "qwen3_moe" || is_third;
   config.norms_less_one = false;
   config.windows.clear();
   if (window > 0) {
@@ -219,6 +264,7 @@ StatusOr<ModelConfig> Parse(const GgufFile& gguf) {
   RETURN_IF_ERROR(CheckUnsupported(keys));
 
   ModelConfig config;
+  RETURN_IF_ERROR(ReadExperts(keys, family, config));
   config.family = family->name;
   config.names = NameScheme::kGguf;
   config.rope_pairing = family->gguf_pairing;
@@ -288,6 +334,11 @@ std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config) {
   add("embedding_length", GgufU32(config.hidden_size));
   add("block_count", GgufU32(config.layers));
   add("feed_forward_length", FfnSizesField(config));
+  if (config.experts > 0) {
+    add("expert_count", GgufU32(config.experts));
+    add("expert_used_count", GgufU32(config.experts_per_token));
+    if (config.family == "qwen3_moe") add("expert_feed_forward_length", GgufU32(config.ffn_size));
+  }
   add("rope.dimension_count", GgufU32(config.head_dim));
   add("rope.freq_base", GgufF32(config.rope_base));
   if (config.rope_scaling.kind == RopeScaling::Kind::kLinear) {
@@ -327,6 +378,10 @@ StatusOr<ModelConfig> AsGgufConfig(const ModelConfig& config) {
   if (out.rope_scaling.kind == RopeScaling::Kind::kDivisors && family.gguf != "llama")
     return InvalidArgument("a .gguf file of family ", config.family,
                            " cannot say how RoPE is scaled; a folder can");
+  if (config.experts > 0 && !config.normalizes_experts)
+    return InvalidArgument(
+        "a .gguf file of family ", config.family,
+        " cannot say that the weights of a token's experts do not add up to 1; a folder can");
   if (!config.windows.empty()) SetImplied(std::ranges::max(config.windows), PatternOf(config), out);
   if (config.windows.empty()) SetImplied(0, 0, out);
   if (out.windows != config.windows || out.AttentionScale() != config.AttentionScale() ||

@@ -7,6 +7,7 @@
 
 #include "text/unicode.h"
 #include "worker/formats/byte_reader.h"
+#include "worker/formats/expert_stacks.h"
 
 namespace terrace {
 namespace {
@@ -387,6 +388,7 @@ StatusOr<GgufFile> OpenGguf(const std::string& path) {
   ASSIGN_OR_RETURN(auto file, MappedFile::Open(path));
   auto contents = ParseGguf(file->bytes());
   if (!contents.ok()) return Annotate(contents.status(), path);
+  RETURN_IF_ERROR(Annotate(SplitStacks(contents->entries), path));
   for (auto& entry : contents->entries) entry.file = file->path();
   std::vector<std::unique_ptr<MappedFile>> files;
   files.push_back(std::move(file));

@@ -173,7 +173,41 @@ void AddHyperParameters(Table& table) {
   table.Add("gguf_no_epsilon", "missing_key", {"key \"llama.attention.layer_norm_rms_epsilon\""},
             [](GgufParts& g) { g.Remove("llama.attention.layer_norm_rms_epsilon"); });
   table.AddKey("gguf_rope_scaling", "bad_hparam", "llama.rope.scaling.type", GgufString("yarn"));
-  table.AddKey("gguf_experts", "bad_hparam", "llama.expert_count", GgufU32(8));
+  table.AddKey("gguf_experts_513", "bad_hparam", "llama.expert_count", GgufU32(513));
+  table.AddKey("gguf_experts_shared", "bad_hparam", "llama.expert_shared_count", GgufU32(1));
+  table.AddKey("gguf_experts_by_sigmoid", "bad_hparam", "llama.expert_gating_func", GgufU32(2));
+  table.AddKey("gguf_experts_scaled", "bad_hparam", "llama.expert_weights_scale", GgufF32(2.5f));
+  table.AddKey("gguf_experts_not_normalized", "bad_hparam", "llama.expert_weights_norm", GgufBool(false));
+  table.Add("gguf_experts_used_missing", "missing_key", {"key \"llama.expert_used_count\""},
+            [](GgufParts& g) { g.Set("llama.expert_count", GgufU32(8)); });
+  table.Add("gguf_experts_used_9_of_8", "bad_hparam", {"key \"llama.expert_used_count\"", "byte "},
+            [](GgufParts& g) {
+              g.Set("llama.expert_count", GgufU32(8));
+              g.Set("llama.expert_used_count", GgufU32(9));
+            });
+  table.Add("gguf_experts_of_gemma", "bad_hparam", {"key \"gemma2.expert_count\"", "byte "},
+            [](GgufParts& g) {
+              g.Set("general.architecture", GgufString("gemma2"));
+              g.Set("gemma2.expert_count", GgufU32(8));
+            });
+  table.Add("gguf_experts_none_of_qwen", "missing_key", {"key \"qwen3moe.expert_count\""},
+            [](GgufParts& g) { g.Set("general.architecture", GgufString("qwen3moe")); });
+  table.Add("gguf_stack_of_2_dimensions", "bad_shape", {"tensor \"blk.0.ffn_gate_exps.weight\"", "byte "},
+            [](GgufParts& g) { g.tensor(kGate).name = "blk.0.ffn_gate_exps.weight"; });
+  table.Add("gguf_stack_of_513", "bad_shape", {"tensor \"blk.0.ffn_gate_exps.weight\"", "513"},
+            [](GgufParts& g) {
+              auto& gate = g.tensor(kGate);
+              gate.name = "blk.0.ffn_gate_exps.weight";
+              gate.dims = {2, 1, 513};
+              gate.type = 0;
+              gate.data = std::string(2 * 513 * sizeof(float), '\0');
+            });
+  table.Add("gguf_expert_twice", "bad_name",
+            {"tensor \"blk.0.ffn_gate.1.weight\"", "blk.0.ffn_gate_exps.weight", "byte "}, [](GgufParts& g) {
+              const std::string zeros(16 * sizeof(float), '\0');
+              g.tensors.push_back({"blk.0.ffn_gate.1.weight", {4, 2}, 0, zeros.substr(32), {}});
+              g.tensors.push_back({"blk.0.ffn_gate_exps.weight", {4, 2, 2}, 0, zeros, {}});
+            });
   table.AddKey("gguf_split", "bad_split", "split.count", GgufU32(3));
   table.Add("gguf_tensor_missing", "missing_tensor", {"tensor \"blk.0.ffn_gate.weight\""},
             [](GgufParts& g) { g.Remove(kGate); });

@@ -40,8 +40,25 @@ Status CheckRopeScaling(const ModelConfig& config, const Fail& fail) {
 }
 
 template <typename Fail>
+Status CheckExperts(const ModelConfig& config, const Fail& fail) {
+  if (config.experts == 0) return Status();
+  if (config.experts > kMaxExperts)
+    return fail(config.family == "mixtral" ? "num_local_experts" : "num_experts", "expert_count",
+                config.experts, " is not in 1 to ", kMaxExperts);
+  const uint32_t most = std::min(config.experts, kMaxExpertsPerToken);
+  if (config.experts_per_token < 1 || config.experts_per_token > most)
+    return fail("num_experts_per_tok", "expert_used_count", config.experts_per_token, " is not in 1 to ",
+                most);
+  if (!config.ffn_sizes.empty())
+    return fail(kFfnSizesKey, "feed_forward_length",
+                "layers of unequal sizes with experts are not supported");
+  return Status();
+}
+
+template <typename Fail>
 Status CheckSwitches(const ModelConfig& config, const Fail& fail) {
   RETURN_IF_ERROR(CheckRopeScaling(config, fail));
+  RETURN_IF_ERROR(CheckExperts(config, fail));
   const struct {
     std::string_view config_json, gguf;
     float value;
@@ -127,7 +144,7 @@ bool IsPlainLlama(const ModelConfig& config) {
          !config.has_attention_bias && !config.has_head_norms && !config.has_post_norms &&
          !config.norms_less_one && config.embedding_scale == 1 && config.attention_scale == 0 &&
          config.attention_softcap == 0 && config.logit_softcap == 0 && config.windows.empty() &&
-         config.window_rope_base == 0;
+         config.window_rope_base == 0 && config.experts == 0;
 }
 
 std::vector<float> RopeDivisors(const ModelConfig& config) {

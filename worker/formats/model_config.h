@@ -63,12 +63,17 @@ struct ModelConfig {
   uint32_t heads = 0;
   uint32_t kv_heads = 0;                 // divides heads
   uint32_t head_dim = 0;                 // even
-  uint32_t ffn_size = 0;                 // of the widest layer
+  uint32_t ffn_size = 0;                 // of the widest layer; where there are experts, of one of them
   std::vector<uint32_t> ffn_sizes = {};  // of each layer, where they differ; else empty
   float norm_epsilon = 1e-5f;
   float rope_base = 10000.0f;
   RopeScaling rope_scaling;
   bool tied_embeddings = false;  // the output matrix is the embedding
+
+  // A mixture of experts (kernels/moe/route_experts.h) in place of each layer's feed-forward; 0: none.
+  uint32_t experts = 0;
+  uint32_t experts_per_token = 0;
+  bool normalizes_experts = false;  // the weights of a token's experts add up to 1
 
   // What families do otherwise than Llama.
   GateFunction gate = GateFunction::kSilu;
@@ -89,6 +94,8 @@ struct ModelConfig {
   std::vector<std::string> warnings;  // what the file asks for and does not get: one line each, for the log
 
   uint32_t FfnSize(uint32_t layer) const { return ffn_sizes.empty() ? ffn_size : ffn_sizes[layer]; }
+  // How many feed-forward networks a layer has: its experts, or one.
+  uint32_t FfnCount() const { return experts > 0 ? experts : 1; }
   uint32_t Window(uint32_t layer) const { return windows.empty() ? 0 : windows[layer]; }
   float AttentionScale() const;
   // Whether its layer has an angle of its own (window_rope_base).
@@ -97,7 +104,8 @@ struct ModelConfig {
 
 // Limits of a ModelConfig; DATA_LOSS with reason bad_hparam (GGUF) or bad_config (config.json) beyond them.
 inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext = 1u << 24,
-                          kMaxHidden = 1u << 17, kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024;
+                          kMaxHidden = 1u << 17, kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024,
+                          kMaxExperts = 512, kMaxExpertsPerToken = 16;
 
 // Checks ranges and products. What is wrong comes from `error`, which gets the key, as files of the config's
 // name scheme have it (GGUF's without the architecture in front), and what is wrong with its value.

@@ -15,12 +15,14 @@ struct ModelFamily {
   std::string_view hugging_face;                    // the only one of config.json's "architectures"
   std::string_view gguf;                            // general.architecture, which may be that of several
   RopePairing gguf_pairing = RopePairing::kHalves;  // as converters leave the rows of Q and K
+  bool has_experts = false;
 };
 
 // Null when there is none of the name.
 const ModelFamily* FindModelFamily(std::string_view name);
-// The first of an architecture of GGUF, or null.
+// The first of an architecture of GGUF, or null; and the first of those with or without experts.
 const ModelFamily* FindGgufFamily(std::string_view architecture);
+const ModelFamily* FindGgufFamily(std::string_view architecture, bool has_experts);
 
 // The names in quotes, for messages: "\"llama\", \"mistral\"".
 std::string FamilyNames();

@@ -56,6 +56,12 @@ Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
     if (is_of_rows && !names.contains(entry.name))
       return TensorError("unsupported_tensor", entry, "models of the family ", config.family, " have none");
   }
+  for (uint32_t layer = 0; config.experts > 0 && layer < config.layers; ++layer) {
+    const auto one_more = entries.find(TensorName(config, TensorKind::kGate, layer, config.experts));
+    if (one_more != entries.end())
+      return TensorError("shape_mismatch", *one_more->second, "the configuration wants ", config.experts,
+                         " experts");
+  }
   for (const TensorRequirement& required : all) {
     const auto found = entries.find(required.name);
     if (found == entries.end())

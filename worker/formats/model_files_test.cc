@@ -221,6 +221,32 @@ TEST(RequiredTensors, FollowTheNamesOfEachFormat) {
   EXPECT_EQ(TensorName(NameScheme::kGguf, TensorKind::kQuery, 3), "blk.3.attn_q.weight");
   EXPECT_EQ(TensorName(NameScheme::kHuggingFace, TensorKind::kQuery, 3),
             "model.layers.3.self_attn.q_proj.weight");
+  config.experts = 4;
+  EXPECT_EQ(RequiredTensors(config).size(), 2u + 2 * (6 + 1 + 3 * 4));
+  EXPECT_EQ(TensorName(config, TensorKind::kDown, 3, 2), "blk.3.ffn_down.2.weight");
+  config.names = NameScheme::kHuggingFace;
+  config.family = "mixtral";
+  EXPECT_EQ(TensorName(config, TensorKind::kRouter, 3), "model.layers.3.block_sparse_moe.gate.weight");
+  EXPECT_EQ(TensorName(config, TensorKind::kDown, 3, 2),
+            "model.layers.3.block_sparse_moe.experts.2.w2.weight");
+  config.family = "qwen3_moe";
+  EXPECT_EQ(TensorName(config, TensorKind::kRouter, 3), "model.layers.3.mlp.gate.weight");
+  EXPECT_EQ(TensorName(config, TensorKind::kDown, 3, 2), "model.layers.3.mlp.experts.2.down_proj.weight");
+}
+
+// Of which the tensors that are there would be another model.
+TEST(OpenModel, RefusesFewerExpertsThanThereAre) {
+  const std::string path = Path("three_experts");
+  std::filesystem::remove_all(path);
+  std::filesystem::copy("tests/families/data/mixtral", path, std::filesystem::copy_options::recursive);
+  Json config = ParseJson(ReadFile(path + "/config.json", 1 << 20).value()).value();
+  config["num_local_experts"] = 3;
+  std::filesystem::permissions(path + "/config.json", std::filesystem::perms::owner_write,
+                               std::filesystem::perm_options::add);
+  WriteFile(path + "/config.json", config.dump());
+  const Status status = OpenModel(path).status();
+  EXPECT_EQ(Reason(status), "shape_mismatch") << status;
+  EXPECT_NE(Message(status).find("experts.3.w1"), std::string::npos) << status;
 }
 
 }  // namespace

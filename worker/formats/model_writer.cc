@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <tuple>
 #include <utility>
 
 #include "text/text_files.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/digest_list.h"
+#include "worker/formats/expert_stacks.h"
 #include "worker/formats/gguf_config.h"
 #include "worker/formats/gguf_tokenizer.h"
 #include "worker/formats/gguf_writer.h"
@@ -21,19 +23,45 @@ std::vector<uint64_t> Dims(const Shape& shape) {
   return {shape.dims.begin(), shape.dims.begin() + static_cast<std::ptrdiff_t>(shape.rank)};
 }
 
+// The places in the data, from its start, of what is behind each tensor, padding included: what experts have
+// lies in a stack, without gaps (expert_stacks.h).
+std::vector<uint64_t> EndsOf(const ModelToWrite& model, const std::vector<uint64_t>& sizes) {
+  const bool is_gguf = model.config.names == NameScheme::kGguf;
+  const auto stack = [&](size_t i) { return i < sizes.size() ? StackOf(model.tensors[i].name) : ""; };
+  std::vector<uint64_t> ends;
+  uint64_t end = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const bool goes_on = !stack(i).empty() && stack(i) == stack(i + 1);
+    end = RoundUp(end + sizes[i], is_gguf && !goes_on ? kGgufAlignment : 1);
+    ends.push_back(end);
+  }
+  return ends;
+}
+
 // Everything before the data of a .gguf file; `sizes` are those of the tensors' data.
 StatusOr<std::string> GgufHeadOf(const ModelToWrite& model, const std::vector<uint64_t>& sizes) {
   std::vector<GgufKey> keys = GgufConfigKeys(model.config);
   ASSIGN_OR_RETURN(const std::vector<GgufKey> text, GgufTextKeys(model.text, model.used_tokens));
   keys.insert(keys.end(), text.begin(), text.end());
+  const std::vector<uint64_t> ends = EndsOf(model, sizes);
   std::vector<GgufTensorInfo> infos;
-  uint64_t offset = 0;
   for (size_t i = 0; i < sizes.size(); ++i) {
     const ModelToWrite::Tensor& tensor = model.tensors[i];
     std::vector<uint64_t> dims = Dims(tensor.shape);
     std::ranges::reverse(dims);
-    infos.push_back({tensor.name, std::move(dims), GgufTensorType(tensor.dtype), offset});
-    offset = RoundUp(offset + sizes[i], kGgufAlignment);
+    std::string name = tensor.name;
+    if (std::string stack = StackOf(name); !stack.empty()) {
+      if (!infos.empty() && infos.back().name == stack) {
+        ++infos.back().dims.back();
+        if (tensor.dtype == model.tensors[i - 1].dtype) continue;
+        return InvalidArgument("tensor \"", name, "\": is ", Info(tensor.dtype).name,
+                               ", and GGUF has all experts of a layer in one format");
+      }
+      name = std::move(stack);
+      dims.push_back(1);
+    }
+    infos.push_back(
+        {std::move(name), std::move(dims), GgufTensorType(tensor.dtype), i == 0 ? 0 : ends[i - 1]});
   }
   return GgufHead(keys, infos);
 }
@@ -66,6 +94,14 @@ StatusOr<uint64_t> BytesOf(const ModelToWrite& model, const ModelToWrite::Tensor
     return InvalidArgument("tensor \"", tensor.name, "\": rows of ", tensor.shape[1],
                            " are not whole groups of ", group);
   return *bytes;
+}
+
+StatusOr<std::vector<uint64_t>> SizesOf(const ModelToWrite& model) {
+  std::vector<uint64_t> sizes;
+  for (const ModelToWrite::Tensor& tensor : model.tensors) {
+    ASSIGN_OR_RETURN(sizes.emplace_back(), BytesOf(model, tensor));
+  }
+  return sizes;
 }
 
 // What a folder has of a tensor; `size` is that of its data.
@@ -119,15 +155,17 @@ Status WriteFolder(const std::string& folder, const ModelToWrite& model) {
 }  // namespace
 
 StatusOr<std::vector<uint64_t>> StoredSizes(const ModelToWrite& model) {
+  ASSIGN_OR_RETURN(const std::vector<uint64_t> sizes, SizesOf(model));
   std::vector<uint64_t> stored;
-  for (const ModelToWrite::Tensor& tensor : model.tensors) {
-    ASSIGN_OR_RETURN(const uint64_t size, BytesOf(model, tensor));
-    if (model.config.names == NameScheme::kGguf) {
-      stored.push_back(RoundUp(size, kGgufAlignment));
-      continue;
-    }
+  if (model.config.names == NameScheme::kGguf) {
+    stored = EndsOf(model, sizes);
+    std::adjacent_difference(stored.begin(), stored.end(), stored.begin());
+    return stored;
+  }
+  for (size_t i = 0; i < sizes.size(); ++i) {
     stored.push_back(0);
-    for (const StoredTensor& part : StoredInFolder(model, tensor, size)) stored.back() += part.bytes;
+    for (const StoredTensor& part : StoredInFolder(model, model.tensors[i], sizes[i]))
+      stored.back() += part.bytes;
   }
   return stored;
 }
@@ -135,14 +173,9 @@ StatusOr<std::vector<uint64_t>> StoredSizes(const ModelToWrite& model) {
 StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& path, const ModelToWrite& model,
                                                            const std::string& temporary) {
   const bool is_gguf = model.config.names == NameScheme::kGguf;
-  const uint64_t alignment = is_gguf ? kGgufAlignment : 1;
-  std::vector<uint64_t> sizes;
-  uint64_t end = 0;
-  for (const ModelToWrite::Tensor& tensor : model.tensors) {
-    ASSIGN_OR_RETURN(const uint64_t size, BytesOf(model, tensor));
-    sizes.push_back(size);
-    end = RoundUp(end + size, alignment);
-  }
+  ASSIGN_OR_RETURN(std::vector<uint64_t> sizes, SizesOf(model));
+  std::vector<uint64_t> ends = EndsOf(model, sizes);
+  uint64_t end = ends.empty() ? 0 : ends.back();
   std::string head;
   if (is_gguf) {
     ASSIGN_OR_RETURN(head, GgufHeadOf(model, sizes));
@@ -156,7 +189,7 @@ StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& pa
   ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(weights, head.size() + end));
   RETURN_IF_ERROR(file.Append(std::as_bytes(std::span(head))));
   auto writer = std::unique_ptr<ModelWriter>(
-      new ModelWriter(std::move(staged), std::move(file), std::move(sizes), alignment));
+      new ModelWriter(std::move(staged), std::move(file), std::move(sizes), std::move(ends)));
   writer->tensors_ = model.tensors;
   if (!is_gguf) writer->quantization_ = model.config.quantization;
   if (is_gguf) writer->old_list_ = DigestListPath(path);
@@ -178,7 +211,8 @@ Status ModelWriter::Append(std::span<const std::byte> bytes) {
   }
   if (!is_whole) return Status();
   constexpr std::byte kPadding[kGgufAlignment] = {};  // the head ends aligned, so that offsets in the file do
-  RETURN_IF_ERROR(file_.Append(std::span(kPadding).first(RoundUp(file_.size(), alignment_) - file_.size())));
+  const uint64_t begin = tensor_ == 0 ? 0 : ends_[tensor_ - 1];
+  RETURN_IF_ERROR(file_.Append(std::span(kPadding).first(ends_[tensor_] - begin - done_)));
   ++tensor_;
   done_ = 0;
   return Status();

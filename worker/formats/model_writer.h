@@ -58,13 +58,16 @@ class ModelWriter {
   uint64_t size() const { return file_.size(); }  // of the weight file, as far as it is written
 
  private:
-  ModelWriter(StagedPath staged, OutputFile file, std::vector<uint64_t> sizes, uint64_t alignment)
-      : staged_(std::move(staged)), file_(std::move(file)), sizes_(std::move(sizes)), alignment_(alignment) {}
+  ModelWriter(StagedPath staged, OutputFile file, std::vector<uint64_t> sizes, std::vector<uint64_t> ends)
+      : staged_(std::move(staged)),
+        file_(std::move(file)),
+        sizes_(std::move(sizes)),
+        ends_(std::move(ends)) {}
 
   StagedPath staged_;
   OutputFile file_;                    // the weight file
   const std::vector<uint64_t> sizes_;  // of each tensor's data
-  const uint64_t alignment_;           // of each tensor's data in the file
+  const std::vector<uint64_t> ends_;   // of each tensor's data with its padding, in a .gguf file
   std::string old_list_;               // where a digest list may be left: beside a .gguf file
   std::optional<WeightQuantization> quantization_;
   std::vector<ModelToWrite::Tensor> tensors_;

@@ -14,7 +14,8 @@ namespace terrace {
 namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
-constexpr size_t kMaxTensors = 65'536, kMaxShards = 4096, kMaxNameBytes = 512;
+// Of experts there are tens of thousands of matrices, each of which may be several tensors.
+constexpr size_t kMaxTensors = 262'144, kMaxShards = 4096, kMaxNameBytes = 512;
 constexpr uint64_t kLengthBytes = 8;  // what precedes the header
 constexpr std::string_view kInHeader = " (in the header, which begins at byte 8)";
 constexpr std::string_view kIndexName = "model.safetensors.index.json";

@@ -46,6 +46,8 @@ Names NamesOf(TensorKind kind, bool has_post_norms) {
               "ffn_norm.weight"};
     case TensorKind::kFfnPostNorm:
       return {"post_feedforward_layernorm.weight", "post_ffw_norm.weight"};
+    case TensorKind::kRouter:
+      return {"mlp.gate.weight", "ffn_gate_inp.weight"};
     case TensorKind::kGate:
       return {"mlp.gate_proj.weight", "ffn_gate.weight"};
     case TensorKind::kUp:
@@ -56,21 +58,41 @@ Names NamesOf(TensorKind kind, bool has_post_norms) {
   return {};
 }
 
-std::string NameIn(NameScheme scheme, const Names& names, TensorKind kind, uint32_t layer) {
-  const bool is_gguf = scheme == NameScheme::kGguf;
-  const std::string_view name = is_gguf ? names.gguf : names.hugging_face;
+std::string NameIn(NameScheme scheme, std::string_view name, TensorKind kind, uint32_t layer) {
   if (!IsPerLayer(kind)) return std::string(name);
-  return Concat(is_gguf ? "blk." : "model.layers.", layer, ".", name);
+  return Concat(scheme == NameScheme::kGguf ? "blk." : "model.layers.", layer, ".", name);
+}
+
+std::string NameIn(NameScheme scheme, const Names& names, TensorKind kind, uint32_t layer) {
+  return NameIn(scheme, scheme == NameScheme::kGguf ? names.gguf : names.hugging_face, kind, layer);
+}
+
+// What follows "model.layers.N." and "blk.N.".
+std::string ExpertName(const ModelConfig& config, TensorKind kind, uint32_t expert) {
+  struct ExpertNames {
+    std::string_view mixtral, others, gguf;
+  };
+  const ExpertNames names = kind == TensorKind::kGate ? ExpertNames{"w1", "gate_proj", "ffn_gate"}
+                            : kind == TensorKind::kUp ? ExpertNames{"w3", "up_proj", "ffn_up"}
+                                                      : ExpertNames{"w2", "down_proj", "ffn_down"};
+  if (config.names == NameScheme::kGguf) return Concat(names.gguf, ".", expert, ".weight");
+  const bool is_mixtral = config.family == "mixtral";
+  return Concat(is_mixtral ? "block_sparse_moe.experts." : "mlp.experts.", expert, ".",
+                is_mixtral ? names.mixtral : names.others, ".weight");
 }
 
 }  // namespace
 
-std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t layer) {
+std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t layer, uint32_t expert) {
+  if (config.experts > 0 && IsPerExpert(kind))
+    return NameIn(config.names, ExpertName(config, kind, expert), kind, layer);
+  if (kind == TensorKind::kRouter && config.names == NameScheme::kHuggingFace && config.family == "mixtral")
+    return NameIn(config.names, "block_sparse_moe.gate.weight", kind, layer);
   return NameIn(config.names, NamesOf(kind, config.has_post_norms), kind, layer);
 }
 
 std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer) {
-  CHECK(!IsVector(kind), "the name of a vector depends on its model");
+  CHECK(!IsVector(kind) && kind != TensorKind::kRouter, "the name depends on the model");
   return NameIn(scheme, NamesOf(kind, /*has_post_norms=*/false), kind, layer);
 }
 
@@ -105,6 +127,8 @@ Shape TensorShape(const ModelConfig& config, TensorKind kind, uint32_t layer) {
       return {keys, hidden};
     case TensorKind::kAttentionOutput:
       return {hidden, queries};
+    case TensorKind::kRouter:
+      return {config.experts, hidden};
     case TensorKind::kGate:
     case TensorKind::kUp:
       return {config.FfnSize(layer), hidden};
@@ -114,30 +138,35 @@ Shape TensorShape(const ModelConfig& config, TensorKind kind, uint32_t layer) {
   return {};
 }
 
-std::vector<TensorKind> LayerTensors(const ModelConfig& config) {
-  std::vector<TensorKind> kinds = {TensorKind::kAttentionNorm, TensorKind::kQuery, TensorKind::kKey,
-                                   TensorKind::kValue};
-  const auto add = [&](std::initializer_list<TensorKind> more) {
-    for (const TensorKind kind : more) kinds.push_back(kind);
+std::vector<LayerTensor> LayerTensors(const ModelConfig& config) {
+  std::vector<LayerTensor> tensors;
+  const auto add = [&](std::initializer_list<TensorKind> kinds) {
+    for (const TensorKind kind : kinds) tensors.push_back({kind});
   };
+  add({TensorKind::kAttentionNorm, TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue});
   if (config.has_attention_bias) add({TensorKind::kQueryBias, TensorKind::kKeyBias, TensorKind::kValueBias});
   if (config.has_head_norms) add({TensorKind::kQueryNorm, TensorKind::kKeyNorm});
   add({TensorKind::kAttentionOutput});
   if (config.has_post_norms) add({TensorKind::kAttentionPostNorm});
-  add({TensorKind::kFfnNorm, TensorKind::kGate, TensorKind::kUp, TensorKind::kDown});
+  add({TensorKind::kFfnNorm});
+  if (config.experts > 0) add({TensorKind::kRouter});
+  for (const TensorKind kind : {TensorKind::kGate, TensorKind::kUp, TensorKind::kDown}) {
+    for (uint32_t expert = 0; expert < config.FfnCount(); ++expert) tensors.push_back({kind, expert});
+  }
   if (config.has_post_norms) add({TensorKind::kFfnPostNorm});
-  return kinds;
+  return tensors;
 }
 
 std::vector<TensorRequirement> RequiredTensors(const ModelConfig& config) {
   std::vector<TensorRequirement> required;
-  const auto add = [&](TensorKind kind, uint32_t layer = 0) {
-    required.push_back({kind, layer, TensorName(config, kind, layer), TensorShape(config, kind, layer)});
+  const auto add = [&](TensorKind kind, uint32_t layer = 0, uint32_t expert = 0) {
+    required.push_back(
+        {kind, layer, expert, TensorName(config, kind, layer, expert), TensorShape(config, kind, layer)});
   };
   add(TensorKind::kEmbedding);
-  const std::vector<TensorKind> kinds = LayerTensors(config);
+  const std::vector<LayerTensor> tensors = LayerTensors(config);
   for (uint32_t layer = 0; layer < config.layers; ++layer) {
-    for (const TensorKind kind : kinds) add(kind, layer);
+    for (const LayerTensor& tensor : tensors) add(tensor.kind, layer, tensor.expert);
   }
   add(TensorKind::kFinalNorm);
   if (!config.tied_embeddings) add(TensorKind::kOutput);

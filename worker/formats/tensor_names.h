@@ -30,6 +30,8 @@ enum class TensorKind : uint8_t {
   kAttentionOutput,
   kAttentionPostNorm,  // with has_post_norms
   kFfnNorm,
+  kRouter,  // with experts: of each token's logits of them
+  // One of each per layer or, with experts, per layer and expert:
   kGate,
   kUp,
   kDown,
@@ -60,6 +62,9 @@ constexpr TensorKind MatrixOfBias(TensorKind bias) {
          : bias == TensorKind::kKeyBias ? TensorKind::kKey
                                         : TensorKind::kValue;
 }
+constexpr bool IsPerExpert(TensorKind kind) {
+  return kind == TensorKind::kGate || kind == TensorKind::kUp || kind == TensorKind::kDown;
+}
 // Of one dimension.
 constexpr bool IsVector(TensorKind kind) {
   return IsNorm(kind) || IsBias(kind) || kind == TensorKind::kRopeDivisors;
@@ -67,21 +72,28 @@ constexpr bool IsVector(TensorKind kind) {
 
 inline constexpr std::string_view kRopeDivisorsName = "rope_freqs.weight";
 
-// "model.layers.3.self_attn.q_proj.weight" or "blk.3.attn_q.weight"; `layer` counts for kinds per layer only.
-std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t layer = 0);
-// Of matrices, which all families call alike.
+// "model.layers.3.self_attn.q_proj.weight" or "blk.3.attn_q.weight"; `layer` counts for kinds per layer, and
+// `expert` for kinds per expert of models that have them, alone. What experts have is in GGUF called as its
+// first writers did, "blk.3.ffn_up.5.weight"; files since then stack it (expert_stacks.h).
+std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t layer = 0, uint32_t expert = 0);
+// Of matrices that all families call alike.
 std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer = 0);
 
 // Matrices are [outputs, inputs], norms and biases as wide as what they are of. `layer` counts for kinds per
 // layer only.
 Shape TensorShape(const ModelConfig& config, TensorKind kind, uint32_t layer);
 
-// The tensors of a layer, in the order the forward pass meets them.
-std::vector<TensorKind> LayerTensors(const ModelConfig& config);
+struct LayerTensor {
+  TensorKind kind;
+  uint32_t expert = 0;
+};
+// The tensors of a layer, in the order the forward pass meets them; of experts, each kind of all of them.
+std::vector<LayerTensor> LayerTensors(const ModelConfig& config);
 
 struct TensorRequirement {
   TensorKind kind;
   uint32_t layer = 0;
+  uint32_t expert = 0;
   std::string name;
   Shape shape;
 };

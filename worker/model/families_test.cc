@@ -14,8 +14,8 @@
 namespace terrace {
 namespace {
 
-constexpr const char* kFamilies[] = {"llama3", "mistral", "qwen2",        "qwen3",
-                                     "gemma2", "gemma3",  "gemma3_linear"};
+constexpr const char* kFamilies[] = {"llama3", "mistral",       "qwen2",   "qwen3",    "gemma2",
+                                     "gemma3", "gemma3_linear", "mixtral", "qwen3_moe"};
 
 std::string DataPath(const std::string& family, const std::string& file) {
   return "tests/families/data/" + family + "/" + file;

@@ -93,7 +93,12 @@ std::vector<ModelConfig> WithSwitches(const ModelConfig& config) {
   for (uint32_t layer = 0; layer < config.layers; ++layer)
     with_norms.windows.push_back(layer % 2 == 0 ? 9 : 0);
   with_norms.window_rope_base = 1000;
-  return {with_biases, with_norms};
+  ModelConfig with_experts = config;
+  with_experts.family = "qwen3_moe";
+  with_experts.has_head_norms = true;
+  with_experts.experts = 6;
+  with_experts.experts_per_token = 3;
+  return {with_biases, with_norms, with_experts};
 }
 
 ModelConfig RandomModel::SmallConfig(uint32_t vocab_size) {

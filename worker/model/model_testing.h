@@ -32,7 +32,6 @@ struct TestModel {
   std::unique_ptr<KvPool> kv;
 };
 
-// Tensors that whoever derives from this keeps.
 // A source of tensors that lie in memory.
 class WeightsInMemory : public WeightSource {
  public:
@@ -53,8 +52,9 @@ class WeightsInMemory : public WeightSource {
   const std::string path_;
 };
 
-// `config` with everything that families do otherwise than Llama, in two models, as no family has all of it:
-// biases; and norms of heads and of sublayers, GELU, caps, scales, and windows in all layers but each second.
+// `config` with everything that families do otherwise than Llama, in three models, as no family has all of
+// it: biases; norms of heads and of sublayers, GELU, caps, scales, and windows in all layers but each second;
+// and experts.
 std::vector<ModelConfig> WithSwitches(const ModelConfig& config);
 
 // A model in memory, with random matrices of one format.

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "kernels/moe/expert_ffn.h"
 #include "kernels/quant/weight_values.h"
 #include "kernels/rope/rope_frequencies.h"
 #include "worker/model/found_tensors.h"
@@ -30,8 +31,10 @@ struct Layer {
   std::vector<float> query_bias, key_bias, value_bias;    // as wide, or empty
   std::vector<float> query_norm, key_norm;                // [head_dim], or empty
   ColumnShards attention_output;                          // [hidden, heads * head_dim]
-  GemmWeights gate, up;                                   // [ffn, hidden]
-  ColumnShards down;                                      // [hidden, ffn]
+  GemmWeights router;                                     // [experts, hidden], where there are any
+  // Of each expert, or one.
+  std::vector<GemmWeights> gates, ups;  // [ffn, hidden]
+  std::vector<ColumnShards> downs;      // of each virtual shard, those of all experts: [hidden, ffn]
 };
 
 struct Weights {
@@ -62,8 +65,12 @@ struct Angles {
 // Activations of one step: [rows, width] each. They grow to the largest step seen and stay.
 struct Scratch {
   std::vector<float> hidden, query, key, value, attended, gate, logits;
-  Angles angles, window_angles;                 // of the step's positions
-  std::vector<float> sums;                      // of each virtual shard
+  Angles angles, window_angles;  // of the step's positions
+  std::vector<float> sums;       // of each virtual shard
+  // Of experts: what the router puts out, whom it chooses, and what they put out.
+  std::vector<float> router_logits, expert_weights, expert_rows, gathered;
+  std::vector<uint32_t> chosen;
+  ExpertGroups groups;
   std::vector<float> all_logits, other_logits;  // of all ranks, and of one that came in
 };
 
@@ -76,13 +83,14 @@ std::vector<float> VectorOf(const WeightMatrix& row, const std::optional<IndexRa
 }
 
 // Where a tensor goes: to a vector (`elements` of it, or all), rows of it to a matrix, columns of it to the
-// shards of one, or (null all) to the embedding or nowhere.
+// shards of one, or (none of them) to the embedding or nowhere.
 struct Place {
   std::vector<float>* vector = nullptr;
   std::optional<IndexRange> elements = {};
   GemmWeights* matrix = nullptr;
   IndexRange rows = {};
-  ColumnShards* shards = nullptr;
+  bool is_f32 = false;  // whatever the format of others
+  std::vector<GemmWeights*> shards = {};
   std::span<const IndexRange> columns = {};
 };
 
@@ -91,8 +99,10 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
   const TensorPart part = PartOf(plan, config, required.kind, required.layer);
   const auto layer = [&]() -> Layer& { return weights.layers[required.layer - plan.layers.begin]; };
   const auto rows_of = [&](GemmWeights& matrix) -> Place { return {.matrix = &matrix, .rows = *part.rows}; };
-  const auto columns_of = [&](ColumnShards& shards) -> Place {
-    return {.shards = &shards, .columns = part.columns};
+  const auto columns_of = [&](const auto& shard) -> Place {
+    Place place = {.columns = part.columns};
+    for (size_t i = 0; i < part.columns.size(); ++i) place.shards.push_back(&shard(i));
+    return place;
   };
   const auto vector = [](std::vector<float>& out) -> Place { return {.vector = &out}; };
   const auto bias = [&](std::vector<float>& out) -> Place {
@@ -130,15 +140,17 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
     case TensorKind::kValue:
       return rows_of(layer().value);
     case TensorKind::kAttentionOutput:
-      return columns_of(layer().attention_output);
+      return columns_of([&](size_t i) -> GemmWeights& { return layer().attention_output[i]; });
     case TensorKind::kFfnNorm:
       return vector(layer().ffn_norm);
+    case TensorKind::kRouter:
+      return {.matrix = &layer().router, .rows = {.begin = 0, .end = config.experts}, .is_f32 = true};
     case TensorKind::kGate:
-      return rows_of(layer().gate);
+      return rows_of(layer().gates[required.expert]);
     case TensorKind::kUp:
-      return rows_of(layer().up);
+      return rows_of(layer().ups[required.expert]);
     case TensorKind::kDown:
-      return columns_of(layer().down);
+      return columns_of([&](size_t i) -> GemmWeights& { return layer().downs[i][required.expert]; });
   }
   return {};
 }
@@ -149,6 +161,7 @@ struct ToPack {
   IndexRange rows;                    // of it, and of these
   std::optional<IndexRange> columns;  // those, or all
   GemmWeights* out;
+  ComputeType compute;
 
   WeightMatrix Of(const WeightMatrix& held_rows) const {
     return columns ? ColumnsOf(held_rows, columns->begin, columns->size()) : held_rows;
@@ -193,20 +206,19 @@ class Holder {
 // Into one buffer, in the order given: the order in which a step reads them.
 Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options, const OpTable& ops,
             ThreadPool& pool, Weights& weights) {
-  const ComputeType compute = options.compute;
   uint64_t& bytes = weights.packed_bytes;
   Holder holder(pool, weights.held);
   for (const ToPack& each : matrices) {
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
     ASSIGN_OR_RETURN(const WeightMatrix matrix, holder.Hold(each));
-    *each.out = ops.layout(matrix, compute, pool);
+    *each.out = ops.layout(matrix, each.compute, pool);
     bytes += each.out->bytes;
     if (each.out->bytes == 0) holder.Keep();  // it is multiplied as it lies
   }
   if (bytes > options.free_bytes) {  // the system would promise it, and end the process later
     return WithReason(
         ResourceExhausted("the packed weights take ", bytes, " bytes, free memory is ", options.free_bytes,
-                          compute == ComputeType::kF32 ? "; with compute auto they take less" : ""),
+                          options.compute == ComputeType::kF32 ? "; with compute auto they take less" : ""),
         "weights_too_large");
   }
   ASSIGN_OR_RETURN(weights.packed, LargeBuffer::Allocate(bytes, "model weights"));
@@ -222,20 +234,32 @@ Status Pack(std::span<const ToPack> matrices, const TransformerOptions& options,
 }
 
 // What of `tensor` goes to `place`.
-void AddParts(const TensorView& tensor, const Place& place, std::vector<ToPack>& parts) {
+void AddParts(const TensorView& tensor, const Place& place, ComputeType compute, std::vector<ToPack>& parts) {
+  if (place.is_f32) compute = ComputeType::kF32;
   if (place.matrix != nullptr) {
-    parts.push_back({&tensor, place.rows, std::nullopt, place.matrix});
+    parts.push_back({&tensor, place.rows, std::nullopt, place.matrix, compute});
     return;
   }
   const IndexRange all = {.begin = 0, .end = OutlineOf(tensor).rows};
-  place.shards->resize(place.columns.size());
   for (size_t i = 0; i < place.columns.size(); ++i)
-    parts.push_back({&tensor, all, place.columns[i], &(*place.shards)[i]});
+    parts.push_back({&tensor, all, place.columns[i], place.shards[i], compute});
 }
 
 void Count(const WeightMatrix& matrix, Weights& weights) {
   weights.parameters += matrix.rows * matrix.columns;
   weights.bytes += matrix.rows * matrix.RowBytes();
+}
+
+// Of as many shards and experts as will be there, whose places do not move.
+std::vector<Layer> EmptyLayers(const ModelConfig& config, const ShardPlan& plan) {
+  std::vector<Layer> layers(plan.layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].attention_output.resize(plan.attention_shards.size());
+    layers[i].gates.resize(config.FfnCount());
+    layers[i].ups.resize(config.FfnCount());
+    layers[i].downs.assign(plan.ffn_shards[plan.layers.begin + i].size(), ColumnShards(config.FfnCount()));
+  }
+  return layers;
 }
 
 StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTensor> tensors,
@@ -244,14 +268,14 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
   Weights weights;
   std::vector<ToPack> matrices;
   const TensorView* embedding = nullptr;
-  weights.layers.resize(plan.layers.size());
+  weights.layers = EmptyLayers(config, plan);
   for (const auto& [required, tensor] : tensors) {
     const WeightMatrix outline = OutlineOf(tensor);
     weights.model_parameters += outline.rows * outline.columns;
     if (!IsHere(plan, config, required.kind, required.layer)) continue;
     const Place place = PlaceOf(required, config, plan, weights);
-    if (place.matrix != nullptr || place.shards != nullptr) {
-      AddParts(tensor, place, matrices);
+    if (place.matrix != nullptr || !place.shards.empty()) {
+      AddParts(tensor, place, options.compute, matrices);
       continue;
     }
     if (place.vector != nullptr) {
@@ -268,7 +292,7 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
   }
   for (const ToPack& each : matrices) Count(each.Outline(), weights);
   if (config.tied_embeddings && plan.is_last_stage()) {
-    AddParts(*embedding, {.matrix = &weights.output, .rows = plan.vocabulary}, matrices);
+    AddParts(*embedding, {.matrix = &weights.output, .rows = plan.vocabulary}, options.compute, matrices);
     if (!plan.is_first_stage()) Count(matrices.back().Outline(), weights);  // else it was, as the embedding
   }
   RETURN_IF_ERROR(Pack(matrices, options, ops, pool, weights));
@@ -276,23 +300,26 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, std::span<const FoundTe
 }
 
 // How many elements the formats of the matrices of a kind keep together, in each layer.
-std::vector<size_t> BlocksOf(std::span<const FoundTensor> tensors, TensorKind kind) {
-  std::vector<size_t> blocks;
+std::vector<size_t> BlocksOf(const ModelConfig& config, std::span<const FoundTensor> tensors,
+                             TensorKind kind) {
+  std::vector<size_t> blocks(config.layers, 1);
   for (const auto& [required, tensor] : tensors) {
-    if (required.kind == kind) blocks.push_back(Info(tensor.dtype).block_elements);
+    if (required.kind != kind) continue;
+    size_t& block = blocks[required.layer];
+    block = std::max(block, size_t{Info(tensor.dtype).block_elements});  // powers of two, as all of them are
   }
   return blocks;
 }
 
 StatusOr<ShardPlan> PlanOf(const ModelConfig& config, std::span<const FoundTensor> tensors,
                            ShardOptions shard) {
-  // Powers of two, as all of them are.
-  shard.attention_block = std::ranges::max(BlocksOf(tensors, TensorKind::kAttentionOutput));
-  shard.ffn_blocks = BlocksOf(tensors, TensorKind::kDown);
+  shard.attention_block = std::ranges::max(BlocksOf(config, tensors, TensorKind::kAttentionOutput));
+  shard.ffn_blocks = BlocksOf(config, tensors, TensorKind::kDown);
   return PlanShard(config, shard);
 }
 
-float* Fit(std::vector<float>& buffer, size_t size) {
+template <typename T>
+T* Fit(std::vector<T>& buffer, size_t size) {
   if (buffer.size() < size) buffer.resize(size);
   return buffer.data();
 }
@@ -310,10 +337,16 @@ struct Transformer::Impl {
   Status PassOn(const MicroBatches& micro_batches, size_t tick);
   // `index` counts from the stage's first layer.
   Status RunLayer(uint32_t index, const IndexRange& micro_batch, const KvLayer& kv, const KvShape& shape);
-  // x += the product of this rank's inputs and the matrix of `shards`, of all ranks, or its RMSNorm times
-  // `norm`, where that is not empty.
-  Status AddProduct(const float* input, const ColumnShards& shards, const std::vector<float>& norm,
-                    size_t tokens, float* x);
+  // x += what the feed-forward of a layer, or its experts, put out of x; `columns` are this rank's virtual
+  // shards of their width.
+  Status AddFeedForward(const Layer& layer, std::span<const IndexRange> columns, size_t tokens, float* x);
+  Status AddExperts(const Layer& layer, std::span<const IndexRange> columns, size_t tokens, float* x);
+  // x += the sum of what this rank's virtual shards and those of all others put out, [tokens, hidden], or its
+  // RMSNorm times `norm`, where that is not empty. put(i, first, out, adds) puts or adds what shard i does,
+  // whose inputs are from the rank's `first` on, to `out`.
+  template <typename Put>
+  Status AddShards(std::span<const IndexRange> columns, const Put& put, const std::vector<float>& norm,
+                   size_t tokens, float* x);
   StatusOr<std::span<const float>> Logits();
   std::span<const float> OwnLogits();
   StatusOr<std::span<const float>> GatherLogits(std::span<const float> own);
@@ -334,6 +367,11 @@ struct Transformer::Impl {
               .gated = gated,
               .gate = config.gate},
              pool);
+  }
+
+  // One part's product of `inputs` wide rows' columns, as many as it has, from x on.
+  void MultiplyColumns(const float* x, size_t inputs, const GemmPart& part, size_t tokens) const {
+    ops.gemm({.x = x, .x_pitch = inputs, .tokens = tokens, .parts = {&part, 1}}, pool);
   }
 
   const ModelConfig config;
@@ -437,7 +475,6 @@ Status Transformer::Impl::RunLayer(uint32_t index, const IndexRange& micro_batch
   float* k = Fit(scratch.key, tokens * layer.key.rows);
   float* v = Fit(scratch.value, tokens * layer.value.rows);
   float* attended = Fit(scratch.attended, tokens * layer.query.rows);
-  float* gate = Fit(scratch.gate, tokens * layer.gate.rows);
   const PagedTokens batch{.positions = rows.positions.data() + micro_batch.begin,
                           .block_tables = rows.block_tables.data() + micro_batch.begin,
                           .tokens = tokens,
@@ -472,37 +509,101 @@ Status Transformer::Impl::RunLayer(uint32_t index, const IndexRange& micro_batch
                        .window = config.Window(number),
                        .softcap = config.attention_softcap},
                       pool);
-  RETURN_IF_ERROR(AddProduct(attended, layer.attention_output, layer.attention_post_norm, tokens, x));
-
-  Multiply(x, &layer.ffn_norm, {{layer.gate, gate}, {layer.up, nullptr}}, tokens, /*gated=*/true);
-  return AddProduct(gate, layer.down, layer.ffn_post_norm, tokens, x);
+  const auto put = [&](size_t shard, size_t first, float* out, bool adds) {
+    MultiplyColumns(attended + first, layer.query.rows, {layer.attention_output[shard], out, adds}, tokens);
+  };
+  RETURN_IF_ERROR(AddShards(plan.attention_shards, put, layer.attention_post_norm, tokens, x));
+  const std::span<const IndexRange> columns = plan.ffn_shards[number];
+  return config.experts > 0 ? AddExperts(layer, columns, tokens, x)
+                            : AddFeedForward(layer, columns, tokens, x);
 }
 
-Status Transformer::Impl::AddProduct(const float* input, const ColumnShards& shards,
-                                     const std::vector<float>& norm, size_t tokens, float* x) {
-  if (shards.size() == 1 && stage == nullptr && norm.empty()) {
-    Multiply(input, nullptr, {{shards[0], x, /*add_to_out=*/true}}, tokens);
+Status Transformer::Impl::AddFeedForward(const Layer& layer, std::span<const IndexRange> columns,
+                                         size_t tokens, float* x) {
+  const GemmWeights &gate = layer.gates[0], &up = layer.ups[0];
+  float* gated = Fit(scratch.gate, tokens * gate.rows);
+  Multiply(x, &layer.ffn_norm, {{gate, gated}, {up, nullptr}}, tokens, /*gated=*/true);
+  const auto put = [&](size_t shard, size_t first, float* out, bool adds) {
+    MultiplyColumns(gated + first, gate.rows, {layer.downs[shard][0], out, adds}, tokens);
+  };
+  return AddShards(columns, put, layer.ffn_post_norm, tokens, x);
+}
+
+Status Transformer::Impl::AddExperts(const Layer& layer, std::span<const IndexRange> columns, size_t tokens,
+                                     float* x) {
+  const size_t per_token = config.experts_per_token, pairs = tokens * per_token;
+  const size_t width = layer.gates[0].rows, hidden = config.hidden_size;
+  float* logits = Fit(scratch.router_logits, tokens * config.experts);
+  float* expert_weights = Fit(scratch.expert_weights, pairs);
+  uint32_t* chosen = Fit(scratch.chosen, pairs);
+  float* gated = Fit(scratch.gate, pairs * width);
+  float* expert_rows = Fit(scratch.expert_rows, pairs * hidden);
+  ExpertGroups& groups = scratch.groups;
+  Multiply(x, &layer.ffn_norm, {{layer.router, logits}}, tokens);
+  ops.route_experts({.logits = logits,
+                     .tokens = tokens,
+                     .experts = config.experts,
+                     .per_token = per_token,
+                     .normalizes = config.normalizes_experts,
+                     .chosen = chosen,
+                     .weights = expert_weights},
+                    pool);
+  GroupPairs({chosen, pairs}, config.experts, groups);
+  MultiplyGatedExperts(ops,
+                       {.groups = groups,
+                        .per_token = per_token,
+                        .x = x,
+                        .norm = layer.ffn_norm.data(),
+                        .norm_epsilon = config.norm_epsilon,
+                        .gates = layer.gates,
+                        .ups = layer.ups,
+                        .gate = config.gate,
+                        .out = gated},
+                       scratch.gathered, pool);
+  const auto put = [&](size_t shard, size_t first, float* out, bool adds) {
+    MultiplyExperts(ops,
+                    {.groups = groups,
+                     .x = gated + first,
+                     .x_pitch = width,
+                     .weights = layer.downs[shard],
+                     .out = expert_rows},
+                    pool);
+    CombineExperts({.groups = groups,
+                    .tokens = tokens,
+                    .per_token = per_token,
+                    .width = hidden,
+                    .rows = expert_rows,
+                    .weights = expert_weights,
+                    .out = out,
+                    .add_to_out = adds},
+                   pool);
+  };
+  return AddShards(columns, put, layer.ffn_post_norm, tokens, x);
+}
+
+template <typename Put>
+Status Transformer::Impl::AddShards(std::span<const IndexRange> columns, const Put& put,
+                                    const std::vector<float>& norm, size_t tokens, float* x) {
+  const size_t shards = columns.size();
+  if (shards == 1 && stage == nullptr && norm.empty()) {
+    put(0, 0, x, /*adds=*/true);
     return Status();
   }
   const size_t count = tokens * config.hidden_size;
-  float* sums = Fit(scratch.sums, std::bit_width(shards.size()) * count);
-  size_t inputs = 0;
-  for (const GemmWeights& shard : shards) inputs += shard.columns;
+  float* sums = Fit(scratch.sums, std::bit_width(shards) * count);
   constexpr size_t kTogether = 16 << 10;  // additions that are worth another thread
   // The additions of AddTree over all shards, which are a power of two, in its order: two neighbouring
   // subtrees of one size are added as soon as both are there, so that few sums are kept.
   size_t kept = 0, done = 0;
-  for (const GemmWeights& shard : shards) {
-    const GemmPart part{.weights = shard, .out = sums + kept++ * count};
-    ops.gemm({.x = input, .x_pitch = inputs, .tokens = tokens, .parts = {&part, 1}}, pool);
-    input += shard.columns;
+  for (size_t shard = 0; shard < shards; ++shard) {
+    put(shard, columns[shard].begin - columns[0].begin, sums + kept++ * count, /*adds=*/false);
     ++done;
     for (size_t size = done; size % 2 == 0; size /= 2, --kept) {
       const std::array<float*, 2> pair = {sums + (kept - 2) * count, sums + (kept - 1) * count};
       pool.ParallelFor(count, kTogether, [&](size_t begin, size_t end) { AddTree(pair, begin, end); });
     }
   }
-  CHECK(kept == 1, shards.size(), " virtual shards");
+  CHECK(kept == 1, shards, " virtual shards");
   if (stage != nullptr) RETURN_IF_ERROR(stage->AllReduceSum({sums, count}));
   if (!norm.empty()) {
     ops.add_norm({.x = sums,

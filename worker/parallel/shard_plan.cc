@@ -168,6 +168,7 @@ TensorPart PartOf(const ShardPlan& plan, const ModelConfig& config, TensorKind k
     case TensorKind::kKeyNorm:
     case TensorKind::kAttentionPostNorm:
     case TensorKind::kFfnNorm:
+    case TensorKind::kRouter:  // every rank chooses the experts of all tokens, and has a part of each
     case TensorKind::kFfnPostNorm:
       break;
   }
