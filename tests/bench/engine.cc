@@ -50,7 +50,7 @@ double CpuSeconds() {
 // What one weight of each matrix costs.
 struct ModelCost {
   double layer_weights = 0, output_weights = 0;  // elements
-  double bytes = 0;                              // of all matrices that a decode step reads
+  double bytes = 0;                              // of all matrices that a decode step of one token reads
   DType main = DType::kF32;                      // the dtype of most bytes of the layers
 };
 
@@ -60,8 +60,13 @@ ModelCost CostOf(const ModelFiles& files) {
   for (const TensorRequirement& required : RequiredTensors(files.config)) {
     const auto tensor = files.weights->Find(required.name);
     if (!tensor.ok() || IsNorm(required.kind)) continue;
-    const auto elements = static_cast<double>(*ElementCount(tensor->shape));
-    const auto bytes = static_cast<double>(tensor->bytes);
+    // Of experts a token has some; those of a batch are other ones, at random.
+    const ModelConfig& config = files.config;
+    const double part = config.experts > 0 && IsPerExpert(required.kind)
+                            ? static_cast<double>(config.experts_per_token) / config.experts
+                            : 1;
+    const double elements = part * static_cast<double>(*ElementCount(tensor->shape));
+    const double bytes = part * static_cast<double>(tensor->bytes);
     const bool is_output = required.kind == TensorKind::kOutput ||
                            (required.kind == TensorKind::kEmbedding && files.config.tied_embeddings);
     if (required.kind == TensorKind::kEmbedding && !is_output) continue;

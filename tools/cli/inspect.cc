@@ -38,15 +38,17 @@ uint64_t KvBytesPerToken(const ModelConfig& config) {
   return uint64_t{2} * config.layers * config.kv_heads * config.head_dim * sizeof(float);
 }
 
-// "model.layers.3.mlp.up_proj.weight" -> "model.layers.*.mlp.up_proj.weight"
-std::string WithoutLayer(const std::string& name) {
-  for (size_t begin = name.find('.'); begin != std::string::npos; begin = name.find('.', begin + 1)) {
-    const size_t end = std::min(name.find('.', begin + 1), name.size());
-    const std::string part = name.substr(begin + 1, end - begin - 1);
+// "model.layers.3.mlp.experts.5.up_proj.weight" -> "model.layers.*.mlp.experts.*.up_proj.weight"
+std::string WithoutNumbers(const std::string& name) {
+  std::string out;
+  for (size_t begin = 0; begin <= name.size();) {
+    const size_t end = std::min(name.find('.', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
     const bool is_number = !part.empty() && part.find_first_not_of("0123456789") == std::string::npos;
-    if (is_number) return name.substr(0, begin + 1) + "*" + name.substr(end);
+    out += Concat(begin == 0 ? "" : ".", is_number ? "*" : part);
+    begin = end + 1;
   }
-  return name;
+  return out;
 }
 
 std::string ShapeText(const Json& shape) {
@@ -56,18 +58,19 @@ std::string ShapeText(const Json& shape) {
 }
 
 std::string TensorTable(const Json& tensors, bool all) {
-  // Grouped by name (layers left out), dtype and shape, in order of first appearance.
+  // Grouped by name (layers and experts left out), dtype and shape, in order of first appearance.
+  std::map<std::vector<std::string>, size_t> places;
   std::vector<std::pair<std::vector<std::string>, std::pair<uint64_t, uint64_t>>>
       groups;  // cells; count, bytes
   for (const Json& tensor : tensors) {
     const std::string name = tensor["name"].get<std::string>();
-    const std::vector<std::string> cells = {all ? name : WithoutLayer(name),
+    const std::vector<std::string> cells = {all ? name : WithoutNumbers(name),
                                             tensor["dtype"].get<std::string>(), ShapeText(tensor["shape"])};
-    auto group =
-        std::find_if(groups.begin(), groups.end(), [&](const auto& entry) { return entry.first == cells; });
-    if (group == groups.end()) group = groups.insert(groups.end(), {cells, {0, 0}});
-    ++group->second.first;
-    group->second.second += tensor["bytes"].get<uint64_t>();
+    const auto [place, is_new] = places.emplace(cells, groups.size());
+    if (is_new) groups.push_back({cells, {0, 0}});
+    auto& [count, bytes] = groups[place->second].second;
+    ++count;
+    bytes += tensor["bytes"].get<uint64_t>();
   }
   std::vector<std::vector<std::string>> rows = {{"tensor", "dtype", "shape", "count", "bytes"}};
   for (auto& [cells, sums] : groups) {
@@ -102,6 +105,13 @@ std::string RopeScalingText(const RopeScaling& scaling) {
   return "not scaled";
 }
 
+std::string ExpertsText(const Json& architecture) {
+  const auto experts = architecture["experts"].get<uint64_t>();
+  if (experts == 0) return "";
+  return Concat(", ", FormatCount(experts), " experts of which a token takes ",
+                FormatCount(architecture["experts_per_token"].get<uint64_t>()));
+}
+
 std::string FormatInspection(const Json& json, bool all_tensors, const CommandContext& context) {
   const Json &a = json["architecture"], &t = json["tokenizer"], &m = json["memory"];
   const auto count = [](const Json& value) { return FormatCount(value.get<uint64_t>()); };
@@ -118,9 +128,12 @@ std::string FormatInspection(const Json& json, bool all_tensors, const CommandCo
                     of_batch = bytes(m["total_bytes_16_sequences"]);
   std::vector<std::vector<std::string>> rows = {
       {"architecture",
-       Concat(a["family"].get<std::string>(), ", ", count(json["parameters"]), " parameters")},
-      {"layers", Concat(count(a["layers"]), " of width ", count(a["hidden_size"]), ", feed-forward ",
-                        a["ffn_sizes"].empty() ? count(a["ffn_size"]) : a["ffn_sizes"].dump())},
+       Concat(a["family"].get<std::string>(), ", ", count(json["parameters"]), " parameters",
+              a["experts"] == 0 ? ""
+                                : Concat(", ", count(json["parameters_per_token"]), " of them for a token"))},
+      {"layers",
+       Concat(count(a["layers"]), " of width ", count(a["hidden_size"]), ", feed-forward ",
+              a["ffn_sizes"].empty() ? count(a["ffn_size"]) : a["ffn_sizes"].dump(), ExpertsText(a))},
       {"attention", Concat(count(a["heads"]), " heads, ", count(a["kv_heads"]), " key/value heads of ",
                            count(a["head_dim"]), WindowsText(a["windows"]))},
       {"RoPE", Concat("base ", a["rope_base"].dump(), ", ", a["rope_scaling"].get<std::string>())},
@@ -165,6 +178,8 @@ StatusOr<Json> InspectionToJson(const ModelFiles& files) {
                  {"head_dim", config.head_dim},
                  {"ffn_size", config.ffn_size},
                  {"ffn_sizes", config.ffn_sizes},
+                 {"experts", config.experts},
+                 {"experts_per_token", config.experts_per_token},
                  {"norm_epsilon", config.norm_epsilon},
                  {"rope_base", config.rope_base},
                  {"rope_scaling", RopeScalingText(config.rope_scaling)},
@@ -195,7 +210,12 @@ StatusOr<Json> InspectionToJson(const ModelFiles& files) {
     sums["bytes"] = sums["bytes"].get<uint64_t>() + tensor.bytes;
   }
   const uint64_t per_context = KvBytesPerToken(config) * config.context_length;
+  uint64_t of_experts = 0;  // that a token does not take
+  for (uint32_t layer = 0; layer < config.layers; ++layer)
+    of_experts += uint64_t{3} * config.hidden_size * config.FfnSize(layer);
+  of_experts *= config.FfnCount() - (config.experts > 0 ? config.experts_per_token : 1);
   json["parameters"] = parameters;
+  json["parameters_per_token"] = parameters - of_experts;
   json["memory"] = {{"weight_bytes", weight_bytes},
                     {"kv_bytes_per_token", KvBytesPerToken(config)},
                     {"kv_bytes_per_context", per_context},

@@ -46,6 +46,21 @@ TEST(Inspect, GroupsLayersUnlessEveryTensorIsWanted) {
   EXPECT_THAT(all.out.str(), HasSubstr("model.layers.2.mlp.up_proj.weight"));
 }
 
+TEST(Inspect, TellsOfExperts) {
+  TestContext test;
+  ASSERT_EQ(RunInspect({.model = "tests/families/data/mixtral"}, test.context), Status());
+  EXPECT_THAT(test.out.str(), HasSubstr("4 experts of which a token takes 2"));
+  EXPECT_THAT(test.out.str(), testing::ContainsRegex("experts\\.\\*\\.w1\\.weight +BF16 +40 x 32 +12 "));
+  const Json folder = InspectionToJson(OpenModel("tests/families/data/mixtral").value()).value();
+  const Json gguf = InspectionToJson(OpenModel("tests/families/data/mixtral/model.gguf").value()).value();
+  for (const Json& json : {folder, gguf}) {
+    EXPECT_EQ(json["architecture"]["experts"], 4);
+    // Of three layers two experts, of three matrices.
+    EXPECT_EQ(json["parameters"].get<uint64_t>() - json["parameters_per_token"].get<uint64_t>(),
+              3u * 2 * 3 * 40 * 32);
+  }
+}
+
 TEST(Inspect, AMalformedModelIsExitCode65) {
   const std::filesystem::path file = std::filesystem::path(testing::TempDir()) / "bad.gguf";
   std::ofstream(file) << "GGUF and then nothing that fits";

@@ -57,7 +57,8 @@ StatusOr<ModelShape> ShapeOf(const ModelConfig& config, DType dtype) {
     ShapedTensor& tensor = shape.tensors.emplace_back();
     tensor = {.kind = required.kind, .layer = required.layer, .shape = required.shape};
     if (IsVector(required.kind)) continue;
-    const bool is_quantized = config.quantization.has_value() && IsPerLayer(required.kind);
+    const bool is_quantized =
+        config.quantization.has_value() && IsPerLayer(required.kind) && required.kind != TensorKind::kRouter;
     tensor.dtype = is_quantized ? KernelDType(*config.quantization) : dtype;
     if (const Status fits = ByteCount(tensor.dtype, tensor.shape).status(); !fits.ok())
       return Annotate(fits, required.name);

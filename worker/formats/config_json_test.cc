@@ -124,6 +124,9 @@ TEST(ParseConfigJson, RefusesImpossibleSwitches) {
                                    {"num_experts_per_tok", 0},
                                    {"num_experts_per_tok", 9}})
     EXPECT_THAT(message("mixtral", "MixtralForCausalLM", {{key, value}}), testing::HasSubstr(key)) << value;
+  EXPECT_THAT(
+      message("mixtral", "MixtralForCausalLM", {{"num_hidden_layers", 1024}, {"num_local_experts", 65}}),
+      testing::HasSubstr("65 in each of 1024 layers"));
   for (const auto& [key, value] : {std::pair<std::string, Json>{"num_experts", 0},
                                    {"num_experts_per_tok", 17},
                                    {"decoder_sparse_step", 2},

@@ -13,6 +13,7 @@ namespace terrace {
 namespace {
 
 constexpr std::string_view kWeight = ".weight", kStack = "_exps.weight";
+constexpr size_t kMostSplit = 262'144;  // six times what the largest published models have
 constexpr std::string_view kKinds[] = {"ffn_gate", "ffn_up", "ffn_down"};
 
 // What is before `end`, if it is there.
@@ -25,7 +26,7 @@ std::optional<std::string_view> Before(std::string_view text, std::string_view e
 std::optional<std::string_view> BaseOfStack(std::string_view name) {
   const auto base = Before(name, kStack);
   const auto ends = [&](std::string_view kind) { return base->ends_with(Concat(".", kind)); };
-  return base && std::ranges::any_of(kKinds, ends) ? base : std::nullopt;
+  return base && base->starts_with("blk.") && std::ranges::any_of(kKinds, ends) ? base : std::nullopt;
 }
 
 template <typename... Text>
@@ -39,6 +40,8 @@ Status Split(const WeightSource::Entry& stack, std::string_view base,
   if (shape.rank != 3) return Error("bad_shape", stack, "is of ", shape.rank, " dimensions, not of 3");
   if (shape[0] < 1 || shape[0] > kMaxExperts)
     return Error("bad_shape", stack, shape[0], " experts are not in 1 to ", kMaxExperts);
+  if (entries.size() + shape[0] > kMostSplit)
+    return Error("count_limit", stack, "tensors and experts up to it are more than ", kMostSplit);
   const uint64_t bytes = stack.tensor.bytes / shape[0];  // rows are whole blocks
   for (uint64_t expert = 0; expert < shape[0]; ++expert) {
     WeightSource::Entry matrix = stack;

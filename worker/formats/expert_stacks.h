@@ -13,7 +13,7 @@
 namespace terrace {
 
 // Each stack becomes its matrices, in place. DATA_LOSS names the stack: reasons bad_shape (not three
-// dimensions, or more than kMaxExperts) and bad_name (a matrix that is there beside it).
+// dimensions, or more than kMaxExperts), bad_name (a matrix that is there beside it) and count_limit.
 Status SplitStacks(std::vector<WeightSource::Entry>& entries);
 
 // The stack that a matrix of an expert belongs to, or "".

@@ -108,8 +108,8 @@ Status CheckUnsupported(const ArchitectureKeys& keys) {
   if (attention_factor != 1)
     return keys.Error(kAttentionFactor, attention_factor, " is not supported; supported is 1");
   // Experts that all tokens go to, groups of experts, layers without any; weights otherwise than by softmax.
-  for (const std::string_view key :
-       {"expert_shared_count", "expert_group_count", "leading_dense_block_count"}) {
+  for (const std::string_view key : {"expert_shared_count", "expert_shared_feed_forward_length",
+                                     "expert_group_count", "leading_dense_block_count"}) {
     if (!keys.Has(key)) continue;
     ASSIGN_OR_RETURN(const int64_t value, metadata.Integer(keys.Whole(key)));
     if (value != 0) return keys.Error(key, value, " is not supported; supported is 0");

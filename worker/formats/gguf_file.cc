@@ -381,6 +381,7 @@ StatusOr<GgufContents> ParseGguf(std::span<const std::byte> file) {
                              Concat("tensor \"", info.entry.name, "\"")));
   RETURN_IF_ERROR(CheckOverlap(infos));
   for (TensorInfo& info : infos) contents.entries.push_back(std::move(info.entry));
+  RETURN_IF_ERROR(SplitStacks(contents.entries));
   return contents;
 }
 
@@ -388,7 +389,6 @@ StatusOr<GgufFile> OpenGguf(const std::string& path) {
   ASSIGN_OR_RETURN(auto file, MappedFile::Open(path));
   auto contents = ParseGguf(file->bytes());
   if (!contents.ok()) return Annotate(contents.status(), path);
-  RETURN_IF_ERROR(Annotate(SplitStacks(contents->entries), path));
   for (auto& entry : contents->entries) entry.file = file->path();
   std::vector<std::unique_ptr<MappedFile>> files;
   files.push_back(std::move(file));

@@ -66,11 +66,12 @@ class GgufMetadata {
 
 struct GgufContents {
   GgufMetadata metadata;
-  std::vector<WeightSource::Entry> entries;  // in file order; shapes outermost first
+  std::vector<WeightSource::Entry> entries;  // in file order, stacks split; shapes outermost first
 };
 
 // DATA_LOSS with reasons bad_magic, bad_version, truncated, count_limit, bad_key, bad_name, type_mismatch,
-// bad_value, bad_alignment, bad_shape, bad_dtype, bad_offset. `file` outlives the result.
+// bad_value, bad_alignment, bad_shape, bad_dtype, bad_offset; those of SplitStacks. `file` outlives the
+// result.
 StatusOr<GgufContents> ParseGguf(std::span<const std::byte> file);
 
 struct GgufFile {

@@ -202,6 +202,15 @@ void AddHyperParameters(Table& table) {
               gate.type = 0;
               gate.data = std::string(2 * 513 * sizeof(float), '\0');
             });
+  table.Add("gguf_stacks_of_300000", "count_limit", {"tensor \"blk.", "_exps.weight\"", "byte "},
+            [](GgufParts& g) {
+              for (int i = 0; i < 600; ++i) {
+                GgufParts::Tensor& stack = g.tensors.emplace_back();
+                stack.name = Concat("blk.", i, ".ffn_up_exps.weight");
+                stack.dims = {1, 1, 512};
+                stack.data = std::string(512 * sizeof(float), '\0');
+              }
+            });
   table.Add("gguf_expert_twice", "bad_name",
             {"tensor \"blk.0.ffn_gate.1.weight\"", "blk.0.ffn_gate_exps.weight", "byte "}, [](GgufParts& g) {
               const std::string zeros(16 * sizeof(float), '\0');

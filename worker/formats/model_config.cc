@@ -45,6 +45,10 @@ Status CheckExperts(const ModelConfig& config, const Fail& fail) {
   if (config.experts > kMaxExperts)
     return fail(config.family == "mixtral" ? "num_local_experts" : "num_experts", "expert_count",
                 config.experts, " is not in 1 to ", kMaxExperts);
+  if (uint64_t{config.layers} * config.experts > kMaxExpertsOfAllLayers)
+    return fail(config.family == "mixtral" ? "num_local_experts" : "num_experts", "expert_count",
+                config.experts, " in each of ", config.layers, " layers are more than ",
+                kMaxExpertsOfAllLayers);
   const uint32_t most = std::min(config.experts, kMaxExpertsPerToken);
   if (config.experts_per_token < 1 || config.experts_per_token > most)
     return fail("num_experts_per_tok", "expert_used_count", config.experts_per_token, " is not in 1 to ",

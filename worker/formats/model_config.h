@@ -105,7 +105,7 @@ struct ModelConfig {
 // Limits of a ModelConfig; DATA_LOSS with reason bad_hparam (GGUF) or bad_config (config.json) beyond them.
 inline constexpr uint32_t kMaxLayers = 1024, kMaxVocab = 1u << 20, kMaxContext = 1u << 24,
                           kMaxHidden = 1u << 17, kMaxFfn = 1u << 20, kMaxHeads = 1024, kMaxHeadDim = 1024,
-                          kMaxExperts = 512, kMaxExpertsPerToken = 16;
+                          kMaxExperts = 512, kMaxExpertsPerToken = 16, kMaxExpertsOfAllLayers = 1u << 16;
 
 // Checks ranges and products. What is wrong comes from `error`, which gets the key, as files of the config's
 // name scheme have it (GGUF's without the architecture in front), and what is wrong with its value.

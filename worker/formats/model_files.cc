@@ -6,6 +6,7 @@
 #include <set>
 
 #include "worker/formats/byte_reader.h"
+#include "worker/formats/expert_stacks.h"
 #include "worker/formats/file_kind.h"
 #include "worker/formats/gguf_config.h"
 #include "worker/formats/gguf_file.h"
@@ -40,6 +41,19 @@ Status TensorError(std::string_view reason, const WeightSource::Entry& entry, co
                    entry.offset, ")");
 }
 
+// Whether such a tensor has a part in what a model computes: what of it families have is required. The others
+// are an expert that all tokens go to, what is added to choices of experts, factors of matrices.
+bool ChangesResults(std::string_view name) {
+  for (const std::string_view end : {".bias", "norm.weight", ".scale"}) {
+    if (name.ends_with(end)) return true;
+  }
+  for (const std::string_view part :
+       {"shexp", "shared_expert", "exp_probs_b", "e_score_correction_bias", ".experts."}) {
+    if (name.find(part) != name.npos) return true;
+  }
+  return !StackOf(name).empty();
+}
+
 // Everything the model needs is there in the right shape. Other tensors are tolerated, but for those that
 // would have to change the results. Vectors are scanned for values that are not finite: they touch every
 // activation, and are small; larger tensors are not read here.
@@ -52,15 +66,9 @@ Status CheckTensors(const ModelConfig& config, const WeightSource& weights) {
   std::set<std::string_view> names;
   for (const TensorRequirement& required : all) names.insert(required.name);
   for (const auto& entry : weights.entries()) {
-    const bool is_of_rows = entry.name.ends_with(".bias") || entry.name.ends_with("norm.weight");
-    if (is_of_rows && !names.contains(entry.name))
-      return TensorError("unsupported_tensor", entry, "models of the family ", config.family, " have none");
-  }
-  for (uint32_t layer = 0; config.experts > 0 && layer < config.layers; ++layer) {
-    const auto one_more = entries.find(TensorName(config, TensorKind::kGate, layer, config.experts));
-    if (one_more != entries.end())
-      return TensorError("shape_mismatch", *one_more->second, "the configuration wants ", config.experts,
-                         " experts");
+    if (ChangesResults(entry.name) && !names.contains(entry.name))
+      return TensorError("unsupported_tensor", entry, "models of the family ", config.family,
+                         " have none, or not so many");
   }
   for (const TensorRequirement& required : all) {
     const auto found = entries.find(required.name);

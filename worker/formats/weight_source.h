@@ -14,7 +14,7 @@ namespace terrace {
 class WeightSource {
  public:
   struct Entry {
-    std::string name;  // as in the file
+    std::string name;  // as in the file, but of a stack of experts (expert_stacks.h)
     TensorView tensor;
     uint64_t offset = 0;    // of its data in its file
     std::string_view file;  // the path, borrowed from the source; "" for bytes in memory
