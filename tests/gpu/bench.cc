@@ -2,7 +2,7 @@
 // steps of a model of Llama 3.1 8B's shape with random weights. Results are checked to be finite, no more:
 // tests check what they are.
 //
-//   tests/gpu/run_bundle.sh bench --json bench.json      about 150 s of device time
+//   tests/gpu/run_bundle.sh bench --json bench.json      about 160 s of device time
 //   tests/gpu/run_bundle.sh bench --quick --only decode
 //   tests/gpu/run_bundle.sh bench --only load --load-folder /dev/shm
 //
@@ -10,10 +10,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <string>
 #include <vector>
 
+#include "base/build_id.h"
 #include "base/exit_code.h"
+#include "base/version.h"
 #include "tests/gpu/bench_model.h"
 
 namespace terrace {
@@ -21,7 +24,7 @@ namespace {
 
 struct Flags {
   std::vector<std::string> only;
-  std::string json, model, load_folder, first_token;
+  std::string json, model, load_folder, first_token, commit;
   bool is_quick = false;
 };
 
@@ -36,6 +39,8 @@ const Part kParts[] = {
     {"layer", 12, [](BenchContext& bench, const Flags&) { return BenchLayer(bench); }},
     {"products", 20, [](BenchContext& bench, const Flags&) { return BenchWideGemm(bench); }},
     {"sparse", 14, [](BenchContext& bench, const Flags&) { return BenchSparse(bench); }},
+    {"families", 6, [](BenchContext& bench, const Flags&) { return BenchFamilies(bench); }},
+    {"experts", 12, [](BenchContext& bench, const Flags&) { return BenchExperts(bench); }},
     {"prefill_attention", 10, [](BenchContext& bench, const Flags&) { return BenchPrefillAttention(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},
     {"drafts", 12, [](BenchContext& bench, const Flags&) { return BenchDrafts(bench); }},
@@ -49,10 +54,20 @@ const Part kParts[] = {
     {"load", 90, [](BenchContext& bench, const Flags& flags) { return BenchLoad(bench, flags.load_folder); }},
 };
 
+std::string UtcNow() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc = {};
+  gmtime_r(&now, &utc);
+  char text[32];
+  return std::string(text, std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc));
+}
+
 Status Run(const Flags& flags) {
   BenchReport report(flags.json, flags.is_quick ? 0.35 : 1);
   ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::Create());
   const int rounds = flags.is_quick ? 3 : 7;
+  report.Build(
+      {{"version", kVersion}, {"build", OwnBuildId()}, {"commit", flags.commit}, {"date", UtcNow()}});
   report.Begin("limits", 5);
   ASSIGN_OR_RETURN(const GpuLimits limits, MeasureGpuLimits(report, stream.get(), rounds));
   report.End();
@@ -97,6 +112,7 @@ int main(int argc, char** argv) {
   for (const terrace::Part& part : terrace::kParts) names.push_back(part.name);
   app.add_option("--only", flags.only, "parts; default: all")->delimiter(',')->check(CLI::IsMember(names));
   app.add_option("--json", flags.json, "file for the results, written again after each part");
+  app.add_option("--commit", flags.commit, "what this was built of, for the results");
   app.add_option("--model", flags.model, "a model to load: a folder or a .gguf file");
   app.add_option(
       "--load-folder", flags.load_folder,

@@ -16,9 +16,12 @@
 #include "kernels/copy/kv_copy_cuda.h"
 #include "kernels/embed/embed_cuda.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
+#include "kernels/norm/add_norm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
+#include "kernels/quant/quantize_rows_cuda.h"
 #include "kernels/rope/rope_frequencies.h"
 #include "kernels/rope/rope_kv_cuda.h"
+#include "kernels/sample/cap_logits_cuda.h"
 #include "kernels/sample/sample_cuda.h"
 #include "tests/gpu/bench_arrays.h"
 #include "tests/gpu/bench_model.h"
@@ -332,12 +335,19 @@ struct DecodeCase {
   KvDType dtype = KvDType::kBF16;
   bool is_shuffled = true;
   BenchGoal goal = BenchGoal::Fraction(0.95);
+  uint32_t window = 0;
+  float softcap = 0;
 };
+
+std::string SwitchesText(uint32_t window, float softcap) {
+  return Concat(window > 0 ? Concat(", window ", window) : "", softcap > 0 ? ", capped" : "");
+}
 
 Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
                        const DecodeCase& what) {
-  const std::string name = Concat("decode attention ", KvDTypeName(what.dtype), ", ", what.count, " x ",
-                                  what.context, what.is_shuffled ? "" : ", blocks in order");
+  const std::string name =
+      Concat("decode attention ", KvDTypeName(what.dtype), ", ", what.count, " x ", what.context,
+             what.is_shuffled ? "" : ", blocks in order", SwitchesText(what.window, what.softcap));
   if (!bench.report.HasTime(name)) return {};
   const uint32_t sequences = AttentionPool::kBlocks * kBlockTokens / what.context;
   const uint32_t turns = sequences / what.count;  // of a call's sequences among the pool's
@@ -357,7 +367,8 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
   batch.positions = positions.as<uint32_t>();
   const double row_bytes =
       kHeadDim * KvElementBytes(what.dtype) + (HasScales(what.dtype) ? sizeof(float) : 0);
-  const double bytes = 2.0 * what.count * what.context * kKvHeads * row_bytes;
+  const uint32_t seen = what.window > 0 ? std::min(what.window, what.context) : what.context;
+  const double bytes = 2.0 * what.count * seen * kKvHeads * row_bytes;
   const CallPlan plan = {.calls = CallsFor(bytes, bench.limits.copy, turns), .rounds = bench.rounds};
   const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t i, const CudaLaunch& how) {
     batch.sequences = sequence_rows.as<uint32_t>() + i % turns * what.count;
@@ -368,6 +379,8 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
                                 .kv = pool.Layer(what.dtype),
                                 .heads = kHeads,
                                 .scale = 0.08838835f,
+                                .window = what.window,
+                                .softcap = what.softcap,
                                 .count = what.count,
                                 .most_spans = spans,
                                 .partials = partials.as<float>(),
@@ -393,16 +406,19 @@ struct PrefillCase {
   uint32_t head_dim = kHeadDim;
   std::optional<PrefillKernel> kernel = {};  // or what is taken
   KvDType dtype = KvDType::kBF16;
+  uint32_t window = 0;
+  float softcap = 0;
 };
 
 const char* NameOf(PrefillKernel kernel) { return kernel == PrefillKernel::kMma ? "mma" : "wgmma"; }
 
 Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
                         const PrefillCase& what) {
-  const auto [tokens, head_dim, kernel, dtype] = what;
-  const std::string name = Concat("prefill attention ", KvDTypeName(dtype), ", ", tokens, " tokens",
-                                  head_dim == kHeadDim ? "" : Concat(", head_dim ", head_dim),
-                                  kernel.has_value() ? Concat(", ", NameOf(*kernel)) : "");
+  const auto& [tokens, head_dim, kernel, dtype, window, softcap] = what;
+  const std::string name =
+      Concat("prefill attention ", KvDTypeName(dtype), ", ", tokens, " tokens",
+             head_dim == kHeadDim ? "" : Concat(", head_dim ", head_dim),
+             kernel.has_value() ? Concat(", ", NameOf(*kernel)) : "", SwitchesText(window, softcap));
   if (!bench.report.HasTime(name)) return {};
   std::vector<uint32_t> position(tokens);
   std::iota(position.begin(), position.end(), 0);
@@ -425,6 +441,8 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
                                  .kv = pool.Layer(dtype),
                                  .heads = kHeads,
                                  .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
+                                 .window = window,
+                                 .softcap = softcap,
                                  .runs = runs.as<GpuQueryRun>(),
                                  .run_count = static_cast<uint32_t>(run_list.size())};
   const PrefillKernel chosen = kernel.value_or(DefaultPrefillKernel(args));
@@ -433,7 +451,9 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
     return PrefillAttentionCuda(args, chosen, how);
   });
   if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
-  const double flops = 4.0 * kHeads * head_dim * (tokens * (tokens + 1.0) / 2);
+  const double seen = window > 0 ? std::min(window, tokens) : tokens;  // positions of the last token
+  const double pairs = seen * (seen + 1) / 2 + (tokens - seen) * seen;
+  const double flops = 4.0 * kHeads * head_dim * pairs;
   bench.report.Add({.name = name,
                     .value = flops / timing->seconds / 1e12,
                     .unit = "TFLOP/s",
@@ -566,6 +586,65 @@ Status GateMul(BenchContext& bench) {
   args.scales = scales.as<float>();
   RETURN_IF_ERROR(Stream(bench, "gate_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue));
   return CheckFinite(scales.as<float>(), kTokens, "scales of gate_mul", bench.stream);
+}
+
+// What families have beside Llama, and rows that become codes by themselves.
+Status OtherStreams(BenchContext& bench) {
+  constexpr uint64_t kElements = uint64_t{kTokens} * kHidden, kRows = 256, kLogits = kRows * kVocab;
+  ASSIGN_OR_RETURN(const CudaBuffer x, RandomF32(kTurns * kElements, {.seed = 71}, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer hidden, Zeroed(kTurns * kElements * sizeof(float)));
+  ASSIGN_OR_RETURN(const CudaBuffer weight, RandomF32(kHidden, {.mean = 1, .seed = 72}, bench.stream));
+  const auto add_norm = [&](uint32_t i, const CudaLaunch& how) {
+    return AddNormCuda({.x = x.as<float>() + i % kTurns * kElements,
+                        .weight = weight.as<float>(),
+                        .hidden = hidden.as<float>() + i % kTurns * kElements,
+                        .count = kTokens,
+                        .width = kHidden,
+                        .epsilon = 1e-6f},
+                       how);
+  };
+  RETURN_IF_ERROR(Stream(bench, "add_norm, 4096 tokens", 12.0 * kElements, kStreamGoal, add_norm));
+  RETURN_IF_ERROR(CheckFinite(hidden.as<float>(), kElements, "add_norm", bench.stream));
+
+  ASSIGN_OR_RETURN(const CudaBuffer logits, RandomF32(kLogits, {.deviation = 9, .seed = 73}, bench.stream));
+  const auto cap = [&](uint32_t, const CudaLaunch& how) {
+    return CapLogitsCuda({.logits = logits.as<float>(), .count = kLogits, .cap = 30}, how);
+  };
+  RETURN_IF_ERROR(Stream(bench, "cap_logits, 256 rows", 8.0 * kLogits, kStreamGoal, cap));
+  RETURN_IF_ERROR(CheckFinite(logits.as<float>(), kLogits, "cap_logits", bench.stream));
+
+  ASSIGN_OR_RETURN(const CudaBuffer rows, RandomBF16(kTurns * kElements, 74, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer codes, Poisoned(kElements));
+  ASSIGN_OR_RETURN(const CudaBuffer scales, Poisoned(kTokens * sizeof(float)));
+  for (const RowCodes kind : {RowCodes::kE4M3, RowCodes::kInt8}) {
+    const auto quantize = [&](uint32_t i, const CudaLaunch& how) {
+      return QuantizeRowsCuda({.x = rows.as<uint16_t>() + i % kTurns * kElements,
+                               .rows = kTokens,
+                               .width = kHidden,
+                               .out = codes.as<uint8_t>(),
+                               .scales = scales.as<float>(),
+                               .codes = kind},
+                              how);
+    };
+    RETURN_IF_ERROR(
+        Stream(bench, Concat("quantize_rows to ", kind == RowCodes::kE4M3 ? "fp8" : "int8", ", 4096 tokens"),
+               3.0 * kElements, kStreamGoal, quantize));
+    RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of quantize_rows", bench.stream));
+  }
+
+  constexpr uint64_t kGated = uint64_t{kTokens} * kFfn;
+  ASSIGN_OR_RETURN(const CudaBuffer in, RandomBF16(2 * kGated, 75, bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(kGated * sizeof(uint16_t)));
+  const auto gelu = [&](uint32_t, const CudaLaunch& how) {
+    return GateMulCuda({.in = in.as<uint16_t>(),
+                        .tokens = kTokens,
+                        .width = kFfn,
+                        .gate = GateFunction::kGelu,
+                        .out = out.as<uint16_t>()},
+                       how);
+  };
+  RETURN_IF_ERROR(Stream(bench, "gate_mul of GELU, 4096 tokens", 6.0 * kGated, kStreamGoal, gelu));
+  return CheckFinite(out.as<uint16_t>(), kGated, "gate_mul of GELU", bench.stream);
 }
 
 Status KvCopy(BenchContext& bench) {
@@ -921,6 +1000,22 @@ Status BenchPrefillAttention(BenchContext& bench) {
     }
   }
   return {};
+}
+
+Status BenchFamilies(BenchContext& bench) {
+  ASSIGN_OR_RETURN(const AttentionPool pool, AttentionPool::Make(bench.stream));
+  ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{32768} * kQkvWidth, 26, bench.stream));
+  const DecodeCase windowed = {.count = 64, .context = 8192, .window = 4096},
+                   capped = {.count = 64, .context = 8192, .softcap = 50},
+                   f16 = {.count = 64, .context = 8192, .dtype = KvDType::kF16};
+  for (const DecodeCase& each : {windowed, capped, f16})
+    RETURN_IF_ERROR(DecodeAttention(bench, pool, q, each));
+  const PrefillCase prompt_windowed = {.tokens = 8192, .window = 1024},
+                    prompt_capped = {.tokens = 8192, .softcap = 50},
+                    prompt_f16 = {.tokens = 8192, .dtype = KvDType::kF16};
+  for (const PrefillCase& each : {prompt_windowed, prompt_capped, prompt_f16})
+    RETURN_IF_ERROR(PrefillAttention(bench, pool, q, each));
+  return OtherStreams(bench);
 }
 
 Status BenchKernels(BenchContext& bench) {

@@ -40,9 +40,11 @@ struct BenchContext {
 };
 
 Status BenchKernels(BenchContext& bench);           // bench_kernels.cc
+Status BenchFamilies(BenchContext& bench);          // what they have beside Llama, and f16 KV
 Status BenchLayer(BenchContext& bench);             // a layer of a decode step, and what may be set in it
 Status BenchWideGemm(BenchContext& bench);          // bench_wide_gemm.cc
 Status BenchSparse(BenchContext& bench);            // bench_sparse.cc
+Status BenchExperts(BenchContext& bench);           // bench_moe.cc
 Status BenchPrefillAttention(BenchContext& bench);  // every kernel that does it
 Status BenchDecode(BenchContext& bench);  // steps of 1 to 256 sequences, against a roofline; the host's share
 Status BenchDrafts(BenchContext& bench);  // a draft model's steps, steps that verify, and when both pay

@@ -41,7 +41,11 @@ void BenchReport::End() {
     std::fprintf(stderr, "%s: cannot be written\n", json_file_.c_str());
     return;
   }
-  const Json all = {{"device", device_}, {"entries", entries_}, {"skipped", skipped_}, {"seconds", seconds_}};
+  const Json all = {{"build", build_},
+                    {"device", device_},
+                    {"entries", entries_},
+                    {"skipped", skipped_},
+                    {"seconds", seconds_}};
   std::fputs((all.dump(1) + "\n").c_str(), file);
   std::fclose(file);
 }

@@ -50,6 +50,7 @@ class BenchReport {
   // that says so. Others are returned: the device may be in any state.
   Status SkipOr(std::string_view name, const Status& error);
   void Device(Json device) { device_ = std::move(device); }
+  void Build(Json build) { build_ = std::move(build); }  // what is measured, and when
   size_t missed() const { return missed_; }
 
  private:
@@ -57,7 +58,7 @@ class BenchReport {
   const double time_factor_;
   std::string part_;
   MonoTime begin_, deadline_;
-  Json device_ = Json::object(), entries_ = Json::array(), skipped_ = Json::array(),
+  Json build_ = Json::object(), device_ = Json::object(), entries_ = Json::array(), skipped_ = Json::array(),
        seconds_ = Json::object();
   size_t missed_ = 0;
 };

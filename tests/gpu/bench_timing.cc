@@ -104,6 +104,9 @@ StatusOr<Timing> TimeMatmul(cudaStream_t stream, int rounds) {
   return timing;
 }
 
+// "13.0" of 13000.
+std::string VersionText(int cuda) { return Concat(cuda / 1000, ".", cuda % 1000 / 10); }
+
 }  // namespace
 
 Timing TimingOf(std::vector<double> seconds) {
@@ -196,7 +199,12 @@ StatusOr<GpuLimits> MeasureGpuLimits(BenchReport& report, cudaStream_t stream, i
   limits.matmul =
       add("bf16 product of 8192 x 8192 x 8192 (cuBLASLt)", 2.0 * 8192 * 8192 * 8192, matmul, "GFLOP/s");
 
+  int driver = 0, runtime = 0;
+  RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver));
+  RETURN_IF_CUDA_ERROR(cudaRuntimeGetVersion(&runtime));
   report.Device({{"name", limits.device},
+                 {"cuda_of_driver", VersionText(driver)},
+                 {"cuda_of_toolkit", VersionText(runtime)},
                  {"multiprocessors", properties.multiProcessorCount},
                  {"memory_bytes", properties.totalGlobalMem},
                  {"l2_bytes", properties.l2CacheSize},

@@ -108,6 +108,7 @@ for model in "${models[@]}"; do
   cp -rL "$model" "$to/"
 done
 chmod -R u+w "$out/models"
+git -C "$root" describe --always --dirty --abbrev=12 >"$out/COMMIT" 2>/dev/null || echo unknown >"$out/COMMIT"
 cp "$root/tests/gpu/run_bundle.sh" "$root/tests/gpu/torch_peer.py" "$out/"
 
 bytes=$(du -sb "$out" | cut -f1)

@@ -310,6 +310,51 @@ TEST(RandomModels, EveryFormatFollowsTheReference) {
   }
 }
 
+// Token by token, as a router may take another expert than the reference's where two are as near as bf16
+// rounds activations: of random models' tokens about one in a hundred in each layer. Such a token is off by
+// some tenths, the others by what rounding does; what is multiplied by wrong experts is off everywhere.
+void ExpectExpertsFollow(std::span<const float> want, std::span<const float> got, double bound) {
+  constexpr size_t kVocab = 112;
+  ASSERT_EQ(want.size(), got.size());
+  const size_t tokens = want.size() / kVocab;
+  std::vector<double> distances;
+  for (size_t i = 0; i < tokens; ++i)
+    distances.push_back(RelativeDistance(want.subspan(i * kVocab, kVocab), got.subspan(i * kVocab, kVocab)));
+  std::ranges::sort(distances);
+  EXPECT_LT(distances[tokens / 2], bound) << tokens << " tokens";
+  const auto far = std::ranges::count_if(distances, [&](double each) { return each > 2 * bound; });
+  EXPECT_LE(static_cast<size_t>(far), 1 + tokens / 20)
+      << tokens << " tokens, the furthest " << distances.back();
+}
+
+void ExpectFollows(const ModelConfig& config, std::span<const float> want, std::span<const float> got) {
+  if (config.experts > 0) return ExpectExpertsFollow(want, got, 0.03);
+  EXPECT_LT(RelativeDistance(want, got), 0.03) << want.size() / 112 << " tokens";
+}
+
+TEST(RandomModels, ExpertsOfEveryFormatFollowTheReference) {
+  ModelConfig config = RandomModel::SmallConfig(112);
+  config.family = "mixtral";
+  config.experts = 8;
+  config.experts_per_token = 2;
+  config.normalizes_experts = true;
+  for (const DTypeInfo& info : kDTypes) {
+    SCOPED_TRACE(info.name);
+    const RandomModel model(info.dtype, 7, config);
+    TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
+    DeviceTransformer device(model.config, model, false);
+    const std::vector<BlockId> blocks = BlocksFrom(1, 20);
+    for (const uint32_t count : {5u, 16u, 90u, 300u}) {  // one to many tokens of an expert
+      const std::vector<int32_t> tokens = RandomTokens(count, 112, count);
+      // Products of INT8 with activations of 8 bits: see above.
+      const double bound = info.dtype == DType::kInt8 && count > 64 ? 0.06 : 0.03;
+      ExpectExpertsFollow(
+          SequenceLogits(cpu, tokens),
+          device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = count}}}), bound);
+    }
+  }
+}
+
 // Biases, norms of heads and of sublayers, windows, caps, GELU, scales: each moves logits by far more than
 // rounding does (tests/families/make_models.py). Prompts longer than a window and than a span of attention,
 // then token by token behind one; every shape twice, as kernels are timed when it comes again.
@@ -326,7 +371,8 @@ TEST(RandomModels, WhatOtherFamiliesHaveFollowsTheReference) {
       for (const bool again : {false, true}) {
         const std::vector<float> got =
             device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = count}}});
-        EXPECT_LT(RelativeDistance(want, got), 0.03) << count << " tokens" << (again ? ", again" : "");
+        SCOPED_TRACE(testing::Message() << count << " tokens" << (again ? ", again" : ""));
+        ExpectFollows(config, want, got);
       }
     }
     const std::vector<int32_t> tokens = RandomTokens(60, 112, /*seed=*/15);
@@ -338,7 +384,7 @@ TEST(RandomModels, WhatOtherFamiliesHaveFollowsTheReference) {
           {.sequences = {{.tokens = all.subspan(i, 1), .first_position = i, .blocks = blocks, .logits = 1}}});
       got.insert(got.end(), next.begin(), next.end());
     }
-    EXPECT_LT(RelativeDistance(SequenceLogits(cpu, tokens), got), 0.03);
+    ExpectFollows(config, SequenceLogits(cpu, tokens), got);
   }
 }
 

@@ -81,7 +81,7 @@ case $verb in
   --help | -h) usage ;;
   suite) cd "$here" && LD_LIBRARY_PATH=$(libraries) exec bin/suite "$@" ;;  # its models are in ./models
   sanitize) cd "$here" && sanitize "$@" ;;
-  bench) LD_LIBRARY_PATH=$(libraries) exec "$here/bin/bench" "$@" ;;
+  bench) LD_LIBRARY_PATH=$(libraries) exec "$here/bin/bench" --commit "$(cat "$here/COMMIT")" "$@" ;;
   exec) LD_LIBRARY_PATH=$(libraries) exec "$here/bin/${1:?exec needs a program}" "${@:2}" ;;
   torch) exec python3 "$here/torch_peer.py" "$@" ;;
   *) echo "run_bundle: unknown verb \"$verb\"; see run_bundle.sh --help" >&2 && exit 64 ;;

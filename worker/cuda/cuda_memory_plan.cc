@@ -9,12 +9,30 @@
 
 namespace terrace {
 
+namespace {
+
+// Of chunks of any size (MostExpertChunks).
+uint64_t MostChunks(const ModelConfig& c, uint64_t tokens) {
+  return c.experts > 0 ? c.experts + tokens * c.experts_per_token / 8 : 0;
+}
+
+uint64_t RouterRows(const ModelConfig& c) { return (c.experts + kTileRows - 1) / kTileRows * kTileRows; }
+
+// What a layer's feed-forward, or its experts, takes for a token.
+uint64_t FfnBytes(const ModelConfig& c) {
+  if (c.experts == 0) return 6ull * c.ffn_size;
+  return c.experts_per_token * (2ull * c.ffn_size + 4ull * c.hidden_size + 16 + 2 * sizeof(GpuExpertChunk)) +
+         4 * RouterRows(c);
+}
+
+}  // namespace
+
 uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& weights,
                                        const DeviceLimits& limits, uint32_t ranks) {
   const uint64_t tokens = std::max(limits.max_step_tokens, limits.max_sequences);
   const uint64_t q = uint64_t{c.heads} * c.head_dim, kv = uint64_t{c.kv_heads} * c.head_dim;
   const uint64_t per_token = 8ull * c.hidden_size + c.ffn_size + 2ull * c.hidden_size + 2 * (q + 2 * kv) +
-                             2 * q + 6ull * c.ffn_size + (c.has_post_norms ? 4ull * c.hidden_size : 0);
+                             2 * q + FfnBytes(c) + (c.has_post_norms ? 4ull * c.hidden_size : 0);
   const uint64_t rows = std::min<uint64_t>(kLogitRows, std::max<uint64_t>(tokens, 1));
   uint64_t dequantized = 0;
   for (const CudaLayer& layer : weights.layers) {
@@ -83,8 +101,17 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t at_squares = layout.Add<float>(uint64_t{kMostNormTokens} * config.hidden_size / kTileRows);
   const uint64_t at_qkv = layout.Add<uint16_t>(tokens * (q_width() + 2 * kv_width()));
   const uint64_t at_attended = layout.Add<uint16_t>(tokens * q_width());
-  const uint64_t at_gate_up = layout.Add<uint16_t>(tokens * 2 * config.ffn_size);
-  const uint64_t at_gate = layout.Add<uint16_t>(tokens * config.ffn_size);
+  const uint64_t pairs = tokens * config.experts_per_token, is_plain = config.experts == 0 ? 1 : 0;
+  const uint64_t at_gate_up = layout.Add<uint16_t>(is_plain * tokens * 2 * config.ffn_size);
+  const uint64_t at_gate = layout.Add<uint16_t>((is_plain * tokens + pairs) * config.ffn_size);
+  const uint64_t at_router_logits = layout.Add<float>(tokens * RouterRows(config));
+  const uint64_t at_chosen = layout.Add<uint32_t>(pairs);
+  const uint64_t at_expert_weights = layout.Add<float>(pairs);
+  const uint64_t at_begin = layout.Add<uint32_t>(config.experts + 1);
+  const uint64_t at_pairs = layout.Add<uint32_t>(pairs);
+  const uint64_t at_places = layout.Add<uint32_t>(pairs);
+  const uint64_t at_chunks = layout.Add<GpuExpertChunk>(MostChunks(config, tokens));
+  const uint64_t at_expert_rows = layout.Add<float>(pairs * config.hidden_size);
   const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);
   const uint64_t at_logits = layout.Add<float>(rows * (has_logits() ? config.vocab_size : weights.head.rows));
   const uint64_t at_gathered = layout.Add<float>(group == nullptr ? 0 : rows * config.vocab_size);
@@ -105,6 +132,14 @@ Status CudaTransformer::Impl::Allocate() {
   attended = scratch.as<uint16_t>(at_attended);
   gate_up = scratch.as<uint16_t>(at_gate_up);
   gate = scratch.as<uint16_t>(at_gate);
+  experts = {.logits = scratch.as<float>(at_router_logits),
+             .chosen = scratch.as<uint32_t>(at_chosen),
+             .weights = scratch.as<float>(at_expert_weights),
+             .groups = {.begin = scratch.as<uint32_t>(at_begin),
+                        .pairs = scratch.as<uint32_t>(at_pairs),
+                        .places = scratch.as<uint32_t>(at_places),
+                        .chunks = scratch.as<GpuExpertChunk>(at_chunks)},
+             .rows = scratch.as<float>(at_expert_rows)};
   last_normed = scratch.as<uint16_t>(at_last);
   logits = scratch.as<float>(at_logits);
   gathered = group == nullptr ? nullptr : scratch.as<float>(at_gathered);

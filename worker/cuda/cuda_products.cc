@@ -185,6 +185,12 @@ CudaTransformer::Impl::GemmPlan CudaTransformer::Impl::UntimedPlan(Role role, co
           .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
 }
 
+CudaTransformer::Impl::GemmPlan CudaTransformer::Impl::RouterPlan(const GpuMatrix& m, uint32_t tokens) {
+  if (tokens > kMostStreamTokens) return {.kernel = GemmPlan::Kernel::kOrdered};
+  return {.kernel = GemmPlan::Kernel::kStream,
+          .shape = DefaultStreamGemmShape(m.rows, m.columns, m.format, tokens)};
+}
+
 // Times what could make a product of this shape on the model's own matrices, into memory that holds nothing
 // yet.
 StatusOr<CudaTransformer::Impl::GemmPlan> CudaTransformer::Impl::TimedPlan(Role role, const GpuMatrix& m,
@@ -284,6 +290,7 @@ Status CudaTransformer::Impl::PlanProducts(uint32_t tokens, uint32_t wanted) {
   for (const CudaLayer& layer : weights.layers) {
     RETURN_IF_ERROR(PlanOf(Role::kQkv, layer.qkv, normed, tokens, GpuGemmOut::kBF16).status());
     RETURN_IF_ERROR(PlanOf(Role::kOutput, layer.output, attended, tokens, ResidualOut()).status());
+    if (config.experts > 0) continue;  // nothing of them is timed
     RETURN_IF_ERROR(PlanOf(Role::kGateUp, layer.gate_up, normed, tokens, GpuGemmOut::kGated).status());
     RETURN_IF_ERROR(PlanOf(Role::kDown, layer.down, gate, tokens, ResidualOut()).status());
   }

@@ -6,6 +6,8 @@
 #include "kernels/attention/prefill_runs.h"
 #include "kernels/attention/run_attention_cuda.h"
 #include "kernels/embed/embed_cuda.h"
+#include "kernels/moe/grouped_gemm_cuda.h"
+#include "kernels/moe/route_experts_cuda.h"
 #include "kernels/norm/add_norm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
 #include "kernels/rope/rope_kv_cuda.h"
@@ -202,6 +204,7 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
   RETURN_IF_ERROR(Multiply(Role::kOutput, layer.output, attended, tokens, ResidualMemory(), residual,
                            {.next_norm = fuses ? layer.ffn_norm : nullptr}));
   RETURN_IF_ERROR(AddUp(tokens, layer.attention_post_norm));
+  if (config.experts > 0) return QueueExperts(layer, tokens);
   ASSIGN_OR_RETURN(const GemmPlan down_plan, PlanOf(Role::kDown, layer.down, gate, tokens, residual));
   ASSIGN_OR_RETURN(const GemmPlan gate_up_plan,
                    PlanOf(Role::kGateUp, layer.gate_up, normed, tokens, GpuGemmOut::kGated));
@@ -215,6 +218,58 @@ Status CudaTransformer::Impl::QueueLayer(uint32_t index, const GpuBatch& batch, 
       {.divides = fuses, .has_codes = gate_up_reads != RowCodes::kNone, .leaves_codes = gates_to_codes}));
   RETURN_IF_ERROR(MultiplyAs(down_plan, layer.down, gate, tokens, ResidualMemory(), residual,
                              {.next_norm = next_norm, .has_codes = gates_to_codes}));
+  return AddUp(tokens, layer.ffn_post_norm);
+}
+
+Status CudaTransformer::Impl::QueueExperts(const CudaLayer& layer, uint32_t tokens) {
+  const uint32_t per_token = config.experts_per_token, pairs = tokens * per_token;
+  GpuExpertGroups groups = experts.groups;
+  groups.chunk_tokens = ExpertChunkTokens(pairs, config.experts);
+  groups.chunk_count = MostExpertChunks(pairs, config.experts, groups.chunk_tokens);
+  RETURN_IF_CUDA_ERROR(RmsNormCuda({.x = hidden,
+                                    .weight = layer.ffn_norm,
+                                    .count = tokens,
+                                    .width = config.hidden_size,
+                                    .epsilon = config.norm_epsilon,
+                                    .out = normed},
+                                   launch()));
+  RETURN_IF_ERROR(MultiplyAs(RouterPlan(layer.router, tokens), layer.router, normed, tokens, experts.logits,
+                             GpuGemmOut::kF32, {}));
+  RETURN_IF_CUDA_ERROR(RouteExpertsCuda({.logits = experts.logits,
+                                         .pitch = layer.router.rows,
+                                         .tokens = tokens,
+                                         .experts = config.experts,
+                                         .per_token = per_token,
+                                         .normalizes = config.normalizes_experts,
+                                         .chosen = experts.chosen,
+                                         .weights = experts.weights,
+                                         .groups = groups},
+                                        launch()));
+  RETURN_IF_CUDA_ERROR(GroupedGemmCuda({.x = normed,
+                                        .per_token = per_token,
+                                        .groups = groups,
+                                        .weights = layer.gate_up,
+                                        .experts = layer.gate_ups,
+                                        .out = gate,
+                                        .kind = GpuGemmOut::kGated,
+                                        .gate = config.gate},
+                                       launch()));
+  RETURN_IF_CUDA_ERROR(GroupedGemmCuda({.x = gate,
+                                        .groups = groups,
+                                        .weights = layer.down,
+                                        .experts = layer.downs,
+                                        .out = experts.rows,
+                                        .kind = GpuGemmOut::kF32},
+                                       launch()));
+  RETURN_IF_CUDA_ERROR(CombineExpertsCuda({.rows = experts.rows,
+                                           .places = groups.places,
+                                           .weights = experts.weights,
+                                           .tokens = tokens,
+                                           .per_token = per_token,
+                                           .width = config.hidden_size,
+                                           .adds_to_out = ResidualOut() == GpuGemmOut::kAddF32,
+                                           .out = ResidualMemory()},
+                                          launch()));
   return AddUp(tokens, layer.ffn_post_norm);
 }
 

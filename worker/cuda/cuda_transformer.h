@@ -38,6 +38,10 @@ struct CudaLayer {
   GpuMatrix output;   // [hidden, heads * head_dim]
   GpuMatrix gate_up;  // [2 ffn, hidden], by tiles of 8 and 8
   GpuMatrix down;     // [hidden, ffn]
+  // With experts gate_up and down are the first one's, and all of them are, but for the pointers, like that.
+  GpuMatrix router;                     // [experts, hidden], and rows of zeros up to a whole tile
+  const GpuMatrix* gate_ups = nullptr;  // [experts], in the device's memory
+  const GpuMatrix* downs = nullptr;     // [experts]
 };
 
 // On the device. Owns it.

@@ -19,11 +19,13 @@
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/gpu_batch.h"
+#include "kernels/moe/route_experts_gpu.h"
 #include "kernels/quant/row_codes_gpu.h"
 #include "kernels/rope/rope_frequencies.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
 #include "worker/cuda/rank_step.h"
+#include "worker/cuda/token_bucket.h"
 #include "worker/engine/device_rules.h"
 
 namespace terrace {
@@ -46,13 +48,6 @@ inline constexpr uint32_t kLogitRows = 512;
 inline constexpr uint64_t kTuningBytes = uint64_t{192} << 20;
 
 inline uint64_t Aligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
-
-// Steps of a graph: rounded up, so that few graphs serve all batches. Less than a quarter more beyond 8.
-inline uint32_t TokenBucket(uint32_t tokens) {
-  if (tokens <= 8) return tokens;
-  const uint32_t step = std::bit_floor(tokens - 1) / 4;
-  return (tokens + step - 1) / step * step;
-}
 
 // What passes between a product of the layers and those before and behind it, beside x and out.
 struct ProductEnds {
@@ -147,6 +142,13 @@ struct CudaTransformer::Impl {
   float* gathered = nullptr;  // of a group: the logits of all ranks, [ranks, rows, vocabulary / ranks]
   uint16_t *normed = nullptr, *qkv = nullptr, *attended = nullptr, *gate_up = nullptr, *gate = nullptr,
            *last_normed = nullptr, *dequantized = nullptr;
+  struct Experts {               // of a step's tokens
+    float* logits = nullptr;     // [tokens, rows of the router]
+    uint32_t* chosen = nullptr;  // [tokens, experts_per_token]
+    float* weights = nullptr;    // [tokens, experts_per_token]
+    GpuExpertGroups groups;      // but for the numbers of chunks
+    float* rows = nullptr;       // [tokens * experts_per_token, hidden]: what they put out
+  } experts;
   uint8_t* codes = nullptr;      // activations in FP8 or int8, [tokens, widest]
   float* code_scales = nullptr;  // [tokens]
   uint32_t *arrived = nullptr, *tile_arrived = nullptr;
@@ -249,6 +251,8 @@ struct CudaTransformer::Impl {
                uint32_t wanted, uint32_t spans, bool has_choice, Sampling samples);
   Status QueueLayer(uint32_t index, const GpuBatch& batch, const StepLayout& layout, uint32_t decode_tokens,
                     uint32_t runs, uint32_t spans);
+  // hidden += what the experts of a layer put out, from the norm before them on.
+  Status QueueExperts(const CudaLayer& layer, uint32_t tokens);
   // Whether attention makes the keys and values of what is decoded: decode_attention does so only where
   // nothing but RoPE lies between, and nothing but the position limits what a token sees.
   bool RopesInAttention(uint32_t layer) const {
@@ -270,7 +274,8 @@ struct CudaTransformer::Impl {
   // Without norms of their own the residual stream's products are stream_gemm's. Of a group what a product
   // makes is not yet the stream, so there are norms.
   bool FusesNorms(uint32_t tokens) const {
-    return !is_invariant && group == nullptr && tokens <= kMostNormTokens && !config.has_post_norms;
+    return !is_invariant && group == nullptr && tokens <= kMostNormTokens && !config.has_post_norms &&
+           config.experts == 0;
   }
   // How the product is made. May time candidates, which overwrites codes, partials and what a product of the
   // role writes: so before what makes its x, or behind what reads the same.
@@ -286,6 +291,9 @@ struct CudaTransformer::Impl {
   CublasGemm CublasOf(const GpuMatrix& matrix, const uint16_t* x, uint32_t tokens, void* out,
                       GpuGemmOut kind) const;
   bool IsFp8(const GpuMatrix& matrix, uint32_t tokens, GpuGemmOut kind) const;
+  // Of a router, in every mode by kernels that agree to the bit: ranks of a group, each of which routes all
+  // tokens, have to agree, and what is timed they may each find otherwise.
+  static GemmPlan RouterPlan(const GpuMatrix& matrix, uint32_t tokens);
   GemmPlan UntimedPlan(Role role, const GpuMatrix& matrix, uint32_t tokens) const;
   bool CanCublas(Role role, const GpuMatrix& matrix, uint32_t tokens) const {
     return role == Role::kHead ? matrix.format == GpuFormat::kBF16 : !FusesNorms(tokens);

@@ -31,6 +31,7 @@ class Loader {
     RETURN_IF_ERROR(UploadVectors());
     RETURN_IF_ERROR(uploader_->Wait());
     RETURN_IF_ERROR(PackUnfit());
+    RETURN_IF_ERROR(UploadExperts());
     weights_.embedding = static_cast<const uint16_t*>(table_.codes);
     if (is_head_table_) weights_.head = HeadOf(table_);
     weights_.load = uploader_->times();
@@ -51,7 +52,9 @@ class Loader {
     std::vector<WeightMatrix> parts;  // outlines, where a file stores them otherwise
     bool is_gated = false;
     bool may_be_fp8 = false;  // of a layer: the output matrix decides between near tokens
-    uint64_t at = 0;          // in the memory of all
+    // Of experts: the first of those that are of one format, and how many these are.
+    size_t first_alike = 0, alike = 0;
+    uint64_t at = 0;  // in the memory of all
     GpuPackTarget target = {};
 
     GpuMatrixParts sources() const { return {.parts = parts, .gated = is_gated}; }
@@ -71,7 +74,9 @@ class Loader {
 
     size_t size() const { return elements[0].size() + elements[1].size() + elements[2].size(); }
   };
-  using LayerTensors = std::array<const TensorView*, static_cast<size_t>(TensorKind::kFfnPostNorm) + 1>;
+  // Of each kind, that of the layer or of its experts.
+  using LayerTensors =
+      std::array<std::vector<const TensorView*>, static_cast<size_t>(TensorKind::kFfnPostNorm) + 1>;
 
   Status Plan() {
     ASSIGN_OR_RETURN(found_, FindTensors(*options_.config, *options_.weights));
@@ -86,10 +91,13 @@ class Loader {
       if (required.kind == TensorKind::kEmbedding) embedding = &tensor;
       if (required.kind == TensorKind::kOutput) output = &tensor;
       if (required.kind == TensorKind::kFinalNorm) final_norm = &tensor;
-      if (IsPerLayer(required.kind)) by_layer[required.layer][static_cast<size_t>(required.kind)] = &tensor;
+      if (IsPerLayer(required.kind))
+        by_layer[required.layer][static_cast<size_t>(required.kind)].push_back(&tensor);
     }
     CHECK(embedding != nullptr && final_norm != nullptr, "a tensor map without an embedding or a norm");
     weights_.layers.resize(by_layer.size());
+    expert_matrices_.resize(by_layer.size() * kMatricesOfExpert * options_.config->experts);
+    routers_.resize(options_.config->experts > 0 ? by_layer.size() : 0);
     for (uint32_t i = 0; i < by_layer.size(); ++i)
       RETURN_IF_ERROR(PlanLayer(i, by_layer[i], weights_.layers[i]));
     AddVector(weights_.final_norm, TensorKind::kFinalNorm, *final_norm);
@@ -155,16 +163,11 @@ class Loader {
 
   Status PlanLayer(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
     const auto vector = [&](const float*& out, TensorKind kind) {
-      const TensorView* tensor = tensors[static_cast<size_t>(kind)];
-      if (tensor != nullptr) AddVector(out, kind, *tensor);
+      for (const TensorView* tensor : tensors[static_cast<size_t>(kind)]) AddVector(out, kind, *tensor);
     };
     const auto matrix = [&](GpuMatrix& out, std::initializer_list<TensorKind> kinds,
                             bool is_gated = false) -> Status {
-      std::vector<Source> of;
-      for (const TensorKind kind : kinds) of.push_back({kind, index, tensors[static_cast<size_t>(kind)]});
-      Planned& planned = Add(out, std::move(of), is_gated);
-      planned.may_be_fp8 = true;
-      if (out.format == GpuFormat::kBF16) out.format = WithoutCodes(planned);
+      const Planned& planned = AddLayers(out, index, tensors, kinds, is_gated);
       if (out.format != GpuFormat::kBF16) return {};
       ASSIGN_OR_RETURN(const bool may_be_sparse, MayBeSparse(planned));
       if (may_be_sparse) out.format = GpuFormat::kSparse;
@@ -179,8 +182,86 @@ class Loader {
     RETURN_IF_ERROR(matrix(layer.qkv, {TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue}));
     RETURN_IF_ERROR(matrix(layer.output, {TensorKind::kAttentionOutput}));
     vector(layer.ffn_norm, TensorKind::kFfnNorm);
+    if (options_.config->experts > 0) return PlanExperts(index, tensors, layer);
     RETURN_IF_ERROR(matrix(layer.gate_up, {TensorKind::kGate, TensorKind::kUp}, /*is_gated=*/true));
     return matrix(layer.down, {TensorKind::kDown});
+  }
+
+  // Of a layer, or one of its experts.
+  Planned& AddLayers(GpuMatrix& out, uint32_t layer, const LayerTensors& tensors,
+                     std::initializer_list<TensorKind> kinds, bool is_gated, uint32_t expert = 0) {
+    std::vector<Source> of;
+    for (const TensorKind kind : kinds)
+      of.push_back({kind, layer, tensors[static_cast<size_t>(kind)][IsPerExpert(kind) ? expert : 0]});
+    Planned& planned = Add(out, std::move(of), is_gated);
+    planned.may_be_fp8 = true;
+    if (out.format == GpuFormat::kBF16) out.format = WithoutCodes(planned);
+    return planned;
+  }
+
+  // Those of a layer are of one format, so that one kernel multiplies by all: where they differ, without
+  // codes. Whether they are 2:4 is not looked at.
+  Status PlanExperts(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
+    RETURN_IF_ERROR(PlanRouter(index, *tensors[static_cast<size_t>(TensorKind::kRouter)][0], layer.router));
+    const uint32_t experts = options_.config->experts;
+    for (const bool is_down : {false, true}) {
+      const size_t first = matrices_.size();
+      for (uint32_t expert = 0; expert < experts; ++expert) {
+        GpuMatrix& out = ExpertMatrix(index, is_down, expert);
+        Planned& planned =
+            is_down ? AddLayers(out, index, tensors, {TensorKind::kDown}, /*is_gated=*/false, expert)
+                    : AddLayers(out, index, tensors, {TensorKind::kGate, TensorKind::kUp}, true, expert);
+        planned.first_alike = first;
+        planned.alike = experts;
+      }
+      const auto like_first = [&](const Planned& planned) {
+        const GpuMatrix &a = *planned.out, &b = *matrices_[first].out;
+        return a.format == b.format && a.group == b.group && a.has_row_scales == b.has_row_scales;
+      };
+      if (std::all_of(matrices_.begin() + static_cast<std::ptrdiff_t>(first), matrices_.end(), like_first))
+        continue;
+      for (size_t i = first; i < matrices_.size(); ++i) DropCodes(matrices_[i]);
+    }
+    return {};
+  }
+
+  // With rows of zeros behind it, which kernels take in whole tiles.
+  Status PlanRouter(uint32_t layer, const TensorView& tensor, GpuMatrix& out) {
+    Router& router = routers_[layer];
+    ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, *options_.pool));
+    const WeightMatrix& from = held.matrix();
+    const uint64_t rows = (from.rows + kTileRows - 1) / kTileRows * kTileRows;
+    router.values.resize(rows * from.columns);
+    for (size_t row = 0; row < from.rows; ++row) DecodeRow(from, row, &router.values[row * from.columns]);
+    router.tensor = {.dtype = DType::kF32,
+                     .shape = {rows, from.columns},
+                     .data = reinterpret_cast<const std::byte*>(router.values.data()),
+                     .bytes = router.values.size() * sizeof(float)};
+    Add(out, {{TensorKind::kRouter, layer, &router.tensor}});
+    return {};
+  }
+
+  GpuMatrix& ExpertMatrix(uint32_t layer, bool is_down, uint32_t expert) {
+    const size_t experts = options_.config->experts;
+    return expert_matrices_[(layer * kMatricesOfExpert + (is_down ? 1 : 0)) * experts + expert];
+  }
+
+  // Behind all packing, which may change them.
+  Status UploadExperts() {
+    if (expert_matrices_.empty()) return {};
+    const size_t bytes = expert_matrices_.size() * sizeof(GpuMatrix);
+    ASSIGN_OR_RETURN(CudaBuffer memory, CudaBuffer::Device(bytes, "the places of experts"));
+    RETURN_IF_CUDA_ERROR(cudaMemcpy(memory.data(), expert_matrices_.data(), bytes, cudaMemcpyHostToDevice));
+    const auto* const all = memory.as<GpuMatrix>();
+    for (uint32_t i = 0; i < weights_.layers.size(); ++i) {
+      CudaLayer& layer = weights_.layers[i];
+      layer.gate_up = ExpertMatrix(i, /*is_down=*/false, 0);
+      layer.down = ExpertMatrix(i, /*is_down=*/true, 0);
+      layer.gate_ups = all + (&ExpertMatrix(i, false, 0) - expert_matrices_.data());
+      layer.downs = all + (&ExpertMatrix(i, true, 0) - expert_matrices_.data());
+    }
+    weights_.memory.push_back(std::move(memory));
+    return {};
   }
 
   void AddVector(const float*& out, TensorKind kind, const TensorView& tensor) {
@@ -192,7 +273,7 @@ class Loader {
     planned.out = &out;
     constexpr TensorKind kKinds[] = {TensorKind::kQueryBias, TensorKind::kKeyBias, TensorKind::kValueBias};
     for (size_t i = 0; i < std::size(kKinds); ++i) {
-      planned.tensors[i] = *tensors[static_cast<size_t>(kKinds[i])];
+      planned.tensors[i] = *tensors[static_cast<size_t>(kKinds[i])][0];
       planned.elements[i] = {.begin = 0, .end = planned.tensors[i].shape[0]};
       if (options_.shard == nullptr) continue;
       planned.elements[i] =
@@ -203,6 +284,12 @@ class Loader {
   // What a matrix is that does not keep the codes of its file.
   GpuFormat WithoutCodes(const Planned& planned) const {
     return planned.may_be_fp8 && options_.compute == "fp8" ? GpuFormat::kE4M3 : GpuFormat::kBF16;
+  }
+
+  void DropCodes(Planned& planned) {
+    planned.out->format = WithoutCodes(planned);
+    planned.out->group = 0;
+    planned.out->has_row_scales = false;
   }
 
   Planned& Add(GpuMatrix& out, std::vector<Source> of, bool is_gated = false) {
@@ -300,11 +387,13 @@ class Loader {
     RETURN_IF_CUDA_ERROR(cudaMemcpy(unfit.data(), weights_.memory[0].data() + unfit_at_,
                                     unfit.size() * sizeof(uint32_t), cudaMemcpyDeviceToHost));
     for (size_t i = 0; i < matrices_.size(); ++i) {
-      if (unfit[i] == 0) continue;
+      const auto first = unfit.begin() + static_cast<std::ptrdiff_t>(matrices_[i].first_alike);
+      const auto is_unfit = [](uint32_t one) { return one != 0; };
+      if (unfit[i] == 0 &&
+          std::none_of(first, first + static_cast<std::ptrdiff_t>(matrices_[i].alike), is_unfit))
+        continue;
       GpuMatrix& matrix = *matrices_[i].out;
-      matrix.format = WithoutCodes(matrices_[i]);
-      matrix.group = 0;
-      matrix.has_row_scales = false;
+      DropCodes(matrices_[i]);
       ASSIGN_OR_RETURN(CudaBuffer memory, CudaBuffer::Device(BytesOf(matrix), "model weights"));
       Place(matrices_[i], memory.data());
       weights_.memory.push_back(std::move(memory));
@@ -318,7 +407,14 @@ class Loader {
   std::vector<Planned> matrices_;
   std::vector<PlannedVector> vectors_;
   std::vector<PlannedBias> biases_;
-  uint64_t vectors_at_ = 0, unfit_at_ = 0;  // in weights_.memory[0]
+  uint64_t vectors_at_ = 0, unfit_at_ = 0;        // in weights_.memory[0]
+  static constexpr size_t kMatricesOfExpert = 2;  // gate with up, and down
+  std::vector<GpuMatrix> expert_matrices_;        // [layers, kMatricesOfExpert, experts]
+  struct Router {
+    std::vector<float> values;
+    TensorView tensor;
+  };
+  std::vector<Router> routers_;  // [layers], where there are experts
   GpuMatrix table_;
   bool is_head_table_ = false;
   CudaWeights weights_;

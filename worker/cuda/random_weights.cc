@@ -46,8 +46,8 @@ class RandomFill {
 }  // namespace
 
 StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat format) {
-  CHECK(!config.has_attention_bias && !config.has_head_norms && !config.has_post_norms,
-        "random weights of the family ", config.family);
+  if (config.has_attention_bias || config.has_head_norms || config.has_post_norms || config.experts > 0)
+    return Unimplemented("random weights of the family ", config.family);
   // Of variance 1 / columns for 4096 of them, so that activations keep their size.
   constexpr float kDeviation = 1.0f / 64;
   ASSIGN_OR_RETURN(RandomFill values, RandomFill::Create([](auto& random, std::vector<std::byte>& block) {

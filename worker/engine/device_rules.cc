@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/attention/paged_attention_gpu.h"
+#include "kernels/moe/route_experts_gpu.h"
 #include "kernels/sample/sample_gpu.h"
 #include "worker/engine/max_ranks.h"
 
@@ -12,6 +13,7 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kMostQueryHeads = 16;  // to a key-value head
+static_assert(kMaxExperts <= kMostGpuExperts && kMaxExpertsPerToken <= kMostGpuExpertsPerToken);
 
 template <typename... Text>
 Status Unsupported(const Text&... text) {
@@ -27,8 +29,6 @@ Status CheckDeviceModel(const ModelConfig& config) {
         "feed-forward sizes from ", least, " to ", most,
         "; GPU workers take layers of equal ones, which terrace prune --remove-ffn does not leave");
   }
-  if (config.experts > 0)
-    return Unsupported(config.experts, " experts in each layer; models with experts are for CPUs only");
   if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
     return Unsupported("heads of ", config.head_dim, " elements; GPU workers take 32, 64 and 128");
   if (config.heads / config.kv_heads > kMostQueryHeads)
