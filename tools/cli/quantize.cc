@@ -37,7 +37,7 @@ std::string MixtureText(const QuantizeBudget& budget, const MixtureReport& mixtu
 uint64_t BytesAsBf16(const QuantizeReport& report) {
   uint64_t bytes = report.bytes_after;
   for (const LayerReport& layer : report.layers) {
-    for (const LinearReport& linear : layer.linears) bytes += linear.shape[0] * linear.shape[1];
+    for (const LinearReport& linear : layer.linears) bytes += *ElementCount(linear.shape);
   }
   return bytes;
 }

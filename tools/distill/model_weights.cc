@@ -38,7 +38,7 @@ StatusOr<ModelWeights> Load(const ModelFiles& files, const std::vector<uint32_t>
       ASSIGN_OR_RETURN(auto values, LoadVector(files.config, *files.weights, tensor.kind, layer));
       out.tensors.push_back(std::move(values));
     } else {
-      ASSIGN_OR_RETURN(FloatMatrix matrix, LoadMatrix(files.config, *files.weights, tensor.kind, layer,
+      ASSIGN_OR_RETURN(FloatMatrix matrix, LoadMatrix(files.config, *files.weights, {tensor.kind}, layer,
                                                       out.config.rope_pairing, pool));
       out.tensors.push_back(std::move(matrix.values));
     }

@@ -86,13 +86,14 @@ StatusOr<std::vector<float>> LoadVector(const ModelConfig& config, const WeightS
   return values;
 }
 
-StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
-                                 uint32_t layer, RopePairing pairing, ThreadPool& pool) {
-  const std::string name = TensorName(config, kind, layer);
-  ASSIGN_OR_RETURN(const TensorView tensor, source.Find(name));
-  ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool));
+StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source,
+                                 const LayerTensor& tensor, uint32_t layer, RopePairing pairing,
+                                 ThreadPool& pool) {
+  const std::string name = TensorName(config, tensor.kind, layer, tensor.expert);
+  ASSIGN_OR_RETURN(const TensorView view, source.Find(name));
+  ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(view, pool));
   const WeightMatrix& from = held.matrix();
-  const bool is_rotated = kind == TensorKind::kQuery || kind == TensorKind::kKey;
+  const bool is_rotated = tensor.kind == TensorKind::kQuery || tensor.kind == TensorKind::kKey;
   FloatMatrix matrix = {from.rows, from.columns, std::vector<float>(from.rows * from.columns)};
   pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
     for (size_t row = begin; row < end; ++row) {
@@ -106,20 +107,26 @@ StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& 
   return matrix;
 }
 
+StatusOr<LayerVectors> LoadVectors(const ModelConfig& config, const WeightSource& source, uint32_t layer,
+                                   RopePairing pairing) {
+  LayerVectors out;
+  for (const auto& [kind, expert] : LayerTensors(config)) {
+    if (!IsVector(kind)) continue;
+    ASSIGN_OR_RETURN(out.vector(kind), LoadVector(config, source, kind, layer));
+  }
+  // Those of heads would have to be turned with their matrices; no family has them and other pairings.
+  CHECK(out.vectors.empty() || config.rope_pairing == pairing, "vectors of another pairing");
+  return out;
+}
+
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool) {
+  CHECK(config.experts == 0, "a layer with experts");
   FloatLayer out;
   out.number = layer;
-  ASSIGN_OR_RETURN(out.attention_norm, LoadVector(config, source, TensorKind::kAttentionNorm, layer));
-  ASSIGN_OR_RETURN(out.ffn_norm, LoadVector(config, source, TensorKind::kFfnNorm, layer));
-  for (const auto& [kind, expert] : LayerTensors(config)) {
-    if (!IsOtherVector(kind)) continue;
-    // Those of heads would have to be turned with their matrices; no family has them and other pairings.
-    CHECK(config.rope_pairing == pairing, "vectors of another pairing");
-    ASSIGN_OR_RETURN(out.vectors[kind], LoadVector(config, source, kind, layer));
-  }
+  ASSIGN_OR_RETURN(static_cast<LayerVectors&>(out), LoadVectors(config, source, layer, pairing));
   for (const TensorKind linear : kLinears) {
-    ASSIGN_OR_RETURN(out.matrix(linear), LoadMatrix(config, source, linear, layer, pairing, pool));
+    ASSIGN_OR_RETURN(out.matrix(linear), LoadMatrix(config, source, {linear}, layer, pairing, pool));
   }
   return out;
 }

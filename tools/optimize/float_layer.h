@@ -1,4 +1,5 @@
-// One layer of a model in f32, to be looked at and changed. Values; memory is four bytes a weight.
+// Matrices of a model in f32, and whole layers of models without experts, to be looked at and changed.
+// Values; memory is four bytes a weight.
 #pragma once
 
 #include <algorithm>
@@ -51,7 +52,7 @@ inline constexpr LinearInput kLinearInputs[] = {LinearInput::kAttention, LinearI
 // The linears that an input goes into.
 std::span<const TensorKind> LinearsOf(LinearInput input);
 
-// The seven linears of a layer, in the order of the tensor map.
+// The seven linears of a layer, in the order of the tensor map; with experts each has the last three.
 inline constexpr TensorKind kLinears[] = {
     TensorKind::kQuery, TensorKind::kKey, TensorKind::kValue, TensorKind::kAttentionOutput,
     TensorKind::kGate,  TensorKind::kUp,  TensorKind::kDown};
@@ -59,18 +60,19 @@ inline size_t PlaceOf(TensorKind linear) {  // among them
   return static_cast<size_t>(std::ranges::find(kLinears, linear) - std::begin(kLinears));
 }
 
-// Of a layer, but for its two norms.
-constexpr bool IsOtherVector(TensorKind kind) {
-  return IsVector(kind) && IsPerLayer(kind) && kind != TensorKind::kAttentionNorm &&
-         kind != TensorKind::kFfnNorm;
-}
-// Norms as they multiply, whatever the file holds.
-using LayerVectors = std::map<TensorKind, std::vector<float>>;
+// The vectors of a layer; norms as they multiply, whatever the file holds.
+struct LayerVectors {
+  std::vector<float> attention_norm, ffn_norm;       // [hidden]
+  std::map<TensorKind, std::vector<float>> vectors;  // the others that the family has
 
-struct FloatLayer {
-  uint32_t number = 0;                          // which of the model's layers it is
-  std::vector<float> attention_norm, ffn_norm;  // [hidden]
-  LayerVectors vectors;                         // the others that the family has
+  std::vector<float>& vector(TensorKind kind) {
+    if (kind == TensorKind::kAttentionNorm) return attention_norm;
+    return kind == TensorKind::kFfnNorm ? ffn_norm : vectors[kind];
+  }
+};
+
+struct FloatLayer : LayerVectors {
+  uint32_t number = 0;  // which of the model's layers it is
   FloatMatrix query, key, value, attention_output, gate, up, down;
 
   FloatMatrix& matrix(TensorKind linear);
@@ -79,10 +81,15 @@ struct FloatLayer {
 
 // A matrix of `source`, whose shapes were checked against `config` (OpenModel does); queries and keys in the
 // order of rows for `pairing`. DATA_LOSS, reason nonfinite, names the tensor and the row.
-StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source, TensorKind kind,
-                                 uint32_t layer, RopePairing pairing, ThreadPool& pool);
+StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& source,
+                                 const LayerTensor& tensor, uint32_t layer, RopePairing pairing,
+                                 ThreadPool& pool);
 
-// All of a layer, likewise.
+// The vectors of a layer, likewise.
+StatusOr<LayerVectors> LoadVectors(const ModelConfig& config, const WeightSource& source, uint32_t layer,
+                                   RopePairing pairing);
+
+// All of a layer without experts, likewise.
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool);
 

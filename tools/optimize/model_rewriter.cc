@@ -1,6 +1,7 @@
 #include "tools/optimize/model_rewriter.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -26,13 +27,6 @@ constexpr size_t kChunkBytes = 4 << 20;  // of an embedding that is written
 
 std::string PartName(uint32_t layer) { return Concat("layer-", layer); }
 
-// Of either kind of layer.
-template <typename Layer>
-auto& VectorOf(Layer& layer, TensorKind kind) {
-  if (kind == TensorKind::kAttentionNorm) return layer.attention_norm;
-  return kind == TensorKind::kFfnNorm ? layer.ffn_norm : layer.vectors[kind];
-}
-
 void Append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
   const size_t before = to.size();
   to.resize(before + bytes.size());
@@ -47,11 +41,9 @@ uint64_t MatrixBytes(DType dtype, const Shape& shape) {
   return dtype == DType::kInt8 ? bytes + shape[0] * sizeof(float) : bytes;
 }
 
-Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uint32_t layer) {
+Status CheckHeld(const FloatMatrix& written, DType dtype, const std::string& name) {
   if (IsFinite(written.values)) return Status();
-  return WithReason(DataLoss(TensorName(NameScheme::kHuggingFace, linear, layer), ": has a value that ",
-                             Info(dtype).name, " cannot hold"),
-                    "nonfinite");
+  return WithReason(DataLoss(name, ": has a value that ", Info(dtype).name, " cannot hold"), "nonfinite");
 }
 
 ModelRewriter::ModelRewriter(const RewriteRequest& request, std::string_view command, ModelFiles files,
@@ -91,16 +83,19 @@ std::string ModelRewriter::Out() const {
 std::string ModelRewriter::ReportPath() const { return Concat(Out(), ".", command_, ".json"); }
 
 Status ModelRewriter::CheckRequest() const {
-  if (files_.config.experts > 0)
-    return WithReason(Unimplemented(request_.model, ": has ", files_.config.experts,
-                                    " experts in each layer; models with experts are not rewritten"),
-                      "unsupported_model");
   if (!(request_.damping >= 0 && request_.damping <= 1))
     return InvalidArgument("--damping: ", request_.damping, " is not between 0 and 1");
   std::error_code ignored;
   if (!fs::exists(Out() + ".work", ignored) && fs::exists(fs::symlink_status(ReportPath(), ignored)))
     return InvalidArgument(ReportPath(), ": is there already, and nothing is overwritten");
   return Status();
+}
+
+Status ModelRewriter::NoCalibration(std::string_view instead) const {
+  return WithReason(
+      Unimplemented(request_.model, ": has ", files_.config.experts,
+                    " experts in each layer, which calibration text does not pass; what works is ", instead),
+      "unsupported_model");
 }
 
 // What the output follows from.
@@ -151,6 +146,12 @@ StatusOr<TensorView> ModelRewriter::Source(TensorKind kind) const {
   return files_.weights->Find(TensorName(files_.config, kind));
 }
 
+DType ModelRewriter::RouterDType(uint32_t layer) const {
+  if (config_.names == NameScheme::kGguf) return DType::kF32;
+  const auto source = files_.weights->Find(TensorName(files_.config, TensorKind::kRouter, layer));
+  return source.ok() && !IsQuantized(source->dtype) ? source->dtype : DType::kF32;  // OpenModel found it
+}
+
 StatusOr<FloatLayer> ModelRewriter::LoadSource(uint32_t layer) {
   return LoadLayer(files_.config, *files_.weights, layer, config_.rope_pairing, pool_);
 }
@@ -160,7 +161,8 @@ StatusOr<HiddenStates> ModelRewriter::Embed(const Journal& journal,
   ASSIGN_OR_RETURN(const TensorView tensor, Source(TensorKind::kEmbedding));
   ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
   const WeightMatrix& from = held.matrix();
-  WeightMatrix row = {.dtype = DTypeOf(TensorKind::kEmbedding, 0), .rows = 1, .columns = config_.hidden_size};
+  WeightMatrix row = {
+      .dtype = DTypeOf({TensorKind::kEmbedding}, 0), .rows = 1, .columns = config_.hidden_size};
   std::vector<float> values, piece;
   std::vector<std::byte> bytes(row.RowBytes());
   row.data = bytes.data();
@@ -206,10 +208,14 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
         RETURN_IF_ERROR(runner_->Run(kept, *hidden, *hidden, nullptr));
       }
     } else {
-      ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
-      ASSIGN_OR_RETURN(RewrittenLayer rewritten,
-                       Rewrite(std::move(source), layer, hidden ? &*hidden : nullptr));
-      const std::vector<std::byte> made = MakePart(rewritten, layer);
+      RewrittenLayer rewritten;
+      if (hidden) {
+        ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
+        ASSIGN_OR_RETURN(rewritten, Rewrite(std::move(source), layer, *hidden));
+      } else {
+        ASSIGN_OR_RETURN(rewritten, RewriteByWeights(layer));
+      }
+      const std::vector<std::byte> made = MakePart(std::move(rewritten), layer);
       RETURN_IF_ERROR(ReadPart(made, report).status());
       RETURN_IF_ERROR(journal.Save(PartName(layer), made));
     }
@@ -219,28 +225,59 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
   return Status();
 }
 
+// One matrix after the other. Layers only go with calibration: `layer` is the same one of the source.
+StatusOr<RewrittenLayer> ModelRewriter::RewriteByWeights(uint32_t layer) {
+  RewrittenLayer out;
+  ASSIGN_OR_RETURN(static_cast<LayerVectors&>(out),
+                   LoadVectors(files_.config, *files_.weights, layer, config_.rope_pairing));
+  for (const LayerTensor& tensor : LayerTensors(config_)) {
+    if (IsVector(tensor.kind)) continue;
+    if (is_cancelled()) return Cancelled("interrupted");
+    ASSIGN_OR_RETURN(const FloatMatrix source,
+                     LoadMatrix(files_.config, *files_.weights, tensor, layer, config_.rope_pairing, pool_));
+    const DType dtype = DTypeOf(tensor, layer);
+    WrittenMatrix written = tensor.kind == TensorKind::kRouter
+                                ? WriteNearest(source, {.dtype = dtype}, {}, pool_)
+                                : RewriteMatrix(source, tensor, layer);
+    RETURN_IF_ERROR(  // a scale may pass F16
+        CheckHeld(written.values, dtype, TensorName(files_.config, tensor.kind, layer, tensor.expert)));
+    out.errors.push_back(RelativeWeightError(source, written.values));
+    out.matrices.push_back(std::move(written.bytes));
+  }
+  return out;
+}
+
+uint64_t ModelRewriter::BytesOf(const LayerTensor& tensor, uint32_t layer) const {
+  const Shape shape = TensorShape(config_, tensor.kind, layer);
+  return IsVector(tensor.kind) ? shape[0] * sizeof(float) : MatrixBytes(DTypeOf(tensor, layer), shape);
+}
+
 // A part of the journal is the length of a text, the text, which has the errors, and then the data of the
 // layer's tensors, in the order of the tensor map.
-std::vector<std::byte> ModelRewriter::MakePart(RewrittenLayer& layer, uint32_t index) const {
+std::vector<std::byte> ModelRewriter::MakePart(RewrittenLayer layer, uint32_t index) const {
   Json errors = Json::array();
   for (const double error : layer.errors) errors.push_back(error);
   const std::string text = ToJsonText(errors);
   const uint64_t length = text.size();
+  const std::vector<LayerTensor> tensors = LayerTensors(config_);
+  uint64_t size = sizeof(length) + length;
+  for (const LayerTensor& tensor : tensors) size += BytesOf(tensor, index);
   std::vector<std::byte> part;
+  part.reserve(size);
   Append(part, std::as_bytes(std::span(&length, 1)));
   Append(part, std::as_bytes(std::span(text)));
-  for (const auto& [kind, expert] : LayerTensors(config_)) {
-    if (IsVector(kind)) {
-      const std::vector<float> values = Stored(kind, VectorOf(layer, kind));
-      CHECK(values.size() == TensorShape(config_, kind, index)[0], values.size(), " values of ",
-            TensorName(config_, kind, index));
+  uint64_t end = part.size();
+  auto matrix = layer.matrices.begin();
+  for (const LayerTensor& tensor : tensors) {
+    if (IsVector(tensor.kind)) {
+      const std::vector<float> values = Stored(tensor.kind, layer.vector(tensor.kind));
       Append(part, std::as_bytes(std::span(values)));
-      continue;
+    } else {
+      Append(part, std::exchange(*matrix++, {}));  // whose memory goes
     }
-    const std::vector<std::byte>& bytes = layer.linears[PlaceOf(kind)];
-    CHECK(bytes.size() == MatrixBytes(DTypeOf(kind, index), TensorShape(config_, kind, index)), bytes.size(),
-          " bytes for ", TensorName(config_, kind, index));
-    Append(part, bytes);
+    end += BytesOf(tensor, index);
+    CHECK(part.size() == end, part.size(), " bytes up to ",
+          TensorName(config_, tensor.kind, index, tensor.expert), ", not ", end);
   }
   return part;
 }
@@ -252,16 +289,26 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
   ASSIGN_OR_RETURN(const auto length, in.Read<uint64_t>());
   ASSIGN_OR_RETURN(const auto text, in.Read(length));
   ASSIGN_OR_RETURN(const Json errors, ParseJson(AsText(text)));
-  if (!errors.is_array() || errors.size() != std::size(kLinears))
-    return Malformed("truncated", "a part of the journal has no errors of its linears");
+  std::vector<LayerTensor> matrices = LayerTensors(config_);
+  std::erase_if(matrices, [](const LayerTensor& tensor) { return IsVector(tensor.kind); });
+  if (!errors.is_array() || errors.size() != matrices.size())
+    return Malformed("truncated", "a part of the journal has no errors of its matrices");
   const bool is_fp8 = config_.quantization && config_.quantization->is_float;  // until it is opened
-  for (size_t i = 0; i < std::size(kLinears); ++i) {
-    const TensorKind linear = kLinears[i];
-    report.linears.push_back(
-        {.name = TensorName(config_, linear, report.layer),
-         .dtype = is_fp8 ? "FP8_E4M3" : FormatName(DTypeOf(linear, report.layer), config_),
-         .shape = TensorShape(config_, linear, report.layer),
-         .relative_error = errors[i].is_number() ? errors[i].get<double>() : 0});
+  for (const TensorKind linear : kLinears) {
+    LinearReport out = {.name = NameOfAllExperts(config_, linear, report.layer),
+                        .dtype = is_fp8 ? "FP8_E4M3" : FormatName(DTypeOf({linear}, report.layer), config_),
+                        .shape = TensorShape(config_, linear, report.layer)};
+    double squares = 0, count = 0;
+    for (size_t i = 0; i < matrices.size(); ++i) {
+      if (matrices[i].kind != linear) continue;
+      const double error = errors[i].is_number() ? errors[i].get<double>() : 0;
+      squares += error * error;
+      ++count;
+      out.largest_error = std::max(out.largest_error, error);
+    }
+    out.relative_error = std::sqrt(squares / count);
+    if (config_.experts > 0 && IsPerExpert(linear)) out.shape = {config_.experts, out.shape[0], out.shape[1]};
+    report.linears.push_back(std::move(out));
   }
   return in.Read(in.remaining());
 }
@@ -270,26 +317,25 @@ StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, u
   FloatLayer out;
   out.number = layer;
   ByteReader in(tensors);
-  for (const auto& [kind, expert] : LayerTensors(config_)) {
-    const Shape shape = TensorShape(config_, kind, layer);
-    if (IsVector(kind)) {
-      std::vector<float>& values = VectorOf(out, kind);
+  for (const LayerTensor& tensor : LayerTensors(config_)) {
+    const Shape shape = TensorShape(config_, tensor.kind, layer);
+    ASSIGN_OR_RETURN(const auto bytes, in.Read(BytesOf(tensor, layer)));
+    if (IsVector(tensor.kind)) {
+      std::vector<float>& values = out.vector(tensor.kind);
       values.resize(shape[0]);
-      ASSIGN_OR_RETURN(const auto bytes, in.Read(values.size() * sizeof(float)));
       std::memcpy(values.data(), bytes.data(), bytes.size());
-      for (float& value : values) value += MoreThanStored(kind);
+      for (float& value : values) value += MoreThanStored(tensor.kind);
       continue;
     }
-    WeightMatrix from = {.dtype = DTypeOf(kind, layer), .rows = shape[0], .columns = shape[1]};
-    ASSIGN_OR_RETURN(const auto bytes, in.Read(MatrixBytes(from.dtype, shape)));
-    from.data = bytes.data();
+    WeightMatrix from = {
+        .dtype = DTypeOf(tensor, layer), .data = bytes.data(), .rows = shape[0], .columns = shape[1]};
     std::vector<float> scales(from.dtype == DType::kInt8 ? from.rows : 0);
     if (!scales.empty()) {
       std::memcpy(scales.data(), bytes.last(scales.size() * sizeof(float)).data(),
                   scales.size() * sizeof(float));
       from.row_scales = scales.data();
     }
-    out.matrix(kind) = ToFloats(from, pool_);
+    out.matrix(tensor.kind) = ToFloats(from, pool_);
   }
   return out;
 }
@@ -302,7 +348,8 @@ StatusOr<ModelToWrite> ModelRewriter::Plan() const {
     RETURN_IF_ERROR(GgufTextKeys(plan.text, plan.used_tokens).status());
   }
   for (const TensorRequirement& tensor : RequiredTensors(config_)) {
-    const DType dtype = IsVector(tensor.kind) ? DType::kF32 : DTypeOf(tensor.kind, tensor.layer);
+    const DType dtype =
+        IsVector(tensor.kind) ? DType::kF32 : DTypeOf({tensor.kind, tensor.expert}, tensor.layer);
     plan.tensors.push_back({tensor.name, dtype, tensor.shape});
   }
   return plan;
@@ -368,7 +415,7 @@ Status ModelRewriter::ConvertMatrix(TensorKind kind,
   ASSIGN_OR_RETURN(const TensorView tensor, Source(kind));
   ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, pool_));
   const WeightMatrix& from = held.matrix();
-  WeightMatrix to = {.dtype = DTypeOf(kind, 0), .rows = from.rows, .columns = config_.hidden_size};
+  WeightMatrix to = {.dtype = DTypeOf({kind}, 0), .rows = from.rows, .columns = config_.hidden_size};
   const size_t chunk = std::max<size_t>(1, kChunkBytes / to.RowBytes());
   const auto fail = [&](size_t row, const auto&... what) {
     return Malformed("nonfinite", files_.weights->path(), ": tensor \"", TensorName(files_.config, kind),
@@ -405,10 +452,8 @@ Status ModelRewriter::WriteLayer(const Journal& journal, uint32_t layer, ModelWr
   LayerReport ignored = {.layer = layer};
   ASSIGN_OR_RETURN(const auto tensors, ReadPart(part->bytes(), ignored));
   ByteReader in(tensors);
-  for (const auto& [kind, expert] : LayerTensors(config_)) {
-    const Shape shape = TensorShape(config_, kind, layer);
-    ASSIGN_OR_RETURN(const auto bytes, in.Read(IsVector(kind) ? shape[0] * sizeof(float)
-                                                              : MatrixBytes(DTypeOf(kind, layer), shape)));
+  for (const LayerTensor& tensor : LayerTensors(config_)) {
+    ASSIGN_OR_RETURN(const auto bytes, in.Read(BytesOf(tensor, layer)));
     RETURN_IF_ERROR(writer.Append(bytes));
   }
   return Status();
@@ -446,9 +491,11 @@ Status ModelRewriter::WriteReport(const Journal& journal) {
   json["layers"] = Json::array();
   for (const LayerReport& layer : report_.layers) {
     Json linears = Json::array();
-    for (const LinearReport& linear : layer.linears)
+    for (const LinearReport& linear : layer.linears) {
       linears.push_back(
           {{"tensor", linear.name}, {"dtype", linear.dtype}, {"relative_error", linear.relative_error}});
+      if (linear.shape.rank == 3) linears.back()["largest_error_of_an_expert"] = linear.largest_error;
+    }
     json["layers"].push_back({{"layer", layer.layer}, {"linears", linears}});
   }
   AddToReport(json);

@@ -23,17 +23,21 @@
 #include "tools/optimize/hidden_states.h"
 #include "tools/optimize/journal.h"
 #include "tools/optimize/layer_runner.h"
+#include "tools/optimize/quantized_matrix.h"
 #include "worker/formats/model_files.h"
 #include "worker/formats/model_writer.h"
 #include "worker/formats/tensor_names.h"
 
 namespace terrace {
 
+// Of one of the seven linears of a layer; of experts, of that of all of them together.
 struct LinearReport {
-  std::string name;   // of the tensor in the output
+  std::string name;   // of the tensor in the output (NameOfAllExperts)
   std::string dtype;  // as FormatName has it
-  Shape shape = {};
-  double relative_error = 0;  // of the outputs over the calibration tokens, or of the weights without any
+  Shape shape = {};   // [outputs, inputs], or [experts, outputs, inputs]
+  // Of the outputs over the calibration tokens, or of the weights without any; of experts the root of the
+  // mean of their squares, and the largest.
+  double relative_error = 0, largest_error = 0;
 };
 
 struct LayerReport {
@@ -63,19 +67,18 @@ struct RewriteReport {
 };
 
 // A layer as it is written.
-struct RewrittenLayer {
-  std::vector<float> attention_norm, ffn_norm;
-  LayerVectors vectors;
-  // In the order of kLinears: the data as ModelWriter takes it, and the error of each.
-  std::vector<std::vector<std::byte>> linears;
+struct RewrittenLayer : LayerVectors {
+  // Of the matrices in the order of LayerTensors, which without experts are kLinears: the data as ModelWriter
+  // takes it, and the error of each.
+  std::vector<std::vector<std::byte>> matrices;
   std::vector<double> errors;
 };
 
 // What ModelWriter takes, and kernels read, of a matrix whose rows are whole blocks.
 uint64_t MatrixBytes(DType dtype, const Shape& shape);
 
-// DATA_LOSS, reason nonfinite, where a value of a linear became infinite or not a number in `dtype`.
-Status CheckHeld(const FloatMatrix& written, DType dtype, TensorKind linear, uint32_t layer);
+// DATA_LOSS, reason nonfinite, where a value of the matrix `name` became infinite or not a number in `dtype`.
+Status CheckHeld(const FloatMatrix& written, DType dtype, const std::string& name);
 
 class ModelRewriter {
  public:
@@ -97,11 +100,13 @@ class ModelRewriter {
   virtual Json Settings() const = 0;  // all that the output follows from, beside the model and the text
   // When the text was read and the journal is open: the last moment to change config_.
   virtual Status Prepare(const Journal&) { return Status(); }
-  virtual DType DTypeOf(TensorKind kind, uint32_t layer) const = 0;     // of a matrix of the output
+  virtual DType DTypeOf(const LayerTensor& tensor, uint32_t layer) const = 0;  // of a matrix of the output
   virtual uint32_t SourceLayer(uint32_t layer) const { return layer; }  // which one becomes layer `layer`
-  // `hidden`, null without calibration, goes into the layer and becomes what comes out of the one that is
-  // written.
-  virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates* hidden) = 0;
+  // With calibration: `hidden` goes into the layer and becomes what comes out of the one that is written.
+  virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates& hidden) = 0;
+  // Without: a linear by itself.
+  virtual WrittenMatrix RewriteMatrix(const FloatMatrix& source, const LayerTensor& tensor,
+                                      uint32_t layer) = 0;
   // Where the residual stream of the output is narrower: a row of a tensor that no layer has becomes so, too.
   virtual void Narrow(TensorKind, std::vector<float>&) const {}
   virtual void AddToReport(Json&) const {}
@@ -109,6 +114,11 @@ class ModelRewriter {
   // For commands:
   bool is_calibrated() const { return !request_.calibration.path.empty(); }
   bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
+  // Calibration text does not pass layers with experts: an error that says what works instead.
+  Status NoCalibration(std::string_view instead) const;
+  // Of the matrix that chooses experts, which stays as it is: GGUF has it in F32, and of one that was
+  // quantized F32 holds all.
+  DType RouterDType(uint32_t layer) const;
   StatusOr<TensorView> Source(TensorKind kind) const;  // of those that no layer has
   StatusOr<FloatLayer> LoadSource(uint32_t layer);     // of the model that is read
   // What goes into the first layer: rows of the embedding as the output will have it.
@@ -136,7 +146,9 @@ class ModelRewriter {
   // How much more a vector's values are than what the output holds of them; and what it holds.
   float MoreThanStored(TensorKind kind) const;
   std::vector<float> Stored(TensorKind kind, std::vector<float> values) const;
-  std::vector<std::byte> MakePart(RewrittenLayer& layer, uint32_t index) const;
+  StatusOr<RewrittenLayer> RewriteByWeights(uint32_t layer);
+  std::vector<std::byte> MakePart(RewrittenLayer layer, uint32_t index) const;
+  uint64_t BytesOf(const LayerTensor& tensor, uint32_t layer) const;  // in a part
   StatusOr<std::span<const std::byte>> ReadPart(std::span<const std::byte> part, LayerReport& report) const;
   StatusOr<FloatLayer> Decode(std::span<const std::byte> tensors, uint32_t layer);
   Status CheckSource() const;

@@ -12,8 +12,8 @@
 #include "kernels/quant/weight_values.h"
 #include "tools/optimize/hessian_observer.h"
 #include "tools/optimize/input_removal.h"
+#include "tools/optimize/quantized_matrix.h"
 #include "worker/formats/byte_reader.h"
-#include "worker/formats/weight_encoding.h"
 #include "worker/tensor/held_rows.h"
 
 namespace terrace {
@@ -21,26 +21,13 @@ namespace {
 
 constexpr char kPlanPart[] = "plan";
 
-// A matrix in a float dtype.
-std::vector<std::byte> Encode(const FloatMatrix& matrix, DType dtype, ThreadPool& pool) {
-  const size_t row_bytes = matrix.columns * Info(dtype).block_bytes;
-  std::vector<std::byte> bytes(matrix.rows * row_bytes);
-  pool.ParallelFor(matrix.rows, /*grain=*/16, [&](size_t begin, size_t end) {
-    for (size_t row = begin; row < end; ++row)
-      EncodeWeights(dtype, matrix.Row(row), std::span(bytes).subspan(row * row_bytes, row_bytes));
-  });
-  return bytes;
-}
-
 // Appends `matrix` to the layer that is written; it becomes what its dtype holds of it.
 Status PutLinear(TensorKind linear, uint32_t layer, DType dtype, ThreadPool& pool, FloatMatrix& matrix,
                  RewrittenLayer& out) {
-  out.linears.push_back(Encode(matrix, dtype, pool));
-  const WeightMatrix written = {
-      .dtype = dtype, .data = out.linears.back().data(), .rows = matrix.rows, .columns = matrix.columns};
-  matrix = {};  // its memory
-  matrix = ToFloats(written, pool);
-  return CheckHeld(matrix, dtype, linear, layer);
+  WrittenMatrix written = WriteNearest(matrix, {.dtype = dtype}, /*importance=*/{}, pool);
+  out.matrices.push_back(std::move(written.bytes));
+  matrix = std::move(written.values);
+  return CheckHeld(matrix, dtype, TensorName(NameScheme::kHuggingFace, linear, layer));
 }
 
 // `count` columns of each of `heads`, side by side.
@@ -191,12 +178,6 @@ class WeightPruner final : public HessianObserver {
                FloatLayer& layer, RewrittenLayer& out)
       : HessianObserver(index, pool), request_(request), dtypes_(dtypes), values_(layer), out_(out) {}
 
-  // Without calibration.
-  Status PruneAll() {
-    for (const TensorKind linear : kLinears) RETURN_IF_ERROR(PruneLinear(linear, nullptr, nullptr));
-    return Status();
-  }
-
  private:
   Status Use(LinearInput input, const Hessian& hessian) override {
     std::optional<InverseHessian> inverse;
@@ -207,19 +188,18 @@ class WeightPruner final : public HessianObserver {
       inverse = *std::move(inverted);
     }
     for (const TensorKind linear : LinearsOf(input))
-      RETURN_IF_ERROR(PruneLinear(linear, &hessian, inverse ? &*inverse : nullptr));
+      RETURN_IF_ERROR(PruneLinear(linear, hessian, inverse ? &*inverse : nullptr));
     return Status();
   }
 
   // The linears come in the order of kLinears.
-  Status PruneLinear(TensorKind linear, const Hessian* hessian, const InverseHessian* inverse) {
+  Status PruneLinear(TensorKind linear, const Hessian& hessian, const InverseHessian* inverse) {
     if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
     FloatMatrix& matrix = values_.matrix(linear);
     FloatMatrix pruned = inverse != nullptr ? SparseGpt(matrix, request_.pattern, *inverse, pool_)
                                             : PruneByMagnitude(matrix, request_.pattern);
-    RETURN_IF_ERROR(PutLinear(linear, layer_, dtypes_[out_.linears.size()], pool_, pruned, out_));
-    out_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, pruned, *hessian, pool_)
-                                             : RelativeWeightError(matrix, pruned));
+    RETURN_IF_ERROR(PutLinear(linear, layer_, dtypes_[out_.matrices.size()], pool_, pruned, out_));
+    out_.errors.push_back(RelativeOutputError(matrix, pruned, hessian, pool_));
     matrix = std::move(pruned);
     return Status();
   }
@@ -356,6 +336,8 @@ class Pruning final : public ModelRewriter {
                                     "first the one, then, of what came out, the other"
                                   : "nothing to remove: one of --sparsity, --pattern, --remove-ffn, "
                                     "--remove-kv-heads, --remove-layers and --remove-hidden is needed");
+    if (files_.config.experts > 0 && (is_calibrated() || cuts || prune_.method.passes_errors_on))
+      return NoCalibration("--sparsity or --pattern with --method magnitude, without --calibration");
     RETURN_IF_ERROR(cuts ? CheckWholeParts() : CheckPattern());
     return Plan().status();
   }
@@ -490,11 +472,13 @@ class Pruning final : public ModelRewriter {
     return UseOfStream(energy.values(), gains, squares);
   }
 
-  DType DTypeOf(TensorKind kind, uint32_t layer) const override {
-    const auto source =
-        files_.weights->Find(TensorName(files_.config, kind, IsPerLayer(kind) ? SourceLayer(layer) : 0));
+  DType DTypeOf(const LayerTensor& tensor, uint32_t layer) const override {
+    if (tensor.kind == TensorKind::kRouter) return RouterDType(layer);
+    const bool is_of_layer = IsPerLayer(tensor.kind);
+    const auto source = files_.weights->Find(
+        TensorName(files_.config, tensor.kind, is_of_layer ? SourceLayer(layer) : 0, tensor.expert));
     if (!source.ok()) return DType::kF32;  // OpenModel found all
-    return (IsPerLayer(kind) || is_narrowed()) && IsQuantized(source->dtype) ? DType::kF16 : source->dtype;
+    return (is_of_layer || is_narrowed()) && IsQuantized(source->dtype) ? DType::kF16 : source->dtype;
   }
 
   uint32_t SourceLayer(uint32_t layer) const override {
@@ -508,17 +492,19 @@ class Pruning final : public ModelRewriter {
     row.resize(plan_.hidden.size());
   }
 
-  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates* hidden) override {
+  WrittenMatrix RewriteMatrix(const FloatMatrix& source, const LayerTensor& tensor, uint32_t layer) override {
+    return WriteNearest(PruneByMagnitude(source, prune_.pattern), {.dtype = DTypeOf(tensor, layer)},
+                        /*importance=*/{}, pool_);
+  }
+
+  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates& hidden) override {
     std::vector<DType> dtypes;
-    for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf(linear, layer));
-    if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), *hidden);
-    RewrittenLayer out = {.attention_norm = source.attention_norm,
-                          .ffn_norm = source.ffn_norm,
-                          .vectors = source.vectors,
-                          .linears = {},
-                          .errors = {}};
+    for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf({linear}, layer));
+    if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), hidden);
+    RewrittenLayer out;
+    static_cast<LayerVectors&>(out) = source;
     WeightPruner pruner(prune_, dtypes, layer, pool_, source, out);
-    RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(source, *hidden, *hidden, &pruner) : pruner.PruneAll());
+    RETURN_IF_ERROR(runner_->Run(source, hidden, hidden, &pruner));
     return out;
   }
 
@@ -591,22 +577,28 @@ class Pruning final : public ModelRewriter {
   uint32_t original_layers_ = 0;          // its first layers
 };
 
-// The matrices that a step reads whole, as this machine's kernels keep them.
+// The matrices that a step of one answer reads, as this machine's kernels keep them; of experts as many as a
+// token takes.
 struct StepWeights {
   uint64_t bytes = 0;
   bool has_two_of_four = false;
 };
 StatusOr<StepWeights> StepWeightsOf(const ModelFiles& files, ThreadPool& pool) {
   StepWeights out;
-  for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
+  const ModelConfig& config = files.config;
+  uint64_t expert_bytes = 0;  // of all
+  for (const TensorRequirement& tensor : RequiredTensors(config)) {
     if (IsVector(tensor.kind)) continue;
-    if (tensor.kind == TensorKind::kEmbedding && !files.config.tied_embeddings) continue;
+    if (tensor.kind == TensorKind::kEmbedding && !config.tied_embeddings) continue;
     ASSIGN_OR_RETURN(const TensorView view, files.weights->Find(tensor.name));
     ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(view, pool));
-    const GemmWeights layout = CpuOps().layout(held.matrix(), ComputeType::kAuto, pool);
-    out.bytes += layout.bytes;
+    const bool is_router = tensor.kind == TensorKind::kRouter;
+    const GemmWeights layout =
+        CpuOps().layout(held.matrix(), is_router ? ComputeType::kF32 : ComputeType::kAuto, pool);
+    (config.experts > 0 && IsPerExpert(tensor.kind) ? expert_bytes : out.bytes) += layout.bytes;
     out.has_two_of_four |= layout.two_of_four;
   }
+  if (config.experts > 0) out.bytes += expert_bytes * config.experts_per_token / config.experts;
   return out;
 }
 

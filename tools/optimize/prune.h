@@ -10,6 +10,9 @@
 // they have in the model as it is, which then goes over the text beside the smaller one. The output matrix
 // only loses columns: tied, it is the embedding.
 //
+// Of models with experts weights become zero by their size alone, in each expert's matrices as in other
+// linears; the matrix that chooses experts stays as it is.
+//
 // Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix, where the residual stream
 // becomes narrower a third layer in f32; hidden states are in two files where whole parts go, in three where
 // the stream becomes narrower.
@@ -46,7 +49,7 @@ struct PruneRequest : RewriteRequest {
 };
 
 struct PruneReport : RewriteReport {
-  // Of matrices, as a CPU worker of this machine keeps them in memory and reads them in each step.
+  // Of matrices, as a CPU worker of this machine keeps them in memory and reads them in a step of one answer.
   uint64_t step_bytes_before = 0, step_bytes_after = 0;
   double ffn_removed = 0;        // of the feed-forward channels of the layers that stayed
   bool was_two_of_four = false;  // zeros of some matrix were skipped before

@@ -45,6 +45,11 @@ StatusOr<ModelConfig> TargetConfig(const ModelConfig& source, const QuantizeTarg
     ASSIGN_OR_RETURN(config, AsGgufConfig(source));
   }
   config.quantization = TargetQuantization(target, is_mixed);
+  if (config.quantization && config.experts > 0) {
+    for (uint32_t layer = 0; layer < config.layers; ++layer)
+      config.quantization->float_modules.emplace_back(
+          ModuleOf(TensorName(config, TensorKind::kRouter, layer)));
+  }
   return config;
 }
 
@@ -130,6 +135,8 @@ class Quantization final : public ModelRewriter {
 
   Status Check() override {
     const QuantizeMethod& method = quantize_.method;
+    if (files_.config.experts > 0 && (is_calibrated() || method.needs_calibration() || is_mixed()))
+      return NoCalibration("--method rtn, without --calibration, --imatrix, --fit and --faster");
     if (!method.passes_errors_on && (quantize_.act_order || quantize_.damping != kDefaultDamping))
       return InvalidArgument("--method ", method.name,
                              " has neither --damping nor --act-order; they are of gptq and awq-gptq");
@@ -256,7 +263,7 @@ class Quantization final : public ModelRewriter {
     std::vector<uint64_t> costs;
     for (const TensorRequirement& tensor : RequiredTensors(config_)) {
       costs.push_back(IsReadByTokens(config_, tensor.kind)
-                          ? MatrixBytes(DTypeOf(tensor.kind, tensor.layer), tensor.shape)
+                          ? MatrixBytes(DTypeOf({tensor.kind}, tensor.layer), tensor.shape)
                           : 0);
     }
     return costs;
@@ -360,10 +367,8 @@ class Quantization final : public ModelRewriter {
     for (uint32_t layer = 0; layer < config_.layers; ++layer) {
       for (const TensorKind linear : kLinears) {
         const LinearFormat& format = FormatOf(linear, layer);
-        std::string module = TensorName(config_, linear, layer);
-        module.resize(module.rfind('.'));  // ".weight"
         std::vector<std::string>& modules = format.dtype == DType::kInt8 ? int8 : int4;
-        (format.blocks ? modules : floats).push_back(std::move(module));
+        (format.blocks ? modules : floats).emplace_back(ModuleOf(TensorName(config_, linear, layer)));
       }
     }
     if (int4.empty() && int8.empty()) {
@@ -406,9 +411,10 @@ class Quantization final : public ModelRewriter {
     return {{"linears", linears}, {"chosen", name(choice_.chosen[part])}, {"options", options}};
   }
 
-  DType DTypeOf(TensorKind kind, uint32_t layer) const override {
-    if (IsPerLayer(kind)) return FormatOf(kind, layer).dtype;
-    const auto source = Source(kind);
+  DType DTypeOf(const LayerTensor& tensor, uint32_t layer) const override {
+    if (tensor.kind == TensorKind::kRouter) return RouterDType(layer);
+    if (IsPerLayer(tensor.kind)) return FormatOf(tensor.kind, layer).dtype;
+    const auto source = Source(tensor.kind);
     return source.ok() ? EmbeddingDType(*source, quantize_.target) : DType::kF32;  // OpenModel found it
   }
 
@@ -416,19 +422,24 @@ class Quantization final : public ModelRewriter {
     return formats_[layer][PlaceOf(linear)];
   }
 
-  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates* hidden) override {
+  WrittenMatrix RewriteMatrix(const FloatMatrix& source, const LayerTensor& tensor, uint32_t layer) override {
+    return WriteNearest(source, FormatOf(tensor.kind, layer), /*importance=*/{}, pool_);
+  }
+
+  StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates& hidden) override {
     const LayerQuantizer quantizer(config_, formats_[layer],
                                    {.method = quantize_.method,
                                     .damping = quantize_.damping,
                                     .act_order = quantize_.act_order,
                                     .is_cancelled = quantize_.is_cancelled},
-                                   runner_.get(), pool_);
+                                   *runner_, pool_);
     return quantizer.Quantize(std::move(source), layer, hidden);
   }
 
   const QuantizeRequest& quantize_;
-  std::vector<std::vector<LayerFormats>> candidates_;  // of each layer, smallest first
-  std::vector<LayerFormats> formats_;                  // of each layer, what is written
+  // Of each layer; its experts are alike.
+  std::vector<std::vector<LayerFormats>> candidates_;  // smallest first
+  std::vector<LayerFormats> formats_;                  // what is written
 
   // With a budget:
   std::vector<std::vector<FormatOption>> options_;  // by PartOf, of each candidate

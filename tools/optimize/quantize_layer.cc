@@ -51,12 +51,6 @@ class LayerQuantizer::Rounder final : public HessianObserver {
   Rounder(const LayerQuantizer& quantizer, FloatLayer& layer, uint32_t index, RewrittenLayer& result)
       : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), values_(layer), result_(result) {}
 
-  // Without calibration.
-  Status RoundAll() {
-    for (const TensorKind linear : kLinears) RETURN_IF_ERROR(Round(linear, nullptr, nullptr, {}));
-    return Status();
-  }
-
  private:
   Status Use(LinearInput input, const Hessian& hessian) override {
     const Options& options = quantizer_.options_;
@@ -71,7 +65,7 @@ class LayerQuantizer::Rounder final : public HessianObserver {
       importance = hessian.Diagonal();
     }
     for (const TensorKind linear : LinearsOf(input))
-      RETURN_IF_ERROR(Round(linear, &hessian, inverse ? &*inverse : nullptr, importance));
+      RETURN_IF_ERROR(Round(linear, hessian, inverse ? &*inverse : nullptr, importance));
     return Status();
   }
 
@@ -82,7 +76,7 @@ class LayerQuantizer::Rounder final : public HessianObserver {
   }
 
   // The linears come in the order of kLinears.
-  Status Round(TensorKind linear, const Hessian* hessian, const InverseHessian* inverse,
+  Status Round(TensorKind linear, const Hessian& hessian, const InverseHessian* inverse,
                std::span<const float> importance) {
     const Options& options = quantizer_.options_;
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
@@ -97,15 +91,15 @@ class LayerQuantizer::Rounder final : public HessianObserver {
                {.searches_levels = options.method.searches_levels, .keeps_zeros = keeps_zeros}, pool_);
       written = {rounded.Bytes(), rounded.ToFloat(pool_)};
     } else if (format.blocks && options.method.scales == QuantizeMethod::Scales::kAwq) {
-      const QuantizedMatrix rounded = RoundForOutputs(matrix, *format.blocks, *hessian, pool_);
+      const QuantizedMatrix rounded = RoundForOutputs(matrix, *format.blocks, hessian, pool_);
       written = {rounded.Bytes(), rounded.ToFloat(pool_)};
     } else {
       written = WriteNearest(matrix, format, importance, pool_);
     }
-    RETURN_IF_ERROR(CheckHeld(written.values, format.dtype, linear, layer_));  // a scale may pass F16
-    result_.errors.push_back(hessian != nullptr ? RelativeOutputError(matrix, written.values, *hessian, pool_)
-                                                : RelativeWeightError(matrix, written.values));
-    result_.linears.push_back(std::move(written.bytes));
+    RETURN_IF_ERROR(CheckHeld(written.values, format.dtype,  // a scale may pass F16
+                              TensorName(NameScheme::kHuggingFace, linear, layer_)));
+    result_.errors.push_back(RelativeOutputError(matrix, written.values, hessian, pool_));
+    result_.matrices.push_back(std::move(written.bytes));
     matrix = std::move(written.values);
     return Status();
   }
@@ -116,18 +110,16 @@ class LayerQuantizer::Rounder final : public HessianObserver {
 };
 
 StatusOr<RewrittenLayer> LayerQuantizer::Quantize(FloatLayer layer, uint32_t index,
-                                                  HiddenStates* hidden) const {
+                                                  HiddenStates& hidden) const {
   if (options_.method.scales != QuantizeMethod::Scales::kNone) {
     ScaleChooser chooser(*this, layer, index);
-    RETURN_IF_ERROR(runner_->Show(layer, *hidden, chooser));
+    RETURN_IF_ERROR(runner_.Show(layer, hidden, chooser));
     chooser.Fold(layer);
   }
   RewrittenLayer result;
-  result.attention_norm = layer.attention_norm;
-  result.ffn_norm = layer.ffn_norm;
-  result.vectors = layer.vectors;
+  static_cast<LayerVectors&>(result) = layer;
   Rounder rounder(*this, layer, index, result);
-  RETURN_IF_ERROR(runner_ != nullptr ? runner_->Run(layer, *hidden, *hidden, &rounder) : rounder.RoundAll());
+  RETURN_IF_ERROR(runner_.Run(layer, hidden, hidden, &rounder));
   return result;
 }
 

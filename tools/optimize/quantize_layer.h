@@ -1,5 +1,5 @@
-// Quantizes one layer: the linears of each of its inputs in turn, each on what the quantized ones before it
-// make. One thread at a time.
+// Quantizes one layer by calibration text: the linears of each of its inputs in turn, each on what the
+// quantized ones before it make. One thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -40,15 +40,15 @@ class LayerQuantizer {
     std::function<bool()> is_cancelled = nullptr;  // asked before each linear
   };
   // `formats` are of the linears, in the order of kLinears; they, `config`, `runner` and `pool` outlive the
-  // object. A null `runner`, for methods that need no calibration: weights alone.
+  // object.
   LayerQuantizer(const ModelConfig& config, std::span<const LinearFormat> formats, Options options,
-                 LayerRunner* runner, ThreadPool& pool)
+                 LayerRunner& runner, ThreadPool& pool)
       : config_(config), formats_(formats), options_(std::move(options)), runner_(runner), pool_(pool) {}
 
-  // Layer `index` of the model. With a runner `hidden` goes into the layer and becomes what comes out of the
-  // quantized one; without, it is null. CANCELLED, the errors of HessianObserver and InvertHessian,
-  // DATA_LOSS, reason nonfinite, for weights that the format cannot hold.
-  StatusOr<RewrittenLayer> Quantize(FloatLayer layer, uint32_t index, HiddenStates* hidden) const;
+  // Layer `index` of the model. `hidden` goes into the layer and becomes what comes out of the quantized one.
+  // CANCELLED, the errors of HessianObserver and InvertHessian, DATA_LOSS, reason nonfinite, for weights that
+  // the format cannot hold.
+  StatusOr<RewrittenLayer> Quantize(FloatLayer layer, uint32_t index, HiddenStates& hidden) const;
 
  private:
   class ScaleChooser;
@@ -57,7 +57,7 @@ class LayerQuantizer {
   const ModelConfig& config_;
   const std::span<const LinearFormat> formats_;
   const Options options_;
-  LayerRunner* const runner_;
+  LayerRunner& runner_;
   ThreadPool& pool_;
 };
 

@@ -117,16 +117,18 @@ WrittenMatrix WriteNearest(const FloatMatrix& matrix, const LinearFormat& format
     return {rounded.Bytes(), rounded.ToFloat(pool)};
   }
   WrittenMatrix out;
-  out.bytes.resize(matrix.values.size() * Info(format.dtype).block_bytes);
-  if (format.is_fp8) {
-    const size_t row_bytes = out.bytes.size() / matrix.rows;
-    pool.ParallelFor(matrix.rows, /*grain=*/4, [&](size_t begin, size_t end) {
-      for (size_t row = begin; row < end; ++row)
-        RoundToFp8(matrix.Row(row), std::span(out.bytes).subspan(row * row_bytes, row_bytes));
-    });
-  } else {
-    EncodeWeights(format.dtype, matrix.values, out.bytes);
-  }
+  const size_t row_bytes = matrix.columns * Info(format.dtype).block_bytes;
+  out.bytes.resize(matrix.rows * row_bytes);
+  pool.ParallelFor(matrix.rows, /*grain=*/4, [&](size_t begin, size_t end) {
+    for (size_t row = begin; row < end; ++row) {
+      const auto bytes = std::span(out.bytes).subspan(row * row_bytes, row_bytes);
+      if (format.is_fp8) {
+        RoundToFp8(matrix.Row(row), bytes);
+      } else {
+        EncodeWeights(format.dtype, matrix.Row(row), bytes);
+      }
+    }
+  });
   out.values = ToFloats(
       {.dtype = format.dtype, .data = out.bytes.data(), .rows = matrix.rows, .columns = matrix.columns},
       pool);

@@ -72,7 +72,9 @@ class SensitivityMeter::Observer final : public HessianObserver {
       for (size_t i = 0; i < formats_.size(); ++i) {
         const LinearFormat& format = formats_[i][PlaceOf(linear)];
         FloatMatrix rounded = WriteNearest(matrix, format, {}, pool_).values;
-        if (i == 0) RETURN_IF_ERROR(CheckHeld(rounded, format.dtype, linear, layer_));
+        if (i == 0)
+          RETURN_IF_ERROR(
+              CheckHeld(rounded, format.dtype, TensorName(NameScheme::kHuggingFace, linear, layer_)));
         const double error = RelativeOutputError(matrix, rounded, hessian, pool_);
         errors[i] += error * error;
         if (i == 0) smallest_.matrix(linear) = std::move(rounded);

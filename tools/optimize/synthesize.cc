@@ -24,6 +24,7 @@ class Synthesis {
             uint64_t total_bytes)
       : request_(request),
         config_(config),
+        folder_config_(AsFolderConfig(config)),
         writer_(writer),
         pool_(request.threads),
         total_bytes_(total_bytes) {}
@@ -44,8 +45,8 @@ class Synthesis {
     const uint64_t chunk_rows = std::max<uint64_t>(1, kChunkBytes / row_bytes);
     const bool is_rotated = tensor.kind == TensorKind::kQuery || tensor.kind == TensorKind::kKey;
     // Named as in a folder, whatever is written, so that both formats have the same values.
-    const RandomMatrix matrix(request_.seed, TensorName(NameScheme::kHuggingFace, tensor.kind, tensor.layer),
-                              columns);
+    const RandomMatrix matrix(request_.seed,
+                              TensorName(folder_config_, tensor.kind, tensor.layer, tensor.expert), columns);
     for (uint64_t first = 0; first < rows; first += chunk_rows) {
       const uint64_t count = std::min(chunk_rows, rows - first);
       bytes_.resize(count * row_bytes);
@@ -73,6 +74,7 @@ class Synthesis {
 
   const ModelToSynthesize& request_;
   const ModelConfig& config_;
+  const ModelConfig folder_config_;
   ModelWriter& writer_;
   ThreadPool pool_;
   std::vector<std::byte> bytes_;  // of one chunk
@@ -88,6 +90,7 @@ bool HasMoreBits(uint32_t layer, uint32_t layers) {
 }  // namespace
 
 DType SynthesizedDType(const ModelToSynthesize& request, const TensorRequirement& tensor) {
+  if (tensor.kind == TensorKind::kRouter) return DType::kF32;
   const bool is_output = tensor.kind == TensorKind::kOutput ||
                          (tensor.kind == TensorKind::kEmbedding && request.config.tied_embeddings);
   const bool is_sensitive = tensor.kind == TensorKind::kValue || tensor.kind == TensorKind::kDown;

@@ -21,8 +21,10 @@ enum class ModelFormat : uint8_t { kGguf, kSafetensors };
 struct ModelToSynthesize {
   std::string path;
   ModelFormat format = ModelFormat::kGguf;
-  ModelConfig config;         // valid; its naming follows the format
-  DType dtype = DType::kF16;  // of the matrices; norms are F32 and 1
+  ModelConfig config;  // valid; its naming follows the format
+  // Of the matrices but those that choose experts, which are F32, as in llama.cpp's files; norms are F32
+  // and 1.
+  DType dtype = DType::kF16;
   // llama.cpp's "_M" mixture: Q6_K for the output matrix and, in about half of the layers, for values and
   // down projections.
   bool more_bits = false;

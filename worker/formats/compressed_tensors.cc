@@ -521,6 +521,8 @@ bool IsStoredInParts(const WeightQuantization& quantization, DType dtype) {
   return dtype == KernelDType(quantization) || (dtype == DType::kInt8 && quantization.has_int8_too);
 }
 
+std::string_view ModuleOf(std::string_view tensor) { return tensor.substr(0, tensor.rfind('.')); }
+
 std::string FormatName(DType dtype, uint32_t group) {
   const bool is_int4 = dtype == DType::kInt4G32 || dtype == DType::kInt4G128;
   return is_int4 && group > 0 ? Concat("INT4_G", group) : std::string(Info(dtype).name);

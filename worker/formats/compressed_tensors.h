@@ -51,6 +51,9 @@ DType KernelDType(const WeightQuantization& quantization);
 // Whether a layer's matrices of `dtype` are stored as above, rather than as floats or not at all.
 bool IsStoredInParts(const WeightQuantization& quantization, DType dtype);
 
+// The module that a tensor belongs to, as config.json names it: "model.layers.0.mlp.gate" of its weight.
+std::string_view ModuleOf(std::string_view tensor);
+
 // What people call weights of `dtype`: INT4 after the `group` of columns that share a scale (INT4_G64), which
 // the kernels' dtype does not tell. 0: not known, or not of INT4.
 std::string FormatName(DType dtype, uint32_t group);

@@ -28,7 +28,8 @@ struct WeightQuantization {
   bool has_int8_too = false;    // of 4 bits: some matrices are of 8 bits instead
   bool is_float = false;        // of 8 bits: FP8 E4M3, which becomes BF16 when it is opened; else INT8
   // What config.json tells other loaders of matrices that differ, by the names of their modules; here the
-  // tensors of each matrix say what it is. The first two with has_int8_too; floats are only written.
+  // tensors of each matrix say what it is. The first two with has_int8_too; floats are only written, and tell
+  // a writer of FP8 which matrices of BF16 stay as they are.
   std::vector<std::string> int4_modules = {}, int8_modules = {}, float_modules = {};
   friend bool operator==(const WeightQuantization&, const WeightQuantization&) = default;
 };

@@ -67,10 +67,11 @@ StatusOr<std::string> GgufHeadOf(const ModelToWrite& model, const std::vector<ui
 }
 
 // Whether a folder stores this tensor in parts (compressed_tensors.h): one of a layer. What FP8 becomes an
-// embedding may be, too.
+// embedding may be, too, and matrices that are left.
 bool IsInParts(const std::optional<WeightQuantization>& quantization, const ModelToWrite::Tensor& tensor) {
   return quantization && IsStoredInParts(*quantization, tensor.dtype) &&
-         tensor.name.starts_with("model.layers.");
+         tensor.name.starts_with("model.layers.") &&
+         std::ranges::count(quantization->float_modules, ModuleOf(tensor.name)) == 0;
 }
 
 // What Append takes of each tensor.

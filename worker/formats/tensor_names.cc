@@ -1,5 +1,7 @@
 #include "worker/formats/tensor_names.h"
 
+#include <optional>
+
 namespace terrace {
 namespace {
 
@@ -67,18 +69,20 @@ std::string NameIn(NameScheme scheme, const Names& names, TensorKind kind, uint3
   return NameIn(scheme, scheme == NameScheme::kGguf ? names.gguf : names.hugging_face, kind, layer);
 }
 
-// What follows "model.layers.N." and "blk.N.".
-std::string ExpertName(const ModelConfig& config, TensorKind kind, uint32_t expert) {
+// What follows "model.layers.N." and "blk.N.". No expert: of all of them.
+std::string ExpertName(const ModelConfig& config, TensorKind kind, std::optional<uint32_t> expert) {
   struct ExpertNames {
     std::string_view mixtral, others, gguf;
   };
   const ExpertNames names = kind == TensorKind::kGate ? ExpertNames{"w1", "gate_proj", "ffn_gate"}
                             : kind == TensorKind::kUp ? ExpertNames{"w3", "up_proj", "ffn_up"}
                                                       : ExpertNames{"w2", "down_proj", "ffn_down"};
-  if (config.names == NameScheme::kGguf) return Concat(names.gguf, ".", expert, ".weight");
+  if (config.names == NameScheme::kGguf)
+    return Concat(names.gguf, expert ? Concat(".", *expert) : "_exps", ".weight");
   const bool is_mixtral = config.family == "mixtral";
-  return Concat(is_mixtral ? "block_sparse_moe.experts." : "mlp.experts.", expert, ".",
-                is_mixtral ? names.mixtral : names.others, ".weight");
+  return Concat(is_mixtral ? "block_sparse_moe.experts." : "mlp.experts.",
+                expert ? std::to_string(*expert) : "*", ".", is_mixtral ? names.mixtral : names.others,
+                ".weight");
 }
 
 }  // namespace
@@ -89,6 +93,11 @@ std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t laye
   if (kind == TensorKind::kRouter && config.names == NameScheme::kHuggingFace && config.family == "mixtral")
     return NameIn(config.names, "block_sparse_moe.gate.weight", kind, layer);
   return NameIn(config.names, NamesOf(kind, config.has_post_norms), kind, layer);
+}
+
+std::string NameOfAllExperts(const ModelConfig& config, TensorKind kind, uint32_t layer) {
+  if (config.experts == 0 || !IsPerExpert(kind)) return TensorName(config, kind, layer);
+  return NameIn(config.names, ExpertName(config, kind, std::nullopt), kind, layer);
 }
 
 std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer) {

@@ -76,6 +76,9 @@ inline constexpr std::string_view kRopeDivisorsName = "rope_freqs.weight";
 // `expert` for kinds per expert of models that have them, alone. What experts have is in GGUF called as its
 // first writers did, "blk.3.ffn_up.5.weight"; files since then stack it (expert_stacks.h).
 std::string TensorName(const ModelConfig& config, TensorKind kind, uint32_t layer = 0, uint32_t expert = 0);
+// That of experts, for all of a layer together: "model.layers.3.mlp.experts.*.up_proj.weight", or the stack
+// "blk.3.ffn_up_exps.weight". Of other tensors it is TensorName.
+std::string NameOfAllExperts(const ModelConfig& config, TensorKind kind, uint32_t layer);
 // Of matrices that all families call alike.
 std::string TensorName(NameScheme scheme, TensorKind kind, uint32_t layer = 0);
 
