@@ -93,8 +93,9 @@ Status ModelRewriter::CheckRequest() const {
 
 Status ModelRewriter::NoCalibration(std::string_view instead) const {
   return WithReason(
-      Unimplemented(request_.model, ": has ", files_.config.experts,
-                    " experts in each layer, which calibration text does not pass; what works is ", instead),
+      InvalidArgument(request_.model, ": has ", files_.config.experts,
+                      " experts in each layer, which calibration text does not pass; what works is ",
+                      instead),
       "unsupported_model");
 }
 

@@ -114,7 +114,8 @@ class ModelRewriter {
   // For commands:
   bool is_calibrated() const { return !request_.calibration.path.empty(); }
   bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
-  // Calibration text does not pass layers with experts: an error that says what works instead.
+  // Calibration text does not pass layers with experts: INVALID_ARGUMENT, reason unsupported_model, that says
+  // what works instead.
   Status NoCalibration(std::string_view instead) const;
   // Of the matrix that chooses experts, which stays as it is: GGUF has it in F32, and of one that was
   // quantized F32 holds all.

@@ -13,9 +13,9 @@
 // Of models with experts each expert's matrices are linears of the layer, and the matrix that chooses experts
 // stays as it is. Calibration text does not pass them: their weights alone are rounded.
 //
-// Memory without calibration text: a matrix in f32, what becomes of it, and a layer as it is written. With
-// it, whatever the length of the text (but for its tokens): two layers in f32, three while sensitivities are
-// measured, Hessians of one input (8 bytes * inputs^2, three times while it is inverted), and what
+// Memory without calibration text: a matrix in f32, what becomes of it, and two layers as they are written.
+// With it, whatever the length of the text (but for its tokens): two layers in f32, three while sensitivities
+// are measured, Hessians of one input (8 bytes * inputs^2, three times while it is inverted), and what
 // layer_runner.h says of a piece; docs/how-to/quantize.md has the sum. Hidden states are in a file of the
 // journal's folder, 4 bytes * tokens * hidden, twice with scales (AWQ, SmoothQuant).
 #pragma once

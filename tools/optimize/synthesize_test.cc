@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <filesystem>
+#include <map>
+#include <set>
 
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
@@ -114,6 +116,37 @@ TEST_F(SynthesizeTest, BothFormatsAnswerAlike) {
     ASSERT_EQ(a.size(), b.size());
     // The same products in another order of the elements of Q and K: some last bits.
     for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-4) << i;
+  }
+}
+
+// Each expert is another, in both formats the same; what chooses them is F32 whatever the others are.
+TEST_F(SynthesizeTest, ModelsWithExpertsAreWrittenToo) {
+  for (const std::string family : {"mixtral", "qwen3_moe"}) {
+    SCOPED_TRACE(family);
+    std::map<std::string, std::vector<float>> logits;
+    for (const std::string& name : {family, family + ".gguf"}) {
+      const bool is_gguf = name.ends_with(".gguf");
+      ModelToSynthesize request =
+          Request(name, is_gguf ? ModelFormat::kGguf : ModelFormat::kSafetensors, DType::kF16);
+      request.config.family = family;
+      request.config.has_head_norms = family == "qwen3_moe";
+      request.config.experts = 4;
+      request.config.experts_per_token = 2;
+      request.config.normalizes_experts = true;
+      Written(request);
+      const ModelFiles files = OpenTestModel(request.path);
+      EXPECT_EQ(files.config.experts, 4u);
+      std::set<std::string> ups;
+      for (const TensorRequirement& tensor : RequiredTensors(files.config)) {
+        const TensorView view = files.weights->Find(tensor.name).value();
+        EXPECT_EQ(view.dtype,
+                  IsVector(tensor.kind) || tensor.kind == TensorKind::kRouter ? DType::kF32 : DType::kF16);
+        if (tensor.kind == TensorKind::kUp) ups.emplace(reinterpret_cast<const char*>(view.data), view.bytes);
+      }
+      EXPECT_EQ(ups.size(), 3u * 4) << "layers, and experts of each";
+      logits[name] = LogitsOf(request.path);
+    }
+    EXPECT_LT(LargestDifference(logits[family], logits[family + ".gguf"]), 1e-4);
   }
 }
 

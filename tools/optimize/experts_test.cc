@@ -1,0 +1,397 @@
+// Models with experts are rewritten by their weights: the matrices of every expert, and nothing of what
+// chooses experts.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+
+#include "base/mapped_file.h"
+#include "gtest/gtest.h"
+#include "tools/optimize/prune.h"
+#include "tools/optimize/synthesize.h"
+#include "tools/optimize/synthetic_text.h"
+#include "tools/optimize/testing_quantize.h"
+#include "worker/formats/model_writer.h"
+#include "worker/formats/weight_encoding.h"
+#include "worker/model/model_testing.h"
+
+namespace terrace {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kFamilies[] = {"mixtral", "qwen3_moe"};
+constexpr const char* kData = "tests/families/data/";  // of BF16, whose down has rows of 40
+
+// Rows are whole blocks of every format. All experts are taken, so that no rounding changes which.
+ModelConfig ConfigOf(const std::string& family) {
+  ModelConfig config = RandomModel::SmallConfig(/*vocab_size=*/300);
+  config.family = family;
+  config.has_head_norms = family == "qwen3_moe";
+  config.ffn_size = 512;
+  config.experts = config.experts_per_token = 3;
+  config.normalizes_experts = true;  // as GGUF has it
+  config.tied_embeddings = false;
+  return config;
+}
+
+class ExpertsTest : public testing::Test {
+ protected:
+  ExpertsTest() {
+    fs::remove_all(folder_);
+    fs::create_directory(folder_);
+  }
+  // Writes a model with random matrices of F32.
+  std::string Source(const ModelConfig& config, const std::string& name) const {
+    ModelToSynthesize request;
+    request.path = folder_ / name;
+    request.format = name.ends_with(".gguf") ? ModelFormat::kGguf : ModelFormat::kSafetensors;
+    request.config = config;
+    request.dtype = DType::kF32;
+    request.seed = 5;
+    request.text = ByteLevelText();
+    request.threads = 2;
+    const auto written = Synthesize(request);
+    CHECK(written.ok(), Message(written.status()));
+    return request.path;
+  }
+  QuantizeRequest To(std::string_view target, const std::string& model, const std::string& out) const {
+    QuantizeRequest request;
+    request.model = model;
+    request.out = folder_ / out;
+    request.target = Named(kQuantizeTargets, target);
+    request.method = Named(kQuantizeMethods, "rtn");
+    request.threads = 2;
+    return request;
+  }
+  PruneRequest Zeros(const SparsityPattern& pattern, const std::string& model, const std::string& out) const {
+    PruneRequest request;
+    request.model = model;
+    request.out = folder_ / out;
+    request.method = Named(kPruneMethods, "magnitude");
+    request.pattern = pattern;
+    request.threads = 2;
+    return request;
+  }
+  const fs::path folder_ = fs::path(testing::TempDir()) / "experts";
+};
+
+// The rows of queries and keys as folders have them, whatever the file.
+FloatMatrix MatrixIn(const ModelFiles& files, const TensorRequirement& tensor) {
+  ThreadPool pool(2);
+  const auto matrix = LoadMatrix(files.config, *files.weights, {tensor.kind, tensor.expert}, tensor.layer,
+                                 RopePairing::kHalves, pool);
+  CHECK(matrix.ok(), Message(matrix.status()));
+  return *matrix;
+}
+
+std::string NameIn(const ModelFiles& files, const TensorRequirement& tensor) {
+  return TensorName(files.config, tensor.kind, tensor.layer, tensor.expert);
+}
+
+bool IsLinear(TensorKind kind) { return IsPerLayer(kind) && !IsVector(kind) && kind != TensorKind::kRouter; }
+
+// Of the tensors of layers that are no linears: norms and what chooses experts.
+void ExpectTheRestIsUntouched(const ModelFiles& before, const ModelFiles& after) {
+  const bool is_gguf = after.config.names == NameScheme::kGguf;
+  size_t routers = 0;
+  for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+    if (!IsPerLayer(tensor.kind)) continue;
+    if (IsVector(tensor.kind)) {
+      EXPECT_EQ(LoadVector(after.config, *after.weights, tensor.kind, tensor.layer).value(),
+                LoadVector(before.config, *before.weights, tensor.kind, tensor.layer).value());
+    } else if (tensor.kind == TensorKind::kRouter) {
+      ++routers;
+      EXPECT_EQ(MatrixIn(after, tensor).values, MatrixIn(before, tensor).values) << tensor.name;
+      const DType was = before.weights->Find(tensor.name).value().dtype;
+      EXPECT_EQ(after.weights->Find(NameIn(after, tensor)).value().dtype,
+                is_gguf || IsQuantized(was) ? DType::kF32 : was);
+    }
+  }
+  EXPECT_EQ(routers, before.config.layers);
+}
+
+// Of all logits of a text: the root of the squares of the difference over those of the logits.
+double LogitsMoved(const ModelFiles& before, const ModelFiles& after) {
+  const auto tokens = RandomTokens(40, before.config.vocab_size, /*seed=*/3);
+  const auto logits = [&](const ModelFiles& files) {
+    TestModel model(files.config, *files.weights, CpuOps(), /*threads=*/2);
+    return SequenceLogits(model, tokens);
+  };
+  const std::vector<float> a = logits(before), b = logits(after);
+  CHECK(a.size() == b.size());
+  double error = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    error += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+    size += double{a[i]} * a[i];
+  }
+  return std::sqrt(error / size);
+}
+
+// `step` is that of the format's levels, as a part of the largest weight of a row.
+void ExpectWithinStep(const ModelFiles& before, const ModelFiles& after, double step) {
+  for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+    if (!IsLinear(tensor.kind)) continue;
+    const FloatMatrix was = MatrixIn(before, tensor), is = MatrixIn(after, tensor);
+    for (size_t row = 0; row < was.rows; ++row) {
+      float largest = 0, moved = 0;
+      for (size_t i = 0; i < was.columns; ++i) {
+        largest = std::max(largest, std::abs(was.Row(row)[i]));
+        moved = std::max(moved, std::abs(is.Row(row)[i] - was.Row(row)[i]));
+      }
+      ASSERT_LE(moved, 1.01 * step * largest) << tensor.name << " row " << row;  // scales are of F16
+      ASSERT_GT(moved, 0) << tensor.name << " row " << row;
+    }
+  }
+}
+
+TEST_F(ExpertsTest, EveryFormatRoundsEveryExpertFromEitherFileAlike) {
+  const struct {
+    std::string_view target;
+    // The second part of Q6_K's: a block of 256 has the scale of each 16 in 8 bits.
+    double step, moved;  // of logits: some 1.6 times what was measured
+  } cases[] = {{"int8", 1.0 / 127, 0.05},
+               {"fp8", 1.0 / 8, 0.2},
+               {"int4-g32", 2.0 / 15, 0.5},
+               {"int4-g64", 2.0 / 15, 0.5},
+               {"int4-g128", 2.0 / 15, 0.5},
+               {"q8_0", 1.0 / 127, 0.05},
+               {"q6_k", 1.0 / 32 + 1.0 / 127, 0.15},
+               {"q4_k", 2.0 / 15, 0.5},
+               {"q4_0", 1.0 / 8, 0.5}};
+  static_assert(std::size(cases) == std::size(kQuantizeTargets));
+  for (const std::string family : kFamilies) {
+    const ModelConfig config = ConfigOf(family);
+    const std::string folder = Source(config, family), gguf = Source(config, family + ".gguf");
+    const ModelFiles before = OpenTestModel(folder);
+    for (const auto& c : cases) {
+      SCOPED_TRACE(Concat(family, " to ", c.target));
+      const bool is_gguf = Named(kQuantizeTargets, c.target).is_gguf();
+      const std::string end = is_gguf ? ".gguf" : "", name = Concat(family, "-", c.target);
+      const QuantizeRequest from_folder = To(c.target, folder, name + end),
+                            from_gguf = To(c.target, gguf, name + "-of-gguf" + end);
+      const QuantizeReport report = Quantized(from_folder);
+      Quantized(from_gguf);
+      const ModelFiles after = OpenTestModel(from_folder.out), other = OpenTestModel(from_gguf.out);
+      EXPECT_EQ(after.format, is_gguf ? "gguf" : "safetensors");
+      EXPECT_EQ(after.config.experts, config.experts);
+      ExpectWithinStep(before, after, c.step);
+      ExpectTheRestIsUntouched(before, after);
+      EXPECT_LT(LogitsMoved(before, after), c.moved);
+      EXPECT_GT(LogitsMoved(before, after), 0);
+      for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+        if (IsVector(tensor.kind)) continue;
+        EXPECT_EQ(MatrixIn(after, tensor).values, MatrixIn(other, tensor).values) << tensor.name;
+      }
+      EXPECT_EQ(report.bytes_after, QuantizedBytes(folder, from_folder.target).value());
+      EXPECT_EQ(report.parameters, report.parameters_after);
+      for (const std::string& out : {from_folder.out, from_gguf.out}) fs::remove_all(out);
+    }
+  }
+}
+
+// To a folder and to a file and back, of models whose logits others have computed.
+TEST_F(ExpertsTest, WhatChoosesExpertsStaysAsItIs) {
+  for (const std::string family : kFamilies) {
+    const std::string source = kData + family;
+    const ModelFiles before = OpenTestModel(source);
+    for (const char* target : {"int8", "fp8"}) {
+      SCOPED_TRACE(Concat(family, " to ", target));
+      const QuantizeRequest request = To(target, source, Concat(family, "-", target));
+      Quantized(request);
+      const ModelFiles after = OpenTestModel(request.out);
+      ExpectTheRestIsUntouched(before, after);
+      // Other loaders go by the names of modules.
+      std::vector<std::string> ignored = {"lm_head"};
+      for (uint32_t layer = 0; layer < before.config.layers; ++layer) {
+        ignored.push_back(
+            Concat("model.layers.", layer, family == "mixtral" ? ".block_sparse_moe.gate" : ".mlp.gate"));
+      }
+      const Json config = ParseJson(ReadFile(request.out + "/config.json").value()).value();
+      EXPECT_EQ(config["quantization_config"]["ignore"], Json(ignored));
+
+      const PruneRequest as_floats = Zeros({.share = 0.1}, request.out, Concat(family, "-floats-", target));
+      const auto pruned = Prune(as_floats);
+      ASSERT_TRUE(pruned.ok()) << pruned.status();
+      ExpectTheRestIsUntouched(before, OpenTestModel(as_floats.out));
+    }
+  }
+}
+
+// Files of others may have quantized it: F32 holds all that these hold.
+TEST_F(ExpertsTest, WhatChoosesExpertsBecomesF32WhereItWasQuantized) {
+  const ModelFiles plain = OpenTestModel(Source(ConfigOf("qwen3_moe"), "plain.gguf"));
+  ModelToWrite plan = {.config = plain.config, .text = *plain.text};
+  plan.used_tokens = plain.text->tokenizer->vocab_size();
+  const auto tensors = RequiredTensors(plain.config);
+  for (const TensorRequirement& tensor : tensors)
+    plan.tensors.push_back(
+        {tensor.name, tensor.kind == TensorKind::kRouter ? DType::kQ8_0 : DType::kF32, tensor.shape});
+  const std::string source = folder_ / "source.gguf";
+  const auto writer = ModelWriter::Create(source, plan).value();
+  for (const TensorRequirement& tensor : tensors) {
+    const TensorView view = plain.weights->Find(tensor.name).value();
+    std::vector<std::byte> bytes(view.data, view.data + view.bytes);
+    if (tensor.kind == TensorKind::kRouter) {
+      bytes.resize(ByteCount(DType::kQ8_0, tensor.shape).value());
+      EncodeWeights(DType::kQ8_0, MatrixIn(plain, tensor).values, bytes);
+    }
+    ASSERT_EQ(writer->Append(bytes), Status());
+  }
+  ASSERT_TRUE(writer->Finish().ok());
+  const ModelFiles before = OpenTestModel(source);
+  for (const char* target : {"int8", "q8_0"}) {
+    const QuantizeRequest request = To(target, source, Concat("out-", target));
+    Quantized(request);
+    ExpectTheRestIsUntouched(before, OpenTestModel(request.out));
+  }
+}
+
+TEST_F(ExpertsTest, ZerosAreExactlyWhatWasAskedInEveryExpert) {
+  for (const std::string family : kFamilies) {
+    for (const std::string& end : {std::string(), std::string(".gguf")}) {
+      const std::string source = Source(ConfigOf(family), family + end);
+      const ModelFiles before = OpenTestModel(source);
+      for (const SparsityPattern& pattern :
+           {SparsityPattern{.share = 0.3}, SparsityPattern{.kept = 2, .of = 4}}) {
+        const std::string name = Concat(family, pattern.has_groups() ? "-2of4" : "-share", end);
+        SCOPED_TRACE(name);
+        const PruneRequest request = Zeros(pattern, source, name);
+        const auto report = Prune(request);
+        ASSERT_TRUE(report.ok()) << report.status();
+        const ModelFiles after = OpenTestModel(request.out);
+        ExpectTheRestIsUntouched(before, after);
+        for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+          if (!IsLinear(tensor.kind)) continue;
+          const FloatMatrix was = MatrixIn(before, tensor), is = MatrixIn(after, tensor);
+          const auto zeros = static_cast<size_t>(std::ranges::count(is.values, 0.0f));
+          const double share = pattern.has_groups() ? 0.5 : pattern.share;
+          EXPECT_EQ(zeros, std::llround(share * static_cast<double>(is.values.size()))) << tensor.name;
+          EXPECT_TRUE(!pattern.has_groups() || HasPattern(is, pattern)) << tensor.name;
+          for (size_t i = 0; i < is.values.size(); ++i)
+            ASSERT_TRUE(is.values[i] == 0 || is.values[i] == was.values[i]) << tensor.name;
+        }
+      }
+    }
+  }
+}
+
+// A step of one answer reads the experts of its token, not all.
+TEST_F(ExpertsTest, StepsReadTheExpertsOfATokenAlone) {
+  std::vector<uint64_t> bytes;
+  for (uint32_t taken : {1, 2, 3}) {
+    ModelConfig config = ConfigOf("mixtral");
+    config.experts_per_token = taken;
+    const PruneRequest request =
+        Zeros({.share = 0.5}, Source(config, Concat("source-", taken)), Concat("out-", taken));
+    const auto report = Prune(request);
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_EQ(report->step_bytes_before, report->step_bytes_after);
+    bytes.push_back(report->step_bytes_before);
+  }
+  const ModelConfig config = ConfigOf("mixtral");
+  EXPECT_EQ(bytes[1] - bytes[0], bytes[2] - bytes[1]);
+  EXPECT_EQ(bytes[1] - bytes[0],
+            uint64_t{config.layers} * 3 * config.ffn_size * config.hidden_size * sizeof(float));
+}
+
+TEST_F(ExpertsTest, ReportsHaveSevenLinearsOfALayerHoweverManyExperts) {
+  for (const char* target : {"int8", "q8_0"}) {
+    SCOPED_TRACE(target);
+    const ModelConfig config = ConfigOf("qwen3_moe");
+    const std::string source = Source(config, Concat("source-", target));
+    const QuantizeRequest request = To(target, source, Concat("out-", target));
+    const QuantizeReport report = Quantized(request);
+    ASSERT_EQ(report.layers.size(), config.layers);
+    const ModelFiles before = OpenTestModel(source), after = OpenTestModel(request.out);
+    for (const LayerReport& layer : report.layers) {
+      ASSERT_EQ(layer.linears.size(), std::size(kLinears));
+      for (size_t i = 0; i < std::size(kLinears); ++i) {
+        const LinearReport& linear = layer.linears[i];
+        double squares = 0, largest = 0, count = 0;
+        for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+          if (tensor.layer != layer.layer || tensor.kind != kLinears[i]) continue;
+          const double error = RelativeWeightError(MatrixIn(before, tensor), MatrixIn(after, tensor));
+          squares += error * error;
+          largest = std::max(largest, error);
+          ++count;
+        }
+        EXPECT_DOUBLE_EQ(linear.relative_error, std::sqrt(squares / count)) << linear.name;
+        EXPECT_DOUBLE_EQ(linear.largest_error, largest) << linear.name;
+      }
+    }
+    const bool is_gguf = request.target.is_gguf();
+    EXPECT_EQ(report.layers[1].linears[0].name,
+              is_gguf ? "blk.1.attn_q.weight" : "model.layers.1.self_attn.q_proj.weight");
+    EXPECT_EQ(report.layers[1].linears[5].name,
+              is_gguf ? "blk.1.ffn_up_exps.weight" : "model.layers.1.mlp.experts.*.up_proj.weight");
+    EXPECT_EQ(report.layers[1].linears[5].shape, (Shape{3, 512, 256}));
+    const Json linears =
+        ParseJson(ReadFile(request.out + ".quantize.json").value()).value()["layers"][1]["linears"];
+    EXPECT_EQ(linears.size(), std::size(kLinears));
+    EXPECT_FALSE(linears[0].contains("largest_error_of_an_expert"));
+    EXPECT_EQ(linears[5]["largest_error_of_an_expert"], report.layers[1].linears[5].largest_error);
+  }
+}
+
+TEST_F(ExpertsTest, ARunThatWasEndedGoesOnToTheSameBytes) {
+  const std::string source = Source(ConfigOf("mixtral"), "source.gguf");
+  for (const char* target : {"int4-g64", "q4_k"}) {
+    SCOPED_TRACE(target);
+    const QuantizeRequest whole = To(target, source, Concat("whole-", target));
+    Quantized(whole);
+    QuantizeRequest request = To(target, source, Concat("out-", target));
+    int asked = 0;
+    request.is_cancelled = [&] { return ++asked == 20; };  // among the experts of the second layer
+    EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
+    request.is_cancelled = nullptr;
+    request.on_layer = [&](const LayerReport& layer) {
+      EXPECT_EQ(layer.was_kept, layer.layer == 0);
+      return Status();
+    };
+    Quantized(request);
+    EXPECT_EQ(BytesOf(request.out), BytesOf(whole.out));
+  }
+}
+
+TEST_F(ExpertsTest, WhatNeedsCalibrationTextIsRefusedBeforeItIsRead) {
+  const std::string source = Concat(kData, "mixtral"), absent = folder_ / "absent.jsonl";
+  const QuantizeRequest rounded = To("int8", source, "out");
+  std::vector<QuantizeRequest> quantizations;
+  for (const QuantizeMethod& method : kQuantizeMethods) {
+    if (method.needs_calibration()) quantizations.emplace_back(rounded).method = method;
+    QuantizeRequest& with_text = quantizations.emplace_back(rounded);
+    with_text.method = method;
+    with_text.calibration.path = absent;
+  }
+  quantizations.emplace_back(rounded).method.searches_levels = true;
+  quantizations.emplace_back(rounded).budget.bytes = 1 << 20;
+  quantizations.emplace_back(rounded).budget.faster = 0.1;
+  const PruneRequest zeros = Zeros({.share = 0.5}, source, "out");
+  std::vector<PruneRequest> prunings;
+  prunings.emplace_back(zeros).method = Named(kPruneMethods, "sparsegpt");
+  prunings.emplace_back(zeros).calibration.path = absent;
+  for (const Cut& cut : {Cut{.ffn_share = 0.2}, Cut{.kv_heads = 1}, Cut{.layers = 1}, Cut{.hidden = 16}}) {
+    PruneRequest& request = prunings.emplace_back(zeros);
+    request.pattern = {};
+    request.cut = cut;
+  }
+  const auto expect = [&](const Status& status, const std::string& instead) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+    EXPECT_EQ(Reason(status), "unsupported_model");
+    EXPECT_NE(Message(status).find("what works is " + instead), std::string::npos) << status;
+    EXPECT_TRUE(EntriesOf(folder_).empty());
+  };
+  for (const QuantizeRequest& request : quantizations) expect(Quantize(request).status(), "--method rtn");
+  for (const PruneRequest& request : prunings)
+    expect(Prune(request).status(), "--sparsity or --pattern with --method magnitude");
+}
+
+TEST_F(ExpertsTest, RowsThatAreNotWholeBlocksAreRefusedByName) {
+  const Status status = Quantize(To("q8_0", Concat(kData, "mixtral"), "out.gguf")).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+  EXPECT_NE(Message(status).find("ffn_down"), std::string::npos) << status;
+}
+
+}  // namespace
+}  // namespace terrace
