@@ -278,7 +278,8 @@ Status CheckTargets(std::span<const std::string> techniques, const std::string& 
   for (const std::string& name : techniques) {
     const ReportTechnique& technique = *FindTechnique(name);
     if (technique.target.empty()) continue;
-    const auto bytes = QuantizedBytes(baseline, Named(kQuantizeTargets, technique.target));
+    const auto bytes = QuantizedBytes(baseline, Named(kQuantizeTargets, technique.target),
+                                      Named(kQuantizeMethods, technique.method));
     if (!bytes.ok()) return Annotate(bytes.status(), Concat("--techniques: ", name));
     if (technique.is_mixed && mixed_bytes > 0 && mixed_bytes < *bytes)
       return InvalidArgument("--mixed-fit: ", mixed_bytes,

@@ -179,6 +179,19 @@ TEST(ExpandTechniques, AllIsWhatTheModelAndTheTextAllowAndSaysWhatIsLeftOut) {
   EXPECT_EQ(ExpandTechniques(all, nano, {.path = "/none"}, 0, notes).status().code(), StatusCode::kNotFound);
 }
 
+TEST(ExpandTechniques, OfModelsWithExpertsWhatNeedsTextIsLeftOut) {
+  const std::vector<std::string> all = {"all"};
+  std::string notes;
+  const auto out = ExpandTechniques(all, "tests/families/data/qwen3_moe",
+                                    {.path = "models/eval/calibration.jsonl"}, 0, notes);
+  ASSERT_TRUE(out.ok()) << out.status();
+  EXPECT_THAT(*out, testing::IsSupersetOf({"int8", "fp8"}));
+  for (const char* name : {"int4-gptq", "int4-awq", "mixed"}) {
+    EXPECT_THAT(*out, testing::Not(testing::Contains(name)));
+    EXPECT_THAT(notes, testing::ContainsRegex(Concat(name, ": left out: [^\n]*has 4 experts in each layer")));
+  }
+}
+
 TEST(MakeVariant, TakesWhatIsThereOnlyIfTheSameRequestMadeIt) {
   const std::string folder = testing::TempDir() + "report_variants", rows = folder + "/rows.jsonl";
   std::filesystem::remove_all(folder);

@@ -113,6 +113,7 @@ class Quantization final : public ModelRewriter {
 
   // Of the output, without a budget. Instead of Run.
   StatusOr<uint64_t> StoredBytes() {
+    RETURN_IF_ERROR(CheckExperts());
     RETURN_IF_ERROR(ListFormats());
     ASSIGN_OR_RETURN(const ModelToWrite plan, Plan());
     ASSIGN_OR_RETURN(const std::vector<uint64_t> sizes, StoredSizes(plan));
@@ -135,8 +136,7 @@ class Quantization final : public ModelRewriter {
 
   Status Check() override {
     const QuantizeMethod& method = quantize_.method;
-    if (files_.config.experts > 0 && (is_calibrated() || method.needs_calibration() || is_mixed()))
-      return NoCalibration("--method rtn, without --calibration, --imatrix, --fit and --faster");
+    RETURN_IF_ERROR(CheckExperts());
     if (!method.passes_errors_on && (quantize_.act_order || quantize_.damping != kDefaultDamping))
       return InvalidArgument("--method ", method.name,
                              " has neither --damping nor --act-order; they are of gptq and awq-gptq");
@@ -152,6 +152,12 @@ class Quantization final : public ModelRewriter {
   }
 
   bool is_mixed() const { return quantize_.budget.is_set(); }
+
+  Status CheckExperts() const {
+    if (files_.config.experts == 0) return Status();
+    if (!is_calibrated() && !quantize_.method.needs_calibration() && !is_mixed()) return Status();
+    return NoCalibration("--method rtn, without --calibration, --imatrix, --fit and --faster");
+  }
 
   Status CheckBudget() const {
     const QuantizeBudget& budget = quantize_.budget;
@@ -458,10 +464,12 @@ StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request) {
   return QuantizeReport{std::move(report), quantization.Mixture()};
 }
 
-StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target) {
+StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target,
+                                  const QuantizeMethod& method) {
   QuantizeRequest request;
   request.model = model;
   request.target = target;
+  request.method = method;
   ASSIGN_OR_RETURN(ModelFiles files, OpenModel(model));
   ASSIGN_OR_RETURN(ModelConfig config, TargetConfig(files.config, target, /*is_mixed=*/false));
   return Quantization(request, std::move(files), std::move(config)).StoredBytes();

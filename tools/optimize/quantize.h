@@ -106,7 +106,9 @@ struct QuantizeReport : RewriteReport {
 StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request);
 
 // Bytes of all weights in the file that Quantize would make of `model` with one format for all linears.
-// Errors of OpenModel; INVALID_ARGUMENT for rows that are not whole groups.
-StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target);
+// Errors of OpenModel; INVALID_ARGUMENT for rows that are not whole groups, and for a method that models with
+// experts do not have.
+StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target,
+                                  const QuantizeMethod& method = kQuantizeMethods[0]);
 
 }  // namespace terrace
