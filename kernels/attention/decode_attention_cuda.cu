@@ -12,9 +12,11 @@ bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer
 bool IsDecodable(const GpuAttentionArgs& a) {
   constexpr uint32_t kMostOfGrid = 65535;
   const GpuBatch& batch = a.batch;
-  if (batch.head_dim != 32 && batch.head_dim != 64 && batch.head_dim != 128) return false;
+  const uint32_t head_dim = batch.head_dim;
+  if (head_dim != 32 && head_dim != 64 && head_dim != 128 && head_dim != 256) return false;
   if (batch.kv_heads == 0 || batch.kv_heads > kMostOfGrid || a.count > kMostOfGrid) return false;
-  if (a.heads == 0 || a.heads % batch.kv_heads != 0 || a.heads / batch.kv_heads > 16) return false;
+  if (a.heads == 0 || a.heads % batch.kv_heads != 0) return false;
+  if (a.heads / batch.kv_heads > GpuMostGroupHeads(head_dim)) return false;
   if (a.kv.dtype == KvDType::kF32 || batch.log2_block_tokens < 4 || a.most_spans == 0) return false;
   for (const KvRows& rows : {a.kv.keys, a.kv.values}) {
     if (!IsAligned(rows.data) ||
@@ -25,8 +27,8 @@ bool IsDecodable(const GpuAttentionArgs& a) {
   if (a.q_pitch % 8 != 0 || !IsAligned(a.q) || !IsAligned(a.out)) return false;
   if (!(a.softcap >= 0)) return false;
   if (a.cos != nullptr &&
-      (decode_attention::HasLimits(a) || a.sin == nullptr || !IsAligned(a.cos) || !IsAligned(a.sin) ||
-       a.q_pitch < (a.heads + 2 * batch.kv_heads) * batch.head_dim)) {
+      (!GpuDecodeHasRope(head_dim) || decode_attention::HasLimits(a) || a.sin == nullptr ||
+       !IsAligned(a.cos) || !IsAligned(a.sin) || a.q_pitch < (a.heads + 2 * batch.kv_heads) * head_dim)) {
     return false;
   }
   return a.most_spans == 1 || (a.partials != nullptr && IsAligned(a.partials) && a.arrived != nullptr);

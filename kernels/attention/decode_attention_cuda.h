@@ -16,7 +16,7 @@ namespace terrace {
 // come before a kernel on the stream that does not follow, such as the first of a step.
 //
 // cudaErrorInvalidValue unless
-//   head_dim is 32, 64 or 128, with 1 to 16 heads to a kv head,
+//   head_dim is 32, 64 or 128, with 1 to 16 heads to a kv head, or 256, with 1 to 8 and no cos,
 //   rows are not f32, in blocks of at least 16 positions,
 //   q_pitch is a multiple of 8, and q, out, keys, values, their scales and partials are aligned to 16 bytes,
 //   cos and sin, if there are any, are too, q_pitch is at least (heads + 2 kv_heads) * head_dim, and there is

@@ -39,8 +39,11 @@ inline constexpr uint32_t kLog2GroupSpans = 2, kGroupSpans = 1u << kLog2GroupSpa
 // More heads want more accumulators, so fewer warps.
 template <uint32_t kHeadTiles>
 inline constexpr uint32_t kWarpsOf = kHeadTiles == 1 ? 8 : 4;
-template <uint32_t kHeadTiles>
-inline constexpr uint32_t kBlocksPerSm = kHeadTiles == 1 ? 2 : 3;
+// Of heads of 256 the outputs and a tile's keys and values are 192 registers: there is one head tile only.
+template <uint32_t kHeadDim, uint32_t kHeadTiles>
+inline constexpr uint32_t kBlocksPerSm = kHeadDim > 128    ? 1
+                                         : kHeadTiles == 1 ? 2
+                                                           : 3;
 
 // The rows of each KvDType: fragments of what was loaded, and the 16-bit format they, q and the weights have.
 struct BF16Rows {
@@ -664,7 +667,7 @@ TERRACE_DEVICE Part MergeUnits(const PartialPlace<kHeadDim>& place, uint32_t ite
 // A block's spans: part p of gridDim.x takes units p, p + gridDim.x, ... of `unit` spans each, 1 or
 // kGroupSpans.
 template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, bool kRopes, bool kLimits>
-TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, kBlocksPerSm<kHeadTiles>)
+TERRACE_KERNEL void TERRACE_BOUNDS(kWarpsOf<kHeadTiles>* simt::kWarp, (kBlocksPerSm<kHeadDim, kHeadTiles>))
     DecodeAttentionKernel(GpuAttentionArgs a, uint32_t log2_unit, uint32_t heads) {
   using BlockShared = Shared<Rows, kHeadDim, kHeadTiles>;
   constexpr uint32_t kWarps = kWarpsOf<kHeadTiles>, kThreads = kWarps * simt::kWarp;
@@ -856,16 +859,20 @@ constexpr DecodeGeometry GeometryOf(const GpuAttentionArgs& a) {
 template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, typename Launch>
 auto LaunchKernel(const GpuAttentionArgs& a, const Launch& launch) {
   const auto [log2_unit, parts] = GeometryOf(a);
-  return launch(a.cos != nullptr ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, true, false>
-                : HasLimits(a)   ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false, true>
-                                 : DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false, false>,
-                parts, kWarpsOf<kHeadTiles> * simt::kWarp, sizeof(Shared<Rows, kHeadDim, kHeadTiles>),
+  auto kernel = HasLimits(a) ? DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false, true>
+                             : DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, false, false>;
+  if constexpr (GpuDecodeHasRope(kHeadDim)) {
+    if (a.cos != nullptr) kernel = DecodeAttentionKernel<Rows, kHeadDim, kHeadTiles, true, false>;
+  }
+  return launch(kernel, parts, kWarpsOf<kHeadTiles> * simt::kWarp, sizeof(Shared<Rows, kHeadDim, kHeadTiles>),
                 log2_unit, a.heads / a.batch.kv_heads);
 }
 template <typename Rows, uint32_t kHeadDim, typename Launch>
 auto LaunchHeadTiles(const GpuAttentionArgs& a, const Launch& launch) {
-  return a.heads / a.batch.kv_heads <= kHeadTile ? LaunchKernel<Rows, kHeadDim, 1>(a, launch)
-                                                 : LaunchKernel<Rows, kHeadDim, 2>(a, launch);
+  if constexpr (GpuMostGroupHeads(kHeadDim) > kHeadTile) {
+    if (a.heads / a.batch.kv_heads > kHeadTile) return LaunchKernel<Rows, kHeadDim, 2>(a, launch);
+  }
+  return LaunchKernel<Rows, kHeadDim, 1>(a, launch);
 }
 template <typename Rows, typename Launch>
 auto LaunchHeadDim(const GpuAttentionArgs& a, const Launch& launch) {
@@ -874,8 +881,10 @@ auto LaunchHeadDim(const GpuAttentionArgs& a, const Launch& launch) {
       return LaunchHeadTiles<Rows, 32>(a, launch);
     case 64:
       return LaunchHeadTiles<Rows, 64>(a, launch);
-    default:
+    case 128:
       return LaunchHeadTiles<Rows, 128>(a, launch);
+    default:
+      return LaunchHeadTiles<Rows, 256>(a, launch);
   }
 }
 // launch(kernel, parts, threads, shared bytes, unit) for a grid (parts, kv_heads, count), and what it

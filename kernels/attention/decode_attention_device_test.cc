@@ -1,6 +1,8 @@
 #include "kernels/attention/decode_attention_device.h"
 
 #include <algorithm>
+#include <span>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "kernels/attention/decode_attention_testing.h"
@@ -62,12 +64,15 @@ void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
   }
 }
 
+constexpr uint32_t kEveryHeadDim[] = {32, 64, 128, 256};
+
 // Around the edges of tiles, of blocks of the pool and of spans.
 TEST(DecodeAttention, MatchesTheReference) {
   uint64_t seed = 0;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : kEveryHeadDim) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {1u, 2u, 4u, 7u, 8u, 16u}) {
+        if (group > GpuMostGroupHeads(head_dim)) continue;
         DecodeBatch batch({.dtype = dtype,
                            .heads = 2 * group,
                            .kv_heads = 2,
@@ -86,9 +91,10 @@ TEST(DecodeAttention, MatchesTheReference) {
 
 TEST(DecodeAttention, MatchesTheReferenceOfSeveralSpans) {
   uint64_t seed = 100;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : kEveryHeadDim) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {3u, 9u}) {
+        if (group > GpuMostGroupHeads(head_dim)) continue;
         DecodeBatch batch({.dtype = dtype,
                            .heads = group,
                            .head_dim = head_dim,
@@ -108,9 +114,10 @@ TEST(DecodeAttention, WindowsAndCapsMatchTheReference) {
   constexpr uint32_t kWindows[] = {0, 1, 2, 16, 17, 100, 256, 257, 600, 1024, 5000};
   constexpr float kCaps[] = {0, 30, 1};
   uint64_t seed = 300;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : kEveryHeadDim) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {3u, 9u}) {
+        if (group > GpuMostGroupHeads(head_dim)) continue;
         for (uint32_t i = 0; i < 3; ++i) {
           DecodeBatch batch({.dtype = dtype,
                              .heads = group,
@@ -135,20 +142,25 @@ TEST(DecodeAttention, WindowsAndCapsMatchTheReference) {
 
 TEST(DecodeAttention, AWindowOfTheWholeContextChangesNoBit) {
   for (const KvDType dtype : kEveryGpuKvDType) {
-    DecodeShape shape{.dtype = dtype, .head_dim = 32, .positions = {40, 299, 2570}};
-    DecodeBatch all(shape);
-    shape.window = 2571;
-    DecodeBatch limited(shape);
-    EXPECT_EQ(Attend(limited), Attend(all)) << KvDTypeName(dtype);
+    for (const auto& [head_dim, last] : {std::pair{32u, 2570u}, {256u, 300u}}) {
+      DecodeShape shape{.dtype = dtype, .head_dim = head_dim, .positions = {40, 299, last}};
+      DecodeBatch all(shape);
+      shape.window = last + 1;
+      DecodeBatch limited(shape);
+      EXPECT_EQ(Attend(limited), Attend(all)) << KvDTypeName(dtype) << ", heads of " << head_dim;
+    }
   }
 }
 
 // Scores of up to 100, and larger with every tile: what was added before must be scaled down again and again.
 TEST(DecodeAttention, TakesScoresThatGrow) {
-  for (const KvDType dtype : kEveryGpuKvDType) {
-    DecodeBatch batch(
-        {.dtype = dtype, .head_dim = 32, .positions = {100, 600}, .magnitude = 2, .growth = 0.03f});
-    ExpectReference(batch, Attend(batch));
+  for (const uint32_t head_dim : {32u, 256u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", heads of " << head_dim);
+      DecodeBatch batch(
+          {.dtype = dtype, .head_dim = head_dim, .positions = {100, 600}, .magnitude = 2, .growth = 0.03f});
+      ExpectReference(batch, Attend(batch));
+    }
   }
 }
 
@@ -157,19 +169,28 @@ TEST(DecodeAttention, TakesScoresThatGrow) {
 TEST(DecodeAttention, ATokensBitsDependOnItsPositionOnly) {
   const struct {
     KvDType dtype;
-    uint32_t group, window;
-  } cases[] = {{KvDType::kBF16, 2, 0},    {KvDType::kBF16, 9, 0}, {KvDType::kInt8, 2, 0},
-               {KvDType::kInt8, 9, 0},    {KvDType::kFp8, 2, 0},  {KvDType::kFp8, 9, 0},
+    uint32_t group, window, head_dim = 32;
+    std::vector<uint32_t> positions = {40, 2570, 700};  // 1 span, 11 in 3 groups, 3
+  } cases[] = {{KvDType::kBF16, 2, 0},
+               {KvDType::kBF16, 9, 0},
+               {KvDType::kInt8, 2, 0},
+               {KvDType::kInt8, 9, 0},
+               {KvDType::kFp8, 2, 0},
+               {KvDType::kFp8, 9, 0},
                {KvDType::kBF16, 2, 2000},  // the longest from the third span of a group, which has two
                {KvDType::kInt8, 9, 1400},  // from the last
                {KvDType::kFp8, 2, 1300},   // from the first of the second group
-               {KvDType::kF16, 9, 20}};    // one span
-  for (const auto& [dtype, group, window] : cases) {
-    SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads, window " << window);
+               {KvDType::kF16, 9, 20},     // one span
+               // 1 span and 5 in 2 groups, with a window 3 of these
+               {KvDType::kBF16, 2, 0, 256, {40, 1200}},
+               {KvDType::kInt8, 2, 600, 256, {40, 1200}}};
+  for (const auto& [dtype, group, window, head_dim, positions] : cases) {
+    SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim
+                                    << ", window " << window);
     DecodeBatch batch({.dtype = dtype,
                        .heads = group,
-                       .head_dim = 32,
-                       .positions = {40, 2570, 700},  // 1 span, 11 in 3 groups, 3
+                       .head_dim = head_dim,
+                       .positions = positions,
                        .growth = 0.001f,
                        .window = window});
     const auto expected = Attend(batch, {.seed = 1});
@@ -194,34 +215,37 @@ TEST(DecodeAttention, ATokensBitsDependOnItsPositionOnly) {
 }
 
 TEST(DecodeAttention, SumsAreInOneOrderWhateverTheGeometry) {
-  DecodeBatch batch({.heads = 4, .head_dim = 64, .positions = {2559}});  // the last of 10 spans
-  CancelSpans(batch);
-  for (const uint32_t window : {0u, 2048u, 1024u}) {  // from spans 0, 2 and 6, of groups of 4
-    GpuAttentionArgs args = batch.Args();
-    args.window = window;
-    const auto expected = Attend(batch, args, {.seed = 1});
-    for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
-                                          {.log2_unit = 0, .parts = 3},
-                                          {.log2_unit = 2, .parts = 1},
-                                          {.log2_unit = 2, .parts = 2}}) {
-      EXPECT_EQ(Attend(batch, args, {.seed = 2, .geometry = &geometry}), expected)
-          << "window " << window << ", units of " << (1 << geometry.log2_unit) << ", " << geometry.parts
-          << " parts";
+  for (const auto& [heads, head_dim] : {std::pair{4u, 64u}, {1u, 256u}}) {
+    DecodeBatch batch({.heads = heads, .head_dim = head_dim, .positions = {2559}});  // the last of 10 spans
+    CancelSpans(batch);
+    for (const uint32_t window : {0u, 2048u, 1024u}) {  // from spans 0, 2 and 6, of groups of 4
+      GpuAttentionArgs args = batch.Args();
+      args.window = window;
+      const auto expected = Attend(batch, args, {.seed = 1});
+      for (const DecodeGeometry geometry : {DecodeGeometry{.log2_unit = 0, .parts = 1},
+                                            {.log2_unit = 0, .parts = 3},
+                                            {.log2_unit = 2, .parts = 1},
+                                            {.log2_unit = 2, .parts = 2}}) {
+        EXPECT_EQ(Attend(batch, args, {.seed = 2, .geometry = &geometry}), expected)
+            << "heads of " << head_dim << ", window " << window << ", units of " << (1 << geometry.log2_unit)
+            << ", " << geometry.parts << " parts";
+      }
     }
   }
 }
 
 // A broken activation must reach the sampler, which reports it; those behind the token's position are
 // another's.
-TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
-  for (const KvDType dtype : kEveryGpuKvDType) {
+void ExpectNaNReachesItsToken(uint32_t head_dim, std::span<const KvDType> dtypes) {
+  for (const KvDType dtype : dtypes) {
     const DecodeBatch batch(
-        {.dtype = dtype, .heads = 4, .kv_heads = 2, .head_dim = 32, .positions = {300, 20}});
+        {.dtype = dtype, .heads = 4, .kv_heads = 2, .head_dim = head_dim, .positions = {300, 20}});
     DecodeBatch good = batch;
     const auto expected = Attend(good);
     for (const bool is_key : {true, false}) {
       for (const uint32_t bad : {0u, 257u, 300u, 301u}) {
-        SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << (is_key ? " key " : " value ") << bad);
+        SCOPED_TRACE(testing::Message() << "heads of " << head_dim << ", " << KvDTypeName(dtype)
+                                        << (is_key ? " key " : " value ") << bad);
         DecodeBatch broken = batch;
         const uint64_t row = KvRow(broken.Args().batch, 0, /*kv_head=*/1, bad);
         auto& data = is_key ? broken.keys : broken.values;
@@ -229,19 +253,23 @@ TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
           (is_key ? broken.key_scales : broken.value_scales)[row] = std::nanf("");
         } else {
           const size_t bytes = KvElementBytes(dtype);
-          std::fill_n(&data[(row * 32 + 3) * bytes], bytes, std::byte{0xff});
+          std::fill_n(&data[(row * head_dim + 3) * bytes], bytes, std::byte{0xff});
         }
         const auto out = Attend(broken);
         for (size_t i = 0; i < out.size(); ++i) {
-          if (i >= batch.width() || i / 64 == 0 || bad > 300) {
+          if (i >= batch.width() || i / (2 * head_dim) == 0 || bad > 300) {
             ASSERT_EQ(out[i], expected[i]) << i;
-          } else if (is_key || i % 32 == 3 || dtype == KvDType::kInt8) {
+          } else if (is_key || i % head_dim == 3 || dtype == KvDType::kInt8) {
             ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
           }
         }
       }
     }
   }
+}
+TEST(DecodeAttention, NaNUpToTheTokensPositionReachesIt) {
+  ExpectNaNReachesItsToken(32, kEveryGpuKvDType);
+  ExpectNaNReachesItsToken(256, {{KvDType::kBF16}});
 }
 
 TEST(DecodeAttention, EveryInt8CodeIsExact) {

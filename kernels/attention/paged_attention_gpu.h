@@ -47,6 +47,10 @@ struct GpuAttentionArgs {
   uint32_t run_count = 0;
 };
 
+// Of decode with heads of head_dim: most query heads to a kv head, and whether RoPE can be part of it.
+constexpr uint32_t GpuMostGroupHeads(uint32_t head_dim) { return head_dim > 128 ? 8 : 16; }
+constexpr bool GpuDecodeHasRope(uint32_t head_dim) { return head_dim <= 128; }
+
 // Of `partials`, for a decode of `count` tokens.
 constexpr uint64_t GpuAttentionPartialFloats(uint32_t count, uint32_t heads, uint32_t head_dim,
                                              uint32_t most_spans) {

@@ -18,49 +18,52 @@ cudaError_t Prepare(void (*kernel)(GpuAttentionArgs), size_t shared_bytes) {
 
 bool HasLimits(const GpuAttentionArgs& args) { return args.window != 0 || args.softcap != 0; }
 
-template <KvDType kDType, uint32_t kHeadDim, bool kLimits>
+template <typename L, bool kLimits>
 cudaError_t LaunchKernel(const GpuAttentionArgs& args, const CudaLaunch& launch) {
-  constexpr auto kernel = PrefillAttentionKernel<kDType, kHeadDim, kLimits>;
-  constexpr size_t kBytes = prefill::Layout<kDType, kHeadDim>::kBytes;
-  static const cudaError_t prepared = Prepare(kernel, kBytes);
+  constexpr auto kernel = PrefillAttentionKernel<L::kOfDType, L::kOfHeadDim, kLimits>;
+  static const cudaError_t prepared = Prepare(kernel, L::kBytes);
   if (prepared != cudaSuccess) return prepared;
-  return LaunchCuda(launch, kernel, dim3(args.heads, args.run_count), prefill::kThreads, kBytes, args);
+  return LaunchCuda(launch, kernel, dim3(args.heads, args.run_count), L::kThreads, L::kBytes, args);
 }
 
-template <KvDType kDType, uint32_t kHeadDim>
-cudaError_t Launch(const GpuAttentionArgs& args, const CudaLaunch& launch) {
-  return HasLimits(args) ? LaunchKernel<kDType, kHeadDim, true>(args, launch)
-                         : LaunchKernel<kDType, kHeadDim, false>(args, launch);
-}
-
-template <KvDType kDType>
-cudaError_t LaunchOfHeadDim(const GpuAttentionArgs& args, const CudaLaunch& launch) {
-  switch (args.batch.head_dim) {
+// visit(Layout) of the arguments; `otherwise` where there is none.
+template <KvDType kDType, typename Result, typename Visit>
+Result WithHeadDim(uint32_t head_dim, Result otherwise, const Visit& visit) {
+  switch (head_dim) {
     case 32:
-      return Launch<kDType, 32>(args, launch);
+      return visit(prefill::Layout<kDType, 32>());
     case 64:
-      return Launch<kDType, 64>(args, launch);
+      return visit(prefill::Layout<kDType, 64>());
     case 128:
-      return Launch<kDType, 128>(args, launch);
+      return visit(prefill::Layout<kDType, 128>());
+    case 256:
+      return visit(prefill::Layout<kDType, 256>());
     default:
-      return cudaErrorInvalidValue;
+      return otherwise;
   }
 }
-
-cudaError_t LaunchOfDType(const GpuAttentionArgs& args, const CudaLaunch& launch) {
+template <typename Result, typename Visit>
+Result WithLayout(const GpuAttentionArgs& args, Result otherwise, const Visit& visit) {
+  const uint32_t head_dim = args.batch.head_dim;
   switch (args.kv.dtype) {
     case KvDType::kBF16:
-      return LaunchOfHeadDim<KvDType::kBF16>(args, launch);
+      return WithHeadDim<KvDType::kBF16>(head_dim, otherwise, visit);
     case KvDType::kF16:
-      return LaunchOfHeadDim<KvDType::kF16>(args, launch);
+      return WithHeadDim<KvDType::kF16>(head_dim, otherwise, visit);
     case KvDType::kInt8:
-      return LaunchOfHeadDim<KvDType::kInt8>(args, launch);
+      return WithHeadDim<KvDType::kInt8>(head_dim, otherwise, visit);
     case KvDType::kFp8:
-      return LaunchOfHeadDim<KvDType::kFp8>(args, launch);
+      return WithHeadDim<KvDType::kFp8>(head_dim, otherwise, visit);
     case KvDType::kF32:
       break;
   }
-  return cudaErrorInvalidValue;
+  return otherwise;
+}
+
+cudaError_t LaunchMma(const GpuAttentionArgs& args, const CudaLaunch& launch) {
+  return WithLayout(args, cudaErrorInvalidValue, [&]<typename L>(L) {
+    return HasLimits(args) ? LaunchKernel<L, true>(args, launch) : LaunchKernel<L, false>(args, launch);
+  });
 }
 
 // A block stays on each multiprocessor.
@@ -103,6 +106,10 @@ PrefillKernel DefaultPrefillKernel(const GpuAttentionArgs& args) {
   return PrefillKernels(args).size() > 1 ? PrefillKernel::kWgmma : PrefillKernel::kMma;
 }
 
+size_t PrefillAttentionSharedBytes(const GpuAttentionArgs& args) {
+  return WithLayout(args, size_t{0}, [](auto layout) { return size_t{layout.kBytes}; });
+}
+
 cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, CudaLaunch launch) {
   return PrefillAttentionCuda(args, DefaultPrefillKernel(args), launch);
 }
@@ -117,7 +124,7 @@ cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, PrefillKernel ker
       !IsAligned(args.kv.keys.scales) || !IsAligned(args.kv.values.scales)) {
     return cudaErrorInvalidValue;
   }
-  if (kernel == PrefillKernel::kMma) return LaunchOfDType(args, launch);
+  if (kernel == PrefillKernel::kMma) return LaunchMma(args, launch);
   const auto kernels = PrefillKernels(args);
   if (std::find(kernels.begin(), kernels.end(), kernel) == kernels.end()) return cudaErrorNotSupported;
   return HasLimits(args) ? LaunchHopperOfHeadDim<true>(args, launch)

@@ -21,8 +21,11 @@ std::span<const PrefillKernel> PrefillKernels(const GpuAttentionArgs& args);
 // What PrefillAttentionCuda takes: kWgmma where there is one.
 PrefillKernel DefaultPrefillKernel(const GpuAttentionArgs& args);
 
-// Queues the attention of args.runs (prefill_runs.h); none launches nothing. head_dim 32, 64 or 128, a pool
-// that is not of f32, whose keys are up to 64 GiB a layer, scale above 0, softcap 0 or above; all rows
+// Shared memory that a block of kMma takes: a device whose blocks have less cannot run it.
+size_t PrefillAttentionSharedBytes(const GpuAttentionArgs& args);
+
+// Queues the attention of args.runs (prefill_runs.h); none launches nothing. head_dim 32, 64, 128 or 256, a
+// pool that is not of f32, whose keys are up to 64 GiB a layer, scale above 0, softcap 0 or above; all rows
 // aligned to 16 bytes. cudaErrorInvalidValue for anything else, cudaErrorNotSupported for a kernel that the
 // device or the arguments do not have.
 cudaError_t PrefillAttentionCuda(const GpuAttentionArgs& args, CudaLaunch launch);

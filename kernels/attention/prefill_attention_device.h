@@ -1,14 +1,15 @@
 // Prefill of paged_attention_gpu.h: FlashAttention-2 (Dao, 2023) on mma.m16n8k16.
 //
 // A block of 4 warps takes a run of queries and one head, a warp 32 of the queries: with 16, ldmatrix would
-// have to read keys and values from shared memory faster than it can. A tile is kKeys positions; while one is
+// have to read keys and values from shared memory faster than it can. A tile is 64 positions; while one is
 // multiplied the next is copied. Two blocks share a multiprocessor at head_dim 128: one is in its softmax
-// while the other multiplies.
+// while the other multiplies. At 256 outputs of 32 queries would be all registers that a thread can have: 8
+// warps take 16 of the queries each, tiles are 32 positions, and a block has the multiprocessor alone.
 //
-// Bits: tiles begin at multiples of kKeys, and what a query may not see adds exact zeros to it. So a token's
-// result depends on its own position only: not on how its prompt was cut into runs, nor on the rest of the
-// batch. With a window a run begins at the tile in which that of its first query begins; what lies before
-// that window in the tile is not read, not even in the block table.
+// Bits: tiles begin at multiples of their size, and what a query may not see adds exact zeros to it. So a
+// token's result depends on its own position only: not on how its prompt was cut into runs, nor on the rest
+// of the batch. With a window a run begins at the tile in which that of its first query begins; what lies
+// before that window in the tile is not read, not even in the block table.
 //
 // Windows and caps have instantiations of their own, kLimits: who has neither does not pay for them.
 //
@@ -23,16 +24,23 @@
 namespace terrace {
 namespace prefill {
 
-inline constexpr uint32_t kThreads = 128;
-inline constexpr uint32_t kKeys = 64;         // positions of a tile
-inline constexpr uint32_t kWarpQueries = 32;  // two tiles of mma
 inline constexpr uint32_t kTableTokens = 16;  // the smallest block
 inline constexpr float kSlack = 8;            // log2 of how far weights may pass 1, see MoveReferences
 inline constexpr float kLog2E = 1.44269504f;
 // A row's reference before it has seen a score: less than any, but finite, so that weights of what is masked
 // are 0 in a tile of which the query sees nothing, too.
 inline constexpr float kNoReference = -0x1.fffffep127f;
-static_assert(kThreads / simt::kWarp * kWarpQueries == kGpuQueryTile);
+
+// How a block shares out its work.
+template <uint32_t kHeadDim>
+struct Shape {
+  static constexpr uint32_t kKeys = kHeadDim > 128 ? 32 : 64;    // positions of a tile
+  static constexpr uint32_t kRowTiles = kHeadDim > 128 ? 1 : 2;  // of mma, of a warp's queries
+  static constexpr uint32_t kWarpQueries = 16 * kRowTiles;
+  static constexpr uint32_t kThreads = kGpuQueryTile / kWarpQueries * simt::kWarp;
+
+  using Scores = float[kRowTiles][kKeys / 8][4];  // a warp's queries by the tile's keys: accumulators
+};
 
 // Where chunk `chunk` (16 bytes) of row `row` of a tile lies: eight rows' chunks of one number, which
 // ldmatrix reads at once, lie in different banks, and so do a row's chunks. Chunks 2k and 2k + 1 lie where 0
@@ -43,9 +51,12 @@ TERRACE_DEVICE constexpr uint32_t TileByte(uint32_t row, uint32_t chunk) {
 }
 
 template <KvDType kDType, uint32_t kHeadDim>
-struct Layout {
+struct Layout : Shape<kHeadDim> {
   static_assert(kDType != KvDType::kF32);
-  static_assert(kHeadDim == 32 || kHeadDim == 64 || kHeadDim == 128);
+  static_assert(kHeadDim == 32 || kHeadDim == 64 || kHeadDim == 128 || kHeadDim == 256);
+  using Shape<kHeadDim>::kKeys, Shape<kHeadDim>::kThreads;
+  static constexpr KvDType kOfDType = kDType;
+  static constexpr uint32_t kOfHeadDim = kHeadDim;
   static constexpr bool kHasCodes = KvElementBytes(kDType) == 1, kHasScales = HasScales(kDType);
 
   // Bytes of shared memory: queries, at last outputs; two stages of keys and values; of int8 and fp8 the
@@ -58,7 +69,7 @@ struct Layout {
   static constexpr uint32_t kBytes = kBroken + kGpuQueryTile;
 
   // Blocks of a multiprocessor that registers allow.
-  static constexpr uint32_t kResident = kHeadDim == 128 ? 2 : 3;
+  static constexpr uint32_t kResident = kHeadDim > 128 ? 1 : kHeadDim == 128 ? 2 : 3;
 
   // A thread copies kCopies chunks of a tile: of rows CopyRow() + i * kCopyRows, always the same column.
   static constexpr uint32_t kPoolRowBytes = kHeadDim * KvElementBytes(kDType);
@@ -66,14 +77,14 @@ struct Layout {
   static constexpr uint32_t kCopies = kKeys * kColumns / kThreads, kCopyRows = kThreads / kColumns;
   static_assert(kCopyRows % 8 == 0);  // they are swizzled alike
 
-  // Of codes' rows of 8 chunks, eight threads take halves of two rows: the bf16 of those lie in different
-  // banks.
-  static constexpr bool kHalves = kHasCodes && kColumns == 8;
+  // Of codes' rows of 8 chunks and more, eight threads take 4 of each of two rows: the bf16 of those lie in
+  // different banks.
+  static constexpr bool kOfTwoRows = kHasCodes && kColumns >= 8;
   TERRACE_DEVICE static constexpr uint32_t CopyRow(uint32_t thread) {
-    return kHalves ? thread / 4 % 2 + thread / 16 * 2 : thread / kColumns;
+    return kOfTwoRows ? thread / 4 % 2 + thread / (2 * kColumns) * 2 : thread / kColumns;
   }
   TERRACE_DEVICE static constexpr uint32_t CopyColumn(uint32_t thread) {
-    return kHalves ? thread % 4 + thread / 8 % 2 * 4 : thread % kColumns;
+    return kOfTwoRows ? thread % 4 + thread / 8 % (kColumns / 4) * 4 : thread % kColumns;
   }
 };
 
@@ -154,7 +165,7 @@ struct Source {
 
   // What lane i has to know of the table before the tile of kPositions at `begin` is copied: the block of row
   // 16 (i % (kPositions / 16)).
-  template <uint32_t kPositions = kKeys>
+  template <uint32_t kPositions>
   TERRACE_DEVICE uint32_t Block(uint32_t begin) const {
     uint32_t position = begin + simt::Lane() % (kPositions / kTableTokens) * kTableTokens;
     if constexpr (kLimits) position = position < first ? first : position;
@@ -176,7 +187,7 @@ TERRACE_DEVICE void CopyTile(const Source<kLimits>& from, uint32_t block, uint32
   const uint32_t row = L::CopyRow(threadIdx.x), column = L::CopyColumn(threadIdx.x);
   std::byte* to =
       L::kHasCodes ? shared + L::kCodes + 16 * threadIdx.x : stage + TileByte<kHeadDim>(row, column);
-  constexpr uint32_t kStep = L::kHasCodes ? 16 * kThreads : L::kCopyRows * L::kRowBytes;
+  constexpr uint32_t kStep = L::kHasCodes ? 16 * L::kThreads : L::kCopyRows * L::kRowBytes;
   constexpr uint32_t kValues = L::kHasCodes ? L::kTileBytes / 2 : L::kTileBytes;
   const KvLayer& kv = from.args.kv;
   uint32_t mine = 0;
@@ -194,10 +205,12 @@ TERRACE_DEVICE void CopyTile(const Source<kLimits>& from, uint32_t block, uint32
     simt::CpAsync16(to + i * kStep + kValues, kv.values.data + uint64_t{chunk} * 16, counts);
   }
   if constexpr (L::kHasScales) {  // a thread of the first warp: 4 scales of keys or of values
+    static_assert(L::kKeys / 2 <= simt::kWarp);
     if (threadIdx.x >= simt::kWarp) return;
-    const uint32_t four = threadIdx.x % (kKeys / 4), position = begin + 4 * four;
+    const uint32_t four = threadIdx.x % (L::kKeys / 4), position = begin + 4 * four;
     const uint32_t at = from.Row(simt::Shuffle(block, 4 * four / kTableTokens), position);
-    const float* scales = threadIdx.x < kKeys / 4 ? kv.keys.scales : kv.values.scales;
+    if (threadIdx.x >= L::kKeys / 2) return;
+    const float* scales = threadIdx.x < L::kKeys / 4 ? kv.keys.scales : kv.values.scales;
     simt::CpAsync16(shared + L::kScales + 16 * threadIdx.x, scales + at, position <= from.last);
   }
 }
@@ -243,11 +256,11 @@ TERRACE_DEVICE void DecodeTile(uint32_t begin, uint32_t last, const std::byte* s
     TERRACE_UNROLL
     for (uint32_t i = 0; i < L::kCopies; ++i) {
       const uint32_t row = L::CopyRow(threadIdx.x) + i * L::kCopyRows;
-      const uint32_t chunk = (part * L::kCopies + i) * kThreads + threadIdx.x;
+      const uint32_t chunk = (part * L::kCopies + i) * L::kThreads + threadIdx.x;
       const uint4 codes = *reinterpret_cast<const uint4*>(shared + L::kCodes + 16 * chunk);
       float scale = 0;
       if constexpr (L::kHasScales) {
-        const auto* scales = reinterpret_cast<const float*>(shared + L::kScales) + part * kKeys;
+        const auto* scales = reinterpret_cast<const float*>(shared + L::kScales) + part * L::kKeys;
         scale = begin + row <= last ? scales[row] : 0;
       }
       const auto eight = [&](uint32_t x, uint32_t y) {
@@ -278,10 +291,11 @@ TERRACE_DEVICE void MendChunk(std::byte* chunk, const Note& note) {
 // note(i) is of row i.
 template <uint32_t kHeadDim, typename Note>
 TERRACE_DEVICE void MendValues(std::byte* values, const Note& note) {
+  using S = Shape<kHeadDim>;
   constexpr uint32_t kChunks = kHeadDim / 8;
   TERRACE_UNROLL
-  for (uint32_t i = 0; i < kKeys * kChunks / kThreads; ++i) {
-    const uint32_t row = (i * kThreads + threadIdx.x) / kChunks, chunk = threadIdx.x % kChunks;
+  for (uint32_t i = 0; i < S::kKeys * kChunks / S::kThreads; ++i) {
+    const uint32_t row = (i * S::kThreads + threadIdx.x) / kChunks, chunk = threadIdx.x % kChunks;
     MendChunk(values + TileByte<kHeadDim>(row, chunk), [&] { note(row); });
   }
 }
@@ -289,31 +303,34 @@ TERRACE_DEVICE void MendValues(std::byte* values, const Note& note) {
 // What a warp knows of its queries. Of tile `m` a lane has rows 16 m + g and 16 m + g + 8, with g = lane / 4.
 template <uint32_t kHeadDim>
 struct WarpState {
-  float out[2][kHeadDim / 8][4];  // of tile m, columns 8 n: an accumulator
-  float reference[2][2];          // of row 16 m + g + 8 h: log2 of what its weights are relative to
-  float sum[2][2];                // of the lane's weights
+  static constexpr uint32_t kRowTiles = Shape<kHeadDim>::kRowTiles;
+  float out[kRowTiles][kHeadDim / 8][4];  // of tile m, columns 8 n: an accumulator
+  float reference[kRowTiles][2];          // of row 16 m + g + 8 h: log2 of what its weights are relative to
+  float sum[kRowTiles][2];                // of the lane's weights
 };
 
-// scores[m][n] += queries * keys, the warp's 32 by the tile's 64.
+// scores[m][n] += queries * keys.
 template <uint32_t kHeadDim>
-TERRACE_DEVICE void Scores(float (&scores)[2][kKeys / 8][4], const std::byte* queries,
+TERRACE_DEVICE void Scores(typename Shape<kHeadDim>::Scores& scores, const std::byte* queries,
                            const std::byte* keys) {
+  using S = Shape<kHeadDim>;
   constexpr uint32_t kRowBytes = 2 * kHeadDim;
   const uint32_t lane = simt::Lane();
   const uint32_t query = TileByte<kHeadDim>(lane % 16, lane / 16);
   const uint32_t key = TileByte<kHeadDim>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   TERRACE_UNROLL
   for (uint32_t k = 0; k < kHeadDim / 16; ++k) {
-    uint32_t a[2][4];
+    uint32_t a[S::kRowTiles][4];
     TERRACE_UNROLL
-    for (uint32_t m = 0; m < 2; ++m) simt::LdMatrix4(a[m], queries + (query ^ (32 * k)) + m * 16 * kRowBytes);
+    for (uint32_t m = 0; m < S::kRowTiles; ++m)
+      simt::LdMatrix4(a[m], queries + (query ^ (32 * k)) + m * 16 * kRowBytes);
     TERRACE_UNROLL
-    for (uint32_t n = 0; n < kKeys / 16; ++n) {
+    for (uint32_t n = 0; n < S::kKeys / 16; ++n) {
       uint32_t b[4];
       simt::LdMatrix4(b, keys + (key ^ (32 * k)) + n * 16 * kRowBytes);
       const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
       TERRACE_UNROLL
-      for (uint32_t m = 0; m < 2; ++m) {
+      for (uint32_t m = 0; m < S::kRowTiles; ++m) {
         simt::MmaBF16(scores[m][2 * n], a[m], b0);
         simt::MmaBF16(scores[m][2 * n + 1], a[m], b1);
       }
@@ -335,11 +352,13 @@ TERRACE_DEVICE float CapScale(const GpuAttentionArgs& args) {
 TERRACE_DEVICE float CappedScore(float product, float scale) {
   return 1 - 2 * simt::Reciprocal(1 + simt::Exp2(product * scale));
 }
-TERRACE_DEVICE void Cap(float (&scores)[2][kKeys / 8][4], float scale) {
+template <uint32_t kHeadDim>
+TERRACE_DEVICE void Cap(typename Shape<kHeadDim>::Scores& scores, float scale) {
+  using S = Shape<kHeadDim>;
   TERRACE_UNROLL
-  for (uint32_t m = 0; m < 2; ++m) {
+  for (uint32_t m = 0; m < S::kRowTiles; ++m) {
     TERRACE_UNROLL
-    for (uint32_t n = 0; n < kKeys / 8; ++n) {
+    for (uint32_t n = 0; n < S::kKeys / 8; ++n) {
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 4; ++i) scores[m][n][i] = CappedScore(scores[m][n][i], scale);
     }
@@ -348,16 +367,17 @@ TERRACE_DEVICE void Cap(float (&scores)[2][kKeys / 8][4], float scale) {
 
 // -infinity where the key is behind the query, or, unless kIsBehind, before its window. Of the warp's first
 // query `edge` keys of the tile are not behind it, or are before; of each further query one more.
-template <bool kIsBehind>
-TERRACE_DEVICE void Mask(float (&scores)[2][kKeys / 8][4], int32_t edge) {
+template <uint32_t kHeadDim, bool kIsBehind>
+TERRACE_DEVICE void Mask(typename Shape<kHeadDim>::Scores& scores, int32_t edge) {
+  using S = Shape<kHeadDim>;
   const auto lane = static_cast<int32_t>(simt::Lane());
   TERRACE_UNROLL
-  for (uint32_t m = 0; m < 2; ++m) {
+  for (uint32_t m = 0; m < S::kRowTiles; ++m) {
     TERRACE_UNROLL
     for (uint32_t i = 0; i < 4; ++i) {
       const int32_t left = edge + static_cast<int32_t>(16 * m + i / 2 * 8) + lane / 4 - lane % 4 * 2;
       TERRACE_UNROLL
-      for (uint32_t n = 0; n < kKeys / 8; ++n) {
+      for (uint32_t n = 0; n < S::kKeys / 8; ++n) {
         if ((static_cast<int32_t>(8 * n + i % 2) >= left) == kIsBehind) scores[m][n][i] = -INFINITY;
       }
     }
@@ -368,17 +388,18 @@ TERRACE_DEVICE void Mask(float (&scores)[2][kKeys / 8][4], int32_t edge) {
 // only when a weight would pass 2^kSlack: after the first tile that is rare, and bf16 and f32 do not mind. A
 // row's reference depends on its own scores only, and a tile of which it sees nothing leaves it as it is.
 template <uint32_t kHeadDim>
-TERRACE_DEVICE void MoveReferences(WarpState<kHeadDim>& state, const float (&scores)[2][kKeys / 8][4],
+TERRACE_DEVICE void MoveReferences(WarpState<kHeadDim>& state, const typename Shape<kHeadDim>::Scores& scores,
                                    float scale) {
-  float largest[2][2];
+  using S = Shape<kHeadDim>;
+  float largest[S::kRowTiles][2];
   bool is_far = false;
   TERRACE_UNROLL
-  for (uint32_t m = 0; m < 2; ++m) {
+  for (uint32_t m = 0; m < S::kRowTiles; ++m) {
     TERRACE_UNROLL
     for (uint32_t h = 0; h < 2; ++h) {
       float most = fmaxf(scores[m][0][2 * h], scores[m][0][2 * h + 1]);  // NaNs are passed over
       TERRACE_UNROLL
-      for (uint32_t n = 1; n < kKeys / 8; ++n) {
+      for (uint32_t n = 1; n < S::kKeys / 8; ++n) {
         most = fmaxf(most, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
       }
       largest[m][h] = most * scale;
@@ -387,7 +408,7 @@ TERRACE_DEVICE void MoveReferences(WarpState<kHeadDim>& state, const float (&sco
   }
   if (simt::Ballot(is_far) == 0) return;
   TERRACE_UNROLL
-  for (uint32_t m = 0; m < 2; ++m) {
+  for (uint32_t m = 0; m < S::kRowTiles; ++m) {
     TERRACE_UNROLL
     for (uint32_t h = 0; h < 2; ++h) {
       float most = fmaxf(largest[m][h], simt::ShuffleXor(largest[m][h], 1));
@@ -409,16 +430,17 @@ TERRACE_DEVICE void MoveReferences(WarpState<kHeadDim>& state, const float (&sco
 // out += weights * values, weights of the scores. Step by step: 16 keys' weights are made while the tensor
 // cores multiply those before.
 template <uint32_t kHeadDim>
-TERRACE_DEVICE void AddValues(WarpState<kHeadDim>& state, const float (&scores)[2][kKeys / 8][4], float scale,
-                              const std::byte* values) {
+TERRACE_DEVICE void AddValues(WarpState<kHeadDim>& state, const typename Shape<kHeadDim>::Scores& scores,
+                              float scale, const std::byte* values) {
+  using S = Shape<kHeadDim>;
   constexpr uint32_t kRowBytes = 2 * kHeadDim;
   const uint32_t lane = simt::Lane();
   const uint32_t value = TileByte<kHeadDim>(lane % 16, lane / 16);
   TERRACE_UNROLL
-  for (uint32_t k = 0; k < kKeys / 16; ++k) {
-    uint32_t a[2][4];
+  for (uint32_t k = 0; k < S::kKeys / 16; ++k) {
+    uint32_t a[S::kRowTiles][4];
     TERRACE_UNROLL
-    for (uint32_t m = 0; m < 2; ++m) {
+    for (uint32_t m = 0; m < S::kRowTiles; ++m) {
       TERRACE_UNROLL
       for (uint32_t i = 0; i < 4; ++i) {
         const float(&pair)[4] = scores[m][2 * k + i / 2];
@@ -434,7 +456,7 @@ TERRACE_DEVICE void AddValues(WarpState<kHeadDim>& state, const float (&scores)[
       simt::LdMatrix4Trans(b, values + (value ^ (32 * n)) + k * 16 * kRowBytes);
       const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
       TERRACE_UNROLL
-      for (uint32_t m = 0; m < 2; ++m) {
+      for (uint32_t m = 0; m < S::kRowTiles; ++m) {
         simt::MmaBF16(state.out[m][2 * n], a[m], b0);
         simt::MmaBF16(state.out[m][2 * n + 1], a[m], b1);
       }
@@ -447,9 +469,10 @@ TERRACE_DEVICE void AddValues(WarpState<kHeadDim>& state, const float (&scores)[
 template <uint32_t kHeadDim, typename IsWhole>
 TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uint32_t count,
                           const IsWhole& is_whole, uint16_t* out, uint32_t pitch) {
+  using S = Shape<kHeadDim>;
   const uint32_t lane = simt::Lane();
   TERRACE_UNROLL
-  for (uint32_t m = 0; m < 2; ++m) {
+  for (uint32_t m = 0; m < S::kRowTiles; ++m) {
     TERRACE_UNROLL
     for (uint32_t h = 0; h < 2; ++h) {
       float sum = state.sum[m][h];
@@ -467,7 +490,7 @@ TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uin
   simt::SyncWarp();
   constexpr uint32_t kChunks = kHeadDim / 8;
   TERRACE_UNROLL
-  for (uint32_t i = 0; i < kChunks; ++i) {
+  for (uint32_t i = 0; i < S::kWarpQueries * kChunks / simt::kWarp; ++i) {
     const uint32_t row = (i * simt::kWarp + lane) / kChunks, chunk = lane % kChunks;
     if (row < count) {
       *reinterpret_cast<uint4*>(out + uint64_t{row} * pitch + chunk * 8) =
@@ -481,10 +504,12 @@ TERRACE_DEVICE void Store(const WarpState<kHeadDim>& state, std::byte* rows, uin
 // Grid (heads, runs): query heads of one key-value head are neighbours in time; their tiles are in the L2
 // cache.
 template <KvDType kDType, uint32_t kHeadDim, bool kLimits>
-TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, kHeadDim>::kResident))
+TERRACE_KERNEL void TERRACE_BOUNDS((prefill::Layout<kDType, kHeadDim>::kThreads),
+                                   (prefill::Layout<kDType, kHeadDim>::kResident))
     PrefillAttentionKernel(GpuAttentionArgs args) {
   using namespace prefill;
   using L = Layout<kDType, kHeadDim>;
+  constexpr uint32_t kKeys = L::kKeys, kWarpQueries = L::kWarpQueries, kThreads = L::kThreads;
   simt::LetNextStart();
   simt::WaitForPrevious();
   const GpuQueryRun run = args.runs[blockIdx.y];
@@ -496,7 +521,8 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
                                   window.Begin(first)};
   std::byte* const shared = simt::DynamicShared();
   auto& broken = *reinterpret_cast<Broken<kLimits>*>(shared + L::kBroken);
-  broken.Clear(threadIdx.x, kThreads);
+  static_assert(kThreads >= kGpuQueryTile);
+  if (kThreads == kGpuQueryTile || threadIdx.x < kGpuQueryTile) broken.Clear(threadIdx.x, kGpuQueryTile);
   const auto stage_of = [&](uint32_t tile) { return shared + L::kStages + tile % 2 * (2 * L::kTileBytes); };
 
   {  // Queries that do not exist are zeros.
@@ -504,16 +530,17 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
     const uint32_t row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
     const uint16_t* q = args.q + uint64_t{run.first} * args.q_pitch + head * kHeadDim + chunk * 8;
     TERRACE_UNROLL
-    for (uint32_t i = 0; i < kChunks; ++i) {
+    for (uint32_t i = 0; i < kGpuQueryTile * kChunks / kThreads; ++i) {
       const uint32_t at = row + i * (kThreads / kChunks);
       simt::CpAsync16(shared + TileByte<kHeadDim>(at, chunk), q + uint64_t{at} * args.q_pitch,
                       at < run.count);
     }
   }
   const uint32_t start = source.first / kKeys * kKeys;
-  CopyTile<kDType, kHeadDim>(source, source.Block(start), start, shared, stage_of(start / kKeys));
+  CopyTile<kDType, kHeadDim>(source, source.template Block<kKeys>(start), start, shared,
+                             stage_of(start / kKeys));
   simt::CpAsyncCommit();
-  uint32_t block = source.Block(start + kKeys);
+  uint32_t block = source.template Block<kKeys>(start + kKeys);
 
   const uint32_t warp_row = simt::WarpIndex() * kWarpQueries;
   const uint32_t warp_first = first + warp_row;
@@ -521,7 +548,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
   const float scale = ScoreScale<kLimits>(args);
   WarpState<kHeadDim> state;
   TERRACE_UNROLL
-  for (uint32_t m = 0; m < 2; ++m) {
+  for (uint32_t m = 0; m < L::kRowTiles; ++m) {
     TERRACE_UNROLL
     for (uint32_t n = 0; n < kHeadDim / 8; ++n) {
       TERRACE_UNROLL
@@ -544,7 +571,7 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
     if (last - begin >= kKeys) {
       CopyTile<kDType, kHeadDim>(source, block, begin + kKeys, shared, stage_of(begin / kKeys + 1));
       simt::CpAsyncCommit();
-      block = source.Block(begin + 2 * kKeys);
+      block = source.template Block<kKeys>(begin + 2 * kKeys);
     }
     if (begin + kKeys - 1 > first || window.Hides(begin, last)) {
       MendValues<kHeadDim>(stage + L::kTileBytes,
@@ -553,15 +580,16 @@ TERRACE_KERNEL void TERRACE_BOUNDS(prefill::kThreads, (prefill::Layout<kDType, k
     }
     if (warp_first > last || begin >= warp_first + kWarpQueries) continue;
     if (window.Hides(begin + kKeys - 1, warp_first)) continue;
-    float scores[2][kKeys / 8][4] = {};
+    typename L::Scores scores = {};
     Scores<kHeadDim>(scores, queries, stage);
     if constexpr (kLimits) {
-      if (args.softcap != 0) Cap(scores, CapScale(args));
+      if (args.softcap != 0) Cap<kHeadDim>(scores, CapScale(args));
     }
     const auto seen = static_cast<int32_t>(warp_first + 1 - begin);
-    if (seen < static_cast<int32_t>(kKeys)) Mask<true>(scores, seen);
+    if (seen < static_cast<int32_t>(kKeys)) Mask<kHeadDim, true>(scores, seen);
     if constexpr (kLimits) {
-      if (window.Hides(begin, warp_first + kWarpQueries - 1)) Mask<false>(scores, seen - window.size);
+      if (window.Hides(begin, warp_first + kWarpQueries - 1))
+        Mask<kHeadDim, false>(scores, seen - window.size);
     }
     MoveReferences<kHeadDim>(state, scores, scale);
     AddValues<kHeadDim>(state, scores, scale, stage + L::kTileBytes);

@@ -19,8 +19,8 @@ bool HasLimits(const GpuAttentionArgs& args) { return args.window != 0 || args.s
 
 template <KvDType kDType, uint32_t kHeadDim>
 void RunKernel(const GpuAttentionArgs& args, uint64_t seed) {
-  simt::RunSeeded(seed, {args.heads, args.run_count, 1}, prefill::kThreads,
-                  prefill::Layout<kDType, kHeadDim>::kBytes,
+  using L = prefill::Layout<kDType, kHeadDim>;
+  simt::RunSeeded(seed, {args.heads, args.run_count, 1}, L::kThreads, L::kBytes,
                   HasLimits(args) ? PrefillAttentionKernel<kDType, kHeadDim, true>
                                   : PrefillAttentionKernel<kDType, kHeadDim, false>,
                   args);
@@ -33,8 +33,10 @@ void RunDType(const GpuAttentionArgs& args, uint64_t seed) {
       return RunKernel<kDType, 32>(args, seed);
     case 64:
       return RunKernel<kDType, 64>(args, seed);
-    default:
+    case 128:
       return RunKernel<kDType, 128>(args, seed);
+    default:
+      return RunKernel<kDType, 256>(args, seed);
   }
 }
 
@@ -73,7 +75,7 @@ std::vector<uint16_t> AttendHopper(PrefillBatch& batch, uint64_t seed, uint32_t 
   return out;
 }
 
-// What a rule is tested of: a kernel, and the smallest head_dim it has.
+// What a rule is tested of: a kernel, and the smallest head_dim it has in such a shape.
 struct Kernel {
   const char* name;
   std::function<std::vector<uint16_t>(PrefillBatch& batch, uint64_t seed)> attend;
@@ -82,6 +84,7 @@ struct Kernel {
 };
 const Kernel kKernels[] = {
     {"mma", Attend, 32, {KvDType::kBF16, KvDType::kF16, KvDType::kInt8, KvDType::kFp8}},
+    {"mma, heads of 256", Attend, 256, {KvDType::kBF16, KvDType::kInt8}},
     {"Hopper",
      [](PrefillBatch& batch, uint64_t seed) { return AttendHopper<64, 128>(batch, seed); },
      64,
@@ -92,13 +95,15 @@ const Kernel kKernels[] = {
      {KvDType::kBF16}},
 };
 
-// Windows and caps that a rule is tested of: bf16 has all, what other dtypes do in their own way needs a few.
+// Windows and caps that a rule is tested of: bf16 has all, what other dtypes do in their own way needs a few,
+// and so do heads of 256, which are slow here.
 struct Limits {
   uint32_t window = 0;
   float softcap = 0;
 };
-std::vector<Limits> OfDType(KvDType dtype, const std::vector<Limits>& few, std::vector<Limits> more) {
-  if (dtype != KvDType::kBF16) return few;
+std::vector<Limits> LimitsOf(const Kernel& kernel, KvDType dtype, const std::vector<Limits>& few,
+                             std::vector<Limits> more) {
+  if (dtype != KvDType::kBF16 || kernel.head_dim > 128) return few;
   more.insert(more.begin(), few.begin(), few.end());
   return more;
 }
@@ -151,6 +156,7 @@ TEST(PrefillAttention, EightRowsOfATileLieInDifferentBanks) {
   ExpectSwizzle<32>();
   ExpectSwizzle<64>();
   ExpectSwizzle<128>();
+  ExpectSwizzle<256>();
 }
 
 // Every chunk is copied once, and eight neighbouring threads write to different banks.
@@ -159,13 +165,13 @@ void ExpectCopies() {
   using L = prefill::Layout<kDType, kHeadDim>;
   std::set<std::pair<uint32_t, uint32_t>> chunks;
   for (uint32_t i = 0; i < L::kCopies; ++i) {
-    for (uint32_t thread = 0; thread < prefill::kThreads; ++thread) {
+    for (uint32_t thread = 0; thread < L::kThreads; ++thread) {
       chunks.emplace(L::CopyRow(thread) + i * L::kCopyRows, L::CopyColumn(thread));
     }
   }
-  EXPECT_EQ(chunks.size(), prefill::kKeys * L::kColumns);
-  EXPECT_EQ(chunks.rbegin()->first, prefill::kKeys - 1);
-  for (uint32_t thread = 0; thread < prefill::kThreads; thread += 8) {
+  EXPECT_EQ(chunks.size(), L::kKeys * L::kColumns);
+  EXPECT_EQ(chunks.rbegin()->first, L::kKeys - 1);
+  for (uint32_t thread = 0; thread < L::kThreads; thread += 8) {
     std::set<uint32_t> banks;
     for (uint32_t i = thread; i < thread + 8; ++i) {
       banks.insert(prefill::TileByte<kHeadDim>(L::CopyRow(i), L::CopyColumn(i) * (L::kHasCodes ? 2 : 1)) %
@@ -178,9 +184,11 @@ TEST(PrefillAttention, CopiesCoverATileAndMeetNoBankTwice) {
   ExpectCopies<KvDType::kBF16, 32>();
   ExpectCopies<KvDType::kBF16, 64>();
   ExpectCopies<KvDType::kBF16, 128>();
+  ExpectCopies<KvDType::kBF16, 256>();
   ExpectCopies<KvDType::kInt8, 32>();
   ExpectCopies<KvDType::kInt8, 64>();
   ExpectCopies<KvDType::kInt8, 128>();
+  ExpectCopies<KvDType::kInt8, 256>();
   ExpectCopies<KvDType::kFp8, 128>();
 }
 
@@ -220,7 +228,7 @@ TEST(PrefillAttention, WithAWindowRunsThatReadMostComeFirst) {
 
 TEST(PrefillAttention, MatchesTheReference) {
   uint64_t seed = 0;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const auto& sequences : std::vector<std::vector<PrefillShape::Sequence>>{
                {{0, 1}},
@@ -286,7 +294,7 @@ TEST(PrefillAttention, MatchesTheReferenceInAWindow) {
   for (const Kernel& kernel : kKernels) {
     for (const KvDType dtype : kernel.dtypes) {
       for (const Limits& limits :
-           OfDType(dtype, {{1}, {65}, {200}}, {{16}, {63}, {64}, {129}, {1000}, {UINT32_MAX}})) {
+           LimitsOf(kernel, dtype, {{1}, {65}, {200}}, {{16}, {63}, {64}, {129}, {1000}, {UINT32_MAX}})) {
         SCOPED_TRACE(testing::Message()
                      << kernel.name << ", " << KvDTypeName(dtype) << ", " << limits << ", seed " << seed);
         PrefillBatch batch({.dtype = dtype,
@@ -308,7 +316,8 @@ TEST(PrefillAttention, MatchesTheReferenceWithACap) {
   uint64_t seed = 0;
   for (const Kernel& kernel : kKernels) {
     for (const KvDType dtype : kernel.dtypes) {
-      for (const Limits& limits : OfDType(dtype, {{0, 30}, {50, 5}}, {{0, 1}, {0, 64}, {50, 1}, {50, 64}})) {
+      for (const Limits& limits :
+           LimitsOf(kernel, dtype, {{0, 30}, {50, 5}}, {{0, 1}, {0, 64}, {50, 1}, {50, 64}})) {
         SCOPED_TRACE(testing::Message()
                      << kernel.name << ", " << KvDTypeName(dtype) << ", " << limits << ", seed " << seed);
         PrefillBatch batch({.dtype = dtype,
@@ -328,7 +337,7 @@ TEST(PrefillAttention, MatchesTheReferenceWithACap) {
 // The other instantiations: those of the largest heads, and the largest of Hopper.
 TEST(PrefillAttention, MatchesTheReferenceOfLargeHeadsWithAWindowAndACap) {
   uint64_t seed = 0;
-  for (const uint32_t head_dim : {64u, 128u}) {
+  for (const uint32_t head_dim : {64u, 128u, 256u}) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       PrefillBatch batch({.dtype = dtype,
                           .heads = 2,
@@ -345,6 +354,16 @@ TEST(PrefillAttention, MatchesTheReferenceOfLargeHeadsWithAWindowAndACap) {
   PrefillBatch batch(
       {.heads = 2, .head_dim = 128, .sequences = {{300, 128}, {0, 5}}, .window = 70, .softcap = 2});
   ExpectReference(batch, AttendHopper<128, 128>(batch, seed));
+}
+
+// Of 32 positions, as heads of 256 have them: windows that end where a tile does, and one further.
+TEST(PrefillAttention, MatchesTheReferenceInAWindowOfSmallTiles) {
+  for (const uint32_t window : {31u, 32u, 33u, 64u}) {
+    SCOPED_TRACE(testing::Message() << "window " << window);
+    PrefillBatch batch(
+        {.heads = 1, .head_dim = 256, .sequences = {{109, 60}, {31, 3}}, .window = window, .seed = window});
+    ExpectReference(batch, Attend(batch, /*seed=*/window));
+  }
 }
 
 // Groups pass over tiles before their window and behind it, while the other one multiplies.
@@ -436,7 +455,7 @@ void ExpectSameBitsOfEveryCut(const Kernel& kernel, const PrefillShape& shape) {
 TEST(PrefillAttention, ATokensBitsDependNeitherOnTheCutNorOnTheBatchNorOnTheSchedule) {
   for (const Kernel& kernel : kKernels) {
     for (const KvDType dtype : kernel.dtypes) {
-      for (const Limits& limits : OfDType(dtype, {{0, 0}, {100, 3}}, {{1}, {65}})) {
+      for (const Limits& limits : LimitsOf(kernel, dtype, {{0, 0}, {100, 3}}, {{1}, {65}})) {
         SCOPED_TRACE(testing::Message() << kernel.name << ", " << KvDTypeName(dtype) << ", " << limits);
         ExpectSameBitsOfEveryCut(kernel, {.dtype = dtype,
                                           .heads = 1,
@@ -520,7 +539,7 @@ TEST(PrefillAttention, WhatIsNaNReachesThoseWhoSeeItOnly) {
   for (const Kernel& kernel : kKernels) {
     SCOPED_TRACE(kernel.name);
     for (const KvDType dtype : kernel.dtypes) {
-      for (const Limits& limits : OfDType(dtype, {{0}, {110}}, {{1}, {65}})) {
+      for (const Limits& limits : LimitsOf(kernel, dtype, {{0}, {110}}, {{1}, {65}})) {
         ExpectNaNsReachWhoSeesThem(kernel, dtype, limits.window);
       }
     }

@@ -11,7 +11,8 @@ cudaError_t RunAttentionCuda(const GpuAttentionArgs& args, CudaLaunch how) {
   GpuAttentionArgs decoded = args;  // what is not looked at is well
   decoded.count = 0;
   decoded.most_spans = 1;
-  if (args.run_count > kMostOfGrid || args.runs == nullptr || !IsDecodable(decoded)) {
+  if (args.run_count > kMostOfGrid || args.runs == nullptr || !IsDecodable(decoded) ||
+      args.batch.head_dim > kRunAttentionMostHeadDim) {
     return cudaErrorInvalidValue;
   }
   const auto launch = [&](auto* kernel, uint32_t blocks, uint32_t threads, size_t shared_bytes,

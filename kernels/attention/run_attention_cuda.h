@@ -6,12 +6,16 @@
 
 namespace terrace {
 
+// Decode attention has larger heads, too.
+inline constexpr uint32_t kRunAttentionMostHeadDim = 128;
+
 // Queues attention of the tokens of args.runs; nothing for no runs. A token's result is, to the bit, what
-// DecodeAttentionCuda makes of it. Limits are DecodeAttentionCuda's, with at most 65535 runs, of at most
-// kGpuQueryTile tokens each; first, count, most_spans, partials and arrived are not looked at.
+// DecodeAttentionCuda makes of it. Limits are DecodeAttentionCuda's, with heads of at most
+// kRunAttentionMostHeadDim, and at most 65535 runs, of at most kGpuQueryTile tokens each; first, count,
+// most_spans, partials and arrived are not looked at.
 cudaError_t RunAttentionCuda(const GpuAttentionArgs& args, CudaLaunch how);
 
-// Shared memory that a block takes: a device whose blocks have less cannot run it.
+// Shared memory that a block takes, for heads that it has: a device whose blocks have less cannot run it.
 size_t RunAttentionSharedBytes(const GpuAttentionArgs& args);
 
 }  // namespace terrace

@@ -61,9 +61,10 @@ void ExpectReference(DecodeBatch& batch, const std::vector<uint16_t>& out) {
 
 TEST(DecodeAttentionGpu, MatchesTheReference) {
   uint64_t seed = 0;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {1u, 2u, 4u, 7u, 8u, 9u, 16u}) {
+        if (group > GpuMostGroupHeads(head_dim)) continue;
         SCOPED_TRACE(testing::Message()
                      << KvDTypeName(dtype) << ", " << group << " heads of " << head_dim << ", seed " << seed);
         DecodeBatch batch({.dtype = dtype,
@@ -84,9 +85,10 @@ TEST(DecodeAttentionGpu, WindowsAndCapsMatchTheReference) {
   constexpr uint32_t kWindows[] = {0, 1, 2, 16, 17, 100, 256, 257, 600, 1024, 5000};
   constexpr float kCaps[] = {0, 30, 1};
   uint64_t seed = 300;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const uint32_t group : {1u, 4u, 7u, 8u, 9u, 16u}) {
+        if (group > GpuMostGroupHeads(head_dim)) continue;
         DecodeBatch batch({.dtype = dtype,
                            .heads = 2 * group,
                            .kv_heads = 2,
@@ -107,9 +109,12 @@ TEST(DecodeAttentionGpu, WindowsAndCapsMatchTheReference) {
 }
 
 TEST(DecodeAttentionGpu, TakesScoresThatGrow) {
-  for (const KvDType dtype : kEveryGpuKvDType) {
-    DecodeBatch batch({.dtype = dtype, .head_dim = 128, .positions = {100, 600}, .growth = 0.01f});
-    ExpectReference(batch, Attend(batch));
+  for (const uint32_t head_dim : {128u, 256u}) {
+    for (const KvDType dtype : kEveryGpuKvDType) {
+      SCOPED_TRACE(testing::Message() << KvDTypeName(dtype) << ", heads of " << head_dim);
+      DecodeBatch batch({.dtype = dtype, .head_dim = head_dim, .positions = {100, 600}, .growth = 0.01f});
+      ExpectReference(batch, Attend(batch));
+    }
   }
 }
 
@@ -142,18 +147,21 @@ TEST(DecodeAttentionGpu, ATokensBitsDependOnItsPositionOnly) {
 
 // Of 128 tokens blocks are of whole groups of spans, of one of single spans.
 TEST(DecodeAttentionGpu, SumsAreInOneOrderWhateverTheGeometry) {
-  DecodeBatch batch({.heads = 32, .kv_heads = 8, .head_dim = 64, .positions = {4800 - 128}, .count = 128});
-  CancelSpans(batch);
-  DeviceBatch device(batch);
-  for (const uint32_t window : {0u, 2048u, 2500u}) {
-    GpuAttentionArgs args = device.args();
-    args.window = window;
-    CUDA_MUST(DecodeAttentionCuda(args, {}));
-    const auto expected = device.out();
-    for (args.first = 0, args.count = 1; args.first < 128; ++args.first) {
+  for (const uint32_t head_dim : {64u, 256u}) {
+    DecodeBatch batch(
+        {.heads = 32, .kv_heads = 8, .head_dim = head_dim, .positions = {4800 - 128}, .count = 128});
+    CancelSpans(batch);
+    DeviceBatch device(batch);
+    for (const uint32_t window : {0u, 2048u, 2500u}) {
+      GpuAttentionArgs args = device.args();
+      args.window = window;
       CUDA_MUST(DecodeAttentionCuda(args, {}));
+      const auto expected = device.out();
+      for (args.first = 0, args.count = 1; args.first < 128; ++args.first) {
+        CUDA_MUST(DecodeAttentionCuda(args, {}));
+      }
+      EXPECT_EQ(device.out(), expected) << "heads of " << head_dim << ", window " << window;
     }
-    EXPECT_EQ(device.out(), expected) << window;
   }
 }
 
@@ -254,6 +262,10 @@ TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
   bad.heads = 34;
   expect(bad);
   bad = good;
+  bad.batch.head_dim = 256;
+  bad.heads = 18;
+  expect(bad);
+  bad = good;
   bad.kv.dtype = KvDType::kF32;
   expect(bad);
   bad = good;
@@ -279,6 +291,10 @@ TEST(DecodeAttentionGpu, RefusesWhatItCannotDo) {
   expect(bad);
   bad.window = 0;
   bad.softcap = 30;
+  expect(bad);
+  bad.softcap = 0;
+  bad.batch.head_dim = 256;
+  bad.q_pitch *= 4;
   expect(bad);
   bad = good;
   bad.softcap = -1;
@@ -313,7 +329,8 @@ TEST(DecodeAttentionGpu, ReadsAtTheSpeedOfMemory) {
       {KvDType::kBF16, 64, 8192, 64, 4, 128},  {KvDType::kBF16, 64, 8192, 32, 8, 64},
       {KvDType::kBF16, 16, 8192, 32, 8, 128},  {KvDType::kBF16, 64, 1024, 32, 8, 128},
       {KvDType::kBF16, 1, 1024, 32, 8, 128},   {KvDType::kBF16, 1, 8192, 32, 8, 128},
-      {KvDType::kBF16, 1, 131072, 32, 8, 128},
+      {KvDType::kBF16, 1, 131072, 32, 8, 128}, {KvDType::kBF16, 64, 8192, 16, 8, 256},
+      {KvDType::kInt8, 64, 8192, 16, 8, 256},  {KvDType::kBF16, 1, 8192, 16, 8, 256},
   };
   for (const auto& c : cases) {
     // Calls in turn read other memory, 256 MiB in all or more: what one leaves in the cache is no use to the

@@ -54,7 +54,7 @@ void ExpectReference(PrefillBatch& batch) {
 
 TEST(PrefillAttentionGpu, MatchesTheReference) {
   uint64_t seed = 0;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const auto& sequences : std::vector<std::vector<PrefillShape::Sequence>>{
                {{0, 1}}, {{0, 100}, {5, 33}, {63, 2}, {300, 70}}, {{0, 2048}}, {{1000, 555}, {77, 300}}}) {
@@ -76,7 +76,7 @@ TEST(PrefillAttentionGpu, MatchesTheReference) {
 
 TEST(PrefillAttentionGpu, MatchesTheReferenceInAWindowAndWithACap) {
   uint64_t seed = 0;
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
     for (const KvDType dtype : kEveryGpuKvDType) {
       for (const auto& [window, softcap] : std::vector<std::pair<uint32_t, float>>{
                {1, 0}, {63, 0}, {64, 0}, {200, 50}, {1024, 0}, {UINT32_MAX, 0}, {0, 50}, {0, 2}}) {
@@ -112,8 +112,10 @@ TEST(PrefillAttentionGpu, MatchesTheReferenceOfMoreItemsThanMultiprocessors) {
 }
 
 TEST(PrefillAttentionGpu, TakesScoresThatGrow) {
-  PrefillBatch batch({.head_dim = 128, .sequences = {{200, 500}}, .growth = 0.02f});
-  ExpectReference(batch);
+  for (const uint32_t head_dim : {128u, 256u}) {
+    PrefillBatch batch({.head_dim = head_dim, .sequences = {{200, 500}}, .growth = 0.02f});
+    ExpectReference(batch);
+  }
 }
 
 void ExpectSameBitsOfEveryCut(const PrefillShape& shape) {
@@ -136,7 +138,7 @@ void ExpectSameBitsOfEveryCut(const PrefillShape& shape) {
   }
 }
 TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
-  for (const uint32_t head_dim : {32u, 64u, 128u}) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
     for (const auto& [window, softcap] :
          std::vector<std::pair<uint32_t, float>>{{0, 0}, {1, 0}, {65, 0}, {300, 0}, {300, 20}}) {
       SCOPED_TRACE(testing::Message()
@@ -151,30 +153,35 @@ TEST(PrefillAttentionGpu, ATokensBitsDependNeitherOnTheCutNorOnTheBatch) {
   }
 }
 
-TEST(PrefillAttentionGpu, NaNReachesThoseWhoSeeItOnly) {
+void ExpectNaNReachesWhoSeesIt(uint32_t head_dim) {
   for (const uint32_t window : {0u, 1u, 40u, 100u}) {
     for (const uint32_t bad : {100u, 170u, 230u, 399u}) {
-      SCOPED_TRACE(testing::Message() << "window " << window << ", value " << bad);
-      PrefillBatch batch({.heads = 1, .head_dim = 128, .sequences = {{150, 250}}, .window = window});
+      SCOPED_TRACE(testing::Message()
+                   << "heads of " << head_dim << ", window " << window << ", value " << bad);
+      PrefillBatch batch({.heads = 1, .head_dim = head_dim, .sequences = {{150, 250}}, .window = window});
       if (window != 0 && bad + window <= 150) continue;  // its block is no one's
       PrefillBatch broken = batch;
-      const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * 128 + 9;
+      const uint64_t at = KvRow(batch.Args().batch, 0, 0, bad) * head_dim + 9;
       broken.values[2 * at] = broken.values[2 * at + 1] = std::byte{0xff};
       for (const PrefillKernel kernel : KernelsOf(batch)) {
         SCOPED_TRACE(NameOf(kernel));
         const auto good = Attend(batch, kernel), out = Attend(broken, kernel);
         for (size_t i = 0; i < out.size(); ++i) {
-          const size_t position = 150 + i / 128;
+          const size_t position = 150 + i / head_dim;
           ASSERT_TRUE(std::isfinite(FloatFromBF16(good[i]))) << i;
           if (position < bad || (window != 0 && position - bad >= window)) {
             ASSERT_EQ(out[i], good[i]) << i;
-          } else if (i % 128 == 9) {
+          } else if (i % head_dim == 9) {
             ASSERT_TRUE(std::isnan(FloatFromBF16(out[i]))) << i;
           }
         }
       }
     }
   }
+}
+TEST(PrefillAttentionGpu, NaNReachesThoseWhoSeeItOnly) {
+  ExpectNaNReachesWhoSeesIt(128);
+  ExpectNaNReachesWhoSeesIt(256);
 }
 
 TEST(PrefillAttentionGpu, RejectsWhatItDoesNotSupport) {

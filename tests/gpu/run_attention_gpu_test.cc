@@ -131,6 +131,8 @@ TEST(RunAttentionGpu, RefusesWhatItCannotDo) {
   GpuAttentionArgs bad = device.args();
   bad.batch.head_dim = 96;
   EXPECT_EQ(RunAttentionCuda(bad, {}), cudaErrorInvalidValue);
+  bad.batch.head_dim = 256;
+  EXPECT_EQ(RunAttentionCuda(bad, {}), cudaErrorInvalidValue);
   bad = device.args();
   bad.runs = nullptr;
   EXPECT_EQ(RunAttentionCuda(bad, {}), cudaErrorInvalidValue);
