@@ -355,12 +355,23 @@ TEST(RandomModels, ExpertsOfEveryFormatFollowTheReference) {
   }
 }
 
+// Small models of other families, and of Llama's and Gemma's with heads of 256.
+std::vector<ModelConfig> OtherFamilies() {
+  std::vector<ModelConfig> configs = WithSwitches(RandomModel::SmallConfig(112));
+  ModelConfig llama = RandomModel::SmallConfig(112);
+  ModelConfig gemma = *std::ranges::find(configs, "gemma3_text", &ModelConfig::family);
+  llama.head_dim = gemma.head_dim = 256;
+  gemma.attention_scale /= 2;  // products of four times the elements
+  configs.insert(configs.end(), {llama, gemma});
+  return configs;
+}
+
 // Biases, norms of heads and of sublayers, windows, caps, GELU, scales: each moves logits by far more than
 // rounding does (tests/families/make_models.py). Prompts longer than a window and than a span of attention,
 // then token by token behind one; every shape twice, as kernels are timed when it comes again.
 TEST(RandomModels, WhatOtherFamiliesHaveFollowsTheReference) {
-  for (const ModelConfig& config : WithSwitches(RandomModel::SmallConfig(112))) {
-    SCOPED_TRACE(config.family);
+  for (const ModelConfig& config : OtherFamilies()) {
+    SCOPED_TRACE(testing::Message() << config.family << ", heads of " << config.head_dim);
     const RandomModel model(DType::kBF16, 14, config);
     TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
     DeviceTransformer device(model.config, model, false);
@@ -423,10 +434,10 @@ TEST(Invariant, ABatchChangesNoBit) {
   std::vector<std::pair<DType, ModelConfig>> cases;
   for (const DType dtype : {DType::kBF16, DType::kQ4_0, DType::kQ8_0})
     cases.emplace_back(dtype, RandomModel::SmallConfig(112));
-  for (const ModelConfig& config : WithSwitches(RandomModel::SmallConfig(112)))
-    cases.emplace_back(DType::kBF16, config);
+  for (const ModelConfig& config : OtherFamilies()) cases.emplace_back(DType::kBF16, config);
   for (const auto& [dtype, config] : cases) {
-    SCOPED_TRACE(testing::Message() << Info(dtype).name << ", " << config.family);
+    SCOPED_TRACE(testing::Message() << Info(dtype).name << ", " << config.family << ", heads of "
+                                    << config.head_dim);
     const RandomModel model(dtype, 9, config);
     DeviceTransformer device(model.config, model, /*is_invariant=*/true);
     const std::vector<int32_t> tokens = RandomTokens(150, 112, 1), others = RandomTokens(90, 112, 2);

@@ -167,9 +167,11 @@ TEST(FitSplits, WhatGpuWorkersRefuseFitsNowhere) {
     void (*change)(ModelConfig&);
     const char* why_not;
   } cases[] = {
-      {[](ModelConfig& c) { c.head_dim = 96; }, "heads of 96 elements; GPU workers take 32, 64 and 128"},
+      {[](ModelConfig& c) { c.head_dim = 96; }, "heads of 96 elements; GPU workers take 32, 64, 128 and 256"},
       {[](ModelConfig& c) { c.kv_heads = 2; },
-       "32 query heads to a key-value head; GPU workers take up to 16"},
+       "32 query heads of 128 elements to a key-value head; GPU workers take up to 16"},
+      {[](ModelConfig& c) { c.kv_heads = 4, c.head_dim = 256; },
+       "16 query heads of 256 elements to a key-value head; GPU workers take up to 8"},
       {[](ModelConfig& c) { c.hidden_size = 8224; },
        "a hidden size of 8224; GPU workers take multiples of 64"},
       {[](ModelConfig& c) { c.ffn_size = 28'704; }, "a feed-forward size of 28704; "},
@@ -188,6 +190,14 @@ TEST(FitSplits, WhatGpuWorkersRefuseFitsNowhere) {
     const std::vector<SplitFit> fits = Fits(ShapeOf(config, DType::kBF16).value(), "8xB200");
     EXPECT_THAT(fits.front().why_not, HasSubstr(why_not));
     EXPECT_EQ(Recommend(fits), std::nullopt);
+  }
+}
+
+TEST(FitSplits, HeadsOfEverySizeThatGpuWorkersTakeFit) {
+  for (const uint32_t head_dim : {32u, 64u, 128u, 256u}) {
+    ModelConfig config = LargeConfig();
+    config.head_dim = head_dim;  // 8 query heads to a key-value head
+    EXPECT_NE(Recommend(Fits(ShapeOf(config, DType::kBF16).value(), "8xB200")), std::nullopt) << head_dim;
   }
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/attention/prefill_attention_cuda.h"
 #include "kernels/attention/run_attention_cuda.h"
 #include "kernels/copy/kv_copy_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
@@ -42,16 +43,17 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
   impl->has_fp8 = major * 10 + minor >= 89;
   int most_shared = 0;
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  constexpr int kCodesPrefillShared = 116 * 1024;  // of prefill attention with heads of 128
-  if (KvElementBytes(shape.dtype) == 1 && config.head_dim == 128 && most_shared < kCodesPrefillShared) {
-    return Unsupported(Concat(KvDTypeName(shape.dtype),
-                              " keys and values with heads of 128 on a device whose blocks have ",
-                              most_shared, " bytes of shared memory"));
-  }
   const GpuAttentionArgs attention{.batch = {.kv_heads = config.kv_heads, .head_dim = config.head_dim},
                                    .kv = {.dtype = shape.dtype, .keys = {}, .values = {}},
                                    .heads = config.heads};
-  impl->has_run_attention = RunAttentionSharedBytes(attention) <= static_cast<size_t>(most_shared);
+  const size_t shared = PrefillAttentionSharedBytes(attention);
+  if (shared > static_cast<size_t>(most_shared)) {
+    return Unsupported(Concat(KvDTypeName(shape.dtype), " keys and values with heads of ", config.head_dim,
+                              " on a device whose blocks have ", most_shared, " bytes of shared memory; ",
+                              shared, " are needed"));
+  }
+  impl->has_run_attention = config.head_dim <= kRunAttentionMostHeadDim &&
+                            RunAttentionSharedBytes(attention) <= static_cast<size_t>(most_shared);
   ASSIGN_OR_RETURN(impl->stream, CudaStream::Create());
   ASSIGN_OR_RETURN(impl->cublas, CublasLt::Create(tuning));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_begin));

@@ -7,8 +7,8 @@
 // A step's activations are bf16 and the residual stream f32. Small batches go through stream_gemm and large
 // ones through cuBLASLt, whichever was faster when a shape came a second time or a graph was made of it. In
 // the invariant mode large ones go through ordered_gemm, which makes the bits of stream_gemm, and prompts
-// through run_attention, which makes those of decode_attention, so that a position's logits depend on its
-// tokens only (docs/adr/0003-same-bits.md).
+// through run_attention, which makes those of decode_attention, or where it has no such heads through that
+// itself, so that a position's logits depend on its tokens only (docs/adr/0003-same-bits.md).
 #pragma once
 
 #include <cstdint>

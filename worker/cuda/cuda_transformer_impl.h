@@ -111,7 +111,7 @@ struct CudaTransformer::Impl {
   std::unique_ptr<RankStep> group;  // null where the whole model is here
   bool can_follow = false;          // programmatic dependent launch: sm_90, not behind what NCCL queues
   bool has_fp8 = false;             // products of FP8: sm_89
-  bool has_run_attention = false;   // blocks have the shared memory it takes
+  bool has_run_attention = false;   // it has such heads, and blocks the shared memory it takes
   // Tokens, rows, columns, output: whether cuBLASLt has this product of FP8. Absent: it was not asked.
   std::map<std::tuple<uint32_t, uint32_t, uint32_t, GpuGemmOut>, bool> fp8_products;
   CudaStream stream;
@@ -254,10 +254,11 @@ struct CudaTransformer::Impl {
   // hidden += what the experts of a layer put out, from the norm before them on.
   Status QueueExperts(const CudaLayer& layer, uint32_t tokens);
   // Whether attention makes the keys and values of what is decoded: decode_attention does so only where
-  // nothing but RoPE lies between, and nothing but the position limits what a token sees.
+  // nothing but RoPE lies between, nothing but the position limits what a token sees, and for heads of 128
+  // at most.
   bool RopesInAttention(uint32_t layer) const {
-    return step.ropes_in_attention && !config.has_attention_bias && !config.has_head_norms &&
-           config.Window(layer) == 0 && config.attention_softcap == 0;
+    return step.ropes_in_attention && GpuDecodeHasRope(config.head_dim) && !config.has_attention_bias &&
+           !config.has_head_norms && config.Window(layer) == 0 && config.attention_softcap == 0;
   }
   const Angles& AnglesOf(uint32_t layer) const {
     return config.HasWindowRope(layer) ? window_angles : angles;

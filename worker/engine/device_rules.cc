@@ -12,7 +12,6 @@
 namespace terrace {
 namespace {
 
-constexpr uint32_t kMostQueryHeads = 16;  // to a key-value head
 static_assert(kMaxExperts <= kMostGpuExperts && kMaxExpertsPerToken <= kMostGpuExpertsPerToken);
 
 template <typename... Text>
@@ -29,11 +28,12 @@ Status CheckDeviceModel(const ModelConfig& config) {
         "feed-forward sizes from ", least, " to ", most,
         "; GPU workers take layers of equal ones, which terrace prune --remove-ffn does not leave");
   }
-  if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
-    return Unsupported("heads of ", config.head_dim, " elements; GPU workers take 32, 64 and 128");
-  if (config.heads / config.kv_heads > kMostQueryHeads)
-    return Unsupported(config.heads / config.kv_heads,
-                       " query heads to a key-value head; GPU workers take up to ", kMostQueryHeads);
+  constexpr uint32_t kHeadDims[] = {32, 64, 128, 256};
+  if (std::ranges::find(kHeadDims, config.head_dim) == std::end(kHeadDims))
+    return Unsupported("heads of ", config.head_dim, " elements; GPU workers take 32, 64, 128 and 256");
+  if (const uint32_t most = GpuMostGroupHeads(config.head_dim); config.heads / config.kv_heads > most)
+    return Unsupported(config.heads / config.kv_heads, " query heads of ", config.head_dim,
+                       " elements to a key-value head; GPU workers take up to ", most);
   for (const auto& [name, width] :
        {std::pair{"hidden size", config.hidden_size}, std::pair{"feed-forward size", config.ffn_size},
         std::pair{"query width", config.heads * config.head_dim}}) {
