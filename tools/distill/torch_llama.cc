@@ -14,7 +14,7 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
 // In RequiredTensors: the embedding, nine tensors a layer, the final norm, and the output where it is not
 // tied.
-enum LayerTensor : size_t {
+enum PlaceInLayer : size_t {
   kAttentionNorm,
   kQuery,
   kKey,
@@ -71,7 +71,7 @@ at::Tensor TorchLlama::Attention(const at::Tensor& x, size_t first, const at::Te
                                  const at::Tensor& sin, const at::Tensor& mask) const {
   const int64_t rows = x.size(0), positions = x.size(1), heads = config_.heads, kv_heads = config_.kv_heads,
                 head_dim = config_.head_dim;
-  const auto project = [&](LayerTensor tensor, int64_t count) {
+  const auto project = [&](PlaceInLayer tensor, int64_t count) {
     return at::linear(x, parameters_[first + tensor])
         .view({rows, positions, count, head_dim})
         .transpose(1, 2);
