@@ -48,6 +48,14 @@ PATIENCE_SECONDS = 3600  # for one run: a large model takes minutes for a prompt
 SILENCE_SECONDS = 120  # between two events of an answer
 
 
+# A shape beside those of `terrace synthesize`: of Qwen3 30B-A3B's kind, as large as a machine like this one runs it.
+MIXTURE = "moe"
+MIXTURE_CONFIG = {"model_type": "qwen3_moe", "hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
+                  "num_key_value_heads": 4, "head_dim": 64, "num_experts": 64, "num_experts_per_tok": 8,
+                  "moe_intermediate_size": 384, "norm_topk_prob": True, "rope_theta": 1000000.0, "vocab_size": 32000,
+                  "max_position_embeddings": 32768, "tie_word_embeddings": True}
+
+
 class Failed(Exception):
     """A run without figures; the text is the reason."""
 
@@ -488,8 +496,13 @@ def models(args):
         if path.exists():
             print(f"{path}: present", flush=True)
             continue
-        command = [args.terrace, "synthesize", "--out", path, "--shape", shape, "--dtype", dtype, "--vocab", "32000", "--tied",
-                   "--context", "32768"]
+        command = [args.terrace, "synthesize", "--out", path, "--dtype", dtype]
+        if shape == MIXTURE:
+            config = args.out / f"{MIXTURE}.json"
+            config.write_text(json.dumps(MIXTURE_CONFIG))
+            command += ["--config", config]
+        else:
+            command += ["--shape", shape, "--vocab", "32000", "--tied", "--context", "32768"]
         if not args.terrace.exists() or subprocess.run(command).returncode != 0:
             sys.exit(f"rivals.py: failed: {' '.join(map(str, command))}")
 
@@ -511,7 +524,8 @@ def main():
     command = commands.add_parser("models", help="random models, where they are not there yet")
     command.set_defaults(does=models)
     command.add_argument("--out", type=path, required=True, help="folder")
-    command.add_argument("--shapes", type=words, default="135m,0.5b,1b", help="default: %(default)s")
+    command.add_argument("--shapes", type=words, default="135m,0.5b,1b", help=f"those of synthesize, or {MIXTURE}, a mixture of "
+                         "experts; default: %(default)s")
     command.add_argument("--dtypes", type=words, default="q8_0,q4_0,q4_k_m,f16", help="default: %(default)s")
     command.add_argument("--terrace", type=path, default=ROOT / "bin/terrace", help="default: bin/terrace")
     command = commands.add_parser("run", help="measure, and print a table in Markdown")

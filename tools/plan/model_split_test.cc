@@ -67,6 +67,27 @@ TEST(SplitModel, EveryRankHasWhatItLoads) {
   }
 }
 
+TEST(SplitModel, EveryRankHasItsPartOfEveryExpert) {
+  for (const ModelConfig& config : WithSwitches(RandomModel::SmallConfig())) {
+    const RandomModel model(DType::kQ4_K, /*seed=*/2, config);
+    const ModelSplit whole = Split(ShapeOf(config, model).value(), {});
+    EXPECT_EQ(whole.ranks[0].expert_bytes > 0, config.experts > 0) << config.family;
+  }
+  ModelConfig config = Config(/*is_tied=*/false);
+  SetFfnSizes({1024, 1024, 1024}, config);
+  config.family = "mixtral";
+  config.experts = 5;
+  config.experts_per_token = 2;
+  const RandomModel model(DType::kQ8_0, /*seed=*/3, config);
+  const ModelShape shape = ShapeOf(config, model).value();
+  const uint64_t all = Split(shape, {}).ranks[0].expert_bytes;
+  for (const uint32_t ranks : {2u, 4u}) {
+    const ModelSplit split = Split(shape, {.tensor = ranks});
+    EXPECT_EQ(Sum(split, &RankShare::expert_bytes), all);
+    for (const RankShare& share : split.ranks) EXPECT_EQ(share.expert_bytes, all / ranks);
+  }
+}
+
 // Of a tensor of a file by its name, "blk.3.ffn_up.weight" or "model.layers.3.mlp.up_proj.weight".
 std::optional<uint32_t> LayerOf(std::string_view name) {
   for (const std::string_view before : {"blk.", "model.layers."}) {

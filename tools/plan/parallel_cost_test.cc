@@ -106,6 +106,42 @@ TEST(EstimateStep, OneRankTellsNobodyAnything) {
   }
 }
 
+// Without attention's part and the output's, which experts do not change.
+TEST(EstimateStep, AStepReadsTheExpertsThatItsTokensTake) {
+  ModelConfig config = Config();
+  config.experts = 8;
+  config.experts_per_token = 2;
+  config.ffn_size = 1024;
+  ModelConfig plain = config;  // with one feed-forward
+  plain.experts = plain.experts_per_token = 0;
+  const ModelSplit split = SplitModel(ShapeOf(config, DType::kBF16).value(), {}).value();
+  const ModelSplit of_plain = SplitModel(ShapeOf(plain, DType::kBF16).value(), {}).value();
+  const RankShare &share = split.ranks[0], &plain_share = of_plain.ranks[0];
+  const uint64_t of_one = uint64_t{3} * config.layers * config.hidden_size * config.ffn_size;
+  EXPECT_EQ(share.expert_elements, 8 * of_one);
+  EXPECT_EQ(share.expert_bytes, 2 * share.expert_elements);
+  EXPECT_EQ(plain_share.expert_bytes, 0u);
+  const uint64_t routers = uint64_t{config.layers} * config.experts * config.hidden_size;
+  EXPECT_EQ(share.layer_elements - share.expert_elements, plain_share.layer_elements - of_one + routers);
+
+  const DeviceSpec device = Device();
+  const auto seconds_beyond_plain = [&](uint32_t sequences) {
+    const StepShape step{.sequences = sequences, .context = 100};
+    return EstimateStep(split, config, device, KvDType::kBF16, step).seconds -
+           EstimateStep(of_plain, plain, device, KvDType::kBF16, step).seconds;
+  };
+  // Of one token two experts, one more than without; of very many all eight.
+  const double of_bytes = 2 * static_cast<double>(of_one) / device.bytes_per_second;
+  const double of_routers = 2 * static_cast<double>(routers) / device.bytes_per_second;
+  EXPECT_NEAR(seconds_beyond_plain(1), of_bytes + of_routers, 1e-3 * of_bytes);
+  EXPECT_NEAR(seconds_beyond_plain(100), 7 * of_bytes + of_routers, 1e-3 * of_bytes);
+  double before = 0;
+  for (const uint32_t sequences : {1u, 2u, 4u, 8u, 16u}) {
+    EXPECT_GT(seconds_beyond_plain(sequences), before) << sequences;
+    before = seconds_beyond_plain(sequences);
+  }
+}
+
 TEST(EstimateStep, OneTokenTakesTheWeightsAndTheKeysAndValuesOverTheBandwidth) {
   const DeviceSpec device = Device();
   const RankShare share = Split({}).ranks[0];
