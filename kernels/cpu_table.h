@@ -74,9 +74,11 @@ inline ActivationGroups LayOut(const GemmArgs& a, bool has_bf16_dots) {
   return out;
 }
 
-template <const CpuLeaves& kLeaves>
-void Gemm(const GemmArgs& a, ThreadPool& pool) {
-  if (a.tokens == 0) return;
+// Encoding a few tokens takes a thread less than waiting for another that does.
+inline bool IsEncodedAlone(const GemmArgs& a) { return a.tokens * a.inputs() <= 16 << 10; }
+
+// That are shared out: those of all parts, of a gated pair those of one.
+inline size_t SharedStrips(const GemmArgs& a) {
   CHECK(a.parts.size() <= GemmArgs::kMostParts);
   CHECK(!a.gated || (a.parts.size() == 2 && a.parts[0].weights.rows == a.parts[1].weights.rows));
   size_t strips = 0;
@@ -84,28 +86,68 @@ void Gemm(const GemmArgs& a, ThreadPool& pool) {
     CHECK(part.weights.packed && part.weights.columns == a.inputs());
     strips += StripsOf(part.weights.rows);
   }
-  if (a.gated) strips /= 2;
-  const size_t strip_work = kStripRows * a.inputs() * a.tokens * (a.gated ? 2 : 1);
-  const size_t grain = a.tokens > 1 ? kLeaves.gemm_strips : 1;
-  // Encoding a few tokens takes a thread less than waiting for another that does.
-  constexpr size_t kEncodeAlone = 16 << 10;
-  if (a.tokens * a.inputs() > kEncodeAlone && pool.threads() > 1) {
-    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots);
-    Share(pool, a.tokens, kElementWork * a.inputs(), 1,
-          [&](size_t begin, size_t end) { kLeaves.encode_activations(a, begin, end, in); });
-    Share(pool, strips, strip_work, grain,
-          [&](size_t begin, size_t end) { kLeaves.gemm(a, in, begin, end); });
-    return;
+  return a.gated ? strips / 2 : strips;
+}
+inline size_t StripWork(const GemmArgs& a) { return kStripRows * a.inputs() * a.tokens * (a.gated ? 2 : 1); }
+
+// Products whose activations each thread encodes for itself, [begin, end) of their strips counted through.
+template <const CpuLeaves& kLeaves>
+void GemmAlone(std::span<const GemmArgs* const> products, ThreadPool& pool) {
+  std::vector<size_t> ends;  // of each product's strips
+  size_t strips = 0, work = 0, grain = 1;
+  for (const GemmArgs* a : products) {
+    const size_t count = SharedStrips(*a);
+    ends.push_back(strips += count);
+    work += count * StripWork(*a);
+    if (a->tokens > 1) grain = kLeaves.gemm_strips;
   }
+  if (strips == 0) return;
   static std::atomic<uint64_t> calls = 0;
   const uint64_t call = ++calls;
-  Share(pool, strips, strip_work, grain, [&, call](size_t begin, size_t end) {
-    thread_local uint64_t encoded = 0;  // the call whose activations this thread holds
-    const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots);
-    if (encoded != call) kLeaves.encode_activations(a, 0, a.tokens, in);
-    encoded = call;
-    kLeaves.gemm(a, in, begin, end);
+  Share(pool, strips, work / strips, grain, [&, call](size_t begin, size_t end) {
+    thread_local uint64_t encoded = 0;   // the call and
+    thread_local size_t encoded_of = 0;  // its product whose activations this thread holds
+    auto of = static_cast<size_t>(std::ranges::upper_bound(ends, begin) - ends.begin());
+    for (; begin < end; ++of) {
+      const GemmArgs& a = *products[of];
+      const size_t first = of == 0 ? 0 : ends[of - 1], to = std::min(end, ends[of]);
+      const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots);
+      if (encoded != call || encoded_of != of) kLeaves.encode_activations(a, 0, a.tokens, in);
+      encoded = call;
+      encoded_of = of;
+      kLeaves.gemm(a, in, begin - first, to - first);
+      begin = to;
+    }
   });
+}
+
+template <const CpuLeaves& kLeaves>
+void Gemm(const GemmArgs& a, ThreadPool& pool) {
+  if (a.tokens == 0) return;
+  if (IsEncodedAlone(a) || pool.threads() == 1) {
+    const GemmArgs* const one[] = {&a};
+    return GemmAlone<kLeaves>(one, pool);
+  }
+  const size_t strips = SharedStrips(a), grain = a.tokens > 1 ? kLeaves.gemm_strips : 1;
+  const ActivationGroups in = LayOut(a, kLeaves.has_bf16_dots);
+  Share(pool, a.tokens, kElementWork * a.inputs(), 1,
+        [&](size_t begin, size_t end) { kLeaves.encode_activations(a, begin, end, in); });
+  Share(pool, strips, StripWork(a), grain,
+        [&](size_t begin, size_t end) { kLeaves.gemm(a, in, begin, end); });
+}
+
+template <const CpuLeaves& kLeaves>
+void GemmEach(std::span<const GemmArgs> products, ThreadPool& pool) {
+  std::vector<const GemmArgs*> alone;
+  for (const GemmArgs& a : products) {
+    if (a.tokens == 0) continue;
+    if (IsEncodedAlone(a)) {
+      alone.push_back(&a);
+    } else {
+      Gemm<kLeaves>(a, pool);
+    }
+  }
+  GemmAlone<kLeaves>(alone, pool);
 }
 
 // Each run by one thread, span after span.
@@ -196,6 +238,7 @@ OpTable MakeCpuTable(std::string_view name) {
           .layout = LayOutStrips,
           .pack = PackStrips,
           .gemm = Gemm<kLeaves>,
+          .gemm_each = GemmEach<kLeaves>,
           .rope_kv = RopeKv<kLeaves>,
           .paged_attention = PagedAttention<kLeaves>,
           .add_norm = AddNorm<kLeaves>,

@@ -17,6 +17,10 @@ GemmWeights Unchanged(const WeightMatrix&, const GemmWeights& layout, std::byte*
   return layout;
 }
 
+void GemmEachRef(std::span<const GemmArgs> products, ThreadPool& pool) {
+  for (const GemmArgs& product : products) GemmRef(product, pool);
+}
+
 }  // namespace
 
 const OpTable& ReferenceOps() {
@@ -25,6 +29,7 @@ const OpTable& ReferenceOps() {
                                      .layout = AsItLies,
                                      .pack = Unchanged,
                                      .gemm = GemmRef,
+                                     .gemm_each = GemmEachRef,
                                      .rope_kv = RopeKvRef,
                                      .paged_attention = PagedAttentionRef,
                                      .add_norm = AddNormRef,

@@ -29,6 +29,9 @@ struct OpTable {
   GemmWeights (*layout)(const WeightMatrix&, ComputeType, ThreadPool&);
   GemmWeights (*pack)(const WeightMatrix&, const GemmWeights& layout, std::byte* memory, ThreadPool&);
   void (*gemm)(const GemmArgs&, ThreadPool&);
+  // Each of several products, with the bits of gemm, all shared out to the threads at once: many small ones
+  // do not wait for each other. None reads what another writes.
+  void (*gemm_each)(std::span<const GemmArgs>, ThreadPool&);
   void (*rope_kv)(const RopeKvArgs&, ThreadPool&);
   void (*paged_attention)(const PagedAttentionArgs&, ThreadPool&);
   void (*add_norm)(const AddNormArgs&, ThreadPool&);

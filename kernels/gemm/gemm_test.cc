@@ -1,5 +1,6 @@
 #include "kernels/gemm/gemm.h"
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -383,6 +384,57 @@ TEST_P(EveryCpu, GemmDoesNotDependOnTheNumberOfThreads) {
     const auto want = Gemm(ops(), x, weights.matrix, one);
     EXPECT_TRUE(SameBits(Gemm(ops(), x, weights.matrix, pool_), want));
     EXPECT_TRUE(SameBits(Gemm(ops(), x, weights.matrix, three), want));
+  }
+}
+
+// Of several formats, sizes and numbers of tokens: few, whose activations each thread encodes for itself, and
+// many; gated ones, too.
+TEST_P(EveryCpu, ProductsTogetherHaveTheBitsOfEachAlone) {
+  struct Product {
+    DType dtype;
+    size_t tokens, inputs, outputs;
+    bool gated;
+  };
+  const Product list[] = {{DType::kQ8_0, 1, 1024, 70, false}, {DType::kBF16, 3, 64, 33, true},
+                          {DType::kQ4_0, 1, 256, 1030, true}, {DType::kQ8_0, 40, 512, 100, false},
+                          {DType::kF32, 0, 32, 16, false},    {DType::kQ4_K, 2, 256, 16, false},
+                          {DType::kQ8_0, 5, 1024, 200, true}, {DType::kInt8, 1, 128, 1, false}};
+  std::vector<RandomWeights> random;
+  std::vector<PackedWeights> packed;
+  std::vector<std::vector<float>> x, alone, together;
+  std::vector<std::array<GemmPart, 2>> parts;
+  random.reserve(2 * std::size(list));
+  for (const Product& each : list) {
+    for (int i = 0; i < 2; ++i) random.emplace_back(each.dtype, each.outputs, each.inputs, random.size() + 1);
+    x.push_back(RandomNormal(each.tokens * each.inputs, 90 + x.size()));
+    alone.emplace_back(each.tokens * each.outputs);
+    together.emplace_back(each.tokens * each.outputs);
+  }
+  packed.reserve(random.size());
+  for (const RandomWeights& each : random) packed.emplace_back(ops(), each.matrix, pool_);
+  const auto products = [&](std::vector<std::vector<float>>& outs) {
+    std::vector<GemmArgs> args;
+    parts.clear();
+    parts.reserve(std::size(list));
+    for (size_t i = 0; i < std::size(list); ++i) {
+      std::array<GemmPart, 2>& of = parts.emplace_back();
+      of[0] = {.weights = packed[2 * i].weights, .out = outs[i].data()};
+      of[1].weights = packed[2 * i + 1].weights;
+      GemmArgs& product = args.emplace_back();
+      product.x = x[i].data();
+      product.tokens = list[i].tokens;
+      product.parts = std::span(of).first(list[i].gated ? 2 : 1);
+      product.gated = list[i].gated;
+    }
+    return args;
+  };
+  for (const GemmArgs& each : products(alone)) ops().gemm(each, pool_);
+  for (const size_t threads : {1u, 2u, 3u}) {
+    ThreadPool pool(threads);
+    for (std::vector<float>& out : together) std::ranges::fill(out, NAN);
+    ops().gemm_each(products(together), pool);
+    for (size_t i = 0; i < std::size(list); ++i)
+      EXPECT_TRUE(SameBits(together[i], alone[i])) << i << ", " << threads << " threads";
   }
 }
 

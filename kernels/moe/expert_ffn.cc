@@ -1,6 +1,7 @@
 #include "kernels/moe/expert_ffn.h"
 
 #include <algorithm>
+#include <array>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
@@ -12,51 +13,73 @@ constexpr size_t kTogether = 16 << 10;  // elements that are worth another threa
 
 size_t GrainOf(size_t elements_of_item) { return std::max<size_t>(1, kTogether / elements_of_item); }
 
-// The tokens of places [begin, end), side by side: where they lie, or copied to `gathered`.
-const float* Gather(const GatedExpertsArgs& a, size_t begin, size_t end, size_t inputs,
-                    std::vector<float>& gathered, ThreadPool& pool) {
-  const auto token = [&](size_t place) { return a.groups.pairs[place] / a.per_token; };
-  // Tokens of an expert rise.
-  if (token(end - 1) - token(begin) == end - 1 - begin) return a.x + token(begin) * inputs;
-  if (gathered.size() < (end - begin) * inputs) gathered.resize((end - begin) * inputs);
-  pool.ParallelFor(end - begin, GrainOf(inputs), [&](size_t from, size_t to) {
-    for (size_t i = from; i < to; ++i)
-      std::copy_n(a.x + token(begin + i) * inputs, inputs, gathered.data() + i * inputs);
+// [pairs, inputs]: the rows of x that all places want, side by side.
+void Gather(const GatedExpertsArgs& a, size_t inputs, std::vector<float>& gathered, ThreadPool& pool) {
+  const size_t pairs = a.groups.pairs.size();
+  if (gathered.size() < pairs * inputs) gathered.resize(pairs * inputs);
+  pool.ParallelFor(pairs, GrainOf(inputs), [&](size_t from, size_t to) {
+    for (size_t place = from; place < to; ++place)
+      std::copy_n(a.x + a.groups.pairs[place] / a.per_token * inputs, inputs,
+                  gathered.data() + place * inputs);
   });
-  return gathered.data();
 }
+
+// Products of the experts that have tokens, with places [begin, end).
+struct Products {
+  std::vector<GemmArgs> args;
+  std::vector<std::array<GemmPart, 2>> parts;  // what args borrow
+
+  explicit Products(const ExpertGroups& groups) {
+    args.reserve(groups.experts());
+    parts.reserve(groups.experts());
+  }
+  // set(expert, begin, product, parts) says all but the tokens, and what of `count` parts.
+  template <typename Set>
+  void Add(const ExpertGroups& groups, size_t count, const Set& set) {
+    for (size_t expert = 0; expert < groups.experts(); ++expert) {
+      if (groups.TokensOf(expert) == 0) continue;
+      std::array<GemmPart, 2>& of = parts.emplace_back();
+      GemmArgs& product = args.emplace_back();
+      set(expert, groups.begin[expert], product, of);
+      product.tokens = groups.TokensOf(expert);
+      product.parts = std::span(of).first(count);
+    }
+  }
+};
 
 }  // namespace
 
 void MultiplyGatedExperts(const OpTable& ops, const GatedExpertsArgs& a, std::vector<float>& gathered,
                           ThreadPool& pool) {
   CHECK(a.gates.size() == a.groups.experts() && a.ups.size() == a.groups.experts());
-  for (size_t expert = 0; expert < a.groups.experts(); ++expert) {
-    const size_t begin = a.groups.begin[expert], end = a.groups.begin[expert + 1];
-    if (begin == end) continue;
-    const GemmWeights &gate = a.gates[expert], &up = a.ups[expert];
-    const GemmPart parts[] = {{.weights = gate, .out = a.out + begin * gate.rows}, {.weights = up}};
-    ops.gemm({.x = Gather(a, begin, end, gate.columns, gathered, pool),
-              .norm = a.norm,
-              .norm_epsilon = a.norm_epsilon,
-              .tokens = end - begin,
-              .parts = parts,
-              .gated = true,
-              .gate = a.gate},
-             pool);
-  }
+  if (a.groups.pairs.empty()) return;
+  const size_t inputs = a.gates[0].columns;
+  const bool is_one = a.groups.pairs.size() == a.per_token;  // token, whose row all places want
+  if (!is_one) Gather(a, inputs, gathered, pool);
+  Products products(a.groups);
+  products.Add(a.groups, 2, [&](size_t expert, size_t begin, GemmArgs& product, std::array<GemmPart, 2>& of) {
+    const GemmWeights& gate = a.gates[expert];
+    of[0] = {.weights = gate, .out = a.out + begin * gate.rows};
+    of[1].weights = a.ups[expert];
+    product.x = is_one ? a.x : gathered.data() + begin * inputs;
+    product.norm = a.norm;
+    product.norm_epsilon = a.norm_epsilon;
+    product.gated = true;
+    product.gate = a.gate;
+  });
+  ops.gemm_each(products.args, pool);
 }
 
 void MultiplyExperts(const OpTable& ops, const ExpertsArgs& a, ThreadPool& pool) {
   CHECK(a.weights.size() == a.groups.experts());
-  for (size_t expert = 0; expert < a.groups.experts(); ++expert) {
-    const size_t begin = a.groups.begin[expert], tokens = a.groups.TokensOf(expert);
-    if (tokens == 0) continue;
+  Products products(a.groups);
+  products.Add(a.groups, 1, [&](size_t expert, size_t begin, GemmArgs& product, std::array<GemmPart, 2>& of) {
     const GemmWeights& weights = a.weights[expert];
-    const size_t pitch = a.x_pitch > 0 ? a.x_pitch : weights.columns;
-    const GemmPart part{.weights = weights, .out = a.out + begin * weights.rows};
-    ops.gemm({.x = a.x + begin * pitch, .x_pitch = pitch, .tokens = tokens, .parts = {&part, 1}}, pool);
-  }
+    product.x_pitch = a.x_pitch > 0 ? a.x_pitch : weights.columns;
+    product.x = a.x + begin * product.x_pitch;
+    of[0] = {.weights = weights, .out = a.out + begin * weights.rows};
+  });
+  ops.gemm_each(products.args, pool);
 }
 
 void CombineExperts(const CombineExpertsArgs& a, ThreadPool& pool) {

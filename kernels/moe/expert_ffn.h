@@ -1,7 +1,7 @@
 // The feed-forward layers of a mixture of experts, after route_experts.h and expert_groups.h:
 //   x[t] += sum_slot weights[t][slot] * W_down_e (gate(W_gate_e h) * W_up_e h),  e = chosen[t][slot]
-// with h = RmsNorm(x), by the gemm of a backend, one expert after the other, each over all of its tokens.
-// Between the steps lie rows of pairs in the order of `groups.pairs`.
+// with h = RmsNorm(x), by the products of a backend, each expert's over all of its tokens. Between the steps
+// lie rows of pairs in the order of `groups.pairs`.
 //
 // Same bits: each product has the bits of a dense layer with the expert's matrices, whichever tokens share
 // the expert; a token's rows are added by slot, in f32, before the residual.
@@ -31,7 +31,7 @@ struct GatedExpertsArgs {
   float* out = nullptr;  // [pairs, outputs]
 };
 
-// `gathered` is scratch: it grows to the largest group seen and stays.
+// `gathered` is scratch: it grows to the most pairs seen and stays.
 void MultiplyGatedExperts(const OpTable& ops, const GatedExpertsArgs& args, std::vector<float>& gathered,
                           ThreadPool& pool);
 
