@@ -54,7 +54,7 @@ class ArchitectureKeys {
 // The size of all layers, or an array with that of each (as llama.cpp has it).
 Status ReadFfnSizes(const ArchitectureKeys& keys, ModelConfig& config) {
   if (constexpr std::string_view kOfExpert = "expert_feed_forward_length";
-      keys.Has(kOfExpert) || config.family == "qwen3_moe") {
+      config.family == "qwen3_moe" || (config.experts > 0 && keys.Has(kOfExpert))) {
     ASSIGN_OR_RETURN(config.ffn_size, keys.Count(kOfExpert, kMaxFfn));
     return Status();
   }
