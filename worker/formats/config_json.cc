@@ -226,29 +226,21 @@ Status SetWindows(const ConfigFile& json, uint32_t window, ModelConfig& config,
   return Status();
 }
 
-bool IsGemma(const ModelConfig& config) { return config.family.starts_with("gemma"); }
-
-// Of one expert, of Qwen, whose intermediate_size is that of layers without any.
-constexpr std::string_view kMoeFfn = "moe_intermediate_size";
-constexpr std::string_view kKvHeads = "num_key_value_heads";
-
-// Files may leave out what transformers has by default for their family; a null is as many as heads.
-uint32_t KvHeadsWithoutKey(const ConfigFile& json, const ModelConfig& config) {
-  if (config.family == "llama" || json.HasNull(kKvHeads)) return config.heads;
-  if (IsGemma(config) || config.family == "qwen3_moe") return 4;
-  return config.family == "mistral" || config.family == "mixtral" ? 8 : 32;
-}
+// Of one expert, where intermediate_size is that of layers without any.
+constexpr std::string_view kExpertWidth = "moe_intermediate_size";
+constexpr std::string_view kKvHeads = "num_key_value_heads", kWindow = "sliding_window";
 
 // Experts, of families that have them, in each layer.
-Status ReadExperts(const ConfigFile& json, ModelConfig& config) {
-  const bool is_mixtral = config.family == "mixtral";
-  // Older files of Qwen have num_experts.
-  const std::string_view count = is_mixtral || !json.Has("num_experts") ? "num_local_experts" : "num_experts";
-  ASSIGN_OR_RETURN(config.experts, json.Count(count, is_mixtral ? 8 : 128));
+Status ReadExperts(const ConfigFile& json, const ModelFamily& family, ModelConfig& config) {
+  // Newer files of Qwen may have Mixtral's key.
+  const std::string_view other = "num_local_experts";
+  const std::string_view count = json.Has(family.experts_key) ? family.experts_key : other;
+  ASSIGN_OR_RETURN(config.experts, json.Count(count, family.defaults.experts));
   if (config.experts == 0) return json.Error(count, "0 is not in 1 to ", kMaxExperts);
-  ASSIGN_OR_RETURN(config.experts_per_token, json.Count("num_experts_per_tok", is_mixtral ? 2 : 8));
+  ASSIGN_OR_RETURN(config.experts_per_token,
+                   json.Count("num_experts_per_tok", family.defaults.experts_per_token));
   config.normalizes_experts = true;
-  if (is_mixtral) return Status();
+  if (family.name == "mixtral") return Status();
   ASSIGN_OR_RETURN(config.normalizes_experts, json.Bool("norm_topk_prob", false));
   ASSIGN_OR_RETURN(const uint32_t step, json.Count("decoder_sparse_step", 1));
   if (step != 1) return json.Error("decoder_sparse_step", step, " is not supported; supported is 1");
@@ -259,28 +251,25 @@ Status ReadExperts(const ConfigFile& json, ModelConfig& config) {
 }
 
 // Those of Gemma.
-Status ReadGemma(const ConfigFile& json, ModelConfig& config) {
-  const bool is_third = config.family == "gemma3_text";
-  config.norms_less_one = config.has_post_norms = true;
-  config.has_head_norms = is_third;
-  config.embedding_scale = std::sqrt(static_cast<float>(config.hidden_size));
+Status ReadGemma(const ConfigFile& json, const ModelFamily& family, ModelConfig& config) {
+  const ModelFamily::Defaults& defaults = family.defaults;
   ASSIGN_OR_RETURN(config.gate, Gate(json, "hidden_activation", "gelu_pytorch_tanh"));
   constexpr std::string_view kScalar = "query_pre_attn_scalar";
   ASSIGN_OR_RETURN(const float scalar, json.Number(kScalar, 256));
   if (!(scalar > 0)) return json.Error(kScalar, json.Shown(kScalar), " is not above 0");
   config.attention_scale = 1 / std::sqrt(scalar);
-  const auto cap = [&](std::string_view key, float of_second) {
-    return json.Number(key, is_third || json.HasNull(key) ? 0 : of_second);
+  const auto cap = [&](std::string_view key, float fallback) {
+    return json.Number(key, json.HasNull(key) ? 0 : fallback);
   };
-  ASSIGN_OR_RETURN(config.attention_softcap, cap("attn_logit_softcapping", 50));
-  ASSIGN_OR_RETURN(config.logit_softcap, cap("final_logit_softcapping", 30));
-  ASSIGN_OR_RETURN(const uint32_t window, json.Count("sliding_window", 4096));
-  ASSIGN_OR_RETURN(const uint32_t pattern, json.Count("sliding_window_pattern", is_third ? 6 : 2));
+  ASSIGN_OR_RETURN(config.attention_softcap, cap("attn_logit_softcapping", defaults.attention_softcap));
+  ASSIGN_OR_RETURN(config.logit_softcap, cap("final_logit_softcapping", defaults.logit_softcap));
+  ASSIGN_OR_RETURN(const uint32_t window, json.Count(kWindow, defaults.window));
+  ASSIGN_OR_RETURN(const uint32_t pattern, json.Count("sliding_window_pattern", family.window_pattern));
   if (pattern == 0) return json.Error("sliding_window_pattern", "0 is not in 1 to ", UINT32_MAX);
   RETURN_IF_ERROR(
       SetWindows(json, window, config, [&](uint32_t layer) { return (layer + 1) % pattern != 0; }));
-  if (!is_third) return Status();
-  ASSIGN_OR_RETURN(const float local, json.Number("rope_local_base_freq", 10000));
+  if (defaults.window_rope_base == 0) return Status();
+  ASSIGN_OR_RETURN(const float local, json.Number("rope_local_base_freq", defaults.window_rope_base));
   config.window_rope_base = local;
   if (!json.Has("rope_parameters")) return Status();
   ASSIGN_OR_RETURN(const Rope rope, ReadRope(json, kWindowed, local, /*has_kinds=*/true));
@@ -291,23 +280,18 @@ Status ReadGemma(const ConfigFile& json, ModelConfig& config) {
 }
 
 // What the family of `config`, which has the sizes, does otherwise than Llama.
-Status ReadSwitches(const ConfigFile& json, ModelConfig& config) {
-  if (IsGemma(config)) return ReadGemma(json, config);
+Status ReadSwitches(const ConfigFile& json, const ModelFamily& family, ModelConfig& config) {
+  SetSwitches(family, config);
+  if (family.is_gemma) return ReadGemma(json, family, config);
   ASSIGN_OR_RETURN(config.gate, Gate(json, "hidden_act", "silu"));
-  config.has_attention_bias = config.family == "qwen2";
-  config.has_head_norms = config.family == "qwen3" || config.family == "qwen3_moe";
-  if (config.family == "llama") return Status();
-  if (config.family == "qwen3_moe") {
-    ASSIGN_OR_RETURN(const bool has_windows, json.Bool("use_sliding_window", false));
-    return has_windows ? json.Error("use_sliding_window", "true is not supported") : Status();
-  }
-  constexpr std::string_view kWindow = "sliding_window";
-  const bool is_mixtral = config.family == "mixtral";
+  if (family.name == "llama") return Status();
   ASSIGN_OR_RETURN(const uint32_t window,
-                   json.Count(kWindow, is_mixtral || json.HasNull(kWindow) ? 0 : 4096));
-  if (is_mixtral || config.family == "mistral")
+                   json.Count(kWindow, json.HasNull(kWindow) ? 0 : family.defaults.window));
+  if (!family.name.starts_with("qwen"))
     return SetWindows(json, window, config, [&](uint32_t) { return window > 0; });
   ASSIGN_OR_RETURN(const bool has_windows, json.Bool("use_sliding_window", false));
+  if (family.has_experts)
+    return has_windows ? json.Error("use_sliding_window", "true is not supported") : Status();
   ASSIGN_OR_RETURN(const uint32_t first, json.Count("max_window_layers", 28));
   return SetWindows(json, has_windows ? window : 0, config,
                     [&](uint32_t layer) { return has_windows && layer >= first; });
@@ -358,30 +342,30 @@ float ScalarOf(float scale) {
 }
 
 // The inverse of ReadSwitches. Of keys that newer and older loaders call otherwise, both.
-void WriteSwitches(const ModelConfig& config, Json& json) {
+void WriteSwitches(const ModelFamily& family, const ModelConfig& config, Json& json) {
   const uint32_t window = config.windows.empty() ? 0 : std::ranges::max(config.windows);
-  json["sliding_window"] = window > 0 ? Json(window) : Json();
+  json[std::string(kWindow)] = window > 0 ? Json(window) : Json();
   Json kinds = Json::array();
   for (uint32_t layer = 0; layer < config.layers; ++layer)
     kinds.push_back(config.Window(layer) > 0 ? kWindowed : kFull);
   json["layer_types"] = kinds;
   if (config.experts > 0) {
     json["num_experts_per_tok"] = config.experts_per_token;
-    json[config.family == "mixtral" ? "num_local_experts" : "num_experts"] = config.experts;
+    json[std::string(family.experts_key)] = config.experts;
   }
-  if (config.family == "qwen3_moe") {
+  if (family.has_expert_width) {
     json["norm_topk_prob"] = config.normalizes_experts;
-    json[std::string(kMoeFfn)] = config.ffn_size;
+    json[std::string(kExpertWidth)] = config.ffn_size;
     json["decoder_sparse_step"] = 1;
     json["mlp_only_layers"] = Json::array();
   }
-  if (config.family.starts_with("qwen")) {
+  if (family.name.starts_with("qwen")) {
     json["use_sliding_window"] = window > 0;
     // What loaders without layer_types go by.
     const auto first = std::ranges::find_if(config.windows, [](uint32_t each) { return each > 0; });
     json["max_window_layers"] = window > 0 ? first - config.windows.begin() : config.layers;
   }
-  if (!IsGemma(config)) return;
+  if (!family.is_gemma) return;
   json["query_pre_attn_scalar"] = ShortestDecimal(ScalarOf(config.AttentionScale()));
   const auto cap = [](float value) { return value > 0 ? Json(ShortestDecimal(value)) : Json(); };
   json["attn_logit_softcapping"] = cap(config.attention_softcap);
@@ -403,17 +387,18 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   ASSIGN_OR_RETURN(config.hidden_size, json.Count("hidden_size"));
   ASSIGN_OR_RETURN(config.layers, json.Count("num_hidden_layers"));
   ASSIGN_OR_RETURN(config.heads, json.Count("num_attention_heads"));
-  ASSIGN_OR_RETURN(config.kv_heads, json.Count(kKvHeads, KvHeadsWithoutKey(json, config)));
-  if (family->has_experts) RETURN_IF_ERROR(ReadExperts(json, config));
-  ASSIGN_OR_RETURN(config.ffn_size,
-                   config.family == "qwen3_moe" ? json.Count(kMoeFfn, 768) : json.Count("intermediate_size"));
+  const ModelFamily::Defaults& defaults = family->defaults;
+  const bool has_as_many = defaults.kv_heads == 0 || json.HasNull(kKvHeads);
+  ASSIGN_OR_RETURN(config.kv_heads, json.Count(kKvHeads, has_as_many ? config.heads : defaults.kv_heads));
+  if (family->has_experts) RETURN_IF_ERROR(ReadExperts(json, *family, config));
+  ASSIGN_OR_RETURN(config.ffn_size, family->has_expert_width ? json.Count(kExpertWidth, defaults.expert_width)
+                                                             : json.Count("intermediate_size"));
   if (json.Has(kFfnSizesKey)) {
     ASSIGN_OR_RETURN(config.ffn_sizes, json.Counts(kFfnSizesKey));
     if (config.ffn_sizes.empty()) return json.Error(kFfnSizesKey, "is empty");
   }
-  const bool is_gemma = IsGemma(config);
-  if (is_gemma || config.family == "qwen3") {
-    ASSIGN_OR_RETURN(config.head_dim, json.Count("head_dim", is_gemma ? 256 : 128));
+  if (defaults.head_dim > 0) {
+    ASSIGN_OR_RETURN(config.head_dim, json.Count("head_dim", defaults.head_dim));
   } else {
     if (!json.Has("head_dim") && config.heads != 0 && config.hidden_size % config.heads != 0)
       return json.Error("num_attention_heads", config.heads, " does not divide hidden_size ",
@@ -421,14 +406,12 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
     ASSIGN_OR_RETURN(config.head_dim,
                      json.Count("head_dim", config.heads == 0 ? 0 : config.hidden_size / config.heads));
   }
-  const bool is_mixtral = config.family == "mixtral";
-  ASSIGN_OR_RETURN(config.norm_epsilon, json.Number("rms_norm_eps", is_mixtral ? 1e-5f : 1e-6f));
-  const float usual_base = is_mixtral || config.family == "gemma3_text" ? 1e6f : 1e4f;
-  ASSIGN_OR_RETURN(const float base, json.Number("rope_theta", usual_base));
-  ASSIGN_OR_RETURN(const Rope rope, ReadRope(json, kFull, base, config.family == "gemma3_text"));
+  ASSIGN_OR_RETURN(config.norm_epsilon, json.Number("rms_norm_eps", defaults.norm_epsilon));
+  ASSIGN_OR_RETURN(const float base, json.Number("rope_theta", defaults.rope_base));
+  ASSIGN_OR_RETURN(const Rope rope, ReadRope(json, kFull, base, defaults.window_rope_base > 0));
   config.rope_base = rope.base;
   config.rope_scaling = rope.scaling;
-  ASSIGN_OR_RETURN(config.tied_embeddings, json.Bool("tie_word_embeddings", is_gemma));
+  ASSIGN_OR_RETURN(config.tied_embeddings, json.Bool("tie_word_embeddings", family->is_gemma));
   if (constexpr std::string_view kKey = "quantization_config"; json.Has(kKey)) {
     const auto quantization = ParseQuantizationConfig(json.at(kKey));
     if (!quantization.ok()) return json.Error(kKey, Message(quantization.status()));
@@ -440,7 +423,7 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   }
   const auto error = [&](std::string_view key, std::string_view message) { return json.Error(key, message); };
   RETURN_IF_ERROR(ValidateModelConfig(config, error));  // sizes: what follows has an entry for each layer
-  RETURN_IF_ERROR(ReadSwitches(json, config));
+  RETURN_IF_ERROR(ReadSwitches(json, *family, config));
   RETURN_IF_ERROR(ValidateModelConfig(config, error));
   if (!config.ffn_sizes.empty()) SetFfnSizes(std::move(config.ffn_sizes), config);
   return config;
@@ -451,7 +434,7 @@ std::string ConfigJsonText(const ModelConfig& config) {
   CHECK(family != nullptr, "a model of family ", config.family);
   Json json = {{"architectures", {std::string(family->hugging_face)}},
                {"model_type", config.family},
-               {IsGemma(config) ? "hidden_activation" : "hidden_act",
+               {family->is_gemma ? "hidden_activation" : "hidden_act",
                 config.gate == GateFunction::kSilu ? "silu" : "gelu_pytorch_tanh"},
                {"attention_bias", false},
                {"mlp_bias", false},
@@ -469,7 +452,7 @@ std::string ConfigJsonText(const ModelConfig& config) {
                {"tie_word_embeddings", config.tied_embeddings}};
   if (!config.ffn_sizes.empty()) json[std::string(kFfnSizesKey)] = config.ffn_sizes;
   if (config.quantization) json["quantization_config"] = QuantizationConfigJson(*config.quantization);
-  if (config.family != "llama") WriteSwitches(config, json);
+  if (config.family != "llama") WriteSwitches(*family, config, json);
   return json.dump(2) + "\n";
 }
 
@@ -497,7 +480,9 @@ ModelConfig AsFolderConfig(const ModelConfig& config) {
   ModelConfig out = config;
   out.names = NameScheme::kHuggingFace;
   out.rope_pairing = RopePairing::kHalves;
-  out.norms_less_one = IsGemma(config);
+  const ModelFamily* family = FindModelFamily(config.family);
+  CHECK(family != nullptr, "a model of family ", config.family);
+  out.norms_less_one = family->is_gemma;
   if (config.family == "llama" && !config.windows.empty()) out.family = "mistral";
   if (config.rope_scaling.kind == RopeScaling::Kind::kDivisors) {
     const RopeScaling named = Llama3ScalingOf(config);

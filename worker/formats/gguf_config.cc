@@ -52,9 +52,9 @@ class ArchitectureKeys {
 };
 
 // The size of all layers, or an array with that of each (as llama.cpp has it).
-Status ReadFfnSizes(const ArchitectureKeys& keys, ModelConfig& config) {
+Status ReadFfnSizes(const ArchitectureKeys& keys, const ModelFamily& family, ModelConfig& config) {
   if (constexpr std::string_view kOfExpert = "expert_feed_forward_length";
-      config.family == "qwen3_moe" || (config.experts > 0 && keys.Has(kOfExpert))) {
+      family.has_expert_width || (config.experts > 0 && keys.Has(kOfExpert))) {
     ASSIGN_OR_RETURN(config.ffn_size, keys.Count(kOfExpert, kMaxFfn));
     return Status();
   }
@@ -208,23 +208,16 @@ constexpr uint32_t kLayersOfGemma2With27B = 46, kLayersOfGemma3With27B = 62;
 
 // What a reader knows of `config` by its family and sizes, without a key, and where a window (0: none) is.
 // `pattern`: the last of so many layers is without a window; 0: the family's.
-void SetImplied(uint32_t window, uint32_t pattern, ModelConfig& config) {
-  const bool is_second = config.family == "gemma2", is_third = config.family == "gemma3_text";
-  config.has_attention_bias = config.family == "qwen2";
-  config.has_head_norms = config.family == "qwen3" || config.family == "qwen3_moe" || is_third;
+void SetImplied(const ModelFamily& family, uint32_t window, uint32_t pattern, ModelConfig& config) {
+  SetSwitches(family, config);
   config.norms_less_one = false;
   config.windows.clear();
-  if (window > 0) {
-    if (pattern == 0) pattern = is_second ? 2 : is_third ? 6 : UINT32_MAX;
-    for (uint32_t layer = 0; layer < config.layers; ++layer)
-      config.windows.push_back((layer + 1) % pattern != 0 ? window : 0);
-  }
-  config.gate = is_second || is_third ? GateFunction::kGelu : GateFunction::kSilu;
-  config.has_post_norms = is_second || is_third;
-  config.embedding_scale = config.has_post_norms ? std::sqrt(static_cast<float>(config.hidden_size)) : 1;
+  if (pattern == 0) pattern = family.window_pattern;
+  for (uint32_t layer = 0; window > 0 && layer < config.layers; ++layer)
+    config.windows.push_back(pattern == 0 || (layer + 1) % pattern != 0 ? window : 0);
   config.attention_scale = 0;
-  if ((is_second && config.layers == kLayersOfGemma2With27B) ||
-      (is_third && config.layers == kLayersOfGemma3With27B)) {
+  if ((family.name == "gemma2" && config.layers == kLayersOfGemma2With27B) ||
+      (family.name == "gemma3_text" && config.layers == kLayersOfGemma3With27B)) {
     config.attention_scale =
         1 / std::sqrt(static_cast<float>(config.hidden_size) / static_cast<float>(config.heads));
   }
@@ -236,12 +229,13 @@ uint32_t PatternOf(const ModelConfig& config) {
   return static_cast<uint32_t>(full - config.windows.begin()) + 1;
 }
 
-Status ReadSwitches(const ArchitectureKeys& keys, ModelConfig& config) {
+Status ReadSwitches(const ArchitectureKeys& keys, const ModelFamily& family, ModelConfig& config) {
   constexpr std::string_view kWindow = "attention.sliding_window",
                              kPattern = "attention.sliding_window_pattern", kCap = "attn_logit_softcapping",
                              kLastCap = "final_logit_softcapping", kWindowBase = "rope.freq_base_swa";
-  const bool is_second = config.family == "gemma2", is_third = config.family == "gemma3_text";
-  uint32_t window = is_second ? 4096 : 0, pattern = 0;
+  // llama.cpp has the defaults of Gemma's, but no window of Gemma 3's.
+  const bool is_second = family.name == "gemma2";
+  uint32_t window = is_second ? family.defaults.window : 0, pattern = 0;
   if (keys.Has(kWindow)) {
     ASSIGN_OR_RETURN(const int64_t value, keys.metadata().Integer(keys.Whole(kWindow)));
     if (value < 0 || value > kMaxContext) return keys.Error(kWindow, value, " is not in 0 to ", kMaxContext);
@@ -250,10 +244,10 @@ Status ReadSwitches(const ArchitectureKeys& keys, ModelConfig& config) {
   if (keys.Has(kPattern)) {
     ASSIGN_OR_RETURN(pattern, keys.Count(kPattern, kMaxLayers));
   }
-  SetImplied(window, pattern, config);
-  ASSIGN_OR_RETURN(config.attention_softcap, keys.Number(kCap, is_second ? 50 : 0));
-  ASSIGN_OR_RETURN(config.logit_softcap, keys.Number(kLastCap, is_second ? 30 : 0));
-  ASSIGN_OR_RETURN(config.window_rope_base, keys.Number(kWindowBase, is_third ? 10000 : 0));
+  SetImplied(family, window, pattern, config);
+  ASSIGN_OR_RETURN(config.attention_softcap, keys.Number(kCap, family.defaults.attention_softcap));
+  ASSIGN_OR_RETURN(config.logit_softcap, keys.Number(kLastCap, family.defaults.logit_softcap));
+  ASSIGN_OR_RETURN(config.window_rope_base, keys.Number(kWindowBase, family.defaults.window_rope_base));
   return Status();
 }
 
@@ -285,11 +279,11 @@ StatusOr<ModelConfig> Parse(const GgufFile& gguf) {
   ASSIGN_OR_RETURN(config.heads, keys.Count("attention.head_count", kMaxHeads));
   ASSIGN_OR_RETURN(config.kv_heads, keys.Count("attention.head_count_kv", kMaxHeads, config.heads));
   ASSIGN_OR_RETURN(config.head_dim, HeadDim(keys, config));
-  RETURN_IF_ERROR(ReadFfnSizes(keys, config));
+  RETURN_IF_ERROR(ReadFfnSizes(keys, *family, config));
   ASSIGN_OR_RETURN(config.norm_epsilon, keys.Number("attention.layer_norm_rms_epsilon"));
   ASSIGN_OR_RETURN(config.rope_base, keys.Number("rope.freq_base", 10000));
   RETURN_IF_ERROR(ReadScaling(keys, *gguf.weights, config));
-  RETURN_IF_ERROR(ReadSwitches(keys, config));
+  RETURN_IF_ERROR(ReadSwitches(keys, *family, config));
   config.tied_embeddings = !gguf.weights->Find(TensorName(NameScheme::kGguf, TensorKind::kOutput)).ok();
   return config;
 }
@@ -337,7 +331,7 @@ std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config) {
   if (config.experts > 0) {
     add("expert_count", GgufU32(config.experts));
     add("expert_used_count", GgufU32(config.experts_per_token));
-    if (config.family == "qwen3_moe") add("expert_feed_forward_length", GgufU32(config.ffn_size));
+    if (family->has_expert_width) add("expert_feed_forward_length", GgufU32(config.ffn_size));
   }
   add("rope.dimension_count", GgufU32(config.head_dim));
   add("rope.freq_base", GgufF32(config.rope_base));
@@ -355,7 +349,7 @@ std::vector<GgufKey> GgufConfigKeys(const ModelConfig& config) {
   if (is_gemma || !config.windows.empty())
     add("attention.sliding_window", GgufU32(config.windows.empty() ? 0 : std::ranges::max(config.windows)));
   if (ModelConfig read = config; !config.windows.empty()) {
-    SetImplied(std::ranges::max(config.windows), 0, read);
+    SetImplied(*family, std::ranges::max(config.windows), 0, read);
     if (read.windows != config.windows) add("attention.sliding_window_pattern", GgufU32(PatternOf(config)));
   }
   if (is_gemma || config.attention_softcap > 0)
@@ -382,8 +376,8 @@ StatusOr<ModelConfig> AsGgufConfig(const ModelConfig& config) {
     return InvalidArgument(
         "a .gguf file of family ", config.family,
         " cannot say that the weights of a token's experts do not add up to 1; a folder can");
-  if (!config.windows.empty()) SetImplied(std::ranges::max(config.windows), PatternOf(config), out);
-  if (config.windows.empty()) SetImplied(0, 0, out);
+  if (!config.windows.empty()) SetImplied(family, std::ranges::max(config.windows), PatternOf(config), out);
+  if (config.windows.empty()) SetImplied(family, 0, 0, out);
   if (out.windows != config.windows || out.AttentionScale() != config.AttentionScale() ||
       out.gate != config.gate)
     return InvalidArgument("a .gguf file of family ", config.family,

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/rope/rope_frequencies.h"
+#include "worker/formats/model_family.h"
 
 namespace terrace {
 namespace {
@@ -42,12 +43,12 @@ Status CheckRopeScaling(const ModelConfig& config, const Fail& fail) {
 template <typename Fail>
 Status CheckExperts(const ModelConfig& config, const Fail& fail) {
   if (config.experts == 0) return Status();
+  const ModelFamily* family = FindModelFamily(config.family);
+  const std::string_view key = family == nullptr ? ModelFamily().experts_key : family->experts_key;
   if (config.experts > kMaxExperts)
-    return fail(config.family == "mixtral" ? "num_local_experts" : "num_experts", "expert_count",
-                config.experts, " is not in 1 to ", kMaxExperts);
+    return fail(key, "expert_count", config.experts, " is not in 1 to ", kMaxExperts);
   if (uint64_t{config.layers} * config.experts > kMaxExpertsOfAllLayers)
-    return fail(config.family == "mixtral" ? "num_local_experts" : "num_experts", "expert_count",
-                config.experts, " in each of ", config.layers, " layers are more than ",
+    return fail(key, "expert_count", config.experts, " in each of ", config.layers, " layers are more than ",
                 kMaxExpertsOfAllLayers);
   const uint32_t most = std::min(config.experts, kMaxExpertsPerToken);
   if (config.experts_per_token < 1 || config.experts_per_token > most)
