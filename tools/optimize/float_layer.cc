@@ -45,8 +45,9 @@ std::span<const TensorKind> LinearsOf(LinearInput input) {
   return {};
 }
 
-FloatMatrix& FloatLayer::matrix(TensorKind linear) {
-  switch (linear) {
+FloatMatrix& FloatLayer::matrix(TensorKind kind, uint32_t expert) {
+  FeedForward& ffn = experts.empty() ? *this : experts[expert];
+  switch (kind) {
     case TensorKind::kQuery:
       return query;
     case TensorKind::kKey:
@@ -55,20 +56,22 @@ FloatMatrix& FloatLayer::matrix(TensorKind linear) {
       return value;
     case TensorKind::kAttentionOutput:
       return attention_output;
+    case TensorKind::kRouter:
+      return router;
     case TensorKind::kGate:
-      return gate;
+      return ffn.gate;
     case TensorKind::kUp:
-      return up;
+      return ffn.up;
     case TensorKind::kDown:
-      return down;
+      return ffn.down;
     default:
-      CHECK(false, "no linear");
+      CHECK(false, "no matrix");
   }
   return query;
 }
 
-const FloatMatrix& FloatLayer::matrix(TensorKind linear) const {
-  return const_cast<FloatLayer*>(this)->matrix(linear);
+const FloatMatrix& FloatLayer::matrix(TensorKind kind, uint32_t expert) const {
+  return const_cast<FloatLayer*>(this)->matrix(kind, expert);
 }
 
 StatusOr<std::vector<float>> LoadVector(const ModelConfig& config, const WeightSource& source,
@@ -121,12 +124,14 @@ StatusOr<LayerVectors> LoadVectors(const ModelConfig& config, const WeightSource
 
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool) {
-  CHECK(config.experts == 0, "a layer with experts");
   FloatLayer out;
+  out.experts.resize(config.experts);
   out.number = layer;
   ASSIGN_OR_RETURN(static_cast<LayerVectors&>(out), LoadVectors(config, source, layer, pairing));
-  for (const TensorKind linear : kLinears) {
-    ASSIGN_OR_RETURN(out.matrix(linear), LoadMatrix(config, source, {linear}, layer, pairing, pool));
+  for (const LayerTensor& tensor : LayerTensors(config)) {
+    if (IsVector(tensor.kind)) continue;
+    ASSIGN_OR_RETURN(out.matrix(tensor.kind, tensor.expert),
+                     LoadMatrix(config, source, tensor, layer, pairing, pool));
   }
   return out;
 }

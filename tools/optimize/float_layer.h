@@ -1,4 +1,4 @@
-// Matrices of a model in f32, and whole layers of models without experts, to be looked at and changed.
+// Matrices of a model in f32, and whole layers with all of their experts, to be looked at and changed.
 // Values; memory is four bytes a weight.
 #pragma once
 
@@ -51,6 +51,15 @@ inline constexpr LinearInput kLinearInputs[] = {LinearInput::kAttention, LinearI
                                                 LinearInput::kFfn, LinearInput::kDown};
 // The linears that an input goes into.
 std::span<const TensorKind> LinearsOf(LinearInput input);
+constexpr bool IsPerExpert(LinearInput input) {
+  return input == LinearInput::kFfn || input == LinearInput::kDown;
+}
+
+// What goes into linears of one layer: with experts each has kFfn and kDown, of the tokens that go to it.
+struct LayerInput {
+  LinearInput kind;
+  uint32_t expert = 0;
+};
 
 // The seven linears of a layer, in the order of the tensor map; with experts each has the last three.
 inline constexpr TensorKind kLinears[] = {
@@ -71,12 +80,18 @@ struct LayerVectors {
   }
 };
 
-struct FloatLayer : LayerVectors {
-  uint32_t number = 0;  // which of the model's layers it is
-  FloatMatrix query, key, value, attention_output, gate, up, down;
+struct FeedForward {
+  FloatMatrix gate, up, down;
+};
 
-  FloatMatrix& matrix(TensorKind linear);
-  const FloatMatrix& matrix(TensorKind linear) const;
+// With experts these have what is FeedForward, and the layer has the router.
+struct FloatLayer : LayerVectors, FeedForward {
+  uint32_t number = 0;  // which of the model's layers it is
+  FloatMatrix query, key, value, attention_output, router;
+  std::vector<FeedForward> experts;
+
+  FloatMatrix& matrix(TensorKind kind, uint32_t expert = 0);
+  const FloatMatrix& matrix(TensorKind kind, uint32_t expert = 0) const;
 };
 
 // A matrix of `source`, whose shapes were checked against `config` (OpenModel does); queries and keys in the
@@ -89,7 +104,7 @@ StatusOr<FloatMatrix> LoadMatrix(const ModelConfig& config, const WeightSource& 
 StatusOr<LayerVectors> LoadVectors(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                    RopePairing pairing);
 
-// All of a layer without experts, likewise.
+// All of a layer, likewise.
 StatusOr<FloatLayer> LoadLayer(const ModelConfig& config, const WeightSource& source, uint32_t layer,
                                RopePairing pairing, ThreadPool& pool);
 

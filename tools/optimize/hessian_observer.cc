@@ -1,23 +1,23 @@
 #include "tools/optimize/hessian_observer.h"
 
-#include "worker/formats/tensor_names.h"
-
 namespace terrace {
 
-Status HessianObserver::OnInputs(LinearInput input, std::span<const float> x, size_t tokens) {
-  if (!Wants(input)) return Status();
+Status HessianObserver::OnInputs(LayerInput input, std::span<const float> x, size_t tokens) {
+  if (!Wants(input.kind)) return Status();
   if (!hessian_) hessian_.emplace(x.size() / tokens);
   hessian_->Add(x, tokens, pool_);
   return Status();
 }
 
-Status HessianObserver::OnReady(LinearInput input) {
-  if (!Wants(input)) return Status();
-  CHECK(hessian_.has_value(), "an input without rows");
+Status HessianObserver::OnReady(LayerInput input) {
+  if (!Wants(input.kind)) return Status();
+  if (!hessian_) {
+    CHECK(config_.experts > 0 && IsPerExpert(input.kind), "an input without rows");
+    return UseUnseen(input);
+  }
   if (const auto bad = hessian_->FirstNonFinite()) {
-    const std::string name = TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_);
-    return WithReason(DataLoss("what goes into ", name, " is infinite or not a number at input ", *bad,
-                               ", for some token of the calibration text"),
+    return WithReason(DataLoss("what goes into ", NameOf(input), " is infinite or not a number at input ",
+                               *bad, ", for some token of the calibration text"),
                       "nonfinite");
   }
   const Status used = Use(input, *hessian_);

@@ -4,27 +4,39 @@
 
 #include <optional>
 #include <span>
+#include <string>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "tools/optimize/hessian.h"
 #include "tools/optimize/layer_runner.h"
+#include "worker/formats/tensor_names.h"
 
 namespace terrace {
 
 class HessianObserver : public LayerObserver {
  public:
-  // `layer` is for messages; `pool` outlives the object.
-  HessianObserver(uint32_t layer, ThreadPool& pool) : layer_(layer), pool_(pool) {}
+  // Of layer `layer` of a model; `config` and `pool` outlive the object.
+  HessianObserver(const ModelConfig& config, uint32_t layer, ThreadPool& pool)
+      : config_(config), layer_(layer), pool_(pool) {}
 
-  Status OnInputs(LinearInput input, std::span<const float> x, size_t tokens) final;
+  Status OnInputs(LayerInput input, std::span<const float> x, size_t tokens) final;
   // DATA_LOSS, reason nonfinite, where an input is infinite or not a number.
-  Status OnReady(LinearInput input) final;
+  Status OnReady(LayerInput input) final;
 
  protected:
-  virtual Status Use(LinearInput input, const Hessian& hessian) = 0;
+  virtual Status Use(LayerInput input, const Hessian& hessian) = 0;
+  // Of an expert that no token of the calibration text went to.
+  virtual Status UseUnseen(LayerInput) { return Status(); }
   virtual bool Wants(LinearInput) const { return true; }  // an input that is not wanted costs nothing
 
+  // For messages: of the linear, and of the first one of an input.
+  std::string NameOf(TensorKind linear, uint32_t expert) const {
+    return TensorName(config_, linear, layer_, expert);
+  }
+  std::string NameOf(LayerInput input) const { return NameOf(LinearsOf(input.kind)[0], input.expert); }
+
+  const ModelConfig& config_;
   const uint32_t layer_;
   ThreadPool& pool_;
 

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <optional>
 
+#include "kernels/moe/expert_ffn.h"
 #include "kernels/rope/rope_frequencies.h"
 #include "tools/optimize/packed_matrices.h"
 
@@ -78,13 +79,13 @@ LayerRunner::Half LayerRunner::FfnOf(const FloatLayer& layer) {
 Status LayerRunner::Run(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to,
                         LayerObserver* observer) {
   RETURN_IF_ERROR(RunHalf(layer, AttentionOf(layer), from, &to, observer));
-  return RunHalf(layer, FfnOf(layer), to, &to, observer);
+  return RunFfn(layer, to, &to, observer);
 }
 
 Status LayerRunner::Show(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer) {
   ASSIGN_OR_RETURN(HiddenStates between, from.MakeAnother());
   RETURN_IF_ERROR(RunHalf(layer, AttentionOf(layer), from, &between, &observer));
-  return RunHalf(layer, FfnOf(layer), between, nullptr, &observer);
+  return RunFfn(layer, between, nullptr, &observer);
 }
 
 Status LayerRunner::RunHalf(const FloatLayer& layer, const Half& half, const HiddenStates& from,
@@ -95,7 +96,7 @@ Status LayerRunner::RunHalf(const FloatLayer& layer, const Half& half, const Hid
   RETURN_IF_ERROR(ShowNormalized(half, from, *observer));
   const bool is_shown_first = observer->changes_linears() || to == nullptr;
   RETURN_IF_ERROR(Pass(layer, half, from, is_shown_first ? nullptr : to, observer));
-  RETURN_IF_ERROR(observer->OnReady(half.last));
+  RETURN_IF_ERROR(observer->OnReady({half.last}));
   return is_shown_first && to != nullptr ? Pass(layer, half, from, to, nullptr) : Status();
 }
 
@@ -104,9 +105,24 @@ Status LayerRunner::ShowNormalized(const Half& half, const HiddenStates& from, L
     RETURN_IF_ERROR(ReadPiece(from, begin));
     observer.OnStream(half.first, stream_);
     Normalize(half.norm);
-    RETURN_IF_ERROR(observer.OnInputs(half.first, normalized_, count_));
+    RETURN_IF_ERROR(observer.OnInputs({half.first}, normalized_, count_));
   }
-  return observer.OnReady(half.first);
+  return observer.OnReady({half.first});
+}
+
+// Adds what put(out, adds) makes to stream_, by way of the norm if there is one.
+template <typename Put>
+void LayerRunner::AddSublayer(const std::vector<float>* post_norm, const Put& put) {
+  if (post_norm == nullptr) return put(stream_.data(), /*adds=*/true);
+  sublayer_.resize(stream_.size());
+  put(sublayer_.data(), /*adds=*/false);
+  ops_.add_norm({.x = sublayer_.data(),
+                 .norm = post_norm->data(),
+                 .norm_epsilon = config_.norm_epsilon,
+                 .hidden = stream_.data(),
+                 .tokens = count_,
+                 .width = config_.hidden_size},
+                pool_);
 }
 
 // Shows what goes into the last linear to the observer, if any, and adds what comes out to the stream, if
@@ -129,30 +145,143 @@ Status LayerRunner::Pass(const FloatLayer& layer, const Half& half, const Hidden
     } else {
       Gate(layer, weights);
     }
-    if (observer != nullptr) RETURN_IF_ERROR(observer->OnInputs(half.last, inner_, count_));
+    if (observer != nullptr) RETURN_IF_ERROR(observer->OnInputs({half.last}, inner_, count_));
     if (to == nullptr) continue;
-    sublayer_.resize(half.post_norm == nullptr ? 0 : stream_.size());
-    float* out = half.post_norm == nullptr ? stream_.data() : sublayer_.data();
-    const GemmPart parts[] = {{(*last)[0], out, /*add_to_out=*/half.post_norm == nullptr}};
-    ops_.gemm({.x = inner_.data(), .tokens = count_, .parts = parts}, pool_);
-    if (half.post_norm != nullptr) {
-      ops_.add_norm({.x = sublayer_.data(),
-                     .norm = half.post_norm->data(),
-                     .norm_epsilon = config_.norm_epsilon,
-                     .hidden = stream_.data(),
-                     .tokens = count_,
-                     .width = config_.hidden_size},
-                    pool_);
-    }
+    AddSublayer(half.post_norm, [&](float* out, bool adds) {
+      const GemmPart parts[] = {{(*last)[0], out, adds}};
+      ops_.gemm({.x = inner_.data(), .tokens = count_, .parts = parts}, pool_);
+    });
     RETURN_IF_ERROR(to->Write(begin, stream_));
   }
   return Status();
+}
+
+Status LayerRunner::RunFfn(const FloatLayer& layer, const HiddenStates& from, HiddenStates* to,
+                           LayerObserver* observer) {
+  if (layer.experts.empty()) return RunHalf(layer, FfnOf(layer), from, to, observer);
+  if (observer != nullptr) RETURN_IF_ERROR(ShowExperts(layer, from, *observer));
+  return to != nullptr ? PassExperts(layer, from, *to) : Status();
+}
+
+Status LayerRunner::ShowExperts(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer) {
+  std::vector<std::vector<size_t>> tokens(layer.experts.size());  // of each expert
+  {
+    ASSIGN_OR_RETURN(const PackedMatrices router, PackedMatrices::Make({&layer.router}, ops_, pool_));
+    for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
+      RETURN_IF_ERROR(ReadPiece(from, begin));
+      observer.OnStream(LinearInput::kFfn, stream_);
+      Normalize(layer.ffn_norm);
+      Route(router[0]);
+      for (size_t i = 0; i < chosen_.size(); ++i)
+        tokens[chosen_[i]].push_back(begin + i / config_.experts_per_token);
+    }
+  }
+  for (uint32_t expert = 0; expert < tokens.size(); ++expert)
+    RETURN_IF_ERROR(ShowExpert(layer, expert, tokens[expert], from, observer));
+  return Status();
+}
+
+Status LayerRunner::ShowExpert(const FloatLayer& layer, uint32_t expert, std::span<const size_t> tokens,
+                               const HiddenStates& from, LayerObserver& observer) {
+  const FeedForward& ffn = layer.experts[expert];
+  const LayerInput first = {LinearInput::kFfn, expert}, last = {LinearInput::kDown, expert};
+  const auto each_piece = [&](const auto& show) {
+    for (size_t begin = 0; begin < tokens.size(); begin += kPieceTokens) {
+      const size_t count = std::min(kPieceTokens, tokens.size() - begin);
+      RETURN_IF_ERROR(ReadRows(from, tokens.subspan(begin, count)));
+      Normalize(layer.ffn_norm);
+      RETURN_IF_ERROR(show());
+    }
+    return Status();
+  };
+  RETURN_IF_ERROR(each_piece([&] { return observer.OnInputs(first, normalized_, count_); }));
+  RETURN_IF_ERROR(observer.OnReady(first));
+  ASSIGN_OR_RETURN(const PackedMatrices weights, PackedMatrices::Make({&ffn.gate, &ffn.up}, ops_, pool_));
+  RETURN_IF_ERROR(each_piece([&] {
+    Gate(ffn, weights);
+    return observer.OnInputs(last, inner_, count_);
+  }));
+  return observer.OnReady(last);
+}
+
+// As Transformer does it: a token's experts are added in the order in which they were chosen.
+Status LayerRunner::PassExperts(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to) {
+  const size_t per_token = config_.experts_per_token;
+  std::vector<const FloatMatrix*> matrices[3];
+  for (const FeedForward& ffn : layer.experts) {
+    matrices[0].push_back(&ffn.gate);
+    matrices[1].push_back(&ffn.up);
+    matrices[2].push_back(&ffn.down);
+  }
+  ASSIGN_OR_RETURN(const PackedMatrices router, PackedMatrices::Make({&layer.router}, ops_, pool_));
+  ASSIGN_OR_RETURN(const PackedMatrices gates, PackedMatrices::Make(matrices[0], ops_, pool_));
+  ASSIGN_OR_RETURN(const PackedMatrices ups, PackedMatrices::Make(matrices[1], ops_, pool_));
+  ASSIGN_OR_RETURN(const PackedMatrices downs, PackedMatrices::Make(matrices[2], ops_, pool_));
+  ExpertGroups groups;
+  for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
+    RETURN_IF_ERROR(ReadPiece(from, begin));
+    Normalize(layer.ffn_norm);
+    Route(router[0]);
+    GroupPairs(chosen_, layer.experts.size(), groups);
+    inner_.resize(chosen_.size() * gates[0].rows);
+    MultiplyGatedExperts(ops_,
+                         {.groups = groups,
+                          .per_token = per_token,
+                          .x = normalized_.data(),
+                          .gates = gates.all(),
+                          .ups = ups.all(),
+                          .gate = config_.gate,
+                          .out = inner_.data()},
+                         gathered_, pool_);
+    expert_rows_.resize(chosen_.size() * config_.hidden_size);
+    MultiplyExperts(
+        ops_, {.groups = groups, .x = inner_.data(), .weights = downs.all(), .out = expert_rows_.data()},
+        pool_);
+    AddSublayer(Find(layer, TensorKind::kFfnPostNorm), [&](float* out, bool adds) {
+      CombineExperts({.groups = groups,
+                      .tokens = count_,
+                      .per_token = per_token,
+                      .width = config_.hidden_size,
+                      .rows = expert_rows_.data(),
+                      .weights = expert_weights_.data(),
+                      .out = out,
+                      .add_to_out = adds},
+                     pool_);
+    });
+    RETURN_IF_ERROR(to.Write(begin, stream_));
+  }
+  return Status();
+}
+
+void LayerRunner::Route(const GemmWeights& router) {
+  router_logits_.resize(count_ * router.rows);
+  chosen_.resize(count_ * config_.experts_per_token);
+  expert_weights_.resize(chosen_.size());
+  const GemmPart parts[] = {{router, router_logits_.data()}};
+  ops_.gemm({.x = normalized_.data(), .tokens = count_, .parts = parts}, pool_);
+  ops_.route_experts({.logits = router_logits_.data(),
+                      .tokens = count_,
+                      .experts = router.rows,
+                      .per_token = config_.experts_per_token,
+                      .normalizes = config_.normalizes_experts,
+                      .chosen = chosen_.data(),
+                      .weights = expert_weights_.data()},
+                     pool_);
 }
 
 Status LayerRunner::ReadPiece(const HiddenStates& from, size_t begin) {
   count_ = std::min(kPieceTokens, tokens_ - begin);
   stream_.resize(count_ * config_.hidden_size);
   return from.Read(begin, stream_);
+}
+
+Status LayerRunner::ReadRows(const HiddenStates& from, std::span<const size_t> tokens) {
+  const size_t width = config_.hidden_size;
+  count_ = tokens.size();
+  stream_.resize(count_ * width);
+  for (size_t i = 0; i < count_; ++i)
+    RETURN_IF_ERROR(from.Read(tokens[i], std::span(stream_).subspan(i * width, width)));
+  return Status();
 }
 
 // x[i] / sqrt(mean(x^2) + epsilon) * norm[i]
@@ -233,8 +362,8 @@ void LayerRunner::AttendPart(const FloatLayer& layer, size_t row, size_t positio
                        pool_);
 }
 
-void LayerRunner::Gate(const FloatLayer& layer, const PackedMatrices& weights) {
-  inner_.resize(count_ * layer.gate.rows);
+void LayerRunner::Gate(const FeedForward& ffn, const PackedMatrices& weights) {
+  inner_.resize(count_ * ffn.gate.rows);
   const GemmPart parts[] = {{weights[0], inner_.data()}, {weights[1]}};
   ops_.gemm({.x = normalized_.data(), .tokens = count_, .parts = parts, .gated = true, .gate = config_.gate},
             pool_);

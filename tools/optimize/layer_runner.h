@@ -6,9 +6,14 @@
 // feed-forward part is not kept: where it has to be seen in full before the linear is applied, it is computed
 // a second time.
 //
+// Of a mixture of experts (docs/adr/0016-experts.md) each token goes to those that the router chooses of what
+// comes into the feed-forward part, which the changed linears before it have made. Experts are shown one
+// after the other, each with its own tokens, which are read again; then the pieces pass all of them at once.
+//
 // Memory beside the layer's weights (packed, at most all of them once more): 4 bytes * kPieceTokens *
 // (2 * hidden + the wider of 2 * heads * head_dim + 2 * kv_heads * head_dim and ffn), and the longest
-// sequence's keys and values, 8 bytes * tokens * kv_heads * head_dim.
+// sequence's keys and values, 8 bytes * tokens * kv_heads * head_dim. With experts 2 * hidden + ffn more for
+// each that a token takes, and 8 bytes for each that any token takes.
 #pragma once
 
 #include <cstdint>
@@ -34,17 +39,17 @@ class LayerObserver {
  public:
   virtual ~LayerObserver() = default;
   // Whether OnReady may change linears. If not, those of attention's output and down are applied to each
-  // piece as it is shown, before OnReady, and nothing is computed twice.
+  // piece as it is shown, before OnReady, and nothing is computed twice but what experts make.
   virtual bool changes_linears() const { return true; }
   // Rows of the residual stream, [tokens, hidden], that are normalized for the linears of `input`, kAttention
-  // or kFfn; before OnInputs shows them.
+  // or kFfn; before OnInputs shows them, which it does to each of a token's experts.
   virtual void OnStream(LinearInput, std::span<const float>) {}
-  // Rows of what goes into the linears of `input`: x is [tokens, inputs]; all calibration tokens in order, in
-  // pieces of kPieceTokens.
-  virtual Status OnInputs(LinearInput input, std::span<const float> x, size_t tokens) = 0;
-  // That were all. The linears of `input` may be changed here, if changes_linears(), and no others; they are
-  // applied after this returns.
-  virtual Status OnReady(LinearInput input) = 0;
+  // Rows of what goes into the linears of `input`: x is [tokens, inputs]; all calibration tokens, or all that
+  // go to the expert, in order, in pieces of kPieceTokens.
+  virtual Status OnInputs(LayerInput input, std::span<const float> x, size_t tokens) = 0;
+  // That were all; of an expert there may have been none. The linears of `input` may be changed here, if
+  // changes_linears(), and no others; they are applied after this returns.
+  virtual Status OnReady(LayerInput input) = 0;
 };
 
 class LayerRunner {
@@ -88,11 +93,20 @@ class LayerRunner {
   Status ShowNormalized(const Half& half, const HiddenStates& from, LayerObserver& observer);
   Status Pass(const FloatLayer& layer, const Half& half, const HiddenStates& from, HiddenStates* to,
               LayerObserver* observer);
+  Status RunFfn(const FloatLayer& layer, const HiddenStates& from, HiddenStates* to, LayerObserver* observer);
+  Status ShowExperts(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer);
+  Status ShowExpert(const FloatLayer& layer, uint32_t expert, std::span<const size_t> tokens,
+                    const HiddenStates& from, LayerObserver& observer);
+  Status PassExperts(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to);
+  void Route(const GemmWeights& router);  // normalized_, into chosen_ and expert_weights_
+  template <typename Put>
+  void AddSublayer(const std::vector<float>* post_norm, const Put& put);
   Status ReadPiece(const HiddenStates& from, size_t begin);                             // into stream_
+  Status ReadRows(const HiddenStates& from, std::span<const size_t> tokens);            // into stream_
   void Normalize(const std::vector<float>& norm);                                       // stream_
   void Attend(const FloatLayer& layer, const PackedMatrices& weights, size_t begin);    // into inner_
   void AttendPart(const FloatLayer& layer, size_t row, size_t position, size_t count);  // of a sequence
-  void Gate(const FloatLayer& layer, const PackedMatrices& weights);                    // into inner_
+  void Gate(const FeedForward& ffn, const PackedMatrices& weights);                     // into inner_
 
   const ModelConfig config_;
   const std::vector<std::vector<TokenId>>& sequences_;
@@ -108,7 +122,9 @@ class LayerRunner {
   // Of the piece that passes:
   size_t count_ = 0;  // tokens
   std::vector<float> stream_, normalized_, query_, key_, value_, sublayer_;
-  std::vector<float> inner_;  // [tokens, heads * head_dim] or [tokens, ffn]
+  std::vector<float> inner_;  // [tokens, heads * head_dim] or [tokens, ffn]; of experts [pairs, ffn]
+  std::vector<float> router_logits_, expert_weights_, expert_rows_, gathered_;
+  std::vector<uint32_t> chosen_;  // [tokens, experts_per_token]
 };
 
 }  // namespace terrace

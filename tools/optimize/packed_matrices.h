@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <initializer_list>
+#include <span>
 #include <vector>
 
 #include "base/parallel_for.h"
@@ -16,7 +16,7 @@ namespace terrace {
 class PackedMatrices {
  public:
   // RESOURCE_EXHAUSTED for their memory.
-  static StatusOr<PackedMatrices> Make(std::initializer_list<const FloatMatrix*> matrices, const OpTable& ops,
+  static StatusOr<PackedMatrices> Make(const std::vector<const FloatMatrix*>& matrices, const OpTable& ops,
                                        ThreadPool& pool) {
     size_t bytes = 0;
     PackedMatrices packed;
@@ -34,6 +34,7 @@ class PackedMatrices {
     return packed;
   }
   const GemmWeights& operator[](size_t i) const { return weights_[i]; }
+  std::span<const GemmWeights> all() const { return weights_; }
 
  private:
   LargeBuffer memory_;

@@ -117,8 +117,7 @@ class ImportanceObserver final : public HessianObserver {
  public:
   ImportanceObserver(const ModelConfig& config, const FloatLayer& layer, uint32_t index, size_t tokens,
                      bool is_narrowed, ThreadPool& pool)
-      : HessianObserver(index, pool),
-        config_(config),
+      : HessianObserver(config, index, pool),
         layer_values_(layer),
         is_narrowed_(is_narrowed),
         attention_energy_(tokens, config.hidden_size),
@@ -152,8 +151,8 @@ class ImportanceObserver final : public HessianObserver {
     return input == LinearInput::kAttentionOutput || input == LinearInput::kDown;
   }
 
-  Status Use(LinearInput input, const Hessian& hessian) override {
-    const bool is_down = input == LinearInput::kDown;
+  Status Use(LayerInput input, const Hessian& hessian) override {
+    const bool is_down = input.kind == LinearInput::kDown;
     const FloatMatrix& matrix = is_down ? layer_values_.down : layer_values_.attention_output;
     std::vector<double>& out = is_down ? importance_.channels : importance_.kv_heads;
     const size_t width = is_down ? 1 : size_t{config_.heads / config_.kv_heads} * config_.head_dim;
@@ -164,7 +163,6 @@ class ImportanceObserver final : public HessianObserver {
     return Status();
   }
 
-  const ModelConfig& config_;
   const FloatLayer& layer_values_;
   const bool is_narrowed_;
   StreamEnergy attention_energy_, ffn_energy_;
@@ -174,20 +172,19 @@ class ImportanceObserver final : public HessianObserver {
 // Prunes the linears of an input as soon as all of it was seen. The layer then has what they became.
 class WeightPruner final : public HessianObserver {
  public:
-  WeightPruner(const PruneRequest& request, std::span<const DType> dtypes, uint32_t index, ThreadPool& pool,
-               FloatLayer& layer, RewrittenLayer& out)
-      : HessianObserver(index, pool), request_(request), dtypes_(dtypes), values_(layer), out_(out) {}
+  WeightPruner(const ModelConfig& config, const PruneRequest& request, std::span<const DType> dtypes,
+               uint32_t index, ThreadPool& pool, FloatLayer& layer, RewrittenLayer& out)
+      : HessianObserver(config, index, pool), request_(request), dtypes_(dtypes), values_(layer), out_(out) {}
 
  private:
-  Status Use(LinearInput input, const Hessian& hessian) override {
+  Status Use(LayerInput input, const Hessian& hessian) override {
     std::optional<InverseHessian> inverse;
     if (request_.method.passes_errors_on) {
       auto inverted = InvertHessian(hessian, request_.damping, /*by_size=*/false);
-      if (!inverted.ok())
-        return Annotate(inverted.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+      if (!inverted.ok()) return Annotate(inverted.status(), NameOf(input));
       inverse = *std::move(inverted);
     }
-    for (const TensorKind linear : LinearsOf(input))
+    for (const TensorKind linear : LinearsOf(input.kind))
       RETURN_IF_ERROR(PruneLinear(linear, hessian, inverse ? &*inverse : nullptr));
     return Status();
   }
@@ -213,9 +210,9 @@ class WeightPruner final : public HessianObserver {
 // Clears the columns of the attention's output and of down that go, and has the others make up for them.
 class InputRemover final : public HessianObserver {
  public:
-  InputRemover(const PruneRequest& request, std::span<const uint32_t> attention,
+  InputRemover(const ModelConfig& config, const PruneRequest& request, std::span<const uint32_t> attention,
                std::span<const uint32_t> channels, uint32_t index, ThreadPool& pool, FloatLayer& layer)
-      : HessianObserver(index, pool),
+      : HessianObserver(config, index, pool),
         request_(request),
         attention_(attention),
         channels_(channels),
@@ -231,14 +228,13 @@ class InputRemover final : public HessianObserver {
            (input == LinearInput::kDown && channels_.size() < values_.down.columns);
   }
 
-  Status Use(LinearInput input, const Hessian& hessian) override {
+  Status Use(LayerInput input, const Hessian& hessian) override {
     if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
-    const bool is_down = input == LinearInput::kDown;
+    const bool is_down = input.kind == LinearInput::kDown;
     FloatMatrix& matrix = is_down ? values_.down : values_.attention_output;
     auto left = WithInputs(matrix, hessian, is_down ? channels_ : attention_, request_.repair,
                            request_.damping, pool_);
-    if (!left.ok())
-      return Annotate(left.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+    if (!left.ok()) return Annotate(left.status(), NameOf(input));
     (is_down ? down_error_ : attention_error_) = RelativeOutputError(matrix, *left, hessian, pool_);
     matrix = *std::move(left);
     return Status();
@@ -254,9 +250,12 @@ class InputRemover final : public HessianObserver {
 // for the channels that go.
 class StreamNarrower final : public HessianObserver {
  public:
-  StreamNarrower(const PruneRequest& request, const CutPlan& plan, const LayerPlan& layer_plan,
-                 const FloatLayer& layer, ThreadPool& pool)
-      : HessianObserver(layer_plan.layer, pool), request_(request), kept_(plan.hidden), values_(layer) {
+  StreamNarrower(const ModelConfig& config, const PruneRequest& request, const CutPlan& plan,
+                 const LayerPlan& layer_plan, const FloatLayer& layer, ThreadPool& pool)
+      : HessianObserver(config, layer_plan.layer, pool),
+        request_(request),
+        kept_(plan.hidden),
+        values_(layer) {
     out_.attention_norm = Gains(layer.attention_norm, layer_plan.attention_gain);
     out_.ffn_norm = Gains(layer.ffn_norm, layer_plan.ffn_gain);
     out_.attention_output = RowsAt(layer.attention_output, kept_);
@@ -272,20 +271,19 @@ class StreamNarrower final : public HessianObserver {
     return input == LinearInput::kAttention || input == LinearInput::kFfn;
   }
 
-  Status Use(LinearInput input, const Hessian& hessian) override {
+  Status Use(LayerInput input, const Hessian& hessian) override {
     if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
     FloatMatrix all = {.rows = 0, .columns = hessian.inputs(), .values = {}};  // one Hessian, solved once
-    for (const TensorKind linear : LinearsOf(input)) {
+    for (const TensorKind linear : LinearsOf(input.kind)) {
       const FloatMatrix& matrix = values_.matrix(linear);
       all.values.insert(all.values.end(), matrix.values.begin(), matrix.values.end());
       all.rows += matrix.rows;
     }
     auto left = WithInputs(all, hessian, kept_, request_.repair, request_.damping, pool_);
-    if (!left.ok())
-      return Annotate(left.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+    if (!left.ok()) return Annotate(left.status(), NameOf(input));
     all = {};  // its memory
     auto next = left->values.begin();
-    for (const TensorKind linear : LinearsOf(input)) {
+    for (const TensorKind linear : LinearsOf(input.kind)) {
       const FloatMatrix& matrix = values_.matrix(linear);
       const auto end = next + static_cast<std::ptrdiff_t>(matrix.values.size());
       const FloatMatrix part = {.rows = matrix.rows, .columns = matrix.columns, .values = {next, end}};
@@ -503,7 +501,7 @@ class Pruning final : public ModelRewriter {
     if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), hidden);
     RewrittenLayer out;
     static_cast<LayerVectors&>(out) = source;
-    WeightPruner pruner(prune_, dtypes, layer, pool_, source, out);
+    WeightPruner pruner(config_, prune_, dtypes, layer, pool_, source, out);
     RETURN_IF_ERROR(runner_->Run(source, hidden, hidden, &pruner));
     return out;
   }
@@ -516,7 +514,7 @@ class Pruning final : public ModelRewriter {
       ASSIGN_OR_RETURN(const FloatLayer before, LoadSource(original_layers_));
       RETURN_IF_ERROR(original_runner_->Run(before, *original_, *original_, nullptr));
     }
-    StreamNarrower narrower(prune_, plan_, plan, layer, pool_);
+    StreamNarrower narrower(files_.config, prune_, plan_, plan, layer, pool_);
     RETURN_IF_ERROR(original_runner_->Run(layer, *original_, *original_, &narrower));
     ++original_layers_;
     if (plan.layer == plan_.layers.back().layer) original_.reset();  // its space on the disk
@@ -538,7 +536,7 @@ class Pruning final : public ModelRewriter {
     const std::vector<uint32_t> of_queries =
         OfHeads(plan.kv_heads, config.heads / config.kv_heads * config.head_dim);
     const std::vector<uint32_t> of_keys = OfHeads(plan.kv_heads, config.head_dim);
-    InputRemover remover(prune_, of_queries, plan.channels, plan.layer, pool_, layer);
+    InputRemover remover(files_.config, prune_, of_queries, plan.channels, plan.layer, pool_, layer);
     if (remover.has_work()) RETURN_IF_ERROR(runner_->Show(layer, hidden, remover));
     layer.query = RowsAt(layer.query, of_queries);
     layer.key = RowsAt(layer.key, of_keys);

@@ -351,7 +351,7 @@ class Quantization final : public ModelRewriter {
     ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(output, pool_));
     const OutputDivergence divergence(std::move(norm), config_.norm_epsilon, config_.logit_softcap,
                                       held.matrix(), CpuOps(), pool_);
-    SensitivityMeter meter({config_.layers, [this](uint32_t layer) { return LoadSource(layer); }}, *runner,
+    SensitivityMeter meter({config_, [this](uint32_t layer) { return LoadSource(layer); }}, *runner,
                            divergence, pool_, request_.is_cancelled);
     ASSIGN_OR_RETURN(HiddenStates hidden, Embed(journal, sequences));
     RETURN_IF_ERROR(meter.Begin(std::move(hidden)));

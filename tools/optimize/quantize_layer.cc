@@ -16,7 +16,9 @@ namespace terrace {
 class LayerQuantizer::ScaleChooser final : public HessianObserver {
  public:
   ScaleChooser(const LayerQuantizer& quantizer, const FloatLayer& layer, uint32_t index)
-      : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), layer_values_(layer) {}
+      : HessianObserver(quantizer.config_, index, quantizer.pool_),
+        quantizer_(quantizer),
+        layer_values_(layer) {}
 
   bool changes_linears() const override { return false; }
 
@@ -28,15 +30,15 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
   }
 
  private:
-  Status Use(LinearInput input, const Hessian& hessian) override {
+  Status Use(LayerInput input, const Hessian& hessian) override {
     if (quantizer_.options_.is_cancelled && quantizer_.options_.is_cancelled())
       return Cancelled("interrupted");
-    const auto& blocks = quantizer_.formats_[PlaceOf(LinearsOf(input)[0])].blocks;
+    const auto& blocks = quantizer_.formats_[PlaceOf(LinearsOf(input.kind)[0])].blocks;
     if (!blocks) return Status();  // floats gain nothing by scales
-    scales_[static_cast<size_t>(input)] =
+    scales_[static_cast<size_t>(input.kind)] =
         quantizer_.options_.method.scales == QuantizeMethod::Scales::kAwq
-            ? AwqScales(quantizer_.config_, layer_values_, input, hessian, *blocks, pool_)
-            : SmoothScales(quantizer_.config_, layer_values_, input, hessian);
+            ? AwqScales(quantizer_.config_, layer_values_, input.kind, hessian, *blocks, pool_)
+            : SmoothScales(quantizer_.config_, layer_values_, input.kind, hessian);
     return Status();
   }
 
@@ -49,22 +51,24 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
 class LayerQuantizer::Rounder final : public HessianObserver {
  public:
   Rounder(const LayerQuantizer& quantizer, FloatLayer& layer, uint32_t index, RewrittenLayer& result)
-      : HessianObserver(index, quantizer.pool_), quantizer_(quantizer), values_(layer), result_(result) {}
+      : HessianObserver(quantizer.config_, index, quantizer.pool_),
+        quantizer_(quantizer),
+        values_(layer),
+        result_(result) {}
 
  private:
-  Status Use(LinearInput input, const Hessian& hessian) override {
+  Status Use(LayerInput input, const Hessian& hessian) override {
     const Options& options = quantizer_.options_;
     std::optional<InverseHessian> inverse;
     std::vector<float> importance;
-    if (options.method.passes_errors_on && HasBlocks(input)) {
+    if (options.method.passes_errors_on && HasBlocks(input.kind)) {
       auto inverted = InvertHessian(hessian, options.damping, options.act_order);
-      if (!inverted.ok())
-        return Annotate(inverted.status(), TensorName(NameScheme::kHuggingFace, LinearsOf(input)[0], layer_));
+      if (!inverted.ok()) return Annotate(inverted.status(), NameOf(input));
       inverse = *std::move(inverted);
     } else if (options.method.searches_levels) {
       importance = hessian.Diagonal();
     }
-    for (const TensorKind linear : LinearsOf(input))
+    for (const TensorKind linear : LinearsOf(input.kind))
       RETURN_IF_ERROR(Round(linear, hessian, inverse ? &*inverse : nullptr, importance));
     return Status();
   }
@@ -97,7 +101,7 @@ class LayerQuantizer::Rounder final : public HessianObserver {
       written = WriteNearest(matrix, format, importance, pool_);
     }
     RETURN_IF_ERROR(CheckHeld(written.values, format.dtype,  // a scale may pass F16
-                              TensorName(NameScheme::kHuggingFace, linear, layer_)));
+                              NameOf(linear, /*expert=*/0)));
     result_.errors.push_back(RelativeOutputError(matrix, written.values, hessian, pool_));
     result_.matrices.push_back(std::move(written.bytes));
     matrix = std::move(written.values);

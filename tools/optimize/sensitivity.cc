@@ -56,25 +56,23 @@ StatusOr<LayerSensitivity> SensitivityFromText(std::string_view text, size_t for
 // Rounds the linears of each input to every format, while the layer stays as it is.
 class SensitivityMeter::Observer final : public HessianObserver {
  public:
-  Observer(const FloatLayer& layer, uint32_t index, std::span<const LayerFormats> formats,
+  Observer(const ModelConfig& config, const FloatLayer& layer, std::span<const LayerFormats> formats,
            LayerSensitivity& result, ThreadPool& pool)
-      : HessianObserver(index, pool), values_(layer), formats_(formats), result_(result) {}
+      : HessianObserver(config, layer.number, pool), values_(layer), formats_(formats), result_(result) {}
 
   bool changes_linears() const override { return false; }
   FloatLayer& smallest() { return smallest_; }
 
  private:
-  Status Use(LinearInput input, const Hessian& hessian) override {
-    std::vector<double>& errors = result_.errors[static_cast<size_t>(input)];
+  Status Use(LayerInput input, const Hessian& hessian) override {
+    std::vector<double>& errors = result_.errors[static_cast<size_t>(input.kind)];
     errors.assign(formats_.size(), 0);
-    for (const TensorKind linear : LinearsOf(input)) {
+    for (const TensorKind linear : LinearsOf(input.kind)) {
       const FloatMatrix& matrix = values_.matrix(linear);
       for (size_t i = 0; i < formats_.size(); ++i) {
         const LinearFormat& format = formats_[i][PlaceOf(linear)];
         FloatMatrix rounded = WriteNearest(matrix, format, {}, pool_).values;
-        if (i == 0)
-          RETURN_IF_ERROR(
-              CheckHeld(rounded, format.dtype, TensorName(NameScheme::kHuggingFace, linear, layer_)));
+        if (i == 0) RETURN_IF_ERROR(CheckHeld(rounded, format.dtype, NameOf(linear, /*expert=*/0)));
         const double error = RelativeOutputError(matrix, rounded, hessian, pool_);
         errors[i] += error * error;
         if (i == 0) smallest_.matrix(linear) = std::move(rounded);
@@ -98,7 +96,7 @@ Status SensitivityMeter::Begin(HiddenStates hidden) {
   next_ = 0;
   hidden_ = std::move(hidden);
   ASSIGN_OR_RETURN(last_, hidden_->MakeAnother());
-  for (uint32_t layer = 0; layer < model_.layers; ++layer) {
+  for (uint32_t layer = 0; layer < model_.config.layers; ++layer) {
     ASSIGN_OR_RETURN(const FloatLayer values, Load(layer));
     RETURN_IF_ERROR(runner_.Run(values, layer == 0 ? *hidden_ : *last_, *last_, nullptr));
   }
@@ -115,7 +113,7 @@ StatusOr<LayerSensitivity> SensitivityMeter::Measure(std::span<const LayerFormat
   ASSIGN_OR_RETURN(FloatLayer values, Load(next_));
   LayerSensitivity result;
   ASSIGN_OR_RETURN(HiddenStates after, hidden_->MakeAnother());
-  Observer observer(values, next_, formats, result, pool_);
+  Observer observer(model_.config, values, formats, result, pool_);
   RETURN_IF_ERROR(runner_.Run(values, *hidden_, after, &observer));
 
   std::vector<HiddenStates> streams;
@@ -127,7 +125,7 @@ StatusOr<LayerSensitivity> SensitivityMeter::Measure(std::span<const LayerFormat
     streams.push_back(std::move(stream));
   }
   values = observer.smallest() = {};  // their memory
-  for (uint32_t layer = next_ + 1; layer < model_.layers; ++layer) {
+  for (uint32_t layer = next_ + 1; layer < model_.config.layers; ++layer) {
     ASSIGN_OR_RETURN(const FloatLayer later, Load(layer));
     for (HiddenStates& stream : streams) RETURN_IF_ERROR(runner_.Run(later, stream, stream, nullptr));
   }

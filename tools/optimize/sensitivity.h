@@ -54,7 +54,7 @@ class SensitivityMeter {
   // A layer's formats: of its linears, in the order of kLinears.
   using LayerFormats = std::vector<LinearFormat>;
   struct Model {
-    uint32_t layers = 0;
+    const ModelConfig& config;  // outlives the meter
     std::function<StatusOr<FloatLayer>(uint32_t layer)> load;
   };
   // `runner`, `output` and `pool` outlive the object. `is_cancelled`, or null, is asked before each layer is

@@ -41,7 +41,7 @@ class SensitivityTest : public testing::Test {
     const auto load = [this](uint32_t layer) {
       return LoadLayer(model_.config, model_, layer, model_.config.rope_pairing, pool_);
     };
-    return SensitivityMeter({model_.config.layers, load}, *runner_, *output_, pool_, std::move(is_cancelled));
+    return SensitivityMeter({model_.config, load}, *runner_, *output_, pool_, std::move(is_cancelled));
   }
 
   HiddenStates Embedded() {
