@@ -7,6 +7,7 @@
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/cli/rewrite_command.h"
 #include "tools/cli/test_context.h"
 #include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
@@ -67,6 +68,20 @@ TEST_F(QuantizeCommand, FewerTokensThanInputsAreWarnedOf) {
   TestContext test;
   ASSERT_EQ(RunQuantize(options, test.context), Status());
   EXPECT_THAT(test.out.str(), HasSubstr("fewer than the 256 inputs of the widest linear"));
+}
+
+TEST(CalibrationText, TellsOfExpertsThatFewTokensGoTo) {
+  RewriteReport report;
+  report.calibration_tokens = report.most_inputs = 1'000;
+  report.experts = 384;
+  EXPECT_EQ(CalibrationText(report), "");
+  report.experts_with_few_tokens = 40;
+  EXPECT_EQ(
+      CalibrationText(report),
+      "warning: to 40 of 384 experts of all layers fewer tokens go than they have inputs: take more rows "
+      "(--samples)\n");
+  report.experts_without_tokens = 3;
+  EXPECT_THAT(CalibrationText(report), HasSubstr("to 3 of them none, which are rewritten by their weights"));
 }
 
 TEST_F(QuantizeCommand, RoundsWithoutCalibrationAndWithAnImportanceMatrixOnlyWithIt) {

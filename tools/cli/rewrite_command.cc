@@ -88,10 +88,22 @@ std::string ErrorsText(const LayerReport& layer) {
 }
 
 std::string CalibrationText(const RewriteReport& report) {
-  if (report.calibration_tokens == 0 || report.calibration_tokens >= report.most_inputs) return "";
-  return Concat("warning: ", FormatCount(report.calibration_tokens),
-                " tokens of calibration text, fewer than the ", FormatCount(report.most_inputs),
-                " inputs of the widest linear: take more rows (--samples)\n");
+  std::string out;
+  if (report.calibration_tokens > 0 && report.calibration_tokens < report.most_inputs) {
+    out = Concat("warning: ", FormatCount(report.calibration_tokens),
+                 " tokens of calibration text, fewer than the ", FormatCount(report.most_inputs),
+                 " inputs of the widest linear: take more rows (--samples)\n");
+  }
+  if (report.experts_with_few_tokens > 0) {
+    out +=
+        Concat("warning: to ", FormatCount(report.experts_with_few_tokens), " of ",
+               FormatCount(report.experts), " experts of all layers fewer tokens go than they have inputs");
+    if (report.experts_without_tokens > 0)
+      out += Concat(", to ", FormatCount(report.experts_without_tokens),
+                    " of them none, which are rewritten by their weights alone");
+    out += ": take more rows (--samples)\n";
+  }
+  return out;
 }
 
 std::string WorstText(const RewriteReport& report) {

@@ -59,7 +59,8 @@ Status Explained(const Status& status);
 // "query 0.0312, key 0.0290, ...": what linears are called follows from their order.
 std::string ErrorsText(const LayerReport& layer);
 
-// A line where the calibration text has fewer tokens than a linear has inputs; else "".
+// Lines where the calibration text, or what of it goes to some expert, has fewer tokens than a linear has
+// inputs; else "".
 std::string CalibrationText(const RewriteReport& report);
 
 // The linears with the largest errors.

@@ -1,16 +1,22 @@
-// Models with experts are rewritten by their weights: the matrices of every expert, and nothing of what
-// chooses experts.
+// Models with experts: the matrices of every expert are rewritten, by their weights or by the tokens of the
+// calibration text that go to the expert, and nothing of what chooses experts.
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <memory>
 #include <numeric>
+#include <set>
 
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
+#include "tools/optimize/gptq.h"
 #include "tools/optimize/prune.h"
 #include "tools/optimize/synthesize.h"
 #include "tools/optimize/synthetic_text.h"
+#include "tools/optimize/testing_matrices.h"
 #include "tools/optimize/testing_quantize.h"
+#include "tools/optimize/testing_states.h"
 #include "worker/formats/model_writer.h"
 #include "worker/formats/weight_encoding.h"
 #include "worker/model/model_testing.h"
@@ -32,6 +38,14 @@ ModelConfig ConfigOf(const std::string& family) {
   config.experts = config.experts_per_token = 3;
   config.normalizes_experts = true;  // as GGUF has it
   config.tied_embeddings = false;
+  return config;
+}
+
+// Of which tokens take some, so that experts see different ones.
+ModelConfig MixtureOf(const std::string& family) {
+  ModelConfig config = ConfigOf(family);
+  config.experts = 4;
+  config.experts_per_token = 2;
   return config;
 }
 
@@ -72,6 +86,22 @@ class ExpertsTest : public testing::Test {
     request.pattern = pattern;
     request.threads = 2;
     return request;
+  }
+  // Twelve rows of text, of 1,700 tokens.
+  QuantizeRequest WithText(QuantizeRequest request, std::string_view method) const {
+    request.method = Named(kQuantizeMethods, method);
+    request.calibration.path = TextRows();
+    return request;
+  }
+  std::string TextRows() const {
+    const fs::path path = folder_ / "rows.jsonl";
+    std::ofstream file(path);
+    for (int row = 0; row < 12; ++row) {
+      file << R"({"text": ")";
+      for (int word = 0; word < 20; ++word) file << "word " << (row * row + 7 * word) % 97 << ' ';
+      file << "\"}\n";
+    }
+    return path;
   }
   const fs::path folder_ = fs::path(testing::TempDir()) / "experts";
 };
@@ -354,17 +384,211 @@ TEST_F(ExpertsTest, ARunThatWasEndedGoesOnToTheSameBytes) {
   }
 }
 
-TEST_F(ExpertsTest, WhatNeedsCalibrationTextIsRefusedBeforeItIsRead) {
+// One layer of a random mixture, of which the tokens of a text take two of four experts.
+class OneLayerOfExperts : public testing::Test {
+ protected:
+  OneLayerOfExperts()
+      : model_(DType::kF32, /*seed=*/7, Config()),
+        sequences_({RandomTokens(300, 100, /*seed=*/8), RandomTokens(200, 100, /*seed=*/9)}),
+        runner_(LayerRunner::Create(model_.config, sequences_, CpuOps(), pool_).value()),
+        layer_(LoadLayer(model_.config, model_, 0, model_.config.rope_pairing, pool_).value()) {
+    for (const TensorKind linear : kLinears)
+      formats_.push_back(LinearFormat::Create(DType::kInt4G32, 32, layer_.matrix(linear).columns).value());
+  }
+
+  static ModelConfig Config() {
+    ModelConfig config = MixtureOf("qwen3_moe");
+    config.vocab_size = 100;
+    config.hidden_size = 64;
+    config.head_dim = 32;
+    config.heads = config.kv_heads = 2;
+    config.ffn_size = 96;
+    return config;
+  }
+  HiddenStates Embedded() const {
+    const TensorView view = model_.Find(TensorName(model_.config, TensorKind::kEmbedding)).value();
+    const auto* const table = reinterpret_cast<const float*>(view.data);
+    const size_t width = model_.config.hidden_size;
+    std::vector<float> hidden;
+    for (const auto& sequence : sequences_) {
+      for (const TokenId token : sequence)
+        hidden.insert(hidden.end(), table + static_cast<size_t>(token) * width,
+                      table + (static_cast<size_t>(token) + 1) * width);
+    }
+    return StatesOf(hidden, width);
+  }
+  RewrittenLayer Quantized(std::string_view method, HiddenStates& hidden) {
+    const LayerQuantizer quantizer(model_.config, formats_, {.method = Named(kQuantizeMethods, method)},
+                                   *runner_, pool_);
+    auto out = quantizer.Quantize(layer_, /*index=*/0, hidden);
+    CHECK(out.ok(), Message(out.status()));
+    return *std::move(out);
+  }
+  // With the matrices that were written, as far as `also` says.
+  FloatLayer Written(const RewrittenLayer& written, const std::function<bool(LayerTensor)>& also) {
+    FloatLayer out = layer_;
+    for (const auto& [place, matrix] : written.matrices) {
+      const auto& [kind, expert] = place;
+      if (!also({kind, expert})) continue;
+      const FloatMatrix& was = layer_.matrix(kind, expert);
+      out.matrix(kind, expert) = ToFloats(
+          {.dtype = DType::kInt4G32, .data = matrix.bytes.data(), .rows = was.rows, .columns = was.columns},
+          pool_);
+    }
+    return out;
+  }
+
+  ThreadPool pool_{2};
+  const RandomModel model_;
+  const std::vector<std::vector<TokenId>> sequences_;
+  const std::unique_ptr<LayerRunner> runner_;
+  const FloatLayer layer_;
+  std::vector<LinearFormat> formats_;
+};
+
+// Keeps what goes into the linears of each expert.
+struct ExpertInputs : LayerObserver {
+  explicit ExpertInputs(size_t experts) : ffn(experts), down(experts) {}
+  Status OnInputs(LayerInput input, std::span<const float> x, size_t tokens) override {
+    if (!IsPerExpert(input.kind)) return Status();
+    FloatMatrix& rows = (input.kind == LinearInput::kFfn ? ffn : down)[input.expert];
+    rows.rows += tokens;
+    rows.columns = x.size() / tokens;
+    rows.values.insert(rows.values.end(), x.begin(), x.end());
+    return Status();
+  }
+  Status OnReady(LayerInput) override { return Status(); }
+  std::vector<FloatMatrix> ffn, down;
+};
+
+// By GPTQ a matrix of an expert becomes what it would become alone, given the inputs that the matrices before
+// it make once they are rounded; and what comes out of the layer is that of all rounded ones.
+TEST_F(OneLayerOfExperts, EachIsRoundedByTheTokensThatGoToIt) {
+  HiddenStates hidden = Embedded();
+  const RewrittenLayer got = Quantized("gptq", hidden);
+  const auto is_attention = [](LayerTensor tensor) { return !IsPerExpert(tensor.kind); };
+  const auto is_not_down = [](LayerTensor tensor) { return tensor.kind != TensorKind::kDown; };
+  ExpertInputs before(4), between(4);
+  ASSERT_EQ(runner_->Show(Written(got, is_attention), Embedded(), before), Status());
+  ASSERT_EQ(runner_->Show(Written(got, is_not_down), Embedded(), between), Status());
+  std::vector<uint64_t> tokens;
+  for (uint32_t expert = 0; expert < 4; ++expert) {
+    tokens.push_back(before.ffn[expert].rows);
+    for (const TensorKind linear : {TensorKind::kGate, TensorKind::kUp, TensorKind::kDown}) {
+      const FloatMatrix& x = linear == TensorKind::kDown ? between.down[expert] : before.ffn[expert];
+      const Hessian hessian = HessianOf(x);
+      const FloatMatrix& matrix = layer_.matrix(linear, expert);
+      const QuantizedMatrix want = Gptq(matrix, *formats_[PlaceOf(linear)].blocks,
+                                        InvertHessian(hessian, kDefaultDamping, /*by_size=*/false).value(),
+                                        {.searches_levels = true}, pool_);
+      const RewrittenMatrix& is = got.matrices.at({linear, expert});
+      EXPECT_EQ(is.bytes, want.Bytes()) << "expert " << expert;
+      EXPECT_EQ(is.error, RelativeOutputError(matrix, want.ToFloat(pool_), hessian, pool_));
+    }
+  }
+  EXPECT_EQ(got.expert_tokens, tokens);
+  EXPECT_GT(std::set(tokens.begin(), tokens.end()).size(), 1u);
+  HiddenStates want = Embedded();
+  ASSERT_EQ(runner_->Run(Written(got, [](LayerTensor) { return true; }), want, want, nullptr), Status());
+  EXPECT_EQ(ValuesOf(hidden), ValuesOf(want));
+}
+
+TEST_F(ExpertsTest, GptqMovesWhatComesOutLessThanRounding) {
+  for (const std::string family : kFamilies) {
+    SCOPED_TRACE(family);
+    const std::string source = Source(MixtureOf(family), family);
+    const ModelFiles before = OpenTestModel(source);
+    double moved[2] = {};
+    for (const std::string method : {"gptq", "rtn"}) {
+      const QuantizeRequest request = WithText(To("int4-g64", source, Concat(family, "-", method)), method);
+      const QuantizeReport report = Quantized(request);
+      const ModelFiles after = OpenTestModel(request.out);
+      ExpectTheRestIsUntouched(before, after);
+      moved[method == "rtn"] = MeanError(report);
+      EXPECT_EQ(report.experts, uint64_t{before.config.layers} * before.config.experts);
+      for (const LayerReport& layer : report.layers) {
+        uint64_t taken = 0;
+        for (const uint64_t tokens : layer.expert_tokens) taken += tokens;
+        EXPECT_EQ(taken, report.calibration_tokens * before.config.experts_per_token);
+      }
+      const Json json = ParseJson(ReadFile(report.path).value()).value();
+      EXPECT_EQ(json["layers"][1]["expert_tokens"], Json(report.layers[1].expert_tokens));
+    }
+    EXPECT_LT(moved[0], 0.9 * moved[1]);
+  }
+}
+
+// `model` but for what chooses experts, which is 0 of all: of equals the first are taken.
+std::string WithoutChoice(const std::string& model, const std::string& out) {
+  const ModelFiles files = OpenTestModel(model);
+  ModelToWrite plan = {.config = files.config, .text = *files.text};
+  plan.used_tokens = files.text->tokenizer->vocab_size();
+  const auto tensors = RequiredTensors(files.config);
+  for (const TensorRequirement& tensor : tensors)
+    plan.tensors.push_back({tensor.name, DType::kF32, tensor.shape});
+  const auto writer = ModelWriter::Create(out, plan).value();
+  for (const TensorRequirement& tensor : tensors) {
+    const TensorView view = files.weights->Find(tensor.name).value();
+    std::vector<std::byte> bytes(view.data, view.data + view.bytes);
+    if (tensor.kind == TensorKind::kRouter) std::ranges::fill(bytes, std::byte{0});
+    CHECK(writer->Append(bytes).ok());
+  }
+  CHECK(writer->Finish().ok());
+  return out;
+}
+
+TEST_F(ExpertsTest, ThoseThatNoTokenGoesToAreRoundedByTheirWeightsAndTold) {
+  const std::string source =
+      WithoutChoice(Source(MixtureOf("qwen3_moe"), "whole.gguf"), folder_ / "source.gguf");
+  const QuantizeRequest rounded = To("q4_0", source, "rounded.gguf");
+  const QuantizeRequest request = WithText(To("q4_0", source, "out.gguf"), "gptq");
+  const QuantizeReport report = Quantized(request), of_rounded = Quantized(rounded);
+  const ModelFiles before = OpenTestModel(source), after = OpenTestModel(request.out),
+                   other = OpenTestModel(rounded.out);
+  for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+    if (!IsPerLayer(tensor.kind) || !IsPerExpert(tensor.kind)) continue;
+    EXPECT_EQ(MatrixIn(after, tensor).values == MatrixIn(other, tensor).values, tensor.expert >= 2)
+        << tensor.name;
+  }
+  const uint64_t tokens = report.calibration_tokens;
+  for (const LayerReport& layer : report.layers)
+    EXPECT_EQ(layer.expert_tokens, (std::vector<uint64_t>{tokens, tokens, 0, 0}));
+  EXPECT_EQ(report.experts, 4 * before.config.layers);
+  EXPECT_EQ(report.experts_without_tokens, 2 * before.config.layers);
+  EXPECT_EQ(report.experts_with_few_tokens, 2 * before.config.layers);
+  EXPECT_EQ(of_rounded.experts, 0u);
+  // Of the weights: the whole error of nothing would be none.
+  for (const LinearReport& linear : report.layers[0].linears) EXPECT_GT(linear.largest_error, 0.01);
+}
+
+TEST_F(ExpertsTest, WithTextNeitherThreadsNorInterruptionsChangeABit) {
+  const std::string source = Source(MixtureOf("mixtral"), "source");
+  QuantizeRequest whole = WithText(To("int4-g64", source, "whole"), "gptq");
+  whole.threads = 3;
+  Quantized(whole);
+  QuantizeRequest request = WithText(To("int4-g64", source, "out"), "gptq");
+  int asked = 0;
+  request.is_cancelled = [&] { return ++asked == 20; };  // among the experts of the second layer
+  EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
+  request.is_cancelled = nullptr;
+  request.on_layer = [&](const LayerReport& layer) {
+    EXPECT_EQ(layer.was_kept, layer.layer == 0);
+    return Status();
+  };
+  Quantized(request);
+  EXPECT_EQ(BytesOf(request.out), BytesOf(whole.out));
+}
+
+TEST_F(ExpertsTest, WhatModelsWithExpertsDoNotHaveIsRefusedBeforeTextIsRead) {
   const std::string source = Concat(kData, "mixtral"), absent = folder_ / "absent.jsonl";
   const QuantizeRequest rounded = To("int8", source, "out");
   std::vector<QuantizeRequest> quantizations;
   for (const QuantizeMethod& method : kQuantizeMethods) {
-    if (method.needs_calibration()) quantizations.emplace_back(rounded).method = method;
+    if (method.scales == QuantizeMethod::Scales::kNone) continue;
     QuantizeRequest& with_text = quantizations.emplace_back(rounded);
     with_text.method = method;
     with_text.calibration.path = absent;
   }
-  quantizations.emplace_back(rounded).method.searches_levels = true;
   quantizations.emplace_back(rounded).budget.bytes = 1 << 20;
   quantizations.emplace_back(rounded).budget.faster = 0.1;
   const PruneRequest zeros = Zeros({.share = 0.5}, source, "out");
@@ -382,7 +606,8 @@ TEST_F(ExpertsTest, WhatNeedsCalibrationTextIsRefusedBeforeItIsRead) {
     EXPECT_NE(Message(status).find("what works is " + instead), std::string::npos) << status;
     EXPECT_TRUE(EntriesOf(folder_).empty());
   };
-  for (const QuantizeRequest& request : quantizations) expect(Quantize(request).status(), "--method rtn");
+  for (const QuantizeRequest& request : quantizations)
+    expect(Quantize(request).status(), request.budget.is_set() ? "one format" : "--method rtn or gptq");
   for (const PruneRequest& request : prunings)
     expect(Prune(request).status(), "--sparsity or --pattern with --method magnitude");
 }

@@ -11,6 +11,8 @@ Status HessianObserver::OnInputs(LayerInput input, std::span<const float> x, siz
 
 Status HessianObserver::OnReady(LayerInput input) {
   if (!Wants(input.kind)) return Status();
+  if (config_.experts > 0 && input.kind == LinearInput::kFfn)
+    expert_tokens_.push_back(hessian_ ? hessian_->tokens() : 0);
   if (!hessian_) {
     CHECK(config_.experts > 0 && IsPerExpert(input.kind), "an input without rows");
     return UseUnseen(input);

@@ -2,9 +2,11 @@
 // calibration tokens were seen and before the linears are applied.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/parallel_for.h"
 #include "base/status.h"
@@ -24,6 +26,9 @@ class HessianObserver : public LayerObserver {
   // DATA_LOSS, reason nonfinite, where an input is infinite or not a number.
   Status OnReady(LayerInput input) final;
 
+  // That went to each of the experts that were shown.
+  const std::vector<uint64_t>& expert_tokens() const { return expert_tokens_; }
+
  protected:
   virtual Status Use(LayerInput input, const Hessian& hessian) = 0;
   // Of an expert that no token of the calibration text went to.
@@ -42,6 +47,7 @@ class HessianObserver : public LayerObserver {
 
  private:
   std::optional<Hessian> hessian_;
+  std::vector<uint64_t> expert_tokens_;
 };
 
 }  // namespace terrace

@@ -69,6 +69,7 @@ StatusOr<RewriteReport> ModelRewriter::Run() {
   ASSIGN_OR_RETURN(const ModelToWrite plan, Plan());
   RETURN_IF_ERROR(RewriteLayers(journal));
   runner_.reset();  // its memory
+  CountExperts();
   RETURN_IF_ERROR(Write(plan, journal));
   RETURN_IF_ERROR(journal.Remove());
   return std::move(report_);
@@ -91,12 +92,10 @@ Status ModelRewriter::CheckRequest() const {
   return Status();
 }
 
-Status ModelRewriter::NoCalibration(std::string_view instead) const {
-  return WithReason(
-      InvalidArgument(request_.model, ": has ", files_.config.experts,
-                      " experts in each layer, which calibration text does not pass; what works is ",
-                      instead),
-      "unsupported_model");
+Status ModelRewriter::NotWithExperts(std::string_view what, std::string_view instead) const {
+  return WithReason(InvalidArgument(what, ": not of ", request_.model, ", which has ", files_.config.experts,
+                                    " experts in each layer; what works is ", instead),
+                    "unsupported_model");
 }
 
 // What the output follows from.
@@ -213,6 +212,13 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
       if (hidden) {
         ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
         ASSIGN_OR_RETURN(rewritten, Rewrite(std::move(source), layer, *hidden));
+        if (config_.experts > 0) {
+          ASSIGN_OR_RETURN(const FloatMatrix router,
+                           LoadMatrix(files_.config, *files_.weights, {TensorKind::kRouter},
+                                      SourceLayer(layer), config_.rope_pairing, pool_));
+          rewritten.matrix(TensorKind::kRouter).bytes =
+              WriteNearest(router, {.dtype = RouterDType(layer)}, /*importance=*/{}, pool_).bytes;
+        }
       } else {
         ASSIGN_OR_RETURN(rewritten, RewriteByWeights(layer));
       }
@@ -242,8 +248,8 @@ StatusOr<RewrittenLayer> ModelRewriter::RewriteByWeights(uint32_t layer) {
                                 : RewriteMatrix(source, tensor, layer);
     RETURN_IF_ERROR(  // a scale may pass F16
         CheckHeld(written.values, dtype, TensorName(files_.config, tensor.kind, layer, tensor.expert)));
-    out.errors.push_back(RelativeWeightError(source, written.values));
-    out.matrices.push_back(std::move(written.bytes));
+    out.matrix(tensor.kind, tensor.expert) = {.bytes = std::move(written.bytes),
+                                              .error = RelativeWeightError(source, written.values)};
   }
   return out;
 }
@@ -253,14 +259,16 @@ uint64_t ModelRewriter::BytesOf(const LayerTensor& tensor, uint32_t layer) const
   return IsVector(tensor.kind) ? shape[0] * sizeof(float) : MatrixBytes(DTypeOf(tensor, layer), shape);
 }
 
-// A part of the journal is the length of a text, the text, which has the errors, and then the data of the
-// layer's tensors, in the order of the tensor map.
+// A part of the journal is the length of a text, the text, which has the errors and how many tokens went to
+// each expert, and then the data of the layer's tensors, in the order of the tensor map.
 std::vector<std::byte> ModelRewriter::MakePart(RewrittenLayer layer, uint32_t index) const {
-  Json errors = Json::array();
-  for (const double error : layer.errors) errors.push_back(error);
-  const std::string text = ToJsonText(errors);
-  const uint64_t length = text.size();
   const std::vector<LayerTensor> tensors = LayerTensors(config_);
+  Json errors = Json::array();
+  for (const LayerTensor& tensor : tensors) {
+    if (!IsVector(tensor.kind)) errors.push_back(layer.matrix(tensor.kind, tensor.expert).error);
+  }
+  const std::string text = ToJsonText({{"errors", errors}, {"expert_tokens", layer.expert_tokens}});
+  const uint64_t length = text.size();
   uint64_t size = sizeof(length) + length;
   for (const LayerTensor& tensor : tensors) size += BytesOf(tensor, index);
   std::vector<std::byte> part;
@@ -268,13 +276,12 @@ std::vector<std::byte> ModelRewriter::MakePart(RewrittenLayer layer, uint32_t in
   Append(part, std::as_bytes(std::span(&length, 1)));
   Append(part, std::as_bytes(std::span(text)));
   uint64_t end = part.size();
-  auto matrix = layer.matrices.begin();
   for (const LayerTensor& tensor : tensors) {
     if (IsVector(tensor.kind)) {
       const std::vector<float> values = Stored(tensor.kind, layer.vector(tensor.kind));
       Append(part, std::as_bytes(std::span(values)));
     } else {
-      Append(part, std::exchange(*matrix++, {}));  // whose memory goes
+      Append(part, std::exchange(layer.matrix(tensor.kind, tensor.expert).bytes, {}));  // whose memory goes
     }
     end += BytesOf(tensor, index);
     CHECK(part.size() == end, part.size(), " bytes up to ",
@@ -289,11 +296,19 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
   ByteReader in(part);
   ASSIGN_OR_RETURN(const auto length, in.Read<uint64_t>());
   ASSIGN_OR_RETURN(const auto text, in.Read(length));
-  ASSIGN_OR_RETURN(const Json errors, ParseJson(AsText(text)));
+  ASSIGN_OR_RETURN(const Json results, ParseJson(AsText(text)));
+  const auto list = [&](const char* key) {
+    return results.is_object() && results.contains(key) ? results[key] : Json();
+  };
+  const Json errors = list("errors"), tokens = list("expert_tokens");
   std::vector<LayerTensor> matrices = LayerTensors(config_);
   std::erase_if(matrices, [](const LayerTensor& tensor) { return IsVector(tensor.kind); });
   if (!errors.is_array() || errors.size() != matrices.size())
     return Malformed("truncated", "a part of the journal has no errors of its matrices");
+  if (!tokens.is_array() || tokens.size() != (is_calibrated() ? config_.experts : 0))
+    return Malformed("truncated", "a part of the journal has no tokens of its experts");
+  for (const Json& count : tokens)
+    report.expert_tokens.push_back(count.is_number_unsigned() ? count.get<uint64_t>() : 0);
   const bool is_fp8 = config_.quantization && config_.quantization->is_float;  // until it is opened
   for (const TensorKind linear : kLinears) {
     LinearReport out = {.name = NameOfAllExperts(config_, linear, report.layer),
@@ -317,6 +332,7 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
 StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, uint32_t layer) {
   FloatLayer out;
   out.number = layer;
+  out.experts.resize(config_.experts);
   ByteReader in(tensors);
   for (const LayerTensor& tensor : LayerTensors(config_)) {
     const Shape shape = TensorShape(config_, tensor.kind, layer);
@@ -336,7 +352,7 @@ StatusOr<FloatLayer> ModelRewriter::Decode(std::span<const std::byte> tensors, u
                   scales.size() * sizeof(float));
       from.row_scales = scales.data();
     }
-    out.matrix(tensor.kind) = ToFloats(from, pool_);
+    out.matrix(tensor.kind, tensor.expert) = ToFloats(from, pool_);
   }
   return out;
 }
@@ -477,6 +493,17 @@ void ModelRewriter::Measure(uint64_t bytes_after) {
     report_.parameters_after += elements(tensor.shape);
 }
 
+void ModelRewriter::CountExperts() {
+  const uint64_t inputs = std::max(config_.hidden_size, config_.ffn_size);
+  for (const LayerReport& layer : report_.layers) {
+    for (const uint64_t tokens : layer.expert_tokens) {
+      ++report_.experts;
+      if (tokens < inputs) ++report_.experts_with_few_tokens;
+      if (tokens == 0) ++report_.experts_without_tokens;
+    }
+  }
+}
+
 Status ModelRewriter::WriteReport(const Journal& journal) {
   Json json = Job();
   json.erase("config");
@@ -498,6 +525,7 @@ Status ModelRewriter::WriteReport(const Journal& journal) {
       if (linear.shape.rank == 3) linears.back()["largest_error_of_an_expert"] = linear.largest_error;
     }
     json["layers"].push_back({{"layer", layer.layer}, {"linears", linears}});
+    if (!layer.expert_tokens.empty()) json["layers"].back()["expert_tokens"] = layer.expert_tokens;
   }
   AddToReport(json);
   report_.path = ReportPath();

@@ -7,9 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/hash.h"
@@ -35,8 +37,8 @@ struct LinearReport {
   std::string name;   // of the tensor in the output (NameOfAllExperts)
   std::string dtype;  // as FormatName has it
   Shape shape = {};   // [outputs, inputs], or [experts, outputs, inputs]
-  // Of the outputs over the calibration tokens, or of the weights without any; of experts the root of the
-  // mean of their squares, and the largest.
+  // Of the outputs over the calibration tokens, or of the weights without any, as of an expert that none goes
+  // to; of experts the root of the mean of their squares, and the largest.
   double relative_error = 0, largest_error = 0;
 };
 
@@ -44,6 +46,7 @@ struct LayerReport {
   uint32_t layer = 0, layers = 0;
   bool was_kept = false;  // from an earlier run of the same job
   std::vector<LinearReport> linears = {};
+  std::vector<uint64_t> expert_tokens = {};  // of the calibration text, that go to each expert
 };
 
 struct RewriteRequest {
@@ -64,14 +67,22 @@ struct RewriteReport {
   std::string path;                 // of the report
   uint64_t calibration_tokens = 0;  // 0: it was not calibrated
   uint64_t most_inputs = 0;         // of a linear of the model that was read
+  // Of all layers, with calibration: those that fewer tokens go to than one of their linears has inputs, and
+  // of them those that none goes to, which are rewritten by their weights alone.
+  uint64_t experts = 0, experts_with_few_tokens = 0, experts_without_tokens = 0;
+};
+
+struct RewrittenMatrix {
+  std::vector<std::byte> bytes;  // as ModelWriter takes them
+  double error = 0;
 };
 
 // A layer as it is written.
 struct RewrittenLayer : LayerVectors {
-  // Of the matrices in the order of LayerTensors, which without experts are kLinears: the data as ModelWriter
-  // takes it, and the error of each.
-  std::vector<std::vector<std::byte>> matrices;
-  std::vector<double> errors;
+  std::map<std::pair<TensorKind, uint32_t>, RewrittenMatrix> matrices;  // by kind and expert
+  std::vector<uint64_t> expert_tokens;                                  // of LayerReport
+
+  RewrittenMatrix& matrix(TensorKind kind, uint32_t expert = 0) { return matrices[{kind, expert}]; }
 };
 
 // What ModelWriter takes, and kernels read, of a matrix whose rows are whole blocks.
@@ -102,7 +113,8 @@ class ModelRewriter {
   virtual Status Prepare(const Journal&) { return Status(); }
   virtual DType DTypeOf(const LayerTensor& tensor, uint32_t layer) const = 0;  // of a matrix of the output
   virtual uint32_t SourceLayer(uint32_t layer) const { return layer; }  // which one becomes layer `layer`
-  // With calibration: `hidden` goes into the layer and becomes what comes out of the one that is written.
+  // With calibration: `hidden` goes into the layer and becomes what comes out of the one that is written. Of
+  // all matrices but the router, which stays as it is.
   virtual StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates& hidden) = 0;
   // Without: a linear by itself.
   virtual WrittenMatrix RewriteMatrix(const FloatMatrix& source, const LayerTensor& tensor,
@@ -114,9 +126,8 @@ class ModelRewriter {
   // For commands:
   bool is_calibrated() const { return !request_.calibration.path.empty(); }
   bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
-  // Calibration text does not pass layers with experts: INVALID_ARGUMENT, reason unsupported_model, that says
-  // what works instead.
-  Status NoCalibration(std::string_view instead) const;
+  // Of what models with experts do not have: INVALID_ARGUMENT, reason unsupported_model, with what works.
+  Status NotWithExperts(std::string_view what, std::string_view instead) const;
   // Of the matrix that chooses experts, which stays as it is: GGUF has it in F32, and of one that was
   // quantized F32 holds all.
   DType RouterDType(uint32_t layer) const;
@@ -157,6 +168,7 @@ class ModelRewriter {
   Status WriteLayer(const Journal& journal, uint32_t layer, ModelWriter& writer) const;
   Status ConvertMatrix(TensorKind kind, const std::function<Status(std::span<const std::byte>)>& use);
   void Measure(uint64_t bytes_after);
+  void CountExperts();
   Status WriteReport(const Journal& journal);
 
   const std::string command_;

@@ -25,7 +25,7 @@ constexpr char kPlanPart[] = "plan";
 Status PutLinear(TensorKind linear, uint32_t layer, DType dtype, ThreadPool& pool, FloatMatrix& matrix,
                  RewrittenLayer& out) {
   WrittenMatrix written = WriteNearest(matrix, {.dtype = dtype}, /*importance=*/{}, pool);
-  out.matrices.push_back(std::move(written.bytes));
+  out.matrix(linear).bytes = std::move(written.bytes);
   matrix = std::move(written.values);
   return CheckHeld(matrix, dtype, TensorName(NameScheme::kHuggingFace, linear, layer));
 }
@@ -189,14 +189,13 @@ class WeightPruner final : public HessianObserver {
     return Status();
   }
 
-  // The linears come in the order of kLinears.
   Status PruneLinear(TensorKind linear, const Hessian& hessian, const InverseHessian* inverse) {
     if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
     FloatMatrix& matrix = values_.matrix(linear);
     FloatMatrix pruned = inverse != nullptr ? SparseGpt(matrix, request_.pattern, *inverse, pool_)
                                             : PruneByMagnitude(matrix, request_.pattern);
-    RETURN_IF_ERROR(PutLinear(linear, layer_, dtypes_[out_.matrices.size()], pool_, pruned, out_));
-    out_.errors.push_back(RelativeOutputError(matrix, pruned, hessian, pool_));
+    RETURN_IF_ERROR(PutLinear(linear, layer_, dtypes_[PlaceOf(linear)], pool_, pruned, out_));
+    out_.matrix(linear).error = RelativeOutputError(matrix, pruned, hessian, pool_);
     matrix = std::move(pruned);
     return Status();
   }
@@ -335,7 +334,10 @@ class Pruning final : public ModelRewriter {
                                   : "nothing to remove: one of --sparsity, --pattern, --remove-ffn, "
                                     "--remove-kv-heads, --remove-layers and --remove-hidden is needed");
     if (files_.config.experts > 0 && (is_calibrated() || cuts || prune_.method.passes_errors_on))
-      return NoCalibration("--sparsity or --pattern with --method magnitude, without --calibration");
+      return NotWithExperts(cuts              ? "--remove-..."
+                            : is_calibrated() ? "--calibration"
+                                              : "--method sparsegpt",
+                            "--sparsity or --pattern with --method magnitude, without --calibration");
     RETURN_IF_ERROR(cuts ? CheckWholeParts() : CheckPattern());
     return Plan().status();
   }
@@ -526,9 +528,9 @@ class Pruning final : public ModelRewriter {
   StatusOr<RewrittenLayer> CutLayer(const LayerPlan& plan, std::span<const DType> dtypes, FloatLayer layer,
                                     HiddenStates& hidden) {
     RewrittenLayer out;
-    out.errors.resize(std::size(kLinears));
+    std::vector<double> errors(std::size(kLinears));
     if (is_narrowed()) {
-      ASSIGN_OR_RETURN(out.errors, NarrowLayer(plan, layer));
+      ASSIGN_OR_RETURN(errors, NarrowLayer(plan, layer));
     }
     out.attention_norm = layer.attention_norm;
     out.ffn_norm = layer.ffn_norm;
@@ -545,11 +547,12 @@ class Pruning final : public ModelRewriter {
     layer.gate = RowsAt(layer.gate, plan.channels);
     layer.up = RowsAt(layer.up, plan.channels);
     layer.down = ColumnsAt(layer.down, plan.channels);
-    for (size_t i = 0; i < std::size(kLinears); ++i)
+    for (size_t i = 0; i < std::size(kLinears); ++i) {
       RETURN_IF_ERROR(PutLinear(kLinears[i], plan.layer, dtypes[i], pool_, layer.matrix(kLinears[i]), out));
-    // In the order of kLinears.
-    out.errors[3] = remover.attention_error();
-    out.errors[6] = remover.down_error();
+      out.matrix(kLinears[i]).error = errors[i];
+    }
+    out.matrix(TensorKind::kAttentionOutput).error = remover.attention_error();
+    out.matrix(TensorKind::kDown).error = remover.down_error();
     RETURN_IF_ERROR(runner_->Run(layer, hidden, hidden, nullptr));
     return out;
   }

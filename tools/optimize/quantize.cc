@@ -155,8 +155,9 @@ class Quantization final : public ModelRewriter {
 
   Status CheckExperts() const {
     if (files_.config.experts == 0) return Status();
-    if (!is_calibrated() && !quantize_.method.needs_calibration() && !is_mixed()) return Status();
-    return NoCalibration("--method rtn, without --calibration, --imatrix, --fit and --faster");
+    if (is_mixed()) return NotWithExperts("--fit and --faster", "one format for all linears");
+    if (quantize_.method.scales == QuantizeMethod::Scales::kNone) return Status();
+    return NotWithExperts(Concat("--method ", quantize_.method.name), "--method rtn or gptq");
   }
 
   Status CheckBudget() const {

@@ -10,8 +10,9 @@
 // quantized linears before it. The bytes of the output follow from the request and the files it names, on one
 // kind of processor; neither threads nor interruptions change them.
 //
-// Of models with experts each expert's matrices are linears of the layer, and the matrix that chooses experts
-// stays as it is. Calibration text does not pass them: their weights alone are rounded.
+// Of models with experts each expert's matrices are linears of the layer, calibrated by the tokens that go to
+// the expert (those of an expert without any are rounded by their weights alone), and the matrix that chooses
+// experts stays as it is. Scales of AWQ and SmoothQuant, and budgets, are not for them.
 //
 // Memory without calibration text: a matrix in f32, what becomes of it, and two layers as they are written.
 // With it, whatever the length of the text (but for its tokens): two layers in f32, three while sensitivities

@@ -69,7 +69,18 @@ class LayerQuantizer::Rounder final : public HessianObserver {
       importance = hessian.Diagonal();
     }
     for (const TensorKind linear : LinearsOf(input.kind))
-      RETURN_IF_ERROR(Round(linear, hessian, inverse ? &*inverse : nullptr, importance));
+      RETURN_IF_ERROR(Round({linear, input.expert}, hessian, inverse ? &*inverse : nullptr, importance));
+    return Status();
+  }
+
+  Status UseUnseen(LayerInput input) override {
+    for (const TensorKind linear : LinearsOf(input.kind)) {
+      const FloatMatrix& matrix = values_.matrix(linear, input.expert);
+      WrittenMatrix written =
+          WriteNearest(matrix, quantizer_.formats_[PlaceOf(linear)], /*importance=*/{}, pool_);
+      const double error = RelativeWeightError(matrix, written.values);
+      RETURN_IF_ERROR(Put({linear, input.expert}, std::move(written), error));
+    }
     return Status();
   }
 
@@ -79,13 +90,12 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     });
   }
 
-  // The linears come in the order of kLinears.
-  Status Round(TensorKind linear, const Hessian& hessian, const InverseHessian* inverse,
+  Status Round(const LayerTensor& linear, const Hessian& hessian, const InverseHessian* inverse,
                std::span<const float> importance) {
     const Options& options = quantizer_.options_;
     if (options.is_cancelled && options.is_cancelled()) return Cancelled("interrupted");
-    FloatMatrix& matrix = values_.matrix(linear);
-    const LinearFormat& format = quantizer_.formats_[PlaceOf(linear)];
+    const FloatMatrix& matrix = values_.matrix(linear.kind, linear.expert);
+    const LinearFormat& format = quantizer_.formats_[PlaceOf(linear.kind)];
     // Kernels skip the zeros of INT8 that is 2:4. Rounding alone keeps them, as scales do.
     const bool keeps_zeros = format.dtype == DType::kInt8 && HasPattern(matrix, {.kept = 2, .of = 4});
     WrittenMatrix written;
@@ -100,11 +110,15 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     } else {
       written = WriteNearest(matrix, format, importance, pool_);
     }
-    RETURN_IF_ERROR(CheckHeld(written.values, format.dtype,  // a scale may pass F16
-                              NameOf(linear, /*expert=*/0)));
-    result_.errors.push_back(RelativeOutputError(matrix, written.values, hessian, pool_));
-    result_.matrices.push_back(std::move(written.bytes));
-    matrix = std::move(written.values);
+    const double error = RelativeOutputError(matrix, written.values, hessian, pool_);
+    return Put(linear, std::move(written), error);
+  }
+
+  Status Put(const LayerTensor& linear, WrittenMatrix written, double error) {
+    RETURN_IF_ERROR(CheckHeld(written.values, quantizer_.formats_[PlaceOf(linear.kind)].dtype,
+                              NameOf(linear.kind, linear.expert)));  // a scale may pass F16
+    result_.matrix(linear.kind, linear.expert) = {.bytes = std::move(written.bytes), .error = error};
+    values_.matrix(linear.kind, linear.expert) = std::move(written.values);
     return Status();
   }
 
@@ -124,6 +138,7 @@ StatusOr<RewrittenLayer> LayerQuantizer::Quantize(FloatLayer layer, uint32_t ind
   static_cast<LayerVectors&>(result) = layer;
   Rounder rounder(*this, layer, index, result);
   RETURN_IF_ERROR(runner_.Run(layer, hidden, hidden, &rounder));
+  result.expert_tokens = rounder.expert_tokens();
   return result;
 }
 
