@@ -18,9 +18,9 @@ size_t ChannelOf(const ModelConfig& config, LinearInput input, size_t column) {
   return head / shared_by * config.head_dim + column % config.head_dim;
 }
 
-size_t Channels(const ModelConfig& config, LinearInput input, const FloatLayer& layer) {
-  if (input == LinearInput::kAttentionOutput) return size_t{config.kv_heads} * config.head_dim;
-  return layer.matrix(LinearsOf(input)[0]).columns;
+size_t Channels(const ModelConfig& config, LayerInput input, const FloatLayer& layer) {
+  if (input.kind == LinearInput::kAttentionOutput) return size_t{config.kv_heads} * config.head_dim;
+  return layer.matrix(LinearsOf(input.kind)[0], input.expert).columns;
 }
 
 // Brings scales around 1; one of 0 or less (a channel that is always 0) becomes 1.
@@ -92,27 +92,27 @@ double Loss(const std::vector<Sample>& samples, const std::vector<float>& factor
 
 }  // namespace
 
-std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer, LinearInput input,
+std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer, LayerInput input,
                              const Hessian& hessian, const RowFormat& format, ThreadPool& pool) {
   const size_t channels = Channels(config, input, layer), columns = hessian.inputs();
   std::vector<float> magnitudes(channels);
   for (size_t i = 0; i < columns; ++i)
-    magnitudes[ChannelOf(config, input, i)] += static_cast<float>(hessian.MeanMagnitude(i));
+    magnitudes[ChannelOf(config, input.kind, i)] += static_cast<float>(hessian.MeanMagnitude(i));
   std::vector<Sample> samples;
-  for (const TensorKind linear : LinearsOf(input)) {
-    FloatMatrix rows = SampledRows(layer.matrix(linear));
+  for (const TensorKind linear : LinearsOf(input.kind)) {
+    FloatMatrix rows = SampledRows(layer.matrix(linear, input.expert));
     const double size = OutputSquares(rows, hessian, pool);
     samples.push_back({.rows = std::move(rows), .size = size});
   }
 
   std::vector<float> best(channels, 1.0f);  // an exponent of 0
-  double least = Loss(samples, ByColumn(config, input, best, columns), hessian, format, pool);
+  double least = Loss(samples, ByColumn(config, input.kind, best, columns), hessian, format, pool);
   for (int step = 1; step <= kSteps; ++step) {
     std::vector<float> scales(channels);
     for (size_t i = 0; i < channels; ++i)
       scales[i] = std::pow(magnitudes[i], static_cast<float>(step) / kSteps);
     Center(scales);
-    const double loss = Loss(samples, ByColumn(config, input, scales, columns), hessian, format, pool);
+    const double loss = Loss(samples, ByColumn(config, input.kind, scales, columns), hessian, format, pool);
     if (!(loss < least)) continue;
     least = loss;
     best = std::move(scales);
@@ -120,17 +120,17 @@ std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer,
   return best;
 }
 
-std::vector<float> SmoothScales(const ModelConfig& config, const FloatLayer& layer, LinearInput input,
+std::vector<float> SmoothScales(const ModelConfig& config, const FloatLayer& layer, LayerInput input,
                                 const Hessian& hessian) {
   const size_t channels = Channels(config, input, layer);
   std::vector<float> of_inputs(channels), of_weights(channels);
   const auto raise = [&](std::vector<float>& largest, size_t i, float value) {
-    float& of_channel = largest[ChannelOf(config, input, i)];
+    float& of_channel = largest[ChannelOf(config, input.kind, i)];
     of_channel = std::max(of_channel, std::abs(value));
   };
   for (size_t i = 0; i < hessian.inputs(); ++i) raise(of_inputs, i, hessian.LargestMagnitude(i));
-  for (const TensorKind linear : LinearsOf(input)) {
-    const FloatMatrix& matrix = layer.matrix(linear);
+  for (const TensorKind linear : LinearsOf(input.kind)) {
+    const FloatMatrix& matrix = layer.matrix(linear, input.expert);
     for (size_t row = 0; row < matrix.rows; ++row) {
       for (size_t i = 0; i < matrix.columns; ++i) raise(of_weights, i, matrix.Row(row)[i]);
     }
@@ -141,7 +141,7 @@ std::vector<float> SmoothScales(const ModelConfig& config, const FloatLayer& lay
   return scales;
 }
 
-void FoldScales(const ModelConfig& config, LinearInput input, std::span<const float> scales,
+void FoldScales(const ModelConfig& config, LayerInput input, std::span<const float> scales,
                 FloatLayer& layer) {
   const auto divide_vector = [&](std::vector<float>& values) {
     for (size_t i = 0; i < values.size(); ++i) values[i] /= scales[i];
@@ -151,7 +151,7 @@ void FoldScales(const ModelConfig& config, LinearInput input, std::span<const fl
       for (float& value : matrix.Row(row)) value /= scales[row];
     }
   };
-  switch (input) {
+  switch (input.kind) {
     case LinearInput::kAttention:
       divide_vector(layer.attention_norm);
       break;
@@ -161,15 +161,16 @@ void FoldScales(const ModelConfig& config, LinearInput input, std::span<const fl
         divide_vector(bias->second);
       break;
     case LinearInput::kFfn:
+      CHECK(layer.experts.empty(), "the router reads the norm, too");
       divide_vector(layer.ffn_norm);
       break;
     case LinearInput::kDown:
-      divide_rows(layer.up);
+      divide_rows(layer.matrix(TensorKind::kUp, input.expert));
       break;
   }
-  for (const TensorKind linear : LinearsOf(input)) {
-    FloatMatrix& matrix = layer.matrix(linear);
-    ScaleColumns(ByColumn(config, input, scales, matrix.columns), matrix);
+  for (const TensorKind linear : LinearsOf(input.kind)) {
+    FloatMatrix& matrix = layer.matrix(linear, input.expert);
+    ScaleColumns(ByColumn(config, input.kind, scales, matrix.columns), matrix);
   }
 }
 

@@ -4,7 +4,8 @@
 // bits for any number of threads, on one kind of processor.
 //
 // What divides: the norms for kAttention and kFfn, the rows of value for kAttentionOutput, those of up for
-// kDown. Query heads that share a value head share its scales.
+// kDown. Query heads that share a value head share its scales. With experts each has scales of its kDown, and
+// kFfn has none: the router, which stays as it is, reads the same normalized stream.
 #pragma once
 
 #include <span>
@@ -22,16 +23,16 @@ namespace terrace {
 // in twentieths with which nearest levels, weighed by the activations, lose least of the linears' outputs: of
 // 128 rows of each, as shares of their squares, so that queries and keys do not decide alone. One scale for
 // each channel of what divides. `hessian` is of `input`.
-std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer, LinearInput input,
+std::vector<float> AwqScales(const ModelConfig& config, const FloatLayer& layer, LayerInput input,
                              const Hessian& hessian, const RowFormat& format, ThreadPool& pool);
 
 // SmoothQuant (Xiao et al., ICML 2023): sqrt(max|x| / max|w|), which makes activations and weights equally
 // hard to round.
-std::vector<float> SmoothScales(const ModelConfig& config, const FloatLayer& layer, LinearInput input,
+std::vector<float> SmoothScales(const ModelConfig& config, const FloatLayer& layer, LayerInput input,
                                 const Hessian& hessian);
 
 // Multiplies and divides.
-void FoldScales(const ModelConfig& config, LinearInput input, std::span<const float> scales,
+void FoldScales(const ModelConfig& config, LayerInput input, std::span<const float> scales,
                 FloatLayer& layer);
 
 }  // namespace terrace

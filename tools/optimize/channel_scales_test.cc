@@ -67,12 +67,36 @@ TEST(FoldScales, TheLayerComputesWhatItDid) {
     std::vector<float> scales = RandomFloats(1, ChannelsOf(config, input), /*seed=*/7).values;
     for (float& scale : scales) scale = std::exp(scale);
     FloatLayer folded = layer;
-    FoldScales(config, input, scales, folded);
+    FoldScales(config, {input}, scales, folded);
     for (const TensorKind linear : LinearsOf(input))
       EXPECT_NE(folded.matrix(linear).values, layer.matrix(linear).values);
     const auto got = Outputs(config, folded);
     for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5 * size) << i;
   }
+}
+
+// Which experts a token takes, too.
+TEST(FoldScales, ALayerOfExpertsComputesWhatItDid) {
+  ModelConfig config = Config();
+  config.experts = 3;
+  config.experts_per_token = 2;
+  FloatLayer layer = RandomLayer(config, /*seed=*/11);
+  layer.router = RandomFloats(config.experts, config.hidden_size, /*seed=*/12);
+  for (unsigned expert = 0; expert < config.experts; ++expert)
+    layer.experts.push_back(RandomLayer(config, /*seed=*/20 * (expert + 1)));
+  const auto want = Outputs(config, layer);
+  double size = 0;
+  for (const float value : want) size = std::max(size, std::abs(double{value}));
+  FloatLayer folded = layer;
+  for (uint32_t expert = 0; expert < config.experts; ++expert) {
+    std::vector<float> scales = RandomFloats(1, config.ffn_size, /*seed=*/30 + expert).values;
+    for (float& scale : scales) scale = std::exp(scale);
+    FoldScales(config, {LinearInput::kDown, expert}, scales, folded);
+    EXPECT_NE(folded.experts[expert].down.values, layer.experts[expert].down.values);
+    EXPECT_EQ(folded.experts[expert].gate.values, layer.experts[expert].gate.values);
+  }
+  const auto got = Outputs(config, folded);
+  for (size_t i = 0; i < want.size(); ++i) ASSERT_NEAR(got[i], want[i], 1e-5 * size) << i;
 }
 
 TEST(AwqScales, LoseNoMoreThanNoneAndFarLessThanRoundingWhereSomeInputsAreLarge) {
@@ -88,14 +112,14 @@ TEST(AwqScales, LoseNoMoreThanNoneAndFarLessThanRoundingWhereSomeInputsAreLarge)
     }
     const Hessian hessian = HessianOf(x);
     const RowFormat format = RowFormat::Create(DType::kInt4G32, 32, columns).value();
-    const auto scales = AwqScales(config, layer, input, hessian, format, three);
+    const auto scales = AwqScales(config, layer, {input}, hessian, format, three);
     ASSERT_EQ(scales.size(), ChannelsOf(config, input));
-    EXPECT_EQ(AwqScales(config, layer, input, hessian, format, one), scales);
+    EXPECT_EQ(AwqScales(config, layer, {input}, hessian, format, one), scales);
     EXPECT_GT(scales[0], scales[1]);  // the large ones are rounded finer
 
     // The folded linears on inputs that were divided. Of both a linear's outputs are the same.
     FloatLayer folded = layer;
-    FoldScales(config, input, scales, folded);
+    FoldScales(config, {input}, scales, folded);
     for (size_t i = 0; i < columns; ++i) {
       const TensorKind first = LinearsOf(input)[0];
       const float divisor = folded.matrix(first).Row(0)[i] / layer.matrix(first).Row(0)[i];
@@ -124,9 +148,9 @@ TEST(AwqScales, AreOneWhereNothingIsGained) {
   const FloatMatrix zeros = {10, config.hidden_size, std::vector<float>(10 * config.hidden_size)};
   ThreadPool pool(1);
   const RowFormat format = RowFormat::Create(DType::kInt4G32, 32, config.hidden_size).value();
-  EXPECT_EQ(AwqScales(config, layer, LinearInput::kFfn, HessianOf(zeros), format, pool),
+  EXPECT_EQ(AwqScales(config, layer, {LinearInput::kFfn}, HessianOf(zeros), format, pool),
             std::vector<float>(config.hidden_size, 1.0f));
-  EXPECT_EQ(SmoothScales(config, layer, LinearInput::kFfn, HessianOf(zeros)),
+  EXPECT_EQ(SmoothScales(config, layer, {LinearInput::kFfn}, HessianOf(zeros)),
             std::vector<float>(config.hidden_size, 1.0f));
 }
 
@@ -135,8 +159,8 @@ TEST(SmoothScales, MakeInputsAndWeightsEquallyLarge) {
   FloatLayer layer = RandomLayer(config, /*seed=*/5);
   const FloatMatrix x = CorrelatedInputs(100, config.hidden_size, /*seed=*/6);
   const Hessian hessian = HessianOf(x);
-  const auto scales = SmoothScales(config, layer, LinearInput::kFfn, hessian);
-  FoldScales(config, LinearInput::kFfn, scales, layer);
+  const auto scales = SmoothScales(config, layer, {LinearInput::kFfn}, hessian);
+  FoldScales(config, {LinearInput::kFfn}, scales, layer);
   double first = 0;
   for (size_t i = 0; i < scales.size(); ++i) {
     float weight = 0;

@@ -130,10 +130,6 @@ TEST_F(QuantizeTest, EveryFamilyStaysWhatItIs) {
       request.calibration.path = method == std::string("rtn") ? "" : rows;
       const auto report = Quantize(request);
       const bool has_experts = OpenTestModel(request.model).config.experts > 0;
-      if (has_experts && method == std::string("awq")) {
-        EXPECT_EQ(Reason(report.status()), "unsupported_model");
-        continue;
-      }
       // The rows of down of gemma3 and of experts are not whole blocks; and a file cannot say how
       // gemma3_linear scales scores.
       if ((family.starts_with("gemma3") || has_experts) && request.target.is_gguf()) {

@@ -12,8 +12,8 @@
 //
 // Memory beside the layer's weights (packed, at most all of them once more): 4 bytes * kPieceTokens *
 // (2 * hidden + the wider of 2 * heads * head_dim + 2 * kv_heads * head_dim and ffn), and the longest
-// sequence's keys and values, 8 bytes * tokens * kv_heads * head_dim. With experts 2 * hidden + ffn more for
-// each that a token takes, and 8 bytes for each that any token takes.
+// sequence's keys and values, 8 bytes * tokens * kv_heads * head_dim. With experts 4 bytes * kPieceTokens *
+// (2 * hidden + ffn) more for each that a token takes, and 8 bytes for each that each of all tokens takes.
 #pragma once
 
 #include <cstdint>

@@ -80,6 +80,8 @@ std::span<const DType> LargerFormats(DType dtype) {
   }
 }
 
+bool IsLinear(TensorKind kind) { return std::ranges::count(kLinears, kind) > 0; }
+
 LinearInput InputOf(TensorKind linear) {
   for (const LinearInput input : kLinearInputs) {
     if (std::ranges::count(LinearsOf(input), linear) > 0) return input;
@@ -88,9 +90,11 @@ LinearInput InputOf(TensorKind linear) {
   return LinearInput::kAttention;
 }
 
-// Whether each token that is decoded reads all of such a tensor; vectors are too small to count.
-bool IsReadByTokens(const ModelConfig& config, TensorKind kind) {
-  return kind == TensorKind::kEmbedding ? config.tied_embeddings : !IsVector(kind);
+// Whether each token that is decoded reads all of such a tensor; vectors are too small to count. The first
+// experts of a layer stand for those that a token takes: all are of one size.
+bool IsReadByTokens(const ModelConfig& config, const TensorRequirement& tensor) {
+  if (tensor.kind == TensorKind::kEmbedding) return config.tied_embeddings;
+  return !IsVector(tensor.kind) && (config.experts == 0 || tensor.expert < config.experts_per_token);
 }
 
 // Some of the sequences, of `tokens` together at most.
@@ -113,7 +117,6 @@ class Quantization final : public ModelRewriter {
 
   // Of the output, without a budget. Instead of Run.
   StatusOr<uint64_t> StoredBytes() {
-    RETURN_IF_ERROR(CheckExperts());
     RETURN_IF_ERROR(ListFormats());
     ASSIGN_OR_RETURN(const ModelToWrite plan, Plan());
     ASSIGN_OR_RETURN(const std::vector<uint64_t> sizes, StoredSizes(plan));
@@ -136,7 +139,6 @@ class Quantization final : public ModelRewriter {
 
   Status Check() override {
     const QuantizeMethod& method = quantize_.method;
-    RETURN_IF_ERROR(CheckExperts());
     if (!method.passes_errors_on && (quantize_.act_order || quantize_.damping != kDefaultDamping))
       return InvalidArgument("--method ", method.name,
                              " has neither --damping nor --act-order; they are of gptq and awq-gptq");
@@ -152,13 +154,6 @@ class Quantization final : public ModelRewriter {
   }
 
   bool is_mixed() const { return quantize_.budget.is_set(); }
-
-  Status CheckExperts() const {
-    if (files_.config.experts == 0) return Status();
-    if (is_mixed()) return NotWithExperts("--fit and --faster", "one format for all linears");
-    if (quantize_.method.scales == QuantizeMethod::Scales::kNone) return Status();
-    return NotWithExperts(Concat("--method ", quantize_.method.name), "--method rtn or gptq");
-  }
 
   Status CheckBudget() const {
     const QuantizeBudget& budget = quantize_.budget;
@@ -233,11 +228,19 @@ class Quantization final : public ModelRewriter {
   LayerFormats FloatsOf(uint32_t layer) const {
     LayerFormats formats;
     for (const TensorKind linear : kLinears) {
-      const auto source = files_.weights->Find(TensorName(files_.config, linear, layer));
-      const bool is_float = source.ok() && !IsQuantized(source->dtype);  // OpenModel found it
-      formats.push_back({.dtype = is_float ? source->dtype : DType::kF16});
+      DType dtype = FloatOf(layer, {linear});
+      for (uint32_t expert = 1; IsPerExpert(linear) && expert < files_.config.experts; ++expert) {
+        if (FloatOf(layer, {linear, expert}) != dtype) dtype = DType::kF32;  // holds all
+      }
+      formats.push_back({.dtype = dtype});
     }
     return formats;
+  }
+
+  DType FloatOf(uint32_t layer, const LayerTensor& tensor) const {
+    const auto source = files_.weights->Find(TensorName(files_.config, tensor.kind, layer, tensor.expert));
+    const bool is_float = source.ok() && !IsQuantized(source->dtype);  // OpenModel found it
+    return is_float ? source->dtype : DType::kF16;
   }
 
   // options_: what each candidate costs the budget; and limit_. An error where the smallest are past it.
@@ -250,7 +253,7 @@ class Quantization final : public ModelRewriter {
       other_bytes_ = 0;
       for (size_t k = 0; k < tensors.size(); ++k) {
         const TensorRequirement& tensor = tensors[k];
-        const bool is_linear = IsPerLayer(tensor.kind) && !IsVector(tensor.kind);
+        const bool is_linear = IsLinear(tensor.kind);
         (is_linear ? options_[PartOf(tensor.layer, InputOf(tensor.kind))][i].bytes : other_bytes_) +=
             costs[k];
       }
@@ -269,7 +272,7 @@ class Quantization final : public ModelRewriter {
     if (quantize_.budget.bytes > 0) return StoredSizes(plan);
     std::vector<uint64_t> costs;
     for (const TensorRequirement& tensor : RequiredTensors(config_)) {
-      costs.push_back(IsReadByTokens(config_, tensor.kind)
+      costs.push_back(IsReadByTokens(config_, tensor)
                           ? MatrixBytes(DTypeOf({tensor.kind}, tensor.layer), tensor.shape)
                           : 0);
     }
@@ -289,7 +292,7 @@ class Quantization final : public ModelRewriter {
     uint64_t& now = bytes_now_;
     for (const TensorRequirement& tensor : RequiredTensors(files_.config)) {
       const auto view = files_.weights->Find(tensor.name);
-      if (!view.ok() || !IsReadByTokens(files_.config, tensor.kind)) continue;  // OpenModel found all
+      if (!view.ok() || !IsReadByTokens(files_.config, tensor)) continue;  // OpenModel found all
       now += view->bytes + (view->row_scales != nullptr ? sizeof(float) * view->shape[0] : 0);
     }
     const double limit = static_cast<double>(now) / (1 + budget.faster);
@@ -371,12 +374,12 @@ class Quantization final : public ModelRewriter {
   // What config.json says of formats_.
   void SetQuantization() {
     std::vector<std::string> int4, int8, floats;
-    for (uint32_t layer = 0; layer < config_.layers; ++layer) {
-      for (const TensorKind linear : kLinears) {
-        const LinearFormat& format = FormatOf(linear, layer);
-        std::vector<std::string>& modules = format.dtype == DType::kInt8 ? int8 : int4;
-        (format.blocks ? modules : floats).emplace_back(ModuleOf(TensorName(config_, linear, layer)));
-      }
+    for (const TensorRequirement& tensor : RequiredTensors(config_)) {
+      if (!IsPerLayer(tensor.kind) || IsVector(tensor.kind)) continue;
+      const LinearFormat format =
+          IsLinear(tensor.kind) ? FormatOf(tensor.kind, tensor.layer) : LinearFormat{};  // the router: floats
+      std::vector<std::string>& modules = format.dtype == DType::kInt8 ? int8 : int4;
+      (format.blocks ? modules : floats).emplace_back(ModuleOf(tensor.name));
     }
     if (int4.empty() && int8.empty()) {
       config_.quantization.reset();
@@ -410,7 +413,8 @@ class Quantization final : public ModelRewriter {
       return FormatName(candidates_[layer][candidate][place].dtype, quantize_.target.group);
     };
     Json linears = Json::array(), options = Json::array();
-    for (const TensorKind linear : LinearsOf(input)) linears.push_back(TensorName(config_, linear, layer));
+    for (const TensorKind linear : LinearsOf(input))
+      linears.push_back(NameOfAllExperts(config_, linear, layer));
     for (size_t i = 0; i < options_[part].size(); ++i) {
       options.push_back(
           {{"dtype", name(i)}, {"bytes", options_[part][i].bytes}, {"divergence", options_[part][i].loss}});

@@ -4,7 +4,7 @@
 //
 // With a budget the formats are mixed: the target is then the smallest one, and those matrices get a larger
 // one, or stay as they are, that lose the model most for their bytes (sensitivity.h, format_choice.h). The
-// linears of one input of a layer have the same format.
+// linears of one input of a layer have the same format, with experts those of all of them.
 //
 // With calibration text a layer's inputs come from the quantized layers before it, and a linear's from the
 // quantized linears before it. The bytes of the output follow from the request and the files it names, on one
@@ -12,7 +12,7 @@
 //
 // Of models with experts each expert's matrices are linears of the layer, calibrated by the tokens that go to
 // the expert (those of an expert without any are rounded by their weights alone), and the matrix that chooses
-// experts stays as it is. Scales of AWQ and SmoothQuant, and budgets, are not for them.
+// experts stays as it is, also by scales (channel_scales.h).
 //
 // Memory without calibration text: a matrix in f32, what becomes of it, and two layers as they are written.
 // With it, whatever the length of the text (but for its tokens): two layers in f32, three while sensitivities
@@ -107,8 +107,7 @@ struct QuantizeReport : RewriteReport {
 StatusOr<QuantizeReport> Quantize(const QuantizeRequest& request);
 
 // Bytes of all weights in the file that Quantize would make of `model` with one format for all linears.
-// Errors of OpenModel; INVALID_ARGUMENT for rows that are not whole groups, and for a method that models with
-// experts do not have.
+// Errors of OpenModel; INVALID_ARGUMENT for rows that are not whole groups.
 StatusOr<uint64_t> QuantizedBytes(const std::string& model, const QuantizeTarget& target,
                                   const QuantizeMethod& method = kQuantizeMethods[0]);
 

@@ -1,7 +1,6 @@
 #include "tools/optimize/quantize_layer.h"
 
 #include <algorithm>
-#include <array>
 #include <optional>
 
 #include "tools/optimize/channel_scales.h"
@@ -12,7 +11,7 @@
 
 namespace terrace {
 
-// Scales for each input of a layer, which is not changed while it runs.
+// Scales for each input of a layer that can have some, which is not changed while it runs.
 class LayerQuantizer::ScaleChooser final : public HessianObserver {
  public:
   ScaleChooser(const LayerQuantizer& quantizer, const FloatLayer& layer, uint32_t index)
@@ -23,28 +22,27 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
   bool changes_linears() const override { return false; }
 
   void Fold(FloatLayer& layer) const {
-    for (const LinearInput input : kLinearInputs) {
-      const std::vector<float>& scales = scales_[static_cast<size_t>(input)];
-      if (!scales.empty()) FoldScales(quantizer_.config_, input, scales, layer);
-    }
+    for (const auto& [input, scales] : scales_) FoldScales(quantizer_.config_, input, scales, layer);
   }
 
  private:
+  // The router would see scales of what goes into experts.
+  bool Wants(LinearInput input) const override { return config_.experts == 0 || input != LinearInput::kFfn; }
   Status Use(LayerInput input, const Hessian& hessian) override {
     if (quantizer_.options_.is_cancelled && quantizer_.options_.is_cancelled())
       return Cancelled("interrupted");
     const auto& blocks = quantizer_.formats_[PlaceOf(LinearsOf(input.kind)[0])].blocks;
     if (!blocks) return Status();  // floats gain nothing by scales
-    scales_[static_cast<size_t>(input.kind)] =
-        quantizer_.options_.method.scales == QuantizeMethod::Scales::kAwq
-            ? AwqScales(quantizer_.config_, layer_values_, input.kind, hessian, *blocks, pool_)
-            : SmoothScales(quantizer_.config_, layer_values_, input.kind, hessian);
+    scales_.emplace_back(input,
+                         quantizer_.options_.method.scales == QuantizeMethod::Scales::kAwq
+                             ? AwqScales(quantizer_.config_, layer_values_, input, hessian, *blocks, pool_)
+                             : SmoothScales(quantizer_.config_, layer_values_, input, hessian));
     return Status();
   }
 
   const LayerQuantizer& quantizer_;
   const FloatLayer& layer_values_;
-  std::array<std::vector<float>, std::size(kLinearInputs)> scales_;  // empty: none
+  std::vector<std::pair<LayerInput, std::vector<float>>> scales_;
 };
 
 // Rounds the linears of an input as soon as all of it was seen. The layer then has what they became.
@@ -75,6 +73,8 @@ class LayerQuantizer::Rounder final : public HessianObserver {
 
   Status UseUnseen(LayerInput input) override {
     for (const TensorKind linear : LinearsOf(input.kind)) {
+      if (quantizer_.options_.is_cancelled && quantizer_.options_.is_cancelled())
+        return Cancelled("interrupted");
       const FloatMatrix& matrix = values_.matrix(linear, input.expert);
       WrittenMatrix written =
           WriteNearest(matrix, quantizer_.formats_[PlaceOf(linear)], /*importance=*/{}, pool_);

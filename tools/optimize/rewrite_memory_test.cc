@@ -173,6 +173,28 @@ TEST_F(RewriteMemory, EightTimesTheTextTakesNoMore) {
   EXPECT_GT(Activations(65'536), Documented() + 32 * kMiB);  // else this tells nothing
 }
 
+// Its experts are all there, and once more while they are passed.
+TEST_F(RewriteMemory, ALayerOfExpertsIsThereTwiceAndAsItIsWritten) {
+  constexpr uint32_t kExperts = 96;
+  MakeModel({.layers = 1,
+             .hidden = 256,
+             .heads = 4,
+             .kv_heads = 2,
+             .ffn = 256,
+             .vocab = 320,
+             .context = kRowTokens},
+            kExperts);
+  constexpr size_t kTokens = 2'048;
+  WriteText(kTokens);
+  const uint64_t matrix = uint64_t{config_.hidden_size} * config_.ffn_size,
+                 more = 3 * (kExperts - 1) * matrix;
+  const uint64_t width = 2 * uint64_t{config_.hidden_size} + config_.ffn_size;
+  const uint64_t of_experts = 2 * 4 * more + 2 * 4 * kPieceTokens * width + 2 * 8 * kTokens;
+  const uint64_t written = (3 * kExperts + 4) * matrix * 5 / 8;  // of 5 bits a weight, at most
+  RunWith(Documented() + of_experts + written, "gptq", Quantizes("gptq"));
+  EXPECT_GT(4 * more, kRest + 16 * kMiB);  // else this tells nothing
+}
+
 // Room is reserved for a layer as it is written while its matrices are still there.
 TEST_F(RewriteMemory, WithoutTextALayerIsNotInF32) {
   MakeModel({.layers = 2,

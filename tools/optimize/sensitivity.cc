@@ -1,5 +1,6 @@
 #include "tools/optimize/sensitivity.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -16,8 +17,13 @@ bool IsLoss(const Json& json) {
   return json.is_number() && std::isfinite(json.get<double>()) && json.get<double>() >= 0;
 }
 
+// Of all experts.
 void SwapLinears(LinearInput input, FloatLayer& a, FloatLayer& b) {
-  for (const TensorKind linear : LinearsOf(input)) std::swap(a.matrix(linear), b.matrix(linear));
+  const size_t count = IsPerExpert(input) ? std::max<size_t>(1, a.experts.size()) : 1;
+  for (const TensorKind linear : LinearsOf(input)) {
+    for (uint32_t expert = 0; expert < count; ++expert)
+      std::swap(a.matrix(linear, expert), b.matrix(linear, expert));
+  }
 }
 
 }  // namespace
@@ -57,8 +63,15 @@ StatusOr<LayerSensitivity> SensitivityFromText(std::string_view text, size_t for
 class SensitivityMeter::Observer final : public HessianObserver {
  public:
   Observer(const ModelConfig& config, const FloatLayer& layer, std::span<const LayerFormats> formats,
-           LayerSensitivity& result, ThreadPool& pool)
-      : HessianObserver(config, layer.number, pool), values_(layer), formats_(formats), result_(result) {}
+           size_t tokens, LayerSensitivity& result, ThreadPool& pool)
+      : HessianObserver(config, layer.number, pool),
+        values_(layer),
+        formats_(formats),
+        tokens_(tokens),
+        result_(result) {
+    smallest_.experts.resize(layer.experts.size());
+    for (std::vector<double>& errors : result_.errors) errors.assign(formats_.size(), 0);
+  }
 
   bool changes_linears() const override { return false; }
   FloatLayer& smallest() { return smallest_; }
@@ -66,23 +79,36 @@ class SensitivityMeter::Observer final : public HessianObserver {
  private:
   Status Use(LayerInput input, const Hessian& hessian) override {
     std::vector<double>& errors = result_.errors[static_cast<size_t>(input.kind)];
-    errors.assign(formats_.size(), 0);
+    // An expert counts by the tokens that go to it.
+    const double share = static_cast<double>(hessian.tokens()) / static_cast<double>(tokens_);
     for (const TensorKind linear : LinearsOf(input.kind)) {
-      const FloatMatrix& matrix = values_.matrix(linear);
+      const FloatMatrix& matrix = values_.matrix(linear, input.expert);
       for (size_t i = 0; i < formats_.size(); ++i) {
         const LinearFormat& format = formats_[i][PlaceOf(linear)];
         FloatMatrix rounded = WriteNearest(matrix, format, {}, pool_).values;
-        if (i == 0) RETURN_IF_ERROR(CheckHeld(rounded, format.dtype, NameOf(linear, /*expert=*/0)));
+        if (i == 0) RETURN_IF_ERROR(CheckHeld(rounded, format.dtype, NameOf(linear, input.expert)));
         const double error = RelativeOutputError(matrix, rounded, hessian, pool_);
-        errors[i] += error * error;
-        if (i == 0) smallest_.matrix(linear) = std::move(rounded);
+        errors[i] += share * (error * error);
+        if (i == 0) smallest_.matrix(linear, input.expert) = std::move(rounded);
       }
+    }
+    return Status();
+  }
+
+  // A token may go to it when others are rounded.
+  Status UseUnseen(LayerInput input) override {
+    for (const TensorKind linear : LinearsOf(input.kind)) {
+      const LinearFormat& format = formats_[0][PlaceOf(linear)];
+      FloatMatrix& rounded = smallest_.matrix(linear, input.expert);
+      rounded = WriteNearest(values_.matrix(linear, input.expert), format, {}, pool_).values;
+      RETURN_IF_ERROR(CheckHeld(rounded, format.dtype, NameOf(linear, input.expert)));
     }
     return Status();
   }
 
   const FloatLayer& values_;
   const std::span<const LayerFormats> formats_;
+  const size_t tokens_;  // of the text
   LayerSensitivity& result_;
   FloatLayer smallest_;  // its linears in the smallest format
 };
@@ -113,7 +139,7 @@ StatusOr<LayerSensitivity> SensitivityMeter::Measure(std::span<const LayerFormat
   ASSIGN_OR_RETURN(FloatLayer values, Load(next_));
   LayerSensitivity result;
   ASSIGN_OR_RETURN(HiddenStates after, hidden_->MakeAnother());
-  Observer observer(model_.config, values, formats, result, pool_);
+  Observer observer(model_.config, values, formats, runner_.tokens(), result, pool_);
   RETURN_IF_ERROR(runner_.Run(values, *hidden_, after, &observer));
 
   std::vector<HiddenStates> streams;

@@ -4,6 +4,8 @@
 //   - how far the model's next-token distributions move, as KL(as it is || rounded) over calibration tokens,
 //     when these linears alone are in the smallest format that may be chosen, and all others as they are;
 //   - the squared error of their outputs in each format, relative to the outputs.
+// With experts the linears of all of them are one choice, and the errors of each count by the share of the
+// tokens that go to it.
 // The divergence grows with the square of a small error, and errors of different layers add up (Malinovskii
 // et al., "Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", NAACL 2025,
 // arXiv 2411.17525): so LossOf scales the one by the other, and losses are summed. Weights are rounded to

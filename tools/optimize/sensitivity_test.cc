@@ -1,10 +1,12 @@
 #include "tools/optimize/sensitivity.h"
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "gtest/gtest.h"
+#include "tools/optimize/hessian.h"
 #include "tools/optimize/testing_states.h"
 #include "worker/model/model_testing.h"
 
@@ -16,7 +18,8 @@ using LayerFormats = SensitivityMeter::LayerFormats;
 // A random model in F32 and two texts.
 class SensitivityTest : public testing::Test {
  protected:
-  SensitivityTest() : pool_(2), model_(DType::kF32, /*seed=*/1, Config()) {
+  explicit SensitivityTest(const ModelConfig& config = Config())
+      : pool_(2), model_(DType::kF32, /*seed=*/1, config) {
     for (const size_t length : {12, 30}) sequences_.push_back(RandomTokens(length, 100, /*seed=*/length));
     runner_ = LayerRunner::Create(model_.config, sequences_, CpuOps(), pool_).value();
     const bool is_tied = model_.config.tied_embeddings;
@@ -84,6 +87,66 @@ TEST_F(SensitivityTest, LargerFormatsLoseLessAndWhatIsKeptLosesNothing) {
       EXPECT_EQ(measured->LossOf(input, 2), 0);
     }
   }
+}
+
+// Of 16 experts a token takes one: none of the 42 goes to some of them, but may when others are rounded.
+class SensitivityOfExperts : public SensitivityTest {
+ protected:
+  SensitivityOfExperts() : SensitivityTest(Mixture()) {}
+  static ModelConfig Mixture() {
+    ModelConfig config = Config();
+    config.family = "mixtral";
+    config.experts = 16;
+    config.experts_per_token = 1;
+    return config;
+  }
+};
+
+TEST_F(SensitivityOfExperts, LargerFormatsLoseLessAndWhatIsKeptLosesNothing) {
+  SensitivityMeter meter = Meter();
+  ASSERT_EQ(meter.Begin(Embedded()), Status());
+  const LayerFormats formats[] = {Formats(DType::kQ4_0), Formats(DType::kQ8_0), Formats(DType::kF32)};
+  for (uint32_t layer = 0; layer < model_.config.layers; ++layer) {
+    const auto measured = meter.Measure(formats);
+    ASSERT_TRUE(measured.ok()) << measured.status();
+    for (const LinearInput input : kLinearInputs) {
+      EXPECT_GT(measured->LossOf(input, 0), 0);
+      EXPECT_LT(measured->LossOf(input, 1), 0.05 * measured->LossOf(input, 0));
+      EXPECT_EQ(measured->LossOf(input, 2), 0);
+    }
+  }
+}
+
+// The errors of an expert count by the share of the tokens that go to it.
+TEST_F(SensitivityOfExperts, ExpertsCountByTheirTokens) {
+  struct Inputs : LayerObserver {
+    Status OnInputs(LayerInput input, std::span<const float> x, size_t tokens) override {
+      if (input.kind != LinearInput::kDown) return Status();
+      hessians.try_emplace(input.expert, x.size() / tokens).first->second.Add(x, tokens, pool);
+      return Status();
+    }
+    Status OnReady(LayerInput) override { return Status(); }
+    ThreadPool pool{1};
+    std::map<uint32_t, Hessian> hessians;
+  } inputs;
+  const FloatLayer layer = LoadLayer(model_.config, model_, 0, model_.config.rope_pairing, pool_).value();
+  ASSERT_EQ(runner_->Show(layer, Embedded(), inputs), Status());
+  const LayerFormats formats[] = {Formats(DType::kQ4_0)};
+  double want = 0;
+  for (const auto& [expert, hessian] : inputs.hessians) {
+    const FloatMatrix& down = layer.experts[expert].down;
+    const FloatMatrix rounded =
+        WriteNearest(down, formats[0][PlaceOf(TensorKind::kDown)], /*importance=*/{}, pool_).values;
+    const double error = RelativeOutputError(down, rounded, hessian, pool_);
+    want += static_cast<double>(hessian.tokens()) / static_cast<double>(runner_->tokens()) * error * error;
+  }
+  EXPECT_GT(inputs.hessians.size(), 2u);
+  EXPECT_LT(inputs.hessians.size(), model_.config.experts);  // none goes to some
+  SensitivityMeter meter = Meter();
+  ASSERT_EQ(meter.Begin(Embedded()), Status());
+  const auto measured = meter.Measure(formats);
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  EXPECT_NEAR(measured->errors[static_cast<size_t>(LinearInput::kDown)][0], want, 1e-12 * want);
 }
 
 TEST_F(SensitivityTest, NothingIsLostWhereTheSmallestFormatIsTheModelsOwn) {
