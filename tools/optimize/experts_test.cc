@@ -180,6 +180,25 @@ void ExpectWithinStep(const ModelFiles& before, const ModelFiles& after, double 
   }
 }
 
+// `model` but for what chooses experts, which is 0 of all: of equals the first are taken.
+std::string WithoutChoice(const std::string& model, const std::string& out) {
+  const ModelFiles files = OpenTestModel(model);
+  ModelToWrite plan = {.config = files.config, .text = *files.text};
+  plan.used_tokens = files.text->tokenizer->vocab_size();
+  const auto tensors = RequiredTensors(files.config);
+  for (const TensorRequirement& tensor : tensors)
+    plan.tensors.push_back({tensor.name, DType::kF32, tensor.shape});
+  const auto writer = ModelWriter::Create(out, plan).value();
+  for (const TensorRequirement& tensor : tensors) {
+    const TensorView view = files.weights->Find(tensor.name).value();
+    std::vector<std::byte> bytes(view.data, view.data + view.bytes);
+    if (tensor.kind == TensorKind::kRouter) std::ranges::fill(bytes, std::byte{0});
+    CHECK(writer->Append(bytes).ok());
+  }
+  CHECK(writer->Finish().ok());
+  return out;
+}
+
 TEST_F(ExpertsTest, EveryFormatRoundsEveryExpertFromEitherFileAlike) {
   const struct {
     std::string_view target;
@@ -309,6 +328,61 @@ TEST_F(ExpertsTest, ZerosAreExactlyWhatWasAskedInEveryExpert) {
       }
     }
   }
+}
+
+TEST_F(ExpertsTest, SparseGptMovesOutputsLessThanMagnitudeAndLeavesAsManyZeros) {
+  for (const std::string family : kFamilies) {
+    const std::string source = Source(MixtureOf(family), family);
+    const ModelFiles before = OpenTestModel(source);
+    for (const SparsityPattern& pattern :
+         {SparsityPattern{.share = 0.5}, SparsityPattern{.kept = 2, .of = 4}}) {
+      double errors[2] = {};
+      for (const std::string method : {"sparsegpt", "magnitude"}) {
+        PruneRequest request =
+            Zeros(pattern, source, Concat(family, "-", method, pattern.has_groups() ? "-2of4" : ""));
+        SCOPED_TRACE(request.out);
+        request.method = Named(kPruneMethods, method);
+        request.calibration.path = TextRows();
+        const auto report = Prune(request);
+        ASSERT_TRUE(report.ok()) << report.status();
+        errors[method == "magnitude"] = MeanError(*report);
+        EXPECT_EQ(report->experts, 4 * before.config.layers);
+        const ModelFiles after = OpenTestModel(request.out);
+        ExpectTheRestIsUntouched(before, after);
+        for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+          if (!IsLinear(tensor.kind)) continue;
+          const FloatMatrix was = MatrixIn(before, tensor), is = MatrixIn(after, tensor);
+          EXPECT_EQ(2 * static_cast<size_t>(std::ranges::count(is.values, 0.0f)), is.values.size())
+              << tensor.name;
+          EXPECT_TRUE(!pattern.has_groups() || HasPattern(is, pattern)) << tensor.name;
+          if (method == "magnitude") {
+            EXPECT_EQ(is.values, PruneByMagnitude(was, pattern).values) << tensor.name;
+          }
+        }
+      }
+      EXPECT_LT(errors[0], 0.95 * errors[1]);
+    }
+  }
+}
+
+// Of those that no token goes to the smallest weights go.
+TEST_F(ExpertsTest, SparseGptGoesByTheTokensOfEachExpert) {
+  const std::string source =
+      WithoutChoice(Source(MixtureOf("mixtral"), "whole.gguf"), folder_ / "source.gguf");
+  PruneRequest request = Zeros({.share = 0.5}, source, "out.gguf");
+  request.method = Named(kPruneMethods, "sparsegpt");
+  request.calibration.path = TextRows();
+  const auto report = Prune(request);
+  ASSERT_TRUE(report.ok()) << report.status();
+  const ModelFiles before = OpenTestModel(source), after = OpenTestModel(request.out);
+  for (const TensorRequirement& tensor : RequiredTensors(before.config)) {
+    if (!IsPerLayer(tensor.kind) || !IsPerExpert(tensor.kind)) continue;
+    EXPECT_EQ(
+        MatrixIn(after, tensor).values == PruneByMagnitude(MatrixIn(before, tensor), request.pattern).values,
+        tensor.expert >= 2)
+        << tensor.name;
+  }
+  EXPECT_EQ(report->experts_without_tokens, 2 * before.config.layers);
 }
 
 // A step of one answer reads the experts of its token, not all.
@@ -613,25 +687,6 @@ TEST_F(ExpertsTest, FasterCountsTheExpertsOfATokenAlone) {
   }
 }
 
-// `model` but for what chooses experts, which is 0 of all: of equals the first are taken.
-std::string WithoutChoice(const std::string& model, const std::string& out) {
-  const ModelFiles files = OpenTestModel(model);
-  ModelToWrite plan = {.config = files.config, .text = *files.text};
-  plan.used_tokens = files.text->tokenizer->vocab_size();
-  const auto tensors = RequiredTensors(files.config);
-  for (const TensorRequirement& tensor : tensors)
-    plan.tensors.push_back({tensor.name, DType::kF32, tensor.shape});
-  const auto writer = ModelWriter::Create(out, plan).value();
-  for (const TensorRequirement& tensor : tensors) {
-    const TensorView view = files.weights->Find(tensor.name).value();
-    std::vector<std::byte> bytes(view.data, view.data + view.bytes);
-    if (tensor.kind == TensorKind::kRouter) std::ranges::fill(bytes, std::byte{0});
-    CHECK(writer->Append(bytes).ok());
-  }
-  CHECK(writer->Finish().ok());
-  return out;
-}
-
 TEST_F(ExpertsTest, ThoseThatNoTokenGoesToAreRoundedByTheirWeightsAndTold) {
   const std::string source =
       WithoutChoice(Source(MixtureOf("qwen3_moe"), "whole.gguf"), folder_ / "source.gguf");
@@ -676,10 +731,9 @@ TEST_F(ExpertsTest, WhatModelsWithExpertsDoNotHaveIsRefusedBeforeTextIsRead) {
   const std::string source = Concat(kData, "mixtral"), absent = folder_ / "absent.jsonl";
   const PruneRequest zeros = Zeros({.share = 0.5}, source, "out");
   std::vector<PruneRequest> prunings;
-  prunings.emplace_back(zeros).method = Named(kPruneMethods, "sparsegpt");
-  prunings.emplace_back(zeros).calibration.path = absent;
   for (const Cut& cut : {Cut{.ffn_share = 0.2}, Cut{.kv_heads = 1}, Cut{.layers = 1}, Cut{.hidden = 16}}) {
     PruneRequest& request = prunings.emplace_back(zeros);
+    request.calibration.path = absent;
     request.pattern = {};
     request.cut = cut;
   }

@@ -92,12 +92,6 @@ Status ModelRewriter::CheckRequest() const {
   return Status();
 }
 
-Status ModelRewriter::NotWithExperts(std::string_view what, std::string_view instead) const {
-  return WithReason(InvalidArgument(what, ": not of ", request_.model, ", which has ", files_.config.experts,
-                                    " experts in each layer; what works is ", instead),
-                    "unsupported_model");
-}
-
 // What the output follows from.
 Json ModelRewriter::Job() const {
   Json json = {{"format", Concat("terrace-", command_, "-1")},

@@ -126,8 +126,6 @@ class ModelRewriter {
   // For commands:
   bool is_calibrated() const { return !request_.calibration.path.empty(); }
   bool is_cancelled() const { return request_.is_cancelled && request_.is_cancelled(); }
-  // Of what models with experts do not have: INVALID_ARGUMENT, reason unsupported_model, with what works.
-  Status NotWithExperts(std::string_view what, std::string_view instead) const;
   // Of the matrix that chooses experts, which stays as it is: GGUF has it in F32, and of one that was
   // quantized F32 holds all.
   DType RouterDType(uint32_t layer) const;

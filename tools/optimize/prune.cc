@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "kernels/op_table.h"
@@ -21,13 +23,13 @@ namespace {
 
 constexpr char kPlanPart[] = "plan";
 
-// Appends `matrix` to the layer that is written; it becomes what its dtype holds of it.
-Status PutLinear(TensorKind linear, uint32_t layer, DType dtype, ThreadPool& pool, FloatMatrix& matrix,
-                 RewrittenLayer& out) {
+// Writes `matrix`; it becomes what its dtype holds of it.
+Status PutMatrix(const std::string& name, DType dtype, ThreadPool& pool, FloatMatrix& matrix,
+                 RewrittenMatrix& out) {
   WrittenMatrix written = WriteNearest(matrix, {.dtype = dtype}, /*importance=*/{}, pool);
-  out.matrix(linear).bytes = std::move(written.bytes);
+  out.bytes = std::move(written.bytes);
   matrix = std::move(written.values);
-  return CheckHeld(matrix, dtype, TensorName(NameScheme::kHuggingFace, linear, layer));
+  return CheckHeld(matrix, dtype, name);
 }
 
 // `count` columns of each of `heads`, side by side.
@@ -172,9 +174,15 @@ class ImportanceObserver final : public HessianObserver {
 // Prunes the linears of an input as soon as all of it was seen. The layer then has what they became.
 class WeightPruner final : public HessianObserver {
  public:
-  WeightPruner(const ModelConfig& config, const PruneRequest& request, std::span<const DType> dtypes,
-               uint32_t index, ThreadPool& pool, FloatLayer& layer, RewrittenLayer& out)
-      : HessianObserver(config, index, pool), request_(request), dtypes_(dtypes), values_(layer), out_(out) {}
+  // `dtype_of` says what a matrix is written as.
+  WeightPruner(const ModelConfig& config, const PruneRequest& request,
+               std::function<DType(const LayerTensor&)> dtype_of, ThreadPool& pool, FloatLayer& layer,
+               RewrittenLayer& out)
+      : HessianObserver(config, layer.number, pool),
+        request_(request),
+        dtype_of_(std::move(dtype_of)),
+        values_(layer),
+        out_(out) {}
 
  private:
   Status Use(LayerInput input, const Hessian& hessian) override {
@@ -185,23 +193,32 @@ class WeightPruner final : public HessianObserver {
       inverse = *std::move(inverted);
     }
     for (const TensorKind linear : LinearsOf(input.kind))
-      RETURN_IF_ERROR(PruneLinear(linear, hessian, inverse ? &*inverse : nullptr));
+      RETURN_IF_ERROR(PruneLinear({linear, input.expert}, &hessian, inverse ? &*inverse : nullptr));
     return Status();
   }
 
-  Status PruneLinear(TensorKind linear, const Hessian& hessian, const InverseHessian* inverse) {
+  Status UseUnseen(LayerInput input) override {
+    for (const TensorKind linear : LinearsOf(input.kind))
+      RETURN_IF_ERROR(PruneLinear({linear, input.expert}, nullptr, nullptr));
+    return Status();
+  }
+
+  // Without an inverse the smallest weights go.
+  Status PruneLinear(const LayerTensor& linear, const Hessian* hessian, const InverseHessian* inverse) {
     if (request_.is_cancelled && request_.is_cancelled()) return Cancelled("interrupted");
-    FloatMatrix& matrix = values_.matrix(linear);
+    FloatMatrix& matrix = values_.matrix(linear.kind, linear.expert);
     FloatMatrix pruned = inverse != nullptr ? SparseGpt(matrix, request_.pattern, *inverse, pool_)
                                             : PruneByMagnitude(matrix, request_.pattern);
-    RETURN_IF_ERROR(PutLinear(linear, layer_, dtypes_[PlaceOf(linear)], pool_, pruned, out_));
-    out_.matrix(linear).error = RelativeOutputError(matrix, pruned, hessian, pool_);
+    RewrittenMatrix& out = out_.matrix(linear.kind, linear.expert);
+    RETURN_IF_ERROR(PutMatrix(NameOf(linear.kind, linear.expert), dtype_of_(linear), pool_, pruned, out));
+    out.error = hessian != nullptr ? RelativeOutputError(matrix, pruned, *hessian, pool_)
+                                   : RelativeWeightError(matrix, pruned);
     matrix = std::move(pruned);
     return Status();
   }
 
   const PruneRequest& request_;
-  const std::span<const DType> dtypes_;  // in the order of kLinears
+  const std::function<DType(const LayerTensor&)> dtype_of_;
   FloatLayer& values_;
   RewrittenLayer& out_;
 };
@@ -333,11 +350,11 @@ class Pruning final : public ModelRewriter {
                                     "first the one, then, of what came out, the other"
                                   : "nothing to remove: one of --sparsity, --pattern, --remove-ffn, "
                                     "--remove-kv-heads, --remove-layers and --remove-hidden is needed");
-    if (files_.config.experts > 0 && (is_calibrated() || cuts || prune_.method.passes_errors_on))
-      return NotWithExperts(cuts              ? "--remove-..."
-                            : is_calibrated() ? "--calibration"
-                                              : "--method sparsegpt",
-                            "--sparsity or --pattern with --method magnitude, without --calibration");
+    if (files_.config.experts > 0 && cuts)
+      return WithReason(
+          InvalidArgument("--remove-...: not of ", prune_.model, ", which has ", files_.config.experts,
+                          " experts in each layer; what works is --sparsity or --pattern"),
+          "unsupported_model");
     RETURN_IF_ERROR(cuts ? CheckWholeParts() : CheckPattern());
     return Plan().status();
   }
@@ -498,13 +515,17 @@ class Pruning final : public ModelRewriter {
   }
 
   StatusOr<RewrittenLayer> Rewrite(FloatLayer source, uint32_t layer, HiddenStates& hidden) override {
-    std::vector<DType> dtypes;
-    for (const TensorKind linear : kLinears) dtypes.push_back(DTypeOf({linear}, layer));
-    if (!plan_.is_empty()) return CutLayer(plan_.layers[layer], dtypes, std::move(source), hidden);
+    const auto dtype_of = [&](const LayerTensor& tensor) { return DTypeOf(tensor, layer); };
+    if (!plan_.is_empty()) {
+      std::vector<DType> dtypes;
+      for (const TensorKind linear : kLinears) dtypes.push_back(dtype_of({linear}));
+      return CutLayer(plan_.layers[layer], dtypes, std::move(source), hidden);
+    }
     RewrittenLayer out;
     static_cast<LayerVectors&>(out) = source;
-    WeightPruner pruner(config_, prune_, dtypes, layer, pool_, source, out);
+    WeightPruner pruner(config_, prune_, dtype_of, pool_, source, out);
     RETURN_IF_ERROR(runner_->Run(source, hidden, hidden, &pruner));
+    out.expert_tokens = pruner.expert_tokens();
     return out;
   }
 
@@ -548,8 +569,10 @@ class Pruning final : public ModelRewriter {
     layer.up = RowsAt(layer.up, plan.channels);
     layer.down = ColumnsAt(layer.down, plan.channels);
     for (size_t i = 0; i < std::size(kLinears); ++i) {
-      RETURN_IF_ERROR(PutLinear(kLinears[i], plan.layer, dtypes[i], pool_, layer.matrix(kLinears[i]), out));
-      out.matrix(kLinears[i]).error = errors[i];
+      const TensorKind linear = kLinears[i];
+      const std::string name = TensorName(files_.config, linear, plan.layer);
+      RETURN_IF_ERROR(PutMatrix(name, dtypes[i], pool_, layer.matrix(linear), out.matrix(linear)));
+      out.matrix(linear).error = errors[i];
     }
     out.matrix(TensorKind::kAttentionOutput).error = remover.attention_error();
     out.matrix(TensorKind::kDown).error = remover.down_error();
