@@ -57,9 +57,9 @@ def steady_ports(count):
 
 
 class Member:
-    """A worker at an address of its own, whichever process has it at the time."""
+    """A worker at an address of its own, whichever process has it at the time. `environment` may be changed between two."""
 
-    def __init__(self, settings, program, failpoints):
+    def __init__(self, settings, program=BIN / "terrace-worker", environment=None):
         self.folder = tempfile.TemporaryDirectory(prefix="terrace-member-")
         grpc, ops = steady_ports(2)
         self.grpc = f"127.0.0.1:{grpc}"
@@ -71,7 +71,8 @@ class Member:
             "engine": {"threads": 1, "compute": "f32", "kernels": "reference"},
             **settings,
         }))
-        self.arguments = [f"TERRACE_FAILPOINTS={failpoints}", program, "--config", path]
+        self.command = [program, "--config", path]
+        self.environment = dict(environment or {})
         self.process = None
         self.proxy = None
         self.start()
@@ -80,7 +81,8 @@ class Member:
         """Again: the one before has ended."""
         if self.process is not None:
             self.process.__exit__()
-        self.process = Process("/usr/bin/env", "worker_ready", self.arguments)  # which becomes the worker
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        self.process = Process("/usr/bin/env", "worker_ready", [*variables, *self.command])  # which becomes the worker
 
     def send(self, number):
         os.kill(self.process.pid, number)
@@ -111,15 +113,20 @@ class Member:
 
 
 class Fleet:
-    """`count` workers; `worker` are settings of theirs, `router` of the router. `failpoints` needs a `program` that has them
-    (base/failpoint.h)."""
+    """`count` workers; `worker` are settings of theirs and `environment` their variables, or a list of those of each; `router` are
+    settings of the router. `failpoints` needs a `program` that has them (base/failpoint.h)."""
 
-    def __init__(self, count, worker=None, router=None, program=BIN / "terrace-worker", failpoints="", with_proxies=False, seed=1):
+    def __init__(self, count, worker=None, router=None, program=BIN / "terrace-worker", environment=None, failpoints="",
+                 with_proxies=False, seed=1):
+        def of_each(values):
+            return values if isinstance(values, list) else [values or {}] * count
+
         self.stack = contextlib.ExitStack()
         with self.stack:  # closes what there is when something fails
             self.members = []
-            for number in range(count):
-                self.members.append(self.stack.enter_context(contextlib.closing(Member(worker or {}, program, failpoints))))
+            for number, (own, variables) in enumerate(zip(of_each(worker), of_each(environment), strict=True)):
+                member = Member(own, program, {"TERRACE_FAILPOINTS": failpoints, **variables})
+                self.members.append(self.stack.enter_context(contextlib.closing(member)))
                 if with_proxies:
                     self.members[-1].proxy = FaultProxy(self.members[-1].grpc, seed + number)
             addresses = [member.proxy.address if with_proxies else member.grpc for member in self.members]

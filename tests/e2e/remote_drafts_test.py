@@ -38,7 +38,7 @@ class RemoteDraftsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         nano = {"model": str(MODELS / "terrace-demo-nano"), "engine": {"threads": 1, "compute": "f32"}}
-        cls.nano = cls.enterClassContext(contextlib.closing(Member(nano, BIN / "terrace-worker", failpoints="")))
+        cls.nano = cls.enterClassContext(contextlib.closing(Member(nano)))
         remote = {"speculation": {"drafter": "remote", "remote": {"address": cls.nano.grpc}}}
         cls.base = cls.enterClassContext(Worker("base", kernels="reference", engine=remote))
         plain = cls.enterClassContext(Worker("base", kernels="reference"))

@@ -441,6 +441,8 @@ TEST(WorkerServer, WithItsDeviceAWorkerLosesLivenessReadinessAndItsAnswersWhichG
   EXPECT_EQ(Reason(server.device_error()), "device_error");
   EXPECT_FALSE(HttpGet(server.ops_address() + "/healthz", 30).ok());
   EXPECT_FALSE(HttpGet(server.ops_address() + "/readyz", 30).ok());
+  EXPECT_THAT(*HttpGet(server.ops_address() + "/metrics", 30),
+              HasSubstr("terrace_engine_sequences_total{outcome=\"handed_over\"} 1\n"));
   std::promise<void> drained;
   server.Drain([&] { drained.set_value(); });
   drained.get_future().get();
