@@ -1,7 +1,5 @@
 #include "worker/cuda/cuda_memory.h"
 
-#include <string_view>
-
 namespace terrace {
 
 Status CudaStatus(cudaError_t error, const char* call, const char* file, int line) {
@@ -10,9 +8,9 @@ Status CudaStatus(cudaError_t error, const char* call, const char* file, int lin
                     "device_error");
 }
 
-namespace {
-
-Status NoMemory(size_t bytes, const char* what) {
+Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what) {
+  if (error == cudaSuccess) return {};
+  if (error != cudaErrorMemoryAllocation) return CudaStatus(error, "cudaMalloc", __FILE__, __LINE__);
   size_t free_bytes = 0, total = 0;
   cudaGetLastError();  // forgets it: the device goes on
   cudaMemGetInfo(&free_bytes, &total);
@@ -21,14 +19,10 @@ Status NoMemory(size_t bytes, const char* what) {
       "device_memory");
 }
 
-}  // namespace
-
 StatusOr<CudaBuffer> CudaBuffer::Device(size_t bytes, const char* what) {
   CudaBuffer buffer;
   if (bytes == 0) return buffer;
-  const cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&buffer.data_), bytes);
-  if (error == cudaErrorMemoryAllocation) return NoMemory(bytes, what);
-  RETURN_IF_CUDA_ERROR(error);
+  RETURN_IF_ERROR(CudaMallocStatus(cudaMalloc(reinterpret_cast<void**>(&buffer.data_), bytes), bytes, what));
   buffer.bytes_ = bytes;
   return buffer;
 }
@@ -42,7 +36,7 @@ StatusOr<CudaBuffer> CudaBuffer::Pinned(size_t bytes, const char* what) {
     cudaGetLastError();
     return ResourceExhausted(what, ": ", bytes, " bytes of pinned memory cannot be had");
   }
-  RETURN_IF_CUDA_ERROR(error);
+  if (error != cudaSuccess) return CudaStatus(error, "cudaHostAlloc", __FILE__, __LINE__);
   buffer.bytes_ = bytes;
   buffer.is_pinned_ = true;
   return buffer;

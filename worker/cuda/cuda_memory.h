@@ -23,11 +23,16 @@ Status CudaStatus(cudaError_t error, const char* call, const char* file, int lin
     }                                                                           \
   } while (false)
 
+// What `error` of cudaMalloc says of `bytes` for `what`. OK of cudaSuccess; where there is no room
+// RESOURCE_EXHAUSTED, reason device_memory, with the size and what is free, and the device goes on; else
+// CudaStatus.
+Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what);
+
 // Device memory, or pinned memory of the host.
 class CudaBuffer {
  public:
   CudaBuffer() = default;
-  // RESOURCE_EXHAUSTED names `what`, the size and what is free.
+  // Errors of CudaMallocStatus; of pinned memory RESOURCE_EXHAUSTED names `what` and the size.
   static StatusOr<CudaBuffer> Device(size_t bytes, const char* what);
   static StatusOr<CudaBuffer> Pinned(size_t bytes, const char* what);
   ~CudaBuffer();
