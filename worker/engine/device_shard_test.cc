@@ -32,7 +32,14 @@ ShardPlan PlanOf(const RandomModel& model, uint32_t rank, uint32_t ranks) {
   return *plan;
 }
 
-bool IsWhole(TensorKind kind) { return IsNorm(kind) || kind == TensorKind::kEmbedding; }
+// On every rank: each chooses the experts of all tokens, and has a part of each expert.
+bool IsWhole(TensorKind kind) {
+  return IsNorm(kind) || kind == TensorKind::kEmbedding || kind == TensorKind::kRouter;
+}
+bool IsOfKv(TensorKind kind) {
+  return kind == TensorKind::kKey || kind == TensorKind::kValue || kind == TensorKind::kKeyBias ||
+         kind == TensorKind::kValueBias;
+}
 bool IsCutByColumns(TensorKind kind) {
   return kind == TensorKind::kAttentionOutput || kind == TensorKind::kDown;
 }
@@ -56,40 +63,66 @@ void Count(const WeightMatrix& whole, const WeightMatrix& part, std::vector<uint
   }
 }
 
-TEST(DeviceShard, PartsOfAllRanksAreTheModelAndNoneIsCutWhereKernelsCannot) {
-  for (const DTypeInfo& info : kDTypes) {
-    const RandomModel model(info.dtype, /*seed=*/3, WideConfig());
-    const auto tensors = FindTensors(model.config, model);
-    ASSERT_TRUE(tensors.ok()) << tensors.status();
-    for (const uint32_t ranks : {1u, 2u, 4u}) {
-      for (const auto& [required, tensor] : *tensors) {
-        SCOPED_TRACE(Concat(info.name, ", ", ranks, " ranks, kind ", static_cast<int>(required.kind)));
-        const WeightMatrix whole = MatrixOf(tensor);
-        std::vector<uint32_t> counts(whole.rows * whole.columns / Info(whole.dtype).block_elements);
-        for (uint32_t rank = 0; rank < ranks; ++rank) {
-          const WeightMatrix part =
-              PartOfRank(required.kind, required.layer, whole, model.config, PlanOf(model, rank, ranks));
-          Count(whole, part, counts);
-          if (IsCutByColumns(required.kind)) {
-            EXPECT_EQ(part.columns % kDeviceColumns, 0u);
-            EXPECT_EQ(part.rows, whole.rows);
-          } else {
-            EXPECT_EQ(part.columns, whole.columns);
-            EXPECT_TRUE(IsWhole(required.kind) || part.rows % kDeviceRows == 0);
-          }
+// Adds to `counts` [elements] those of a bias that the rank has: of the rows of its matrix.
+void CountBias(const TensorRequirement& bias, const ModelConfig& config, const ShardPlan& plan,
+               std::vector<uint32_t>& counts) {
+  const TensorPart of_matrix = PartOf(plan, config, MatrixOfBias(bias.kind), bias.layer);
+  ASSERT_TRUE(of_matrix.rows.has_value());
+  for (size_t i = of_matrix.rows->begin; i < of_matrix.rows->end; ++i) ++counts.at(i);
+}
+
+void ExpectSharedOut(const RandomModel& model) {
+  const auto tensors = FindTensors(model.config, model);
+  ASSERT_TRUE(tensors.ok()) << tensors.status();
+  for (const uint32_t ranks : {1u, 2u, 4u}) {
+    std::vector<ShardPlan> plans;
+    for (uint32_t rank = 0; rank < ranks; ++rank) plans.push_back(PlanOf(model, rank, ranks));
+    for (const auto& [required, tensor] : *tensors) {
+      SCOPED_TRACE(Concat(required.name, ", ", ranks, " ranks"));
+      const WeightMatrix whole = MatrixOf(tensor);
+      std::vector<uint32_t> counts(whole.rows * whole.columns / Info(whole.dtype).block_elements);
+      for (const ShardPlan& plan : plans) {
+        if (IsBias(required.kind)) {
+          CountBias(required, model.config, plan, counts);
+          continue;
         }
-        const bool is_of_kv = required.kind == TensorKind::kKey || required.kind == TensorKind::kValue;
-        const uint32_t times = IsWhole(required.kind)                      ? ranks
-                               : is_of_kv && ranks > model.config.kv_heads ? ranks / model.config.kv_heads
-                                                                           : 1;
-        EXPECT_EQ(counts, std::vector<uint32_t>(counts.size(), times));
+        const WeightMatrix part = PartOfRank(required.kind, required.layer, whole, model.config, plan);
+        Count(whole, part, counts);
+        if (IsCutByColumns(required.kind)) {
+          EXPECT_EQ(part.columns % kDeviceColumns, 0u);
+          EXPECT_EQ(part.rows, whole.rows);
+        } else {
+          EXPECT_EQ(part.columns, whole.columns);
+          EXPECT_TRUE(IsWhole(required.kind) || part.rows % kDeviceRows == 0);
+        }
       }
+      const uint32_t kv_heads = model.config.kv_heads;
+      const uint32_t times = IsWhole(required.kind)                      ? ranks
+                             : IsOfKv(required.kind) && ranks > kv_heads ? ranks / kv_heads
+                                                                         : 1;
+      EXPECT_EQ(counts, std::vector<uint32_t>(counts.size(), times));
     }
   }
 }
 
-TEST(DeviceShard, TheRankRunsAModelOfTheSizesOfItsParts) {
-  const RandomModel model(DType::kQ4_K, /*seed=*/4, WideConfig());
+TEST(DeviceShard, PartsOfAllRanksAreTheModelAndNoneIsCutWhereKernelsCannot) {
+  for (const DTypeInfo& info : kDTypes) {
+    SCOPED_TRACE(info.name);
+    ExpectSharedOut(RandomModel(info.dtype, /*seed=*/3, WideConfig()));
+  }
+}
+
+TEST(DeviceShard, WhatOtherFamiliesHaveIsSharedOutToo) {
+  for (const ModelConfig& config : WithSwitches(WideConfig())) {
+    for (const DType dtype : {DType::kBF16, DType::kQ4_K}) {
+      SCOPED_TRACE(Concat(config.family, ", ", Info(dtype).name));
+      ExpectSharedOut(RandomModel(dtype, /*seed=*/7, config));
+    }
+  }
+}
+
+// What is cut has the shapes of the rank's own model, and the rest those of all of it.
+void ExpectShapesOfOwnModel(const RandomModel& model) {
   const auto tensors = FindTensors(model.config, model);
   ASSERT_TRUE(tensors.ok()) << tensors.status();
   for (const uint32_t ranks : {1u, 2u, 4u}) {
@@ -102,30 +135,31 @@ TEST(DeviceShard, TheRankRunsAModelOfTheSizesOfItsParts) {
       EXPECT_EQ(own.heads % own.kv_heads, 0u);
       EXPECT_EQ(own.vocab_size, model.config.vocab_size);
       for (const auto& [required, tensor] : *tensors) {
+        SCOPED_TRACE(Concat(required.name, ", ", ranks, " ranks"));
+        const Shape shape = TensorShape(own, required.kind, required.layer);
+        if (IsBias(required.kind)) {
+          EXPECT_EQ(PartOf(plan, model.config, MatrixOfBias(required.kind), required.layer).rows->size(),
+                    shape[0]);
+          continue;
+        }
         const WeightMatrix part =
             PartOfRank(required.kind, required.layer, MatrixOf(tensor), model.config, plan);
-        if (required.kind == TensorKind::kQuery) {
-          EXPECT_EQ(part.rows, own.heads * own.head_dim);
-        }
-        if (required.kind == TensorKind::kKey) {
-          EXPECT_EQ(part.rows, own.kv_heads * own.head_dim);
-        }
-        if (required.kind == TensorKind::kAttentionOutput) {
-          EXPECT_EQ(part.columns, own.heads * own.head_dim);
-        }
-        if (required.kind == TensorKind::kGate) {
-          EXPECT_EQ(part.rows, own.ffn_size);
-        }
-        if (required.kind == TensorKind::kDown) {
-          EXPECT_EQ(part.columns, own.ffn_size);
-        }
-        if (required.kind == TensorKind::kOutput) {
-          EXPECT_EQ(part.rows * ranks, own.vocab_size);
+        EXPECT_EQ(part.columns, shape[shape.rank - 1]);
+        if (shape.rank == 2) {
+          EXPECT_EQ(part.rows * (required.kind == TensorKind::kOutput ? ranks : 1), shape[0]);
         }
       }
     }
     EXPECT_EQ(heads, model.config.heads);
     EXPECT_EQ(ffn_size, model.config.ffn_size);
+  }
+}
+
+TEST(DeviceShard, TheRankRunsAModelOfTheSizesOfItsParts) {
+  ExpectShapesOfOwnModel(RandomModel(DType::kQ4_K, /*seed=*/4, WideConfig()));
+  for (const ModelConfig& config : WithSwitches(WideConfig())) {
+    SCOPED_TRACE(config.family);
+    ExpectShapesOfOwnModel(RandomModel(DType::kQ4_K, /*seed=*/8, config));
   }
 }
 
