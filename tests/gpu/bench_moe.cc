@@ -10,6 +10,7 @@
 #include "kernels/moe/route_experts_cuda.h"
 #include "tests/gpu/bench_arrays.h"
 #include "tests/gpu/bench_model.h"
+#include "worker/cuda/expert_routes.h"
 
 namespace terrace {
 namespace {
@@ -44,27 +45,24 @@ class MoeLayer {
     RETURN_IF_CUDA_ERROR(FillBF16(out.x_, uint64_t{kMostTokens} * shape.hidden, {.seed = 3}, stream));
     RETURN_IF_CUDA_ERROR(cudaMemsetAsync(hidden, 0, uint64_t{kMostTokens} * shape.hidden * 4, stream));
     for (uint32_t i = 0; i < kRoutes; ++i) {
-      GpuRouteExpertsArgs& route = out.routes_[i];
-      ASSIGN_OR_RETURN(std::byte * logits, add(uint64_t{kMostTokens} * shape.experts * sizeof(float)));
-      ASSIGN_OR_RETURN(std::byte * chosen, add(pairs * sizeof(uint32_t)));
-      ASSIGN_OR_RETURN(std::byte * weights, add(pairs * sizeof(float)));
-      ASSIGN_OR_RETURN(std::byte * begin, add((shape.experts + 1) * sizeof(uint32_t)));
-      ASSIGN_OR_RETURN(std::byte * of_places, add(pairs * sizeof(uint32_t)));
-      ASSIGN_OR_RETURN(std::byte * places, add(pairs * sizeof(uint32_t)));
-      ASSIGN_OR_RETURN(std::byte * chunks, add((shape.experts + pairs / 8) * sizeof(GpuExpertChunk)));
-      route = {.logits = reinterpret_cast<float*>(logits),
-               .pitch = shape.experts,
-               .experts = shape.experts,
-               .per_token = shape.per_token,
-               .normalizes = true,
-               .chosen = reinterpret_cast<uint32_t*>(chosen),
-               .weights = reinterpret_cast<float*>(weights),
-               .groups = {.begin = reinterpret_cast<uint32_t*>(begin),
-                          .pairs = reinterpret_cast<uint32_t*>(of_places),
-                          .places = reinterpret_cast<uint32_t*>(places),
-                          .chunks = reinterpret_cast<GpuExpertChunk*>(chunks)}};
-      RETURN_IF_CUDA_ERROR(FillF32(reinterpret_cast<float*>(logits), uint64_t{kMostTokens} * shape.experts,
-                                   {.seed = 40 + i}, stream));
+      ArrayLayout layout;
+      const ExpertRoutesLayout routes({.tokens = kMostTokens,
+                                       .experts = shape.experts,
+                                       .per_token = shape.per_token,
+                                       .router_rows = shape.experts},
+                                      layout);
+      ASSIGN_OR_RETURN(std::byte * memory, add(layout.bytes()));
+      const ExpertRoutes at = routes.At(memory);
+      out.routes_[i] = {.logits = at.logits,
+                        .pitch = shape.experts,
+                        .experts = shape.experts,
+                        .per_token = shape.per_token,
+                        .normalizes = true,
+                        .chosen = at.chosen,
+                        .weights = at.weights,
+                        .groups = at.groups};
+      RETURN_IF_CUDA_ERROR(
+          FillF32(at.logits, uint64_t{kMostTokens} * shape.experts, {.seed = 40 + i}, stream));
     }
     return out;
   }

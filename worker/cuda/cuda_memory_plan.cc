@@ -11,11 +11,6 @@ namespace terrace {
 
 namespace {
 
-// Of chunks of any size (MostExpertChunks).
-uint64_t MostChunks(const ModelConfig& c, uint64_t tokens) {
-  return c.experts > 0 ? c.experts + tokens * c.experts_per_token / 8 : 0;
-}
-
 uint64_t RouterRows(const ModelConfig& c) { return (c.experts + kTileRows - 1) / kTileRows * kTileRows; }
 
 // What a layer's feed-forward, or its experts, takes for a token.
@@ -94,7 +89,7 @@ Status CudaTransformer::Impl::Allocate() {
     }
   }
   arrived_count = tokens * config.kv_heads;
-  Layout layout;
+  ArrayLayout layout;
   const uint64_t at_hidden = layout.Add<float>(tokens * config.hidden_size);
   const uint64_t at_sublayer = layout.Add<float>(config.has_post_norms ? tokens * config.hidden_size : 0);
   const uint64_t at_normed = layout.Add<uint16_t>(tokens * config.hidden_size);
@@ -104,13 +99,11 @@ Status CudaTransformer::Impl::Allocate() {
   const uint64_t pairs = tokens * config.experts_per_token, is_plain = config.experts == 0 ? 1 : 0;
   const uint64_t at_gate_up = layout.Add<uint16_t>(is_plain * tokens * 2 * config.ffn_size);
   const uint64_t at_gate = layout.Add<uint16_t>((is_plain * tokens + pairs) * config.ffn_size);
-  const uint64_t at_router_logits = layout.Add<float>(tokens * RouterRows(config));
-  const uint64_t at_chosen = layout.Add<uint32_t>(pairs);
-  const uint64_t at_expert_weights = layout.Add<float>(pairs);
-  const uint64_t at_begin = layout.Add<uint32_t>(config.experts + 1);
-  const uint64_t at_pairs = layout.Add<uint32_t>(pairs);
-  const uint64_t at_places = layout.Add<uint32_t>(pairs);
-  const uint64_t at_chunks = layout.Add<GpuExpertChunk>(MostChunks(config, tokens));
+  const ExpertRoutesLayout routes({.tokens = tokens,
+                                   .experts = config.experts,
+                                   .per_token = config.experts_per_token,
+                                   .router_rows = RouterRows(config)},
+                                  layout);
   const uint64_t at_expert_rows = layout.Add<float>(pairs * config.hidden_size);
   const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);
   const uint64_t at_logits = layout.Add<float>(rows * (has_logits() ? config.vocab_size : weights.head.rows));
@@ -132,14 +125,8 @@ Status CudaTransformer::Impl::Allocate() {
   attended = scratch.as<uint16_t>(at_attended);
   gate_up = scratch.as<uint16_t>(at_gate_up);
   gate = scratch.as<uint16_t>(at_gate);
-  experts = {.logits = scratch.as<float>(at_router_logits),
-             .chosen = scratch.as<uint32_t>(at_chosen),
-             .weights = scratch.as<float>(at_expert_weights),
-             .groups = {.begin = scratch.as<uint32_t>(at_begin),
-                        .pairs = scratch.as<uint32_t>(at_pairs),
-                        .places = scratch.as<uint32_t>(at_places),
-                        .chunks = scratch.as<GpuExpertChunk>(at_chunks)},
-             .rows = scratch.as<float>(at_expert_rows)};
+  experts = routes.At(scratch.data());
+  expert_rows = scratch.as<float>(at_expert_rows);
   last_normed = scratch.as<uint16_t>(at_last);
   logits = scratch.as<float>(at_logits);
   gathered = group == nullptr ? nullptr : scratch.as<float>(at_gathered);

@@ -258,10 +258,10 @@ Status CudaTransformer::Impl::QueueExperts(const CudaLayer& layer, uint32_t toke
                                         .groups = groups,
                                         .weights = layer.down,
                                         .experts = layer.downs,
-                                        .out = experts.rows,
+                                        .out = expert_rows,
                                         .kind = GpuGemmOut::kF32},
                                        launch()));
-  RETURN_IF_CUDA_ERROR(CombineExpertsCuda({.rows = experts.rows,
+  RETURN_IF_CUDA_ERROR(CombineExpertsCuda({.rows = expert_rows,
                                            .places = groups.places,
                                            .weights = experts.weights,
                                            .tokens = tokens,

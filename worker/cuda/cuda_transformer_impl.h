@@ -22,8 +22,10 @@
 #include "kernels/moe/route_experts_gpu.h"
 #include "kernels/quant/row_codes_gpu.h"
 #include "kernels/rope/rope_frequencies.h"
+#include "worker/cuda/array_layout.h"
 #include "worker/cuda/cublas_gemm.h"
 #include "worker/cuda/cuda_transformer.h"
+#include "worker/cuda/expert_routes.h"
 #include "worker/cuda/rank_step.h"
 #include "worker/cuda/token_bucket.h"
 #include "worker/engine/device_rules.h"
@@ -47,8 +49,6 @@ inline constexpr uint32_t kLogitRows = 512;
 // Matrices timed to choose an algorithm: together beyond the device's cache.
 inline constexpr uint64_t kTuningBytes = uint64_t{192} << 20;
 
-inline uint64_t Aligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 // What passes between a product of the layers and those before and behind it, beside x and out.
 struct ProductEnds {
   // Of RMSNorm, where no kernel does it (gpu_gemm.h)
@@ -60,24 +60,11 @@ struct ProductEnds {
 };
 
 struct CudaTransformer::Impl {
-  // Lays arrays out one behind the other, at multiples of 256 bytes.
-  class Layout {
-   public:
-    template <typename T>
-    uint64_t Add(uint64_t count) {
-      return std::exchange(bytes_, Aligned(bytes_ + count * sizeof(T)));
-    }
-    uint64_t bytes() const { return bytes_; }
-
-   private:
-    uint64_t bytes_ = 0;
-  };
-
   // What a step's description consists of, as offsets into the staging memory of host and device.
   struct StepLayout {
     uint64_t tokens, positions, sequences, wanted, runs, choices, adjustments;  // these last
     StepLayout(uint32_t token_count, uint32_t wanted_count, uint32_t run_count) {
-      Layout layout;
+      ArrayLayout layout;
       tokens = layout.Add<int32_t>(token_count);
       positions = layout.Add<uint32_t>(token_count);
       sequences = layout.Add<uint32_t>(token_count);
@@ -142,13 +129,8 @@ struct CudaTransformer::Impl {
   float* gathered = nullptr;  // of a group: the logits of all ranks, [ranks, rows, vocabulary / ranks]
   uint16_t *normed = nullptr, *qkv = nullptr, *attended = nullptr, *gate_up = nullptr, *gate = nullptr,
            *last_normed = nullptr, *dequantized = nullptr;
-  struct Experts {               // of a step's tokens
-    float* logits = nullptr;     // [tokens, rows of the router]
-    uint32_t* chosen = nullptr;  // [tokens, experts_per_token]
-    float* weights = nullptr;    // [tokens, experts_per_token]
-    GpuExpertGroups groups;      // but for the numbers of chunks
-    float* rows = nullptr;       // [tokens * experts_per_token, hidden]: what they put out
-  } experts;
+  ExpertRoutes experts;          // of a step's tokens
+  float* expert_rows = nullptr;  // [tokens * experts_per_token, hidden]: what they put out
   uint8_t* codes = nullptr;      // activations in FP8 or int8, [tokens, widest]
   float* code_scales = nullptr;  // [tokens]
   uint32_t *arrived = nullptr, *tile_arrived = nullptr;
