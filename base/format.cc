@@ -31,4 +31,13 @@ std::string FormatSignificant(double value) {
 
 std::string FormatMillis(double seconds) { return FormatSignificant(seconds * 1e3) + " ms"; }
 
+std::string FormatUtc(std::time_t time, const char* format) {
+  std::tm utc = {};
+  gmtime_r(&time, &utc);
+  std::array<char, 64> text = {};
+  return std::string(text.data(), std::strftime(text.data(), text.size(), format, &utc));
+}
+
+std::string UtcNow(const char* format) { return FormatUtc(std::time(nullptr), format); }
+
 }  // namespace terrace

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <ctime>
 #include <iterator>
 #include <utility>
 
+#include "base/format.h"
 #include "base/log.h"
 
 namespace terrace {
@@ -64,12 +64,7 @@ std::string_view ReasonPhrase(int status) {
   }
 }
 
-std::string HttpDate() {
-  const time_t now = time(nullptr);
-  tm parts;
-  char text[64];
-  return std::string(text, strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", gmtime_r(&now, &parts)));
-}
+std::string HttpDate() { return UtcNow("%a, %d %b %Y %H:%M:%S GMT"); }
 
 // A header value cannot end its line, whatever it was made of.
 std::string OneLine(std::string_view value) {

@@ -10,12 +10,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <string>
 #include <vector>
 
 #include "base/build_id.h"
 #include "base/exit_code.h"
+#include "base/format.h"
 #include "base/version.h"
 #include "tests/gpu/bench_model.h"
 
@@ -54,20 +54,14 @@ const Part kParts[] = {
     {"load", 90, [](BenchContext& bench, const Flags& flags) { return BenchLoad(bench, flags.load_folder); }},
 };
 
-std::string UtcNow() {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc = {};
-  gmtime_r(&now, &utc);
-  char text[32];
-  return std::string(text, std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc));
-}
-
 Status Run(const Flags& flags) {
   BenchReport report(flags.json, flags.is_quick ? 0.35 : 1);
   ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::Create());
   const int rounds = flags.is_quick ? 3 : 7;
-  report.Build(
-      {{"version", kVersion}, {"build", OwnBuildId()}, {"commit", flags.commit}, {"date", UtcNow()}});
+  report.Build({{"version", kVersion},
+                {"build", OwnBuildId()},
+                {"commit", flags.commit},
+                {"date", UtcNow("%Y-%m-%dT%H:%M:%SZ")}});
   report.Begin("limits", 5);
   ASSIGN_OR_RETURN(const GpuLimits limits, MeasureGpuLimits(report, stream.get(), rounds));
   report.End();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <ctime>
 
 #include "base/status.h"
 
@@ -43,14 +42,6 @@ std::string FormatSeconds(double seconds) {
 std::string FormatUsd(double usd) {
   if (usd < 1e-3) return Concat(FormatFixed(usd * 1e6, 3), " µUSD");
   return Concat("$", FormatFixed(usd, usd < 0.1 ? 4 : 2));
-}
-
-std::string UtcNow(const char* format) {
-  const std::time_t now = std::time(nullptr);
-  std::tm utc = {};
-  gmtime_r(&now, &utc);
-  std::array<char, 64> text = {};
-  return std::string(text.data(), std::strftime(text.data(), text.size(), format, &utc));
 }
 
 std::string FormatTable(const std::vector<std::vector<std::string>>& rows, size_t right_from) {

@@ -2,11 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <ctime>
 #include <string>
 #include <vector>
 
-#include "base/format.h"  // FormatFixed and FormatSignificant
+#include "base/format.h"  // FormatFixed, FormatSignificant and UtcNow
 
 namespace terrace {
 
@@ -17,9 +16,6 @@ std::string FormatSeconds(double seconds);                         // "800 µs",
 // Millionths of a dollar below a tenth of a cent: nobody reads what an answer of a small model costs as
 // $0.0000002.
 std::string FormatUsd(double usd);  // "0.153 µUSD", "$0.0014", "$1.20"
-
-// The time it is, UTC, as strftime's `format` has it.
-std::string UtcNow(const char* format);
 
 // Rows under a header, each column as wide as its widest cell (in code points); `right_from` is the first
 // column that is aligned right.
