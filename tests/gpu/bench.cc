@@ -2,7 +2,7 @@
 // steps of a model of Llama 3.1 8B's shape with random weights. Results are checked to be finite, no more:
 // tests check what they are.
 //
-//   tests/gpu/run_bundle.sh bench --json bench.json      about 160 s of device time
+//   tests/gpu/run_bundle.sh bench --json bench.json      about 170 s of device time
 //   tests/gpu/run_bundle.sh bench --quick --only decode
 //   tests/gpu/run_bundle.sh bench --only load --load-folder /dev/shm
 //
@@ -43,8 +43,9 @@ const Part kParts[] = {
     {"experts", 12, [](BenchContext& bench, const Flags&) { return BenchExperts(bench); }},
     {"prefill_attention", 10, [](BenchContext& bench, const Flags&) { return BenchPrefillAttention(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},
+    {"engine_host_gap", 8, [](BenchContext& bench, const Flags&) { return BenchEngineHostGap(bench); }},
     {"drafts", 12, [](BenchContext& bench, const Flags&) { return BenchDrafts(bench); }},
-    {"prefill", 10, [](BenchContext& bench, const Flags&) { return BenchPrefill(bench); }},
+    {"prefill", 14, [](BenchContext& bench, const Flags&) { return BenchPrefill(bench); }},
     {"invariant", 20,
      [](BenchContext& bench, const Flags&) {
        const Status status = BenchInvariant(bench);

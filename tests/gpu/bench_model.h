@@ -47,9 +47,10 @@ Status BenchSparse(BenchContext& bench);            // bench_sparse.cc
 Status BenchExperts(BenchContext& bench);           // bench_moe.cc
 Status BenchPrefillAttention(BenchContext& bench);  // every kernel that does it
 Status BenchDecode(BenchContext& bench);  // steps of 1 to 256 sequences, against a roofline; the host's share
-Status BenchDrafts(BenchContext& bench);  // a draft model's steps, steps that verify, and when both pay
-Status BenchPrefill(BenchContext& bench);           // one prompt in one step
-Status BenchInvariant(BenchContext& bench);         // what the invariant mode costs
+Status BenchEngineHostGap(BenchContext& bench);  // bench_engine.cc: the host's share of an engine's steps
+Status BenchDrafts(BenchContext& bench);     // a draft model's steps, steps that verify, and when both pay
+Status BenchPrefill(BenchContext& bench);    // one prompt in one step
+Status BenchInvariant(BenchContext& bench);  // what the invariant mode costs
 Status BenchInvariantKernels(BenchContext& bench);  // bench_invariant.cc: its kernels of many tokens
 Status BenchMemory(BenchContext& bench, const std::string& model);  // KV blocks to the host and back; a load
 
