@@ -78,10 +78,10 @@ TEST(CalibrationText, TellsOfExpertsThatFewTokensGoTo) {
   report.experts_with_few_tokens = 40;
   EXPECT_EQ(
       CalibrationText(report),
-      "warning: to 40 of 384 experts of all layers fewer tokens go than they have inputs: take more rows "
-      "(--samples)\n");
+      "warning: to 40 of 384 experts of all layers fewer tokens go than they have inputs; a linear of theirs "
+      "with fewer is rewritten by its weights alone: take more rows (--samples)\n");
   report.experts_without_tokens = 3;
-  EXPECT_THAT(CalibrationText(report), HasSubstr("to 3 of them none, which are rewritten by their weights"));
+  EXPECT_THAT(CalibrationText(report), HasSubstr("to 3 of them none; a linear"));
 }
 
 TEST_F(QuantizeCommand, RoundsWithoutCalibrationAndWithAnImportanceMatrixOnlyWithIt) {

@@ -99,9 +99,8 @@ std::string CalibrationText(const RewriteReport& report) {
         Concat("warning: to ", FormatCount(report.experts_with_few_tokens), " of ",
                FormatCount(report.experts), " experts of all layers fewer tokens go than they have inputs");
     if (report.experts_without_tokens > 0)
-      out += Concat(", to ", FormatCount(report.experts_without_tokens),
-                    " of them none, which are rewritten by their weights alone");
-    out += ": take more rows (--samples)\n";
+      out += Concat(", to ", FormatCount(report.experts_without_tokens), " of them none");
+    out += "; a linear of theirs with fewer is rewritten by its weights alone: take more rows (--samples)\n";
   }
   return out;
 }

@@ -467,8 +467,11 @@ TEST_F(ExpertsTest, ARunThatWasEndedGoesOnToTheSameBytes) {
 class OneLayerOfExperts : public testing::Test {
  protected:
   OneLayerOfExperts()
+      : OneLayerOfExperts({RandomTokens(300, 100, /*seed=*/8), RandomTokens(200, 100, /*seed=*/9),
+                           RandomTokens(300, 100, /*seed=*/10), RandomTokens(200, 100, /*seed=*/11)}) {}
+  explicit OneLayerOfExperts(std::vector<std::vector<TokenId>> sequences)
       : model_(DType::kF32, /*seed=*/7, Config()),
-        sequences_({RandomTokens(300, 100, /*seed=*/8), RandomTokens(200, 100, /*seed=*/9)}),
+        sequences_(std::move(sequences)),
         runner_(LayerRunner::Create(model_.config, sequences_, CpuOps(), pool_).value()),
         layer_(LoadLayer(model_.config, model_, 0, model_.config.rope_pairing, pool_).value()) {
     for (const TensorKind linear : kLinears)
@@ -521,6 +524,29 @@ class OneLayerOfExperts : public testing::Test {
   std::vector<LinearFormat> formats_;
 };
 
+class OneLayerOfExpertsAndFewTokens : public OneLayerOfExperts {
+ protected:
+  OneLayerOfExpertsAndFewTokens() : OneLayerOfExperts({RandomTokens(30, 100, /*seed=*/8)}) {}
+};
+
+// Of fewer tokens than inputs nothing is learned: what fits them would not fit others.
+TEST_F(OneLayerOfExpertsAndFewTokens, ExpertsAreRoundedByTheirWeightsAlone) {
+  HiddenStates embedded = Embedded();
+  const RewrittenLayer want = Quantized("rtn", embedded);
+  for (const char* method : {"gptq", "awq", "awq-gptq", "smoothquant"}) {
+    HiddenStates hidden = Embedded();
+    const RewrittenLayer got = Quantized(method, hidden);
+    for (uint32_t expert = 0; expert < 4; ++expert) {
+      ASSERT_LT(got.expert_tokens[expert], layer_.matrix(TensorKind::kDown, expert).columns);
+      for (const TensorKind linear : {TensorKind::kGate, TensorKind::kUp, TensorKind::kDown}) {
+        const RewrittenMatrix& is = got.matrices.at({linear, expert});
+        EXPECT_EQ(is.bytes, want.matrices.at({linear, expert}).bytes) << method;
+        EXPECT_GT(is.error, 0) << "of the tokens, or of the weights without any";
+      }
+    }
+  }
+}
+
 // Keeps what goes into the linears of each expert.
 struct ExpertInputs : LayerObserver {
   explicit ExpertInputs(size_t experts) : ffn(experts), down(experts) {}
@@ -552,6 +578,7 @@ TEST_F(OneLayerOfExperts, EachIsRoundedByTheTokensThatGoToIt) {
     for (const TensorKind linear : {TensorKind::kGate, TensorKind::kUp, TensorKind::kDown}) {
       const FloatMatrix& x = linear == TensorKind::kDown ? between.down[expert] : before.ffn[expert];
       const Hessian hessian = HessianOf(x);
+      ASSERT_GE(hessian.tokens(), hessian.inputs());
       const FloatMatrix& matrix = layer_.matrix(linear, expert);
       const QuantizedMatrix want = Gptq(matrix, *formats_[PlaceOf(linear)].blocks,
                                         InvertHessian(hessian, kDefaultDamping, /*by_size=*/false).value(),
@@ -575,7 +602,7 @@ TEST_F(OneLayerOfExperts, TheErrorOfAnExpertThatNoTokenGoesToIsThatOfItsWeights)
     HiddenStates hidden = Embedded();
     const RewrittenLayer got = Quantized(method, hidden);
     const FloatLayer written = Written(got, [](LayerTensor) { return true; });
-    EXPECT_EQ(got.expert_tokens, (std::vector<uint64_t>{500, 500, 0, 0}));
+    EXPECT_EQ(got.expert_tokens, (std::vector<uint64_t>{1000, 1000, 0, 0}));
     for (const TensorKind linear : {TensorKind::kGate, TensorKind::kUp, TensorKind::kDown}) {
       for (const uint32_t expert : {2, 3}) {
         EXPECT_EQ(got.matrices.at({linear, expert}).error,

@@ -31,8 +31,11 @@ class HessianObserver : public LayerObserver {
 
  protected:
   virtual Status Use(LayerInput input, const Hessian& hessian) = 0;
-  // Of an expert that no token of the calibration text went to.
-  virtual Status UseUnseen(LayerInput) { return Status(); }
+  // Instead, of an expert to which fewer tokens of the calibration text went than its linear has inputs: what
+  // fits these would not fit others. Null: none went to it.
+  virtual Status UseFew(LayerInput input, const Hessian* hessian) {
+    return hessian != nullptr ? Use(input, *hessian) : Status();
+  }
   virtual bool Wants(LinearInput) const { return true; }  // an input that is not wanted costs nothing
 
   // For messages: of the linear, and of the first one of an input.

@@ -164,31 +164,37 @@ Status LayerRunner::RunFfn(const FloatLayer& layer, const HiddenStates& from, Hi
 }
 
 Status LayerRunner::ShowExperts(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer) {
-  std::vector<std::vector<size_t>> tokens(layer.experts.size());  // of each expert
+  ExpertGroups groups;  // of all tokens
   {
+    std::vector<uint32_t> chosen;
+    chosen.reserve(tokens_ * config_.experts_per_token);
     ASSIGN_OR_RETURN(const PackedMatrices router, PackedMatrices::Make({&layer.router}, ops_, pool_));
     for (size_t begin = 0; begin < tokens_; begin += kPieceTokens) {
       RETURN_IF_ERROR(ReadPiece(from, begin));
       observer.OnStream(LinearInput::kFfn, stream_);
       Normalize(layer.ffn_norm);
       Route(router[0]);
-      for (size_t i = 0; i < chosen_.size(); ++i)
-        tokens[chosen_[i]].push_back(begin + i / config_.experts_per_token);
+      chosen.insert(chosen.end(), chosen_.begin(), chosen_.end());
     }
+    GroupPairs(chosen, layer.experts.size(), groups);
   }
-  for (uint32_t expert = 0; expert < tokens.size(); ++expert)
-    RETURN_IF_ERROR(ShowExpert(layer, expert, tokens[expert], from, observer));
+  groups.places = {};  // its memory
+  for (uint32_t expert = 0; expert < layer.experts.size(); ++expert) {
+    const std::span<const uint32_t> pairs = groups.pairs;
+    RETURN_IF_ERROR(ShowExpert(layer, expert, pairs.subspan(groups.begin[expert], groups.TokensOf(expert)),
+                               from, observer));
+  }
   return Status();
 }
 
-Status LayerRunner::ShowExpert(const FloatLayer& layer, uint32_t expert, std::span<const size_t> tokens,
+Status LayerRunner::ShowExpert(const FloatLayer& layer, uint32_t expert, std::span<const uint32_t> pairs,
                                const HiddenStates& from, LayerObserver& observer) {
   const FeedForward& ffn = layer.experts[expert];
   const LayerInput first = {LinearInput::kFfn, expert}, last = {LinearInput::kDown, expert};
   const auto each_piece = [&](const auto& show) {
-    for (size_t begin = 0; begin < tokens.size(); begin += kPieceTokens) {
-      const size_t count = std::min(kPieceTokens, tokens.size() - begin);
-      RETURN_IF_ERROR(ReadRows(from, tokens.subspan(begin, count)));
+    for (size_t begin = 0; begin < pairs.size(); begin += kPieceTokens) {
+      const size_t count = std::min(kPieceTokens, pairs.size() - begin);
+      RETURN_IF_ERROR(ReadRows(from, pairs.subspan(begin, count)));
       Normalize(layer.ffn_norm);
       RETURN_IF_ERROR(show());
     }
@@ -275,12 +281,14 @@ Status LayerRunner::ReadPiece(const HiddenStates& from, size_t begin) {
   return from.Read(begin, stream_);
 }
 
-Status LayerRunner::ReadRows(const HiddenStates& from, std::span<const size_t> tokens) {
+Status LayerRunner::ReadRows(const HiddenStates& from, std::span<const uint32_t> pairs) {
   const size_t width = config_.hidden_size;
-  count_ = tokens.size();
+  count_ = pairs.size();
   stream_.resize(count_ * width);
-  for (size_t i = 0; i < count_; ++i)
-    RETURN_IF_ERROR(from.Read(tokens[i], std::span(stream_).subspan(i * width, width)));
+  for (size_t i = 0; i < count_; ++i) {
+    const size_t token = pairs[i] / config_.experts_per_token;
+    RETURN_IF_ERROR(from.Read(token, std::span(stream_).subspan(i * width, width)));
+  }
   return Status();
 }
 

@@ -13,7 +13,7 @@
 // Memory beside the layer's weights (packed, at most all of them once more): 4 bytes * kPieceTokens *
 // (2 * hidden + the wider of 2 * heads * head_dim + 2 * kv_heads * head_dim and ffn), and the longest
 // sequence's keys and values, 8 bytes * tokens * kv_heads * head_dim. With experts 4 bytes * kPieceTokens *
-// (2 * hidden + ffn) more for each that a token takes, and 8 bytes for each that each of all tokens takes.
+// (2 * hidden + ffn) more for each that a token takes, and 12 bytes for each that each of all tokens takes.
 #pragma once
 
 #include <cstdint>
@@ -95,14 +95,14 @@ class LayerRunner {
               LayerObserver* observer);
   Status RunFfn(const FloatLayer& layer, const HiddenStates& from, HiddenStates* to, LayerObserver* observer);
   Status ShowExperts(const FloatLayer& layer, const HiddenStates& from, LayerObserver& observer);
-  Status ShowExpert(const FloatLayer& layer, uint32_t expert, std::span<const size_t> tokens,
+  Status ShowExpert(const FloatLayer& layer, uint32_t expert, std::span<const uint32_t> pairs,
                     const HiddenStates& from, LayerObserver& observer);
   Status PassExperts(const FloatLayer& layer, const HiddenStates& from, HiddenStates& to);
   void Route(const GemmWeights& router);  // normalized_, into chosen_ and expert_weights_
   template <typename Put>
   void AddSublayer(const std::vector<float>* post_norm, const Put& put);
   Status ReadPiece(const HiddenStates& from, size_t begin);                             // into stream_
-  Status ReadRows(const HiddenStates& from, std::span<const size_t> tokens);            // into stream_
+  Status ReadRows(const HiddenStates& from, std::span<const uint32_t> pairs);           // into stream_
   void Normalize(const std::vector<float>& norm);                                       // stream_
   void Attend(const FloatLayer& layer, const PackedMatrices& weights, size_t begin);    // into inner_
   void AttendPart(const FloatLayer& layer, size_t row, size_t position, size_t count);  // of a sequence

@@ -205,11 +205,9 @@ Status ModelRewriter::RewriteLayers(const Journal& journal) {
       RewrittenLayer rewritten;
       if (hidden) {
         ASSIGN_OR_RETURN(FloatLayer source, LoadSource(SourceLayer(layer)));
+        const FloatMatrix router = source.router;
         ASSIGN_OR_RETURN(rewritten, Rewrite(std::move(source), layer, *hidden));
         if (config_.experts > 0) {
-          ASSIGN_OR_RETURN(const FloatMatrix router,
-                           LoadMatrix(files_.config, *files_.weights, {TensorKind::kRouter},
-                                      SourceLayer(layer), config_.rope_pairing, pool_));
           rewritten.matrix(TensorKind::kRouter).bytes =
               WriteNearest(router, {.dtype = RouterDType(layer)}, /*importance=*/{}, pool_).bytes;
         }
@@ -312,11 +310,13 @@ StatusOr<std::span<const std::byte>> ModelRewriter::ReadPart(std::span<const std
     for (size_t i = 0; i < matrices.size(); ++i) {
       if (matrices[i].kind != linear) continue;
       const double error = errors[i].is_number() ? errors[i].get<double>() : 0;
-      squares += error * error;
-      ++count;
-      out.largest_error = std::max(out.largest_error, error);
+      const bool goes_by_tokens = IsPerExpert(linear) && !report.expert_tokens.empty();
+      const double share = goes_by_tokens ? static_cast<double>(report.expert_tokens[matrices[i].expert]) : 1;
+      squares += share * error * error;
+      count += share;
+      if (share > 0) out.largest_error = std::max(out.largest_error, error);
     }
-    out.relative_error = std::sqrt(squares / count);
+    out.relative_error = count > 0 ? std::sqrt(squares / count) : 0;
     if (config_.experts > 0 && IsPerExpert(linear)) out.shape = {config_.experts, out.shape[0], out.shape[1]};
     report.linears.push_back(std::move(out));
   }

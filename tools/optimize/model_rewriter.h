@@ -37,8 +37,9 @@ struct LinearReport {
   std::string name;   // of the tensor in the output (NameOfAllExperts)
   std::string dtype;  // as FormatName has it
   Shape shape = {};   // [outputs, inputs], or [experts, outputs, inputs]
-  // Of the outputs over the calibration tokens, or of the weights without any, as of an expert that none goes
-  // to; of experts the root of the mean of their squares, and the largest.
+  // Of the outputs over the calibration tokens, or of the weights without any; of experts the root of the
+  // mean of their squares, and the largest. With calibration each expert counts by the tokens that go to it,
+  // and one that none goes to not at all.
   double relative_error = 0, largest_error = 0;
 };
 

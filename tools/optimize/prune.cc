@@ -197,9 +197,9 @@ class WeightPruner final : public HessianObserver {
     return Status();
   }
 
-  Status UseUnseen(LayerInput input) override {
+  Status UseFew(LayerInput input, const Hessian* hessian) override {
     for (const TensorKind linear : LinearsOf(input.kind))
-      RETURN_IF_ERROR(PruneLinear({linear, input.expert}, nullptr, nullptr));
+      RETURN_IF_ERROR(PruneLinear({linear, input.expert}, hessian, nullptr));
     return Status();
   }
 

@@ -90,11 +90,13 @@ LinearInput InputOf(TensorKind linear) {
   return LinearInput::kAttention;
 }
 
-// Whether each token that is decoded reads all of such a tensor; vectors are too small to count. The first
-// experts of a layer stand for those that a token takes: all are of one size.
-bool IsReadByTokens(const ModelConfig& config, const TensorRequirement& tensor) {
-  if (tensor.kind == TensorKind::kEmbedding) return config.tied_embeddings;
-  return !IsVector(tensor.kind) && (config.experts == 0 || tensor.expert < config.experts_per_token);
+// What a token that is decoded reads of a tensor of so many bytes; of experts the share that it takes.
+// Vectors are too small to count.
+uint64_t BytesReadByToken(const ModelConfig& config, const TensorRequirement& tensor, uint64_t bytes) {
+  if (IsVector(tensor.kind)) return 0;
+  if (tensor.kind == TensorKind::kEmbedding) return config.tied_embeddings ? bytes : 0;
+  const bool is_of_expert = config.experts > 0 && IsPerLayer(tensor.kind) && IsPerExpert(tensor.kind);
+  return is_of_expert ? bytes * config.experts_per_token / config.experts : bytes;
 }
 
 // Some of the sequences, of `tokens` together at most.
@@ -272,9 +274,9 @@ class Quantization final : public ModelRewriter {
     if (quantize_.budget.bytes > 0) return StoredSizes(plan);
     std::vector<uint64_t> costs;
     for (const TensorRequirement& tensor : RequiredTensors(config_)) {
-      costs.push_back(IsReadByTokens(config_, tensor)
-                          ? MatrixBytes(DTypeOf({tensor.kind}, tensor.layer), tensor.shape)
-                          : 0);
+      const uint64_t bytes =
+          IsVector(tensor.kind) ? 0 : MatrixBytes(DTypeOf({tensor.kind}, tensor.layer), tensor.shape);
+      costs.push_back(BytesReadByToken(config_, tensor, bytes));
     }
     return costs;
   }
@@ -292,8 +294,10 @@ class Quantization final : public ModelRewriter {
     uint64_t& now = bytes_now_;
     for (const TensorRequirement& tensor : RequiredTensors(files_.config)) {
       const auto view = files_.weights->Find(tensor.name);
-      if (!view.ok() || !IsReadByTokens(files_.config, tensor)) continue;  // OpenModel found all
-      now += view->bytes + (view->row_scales != nullptr ? sizeof(float) * view->shape[0] : 0);
+      if (!view.ok()) continue;  // OpenModel found all
+      now +=
+          BytesReadByToken(files_.config, tensor,
+                           view->bytes + (view->row_scales != nullptr ? sizeof(float) * view->shape[0] : 0));
     }
     const double limit = static_cast<double>(now) / (1 + budget.faster);
     if (smallest >= now)

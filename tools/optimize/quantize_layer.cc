@@ -40,6 +40,8 @@ class LayerQuantizer::ScaleChooser final : public HessianObserver {
     return Status();
   }
 
+  Status UseFew(LayerInput, const Hessian*) override { return Status(); }
+
   const LayerQuantizer& quantizer_;
   const FloatLayer& layer_values_;
   std::vector<std::pair<LayerInput, std::vector<float>>> scales_;
@@ -71,14 +73,16 @@ class LayerQuantizer::Rounder final : public HessianObserver {
     return Status();
   }
 
-  Status UseUnseen(LayerInput input) override {
+  // As rtn does it without text.
+  Status UseFew(LayerInput input, const Hessian* hessian) override {
     for (const TensorKind linear : LinearsOf(input.kind)) {
       if (quantizer_.options_.is_cancelled && quantizer_.options_.is_cancelled())
         return Cancelled("interrupted");
       const FloatMatrix& matrix = values_.matrix(linear, input.expert);
       WrittenMatrix written =
           WriteNearest(matrix, quantizer_.formats_[PlaceOf(linear)], /*importance=*/{}, pool_);
-      const double error = RelativeWeightError(matrix, written.values);
+      const double error = hessian != nullptr ? RelativeOutputError(matrix, written.values, *hessian, pool_)
+                                              : RelativeWeightError(matrix, written.values);
       RETURN_IF_ERROR(Put({linear, input.expert}, std::move(written), error));
     }
     return Status();

@@ -95,8 +95,9 @@ class SensitivityMeter::Observer final : public HessianObserver {
     return Status();
   }
 
-  // A token may go to it when others are rounded.
-  Status UseUnseen(LayerInput input) override {
+  // What no token goes to costs nothing, but one may when others are rounded.
+  Status UseFew(LayerInput input, const Hessian* hessian) override {
+    if (hessian != nullptr) return Use(input, *hessian);
     for (const TensorKind linear : LinearsOf(input.kind)) {
       const LinearFormat& format = formats_[0][PlaceOf(linear)];
       FloatMatrix& rounded = smallest_.matrix(linear, input.expert);
