@@ -285,13 +285,16 @@ Status ReadSwitches(const ConfigFile& json, const ModelFamily& family, ModelConf
   if (family.is_gemma) return ReadGemma(json, family, config);
   ASSIGN_OR_RETURN(config.gate, Gate(json, "hidden_act", "silu"));
   if (family.name == "llama") return Status();
+  const bool is_qwen = family.name.starts_with("qwen");
+  bool has_windows = true;
+  if (is_qwen) {
+    ASSIGN_OR_RETURN(has_windows, json.Bool("use_sliding_window", false));
+    if (family.has_experts)
+      return has_windows ? json.Error("use_sliding_window", "true is not supported") : Status();
+  }
   ASSIGN_OR_RETURN(const uint32_t window,
                    json.Count(kWindow, json.HasNull(kWindow) ? 0 : family.defaults.window));
-  if (!family.name.starts_with("qwen"))
-    return SetWindows(json, window, config, [&](uint32_t) { return window > 0; });
-  ASSIGN_OR_RETURN(const bool has_windows, json.Bool("use_sliding_window", false));
-  if (family.has_experts)
-    return has_windows ? json.Error("use_sliding_window", "true is not supported") : Status();
+  if (!is_qwen) return SetWindows(json, window, config, [&](uint32_t) { return window > 0; });
   ASSIGN_OR_RETURN(const uint32_t first, json.Count("max_window_layers", 28));
   return SetWindows(json, has_windows ? window : 0, config,
                     [&](uint32_t layer) { return has_windows && layer >= first; });
@@ -411,7 +414,7 @@ StatusOr<ModelConfig> ParseConfigJson(std::string_view text, const std::string& 
   ASSIGN_OR_RETURN(const Rope rope, ReadRope(json, kFull, base, defaults.window_rope_base > 0));
   config.rope_base = rope.base;
   config.rope_scaling = rope.scaling;
-  ASSIGN_OR_RETURN(config.tied_embeddings, json.Bool("tie_word_embeddings", family->is_gemma));
+  ASSIGN_OR_RETURN(config.tied_embeddings, json.Bool("tie_word_embeddings", defaults.tied_embeddings));
   if (constexpr std::string_view kKey = "quantization_config"; json.Has(kKey)) {
     const auto quantization = ParseQuantizationConfig(json.at(kKey));
     if (!quantization.ok()) return json.Error(kKey, Message(quantization.status()));

@@ -22,7 +22,7 @@ struct ModelFamily {
   std::string_view experts_key = "num_experts";
   bool has_expert_width = false;
 
-  // What no key says.
+  // What no key of GGUF says, nor of config.json, but for the gate.
   bool is_gemma = false;  // norms less one, a norm after each half, gated by GELU, scaled embeddings
   bool has_attention_bias = false, has_head_norms = false;
   uint32_t window_pattern = 0;  // every so many layers one has no window; 0: none or all have one
@@ -35,6 +35,7 @@ struct ModelFamily {
     uint32_t experts = 0, experts_per_token = 0, expert_width = 0;
     float norm_epsilon = 1e-6f, rope_base = 1e4f, window_rope_base = 0;
     float attention_softcap = 0, logit_softcap = 0;
+    bool tied_embeddings = false;
   };
   Defaults defaults = {};
 };
