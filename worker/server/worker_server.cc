@@ -251,7 +251,11 @@ Status WorkerServer::WarmUp() {
   }
   auto sink = std::make_shared<CollectingSink>();
   RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), sink));
-  return Annotate(sink->Wait().result.error, "warm-up");
+  const Status error = sink->Wait().result.error;
+  const Status lost = device_error();
+  if (lost.ok()) return Annotate(error, "warm-up");
+  return WithReason(Unavailable("warm-up: the device, or a rank of the group, is lost: ", Message(lost)),
+                    Reason(error));
 }
 
 // On the engine's loop thread, which looks after a group from its first moment on.

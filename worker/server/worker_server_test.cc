@@ -458,6 +458,7 @@ TEST(WorkerServer, ADeviceThatIsLostInTheWarmUpIsAnErrorAtTheStart) {
   const Status status = WorkerServer::Start(options).status();
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_EQ(Reason(status), "device_lost");
+  EXPECT_THAT(Message(status), ::testing::EndsWith("is lost: x.cc:12: bad"));
 }
 
 TEST(WorkerServer, WithCertificatesItSpeaksTlsAndAsksForTheClients) {
