@@ -11,9 +11,9 @@ namespace terrace {
 
 inline constexpr uint32_t kMostGpuExperts = 512, kMostGpuExpertsPerToken = 16;
 
-inline constexpr uint32_t kWideChunkTokens = 128;
+inline constexpr uint32_t kLeastChunkTokens = 8, kWideChunkTokens = 128;
 constexpr bool IsChunkTokens(uint32_t tokens) {
-  return tokens == 8 || tokens == 16 || tokens == 32 || tokens == kWideChunkTokens;
+  return tokens == kLeastChunkTokens || tokens == 16 || tokens == 32 || tokens == kWideChunkTokens;
 }
 
 struct GpuExpertChunk {
@@ -22,13 +22,13 @@ struct GpuExpertChunk {
   bool operator==(const GpuExpertChunk&) const = default;
 };
 
-struct GpuExpertGroups {             // device pointers; see ExpertGroups
-  uint32_t* begin = nullptr;         // [experts + 1]
-  uint32_t* pairs = nullptr;         // [tokens * per_token]
-  uint32_t* places = nullptr;        // [tokens * per_token]
-  GpuExpertChunk* chunks = nullptr;  // [chunk_count]
-  uint32_t chunk_count = 0;          // at least MostExpertChunks
-  uint32_t chunk_tokens = 8;         // 8, 16, 32 or kWideChunkTokens
+struct GpuExpertGroups {                      // device pointers; see ExpertGroups
+  uint32_t* begin = nullptr;                  // [experts + 1]
+  uint32_t* pairs = nullptr;                  // [tokens * per_token]
+  uint32_t* places = nullptr;                 // [tokens * per_token]
+  GpuExpertChunk* chunks = nullptr;           // [chunk_count]
+  uint32_t chunk_count = 0;                   // at least MostExpertChunks
+  uint32_t chunk_tokens = kLeastChunkTokens;  // 8, 16, 32 or kWideChunkTokens
 };
 
 struct GpuRouteExpertsArgs {

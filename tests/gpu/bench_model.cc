@@ -366,8 +366,10 @@ BenchGoal PrefillGoal(GpuFormat format) {
       return BenchGoal::Fraction(0.80);
     case GpuFormat::kE4M3:
       return BenchGoal::Fraction(0.65);
-    default:  // of codes that become bf16 on the way: never measured
-      return {};
+    case GpuFormat::kW4:
+    case GpuFormat::kW8:
+    case GpuFormat::kSparse:
+      return {};  // none was set
   }
 }
 
@@ -505,7 +507,7 @@ Status BenchDecode(BenchContext& bench) {
 }
 
 Status BenchPrefill(BenchContext& bench) {
-  for (const GpuFormat format : {GpuFormat::kBF16, GpuFormat::kW4, GpuFormat::kE4M3}) {
+  for (const GpuFormat format : {GpuFormat::kBF16, GpuFormat::kE4M3, GpuFormat::kW4}) {
     const std::string name = Concat("prefill ", NameOf(format));
     if (!bench.report.HasTime(name)) continue;
     RETURN_IF_ERROR(bench.report.SkipOr(name, PrefillFormat(bench, format)));

@@ -46,9 +46,10 @@ class ExpertRoutesLayout {
   }
 
  private:
-  // Of chunks of any size (MostExpertChunks).
+  // Of chunks of any size.
   static uint64_t MostChunks(const Sizes& sizes) {
-    return sizes.experts > 0 ? sizes.experts + sizes.tokens * sizes.per_token / 8 : 0;
+    const auto pairs = static_cast<uint32_t>(sizes.tokens * sizes.per_token);
+    return MostExpertChunks(pairs, sizes.experts, kLeastChunkTokens);
   }
 
   uint64_t logits_, chosen_, weights_, begin_, pairs_, places_, chunks_;

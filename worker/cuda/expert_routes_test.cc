@@ -19,8 +19,9 @@ uint64_t MostChunksOfSteps(const ExpertRoutesLayout::Sizes& sizes) {
   uint32_t most = 0;
   for (uint32_t tokens = 1; tokens <= sizes.tokens; ++tokens) {
     const uint32_t pairs = tokens * sizes.per_token;
-    for (const uint32_t chunk : {8u, 16u, 32u, kWideChunkTokens})
-      most = std::max(most, MostExpertChunks(pairs, sizes.experts, chunk));
+    for (uint32_t chunk = 1; chunk <= kWideChunkTokens; ++chunk) {
+      if (IsChunkTokens(chunk)) most = std::max(most, MostExpertChunks(pairs, sizes.experts, chunk));
+    }
   }
   return most;
 }
