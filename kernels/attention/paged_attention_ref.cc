@@ -62,24 +62,25 @@ void WriteRow(KvDType dtype, const float* from, size_t row, size_t head_dim, con
 // Exactly what the row says: an int8 times its scale fits a double.
 void ReadRow(KvDType dtype, const KvRows& rows, size_t row, std::vector<double>& out) {
   const std::byte* from = rows.data + row * out.size() * KvElementBytes(dtype);
-  for (size_t d = 0; d < out.size(); ++d) {
-    switch (dtype) {
-      case KvDType::kF32:
-        out[d] = LoadUnaligned<float>(from + 4 * d);
-        break;
-      case KvDType::kF16:
-        out[d] = FloatFromF16(LoadUnaligned<uint16_t>(from + 2 * d));
-        break;
-      case KvDType::kBF16:
-        out[d] = FloatFromBF16(LoadUnaligned<uint16_t>(from + 2 * d));
-        break;
-      case KvDType::kInt8:
-        out[d] = double{rows.scales[row]} * LoadUnaligned<int8_t>(from + d);
-        break;
-      case KvDType::kFp8:
-        out[d] = FloatFromE4M3(std::to_integer<uint8_t>(from[d]));
-        break;
+  const auto read = [&](const auto& element) {
+    for (double& each : out) {
+      each = element(from);
+      from += KvElementBytes(dtype);
     }
+  };
+  switch (dtype) {
+    case KvDType::kF32:
+      return read(LoadUnaligned<float>);
+    case KvDType::kF16:
+      return read([](const std::byte* at) { return FloatFromF16(LoadUnaligned<uint16_t>(at)); });
+    case KvDType::kBF16:
+      return read([](const std::byte* at) { return FloatFromBF16(LoadUnaligned<uint16_t>(at)); });
+    case KvDType::kInt8:
+      return read([scale = double{rows.scales[row]}](const std::byte* at) {
+        return scale * LoadUnaligned<int8_t>(at);
+      });
+    case KvDType::kFp8:
+      return read([](const std::byte* at) { return FloatFromE4M3(std::to_integer<uint8_t>(*at)); });
   }
 }
 
