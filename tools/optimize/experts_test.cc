@@ -443,23 +443,27 @@ TEST_F(ExpertsTest, ReportsHaveSevenLinearsOfALayerHoweverManyExperts) {
   }
 }
 
+// What is ended among the experts of the second layer comes to the bytes of `whole` when it is run again.
+void ExpectToGoOn(QuantizeRequest request, const std::string& whole) {
+  int asked = 0;
+  request.is_cancelled = [&] { return ++asked == 20; };
+  EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
+  request.is_cancelled = nullptr;
+  request.on_layer = [&](const LayerReport& layer) {
+    EXPECT_EQ(layer.was_kept, layer.layer == 0);
+    return Status();
+  };
+  Quantized(request);
+  EXPECT_EQ(BytesOf(request.out), BytesOf(whole));
+}
+
 TEST_F(ExpertsTest, ARunThatWasEndedGoesOnToTheSameBytes) {
   const std::string source = Source(ConfigOf("mixtral"), "source.gguf");
   for (const char* target : {"int4-g64", "q4_k"}) {
     SCOPED_TRACE(target);
     const QuantizeRequest whole = To(target, source, Concat("whole-", target));
     Quantized(whole);
-    QuantizeRequest request = To(target, source, Concat("out-", target));
-    int asked = 0;
-    request.is_cancelled = [&] { return ++asked == 20; };  // among the experts of the second layer
-    EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
-    request.is_cancelled = nullptr;
-    request.on_layer = [&](const LayerReport& layer) {
-      EXPECT_EQ(layer.was_kept, layer.layer == 0);
-      return Status();
-    };
-    Quantized(request);
-    EXPECT_EQ(BytesOf(request.out), BytesOf(whole.out));
+    ExpectToGoOn(To(target, source, Concat("out-", target)), whole.out);
   }
 }
 
@@ -741,17 +745,7 @@ TEST_F(ExpertsTest, WithTextNeitherThreadsNorInterruptionsChangeABit) {
   QuantizeRequest whole = WithText(To("int4-g64", source, "whole"), "gptq");
   whole.threads = 3;
   Quantized(whole);
-  QuantizeRequest request = WithText(To("int4-g64", source, "out"), "gptq");
-  int asked = 0;
-  request.is_cancelled = [&] { return ++asked == 20; };  // among the experts of the second layer
-  EXPECT_EQ(Quantize(request).status().code(), StatusCode::kCancelled);
-  request.is_cancelled = nullptr;
-  request.on_layer = [&](const LayerReport& layer) {
-    EXPECT_EQ(layer.was_kept, layer.layer == 0);
-    return Status();
-  };
-  Quantized(request);
-  EXPECT_EQ(BytesOf(request.out), BytesOf(whole.out));
+  ExpectToGoOn(WithText(To("int4-g64", source, "out"), "gptq"), whole.out);
 }
 
 TEST_F(ExpertsTest, WhatModelsWithExpertsDoNotHaveIsRefusedBeforeTextIsRead) {

@@ -66,6 +66,22 @@ class SensitivityTest : public testing::Test {
     return formats;
   }
 
+  void ExpectLargerFormatsToLoseLess() {
+    SensitivityMeter meter = Meter();
+    ASSERT_EQ(meter.Begin(Embedded()), Status());
+    const LayerFormats formats[] = {Formats(DType::kQ4_0), Formats(DType::kQ8_0), Formats(DType::kF32)};
+    for (uint32_t layer = 0; layer < model_.config.layers; ++layer) {
+      const auto measured = meter.Measure(formats);
+      ASSERT_TRUE(measured.ok()) << measured.status();
+      for (const LinearInput input : kLinearInputs) {
+        EXPECT_GT(measured->LossOf(input, 0), 0);
+        EXPECT_EQ(measured->LossOf(input, 0), measured->divergences[static_cast<size_t>(input)]);
+        EXPECT_LT(measured->LossOf(input, 1), 0.05 * measured->LossOf(input, 0));
+        EXPECT_EQ(measured->LossOf(input, 2), 0);
+      }
+    }
+  }
+
   ThreadPool pool_;
   const RandomModel model_;
   std::vector<std::vector<TokenId>> sequences_;
@@ -73,21 +89,7 @@ class SensitivityTest : public testing::Test {
   std::optional<OutputDivergence> output_;
 };
 
-TEST_F(SensitivityTest, LargerFormatsLoseLessAndWhatIsKeptLosesNothing) {
-  SensitivityMeter meter = Meter();
-  ASSERT_EQ(meter.Begin(Embedded()), Status());
-  const LayerFormats formats[] = {Formats(DType::kQ4_0), Formats(DType::kQ8_0), Formats(DType::kF32)};
-  for (uint32_t layer = 0; layer < model_.config.layers; ++layer) {
-    const auto measured = meter.Measure(formats);
-    ASSERT_TRUE(measured.ok()) << measured.status();
-    for (const LinearInput input : kLinearInputs) {
-      EXPECT_GT(measured->LossOf(input, 0), 0);
-      EXPECT_EQ(measured->LossOf(input, 0), measured->divergences[static_cast<size_t>(input)]);
-      EXPECT_LT(measured->LossOf(input, 1), 0.05 * measured->LossOf(input, 0));
-      EXPECT_EQ(measured->LossOf(input, 2), 0);
-    }
-  }
-}
+TEST_F(SensitivityTest, LargerFormatsLoseLessAndWhatIsKeptLosesNothing) { ExpectLargerFormatsToLoseLess(); }
 
 // Of 16 experts a token takes one: none of the 42 goes to some of them, but may when others are rounded.
 class SensitivityOfExperts : public SensitivityTest {
@@ -103,18 +105,7 @@ class SensitivityOfExperts : public SensitivityTest {
 };
 
 TEST_F(SensitivityOfExperts, LargerFormatsLoseLessAndWhatIsKeptLosesNothing) {
-  SensitivityMeter meter = Meter();
-  ASSERT_EQ(meter.Begin(Embedded()), Status());
-  const LayerFormats formats[] = {Formats(DType::kQ4_0), Formats(DType::kQ8_0), Formats(DType::kF32)};
-  for (uint32_t layer = 0; layer < model_.config.layers; ++layer) {
-    const auto measured = meter.Measure(formats);
-    ASSERT_TRUE(measured.ok()) << measured.status();
-    for (const LinearInput input : kLinearInputs) {
-      EXPECT_GT(measured->LossOf(input, 0), 0);
-      EXPECT_LT(measured->LossOf(input, 1), 0.05 * measured->LossOf(input, 0));
-      EXPECT_EQ(measured->LossOf(input, 2), 0);
-    }
-  }
+  ExpectLargerFormatsToLoseLess();
 }
 
 // The errors of an expert count by the share of the tokens that go to it.
