@@ -312,16 +312,20 @@ StatusOr<LoadedModel> LoadOnDevice(const ModelFiles& files, const ModelFiles* dr
                             .max_step_tokens = loaded.max_step_tokens,
                             .context_length = config.context_length};
   if (is_group) RETURN_IF_ERROR(ConnectDevices(limits, loaded));
-  ASSIGN_OR_RETURN(uint64_t free_bytes, loaded.device_model->FreeBytes());
-  free_bytes -= std::min(free_bytes, loaded.device_model->StepBytes(limits));
+  ASSIGN_OR_RETURN(const uint64_t found_bytes, loaded.device_model->FreeBytes());
+  const uint64_t step_bytes = loaded.device_model->StepBytes(limits);
+  uint64_t free_bytes = found_bytes - std::min(found_bytes, step_bytes);
+  std::string taken = Concat(found_bytes, " of the device, less ", step_bytes, " for steps");
   const DraftTarget target = TargetOf(loaded, config);
   std::optional<DeviceDraftPlan> draft_plan;
   if (weights.model != nullptr) {
     ASSIGN_OR_RETURN(draft_plan, PlanDeviceDraft(*weights.model, draft->config, target, options, free_bytes));
     free_bytes -= std::min(free_bytes, draft_plan->bytes);
+    taken += Concat(" and ", draft_plan->bytes, " for the drafter");
   }
   RETURN_IF_ERROR(
       NameDrafter(SizeKv(config, options, KvPlace::kDevice, free_bytes, loaded), weights, draft_plan));
+  loaded.kv.arithmetic += ": " + taken;
   if (is_group) {
     RETURN_IF_ERROR(AgreeOnBlocks(loaded.group->communicator(), loaded.device_model->weight_bytes(), loaded));
   }

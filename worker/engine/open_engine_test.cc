@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/hash.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/fake_device.h"
@@ -608,6 +609,9 @@ TEST(OpenEngine, BothPoolsAndWhatStepsNeedFitTheDevice) {
     EXPECT_NE(opened->drafter_kv_arithmetic.find(Concat(left + kSteps, " of the device, less ", kSteps)),
               std::string::npos)
         << opened->drafter_kv_arithmetic;
+    EXPECT_THAT(opened->kv_arithmetic,
+                ::testing::EndsWith(Concat(": ", kFree, " of the device, less ", kSteps, " for steps and ",
+                                           opened->drafter_kv_bytes + kSteps, " for the drafter")));
   }
   FakeDevice device;
   device.free_bytes = kFree;
