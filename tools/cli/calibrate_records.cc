@@ -52,7 +52,7 @@ StatusOr<OpenedTier> OpenTier(const std::string& text, const AskTiersOptions& op
     ASSIGN_OR_RETURN(described, std::move(served));
   }
   tier.model = target.served_name();
-  ASSIGN_OR_RETURN(tier.answerer, OpenTarget(target, context.shutdown));
+  ASSIGN_OR_RETURN(tier.answerer, OpenTarget(target, context));
   if (const auto facts = tier.answerer->Facts()) {
     described.model_digest = facts->model_digest;
     described.text_digest = facts->text_digest;

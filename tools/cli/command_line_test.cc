@@ -3,6 +3,7 @@
 #include "base/exit_code.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tools/cli/test_context.h"
 
 namespace terrace {
 namespace {
@@ -79,10 +80,10 @@ TEST(CommandLine, AModelWithoutARouterIsAPath) {
   EXPECT_EQ(default_router.request.temperature, 0);
   ModelTarget absent;
   absent.model = "/nowhere/auto";
-  ShutdownSignal shutdown;
-  EXPECT_EQ(OpenTarget(absent, shutdown).status().code(), StatusCode::kNotFound);
+  const TestContext test;
+  EXPECT_EQ(OpenTarget(absent, test.context).status().code(), StatusCode::kNotFound);
   absent.access.tls.ca = "a";
-  EXPECT_EQ(OpenTarget(absent, shutdown).status().code(), StatusCode::kInvalidArgument)
+  EXPECT_EQ(OpenTarget(absent, test.context).status().code(), StatusCode::kInvalidArgument)
       << "nothing to secure";
 }
 

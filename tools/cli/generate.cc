@@ -78,7 +78,7 @@ StatusOr<std::vector<Answer>> Stream(Answerer& answerer, const v1::GenerateReque
 
 Status RunGenerate(const GenerateOptions& options, const CommandContext& context) {
   ASSIGN_OR_RETURN(const v1::GenerateRequest request, MakeRequest(options));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(options.target, context.shutdown));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(options.target, context));
   const bool is_streamed = !options.json && options.answers == 1;
   ASSIGN_OR_RETURN(const std::vector<Answer> answers, is_streamed
                                                           ? Stream(*answerer, request, context)

@@ -63,6 +63,8 @@ std::optional<ModelFacts> LocalModel::Facts() const {
                     .kv_bytes = opened_.kv_bytes};
 }
 
+std::string LocalModel::device_note() const { return HasDevicePlugin() ? opened_.device_note : ""; }
+
 StatusOr<v1::ListModelsResponse> LocalModel::ListModels() {
   v1::ListModelsResponse response;
   v1::Model& model = *response.add_models();

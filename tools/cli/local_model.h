@@ -26,6 +26,8 @@ class LocalModel : public Answerer {
   StatusOr<v1::ListModelsResponse> ListModels() override;  // this one
   std::optional<SpeculationStats> Speculation() const override { return DraftedBy(*opened_.engine); }
   std::optional<ModelFacts> Facts() const override;
+  // Why the model is on the CPUs, where device: auto found or was named a library of devices; else "".
+  std::string device_note() const;
 
  private:
   explicit LocalModel(OpenedEngine opened) : opened_(std::move(opened)) {}

@@ -1,6 +1,7 @@
 #include "tools/cli/local_model.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 
@@ -9,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/generate.h"
+#include "tools/cli/model_target.h"
 #include "tools/cli/test_context.h"
 
 namespace terrace {
@@ -327,6 +329,22 @@ TEST(Generate, AMalformedMessagesFileIsExitCode65) {
   const Status status = RunGenerate(options, test.context);
   EXPECT_EQ(ExitCodeFor(status), kExitData);
   EXPECT_THAT(Message(status), testing::HasSubstr("message 0"));
+}
+
+TEST(OpenTarget, SaysWhyAModelIsOnTheCpusWhereDevicesAreExpected) {
+  ModelTarget target;
+  target.model = kNano;
+  target.threads = 1;
+  TestContext plain, named;
+  ASSERT_TRUE(OpenTarget(target, plain.context).ok());
+  EXPECT_EQ(plain.err.str(), "");
+  setenv("TERRACE_CUDA_PLUGIN", "/nowhere", /*overwrite=*/1);
+  EXPECT_TRUE(OpenTarget(target, named.context).ok());
+  EXPECT_EQ(named.err.str(), "on the CPUs: TERRACE_CUDA_PLUGIN: there is no /nowhere\n");
+  target.device = "cpu";
+  EXPECT_TRUE(OpenTarget(target, plain.context).ok());
+  EXPECT_EQ(plain.err.str(), "") << "it was asked for";
+  unsetenv("TERRACE_CUDA_PLUGIN");
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ OpenEngineOptions EngineOptionsOf(const ModelTarget& target, const ShutdownSigna
   return options;
 }
 
-StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown) {
+StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const CommandContext& context) {
   if (!target.is_in_process()) {
     ASSIGN_OR_RETURN(const ChannelSecurity security, OpenSecurity(target.access));
     if (!target.worker.empty()) {
@@ -40,7 +40,9 @@ StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const 
     return NotFound("no model folder or file ", target.model,
                     " (to ask a router for a served model add --router ", kDefaultRouter, ")");
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local, LocalModel::Open(EngineOptionsOf(target, shutdown)));
+  ASSIGN_OR_RETURN(std::unique_ptr<LocalModel> local,
+                   LocalModel::Open(EngineOptionsOf(target, context.shutdown)));
+  if (!local->device_note().empty()) context.err << "on the CPUs: " << local->device_note() << "\n";
   return std::unique_ptr<Answerer>(std::move(local));
 }
 

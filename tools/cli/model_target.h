@@ -9,6 +9,7 @@
 #include "base/shutdown.h"
 #include "base/status.h"
 #include "tools/cli/answerer.h"
+#include "tools/cli/command_context.h"
 #include "tools/cli/kept_channel.h"
 #include "worker/engine/open_engine.h"
 
@@ -45,7 +46,10 @@ struct ModelTarget {
 OpenEngineOptions EngineOptionsOf(const ModelTarget& target, const ShutdownSignal& shutdown);
 
 // Errors of OpenEngine, OpenSecurity and WorkerModel::Open; NOT_FOUND for a path that does not exist, with
-// the hint that a served name needs --router; CANCELLED when `shutdown` comes while the model loads.
-StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const ShutdownSignal& shutdown);
+// the hint that a served name needs --router; CANCELLED when the context's signal comes while the model
+// loads.
+// A model in this process whose device: auto found a library of devices, or the name of one, and still took
+// the CPUs says why in one line on the context's err.
+StatusOr<std::unique_ptr<Answerer>> OpenTarget(const ModelTarget& target, const CommandContext& context);
 
 }  // namespace terrace

@@ -147,7 +147,7 @@ StatusOr<EvaluationResult> EvaluateTarget(ModelTarget target, const std::vector<
                                           const EvaluateOptions& options, const std::string& records,
                                           const CommandContext& context) {
   target.max_sequences = options.concurrency;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(target, context.shutdown));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Answerer> answerer, OpenTarget(target, context));
   ProgressBar bar(context, target.name().empty() ? "evaluate" : target.name());
   EvaluationOptions run;
   run.model = target.served_name();
