@@ -363,10 +363,10 @@ double PrefillFlops(uint32_t tokens) {
 BenchGoal PrefillGoal(GpuFormat format) {
   switch (format) {
     case GpuFormat::kBF16:
+    case GpuFormat::kW4:
       return BenchGoal::Fraction(0.80);
     case GpuFormat::kE4M3:
       return BenchGoal::Fraction(0.65);
-    case GpuFormat::kW4:
     case GpuFormat::kW8:
     case GpuFormat::kSparse:
       return {};  // none was set
