@@ -692,7 +692,8 @@ Status Sampling(BenchContext& bench) {
     bool samples;
   } choices[] = {{"greedy", {}, false},
                  {"top-p 0.9", {.temperature = 0.8f, .top_p = 0.9f}, true},
-                 {"top-k 50, top-p 0.9", {.temperature = 0.8f, .top_k = 50, .top_p = 0.9f}, true}};
+                 {"top-k 50, top-p 0.9", {.temperature = 0.8f, .top_k = 50, .top_p = 0.9f}, true},
+                 {"min-p 0.05", {.temperature = 0.8f, .min_p = 0.05f}, true}};
   ASSIGN_OR_RETURN(const CudaBuffer logits, RandomF32(uint64_t{kTurns} * kMostRows * kVocab,
                                                       {.deviation = 3, .seed = 71}, bench.stream));
   ASSIGN_OR_RETURN(const CudaBuffer scratch,
@@ -724,14 +725,15 @@ Status Sampling(BenchContext& bench) {
         RETURN_IF_ERROR(bench.report.SkipOr(name, timing.status()));
         continue;
       }
-      // At most five passes over the logits, where they are many enough to be read at full speed.
+      // At most five passes over the logits. One row's take 0.6 us at full speed, less than kernels that wait
+      // for each other: what it misses the goal by is what a launch costs.
       bench.report.Add({.name = name,
                         .value = timing->seconds * 1e6,
                         .unit = "us",
                         .spread = timing->spread,
                         .fraction = bytes / timing->seconds / bench.limits.copy,
                         .limit = "one pass",
-                        .goal = count > 1 && choice.samples ? BenchGoal::Fraction(0.2) : BenchGoal()});
+                        .goal = BenchGoal::Fraction(0.2)});
       std::vector<GpuSampleResult> host(count);
       RETURN_IF_CUDA_ERROR(
           cudaMemcpy(host.data(), results.data(), count * sizeof(GpuSampleResult), cudaMemcpyDeviceToHost));
