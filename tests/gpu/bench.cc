@@ -35,11 +35,11 @@ struct Part {
 };
 
 const Part kParts[] = {
-    {"kernels", 28, [](BenchContext& bench, const Flags&) { return BenchKernels(bench); }},
+    {"kernels", 29, [](BenchContext& bench, const Flags&) { return BenchKernels(bench); }},
     {"layer", 12, [](BenchContext& bench, const Flags&) { return BenchLayer(bench); }},
     {"products", 20, [](BenchContext& bench, const Flags&) { return BenchWideGemm(bench); }},
     {"sparse", 14, [](BenchContext& bench, const Flags&) { return BenchSparse(bench); }},
-    {"families", 6, [](BenchContext& bench, const Flags&) { return BenchFamilies(bench); }},
+    {"families", 8, [](BenchContext& bench, const Flags&) { return BenchFamilies(bench); }},
     {"experts", 12, [](BenchContext& bench, const Flags&) { return BenchExperts(bench); }},
     {"prefill_attention", 10, [](BenchContext& bench, const Flags&) { return BenchPrefillAttention(bench); }},
     {"decode", 18, [](BenchContext& bench, const Flags&) { return BenchDecode(bench); }},

@@ -214,6 +214,7 @@ class AttentionInputs {
 
 Status AttentionRows(BenchContext& bench, uint32_t tokens) {
   ASSIGN_OR_RETURN(const AttentionInputs inputs, AttentionInputs::Make(tokens, bench.stream));
+  const uint64_t width = uint64_t{BenchConfig().heads} * BenchConfig().head_dim;
   const struct {
     const char* name;
     cudaError_t (*attend)(const GpuAttentionArgs& args, CudaLaunch how);
@@ -231,8 +232,14 @@ Status AttentionRows(BenchContext& bench, uint32_t tokens) {
       RETURN_IF_ERROR(bench.report.SkipOr(name, timing.status()));
       continue;
     }
-    bench.report.Add({.name = name, .value = timing->seconds * 1e6, .unit = "us", .spread = timing->spread});
-    RETURN_IF_ERROR(CheckFinite(inputs.args().out, uint64_t{tokens} * 4096, name.c_str(), bench.stream));
+    const double rate = 4.0 * width * (tokens * (tokens + 1.0) / 2) / timing->seconds;  // all that is seen
+    bench.report.Add({.name = name,
+                      .value = timing->seconds * 1e6,
+                      .unit = "us",
+                      .spread = timing->spread,
+                      .fraction = rate / bench.limits.matmul,
+                      .limit = "matmul"});
+    RETURN_IF_ERROR(CheckFinite(inputs.args().out, tokens * width, name.c_str(), bench.stream));
   }
   return {};
 }

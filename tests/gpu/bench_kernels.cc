@@ -15,6 +15,7 @@
 #include "kernels/attention/prefill_attention_cuda.h"
 #include "kernels/copy/kv_copy_cuda.h"
 #include "kernels/embed/embed_cuda.h"
+#include "kernels/gemm/dequantize_cuda.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/norm/add_norm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
@@ -32,6 +33,9 @@ namespace {
 
 constexpr uint32_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kHidden = 4096, kFfn = 14336, kVocab = 128256;
 constexpr uint32_t kQkvWidth = (kHeads + 2 * kKvHeads) * kHeadDim;
+// Query heads of so many elements, and of keys and values: no more than there is memory for.
+constexpr uint32_t HeadsOf(uint32_t head_dim) { return kHeads * kHeadDim / std::max(head_dim, kHeadDim); }
+constexpr uint32_t KvHeadsOf(uint32_t head_dim) { return HeadsOf(head_dim) * kKvHeads / kHeads; }
 constexpr uint32_t kLog2BlockTokens = 4, kBlockTokens = 1u << kLog2BlockTokens;
 
 template <typename T>
@@ -310,11 +314,11 @@ class AttentionPool {
     return layer;
   }
   // Sequences of `context` positions, as many as the pool holds.
-  GpuBatch Batch(uint32_t context, bool is_shuffled) const {
+  GpuBatch Batch(uint32_t context, bool is_shuffled, uint32_t head_dim = kHeadDim) const {
     return {.block_tables = (is_shuffled ? shuffled_ : in_order_).as<int32_t>(),
             .table_pitch = context / kBlockTokens,
-            .kv_heads = kKvHeads,
-            .head_dim = kHeadDim,
+            .kv_heads = KvHeadsOf(head_dim),
+            .head_dim = head_dim,
             .blocks = kBlocks,
             .log2_block_tokens = kLog2BlockTokens};
   }
@@ -337,7 +341,12 @@ struct DecodeCase {
   BenchGoal goal = BenchGoal::Fraction(0.95);
   uint32_t window = 0;
   float softcap = 0;
+  uint32_t head_dim = kHeadDim;
 };
+
+std::string HeadText(uint32_t head_dim) {
+  return head_dim == kHeadDim ? "" : Concat(", head_dim ", head_dim);
+}
 
 std::string SwitchesText(uint32_t window, float softcap) {
   return Concat(window > 0 ? Concat(", window ", window) : "", softcap > 0 ? ", capped" : "");
@@ -345,10 +354,11 @@ std::string SwitchesText(uint32_t window, float softcap) {
 
 Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const CudaBuffer& q,
                        const DecodeCase& what) {
-  const std::string name =
-      Concat("decode attention ", KvDTypeName(what.dtype), ", ", what.count, " x ", what.context,
-             what.is_shuffled ? "" : ", blocks in order", SwitchesText(what.window, what.softcap));
+  const std::string name = Concat("decode attention ", KvDTypeName(what.dtype), ", ", what.count, " x ",
+                                  what.context, what.is_shuffled ? "" : ", blocks in order",
+                                  HeadText(what.head_dim), SwitchesText(what.window, what.softcap));
   if (!bench.report.HasTime(name)) return {};
+  const uint32_t head_dim = what.head_dim, heads = HeadsOf(head_dim), kv_heads = KvHeadsOf(head_dim);
   const uint32_t sequences = AttentionPool::kBlocks * kBlockTokens / what.context;
   const uint32_t turns = sequences / what.count;  // of a call's sequences among the pool's
   const uint32_t spans = (what.context + kGpuAttentionSpan - 1) / kGpuAttentionSpan;
@@ -358,17 +368,17 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
   ASSIGN_OR_RETURN(const CudaBuffer positions,
                    Upload(std::vector<uint32_t>(what.count, what.context - 1), "positions"));
   ASSIGN_OR_RETURN(const CudaBuffer out,
-                   Poisoned(uint64_t{what.count} * kHeads * kHeadDim * sizeof(uint16_t)));
+                   Poisoned(uint64_t{what.count} * heads * head_dim * sizeof(uint16_t)));
   ASSIGN_OR_RETURN(const CudaBuffer partials,
-                   Poisoned(GpuAttentionPartialFloats(what.count, kHeads, kHeadDim, spans) * sizeof(float)));
-  ASSIGN_OR_RETURN(const CudaBuffer arrived, Zeroed(uint64_t{what.count} * kKvHeads * sizeof(uint32_t)));
-  GpuBatch batch = pool.Batch(what.context, what.is_shuffled);
+                   Poisoned(GpuAttentionPartialFloats(what.count, heads, head_dim, spans) * sizeof(float)));
+  ASSIGN_OR_RETURN(const CudaBuffer arrived, Zeroed(uint64_t{what.count} * kv_heads * sizeof(uint32_t)));
+  GpuBatch batch = pool.Batch(what.context, what.is_shuffled, head_dim);
   batch.tokens = what.count;
   batch.positions = positions.as<uint32_t>();
   const double row_bytes =
-      kHeadDim * KvElementBytes(what.dtype) + (HasScales(what.dtype) ? sizeof(float) : 0);
+      head_dim * KvElementBytes(what.dtype) + (HasScales(what.dtype) ? sizeof(float) : 0);
   const uint32_t seen = what.window > 0 ? std::min(what.window, what.context) : what.context;
-  const double bytes = 2.0 * what.count * seen * kKvHeads * row_bytes;
+  const double bytes = 2.0 * what.count * seen * kv_heads * row_bytes;
   const CallPlan plan = {.calls = CallsFor(bytes, bench.limits.copy, turns), .rounds = bench.rounds};
   const auto timing = TimeCalls(bench.stream, plan, [&](uint32_t i, const CudaLaunch& how) {
     batch.sequences = sequence_rows.as<uint32_t>() + i % turns * what.count;
@@ -377,8 +387,8 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
                                 .q_pitch = kQkvWidth,
                                 .out = out.as<uint16_t>(),
                                 .kv = pool.Layer(what.dtype),
-                                .heads = kHeads,
-                                .scale = 0.08838835f,
+                                .heads = heads,
+                                .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
                                 .window = what.window,
                                 .softcap = what.softcap,
                                 .count = what.count,
@@ -395,8 +405,7 @@ Status DecodeAttention(BenchContext& bench, const AttentionPool& pool, const Cud
                     .fraction = bytes / timing->seconds / bench.limits.copy,
                     .limit = "copy",
                     .goal = what.goal});
-  return CheckFinite(out.as<uint16_t>(), uint64_t{what.count} * kHeads * kHeadDim, name.c_str(),
-                     bench.stream);
+  return CheckFinite(out.as<uint16_t>(), uint64_t{what.count} * heads * head_dim, name.c_str(), bench.stream);
 }
 
 constexpr uint32_t kPrefillTokens[] = {512, 2048, 8192, 32768};
@@ -416,10 +425,10 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
                         const PrefillCase& what) {
   const auto& [tokens, head_dim, kernel, dtype, window, softcap] = what;
   const std::string name =
-      Concat("prefill attention ", KvDTypeName(dtype), ", ", tokens, " tokens",
-             head_dim == kHeadDim ? "" : Concat(", head_dim ", head_dim),
+      Concat("prefill attention ", KvDTypeName(dtype), ", ", tokens, " tokens", HeadText(head_dim),
              kernel.has_value() ? Concat(", ", NameOf(*kernel)) : "", SwitchesText(window, softcap));
   if (!bench.report.HasTime(name)) return {};
+  const uint32_t heads = HeadsOf(head_dim);
   std::vector<uint32_t> position(tokens);
   std::iota(position.begin(), position.end(), 0);
   std::vector<GpuQueryRun> run_list;  // long ones first, as a step has them
@@ -428,10 +437,9 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
   ASSIGN_OR_RETURN(const CudaBuffer positions, Upload(position, "positions"));
   ASSIGN_OR_RETURN(const CudaBuffer sequences, Zeroed(tokens * sizeof(uint32_t)));
   ASSIGN_OR_RETURN(const CudaBuffer runs, Upload(run_list, "runs"));
-  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(uint64_t{tokens} * kHeads * head_dim * sizeof(uint16_t)));
-  GpuBatch batch = pool.Batch(std::max(tokens, 8192u), true);
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(uint64_t{tokens} * heads * head_dim * sizeof(uint16_t)));
+  GpuBatch batch = pool.Batch(std::max(tokens, 8192u), true, head_dim);
   batch.tokens = tokens;
-  batch.head_dim = head_dim;
   batch.positions = positions.as<uint32_t>();
   batch.sequences = sequences.as<uint32_t>();
   const GpuAttentionArgs args = {.batch = batch,
@@ -439,7 +447,7 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
                                  .q_pitch = kQkvWidth,
                                  .out = out.as<uint16_t>(),
                                  .kv = pool.Layer(dtype),
-                                 .heads = kHeads,
+                                 .heads = heads,
                                  .scale = 1 / std::sqrt(static_cast<float>(head_dim)),
                                  .window = window,
                                  .softcap = softcap,
@@ -453,14 +461,14 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
   if (!timing.ok()) return bench.report.SkipOr(name, timing.status());
   const double seen = window > 0 ? std::min(window, tokens) : tokens;  // positions of the last token
   const double pairs = seen * (seen + 1) / 2 + (tokens - seen) * seen;
-  const double flops = 4.0 * kHeads * head_dim * pairs;
+  const double flops = 4.0 * heads * head_dim * pairs;
   bench.report.Add({.name = name,
                     .value = flops / timing->seconds / 1e12,
                     .unit = "TFLOP/s",
                     .spread = timing->spread,
                     .fraction = flops / timing->seconds / bench.limits.matmul,
                     .limit = "matmul"});
-  return CheckFinite(out.as<uint16_t>(), uint64_t{tokens} * kHeads * head_dim, name.c_str(), bench.stream);
+  return CheckFinite(out.as<uint16_t>(), uint64_t{tokens} * heads * head_dim, name.c_str(), bench.stream);
 }
 
 // ---- What moves a step's activations
@@ -502,14 +510,17 @@ Status NormAndEmbed(BenchContext& bench) {
   RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "rms_norm", bench.stream));
   norm.out = nullptr;
   norm.scales = scales.as<float>();
-  RETURN_IF_ERROR(Stream(bench, "rms_norm to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal,
-                         [&](uint32_t i, const CudaLaunch& how) {
-                           norm.x = x.as<float>() + i % kTurns * kElements;
-                           norm.codes = RowCodes::kE4M3;
-                           norm.out_codes = out.as<uint8_t>() + i % kTurns * kElements;
-                           return RmsNormCuda(norm, how);
-                         }));
-  RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of rms_norm", bench.stream));
+  for (const RowCodes codes : {RowCodes::kE4M3, RowCodes::kInt8}) {
+    norm.codes = codes;
+    const char* const to = codes == RowCodes::kE4M3 ? "fp8" : "int8";
+    RETURN_IF_ERROR(Stream(bench, Concat("rms_norm to ", to, ", 4096 tokens"), 5.0 * kElements, kStreamGoal,
+                           [&](uint32_t i, const CudaLaunch& how) {
+                             norm.x = x.as<float>() + i % kTurns * kElements;
+                             norm.out_codes = out.as<uint8_t>() + i % kTurns * kElements;
+                             return RmsNormCuda(norm, how);
+                           }));
+    RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of rms_norm", bench.stream));
+  }
 
   std::minstd_rand random(33);
   std::vector<int32_t> ids(kTurns * kTokens);
@@ -545,6 +556,7 @@ struct Angles {
   CudaBuffer cos, sin;
 };
 
+// Leaves keys and values of each dtype in the pool.
 Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
   constexpr uint64_t kElements = uint64_t{kTokens} * kQkvWidth;
   ASSIGN_OR_RETURN(const CudaBuffer qkv, RandomBF16(kTurns * kElements, 41, bench.stream));
@@ -557,17 +569,22 @@ Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
   GpuBatch batch = pool.Batch(8192, true);
   batch.tokens = kTokens;
   batch.positions = positions.as<uint32_t>();
-  RETURN_IF_ERROR(Stream(bench, "rope_kv, 4096 tokens", 2 * 2.0 * kElements, kStreamGoal,
-                         [&](uint32_t i, const CudaLaunch& how) {
-                           batch.sequences = sequences.as<uint32_t>() + i % kTurns * kTokens;
-                           return RopeKvCuda({.batch = batch,
-                                              .qkv = qkv.as<uint16_t>() + i % kTurns * kElements,
-                                              .cos = angles.cos.as<float>(),
-                                              .sin = angles.sin.as<float>(),
-                                              .heads = kHeads,
-                                              .kv = pool.Layer(KvDType::kBF16)},
-                                             how);
-                         }));
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8, KvDType::kFp8}) {
+    const double row_bytes = kHeadDim * KvElementBytes(dtype) + (HasScales(dtype) ? sizeof(float) : 0);
+    const double written = kTokens * (2.0 * kHeads * kHeadDim + 2.0 * kKvHeads * row_bytes);
+    const std::string of = dtype == KvDType::kBF16 ? "" : Concat(" to ", KvDTypeName(dtype));
+    RETURN_IF_ERROR(Stream(bench, Concat("rope_kv", of, ", 4096 tokens"), 2.0 * kElements + written,
+                           kStreamGoal, [&](uint32_t i, const CudaLaunch& how) {
+                             batch.sequences = sequences.as<uint32_t>() + i % kTurns * kTokens;
+                             return RopeKvCuda({.batch = batch,
+                                                .qkv = qkv.as<uint16_t>() + i % kTurns * kElements,
+                                                .cos = angles.cos.as<float>(),
+                                                .sin = angles.sin.as<float>(),
+                                                .heads = kHeads,
+                                                .kv = pool.Layer(dtype)},
+                                               how);
+                           }));
+  }
   return CheckFinite(qkv.as<uint16_t>(), kElements, "rope_kv", bench.stream);
 }
 
@@ -586,6 +603,21 @@ Status GateMul(BenchContext& bench) {
   args.scales = scales.as<float>();
   RETURN_IF_ERROR(Stream(bench, "gate_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue));
   return CheckFinite(scales.as<float>(), kTokens, "scales of gate_mul", bench.stream);
+}
+
+// The largest matrix of a layer as bf16, what cuBLASLt multiplies with.
+Status Dequantize(BenchContext& bench, GpuFormat format) {
+  const std::string name = Concat("dequantize ", NameOf(format), ", 28672 x 4096");
+  ASSIGN_OR_RETURN(const CudaWeights* weights, bench.weights.Of(format));
+  const GpuMatrix& one = weights->layers[0].gate_up;
+  const uint64_t elements = uint64_t{one.rows} * one.columns;
+  ASSIGN_OR_RETURN(const CudaBuffer out, Poisoned(elements * sizeof(uint16_t)));
+  const auto dequantize = [&](uint32_t i, const CudaLaunch& how) {
+    return DequantizeCuda(weights->layers[i % kTurns].gate_up, out.as<uint16_t>(), how);
+  };
+  RETURN_IF_ERROR(
+      Stream(bench, name, static_cast<double>(BytesOf(one)) + 2.0 * elements, kStreamGoal, dequantize));
+  return CheckFinite(out.as<uint16_t>(), elements, name.c_str(), bench.stream);
 }
 
 // What families have beside Llama, and rows that become codes by themselves.
@@ -1005,7 +1037,7 @@ Status BenchPrefillAttention(BenchContext& bench) {
 }
 
 Status BenchFamilies(BenchContext& bench) {
-  ASSIGN_OR_RETURN(const AttentionPool pool, AttentionPool::Make(bench.stream));
+  ASSIGN_OR_RETURN(AttentionPool pool, AttentionPool::Make(bench.stream));
   ASSIGN_OR_RETURN(const CudaBuffer q, RandomBF16(uint64_t{32768} * kQkvWidth, 26, bench.stream));
   const DecodeCase windowed = {.count = 64, .context = 8192, .window = 4096},
                    capped = {.count = 64, .context = 8192, .softcap = 50},
@@ -1017,6 +1049,21 @@ Status BenchFamilies(BenchContext& bench) {
                     prompt_f16 = {.tokens = 8192, .dtype = KvDType::kF16};
   for (const PrefillCase& each : {prompt_windowed, prompt_capped, prompt_f16})
     RETURN_IF_ERROR(PrefillAttention(bench, pool, q, each));
+  for (const uint32_t head_dim : {32u, 64u, 256u})
+    RETURN_IF_ERROR(DecodeAttention(bench, pool, q, {.count = 64, .context = 8192, .head_dim = head_dim}));
+  for (const uint32_t tokens : {2048u, 8192u})
+    RETURN_IF_ERROR(PrefillAttention(bench, pool, q, {.tokens = tokens, .head_dim = 256}));
+  for (const KvDType dtype : {KvDType::kInt8, KvDType::kFp8}) {
+    RETURN_IF_ERROR(pool.BecomeCodes(dtype, bench.stream));
+    for (DecodeCase each : {windowed, capped}) {
+      each.dtype = dtype;
+      RETURN_IF_ERROR(DecodeAttention(bench, pool, q, each));
+    }
+    for (PrefillCase each : {prompt_windowed, prompt_capped}) {
+      each.dtype = dtype;
+      RETURN_IF_ERROR(PrefillAttention(bench, pool, q, each));
+    }
+  }
   return OtherStreams(bench);
 }
 
@@ -1029,6 +1076,11 @@ Status BenchKernels(BenchContext& bench) {
   RETURN_IF_ERROR(GateMul(bench));
   RETURN_IF_ERROR(Sampling(bench));
   RETURN_IF_ERROR(KvCopy(bench));
+  for (const GpuFormat format : {GpuFormat::kE4M3, GpuFormat::kW4, GpuFormat::kW8}) {
+    const std::string name = Concat("dequantize ", NameOf(format));
+    if (!bench.report.HasTime(name)) continue;
+    RETURN_IF_ERROR(bench.report.SkipOr(name, Dequantize(bench, format)));
+  }
   return Products::Run(bench);
 }
 

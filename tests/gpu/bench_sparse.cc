@@ -1,11 +1,12 @@
 // Products of the layers of Llama 3.1 8B's shape with 2:4 weights: of many tokens beside cuBLASLt's with
-// dense bf16 weights, of few against the bytes that are read.
+// dense bf16 weights, of few against the bytes that are read; and what makes them dense.
 #include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kernels/gemm/dequantize_cuda.h"
 #include "kernels/gemm/sparse_gemm_cuda.h"
 #include "kernels/gemm/stream_gemm_cuda.h"
 #include "tests/gpu/bench_arrays.h"
@@ -45,6 +46,8 @@ class SparseBench {
       if (!bench.report.HasTime(name)) continue;
       RETURN_IF_ERROR(bench.report.SkipOr(name, self.Few(name, tokens)));
     }
+    const std::string name = "2:4 to bf16, 28672 x 4096";
+    if (bench.report.HasTime(name)) RETURN_IF_ERROR(bench.report.SkipOr(name, self.Spread(name)));
     bench.weights.Drop(GpuFormat::kSparse);
     return {};
   }
@@ -157,6 +160,26 @@ class SparseBench {
                        .fraction = bytes / bench_.limits.copy / seconds,
                        .limit = "copy"});
     return {};
+  }
+
+  // The largest matrix of a layer, for products that take it dense.
+  Status Spread(const std::string& name) {
+    ASSIGN_OR_RETURN(const CudaWeights* weights, bench_.weights.Of(GpuFormat::kSparse));
+    const GpuMatrix& one = weights->layers[0].gate_up;
+    const uint64_t elements = uint64_t{one.rows} * one.columns;
+    ASSIGN_OR_RETURN(const CudaBuffer out, CudaBuffer::Device(elements * sizeof(uint16_t), "dense weights"));
+    RETURN_IF_CUDA_ERROR(cudaMemset(out.data(), 0xff, out.bytes()));  // NaN
+    ASSIGN_OR_RETURN(const double seconds, Seconds(kMatrices, [&](uint32_t i, const CudaLaunch& how) {
+                       return DequantizeCuda(weights->layers[i % kMatrices].gate_up, out.as<uint16_t>(), how);
+                     }));
+    const double bytes = static_cast<double>(BytesOf(one)) + 2.0 * elements;
+    bench_.report.Add({.name = name,
+                       .value = seconds * 1e6,
+                       .unit = "us",
+                       .fraction = bytes / bench_.limits.copy / seconds,
+                       .limit = "copy",
+                       .goal = BenchGoal::Fraction(0.80)});
+    return CheckFinite(out.as<uint16_t>(), elements, name.c_str(), bench_.stream);
   }
 
   BenchContext& bench_;
