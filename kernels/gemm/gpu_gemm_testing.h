@@ -133,9 +133,53 @@ struct TestGpuMatrix {
   std::optional<PackedGpuMatrix> packed;
 };
 
-// One for each kind of GpuMatrix that kernels tell apart.
-inline constexpr DType kGpuMatrixDTypes[] = {DType::kBF16, DType::kF32,  DType::kF16,
-                                             DType::kQ4_0, DType::kQ4_K, DType::kInt4G128,
-                                             DType::kQ8_0, DType::kQ6_K, DType::kInt8};
+// Two products with RMSNorm between them that is no kernel of its own (GpuGemmArgs::next_norm, x_squares):
+// what goes in, on the host, and what a test has them leave.
+struct NormedProducts {
+  static constexpr float kEpsilon = 1e-3f;
+
+  NormedProducts(DType second_dtype, uint32_t token_count, uint32_t hidden_size, uint32_t columns,
+                 uint32_t rows)
+      : tokens(token_count),
+        first(DType::kBF16, hidden_size, columns, /*seed=*/1),
+        second(second_dtype, rows, hidden_size, /*seed=*/2),
+        x(RandomBF16(size_t{tokens} * columns, /*seed=*/3)),
+        norm(hidden_size) {
+    for (const uint16_t bits : RandomBF16(size_t{tokens} * hidden_size, /*seed=*/4))
+      before.push_back(FloatFromBF16(bits));
+    for (uint32_t i = 0; i < hidden_size; ++i) norm[i] = 0.5f + static_cast<float>(i % 7) / 8;
+  }
+
+  // The first leaves the second's x; the second divides its sums by their root mean square. `undivided` is
+  // what it makes of next_x without x_squares.
+  void ExpectRight(const std::vector<float>& hidden, const std::vector<uint16_t>& next_x,
+                   const std::vector<float>& undivided, const std::vector<float>& out) const {
+    const uint32_t width = first.matrix().rows, rows = second.matrix().rows;
+    for (size_t t = 0; t < tokens; ++t) {
+      ExpectGemmRow(first.matrix(), &x[t * first.matrix().columns], GpuGemmOut::kAddF32, &hidden[t * width],
+                    before[t * width], /*stride=*/width);
+      double sum = 0;
+      for (size_t i = t * width; i < (t + 1) * width; ++i) {
+        EXPECT_EQ(next_x[i], BF16FromFloat(hidden[i] * norm[i % width]));
+        sum += double{hidden[i]} * hidden[i];
+      }
+      const double factor = 1 / std::sqrt(sum / width + double{kEpsilon});
+      for (size_t i = t * rows; i < (t + 1) * rows; ++i) {  // some ten roundings of terms of one sign
+        const double want = undivided[i] * factor;
+        EXPECT_NEAR(out[i], want, std::abs(want) * 0x1p-19);
+      }
+    }
+  }
+
+  uint32_t tokens;
+  TestGpuMatrix first, second;
+  std::vector<uint16_t> x;          // [tokens, columns] of the first
+  std::vector<float> before, norm;  // [tokens, hidden], which the first adds to; [hidden]
+};
+
+// One for each kind of GpuMatrix that kernels tell apart, and those that are the same kind with other zeros.
+inline constexpr DType kGpuMatrixDTypes[] = {DType::kBF16,    DType::kF32,  DType::kF16,      DType::kQ4_0,
+                                             DType::kInt4G32, DType::kQ4_K, DType::kInt4G128, DType::kQ8_0,
+                                             DType::kQ5_0,    DType::kQ6_K, DType::kInt8};
 
 }  // namespace terrace

@@ -182,55 +182,33 @@ TEST(StreamGemm, ATokenHasTheSameBitsInAnyBatch) {
   }
 }
 
-// The residual stream's product leaves the next one's x and squares; the next one divides by their root mean.
 TEST(StreamGemm, ANormGoesAlongWithTheResidualStream) {
-  constexpr uint32_t kHidden = 192, kColumns = 128, kRows = 32;
-  constexpr float kEpsilon = 1e-3f;
+  constexpr uint32_t kHidden = 192, kRows = 32;
   for (const uint32_t tokens : {1u, 3u, 8u}) {
+    const NormedProducts products(DType::kQ8_0, tokens, kHidden, /*columns=*/128, kRows);
     for (const Shape& shape : {Shape{4, 1, 1}, Shape{8, 2, 1}, Shape{16, 1, 1}}) {
       SCOPED_TRACE(testing::Message() << tokens << " tokens, " << shape.warps << " warps");
-      const TestGpuMatrix first(DType::kBF16, kHidden, kColumns, 1), second(DType::kQ8_0, kRows, kHidden, 2);
-      const std::vector<uint16_t> x = RandomBF16(tokens * kColumns, 3),
-                                  random = RandomBF16(tokens * kHidden, 4);
-      std::vector<float> hidden, norm(kHidden), squares(tokens * kHidden / kTileRows, std::nanf(""));
-      for (const uint16_t bits : random) hidden.push_back(FloatFromBF16(bits));
-      for (uint32_t i = 0; i < kHidden; ++i) norm[i] = 0.5f + static_cast<float>(i % 7) / 8;
+      std::vector<float> hidden = products.before, squares(tokens * kHidden / kTileRows, std::nanf("")),
+                         out(tokens * kRows, std::nanf(""));
       std::vector<uint16_t> next_x(tokens * kHidden, 0x7fc0);
-      const std::vector<float> before = hidden;
-      StreamGemm({.x = x.data(),
+      StreamGemm({.x = products.x.data(),
                   .tokens = tokens,
-                  .weights = first.matrix(),
+                  .weights = products.first.matrix(),
                   .out = hidden.data(),
                   .kind = GpuGemmOut::kAddF32,
-                  .next_norm = norm.data(),
+                  .next_norm = products.norm.data(),
                   .next_x = next_x.data(),
                   .next_squares = squares.data()},
                  shape, 5);
-      std::vector<float> out(tokens * kRows, std::nanf(""));
       StreamGemm({.x = next_x.data(),
                   .tokens = tokens,
-                  .weights = second.matrix(),
+                  .weights = products.second.matrix(),
                   .out = out.data(),
                   .kind = GpuGemmOut::kF32,
                   .x_squares = squares.data(),
-                  .epsilon = kEpsilon},
+                  .epsilon = NormedProducts::kEpsilon},
                  shape, 6);
-      const std::vector<float> undivided = StreamGemmF32(second.matrix(), next_x, shape);
-      for (uint32_t t = 0; t < tokens; ++t) {
-        ExpectGemmRow(first.matrix(), &x[t * kColumns], GpuGemmOut::kAddF32, &hidden[t * kHidden],
-                      before[t * kHidden], kHidden);
-        double sum = 0;
-        for (uint32_t i = 0; i < kHidden; ++i) {
-          const float h = hidden[t * kHidden + i];
-          EXPECT_EQ(next_x[t * kHidden + i], BF16FromFloat(h * norm[i]));
-          sum += double{h} * h;
-        }
-        const double factor = 1 / std::sqrt(sum / kHidden + double{kEpsilon});
-        for (uint32_t i = 0; i < kRows; ++i) {  // some ten roundings of terms of one sign
-          const double want = undivided[t * kRows + i] * factor;
-          EXPECT_NEAR(out[t * kRows + i], want, std::abs(want) * 0x1p-19);
-        }
-      }
+      products.ExpectRight(hidden, next_x, StreamGemmF32(products.second.matrix(), next_x, shape), out);
     }
   }
 }

@@ -1,5 +1,6 @@
 // The small ops of a step on a GPU, by the rules of their tests on the emulator, at the sizes of real models
 // too.
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -128,6 +129,40 @@ TEST(QuantizeRowsGpu, Int8IsWithinHalfAStep) {
       std::vector<double> want(width);
       for (size_t k = 0; k < width; ++k) want[k] = FloatFromBF16(x[i * width + k]);
       ExpectInt8Row(want, reinterpret_cast<const int8_t*>(&got[i * width]), got_scales[i], 0);
+    }
+  }
+}
+
+TEST(QuantizeRowsGpu, E4M3MatchesTheReference) {
+  for (const auto [count, width] : {Sizes{1, 8}, {3, 2056}, {70, 14336}}) {
+    SCOPED_TRACE(testing::Message() << count << " rows of " << width);
+    std::vector<uint16_t> x;
+    for (const float value : RandomNormal(size_t{count} * width, /*seed=*/width))
+      x.push_back(BF16FromFloat(value));
+    if (count > 1) {
+      std::fill_n(x.begin() + width, width, uint16_t{0});
+      x.back() = 0x7fc0;  // NaN, in the last row
+    }
+    const DeviceArray<uint16_t> device_x(x);
+    DeviceArray<uint8_t> codes(x.size());
+    DeviceArray<float> scales(count);
+    CUDA_MUST(QuantizeRowsCuda({.x = device_x.data(),
+                                .rows = count,
+                                .width = width,
+                                .out = codes.data(),
+                                .scales = scales.data(),
+                                .codes = RowCodes::kE4M3},
+                               {.follows = true}));
+    const std::vector<uint8_t> got = codes.Get();
+    const std::vector<float> got_scales = scales.Get();
+    for (size_t i = 0; i < count; ++i) {
+      if (count > 1 && i == count - 1) {
+        EXPECT_TRUE(std::isnan(got_scales[i]));
+        continue;
+      }
+      std::vector<double> want(width);
+      for (size_t k = 0; k < width; ++k) want[k] = FloatFromBF16(x[i * width + k]);
+      ExpectE4M3Row(want, &got[i * width], got_scales[i], 0x1p-22);  // value * inverse and its rounding
     }
   }
 }

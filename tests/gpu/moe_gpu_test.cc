@@ -205,6 +205,45 @@ TEST(GroupedGemmGpu, WhatItCannotDoIsRefused) {
   EXPECT_EQ(CombineExpertsCuda({.tokens = 1, .per_token = 1, .width = 6}, {}), cudaErrorInvalidValue);
 }
 
+TEST(CombineExpertsGpu, MatchesTheReferenceToTheBit) {
+  for (const GroupedCase& c :
+       {GroupedCase{1, 4, 4, 2, 8}, {7, 9, 8, 8, 8}, {70, 5, 3, 1, 8}, {300, 128, 128, 8, 32}}) {
+    for (const uint32_t width : {4u, 52u, 1028u, 4096u}) {
+      for (const bool adds_to_out : {false, true}) {
+        SCOPED_TRACE(testing::Message() << c.tokens << " tokens of " << width << ", adds " << adds_to_out);
+        RoutedTokens routed = RandomGroups(c, /*seed=*/width);
+        if (c.tokens > 1) routed.weights[c.per_token] = std::nanf("");  // of token 1
+        std::mt19937_64 random(width);
+        std::normal_distribution<float> normal;
+        std::vector<float> rows(routed.pairs.size() * width), before(size_t{c.tokens} * width);
+        for (float& each : rows) each = normal(random);
+        for (float& each : before) each = normal(random);
+        const DeviceRoutes routes(routed);
+        const DeviceArray<float> device_rows(rows);
+        DeviceArray<float> out(before.size());
+        if (adds_to_out) out.Set(before);  // else it holds NaNs
+        CUDA_MUST(CombineExpertsCuda({.rows = device_rows.data(),
+                                      .places = routes.places.data(),
+                                      .weights = routes.weights.data(),
+                                      .tokens = c.tokens,
+                                      .per_token = c.per_token,
+                                      .width = width,
+                                      .adds_to_out = adds_to_out,
+                                      .out = out.data()},
+                                     {.follows = adds_to_out}));
+        if (!adds_to_out) std::ranges::fill(before, 0.0f);
+        const std::vector<float> want = CombinedRows(routed, c.per_token, rows, width, before),
+                                 got = out.Get();
+        for (size_t i = 0; i < got.size(); ++i) {
+          ASSERT_EQ(std::isnan(got[i]), c.tokens > 1 && i / width == 1) << i;
+          if (std::isnan(got[i])) continue;
+          ASSERT_EQ(got[i], want[i]) << i;
+        }
+      }
+    }
+  }
+}
+
 // A feed-forward layer from logits to the residual stream, in one graph that is launched again with other
 // logits and tokens: each token has the bits that it has alone.
 TEST(MoeGpu, ALayerIsAGraphInWhichATokenHasTheBitsItHasAlone) {

@@ -82,6 +82,50 @@ TEST(StreamGemmGpu, ATokenHasTheSameBitsInAnyBatch) {
   }
 }
 
+TEST(StreamGemmGpu, ANormGoesAlongWithTheResidualStream) {
+  const struct { uint32_t hidden, columns, rows; } sizes[] = {{192, 128, 32}, {2048, 1024, 272}};
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kQ4_0, DType::kQ8_0}) {
+    for (const auto& [hidden_size, columns, rows] : sizes) {
+      for (const uint32_t tokens : {1u, 3u, kMostNormTokens}) {
+        const NormedProducts products(dtype, tokens, hidden_size, columns, rows);
+        const DeviceMatrix first(*products.first.packed), second(*products.second.packed);
+        const DeviceArray<uint16_t> x(products.x);
+        const DeviceArray<float> norm(products.norm);
+        for (const StreamGemmShape& shape : StreamGemmShapes(tokens)) {
+          SCOPED_TRACE(testing::Message()
+                       << Info(dtype).name << " [" << rows << ", " << hidden_size << "] " << tokens
+                       << " tokens " << shape.warps << " warps " << shape.row_tiles << " row tiles "
+                       << shape.per_sm << " blocks of a multiprocessor");
+          const DeviceArray<float> hidden(products.before), squares(tokens * hidden_size / kTileRows),
+              out(size_t{tokens} * rows), undivided(size_t{tokens} * rows);
+          const DeviceArray<uint16_t> next_x(size_t{tokens} * hidden_size);
+          CUDA_MUST(StreamGemmCuda({.x = x.data(),
+                                    .tokens = tokens,
+                                    .weights = first.matrix,
+                                    .out = hidden.data(),
+                                    .kind = GpuGemmOut::kAddF32,
+                                    .next_norm = norm.data(),
+                                    .next_x = next_x.data(),
+                                    .next_squares = squares.data()},
+                                   shape, {}));
+          GpuGemmArgs next = {.x = next_x.data(),
+                              .tokens = tokens,
+                              .weights = second.matrix,
+                              .out = out.data(),
+                              .kind = GpuGemmOut::kF32,
+                              .x_squares = squares.data(),
+                              .epsilon = NormedProducts::kEpsilon};
+          CUDA_MUST(StreamGemmCuda(next, shape, {.follows = true}));
+          next.out = undivided.data();
+          next.x_squares = nullptr;
+          CUDA_MUST(StreamGemmCuda(next, shape, {}));
+          products.ExpectRight(hidden.Get(), next_x.Get(), undivided.Get(), out.Get());
+        }
+      }
+    }
+  }
+}
+
 TEST(StreamGemmGpu, WhatItCannotDoIsRefused) {
   const GpuGemmArgs args{.tokens = 1, .weights = {.rows = 16, .columns = 64}};
   GpuGemmArgs odd_rows = args, odd_columns = args;
