@@ -473,9 +473,17 @@ Status PrefillAttention(BenchContext& bench, const AttentionPool& pool, const Cu
 
 // ---- What moves a step's activations
 
-// A call moves `bytes`; `queue` rotates over memory beyond the cache.
+// What a call leaves, of one of these, finite.
+struct StreamOutput {
+  const uint16_t* bf16 = nullptr;
+  const float* f32 = nullptr;
+  uint64_t count = 0;
+};
+
+// A call moves `bytes`; `queue` rotates over memory beyond the cache. What is left out for want of time left
+// nothing.
 Status Stream(BenchContext& bench, const std::string& name, double bytes, const BenchGoal& goal,
-              const QueueCall& queue) {
+              const QueueCall& queue, const StreamOutput& output = {}) {
   if (!bench.report.HasTime(name)) return {};
   const CallPlan plan = {.calls = CallsFor(bytes, bench.limits.copy, 4), .rounds = bench.rounds};
   const auto timing = TimeCalls(bench.stream, plan, queue);
@@ -487,6 +495,8 @@ Status Stream(BenchContext& bench, const std::string& name, double bytes, const 
                     .fraction = bytes / timing->seconds / bench.limits.copy,
                     .limit = "copy",
                     .goal = goal});
+  if (output.bf16 != nullptr) return CheckFinite(output.bf16, output.count, name.c_str(), bench.stream);
+  if (output.f32 != nullptr) return CheckFinite(output.f32, output.count, name.c_str(), bench.stream);
   return {};
 }
 
@@ -506,8 +516,8 @@ Status NormAndEmbed(BenchContext& bench) {
                            norm.x = x.as<float>() + i % kTurns * kElements;
                            norm.out = out.as<uint16_t>() + i % kTurns * kElements;
                            return RmsNormCuda(norm, how);
-                         }));
-  RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "rms_norm", bench.stream));
+                         },
+                         {.bf16 = out.as<uint16_t>(), .count = kElements}));
   norm.out = nullptr;
   norm.scales = scales.as<float>();
   for (const RowCodes codes : {RowCodes::kE4M3, RowCodes::kInt8}) {
@@ -518,8 +528,8 @@ Status NormAndEmbed(BenchContext& bench) {
                              norm.x = x.as<float>() + i % kTurns * kElements;
                              norm.out_codes = out.as<uint8_t>() + i % kTurns * kElements;
                              return RmsNormCuda(norm, how);
-                           }));
-    RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of rms_norm", bench.stream));
+                           },
+                           {.f32 = scales.as<float>(), .count = kTokens}));
   }
 
   std::minstd_rand random(33);
@@ -527,18 +537,18 @@ Status NormAndEmbed(BenchContext& bench) {
   for (int32_t& id : ids) id = static_cast<int32_t>(random() % kVocab);
   ASSIGN_OR_RETURN(const CudaBuffer tokens, Upload(ids, "tokens"));
   ASSIGN_OR_RETURN(const CudaBuffer table, RandomBF16(uint64_t{kVocab} * kHidden, 34, bench.stream));
-  RETURN_IF_ERROR(
-      Stream(bench, "embed, 4096 tokens", 6.0 * kElements, {}, [&](uint32_t i, const CudaLaunch& how) {
-        GpuEmbedArgs embed;
-        embed.tokens = tokens.as<int32_t>() + i % kTurns * kTokens;
-        embed.count = kTokens;
-        embed.table = table.as<uint16_t>();
-        embed.vocab = kVocab;
-        embed.width = kHidden;
-        embed.out = x.as<float>() + i % kTurns * kElements;
-        return EmbedCuda(embed, how);
-      }));
-  return CheckFinite(x.as<float>(), kElements, "embed", bench.stream);
+  return Stream(bench, "embed, 4096 tokens", 6.0 * kElements, {},
+                [&](uint32_t i, const CudaLaunch& how) {
+                  GpuEmbedArgs embed;
+                  embed.tokens = tokens.as<int32_t>() + i % kTurns * kTokens;
+                  embed.count = kTokens;
+                  embed.table = table.as<uint16_t>();
+                  embed.vocab = kVocab;
+                  embed.width = kHidden;
+                  embed.out = x.as<float>() + i % kTurns * kElements;
+                  return EmbedCuda(embed, how);
+                },
+                {.f32 = x.as<float>(), .count = kElements});
 }
 
 // RoPE's of each position below `positions`: what they turn in place, again and again, keeps its length.
@@ -574,7 +584,8 @@ Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
     const double written = kTokens * (2.0 * kHeads * kHeadDim + 2.0 * kKvHeads * row_bytes);
     const std::string of = dtype == KvDType::kBF16 ? "" : Concat(" to ", KvDTypeName(dtype));
     RETURN_IF_ERROR(Stream(bench, Concat("rope_kv", of, ", 4096 tokens"), 2.0 * kElements + written,
-                           kStreamGoal, [&](uint32_t i, const CudaLaunch& how) {
+                           kStreamGoal,
+                           [&](uint32_t i, const CudaLaunch& how) {
                              batch.sequences = sequences.as<uint32_t>() + i % kTurns * kTokens;
                              return RopeKvCuda({.batch = batch,
                                                 .qkv = qkv.as<uint16_t>() + i % kTurns * kElements,
@@ -583,9 +594,10 @@ Status RopeKv(BenchContext& bench, const AttentionPool& pool) {
                                                 .heads = kHeads,
                                                 .kv = pool.Layer(dtype)},
                                                how);
-                           }));
+                           },
+                           {.bf16 = qkv.as<uint16_t>(), .count = kElements}));
   }
-  return CheckFinite(qkv.as<uint16_t>(), kElements, "rope_kv", bench.stream);
+  return {};
 }
 
 Status GateMul(BenchContext& bench) {
@@ -596,13 +608,13 @@ Status GateMul(BenchContext& bench) {
   GpuGateMulArgs args = {
       .in = in.as<uint16_t>(), .tokens = kTokens, .width = kFfn, .out = out.as<uint16_t>()};
   const QueueCall queue = [&](uint32_t, const CudaLaunch& how) { return GateMulCuda(args, how); };
-  RETURN_IF_ERROR(Stream(bench, "gate_mul to bf16, 4096 tokens", 6.0 * kElements, kStreamGoal, queue));
-  RETURN_IF_ERROR(CheckFinite(out.as<uint16_t>(), kElements, "gate_mul", bench.stream));
+  RETURN_IF_ERROR(Stream(bench, "gate_mul to bf16, 4096 tokens", 6.0 * kElements, kStreamGoal, queue,
+                         {.bf16 = out.as<uint16_t>(), .count = kElements}));
   args.out = nullptr;
   args.out_e4m3 = out.as<uint8_t>();
   args.scales = scales.as<float>();
-  RETURN_IF_ERROR(Stream(bench, "gate_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue));
-  return CheckFinite(scales.as<float>(), kTokens, "scales of gate_mul", bench.stream);
+  return Stream(bench, "gate_mul to fp8, 4096 tokens", 5.0 * kElements, kStreamGoal, queue,
+                {.f32 = scales.as<float>(), .count = kTokens});
 }
 
 // The largest matrix of a layer as bf16, what cuBLASLt multiplies with.
@@ -615,9 +627,8 @@ Status Dequantize(BenchContext& bench, GpuFormat format) {
   const auto dequantize = [&](uint32_t i, const CudaLaunch& how) {
     return DequantizeCuda(weights->layers[i % kTurns].gate_up, out.as<uint16_t>(), how);
   };
-  RETURN_IF_ERROR(
-      Stream(bench, name, static_cast<double>(BytesOf(one)) + 2.0 * elements, kStreamGoal, dequantize));
-  return CheckFinite(out.as<uint16_t>(), elements, name.c_str(), bench.stream);
+  const double bytes = static_cast<double>(BytesOf(one)) + 2.0 * elements;
+  return Stream(bench, name, bytes, kStreamGoal, dequantize, {.bf16 = out.as<uint16_t>(), .count = elements});
 }
 
 // What families have beside Llama, and rows that become codes by themselves.
@@ -635,15 +646,15 @@ Status OtherStreams(BenchContext& bench) {
                         .epsilon = 1e-6f},
                        how);
   };
-  RETURN_IF_ERROR(Stream(bench, "add_norm, 4096 tokens", 12.0 * kElements, kStreamGoal, add_norm));
-  RETURN_IF_ERROR(CheckFinite(hidden.as<float>(), kElements, "add_norm", bench.stream));
+  RETURN_IF_ERROR(Stream(bench, "add_norm, 4096 tokens", 12.0 * kElements, kStreamGoal, add_norm,
+                         {.f32 = hidden.as<float>(), .count = kElements}));
 
   ASSIGN_OR_RETURN(const CudaBuffer logits, RandomF32(kLogits, {.deviation = 9, .seed = 73}, bench.stream));
   const auto cap = [&](uint32_t, const CudaLaunch& how) {
     return CapLogitsCuda({.logits = logits.as<float>(), .count = kLogits, .cap = 30}, how);
   };
-  RETURN_IF_ERROR(Stream(bench, "cap_logits, 256 rows", 8.0 * kLogits, kStreamGoal, cap));
-  RETURN_IF_ERROR(CheckFinite(logits.as<float>(), kLogits, "cap_logits", bench.stream));
+  RETURN_IF_ERROR(Stream(bench, "cap_logits, 256 rows", 8.0 * kLogits, kStreamGoal, cap,
+                         {.f32 = logits.as<float>(), .count = kLogits}));
 
   ASSIGN_OR_RETURN(const CudaBuffer rows, RandomBF16(kTurns * kElements, 74, bench.stream));
   ASSIGN_OR_RETURN(const CudaBuffer codes, Poisoned(kElements));
@@ -660,8 +671,7 @@ Status OtherStreams(BenchContext& bench) {
     };
     RETURN_IF_ERROR(
         Stream(bench, Concat("quantize_rows to ", kind == RowCodes::kE4M3 ? "fp8" : "int8", ", 4096 tokens"),
-               3.0 * kElements, kStreamGoal, quantize));
-    RETURN_IF_ERROR(CheckFinite(scales.as<float>(), kTokens, "scales of quantize_rows", bench.stream));
+               3.0 * kElements, kStreamGoal, quantize, {.f32 = scales.as<float>(), .count = kTokens}));
   }
 
   constexpr uint64_t kGated = uint64_t{kTokens} * kFfn;
@@ -675,8 +685,8 @@ Status OtherStreams(BenchContext& bench) {
                         .out = out.as<uint16_t>()},
                        how);
   };
-  RETURN_IF_ERROR(Stream(bench, "gate_mul of GELU, 4096 tokens", 6.0 * kGated, kStreamGoal, gelu));
-  return CheckFinite(out.as<uint16_t>(), kGated, "gate_mul of GELU", bench.stream);
+  return Stream(bench, "gate_mul of GELU, 4096 tokens", 6.0 * kGated, kStreamGoal, gelu,
+                {.bf16 = out.as<uint16_t>(), .count = kGated});
 }
 
 Status KvCopy(BenchContext& bench) {
@@ -706,8 +716,8 @@ Status KvCopy(BenchContext& bench) {
   };
   RETURN_IF_ERROR(Stream(bench, "kv_copy of 2 MiB within the pool", 2.0 * kBlockBytes, {}, queue));
   args.staging = staging.data();
-  RETURN_IF_ERROR(Stream(bench, "kv_copy of 2 MiB to staging", 2.0 * kBlockBytes, {}, queue));
-  RETURN_IF_ERROR(CheckFinite(staging.as<uint16_t>(), kBlockBytes / 2, "kv_copy", bench.stream));
+  RETURN_IF_ERROR(Stream(bench, "kv_copy of 2 MiB to staging", 2.0 * kBlockBytes, {}, queue,
+                         {.bf16 = staging.as<uint16_t>(), .count = kBlockBytes / 2}));
   args.to_pool = true;
   return Stream(bench, "kv_copy of 2 MiB from staging", 2.0 * kBlockBytes, {}, queue);
 }
