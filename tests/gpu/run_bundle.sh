@@ -66,8 +66,8 @@ sanitize() {
   for tool in ${tools//,/ }; do
     # Every access is checked, up to a hundred times slower: kernels alone, and for memcheck models and engines of small
     # shapes too. Left out are large matrices and long prompts, which are the same kernels for longer, the larger two
-    # demo models as they are, and of libraries CublasChoices and groups over NCCL (Nccl*). A filter that is given comes
-    # last, and the last one counts.
+    # demo models as they are, and what libraries do: products of cuBLASLt (Cublas*), NCCL (Nccl*). A filter that is
+    # given comes last, and the last one counts.
     filter='*Gpu*'
     if [[ $tool == memcheck ]]; then
       filter+=':*nano*:Graphs.*:KvBlocks.*:Invariant.*:RandomModels.*:RewrittenModels.*:CudaEngine.*:RankGroup.*'
