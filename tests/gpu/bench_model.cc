@@ -371,6 +371,7 @@ BenchGoal PrefillGoal(GpuFormat format) {
     case GpuFormat::kSparse:
       return {};  // none was set
   }
+  return {};
 }
 
 Status PrefillFormat(BenchContext& bench, GpuFormat format) {
