@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -107,24 +108,35 @@ TEST(RmsNormGpu, Int8MatchesTheReference) {
   }
 }
 
+std::vector<uint16_t> RandomRows(uint32_t count, uint32_t width) {
+  std::vector<uint16_t> x;
+  for (const float value : RandomNormal(size_t{count} * width, /*seed=*/width))
+    x.push_back(BF16FromFloat(value));
+  return x;
+}
+
+// Codes and scales of rows of `width`.
+std::pair<std::vector<uint8_t>, std::vector<float>> QuantizedRows(const std::vector<uint16_t>& x,
+                                                                  uint32_t width, RowCodes row_codes) {
+  const auto count = static_cast<uint32_t>(x.size() / width);
+  const DeviceArray<uint16_t> device_x(x);
+  DeviceArray<uint8_t> codes(x.size());
+  DeviceArray<float> scales(count);
+  CUDA_MUST(QuantizeRowsCuda({.x = device_x.data(),
+                              .rows = count,
+                              .width = width,
+                              .out = codes.data(),
+                              .scales = scales.data(),
+                              .codes = row_codes},
+                             {.follows = true}));
+  return {codes.Get(), scales.Get()};
+}
+
 TEST(QuantizeRowsGpu, Int8IsWithinHalfAStep) {
   for (const auto [count, width] : {Sizes{1, 8}, {3, 2056}, {70, 14336}}) {
     SCOPED_TRACE(testing::Message() << count << " rows of " << width);
-    std::vector<uint16_t> x;
-    for (const float value : RandomNormal(size_t{count} * width, /*seed=*/width))
-      x.push_back(BF16FromFloat(value));
-    const DeviceArray<uint16_t> device_x(x);
-    DeviceArray<uint8_t> codes(x.size());
-    DeviceArray<float> scales(count);
-    CUDA_MUST(QuantizeRowsCuda({.x = device_x.data(),
-                                .rows = count,
-                                .width = width,
-                                .out = codes.data(),
-                                .scales = scales.data(),
-                                .codes = RowCodes::kInt8},
-                               {.follows = true}));
-    const std::vector<uint8_t> got = codes.Get();
-    const std::vector<float> got_scales = scales.Get();
+    const std::vector<uint16_t> x = RandomRows(count, width);
+    const auto [got, got_scales] = QuantizedRows(x, width, RowCodes::kInt8);
     for (size_t i = 0; i < count; ++i) {
       std::vector<double> want(width);
       for (size_t k = 0; k < width; ++k) want[k] = FloatFromBF16(x[i * width + k]);
@@ -136,25 +148,12 @@ TEST(QuantizeRowsGpu, Int8IsWithinHalfAStep) {
 TEST(QuantizeRowsGpu, E4M3MatchesTheReference) {
   for (const auto [count, width] : {Sizes{1, 8}, {3, 2056}, {70, 14336}}) {
     SCOPED_TRACE(testing::Message() << count << " rows of " << width);
-    std::vector<uint16_t> x;
-    for (const float value : RandomNormal(size_t{count} * width, /*seed=*/width))
-      x.push_back(BF16FromFloat(value));
+    std::vector<uint16_t> x = RandomRows(count, width);
     if (count > 1) {
       std::fill_n(x.begin() + width, width, uint16_t{0});
       x.back() = 0x7fc0;  // NaN, in the last row
     }
-    const DeviceArray<uint16_t> device_x(x);
-    DeviceArray<uint8_t> codes(x.size());
-    DeviceArray<float> scales(count);
-    CUDA_MUST(QuantizeRowsCuda({.x = device_x.data(),
-                                .rows = count,
-                                .width = width,
-                                .out = codes.data(),
-                                .scales = scales.data(),
-                                .codes = RowCodes::kE4M3},
-                               {.follows = true}));
-    const std::vector<uint8_t> got = codes.Get();
-    const std::vector<float> got_scales = scales.Get();
+    const auto [got, got_scales] = QuantizedRows(x, width, RowCodes::kE4M3);
     for (size_t i = 0; i < count; ++i) {
       if (count > 1 && i == count - 1) {
         EXPECT_TRUE(std::isnan(got_scales[i]));
