@@ -11,8 +11,8 @@
 // only loses columns: tied, it is the embedding.
 //
 // Of models with experts weights become zero in each expert's matrices, by the tokens that go to the expert
-// (of one without any by their size), and the matrix that chooses experts stays as it is. No parts of them
-// go.
+// (by their size where these are fewer than inputs), and the matrix that chooses experts stays as it is. No
+// parts of them go.
 //
 // Memory: as of quantize.h, and for SparseGPT 8 bytes for each weight of a matrix, where the residual stream
 // becomes narrower a third layer in f32; hidden states are in two files where whole parts go, in three where

@@ -11,7 +11,7 @@
 // kind of processor; neither threads nor interruptions change them.
 //
 // Of models with experts each expert's matrices are linears of the layer, calibrated by the tokens that go to
-// the expert (those of an expert without any are rounded by their weights alone), and the matrix that chooses
+// the expert (by their weights alone where these are fewer than inputs), and the matrix that chooses
 // experts stays as it is, also by scales (channel_scales.h).
 //
 // Memory without calibration text: a matrix in f32, what becomes of it, and two layers as they are written.
