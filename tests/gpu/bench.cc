@@ -24,7 +24,7 @@ namespace {
 
 struct Flags {
   std::vector<std::string> only;
-  std::string json, model, load_folder, first_token, commit;
+  std::string json, model, load_folder, first_token, compute = "auto", commit;
   bool is_quick = false;
 };
 
@@ -53,6 +53,8 @@ const Part kParts[] = {
      }},
     {"memory", 6, [](BenchContext& bench, const Flags& flags) { return BenchMemory(bench, flags.model); }},
     {"load", 90, [](BenchContext& bench, const Flags& flags) { return BenchLoad(bench, flags.load_folder); }},
+    {"load_folders", 180,
+     [](BenchContext& bench, const Flags& flags) { return BenchLoadFolders(bench, flags.load_folder); }},
 };
 
 Status Run(const Flags& flags) {
@@ -90,7 +92,8 @@ int Main(const Flags& flags) {
     std::fprintf(stderr, "no GPU: %s\n", error == cudaSuccess ? "none found" : cudaGetErrorString(error));
     return kExitUnavailable;
   }
-  const Status status = flags.first_token.empty() ? Run(flags) : PrintFirstToken(flags.first_token);
+  const Status status =
+      flags.first_token.empty() ? Run(flags) : PrintFirstToken(flags.first_token, flags.compute);
   if (status.ok()) return kExitOk;
   std::fflush(stdout);
   std::fprintf(stderr, "%s\n", Message(status).c_str());
@@ -109,10 +112,11 @@ int main(int argc, char** argv) {
   app.add_option("--json", flags.json, "file for the results, written again after each part");
   app.add_option("--commit", flags.commit, "what this was built of, for the results");
   app.add_option("--model", flags.model, "a model to load: a folder or a .gguf file");
-  app.add_option(
-      "--load-folder", flags.load_folder,
-      "where the part `load` writes the models that it loads, 6 and 16 GB; without it there is no such part");
+  app.add_option("--load-folder", flags.load_folder,
+                 "where the parts `load` and `load_folders` write what they load, up to 16 and 25 GB; else "
+                 "they do nothing");
   app.add_option("--first-token", flags.first_token, "what `load` runs: loads a model and asks for a token");
+  app.add_option("--compute", flags.compute, "of the model of --first-token: auto or fp8");
   app.add_flag("--quick", flags.is_quick, "fewer shapes and rounds, about 30 s");
   CLI11_PARSE(app, argc, argv);
   return terrace::Main(flags);

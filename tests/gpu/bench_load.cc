@@ -1,6 +1,7 @@
 // From the start of a process to a model's first token, as terrace-worker and the CLI load it: a process of
 // its own for each measurement, so that it pays for the driver's start, the libraries and what CUDA loads
 // lazily. The files are of Llama 3.1 8B's shape, just written: in the page cache.
+// Files of GGUF, and folders that `terrace quantize` makes of one.
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include "base/json.h"
 #include "tests/gpu/bench_model.h"
 #include "tests/gpu/large_model.h"
+#include "tools/optimize/quantize.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/open_engine.h"
 
@@ -24,7 +26,11 @@ extern "C" const terrace::DeviceBackend* terrace_device_backend();
 namespace terrace {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr uint32_t kPromptTokens = 128;
+unsigned HardwareThreads() { return std::max(1u, std::thread::hardware_concurrency()); }
+
 constexpr double kMostFactor = 1.5, kMostExtraSeconds = 1.5;  // of the goal
 
 StatusOr<const DeviceBackend*> LinkedBackend() {
@@ -47,6 +53,11 @@ StatusOr<double> SecondsToToken(OpenedEngine& opened) {
   return Seconds(RealClock().Now() - begin);
 }
 
+struct Model {
+  std::string path;  // a file or a folder
+  std::string compute = "auto";
+};
+
 struct Part {
   const char* name;
   const char* label;
@@ -64,9 +75,9 @@ constexpr Part kLoadParts[] = {
 };
 
 // One process; seconds from its start to the line that says that there is a token.
-StatusOr<Json> LoadOnce(const std::string& path, double& seconds) {
-  const std::string command = Concat("exec '", std::filesystem::read_symlink("/proc/self/exe").string(),
-                                     "' --first-token '", path, "'");
+StatusOr<Json> LoadOnce(const Model& model, double& seconds) {
+  const std::string command = Concat("exec '", fs::read_symlink("/proc/self/exe").string(),
+                                     "' --first-token '", model.path, "' --compute ", model.compute);
   const MonoTime begin = RealClock().Now();
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> child(::popen(command.c_str(), "r"), ::pclose);
   if (child == nullptr) return Internal("popen failed");
@@ -79,14 +90,21 @@ StatusOr<Json> LoadOnce(const std::string& path, double& seconds) {
   return ParseJson(line);
 }
 
-Status MeasureLoad(BenchContext& bench, const std::string& name, const std::string& path) {
-  const auto bytes = static_cast<double>(std::filesystem::file_size(path));
+uint64_t BytesOf(const std::string& path) {
+  if (!fs::is_directory(path)) return fs::file_size(path);
+  uint64_t bytes = 0;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path)) bytes += entry.file_size();
+  return bytes;
+}
+
+Status MeasureLoad(BenchContext& bench, const std::string& name, const Model& model) {
+  const auto bytes = static_cast<double>(BytesOf(model.path));
   const double transfer = bytes / bench.limits.to_device;
   std::vector<double> seconds;
   std::map<std::string, std::vector<double>> parts;
   for (int round = 0; round < (bench.is_quick ? 1 : 3); ++round) {
     double one = 0;
-    ASSIGN_OR_RETURN(const Json found, LoadOnce(path, one));
+    ASSIGN_OR_RETURN(const Json found, LoadOnce(model, one));
     seconds.push_back(one);
     for (const auto& [part, value] : found.items()) parts[part].push_back(value.get<double>());
   }
@@ -114,15 +132,45 @@ Status MeasureLoad(BenchContext& bench, const std::string& name, const std::stri
   return {};
 }
 
-Status LoadFormat(BenchContext& bench, const std::string& name, DType dtype, const std::string& folder) {
-  const std::string path = Concat(folder, "/terrace-bench-", ::getpid(), ".gguf");
-  ThreadPool pool(std::max(1u, std::thread::hardware_concurrency()));
+// A file or a folder, removed at the end.
+class Written {
+ public:
+  explicit Written(std::string path) : path_(std::move(path)) { fs::remove_all(path_); }
+  ~Written() { fs::remove_all(path_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  const std::string path_;
+};
+
+Status WriteGguf(const std::string& path, DType dtype) {
+  ThreadPool pool(HardwareThreads());
   const MonoTime begin = RealClock().Now();
-  Status status = WriteLargeModel(path, BenchConfig(), dtype, pool);
+  RETURN_IF_ERROR(WriteLargeModel(path, BenchConfig(), dtype, pool));
   std::printf("%s: %.1f s to write\n", path.c_str(), Seconds(RealClock().Now() - begin));
-  if (status.ok()) status = MeasureLoad(bench, name, path);
-  ::unlink(path.c_str());
-  return status;
+  return {};
+}
+
+Status LoadFormat(BenchContext& bench, const std::string& name, DType dtype, const std::string& folder) {
+  const Written model(Concat(folder, "/terrace-bench-", ::getpid(), ".gguf"));
+  RETURN_IF_ERROR(WriteGguf(model.path(), dtype));
+  return MeasureLoad(bench, name, {model.path()});
+}
+
+Status LoadQuantized(BenchContext& bench, const std::string& name, const std::string& source,
+                     const QuantizeTarget& target, const std::string& compute) {
+  const Written made(Concat(source, "-", target.name));  // a folder, for the report beside the model too
+  fs::create_directory(made.path());
+  QuantizeRequest request;
+  request.model = source;
+  request.out = made.path() + "/model";
+  request.target = target;
+  request.method = kQuantizeMethods[0];  // rtn: what takes no calibration
+  request.threads = HardwareThreads();
+  const MonoTime begin = RealClock().Now();
+  RETURN_IF_ERROR(Quantize(request).status());
+  std::printf("%s: %.1f s to quantize\n", request.out.c_str(), Seconds(RealClock().Now() - begin));
+  return MeasureLoad(bench, name, {request.out, compute});
 }
 
 }  // namespace
@@ -136,9 +184,23 @@ Status BenchLoad(BenchContext& bench, const std::string& folder) {
   return {};
 }
 
-Status PrintFirstToken(const std::string& model) {
+Status BenchLoadFolders(BenchContext& bench, const std::string& folder) {
+  if (folder.empty()) return {};
+  const Written source(Concat(folder, "/terrace-bench-", ::getpid(), ".gguf"));
+  RETURN_IF_ERROR(WriteGguf(source.path(), DType::kBF16));
+  for (const auto& [target, compute] : {std::pair("int4-g128", "auto"), std::pair("fp8", "fp8")}) {
+    const std::string name = Concat("8B folder of ", target);
+    if (!bench.report.HasTime(name)) continue;
+    const auto found = std::ranges::find(kQuantizeTargets, std::string_view(target), &QuantizeTarget::name);
+    RETURN_IF_ERROR(bench.report.SkipOr(name, LoadQuantized(bench, name, source.path(), *found, compute)));
+  }
+  return {};
+}
+
+Status PrintFirstToken(const std::string& model, const std::string& compute) {
   OpenEngineOptions options;
   options.model = model;
+  options.compute = compute;
   options.device = "cuda";
   options.find_device = LinkedBackend;
   ASSIGN_OR_RETURN(OpenedEngine opened, OpenEngine(options));

@@ -56,7 +56,8 @@ Status BenchMemory(BenchContext& bench, const std::string& model);  // KV blocks
 
 // bench_load.cc. Models that are written into `folder`, unless it is "", as a worker loads them: 6 and 16 GB.
 Status BenchLoad(BenchContext& bench, const std::string& folder);
-// What a process does that BenchLoad measures: a line when there is a token, then one of JSON.
-Status PrintFirstToken(const std::string& model);
+Status BenchLoadFolders(BenchContext& bench, const std::string& folder);
+// What a process does that these measure: a line when there is a token, then one of JSON.
+Status PrintFirstToken(const std::string& model, const std::string& compute);
 
 }  // namespace terrace

@@ -16,6 +16,8 @@
 #include "kernels/scalar_convert.h"
 #include "tools/optimize/prune.h"
 #include "tools/optimize/quantize.h"
+#include "tools/optimize/synthesize.h"
+#include "tools/optimize/synthetic_text.h"
 #include "worker/model/found_tensors.h"
 #include "worker/model/model_testing.h"
 
@@ -189,6 +191,32 @@ struct Folder {
   const std::string path;
 };
 
+ModelConfig SmallMixture(uint32_t vocab_size) {
+  ModelConfig config = RandomModel::SmallConfig(vocab_size);
+  config.family = "mixtral";
+  config.experts = 8;
+  config.experts_per_token = 2;
+  config.normalizes_experts = true;
+  return config;
+}
+
+// Token by token, as a router may take another expert than the reference's where two are as near as bf16
+// rounds activations: of random models' tokens about one in a hundred in each layer. Such a token is off by
+// some tenths, the others by what rounding does; what is multiplied by wrong experts is off everywhere.
+void ExpectExpertsFollow(std::span<const float> want, std::span<const float> got, size_t vocab,
+                         double bound) {
+  ASSERT_EQ(want.size(), got.size());
+  const size_t tokens = want.size() / vocab;
+  std::vector<double> distances;
+  for (size_t i = 0; i < tokens; ++i)
+    distances.push_back(RelativeDistance(want.subspan(i * vocab, vocab), got.subspan(i * vocab, vocab)));
+  std::ranges::sort(distances);
+  EXPECT_LT(distances[tokens / 2], bound) << tokens << " tokens";
+  const auto far = std::ranges::count_if(distances, [&](double each) { return each > 2 * bound; });
+  EXPECT_LE(static_cast<size_t>(far), 1 + tokens / 20)
+      << tokens << " tokens, the furthest " << distances.back();
+}
+
 // What files of `terrace quantize` say, read by both: weights are the same on either side but for scales that
 // are rounded to f16 (2^-11), so the bound is that of the model that they were made of.
 TEST(RewrittenModels, QuantizedOnesFollowTheCpu) {
@@ -214,18 +242,23 @@ TEST(RewrittenModels, QuantizedOnesFollowTheCpu) {
   }
 }
 
-// What `terrace prune --pattern 2:4` writes stays 2:4 on the device.
-TEST(RewrittenModels, TwoOfFourFollowsTheCpu) {
-  const Folder folder("pruned_model");
+// Writes what `terrace prune --pattern 2:4` makes of a model.
+ModelFiles TwoOfFour(const std::string& model, const std::string& out) {
   PruneRequest request;
-  request.model = DemoFolder(kNano);
-  request.out = folder.path + "/model";
+  request.model = model;
+  request.out = out;
   request.method = kPruneMethods[1];  // magnitude: no calibration
   request.pattern = {.kept = kPrunePatterns[0].kept, .of = kPrunePatterns[0].of};
   request.threads = 2;
   const auto report = Prune(request);
-  ASSERT_TRUE(report.ok()) << Message(report.status());
-  const ModelFiles files = OpenTestModel(request.out);
+  CHECK(report.ok(), Message(report.status()));
+  return OpenTestModel(out);
+}
+
+// It stays 2:4 on the device.
+TEST(RewrittenModels, TwoOfFourFollowsTheCpu) {
+  const Folder folder("pruned_model");
+  const ModelFiles files = TwoOfFour(DemoFolder(kNano), folder.path + "/model");
   const DeviceTransformer device(files.config, *files.weights, false);
   for (const CudaLayer& layer : device.weights.layers) {
     for (const GpuMatrix& matrix : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
@@ -234,6 +267,33 @@ TEST(RewrittenModels, TwoOfFourFollowsTheCpu) {
   }
   ExpectLogitsFollowTheCpu("nano 2:4", files, kNano, kBF16Sources,
                            0.9);  // it is less sure: more tokens are near the best
+}
+
+TEST(RewrittenModels, TwoOfFourExpertsFollowTheCpu) {
+  const Folder folder("pruned_mixture");
+  ModelToSynthesize mixture;
+  mixture.path = folder.path + "/mixture";
+  mixture.config = SmallMixture(/*vocab_size=*/300);
+  mixture.dtype = DType::kBF16;
+  mixture.text = ByteLevelText();
+  mixture.threads = 2;
+  const auto written = Synthesize(mixture);
+  ASSERT_TRUE(written.ok()) << Message(written.status());
+  const ModelFiles files = TwoOfFour(mixture.path, folder.path + "/pruned");
+  DeviceTransformer device(files.config, *files.weights, false);
+  for (const CudaLayer& layer : device.weights.layers) {
+    for (const GpuMatrix& matrix : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
+      EXPECT_EQ(matrix.format, GpuFormat::kSparse);
+    }
+  }
+  TestModel cpu(files.config, *files.weights, CpuOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
+  const std::vector<BlockId> blocks = BlocksFrom(1, 20);
+  for (const uint32_t count : {5u, 90u, 300u}) {  // experts of one token, of some, of a wide chunk
+    const std::vector<int32_t> tokens = RandomTokens(count, 300, count);
+    ExpectExpertsFollow(SequenceLogits(cpu, tokens),
+                        device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = count}}}),
+                        300, 0.03);
+  }
 }
 
 // A model whose matrices of layers are what FP8 E4M3 makes of them.
@@ -309,34 +369,13 @@ TEST(RandomModels, EveryFormatFollowsTheReference) {
   }
 }
 
-// Token by token, as a router may take another expert than the reference's where two are as near as bf16
-// rounds activations: of random models' tokens about one in a hundred in each layer. Such a token is off by
-// some tenths, the others by what rounding does; what is multiplied by wrong experts is off everywhere.
-void ExpectExpertsFollow(std::span<const float> want, std::span<const float> got, double bound) {
-  constexpr size_t kVocab = 112;
-  ASSERT_EQ(want.size(), got.size());
-  const size_t tokens = want.size() / kVocab;
-  std::vector<double> distances;
-  for (size_t i = 0; i < tokens; ++i)
-    distances.push_back(RelativeDistance(want.subspan(i * kVocab, kVocab), got.subspan(i * kVocab, kVocab)));
-  std::ranges::sort(distances);
-  EXPECT_LT(distances[tokens / 2], bound) << tokens << " tokens";
-  const auto far = std::ranges::count_if(distances, [&](double each) { return each > 2 * bound; });
-  EXPECT_LE(static_cast<size_t>(far), 1 + tokens / 20)
-      << tokens << " tokens, the furthest " << distances.back();
-}
-
 void ExpectFollows(const ModelConfig& config, std::span<const float> want, std::span<const float> got) {
-  if (config.experts > 0) return ExpectExpertsFollow(want, got, 0.03);
+  if (config.experts > 0) return ExpectExpertsFollow(want, got, 112, 0.03);
   EXPECT_LT(RelativeDistance(want, got), 0.03) << want.size() / 112 << " tokens";
 }
 
 TEST(RandomModels, ExpertsOfEveryFormatFollowTheReference) {
-  ModelConfig config = RandomModel::SmallConfig(112);
-  config.family = "mixtral";
-  config.experts = 8;
-  config.experts_per_token = 2;
-  config.normalizes_experts = true;
+  const ModelConfig config = SmallMixture(112);
   for (const DTypeInfo& info : kDTypes) {
     SCOPED_TRACE(info.name);
     const RandomModel model(info.dtype, 7, config);
@@ -349,7 +388,7 @@ TEST(RandomModels, ExpertsOfEveryFormatFollowTheReference) {
       const double bound = info.dtype == DType::kInt8 && count > 64 ? 0.06 : 0.03;
       ExpectExpertsFollow(
           SequenceLogits(cpu, tokens),
-          device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = count}}}), bound);
+          device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = count}}}), 112, bound);
     }
   }
 }

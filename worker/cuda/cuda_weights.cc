@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -200,7 +201,7 @@ class Loader {
   }
 
   // Those of a layer are of one format, so that one kernel multiplies by all: where they differ, without
-  // codes. Whether they are 2:4 is not looked at.
+  // codes. They stay 2:4 where all of them are.
   Status PlanExperts(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
     RETURN_IF_ERROR(PlanRouter(index, *tensors[static_cast<size_t>(TensorKind::kRouter)][0], layer.router));
     const uint32_t experts = options_.config->experts;
@@ -214,13 +215,19 @@ class Loader {
         planned.first_alike = first;
         planned.alike = experts;
       }
+      const std::span<Planned> alike = std::span(matrices_).subspan(first);
       const auto like_first = [&](const Planned& planned) {
-        const GpuMatrix &a = *planned.out, &b = *matrices_[first].out;
+        const GpuMatrix &a = *planned.out, &b = *alike[0].out;
         return a.format == b.format && a.group == b.group && a.has_row_scales == b.has_row_scales;
       };
-      if (std::all_of(matrices_.begin() + static_cast<std::ptrdiff_t>(first), matrices_.end(), like_first))
-        continue;
-      for (size_t i = first; i < matrices_.size(); ++i) DropCodes(matrices_[i]);
+      if (!std::ranges::all_of(alike, like_first))
+        std::ranges::for_each(alike, [&](Planned& each) { DropCodes(each); });
+      bool may_be_sparse = alike[0].out->format == GpuFormat::kBF16;
+      for (size_t i = 0; may_be_sparse && i < alike.size(); ++i) {
+        ASSIGN_OR_RETURN(may_be_sparse, MayBeSparse(alike[i]));
+      }
+      if (!may_be_sparse) continue;
+      for (const Planned& planned : alike) planned.out->format = GpuFormat::kSparse;
     }
     return {};
   }
@@ -276,8 +283,7 @@ class Loader {
       planned.tensors[i] = *tensors[static_cast<size_t>(kKinds[i])][0];
       planned.elements[i] = {.begin = 0, .end = planned.tensors[i].shape[0]};
       if (options_.shard == nullptr) continue;
-      planned.elements[i] =
-          *terrace::PartOf(*options_.shard, *options_.config, MatrixOfBias(kKinds[i]), layer).rows;
+      planned.elements[i] = ElementsOfBias(*options_.shard, *options_.config, kKinds[i], layer);
     }
   }
 

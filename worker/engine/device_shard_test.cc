@@ -63,12 +63,11 @@ void Count(const WeightMatrix& whole, const WeightMatrix& part, std::vector<uint
   }
 }
 
-// Adds to `counts` [elements] those of a bias that the rank has: of the rows of its matrix.
+// Adds to `counts` [elements] those of a bias that the rank has.
 void CountBias(const TensorRequirement& bias, const ModelConfig& config, const ShardPlan& plan,
                std::vector<uint32_t>& counts) {
-  const TensorPart of_matrix = PartOf(plan, config, MatrixOfBias(bias.kind), bias.layer);
-  ASSERT_TRUE(of_matrix.rows.has_value());
-  for (size_t i = of_matrix.rows->begin; i < of_matrix.rows->end; ++i) ++counts.at(i);
+  const IndexRange elements = ElementsOfBias(plan, config, bias.kind, bias.layer);
+  for (size_t i = elements.begin; i < elements.end; ++i) ++counts.at(i);
 }
 
 void ExpectSharedOut(const RandomModel& model) {
@@ -138,8 +137,7 @@ void ExpectShapesOfOwnModel(const RandomModel& model) {
         SCOPED_TRACE(Concat(required.name, ", ", ranks, " ranks"));
         const Shape shape = TensorShape(own, required.kind, required.layer);
         if (IsBias(required.kind)) {
-          EXPECT_EQ(PartOf(plan, model.config, MatrixOfBias(required.kind), required.layer).rows->size(),
-                    shape[0]);
+          EXPECT_EQ(ElementsOfBias(plan, model.config, required.kind, required.layer).size(), shape[0]);
           continue;
         }
         const WeightMatrix part =

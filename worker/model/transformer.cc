@@ -106,8 +106,7 @@ Place PlaceOf(const TensorRequirement& required, const ModelConfig& config, cons
   };
   const auto vector = [](std::vector<float>& out) -> Place { return {.vector = &out}; };
   const auto bias = [&](std::vector<float>& out) -> Place {
-    return {.vector = &out,
-            .elements = PartOf(plan, config, MatrixOfBias(required.kind), required.layer).rows};
+    return {.vector = &out, .elements = ElementsOfBias(plan, config, required.kind, required.layer)};
   };
   switch (required.kind) {
     case TensorKind::kEmbedding:

@@ -175,4 +175,8 @@ TensorPart PartOf(const ShardPlan& plan, const ModelConfig& config, TensorKind k
   return {};
 }
 
+IndexRange ElementsOfBias(const ShardPlan& plan, const ModelConfig& config, TensorKind bias, uint32_t layer) {
+  return *PartOf(plan, config, MatrixOfBias(bias), layer).rows;
+}
+
 }  // namespace terrace

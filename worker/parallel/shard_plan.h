@@ -78,5 +78,7 @@ struct TensorPart {
   std::span<const IndexRange> columns = {};  // virtual shards; borrowed from the plan
 };
 TensorPart PartOf(const ShardPlan& plan, const ModelConfig& config, TensorKind kind, uint32_t layer);
+// The elements of a bias that this rank uses: those of the rows that it has of the bias's matrix.
+IndexRange ElementsOfBias(const ShardPlan& plan, const ModelConfig& config, TensorKind bias, uint32_t layer);
 
 }  // namespace terrace
