@@ -6,12 +6,11 @@
 #include <string>
 #include <string_view>
 
+#include "base/json_fwd.h"
 #include "base/status.h"
 #include "nlohmann/json.hpp"
 
 namespace terrace {
-
-using Json = nlohmann::json;
 
 struct JsonLimits {
   size_t bytes = size_t{8} << 20;

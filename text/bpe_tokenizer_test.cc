@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "text/pre_tokenizer.h"

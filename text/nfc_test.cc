@@ -1,5 +1,6 @@
 #include "text/nfc.h"
 
+#include "base/json.h"
 #include "gtest/gtest.h"
 #include "text/testing_text.h"
 

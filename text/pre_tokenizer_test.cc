@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "base/json.h"
 #include "gtest/gtest.h"
 #include "text/testing_text.h"
 

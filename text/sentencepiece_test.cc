@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "text/detokenizer.h"

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <set>
 
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
 #include "text/byte_alphabet.h"

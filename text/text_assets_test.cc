@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "gtest/gtest.h"
 #include "text/testing_text.h"
 

@@ -1,3 +1,4 @@
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "text/testing_text.h"

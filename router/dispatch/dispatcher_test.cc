@@ -1,5 +1,6 @@
 #include <optional>
 
+#include "base/json.h"
 #include "router/dispatch/attempts.h"
 #include "router/dispatch/failover.h"
 #include "router/dispatch/testing_dispatcher.h"

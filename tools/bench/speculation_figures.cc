@@ -1,5 +1,7 @@
 #include "tools/bench/speculation_figures.h"
 
+#include "base/json.h"
+
 namespace terrace {
 namespace {
 

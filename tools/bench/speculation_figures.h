@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "worker/engine/speculation_stats.h"
 
 namespace terrace {

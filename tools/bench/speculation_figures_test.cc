@@ -1,5 +1,6 @@
 #include "tools/bench/speculation_figures.h"
 
+#include "base/json.h"
 #include "gtest/gtest.h"
 
 namespace terrace {

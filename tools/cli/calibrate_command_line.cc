@@ -3,6 +3,7 @@
 #include <map>
 #include <string>
 
+#include "base/json.h"
 #include "base/status.h"
 #include "tools/cli/option_values.h"
 #include "tools/cli/router_client.h"

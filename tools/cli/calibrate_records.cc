@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/http_server.h"
+#include "base/json.h"
 #include "tools/cli/ask_rows.h"
 #include "tools/cli/progress_bar.h"
 #include "tools/cli/record_journal.h"

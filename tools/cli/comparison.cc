@@ -5,6 +5,7 @@
 #include <set>
 #include <utility>
 
+#include "base/json.h"
 #include "tools/cli/format.h"
 
 namespace terrace {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "tools/cli/evaluation.h"
 #include "tools/cli/task_file.h"
 #include "tools/quality/divergence.h"

@@ -1,5 +1,6 @@
 #include "tools/cli/comparison.h"
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -3,6 +3,7 @@
 #include <map>
 #include <string>
 
+#include "base/json.h"
 #include "tools/cli/option_values.h"
 
 namespace terrace {

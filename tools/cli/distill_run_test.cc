@@ -3,6 +3,7 @@
 #include <csignal>
 #include <filesystem>
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"

@@ -1,5 +1,6 @@
 #include "tools/cli/evaluate.h"
 
+#include "base/json.h"
 #include "tools/cli/paired_evaluation.h"
 #include "tools/cli/perplexity.h"
 

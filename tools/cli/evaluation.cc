@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/clock.h"
+#include "base/json.h"
 #include "tools/cli/ask_rows.h"
 #include "tools/cli/format.h"
 #include "tools/cli/speculation_text.h"

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/shutdown.h"
 #include "base/status.h"
 #include "tools/bench/speculation_figures.h"

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "tools/cli/task_file.h"
 

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json.h"
 #include "tools/cli/format.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/tensor_names.h"

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json.h"
 #include "tools/cli/format.h"
 #include "tools/cli/verdict.h"
 

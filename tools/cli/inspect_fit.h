@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/status.h"
 #include "tools/cli/command_context.h"
 #include "tools/plan/device_fit.h"

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "base/json.h"
 #include "tools/bench/bench_settings.h"
 #include "tools/cli/option_values.h"
 #include "tools/cli/report_command_line.h"

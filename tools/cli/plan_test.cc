@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "base/exit_code.h"
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/json.h"
 #include "base/machine.h"
 #include "base/mapped_file.h"
 #include "base/version.h"

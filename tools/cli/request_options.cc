@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/json.h"
 #include "tools/cli/format.h"
 
 namespace terrace {

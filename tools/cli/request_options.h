@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "proto/terrace/v1/inference.pb.h"
 #include "tools/cli/answerer.h"
 

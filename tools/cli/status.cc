@@ -1,6 +1,7 @@
 #include "tools/cli/status.h"
 
 #include "base/http_server.h"
+#include "base/json.h"
 #include "tools/cli/format.h"
 
 namespace terrace {

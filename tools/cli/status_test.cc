@@ -1,5 +1,6 @@
 #include "tools/cli/status.h"
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"

@@ -1,6 +1,7 @@
 #include "tools/cli/synthesize.h"
 
 #include "base/clock.h"
+#include "base/json.h"
 #include "base/machine.h"
 #include "base/mapped_file.h"
 #include "tools/cli/format.h"

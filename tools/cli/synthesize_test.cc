@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "base/exit_code.h"
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/cli/test_context.h"

@@ -6,6 +6,7 @@
 #include <future>
 #include <thread>
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/hash.h"
+#include "base/json.h"
 #include "tools/optimize/differences.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/byte_writer.h"

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/mapped_file.h"
 #include "base/status.h"
 #include "text/tokenizer.h"

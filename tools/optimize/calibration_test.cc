@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "base/json.h"
 #include "gtest/gtest.h"
 #include "tools/optimize/synthetic_text.h"
 

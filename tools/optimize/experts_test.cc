@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
 #include "tools/optimize/gptq.h"

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/build_id.h"
+#include "base/json.h"
 #include "base/version.h"
 #include "kernels/op_table.h"
 #include "kernels/quant/weight_values.h"

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "base/hash.h"
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "kernels/dtype.h"

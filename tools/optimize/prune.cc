@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "base/json.h"
 #include "kernels/op_table.h"
 #include "kernels/quant/weight_values.h"
 #include "tools/optimize/hessian_observer.h"

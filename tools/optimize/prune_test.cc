@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
 #include "kernels/quant/weight_values.h"

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "base/shuffle.h"
 #include "tools/optimize/format_choice.h"
 #include "tools/optimize/output_divergence.h"

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "base/build_id.h"
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "gtest/gtest.h"
 #include "kernels/gemm/weight_strips.h"

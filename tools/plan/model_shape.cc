@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <system_error>
 
+#include "base/json.h"
 #include "base/mapped_file.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/model_files.h"

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "base/exit_code.h"
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tools/report/testing_rows.h"

@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 
+#include "base/json.h"
 #include "base/machine.h"
 #include "base/parallel_for.h"
 #include "kernels/quant/e4m3_row.h"

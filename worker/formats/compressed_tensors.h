@@ -34,7 +34,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/status.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/safetensors_file.h"

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/json.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/model_config.h"

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "text/sentencepiece.h"

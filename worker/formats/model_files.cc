@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 
+#include "base/json.h"
 #include "worker/formats/byte_reader.h"
 #include "worker/formats/expert_stacks.h"
 #include "worker/formats/file_kind.h"

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/json.h"
 #include "text/text_files.h"
 #include "worker/formats/compressed_tensors.h"
 #include "worker/formats/digest_list.h"

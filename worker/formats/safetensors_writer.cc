@@ -1,5 +1,6 @@
 #include "worker/formats/safetensors_writer.h"
 
+#include "base/json.h"
 #include "worker/formats/byte_writer.h"
 
 namespace terrace {

@@ -8,6 +8,7 @@
 
 #include "base/grpc_status.h"
 #include "base/grpc_tls.h"
+#include "base/json.h"
 #include "base/testing_tls.h"
 #include "gmock/gmock.h"
 #include "grpcpp/create_channel.h"
