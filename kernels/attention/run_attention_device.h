@@ -157,7 +157,9 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
     warp.LoadKeys(a.kv.keys, row_of(block, begin), before_windows(begin), tokens.last - begin);
   };
   const uint32_t first_span = kLimits ? decode::WindowBegin(a, tokens.first) / kGpuAttentionSpan : 0;
-  uint32_t first = first_span * kGpuAttentionSpan + simt::WarpIndex() * decode::kTile;
+  // By Shuffle it is known to be the same in all lanes: what follows from it takes no registers of each.
+  const uint32_t warp_index = simt::Shuffle(simt::WarpIndex(), 0);
+  uint32_t first = first_span * kGpuAttentionSpan + warp_index * decode::kTile;
   while (kLimits && before_windows(first) >= decode::kTile) first += kStep;  // tiles are passed over
   int32_t block = find_block(first), block_ahead = find_block(first + kStep);
   load_keys(block, first);
