@@ -57,7 +57,6 @@ void Measure(uint32_t batch, bool prefix_cache) {
                        .blocks = batch * ((kPrompt + kSteps) / kBlockTokens + 2),
                        .prefix_cache = prefix_cache};
   options.inbox = batch;
-  options.on_step = [](const StepObservation&) {};
   Engine engine(options, std::make_unique<AnsweringExecutor>(batch, measured));
   std::vector<std::shared_ptr<CollectingSink>> sinks;
   for (uint32_t s = 0; s < batch; ++s) {

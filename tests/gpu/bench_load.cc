@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -135,11 +136,16 @@ Status MeasureLoad(BenchContext& bench, const std::string& name, const Model& mo
 // A file or a folder, removed at the end.
 class Written {
  public:
-  explicit Written(std::string path) : path_(std::move(path)) { fs::remove_all(path_); }
-  ~Written() { fs::remove_all(path_); }
+  explicit Written(std::string path) : path_(std::move(path)) { Remove(); }
+  ~Written() { Remove(); }
   const std::string& path() const { return path_; }
 
  private:
+  void Remove() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+
   const std::string path_;
 };
 
