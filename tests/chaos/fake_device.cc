@@ -18,6 +18,7 @@
 #include "base/parallel_for.h"
 #include "base/status.h"
 #include "kernels/op_table.h"
+#include "worker/engine/device_abi.h"
 #include "worker/engine/device_backend.h"
 #include "worker/engine/device_rules.h"
 #include "worker/engine/model_runner.h"

@@ -163,7 +163,7 @@ class DeviceAtTheStart(unittest.TestCase):
             ("no library", {"TERRACE_CUDA_PLUGIN": "/nowhere"}, {}, 69, r"TERRACE_CUDA_PLUGIN: there is no /nowhere"),
             ("no device", device("absent"), {}, 69, "no CUDA device here"),
             ("another version", device("another_version"), {}, 69,
-             rf"{re.escape(str(PLUGIN))} is of version 0\.0\.1 of (\S+), this program of \1: build them together"),
+             rf"{re.escape(str(PLUGIN))} is of version 0\.0\.1 of (0\.1\.0 [0-9a-f]{{12}}), this program of \1: build it again"),
             ("heads of 16", device(), {"model": str(ROOT / "tests/families/data/gemma2")}, 78,
              "engine.device: cuda: CUDA: heads of 16 elements; GPU workers take 32, 64, 128 and 256"),
             ("lost in the warm-up", device(f"lose@{WARM_UP_STEPS}"), {}, LOST, r"warm-up: the device, or a rank of the group, is lost: .*fake_device\.cc:.*"),
@@ -175,7 +175,7 @@ class DeviceAtTheStart(unittest.TestCase):
 
     def test_with_device_auto_it_says_why_in_one_line_and_serves_on_cpus(self):
         environments = [device("absent"), device("another_version"), {"TERRACE_CUDA_PLUGIN": "/nowhere"}]
-        causes = ["no CUDA device here", "build them together", "there is no /nowhere"]
+        causes = ["no CUDA device here", "build it again", "there is no /nowhere"]
         settings = {"engine": {"threads": 1}, "kv": KV}
         with Fleet(len(causes), worker=settings, environment=environments, router=ROUTER) as fleet:
             for member, cause in zip(fleet.members, causes):

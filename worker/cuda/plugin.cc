@@ -8,6 +8,7 @@
 #include "worker/cuda/cuda_nccl_device.h"
 #include "worker/cuda/cuda_runner.h"
 #include "worker/cuda/cuda_transformer.h"
+#include "worker/engine/device_abi.h"
 #include "worker/engine/device_backend.h"
 #include "worker/engine/device_rules.h"
 #include "worker/engine/device_shard.h"

@@ -10,7 +10,6 @@
 
 #include "base/parallel_for.h"
 #include "base/status.h"
-#include "base/version.h"
 #include "worker/engine/executor.h"
 #include "worker/formats/model_config.h"
 #include "worker/formats/weight_source.h"
@@ -93,37 +92,5 @@ struct DeviceBackend {
   // call.
   StatusOr<std::unique_ptr<DeviceModel>> (*load)(const DeviceLoadOptions&) = nullptr;
 };
-
-// What the library exports as terrace_device_abi(), and the program compares with its own before it calls
-// anything else: the version, and the sizes of what passes between them, which differ where an old library
-// was left beside a new program.
-inline std::string DeviceAbi() {
-  // Of interfaces: counted by hand, as no size tells.
-  constexpr size_t kExecutorCalls = 3, kModelCalls = 8, kCommunicatorCalls = 3;
-  std::string abi = kVersion;
-  for (const size_t size : {sizeof(PlannedSequence),
-                            sizeof(BlockTransfer),
-                            sizeof(StepPlan),
-                            sizeof(SequenceOutput),
-                            sizeof(StepResult),
-                            sizeof(SampledToken),
-                            sizeof(SamplingParams),
-                            sizeof(TokenCounts),
-                            sizeof(ModelConfig),
-                            sizeof(KvShape),
-                            sizeof(DeviceLoadOptions),
-                            sizeof(DeviceLoadTimes),
-                            sizeof(DeviceLimits),
-                            sizeof(DeviceBackend),
-                            sizeof(DeviceChoice),
-                            sizeof(ShardPlan),
-                            sizeof(Communicator),
-                            kExecutorCalls,
-                            kModelCalls,
-                            kCommunicatorCalls}) {
-    abi += Concat(".", size);
-  }
-  return abi;
-}
 
 }  // namespace terrace

@@ -7,6 +7,8 @@
 #include <string>
 #include <system_error>
 
+#include "worker/engine/device_abi.h"
+
 namespace terrace {
 namespace {
 
@@ -60,8 +62,7 @@ StatusOr<const DeviceBackend*> LoadDevicePlugin() {
     return NoDevice(path, " is not Terrace's CUDA library: ", LastError());
   }
   if (abi() != DeviceAbi()) {
-    return NoDevice(path, " is of version ", abi(), ", this program of ", DeviceAbi(),
-                    ": build them together");
+    return NoDevice(path, " is of version ", abi(), ", this program of ", DeviceAbi(), ": build it again");
   }
   const DeviceBackend* const backend = factory();
   if (const Status found = backend->probe(); !found.ok()) return NoDevice(Message(found));
