@@ -114,7 +114,7 @@ int main(int argc, char** argv) {
   app.add_option("--model", flags.model, "a model to load: a folder or a .gguf file");
   app.add_option("--load-folder", flags.load_folder,
                  "where the parts `load` and `load_folders` write what they load, up to 16 and 25 GB; else "
-                 "they do nothing");
+                 "they are skipped");
   app.add_option("--first-token", flags.first_token, "what `load` runs: loads a model and asks for a token");
   app.add_option("--compute", flags.compute, "of the model of --first-token: auto or fp8");
   app.add_flag("--quick", flags.is_quick, "fewer shapes and rounds, about 30 s");

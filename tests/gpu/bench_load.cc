@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -179,26 +180,33 @@ Status LoadQuantized(BenchContext& bench, const std::string& name, const std::st
   return MeasureLoad(bench, name, {request.out, compute});
 }
 
+// False, with a row that says so, without one.
+bool HasFolder(BenchContext& bench, const std::string& name, const std::string& folder) {
+  if (folder.empty()) bench.report.Skip(name, "without --load-folder no model is written and loaded");
+  return !folder.empty();
+}
+
 }  // namespace
 
 Status BenchLoad(BenchContext& bench, const std::string& folder) {
-  if (folder.empty()) return {};
   for (const auto& [name, dtype] : {std::pair("8B INT4", DType::kQ4_0), std::pair("8B bf16", DType::kBF16)}) {
-    if (!bench.report.HasTime(name)) continue;
+    if (!HasFolder(bench, name, folder) || !bench.report.HasTime(name)) continue;
     RETURN_IF_ERROR(bench.report.SkipOr(name, LoadFormat(bench, name, dtype, folder)));
   }
   return {};
 }
 
 Status BenchLoadFolders(BenchContext& bench, const std::string& folder) {
-  if (folder.empty()) return {};
-  const Written source(Concat(folder, "/terrace-bench-", ::getpid(), ".gguf"));
-  RETURN_IF_ERROR(WriteGguf(source.path(), DType::kBF16));
+  std::optional<Written> source;  // what both are made of
   for (const auto& [target, compute] : {std::pair("int4-g128", "auto"), std::pair("fp8", "fp8")}) {
     const std::string name = Concat("8B folder of ", target);
-    if (!bench.report.HasTime(name)) continue;
+    if (!HasFolder(bench, name, folder) || !bench.report.HasTime(name)) continue;
+    if (!source) {
+      source.emplace(Concat(folder, "/terrace-bench-", ::getpid(), ".gguf"));
+      RETURN_IF_ERROR(WriteGguf(source->path(), DType::kBF16));
+    }
     const auto found = std::ranges::find(kQuantizeTargets, std::string_view(target), &QuantizeTarget::name);
-    RETURN_IF_ERROR(bench.report.SkipOr(name, LoadQuantized(bench, name, source.path(), *found, compute)));
+    RETURN_IF_ERROR(bench.report.SkipOr(name, LoadQuantized(bench, name, source->path(), *found, compute)));
   }
   return {};
 }
