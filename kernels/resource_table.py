@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """What each CUDA kernel takes of a multiprocessor, from the .ptxas files of a build.
 
-usage: resource_table.py [--check] FILE...
+usage: resource_table.py [--check] [--document FILE] FILE...
 
 Prints a Markdown table: registers, static shared memory, bytes of stack and of spills, of sm_90a and sm_80. With --check
-it fails when a kernel spills more than ALLOWED says, and when ptxas lets the wgmma of one wait for each other.
+it fails when a kernel spills more than ALLOWED says, and when ptxas lets the wgmma of one wait for each other; with a
+document it fails when the table in there is another one, unless that one is not of the nvcc here.
 """
+import argparse
+import os
 import re
 import subprocess
 import sys
@@ -53,12 +56,31 @@ def demangled(names):
     return short
 
 
+def nvcc_version():
+    nvcc = os.path.join(os.environ.get("TERRACE_CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"V(\d+\.\d+\.\d+)", text)[1]
+
+
+def difference(document, lines):
+    """What of the document's table is not so, or None."""
+    text = open(document, encoding="utf-8").read()
+    if f"nvcc {nvcc_version()}" not in text:
+        return None
+    known = [line for line in text.splitlines() if line.startswith("| `")]
+    gone, new = [line for line in known if line not in lines], [line for line in lines if line not in known]
+    if not gone and not new:
+        return None
+    return "\n  ".join([f"the table of {document} is not this build's:"] + ["- " + x for x in gone] + ["+ " + x for x in new])
+
+
 def main():
-    arguments = sys.argv[1:]
-    check = "--check" in arguments
-    files = [a for a in arguments if a != "--check"]
-    if not files or any(f.startswith("-") for f in files):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--document", metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    arguments = parser.parse_args()
+    check, files = arguments.check, arguments.files
     found = [k for path in files for k in kernels(path)]
     if not found:
         sys.exit("resource_table: no kernel in these files")
@@ -67,11 +89,12 @@ def main():
         table.setdefault(name, {})[arch] = numbers
     print("| kernel | registers sm_90a / sm_80 | shared bytes | stack | spills sm_90a / sm_80 |")
     print("|---|---|---|---|---|")
-    bad = []
+    bad, lines = [], []
     for name, by_arch in sorted(table.items()):
         hopper, ampere = by_arch.get("sm_90a", {}), by_arch.get("sm_80", {})
         both = lambda what: f"{hopper.get(what, '-')} / {ampere.get(what, '-')}"
-        print(f"| `{name}` | {both('registers')} | {hopper.get('shared', '-')} | {hopper.get('stack', '-')} | {both('spills')} |")
+        lines.append(f"| `{name}` | {both('registers')} | {hopper.get('shared', '-')} | {hopper.get('stack', '-')} | {both('spills')} |")
+        print(lines[-1])
         most = max(hopper.get("spills", 0), ampere.get("spills", 0))
         if most > max((m for part, m in ALLOWED if part in name), default=0):
             bad.append(f"{name} spills {most} bytes")
@@ -79,7 +102,11 @@ def main():
         text = open(path, encoding="utf-8").read()
         serialized = re.findall(r"wgmma\.mma_async instructions are serialized .* in the function '(\w+)'", text)
         bad += [f"{name} waits for each of its wgmma" for name in demangled(serialized)]
-    if check and bad:
+    if not check:
+        bad = []
+    if arguments.document and (other := difference(arguments.document, lines)):
+        bad.append(other)
+    if bad:
         sys.exit("resource_table: " + "; ".join(bad))
 
 
