@@ -65,6 +65,11 @@ std::span<const StreamGemmShape> StreamGemmShapes(uint32_t tokens) {
   return std::span(kShapes).first(std::size(kShapes) - (tokens <= kTokenTile ? 0 : kShapesInTurns));
 }
 
+bool StreamGemmHasSparse() {
+  constexpr uint32_t kBytes = kMostStreamWarps * kStreamWarpBytes<SparsePieces, 1, 1, false>;
+  return DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= static_cast<int>(kBytes);
+}
+
 uint32_t StreamGemmParts(uint32_t rows, uint32_t columns, GpuFormat format) {
   // Enough warps on each of some 132 multiprocessors, but for each at least four pieces, to have loads under
   // way.

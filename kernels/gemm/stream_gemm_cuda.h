@@ -23,6 +23,10 @@ uint32_t StreamGemmParts(uint32_t rows, uint32_t columns, GpuFormat format);
 
 StreamGemmShape DefaultStreamGemmShape(uint32_t rows, uint32_t columns, GpuFormat format, uint32_t tokens);
 
+// Whether blocks of the current device have the shared memory that kSparse takes: not those of 8.6, 8.9 and
+// 12.0. (They could have a ring of two slots, which was not timed.)
+bool StreamGemmHasSparse();
+
 // Any tokens, best up to 32: beyond, blocks of 32 tokens read the weights each, the later ones from L2. rows
 // are a multiple of 16, columns of 64. Two row tiles become one where rows are no multiple of 32, and where
 // sums of so many tokens leave no registers for them. With cudaErrorInvalidValue nothing was launched.

@@ -6,9 +6,10 @@ namespace terrace {
 
 cudaError_t RouteExpertsCuda(const GpuRouteExpertsArgs& args, CudaLaunch how) {
   const uint32_t chunk = args.groups.chunk_tokens;
-  const bool is_known = args.experts <= kMostGpuExperts && args.per_token <= kMostGpuExpertsPerToken &&
-                        args.per_token > 0 && args.per_token <= args.experts && args.pitch >= args.experts &&
-                        IsChunkTokens(chunk);
+  const bool is_known =
+      args.experts <= kMostGpuExperts && args.per_token <= kMostGpuExpertsPerToken && args.per_token > 0 &&
+      args.per_token <= args.experts && args.pitch >= args.experts && IsChunkTokens(chunk) &&
+      args.groups.chunk_count >= MostExpertChunks(args.tokens * args.per_token, args.experts, chunk);
   if (!is_known) return cudaErrorInvalidValue;
   if (args.tokens == 0) return cudaSuccess;
   cudaError_t error = cudaSuccess;

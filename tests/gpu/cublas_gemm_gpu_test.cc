@@ -196,6 +196,7 @@ TEST(CublasChoices, WhatWasTimedIsTakenByTheNextAndGivesTheSameBits) {
   Product product;
   const auto open = [&] { return OpenCublas(tuning); };
   const auto run = [&](CublasLt& cublas) {
+    product.out.Clear();
     const Status status = cublas.Run(product.gemm, nullptr);
     CHECK(status.ok(), Message(status));
     product.ExpectRight();

@@ -45,6 +45,7 @@ std::vector<uint16_t> Attend(DecodeBatch& batch, uint32_t spare_spans = 0) {
   DeviceBatch device(batch, spare_spans);
   CUDA_MUST(DecodeAttentionCuda(device.args(), {}));
   const auto out = device.out();
+  device.ClearOut();
   CUDA_MUST(DecodeAttentionCuda(device.args(), {.follows = true}));
   EXPECT_EQ(device.out(), out);
   EXPECT_EQ(device.arrived(), std::vector<uint32_t>(device.arrived().size(), 0));
@@ -157,6 +158,7 @@ TEST(DecodeAttentionGpu, SumsAreInOneOrderWhateverTheGeometry) {
       args.window = window;
       CUDA_MUST(DecodeAttentionCuda(args, {}));
       const auto expected = device.out();
+      device.ClearOut();
       for (args.first = 0, args.count = 1; args.first < 128; ++args.first) {
         CUDA_MUST(DecodeAttentionCuda(args, {}));
       }

@@ -27,6 +27,7 @@ class DevicePrefillBatch {
 
   const GpuAttentionArgs& args() const { return args_; }
   std::vector<uint16_t> out() const { return out_.Get(); }
+  void ClearOut() { out_.Clear(); }
 
  protected:
   DevicePrefillBatch(const PrefillBatch& batch, const GpuAttentionArgs& args)

@@ -27,7 +27,7 @@ class DeviceArray {
   explicit DeviceArray(size_t count = 0) : count_(count) {
     if (count_ == 0) return;
     CUDA_MUST(cudaMalloc(reinterpret_cast<void**>(&data_), count_ * sizeof(T)));
-    CUDA_MUST(cudaMemset(data_, 0xff, count_ * sizeof(T)));
+    Clear();
   }
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) { Set(values); }
   DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
@@ -42,6 +42,10 @@ class DeviceArray {
 
   T* data() const { return data_; }
   size_t size() const { return count_; }
+  // As it was at the beginning, so that what is read behind it has been written.
+  void Clear() {
+    if (count_ > 0) CUDA_MUST(cudaMemset(data_, 0xff, count_ * sizeof(T)));
+  }
   void Set(const std::vector<T>& values) {
     CUDA_MUST(cudaMemcpy(data_, values.data(), std::min(count_, values.size()) * sizeof(T),
                          cudaMemcpyHostToDevice));

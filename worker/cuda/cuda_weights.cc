@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
 #include "worker/cuda/cuda_transformer_impl.h"
@@ -147,6 +148,7 @@ class Loader {
   }
 
   StatusOr<bool> MayBeSparse(const Planned& planned) const {
+    if (!StreamGemmHasSparse()) return false;  // bf16 is as right
     std::vector<HeldRows> held;
     ASSIGN_OR_RETURN(const std::vector<WeightMatrix> parts, Made(planned, kSparseSampleRows, held));
     return terrace::MayBeSparse({.parts = parts, .gated = planned.is_gated}, *options_.pool);
