@@ -521,16 +521,18 @@ struct Warp {
   }
 };
 
-// Dynamic shared memory of a block.
-template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, uint32_t kBlockWarps = kWarpsOf<kHeadTiles>>
+// Dynamic shared memory of a block, whose warps put outputs of kPutTiles head tiles there at a time.
+template <typename Rows, uint32_t kHeadDim, uint32_t kHeadTiles, uint32_t kBlockWarps = kWarpsOf<kHeadTiles>,
+          uint32_t kPutTiles = kHeadTiles>
 struct Shared {
   using Warp = decode_attention::Warp<Rows, kHeadDim, kHeadTiles>;
   static constexpr uint32_t kWarps = kBlockWarps, kHeads = kHeadTile * kHeadTiles;
   static constexpr uint32_t kItems = kHeads * kHeadDim / 4;
+  static constexpr uint32_t kPutHeads = kHeadTile * kPutTiles;
   static constexpr uint32_t kPitch = kHeadDim / 4 + 1;  // float4; heads 2t of a store in other banks
 
   uint4 quads[Warp::kQueryTiles * Warp::kQuads * simt::kWarp];
-  float4 o[kWarps][kHeads][kPitch];
+  float4 o[kWarps][kPutHeads][kPitch];
   float2 totals[kWarps][kHeads];  // largest, sum
   Part unit[kItems];              // of the spans before this one of the block's unit; each of one thread
   OwnRows<Rows, kHeadDim> own;    // with kRopes, of the block of the token's last span
@@ -554,12 +556,13 @@ struct Shared {
     }
   }
 
-  // What the calling warp has.
+  // What the calling warp has of head tiles from kFirst on.
+  template <uint32_t kFirst = 0>
   TERRACE_DEVICE void Put(const Warp& warp, uint32_t heads) {
     const uint32_t w = simt::WarpIndex(), g = simt::Lane() / 4, t = simt::Lane() % 4;
     constexpr uint32_t kMmas = Warp::kValuePart / 2;  // of one load
     TERRACE_UNROLL
-    for (uint32_t h = 0; h < kHeadTiles; ++h) {
+    for (uint32_t h = kFirst; h < kFirst + kPutTiles; ++h) {
       float sum = warp.sum[h];
       sum += simt::ShuffleXor(sum, 1);
       sum += simt::ShuffleXor(sum, 2);
@@ -573,13 +576,13 @@ struct Shared {
           const uint32_t element = i / kMmas * 8 * Warp::kValuePart + g * Warp::kValuePart + i % kMmas * 2;
           const auto& x = warp.o[h][i];
           const auto& y = warp.o[h][i + 1];
-          o[w][head][element / 4] = {x[e], x[2 + e], y[e], y[2 + e]};
+          o[w][head % kPutHeads][element / 4] = {x[e], x[2 + e], y[e], y[2 + e]};
         }
       }
     }
   }
 
-  // Of all warps.
+  // Of all warps, when they have put it.
   TERRACE_DEVICE Part Merge(uint32_t item) const {
     const uint32_t head = item / (kHeadDim / 4), d = item % (kHeadDim / 4);
     Part part = NoPositions();
@@ -589,7 +592,7 @@ struct Shared {
     for (uint32_t w = 0; w < kWarps; ++w) {
       const float weight = simt::Exp2(totals[w][head].x - part.largest);
       part.sum = fmaf(totals[w][head].y, weight, part.sum);
-      AddScaled(weight, o[w][head][d], part.o);
+      AddScaled(weight, o[w][head % kPutHeads][d], part.o);
     }
     return part;
   }

@@ -15,6 +15,8 @@
 //   - spans of which a token sees nothing are not merged into it.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/attention/decode_attention_device.h"
 
 namespace terrace::run_attention {
@@ -26,9 +28,14 @@ inline constexpr uint32_t kHeadTiles = 4, kRows = kHeadTiles * decode::kHeadTile
 // As many warps as the decode kernel has for so many heads to a kv head: bits depend on it.
 inline constexpr uint32_t kFewHeadWarps = decode::kWarpsOf<1>, kManyHeadWarps = decode::kWarpsOf<2>;
 
+// Half of the outputs at a time where all would be more than blocks have on 8.0 (163 KiB; of heads of 64
+// on 8.6, 99 KiB).
+template <uint32_t kHeadDim, uint32_t kWarps>
+inline constexpr uint32_t kPutTiles = kHeadDim >= 64 && kWarps == kFewHeadWarps ? kHeadTiles / 2 : kHeadTiles;
+
 template <typename Rows, uint32_t kHeadDim, uint32_t kWarps>
-struct Shared : decode::Shared<Rows, kHeadDim, kHeadTiles, kWarps> {
-  using Base = decode::Shared<Rows, kHeadDim, kHeadTiles, kWarps>;
+struct Shared : decode::Shared<Rows, kHeadDim, kHeadTiles, kWarps, kPutTiles<kHeadDim, kWarps>> {
+  using Base = decode::Shared<Rows, kHeadDim, kHeadTiles, kWarps, kPutTiles<kHeadDim, kWarps>>;
   using typename Base::Warp;
 
   decode::Part total[Base::kItems];  // of the groups of spans before; each of one thread
@@ -193,31 +200,40 @@ TERRACE_KERNEL void TERRACE_BOUNDS(kWarps* simt::kWarp, 1)
         AddPartly(warp, a, row, begin, tokens, scores, octaves);
       }
     }
-    shared.Put(warp, rows);
-    simt::SyncThreads();
-    for (uint32_t item = threadIdx.x; item < rows * kItemsOfRow; item += kThreads) {
-      const uint32_t row = item / kItemsOfRow, of = row / heads;
-      const uint32_t last_span = (tokens.first + of) / kGpuAttentionSpan;
-      const uint32_t begin_span = kLimits ? decode::WindowBegin(a, tokens.first + of) / kGpuAttentionSpan : 0;
-      if (span > last_span || (kLimits && span < begin_span)) continue;
-      const bool begins_group = span % decode::kGroupSpans == 0 || (kLimits && span == begin_span);
-      decode::Part group = begins_group ? decode::NoPositions() : shared.unit[item];
-      decode::Fold(shared.Merge(item), group);
-      if (span < last_span && (span + 1) % decode::kGroupSpans != 0) {
-        shared.unit[item] = group;
-        continue;
+    // Adds the span to rows of head tiles from kFirst on, and stores those of which it is the last.
+    const auto finish = [&]<uint32_t kFirst>(std::integral_constant<uint32_t, kFirst>) {
+      constexpr uint32_t kBegin = kFirst * decode::kHeadTile;
+      if (kBegin >= rows) return;
+      shared.template Put<kFirst>(warp, rows);
+      simt::SyncThreads();
+      const uint32_t end = decode::Least(rows, kBegin + BlockShared::kPutHeads) * kItemsOfRow;
+      for (uint32_t item = kBegin * kItemsOfRow + threadIdx.x; item < end; item += kThreads) {
+        const uint32_t row = item / kItemsOfRow, of = row / heads;
+        const uint32_t last_span = (tokens.first + of) / kGpuAttentionSpan;
+        const uint32_t begin_span =
+            kLimits ? decode::WindowBegin(a, tokens.first + of) / kGpuAttentionSpan : 0;
+        if (span > last_span || (kLimits && span < begin_span)) continue;
+        const bool begins_group = span % decode::kGroupSpans == 0 || (kLimits && span == begin_span);
+        decode::Part group = begins_group ? decode::NoPositions() : shared.unit[item];
+        decode::Fold(shared.Merge(item), group);
+        if (span < last_span && (span + 1) % decode::kGroupSpans != 0) {
+          shared.unit[item] = group;
+          continue;
+        }
+        const bool is_first_group = span / decode::kGroupSpans == begin_span / decode::kGroupSpans;
+        decode::Part total = is_first_group ? decode::NoPositions() : shared.total[item];
+        decode::Fold(group, total);
+        if (span < last_span) {
+          shared.total[item] = total;
+          continue;
+        }
+        uint16_t* const out = a.out + (uint64_t{token + of} * a.heads + kv_head * heads) * kHeadDim;
+        decode::StoreResult(out, item - of * heads * kItemsOfRow, total);
       }
-      const bool is_first_group = span / decode::kGroupSpans == begin_span / decode::kGroupSpans;
-      decode::Part total = is_first_group ? decode::NoPositions() : shared.total[item];
-      decode::Fold(group, total);
-      if (span < last_span) {
-        shared.total[item] = total;
-        continue;
-      }
-      uint16_t* const out = a.out + (uint64_t{token + of} * a.heads + kv_head * heads) * kHeadDim;
-      decode::StoreResult(out, item - of * heads * kItemsOfRow, total);
-    }
-    simt::SyncThreads();  // before shared.o is written again
+      simt::SyncThreads();  // before shared.o is written again
+    };
+    finish(std::integral_constant<uint32_t, 0>());
+    if constexpr (BlockShared::kPutHeads < kRows) finish(std::integral_constant<uint32_t, kHeadTiles / 2>());
   }
 }
 
