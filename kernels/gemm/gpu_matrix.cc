@@ -112,17 +112,19 @@ void ReadCodes(const WeightMatrix& matrix, size_t row, uint32_t group, CodeRow& 
 }
 
 struct PartRow {
-  const WeightMatrix* part;
-  size_t row;
+  const WeightMatrix* part = nullptr;  // null behind all parts: the row is zeros
+  size_t row = 0;
 };
 PartRow RowOf(const GpuMatrixParts& parts, size_t row) {
   if (parts.gated) return {&parts.parts[row / 8 % 2], row / 16 * 8 + row % 8};
-  const WeightMatrix* part = parts.parts.data();
-  while (row >= part->rows) row -= part++->rows;
-  return {part, row};
+  for (const WeightMatrix& part : parts.parts) {
+    if (row < part.rows) return {&part, row};
+    row -= part.rows;
+  }
+  return {};
 }
 
-// One tile of kW4 or kW8. `rows` borrows kTileRows rows; what is past the matrix is zeros.
+// One tile of kW4 or kW8. `rows` borrows kTileRows rows; what is past the parts is zeros.
 void PackTile(const GpuMatrix& matrix, const std::vector<CodeRow>& rows, std::byte* codes,
               std::byte* scales) {
   const bool is_narrow = matrix.format == GpuFormat::kW4;
@@ -159,9 +161,8 @@ void PackTiles(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* 
                               {std::vector<uint8_t>(matrix.columns), std::vector<uint32_t>(groups)});
     for (size_t tile = begin; tile < end; ++tile) {
       for (size_t i = 0; i < kTileRows; ++i) {
-        const size_t row = tile * kTileRows + i;
-        if (row < matrix.rows) {
-          const PartRow from = RowOf(parts, row);
+        const PartRow from = RowOf(parts, tile * kTileRows + i);
+        if (from.part != nullptr) {
           ReadCodes(*from.part, from.row, matrix.group, rows[i]);
         } else {
           std::ranges::fill(rows[i].codes, uint8_t{0});
@@ -188,6 +189,15 @@ PackedFour PackFour(const uint16_t* four) {
   return {{four[first], four[second]}, first | second << 2};
 }
 
+void DecodeRowOf(const GpuMatrixParts& parts, size_t row, std::vector<float>& out) {
+  const PartRow from = RowOf(parts, row);
+  if (from.part == nullptr) {
+    std::ranges::fill(out, 0.0f);
+  } else {
+    DecodeRow(*from.part, from.row, out.data());
+  }
+}
+
 void PackSparse(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* codes, ThreadPool& pool) {
   const size_t pieces = matrix.columns / kSparsePieceColumns;
   pool.ParallelFor(TilesOf(matrix), 1, [&](size_t begin, size_t end) {
@@ -197,11 +207,7 @@ void PackSparse(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte*
       std::byte* const to = codes + tile * pieces * kSparsePieceBytes;
       std::memset(to, 0, pieces * kSparsePieceBytes);
       for (uint32_t row = 0; row < kTileRows; ++row) {
-        std::ranges::fill(values, 0.0f);
-        if (tile * kTileRows + row < matrix.rows) {
-          const PartRow from = RowOf(parts, tile * kTileRows + row);
-          DecodeRow(*from.part, from.row, values.data());
-        }
+        DecodeRowOf(parts, tile * kTileRows + row, values);
         std::ranges::transform(values, rounded.begin(), BF16FromFloat);
         for (uint32_t four = 0; four < matrix.columns / 4; ++four) {
           const PackedFour packed = PackFour(&rounded[4 * four]);
@@ -224,11 +230,11 @@ void PackRows(const GpuMatrixParts& parts, const GpuMatrix& matrix, std::byte* c
     std::vector<uint16_t> rounded(columns);
     for (size_t row = begin; row < end; ++row) {
       const PartRow from = RowOf(parts, row);
-      if (matrix.format == GpuFormat::kBF16 && from.part->dtype == DType::kBF16) {
+      if (matrix.format == GpuFormat::kBF16 && from.part != nullptr && from.part->dtype == DType::kBF16) {
         std::memcpy(codes + 2 * columns * row, from.part->Row(from.row), 2 * columns);
         continue;
       }
-      DecodeRow(*from.part, from.row, values.data());
+      DecodeRowOf(parts, row, values);
       if (matrix.format == GpuFormat::kBF16) {
         std::ranges::transform(values, rounded.begin(), BF16FromFloat);
         std::memcpy(codes + 2 * columns * row, rounded.data(), 2 * columns);

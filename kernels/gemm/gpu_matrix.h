@@ -8,7 +8,8 @@
 //   kW8     8-bit codes, otherwise as kW4
 //   kSparse bf16, of each four neighbours of a row the two that are not zero and their places (2:4, which
 //           `terrace prune` makes), in tiles: 0.5625 of kBF16's bytes, the same values
-// Tiles are of kTileRows rows; the last is padded with zeros.
+// Tiles are of kTileRows rows; the last is padded with zeros. A matrix may have more rows than what it is
+// made of: those behind are zeros.
 //
 // What a file holds becomes
 //   F32, F16, BF16  kBF16, rounded to nearest even; of F16 and BF16 kSparse where all of it is 2:4
@@ -94,7 +95,9 @@ constexpr uint32_t GroupsOfPiece(GpuFormat format, uint32_t group) {
   return columns > group ? columns / group : 1;
 }
 
-constexpr uint32_t TilesOf(const GpuMatrix& matrix) { return (matrix.rows + kTileRows - 1) / kTileRows; }
+// The next multiple of kTileRows, as most kernels take rows.
+constexpr uint32_t RowsOfWholeTiles(uint32_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+constexpr uint32_t TilesOf(const GpuMatrix& matrix) { return RowsOfWholeTiles(matrix.rows) / kTileRows; }
 constexpr uint32_t GroupsOf(const GpuMatrix& matrix) {
   return (matrix.columns + matrix.group - 1) / matrix.group;
 }
@@ -110,7 +113,8 @@ struct GpuMatrixParts {
 };
 
 // What they become, with null pointers: by their formats alone, as if all scales fitted f16 and nothing were
-// 2:4, and by what they are. The caller may make it kBF16 or kE4M3.
+// 2:4, and by what they are. The caller may make it kBF16 or kE4M3, and give it more rows, unless it is
+// gated.
 GpuMatrix GpuMatrixByFormat(const GpuMatrixParts& parts);
 GpuMatrix GpuMatrixOf(const GpuMatrixParts& parts, ThreadPool& pool);
 

@@ -99,6 +99,33 @@ TEST_F(GpuMatrixTest, PartsOfDifferentRowsFollowEachOther) {
   ExpectValues(packed.matrix, {&all[0], &all[1], &all[2]}, false);
 }
 
+// An output matrix, whose products are as wide as it has rows: what is behind the vocabulary is 0.
+TEST_F(GpuMatrixTest, RowsBehindThePartsAreZeros) {
+  for (const DTypeInfo& info : kDTypes) {
+    FileWeights weights(info.dtype, 37, 256, /*seed=*/21);
+    const bool is_16_bits = info.dtype == DType::kF16 || info.dtype == DType::kBF16;
+    const GpuMatrixParts parts{.parts = {&weights.matrix, 1}};
+    for (const GpuFormat format : {GpuMatrixByFormat(parts).format, GpuFormat::kBF16, GpuFormat::kE4M3,
+                                   is_16_bits ? GpuFormat::kSparse : GpuFormat::kBF16}) {
+      SCOPED_TRACE(testing::Message() << info.name << ", format " << static_cast<int>(format));
+      if (format == GpuFormat::kSparse) KeepTwoOfFour(weights, /*seed=*/22);
+      GpuMatrix matrix = GpuMatrixByFormat(parts);
+      matrix.format = format;
+      const PackedGpuMatrix as_it_is(parts, matrix);
+      matrix.rows = RowsOfWholeTiles(matrix.rows);
+      EXPECT_EQ(matrix.rows, 48u);
+      const PackedGpuMatrix packed(parts, matrix);
+      for (uint32_t row = 0; row < matrix.rows; ++row) {
+        for (uint32_t column = 0; column < matrix.columns; ++column) {
+          ASSERT_EQ(GpuElementAt(packed.matrix, row, column).value(),
+                    row < 37 ? GpuElementAt(as_it_is.matrix, row, column).value() : 0.0f)
+              << "row " << row << " column " << column;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(GpuMatrixTest, WhatIsTwoOfFourInAllItsRowsIsSparse) {
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
     SCOPED_TRACE(Info(dtype).name);

@@ -36,7 +36,8 @@ void AddRows(const WeightMatrix& from, const GpuPackPart& part, std::vector<Stag
 GpuPackArgs GpuPackArgsOf(const GpuMatrixParts& parts, const GpuPackTarget& to, uint32_t first_row,
                           uint32_t row_count) {
   CHECK(parts.parts.size() <= kMostPackParts && first_row % kTileRows == 0 &&
-        first_row + row_count <= to.matrix.rows);
+        first_row + row_count <= to.matrix.rows &&
+        (!parts.gated || to.matrix.rows == 2 * parts.parts[0].rows));
   GpuPackArgs args{.to = to, .is_gated = parts.gated, .first_row = first_row, .row_count = row_count};
   uint64_t end = 0;
   uint32_t before = 0;  // rows of the parts before this one

@@ -15,7 +15,7 @@ namespace terrace {
 
 inline constexpr uint32_t kPackThreads = 256;
 
-// A row as the file holds it; without bytes past the matrix's end.
+// A row as the file holds it; without bytes behind the rows of all parts, where the matrix is zeros.
 struct PackRow {
   DType dtype = DType::kF32;
   const std::byte* bytes = nullptr;
@@ -25,7 +25,6 @@ struct PackRow {
 // As RowOf of gpu_matrix.cc.
 TERRACE_DEVICE PackRow PackRowOf(const GpuPackArgs& a, uint32_t row) {
   PackRow out;
-  if (row >= a.to.matrix.rows) return out;
   const uint32_t half = row / 8 % 2;
   if (a.is_gated) row = row / 16 * 8 + row % 8;
   bool is_found = false;
@@ -239,6 +238,7 @@ TERRACE_DEVICE void EightValues(const PackRow& row, uint32_t column, float (&out
     TERRACE_UNROLL
     for (uint32_t i = 0; i < kPackColumns; ++i) out[i] = value(i);
   };
+  if (row.bytes == nullptr) return each([](uint32_t) { return 0.0f; });
   switch (row.dtype) {
     case DType::kF32:
       return each([&](uint32_t i) { return reinterpret_cast<const float*>(row.bytes)[column + i]; });

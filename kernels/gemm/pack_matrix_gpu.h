@@ -39,7 +39,8 @@ struct GpuPackArgs {
   uint32_t first_row = 0, row_count = 0;  // of the matrix: whole tiles, but at its end
 };
 
-// Rows [first_row, first_row + row_count) of the matrix; `staged` is null.
+// Rows [first_row, first_row + row_count) of the matrix; `staged` is null. Of rows behind those of the parts
+// nothing is staged.
 GpuPackArgs GpuPackArgsOf(const GpuMatrixParts& parts, const GpuPackTarget& to, uint32_t first_row,
                           uint32_t row_count);
 uint64_t StagedBytes(const GpuPackArgs& args);

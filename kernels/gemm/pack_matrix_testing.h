@@ -42,16 +42,24 @@ inline PackCase MakePackCase(const std::vector<DType>& dtypes, const std::vector
   return out;
 }
 
-// Every dtype alone, in each format it may become; every two, stacked and gated; three of rows that fill no
-// tiles.
+// The same with rows of zeros behind it, up to whole tiles.
+inline PackCase InWholeTiles(PackCase one) {
+  one.format.rows = RowsOfWholeTiles(one.format.rows);
+  one.name += ", in whole tiles";
+  return one;
+}
+
+// Every dtype alone, in each format it may become, without and with rows behind it; every two, stacked and
+// gated; three of rows that fill no tiles.
 inline std::vector<PackCase> AllPackCases() {
   constexpr GpuFormat kBF16 = GpuFormat::kBF16, kE4M3 = GpuFormat::kE4M3;
   std::vector<PackCase> out;
   for (const DTypeInfo& a : kDTypes) {
     for (const uint32_t rows : {1u, 37u}) {
-      out.push_back(MakePackCase({a.dtype}, {rows}, 512, false));
-      out.push_back(MakePackCase({a.dtype}, {rows}, 512, false, &kBF16));
-      out.push_back(MakePackCase({a.dtype}, {rows}, 512, false, &kE4M3));
+      for (const GpuFormat* const format : {static_cast<const GpuFormat*>(nullptr), &kBF16, &kE4M3}) {
+        out.push_back(MakePackCase({a.dtype}, {rows}, 512, false, format));
+        out.push_back(InWholeTiles(MakePackCase({a.dtype}, {rows}, 512, false, format)));
+      }
     }
     for (const DTypeInfo& b : kDTypes) {
       out.push_back(MakePackCase({a.dtype, b.dtype}, {24, 24}, 256, true));
@@ -61,6 +69,8 @@ inline std::vector<PackCase> AllPackCases() {
   }
   out.push_back(MakePackCase({DType::kQ4_K, DType::kQ4_K, DType::kQ6_K}, {40, 8, 8}, 256, false));
   out.push_back(MakePackCase({DType::kInt4G128, DType::kInt4G128, DType::kInt4G128}, {9, 30, 1}, 384, false));
+  out.push_back(
+      InWholeTiles(MakePackCase({DType::kQ8_0, DType::kQ6_K, DType::kF16}, {9, 3, 30}, 256, false)));
   out.push_back(MakePackCase({DType::kInt8, DType::kInt8}, {16, 16}, 192, false));  // a group and a half
   // 2:4: alone, gated, stacked, of both dtypes.
   constexpr GpuFormat kSparse = GpuFormat::kSparse;
@@ -68,6 +78,7 @@ inline std::vector<PackCase> AllPackCases() {
   for (const DType a : {DType::kF16, DType::kBF16}) {
     out.push_back(MakePackCase({a}, {1}, 64, false, &kSparse));
     out.push_back(MakePackCase({a}, {37}, 512, false, &kSparse));
+    out.push_back(InWholeTiles(MakePackCase({a}, {37}, 512, false, &kSparse)));
     out.push_back(MakePackCase({a, DType::kBF16}, {24, 24}, 192, true, &kSparse));
     out.push_back(MakePackCase({DType::kF16, a, DType::kBF16}, {21, 8, 19}, 256, false, &kSparse));
   }
