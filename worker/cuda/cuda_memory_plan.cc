@@ -11,13 +11,11 @@ namespace terrace {
 
 namespace {
 
-uint64_t RouterRows(const ModelConfig& c) { return (c.experts + kTileRows - 1) / kTileRows * kTileRows; }
-
 // What a layer's feed-forward, or its experts, takes for a token.
 uint64_t FfnBytes(const ModelConfig& c) {
   if (c.experts == 0) return 6ull * c.ffn_size;
   return c.experts_per_token * (2ull * c.ffn_size + 4ull * c.hidden_size + 16 + 2 * sizeof(GpuExpertChunk)) +
-         4 * RouterRows(c);
+         4 * RowsOfWholeTiles(c.experts);
 }
 
 }  // namespace
@@ -102,7 +100,7 @@ Status CudaTransformer::Impl::Allocate() {
   const ExpertRoutesLayout routes({.tokens = tokens,
                                    .experts = config.experts,
                                    .per_token = config.experts_per_token,
-                                   .router_rows = RouterRows(config)},
+                                   .router_rows = RowsOfWholeTiles(config.experts)},
                                   layout);
   const uint64_t at_expert_rows = layout.Add<float>(pairs * config.hidden_size);
   const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);

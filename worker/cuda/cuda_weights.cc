@@ -99,17 +99,14 @@ class Loader {
     CHECK(embedding != nullptr && final_norm != nullptr, "a tensor map without an embedding or a norm");
     weights_.layers.resize(by_layer.size());
     expert_matrices_.resize(by_layer.size() * kMatricesOfExpert * options_.config->experts);
-    routers_.resize(options_.config->experts > 0 ? by_layer.size() : 0);
     for (uint32_t i = 0; i < by_layer.size(); ++i)
       RETURN_IF_ERROR(PlanLayer(i, by_layer[i], weights_.layers[i]));
     AddVector(weights_.final_norm, TensorKind::kFinalNorm, *final_norm);
     // The embedding is looked up in bf16, whatever the file holds; a tied output matrix of 16 bits is the
     // same.
-    const bool is_bf16 =
-        Add(table_, {{TensorKind::kEmbedding, 0, embedding}}).out->format == GpuFormat::kBF16;
-    table_.format = GpuFormat::kBF16;
-    table_.group = 0;
-    table_.has_row_scales = false;
+    Planned& table = Add(table_, {{TensorKind::kEmbedding, 0, embedding}});
+    const bool is_bf16 = table_.format == GpuFormat::kBF16;
+    DropCodes(table);
     is_head_table_ = output == nullptr && is_bf16;
     if (!is_head_table_)
       Add(weights_.head, {{TensorKind::kOutput, 0, output == nullptr ? embedding : output}});
@@ -205,7 +202,8 @@ class Loader {
   // Those of a layer are of one format, so that one kernel multiplies by all: where they differ, without
   // codes. They stay 2:4 where all of them are.
   Status PlanExperts(uint32_t index, const LayerTensors& tensors, CudaLayer& layer) {
-    RETURN_IF_ERROR(PlanRouter(index, *tensors[static_cast<size_t>(TensorKind::kRouter)][0], layer.router));
+    const TensorView* const router = tensors[static_cast<size_t>(TensorKind::kRouter)][0];
+    DropCodes(Add(layer.router, {{TensorKind::kRouter, index, router}}));
     const uint32_t experts = options_.config->experts;
     for (const bool is_down : {false, true}) {
       const size_t first = matrices_.size();
@@ -231,22 +229,6 @@ class Loader {
       if (!may_be_sparse) continue;
       for (const Planned& planned : alike) planned.out->format = GpuFormat::kSparse;
     }
-    return {};
-  }
-
-  // With rows of zeros behind it, which kernels take in whole tiles.
-  Status PlanRouter(uint32_t layer, const TensorView& tensor, GpuMatrix& out) {
-    Router& router = routers_[layer];
-    ASSIGN_OR_RETURN(const HeldRows held, HeldRows::Hold(tensor, *options_.pool));
-    const WeightMatrix& from = held.matrix();
-    const uint64_t rows = (from.rows + kTileRows - 1) / kTileRows * kTileRows;
-    router.values.resize(rows * from.columns);
-    for (size_t row = 0; row < from.rows; ++row) DecodeRow(from, row, &router.values[row * from.columns]);
-    router.tensor = {.dtype = DType::kF32,
-                     .shape = {rows, from.columns},
-                     .data = reinterpret_cast<const std::byte*>(router.values.data()),
-                     .bytes = router.values.size() * sizeof(float)};
-    Add(out, {{TensorKind::kRouter, layer, &router.tensor}});
     return {};
   }
 
@@ -308,6 +290,7 @@ class Loader {
       planned.parts.push_back(PartOf(source.kind, source.layer, *source.tensor));
     planned.of = std::move(of);
     out = GpuMatrixByFormat(planned.sources());
+    out.rows = RowsOfWholeTiles(out.rows);  // kernels take no less; experts and tokens may be any number
     return planned;
   }
 
@@ -418,11 +401,6 @@ class Loader {
   uint64_t vectors_at_ = 0, unfit_at_ = 0;        // in weights_.memory[0]
   static constexpr size_t kMatricesOfExpert = 2;  // gate with up, and down
   std::vector<GpuMatrix> expert_matrices_;        // [layers, kMatricesOfExpert, experts]
-  struct Router {
-    std::vector<float> values;
-    TensorView tensor;
-  };
-  std::vector<Router> routers_;  // [layers], where there are experts
   GpuMatrix table_;
   bool is_head_table_ = false;
   CudaWeights weights_;
