@@ -11,8 +11,9 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // `seed` is of the order of the threads.
-std::vector<GpuSampleResult> Sample(const std::vector<SampleCase>& cases, uint64_t seed = 0) {
-  SampleBatch batch(cases);
+std::vector<GpuSampleResult> Sample(const std::vector<SampleCase>& cases, uint64_t seed = 0,
+                                    const SamplePadding& padding = {}) {
+  SampleBatch batch(cases, padding);
   const auto rows = static_cast<uint32_t>(cases.size());
   size_t bytes;
   SampleScratchAt(nullptr, rows, batch.vocab, bytes);
@@ -40,8 +41,9 @@ std::vector<GpuSampleResult> Sample(const std::vector<SampleCase>& cases, uint64
 }
 
 // Returns how many of the rows left more than one token to the draw.
-size_t ExpectAllSampled(const std::vector<SampleCase>& cases, uint64_t seed = 0) {
-  const auto results = Sample(cases, seed);
+size_t ExpectAllSampled(const std::vector<SampleCase>& cases, uint64_t seed = 0,
+                        const SamplePadding& padding = {}) {
+  const auto results = Sample(cases, seed, padding);
   size_t open = 0;
   for (size_t row = 0; row < cases.size(); ++row) {
     const GpuSampleRow& p = cases[row].params;
@@ -96,6 +98,13 @@ TEST(SampleDevice, DrawsFromHardRows) {
     }
     ExpectAllSampled(cases, vocab);
   }
+}
+
+// The last part of a row ends before its pitch, or the pitch within another part.
+TEST(SampleDevice, WhatPadsARowIsNeitherChosenNorCounted) {
+  std::mt19937_64 random(10);
+  for (const uint32_t vocab : {1, 3, 1003, 4081, 4095, 4097, 5003})
+    ExpectAllSampled(CasesBelowPadding(vocab, random), vocab, kHeadPadding);
 }
 
 // The bin's sum is known by its low word, wherever in the bin its tokens lie.

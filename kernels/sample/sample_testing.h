@@ -21,14 +21,23 @@ struct SampleCase {
   std::vector<GpuLogitAdjustment> adjustments = {};  // rising tokens
 };
 
-// Rows of one vocabulary as the kernels take them; what lies behind a row is NaN.
+// What lies between two rows.
+struct SamplePadding {
+  uint32_t pitch_multiple = 4, more = 4;  // the pitch is the next such multiple, and `more`
+  float value = std::numeric_limits<float>::quiet_NaN();
+};
+// Behind the products of an output matrix that is zeros up to a whole tile.
+inline constexpr SamplePadding kHeadPadding = {.pitch_multiple = 16, .more = 0, .value = 0};
+
+// Rows of one vocabulary as the kernels take them.
 struct SampleBatch {
-  explicit SampleBatch(const std::vector<SampleCase>& cases) {
+  explicit SampleBatch(const std::vector<SampleCase>& cases, const SamplePadding& padding = {}) {
     vocab = static_cast<uint32_t>(cases[0].logits.size());
-    pitch = (vocab + 3) / 4 * 4 + 4;
+    pitch =
+        (vocab + padding.pitch_multiple - 1) / padding.pitch_multiple * padding.pitch_multiple + padding.more;
     for (const SampleCase& one : cases) {
       logits.insert(logits.end(), one.logits.begin(), one.logits.end());
-      logits.resize(logits.size() + pitch - vocab, std::numeric_limits<float>::quiet_NaN());
+      logits.resize(logits.size() + pitch - vocab, padding.value);
       GpuSampleRow row = one.params;
       row.adjustments_begin = static_cast<uint32_t>(adjustments.size());
       adjustments.insert(adjustments.end(), one.adjustments.begin(), one.adjustments.end());
@@ -230,6 +239,25 @@ inline std::vector<GpuSampleRow> SampleCuts() {
   cuts.push_back({.temperature = 1, .top_p = 0.99f, .min_p = 0.3f});
   cuts.push_back({.temperature = 1e-38f});
   return cuts;
+}
+
+// Rows far below kHeadPadding, so that what reads that shows: cut in every way, and greedy; adjusted where
+// the row ends.
+inline std::vector<SampleCase> CasesBelowPadding(uint32_t vocab, std::mt19937_64& random) {
+  std::uniform_real_distribution<double> uniform;
+  std::vector<GpuSampleRow> all = SampleCuts();
+  all.resize(all.size() + 3);
+  std::vector<SampleCase> cases;
+  for (GpuSampleRow params : all) {
+    params.uniform = cases.size() % 4 == 0 ? 1 - 0x1p-53 : uniform(random);
+    params.top = cases.size() % 3 == 0 ? kGpuMostTop : 0;
+    SampleCase one{ModelLogits(vocab, 0.5f, random), params};
+    for (float& logit : one.logits)
+      logit = cases.size() % 5 == 1 ? -60 : logit - 60;  // more alike than are listed
+    if (cases.size() % 2 == 0) one.adjustments = {{.token = static_cast<int32_t>(vocab - 1), .bias = 2}};
+    cases.push_back(std::move(one));
+  }
+  return cases;
 }
 
 }  // namespace terrace

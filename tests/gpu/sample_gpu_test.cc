@@ -14,7 +14,8 @@ constexpr uint32_t kLlamaVocab = 128'256;
 
 // A batch on the device.
 struct DeviceBatch {
-  explicit DeviceBatch(const std::vector<SampleCase>& cases) : DeviceBatch(SampleBatch(cases)) {}
+  explicit DeviceBatch(const std::vector<SampleCase>& cases, const SamplePadding& padding = {})
+      : DeviceBatch(SampleBatch(cases, padding)) {}
   explicit DeviceBatch(const SampleBatch& batch)
       : logits(batch.logits),
         params(batch.params),
@@ -40,15 +41,15 @@ struct DeviceBatch {
   GpuSampleArgs args;
 };
 
-std::vector<GpuSampleResult> Sample(const std::vector<SampleCase>& cases) {
-  const DeviceBatch batch(cases);
+std::vector<GpuSampleResult> Sample(const std::vector<SampleCase>& cases, const SamplePadding& padding = {}) {
+  const DeviceBatch batch(cases, padding);
   CUDA_MUST(SampleCuda(batch.args, {.stream = nullptr, .follows = true}));
   return batch.results.Get();
 }
 
 // Returns how many of the rows left more than one token to the draw.
-size_t ExpectAllSampled(const std::vector<SampleCase>& cases) {
-  const auto results = Sample(cases);
+size_t ExpectAllSampled(const std::vector<SampleCase>& cases, const SamplePadding& padding = {}) {
+  const auto results = Sample(cases, padding);
   size_t open = 0;
   for (size_t row = 0; row < cases.size(); ++row) {
     const GpuSampleRow& p = cases[row].params;
@@ -74,6 +75,12 @@ TEST(SampleGpu, ChoosesAsTheReferenceDoes) {
     if (vocab > 5000) continue;  // the bound spans several tokens of a flat row
     EXPECT_LE(open, cases.size() / 10);
   }
+}
+
+TEST(SampleGpu, WhatPadsARowIsNeitherChosenNorCounted) {
+  std::mt19937_64 random(10);
+  for (const uint32_t vocab : {1u, 3u, 1003u, 4081u, 4097u, 32'001u, 50'257u})
+    ExpectAllSampled(CasesBelowPadding(vocab, random), kHeadPadding);
 }
 
 TEST(SampleGpu, ChoosesFromHardRows) {
