@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -62,10 +63,13 @@ struct DeviceTransformer {
     return *std::move(logits);
   }
 
-  std::vector<GpuSampleResult> Greedy(const Batch& batch) {
+  std::vector<GpuSampleResult> Greedy(const Batch& batch) { return Choose(batch, {}); }
+
+  // All rows alike.
+  std::vector<GpuSampleResult> Choose(const Batch& batch, const GpuSampleRow& params) {
     size_t rows = 0;
     for (const BatchSequence& sequence : batch.sequences) rows += sequence.logits;
-    const std::vector<GpuSampleRow> choices(rows);
+    const std::vector<GpuSampleRow> choices(rows, params);
     const CudaTransformer::Choice choice{.rows = choices, .adjustments = {}};
     const Status queued = transformer->Forward(batch, &choice);
     CHECK(queued.ok(), Message(queued));
@@ -435,6 +439,113 @@ TEST(RandomModels, WhatOtherFamiliesHaveFollowsTheReference) {
     }
     ExpectFollows(config, SequenceLogits(cpu, tokens), got);
   }
+}
+
+// The output matrix, or the embedding that is one, has zeros up to a whole tile, which are no logits: of a
+// prompt, of token by token, of more rows than are made at a time. Greedy tokens are the reference's wherever
+// its best leads by more than rounding moves.
+TEST(RandomModels, VocabulariesThatFillNoTileFollowTheReference) {
+  constexpr uint32_t kVocab = 1003, kCount = 300, kSteps = 32;
+  constexpr float kLead = 0.3f;
+  for (const DTypeInfo& info : kDTypes) {
+    for (const bool is_tied : {false, true}) {
+      SCOPED_TRACE(testing::Message() << info.name << (is_tied ? ", tied" : ""));
+      ModelConfig config = RandomModel::SmallConfig(kVocab);
+      config.tied_embeddings = is_tied;
+      const RandomModel model(info.dtype, 16, config);
+      TestModel cpu(model.config, model, ReferenceOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
+      DeviceTransformer device(model.config, model, false);
+      EXPECT_EQ(device.weights.head.rows, 1008u);
+      const std::vector<BlockId> blocks = BlocksFrom(1, 20), others = BlocksFrom(30, 20);
+      const std::vector<int32_t> tokens = RandomTokens(kCount, kVocab, 17);
+      const std::vector<float> want = SequenceLogits(cpu, tokens);
+      const double bound = info.dtype == DType::kInt8 ? 0.06 : 0.03;  // see EveryFormatFollowsTheReference
+      const BatchSequence prompt{.tokens = tokens, .blocks = blocks, .logits = kCount};
+      BatchSequence beside = prompt;
+      beside.blocks = others;
+      EXPECT_LT(RelativeDistance(want, device.Logits({.sequences = {prompt}})), bound);
+      const std::vector<float> twice = device.Logits({.sequences = {prompt, beside}});
+      ASSERT_EQ(twice.size(), 2 * want.size());
+      EXPECT_LT(RelativeDistance(want, std::span(twice).first(want.size())), bound);
+      EXPECT_LT(RelativeDistance(want, std::span(twice).last(want.size())), bound);
+      size_t sure = 0;
+      for (uint32_t i = 0; i < kSteps; ++i) {
+        const auto chosen = device.Greedy({.sequences = {{.tokens = std::span(tokens).subspan(i, 1),
+                                                          .first_position = i,
+                                                          .blocks = blocks,
+                                                          .logits = 1}}});
+        std::vector<float> row(want.begin() + i * kVocab, want.begin() + (i + 1) * kVocab);
+        const auto best = std::ranges::max_element(row) - row.begin();
+        const float largest = std::exchange(row[static_cast<size_t>(best)], row[best == 0 ? 1 : 0]);
+        if (largest - std::ranges::max(row) < kLead) continue;
+        EXPECT_EQ(chosen[0].token, best) << "position " << i;
+        ++sure;
+      }
+      EXPECT_GT(sure, kSteps / 10);
+    }
+  }
+}
+
+// A model whose rows of the output matrix are near each other: about each second position has logits that are
+// all below 0, which is what rows of zeros make.
+class AlikeTokensModel : public WeightsInMemory {
+ public:
+  AlikeTokensModel(const ModelConfig& config, const WeightSource& of) : WeightsInMemory("alike tokens") {
+    const auto found = FindTensors(config, of);
+    CHECK(found.ok(), Message(found.status()));
+    for (const auto& [required, tensor] : *found) {
+      entries_.push_back({.name = required.name, .tensor = tensor, .offset = 0, .file = ""});
+      if (required.kind == TensorKind::kOutput) MakeAlike(entries_.back().tensor);
+    }
+  }
+
+ private:
+  void MakeAlike(TensorView& tensor) {
+    const WeightMatrix matrix = MatrixOf(tensor);
+    std::vector<float> values(matrix.rows * matrix.columns);
+    for (size_t row = 0; row < matrix.rows; ++row) DecodeRow(matrix, row, &values[row * matrix.columns]);
+    for (size_t i = values.size(); i-- > matrix.columns;)
+      values[i] = values[i % matrix.columns] + 0.05f * values[i];
+    SetFloats(tensor, std::move(values));
+  }
+};
+
+TEST(Graphs, NothingBehindTheVocabularyIsChosenNorCounted) {
+  constexpr uint32_t kVocab = 113, kCount = 40;
+  ModelConfig config = RandomModel::SmallConfig(kVocab);
+  config.tied_embeddings = false;
+  const RandomModel original(DType::kBF16, 18, config);
+  const AlikeTokensModel model(config, original);
+  DeviceTransformer device(config, model, /*is_invariant=*/true);
+  const std::vector<BlockId> blocks = BlocksFrom(0, 3);
+  const std::vector<int32_t> tokens = RandomTokens(kCount, kVocab, 19);
+  size_t below_zero = 0;
+  for (uint32_t i = 0; i < kCount; ++i) {
+    SCOPED_TRACE(testing::Message() << "position " << i);
+    const Batch step{
+        .sequences = {
+            {.tokens = std::span(tokens).subspan(i, 1), .first_position = i, .blocks = blocks, .logits = 1}}};
+    const std::vector<float> logits = device.Logits(step);
+    ASSERT_EQ(logits.size(), kVocab);
+    const std::vector<double> logprobs = Logprobs(logits);
+    const auto best = std::ranges::max_element(logits) - logits.begin();
+    below_zero += logits[static_cast<size_t>(best)] < 0 ? 1 : 0;
+    const GpuSampleResult greedy = device.Greedy(step)[0];
+    EXPECT_EQ(greedy.token, best);
+    EXPECT_NEAR(greedy.logprob, logprobs[static_cast<size_t>(best)], 1e-4);
+    for (const double uniform : {0.0, 0.5, 1 - 0x1p-53}) {
+      const GpuSampleResult drawn =
+          device.Choose(step, {.temperature = 1, .uniform = uniform, .top = kGpuMostTop})[0];
+      ASSERT_TRUE(drawn.token >= 0 && drawn.token < static_cast<int32_t>(kVocab)) << drawn.token;
+      EXPECT_NEAR(drawn.logprob, logprobs[static_cast<size_t>(drawn.token)], 1e-4);
+      for (uint32_t rank = 0; rank < kGpuMostTop; ++rank) {
+        const int32_t token = drawn.top_tokens[rank];
+        ASSERT_TRUE(token >= 0 && token < static_cast<int32_t>(kVocab)) << token;
+        EXPECT_NEAR(drawn.top_logprobs[rank], logprobs[static_cast<size_t>(token)], 1e-4);
+      }
+    }
+  }
+  EXPECT_GT(below_zero, kCount / 5);
 }
 
 TEST(RandomModels, SmallerKvAndFp8FollowToo) {

@@ -177,8 +177,8 @@ TEST(FitSplits, WhatGpuWorkersRefuseFitsNowhere) {
       {[](ModelConfig& c) { c.ffn_size = 28'704; }, "a feed-forward size of 28704; "},
       {[](ModelConfig& c) { c.heads = c.kv_heads = 9, c.head_dim = 32; }, "a query width of 288; "},
       {[](ModelConfig& c) { c.context_length = 1 << 24; }, "a context of 16777216 tokens; "},
-      {[](ModelConfig& c) { c.vocab_size = 32'001; },
-       "a vocabulary of 32001; GPU workers take multiples of 16"},
+      {[](ModelConfig& c) { c.vocab_size = 524'289; },
+       "a vocabulary of 524289; GPU workers take up to 524288"},
       {[](ModelConfig& c) {
          c.ffn_sizes.assign(c.layers, c.ffn_size);
          c.ffn_sizes.front() = 64;
@@ -198,6 +198,17 @@ TEST(FitSplits, HeadsOfEverySizeThatGpuWorkersTakeFit) {
     ModelConfig config = LargeConfig();
     config.head_dim = head_dim;  // 8 query heads to a key-value head
     EXPECT_NE(Recommend(Fits(ShapeOf(config, DType::kBF16).value(), "8xB200")), std::nullopt) << head_dim;
+  }
+}
+
+// Alone a GPU takes any number of tokens; ranks have equal whole tiles of them.
+TEST(FitSplits, VocabulariesOfAnyNumberFitOneGpu) {
+  for (const uint32_t vocab_size : {32'001u, 50'257u, 524'288u}) {
+    ModelConfig config = LargeConfig();
+    config.vocab_size = vocab_size;
+    const std::vector<SplitFit> fits = Fits(ShapeOf(config, DType::kBF16).value(), "2xB200", {.batch = 2});
+    EXPECT_EQ(Find(fits, {.tensor = 1}).why_not, "") << vocab_size;
+    EXPECT_EQ(Find(fits, {.tensor = 2}).fits(), vocab_size == 524'288) << vocab_size;
   }
 }
 

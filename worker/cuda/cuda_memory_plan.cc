@@ -34,8 +34,9 @@ uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& 
     }
   }
   const uint64_t gathered = ranks > 1 ? rows * 4ull * c.vocab_size : 0;
-  return tokens * per_token + rows * (4ull * c.vocab_size + 2ull * c.hidden_size) + gathered + dequantized +
-         4 * kDevicePartialFloats + GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
+  return tokens * per_token + rows * (4ull * RowsOfWholeTiles(c.vocab_size) + 2ull * c.hidden_size) +
+         gathered + dequantized + 4 * kDevicePartialFloats +
+         GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
          (c.window_rope_base > 0 ? 8ull : 4ull) * limits.context_length * c.head_dim + (uint64_t{128} << 20) +
          16ull * limits.max_sequences * (limits.context_length / 16 + 1) +
          sizeof(GpuLogitAdjustment) * kMostAdjustments;
@@ -104,7 +105,7 @@ Status CudaTransformer::Impl::Allocate() {
                                   layout);
   const uint64_t at_expert_rows = layout.Add<float>(pairs * config.hidden_size);
   const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);
-  const uint64_t at_logits = layout.Add<float>(rows * (has_logits() ? config.vocab_size : weights.head.rows));
+  const uint64_t at_logits = layout.Add<float>(rows * (has_logits() ? logit_pitch() : weights.head.rows));
   const uint64_t at_gathered = layout.Add<float>(group == nullptr ? 0 : rows * config.vocab_size);
   const uint64_t at_partials = layout.Add<float>(kDevicePartialFloats);
   const uint64_t at_arrived = layout.Add<uint32_t>(arrived_count);

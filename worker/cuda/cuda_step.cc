@@ -300,6 +300,13 @@ Status CudaTransformer::Impl::GatherLogits(uint32_t rows) {
   return {};
 }
 
+Status CudaTransformer::Impl::CopyLogits(uint32_t rows, float* to) {
+  const size_t row_bytes = size_t{config.vocab_size} * sizeof(float);
+  RETURN_IF_CUDA_ERROR(cudaMemcpy2DAsync(to, row_bytes, logits, size_t{logit_pitch()} * sizeof(float),
+                                         row_bytes, rows, cudaMemcpyDeviceToHost, stream.get()));
+  return {};
+}
+
 Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wanted, bool has_choice,
                                         Sampling samples) {
   logits_on_host = step.wants_logits && wanted > logit_rows();
@@ -326,7 +333,7 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
       RETURN_IF_CUDA_ERROR(SampleCuda({.logits = logits,
                                        .rows = count,
                                        .vocab = config.vocab_size,
-                                       .pitch = config.vocab_size,
+                                       .pitch = logit_pitch(),
                                        .samples = samples.draws,
                                        .tops = samples.tops,
                                        .params = staging.as<GpuSampleRow>(layout.choices) + begin,
@@ -337,9 +344,7 @@ Status CudaTransformer::Impl::QueueHead(const StepLayout& layout, uint32_t wante
     }
     if (group != nullptr) RETURN_IF_ERROR(group->End(stream.get()));
     if (logits_on_host) {  // which waits for the device
-      RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(host_logits.data() + uint64_t{begin} * config.vocab_size, logits,
-                                           uint64_t{count} * config.vocab_size * sizeof(float),
-                                           cudaMemcpyDeviceToHost, stream.get()));
+      RETURN_IF_ERROR(CopyLogits(count, host_logits.data() + uint64_t{begin} * config.vocab_size));
     }
   }
   return {};

@@ -34,9 +34,9 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
   RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  CHECK(weights.head.rows * (nccl == nullptr ? 1 : nccl->ranks()) == RowsOfWholeTiles(config.vocab_size),
+        weights.head.rows, " logits of ", config.vocab_size);
   if (nccl != nullptr) {
-    CHECK(weights.head.rows * nccl->ranks() == config.vocab_size, weights.head.rows, " logits of ",
-          config.vocab_size);
     impl->group = std::make_unique<RankStep>(*nccl, config.hidden_size, is_invariant);
   }
   impl->can_follow = major >= 9 && nccl == nullptr;
@@ -153,7 +153,8 @@ StatusOr<std::vector<float>> CudaTransformer::Logits(size_t rows) {
   if (m.logits_on_host) return std::move(m.host_logits);
   CHECK(rows <= m.logit_rows(), rows, " rows");
   std::vector<float> out(rows * m.config.vocab_size);
-  RETURN_IF_CUDA_ERROR(cudaMemcpy(out.data(), m.logits, out.size() * sizeof(float), cudaMemcpyDeviceToHost));
+  RETURN_IF_ERROR(m.CopyLogits(static_cast<uint32_t>(rows), out.data()));
+  RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(m.stream.get()));
   return out;
 }
 

@@ -46,9 +46,10 @@ struct CudaLayer {
 
 // On the device. Owns it.
 struct CudaWeights {
-  const uint16_t* embedding = nullptr;  // [vocabulary, hidden] bf16
+  const uint16_t* embedding = nullptr;  // [at least vocabulary, hidden] bf16
   const float* final_norm = nullptr;    // [hidden]
-  GpuMatrix head;                       // [vocabulary, hidden]; of a group this rank's part of the vocabulary
+  // [vocabulary, hidden], and rows of zeros up to a whole tile; of a group this rank's part of the vocabulary
+  GpuMatrix head;
   std::vector<CudaLayer> layers;
   // Of the file: parameters of the whole model, bytes of what of it is here. On the device: memory.
   uint64_t parameters = 0, bytes = 0;
@@ -92,7 +93,8 @@ class CudaTransformer {
   bool has_logits() const;
   // Waits; the results of the last step's choice, good until the next step.
   StatusOr<std::span<const GpuSampleResult>> Results();
-  // Waits; the logits of the last step, copied to the host: of one without a choice, or that wants them.
+  // Waits; the logits of the last step, [rows, vocabulary], copied to the host: of one without a choice, or
+  // that wants them.
   StatusOr<std::vector<float>> Logits(size_t rows);
 
   // Of the last step: see StepResult.

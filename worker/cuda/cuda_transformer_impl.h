@@ -121,7 +121,8 @@ struct CudaTransformer::Impl {
   CudaBuffer scratch, rope, staging, staging_pinned, tables, tables_pinned, sample_scratch, results,
       results_pinned;
   float* squares = nullptr;  // [kMostNormTokens, hidden / kTileRows]
-  float *hidden = nullptr, *logits = nullptr, *partials = nullptr;
+  float *hidden = nullptr, *partials = nullptr;
+  float* logits = nullptr;    // [rows, logit_pitch()]; without has_logits() [rows, rows of the head]
   float* sublayer = nullptr;  // [tokens, hidden]: what a sublayer puts out, where that is normed
   struct Angles {
     float *cos = nullptr, *sin = nullptr;  // [context, head_dim / 2]
@@ -210,6 +211,9 @@ struct CudaTransformer::Impl {
   // Of a group, before a step: times what it would time.
   Status PlanProducts(uint32_t tokens, uint32_t wanted);
   bool has_logits() const { return group == nullptr || group->leads(); }
+  // From one row's logits to the next one's. Behind the vocabulary's are those of the head's rows of zeros,
+  // which nobody reads; of a group there are none, as each rank's part is whole tiles.
+  uint32_t logit_pitch() const { return RowsOfWholeTiles(config.vocab_size); }
   // How a product gets into the residual stream: of a group see RankStep::leads.
   // Where what a sublayer puts out is normed, it does not.
   GpuGemmOut ResidualOut() const {
@@ -219,6 +223,7 @@ struct CudaTransformer::Impl {
   // Behind a product of ResidualOut: `hidden` has the sublayer of all ranks, `post_norm` is null without one.
   Status AddUp(uint32_t tokens, const float* post_norm);
   Status GatherLogits(uint32_t rows);
+  Status CopyLogits(uint32_t rows, float* to);  // queues it; `to` is [rows, vocabulary], of the host
 
   Status Allocate();
   KvLayer Layer(uint32_t layer) const;

@@ -137,7 +137,7 @@ StatusOr<CudaWeights> RandomCudaWeights(const ModelConfig& config, GpuFormat for
   }
   // As LoadCudaWeights: FP8 and 2:4 are for the layers.
   const bool is_of_layers = format == GpuFormat::kE4M3 || format == GpuFormat::kSparse;
-  ASSIGN_OR_RETURN(weights.head, matrix_of(config.vocab_size, config.hidden_size,
+  ASSIGN_OR_RETURN(weights.head, matrix_of(RowsOfWholeTiles(config.vocab_size), config.hidden_size,
                                            is_of_layers ? GpuFormat::kBF16 : format));
   ASSIGN_OR_RETURN(const GpuMatrix embedding,
                    matrix_of(config.vocab_size, config.hidden_size, GpuFormat::kBF16));

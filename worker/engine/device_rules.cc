@@ -40,9 +40,9 @@ Status CheckDeviceModel(const ModelConfig& config) {
     if (width % kDeviceColumns != 0)
       return Unsupported("a ", name, " of ", width, "; GPU workers take multiples of ", kDeviceColumns);
   }
-  if (config.vocab_size % kDeviceRows != 0 || config.vocab_size > kGpuMostSampleVocab)
-    return Unsupported("a vocabulary of ", config.vocab_size, "; GPU workers take multiples of ", kDeviceRows,
-                       " up to ", kGpuMostSampleVocab);
+  if (config.vocab_size > kGpuMostSampleVocab)
+    return Unsupported("a vocabulary of ", config.vocab_size, "; GPU workers take up to ",
+                       kGpuMostSampleVocab);
   const uint32_t spans = std::bit_ceil((config.context_length + kGpuAttentionSpan - 1) / kGpuAttentionSpan);
   if (GpuAttentionPartialFloats(1, config.heads, config.head_dim, spans) > kDevicePartialFloats)
     return Unsupported("a context of ", config.context_length,

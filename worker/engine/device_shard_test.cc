@@ -189,6 +189,8 @@ TEST(DeviceShard, WhatKernelsCannotCutIsRefusedWithTheNumbers) {
   } cases[] = {
       {"vocabulary", [](ModelConfig& config) { config.vocab_size = 112; }, 2,
        "a vocabulary of 112 for 2 ranks; on GPUs multiples of 16 for each are"},
+      {"vocabulary with an added token", [](ModelConfig& config) { config.vocab_size = 129; }, 4,
+       "a vocabulary of 129 for 4 ranks; on GPUs multiples of 16 for each are"},
       {"feed-forward width", [](ModelConfig& config) { config.ffn_size = 5 * 32; }, 2,
        "a feed-forward size of 160; on GPUs multiples of 64 are"},
       {"layers",
