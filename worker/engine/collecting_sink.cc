@@ -14,6 +14,11 @@ CollectingSink::Answer CollectingSink::Wait() {
   return answer_;
 }
 
+bool CollectingSink::HasEndedWithin(Duration limit) {
+  std::unique_lock lock(mutex_);
+  return ended_.wait_for(lock, limit, [this] { return has_ended_; });
+}
+
 void CollectingSink::OnTokens(uint32_t first_index, std::span<const SampledToken> tokens) {
   std::lock_guard lock(mutex_);
   CHECK(!has_ended_ && first_index == resumed_ + answer_.tokens.size(), "token ", first_index, " after ",

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/clock.h"
 #include "worker/engine/sequence.h"
 
 namespace terrace {
@@ -27,6 +28,8 @@ class CollectingSink : public TokenSink {
   // Blocks until the sequence has ended. Needs an engine that was given this sink and that runs or is
   // stopped.
   Answer Wait();
+  // Whether it has ended, which it may do for `limit`.
+  bool HasEndedWithin(Duration limit);
   // The engine drops the sequence before its next step.
   void Cancel() { is_closed_ = true; }
 

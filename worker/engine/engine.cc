@@ -121,14 +121,30 @@ void Engine::Drain(std::function<void()> done) {
 }
 
 void Engine::Stop() {
+  RequestStop();
+  Join();
+}
+
+bool Engine::StopWithin(Duration limit) {
+  RequestStop();
+  {
+    std::unique_lock lock(mutex_);
+    if (!stopped_.wait_for(lock, limit, [this] { return has_stopped_; })) return false;
+  }
+  Join();
+  return true;
+}
+
+void Engine::RequestStop() {
   {
     std::lock_guard lock(mutex_);
     is_draining_ = true;
   }
-  std::call_once(stop_once_, [this] {
-    loop_.request_stop();
-    loop_.join();
-  });
+  loop_.request_stop();
+}
+
+void Engine::Join() {
+  std::call_once(join_once_, [this] { loop_.join(); });
 }
 
 void Engine::Loop(std::stop_token stop) {
@@ -149,6 +165,7 @@ void Engine::Loop(std::stop_token stop) {
     std::lock_guard lock(mutex_);
     has_stopped_ = true;
   }
+  stopped_.notify_all();
   FinishDrains();
 }
 

@@ -3,6 +3,7 @@
 // step at a time: Scheduler::Schedule -> Speculation::Draft -> Executor::Run -> Scheduler::Commit.
 #pragma once
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -84,6 +85,8 @@ class Engine {
   void Drain(std::function<void()> done);
   // Hands over at once, after the step in progress, and joins the loop. Idempotent. Not from a sink.
   void Stop();
+  // The same, but false when that step has not ended within `limit`: the loop stops when it does.
+  bool StopWithin(Duration limit);
 
   // What the prefix cache holds.
   const PrefixJournal& prefixes() const { return prefixes_; }
@@ -97,6 +100,8 @@ class Engine {
     MonoTime arrived;
   };
 
+  void RequestStop();
+  void Join();
   void Loop(std::stop_token stop);
   void TakeInbox(std::stop_token stop);
   void HandOverIfDue();
@@ -127,10 +132,11 @@ class Engine {
   bool is_draining_ = false;                   // GUARDED_BY(mutex_): nothing enters the inbox any more
   std::optional<MonoTime> hand_over_at_;       // GUARDED_BY(mutex_)
   bool has_stopped_ = false;                   // GUARDED_BY(mutex_): the loop has ended
+  std::condition_variable stopped_;            // has_stopped_
   Status device_error_;                        // GUARDED_BY(mutex_)
   std::vector<std::function<void()>> drains_;  // GUARDED_BY(mutex_)
   EngineStats stats_;                          // GUARDED_BY(mutex_)
-  std::once_flag stop_once_;
+  std::once_flag join_once_;
   std::jthread loop_;  // last: joins before what it uses dies
 };
 

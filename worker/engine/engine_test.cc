@@ -320,6 +320,20 @@ TEST(Engine, StopEndsWhatRunsAndWhatWaits) {
   engine.Stop();
 }
 
+TEST(Engine, StopWithinGivesUpOnAStepThatDoesNotEnd) {
+  StepGate gate;
+  Engine engine(SmallOptions(), GatedExecutor(gate));
+  const auto sink = Submit(engine, Spec(1, 100));
+  gate.AwaitStep(1);
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(engine.StopWithin(Duration(1)));
+  EXPECT_EQ(Reason(engine.Submit(Spec(1, 1), sink)), "draining");
+  gate.Open();
+  EXPECT_TRUE(engine.StopWithin(std::chrono::hours(1)));
+  EXPECT_EQ(Reason(sink->Wait().result.error), "draining");
+  EXPECT_TRUE(engine.StopWithin(Duration(0)));
+  engine.Stop();
+}
+
 TEST(Engine, StatsTellAStepInProgressFromIdleness) {
   StepGate gate;
   FakeClock clock;
