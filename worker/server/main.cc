@@ -30,10 +30,10 @@ constexpr char kFooter[] =
     "Every setting, its unit and its default: WorkerConfig in proto/terrace/v1/config.proto.\n"
     "SIGTERM and SIGINT drain: running answers may finish for drain_seconds, then other workers go on with "
     "them;\n"
-    "a second signal ends at once.\n"
+    "a second signal ends at once. Neither waits for a step that hangs.\n"
     "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port, memory or device\n"
-    "not to be had, or the device or a rank of the group lost, 78 wrong configuration, or not that of the "
-    "group.";
+    "not to be had, the device or a rank of the group lost, or a step that hangs, 78 wrong configuration, or "
+    "not that of the group.";
 
 constexpr double kDevicePollSeconds = 0.25;  // for how long a lost device may go unnoticed
 
@@ -87,10 +87,16 @@ void Drain(WorkerServer& server, double drain_seconds, ShutdownSignal& shutdown)
   server.Stop();  // hands over what is left; is_drained is written no more
 }
 
+int Fail(const Status& status) {
+  std::fprintf(stderr, "terrace-worker: %s\n", Message(status).c_str());
+  return ExitCodeFor(status);
+}
+
 Status Serve(const WorkerOptions& options, ShutdownSignal& shutdown) {
   InitLog(options.log);
   WorkerServerOptions server_options = options.server;
   server_options.engine.is_cancelled = [&shutdown] { return shutdown.IsPending(); };
+  server_options.on_step_hangs = [](const Status& error) { std::_Exit(Fail(error)); };
   const auto started = WorkerServer::Start(server_options);
   if (started.status().code() == StatusCode::kCancelled) {
     Log(LogLevel::kInfo, "worker_stopped", {{"reason", "asked to while it loaded the model"}});
@@ -131,11 +137,6 @@ Status Follow(const WorkerOptions& options, ShutdownSignal& shutdown) {
   if (!end.ok() && end.code() != StatusCode::kCancelled) return end;
   Log(LogLevel::kInfo, "worker_stopped", {{"rank", server.engine.group.rank}});
   return {};
-}
-
-int Fail(const Status& status) {
-  std::fprintf(stderr, "terrace-worker: %s\n", Message(status).c_str());
-  return ExitCodeFor(status);
 }
 
 int Main(int argc, char** argv) {

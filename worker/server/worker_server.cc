@@ -1,6 +1,7 @@
 #include "worker/server/worker_server.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/grpc_channel.h"
@@ -13,6 +14,7 @@
 #include "grpcpp/server_builder.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/server/remote_drafter.h"
+#include "worker/server/stop_engine.h"
 
 namespace terrace {
 namespace {
@@ -22,6 +24,7 @@ constexpr size_t kWarmUpTokens = 96;  // of a device: more than its kernels for 
 constexpr Duration kStallLimit = std::chrono::seconds(10);
 constexpr Duration kBehindGroupTimeout = std::chrono::seconds(5);  // for a step that did succeed in the end
 constexpr std::chrono::milliseconds kCloseLimit(500);              // for clients to take the last words
+constexpr std::chrono::milliseconds kCancelPoll(100);              // of the warm-up
 
 Status CannotListen(const std::string& address) {
   return WithReason(
@@ -115,10 +118,11 @@ StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(WorkerServerOptions 
   const MonoTime begin = RealClock().Now();
   std::unique_ptr<WorkerServer> server(new WorkerServer);
   server->stall_limit_ = StallLimit(options);
+  server->on_step_hangs_ = options.on_step_hangs;
   RETURN_IF_ERROR(server->Open(options));
   RETURN_IF_ERROR(server->Listen(options));
   const MonoTime cold = RealClock().Now();
-  RETURN_IF_ERROR(server->WarmUp());
+  RETURN_IF_ERROR(server->WarmUp(options.engine.is_cancelled));
   const double warm_up_seconds = Seconds(RealClock().Now() - cold);
   const double load_seconds = Seconds(RealClock().Now() - begin);
   const OpenedEngine& opened = server->opened_;
@@ -234,7 +238,7 @@ Status WorkerServer::Listen(const WorkerServerOptions& options) {
 }
 
 // One token through the whole model, so that the first client does not pay for cold memory.
-Status WorkerServer::WarmUp() {
+Status WorkerServer::WarmUp(const std::function<bool()>& is_cancelled) {
   SequenceSpec spec;
   spec.request_id = "warm-up";
   spec.prompt = {0};
@@ -251,6 +255,9 @@ Status WorkerServer::WarmUp() {
   }
   auto sink = std::make_shared<CollectingSink>();
   RETURN_IF_ERROR(opened_.engine->Submit(std::move(spec), sink));
+  while (!sink->HasEndedWithin(kCancelPoll)) {
+    if (is_cancelled && is_cancelled()) return Cancelled("the warm-up was cancelled");
+  }
   const Status error = sink->Wait().result.error;
   const Status lost = device_error();
   if (lost.ok()) return Annotate(error, "warm-up");
@@ -264,6 +271,15 @@ void WorkerServer::OnDeviceLost(const Status& error) {
   if (service == nullptr) return;  // Open finds the error
   Log(LogLevel::kError, "worker_device_lost", {{"device", opened_.device}, {"error", Message(error)}});
   service->Drain([] {});  // routers hear of it at once
+}
+
+void WorkerServer::OnStepHangs(Duration since_last_step) {
+  const double seconds = Seconds(since_last_step);
+  Log(LogLevel::kError, "worker_step_hangs", {{"device", opened_.device}, {"seconds", seconds}});
+  if (!on_step_hangs_) return;
+  on_step_hangs_(WithReason(
+      Unavailable("a step hangs: none has ended for ", std::llround(seconds), " s, on ", opened_.device),
+      "step_hangs"));
 }
 
 void WorkerServer::OnDraining() {
@@ -365,7 +381,8 @@ void WorkerServer::Stop() {
   if (service_ == nullptr || std::exchange(has_stopped_, true)) return;  // never opened, or stopped already
   // Sequences first: their calls can only end when the engine has let go of them.
   service_->Drain([] {});
-  opened_.engine->Stop();
+  StopEngine(*opened_.engine, stall_limit_,
+             [this](Duration since_last_step) { OnStepHangs(since_last_step); });
   service_->StopStreams();
   if (grpc_ != nullptr) grpc_->Shutdown(std::chrono::system_clock::now() + kCloseLimit);
   if (ops_ != nullptr) ops_->Stop(/*grace_seconds=*/1);

@@ -39,6 +39,9 @@ struct WorkerServerOptions {
   std::optional<TlsFiles> tls = {};                    // of grpc; absent: plain text
   std::optional<DrafterEndpoint> remote_drafter = {};  // with engine.speculation.drafter: remote
   GroupEndpoint group = {};                            // with several engine.group.ranks
+  // Called by Stop when the engine's step hangs (StopEngine), with UNAVAILABLE, reason step_hangs. It ends
+  // the process, as nothing that the step uses can be taken down.
+  std::function<void(const Status&)> on_step_hangs = nullptr;
 };
 
 // GroupOptions::join of engine.group and `group`.
@@ -54,8 +57,8 @@ bool IsAlive(const EngineStats& stats, MonoTime now, Duration stall_limit);
 class WorkerServer {
  public:
   // With several ranks this one leads them (engine.group.rank is 0), and it waits for the others. Errors of
-  // OpenEngine; UNAVAILABLE for an address that cannot be bound, FAILED_PRECONDITION for certificates that
-  // cannot be used.
+  // OpenEngine (CANCELLED also in the warm-up); UNAVAILABLE for an address that cannot be bound,
+  // FAILED_PRECONDITION for certificates that cannot be used.
   static StatusOr<std::unique_ptr<WorkerServer>> Start(WorkerServerOptions options);
   ~WorkerServer();  // Stop()
 
@@ -79,8 +82,9 @@ class WorkerServer {
   void OpenServices(const WorkerServerOptions& options);
   Status Open(const WorkerServerOptions& options);
   Status Listen(const WorkerServerOptions& options);
-  Status WarmUp();
+  Status WarmUp(const std::function<bool()>& is_cancelled);
   void OnDeviceLost(const Status& error);
+  void OnStepHangs(Duration since_last_step);
   void OnDraining();
   void UpdateHealth();
   void Answer(const HttpRequest& request, HttpResponder& responder);
@@ -99,6 +103,7 @@ class WorkerServer {
   grpc::HealthCheckServiceInterface* health_ = nullptr;  // of grpc_; GUARDED_BY(health_mutex_)
   std::unique_ptr<HttpServer> ops_;
   Duration stall_limit_ = {};
+  std::function<void(const Status&)> on_step_hangs_;
   bool has_stopped_ = false;
 };
 

@@ -462,6 +462,24 @@ TEST(WorkerServer, ADeviceThatIsLostInTheWarmUpIsAnErrorAtTheStart) {
   EXPECT_THAT(Message(status), ::testing::EndsWith("is lost: x.cc:12: bad"));
 }
 
+TEST(WorkerServer, AWarmUpIsCancelledInTheMiddle) {
+  std::atomic<bool> is_cancelled = false, is_told = false;
+  std::promise<void> asked;
+  FakeDevice device;
+  device.lose_device = [&] {  // once: then the step ends when it was asked for
+    if (!is_cancelled.exchange(true)) asked.get_future().wait();
+    return Status();
+  };
+  WorkerServerOptions options = Options();
+  options.engine.compute = "auto";
+  options.engine.find_device = FakeDevice::Find;
+  options.engine.is_cancelled = [&] {
+    if (is_cancelled && !is_told.exchange(true)) asked.set_value();
+    return is_cancelled.load();
+  };
+  EXPECT_EQ(WorkerServer::Start(options).status().code(), StatusCode::kCancelled);
+}
+
 TEST(WorkerServer, WithCertificatesItSpeaksTlsAndAsksForTheClients) {
   const TestAuthority authority(::testing::TempDir(), "worker");
   WorkerServerOptions options = Options();
