@@ -5,8 +5,11 @@
 //
 //   lose@N           step N of the process loses it: on the way its results were spoilt. The first steps are
 //                    those of the worker's warm-up
+//   hang@N           step N of the process never ends, and nothing says so
 //   absent           there is a library, but no device
 //   another_version  the library was built apart from the worker
+#include <unistd.h>
+
 #include <charconv>
 #include <cstdlib>
 #include <memory>
@@ -32,16 +35,23 @@ std::string_view Behaviour() {
   return text == nullptr ? "" : text;
 }
 
-// Counted from 1; 0 is none.
-uint64_t LosingStep() {
-  constexpr std::string_view kLose = "lose@";
+// At which step which behaviour begins. Counted from 1; 0 is none.
+struct BadSteps {
+  uint64_t losing = 0, hanging = 0;
+};
+
+BadSteps ReadBadSteps() {
   const std::string_view text = Behaviour();
-  uint64_t step = 0;
-  if (text.empty() || text == "absent" || text == "another_version") return step;
-  CHECK(text.starts_with(kLose), "TERRACE_FAKE_DEVICE=", text);
-  const auto [end, error] = std::from_chars(text.data() + kLose.size(), text.data() + text.size(), step);
-  CHECK(error == std::errc() && end == text.data() + text.size() && step > 0, "TERRACE_FAKE_DEVICE=", text);
-  return step;
+  BadSteps steps;
+  if (text.empty() || text == "absent" || text == "another_version") return steps;
+  const bool loses = text.starts_with("lose@");
+  CHECK(loses || text.starts_with("hang@"), "TERRACE_FAKE_DEVICE=", text);
+  uint64_t& step = loses ? steps.losing : steps.hanging;
+  const std::string_view number = text.substr(text.find('@') + 1);
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), step);
+  CHECK(error == std::errc() && end == number.data() + number.size() && step > 0,
+        "TERRACE_FAKE_DEVICE=", text);
+  return steps;
 }
 
 class FakeDeviceRunner : public Executor {
@@ -51,7 +61,9 @@ class FakeDeviceRunner : public Executor {
   StepResult Run(const StepPlan& plan) override {
     CHECK(!is_lost_, "a step on a device that is lost");
     StepResult result = runner_->Run(plan);
-    is_lost_ = ++steps_ == losing_step_;
+    ++steps_;
+    while (steps_ == bad_steps_.hanging) pause();
+    is_lost_ = steps_ == bad_steps_.losing;
     if (!is_lost_) return result;
     for (SequenceOutput& output : result.outputs) {  // whoever takes them is found out
       for (SampledToken& token : output.tokens) token.token ^= 1;
@@ -65,7 +77,7 @@ class FakeDeviceRunner : public Executor {
 
  private:
   const std::unique_ptr<Executor> runner_;
-  const uint64_t losing_step_ = LosingStep();
+  const BadSteps bad_steps_ = ReadBadSteps();
   uint64_t steps_ = 0;
   bool is_lost_ = false;
 };

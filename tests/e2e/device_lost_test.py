@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """End to end: a worker loses its device in the middle of answers. They go on at a worker on CPUs, token for token; the one that was
-lost says why and ends with exit code 69; started again it serves. And what becomes of a device that is not there.
+lost says why and ends with exit code 69; started again it serves. What becomes of a device that hangs, whose worker ends when it
+is told to, and of one that is not there.
 
 The device is one without hardware, which computes with the reference kernels and so has the bits of the other worker:
 
@@ -12,17 +13,19 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import tempfile
 import unittest
 
 from cluster import BIN, MODELS, PATIENCE_SECONDS, ROOT, wait_until
-from fleet import KINDS, Fleet, long_chat
+from fleet import KINDS, Fleet, long_chat, steady_ports
 from processes import http_call, samples_at
 
 WORKER, PLUGIN, BASE = BIN / "terrace-worker", BIN / "libfake_device.so", str(MODELS / "terrace-demo-base")
 DEVICE = "cuda Fake without hardware"
 LOST = 69  # exit status
+STALL_SECONDS = 10  # a step that takes longer hangs (worker_server.cc)
 CAUSE = r"^tests/chaos/fake_device\.cc:\d+: cudaEventSynchronize\(\S*\): .* \(cudaErrorIllegalAddress\)$"
 ROUTER = {"balance": {"policy": "round_robin"}}
 
@@ -48,8 +51,20 @@ def lost_at(step):
     return f"lose@{WARM_UP_STEPS + step}"
 
 
+def hangs_at(step):
+    return f"hang@{WARM_UP_STEPS + step}"
+
+
 def records(member, event):
     return [record for record in member.process.log_records() if record["event"] == event]
+
+
+def liveness(ops):
+    """What a worker that listens there says of itself; None before it does."""
+    try:
+        return json.loads(http_call(ops, "GET", "/healthz")[2])["status"]
+    except ConnectionError:
+        return None
 
 
 def total(fleet, name, **labels):
@@ -155,6 +170,59 @@ class DeviceLost(unittest.TestCase):
             self.assertEqual(ask(fleet), (500, "poison_request"))
             self.assertEqual(total(fleet, "terrace_poison_requests_total", event="refused"), 1)
             self.assertEqual(ask(fleet, messages=OTHER), (200, None))
+
+
+class DeviceHangs(unittest.TestCase):
+    """A step that never ends: the worker stays as it is until it is told to end, and then does not wait for that step."""
+
+    def expect_hung(self, status, log):
+        """It says so once, and has ended without `worker_stopped`."""
+        self.assertEqual(status, LOST, log)
+        lines = log.splitlines()
+        self.assertRegex(lines[-1], rf"^terrace-worker: a step hangs: none has ended for \d+ s, on {DEVICE}$")
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        [hung] = [record for record in events if record["event"] == "worker_step_hangs"]
+        self.assertEqual((hung["level"], hung["device"]), ("error", DEVICE))
+        self.assertGreater(hung["seconds"], STALL_SECONDS)
+        self.assertNotIn("worker_stopped", [record["event"] for record in events])
+
+    def test_answers_go_on_at_the_other_worker_and_sigterm_ends_the_one_that_hangs(self):
+        with Fleet(2, worker=[ON_DEVICE, ON_CPUS], environment=[device(hangs_at(40)), {}], router=ROUTER) as fleet:
+            on_device = fleet.members[0]
+            with contextlib.ExitStack() as stack:
+                streams = [stack.enter_context(contextlib.closing(fleet.stream(BODIES[0]))) for _ in fleet.members]  # by turns
+                transcripts = [stream.read_to_end().transcript() for stream in streams]
+            self.assertEqual(transcripts[0], transcripts[1])
+            self.assertEqual(liveness(on_device.process.port("ops")), "stalled")
+            on_device.send(signal.SIGTERM)
+            self.expect_hung(on_device.wait(), on_device.process.log_text())
+
+    def test_a_second_signal_does_not_wait_for_the_drain_limit(self):
+        config = {**ON_DEVICE, "drain_seconds": 3600}
+        with Fleet(1, worker=config, environment=device(hangs_at(40)), router=ROUTER) as fleet:
+            [worker] = fleet.members
+            with contextlib.closing(fleet.stream(BODIES[0])) as stream:
+                stream.read_pieces(39)  # the last of them was sent when step 40 began
+                worker.send(signal.SIGTERM)
+                wait_until(lambda: records(worker, "worker_draining"), "it drains")
+                worker.send(signal.SIGTERM)
+                self.expect_hung(worker.wait(), worker.process.log_text())
+
+    def test_sigterm_ends_one_that_hangs_in_its_warm_up(self):
+        [ops] = steady_ports(1)
+        with tempfile.TemporaryDirectory() as folder:
+            path, log = pathlib.Path(folder, "config.yaml"), pathlib.Path(folder, "log")
+            path.write_text(json.dumps({"model": BASE, "grpc": "127.0.0.1:0", "ops": f"127.0.0.1:{ops}", **ON_DEVICE}))
+            with open(log, "wb") as output:
+                worker = subprocess.Popen([WORKER, "--config", path], env={**os.environ, **device("hang@1")},
+                                          stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            try:
+                wait_until(lambda: liveness(ops) == "stalled", "its warm-up hangs")
+                worker.terminate()
+                self.expect_hung(worker.wait(PATIENCE_SECONDS), log.read_text())
+            finally:
+                worker.kill()
+                worker.wait()
 
 
 class DeviceAtTheStart(unittest.TestCase):
