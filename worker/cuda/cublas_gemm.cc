@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,20 +13,10 @@ constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 constexpr int kGuesses = 8;
 static_assert(sizeof(GemmAlgorithm) == sizeof(cublasLtMatmulAlgo_t));
 
-Status CublasStatus(cublasStatus_t status, const char* call, const char* file, int line) {
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
-    return WithReason(Unimplemented(call, ": ", cublasLtGetStatusString(status)), "unsupported_device");
-  }
-  return WithReason(Internal(file, ":", line, ": ", call, ": ", cublasLtGetStatusString(status)),
-                    "device_error");
-}
-
-#define RETURN_IF_CUBLAS_ERROR(call)                                \
-  do {                                                              \
-    const cublasStatus_t cublas_error = (call);                     \
-    if (cublas_error != CUBLAS_STATUS_SUCCESS) {                    \
-      return CublasStatus(cublas_error, #call, __FILE__, __LINE__); \
-    }                                                               \
+#define RETURN_IF_CUBLAS_ERROR(call)                                                     \
+  do {                                                                                   \
+    const cublasStatus_t cublas_error = (call);                                          \
+    if (cublas_error != CUBLAS_STATUS_SUCCESS) return CublasStatus(cublas_error, #call); \
   } while (false)
 
 // Of the device that is current.
@@ -42,6 +33,13 @@ StatusOr<GemmMachine> ThisMachine() {
 }
 
 }  // namespace
+
+Status CublasStatus(cublasStatus_t status, std::string_view call, std::source_location at) {
+  const std::string text = Concat(CallAt(call, at), ": ", cublasLtGetStatusString(status), " (",
+                                  cublasLtGetStatusName(status), ")");
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return WithReason(Unimplemented(text), "unsupported_device");
+  return WithReason(Internal(text), "device_error");
+}
 
 // Row-major [tokens, rows] is column-major [rows, tokens]: out = op(W) x, W [columns, rows] transposed.
 struct CublasLt::Plan {
@@ -135,10 +133,10 @@ StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const CublasGemm& g
                                      preference, kGuesses, plan->guesses.data(), &found);
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS || found == 0) {
-    return WithReason(
-        Unimplemented("cuBLASLt has no algorithm for ", g.tokens, " x ", g.rows, " x ", g.columns,
-                      is_e4m3 ? " in FP8" : " in bf16", ": ", cublasLtGetStatusString(status)),
-        "unsupported_device");
+    return WithReason(Unimplemented(CallAt("cublasLtMatmulAlgoGetHeuristic"), ": no algorithm for ", g.tokens,
+                                    " x ", g.rows, " x ", g.columns, is_e4m3 ? " in FP8" : " in bf16", ": ",
+                                    cublasLtGetStatusString(status)),
+                      "unsupported_device");
   }
   plan->guesses.resize(static_cast<size_t>(found));
   plan->algorithm = plan->guesses.front().algo;
@@ -225,7 +223,9 @@ StatusOr<double> CublasLt::TimeGuesses(Plan& plan, std::span<const CublasGemm> s
   cudaEventDestroy(end);
   if (best < 0) {
     RETURN_IF_CUDA_ERROR(cudaGetLastError());
-    return WithReason(Unimplemented("no algorithm of cuBLASLt ran"), "unsupported_device");
+    return WithReason(
+        Unimplemented(CallAt("cublasLtMatmul"), ": none of ", plan.guesses.size(), " algorithms ran"),
+        "unsupported_device");
   }
   return best;
 }

@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <source_location>
 #include <span>
+#include <string_view>
 
 #include "base/status.h"
 #include "worker/cuda/cuda_memory.h"
@@ -17,6 +19,11 @@
 #include "worker/engine/device_backend.h"
 
 namespace terrace {
+
+// CUBLAS_STATUS_NOT_SUPPORTED is UNIMPLEMENTED, reason unsupported_device, any other INTERNAL, reason
+// device_error; with file, line and call as CudaStatus has them.
+Status CublasStatus(cublasStatus_t status, std::string_view call,
+                    std::source_location at = std::source_location::current());
 
 struct CublasGemm {
   const void* x = nullptr;          // [tokens, columns] bf16, or E4M3 codes with x_scales

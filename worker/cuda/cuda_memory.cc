@@ -2,15 +2,21 @@
 
 namespace terrace {
 
-Status CudaStatus(cudaError_t error, const char* call, const char* file, int line) {
-  return WithReason(Internal(file, ":", line, ": ", call, ": ", cudaGetErrorString(error), " (",
-                             cudaGetErrorName(error), ")"),
-                    "device_error");
+std::string CallAt(std::string_view call, std::source_location at) {
+  return Concat(at.file_name(), ":", at.line(), ": ", call.substr(0, call.find('(')));
 }
 
-Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what) {
+Status CudaStatus(cudaError_t error, std::string_view call, std::source_location at) {
+  return WithReason(
+      Internal(CallAt(call, at), ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"),
+      "device_error");
+}
+
+Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what, std::source_location at) {
   if (error == cudaSuccess) return {};
-  if (error != cudaErrorMemoryAllocation) return CudaStatus(error, "cudaMalloc", __FILE__, __LINE__);
+  if (error != cudaErrorMemoryAllocation) {
+    return CudaStatus(error, Concat("cudaMalloc of ", bytes, " bytes for ", what), at);
+  }
   size_t free_bytes = 0, total = 0;
   cudaGetLastError();  // forgets it: the device goes on
   cudaMemGetInfo(&free_bytes, &total);
@@ -19,24 +25,31 @@ Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what) {
       "device_memory");
 }
 
-StatusOr<CudaBuffer> CudaBuffer::Device(size_t bytes, const char* what) {
+Status CudaHostAllocStatus(cudaError_t error, size_t bytes, const char* what, std::source_location at) {
+  if (error == cudaSuccess) return {};
+  if (error != cudaErrorMemoryAllocation) {
+    return CudaStatus(error, Concat("cudaHostAlloc of ", bytes, " bytes for ", what), at);
+  }
+  cudaGetLastError();
+  return WithReason(ResourceExhausted(what, ": ", bytes, " bytes of pinned memory cannot be had"),
+                    "pinned_memory");
+}
+
+StatusOr<CudaBuffer> CudaBuffer::Device(size_t bytes, const char* what, std::source_location at) {
   CudaBuffer buffer;
   if (bytes == 0) return buffer;
-  RETURN_IF_ERROR(CudaMallocStatus(cudaMalloc(reinterpret_cast<void**>(&buffer.data_), bytes), bytes, what));
+  const cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&buffer.data_), bytes);
+  RETURN_IF_ERROR(CudaMallocStatus(error, bytes, what, at));
   buffer.bytes_ = bytes;
   return buffer;
 }
 
-StatusOr<CudaBuffer> CudaBuffer::Pinned(size_t bytes, const char* what) {
+StatusOr<CudaBuffer> CudaBuffer::Pinned(size_t bytes, const char* what, std::source_location at) {
   CudaBuffer buffer;
   if (bytes == 0) return buffer;
   const cudaError_t error =
       cudaHostAlloc(reinterpret_cast<void**>(&buffer.data_), bytes, cudaHostAllocDefault);
-  if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
-    return ResourceExhausted(what, ": ", bytes, " bytes of pinned memory cannot be had");
-  }
-  if (error != cudaSuccess) return CudaStatus(error, "cudaHostAlloc", __FILE__, __LINE__);
+  RETURN_IF_ERROR(CudaHostAllocStatus(error, bytes, what, at));
   buffer.bytes_ = bytes;
   buffer.is_pinned_ = true;
   return buffer;

@@ -5,36 +5,47 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <source_location>
+#include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/status.h"
 
 namespace terrace {
 
-// INTERNAL, reason device_error: "worker/cuda/x.cc:12: cudaMalloc(..): out of memory
-// (cudaErrorMemoryAllocation)".
-Status CudaStatus(cudaError_t error, const char* call, const char* file, int line);
+// "worker/cuda/x.cc:12: cudaMalloc": of the expression `call` what stands before its arguments.
+std::string CallAt(std::string_view call, std::source_location at = std::source_location::current());
 
-#define RETURN_IF_CUDA_ERROR(call)                                              \
-  do {                                                                          \
-    const cudaError_t cuda_error_here = (call);                                 \
-    if (cuda_error_here != cudaSuccess) {                                       \
-      return ::terrace::CudaStatus(cuda_error_here, #call, __FILE__, __LINE__); \
-    }                                                                           \
+// INTERNAL, reason device_error: "worker/cuda/x.cc:12: cudaMalloc: out of memory
+// (cudaErrorMemoryAllocation)", with what CallAt says of `call`.
+Status CudaStatus(cudaError_t error, std::string_view call,
+                  std::source_location at = std::source_location::current());
+
+#define RETURN_IF_CUDA_ERROR(call)                                                            \
+  do {                                                                                        \
+    const cudaError_t cuda_error_here = (call);                                               \
+    if (cuda_error_here != cudaSuccess) return ::terrace::CudaStatus(cuda_error_here, #call); \
   } while (false)
 
 // What `error` of cudaMalloc says of `bytes` for `what`. OK of cudaSuccess; where there is no room
 // RESOURCE_EXHAUSTED, reason device_memory, with the size and what is free, and the device goes on; else
 // CudaStatus.
-Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what);
+Status CudaMallocStatus(cudaError_t error, size_t bytes, const char* what,
+                        std::source_location at = std::source_location::current());
+// The same of cudaHostAlloc; the reason is pinned_memory, and what is free is not known.
+Status CudaHostAllocStatus(cudaError_t error, size_t bytes, const char* what,
+                           std::source_location at = std::source_location::current());
 
 // Device memory, or pinned memory of the host.
 class CudaBuffer {
  public:
   CudaBuffer() = default;
-  // Errors of CudaMallocStatus; of pinned memory RESOURCE_EXHAUSTED names `what` and the size.
-  static StatusOr<CudaBuffer> Device(size_t bytes, const char* what);
-  static StatusOr<CudaBuffer> Pinned(size_t bytes, const char* what);
+  // Errors of CudaMallocStatus and CudaHostAllocStatus, with the caller's file and line.
+  static StatusOr<CudaBuffer> Device(size_t bytes, const char* what,
+                                     std::source_location at = std::source_location::current());
+  static StatusOr<CudaBuffer> Pinned(size_t bytes, const char* what,
+                                     std::source_location at = std::source_location::current());
   ~CudaBuffer();
   CudaBuffer(CudaBuffer&& other) noexcept { *this = std::move(other); }
   CudaBuffer& operator=(CudaBuffer&& other) noexcept {

@@ -42,7 +42,7 @@ class CudaNcclDevice final : public NcclDevice {
       cudaGetLastError();  // forgets it: it is none
       return false;
     }
-    RETURN_IF_CUDA_ERROR(error);
+    if (error != cudaSuccess) return CudaStatus(error, "cudaStreamQuery");
     return true;
   }
 

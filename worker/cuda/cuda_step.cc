@@ -166,9 +166,11 @@ Status CudaTransformer::Impl::Attend(uint32_t layer, const GpuBatch& batch, cons
     args.count = std::min(together, decode_tokens - i);
     RETURN_IF_CUDA_ERROR(DecodeAttentionCuda(args, launch()));
   }
-  if (runs > 0) {
-    RETURN_IF_CUDA_ERROR(is_invariant ? RunAttentionCuda(args, launch())
-                                      : PrefillAttentionCuda(args, launch()));
+  if (runs == 0) return {};
+  if (is_invariant) {
+    RETURN_IF_CUDA_ERROR(RunAttentionCuda(args, launch()));
+  } else {
+    RETURN_IF_CUDA_ERROR(PrefillAttentionCuda(args, launch()));
   }
   return {};
 }
