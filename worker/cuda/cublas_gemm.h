@@ -39,6 +39,8 @@ struct CublasGemm {
 
 class CublasLt {
  public:
+  static constexpr size_t kWorkspaceBytes = size_t{64} << 20;
+
   static StatusOr<std::unique_ptr<CublasLt>> Create(const DeviceTuning& tuning = {});
   ~CublasLt();
 

@@ -2,7 +2,6 @@
 #include <cstring>
 
 #include "base/machine.h"
-#include "kernels/gemm/wide_gemm_gpu.h"
 #include "kernels/rope/rope_table.h"
 #include "kernels/sample/sample_cuda.h"
 #include "worker/cuda/cuda_transformer_impl.h"
@@ -11,39 +10,33 @@ namespace terrace {
 
 namespace {
 
-// What a layer's feed-forward, or its experts, takes for a token.
-uint64_t FfnBytes(const ModelConfig& c) {
-  if (c.experts == 0) return 6ull * c.ffn_size;
-  return c.experts_per_token * (2ull * c.ffn_size + 4ull * c.hidden_size + 16 + 2 * sizeof(GpuExpertChunk)) +
-         4 * RowsOfWholeTiles(c.experts);
+// What a driver takes for graphs and code that is loaded when it first runs, and what of the KV pool its
+// blocks do not count: the one that pads graphs, blocks on their way to the host, the list of its parts.
+constexpr uint64_t kOtherBytes = uint64_t{128} << 20;
+
+StepMemoryOptions StepMemoryOf(const ModelConfig& config, const CudaWeights& weights,
+                               const DeviceLimits& limits) {
+  StepMemoryOptions options{.config = config,
+                            .limits = limits,
+                            .matrices = {.head_rows = weights.head.rows},
+                            .sampling_bytes = GpuSampleScratchBytes(LogitRows(limits), config.vocab_size)};
+  for (const CudaLayer& layer : weights.layers) {
+    for (const GpuMatrix& m : {layer.qkv, layer.output, layer.gate_up, layer.down}) options.matrices.Add(m);
+  }
+  return options;
 }
 
 }  // namespace
 
-uint64_t CudaTransformer::ScratchBytes(const ModelConfig& c, const CudaWeights& weights,
+// Rank 0 takes the most of a group, and of blocks the smallest.
+uint64_t CudaTransformer::ScratchBytes(const ModelConfig& config, const CudaWeights& weights,
                                        const DeviceLimits& limits, uint32_t ranks) {
-  const uint64_t tokens = std::max(limits.max_step_tokens, limits.max_sequences);
-  const uint64_t q = uint64_t{c.heads} * c.head_dim, kv = uint64_t{c.kv_heads} * c.head_dim;
-  const uint64_t per_token = 8ull * c.hidden_size + c.ffn_size + 2ull * c.hidden_size + 2 * (q + 2 * kv) +
-                             2 * q + FfnBytes(c) + (c.has_post_norms ? 4ull * c.hidden_size : 0);
-  const uint64_t rows = std::min<uint64_t>(kLogitRows, std::max<uint64_t>(tokens, 1));
-  uint64_t dequantized = 0;
-  for (const CudaLayer& layer : weights.layers) {
-    for (const GpuMatrix& m : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
-      if (m.format != GpuFormat::kBF16) dequantized = std::max(dequantized, uint64_t{2} * m.rows * m.columns);
-    }
-  }
-  const uint64_t gathered = ranks > 1 ? rows * 4ull * c.vocab_size : 0;
-  return tokens * per_token + rows * (4ull * RowsOfWholeTiles(c.vocab_size) + 2ull * c.hidden_size) +
-         gathered + dequantized + 4 * kDevicePartialFloats +
-         GpuSampleScratchBytes(static_cast<uint32_t>(rows), c.vocab_size) +
-         (c.window_rope_base > 0 ? 8ull : 4ull) * limits.context_length * c.head_dim + (uint64_t{128} << 20) +
-         16ull * limits.max_sequences * (limits.context_length / 16 + 1) +
-         sizeof(GpuLogitAdjustment) * kMostAdjustments;
+  StepMemoryOptions options = StepMemoryOf(config, weights, limits);
+  options.is_of_group = ranks > 1;
+  return PlanStepMemory(options).bytes() + CublasLt::kWorkspaceBytes + kOtherBytes;
 }
 
-Status CudaTransformer::Impl::Allocate() {
-  const uint64_t tokens = max_tokens(), rows = logit_rows();
+Status CudaTransformer::Impl::AllocatePool() {
   // The pool: per layer keys and values [kv_heads, blocks, block_tokens, head_dim], then scales of int8.
   pool_blocks = shape.blocks + 1;
   const uint64_t row_bytes = shape.head_dim * KvElementBytes(shape.dtype);
@@ -76,95 +69,57 @@ Status CudaTransformer::Impl::Allocate() {
       RETURN_IF_CUDA_ERROR(cudaEventCreateWithFlags(&slot.copied, cudaEventDisableTiming));
     }
   }
+  return {};
+}
 
-  uint64_t widest = 0, code_width = 0;
-  uint32_t most_rows = weights.head.rows;
-  for (const CudaLayer& layer : weights.layers) {
-    for (const GpuMatrix& m : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
-      if (m.format != GpuFormat::kBF16) widest = std::max(widest, uint64_t{m.rows} * m.columns);
-      most_rows = std::max(most_rows, m.rows);
-      if (m.format == GpuFormat::kE4M3 || m.has_row_scales)
-        code_width = std::max(code_width, uint64_t{m.columns});
-    }
+Status CudaTransformer::Impl::AllocateSteps() {
+  StepMemoryOptions options = StepMemoryOf(config, weights, limits);
+  options.is_of_group = group != nullptr;
+  options.has_logits = has_logits();
+  options.block_tokens = shape.block_tokens;
+  const StepMemory memory = PlanStepMemory(options);
+  // As StepMemory::Buffer has them.
+  CudaBuffer* const buffers[StepMemory::kBuffers] = {&scratch, &rope,           &staging,
+                                                     &tables,  &sample_scratch, &results};
+  for (size_t i = 0; i < memory.buffers.size(); ++i) {
+    ASSIGN_OR_RETURN(*buffers[i], CudaBuffer::Device(memory.buffers[i].bytes, memory.buffers[i].what));
   }
-  arrived_count = tokens * config.kv_heads;
-  ArrayLayout layout;
-  const uint64_t at_hidden = layout.Add<float>(tokens * config.hidden_size);
-  const uint64_t at_sublayer = layout.Add<float>(config.has_post_norms ? tokens * config.hidden_size : 0);
-  const uint64_t at_normed = layout.Add<uint16_t>(tokens * config.hidden_size);
-  const uint64_t at_squares = layout.Add<float>(uint64_t{kMostNormTokens} * config.hidden_size / kTileRows);
-  const uint64_t at_qkv = layout.Add<uint16_t>(tokens * (q_width() + 2 * kv_width()));
-  const uint64_t at_attended = layout.Add<uint16_t>(tokens * q_width());
-  const uint64_t pairs = tokens * config.experts_per_token, is_plain = config.experts == 0 ? 1 : 0;
-  const uint64_t at_gate_up = layout.Add<uint16_t>(is_plain * tokens * 2 * config.ffn_size);
-  const uint64_t at_gate = layout.Add<uint16_t>((is_plain * tokens + pairs) * config.ffn_size);
-  const ExpertRoutesLayout routes({.tokens = tokens,
-                                   .experts = config.experts,
-                                   .per_token = config.experts_per_token,
-                                   .router_rows = RowsOfWholeTiles(config.experts)},
-                                  layout);
-  const uint64_t at_expert_rows = layout.Add<float>(pairs * config.hidden_size);
-  const uint64_t at_last = layout.Add<uint16_t>(rows * config.hidden_size);
-  const uint64_t at_logits = layout.Add<float>(rows * (has_logits() ? logit_pitch() : weights.head.rows));
-  const uint64_t at_gathered = layout.Add<float>(group == nullptr ? 0 : rows * config.vocab_size);
-  const uint64_t at_partials = layout.Add<float>(kDevicePartialFloats);
-  const uint64_t at_arrived = layout.Add<uint32_t>(arrived_count);
-  const uint64_t tile_counters = std::max(TileGemmCounters(most_rows, kMostTileTokens),
-                                          WideGemmCounters(most_rows, kMostWideSplitTokens));
-  const uint64_t at_tile_arrived = layout.Add<uint32_t>(tile_counters);
-  const uint64_t at_dequantized = layout.Add<uint16_t>(widest);
-  const uint64_t at_codes = layout.Add<uint8_t>(tokens * code_width);
-  const uint64_t at_code_scales = layout.Add<float>(tokens);
-  ASSIGN_OR_RETURN(scratch, CudaBuffer::Device(layout.bytes(), "activations"));
-  hidden = scratch.as<float>(at_hidden);
-  sublayer = scratch.as<float>(at_sublayer);
-  normed = scratch.as<uint16_t>(at_normed);
-  squares = scratch.as<float>(at_squares);
-  qkv = scratch.as<uint16_t>(at_qkv);
-  attended = scratch.as<uint16_t>(at_attended);
-  gate_up = scratch.as<uint16_t>(at_gate_up);
-  gate = scratch.as<uint16_t>(at_gate);
-  experts = routes.At(scratch.data());
-  expert_rows = scratch.as<float>(at_expert_rows);
-  last_normed = scratch.as<uint16_t>(at_last);
-  logits = scratch.as<float>(at_logits);
-  gathered = group == nullptr ? nullptr : scratch.as<float>(at_gathered);
-  partials = scratch.as<float>(at_partials);
-  arrived = scratch.as<uint32_t>(at_arrived);
-  tile_arrived = scratch.as<uint32_t>(at_tile_arrived);
-  RETURN_IF_CUDA_ERROR(cudaMemset(tile_arrived, 0, tile_counters * sizeof(uint32_t)));
-  dequantized = scratch.as<uint16_t>(at_dequantized);
-  codes = scratch.as<uint8_t>(at_codes);
-  code_scales = scratch.as<float>(at_code_scales);
-  RETURN_IF_CUDA_ERROR(cudaMemset(arrived, 0, arrived_count * sizeof(uint32_t)));
+  ASSIGN_OR_RETURN(staging_pinned, CudaBuffer::Pinned(staging.bytes(), "step"));
+  ASSIGN_OR_RETURN(tables_pinned, CudaBuffer::Pinned(tables.bytes(), "block tables"));
+  std::memset(tables_pinned.data(), 0xff, tables.bytes());  // no block: whatever is used is new to the device
+  ASSIGN_OR_RETURN(results_pinned, CudaBuffer::Pinned(results.bytes(), "results"));
+  table_pitch = memory.table_pitch;
 
-  const uint64_t table = uint64_t{limits.context_length} * config.head_dim;  // cosines and sines
-  const bool has_window_rope = config.window_rope_base > 0;
-  ASSIGN_OR_RETURN(rope,
-                   CudaBuffer::Device((has_window_rope ? 2 : 1) * table * sizeof(float), "RoPE tables"));
+  const StepMemory::Arrays& at = memory.at;
+  hidden = scratch.as<float>(at.hidden);
+  sublayer = scratch.as<float>(at.sublayer);
+  normed = scratch.as<uint16_t>(at.normed);
+  squares = scratch.as<float>(at.squares);
+  qkv = scratch.as<uint16_t>(at.qkv);
+  attended = scratch.as<uint16_t>(at.attended);
+  gate_up = scratch.as<uint16_t>(at.gate_up);
+  gate = scratch.as<uint16_t>(at.gate);
+  experts = at.experts.At(scratch.data());
+  expert_rows = scratch.as<float>(at.expert_rows);
+  last_normed = scratch.as<uint16_t>(at.last_normed);
+  logits = scratch.as<float>(at.logits);
+  gathered = group == nullptr ? nullptr : scratch.as<float>(at.gathered);
+  partials = scratch.as<float>(at.partials);
+  arrived = scratch.as<uint32_t>(at.arrived);
+  RETURN_IF_CUDA_ERROR(cudaMemset(arrived, 0, memory.arrived_count * sizeof(uint32_t)));
+  tile_arrived = scratch.as<uint32_t>(at.tile_arrived);
+  RETURN_IF_CUDA_ERROR(cudaMemset(tile_arrived, 0, memory.tile_arrived_count * sizeof(uint32_t)));
+  dequantized = scratch.as<uint16_t>(at.dequantized);
+  codes = scratch.as<uint8_t>(at.codes);
+  code_scales = scratch.as<float>(at.code_scales);
+
   RETURN_IF_ERROR(MakeAngles(MakeRopeFrequencies(config.rope_base, config.head_dim, RopeDivisors(config)),
                              rope.as<float>(), angles));
-  if (has_window_rope) {
+  if (config.window_rope_base > 0) {
+    const uint64_t table_bytes = rope.bytes() / 2;
     RETURN_IF_ERROR(MakeAngles(MakeRopeFrequencies(config.window_rope_base, config.head_dim),
-                               rope.as<float>() + table, window_angles));
+                               rope.as<float>(table_bytes), window_angles));
   }
-
-  const StepLayout largest(static_cast<uint32_t>(tokens + kMostGraphTokens),
-                           static_cast<uint32_t>(tokens + kMostGraphTokens), static_cast<uint32_t>(tokens));
-  const uint64_t staged = largest.adjustments + kMostAdjustments * sizeof(GpuLogitAdjustment);
-  ASSIGN_OR_RETURN(staging, CudaBuffer::Device(staged, "step"));
-  ASSIGN_OR_RETURN(staging_pinned, CudaBuffer::Pinned(staged, "step"));
-  table_pitch = (limits.context_length + shape.block_tokens - 1) / shape.block_tokens;
-  const uint64_t table_bytes = uint64_t{limits.max_sequences + 1} * table_pitch * sizeof(int32_t);
-  ASSIGN_OR_RETURN(tables, CudaBuffer::Device(table_bytes, "block tables"));
-  ASSIGN_OR_RETURN(tables_pinned, CudaBuffer::Pinned(table_bytes, "block tables"));
-  std::memset(tables_pinned.data(), 0xff, table_bytes);  // no block: whatever is used is new to the device
-  ASSIGN_OR_RETURN(
-      sample_scratch,
-      CudaBuffer::Device(GpuSampleScratchBytes(static_cast<uint32_t>(rows), config.vocab_size), "sampling"));
-  const uint64_t result_bytes = (tokens + kMostGraphTokens) * sizeof(GpuSampleResult);
-  ASSIGN_OR_RETURN(results, CudaBuffer::Device(result_bytes, "results"));
-  ASSIGN_OR_RETURN(results_pinned, CudaBuffer::Pinned(result_bytes, "results"));
   return {};
 }
 

@@ -26,8 +26,9 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
     bool is_invariant, const DeviceTuning& tuning, NcclCommunicator* nccl) {
   RETURN_IF_ERROR(Annotate(CheckDeviceModel(config), "CUDA"));
   if (shape.dtype == KvDType::kF32) return Unsupported("f32 keys and values; bf16, f16, int8 and fp8 are");
-  if (shape.block_tokens < 16 || !std::has_single_bit(shape.block_tokens)) {
-    return Unsupported(Concat("KV blocks of ", shape.block_tokens, "; powers of two from 16 are"));
+  if (shape.block_tokens < kLeastBlockTokens || !std::has_single_bit(shape.block_tokens)) {
+    return Unsupported(
+        Concat("KV blocks of ", shape.block_tokens, "; powers of two from ", kLeastBlockTokens, " are"));
   }
   auto impl = std::make_unique<Impl>(config, weights, shape, limits, is_invariant);
   int device = 0, major = 0, minor = 0;
@@ -58,7 +59,8 @@ StatusOr<std::unique_ptr<CudaTransformer>> CudaTransformer::Create(
   ASSIGN_OR_RETURN(impl->cublas, CublasLt::Create(tuning));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_begin));
   RETURN_IF_CUDA_ERROR(cudaEventCreate(&impl->step_end));
-  RETURN_IF_ERROR(impl->Allocate());
+  RETURN_IF_ERROR(impl->AllocatePool());
+  RETURN_IF_ERROR(impl->AllocateSteps());
   RETURN_IF_CUDA_ERROR(cudaDeviceSynchronize());
   return std::unique_ptr<CudaTransformer>(new CudaTransformer(std::move(impl)));
 }

@@ -22,6 +22,7 @@
 #include "kernels/gemm/gpu_matrix.h"
 #include "kernels/sample/sample_gpu.h"
 #include "worker/cuda/cuda_memory.h"
+#include "worker/cuda/step_memory.h"
 #include "worker/engine/device_backend.h"
 #include "worker/model/transformer.h"
 #include "worker/parallel/nccl_communicator.h"
@@ -71,12 +72,13 @@ class CudaTransformer {
                                                            const DeviceLimits& limits, bool is_invariant,
                                                            const DeviceTuning& tuning = {},
                                                            NcclCommunicator* nccl = nullptr);
-  // What Create takes beside the KV pool, on one of `ranks`.
+  // What Create takes beside the KV pool, on the one of `ranks` that takes the most, and what the driver may
+  // take for steps.
   static uint64_t ScratchBytes(const ModelConfig& config, const CudaWeights& weights,
                                const DeviceLimits& limits, uint32_t ranks = 1);
   ~CudaTransformer();
 
-  static constexpr uint32_t kMostAdjustments = 1u << 20;
+  static constexpr uint32_t kMostAdjustments = kMostLogitAdjustments;
   // How tokens are chosen from a batch's logits: one row per logit wanted, in their order. At most
   // kMostAdjustments.
   struct Choice {

@@ -27,6 +27,7 @@
 #include "worker/cuda/cuda_transformer.h"
 #include "worker/cuda/expert_routes.h"
 #include "worker/cuda/rank_step.h"
+#include "worker/cuda/step_memory.h"
 #include "worker/cuda/token_bucket.h"
 #include "worker/engine/device_rules.h"
 
@@ -39,13 +40,7 @@ inline constexpr size_t kMostDecodeTokens = 16;
 // More tokens than this never go through stream_gemm; in the invariant mode they go through ordered_gemm,
 // which makes the same bits.
 inline constexpr uint32_t kMostStreamTokens = 64;
-// Tokens for which tile_gemm is tried on quantized weights; wide_gemm is for all from kLeastTileTokens on.
-inline constexpr uint32_t kLeastTileTokens = 9, kMostTileTokens = 512;
-// Steps of at most so many tokens are replayed as graphs.
-inline constexpr uint32_t kMostGraphTokens = 512;
 inline constexpr size_t kMostGraphs = 256;  // kept at a time: some MB each
-// Logits are made of so many rows at a time.
-inline constexpr uint32_t kLogitRows = 512;
 // Matrices timed to choose an algorithm: together beyond the device's cache.
 inline constexpr uint64_t kTuningBytes = uint64_t{192} << 20;
 
@@ -60,21 +55,6 @@ struct ProductEnds {
 };
 
 struct CudaTransformer::Impl {
-  // What a step's description consists of, as offsets into the staging memory of host and device.
-  struct StepLayout {
-    uint64_t tokens, positions, sequences, wanted, runs, choices, adjustments;  // these last
-    StepLayout(uint32_t token_count, uint32_t wanted_count, uint32_t run_count) {
-      ArrayLayout layout;
-      tokens = layout.Add<int32_t>(token_count);
-      positions = layout.Add<uint32_t>(token_count);
-      sequences = layout.Add<uint32_t>(token_count);
-      wanted = layout.Add<uint32_t>(wanted_count);
-      runs = layout.Add<GpuQueryRun>(run_count);
-      choices = layout.Add<GpuSampleRow>(wanted_count);
-      adjustments = layout.bytes();
-    }
-  };
-
   // What of choosing tokens some row of a step needs, beside the largest logit.
   struct Sampling {
     bool draws = false, tops = false;
@@ -118,6 +98,7 @@ struct CudaTransformer::Impl {
   std::vector<GpuKvPart> parts;
   uint32_t pool_blocks = 0, table_pitch = 0;
 
+  // By StepMemory, and pinned what the host writes and reads of it.
   CudaBuffer scratch, rope, staging, staging_pinned, tables, tables_pinned, sample_scratch, results,
       results_pinned;
   float* squares = nullptr;  // [kMostNormTokens, hidden / kTileRows]
@@ -135,7 +116,6 @@ struct CudaTransformer::Impl {
   uint8_t* codes = nullptr;      // activations in FP8 or int8, [tokens, widest]
   float* code_scales = nullptr;  // [tokens]
   uint32_t *arrived = nullptr, *tile_arrived = nullptr;
-  uint64_t arrived_count = 0;
 
   // Candidates are timed for a graph, which is replayed, and where a shape comes in a second step: what comes
   // once, such as the prompt that a first token waits for, takes a plan that needs no timing.
@@ -203,8 +183,8 @@ struct CudaTransformer::Impl {
   }
   uint32_t q_width() const { return config.heads * config.head_dim; }
   uint32_t kv_width() const { return config.kv_heads * config.head_dim; }
-  uint32_t max_tokens() const { return std::max(limits.max_step_tokens, limits.max_sequences); }
-  uint32_t logit_rows() const { return std::min(kLogitRows, std::max(max_tokens(), 1u)); }
+  uint32_t max_tokens() const { return StepTokens(limits); }
+  uint32_t logit_rows() const { return LogitRows(limits); }
   CudaLaunch launch() const { return {.stream = stream.get(), .follows = can_follow}; }
 
   Status Forward(const Batch& batch, const Choice* choice);
@@ -225,7 +205,8 @@ struct CudaTransformer::Impl {
   Status GatherLogits(uint32_t rows);
   Status CopyLogits(uint32_t rows, float* to);  // queues it; `to` is [rows, vocabulary], of the host
 
-  Status Allocate();
+  Status AllocatePool();
+  Status AllocateSteps();
   KvLayer Layer(uint32_t layer) const;
   GpuBatch BatchOf(const StepLayout& layout, uint32_t tokens) const;
 
