@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -579,51 +580,71 @@ TEST(RandomModels, SmallerKvAndFp8FollowToo) {
 }
 
 // Same bits: a position's logits, whatever the batch around it, the chunks, the blocks, graph or not.
-TEST(Invariant, ABatchChangesNoBit) {
-  std::vector<std::pair<DType, ModelConfig>> cases;
-  for (const DType dtype : {DType::kBF16, DType::kQ4_0, DType::kQ8_0})
-    cases.emplace_back(dtype, RandomModel::SmallConfig(112));
-  for (const ModelConfig& config : OtherFamilies()) cases.emplace_back(DType::kBF16, config);
-  for (const auto& [dtype, config] : cases) {
-    SCOPED_TRACE(testing::Message() << Info(dtype).name << ", " << config.family << ", heads of "
-                                    << config.head_dim);
-    const RandomModel model(dtype, 9, config);
-    DeviceTransformer device(model.config, model, /*is_invariant=*/true);
-    const std::vector<int32_t> tokens = RandomTokens(150, 112, 1), others = RandomTokens(90, 112, 2);
-    const std::vector<BlockId> blocks = BlocksFrom(0, 10), other_blocks = BlocksFrom(20, 10);
-    const std::vector<float> whole =
-        device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = 150}}});
-    // In chunks, with another sequence beside it, before or behind.
-    const std::vector<BlockId> again = BlocksFrom(40, 10);
-    std::vector<float> parts;
-    uint32_t at = 0, other_at = 0;
-    for (const uint32_t count : {1u, 16u, 3u, 60u, 69u, 1u}) {
-      const BatchSequence mine{.tokens = std::span(tokens).subspan(at, count),
-                               .first_position = at,
-                               .blocks = again,
-                               .logits = count};
-      const uint32_t other = std::min<uint32_t>(15, 90 - other_at);
-      const BatchSequence beside{.tokens = std::span(others).subspan(other_at, other),
-                                 .first_position = other_at,
-                                 .blocks = other_blocks,
-                                 .logits = 0};
-      const Batch batch = at % 2 == 0 ? Batch{{mine, beside}} : Batch{{beside, mine}};
-      const std::vector<float> part = device.Logits(batch);
-      parts.insert(parts.end(), part.begin(), part.end());
-      at += count;
-      other_at += other;
-    }
-    ASSERT_EQ(parts.size(), whole.size());
-    size_t differ = 0;
-    for (size_t i = 0; i < whole.size(); ++i) differ += whole[i] != parts[i] ? 1 : 0;
-    EXPECT_EQ(differ, 0u);
+void ExpectABatchChangesNoBit(const ModelConfig& config, const WeightSource& model,
+                              const std::string& compute = "auto",
+                              std::optional<GpuFormat> format = std::nullopt) {
+  DeviceTransformer device(config, model, /*is_invariant=*/true, KvDType::kBF16, compute);
+  if (format.has_value()) {
+    EXPECT_EQ(device.weights.layers[0].gate_up.format, *format);
   }
+  const std::vector<int32_t> tokens = RandomTokens(150, 112, 1), others = RandomTokens(90, 112, 2);
+  const std::vector<BlockId> blocks = BlocksFrom(0, 10), other_blocks = BlocksFrom(20, 10);
+  const std::vector<float> whole =
+      device.Logits({.sequences = {{.tokens = tokens, .blocks = blocks, .logits = 150}}});
+  // In chunks, with another sequence beside it, before or behind.
+  const std::vector<BlockId> again = BlocksFrom(40, 10);
+  std::vector<float> parts;
+  uint32_t at = 0, other_at = 0;
+  for (const uint32_t count : {1u, 16u, 3u, 60u, 69u, 1u}) {
+    const BatchSequence mine{.tokens = std::span(tokens).subspan(at, count),
+                             .first_position = at,
+                             .blocks = again,
+                             .logits = count};
+    const uint32_t other = std::min<uint32_t>(15, 90 - other_at);
+    const BatchSequence beside{.tokens = std::span(others).subspan(other_at, other),
+                               .first_position = other_at,
+                               .blocks = other_blocks,
+                               .logits = 0};
+    const Batch batch = at % 2 == 0 ? Batch{{mine, beside}} : Batch{{beside, mine}};
+    const std::vector<float> part = device.Logits(batch);
+    parts.insert(parts.end(), part.begin(), part.end());
+    at += count;
+    other_at += other;
+  }
+  ASSERT_EQ(parts.size(), whole.size());
+  size_t differ = 0;
+  for (size_t i = 0; i < whole.size(); ++i) differ += whole[i] != parts[i] ? 1 : 0;
+  EXPECT_EQ(differ, 0u);
+}
+
+TEST(Invariant, ABatchChangesNoBit) {
+  for (const DType dtype : {DType::kBF16, DType::kQ4_0, DType::kQ8_0, DType::kInt8}) {
+    SCOPED_TRACE(Info(dtype).name);
+    const RandomModel model(dtype, 9, RandomModel::SmallConfig(112));
+    ExpectABatchChangesNoBit(model.config, model);
+  }
+  for (const ModelConfig& config : OtherFamilies()) {
+    SCOPED_TRACE(testing::Message() << config.family << ", heads of " << config.head_dim);
+    const RandomModel model(DType::kBF16, 9, config);
+    ExpectABatchChangesNoBit(model.config, model);
+  }
+}
+
+TEST(Invariant, ABatchChangesNoBitOfFp8) {
+  const RandomModel model(DType::kBF16, 9, RandomModel::SmallConfig(112));
+  ExpectABatchChangesNoBit(model.config, model, "fp8", GpuFormat::kE4M3);
+}
+
+TEST(Invariant, ABatchChangesNoBitOfTwoOfFour) {
+  const Folder folder("pruned_invariant");
+  const ModelFiles files = TwoOfFour(DemoFolder(kNano), folder.path + "/model");
+  ExpectABatchChangesNoBit(files.config, *files.weights, "auto", GpuFormat::kSparse);
 }
 
 // One token of each sequence, whose keys and values attention makes, or several, as drafts are: the same
 // bits.
 TEST(Invariant, OneTokenAStepOrManyAreTheSameBits) {
-  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8}) {
+  for (const KvDType dtype : {KvDType::kBF16, KvDType::kF16, KvDType::kInt8, KvDType::kFp8}) {
     SCOPED_TRACE(KvDTypeName(dtype));
     const RandomModel model(DType::kBF16, 12, RandomModel::SmallConfig(112));
     DeviceTransformer device(model.config, model, /*is_invariant=*/true, dtype);
