@@ -1,4 +1,10 @@
 // The engine on a CUDA device: scheduler, KV pool, transformer and choice of tokens together.
+#include <cuda_runtime_api.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <random>
@@ -6,7 +12,9 @@
 #include <string_view>
 #include <vector>
 
+#include "base/exit_code.h"
 #include "gtest/gtest.h"
+#include "kernels/sample/cap_logits_cuda.h"
 #include "worker/engine/collecting_sink.h"
 #include "worker/engine/open_engine.h"
 #include "worker/formats/model_files.h"
@@ -228,6 +236,63 @@ TEST(CudaEngine, AStepSaysWhetherItWasTheFirstOfItsKind) {
     EXPECT_TRUE(is_first(proposed)) << proposed;
     EXPECT_FALSE(is_first(proposed)) << proposed;
   }
+}
+
+// A kernel reads and writes where nothing is mapped: from here on every call of this process fails.
+void LoseTheDevice() {
+  auto* const nowhere = reinterpret_cast<float*>(uintptr_t{4096});
+  CHECK(CapLogitsCuda({.logits = nowhere, .count = 4, .cap = 1}, {.stream = nullptr, .follows = false}) ==
+        cudaSuccess);
+  const cudaError_t error = cudaDeviceSynchronize();
+  CHECK(error == cudaErrorIllegalAddress, cudaGetErrorName(error));
+}
+
+// A worker's process, in short: it says why on stderr, and ends as the error of its answers says.
+[[noreturn]] void ServeUntilTheDeviceIsLost() {
+  alarm(120);  // what hangs is ended by a signal
+  std::atomic<bool> is_due = false;
+  bool is_lost = false;  // of the loop thread until that has ended, as is `cause`
+  Status cause, ended;
+  {
+    OpenedEngine opened = Open({.model = kModel,
+                                .max_sequences = 4,
+                                .max_step_tokens = 256,
+                                .host_swap_bytes = 16 * 12288,
+                                .on_step =
+                                    [&](const StepObservation&) {
+                                      CHECK(!is_lost, "a step without a device");
+                                      if (!is_due) return;
+                                      LoseTheDevice();
+                                      is_lost = true;
+                                    },
+                                .on_device_lost = [&](const Status& error) { cause = error; }});
+    SequenceSpec spec;
+    spec.prompt = {1, 2, 3};
+    spec.max_tokens = 400;
+    spec.ignore_eos = true;
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (int i = 0; i < 6; ++i) sinks.push_back(Submit(opened, spec));  // two of them wait
+    is_due = true;
+    for (const auto& sink : sinks) {
+      ended = sink->Wait().result.error;
+      CHECK(Reason(ended) == "device_lost", Message(ended));
+    }
+    CHECK(!sinks[0]->Wait().tokens.empty());
+    opened.engine->Stop();
+    CHECK(is_lost && opened.engine->Stats().is_device_lost);
+    CHECK(cause == opened.engine->device_error() && Reason(cause) == "device_error");
+  }
+  std::fprintf(stderr, "all is destroyed: %s\n", Message(cause).c_str());
+  std::exit(ExitCodeFor(ended));
+}
+
+// In a process of its own: others, such as this one, keep the device.
+TEST(LostDevice, EndsEveryAnswerWithItsCauseAndTheProcessInOrder) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // the binary once more: there are threads, and CUDA
+  EXPECT_EXIT(
+      ServeUntilTheDeviceIsLost(), testing::ExitedWithCode(kExitUnavailable),
+      "all is destroyed: worker/cuda/[a-z_]+\\.cc:[0-9]+: cuda[A-Za-z]+: .*\\(cudaErrorIllegalAddress\\)");
+  EXPECT_EQ(cudaFree(nullptr), cudaSuccess);
 }
 
 }  // namespace
