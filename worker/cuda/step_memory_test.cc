@@ -38,7 +38,7 @@ ModelConfig Mixture() {
 // As the layers of a model and its head are, of a format.
 StepMatrices MatricesOf(const ModelConfig& config, GpuFormat format, bool has_row_scales = false) {
   const uint32_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
-  StepMatrices out{.head_rows = config.vocab_size};
+  StepMatrices out{.head_rows = RowsOfWholeTiles(config.vocab_size)};
   for (const auto& [rows, columns] : {std::pair(q + 2 * kv, config.hidden_size),
                                       {config.hidden_size, q},
                                       {2 * config.ffn_size, config.hidden_size},
@@ -79,6 +79,8 @@ ModelConfig WithWidths(uint32_t ffn, uint32_t hidden, uint32_t heads) {
 std::vector<Case> Cases() {
   ModelConfig with_post_norms = Dense();
   with_post_norms.has_post_norms = true;
+  ModelConfig with_odd_vocabulary = Dense();
+  with_odd_vocabulary.vocab_size = 4099;
   return {{.name = "bf16", .config = Dense()},
           {.name = "W4", .config = Dense(), .format = GpuFormat::kW4},
           {.name = "INT8", .config = Dense(), .format = GpuFormat::kW8, .has_row_scales = true},
@@ -87,6 +89,7 @@ std::vector<Case> Cases() {
           {.name = "FP8, wide queries", .config = WithWidths(256, 512, 32), .format = GpuFormat::kE4M3},
           {.name = "experts", .config = Mixture(), .format = GpuFormat::kW8},
           {.name = "norms behind sublayers", .config = with_post_norms},
+          {.name = "a vocabulary of no whole tiles", .config = with_odd_vocabulary},
           {.name = "rank 0", .config = Dense(), .is_of_group = true},
           {.name = "rank 1", .config = Dense(), .is_of_group = true, .has_logits = false}};
 }
@@ -111,7 +114,8 @@ std::vector<Array> ArraysOf(const StepMemoryOptions& o, const StepMemory& memory
       {"attended", at.attended, tokens * q * 2},
       {"gate", at.gate, (c.experts > 0 ? pairs : tokens) * c.ffn_size * 2},
       {"last_normed", at.last_normed, rows * c.hidden_size * 2},
-      {"logits", at.logits, rows * (o.has_logits ? c.vocab_size : o.matrices.head_rows) * 4},
+      {"logits", at.logits,
+       rows * (o.has_logits ? RowsOfWholeTiles(c.vocab_size) : o.matrices.head_rows) * 4},
       {"partials", at.partials, kDevicePartialFloats * 4},
       {"arrived", at.arrived, tokens * c.kv_heads * 4},
       {"tile_arrived", at.tile_arrived,
