@@ -148,7 +148,7 @@ TEST(StepMemory, EveryArrayHasRoomForTheLargestStepAndNoneLiesInAnother) {
   }
 }
 
-// Products by codes are of FP8 and INT8; others have no such array, which a large one would not notice.
+// FP8 and INT8 alone are multiplied by codes: elsewhere there is no array of them.
 TEST(StepMemory, ActivationsHaveCodesWhereSomeMatrixTakesThem) {
   for (const Case& c : Cases()) {
     const bool takes_codes = c.format == GpuFormat::kE4M3 || c.has_row_scales;
