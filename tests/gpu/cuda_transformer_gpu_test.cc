@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/gemm/stream_gemm_cuda.h"
 #include "kernels/quant/e4m3_row.h"
 #include "kernels/quant/weight_values.h"
 #include "kernels/scalar_convert.h"
@@ -27,6 +28,9 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kBlocks = 64, kBlockTokens = 16;
+
+// What 16-bit weights become that are 2:4.
+GpuFormat TwoOfFourFormat() { return StreamGemmHasSparse() ? GpuFormat::kSparse : GpuFormat::kBF16; }
 
 struct DeviceTransformer {
   DeviceTransformer(const ModelConfig& config, const WeightSource& source, bool is_invariant,
@@ -267,7 +271,7 @@ TEST(RewrittenModels, TwoOfFourFollowsTheCpu) {
   const DeviceTransformer device(files.config, *files.weights, false);
   for (const CudaLayer& layer : device.weights.layers) {
     for (const GpuMatrix& matrix : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
-      EXPECT_EQ(matrix.format, GpuFormat::kSparse);
+      EXPECT_EQ(matrix.format, TwoOfFourFormat());
     }
   }
   ExpectLogitsFollowTheCpu("nano 2:4", files, kNano, kBF16Sources,
@@ -288,7 +292,7 @@ TEST(RewrittenModels, TwoOfFourExpertsFollowTheCpu) {
   DeviceTransformer device(files.config, *files.weights, false);
   for (const CudaLayer& layer : device.weights.layers) {
     for (const GpuMatrix& matrix : {layer.qkv, layer.output, layer.gate_up, layer.down}) {
-      EXPECT_EQ(matrix.format, GpuFormat::kSparse);
+      EXPECT_EQ(matrix.format, TwoOfFourFormat());
     }
   }
   TestModel cpu(files.config, *files.weights, CpuOps(), 2, kBlocks, KvDType::kF32, ComputeType::kF32);
@@ -638,7 +642,7 @@ TEST(Invariant, ABatchChangesNoBitOfFp8) {
 TEST(Invariant, ABatchChangesNoBitOfTwoOfFour) {
   const Folder folder("pruned_invariant");
   const ModelFiles files = TwoOfFour(DemoFolder(kNano), folder.path + "/model");
-  ExpectABatchChangesNoBit(files.config, *files.weights, "auto", GpuFormat::kSparse);
+  ExpectABatchChangesNoBit(files.config, *files.weights, "auto", TwoOfFourFormat());
 }
 
 // One token of each sequence, whose keys and values attention makes, or several, as drafts are: the same

@@ -128,7 +128,7 @@ bool CudaRunner::MakeRows(const StepPlan& plan, const Batch& batch) {
           .top = std::min(planned.top_logprobs, kGpuMostTop)};
       row.adjustments_begin = static_cast<uint32_t>(adjustments_.size());
       AddAdjustments(params, counts_proposed ? counts : *planned.counts, adjustments_);
-      if (adjustments_.size() > CudaTransformer::kMostAdjustments) return false;
+      if (adjustments_.size() > kMostLogitAdjustments) return false;
       row.adjustments_end = static_cast<uint32_t>(adjustments_.size());
       rows_.push_back(row);
     }

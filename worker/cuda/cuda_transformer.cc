@@ -106,7 +106,7 @@ Status CudaTransformer::Impl::Forward(const Batch& batch, const Choice* choice) 
   step.table_columns = std::max(step.table_columns, 1u);
   size_t adjustments = 0;
   if (choice != nullptr) {
-    CHECK(choice->rows.size() == step.wanted && choice->adjustments.size() <= kMostAdjustments);
+    CHECK(choice->rows.size() == step.wanted && choice->adjustments.size() <= kMostLogitAdjustments);
     adjustments = choice->adjustments.size();
     for (const GpuSampleRow& row : choice->rows) {
       step.samples.draws = step.samples.draws || row.temperature > 0;

@@ -78,9 +78,8 @@ class CudaTransformer {
                                const DeviceLimits& limits, uint32_t ranks = 1);
   ~CudaTransformer();
 
-  static constexpr uint32_t kMostAdjustments = kMostLogitAdjustments;
   // How tokens are chosen from a batch's logits: one row per logit wanted, in their order. At most
-  // kMostAdjustments.
+  // kMostLogitAdjustments.
   struct Choice {
     std::span<const GpuSampleRow> rows;
     std::span<const GpuLogitAdjustment> adjustments;

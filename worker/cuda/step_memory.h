@@ -84,9 +84,9 @@ struct StepMemory {
   uint64_t bytes() const;
 
   Arrays at;
-  uint64_t arrived_count, tile_arrived_count;  // counters, which begin as zeros
-  uint32_t table_pitch;                        // blocks of a sequence's row of kTables
-  std::array<Size, kBuffers> buffers;
+  uint64_t arrived_count = 0, tile_arrived_count = 0;  // counters, which begin as zeros
+  uint32_t table_pitch = 0;                            // blocks of a sequence's row of kTables
+  std::array<Size, kBuffers> buffers = {};
 };
 
 StepMemory PlanStepMemory(const StepMemoryOptions& options);

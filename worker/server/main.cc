@@ -30,7 +30,9 @@ constexpr char kFooter[] =
     "Every setting, its unit and its default: WorkerConfig in proto/terrace/v1/config.proto.\n"
     "SIGTERM and SIGINT drain: running answers may finish for drain_seconds, then other workers go on with "
     "them;\n"
-    "a second signal ends at once. Neither waits for a step that hangs.\n"
+    "a second signal ends at once, but for the step in progress, which is waited for until it counts as one "
+    "that\n"
+    "hangs (a rank that does not lead has to be killed then).\n"
     "Exit codes: 0 stopped, 64 wrong flags, 65 malformed model, 66 no such file, 69 port, memory or device\n"
     "not to be had, the device or a rank of the group lost, or a step that hangs, 78 wrong configuration, or "
     "not that of the group.";
