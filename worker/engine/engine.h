@@ -1,6 +1,7 @@
 // The serving core of one worker: owns the Scheduler, the Executor, the Drafter and the loop thread. Submit,
-// Stats, Wake, Drain, Stop and StopWithin may be called from any thread; everything else happens on the loop thread, one
-// step at a time: Scheduler::Schedule -> Speculation::Draft -> Executor::Run -> Scheduler::Commit.
+// Stats, Wake, Drain, Stop and StopWithin may be called from any thread; everything else happens on the loop
+// thread, one step at a time: Scheduler::Schedule -> Speculation::Draft -> Executor::Run ->
+// Scheduler::Commit.
 #pragma once
 
 #include <condition_variable>
